@@ -1,0 +1,37 @@
+"""jrnn: recurrent networks in JAX. Write a cell's gate arithmetic once; run it every way there is.
+
+The functional core is here: cells, engines and `unroll`. The rest is imported on first use, so that
+`import jrnn` stays light: `jrnn.nn` (flax modules), `jrnn.tasks`, `jrnn.train`, `jrnn.analysis`,
+`jrnn.testing`.
+"""
+
+import importlib
+from importlib.metadata import version as _version
+from typing import Any
+
+from jrnn import initializers as initializers
+from jrnn.cell import Cell as Cell
+from jrnn.cell import record as record
+from jrnn.cells import GRU as GRU
+from jrnn.cells import LSTM as LSTM
+from jrnn.cells import Elman as Elman
+from jrnn.cells import LSTMCarry as LSTMCarry
+from jrnn.engines import Engine as Engine
+from jrnn.engines import Scan as Scan
+from jrnn.engines import reverse_resets as reverse_resets
+from jrnn.engines import segment_resets as segment_resets
+from jrnn.engines import unroll as unroll
+
+__version__ = _version("jrnn")
+
+_ON_FIRST_USE = ("analysis", "config", "nn", "tasks", "testing", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_FIRST_USE:
+        return importlib.import_module(f"jrnn.{name}")
+    raise AttributeError(f"module 'jrnn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ON_FIRST_USE])

@@ -1,0 +1,131 @@
+"""The contract of a cell: gate arithmetic, written once as pure functions.
+
+A cell is a frozen dataclass of hyper-parameters. It holds no arrays: those live in `params` and in
+`carry`. Three of its methods, `project`, `recur` and `update`, make a step, and each of them accepts
+any leading axes. Every engine is derived from these three.
+"""
+
+import abc
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, final
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+Params = Any
+Carry = Any
+Inputs = Any
+Gates = Any
+Recurrence = Literal["dense", "block_diagonal", "diagonal", "linear"]
+
+
+class Cell(abc.ABC):
+    """One step of a recurrent network, in three pure parts.
+
+    With carry s, input x and output y::
+
+        z = project(params, x)                 all that depends on the input alone
+        u = recur(params, s)                   all matrix products with the carry, nothing else
+        s', y = update(params, s, z, u)        the gate arithmetic, element by element
+
+    Subclasses are frozen dataclasses, so that a cell is hashable (a static argument of `jax.jit`),
+    printable, picklable and its own config. Each of the three parts accepts any leading axes; `z`
+    and `u` are pytrees with one array `[..., hidden]` for each gate.
+
+    Attributes:
+      hidden_size: number of hidden units.
+      recurrence: structure of the derivative of the new carry by the old one, which tells an engine
+        what it may do: "dense", "block_diagonal", "diagonal", or "linear" in the carry.
+      pointwise: whether `update` works element by element, as a fused kernel needs it. A cell that
+        multiplies matrices inside `update` says False: right on every engine, slower on some.
+      perturb: None, or a method `perturb(params, xs, key) -> (params, xs)` of a cell with noise. It
+        is called once, before the loop, with the whole sequence `xs [T, ...]`, and draws all that is
+        random, so that every engine sees the same noise. It may change the parameters (dropped
+        weights) and put masks beside the inputs: `xs` comes back as any pytree of leaves
+        `[T, ...]`, one step of which `project` is given. `key=None` asks for the expected value.
+    """
+
+    hidden_size: int
+    recurrence: Recurrence = "dense"
+    pointwise: bool = True
+    perturb: Callable[[Params, Inputs, jax.Array | None], tuple[Params, Inputs]] | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "step" in cls.__dict__:
+            raise TypeError(
+                f"{cls.__name__}: step is derived and never overridden; write project, recur and "
+                "update instead"
+            )
+
+    @abc.abstractmethod
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> Params:
+        """Draws the parameters, for inputs with a last axis of `input_size`."""
+
+    @abc.abstractmethod
+    def init_carry(self, params: Params, batch_shape: tuple[int, ...]) -> Carry:
+        """The carry before the first step: leaves `[*batch_shape, ...]`, in the dtype of `params`."""
+
+    @abc.abstractmethod
+    def project(self, params: Params, x: Inputs) -> Gates:
+        """All that depends on the input alone: from `x [..., input]`, one array for each gate."""
+
+    @abc.abstractmethod
+    def recur(self, params: Params, carry: Carry) -> Gates:
+        """All matrix products with the carry and nothing else: one array for each gate."""
+
+    @abc.abstractmethod
+    def update(self, params: Params, carry: Carry, z: Gates, u: Gates) -> tuple[Carry, jax.Array]:
+        """The gate arithmetic: the new carry, and the output `y [..., output]`."""
+
+    @final
+    def step(
+        self, params: Params, carry: Carry, x: Inputs, *, key: jax.Array | None = None
+    ) -> tuple[Carry, jax.Array]:
+        """One step, derived from the three parts: `update(params, carry, project(x), recur(carry))`.
+
+        Args:
+          params: what `init` drew.
+          carry: what `init_carry` or the step before returned.
+          x: the input, `[..., input]`.
+          key: randomness for a cell with noise; None means deterministic, at the expected value.
+
+        Returns:
+          The new carry, and the output `[..., output]`.
+        """
+        if self.perturb is not None:
+            params, xs = self.perturb(params, jax.tree.map(lambda leaf: leaf[None], x), key)
+            x = jax.tree.map(lambda leaf: leaf[0], xs)
+        return self.update(params, carry, self.project(params, x), self.recur(params, carry))
+
+
+_recorder: contextvars.ContextVar[dict[str, jax.Array] | None] = contextvars.ContextVar(
+    "jrnn_recorder", default=None
+)
+
+
+def record(**gates: jax.Array) -> None:
+    """Names the gates of a step, for `jrnn.analysis.anatomy`; elsewhere it does nothing.
+
+    A cell calls it in `update`, after the arithmetic: `record(i=i, f=f, g=g, o=o)`.
+
+    Args:
+      **gates: the value of each gate after its activation, `[..., hidden]`.
+    """
+    recorded = _recorder.get()
+    if recorded is not None:
+        recorded.update(gates)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[dict[str, jax.Array]]:
+    """Within the block, collects into the dictionary it yields what cells `record`."""
+    recorded: dict[str, jax.Array] = {}
+    token = _recorder.set(recorded)
+    try:
+        yield recorded
+    finally:
+        _recorder.reset(token)

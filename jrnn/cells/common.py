@@ -1,0 +1,24 @@
+"""What the cells of this package share: the checked input product, and gates out of one array."""
+
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from jrnn import checks
+from jrnn.cell import Cell
+
+NamedGates = TypeVar("NamedGates", bound=NamedTuple)
+
+
+def affine(cell: Cell, x: jax.Array, w_ih: jax.Array, b: jax.Array) -> jax.Array:
+    """x·w_ih + b: `[..., input]` to `[..., G·hidden]`, after a check of the input size."""
+    owner = type(cell).__name__
+    checks.last_axis(owner, "x", x, w_ih.shape[0], "input_size of the parameters")
+    return x @ w_ih + b
+
+
+def split(joined: jax.Array, gates: type[NamedGates], names: tuple[str, ...]) -> NamedGates:
+    """Cuts `[..., G·hidden]` into the named gates, each `[..., hidden]`; gates not named are None."""
+    parts = dict(zip(names, jnp.split(joined, len(names), axis=-1), strict=True))
+    return gates(*(parts.get(name) for name in gates._fields))

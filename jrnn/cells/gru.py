@@ -1,0 +1,123 @@
+"""The gated recurrent unit, with the reset gate after or before the matrix product."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jax.typing import DTypeLike
+
+from jrnn import checks, initializers
+from jrnn.cell import Cell, record
+from jrnn.cells.common import affine, split
+
+
+class GRUParams(NamedTuple):
+    """Weights with the gates side by side in the order r, z, n."""
+
+    w_ih: jax.Array  # [input, 3·hidden]
+    w_hh: jax.Array  # [hidden, 3·hidden]
+    b: jax.Array  # [3·hidden]
+    b_hn: jax.Array | None = None  # [hidden], with reset_after alone
+
+
+class GRUGates(NamedTuple):
+    """Pre-activations of the gates, each `[..., hidden]`; n is None where r acts before the product."""
+
+    r: jax.Array
+    z: jax.Array
+    n: jax.Array | None
+
+
+@dataclass(frozen=True)
+class GRU(Cell):
+    r"""The GRU: one update gate in place of forget and input, one state in place of two.
+
+    ::
+
+        r = sigmoid(W_r x + U_r h + b_r)                    reset: what of the past the candidate sees
+        z = sigmoid(W_z x + U_z h + b_z)                    update: what to keep
+        n = tanh(W_n x + b_n + r * (U_n h + b_hn))          candidate, reset_after=True
+        n = tanh(W_n x + b_n + U_n (r * h))                 candidate, reset_after=False
+        h' = (1 - z) * n + z * h,   y = h'
+
+    `reset_after=True` is the convention of PyTorch and cuDNN, and the faster one;
+    `reset_after=False` that of the first paper, with its matrix product inside `update`.
+
+    Args:
+      hidden_size: number of units.
+      reset_after: whether the reset gate acts after the product with U_n, or before it.
+      t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_z = log U[1,
+        t_max - 1].
+
+    Raises:
+      ValueError: `hidden_size` is not a positive int, or `t_max` is below 3.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = GRU(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> h, y = cell.step(params, cell.init_carry(params, (2,)), jnp.ones((2, 3)))
+    >>> h.shape
+    (2, 4)
+
+    References:
+      Cho et al., 2014, Learning phrase representations using RNN encoder-decoder.
+      Chung et al., 2014, Empirical evaluation of gated recurrent neural networks.
+      Tallec and Ollivier, 2018, Can recurrent neural networks warp time? (t_max)
+    """
+
+    hidden_size: int
+    reset_after: bool = True
+    t_max: int | None = None
+
+    def __post_init__(self) -> None:
+        checks.positive_int("GRU", "hidden_size", self.hidden_size)
+        if self.t_max is not None:
+            checks.t_max("GRU", self.t_max)
+
+    @property
+    def pointwise(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.reset_after
+
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> GRUParams:
+        dtype = checks.float_dtype("GRU.init", dtype)
+        checks.positive_int("GRU.init", "input_size", input_size)
+        key_ih, key_hh, key_b = jax.random.split(key, 3)
+        zeros = jnp.zeros((self.hidden_size,), dtype)
+        keep = (
+            zeros
+            if self.t_max is None
+            else initializers.chrono(key_b, self.hidden_size, self.t_max, dtype)
+        )
+        return GRUParams(
+            w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 3, dtype),
+            w_hh=initializers.recurrent_weights(key_hh, self.hidden_size, 3, dtype),
+            b=jnp.concatenate([zeros, keep, zeros]),
+            b_hn=zeros if self.reset_after else None,
+        )
+
+    def init_carry(self, params: GRUParams, batch_shape: tuple[int, ...]) -> jax.Array:
+        return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
+
+    def project(self, params: GRUParams, x: jax.Array) -> GRUGates:
+        return split(affine(self, x, params.w_ih, params.b), GRUGates, ("r", "z", "n"))
+
+    def recur(self, params: GRUParams, carry: jax.Array) -> GRUGates:
+        if self.reset_after:
+            return split(carry @ params.w_hh, GRUGates, ("r", "z", "n"))
+        return split(carry @ params.w_hh[:, : 2 * self.hidden_size], GRUGates, ("r", "z"))
+
+    def update(
+        self, params: GRUParams, carry: jax.Array, z: GRUGates, u: GRUGates
+    ) -> tuple[jax.Array, jax.Array]:
+        reset = sigmoid(z.r + u.r)
+        keep = sigmoid(z.z + u.z)
+        if self.reset_after:
+            past = reset * (u.n + params.b_hn)
+        else:
+            past = (reset * carry) @ params.w_hh[:, 2 * self.hidden_size :]
+        n = jnp.tanh(z.n + past)
+        h = (1 - keep) * n + keep * carry
+        record(r=reset, z=keep, n=n)
+        return h, h

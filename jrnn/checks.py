@@ -1,0 +1,57 @@
+"""Checks of what a user may get wrong: each raises at trace time and says expected, got, remedy."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+
+def positive_int(owner: str, name: str, value: Any) -> None:
+    """Refuses everything but a Python int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{owner}: {name} must be a positive int, got {value!r}")
+
+
+def one_of(owner: str, name: str, value: Any, choices: Iterable[str]) -> None:
+    """Refuses a value outside `choices`, and suggests the nearest of them."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise ValueError(
+            f"{owner}: {name} must be one of {', '.join(choices)}, got {value!r}{suggestion(value, choices)}"
+        )
+
+
+def suggestion(word: Any, choices: Iterable[str]) -> str:
+    """The tail of an error message: `; did you mean 'gru'?`, or nothing when no choice is near."""
+    near = difflib.get_close_matches(str(word).lower(), list(choices), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def float_dtype(owner: str, dtype: DTypeLike) -> jnp.dtype:
+    """The dtype, if it is a real floating one that JAX can hold as it is now set up."""
+    dtype = jnp.dtype(dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{owner}: dtype must be a floating one such as float32, got {dtype}")
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise TypeError(
+            f"{owner}: {dtype} is switched off in JAX; call "
+            "jax.config.update('jax_enable_x64', True) first, or ask for float32"
+        )
+    return dtype
+
+
+def last_axis(owner: str, name: str, array: jax.Array, size: int, source: str) -> None:
+    """Refuses an array whose last axis is not `size`, the size that `source` sets."""
+    if array.ndim == 0 or array.shape[-1] != size:
+        raise ValueError(
+            f"{owner}: {name} must have a last axis of {size} ({source}), got shape {array.shape}"
+        )
+
+
+def t_max(owner: str, value: int) -> None:
+    """Refuses a chrono horizon below 3 steps, where log U[1, t_max - 1] has no range."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 3:
+        raise ValueError(f"{owner}: t_max must be an int of at least 3 steps, got {value!r}")

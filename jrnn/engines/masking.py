@@ -1,0 +1,127 @@
+"""Padding, resets and what may not pass through them: one set of rules for every engine."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jrnn.cell import Carry, Inputs
+
+
+class Masks(NamedTuple):
+    """What an engine must heed at each step; a None costs nothing.
+
+    Attributes:
+      valid: `[T, B]` bool; where False the step is padding: carry kept, output zero.
+      resets: `[T, B]` bool, False on padding; where True `initial` replaces the carry before the
+        step, in the direction of travel.
+      initial: the cell's own initial carry, leaves `[B, ...]`; None without resets.
+    """
+
+    valid: jax.Array | None
+    resets: jax.Array | None
+    initial: Carry | None
+
+
+def select(mask: jax.Array | None, chosen: Any, other: Any) -> Any:
+    """`where(mask, chosen, other)` over a pytree; the mask covers the leading axes of each leaf."""
+    if mask is None:
+        return chosen
+    return jax.tree.map(lambda a, b: jnp.where(_cover(mask, a), a, b), chosen, other)
+
+
+def blank(mask: jax.Array | None, tree: Any) -> Any:
+    """Zeros where the mask is False, so that nothing planted there has a value or a gradient."""
+    if mask is None:
+        return tree
+    return jax.tree.map(lambda a: jnp.where(_cover(mask, a), a, jnp.zeros((), a.dtype)), tree)
+
+
+def valid_steps(lengths: jax.Array, steps: int) -> jax.Array:
+    """`[T, B]` bool from `lengths [B]`: True on the first lengths[b] steps."""
+    return jnp.arange(steps)[:, None] < lengths
+
+
+def segment_resets(segment_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Resets for packed sequences, for both directions of travel.
+
+    Args:
+      segment_ids: `[T, B]` ints; a new value starts a new segment.
+
+    Returns:
+      `[T, B]` bool for a forward pass, True at the start of each segment but the first; and
+      `[T, B]` bool for a `reverse` pass, True at the end of each segment but the last. The segment
+      that a pass meets first begins with the carry it is given.
+
+    >>> import jax.numpy as jnp
+    >>> forward, backward = segment_resets(jnp.array([[0], [0], [1], [1]]))
+    >>> forward[:, 0].tolist(), backward[:, 0].tolist()
+    ([False, False, True, False], [False, True, False, False])
+    """
+    segment_ids = jnp.asarray(segment_ids)
+    if segment_ids.ndim != 2:
+        raise ValueError(
+            f"segment_resets: segment_ids must have shape (time, batch), got {segment_ids.shape}"
+        )
+    first = jnp.zeros_like(segment_ids[:1], dtype=bool)
+    starts = jnp.concatenate([first, segment_ids[1:] != segment_ids[:-1]])[: len(segment_ids)]
+    return starts, reverse_resets(starts)
+
+
+def reverse_resets(resets: jax.Array) -> jax.Array:
+    """The resets at segment ends, for a `reverse` pass, that match `resets [T, B]` at starts."""
+    return jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
+
+
+def quarantine(
+    xs: Inputs, carry: Carry, masks: Masks, reverse: bool
+) -> tuple[Inputs, Carry, jax.Array]:
+    """Takes out NaNs that a later reset would wipe out, before they can reach a gradient.
+
+    The steps from a NaN to the next reset have no bearing on what follows: the forward pass is
+    right by `where` alone. But their share of a parameter's gradient is 0·NaN. So these steps are run
+    on zeros instead, and the caller puts NaN over their outputs, as they would have been. A NaN
+    that no reset follows is left alone: it must show in the carry and in the gradient.
+
+    Args:
+      xs: inputs, leaves `[T, B, ...]`, with padding blanked.
+      carry: the first carry, leaves `[B, ...]`.
+      masks: with `resets` and `initial`.
+      reverse: direction of travel.
+
+    Returns:
+      The cleaned inputs and first carry, and `[T, B]` bool: the steps that were taken out.
+    """
+    resets = masks.resets
+    if resets is None or len(resets) == 0:
+        raise ValueError("quarantine: needs resets over at least one step")
+    steps = jnp.arange(len(resets))[:, None]
+    resets, bad = (lax.rev(a, (0,)) if reverse else a for a in (resets, _has_nan(xs, 2)))
+    last_reset = lax.cummax(jnp.where(resets, steps, -1))
+    bad_carry = _has_nan(carry, 1)
+    last_bad = jnp.maximum(lax.cummax(jnp.where(bad, steps, -2)), jnp.where(bad_carry, -1, -2))
+    reset_follows = jnp.cumsum(resets, axis=0) < jnp.sum(resets, axis=0)
+    taken = (last_bad >= last_reset) & reset_follows
+    taken = lax.rev(taken, (0,)) if reverse else taken
+    carry = select(~(bad_carry & resets.any(axis=0)), carry, masks.initial)
+    return blank(~taken, xs), carry, taken
+
+
+def put_nan(taken: jax.Array, ys: Any) -> Any:
+    """Gives the steps that `quarantine` took out the outputs they would have had."""
+    return jax.tree.map(lambda y: jnp.where(_cover(taken, y), jnp.nan, y), ys)
+
+
+def _cover(mask: jax.Array, leaf: jax.Array) -> jax.Array:
+    return mask.reshape(mask.shape + (1,) * (leaf.ndim - mask.ndim))
+
+
+def _has_nan(tree: Any, leading: int) -> jax.Array:
+    """Over the leading axes, whether any leaf holds a NaN."""
+    found = [
+        jnp.isnan(leaf).any(axis=tuple(range(leading, leaf.ndim)))
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+    return jnp.stack(found).any(axis=0)

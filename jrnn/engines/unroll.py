@@ -1,0 +1,178 @@
+"""`jrnn.unroll`: the one way to run a cell over a sequence."""
+
+import logging
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jrnn import checks
+from jrnn.cell import Carry, Cell, Inputs, Params
+from jrnn.engines import masking
+from jrnn.engines.engine import Engine
+from jrnn.engines.masking import Masks
+from jrnn.engines.precision import Precision, bind, cast, precision_of
+from jrnn.engines.scan import Scan
+
+log = logging.getLogger("jrnn")
+
+REGISTRY: dict[str, type[Engine]] = {"scan": Scan}
+"""Every engine by the name that `unroll(engine=...)` takes."""
+
+
+def unroll(
+    cell: Cell,
+    params: Params,
+    xs: Inputs,
+    carry: Carry | None = None,
+    *,
+    lengths: jax.Array | None = None,
+    resets: jax.Array | None = None,
+    reverse: bool = False,
+    key: jax.Array | None = None,
+    engine: Engine | str = "auto",
+) -> tuple[Carry, jax.Array]:
+    """Runs a cell over a batch of sequences, like `lax.scan` with masks and resets that are right.
+
+    ::
+
+        s = carry
+        for t = 0 .. T-1 (T-1 .. 0 if reverse):
+            s = init_carry where resets[t], else s
+            s, ys[t] = step(params, s, xs[t]);  where t >= lengths: s kept, ys[t] = 0
+
+    Products are computed in the dtype of `xs`; the carry and the gate arithmetic are in the wider
+    one of `xs` and `params`. So float32 parameters with bfloat16 inputs give bfloat16 products and a
+    float32 carry. A NaN in the padding, or before a reset, reaches neither outputs after it nor gradients.
+
+    Args:
+      cell: the cell.
+      params: its parameters, from `cell.init`.
+      xs: inputs `[T, B, input]`, or a pytree of leaves `[T, B, ...]`. T and B may be 0.
+      carry: the first carry, leaves `[B, ...]`; by default `cell.init_carry`.
+      lengths: `[B]` ints, the number of valid steps of each sequence; beyond it the carry stays and
+        the output is zero. A length over T counts as T.
+      resets: `[T, B]` bool; True replaces the carry by the cell's own initial carry before step t, in the
+        direction of travel. On padding it does nothing. For packed sequences see
+        `jrnn.segment_resets`.
+      reverse: go from the last valid step to the first; outputs stay in the order of time.
+      key: randomness for cells with noise; None means deterministic, at the expected value.
+      engine: an engine such as `jrnn.Scan(unroll=2)`, its name, or "auto".
+
+    Returns:
+      The carry after the last valid step, and the outputs `[T, B, output]`.
+
+    Raises:
+      ValueError: a shape does not fit, or the engine is unknown.
+      TypeError: a dtype or the structure of the carry does not fit.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = jrnn.LSTM(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> carry, ys = jrnn.unroll(cell, params, jnp.ones((5, 2, 3)), lengths=jnp.array([5, 3]))
+    >>> ys.shape, bool((ys[3:, 1] == 0).all())
+    ((5, 2, 4), True)
+    """
+    if not isinstance(cell, Cell):
+        raise TypeError(f"unroll: cell must be a jrnn.Cell such as jrnn.LSTM(64), got {cell!r}")
+    engine = choose_engine(engine)
+    return _unroll(cell, params, xs, carry, lengths, resets, key, reverse=bool(reverse), engine=engine)
+
+
+def choose_engine(engine: Engine | str) -> Engine:
+    """The engine meant by a name; "auto" says in the log `jrnn` what it chose."""
+    if isinstance(engine, Engine):
+        return engine
+    if engine == "auto":
+        chosen = Scan()
+        log.debug("engine='auto' chose %r", chosen)
+        return chosen
+    checks.one_of("unroll", "engine", engine, ("auto", *REGISTRY))
+    return REGISTRY[engine]()
+
+
+@partial(jax.jit, static_argnames=("cell", "reverse", "engine"))
+def _unroll(
+    cell: Cell,
+    params: Params,
+    xs: Inputs,
+    carry: Carry | None,
+    lengths: jax.Array | None,
+    resets: jax.Array | None,
+    key: jax.Array | None,
+    *,
+    reverse: bool,
+    engine: Engine,
+) -> tuple[Carry, jax.Array]:
+    steps, batch = _time_and_batch(xs)
+    valid = None if lengths is None else masking.valid_steps(_checked_lengths(lengths, batch), steps)
+    if resets is not None:
+        resets = _checked_resets(resets, steps, batch)
+        resets = resets if valid is None else resets & valid
+
+    xs = masking.blank(valid, xs)
+    precision = precision_of(params, xs)
+    initial = cast(cell.init_carry(params, (batch,)), precision.wide)
+    carry = initial if carry is None else _checked_carry(cell, carry, initial, precision)
+    masks = Masks(valid, resets, None if resets is None else initial)
+
+    taken = None
+    if resets is not None and steps > 0:
+        xs, carry, taken = masking.quarantine(xs, carry, masks, reverse)
+    if cell.perturb is not None:
+        params, xs = cell.perturb(params, xs, key)
+    carry, ys = engine.run(bind(cell, params, precision), carry, xs, masks, reverse)
+    return carry, ys if taken is None else masking.put_nan(taken, ys)
+
+
+def _time_and_batch(xs: Inputs) -> tuple[int, int]:
+    leaves = jax.tree.leaves(xs)
+    if not leaves:
+        raise ValueError("unroll: xs must hold at least one array [time, batch, ...], got none")
+    for leaf in leaves:
+        if leaf.ndim < 2 or leaf.shape[:2] != leaves[0].shape[:2]:
+            raise ValueError(
+                "unroll: every array of xs must have shape (time, batch, ...), time first and "
+                f"alike in all of them, got {[leaf.shape for leaf in leaves]}; one sequence alone "
+                "is xs[:, None]"
+            )
+    if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+        raise TypeError(
+            f"unroll: xs must be floating, got {leaves[0].dtype}; embed or one-hot tokens first"
+        )
+    return leaves[0].shape[:2]
+
+
+def _checked_lengths(lengths: Any, batch: int) -> jax.Array:
+    lengths = jnp.asarray(lengths)
+    if lengths.shape != (batch,):
+        raise ValueError(f"unroll: lengths must have shape (batch,) = ({batch},), got {lengths.shape}")
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise TypeError(f"unroll: lengths must be ints, the number of valid steps, got {lengths.dtype}")
+    return lengths
+
+
+def _checked_resets(resets: Any, steps: int, batch: int) -> jax.Array:
+    resets = jnp.asarray(resets)
+    if resets.shape != (steps, batch):
+        raise ValueError(
+            f"unroll: resets must have shape (time, batch) = ({steps}, {batch}), got {resets.shape}"
+        )
+    if resets.dtype != jnp.bool_:
+        raise TypeError(f"unroll: resets must be bool, got {resets.dtype}; write resets != 0")
+    return resets
+
+
+def _checked_carry(cell: Cell, carry: Carry, initial: Carry, precision: Precision) -> Carry:
+    expected, got = jax.tree.structure(initial), jax.tree.structure(carry)
+    if expected != got:
+        raise TypeError(
+            f"unroll: carry must have the structure of {type(cell).__name__}.init_carry, {expected}, "
+            f"got {got}"
+        )
+    carry = jax.tree.map(jnp.asarray, carry)
+    shapes, given = ([a.shape for a in jax.tree.leaves(tree)] for tree in (initial, carry))
+    if shapes != given:
+        raise ValueError(f"unroll: carry must have leaves of shapes {shapes}, got {given}")
+    return jax.tree.map(lambda a, like: a.astype(like.dtype), carry, initial)
