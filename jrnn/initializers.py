@@ -48,18 +48,14 @@ def input_weights(
     )
 
 
-def recurrent_weights(
-    key: jax.Array, hidden_size: int, gates: int, dtype: DTypeLike
-) -> jax.Array:
+def recurrent_weights(key: jax.Array, hidden_size: int, gates: int, dtype: DTypeLike) -> jax.Array:
     """Orthogonal weights `[hidden, G·hidden]`, each gate for itself.
 
     References:
       Saxe, McClelland and Ganguli, 2014, Exact solutions to the nonlinear dynamics of learning in
       deep linear neural networks.
     """
-    return per_gate(
-        jax.nn.initializers.orthogonal(), key, hidden_size, hidden_size, gates, dtype
-    )
+    return per_gate(jax.nn.initializers.orthogonal(), key, hidden_size, hidden_size, gates, dtype)
 
 
 def chrono(key: jax.Array, hidden_size: int, t_max: int, dtype: DTypeLike) -> jax.Array:
@@ -80,5 +76,7 @@ def chrono(key: jax.Array, hidden_size: int, t_max: int, dtype: DTypeLike) -> ja
     References:
       Tallec and Ollivier, 2018, Can recurrent neural networks warp time?
     """
-    times = jax.random.uniform(key, (hidden_size,), jnp.promote_types(dtype, jnp.float32), 1.0, t_max - 1.0)
+    times = jax.random.uniform(
+        key, (hidden_size,), jnp.promote_types(dtype, jnp.float32), 1.0, t_max - 1.0
+    )
     return jnp.log(times).astype(dtype)

@@ -65,4 +65,6 @@ def bind(cell: Cell, params: Params, precision: Precision) -> Parts:
 
 
 def _floating(tree: Any) -> list[jnp.dtype]:
-    return [leaf.dtype for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return [
+        leaf.dtype for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]

@@ -2,7 +2,6 @@
 
 import logging
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +66,7 @@ def unroll(
       ValueError: a shape does not fit, or the engine is unknown.
       TypeError: a dtype or the structure of the carry does not fit.
 
-    >>> import jax, jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = jrnn.LSTM(hidden_size=4)
     >>> params = cell.init(jax.random.key(0), input_size=3)
     >>> carry, ys = jrnn.unroll(cell, params, jnp.ones((5, 2, 3)), lengths=jnp.array([5, 3]))
@@ -76,8 +75,11 @@ def unroll(
     """
     if not isinstance(cell, Cell):
         raise TypeError(f"unroll: cell must be a jrnn.Cell such as jrnn.LSTM(64), got {cell!r}")
+    lengths, resets = (None if a is None else jnp.asarray(a) for a in (lengths, resets))
     engine = choose_engine(engine)
-    return _unroll(cell, params, xs, carry, lengths, resets, key, reverse=bool(reverse), engine=engine)
+    return _unroll(
+        cell, params, xs, carry, lengths, resets, key, reverse=bool(reverse), engine=engine
+    )
 
 
 def choose_engine(engine: Engine | str) -> Engine:
@@ -106,7 +108,9 @@ def _unroll(
     engine: Engine,
 ) -> tuple[Carry, jax.Array]:
     steps, batch = _time_and_batch(xs)
-    valid = None if lengths is None else masking.valid_steps(_checked_lengths(lengths, batch), steps)
+    valid = (
+        None if lengths is None else masking.valid_steps(_checked_lengths(lengths, batch), steps)
+    )
     if resets is not None:
         resets = _checked_resets(resets, steps, batch)
         resets = resets if valid is None else resets & valid
@@ -144,17 +148,19 @@ def _time_and_batch(xs: Inputs) -> tuple[int, int]:
     return leaves[0].shape[:2]
 
 
-def _checked_lengths(lengths: Any, batch: int) -> jax.Array:
-    lengths = jnp.asarray(lengths)
+def _checked_lengths(lengths: jax.Array, batch: int) -> jax.Array:
     if lengths.shape != (batch,):
-        raise ValueError(f"unroll: lengths must have shape (batch,) = ({batch},), got {lengths.shape}")
+        raise ValueError(
+            f"unroll: lengths must have shape (batch,) = ({batch},), got {lengths.shape}"
+        )
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise TypeError(f"unroll: lengths must be ints, the number of valid steps, got {lengths.dtype}")
+        raise TypeError(
+            f"unroll: lengths must be ints, the number of valid steps, got {lengths.dtype}"
+        )
     return lengths
 
 
-def _checked_resets(resets: Any, steps: int, batch: int) -> jax.Array:
-    resets = jnp.asarray(resets)
+def _checked_resets(resets: jax.Array, steps: int, batch: int) -> jax.Array:
     if resets.shape != (steps, batch):
         raise ValueError(
             f"unroll: resets must have shape (time, batch) = ({steps}, {batch}), got {resets.shape}"
