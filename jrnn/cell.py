@@ -1,8 +1,8 @@
 """The contract of a cell: gate arithmetic, written once as pure functions.
 
 A cell is a frozen dataclass of hyper-parameters. It holds no arrays: those live in `params` and in
-`carry`. Three of its methods, `project`, `recur` and `update`, make a step, and each of them accepts
-any leading axes. Every engine is derived from these three.
+`carry`. Three of its methods, `project`, `recur` and `update`, make a step, and each of them
+accepts any leading axes. Every engine is derived from these three.
 """
 
 import abc
@@ -42,9 +42,9 @@ class Cell(abc.ABC):
       pointwise: whether `update` works element by element, as a fused kernel needs it. A cell that
         multiplies matrices inside `update` says False: right on every engine, slower on some.
       perturb: None, or a method `perturb(params, xs, key) -> (params, xs)` of a cell with noise. It
-        is called once, before the loop, with the whole sequence `xs [T, ...]`, and draws all that is
-        random, so that every engine sees the same noise. It may change the parameters (dropped
-        weights) and put masks beside the inputs: `xs` comes back as any pytree of leaves
+        is called once, before the loop, with the whole sequence `xs [T, ...]`, and draws all
+        that is random, so that every engine sees the same noise. It may change the parameters
+        (dropped weights) and put masks beside the inputs: `xs` comes back as any pytree of leaves
         `[T, ...]`, one step of which `project` is given. `key=None` asks for the expected value.
     """
 
@@ -67,7 +67,7 @@ class Cell(abc.ABC):
 
     @abc.abstractmethod
     def init_carry(self, params: Params, batch_shape: tuple[int, ...]) -> Carry:
-        """The carry before the first step: leaves `[*batch_shape, ...]`, in the dtype of `params`."""
+        """The carry before the first step: leaves `[*batch_shape, ...]` in the dtype of the params."""
 
     @abc.abstractmethod
     def project(self, params: Params, x: Inputs) -> Gates:
@@ -85,7 +85,7 @@ class Cell(abc.ABC):
     def step(
         self, params: Params, carry: Carry, x: Inputs, *, key: jax.Array | None = None
     ) -> tuple[Carry, jax.Array]:
-        """One step, derived from the three parts: `update(params, carry, project(x), recur(carry))`.
+        """One step, derived from the three parts: `update(..., project(x), recur(carry))`.
 
         Args:
           params: what `init` drew.

@@ -20,7 +20,8 @@ def one_of(owner: str, name: str, value: Any, choices: Iterable[str]) -> None:
     choices = tuple(choices)
     if value not in choices:
         raise ValueError(
-            f"{owner}: {name} must be one of {', '.join(choices)}, got {value!r}{suggestion(value, choices)}"
+            f"{owner}: {name} must be one of {', '.join(choices)}, got {value!r}"
+            + suggestion(value, choices)
         )
 
 

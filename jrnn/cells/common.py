@@ -1,6 +1,6 @@
 """What the cells of this package share: the checked input product, and gates out of one array."""
 
-from typing import NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jrnn import checks
 from jrnn.cell import Cell
 
-NamedGates = TypeVar("NamedGates", bound=NamedTuple)
+NamedGates = TypeVar("NamedGates", bound=tuple)
 
 
 def affine(cell: Cell, x: jax.Array, w_ih: jax.Array, b: jax.Array) -> jax.Array:
@@ -19,6 +19,7 @@ def affine(cell: Cell, x: jax.Array, w_ih: jax.Array, b: jax.Array) -> jax.Array
 
 
 def split(joined: jax.Array, gates: type[NamedGates], names: tuple[str, ...]) -> NamedGates:
-    """Cuts `[..., G·hidden]` into the named gates, each `[..., hidden]`; gates not named are None."""
+    """Cuts `[..., G·hidden]` into the named gates, each `[..., hidden]`; the others are None."""
     parts = dict(zip(names, jnp.split(joined, len(names), axis=-1), strict=True))
-    return gates(*(parts.get(name) for name in gates._fields))
+    named: Any = gates
+    return named(**{name: parts.get(name) for name in named._fields})

@@ -1,7 +1,7 @@
 """The gated recurrent unit, with the reset gate after or before the matrix product."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,11 @@ class GRUParams(NamedTuple):
 
 
 class GRUGates(NamedTuple):
-    """Pre-activations of the gates, each `[..., hidden]`; n is None where r acts before the product."""
+    """Pre-activations of the gates, each `[..., hidden]`; u has no n where r acts first."""
 
     r: jax.Array
     z: jax.Array
-    n: jax.Array | None
+    n: Any  # array or None
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class GRU(Cell):
 
     ::
 
-        r = sigmoid(W_r x + U_r h + b_r)                    reset: what of the past the candidate sees
+        r = sigmoid(W_r x + U_r h + b_r)                    reset: what of the past shows
         z = sigmoid(W_z x + U_z h + b_z)                    update: what to keep
         n = tanh(W_n x + b_n + r * (U_n h + b_hn))          candidate, reset_after=True
         n = tanh(W_n x + b_n + U_n (r * h))                 candidate, reset_after=False

@@ -46,7 +46,7 @@ class LSTM(Cell):
 
     ::
 
-        f = sigmoid(W_f x + U_f h + b_f  [+ p_f * c])       forget: what to keep of the old cell state
+        f = sigmoid(W_f x + U_f h + b_f  [+ p_f * c])       forget: what of the old state stays
         i = sigmoid(W_i x + U_i h + b_i  [+ p_i * c])       prepare: what to write ...
         g = tanh(W_g x + U_g h + b_g)                       ... and the candidate for it
         c' = f * c + i * g                                  update

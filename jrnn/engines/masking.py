@@ -80,9 +80,9 @@ def quarantine(
     """Takes out NaNs that a later reset would wipe out, before they can reach a gradient.
 
     The steps from a NaN to the next reset have no bearing on what follows: the forward pass is
-    right by `where` alone. But their share of a parameter's gradient is 0·NaN. So these steps are run
-    on zeros instead, and the caller puts NaN over their outputs, as they would have been. A NaN
-    that no reset follows is left alone: it must show in the carry and in the gradient.
+    right by `where` alone. But their share of a parameter's gradient is 0·NaN. So these steps are
+    run on zeros instead, and the caller puts NaN over their outputs, as they would have been. A
+    NaN that no reset follows is left alone: it must show in the carry and in the gradient.
 
     Args:
       xs: inputs, leaves `[T, B, ...]`, with padding blanked.
