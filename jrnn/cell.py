@@ -67,7 +67,7 @@ class Cell(abc.ABC):
 
     @abc.abstractmethod
     def init_carry(self, params: Params, batch_shape: tuple[int, ...]) -> Carry:
-        """The carry before the first step: leaves `[*batch_shape, ...]` in the dtype of the params."""
+        """The carry before the first step: leaves `[*batch_shape, ...]`, dtype of `params`."""
 
     @abc.abstractmethod
     def project(self, params: Params, x: Inputs) -> Gates:

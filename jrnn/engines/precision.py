@@ -1,4 +1,4 @@
-"""Which dtype does what: products in that of the inputs, carry and gate arithmetic in the wider one."""
+"""Which dtype does what: products in that of the inputs, carry and gates in the wider one."""
 
 from typing import Any, NamedTuple
 

@@ -42,8 +42,9 @@ def unroll(
             s, ys[t] = step(params, s, xs[t]);  where t >= lengths: s kept, ys[t] = 0
 
     Products are computed in the dtype of `xs`; the carry and the gate arithmetic are in the wider
-    one of `xs` and `params`. So float32 parameters with bfloat16 inputs give bfloat16 products and a
-    float32 carry. A NaN in the padding, or before a reset, reaches neither outputs after it nor gradients.
+    one of `xs` and `params`. So float32 parameters with bfloat16 inputs give bfloat16 products and
+    a float32 carry. A NaN in the padding reaches neither outputs nor gradients; one before a reset
+    reaches no output from the reset on, nor a gradient of those outputs.
 
     Args:
       cell: the cell.
@@ -52,8 +53,8 @@ def unroll(
       carry: the first carry, leaves `[B, ...]`; by default `cell.init_carry`.
       lengths: `[B]` ints, the number of valid steps of each sequence; beyond it the carry stays and
         the output is zero. A length over T counts as T.
-      resets: `[T, B]` bool; True replaces the carry by the cell's own initial carry before step t, in the
-        direction of travel. On padding it does nothing. For packed sequences see
+      resets: `[T, B]` bool; True replaces the carry by the cell's own initial carry before step t,
+        in the direction of travel. On padding it does nothing. For packed sequences see
         `jrnn.segment_resets`.
       reverse: go from the last valid step to the first; outputs stay in the order of time.
       key: randomness for cells with noise; None means deterministic, at the expected value.
@@ -174,8 +175,8 @@ def _checked_carry(cell: Cell, carry: Carry, initial: Carry, precision: Precisio
     expected, got = jax.tree.structure(initial), jax.tree.structure(carry)
     if expected != got:
         raise TypeError(
-            f"unroll: carry must have the structure of {type(cell).__name__}.init_carry, {expected}, "
-            f"got {got}"
+            f"unroll: carry must have the structure of {type(cell).__name__}.init_carry, "
+            f"{expected}, got {got}"
         )
     carry = jax.tree.map(jnp.asarray, carry)
     shapes, given = ([a.shape for a in jax.tree.leaves(tree)] for tree in (initial, carry))
