@@ -56,3 +56,9 @@ def t_max(owner: str, value: int) -> None:
     """Refuses a chrono horizon below 3 steps, where log U[1, t_max - 1] has no range."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 3:
         raise ValueError(f"{owner}: t_max must be an int of at least 3 steps, got {value!r}")
+
+
+def rate(owner: str, name: str, value: float) -> None:
+    """Refuses a dropping rate outside [0, 1)."""
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{owner}: {name} must lie in [0, 1), got {value!r}")

@@ -1,0 +1,33 @@
+"""Handwritten digits, read one pixel, or one row of pixels, at a time.
+
+    jrnn train configs/digits.py                              # LSTM, pixel by pixel
+    jrnn train configs/digits.py:cell=gru
+    jrnn train configs/digits.py:order=row,cell=elman
+
+The 1797 images of 8 by 8 pixels that come with scikit-learn; after Le, Jaitly and Hinton, 2015,
+A simple way to initialize recurrent networks of rectified linear units, who read MNIST so.
+"""
+
+from jrnn.config import make_cell
+from jrnn.tasks import Digits
+from jrnn.train import Experiment, Network, Optim
+
+
+def get_config(
+    cell: str = "lstm", order: str = "pixel", hidden: int = 96, runlocal: bool = False
+) -> Experiment:
+    """The experiment.
+
+    Args:
+      cell: name of the cell.
+      order: "pixel", "row" or "permuted".
+      hidden: hidden units.
+      runlocal: a few steps, to see that all of it runs.
+    """
+    return Experiment(
+        task=Digits(order=order),
+        network=Network(make_cell(cell, hidden), dropout=0.2),
+        optim=Optim(5e-3, "adamw", "cosine", warmup=0.1, weight_decay=0.1),
+        steps=40 if runlocal else 2400,
+        eval_every=20 if runlocal else 200,
+    )

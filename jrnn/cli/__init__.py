@@ -1,0 +1,3 @@
+"""The command `jrnn`."""
+
+from jrnn.cli.main import main as main

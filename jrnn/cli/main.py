@@ -1,0 +1,66 @@
+"""Chooses the command, and turns what a user can mend into one line and exit code 2."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.markup import escape
+
+from jrnn import checks
+
+HELP = """\
+[bold]jrnn[/bold] trains and compares recurrent networks.
+
+  jrnn train CONFIG\\[:name=value,...] \\[--flag value ...]   train; --help lists the flags
+  jrnn eval RUN                                          evaluate the best checkpoint of a run
+  jrnn sample RUN \\[--prompt TEXT]                        print text drawn from a run on text
+  jrnn ls cells|tasks|engines|configs                    what there is
+  jrnn validate CONFIG ...                               check configs without training
+
+  jrnn train configs/digits.py:cell=gru,hidden=64 --optim.learning-rate 1e-3
+
+With JRNN_DEBUG=1 in the environment an error shows its traceback.
+"""
+
+stderr = Console(stderr=True)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line; exit code 2 for bad input, 1 for a run that failed."""
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] in ("-h", "--help"):
+        Console().print(HELP, highlight=False, soft_wrap=True)
+        return
+    commands = _commands()
+    name, *rest = args
+    if name not in commands:
+        near = checks.suggestion(name, commands)
+        _fail(f"no command {name!r}{near or '; there are ' + ', '.join(commands)}", 2)
+    try:
+        commands[name](rest)
+    except FloatingPointError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; what was saved is whole", 130)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if os.environ.get("JRNN_DEBUG"):
+            raise
+        _fail(str(error), 2)
+
+
+def _commands() -> dict[str, Callable[[list[str]], None]]:
+    from jrnn.cli import look, runs
+
+    return {
+        "train": runs.train_command,
+        "eval": runs.eval_command,
+        "sample": runs.sample_command,
+        "ls": look.ls_command,
+        "validate": look.validate_command,
+    }
+
+
+def _fail(message: str, code: int) -> None:
+    stderr.print(f"[bold red]jrnn:[/bold red] {escape(message)}", highlight=False, soft_wrap=True)
+    sys.exit(code)

@@ -1,0 +1,134 @@
+"""Commands that make a run or use one."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+
+from jrnn import config
+from jrnn.nn import SequenceToSequence, generate
+from jrnn.tasks.task import Data
+from jrnn.train import Trained, restore, train
+from jrnn.train.experiment import Experiment
+from jrnn.train.report import figure, summary, table
+
+stdout = Console()
+
+
+def train_command(args: list[str]) -> None:
+    """`jrnn train CONFIG[:name=value,...] [--flag value ...]`."""
+    if not args or args[0].startswith("-"):
+        raise ValueError(
+            "train: name a config first, as in: jrnn train configs/digits.py; "
+            "jrnn ls configs lists them"
+        )
+    spec, *flags = args
+    experiment = config.load(spec, flags)
+    data = experiment.task.load()
+    experiment.network.build(data, experiment.seed)  # refuses what does not fit before any folder
+    folder = _new_folder(experiment)
+    config.save(experiment, spec, folder / "config.json")
+    stdout.print(f"run folder: {folder}", soft_wrap=True)
+    trained = train(experiment, data, folder)
+    _report(experiment, data, trained, folder)
+
+
+def eval_command(args: list[str]) -> None:
+    """`jrnn eval RUN`."""
+    folder = Path(tyro.cli(_run, args=args, prog="jrnn eval"))
+    experiment, data, trained = _open(folder)
+    stdout.print(table(summary(experiment, data, trained)))
+
+
+def sample_command(args: list[str]) -> None:
+    """`jrnn sample RUN [--prompt TEXT] [--length N] [--temperature X] [--seed N]`."""
+    tyro.cli(_sample, args=args, prog="jrnn sample")
+
+
+def _run(run: tyro.conf.Positional[str]) -> str:
+    """Evaluates the best checkpoint of a run on its test split.
+
+    Args:
+        run: the run's folder.
+    """
+    return run
+
+
+def _sample(
+    run: tyro.conf.Positional[str],
+    prompt: str = "\n",
+    length: int = 400,
+    temperature: float = 0.7,
+    seed: int = 0,
+) -> None:
+    """Prints text drawn from a run on text.
+
+    Args:
+        run: the run's folder.
+        prompt: text to begin with.
+        length: number of characters to draw.
+        temperature: 1 draws as the network predicts, less is bolder, 0 takes the likeliest.
+        seed: of the draw.
+    """
+    _, data, trained = _open(Path(run))
+    if data.vocabulary is None or not isinstance(trained.model, SequenceToSequence):
+        raise ValueError(f"sample: {run} is not a run on text")
+    if not prompt:
+        raise ValueError("sample: the prompt must have at least one character")
+    ids = {character: number for number, character in enumerate(data.vocabulary)}
+    unknown = sorted({character for character in prompt if character not in ids})
+    if unknown:
+        raise ValueError(f"sample: the training text has no {' '.join(map(repr, unknown))}")
+    tokens = generate(
+        trained.model,
+        np.array([[ids[character] for character in prompt]], np.int32),
+        length,
+        temperature=temperature,
+        key=jax.random.key(seed),
+    )
+    print(prompt + "".join(data.vocabulary[token] for token in np.asarray(tokens[0])))
+
+
+def _open(folder: Path) -> tuple[Experiment, Data, Trained]:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is not a run: it has no config.json")
+    experiment = config.read(folder / "config.json")
+    data = experiment.task.load()
+    return experiment, data, restore(experiment, data, folder)
+
+
+def _new_folder(experiment: Experiment) -> Path:
+    """Makes the folder of a new run, and never uses one that holds something."""
+    if experiment.run_dir is not None:
+        folder = Path(experiment.run_dir)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(
+                f"train: {folder} holds something already; name another folder by --run-dir"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    task, cell = type(experiment.task).__name__, type(experiment.network.cell).__name__
+    stem = f"{task}-{cell}-{datetime.now():%Y%m%d-%H%M%S}".lower()
+    for number in range(1, 1000):
+        folder = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise FileExistsError(f"train: there are too many folders runs/{stem}-*")
+
+
+def _report(experiment: Experiment, data: Data, trained: Trained, folder: Path) -> None:
+    result = summary(experiment, data, trained)
+    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    stdout.print(table(result))
+    stdout.print(f"run folder: {folder}", soft_wrap=True)
+    try:
+        stdout.print(f"figure:     {figure(data, trained, folder)}", soft_wrap=True)
+    except ImportError as error:
+        stdout.print(f"no figure:  {error}", soft_wrap=True)

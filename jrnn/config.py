@@ -1,0 +1,201 @@
+"""Configs: Python files that return an `Experiment`, flags over it, and its JSON.
+
+A config file has a function `get_config(...)` with typed arguments and defaults, which returns a
+`jrnn.train.Experiment`. The text after a colon gives its arguments, and flags change single fields
+of what it returns::
+
+    jrnn train configs/digits.py:cell=gru,hidden=64 --optim.learning-rate 1e-3
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import tyro
+
+from jrnn import checks
+from jrnn.cell import Cell
+from jrnn.cells import REGISTRY as CELLS
+from jrnn.train.experiment import Experiment
+
+MODULE = "jrnn_config"
+"""Name under which the classes of a config file are known while it is in use."""
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message says why and what to do."""
+
+
+def make_cell(name: str, hidden_size: int, **options: Any) -> Cell:
+    """A cell by its name in `jrnn.cells.REGISTRY`.
+
+    Raises:
+      ValueError: no such cell; suggests the nearest name.
+
+    >>> make_cell("gru", 64).hidden_size
+    64
+    """
+    checks.one_of("config", "cell", name, CELLS)
+    return CELLS[name](hidden_size, **options)
+
+
+def folder() -> Path:
+    """Where the configs that come with jrnn lie."""
+    package = Path(__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def shipped() -> list[Path]:
+    """Every config that comes with jrnn, at any depth."""
+    return sorted(folder().rglob("*.py"))
+
+
+def load(spec: str, flags: Sequence[str] = ()) -> Experiment:
+    """Reads a config file, with its arguments and with flags over its fields.
+
+    Args:
+      spec: `path.py` or `path.py:name=value,...`; a path that does not exist is looked for among
+        the configs that come with jrnn.
+      flags: such as `["--optim.learning-rate", "1e-3"]`.
+
+    Raises:
+      ConfigError: no such file, or it has no fit `get_config`.
+      SystemExit: an unknown argument or flag, or a bad value, with code 2; said on standard error.
+    """
+    path, arguments = split_spec(spec)
+    get_config = _get_config(_import(path), path)
+    experiment = tyro.cli(
+        get_config,
+        args=arguments,
+        prog=f"jrnn train {path}",
+        config=(tyro.conf.FlagConversionOff,),
+    )
+    if not isinstance(experiment, Experiment):
+        raise ConfigError(
+            f"{path}: get_config must return a jrnn.train.Experiment, got {experiment!r}"
+        )
+    return tyro.cli(
+        Experiment,
+        default=experiment,
+        args=list(flags),
+        prog=f"jrnn train {spec}",
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+
+
+def split_spec(spec: str) -> tuple[Path, list[str]]:
+    """Cuts `path.py:cell=gru,hidden=64` into the path and `["--cell", "gru", "--hidden", "64"]`."""
+    name, colon, text = spec.partition(".py:") if ".py:" in spec else (spec, "", "")
+    path = find(name + ".py" if colon else name)
+    arguments = []
+    for pair in filter(None, text.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{spec}: arguments after the colon are name=value,..., got {pair!r}")
+        arguments += [f"--{key}", value.title() if value in ("true", "false") else value]
+    return path, arguments
+
+
+def find(name: str) -> Path:
+    """The config file of this name, here or among those that come with jrnn."""
+    here = Path(name)
+    candidates = [here, folder() / here.name]
+    for path in candidates:
+        if path.is_file() and path.suffix == ".py":
+            return path
+    known = [f"configs/{path.name}" for path in shipped()]
+    near = checks.suggestion(name, known)
+    raise ConfigError(f"{name}: no such config file{near or '; there are ' + ', '.join(known)}")
+
+
+def _import(path: Path) -> ModuleType:
+    """Runs a config file as the module `jrnn_config`."""
+    spec = importlib.util.spec_from_file_location(MODULE, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path}: cannot be imported as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[MODULE] = module
+    beside = str(path.parent.absolute())
+    if beside not in sys.path:
+        sys.path.append(beside)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _get_config(module: ModuleType, path: Path) -> Callable[..., Experiment]:
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise ConfigError(f"{path}: a config file must define get_config(...), this one does not")
+    return get_config
+
+
+def save(experiment: Experiment, spec: str, path: Path) -> None:
+    """Writes an experiment as JSON, and its config file beside it, for classes of its own.
+
+    Args:
+      experiment: what `load` returned.
+      spec: what `load` was given.
+      path: the JSON file.
+    """
+    source, _ = split_spec(spec)
+    shutil.copyfile(source, path.with_suffix(".py"))
+    path.write_text(json.dumps({"spec": spec, "experiment": encode(experiment)}, indent=2) + "\n")
+
+
+def read(path: Path) -> Experiment:
+    """Reads what `save` wrote.
+
+    Raises:
+      ConfigError: not such a file, or written by a version whose fields were others.
+    """
+    try:
+        saved = json.loads(path.read_text("utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as the config of a run: {error}") from error
+    source = path.with_suffix(".py")
+    if source.is_file():
+        _import(source)
+    try:
+        return decode(saved["experiment"])
+    except (KeyError, TypeError, AttributeError, ImportError) as error:
+        raise ConfigError(
+            f"{path}: was written by another version of jrnn or of a class it names: {error}"
+        ) from error
+
+
+def encode(value: Any) -> Any:
+    """A frozen dataclass as JSON: its fields, and under "type" its class."""
+    if dataclasses.is_dataclass(value):
+        kind = type(value)
+        fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": f"{kind.__module__}:{kind.__qualname__}", **fields}
+    if isinstance(value, tuple):
+        return [encode(item) for item in value]
+    return value
+
+
+def decode(value: Any) -> Any:
+    """What `encode` gave, made again; lists become tuples.
+
+    >>> import jrnn
+    >>> decode(encode(jrnn.LSTM(8))) == jrnn.LSTM(8)
+    True
+    """
+    if isinstance(value, list):
+        return tuple(decode(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    module, _, name = value["type"].partition(":")
+    fields = {key: decode(item) for key, item in value.items() if key != "type"}
+    return getattr(importlib.import_module(module), name)(**fields)

@@ -1,0 +1,10 @@
+"""Flax modules: any cell over time, layers of them, and models that read from these."""
+
+from jrnn.nn.flax_cell import FlaxCell as FlaxCell
+from jrnn.nn.generate import generate as generate
+from jrnn.nn.heads import Classifier as Classifier
+from jrnn.nn.heads import SequenceToSequence as SequenceToSequence
+from jrnn.nn.layers import GRU as GRU
+from jrnn.nn.layers import LSTM as LSTM
+from jrnn.nn.layers import StackedRNN as StackedRNN
+from jrnn.nn.rnn import RNN as RNN

@@ -1,0 +1,76 @@
+"""A cell of jrnn inside flax's own recurrent modules."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from jrnn.cell import Carry, Cell
+from jrnn.engines.precision import bind, cast, precision_of
+from jrnn.nn.rnn import RNN
+
+
+class FlaxCell(nnx.RNNCellBase):
+    """Lets any cell drive `nnx.RNN` and `nnx.Bidirectional`.
+
+    Masks, resets and engines are jrnn's own: with them, use `jrnn.nn.RNN`.
+
+    >>> import jax.numpy as jnp, jrnn
+    >>> from flax import nnx
+    >>> rnn = nnx.RNN(FlaxCell(jrnn.GRU(8), input_size=3, rngs=nnx.Rngs(0)))
+    >>> rnn(jnp.ones((2, 5, 3))).shape
+    (2, 5, 8)
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        input_size: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        """Draws the parameters.
+
+        Args:
+          cell: any cell with vector inputs.
+          input_size: last axis of the inputs.
+          rngs: source of randomness; its stream `params` is used.
+          dtype: of inputs, products and outputs.
+          param_dtype: of the parameters; the carry is in the wider of the two.
+        """
+        self.rnn = RNN(cell, input_size, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+
+    @property
+    def num_feature_axes(self) -> int:
+        """Inputs have one axis of features."""
+        return 1
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None) -> Carry:
+        """The cell's own initial carry for inputs `[*batch, input]`.
+
+        Args:
+          input_shape: shape of one step of the inputs.
+          rngs: not needed: a cell's initial carry is a function of its parameters.
+          carry_init: must be None, for the same reason.
+
+        Raises:
+          ValueError: `carry_init` is given.
+        """
+        del rngs
+        if carry_init is not None:
+            raise ValueError(
+                "FlaxCell: carry_init must be None, the cell makes its own initial carry; pass "
+                "another one as initial_carry to nnx.RNN"
+            )
+        params = self.rnn.params
+        x = jax.ShapeDtypeStruct(input_shape, jnp.dtype(self.rnn.dtype))
+        wide = precision_of(params, x).wide
+        return cast(self.rnn.cell.init_carry(params, input_shape[:-1]), wide)
+
+    def __call__(self, carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
+        """One step: the new carry and the output."""
+        x = jnp.asarray(inputs, self.rnn.dtype)
+        params = self.rnn.params
+        return bind(self.rnn.cell, params, precision_of(params, x)).step(carry, x)

@@ -1,0 +1,221 @@
+"""Layers of cells, one above another and in both directions, with PyTorch's options."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from jrnn import cells, checks
+from jrnn.cell import Carry, Cell
+from jrnn.engines import Engine, reverse_resets
+from jrnn.nn.rnn import RNN, swap_time_and_batch
+
+
+class _Layers(nnx.Module):
+    """What all stacks do; a subclass says in its constructor which cell it stacks."""
+
+    def _build(
+        self,
+        cell: Cell,
+        input_size: int,
+        num_layers: int,
+        *,
+        rngs: nnx.Rngs,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        time_major: bool = False,
+        engine: Engine | str = "auto",
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+    ) -> None:
+        owner = type(self).__name__
+        checks.positive_int(owner, "num_layers", num_layers)
+        checks.rate(owner, "dropout", dropout)
+        if dropout and num_layers == 1:
+            raise ValueError(
+                f"{owner}: dropout={dropout} acts between layers, and there is only one; "
+                "set num_layers=2 or more, or use nnx.Dropout on the outputs"
+            )
+        self.input_size = input_size
+        self.num_layers = num_layers
+        self.directions = (False, True) if bidirectional else (False,)
+        self.time_major = time_major
+        rnns = []
+        for layer in range(num_layers):
+            size = input_size if layer == 0 else len(self.directions) * rnns[-1].output_size
+            rnns += [
+                RNN(
+                    cell,
+                    size,
+                    rngs=rngs,
+                    reverse=reverse,
+                    time_major=True,
+                    engine=engine,
+                    dtype=dtype,
+                    param_dtype=param_dtype,
+                )
+                for reverse in self.directions
+            ]
+        self.rnns = nnx.List(rnns)
+        self.output_size = len(self.directions) * rnns[-1].output_size
+        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+
+    def __call__(
+        self,
+        xs: jax.Array,
+        carry: Carry | None = None,
+        *,
+        lengths: jax.Array | None = None,
+        resets: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[Carry, jax.Array]:
+        """Runs all layers over all steps.
+
+        Unlike PyTorch, and like `lax.scan`, the carry comes first in the result.
+
+        Args:
+          xs: inputs `[B, T, input]` (`[T, B, input]` if time_major).
+          carry: leaves `[num_layers·directions, B, ...]`, in PyTorch's order: the layers from
+            below, and in each the forward half before the backward one. By default the cell's own.
+          lengths: `[B]`, valid steps of each sequence.
+          resets: `[B, T]` bool (`[T, B]` if time_major), True on the first step of a new segment:
+            the forward half is reset before it, the backward half at the end of the one before.
+          key: randomness for cells with noise, split over the layers.
+
+        Returns:
+          The last carries, leaves `[num_layers·directions, B, ...]`, and the outputs of the top
+          layer `[B, T, directions·output]` (`[T, B, ...]` if time_major).
+
+        Raises:
+          ValueError: a shape does not fit.
+          TypeError: a dtype or the structure of the carry does not fit.
+        """
+        if not self.time_major:
+            xs, resets = swap_time_and_batch((xs, resets))
+        if carry is not None:
+            self._check_carry(carry)
+        keys = [None] * len(self.rnns) if key is None else jax.random.split(key, len(self.rnns))
+        backward_resets = None if resets is None else reverse_resets(jnp.asarray(resets))
+        carries, ys = [], xs
+        for layer in range(self.num_layers):
+            if layer > 0 and self.dropout is not None:
+                ys = self.dropout(ys)
+            outputs = []
+            for direction, reverse in enumerate(self.directions):
+                k = layer * len(self.directions) + direction
+                first = None if carry is None else jax.tree.map(lambda a, k=k: a[k], carry)
+                last, y = self.rnns[k](
+                    ys,
+                    first,
+                    lengths=lengths,
+                    resets=backward_resets if reverse else resets,
+                    key=keys[k],
+                )
+                carries.append(last)
+                outputs.append(y)
+            ys = jnp.concatenate(outputs, axis=-1)
+        carry = jax.tree.map(lambda *leaves: jnp.stack(leaves), *carries)
+        return carry, ys if self.time_major else swap_time_and_batch(ys)
+
+    def _check_carry(self, carry: Carry) -> None:
+        for leaf in jax.tree.leaves(carry):
+            if jnp.ndim(leaf) == 0 or leaf.shape[0] != len(self.rnns):
+                raise ValueError(
+                    f"{type(self).__name__}: carry must have leaves (num_layers·directions, batch, "
+                    f"...) = ({len(self.rnns)}, batch, ...), got shape {jnp.shape(leaf)}"
+                )
+
+
+class StackedRNN(_Layers):
+    """Any cell, in layers and in both directions."""
+
+    def __init__(
+        self, cell: Cell, input_size: int, num_layers: int = 1, *, rngs: nnx.Rngs, **options: Any
+    ):
+        """Draws the parameters of all layers.
+
+        Args:
+          cell: any cell, such as `jrnn.Elman(64)`; each layer has parameters of its own.
+          input_size: last axis of the inputs.
+          num_layers: number of layers; each takes the outputs of the one below.
+          rngs: source of randomness: streams `params` and `dropout`.
+          **options: bidirectional (False): run each layer in both directions and join the outputs;
+            dropout (0.0): rate at which outputs are dropped between layers, in training mode;
+            time_major (False): `[T, B, ...]` in place of `[B, T, ...]`; engine, dtype and
+            param_dtype as in `RNN`.
+
+        Raises:
+          ValueError: num_layers below 1, a rate outside [0, 1), or dropout with a single layer.
+        """
+        self._build(cell, input_size, num_layers, rngs=rngs, **options)
+
+
+class LSTM(_Layers):
+    """Layers of `jrnn.LSTM`, with the arguments of `torch.nn.LSTM`."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        rngs: nnx.Rngs,
+        forget_bias: float = 1.0,
+        peepholes: bool = False,
+        coupled: bool = False,
+        t_max: int | None = None,
+        **options: Any,
+    ):
+        """Draws the parameters of all layers.
+
+        Args:
+          input_size: last axis of the inputs.
+          hidden_size: number of units of each layer and direction.
+          num_layers: number of layers.
+          rngs: source of randomness: streams `params` and `dropout`.
+          forget_bias: as in `jrnn.LSTM`, like the three that follow.
+          peepholes: gates see the cell state.
+          coupled: write only where the cell forgets.
+          t_max: chrono initialisation.
+          **options: as in `StackedRNN`.
+
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> layers = LSTM(3, 8, num_layers=2, bidirectional=True, rngs=nnx.Rngs(0))
+        >>> carry, ys = layers(jnp.ones((4, 7, 3)))
+        >>> ys.shape, carry.c.shape
+        ((4, 7, 16), (4, 4, 8))
+        """
+        cell = cells.LSTM(hidden_size, forget_bias, peepholes, coupled, t_max)
+        self._build(cell, input_size, num_layers, rngs=rngs, **options)
+
+
+class GRU(_Layers):
+    """Layers of `jrnn.GRU`, with the arguments of `torch.nn.GRU`."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        rngs: nnx.Rngs,
+        reset_after: bool = True,
+        t_max: int | None = None,
+        **options: Any,
+    ):
+        """Draws the parameters of all layers.
+
+        Args:
+          input_size: last axis of the inputs.
+          hidden_size: number of units of each layer and direction.
+          num_layers: number of layers.
+          rngs: source of randomness: streams `params` and `dropout`.
+          reset_after: as in `jrnn.GRU`.
+          t_max: chrono initialisation.
+          **options: as in `StackedRNN`.
+        """
+        cell = cells.GRU(hidden_size, reset_after, t_max)
+        self._build(cell, input_size, num_layers, rngs=rngs, **options)

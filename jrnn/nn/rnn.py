@@ -1,0 +1,120 @@
+"""One cell over time, as a flax module."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from jrnn.cell import Carry, Cell, Inputs, Params
+from jrnn.engines import Engine, unroll
+
+
+class RNN(nnx.Module):
+    """Runs any cell over a batch of sequences and holds its parameters.
+
+    The parameters keep the names that the cell gives them: `rnn.weights.w_ih` and so on are
+    `nnx.Param`s, and `rnn.params` is the plain tree that the functional core takes.
+
+    Attributes:
+      cell: the cell.
+      input_size: last axis of the inputs.
+      output_size: last axis of the outputs.
+      directions: for each equal part of the output's last axis, whether it runs in reverse.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        input_size: int,
+        *,
+        rngs: nnx.Rngs,
+        reverse: bool = False,
+        time_major: bool = False,
+        engine: Engine | str = "auto",
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        """Draws the parameters.
+
+        Args:
+          cell: any cell, such as `jrnn.LSTM(64)`.
+          input_size: last axis of the inputs.
+          rngs: source of randomness; its stream `params` is used.
+          reverse: run from the last valid step to the first.
+          time_major: take and return `[T, B, ...]` in place of `[B, T, ...]`.
+          engine: as in `jrnn.unroll`.
+          dtype: of inputs, products and outputs; None leaves the inputs as they come.
+          param_dtype: of the parameters; the carry is in the wider of the two.
+        """
+        params = cell.init(rngs.params(), input_size, param_dtype)
+        self.cell = cell
+        self.input_size = input_size
+        self.output_size = _output_size(cell, params, input_size)
+        self.directions = (reverse,)
+        self.time_major = time_major
+        self.engine = engine
+        self.dtype = dtype
+        self.weights = nnx.data(jax.tree.map(nnx.Param, params))
+
+    @property
+    def params(self) -> Params:
+        """The parameters as plain arrays, for the functional core."""
+        return jax.tree.map(
+            lambda weight: weight[...], self.weights, is_leaf=lambda w: isinstance(w, nnx.Param)
+        )
+
+    def __call__(
+        self,
+        xs: Inputs,
+        carry: Carry | None = None,
+        *,
+        lengths: jax.Array | None = None,
+        resets: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[Carry, jax.Array]:
+        """Runs over all steps; the order of arguments and results is that of `lax.scan`.
+
+        Args:
+          xs: inputs `[B, T, input]` (`[T, B, input]` if time_major).
+          carry: the first carry, leaves `[B, ...]`; by default the cell's own.
+          lengths: `[B]`, valid steps of each sequence.
+          resets: `[B, T]` bool (`[T, B]` if time_major), the carry is reset before these steps.
+          key: randomness for cells with noise.
+
+        Returns:
+          The last carry, and the outputs `[B, T, output]` (`[T, B, output]` if time_major).
+
+        Raises:
+          ValueError: a shape does not fit.
+          TypeError: a dtype or the structure of the carry does not fit.
+        """
+        if not self.time_major:
+            xs, resets = swap_time_and_batch((xs, resets))
+        if self.dtype is not None:
+            xs = jax.tree.map(lambda leaf: jnp.asarray(leaf, self.dtype), xs)
+        carry, ys = unroll(
+            self.cell,
+            self.params,
+            xs,
+            carry,
+            lengths=lengths,
+            resets=resets,
+            reverse=self.directions[0],
+            key=key,
+            engine=self.engine,
+        )
+        return carry, ys if self.time_major else swap_time_and_batch(ys)
+
+
+def swap_time_and_batch(tree: Any) -> Any:
+    """Exchanges the first two axes of every leaf."""
+    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), tree)
+
+
+def _output_size(cell: Cell, params: Params, input_size: int) -> int:
+    dtype = jax.tree.leaves(params)[0].dtype
+    x = jax.ShapeDtypeStruct((1, input_size), dtype)
+    _, y = jax.eval_shape(lambda p, x: cell.step(p, cell.init_carry(p, (1,)), x), params, x)
+    return y.shape[-1]

@@ -1,0 +1,41 @@
+"""Batches out of a split, in an order that a seed fixes."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from jrnn.tasks.task import Split
+
+
+def shuffled_batches(split: Split, batch_size: int, seed: int) -> Iterator[Split]:
+    """Batches without end: each epoch in a new order, which depends on (seed, epoch) alone.
+
+    The last, smaller batch of an epoch is left out, so that every batch has one shape.
+
+    Raises:
+      ValueError: the split has fewer examples than a batch.
+    """
+    size = len(split.xs)
+    if size < batch_size:
+        raise ValueError(
+            f"train: batch_size must be at most the {size} training examples, got {batch_size}"
+        )
+    epoch = 0
+    while True:
+        order = np.random.default_rng((seed, epoch)).permutation(size)
+        for start in range(0, size - batch_size + 1, batch_size):
+            yield take(split, order[start : start + batch_size])
+        epoch += 1
+
+
+def whole_batches(split: Split, batch_size: int) -> Iterator[tuple[Split, np.ndarray]]:
+    """All examples in order; the last batch is filled up, with `present [B]` False on the filling."""
+    for start in range(0, len(split.xs), batch_size):
+        rows = np.arange(start, start + batch_size)
+        yield take(split, np.minimum(rows, len(split.xs) - 1)), rows < len(split.xs)
+
+
+def take(split: Split, rows: np.ndarray) -> Split:
+    """Some examples of a split."""
+    return jax.tree.map(lambda array: array[rows], split)

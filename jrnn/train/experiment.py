@@ -1,0 +1,40 @@
+"""Everything that defines a run, in one frozen dataclass."""
+
+from dataclasses import dataclass, field
+
+from jrnn import checks
+from jrnn.tasks.task import Task
+from jrnn.train.network import Network
+from jrnn.train.optim import Optim
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run: what to learn, with which network, how and for how long.
+
+    Args:
+      task: what to learn.
+      network: the network; its `cell` is the cell.
+      optim: the optimiser.
+      steps: training steps.
+      batch_size: examples a step.
+      eval_every: steps between evaluations on the validation split; each is a checkpoint too.
+      seed: of the parameters, of dropout, and of the order of the examples.
+      run_dir: folder for all that the run writes; None means a new one under `runs`.
+
+    Raises:
+      ValueError: a number is not a positive int.
+    """
+
+    task: Task
+    network: Network
+    optim: Optim = field(default_factory=Optim)
+    steps: int = 1000
+    batch_size: int = 32
+    eval_every: int = 100
+    seed: int = 0
+    run_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "eval_every"):
+            checks.positive_int("Experiment", name, getattr(self, name))

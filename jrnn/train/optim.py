@@ -1,0 +1,95 @@
+"""The optimiser of a run: optax, chosen by a frozen dataclass."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import optax
+
+from jrnn import checks
+
+ALGORITHMS = ("adam", "adamw", "sgd", "rmsprop")
+SCHEDULES = ("constant", "cosine", "linear")
+
+
+@dataclass(frozen=True)
+class Optim:
+    """Clip by global norm, then an algorithm, with a schedule for its learning rate.
+
+    ::
+
+        rate(t) = learning_rate * t / w                        over the w warm-up steps, then
+                  learning_rate                                "constant"
+                  learning_rate * (1 + cos(pi s)) / 2          "cosine", s from 0 to 1 over the rest
+                  learning_rate * (1 - s)                      "linear"
+
+    Args:
+      learning_rate: the highest rate.
+      algorithm: "adam", "adamw", "sgd" or "rmsprop".
+      schedule: "constant", "cosine" or "linear".
+      warmup: share of all steps, in [0, 1), over which the rate rises from 0.
+      weight_decay: decoupled decay for adamw alone.
+      momentum: for sgd and rmsprop alone.
+      clip_norm: largest global norm of a gradient; None does not clip.
+
+    Raises:
+      ValueError: an unknown name, a number out of range, or an option that the algorithm lacks.
+    """
+
+    learning_rate: float = 1e-3
+    algorithm: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        checks.one_of("Optim", "algorithm", self.algorithm, ALGORITHMS)
+        checks.one_of("Optim", "schedule", self.schedule, SCHEDULES)
+        checks.rate("Optim", "warmup", self.warmup)
+        checks.rate("Optim", "momentum", self.momentum)
+        if not self.learning_rate > 0:
+            raise ValueError(f"Optim: learning_rate must be above 0, got {self.learning_rate}")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"Optim: weight_decay must be at least 0, got {self.weight_decay}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(
+                f"Optim: clip_norm must be above 0, or None for no clipping, got {self.clip_norm}"
+            )
+        if self.weight_decay and self.algorithm != "adamw":
+            raise ValueError(
+                f"Optim: weight_decay={self.weight_decay} needs algorithm='adamw', "
+                f"got {self.algorithm!r}"
+            )
+        if self.momentum and self.algorithm not in ("sgd", "rmsprop"):
+            raise ValueError(
+                f"Optim: momentum={self.momentum} needs algorithm='sgd' or 'rmsprop', "
+                f"got {self.algorithm!r}"
+            )
+
+    def rate(self, steps: int) -> optax.Schedule:
+        """The learning rate as a function of the step, over a run of `steps` steps."""
+        rising = round(self.warmup * steps)
+        falling = max(steps - rising, 1)
+        after = {
+            "constant": optax.constant_schedule(self.learning_rate),
+            "cosine": optax.cosine_decay_schedule(self.learning_rate, falling),
+            "linear": optax.linear_schedule(self.learning_rate, 0.0, falling),
+        }[self.schedule]
+        if rising == 0:
+            return after
+        rise = optax.linear_schedule(0.0, self.learning_rate, rising)
+        return optax.join_schedules([rise, after], [rising])
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """The optax chain for a run of `steps` steps."""
+        rate = self.rate(steps)
+        algorithm = {
+            "adam": lambda: optax.adam(rate),
+            "adamw": lambda: optax.adamw(rate, weight_decay=self.weight_decay),
+            "sgd": lambda: optax.sgd(rate, momentum=self.momentum or None),
+            "rmsprop": lambda: optax.rmsprop(rate, momentum=self.momentum or None),
+        }[self.algorithm]()
+        if self.clip_norm is None:
+            return algorithm
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), algorithm)

@@ -1,0 +1,45 @@
+"""The progress bar of a run: loss, metric, steps a second, time left."""
+
+from types import TracebackType
+
+from rich import progress as bars
+
+METRIC_NAMES = {"accuracy": "accuracy", "mse": "MSE", "bits_per_character": "bits/char"}
+
+
+class Progress:
+    """A context manager around one run, drawn by rich."""
+
+    def __init__(self, steps: int, metric: str):
+        """For a run of `steps` steps, with the metric under its name."""
+        self._bar = bars.Progress(
+            bars.TextColumn("step {task.completed}/{task.total}"),
+            bars.BarColumn(bar_width=None),
+            bars.TextColumn("loss {task.fields[loss]:.4f}"),
+            bars.TextColumn(f"validation {METRIC_NAMES[metric]} {{task.fields[validation]}}"),
+            bars.TextColumn("{task.fields[speed]} steps/s"),
+            bars.TimeRemainingColumn(compact=True),
+        )
+        self._task = self._bar.add_task("", total=steps, loss=0.0, validation="-", speed="-")
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def trained(self, step: int, means: dict[str, float]) -> None:
+        """Shows the step, and the mean loss since the last look."""
+        self._bar.update(self._task, completed=step, loss=means["loss"])
+        speed = self._bar.tasks[0].speed
+        self._bar.update(self._task, speed="-" if speed is None else f"{speed:.0f}")
+
+    def validated(self, metrics: dict[str, float]) -> None:
+        """Shows the metric on the validation split."""
+        self._bar.update(self._task, validation=f"{metrics['metric']:.4f}")
