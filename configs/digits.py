@@ -10,11 +10,12 @@ A simple way to initialize recurrent networks of rectified linear units, who rea
 
 from jrnn.config import make_cell
 from jrnn.tasks import Digits
+from jrnn.tasks.digits import Order
 from jrnn.train import Experiment, Network, Optim
 
 
 def get_config(
-    cell: str = "lstm", order: str = "pixel", hidden: int = 96, runlocal: bool = False
+    cell: str = "lstm", order: Order = "pixel", hidden: int = 96, runlocal: bool = False
 ) -> Experiment:
     """The experiment.
 

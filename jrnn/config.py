@@ -43,7 +43,8 @@ def make_cell(name: str, hidden_size: int, **options: Any) -> Cell:
     64
     """
     checks.one_of("config", "cell", name, CELLS)
-    return CELLS[name](hidden_size, **options)
+    cell: Any = CELLS[name]
+    return cell(hidden_size=hidden_size, **options)
 
 
 def folder() -> Path:
@@ -133,11 +134,11 @@ def _import(path: Path) -> ModuleType:
     return module
 
 
-def _get_config(module: ModuleType, path: Path) -> Callable[..., Experiment]:
-    get_config = getattr(module, "get_config", None)
-    if not callable(get_config):
-        raise ConfigError(f"{path}: a config file must define get_config(...), this one does not")
-    return get_config
+def _get_config(module: ModuleType, path: Path) -> Callable[..., Any]:
+    get_config: Any = getattr(module, "get_config", None)
+    if callable(get_config):
+        return get_config
+    raise ConfigError(f"{path}: a config file must define get_config(...), this one does not")
 
 
 def save(experiment: Experiment, spec: str, path: Path) -> None:

@@ -53,19 +53,26 @@ def validate_command(args: list[str]) -> None:
         sys.exit(2)
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, no_wrap=True, overflow="ellipsis")
+def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    """One line a row; the last column is cut short where the terminal is narrow."""
+    table = Table(box=None, header_style="bold", pad_edge=False, expand=True)
+    for number, column in enumerate(columns[:-1]):
+        width = max(len(cell) for cell in (column, *(row[number] for row in rows)))
+        table.add_column(column, no_wrap=True, min_width=width)
+    table.add_column(columns[-1], no_wrap=True, overflow="ellipsis", ratio=1)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
 def _cells() -> Table:
-    table = _table("name", "recurrence", "parameters", "cell")
-    table.caption = f"parameters with {HIDDEN} inputs and {HIDDEN} hidden units"
+    rows = []
     for name, kind in CELLS.items():
-        cell = kind(hidden_size=HIDDEN)  # pyright: ignore[reportCallIssue]
-        table.add_row(name, cell.recurrence, f"{_count(cell):,}", first_line(kind))
+        cell = config.make_cell(name, HIDDEN)
+        rows.append((name, cell.recurrence, f"{_count(cell):,}", first_line(kind)))
+    table = _table(("name", "recurrence", "parameters", "cell"), rows)
+    table.caption = f"parameters with {HIDDEN} inputs and {HIDDEN} hidden units"
+    table.caption_justify = "left"
     return table
 
 
@@ -75,24 +82,19 @@ def _count(cell: Cell) -> int:
 
 
 def _tasks() -> Table:
-    table = _table("name", "task")
-    for name, kind in TASKS.items():
-        table.add_row(name, first_line(kind))
-    return table
+    return _table(("name", "task"), [(name, first_line(kind)) for name, kind in TASKS.items()])
 
 
 def _engines() -> Table:
-    table = _table("name", "engine")
-    for name, kind in ENGINES.items():
-        table.add_row(name, first_line(kind))
-    return table
+    return _table(("name", "engine"), [(name, first_line(kind)) for name, kind in ENGINES.items()])
 
 
 def _configs() -> Table:
-    table = _table("config", "what it trains")
-    for path in config.shipped():
-        table.add_row(f"configs/{path.relative_to(config.folder())}", _docstring(path))
-    return table
+    rows = [
+        (f"configs/{path.relative_to(config.folder())}", _docstring(path))
+        for path in config.shipped()
+    ]
+    return _table(("config", "what it trains"), rows)
 
 
 def first_line(thing: Any) -> str:

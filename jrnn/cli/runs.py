@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
@@ -85,7 +86,7 @@ def _sample(
         raise ValueError(f"sample: the training text has no {' '.join(map(repr, unknown))}")
     tokens = generate(
         trained.model,
-        np.array([[ids[character] for character in prompt]], np.int32),
+        jnp.array([[ids[character] for character in prompt]], jnp.int32),
         length,
         temperature=temperature,
         key=jax.random.key(seed),

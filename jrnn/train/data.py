@@ -30,7 +30,7 @@ def shuffled_batches(split: Split, batch_size: int, seed: int) -> Iterator[Split
 
 
 def whole_batches(split: Split, batch_size: int) -> Iterator[tuple[Split, np.ndarray]]:
-    """All examples in order; the last batch is filled up, with `present [B]` False on the filling."""
+    """All examples in order; the last batch is filled up, and `present [B]` is False there."""
     for start in range(0, len(split.xs), batch_size):
         rows = np.arange(start, start + batch_size)
         yield take(split, np.minimum(rows, len(split.xs) - 1)), rows < len(split.xs)

@@ -87,7 +87,8 @@ def figure(data: Data, trained: Trained, folder: Path) -> Path:
     except ImportError as error:
         raise ImportError("figure: needs matplotlib; pip install 'jrnn[demo]'") from error
     drawn = Figure(figsize=(10, 6), layout="constrained")
-    curves, examples = drawn.subfigures(2, 1, height_ratios=(3, 2))
+    panels: Any = drawn.subfigures(2, 1, height_ratios=(3, 2))
+    curves, examples = panels
     left, right = curves.subplots(1, 2)
     _draw_curves(left, right, data, trained, MetricsFile(folder / "metrics.jsonl"))
     draw = {

@@ -1,7 +1,7 @@
 """The pure training step, and evaluation."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,8 @@ StepFunction = Callable[[TrainState, Split], tuple[TrainState, Report]]
 
 def apply_model(model: Classifier | SequenceToSequence, batch: Split) -> jax.Array:
     """The network's outputs for a batch, of whichever head it has."""
-    outputs = model(jnp.asarray(batch.xs), lengths=batch.lengths)
+    lengths = None if batch.lengths is None else jnp.asarray(batch.lengths)
+    outputs = model(jnp.asarray(batch.xs), lengths=lengths)
     return outputs[1] if isinstance(outputs, tuple) else outputs
 
 
@@ -71,7 +72,7 @@ def make_train_step(
         gradient = jax.value_and_grad(loss_of, has_aux=True)
         (loss, (sums, rest)), grads = gradient(state.params, state.rest, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         report = Report(loss, sums.metric / sums.metric_weight, optax.tree.norm(grads))
         return TrainState(state.step + 1, params, rest, opt_state), report
 

@@ -1,0 +1,36 @@
+"""Sequences of your own in one .npz file: arrays xs, ys and perhaps lengths.
+
+jrnn train configs/arrays.py:path=mine.npz,kind=classification
+jrnn train configs/arrays.py:path=mine.npz,kind=sequence_regression,cell=gru
+"""
+
+from jrnn.config import make_cell
+from jrnn.tasks import Arrays
+from jrnn.tasks.arrays import Kind
+from jrnn.train import Experiment, Network, Optim
+
+
+def get_config(
+    path: str = "data.npz",
+    kind: Kind = "classification",
+    cell: str = "lstm",
+    hidden: int = 64,
+    runlocal: bool = False,
+) -> Experiment:
+    """The experiment.
+
+    Args:
+      path: the file.
+      kind: what ys holds: "classification" or "regression", one target for each sequence;
+        "sequence_classification" or "sequence_regression", one for each step.
+      cell: name of the cell.
+      hidden: hidden units.
+      runlocal: a few steps, to see that all of it runs.
+    """
+    return Experiment(
+        task=Arrays(path, kind),
+        network=Network(make_cell(cell, hidden), dropout=0.1),
+        optim=Optim(3e-3, "adamw", "cosine", warmup=0.1, weight_decay=0.01),
+        steps=40 if runlocal else 2000,
+        eval_every=20 if runlocal else 100,
+    )
