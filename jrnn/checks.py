@@ -27,8 +27,9 @@ def one_of(owner: str, name: str, value: Any, choices: Iterable[str]) -> None:
 
 def suggestion(word: Any, choices: Iterable[str]) -> str:
     """The tail of an error message: `; did you mean 'gru'?`, or nothing when no choice is near."""
-    near = difflib.get_close_matches(str(word).lower(), list(choices), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(str(word).lower(), by_lower, n=1)
+    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
 def float_dtype(owner: str, dtype: DTypeLike) -> jnp.dtype:

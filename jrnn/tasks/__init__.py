@@ -1,0 +1,21 @@
+"""The tasks: what to learn, one to a file."""
+
+from jrnn.tasks.adding import Adding as Adding
+from jrnn.tasks.arrays import Arrays as Arrays
+from jrnn.tasks.copy import Copy as Copy
+from jrnn.tasks.digits import Digits as Digits
+from jrnn.tasks.table import Table as Table
+from jrnn.tasks.task import Data as Data
+from jrnn.tasks.task import Split as Split
+from jrnn.tasks.task import Task as Task
+from jrnn.tasks.text import Text as Text
+
+REGISTRY: dict[str, type[Task]] = {
+    "digits": Digits,
+    "adding": Adding,
+    "copy": Copy,
+    "text": Text,
+    "arrays": Arrays,
+    "table": Table,
+}
+"""Every task by the name that a config takes; its fields are its options."""

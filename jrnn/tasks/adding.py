@@ -1,0 +1,73 @@
+"""The adding problem: find two marked numbers far apart and give their sum."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jrnn import checks
+from jrnn.tasks import common
+from jrnn.tasks.task import Data, Split, Task
+
+
+@dataclass(frozen=True)
+class Adding(Task):
+    """A long sequence of numbers, two of them marked: the target is the sum of those two.
+
+    Channel 0 holds values drawn uniformly from [0, 1). Channel 1 is 1 at two steps, one drawn from
+    each half of the sequence, and 0 elsewhere. The metric is the mean squared error; always
+    guessing the mean reaches 1/6, the variance of a sum of two uniform numbers.
+
+    Args:
+      length: T, steps of a sequence; the first half has T // 2 of them.
+      train_size: number of training examples.
+      eval_size: number of validation examples, and of test examples.
+      seed: of the random draws; each split has a stream of its own.
+
+    Raises:
+      ValueError: `length` is below 2, a size is not a positive int, or `seed` is negative.
+
+    >>> data = Adding(length=6, train_size=4, eval_size=2).load()
+    >>> data.train.xs.shape, data.train.ys.shape
+    ((4, 6, 2), (4, 1))
+
+    References:
+      Hochreiter and Schmidhuber, 1997, Long short-term memory.
+      Le, Jaitly and Hinton, 2015, A simple way to initialize recurrent networks of rectified linear
+      units (the form used here).
+    """
+
+    length: int = 100
+    train_size: int = 20_000
+    eval_size: int = 2_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        common.at_least("Adding", "length", self.length, 2)
+        checks.positive_int("Adding", "train_size", self.train_size)
+        checks.positive_int("Adding", "eval_size", self.eval_size)
+        common.at_least("Adding", "seed", self.seed, 0)
+
+    def load(self) -> Data:
+        sizes = (self.train_size, self.eval_size, self.eval_size)
+        streams = np.random.default_rng(self.seed).spawn(3)
+        train, validation, test = map(self._draw, streams, sizes)
+        return Data(
+            train=train,
+            validation=validation,
+            test=test,
+            target="value",
+            metric="mse",
+            input_size=2,
+            output_size=1,
+            baseline=common.constant_guess(train.ys, test.ys),
+        )
+
+    def _draw(self, rng: np.random.Generator, size: int) -> Split:
+        examples = np.arange(size)
+        values = rng.random((size, self.length), np.float32)
+        first = rng.integers(0, self.length // 2, size)
+        second = rng.integers(self.length // 2, self.length, size)
+        markers = np.zeros_like(values)
+        markers[examples, first] = markers[examples, second] = 1
+        total = values[examples, first] + values[examples, second]
+        return Split(xs=np.stack([values, markers], axis=-1), ys=total[:, None])

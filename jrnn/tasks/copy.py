@@ -1,0 +1,89 @@
+"""The copy memory problem: hold a few symbols over a long blank, then say them in order."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jrnn import checks
+from jrnn.tasks import common
+from jrnn.tasks.task import Data, Split, Task
+
+
+@dataclass(frozen=True)
+class Copy(Task):
+    """Symbols to remember, a long blank, a delimiter: then the symbols must be said again.
+
+    With S symbols (ids 0..S-1), blank S and delimiter S + 1, K symbols to copy and a delay D, an
+    example has D + 2·K steps::
+
+        input    K symbols | blank D - 1 times, delimiter | blank K times
+        target             blank D + K times              | the K symbols
+
+    The loss counts every step. The metric is the accuracy over the last K steps alone (`scored`),
+    since saying blank at all others is no feat. Without memory the best guess there is one symbol
+    for all, right about once in S.
+
+    Args:
+      delay: D, steps from the last symbol to the first one recalled, with the delimiter as last.
+      symbols: S, number of different symbols.
+      copy_length: K, symbols to remember.
+      train_size: number of training examples.
+      eval_size: number of validation examples, and of test examples.
+      seed: of the random draws; each split has a stream of its own.
+
+    Raises:
+      ValueError: `symbols` is below 2, another size is not a positive int, or `seed` is negative.
+
+    >>> data = Copy(delay=3, symbols=2, copy_length=2, train_size=8, eval_size=8, seed=1).load()
+    >>> data.train.xs[0].tolist(), data.train.ys[0].tolist()
+    ([0, 1, 2, 2, 3, 2, 2], [2, 2, 2, 2, 2, 0, 1])
+
+    References:
+      Hochreiter and Schmidhuber, 1997, Long short-term memory.
+      Arjovsky, Shah and Bengio, 2016, Unitary evolution recurrent neural networks (the form used
+      here, with 8 symbols and 10 of them to copy).
+    """
+
+    delay: int = 100
+    symbols: int = 8
+    copy_length: int = 10
+    train_size: int = 20_000
+    eval_size: int = 2_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        common.at_least("Copy", "symbols", self.symbols, 2)
+        for name in ("delay", "copy_length", "train_size", "eval_size"):
+            checks.positive_int("Copy", name, getattr(self, name))
+        common.at_least("Copy", "seed", self.seed, 0)
+
+    def load(self) -> Data:
+        sizes = (self.train_size, self.eval_size, self.eval_size)
+        streams = np.random.default_rng(self.seed).spawn(3)
+        train, validation, test = map(self._draw, streams, sizes)
+        recalled = slice(-self.copy_length, None)
+        return Data(
+            train=train,
+            validation=validation,
+            test=test,
+            target="class_per_step",
+            metric="accuracy",
+            input_size=self.symbols + 2,
+            output_size=self.symbols + 1,
+            baseline=common.most_frequent(
+                "memoryless guess", train.ys[:, recalled], test.ys[:, recalled]
+            ),
+            tokens=True,
+        )
+
+    def _draw(self, rng: np.random.Generator, size: int) -> Split:
+        blank, delimiter = self.symbols, self.symbols + 1
+        message = rng.integers(0, self.symbols, (size, self.copy_length), np.int32)
+        xs = np.full((size, self.delay + 2 * self.copy_length), blank, np.int32)
+        ys = xs.copy()
+        scored = np.zeros(xs.shape, bool)
+        xs[:, : self.copy_length] = message
+        xs[:, -self.copy_length - 1] = delimiter
+        ys[:, -self.copy_length :] = message
+        scored[:, -self.copy_length :] = True
+        return Split(xs=xs, ys=ys, scored=scored)

@@ -1,0 +1,105 @@
+"""Text, character by character: predict the next one."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jrnn import checks
+from jrnn.tasks import common
+from jrnn.tasks.task import Data, Split, Task
+
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+"""What stands for a character that the training part does not have."""
+
+
+@dataclass(frozen=True)
+class Text(Task):
+    """The next character of a text, at every step.
+
+    The text is cut into train, validation and test, in this order. Each part is cut into windows
+    that do not overlap: T = `window` characters as input, and the same moved on by one as target.
+    What is left at the end of a part is dropped. The vocabulary is the characters of the training
+    part, sorted, and last U+FFFD, which stands for all others. The metric is the cross entropy in
+    bits per character; the baseline knows how frequent each character is in the training part (with
+    one added to each count, for those that it lacks) and nothing of their order.
+
+    Args:
+      path: a UTF-8 file; None takes the help pages that come with Python (`pydoc_data.topics`,
+        about 465,000 characters of English; they differ a little between versions of Python).
+      window: T, characters of an example.
+      validation_fraction: share of the text for validation.
+      test_fraction: share of the text for testing.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      TypeError: `path` is neither None nor a string.
+      ValueError: `window` is not a positive int, a fraction is out of range, the file is not UTF-8,
+        or a part of the text is too short for one window.
+
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "abba.txt")
+    ...     _ = path.write_text("abba" * 25)
+    ...     data = Text(str(path), window=4).load()
+    >>> data.vocabulary, data.train.xs[0].tolist(), data.train.ys[0].tolist()
+    (('a', 'b', '�'), [0, 1, 1, 0], [1, 1, 0, 0])
+    """
+
+    path: str | None = None
+    window: int = 128
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.path is not None:
+            common.file_path("Text", "path", self.path)
+        checks.positive_int("Text", "window", self.window)
+        common.fractions("Text", self.validation_fraction, self.test_fraction)
+
+    def load(self) -> Data:
+        text = _help_pages() if self.path is None else common.read_text("Text", self.path)
+        parts = common.split_rows(
+            "Text",
+            "characters",
+            len(text),
+            self.validation_fraction,
+            self.test_fraction,
+            least=self.window + 1,
+        )
+        vocabulary = (*sorted(set(text[parts[0]]) - {UNKNOWN}), UNKNOWN)
+        ids = _encode(text, vocabulary)
+        train, validation, test = (_windows(ids[part], self.window) for part in parts)
+        bits = common.unigram_bits(ids[parts[0]], test.ys, len(vocabulary))
+        return Data(
+            train=train,
+            validation=validation,
+            test=test,
+            target="class_per_step",
+            metric="bits_per_character",
+            input_size=len(vocabulary),
+            output_size=len(vocabulary),
+            baseline=("unigram model", bits),
+            tokens=True,
+            vocabulary=vocabulary,
+        )
+
+
+def _help_pages() -> str:
+    from pydoc_data.topics import topics
+
+    return "\n".join(topics[name] for name in sorted(topics))
+
+
+def _encode(text: str, vocabulary: tuple[str, ...]) -> np.ndarray:
+    """The id of each character, int32; that of `UNKNOWN` for one not in the vocabulary."""
+    index = {character: i for i, character in enumerate(vocabulary)}
+    codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
+    distinct, places = np.unique(codes, return_inverse=True)
+    ids = [index.get(chr(code), index[UNKNOWN]) for code in distinct]
+    return np.array(ids, np.int32)[places]
+
+
+def _windows(ids: np.ndarray, window: int) -> Split:
+    count = (len(ids) - 1) // window
+    used = ids[: count * window + 1]
+    return Split(xs=used[:-1].reshape(count, window), ys=used[1:].reshape(count, window))

@@ -1,0 +1,21 @@
+"""Equality of what tasks load."""
+
+import numpy as np
+
+from jrnn.tasks import Data, Split
+
+
+def same_split(one: Split, other: Split) -> bool:
+    """Whether all arrays of the two are equal, None included."""
+    return all(
+        (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def same_data(one: Data, other: Data) -> bool:
+    """Whether all three splits of the two are equal."""
+    return all(
+        same_split(getattr(one, part), getattr(other, part))
+        for part in ("train", "validation", "test")
+    )

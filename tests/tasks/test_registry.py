@@ -1,0 +1,115 @@
+"""What holds for every task: options as flags and as JSON, light imports, documented forms."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tyro
+
+from jrnn.tasks import REGISTRY, Data, Task
+from tests.tasks.equal import same_data
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "digits": {"order": "permuted", "seed": 3},
+    "adding": {"length": 12, "train_size": 30, "eval_size": 10, "seed": 3},
+    "copy": {"delay": 5, "symbols": 3, "copy_length": 2, "train_size": 30, "eval_size": 10},
+    "text": {"path": "text.txt", "window": 16, "test_fraction": 0.25},
+    "arrays": {"path": "arrays.npz", "kind": "regression", "normalize": False},
+    "table": {"path": "table.csv", "columns": ("b", "a"), "targets": ("a",), "window": 5},
+}
+FLAGS = {
+    "digits": ["--order", "permuted", "--seed", "3"],
+    "adding": ["--length", "12", "--train-size", "30", "--eval-size", "10", "--seed", "3"],
+    "copy": "--delay 5 --symbols 3 --copy-length 2 --train-size 30 --eval-size 10".split(),
+    "text": ["--path", "text.txt", "--window", "16", "--test-fraction", "0.25"],
+    "arrays": ["--path", "arrays.npz", "--kind", "regression", "--no-normalize"],
+    "table": "--path table.csv --columns b a --targets a --window 5".split(),
+}
+
+
+@pytest.fixture(params=REGISTRY)
+def task(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
+    """Each task, with options of its own and a file where it needs one."""
+    rng = np.random.default_rng(0)
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("the quick brown fox\n" * 30, "utf-8")
+    np.savez("arrays.npz", xs=rng.normal(size=(30, 4, 2)), ys=rng.normal(size=(30, 3)))
+    np.savetxt("table.csv", rng.normal(size=(90, 2)), delimiter=",", header="a,b", comments="")
+    return REGISTRY[request.param](**OPTIONS[request.param])
+
+
+def _name(task: Task) -> str:
+    return next(name for name, kind in REGISTRY.items() if kind is type(task))
+
+
+def test_options_are_in_this_test_for_every_task():
+    assert OPTIONS.keys() == FLAGS.keys() == REGISTRY.keys()
+
+
+def test_tasks_are_read_from_flags(task: Task):
+    assert tyro.cli(type(task), args=FLAGS[_name(task)]) == task
+
+
+def test_tasks_survive_json_and_hash(task: Task):
+    options = json.loads(json.dumps(dataclasses.asdict(task)))
+    options = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+    assert type(task)(**options) == task
+    assert hash(type(task)(**options)) == hash(task)
+
+
+def test_loading_twice_gives_the_same_data(task: Task):
+    assert same_data(task.load(), task.load())
+
+
+@pytest.mark.parametrize("name", ["digits", "adding", "copy"])
+def test_another_seed_gives_other_data(name: str):
+    options = OPTIONS[name] | {"seed": 4}
+    other = REGISTRY[name](**(options | {"seed": 5}))
+    assert not same_data(REGISTRY[name](**options).load(), other.load())
+
+
+def test_splits_have_the_documented_forms(task: Task):
+    data = task.load()
+    for split in (data.train, data.validation, data.test):
+        examples, steps = split.xs.shape[:2]
+        assert examples > 0
+        if data.tokens:
+            assert split.xs.shape == (examples, steps) and split.xs.dtype == np.int32
+            assert 0 <= split.xs.min() and split.xs.max() < data.input_size
+        else:
+            assert split.xs.shape == (examples, steps, data.input_size)
+            assert split.xs.dtype == np.float32
+        leading = (examples, steps) if data.target.endswith("per_step") else (examples,)
+        if data.target.startswith("class"):
+            assert split.ys.shape == leading and split.ys.dtype == np.int32
+            assert 0 <= split.ys.min() and split.ys.max() < data.output_size
+        else:
+            assert split.ys.shape == (*leading, data.output_size)
+            assert split.ys.dtype == np.float32
+        if split.scored is not None:
+            assert split.scored.shape == (examples, steps) and split.scored.dtype == bool
+
+
+def test_baseline_is_a_float_of_its_own(task: Task):
+    name, value = task.load().baseline
+    assert name and type(value) is float and value > 0
+
+
+def test_data_is_not_compared_array_by_array():
+    split = REGISTRY["adding"](**OPTIONS["adding"]).load().train
+    one, other = (
+        Data(split, split, split, "value", "mse", 2, 1, ("constant guess", 1.0)) for _ in range(2)
+    )
+    assert one == one and one != other
+
+
+def test_import_of_tasks_is_light():
+    heavy = ("sklearn", "flax", "optax", "orbax", "matplotlib", "pydoc_data")
+    code = f"import sys, jrnn.tasks; print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

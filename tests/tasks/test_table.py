@@ -1,0 +1,211 @@
+"""Table: windows against a slow loop over the file, and every way a CSV can be wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jrnn.tasks import Split, Table
+
+HEADER = "date,load,wind,price"
+
+
+def _columns(rows: int) -> dict[str, list[float]]:
+    rng = np.random.default_rng(2)
+    return {
+        "load": [round(float(v), 3) for v in rng.normal(50, 5, rows)],
+        "wind": [round(float(v), 3) for v in rng.normal(-3, 0.1, rows)],
+        "price": [0.1] * rows,
+    }
+
+
+def _write(folder: Path, columns: dict[str, list[float]]) -> str:
+    lines = [HEADER]
+    for row in range(len(columns["load"])):
+        lines.append(f"2024-{row},{columns['load'][row]},{columns['wind'][row]},0.1")
+    path = folder / "grid.csv"
+    path.write_text("\n".join(lines) + "\n\n", "utf-8")
+    return str(path)
+
+
+def _raw(folder: Path, text: str) -> str:
+    path = folder / "grid.csv"
+    path.write_bytes(text.encode("utf-8"))
+    return str(path)
+
+
+def _mean_std(values: list[float]) -> tuple[float, float]:
+    if len(set(values)) == 1:
+        return values[0], 1.0
+    mean = sum(values) / len(values)
+    return mean, (sum((v - mean) ** 2 for v in values) / len(values)) ** 0.5
+
+
+@pytest.mark.parametrize("window, horizon, stride", [(1, 1, 1), (5, 1, 1), (4, 3, 2), (6, 2, 9)])
+def test_windows_match_a_slow_loop_that_stays_within_each_part(
+    tmp_path: Path, window: int, horizon: int, stride: int
+):
+    columns = _columns(100)
+    names, targets = ("wind", "load", "price"), ("load", "wind")
+    path = _write(tmp_path, columns)
+    data = Table(path, names, targets, window, horizon, 0.15, 0.2, stride).load()
+    scales = {name: _mean_std(columns[name][:65]) for name in names}
+    bounds = ((0, 65, stride), (65, 80, window), (80, 100, window))
+    for split, (begin, end, step) in zip(
+        (data.train, data.validation, data.test), bounds, strict=True
+    ):
+        xs, ys, start = [], [], begin
+        while start + window - 1 + horizon < end:
+            rows = range(start, start + window)
+            xs.append([[_scaled(columns, scales, name, r) for name in names] for r in rows])
+            ys.append(
+                [[_scaled(columns, scales, name, r + horizon) for name in targets] for r in rows]
+            )
+            start += step
+        assert len(xs) > 0
+        np.testing.assert_allclose(split.xs, xs, atol=1e-5)
+        np.testing.assert_allclose(split.ys, ys, atol=1e-5)
+    assert data.target_scale is not None
+    np.testing.assert_allclose(data.target_scale, [scales[name][1] for name in targets])
+    assert (data.input_size, data.output_size) == (3, 2)
+
+
+def _scaled(columns: dict, scales: dict, name: str, row: int) -> float:
+    mean, std = scales[name]
+    return (columns[name][row] - mean) / std
+
+
+def test_a_change_in_the_test_rows_moves_nothing_else(tmp_path: Path):
+    columns = _columns(100)
+    before = Table(_write(tmp_path, columns), ("load", "wind"), window=3).load()
+    columns["load"][85:] = [1e9] * 15
+    after = Table(_write(tmp_path, columns), ("load", "wind"), window=3).load()
+    for part in ("train", "validation"):
+        one, other = getattr(before, part), getattr(after, part)
+        assert isinstance(one, Split)
+        assert np.array_equal(one.xs, other.xs) and np.array_equal(one.ys, other.ys)
+    assert after.test.xs.max() > 1e6
+
+
+def test_all_columns_are_inputs_and_targets_by_default(tmp_path: Path):
+    path = _raw(tmp_path, "\ufeffb, a\r\n" + "".join(f"{i},{-i}\r\n" for i in range(40)))
+    data = Table(path, window=2).load()
+    assert (data.input_size, data.output_size) == (2, 2)
+    np.testing.assert_allclose(data.train.xs[..., 0], -data.train.xs[..., 1], atol=1e-6)
+    assert (np.diff(data.train.xs[0, :, 0]) > 0).all()
+    only = Table(path, columns=("a",), window=2).load()
+    assert (only.input_size, only.output_size) == (1, 1)
+    assert (np.diff(only.train.ys[0, :, 0]) < 0).all()
+
+
+def test_a_target_need_not_be_an_input(tmp_path: Path):
+    data = Table(_write(tmp_path, _columns(60)), ("wind",), ("load",), window=2).load()
+    assert (data.input_size, data.output_size) == (1, 1)
+    both = Table(_write(tmp_path, _columns(60)), ("wind", "load"), ("load",), window=2).load()
+    assert np.array_equal(data.test.ys, both.test.ys)
+
+
+def test_a_constant_column_becomes_zeros_with_scale_one(tmp_path: Path):
+    data = Table(_write(tmp_path, _columns(60)), ("price",), window=2).load()
+    assert (data.train.xs == 0).all()
+    assert data.target_scale is not None and data.target_scale.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("horizon", [1, 4])
+def test_baseline_is_that_the_present_value_stays(tmp_path: Path, horizon: int):
+    columns = _columns(100)
+    data = Table(_write(tmp_path, columns), ("load",), window=5, horizon=horizon).load()
+    _, std = _mean_std(columns["load"][:70])
+    test = columns["load"][85:]
+    windows = (15 - horizon) // 5
+    errors = [((test[r + horizon] - test[r]) / std) ** 2 for r in range(windows * 5)]
+    assert data.baseline == ("persistence", pytest.approx(sum(errors) / len(errors), rel=1e-4))
+
+
+def test_too_few_rows_says_how_many_are_enough(tmp_path: Path):
+    task = Table(_write(tmp_path, _columns(50)), ("load",), window=8, horizon=2)
+    with pytest.raises(
+        ValueError, match="Table: .* at least 10 rows each, got 34, 8 and 8 of 50; 67 rows are"
+    ):
+        task.load()
+    _write(tmp_path, _columns(67))
+    assert len(task.load().test.xs) == 1
+    with pytest.raises(ValueError, match="got 0, 0 and 0 of 0"):
+        Table(_raw(tmp_path, "a,b\n"), window=8).load()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a,b\n1,2\n3,x\n", "Table: line 3, column 'b' must be a finite number, got 'x'"),
+        ("a,b\n1,2\n\n3,4\n", "must have 2 cells, .* got 0 at line 3"),
+        ("a,b\n1,2\n,4\n", "line 3, column 'a' must be a finite number, got an empty cell"),
+        ("a,b\n1,2\n3, \n", "line 3, column 'b' .* got an empty cell"),
+        ("a,b\nnan,2\n", "line 2, column 'a' must be a finite number, got 'nan'"),
+        ("a,b\n1,-inf\n", "line 2, column 'b' must be a finite number, got '-inf'"),
+        ('"a","b"\n"1\n",2\nx,3\n', "line 4, column 'a'"),
+        ("a,b\n1,2,3\n", "must have 2 cells, .* got 3 at line 2"),
+        ("a,b,a\n1,2,3\n", "the first line of .* must name each column once, got 'a' twice"),
+        ("a,,b\n1,2,3\n", "every column must have a name, got none for column 2"),
+        ("1,2\n3,4\n", "must name the columns, got the numbers 1, 2"),
+        ("a;b\n1;2\n", "must be separated by commas, got the first line 'a;b'"),
+        ("a\tb\n1\t2\n", "must be separated by commas"),
+        ("", "must have a line of column names and rows, got nothing"),
+        ("\n\n", "must have a line of column names and rows, got nothing"),
+    ],
+)
+def test_bad_files_are_refused_at_their_line_and_column(tmp_path: Path, text: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        Table(_raw(tmp_path, text), window=2).load()
+
+
+def test_cells_of_columns_that_are_not_used_may_hold_anything(tmp_path: Path):
+    text = "day,a\n" + "".join(f"day {i},{i}\n" for i in range(40))
+    assert Table(_raw(tmp_path, text), columns=("a",), window=2).load().input_size == 1
+    with pytest.raises(ValueError, match="line 2, column 'day' .* leave the column out"):
+        Table(_raw(tmp_path, text), window=2).load()
+
+
+def test_a_field_too_large_for_csv_is_refused_at_its_line(tmp_path: Path):
+    with pytest.raises(ValueError, match="Table: .* must be CSV, got an error at line 2"):
+        Table(_raw(tmp_path, "a\n" + "1" * 200_000 + "\n")).load()
+
+
+def test_unknown_columns_are_refused_with_a_suggestion(tmp_path: Path):
+    path = _write(tmp_path, _columns(60))
+    with pytest.raises(
+        ValueError, match="Table: columns must be among .*, got 'wint'; did you mean 'wind'"
+    ):
+        Table(path, columns=("wint",)).load()
+    with pytest.raises(ValueError, match="Table: targets must be among date, load, wind, price"):
+        Table(path, columns=("wind",), targets=("x",)).load()
+
+
+def test_missing_and_undecodable_files_are_refused(tmp_path: Path):
+    _write(tmp_path, _columns(10))
+    with pytest.raises(FileNotFoundError, match="Table: no file .* did you mean 'grid.csv'"):
+        Table(str(tmp_path / "grit.csv")).load()
+    (tmp_path / "grid.csv").write_bytes(b"a\n1\n\xff\n")
+    with pytest.raises(ValueError, match="Table: .* 0xff at byte offset 4"):
+        Table(str(tmp_path / "grid.csv")).load()
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"path": None}, TypeError, "Table: path must be a path as a string, got None"),
+        ({"columns": "ab"}, TypeError, "Table: columns must be a tuple of strings .* got 'ab'"),
+        ({"columns": ["a"]}, TypeError, r"Table: columns must be a tuple .* got \['a'\]"),
+        ({"targets": (1,)}, TypeError, r"Table: targets must be a tuple .* got \(1,\)"),
+        ({"columns": ("a", "a")}, ValueError, "columns must name each column once, got 'a' twice"),
+        ({"window": 0}, ValueError, "Table: window must be a positive int, got 0"),
+        ({"horizon": 0}, ValueError, "Table: horizon must be a positive int, got 0"),
+        ({"stride": 0}, ValueError, "Table: stride must be a positive int, got 0"),
+        ({"test_fraction": 1.0}, ValueError, "Table: test_fraction must lie between 0 and 1"),
+        ({"validation_fraction": 0.9}, ValueError, "must leave something to train on"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], error: type[Exception], message: str):
+    with pytest.raises(error, match=message):
+        Table(**{"path": "grid.csv", **options})
