@@ -97,7 +97,7 @@ def test_missing_file_is_answered_with_one_like_it(tmp_path: Path):
         Text(str(tmp_path / "stroy.txt")).load()
     (tmp_path / "README.TXT").write_text("a")
     with pytest.raises(FileNotFoundError, match="did you mean 'README.TXT'"):
-        Text(str(tmp_path / "readme.txt")).load()
+        Text(str(tmp_path / "readm.txt")).load()
     with pytest.raises(FileNotFoundError, match=r"Text: path must be a file, got the folder"):
         Text(str(tmp_path)).load()
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
