@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jrnn import checks
 from jrnn.cell import Carry, Cell, Inputs, Params
@@ -26,8 +27,8 @@ def unroll(
     xs: Inputs,
     carry: Carry | None = None,
     *,
-    lengths: jax.Array | None = None,
-    resets: jax.Array | None = None,
+    lengths: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
     reverse: bool = False,
     key: jax.Array | None = None,
     engine: Engine | str = "auto",

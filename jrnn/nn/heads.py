@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 
 from jrnn import checks
 from jrnn.cell import Carry
@@ -57,7 +58,7 @@ class Classifier(nnx.Module):
         self.dropout = _dropout("Classifier", dropout, rngs)
         self.head = nnx.Linear(body.output_size, output_size, rngs=rngs)
 
-    def __call__(self, xs: jax.Array, *, lengths: jax.Array | None = None) -> jax.Array:
+    def __call__(self, xs: jax.Array, *, lengths: ArrayLike | None = None) -> jax.Array:
         """Scores for each sequence.
 
         Args:
@@ -114,8 +115,8 @@ class SequenceToSequence(nnx.Module):
         xs: jax.Array,
         carry: Carry | None = None,
         *,
-        lengths: jax.Array | None = None,
-        resets: jax.Array | None = None,
+        lengths: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
     ) -> tuple[Carry, jax.Array]:
         """Outputs for each step.
 
@@ -142,7 +143,7 @@ def _dropout(owner: str, rate: float, rngs: nnx.Rngs) -> nnx.Dropout | None:
 
 
 def _pool(
-    pool: str, ys: jax.Array, lengths: jax.Array | None, directions: tuple[bool, ...]
+    pool: str, ys: jax.Array, lengths: ArrayLike | None, directions: tuple[bool, ...]
 ) -> jax.Array:
     """From outputs `[T, B, output]`, zero on padding, one vector `[B, output]` a sequence."""
     steps, batch = ys.shape[:2]

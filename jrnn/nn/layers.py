@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jrnn import cells, checks
 from jrnn.cell import Carry, Cell
@@ -67,8 +67,8 @@ class _Layers(nnx.Module):
         xs: jax.Array,
         carry: Carry | None = None,
         *,
-        lengths: jax.Array | None = None,
-        resets: jax.Array | None = None,
+        lengths: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
         key: jax.Array | None = None,
     ) -> tuple[Carry, jax.Array]:
         """Runs all layers over all steps.

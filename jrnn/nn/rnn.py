@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jrnn.cell import Carry, Cell, Inputs, Params
 from jrnn.engines import Engine, unroll
@@ -70,8 +70,8 @@ class RNN(nnx.Module):
         xs: Inputs,
         carry: Carry | None = None,
         *,
-        lengths: jax.Array | None = None,
-        resets: jax.Array | None = None,
+        lengths: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
         key: jax.Array | None = None,
     ) -> tuple[Carry, jax.Array]:
         """Runs over all steps; the order of arguments and results is that of `lax.scan`.

@@ -1,0 +1,283 @@
+"""The conformance suite: what every cell must satisfy, yours included.
+
+Use it in a test of your own: `jrnn.testing.check_cell(MyCell(hidden_size=8))`.
+"""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.test_util import check_grads
+from jax.typing import DTypeLike
+
+from jrnn.cell import Carry, Cell, Inputs, Params
+from jrnn.engines import unroll
+
+MakeInputs = Callable[[jax.Array, tuple[int, ...]], Inputs]
+
+STEPS, BATCH = 5, 3
+RTOL = 1e-5
+
+
+class Case(NamedTuple):
+    """One cell with random parameters, and a way to draw inputs for it."""
+
+    cell: Cell
+    params: Params
+    inputs: MakeInputs
+    key: jax.Array
+    input_size: int
+
+    def xs(self, *leading: int, seed: int = 0) -> Inputs:
+        """Random inputs with these leading axes."""
+        return self.inputs(jax.random.fold_in(self.key, seed), leading)
+
+    def carry(self, *leading: int, seed: int = 0) -> Carry:
+        """A random carry with these leading axes."""
+        key = jax.random.fold_in(self.key, 1000 + seed)
+        return randomized(self.cell.init_carry(self.params, leading), key)
+
+
+def randomized(tree: Any, key: jax.Array, scale: float = 0.3) -> Any:
+    """Adds normal noise to every floating leaf, so that no zero hides a mistake.
+
+    Args:
+      tree: parameters or a carry.
+      key: randomness.
+      scale: standard deviation of the noise.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    noisy = [
+        leaf + scale * jax.random.normal(k, leaf.shape, leaf.dtype)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+        else leaf
+        for leaf, k in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(structure, noisy)
+
+
+def check_cell(
+    cell: Cell, input_size: int = 3, *, inputs: MakeInputs | None = None, seed: int = 0
+) -> None:
+    """Checks that a cell keeps the contract of `jrnn.Cell`, so that it is right on every engine.
+
+    Parameters are random, biases included. The properties, each by its name:
+
+    - frozen: a frozen dataclass, hashable, that prints as itself and survives pickling;
+    - three_parts: `step` is `update(params, carry, project(params, x), recur(params, carry))`;
+    - leading_axes: each of the three parts gives the same with any leading axes;
+    - sequence: `unroll` is a loop of steps, and of length 1 a step, with lengths, resets, reverse;
+    - jit: compiled and not compiled are the same;
+    - vmap: the same as a loop;
+    - no_recompilation: an equal cell with new values does not compile again;
+    - dtype: float32 and bfloat16 stay what they are, in the carry and in the output;
+    - gradients: finite, for every parameter, and right by finite differences.
+
+    Args:
+      cell: the cell.
+      input_size: passed to `cell.init`.
+      inputs: `(key, leading) -> x`, for a cell whose inputs are not arrays `[*leading,
+        input_size]`.
+      seed: of all that is random.
+
+    Raises:
+      AssertionError: names every property that fails, and how.
+
+    >>> import jrnn
+    >>> check_cell(jrnn.Elman(hidden_size=2))
+    """
+    key = jax.random.key(seed)
+    if inputs is None:
+        inputs = lambda k, leading: jax.random.normal(k, (*leading, input_size))
+    failures = []
+    try:
+        params = randomized(cell.init(key, input_size, jnp.float32), key)
+        case = Case(cell, params, inputs, key, input_size)
+        jax.block_until_ready(cell.step(params, case.carry(BATCH), case.xs(BATCH)))
+    except Exception as error:
+        raise AssertionError(f"check_cell({cell!r}): one step fails: {error}") from error
+    for name, check in PROPERTIES.items():
+        try:
+            check(case)
+        except Exception as error:
+            failures.append(f"{name}: {type(error).__name__}: {str(error).strip()[:600]}")
+    if failures:
+        raise AssertionError(
+            f"check_cell({cell!r}): {len(failures)} of {len(PROPERTIES)} properties fail\n- "
+            + "\n- ".join(failures)
+        )
+
+
+def _same(got: Any, expected: Any, rtol: float = RTOL) -> None:
+    """Close, leaf by leaf, to the size of the largest expected number of each leaf."""
+    chex.assert_trees_all_equal_structs(got, expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * max(1.0, np.abs(b).max(initial=0)))
+
+
+def _at(tree: Any, *index: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def _stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _frozen(case: Case) -> None:
+    cell = case.cell
+    params = getattr(type(cell), "__dataclass_params__", None)
+    assert params is not None and params.frozen, "a cell must be a @dataclass(frozen=True)"
+    assert hash(cell) == hash(copy.deepcopy(cell)), "equal cells must have equal hashes"
+    assert pickle.loads(pickle.dumps(cell)) == cell, "the cell must survive pickling"
+    assert type(cell).__name__ in repr(cell), "the cell must print its name and fields"
+
+
+def _three_parts(case: Case) -> None:
+    cell, carry, x = case.cell, case.carry(BATCH), case.xs(BATCH)
+    params = case.params
+    if cell.perturb is not None:
+        params, xs = cell.perturb(params, _at(x, None), None)
+        x = _at(xs, 0)
+    parts = cell.update(params, carry, cell.project(params, x), cell.recur(params, carry))
+    _same(parts, cell.step(case.params, carry, case.xs(BATCH)), 0)
+    after, _ = parts
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, carry)
+
+
+def _leading_axes(case: Case) -> None:
+    cell, carry, xs = case.cell, case.carry(2, BATCH), case.xs(2, BATCH)
+    params = case.params
+    if cell.perturb is not None:
+        params, xs = cell.perturb(params, xs, None)
+
+    @jax.jit
+    def parts(carry, x):
+        z, u = cell.project(params, x), cell.recur(params, carry)
+        return z, u, cell.update(params, carry, z, u)
+
+    whole = parts(carry, xs)
+    for index in np.ndindex(2, BATCH):
+        _same(_at(whole, *index), parts(_at(carry, *index), _at(xs, *index)))
+
+
+def _sequence(case: Case) -> None:
+    cell, params, carry = case.cell, case.params, case.carry(BATCH)
+    one = unroll(cell, params, case.xs(1, BATCH), carry)
+    after, y = cell.step(params, carry, _at(case.xs(1, BATCH), 0))
+    _same(one, (after, _at(y, None)))
+
+    xs = case.xs(STEPS, BATCH)
+    lengths = np.array([STEPS, STEPS - 2, 0])
+    resets = np.zeros((STEPS, BATCH), bool)
+    resets[2, 0] = resets[1, 1] = resets[STEPS - 1, 1] = True
+    for reverse in (False, True):
+        got = unroll(cell, params, xs, carry, lengths=lengths, resets=resets, reverse=reverse)
+        _same(got, _loop(case, xs, carry, lengths, resets, reverse))
+
+
+def _loop(
+    case: Case, xs: Inputs, carry: Carry, lengths: np.ndarray, resets: np.ndarray, reverse: bool
+) -> tuple[Carry, Any]:
+    """Each sequence for itself, step by step."""
+    cell, params = case.cell, case.params
+    step = jax.jit(cell.step)
+    _, like = jax.eval_shape(step, params, _at(carry, 0), _at(xs, 0, 0))
+    lasts, outputs = [], []
+    for b, length in enumerate(lengths):
+        s = _at(carry, b)
+        ys = [jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), like) for _ in resets]
+        for t in reversed(range(length)) if reverse else range(length):
+            if resets[t, b]:
+                s = cell.init_carry(params, ())
+            s, ys[t] = step(params, s, _at(xs, t, b))
+        lasts.append(s)
+        outputs.append(_stack(ys))
+    return _stack(lasts), jax.tree.map(lambda y: jnp.swapaxes(y, 0, 1), _stack(outputs))
+
+
+def _jit(case: Case) -> None:
+    carry, x = case.carry(BATCH), case.xs(BATCH)
+    with jax.disable_jit():
+        plain = case.cell.step(case.params, carry, x)
+    _same(jax.jit(case.cell.step)(case.params, carry, x), plain)
+
+
+def _vmap(case: Case) -> None:
+    carry, x = case.carry(BATCH), case.xs(BATCH)
+    mapped = jax.vmap(case.cell.step, in_axes=(None, 0, 0))(case.params, carry, x)
+    step = jax.jit(case.cell.step)
+    rows = [step(case.params, _at(carry, b), _at(x, b)) for b in range(BATCH)]
+    _same(mapped, _stack(rows))
+
+
+def _no_recompilation(case: Case) -> None:
+    traced = []
+
+    def run(cell, params, xs):
+        traced.append(cell)
+        return unroll(cell, params, xs)
+
+    run = jax.jit(run, static_argnums=0)
+    run(case.cell, case.params, case.xs(STEPS, BATCH))
+    run(pickle.loads(pickle.dumps(case.cell)), case.params, case.xs(STEPS, BATCH, seed=1))
+    assert len(traced) == 1, "an equal cell with new values was traced again"
+
+
+def _dtype(case: Case) -> None:
+    for dtype in (jnp.float32, jnp.bfloat16):
+        params = case.cell.init(case.key, case.input_size, dtype)
+        carry = case.cell.init_carry(params, (BATCH,))
+        x = _cast(case.xs(BATCH), dtype)
+        for tree in (params, carry, case.cell.step(params, carry, x)):
+            kept = [a.dtype == dtype for a in jax.tree.leaves(tree) if _is_float(a)]
+            assert all(kept), f"{jnp.dtype(dtype).name} did not stay: {_dtypes(tree)}"
+
+
+def _is_float(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _cast(tree: Any, dtype: DTypeLike) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if _is_float(leaf) else leaf, tree)
+
+
+def _dtypes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.dtype.name, tree)
+
+
+def _gradients(case: Case) -> None:
+    xs = case.xs(STEPS, BATCH)
+
+    def outputs(params):
+        _, ys = unroll(case.cell, params, xs)
+        return jnp.concatenate([jnp.ravel(y) for y in jax.tree.leaves(ys)])
+
+    weights = jax.random.normal(case.key, jax.eval_shape(outputs, case.params).shape)
+
+    def loss(params):
+        return jnp.mean(outputs(params) * weights)
+
+    for path, grad in jax.tree.leaves_with_path(jax.grad(loss)(case.params)):
+        assert jnp.isfinite(grad).all(), f"d loss / d params{jax.tree_util.keystr(path)} is not"
+    check_grads(loss, (case.params,), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-3)
+
+
+PROPERTIES: dict[str, Callable[[Case], None]] = {
+    "frozen": _frozen,
+    "three_parts": _three_parts,
+    "leading_axes": _leading_axes,
+    "sequence": _sequence,
+    "jit": _jit,
+    "vmap": _vmap,
+    "no_recompilation": _no_recompilation,
+    "dtype": _dtype,
+    "gradients": _gradients,
+}
+"""The properties by name; each takes a `Case` and raises when it does not hold."""
