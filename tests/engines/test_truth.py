@@ -1,0 +1,127 @@
+"""`unroll` against slow truths: the papers' equations in NumPy, a Python loop, differences."""
+
+from typing import NamedTuple
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import numpy as np
+from hypothesis.extra.numpy import arrays
+
+import jrnn
+from jrnn import Engine
+from tests.helpers import (
+    WAYS,
+    Batch,
+    Way,
+    as_dtype,
+    assert_close,
+    central_differences,
+    differentiate_all,
+    loop_grads,
+    oracle,
+    quickly_differentiate_all,
+    random_batch,
+    random_params,
+    unroll_all,
+)
+from tests.table import CELLS, Row
+
+EVERYTHING = (Way(), Way(reverse=True))
+
+
+def example(row: Row) -> tuple[jrnn.Cell, object, Batch]:
+    cell = row.make(3)
+    params = random_params(cell, 1, input_size=2)
+    return cell, params, random_batch(cell, params, 2, steps=5, batch=3)
+
+
+def test_values_and_gradients_equal_a_loop_in_float64(row: Row, engine: Engine, x64: None) -> None:
+    cell, params, batch = example(row)
+    for way, got in zip(
+        WAYS, quickly_differentiate_all(cell, engine, WAYS, params, batch), strict=True
+    ):
+        assert_close((got.carry, got.ys), oracle(row, way, params, batch), 1e-10)
+        assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-10)
+
+
+def test_gradients_equal_finite_differences(row: Row, engine: Engine, x64: None) -> None:
+    cell, params, batch = example(row)
+    results = quickly_differentiate_all(cell, engine, WAYS, params, batch)
+    for way, got in zip(WAYS, results, strict=True):
+        if way in EVERYTHING:
+            assert_close(tuple(got[2:]), central_differences(row, way, params, batch), 1e-8)
+
+
+def test_values_equal_the_oracle_in_float32(row: Row, engine: Engine) -> None:
+    cell, params, batch = as_dtype(example(row), np.float32)
+    wide = as_dtype((params, batch), np.float64)
+    for way, got in zip(WAYS, unroll_all(cell, engine, WAYS, params, batch), strict=True):
+        assert jax.tree.leaves(got)[0].dtype == np.float32
+        assert_close(got, oracle(row, way, *wide), 1e-5)
+
+
+def test_gradients_equal_a_loop_in_float32(row: Row, engine: Engine) -> None:
+    cell, params, batch = as_dtype(example(row), np.float32)
+    results = differentiate_all(cell, engine, EVERYTHING, params, batch)
+    with jax.enable_x64(True):
+        wide = as_dtype((params, batch), np.float64)
+        truths = [loop_grads(cell, way, *wide) for way in EVERYTHING]
+    for got, truth in zip(results, truths, strict=True):
+        assert_close(tuple(got[2:]), truth, 1e-5)
+
+
+class Drawn(NamedTuple):
+    """What a compile depends on."""
+
+    steps: int
+    batch: int
+    input_size: int
+    hidden_size: int
+    way: Way
+    variant: int
+
+
+def shapes(row: Row) -> list[Drawn]:
+    """Three for each cell, others for every cell: the masks drawn for them cost no compile."""
+    rng = np.random.default_rng(list(CELLS.values()).index(row))
+    return [
+        Drawn(
+            *(int(n) for n in rng.integers([0, 0, 1, 1], [18, 5, 6, 8])),
+            way=WAYS[rng.integers(len(WAYS))],
+            variant=int(rng.integers(100)),
+        )
+        for _ in range(3)
+    ]
+
+
+@hypothesis.settings(max_examples=20)
+@hypothesis.given(data=st.data())
+def test_any_shape_equals_a_loop(
+    row: Row, engines: tuple[Engine, ...], data: st.DataObject
+) -> None:
+    drawn = data.draw(st.sampled_from(shapes(row)))
+    cell = row.make(drawn.hidden_size)
+    params = random_params(cell, 3, drawn.input_size)
+    batch = random_batch(cell, params, 4, drawn.steps, drawn.batch)
+    # A length over T counts as T.
+    lengths = arrays(np.int32, drawn.batch, elements=st.integers(0, drawn.steps + 1))
+    resets = arrays(np.bool_, (drawn.steps, drawn.batch))
+    batch = batch._replace(lengths=data.draw(lengths), resets=data.draw(resets))
+    engine = engines[drawn.variant % len(engines)]
+    with jax.enable_x64(True):
+        (got,) = quickly_differentiate_all(cell, engine, (drawn.way,), params, batch)
+        assert_close((got.carry, got.ys), oracle(row, drawn.way, params, batch), 1e-10)
+        assert_close(tuple(got[2:]), loop_grads(cell, drawn.way, params, batch), 1e-10)
+
+
+def test_no_steps_return_the_carry_given(row: Row, engine: Engine, x64: None) -> None:
+    cell = row.make(3)
+    params = random_params(cell, 1, input_size=2)
+    batch = random_batch(cell, params, 2, steps=0, batch=2)
+    got = quickly_differentiate_all(cell, engine, EVERYTHING, params, batch)
+    zeros = jax.tree.map(np.zeros_like, params)
+    for results in got:
+        assert results.ys.shape == (0, 2, 3)
+        assert_close(results.carry, batch.carry, 0)
+        assert_close((results.params_grad, results.carry_grad), (zeros, batch.ct_carry), 0)

@@ -1,0 +1,252 @@
+"""What the tests compare, and the slow truths that they compare it with."""
+
+import itertools
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jrnn
+from jrnn import Cell, Engine
+from tests.table import Row
+
+
+class Way(NamedTuple):
+    """Which of the optional arguments of `unroll` are given."""
+
+    lengths: bool = True
+    resets: bool = True
+    carry: bool = True
+    reverse: bool = False
+
+
+WAYS = tuple(Way(*given) for given in itertools.product([False, True], repeat=4))
+
+
+class Batch(NamedTuple):
+    """All that a run needs but the parameters, and cotangents for its results."""
+
+    xs: Any  # [T, B, input]
+    carry: Any  # leaves [B, ...]
+    lengths: Any  # [B]
+    resets: Any  # [T, B]
+    ct_carry: Any
+    ct_ys: Any  # [T, B, output]
+
+
+class Results(NamedTuple):
+    """What a run returns, and the cotangents of what it was given."""
+
+    carry: Any
+    ys: Any
+    params_grad: Any
+    xs_grad: Any
+    carry_grad: Any
+
+
+def random_params(cell: Cell, seed: int, input_size: int, dtype: Any = np.float64) -> Any:
+    """Parameters with no zero in any leaf: zero biases and peepholes would hide faults."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda key: cell.init(key, input_size), jax.random.key(0))
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.6, leaf.shape).astype(dtype), shapes)
+
+
+def random_batch(
+    cell: Cell, params: Any, seed: int, steps: int, batch: int, dtype: Any = np.float64
+) -> Batch:
+    """Inputs for `random_params`, with lengths that go from 0 to T, and resets at a third."""
+    rng = np.random.default_rng(seed)
+    carry = jax.eval_shape(lambda p: cell.init_carry(p, (batch,)), params)
+    normal = lambda shape: rng.normal(size=shape).astype(dtype)
+    lengths = rng.permutation(np.linspace(0, steps, batch).round()).astype(np.int32)
+    return Batch(
+        xs=normal((steps, batch, params.w_ih.shape[0])),
+        carry=jax.tree.map(lambda leaf: normal(leaf.shape), carry),
+        lengths=lengths,
+        resets=rng.random((steps, batch)) < 0.3,
+        ct_carry=jax.tree.map(lambda leaf: normal(leaf.shape), carry),
+        ct_ys=normal((steps, batch, cell.hidden_size)),
+    )
+
+
+def as_dtype(tree: Any, dtype: Any) -> Any:
+    """The floating leaves in another dtype, as NumPy arrays."""
+    floating = lambda leaf: jnp.issubdtype(np.asarray(leaf).dtype, jnp.floating)
+    return jax.tree.map(lambda a: np.asarray(a, dtype) if floating(a) else a, tree)
+
+
+def assert_close(got: Any, want: Any, tolerance: float) -> None:
+    """Compares two pytrees leaf by leaf, relative to the largest number of each leaf."""
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    named, wanted = jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want)
+    for (path, g), w in zip(named, wanted, strict=True):
+        g, w = (np.asarray(a, np.float64) for a in (g, w))
+        scale = max(1.0, np.nanmax(np.abs(w), initial=0.0))
+        np.testing.assert_allclose(
+            g, w, rtol=tolerance, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path)
+        )
+
+
+def call(cell: Cell, engine: Engine, way: Way, params: Any, batch: Batch) -> tuple[Any, Any]:
+    """`unroll` with those arguments given that `way` says."""
+    return jrnn.unroll(
+        cell,
+        params,
+        batch.xs,
+        batch.carry if way.carry else None,
+        lengths=batch.lengths if way.lengths else None,
+        resets=batch.resets if way.resets else None,
+        reverse=way.reverse,
+        engine=engine,
+    )
+
+
+@partial(jax.jit, static_argnames=("cell", "engine", "ways"))
+def unroll_all(
+    cell: Cell, engine: Engine, ways: tuple[Way, ...], params: Any, batch: Batch
+) -> list[tuple[Any, Any]]:
+    """The values of `unroll`, each way, in one compile."""
+    return [call(cell, engine, way, params, batch) for way in ways]
+
+
+def _differentiate_all(
+    cell: Cell, engine: Engine, ways: tuple[Way, ...], params: Any, batch: Batch
+) -> list[Results]:
+    """The values and gradients of `unroll`, each way, in one compile."""
+
+    def one(way: Way) -> Results:
+        run = lambda p, xs, c: call(cell, engine, way, p, batch._replace(xs=xs, carry=c))
+        (carry, ys), vjp = jax.vjp(run, params, batch.xs, batch.carry)
+        return Results(carry, ys, *vjp((batch.ct_carry, batch.ct_ys)))
+
+    return [one(way) for way in ways]
+
+
+differentiate_all = jax.jit(_differentiate_all, static_argnames=("cell", "engine", "ways"))
+
+# The many compiles of the float64 tests are the time of this suite, and unoptimised they take half
+# of it. The float32 tests run what users run.
+QUICK = {"xla_backend_optimization_level": 0}
+quickly_differentiate_all = jax.jit(
+    _differentiate_all, static_argnames=("cell", "engine", "ways"), compiler_options=QUICK
+)
+
+
+def differentiate(
+    cell: Cell, engine: Engine, params: Any, batch: Batch, reverse: bool = False
+) -> Results:
+    """The values and gradients of `unroll` with all arguments given."""
+    return differentiate_all(cell, engine, (Way(reverse=reverse),), params, batch)[0]
+
+
+def sequence(tree: Any, b: int) -> Any:
+    """Sequence b out of leaves `[B, ...]`."""
+    return jax.tree.map(lambda leaf: leaf[b], tree)
+
+
+def travel(way: Way, batch: Batch, b: int) -> list[int]:
+    """The valid steps of sequence b, in the direction of travel."""
+    steps = len(batch.xs)
+    valid = range(min(steps, batch.lengths[b]) if way.lengths else steps)
+    return list(reversed(valid)) if way.reverse else list(valid)
+
+
+def oracle(row: Row, way: Way, params: Any, batch: Batch) -> tuple[Any, np.ndarray]:
+    """The truth: each sequence alone, its valid steps one by one, in NumPy from the papers."""
+    steps, rows = batch.xs.shape[:2]
+    ys, carries = np.zeros_like(batch.ct_ys, np.float64), []
+    for b in range(rows):
+        start = row.start(params)
+        carry = sequence(batch.carry, b) if way.carry else start
+        for t in travel(way, batch, b):
+            if way.resets and batch.resets[t, b]:
+                carry = start
+            carry, ys[t, b] = row.step(params, carry, batch.xs[t, b])
+        carries.append(carry)
+    if not carries:
+        return batch.carry, ys
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *carries), ys
+
+
+def oracle_loss(row: Row, way: Way, params: Any, batch: Batch) -> float:
+    """The inner product of the oracle's results with the cotangents of the batch."""
+    return inner(oracle(row, way, params, batch), (batch.ct_carry, batch.ct_ys))
+
+
+def inner(tree: Any, other: Any) -> Any:
+    """The sum over all leaves of their products."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+    return sum((a * b).sum() for a, b in pairs)
+
+
+def central_differences(row: Row, way: Way, params: Any, batch: Batch, eps: float = 1e-5) -> Any:
+    """The gradient of `oracle_loss` by params, xs and carry, each number for itself."""
+    leaves, structure = jax.tree.flatten((params, batch.xs, batch.carry))
+
+    def loss(n: int, index: tuple[int, ...], step: float) -> float:
+        moved = [leaf.copy() if n == k else leaf for k, leaf in enumerate(leaves)]
+        moved[n][index] += step
+        p, xs, carry = jax.tree.unflatten(structure, moved)
+        return oracle_loss(row, way, p, batch._replace(xs=xs, carry=carry))
+
+    grads = [np.zeros_like(leaf) for leaf in leaves]
+    for n, leaf in enumerate(leaves):
+        for index in np.ndindex(leaf.shape):
+            grads[n][index] = (loss(n, index, eps) - loss(n, index, -eps)) / (2 * eps)
+    return jax.tree.unflatten(structure, grads)
+
+
+@partial(jax.jit, static_argnames="cell", compiler_options=QUICK)
+def step_vjp(cell: Cell, params: Any, carry: Any, x: Any, ct_y: Any, ct_carry: Any) -> Any:
+    """One step of one sequence, and the cotangents of params, carry and x."""
+    after, vjp = jax.vjp(cell.step, params, carry, x)
+    return after, vjp((ct_carry, ct_y))
+
+
+@partial(jax.jit, static_argnames="cell", compiler_options=QUICK)
+def start_vjp(cell: Cell, params: Any, cotangent: Any) -> tuple[Any, Any]:
+    """The first carry of one sequence, and its share of the gradient of the parameters."""
+    start, vjp = jax.vjp(lambda p: cell.init_carry(p, ()), params)
+    return start, vjp(cotangent)[0]
+
+
+def loop_grads(cell: Cell, way: Way, params: Any, batch: Batch) -> Any:
+    """The gradients by params, xs and carry, through time, sequence by sequence, step by step."""
+    rows = range(batch.xs.shape[1])
+    if not rows:
+        return jax.tree.map(np.zeros_like, (params, batch.xs, batch.carry))
+    grads = [sequence_grads(cell, way, params, batch, b) for b in rows]
+    params_grad, xs_grad, carry_grad = zip(*grads, strict=True)
+    return (
+        jax.tree.map(lambda *shares: np.sum(shares, axis=0), *params_grad),
+        np.stack(xs_grad, axis=1),
+        jax.tree.map(lambda *leaves: np.stack(leaves), *carry_grad),
+    )
+
+
+def sequence_grads(cell: Cell, way: Way, params: Any, batch: Batch, b: int) -> Any:
+    """Backpropagation through time as in a textbook, for sequence b alone."""
+    zeros, add = partial(jax.tree.map, np.zeros_like), partial(jax.tree.map, np.add)
+    given, ct_carry = sequence((batch.carry, batch.ct_carry), b)
+    start, _ = start_vjp(cell, params, ct_carry)
+    params_grad, ct_start, xs_grad = zeros((params, ct_carry, batch.xs[:, b]))
+    steps = travel(way, batch, b)
+    restarts = [t for t in steps if way.resets and batch.resets[t, b]]
+
+    carry, before = given if way.carry else start, {}
+    for t in steps:
+        before[t] = start if t in restarts else carry
+        arguments = cell, params, before[t], batch.xs[t, b], batch.ct_ys[t, b], ct_carry
+        (carry, _), _ = step_vjp(*arguments)
+
+    for t in reversed(steps):
+        arguments = cell, params, before[t], batch.xs[t, b], batch.ct_ys[t, b], ct_carry
+        _, (share, ct_carry, xs_grad[t]) = step_vjp(*arguments)
+        params_grad = add(params_grad, share)
+        if t in restarts:
+            ct_start, ct_carry = add(ct_start, ct_carry), zeros(ct_carry)
+    if not way.carry:
+        ct_start, ct_carry = add(ct_start, ct_carry), zeros(ct_carry)
+    return add(params_grad, start_vjp(cell, params, ct_start)[1]), xs_grad, ct_carry
