@@ -104,6 +104,8 @@ def quarantine(
     reset_follows = jnp.cumsum(resets, axis=0) < jnp.sum(resets, axis=0)
     taken = (last_bad >= last_reset) & reset_follows
     taken = lax.rev(taken, (0,)) if reverse else taken
+    # In reverse a bad carry is kept over the padding first; the output there is zero all the same.
+    taken = taken if masks.valid is None else taken & masks.valid
     carry = select(~(bad_carry & resets.any(axis=0)), carry, masks.initial)
     return blank(~taken, xs), carry, taken
 
