@@ -41,9 +41,8 @@ def summary(experiment: Experiment, data: Data, trained: Trained) -> dict[str, A
         "steps": experiment.steps,
         "seconds": trained.seconds,
     }
-    if data.target_scale is not None:
-        rmse = np.sqrt(trained.test["metric"])
-        result["test_rmse_in_units"] = [float(rmse * scale) for scale in data.target_scale]
+    if data.target_scale is not None and len(data.target_scale) == 1:
+        result["test_rmse_in_units"] = float(trained.test["metric"] ** 0.5 * data.target_scale[0])
     return result
 
 
@@ -60,8 +59,8 @@ def table(result: dict[str, Any]) -> Table:
     }
     if result["seconds"] is not None:
         rows["training took"] = f"{result['seconds']:.0f} s"
-    if len(result.get("test_rmse_in_units", ())) == 1:
-        rows["test RMSE in your units"] = f"{result['test_rmse_in_units'][0]:.4g}"
+    if "test_rmse_in_units" in result:
+        rows["test RMSE in your units"] = f"{result['test_rmse_in_units']:.4g}"
     shown = Table(title=result["task"], show_header=False, title_justify="left")
     for name, value in rows.items():
         shown.add_row(name, value)

@@ -1,0 +1,44 @@
+# Everything runs in .venv, which each target sets up as far as it needs, and never twice.
+
+BIN := .venv/bin
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
+	$(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
+TESTS ?= tests jrnn
+JOBS ?= 2
+
+.PHONY: setup demo test parity lint bench notebooks clean
+
+setup: .venv/with-demo
+
+demo: .venv/with-demo
+	$(BIN)/jrnn train configs/digits.py
+
+test: .venv/with-test
+	$(BIN)/pytest -n $(JOBS) $(TESTS)
+
+parity: .venv/with-test .venv/with-parity
+	$(BIN)/pytest -n $(JOBS) tests/parity
+
+lint: .venv/with-lint .venv/with-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: .venv/with-demo
+	$(BIN)/python experiments/speed/bench.py
+
+notebooks: .venv/with-notebooks
+	$(BIN)/python experiments/notebooks/run.py
+
+clean:
+	rm -rf .venv build runs .pytest_cache .ruff_cache
+
+# One mark for each extra, made again when the dependencies change.
+.venv/with-%: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet -e '.[$*]'
+	touch $@
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "jrnn needs Python 3.11 or newer; name one: make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip

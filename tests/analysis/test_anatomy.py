@@ -1,0 +1,383 @@
+"""`jrnn.analysis.anatomy` against NumPy loops of the equations, and against `jrnn.unroll`."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jrnn
+from jrnn.analysis import Anatomy, anatomy
+from tests.helpers import assert_close as assert_close_trees
+from tests.helpers import random_batch, random_params
+from tests.table import Row
+
+T, B, INPUT, HIDDEN = 7, 4, 3, 5
+
+
+# --- the slow truth ------------------------------------------------------------------------------
+
+
+def sigmoid(a):
+    return 1 / (1 + np.exp(-a))
+
+
+def lstm_step(cell, p, carry, x):
+    h, c = carry
+    names = ["f", "g", "o"] if cell.coupled else ["i", "f", "g", "o"]
+    a = dict(zip(names, np.split(x @ p.w_ih + h @ p.w_hh + p.b, len(names), axis=-1), strict=True))
+    peep = (p.p_i, p.p_f, p.p_o) if cell.peepholes else (0.0, 0.0, 0.0)
+    f = sigmoid(a["f"] + peep[1] * c)
+    i = 1 - f if cell.coupled else sigmoid(a["i"] + peep[0] * c)
+    g = np.tanh(a["g"])
+    c = f * c + i * g
+    o = sigmoid(a["o"] + peep[2] * c)
+    h = o * np.tanh(c)
+    return (h, c), h, {"i": i, "f": f, "g": g, "o": o}
+
+
+def gru_step(cell, p, carry, x):
+    (h,) = carry
+    x_r, x_z, x_n = np.split(x @ p.w_ih + p.b, 3, axis=-1)
+    u_r, u_z, u_n = np.split(p.w_hh, 3, axis=-1)
+    r, z = sigmoid(x_r + h @ u_r), sigmoid(x_z + h @ u_z)
+    n = np.tanh(x_n + (r * (h @ u_n + p.b_hn) if cell.reset_after else (r * h) @ u_n))
+    h = (1 - z) * n + z * h
+    return (h,), h, {"r": r, "z": z, "n": n}
+
+
+def elman_step(cell, p, carry, x):
+    h = np.tanh(x @ p.w_ih + carry[0] @ p.w_hh + p.b)
+    return (h,), h, {"h": h}
+
+
+def loop(step, cell, params, xs, carry, initial, lengths, resets, reverse):
+    """Every sequence by itself and every step by itself: gates, carries, final carry, outputs."""
+    params = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    xs, carry, initial = (
+        [np.asarray(a, np.float64) for a in jax.tree.leaves(tree)] for tree in (xs, carry, initial)
+    )
+    gates, ys, final = {}, np.zeros((T, B, HIDDEN)), [a.copy() for a in carry]
+    carries = [np.zeros((T, *a.shape)) for a in carry]
+    for b in range(B):
+        state = tuple(a[b] for a in carry)
+        for t in reversed(range(T)) if reverse else range(T):
+            if t < lengths[b]:
+                if resets[t, b]:
+                    state = tuple(a[b] for a in initial)
+                state, ys[t, b], now = step(cell, params, state, xs[0][t, b])
+                for name, gate in now.items():
+                    gates.setdefault(name, np.zeros((T, B, HIDDEN)))[t, b] = gate
+            for kept, leaf in zip(carries, state, strict=True):
+                kept[t, b] = leaf
+        for kept, leaf in zip(final, state, strict=True):
+            kept[b] = leaf
+    return gates, carries, final, ys
+
+
+# --- what it is tried on -------------------------------------------------------------------------
+
+CELLS = {
+    "lstm": (jrnn.LSTM(HIDDEN), lstm_step),
+    "lstm-peepholes": (jrnn.LSTM(HIDDEN, peepholes=True), lstm_step),
+    "lstm-coupled": (jrnn.LSTM(HIDDEN, coupled=True), lstm_step),
+    "gru-after": (jrnn.GRU(HIDDEN), gru_step),
+    "gru-before": (jrnn.GRU(HIDDEN, reset_after=False), gru_step),
+    "elman": (jrnn.Elman(HIDDEN), elman_step),
+}
+LENGTHS = jnp.array([T, 4, 0, 1])
+RESETS = jnp.zeros((T, B), bool).at[3].set(True).at[5, 1].set(True).at[0, 0].set(True)
+
+
+def shake(tree, key):
+    """The same tree with noise on every leaf: no bias and no peephole is zero."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(key, len(leaves))
+    noisy = [
+        leaf + 0.5 * jax.random.normal(k, leaf.shape, leaf.dtype)
+        for k, leaf in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, noisy)
+
+
+def setting(cell, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    params = shake(cell.init(keys[0], INPUT), keys[1])
+    xs = jax.random.normal(keys[2], (T, B, INPUT), jnp.float32)
+    carry = shake(cell.init_carry(params, (B,)), keys[3])
+    return params, xs, carry
+
+
+def assert_close(got, expected, tol=2e-5):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tol, atol=tol),
+        jax.tree.leaves(got),
+        jax.tree.leaves(expected),
+    )
+
+
+# --- values --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("masked", "reverse"),
+    [(False, False), (True, False), (True, True)],
+    ids=["plain", "masked", "masked-reverse"],
+)
+@pytest.mark.parametrize("name", CELLS)
+def test_anatomy_equals_loop_of_the_equations(name, masked, reverse):
+    cell, step = CELLS[name]
+    params, xs, carry = setting(cell)
+    lengths, resets = (LENGTHS, RESETS) if masked else (None, None)
+    seen = anatomy(cell, params, xs, carry, lengths=lengths, resets=resets, reverse=reverse)
+    gates, carries, final, ys = loop(
+        step,
+        cell,
+        params,
+        xs,
+        carry,
+        cell.init_carry(params, (B,)),
+        np.full(B, T) if lengths is None else np.asarray(lengths),
+        np.zeros((T, B), bool) if resets is None else np.asarray(resets),
+        reverse,
+    )
+    assert list(seen.gates) == list(gates)
+    for gate in gates:
+        assert_close(seen.gates[gate], gates[gate])
+    assert_close(seen.carries, carries)
+    assert_close(seen.carry, final)
+    assert_close(seen.ys, ys)
+
+
+def test_every_cell_gives_what_unroll_gives(row: Row, reverse: bool):
+    cell = row.make(HIDDEN)
+    params = random_params(cell, seed=1, input_size=INPUT)
+    xs, carry, lengths, resets, *_ = random_batch(cell, params, seed=2, steps=T, batch=B)
+    options = {"lengths": lengths, "resets": resets, "reverse": reverse}
+    seen = anatomy(cell, params, xs, carry, **options)
+    expected = jrnn.unroll(cell, params, xs, carry, engine="scan", **options)
+    assert_close_trees((seen.carry, seen.ys), expected, 1e-6)
+    last = 0 if reverse else -1
+    assert_close_trees(jax.tree.map(lambda a: a[last], seen.carries), seen.carry, 0)
+
+
+def test_gradients_through_anatomy_equal_those_of_unroll():
+    cell = jrnn.LSTM(HIDDEN)
+    params, xs, carry = setting(cell)
+    options: dict[str, Any] = {"lengths": LENGTHS, "resets": RESETS}
+    weights = jax.random.normal(jax.random.key(9), (T, B, HIDDEN), jnp.float32)
+    by_anatomy = jax.grad(lambda p: (weights * anatomy(cell, p, xs, carry, **options).ys).sum())
+    by_unroll = jax.grad(
+        lambda p: (weights * jrnn.unroll(cell, p, xs, carry, engine="scan", **options)[1]).sum()
+    )
+    assert_close(by_anatomy(params), by_unroll(params), tol=1e-5)
+
+
+def test_coupled_input_gate_is_what_the_forget_gate_leaves():
+    cell = jrnn.LSTM(HIDDEN, coupled=True)
+    params, xs, carry = setting(cell)
+    gates = anatomy(cell, params, xs, carry).gates
+    np.testing.assert_allclose(gates["i"], 1 - gates["f"], rtol=1e-6)
+    assert 0.01 < float(jnp.std(gates["f"]))
+
+
+def test_first_carry_is_that_of_the_cell_by_default():
+    cell = jrnn.LSTM(HIDDEN)
+    params, xs, _ = setting(cell)
+    assert_close(
+        anatomy(cell, params, xs), anatomy(cell, params, xs, cell.init_carry(params, (B,))), tol=0
+    )
+
+
+def test_masks_are_kept_in_the_result():
+    cell = jrnn.GRU(HIDDEN)
+    params, xs, _ = setting(cell)
+    seen = anatomy(cell, params, xs, lengths=LENGTHS, resets=RESETS, reverse=True)
+    assert seen.lengths is not None and seen.resets is not None and seen.reverse is True
+    np.testing.assert_array_equal(seen.lengths, LENGTHS)
+    np.testing.assert_array_equal(seen.resets, RESETS)
+
+
+def test_no_steps_give_empty_gates_and_the_first_carry():
+    cell = jrnn.LSTM(HIDDEN)
+    params, xs, carry = setting(cell)
+    seen = anatomy(cell, params, xs[:0], carry)
+    assert seen.gates["f"].shape == seen.carries.c.shape == (0, B, HIDDEN)
+    assert_close(seen.carry, carry, tol=0)
+
+
+def test_nan_before_a_reset_shows_there_and_nowhere_else():
+    cell = jrnn.LSTM(HIDDEN)
+    params, xs, _ = setting(cell)
+    resets = jnp.zeros((T, B), bool).at[3].set(True)
+    seen = anatomy(cell, params, xs.at[1, 0].set(jnp.nan), resets=resets)
+    bad = np.zeros((T, B), bool)
+    bad[1:3, 0] = True
+    for values in (*seen.gates.values(), seen.carries.h, seen.carries.c, seen.ys):
+        np.testing.assert_array_equal(np.isnan(values).any(axis=-1), bad)
+
+
+def test_mixed_precision_keeps_gates_and_carries_in_the_wide_dtype():
+    cell = jrnn.LSTM(HIDDEN)
+    params, xs, _ = setting(cell)
+    seen = anatomy(cell, params, xs.astype(jnp.bfloat16))
+    assert seen.ys.dtype == jnp.bfloat16
+    assert {gate.dtype for gate in seen.gates.values()} == {np.dtype("float32")}
+    np.testing.assert_array_equal(seen.carries.c[-1], seen.carry.c)
+    expected, _ = jrnn.unroll(cell, params, xs.astype(jnp.bfloat16), engine="scan")
+    assert_close(seen.carry, expected, tol=1e-6)
+
+
+# --- cells of one's own --------------------------------------------------------------------------
+
+calls = []
+
+
+class LeakParams(NamedTuple):
+    w: jax.Array
+    leak: jax.Array
+
+
+@dataclass(frozen=True)
+class Leak(jrnn.Cell):
+    """h' = a * h + (1 - a) * W x with a = sigmoid(leak + h), written outside of jrnn."""
+
+    hidden_size: int
+    name: str | None = "a"
+    broadcast: bool = True
+
+    def init(self, key, input_size, dtype=jnp.float32):
+        w = jax.random.normal(key, (input_size, self.hidden_size), dtype)
+        return LeakParams(w, jnp.full((self.hidden_size,), 0.5, dtype))
+
+    def init_carry(self, params, batch_shape):
+        return {"memory": jnp.zeros((*batch_shape, self.hidden_size), params.w.dtype)}
+
+    def project(self, params, x):
+        return x @ params.w
+
+    def recur(self, params, carry):
+        return ()
+
+    def update(self, params, carry, z, u):
+        calls.append(self)
+        h = carry["memory"]
+        a = jax.nn.sigmoid(params.leak + h)
+        if self.name is not None:
+            jrnn.record(**{self.name: a if self.broadcast else params.leak})
+        h = a * h + (1 - a) * z
+        return {"memory": h}, h
+
+
+@dataclass(frozen=True)
+class Noisy(Leak):
+    """The same with input dropout, its masks `[T]` beside the inputs `[T, B, input]`."""
+
+    def perturb(self, params, xs, key):  # pyright: ignore[reportIncompatibleVariableOverride]
+        if key is None:
+            return params, (xs, jnp.ones(len(xs), xs.dtype))
+        return params, (xs, jax.random.bernoulli(key, 0.5, (len(xs),)).astype(xs.dtype))
+
+    def project(self, params, x):
+        x, mask = x
+        return mask * x @ params.w
+
+
+def test_a_cell_of_ones_own_shows_what_it_names():
+    cell = Leak(HIDDEN, name="leak")
+    params, xs, _ = setting(cell)
+    seen = anatomy(cell, params, xs)
+    h = np.zeros((B, HIDDEN))
+    assert list(seen.gates) == ["leak"]
+    for t in range(T):
+        a = sigmoid(np.asarray(params.leak) + h)
+        h = a * h + (1 - a) * np.asarray(xs[t] @ params.w)
+        assert_close(seen.gates["leak"][t], a)
+        assert_close(seen.carries["memory"][t], h)
+
+
+def test_a_cell_that_names_nothing_still_gives_carries_and_outputs():
+    cell = Leak(HIDDEN, name=None)
+    params, xs, _ = setting(cell)
+    seen = anatomy(cell, params, xs, lengths=LENGTHS)
+    assert seen.gates == {}
+    assert_close(
+        (seen.carry, seen.ys), jrnn.unroll(cell, params, xs, lengths=LENGTHS, engine="scan")
+    )
+    np.testing.assert_array_equal(seen.carries["memory"][-1], seen.carry["memory"])
+
+
+@pytest.mark.parametrize("key", [None, 3])
+def test_noise_is_that_of_unroll(key):
+    cell = Noisy(HIDDEN)
+    params, xs, _ = setting(cell)
+    key = None if key is None else jax.random.key(key)
+    seen = anatomy(cell, params, xs, key=key)
+    assert_close((seen.carry, seen.ys), jrnn.unroll(cell, params, xs, key=key, engine="scan"))
+
+
+def test_gates_come_in_the_order_in_which_the_cell_names_them():
+    cell = jrnn.LSTM(HIDDEN)
+    params, xs, _ = setting(cell)
+    assert list(anatomy(cell, params, xs).gates) == ["i", "f", "g", "o"]
+    assert list(jax.jit(lambda p: anatomy(cell, p, xs))(params).gates) == ["i", "f", "g", "o"]
+
+
+def test_unroll_does_not_record():
+    cell = jrnn.LSTM(HIDDEN)
+    params, xs, _ = setting(cell)
+    anatomy(cell, params, xs)
+    assert jax.tree.structure(jrnn.unroll(cell, params, xs, engine="scan")[1]).num_leaves == 1
+
+
+# --- transformations, errors ---------------------------------------------------------------------
+
+
+def test_second_call_with_an_equal_cell_does_not_trace_again():
+    params, xs, _ = setting(Leak(HIDDEN))
+    anatomy(Leak(HIDDEN), params, xs)
+    before = len(calls)
+    anatomy(Leak(HIDDEN), params, 2 * xs)
+    assert len(calls) == before
+    anatomy(Leak(HIDDEN), params, xs, reverse=True)
+    assert len(calls) > before
+
+
+def test_jit_gives_the_same_anatomy():
+    cell = jrnn.LSTM(HIDDEN, peepholes=True)
+    params, xs, carry = setting(cell)
+    plain = anatomy(cell, params, xs, carry, lengths=LENGTHS, resets=RESETS)
+    jitted = jax.jit(lambda *a: anatomy(cell, *a, lengths=LENGTHS, resets=RESETS))
+    seen = jitted(params, xs, carry)
+    assert isinstance(seen, Anatomy)
+    assert_close(seen._replace(reverse=False), plain, tol=1e-6)
+
+
+def test_vmap_over_parameters_gives_each_anatomy():
+    cell = jrnn.GRU(HIDDEN)
+    (first, xs, _), (second, _, _) = setting(cell), setting(cell, seed=5)
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), first, second)
+    seen = jax.vmap(lambda p: anatomy(cell, p, xs, lengths=LENGTHS))(stacked)
+    for at, params in enumerate((first, second)):
+        alone = anatomy(cell, params, xs, lengths=LENGTHS)
+        assert_close(jax.tree.map(lambda a, at=at: a[at], seen), alone, tol=1e-6)
+
+
+def test_a_gate_without_batch_axis_raises():
+    cell = Leak(HIDDEN, broadcast=False)
+    params, xs, _ = setting(cell)
+    with pytest.raises(ValueError, match=r"Leak must record gate 'a' with shape \(batch, hidden\)"):
+        anatomy(cell, params, xs)
+
+
+def test_arguments_are_checked_as_in_unroll():
+    cell = jrnn.LSTM(HIDDEN)
+    params, xs, _ = setting(cell)
+    with pytest.raises(ValueError, match=r"lengths must have shape \(batch,\) = \(4,\)"):
+        anatomy(cell, params, xs, lengths=jnp.ones(3, jnp.int32))
+    with pytest.raises(TypeError, match="carry must have the structure of LSTM.init_carry"):
+        anatomy(cell, params, xs, jnp.zeros((B, HIDDEN)))
+    with pytest.raises(TypeError, match=r"cell must be a jrnn.Cell"):
+        anatomy("lstm", params, xs)  # pyright: ignore[reportArgumentType]

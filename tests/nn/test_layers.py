@@ -1,0 +1,137 @@
+"""Layers above one another and in both directions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jrnn
+from jrnn.nn import GRU, LSTM, StackedRNN
+from tests.helpers import assert_close
+from tests.nn.test_rnn import B, H, I, T, batch, shaken
+
+
+def by_hand(model, cell, xs, lengths, resets, directions, first=None):
+    """Layer by layer with the functional core; the backward half is reset at segment ends."""
+    ends = np.zeros_like(resets)
+    ends[:, :-1] = resets[:, 1:]
+    ys, carries = xs.swapaxes(0, 1), []
+    for layer in range(model.num_layers):
+        outputs = []
+        for direction in range(directions):
+            k = layer * directions + direction
+            carry, y = jrnn.unroll(
+                cell,
+                model.rnns[k].params,
+                ys,
+                None if first is None else jax.tree.map(lambda a, k=k: a[k], first),
+                lengths=lengths,
+                resets=(ends if direction else resets).T,
+                reverse=bool(direction),
+            )
+            carries.append(carry)
+            outputs.append(y)
+        ys = jnp.concatenate(outputs, axis=-1)
+    return jax.tree.map(lambda *a: jnp.stack(a), *carries), ys.swapaxes(0, 1)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", [LSTM, GRU])
+def test_layers_match_a_composition_by_hand(kind, bidirectional):
+    model = shaken(kind(I, H, num_layers=2, bidirectional=bidirectional, rngs=nnx.Rngs(0)))
+    cell = {LSTM: jrnn.LSTM(H), GRU: jrnn.GRU(H)}[kind]
+    directions = 1 + bidirectional
+    xs, lengths, resets = batch()
+    first = jax.tree.map(
+        lambda a: jax.random.normal(jax.random.key(3), (2 * directions, *a.shape)),
+        cell.init_carry(model.rnns[0].params, (B,)),
+    )
+    got = model(xs, first, lengths=lengths, resets=resets)
+    assert_close(got, by_hand(model, cell, xs, lengths, resets, directions, first), 1e-5)
+    assert got[1].shape == (B, T, directions * H)
+
+
+def test_each_layer_and_direction_has_weights_of_its_own():
+    model = LSTM(H, H, num_layers=2, bidirectional=True, rngs=nnx.Rngs(0))
+    weights = [rnn.params.w_hh for rnn in model.rnns]
+    assert len(weights) == 4
+    for k in range(4):
+        for other in range(k):
+            assert not np.allclose(weights[k], weights[other])
+
+
+def test_options_of_the_cells_reach_them():
+    lstm = LSTM(I, H, rngs=nnx.Rngs(0), forget_bias=2.0, peepholes=True, coupled=True)
+    assert lstm.rnns[0].cell == jrnn.LSTM(H, 2.0, True, True)
+    gru = GRU(I, H, rngs=nnx.Rngs(0), reset_after=False, t_max=9)
+    assert gru.rnns[0].cell == jrnn.GRU(H, False, 9)
+    half = StackedRNN(jrnn.Elman(H), I, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16)
+    assert half.rnns[0].params.b.dtype == jnp.bfloat16
+
+
+def test_time_major_takes_time_first():
+    options = {"num_layers": 2, "bidirectional": True}
+    model = GRU(I, H, rngs=nnx.Rngs(0), **options)
+    turned = GRU(I, H, rngs=nnx.Rngs(0), time_major=True, **options)
+    xs, lengths, resets = batch()
+    carry, ys = model(xs, lengths=lengths, resets=resets)
+    turned_carry, turned_ys = turned(xs.swapaxes(0, 1), lengths=lengths, resets=resets.T)
+    assert_close((turned_carry, turned_ys), (carry, ys.swapaxes(0, 1)), 1e-6)
+
+
+def test_carry_goes_on_where_it_left_off():
+    model = LSTM(I, H, num_layers=2, rngs=nnx.Rngs(0))
+    xs, _, _ = batch()
+    last, ys = model(xs)
+    carry, early = model(xs[:, :2])
+    carry, late = model(xs[:, 2:], carry)
+    assert_close((carry, jnp.concatenate([early, late], axis=1)), (last, ys), 1e-6)
+
+
+def test_dropout_acts_between_layers_in_training_alone():
+    model = LSTM(I, H, num_layers=2, dropout=0.5, rngs=nnx.Rngs(0))
+    plain = LSTM(I, H, num_layers=2, rngs=nnx.Rngs(0))
+    xs, _, _ = batch()
+    model.eval()
+    _, quiet = model(xs)
+    assert_close(quiet, plain(xs)[1], 1e-6)
+    model.train()
+    _, one = model(xs)
+    _, two = model(xs)
+    assert not np.allclose(one, quiet) and not np.allclose(one, two)
+    # The top layer's outputs themselves are not dropped: none of them is zero.
+    assert (np.abs(one) > 0).all()
+
+
+def test_dropout_keeps_the_expected_value_between_layers():
+    rate = 0.4
+    model = LSTM(I, H, num_layers=2, dropout=rate, rngs=nnx.Rngs(0))
+    model.train()
+    dropped = model.dropout(jnp.ones((100, 100)))
+    assert np.isclose((dropped == 0).mean(), rate, atol=0.03)
+    assert np.isclose(dropped.mean(), 1, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dropout": 0.5}, "acts between layers"),
+        ({"dropout": 1.0, "num_layers": 2}, r"dropout must lie in \[0, 1\)"),
+        ({"num_layers": 0}, "num_layers must be a positive int"),
+    ],
+)
+def test_odd_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        LSTM(I, H, rngs=nnx.Rngs(0), **options)
+
+
+def test_unknown_option_is_refused():
+    with pytest.raises(TypeError, match="batch_first"):
+        LSTM(I, H, rngs=nnx.Rngs(0), batch_first=True)
+
+
+def test_carry_of_the_wrong_number_of_layers_is_refused():
+    model = GRU(I, H, num_layers=2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"\(2, batch, ...\), got shape \(3, 5\)"):
+        model(batch()[0], jnp.zeros((B, H)))

@@ -1,0 +1,183 @@
+"""Config files: every shipped one is built, and what is wrong with one is said."""
+
+import dataclasses
+import json
+
+import pytest
+
+import jrnn
+from jrnn import config
+from jrnn.cells import REGISTRY as CELLS
+from jrnn.tasks import REGISTRY as TASKS
+from jrnn.train import Experiment, Network, Optim
+
+OWN = """
+from dataclasses import dataclass
+import jax.numpy as jnp
+import jrnn
+from jrnn.tasks import Adding
+from jrnn.train import Experiment, Network
+
+@dataclass(frozen=True)
+class Mine(jrnn.Cell):
+    hidden_size: int
+    rate: float = 0.5
+
+    def init(self, key, input_size, dtype=jnp.float32):
+        return {"w": jnp.ones((input_size, self.hidden_size), dtype)}
+
+    def init_carry(self, params, batch_shape):
+        return jnp.zeros((*batch_shape, self.hidden_size), params["w"].dtype)
+
+    def project(self, params, x):
+        return x @ params["w"]
+
+    def recur(self, params, carry):
+        return ()
+
+    def update(self, params, carry, z, u):
+        h = self.rate * carry + z
+        return h, h
+
+def get_config(hidden: int = 3, names: str = "a", flag: bool = False) -> Experiment:
+    return Experiment(Adding(4, 20, 10), Network(Mine(hidden)), steps=2, batch_size=4)
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    return path
+
+
+def test_there_is_a_config_for_every_task():
+    shipped = config.shipped()
+    assert len(shipped) == 6
+    tasks = {type(config.load(str(path)).task) for path in shipped}
+    assert tasks == set(TASKS.values())
+
+
+@pytest.mark.parametrize("path", config.shipped(), ids=lambda path: path.name)
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_shipped_config_builds_with_every_cell(path, cell):
+    experiment = config.load(f"{path}:cell={cell},hidden=7,runlocal=true")
+    assert experiment.network.cell == CELLS[cell](hidden_size=7)
+    assert experiment.steps <= 40
+    assert config.load(str(path)).steps > 100
+
+
+def test_flags_change_single_fields():
+    flags = ["--optim.learning-rate", "1e-4", "--network.cell.forget-bias", "2", "--steps", "9"]
+    experiment = config.load("configs/digits.py", flags)
+    plain = config.load("configs/digits.py")
+    assert experiment == dataclasses.replace(
+        plain,
+        steps=9,
+        optim=dataclasses.replace(plain.optim, learning_rate=1e-4),
+        network=dataclasses.replace(
+            plain.network, cell=dataclasses.replace(plain.network.cell, forget_bias=2.0)
+        ),
+    )
+
+
+def test_arguments_after_the_colon_are_typed(own):
+    experiment = config.load(f"{own}:hidden=5,flag=true,names=x=y")
+    assert experiment.network.cell.hidden_size == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flags", "words"),
+    [
+        ("cel=gru", [], ["--cel", "Perhaps you meant", "--cell"]),
+        ("hidden=many", [], ["--hidden", "many"]),
+        ("", ["--optim.learning-rat", "1"], ["Perhaps you meant", "--optim.learning-rate"]),
+        ("cell=gru", ["--network.cell.forget-bias", "1"], ["--network.cell.forget-bias"]),
+    ],
+)
+def test_unknown_arguments_and_flags_exit_with_a_suggestion(arguments, flags, words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        config.load(f"configs/digits.py:{arguments}", flags)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in words)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("configs/digit.py", "did you mean 'configs/digits.py'"),
+        ("configs/digits.py:cell", "name=value"),
+        ("configs/digits.py:cell=gro", "did you mean 'gru'"),
+        ("nowhere/at/all.toml", "there are configs/adding.py"),
+    ],
+)
+def test_bad_specs_are_refused(spec, message):
+    with pytest.raises(ValueError, match=message):
+        config.load(spec)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "must define get_config"),
+        ("def get_config(): return 3", "must return a jrnn.train.Experiment, got 3"),
+        ("import nothing_of_the_kind", "ModuleNotFoundError: No module named"),
+        ("def get_config(:", "SyntaxError"),
+    ],
+)
+def test_bad_config_files_are_refused(tmp_path, text, message):
+    path = tmp_path / "bad.py"
+    path.write_text(text)
+    with pytest.raises(config.ConfigError, match=message):
+        config.load(str(path))
+
+
+def test_json_round_trip_keeps_every_field(tmp_path):
+    for path in config.shipped():
+        experiment = config.load(str(path))
+        config.save(experiment, str(path), tmp_path / "config.json")
+        assert config.read(tmp_path / "config.json") == experiment
+
+
+def test_json_keeps_tuples_and_none(tmp_path):
+    task = TASKS["table"]("data.csv", columns=("a", "b"), targets=("b",))
+    experiment = Experiment(task, Network(jrnn.LSTM(3, t_max=8)), Optim(clip_norm=None))
+    assert config.decode(json.loads(json.dumps(config.encode(experiment)))) == experiment
+
+
+def test_a_config_with_a_cell_of_its_own_survives_the_loss_of_its_file(own, tmp_path):
+    experiment = config.load(str(own))
+    config.save(experiment, str(own), tmp_path / "config.json")
+    own.unlink()
+    back = config.read(tmp_path / "config.json")
+    assert repr(back) == repr(experiment)
+    assert back.network.cell.rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda saved: saved["experiment"].update(colour=1), "another version"),
+        (
+            lambda saved: saved["experiment"]["task"].update(type="jrnn.tasks:Gone"),
+            "another version",
+        ),
+        (lambda saved: saved.pop("experiment"), "another version"),
+        (lambda saved: saved["experiment"].update(steps=-1), "steps must be a positive int"),
+    ],
+)
+def test_json_of_another_version_is_refused(tmp_path, change, message):
+    path = tmp_path / "config.json"
+    config.save(config.load("configs/digits.py"), "configs/digits.py", path)
+    saved = json.loads(path.read_text())
+    change(saved)
+    path.write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=message):
+        config.read(path)
+
+
+def test_json_cut_short_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"experiment": ')
+    with pytest.raises(config.ConfigError, match="cannot be read"):
+        config.read(tmp_path / "config.json")
