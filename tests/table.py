@@ -96,7 +96,7 @@ def lstm_peepholes_coupled(params: Any, carry: Any, x: np.ndarray) -> tuple[Any,
 
 
 def lstm_start(params: Any) -> LSTMCarry:
-    zeros = np.zeros(params.w_hh.shape[0])
+    zeros: Any = np.zeros(params.w_hh.shape[0])
     return LSTMCarry(zeros, zeros)
 
 

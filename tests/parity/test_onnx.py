@@ -1,0 +1,122 @@
+"""The cells against the LSTM, GRU and RNN operators of ONNX, as ONNX Runtime runs them."""
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import TensorProto, checker, helper
+
+from jrnn import GRU, LSTM, Cell, Elman, Engine, LSTMCarry
+from tests.helpers import Batch, Way, assert_close, random_batch, random_params, unroll_all
+from tests.table import Row
+
+STEPS, BATCH, INPUT, HIDDEN = 7, 4, 3, 5
+ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid"}
+
+
+def joined(params: Any, gates: str, order: str, signs: dict[str, int]) -> list[np.ndarray]:
+    """W and R `[1, G·hidden, ...]` in the gate order of ONNX, and the bias `[1, G·hidden]`.
+
+    `signs` names the gates of ONNX by ours; a sign of -1 turns sigmoid(a) into 1 - sigmoid(a).
+    """
+
+    def part(weights: np.ndarray, gate: str) -> np.ndarray:
+        return np.split(weights, len(gates), axis=-1)[gates.index(gate)].T * signs.get(gate, 1)
+
+    parts = (params.w_ih, params.w_hh, params.b)
+    return [np.concatenate([part(weights, gate) for gate in order])[None] for weights in parts]
+
+
+def lstm_node(cell: LSTM, params: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    # Coupled gates: ONNX gives f = 1 - i to the weights of i, we give i = 1 - f to those of f. So
+    # the i of ONNX is our f with its sign turned; its own f has weights that nothing reads.
+    if cell.coupled:
+        order, signs = "fofg", {"f": -1}
+        peep_i, peep_f = -params.p_f if cell.peepholes else None, np.zeros(HIDDEN)
+    else:
+        order, signs = "iofg", {}
+        peep_i, peep_f = params.p_i, params.p_f
+    w, r, b = joined(params, "".join(cell.gates), order, signs)
+    inputs = {"W": w, "R": r, "B": np.concatenate([b, np.zeros_like(b)], axis=-1)}
+    if cell.peepholes:
+        inputs["P"] = np.concatenate([peep_i, params.p_o, peep_f])[None]
+    return {"op_type": "LSTM", "input_forget": int(cell.coupled)}, inputs
+
+
+def gru_node(cell: GRU, params: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    w, r, b = joined(params, "rzn", "zrn", {})
+    recurrent_b = np.zeros_like(b)
+    if cell.reset_after:
+        recurrent_b[:, 2 * HIDDEN :] = params.b_hn
+    inputs = {"W": w, "R": r, "B": np.concatenate([b, recurrent_b], axis=-1)}
+    return {"op_type": "GRU", "linear_before_reset": int(cell.reset_after)}, inputs
+
+
+def elman_node(cell: Elman, params: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    w, r, b = joined(params, "h", "h", {})
+    inputs = {"W": w, "R": r, "B": np.concatenate([b, np.zeros_like(b)], axis=-1)}
+    return {"op_type": "RNN", "activations": [ACTIVATIONS[cell.activation]]}, inputs
+
+
+NODES: dict[type[Cell], Any] = {LSTM: lstm_node, GRU: gru_node, Elman: elman_node}
+
+
+def onnx_unroll(cell: Cell, params: Any, batch: Batch, way: Way) -> tuple[Any, np.ndarray]:
+    """The operator's final carry and outputs, in our layout."""
+    attributes, inputs = NODES[type(cell)](cell, params)
+    is_lstm = isinstance(batch.carry, LSTMCarry)
+    h, c = batch.carry if is_lstm else (batch.carry, None)
+    inputs |= {"X": batch.xs, "initial_h": h[None]}
+    inputs |= {"initial_c": c[None]} if is_lstm else {}
+    inputs = {name: array.astype(np.float32) for name, array in inputs.items()}
+    if way.lengths:
+        inputs["sequence_lens"] = batch.lengths
+
+    names = ["X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"]
+    names = [name if name in inputs else "" for name in names[: 8 if is_lstm else 6]]
+    outputs = ["Y", "Y_h", "Y_c"][: 3 if is_lstm else 2]
+    direction = "reverse" if way.reverse else "forward"
+    node = helper.make_node(
+        inputs=names, outputs=outputs, hidden_size=HIDDEN, direction=direction, **attributes
+    )
+    model = serialized(node, inputs)
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    y, *carry = session.run(None, inputs)
+    carry = [leaf[0] for leaf in carry]
+    return LSTMCarry(*carry) if is_lstm else carry[0], y[:, 0]
+
+
+def serialized(node: Any, inputs: dict[str, np.ndarray]) -> bytes:
+    """A model of one node, with everything, weights too, as an input."""
+    typed = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+        for name, a in inputs.items()
+    ]
+    results = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * (4 if name == "Y" else 3))
+        for name in node.output
+    ]
+    graph = helper.make_graph([node], "recurrent", typed, results)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+    checker.check_model(model)
+    return model.SerializeToString()
+
+
+WAYS = tuple(
+    Way(lengths=lengths, resets=False, carry=True, reverse=reverse)
+    for lengths in (False, True)
+    for reverse in (False, True)
+)
+
+
+def test_cell_equals_the_onnx_operator(row: Row, engine: Engine) -> None:
+    cell = row.make(HIDDEN)
+    if type(cell) not in NODES:
+        pytest.skip(f"ONNX has no operator for {cell}")
+    params = random_params(cell, 1, INPUT, np.float32)
+    batch = random_batch(cell, params, 2, STEPS, BATCH, np.float32)
+    # No length of 0: ONNX Runtime returns zeros for the carry there, not the carry it was given.
+    batch = batch._replace(lengths=np.array([7, 1, 4, 6], np.int32))
+    for way, got in zip(WAYS, unroll_all(cell, engine, WAYS, params, batch), strict=True):
+        assert_close(got, onnx_unroll(cell, params, batch, way), 1e-5)

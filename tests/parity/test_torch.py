@@ -1,0 +1,102 @@
+"""The cells against torch.nn: values, and gradients of params, inputs and the first state.
+
+A bidirectional layer of torch runs both directions of travel at once, each with its own weights.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jrnn import Engine
+from jrnn.cells import GRUParams
+from tests.helpers import Batch, Way, assert_close, differentiate_all, random_batch, random_params
+from tests.table import CELLS
+
+torch = pytest.importorskip("torch")
+rnn_utils = torch.nn.utils.rnn
+pytestmark = pytest.mark.torch
+
+STEPS, BATCH, INPUT, HIDDEN = 7, 4, 3, 5
+LENGTHS = np.array([7, 1, 4, 6], np.int32)  # torch packs no sequence of length 0
+SUFFIXES = ("l0", "l0_reverse")
+
+LAYERS: dict[str, Any] = {
+    "lstm": torch.nn.LSTM,
+    "gru": torch.nn.GRU,
+    "elman-tanh": torch.nn.RNN,
+    "elman-relu": lambda *sizes, **options: torch.nn.RNN(*sizes, nonlinearity="relu", **options),
+}
+
+
+def fill(layer: Any, both: list[Any]) -> None:
+    """Puts our parameters into torch's, which has the same order of gates, rows for columns."""
+    for params, suffix in zip(both, SUFFIXES, strict=True):
+        # Torch has two biases where we have one, and any split of ours will do ...
+        b_ih, b_hh = 0.75 * params.b, 0.25 * params.b
+        if isinstance(params, GRUParams):
+            # ... but for n of the GRU, where we have two as well.
+            b_ih[2 * HIDDEN :], b_hh[2 * HIDDEN :] = params.b[2 * HIDDEN :], params.b_hn
+        values = {
+            "weight_ih": params.w_ih.T,
+            "weight_hh": params.w_hh.T,
+            "bias_ih": b_ih,
+            "bias_hh": b_hh,
+        }
+        for name, value in values.items():
+            getattr(layer, f"{name}_{suffix}").data.copy_(torch.tensor(value))
+
+
+def params_grads(layer: Any, params: Any, suffix: str) -> Any:
+    """Torch's gradients in our layout."""
+    grad = lambda name: getattr(layer, f"{name}_{suffix}").grad.numpy()
+    ours = params._replace(w_ih=grad("weight_ih").T, w_hh=grad("weight_hh").T, b=grad("bias_ih"))
+    if isinstance(params, GRUParams):
+        ours = ours._replace(b_hn=grad("bias_hh")[2 * HIDDEN :])
+    return ours
+
+
+def torch_run(layer: Any, batches: list[Batch], lengths: bool) -> tuple[Any, Any, Any, Any]:
+    """The inputs, the first states `[2, B, hidden]`, the last ones, and the outputs, as tensors."""
+    carries = [jax.tree.leaves(batch.carry) for batch in batches]
+    states = [
+        torch.tensor(np.stack(leaves), requires_grad=True) for leaves in zip(*carries, strict=True)
+    ]
+    xs = torch.tensor(batches[0].xs, requires_grad=True)
+    first = tuple(states) if len(states) == 2 else states[0]
+    inputs = xs
+    if lengths:
+        inputs = rnn_utils.pack_padded_sequence(xs, torch.tensor(LENGTHS), enforce_sorted=False)
+    ys, last = layer(inputs, first)
+    if lengths:
+        ys, _ = rnn_utils.pad_packed_sequence(ys, total_length=STEPS)
+    return xs, states, list(last) if len(states) == 2 else [last], ys
+
+
+@pytest.mark.parametrize("lengths", [False, True], ids=["full", "packed"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_cell_equals_torch(name: str, engine: Engine, lengths: bool) -> None:
+    cell = CELLS[name].make(HIDDEN)
+    both = [random_params(cell, seed, INPUT, np.float32) for seed in (1, 2)]
+    batches = [random_batch(cell, both[0], seed, STEPS, BATCH, np.float32) for seed in (3, 4)]
+    batches = [batch._replace(xs=batches[0].xs, lengths=LENGTHS) for batch in batches]
+    layer = LAYERS[name](INPUT, HIDDEN, bidirectional=True)
+    fill(layer, both)
+    xs, states, carries, ys = torch_run(layer, batches, lengths)
+    ct_carries = zip(*(jax.tree.leaves(batch.ct_carry) for batch in batches), strict=True)
+    ct_ys = np.concatenate([batch.ct_ys for batch in batches], axis=-1)
+    pairs = zip([ys, *carries], [ct_ys, *map(np.stack, ct_carries)], strict=True)
+    loss = sum((tensor * torch.tensor(ct)).sum() for tensor, ct in pairs)
+    loss.backward()
+
+    xs_grad = np.zeros_like(batches[0].xs)
+    for n, (params, batch) in enumerate(zip(both, batches, strict=True)):
+        way = Way(lengths=lengths, resets=False, reverse=n == 1)
+        (got,) = differentiate_all(cell, engine, (way,), params, batch)
+        assert_close(got.ys, np.split(ys.detach().numpy(), 2, axis=-1)[n], 1e-5)
+        assert_close(jax.tree.leaves(got.carry), [c.detach().numpy()[n] for c in carries], 1e-5)
+        assert_close(got.params_grad, params_grads(layer, params, SUFFIXES[n]), 1e-5)
+        assert_close(jax.tree.leaves(got.carry_grad), [s.grad.numpy()[n] for s in states], 1e-5)
+        xs_grad += got.xs_grad
+    assert_close(xs_grad, xs.grad.numpy(), 1e-5)
