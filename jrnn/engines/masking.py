@@ -1,5 +1,6 @@
 """Padding, resets and what may not pass through them: one set of rules for every engine."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -120,10 +121,10 @@ def _cover(mask: jax.Array, leaf: jax.Array) -> jax.Array:
 
 
 def _has_nan(tree: Any, leading: int) -> jax.Array:
-    """Over the leading axes, whether any leaf holds a NaN."""
+    """Over the leading axes, whether any leaf holds a NaN; a tree without floats holds none."""
     found = [
         jnp.isnan(leaf).any(axis=tuple(range(leading, leaf.ndim)))
         for leaf in jax.tree.leaves(tree)
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     ]
-    return jnp.stack(found).any(axis=0)
+    return functools.reduce(jnp.logical_or, found, jnp.zeros((), bool))

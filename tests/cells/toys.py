@@ -1,0 +1,152 @@
+"""Small cells for the tests of the contract: with noise, with a pytree of inputs, of carries."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jrnn import Cell, record
+
+
+@dataclass(frozen=True)
+class Integrator(Cell):
+    """c' = c + x, y = c': no product, no rounding but that of the carry."""
+
+    hidden_size: int
+
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> jax.Array:
+        return jnp.zeros((), dtype)
+
+    def init_carry(self, params: jax.Array, batch_shape: tuple[int, ...]) -> jax.Array:
+        return jnp.zeros((*batch_shape, self.hidden_size), params.dtype)
+
+    def project(self, params: jax.Array, x: jax.Array) -> jax.Array:
+        return x
+
+    def recur(self, params: jax.Array, carry: jax.Array) -> None:
+        return None
+
+    def update(self, params: Any, carry: jax.Array, z: jax.Array, u: None) -> Any:
+        carry = carry + z
+        return carry, carry
+
+
+class NoisyParams(NamedTuple):
+    """Weights of `Noisy`."""
+
+    w_ih: jax.Array
+    w_hh: jax.Array
+
+
+class Masked(NamedTuple):
+    """One step of the inputs of `Noisy`, with the mask that `perturb` put beside it."""
+
+    x: jax.Array
+    mask: jax.Array
+
+
+@dataclass(frozen=True)
+class Noisy(Cell):
+    """h' = tanh(m_t * (W x) + (D * U) h): a mask m for each step and weights D dropped for all.
+
+    The first carry is full of ones, so that a reset shows.
+    """
+
+    hidden_size: int
+    keep: float = 0.5
+
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> NoisyParams:
+        keys, h = jax.random.split(key), self.hidden_size
+        return NoisyParams(
+            jax.random.normal(keys[0], (input_size, h), dtype),
+            jax.random.normal(keys[1], (h, h), dtype),
+        )
+
+    def init_carry(self, params: NoisyParams, batch_shape: tuple[int, ...]) -> jax.Array:
+        return jnp.ones((*batch_shape, self.hidden_size), params.w_hh.dtype)
+
+    def perturb(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, params: NoisyParams, xs: jax.Array, key: jax.Array | None
+    ) -> tuple[NoisyParams, Masked]:
+        shape = (*xs.shape[:-1], self.hidden_size)
+        if key is None:
+            return params, Masked(xs, jnp.ones(shape, xs.dtype))
+        keys = jax.random.split(key)
+        draw = lambda k, shape: jax.random.bernoulli(k, self.keep, shape) / self.keep
+        dropped = draw(keys[0], params.w_hh.shape).astype(params.w_hh.dtype)
+        masks = draw(keys[1], shape).astype(xs.dtype)
+        return params._replace(w_hh=params.w_hh * dropped), Masked(xs, masks)
+
+    def project(self, params: NoisyParams, x: Masked) -> jax.Array:
+        return x.mask * (x.x @ params.w_ih)
+
+    def recur(self, params: NoisyParams, carry: jax.Array) -> jax.Array:
+        return carry @ params.w_hh
+
+    def update(self, params: NoisyParams, carry: jax.Array, z: jax.Array, u: jax.Array) -> Any:
+        h = jnp.tanh(z + u)
+        record(h=h)
+        return h, h
+
+
+class Timed(NamedTuple):
+    """Inputs at irregular times."""
+
+    x: jax.Array  # [..., input]
+    dt: jax.Array  # [...]
+
+
+class Clock(NamedTuple):
+    """A carry with another inside it, and a leaf that is no float."""
+
+    inner: dict[str, jax.Array]  # leak [..., hidden]
+    steps: jax.Array  # [...] int32
+
+
+@dataclass(frozen=True)
+class Leaky(Cell):
+    """leak' = exp(-dt)·leak + w·x; a counter of steps; y = leak' + steps."""
+
+    hidden_size: int
+
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> jax.Array:
+        return jax.random.normal(key, (input_size, self.hidden_size), dtype)
+
+    def init_carry(self, params: jax.Array, batch_shape: tuple[int, ...]) -> Clock:
+        leak = jnp.full((*batch_shape, self.hidden_size), 0.5, params.dtype)
+        return Clock({"leak": leak}, jnp.full(batch_shape, 100, jnp.int32))
+
+    def project(self, params: jax.Array, x: Timed) -> tuple[jax.Array, jax.Array]:
+        return jnp.exp(-x.dt)[..., None], x.x @ params
+
+    def recur(self, params: jax.Array, carry: Clock) -> None:
+        return None
+
+    def update(self, params: jax.Array, carry: Clock, z: Any, u: None) -> tuple[Clock, jax.Array]:
+        decay, write = z
+        leak, steps = decay * carry.inner["leak"] + write, carry.steps + 1
+        return Clock({"leak": leak}, steps), leak + steps[..., None]
+
+
+@dataclass(frozen=True)
+class Counter(Cell):
+    """A carry without one float: y is the number of steps since the start or the last reset."""
+
+    hidden_size: int = 1
+
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> jax.Array:
+        return jnp.zeros((), dtype)
+
+    def init_carry(self, params: jax.Array, batch_shape: tuple[int, ...]) -> jax.Array:
+        return jnp.zeros(batch_shape, jnp.int32)
+
+    def project(self, params: jax.Array, x: jax.Array) -> jax.Array:
+        return 0 * x
+
+    def recur(self, params: jax.Array, carry: jax.Array) -> None:
+        return None
+
+    def update(self, params: jax.Array, carry: jax.Array, z: jax.Array, u: None) -> Any:
+        return carry + 1, z[..., :1] + (carry + 1)[..., None]
