@@ -1,0 +1,156 @@
+"""The contract of a cell: three parts, any leading axes, and what is derived from them."""
+
+import pickle
+from dataclasses import FrozenInstanceError
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jrnn
+from jrnn import GRU, LSTM, Cell, Elman
+from jrnn import cell as contract
+from jrnn.cells import REGISTRY
+from tests.helpers import assert_close, random_params
+from tests.table import CELLS, Row
+
+LEADING = [(), (5,), (3, 2, 4)]
+RECORDED = {LSTM: {"i", "f", "g", "o"}, GRU: {"r", "z", "n"}, Elman: {"h"}}
+
+
+def draw(cell: Cell, params: Any, leading: tuple[int, ...]) -> tuple[Any, np.ndarray]:
+    """A carry and an input with any leading axes."""
+    rng = np.random.default_rng(3)
+    normal = lambda shape: rng.normal(size=shape).astype(params.w_hh.dtype)
+    carry = jax.eval_shape(lambda p: cell.init_carry(p, leading), params)
+    x = normal((*leading, params.w_ih.shape[0]))
+    return jax.tree.map(lambda leaf: normal(leaf.shape), carry), x
+
+
+def test_every_registered_cell_has_a_row() -> None:
+    assert set(REGISTRY.values()) == {type(row.make(2)) for row in CELLS.values()}
+    for name, cls in REGISTRY.items():
+        assert isinstance(cls(hidden_size=2), Cell), name
+
+
+@pytest.mark.parametrize("leading", LEADING, ids=str)
+def test_parts_accept_any_leading_axes(row: Row, leading: tuple[int, ...]) -> None:
+    cell = row.make(3)
+    params = random_params(cell, 1, 2, np.float32)
+    carry, x = draw(cell, params, leading)
+
+    @jax.jit
+    def parts(carry: Any, x: Any) -> tuple[Any, Any, Any]:
+        z, u = cell.project(params, x), cell.recur(params, carry)
+        return z, u, cell.update(params, carry, z, u)
+
+    got = parts(carry, x)
+    for index in np.ndindex(leading):
+        alone = jax.tree.map(lambda leaf, at=index: leaf[at], (carry, x))
+        assert_close(jax.tree.map(lambda leaf, at=index: leaf[at], got), parts(*alone), 1e-6)
+        assert_close(parts(*alone)[2], row.step(params, *alone), 1e-5)
+
+
+def test_gates_are_one_array_each(row: Row) -> None:
+    cell = row.make(3)
+    params = random_params(cell, 1, 2, np.float32)
+    carry, x = draw(cell, params, (5,))
+    for leaf in jax.tree.leaves((cell.project(params, x), cell.recur(params, carry))):
+        assert leaf.shape == (5, 3)
+
+
+def test_step_is_made_of_the_parts(row: Row) -> None:
+    cell = row.make(3)
+    params = random_params(cell, 1, 2, np.float32)
+    carry, x = draw(cell, params, (5,))
+    derived = cell.update(params, carry, cell.project(params, x), cell.recur(params, carry))
+    assert_close(cell.step(params, carry, x), derived, 0)
+
+
+def test_recur_is_linear_in_the_carry(row: Row) -> None:
+    # An engine that defers the weight gradients counts on it: no bias and no gate in there.
+    cell = row.make(3)
+    params = random_params(cell, 1, 2, np.float32)
+    carry, _ = draw(cell, params, (5,))
+    once, twice = (cell.recur(params, jax.tree.map(lambda c, k=k: k * c, carry)) for k in (1, 2))
+    assert_close(jax.tree.map(lambda u: 2 * u, once), twice, 1e-6)
+
+
+def test_update_multiplies_matrices_only_if_it_says_so(row: Row) -> None:
+    cell = row.make(3)
+    params = random_params(cell, 1, 2, np.float32)
+    carry, x = draw(cell, params, (5,))
+    z, u = cell.project(params, x), cell.recur(params, carry)
+    jaxpr = str(jax.make_jaxpr(lambda *a: cell.update(params, *a))(carry, z, u))
+    assert ("dot_general" in jaxpr) == (not cell.pointwise)
+    assert cell.recurrence in get_args(contract.Recurrence)
+
+
+def test_first_carry_has_the_axes_and_dtype_asked_for(row: Row) -> None:
+    cell = row.make(3)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        params = cell.init(jax.random.key(0), 2, dtype)
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
+        for leading in LEADING:
+            carry = cell.init_carry(params, leading)
+            start = row.start(params)
+            assert jax.tree.structure(carry) == jax.tree.structure(start)
+            for leaf, truth in zip(jax.tree.leaves(carry), jax.tree.leaves(start), strict=True):
+                assert leaf.dtype == dtype
+                np.testing.assert_array_equal(leaf, np.broadcast_to(truth, (*leading, 3)))
+
+
+def test_cell_is_a_value(row: Row) -> None:
+    cell = row.make(3)
+    assert cell == row.make(3) and hash(cell) == hash(row.make(3))
+    assert cell != row.make(4)
+    assert pickle.loads(pickle.dumps(cell)) == cell
+    assert eval(repr(cell), dict(vars(jrnn))) == cell
+    with pytest.raises(FrozenInstanceError):
+        cell.hidden_size = 4
+
+
+def test_overriding_step_is_refused() -> None:
+    with pytest.raises(TypeError, match="Hasty: step is derived and never overridden"):
+
+        class Hasty(LSTM):
+            def step(self, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore
+                return super().step(*args, **kwargs)
+
+
+def test_gates_are_recorded_by_name_within_the_block_alone(row: Row) -> None:
+    cell = row.make(3)
+    params = random_params(cell, 1, 2, np.float32)
+    carry, x = draw(cell, params, (5,))
+    cell.step(params, carry, x)
+    with contract.recording() as outer:
+        assert outer == {}
+        with pytest.raises(KeyError), contract.recording() as inner:
+            cell.step(params, carry, x)
+            raise KeyError
+        assert outer == {}, "an inner block has its own record"
+    cell.step(params, carry, x)
+    assert outer == {}, "recorded after the block"
+    assert set(inner) == RECORDED[type(cell)]
+    assert {leaf.shape for leaf in inner.values()} == {(5, 3)}
+
+
+def test_recorded_gates_of_the_lstm_explain_its_step() -> None:
+    cell = LSTM(3, peepholes=True)
+    params = random_params(cell, 1, 2, np.float32)
+    carry, x = draw(cell, params, (5,))
+    with contract.recording() as gates:
+        after, y = cell.step(params, carry, x)
+    c = gates["f"] * carry.c + gates["i"] * gates["g"]
+    assert_close((after.c, y), (c, gates["o"] * jnp.tanh(c)), 1e-6)
+
+
+def test_recorded_gates_of_the_gru_explain_its_step() -> None:
+    cell = GRU(3)
+    params = random_params(cell, 1, 2, np.float32)
+    carry, x = draw(cell, params, (5,))
+    with contract.recording() as gates:
+        _, y = cell.step(params, carry, x)
+    assert_close(y, (1 - gates["z"]) * gates["n"] + gates["z"] * carry, 1e-6)

@@ -1,0 +1,107 @@
+"""Products and outputs in the dtype of the inputs; carry and arithmetic in the wider one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jrnn
+from jrnn import GRU, LSTM, Cell, Engine
+from tests.cells.toys import Integrator
+from tests.helpers import (
+    Way,
+    as_dtype,
+    assert_close,
+    differentiate_all,
+    oracle,
+    random_batch,
+    random_params,
+    unroll_all,
+)
+from tests.table import CELLS, Row
+
+WAY = Way(lengths=False, resets=False)
+
+# Dtypes of params and xs; of the outputs and the carry; and how near to float64 they must be.
+MIXED = {
+    "f32-bf16": (jnp.float32, jnp.bfloat16, jnp.bfloat16, jnp.float32, 3e-2),
+    "bf16-f32": (jnp.bfloat16, jnp.float32, jnp.float32, jnp.float32, 1e-5),
+    "bf16-bf16": (jnp.bfloat16, jnp.bfloat16, jnp.bfloat16, jnp.bfloat16, 6e-2),
+    "f64-f32": (jnp.float64, jnp.float32, jnp.float32, jnp.float64, 1e-5),
+    "f32-f64": (jnp.float32, jnp.float64, jnp.float64, jnp.float64, 1e-10),
+}
+
+
+@pytest.mark.parametrize("mix", MIXED)
+def test_dtypes_and_values_of_mixed_precision(row: Row, engine: Engine, mix: str) -> None:
+    of_params, of_xs, of_ys, of_carry, tolerance = MIXED[mix]
+    cell = row.make(4)
+    params = random_params(cell, 1, 3, of_params)
+    batch = random_batch(cell, params, 2, steps=6, batch=3)
+    batch = batch._replace(
+        xs=batch.xs.astype(of_xs),
+        carry=as_dtype(batch.carry, np.float32),
+        ct_ys=batch.ct_ys.astype(of_ys),
+        ct_carry=as_dtype(batch.ct_carry, of_carry),
+    )
+    truth = oracle(row, WAY, *as_dtype((params, batch), np.float64))
+    with jax.enable_x64("f64" in mix):
+        got = unroll_all(cell, engine, (WAY,), params, batch)[0]
+        shapes = jax.eval_shape(
+            lambda p, b: differentiate_all(cell, engine, (WAY,), p, b)[0], params, batch
+        )
+    assert_close(got, truth, tolerance)
+    assert got[1].dtype == of_ys
+    assert dtypes(got[0]) == {jnp.dtype(of_carry)}
+    assert dtypes(shapes.params_grad) == {jnp.dtype(of_params)}
+    assert dtypes(shapes.xs_grad) == {jnp.dtype(of_xs)}
+    assert dtypes(shapes.carry_grad) == {jnp.dtype(np.float32)}
+
+
+def dtypes(tree: object) -> set[np.dtype]:
+    return {leaf.dtype for leaf in jax.tree.leaves(tree)}
+
+
+def test_gradients_of_mixed_precision_are_near_those_of_float32(row: Row, engine: Engine) -> None:
+    cell = row.make(4)
+    params = random_params(cell, 1, 3, np.float32)
+    batch = random_batch(cell, params, 2, steps=6, batch=3, dtype=np.float32)
+    rounded = batch._replace(
+        xs=batch.xs.astype(jnp.bfloat16), ct_ys=batch.ct_ys.astype(jnp.bfloat16)
+    )
+    (want,) = differentiate_all(cell, engine, (WAY,), params, batch)
+    (got,) = differentiate_all(cell, engine, (WAY,), params, rounded)
+    assert_close(tuple(got[2:]), tuple(want[2:]), 5e-2)
+
+
+def test_the_carry_is_accumulated_in_the_wider_dtype(engine: Engine) -> None:
+    # From 1 on a bfloat16 has no room for 1/1024, and a float32 none for 1e-8: both would stall.
+    cell = Integrator(hidden_size=1)
+    xs = np.full((2048, 1, 1), 2.0**-10)
+    ones = np.ones((1, 1), np.float32)
+    carry, ys = jrnn.unroll(cell, np.float32(0), xs.astype(jnp.bfloat16), ones, engine=engine)
+    np.testing.assert_array_equal(carry, 3.0)
+    assert ys.dtype == jnp.bfloat16
+    with jax.enable_x64(True):
+        tiny = np.full((4, 1, 1), 1e-8, np.float32)
+        carry, _ = jrnn.unroll(cell, np.float64(0), tiny, ones, engine=engine)
+        np.testing.assert_allclose(carry - 1, 4e-8, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cell", [LSTM(1), GRU(1)])
+def test_a_slow_cell_creeps_on_where_bfloat16_would_stall(cell: Cell, engine: Engine) -> None:
+    # The gate that keeps is all but shut, so that a step adds less than half a unit in the last
+    # place of a bfloat16.
+    row = CELLS[type(cell).__name__.lower()]
+    params = jax.tree.map(np.zeros_like, random_params(cell, 1, 1, np.float32))
+    b = {"LSTM": [8.0, 12.0, 0.003, 8.0], "GRU": [0.0, 6.9, 0.5]}[type(cell).__name__]
+    params = params._replace(b=np.array(b, np.float32))
+    batch = random_batch(cell, params, 1, 1000, 1)
+    batch = batch._replace(xs=batch.xs.astype(jnp.bfloat16))
+    way = Way(lengths=False, resets=False, carry=False)
+    want = oracle(row, way, *as_dtype((params, batch), np.float64))
+    got = unroll_all(cell, engine, (way,), params, batch)[0]
+    assert_close(got[0], want[0], 1e-2)
+    narrow = unroll_all(cell, engine, (way,), as_dtype(params, jnp.bfloat16), batch)[0]
+    with pytest.raises(AssertionError):
+        assert_close(narrow[0], want[0], 0.2)
