@@ -124,8 +124,8 @@ def test_resets_are_dashed_lines_before_their_step(seen):
 
 
 def test_plot_cell_state_shows_all_units_and_the_lines_asked(seen):
-    heat, lines = plot_cell_state(seen, units=(3, 0)).axes[:2]
-    c = np.asarray(seen.carries.c)[:, 0]
+    heat, lines = plot_cell_state(seen, 1, units=(3, 0)).axes[:2]
+    c = np.asarray(seen.carries.c)[: LENGTHS[1], 1]
     np.testing.assert_array_equal(image_of(heat), c.T)
     drawn = {line.get_label(): line.get_ydata() for line in lines.lines}
     np.testing.assert_array_equal(drawn["c[3]"], c[:, 3])
