@@ -1,0 +1,93 @@
+"""What a user may get wrong about a cell is refused where it is made, or where it is drawn."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jrnn import GRU, LSTM, Cell, Elman, checks
+from jrnn.cells import REGISTRY
+from tests.table import Row
+
+NO_SIZES = [0, -3, 2.0, True, "8", None, np.float32(2)]
+
+
+@pytest.mark.parametrize("size", NO_SIZES, ids=repr)
+@pytest.mark.parametrize("name", REGISTRY)
+def test_hidden_size_must_be_a_positive_int(name: str, size: Any) -> None:
+    cls = REGISTRY[name]
+    with pytest.raises(ValueError, match=f"{cls.__name__}: hidden_size must be a positive int"):
+        cls(hidden_size=size)  # pyright: ignore[reportCallIssue]
+
+
+def test_input_size_must_be_a_positive_int(row: Row) -> None:
+    cell = row.make(2)
+    for size in (0, 1.5, True):
+        with pytest.raises(ValueError, match=r"\w+.init: input_size must be a positive int, got"):
+            cell.init(jax.random.key(0), size)  # pyright: ignore[reportArgumentType]
+
+
+def test_dtype_must_be_a_floating_one(row: Row) -> None:
+    cell = row.make(2)
+    for dtype in (jnp.int32, jnp.complex64, bool):
+        with pytest.raises(TypeError, match="init: dtype must be a floating one such as float32"):
+            cell.init(jax.random.key(0), 2, dtype)
+
+
+def test_float64_is_refused_while_it_is_switched_off(row: Row) -> None:
+    cell = row.make(2)
+    with pytest.raises(TypeError, match="float64 is switched off in JAX; call .*jax_enable_x64"):
+        cell.init(jax.random.key(0), 2, jnp.float64)
+    with jax.enable_x64(True):
+        params = cell.init(jax.random.key(0), 2, jnp.float64)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float64)}
+
+
+def test_input_of_another_size_is_refused(row: Row) -> None:
+    cell = row.make(2)
+    params = cell.init(jax.random.key(0), 3)
+    message = rf"{type(cell).__name__}: x must have a last axis of 3 .*, got shape \(4, 2\)"
+    with pytest.raises(ValueError, match=message):
+        cell.step(params, cell.init_carry(params, (4,)), jnp.ones((4, 2)))
+    with pytest.raises(ValueError, match=r"got shape \(\)"):
+        cell.project(params, jnp.ones(()))
+
+
+@pytest.mark.parametrize("t_max", [2, 0, 10.0, True, "9"])
+@pytest.mark.parametrize("cls", [LSTM, GRU])
+def test_t_max_must_be_an_int_of_three_steps(cls: type[LSTM | GRU], t_max: Any) -> None:
+    message = f"{cls.__name__}: t_max must be an int of at least 3 steps, got"
+    with pytest.raises(ValueError, match=message):
+        cls(4, t_max=t_max)
+
+
+def test_lstm_refuses_two_forget_biases() -> None:
+    with pytest.raises(ValueError, match="t_max=9 sets the forget bias .*leave out forget_bias"):
+        LSTM(4, t_max=9, forget_bias=2.0)
+
+
+def test_elman_suggests_the_activation_that_was_meant() -> None:
+    message = "Elman: activation must be one of tanh, relu, sigmoid, got 'rleu'; did you .* 'relu'"
+    with pytest.raises(ValueError, match=message):
+        Elman(4, activation="rleu")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="got 3$"):
+        Elman(4, activation=3)  # pyright: ignore[reportArgumentType]
+
+
+def test_abstract_cell_cannot_be_made() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        Cell()  # pyright: ignore[reportAbstractUsage]
+
+
+def test_suggestion_heeds_no_case() -> None:
+    assert checks.suggestion("GRUU", ["lstm", "gru"]) == "; did you mean 'gru'?"
+    assert checks.suggestion("transformer", ["lstm", "gru"]) == ""
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 2, float("nan")])
+def test_a_dropping_rate_lies_below_one(rate: float) -> None:
+    with pytest.raises(ValueError, match=r"dropout: rate must lie in \[0, 1\), got"):
+        checks.rate("dropout", "rate", rate)
+    checks.rate("dropout", "rate", 0.0)

@@ -1,0 +1,82 @@
+"""The second call of `unroll` neither traces nor compiles."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+import jrnn
+from jrnn import Engine
+from tests.helpers import Batch, random_batch, random_params
+from tests.table import Row
+
+
+class Model:
+    """A cell with parameters and a batch of a size that no other test has compiled."""
+
+    def __init__(self, row: Row, seed: int) -> None:
+        self.cell = row.make(2)
+        self.params = random_params(self.cell, seed, 1, np.float32)
+        self.batch = random_batch(self.cell, self.params, seed + 1, 4, 2, np.float32)
+
+
+@pytest.fixture
+def compiled(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What JAX says of traces and compiles; `clear()` it before the call to be watched."""
+    caplog.set_level(logging.WARNING)
+    return caplog
+
+
+def messages(log: pytest.LogCaptureFixture) -> list[str]:
+    said = [record.getMessage() for record in log.records if record.name.startswith("jax")]
+    log.clear()
+    return said
+
+
+@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
+def test_second_call_compiles_nothing(
+    row: Row, engine: Engine, jitted: bool, compiled: pytest.LogCaptureFixture
+) -> None:
+    def run(params: object, batch: Batch, key: jax.Array) -> object:
+        lengths, resets = batch.lengths, batch.resets
+        return jrnn.unroll(
+            # A new but equal cell and engine each time: both are values.
+            row.make(2),
+            params,
+            batch.xs,
+            batch.carry,
+            lengths=lengths if jitted else lengths.tolist(),
+            resets=resets,
+            key=key,
+            engine=type(engine)(**vars(engine)),
+        )
+
+    run = jax.jit(run) if jitted else run
+    keys = jax.random.key(0), jax.random.key(1)
+    with jax.log_compiles():
+        first, second = Model(row, 1), Model(row, 2)
+        messages(compiled)
+        before = run(first.params, first.batch, keys[0])
+        assert messages(compiled), "nothing is watched"
+        after = run(second.params, second.batch, keys[1])
+        assert messages(compiled) == []
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+
+
+def test_gradient_step_compiles_once(
+    row: Row, engine: Engine, compiled: pytest.LogCaptureFixture
+) -> None:
+    @jax.jit
+    def grads(params: object, batch: Batch) -> object:
+        def loss(params: object) -> jax.Array:
+            return jrnn.unroll(row.make(2), params, batch.xs, engine=engine)[1].sum()
+
+        return jax.grad(loss)(params)
+
+    with jax.log_compiles():
+        first, second = Model(row, 1), Model(row, 2)
+        grads(first.params, first.batch)
+        assert messages(compiled), "nothing is watched"
+        grads(second.params, second.batch)
+        assert messages(compiled) == []

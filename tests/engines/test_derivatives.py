@@ -1,0 +1,83 @@
+"""Forward mode, second derivatives and vmap of `unroll`, against differences and loops."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jrnn import Cell, Engine
+from tests.helpers import (
+    QUICK,
+    Batch,
+    Way,
+    assert_close,
+    call,
+    differentiate_all,
+    inner,
+    loop_grads,
+    oracle,
+    random_batch,
+    random_params,
+)
+from tests.table import Row
+
+EPS = 1e-5
+Point = tuple[Any, Any, Any]  # params, xs, carry
+
+
+def example(cell: Cell, seed: int = 1) -> tuple[Batch, Point, Point]:
+    """A batch, the point in it that is moved, and the direction."""
+    params = random_params(cell, seed, 2)
+    batch = random_batch(cell, params, seed + 1, steps=5, batch=3)
+    point = (params, batch.xs, batch.carry)
+    rng = np.random.default_rng(seed + 2)
+    return batch, point, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), point)
+
+
+def at(batch: Batch, point: Point) -> tuple[Any, Batch]:
+    params, xs, carry = point
+    return params, batch._replace(xs=xs, carry=carry)
+
+
+def difference(function: Any, point: Point, direction: Point) -> Any:
+    """The central difference of a function along the direction."""
+    ahead, behind = (
+        function(jax.tree.map(lambda p, v, e=step: p + e * v, point, direction))
+        for step in (EPS, -EPS)
+    )
+    return jax.tree.map(lambda a, b: (a - b) / (2 * EPS), ahead, behind)
+
+
+def test_forward_mode_equals_finite_differences(
+    row: Row, engine: Engine, reverse: bool, x64: None
+) -> None:
+    cell, way = row.make(3), Way(reverse=reverse)
+    batch, point, direction = example(cell)
+    run = lambda *point: call(cell, engine, way, *at(batch, point))
+    jvp = jax.jit(lambda p, v: jax.jvp(run, p, v), compiler_options=QUICK)
+    truth = difference(lambda p: oracle(row, way, *at(batch, p)), point, direction)
+    assert_close(jvp(point, direction)[1], truth, 1e-8)
+
+
+def test_second_derivatives_equal_finite_differences(row: Row, engine: Engine, x64: None) -> None:
+    cell, way = row.make(3), Way()
+    batch, point, direction = example(cell)
+    loss = lambda p: inner(call(cell, engine, way, *at(batch, p)), (batch.ct_carry, batch.ct_ys))
+    over_reverse = lambda p, v: jax.grad(lambda p: inner(jax.grad(loss)(p), v))(p)
+    over_forward = lambda p, v: jax.jvp(jax.grad(loss), (p,), (v,))[1]
+    products = jax.jit(lambda *a: (over_reverse(*a), over_forward(*a)), compiler_options=QUICK)
+    truth = difference(lambda p: loop_grads(cell, way, *at(batch, p)), point, direction)
+    for product in products(point, direction):
+        assert_close(product, truth, 1e-7)
+
+
+def test_vmap_equals_a_loop(row: Row, engine: Engine, x64: None) -> None:
+    cell, way = row.make(3), Way()
+    models = [at(batch, point) for batch, point, _ in (example(cell, seed) for seed in (1, 2, 3))]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *models)
+    run = lambda params, batch: differentiate_all(cell, engine, (way,), params, batch)[0]
+    mapped = jax.jit(jax.vmap(run), compiler_options=QUICK)(*stacked)
+    for n, (params, batch) in enumerate(models):
+        got = jax.tree.map(lambda leaf, n=n: leaf[n], mapped)
+        assert_close((got.carry, got.ys), oracle(row, way, params, batch), 1e-10)
+        assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-10)

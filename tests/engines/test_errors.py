@@ -1,0 +1,115 @@
+"""What a user may get wrong is refused with what was expected, what was got, and what to do."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jrnn
+from jrnn import GRU, LSTM, LSTMCarry, Scan
+from jrnn.engines import masking
+
+CELL = LSTM(3)
+PARAMS = CELL.init(jax.random.key(0), 2)
+XS = np.ones((5, 4, 2), np.float32)
+
+
+def unroll(**changes: Any) -> Any:
+    arguments: dict[str, Any] = {"cell": CELL, "params": PARAMS, "xs": XS} | changes
+    return jrnn.unroll(**arguments)
+
+
+WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
+    (
+        {"cell": LSTM},
+        TypeError,
+        r"unroll: cell must be a jrnn.Cell such as jrnn.LSTM\(64\), got <",
+    ),
+    ({"cell": "lstm"}, TypeError, "unroll: cell must be a jrnn.Cell"),
+    ({"xs": ()}, ValueError, "unroll: xs must hold at least one array .*, got none"),
+    ({"xs": XS[0, 0]}, ValueError, r"xs must have shape \(time, batch, \.\.\.\).*got \[\(2,\)\]"),
+    (
+        {"xs": (XS, XS[:4])},
+        ValueError,
+        r"got \[\(5, 4, 2\), \(4, 4, 2\)\].*xs\[:, None\]",
+    ),
+    ({"xs": (XS, XS[:, :3])}, ValueError, r"alike in all of them, got"),
+    ({"xs": np.ones((5, 4), int)}, TypeError, "xs must be floating, got int.*one-hot tokens first"),
+    (
+        {"xs": XS[..., :1]},
+        ValueError,
+        r"LSTM: x must have a last axis of 2 \(input_size of the p",
+    ),
+    ({"xs": XS[..., 0]}, ValueError, r"LSTM: x must have a last axis of 2 .*got shape"),
+    ({"lengths": np.ones(3, int)}, ValueError, r"lengths must .* \(batch,\) = \(4,\), got \(3,\)"),
+    ({"lengths": 5}, ValueError, r"lengths must have shape \(batch,\) = \(4,\), got \(\)"),
+    ({"lengths": np.ones(4)}, TypeError, "lengths must be ints, .*, got float32"),
+    ({"lengths": np.ones(4, bool)}, TypeError, "lengths must be ints, .*, got bool"),
+    ({"resets": np.ones((4, 5), bool)}, ValueError, r"\(time, batch\) = \(5, 4\), got \(4, 5\)"),
+    ({"resets": np.ones(4, bool)}, ValueError, r"resets must have shape .*, got \(4,\)"),
+    (
+        {"resets": np.ones((5, 4), int)},
+        TypeError,
+        "resets must be bool, got int32; write rese",
+    ),
+    ({"carry": np.ones((4, 3))}, TypeError, r"carry must have the structure of LSTM.init_carry"),
+    ({"cell": GRU(3), "carry": LSTMCarry(XS, XS)}, TypeError, "structure of GRU.init_carry"),
+    (
+        {"carry": LSTMCarry(np.ones((4, 3)), np.ones(3))},
+        ValueError,
+        r"leaves of shapes \[\(4, 3\), \(4, 3\)\], got \[\(4, 3\), \(3,\)\]",
+    ),
+    ({"engine": "scna"}, ValueError, "engine must be one of auto, .*'scna'; did you mean 'scan'"),
+    ({"engine": None}, ValueError, "unroll: engine must be one of auto, .*got None"),
+]
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), WRONG, ids=lambda part: str(part)[:40])
+def test_wrong_argument_is_refused(changes: Any, error: type[Exception], message: str) -> None:
+    if isinstance(changes.get("cell"), GRU):
+        changes = changes | {"params": changes["cell"].init(jax.random.key(0), 2)}
+    with pytest.raises(error, match=message):
+        unroll(**changes)
+
+
+def test_wrong_argument_is_refused_under_jit() -> None:
+    with pytest.raises(ValueError, match="lengths must have shape"):
+        jax.jit(lambda lengths: unroll(lengths=lengths))(jnp.ones(3, int))
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, True, "2"])
+def test_scan_refuses_an_unroll_that_is_no_positive_int(steps: Any) -> None:
+    with pytest.raises(ValueError, match="Scan: unroll must be a positive int, got"):
+        Scan(unroll=steps)
+
+
+def test_segment_resets_refuse_a_single_sequence() -> None:
+    with pytest.raises(ValueError, match=r"segment_ids must .* \(time, batch\), got \(3,\)"):
+        jrnn.segment_resets(jnp.array([0, 0, 1]))
+
+
+def test_quarantine_refuses_to_run_without_resets() -> None:
+    with pytest.raises(ValueError, match="quarantine: needs resets over at least one step"):
+        masking.quarantine(XS, XS[0], masking.Masks(None, None, None), reverse=False)
+
+
+@pytest.mark.parametrize("kind", [list, np.asarray, jnp.asarray])
+def test_masks_may_be_lists_and_arrays(kind: Any) -> None:
+    lengths, resets = [5, 0, 3, 1], np.eye(5, 4, dtype=bool).tolist()
+    want = unroll(lengths=jnp.array(lengths), resets=jnp.array(resets))
+    got = unroll(lengths=kind(lengths), resets=kind(resets))
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(g, w)
+
+
+def test_engine_may_be_given_by_name() -> None:
+    for engine in ("auto", "scan", Scan(), Scan(unroll=2)):
+        np.testing.assert_allclose(unroll(engine=engine)[1], unroll()[1], rtol=1e-6)
+
+
+def test_auto_says_what_it_chose(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG", logger="jrnn"):
+        unroll(engine="auto")
+    assert "engine='auto' chose " in caplog.text

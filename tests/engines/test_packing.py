@@ -1,0 +1,50 @@
+"""Sequences packed one behind another, cut by resets, against the same sequences alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jrnn
+from jrnn import Engine
+from tests.helpers import assert_close, random_batch, random_params
+from tests.table import Row
+
+IDS = np.array([[0, 0, 0, 1, 1, 2, 2, 2], [5, 4, 4, 4, 4, 4, 5, 5]]).T
+
+
+def test_resets_are_at_the_borders_of_segments() -> None:
+    forward, backward = jrnn.segment_resets(jnp.asarray(IDS))
+    starts = [[0, 0, 0, 1, 0, 1, 0, 0], [0, 1, 0, 0, 0, 0, 1, 0]]
+    ends = [[0, 0, 1, 0, 1, 0, 0, 0], [1, 0, 0, 0, 0, 1, 0, 0]]
+    np.testing.assert_array_equal(forward.T, np.array(starts, bool))
+    np.testing.assert_array_equal(backward.T, np.array(ends, bool))
+    np.testing.assert_array_equal(jrnn.reverse_resets(forward), backward)
+    assert forward.dtype == backward.dtype == bool
+
+
+def test_resets_of_no_steps_are_none() -> None:
+    for resets in jrnn.segment_resets(jnp.zeros((0, 3), int)):
+        assert resets.shape == (0, 3)
+    assert jrnn.reverse_resets(jnp.zeros((0, 3), bool)).shape == (0, 3)
+
+
+def test_packed_segments_equal_sequences_alone(row: Row, engine: Engine, reverse: bool) -> None:
+    cell = row.make(3)
+    params = random_params(cell, 1, 2, np.float32)
+    batch = random_batch(cell, params, 2, *IDS.shape, np.float32)
+    resets = jrnn.segment_resets(IDS)[int(reverse)]
+    carry, ys = jrnn.unroll(
+        cell, params, batch.xs, batch.carry, resets=resets, reverse=reverse, engine=engine
+    )
+    step = jax.jit(cell.step)
+    for b, ids in enumerate(IDS.T):
+        borders = [0, *(np.flatnonzero(np.diff(ids)) + 1), len(ids)]
+        segments = list(zip(borders[:-1], borders[1:], strict=True))[:: -1 if reverse else 1]
+        # The segment met first begins with the carry given, every other one with the cell's own.
+        s = jax.tree.map(lambda leaf, b=b: leaf[b], batch.carry)
+        for start, end in segments:
+            for t in range(start, end)[:: -1 if reverse else 1]:
+                s, y = step(params, s, batch.xs[t, b])
+                assert_close(ys[t, b], y, 1e-5)
+            last, s = s, cell.init_carry(params, ())
+        assert_close(jax.tree.map(lambda leaf, b=b: leaf[b], carry), last, 1e-5)
