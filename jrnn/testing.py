@@ -226,7 +226,7 @@ def _no_recompilation(case: Case) -> None:
 
     run = jax.jit(run, static_argnums=0)
     run(case.cell, case.params, case.xs(STEPS, BATCH))
-    run(pickle.loads(pickle.dumps(case.cell)), case.params, case.xs(STEPS, BATCH, seed=1))
+    run(copy.deepcopy(case.cell), case.params, case.xs(STEPS, BATCH, seed=1))
     assert len(traced) == 1, "an equal cell with new values was traced again"
 
 

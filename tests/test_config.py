@@ -160,7 +160,7 @@ def test_a_config_with_a_cell_of_its_own_survives_the_loss_of_its_file(own, tmp_
     [
         (lambda saved: saved["experiment"].update(colour=1), "another version"),
         (
-            lambda saved: saved["experiment"]["task"].update(type="jrnn.tasks:Gone"),
+            lambda saved: saved["experiment"]["task"].update(type="jrnn:Gone"),
             "another version",
         ),
         (lambda saved: saved.pop("experiment"), "another version"),

@@ -113,7 +113,12 @@ def quarantine(
 
 def put_nan(taken: jax.Array, ys: Any) -> Any:
     """Gives the steps that `quarantine` took out the outputs they would have had."""
-    return jax.tree.map(lambda y: jnp.where(_cover(taken, y), jnp.nan, y), ys)
+
+    def put(y: jax.Array) -> jax.Array:
+        inexact = jnp.issubdtype(y.dtype, jnp.inexact)
+        return jnp.where(_cover(taken, y), jnp.nan, y) if inexact else y
+
+    return jax.tree.map(put, ys)
 
 
 def _cover(mask: jax.Array, leaf: jax.Array) -> jax.Array:

@@ -166,7 +166,7 @@ def test_validate_says_good_and_bad(capsys):
         (["train", "configs/arrays.py:path=gone.npz"], "gone.npz"),
         (["train", "configs/text.py", "--network.bidirectional"], "set it to False"),
         (["eval", "nowhere"], "is not a run"),
-        (["eval"], "RUN"),
+        (["eval"], "the run's folder"),
         (["ls"], "name one of cells"),
         (["ls", "cell"], "did you mean 'cells'"),
         (["validate"], "name one or more configs"),

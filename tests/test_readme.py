@@ -1,0 +1,28 @@
+"""README: its Python runs as it stands there, and what it names is there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from jrnn import config
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_python_of_the_readme_runs(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert len(blocks) >= 3
+    (tmp_path / "readme.py").write_text("\n".join(blocks), "utf-8")
+    subprocess.run([sys.executable, "-W", "error", "readme.py"], cwd=tmp_path, check=True)
+
+
+def test_files_of_the_readme_exist():
+    named = set(re.findall(r"(?:configs|experiments)/[\w/.]+\.\w+", TEXT))
+    assert len(named) >= 6
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_every_shipped_config_is_in_the_readme():
+    assert [path.name for path in config.shipped() if f"configs/{path.name}" not in TEXT] == []
