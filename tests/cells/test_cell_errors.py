@@ -17,9 +17,9 @@ NO_SIZES = [0, -3, 2.0, True, "8", None, np.float32(2)]
 @pytest.mark.parametrize("size", NO_SIZES, ids=repr)
 @pytest.mark.parametrize("name", REGISTRY)
 def test_hidden_size_must_be_a_positive_int(name: str, size: Any) -> None:
-    cls = REGISTRY[name]
+    cls: Any = REGISTRY[name]
     with pytest.raises(ValueError, match=f"{cls.__name__}: hidden_size must be a positive int"):
-        cls(hidden_size=size)  # pyright: ignore[reportCallIssue]
+        cls(hidden_size=size)
 
 
 def test_input_size_must_be_a_positive_int(row: Row) -> None:

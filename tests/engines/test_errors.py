@@ -13,7 +13,7 @@ from jrnn.engines import masking
 
 CELL = LSTM(3)
 PARAMS = CELL.init(jax.random.key(0), 2)
-XS = np.ones((5, 4, 2), np.float32)
+XS: Any = np.ones((5, 4, 2), np.float32)
 
 
 def unroll(**changes: Any) -> Any:
@@ -57,9 +57,9 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"carry": np.ones((4, 3))}, TypeError, r"carry must have the structure of LSTM.init_carry"),
     ({"cell": GRU(3), "carry": LSTMCarry(XS, XS)}, TypeError, "structure of GRU.init_carry"),
     (
-        {"carry": LSTMCarry(np.ones((4, 3)), np.ones(3))},
+        {"carry": LSTMCarry(XS[0], XS[0, 0])},
         ValueError,
-        r"leaves of shapes \[\(4, 3\), \(4, 3\)\], got \[\(4, 3\), \(3,\)\]",
+        r"leaves of shapes \[\(4, 3\), \(4, 3\)\], got \[\(4, 2\), \(2,\)\]",
     ),
     ({"engine": "scna"}, ValueError, "engine must be one of auto, .*'scna'; did you mean 'scan'"),
     ({"engine": None}, ValueError, "unroll: engine must be one of auto, .*got None"),

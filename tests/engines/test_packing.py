@@ -1,5 +1,7 @@
 """Sequences packed one behind another, cut by resets, against the same sequences alone."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from jrnn import Engine
 from tests.helpers import assert_close, random_batch, random_params
 from tests.table import Row
 
-IDS = np.array([[0, 0, 0, 1, 1, 2, 2, 2], [5, 4, 4, 4, 4, 4, 5, 5]]).T
+IDS: Any = np.array([[0, 0, 0, 1, 1, 2, 2, 2], [5, 4, 4, 4, 4, 4, 5, 5]]).T
 
 
 def test_resets_are_at_the_borders_of_segments() -> None:
@@ -31,7 +33,7 @@ def test_resets_of_no_steps_are_none() -> None:
 def test_packed_segments_equal_sequences_alone(row: Row, engine: Engine, reverse: bool) -> None:
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
-    batch = random_batch(cell, params, 2, *IDS.shape, np.float32)
+    batch = random_batch(cell, params, 2, len(IDS), len(IDS.T), np.float32)
     resets = jrnn.segment_resets(IDS)[int(reverse)]
     carry, ys = jrnn.unroll(
         cell, params, batch.xs, batch.carry, resets=resets, reverse=reverse, engine=engine
@@ -41,7 +43,7 @@ def test_packed_segments_equal_sequences_alone(row: Row, engine: Engine, reverse
         borders = [0, *(np.flatnonzero(np.diff(ids)) + 1), len(ids)]
         segments = list(zip(borders[:-1], borders[1:], strict=True))[:: -1 if reverse else 1]
         # The segment met first begins with the carry given, every other one with the cell's own.
-        s = jax.tree.map(lambda leaf, b=b: leaf[b], batch.carry)
+        s = last = jax.tree.map(lambda leaf, b=b: leaf[b], batch.carry)
         for start, end in segments:
             for t in range(start, end)[:: -1 if reverse else 1]:
                 s, y = step(params, s, batch.xs[t, b])

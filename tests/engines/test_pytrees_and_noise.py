@@ -18,7 +18,7 @@ RESETS = np.random.default_rng(5).random((STEPS, BATCH)) < 0.4
 RESETS[1, 0], RESETS[4:, 1] = True, True  # the latter on padding
 
 
-def normal(*shape: int, seed: int = 0) -> np.ndarray:
+def normal(*shape: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
@@ -87,7 +87,8 @@ def leaky_loop(params: Any, xs: Timed, carry: Clock, reverse: bool) -> tuple[Clo
 
 def test_pytree_of_inputs_and_of_carry_equals_a_loop(engine: Engine, reverse: bool) -> None:
     params, xs = normal(INPUT, HIDDEN), timed()
-    carry = Clock({"leak": normal(BATCH, HIDDEN)}, np.array([7, 8, 9, 10], np.int32))
+    counts: Any = np.array([7, 8, 9, 10], np.int32)
+    carry = Clock({"leak": normal(BATCH, HIDDEN)}, counts)
     options = {"lengths": LENGTHS, "resets": RESETS, "reverse": reverse, "engine": engine}
     got = jrnn.unroll(Leaky(HIDDEN), params, xs, carry, **options)
     assert got[0].steps.dtype == np.int32
@@ -113,7 +114,7 @@ def test_nan_in_any_part_of_the_inputs_leaves_no_trace(engine: Engine, part: str
 
 def test_integers_of_the_carry_stay_so_under_half_precision(engine: Engine) -> None:
     # 100 + 257 steps is no bfloat16.
-    xs = Timed(np.zeros((257, 1, INPUT), jnp.bfloat16), np.zeros((257, 1), jnp.bfloat16))
+    xs = Timed(jnp.zeros((257, 1, INPUT), jnp.bfloat16), jnp.zeros((257, 1), jnp.bfloat16))
     params = np.zeros((INPUT, HIDDEN), jnp.bfloat16)
     carry, _ = jrnn.unroll(Leaky(HIDDEN), params, xs, engine=engine)
     assert carry.steps.dtype == jnp.int32

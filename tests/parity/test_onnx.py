@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 import onnxruntime
 import pytest
@@ -31,16 +32,12 @@ def joined(params: Any, gates: str, order: str, signs: dict[str, int]) -> list[n
 def lstm_node(cell: LSTM, params: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     # Coupled gates: ONNX gives f = 1 - i to the weights of i, we give i = 1 - f to those of f. So
     # the i of ONNX is our f with its sign turned; its own f has weights that nothing reads.
-    if cell.coupled:
-        order, signs = "fofg", {"f": -1}
-        peep_i, peep_f = -params.p_f if cell.peepholes else None, np.zeros(HIDDEN)
-    else:
-        order, signs = "iofg", {}
-        peep_i, peep_f = params.p_i, params.p_f
+    order, signs = ("fofg", {"f": -1}) if cell.coupled else ("iofg", {})
     w, r, b = joined(params, "".join(cell.gates), order, signs)
-    inputs = {"W": w, "R": r, "B": np.concatenate([b, np.zeros_like(b)], axis=-1)}
+    inputs: dict[str, Any] = {"W": w, "R": r, "B": np.concatenate([b, np.zeros_like(b)], axis=-1)}
     if cell.peepholes:
-        inputs["P"] = np.concatenate([peep_i, params.p_o, peep_f])[None]
+        p_i = -params.p_f if cell.coupled else params.p_i
+        inputs["P"] = np.concatenate([p_i, params.p_o, params.p_f])[None]
     return {"op_type": "LSTM", "input_forget": int(cell.coupled)}, inputs
 
 
@@ -66,9 +63,9 @@ def onnx_unroll(cell: Cell, params: Any, batch: Batch, way: Way) -> tuple[Any, n
     """The operator's final carry and outputs, in our layout."""
     attributes, inputs = NODES[type(cell)](cell, params)
     is_lstm = isinstance(batch.carry, LSTMCarry)
-    h, c = batch.carry if is_lstm else (batch.carry, None)
-    inputs |= {"X": batch.xs, "initial_h": h[None]}
-    inputs |= {"initial_c": c[None]} if is_lstm else {}
+    inputs |= {"X": batch.xs}
+    for name, leaf in zip(["initial_h", "initial_c"], jax.tree.leaves(batch.carry), strict=False):
+        inputs[name] = leaf[None]
     inputs = {name: array.astype(np.float32) for name, array in inputs.items()}
     if way.lengths:
         inputs["sequence_lens"] = batch.lengths
@@ -82,9 +79,9 @@ def onnx_unroll(cell: Cell, params: Any, batch: Batch, way: Way) -> tuple[Any, n
     )
     model = serialized(node, inputs)
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    y, *carry = session.run(None, inputs)
-    carry = [leaf[0] for leaf in carry]
-    return LSTMCarry(*carry) if is_lstm else carry[0], y[:, 0]
+    ys, *carry = (np.asarray(output) for output in session.run(None, inputs))
+    structure = jax.tree.structure(batch.carry)
+    return jax.tree.unflatten(structure, [leaf[0] for leaf in carry]), ys[:, 0]
 
 
 def serialized(node: Any, inputs: dict[str, np.ndarray]) -> bytes:

@@ -87,7 +87,7 @@ def test_cell_equals_torch(name: str, engine: Engine, lengths: bool) -> None:
     ct_carries = zip(*(jax.tree.leaves(batch.ct_carry) for batch in batches), strict=True)
     ct_ys = np.concatenate([batch.ct_ys for batch in batches], axis=-1)
     pairs = zip([ys, *carries], [ct_ys, *map(np.stack, ct_carries)], strict=True)
-    loss = sum((tensor * torch.tensor(ct)).sum() for tensor, ct in pairs)
+    loss: Any = sum((tensor * torch.tensor(ct)).sum() for tensor, ct in pairs)
     loss.backward()
 
     xs_grad = np.zeros_like(batches[0].xs)

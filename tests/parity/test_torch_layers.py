@@ -1,0 +1,86 @@
+"""Layers of `jrnn.nn` against torch.nn with the same arguments: values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jrnn import nn
+from tests.helpers import assert_close
+from tests.nn.test_rnn import shaken
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+LAYERS, INPUT, HIDDEN, BATCH, STEPS = 2, 3, 5, 4, 7
+LENGTHS = np.array([7, 1, 4, 6])
+
+
+def copied(model, kind):
+    """A layer of torch with the weights of ours."""
+    theirs = kind(INPUT, HIDDEN, LAYERS, bidirectional=True, batch_first=True)
+    for k, rnn in enumerate(model.rnns):
+        suffix = f"l{k // 2}" + ("_reverse" if k % 2 else "")
+        params = {name: np.asarray(value) for name, value in rnn.params._asdict().items()
+                  if value is not None}
+        b_hh = np.zeros_like(params["b"])
+        if "b_hn" in params:
+            b_hh[2 * HIDDEN :] = params["b_hn"]
+        values = {
+            "weight_ih": params["w_ih"].T,
+            "weight_hh": params["w_hh"].T,
+            "bias_ih": params["b"],
+            "bias_hh": b_hh,
+        }
+        for name, value in values.items():
+            getattr(theirs, f"{name}_{suffix}").data.copy_(torch.tensor(value))
+    return theirs
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_layers_in_both_directions_match_torch(name, padded):
+    ours = shaken(
+        getattr(nn, name)(INPUT, HIDDEN, LAYERS, bidirectional=True, rngs=nnx.Rngs(0))
+    )
+    theirs = copied(ours, getattr(torch.nn, name))
+    rng = np.random.default_rng(0)
+    xs = rng.normal(size=(BATCH, STEPS, INPUT)).astype(np.float32)
+    weights = rng.normal(size=(BATCH, STEPS, 2 * HIDDEN)).astype(np.float32)
+    draw = lambda: rng.normal(size=(2 * LAYERS, BATCH, HIDDEN)).astype(np.float32)
+    first = (draw(), draw()) if name == "LSTM" else draw()
+
+    torch_xs = torch.tensor(xs, requires_grad=True)
+    torch_first = jax.tree.map(torch.tensor, first)
+    if padded:
+        packed = torch.nn.utils.rnn.pack_padded_sequence(
+            torch_xs, torch.tensor(LENGTHS), batch_first=True, enforce_sorted=False
+        )
+        out, last = theirs(packed, torch_first)
+        out, _ = torch.nn.utils.rnn.pad_packed_sequence(out, batch_first=True, total_length=STEPS)
+    else:
+        out, last = theirs(torch_xs, torch_first)
+    (out * torch.tensor(weights)).sum().backward()
+
+    carry = nn_carry(name, first)
+    lengths = LENGTHS if padded else None
+    got_last, got = ours(jnp.asarray(xs), carry, lengths=lengths)
+    assert_close(got, out.detach().numpy(), 1e-5)
+    assert_close(got_last, nn_carry(name, jax.tree.map(lambda a: a.detach().numpy(), last)), 1e-5)
+
+    loss = lambda model, xs: jnp.sum(model(xs, carry, lengths=lengths)[1] * weights)
+    got_xs = jax.grad(lambda xs: loss(ours, xs))(jnp.asarray(xs))
+    assert_close(got_xs, torch_xs.grad.numpy(), 1e-5)
+    grads = nnx.grad(loss)(ours, jnp.asarray(xs))
+    for k in range(2 * LAYERS):
+        suffix = f"l{k // 2}" + ("_reverse" if k % 2 else "")
+        got_w = grads["rnns"][k]["weights"]["w_hh"][...]
+        assert_close(got_w, getattr(theirs, f"weight_hh_{suffix}").grad.numpy().T, 1e-5)
+
+
+def nn_carry(name, state):
+    """Torch's (h, c), or h, as our carry: the same order of layers and directions."""
+    from jrnn import LSTMCarry
+
+    return LSTMCarry(*state) if name == "LSTM" else state
