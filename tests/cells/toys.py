@@ -150,3 +150,36 @@ class Counter(Cell):
 
     def update(self, params: jax.Array, carry: jax.Array, z: jax.Array, u: None) -> Any:
         return carry + 1, z[..., :1] + (carry + 1)[..., None]
+
+
+class LearnedParams(NamedTuple):
+    """Weights of `Learned`."""
+
+    w_ih: jax.Array
+    w_hh: jax.Array
+    h0: jax.Array
+
+
+@dataclass(frozen=True)
+class Learned(Cell):
+    """h' = tanh(W x + U h), from a first carry that is a parameter."""
+
+    hidden_size: int
+
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> Any:
+        h = self.hidden_size
+        weights = jax.random.normal(key, (input_size + h + 1, h), dtype)
+        return LearnedParams(weights[:input_size], weights[input_size:-1], weights[-1])
+
+    def init_carry(self, params: LearnedParams, batch_shape: tuple[int, ...]) -> jax.Array:
+        return jnp.broadcast_to(params.h0, (*batch_shape, self.hidden_size))
+
+    def project(self, params: LearnedParams, x: jax.Array) -> jax.Array:
+        return x @ params.w_ih
+
+    def recur(self, params: LearnedParams, carry: jax.Array) -> jax.Array:
+        return carry @ params.w_hh
+
+    def update(self, params: LearnedParams, carry: jax.Array, z: jax.Array, u: jax.Array) -> Any:
+        h = jnp.tanh(z + u)
+        return h, h

@@ -1,5 +1,7 @@
 """Products and outputs in the dtype of the inputs; carry and arithmetic in the wider one."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from tests.helpers import (
     Way,
     as_dtype,
     assert_close,
+    call,
     differentiate_all,
     oracle,
     random_batch,
@@ -60,6 +63,18 @@ def test_dtypes_and_values_of_mixed_precision(row: Row, engine: Engine, mix: str
 
 def dtypes(tree: object) -> set[np.dtype]:
     return {leaf.dtype for leaf in jax.tree.leaves(tree)}
+
+
+def test_products_are_in_the_dtype_of_the_inputs(row: Row, engine: Engine) -> None:
+    cell = row.make(4)
+    if not cell.pointwise:
+        pytest.skip("the product within update is part of its arithmetic")
+    params = random_params(cell, 1, 3, np.float32)
+    batch = random_batch(cell, params, 2, steps=6, batch=3)
+    batch = batch._replace(xs=batch.xs.astype(jnp.bfloat16))
+    jaxpr = str(jax.make_jaxpr(lambda p, b: call(cell, engine, WAY, p, b))(params, batch))
+    products = re.findall(r":(\w+)\[[\d,]*\] = dot_general", jaxpr)
+    assert set(products) == {"bf16"}
 
 
 def test_gradients_of_mixed_precision_are_near_those_of_float32(row: Row, engine: Engine) -> None:

@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 import jrnn
 from jrnn import Engine
+from tests.cells.toys import Learned
 from tests.helpers import (
     WAYS,
     Batch,
@@ -125,3 +126,15 @@ def test_no_steps_return_the_carry_given(row: Row, engine: Engine, x64: None) ->
         assert results.ys.shape == (0, 2, 3)
         assert_close(results.carry, batch.carry, 0)
         assert_close((results.params_grad, results.carry_grad), (zeros, batch.ct_carry), 0)
+
+
+def test_a_learned_first_carry_gets_its_gradient(engine: Engine, x64: None) -> None:
+    # From the start without a carry given, and from every reset.
+    step = lambda params, h, x: (np.tanh(params.w_ih.T @ x + params.w_hh.T @ h),) * 2
+    row = Row(Learned, step, start=lambda params: params.h0)
+    cell, params, batch = example(row)
+    results = quickly_differentiate_all(cell, engine, WAYS, params, batch)
+    for way, got in zip(WAYS, results, strict=True):
+        assert_close((got.carry, got.ys), oracle(row, way, params, batch), 1e-10)
+        assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-10)
+        assert_close(tuple(got[2:]), central_differences(row, way, params, batch), 1e-8)
