@@ -22,8 +22,11 @@ def copied(model, kind):
     theirs = kind(INPUT, HIDDEN, LAYERS, bidirectional=True, batch_first=True)
     for k, rnn in enumerate(model.rnns):
         suffix = f"l{k // 2}" + ("_reverse" if k % 2 else "")
-        params = {name: np.asarray(value) for name, value in rnn.params._asdict().items()
-                  if value is not None}
+        params = {
+            name: np.asarray(value)
+            for name, value in rnn.params._asdict().items()
+            if value is not None
+        }
         b_hh = np.zeros_like(params["b"])
         if "b_hn" in params:
             b_hh[2 * HIDDEN :] = params["b_hn"]
@@ -41,9 +44,7 @@ def copied(model, kind):
 @pytest.mark.parametrize("name", ["LSTM", "GRU"])
 @pytest.mark.parametrize("padded", [False, True])
 def test_layers_in_both_directions_match_torch(name, padded):
-    ours = shaken(
-        getattr(nn, name)(INPUT, HIDDEN, LAYERS, bidirectional=True, rngs=nnx.Rngs(0))
-    )
+    ours = shaken(getattr(nn, name)(INPUT, HIDDEN, LAYERS, bidirectional=True, rngs=nnx.Rngs(0)))
     theirs = copied(ours, getattr(torch.nn, name))
     rng = np.random.default_rng(0)
     xs = rng.normal(size=(BATCH, STEPS, INPUT)).astype(np.float32)

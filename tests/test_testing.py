@@ -1,0 +1,175 @@
+"""`check_cell` passes every cell of the table, and names the property that a broken one breaks."""
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jrnn
+from jrnn.testing import PROPERTIES, check_cell, randomized
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_every_cell_conforms(row, width):
+    check_cell(row.make(width))
+
+
+class Params(NamedTuple):
+    w: Any
+    u: Any
+
+
+@dataclass(frozen=True)
+class Right(jrnn.Cell):
+    """A cell that breaks nothing; the ones below each break one thing."""
+
+    hidden_size: int = 2
+
+    def init(self, key, input_size, dtype=jnp.float32):
+        draw = lambda rows: jax.random.normal(key, (rows, self.hidden_size), dtype)
+        return Params(draw(input_size), draw(self.hidden_size))
+
+    def init_carry(self, params, batch_shape):
+        return jnp.zeros((*batch_shape, self.hidden_size), params.u.dtype)
+
+    def project(self, params, x):
+        return x @ params.w
+
+    def recur(self, params, carry):
+        return carry @ params.u
+
+    def update(self, params, carry, z, u):
+        h = jnp.tanh(z + u)
+        return h, h
+
+
+class NotADataclass(jrnn.Cell):
+    hidden_size = 2
+    init, init_carry, project = Right.init, Right.init_carry, Right.project
+    recur, update = Right.recur, Right.update
+
+
+@dataclass(frozen=True)
+class MixesTheBatch(Right):
+    def update(self, params, carry, z, u):
+        h = jnp.tanh(z + u - jnp.mean(u, axis=tuple(range(u.ndim - 1))))
+        return h, h
+
+
+@dataclass(frozen=True)
+class WidensTheCarry(Right):
+    def update(self, params, carry, z, u):
+        h = jnp.tanh(z + u).astype(jnp.float32)
+        return h, h
+
+
+@dataclass(frozen=True)
+class CountsItsCalls(Right):
+    """Not pure: its hash, and so its place in the cache of jit, is a new one for each copy."""
+
+    mark: Any = field(default_factory=object)
+
+
+@dataclass(frozen=True)
+class GradientIsNaN(Right):
+    def update(self, params, carry, z, u):
+        h = jnp.tanh(z + u) + jnp.sqrt(jnp.zeros_like(z) * z)
+        return h, h
+
+
+@dataclass(frozen=True)
+class StopsTheGradient(Right):
+    def recur(self, params, carry):
+        return carry @ jax.lax.stop_gradient(params.u)
+
+
+CALLS = itertools.count()
+
+
+@dataclass(frozen=True)
+class NotPure(Right):
+    def update(self, params, carry, z, u):
+        h = jnp.tanh(z + u + next(CALLS))
+        return h, h
+
+
+@dataclass(frozen=True)
+class BranchesOnValues(Right):
+    def update(self, params, carry, z, u):
+        h = jnp.tanh(z + u) if bool((z > -1e9).all()) else z
+        return h, h
+
+
+def test_the_right_cell_passes():
+    check_cell(Right())
+
+
+@pytest.mark.parametrize(
+    ("cell", "broken"),
+    [
+        (NotADataclass(), {"frozen", "no_recompilation"}),
+        (MixesTheBatch(), {"leading_axes", "sequence", "vmap"}),
+        (WidensTheCarry(), {"dtype"}),
+        (CountsItsCalls(), {"frozen", "no_recompilation"}),
+        (GradientIsNaN(), {"gradients"}),
+        (StopsTheGradient(), {"gradients"}),
+        (NotPure(), {"three_parts", "jit"}),
+        (BranchesOnValues(), {"leading_axes", "sequence", "jit", "vmap"}),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, jrnn.Cell) else None,
+)
+def test_a_broken_cell_is_told_what_it_breaks(cell, broken):
+    with pytest.raises(AssertionError) as raised:
+        check_cell(cell)
+    told = {line.split(":")[0][2:] for line in str(raised.value).splitlines() if line[:2] == "- "}
+    assert broken <= told <= set(PROPERTIES)
+    if len(broken) == 1:
+        assert told == broken
+
+
+def test_every_property_is_broken_by_one_of_them():
+    (cases,) = (
+        mark.args[1]
+        for mark in test_a_broken_cell_is_told_what_it_breaks.pytestmark
+        if mark.name == "parametrize"
+    )
+    assert set.union(*(broken for _, broken in cases)) == set(PROPERTIES)
+
+
+@dataclass(frozen=True)
+class FailsAtOnce(Right):
+    def update(self, params, carry, z, u):
+        raise KeyError("nothing here")
+
+
+def test_a_cell_that_cannot_step_is_told_so():
+    with pytest.raises(AssertionError, match="one step fails: 'nothing here'"):
+        check_cell(FailsAtOnce())
+
+
+@dataclass(frozen=True)
+class TakesTime(Right):
+    """Inputs are a pair: features and the time since the last step."""
+
+    def project(self, params, x):
+        features, elapsed = x
+        return (features @ params.w) * jnp.exp(-elapsed)[..., None]
+
+
+def test_inputs_may_be_of_any_shape():
+    inputs = lambda key, leading: (
+        jax.random.normal(key, (*leading, 3)),
+        jax.random.uniform(key, leading),
+    )
+    check_cell(TakesTime(), inputs=inputs)
+
+
+def test_randomized_leaves_no_zero_and_no_integer_changed():
+    tree = {"a": jnp.zeros((4, 4)), "n": jnp.arange(3)}
+    noisy = randomized(tree, jax.random.key(0))
+    assert (noisy["a"] != 0).all()
+    np.testing.assert_array_equal(noisy["n"], tree["n"])
