@@ -1,6 +1,8 @@
 """Products and outputs in the dtype of the inputs; carry and arithmetic in the wider one."""
 
 import re
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +77,30 @@ def test_products_are_in_the_dtype_of_the_inputs(row: Row, engine: Engine) -> No
     jaxpr = str(jax.make_jaxpr(lambda p, b: call(cell, engine, WAY, p, b))(params, batch))
     products = re.findall(r":(\w+)\[[\d,]*\] = dot_general", jaxpr)
     assert set(products) == {"bf16"}
+
+
+@pytest.mark.parametrize("mix", ["f32-bf16", "bf16-f32"])
+def test_each_part_is_given_its_dtype(
+    engine: Engine, mix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_params, of_xs, _, wide, _ = MIXED[mix]
+    cell, seen = GRU(2), {}
+
+    def watched(part: str) -> Any:
+        really = getattr(GRU, part)
+
+        def watch(self: Cell, *given: Any) -> Any:
+            seen[part] = dtypes(given)
+            return really(self, *given)
+
+        return watch
+
+    for part in ("project", "recur", "update"):
+        monkeypatch.setattr(GRU, part, watched(part))
+    params = random_params(cell, 1, 3, of_params)
+    jax.eval_shape(partial(jrnn.unroll, cell, engine=engine), params, np.ones((5, 1, 3), of_xs))
+    narrow, wide = {jnp.dtype(of_xs)}, {jnp.dtype(wide)}
+    assert seen == {"project": narrow, "recur": narrow, "update": wide}
 
 
 def test_gradients_of_mixed_precision_are_near_those_of_float32(row: Row, engine: Engine) -> None:
