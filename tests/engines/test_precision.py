@@ -18,6 +18,7 @@ from tests.helpers import (
     assert_close,
     call,
     differentiate_all,
+    loop_grads,
     oracle,
     random_batch,
     random_params,
@@ -110,9 +111,8 @@ def test_gradients_of_mixed_precision_are_near_those_of_float32(row: Row, engine
     rounded = batch._replace(
         xs=batch.xs.astype(jnp.bfloat16), ct_ys=batch.ct_ys.astype(jnp.bfloat16)
     )
-    (want,) = differentiate_all(cell, engine, (WAY,), params, batch)
     (got,) = differentiate_all(cell, engine, (WAY,), params, rounded)
-    assert_close(tuple(got[2:]), tuple(want[2:]), 5e-2)
+    assert_close(tuple(got[2:]), loop_grads(cell, WAY, params, batch), 5e-2)
 
 
 def test_the_carry_is_accumulated_in_the_wider_dtype(engine: Engine) -> None:

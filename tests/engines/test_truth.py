@@ -84,7 +84,7 @@ class Drawn(NamedTuple):
 
 
 def shapes(row: Row) -> list[Drawn]:
-    """Three for each cell, others for every cell: the masks drawn for them cost no compile."""
+    """Two for each cell, others for every cell: the masks drawn for them cost no compile."""
     rng = np.random.default_rng(list(CELLS.values()).index(row))
     return [
         Drawn(
@@ -92,7 +92,7 @@ def shapes(row: Row) -> list[Drawn]:
             way=WAYS[rng.integers(len(WAYS))],
             variant=int(rng.integers(100)),
         )
-        for _ in range(3)
+        for _ in range(2)
     ]
 
 
