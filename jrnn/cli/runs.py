@@ -13,7 +13,7 @@ from rich.console import Console
 from jrnn import config
 from jrnn.nn import SequenceToSequence, generate
 from jrnn.tasks.task import Data
-from jrnn.train import Trained, restore, train
+from jrnn.train import Trained, check, restore, train
 from jrnn.train.experiment import Experiment
 from jrnn.train.report import figure, summary, table
 
@@ -30,7 +30,7 @@ def train_command(args: list[str]) -> None:
     spec, *flags = args
     experiment = config.load(spec, flags)
     data = experiment.task.load()
-    experiment.network.build(data, experiment.seed)  # refuses what does not fit before any folder
+    check(experiment, data)  # before there is any folder
     folder = _new_folder(experiment)
     config.save(experiment, spec, folder / "config.json")
     stdout.print(f"run folder: {folder}", soft_wrap=True)

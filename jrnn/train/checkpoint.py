@@ -71,10 +71,10 @@ class Checkpoints:
 
         Args:
           step: one of `steps`.
-          like: a state of the same network and optimiser, for its structure.
+          like: a state of the same network and optimiser; arrays in it may be mere shapes.
         """
-        like = jax.eval_shape(lambda: like._asdict())
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), like._asdict())
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
         return TrainState(**self._manager.restore(step, args=args)["state"])
 
     def close(self) -> None:

@@ -13,20 +13,26 @@ def shuffled_batches(split: Split, batch_size: int, seed: int) -> Iterator[Split
 
     The last, smaller batch of an epoch is left out, so that every batch has one shape.
 
-    Raises:
-      ValueError: the split has fewer examples than a batch.
+    Args:
+      split: at least one batch of examples; see `check_batch_size`.
+      batch_size: examples in a batch.
+      seed: of the order.
     """
-    size = len(split.xs)
-    if size < batch_size:
-        raise ValueError(
-            f"train: batch_size must be at most the {size} training examples, got {batch_size}"
-        )
-    epoch = 0
+    size, epoch = len(split.xs), 0
     while True:
         order = np.random.default_rng((seed, epoch)).permutation(size)
         for start in range(0, size - batch_size + 1, batch_size):
             yield take(split, order[start : start + batch_size])
         epoch += 1
+
+
+def check_batch_size(split: Split, batch_size: int) -> None:
+    """Refuses a batch with more examples than the split has."""
+    if len(split.xs) < batch_size:
+        raise ValueError(
+            f"train: batch_size must be at most the {len(split.xs)} training examples, "
+            f"got {batch_size}"
+        )
 
 
 def whole_batches(split: Split, batch_size: int) -> Iterator[tuple[Split, np.ndarray]]:

@@ -11,12 +11,19 @@ from flax import nnx
 from jrnn.nn import Classifier, SequenceToSequence
 from jrnn.tasks.task import Data
 from jrnn.train.checkpoint import Checkpoints
-from jrnn.train.data import shuffled_batches
+from jrnn.train.data import check_batch_size, shuffled_batches
 from jrnn.train.experiment import Experiment
 from jrnn.train.metrics import MetricsFile
 from jrnn.train.objective import Objective
 from jrnn.train.progress import Progress
-from jrnn.train.step import Report, init_state, make_evaluate, make_train_step
+from jrnn.train.step import (
+    Report,
+    TrainState,
+    abstract_state,
+    init_state,
+    make_evaluate,
+    make_train_step,
+)
 
 LOOK_EVERY = 20
 """Steps between two looks at the losses; a look makes the host wait for the device."""
@@ -60,6 +67,7 @@ def train(experiment: Experiment, data: Data, folder: Path) -> Trained:
       NonFiniteLoss: a loss was NaN or infinite; says at which step, and the last good checkpoint.
       ValueError: options and data do not fit.
     """
+    check(experiment, data)
     objective = Objective.of(data)
     optimizer = experiment.optim.build(experiment.steps)
     graphdef, state = init_state(experiment.network.build(data, experiment.seed), optimizer)
@@ -93,6 +101,17 @@ def train(experiment: Experiment, data: Data, folder: Path) -> Trained:
     return restore(experiment, data, folder)._replace(seconds=seconds)
 
 
+def check(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]:
+    """Refuses what does not fit, at no cost: the state of the run is made of shapes alone.
+
+    Raises:
+      ValueError: options and data do not fit.
+    """
+    check_batch_size(data.train, experiment.batch_size)
+    optimizer = experiment.optim.build(experiment.steps)
+    return abstract_state(lambda: experiment.network.build(data, experiment.seed), optimizer)
+
+
 def restore(experiment: Experiment, data: Data, folder: Path) -> Trained:
     """Reads back the best network of a run, and evaluates it.
 
@@ -104,15 +123,14 @@ def restore(experiment: Experiment, data: Data, folder: Path) -> Trained:
     Raises:
       FileNotFoundError: the run has no checkpoint.
     """
-    optimizer = experiment.optim.build(experiment.steps)
-    graphdef, state = init_state(experiment.network.build(data, experiment.seed), optimizer)
+    graphdef, like = check(experiment, data)
     checkpoints = Checkpoints(folder / "checkpoints", data.metric)
     step = checkpoints.best_step()
     if step is None:
         raise FileNotFoundError(
             f"restore: {folder / 'checkpoints'} holds no checkpoint; train the run first"
         )
-    state, validation = checkpoints.restore(step, state), checkpoints.metrics(step)
+    state, validation = checkpoints.restore(step, like), checkpoints.metrics(step)
     checkpoints.close()
     model = nnx.merge(graphdef, state.params, state.rest)
     model.eval()

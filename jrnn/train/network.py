@@ -74,7 +74,7 @@ class Network:
         embedding, size = None, data.input_size
         if data.tokens:
             size = self.embedding_size or EMBEDDING_SIZE
-            # Of unit variance, as the cells' input weights expect it; flax's default is far smaller.
+            # Of unit variance, as the input weights of cells expect; flax's default is smaller.
             unit = nnx.initializers.normal(1.0)
             embedding = nnx.Embed(data.input_size, size, embedding_init=unit, rngs=rngs)
         body = StackedRNN(

@@ -56,6 +56,16 @@ def init_state(
     return graphdef, TrainState(jnp.zeros((), jnp.int32), params, rest, optimizer.init(params))
 
 
+def abstract_state(
+    make_model: Callable[[], Classifier | SequenceToSequence],
+    optimizer: optax.GradientTransformation,
+) -> tuple[nnx.GraphDef, TrainState]:
+    """What `init_state` gives, with shapes for arrays: nothing is drawn and nothing compiled."""
+    graphdef, params, rest = nnx.split(nnx.eval_shape(make_model), nnx.Param, ...)
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    return graphdef, TrainState(step, params, rest, jax.eval_shape(optimizer.init, params))
+
+
 def make_train_step(
     graphdef: nnx.GraphDef, objective: Objective, optimizer: optax.GradientTransformation
 ) -> StepFunction:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jrnn.tasks.task import Split
-from jrnn.train.data import shuffled_batches, whole_batches
+from jrnn.train.data import check_batch_size, shuffled_batches, whole_batches
 from jrnn.train.objective import Objective
 
 B, T, K = 4, 5, 3
@@ -84,9 +84,9 @@ def test_shuffled_batches_keep_examples_together():
     np.testing.assert_array_equal(batch.lengths, batch.ys)
 
 
-def test_shuffled_batches_refuse_a_batch_larger_than_the_data():
+def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(ValueError, match="at most the 5 training examples, got 6"):
-        next(shuffled_batches(split(5), 6, seed=0))
+        check_batch_size(split(5), 6)
 
 
 def test_whole_batches_hold_every_example_once():
