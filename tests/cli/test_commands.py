@@ -165,7 +165,7 @@ def test_validate_says_good_and_bad(capsys):
         (["train", "configs/digits.py", "--steps", "0"], "steps must be a positive int"),
         (["train", "configs/arrays.py:path=gone.npz"], "gone.npz"),
         (["train", "configs/text.py", "--network.bidirectional"], "set it to False"),
-        (["train", "configs/digits.py", "--batch-size", "5000"], "at most the 1258 training"),
+        (["train", "configs/digits.py", "--batch-size", "5000"], "training examples, got 5000"),
         (["eval", "nowhere"], "is not a run"),
         (["eval"], "the run's folder"),
         (["ls"], "name one of cells"),
