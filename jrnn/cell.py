@@ -55,7 +55,7 @@ class Cell(abc.ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "step" in cls.__dict__:
+        if cls.step is not Cell.step:
             raise TypeError(
                 f"{cls.__name__}: step is derived and never overridden; write project, recur and "
                 "update instead"
@@ -122,7 +122,11 @@ def record(**gates: jax.Array) -> None:
 
 @contextlib.contextmanager
 def recording() -> Iterator[dict[str, jax.Array]]:
-    """Within the block, collects into the dictionary it yields what cells `record`."""
+    """Within the block, collects into the dictionary it yields what cells `record`.
+
+    It goes round a plain step, inside of whatever is compiled: a function that is already compiled
+    records nothing. For whole sequences there is `jrnn.analysis.anatomy`.
+    """
     recorded: dict[str, jax.Array] = {}
     token = _recorder.set(recorded)
     try:

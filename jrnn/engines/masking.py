@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from jrnn.cell import Carry, Inputs
 
@@ -44,7 +45,7 @@ def valid_steps(lengths: jax.Array, steps: int) -> jax.Array:
     return jnp.arange(steps)[:, None] < lengths
 
 
-def segment_resets(segment_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+def segment_resets(segment_ids: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """Resets for packed sequences, for both directions of travel.
 
     Args:
@@ -70,8 +71,9 @@ def segment_resets(segment_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
     return starts, reverse_resets(starts)
 
 
-def reverse_resets(resets: jax.Array) -> jax.Array:
+def reverse_resets(resets: ArrayLike) -> jax.Array:
     """The resets at segment ends, for a `reverse` pass, that match `resets [T, B]` at starts."""
+    resets = jnp.asarray(resets)
     return jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
 
 
@@ -116,7 +118,8 @@ def put_nan(taken: jax.Array, ys: Any) -> Any:
 
     def put(y: jax.Array) -> jax.Array:
         inexact = jnp.issubdtype(y.dtype, jnp.inexact)
-        return jnp.where(_cover(taken, y), jnp.nan, y) if inexact else y
+        # A sum, not a choice: where a loss reads these NaNs, its gradient is to be NaN as well.
+        return y + jnp.where(_cover(taken, y), jnp.nan, 0).astype(y.dtype) if inexact else y
 
     return jax.tree.map(put, ys)
 

@@ -183,4 +183,14 @@ def _checked_carry(cell: Cell, carry: Carry, initial: Carry, precision: Precisio
     shapes, given = ([a.shape for a in jax.tree.leaves(tree)] for tree in (initial, carry))
     if shapes != given:
         raise ValueError(f"unroll: carry must have leaves of shapes {shapes}, got {given}")
+    kinds, given = ([_kind(a) for a in jax.tree.leaves(tree)] for tree in (initial, carry))
+    if any(have > want for want, have in zip(kinds, given, strict=True)):
+        dtypes = ([a.dtype.name for a in jax.tree.leaves(tree)] for tree in (initial, carry))
+        raise TypeError("unroll: carry must have leaves of dtypes {}, got {}".format(*dtypes))
     return jax.tree.map(lambda a, like: a.astype(like.dtype), carry, initial)
+
+
+def _kind(leaf: jax.Array) -> int:
+    """Bool, int, float, complex: a carry may be cast up this order, never down."""
+    kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+    return next(k for k, kind in enumerate(kinds) if jnp.issubdtype(leaf.dtype, kind))

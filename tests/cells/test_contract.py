@@ -121,6 +121,16 @@ def test_overriding_step_is_refused() -> None:
                 return super().step(*args, **kwargs)
 
 
+def test_overriding_step_through_another_base_is_refused() -> None:
+    class Mixin:
+        def step(self) -> None: ...
+
+    with pytest.raises(TypeError, match="Hasty: step is derived and never overridden"):
+
+        class Hasty(Mixin, Elman):  # pyright: ignore[reportUnusedClass]
+            pass
+
+
 def test_gates_are_recorded_by_name(row: Row) -> None:
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)

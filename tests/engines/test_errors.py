@@ -61,6 +61,11 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
         ValueError,
         r"leaves of shapes \[\(4, 3\), \(4, 3\)\], got \[\(4, 2\), \(2,\)\]",
     ),
+    (
+        {"carry": LSTMCarry(*2 * [np.zeros((4, 3), complex)])},
+        TypeError,
+        r"leaves of dtypes \['float32', 'float32'\], got \['complex64', 'complex64'\]",
+    ),
     ({"engine": "scna"}, ValueError, "engine must be one of auto, .*'scna'; did you mean 'scan'"),
     ({"engine": None}, ValueError, "unroll: engine must be one of auto, .*got None"),
 ]

@@ -103,6 +103,14 @@ def test_nan_before_a_reset_stays_before_it(setting: Setting, when: int) -> None
     assert_same(got._replace(ys=0), clean._replace(ys=0))
 
 
+def test_a_loss_that_reads_a_nan_before_a_reset_has_a_nan_gradient(setting: Setting) -> None:
+    s, bad = setting, plant(setting, setting.travel[0])
+    spread = np.where(np.isnan(run(s, bad).ys), np.nan, s.batch.ct_ys)  # as of a squared error
+    assert np.isnan(spread).any()
+    got = run(s, bad._replace(ct_ys=spread))
+    assert all(np.isnan(leaf).any() for leaf in jax.tree.leaves(got.params_grad))
+
+
 def test_nan_in_the_carry_stays_before_a_reset(setting: Setting) -> None:
     quiet = silence(setting, setting.batch)
     clean, got = run(setting, quiet), run(setting, plant_in_carry(quiet))

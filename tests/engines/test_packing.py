@@ -24,6 +24,11 @@ def test_resets_are_at_the_borders_of_segments() -> None:
     assert forward.dtype == backward.dtype == bool
 
 
+def test_reverse_resets_take_a_list() -> None:
+    got = jrnn.reverse_resets([[False], [True], [False]])
+    np.testing.assert_array_equal(got, [[True], [False], [False]])
+
+
 def test_resets_of_no_steps_are_none() -> None:
     for resets in jrnn.segment_resets(jnp.zeros((0, 3), int)):
         assert resets.shape == (0, 3)
