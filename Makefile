@@ -6,15 +6,19 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
 TESTS ?= tests jrnn
 JOBS ?= 2
 
-.PHONY: setup demo test parity lint bench notebooks clean
+.PHONY: setup demo test targets parity lint bench notebooks clean
 
 setup: .venv/with-demo
 
+# Another cell: make demo cell=gru
 demo: .venv/with-demo
-	$(BIN)/jrnn train configs/digits.py
+	$(BIN)/jrnn train configs/digits.py$(if $(cell),:cell=$(cell))
 
 test: .venv/with-test
 	$(BIN)/pytest -n $(JOBS) $(TESTS)
+
+targets: .venv/with-test
+	$(BIN)/pytest -m slow tests/train/test_targets.py
 
 parity: .venv/with-test .venv/with-parity
 	$(BIN)/pytest -n $(JOBS) tests/parity

@@ -41,17 +41,18 @@ class Cell(abc.ABC):
         what it may do: "dense", "block_diagonal", "diagonal", or "linear" in the carry.
       pointwise: whether `update` works element by element, as a fused kernel needs it. A cell that
         multiplies matrices inside `update` says False: right on every engine, slower on some.
-      perturb: None, or a method `perturb(params, xs, key) -> (params, xs)` of a cell with noise. It
-        is called once, before the loop, with the whole sequence `xs [T, ...]`, and draws all
-        that is random, so that every engine sees the same noise. It may change the parameters
-        (dropped weights) and put masks beside the inputs: `xs` comes back as any pytree of leaves
-        `[T, ...]`, one step of which `project` is given. `key=None` asks for the expected value.
+      perturb: None, or a method `perturb(params, leading, key) -> (params, noise)` of a cell with
+        noise. It is called once, before the loop, and draws all that is random, so that every
+        engine sees the same noise. What holds for a whole sequence (dropped weights, a mask of its
+        own) it puts into the parameters; what is new at each step it returns as `noise`, a pytree
+        of leaves `[*leading, ...]` with `leading = (T, *batch)`. `project` is then given the pair
+        `(x, noise)` of one step. `key=None` asks for the expected value.
     """
 
     hidden_size: int
     recurrence: Recurrence = "dense"
     pointwise: bool = True
-    perturb: Callable[[Params, Inputs, jax.Array | None], tuple[Params, Inputs]] | None = None
+    perturb: Callable[[Params, tuple[int, ...], jax.Array | None], tuple[Params, Any]] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -96,10 +97,21 @@ class Cell(abc.ABC):
         Returns:
           The new carry, and the output `[..., output]`.
         """
-        if self.perturb is not None:
-            params, xs = self.perturb(params, jax.tree.map(lambda leaf: leaf[None], x), key)
-            x = jax.tree.map(lambda leaf: leaf[0], xs)
+        params, x = self.perturbed(params, carry, x, key=key)
         return self.update(params, carry, self.project(params, x), self.recur(params, carry))
+
+    @final
+    def perturbed(
+        self, params: Params, carry: Carry, x: Inputs, *, key: jax.Array | None = None
+    ) -> tuple[Params, Inputs]:
+        """Parameters and input of one step as `perturb` leaves them; as they are without noise."""
+        if self.perturb is None:
+            return params, x
+        alone = jax.eval_shape(lambda p: self.init_carry(p, ()), params)
+        leaf, own = jax.tree.leaves(carry)[0], jax.tree.leaves(alone)[0]
+        batch = leaf.shape[: leaf.ndim - own.ndim]
+        params, noise = self.perturb(params, (1, *batch), key)
+        return params, (x, jax.tree.map(lambda drawn: drawn[0], noise))
 
 
 _recorder: contextvars.ContextVar[dict[str, jax.Array] | None] = contextvars.ContextVar(

@@ -10,6 +10,7 @@ of what it returns::
 import dataclasses
 import importlib
 import importlib.util
+import inspect
 import json
 import shutil
 import sys
@@ -73,12 +74,17 @@ def load(spec: str, flags: Sequence[str] = ()) -> Experiment:
     """
     path, arguments = split_spec(spec)
     get_config = _get_config(_import(path), path)
-    experiment = tyro.cli(
-        get_config,
-        args=arguments,
-        prog=f"jrnn train {path}",
-        config=(tyro.conf.FlagConversionOff,),
-    )
+    try:
+        experiment = tyro.cli(
+            get_config,
+            args=_typed(get_config, arguments),
+            prog=f"jrnn train {path}",
+            config=(tyro.conf.FlagConversionOff,),
+        )
+    except (ValueError, TypeError):
+        raise  # these say what is wrong, and with what
+    except Exception as error:
+        raise ConfigError(f"{path}: get_config: {type(error).__name__}: {error}") from error
     if not isinstance(experiment, Experiment):
         raise ConfigError(
             f"{path}: get_config must return a jrnn.train.Experiment, got {experiment!r}"
@@ -92,27 +98,47 @@ def load(spec: str, flags: Sequence[str] = ()) -> Experiment:
     )
 
 
-def split_spec(spec: str) -> tuple[Path, list[str]]:
-    """Cuts `path.py:cell=gru,hidden=64` into the path and `["--cell", "gru", "--hidden", "64"]`."""
+def help_arguments(spec: str) -> str:
+    """What may stand after the colon of a config, with types and defaults."""
+    path, _ = split_spec(spec)
+    get_config = _get_config(_import(path), path)
+    signature = "".join(f"  {p}\n" for p in inspect.signature(get_config).parameters.values())
+    return f"{path}:name=value,... with\n{signature}\n{inspect.getdoc(get_config) or ''}\n"
+
+
+def split_spec(spec: str) -> tuple[Path, dict[str, str]]:
+    """Cuts `path.py:cell=gru,hidden=64` into the path and `{"cell": "gru", "hidden": "64"}`."""
     name, colon, text = spec.partition(".py:") if ".py:" in spec else (spec, "", "")
     path = find(name + ".py" if colon else name)
-    arguments = []
+    arguments = {}
     for pair in filter(None, text.split(",")):
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise ConfigError(f"{spec}: arguments after the colon are name=value,..., got {pair!r}")
-        arguments += [f"--{key}", value.title() if value in ("true", "false") else value]
+        arguments[key] = value
     return path, arguments
 
 
+def _typed(get_config: Callable[..., Any], arguments: dict[str, str]) -> list[str]:
+    """The arguments as tyro reads them; bools may be written true and false."""
+    kinds = {name: p.annotation for name, p in inspect.signature(get_config).parameters.items()}
+    flags = []
+    for key, value in arguments.items():
+        is_bool = kinds.get(key.replace("-", "_")) in (bool, "bool")
+        value = value.title() if is_bool else value
+        # Joined, a value may begin with a dash; apart, a wrong name gets a better suggestion.
+        flags += [f"--{key}={value}"] if value.startswith("-") else [f"--{key}", value]
+    return flags
+
+
 def find(name: str) -> Path:
-    """The config file of this name, here or among those that come with jrnn."""
+    """The config file at a path; or of a name, such as `configs/text.py`, that comes with jrnn."""
     here = Path(name)
-    candidates = [here, folder() / here.name]
-    for path in candidates:
+    inside = here.relative_to("configs") if here.parts[:1] == ("configs",) else here
+    for path in (here, folder() / inside):
         if path.is_file() and path.suffix == ".py":
             return path
-    known = [f"configs/{path.name}" for path in shipped()]
+    known = [f"configs/{path.relative_to(folder())}" for path in shipped()]
     near = checks.suggestion(name, known)
     raise ConfigError(f"{name}: no such config file{near or '; there are ' + ', '.join(known)}")
 

@@ -15,6 +15,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jrnn.cell import Carry, Cell, Inputs, Params
+from jrnn.engines import REGISTRY as ENGINES
 from jrnn.engines import unroll
 
 MakeInputs = Callable[[jax.Array, tuple[int, ...]], Inputs]
@@ -52,7 +53,7 @@ def randomized(tree: Any, key: jax.Array, scale: float = 0.3) -> Any:
       scale: standard deviation of the noise.
     """
     leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(key, max(len(leaves), 1))
+    keys = jax.random.split(key, max(len(leaves), 1))[: len(leaves)]
     noisy = [
         leaf + scale * jax.random.normal(k, leaf.shape, leaf.dtype)
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
@@ -72,12 +73,14 @@ def check_cell(
     - frozen: a frozen dataclass, hashable, that prints as itself and survives pickling;
     - three_parts: `step` is `update(params, carry, project(params, x), recur(params, carry))`;
     - leading_axes: each of the three parts gives the same with any leading axes;
-    - sequence: `unroll` is a loop of steps, and of length 1 a step, with lengths, resets, reverse;
+    - sequence: `unroll` is a loop of steps, and of length 1 a step, with lengths, resets, reverse,
+      on every engine;
     - jit: compiled and not compiled are the same;
     - vmap: the same as a loop, and as a batch;
     - no_recompilation: an equal cell with new values does not compile again;
     - dtype: float32 and bfloat16 stay what they are, in the carry and in the output;
-    - gradients: finite, for every parameter, and right by finite differences.
+    - gradients: finite, for parameters, inputs and carry, and right by finite differences;
+    - claims: `recurrence` and `pointwise` are as the cell says.
 
     Args:
       cell: the cell.
@@ -114,6 +117,12 @@ def check_cell(
         )
 
 
+def _require(holds: bool, message: str) -> None:
+    """An assertion that stands under `python -O` too."""
+    if not holds:
+        raise AssertionError(message)
+
+
 def _same(got: Any, expected: Any, rtol: float = RTOL) -> None:
     """Close, leaf by leaf, to the size of the largest expected number of each leaf."""
     chex.assert_trees_all_equal_structs(got, expected)
@@ -133,18 +142,16 @@ def _stack(trees: list[Any]) -> Any:
 def _frozen(case: Case) -> None:
     cell = case.cell
     params = getattr(type(cell), "__dataclass_params__", None)
-    assert params is not None and params.frozen, "a cell must be a @dataclass(frozen=True)"
-    assert hash(cell) == hash(copy.deepcopy(cell)), "equal cells must have equal hashes"
-    assert pickle.loads(pickle.dumps(cell)) == cell, "the cell must survive pickling"
-    assert type(cell).__name__ in repr(cell), "the cell must print its name and fields"
+    frozen = params is not None and params.frozen
+    _require(frozen, "a cell must be a @dataclass(frozen=True)")
+    _require(hash(cell) == hash(copy.deepcopy(cell)), "equal cells must have equal hashes")
+    _require(pickle.loads(pickle.dumps(cell)) == cell, "the cell must survive pickling")
+    _require(type(cell).__name__ in repr(cell), "the cell must print its name and fields")
 
 
 def _three_parts(case: Case) -> None:
     cell, carry, x = case.cell, case.carry(BATCH), case.xs(BATCH)
-    params = case.params
-    if cell.perturb is not None:
-        params, xs = cell.perturb(params, _at(x, None), None)
-        x = _at(xs, 0)
+    params, x = cell.perturbed(case.params, carry, x)
     parts = cell.update(params, carry, cell.project(params, x), cell.recur(params, carry))
     _same(parts, cell.step(case.params, carry, case.xs(BATCH)), 0)
     after, _ = parts
@@ -153,9 +160,7 @@ def _three_parts(case: Case) -> None:
 
 def _leading_axes(case: Case) -> None:
     cell, carry, xs = case.cell, case.carry(2, BATCH), case.xs(2, BATCH)
-    params = case.params
-    if cell.perturb is not None:
-        params, xs = cell.perturb(params, xs, None)
+    params, xs = cell.perturbed(case.params, carry, xs)
 
     @jax.jit
     def parts(carry, x):
@@ -177,9 +182,12 @@ def _sequence(case: Case) -> None:
     lengths = np.array([STEPS, STEPS - 2, 0])
     resets = np.zeros((STEPS, BATCH), bool)
     resets[2, 0] = resets[1, 1] = resets[STEPS - 1, 1] = True
+    masks = {"lengths": lengths, "resets": resets}
     for reverse in (False, True):
-        got = unroll(cell, params, xs, carry, lengths=lengths, resets=resets, reverse=reverse)
-        _same(got, _loop(case, xs, carry, lengths, resets, reverse))
+        want = _loop(case, xs, carry, lengths, resets, reverse)
+        for engine in ENGINES:
+            got = unroll(cell, params, xs, carry, **masks, reverse=reverse, engine=engine)
+            _same(got, want)
 
 
 def _loop(
@@ -228,7 +236,7 @@ def _no_recompilation(case: Case) -> None:
     run = jax.jit(run, static_argnums=0)
     run(case.cell, case.params, case.xs(STEPS, BATCH))
     run(copy.deepcopy(case.cell), case.params, case.xs(STEPS, BATCH, seed=1))
-    assert len(traced) == 1, "an equal cell with new values was traced again"
+    _require(len(traced) == 1, "an equal cell with new values was traced again")
 
 
 def _dtype(case: Case) -> None:
@@ -238,7 +246,7 @@ def _dtype(case: Case) -> None:
         x = _cast(case.xs(BATCH), dtype)
         for tree in (params, carry, case.cell.step(params, carry, x)):
             kept = [a.dtype == dtype for a in jax.tree.leaves(tree) if _is_float(a)]
-            assert all(kept), f"{jnp.dtype(dtype).name} did not stay: {_dtypes(tree)}"
+            _require(all(kept), f"{jnp.dtype(dtype).name} did not stay: {_dtypes(tree)}")
 
 
 def _is_float(leaf: jax.Array) -> bool:
@@ -254,36 +262,68 @@ def _dtypes(tree: Any) -> Any:
 
 
 def _gradients(case: Case) -> None:
-    xs = case.xs(STEPS, BATCH)
+    given = {"params": case.params, "xs": case.xs(STEPS, BATCH), "carry": case.carry(BATCH)}
+    named, structure = jax.tree.flatten_with_path(given)
+    leaves = [leaf for _, leaf in named]
 
-    def outputs(params):
-        _, ys = unroll(case.cell, params, xs)
-        return jnp.concatenate([jnp.ravel(y) for y in jax.tree.leaves(ys)])
+    def outputs(leaves):
+        tree = jax.tree.unflatten(structure, leaves)
+        results = unroll(case.cell, tree["params"], tree["xs"], tree["carry"])
+        return [y for y in jax.tree.leaves(results) if _is_float(y)]
 
-    weights = jax.random.normal(case.key, jax.eval_shape(outputs, case.params).shape)
+    weights = randomized(jax.tree.map(jnp.zeros_like, outputs(leaves)), case.key, 1.0)
 
     @jax.jit
-    def loss(params):
-        return jnp.vdot(outputs(params), weights)
+    def loss(leaves):
+        return sum(jnp.vdot(y, w) for y, w in zip(outputs(leaves), weights, strict=True))
 
-    grads = jax.grad(loss)(case.params)
-    leaves, structure = jax.tree.flatten(case.params)
-    for k, (path, grad) in enumerate(jax.tree.leaves_with_path(grads)):
-        where = f"d loss / d params{jax.tree_util.keystr(path)}"
-        assert jnp.isfinite(grad).all(), f"{where} is not finite"
+    grads = jax.grad(loss, allow_int=True)(leaves)
+    for k, grad in enumerate(grads):
+        if not _is_float(leaves[k]):
+            continue
+        where = "d loss / d " + jax.tree_util.keystr(named[k][0])
+        _require(bool(jnp.isfinite(grad).all()), f"{where} is not finite")
         signs = jax.random.rademacher(jax.random.fold_in(case.key, k), grad.shape, grad.dtype)
-        nudged = [
-            loss(
-                jax.tree.unflatten(
-                    structure, [*leaves[:k], leaves[k] + e * signs, *leaves[k + 1 :]]
-                )
-            )
-            for e in (EPSILON, -EPSILON)
-        ]
-        slope = (nudged[0] - nudged[1]) / (2 * EPSILON)
-        np.testing.assert_allclose(
-            jnp.vdot(grad, signs), slope, rtol=2e-2, atol=1e-2, err_msg=f"{where} is wrong"
+        nudge = lambda size, k=k, signs=signs: loss(
+            [*leaves[:k], leaves[k] + size * signs, *leaves[k + 1 :]]
         )
+        slope = (nudge(EPSILON) - nudge(-EPSILON)) / (2 * EPSILON)
+        np.testing.assert_allclose(
+            jnp.vdot(grad, signs), slope, rtol=2e-2, atol=2e-2, err_msg=f"{where} is wrong"
+        )
+
+
+def _claims(case: Case) -> None:
+    cell, carry = case.cell, case.carry(BATCH)
+    params, x = cell.perturbed(case.params, carry, case.xs(BATCH))
+    z, u = cell.project(params, x), cell.recur(params, carry)
+    if cell.pointwise:
+        _require(
+            _keeps_units_apart(lambda tree: cell.update(params, *tree), (carry, z, u)),
+            "pointwise is True, but update mixes hidden units",
+        )
+    step = lambda carry: cell.step(case.params, carry, case.xs(BATCH))[0]
+    if cell.recurrence == "diagonal":
+        _require(
+            _keeps_units_apart(step, carry),
+            "recurrence is 'diagonal', but a unit of the new carry depends on others of the old",
+        )
+    if cell.recurrence == "linear":
+        zero = jax.tree.map(jnp.zeros_like, carry)
+        add = lambda a, b: jax.tree.map(jnp.add, a, b)
+        _same(add(step(add(carry, carry)), step(zero)), add(step(carry), step(carry)), 1e-4)
+
+
+def _keeps_units_apart(function: Callable[[Any], Any], tree: Any) -> bool:
+    """Whether unit 0 of the inputs has a bearing on unit 0 of the outputs alone."""
+    first = lambda leaf: (
+        jnp.zeros_like(leaf).at[..., 0].set(1)
+        if _is_float(leaf)
+        else np.zeros(leaf.shape, jax.dtypes.float0)
+    )
+    _, tangents = jax.jvp(function, (tree,), (jax.tree.map(first, tree),))
+    moved = [t for t in jax.tree.leaves(tangents) if t.dtype != jax.dtypes.float0]
+    return all(bool((t[..., 1:] == 0).all()) for t in moved)
 
 
 PROPERTIES: dict[str, Callable[[Case], None]] = {
@@ -296,5 +336,6 @@ PROPERTIES: dict[str, Callable[[Case], None]] = {
     "no_recompilation": _no_recompilation,
     "dtype": _dtype,
     "gradients": _gradients,
+    "claims": _claims,
 }
 """The properties by name; each takes a `Case` and raises when it does not hold."""

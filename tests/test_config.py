@@ -40,7 +40,8 @@ class Mine(jrnn.Cell):
         return h, h
 
 def get_config(hidden: int = 3, names: str = "a", flag: bool = False) -> Experiment:
-    return Experiment(Adding(4, 20, 10), Network(Mine(hidden)), steps=2, batch_size=4)
+    said = f"{names}, {flag}"
+    return Experiment(Adding(4, 20, 10), Network(Mine(hidden)), steps=2, run_dir=said)
 """
 
 
@@ -49,6 +50,11 @@ def own(tmp_path):
     path = tmp_path / "own.py"
     path.write_text(OWN)
     return path
+
+
+def test_a_shipped_config_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config.load("digits.py") == config.load("configs/digits.py")
 
 
 def test_there_is_a_config_for_every_task():
@@ -82,8 +88,10 @@ def test_flags_change_single_fields():
 
 
 def test_arguments_after_the_colon_are_typed(own):
-    experiment = config.load(f"{own}:hidden=5,flag=true,names=x=y")
+    experiment = config.load(f"{own}:hidden=5,flag=true,names=true")
     assert experiment.network.cell.hidden_size == 5
+    assert experiment.run_dir == "true, True"
+    assert config.load(f"{own}:names=-x=y").run_dir == "-x=y, False"
 
 
 @pytest.mark.parametrize(
@@ -110,6 +118,7 @@ def test_unknown_arguments_and_flags_exit_with_a_suggestion(arguments, flags, wo
         ("configs/digits.py:cell", "name=value"),
         ("configs/digits.py:cell=gro", "did you mean 'gru'"),
         ("nowhere/at/all.toml", "there are configs/adding.py"),
+        ("nowhere/digits.py", "no such config file"),
     ],
 )
 def test_bad_specs_are_refused(spec, message):
@@ -124,6 +133,7 @@ def test_bad_specs_are_refused(spec, message):
         ("def get_config(): return 3", "must return a jrnn.train.Experiment, got 3"),
         ("import nothing_of_the_kind", "ModuleNotFoundError: No module named"),
         ("def get_config(:", "SyntaxError"),
+        ("def get_config(): return {}['gone']", "get_config: KeyError: 'gone'"),
     ],
 )
 def test_bad_config_files_are_refused(tmp_path, text, message):

@@ -81,6 +81,23 @@ class GradientIsNaN(Right):
 
 
 @dataclass(frozen=True)
+class ClaimsToBeDiagonal(Right):
+    recurrence = "diagonal"
+
+
+@dataclass(frozen=True)
+class ClaimsToBeLinear(Right):
+    recurrence = "linear"
+
+
+@dataclass(frozen=True)
+class ClaimsToBePointwise(Right):
+    def update(self, params, carry, z, u):
+        h = jnp.tanh(z + u - u[..., ::-1])
+        return h, h
+
+
+@dataclass(frozen=True)
 class StopsTheGradient(Right):
     def recur(self, params, carry):
         return carry @ jax.lax.stop_gradient(params.u)
@@ -114,8 +131,11 @@ def test_the_right_cell_passes():
         (MixesTheBatch(), {"leading_axes", "sequence", "vmap"}),
         (WidensTheCarry(), {"dtype"}),
         (CountsItsCalls(), {"frozen", "no_recompilation"}),
-        (GradientIsNaN(), {"gradients"}),
+        (GradientIsNaN(), {"gradients", "claims"}),
         (StopsTheGradient(), {"gradients"}),
+        (ClaimsToBeDiagonal(), {"claims"}),
+        (ClaimsToBeLinear(), {"claims"}),
+        (ClaimsToBePointwise(), {"claims"}),
         (NotPure(), {"three_parts", "jit"}),
         (BranchesOnValues(), {"leading_axes", "sequence", "jit", "vmap"}),
     ],
@@ -165,6 +185,35 @@ def test_inputs_may_be_of_any_shape():
         jax.random.uniform(key, leading),
     )
     check_cell(TakesTime(), inputs=inputs)
+
+
+@dataclass(frozen=True)
+class Decay(jrnn.Cell):
+    """h' = h / 2 + x: linear, diagonal, and without any parameter."""
+
+    hidden_size: int = 3
+    recurrence = "linear"
+
+    def init(self, key, input_size, dtype=jnp.float32):
+        return ()
+
+    def init_carry(self, params, batch_shape):
+        return jnp.zeros((*batch_shape, self.hidden_size))
+
+    def project(self, params, x):
+        return x
+
+    def recur(self, params, carry):
+        return ()
+
+    def update(self, params, carry, z, u):
+        h = carry / 2 + z
+        return h, h
+
+
+def test_a_cell_without_parameters_is_judged_by_the_rest():
+    with pytest.raises(AssertionError, match="1 of 10 properties fail\n- dtype: .*bfloat16"):
+        check_cell(Decay())  # its carry is float32 whatever dtype is asked for
 
 
 def test_randomized_leaves_no_zero_and_no_integer_changed():

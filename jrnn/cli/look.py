@@ -25,7 +25,7 @@ stdout = Console()
 def ls_command(args: list[str]) -> None:
     """`jrnn ls cells|tasks|engines|configs`."""
     kinds = {"cells": _cells, "tasks": _tasks, "engines": _engines, "configs": _configs}
-    if len(args) != 1:
+    if len(args) != 1 or args[0] in ("-h", "--help"):
         raise ValueError(f"ls: name one of {', '.join(kinds)}, as in: jrnn ls cells")
     checks.one_of("ls", "the kind", args[0], kinds)
     stdout.print(kinds[args[0]]())

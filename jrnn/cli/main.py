@@ -1,5 +1,6 @@
 """Chooses the command, and turns what a user can mend into one line and exit code 2."""
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.markup import escape
 
+import jrnn
 from jrnn import checks
 
 HELP = """\
@@ -29,6 +31,12 @@ stderr = Console(stderr=True)
 def main(args: list[str] | None = None) -> None:
     """Runs the command line; exit code 2 for bad input, 1 for a run that failed."""
     args = sys.argv[1:] if args is None else args
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character is no failure
+    if args == ["--version"]:
+        print(f"jrnn {jrnn.__version__}")
+        return
     if not args or args[0] in ("-h", "--help"):
         Console().print(HELP, highlight=False, soft_wrap=True)
         return

@@ -13,7 +13,7 @@ from rich.console import Console
 from jrnn import config
 from jrnn.nn import SequenceToSequence, generate
 from jrnn.tasks.task import Data
-from jrnn.train import Trained, check, restore, train
+from jrnn.train import Trained, check, load_best, restore, train
 from jrnn.train.experiment import Experiment
 from jrnn.train.report import figure, summary, table
 
@@ -22,17 +22,26 @@ stdout = Console()
 
 def train_command(args: list[str]) -> None:
     """`jrnn train CONFIG[:name=value,...] [--flag value ...]`."""
+    if args and args[0] in ("-h", "--help"):
+        stdout.print(
+            "jrnn train CONFIG --help lists the arguments and flags of a config; "
+            "jrnn ls configs lists the configs"
+        )
+        return
     if not args or args[0].startswith("-"):
         raise ValueError(
             "train: name a config first, as in: jrnn train configs/digits.py; "
             "jrnn ls configs lists them"
         )
     spec, *flags = args
+    if "--help" in flags or "-h" in flags:
+        print(config.help_arguments(spec))
     experiment = config.load(spec, flags)
     data = experiment.task.load()
     check(experiment, data)  # before there is any folder
     folder = _new_folder(experiment)
     config.save(experiment, spec, folder / "config.json")
+    (folder / "data.txt").write_text(data.fingerprint() + "\n")
     stdout.print(f"run folder: {folder}", soft_wrap=True)
     trained = train(experiment, data, folder)
     _report(experiment, data, trained, folder)
@@ -41,8 +50,8 @@ def train_command(args: list[str]) -> None:
 def eval_command(args: list[str]) -> None:
     """`jrnn eval RUN`."""
     folder = Path(tyro.cli(_run, args=args, prog="jrnn eval"))
-    experiment, data, trained = _open(folder)
-    stdout.print(table(summary(experiment, data, trained)))
+    experiment, data = _open(folder)
+    stdout.print(table(summary(experiment, data, restore(experiment, data, folder))))
 
 
 def sample_command(args: list[str]) -> None:
@@ -61,7 +70,7 @@ def _run(run: tyro.conf.Positional[str]) -> str:
 
 def _sample(
     run: tyro.conf.Positional[str],
-    prompt: str = "\n",
+    prompt: str | None = None,
     length: int = 400,
     temperature: float = 0.7,
     seed: int = 0,
@@ -70,22 +79,27 @@ def _sample(
 
     Args:
         run: the run's folder.
-        prompt: text to begin with.
+        prompt: text to begin with; by default a new line.
         length: number of characters to draw.
         temperature: 1 draws as the network predicts, less is bolder, 0 takes the likeliest.
         seed: of the draw.
     """
-    _, data, trained = _open(Path(run))
-    if data.vocabulary is None or not isinstance(trained.model, SequenceToSequence):
+    experiment, data = _open(Path(run))
+    if data.vocabulary is None:
         raise ValueError(f"sample: {run} is not a run on text")
+    if prompt is None:
+        prompt = "\n" if "\n" in data.vocabulary else data.vocabulary[0]
     if not prompt:
         raise ValueError("sample: the prompt must have at least one character")
     ids = {character: number for number, character in enumerate(data.vocabulary)}
     unknown = sorted({character for character in prompt if character not in ids})
     if unknown:
         raise ValueError(f"sample: the training text has no {' '.join(map(repr, unknown))}")
+    model = load_best(experiment, data, Path(run)).model()
+    if not isinstance(model, SequenceToSequence):
+        raise ValueError(f"sample: the network of {run} does not predict a token at each step")
     tokens = generate(
-        trained.model,
+        model,
         jnp.array([[ids[character] for character in prompt]], jnp.int32),
         length,
         temperature=temperature,
@@ -94,12 +108,19 @@ def _sample(
     print(prompt + "".join(data.vocabulary[token] for token in np.asarray(tokens[0])))
 
 
-def _open(folder: Path) -> tuple[Experiment, Data, Trained]:
+def _open(folder: Path) -> tuple[Experiment, Data]:
+    """The config of a run and its data, if they are still what the run was trained on."""
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is not a run: it has no config.json")
     experiment = config.read(folder / "config.json")
     data = experiment.task.load()
-    return experiment, data, restore(experiment, data, folder)
+    known = folder / "data.txt"
+    if known.is_file() and known.read_text().strip() != data.fingerprint():
+        raise ValueError(
+            f"{folder}: the data of this run are not what they were when it was trained; restore "
+            f"them, or train anew"
+        )
+    return experiment, data
 
 
 def _new_folder(experiment: Experiment) -> Path:

@@ -5,4 +5,5 @@ from jrnn.engines.masking import reverse_resets as reverse_resets
 from jrnn.engines.masking import segment_resets as segment_resets
 from jrnn.engines.scan import Scan as Scan
 from jrnn.engines.unroll import REGISTRY as REGISTRY
+from jrnn.engines.unroll import choose_engine as choose_engine
 from jrnn.engines.unroll import unroll as unroll

@@ -54,7 +54,11 @@ def segment_resets(segment_ids: ArrayLike) -> tuple[jax.Array, jax.Array]:
     Returns:
       `[T, B]` bool for a forward pass, True at the start of each segment but the first; and
       `[T, B]` bool for a `reverse` pass, True at the end of each segment but the last. The segment
-      that a pass meets first begins with the carry it is given.
+      that a pass meets first begins with the carry it is given. Where `segment_ids` are padded,
+      give `lengths` to `reverse_resets` on the first of the two instead.
+
+    Raises:
+      ValueError: `segment_ids` has another number of axes.
 
     >>> import jax.numpy as jnp
     >>> forward, backward = segment_resets(jnp.array([[0], [0], [1], [1]]))
@@ -71,9 +75,19 @@ def segment_resets(segment_ids: ArrayLike) -> tuple[jax.Array, jax.Array]:
     return starts, reverse_resets(starts)
 
 
-def reverse_resets(resets: ArrayLike) -> jax.Array:
-    """The resets at segment ends, for a `reverse` pass, that match `resets [T, B]` at starts."""
+def reverse_resets(resets: ArrayLike, lengths: ArrayLike | None = None) -> jax.Array:
+    """The resets for a `reverse` pass that match those for a forward pass.
+
+    Args:
+      resets: `[T, B]` bool, True at the start of each segment.
+      lengths: `[B]` ints, where sequences are padded: a reset on padding is none in reverse either.
+
+    Returns:
+      `[T, B]` bool, True at the end of the segment before each of these.
+    """
     resets = jnp.asarray(resets)
+    if lengths is not None:
+        resets = resets & valid_steps(jnp.asarray(lengths), len(resets))
     return jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
 
 

@@ -1,5 +1,7 @@
 """Which dtype does what: products in that of the inputs, carry and gates in the wider one."""
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -33,8 +35,14 @@ def cast(tree: Any, dtype: jnp.dtype) -> Any:
     )
 
 
-class Parts(NamedTuple):
-    """The three parts of a cell with parameters bound, each in its dtype.
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("compute_params", "wide_params"),
+    meta_fields=("cell", "precision"),
+)
+@dataclass(frozen=True)
+class Parts:
+    """The three parts of a cell with parameters bound, each in its dtype; a pytree of these.
 
     A cell knows nothing of mixed precision: it computes in whatever it is given.
     """

@@ -43,9 +43,11 @@ def unroll(
             s, ys[t] = step(params, s, xs[t]);  where t >= lengths: s kept, ys[t] = 0
 
     Products are computed in the dtype of `xs`; the carry and the gate arithmetic are in the wider
-    one of `xs` and `params`. So float32 parameters with bfloat16 inputs give bfloat16 products and
-    a float32 carry. A NaN in the padding reaches neither outputs nor gradients; one before a reset
-    reaches no output from the reset on, nor a gradient of those outputs.
+    one of `xs` and `params`; so is a product inside `update`, as `GRU(reset_after=False)` has it.
+    So float32 parameters with bfloat16 inputs give bfloat16 products and a float32 carry.
+
+    A NaN in the padding reaches neither outputs nor gradients; one before a reset reaches no output
+    from the reset on, nor a gradient of those outputs.
 
     Args:
       cell: the cell.
@@ -90,7 +92,7 @@ def choose_engine(engine: Engine | str) -> Engine:
         return engine
     if engine == "auto":
         chosen = Scan()
-        log.debug("engine='auto' chose %r", chosen)
+        log.info("engine='auto' chose %r", chosen)
         return chosen
     checks.one_of("unroll", "engine", engine, ("auto", *REGISTRY))
     return REGISTRY[engine]()
@@ -127,7 +129,8 @@ def _unroll(
     if resets is not None and steps > 0:
         xs, carry, taken = masking.quarantine(xs, carry, masks, reverse)
     if cell.perturb is not None:
-        params, xs = cell.perturb(params, xs, key)
+        params, noise = cell.perturb(params, (steps, batch), key)
+        xs = (xs, cast(noise, precision.compute))
     carry, ys = engine.run(bind(cell, params, precision), carry, xs, masks, reverse)
     return carry, ys if taken is None else masking.put_nan(taken, ys)
 

@@ -72,5 +72,7 @@ class FlaxCell(nnx.RNNCellBase):
     def __call__(self, carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
         """One step: the new carry and the output."""
         x = jnp.asarray(inputs, self.rnn.dtype)
-        params = self.rnn.params
-        return bind(self.rnn.cell, params, precision_of(params, x)).step(carry, x)
+        cell, params = self.rnn.cell, self.rnn.params
+        precision = precision_of(params, x)
+        params, x = cell.perturbed(params, carry, x)
+        return bind(cell, params, precision).step(carry, x)

@@ -41,7 +41,7 @@ def generate(
         token ~ softmax(scores / temperature)
 
     Args:
-      model: takes tokens and gives scores for the next one; batch-major, and in evaluation mode.
+      model: takes tokens and gives scores for the next one; its dropout is left out.
       prompt: `[B, P]` ints to begin with, P at least 1.
       length: number of tokens to draw.
       temperature: below 1 is bolder towards the likely, 0 takes the likeliest.
@@ -51,8 +51,14 @@ def generate(
       `[B, length]` tokens, without the prompt.
 
     Raises:
-      ValueError: an empty prompt, a length below 1, or a negative temperature.
+      ValueError: an empty prompt, a length below 1, a negative temperature, or a body that is
+        time-major or reads backwards.
     """
+    if model.body.time_major or any(model.body.directions):
+        raise ValueError(
+            "generate: the body must be batch-major and run forward only, got "
+            f"time_major={model.body.time_major}, reverse directions {model.body.directions}"
+        )
     if prompt.ndim != 2 or prompt.shape[1] == 0:
         raise ValueError(
             f"generate: prompt must have shape (batch, length of at least 1), got {prompt.shape}"
@@ -61,4 +67,6 @@ def generate(
         raise ValueError(f"generate: length must be at least 1, got {length}")
     if not temperature >= 0:
         raise ValueError(f"generate: temperature must be at least 0, got {temperature}")
-    return _generate(model, prompt, length, key, jnp.float32(temperature))
+    quiet = nnx.merge(*nnx.split(model), copy=True)
+    quiet.eval()
+    return _generate(quiet, prompt, length, key, jnp.float32(temperature))

@@ -127,7 +127,8 @@ class SequenceToSequence(nnx.Module):
           resets: `[B, T]` bool, the carry is reset before these steps.
 
         Returns:
-          The last carry of the body, and outputs `[B, T, output_size]`.
+          The last carry of the body, and outputs `[B, T, output_size]`; on padding they are the
+          bias of the head.
         """
         carry, ys = self.body(_embed(self.embedding, xs), carry, lengths=lengths, resets=resets)
         return carry, self.head(ys if self.dropout is None else self.dropout(ys))
@@ -145,15 +146,22 @@ def _dropout(owner: str, rate: float, rngs: nnx.Rngs) -> nnx.Dropout | None:
 def _pool(
     pool: str, ys: jax.Array, lengths: ArrayLike | None, directions: tuple[bool, ...]
 ) -> jax.Array:
-    """From outputs `[T, B, output]`, zero on padding, one vector `[B, output]` a sequence."""
+    """From outputs `[T, B, output]`, zero on padding, one vector `[B, output]` a sequence.
+
+    An empty sequence gives zeros.
+    """
     steps, batch = ys.shape[:2]
-    lengths = jnp.full((batch,), steps) if lengths is None else jnp.asarray(lengths)
+    if steps == 0:
+        return jnp.zeros((batch, ys.shape[-1]), ys.dtype)
+    lengths = jnp.clip(steps if lengths is None else jnp.asarray(lengths), 0, steps)
+    lengths = jnp.broadcast_to(lengths, (batch,))
     if pool == "mean":
         return ys.sum(axis=0) / jnp.maximum(lengths, 1)[:, None].astype(ys.dtype)
     if pool == "max":
         valid = jnp.arange(steps)[:, None] < lengths
-        return jnp.where(valid[..., None], ys, -jnp.inf).max(axis=0)
-    last = jnp.clip(lengths - 1, 0, steps - 1)
+        largest = jnp.where(valid[..., None], ys, -jnp.inf).max(axis=0)
+        return jnp.where(lengths[:, None] > 0, largest, 0)
+    last = jnp.maximum(lengths - 1, 0)
     parts = jnp.split(ys, len(directions), axis=-1)
     return jnp.concatenate(
         [

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jrnn import cells, checks
 from jrnn.cell import Carry, Cell
 from jrnn.engines import Engine, reverse_resets
-from jrnn.nn.rnn import RNN, swap_time_and_batch
+from jrnn.nn.rnn import RNN, swap_time_and_batch, time_first
 
 
 class _Layers(nnx.Module):
@@ -93,11 +93,11 @@ class _Layers(nnx.Module):
           TypeError: a dtype or the structure of the carry does not fit.
         """
         if not self.time_major:
-            xs, resets = swap_time_and_batch((xs, resets))
+            xs, resets = time_first(type(self).__name__, xs, resets)
         if carry is not None:
             self._check_carry(carry)
         keys = [None] * len(self.rnns) if key is None else jax.random.split(key, len(self.rnns))
-        backward_resets = None if resets is None else reverse_resets(jnp.asarray(resets))
+        backward_resets = None if resets is None else reverse_resets(resets, lengths)
         carries, ys = [], xs
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout is not None:

@@ -8,7 +8,8 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
 from jrnn.cell import Carry, Cell, Inputs, Params
-from jrnn.engines import Engine, unroll
+from jrnn.engines import Engine, choose_engine, unroll
+from jrnn.engines.precision import cast
 
 
 class RNN(nnx.Module):
@@ -51,10 +52,10 @@ class RNN(nnx.Module):
         params = cell.init(rngs.params(), input_size, param_dtype)
         self.cell = cell
         self.input_size = input_size
-        self.output_size = _output_size(cell, params, input_size)
+        self.output_size = _output_size(cell, params, input_size, param_dtype)
         self.directions = (reverse,)
         self.time_major = time_major
-        self.engine = engine
+        self.engine = choose_engine(engine)
         self.dtype = dtype
         self.weights = nnx.data(jax.tree.map(nnx.Param, params))
 
@@ -91,9 +92,9 @@ class RNN(nnx.Module):
           TypeError: a dtype or the structure of the carry does not fit.
         """
         if not self.time_major:
-            xs, resets = swap_time_and_batch((xs, resets))
+            xs, resets = time_first(type(self).__name__, xs, resets)
         if self.dtype is not None:
-            xs = jax.tree.map(lambda leaf: jnp.asarray(leaf, self.dtype), xs)
+            xs = cast(jax.tree.map(jnp.asarray, xs), jnp.dtype(self.dtype))
         carry, ys = unroll(
             self.cell,
             self.params,
@@ -108,13 +109,25 @@ class RNN(nnx.Module):
         return carry, ys if self.time_major else swap_time_and_batch(ys)
 
 
+def time_first(owner: str, xs: Inputs, resets: ArrayLike | None) -> tuple[Inputs, Any]:
+    """Batch-major inputs and resets as time-major ones, after a check in the user's terms."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(xs)]
+    if any(len(shape) < 2 for shape in shapes):
+        raise ValueError(f"{owner}: xs must have shape (batch, time, ...), got {shapes}")
+    if resets is not None and shapes and jnp.shape(resets) != shapes[0][:2]:
+        raise ValueError(
+            f"{owner}: resets must have shape (batch, time) = {shapes[0][:2]}, "
+            f"got {jnp.shape(resets)}"
+        )
+    return swap_time_and_batch((xs, resets))
+
+
 def swap_time_and_batch(tree: Any) -> Any:
     """Exchanges the first two axes of every leaf."""
     return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), tree)
 
 
-def _output_size(cell: Cell, params: Params, input_size: int) -> int:
-    dtype = jax.tree.leaves(params)[0].dtype
-    x = jax.ShapeDtypeStruct((1, input_size), dtype)
+def _output_size(cell: Cell, params: Params, input_size: int, dtype: DTypeLike) -> int:
+    x = jax.ShapeDtypeStruct((1, input_size), jnp.dtype(dtype))
     _, y = jax.eval_shape(lambda p, x: cell.step(p, cell.init_carry(p, (1,)), x), params, x)
     return y.shape[-1]

@@ -98,6 +98,7 @@ class Table(Task):
             metric="mse",
             input_size=len(columns),
             output_size=len(targets),
+            causal=True,
             baseline=("persistence", common.mean_squared_error(present, test.ys)),
             target_scale=scale.std,
         )

@@ -1,6 +1,7 @@
 """What a task is: options that load into three splits of one data set."""
 
 import abc
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -48,6 +49,8 @@ class Data:
       target_scale: `[K]`, factor from a normalised target back to the user's units; None where
         targets are in their own units.
       class_names: what the classes are called, by id.
+      causal: whether the inputs of later steps give the target of a step away, so that no model may
+        read them.
     """
 
     train: Split
@@ -63,6 +66,17 @@ class Data:
     vocabulary: tuple[str, ...] | None = None
     target_scale: np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
+    causal: bool = False
+
+    def fingerprint(self) -> str:
+        """A short digest of all examples: another one means that the data have changed."""
+        digest = hashlib.sha256()
+        for array in (*self.train, *self.validation, *self.test):
+            if array is not None:
+                digest.update(f"{array.dtype}{array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).data)
+        digest.update("".join(self.vocabulary or ()).encode())
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ class Text(Task):
             test=test,
             target="class_per_step",
             metric="bits_per_character",
+            causal=True,
             input_size=len(vocabulary),
             output_size=len(vocabulary),
             baseline=("unigram model", bits),

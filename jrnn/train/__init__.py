@@ -5,6 +5,7 @@ from jrnn.train.experiment import Experiment as Experiment
 from jrnn.train.loop import NonFiniteLoss as NonFiniteLoss
 from jrnn.train.loop import Trained as Trained
 from jrnn.train.loop import check as check
+from jrnn.train.loop import load_best as load_best
 from jrnn.train.loop import restore as restore
 from jrnn.train.loop import train as train
 from jrnn.train.network import Network as Network

@@ -23,7 +23,7 @@ class Experiment:
       run_dir: folder for all that the run writes; None means a new one under `runs`.
 
     Raises:
-      ValueError: a number is not a positive int.
+      ValueError: a number is not a positive int, or the seed is negative.
     """
 
     task: Task
@@ -38,3 +38,5 @@ class Experiment:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "eval_every"):
             checks.positive_int("Experiment", name, getattr(self, name))
+        if self.seed < 0:
+            raise ValueError(f"Experiment: seed must be at least 0, got {self.seed}")

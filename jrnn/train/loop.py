@@ -66,6 +66,7 @@ def train(experiment: Experiment, data: Data, folder: Path) -> Trained:
     Raises:
       NonFiniteLoss: a loss was NaN or infinite; says at which step, and the last good checkpoint.
       ValueError: options and data do not fit.
+      FileExistsError: the folder holds checkpoints already.
     """
     check(experiment, data)
     objective = Objective.of(data)
@@ -75,6 +76,8 @@ def train(experiment: Experiment, data: Data, folder: Path) -> Trained:
     evaluate = make_evaluate(graphdef, objective, experiment.batch_size)
     batches = shuffled_batches(data.train, experiment.batch_size, experiment.seed)
     checkpoints = Checkpoints(folder / "checkpoints", data.metric)
+    if checkpoints.steps():
+        raise FileExistsError(f"train: {folder} holds the checkpoints of a run already")
     metrics = MetricsFile(folder / "metrics.jsonl")
 
     start = time.perf_counter()
@@ -102,7 +105,10 @@ def train(experiment: Experiment, data: Data, folder: Path) -> Trained:
 
 
 def check(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]:
-    """Refuses what does not fit, at no cost: the state of the run is made of shapes alone.
+    """Refuses what does not fit, at no cost: nothing is drawn, and nothing is compiled.
+
+    Returns:
+      The structure of the network and the state of the run, with shapes for arrays.
 
     Raises:
       ValueError: options and data do not fit.
@@ -112,8 +118,49 @@ def check(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]
     return abstract_state(lambda: experiment.network.build(data, experiment.seed), optimizer)
 
 
+class Best(NamedTuple):
+    """The best checkpoint of a run.
+
+    Attributes:
+      graphdef: the structure of the network.
+      state: what training had made of it.
+      step: when.
+      validation: loss and metric there on the validation split.
+    """
+
+    graphdef: nnx.GraphDef
+    state: TrainState
+    step: int
+    validation: dict[str, float]
+
+    def model(self) -> Classifier | SequenceToSequence:
+        """The network, in evaluation mode."""
+        model = nnx.merge(self.graphdef, self.state.params, self.state.rest)
+        model.eval()
+        return model
+
+
 def restore(experiment: Experiment, data: Data, folder: Path) -> Trained:
-    """Reads back the best network of a run, and evaluates it.
+    """Reads back the best network of a run, and evaluates it on the test split.
+
+    Args:
+      experiment: that of the run.
+      data: the loaded task of the experiment.
+      folder: that of the run.
+
+    Returns:
+      As `train`, without the time that it took.
+
+    Raises:
+      FileNotFoundError: the run has no checkpoint.
+    """
+    best = load_best(experiment, data, folder)
+    evaluate = make_evaluate(best.graphdef, Objective.of(data), experiment.batch_size)
+    return Trained(best.model(), best.step, best.validation, evaluate(best.state, data.test))
+
+
+def load_best(experiment: Experiment, data: Data, folder: Path) -> Best:
+    """Reads back the best checkpoint of a run.
 
     Args:
       experiment: that of the run.
@@ -130,12 +177,9 @@ def restore(experiment: Experiment, data: Data, folder: Path) -> Trained:
         raise FileNotFoundError(
             f"restore: {folder / 'checkpoints'} holds no checkpoint; train the run first"
         )
-    state, validation = checkpoints.restore(step, like), checkpoints.metrics(step)
+    best = Best(graphdef, checkpoints.restore(step, like), step, checkpoints.metrics(step))
     checkpoints.close()
-    model = nnx.merge(graphdef, state.params, state.rest)
-    model.eval()
-    evaluate = make_evaluate(graphdef, Objective.of(data), experiment.batch_size)
-    return Trained(model, step, validation, evaluate(state, data.test))
+    return best
 
 
 def _check_losses(losses: list[float], step: int, checkpoints: Checkpoints) -> None:

@@ -8,6 +8,7 @@ from flax import nnx
 
 from jrnn import checks
 from jrnn.cell import Cell
+from jrnn.engines import choose_engine
 from jrnn.nn import Classifier, SequenceToSequence, StackedRNN
 from jrnn.nn.heads import POOLS
 from jrnn.tasks.task import Data
@@ -47,6 +48,7 @@ class Network:
         checks.rate("Network", "dropout", self.dropout)
         checks.one_of("Network", "pool", self.pool, POOLS)
         checks.one_of("Network", "dtype", self.dtype, ("float32", "bfloat16"))
+        choose_engine(self.engine)
         if self.embedding_size is not None:
             checks.positive_int("Network", "embedding_size", self.embedding_size)
 
@@ -60,10 +62,10 @@ class Network:
         Raises:
           ValueError: an option does not fit the task.
         """
-        if self.bidirectional and data.metric == "bits_per_character":
+        if self.bidirectional and data.causal:
             raise ValueError(
-                "Network: bidirectional=True would let a text model read the character that it "
-                "is to predict; set it to False"
+                "Network: bidirectional=True would let the network read what it is to predict; "
+                "set it to False for this task"
             )
         if self.embedding_size is not None and not data.tokens:
             raise ValueError(

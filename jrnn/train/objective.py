@@ -82,7 +82,3 @@ class Objective(NamedTuple):
             jnp.where(scored, metrics, 0).sum(),
             scored.sum(),
         )
-
-    def better(self, new: float, old: float) -> bool:
-        """Whether one value of the metric is better than another; a NaN never is."""
-        return new > old if HIGHER_IS_BETTER[self.metric] else new < old

@@ -1,14 +1,14 @@
 """The optimiser of a run: optax, chosen by a frozen dataclass."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import optax
 
 from jrnn import checks
 
-ALGORITHMS = ("adam", "adamw", "sgd", "rmsprop")
-SCHEDULES = ("constant", "cosine", "linear")
+Algorithm = Literal["adam", "adamw", "sgd", "rmsprop"]
+Schedule = Literal["constant", "cosine", "linear"]
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class Optim:
     """
 
     learning_rate: float = 1e-3
-    algorithm: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    algorithm: Algorithm = "adam"
+    schedule: Schedule = "constant"
     warmup: float = 0.0
     weight_decay: float = 0.0
     momentum: float = 0.0
     clip_norm: float | None = 1.0
 
     def __post_init__(self) -> None:
-        checks.one_of("Optim", "algorithm", self.algorithm, ALGORITHMS)
-        checks.one_of("Optim", "schedule", self.schedule, SCHEDULES)
+        checks.one_of("Optim", "algorithm", self.algorithm, get_args(Algorithm))
+        checks.one_of("Optim", "schedule", self.schedule, get_args(Schedule))
         checks.rate("Optim", "warmup", self.warmup)
         checks.rate("Optim", "momentum", self.momentum)
         if not self.learning_rate > 0:

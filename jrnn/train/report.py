@@ -12,7 +12,7 @@ from jrnn.train.experiment import Experiment
 from jrnn.train.loop import Trained
 from jrnn.train.metrics import MetricsFile
 from jrnn.train.progress import METRIC_NAMES
-from jrnn.train.step import apply_model, count_params
+from jrnn.train.step import count_params, predict
 
 EXAMPLES = 8
 
@@ -125,7 +125,7 @@ def _draw_curves(left, right, data: Data, trained: Trained, metrics: MetricsFile
 
 def _outputs(data: Data, trained: Trained, count: int):
     examples = take(data.test, np.arange(min(count, len(data.test.xs))))
-    return examples, np.asarray(apply_model(trained.model, examples), np.float32)
+    return examples, predict(trained.model, examples)
 
 
 def _draw_classes(panel, data: Data, trained: Trained) -> None:

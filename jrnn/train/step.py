@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -46,6 +47,15 @@ def apply_model(model: Classifier | SequenceToSequence, batch: Split) -> jax.Arr
     lengths = None if batch.lengths is None else jnp.asarray(batch.lengths)
     outputs = model(jnp.asarray(batch.xs), lengths=lengths)
     return outputs[1] if isinstance(outputs, tuple) else outputs
+
+
+def predict(
+    model: Classifier | SequenceToSequence, split: Split, batch_size: int = 256
+) -> np.ndarray:
+    """The network's float32 outputs for all examples, a batch at a time."""
+    run = nnx.jit(lambda model, batch: apply_model(model, batch).astype(jnp.float32))
+    outputs = [run(model, batch)[present] for batch, present in whole_batches(split, batch_size)]
+    return np.concatenate(outputs)
 
 
 def init_state(

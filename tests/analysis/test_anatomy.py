@@ -273,12 +273,12 @@ class Leak(jrnn.Cell):
 
 @dataclass(frozen=True)
 class Noisy(Leak):
-    """The same with input dropout, its masks `[T]` beside the inputs `[T, B, input]`."""
+    """The same with input dropout, a mask `[T]` beside the inputs `[T, B, input]`."""
 
-    def perturb(self, params, xs, key):  # pyright: ignore[reportIncompatibleVariableOverride]
+    def perturb(self, params, leading, key):  # pyright: ignore[reportIncompatibleVariableOverride]
         if key is None:
-            return params, (xs, jnp.ones(len(xs), xs.dtype))
-        return params, (xs, jax.random.bernoulli(key, 0.5, (len(xs),)).astype(xs.dtype))
+            return params, jnp.ones(leading[:1])
+        return params, jax.random.bernoulli(key, 0.5, leading[:1]).astype(jnp.float32)
 
     def project(self, params, x):
         x, mask = x

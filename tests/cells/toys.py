@@ -40,13 +40,6 @@ class NoisyParams(NamedTuple):
     w_hh: jax.Array
 
 
-class Masked(NamedTuple):
-    """One step of the inputs of `Noisy`, with the mask that `perturb` put beside it."""
-
-    x: jax.Array
-    mask: jax.Array
-
-
 @dataclass(frozen=True)
 class Noisy(Cell):
     """h' = tanh(m_t * (W x) + (D * U) h): a mask m for each step and weights D dropped for all.
@@ -68,19 +61,20 @@ class Noisy(Cell):
         return jnp.ones((*batch_shape, self.hidden_size), params.w_hh.dtype)
 
     def perturb(  # pyright: ignore[reportIncompatibleVariableOverride]
-        self, params: NoisyParams, xs: jax.Array, key: jax.Array | None
-    ) -> tuple[NoisyParams, Masked]:
-        shape = (*xs.shape[:-1], self.hidden_size)
+        self, params: NoisyParams, leading: tuple[int, ...], key: jax.Array | None
+    ) -> tuple[NoisyParams, jax.Array]:
+        shape, dtype = (*leading, self.hidden_size), params.w_hh.dtype
         if key is None:
-            return params, Masked(xs, jnp.ones(shape, xs.dtype))
+            return params, jnp.ones(shape, dtype)
         keys = jax.random.split(key)
         draw = lambda k, shape: jax.random.bernoulli(k, self.keep, shape) / self.keep
         dropped = draw(keys[0], params.w_hh.shape).astype(params.w_hh.dtype)
-        masks = draw(keys[1], shape).astype(xs.dtype)
-        return params._replace(w_hh=params.w_hh * dropped), Masked(xs, masks)
+        masks = draw(keys[1], shape).astype(dtype)
+        return params._replace(w_hh=params.w_hh * dropped), masks
 
-    def project(self, params: NoisyParams, x: Masked) -> jax.Array:
-        return x.mask * (x.x @ params.w_ih)
+    def project(self, params: NoisyParams, x: tuple[jax.Array, jax.Array]) -> jax.Array:
+        x, mask = x
+        return mask * (x @ params.w_ih)
 
     def recur(self, params: NoisyParams, carry: jax.Array) -> jax.Array:
         return carry @ params.w_hh

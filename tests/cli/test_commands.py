@@ -59,6 +59,7 @@ def test_train_leaves_a_run_that_eval_reads(tmp_path, capsys):
     assert {p.name for p in run.iterdir()} == {
         "config.json",
         "config.py",
+        "data.txt",
         "metrics.jsonl",
         "checkpoints",
         "result.json",
@@ -99,6 +100,16 @@ def test_a_run_on_a_table_of_ones_own(tmp_path, capsys):
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["baseline"]["name"] == "persistence"
     assert "test RMSE in your units" in words(capsys.readouterr().out)
+
+
+def test_a_run_whose_data_have_changed_is_refused(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("the cat sat on the mat. " * 400)
+    spec = "configs/text.py:path=mine.txt"
+    main(["train", spec, "--run-dir", "run", *SMALL, "--task.window", "16"])
+    (tmp_path / "mine.txt").write_text("the kat sat on the mat. " * 400)
+    capsys.readouterr()
+    for command in ("eval", "sample"):
+        assert "are not what they were" in refused([command, "run"], capsys)
 
 
 def test_sample_prints_the_prompt_and_repeats_by_seed(text_run, capsys):
@@ -164,8 +175,10 @@ def test_validate_says_good_and_bad(capsys):
         (["train", "configs/digits.py", "--optim.learning-rat", "1"], "--optim.learning-rate"),
         (["train", "configs/digits.py", "--steps", "0"], "steps must be a positive int"),
         (["train", "configs/arrays.py:path=gone.npz"], "gone.npz"),
-        (["train", "configs/text.py", "--network.bidirectional"], "set it to False"),
+        (["train", "configs/text.py", "--network.bidirectional"], "what it is to predict"),
         (["train", "configs/digits.py", "--batch-size", "5000"], "training examples, got 5000"),
+        (["train", "configs/digits.py", "--network.engine", "scann"], "did you mean 'scan'"),
+        (["train", "configs/digits.py", "--seed", "-1"], "seed must be at least 0"),
         (["eval", "nowhere"], "is not a run"),
         (["eval"], "the run's folder"),
         (["ls"], "name one of cells"),
@@ -195,6 +208,19 @@ def test_help_names_the_commands(capsys):
     main(["--help"])
     out = capsys.readouterr().out
     assert all(f"jrnn {name} " in out for name in ("train", "eval", "sample", "ls", "validate"))
+
+
+def test_help_of_a_config_lists_its_arguments_and_its_flags(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "configs/digits.py", "--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert "order: Literal" in out.replace("typing.", "") and "--optim.learning-rate" in out
+
+
+def test_version_is_said(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out.startswith("jrnn ")
 
 
 def test_the_installed_command_runs():

@@ -112,6 +112,34 @@ def test_generate_at_temperature_zero_takes_the_likeliest(language_model):
     np.testing.assert_array_equal(tokens, sequence[:, 2:])
 
 
+def test_generate_leaves_dropout_out(language_model):
+    noisy = SequenceToSequence(
+        body(), K, embedding=language_model.embedding, dropout=0.9, rngs=nnx.Rngs(1)
+    )
+    noisy.train()
+    prompt, key = jnp.array([[0, 1]]), jax.random.key(0)
+    one, two = (generate(noisy, prompt, 20, temperature=0.0, key=key) for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+    assert not noisy.dropout.deterministic  # the model itself stays as it was
+
+
+@pytest.mark.parametrize("options", [{"bidirectional": True}, {"time_major": True}])
+def test_generate_refuses_a_body_that_cannot_go_on(options):
+    model = SequenceToSequence(body(**options), K, rngs=nnx.Rngs(1))
+    with pytest.raises(ValueError, match="batch-major and run forward only"):
+        generate(model, jnp.zeros((1, 2), int), 3, key=jax.random.key(0))
+
+
+def test_an_empty_sequence_pools_to_zeros():
+    xs, _, _ = batch()
+    for pool in ("last", "mean", "max"):
+        model = shaken(Classifier(body(), K, pool=pool, rngs=nnx.Rngs(1)))
+        scores = model(xs, lengths=np.array([0, T, 2]))
+        assert_close(scores[0], model.head.bias[...], 1e-6)
+        assert_close(model(xs[:, :0])[0], model.head.bias[...], 1e-6)
+        assert_close(model(xs, lengths=np.full(B, T + 9)), model(xs), 1e-6)
+
+
 def test_generate_draws_by_the_predicted_distribution(language_model):
     _, scores = language_model(jnp.array([[0, 1]]))
     prompt = jnp.tile(jnp.array([[0, 1]]), (4000, 1))

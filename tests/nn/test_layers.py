@@ -52,6 +52,16 @@ def test_layers_match_a_composition_by_hand(kind, bidirectional):
     assert got[1].shape == (B, T, directions * H)
 
 
+def test_a_reset_on_padding_does_nothing_in_either_direction():
+    model = shaken(GRU(I, H, bidirectional=True, rngs=nnx.Rngs(0)))
+    xs, lengths, _ = batch()
+    first = jnp.ones((2, B, H))
+    resets = np.zeros((B, T), bool)
+    plain = model(xs, first, lengths=lengths, resets=resets)
+    resets[1, lengths[1]] = resets[2, T - 1] = True
+    assert_close(model(xs, first, lengths=lengths, resets=resets), plain, 0)
+
+
 def test_each_layer_and_direction_has_weights_of_its_own():
     model = LSTM(H, H, num_layers=2, bidirectional=True, rngs=nnx.Rngs(0))
     weights = [rnn.params.w_hh for rnn in model.rnns]

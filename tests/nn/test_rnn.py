@@ -9,6 +9,7 @@ from flax import nnx
 import jrnn
 from jrnn.nn import RNN, FlaxCell
 from jrnn.testing import randomized
+from tests.cells.toys import Noisy
 from tests.helpers import assert_close
 
 B, T, I, H = 3, 6, 4, 5
@@ -133,6 +134,32 @@ def test_flax_cell_refuses_carry_init():
     adapter = FlaxCell(jrnn.GRU(H), I, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="carry_init must be None"):
         adapter.initialize_carry((B, I), carry_init=nnx.initializers.ones)
+
+
+def test_flax_cell_runs_a_cell_with_noise_at_its_expected_value():
+    adapter = shaken(FlaxCell(Noisy(H), I, rngs=nnx.Rngs(0)))
+    xs, _, _ = batch()
+    want = jrnn.unroll(Noisy(H), adapter.rnn.params, xs.swapaxes(0, 1))[1]
+    assert_close(nnx.RNN(adapter)(xs), want.swapaxes(0, 1), 1e-6)
+
+
+def test_shapes_are_refused_in_the_terms_of_a_batch_major_user(cell):
+    rnn = RNN(cell, I, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"resets must have shape \(batch, time\) = \(3, 6\)"):
+        rnn(jnp.ones((B, T, I)), resets=np.zeros((T, B), bool))
+    with pytest.raises(ValueError, match=r"xs must have shape \(batch, time, \.\.\.\), got"):
+        rnn(jnp.ones(I))
+
+
+def test_tokens_are_refused_even_with_a_dtype():
+    rnn = RNN(jrnn.GRU(H), I, rngs=nnx.Rngs(0), dtype=jnp.float32)
+    with pytest.raises(TypeError, match="embed or one-hot"):
+        rnn(jnp.ones((B, T, I), int))
+
+
+def test_unknown_engine_is_refused_at_once():
+    with pytest.raises(ValueError, match="did you mean 'scan'"):
+        RNN(jrnn.GRU(H), I, rngs=nnx.Rngs(0), engine="scann")
 
 
 def test_wrong_input_size_is_refused(cell):

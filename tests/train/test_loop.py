@@ -186,6 +186,15 @@ def test_a_diverging_run_stops(tmp_path):
         train(e, e.task.load(), tmp_path)
 
 
+def test_a_folder_with_checkpoints_is_refused_and_stays_as_it_was(run):
+    e, data, folder, trained = run
+    lines = (folder / "metrics.jsonl").read_text()
+    with pytest.raises(FileExistsError, match="holds the checkpoints of a run already"):
+        train(replace(e, seed=1), data, folder)
+    assert (folder / "metrics.jsonl").read_text() == lines
+    assert restore(e, data, folder).test == trained.test
+
+
 def test_restore_of_an_empty_folder_is_refused(tmp_path):
     e = experiment()
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
@@ -217,6 +226,7 @@ def test_every_kind_of_target_is_trained_and_drawn(target, tmp_path):
         ({"pool": "sum"}, "pool must be one of"),
         ({"dtype": "float16"}, "dtype must be one of"),
         ({"num_layers": 0}, "num_layers must be a positive int"),
+        ({"engine": "scann"}, "did you mean 'scan'"),
         ({"embedding_size": 0}, "embedding_size must be a positive int"),
     ],
 )
@@ -229,9 +239,8 @@ def test_network_refuses_what_does_not_fit_the_task():
     data = Sign().load()
     with pytest.raises(ValueError, match="needs a task with tokens"):
         Network(jrnn.GRU(4), embedding_size=8).build(data, 0)
-    text = replace(data, metric="bits_per_character", tokens=True)
     with pytest.raises(ValueError, match="is to predict"):
-        Network(jrnn.GRU(4), bidirectional=True).build(text, 0)
+        Network(jrnn.GRU(4), bidirectional=True).build(replace(data, causal=True), 0)
 
 
 def test_network_in_bfloat16_keeps_float32_parameters():

@@ -1,0 +1,32 @@
+"""The results that README promises, by the shipped configs: slow, run by `make targets`."""
+
+import pytest
+
+from jrnn import config
+from jrnn.train import train
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("spec", "bound", "seconds"),
+    [
+        ("configs/digits.py", 0.94, 90),
+        ("configs/digits.py:cell=gru", 0.92, 90),
+        ("configs/digits.py:order=row", 0.95, 90),
+        ("configs/digits.py:order=row,cell=gru", 0.95, 90),
+        ("configs/digits.py:order=row,cell=elman", 0.93, 90),
+        ("configs/adding.py", 0.01, 600),
+        ("configs/adding.py:cell=gru", 0.01, 600),
+        ("configs/text.py", 2.2, 300),
+    ],
+)
+def test_shipped_config_reaches_its_target(spec, bound, seconds, tmp_path):
+    experiment = config.load(spec)
+    data = experiment.task.load()
+    trained = train(experiment, data, tmp_path)
+    if data.metric == "accuracy":
+        assert trained.test["metric"] >= bound
+    else:
+        assert trained.test["metric"] < bound
+    assert trained.seconds < seconds
