@@ -85,6 +85,7 @@ class GRU(Cell):
         checks.positive_int("GRU.init", "input_size", input_size)
         key_ih, key_hh, key_b = jax.random.split(key, 3)
         zeros = jnp.zeros((self.hidden_size,), dtype)
+        b_hn = jnp.zeros((self.hidden_size,), dtype) if self.reset_after else None
         keep = (
             zeros
             if self.t_max is None
@@ -94,7 +95,7 @@ class GRU(Cell):
             w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 3, dtype),
             w_hh=initializers.recurrent_weights(key_hh, self.hidden_size, 3, dtype),
             b=jnp.concatenate([zeros, keep, zeros]),
-            b_hn=zeros if self.reset_after else None,
+            b_hn=b_hn,
         )
 
     def init_carry(self, params: GRUParams, batch_shape: tuple[int, ...]) -> jax.Array:

@@ -109,16 +109,19 @@ class LSTM(Cell):
         dtype = checks.float_dtype("LSTM.init", dtype)
         checks.positive_int("LSTM.init", "input_size", input_size)
         key_ih, key_hh, key_b = jax.random.split(key, 3)
-        peephole = jnp.zeros((self.hidden_size,), dtype) if self.peepholes else None
+        # Three arrays, not one three times: a training step may donate each of its buffers once.
+        p_i, p_f, p_o = (
+            jnp.zeros((self.hidden_size,), dtype) if self.peepholes else None for _ in "ifo"
+        )
         return LSTMParams(
             w_ih=initializers.input_weights(
                 key_ih, input_size, self.hidden_size, len(self.gates), dtype
             ),
             w_hh=initializers.recurrent_weights(key_hh, self.hidden_size, len(self.gates), dtype),
             b=self._init_bias(key_b, dtype),
-            p_i=None if self.coupled else peephole,
-            p_f=peephole,
-            p_o=peephole,
+            p_i=None if self.coupled else p_i,
+            p_f=p_f,
+            p_o=p_o,
         )
 
     def _init_bias(self, key: jax.Array, dtype: DTypeLike) -> jax.Array:

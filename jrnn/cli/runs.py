@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
+from rich.markup import escape
 
 from jrnn import config
 from jrnn.nn import SequenceToSequence, generate
@@ -42,7 +43,7 @@ def train_command(args: list[str]) -> None:
     folder = _new_folder(experiment)
     config.save(experiment, spec, folder / "config.json")
     (folder / "data.txt").write_text(data.fingerprint() + "\n")
-    stdout.print(f"run folder: {folder}", soft_wrap=True)
+    stdout.print(escape(f"run folder: {folder}"), soft_wrap=True)
     trained = train(experiment, data, folder)
     _report(experiment, data, trained, folder)
 
@@ -149,8 +150,8 @@ def _report(experiment: Experiment, data: Data, trained: Trained, folder: Path) 
     result = summary(experiment, data, trained)
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     stdout.print(table(result))
-    stdout.print(f"run folder: {folder}", soft_wrap=True)
+    stdout.print(escape(f"run folder: {folder}"), soft_wrap=True)
     try:
-        stdout.print(f"figure:     {figure(data, trained, folder)}", soft_wrap=True)
+        stdout.print(escape(f"figure:     {figure(data, trained, folder)}"), soft_wrap=True)
     except ImportError as error:
-        stdout.print(f"no figure:  {error}", soft_wrap=True)
+        stdout.print(escape(f"no figure:  {error}"), soft_wrap=True)

@@ -150,6 +150,11 @@ def _time_and_batch(xs: Inputs) -> tuple[int, int]:
         raise TypeError(
             f"unroll: xs must be floating, got {leaves[0].dtype}; embed or one-hot tokens first"
         )
+    if len(leaves) == 1 and leaves[0].ndim < 3:
+        raise ValueError(
+            f"unroll: xs must have shape (time, batch, input), got {leaves[0].shape}; one sequence "
+            "alone is xs[:, None]"
+        )
     return leaves[0].shape[:2]
 
 

@@ -113,6 +113,14 @@ def test_cell_is_a_value(row: Row) -> None:
         cell.hidden_size = 4
 
 
+def test_no_two_parameters_share_a_buffer(row: Row) -> None:
+    cell = row.make(3)
+    params = cell.init(jax.random.key(0), 2)
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)]
+    assert len(set(pointers)) == len(pointers)
+    jax.jit(lambda p: jax.tree.map(lambda a: a + 1, p), donate_argnums=0)(params)
+
+
 def test_overriding_step_is_refused() -> None:
     with pytest.raises(TypeError, match="Hasty: step is derived and never overridden"):
 

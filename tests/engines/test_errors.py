@@ -42,7 +42,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
         ValueError,
         r"LSTM: x must have a last axis of 2 \(input_size of the p",
     ),
-    ({"xs": XS[..., 0]}, ValueError, r"LSTM: x must have a last axis of 2 .*got shape"),
+    ({"xs": XS[:, 0]}, ValueError, r"\(time, batch, input\), got \(5, 2\); one sequence"),
     ({"lengths": np.ones(3, int)}, ValueError, r"lengths must .* \(batch,\) = \(4,\), got \(3,\)"),
     ({"lengths": 5}, ValueError, r"lengths must have shape \(batch,\) = \(4,\), got \(\)"),
     ({"lengths": np.ones(4)}, TypeError, "lengths must be ints, .*, got float32"),
