@@ -59,7 +59,13 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """The step of the best checkpoint, or None where there is none."""
         best = max if self._higher else min
-        return best(self.steps(), key=lambda s: self.metrics(s)["metric"], default=None)
+        values = {}
+        for step in self.steps():
+            try:
+                values[step] = self.metrics(step)["metric"]
+            except (KeyError, FileNotFoundError):
+                continue  # half deleted by a run that was killed while it made room
+        return best(values, key=lambda step: values[step], default=None)
 
     def metrics(self, step: int) -> dict[str, Any]:
         """The validation metrics that were saved with a checkpoint."""

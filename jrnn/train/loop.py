@@ -82,24 +82,26 @@ def train(experiment: Experiment, data: Data, folder: Path) -> Trained:
 
     start = time.perf_counter()
     reports: list[Report] = []
-    with Progress(experiment.steps, data.metric) as progress:
-        for step in range(1, experiment.steps + 1):
-            state, report = train_step(state, next(batches))
-            reports.append(report)
-            evaluating = step % experiment.eval_every == 0 or step == experiment.steps
-            if evaluating or step % LOOK_EVERY == 0:
-                reports = jax.device_get(reports)
-                _check_losses([float(r.loss) for r in reports], step, checkpoints)
-                metrics.write(step, "train", _mean(reports))
-                progress.trained(step, _mean(reports))
-                reports = []
-            if evaluating:
-                validation = evaluate(state, data.validation)
-                _check_losses([validation["loss"]], step, checkpoints)
-                checkpoints.save(state, validation)
-                metrics.write(step, "validation", validation)
-                progress.validated(validation)
-    checkpoints.close()
+    try:
+        with Progress(experiment.steps, data.metric) as progress:
+            for step in range(1, experiment.steps + 1):
+                state, report = train_step(state, next(batches))
+                reports.append(report)
+                evaluating = step % experiment.eval_every == 0 or step == experiment.steps
+                if evaluating or step % LOOK_EVERY == 0:
+                    reports = jax.device_get(reports)
+                    _check_losses([float(r.loss) for r in reports], step, checkpoints)
+                    metrics.write(step, "train", _mean(reports))
+                    progress.trained(step, _mean(reports))
+                    reports = []
+                if evaluating:
+                    validation = evaluate(state, data.validation)
+                    _check_losses([validation["loss"]], step, checkpoints)
+                    checkpoints.save(state, validation)
+                    metrics.write(step, "validation", validation)
+                    progress.validated(validation)
+    finally:
+        checkpoints.close()  # also where the run is interrupted: what is being written is finished
     seconds = time.perf_counter() - start
     return restore(experiment, data, folder)._replace(seconds=seconds)
 
@@ -188,7 +190,6 @@ def _check_losses(losses: list[float], step: int, checkpoints: Checkpoints) -> N
     if not bad:
         return
     saved = checkpoints.steps()
-    checkpoints.close()
     kept = f"the last good checkpoint is of step {saved[-1]}" if saved else "nothing was saved yet"
     raise NonFiniteLoss(
         f"train: the loss is {losses[bad[0]]} at step {step - len(losses) + 1 + bad[0]}; {kept}. "
