@@ -103,7 +103,9 @@ def train(experiment: Experiment, data: Data, folder: Path) -> Trained:
     finally:
         checkpoints.close()  # also where the run is interrupted: what is being written is finished
     seconds = time.perf_counter() - start
-    return restore(experiment, data, folder)._replace(seconds=seconds)
+    best = load_best(experiment, data, folder)
+    test = evaluate(best.state, data.test)
+    return Trained(best.model(), best.step, best.validation, test, seconds)
 
 
 def check(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]:
