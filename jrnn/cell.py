@@ -41,6 +41,9 @@ class Cell(abc.ABC):
         what it may do: "dense", "block_diagonal", "diagonal", or "linear" in the carry.
       pointwise: whether `update` works element by element, as a fused kernel needs it. A cell that
         multiplies matrices inside `update` says False: right on every engine, slower on some.
+      kernel: None, or the name of the arithmetic, such as "lstm-peepholes", for engines with code
+        written by hand. Parameters and carry must then have the fields that the name implies. A
+        subclass that writes a part of its own has none unless it names one.
       perturb: None, or a method `perturb(params, leading, key) -> (params, noise)` of a cell with
         noise. It is called once, before the loop, and draws all that is random, so that every
         engine sees the same noise. What holds for a whole sequence (dropped weights, a mask of its
@@ -52,6 +55,7 @@ class Cell(abc.ABC):
     hidden_size: int
     recurrence: Recurrence = "dense"
     pointwise: bool = True
+    kernel: str | None = None
     perturb: Callable[[Params, tuple[int, ...], jax.Array | None], tuple[Params, Any]] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -61,6 +65,9 @@ class Cell(abc.ABC):
                 f"{cls.__name__}: step is derived and never overridden; write project, recur and "
                 "update instead"
             )
+        parts = {"project", "recur", "update", "perturb"}
+        if parts & vars(cls).keys() and "kernel" not in vars(cls):
+            cls.kernel = None
 
     @abc.abstractmethod
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> Params:

@@ -162,7 +162,7 @@ class _Recorder(Engine):
             if reset is not None:
                 carry = select(reset, masks.initial, carry)
             with recording() as gates:
-                after, y = parts.step(carry, x)
+                after, y = parts.step(carry, blank(valid, x))
             _check_gates(parts.cell, gates, batch=y.shape[0])
             after = select(valid, after, carry)
             # A plain dict would come out of the scan in alphabetical order.

@@ -55,6 +55,10 @@ class Elman(Cell):
         checks.positive_int("Elman", "hidden_size", self.hidden_size)
         checks.one_of("Elman", "activation", self.activation, ACTIVATIONS)
 
+    @property
+    def kernel(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return f"elman-{self.activation}"
+
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> ElmanParams:
         dtype = checks.float_dtype("Elman.init", dtype)
         checks.positive_int("Elman.init", "input_size", input_size)

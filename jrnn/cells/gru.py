@@ -80,6 +80,10 @@ class GRU(Cell):
     def pointwise(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.reset_after
 
+    @property
+    def kernel(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "gru" if self.reset_after else None
+
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> GRUParams:
         dtype = checks.float_dtype("GRU.init", dtype)
         checks.positive_int("GRU.init", "input_size", input_size)

@@ -105,6 +105,10 @@ class LSTM(Cell):
         """The gates that have weights, in the order of concatenation."""
         return ("f", "g", "o") if self.coupled else ("i", "f", "g", "o")
 
+    @property
+    def kernel(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "lstm" + "-peepholes" * self.peepholes + "-coupled" * self.coupled
+
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> LSTMParams:
         dtype = checks.float_dtype("LSTM.init", dtype)
         checks.positive_int("LSTM.init", "input_size", input_size)

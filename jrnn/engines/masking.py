@@ -15,12 +15,15 @@ class Masks(NamedTuple):
     """What an engine must heed at each step; a None costs nothing.
 
     Attributes:
-      valid: `[T, B]` bool; where False the step is padding: carry kept, output zero.
+      lengths: `[B]` ints, the number of valid steps of each sequence; may be below 0 or over T.
+      valid: `[T, B]` bool, the same: where False the step is padding, whose input is never to be
+        read without `blank`: carry kept, output zero.
       resets: `[T, B]` bool, False on padding; where True `initial` replaces the carry before the
         step, in the direction of travel.
       initial: the cell's own initial carry, leaves `[B, ...]`; None without resets.
     """
 
+    lengths: jax.Array | None
     valid: jax.Array | None
     resets: jax.Array | None
     initial: Carry | None
@@ -102,7 +105,7 @@ def quarantine(
     NaN that no reset follows is left alone: it must show in the carry and in the gradient.
 
     Args:
-      xs: inputs, leaves `[T, B, ...]`, with padding blanked.
+      xs: inputs, leaves `[T, B, ...]`.
       carry: the first carry, leaves `[B, ...]`.
       masks: with `resets` and `initial`.
       reverse: direction of travel.
@@ -114,7 +117,8 @@ def quarantine(
     if resets is None or len(resets) == 0:
         raise ValueError("quarantine: needs resets over at least one step")
     steps = jnp.arange(len(resets))[:, None]
-    resets, bad = (lax.rev(a, (0,)) if reverse else a for a in (resets, _has_nan(xs, 2)))
+    bad = _has_nan(xs, 2) if masks.valid is None else _has_nan(xs, 2) & masks.valid
+    resets, bad = (lax.rev(a, (0,)) if reverse else a for a in (resets, bad))
     last_reset = lax.cummax(jnp.where(resets, steps, -1))
     bad_carry = _has_nan(carry, 1)
     last_bad = jnp.maximum(lax.cummax(jnp.where(bad, steps, -2)), jnp.where(bad_carry, -1, -2))

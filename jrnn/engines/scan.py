@@ -38,7 +38,7 @@ class Scan(Engine):
             x, valid, reset = inputs
             if reset is not None:
                 carry = select(reset, masks.initial, carry)
-            after, y = parts.step(carry, x)
+            after, y = parts.step(carry, blank(valid, x))
             return select(valid, after, carry), blank(valid, y)
 
         return lax.scan(

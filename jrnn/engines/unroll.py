@@ -1,6 +1,5 @@
 """`jrnn.unroll`: the one way to run a cell over a sequence."""
 
-import logging
 from functools import partial
 
 import jax
@@ -10,14 +9,13 @@ from jax.typing import ArrayLike
 from jrnn import checks
 from jrnn.cell import Carry, Cell, Inputs, Params
 from jrnn.engines import masking
+from jrnn.engines.auto import Auto
 from jrnn.engines.engine import Engine
 from jrnn.engines.masking import Masks
 from jrnn.engines.precision import Precision, bind, cast, precision_of
 from jrnn.engines.scan import Scan
 
-log = logging.getLogger("jrnn")
-
-REGISTRY: dict[str, type[Engine]] = {"scan": Scan}
+REGISTRY: dict[str, type[Engine]] = {"auto": Auto, "scan": Scan}
 """Every engine by the name that `unroll(engine=...)` takes."""
 
 
@@ -87,14 +85,10 @@ def unroll(
 
 
 def choose_engine(engine: Engine | str) -> Engine:
-    """The engine meant by a name; "auto" says in the log `jrnn` what it chose."""
+    """The engine meant by a name."""
     if isinstance(engine, Engine):
         return engine
-    if engine == "auto":
-        chosen = Scan()
-        log.info("engine='auto' chose %r", chosen)
-        return chosen
-    checks.one_of("unroll", "engine", engine, ("auto", *REGISTRY))
+    checks.one_of("unroll", "engine", engine, REGISTRY)
     return REGISTRY[engine]()
 
 
@@ -112,18 +106,18 @@ def _unroll(
     engine: Engine,
 ) -> tuple[Carry, jax.Array]:
     steps, batch = _time_and_batch(xs)
-    valid = (
-        None if lengths is None else masking.valid_steps(_checked_lengths(lengths, batch), steps)
-    )
+    valid = None
+    if lengths is not None:
+        lengths = _checked_lengths(lengths, batch)
+        valid = masking.valid_steps(lengths, steps)
     if resets is not None:
         resets = _checked_resets(resets, steps, batch)
         resets = resets if valid is None else resets & valid
 
-    xs = masking.blank(valid, xs)
     precision = precision_of(params, xs)
     initial = cast(cell.init_carry(params, (batch,)), precision.wide)
     carry = initial if carry is None else _checked_carry(cell, carry, initial, precision)
-    masks = Masks(valid, resets, None if resets is None else initial)
+    masks = Masks(lengths, valid, resets, None if resets is None else initial)
 
     taken = None
     if resets is not None and steps > 0:

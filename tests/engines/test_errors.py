@@ -97,7 +97,7 @@ def test_segment_resets_refuse_a_single_sequence() -> None:
 
 def test_quarantine_refuses_to_run_without_resets() -> None:
     with pytest.raises(ValueError, match="quarantine: needs resets over at least one step"):
-        masking.quarantine(XS, XS[0], masking.Masks(None, None, None), reverse=False)
+        masking.quarantine(XS, XS[0], masking.Masks(None, None, None, None), reverse=False)
 
 
 @pytest.mark.parametrize("kind", [list, np.asarray, jnp.asarray])
@@ -116,5 +116,5 @@ def test_engine_may_be_given_by_name() -> None:
 
 def test_auto_says_what_it_chose(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("DEBUG", logger="jrnn"):
-        unroll(engine="auto")
+        unroll(engine="auto", xs=np.ones((7, 5, 2), np.float32))  # a new shape: chosen in tracing
     assert "engine='auto' chose " in caplog.text
