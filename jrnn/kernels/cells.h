@@ -1,0 +1,163 @@
+// The arithmetic of the cells on one vector of units: forward, and backward by hand.
+//
+// A cell has C columns of pre-activations for each unit. The input product adds to the columns
+// XF .. XF+XN-1 and the recurrent product to HF .. HF+HN-1, so that both are one stretch; SAVED
+// arrays are kept for each step. `h_column(g)` is the column of gate g of w_hh, and gate g of w_ih
+// is in column XF+g. UV is the number of vectors of units that a tile takes at once.
+#pragma once
+
+#include "simd.h"
+
+namespace {
+
+struct Step {           // of one row and one vector of units; n lanes are used
+  const float* a;       // pre-activations: column j at a[j * stride]
+  int64_t stride;
+  const float* h;       // old carry
+  const float* c;
+  const float* extra[3];
+  float* y;
+  float* c_new;
+  float* saved;         // array s at saved[s * H]; null if none are wanted
+  int64_t H;
+  int64_t n;
+};
+
+struct BackStep {
+  const float* saved;
+  const float* y;       // the output of this step
+  const float* h;       // old carry
+  const float* c;
+  const float* extra[3];
+  float* d_extra[3];
+  float* d;             // cotangents of the pre-activations: column j at d[j * stride]
+  int64_t stride;
+  float* d_c;           // of the new carry's c, replaced by that of the old one
+  int64_t H;
+  int64_t n;
+};
+
+template <bool PEEPHOLES, bool COUPLED>
+struct Lstm {
+  static constexpr int G = COUPLED ? 3 : 4, C = G, XF = 0, XN = G, HF = 0, HN = G;
+  static constexpr int SAVED = G + 1, UV = 1;
+  static constexpr bool CELL_STATE = true, DIRECT = false, EXTRAS = PEEPHOLES;
+  static constexpr int I = 0, F = COUPLED ? 0 : 1, CANDIDATE = F + 1, O = F + 2, STATE = F + 3;
+  static constexpr int h_column(int g) { return g; }
+  static constexpr int bias_column(int) { return -1; }  // extras that are biases of a column
+
+  JRNN_INLINE vf gate(const Step& s, int j, int p, vf c) {
+    vf a = load(s.a + j * s.stride);
+    if (PEEPHOLES) a += load(s.extra[p], s.n) * c;
+    return sigmoid(a);
+  }
+
+  JRNN_INLINE void forward(const Step& s) {
+    vf c_old = load(s.c, s.n);
+    vf f = gate(s, F, 1, c_old);
+    vf i = COUPLED ? 1.0f - f : gate(s, I, 0, c_old);
+    vf g = tanh(load(s.a + CANDIDATE * s.stride));
+    vf c = f * c_old + i * g;
+    vf o = gate(s, O, 2, c);
+    store(s.y, o * tanh(c), s.n);
+    store(s.c_new, c, s.n);
+    if (s.saved) {
+      if (!COUPLED) store(s.saved + I * s.H, i, s.n);
+      store(s.saved + F * s.H, f, s.n);
+      store(s.saved + CANDIDATE * s.H, g, s.n);
+      store(s.saved + O * s.H, o, s.n);
+    }
+  }
+
+  JRNN_INLINE vf backward(const BackStep& s, vf dh) {
+    vf f = load(s.saved + F * s.H, s.n), g = load(s.saved + CANDIDATE * s.H, s.n);
+    vf i = COUPLED ? 1.0f - f : load(s.saved + I * s.H, s.n);
+    vf o = load(s.saved + O * s.H, s.n), c = load(s.saved + STATE * s.H, s.n);
+    vf c_old = load(s.c, s.n);
+    vf th = tanh(c);
+    vf d_o = dh * th * o * (1.0f - o);
+    vf dc = load(s.d_c) + dh * o * (1.0f - th * th);
+    if (PEEPHOLES) {
+      dc += d_o * load(s.extra[2], s.n);
+      store(s.d_extra[2], load(s.d_extra[2]) + d_o * c);
+    }
+    vf d_f = dc * (COUPLED ? c_old - g : c_old) * f * (1.0f - f);
+    vf d_i = dc * g * i * (1.0f - i);
+    vf dc_old = dc * f;
+    if (PEEPHOLES) {
+      dc_old += d_f * load(s.extra[1], s.n);
+      store(s.d_extra[1], load(s.d_extra[1]) + d_f * c_old);
+      if (!COUPLED) {
+        dc_old += d_i * load(s.extra[0], s.n);
+        store(s.d_extra[0], load(s.d_extra[0]) + d_i * c_old);
+      }
+    }
+    if (!COUPLED) store(s.d + I * s.stride, d_i);
+    store(s.d + F * s.stride, d_f);
+    store(s.d + CANDIDATE * s.stride, dc * i * (1.0f - g * g));
+    store(s.d + O * s.stride, d_o);
+    store(s.d_c, dc_old);
+    return vf{};
+  }
+};
+
+// The reset gate after the product, so that the candidate has a column for each of its two products.
+struct Gru {
+  static constexpr int G = 3, C = 4, XF = 1, XN = 3, HF = 0, HN = 3, SAVED = 4, UV = 1;
+  static constexpr bool CELL_STATE = false, DIRECT = true, EXTRAS = true;
+  static constexpr int PAST = 0, R = 1, Z = 2, N = 3;
+  static constexpr int h_column(int g) { return g == 2 ? PAST : R + g; }
+  static constexpr int bias_column(int p) { return p == 0 ? PAST : -1; }
+
+  JRNN_INLINE void forward(const Step& s) {
+    vf past = load(s.a + PAST * s.stride);
+    vf r = sigmoid(load(s.a + R * s.stride)), z = sigmoid(load(s.a + Z * s.stride));
+    vf n = tanh(load(s.a + N * s.stride) + r * past);
+    store(s.y, (1.0f - z) * n + z * load(s.h, s.n), s.n);
+    if (s.saved) {
+      store(s.saved + PAST * s.H, past, s.n);
+      store(s.saved + R * s.H, r, s.n);
+      store(s.saved + Z * s.H, z, s.n);
+      store(s.saved + N * s.H, n, s.n);
+    }
+  }
+
+  JRNN_INLINE vf backward(const BackStep& s, vf dh) {
+    vf past = load(s.saved + PAST * s.H, s.n), r = load(s.saved + R * s.H, s.n);
+    vf z = load(s.saved + Z * s.H, s.n), n = load(s.saved + N * s.H, s.n);
+    vf d_n = dh * (1.0f - z) * (1.0f - n * n);
+    store(s.d + PAST * s.stride, d_n * r);
+    store(s.d + R * s.stride, d_n * past * r * (1.0f - r));
+    store(s.d + Z * s.stride, dh * (load(s.h, s.n) - n) * z * (1.0f - z));
+    store(s.d + N * s.stride, d_n);
+    return dh * z;
+  }
+};
+
+enum class Activation { kTanh, kRelu, kSigmoid };
+
+template <Activation A>
+struct Elman {
+  static constexpr int G = 1, C = 1, XF = 0, XN = 1, HF = 0, HN = 1, SAVED = 0, UV = 4;
+  static constexpr bool CELL_STATE = false, DIRECT = false, EXTRAS = false;
+  static constexpr int h_column(int g) { return g; }
+  static constexpr int bias_column(int) { return -1; }
+
+  JRNN_INLINE void forward(const Step& s) {
+    vf a = load(s.a);
+    vf y = A == Activation::kTanh ? tanh(a) : A == Activation::kSigmoid ? sigmoid(a)
+                                            : a < 0.0f ? vf{} : a;
+    store(s.y, y, s.n);
+  }
+
+  JRNN_INLINE vf backward(const BackStep& s, vf dh) {
+    vf y = load(s.y, s.n);
+    vf d = A == Activation::kTanh      ? dh * (1.0f - y * y)
+           : A == Activation::kSigmoid ? dh * y * (1.0f - y)
+                                       : y > 0.0f ? dh : vf{};
+    store(s.d, d);
+    return vf{};
+  }
+};
+
+}  // namespace

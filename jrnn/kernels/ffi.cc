@@ -1,0 +1,301 @@
+// The handlers that XLA calls: they read buffers into a JrnnRun, gather a team of threads, and run
+// the kernels of the best instruction set. Compiled for the oldest machine.
+#include <sys/mman.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "api.h"
+#include "dispatch.h"
+#include "handlers.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+// Scratch memory is kept from call to call: fresh pages cost more than most calls compute.
+class Pool {
+ public:
+  struct Free {
+    void operator()(float* p) const { std::free(p); }
+  };
+  using Block = std::unique_ptr<float, Free>;
+  struct Held {
+    Block block;
+    size_t bytes;
+  };
+
+  Held take(size_t bytes) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      for (size_t k = 0; k < kept_.size(); ++k) {
+        if (kept_[k].bytes < bytes) continue;
+        Held held = std::move(kept_[k]);
+        kept_.erase(kept_.begin() + k);
+        return held;
+      }
+    }
+    bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    return {Block(static_cast<float*>(std::aligned_alloc(kAlignment, bytes))), bytes};
+  }
+
+  void give(Held held) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (held.bytes > kMostBytes) return;
+    if (kept_.size() == kMostBlocks) kept_.erase(kept_.begin());
+    kept_.push_back(std::move(held));
+  }
+
+ private:
+  static constexpr size_t kAlignment = 4096, kMostBlocks = 4, kMostBytes = 64 << 20;
+  std::mutex mutex_;
+  std::vector<Held> kept_;
+};
+
+Pool& pool() {
+  static Pool* pool = new Pool;  // never destroyed: a thread may still run when the process ends
+  return *pool;
+}
+
+// Threads that run at the same time, since the kernels make them wait for each other. Those of the
+// runtime's pool that come within a moment take a seat; then the door closes, and who is late goes.
+// So a busy pool costs speed and never hangs.
+class Team {
+ public:
+  // Runs f(member) for 0 <= member < n, with n = prepare(seats taken) at most the seats taken.
+  template <class Prepare, class F>
+  static void run(ffi::ThreadPool& threads, int64_t most, Prepare prepare, F f) {
+    auto team = std::make_shared<Team>();
+    std::function<void(int32_t)> work = f;
+    team->work_ = &work;
+    for (int64_t k = 1; k < most; ++k) threads.Schedule([team] { team->join(); });
+    team->wait_for_seats(most);
+    const int32_t seats = team->seats_.exchange(kClosed);
+    team->members_ = prepare(seats);
+    team->go_.store(true, std::memory_order_release);
+    f(0);
+    spin([&] { return team->done_.load(std::memory_order_acquire) == seats - 1; });
+  }
+
+ private:
+  static constexpr int32_t kClosed = -(1 << 30);
+
+  void join() {
+    int32_t seat = seats_.load();
+    do {
+      if (seat < 0) return;
+    } while (!seats_.compare_exchange_weak(seat, seat + 1));
+    spin([&] { return go_.load(std::memory_order_acquire); });
+    if (seat < members_) (*work_)(seat);
+    done_.fetch_add(1, std::memory_order_release);
+  }
+
+  void wait_for_seats(int64_t most) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
+    while (seats_.load() < most && std::chrono::steady_clock::now() < end) relax();
+  }
+
+  template <class F>
+  static void spin(F done) {
+    for (int spins = 0; !done(); ++spins) spins < 4000 ? relax() : std::this_thread::yield();
+  }
+
+  static void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+
+  std::atomic<int32_t> seats_{1}, done_{0};
+  std::atomic<bool> go_{false};
+  int32_t members_ = 0;
+  std::function<void(int32_t)>* work_ = nullptr;
+};
+
+// Large outputs in large pages: a fault for each 4 KiB of them costs as much as a layer.
+void advise(const float* p, size_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(p) + kPage - 1) / kPage * kPage;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(p) + bytes) / kPage * kPage;
+  if (p && last > first && last - first >= 4 * kPage)
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+// Steps through the buffers of a call; one without elements stands for an absent array.
+class Arguments {
+ public:
+  explicit Arguments(ffi::RemainingArgs args) : args_(args) {}
+  template <class T>
+  T* next() {
+    auto buffer = args_.get<ffi::AnyBuffer>(index_++);
+    if (!buffer.has_value() || buffer->element_count() == 0) return nullptr;
+    return static_cast<T*>(buffer->untyped_data());
+  }
+
+ private:
+  ffi::RemainingArgs args_;
+  size_t index_ = 0;
+};
+
+class Results {
+ public:
+  explicit Results(ffi::RemainingRets rets) : rets_(rets) {}
+  float* next() {
+    auto buffer = rets_.get<ffi::AnyBuffer>(index_++);
+    if (!buffer.has_value() || (*buffer)->element_count() == 0) return nullptr;
+    advise(static_cast<float*>((*buffer)->untyped_data()), (*buffer)->size_bytes());
+    return static_cast<float*>((*buffer)->untyped_data());
+  }
+
+ private:
+  ffi::RemainingRets rets_;
+  size_t index_ = 0;
+};
+
+void read_inputs(Arguments& args, JrnnRun& run) {
+  run.lengths = args.next<const int32_t>();
+  run.resets = args.next<const uint8_t>();
+  run.xs = args.next<const float>();
+  run.w_ih = args.next<const float>();
+  run.w_hh = args.next<const float>();
+  run.b = args.next<const float>();
+  for (auto& extra : run.extra) extra = args.next<const float>();
+  run.h0 = args.next<const float>();
+  run.c0 = args.next<const float>();
+  run.h_initial = args.next<const float>();
+  run.c_initial = args.next<const float>();
+}
+
+ffi::Error read_sizes(ffi::RemainingArgs args, JrnnRun& run) {
+  auto xs = args.get<ffi::AnyBuffer>(2), w_hh = args.get<ffi::AnyBuffer>(4);
+  if (!xs.has_value() || !w_hh.has_value() || xs->dimensions().size() != 3 ||
+      w_hh->dimensions().size() != 2)
+    return ffi::Error::InvalidArgument("jrnn: xs must be [T, B, I] and w_hh [H, G*H]");
+  run.T = xs->dimensions()[0];
+  run.B = run.stride = xs->dimensions()[1];
+  run.I = xs->dimensions()[2];
+  run.H = w_hh->dimensions()[0];
+  return ffi::Error::Success();
+}
+
+void execute(ffi::ThreadPool& threads, JrnnRun run, bool backward) {
+  const JrnnKernels* kernels = jrnn_kernels();
+  const double work = 2.0 * run.T * run.B * (run.I + run.H) * kernels->gates(run.cell) * run.H;
+  const int64_t most = work < 1e6 ? 1 : threads.num_threads();
+  std::vector<JrnnBarrier> barriers;
+  Pool::Held scratch{nullptr, 0};
+  auto prepare = [&](int32_t seats) {
+    const int64_t floats = kernels->plan(&run, seats, backward);
+    scratch = pool().take(static_cast<size_t>(floats) * sizeof(float));
+    run.scratch = scratch.block.get();
+    barriers.resize(1 + run.parts);
+    run.barriers = barriers.data();
+    return run.parts * run.slices;
+  };
+  auto body = [&](int32_t member) {
+    backward ? kernels->backward(&run, member) : kernels->forward(&run, member);
+  };
+  Team::run(threads, most < 1 ? 1 : most, prepare, body);
+  pool().give(std::move(scratch));
+}
+
+ffi::Error Forward(ffi::ThreadPool threads, int32_t cell, bool reverse, ffi::RemainingArgs args,
+                   ffi::RemainingRets rets) {
+  JrnnRun run{};
+  run.cell = cell;
+  run.reverse = reverse;
+  if (ffi::Error error = read_sizes(args, run); error.failure()) return error;
+  Arguments inputs(args);
+  read_inputs(inputs, run);
+  Results outputs(rets);
+  run.ys = outputs.next();
+  run.h_last = outputs.next();
+  run.c_last = outputs.next();
+  run.saved = outputs.next();
+  execute(threads, run, false);
+  return ffi::Error::Success();
+}
+
+ffi::Error Backward(ffi::ThreadPool threads, int32_t cell, bool reverse, int32_t groups,
+                    ffi::RemainingArgs args, ffi::RemainingRets rets) {
+  JrnnRun run{};
+  run.cell = cell;
+  run.reverse = reverse;
+  if (ffi::Error error = read_sizes(args, run); error.failure()) return error;
+  Arguments inputs(args);
+  read_inputs(inputs, run);
+  run.ys = inputs.next<float>();
+  run.saved = inputs.next<float>();
+  run.d_ys = inputs.next<const float>();
+  run.d_h_last = inputs.next<const float>();
+  run.d_c_last = inputs.next<const float>();
+  Results outputs(rets);
+  run.d_xs = outputs.next();
+  run.d_w_ih = outputs.next();
+  run.d_w_hh = outputs.next();
+  run.d_b = outputs.next();
+  for (auto& d_extra : run.d_extra) d_extra = outputs.next();
+  run.d_h0 = outputs.next();
+  run.d_c0 = outputs.next();
+  run.d_h_initial = outputs.next();
+  run.d_c_initial = outputs.next();
+
+  // Each group of sequences has gradients of the parameters of its own.
+  run.B /= groups;
+  const int64_t gates = jrnn_kernels()->gates(cell), saved = jrnn_kernels()->saved(cell);
+  auto move = [](auto*& p, int64_t by) {
+    if (p) p += by;
+  };
+  for (int32_t g = 0; g < groups; ++g) {
+    execute(threads, run, true);
+    move(run.lengths, run.B);
+    move(run.resets, run.B);
+    move(run.xs, run.B * run.I);
+    move(run.d_xs, run.B * run.I);
+    move(run.saved, run.B * saved * run.H);
+    for (float** p : {&run.ys, &run.d_h0, &run.d_c0, &run.d_h_initial, &run.d_c_initial})
+      move(*p, run.B * run.H);
+    for (const float** p : {&run.h0, &run.c0, &run.h_initial, &run.c_initial, &run.d_ys,
+                            &run.d_h_last, &run.d_c_last})
+      move(*p, run.B * run.H);
+    move(run.d_w_ih, run.I * gates * run.H);
+    move(run.d_w_hh, run.H * gates * run.H);
+    move(run.d_b, gates * run.H);
+    for (auto& d_extra : run.d_extra) move(d_extra, run.H);
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jrnn_forward, Forward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<int32_t>("cell")
+                                  .Attr<bool>("reverse")
+                                  .RemainingArgs()
+                                  .RemainingRets());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jrnn_backward, Backward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<int32_t>("cell")
+                                  .Attr<bool>("reverse")
+                                  .Attr<int32_t>("groups")
+                                  .RemainingArgs()
+                                  .RemainingRets());
+
+const JrnnHandler jrnn_handlers[] = {
+    {"jrnn_forward", reinterpret_cast<void*>(jrnn_forward)},
+    {"jrnn_backward", reinterpret_cast<void*>(jrnn_backward)},
+    {nullptr, nullptr},
+};

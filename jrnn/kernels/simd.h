@@ -1,0 +1,98 @@
+// Vectors of floats of the width of the instruction set that this file is compiled for, and the
+// activations on them. Nothing here has external linkage: the same source is compiled several times.
+#pragma once
+
+#include <stdint.h>
+
+#if defined(__AVX512F__)
+#define JRNN_WIDTH 16
+#define JRNN_REGISTERS 32
+#elif defined(__AVX2__)
+#define JRNN_WIDTH 8
+#define JRNN_REGISTERS 16
+#elif defined(__aarch64__)
+#define JRNN_WIDTH 4
+#define JRNN_REGISTERS 32
+#else
+#define JRNN_WIDTH 4
+#define JRNN_REGISTERS 16
+#endif
+
+#define JRNN_INLINE static inline __attribute__((always_inline))
+
+namespace {
+
+constexpr int W = JRNN_WIDTH;
+typedef float vf __attribute__((vector_size(4 * W)));
+typedef int32_t vi __attribute__((vector_size(4 * W)));
+
+JRNN_INLINE vf load(const float* p) {
+  vf v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+JRNN_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// The first n lanes; the others are zero and their memory is not touched.
+JRNN_INLINE vf load(const float* p, int64_t n) {
+  if (n >= W) return load(p);
+  vf v = {};
+  for (int64_t k = 0; k < n; ++k) v[k] = p[k];
+  return v;
+}
+
+JRNN_INLINE void store(float* p, vf v, int64_t n) {
+  if (n >= W) return store(p, v);
+  for (int64_t k = 0; k < n; ++k) p[k] = v[k];
+}
+
+JRNN_INLINE vf splat(float a) { return vf{} + a; }
+
+JRNN_INLINE float sum(vf v) {
+  float total = 0;
+  for (int k = 0; k < W; ++k) total += v[k];
+  return total;
+}
+
+// e^x - 1 = scale * p + (scale - 1) for -88 <= x <= 88: Cody and Waite's reduction by n ln 2, then
+// the Taylor series on |r| <= ln(2)/2, whose rest is below 2^-27.
+struct Exp {
+  vf p, scale;
+};
+
+JRNN_INLINE Exp reduced_exp(vf x) {
+  const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
+  vf shifted = x * 1.44269504f + magic;
+  vf n = shifted - magic;
+  vf r = x - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  vf q = splat(1.0f / 5040);
+  q = q * r + 1.0f / 720;
+  q = q * r + 1.0f / 120;
+  q = q * r + 1.0f / 24;
+  q = q * r + 1.0f / 6;
+  q = q * r + 0.5f;
+  vf p = q * (r * r) + r;
+  vi bits = ((vi)shifted << 23) + 0x3f800000;
+  return {p, (vf)bits};
+}
+
+JRNN_INLINE vf sigmoid(vf x) {
+  vf y = -x;  // a NaN compares false and goes on as it is
+  y = y > 87.0f ? splat(87.0f) : y;
+  y = y < -87.0f ? splat(-87.0f) : y;
+  Exp e = reduced_exp(y);
+  return 1.0f / (1.0f + (e.scale * e.p + e.scale));
+}
+
+JRNN_INLINE vf tanh(vf x) {
+  const vi sign = (vi)x & (int32_t)0x80000000;
+  vf a = (vf)((vi)x & 0x7fffffff);
+  a = a > 9.5f ? splat(9.5f) : a;
+  Exp e = reduced_exp(-2.0f * a);
+  vf m = e.scale * e.p + (e.scale - 1.0f);
+  return (vf)((vi)(-m / (m + 2.0f)) | sign);
+}
+
+}  // namespace
