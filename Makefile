@@ -28,8 +28,9 @@ lint: .venv/with-lint .venv/with-test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: .venv/with-demo
-	$(BIN)/python experiments/speed/bench.py
+# Fewer or other cases: make bench args="--shapes 0 1 --engines scan"; jrnn bench --help
+bench: .venv/with-bench .venv/with-parity
+	$(BIN)/jrnn bench $(args)
 
 notebooks: .venv/with-notebooks
 	$(BIN)/python experiments/notebooks/run.py

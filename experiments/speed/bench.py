@@ -1,129 +1,123 @@
-"""Time of a step of LSTM and GRU layers, against flax on the same machine in the same run.
+"""Time of LSTM and GRU layers, against other libraries on the same machine in the same run.
 
-    make bench
-    python experiments/speed/bench.py --repeats 20
+    jrnn bench
+    jrnn bench --engines scan auto --cells gru --shapes 0 8x64x16x32 --sweep --figure
 
-Every contender is compiled first; then all are called in turn, again and again, so that what else
-the machine does hits them alike. Ratios are flax's median time over jrnn's: above 1, jrnn is
-faster. The results go to build/bench.json with the versions and the machine.
+Every contender is compiled and checked first; then all are called in turn, again and again, so
+that what else the machine does hits them alike. Ratios are the peer's median time over jrnn's:
+above 1, jrnn is faster. What is not installed, or has no such layer, is named as missing. With the
+`bench` and `parity` extras of jrnn all peers are there.
 """
 
 import json
-import platform
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import flax
 import jax
-import jax.numpy as jnp
 import tyro
-from flax import nnx
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
-import jrnn
-from jrnn.nn import RNN
+from jrnn import checks
 
-SHAPES = [(32, 128, 32, 64), (32, 256, 128, 256), (32, 64, 512, 512), (64, 784, 1, 128)]
+from . import figure, group, machine, report
+from .cases import SHAPES, cases, read_shape
+from .engines import Wrong
+from .peers import PEERS
+
+stdout = Console(width=max(Console().width, report.WIDTH))
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What to time.
+    """Times layers of jrnn and of other libraries in turn, and compares.
 
     Args:
-      repeats: timed calls of each contender.
-      shapes: how many of the shapes, from the first.
+      cells: of lstm, gru and elman.
+      directions: of forward and forward+backward.
+      shapes: batch x steps x input x hidden, as in 32x128x32x64, or an index of the default ones.
+      engines: the engines of jrnn, as `jrnn ls engines` names them.
+      peers: of nnx, linen, haiku, equinox, keras, torch and onnxruntime.
+      repeats: the most rounds of a group, each of one call of every contender.
+      seconds: after that no round of a group starts, but that there are at least 3.
+      sweep: add growth curves over the steps and over the hidden size.
+      out: the JSON to write; it is written after each group.
+      figure: draw the ratios, and the curves if there are any, beside the JSON.
     """
 
-    repeats: int = 10
-    shapes: int = len(SHAPES)
+    cells: tuple[str, ...] = ("lstm", "gru")
+    directions: tuple[str, ...] = ("forward", "forward+backward")
+    shapes: tuple[str, ...] = tuple(shape.text for shape in SHAPES)
+    engines: tuple[str, ...] = ("auto",)
+    peers: tuple[str, ...] = tuple(PEERS)
+    repeats: int = 30
+    seconds: float = 15.0
+    sweep: bool = False
+    out: Path = Path("build/bench.json")
+    figure: bool = False
+
+    def __post_init__(self) -> None:
+        for peer in self.peers:
+            checks.one_of("bench", "peer", peer, PEERS)
+        checks.positive_int("bench", "repeats", self.repeats)
 
 
-def contenders(inputs: int, hidden: int) -> dict[str, dict[str, nnx.Module]]:
-    """For each cell, modules that take `[B, T, input]` and give `[B, T, hidden]`."""
-    rngs = nnx.Rngs(0)
-    return {
-        "lstm": {
-            "jrnn": RNN(jrnn.LSTM(hidden), inputs, rngs=rngs),
-            "flax": nnx.RNN(nnx.LSTMCell(inputs, hidden, rngs=rngs)),
-            "flax optimized": nnx.RNN(nnx.OptimizedLSTMCell(inputs, hidden, rngs=rngs)),
-        },
-        "gru": {
-            "jrnn": RNN(jrnn.GRU(hidden), inputs, rngs=rngs),
-            "flax": nnx.RNN(nnx.GRUCell(inputs, hidden, rngs=rngs)),
-        },
-    }
+def main(args: list[str]) -> None:
+    """Times all, prints tables, and writes the JSON and the figures.
+
+    Raises:
+      ValueError: an argument that does not fit.
+      FloatingPointError: an engine differs from Scan; all else has been written by then.
+    """
+    bench = tyro.cli(Bench, args=args, prog="jrnn bench")
+    result = run(bench)
+    stdout.print(report.final(result), highlight=False, soft_wrap=True)
+    written = [bench.out, *(figure.save(result, bench.out) if bench.figure else ())]
+    stdout.print(escape(f"written to {', '.join(map(str, written))}"), soft_wrap=True)
+    wrong = [absent for absent in result["missing"] if absent["kind"] == Wrong.__name__]
+    if wrong:
+        raise FloatingPointError(f"bench: {wrong[0]['name']} {wrong[0]['reason']}")
 
 
-def compiled(module: nnx.Module, xs: jax.Array, backward: bool) -> Callable[[], object]:
-    """A call with nothing left to compile: outputs, or loss and all gradients."""
-    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
-
-    def outputs(params, xs):
-        ys = nnx.merge(graphdef, params, rest, copy=True)(xs)
-        return ys[1] if isinstance(ys, tuple) else ys
-
-    def loss(params, xs):
-        return jnp.mean(outputs(params, xs) ** 2)
-
-    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)) if backward else outputs)
-    run = run.lower(params, xs).compile()
-    return lambda: jax.block_until_ready(run(params, xs))
-
-
-def medians(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each call, the calls taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seen[1:]) for name, seen in times.items()}
+def run(bench: Bench) -> dict[str, Any]:
+    """Times all groups; what is done is in the JSON after each."""
+    todo = list(cases(bench.cells, bench.directions, map(read_shape, bench.shapes), bench.sweep))
+    with _no_compilation_cache():
+        rates = machine.product_rates()
+        result = {
+            "machine": machine.describe(),
+            "versions": machine.versions(),
+            "options": asdict(bench) | {"out": str(bench.out)},
+            "product_gflops": rates,
+            "groups": [],
+        }
+        for case in todo:
+            best = max(rates.values())
+            result["groups"].append(
+                group.measure(case, bench.engines, bench.peers, bench.repeats, bench.seconds, best)
+            )
+            _save(result, bench.out)
+            table = report.group_table(result["groups"][-1])
+            stdout.print(table, "", highlight=False, soft_wrap=True)
+    return result
 
 
-def main(bench: Bench) -> None:
-    """Times all, prints the table and writes the JSON."""
-    table = Table("cell", "direction", "batch, time, input, hidden", "jrnn ms", "flax / jrnn")
-    rows = []
-    for batch, steps, inputs, hidden in SHAPES[: bench.shapes]:
-        xs = jax.random.normal(jax.random.key(0), (batch, steps, inputs))
-        for cell, modules in contenders(inputs, hidden).items():
-            for backward in (False, True):
-                calls = {name: compiled(module, xs, backward) for name, module in modules.items()}
-                seconds = medians(calls, bench.repeats)
-                own = seconds.pop("jrnn")
-                ratios = {name: peer / own for name, peer in seconds.items()}
-                direction = "forward + backward" if backward else "forward"
-                shape = [batch, steps, inputs, hidden]
-                shown = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
-                table.add_row(cell, direction, str(shape), f"{1e3 * own:.1f}", shown)
-                rows.append(
-                    {
-                        "cell": cell,
-                        "direction": direction,
-                        "shape": shape,
-                        "jrnn_seconds": own,
-                        "ratios": ratios,
-                    }
-                )
-    Console().print(table)
-    result = {
-        "device": str(jax.devices()[0]),
-        "machine": platform.machine(),
-        "versions": {"jax": jax.__version__, "flax": flax.__version__, "jrnn": jrnn.__version__},
-        "repeats": bench.repeats,
-        "rows": rows,
-    }
-    path = Path("build/bench.json")
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {path}")
+def _save(result: dict[str, Any], out: Path) -> None:
+    result["summary"] = report.summary(result["groups"])
+    result["missing"] = report.missing(result["groups"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
 
 
-if __name__ == "__main__":
-    main(tyro.cli(Bench))
+@contextmanager
+def _no_compilation_cache() -> Iterator[None]:
+    """Nothing is read from JAX's cache on disk, or compile times would be those of reading."""
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)

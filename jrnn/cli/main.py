@@ -19,6 +19,7 @@ HELP = """\
   jrnn sample RUN \\[--prompt TEXT]                        print text drawn from a run on text
   jrnn ls cells|tasks|engines|configs                    what there is
   jrnn validate CONFIG ...                               check configs without training
+  jrnn bench \\[--flag value ...]                          time layers against other libraries
 
   jrnn train configs/digits.py:cell=gru,hidden=64 --optim.learning-rate 1e-3
 
@@ -58,7 +59,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _commands() -> dict[str, Callable[[list[str]], None]]:
-    from jrnn.cli import look, runs
+    from jrnn.cli import bench, look, runs
 
     return {
         "train": runs.train_command,
@@ -66,6 +67,7 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
         "sample": runs.sample_command,
         "ls": look.ls_command,
         "validate": look.validate_command,
+        "bench": bench.bench_command,
     }
 
 

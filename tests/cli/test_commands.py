@@ -10,7 +10,7 @@ import pytest
 
 from jrnn import config
 from jrnn.cells import REGISTRY as CELLS
-from jrnn.cli import main
+from jrnn.cli import bench, main
 from jrnn.engines import REGISTRY as ENGINES
 from jrnn.tasks import REGISTRY as TASKS
 
@@ -164,6 +164,21 @@ def test_validate_says_good_and_bad(capsys):
     assert "did you mean 'configs/digits.py'" in out
 
 
+def test_bench_lists_its_flags(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "--help"])
+    assert stopped.value.code == 0
+    said = words(capsys.readouterr().out)
+    for flag in ("--cells", "--shapes", "--engines", "--peers", "--sweep", "--out", "--figure"):
+        assert flag in said
+
+
+def test_bench_says_when_it_is_not_installed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench, "MODULE", "jrnn_speed_elsewhere")
+    monkeypatch.setattr(bench.jrnn, "__file__", str(tmp_path / "jrnn" / "__init__.py"))
+    assert "lacks the benchmark" in refused(["bench"], capsys)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -184,6 +199,9 @@ def test_validate_says_good_and_bad(capsys):
         (["ls"], "name one of cells"),
         (["ls", "cell"], "did you mean 'cells'"),
         (["validate"], "name one or more configs"),
+        (["bench", "--peers", "haiko"], "did you mean 'haiku'"),
+        (["bench", "--cells", "gro"], "did you mean 'gru'"),
+        (["bench", "--shapes", "7"], "a shape is an index from 0 to 4"),
     ],
 )
 def test_what_a_user_gets_wrong_is_said_in_a_line(args, message, capsys, tmp_path):

@@ -1,0 +1,1 @@
+"""The benchmark of recurrent layers that `jrnn bench` runs."""

@@ -1,0 +1,103 @@
+"""The machine: what it is, the versions on it, and how fast it multiplies matrices."""
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PACKAGES = "jrnn jax jaxlib flax dm-haiku equinox keras torch onnxruntime onnx numpy".split()
+SIZES = (2048, 1024, 2048)
+
+
+def cores() -> int:
+    """The cores this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and every library that takes part; None for those not installed."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def describe() -> dict[str, Any]:
+    """The processor, its cores and vector instructions, and the device of JAX."""
+    fields = _cpuinfo()
+    flags = sorted(flag for flag in fields.get("flags", "").split() if _is_vector(flag))
+    return {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "cpu": fields.get("model name", platform.processor()),
+        "cores": cores(),
+        "isa": flags,
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def _is_vector(flag: str) -> bool:
+    return flag.startswith(("avx", "amx", "fma", "f16c"))
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor of /proc/cpuinfo; empty where there is no such file."""
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return {}
+    first, _, _ = path.read_text("utf-8").partition("\n\n")
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def product_rates(sizes: tuple[int, int, int] = SIZES, repeats: int = 15) -> dict[str, float]:
+    """GFLOP/s of a float32 matrix product of `m x k` by `k x n`, by XLA and, if there, PyTorch."""
+    m, k, n = sizes
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=size).astype(np.float32) for size in ((m, k), (k, n)))
+    calls = {"xla": _xla_product(a, b), "torch": _torch_product(a, b)}
+    rates = {}
+    for name, call in calls.items():
+        if call is not None:
+            rates[name] = 2e-9 * m * k * n / _median_seconds(call, repeats)
+    return rates
+
+
+def _xla_product(a: np.ndarray, b: np.ndarray) -> Callable[[], Any]:
+    product, left, right = jax.jit(jnp.matmul), jnp.asarray(a), jnp.asarray(b)
+    return lambda: jax.block_until_ready(product(left, right))
+
+
+def _torch_product(a: np.ndarray, b: np.ndarray) -> Callable[[], Any] | None:
+    """None where PyTorch is not installed, or JAX runs on another device than the CPU."""
+    if _version("torch") is None or jax.default_backend() != "cpu":
+        return None
+    import torch  # pyright: ignore[reportMissingImports]
+
+    torch.set_num_threads(cores())
+    left, right = torch.from_numpy(a), torch.from_numpy(b)
+    return lambda: torch.mm(left, right)
+
+
+def _median_seconds(call: Callable[[], Any], repeats: int) -> float:
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])

@@ -1,0 +1,77 @@
+"""Checks a group of contenders, and times them in turn."""
+
+import gc
+import statistics
+import time
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from .contenders import Case, Contender, Unavailable
+
+FEWEST = 3
+REST = 0.002
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one contender over its calls."""
+
+    median: float
+    least: float
+    calls: int
+
+
+def check(contender: Contender, case: Case) -> None:
+    """Calls a contender once; its weights are its own, so shapes and finiteness must do.
+
+    Raises:
+      Unavailable: the outputs, or the inputs' gradient, have the wrong shape or are not finite.
+    """
+    batch, steps, inputs, hidden = case.shape
+    leaves = [_array(leaf) for leaf in jax.tree.leaves(contender.call())]
+    time_and_batch = (steps, batch) if contender.time_major else (batch, steps)
+    shape = (*time_and_batch, inputs if case.backward else hidden)
+    if leaves[-1].shape != shape:
+        raise Unavailable(f"gave the shape {leaves[-1].shape}, not {shape}")
+    if not all(np.isfinite(leaf).all() for leaf in leaves):
+        raise Unavailable("gave values that are not finite")
+
+
+def _array(leaf: object) -> np.ndarray:
+    if type(leaf).__module__.partition(".")[0] == "torch":
+        leaf = leaf.cpu()  # pyright: ignore[reportAttributeAccessIssue]
+    return np.asarray(leaf)
+
+
+def in_turn(contenders: list[Contender], repeats: int, seconds: float) -> dict[str, Timing]:
+    """Calls all, one after another, again and again, so that what disturbs one disturbs all.
+
+    Args:
+      contenders: each has been called once already.
+      repeats: the most rounds.
+      seconds: no round starts after that, but that there are `FEWEST` in any case.
+    """
+    times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    gc.collect()
+    gc.disable()
+    try:
+        end = time.perf_counter() + seconds
+        for done in range(repeats):
+            if done >= FEWEST and time.perf_counter() > end:
+                break
+            for contender in contenders:
+                times[contender.name].append(_seconds(contender))
+    finally:
+        gc.enable()
+    return {
+        name: Timing(statistics.median(seen), min(seen), len(seen)) for name, seen in times.items()
+    }
+
+
+def _seconds(contender: Contender) -> float:
+    time.sleep(REST)  # threads of the one before may spin on for a moment
+    start = time.perf_counter()
+    contender.call()
+    return time.perf_counter() - start
