@@ -1,6 +1,7 @@
 """The benchmark: what it writes, how it counts, and that it names what it could not time."""
 
 import json
+import subprocess
 import sys
 
 import jax.numpy as jnp
@@ -53,6 +54,7 @@ def test_results_hold_every_contender_and_name_who_is_missing(run, tmp_path, cap
         "keras": ["gru forward+backward 2x5x3x4"],
         "jrnn bcan": ["gru forward+backward 2x5x3x4"],
     }
+    assert "others_cores" in done and result["product_gflops"] == {"xla": 100.0, "torch": 50.0}
     assert {"cpu", "cores", "isa", "device"} <= set(result["machine"])
     assert result["versions"]["jax"] and result["options"]["repeats"] == 3
     ratio = rows["nnx GRUCell"]["median_seconds"] / rows["jrnn auto"]["median_seconds"]
@@ -111,6 +113,20 @@ def test_contenders_take_turns_until_the_time_is_over():
     assert order == ["a", "b"] * timing.FEWEST
     assert timings["a"].calls == timing.FEWEST
     assert timing.in_turn(named, repeats=5, seconds=60.0)["b"].calls == 5
+
+
+def test_other_processes_are_noticed():
+    assert not report.is_disturbed({"others_cores": None})
+    assert not report.is_disturbed({"others_cores": 0.01})
+    assert report.is_disturbed({"others_cores": 0.9})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_work_of_other_processes_is_counted():
+    before = machine.foreign_seconds()
+    burn = "import time\nwhile time.process_time() < 0.8: pass"
+    subprocess.run([sys.executable, "-c", burn], check=True)
+    assert machine.foreign_seconds() - before > 0.5
 
 
 def test_rate_of_products_is_measured(monkeypatch):

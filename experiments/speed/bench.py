@@ -85,27 +85,33 @@ def main(args: list[str]) -> None:
 def run(bench: Bench) -> dict[str, Any]:
     """Times all groups; what is done is in the JSON after each."""
     todo = list(cases(bench.cells, bench.directions, map(read_shape, bench.shapes), bench.sweep))
+    result = {
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "options": asdict(bench) | {"out": str(bench.out)},
+        "product_gflops": {},
+        "groups": [],
+    }
     with _no_compilation_cache():
-        rates = machine.product_rates()
-        result = {
-            "machine": machine.describe(),
-            "versions": machine.versions(),
-            "options": asdict(bench) | {"out": str(bench.out)},
-            "product_gflops": rates,
-            "groups": [],
-        }
         for case in todo:
-            best = max(rates.values())
-            result["groups"].append(
-                group.measure(case, bench.engines, bench.peers, bench.repeats, bench.seconds, best)
-            )
+            _measure_product(result["product_gflops"])
+            found = group.measure(case, bench.engines, bench.peers, bench.repeats, bench.seconds)
+            result["groups"].append(found)
             _save(result, bench.out)
-            table = report.group_table(result["groups"][-1])
-            stdout.print(table, "", highlight=False, soft_wrap=True)
+            stdout.print(report.group_table(found), "", highlight=False, soft_wrap=True)
     return result
 
 
+def _measure_product(best: dict[str, float]) -> None:
+    """Before each group, for the machine is not equally free all the time; the best rates count."""
+    for name, rate in machine.product_rates().items():
+        best[name] = max(rate, best.get(name, 0.0))
+
+
 def _save(result: dict[str, Any], out: Path) -> None:
+    rate = max(result["product_gflops"].values())
+    for row in (row for done in result["groups"] for row in done["contenders"]):
+        row["percent_of_product_rate"] = 100 * row["gflops"] / rate
     result["summary"] = report.summary(result["groups"])
     result["missing"] = report.missing(result["groups"])
     out.parent.mkdir(parents=True, exist_ok=True)

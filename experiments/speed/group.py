@@ -1,12 +1,13 @@
 """One group: all contenders of one case, checked, timed in turn, and written down."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 
-from . import engines, peers, timing
+from . import engines, machine, peers, timing
 from .contenders import Case, Contender, Unavailable
 from .timing import Timing
 
@@ -19,7 +20,6 @@ def measure(
     peer_names: Sequence[str],
     repeats: int,
     seconds: float,
-    rate: float,
 ) -> dict[str, Any]:
     """The results of a case, as they go into the JSON.
 
@@ -29,18 +29,20 @@ def measure(
       peer_names: keys of `peers.PEERS`.
       repeats: the most rounds.
       seconds: after which no round starts.
-      rate: GFLOP/s of a matrix product, the 100 % of the results.
     """
     jax.clear_caches()  # or a cell traced for an earlier case would compile faster in this one
     contenders, absent = _line_up(case, engine_names, peer_names)
+    before, start = machine.foreign_seconds(), time.perf_counter()
     timings = timing.in_turn(contenders, repeats, seconds)
-    rows = [row(case, contender, timings[contender.name], rate) for contender in contenders]
+    after, wall = machine.foreign_seconds(), time.perf_counter() - start
+    rows = [row(case, contender, timings[contender.name]) for contender in contenders]
     return {
         "cell": case.cell,
         "direction": case.direction,
         "shape": case.shape._asdict(),
         "sweep": case.sweep,
         "flops": case.flops,
+        "others_cores": None if before is None or after is None else (after - before) / wall,
         "contenders": rows,
         "ratios": ratios(rows),
         "missing": absent,
@@ -79,9 +81,8 @@ def _tried(builds: dict[str, Callable[[], list[Contender]]]) -> tuple[list[Conte
     return built, absent
 
 
-def row(case: Case, contender: Contender, timed: Timing, rate: float) -> dict[str, Any]:
+def row(case: Case, contender: Contender, timed: Timing) -> dict[str, Any]:
     """The results of one contender."""
-    gflops = 1e-9 * case.flops / timed.median
     return {
         "name": contender.name,
         "family": contender.family,
@@ -89,8 +90,7 @@ def row(case: Case, contender: Contender, timed: Timing, rate: float) -> dict[st
         "median_seconds": timed.median,
         "min_seconds": timed.least,
         "calls": timed.calls,
-        "gflops": gflops,
-        "percent_of_product_rate": 100 * gflops / rate,
+        "gflops": 1e-9 * case.flops / timed.median,
         "compile_seconds": contender.compile_seconds,
         "memory_bytes": contender.memory_bytes,
     }

@@ -11,6 +11,9 @@ from rich.table import Table
 WIDTH = 140
 """Columns that the tables need; a narrower terminal breaks their lines."""
 
+BUSY = 0.15
+"""Cores that other processes may use before the results of a group are called disturbed."""
+
 RIVALS = {"jax": "best JAX peer", "torch": "torch", "onnxruntime": "onnxruntime"}
 """What the engines are compared with, by family; of a family its fastest contender counts."""
 
@@ -64,9 +67,17 @@ def title(group: dict[str, Any]) -> str:
     return f"{group['cell']} {group['direction']} {shape}"
 
 
+def is_disturbed(group: dict[str, Any]) -> bool:
+    """Whether others used the machine: threads that wait for one another then suffer most."""
+    return (group["others_cores"] or 0.0) > BUSY
+
+
 def group_table(group: dict[str, Any]) -> Table:
     """Every contender of a group, fastest first."""
-    table = Table(title=title(group), title_justify="left", box=None, header_style="bold")
+    head = title(group)
+    if is_disturbed(group):
+        head += f"; disturbed: other processes used {group['others_cores']:.1f} cores"
+    table = Table(title=head, title_justify="left", box=None, header_style="bold")
     table.add_column("contender", no_wrap=True)
     engines = list(group["ratios"])
     own = [f"/ {name}" for name in engines]
@@ -93,7 +104,7 @@ def final(result: dict[str, Any]) -> Group:
     rate = max(result["product_gflops"].values())
     machine = result["machine"]
     head = f"{machine['cpu']}, {machine['cores']} cores; matrix product {rate:.0f} GFLOP/s"
-    return Group("", escape(head), "", _ratio_table(result), "", *_missing_lines(result))
+    return Group("", escape(head), "", _ratio_table(result), "", *_notes(result))
 
 
 def _ratio_table(result: dict[str, Any]) -> Table:
@@ -134,10 +145,15 @@ def _ratio_lines(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
                 )
 
 
-def _missing_lines(result: dict[str, Any]) -> Iterator[str]:
+def _notes(result: dict[str, Any]) -> Iterator[str]:
+    """Who was missing, and in how many groups the machine was not free."""
     for absent in result["missing"]:
         cases = f"{len(absent['cases'])} of {len(result['groups'])} groups"
         yield escape(f"missing: {absent['name']}, in {cases}: {absent['reason']}")
+    disturbed = sum(map(is_disturbed, result["groups"]))
+    if disturbed:
+        groups = f"{disturbed} of {len(result['groups'])} groups"
+        yield f"disturbed: in {groups} other processes used the machine; measure again when idle"
 
 
 def _shown(value: float | None, form: str) -> str:
