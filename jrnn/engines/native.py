@@ -1,0 +1,257 @@
+"""Kernels in C++ for the workhorses on a CPU, called through `jax.ffi`."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_batching import custom_vmap
+
+from jrnn.cell import Carry, Inputs
+from jrnn.engines.engine import Engine
+from jrnn.engines.fused import Fused
+from jrnn.engines.masking import Masks
+from jrnn.engines.precision import Parts
+from jrnn.engines.scan import Scan
+
+Kind = Literal["time", "batch", "param"]
+
+
+class _Kernel(NamedTuple):
+    """What the code in C++ knows a cell as.
+
+    Attributes:
+      number: `JrnnCell` in kernels/api.h.
+      saved: arrays that are kept for each step.
+      extra: the fields of the parameters besides w_ih, w_hh and b, in their places; None for none.
+      cell_state: whether the carry is (h, c).
+    """
+
+    number: int
+    saved: int
+    extra: tuple[str | None, str | None, str | None] = (None, None, None)
+    cell_state: bool = False
+
+
+KERNELS: dict[str, _Kernel] = {
+    "lstm": _Kernel(0, 5, cell_state=True),
+    "lstm-peepholes": _Kernel(1, 5, ("p_i", "p_f", "p_o"), cell_state=True),
+    "lstm-coupled": _Kernel(2, 4, cell_state=True),
+    "lstm-peepholes-coupled": _Kernel(3, 4, (None, "p_f", "p_o"), cell_state=True),
+    "gru": _Kernel(4, 4, ("b_hn", None, None)),
+    "elman-tanh": _Kernel(5, 0),
+    "elman-relu": _Kernel(6, 0),
+    "elman-sigmoid": _Kernel(7, 0),
+}
+"""By `cell.kernel`."""
+
+
+@dataclass(frozen=True)
+class Native(Engine):
+    """Kernels written in C++ for LSTM (peepholes, coupled), GRU (reset after) and Elman on a CPU.
+
+    Weights are packed for the vector units once a call; the gate arithmetic is done on the tile of
+    pre-activations that a matrix product has just left; the backward pass carries the cotangents
+    of the carry alone and makes every weight gradient of a chunk of steps while it is in the
+    cache. The threads of the runtime share the batch, or the units where the batch is small.
+    Padded steps are not computed at all.
+
+    The best instruction set of the machine is chosen when the code is loaded: AVX-512, AVX2 or
+    what every machine has. The environment variable JRNN_ISA (v4, v3, base) asks for less.
+
+    float32 only; float64 runs on `Fused`. Derivatives are those of reverse mode, once:
+    `jax.jvp` and second derivatives need `engine="scan"`.
+
+    Raises:
+      ValueError: when it is run: the cell has no kernel, the dtypes are others, the platform is no
+        CPU, or the kernels were not built.
+    """
+
+    def run(
+        self, parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
+    ) -> tuple[Carry, jax.Array]:
+        reason = unavailable(parts)
+        if reason is not None:
+            raise ValueError(f"engine 'native': {reason}; engine='auto' chooses one that fits")
+        if parts.precision.wide == jnp.float64:
+            return Fused().run(parts, carry, xs, masks, reverse)
+        if xs.shape[0] == 0 or xs.shape[1] == 0:
+            return Scan().run(parts, carry, xs, masks, reverse)
+        return _run(KERNELS[_kernel_name(parts)], parts.wide_params, carry, xs, masks, reverse)
+
+
+def unavailable(parts: Parts) -> str | None:
+    """Why these parts cannot run on native kernels, or None if they can."""
+    name = _kernel_name(parts)
+    if name not in KERNELS:
+        return f"there is no kernel for {parts.cell}; there are kernels for {', '.join(KERNELS)}"
+    compute, wide = parts.precision
+    if compute != wide or wide not in (jnp.float32, jnp.float64):
+        return f"inputs and parameters must both be float32, got {compute} and {wide}"
+    if jax.default_backend() != "cpu":
+        return f"it runs on a CPU, and the default backend is {jax.default_backend()}"
+    return _load()
+
+
+def _kernel_name(parts: Parts) -> str:
+    return parts.cell.kernel or "no kernel"
+
+
+@functools.cache
+def _load() -> str | None:
+    """Registers the kernels with XLA; the reason if there are none."""
+    try:
+        from jrnn import _kernels
+    except ImportError as error:
+        return (
+            f"its code in C++ is not there ({error}); install jrnn again where CMake finds a C++ "
+            "compiler"
+        )
+    try:
+        for name, handler in _kernels.registrations().items():
+            jax.ffi.register_ffi_target(name, handler, platform="cpu")
+    except Exception as error:  # whatever XLA has against it, the other engines work
+        return f"its code in C++ does not fit this jaxlib ({error}); install jrnn again"
+    return None
+
+
+def _run(
+    kernel: _Kernel, params: Any, carry: Carry, xs: jax.Array, masks: Masks, reverse: bool
+) -> tuple[Carry, jax.Array]:
+    none = jnp.zeros((0,), xs.dtype)
+    pair = lambda tree: (
+        (none, none) if tree is None else tree if kernel.cell_state else (tree, none)
+    )
+    lengths = jnp.zeros((0,), jnp.int32) if masks.lengths is None else masks.lengths
+    resets = jnp.zeros((0,), bool) if masks.resets is None else masks.resets
+    extra = [none if name is None else getattr(params, name) for name in kernel.extra]
+    operands = (xs, params.w_ih, params.w_hh, params.b, *extra, *pair(carry), *pair(masks.initial))
+    ys, h, c = _layer(kernel, reverse, lengths.astype(jnp.int32), resets, operands)
+    return type(carry)(h, c) if kernel.cell_state else h, ys
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _layer(
+    kernel: _Kernel, reverse: bool, lengths: jax.Array, resets: jax.Array, operands: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return _forward(kernel, reverse, False)(lengths, resets, *operands)[:3]
+
+
+def _layer_fwd(
+    kernel: _Kernel, reverse: bool, lengths: jax.Array, resets: jax.Array, operands: Any
+) -> tuple[Any, Any]:
+    *results, saved = _forward(kernel, reverse, True)(lengths, resets, *operands)
+    return tuple(results), (lengths, resets, operands, results[0], saved)
+
+
+def _layer_bwd(kernel: _Kernel, reverse: bool, residuals: Any, cotangents: Any) -> Any:
+    lengths, resets, operands, ys, saved = residuals
+    grads = _backward(kernel, reverse, 1)(lengths, resets, *operands, ys, saved, *cotangents)
+    first = lambda kind, grad: grad[0] if kind == "param" else grad
+    return None, None, tuple(map(first, FLOATS, grads))
+
+
+_layer.defvjp(_layer_fwd, _layer_bwd)
+
+# Which axes the operands have: time and batch, batch, or neither. xs, w_ih, w_hh, b, three extras,
+# h0, c0, and the initial h and c.
+FLOATS: tuple[Kind, ...] = ("time", *("param",) * 6, *("batch",) * 4)  # pyright: ignore
+MASKS: tuple[Kind, ...] = ("batch", "time")
+RESULTS: tuple[Kind, ...] = ("time", "batch", "batch")
+
+
+@functools.cache
+def _forward(kernel: _Kernel, reverse: bool, save: bool) -> Callable[..., Any]:
+    def call(lengths, resets, xs, *rest):
+        (steps, batch, _), hidden = xs.shape, rest[1].shape[0]
+        saved = (steps, batch, kernel.saved, hidden) if save and kernel.saved else (0,)
+        shapes = [(steps, batch, hidden), (batch, hidden)]
+        shapes += [(batch, hidden) if kernel.cell_state else (0,), saved]
+        results = [jax.ShapeDtypeStruct(shape, xs.dtype) for shape in shapes]
+        target = jax.ffi.ffi_call("jrnn_forward", results)
+        return tuple(
+            target(lengths, resets, xs, *rest, cell=np.int32(kernel.number), reverse=reverse)
+        )
+
+    return _folded(call, MASKS + FLOATS, (*RESULTS, "time"), lambda _: call)
+
+
+@functools.cache
+def _backward(kernel: _Kernel, reverse: bool, groups: int) -> Callable[..., Any]:
+    """Its gradients of parameters have a leading axis: one for each of `groups` of sequences."""
+
+    def call(lengths, resets, *rest):
+        grouped = lambda kind, leaf: (groups, *leaf.shape) if kind == "param" else leaf.shape
+        absent = lambda leaf: leaf.size == 0
+        results = [
+            jax.ShapeDtypeStruct(
+                ((groups, 0) if kind == "param" else (0,)) if absent(leaf) else grouped(kind, leaf),
+                leaf.dtype,
+            )
+            for kind, leaf in zip(FLOATS, rest, strict=False)
+        ]
+        attributes = {"cell": np.int32(kernel.number), "groups": np.int32(groups)}
+        target = jax.ffi.ffi_call("jrnn_backward", results)
+        return tuple(target(lengths, resets, *rest, reverse=reverse, **attributes))
+
+    kinds = MASKS + FLOATS + ("time", "time") + RESULTS
+    return _folded(call, kinds, FLOATS, lambda size: _backward(kernel, reverse, size * groups))
+
+
+def _folded(
+    call: Callable[..., Any],
+    kinds: tuple[Kind, ...],
+    result_kinds: tuple[Kind, ...],
+    grown: Callable[[int], Callable[..., Any]],
+) -> Callable[..., Any]:
+    """A call whose `vmap` is one call with a larger batch, if all share the parameters.
+
+    `grown(size)` is the call for a batch that is `size` times as large.
+    """
+    wrapped = custom_vmap(call)
+
+    @wrapped.def_vmap
+    def rule(size, batched, *operands):
+        every = tuple(True for _ in result_kinds)
+        if any(on for on, kind in zip(batched, kinds, strict=True) if kind == "param"):
+            moved = [a for a, on in zip(operands, batched, strict=True) if on]
+
+            def alone(these):
+                rest = iter(these)
+                full = [next(rest) if on else a for a, on in zip(operands, batched, strict=True)]
+                return wrapped(*full)
+
+            return lax.map(alone, moved), every
+        spread = [
+            a if on or kind == "param" else jnp.broadcast_to(a, (size, *a.shape))
+            for a, on, kind in zip(operands, batched, kinds, strict=True)
+        ]
+        inputs = [_fold(kind, a) for kind, a in zip(kinds, spread, strict=True)]
+        results = grown(size)(*inputs)
+        unfolded = [_unfold(kind, a, size) for kind, a in zip(result_kinds, results, strict=True)]
+        return tuple(unfolded), every
+
+    return wrapped
+
+
+def _fold(kind: Kind, a: jax.Array) -> jax.Array:
+    """`[N, T, B, ...]` to `[T, N·B, ...]`, or `[N, B, ...]` to `[N·B, ...]`."""
+    if kind == "param":
+        return a
+    if a.size == 0:
+        return jnp.zeros((0,), a.dtype)
+    if kind == "batch":
+        return a.reshape(-1, *a.shape[2:])
+    return jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1, *a.shape[3:])
+
+
+def _unfold(kind: Kind, a: jax.Array, size: int) -> jax.Array:
+    if a.ndim == 1 and a.size == 0:
+        return jnp.zeros((size, 0), a.dtype)
+    if kind == "time":
+        return jnp.moveaxis(a.reshape(a.shape[0], size, -1, *a.shape[2:]), 1, 0)
+    return a.reshape(size, a.shape[0] // size, *a.shape[1:])
