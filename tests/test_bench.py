@@ -11,10 +11,9 @@ from jrnn.cli import bench as command
 from jrnn.cli import main
 
 SHAPE = "2x5x3x4"
-engines, group, machine, peers, report = (
-    command.load(part) for part in ("engines", "group", "machine", "peers", "report")
-)
-contenders, timing = command.load("contenders"), command.load("timing")
+engines, group, machine, peers = map(command.load, ("engines", "group", "machine", "peers"))
+cases, contenders, figure = map(command.load, ("cases", "contenders", "figure"))
+report, timing = map(command.load, ("report", "timing"))
 CASE = contenders.Case("lstm", "forward+backward", contenders.Shape(2, 5, 3, 4))
 
 
@@ -95,6 +94,27 @@ def test_means_are_geometric_and_of_the_fastest_peer():
         "torch": pytest.approx((3.0 * 0.75) ** 0.5),
     }
     assert mean["shapes"] == {"jax": 2, "torch": 2}
+
+
+def test_a_sweep_adds_growth_curves_and_their_figure(tmp_path):
+    plain = list(cases.cases(["gru"], ["forward"], [CASE.shape], sweep=False))
+    swept = list(cases.cases(["gru"], ["forward"], [CASE.shape], sweep=True))
+    assert [case.sweep for case in plain] == [None]
+    assert swept[0] == plain[0] and {case.sweep for case in swept} == {None, "steps", "hidden"}
+    groups = [
+        {
+            "cell": case.cell,
+            "direction": case.direction,
+            "shape": case.shape._asdict(),
+            "sweep": case.sweep,
+            "contenders": [timed("jrnn scan", "jrnn", 1.0), timed("torch GRU", "torch", 2.0)],
+            "ratios": {"jrnn scan": {"torch GRU": 2.0}},
+        }
+        for case in swept
+    ]
+    drawn = figure.save({"groups": groups}, tmp_path / "bench.json")
+    assert [path.name for path in drawn] == ["bench.png", "bench-growth.png"]
+    assert all(path.stat().st_size > 10_000 for path in drawn)
 
 
 @pytest.mark.parametrize(
