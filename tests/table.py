@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jrnn import GRU, LSTM, Cell, Elman, Engine, LSTMCarry, Scan
+from jrnn import GRU, LSTM, Cell, Elman, Engine, Fused, LSTMCarry, Scan
 
 
 class Row(NamedTuple):
@@ -157,5 +157,6 @@ CELLS: dict[str, Row] = {
 
 ENGINES: dict[str, tuple[Engine, ...]] = {
     "scan": (Scan(), Scan(unroll=2), Scan(unroll=3), Scan(unroll=4)),
+    "fused": (Fused(), Fused(chunk=2), Fused(chunk=3, remat=True)),
 }
 """Every engine that runs all cells, with variants: the first alone is tested in every way."""

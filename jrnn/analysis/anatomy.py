@@ -10,7 +10,7 @@ from jax import lax
 
 from jrnn.cell import Carry, Cell, Inputs, Params, recording
 from jrnn.engines import Engine, unroll
-from jrnn.engines.masking import Masks, blank, select
+from jrnn.engines.masking import Masks, blank, restart, select, settle
 from jrnn.engines.precision import Parts
 
 
@@ -159,14 +159,13 @@ class _Recorder(Engine):
     ) -> tuple[Carry, Any]:
         def body(carry, inputs):
             x, valid, reset = inputs
-            if reset is not None:
-                carry = select(reset, masks.initial, carry)
+            before = restart(reset, masks.initial, carry)
             with recording() as gates:
-                after, y = parts.step(carry, blank(valid, x))
+                after, y = parts.step(before, blank(valid, x))
             _check_gates(parts.cell, gates, batch=y.shape[0])
-            after = select(valid, after, carry)
             # A plain dict would come out of the scan in alphabetical order.
-            return after, (blank(valid, y), after, blank(valid, OrderedDict(gates)))
+            after, (y, gates) = settle(valid, before, after, (y, OrderedDict(gates)))
+            return after, (y, after, gates)
 
         return lax.scan(body, carry, (xs, masks.valid, masks.resets), reverse=reverse)
 

@@ -1,6 +1,7 @@
 """The engines: ways to run any cell over time, alike in values and gradients."""
 
 from jrnn.engines.engine import Engine as Engine
+from jrnn.engines.fused import Fused as Fused
 from jrnn.engines.masking import reverse_resets as reverse_resets
 from jrnn.engines.masking import segment_resets as segment_resets
 from jrnn.engines.scan import Scan as Scan

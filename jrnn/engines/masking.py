@@ -43,6 +43,16 @@ def blank(mask: jax.Array | None, tree: Any) -> Any:
     return jax.tree.map(lambda a: jnp.where(_cover(mask, a), a, jnp.zeros((), a.dtype)), tree)
 
 
+def restart(reset: jax.Array | None, initial: Carry | None, carry: Carry) -> Carry:
+    """What every engine does before a step: the initial carry where it is reset."""
+    return carry if reset is None else select(reset, initial, carry)
+
+
+def settle(valid: jax.Array | None, before: Carry, after: Carry, out: Any) -> tuple[Carry, Any]:
+    """What every engine does after a step: on padding the carry stays, and what is out is zero."""
+    return select(valid, after, before), blank(valid, out)
+
+
 def valid_steps(lengths: jax.Array, steps: int) -> jax.Array:
     """`[T, B]` bool from `lengths [B]`: True on the first lengths[b] steps."""
     return jnp.arange(steps)[:, None] < lengths

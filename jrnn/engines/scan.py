@@ -8,7 +8,7 @@ from jax import lax
 from jrnn import checks
 from jrnn.cell import Carry, Inputs
 from jrnn.engines.engine import Engine
-from jrnn.engines.masking import Masks, blank, select
+from jrnn.engines.masking import Masks, blank, restart, settle
 from jrnn.engines.precision import Parts
 
 
@@ -36,10 +36,8 @@ class Scan(Engine):
     ) -> tuple[Carry, jax.Array]:
         def body(carry, inputs):
             x, valid, reset = inputs
-            if reset is not None:
-                carry = select(reset, masks.initial, carry)
-            after, y = parts.step(carry, blank(valid, x))
-            return select(valid, after, carry), blank(valid, y)
+            before = restart(reset, masks.initial, carry)
+            return settle(valid, before, *parts.step(before, blank(valid, x)))
 
         return lax.scan(
             body, carry, (xs, masks.valid, masks.resets), reverse=reverse, unroll=self.unroll

@@ -11,11 +11,12 @@ from jrnn.cell import Carry, Cell, Inputs, Params
 from jrnn.engines import masking
 from jrnn.engines.auto import Auto
 from jrnn.engines.engine import Engine
+from jrnn.engines.fused import Fused
 from jrnn.engines.masking import Masks
 from jrnn.engines.precision import Precision, bind, cast, precision_of
 from jrnn.engines.scan import Scan
 
-REGISTRY: dict[str, type[Engine]] = {"auto": Auto, "scan": Scan}
+REGISTRY: dict[str, type[Engine]] = {"auto": Auto, "scan": Scan, "fused": Fused}
 """Every engine by the name that `unroll(engine=...)` takes."""
 
 

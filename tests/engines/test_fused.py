@@ -1,0 +1,160 @@
+"""What the engine `Fused` alone promises: memory, derivatives of its derivative, what it saves."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jrnn
+from jrnn import GRU, LSTM, Engine, Fused, Scan
+from jrnn.engines.linearise import plan_of
+from jrnn.engines.precision import bind, precision_of
+from tests.cells.toys import Learned
+from tests.helpers import (
+    QUICK,
+    Batch,
+    Way,
+    assert_close,
+    call,
+    inner,
+    quickly_differentiate_all,
+    random_batch,
+    random_params,
+)
+
+
+def example(cell: jrnn.Cell, steps: int) -> tuple[Any, Batch]:
+    params = random_params(cell, 1, input_size=2)
+    return params, random_batch(cell, params, 2, steps, batch=3)
+
+
+@pytest.mark.parametrize(
+    ("cell", "engine"),
+    [
+        (LSTM(3, peepholes=True), Fused(chunk=2)),
+        (GRU(3), Fused()),
+        (GRU(3, reset_after=False), Fused()),
+        (Learned(3), Fused(remat=True)),
+    ],
+    ids=repr,
+)
+def test_gradient_of_a_gradient_norm_equals_that_of_scan(
+    cell: jrnn.Cell, engine: Engine, x64: None
+) -> None:
+    params, batch = example(cell, steps=5)
+
+    def loss(engine: Engine, point: Any) -> Any:
+        params, xs = point
+        results = call(cell, engine, Way(), params, batch._replace(xs=xs))
+        return inner(results, (batch.ct_carry, batch.ct_ys))
+
+    def norm(engine: Engine, point: Any) -> Any:
+        grads = jax.grad(partial(loss, engine))(point)
+        return inner(grads, grads)
+
+    grad = jax.jit(jax.grad(norm, argnums=1), static_argnums=0, compiler_options=QUICK)
+    point = (params, batch.xs)
+    assert_close(grad(engine, point), grad(Scan(), point), 1e-10)
+
+
+@pytest.mark.parametrize(("steps", "chunk"), [(0, 3), (1, 3), (6, 3), (7, 3), (7, 50), (9, None)])
+@pytest.mark.parametrize("remat", [False, True], ids=["saved", "remat"])
+def test_any_chunk_gives_the_gradients_of_scan(
+    steps: int, chunk: int | None, remat: bool, reverse: bool, x64: None
+) -> None:
+    cell, ways = LSTM(3, peepholes=True), (Way(reverse=reverse),)
+    params, batch = example(cell, steps)
+    run = lambda engine: quickly_differentiate_all(cell, engine, ways, params, batch)
+    assert_close(run(Fused(chunk, remat)), run(Scan()), 1e-10)
+
+
+def temp_bytes(engine: Engine, steps: int) -> int:
+    """The memory that a training step needs besides what it is given and what it returns."""
+    cell = LSTM(16)
+    params = jax.eval_shape(lambda key: cell.init(key, 4), jax.random.key(0))
+
+    def loss(params: Any, xs: Any) -> Any:
+        carry, _ = jrnn.unroll(cell, params, xs, engine=engine)
+        return (carry.h**2).sum()
+
+    xs = jax.ShapeDtypeStruct((steps, 8, 4), jnp.float32)
+    compiled = jax.jit(jax.grad(loss)).lower(params, xs).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_remat_trains_long_sequences_in_a_tenth_of_the_memory() -> None:
+    assert temp_bytes(Fused(remat=True), 16384) < temp_bytes(Scan(), 16384) / 10
+
+
+def test_memory_is_less_than_that_of_scan() -> None:
+    assert temp_bytes(Fused(), 4096) < temp_bytes(Scan(), 4096)
+
+
+@pytest.mark.parametrize(
+    ("cell", "pairs", "kept"),
+    [
+        (LSTM(3), 4, 5),  # i, f, g, o, tanh(c)
+        (LSTM(3, peepholes=True), 4, 5),
+        (LSTM(3, coupled=True), 3, 4),
+        (GRU(3), 2, 4),  # r, z, n and U_n h, which r multiplies
+        (GRU(3, reset_after=False), 2, 3),
+        (jrnn.Elman(3), 1, 1),
+    ],
+    ids=repr,
+)
+def test_what_is_saved_is_the_gates_alone(cell: jrnn.Cell, pairs: int, kept: int) -> None:
+    params = cell.init(jax.random.key(0), 2)
+    xs = jnp.ones((1, 4, 2))
+    parts = bind(cell, params, precision_of(params, xs))
+    befores = jax.tree.map(lambda a: a[None], cell.init_carry(params, (4,)))
+    plan = plan_of(parts, befores, xs)
+    assert len(plan.pairs) == pairs
+    assert sum(source == "kept" for source, _ in plan.sources) == kept
+
+
+@dataclass(frozen=True)
+class Straight(Learned):
+    """h' = tanh(W x + U h) + round(W x), of which the last has no derivative."""
+
+    def update(self, params: Any, carry: jax.Array, z: jax.Array, u: jax.Array) -> Any:
+        h = jnp.tanh(z + u) + lax.stop_gradient(jnp.round(z))
+        return h, h
+
+
+def test_gates_that_are_used_apart_are_kept_apart(x64: None) -> None:
+    # z and u have the same cotangent here, and yet their sum is not enough.
+    cell = Straight(3)
+    params, batch = example(cell, steps=5)
+    run = lambda engine: quickly_differentiate_all(cell, engine, (Way(),), params, batch)
+    assert_close(run(Fused()), run(Scan()), 1e-10)
+
+
+def test_forward_mode_is_refused() -> None:
+    cell = LSTM(3)
+    params, batch = example(cell, steps=2)
+    xs = batch.xs.astype(np.float32)
+    run = lambda xs: call(cell, Fused(), Way(), params, batch._replace(xs=xs))
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(run, (xs,), (xs,))
+
+
+@pytest.mark.parametrize("chunk", [0, -1, 1.5, True, "2"])
+def test_chunk_that_is_no_positive_int_is_refused(chunk: Any) -> None:
+    with pytest.raises(ValueError, match="Fused: chunk must be a positive int, got"):
+        Fused(chunk=chunk)
+
+
+@pytest.mark.parametrize("remat", [None, 1, "yes"])
+def test_remat_that_is_no_bool_is_refused(remat: Any) -> None:
+    with pytest.raises(ValueError, match="Fused: remat must be True or False, got"):
+        Fused(remat=remat)
+
+
+@pytest.mark.parametrize(("steps", "batch", "want"), [(128, 32, 8), (0, 0, 1), (784, 64, 4)])
+def test_chunk_by_default_is_of_the_size_of_the_batch(steps: int, batch: int, want: int) -> None:
+    assert Fused().chunk_of(steps, batch) == want
