@@ -35,7 +35,8 @@ class Fused(Engine):
 
     JAX's own derivative adds to the gradient of every weight at every step. Here a chunk of
     steps is one matrix product. Saved are s_t and what `update` computes by anything dearer than
-    an addition or a product, such as the gates. It takes 0.7 to 1.0 times the time of `Scan`.
+    an addition or a product, such as the gates. On a CPU this is faster than `Scan` where the
+    weights or the batch are large, or the sequence is alone; small cells may be slower.
 
     A gradient of a parameter that `update` itself uses (a peephole) is added up step by step.
 

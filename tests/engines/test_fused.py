@@ -84,7 +84,9 @@ def temp_bytes(engine: Engine, steps: int) -> int:
 
     xs = jax.ShapeDtypeStruct((steps, 8, 4), jnp.float32)
     compiled = jax.jit(jax.grad(loss)).lower(params, xs).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    return analysis.temp_size_in_bytes
 
 
 def test_remat_trains_long_sequences_in_a_tenth_of_the_memory() -> None:
