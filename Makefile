@@ -39,8 +39,17 @@ clean:
 	rm -rf .venv build runs .pytest_cache .ruff_cache
 
 # One mark for each extra, made again when the dependencies change.
-.venv/with-%: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --quiet -e '.[$*]'
+.venv/with-%: pyproject.toml .venv/built
+	$(BIN)/pip install --quiet 'jrnn[$*]'
+	touch $@
+
+# jrnn itself, made again when its kernels change too. They are optional. Built with tools in .venv:
+# in an environment that pip makes for one build, all kernels would be compiled every time.
+.venv/built: pyproject.toml $(wildcard jrnn/kernels/*) | .venv/bin/python
+	$(BIN)/pip install --quiet 'scikit-build-core[wheels]>=1.0' 'jaxlib>=0.10'
+	$(BIN)/pip install --quiet --no-build-isolation -e .
+	@$(BIN)/python -c 'import jrnn._kernels' 2>/dev/null || echo 'The kernels in C++ were not built;' \
+		'jrnn works without them. Why: $(BIN)/pip install -v --no-build-isolation -e .'
 	touch $@
 
 .venv/bin/python:

@@ -22,7 +22,7 @@ PACKAGE = Path(jrnn.__file__).parent
 # The layers from the bottom up. A file may import what is below its own layer and, of its own
 # layer, nothing but itself: siblings do not know one another.
 LAYERS: list[set[str]] = [
-    {"checks", "initializers"},
+    {"checks", "initializers", "_kernels"},  # _kernels is compiled, from kernels/
     {"cell"},
     {"cells", "transforms", "engines"},
     {"jrnn"},  # what `import jrnn` gives
