@@ -18,6 +18,7 @@ from jrnn.cells import Elman as Elman
 from jrnn.cells import LSTMCarry as LSTMCarry
 from jrnn.engines import Engine as Engine
 from jrnn.engines import Fused as Fused
+from jrnn.engines import Native as Native
 from jrnn.engines import Scan as Scan
 from jrnn.engines import reverse_resets as reverse_resets
 from jrnn.engines import segment_resets as segment_resets

@@ -4,6 +4,7 @@ from jrnn.engines.engine import Engine as Engine
 from jrnn.engines.fused import Fused as Fused
 from jrnn.engines.masking import reverse_resets as reverse_resets
 from jrnn.engines.masking import segment_resets as segment_resets
+from jrnn.engines.native import Native as Native
 from jrnn.engines.scan import Scan as Scan
 from jrnn.engines.unroll import REGISTRY as REGISTRY
 from jrnn.engines.unroll import choose_engine as choose_engine

@@ -74,24 +74,28 @@ class Native(Engine):
     def run(
         self, parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
     ) -> tuple[Carry, jax.Array]:
-        reason = unavailable(parts)
+        if parts.precision == (jnp.float64, jnp.float64) and _kernel_name(parts) in KERNELS:
+            return Fused().run(parts, carry, xs, masks, reverse)
+        reason = unavailable(parts, xs)
         if reason is not None:
             raise ValueError(f"engine 'native': {reason}; engine='auto' chooses one that fits")
-        if parts.precision.wide == jnp.float64:
-            return Fused().run(parts, carry, xs, masks, reverse)
         if xs.shape[0] == 0 or xs.shape[1] == 0:
             return Scan().run(parts, carry, xs, masks, reverse)
         return _run(KERNELS[_kernel_name(parts)], parts.wide_params, carry, xs, masks, reverse)
 
 
-def unavailable(parts: Parts) -> str | None:
-    """Why these parts cannot run on native kernels, or None if they can."""
+def unavailable(parts: Parts, xs: Inputs) -> str | None:
+    """Why a cell cannot run on these inputs by native kernels, or None if it can."""
     name = _kernel_name(parts)
     if name not in KERNELS:
         return f"there is no kernel for {parts.cell}; there are kernels for {', '.join(KERNELS)}"
     compute, wide = parts.precision
-    if compute != wide or wide not in (jnp.float32, jnp.float64):
-        return f"inputs and parameters must both be float32, got {compute} and {wide}"
+    if compute != jnp.float32 or wide != jnp.float32:
+        return f"products and gates must be float32, got {compute} and {wide}"
+    if not isinstance(xs, jax.Array):
+        return f"xs must be one array [time, batch, input], got {jax.tree.structure(xs)}"
+    if parts.cell.perturb is not None:
+        return f"it knows no noise, and {parts.cell} draws some"
     if jax.default_backend() != "cpu":
         return f"it runs on a CPU, and the default backend is {jax.default_backend()}"
     return _load()
@@ -123,14 +127,18 @@ def _run(
     kernel: _Kernel, params: Any, carry: Carry, xs: jax.Array, masks: Masks, reverse: bool
 ) -> tuple[Carry, jax.Array]:
     none = jnp.zeros((0,), xs.dtype)
-    pair = lambda tree: (
-        (none, none) if tree is None else tree if kernel.cell_state else (tree, none)
-    )
+
+    def pair(tree: Any) -> tuple[jax.Array, jax.Array]:
+        if tree is None:
+            return none, none
+        return tree if kernel.cell_state else (tree, none)
+
     lengths = jnp.zeros((0,), jnp.int32) if masks.lengths is None else masks.lengths
     resets = jnp.zeros((0,), bool) if masks.resets is None else masks.resets
     extra = [none if name is None else getattr(params, name) for name in kernel.extra]
     operands = (xs, params.w_ih, params.w_hh, params.b, *extra, *pair(carry), *pair(masks.initial))
-    ys, h, c = _layer(kernel, reverse, lengths.astype(jnp.int32), resets, operands)
+    results: Any = _layer(kernel, reverse, lengths.astype(jnp.int32), resets, operands)
+    ys, h, c = results
     return type(carry)(h, c) if kernel.cell_state else h, ys
 
 
@@ -166,25 +174,26 @@ RESULTS: tuple[Kind, ...] = ("time", "batch", "batch")
 
 @functools.cache
 def _forward(kernel: _Kernel, reverse: bool, save: bool) -> Callable[..., Any]:
-    def call(lengths, resets, xs, *rest):
+    def call(lengths: jax.Array, resets: jax.Array, xs: jax.Array, *rest: jax.Array) -> Any:
         (steps, batch, _), hidden = xs.shape, rest[1].shape[0]
         saved = (steps, batch, kernel.saved, hidden) if save and kernel.saved else (0,)
         shapes = [(steps, batch, hidden), (batch, hidden)]
         shapes += [(batch, hidden) if kernel.cell_state else (0,), saved]
         results = [jax.ShapeDtypeStruct(shape, xs.dtype) for shape in shapes]
-        target = jax.ffi.ffi_call("jrnn_forward", results)
-        return tuple(
-            target(lengths, resets, xs, *rest, cell=np.int32(kernel.number), reverse=reverse)
-        )
+        target: Any = jax.ffi.ffi_call("jrnn_forward", results)
+        cell = np.int32(kernel.number)
+        return tuple(target(lengths, resets, xs, *rest, cell=cell, reverse=reverse))
 
-    return _folded(call, MASKS + FLOATS, (*RESULTS, "time"), lambda _: call)
+    return _folded(
+        call, MASKS + FLOATS, (*RESULTS, "time"), lambda _: _forward(kernel, reverse, save)
+    )
 
 
 @functools.cache
 def _backward(kernel: _Kernel, reverse: bool, groups: int) -> Callable[..., Any]:
     """Its gradients of parameters have a leading axis: one for each of `groups` of sequences."""
 
-    def call(lengths, resets, *rest):
+    def call(lengths: jax.Array, resets: jax.Array, *rest: jax.Array) -> Any:
         grouped = lambda kind, leaf: (groups, *leaf.shape) if kind == "param" else leaf.shape
         absent = lambda leaf: leaf.size == 0
         results = [
@@ -195,7 +204,7 @@ def _backward(kernel: _Kernel, reverse: bool, groups: int) -> Callable[..., Any]
             for kind, leaf in zip(FLOATS, rest, strict=False)
         ]
         attributes = {"cell": np.int32(kernel.number), "groups": np.int32(groups)}
-        target = jax.ffi.ffi_call("jrnn_backward", results)
+        target: Any = jax.ffi.ffi_call("jrnn_backward", results)
         return tuple(target(lengths, resets, *rest, reverse=reverse, **attributes))
 
     kinds = MASKS + FLOATS + ("time", "time") + RESULTS

@@ -13,10 +13,11 @@ from jrnn.engines.auto import Auto
 from jrnn.engines.engine import Engine
 from jrnn.engines.fused import Fused
 from jrnn.engines.masking import Masks
+from jrnn.engines.native import Native
 from jrnn.engines.precision import Precision, bind, cast, precision_of
 from jrnn.engines.scan import Scan
 
-REGISTRY: dict[str, type[Engine]] = {"auto": Auto, "scan": Scan, "fused": Fused}
+REGISTRY: dict[str, type[Engine]] = {"auto": Auto, "scan": Scan, "fused": Fused, "native": Native}
 """Every engine by the name that `unroll(engine=...)` takes."""
 
 

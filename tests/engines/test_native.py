@@ -1,0 +1,212 @@
+"""What is special to the kernels in C++: tiles, instruction sets, threads, vmap and errors."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+import jrnn
+from jrnn import Native, Scan
+from jrnn.engines import native
+from tests.helpers import (
+    WAYS,
+    as_dtype,
+    assert_close,
+    differentiate_all,
+    loop_grads,
+    oracle,
+    random_batch,
+    random_params,
+    unroll_all,
+)
+from tests.table import CELLS, Row
+
+kernels = pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
+ROWS = [name for name, row in CELLS.items() if row.make(1).kernel is not None]
+
+# Time, batch, input, hidden: less than a vector, rows and units left over from tiles, one sequence
+# (its units are shared by threads), few inputs and many, more rows than a chunk holds.
+SHAPES = [(5, 3, 2, 3), (9, 13, 5, 37), (40, 1, 9, 70), (3, 130, 1, 33), (4, 17, 70, 16)]
+
+
+@pytest.fixture(params=ROWS)
+def kernel_row(request: pytest.FixtureRequest) -> Row:
+    return CELLS[request.param]
+
+
+def test_values_and_gradients_equal_the_slow_truth(kernel_row: Row, x64: None) -> None:
+    cell = kernel_row.make(3)
+    params = random_params(cell, 1, input_size=2)
+    batch = random_batch(cell, params, 2, steps=5, batch=3)
+    narrow = as_dtype((params, batch), np.float32)
+    params, batch = as_dtype(narrow, np.float64)
+    assert len(jax.tree.leaves(narrow)) == len(jax.tree.leaves((params, batch)))
+    inference = unroll_all(cell, Native(), WAYS, *narrow)
+    for way, got, alone in zip(
+        WAYS, differentiate_all(cell, Native(), WAYS, *narrow), inference, strict=True
+    ):
+        assert got.ys.dtype == np.float32
+        assert_close((got.carry, got.ys), oracle(kernel_row, way, params, batch), 1e-6)
+        assert_close(tuple(alone), oracle(kernel_row, way, params, batch), 1e-6)
+        assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 5e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_any_shape_equals_scan_in_float64(kernel_row: Row, shape: Any, x64: None) -> None:
+    steps, size, inputs, hidden = shape
+    cell = kernel_row.make(hidden)
+    params = jax.tree.map(lambda a: a / np.sqrt(hidden), random_params(cell, 1, inputs))
+    batch = random_batch(cell, params, 2, steps, size)
+    narrow = as_dtype((params, batch), np.float32)
+    wanted = differentiate_all(cell, Scan(), WAYS[-1:], *as_dtype(narrow, np.float64))
+    for want, got in zip(
+        wanted, differentiate_all(cell, Native(), WAYS[-1:], *narrow), strict=True
+    ):
+        assert_close(as_dtype(tuple(got), np.float64), tuple(want), 1e-5)
+
+
+AGREE = """
+import jax, jax.numpy as jnp, numpy as np, jrnn
+from jrnn import _kernels
+assert _kernels.isa() == {isa!r}, _kernels.isa()
+lstms = jrnn.LSTM(21, peepholes=True), jrnn.LSTM(21, coupled=True)
+for cell in (*lstms, jrnn.GRU(21), jrnn.Elman(21)):
+    params = cell.init(jax.random.key(0), 7)
+    xs = jax.random.normal(jax.random.key(1), (30, 11, 7))
+    loss = lambda params, xs, engine: jnp.mean(jrnn.unroll(cell, params, xs, engine=engine)[1] ** 2)
+    for engine in ("native", "scan"):
+        grads = jax.grad(loss, argnums=(0, 1))(params, xs, engine)
+        if engine == "native":
+            got = grads
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(grads)):
+        np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-7)
+"""
+
+
+@pytest.mark.parametrize("isa", kernels.available_isas())
+def test_every_instruction_set_agrees(isa: str) -> None:
+    environment = os.environ | {"JRNN_ISA": isa}
+    subprocess.run([sys.executable, "-c", AGREE.format(isa=isa)], check=True, env=environment)
+
+
+@pytest.mark.parametrize(("activation", "truth"), [("tanh", np.tanh), ("sigmoid", None)])
+def test_activations_are_accurate(activation: Any, truth: Any) -> None:
+    truth = truth or (lambda a: 1 / (1 + np.exp(-a)))
+    xs = np.concatenate([np.linspace(-20, 20, 40001), np.geomspace(1e-30, 1, 2001)])
+    xs = xs.astype(np.float32)
+    params = jrnn.cells.ElmanParams(jnp.ones((1, 1)), jnp.zeros((1, 1)), jnp.zeros(1))
+    cell = jrnn.Elman(1, activation=activation)
+    _, ys = jrnn.unroll(cell, params, xs[None, :, None], engine="native")
+    want = truth(xs.astype(np.float64))
+    ulps = np.abs(np.asarray(ys)[0, :, 0] - want) / np.spacing(np.abs(want).astype(np.float32))
+    assert ulps.max() < 3
+
+
+def test_nan_and_infinity_go_on() -> None:
+    cell = jrnn.LSTM(5)
+    params = cell.init(jax.random.key(0), 1)
+    xs = jnp.array([[[np.nan], [np.inf], [-np.inf], [1.0]]])
+    _, ys = jrnn.unroll(cell, params, xs, engine="native")
+    _, want = jrnn.unroll(cell, params, xs, engine="scan")
+    np.testing.assert_allclose(ys, want, atol=1e-6)
+    assert np.isnan(ys[0, 0]).all() and np.isfinite(ys[0, 1:]).all()
+
+
+def loss(engine: Any) -> Any:
+    cell = jrnn.LSTM(6, peepholes=True)
+
+    def run(params: Any, xs: Any, lengths: Any, resets: Any) -> Any:
+        carry, ys = jrnn.unroll(cell, params, xs, lengths=lengths, resets=resets, engine=engine)
+        return jnp.sum(ys**2) + jnp.sum(carry.c)
+
+    return jax.value_and_grad(run, argnums=(0, 1))
+
+
+@pytest.mark.parametrize(
+    "axes", [(None, 0, 0, 0), (0, 0, 0, 0), (0, None, None, None), (None, 0, None, 0)], ids=str
+)
+def test_vmap_equals_scan(axes: tuple[int | None, ...]) -> None:
+    cell = jrnn.LSTM(6, peepholes=True)
+    rng = np.random.default_rng(0)
+    params = random_params(cell, 0, 3, np.float32)
+    full = (
+        jax.tree.map(lambda a: np.stack([a, 2 * a]), params),
+        rng.normal(size=(2, 7, 4, 3)).astype(np.float32),
+        rng.integers(0, 8, (2, 4)),
+        rng.random((2, 7, 4)) < 0.3,
+    )
+    pick = lambda a, axis: a if axis == 0 else jax.tree.map(lambda leaf: leaf[0], a)
+    given = [pick(a, axis) for a, axis in zip(full, axes, strict=True)]
+    got = jax.jit(jax.vmap(loss("native"), in_axes=axes))(*given)
+    assert_close(got, jax.vmap(loss("scan"), in_axes=axes)(*given), 1e-5)
+
+
+def test_vmap_twice_is_one_call() -> None:
+    params = random_params(jrnn.GRU(4), 0, 2, np.float32)
+    xs = np.random.default_rng(0).normal(size=(2, 3, 5, 4, 2)).astype(np.float32)
+    run = lambda xs, engine: jrnn.unroll(jrnn.GRU(4), params, xs, engine=engine)[1]
+    twice = lambda engine: jax.vmap(jax.vmap(lambda xs: run(xs, engine)))
+    assert_close(twice("native")(xs), twice("scan")(xs), 1e-5)
+    assert str(jax.make_jaxpr(twice("native"))(xs)).count("jrnn_forward") == 1
+
+
+def test_a_share_of_a_mesh() -> None:
+    cell = jrnn.GRU(5)
+    params = cell.init(jax.random.key(0), 3)
+    xs = jax.random.normal(jax.random.key(1), (6, 4, 3))
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    batch = PartitionSpec(None, "data")
+    run = lambda params, xs: jrnn.unroll(cell, params, xs, engine="native")[1]
+    shared = jax.shard_map(
+        run, mesh=mesh, in_specs=(PartitionSpec(), batch), out_specs=batch, check_vma=False
+    )
+    assert_close(jax.jit(shared)(params, xs), run(params, xs), 1e-6)
+
+
+def test_calls_at_the_same_time_do_not_disturb_each_other() -> None:
+    cell = jrnn.LSTM(48)
+    params = cell.init(jax.random.key(0), 8)
+    xs = jax.random.normal(jax.random.key(1), (8, 30, 5, 8))
+    run = jax.jit(
+        jax.grad(lambda p, xs: jnp.sum(jrnn.unroll(cell, p, xs, engine="native")[1] ** 2))
+    )
+    wanted = [run(params, x) for x in xs]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for got, want in zip(pool.map(lambda x: run(params, x), xs), wanted, strict=True):
+                assert_close(got, want, 1e-5)
+
+
+WRONG = [
+    (jrnn.GRU(3, reset_after=False), np.float32, "no kernel for GRU.*kernels for lstm, lstm-peep"),
+    (jrnn.LSTM(3), jnp.bfloat16, "must be float32, got bfloat16 and float32"),
+]
+
+
+@pytest.mark.parametrize(("cell", "dtype", "message"), WRONG, ids=str)
+def test_what_has_no_kernel_is_refused(cell: jrnn.Cell, dtype: Any, message: str) -> None:
+    params = cell.init(jax.random.key(0), 2)
+    with pytest.raises(ValueError, match=f"engine 'native': .*{message}.*engine='auto'"):
+        jrnn.unroll(cell, params, jnp.ones((2, 3, 2), dtype), engine="native")
+
+
+def test_a_missing_build_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    native._load.cache_clear()
+    monkeypatch.setitem(sys.modules, "jrnn._kernels", None)
+    monkeypatch.delattr(jrnn, "_kernels", raising=False)
+    cell = jrnn.LSTM(3)
+    params = cell.init(jax.random.key(0), 2)
+    try:
+        with pytest.raises(ValueError, match="code in C.* is not there.*install jrnn again where"):
+            jrnn.unroll(cell, params, jnp.ones((11, 3, 2)), engine="native")
+        _, ys = jrnn.unroll(cell, params, jnp.ones((12, 3, 2)))
+    finally:
+        native._load.cache_clear()
+    assert ys.shape == (12, 3, 3)
