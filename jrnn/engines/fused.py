@@ -22,6 +22,9 @@ ROWS = 256
 """Rows of a weight gradient's product where no chunk is given: enough for a good product, and few
 enough that what is multiplied is still in the cache."""
 
+SMALL = 32768
+"""Below so many weights, under a batch that is a good product by itself, a chunk is one step."""
+
 
 @dataclass(frozen=True)
 class Fused(Engine):
@@ -48,7 +51,7 @@ class Fused(Engine):
 
     Args:
       chunk: steps of which the weight gradients are one product; with `remat` also those between
-        two carries that are saved. By default by the size of the batch, with `remat` sqrt(T).
+        two carries that are saved. By default by the sizes of batch and cell, with `remat` sqrt(T).
       remat: whether to save memory at the cost of time.
 
     Raises:
@@ -82,10 +85,12 @@ class Fused(Engine):
     ) -> tuple[Carry, jax.Array]:
         return _run(self, reverse, parts, carry, xs, masks)
 
-    def chunk_of(self, steps: int, batch: int) -> int:
+    def chunk_of(self, steps: int, batch: int, weights: int = SMALL) -> int:
         """The steps of a chunk: near the one wanted, and one that divides T if there is any."""
         if self.chunk is not None:
             return self.chunk
+        if not self.remat and batch >= 32 and weights < SMALL:
+            return 1
         wanted = math.isqrt(steps) if self.remat else ROWS // max(1, batch)
         wanted = max(1, min(wanted, steps))
         return next((n for n in range(wanted, wanted // 2, -1) if steps % n == 0), wanted)
@@ -143,7 +148,8 @@ def _backward(options: Fused, reverse: bool, residuals: Any, cotangents: Any) ->
     totals = cast(zeros(parts.compute_params), wide)
     state = (ct_carry, in_update, zeros(masks.initial), totals)
     steps = (xs, masks.valid, masks.resets, saved, ct_ys)
-    chunk = options.chunk_of(*_time_and_batch(xs))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(parts.compute_params))
+    chunk = options.chunk_of(*_time_and_batch(xs), weights)
     state, (ct_xs, _) = scan_chunks(chunk_back, state, steps, starts, chunk, reverse=not reverse)
     ct_carry, in_update, ct_initial, totals = state
     ct_parts = dataclasses.replace(
