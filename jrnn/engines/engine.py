@@ -1,6 +1,7 @@
 """What an engine is: a frozen dataclass of its options that runs a cell over a sequence."""
 
 import abc
+from typing import ClassVar
 
 import jax
 
@@ -10,7 +11,13 @@ from jrnn.engines.precision import Parts
 
 
 class Engine(abc.ABC):
-    """A way to run a cell over time. Subclasses are frozen dataclasses of their options."""
+    """A way to run a cell over time. Subclasses are frozen dataclasses of their options.
+
+    Attributes:
+      general: whether it runs every cell that keeps the contract; else it refuses some, with why.
+    """
+
+    general: ClassVar[bool] = True
 
     @abc.abstractmethod
     def run(

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +71,8 @@ class Native(Engine):
         CPU, or the kernels were not built.
     """
 
+    general: ClassVar[bool] = False
+
     def run(
         self, parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
     ) -> tuple[Carry, jax.Array]:
@@ -81,6 +83,8 @@ class Native(Engine):
             raise ValueError(f"engine 'native': {reason}; engine='auto' chooses one that fits")
         if xs.shape[0] == 0 or xs.shape[1] == 0:
             return Scan().run(parts, carry, xs, masks, reverse)
+        # The parts check what they are given; the code in C++ takes the sizes as they are.
+        jax.eval_shape(parts.step, carry, xs[0])
         return _run(KERNELS[_kernel_name(parts)], parts.wide_params, carry, xs, masks, reverse)
 
 
@@ -116,6 +120,8 @@ def _load() -> str | None:
             "compiler"
         )
     try:
+        # With the backend there first, a refusal can be caught: else it would end all of JAX.
+        jax.local_devices(backend="cpu")
         for name, handler in _kernels.registrations().items():
             jax.ffi.register_ffi_target(name, handler, platform="cpu")
     except Exception as error:  # whatever XLA has against it, the other engines work
