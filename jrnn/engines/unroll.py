@@ -61,7 +61,8 @@ def unroll(
         `jrnn.segment_resets`.
       reverse: go from the last valid step to the first; outputs stay in the order of time.
       key: randomness for cells with noise; None means deterministic, at the expected value.
-      engine: an engine such as `jrnn.Scan(unroll=2)`, its name, or "auto".
+      engine: an engine such as `jrnn.Scan(unroll=2)`, or a name: "auto", "native", "fused" or
+        "scan", which alone has forward-mode derivatives.
 
     Returns:
       The carry after the last valid step, and the outputs `[T, B, output]`.
