@@ -8,6 +8,8 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from .contenders import Shape
+
 WIDTH = 140
 """Columns that the tables need; a narrower terminal breaks their lines."""
 
@@ -63,8 +65,11 @@ def missing(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def title(group: dict[str, Any]) -> str:
     """One line that names a group."""
-    shape = "x".join(str(size) for size in group["shape"].values())
-    return f"{group['cell']} {group['direction']} {shape}"
+    return f"{group['cell']} {group['direction']} {_shape(group)}"
+
+
+def _shape(group: dict[str, Any]) -> str:
+    return Shape(**group["shape"]).text
 
 
 def is_disturbed(group: dict[str, Any]) -> bool:
@@ -138,7 +143,7 @@ def _ratio_lines(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
                     row["name"].removeprefix("jrnn "),
                     group["cell"],
                     group["direction"],
-                    "x".join(str(size) for size in group["shape"].values()),
+                    _shape(group),
                     f"{1e3 * row['median_seconds']:.2f}",
                     f"{row['percent_of_product_rate']:.0f}",
                     *(_shown(found.get(family), ".2f") for family in RIVALS),

@@ -76,22 +76,22 @@ class Native(Engine):
     def run(
         self, parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
     ) -> tuple[Carry, jax.Array]:
-        if parts.precision == (jnp.float64, jnp.float64) and _kernel_name(parts) in KERNELS:
+        kernel = KERNELS.get(parts.cell.kernel or "")
+        if kernel is not None and parts.precision == (jnp.float64, jnp.float64):
             return Fused().run(parts, carry, xs, masks, reverse)
         reason = unavailable(parts, xs)
-        if reason is not None:
+        if kernel is None or reason is not None:
             raise ValueError(f"engine 'native': {reason}; engine='auto' chooses one that fits")
         if xs.shape[0] == 0 or xs.shape[1] == 0:
             return Scan().run(parts, carry, xs, masks, reverse)
         # The parts check what they are given; the code in C++ takes the sizes as they are.
         jax.eval_shape(parts.step, carry, xs[0])
-        return _run(KERNELS[_kernel_name(parts)], parts.wide_params, carry, xs, masks, reverse)
+        return _run(kernel, parts.wide_params, carry, xs, masks, reverse)
 
 
 def unavailable(parts: Parts, xs: Inputs) -> str | None:
     """Why a cell cannot run on these inputs by native kernels, or None if it can."""
-    name = _kernel_name(parts)
-    if name not in KERNELS:
+    if parts.cell.kernel not in KERNELS:
         return f"there is no kernel for {parts.cell}; there are kernels for {', '.join(KERNELS)}"
     compute, wide = parts.precision
     if compute != jnp.float32 or wide != jnp.float32:
@@ -103,10 +103,6 @@ def unavailable(parts: Parts, xs: Inputs) -> str | None:
     if jax.default_backend() != "cpu":
         return f"it runs on a CPU, and the default backend is {jax.default_backend()}"
     return _load()
-
-
-def _kernel_name(parts: Parts) -> str:
-    return parts.cell.kernel or "no kernel"
 
 
 @functools.cache
@@ -200,15 +196,11 @@ def _backward(kernel: _Kernel, reverse: bool, groups: int) -> Callable[..., Any]
     """Its gradients of parameters have a leading axis: one for each of `groups` of sequences."""
 
     def call(lengths: jax.Array, resets: jax.Array, *rest: jax.Array) -> Any:
-        grouped = lambda kind, leaf: (groups, *leaf.shape) if kind == "param" else leaf.shape
-        absent = lambda leaf: leaf.size == 0
-        results = [
-            jax.ShapeDtypeStruct(
-                ((groups, 0) if kind == "param" else (0,)) if absent(leaf) else grouped(kind, leaf),
-                leaf.dtype,
-            )
+        shapes = [
+            (groups, *leaf.shape) if kind == "param" else leaf.shape
             for kind, leaf in zip(FLOATS, rest, strict=False)
         ]
+        results = [jax.ShapeDtypeStruct(shape, rest[0].dtype) for shape in shapes]
         attributes = {"cell": np.int32(kernel.number), "groups": np.int32(groups)}
         target: Any = jax.ffi.ffi_call("jrnn_backward", results)
         return tuple(target(lengths, resets, *rest, reverse=reverse, **attributes))

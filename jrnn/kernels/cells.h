@@ -41,7 +41,7 @@ template <bool PEEPHOLES, bool COUPLED>
 struct Lstm {
   static constexpr int G = COUPLED ? 3 : 4, C = G, XF = 0, XN = G, HF = 0, HN = G;
   static constexpr int SAVED = G + 1, UV = 1;
-  static constexpr bool CELL_STATE = true, DIRECT = false, EXTRAS = PEEPHOLES;
+  static constexpr bool CELL_STATE = true, DIRECT = false;
   static constexpr int I = 0, F = COUPLED ? 0 : 1, CANDIDATE = F + 1, O = F + 2, STATE = F + 3;
   static constexpr int h_column(int g) { return g; }
   static constexpr int bias_column(int) { return -1; }  // extras that are biases of a column
@@ -104,7 +104,7 @@ struct Lstm {
 // The reset gate after the product, so that the candidate has a column for each of its two products.
 struct Gru {
   static constexpr int G = 3, C = 4, XF = 1, XN = 3, HF = 0, HN = 3, SAVED = 4, UV = 1;
-  static constexpr bool CELL_STATE = false, DIRECT = true, EXTRAS = true;
+  static constexpr bool CELL_STATE = false, DIRECT = true;
   static constexpr int PAST = 0, R = 1, Z = 2, N = 3;
   static constexpr int h_column(int g) { return g == 2 ? PAST : R + g; }
   static constexpr int bias_column(int p) { return p == 0 ? PAST : -1; }
@@ -139,7 +139,7 @@ enum class Activation { kTanh, kRelu, kSigmoid };
 template <Activation A>
 struct Elman {
   static constexpr int G = 1, C = 1, XF = 0, XN = 1, HF = 0, HN = 1, SAVED = 0, UV = 4;
-  static constexpr bool CELL_STATE = false, DIRECT = false, EXTRAS = false;
+  static constexpr bool CELL_STATE = false, DIRECT = false;
   static constexpr int h_column(int g) { return g; }
   static constexpr int bias_column(int) { return -1; }
 

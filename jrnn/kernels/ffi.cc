@@ -161,21 +161,8 @@ class Results {
   size_t index_ = 0;
 };
 
-void read_inputs(Arguments& args, JrnnRun& run) {
-  run.lengths = args.next<const int32_t>();
-  run.resets = args.next<const uint8_t>();
-  run.xs = args.next<const float>();
-  run.w_ih = args.next<const float>();
-  run.w_hh = args.next<const float>();
-  run.b = args.next<const float>();
-  for (auto& extra : run.extra) extra = args.next<const float>();
-  run.h0 = args.next<const float>();
-  run.c0 = args.next<const float>();
-  run.h_initial = args.next<const float>();
-  run.c_initial = args.next<const float>();
-}
-
-ffi::Error read_sizes(ffi::RemainingArgs args, JrnnRun& run) {
+// What both passes are given first.
+ffi::Error read_inputs(ffi::RemainingArgs args, Arguments& inputs, JrnnRun& run) {
   auto xs = args.get<ffi::AnyBuffer>(2), w_hh = args.get<ffi::AnyBuffer>(4);
   if (!xs.has_value() || !w_hh.has_value() || xs->dimensions().size() != 3 ||
       w_hh->dimensions().size() != 2)
@@ -184,6 +171,17 @@ ffi::Error read_sizes(ffi::RemainingArgs args, JrnnRun& run) {
   run.B = run.stride = xs->dimensions()[1];
   run.I = xs->dimensions()[2];
   run.H = w_hh->dimensions()[0];
+  run.lengths = inputs.next<const int32_t>();
+  run.resets = inputs.next<const uint8_t>();
+  run.xs = inputs.next<const float>();
+  run.w_ih = inputs.next<const float>();
+  run.w_hh = inputs.next<const float>();
+  run.b = inputs.next<const float>();
+  for (auto& extra : run.extra) extra = inputs.next<const float>();
+  run.h0 = inputs.next<const float>();
+  run.c0 = inputs.next<const float>();
+  run.h_initial = inputs.next<const float>();
+  run.c_initial = inputs.next<const float>();
   return ffi::Error::Success();
 }
 
@@ -213,9 +211,8 @@ ffi::Error Forward(ffi::ThreadPool threads, int32_t cell, bool reverse, ffi::Rem
   JrnnRun run{};
   run.cell = cell;
   run.reverse = reverse;
-  if (ffi::Error error = read_sizes(args, run); error.failure()) return error;
   Arguments inputs(args);
-  read_inputs(inputs, run);
+  if (ffi::Error error = read_inputs(args, inputs, run); error.failure()) return error;
   Results outputs(rets);
   run.ys = outputs.next();
   run.h_last = outputs.next();
@@ -230,9 +227,8 @@ ffi::Error Backward(ffi::ThreadPool threads, int32_t cell, bool reverse, int32_t
   JrnnRun run{};
   run.cell = cell;
   run.reverse = reverse;
-  if (ffi::Error error = read_sizes(args, run); error.failure()) return error;
   Arguments inputs(args);
-  read_inputs(inputs, run);
+  if (ffi::Error error = read_inputs(args, inputs, run); error.failure()) return error;
   run.ys = inputs.next<float>();
   run.saved = inputs.next<float>();
   run.d_ys = inputs.next<const float>();
