@@ -41,7 +41,7 @@ class Bench:
       shapes: batch x steps x input x hidden, as in 32x128x32x64, or an index of the default ones.
       engines: the engines of jrnn, as `jrnn ls engines` names them.
       peers: of nnx, linen, haiku, equinox, keras, torch and onnxruntime.
-      repeats: the most rounds of a group, each of one call of every contender.
+      repeats: the most rounds of a group, in each of which every contender has a turn.
       seconds: after that no round of a group starts, but that there are at least 3.
       sweep: add growth curves over the steps and over the hidden size.
       out: the JSON to write; it is written after each group.

@@ -11,7 +11,8 @@ import numpy as np
 from .contenders import Case, Contender, Unavailable
 
 FEWEST = 3
-REST = 0.002
+SETTLING = 0.01
+TURN = 0.02
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,11 @@ def _array(leaf: object) -> np.ndarray:
 
 
 def in_turn(contenders: list[Contender], repeats: int, seconds: float) -> dict[str, Timing]:
-    """Calls all, one after another, again and again, so that what disturbs one disturbs all.
+    """Times all, one after another, again and again, so that what disturbs one disturbs all.
+
+    A turn of a contender is calls that are not timed, for `SETTLING` seconds and at least one,
+    until the threads of the contender before sleep and the caches and pages are its own; then
+    calls that are timed, for `TURN` seconds and at least one.
 
     Args:
       contenders: each has been called once already.
@@ -62,7 +67,8 @@ def in_turn(contenders: list[Contender], repeats: int, seconds: float) -> dict[s
             if done >= FEWEST and time.perf_counter() > end:
                 break
             for contender in contenders:
-                times[contender.name].append(_seconds(contender))
+                _seconds(contender, SETTLING)
+                times[contender.name] += _seconds(contender, TURN)
     finally:
         gc.enable()
     return {
@@ -70,8 +76,11 @@ def in_turn(contenders: list[Contender], repeats: int, seconds: float) -> dict[s
     }
 
 
-def _seconds(contender: Contender) -> float:
-    time.sleep(REST)  # threads of the one before may spin on for a moment
-    start = time.perf_counter()
-    contender.call()
-    return time.perf_counter() - start
+def _seconds(contender: Contender, until: float) -> list[float]:
+    """Of one call after another, for at least one, and until so many seconds have passed."""
+    seen: list[float] = []
+    while sum(seen) < until:
+        start = time.perf_counter()
+        contender.call()
+        seen.append(time.perf_counter() - start)
+    return seen

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstdlib>
 #include <functional>
 #include <memory>
@@ -92,14 +93,28 @@ class Team {
     do {
       if (seat < 0) return;
     } while (!seats_.compare_exchange_weak(seat, seat + 1));
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      taken_.notify_one();
+    }
     spin([&] { return go_.load(std::memory_order_acquire); });
     if (seat < members_) (*work_)(seat);
     done_.fetch_add(1, std::memory_order_release);
   }
 
+  // A thread that is woken may be put behind this one on the same core, and stay there for as long
+  // as this one spins; so it sleeps soon.
   void wait_for_seats(int64_t most) {
-    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
-    while (seats_.load() < most && std::chrono::steady_clock::now() < end) relax();
+    const auto start = std::chrono::steady_clock::now();
+    auto complete = [&] { return seats_.load() >= most; };
+    while (!complete()) {
+      if (std::chrono::steady_clock::now() > start + std::chrono::microseconds(20)) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        taken_.wait_until(lock, start + std::chrono::microseconds(300), complete);
+        return;
+      }
+      relax();
+    }
   }
 
   template <class F>
@@ -115,18 +130,23 @@ class Team {
 
   std::atomic<int32_t> seats_{1}, done_{0};
   std::atomic<bool> go_{false};
+  std::mutex mutex_;
+  std::condition_variable taken_;
   int32_t members_ = 0;
   std::function<void(int32_t)>* work_ = nullptr;
 };
 
-// Large outputs in large pages: a fault for each 4 KiB of them costs as much as a layer.
-void advise(const float* p, size_t bytes) {
+// Asks for large pages, where the system gives them on request: a fault for each 4 KiB of fresh
+// memory can cost more than the layer. Whole large pages around the memory are asked for, and for
+// `margin` more bytes on both sides, if they are mapped.
+void advise(const float* p, size_t bytes, size_t margin) {
 #if defined(__linux__)
   constexpr uintptr_t kPage = 2 << 20;
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(p) + kPage - 1) / kPage * kPage;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(p) + bytes) / kPage * kPage;
-  if (p && last > first && last - first >= 4 * kPage)
-    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  if (!p || bytes < kPage / 8) return;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(p), end = begin + bytes;
+  const uintptr_t first = (begin > margin ? begin - margin : 0) / kPage * kPage;
+  const uintptr_t last = (end + margin + kPage - 1) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }
 
@@ -152,8 +172,9 @@ class Results {
   float* next() {
     auto buffer = rets_.get<ffi::AnyBuffer>(index_++);
     if (!buffer.has_value() || (*buffer)->element_count() == 0) return nullptr;
-    advise(static_cast<float*>((*buffer)->untyped_data()), (*buffer)->size_bytes());
-    return static_cast<float*>((*buffer)->untyped_data());
+    auto* p = static_cast<float*>((*buffer)->untyped_data());
+    advise(p, (*buffer)->size_bytes(), 0);
+    return p;
   }
 
  private:
@@ -218,6 +239,9 @@ ffi::Error Forward(ffi::ThreadPool threads, int32_t cell, bool reverse, ffi::Rem
   run.h_last = outputs.next();
   run.c_last = outputs.next();
   run.saved = outputs.next();
+  // XLA lays the temporary arrays of a program beside each other: ys, and its cotangents to come.
+  const size_t bytes = sizeof(float) * run.T * run.B * run.H;
+  advise(run.saved, bytes * jrnn_kernels()->saved(cell), 2 * bytes);
   execute(threads, run, false);
   return ffi::Error::Success();
 }

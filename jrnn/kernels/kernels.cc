@@ -40,7 +40,7 @@ int32_t saved(int32_t cell) {
 }
 
 // Cycles of a step, roughly: products by tiles, bound by arithmetic or by reading the weights; the
-// arithmetic of the gates; and the meeting at its end.
+// arithmetic of the gates; and the meeting at its end, where each waits for what delayed another.
 template <class Cell>
 double cost(const JrnnRun& run, int32_t parts, int32_t slices) {
   using S = Sizes<Cell>;
@@ -56,8 +56,8 @@ double cost(const JrnnRun& run, int32_t parts, int32_t slices) {
   const double reading = S::CV * W * sizeof(float) / per_cycle;
   const double first = arithmetic / tiles;
   const double stall = reading > first ? reading - first : 0;
-  return panels * depth * (arithmetic + stall) + rows * panels * Cell::UV * 100 +
-         (slices > 1 ? 1000 : 0);
+  const double alone = panels * depth * (arithmetic + stall) + rows * panels * Cell::UV * 100;
+  return slices > 1 ? 1.1 * alone + 1000 : alone;
 }
 
 int64_t plan(JrnnRun* run, int32_t threads, int32_t backward) {
