@@ -15,7 +15,21 @@ def affine(cell: Cell, x: jax.Array, w_ih: jax.Array, b: jax.Array) -> jax.Array
     """x·w_ih + b: `[..., input]` to `[..., G·hidden]`, after a check of the input size."""
     owner = type(cell).__name__
     checks.last_axis(owner, "x", x, w_ih.shape[0], "input_size of the parameters")
-    return x @ w_ih + b
+    return (_column(x, w_ih) if w_ih.shape[0] == 1 else x @ w_ih) + b
+
+
+@jax.custom_jvp
+def _column(x: jax.Array, w_ih: jax.Array) -> jax.Array:
+    """x·w_ih for one input. XLA would make an elementwise product of it, and a loop without vectors
+    of all that it fuses with that; two columns, one of zeros, stay a product of matrices."""
+    x = jnp.concatenate([x, jnp.zeros_like(x)], axis=-1)
+    return x @ jnp.concatenate([w_ih, jnp.zeros_like(w_ih)])
+
+
+@_column.defjvp
+def _(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> Any:
+    (x, w_ih), (d_x, d_w) = primals, tangents
+    return _column(x, w_ih), d_x @ w_ih + x @ d_w
 
 
 def split(joined: jax.Array, gates: type[NamedGates], names: tuple[str, ...]) -> NamedGates:

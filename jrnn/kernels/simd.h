@@ -3,6 +3,9 @@
 #pragma once
 
 #include <stdint.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 #define JRNN_WIDTH 16
@@ -47,7 +50,34 @@ JRNN_INLINE void store(float* p, vf v, int64_t n) {
   for (int64_t k = 0; k < n; ++k) p[k] = v[k];
 }
 
-JRNN_INLINE vf splat(float a) { return vf{} + a; }
+// `vf{} + a` would add, since it turns -0 into 0.
+JRNN_INLINE vf splat(float a) { return a - vf{}; }
+
+// a < b ? a : b and a > b ? a : b, so that a NaN in b goes on. Compilers make two operations of the
+// expressions, since they see no reason to look for one.
+JRNN_INLINE vf least(vf a, vf b) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (vf)_mm256_min_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+  return (vf)_mm_min_ps((__m128)a, (__m128)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+JRNN_INLINE vf greatest(vf a, vf b) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+  return (vf)_mm_max_ps((__m128)a, (__m128)b);
+#else
+  return a > b ? a : b;
+#endif
+}
 
 JRNN_INLINE float sum(vf v) {
   float total = 0;
@@ -79,18 +109,14 @@ JRNN_INLINE Exp reduced_exp(vf x) {
 }
 
 JRNN_INLINE vf sigmoid(vf x) {
-  vf y = -x;  // a NaN compares false and goes on as it is
-  y = y > 87.0f ? splat(87.0f) : y;
-  y = y < -87.0f ? splat(-87.0f) : y;
-  Exp e = reduced_exp(y);
+  Exp e = reduced_exp(greatest(splat(-87.0f), least(splat(87.0f), -x)));
   return 1.0f / (1.0f + (e.scale * e.p + e.scale));
 }
 
 JRNN_INLINE vf tanh(vf x) {
   const vi sign = (vi)x & (int32_t)0x80000000;
   vf a = (vf)((vi)x & 0x7fffffff);
-  a = a > 9.5f ? splat(9.5f) : a;
-  Exp e = reduced_exp(-2.0f * a);
+  Exp e = reduced_exp(-2.0f * least(splat(9.5f), a));
   vf m = e.scale * e.p + (e.scale - 1.0f);
   return (vf)((vi)(-m / (m + 2.0f)) | sign);
 }
