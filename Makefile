@@ -6,7 +6,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
 TESTS ?= tests jrnn
 JOBS ?= 2
 
-.PHONY: setup demo test targets parity lint bench notebooks clean
+.PHONY: setup demo test targets parity lint bench sanitize notebooks clean
 
 setup: .venv/with-demo
 
@@ -31,6 +31,16 @@ lint: .venv/with-lint .venv/with-test
 # Fewer or other cases: make bench args="--shapes 0 1 --engines scan"; jrnn bench --help
 bench: .venv/with-bench .venv/with-parity
 	$(BIN)/jrnn bench $(args)
+
+# Every kernel under the sanitizers of GCC or Clang: memory, undefined behaviour, data races. Minutes;
+# another machine: make sanitize flags="-mcpu=native"
+flags ?= -DPORTABLE -march=x86-64-v3 -march=native
+sanitize:
+	mkdir -p build
+	set -e; for flag in $(flags); do for kind in address,undefined thread; do \
+		$(CXX) -std=c++17 -O1 -g $$flag -DJRNN_ISA=base -fsanitize=$$kind -fno-sanitize-recover=all \
+			-pthread tests/engines/sanitize.cc -o build/sanitize; \
+		echo $$flag $$kind; build/sanitize; done; done
 
 notebooks: .venv/with-notebooks
 	$(BIN)/python experiments/notebooks/run.py

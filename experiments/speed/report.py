@@ -19,6 +19,10 @@ BUSY = 0.15
 RIVALS = {"jax": "best JAX peer", "torch": "torch", "onnxruntime": "onnxruntime"}
 """What the engines are compared with, by family; of a family its fastest contender counts."""
 
+NAMED = ("engine", "cell", "direction", "batch x time x input x hidden")
+NUMBERS = ("jrnn ms", "% of product", *RIVALS.values())
+"""The columns of the table of ratios."""
+
 
 def rival_ratios(group: dict[str, Any], engine: str) -> dict[str, float]:
     """For each family that took part, its fastest contender's median over the engine's."""
@@ -119,19 +123,32 @@ def _ratio_table(result: dict[str, Any]) -> Table:
         header_style="bold",
         box=None,
     )
-    for column in ("engine", "cell", "direction", "batch x time x input x hidden"):
+    for column in NAMED:
         table.add_column(column, no_wrap=True)
-    for column in ("jrnn ms", "% of product", *RIVALS.values()):
+    for column in NUMBERS:
         table.add_column(column, justify="right")
     for line in _ratio_lines(result["groups"]):
         table.add_row(*line)
     table.add_section()
-    for row in result["summary"]:
-        means = [_shown(row["geometric_mean"].get(family), ".2f") for family in RIVALS]
-        name = row["engine"].removeprefix("jrnn ")
-        line = (name, row["cell"], row["direction"], "geometric mean", "", "", *means)
+    for line in _mean_lines(result["summary"]):
         table.add_row(*line, style="bold")
     return table
+
+
+def markdown(result: dict[str, Any], engine: str) -> str:
+    """The ratios of one engine as a Markdown table, the growth curves left out."""
+    head = [NAMED[1:] + NUMBERS, ("---",) * len(NAMED[1:]) + ("---:",) * len(NUMBERS)]
+    groups = [group for group in result["groups"] if group["sweep"] is None]
+    lines = [*_ratio_lines(groups), *_mean_lines(result["summary"])]
+    rows = head + [line[1:] for line in lines if line[0] == engine]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _mean_lines(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    for row in rows:
+        means = [_shown(row["geometric_mean"].get(family), ".2f") for family in RIVALS]
+        name = row["engine"].removeprefix("jrnn ")
+        yield (name, row["cell"], row["direction"], "geometric mean", "", "", *means)
 
 
 def _ratio_lines(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[str, ...]]:

@@ -20,8 +20,11 @@ def affine(cell: Cell, x: jax.Array, w_ih: jax.Array, b: jax.Array) -> jax.Array
 
 @jax.custom_jvp
 def _column(x: jax.Array, w_ih: jax.Array) -> jax.Array:
-    """x·w_ih for one input. XLA would make an elementwise product of it, and a loop without vectors
-    of all that it fuses with that; two columns, one of zeros, stay a product of matrices."""
+    """x·w_ih for one input, padded to two.
+
+    XLA would make an elementwise product of one, and a loop without vectors of all that it fuses
+    with that; two columns, one of zeros, stay a product of matrices.
+    """
     x = jnp.concatenate([x, jnp.zeros_like(x)], axis=-1)
     return x @ jnp.concatenate([w_ih, jnp.zeros_like(w_ih)])
 

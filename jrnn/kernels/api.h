@@ -71,7 +71,6 @@ struct JrnnRun {
 extern "C" {
 
 struct JrnnKernels {
-  int32_t width;  // float32 numbers in a vector register
   int32_t (*gates)(int32_t cell);
   int32_t (*saved)(int32_t cell);
   // Chooses parts and slices for at most `threads` threads; returns the floats of scratch it needs.

@@ -49,7 +49,7 @@ class Pool {
 
   void give(Held held) {
     std::lock_guard<std::mutex> lock(mutex_);
-    if (held.bytes > kMostBytes) return;
+    if (!held.block || held.bytes > kMostBytes) return;
     if (kept_.size() == kMostBlocks) kept_.erase(kept_.begin());
     kept_.push_back(std::move(held));
   }
@@ -70,7 +70,8 @@ Pool& pool() {
 // So a busy pool costs speed and never hangs.
 class Team {
  public:
-  // Runs f(member) for 0 <= member < n, with n = prepare(seats taken) at most the seats taken.
+  // Runs f(member) for 0 <= member < n, with n = prepare(seats taken) at most the seats taken, and 0
+  // to run nothing.
   template <class Prepare, class F>
   static void run(ffi::ThreadPool& threads, int64_t most, Prepare prepare, F f) {
     auto team = std::make_shared<Team>();
@@ -81,7 +82,7 @@ class Team {
     const int32_t seats = team->seats_.exchange(kClosed);
     team->members_ = prepare(seats);
     team->go_.store(true, std::memory_order_release);
-    f(0);
+    if (team->members_ > 0) f(0);
     spin([&] { return team->done_.load(std::memory_order_acquire) == seats - 1; });
   }
 
@@ -206,7 +207,7 @@ ffi::Error read_inputs(ffi::RemainingArgs args, Arguments& inputs, JrnnRun& run)
   return ffi::Error::Success();
 }
 
-void execute(ffi::ThreadPool& threads, JrnnRun run, bool backward) {
+ffi::Error execute(ffi::ThreadPool& threads, JrnnRun run, bool backward) {
   const JrnnKernels* kernels = jrnn_kernels();
   const double work = 2.0 * run.T * run.B * (run.I + run.H) * kernels->gates(run.cell) * run.H;
   const int64_t most = work < 1e6 ? 1 : threads.num_threads();
@@ -216,6 +217,7 @@ void execute(ffi::ThreadPool& threads, JrnnRun run, bool backward) {
     const int64_t floats = kernels->plan(&run, seats, backward);
     scratch = pool().take(static_cast<size_t>(floats) * sizeof(float));
     run.scratch = scratch.block.get();
+    if (!run.scratch) return 0;
     barriers.resize(1 + run.parts);
     run.barriers = barriers.data();
     return run.parts * run.slices;
@@ -224,11 +226,15 @@ void execute(ffi::ThreadPool& threads, JrnnRun run, bool backward) {
     backward ? kernels->backward(&run, member) : kernels->forward(&run, member);
   };
   Team::run(threads, most < 1 ? 1 : most, prepare, body);
+  if (!run.scratch)
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jrnn: no memory for packed weights");
   pool().give(std::move(scratch));
+  return ffi::Error::Success();
 }
 
 ffi::Error Forward(ffi::ThreadPool threads, int32_t cell, bool reverse, ffi::RemainingArgs args,
                    ffi::RemainingRets rets) {
+  const JrnnKernels* kernels = jrnn_kernels();
   JrnnRun run{};
   run.cell = cell;
   run.reverse = reverse;
@@ -239,11 +245,12 @@ ffi::Error Forward(ffi::ThreadPool threads, int32_t cell, bool reverse, ffi::Rem
   run.h_last = outputs.next();
   run.c_last = outputs.next();
   run.saved = outputs.next();
+  if (run.saved && rets.get<ffi::AnyBuffer>(3).value()->dimensions()[2] != kernels->saved(cell))
+    return ffi::Error::InvalidArgument("jrnn: `saved` must be [T, B, saved arrays of the cell, H]");
   // XLA lays the temporary arrays of a program beside each other: ys, and its cotangents to come.
   const size_t bytes = sizeof(float) * run.T * run.B * run.H;
-  advise(run.saved, bytes * jrnn_kernels()->saved(cell), 2 * bytes);
-  execute(threads, run, false);
-  return ffi::Error::Success();
+  advise(run.saved, bytes * kernels->saved(cell), 2 * bytes);
+  return execute(threads, run, false);
 }
 
 ffi::Error Backward(ffi::ThreadPool threads, int32_t cell, bool reverse, int32_t groups,
@@ -276,7 +283,7 @@ ffi::Error Backward(ffi::ThreadPool threads, int32_t cell, bool reverse, int32_t
     if (p) p += by;
   };
   for (int32_t g = 0; g < groups; ++g) {
-    execute(threads, run, true);
+    if (ffi::Error error = execute(threads, run, true); error.failure()) return error;
     move(run.lengths, run.B);
     move(run.resets, run.B);
     move(run.xs, run.B * run.I);

@@ -89,7 +89,7 @@ void backward(const JrnnRun* run, int32_t member) {
   with_cell(run->cell, [&](auto c) { Backward<typename decltype(c)::type>(*run, member)(); });
 }
 
-constexpr JrnnKernels kernels = {W, gates, saved, plan, forward, backward};
+constexpr JrnnKernels kernels = {gates, saved, plan, forward, backward};
 
 }  // namespace
 

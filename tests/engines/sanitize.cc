@@ -1,0 +1,114 @@
+// Runs every kernel on arrays that end where they must, so that AddressSanitizer sees each access
+// beyond them, ThreadSanitizer each access that is not ordered, and all that is undefined. Compiled
+// and run by `make sanitize`, once for each instruction set.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "../../jrnn/kernels/kernels.cc"
+
+namespace {
+
+std::mt19937 generator(0);
+
+struct Arrays {
+  std::vector<std::vector<float>> kept;
+
+  float* make(int64_t count) {
+    std::normal_distribution<float> normal;
+    std::vector<float> values(count);
+    for (float& value : values) value = 0.5f * normal(generator);
+    kept.push_back(std::move(values));
+    kept.back().shrink_to_fit();
+    return kept.back().data();
+  }
+};
+
+void in_threads(const JrnnRun& run, void (*kernel)(const JrnnRun*, int32_t)) {
+  std::vector<std::thread> others;
+  for (int32_t m = 1; m < run.parts * run.slices; ++m) others.emplace_back(kernel, &run, m);
+  kernel(&run, 0);
+  for (std::thread& thread : others) thread.join();
+}
+
+struct Shape {
+  int64_t T, B, I, H;
+};
+
+// The sum of all results; not finite if anything was wrong.
+double check(int32_t cell, Shape shape, bool reverse, bool lengths, bool resets, int32_t threads) {
+  const int64_t G = kernels.gates(cell), S = kernels.saved(cell);
+  const auto [T, B, I, H] = shape;
+  const bool cell_state = cell <= kLstmPeepholesCoupled;
+  generator.seed(7);
+  Arrays in, out;
+  std::vector<int32_t> length(B);
+  std::vector<uint8_t> reset(T * B);
+  for (int32_t& n : length) n = (int32_t)(generator() % (T + 2));
+  for (uint8_t& r : reset) r = generator() % 3 == 0;
+  auto state = [&](Arrays& arrays) { return cell_state ? arrays.make(B * H) : nullptr; };
+
+  JrnnRun run{};
+  run.cell = cell, run.reverse = reverse;
+  run.T = T, run.B = run.stride = B, run.I = I, run.H = H;
+  run.lengths = lengths ? length.data() : nullptr;
+  run.resets = resets ? reset.data() : nullptr;
+  run.xs = in.make(T * B * I), run.w_ih = in.make(I * G * H), run.w_hh = in.make(H * G * H);
+  run.b = in.make(G * H);
+  const int first = cell == kLstmPeepholesCoupled ? 1 : 0;
+  const int extras = cell == kLstmPeepholes || cell == kLstmPeepholesCoupled ? 3 : cell == kGru;
+  for (int e = first; e < extras; ++e) run.extra[e] = in.make(H), run.d_extra[e] = out.make(H);
+  run.h0 = in.make(B * H), run.c0 = state(in);
+  if (resets) run.h_initial = in.make(B * H), run.c_initial = state(in);
+  run.ys = out.make(T * B * H), run.h_last = out.make(B * H), run.c_last = state(out);
+
+  auto run_one = [&](bool backward) {
+    run.scratch = nullptr;
+    const int64_t floats = kernels.plan(&run, threads, backward);
+    void* scratch = std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64);
+    run.scratch = (float*)scratch;
+    std::vector<JrnnBarrier> barriers(1 + run.parts);
+    run.barriers = barriers.data();
+    in_threads(run, backward ? kernels.backward : kernels.forward);
+    std::free(scratch);
+  };
+  run_one(false);
+  run.saved = S ? out.make(T * B * S * H) : nullptr;
+  run_one(false);
+  run.d_ys = in.make(T * B * H), run.d_h_last = in.make(B * H), run.d_c_last = state(in);
+  run.d_xs = out.make(T * B * I), run.d_w_ih = out.make(I * G * H);
+  run.d_w_hh = out.make(H * G * H), run.d_b = out.make(G * H);
+  run.d_h0 = out.make(B * H), run.d_c0 = state(out);
+  if (resets) run.d_h_initial = out.make(B * H), run.d_c_initial = state(out);
+  run_one(true);
+
+  double total = 0;
+  for (const auto& values : {run.ys, run.d_xs, run.d_w_ih, run.d_w_hh, run.d_b, run.d_h0})
+    total += std::fabs(values[0]);
+  return total;
+}
+
+}  // namespace
+
+int main() {
+  const Shape shapes[] = {{1, 1, 1, 1},  {4, 3, 5, 13}, {5, 7, 9, 16},  {3, 2, 1, 33},
+                          {9, 1, 8, 40}, {6, 5, 3, 17}, {2, 40, 4, 70}, {3, 130, 20, 65}};
+  int runs = 0;
+  for (const Shape& shape : shapes)
+    for (int32_t cell = kLstm; cell <= kElmanSigmoid; ++cell)
+      for (int masks = 0; masks < 8; ++masks)
+        for (int32_t threads = 1; threads <= 3; ++threads) {
+          const double total = check(cell, shape, masks & 1, masks & 2, masks & 4, threads);
+          if (!std::isfinite(total)) {
+            std::printf("cell %d, H %d, masks %d, threads %d: not finite\n", cell, (int)shape.H,
+                        masks, threads);
+            return 1;
+          }
+          ++runs;
+        }
+  std::printf("%d runs of forward, forward with saved arrays, and backward\n", runs);
+}
