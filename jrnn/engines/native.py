@@ -220,6 +220,14 @@ def _folded(
     `grown(size)` is the call for a batch that is `size` times as large.
     """
     wrapped = custom_vmap(call)
+    once = jax.custom_jvp(wrapped)
+
+    @once.defjvp
+    def refuse(*_):
+        raise ValueError(
+            "engine 'native' has first derivatives alone; for second ones use engine='fused', or "
+            "engine='scan' where they are of forward mode"
+        )
 
     @wrapped.def_vmap
     def rule(size, batched, *operands):
@@ -242,7 +250,7 @@ def _folded(
         unfolded = [_unfold(kind, a, size) for kind, a in zip(result_kinds, results, strict=True)]
         return tuple(unfolded), every
 
-    return wrapped
+    return once
 
 
 def _fold(kind: Kind, a: jax.Array) -> jax.Array:

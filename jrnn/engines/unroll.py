@@ -20,6 +20,8 @@ from jrnn.engines.scan import Scan
 REGISTRY: dict[str, type[Engine]] = {"auto": Auto, "scan": Scan, "fused": Fused, "native": Native}
 """Every engine by the name that `unroll(engine=...)` takes."""
 
+FORWARD_MODE = "for jax.jvp, jax.jacfwd and jax.linearize use engine='scan'"
+
 
 def unroll(
     cell: Cell,
@@ -82,9 +84,14 @@ def unroll(
         raise TypeError(f"unroll: cell must be a jrnn.Cell such as jrnn.LSTM(64), got {cell!r}")
     lengths, resets = (None if a is None else jnp.asarray(a) for a in (lengths, resets))
     engine = choose_engine(engine)
-    return _unroll(
-        cell, params, xs, carry, lengths, resets, key, reverse=bool(reverse), engine=engine
-    )
+    try:
+        return _unroll(
+            cell, params, xs, carry, lengths, resets, key, reverse=bool(reverse), engine=engine
+        )
+    except TypeError as error:
+        if "forward-mode" in str(error):  # JAX's own, which knows nothing of engines
+            error.add_note(f"jrnn: {engine} has derivatives of reverse mode alone; {FORWARD_MODE}")
+        raise
 
 
 def choose_engine(engine: Engine | str) -> Engine:

@@ -141,8 +141,9 @@ def test_forward_mode_is_refused() -> None:
     params, batch = example(cell, steps=2)
     xs = batch.xs.astype(np.float32)
     run = lambda xs: call(cell, Fused(), Way(), params, batch._replace(xs=xs))
-    with pytest.raises(TypeError, match="forward-mode"):
+    with pytest.raises(TypeError, match="forward-mode") as refused:
         jax.jvp(run, (xs,), (xs,))
+    assert "use engine='scan'" in refused.value.__notes__[0]
 
 
 @pytest.mark.parametrize("chunk", [0, -1, 1.5, True, "2"])

@@ -197,6 +197,14 @@ def test_what_has_no_kernel_is_refused(cell: jrnn.Cell, dtype: Any, message: str
         jrnn.unroll(cell, params, jnp.ones((2, 3, 2), dtype), engine="native")
 
 
+def test_second_derivatives_are_refused() -> None:
+    cell = jrnn.GRU(3)
+    params, xs = cell.init(jax.random.key(0), 2), jnp.ones((4, 1, 2))
+    loss = lambda xs: jrnn.unroll(cell, params, xs, engine="native")[1].sum()
+    with pytest.raises(ValueError, match="for second ones use engine='fused'"):
+        jax.jit(jax.hessian(loss))(xs)
+
+
 def test_a_missing_build_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     native._load.cache_clear()
     monkeypatch.setitem(sys.modules, "jrnn._kernels", None)
