@@ -13,8 +13,8 @@ from jrnn.engines.precision import Parts
 from jrnn.engines.pullback import pullback
 
 CHEAP = frozenset(
-    "add add_any sub mul neg div max min select_n broadcast_in_dim convert_element_type slice "
-    "reshape transpose squeeze expand_dims split concatenate".split()
+    "add add_any sub mul neg div max min square one_minus_square select_n broadcast_in_dim "
+    "convert_element_type slice reshape transpose squeeze expand_dims split concatenate".split()
 )
 """What is computed again in the backward pass, where saving it would cost more."""
 
