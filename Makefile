@@ -32,8 +32,8 @@ lint: .venv/with-lint .venv/with-test
 bench: .venv/with-bench .venv/with-parity
 	$(BIN)/jrnn bench $(args)
 
-# Every kernel under the sanitizers of GCC or Clang: memory, undefined behaviour, data races. Minutes;
-# another machine: make sanitize flags="-mcpu=native"
+# Every kernel under the sanitizers of GCC or Clang: memory, undefined behaviour, data races. Minutes.
+# Where not on x86-64: make sanitize flags="-DPORTABLE -mcpu=native"
 flags ?= -DPORTABLE -march=x86-64-v3 -march=native
 sanitize:
 	mkdir -p build

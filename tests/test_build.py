@@ -65,7 +65,7 @@ for name, handler in _kernels.registrations().items():
 """
     found = run(code)
     assert found.returncode == 0, found.stderr
-    assert found.stdout.split()
+    assert found.stdout.split() == ["jrnn_forward", "jrnn_backward"]
 
 
 def test_import_of_jrnn_leaves_the_kernels_alone() -> None:

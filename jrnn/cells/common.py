@@ -15,7 +15,8 @@ def affine(cell: Cell, x: jax.Array, w_ih: jax.Array, b: jax.Array) -> jax.Array
     """x·w_ih + b: `[..., input]` to `[..., G·hidden]`, after a check of the input size."""
     owner = type(cell).__name__
     checks.last_axis(owner, "x", x, w_ih.shape[0], "input_size of the parameters")
-    return (_column(x, w_ih) if w_ih.shape[0] == 1 else x @ w_ih) + b
+    column = w_ih.shape[0] == 1 and jnp.issubdtype(x.dtype, jnp.floating)
+    return (_column(x, w_ih) if column else x @ w_ih) + b
 
 
 @jax.custom_jvp

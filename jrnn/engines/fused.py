@@ -83,6 +83,9 @@ class Fused(Engine):
     def run(
         self, parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
     ) -> tuple[Carry, jax.Array]:
+        steps, _ = _time_and_batch(xs)
+        if steps == 0:
+            return Scan().run(parts, carry, xs, masks, reverse)
         return _run(self, reverse, parts, carry, xs, masks)
 
     def chunk_of(self, steps: int, batch: int, weights: int = SMALL) -> int:
@@ -107,7 +110,7 @@ def _forward(
     options: Fused, reverse: bool, parts: Parts, carry: Carry, xs: Inputs, masks: Masks
 ) -> tuple[tuple[Carry, jax.Array], Any]:
     if not options.remat:
-        plan = plan_of(parts, jax.tree.map(lambda a: a[None], carry), xs)
+        plan = plan_of(parts, jax.tree.map(lambda a: a[None], carry), xs, masks)
         steps = (xs, masks.valid, masks.resets)
         last, (ys, saved) = _saving(plan, parts, masks.initial, carry, steps, reverse)
         return (last, ys), (parts, xs, masks, saved, None)
@@ -127,7 +130,7 @@ def _backward(options: Fused, reverse: bool, residuals: Any, cotangents: Any) ->
     parts, xs, masks, saved, starts = residuals
     ct_carry, ct_ys = floats(cotangents)
     befores = starts if saved is None else saved[0]
-    plan = plan_of(parts, befores, xs)
+    plan = plan_of(parts, befores, xs, masks)
     wide = parts.precision.wide
 
     def chunk_back(state: Any, steps: Any, start: Carry) -> Any:

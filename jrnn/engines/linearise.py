@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jrnn.cell import Carry, Gates, Inputs
+from jrnn.engines.masking import Masks, blank, restart
 from jrnn.engines.precision import Parts
 from jrnn.engines.pullback import pullback
 
@@ -80,12 +81,18 @@ class Plan(NamedTuple):
         return jax.tree.unflatten(self.params, [next(these) if used else ct for ct, used in pairs])
 
 
-def plan_of(parts: Parts, befores: Carry, xs: Inputs) -> Plan:
-    """Traces one step without computing it. Carry and input have one leading axis to be cut off."""
+def plan_of(parts: Parts, befores: Carry, xs: Inputs, masks: Masks) -> Plan:
+    """Traces one step without computing it. Carry and input have one leading axis to be cut off.
+
+    The types must be those of a real step, with the mesh that arrays lie on: what JAX adds to a
+    step where these differ would be kept as well.
+    """
     plans = []
 
-    def trace(parts: Parts, before: Carry, x: Inputs) -> None:
-        z, u = parts.project(x), parts.recur(before)
+    def trace(parts: Parts, *steps: Any) -> None:
+        before, x, valid, reset = jax.tree.map(lambda a: a[0], steps)
+        before = restart(reset, masks.initial, before)
+        z, u = parts.project(blank(valid, x)), parts.recur(before)
         plan = _plan_of_update(parts, before, z, u)
         _, pull = linearise(plan, parts, before, plan.join(z, u))
         leaves, structure = jax.tree.flatten(pull)
@@ -98,8 +105,7 @@ def plan_of(parts: Parts, befores: Carry, xs: Inputs) -> Plan:
         sources = tuple(known.get(id(leaf)) or ("kept", next(kept)) for leaf in leaves)
         plans.append(plan._replace(pull=structure, sources=sources))
 
-    step = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (befores, xs))
-    jax.eval_shape(trace, parts, *step)
+    jax.eval_shape(trace, parts, befores, xs, masks.valid, masks.resets)
     return plans[0]
 
 

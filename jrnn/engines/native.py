@@ -26,26 +26,28 @@ class _Kernel(NamedTuple):
 
     Attributes:
       number: `JrnnCell` in kernels/api.h.
+      gates: blocks of columns of w_ih, w_hh and b.
       saved: arrays that are kept for each step.
       extra: the fields of the parameters besides w_ih, w_hh and b, in their places; None for none.
       cell_state: whether the carry is (h, c).
     """
 
     number: int
+    gates: int
     saved: int
     extra: tuple[str | None, str | None, str | None] = (None, None, None)
     cell_state: bool = False
 
 
 KERNELS: dict[str, _Kernel] = {
-    "lstm": _Kernel(0, 5, cell_state=True),
-    "lstm-peepholes": _Kernel(1, 5, ("p_i", "p_f", "p_o"), cell_state=True),
-    "lstm-coupled": _Kernel(2, 4, cell_state=True),
-    "lstm-peepholes-coupled": _Kernel(3, 4, (None, "p_f", "p_o"), cell_state=True),
-    "gru": _Kernel(4, 4, ("b_hn", None, None)),
-    "elman-tanh": _Kernel(5, 0),
-    "elman-relu": _Kernel(6, 0),
-    "elman-sigmoid": _Kernel(7, 0),
+    "lstm": _Kernel(0, 4, 5, cell_state=True),
+    "lstm-peepholes": _Kernel(1, 4, 5, ("p_i", "p_f", "p_o"), cell_state=True),
+    "lstm-coupled": _Kernel(2, 3, 4, cell_state=True),
+    "lstm-peepholes-coupled": _Kernel(3, 3, 4, (None, "p_f", "p_o"), cell_state=True),
+    "gru": _Kernel(4, 3, 4, ("b_hn", None, None)),
+    "elman-tanh": _Kernel(5, 1, 0),
+    "elman-relu": _Kernel(6, 1, 0),
+    "elman-sigmoid": _Kernel(7, 1, 0),
 }
 """By `cell.kernel`."""
 
@@ -84,14 +86,13 @@ class Native(Engine):
             raise ValueError(f"engine 'native': {reason}; engine='auto' chooses one that fits")
         if xs.shape[0] == 0 or xs.shape[1] == 0:
             return Scan().run(parts, carry, xs, masks, reverse)
-        # The parts check what they are given; the code in C++ takes the sizes as they are.
-        jax.eval_shape(parts.step, carry, xs[0])
         return _run(kernel, parts.wide_params, carry, xs, masks, reverse)
 
 
 def unavailable(parts: Parts, xs: Inputs) -> str | None:
     """Why a cell cannot run on these inputs by native kernels, or None if it can."""
-    if parts.cell.kernel not in KERNELS:
+    kernel = KERNELS.get(parts.cell.kernel or "")
+    if kernel is None:
         return f"there is no kernel for {parts.cell}; there are kernels for {', '.join(KERNELS)}"
     compute, wide = parts.precision
     if compute != jnp.float32 or wide != jnp.float32:
@@ -102,7 +103,21 @@ def unavailable(parts: Parts, xs: Inputs) -> str | None:
         return f"it knows no noise, and {parts.cell} draws some"
     if jax.default_backend() != "cpu":
         return f"it runs on a CPU, and the default backend is {jax.default_backend()}"
-    return _load()
+    return _misfit(kernel, parts.wide_params, xs) or _load()
+
+
+def _misfit(kernel: _Kernel, params: Any, xs: jax.Array) -> str | None:
+    """What the code in C++ would read beyond its end, or as something else than it is."""
+    hidden = jnp.shape(params.w_hh)[0]
+    columns = kernel.gates * hidden
+    expected = {"w_ih": (xs.shape[-1], columns), "w_hh": (hidden, columns), "b": (columns,)}
+    expected |= {name: (hidden,) for name in kernel.extra if name is not None}
+    for name, shape in expected.items():
+        leaf = jnp.asarray(getattr(params, name))
+        if leaf.shape != shape or leaf.dtype != jnp.float32:
+            got = f"{leaf.dtype}{list(leaf.shape)}"
+            return f"{name} must be float32{list(shape)} for inputs of {xs.shape[-1]}, got {got}"
+    return None
 
 
 @functools.cache
@@ -121,7 +136,10 @@ def _load() -> str | None:
         for name, handler in _kernels.registrations().items():
             jax.ffi.register_ffi_target(name, handler, platform="cpu")
     except Exception as error:  # whatever XLA has against it, the other engines work
-        return f"its code in C++ does not fit this jaxlib ({error}); install jrnn again"
+        return (
+            f"its code in C++ does not fit this jaxlib ({error}); install jrnn again by pip install "
+            "--no-build-isolation, so that it is built with this one"
+        )
     return None
 
 
@@ -139,7 +157,7 @@ def _run(
     resets = jnp.zeros((0,), bool) if masks.resets is None else masks.resets
     extra = [none if name is None else getattr(params, name) for name in kernel.extra]
     operands = (xs, params.w_ih, params.w_hh, params.b, *extra, *pair(carry), *pair(masks.initial))
-    results: Any = _layer(kernel, reverse, lengths.astype(jnp.int32), resets, operands)
+    results: Any = _layer(kernel, reverse, lengths, resets, operands)
     ys, h, c = results
     return type(carry)(h, c) if kernel.cell_state else h, ys
 
@@ -178,13 +196,16 @@ RESULTS: tuple[Kind, ...] = ("time", "batch", "batch")
 def _forward(kernel: _Kernel, reverse: bool, save: bool) -> Callable[..., Any]:
     def call(lengths: jax.Array, resets: jax.Array, xs: jax.Array, *rest: jax.Array) -> Any:
         (steps, batch, _), hidden = xs.shape, rest[1].shape[0]
+        ys = (steps, batch, hidden)
         saved = (steps, batch, kernel.saved, hidden) if save and kernel.saved else (0,)
-        shapes = [(steps, batch, hidden), (batch, hidden)]
-        shapes += [(batch, hidden) if kernel.cell_state else (0,), saved]
+        # The code in C++ asks for large pages for all results. In the last, which nothing uses, XLA
+        # will lay the cotangents of ys: these are as large, and are made when it is free again.
+        room = ys if save else (0,)
+        shapes = [ys, (batch, hidden), (batch, hidden) if kernel.cell_state else (0,), saved, room]
         results = [jax.ShapeDtypeStruct(shape, xs.dtype) for shape in shapes]
         target: Any = jax.ffi.ffi_call("jrnn_forward", results)
         cell = np.int32(kernel.number)
-        return tuple(target(lengths, resets, xs, *rest, cell=cell, reverse=reverse))
+        return tuple(target(lengths, resets, xs, *rest, cell=cell, reverse=reverse)[:-1])
 
     return _folded(
         call, MASKS + FLOATS, (*RESULTS, "time"), lambda _: _forward(kernel, reverse, save)
@@ -217,6 +238,8 @@ def _folded(
 ) -> Callable[..., Any]:
     """A call whose `vmap` is one call with a larger batch, if all share the parameters.
 
+    It is refused where it is differentiated: `_layer` knows the first derivatives.
+
     `grown(size)` is the call for a batch that is `size` times as large.
     """
     wrapped = custom_vmap(call)
@@ -232,6 +255,10 @@ def _folded(
     @wrapped.def_vmap
     def rule(size, batched, *operands):
         every = tuple(True for _ in result_kinds)
+        if size == 0:
+            cut = lambda a, on: jax.ShapeDtypeStruct(a.shape[1:] if on else a.shape, a.dtype)
+            results = jax.eval_shape(call, *map(cut, operands, batched))
+            return tuple(jnp.zeros((0, *a.shape), a.dtype) for a in results), every
         if any(on for on, kind in zip(batched, kinds, strict=True) if kind == "param"):
             moved = [a for a, on in zip(operands, batched, strict=True) if on]
 
@@ -257,7 +284,7 @@ def _fold(kind: Kind, a: jax.Array) -> jax.Array:
     """`[N, T, B, ...]` to `[T, N·B, ...]`, or `[N, B, ...]` to `[N·B, ...]`."""
     if kind == "param":
         return a
-    if a.size == 0:
+    if a.shape[1:] == (0,):  # it stands for an absent array
         return jnp.zeros((0,), a.dtype)
     if kind == "batch":
         return a.reshape(-1, *a.shape[2:])
@@ -265,7 +292,7 @@ def _fold(kind: Kind, a: jax.Array) -> jax.Array:
 
 
 def _unfold(kind: Kind, a: jax.Array, size: int) -> jax.Array:
-    if a.ndim == 1 and a.size == 0:
+    if a.shape == (0,):
         return jnp.zeros((size, 0), a.dtype)
     if kind == "time":
         return jnp.moveaxis(a.reshape(a.shape[0], size, -1, *a.shape[2:]), 1, 0)

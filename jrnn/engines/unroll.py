@@ -118,7 +118,7 @@ def _unroll(
     steps, batch = _time_and_batch(xs)
     valid = None
     if lengths is not None:
-        lengths = _checked_lengths(lengths, batch)
+        lengths = _checked_lengths(lengths, steps, batch)
         valid = masking.valid_steps(lengths, steps)
     if resets is not None:
         resets = _checked_resets(resets, steps, batch)
@@ -162,7 +162,7 @@ def _time_and_batch(xs: Inputs) -> tuple[int, int]:
     return leaves[0].shape[:2]
 
 
-def _checked_lengths(lengths: jax.Array, batch: int) -> jax.Array:
+def _checked_lengths(lengths: jax.Array, steps: int, batch: int) -> jax.Array:
     if lengths.shape != (batch,):
         raise ValueError(
             f"unroll: lengths must have shape (batch,) = ({batch},), got {lengths.shape}"
@@ -171,7 +171,8 @@ def _checked_lengths(lengths: jax.Array, batch: int) -> jax.Array:
         raise TypeError(
             f"unroll: lengths must be ints, the number of valid steps, got {lengths.dtype}"
         )
-    return lengths
+    most = min(steps, jnp.iinfo(lengths.dtype).max)
+    return jnp.clip(lengths, 0, most).astype(jnp.int32)  # an int32 of more could be negative
 
 
 def _checked_resets(resets: jax.Array, steps: int, batch: int) -> jax.Array:

@@ -1,7 +1,7 @@
 // What the kernels and their callers share: plain data and a table of functions.
 //
-// It is read by code for the oldest machine and by code for the newest, so it holds no functions
-// with bodies, no templates and no methods.
+// It is read by code for the oldest machine and by code for the newest, so it holds no templates, no
+// methods, and no functions that the linker could see.
 
 #ifndef JRNN_KERNELS_API_H_
 #define JRNN_KERNELS_API_H_
@@ -62,22 +62,34 @@ struct JrnnRun {
   float* d_h_initial;
   float* d_c_initial;
 
-  // Set by `plan`: the batch is cut into `parts`, the units of each into `slices`; one thread each.
-  int32_t parts, slices;
+  // Set by `plan`: the batch is cut into `parts`, the units of each into `slices`. With more than one
+  // slice each is a worker's of its own; else a worker may have several parts.
+  int32_t parts, slices, workers;
   float* scratch;
   JrnnBarrier* barriers;  // one for all, then one for each part
 };
+
+// What a thread does while it waits, and how often before it lets others run.
+#define JRNN_SPINS 4000
+static inline void jrnn_relax(void) {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
 
 extern "C" {
 
 struct JrnnKernels {
   int32_t (*gates)(int32_t cell);
   int32_t (*saved)(int32_t cell);
-  // Chooses parts and slices for at most `threads` threads; returns the floats of scratch it needs.
-  int64_t (*plan)(JrnnRun* run, int32_t threads, int32_t backward);
-  // To be called by parts * slices threads at once, each with its own number.
-  void (*forward)(const JrnnRun* run, int32_t member);
-  void (*backward)(const JrnnRun* run, int32_t member);
+  // Chooses parts for `threads` threads, and slices and workers for the `seats` of them that came, so
+  // that the order of all sums is the same whoever came; returns the floats of scratch it needs.
+  int64_t (*plan)(JrnnRun* run, int32_t threads, int32_t seats, int32_t backward);
+  // To be called by run->workers threads at once, each with its own number.
+  void (*forward)(const JrnnRun* run, int32_t worker);
+  void (*backward)(const JrnnRun* run, int32_t worker);
 };
 
 // One for each instruction set that CMakeLists.txt compiles; choose by jrnn_kernels(), dispatch.h.

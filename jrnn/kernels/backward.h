@@ -19,7 +19,8 @@ struct Backward {
   const int64_t most, capacity, ld;  // rows of a part; rows of a chunk; row length of `d`
   float *w_x, *w_h;                  // transposed: [panel][column][input or unit]
   // Of a part: d [capacity, ld], carried cotangents [rows, Hp], sums over its rows.
-  float *d, *d_h, *d_c, *sums, *sum_x, *sum_h, *d_extra[3];
+  float *d, *d_h, *d_c, *sums, *sum_x, *sum_h, *sum_extra[3];
+  float* d_extra[3];  // of a chunk, which is summed by itself lest small terms be lost
   // Of a member.
   const float **xs, **hs, **ds;
   float **out, **outs_x;
@@ -67,11 +68,12 @@ struct Backward {
     float* e = arena.floats(Cell::C * sizes.Hp);
     float* f = arena.floats(run.I * x_columns());
     float* g = arena.floats(run.H * h_columns());
-    float* x[3];
+    float *x[3], *y[3];
     for (float*& extra : x) extra = arena.floats(sizes.Hp);
+    for (float*& extra : y) extra = arena.floats(sizes.Hp);
     if (!own) return;
     d = a, d_h = b, d_c = c, sums = e, sum_x = f, sum_h = g;
-    for (int i = 0; i < 3; ++i) d_extra[i] = x[i];
+    for (int i = 0; i < 3; ++i) sum_extra[i] = x[i], d_extra[i] = y[i];
   }
 
   int64_t part_stride() {
@@ -141,16 +143,24 @@ struct Backward {
     }
     if (member.slice == 0) {
       memset(sums, 0, Cell::C * sizes.Hp * sizeof(float));
-      for (int e = 0; e < 3; ++e) memset(d_extra[e], 0, sizes.Hp * sizeof(float));
+      for (int e = 0; e < 3; ++e) {
+        memset(sum_extra[e], 0, sizes.Hp * sizeof(float));
+        memset(d_extra[e], 0, sizes.Hp * sizeof(float));
+      }
       // Columns of units beyond H are never written, and must be finite.
       memset(d, 0, capacity * ld * sizeof(float));
     }
   }
 
-  void operator()() {
+  static constexpr int PHASES = 3;
+  void phase(int number) { number == 0 ? prepare() : number == 1 ? walk() : reduce(); }
+
+  void prepare() {
     pack();
     start();
-    member.meet_all();
+  }
+
+  void walk() {
     int64_t held = 0;
     for (int64_t s = run.T - 1; s >= 0; --s) {
       const int64_t t = run.reverse ? run.T - 1 - s : s;
@@ -205,12 +215,12 @@ struct Backward {
     const int64_t i = b - member.rows.first;
     const Range own = vectors();
     const float* c = rows.c(t, b);
-    const float* saved = rows.saved(t, b);
+    const float* saved = Cell::SAVED ? rows.saved(t, b) : nullptr;
     const float* y = rows.y(t, b);
     const float* d_y = run.d_ys + rows.at(t, b) * run.H;
     for (int64_t u = own.first * W; u < own.last * W; u += W) {
       BackStep step;
-      step.saved = saved + u;
+      step.saved = saved ? saved + u : nullptr;
       step.y = y + u;
       step.h = h + u;
       step.c = c ? c + u : nullptr;
@@ -270,10 +280,16 @@ struct Backward {
   void biases(int64_t n) {
     const Range own = share(Cell::C * sizes.Hp / W, member.slice, run.slices);
     for (int64_t v = own.first; v < own.last; ++v) {
-      vf total = load(sums + v * W);
+      vf total = {};
       for (int64_t k = 0; k < n; ++k) total += load(d + k * ld + v * W);
-      store(sums + v * W, total);
+      store(sums + v * W, load(sums + v * W) + total);
     }
+    if (member.slice != 0) return;
+    for (int e = 0; e < 3; ++e)
+      for (int64_t u = 0; run.extra[e] && u < sizes.Hp; u += W) {
+        store(sum_extra[e] + u, load(sum_extra[e] + u) + load(d_extra[e] + u));
+        store(d_extra[e] + u, vf{});
+      }
   }
 
   void inputs(Range own) {
@@ -296,7 +312,7 @@ struct Backward {
     });
   }
 
-  // The gradients out of the sums of all parts, and the cotangents of the first carry.
+  // The cotangents of the first carry.
   void finish() {
     const Range own = vectors();
     for (int64_t b = member.rows.first; b < member.rows.last; ++b) {
@@ -311,7 +327,10 @@ struct Backward {
       memset(sum_x, 0, run.I * x_columns() * sizeof(float));
       memset(sum_h, 0, run.H * h_columns() * sizeof(float));
     }
-    member.meet_all();
+  }
+
+  // The gradients out of the sums of all parts.
+  void reduce() {
     const int64_t stride = part_stride();
     const Range x = share(run.I, member.number, member.size());
     for (int64_t k = x.first; k < x.last; ++k)
@@ -329,7 +348,7 @@ struct Backward {
     for (int e = 0; e < 3; ++e)
       if (run.d_extra[e])
         add_parts(Cell::bias_column(e) < 0
-                      ? first_part(d_extra[e])
+                      ? first_part(sum_extra[e])
                       : first_part(sums) + Cell::bias_column(e) * sizes.Hp,
                   stride, run.d_extra[e]);
   }

@@ -1,6 +1,8 @@
 // The handlers that XLA calls: they read buffers into a JrnnRun, gather a team of threads, and run
 // the kernels of the best instruction set. Compiled for the oldest machine.
+#if defined(__linux__)
 #include <sys/mman.h>
+#endif
 
 #include <atomic>
 #include <chrono>
@@ -9,6 +11,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -47,6 +50,8 @@ class Pool {
     return {Block(static_cast<float*>(std::aligned_alloc(kAlignment, bytes))), bytes};
   }
 
+  Pool() { kept_.reserve(kMostBlocks); }
+
   void give(Held held) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (!held.block || held.bytes > kMostBytes) return;
@@ -70,19 +75,19 @@ Pool& pool() {
 // So a busy pool costs speed and never hangs.
 class Team {
  public:
-  // Runs f(member) for 0 <= member < n, with n = prepare(seats taken) at most the seats taken, and 0
-  // to run nothing.
+  // Runs f(worker) for 0 <= worker < n, with n = prepare(seats taken) at most the seats taken, and 0
+  // to run nothing. Neither may throw.
   template <class Prepare, class F>
   static void run(ffi::ThreadPool& threads, int64_t most, Prepare prepare, F f) {
     auto team = std::make_shared<Team>();
     std::function<void(int32_t)> work = f;
     team->work_ = &work;
     for (int64_t k = 1; k < most; ++k) threads.Schedule([team] { team->join(); });
-    team->wait_for_seats(most);
+    if (most > 1) team->wait_for_seats(most);
     const int32_t seats = team->seats_.exchange(kClosed);
-    team->members_ = prepare(seats);
+    team->workers_ = prepare(seats);
     team->go_.store(true, std::memory_order_release);
-    if (team->members_ > 0) f(0);
+    if (team->workers_ > 0) f(0);
     spin([&] { return team->done_.load(std::memory_order_acquire) == seats - 1; });
   }
 
@@ -99,7 +104,7 @@ class Team {
       taken_.notify_one();
     }
     spin([&] { return go_.load(std::memory_order_acquire); });
-    if (seat < members_) (*work_)(seat);
+    if (seat < workers_) (*work_)(seat);
     done_.fetch_add(1, std::memory_order_release);
   }
 
@@ -114,40 +119,33 @@ class Team {
         taken_.wait_until(lock, start + std::chrono::microseconds(300), complete);
         return;
       }
-      relax();
+      jrnn_relax();
     }
   }
 
   template <class F>
   static void spin(F done) {
-    for (int spins = 0; !done(); ++spins) spins < 4000 ? relax() : std::this_thread::yield();
-  }
-
-  static void relax() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
+    for (int spins = 0; !done(); ++spins)
+      spins < JRNN_SPINS ? jrnn_relax() : std::this_thread::yield();
   }
 
   std::atomic<int32_t> seats_{1}, done_{0};
   std::atomic<bool> go_{false};
   std::mutex mutex_;
   std::condition_variable taken_;
-  int32_t members_ = 0;
+  int32_t workers_ = 0;
   std::function<void(int32_t)>* work_ = nullptr;
 };
 
-// Asks for large pages, where the system gives them on request: a fault for each 4 KiB of fresh
-// memory can cost more than the layer. Whole large pages around the memory are asked for, and for
-// `margin` more bytes on both sides, if they are mapped.
-void advise(const float* p, size_t bytes, size_t margin) {
+// Asks for large pages for all of the memory, where the system gives them on request: a fault for
+// each 4 KiB of fresh memory can cost more than the layer. What shares a page with it has its part.
+void advise([[maybe_unused]] const float* p, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kPage = 2 << 20;
-  if (!p || bytes < kPage / 8) return;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(p), end = begin + bytes;
-  const uintptr_t first = (begin > margin ? begin - margin : 0) / kPage * kPage;
-  const uintptr_t last = (end + margin + kPage - 1) / kPage * kPage;
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  if (bytes < kPage / 8) return;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(p) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(begin), reinterpret_cast<uintptr_t>(p) + bytes - begin,
+          MADV_HUGEPAGE);
 #endif
 }
 
@@ -174,7 +172,7 @@ class Results {
     auto buffer = rets_.get<ffi::AnyBuffer>(index_++);
     if (!buffer.has_value() || (*buffer)->element_count() == 0) return nullptr;
     auto* p = static_cast<float*>((*buffer)->untyped_data());
-    advise(p, (*buffer)->size_bytes(), 0);
+    advise(p, (*buffer)->size_bytes());
     return p;
   }
 
@@ -207,33 +205,34 @@ ffi::Error read_inputs(ffi::RemainingArgs args, Arguments& inputs, JrnnRun& run)
   return ffi::Error::Success();
 }
 
+ffi::Error no_memory() {
+  return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jrnn: no memory for the kernels to work in");
+}
+
 ffi::Error execute(ffi::ThreadPool& threads, JrnnRun run, bool backward) {
   const JrnnKernels* kernels = jrnn_kernels();
   const double work = 2.0 * run.T * run.B * (run.I + run.H) * kernels->gates(run.cell) * run.H;
-  const int64_t most = work < 1e6 ? 1 : threads.num_threads();
-  std::vector<JrnnBarrier> barriers;
+  const int64_t most = work < 1e6 || threads.num_threads() < 1 ? 1 : threads.num_threads();
+  std::vector<JrnnBarrier> barriers(1 + most);
+  run.barriers = barriers.data();
   Pool::Held scratch{nullptr, 0};
-  auto prepare = [&](int32_t seats) {
-    const int64_t floats = kernels->plan(&run, seats, backward);
+  auto prepare = [&](int32_t seats) -> int32_t {
+    const int64_t floats = kernels->plan(&run, static_cast<int32_t>(most), seats, backward);
     scratch = pool().take(static_cast<size_t>(floats) * sizeof(float));
     run.scratch = scratch.block.get();
-    if (!run.scratch) return 0;
-    barriers.resize(1 + run.parts);
-    run.barriers = barriers.data();
-    return run.parts * run.slices;
+    return run.scratch ? run.workers : 0;
   };
-  auto body = [&](int32_t member) {
-    backward ? kernels->backward(&run, member) : kernels->forward(&run, member);
+  auto body = [&](int32_t worker) {
+    backward ? kernels->backward(&run, worker) : kernels->forward(&run, worker);
   };
-  Team::run(threads, most < 1 ? 1 : most, prepare, body);
-  if (!run.scratch)
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jrnn: no memory for packed weights");
+  Team::run(threads, most, prepare, body);
+  if (!run.scratch) return no_memory();
   pool().give(std::move(scratch));
   return ffi::Error::Success();
 }
 
 ffi::Error Forward(ffi::ThreadPool threads, int32_t cell, bool reverse, ffi::RemainingArgs args,
-                   ffi::RemainingRets rets) {
+                   ffi::RemainingRets rets) try {
   const JrnnKernels* kernels = jrnn_kernels();
   JrnnRun run{};
   run.cell = cell;
@@ -245,16 +244,17 @@ ffi::Error Forward(ffi::ThreadPool threads, int32_t cell, bool reverse, ffi::Rem
   run.h_last = outputs.next();
   run.c_last = outputs.next();
   run.saved = outputs.next();
+  if (kernels->gates(cell) == 0) return ffi::Error::InvalidArgument("jrnn: there is no such cell");
   if (run.saved && rets.get<ffi::AnyBuffer>(3).value()->dimensions()[2] != kernels->saved(cell))
     return ffi::Error::InvalidArgument("jrnn: `saved` must be [T, B, saved arrays of the cell, H]");
-  // XLA lays the temporary arrays of a program beside each other: ys, and its cotangents to come.
-  const size_t bytes = sizeof(float) * run.T * run.B * run.H;
-  advise(run.saved, bytes * kernels->saved(cell), 2 * bytes);
+  outputs.next();  // room: not written, only asked for in large pages
   return execute(threads, run, false);
+} catch (const std::bad_alloc&) {
+  return no_memory();
 }
 
 ffi::Error Backward(ffi::ThreadPool threads, int32_t cell, bool reverse, int32_t groups,
-                    ffi::RemainingArgs args, ffi::RemainingRets rets) {
+                    ffi::RemainingArgs args, ffi::RemainingRets rets) try {
   JrnnRun run{};
   run.cell = cell;
   run.reverse = reverse;
@@ -300,6 +300,8 @@ ffi::Error Backward(ffi::ThreadPool threads, int32_t cell, bool reverse, int32_t
     for (auto& d_extra : run.d_extra) move(d_extra, run.H);
   }
   return ffi::Error::Success();
+} catch (const std::bad_alloc&) {
+  return no_memory();
 }
 
 }  // namespace

@@ -41,13 +41,16 @@ struct Forward {
     return arena.used;
   }
 
-  // With few rows a step is bound by reading weights: those of the input are then read once for
-  // many steps. Otherwise the input's product stays in the tile, and costs no memory.
+  // With few rows, or many weights, a step is bound by reading weights: those of the input are then
+  // read once for several steps. Otherwise, and where steps have padding, the input's product stays
+  // in the tile, and costs no memory.
   int64_t hoist_steps() const {
     const int64_t most = (run.B + run.parts - 1) / run.parts;
-    const int64_t weights = run.I * S::XV * W * sizes.panels / run.slices;
+    const int64_t panels = (sizes.panels + run.slices - 1) / run.slices;
+    const int64_t weights = run.I * S::XV * W * panels;
     if (run.I < 8 || run.lengths || (most >= 6 && weights < (1 << 17))) return 0;
     const int64_t steps = 48 / most < 4 ? 4 : 48 / most;
+    if (steps * most * panels * CV * W > (1 << 22)) return 0;
     return steps < run.T ? steps : run.T;
   }
 
@@ -72,12 +75,17 @@ struct Forward {
     return sum;
   }
 
-  void operator()() {
+  static constexpr int PHASES = 2;
+  void phase(int number) { number == 0 ? prepare() : walk(); }
+
+  void prepare() {
     pack();
     if (Cell::CELL_STATE && !run.saved && member.slice == 0)
       memcpy(run.c_last + member.rows.first * run.H, run.c0 + member.rows.first * run.H,
              member.rows.size() * run.H * sizeof(float));
-    member.meet_all();
+  }
+
+  void walk() {
     const Range panels = share(sizes.panels, member.slice, run.slices);
     for (int64_t s = 0; s < run.T; ++s) {
       if (chunk && s % chunk == 0) hoist(s, panels);

@@ -60,19 +60,27 @@ double cost(const JrnnRun& run, int32_t parts, int32_t slices) {
   return slices > 1 ? 1.1 * alone + 1000 : alone;
 }
 
-int64_t plan(JrnnRun* run, int32_t threads, int32_t backward) {
+// Each part has sums of its own for all weights: this many floats of them are too many.
+constexpr int64_t kMostSums = 1 << 24;
+
+int64_t plan(JrnnRun* run, int32_t threads, int32_t seats, int32_t backward) {
   int64_t floats = 0;
   with_cell(run->cell, [&](auto c) {
     using Cell = typename decltype(c)::type;
+    const int64_t sums = backward ? (run->I + run->H) * Cell::G * run->H : 0;
     double best = 0;
     run->parts = run->slices = 0;
     for (int32_t parts = 1; parts <= threads && parts <= run->B; ++parts) {
+      if (parts > 1 && parts * sums > kMostSums) break;
       const int64_t vectors = (run->H + W - 1) / W;
       int32_t slices = threads / parts;
       if (slices > vectors) slices = (int32_t)vectors;
       const double now = cost<Cell>(*run, parts, slices);
       if (run->parts == 0 || now < best) best = now, run->parts = parts, run->slices = slices;
     }
+    if (run->slices > 1 && run->parts * run->slices > seats)
+      run->slices = seats > run->parts ? seats / run->parts : 1;
+    run->workers = run->parts * run->slices < seats ? run->parts * run->slices : seats;
     float* scratch = run->scratch;
     run->scratch = nullptr;
     floats = backward ? Backward<Cell>(*run, 0).layout() : Forward<Cell>(*run, 0).layout();
@@ -81,12 +89,22 @@ int64_t plan(JrnnRun* run, int32_t threads, int32_t backward) {
   return floats;
 }
 
-void forward(const JrnnRun* run, int32_t member) {
-  with_cell(run->cell, [&](auto c) { Forward<typename decltype(c)::type>(*run, member)(); });
+// Every phase of a worker's members, and all workers meet after each.
+template <class Pass>
+void work(const JrnnRun& run, int32_t worker) {
+  for (int number = 0; number < Pass::PHASES; ++number) {
+    if (number) meet(run.barriers, run.workers);
+    for (int32_t m = worker; m < run.parts * run.slices; m += run.workers)
+      Pass(run, m).phase(number);
+  }
 }
 
-void backward(const JrnnRun* run, int32_t member) {
-  with_cell(run->cell, [&](auto c) { Backward<typename decltype(c)::type>(*run, member)(); });
+void forward(const JrnnRun* run, int32_t worker) {
+  with_cell(run->cell, [&](auto c) { work<Forward<typename decltype(c)::type>>(*run, worker); });
+}
+
+void backward(const JrnnRun* run, int32_t worker) {
+  with_cell(run->cell, [&](auto c) { work<Backward<typename decltype(c)::type>>(*run, worker); });
 }
 
 constexpr JrnnKernels kernels = {gates, saved, plan, forward, backward};

@@ -37,7 +37,7 @@ JRNN_INLINE vf load(const float* p) {
 
 JRNN_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
 
-// The first n lanes; the others are zero and their memory is not touched.
+// The first n lanes, none if n < 1; the others are zero and their memory is not touched.
 JRNN_INLINE vf load(const float* p, int64_t n) {
   if (n >= W) return load(p);
   vf v = {};
@@ -118,7 +118,7 @@ JRNN_INLINE vf tanh(vf x) {
   vf a = (vf)((vi)x & 0x7fffffff);
   Exp e = reduced_exp(-2.0f * least(splat(9.5f), a));
   vf m = e.scale * e.p + (e.scale - 1.0f);
-  return (vf)((vi)(-m / (m + 2.0f)) | sign);
+  return (vf)((vi)((0.0f - m) / (m + 2.0f)) | sign);  // not -m, which is -0 where m is 0
 }
 
 }  // namespace

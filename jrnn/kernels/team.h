@@ -9,14 +9,6 @@
 
 namespace {
 
-JRNN_INLINE void pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  __asm__ volatile("yield");
-#endif
-}
-
 // Every member returns when all have come; what each wrote before is seen by all after.
 inline void meet(JrnnBarrier* barrier, int32_t size) {
   if (size == 1) return;
@@ -27,7 +19,7 @@ inline void meet(JrnnBarrier* barrier, int32_t size) {
     return;
   }
   for (int spins = 0; __atomic_load_n(&barrier->phase, __ATOMIC_ACQUIRE) == phase; ++spins)
-    spins < 4000 ? pause() : (void)sched_yield();
+    spins < JRNN_SPINS ? jrnn_relax() : (void)sched_yield();
 }
 
 struct Range {
@@ -39,7 +31,8 @@ JRNN_INLINE Range share(int64_t count, int64_t index, int64_t of) {
   return {count * index / of, count * (index + 1) / of};
 }
 
-// One thread's place in the team.
+// One share of the work: a slice of the units of a part of the batch. Parts that are no slices need
+// not run at the same time, so that one worker may do several, phase by phase.
 struct Member {
   const JrnnRun& run;
   int32_t number, part, slice;
@@ -50,7 +43,6 @@ struct Member {
         rows(share(r.B, m / r.slices, r.parts)) {}
 
   int32_t size() const { return run.parts * run.slices; }
-  void meet_all() const { meet(run.barriers, size()); }
   void meet_part() const { meet(run.barriers + 1 + part, run.slices); }
 };
 

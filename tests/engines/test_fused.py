@@ -9,16 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jrnn
 from jrnn import GRU, LSTM, Engine, Fused, Scan
 from jrnn.engines.linearise import plan_of
+from jrnn.engines.masking import Masks
 from jrnn.engines.precision import bind, precision_of
 from tests.cells.toys import Learned
 from tests.helpers import (
     QUICK,
     Batch,
     Way,
+    as_dtype,
     assert_close,
     call,
     inner,
@@ -28,9 +31,9 @@ from tests.helpers import (
 )
 
 
-def example(cell: jrnn.Cell, steps: int) -> tuple[Any, Batch]:
+def example(cell: jrnn.Cell, steps: int, batch: int = 3) -> tuple[Any, Batch]:
     params = random_params(cell, 1, input_size=2)
-    return params, random_batch(cell, params, 2, steps, batch=3)
+    return params, random_batch(cell, params, 2, steps, batch)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +117,7 @@ def test_what_is_saved_is_the_gates_alone(cell: jrnn.Cell, pairs: int, kept: int
     xs = jnp.ones((1, 4, 2))
     parts = bind(cell, params, precision_of(params, xs))
     befores = jax.tree.map(lambda a: a[None], cell.init_carry(params, (4,)))
-    plan = plan_of(parts, befores, xs)
+    plan = plan_of(parts, befores, xs, Masks(None, None, None, None))
     assert len(plan.pairs) == pairs
     assert sum(source == "kept" for source, _ in plan.sources) == kept
 
@@ -156,6 +159,32 @@ def test_chunk_that_is_no_positive_int_is_refused(chunk: Any) -> None:
 def test_remat_that_is_no_bool_is_refused(remat: Any) -> None:
     with pytest.raises(ValueError, match="Fused: remat must be True or False, got"):
         Fused(remat=remat)
+
+
+@pytest.mark.parametrize("cell", [LSTM(3, peepholes=True), GRU(3)], ids=repr)
+def test_a_small_cell_under_a_large_batch_adds_its_gradients_step_by_step(
+    cell: jrnn.Cell, x64: None
+) -> None:
+    params, batch = example(cell, steps=4, batch=33)
+    assert Fused().chunk_of(4, 33, weights=100) == 1
+    run = lambda engine: quickly_differentiate_all(cell, engine, (Way(),), params, batch)
+    assert_close(run(Fused()), run(Scan()), 1e-10)
+
+
+def test_inputs_on_a_mesh_that_the_parameters_are_not_on() -> None:
+    cell = GRU(3)
+    params, batch = example(cell, steps=4)
+    params, xs = as_dtype((params, batch.xs), np.float32)
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    placed = lambda a, *axes: jax.device_put(a, NamedSharding(mesh, PartitionSpec(*axes)))
+    lengths = placed(jnp.array([4, 2, 0]), "data")
+
+    def loss(params: Any, xs: Any) -> Any:
+        return jrnn.unroll(cell, params, xs, lengths=lengths, engine="fused")[1].sum()
+
+    want = jax.grad(loss, argnums=(0, 1))(placed(params), placed(xs))
+    assert_close(jax.grad(loss, argnums=(0, 1))(params, placed(xs, None, "data")), want, 1e-6)
+    assert_close(jax.grad(loss, argnums=(0, 1))(params, xs), want, 1e-6)
 
 
 @pytest.mark.parametrize(("steps", "batch", "want"), [(128, 32, 8), (0, 0, 1), (784, 64, 4)])

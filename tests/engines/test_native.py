@@ -107,6 +107,11 @@ def test_activations_are_accurate(activation: Any, truth: Any) -> None:
     want = truth(xs.astype(np.float64))
     ulps = np.abs(np.asarray(ys)[0, :, 0] - want) / np.spacing(np.abs(want).astype(np.float32))
     assert ulps.max() < 3
+    ends = jnp.array([-np.inf, -1e30, -88.0, -0.0, 0.0, 88.0, 1e30, np.inf], jnp.float32)
+    _, ys = jrnn.unroll(cell, params, ends[None, :, None], engine="native")
+    want = truth(np.clip(np.asarray(ends, np.float64), -100, 100))
+    np.testing.assert_allclose(ys[0, :, 0], want, rtol=1e-6, atol=2e-38)
+    assert not np.signbit(ys[0, 4, 0])
 
 
 def test_nan_and_infinity_go_on() -> None:
@@ -155,6 +160,49 @@ def test_vmap_twice_is_one_call() -> None:
     twice = lambda engine: jax.vmap(jax.vmap(lambda xs: run(xs, engine)))
     assert_close(twice("native")(xs), twice("scan")(xs), 1e-5)
     assert str(jax.make_jaxpr(twice("native"))(xs)).count("jrnn_forward") == 1
+
+
+def test_vmap_over_nothing() -> None:
+    params = random_params(jrnn.GRU(4), 0, 2, np.float32)
+    run = lambda xs: jrnn.unroll(jrnn.GRU(4), params, xs, engine="native")[1].sum()
+    value, grad = jax.vmap(jax.value_and_grad(run))(jnp.zeros((0, 5, 3, 2)))
+    assert value.shape == (0,) and grad.shape == (0, 5, 3, 2)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 12), "int32"], ids=str)
+def test_parameters_that_only_broadcast_are_left_to_others(shape: Any) -> None:
+    cell = jrnn.GRU(4)
+    params = random_params(cell, 0, 2, np.float32)
+    b = jnp.ones(12, jnp.int32) if shape == "int32" else jnp.full(shape, 0.3)
+    params, xs = params._replace(b=b), jnp.ones((3, 2, 2))
+    with pytest.raises(ValueError, match=r"b must be float32\[12\] for inputs of 2, got"):
+        jrnn.unroll(cell, params, xs, engine="native")
+    run = lambda engine: jrnn.unroll(cell, params, xs, engine=engine)
+    assert_close(run("auto"), run("scan"), 1e-6)
+
+
+def test_the_order_of_sums_does_not_hang_on_who_came() -> None:
+    cell = jrnn.LSTM(40, peepholes=True)
+    params = random_params(cell, 0, 8, np.float32)
+    xs = jnp.asarray(np.random.default_rng(0).normal(size=(50, 64, 8)), jnp.float32)
+    run = jax.jit(jax.grad(lambda p: jnp.sum(jrnn.unroll(cell, p, xs, engine="native")[1] ** 2)))
+    first = jax.tree.map(np.asarray, run(params))
+    with ThreadPoolExecutor(4) as pool:  # they take each other's threads
+        for grads in pool.map(lambda _: jax.tree.map(np.asarray, run(params)), range(100)):
+            jax.tree.map(np.testing.assert_array_equal, grads, first)
+
+
+def test_sums_over_many_rows_are_accurate() -> None:
+    cell = jrnn.GRU(4)
+    params = random_params(cell, 0, 2, np.float32)
+    xs = np.random.default_rng(0).normal(size=(500, 200, 2)).astype(np.float32)
+    grads = lambda engine: jax.grad(
+        lambda p: jnp.sum(jrnn.unroll(cell, p, xs, engine=engine)[1] ** 2)
+    )(params)
+    native, scan = grads("native"), grads("scan")
+    for name in ("b", "b_hn"):
+        got, want = getattr(native, name), getattr(scan, name)
+        assert np.abs(got - want).max() < 2e-6 * np.abs(want).max()
 
 
 def test_a_share_of_a_mesh() -> None:
