@@ -137,7 +137,7 @@ def _load() -> str | None:
             jax.ffi.register_ffi_target(name, handler, platform="cpu")
     except Exception as error:  # whatever XLA has against it, the other engines work
         return (
-            f"its code in C++ does not fit this jaxlib ({error}); install jrnn again by pip install "
+            f"its code in C++ does not fit this jaxlib ({error}); install jrnn again with pip's "
             "--no-build-isolation, so that it is built with this one"
         )
     return None

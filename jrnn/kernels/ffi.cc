@@ -24,6 +24,19 @@ namespace ffi = xla::ffi;
 
 namespace {
 
+constexpr size_t kLargePage = 2 << 20;
+
+// Asks for large pages for all of the memory, where the system gives them on request: a fault for
+// each 4 KiB of fresh memory can cost more than the layer. What shares a page with it has its part.
+void advise([[maybe_unused]] const float* p, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__)
+  if (!p || bytes < kLargePage / 8) return;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(p) / kLargePage * kLargePage;
+  madvise(reinterpret_cast<void*>(begin), reinterpret_cast<uintptr_t>(p) + bytes - begin,
+          MADV_HUGEPAGE);
+#endif
+}
+
 // Scratch memory is kept from call to call: fresh pages cost more than most calls compute.
 class Pool {
  public:
@@ -46,8 +59,11 @@ class Pool {
         return held;
       }
     }
-    bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-    return {Block(static_cast<float*>(std::aligned_alloc(kAlignment, bytes))), bytes};
+    const size_t alignment = bytes < kLargePage / 8 ? 4096 : kLargePage;
+    bytes = (bytes + alignment - 1) / alignment * alignment;
+    Held held{Block(static_cast<float*>(std::aligned_alloc(alignment, bytes))), bytes};
+    advise(held.block.get(), bytes);
+    return held;
   }
 
   Pool() { kept_.reserve(kMostBlocks); }
@@ -60,7 +76,7 @@ class Pool {
   }
 
  private:
-  static constexpr size_t kAlignment = 4096, kMostBlocks = 4, kMostBytes = 64 << 20;
+  static constexpr size_t kMostBlocks = 4, kMostBytes = 64 << 20;
   std::mutex mutex_;
   std::vector<Held> kept_;
 };
@@ -136,18 +152,6 @@ class Team {
   int32_t workers_ = 0;
   std::function<void(int32_t)>* work_ = nullptr;
 };
-
-// Asks for large pages for all of the memory, where the system gives them on request: a fault for
-// each 4 KiB of fresh memory can cost more than the layer. What shares a page with it has its part.
-void advise([[maybe_unused]] const float* p, [[maybe_unused]] size_t bytes) {
-#if defined(__linux__)
-  constexpr uintptr_t kPage = 2 << 20;
-  if (bytes < kPage / 8) return;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(p) / kPage * kPage;
-  madvise(reinterpret_cast<void*>(begin), reinterpret_cast<uintptr_t>(p) + bytes - begin,
-          MADV_HUGEPAGE);
-#endif
-}
 
 // Steps through the buffers of a call; one without elements stands for an absent array.
 class Arguments {

@@ -57,7 +57,7 @@ double cost(const JrnnRun& run, int32_t parts, int32_t slices) {
   const double first = arithmetic / tiles;
   const double stall = reading > first ? reading - first : 0;
   const double alone = panels * depth * (arithmetic + stall) + rows * panels * Cell::UV * 100;
-  return slices > 1 ? 1.1 * alone + 1000 : alone;
+  return slices > 1 ? alone + 1000 : alone;
 }
 
 // Each part has sums of its own for all weights: this many floats of them are too many.
