@@ -69,8 +69,8 @@ struct JrnnRun {
   JrnnBarrier* barriers;  // one for all, then one for each part
 };
 
-// What a thread does while it waits, and how often before it lets others run.
-#define JRNN_SPINS 4000
+// What a thread does while it waits, and how often before it sleeps for moments.
+#define JRNN_SPINS 10000
 static inline void jrnn_relax(void) {
 #if defined(__x86_64__)
   __builtin_ia32_pause();

@@ -1,6 +1,7 @@
 // The handlers that XLA calls: they read buffers into a JrnnRun, gather a team of threads, and run
 // the kernels of the best instruction set. Compiled for the oldest machine.
 #if defined(__linux__)
+#include <sched.h>
 #include <sys/mman.h>
 #endif
 
@@ -102,6 +103,7 @@ class Team {
     if (most > 1) team->wait_for_seats(most);
     const int32_t seats = team->seats_.exchange(kClosed);
     team->workers_ = prepare(seats);
+    team->cores_.claim();
     team->go_.store(true, std::memory_order_release);
     if (team->workers_ > 0) f(0);
     spin([&] { return team->done_.load(std::memory_order_acquire) == seats - 1; });
@@ -120,7 +122,10 @@ class Team {
       taken_.notify_one();
     }
     spin([&] { return go_.load(std::memory_order_acquire); });
-    if (seat < workers_) (*work_)(seat);
+    if (seat < workers_) {
+      cores_.claim();
+      (*work_)(seat);
+    }
     done_.fetch_add(1, std::memory_order_release);
   }
 
@@ -142,9 +147,37 @@ class Team {
   template <class F>
   static void spin(F done) {
     for (int spins = 0; !done(); ++spins)
-      spins < JRNN_SPINS ? jrnn_relax() : std::this_thread::yield();
+      spins < JRNN_SPINS ? jrnn_relax() : std::this_thread::sleep_for(std::chrono::microseconds(1));
   }
 
+  // The system may wake two threads on one core, and leave them there for longer than a call takes.
+  // Who finds its core taken is moved to one that is not, if it may run on one, and is then as free
+  // to be moved as before.
+  class Cores {
+   public:
+    void claim() {
+#if defined(__linux__)
+      if (take(sched_getcpu())) return;
+      cpu_set_t allowed, others;
+      if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+      CPU_ZERO(&others);
+      for (int core = 0; core < kCores; ++core)
+        if (CPU_ISSET(core, &allowed) && !taken_[core].load()) CPU_SET(core, &others);
+      if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return;
+      sched_setaffinity(0, sizeof allowed, &allowed);
+      take(sched_getcpu());
+#endif
+    }
+
+   private:
+    static constexpr int kCores = 1024;  // of a cpu_set_t
+
+    bool take(int core) { return core < 0 || core >= kCores || !taken_[core].exchange(true); }
+
+    std::atomic<bool> taken_[kCores]{};
+  };
+
+  Cores cores_;
   std::atomic<int32_t> seats_{1}, done_{0};
   std::atomic<bool> go_{false};
   std::mutex mutex_;

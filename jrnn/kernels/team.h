@@ -1,8 +1,8 @@
 // How the threads of one call share the work: the batch in parts, the units of a part in slices.
 #pragma once
 
-#include <sched.h>
 #include <string.h>
+#include <time.h>
 
 #include "api.h"
 #include "simd.h"
@@ -18,8 +18,15 @@ inline void meet(JrnnBarrier* barrier, int32_t size) {
     __atomic_store_n(&barrier->phase, phase + 1, __ATOMIC_RELEASE);
     return;
   }
-  for (int spins = 0; __atomic_load_n(&barrier->phase, __ATOMIC_ACQUIRE) == phase; ++spins)
-    spins < JRNN_SPINS ? jrnn_relax() : (void)sched_yield();
+  for (int spins = 0; __atomic_load_n(&barrier->phase, __ATOMIC_ACQUIRE) == phase; ++spins) {
+    if (spins < JRNN_SPINS) {
+      jrnn_relax();
+    } else {
+      // Two on one core would yield to each other for long; who sleeps wakes on one that is free.
+      const timespec moment = {0, 1000};
+      nanosleep(&moment, nullptr);
+    }
+  }
 }
 
 struct Range {
