@@ -2,7 +2,8 @@
 
 A cell is a frozen dataclass of hyper-parameters. It holds no arrays: those live in `params` and in
 `carry`. Three of its methods, `project`, `recur` and `update`, make a step, and each of them
-accepts any leading axes. Every engine is derived from these three.
+accepts any leading axes. Every engine is derived from these three; but for `Native`, which knows
+some cells by name.
 """
 
 import abc

@@ -55,7 +55,7 @@ def test_results_hold_every_contender_and_name_who_is_missing(run, tmp_path, cap
         "jrnn bcan": ["gru forward+backward 2x5x3x4"],
     }
     assert "others_cores" in done and result["product_gflops"] == {"xla": 100.0, "torch": 50.0}
-    assert {"cpu", "cores", "isa", "device"} <= set(result["machine"])
+    assert {"cpu", "cores", "vector_flags", "kernels", "device"} <= set(result["machine"])
     assert result["versions"]["jax"] and result["options"]["repeats"] == 3
     ratio = rows["nnx GRUCell"]["median_seconds"] / rows["jrnn auto"]["median_seconds"]
     assert done["ratios"] == {"jrnn auto": {"nnx GRUCell": pytest.approx(ratio)}}

@@ -1,10 +1,12 @@
 """README: its Python runs as it stands there, and what it names is there."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+from experiments.speed import report
 from jrnn import config
 
 ROOT = Path(__file__).parent.parent
@@ -26,3 +28,8 @@ def test_files_of_the_readme_exist():
 
 def test_every_shipped_config_is_in_the_readme():
     assert [path.name for path in config.shipped() if f"configs/{path.name}" not in TEXT] == []
+
+
+def test_table_of_speed_is_that_of_the_results():
+    results = ROOT / "experiments/speed/results/epyc-2-cores.json"
+    assert report.markdown(json.loads(results.read_text("utf-8")), "native") in TEXT

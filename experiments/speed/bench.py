@@ -1,4 +1,4 @@
-"""Time of LSTM and GRU layers, against other libraries on the same machine in the same run.
+"""Time of LSTM, GRU and Elman layers, against other libraries on the same machine in the same run.
 
     jrnn bench
     jrnn bench --engines scan auto --cells gru --shapes 0 8x64x16x32 --sweep --figure
@@ -88,7 +88,7 @@ def run(bench: Bench) -> dict[str, Any]:
     result = {
         "machine": machine.describe(),
         "versions": machine.versions(),
-        "options": asdict(bench) | {"out": str(bench.out)},
+        "options": asdict(bench) | {"out": bench.out.name},
         "product_gflops": {},
         "groups": [],
     }

@@ -46,9 +46,19 @@ def describe() -> dict[str, Any]:
         "architecture": platform.machine(),
         "cpu": fields.get("model name", platform.processor()),
         "cores": cores(),
-        "isa": flags,
+        "vector_flags": flags,
+        "kernels": _kernels_isa(),
         "device": jax.devices()[0].device_kind,
     }
+
+
+def _kernels_isa() -> str | None:
+    """The instruction set of jrnn's own kernels; None where they were not built."""
+    try:
+        from jrnn import _kernels
+    except ImportError:
+        return None
+    return _kernels.isa()
 
 
 def _is_vector(flag: str) -> bool:

@@ -79,7 +79,8 @@ def in_turn(contenders: list[Contender], repeats: int, seconds: float) -> dict[s
 def _seconds(contender: Contender, until: float) -> list[float]:
     """Of one call after another, for at least one, and until so many seconds have passed."""
     seen: list[float] = []
-    while sum(seen) < until:
+    end = time.perf_counter() + until
+    while not seen or time.perf_counter() < end:
         start = time.perf_counter()
         contender.call()
         seen.append(time.perf_counter() - start)

@@ -19,8 +19,14 @@ log = logging.getLogger("jrnn")
 class Auto(Engine):
     """Chooses by platform, cell and dtype when it is traced, and says in the log `jrnn` what.
 
-    `Native` where it can run in float32, else `Fused`. Neither has forward-mode derivatives: for
-    `jax.jvp` name `engine="scan"`.
+    `Native` where there is a kernel for it: LSTM, GRU (reset after) or Elman, in float32, on a CPU,
+    with jrnn's code in C++ built. Else `Fused`. It does not look at sizes: in the table that
+    `jrnn bench` made (experiments/speed/results; README shows it) `Native` is faster than `Fused`
+    and `Scan` at every shape, and `Fused` than `Scan` by the geometric mean with gradients, alike
+    without.
+
+    `Native` has neither second derivatives nor `jax.export`: for those name `engine="fused"`. And
+    neither has forward mode: for `jax.jvp` name `engine="scan"`.
     """
 
     def run(

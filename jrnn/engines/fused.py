@@ -37,17 +37,17 @@ class Fused(Engine):
         w' = sum over chunks of transpose(d p, d q by w)(z'_chunk, u'_chunk)
 
     JAX's own derivative adds to the gradient of every weight at every step. Here a chunk of
-    steps is one matrix product. Saved are s_t and what `update` computes by anything dearer than
-    an addition or a product, such as the gates. On a CPU this is faster than `Scan` where the
-    weights or the batch are large, or the sequence is alone; small cells may be slower.
+    steps is one matrix product, and one step is a chunk only where a small cell has a large batch.
+    Saved are s_t and what `update` computes by anything dearer than an addition or a product, such
+    as the gates.
 
     A gradient of a parameter that `update` itself uses (a peephole) is added up step by step.
 
     With `remat` only the carry before each chunk is saved, and each chunk is run again in the
     backward pass: memory O(sqrt(T)), and about a third more time.
 
-    Gradients of any order work; forward mode (`jax.jvp`, `jax.jacfwd`, `jax.hessian`) does not:
-    JAX refuses it, and it needs `engine="scan"`.
+    Gradients of any order work, and `jax.hessian`; forward mode of the values themselves
+    (`jax.jvp`, `jax.jacfwd`) does not: JAX refuses it, and it needs `engine="scan"`.
 
     Args:
       chunk: steps of which the weight gradients are one product; with `remat` also those between
@@ -89,7 +89,7 @@ class Fused(Engine):
         return _run(self, reverse, parts, carry, xs, masks)
 
     def chunk_of(self, steps: int, batch: int, weights: int = SMALL) -> int:
-        """The steps of a chunk: near the one wanted, and one that divides T if there is any."""
+        """The steps of a chunk: those wanted, or a little less where that divides T."""
         if self.chunk is not None:
             return self.chunk
         if not self.remat and batch >= 32 and weights < SMALL:

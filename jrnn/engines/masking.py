@@ -44,12 +44,12 @@ def blank(mask: jax.Array | None, tree: Any) -> Any:
 
 
 def restart(reset: jax.Array | None, initial: Carry | None, carry: Carry) -> Carry:
-    """What every engine does before a step: the initial carry where it is reset."""
+    """What a step begins with: the initial carry where it is reset."""
     return carry if reset is None else select(reset, initial, carry)
 
 
 def settle(valid: jax.Array | None, before: Carry, after: Carry, out: Any) -> tuple[Carry, Any]:
-    """What every engine does after a step: on padding the carry stays, and what is out is zero."""
+    """What a step ends with: on padding the carry stays, and what is out is zero."""
     return select(valid, after, before), blank(valid, out)
 
 

@@ -56,7 +56,7 @@ KERNELS: dict[str, _Kernel] = {
 class Native(Engine):
     """Kernels written in C++ for LSTM (peepholes, coupled), GRU (reset after) and Elman on a CPU.
 
-    Weights are packed for the vector units once a call; the gate arithmetic is done on the tile of
+    Weights are packed for the vector units in each call; the gate arithmetic is done on the tile of
     pre-activations that a matrix product has just left; the backward pass carries the cotangents
     of the carry alone and makes every weight gradient of a chunk of steps while it is in the
     cache. The threads of the runtime share the batch, or the units where the batch is small.
@@ -65,8 +65,10 @@ class Native(Engine):
     The best instruction set of the machine is chosen when the code is loaded: AVX-512, AVX2 or
     what every machine has. The environment variable JRNN_ISA (v4, v3, base) asks for less.
 
-    float32 only; float64 runs on `Fused`. Derivatives are those of reverse mode, once:
-    `jax.jvp` and second derivatives need `engine="scan"`.
+    float32 only; float64 runs on `Fused`. Derivatives are those of reverse mode, once: second
+    ones need `engine="fused"`, and forward mode `engine="scan"`. `jax.export` refuses it. Which
+    threads come to help changes no bit of a result; how many the runtime has may, as they decide
+    the order of the sums over the batch. Inside `jax.shard_map` gradients need `check_vma=False`.
 
     Raises:
       ValueError: when it is run: the cell has no kernel, the dtypes are others, the platform is no

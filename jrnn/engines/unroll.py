@@ -21,6 +21,7 @@ REGISTRY: dict[str, type[Engine]] = {"auto": Auto, "scan": Scan, "fused": Fused,
 """Every engine by the name that `unroll(engine=...)` takes."""
 
 FORWARD_MODE = "for jax.jvp, jax.jacfwd and jax.linearize use engine='scan'"
+"""What to do where an engine has no derivative of forward mode."""
 
 
 def unroll(
@@ -64,7 +65,8 @@ def unroll(
       reverse: go from the last valid step to the first; outputs stay in the order of time.
       key: randomness for cells with noise; None means deterministic, at the expected value.
       engine: an engine such as `jrnn.Scan(unroll=2)`, or a name: "auto", "native", "fused" or
-        "scan", which alone has forward-mode derivatives.
+        "scan". "scan" alone has forward-mode derivatives, and "native", which "auto" may choose,
+        first derivatives alone.
 
     Returns:
       The carry after the last valid step, and the outputs `[T, B, output]`.
