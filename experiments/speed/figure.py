@@ -32,20 +32,32 @@ def _panels(groups: list[dict[str, Any]], key: Any) -> tuple[Any, dict[Any, Any]
 
 
 def _ratios(groups: list[dict[str, Any]]) -> Any:
-    """Bars of the ratios to the fastest engine's time; at 1 both are as fast."""
+    """Bars of the ratios to the fastest engine's time; they stand on 1, where both are as fast."""
+    from matplotlib.patches import Patch
+
     key = lambda group: (group["cell"], group["direction"])
     figure, panels = _panels(groups, key)
     for name, axes in panels.items():
         ours = [group for group in groups if key(group) == name]
-        for number, (family, label) in enumerate(RIVALS.items()):
-            heights = [_best_ratio(group, family) for group in ours]
-            places = [place + 0.27 * (number - 1) for place in range(len(ours))]
-            axes.bar(places, heights, 0.25, label=label)
+        present = [family for family in RIVALS if any(_best_ratio(g, family) for g in ours)]
+        for number, family in enumerate(present):
+            offset = 0.27 * (number - (len(present) - 1) / 2)
+            for place, group in enumerate(ours):
+                ratio = _best_ratio(group, family)
+                if ratio:
+                    color = f"C{list(RIVALS).index(family)}"
+                    axes.bar(place + offset, ratio - 1, 0.25, bottom=1, color=color)
+                    above = "bottom" if ratio >= 1 else "top"
+                    axes.text(place + offset, ratio, f"{ratio:.2g}", ha="center", va=above, size=7)
+        axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.margins(y=0.12)
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set_xticks(range(len(ours)), ["\n".join(_sizes(group)) for group in ours])
         axes.set_title(f"{name[0].upper()}, {name[1]}")
         axes.set_ylabel("time of the peer / time of jrnn")
-    next(iter(panels.values())).legend()
+    patches = [Patch(color=f"C{k}", label=label) for k, label in enumerate(RIVALS.values())]
+    figure.legend(handles=patches, loc="outside upper center", ncols=len(patches), frameon=False)
     return figure
 
 
