@@ -83,6 +83,8 @@ def _growth(groups: list[dict[str, Any]]) -> Any:
         for label, points in lines.items():
             own = label.startswith("jrnn")
             axes.loglog(*zip(*points, strict=True), label=label, linewidth=2.5 if own else 1)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_title(f"{name[0].upper()}, {name[1]}")
         axes.set_xlabel(name[2])
         axes.set_ylabel("ms")

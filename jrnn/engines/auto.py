@@ -11,8 +11,12 @@ from jrnn.engines.fused import Fused
 from jrnn.engines.masking import Masks
 from jrnn.engines.native import Native, unavailable
 from jrnn.engines.precision import Parts
+from jrnn.engines.scan import Scan
 
 log = logging.getLogger("jrnn")
+
+FEW, MANY = 16384, 32
+"""Weights of a cell and sequences of a batch; see `Auto`."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +24,16 @@ class Auto(Engine):
     """Chooses by platform, cell and dtype when it is traced, and says in the log `jrnn` what.
 
     `Native` where there is a kernel for it: LSTM, GRU (reset after) or Elman, in float32, on a CPU,
-    with jrnn's code in C++ built. Else `Fused`. It does not look at sizes: in the table that
-    `jrnn bench` made (experiments/speed/results; README shows it) `Native` is faster than `Fused`
-    and `Scan` at every shape, and `Fused` than `Scan` by the geometric mean with gradients, alike
-    without.
+    with jrnn's code in C++ built. Else `Fused`; but `Scan` on a CPU for a cell of less than `FEW`
+    weights under a batch of `MANY` and more.
+
+    The rule is read off the tables of `jrnn bench` in experiments/speed/results. `Native` is the
+    fastest of the three at every shape, forward and with gradients. Without gradients `Fused` and
+    `Scan` do the same; with them, times of `Scan` / `Fused` at batch 32 and 64 steps::
+
+        input = hidden     16    32    64    128   256   512   1024
+        LSTM               0.66  0.88  0.87  1.04  0.99  1.14  1.19
+        GRU                0.89  0.80  1.03  1.08  1.00  1.40
 
     `Native` has neither second derivatives nor `jax.export`: for those name `engine="fused"`. And
     neither has forward mode: for `jax.jvp` name `engine="scan"`.
@@ -33,6 +43,13 @@ class Auto(Engine):
         self, parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
     ) -> tuple[Carry, jax.Array]:
         reason = unavailable(parts, xs)
-        chosen = Native() if reason is None else Fused()
+        chosen = Native() if reason is None else _without_kernels(parts, xs)
         log.info("engine='auto' chose %r%s", chosen, "" if reason is None else f": {reason}")
         return chosen.run(parts, carry, xs, masks, reverse)
+
+
+def _without_kernels(parts: Parts, xs: Inputs) -> Engine:
+    weights = sum(leaf.size for leaf in jax.tree.leaves(parts.compute_params))
+    _, batch, *_ = jax.tree.leaves(xs)[0].shape
+    small = weights < FEW and batch >= MANY
+    return Scan() if small and jax.default_backend() == "cpu" else Fused()

@@ -118,3 +118,16 @@ def test_auto_says_what_it_chose(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("DEBUG", logger="jrnn"):
         unroll(engine="auto", xs=np.ones((7, 5, 2), np.float32))  # a new shape: chosen in tracing
     assert "engine='auto' chose " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("hidden", "batch", "choice"), [(16, 32, "Scan("), (16, 31, "Fused("), (128, 32, "Fused(")]
+)
+def test_auto_without_kernels_goes_by_size(
+    hidden: int, batch: int, choice: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cell = GRU(hidden, reset_after=False)
+    params = cell.init(jax.random.key(0), 2)
+    with caplog.at_level("DEBUG", logger="jrnn"):
+        jax.eval_shape(lambda xs: jrnn.unroll(cell, params, xs), jnp.ones((3, batch, 2)))
+    assert f"engine='auto' chose {choice}" in caplog.text
