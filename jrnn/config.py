@@ -48,11 +48,11 @@ def make_cell(name: str, hidden_size: int, **options: Any) -> Cell:
     return cell(hidden_size=hidden_size, **options)
 
 
-def folder() -> Path:
-    """Where the configs that come with jrnn lie."""
+def folder(name: str = "configs") -> Path:
+    """Where the configs that come with jrnn lie, or else a folder that comes with it as they do."""
     package = Path(__file__).parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
+    installed = package / name
+    return installed if installed.is_dir() else package.parent / name
 
 
 def shipped() -> list[Path]:

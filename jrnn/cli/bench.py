@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import jrnn
+from jrnn import config
 
 MODULE = "jrnn_speed"
 """Name under which the benchmark is imported."""
@@ -21,14 +21,12 @@ def folder() -> Path:
     """Where the benchmark lies: in the package, if that is installed, else beside it.
 
     Raises:
-      ValueError: neither has it.
+      ValueError: it is in neither.
     """
-    package = Path(jrnn.__file__).parent
-    places = [package / "experiments" / "speed", package.parent / "experiments" / "speed"]
-    for place in places:
-        if (place / "bench.py").is_file():
-            return place
-    raise ValueError(f"bench: this installation lacks the benchmark; it would be in {places[0]}")
+    place = config.folder("experiments/speed")
+    if not (place / "bench.py").is_file():
+        raise ValueError(f"bench: this installation lacks the benchmark; it would be in {place}")
+    return place
 
 
 def load(part: str) -> ModuleType:

@@ -49,7 +49,6 @@ class Auto(Engine):
 
 
 def _without_kernels(parts: Parts, xs: Inputs) -> Engine:
-    weights = sum(leaf.size for leaf in jax.tree.leaves(parts.compute_params))
-    _, batch, *_ = jax.tree.leaves(xs)[0].shape
-    small = weights < FEW and batch >= MANY
+    batch = jax.tree.leaves(xs)[0].shape[1]
+    small = parts.size < FEW and batch >= MANY
     return Scan() if small and jax.default_backend() == "cpu" else Fused()

@@ -151,8 +151,7 @@ def _backward(options: Fused, reverse: bool, residuals: Any, cotangents: Any) ->
     totals = cast(zeros(parts.compute_params), wide)
     state = (ct_carry, in_update, zeros(masks.initial), totals)
     steps = (xs, masks.valid, masks.resets, saved, ct_ys)
-    weights = sum(leaf.size for leaf in jax.tree.leaves(parts.compute_params))
-    chunk = options.chunk_of(*_time_and_batch(xs), weights)
+    chunk = options.chunk_of(*_time_and_batch(xs), parts.size)
     state, (ct_xs, _) = scan_chunks(chunk_back, state, steps, starts, chunk, reverse=not reverse)
     ct_carry, in_update, ct_initial, totals = state
     ct_parts = dataclasses.replace(

@@ -52,6 +52,11 @@ class Parts:
     compute_params: Params
     wide_params: Params
 
+    @property
+    def size(self) -> int:
+        """The number of parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.compute_params))
+
     def project(self, x: Inputs) -> Gates:
         return cast(self.cell.project(self.compute_params, x), self.precision.wide)
 

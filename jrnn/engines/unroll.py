@@ -20,9 +20,6 @@ from jrnn.engines.scan import Scan
 REGISTRY: dict[str, type[Engine]] = {"auto": Auto, "scan": Scan, "fused": Fused, "native": Native}
 """Every engine by the name that `unroll(engine=...)` takes."""
 
-FORWARD_MODE = "for jax.jvp, jax.jacfwd and jax.linearize use engine='scan'"
-"""What to do where an engine has no derivative of forward mode."""
-
 
 def unroll(
     cell: Cell,
@@ -92,7 +89,10 @@ def unroll(
         )
     except TypeError as error:
         if "forward-mode" in str(error):  # JAX's own, which knows nothing of engines
-            error.add_note(f"jrnn: {engine} has derivatives of reverse mode alone; {FORWARD_MODE}")
+            error.add_note(
+                f"jrnn: {engine} has derivatives of reverse mode alone; for jax.jvp, jax.jacfwd "
+                "and jax.linearize use engine='scan'"
+            )
         raise
 
 

@@ -56,8 +56,8 @@ double cost(const JrnnRun& run, int32_t parts, int32_t slices) {
   const double reading = S::CV * W * sizeof(float) / per_cycle;
   const double first = arithmetic / tiles;
   const double stall = reading > first ? reading - first : 0;
-  const double alone = panels * depth * (arithmetic + stall) + rows * panels * Cell::UV * 100;
-  return slices > 1 ? alone + 1000 : alone;
+  return panels * depth * (arithmetic + stall) + rows * panels * Cell::UV * 100 +
+         (slices > 1 ? 1000 : 0);
 }
 
 // Each part has sums of its own for all weights: this many floats of them are too many.

@@ -175,7 +175,7 @@ def test_bench_lists_its_flags(capsys):
 
 def test_bench_says_when_it_is_not_installed(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, "MODULE", "jrnn_speed_elsewhere")
-    monkeypatch.setattr(bench.jrnn, "__file__", str(tmp_path / "jrnn" / "__init__.py"))
+    monkeypatch.setattr(bench.config, "__file__", str(tmp_path / "jrnn" / "config.py"))
     assert "lacks the benchmark" in refused(["bench"], capsys)
 
 
