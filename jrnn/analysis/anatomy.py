@@ -1,7 +1,7 @@
 """The gates and carries of every step, for any cell: what it names by `jrnn.record`."""
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jrnn.cell import Carry, Cell, Inputs, Params, recording
-from jrnn.engines import Engine, unroll
-from jrnn.engines.masking import Masks, blank, restart, select, settle
-from jrnn.engines.precision import Parts
+from jrnn.engines.masking import blank, restart, select, settle
+from jrnn.engines.prepare import prepare
 
 
 class Anatomy(NamedTuple):
@@ -88,18 +87,9 @@ def anatomy(
     True
     """
     lengths, resets = (None if a is None else jnp.asarray(a) for a in (lengths, resets))
-    carry, (ys, carries, gates) = unroll(
-        cell,
-        params,
-        xs,
-        carry,
-        lengths=lengths,
-        resets=resets,
-        reverse=reverse,
-        key=key,
-        engine=_Recorder(),
-    )
-    return Anatomy(gates, carries, carry, ys, lengths, resets, bool(reverse))
+    reverse = bool(reverse)
+    gates, carries, carry, ys = _anatomy(cell, params, xs, carry, lengths, resets, key, reverse)
+    return Anatomy(gates, carries, carry, ys, lengths, resets, reverse)
 
 
 def retention(
@@ -147,27 +137,33 @@ def retention(
     return blank(steps >= steps[:, None], jnp.cumprod(factors, axis=1))
 
 
-@dataclass(frozen=True)
-class _Recorder(Engine):
-    """The `Scan` engine, whose outputs are (y, the new carry, the gates) of each step.
+@partial(jax.jit, static_argnames=("cell", "reverse"))
+def _anatomy(
+    cell: Cell,
+    params: Params,
+    xs: Inputs,
+    carry: Carry | None,
+    lengths: jax.Array | None,
+    resets: jax.Array | None,
+    key: jax.Array | None,
+    reverse: bool,
+) -> tuple[Any, Carry, Carry, Any]:
+    """Gates, carries, last carry and outputs: the `Scan` engine that keeps all on its way."""
+    run = prepare(cell, params, xs, carry, lengths, resets, key, reverse)
 
-    An engine and not a wrapped cell: the carry on padding, and the dtypes, are then simply right.
-    """
+    def body(carry, inputs):
+        x, valid, reset = inputs
+        before = restart(reset, run.masks.initial, carry)
+        with recording() as gates:
+            after, y = run.parts.step(before, blank(valid, x))
+        _check_gates(cell, gates, batch=y.shape[0])
+        # A plain dict would come out of the scan in alphabetical order.
+        after, (y, gates) = settle(valid, before, after, (y, OrderedDict(gates)))
+        return after, (y, after, gates)
 
-    def run(
-        self, parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
-    ) -> tuple[Carry, Any]:
-        def body(carry, inputs):
-            x, valid, reset = inputs
-            before = restart(reset, masks.initial, carry)
-            with recording() as gates:
-                after, y = parts.step(before, blank(valid, x))
-            _check_gates(parts.cell, gates, batch=y.shape[0])
-            # A plain dict would come out of the scan in alphabetical order.
-            after, (y, gates) = settle(valid, before, after, (y, OrderedDict(gates)))
-            return after, (y, after, gates)
-
-        return lax.scan(body, carry, (xs, masks.valid, masks.resets), reverse=reverse)
+    steps = (run.xs, run.masks.valid, run.masks.resets)
+    carry, (ys, carries, gates) = lax.scan(body, run.carry, steps, reverse=reverse)
+    return run.outputs(gates), run.outputs(carries), carry, run.outputs(ys)
 
 
 def _check_gates(cell: Cell, gates: dict[str, jax.Array], *, batch: int) -> None:

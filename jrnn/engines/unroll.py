@@ -8,13 +8,11 @@ from jax.typing import ArrayLike
 
 from jrnn import checks
 from jrnn.cell import Carry, Cell, Inputs, Params
-from jrnn.engines import masking
 from jrnn.engines.auto import Auto
 from jrnn.engines.engine import Engine
 from jrnn.engines.fused import Fused
-from jrnn.engines.masking import Masks
 from jrnn.engines.native import Native
-from jrnn.engines.precision import Precision, bind, cast, precision_of
+from jrnn.engines.prepare import prepare
 from jrnn.engines.scan import Scan
 
 REGISTRY: dict[str, type[Engine]] = {"auto": Auto, "scan": Scan, "fused": Fused, "native": Native}
@@ -79,8 +77,6 @@ def unroll(
     >>> ys.shape, bool((ys[3:, 1] == 0).all())
     ((5, 2, 4), True)
     """
-    if not isinstance(cell, Cell):
-        raise TypeError(f"unroll: cell must be a jrnn.Cell such as jrnn.LSTM(64), got {cell!r}")
     lengths, resets = (None if a is None else jnp.asarray(a) for a in (lengths, resets))
     engine = choose_engine(engine)
     try:
@@ -117,95 +113,6 @@ def _unroll(
     reverse: bool,
     engine: Engine,
 ) -> tuple[Carry, jax.Array]:
-    steps, batch = _time_and_batch(xs)
-    valid = None
-    if lengths is not None:
-        lengths = _checked_lengths(lengths, steps, batch)
-        valid = masking.valid_steps(lengths, steps)
-    if resets is not None:
-        resets = _checked_resets(resets, steps, batch)
-        resets = resets if valid is None else resets & valid
-
-    precision = precision_of(params, xs)
-    initial = cast(cell.init_carry(params, (batch,)), precision.wide)
-    carry = initial if carry is None else _checked_carry(cell, carry, initial, precision)
-    masks = Masks(lengths, valid, resets, None if resets is None else initial)
-
-    taken = None
-    if resets is not None and steps > 0:
-        xs, carry, taken = masking.quarantine(xs, carry, masks, reverse)
-    if cell.perturb is not None:
-        params, noise = cell.perturb(params, (steps, batch), key)
-        xs = (xs, cast(noise, precision.compute))
-    carry, ys = engine.run(bind(cell, params, precision), carry, xs, masks, reverse)
-    return carry, ys if taken is None else masking.put_nan(taken, ys)
-
-
-def _time_and_batch(xs: Inputs) -> tuple[int, int]:
-    leaves = jax.tree.leaves(xs)
-    if not leaves:
-        raise ValueError("unroll: xs must hold at least one array [time, batch, ...], got none")
-    for leaf in leaves:
-        if leaf.ndim < 2 or leaf.shape[:2] != leaves[0].shape[:2]:
-            raise ValueError(
-                "unroll: every array of xs must have shape (time, batch, ...), time first and "
-                f"alike in all of them, got {[leaf.shape for leaf in leaves]}; one sequence alone "
-                "is xs[:, None]"
-            )
-    if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
-        raise TypeError(
-            f"unroll: xs must be floating, got {leaves[0].dtype}; embed or one-hot tokens first"
-        )
-    if len(leaves) == 1 and leaves[0].ndim < 3:
-        raise ValueError(
-            f"unroll: xs must have shape (time, batch, input), got {leaves[0].shape}; one sequence "
-            "alone is xs[:, None]"
-        )
-    return leaves[0].shape[:2]
-
-
-def _checked_lengths(lengths: jax.Array, steps: int, batch: int) -> jax.Array:
-    if lengths.shape != (batch,):
-        raise ValueError(
-            f"unroll: lengths must have shape (batch,) = ({batch},), got {lengths.shape}"
-        )
-    if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise TypeError(
-            f"unroll: lengths must be ints, the number of valid steps, got {lengths.dtype}"
-        )
-    most = min(steps, jnp.iinfo(lengths.dtype).max)
-    return jnp.clip(lengths, 0, most).astype(jnp.int32)  # an int32 of more could be negative
-
-
-def _checked_resets(resets: jax.Array, steps: int, batch: int) -> jax.Array:
-    if resets.shape != (steps, batch):
-        raise ValueError(
-            f"unroll: resets must have shape (time, batch) = ({steps}, {batch}), got {resets.shape}"
-        )
-    if resets.dtype != jnp.bool_:
-        raise TypeError(f"unroll: resets must be bool, got {resets.dtype}; write resets != 0")
-    return resets
-
-
-def _checked_carry(cell: Cell, carry: Carry, initial: Carry, precision: Precision) -> Carry:
-    expected, got = jax.tree.structure(initial), jax.tree.structure(carry)
-    if expected != got:
-        raise TypeError(
-            f"unroll: carry must have the structure of {type(cell).__name__}.init_carry, "
-            f"{expected}, got {got}"
-        )
-    carry = jax.tree.map(jnp.asarray, carry)
-    shapes, given = ([a.shape for a in jax.tree.leaves(tree)] for tree in (initial, carry))
-    if shapes != given:
-        raise ValueError(f"unroll: carry must have leaves of shapes {shapes}, got {given}")
-    kinds, given = ([_kind(a) for a in jax.tree.leaves(tree)] for tree in (initial, carry))
-    if any(have > want for want, have in zip(kinds, given, strict=True)):
-        dtypes = ([a.dtype.name for a in jax.tree.leaves(tree)] for tree in (initial, carry))
-        raise TypeError("unroll: carry must have leaves of dtypes {}, got {}".format(*dtypes))
-    return jax.tree.map(lambda a, like: a.astype(like.dtype), carry, initial)
-
-
-def _kind(leaf: jax.Array) -> int:
-    """Bool, int, float, complex: a carry may be cast up this order, never down."""
-    kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
-    return next(k for k, kind in enumerate(kinds) if jnp.issubdtype(leaf.dtype, kind))
+    run = prepare(cell, params, xs, carry, lengths, resets, key, reverse)
+    carry, ys = engine.run(run.parts, run.carry, run.xs, run.masks, reverse)
+    return carry, run.outputs(ys)
