@@ -1,0 +1,273 @@
+"""Linear recurrences over time, s_t = A_t s_{t-1} + b_t, for all t at once.
+
+Elements (A, b) compose: (A_2, b_2) after (A_1, b_1) is (A_2 A_1, A_2 b_1 + b_2). So the products of
+neighbours can be taken in parallel, in logarithmic depth; or step by step, where there is nothing
+to be won by more than one pass over memory. Everything here takes trees, and what A is to b is the
+matter of an `Algebra`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Matrices = Any
+Vectors = Any
+
+
+class Algebra(NamedTuple):
+    """How the matrices of a recurrence multiply.
+
+    Attributes:
+      times: the product of two trees of matrices, the later one first.
+      act: a tree of matrices times a tree of vectors.
+      transpose: of a tree of matrices, without conjugation.
+      pack: a tree of vectors as one array, which is all that JAX can transpose a linear solve by.
+      unpack: the tree again.
+    """
+
+    times: Callable[[Matrices, Matrices], Matrices]
+    act: Callable[[Matrices, Vectors], Vectors]
+    transpose: Callable[[Matrices], Matrices]
+    pack: Callable[[Vectors], jax.Array] = lambda vectors: vectors
+    unpack: Callable[[jax.Array], Vectors] = lambda packed: packed
+
+
+def _blocks_times(a: Matrices, b: Matrices) -> Matrices:
+    columns = tuple(zip(*b, strict=True))
+    return tuple(tuple(_dot(row, column) for column in columns) for row in a)
+
+
+def _dot(row: tuple[jax.Array, ...], column: tuple[jax.Array, ...]) -> jax.Array:
+    first, *others = (a * b for a, b in zip(row, column, strict=True))
+    return sum(others, start=first)
+
+
+DIAGONAL = Algebra(
+    times=jnp.multiply,
+    act=jnp.multiply,
+    transpose=lambda a: a,
+)
+"""Each number for itself: b is an array, and A another that is broadcast against it."""
+
+BLOCKS = Algebra(
+    times=_blocks_times,
+    act=lambda a, s: tuple(_dot(row, s) for row in a),
+    transpose=lambda a: tuple(zip(*a, strict=True)),
+    pack=lambda s: jnp.stack(s, axis=1),
+    unpack=lambda packed: tuple(packed[:, k] for k in range(packed.shape[1])),
+)
+"""Unit k of each of n leaves goes with unit k of the others: b is a tuple of n leaves, A a tuple of
+n rows, each a tuple of n leaves."""
+
+DENSE = Algebra(
+    times=jnp.matmul,
+    act=lambda a, s: (a @ s[..., None])[..., 0],
+    transpose=lambda a: jnp.swapaxes(a, -1, -2),
+)
+"""b is an array `[..., n]` and A an array `[..., n, n]`."""
+
+
+def default_chunk(steps: int) -> int:
+    """On a CPU all steps in one chunk: one pass over memory; elsewhere logarithmic depth.
+
+    With two cores the sequential pass takes the time of copying b; the associative one, 7 times
+    that.
+    """
+    return max(1, steps) if jax.default_backend() == "cpu" else 1
+
+
+def solve(
+    algebra: Algebra,
+    a: Matrices,
+    b: Vectors,
+    start: Vectors,
+    *,
+    reverse: bool = False,
+    chunk: int | None = None,
+) -> Vectors:
+    """All s_t of s_t = A_t s_{t-1} + b_t, with derivatives of every mode and order.
+
+    The derivative is a recurrence of the same kind, its transpose one in the other direction.
+
+    Args:
+      algebra: what A is to b.
+      a: the matrices, leaves `[T, ...]`, or `[1, ...]` where they are the same at all steps.
+      b: the vectors, leaves `[T, ...]`.
+      start: the state before the first step, leaves `[...]`.
+      reverse: go from the last step to the first.
+      chunk: steps that are walked one by one between two that are combined in parallel: 1 is the
+        associative scan alone, T or more the walk alone. By default `default_chunk`.
+
+    Returns:
+      The states, leaves `[T, ...]`.
+    """
+    steps = len(jax.tree.leaves(b)[0])
+    chunk = min(default_chunk(steps) if chunk is None else chunk, max(1, steps))
+    if steps == 0:
+        return b
+    first = steps - 1 if reverse else 0
+    at = lambda tree: jax.tree.map(lambda leaf: leaf[first if len(leaf) > 1 else 0], tree)
+    put = lambda leaf, moved: jnp.asarray(leaf).at[first].add(moved)
+    b = jax.tree.map(put, b, algebra.act(at(a), start))
+    walk = partial(_states, algebra, chunk=chunk)
+    zero = jax.tree.map(jnp.zeros_like, start)
+
+    def residual(packed: jax.Array) -> jax.Array:
+        states = algebra.unpack(packed)
+        past = algebra.act(a, shift(states, zero, reverse))
+        return algebra.pack(jax.tree.map(jnp.subtract, states, past))
+
+    def forward(_: Any, packed: jax.Array) -> jax.Array:
+        return algebra.pack(walk(a, algebra.unpack(packed), zero, reverse))
+
+    def backward(_: Any, packed: jax.Array) -> jax.Array:
+        transposed, cotangents = algebra.transpose(a), algebra.unpack(packed)
+        return algebra.pack(walk(transposed, cotangents, zero, not reverse, late=True))
+
+    return algebra.unpack(lax.custom_linear_solve(residual, algebra.pack(b), forward, backward))
+
+
+def shift(states: Vectors, start: Vectors, reverse: bool) -> Vectors:
+    """The states before each step: those after it, one step later, with `start` at the first."""
+    if reverse:
+        return jax.tree.map(lambda s, s0: jnp.concatenate([s[1:], s0[None]]), states, start)
+    return jax.tree.map(lambda s, s0: jnp.concatenate([s0[None], s[:-1]]), states, start)
+
+
+def last(states: Vectors, reverse: bool) -> Vectors:
+    """The state after the last step in the direction of travel."""
+    return jax.tree.map(lambda s: s[0] if reverse else s[-1], states)
+
+
+def _states(
+    algebra: Algebra,
+    a: Matrices,
+    b: Vectors,
+    start: Vectors,
+    reverse: bool,
+    *,
+    chunk: int,
+    late: bool = False,
+) -> Vectors:
+    """The states.
+
+    With `late`, A_t comes after b_t: states are s_t = r_{t-1} + b_t, with r_t = A_t s_t carried.
+    """
+    steps = len(jax.tree.leaves(b)[0])
+    chunks = steps // chunk
+    if chunks == 1:
+        return _walk(algebra, a, b, start, reverse, late)[0]
+    full = chunks * chunk
+    if full == steps:
+        return _chunked(algebra, a, b, start, reverse, late, chunk)[0]
+    # A short chunk at the end of time goes by itself.
+    head, rest = ((_cut(a, part), _cut(b, part)) for part in (slice(full), slice(full, None)))
+    main = partial(_chunked, algebra, reverse=reverse, late=late, chunk=chunk)
+    tail = partial(_walk, algebra, reverse=reverse, late=late)
+    if reverse:
+        second, start = tail(*rest, start)
+        first, start = main(*head, start)
+    else:
+        first, start = main(*head, start)
+        second, start = tail(*rest, start)
+    return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), first, second)
+
+
+def _cut(tree: Any, part: slice) -> Any:
+    """Some of the steps; a leaf that is the same at all steps stays."""
+    return jax.tree.map(lambda leaf: leaf if len(leaf) == 1 else leaf[part], tree)
+
+
+def _walk(
+    algebra: Algebra, a: Matrices, b: Vectors, start: Vectors, reverse: bool, late: bool
+) -> tuple[Vectors, Vectors]:
+    """Step by step."""
+    steps = len(jax.tree.leaves(b)[0])
+    # Matrices that stay the same are not read again at every step.
+    leaves, structure = jax.tree.flatten(a)
+    constant = [len(leaf) == 1 and steps > 1 for leaf in leaves]
+    moving = [None if same else leaf for leaf, same in zip(leaves, constant, strict=True)]
+
+    def body(carry: Vectors, inputs: Any) -> tuple[Vectors, Vectors]:
+        moving, b = inputs
+        matrices = [leaf[0] if m is None else m for leaf, m in zip(leaves, moving, strict=True)]
+        carry, state = _step(algebra, late, jax.tree.unflatten(structure, matrices), b, carry)
+        return carry, state
+
+    carry, states = lax.scan(body, start, (moving, b), reverse=reverse)
+    return states, carry
+
+
+def _step(
+    algebra: Algebra, late: bool, a: Matrices, b: Vectors, carry: Vectors
+) -> tuple[Vectors, Vectors]:
+    """What is carried on, and the state."""
+    if late:
+        state = jax.tree.map(jnp.add, carry, b)
+        return algebra.act(a, state), state
+    state = jax.tree.map(jnp.add, algebra.act(a, carry), b)
+    return state, state
+
+
+def _chunked(
+    algebra: Algebra,
+    a: Matrices,
+    b: Vectors,
+    start: Vectors,
+    reverse: bool,
+    late: bool,
+    chunk: int,
+) -> tuple[Vectors, Vectors]:
+    """Chunks side by side: the element of each, their prefix, and then the states in each."""
+    a, b = (jax.tree.map(lambda leaf: _by_chunks(leaf, chunk), tree) for tree in (a, b))
+    order = (lambda n: chunk - 1 - n) if reverse else (lambda n: n)
+    pick = lambda tree, n: jax.tree.map(
+        lambda leaf: lax.dynamic_index_in_dim(leaf, n if leaf.shape[1] > 1 else 0, 1, False), tree
+    )
+
+    def fold(n: jax.Array, element: tuple[Matrices, Vectors]) -> tuple[Matrices, Vectors]:
+        product, carried = element
+        a_n, b_n = (pick(tree, order(n)) for tree in (a, b))
+        carried, _ = _step(algebra, late, a_n, b_n, carried)
+        return algebra.times(a_n, product), carried
+
+    first = pick(a, order(0))
+    zero = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:, 0]), b)
+    carried, _ = _step(algebra, late, first, pick(b, order(0)), zero)
+    product, carried = lax.fori_loop(1, chunk, fold, (first, carried))
+    ends = _prefix(algebra, product, carried, start, reverse)
+    carry = shift(ends, start, reverse)
+
+    def walk(n: jax.Array, state: tuple[Vectors, Vectors]) -> tuple[Vectors, Vectors]:
+        carry, states = state
+        a_n, b_n = (pick(tree, order(n)) for tree in (a, b))
+        carry, s = _step(algebra, late, a_n, b_n, carry)
+        put = lambda leaf, new: lax.dynamic_update_index_in_dim(leaf, new, order(n), 1)
+        return carry, jax.tree.map(put, states, s)
+
+    empty = jax.tree.map(jnp.zeros_like, b)
+    _, states = lax.fori_loop(0, chunk, walk, (carry, empty))
+    flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
+    return jax.tree.map(flat, states), last(ends, reverse)
+
+
+def _by_chunks(leaf: jax.Array, chunk: int) -> jax.Array:
+    steps, *rest = leaf.shape
+    return leaf[None] if steps == 1 else leaf.reshape(steps // chunk, chunk, *rest)
+
+
+def _prefix(algebra: Algebra, a: Matrices, b: Vectors, start: Vectors, reverse: bool) -> Vectors:
+    """What is carried beyond each of some elements, in logarithmic depth."""
+    count = len(jax.tree.leaves(b)[0])
+    a = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape[1:])), a)
+
+    def after(early: tuple[Matrices, Vectors], late: tuple[Matrices, Vectors]) -> Any:
+        (a_1, b_1), (a_2, b_2) = early, late
+        return algebra.times(a_2, a_1), jax.tree.map(jnp.add, algebra.act(a_2, b_1), b_2)
+
+    a, b = lax.associative_scan(after, (a, b), reverse=reverse)
+    return jax.tree.map(jnp.add, algebra.act(a, start), b)
