@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,15 @@ class Lyapunov(NamedTuple):
     """The Lyapunov exponents of each sequence. A pytree: it passes through jit and vmap.
 
     Attributes:
-      exponents: `[B, count]`, in nats per step, the largest first; NaN where no step counts.
+      exponents: `[B, count]`, in nats per step, the largest first; NaN where no step counts. The
+        order is that of the columns of Q and not sorted, so that the sum of the first k is the
+        growth of volumes in k dimensions, whatever `count`: two that are almost equal may stand
+        the other way round until they have settled.
       steps: `[B]` int32, over how many steps the mean is taken.
       carry: the final carry, leaves `[B, ...]`, as `jrnn.unroll` returns it.
-      history: `[T, B]`, in the order of time: the mean for the first direction of the frame over
-        the steps that have been counted by then. It has settled once it no longer drifts. On
-        padding it stays as it was, and is NaN until a step counts.
+      history: `[T, B]`, in the order of time: the largest exponent as it stood after each step. It
+        has settled once it no longer drifts. On padding it stays as it was; NaN until a step
+        counts.
     """
 
     exponents: jax.Array
@@ -55,11 +58,12 @@ class Lyapunov(NamedTuple):
         Where all partial sums are positive it is `count`: with fewer exponents than the carry has
         numbers that is a lower bound.
         """
-        sums = jnp.cumsum(self.exponents, axis=-1)
+        exponents = jnp.sort(self.exponents, axis=-1, descending=True)
+        sums = jnp.cumsum(exponents, axis=-1)
         count = sums.shape[-1]
         k = (sums >= 0).sum(axis=-1, keepdims=True)
         inside = jnp.take_along_axis(sums, jnp.maximum(k - 1, 0), axis=-1)
-        following = jnp.take_along_axis(self.exponents, jnp.minimum(k, count - 1), axis=-1)
+        following = jnp.take_along_axis(exponents, jnp.minimum(k, count - 1), axis=-1)
         between = (k > 0) & (k < count)
         rest = jnp.where(between, inside, 0) / jnp.where(between, jnp.abs(following), 1)
         return jnp.where(jnp.isnan(self.largest), jnp.nan, (k + rest)[..., 0])
@@ -209,8 +213,7 @@ def _lyapunov(
     state = (run.carry, start, jnp.zeros_like(start[:, 0]), zeros, zeros + skip)
     inputs = (run.xs, run.masks.valid, run.masks.resets, run.taken)
     (carry, _, sums, steps, _), history = lax.scan(body, state, inputs, reverse=reverse)
-    exponents = jnp.sort(_mean(sums, steps[:, None]), axis=-1, descending=True)
-    return Lyapunov(exponents, steps, carry, history)
+    return Lyapunov(_mean(sums, steps[:, None]), steps, carry, history)
 
 
 def _push(run: Run, before: Carry, x: Inputs, frame: jax.Array) -> tuple[Carry, jax.Array]:

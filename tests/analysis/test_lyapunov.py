@@ -69,7 +69,7 @@ def truth(
         if not way.reverse and order:
             history[len(order) :, b] = history[order[-1], b]
         mean = np.mean(logs, axis=0) if logs else np.full(first.shape[1], np.nan)
-        exponents.append(np.sort(mean)[::-1])
+        exponents.append(mean)
         steps.append(len(logs))
     return np.stack(exponents), np.array(steps), history, jacobians
 
