@@ -200,10 +200,11 @@ def _lyapunov(
         after, moved = _push(run, before, blank(valid, x), frame)
         # On padding nothing of the step is looked at, so that no NaN gets into a gradient there.
         turned, growth = _orthonormal(select(valid, moved, frame))
+        lost = jnp.isnan(_pack(after, start.dtype)).any(axis=-1)  # the relu of a NaN has slope 0
+        lost = lost if taken is None else lost | taken
         counts = wait <= 0 if valid is None else (wait <= 0) & valid
         sums = sums + jnp.log(select(counts, growth, jnp.ones_like(growth)))
-        if taken is not None:
-            sums = select(taken & counts, jnp.full_like(sums, jnp.nan), sums)
+        sums = select(lost & counts, jnp.full_like(sums, jnp.nan), sums)
         steps = steps + counts
         after, turned, later = select(
             valid, (after, turned, jnp.maximum(wait - 1, 0)), (before, frame, wait)
