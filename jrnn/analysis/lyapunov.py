@@ -147,8 +147,8 @@ def lyapunov(
     >>> params = cell.init(jax.random.key(0), input_size=3)
     >>> xs = jax.random.normal(jax.random.key(1), (200, 2, 3))
     >>> found = lyapunov(cell, params, xs, skip=50)
-    >>> found.exponents.shape, found.steps.tolist(), bool((found.largest < 0).all())
-    ((2, 8), [150, 150], True)
+    >>> found.exponents.shape, int(found.steps[0]), bool((found.largest < 0).all())
+    ((2, 8), 150, True)
 
     References:
       Benettin, Galgani, Giorgilli and Strelcyn, 1980, Lyapunov characteristic exponents for smooth
