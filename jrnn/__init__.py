@@ -13,9 +13,15 @@ from jrnn import initializers as initializers
 from jrnn.cell import Cell as Cell
 from jrnn.cell import record as record
 from jrnn.cells import GRU as GRU
+from jrnn.cells import LRU as LRU
 from jrnn.cells import LSTM as LSTM
 from jrnn.cells import Elman as Elman
+from jrnn.cells import IndRNN as IndRNN
 from jrnn.cells import LSTMCarry as LSTMCarry
+from jrnn.cells import MinGRU as MinGRU
+from jrnn.cells import MinLSTM as MinLSTM
+from jrnn.cells import ParaGRU as ParaGRU
+from jrnn.cells import ParaLSTM as ParaLSTM
 from jrnn.engines import Engine as Engine
 from jrnn.engines import Fused as Fused
 from jrnn.engines import Native as Native

@@ -38,8 +38,10 @@ class Cell(abc.ABC):
 
     Attributes:
       hidden_size: number of hidden units.
-      recurrence: structure of the derivative of the new carry by the old one, which tells an engine
-        what it may do: "dense", "block_diagonal", "diagonal", or "linear" in the carry.
+      recurrence: how the new carry depends on the old one, which tells an engine what it may do.
+        "diagonal": each number of the new carry depends on the same number of the old one alone;
+        "block_diagonal": unit k of each leaf depends on unit k of all leaves alone; "linear": the
+        carry is an affine function of the old one, given by `coefficients`; "dense": anything.
       pointwise: whether `update` works element by element, as a fused kernel needs it. A cell that
         multiplies matrices inside `update` says False: right on every engine, slower on some.
       kernel: None, or the name of the arithmetic, such as "lstm-peepholes", for engines with code
@@ -51,6 +53,14 @@ class Cell(abc.ABC):
         own) it puts into the parameters; what is new at each step it returns as `noise`, a pytree
         of leaves `[*leading, ...]` with `leading = (T, *batch)`. `project` is then given the pair
         `(x, noise)` of one step. `key=None` asks for the expected value.
+      coefficients: None, or a method `coefficients(params, z) -> (a, b)` of a cell that is linear
+        in its carry: s' = a * s + b, element by element. Both are trees with the structure of the
+        carry, whose leaves broadcast against its leaves `[..., hidden]`: a leaf of a may lack
+        leading axes, or have axes of size 1. A leaf of a with one axis more than its leaf of b
+        holds matrices instead: s' = a @ s + b. `update` of such a cell uses its own `coefficients`,
+        and any y.
+      log_space: whether `coefficients` gives the logarithms of a and b, both positive, so that an
+        engine may stay among logarithms: s' = exp(a) * s + exp(b).
     """
 
     hidden_size: int
@@ -58,6 +68,8 @@ class Cell(abc.ABC):
     pointwise: bool = True
     kernel: str | None = None
     perturb: Callable[[Params, tuple[int, ...], jax.Array | None], tuple[Params, Any]] | None = None
+    coefficients: Callable[[Params, Gates], tuple[Carry, Carry]] | None = None
+    log_space: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -15,6 +15,12 @@ def positive_int(owner: str, name: str, value: Any) -> None:
         raise ValueError(f"{owner}: {name} must be a positive int, got {value!r}")
 
 
+def boolean(owner: str, name: str, value: Any) -> None:
+    """Refuses everything but True and False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{owner}: {name} must be True or False, got {value!r}")
+
+
 def one_of(owner: str, name: str, value: Any, choices: Iterable[str]) -> None:
     """Refuses a value outside `choices`, and suggests the nearest of them."""
     choices = tuple(choices)

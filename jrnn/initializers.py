@@ -1,6 +1,7 @@
 """How weights and biases of gates begin. Each is drawn gate by gate, then laid side by side."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,3 +81,65 @@ def chrono(key: jax.Array, hidden_size: int, t_max: int, dtype: DTypeLike) -> ja
         key, (hidden_size,), jnp.promote_types(dtype, jnp.float32), 1.0, t_max - 1.0
     )
     return jnp.log(times).astype(dtype)
+
+
+def uniform(
+    key: jax.Array, size: int, low: float, high: float, dtype: DTypeLike
+) -> jax.Array:
+    """Numbers `[size]` from U[low, high): weights of units that see themselves alone."""
+    drawn_in = jnp.promote_types(dtype, jnp.float32)
+    return jax.random.uniform(key, (size,), drawn_in, low, high).astype(dtype)
+
+
+class Ring(NamedTuple):
+    """Eigenvalues exp(-exp(nu_log) + i·exp(theta_log)), and the scale of what each takes in."""
+
+    nu_log: jax.Array  # [hidden]
+    theta_log: jax.Array  # [hidden]
+    gamma_log: jax.Array  # [hidden]
+
+
+def ring(
+    key: jax.Array,
+    hidden_size: int,
+    r_min: float,
+    r_max: float,
+    max_phase: float,
+    dtype: DTypeLike,
+) -> Ring:
+    """Complex eigenvalues, uniform over the area between two circles.
+
+    With u and v from U[0, 1] and lambda an eigenvalue::
+
+        |lambda|^2 = r_min^2 + u (r_max^2 - r_min^2),   arg lambda = max_phase v
+        gamma = sqrt(1 - |lambda|^2)
+
+    so that white noise that is scaled by gamma and summed up for ever keeps its variance.
+
+    Args:
+      key: a random key.
+      hidden_size: number of eigenvalues.
+      r_min: radius of the inner circle.
+      r_max: radius of the outer circle, at most 1.
+      max_phase: the largest angle, in radians.
+      dtype: dtype of the result.
+
+    Returns:
+      The logarithms of nu = -log |lambda|, of the angle and of gamma, all finite: radii of exactly
+      0 or 1 and an angle of exactly 0 are not drawn.
+
+    References:
+      Orvieto et al., 2023, Resurrecting recurrent neural networks for long sequences.
+    """
+    drawn_in = jnp.promote_types(dtype, jnp.float32)
+    info = jnp.finfo(drawn_in)
+    keys = jax.random.split(key)
+    u, v = (
+        jax.random.uniform(k, (hidden_size,), drawn_in, float(info.eps), 1 - float(info.eps))
+        for k in keys
+    )
+    squared = jnp.clip(r_min**2 + u * (r_max**2 - r_min**2), info.tiny, 1 - info.eps)
+    nu = -0.5 * jnp.log(squared)
+    gamma_log = 0.5 * jnp.log(-jnp.expm1(-2 * nu))
+    logarithms = jnp.log(nu), jnp.log(max_phase * v), gamma_log
+    return Ring(*(leaf.astype(dtype) for leaf in logarithms))

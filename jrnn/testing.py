@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jrnn.cell import Carry, Cell, Inputs, Params
 from jrnn.engines import REGISTRY as ENGINES
 from jrnn.engines import unroll
+from jrnn.engines.pullback import floats
 
 MakeInputs = Callable[[jax.Array, tuple[int, ...]], Inputs]
 
@@ -78,9 +79,10 @@ def check_cell(
     - jit: compiled and not compiled are the same;
     - vmap: the same as a loop, and as a batch;
     - no_recompilation: an equal cell with new values does not compile again;
-    - dtype: float32 and bfloat16 stay what they are, in the carry and in the output;
+    - dtype: float32 and bfloat16 stay what they are, in the carry and in the output; complex
+      numbers are complex64 for both;
     - gradients: finite, for parameters, inputs and carry, and right by finite differences;
-    - claims: `recurrence` and `pointwise` are as the cell says.
+    - claims: `recurrence` and `pointwise` are as the cell says, and `coefficients` give the step.
 
     Args:
       cell: the cell.
@@ -127,7 +129,8 @@ def _same(got: Any, expected: Any, rtol: float = RTOL) -> None:
     """Close, leaf by leaf, to the size of the largest expected number of each leaf."""
     chex.assert_trees_all_equal_structs(got, expected)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        wide = np.complex128 if _is_complex(b) else np.float64
+        a, b = np.asarray(a, wide), np.asarray(b, wide)
         np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * max(1.0, np.abs(b).max(initial=0)))
 
 
@@ -245,16 +248,18 @@ def _dtype(case: Case) -> None:
         carry = case.cell.init_carry(params, (BATCH,))
         x = _cast(case.xs(BATCH), dtype)
         for tree in (params, carry, case.cell.step(params, carry, x)):
-            kept = [a.dtype == dtype for a in jax.tree.leaves(tree) if _is_float(a)]
+            wanted = {True: jnp.complex64, False: dtype}
+            kept = [a.dtype == wanted[_is_complex(a)] for a in jax.tree.leaves(floats(tree))]
             _require(all(kept), f"{jnp.dtype(dtype).name} did not stay: {_dtypes(tree)}")
 
 
-def _is_float(leaf: jax.Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
+def _is_complex(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.complexfloating)
 
 
 def _cast(tree: Any, dtype: DTypeLike) -> Any:
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if _is_float(leaf) else leaf, tree)
+    real = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if real(leaf) else leaf, tree)
 
 
 def _dtypes(tree: Any) -> Any:
@@ -269,61 +274,127 @@ def _gradients(case: Case) -> None:
     def outputs(leaves):
         tree = jax.tree.unflatten(structure, leaves)
         results = unroll(case.cell, tree["params"], tree["xs"], tree["carry"])
-        return [y for y in jax.tree.leaves(results) if _is_float(y)]
+        return jax.tree.leaves(floats(results))
 
     weights = randomized(jax.tree.map(jnp.zeros_like, outputs(leaves)), case.key, 1.0)
 
     @jax.jit
     def loss(leaves):
-        return sum(jnp.vdot(y, w) for y, w in zip(outputs(leaves), weights, strict=True))
+        return sum((y * w).sum().real for y, w in zip(outputs(leaves), weights, strict=True))
 
     grads = jax.grad(loss, allow_int=True)(leaves)
     for k, grad in enumerate(grads):
-        if not _is_float(leaves[k]):
+        if grad.dtype == jax.dtypes.float0:
             continue
         where = "d loss / d " + jax.tree_util.keystr(named[k][0])
         _require(bool(jnp.isfinite(grad).all()), f"{where} is not finite")
-        signs = jax.random.rademacher(jax.random.fold_in(case.key, k), grad.shape, grad.dtype)
+        signs = _signs(jax.random.fold_in(case.key, k), grad)
         nudge = lambda size, k=k, signs=signs: loss(
             [*leaves[:k], leaves[k] + size * signs, *leaves[k + 1 :]]
         )
         slope = (nudge(EPSILON) - nudge(-EPSILON)) / (2 * EPSILON)
         np.testing.assert_allclose(
-            jnp.vdot(grad, signs), slope, rtol=2e-2, atol=2e-2, err_msg=f"{where} is wrong"
+            (grad * signs).sum().real, slope, rtol=2e-2, atol=2e-2, err_msg=f"{where} is wrong"
         )
+
+
+def _signs(key: jax.Array, like: jax.Array) -> jax.Array:
+    """A direction of ones and minus ones; of a complex number both parts."""
+    parts = jax.random.rademacher(key, (2, *like.shape), jnp.float32)
+    return (parts[0] + 1j * parts[1] if _is_complex(like) else parts[0]).astype(like.dtype)
 
 
 def _claims(case: Case) -> None:
-    cell, carry = case.cell, case.carry(BATCH)
-    params, x = cell.perturbed(case.params, carry, case.xs(BATCH))
+    cell, carry = case.cell, case.carry()
+    params, x = cell.perturbed(case.params, carry, case.xs())
     z, u = cell.project(params, x), cell.recur(params, carry)
+    step = lambda carry: cell.step(case.params, carry, case.xs())[0]
     if cell.pointwise:
         _require(
-            _keeps_units_apart(lambda tree: cell.update(params, *tree), (carry, z, u)),
+            _keeps_apart(lambda tree: cell.update(params, *tree), (carry, z, u)),
             "pointwise is True, but update mixes hidden units",
         )
-    step = lambda carry: cell.step(case.params, carry, case.xs(BATCH))[0]
     if cell.recurrence == "diagonal":
         _require(
-            _keeps_units_apart(step, carry),
-            "recurrence is 'diagonal', but a unit of the new carry depends on others of the old",
+            _keeps_apart(step, carry, leaves_too=True),
+            "recurrence is 'diagonal', but a number of the new carry depends on others of the old",
         )
-    if cell.recurrence == "linear":
-        zero = jax.tree.map(jnp.zeros_like, carry)
-        add = lambda a, b: jax.tree.map(jnp.add, a, b)
-        _same(add(step(add(carry, carry)), step(zero)), add(step(carry), step(carry)), 1e-4)
-
-
-def _keeps_units_apart(function: Callable[[Any], Any], tree: Any) -> bool:
-    """Whether unit 0 of the inputs has a bearing on unit 0 of the outputs alone."""
-    first = lambda leaf: (
-        jnp.zeros_like(leaf).at[..., 0].set(1)
-        if _is_float(leaf)
-        else np.zeros(leaf.shape, jax.dtypes.float0)
+    if cell.recurrence == "block_diagonal":
+        _require(
+            _keeps_apart(step, carry),
+            "recurrence is 'block_diagonal', but a unit of the new carry depends on other units "
+            "of the old",
+        )
+    linear = cell.recurrence == "linear"
+    _require(
+        linear == (cell.coefficients is not None),
+        "a cell has coefficients if its recurrence is 'linear', and no other cell has: "
+        f"recurrence is {cell.recurrence!r}, coefficients {cell.coefficients}",
     )
-    _, tangents = jax.jvp(function, (tree,), (jax.tree.map(first, tree),))
-    moved = [t for t in jax.tree.leaves(tangents) if t.dtype != jax.dtypes.float0]
-    return all(bool((t[..., 1:] == 0).all()) for t in moved)
+    _require(
+        linear or not cell.log_space, "log_space is about coefficients, and the cell has none"
+    )
+    if linear:
+        _coefficients(case)
+
+
+def _coefficients(case: Case) -> None:
+    """`coefficients` gives the step, for a batch of sequences as well as for one."""
+    cell = case.cell
+    for leading in ((), (2, BATCH)):
+        carry, xs = case.carry(*leading), case.xs(*leading)
+        params, x = cell.perturbed(case.params, carry, xs)
+        a, b = cell.coefficients(params, cell.project(params, x))  # pyright: ignore
+        for tree in (a, b):
+            chex.assert_trees_all_equal_structs(tree, carry)
+        given = jax.tree.map(_affine, a, b, jax.tree.map(lambda _: cell.log_space, carry), carry)
+        chex.assert_trees_all_equal_shapes(given, carry)
+        try:
+            _same(given, cell.step(case.params, carry, xs)[0])
+        except AssertionError as error:
+            raise AssertionError(f"coefficients are not those of step: {error}") from error
+
+
+def _affine(a: jax.Array, b: jax.Array, log_space: bool, s: jax.Array) -> jax.Array:
+    """a·s + b, of which a may be a matrix, out of their logarithms in log space."""
+    a, b = (jnp.exp(a), jnp.exp(b)) if log_space else (a, b)
+    return (a @ s[..., None])[..., 0] + b if a.ndim > b.ndim else a * s + b
+
+
+def _keeps_apart(function: Callable[[Any], Any], tree: Any, leaves_too: bool = False) -> bool:
+    """Whether each unit of the outputs depends on that unit of the inputs alone.
+
+    Args:
+      function: from one tree to another.
+      tree: of leaves `[..., hidden]`.
+      leaves_too: whether each number of a leaf may depend on the same number of that leaf alone.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    moving = [k for k, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+    def of_floats(floating: list[jax.Array]) -> list[jax.Array]:
+        given = [*leaves]
+        for k, leaf in zip(moving, floating, strict=True):
+            given[k] = leaf
+        return jax.tree.leaves(floats(function(jax.tree.unflatten(structure, given))))
+
+    at = [leaves[k] for k in moving]
+    _, push = jax.linearize(of_floats, at)
+    for k, leaf in enumerate(at):
+        number = np.arange(leaf.size).reshape(leaf.shape)
+        for unit in (1, 1j) if _is_complex(leaf) else (1,):
+            one_each = unit * np.eye(leaf.size).reshape(leaf.size, *leaf.shape)
+            nudge = lambda one, k=k: push([jnp.zeros_like(a) if n != k else one for n, a in enumerate(at)])
+            moved = jax.vmap(nudge)(jnp.asarray(one_each, leaf.dtype))
+            for m, out in enumerate(moved):
+                if leaves_too:
+                    same = (k == m) & (number.reshape(-1, *[1] * leaf.ndim) == number)
+                else:
+                    units = number.reshape(-1, 1) % leaf.shape[-1] == np.arange(out.shape[-1])
+                    same = units.reshape(len(units), *[1] * (out.ndim - 2), -1)
+                if np.any(np.where(same, 0, out) != 0):
+                    return False
+    return True
 
 
 PROPERTIES: dict[str, Callable[[Case], None]] = {

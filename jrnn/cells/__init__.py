@@ -6,10 +6,34 @@ from jrnn.cells.elman import ElmanParams as ElmanParams
 from jrnn.cells.gru import GRU as GRU
 from jrnn.cells.gru import GRUGates as GRUGates
 from jrnn.cells.gru import GRUParams as GRUParams
+from jrnn.cells.indrnn import IndRNN as IndRNN
+from jrnn.cells.indrnn import IndRNNParams as IndRNNParams
+from jrnn.cells.linear import LRU as LRU
+from jrnn.cells.linear import LRUGates as LRUGates
+from jrnn.cells.linear import LRUParams as LRUParams
 from jrnn.cells.lstm import LSTM as LSTM
 from jrnn.cells.lstm import LSTMCarry as LSTMCarry
 from jrnn.cells.lstm import LSTMGates as LSTMGates
 from jrnn.cells.lstm import LSTMParams as LSTMParams
+from jrnn.cells.minimal import MinGRU as MinGRU
+from jrnn.cells.minimal import MinGRUGates as MinGRUGates
+from jrnn.cells.minimal import MinLSTM as MinLSTM
+from jrnn.cells.minimal import MinLSTMGates as MinLSTMGates
+from jrnn.cells.minimal import MinParams as MinParams
+from jrnn.cells.para import ParaGRU as ParaGRU
+from jrnn.cells.para import ParaGRUParams as ParaGRUParams
+from jrnn.cells.para import ParaLSTM as ParaLSTM
+from jrnn.cells.para import ParaLSTMParams as ParaLSTMParams
 
-REGISTRY: dict[str, type[Cell]] = {"lstm": LSTM, "gru": GRU, "elman": Elman}
+REGISTRY: dict[str, type[Cell]] = {
+    "lstm": LSTM,
+    "gru": GRU,
+    "elman": Elman,
+    "mingru": MinGRU,
+    "minlstm": MinLSTM,
+    "lru": LRU,
+    "indrnn": IndRNN,
+    "paragru": ParaGRU,
+    "paralstm": ParaLSTM,
+}
 """Every cell by the name that a config takes; each can be made as `cls(hidden_size=...)`."""

@@ -1,4 +1,4 @@
-"""What the cells of this package share: the checked input product, and gates out of one array."""
+"""What the cells of this package share: the input product, gates out of one array, linear steps."""
 
 from typing import Any, TypeVar
 
@@ -6,17 +6,24 @@ import jax
 import jax.numpy as jnp
 
 from jrnn import checks
-from jrnn.cell import Cell
+from jrnn.cell import Carry, Cell
 
 NamedGates = TypeVar("NamedGates", bound=tuple)
+
+ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 
 
 def affine(cell: Cell, x: jax.Array, w_ih: jax.Array, b: jax.Array) -> jax.Array:
     """x·w_ih + b: `[..., input]` to `[..., G·hidden]`, after a check of the input size."""
+    return product(cell, x, w_ih) + b
+
+
+def product(cell: Cell, x: jax.Array, w_ih: jax.Array) -> jax.Array:
+    """x·w_ih: the same for a cell without biases."""
     owner = type(cell).__name__
     checks.last_axis(owner, "x", x, w_ih.shape[0], "input_size of the parameters")
     column = w_ih.shape[0] == 1 and jnp.issubdtype(x.dtype, jnp.floating)
-    return (_column(x, w_ih) if column else x @ w_ih) + b
+    return _column(x, w_ih) if column else x @ w_ih
 
 
 @jax.custom_jvp
@@ -41,3 +48,9 @@ def split(joined: jax.Array, gates: type[NamedGates], names: tuple[str, ...]) ->
     parts = dict(zip(names, jnp.split(joined, len(names), axis=-1), strict=True))
     named: Any = gates
     return named(**{name: parts.get(name) for name in named._fields})
+
+
+def advance(coefficients: tuple[Carry, Carry], carry: Carry, log_space: bool = False) -> Carry:
+    """The new carry of a cell that is linear in it, element by element: a * carry + b."""
+    a, b = jax.tree.map(jnp.exp, coefficients) if log_space else coefficients
+    return jax.tree.map(lambda a, s, b: a * s + b, a, carry, b)

@@ -9,9 +9,7 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell, record
-from jrnn.cells.common import affine
-
-ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
+from jrnn.cells.common import ACTIVATIONS, affine
 
 
 class ElmanParams(NamedTuple):

@@ -29,10 +29,18 @@ def precision_of(params: Params, xs: Inputs) -> Precision:
 
 
 def cast(tree: Any, dtype: jnp.dtype) -> Any:
-    """The floating leaves in another dtype; integers, bools and complex numbers stay."""
-    return jax.tree.map(
-        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
-    )
+    """The floating leaves in another dtype, complex ones in its counterpart; others stay.
+
+    The counterpart of float64 is complex128; of all that is narrower, complex64.
+    """
+
+    def of(leaf: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return leaf
+        real = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(dtype if real else jnp.promote_types(dtype, jnp.complex64))
+
+    return jax.tree.map(of, tree)
 
 
 @partial(

@@ -1,0 +1,92 @@
+"""The independently recurrent network: each unit sees its own past alone."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jrnn import checks, initializers
+from jrnn.cell import Cell, record
+from jrnn.cells.common import ACTIVATIONS, affine
+
+
+class IndRNNParams(NamedTuple):
+    """Weights, with one recurrent weight for each unit."""
+
+    w_ih: jax.Array  # [input, hidden]
+    w_hh: jax.Array  # [hidden]
+    b: jax.Array  # [hidden]
+
+
+@dataclass(frozen=True)
+class IndRNN(Cell):
+    r"""The simple recurrent network with a diagonal recurrence; units meet between layers.
+
+    ::
+
+        h' = activation(W x + w_hh * h + b),   y = h'
+
+    Over T steps a gradient of a unit grows as |w_hh|^T. The paper keeps it between epsilon and
+    gamma by |w_hh| in [epsilon^(1/T), gamma^(1/T)]. w_hh begins uniform in [0, 1], so that units
+    remember for different times; with `t_max` uniform in that range for T = t_max, epsilon = 1/2
+    and gamma = 2, so that all of them remember so long.
+
+    Args:
+      hidden_size: number of units.
+      activation: "relu", "tanh" or "sigmoid".
+      t_max: if given, w_hh begins uniform in [2^(-1/t_max), 2^(1/t_max)].
+
+    Raises:
+      ValueError: `hidden_size` or `t_max` is not a positive int, or `activation` is unknown.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = IndRNN(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> h, y = cell.step(params, cell.init_carry(params, (2,)), jnp.ones((2, 3)))
+    >>> h.shape
+    (2, 4)
+
+    References:
+      Li et al., 2018, Independently recurrent neural network (IndRNN): building a longer and deeper
+      RNN.
+    """
+
+    hidden_size: int
+    activation: Literal["relu", "tanh", "sigmoid"] = "relu"
+    t_max: int | None = None
+    recurrence = "diagonal"
+
+    def __post_init__(self) -> None:
+        checks.positive_int("IndRNN", "hidden_size", self.hidden_size)
+        checks.one_of("IndRNN", "activation", self.activation, ACTIVATIONS)
+        if self.t_max is not None:
+            checks.positive_int("IndRNN", "t_max", self.t_max)
+
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> IndRNNParams:
+        dtype = checks.float_dtype("IndRNN.init", dtype)
+        checks.positive_int("IndRNN.init", "input_size", input_size)
+        key_ih, key_hh = jax.random.split(key)
+        low, high = (0, 1) if self.t_max is None else (2 ** (-1 / self.t_max), 2 ** (1 / self.t_max))
+        return IndRNNParams(
+            w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 1, dtype),
+            w_hh=initializers.uniform(key_hh, self.hidden_size, low, high, dtype),
+            b=jnp.zeros((self.hidden_size,), dtype),
+        )
+
+    def init_carry(self, params: IndRNNParams, batch_shape: tuple[int, ...]) -> jax.Array:
+        return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
+
+    def project(self, params: IndRNNParams, x: jax.Array) -> jax.Array:
+        return affine(self, x, params.w_ih, params.b)
+
+    def recur(self, params: IndRNNParams, carry: jax.Array) -> None:
+        return None
+
+    def update(
+        self, params: IndRNNParams, carry: jax.Array, z: jax.Array, u: None
+    ) -> tuple[jax.Array, jax.Array]:
+        h = ACTIVATIONS[self.activation](z + params.w_hh * carry)
+        record(h=h)
+        return h, h

@@ -1,0 +1,201 @@
+"""Minimal gated cells, whose gates see the input alone: minGRU and minLSTM."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid, softplus
+from jax.typing import DTypeLike
+
+from jrnn import checks, initializers
+from jrnn.cell import Cell, record
+from jrnn.cells.common import advance, affine, split
+
+
+class MinParams(NamedTuple):
+    """Weights with the gates side by side: z, n for `MinGRU`; f, i, n for `MinLSTM`."""
+
+    w_ih: jax.Array  # [input, G·hidden]
+    b: jax.Array  # [G·hidden]
+
+
+class MinGRUGates(NamedTuple):
+    """Pre-activations, each `[..., hidden]`."""
+
+    z: jax.Array
+    n: jax.Array
+
+
+class MinLSTMGates(NamedTuple):
+    """Pre-activations, each `[..., hidden]`."""
+
+    f: jax.Array
+    i: jax.Array
+    n: jax.Array
+
+
+@dataclass(frozen=True)
+class MinGRU(Cell):
+    r"""The GRU without a past in its gates: linear in the state, so that time can be run at once.
+
+    ::
+
+        z = sigmoid(W_z x + b_z)                            what to write
+        n = W_n x + b_n                                     candidate
+        h' = (1 - z) * h + z * n,   y = h'
+
+    z writes here, as in the paper; the z of `GRU` keeps.
+
+    With `log_space` the candidate is positive, g(W_n x + b_n) with g(v) = v + 0.5 where v >= 0,
+    else sigmoid(v), and `coefficients` gives logarithms, which neither overflow nor underflow
+    however long the sequence.
+
+    Args:
+      hidden_size: number of units.
+      log_space: whether the candidate is positive, and coefficients are logarithms.
+
+    Raises:
+      ValueError: `hidden_size` is not a positive int, or `log_space` is no bool.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = MinGRU(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> h, y = cell.step(params, cell.init_carry(params, (2,)), jnp.ones((2, 3)))
+    >>> h.shape
+    (2, 4)
+
+    References:
+      Feng et al., 2024, Were RNNs all we needed?
+    """
+
+    hidden_size: int
+    log_space: bool = False
+    recurrence = "linear"
+
+    def __post_init__(self) -> None:
+        checks.positive_int("MinGRU", "hidden_size", self.hidden_size)
+        checks.boolean("MinGRU", "log_space", self.log_space)
+
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> MinParams:
+        dtype = checks.float_dtype("MinGRU.init", dtype)
+        checks.positive_int("MinGRU.init", "input_size", input_size)
+        return MinParams(
+            w_ih=initializers.input_weights(key, input_size, self.hidden_size, 2, dtype),
+            b=jnp.zeros((2 * self.hidden_size,), dtype),
+        )
+
+    def init_carry(self, params: MinParams, batch_shape: tuple[int, ...]) -> jax.Array:
+        return jnp.zeros((*batch_shape, self.hidden_size), params.b.dtype)
+
+    def project(self, params: MinParams, x: jax.Array) -> MinGRUGates:
+        return split(affine(self, x, params.w_ih, params.b), MinGRUGates, ("z", "n"))
+
+    def recur(self, params: MinParams, carry: jax.Array) -> None:
+        return None
+
+    def coefficients(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, params: MinParams, z: MinGRUGates
+    ) -> tuple[jax.Array, jax.Array]:
+        if self.log_space:
+            log_n = log_positive(z.n)
+            record(z=sigmoid(z.z), n=jnp.exp(log_n))
+            return -softplus(z.z), -softplus(-z.z) + log_n
+        write = sigmoid(z.z)
+        record(z=write, n=z.n)
+        return 1 - write, write * z.n
+
+    def update(
+        self, params: MinParams, carry: jax.Array, z: MinGRUGates, u: None
+    ) -> tuple[jax.Array, jax.Array]:
+        h = advance(self.coefficients(params, z), carry, self.log_space)
+        return h, h
+
+
+@dataclass(frozen=True)
+class MinLSTM(Cell):
+    r"""The LSTM without a past in its gates, and with gates that sum to one.
+
+    ::
+
+        f, i = sigmoid(W_f x + b_f), sigmoid(W_i x + b_i)
+        f, i = f / (f + i), i / (f + i)                     what to keep, and what to write
+        n = W_n x + b_n                                     candidate
+        h' = f * h + i * n,   y = h'
+
+    With `log_space` the candidate is positive, g(W_n x + b_n) with g(v) = v + 0.5 where v >= 0,
+    else sigmoid(v), and `coefficients` gives logarithms, which neither overflow nor underflow
+    however long the sequence.
+
+    Args:
+      hidden_size: number of units.
+      log_space: whether the candidate is positive, and coefficients are logarithms.
+      forget_bias: starting value of b_f; above 0 the cell keeps more than it writes.
+
+    Raises:
+      ValueError: `hidden_size` is not a positive int, or `log_space` is no bool.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = MinLSTM(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> h, y = cell.step(params, cell.init_carry(params, (2,)), jnp.ones((2, 3)))
+    >>> h.shape
+    (2, 4)
+
+    References:
+      Feng et al., 2024, Were RNNs all we needed?
+    """
+
+    hidden_size: int
+    log_space: bool = False
+    forget_bias: float = 0.0
+    recurrence = "linear"
+
+    def __post_init__(self) -> None:
+        checks.positive_int("MinLSTM", "hidden_size", self.hidden_size)
+        checks.boolean("MinLSTM", "log_space", self.log_space)
+
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> MinParams:
+        dtype = checks.float_dtype("MinLSTM.init", dtype)
+        checks.positive_int("MinLSTM.init", "input_size", input_size)
+        zeros = jnp.zeros((self.hidden_size,), dtype)
+        return MinParams(
+            w_ih=initializers.input_weights(key, input_size, self.hidden_size, 3, dtype),
+            b=jnp.concatenate([zeros + self.forget_bias, zeros, zeros]).astype(dtype),
+        )
+
+    def init_carry(self, params: MinParams, batch_shape: tuple[int, ...]) -> jax.Array:
+        return jnp.zeros((*batch_shape, self.hidden_size), params.b.dtype)
+
+    def project(self, params: MinParams, x: jax.Array) -> MinLSTMGates:
+        return split(affine(self, x, params.w_ih, params.b), MinLSTMGates, ("f", "i", "n"))
+
+    def recur(self, params: MinParams, carry: jax.Array) -> None:
+        return None
+
+    def coefficients(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, params: MinParams, z: MinLSTMGates
+    ) -> tuple[jax.Array, jax.Array]:
+        # log(i / f): the quotients of the equations would be 0 / 0 where both gates are shut.
+        d = softplus(-z.f) - softplus(-z.i)
+        if self.log_space:
+            log_n = log_positive(z.n)
+            record(f=sigmoid(-d), i=sigmoid(d), n=jnp.exp(log_n))
+            return -softplus(d), -softplus(-d) + log_n
+        i = sigmoid(d)
+        f = 1 - i
+        record(f=f, i=i, n=z.n)
+        return f, i * z.n
+
+    def update(
+        self, params: MinParams, carry: jax.Array, z: MinLSTMGates, u: None
+    ) -> tuple[jax.Array, jax.Array]:
+        h = advance(self.coefficients(params, z), carry, self.log_space)
+        return h, h
+
+
+def log_positive(v: jax.Array) -> jax.Array:
+    """log g(v), with g(v) = v + 0.5 where v >= 0, else sigmoid(v): finite, and so is its slope."""
+    above = v >= 0
+    # Of the branch not taken the slope is multiplied by zero: it must not be infinite.
+    return jnp.where(above, jnp.log(jnp.where(above, v, 0) + 0.5), -softplus(-v))

@@ -1,0 +1,198 @@
+"""ParaGRU and ParaLSTM: gated cells whose units see their own past alone, for Newton in time."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jax.typing import DTypeLike
+
+from jrnn import checks, initializers
+from jrnn.cell import Cell, record
+from jrnn.cells.common import affine, split
+from jrnn.cells.gru import GRUGates
+from jrnn.cells.lstm import LSTMCarry, LSTMGates
+
+CONTRACTING = 1 / 3
+"""With recurrent weights below it a step of either cell, from states within [-1, 1], contracts.
+
+ParaGRU: |dh'/dh| <= z + (1 - z) (2 z |a_z| + |a_n|) < 1. ParaLSTM without peepholes, in the largest
+norm: |dc'| <= f + (1 - f) (2 f |a_f| + |a_g|) < 1, and h' likewise. So Newton in time converges.
+"""
+
+
+class ParaGRUParams(NamedTuple):
+    """Weights with the gates side by side in the order r, z, n."""
+
+    w_ih: jax.Array  # [input, 3·hidden]
+    w_hh: jax.Array  # [3·hidden]
+    b: jax.Array  # [3·hidden]
+
+
+class ParaLSTMParams(NamedTuple):
+    """Weights with the gates side by side in the order f, g, o."""
+
+    w_ih: jax.Array  # [input, 3·hidden]
+    w_hh: jax.Array  # [3·hidden]
+    b: jax.Array  # [3·hidden]
+    p_f: jax.Array  # [hidden]
+    p_o: jax.Array  # [hidden]
+
+
+@dataclass(frozen=True)
+class ParaGRU(Cell):
+    r"""The GRU with a diagonal recurrence: one weight where the GRU has a matrix.
+
+    ::
+
+        r = sigmoid(W_r x + a_r * h + b_r)                  reset: what of the past shows
+        z = sigmoid(W_z x + a_z * h + b_z)                  update: what to keep
+        n = tanh(W_n x + a_n * (r * h) + b_n)               candidate
+        h' = (1 - z) * n + z * h,   y = h'
+
+    z keeps, as in `GRU`. In the paper it writes, h' = (1 - z) * h + z * n: the same cell with the
+    weights of z negated. w_hh (a_r, a_z, a_n) begins uniform in [-1/3, 1/3], so that every step
+    contracts.
+
+    Args:
+      hidden_size: number of units.
+
+    Raises:
+      ValueError: `hidden_size` is not a positive int.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = ParaGRU(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> h, y = cell.step(params, cell.init_carry(params, (2,)), jnp.ones((2, 3)))
+    >>> h.shape
+    (2, 4)
+
+    References:
+      Danieli et al., 2025, ParaRNN: unlocking parallel training of nonlinear RNNs for large
+      language models.
+    """
+
+    hidden_size: int
+    recurrence = "diagonal"
+
+    def __post_init__(self) -> None:
+        checks.positive_int("ParaGRU", "hidden_size", self.hidden_size)
+
+    def init(
+        self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
+    ) -> ParaGRUParams:
+        dtype = checks.float_dtype("ParaGRU.init", dtype)
+        checks.positive_int("ParaGRU.init", "input_size", input_size)
+        key_ih, key_hh = jax.random.split(key)
+        columns = 3 * self.hidden_size
+        return ParaGRUParams(
+            w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 3, dtype),
+            w_hh=initializers.uniform(key_hh, columns, -CONTRACTING, CONTRACTING, dtype),
+            b=jnp.zeros((columns,), dtype),
+        )
+
+    def init_carry(self, params: ParaGRUParams, batch_shape: tuple[int, ...]) -> jax.Array:
+        return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
+
+    def project(self, params: ParaGRUParams, x: jax.Array) -> GRUGates:
+        return split(affine(self, x, params.w_ih, params.b), GRUGates, ("r", "z", "n"))
+
+    def recur(self, params: ParaGRUParams, carry: jax.Array) -> None:
+        return None
+
+    def update(
+        self, params: ParaGRUParams, carry: jax.Array, z: GRUGates, u: None
+    ) -> tuple[jax.Array, jax.Array]:
+        a = split(params.w_hh, GRUGates, ("r", "z", "n"))
+        reset = sigmoid(z.r + a.r * carry)
+        keep = sigmoid(z.z + a.z * carry)
+        n = jnp.tanh(z.n + a.n * (reset * carry))
+        h = (1 - keep) * n + keep * carry
+        record(r=reset, z=keep, n=n)
+        return h, h
+
+
+@dataclass(frozen=True)
+class ParaLSTM(Cell):
+    r"""The LSTM with coupled gates, peepholes and a diagonal recurrence.
+
+    ::
+
+        f = sigmoid(W_f x + a_f * h + p_f * c + b_f)        forget: what of the old state stays
+        g = tanh(W_g x + a_g * h + b_g)                     prepare: the candidate for the rest
+        c' = f * c + (1 - f) * g                            update
+        o = sigmoid(W_o x + a_o * h + p_o * c' + b_o)       output: what to show
+        h' = o * tanh(c'),   y = h'
+
+    Unit k of h and c sees unit k of h and c alone: blocks of two by two. w_hh (a_f, a_g, a_o)
+    begins uniform in [-1/3, 1/3], and the peepholes at 0, so that every step contracts.
+
+    Args:
+      hidden_size: number of units.
+      forget_bias: starting value of b_f; at 1 the cell remembers from the start.
+
+    Raises:
+      ValueError: `hidden_size` is not a positive int.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = ParaLSTM(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> carry, y = cell.step(params, cell.init_carry(params, (2,)), jnp.ones((2, 3)))
+    >>> y.shape, carry.c.shape
+    ((2, 4), (2, 4))
+
+    References:
+      Danieli et al., 2025, ParaRNN: unlocking parallel training of nonlinear RNNs for large
+      language models.
+    """
+
+    hidden_size: int
+    forget_bias: float = 1.0
+    recurrence = "block_diagonal"
+
+    def __post_init__(self) -> None:
+        checks.positive_int("ParaLSTM", "hidden_size", self.hidden_size)
+
+    def init(
+        self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
+    ) -> ParaLSTMParams:
+        dtype = checks.float_dtype("ParaLSTM.init", dtype)
+        checks.positive_int("ParaLSTM.init", "input_size", input_size)
+        key_ih, key_hh = jax.random.split(key)
+        hidden = self.hidden_size
+        return ParaLSTMParams(
+            w_ih=initializers.input_weights(key_ih, input_size, hidden, 3, dtype),
+            w_hh=initializers.uniform(key_hh, 3 * hidden, -CONTRACTING, CONTRACTING, dtype),
+            b=jnp.concatenate(
+                [jnp.full((hidden,), self.forget_bias, dtype), jnp.zeros((2 * hidden,), dtype)]
+            ),
+            p_f=jnp.zeros((hidden,), dtype),
+            p_o=jnp.zeros((hidden,), dtype),
+        )
+
+    def init_carry(self, params: ParaLSTMParams, batch_shape: tuple[int, ...]) -> LSTMCarry:
+        zeros = jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
+        return LSTMCarry(h=zeros, c=zeros)
+
+    def project(self, params: ParaLSTMParams, x: jax.Array) -> LSTMGates:
+        return split(affine(self, x, params.w_ih, params.b), LSTMGates, ("f", "g", "o"))
+
+    def recur(self, params: ParaLSTMParams, carry: LSTMCarry) -> None:
+        return None
+
+    def update(
+        self, params: ParaLSTMParams, carry: LSTMCarry, z: LSTMGates, u: None
+    ) -> tuple[LSTMCarry, jax.Array]:
+        a = split(params.w_hh, LSTMGates, ("f", "g", "o"))
+        # Forget: what to keep of the old cell state.
+        f = sigmoid(z.f + a.f * carry.h + params.p_f * carry.c)
+        # Prepare: the candidate for the rest.
+        g = jnp.tanh(z.g + a.g * carry.h)
+        # Update the cell state.
+        c = f * carry.c + (1 - f) * g
+        # Output: what to show of it.
+        o = sigmoid(z.o + a.o * carry.h + params.p_o * c)
+        h = o * jnp.tanh(c)
+        record(f=f, g=g, o=o)
+        return LSTMCarry(h, c), h
