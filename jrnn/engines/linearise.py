@@ -15,7 +15,8 @@ from jrnn.engines.pullback import pullback
 
 CHEAP = frozenset(
     "add add_any sub mul neg div max min square one_minus_square select_n broadcast_in_dim "
-    "convert_element_type slice reshape transpose squeeze expand_dims split concatenate".split()
+    "convert_element_type slice reshape transpose squeeze expand_dims split concatenate "
+    "complex real imag conj".split()
 )
 """What is computed again in the backward pass, where saving it would cost more."""
 
@@ -149,6 +150,12 @@ def linearise(plan: Plan, parts: Parts, before: Carry, joined: list[Any]) -> Any
         z, u = plan.part(joined, jnp.zeros_like)
         return dataclasses.replace(parts, wide_params=wide_params).update(before, z, u)
 
-    dear = lambda primitive, *_, **__: primitive.name not in CHEAP
-    update = jax.checkpoint(update, policy=dear, prevent_cse=False)
+    update = jax.checkpoint(update, policy=_dear, prevent_cse=False)
     return pullback(update, parts.wide_params, before, joined)
+
+
+def _dear(primitive: Any, *operands: Any, **_: Any) -> bool:
+    """Whether to save what a primitive computes; never complex numbers, which JAX fails to save."""
+    # jax.checkpoint puts a reduce_precision on what it saves, which refuses them (jax 0.10).
+    made_of_complex = any(jnp.issubdtype(a.dtype, jnp.complexfloating) for a in operands)
+    return primitive.name not in CHEAP and not made_of_complex
