@@ -60,21 +60,45 @@ def random_batch(
     rng = np.random.default_rng(seed)
     carry = jax.eval_shape(lambda p: cell.init_carry(p, (batch,)), params)
     normal = lambda shape: rng.normal(size=shape).astype(dtype)
+    state = lambda: jax.tree.map(lambda leaf: normal_like(rng, leaf, dtype), carry)
     lengths = rng.permutation(np.linspace(0, steps, batch).round()).astype(np.int32)
     return Batch(
         xs=normal((steps, batch, params.w_ih.shape[0])),
-        carry=jax.tree.map(lambda leaf: normal(leaf.shape), carry),
+        carry=state(),
         lengths=lengths,
         resets=rng.random((steps, batch)) < 0.3,
-        ct_carry=jax.tree.map(lambda leaf: normal(leaf.shape), carry),
+        ct_carry=state(),
         ct_ys=normal((steps, batch, cell.hidden_size)),
     )
 
 
+def normal_like(rng: np.random.Generator, leaf: Any, dtype: Any) -> np.ndarray:
+    """Normal numbers of a shape, in both parts where the leaf is complex."""
+    drawn = rng.normal(size=leaf.shape)
+    if is_complex(leaf):
+        drawn = drawn + 1j * rng.normal(size=leaf.shape)
+    return drawn.astype(counterpart(dtype) if is_complex(leaf) else dtype)
+
+
+def is_complex(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.complexfloating)
+
+
+def counterpart(dtype: Any) -> np.dtype:
+    """The complex dtype that goes with a real one: complex128 with float64, else complex64."""
+    return np.dtype(np.complex128 if jnp.dtype(dtype) == np.float64 else np.complex64)
+
+
 def as_dtype(tree: Any, dtype: Any) -> Any:
-    """The floating leaves in another dtype, as NumPy arrays."""
-    floating = lambda leaf: jnp.issubdtype(np.asarray(leaf).dtype, jnp.floating)
-    return jax.tree.map(lambda a: np.asarray(a, dtype) if floating(a) else a, tree)
+    """The floating leaves in another dtype, complex ones in its counterpart, as NumPy arrays."""
+
+    def of(leaf: Any) -> Any:
+        kind = np.asarray(leaf)
+        if not jnp.issubdtype(kind.dtype, jnp.inexact):
+            return leaf
+        return np.asarray(leaf, counterpart(dtype) if is_complex(kind) else dtype)
+
+    return jax.tree.map(of, tree)
 
 
 def assert_close(got: Any, want: Any, tolerance: float) -> None:
@@ -82,7 +106,9 @@ def assert_close(got: Any, want: Any, tolerance: float) -> None:
     assert jax.tree.structure(got) == jax.tree.structure(want)
     named, wanted = jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want)
     for (path, g), w in zip(named, wanted, strict=True):
-        g, w = (np.asarray(a, np.float64) for a in (g, w))
+        g, w = np.asarray(g), np.asarray(w)
+        assert is_complex(g) == is_complex(w), jax.tree_util.keystr(path)
+        g, w = (np.asarray(a, np.complex128 if is_complex(w) else np.float64) for a in (g, w))
         scale = max(1.0, np.nanmax(np.abs(w), initial=0.0))
         np.testing.assert_allclose(
             g, w, rtol=tolerance, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path)
@@ -176,25 +202,31 @@ def oracle_loss(row: Row, way: Way, params: Any, batch: Batch) -> float:
 
 
 def inner(tree: Any, other: Any) -> Any:
-    """The sum over all leaves of their products."""
+    """The sum over all leaves of their products; of complex ones the real part, as in `jax.vjp`."""
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
-    return sum((a * b).sum() for a, b in pairs)
+    return sum((a * b).sum().real for a, b in pairs)
 
 
 def central_differences(row: Row, way: Way, params: Any, batch: Batch, eps: float = 1e-5) -> Any:
-    """The gradient of `oracle_loss` by params, xs and carry, each number for itself."""
+    """The gradient of `oracle_loss` by params, xs and carry, each number for itself.
+
+    Of complex numbers it is dL/dRe - i dL/dIm, the convention of JAX.
+    """
     leaves, structure = jax.tree.flatten((params, batch.xs, batch.carry))
 
-    def loss(n: int, index: tuple[int, ...], step: float) -> float:
+    def loss(n: int, index: tuple[int, ...], step: complex) -> float:
         moved = [leaf.copy() if n == k else leaf for k, leaf in enumerate(leaves)]
         moved[n][index] += step
         p, xs, carry = jax.tree.unflatten(structure, moved)
         return oracle_loss(row, way, p, batch._replace(xs=xs, carry=carry))
 
+    slope = lambda n, index, step: (loss(n, index, step) - loss(n, index, -step)) / (2 * eps)
     grads = [np.zeros_like(leaf) for leaf in leaves]
     for n, leaf in enumerate(leaves):
         for index in np.ndindex(leaf.shape):
-            grads[n][index] = (loss(n, index, eps) - loss(n, index, -eps)) / (2 * eps)
+            grads[n][index] = slope(n, index, eps)
+            if is_complex(leaf):
+                grads[n][index] -= 1j * slope(n, index, 1j * eps)
     return jax.tree.unflatten(structure, grads)
 
 

@@ -10,7 +10,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jrnn import GRU, LSTM, Cell, Elman, Engine, Fused, LSTMCarry, Scan
+from jrnn import (
+    GRU,
+    LRU,
+    LSTM,
+    Cell,
+    Elman,
+    Engine,
+    Fused,
+    IndRNN,
+    LSTMCarry,
+    MinGRU,
+    MinLSTM,
+    ParaGRU,
+    ParaLSTM,
+    Scan,
+)
 
 
 class Row(NamedTuple):
@@ -137,6 +152,95 @@ def zeros_start(params: Any) -> np.ndarray:
     return np.zeros(params.w_hh.shape[0])
 
 
+def blocks(leaf: np.ndarray, order: str) -> dict[str, np.ndarray]:
+    """The gates of weights that lie side by side in the order given."""
+    return dict(zip(order, np.split(leaf, len(order), axis=-1), strict=True))
+
+
+def inputs(params: Any, order: str, x: np.ndarray) -> dict[str, np.ndarray]:
+    """W_k x + b_k for each gate k."""
+    W, b = blocks(params.w_ih, order), blocks(params.b, order)
+    return {k: W[k].T @ x + b[k] for k in order}
+
+
+def positive(v: np.ndarray) -> np.ndarray:
+    """Feng et al., 2024, the g of appendix B."""
+    return np.where(v >= 0, v + 0.5, sigmoid(v))
+
+
+def mingru(
+    params: Any, h: np.ndarray, x: np.ndarray, g: Callable[[np.ndarray], np.ndarray] = np.asarray
+) -> tuple[Any, np.ndarray]:
+    """Feng et al., 2024, minGRU; its log-space form computed in plain space."""
+    a = inputs(params, "zn", x)
+    z = sigmoid(a["z"])
+    h = (1 - z) * h + z * g(a["n"])
+    return h, h
+
+
+def minlstm(
+    params: Any, h: np.ndarray, x: np.ndarray, g: Callable[[np.ndarray], np.ndarray] = np.asarray
+) -> tuple[Any, np.ndarray]:
+    """Feng et al., 2024, minLSTM; its log-space form computed in plain space."""
+    a = inputs(params, "fin", x)
+    f, i = sigmoid(a["f"]), sigmoid(a["i"])
+    h = f / (f + i) * h + i / (f + i) * g(a["n"])
+    return h, h
+
+
+def lru(params: Any, s: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Orvieto et al., 2023, with complex matrices."""
+    eigenvalues = np.exp(-np.exp(params.nu_log) + 1j * np.exp(params.theta_log))
+    re, im, d = np.split(params.w_ih, 3, axis=-1)
+    b, c = (re + 1j * im).T, (params.c_re + 1j * params.c_im).T
+    s = eigenvalues * s + np.exp(params.gamma_log) * (b @ x)
+    return s, (c @ s).real + d.T @ x
+
+
+def lru_start(params: Any) -> np.ndarray:
+    return np.zeros(len(params.nu_log), np.complex128)
+
+
+def indrnn(
+    params: Any, h: np.ndarray, x: np.ndarray, activation: Callable[[np.ndarray], np.ndarray]
+) -> tuple[Any, np.ndarray]:
+    """Li et al., 2018."""
+    h = activation(params.w_ih.T @ x + params.w_hh * h + params.b)
+    return h, h
+
+
+def paragru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Danieli et al., 2025, ParaGRU, where z writes: here it is the complement of what keeps."""
+    w, a = inputs(params, "rzn", x), blocks(params.w_hh, "rzn")
+    r = sigmoid(w["r"] + a["r"] * h)
+    writes = sigmoid(-w["z"] - a["z"] * h)
+    n = np.tanh(w["n"] + a["n"] * (r * h))
+    h = (1 - writes) * h + writes * n
+    return h, h
+
+
+def paralstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Danieli et al., 2025, ParaLSTM: coupled gates, peepholes, diagonal matrices."""
+    h, c = carry
+    w, a = inputs(params, "fgo", x), blocks(params.w_hh, "fgo")
+    f = sigmoid(w["f"] + a["f"] * h + params.p_f * c)
+    g = np.tanh(w["g"] + a["g"] * h)
+    c = f * c + (1 - f) * g
+    o = sigmoid(w["o"] + a["o"] * h + params.p_o * c)
+    h = o * np.tanh(c)
+    return LSTMCarry(h, c), h
+
+
+def start_of(gates: int) -> Callable[[Any], np.ndarray]:
+    """Zeros, where the biases of so many gates tell how many."""
+    return lambda params: np.zeros(len(params.b) // gates)
+
+
+def paralstm_start(params: Any) -> LSTMCarry:
+    zeros: Any = np.zeros(len(params.p_f))
+    return LSTMCarry(zeros, zeros)
+
+
 CELLS: dict[str, Row] = {
     "lstm": Row(LSTM, lstm, lstm_start),
     "lstm-peepholes": Row(partial(LSTM, peepholes=True), lstm_peepholes, lstm_start),
@@ -153,6 +257,14 @@ CELLS: dict[str, Row] = {
     "elman-sigmoid": Row(
         partial(Elman, activation="sigmoid"), partial(elman, activation=sigmoid), zeros_start
     ),
+    "mingru": Row(MinGRU, mingru, start_of(2)),
+    "mingru-log": Row(partial(MinGRU, log_space=True), partial(mingru, g=positive), start_of(2)),
+    "minlstm": Row(MinLSTM, minlstm, start_of(3)),
+    "minlstm-log": Row(partial(MinLSTM, log_space=True), partial(minlstm, g=positive), start_of(3)),
+    "lru": Row(LRU, lru, lru_start),
+    "indrnn": Row(IndRNN, partial(indrnn, activation=relu), start_of(1)),
+    "paragru": Row(ParaGRU, paragru, start_of(3)),
+    "paralstm": Row(ParaLSTM, paralstm, paralstm_start),
 }
 
 ENGINES: dict[str, tuple[Engine, ...]] = {

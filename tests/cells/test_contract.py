@@ -10,23 +10,44 @@ import numpy as np
 import pytest
 
 import jrnn
-from jrnn import GRU, LSTM, Cell, Elman
+from jrnn import (
+    GRU,
+    LRU,
+    LSTM,
+    Cell,
+    Elman,
+    IndRNN,
+    MinGRU,
+    MinLSTM,
+    ParaGRU,
+    ParaLSTM,
+)
 from jrnn import cell as contract
 from jrnn.cells import REGISTRY
-from tests.helpers import assert_close, random_params
+from tests.helpers import assert_close, counterpart, is_complex, normal_like, random_params
 from tests.table import CELLS, Row
 
 LEADING = [(), (5,), (3, 2, 4)]
-RECORDED = {LSTM: {"i", "f", "g", "o"}, GRU: {"r", "z", "n"}, Elman: {"h"}}
+RECORDED = {
+    LSTM: {"i", "f", "g", "o"},
+    GRU: {"r", "z", "n"},
+    Elman: {"h"},
+    MinGRU: {"z", "n"},
+    MinLSTM: {"f", "i", "n"},
+    LRU: {"re", "im"},
+    IndRNN: {"h"},
+    ParaGRU: {"r", "z", "n"},
+    ParaLSTM: {"f", "g", "o"},
+}
 
 
 def draw(cell: Cell, params: Any, leading: tuple[int, ...]) -> tuple[Any, np.ndarray]:
     """A carry and an input with any leading axes."""
     rng = np.random.default_rng(3)
-    normal = lambda shape: rng.normal(size=shape).astype(params.w_hh.dtype)
+    dtype = params.w_ih.dtype
     carry = jax.eval_shape(lambda p: cell.init_carry(p, leading), params)
-    x = normal((*leading, params.w_ih.shape[0]))
-    return jax.tree.map(lambda leaf: normal(leaf.shape), carry), x
+    x = rng.normal(size=(*leading, params.w_ih.shape[0])).astype(dtype)
+    return jax.tree.map(lambda leaf: normal_like(rng, leaf, dtype), carry), x
 
 
 def test_every_registered_cell_has_a_row() -> None:
@@ -99,7 +120,8 @@ def test_first_carry_has_the_axes_and_dtype_asked_for(row: Row) -> None:
             start = row.start(params)
             assert jax.tree.structure(carry) == jax.tree.structure(start)
             for leaf, truth in zip(jax.tree.leaves(carry), jax.tree.leaves(start), strict=True):
-                assert leaf.dtype == dtype
+                assert leaf.dtype == (counterpart(dtype) if is_complex(leaf) else dtype)
+                assert is_complex(leaf) == is_complex(truth)
                 np.testing.assert_array_equal(leaf, np.broadcast_to(truth, (*leading, 3)))
 
 

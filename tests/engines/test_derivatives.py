@@ -15,6 +15,7 @@ from tests.helpers import (
     differentiate_all,
     inner,
     loop_grads,
+    normal_like,
     oracle,
     random_batch,
     random_params,
@@ -32,7 +33,7 @@ def example(cell: Cell, seed: int = 1) -> tuple[Batch, Point, Point]:
     batch = random_batch(cell, params, seed + 1, steps=5, batch=3)
     point = (params, batch.xs, batch.carry)
     rng = np.random.default_rng(seed + 2)
-    return batch, point, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), point)
+    return batch, point, jax.tree.map(lambda leaf: normal_like(rng, leaf, np.float64), point)
 
 
 def at(batch: Batch, point: Point) -> tuple[Any, Batch]:
