@@ -83,9 +83,7 @@ def chrono(key: jax.Array, hidden_size: int, t_max: int, dtype: DTypeLike) -> ja
     return jnp.log(times).astype(dtype)
 
 
-def uniform(
-    key: jax.Array, size: int, low: float, high: float, dtype: DTypeLike
-) -> jax.Array:
+def uniform(key: jax.Array, size: int, low: float, high: float, dtype: DTypeLike) -> jax.Array:
     """Numbers `[size]` from U[low, high): weights of units that see themselves alone."""
     drawn_in = jnp.promote_types(dtype, jnp.float32)
     return jax.random.uniform(key, (size,), drawn_in, low, high).astype(dtype)

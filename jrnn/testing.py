@@ -331,9 +331,7 @@ def _claims(case: Case) -> None:
         "a cell has coefficients if its recurrence is 'linear', and no other cell has: "
         f"recurrence is {cell.recurrence!r}, coefficients {cell.coefficients}",
     )
-    _require(
-        linear or not cell.log_space, "log_space is about coefficients, and the cell has none"
-    )
+    _require(linear or not cell.log_space, "log_space is about coefficients, and the cell has none")
     if linear:
         _coefficients(case)
 
@@ -384,7 +382,9 @@ def _keeps_apart(function: Callable[[Any], Any], tree: Any, leaves_too: bool = F
         number = np.arange(leaf.size).reshape(leaf.shape)
         for unit in (1, 1j) if _is_complex(leaf) else (1,):
             one_each = unit * np.eye(leaf.size).reshape(leaf.size, *leaf.shape)
-            nudge = lambda one, k=k: push([jnp.zeros_like(a) if n != k else one for n, a in enumerate(at)])
+            nudge = lambda one, k=k: push(
+                [jnp.zeros_like(a) if n != k else one for n, a in enumerate(at)]
+            )
             moved = jax.vmap(nudge)(jnp.asarray(one_each, leaf.dtype))
             for m, out in enumerate(moved):
                 if leaves_too:

@@ -91,6 +91,135 @@ class ClaimsToBeLinear(Right):
 
 
 @dataclass(frozen=True)
+class HidesItsCoefficients(Right):
+    """h' = (h + z) / 2: linear, and yet it says "diagonal"."""
+
+    recurrence = "diagonal"
+
+    def recur(self, params, carry):
+        return ()
+
+    def coefficients(self, params, z):
+        return jnp.full((self.hidden_size,), 0.5, z.dtype), z / 2
+
+    def update(self, params, carry, z, u):
+        h = (carry + z) / 2
+        return h, h
+
+
+@dataclass(frozen=True)
+class GivesThemFor(HidesItsCoefficients):
+    """The same; `wrong` is added to a."""
+
+    recurrence = "linear"
+    wrong: float = 0.0
+
+    def coefficients(self, params, z):
+        a, b = super().coefficients(params, z)
+        return a + jnp.asarray(self.wrong, z.dtype), b
+
+
+@dataclass(frozen=True)
+class ForgetsTheLogarithm(GivesThemFor):
+    log_space = True
+
+
+@dataclass(frozen=True)
+class TakesTheLogarithm(GivesThemFor):
+    """h' = (h + |z|) / 2, in logarithms."""
+
+    log_space = True
+
+    def coefficients(self, params, z):
+        a, b = super().coefficients(params, jnp.abs(z))
+        return jnp.log(a), jnp.log(b)
+
+    def update(self, params, carry, z, u):
+        return super().update(params, carry, jnp.abs(z), u)
+
+
+@dataclass(frozen=True)
+class Rotates(GivesThemFor):
+    """h' = A h + z, with a matrix A for all steps and sequences."""
+
+    turned: bool = False
+
+    def coefficients(self, params, z):
+        a = params.u.T if self.turned else params.u
+        return jnp.broadcast_to(a.T, (*(1,) * (z.ndim - 1), *a.shape)), z
+
+    def recur(self, params, carry):
+        return carry @ params.u
+
+    def update(self, params, carry, z, u):
+        return z + u, z + u
+
+
+class Pair(NamedTuple):
+    h: Any
+    c: Any
+
+
+@dataclass(frozen=True)
+class Crossed(Right):
+    """Two states, of which each new one is made of the other old one, unit by unit."""
+
+    recurrence = "block_diagonal"
+    across: bool = False
+
+    def init_carry(self, params, batch_shape):
+        h = super().init_carry(params, batch_shape)
+        return Pair(h, h)
+
+    def recur(self, params, carry):
+        return carry.h @ params.u if self.across else ()
+
+    def update(self, params, carry, z, u):
+        h, c = jnp.tanh(z + carry.c), jnp.sin(carry.h)
+        return Pair(h, c + jnp.tanh(u) if self.across else c), h
+
+
+@dataclass(frozen=True)
+class ClaimsToKeepLeavesApart(Crossed):
+    recurrence = "diagonal"
+
+
+@dataclass(frozen=True)
+class MovesItsLastUnits(Right):
+    """Unit 0 is apart; it is the units after it that see each other."""
+
+    hidden_size: int = 3
+    recurrence = "diagonal"
+    pointwise = False
+
+    def recur(self, params, carry):
+        return ()
+
+    def update(self, params, carry, z, u):
+        h = jnp.tanh(z + carry.at[..., 1].add(carry[..., 2]))
+        return h, h
+
+
+@dataclass(frozen=True)
+class Spins(Right):
+    """s' = i s + z, y = |s'|^2: a complex carry; `mixed` with that of its neighbour."""
+
+    mixed: bool = False
+    recurrence = "diagonal"
+
+    def init_carry(self, params, batch_shape):
+        return jnp.zeros((*batch_shape, self.hidden_size), jnp.complex64)
+
+    def recur(self, params, carry):
+        return ()
+
+    def update(self, params, carry, z, u):
+        past = jnp.roll(carry.imag, 1, axis=-1) if self.mixed else carry
+        s = 1j * past + z.astype(jnp.float32)
+        return s.astype(jnp.complex64), (s.real**2 + s.imag**2).astype(z.dtype)
+
+
+@dataclass(frozen=True)
 class ClaimsToBePointwise(Right):
     def update(self, params, carry, z, u):
         h = jnp.tanh(z + u - u[..., ::-1])
@@ -120,8 +249,21 @@ class BranchesOnValues(Right):
         return h, h
 
 
-def test_the_right_cell_passes():
-    check_cell(Right())
+@pytest.mark.parametrize(
+    "cell",
+    [Right(), GivesThemFor(), TakesTheLogarithm(), Rotates(), Crossed(), Spins()],
+    ids=lambda cell: type(cell).__name__,
+)
+def test_a_right_cell_passes(cell):
+    check_cell(cell)
+
+
+def test_a_cell_that_gives_no_logarithms_may_not_say_so():
+    class SaysLog(Right):
+        log_space = True
+
+    with pytest.raises(AssertionError, match="claims: .*log_space is about coefficients"):
+        check_cell(SaysLog())
 
 
 @pytest.mark.parametrize(
@@ -136,6 +278,15 @@ def test_the_right_cell_passes():
         (ClaimsToBeDiagonal(), {"claims"}),
         (ClaimsToBeLinear(), {"claims"}),
         (ClaimsToBePointwise(), {"claims"}),
+        (HidesItsCoefficients(), {"claims"}),
+        (GivesThemFor(wrong=0.1), {"claims"}),
+        (ForgetsTheLogarithm(), {"claims"}),
+        (TakesTheLogarithm(wrong=0.1), {"claims"}),
+        (Rotates(turned=True), {"claims"}),
+        (Crossed(across=True), {"claims"}),
+        (ClaimsToKeepLeavesApart(), {"claims"}),
+        (MovesItsLastUnits(), {"claims"}),
+        (Spins(mixed=True), {"claims"}),
         (NotPure(), {"three_parts", "jit"}),
         (BranchesOnValues(), {"leading_axes", "sequence", "jit", "vmap"}),
     ],
@@ -205,6 +356,9 @@ class Decay(jrnn.Cell):
 
     def recur(self, params, carry):
         return ()
+
+    def coefficients(self, params, z):
+        return jnp.full((), 0.5), z
 
     def update(self, params, carry, z, u):
         h = carry / 2 + z

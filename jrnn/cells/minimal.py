@@ -195,7 +195,7 @@ class MinLSTM(Cell):
 
 
 def log_positive(v: jax.Array) -> jax.Array:
-    """log g(v), with g(v) = v + 0.5 where v >= 0, else sigmoid(v): finite, and so is its slope."""
+    """Log g(v), with g(v) = v + 0.5 where v >= 0, else sigmoid(v): finite, and so is its slope."""
     above = v >= 0
     # Of the branch not taken the slope is multiplied by zero: it must not be infinite.
     return jnp.where(above, jnp.log(jnp.where(above, v, 0) + 0.5), -softplus(-v))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jrnn import GRU, LSTM, Cell, Elman, checks
+from jrnn import GRU, LRU, LSTM, Cell, Elman, IndRNN, MinGRU, MinLSTM, checks
 from jrnn.cells import REGISTRY
 from tests.table import Row
 
@@ -66,6 +66,41 @@ def test_t_max_must_be_an_int_of_three_steps(cls: type[LSTM | GRU], t_max: Any) 
 def test_lstm_refuses_two_forget_biases() -> None:
     with pytest.raises(ValueError, match="t_max=9 sets the forget bias .*leave out forget_bias"):
         LSTM(4, t_max=9, forget_bias=2.0)
+
+
+@pytest.mark.parametrize("t_max", [0, -1, 10.0, True, "9"])
+def test_t_max_of_the_indrnn_must_be_a_positive_int(t_max: Any) -> None:
+    with pytest.raises(ValueError, match="IndRNN: t_max must be a positive int, got"):
+        IndRNN(4, t_max=t_max)
+
+
+def test_indrnn_suggests_the_activation_that_was_meant() -> None:
+    message = "IndRNN: activation must be one of .*, got 'tahn'; did you mean 'tanh'"
+    with pytest.raises(ValueError, match=message):
+        IndRNN(4, activation="tahn")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("cls", [MinGRU, MinLSTM])
+@pytest.mark.parametrize("log_space", [None, 1, "yes"])
+def test_log_space_must_be_a_bool(cls: type[MinGRU | MinLSTM], log_space: Any) -> None:
+    message = f"{cls.__name__}: log_space must be True or False, got"
+    with pytest.raises(ValueError, match=message):
+        cls(4, log_space=log_space)
+
+
+@pytest.mark.parametrize(
+    ("r_min", "r_max"), [(-0.1, 1.0), (0.5, 0.5), (0.9, 0.1), (0.0, 1.1), (float("nan"), 1.0)]
+)
+def test_radii_of_the_lru_lie_in_order_within_the_unit_circle(r_min: float, r_max: float) -> None:
+    message = "LRU: r_min and r_max must be 0 <= r_min < r_max <= 1, got r_min="
+    with pytest.raises(ValueError, match=message):
+        LRU(4, r_min, r_max)
+
+
+@pytest.mark.parametrize("max_phase", [0.0, -1.0, float("inf"), float("nan")])
+def test_phase_of_the_lru_must_be_positive(max_phase: float) -> None:
+    with pytest.raises(ValueError, match="LRU: max_phase must be an angle above 0, .*got"):
+        LRU(4, max_phase=max_phase)
 
 
 def test_elman_suggests_the_activation_that_was_meant() -> None:

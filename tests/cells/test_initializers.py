@@ -7,11 +7,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jrnn import GRU, LSTM, Elman, initializers
+import jrnn
+from jrnn import (
+    GRU,
+    LRU,
+    LSTM,
+    Cell,
+    Elman,
+    IndRNN,
+    MinGRU,
+    MinLSTM,
+    ParaGRU,
+    ParaLSTM,
+    initializers,
+)
 from tests.table import Row
 
 INPUT, HIDDEN = 5, 16
-GATES = {LSTM: "ifgo", GRU: "rzn", Elman: "h"}
+GATES = {
+    GRU: "rzn",
+    Elman: "h",
+    MinGRU: "zn",
+    MinLSTM: "fin",
+    IndRNN: "h",
+    ParaGRU: "rzn",
+    ParaLSTM: "fgo",
+}
 
 
 def blocks(joined: Any) -> list[np.ndarray]:
@@ -20,7 +41,10 @@ def blocks(joined: Any) -> list[np.ndarray]:
 
 
 def test_recurrent_weights_of_each_gate_are_orthogonal(row: Row) -> None:
-    params = row.make(HIDDEN).init(jax.random.key(0), INPUT)
+    cell = row.make(HIDDEN)
+    if cell.recurrence != "dense":
+        pytest.skip("no recurrent matrix")
+    params = cell.init(jax.random.key(0), INPUT)
     for gate in blocks(params.w_hh):
         np.testing.assert_allclose(gate.T @ gate, np.eye(HIDDEN), atol=1e-5)
     assert_all_differ(blocks(params.w_hh))
@@ -28,7 +52,10 @@ def test_recurrent_weights_of_each_gate_are_orthogonal(row: Row) -> None:
 
 def test_input_weights_fill_the_glorot_limit_of_one_gate(row: Row) -> None:
     limit = np.sqrt(6 / (INPUT + HIDDEN))
-    params = row.make(HIDDEN).init(jax.random.key(0), INPUT)
+    cell = row.make(HIDDEN)
+    if isinstance(cell, LRU):
+        pytest.skip("normal weights, as in its paper")
+    params = cell.init(jax.random.key(0), INPUT)
     for gate in blocks(params.w_ih):
         assert 0.9 * limit < np.abs(gate).max() <= limit
         np.testing.assert_allclose(gate.std(), limit / np.sqrt(3), rtol=0.2)
@@ -41,24 +68,27 @@ def assert_all_differ(gates: list[np.ndarray]) -> None:
             assert (gate != other).all()
 
 
-def test_input_and_recurrent_weights_come_from_different_keys(row: Row) -> None:
-    params = row.make(4).init(jax.random.key(0), 4)
-    again = row.make(4).init(jax.random.key(0), 4)
-    other = row.make(4).init(jax.random.key(1), 4)
-    np.testing.assert_array_equal(params.w_ih, again.w_ih)
-    assert (np.asarray(params.w_ih) != np.asarray(other.w_ih)).all()
-    assert (np.asarray(params.w_hh) != np.asarray(other.w_hh)).all()
+def test_weights_are_those_of_the_key(row: Row) -> None:
+    params, again, other = (row.make(4).init(jax.random.key(n), 4) for n in (0, 0, 1))
+    for name, leaf in params._asdict().items():
+        np.testing.assert_array_equal(leaf, getattr(again, name))
+        if leaf is not None and name[:2] not in ("b", "b_", "p_"):
+            assert (np.asarray(leaf) != np.asarray(getattr(other, name))).all(), name
 
 
 def test_biases_and_peepholes_are_zero_but_for_the_forget_bias(row: Row) -> None:
     cell = row.make(HIDDEN)
     params = cell.init(jax.random.key(0), INPUT)
     for name, leaf in params._asdict().items():
-        if name not in ("w_ih", "w_hh", "b") and leaf is not None:
+        if name[:2] in ("p_", "b_") and leaf is not None:
             np.testing.assert_array_equal(leaf, np.zeros(HIDDEN))
+    if isinstance(cell, LRU):
+        assert not hasattr(params, "b")
+        return
     gates = cell.gates if isinstance(cell, LSTM) else GATES[type(cell)]
+    start = 0.0 if isinstance(cell, MinLSTM) else 1.0
     for gate, bias in zip(gates, blocks(params.b), strict=True):
-        np.testing.assert_array_equal(bias, 1.0 if gate == "f" else 0.0)
+        np.testing.assert_array_equal(bias, start if gate == "f" else 0.0)
 
 
 @pytest.mark.parametrize("coupled", [False, True])
@@ -67,6 +97,15 @@ def test_forget_bias_is_in_f_alone(coupled: bool) -> None:
     params = cell.init(jax.random.key(0), INPUT)
     for gate, bias in zip(cell.gates, blocks(params.b), strict=True):
         np.testing.assert_array_equal(bias, -2.5 if gate == "f" else 0.0)
+
+
+@pytest.mark.parametrize(
+    "cell", [MinLSTM(HIDDEN, forget_bias=2.5), ParaLSTM(HIDDEN, 2.5)], ids=repr
+)
+def test_forget_bias_of_cells_without_a_matrix_is_in_f_alone(cell: Any) -> None:
+    params = cell.init(jax.random.key(0), INPUT)
+    for gate, bias in zip(GATES[type(cell)], blocks(params.b), strict=True):
+        np.testing.assert_array_equal(bias, 2.5 if gate == "f" else 0.0)
 
 
 @pytest.mark.parametrize("t_max", [3, 1000])
@@ -116,3 +155,95 @@ def test_chrono_in_half_precision_is_rounded() -> None:
     whole = initializers.chrono(jax.random.key(0), HIDDEN, 50, jnp.float32)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_array_equal(half, whole.astype(jnp.bfloat16))
+
+
+MANY = 4000
+
+
+@pytest.mark.parametrize(
+    ("r_min", "r_max", "max_phase"), [(0.0, 1.0, 2 * np.pi), (0.5, 0.6, 0.3), (0.9, 0.999, np.pi)]
+)
+def test_ring_is_uniform_over_its_area(r_min: float, r_max: float, max_phase: float) -> None:
+    drawn = initializers.ring(jax.random.key(0), MANY, r_min, r_max, max_phase, jnp.float32)
+    nu, angle, gamma = (np.exp(np.asarray(leaf, np.float64)) for leaf in drawn)
+    radius = np.exp(-nu)
+    assert (radius > r_min - 1e-6).all() and (radius < r_max + 1e-6).all()
+    assert (angle > 0).all() and (angle < max_phase * (1 + 1e-6)).all()
+    area, turn = (radius**2 - r_min**2) / (r_max**2 - r_min**2), angle / max_phase
+    for uniform in (area, turn):
+        np.testing.assert_allclose(np.sort(uniform), (np.arange(MANY) + 0.5) / MANY, atol=0.03)
+    assert abs(np.corrcoef(area, turn)[0, 1]) < 0.05
+    np.testing.assert_allclose(gamma, np.sqrt(-np.expm1(-2 * nu)), rtol=1e-4)
+
+
+class Extreme:
+    """Stands for `jax.random.uniform` where it draws the ends of its range."""
+
+    def __init__(self, end: int) -> None:
+        self.end = end
+
+    def __call__(self, key: Any, shape: Any, dtype: Any, *ends: float) -> jax.Array:
+        return jnp.full(shape, (ends or (0.0, 1.0))[self.end], dtype)
+
+
+@pytest.mark.parametrize("end", [0, 1])
+@pytest.mark.parametrize(("r_min", "r_max"), [(0.0, 1.0), (0.0, 1e-30), (1 - 1e-9, 1.0)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
+def test_ring_is_finite_at_the_ends_of_what_is_drawn(
+    end: int, r_min: float, r_max: float, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax.random, "uniform", Extreme(end))
+    ring = initializers.ring(jax.random.key(0), 3, r_min, r_max, 2 * np.pi, dtype)
+    for leaf in ring:
+        assert leaf.dtype == dtype
+        assert np.isfinite(np.asarray(leaf, np.float32)).all()
+
+
+def test_matrices_of_the_lru_have_the_variances_of_its_paper() -> None:
+    params = LRU(64).init(jax.random.key(0), 400)
+    parts = [np.asarray(part) for part in jnp.split(params.w_ih, 3, axis=-1)]
+    variances = [part.var() for part in (*parts, params.c_re, params.c_im)]
+    np.testing.assert_allclose(variances, [1 / 800, 1 / 800, 1 / 400, 1 / 64, 1 / 64], rtol=0.1)
+    assert_all_differ(parts)
+    assert_all_differ([np.asarray(params.c_re), np.asarray(params.c_im)])
+
+
+def test_white_noise_keeps_its_size_in_the_lru() -> None:
+    # gamma is there for it: E|s|^2 is 1 with inputs of variance 1, whatever the eigenvalues.
+    cell = LRU(256, r_min=0.5, r_max=0.95)
+    params = cell.init(jax.random.key(0), 32)
+    xs = np.random.default_rng(0).normal(size=(300, 8, 32)).astype(np.float32)
+    carry, _ = jrnn.unroll(cell, params, xs, engine="scan")
+    np.testing.assert_allclose((np.abs(carry) ** 2).mean(), 1.0, rtol=0.1)
+
+
+@pytest.mark.parametrize(("t_max", "low", "high"), [(None, 0, 1), (10, 0.933033, 1.071773)])
+def test_recurrent_weights_of_the_indrnn_fill_their_range(
+    t_max: int | None, low: float, high: float
+) -> None:
+    w = np.asarray(IndRNN(MANY, t_max=t_max).init(jax.random.key(0), 1).w_hh)
+    assert low <= w.min() and w.max() <= high + 1e-6
+    np.testing.assert_allclose((w.min(), w.max()), (low, high), atol=0.01 * (high - low))
+    np.testing.assert_allclose(w.mean(), (low + high) / 2, atol=0.02 * (high - low))
+
+
+@pytest.mark.parametrize("cell", [ParaGRU(MANY), ParaLSTM(MANY)], ids=["gru", "lstm"])
+def test_para_cells_contract_as_they_begin(cell: Cell) -> None:
+    params = cell.init(jax.random.key(0), 2)
+    w = np.asarray(params.w_hh)
+    np.testing.assert_allclose((w.min(), w.max()), (-1 / 3, 1 / 3), atol=1e-3)
+    # One weight for each unit: one Jacobian for each, of which the rows are added up.
+    rng = np.random.default_rng(0)
+    carry = jax.tree.map(
+        lambda leaf: rng.uniform(-1, 1, leaf.shape).astype(np.float32), cell.init_carry(params, ())
+    )
+    x = 3 * rng.normal(size=2).astype(np.float32)
+    after = lambda leaves: jax.tree.leaves(
+        cell.step(params, jax.tree.unflatten(jax.tree.structure(carry), leaves), x)[0]
+    )
+    leaves = jax.tree.leaves(carry)
+    nudges = np.eye(len(leaves), dtype=np.float32)[..., None] * np.ones(MANY, np.float32)
+    columns = [jax.jvp(after, (leaves,), (list(nudge),))[1] for nudge in nudges]
+    rows = np.abs(np.asarray(columns)).sum(axis=0)
+    assert rows.max() < 1
+    assert rows.max() > 0.5
