@@ -367,34 +367,40 @@ def _keeps_apart(function: Callable[[Any], Any], tree: Any, leaves_too: bool = F
       tree: of leaves `[..., hidden]`.
       leaves_too: whether each number of a leaf may depend on the same number of that leaf alone.
     """
+    at, of_floats = _of_floats(function, tree)
+    _, push = jax.linearize(of_floats, at)
+
+    def allowed(k: int, m: int, out: jax.Array) -> np.ndarray:
+        """Which numbers of output m may move with which of input k."""
+        shape = at[k].shape
+        if leaves_too and k != m:
+            return np.zeros((), bool)
+        if leaves_too:
+            number = np.arange(at[k].size).reshape(shape)
+            return number.reshape(-1, *[1] * len(shape)) == number
+        units = np.arange(at[k].size)[:, None] % shape[-1] == np.arange(out.shape[-1])
+        return units.reshape(len(units), *[1] * (out.ndim - 2), -1)
+
+    for k, leaf in enumerate(at):
+        for part in (1, 1j) if _is_complex(leaf) else (1,):
+            nudges = jax.tree.map(lambda a, n=leaf.size: np.zeros((n, *a.shape), a.dtype), at)
+            nudges[k] = (part * np.eye(leaf.size)).reshape(nudges[k].shape).astype(leaf.dtype)
+            for m, out in enumerate(jax.vmap(push)(nudges)):
+                if np.any(np.where(allowed(k, m, out), 0, out) != 0):
+                    return False
+    return True
+
+
+def _of_floats(function: Callable[[Any], Any], tree: Any) -> tuple[list[Any], Callable[..., Any]]:
+    """The leaves of a tree that have derivatives, and the function from these to its like ones."""
     leaves, structure = jax.tree.flatten(tree)
     moving = [k for k, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
     def of_floats(floating: list[jax.Array]) -> list[jax.Array]:
-        given = [*leaves]
-        for k, leaf in zip(moving, floating, strict=True):
-            given[k] = leaf
-        return jax.tree.leaves(floats(function(jax.tree.unflatten(structure, given))))
+        given = dict(enumerate(leaves)) | dict(zip(moving, floating, strict=True))
+        return jax.tree.leaves(floats(function(jax.tree.unflatten(structure, given.values()))))
 
-    at = [leaves[k] for k in moving]
-    _, push = jax.linearize(of_floats, at)
-    for k, leaf in enumerate(at):
-        number = np.arange(leaf.size).reshape(leaf.shape)
-        for unit in (1, 1j) if _is_complex(leaf) else (1,):
-            one_each = unit * np.eye(leaf.size).reshape(leaf.size, *leaf.shape)
-            nudge = lambda one, k=k: push(
-                [jnp.zeros_like(a) if n != k else one for n, a in enumerate(at)]
-            )
-            moved = jax.vmap(nudge)(jnp.asarray(one_each, leaf.dtype))
-            for m, out in enumerate(moved):
-                if leaves_too:
-                    same = (k == m) & (number.reshape(-1, *[1] * leaf.ndim) == number)
-                else:
-                    units = number.reshape(-1, 1) % leaf.shape[-1] == np.arange(out.shape[-1])
-                    same = units.reshape(len(units), *[1] * (out.ndim - 2), -1)
-                if np.any(np.where(same, 0, out) != 0):
-                    return False
-    return True
+    return [leaves[k] for k in moving], of_floats
 
 
 PROPERTIES: dict[str, Callable[[Case], None]] = {

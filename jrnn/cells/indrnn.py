@@ -73,9 +73,14 @@ class IndRNN(Cell):
         )
         return IndRNNParams(
             w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 1, dtype),
-            w_hh=initializers.uniform(key_hh, self.hidden_size, low, high, dtype),
+            w_hh=initializers.uniform(key_hh, self.hidden_size, *self._range, dtype),
             b=jnp.zeros((self.hidden_size,), dtype),
         )
+
+    @property
+    def _range(self) -> tuple[float, float]:
+        """Where the recurrent weights begin."""
+        return (0, 1) if self.t_max is None else (2 ** (-1 / self.t_max), 2 ** (1 / self.t_max))
 
     def init_carry(self, params: IndRNNParams, batch_shape: tuple[int, ...]) -> jax.Array:
         return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
