@@ -22,6 +22,7 @@ from jrnn.cells import MinGRU as MinGRU
 from jrnn.cells import MinLSTM as MinLSTM
 from jrnn.cells import ParaGRU as ParaGRU
 from jrnn.cells import ParaLSTM as ParaLSTM
+from jrnn.engines import Associative as Associative
 from jrnn.engines import Engine as Engine
 from jrnn.engines import Fused as Fused
 from jrnn.engines import Native as Native

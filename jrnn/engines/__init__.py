@@ -1,5 +1,6 @@
 """The engines: ways to run any cell over time, alike in values and gradients."""
 
+from jrnn.engines.associative import Associative as Associative
 from jrnn.engines.engine import Engine as Engine
 from jrnn.engines.fused import Fused as Fused
 from jrnn.engines.masking import reverse_resets as reverse_resets

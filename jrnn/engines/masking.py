@@ -30,17 +30,21 @@ class Masks(NamedTuple):
 
 
 def select(mask: jax.Array | None, chosen: Any, other: Any) -> Any:
-    """`where(mask, chosen, other)` over a pytree; the mask covers the leading axes of each leaf."""
+    """`where(mask, chosen, other)` over a pytree; the mask covers the leading axes of each leaf.
+
+    One of the two may lack leading axes of the other, as a first carry lacks those of time.
+    """
     if mask is None:
         return chosen
-    return jax.tree.map(lambda a, b: jnp.where(_cover(mask, a), a, b), chosen, other)
+    where = lambda a, b: jnp.where(cover(mask, max(a, b, key=jnp.ndim)), a, b)
+    return jax.tree.map(where, chosen, other)
 
 
 def blank(mask: jax.Array | None, tree: Any) -> Any:
     """Zeros where the mask is False, so that nothing planted there has a value or a gradient."""
     if mask is None:
         return tree
-    return jax.tree.map(lambda a: jnp.where(_cover(mask, a), a, jnp.zeros((), a.dtype)), tree)
+    return jax.tree.map(lambda a: jnp.where(cover(mask, a), a, jnp.zeros((), a.dtype)), tree)
 
 
 def restart(reset: jax.Array | None, initial: Carry | None, carry: Carry) -> Carry:
@@ -147,12 +151,13 @@ def put_nan(taken: jax.Array, ys: Any) -> Any:
     def put(y: jax.Array) -> jax.Array:
         inexact = jnp.issubdtype(y.dtype, jnp.inexact)
         # A sum, not a choice: where a loss reads these NaNs, its gradient is to be NaN as well.
-        return y + jnp.where(_cover(taken, y), jnp.nan, 0).astype(y.dtype) if inexact else y
+        return y + jnp.where(cover(taken, y), jnp.nan, 0).astype(y.dtype) if inexact else y
 
     return jax.tree.map(put, ys)
 
 
-def _cover(mask: jax.Array, leaf: jax.Array) -> jax.Array:
+def cover(mask: jax.Array, leaf: jax.Array) -> jax.Array:
+    """The mask with axes of size one for those of the leaf that it lacks."""
     return mask.reshape(mask.shape + (1,) * (leaf.ndim - mask.ndim))
 
 

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jrnn.engines.masking import cover
+
 Matrices = Any
 Vectors = Any
 
@@ -69,6 +71,19 @@ DENSE = Algebra(
     transpose=lambda a: jnp.swapaxes(a, -1, -2),
 )
 """b is an array `[..., n]` and A an array `[..., n, n]`."""
+
+
+def with_resets(algebra: Algebra) -> Algebra:
+    """The algebra where A is a pair (A, keep): nothing passes where `keep [T, B]` is False.
+
+    Not even what is not finite, which a matrix of zeros would make a NaN of.
+    """
+    cut = lambda keep, s: jax.tree.map(lambda leaf: jnp.where(cover(keep, leaf), leaf, 0), s)
+    return algebra._replace(
+        times=lambda a, b: (algebra.times(a[0], b[0]), a[1] & b[1]),
+        act=lambda a, s: cut(a[1], algebra.act(a[0], s)),
+        transpose=lambda a: (algebra.transpose(a[0]), a[1]),
+    )
 
 
 def default_chunk(steps: int) -> int:

@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 
 from jrnn import checks
 from jrnn.cell import Carry, Cell, Inputs, Params
+from jrnn.engines.associative import Associative
 from jrnn.engines.auto import Auto
 from jrnn.engines.engine import Engine
 from jrnn.engines.fused import Fused
@@ -15,7 +16,13 @@ from jrnn.engines.native import Native
 from jrnn.engines.prepare import prepare
 from jrnn.engines.scan import Scan
 
-REGISTRY: dict[str, type[Engine]] = {"auto": Auto, "scan": Scan, "fused": Fused, "native": Native}
+REGISTRY: dict[str, type[Engine]] = {
+    "auto": Auto,
+    "scan": Scan,
+    "fused": Fused,
+    "native": Native,
+    "associative": Associative,
+}
 """Every engine by the name that `unroll(engine=...)` takes."""
 
 

@@ -1,0 +1,253 @@
+"""The engine for cells that are linear in their carry: all steps at once, by a prefix over time."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from jrnn import checks
+from jrnn.cell import Carry, Gates, Inputs
+from jrnn.engines import prefix
+from jrnn.engines.engine import Engine
+from jrnn.engines.masking import Masks, blank, cover, restart
+from jrnn.engines.precision import Parts, cast
+from jrnn.engines.pullback import scan_chunks
+from jrnn.engines.scan import Scan
+
+Steps = tuple[Inputs, jax.Array | None, jax.Array | None]
+"""Inputs, valid steps and resets, each `[T, ...]` or None."""
+
+
+@dataclass(frozen=True)
+class Associative(Engine):
+    r"""Runs a linear cell, s' = a * s + b with (a, b) = `coefficients`, by a prefix over time.
+
+    ::
+
+        (a_2, b_2) after (a_1, b_1) = (a_2 a_1, a_2 b_1 + b_2)
+        a reset:  nothing passes, b = a * initial + b;      padding:  a = 1, b = 0
+
+    The input products of all steps are one product, and so are those of the outputs. What is left
+    to walk is the prefix: elsewhere than on a CPU in logarithmic depth, there step by step, which
+    is then one pass over memory. Its derivative is one more prefix, in the other direction, and
+    derivatives of every mode and order work. Half-precision carries are accumulated in float32.
+
+    A cell with `log_space` gives its coefficients as logarithms, so that they are right however
+    small they are; the prefix takes their exponentials. It multiplies and adds and never divides
+    by a product of gates, which is what other forms of the prefix need logarithms throughout for.
+
+    With a `mesh`, time is split over devices: each runs its own part, they exchange what a part
+    does to the carry, and each corrects its part by the carry that comes in.
+
+    Args:
+      chunk: steps that are walked one by one between two that are combined in parallel; 1 is the
+        associative scan alone, T or more the walk alone. By default T on a CPU, else 1.
+      block: if given, the states of so many steps exist at one time: blocks are run one after
+        another, and once more in the backward pass. For states that are large, such as matrices.
+      mesh: devices over which time is split, or None.
+      axis: the axis of the mesh that time is split over.
+
+    Raises:
+      TypeError: when run, the cell has no `coefficients`.
+      ValueError: `chunk` or `block` is no positive int, both `block` and `mesh` are given, the mesh
+        has no such axis, or, when run, the number of steps cannot be split evenly.
+
+    >>> import jax, jax.numpy as jnp, jrnn
+    >>> cell = jrnn.MinGRU(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> carry, ys = jrnn.unroll(cell, params, jnp.ones((9, 2, 3)), engine=Associative())
+    >>> ys.shape
+    (9, 2, 4)
+
+    References:
+      Blelloch, 1990, Prefix sums and their applications.
+      Martin and Cundy, 2018, Parallelizing linear recurrent neural nets over sequence length.
+    """
+
+    general: ClassVar[bool] = False
+
+    chunk: int | None = None
+    block: int | None = None
+    mesh: Mesh | None = None
+    axis: str = "time"
+
+    def __post_init__(self) -> None:
+        for name in ("chunk", "block"):
+            if getattr(self, name) is not None:
+                checks.positive_int("Associative", name, getattr(self, name))
+        if self.mesh is None:
+            return
+        if self.block is not None:
+            raise ValueError("Associative: give either block or mesh; with a mesh, leave block out")
+        checks.one_of("Associative", "axis", self.axis, self.mesh.axis_names)
+
+    def run(
+        self, parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
+    ) -> tuple[Carry, jax.Array]:
+        if parts.cell.coefficients is None:
+            raise TypeError(
+                f"Associative: the cell must be linear in its carry and have `coefficients`, got "
+                f"{parts.cell!r}; use engine='fused', or engine='newton' for all steps at once"
+            )
+        steps = (xs, masks.valid, masks.resets)
+        count = len(jax.tree.leaves(xs)[0])
+        if count == 0:
+            return Scan().run(parts, carry, xs, masks, reverse)
+        if self.mesh is not None:
+            return self._over_devices(self.mesh, parts, carry, steps, masks.initial, reverse)
+        if self.block is None:
+            return self._run(parts, carry, steps, masks.initial, reverse)
+
+        @jax.checkpoint
+        def one(carry: Carry, steps: Steps, _: None) -> Any:
+            carry, ys = self._run(parts, carry, steps, masks.initial, reverse)
+            return carry, (ys, None)
+
+        carry, (ys, _) = scan_chunks(one, carry, steps, None, self.block, reverse=reverse)
+        return carry, ys
+
+    def _run(
+        self, parts: Parts, carry: Carry, steps: Steps, initial: Carry | None, reverse: bool
+    ) -> tuple[Carry, jax.Array]:
+        z, leaves = _recurrences(parts, carry, steps, initial)
+        states = [leaf.solve(reverse, self.chunk) for leaf in leaves]
+        return _finish(parts, carry, steps, initial, reverse, z, leaves, states)
+
+    def _over_devices(
+        self,
+        mesh: Mesh,
+        parts: Parts,
+        carry: Carry,
+        steps: Steps,
+        initial: Carry | None,
+        reverse: bool,
+    ) -> tuple[Carry, jax.Array]:
+        count, devices = len(jax.tree.leaves(steps)[0]), mesh.shape[self.axis]
+        if count % devices:
+            raise ValueError(
+                f"Associative: the number of steps must be a multiple of the {devices} devices of "
+                f"axis {self.axis!r}, got {count}; pad xs to {-(-count // devices) * devices} "
+                "steps, and give lengths"
+            )
+        split, same = PartitionSpec(self.axis), PartitionSpec()
+
+        def local(parts: Parts, carry: Carry, steps: Steps, initial: Carry | None) -> Any:
+            z, leaves = _recurrences(parts, carry, steps, initial)
+            leaves = [leaf.after_others(self.axis, reverse, self.chunk) for leaf in leaves]
+            states = [leaf.solve(reverse, self.chunk) for leaf in leaves]
+            carry, ys = _finish(parts, carry, steps, initial, reverse, z, leaves, states)
+            final = lambda leaf: lax.all_gather(leaf, self.axis)[0 if reverse else -1]
+            return jax.tree.map(final, carry), ys
+
+        return jax.shard_map(
+            local,
+            mesh=Mesh(mesh.devices, mesh.axis_names),  # whose axes JAX may reshard inputs over
+            in_specs=(same, same, split, same),
+            out_specs=(same, split),
+            check_vma=False,
+        )(parts, carry, steps, initial)
+
+
+class _Recurrence(NamedTuple):
+    """One leaf of the carry over time: s_t = a_t s_{t-1} + b_t, from `start`.
+
+    Attributes:
+      algebra: of a, without regard to resets.
+      a: numbers `[T, B, ...]`, or matrices `[T, B, ..., n, n]`, or either with 1 for T and B.
+      keep: `[T, B]` bool, False where nothing of the state before passes; or None.
+      b: `[T, B, ...]`.
+      start: `[B, ...]`.
+    """
+
+    algebra: prefix.Algebra
+    a: jax.Array
+    keep: jax.Array | None
+    b: jax.Array
+    start: jax.Array
+
+    def solve(self, reverse: bool, chunk: int | None) -> jax.Array:
+        """The states after each step."""
+        algebra, a = self.algebra, self.a
+        if self.keep is not None:
+            algebra, a = prefix.with_resets(algebra), (a, self.keep)
+        return prefix.solve(algebra, a, self.b, self.start, reverse=reverse, chunk=chunk)
+
+    def after_others(self, axis: str, reverse: bool, chunk: int | None) -> "_Recurrence":
+        """The same, from the state in which the devices before this one leave it."""
+
+        def end(b: jax.Array, start: jax.Array) -> jax.Array:
+            states = self._replace(b=b, start=start).solve(reverse, chunk)
+            return prefix.last(states, reverse)
+
+        through = partial(end, jnp.zeros_like(self.b))
+        if self.algebra is prefix.DENSE:
+            units = jnp.eye(self.start.shape[-1], dtype=self.start.dtype)
+            images = jax.vmap(lambda e: through(jnp.broadcast_to(e, self.start.shape)))(units)
+            product = jnp.moveaxis(images, 0, -1)
+        else:
+            product = through(jnp.ones_like(self.start))
+        added = end(self.b, jnp.zeros_like(self.start))
+        # Of each device, what its steps do to the carry; then the carry before each of them.
+        products, sums = (lax.all_gather(leaf, axis) for leaf in (product, added))
+        ends = prefix.solve(self.algebra, products, sums, self.start, reverse=reverse)
+        return self._replace(start=prefix.shift(ends, self.start, reverse)[lax.axis_index(axis)])
+
+
+def _recurrences(
+    parts: Parts, carry: Carry, steps: Steps, initial: Carry | None
+) -> tuple[Gates, list[_Recurrence]]:
+    """Gates z of all steps, and for each leaf of the carry its recurrence, masks folded in."""
+    xs, valid, resets = steps
+    z = parts.project(blank(valid, xs))
+    coefficients = parts.cell.coefficients
+    if coefficients is None:  # `run` has seen to it
+        raise TypeError(f"Associative: {parts.cell!r} has no coefficients")
+    given = coefficients(parts.wide_params, z)
+    if parts.cell.log_space:
+        given = jax.tree.map(jnp.exp, given)
+    time = jax.tree.leaves(xs)[0].shape[:1]
+
+    def of_leaf(a: jax.Array, b: jax.Array, start: jax.Array, first: jax.Array) -> _Recurrence:
+        a, b, start = (leaf.astype(_wide(start.dtype)) for leaf in (a, b, start))
+        dense = a.ndim == b.ndim + 1
+        algebra = prefix.DENSE if dense else prefix.DIAGONAL
+        b = jnp.broadcast_to(b, (*time, *start.shape))
+        a = a.reshape((1,) * (b.ndim + dense - a.ndim) + a.shape)
+        one = jnp.eye(a.shape[-1], dtype=a.dtype) if dense else jnp.ones((), a.dtype)
+        if valid is not None:
+            a, b = jnp.where(cover(valid, a), a, one), blank(valid, b)
+        if resets is not None:
+            b = b + blank(resets, algebra.act(a, jnp.broadcast_to(first, b.shape)))
+        return _Recurrence(algebra, a, None if resets is None else ~resets, b, start)
+
+    trees = (*given, carry, carry if initial is None else initial)
+    return z, [of_leaf(*leaves) for leaves in zip(*map(jax.tree.leaves, trees), strict=True)]
+
+
+def _finish(
+    parts: Parts,
+    carry: Carry,
+    steps: Steps,
+    initial: Carry | None,
+    reverse: bool,
+    z: Gates,
+    leaves: list[_Recurrence],
+    states: list[jax.Array],
+) -> tuple[Carry, jax.Array]:
+    """The last carry and the outputs, out of the states after each step."""
+    _, valid, resets = steps
+    structure = jax.tree.structure(carry)
+    like = lambda tree: cast(jax.tree.unflatten(structure, tree), parts.precision.wide)
+    after = like(states)
+    befores = prefix.shift(after, like([leaf.start for leaf in leaves]), reverse)
+    befores = restart(resets, initial, befores)
+    _, ys = parts.update(befores, z, parts.recur(befores))
+    return prefix.last(after, reverse), blank(valid, ys)
+
+
+def _wide(dtype: jnp.dtype) -> jnp.dtype:
+    return jnp.promote_types(dtype, jnp.float32)
