@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 
 from jrnn.cell import Carry, Inputs
+from jrnn.engines.associative import Associative
 from jrnn.engines.engine import Engine
 from jrnn.engines.fused import Fused
 from jrnn.engines.masking import Masks
@@ -15,8 +16,8 @@ from jrnn.engines.scan import Scan
 
 log = logging.getLogger("jrnn")
 
-FEW, MANY = 16384, 32
-"""Weights of a cell and sequences of a batch; see `Auto`."""
+FEW, MANY, LONG = 16384, 32, 256
+"""Weights of a cell, sequences of a batch, and steps of a linear cell; see `Auto`."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,9 @@ class Auto(Engine):
     """Chooses by platform, cell and dtype when it is traced, and says in the log `jrnn` what.
 
     `Native` where there is a kernel for it: LSTM, GRU (reset after) or Elman, in float32, on a CPU,
-    with jrnn's code in C++ built. Else `Fused`; but `Scan` on a CPU for a cell of less than `FEW`
-    weights under a batch of `MANY` and more.
+    with jrnn's code in C++ built. `Associative` for a cell with `coefficients`, on a CPU from
+    `LONG` steps on. Else `Fused`; but `Scan` on a CPU for a cell of less than `FEW` weights under a
+    batch of `MANY` and more.
 
     The rule is read off the tables of `jrnn bench` in experiments/speed/results. `Native` is the
     fastest of the three at every shape, forward and with gradients. Without gradients `Fused` and
@@ -34,6 +36,15 @@ class Auto(Engine):
         input = hidden     16    32    64    128   256   512   1024
         LSTM               0.66  0.88  0.87  1.04  0.99  1.14  1.19
         GRU                0.89  0.80  1.03  1.08  1.00  1.40
+
+    Times of `Fused` / `Associative` with gradients, on a CPU, at batch 1, 64 inputs, 128 hidden
+    units and at batch 32 of the same, by the steps::
+
+        steps              16    64    256   1024  4096
+        MinGRU  batch 1    1.09  1.50  0.99  1.37  1.50
+                batch 32   0.90  0.72  1.08  1.29  1.17
+        LRU     batch 1    1.76  2.20  1.62  2.64  2.97
+                batch 32   1.54  1.32  1.44  1.22  1.37
 
     `Native` has neither second derivatives nor `jax.export`: for those name `engine="fused"`. And
     neither has forward mode: for `jax.jvp` name `engine="scan"`.
@@ -49,6 +60,8 @@ class Auto(Engine):
 
 
 def _without_kernels(parts: Parts, xs: Inputs) -> Engine:
-    batch = jax.tree.leaves(xs)[0].shape[1]
-    small = parts.size < FEW and batch >= MANY
-    return Scan() if small and jax.default_backend() == "cpu" else Fused()
+    steps, batch = jax.tree.leaves(xs)[0].shape[:2]
+    on_cpu = jax.default_backend() == "cpu"
+    if parts.cell.coefficients is not None and (steps >= LONG or not on_cpu):
+        return Associative()
+    return Scan() if on_cpu and parts.size < FEW and batch >= MANY else Fused()

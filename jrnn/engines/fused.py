@@ -15,7 +15,7 @@ from jrnn.engines.engine import Engine
 from jrnn.engines.linearise import Plan, linearise, plan_of
 from jrnn.engines.masking import Masks, blank, restart, settle
 from jrnn.engines.precision import Parts, cast
-from jrnn.engines.pullback import add, floats, pullback, scan_chunks, zeros
+from jrnn.engines.pullback import add, even_chunk, floats, pullback, scan_chunks, zeros
 from jrnn.engines.scan import Scan
 
 ROWS = 256
@@ -95,8 +95,7 @@ class Fused(Engine):
         if not self.remat and batch >= 32 and weights < SMALL:
             return 1
         wanted = math.isqrt(steps) if self.remat else ROWS // max(1, batch)
-        wanted = max(1, min(wanted, steps))
-        return next((n for n in range(wanted, wanted // 2, -1) if steps % n == 0), wanted)
+        return even_chunk(steps, wanted)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

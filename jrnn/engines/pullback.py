@@ -47,6 +47,12 @@ def pullback(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Callab
     return value, pull
 
 
+def even_chunk(steps: int, wanted: int) -> int:
+    """So many steps as are wanted, or down to half of them where that divides T evenly."""
+    wanted = max(1, min(wanted, steps))
+    return next((n for n in range(wanted, wanted // 2, -1) if steps % n == 0), wanted)
+
+
 def scan_chunks(
     function: Chunk, carry: Carry, xs: Any, marks: Any, chunk: int, *, reverse: bool
 ) -> tuple[Carry, tuple[Any, Any]]:
