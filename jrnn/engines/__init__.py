@@ -6,6 +6,10 @@ from jrnn.engines.fused import Fused as Fused
 from jrnn.engines.masking import reverse_resets as reverse_resets
 from jrnn.engines.masking import segment_resets as segment_resets
 from jrnn.engines.native import Native as Native
+from jrnn.engines.newton import Newton as Newton
+from jrnn.engines.newton import NewtonStatus as NewtonStatus
+from jrnn.engines.newton import Solution as Solution
+from jrnn.engines.newton import newton as newton
 from jrnn.engines.scan import Scan as Scan
 from jrnn.engines.unroll import REGISTRY as REGISTRY
 from jrnn.engines.unroll import choose_engine as choose_engine

@@ -13,6 +13,7 @@ from jrnn.engines.auto import Auto
 from jrnn.engines.engine import Engine
 from jrnn.engines.fused import Fused
 from jrnn.engines.native import Native
+from jrnn.engines.newton import Newton
 from jrnn.engines.prepare import prepare
 from jrnn.engines.scan import Scan
 
@@ -22,6 +23,7 @@ REGISTRY: dict[str, type[Engine]] = {
     "fused": Fused,
     "native": Native,
     "associative": Associative,
+    "newton": Newton,
 }
 """Every engine by the name that `unroll(engine=...)` takes."""
 

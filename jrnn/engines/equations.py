@@ -1,0 +1,149 @@
+"""The equations s_t = step(s_{t-1}, x_t) of all steps, and the linear ones that they give."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jrnn.cell import Carry, Inputs
+from jrnn.engines import jacobian, prefix
+from jrnn.engines.jacobian import Kind, Leaves, Step
+from jrnn.engines.masking import Masks, blank, cover, restart, select
+from jrnn.engines.precision import Parts
+
+MATRICES = {"diagonal": jacobian.diagonal, "block": jacobian.blocks, "full": jacobian.full}
+
+
+class System(NamedTuple):
+    """The equations, whose unknowns are the leaves `[T, B, ...]` of the carry after each step.
+
+    Attributes:
+      step: the cell at all steps.
+      xs: the inputs.
+      start: the leaves of the first carry.
+      masks: padding, where the equation is s_t = s_{t-1}, and resets.
+      reverse: direction of travel.
+    """
+
+    step: Step
+    xs: Inputs
+    start: Leaves
+    masks: Masks
+    reverse: bool
+
+    def pasts(self, states: Leaves) -> Leaves:
+        """The states before each step, as the step before has left them."""
+        return prefix.shift(states, self.start, self.reverse)
+
+    def befores(self, states: Leaves) -> Leaves:
+        """The states that each step begins with."""
+        return restart(self.masks.resets, jax.tree.leaves(self.masks.initial), self.pasts(states))
+
+    def settled(self, states: Leaves, after: Leaves) -> Leaves:
+        """What the steps make of the states."""
+        return select(self.masks.valid, after, self.pasts(states))
+
+    def stepped(self, states: Leaves) -> tuple[Leaves, Any]:
+        """What the steps make of the states, and the outputs."""
+        carry, parts, z = self.step.carry(self.befores(states)), self.step.parts, self.step.z
+        after, ys = parts.update(carry, z, parts.recur(carry))
+        return self.settled(states, jax.tree.leaves(after)), blank(self.masks.valid, ys)
+
+    def outputs(self, states: Leaves) -> Any:
+        """The outputs `[T, B, output]`."""
+        return self.stepped(states)[1]
+
+    def guess(self, init: str) -> Leaves:
+        """The first carry at all steps, or what one step makes of that."""
+        steps = len(jax.tree.leaves(self.xs)[0])
+        same = [jnp.broadcast_to(leaf, (steps, *leaf.shape)) for leaf in self.start]
+        return same if init == "carry" else self.stepped(same)[0]
+
+    def walked(self) -> Leaves:
+        """The solution, step by step."""
+        parts, masks = self.step.parts, self.masks
+
+        def body(carry: Carry, inputs: Any) -> Any:
+            z, valid, reset = inputs
+            before = restart(reset, masks.initial, carry)
+            after, _ = parts.update(before, z, parts.recur(before))
+            after = select(valid, after, before)
+            return after, jax.tree.leaves(after)
+
+        steps = (self.step.z, masks.valid, masks.resets)
+        return lax.scan(body, self.step.carry(self.start), steps, reverse=self.reverse)[1]
+
+    def linearised(self, kind: Kind, states: Leaves) -> tuple[Leaves, Any]:
+        """What the steps make of the states, and the Jacobians: 0 at resets, 1 on padding."""
+        after, matrices = MATRICES[kind](self.step, self.befores(states))
+        if kind == "block":
+            matrices = tuple(
+                tuple(self._masked(a, float(i == j)) for j, a in enumerate(row))
+                for i, row in enumerate(matrices)
+            )
+        elif kind == "full":
+            matrices = self._masked(matrices, jnp.eye(matrices.shape[-1], dtype=matrices.dtype))
+        else:
+            matrices = tuple(self._masked(a, 1.0) for a in matrices)
+        return self.settled(states, after), matrices
+
+    def _masked(self, a: jax.Array, one: Any) -> jax.Array:
+        valid, resets = self.masks.valid, self.masks.resets
+        if resets is not None:
+            a = jnp.where(cover(resets, a), 0, a)
+        return a if valid is None else jnp.where(cover(valid, a), a, one)
+
+    def solved(self, kind: Kind, matrices: Any, b: Leaves) -> Leaves:
+        """The d of d_t = A_t d_{t-1} + b_t, from zero, with matrices as of `linearised`."""
+        if kind == "full":
+            joined = self._prefix(prefix.DENSE, matrices, jacobian.join(b))
+            return jacobian.part(joined, b)
+        if kind == "block":
+            return list(self._prefix(prefix.BLOCKS, matrices, tuple(b)))
+        pairs = zip(matrices, b, strict=True)
+        return [self._prefix(prefix.DIAGONAL, a, leaf) for a, leaf in pairs]
+
+    def _prefix(self, algebra: prefix.Algebra, a: Any, b: Any) -> Any:
+        if self.masks.resets is not None:
+            algebra, a = prefix.with_resets(algebra), (a, ~self.masks.resets)
+        zero = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), b)
+        return prefix.solve(algebra, a, b, zero, reverse=self.reverse)
+
+    def moved(self, kind: Kind, states: Leaves, b: Leaves) -> Leaves:
+        """The same with the true Jacobians at the states, whatever `kind` the states are due to."""
+        exact = jacobian.exact_kind(self.step.parts, self.xs)
+        exact = "full" if exact is None and kind == "full" else exact
+        if exact is not None:
+            return self.solved(exact, self.linearised(exact, states)[1], b)
+        return self._walked_moves(states, b)
+
+    def _walked_moves(self, states: Leaves, b: Leaves) -> Leaves:
+        """Step by step, without any matrix [n, n]: its transpose is backpropagation in time."""
+        befores, masks = self.befores(states), self.masks
+        if jacobian.is_elementwise(self.step, befores):
+            _, local = jacobian.partials(self.step, befores)
+            act = lambda local, moves: local.act(self.step, moves)
+        else:
+            local = (self.step.z, befores)
+            act = lambda local, moves: jax.jvp(
+                self.step._replace(z=local[0]).after, (local[1],), (moves,)
+            )[1]
+
+        def body(moves: Leaves, inputs: Any) -> tuple[Leaves, Leaves]:
+            local, b, valid, reset = inputs
+            before = moves if reset is None else blank(~reset, moves)
+            after = select(valid, act(local, before), moves)
+            after = jax.tree.map(jnp.add, after, b)
+            return after, after
+
+        zero = [jnp.zeros_like(leaf[0]) for leaf in b]
+        steps = (local, b, masks.valid, masks.resets)
+        return lax.scan(body, zero, steps, reverse=self.reverse)[1]
+
+
+def system_of(parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool) -> System:
+    """The equations of a run; arguments as of an engine."""
+    start, structure = jax.tree.flatten(carry)
+    step = Step(parts, structure, parts.project(blank(masks.valid, xs)))
+    return System(step, xs, start, masks, reverse)

@@ -1,0 +1,193 @@
+"""Derivatives of the new carry by the old one at all steps at once, out of the contract of a cell.
+
+For a cell whose `update` works element by element they are exact and cheap: with c the leaves of
+the carry and u the gates that `recur` makes of it::
+
+    dc'_i / dc_j = diag(D_ij) + sum over gates g of diag(E_ig) R_gj
+    D_ij = partial of update by c_j,   E_ig = partial of update by u_g,   R_gj = du_g / dc_j
+
+R is made of the recurrent weights alone, the same at all steps. Of any other cell they are probed,
+column by column.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jrnn.cell import Carry, Gates, Inputs
+from jrnn.engines.precision import Parts
+
+Kind = Literal["diagonal", "block", "full"]
+Leaves = list[jax.Array]
+Rows = tuple[tuple[jax.Array, ...], ...]
+Entry = Callable[[int, int], jax.Array]
+
+
+class Step(NamedTuple):
+    """A cell at all steps, as a function of the leaves of the carry `[T, B, ...]` before each.
+
+    Attributes:
+      parts: the cell with its parameters.
+      structure: of the carry.
+      z: the gates of the input, leaves `[T, B, ...]`.
+    """
+
+    parts: Parts
+    structure: Any
+    z: Gates
+
+    def after(self, befores: Leaves, u: Gates | None = None) -> Leaves:
+        """The leaves of the carry after each step; u where it is not `recur` of the carry."""
+        carry = self.carry(befores)
+        u = self.parts.recur(carry) if u is None else u
+        return jax.tree.leaves(self.parts.update(carry, self.z, u)[0])
+
+    def carry(self, leaves: Leaves) -> Carry:
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+class Partials(NamedTuple):
+    """D and E of the module's docstring, each number `[T, B, hidden]`."""
+
+    direct: Rows
+    through: Rows
+
+    def act(self, step: Step, tangents: Leaves) -> Leaves:
+        """The new carry's tangents for those of the old one, exactly, without a matrix [n, n]."""
+        us = jax.tree.leaves(step.parts.recur(step.carry(tangents)))
+        row = lambda direct, through: sum(
+            (p * t for p, t in zip((*direct, *through), (*tangents, *us), strict=True)),
+            start=jnp.zeros((), direct[0].dtype),
+        )
+        return [row(*pair) for pair in zip(self.direct, self.through, strict=True)]
+
+
+def exact_kind(parts: Parts, xs: Inputs) -> Kind | None:
+    """The kind of Jacobian that a cell has by its own claim; None for a dense one."""
+    kinds: dict[str, Kind] = {"diagonal": "diagonal", "block_diagonal": "block"}
+    coefficients = parts.cell.coefficients
+    if coefficients is None:
+        return kinds.get(parts.cell.recurrence)
+    given = jax.eval_shape(lambda: coefficients(parts.wide_params, parts.project(xs)))
+    pairs = zip(*map(jax.tree.leaves, given), strict=True)
+    return "diagonal" if all(a.ndim <= b.ndim for a, b in pairs) else None
+
+
+def is_elementwise(step: Step, befores: Leaves) -> bool:
+    """Whether the carry can be derived element by element: leaves and gates are all alike."""
+    cell = step.parts.cell
+    if not cell.pointwise and cell.recurrence != "linear":
+        return False
+    gates = jax.tree.leaves(jax.eval_shape(step.parts.recur, step.carry(befores)))
+    return all(leaf.ndim == 3 and leaf.shape == befores[0].shape for leaf in [*befores, *gates])
+
+
+def partials(step: Step, befores: Leaves) -> tuple[Leaves, Partials]:
+    """The leaves after each step, and the partials there, for a cell that `is_elementwise`."""
+    us, gates = jax.tree.flatten(step.parts.recur(step.carry(befores)))
+    update = lambda befores, us: step.after(befores, jax.tree.unflatten(gates, us))
+    after, derivative = jax.linearize(update, befores, us)
+    inputs = [*befores, *us]
+
+    def column(k: int) -> Leaves:
+        ones = [jnp.ones_like(a) if n == k else jnp.zeros_like(a) for n, a in enumerate(inputs)]
+        return derivative(ones[: len(befores)], ones[len(befores) :])
+
+    rows = tuple(zip(*(column(k) for k in range(len(inputs))), strict=True))
+    count = len(befores)
+    return after, Partials(tuple(r[:count] for r in rows), tuple(r[count:] for r in rows))
+
+
+def recurrent(step: Step, befores: Leaves) -> list[Leaves]:
+    """R: for each leaf of the carry and each gate the matrix `[hidden of leaf, hidden of gate]`."""
+    units = [jnp.eye(leaf.shape[-1], dtype=leaf.dtype) for leaf in befores]
+    zeros = [jnp.zeros_like(unit) for unit in units]
+    probe = lambda j: [units[n] if n == j else zeros[n] for n in range(len(units))]
+    return [jax.tree.leaves(step.parts.recur(step.carry(probe(j)))) for j in range(len(units))]
+
+
+def diagonal(step: Step, befores: Leaves) -> tuple[Leaves, tuple[jax.Array, ...]]:
+    """The leaves after each step, and of the Jacobians the diagonal, a leaf for each leaf."""
+    after, entry = _entries(step, befores)
+    return after, tuple(entry(i, i) for i in range(len(befores)))
+
+
+def blocks(step: Step, befores: Leaves) -> tuple[Leaves, Rows]:
+    """The leaves after each step, and how unit k of each depends on unit k of each before."""
+    after, entry = _entries(step, befores)
+    count = range(len(befores))
+    return after, tuple(tuple(entry(i, j) for j in count) for i in count)
+
+
+def _entries(step: Step, befores: Leaves) -> tuple[Leaves, Entry]:
+    find = _partial_blocks if is_elementwise(step, befores) else _probed_blocks
+    return find(step, befores)
+
+
+def _partial_blocks(step: Step, befores: Leaves) -> tuple[Leaves, Entry]:
+    after, (direct, through) = partials(step, befores)
+    weights = [[jnp.diagonal(w) for w in leaf] for leaf in recurrent(step, befores)]
+
+    def entry(i: int, j: int) -> jax.Array:
+        return sum((e * w for e, w in zip(through[i], weights[j], strict=True)), direct[i][j])
+
+    return after, entry
+
+
+def _probed_blocks(step: Step, befores: Leaves) -> tuple[Leaves, Entry]:
+    """Of the full Jacobian the entries wanted; one column of it exists at a time."""
+    after, derivative = jax.linearize(step.after, befores)
+
+    def entry(i: int, j: int) -> jax.Array:
+        def column(unit: jax.Array) -> jax.Array:
+            zeros = [jnp.zeros_like(leaf) for leaf in befores]
+            zeros[j] = zeros[j].at[..., unit].set(1)
+            return derivative(zeros)[i][..., unit]
+
+        return jnp.moveaxis(lax.map(column, jnp.arange(befores[j].shape[-1])), 0, -1)
+
+    return after, entry
+
+
+def full(step: Step, befores: Leaves) -> tuple[Leaves, jax.Array]:
+    """The leaves after each step, and the Jacobians `[T, B, n, n]` of all leaves, joined."""
+    if not is_elementwise(step, befores):
+        return _probed(step, befores)
+    after, (direct, through) = partials(step, befores)
+    weights = recurrent(step, befores)
+
+    def block(i: int, j: int) -> jax.Array:
+        own = direct[i][j]
+        start = own[..., None] * jnp.eye(own.shape[-1], dtype=own.dtype)
+        return sum((e[..., None] * w.T for e, w in zip(through[i], weights[j], strict=True)), start)
+
+    count = range(len(befores))
+    rows = [jnp.concatenate([block(i, j) for j in count], axis=-1) for i in count]
+    return after, jnp.concatenate(rows, axis=-2)
+
+
+def _probed(step: Step, befores: Leaves) -> tuple[Leaves, jax.Array]:
+    """One column for each number of the carry."""
+    flat = join(befores)
+    function = lambda flat: join(step.after(part(flat, befores)))
+    after, derivative = jax.linearize(function, flat)
+    units = jnp.eye(flat.shape[-1], dtype=flat.dtype)
+    columns = jax.vmap(lambda unit: derivative(jnp.broadcast_to(unit, flat.shape)))(units)
+    return part(after, befores), jnp.moveaxis(columns, 0, -1)
+
+
+def join(leaves: Leaves) -> jax.Array:
+    """Leaves `[T, B, ...]` as one array `[T, B, n]`."""
+    return jnp.concatenate([leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves], axis=-1)
+
+
+def part(joined: jax.Array, like: Leaves) -> Leaves:
+    """The other way round."""
+    sizes = [math.prod(leaf.shape[2:]) for leaf in like]
+    parts = jnp.split(joined, list(itertools.accumulate(sizes))[:-1], axis=-1)
+    return [a.reshape(leaf.shape) for a, leaf in zip(parts, like, strict=True)]

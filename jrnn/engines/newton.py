@@ -1,0 +1,433 @@
+"""The engine that solves for the carries of all steps at once, by Newton's method."""
+
+import functools
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jrnn import checks
+from jrnn.cell import Carry, Cell, Inputs, Params
+from jrnn.engines import jacobian, prefix
+from jrnn.engines.damping import damped
+from jrnn.engines.engine import Engine
+from jrnn.engines.equations import Kind, System, system_of
+from jrnn.engines.jacobian import Leaves
+from jrnn.engines.masking import Masks, cover
+from jrnn.engines.precision import Parts
+from jrnn.engines.prepare import prepare
+from jrnn.engines.scan import Scan
+
+KINDS = ("auto", "diagonal", "block", "full")
+GUESSES = ("step", "carry")
+FALLBACKS = ("error", "scan", "none")
+
+SMALL = 64
+"""Numbers in a carry up to which `jacobian="auto"` takes the full one of a dense cell."""
+
+FASTER, SLOWER = 0.2, 5.0
+"""What the damping is multiplied by after a step that helped, and after one that did not."""
+
+MOST_DAMPING = 1e12
+
+
+class NewtonStatus(NamedTuple):
+    """What became of a solve.
+
+    Attributes:
+      converged: `[B]` bool, whether the residual of a sequence fell to the tolerance.
+      iterations: an int, the number of Newton steps that the batch took.
+      residuals: `[max_steps + 1, B]`, the largest |s_t - step(s_{t-1})| / (1 + |s_t|) of the first
+        guess, and after each Newton step; NaN beyond the last, and from where it is not finite.
+    """
+
+    converged: jax.Array
+    iterations: jax.Array
+    residuals: jax.Array
+
+
+class Solution(NamedTuple):
+    """What `jrnn.newton` returns.
+
+    Attributes:
+      carry: the last carry, leaves `[B, ...]`.
+      ys: the outputs `[T, B, output]`.
+      carries: the carry after each step, leaves `[T, B, ...]`: the `guess` of a next solve.
+      status: a `NewtonStatus`.
+    """
+
+    carry: Carry
+    ys: Any
+    carries: Carry
+    status: NewtonStatus
+
+
+@dataclass(frozen=True)
+class Newton(Engine):
+    r"""Solves s_t = step(s_{t-1}, x_t) for all t at once, by Newton's method.
+
+    ::
+
+        r_t = step(s_{t-1}, x_t) - s_t                      residual, of all steps at once
+        J_t = d step / d s_{t-1}
+        d_t = J_t d_{t-1} + r_t,    s_t = s_t + d_t         one linear recurrence, a prefix
+
+    Each iteration is parallel in time. It pays where a processor has parallelism to spare and the
+    cell forgets: with a largest Lyapunov exponent below zero (`jrnn.analysis.lyapunov`) a handful
+    of iterations do, at any length; above it the number grows with T. After k iterations without
+    damping the first k states are exact, so T of them always do.
+
+    The Jacobian, exact from the contract of a cell: "full" takes T·n² numbers for a carry of n;
+    "block" couples unit k of each leaf of the carry with unit k of the others, "diagonal" nothing,
+    and both are exact where the cell's `recurrence` says so. Of any other cell they are an
+    approximation, which takes more iterations, for the same solution.
+
+    With `damping` each step is one of Levenberg and Marquardt, a Kalman smoother over time (ELK):
+    where an iteration does not make the residual smaller it is taken back, and the damping grown.
+
+    The gradient is that of the implicit function at the solution, exact whatever Jacobian was used
+    on the way: one linear recurrence in the other direction, parallel in time with a Jacobian that
+    is exact, and else walked step by step. Derivatives of every mode and order work.
+
+    What has not converged is said: see `fallback`; `jrnn.newton` returns the status.
+
+    Args:
+      jacobian: "auto", "full", "block" or "diagonal". "auto" is what is exact by the cell's
+        `recurrence`; for a dense cell "full" with a carry of up to 64 numbers, else "block".
+      damping: None for plain Newton, or the damping to start with, such as 1.0.
+      max_steps: the most iterations.
+      tol: the residual, relative to 1 + |s_t|, at which a sequence has converged; by default 64
+        times the rounding of the carry's dtype, 8e-6 in float32 and 1.4e-14 in float64.
+      init: the first guess: "step", one step from the first carry at each t, or "carry", the first
+        carry itself.
+      fallback: what to do with a sequence that has not converged: "error" raises, when the result
+        is computed; "scan" walks it step by step; "none" returns what there is.
+      max_bytes: refuses full Jacobians of more, before any memory is taken.
+
+    Raises:
+      ValueError: an option is none of these; or, when run, Jacobians take more than `max_bytes`.
+      TypeError: when run, the carry has leaves that are not real, of a cell that is not linear.
+      FloatingPointError: inside of JAX's runtime error, with `fallback="error"`.
+
+    >>> import jax, jax.numpy as jnp, jrnn
+    >>> cell = jrnn.GRU(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> solution = jrnn.newton(cell, params, jnp.ones((100, 2, 3)))
+    >>> bool(solution.status.converged.all()), solution.ys.shape
+    (True, (100, 2, 4))
+
+    References:
+      Lim et al., 2024, Parallelizing non-linear sequential models over the sequence length (DEER).
+      Gonzalez et al., 2024, Towards scalable and stable parallelization of nonlinear RNNs
+        (quasi-DEER, ELK).
+      Danieli et al., 2025, ParaRNN: unlocking parallel training of nonlinear RNNs for large
+        language models.
+      Gonzalez et al., 2025, Predictability enables parallelization of nonlinear state space models.
+    """
+
+    jacobian: Literal["auto", "full", "block", "diagonal"] = "auto"
+    damping: float | None = None
+    max_steps: int = 100
+    tol: float | None = None
+    init: Literal["step", "carry"] = "step"
+    fallback: Literal["error", "scan", "none"] = "error"
+    max_bytes: int = 2**31
+
+    def __post_init__(self) -> None:
+        checks.one_of("Newton", "jacobian", self.jacobian, KINDS)
+        checks.one_of("Newton", "init", self.init, GUESSES)
+        checks.one_of("Newton", "fallback", self.fallback, FALLBACKS)
+        checks.positive_int("Newton", "max_steps", self.max_steps)
+        checks.positive_int("Newton", "max_bytes", self.max_bytes)
+        for name in ("damping", "tol"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"Newton: {name} must be None or a number above 0, got {value!r}")
+
+    def run(
+        self, parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
+    ) -> tuple[Carry, jax.Array]:
+        solution = self.solve(parts, carry, xs, masks, reverse)
+        if self.fallback == "error":
+            jax.debug.callback(partial(_raise, self), *solution.status)
+        return solution.carry, solution.ys
+
+    def solve(
+        self,
+        parts: Parts,
+        carry: Carry,
+        xs: Inputs,
+        masks: Masks,
+        reverse: bool,
+        guess: Carry | None = None,
+    ) -> Solution:
+        """The solution with its status; arguments as of `run`, and a guess of all carries."""
+        kind = self.kind_of(parts, carry, xs)
+        if len(jax.tree.leaves(xs)[0]) == 0:
+            carry, ys = Scan().run(parts, carry, xs, masks, reverse)
+            empty = jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), carry)
+            return Solution(carry, ys, empty, _no_steps(self, carry))
+        leaves, ys, status = _root(self, kind, reverse, parts, carry, xs, masks, guess)
+        carries = jax.tree.unflatten(jax.tree.structure(carry), leaves)
+        return Solution(prefix.last(carries, reverse), ys, carries, status)
+
+    def kind_of(self, parts: Parts, carry: Carry, xs: Inputs) -> Kind:
+        """The kind of Jacobian, after checks of the carry and of the memory."""
+        cell, leaves = parts.cell, jax.tree.leaves(carry)
+        allowed = jnp.inexact if cell.recurrence == "linear" else jnp.floating
+        if not leaves or not all(jnp.issubdtype(leaf.dtype, allowed) for leaf in leaves):
+            raise TypeError(
+                "Newton: the carry must have floating leaves alone, got dtypes "
+                f"{[leaf.dtype.name for leaf in leaves]} of {cell!r}; use engine='fused'"
+            )
+        steps, batch = jax.tree.leaves(xs)[0].shape[:2]
+        size = sum(math.prod(leaf.shape[1:]) for leaf in leaves)
+        kind = self.jacobian
+        if kind == "auto":
+            dense = "full" if size <= SMALL else "block"
+            kind = jacobian.exact_kind(parts, xs) or dense
+        needed = steps * batch * size**2 * leaves[0].dtype.itemsize
+        if kind == "full" and needed > self.max_bytes:
+            raise ValueError(
+                f"Newton: full Jacobians of {steps} steps, {batch} sequences and a carry of {size} "
+                f"numbers take {needed / 2**30:.3g} GiB, over max_bytes={self.max_bytes} "
+                f"({self.max_bytes / 2**30:.3g} GiB); use jacobian='block' or 'diagonal', or "
+                "engine='fused', or allow more"
+            )
+        return kind
+
+
+def newton(
+    cell: Cell,
+    params: Params,
+    xs: Inputs,
+    carry: Carry | None = None,
+    *,
+    lengths: Any = None,
+    resets: Any = None,
+    reverse: bool = False,
+    key: jax.Array | None = None,
+    engine: Newton | None = None,
+    guess: Carry | None = None,
+) -> Solution:
+    """Runs a cell as `jrnn.unroll(engine=Newton(...))` does, and returns how it went.
+
+    Args:
+      cell: the cell.
+      params: its parameters, from `cell.init`.
+      xs: inputs `[T, B, input]`, or a pytree of leaves `[T, B, ...]`.
+      carry: the first carry, leaves `[B, ...]`; by default `cell.init_carry`.
+      lengths: `[B]` ints, the number of valid steps of each sequence.
+      resets: `[T, B]` bool; True replaces the carry by the cell's own initial carry before step t.
+      reverse: go from the last valid step to the first.
+      key: randomness for cells with noise; None means deterministic, at the expected value.
+      engine: the options; what has not converged is never raised here, it is in the status.
+      guess: the carry after each step to start from, leaves `[T, B, ...]`: `carries` of a solution
+        with parameters or inputs close by. It has no bearing on the gradient.
+
+    Returns:
+      A `Solution`.
+
+    Raises:
+      ValueError: a shape does not fit, or full Jacobians would take too much memory.
+      TypeError: a dtype or the structure of the carry or of the guess does not fit.
+
+    >>> import jax, jax.numpy as jnp, jrnn
+    >>> cell = jrnn.ParaGRU(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> xs = jax.random.normal(jax.random.key(1), (100, 2, 3))
+    >>> first = newton(cell, params, xs)
+    >>> again = newton(cell, params, xs, guess=first.carries)
+    >>> bool(again.status.iterations < first.status.iterations)
+    True
+    """
+    engine = Newton() if engine is None else engine
+    if not isinstance(engine, Newton):
+        raise TypeError(f"newton: engine must be a jrnn.Newton(...), got {engine!r}")
+    lengths, resets = (None if a is None else jnp.asarray(a) for a in (lengths, resets))
+    return _newton(cell, params, xs, carry, lengths, resets, key, guess, bool(reverse), engine)
+
+
+@partial(jax.jit, static_argnames=("cell", "reverse", "engine"))
+def _newton(
+    cell: Cell,
+    params: Params,
+    xs: Inputs,
+    carry: Carry | None,
+    lengths: jax.Array | None,
+    resets: jax.Array | None,
+    key: jax.Array | None,
+    guess: Carry | None,
+    reverse: bool,
+    engine: Newton,
+) -> Solution:
+    run = prepare(cell, params, xs, carry, lengths, resets, key, reverse)
+    if guess is not None:
+        steps = len(jax.tree.leaves(run.xs)[0])
+        guess = _checked_guess(guess, run.carry, steps)
+    solution = engine.solve(run.parts, run.carry, run.xs, run.masks, reverse, guess)
+    return solution._replace(ys=run.outputs(solution.ys))
+
+
+def _checked_guess(guess: Carry, carry: Carry, steps: int) -> Carry:
+    expected = jax.tree.map(lambda leaf: (steps, *leaf.shape), carry)
+    got = jax.tree.map(jnp.shape, guess)
+    if expected != got:
+        raise ValueError(f"newton: guess must have leaves of shapes {expected}, got {got}")
+    return jax.tree.map(lambda a, leaf: jnp.asarray(a, leaf.dtype), guess, carry)
+
+
+class _Point(NamedTuple):
+    """Some states, with what is wrong with them and the Jacobians there."""
+
+    states: Leaves
+    residuals: Leaves
+    matrices: Any
+
+    def errors(self) -> jax.Array:
+        """`[T, B]`: the largest residual of each step, relative to 1 + |s_t|."""
+        pairs = zip(self.residuals, self.states, strict=True)
+        relative = [jnp.abs(r) / (1 + jnp.abs(s)) for r, s in pairs]
+        return functools.reduce(
+            jnp.maximum, [a.reshape(*a.shape[:2], -1).max(axis=-1) for a in relative]
+        )
+
+    def is_better_than(self, other: "_Point") -> jax.Array:
+        """`[B]` bool: fewer residuals are not finite, or as many, and the others are smaller."""
+        (bad, size), (others_bad, others_size) = self._merit(), other._merit()
+        return (bad < others_bad) | ((bad == others_bad) & (size < others_size))
+
+    def _merit(self) -> tuple[jax.Array, jax.Array]:
+        residuals = jacobian.join(self.residuals)
+        finite = jnp.isfinite(residuals)
+        squares = jnp.square(jnp.abs(jnp.where(finite, residuals, 0)))
+        return (~finite).sum(axis=(0, 2)), squares.sum(axis=(0, 2))
+
+
+class _State(NamedTuple):
+    """Of the loop; damping and done are `[B]`."""
+
+    steps: jax.Array
+    point: _Point
+    damping: jax.Array
+    history: jax.Array
+    done: jax.Array
+
+
+def _iterate(
+    options: Newton, kind: Kind, system: System, states: Leaves
+) -> tuple[Leaves, NewtonStatus]:
+    """Newton's method from the states given."""
+    dtype = states[0].real.dtype
+    tol = 64 * float(jnp.finfo(dtype).eps) if options.tol is None else options.tol
+    batch = states[0].shape[1]
+    is_damped = options.damping is not None
+
+    def evaluate(states: Leaves) -> _Point:
+        after, matrices = system.linearised(kind, states)
+        return _Point(states, [a - s for a, s in zip(after, states, strict=True)], matrices)
+
+    def settled(point: _Point) -> jax.Array:
+        # What is not finite never will be; what comes before it in time is still to be found.
+        errors = point.errors()
+        return jnp.where(jnp.isfinite(errors), errors, 0).max(axis=0) <= tol
+
+    def unfinished(state: _State) -> jax.Array:
+        return (state.steps < options.max_steps) & ~state.done.all()
+
+    def improve(state: _State) -> _State:
+        old, damping = state.point, state.damping
+        if is_damped:
+            moves = damped(kind, old.matrices, old.residuals, damping, system.reverse)
+        else:
+            moves = system.solved(kind, old.matrices, old.residuals)
+        cut = lambda leaf: jnp.where(cover(state.done, leaf[0]), 0, leaf)
+        new = evaluate([s + cut(move) for s, move in zip(old.states, moves, strict=True)])
+        if is_damped:
+            better = new.is_better_than(old)
+            new = jax.tree.map(lambda a, b: jnp.where(cover(better, a[0]), a, b), new, old)
+            damping = damping * jnp.where(better, FASTER, SLOWER).astype(dtype)
+        steps = state.steps + 1
+        history = state.history.at[steps].set(new.errors().max(axis=0))
+        done = settled(new) | (damping > MOST_DAMPING)
+        return _State(steps, new, damping, history, done)
+
+    first = evaluate(states)
+    history = jnp.full((options.max_steps + 1, batch), jnp.nan, dtype)
+    history = history.at[0].set(first.errors().max(axis=0))
+    damping = jnp.full((batch,), options.damping or 0, dtype)
+    start = _State(jnp.int32(0), first, damping, history, settled(first))
+    state = lax.while_loop(unfinished, improve, start)
+    status = NewtonStatus(state.history[state.steps] <= tol, state.steps, state.history)
+    return state.point.states, status
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _root(
+    options: Newton,
+    kind: Kind,
+    reverse: bool,
+    parts: Parts,
+    carry: Carry,
+    xs: Inputs,
+    masks: Masks,
+    guess: Carry | None,
+) -> tuple[Leaves, Any, NewtonStatus]:
+    """The states that solve the equations, the outputs, and the status."""
+    system = system_of(parts, carry, xs, masks, reverse)
+    first = system.guess(options.init) if guess is None else jax.tree.leaves(guess)
+    states, status = _iterate(options, kind, system, first)
+    if options.fallback == "scan":
+        fine = status.converged
+        walked = lax.cond(fine.all(), lambda: states, system.walked)
+        pairs = zip(states, walked, strict=True)
+        states = [jnp.where(cover(fine, found[0]), found, other) for found, other in pairs]
+    return states, system.outputs(states), status
+
+
+@_root.defjvp
+def _(options: Newton, kind: Kind, reverse: bool, primals: Any, tangents: Any) -> Any:
+    """ds_t = J_t ds_{t-1} + (what the step moves by, at fixed states)."""
+    states, ys, status = _root(options, kind, reverse, *primals)
+    given, moved = primals[:4], tangents[:4]  # the guess has no bearing on the solution
+
+    def step(*given: Any) -> tuple[Leaves, Any]:
+        return system_of(*given, reverse).stepped(states)
+
+    _, (moves, y_moves) = jax.jvp(step, given, moved)
+    system = system_of(*given, reverse)
+    d_states = system.moved(kind, states, moves)
+    _, d_ys = jax.jvp(system.outputs, (states,), (d_states,))
+    still = jax.tree.map(_no_tangent, status)
+    return (states, ys, status), (d_states, jax.tree.map(jnp.add, d_ys, y_moves), still)
+
+
+def _no_tangent(leaf: jax.Array) -> Any:
+    floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jnp.zeros_like(leaf) if floating else np.zeros(leaf.shape, jax.dtypes.float0)
+
+
+def _no_steps(options: Newton, carry: Carry) -> NewtonStatus:
+    leaf = jax.tree.leaves(carry)[0]
+    residuals = jnp.full((options.max_steps + 1, leaf.shape[0]), jnp.nan, leaf.real.dtype)
+    converged = jnp.ones((leaf.shape[0],), bool)
+    return NewtonStatus(converged, jnp.int32(0), residuals.at[0].set(0))
+
+
+def _raise(options: Newton, converged: Any, iterations: Any, residuals: Any) -> None:
+    converged, residuals = np.atleast_1d(converged), np.asarray(residuals)
+    if converged.all():
+        return
+    last = residuals[int(np.max(iterations))]
+    raise FloatingPointError(
+        f"{options}: {int((~converged).sum())} of {converged.size} sequences have not converged "
+        f"after {int(np.max(iterations))} iterations, with residuals up to {np.max(last):.3g}. "
+        "Where jrnn.analysis.lyapunov(cell, params, xs).largest is above 0 they never do in few: "
+        "use engine='fused'. Else allow more max_steps, give damping=1.0, or choose "
+        "fallback='scan' or 'none'; jrnn.newton returns the status"
+    )
