@@ -75,7 +75,7 @@ def check_cell(
     - three_parts: `step` is `update(params, carry, project(params, x), recur(params, carry))`;
     - leading_axes: each of the three parts gives the same with any leading axes;
     - sequence: `unroll` is a loop of steps, and of length 1 a step, with lengths, resets, reverse,
-      on every engine;
+      on every engine that runs any cell, and for a linear one on `Associative`;
     - jit: compiled and not compiled are the same;
     - vmap: the same as a loop, and as a batch;
     - no_recompilation: an equal cell with new values does not compile again;
@@ -186,9 +186,11 @@ def _sequence(case: Case) -> None:
     resets = np.zeros((STEPS, BATCH), bool)
     resets[2, 0] = resets[1, 1] = resets[STEPS - 1, 1] = True
     masks = {"lengths": lengths, "resets": resets}
+    engines = [name for name, kind in ENGINES.items() if kind.general]
+    engines += ["associative"] * (case.cell.coefficients is not None)
     for reverse in (False, True):
         want = _loop(case, xs, carry, lengths, resets, reverse)
-        for engine in (name for name, kind in ENGINES.items() if kind.general):
+        for engine in engines:
             got = unroll(cell, params, xs, carry, **masks, reverse=reverse, engine=engine)
             _same(got, want)
 

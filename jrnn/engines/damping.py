@@ -26,16 +26,41 @@ class Field(NamedTuple):
     algebra: prefix.Algebra
     times: Callable[[jax.Array, jax.Array], jax.Array]
     adjoint: Callable[[jax.Array], jax.Array]
-    inverse: Callable[[jax.Array], jax.Array]
+    inverse: Callable[[jax.Array], jax.Array]  # of what is positive definite
+    any_inverse: Callable[[jax.Array], jax.Array]
     one: Callable[[jax.Array], jax.Array]
 
 
-NUMBERS = Field(prefix.DIAGONAL, jnp.multiply, jnp.conj, jnp.reciprocal, jnp.ones_like)
+def positive_inverse(a: jax.Array) -> jax.Array:
+    """The inverse of positive definite matrices `[..., n, n]`, by elimination without pivots.
+
+    In place of `jnp.linalg.inv`: two of its batched calls that run at the same time wait for each
+    other for ever on a CPU with two cores (jaxlib 0.10.2).
+    """
+    n = a.shape[-1]
+    index = jnp.arange(n)
+
+    def sweep(k: jax.Array, a: jax.Array) -> jax.Array:
+        here = index == k
+        row, column = a[..., k, :], a[..., :, k]
+        pivot = 1 / row[..., k, None]
+        row = jnp.where(here, 1, row) * pivot
+        column = jnp.where(here, 0, column)
+        rest = jnp.where(here, 0, a) - column[..., :, None] * row[..., None, :]
+        return jnp.where(here[:, None], row[..., None, :], rest)
+
+    return lax.fori_loop(0, n, sweep, a)
+
+
+NUMBERS = Field(
+    prefix.DIAGONAL, jnp.multiply, jnp.conj, jnp.reciprocal, jnp.reciprocal, jnp.ones_like
+)
 MATRICES = Field(
     algebra=prefix.DENSE,
     times=jnp.matmul,
     adjoint=lambda a: jnp.conj(jnp.swapaxes(a, -1, -2)),
-    inverse=jnp.linalg.inv,
+    inverse=positive_inverse,
+    any_inverse=jnp.linalg.inv,
     one=lambda a: jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), a.shape),
 )
 
@@ -109,7 +134,7 @@ def parallel_covariances(
 
     def after(early: Any, late: Any) -> Any:
         (a_1, c_1, j_1), (a_2, c_2, j_2) = early, late
-        through = field.inverse(field.one(a_1) + times(c_1, j_2))
+        through = field.any_inverse(field.one(a_1) + times(c_1, j_2))
         passed = times(a_2, through)
         seen = times(times(adjoint(a_1), j_2), times(through, a_1))
         return times(passed, a_1), times(times(passed, c_1), adjoint(a_2)) + c_2, seen + j_1

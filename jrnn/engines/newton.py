@@ -4,7 +4,7 @@ import functools
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +129,8 @@ class Newton(Engine):
         language models.
       Gonzalez et al., 2025, Predictability enables parallelization of nonlinear state space models.
     """
+
+    general: ClassVar[bool] = False
 
     jacobian: Literal["auto", "full", "block", "diagonal"] = "auto"
     damping: float | None = None
@@ -396,13 +398,11 @@ def _(options: Newton, kind: Kind, reverse: bool, primals: Any, tangents: Any) -
     states, ys, status = _root(options, kind, reverse, *primals)
     given, moved = primals[:4], tangents[:4]  # the guess has no bearing on the solution
 
-    def step(*given: Any) -> tuple[Leaves, Any]:
-        return system_of(*given, reverse).stepped(states)
-
+    system = partial(system_of, reverse=reverse)
+    step = lambda *given: system(*given).stepped(states)
     _, (moves, y_moves) = jax.jvp(step, given, moved)
-    system = system_of(*given, reverse)
-    d_states = system.moved(kind, states, moves)
-    _, d_ys = jax.jvp(system.outputs, (states,), (d_states,))
+    d_states = system(*given).moved(kind, states, moves)
+    _, d_ys = jax.jvp(system(*given).outputs, (states,), (d_states,))
     still = jax.tree.map(_no_tangent, status)
     return (states, ys, status), (d_states, jax.tree.map(jnp.add, d_ys, y_moves), still)
 
