@@ -59,10 +59,18 @@ def last_axis(owner: str, name: str, array: jax.Array, size: int, source: str) -
         )
 
 
-def t_max(owner: str, value: int) -> None:
-    """Refuses a chrono horizon below 3 steps, where log U[1, t_max - 1] has no range."""
+def t_max(owner: str, value: int, forget_bias: float = 0.0, default: float = 0.0) -> None:
+    """Refuses a chrono horizon below 3 steps, where log U[1, t_max - 1] has no range.
+
+    And one beside a `forget_bias` that is not the default, for it sets that itself.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < 3:
         raise ValueError(f"{owner}: t_max must be an int of at least 3 steps, got {value!r}")
+    if forget_bias != default:
+        raise ValueError(
+            f"{owner}: t_max={value} sets the forget bias itself; leave out "
+            f"forget_bias={forget_bias}"
+        )
 
 
 def rate(owner: str, name: str, value: float) -> None:

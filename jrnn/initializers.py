@@ -141,3 +141,12 @@ def ring(
     gamma_log = 0.5 * jnp.log(-jnp.expm1(-2 * nu))
     logarithms = jnp.log(nu), jnp.log(max_phase * v), gamma_log
     return Ring(*(leaf.astype(dtype) for leaf in logarithms))
+
+
+def keeping(
+    key: jax.Array, hidden_size: int, t_max: int | None, bias: float, dtype: DTypeLike
+) -> jax.Array:
+    """Biases `[hidden]` of the gate that keeps: `chrono` with a `t_max`, else all alike."""
+    if t_max is None:
+        return jnp.full((hidden_size,), bias, dtype)
+    return chrono(key, hidden_size, t_max, dtype)

@@ -90,11 +90,7 @@ class GRU(Cell):
         key_ih, key_hh, key_b = jax.random.split(key, 3)
         zeros = jnp.zeros((self.hidden_size,), dtype)
         b_hn = jnp.zeros((self.hidden_size,), dtype) if self.reset_after else None
-        keep = (
-            zeros
-            if self.t_max is None
-            else initializers.chrono(key_b, self.hidden_size, self.t_max, dtype)
-        )
+        keep = initializers.keeping(key_b, self.hidden_size, self.t_max, 0.0, dtype)
         return GRUParams(
             w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 3, dtype),
             w_hh=initializers.recurrent_weights(key_hh, self.hidden_size, 3, dtype),

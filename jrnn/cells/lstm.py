@@ -93,12 +93,7 @@ class LSTM(Cell):
     def __post_init__(self) -> None:
         checks.positive_int("LSTM", "hidden_size", self.hidden_size)
         if self.t_max is not None:
-            checks.t_max("LSTM", self.t_max)
-            if self.forget_bias != 1.0:
-                raise ValueError(
-                    f"LSTM: t_max={self.t_max} sets the forget bias itself; leave out "
-                    f"forget_bias={self.forget_bias}"
-                )
+            checks.t_max("LSTM", self.t_max, forget_bias=self.forget_bias, default=1.0)
 
     @property
     def gates(self) -> tuple[str, ...]:
@@ -129,11 +124,8 @@ class LSTM(Cell):
         )
 
     def _init_bias(self, key: jax.Array, dtype: DTypeLike) -> jax.Array:
-        if self.t_max is None:
-            start = {"f": jnp.full((self.hidden_size,), self.forget_bias, dtype)}
-        else:
-            keep = initializers.chrono(key, self.hidden_size, self.t_max, dtype)
-            start = {"f": keep, "i": -keep}
+        keep = initializers.keeping(key, self.hidden_size, self.t_max, self.forget_bias, dtype)
+        start = {"f": keep} if self.t_max is None else {"f": keep, "i": -keep}
         zeros = jnp.zeros((self.hidden_size,), dtype)
         return jnp.concatenate([start.get(gate, zeros) for gate in self.gates])
 

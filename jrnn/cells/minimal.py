@@ -54,9 +54,12 @@ class MinGRU(Cell):
     Args:
       hidden_size: number of units.
       log_space: whether the candidate is positive, and coefficients are logarithms.
+      t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_z = -log U[1,
+        t_max - 1], so that little is written.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, or `log_space` is no bool.
+      ValueError: `hidden_size` is not a positive int, `log_space` is no bool, or `t_max` is below
+        3.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = MinGRU(hidden_size=4)
@@ -71,18 +74,23 @@ class MinGRU(Cell):
 
     hidden_size: int
     log_space: bool = False
+    t_max: int | None = None
     recurrence = "linear"
 
     def __post_init__(self) -> None:
         checks.positive_int("MinGRU", "hidden_size", self.hidden_size)
         checks.boolean("MinGRU", "log_space", self.log_space)
+        if self.t_max is not None:
+            checks.t_max("MinGRU", self.t_max)
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> MinParams:
         dtype = checks.float_dtype("MinGRU.init", dtype)
         checks.positive_int("MinGRU.init", "input_size", input_size)
+        key_ih, key_b = (key, key) if self.t_max is None else jax.random.split(key)
+        keep = initializers.keeping(key_b, self.hidden_size, self.t_max, 0.0, dtype)
         return MinParams(
-            w_ih=initializers.input_weights(key, input_size, self.hidden_size, 2, dtype),
-            b=jnp.zeros((2 * self.hidden_size,), dtype),
+            w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 2, dtype),
+            b=jnp.concatenate([-keep, jnp.zeros_like(keep)]),
         )
 
     def init_carry(self, params: MinParams, batch_shape: tuple[int, ...]) -> jax.Array:
@@ -131,9 +139,12 @@ class MinLSTM(Cell):
       hidden_size: number of units.
       log_space: whether the candidate is positive, and coefficients are logarithms.
       forget_bias: starting value of b_f; above 0 the cell keeps more than it writes.
+      t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_f = log U[1,
+        t_max - 1] and b_i = -b_f, in place of `forget_bias`.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, or `log_space` is no bool.
+      ValueError: `hidden_size` is not a positive int, `log_space` is no bool, `t_max` is below 3,
+        or both `t_max` and a `forget_bias` of your own are given.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = MinLSTM(hidden_size=4)
@@ -149,19 +160,24 @@ class MinLSTM(Cell):
     hidden_size: int
     log_space: bool = False
     forget_bias: float = 0.0
+    t_max: int | None = None
     recurrence = "linear"
 
     def __post_init__(self) -> None:
         checks.positive_int("MinLSTM", "hidden_size", self.hidden_size)
         checks.boolean("MinLSTM", "log_space", self.log_space)
+        if self.t_max is not None:
+            checks.t_max("MinLSTM", self.t_max, forget_bias=self.forget_bias)
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> MinParams:
         dtype = checks.float_dtype("MinLSTM.init", dtype)
         checks.positive_int("MinLSTM.init", "input_size", input_size)
-        zeros = jnp.zeros((self.hidden_size,), dtype)
+        key_ih, key_b = (key, key) if self.t_max is None else jax.random.split(key)
+        keep = initializers.keeping(key_b, self.hidden_size, self.t_max, self.forget_bias, dtype)
+        zeros = jnp.zeros_like(keep)
         return MinParams(
-            w_ih=initializers.input_weights(key, input_size, self.hidden_size, 3, dtype),
-            b=jnp.concatenate([zeros + self.forget_bias, zeros, zeros]).astype(dtype),
+            w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 3, dtype),
+            b=jnp.concatenate([keep, zeros if self.t_max is None else -keep, zeros]),
         )
 
     def init_carry(self, params: MinParams, batch_shape: tuple[int, ...]) -> jax.Array:

@@ -57,9 +57,11 @@ class ParaGRU(Cell):
 
     Args:
       hidden_size: number of units.
+      t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_z = log U[1,
+        t_max - 1].
 
     Raises:
-      ValueError: `hidden_size` is not a positive int.
+      ValueError: `hidden_size` is not a positive int, or `t_max` is below 3.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = ParaGRU(hidden_size=4)
@@ -74,22 +76,27 @@ class ParaGRU(Cell):
     """
 
     hidden_size: int
+    t_max: int | None = None
     recurrence = "diagonal"
 
     def __post_init__(self) -> None:
         checks.positive_int("ParaGRU", "hidden_size", self.hidden_size)
+        if self.t_max is not None:
+            checks.t_max("ParaGRU", self.t_max)
 
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> ParaGRUParams:
         dtype = checks.float_dtype("ParaGRU.init", dtype)
         checks.positive_int("ParaGRU.init", "input_size", input_size)
-        key_ih, key_hh = jax.random.split(key)
+        key_ih, key_hh, key_b = jax.random.split(key, 3)
         columns = 3 * self.hidden_size
+        keep = initializers.keeping(key_b, self.hidden_size, self.t_max, 0.0, dtype)
+        zeros = jnp.zeros_like(keep)
         return ParaGRUParams(
             w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 3, dtype),
             w_hh=initializers.uniform(key_hh, columns, -CONTRACTING, CONTRACTING, dtype),
-            b=jnp.zeros((columns,), dtype),
+            b=jnp.concatenate([zeros, keep, zeros]),
         )
 
     def init_carry(self, params: ParaGRUParams, batch_shape: tuple[int, ...]) -> jax.Array:
@@ -131,9 +138,12 @@ class ParaLSTM(Cell):
     Args:
       hidden_size: number of units.
       forget_bias: starting value of b_f; at 1 the cell remembers from the start.
+      t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_f = log U[1,
+        t_max - 1], in place of `forget_bias`.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int.
+      ValueError: `hidden_size` is not a positive int, `t_max` is below 3, or both `t_max` and a
+        `forget_bias` of your own are given.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = ParaLSTM(hidden_size=4)
@@ -149,24 +159,26 @@ class ParaLSTM(Cell):
 
     hidden_size: int
     forget_bias: float = 1.0
+    t_max: int | None = None
     recurrence = "block_diagonal"
 
     def __post_init__(self) -> None:
         checks.positive_int("ParaLSTM", "hidden_size", self.hidden_size)
+        if self.t_max is not None:
+            checks.t_max("ParaLSTM", self.t_max, forget_bias=self.forget_bias, default=1.0)
 
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> ParaLSTMParams:
         dtype = checks.float_dtype("ParaLSTM.init", dtype)
         checks.positive_int("ParaLSTM.init", "input_size", input_size)
-        key_ih, key_hh = jax.random.split(key)
+        key_ih, key_hh, key_b = jax.random.split(key, 3)
         hidden = self.hidden_size
+        keep = initializers.keeping(key_b, hidden, self.t_max, self.forget_bias, dtype)
         return ParaLSTMParams(
             w_ih=initializers.input_weights(key_ih, input_size, hidden, 3, dtype),
             w_hh=initializers.uniform(key_hh, 3 * hidden, -CONTRACTING, CONTRACTING, dtype),
-            b=jnp.concatenate(
-                [jnp.full((hidden,), self.forget_bias, dtype), jnp.zeros((2 * hidden,), dtype)]
-            ),
+            b=jnp.concatenate([keep, jnp.zeros((2 * hidden,), dtype)]),
             p_f=jnp.zeros((hidden,), dtype),
             p_o=jnp.zeros((hidden,), dtype),
         )

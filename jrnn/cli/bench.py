@@ -13,8 +13,11 @@ MODULE = "jrnn_speed"
 
 
 def bench_command(args: list[str]) -> None:
-    """`jrnn bench [--flag value ...]`."""
-    load("bench").main(args)
+    """`jrnn bench [--flag value ...]`, or `jrnn bench newton [--flag value ...]`."""
+    if args[:1] == ["newton"]:
+        load("newton").main(args[1:])
+    else:
+        load("bench").main(args)
 
 
 def folder() -> Path:

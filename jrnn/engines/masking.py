@@ -156,6 +156,14 @@ def put_nan(taken: jax.Array, ys: Any) -> Any:
     return jax.tree.map(put, ys)
 
 
+def largest(a: jax.Array, axis: int) -> jax.Array:
+    """The largest number along an axis, and NaN where there is one.
+
+    `jnp.max` alone drops NaNs on a CPU (jaxlib 0.10.2): of nothing but NaNs it makes -inf.
+    """
+    return jnp.where(jnp.isnan(a).any(axis=axis), jnp.nan, a.max(axis=axis))
+
+
 def cover(mask: jax.Array, leaf: jax.Array) -> jax.Array:
     """The mask with axes of size one for those of the leaf that it lacks."""
     return mask.reshape(mask.shape + (1,) * (leaf.ndim - mask.ndim))

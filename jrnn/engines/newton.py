@@ -1,6 +1,5 @@
 """The engine that solves for the carries of all steps at once, by Newton's method."""
 
-import functools
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from jrnn.engines.damping import damped
 from jrnn.engines.engine import Engine
 from jrnn.engines.equations import Kind, System, system_of
 from jrnn.engines.jacobian import Leaves
-from jrnn.engines.masking import Masks, cover
+from jrnn.engines.masking import Masks, cover, largest
 from jrnn.engines.precision import Parts
 from jrnn.engines.prepare import prepare
 from jrnn.engines.scan import Scan
@@ -295,9 +294,7 @@ class _Point(NamedTuple):
         """`[T, B]`: the largest residual of each step, relative to 1 + |s_t|."""
         pairs = zip(self.residuals, self.states, strict=True)
         relative = [jnp.abs(r) / (1 + jnp.abs(s)) for r, s in pairs]
-        return functools.reduce(
-            jnp.maximum, [a.reshape(*a.shape[:2], -1).max(axis=-1) for a in relative]
-        )
+        return largest(jacobian.join(relative), axis=-1)
 
     def is_better_than(self, other: "_Point") -> jax.Array:
         """`[B]` bool: fewer residuals are not finite, or as many, and the others are smaller."""
@@ -355,13 +352,13 @@ def _iterate(
             new = jax.tree.map(lambda a, b: jnp.where(cover(better, a[0]), a, b), new, old)
             damping = damping * jnp.where(better, FASTER, SLOWER).astype(dtype)
         steps = state.steps + 1
-        history = state.history.at[steps].set(new.errors().max(axis=0))
+        history = state.history.at[steps].set(largest(new.errors(), axis=0))
         done = settled(new) | (damping > MOST_DAMPING)
         return _State(steps, new, damping, history, done)
 
     first = evaluate(states)
     history = jnp.full((options.max_steps + 1, batch), jnp.nan, dtype)
-    history = history.at[0].set(first.errors().max(axis=0))
+    history = history.at[0].set(largest(first.errors(), axis=0))
     damping = jnp.full((batch,), options.damping or 0, dtype)
     start = _State(jnp.int32(0), first, damping, history, settled(first))
     state = lax.while_loop(unfinished, improve, start)

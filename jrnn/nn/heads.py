@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from jrnn import checks
 from jrnn.cell import Carry
+from jrnn.engines.masking import largest
 from jrnn.nn.layers import GRU, LSTM, StackedRNN
 from jrnn.nn.rnn import RNN, swap_time_and_batch
 
@@ -159,8 +160,8 @@ def _pool(
         return ys.sum(axis=0) / jnp.maximum(lengths, 1)[:, None].astype(ys.dtype)
     if pool == "max":
         valid = jnp.arange(steps)[:, None] < lengths
-        largest = jnp.where(valid[..., None], ys, -jnp.inf).max(axis=0)
-        return jnp.where(lengths[:, None] > 0, largest, 0)
+        most = largest(jnp.where(valid[..., None], ys, -jnp.inf), axis=0)
+        return jnp.where(lengths[:, None] > 0, most, 0)
     last = jnp.maximum(lengths - 1, 0)
     parts = jnp.split(ys, len(directions), axis=-1)
     return jnp.concatenate(

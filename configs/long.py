@@ -1,0 +1,39 @@
+"""The adding problem over long sequences, for cells whose time can be run at once.
+
+    jrnn train configs/long.py                              # minGRU, by the associative engine
+    jrnn train configs/long.py:cell=minlstm,length=4000
+    jrnn train configs/long.py:cell=paragru,engine=newton
+
+After Hochreiter and Schmidhuber, 1997, at lengths of Martin and Cundy, 2018, Parallelizing linear
+recurrent neural nets over sequence length. A constant guess has a mean squared error of 0.167.
+"""
+
+from jrnn.config import make_cell
+from jrnn.tasks import Adding
+from jrnn.train import Experiment, Network, Optim
+
+
+def get_config(
+    cell: str = "mingru",
+    length: int = 1000,
+    hidden: int = 64,
+    engine: str = "auto",
+    runlocal: bool = False,
+) -> Experiment:
+    """The experiment.
+
+    Args:
+      cell: name of a cell with chrono initialisation (`t_max`).
+      length: steps of a sequence.
+      hidden: hidden units of each of the two layers.
+      engine: name of the engine.
+      runlocal: a few steps, to see that all of it runs.
+    """
+    return Experiment(
+        task=Adding(length, *((200, 100) if runlocal else ())),
+        network=Network(make_cell(cell, hidden, t_max=length), num_layers=2, engine=engine),
+        optim=Optim(5e-3, "adam", "cosine", warmup=0.05),
+        steps=20 if runlocal else 1500,
+        batch_size=32,
+        eval_every=10 if runlocal else 250,
+    )
