@@ -32,7 +32,7 @@ def get_config(
     return Experiment(
         task=Adding(length, *((200, 100) if runlocal else ())),
         network=Network(make_cell(cell, hidden, t_max=length), num_layers=2, engine=engine),
-        optim=Optim(5e-3, "adam", "cosine", warmup=0.05),
+        optim=Optim(1e-2, "adam", "cosine", warmup=0.05),
         steps=20 if runlocal else 1500,
         batch_size=32,
         eval_every=10 if runlocal else 250,

@@ -1,0 +1,231 @@
+"""How cells whose time can be run at once behave as sequences grow, and as training goes on.
+
+    python -m experiments.long_sequences.run                # about 15 minutes on two cores
+    python -m experiments.long_sequences.run --longest 4096 --training-steps 20
+
+Growth: time and memory of `Scan` and of the parallel engine, with gradients, in the same run, from
+1024 steps to 65536, for the linear cells to 2^20. Training: on the adding problem, how many
+iterations Newton takes and what the largest Lyapunov exponent is, as the loss falls. Writes a JSON
+and a figure into `experiments/long_sequences/results`.
+"""
+
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+import jrnn
+from experiments.speed import machine
+from jrnn.analysis import lyapunov
+from jrnn.tasks import Adding
+
+HERE = Path(__file__).parent
+TOLERANCE = 1e-6
+INPUT = 32
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A cell, the engine that runs its time at once, and how long its sequences may be."""
+
+    cell: jrnn.Cell
+    engine: jrnn.Engine
+    longest: int
+
+
+GROWTHS = {
+    "minGRU": Growth(jrnn.MinGRU(64), jrnn.Associative(), 2**20),
+    "LRU": Growth(jrnn.LRU(64), jrnn.Associative(), 2**20),
+    "ParaGRU": Growth(jrnn.ParaGRU(64), jrnn.Newton(tol=TOLERANCE), 2**16),
+    "ParaLSTM": Growth(jrnn.ParaLSTM(64), jrnn.Newton(tol=TOLERANCE), 2**16),
+    "GRU": Growth(jrnn.GRU(16), jrnn.Newton("full", tol=TOLERANCE), 2**16),
+}
+
+TRAINED = {
+    "ParaGRU": (lambda length: jrnn.ParaGRU(32, t_max=length), "diagonal"),
+    "GRU": (lambda length: jrnn.GRU(16, t_max=length), "full"),
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is run.
+
+    Args:
+      longest: no sequence is longer.
+      repeats: calls of which the median counts.
+      training_steps: of each cell.
+      length: of the sequences trained on.
+      out: folder for the JSON and the figure.
+    """
+
+    longest: int = 2**20
+    repeats: int = 3
+    training_steps: int = 600
+    length: int = 200
+    out: Path = HERE / "results"
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs all, prints as it goes, writes the JSON and the figure."""
+    study = tyro.cli(Study, args=args)
+    result: dict[str, Any] = {
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "options": asdict(study) | {"out": study.out.name},
+        "tolerance": TOLERANCE,
+        "growth": [],
+        "training": [],
+    }
+    study.out.mkdir(parents=True, exist_ok=True)
+    path = study.out / "long.json"
+    for kind, rows in (("training", training(study)), ("growth", growth(study))):
+        for row in rows:
+            result[kind].append(row)
+            path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+            print({k: v for k, v in row.items() if not isinstance(v, list)}, flush=True)
+    draw(result).savefig(path.with_suffix(".png"), dpi=150, bbox_inches="tight")
+    print(f"written to {path} and {path.with_suffix('.png').name}")
+
+
+def growth(study: Study) -> Iterator[dict[str, Any]]:
+    """Time and memory of both engines, forward with gradients, for one sequence."""
+    for name, case in GROWTHS.items():
+        steps = 1024
+        while steps <= min(case.longest, study.longest):
+            yield {"cell": name, "hidden": case.cell.hidden_size, "steps": steps} | grown(
+                case, steps, study.repeats
+            )
+            steps *= 4
+
+
+def grown(case: Growth, steps: int, repeats: int) -> dict[str, Any]:
+    """One length: medians of calls in turn, memory as XLA plans it, and the distance of results."""
+    params = case.cell.init(jax.random.key(0), INPUT)
+    xs = jax.random.normal(jax.random.key(1), (steps, 1, INPUT))
+
+    def compiled(engine: jrnn.Engine | str) -> Any:
+        loss = lambda p, xs: jnp.square(jrnn.unroll(case.cell, p, xs, engine=engine)[1]).mean()
+        return jax.jit(jax.value_and_grad(loss)).lower(params, xs).compile()
+
+    calls = {"parallel": compiled(case.engine), "scan": compiled("scan")}
+    results = {name: jax.block_until_ready(call(params, xs)) for name, call in calls.items()}
+    times = in_turn({name: lambda c=call: c(params, xs) for name, call in calls.items()}, repeats)
+    found: dict[str, Any] = {f"{name}_ms": 1e3 * t for name, t in times.items()}
+    for name, call in calls.items():
+        found[f"{name}_mib"] = call.memory_analysis().temp_size_in_bytes / 2**20
+    largest = lambda leaf: float(np.abs(np.asarray(leaf)).max())
+    pairs = zip(*map(jax.tree.leaves, (results["parallel"], results["scan"])), strict=True)
+    found["error"] = max(largest(a - b) / max(largest(b), 1e-30) for a, b in pairs)
+    if isinstance(case.engine, jrnn.Newton):
+        status = jrnn.newton(case.cell, params, xs, engine=case.engine).status
+        found |= {"iterations": int(status.iterations), "converged": bool(status.converged.all())}
+    return found
+
+
+def in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, called in turn."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    gc.collect()
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seen) for name, seen in times.items()}
+
+
+def training(study: Study) -> Iterator[dict[str, Any]]:
+    """Loss, iterations, and now and then the exponent, over the steps of training by Newton."""
+    data = Adding(study.length, 8000, 1000).load()
+    for name, (make, kind) in TRAINED.items():
+        yield {"cell": name, "length": study.length} | trained(
+            make(study.length), jrnn.Newton(kind, tol=TOLERANCE), data, study.training_steps
+        )
+
+
+def trained(cell: jrnn.Cell, engine: jrnn.Newton, data: Any, steps: int) -> dict[str, Any]:
+    """Trains one layer and a linear readout of its last output."""
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(5e-3))
+    key = jax.random.key(0)
+    readout = jax.random.normal(key, (cell.hidden_size,)) / cell.hidden_size**0.5
+    weights = (cell.init(key, data.input_size), readout)
+    state = optimizer.init(weights)
+
+    def loss(weights: Any, xs: jax.Array, targets: jax.Array) -> Any:
+        params, readout = weights
+        solution = jrnn.newton(cell, params, xs, engine=engine)
+        return jnp.square(solution.ys[-1] @ readout - targets).mean(), solution.status
+
+    @jax.jit
+    def step(weights: Any, state: Any, xs: jax.Array, targets: jax.Array) -> Any:
+        (value, status), grads = jax.value_and_grad(loss, has_aux=True)(weights, xs, targets)
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(weights, updates), state, value, status
+
+    batches = np.random.default_rng(0)
+    found: dict[str, Any] = {"losses": [], "iterations": [], "exponent_steps": [], "exponents": []}
+    converged, begin = True, time.perf_counter()
+    for number in range(steps):
+        rows = batches.choice(len(data.train.xs), 32, replace=False)
+        xs = jnp.moveaxis(jnp.asarray(data.train.xs[rows]), 0, 1)
+        if number % max(1, steps // 20) == 0:
+            seen = lyapunov(cell, weights[0], xs[:, :4], count=1)
+            found["exponent_steps"].append(number)
+            found["exponents"].append(float(seen.largest.mean()))
+        targets = jnp.asarray(data.train.ys[rows]).reshape(-1)
+        weights, state, value, status = step(weights, state, xs, targets)
+        found["losses"].append(float(value))
+        found["iterations"].append(int(status.iterations))
+        converged &= bool(status.converged.all())
+    found["seconds"] = time.perf_counter() - begin
+    found["converged"] = converged
+    xs = jnp.moveaxis(jnp.asarray(data.test.xs), 0, 1)
+    value, _ = jax.jit(loss)(weights, xs, jnp.asarray(data.test.ys).reshape(-1))
+    return found | {"test_mse": float(value), "most_iterations": max(found["iterations"])}
+
+
+def draw(result: dict[str, Any]) -> Any:
+    """Times over the steps; memory over the steps; iterations and loss over training."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 8), layout="constrained")
+    (times, memory), (counts, losses) = figure.subplots(2, 2)
+    for number, name in enumerate(dict.fromkeys(row["cell"] for row in result["growth"])):
+        rows = [row for row in result["growth"] if row["cell"] == name]
+        steps = [row["steps"] for row in rows]
+        for axes, unit in ((times, "ms"), (memory, "mib")):
+            for engine, style in (("parallel", "-o"), ("scan", "--")):
+                label = (
+                    f"{name}, {'Scan' if engine == 'scan' else type(GROWTHS[name].engine).__name__}"
+                )
+                values = [row[f"{engine}_{unit}"] for row in rows]
+                axes.loglog(steps, values, style, color=f"C{number}", label=label, markersize=4)
+    times.set(xlabel="steps", ylabel="ms, forward and gradients")
+    memory.set(xlabel="steps", ylabel="MiB beside inputs and results")
+    times.legend(fontsize=8)
+    for row in result["training"]:
+        counts.plot(row["iterations"], label=row["cell"], linewidth=1)
+        losses.semilogy(row["losses"], label=row["cell"], linewidth=1)
+    counts.set(
+        xlabel="training step", ylabel=f"iterations to a residual of {result['tolerance']:g}"
+    )
+    counts.set_ylim(0)
+    losses.set(xlabel="training step", ylabel="loss (adding problem)")
+    for axes in (counts, losses):
+        axes.legend()
+    return figure
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""The experiment on long sequences and the benchmark of Newton: what they write, and that it runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.long_sequences import run as study
+from jrnn.cli import bench as command
+from jrnn.cli import main
+
+newton = command.load("newton")
+RESULTS = Path(__file__).parent.parent / "experiments"
+
+
+def test_study_writes_growth_training_and_a_figure(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "GROWTHS", {k: study.GROWTHS[k] for k in ("minGRU", "GRU")})
+    flags = "--longest 1024 --repeats 1 --training-steps 2 --length 12 --out".split()
+    study.main([*flags, str(tmp_path)])
+    result = json.loads((tmp_path / "long.json").read_text("utf-8"))
+    assert [row["cell"] for row in result["growth"]] == ["minGRU", "GRU"]
+    for row in result["growth"]:
+        assert row["steps"] == 1024 and 0 < row["parallel_ms"] and 0 < row["scan_mib"]
+        assert row["error"] < 1e-4
+    assert result["growth"][1]["converged"] and 0 < result["growth"][1]["iterations"] <= 8
+    assert [row["cell"] for row in result["training"]] == ["ParaGRU", "GRU"]
+    for row in result["training"]:
+        assert row["converged"] and len(row["losses"]) == len(row["iterations"]) == 2
+        assert row["exponent_steps"] == [0, 1]
+    assert (tmp_path / "long.png").stat().st_size > 10_000
+
+
+def test_bench_newton_counts_and_says_what_has_not_converged(tmp_path, capsys):
+    out = tmp_path / "deep" / "newton.json"
+    flags = "--cells paragru elman-chaotic --steps 300 --max-steps 12 --repeats 1 --seconds 0"
+    main(["bench", "newton", *flags.split(), "--out", str(out)])
+    fine, chaotic = json.loads(out.read_text("utf-8"))["rows"]
+    assert fine["converged"] and fine["iterations"] <= 8 and fine["exponent"] < 0
+    assert fine["error"] < 1e-4 and 0 < fine["newton_ms"] and 0 < fine["scan_ms"]
+    assert not chaotic["converged"] and chaotic["iterations"] == 12 and chaotic["exponent"] > 0
+    assert "elman-chaotic" in capsys.readouterr().out
+
+
+def test_bench_newton_refuses_an_unknown_case():
+    with pytest.raises(ValueError, match="cell must be one of paragru, .*did you mean 'paragru'"):
+        newton.Bench(cells=("paragu",))
