@@ -1,4 +1,4 @@
-"""The experiment on long sequences and the benchmark of Newton: what they write, and that it runs."""
+"""The study of long sequences and the benchmark of Newton: what they write, and that it runs."""
 
 import json
 from pathlib import Path
