@@ -251,6 +251,9 @@ def _chunked(
         return algebra.times(a_n, product), carried
 
     first = pick(a, order(0))
+    # Blocks that stay the same beside others that do not: their products do not.
+    like = jax.eval_shape(algebra.times, first, first)
+    first = jax.tree.map(lambda leaf, product: jnp.broadcast_to(leaf, product.shape), first, like)
     zero = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:, 0]), b)
     carried, _ = _step(algebra, late, first, pick(b, order(0)), zero)
     product, carried = lax.fori_loop(1, chunk, fold, (first, carried))

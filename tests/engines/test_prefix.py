@@ -1,0 +1,376 @@
+"""`prefix.solve` against a loop in NumPy, and its derivatives against those of a plain scan."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jrnn.engines import prefix
+from tests.helpers import QUICK, assert_close
+
+BATCH, UNITS = 2, 3
+CHUNKS = {12: (1, 2, 3, 11, 12, 20, None), 7: (1, 3), 2: (1, 2, None), 1: (1, 3), 0: (1, 4)}
+"""Chunks to be tested by the number of steps."""
+FEW = (1, 5, None)  # the associative scan alone, chunks with a rest, the walk alone
+
+Tree = Any
+
+
+class Case(NamedTuple):
+    """One kind of recurrence.
+
+    Attributes:
+      algebra: that of prefix.
+      a, b: shapes of the leaves after the axis of time.
+      constant: whether A is the same at all steps.
+      number: what the leaves are made of, for A and for b.
+      resets: whether A is a pair with what is kept.
+    """
+
+    algebra: prefix.Algebra
+    a: Tree
+    b: Tree
+    constant: bool = False
+    number: tuple[type, type] = (float, float)
+    resets: bool = False
+
+
+def block_case(k: int, **options: Any) -> Case:
+    leaf = Shape((BATCH, UNITS))
+    return Case(prefix.BLOCKS, ((leaf,) * k,) * k, (leaf,) * k, **options)
+
+
+class Shape(tuple):
+    """A leaf: to JAX a tuple proper would be a tree."""
+
+
+ROWS, MATRICES = Shape((BATCH, UNITS)), Shape((BATCH, UNITS, UNITS))
+CASES = {
+    "diagonal": Case(prefix.DIAGONAL, ROWS, ROWS),
+    "diagonal-constant": Case(prefix.DIAGONAL, Shape((1, UNITS)), ROWS, constant=True),
+    "diagonal-broadcast": Case(prefix.DIAGONAL, Shape((BATCH, 1)), ROWS, resets=True),
+    "complex": Case(prefix.DIAGONAL, ROWS, ROWS, number=(complex, complex), resets=True),
+    "complex-by-real": Case(prefix.DIAGONAL, ROWS, ROWS, number=(float, complex)),
+    "blocks-1": block_case(1),
+    "blocks-2": block_case(2, resets=True),
+    "blocks-3-constant": block_case(3, constant=True),
+    "dense": Case(prefix.DENSE, MATRICES, ROWS, resets=True),
+    "dense-complex": Case(prefix.DENSE, MATRICES, ROWS, number=(complex, complex)),
+    "dense-constant": Case(
+        prefix.DENSE, Shape((1, UNITS, UNITS)), ROWS, constant=True, resets=True
+    ),
+}
+
+
+class Problem(NamedTuple):
+    """A recurrence, and a cotangent for its states."""
+
+    a: Tree
+    b: Tree
+    start: Tree
+    ct: Tree
+
+
+def problem(case: Case, steps: int, seed: int = 1) -> tuple[Problem, np.ndarray]:
+    """Normal numbers, and `keep [T, B]`, False at a third of the steps."""
+    rng = np.random.default_rng(seed)
+
+    def draw(shape: tuple[int, ...], number: type) -> np.ndarray:
+        real = rng.normal(0, 0.7, shape)
+        return real if number is float else real + 1j * rng.normal(0, 0.7, shape)
+
+    def tree(shapes: Tree, number: type, *leading: int) -> Tree:
+        is_leaf = lambda node: isinstance(node, Shape)
+        return jax.tree.map(lambda s: draw((*leading, *s), number), shapes, is_leaf=is_leaf)
+
+    of_a, of_b = case.number
+    numbers = Problem(
+        a=tree(case.a, of_a, 1 if case.constant else steps),
+        b=tree(case.b, of_b, steps),
+        start=tree(case.b, of_b),
+        ct=tree(case.b, of_b, steps),
+    )
+    return numbers, rng.random((steps, BATCH)) > 0.33
+
+
+def matrices(case: Case, a: Tree, keep: Any) -> Tree:
+    return (a, keep) if case.resets else a
+
+
+def times(case: Case, a: Tree, s: Tree) -> Tree:
+    """A s of one step, in NumPy."""
+    if case.algebra is prefix.DIAGONAL:
+        return a * s
+    if case.algebra is prefix.DENSE:
+        return np.einsum("...ij,...j->...i", a, s)
+    return tuple(sum(a[i][j] * s[j] for j in range(len(s))) for i in range(len(s)))
+
+
+def loop(case: Case, p: Problem, keep: np.ndarray, reverse: bool) -> Tree:
+    """The states, step by step."""
+    steps = len(keep)
+    states = jax.tree.map(np.zeros_like, p.b)
+    state = p.start
+    for t in reversed(range(steps)) if reverse else range(steps):
+        a = jax.tree.map(lambda leaf, t=t: leaf[0 if case.constant else t], p.a)
+        state = times(case, a, state)
+        if case.resets:
+            state = jax.tree.map(lambda s, t=t: np.where(keep[t][:, None], s, 0), state)
+        state = jax.tree.map(lambda s, b, t=t: s + b[t], state, p.b)
+        for leaf, s in zip(jax.tree.leaves(states), jax.tree.leaves(state), strict=True):
+            leaf[t] = s
+    return states
+
+
+def plain(case: Case, p: Problem, keep: Any, reverse: bool) -> Tree:
+    """The states by a scan that has nothing of its own but `times`, for JAX to differentiate."""
+    steps = len(keep)
+    a = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (steps, *leaf.shape[1:])), p.a)
+
+    def body(state: Tree, inputs: Tree) -> tuple[Tree, Tree]:
+        a, b, keep = inputs
+        if case.algebra is prefix.DENSE:
+            moved = jnp.einsum("...ij,...j->...i", a, state)
+        else:
+            moved = times(case, a, state)
+        if case.resets:
+            moved = jax.tree.map(lambda s: s * keep[:, None], moved)
+        state = jax.tree.map(jnp.add, moved, b)
+        return state, state
+
+    return lax.scan(body, p.start, (a, p.b, keep), reverse=reverse)[1]
+
+
+def solve(case: Case, p: Problem, keep: Any, reverse: bool, chunk: int | None) -> Tree:
+    algebra = prefix.with_resets(case.algebra) if case.resets else case.algebra
+    a = matrices(case, p.a, keep)
+    return prefix.solve(algebra, a, p.b, p.start, reverse=reverse, chunk=chunk)
+
+
+Solver = Callable[[Problem], Tree]
+
+
+def pull(run: Solver, p: Problem) -> tuple[Tree, Tree]:
+    """The states, and the gradients by a, b and start."""
+    states, vjp = jax.vjp(lambda a, b, s: run(p._replace(a=a, b=b, start=s)), p.a, p.b, p.start)
+    return states, vjp(p.ct)
+
+
+# Blocks multiply out to many operations, which take long to compile.
+SETTINGS = [
+    (name, steps, chunks)
+    for name in CASES
+    for steps, chunks in ({7: FEW, 2: (1,)} if "blocks-" in name else CHUNKS).items()
+]
+SETTINGS += [("blocks-1", 12, CHUNKS[12]), ("blocks-2", 12, (2, 3, 11))]
+
+
+@pytest.mark.parametrize(("name", "steps", "chunks"), SETTINGS)
+def test_states_and_gradients_equal_a_loop(
+    name: str, steps: int, chunks: tuple[int | None, ...], x64: None
+) -> None:
+    case = CASES[name]
+    p, keep = problem(case, steps)
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def both(p: Problem, keep: Any) -> tuple[Tree, list[Tree]]:
+        truth = [pull(lambda q: plain(case, q, keep, r), p)[1] for r in (False, True)]
+        solver = lambda r, c: lambda q: solve(case, q, keep, r, c)
+        return truth, [[pull(solver(r, c), p) for c in chunks] for r in (False, True)]
+
+    truth, got = both(p, keep)
+    for reverse in (False, True):
+        for states, grads in got[reverse]:
+            assert_close(states, loop(case, p, keep, reverse), 1e-12)
+            assert_close(grads, truth[reverse], 1e-11)
+
+
+def small(name: str) -> tuple[Case, Problem, np.ndarray]:
+    return CASES[name], *problem(CASES[name], 7)
+
+
+SECOND = ("diagonal", "complex", "blocks-2", "dense")
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_derivatives_of_all_modes_equal_those_of_a_scan(name: str, x64: None) -> None:
+    # Forward mode; reverse over reverse; forward over reverse, which is what hessian does.
+    case, p, keep = small(name)
+    direction, _ = problem(case, 7, seed=2)
+    direction = direction._replace(ct=jax.tree.map(np.zeros_like, p.ct))
+
+    def modes(run: Solver) -> Tree:
+        def loss(q: Problem) -> jax.Array:
+            cubed = jax.tree.map(lambda s, ct: jnp.sum(s**3 * ct).real, run(q), p.ct)
+            return sum(jax.tree.leaves(cubed))
+
+        def slope(q: Problem) -> jax.Array:
+            products = jax.tree.map(lambda g, v: jnp.sum(g * v).real, jax.grad(loss)(q), direction)
+            return sum(jax.tree.leaves(products))
+
+        return (
+            jax.jvp(run, (p,), (direction,)),
+            jax.grad(slope)(p),
+            jax.jvp(jax.grad(loss), (p,), (direction,))[1],
+        )
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def everything(keep: Any) -> list[Tree]:
+        truth = modes(lambda q: plain(case, q, keep, True))
+        return [truth, *(modes(lambda q, c=c: solve(case, q, keep, True, c)) for c in FEW)]
+
+    truth, *got = everything(keep)
+    for modes_of_chunk in got:
+        assert_close(modes_of_chunk, truth, 1e-10)
+
+
+def test_hessian_equals_that_of_a_scan(x64: None) -> None:
+    case, p, keep = small("diagonal")
+
+    def of(run: Solver) -> Tree:
+        return jax.hessian(lambda a: jnp.sum(run(p._replace(a=a)) ** 2))(p.a)
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def both() -> Tree:
+        solver = lambda c: lambda q: solve(case, q, keep, False, c)
+        return of(lambda q: plain(case, q, keep, False)), [of(solver(c)) for c in FEW]
+
+    truth, got = both()
+    assert np.abs(truth).max() > 1
+    for hessian in got:
+        assert_close(hessian, truth, 1e-11)
+
+
+def test_gradients_equal_central_differences(x64: None) -> None:
+    case, p, keep = small("blocks-2")
+    loss = lambda q: sum(
+        (s * c).sum() for s, c in zip(loop(case, q, keep, False), p.ct, strict=True)
+    )
+    _, (by_a, by_b, by_start) = jax.jit(
+        lambda p: pull(lambda q: solve(case, q, keep, False, 3), p), compiler_options=QUICK
+    )(p)
+    eps = 1e-5
+    for field, grads in zip(("a", "b", "start"), (by_a, by_b, by_start), strict=True):
+        leaves, structure = jax.tree.flatten(getattr(p, field))
+        for n, leaf in enumerate(leaves):
+            index = tuple(size // 2 for size in leaf.shape)
+            ends = []
+            for step in (eps, -eps):
+                moved = [other.copy() for other in leaves]
+                moved[n][index] += step
+                ends.append(loss(p._replace(**{field: jax.tree.unflatten(structure, moved)})))
+            slope = (ends[0] - ends[1]) / (2 * eps)
+            np.testing.assert_allclose(jax.tree.leaves(grads)[n][index], slope, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ("complex", "blocks-2", "dense"))
+def test_vmap_equals_one_by_one(name: str, x64: None) -> None:
+    case = CASES[name]
+    problems, keeps = zip(*(problem(case, 7, seed) for seed in (1, 2)), strict=True)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *problems)
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def run(p: Problem, keep: Any) -> list[Tree]:
+        solver = lambda c, keep: lambda q: solve(case, q, keep, True, c)
+        return [jax.vmap(lambda q, k, c=c: pull(solver(c, k), q))(p, keep) for c in FEW]
+
+    for states, grads in run(stacked, np.stack(keeps)):
+        for n, (p, keep) in enumerate(zip(problems, keeps, strict=True)):
+            of_n = jax.tree.map(lambda leaf, n=n: leaf[n], (states, grads))
+            truth = jax.jit(
+                lambda p, keep: pull(lambda q: plain(case, q, keep, True), p),
+                compiler_options=QUICK,
+            )(p, keep)
+            assert_close(of_n[0], loop(case, p, keep, True), 1e-12)
+            assert_close(of_n[1], truth[1], 1e-11)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+@pytest.mark.parametrize("name", ("diagonal-broadcast", "blocks-2", "dense"))
+def test_what_is_not_finite_does_not_pass_a_reset(name: str, bad: float, reverse: bool) -> None:
+    case = CASES[name]
+    p, keep = problem(case, 12)
+    keep[:], keep[5, 0] = True, False
+    before = [3, 8][reverse]
+    hit = jax.tree.map(np.copy, p)
+    jax.tree.leaves(hit.b)[0][before, 0] = bad
+    jax.tree.leaves(hit.a)[0][[4, 7][reverse], 0] = bad
+    jax.tree.leaves(hit.a)[-1][5, 0] = bad  # the matrix of the reset itself
+    jax.tree.leaves(hit.start)[0][0] = bad
+    chunks = (1, 2, 3, 5, 12)
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def run(p: Problem, keep: Any) -> list[Tree]:
+        return [solve(case, p, keep, reverse, c) for c in chunks]
+
+    cut = np.s_[:6, 0] if reverse else np.s_[5:, 0]
+    other = np.s_[:, 1]
+    truth = loop(case, as_single(p), keep, reverse)
+    for states in run(as_single(hit), keep):
+        for state, want in zip(jax.tree.leaves(states), jax.tree.leaves(truth), strict=True):
+            np.testing.assert_allclose(state[cut], want[cut], rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(state[other], want[other], rtol=1e-5, atol=1e-5)
+            assert not np.isfinite(jax.tree.leaves(states)[0][before, 0]).all()
+
+
+def as_single(tree: Tree) -> Tree:
+    return jax.tree.map(lambda leaf: leaf.astype(np.float32), tree)
+
+
+def test_a_mixture_of_constant_and_moving_blocks_equals_a_loop(x64: None) -> None:
+    case = CASES["blocks-2"]._replace(resets=False)
+    p, keep = problem(case, 7)
+    (first, second), last_row = p.a
+    mixed = p._replace(a=((first[:1], second), last_row))
+    full = p._replace(a=((np.broadcast_to(first[:1], first.shape), second), last_row))
+    chunks = (1, 2, None)
+    run = jax.jit(
+        lambda p: [pull(lambda q: solve(case, q, keep, False, c), p) for c in chunks],
+        compiler_options=QUICK,
+    )
+    want, (by_a, by_b, by_start) = pull(lambda q: plain(case, q, keep, False), full)
+    (grad, second), last_row = by_a
+    by_a = ((grad.sum(0, keepdims=True), second), last_row)
+    for states, grads in run(mixed):
+        assert_close(states, loop(case, full, keep, False), 1e-12)
+        assert_close(grads, (by_a, by_b, by_start), 1e-11)
+
+
+LONG = 10_000
+
+
+@pytest.mark.parametrize("chunk", [1, 64, None])
+def test_ten_thousand_steps_stay_accurate(chunk: int | None, reverse: bool) -> None:
+    rng = np.random.default_rng(3)
+    a = 1 - 10 ** rng.uniform(-5, 0, (LONG, BATCH, UNITS))
+    b, start = rng.normal(size=a.shape), rng.normal(size=a.shape[1:])
+    given = as_single((a, b, start))
+    p = Problem(*jax.tree.map(np.float64, given), ct=b)
+    truth = loop(CASES["diagonal"], p, np.ones(LONG), reverse)
+    run = lambda a, b, start: prefix.solve(
+        prefix.DIAGONAL, a, b, start, reverse=reverse, chunk=chunk
+    )
+    assert_close(jax.jit(run)(*given), truth, 1e-4)
+    with jax.enable_x64(True):
+        assert_close(jax.jit(run)(p.a, p.b, p.start), truth, 1e-9)
+
+
+def test_what_is_carried_last_and_before() -> None:
+    states, start = np.arange(1.0, 4)[:, None], np.zeros(1)
+    np.testing.assert_array_equal(prefix.shift(states, start, False)[:, 0], [0, 1, 2])
+    np.testing.assert_array_equal(prefix.shift(states, start, True)[:, 0], [2, 3, 0])
+    assert prefix.last(states, False) == 3
+    assert prefix.last(states, True) == 1
+
+
+def test_chunk_is_all_steps_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert [prefix.default_chunk(n) for n in (0, 1, 9)] == [1, 1, 9]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert [prefix.default_chunk(n) for n in (0, 1, 9)] == [1, 1, 1]
