@@ -14,7 +14,7 @@ from jrnn.cell import Carry, Gates, Inputs
 from jrnn.engines import prefix
 from jrnn.engines.engine import Engine
 from jrnn.engines.masking import Masks, blank, cover, restart
-from jrnn.engines.precision import Parts, cast
+from jrnn.engines.precision import Parts
 from jrnn.engines.pullback import even_chunk, scan_chunks
 from jrnn.engines.scan import Scan
 
@@ -208,7 +208,10 @@ class _Recurrence(NamedTuple):
         added = end(self.b, jnp.zeros_like(self.start))
         # Of each device, what its steps do to the carry; then the carry before each of them.
         products, sums = (lax.all_gather(leaf, axis) for leaf in (product, added))
-        ends = prefix.solve(self.algebra, products, sums, self.start, reverse=reverse)
+        parts = self._replace(a=products, b=sums)
+        if self.keep is not None:  # past a reset not even what is not finite
+            parts = parts._replace(keep=lax.all_gather(self.keep.all(axis=0), axis))
+        ends = parts.solve(reverse, None)
         return self._replace(start=prefix.shift(ends, self.start, reverse)[lax.axis_index(axis)])
 
 
@@ -256,7 +259,10 @@ def _finish(
     """The last carry and the outputs, out of the states after each step."""
     _, valid, resets = steps
     structure = jax.tree.structure(carry)
-    like = lambda tree: cast(jax.tree.unflatten(structure, tree), parts.precision.wide)
+    # As given, integers too.
+    like = lambda tree: jax.tree.map(
+        lambda leaf, own: leaf.astype(own.dtype), jax.tree.unflatten(structure, tree), carry
+    )
     after = like(states)
     befores = prefix.shift(after, like([leaf.start for leaf in leaves]), reverse)
     befores = restart(resets, initial, befores)
