@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jrnn import checks
 from jrnn.cell import Carry, Gates, Inputs
@@ -158,9 +158,13 @@ class Associative(Engine):
             final = lambda leaf: lax.all_gather(leaf, self.axis)[0 if reverse else -1]
             return jax.tree.map(final, carry), ys
 
+        if AxisType.Explicit in mesh.axis_types:  # cotangents are to lie as the inputs do
+            place = lambda tree, spec: jax.sharding.reshard(tree, NamedSharding(mesh, spec))
+            steps = place(steps, split)
+            parts, carry, initial = (place(tree, same) for tree in (parts, carry, initial))
         return jax.shard_map(
             local,
-            mesh=Mesh(mesh.devices, mesh.axis_names),  # whose axes JAX may reshard inputs over
+            mesh=mesh,
             in_specs=(same, same, split, same),
             out_specs=(same, split),
             check_vma=False,

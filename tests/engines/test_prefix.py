@@ -179,7 +179,7 @@ def test_states_and_gradients_equal_a_loop(
 
     @partial(jax.jit, compiler_options=QUICK)
     def both(p: Problem, keep: Any) -> tuple[Tree, list[Tree]]:
-        truth = [pull(lambda q: plain(case, q, keep, r), p)[1] for r in (False, True)]
+        truth = [pull(lambda q, r=r: plain(case, q, keep, r), p)[1] for r in (False, True)]
         solver = lambda r, c: lambda q: solve(case, q, keep, r, c)
         return truth, [[pull(solver(r, c), p) for c in chunks] for r in (False, True)]
 
@@ -331,7 +331,7 @@ def test_a_mixture_of_constant_and_moving_blocks_equals_a_loop(x64: None) -> Non
     full = p._replace(a=((np.broadcast_to(first[:1], first.shape), second), last_row))
     chunks = (1, 2, None)
     run = jax.jit(
-        lambda p: [pull(lambda q: solve(case, q, keep, False, c), p) for c in chunks],
+        lambda p: [pull(lambda q, c=c: solve(case, q, keep, False, c), p) for c in chunks],
         compiler_options=QUICK,
     )
     want, (by_a, by_b, by_start) = pull(lambda q: plain(case, q, keep, False), full)

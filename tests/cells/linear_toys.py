@@ -1,0 +1,279 @@
+"""Small cells that are linear in their carry, each with its truth as a row of the table."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from jrnn import Cell
+from tests.table import Row, sigmoid
+
+
+class Linear(Cell):
+    """What the toys share: normal parameters, no product with the carry."""
+
+    hidden_size: int
+    recurrence = "linear"
+    pointwise = False
+
+    def shapes(self, input_size: int) -> Any:
+        raise NotImplementedError
+
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> Any:
+        shapes = self.shapes(input_size)
+        keys = jax.random.split(key, len(shapes))
+        drawn = [jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True)]
+        return type(shapes)(*drawn)
+
+    def init_carry(self, params: Any, batch_shape: tuple[int, ...]) -> Any:
+        return jnp.zeros((*batch_shape, self.hidden_size), params.w_ih.dtype)
+
+    def project(self, params: Any, x: jax.Array) -> Any:
+        return x @ params.w_ih
+
+    def recur(self, params: Any, carry: Any) -> None:
+        return None
+
+
+class MixerParams(NamedTuple):
+    w_ih: Any  # [input, hidden]
+    m: Any  # [hidden, hidden]
+
+
+@dataclass(frozen=True)
+class Mixer(Linear):
+    """s' = M s / 2 + W x, with one matrix for all steps; y = tanh(s')."""
+
+    hidden_size: int
+
+    def shapes(self, input_size: int) -> MixerParams:
+        return MixerParams((input_size, self.hidden_size), (self.hidden_size,) * 2)
+
+    def coefficients(self, params: MixerParams, z: jax.Array) -> Any:
+        return params.m.reshape((1,) * (z.ndim - 1) + params.m.shape) / 2, z
+
+    def update(self, params: MixerParams, carry: jax.Array, z: jax.Array, u: None) -> Any:
+        s = carry @ params.m.T / 2 + z
+        return s, jnp.tanh(s)
+
+
+def mixer(params: MixerParams, s: np.ndarray, x: np.ndarray) -> Any:
+    s = params.m @ s / 2 + params.w_ih.T @ x
+    return s, np.tanh(s)
+
+
+class MovingParams(NamedTuple):
+    w_ih: Any  # [input, hidden]
+    m: Any  # [hidden, hidden]
+    v: Any  # [input, hidden]
+
+
+@dataclass(frozen=True)
+class Moving(Mixer):
+    """s' = (M / 2 + (V x) (V x)^T / 4) s + W x: another matrix at each step."""
+
+    hidden_size: int
+
+    def shapes(self, input_size: int) -> Any:
+        h = self.hidden_size
+        return MovingParams((input_size, h), (h, h), (input_size, h))
+
+    def project(self, params: MovingParams, x: jax.Array) -> Any:
+        return x @ params.w_ih, x @ params.v
+
+    def coefficients(self, params: MovingParams, z: Any) -> Any:
+        z, v = z
+        return params.m / 2 + v[..., :, None] * v[..., None, :] / 4, z
+
+    def update(self, params: MovingParams, carry: jax.Array, z: Any, u: None) -> Any:
+        a, b = self.coefficients(params, z)
+        s = (a @ carry[..., None])[..., 0] + b
+        return s, jnp.tanh(s)
+
+
+def moving(params: MovingParams, s: np.ndarray, x: np.ndarray) -> Any:
+    v = params.v.T @ x
+    s = (params.m / 2 + np.outer(v, v) / 4) @ s + params.w_ih.T @ x
+    return s, np.tanh(s)
+
+
+class MemoryParams(NamedTuple):
+    w_ih: Any  # [input, hidden]
+    w_v: Any  # [input, hidden]
+    w_a: Any  # [input]
+    q: Any  # [hidden]
+
+
+@dataclass(frozen=True)
+class Memory(Linear):
+    """S' = a S + k v^T, y = S' q, with S a matrix and a one number for all of it."""
+
+    hidden_size: int
+
+    def shapes(self, input_size: int) -> MemoryParams:
+        h = self.hidden_size
+        return MemoryParams((input_size, h), (input_size, h), (input_size,), (h,))
+
+    def init_carry(self, params: MemoryParams, batch_shape: tuple[int, ...]) -> Any:
+        return jnp.zeros((*batch_shape, self.hidden_size, self.hidden_size), params.q.dtype)
+
+    def project(self, params: MemoryParams, x: jax.Array) -> Any:
+        decay = jax.nn.sigmoid(x @ params.w_a)
+        return decay[..., None, None], x @ params.w_ih, x @ params.w_v
+
+    def coefficients(self, params: MemoryParams, z: Any) -> Any:
+        a, k, v = z
+        return a, k[..., :, None] * v[..., None, :]
+
+    def update(self, params: MemoryParams, carry: jax.Array, z: Any, u: None) -> Any:
+        a, b = self.coefficients(params, z)
+        s = a * carry + b
+        return s, s @ params.q
+
+
+def memory(params: MemoryParams, s: np.ndarray, x: np.ndarray) -> Any:
+    s = sigmoid(params.w_a @ x) * s + np.outer(params.w_ih.T @ x, params.w_v.T @ x)
+    return s, s @ params.q
+
+
+class PairCarry(NamedTuple):
+    fast: Any  # [..., hidden]
+    slow: Any  # [..., 1]
+
+
+class PairParams(NamedTuple):
+    w_ih: Any  # [input, 2 hidden + 1]
+    decay: Any  # [1]
+    fast: Any  # [hidden]
+    slow: Any  # [1]
+
+
+@dataclass(frozen=True)
+class Pair(Linear):
+    """Two leaves, from a first carry that is learned; one decays by a gate, one by a parameter."""
+
+    hidden_size: int
+
+    def shapes(self, input_size: int) -> PairParams:
+        return PairParams((input_size, 2 * self.hidden_size + 1), (1,), (self.hidden_size,), (1,))
+
+    def init_carry(self, params: PairParams, batch_shape: tuple[int, ...]) -> Any:
+        broadcast = lambda leaf: jnp.broadcast_to(leaf, (*batch_shape, *leaf.shape))
+        return PairCarry(broadcast(params.fast), broadcast(params.slow))
+
+    def project(self, params: PairParams, x: jax.Array) -> Any:
+        h, z = self.hidden_size, x @ params.w_ih
+        return z[..., :h], z[..., h : 2 * h], z[..., 2 * h :]
+
+    def coefficients(self, params: PairParams, z: Any) -> Any:
+        gate, write, drift = z
+        return PairCarry(jax.nn.sigmoid(gate), jnp.cos(params.decay)), PairCarry(write, drift)
+
+    def update(self, params: PairParams, carry: PairCarry, z: Any, u: None) -> Any:
+        a, b = self.coefficients(params, z)
+        after = PairCarry(a.fast * carry.fast + b.fast, a.slow * carry.slow + b.slow)
+        return after, after.fast * after.slow + carry.fast
+
+
+def pair(params: PairParams, carry: PairCarry, x: np.ndarray) -> Any:
+    h, z = len(params.fast), params.w_ih.T @ x
+    fast = sigmoid(z[:h]) * carry.fast + z[h : 2 * h]
+    slow = np.cos(params.decay) * carry.slow + z[2 * h :]
+    return PairCarry(fast, slow), fast * slow + carry.fast
+
+
+class NoisyLinearParams(NamedTuple):
+    w_ih: Any  # [input, hidden]
+    decay: Any  # [hidden]
+
+
+@dataclass(frozen=True)
+class NoisyLinear(Linear):
+    """s' = D tanh(decay) s + m_t W x: a mask m for each step, and decays D dropped for all."""
+
+    hidden_size: int
+
+    def shapes(self, input_size: int) -> NoisyLinearParams:
+        return NoisyLinearParams((input_size, self.hidden_size), (self.hidden_size,))
+
+    def perturb(self, params: Any, leading: tuple[int, ...], key: Any) -> Any:
+        shape, dtype = (*leading, self.hidden_size), params.decay.dtype
+        if key is None:
+            return params, jnp.ones(shape, dtype)
+        keys = jax.random.split(key)
+        dropped = params.decay * jax.random.bernoulli(keys[0], 0.5, params.decay.shape)
+        return params._replace(decay=dropped), jax.random.normal(keys[1], shape, dtype)
+
+    def project(self, params: NoisyLinearParams, x: Any) -> Any:
+        x, mask = x
+        return mask * (x @ params.w_ih)
+
+    def coefficients(self, params: NoisyLinearParams, z: jax.Array) -> Any:
+        return jnp.tanh(params.decay), z
+
+    def update(self, params: NoisyLinearParams, carry: jax.Array, z: Any, u: None) -> Any:
+        s = jnp.tanh(params.decay) * carry + z
+        return s, s
+
+
+class GrowthParams(NamedTuple):
+    w_ih: Any  # [1, hidden]
+
+
+@dataclass(frozen=True)
+class Growth(Linear):
+    """s' = x s + w, y = s': the input says by how much it grows."""
+
+    hidden_size: int
+
+    def shapes(self, input_size: int) -> GrowthParams:
+        return GrowthParams((1, self.hidden_size))
+
+    def project(self, params: GrowthParams, x: jax.Array) -> jax.Array:
+        return x
+
+    def coefficients(self, params: GrowthParams, z: jax.Array) -> Any:
+        return z, jnp.broadcast_to(params.w_ih[0], (*z.shape[:-1], self.hidden_size))
+
+    def update(self, params: GrowthParams, carry: jax.Array, z: jax.Array, u: None) -> Any:
+        s = z * carry + params.w_ih[0]
+        return s, s
+
+
+class Counted(NamedTuple):
+    sum: Any  # [..., hidden]
+    steps: Any  # [...] int32
+
+
+@dataclass(frozen=True)
+class Counting(Growth):
+    """The same with a counter of steps, which is no float."""
+
+    hidden_size: int
+
+    def init_carry(self, params: GrowthParams, batch_shape: tuple[int, ...]) -> Any:
+        return Counted(super().init_carry(params, batch_shape), jnp.zeros(batch_shape, jnp.int32))
+
+    def coefficients(self, params: GrowthParams, z: jax.Array) -> Any:
+        a, b = super().coefficients(params, z)
+        one = jnp.ones(z.shape[:-1], jnp.int32)
+        return Counted(a, one), Counted(b, one)
+
+    def update(self, params: GrowthParams, carry: Counted, z: jax.Array, u: None) -> Any:
+        s, _ = super().update(params, carry.sum, z, u)
+        return Counted(s, carry.steps + 1), s
+
+
+def zeros(params: Any) -> np.ndarray:
+    return np.zeros(params.w_ih.shape[1])
+
+
+TOYS = {
+    "mixer": Row(Mixer, mixer, zeros),
+    "moving": Row(Moving, moving, zeros),
+    "memory": Row(Memory, memory, lambda params: np.zeros(2 * params.q.shape)),
+    "pair": Row(Pair, pair, lambda params: PairCarry(params.fast, params.slow)),
+}

@@ -1,0 +1,173 @@
+"""`Associative` over devices against `Scan`; a program of its own, for devices are set at start.
+
+`XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.engines.over_devices`
+"""
+
+import re
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+import jrnn
+from jrnn import Associative, Scan
+from tests.cells.linear_toys import TOYS, Growth, GrowthParams
+from tests.helpers import QUICK, Way, assert_close, call, random_batch, random_params
+from tests.table import CELLS
+
+STEPS = 16
+WAYS = (Way(carry=False), Way(reverse=True))
+
+
+def meshes() -> dict[str, Mesh]:
+    devices = np.array(jax.devices())
+    make = partial(jax.make_mesh, axis_shapes=(2, 4), axis_names=("data", "time"))
+    return {
+        "8": Mesh(devices, ("time",)),
+        "2x4": Mesh(devices.reshape(2, 4), ("data", "time")),
+        "explicit": make(axis_types=(AxisType.Explicit,) * 2),
+        "auto": make(axis_types=(AxisType.Auto,) * 2),
+    }
+
+
+def results(cell: Any, engines: Any, params: Any, batch: Any) -> Any:
+    """Values and gradients of each engine, each way."""
+
+    def one(engine: Any, way: Way) -> Any:
+        run = lambda p, xs, c: call(cell, engine, way, p, batch._replace(xs=xs, carry=c))
+        values, vjp = jax.vjp(run, params, batch.xs, batch.carry)
+        return values, vjp((batch.ct_carry, batch.ct_ys))
+
+    return [[one(engine, way) for way in WAYS] for engine in engines]
+
+
+def check_values_and_gradients() -> None:
+    eight, four = (meshes()[name] for name in ("8", "2x4"))
+    for name, engine in {
+        "minlstm": Associative(mesh=four, chunk=1),
+        "lru": Associative(mesh=eight),
+        "mixer": Associative(mesh=eight, chunk=1),
+        "moving": Associative(mesh=four),
+        "pair": Associative(mesh=eight),
+    }.items():
+        cell = (CELLS | TOYS)[name].make(2)
+        params = random_params(cell, 1, 2)
+        batch = random_batch(cell, params, 2, STEPS, 3)
+        run = jax.jit(partial(results, cell, [Scan(), engine]), compiler_options=QUICK)
+        want, got = run(params, batch)
+        assert_close(got, want, 1e-9)
+
+
+def check_placement() -> None:
+    """Wherever xs lie, jitted or not, with gradients; axes auto and explicit."""
+    cell = CELLS["mingru"].make(2)
+    params = random_params(cell, 1, 2)
+    batch = random_batch(cell, params, 2, STEPS, 4)
+    loss = lambda engine, p, xs: jnp.sum(
+        jrnn.unroll(cell, p, xs, lengths=batch.lengths, engine=engine)[1] ** 2
+    )
+    quick = partial(jax.jit, compiler_options=QUICK)
+    want = quick(jax.value_and_grad(partial(loss, Scan()), (0, 1)))(params, batch.xs)
+
+    def entered(run: Any) -> Any:
+        """As JAX asks for outside of jit, on a mesh of explicit axes."""
+
+        def in_mesh(*given: Any) -> Any:
+            with jax.set_mesh(meshes()["explicit"]):
+                return run(*given)
+
+        return in_mesh
+
+    entered_and_jitted = lambda run: entered(quick(run))
+    time, both = PartitionSpec("time"), PartitionSpec("time", "data")
+    for name, spec, wrap in (
+        ("8", time, quick),
+        ("2x4", both, quick),
+        ("auto", time, quick),
+        ("explicit", None, quick),
+        ("explicit", time, quick),
+        ("explicit", both, quick),
+        ("explicit", both, entered),
+        ("explicit", both, entered_and_jitted),
+        ("explicit", None, entered_and_jitted),
+    ):
+        mesh = meshes()[name]
+        run = wrap(jax.value_and_grad(partial(loss, Associative(mesh=mesh)), (0, 1)))
+        xs = jax.device_put(batch.xs, None if spec is None else NamedSharding(mesh, spec))
+        try:
+            assert_close(run(params, xs), want, 1e-9)
+        except Exception as error:
+            error.add_note(f"mesh {name}, xs split by {spec}, {wrap}")
+            raise
+
+
+def check_collectives() -> None:
+    """Devices exchange what a part does to the carry, and never the inputs."""
+    cell = CELLS["mingru"].make(3)
+    params = random_params(cell, 1, 5)
+    mesh = meshes()["8"]
+    shape = (64, 2, 5)
+    xs = jax.device_put(jnp.ones(shape), NamedSharding(mesh, PartitionSpec("time")))
+
+    def loss(params: Any, xs: Any) -> Any:
+        return jnp.sum(jrnn.unroll(cell, params, xs, engine=Associative(mesh=mesh))[1] ** 2)
+
+    forward = jax.jit(lambda p, xs: jrnn.unroll(cell, p, xs, engine=Associative(mesh=mesh)))
+    for run in (forward, jax.jit(jax.grad(loss, (0, 1)))):
+        compiled = run.lower(params, xs).compile()
+        text = compiled.as_text()
+        gathered = re.findall(r"= \(?(\w+\[[\d,]*\].*?) all-gather(?:-start)?\(", text)
+        assert gathered, "no all-gather"
+        for result in gathered:
+            for sizes in re.findall(r"\[([\d,]+)\]", result):
+                count = np.prod([int(n) for n in sizes.split(",")])
+                assert count <= 8 * 2 * 3, f"{result}: more than a carry of each device"
+        ys = jax.tree.leaves(compiled.output_shardings)[-1]
+        assert ys.spec[0] == "time", ys
+        assert "all-to-all" not in text
+
+
+def check_overflow() -> None:
+    """What is not finite stays on its side of a reset, on other devices too."""
+    params = GrowthParams(np.ones((1, 1), np.float32))
+    xs = np.full((64, 2, 1), 0.5, np.float32)
+    xs[:20, 0] = 1e10
+    resets = np.zeros((64, 2), bool)
+    resets[20, 0] = True
+    for flip in (1, -1):
+        options = {"resets": resets[::flip], "reverse": flip < 0}
+        engine = Associative(mesh=meshes()["8"])
+        carry, ys = jrnn.unroll(Growth(1), params, xs[::flip], engine=engine, **options)
+        np.testing.assert_allclose(carry, 2)
+        np.testing.assert_allclose(
+            np.asarray(ys)[::flip][20:, 0, 0], 2 - 0.5 ** np.arange(44), rtol=1e-6
+        )
+
+
+def check_number_of_steps() -> None:
+    cell = CELLS["mingru"].make(3)
+    params = random_params(cell, 1, 5)
+    engine = Associative(mesh=meshes()["8"])
+    assert jrnn.unroll(cell, params, np.ones((0, 2, 5)), engine=engine)[1].shape == (0, 2, 3)
+    try:
+        jrnn.unroll(cell, params, np.ones((13, 2, 5)), engine=engine)
+    except ValueError as error:
+        assert "multiple of the 8 devices of axis 'time', got 13; pad xs to 16" in str(error)
+    else:
+        raise AssertionError("13 steps were split over 8 devices")
+
+
+if __name__ == "__main__":
+    assert len(jax.devices()) == 8, jax.devices()
+    check_number_of_steps()
+    check_overflow()
+    print("overflow", flush=True)
+    with jax.enable_x64(True):
+        check_collectives()
+        print("collectives", flush=True)
+        check_placement()
+        print("placement", flush=True)
+        check_values_and_gradients()

@@ -1,0 +1,389 @@
+"""`Associative` against the NumPy oracles, and its choice by `Auto`."""
+
+import logging
+import os
+import subprocess
+import sys
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+import jrnn
+from jrnn import LRU, LSTM, Associative, MinGRU, Scan
+from jrnn.engines import auto
+from tests.cells.linear_toys import (
+    TOYS,
+    Counting,
+    Growth,
+    GrowthParams,
+    Mixer,
+    NoisyLinear,
+    NoisyLinearParams,
+)
+from tests.engines import test_nan
+from tests.helpers import (
+    QUICK,
+    WAYS,
+    Batch,
+    Results,
+    Way,
+    as_dtype,
+    assert_close,
+    call,
+    differentiate_all,
+    inner,
+    loop_grads,
+    oracle,
+    quickly_differentiate_all,
+    random_batch,
+    random_params,
+    unroll_all,
+)
+from tests.table import CELLS, Row
+
+LINEAR = {name: CELLS[name] for name in ("mingru", "mingru-log", "minlstm", "minlstm-log", "lru")}
+ROWS = LINEAR | TOYS
+VARIANTS = {
+    "chunk=1": Associative(chunk=1),
+    "chunk=3": Associative(chunk=3),
+    "block=3": Associative(block=3),
+    "block=4,chunk=2": Associative(block=4, chunk=2),
+}
+EVERYTHING = (Way(), Way(reverse=True))
+
+
+def example(row: Row, steps: int = 7, batch: int = 3, dtype: Any = np.float64) -> Any:
+    cell = row.make(2)
+    params = random_params(cell, 1, input_size=2, dtype=dtype)
+    return cell, params, random_batch(cell, params, 2, steps, batch, dtype)
+
+
+def assert_true(row: Row, ways: Any, results: list[Results], params: Any, batch: Batch) -> None:
+    cell = row.make(2)
+    for way, got in zip(ways, results, strict=True):
+        assert_close((got.carry, got.ys), oracle(row, way, params, batch), 1e-9)
+        assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-9)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_values_and_gradients_equal_a_loop(name: str, x64: None) -> None:
+    # All sixteen ways for each kind of recurrence: compiles are the time of this file.
+    ways = WAYS if name in ("minlstm-log", "lru", "moving", "pair") else EVERYTHING
+    cell, params, batch = example(ROWS[name])
+    results = quickly_differentiate_all(cell, Associative(), ways, params, batch)
+    assert_true(ROWS[name], ways, results, params, batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("lru", "chunk=1"),
+        ("pair", "chunk=1"),
+        ("minlstm", "chunk=3"),
+        ("moving", "chunk=3"),
+        ("mixer", "block=3"),
+        ("pair", "block=3"),
+        ("lru", "block=4,chunk=2"),
+    ],
+)
+def test_variants_equal_a_loop(name: str, variant: str, x64: None) -> None:
+    ways = (*EVERYTHING, Way(lengths=False, carry=False))
+    cell, params, batch = example(ROWS[name])
+    results = quickly_differentiate_all(cell, VARIANTS[variant], ways, params, batch)
+    assert_true(ROWS[name], ways, results, params, batch)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_values_and_gradients_equal_a_loop_in_float32(name: str) -> None:
+    row = ROWS[name]
+    cell, params, batch = example(row, dtype=np.float32)
+    engine = Associative(chunk=2)
+    results = differentiate_all(cell, engine, EVERYTHING, params, batch)
+    with jax.enable_x64(True):
+        wide = as_dtype((params, batch), np.float64)
+        truths = [loop_grads(cell, way, *wide) for way in EVERYTHING]
+    for way, got, truth in zip(EVERYTHING, results, truths, strict=True):
+        assert got.ys.dtype == np.float32
+        assert_close((got.carry, got.ys), oracle(row, way, *wide), 1e-4)
+        assert_close(tuple(got[2:]), truth, 1e-4)
+
+
+@pytest.mark.parametrize("engine", [Associative(), Associative(chunk=3, block=2)], ids=repr)
+@pytest.mark.parametrize(("steps", "batch"), [(0, 2), (1, 2), (5, 0), (0, 0)])
+@pytest.mark.parametrize("name", ["minlstm-log", "mixer"])
+def test_no_steps_one_step_and_no_sequences(
+    name: str, steps: int, batch: int, engine: Associative, x64: None
+) -> None:
+    cell, params, given = example(ROWS[name], steps, batch)
+    results = quickly_differentiate_all(cell, engine, EVERYTHING, params, given)
+    assert_true(ROWS[name], EVERYTHING, results, params, given)
+
+
+def test_noise_is_that_of_the_key(x64: None) -> None:
+    cell, (steps, batch, hidden) = NoisyLinear(3), (5, 2, 3)
+    rng = np.random.default_rng(1)
+    params = NoisyLinearParams(rng.normal(size=(2, hidden)), rng.normal(size=hidden))
+    xs, key = rng.normal(size=(steps, batch, 2)), jax.random.key(3)
+    dropped, masks = jax.tree.map(np.asarray, cell.perturb(params, (steps, batch), key))
+    want, s = [], np.zeros((batch, hidden))
+    for t in range(steps):
+        s = np.tanh(dropped.decay) * s + masks[t] * (xs[t] @ params.w_ih)
+        want.append(s)
+    for engine in (Associative(), Associative(chunk=2), Associative(block=2)):
+        carry, ys = jrnn.unroll(cell, params, xs, key=key, engine=engine)
+        assert_close((carry, ys), (s, np.array(want)), 1e-12)
+
+
+LONG = 10_000
+
+
+@pytest.mark.parametrize("engine", [Associative(), Associative(chunk=100)], ids=repr)
+@pytest.mark.parametrize("cell", [MinGRU(2), LRU(2, r_min=0.99)], ids=["mingru", "lru"])
+def test_ten_thousand_steps_equal_scan(cell: Any, engine: Associative, reverse: bool) -> None:
+    params = cell.init(jax.random.key(0), 2)
+    params = as_dtype(params, np.float32)
+    batch = random_batch(cell, params, 2, LONG, 2, np.float32)
+    way = Way(resets=False, reverse=reverse)
+    narrow = differentiate_all(cell, engine, (way,), params, batch)[0]
+    with jax.enable_x64(True):
+        wide = as_dtype((params, batch), np.float64)
+        truth = differentiate_all(cell, Scan(), (way,), *wide)[0]
+        assert_close(differentiate_all(cell, engine, (way,), *wide)[0], truth, 1e-9)
+    assert_close(narrow, truth, 1e-4)
+
+
+def test_bfloat16_is_accumulated_in_float32() -> None:
+    row, way = CELLS["minlstm"], Way(lengths=False, resets=False, carry=False)
+    cell, params, _ = example(row, dtype=jnp.bfloat16)
+    params = params._replace(b=(params.b + np.repeat([6, 0, 1], 2)).astype(jnp.bfloat16))
+    batch = random_batch(cell, params, 2, 1000, 3)
+    batch = batch._replace(xs=batch.xs.astype(jnp.bfloat16))
+    carry, ys = unroll_all(cell, Associative(), (way,), params, batch)[0]
+    assert carry.dtype == ys.dtype == jnp.bfloat16
+    # The truth of the very coefficients that the cell gives, which are rounded themselves.
+    a, b = (
+        np.asarray(c, np.float64) for c in cell.coefficients(params, cell.project(params, batch.xs))
+    )
+    want, s = [], 0
+    for t in range(1000):
+        s = a[t] * s + b[t]
+        want.append(s)
+    error = lambda ys: np.abs(np.asarray(ys, np.float64) - want).max() / np.abs(want).max()
+    stalled = unroll_all(cell, Scan(), (way,), params, batch)[0][1]
+    assert error(ys) < 2**-8
+    assert error(stalled) > 4 * error(ys)
+
+
+@pytest.fixture(params=["mingru", "minlstm-log", "lru", "moving"])
+def row(request: pytest.FixtureRequest) -> Row:
+    return ROWS[request.param]
+
+
+@pytest.fixture
+def engine(row: Row) -> Associative:
+    """Each row on another variant."""
+    engines = (Associative(), Associative(chunk=1), Associative(chunk=2), Associative(block=4))
+    return engines[[CELLS["mingru"], CELLS["minlstm-log"], CELLS["lru"], TOYS["moving"]].index(row)]
+
+
+# The rules of NaN, here on the rows and engines above.
+setting = test_nan.setting
+test_nan_in_padding = test_nan.test_nan_in_padding_leaves_no_trace
+test_nan_before_a_reset = test_nan.test_nan_before_a_reset_stays_before_it
+test_nan_in_a_loss = test_nan.test_a_loss_that_reads_a_nan_before_a_reset_has_a_nan_gradient
+test_nan_in_the_carry = test_nan.test_nan_in_the_carry_stays_before_a_reset
+test_nan_in_the_carry_at_once = (
+    test_nan.test_nan_in_the_carry_is_gone_after_a_reset_at_the_first_step
+)
+test_nan_without_a_reset = test_nan.test_nan_without_a_reset_after_it_is_seen
+test_nan_in_the_carry_without_a_reset = test_nan.test_nan_in_the_carry_without_a_reset_is_seen
+
+
+GROWTH = GrowthParams(np.ones((1, 1), np.float32))
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [Associative(), Associative(chunk=1), Associative(chunk=3), Associative(block=5)],
+    ids=repr,
+)
+def test_overflow_before_a_reset_does_not_survive_it(engine: Associative, reverse: bool) -> None:
+    xs = np.full((64, 2, 1), 0.5, np.float32)
+    xs[:20, 0] = 1e10
+    resets = np.zeros((64, 2), bool)
+    resets[20, 0] = True
+    if reverse:
+        xs, resets = xs[::-1].copy(), resets[::-1].copy()
+    options = {"resets": resets, "reverse": reverse}
+    carry, ys = jrnn.unroll(Growth(1), GROWTH, xs, engine=engine, **options)
+    ys = np.asarray(ys)[:: -1 if reverse else 1]
+    assert np.isinf(ys[10:20, 0]).all()
+    assert np.isfinite(ys[20:]).all()
+    np.testing.assert_allclose(carry, 2)
+    np.testing.assert_allclose(ys[20:, 0, 0], 2 - 0.5 ** np.arange(44), rtol=1e-6)
+
+
+def test_integers_of_the_carry_stay_so() -> None:
+    xs = np.ones((9, 2, 1), np.float32)
+    options = {"lengths": np.array([9, 4]), "resets": np.eye(9, 2, -3, dtype=bool)}
+    carry, _ = jrnn.unroll(Counting(1), GROWTH, xs, engine=Associative(), **options)
+    assert carry.steps.dtype == np.int32
+    assert carry.steps.tolist() == [6, 4]
+
+
+@pytest.mark.parametrize("name", ["mingru", "mingru-log", "minlstm", "minlstm-log"])
+@pytest.mark.parametrize("engine", [Associative(), Associative(chunk=1)], ids=repr)
+def test_gates_that_are_shut_or_open_stay_right(name: str, engine: Associative) -> None:
+    row = CELLS[name]
+    cell, params, _ = example(row, dtype=np.float32)
+    gates = params.b.shape[0] // 2
+    rng = np.random.default_rng(4)
+    params = params._replace(w_ih=np.tile(np.eye(2, dtype=np.float32) * 100, gates))
+    batch = random_batch(cell, params, 3, 1000, 3, np.float32)
+    batch = batch._replace(xs=rng.choice([-1.0, 0.02, 1.0], batch.xs.shape).astype(np.float32))
+    way = Way(lengths=False, resets=False, carry=False)
+    (got,) = differentiate_all(cell, engine, (way,), params, batch)
+    with np.errstate(over="ignore", invalid="raise"):
+        want = oracle(row, way, *as_dtype((params, batch), np.float64))
+    assert_close((got.carry, got.ys), want, 1e-5)
+    for leaf in jax.tree.leaves(got[2:]):
+        assert np.isfinite(leaf).all()
+
+
+def test_cell_without_coefficients_is_refused() -> None:
+    cell = LSTM(3)
+    with pytest.raises(TypeError, match="must be linear in its carry and have `coefficients`.*LST"):
+        jrnn.unroll(cell, cell.init(jax.random.key(0), 2), np.ones((3, 1, 2)), engine="associative")
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
+@pytest.mark.parametrize("name", ["chunk", "block"])
+def test_chunk_and_block_must_be_positive_ints(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"Associative: {name} must be a positive int, got"):
+        Associative(**{name: value})
+
+
+def test_wrong_mesh_is_refused() -> None:
+    mesh = Mesh(np.array(jax.devices()[:1]), ("time",))
+    with pytest.raises(ValueError, match="give either block or mesh"):
+        Associative(block=2, mesh=mesh)
+    with pytest.raises(ValueError, match="axis must be one of time, got 'tiem'; did you mean 'ti"):
+        Associative(mesh=mesh, axis="tiem")
+
+
+def test_second_call_compiles_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    cell = MinGRU(5)
+    params, xs = cell.init(jax.random.key(0), 3), np.ones((11, 2, 3), np.float32)
+    mesh = lambda: Mesh(np.array(jax.devices()[:1]), ("time",))
+    for new in (lambda: Associative(chunk=3), lambda: Associative(mesh=mesh())):
+        with jax.log_compiles():
+            jrnn.unroll(cell, params, xs, engine=new())
+            assert any("ompil" in record.getMessage() for record in caplog.records)
+            caplog.clear()
+            jrnn.unroll(MinGRU(5), params, xs, engine=new())
+            assert [r for r in caplog.records if r.name.startswith("jax")] == []
+
+
+def test_one_device_equals_a_loop(x64: None) -> None:
+    engine = Associative(mesh=Mesh(np.array(jax.devices()[:1]), ("time",)))
+    cell, params, batch = example(TOYS["pair"])
+    results = quickly_differentiate_all(cell, engine, EVERYTHING, params, batch)
+    assert_true(TOYS["pair"], EVERYTHING, results, params, batch)
+
+
+@pytest.mark.parametrize("engine", [Associative(), Associative(block=2, chunk=1)], ids=repr)
+def test_derivatives_of_all_modes_equal_those_of_scan(engine: Associative, x64: None) -> None:
+    row = TOYS["pair"]
+    cell, params, batch = example(row, steps=5, batch=2)
+    moved = random_params(cell, 7, input_size=2)
+
+    def all_modes(engine: Any) -> Any:
+        run = lambda p: call(cell, engine, Way(), p, batch)
+        loss = lambda p: inner(run(p), (batch.ct_carry, batch.ct_ys)) ** 2
+        hessian = jax.hessian(lambda w: loss(params._replace(fast=w)))(params.fast)
+        second = jax.grad(lambda p: inner(jax.grad(loss)(p), moved))(params)
+        return jax.jvp(run, (params,), (moved,)), hessian, second
+
+    got, want = jax.jit(lambda: (all_modes(engine), all_modes(Scan())), compiler_options=QUICK)()
+    assert_close(got, want, 1e-9)
+
+
+@pytest.mark.parametrize("engine", [Associative(), Associative(block=3, chunk=2)], ids=repr)
+def test_vmap_over_models_equals_a_loop(engine: Associative, x64: None) -> None:
+    row, way = TOYS["moving"], Way()
+    cell = row.make(2)
+    params = [random_params(cell, seed, input_size=2) for seed in (1, 2)]
+    batches = [random_batch(cell, p, 4, 7, 3) for p in params]
+    stack = partial(jax.tree.map, lambda *leaves: np.stack(leaves))
+    run = lambda p, b: differentiate_all(cell, engine, (way,), p, b)[0]
+    mapped = jax.jit(jax.vmap(run), compiler_options=QUICK)(stack(*params), stack(*batches))
+    for n in range(2):
+        got = jax.tree.map(lambda leaf, n=n: leaf[n], mapped)
+        assert_true(row, (way,), [got], params[n], batches[n])
+
+
+def test_coefficients_are_given_all_steps_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    really = Mixer.coefficients
+
+    def watch(self: Mixer, params: Any, z: jax.Array) -> Any:
+        seen.append(z.shape)
+        return really(self, params, z)
+
+    monkeypatch.setattr(Mixer, "coefficients", watch)
+    cell = Mixer(4)
+    params = cell.init(jax.random.key(0), 2)
+    run = lambda engine: jax.eval_shape(
+        lambda xs: jrnn.unroll(cell, params, xs, engine=engine), np.ones((13, 3, 2), np.float32)
+    )
+    run(Associative())
+    assert seen == [(13, 3, 4)]
+    seen.clear()
+    run(Associative(block=5))
+    assert set(seen) == {(5, 3, 4), (3, 3, 4)}
+
+
+@pytest.mark.parametrize("steps", [auto.LONG - 1, auto.LONG])
+@pytest.mark.parametrize(("batch", "short"), [(1, "Fused("), (32, "Scan(")])
+def test_auto_takes_it_for_long_sequences_of_linear_cells(
+    steps: int, batch: int, short: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cell = LRU(6)
+    params = cell.init(jax.random.key(0), 2)
+    with caplog.at_level("DEBUG", logger="jrnn"):
+        jax.eval_shape(lambda xs: jrnn.unroll(cell, params, xs), jnp.ones((steps, batch, 2)))
+    choice = "Associative(" if steps == auto.LONG else short
+    assert f"engine='auto' chose {choice}" in caplog.text
+
+
+def test_auto_never_takes_it_for_other_cells(caplog: pytest.LogCaptureFixture) -> None:
+    cell = jrnn.IndRNN(6)
+    params = cell.init(jax.random.key(0), 2)
+    with caplog.at_level("DEBUG", logger="jrnn"):
+        jax.eval_shape(lambda xs: jrnn.unroll(cell, params, xs), jnp.ones((2 * auto.LONG, 1, 2)))
+    assert "engine='auto' chose Fused(" in caplog.text
+
+
+def test_auto_takes_it_for_short_ones_where_there_is_no_cpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cell = LRU(6)
+    params = cell.init(jax.random.key(0), 3)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with caplog.at_level("DEBUG", logger="jrnn"):
+        jax.eval_shape(lambda xs: jrnn.unroll(cell, params, xs), jnp.ones((3, 1, 3)))
+    assert "engine='auto' chose Associative(" in caplog.text
+
+
+def test_time_is_split_over_devices() -> None:
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-W", "error", "-m", "tests.engines.over_devices"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-6000:]
