@@ -160,25 +160,16 @@ def test_ten_thousand_steps_equal_scan(cell: Any, engine: Associative, reverse: 
 
 
 def test_bfloat16_is_accumulated_in_float32() -> None:
-    row, way = CELLS["minlstm"], Way(lengths=False, resets=False, carry=False)
-    cell, params, _ = example(row, dtype=jnp.bfloat16)
-    params = params._replace(b=(params.b + np.repeat([6, 0, 1], 2)).astype(jnp.bfloat16))
-    batch = random_batch(cell, params, 2, 1000, 3)
-    batch = batch._replace(xs=batch.xs.astype(jnp.bfloat16))
-    carry, ys = unroll_all(cell, Associative(), (way,), params, batch)[0]
-    assert carry.dtype == ys.dtype == jnp.bfloat16
-    # The truth of the very coefficients that the cell gives, which are rounded themselves.
-    a, b = (
-        np.asarray(c, np.float64) for c in cell.coefficients(params, cell.project(params, batch.xs))
-    )
-    want, s = [], 0
-    for t in range(1000):
-        s = a[t] * s + b[t]
-        want.append(s)
-    error = lambda ys: np.abs(np.asarray(ys, np.float64) - want).max() / np.abs(want).max()
-    stalled = unroll_all(cell, Scan(), (way,), params, batch)[0][1]
-    assert error(ys) < 2e-2
-    assert error(stalled) > 2 * error(ys)
+    # s' = a s + 1 with an a that is a bfloat16: no rounding but that of the sum.
+    a, params = 1 - 2.0**-8, GrowthParams(np.ones((1, 1), jnp.bfloat16))
+    xs = np.full((1000, 1, 1), a, jnp.bfloat16)
+    want = (1 - a ** np.arange(1, 1001)) / (1 - a)
+    run = lambda engine: jrnn.unroll(Growth(1), params, xs, engine=engine)[1]
+    error = lambda ys: np.abs(np.asarray(ys, np.float64)[:, 0, 0] / want - 1).max()
+    for engine in (Associative(), Associative(chunk=1)):
+        assert run(engine).dtype == jnp.bfloat16
+        assert error(run(engine)) < 2**-8
+    assert error(run(Scan())) > 2**-5
 
 
 @pytest.fixture(params=["mingru", "minlstm-log", "lru", "moving"])
