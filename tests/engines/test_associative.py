@@ -42,7 +42,6 @@ from tests.helpers import (
     quickly_differentiate_all,
     random_batch,
     random_params,
-    unroll_all,
 )
 from tests.table import CELLS, Row
 
@@ -168,8 +167,8 @@ def test_bfloat16_is_accumulated_in_float32() -> None:
     error = lambda ys: np.abs(np.asarray(ys, np.float64)[:, 0, 0] / want - 1).max()
     for engine in (Associative(), Associative(chunk=1)):
         assert run(engine).dtype == jnp.bfloat16
-        assert error(run(engine)) < 2**-8
-    assert error(run(Scan())) > 2**-5
+        assert error(run(engine)) < 2**-6  # rounded before and after the last step
+    assert error(run(Scan())) > 2**-4
 
 
 @pytest.fixture(params=["mingru", "minlstm-log", "lru", "moving"])
