@@ -358,7 +358,7 @@ def _coefficients(case: Case) -> None:
 def _affine(a: jax.Array, b: jax.Array, log_space: bool, s: jax.Array) -> jax.Array:
     """a·s + b, of which a may be a matrix, out of their logarithms in log space."""
     a, b = (jnp.exp(a), jnp.exp(b)) if log_space else (a, b)
-    return (a @ s[..., None])[..., 0] + b if a.ndim > b.ndim else a * s + b
+    return (a @ s[..., None])[..., 0] + b if a.ndim > s.ndim else a * s + b
 
 
 def _keeps_apart(function: Callable[[Any], Any], tree: Any, leaves_too: bool = False) -> bool:

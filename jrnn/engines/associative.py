@@ -235,7 +235,7 @@ def _recurrences(
 
     def of_leaf(a: jax.Array, b: jax.Array, start: jax.Array, first: jax.Array) -> _Recurrence:
         a, b, start = (leaf.astype(_wide(start.dtype)) for leaf in (a, b, start))
-        dense = a.ndim == b.ndim + 1
+        dense = a.ndim == start.ndim + 2  # matrices, by time and by what the carry has
         algebra = prefix.DENSE if dense else prefix.DIAGONAL
         b = jnp.broadcast_to(b, (*time, *start.shape))
         a = a.reshape((1,) * (b.ndim + dense - a.ndim) + a.shape)

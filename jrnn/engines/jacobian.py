@@ -70,12 +70,15 @@ class Partials(NamedTuple):
 def exact_kind(parts: Parts, xs: Inputs) -> Kind | None:
     """The kind of Jacobian that a cell has by its own claim; None for a dense one."""
     kinds: dict[str, Kind] = {"diagonal": "diagonal", "block_diagonal": "block"}
-    coefficients = parts.cell.coefficients
+    cell, params = parts.cell, parts.wide_params
+    coefficients = cell.coefficients
     if coefficients is None:
-        return kinds.get(parts.cell.recurrence)
-    given = jax.eval_shape(lambda: coefficients(parts.wide_params, parts.project(xs)))
-    pairs = zip(*map(jax.tree.leaves, given), strict=True)
-    return "diagonal" if all(a.ndim <= b.ndim for a, b in pairs) else None
+        return kinds.get(cell.recurrence)
+    a, _ = jax.eval_shape(lambda: coefficients(params, parts.project(xs)))
+    state = jax.eval_shape(lambda: cell.init_carry(params, ()))
+    pairs = zip(*map(jax.tree.leaves, (a, state)), strict=True)
+    matrices = any(a.ndim > s.ndim + 2 for a, s in pairs)  # two for time and batch
+    return None if matrices else "diagonal"
 
 
 def is_elementwise(step: Step, befores: Leaves) -> bool:

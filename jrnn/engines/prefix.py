@@ -65,9 +65,11 @@ BLOCKS = Algebra(
 """Unit k of each of n leaves goes with unit k of the others: b is a tuple of n leaves, A a tuple of
 n rows, each a tuple of n leaves."""
 
+_multiply = partial(jnp.matmul, precision="highest")  # of float32 no less, where there is TF32
+
 DENSE = Algebra(
-    times=jnp.matmul,
-    act=lambda a, s: (a @ s[..., None])[..., 0],
+    times=_multiply,
+    act=lambda a, s: _multiply(a, s[..., None])[..., 0],
     transpose=lambda a: jnp.swapaxes(a, -1, -2),
 )
 """b is an array `[..., n]` and A an array `[..., n, n]`."""
