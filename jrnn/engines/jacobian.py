@@ -186,7 +186,8 @@ def _probed(step: Step, befores: Leaves) -> tuple[Leaves, jax.Array]:
 
 def join(leaves: Leaves) -> jax.Array:
     """Leaves `[T, B, ...]` as one array `[T, B, n]`."""
-    return jnp.concatenate([leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves], axis=-1)
+    flat = lambda leaf: leaf.reshape(*leaf.shape[:2], math.prod(leaf.shape[2:]))
+    return jnp.concatenate([flat(leaf) for leaf in leaves], axis=-1)
 
 
 def part(joined: jax.Array, like: Leaves) -> Leaves:

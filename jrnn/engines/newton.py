@@ -17,7 +17,7 @@ from jrnn.engines.damping import damped
 from jrnn.engines.engine import Engine
 from jrnn.engines.equations import Kind, System, system_of
 from jrnn.engines.jacobian import Leaves
-from jrnn.engines.masking import Masks, cover, largest
+from jrnn.engines.masking import Masks, blank, cover, largest
 from jrnn.engines.precision import Parts
 from jrnn.engines.prepare import prepare
 from jrnn.engines.scan import Scan
@@ -101,7 +101,8 @@ class Newton(Engine):
       damping: None for plain Newton, or the damping to start with, such as 1.0.
       max_steps: the most iterations.
       tol: the residual, relative to 1 + |s_t|, at which a sequence has converged; by default 64
-        times the rounding of the carry's dtype, 8e-6 in float32 and 1.4e-14 in float64.
+        times the rounding of the carry's dtype, 8e-6 in float32 and 1.4e-14 in float64; where
+        carry or products are of half precision, the rounding of that, 8e-3 in bfloat16.
       init: the first guess: "step", one step from the first carry at each t, or "carry", the first
         carry itself.
       fallback: what to do with a sequence that has not converged: "error" raises, when the result
@@ -296,6 +297,31 @@ class _Point(NamedTuple):
         relative = [jnp.abs(r) / (1 + jnp.abs(s)) for r, s in pairs]
         return largest(jacobian.join(relative), axis=-1)
 
+    def error(self) -> jax.Array:
+        """`[B]`: the largest of these, NaN where one is not finite."""
+        error = largest(self.errors(), axis=0)
+        return jnp.where(jnp.isfinite(error), error, jnp.nan)
+
+    def lost(self, reverse: bool) -> jax.Array:
+        """`[T, B]` bool: steps at or after one whose residual is not finite."""
+        bad = ~jnp.isfinite(self.errors())
+        return lax.cummax(bad.astype(jnp.int8), reverse=reverse) > 0
+
+    def moved(self, moves: Leaves, reverse: bool) -> Leaves:
+        """The states that the moves lead to.
+
+        Where products of Jacobians have overflowed, or soon will, the next state is what the step
+        makes of the one before; a NaN would stay for good. What a NaN of the inputs has made is
+        left.
+        """
+        lost = self.lost(reverse)
+        triples = zip(self.states, moves, self.residuals, strict=True)
+        most = math.sqrt(float(jnp.finfo(self.states[0].dtype).max))
+        return [
+            jnp.where((jnp.abs(s + move) < most) | cover(lost, s), s + move, s + r)
+            for s, move, r in triples
+        ]
+
     def is_better_than(self, other: "_Point") -> jax.Array:
         """`[B]` bool: fewer residuals are not finite, or as many, and the others are smaller."""
         (bad, size), (others_bad, others_size) = self._merit(), other._merit()
@@ -323,7 +349,7 @@ def _iterate(
 ) -> tuple[Leaves, NewtonStatus]:
     """Newton's method from the states given."""
     dtype = states[0].real.dtype
-    tol = 64 * float(jnp.finfo(dtype).eps) if options.tol is None else options.tol
+    tol = _rounding(system, dtype) if options.tol is None else options.tol
     batch = states[0].shape[1]
     is_damped = options.damping is not None
 
@@ -342,28 +368,43 @@ def _iterate(
     def improve(state: _State) -> _State:
         old, damping = state.point, state.damping
         if is_damped:
-            moves = damped(kind, old.matrices, old.residuals, damping, system.reverse)
+            # A smoother goes back in time: nothing that is not finite may go with it.
+            sound = (old.matrices, old.residuals)
+            sound = blank(~old.lost(system.reverse), sound)
+            moves = damped(kind, *sound, damping, system.reverse)
         else:
             moves = system.solved(kind, old.matrices, old.residuals)
-        cut = lambda leaf: jnp.where(cover(state.done, leaf[0]), 0, leaf)
-        new = evaluate([s + cut(move) for s, move in zip(old.states, moves, strict=True)])
+        moves = [jnp.where(cover(state.done, move[0]), 0, move) for move in moves]
+        new = evaluate(old.moved(moves, system.reverse))
         if is_damped:
             better = new.is_better_than(old)
             new = jax.tree.map(lambda a, b: jnp.where(cover(better, a[0]), a, b), new, old)
             damping = damping * jnp.where(better, FASTER, SLOWER).astype(dtype)
         steps = state.steps + 1
-        history = state.history.at[steps].set(largest(new.errors(), axis=0))
+        history = state.history.at[steps].set(new.error())
         done = settled(new) | (damping > MOST_DAMPING)
         return _State(steps, new, damping, history, done)
 
     first = evaluate(states)
     history = jnp.full((options.max_steps + 1, batch), jnp.nan, dtype)
-    history = history.at[0].set(largest(first.errors(), axis=0))
+    history = history.at[0].set(first.error())
     damping = jnp.full((batch,), options.damping or 0, dtype)
     start = _State(jnp.int32(0), first, damping, history, settled(first))
     state = lax.while_loop(unfinished, improve, start)
     status = NewtonStatus(state.history[state.steps] <= tol, state.steps, state.history)
     return state.point.states, status
+
+
+def _rounding(system: System, dtype: jnp.dtype) -> float:
+    """The residual that rounding alone may leave.
+
+    A product of half precision makes steps of jumps that large, which no iteration can get below,
+    but from one step of time to the next.
+    """
+    dtypes = dtype, system.step.parts.precision.compute
+    eps = [float(jnp.finfo(kind).eps) for kind in dtypes]
+    halves = [e for e, kind in zip(eps, dtypes, strict=True) if jnp.dtype(kind).itemsize < 4]
+    return max(halves, default=64 * eps[0])
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
