@@ -1,0 +1,175 @@
+"""The damped step of Newton's method against a dense least-squares solve in NumPy."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jrnn
+from jrnn import GRU, LSTM, Elman, Newton
+from jrnn.engines import damping
+
+STEPS, BATCH = 7, 4
+DAMPINGS = np.array([0.0, 1e-3, 1.0, 50.0])
+
+
+def matrices(complex_: bool, n: int | None, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Jacobians `[T, B, n, n]` and residuals `[T, B, n]`; or numbers `[T, B, 3]` for n None."""
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: (
+        rng.normal(size=shape) + (1j * rng.normal(size=shape) if complex_ else 0)
+    )
+    shape = (3,) if n is None else (n, n)
+    a, r = normal(STEPS, BATCH, *shape), normal(STEPS, BATCH, shape[0])
+    a[3, 1] = 0  # as at a reset
+    return scale * a, r
+
+
+def least_squares(a: np.ndarray, r: np.ndarray, weight: float, reverse: bool) -> np.ndarray:
+    """argmin of sum |d_t - A_t d_{t-1} - r_t|^2 + weight |d_t|^2 for one sequence, `[T, n]`."""
+    steps, n = r.shape
+    order = list(range(steps))[:: -1 if reverse else 1]
+    rows = np.eye(steps * n, dtype=a.dtype)
+    for before, t in zip(order, order[1:], strict=False):
+        rows[t * n : (t + 1) * n, before * n : (before + 1) * n] = -a[t]
+    system = np.concatenate([rows, np.sqrt(weight) * np.eye(steps * n)])
+    wanted = np.concatenate([r.ravel(), np.zeros(steps * n)])
+    return np.linalg.lstsq(system, wanted, rcond=None)[0].reshape(steps, n)
+
+
+@pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_matrices_equal_dense_least_squares(
+    n: int, complex_: bool, reverse: bool, x64: None
+) -> None:
+    a, r = matrices(complex_, n)
+    got = damping.smoothed(damping.MATRICES, *map(jnp.asarray, (a, r, DAMPINGS)), reverse)
+    for b, weight in enumerate(DAMPINGS):
+        want = least_squares(a[:, b], r[:, b], weight, reverse)
+        np.testing.assert_allclose(got[:, b], want, rtol=1e-9, atol=1e-9 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])
+def test_numbers_equal_dense_least_squares(complex_: bool, reverse: bool, x64: None) -> None:
+    a, r = matrices(complex_, None)
+    got = damping.smoothed(damping.NUMBERS, *map(jnp.asarray, (a, r, DAMPINGS)), reverse)
+    for b, weight in enumerate(DAMPINGS):
+        each = [
+            least_squares(a[:, b, k, None, None], r[:, b, k, None], weight, reverse)
+            for k in range(3)
+        ]
+        np.testing.assert_allclose(got[:, b], np.concatenate(each, axis=-1), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["full", "block", "diagonal"])
+def test_each_kind_of_jacobian_is_damped_as_its_matrix(kind: Any, x64: None) -> None:
+    rng = np.random.default_rng(1)
+    leaves = [rng.normal(size=(STEPS, BATCH, 2)) for _ in range(2)]
+    parts = rng.normal(size=(2, 2, STEPS, BATCH, 2))
+    dense = np.zeros((STEPS, BATCH, 4, 4))
+    for i in range(2):
+        for j in range(2):
+            for k in range(2):
+                if i == j or kind != "diagonal":
+                    dense[..., 2 * i + k, 2 * j + k] = parts[i, j, ..., k]
+    given = {
+        "full": jnp.asarray(dense),
+        "block": tuple(tuple(map(jnp.asarray, row)) for row in parts),
+        "diagonal": tuple(jnp.asarray(parts[i, i]) for i in range(2)),
+    }[kind]
+    got = damping.damped(kind, given, [jnp.asarray(a) for a in leaves], jnp.asarray(DAMPINGS), True)
+    r = np.concatenate(leaves, axis=-1)
+    for b, weight in enumerate(DAMPINGS):
+        want = least_squares(dense[:, b], r[:, b], weight, True)
+        np.testing.assert_allclose(
+            np.concatenate(got, axis=-1)[:, b], want, rtol=1e-9, atol=1e-9 * np.abs(want).max()
+        )
+
+
+# By NumPy: two batched calls of LAPACK from XLA at a time can wait for each other for ever.
+INVERSE = lambda a: jnp.asarray(np.linalg.inv(np.asarray(a)))
+
+
+@pytest.mark.parametrize("n", [None, 1, 3])
+@pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])
+def test_parallel_covariances_equal_those_step_by_step(
+    n: int | None, complex_: bool, reverse: bool, x64: None
+) -> None:
+    a, _ = matrices(complex_, n)
+    field = damping.NUMBERS if n is None else damping.MATRICES._replace(any_inverse=INVERSE)
+    weight = jnp.asarray(DAMPINGS).reshape(-1, *(1,) * (a.ndim - 2))
+    given = field, jnp.asarray(a), weight, reverse
+    for got, want in zip(
+        damping.parallel_covariances(*given), damping.covariances(*given), strict=True
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9 * np.abs(want).max())
+
+
+def test_covariances_are_those_of_the_normal_equations(x64: None) -> None:
+    # The last state has no future: its covariance is the last block of the inverse.
+    a, _ = matrices(False, 2)
+    weight = jnp.asarray(DAMPINGS).reshape(-1, 1, 1)
+    predicted, updated = damping.covariances(damping.MATRICES, jnp.asarray(a), weight, False)
+    for b, w in enumerate(DAMPINGS):
+        rows = np.eye(2 * STEPS)
+        for t in range(1, STEPS):
+            rows[2 * t : 2 * t + 2, 2 * t - 2 : 2 * t] = -a[t, b]
+        inverse = np.linalg.inv(rows.T @ rows + w * np.eye(2 * STEPS))
+        np.testing.assert_allclose(updated[-1, b], inverse[-2:, -2:], rtol=1e-7)
+        seen = rows.T @ rows + w * np.diag([1.0] * (2 * STEPS - 2) + [0.0] * 2)
+        np.testing.assert_allclose(predicted[-1, b], np.linalg.inv(seen)[-2:, -2:], rtol=1e-7)
+
+
+@pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_positive_inverse_equals_numpy(n: int, complex_: bool, x64: None) -> None:
+    rng = np.random.default_rng(0)
+    half = rng.normal(size=(4, n, n)) + (1j * rng.normal(size=(4, n, n)) if complex_ else 0)
+    a = half @ np.conj(np.swapaxes(half, -1, -2)) + 0.1 * np.eye(n)
+    np.testing.assert_allclose(
+        damping.positive_inverse(jnp.asarray(a)), np.linalg.inv(a), rtol=1e-8, atol=1e-8
+    )
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+@pytest.mark.parametrize("name", ["elman", "lstm", "gru"])
+def test_damped_steps_converge_to_the_loop_or_say_not(name: str, kind: Any, x64: None) -> None:
+    gain, cell = {"elman": (1.5, Elman(8)), "lstm": (3.0, LSTM(8)), "gru": (3.0, GRU(8))}[name]
+    params = cell.init(jax.random.key(0), 2, np.float64)
+    params = params._replace(w_hh=gain * params.w_hh)
+    xs = np.random.default_rng(0).normal(size=(100, 3, 2)) / 2
+    solution = jrnn.newton(cell, params, xs, engine=Newton(jacobian=kind, damping=1.0))
+    want = np.asarray(jrnn.unroll(cell, params, xs, engine="scan")[1])
+    residuals = np.asarray(solution.status.residuals)
+    converged = np.asarray(solution.status.converged)
+    last = residuals[int(solution.status.iterations)]
+    np.testing.assert_array_equal(converged, last <= 64 * np.finfo(float).eps)
+    error = np.abs(np.asarray(solution.ys) - want).max(axis=(0, 2))
+    assert (error[converged] < 1e-6).all()
+    assert np.isfinite(solution.ys).all()
+
+
+def test_a_damped_step_never_makes_the_residual_larger(x64: None) -> None:
+    # Where plain Newton leaps about: the sum of squares, by an oracle, falls step by step.
+    cell = Elman(8)
+    params = cell.init(jax.random.key(0), 2, np.float64)
+    params = params._replace(w_hh=2.5 * params.w_hh)
+    xs = np.random.default_rng(0).normal(size=(60, 2, 2)) / 2
+    p = jax.tree.map(np.asarray, params)
+
+    def merit(**options: Any) -> np.ndarray:
+        found = []
+        for k in range(1, 9):
+            engine = Newton(max_steps=k, tol=1e-12, **options)
+            states = np.asarray(jrnn.newton(cell, params, xs, engine=engine).carries)
+            befores = np.concatenate([np.zeros((1, 2, 8)), states[:-1]])
+            residuals = np.tanh(xs @ p.w_ih + befores @ p.w_hh + p.b) - states
+            found.append(np.square(residuals).sum(axis=(0, 2)))
+        return np.stack(found)
+
+    fallen, free = merit(damping=1.0), merit()
+    assert (np.diff(fallen, axis=0) <= 1e-20).all()
+    assert fallen[-1].sum() < fallen[0].sum() / 2
+    assert (np.diff(free, axis=0) > 0).any(), "plain steps do as well: the test shows nothing"

@@ -1,0 +1,165 @@
+"""The Jacobians of `Newton`, against forward mode of one step and differences of oracles."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jrnn import GRU, LRU, LSTM, Cell, Elman, MinGRU, ParaGRU, ParaLSTM
+from jrnn.engines import jacobian
+from jrnn.engines.equations import system_of
+from jrnn.engines.jacobian import Step
+from jrnn.engines.masking import Masks
+from jrnn.engines.precision import bind, precision_of
+from tests.cells.toys import Learned
+from tests.helpers import QUICK, Batch, random_batch, random_params
+from tests.table import CELLS, Row
+
+STEPS, BATCH, HIDDEN = 4, 2, 3
+
+
+def step_of(cell: Cell, params: Any, xs: Any, structure: Any) -> Step:
+    parts = bind(cell, params, precision_of(params, xs))
+    return Step(parts, structure, parts.project(xs))
+
+
+def flat(tree: Any) -> Any:
+    return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
+
+
+@partial(jax.jit, static_argnames="cell", compiler_options=QUICK)
+def everything(cell: Cell, params: Any, xs: Any, befores: Any) -> Any:
+    """All three kinds, and the truth `[T, B, n, n]`: forward mode of one step at a time."""
+    leaves, structure = jax.tree.flatten(befores)
+    step = step_of(cell, params, xs, structure)
+    kinds = [find(step, leaves) for find in (jacobian.full, jacobian.blocks, jacobian.diagonal)]
+    holomorphic = jnp.issubdtype(leaves[0].dtype, jnp.complexfloating)
+
+    def alone(before: Any, x: Any) -> Any:
+        joined, back = jax.flatten_util.ravel_pytree(before)
+        after = lambda joined: flat(cell.step(params, back(joined), x)[0])
+        return after(joined), jax.jacfwd(after, holomorphic=holomorphic)(joined)
+
+    return kinds, jax.vmap(jax.vmap(alone))(befores, xs)
+
+
+def setting(cell: Cell, seed: int = 1) -> tuple[Any, Batch, Any]:
+    params = random_params(cell, seed, 2)
+    batch = random_batch(cell, params, seed + 1, STEPS, BATCH)
+    many = random_batch(cell, params, seed + 2, STEPS, STEPS * BATCH).carry
+    befores = jax.tree.map(lambda leaf: leaf.reshape(STEPS, BATCH, *leaf.shape[1:]), many)
+    return params, batch, befores
+
+
+def joined(leaves: Any) -> np.ndarray:
+    return np.concatenate([np.asarray(leaf) for leaf in leaves], axis=-1)
+
+
+def assert_right(cell: Cell) -> None:
+    params, batch, befores = setting(cell)
+    (full, blocks, diagonal), (after, truth) = everything(cell, params, batch.xs, befores)
+    for found in (full, blocks, diagonal):
+        np.testing.assert_allclose(joined(found[0]), after, atol=1e-13)
+    np.testing.assert_allclose(full[1], truth, atol=1e-12)
+    width = jax.tree.leaves(befores)[0].shape[-1]
+    count = truth.shape[-1] // width
+    units = np.arange(width)
+    for i in range(count):
+        for j in range(count):
+            entries = np.asarray(truth)[..., i * width + units, j * width + units]
+            np.testing.assert_allclose(blocks[1][i][j], entries, atol=1e-12)
+            if i == j:
+                np.testing.assert_allclose(diagonal[1][i], entries, atol=1e-12)
+
+
+def test_jacobians_equal_forward_mode_of_one_step(row: Row, x64: None) -> None:
+    assert_right(row.make(HIDDEN))
+
+
+def test_jacobians_of_one_unit_equal_forward_mode(x64: None) -> None:
+    for cell in (LSTM(1), GRU(1, reset_after=False)):
+        assert_right(cell)
+
+
+def test_jacobians_of_a_cell_of_a_user_equal_forward_mode(x64: None) -> None:
+    assert_right(Learned(HIDDEN))
+
+
+@pytest.mark.parametrize("name", ["lstm", "lstm-peepholes", "gru", "gru-reset-before", "paralstm"])
+def test_full_jacobians_equal_differences_of_the_oracle(name: str, x64: None) -> None:
+    row, eps = CELLS[name], 1e-6
+    cell = row.make(HIDDEN)
+    params, batch, befores = setting(cell)
+    (full, *_), _ = everything(cell, params, batch.xs, befores)
+    for t in range(STEPS):
+        for b in range(BATCH):
+            leaves, structure = jax.tree.flatten(jax.tree.map(lambda a, t=t, b=b: a[t, b], befores))
+            point = np.concatenate(leaves)
+
+            def after(point: Any, x: Any = batch.xs[t, b], structure: Any = structure) -> Any:
+                parts = np.split(point, len(point) // HIDDEN)
+                carry = jax.tree.unflatten(structure, parts)
+                return np.concatenate(jax.tree.leaves(row.step(params, carry, x)[0]))
+
+            units = eps * np.eye(len(point))
+            columns = [(after(point + e) - after(point - e)) / (2 * eps) for e in units]
+            np.testing.assert_allclose(full[1][t, b], np.stack(columns, axis=-1), atol=1e-8)
+
+
+CLAIMS = {
+    "diagonal": [ParaGRU(3), MinGRU(3), LRU(3)],
+    "block": [ParaLSTM(3)],
+    None: [LSTM(3), GRU(3), Elman(3), GRU(3, reset_after=False)],
+}
+
+
+@pytest.mark.parametrize("kind", CLAIMS)
+def test_what_is_exact_by_claim_is_exact(kind: str | None, x64: None) -> None:
+    for cell in CLAIMS[kind]:
+        params, batch, befores = setting(cell)
+        parts = bind(cell, params, precision_of(params, batch.xs))
+        assert jacobian.exact_kind(parts, batch.xs) == kind
+        _, (_, truth) = everything(cell, params, batch.xs, befores)
+        count = len(jax.tree.leaves(befores))
+        n = truth.shape[-1]
+        same = np.arange(n)[:, None] % (n // count) == np.arange(n) % (n // count)
+        kept = {"diagonal": np.eye(n, dtype=bool), "block": same, None: np.ones((n, n), bool)}
+        outside = np.abs(truth) * ~kept[kind]
+        np.testing.assert_array_equal(outside, 0)
+        assert kind is not None or (np.abs(truth) * ~same).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "block", "full"])
+def test_masks_cut_at_resets_and_keep_on_padding(kind: Any, x64: None) -> None:
+    cell = LSTM(2)
+    params, batch, befores = setting(cell)
+    valid = np.ones((STEPS, BATCH), bool)
+    valid[2:, 1] = False
+    resets = np.zeros((STEPS, BATCH), bool)
+    resets[1, 0] = True
+    initial = cell.init_carry(params, (BATCH,))
+    masks = Masks(None, jnp.asarray(valid), jnp.asarray(resets), initial)
+    parts = bind(cell, params, precision_of(params, batch.xs))
+    system = system_of(parts, batch.carry, batch.xs, masks, False)
+    states = jax.tree.leaves(befores)
+    after, matrices = system.linearised(kind, states)
+    if kind == "full":
+        dense = np.asarray(matrices)
+        units = [dense[..., k, k] for k in range(4)]
+        rest = dense * (1 - np.eye(4))
+    else:
+        rows = matrices if kind == "block" else [[m] for m in matrices]
+        units = [rows[k][k if kind == "block" else 0] for k in range(2)]
+        rest = np.stack([rows[0][1], rows[1][0]]) if kind == "block" else np.zeros((4, 2))
+        rest = np.moveaxis(rest, 0, -1) if kind == "block" else np.zeros((STEPS, BATCH, 1))
+    for unit in units:
+        assert (np.asarray(unit)[1, 0] == 0).all()
+        assert (np.asarray(unit)[2:, 1] == 1).all()
+        assert (np.asarray(unit)[0] != 0).any()
+    assert (np.asarray(rest)[1, 0] == 0).all()
+    assert (np.asarray(rest)[2:, 1] == 0).all()
+    for leaf, past in zip(after, states, strict=True):
+        np.testing.assert_array_equal(leaf[2:, 1], past[1:-1, 1])
