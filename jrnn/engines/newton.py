@@ -97,7 +97,8 @@ class Newton(Engine):
 
     Args:
       jacobian: "auto", "full", "block" or "diagonal". "auto" is what is exact by the cell's
-        `recurrence`; for a dense cell "full" with a carry of up to 64 numbers, else "block".
+        `recurrence`; for a dense cell "full" with a carry of up to 64 numbers, else "block", or
+        "diagonal" where the leaves of the carry differ in shape.
       damping: None for plain Newton, or the damping to start with, such as 1.0.
       max_steps: the most iterations.
       tol: the residual, relative to 1 + |s_t|, at which a sequence has converged; by default 64
@@ -189,9 +190,16 @@ class Newton(Engine):
             )
         steps, batch = jax.tree.leaves(xs)[0].shape[:2]
         size = sum(math.prod(leaf.shape[1:]) for leaf in leaves)
+        alike = len({leaf.shape for leaf in leaves}) == 1
         kind = self.jacobian
+        if kind == "block" and not alike:
+            raise ValueError(
+                "Newton: jacobian='block' needs leaves of the carry of one shape, got "
+                f"{[leaf.shape for leaf in leaves]} of {cell!r}; use 'diagonal' or 'full'"
+            )
         if kind == "auto":
-            dense = "full" if size <= SMALL else "block"
+            other = "block" if alike else "diagonal"
+            dense = "full" if size <= SMALL else other
             kind = jacobian.exact_kind(parts, xs) or dense
         needed = steps * batch * size**2 * leaves[0].dtype.itemsize
         if kind == "full" and needed > self.max_bytes:
@@ -237,7 +245,7 @@ def newton(
 
     Raises:
       ValueError: a shape does not fit, or full Jacobians would take too much memory.
-      TypeError: a dtype or the structure of the carry or of the guess does not fit.
+      TypeError: a dtype or the structure of the carry does not fit.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = jrnn.ParaGRU(hidden_size=4)

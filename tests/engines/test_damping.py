@@ -139,8 +139,10 @@ def test_damped_steps_converge_to_the_loop_or_say_not(name: str, kind: Any, x64:
     gain, cell = {"elman": (1.5, Elman(8)), "lstm": (3.0, LSTM(8)), "gru": (3.0, GRU(8))}[name]
     params = cell.init(jax.random.key(0), 2, np.float64)
     params = params._replace(w_hh=gain * params.w_hh)
-    xs = np.random.default_rng(0).normal(size=(100, 3, 2)) / 2
-    solution = jrnn.newton(cell, params, xs, engine=Newton(jacobian=kind, damping=1.0))
+    xs = np.random.default_rng(0).normal(size=(40, 3, 2)) / 2
+    solution = jrnn.newton(
+        cell, params, xs, engine=Newton(jacobian=kind, damping=1.0, max_steps=40)
+    )
     want = np.asarray(jrnn.unroll(cell, params, xs, engine="scan")[1])
     residuals = np.asarray(solution.status.residuals)
     converged = np.asarray(solution.status.converged)
@@ -161,7 +163,7 @@ def test_a_damped_step_never_makes_the_residual_larger(x64: None) -> None:
 
     def merit(**options: Any) -> np.ndarray:
         found = []
-        for k in range(1, 9):
+        for k in (1, 2, 3, 5):
             engine = Newton(max_steps=k, tol=1e-12, **options)
             states = np.asarray(jrnn.newton(cell, params, xs, engine=engine).carries)
             befores = np.concatenate([np.zeros((1, 2, 8)), states[:-1]])

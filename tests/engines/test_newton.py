@@ -554,6 +554,42 @@ def test_a_carry_that_is_not_real_is_refused() -> None:
         jrnn.unroll(cell, cell.init(jax.random.key(0), 1), xs, engine="newton")
 
 
+class Odd(Learned):
+    """A second leaf that is narrower than the first: n' = tanh(0.5 n + h')."""
+
+    pointwise = False
+
+    def init_carry(self, params: Any, batch_shape: tuple[int, ...]) -> Any:
+        zeros = jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
+        return {"h": zeros, "n": zeros[..., :2]}
+
+    def recur(self, params: Any, carry: Any) -> jax.Array:
+        return carry["h"] @ params.w_hh
+
+    def update(self, params: Any, carry: Any, z: jax.Array, u: jax.Array) -> Any:
+        h = jnp.tanh(z + u + carry["n"] @ params.w_hh[:2])
+        return {"h": h, "n": jnp.tanh(0.5 * carry["n"] + h[..., :2])}, h
+
+
+def test_leaves_of_unlike_shapes_have_no_blocks(x64: None) -> None:
+    cell, way = Odd(3), Way(resets=False)
+    params = random_params(cell, 1, 2)
+    batch = random_batch(cell, params, 2, 9, 3)
+    want = quickly_differentiate_all(cell, Scan(), (way,), params, batch)
+    for kind in ("auto", "full", "diagonal"):
+        engine = Newton(jacobian=kind)
+        got = quickly_differentiate_all(cell, engine, (way,), params, batch)
+        assert_close(got, want, 1e-9)
+    with pytest.raises(ValueError, match=r"one shape, got \[\(3, 3\), \(3, 2\)\] .*'diagonal'"):
+        jrnn.newton(cell, params, batch.xs, engine=Newton(jacobian="block"))
+    large = Odd(80)
+    params = large.init(jax.random.key(0), 2)  # over what "auto" takes a full one for
+    params = jax.tree.map(lambda leaf: leaf / 40, params)
+    xs = np.ones((20, 1, 2), np.float32)
+    got, want = (jrnn.unroll(large, params, xs, engine=e) for e in (NEWTON, Scan()))
+    assert_close(got, want, 1e-4)
+
+
 @pytest.mark.parametrize("engine", ["newton", Scan(), Newton])
 def test_newton_takes_its_own_engine_alone(engine: Any) -> None:
     with pytest.raises(TypeError, match=r"newton: engine must be a jrnn.Newton\(...\), got"):
