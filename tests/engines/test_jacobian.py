@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from jrnn import GRU, LRU, LSTM, Cell, Elman, MinGRU, ParaGRU, ParaLSTM
 from jrnn.engines import jacobian
@@ -39,7 +40,7 @@ def everything(cell: Cell, params: Any, xs: Any, befores: Any) -> Any:
     holomorphic = jnp.issubdtype(leaves[0].dtype, jnp.complexfloating)
 
     def alone(before: Any, x: Any) -> Any:
-        joined, back = jax.flatten_util.ravel_pytree(before)
+        joined, back = ravel_pytree(before)
         after = lambda joined: flat(cell.step(params, back(joined), x)[0])
         return after(joined), jax.jacfwd(after, holomorphic=holomorphic)(joined)
 
