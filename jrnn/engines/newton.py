@@ -377,9 +377,9 @@ def _iterate(
         old, damping = state.point, state.damping
         if is_damped:
             # A smoother goes back in time: nothing that is not finite may go with it.
-            sound = (old.matrices, old.residuals)
-            sound = blank(~old.lost(system.reverse), sound)
-            moves = damped(kind, *sound, damping, system.reverse)
+            sound = ~old.lost(system.reverse)
+            matrices, residuals = blank(sound, (old.matrices, old.residuals))
+            moves = damped(kind, matrices, residuals, damping, system.reverse)
         else:
             moves = system.solved(kind, old.matrices, old.residuals)
         moves = [jnp.where(cover(state.done, move[0]), 0, move) for move in moves]
