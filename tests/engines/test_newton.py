@@ -48,7 +48,9 @@ KINDS = {
     "carry": Newton(init="carry"),
     "scan": Newton(fallback="scan"),
 }
-SOME = ("lstm", "gru", "gru-reset-before", "elman-relu", "paralstm", "lru")
+SOME = ("lstm", "gru-reset-before", "paralstm", "lru", "gru", "elman-relu")
+# Each kind on three cells, and each cell with three or four kinds.
+PAIRS = [(SOME[(n + 2 * k) % 6], kind) for n, kind in enumerate(KINDS) for k in range(3)]
 
 Point = tuple[Any, Any, Any]  # params, xs, carry
 
@@ -98,8 +100,9 @@ def test_values_and_gradients_equal_a_loop_in_float64(row: Row, x64: None) -> No
         assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-9)
 
 
-def test_values_and_gradients_equal_a_loop_in_float32(row: Row) -> None:
-    way = Way(reverse=True)
+@pytest.mark.parametrize("name", (*SOME, "paragru", "indrnn"))
+def test_values_and_gradients_equal_a_loop_in_float32(name: str) -> None:
+    row, way = CELLS[name], Way(reverse=True)
     cell, params, batch = example(row, np.float32)
     (got,) = differentiate_all(cell, NEWTON, (way,), params, batch)
     assert got.ys.dtype == np.float32
@@ -110,8 +113,7 @@ def test_values_and_gradients_equal_a_loop_in_float32(row: Row) -> None:
     assert_close(tuple(got[2:]), truth, 1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
 def test_every_variant_equals_a_loop(name: str, kind: str, x64: None) -> None:
     # A diagonal Jacobian of a dense cell is wrong, and what it finds, with its gradient, is right.
     row, way = CELLS[name], Way(reverse=kind in ("block", "damped"))
@@ -405,7 +407,7 @@ def test_no_maximum_passes_over_a_nan() -> None:
     residuals[100, 1, 5] = np.nan
     point = _Point([jnp.zeros_like(residuals)], [jnp.asarray(residuals)], None)
     np.testing.assert_array_equal(point.error(), [0, np.nan])
-    assert np.isinf(point.errors()[100, 1])
+    assert np.isnan(point.errors()[100, 1])
 
 
 @pytest.mark.parametrize("hidden", [3, 32])
@@ -662,7 +664,7 @@ ENGINES = {"auto": NEWTON, "diagonal": KINDS["diagonal"]}
 
 
 @pytest.mark.parametrize("kind", ENGINES)
-@pytest.mark.parametrize("name", ["lstm", "gru-reset-before", "paralstm", "lru"])
+@pytest.mark.parametrize("name", ["lstm", "gru-reset-before", "lru"])
 def test_forward_mode_equals_finite_differences(name: str, kind: str, x64: None) -> None:
     row, way, engine = CELLS[name], Way(reverse=True), ENGINES[kind]
     cell, batch, point, direction = moving(name)
@@ -673,7 +675,7 @@ def test_forward_mode_equals_finite_differences(name: str, kind: str, x64: None)
 
 
 @pytest.mark.parametrize("kind", ENGINES)
-@pytest.mark.parametrize("name", ["lstm", "gru-reset-before", "paralstm"])
+@pytest.mark.parametrize("name", ["lstm", "gru-reset-before"])
 def test_second_derivatives_equal_finite_differences(name: str, kind: str, x64: None) -> None:
     way, engine = Way(), ENGINES[kind]
     cell, batch, point, direction = moving(name)
@@ -710,8 +712,8 @@ def test_vmap_over_parameters_equals_a_loop(kind: str, x64: None) -> None:
 
 def test_the_gradient_is_as_near_as_the_states(x64: None) -> None:
     # It is that of the equations at the states found: off by as much as these, not by more.
-    row, way = CELLS["gru"], Way(lengths=False)
-    cell, params, batch = example(row)
+    row, way = CELLS["gru"], Way(lengths=False, resets=False)
+    cell, params, batch = example(row, steps=60)
     truth, value = loop_grads(cell, way, params, batch), oracle(row, way, params, batch)
 
     def error(got: Any, want: Any) -> float:
@@ -737,7 +739,7 @@ MIXED = {
 
 
 @pytest.mark.parametrize("mix", MIXED)
-@pytest.mark.parametrize("name", ["lstm", "gru", "gru-reset-before", "paragru", "lru"])
+@pytest.mark.parametrize("name", ["lstm", "gru-reset-before", "lru"])
 def test_dtypes_and_values_of_mixed_precision(name: str, mix: str) -> None:
     of_params, of_xs, of_ys, of_carry, tolerance = MIXED[mix]
     row, way = CELLS[name], Way(lengths=False, resets=False)
