@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from experiments.speed import report
+from experiments.speed import newton, report
 from jrnn import config
 
 ROOT = Path(__file__).parent.parent
@@ -33,3 +33,17 @@ def test_every_shipped_config_is_in_the_readme():
 def test_table_of_speed_is_that_of_the_results():
     results = ROOT / "experiments/speed/results/epyc-2-cores.json"
     assert report.markdown(json.loads(results.read_text("utf-8")), "native") in TEXT
+
+
+def test_table_of_newton_is_that_of_the_results():
+    results = ROOT / "experiments/speed/results/epyc-2-cores-newton.json"
+    assert newton.markdown(json.loads(results.read_text("utf-8"))) in TEXT
+
+
+def test_ratios_of_long_sequences_are_those_of_the_results():
+    results = ROOT / "experiments/long_sequences/results/long.json"
+    growth = json.loads(results.read_text("utf-8"))["growth"]
+    ratio = {(r["cell"], r["steps"]): r["parallel_ms"] / r["scan_ms"] for r in growth}
+    said = re.search(r"minGRU takes (0\.\d+) and LRU (0\.\d+) of the time of `Scan`", TEXT)
+    assert said is not None
+    assert said.groups() == tuple(f"{ratio[cell, 2**16]:.2f}" for cell in ("minGRU", "LRU"))

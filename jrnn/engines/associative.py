@@ -43,6 +43,8 @@ class Associative(Engine):
     small they are; the prefix takes their exponentials. It multiplies and adds and never divides
     by a product of gates, which is what other forms of the prefix need logarithms throughout for.
 
+    Where `Scan` has inf, a product of elements may be NaN; past a reset neither goes.
+
     With a `mesh`, time is split over devices: each runs its own part, they exchange what a part
     does to the carry, and each corrects its part by the carry that comes in.
 

@@ -93,7 +93,9 @@ class Newton(Engine):
     on the way: one linear recurrence in the other direction, parallel in time with a Jacobian that
     is exact, and else walked step by step. Derivatives of every mode and order work.
 
-    What has not converged is said: see `fallback`; `jrnn.newton` returns the status.
+    What has not converged is said: see `fallback`; `jrnn.newton` returns the status. The states of
+    a chaotic cell may fit their equations to the last bit, and yet be far from those of `Scan`, as
+    those of `Scan` would be after any change of rounding.
 
     Args:
       jacobian: "auto", "full", "block" or "diagonal". "auto" is what is exact by the cell's

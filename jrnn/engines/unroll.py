@@ -68,9 +68,9 @@ def unroll(
         `jrnn.segment_resets`.
       reverse: go from the last valid step to the first; outputs stay in the order of time.
       key: randomness for cells with noise; None means deterministic, at the expected value.
-      engine: an engine such as `jrnn.Scan(unroll=2)`, or a name: "auto", "native", "fused" or
-        "scan". "scan" alone has forward-mode derivatives, and "native", which "auto" may choose,
-        first derivatives alone.
+      engine: an engine such as `jrnn.Scan(unroll=2)`, or a name: "auto", "native", "fused",
+        "associative", "newton" or "scan". "native" and "fused", which "auto" may choose, have no
+        forward-mode derivatives, and "native" first derivatives alone.
 
     Returns:
       The carry after the last valid step, and the outputs `[T, B, output]`.
