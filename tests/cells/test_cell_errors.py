@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jrnn import GRU, LRU, LSTM, Cell, Elman, IndRNN, MinGRU, MinLSTM, checks
+from jrnn import GRU, LRU, LSTM, Cell, Elman, IndRNN, MinGRU, MinLSTM, ParaGRU, ParaLSTM, checks
 from jrnn.cells import REGISTRY
 from tests.table import Row
 
@@ -56,16 +56,17 @@ def test_input_of_another_size_is_refused(row: Row) -> None:
 
 
 @pytest.mark.parametrize("t_max", [2, 0, 10.0, True, "9"])
-@pytest.mark.parametrize("cls", [LSTM, GRU])
-def test_t_max_must_be_an_int_of_three_steps(cls: type[LSTM | GRU], t_max: Any) -> None:
+@pytest.mark.parametrize("cls", [LSTM, GRU, MinGRU, MinLSTM, ParaGRU, ParaLSTM])
+def test_t_max_must_be_an_int_of_three_steps(cls: Any, t_max: Any) -> None:
     message = f"{cls.__name__}: t_max must be an int of at least 3 steps, got"
     with pytest.raises(ValueError, match=message):
         cls(4, t_max=t_max)
 
 
-def test_lstm_refuses_two_forget_biases() -> None:
+@pytest.mark.parametrize("cls", [LSTM, MinLSTM, ParaLSTM])
+def test_lstms_refuse_two_forget_biases(cls: Any) -> None:
     with pytest.raises(ValueError, match="t_max=9 sets the forget bias .*leave out forget_bias"):
-        LSTM(4, t_max=9, forget_bias=2.0)
+        cls(4, t_max=9, forget_bias=2.0)
 
 
 @pytest.mark.parametrize("t_max", [0, -1, 10.0, True, "9"])

@@ -247,3 +247,32 @@ def test_para_cells_contract_as_they_begin(cell: Cell) -> None:
     rows = np.abs(np.asarray(columns)).sum(axis=0)
     assert rows.max() < 1
     assert rows.max() > 0.5
+
+
+# Of each gate: 1 where it begins with the logarithm of times, -1 with the negative of it.
+CHRONO = {"MinGRU": (-1, 0), "MinLSTM": (1, -1, 0), "ParaGRU": (0, 1, 0), "ParaLSTM": (1, 0, 0)}
+
+
+@pytest.mark.parametrize("name", CHRONO)
+def test_chrono_of_the_other_cells_is_in_the_gate_that_keeps(name: str) -> None:
+    params = getattr(jrnn, name)(HIDDEN, t_max=50).init(jax.random.key(0), INPUT)
+    found = np.split(np.asarray(params.b), len(CHRONO[name]))
+    (keep, *others) = (sign * b for sign, b in zip(CHRONO[name], found, strict=True) if sign)
+    assert (keep > 0).all() and (keep <= np.log(49)).all() and len(set(keep)) == HIDDEN
+    assert all(np.array_equal(other, keep) for other in others)
+    assert not any(b.any() for sign, b in zip(CHRONO[name], found, strict=True) if not sign)
+
+
+@pytest.mark.parametrize("name", ["MinGRU", "MinLSTM", "ParaGRU", "ParaLSTM"])
+def test_a_unit_with_chrono_forgets_in_the_time_drawn(name: str) -> None:
+    # Without inputs and candidates a state decays by sigmoid(b) a step.
+    cell = getattr(jrnn, name)(HIDDEN, t_max=1000)
+    params = cell.init(jax.random.key(0), INPUT)
+    params = params._replace(w_ih=jnp.zeros_like(params.w_ih))
+    if "Para" in name:
+        params = params._replace(w_hh=jnp.zeros_like(params.w_hh))
+    ones = jax.tree.map(jnp.ones_like, cell.init_carry(params, ()))
+    after, _ = cell.step(params, ones, jnp.zeros(INPUT))
+    kept = after.c if name == "ParaLSTM" else after
+    keep = np.log(kept) - np.log1p(-np.asarray(kept, np.float64))  # the bias again
+    assert ((keep > 0) & (keep < np.log(1000))).all() and np.median(keep) > np.log(100)
