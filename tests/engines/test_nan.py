@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jrnn import Cell, Engine
+from jrnn.engines import masking
 from tests.helpers import Batch, Results, differentiate, random_batch, random_params
 from tests.table import Row
 
@@ -161,3 +162,11 @@ def test_nan_in_the_carry_of_an_empty_sequence_is_returned(setting: Setting) -> 
     for leaf in jax.tree.leaves(got.carry):
         assert np.isnan(leaf[2, 0])
     assert_same(got.ys, setting.clean.ys)
+
+
+def test_the_largest_number_shows_a_nan() -> None:
+    # jnp.max drops it on a CPU, of arrays of this shape (jaxlib 0.10.2).
+    a = np.ones((512, 1, 32), np.float32)
+    a[6:, 0, 3] = np.nan
+    got = jax.jit(lambda a: masking.largest(a, axis=0))(a)
+    np.testing.assert_array_equal(got, np.where(np.arange(32) == 3, np.nan, 1)[None])
