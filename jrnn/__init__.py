@@ -27,7 +27,9 @@ from jrnn.engines import Engine as Engine
 from jrnn.engines import Fused as Fused
 from jrnn.engines import Native as Native
 from jrnn.engines import Newton as Newton
+from jrnn.engines import NewtonStatus as NewtonStatus
 from jrnn.engines import Scan as Scan
+from jrnn.engines import Solution as Solution
 from jrnn.engines import newton as newton
 from jrnn.engines import reverse_resets as reverse_resets
 from jrnn.engines import segment_resets as segment_resets

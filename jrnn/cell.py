@@ -57,8 +57,8 @@ class Cell(abc.ABC):
         in its carry: s' = a * s + b, element by element. Both are trees with the structure of the
         carry, whose leaves broadcast against its leaves `[..., hidden]`: a leaf of a may lack
         leading axes, or have axes of size 1. A leaf of a with one axis more than its leaf of the
-        carry holds matrices instead, `[..., n, n]`: s' = a @ s + b. `update` of such a cell uses
-        its own `coefficients`, and any y.
+        carry holds matrices instead, `[..., n, n]` with all leading axes, of size 1 where they are
+        the same: s' = a @ s + b. `update` of such a cell uses its own `coefficients`, and any y.
       log_space: whether `coefficients` gives the logarithms of a and b, both positive, so that an
         engine may stay among logarithms: s' = exp(a) * s + exp(b).
     """

@@ -1,6 +1,7 @@
 """Checks of what a user may get wrong: each raises at trace time and says expected, got, remedy."""
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +20,13 @@ def boolean(owner: str, name: str, value: Any) -> None:
     """Refuses everything but True and False."""
     if not isinstance(value, bool):
         raise ValueError(f"{owner}: {name} must be True or False, got {value!r}")
+
+
+def positive_number(owner: str, name: str, value: Any) -> None:
+    """Refuses everything but a Python number above 0 and below infinity."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
+        raise ValueError(f"{owner}: {name} must be a number above 0, got {value!r}")
 
 
 def one_of(owner: str, name: str, value: Any, choices: Iterable[str]) -> None:

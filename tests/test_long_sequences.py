@@ -32,13 +32,13 @@ def test_study_writes_growth_training_and_a_figure(tmp_path, monkeypatch):
 
 def test_bench_newton_counts_and_says_what_has_not_converged(tmp_path, capsys):
     out = tmp_path / "deep" / "newton.json"
-    flags = "--cells paragru elman-chaotic --steps 300 --max-steps 12 --repeats 1 --seconds 0"
+    flags = "--cells paragru elman-times-3 --steps 300 --max-steps 12 --repeats 1 --seconds 0"
     main(["bench", "newton", *flags.split(), "--out", str(out)])
     fine, chaotic = json.loads(out.read_text("utf-8"))["rows"]
     assert fine["converged"] and fine["iterations"] <= 8 and fine["exponent"] < 0
     assert fine["error"] < 1e-4 and 0 < fine["newton_ms"] and 0 < fine["scan_ms"]
     assert not chaotic["converged"] and chaotic["iterations"] == 12 and chaotic["exponent"] > 0
-    assert "elman-chaotic" in capsys.readouterr().out
+    assert "elman-times-3" in capsys.readouterr().out
 
 
 def test_bench_newton_refuses_an_unknown_case():

@@ -68,9 +68,6 @@ class IndRNN(Cell):
         dtype = checks.float_dtype("IndRNN.init", dtype)
         checks.positive_int("IndRNN.init", "input_size", input_size)
         key_ih, key_hh = jax.random.split(key)
-        low, high = (
-            (0, 1) if self.t_max is None else (2 ** (-1 / self.t_max), 2 ** (1 / self.t_max))
-        )
         return IndRNNParams(
             w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 1, dtype),
             w_hh=initializers.uniform(key_hh, self.hidden_size, *self._range, dtype),

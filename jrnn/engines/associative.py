@@ -227,10 +227,7 @@ def _recurrences(
     """Gates z of all steps, and for each leaf of the carry its recurrence, masks folded in."""
     xs, valid, resets = steps
     z = parts.project(blank(valid, xs))
-    coefficients = parts.cell.coefficients
-    if coefficients is None:  # `run` has seen to it
-        raise TypeError(f"Associative: {parts.cell!r} has no coefficients")
-    given = coefficients(parts.wide_params, z)
+    given = parts.coefficients(z)
     if parts.cell.log_space:
         given = jax.tree.map(jnp.exp, given)
     time = jax.tree.leaves(xs)[0].shape[:1]
@@ -239,7 +236,14 @@ def _recurrences(
         a, b, start = (leaf.astype(_wide(start.dtype)) for leaf in (a, b, start))
         dense = a.ndim == start.ndim + 2  # matrices, by time and by what the carry has
         algebra = prefix.DENSE if dense else prefix.DIAGONAL
-        b = jnp.broadcast_to(b, (*time, *start.shape))
+        shape = (*time, *start.shape)
+        if not dense and any(_extends(leaf.shape, shape) for leaf in (a, b)):
+            raise ValueError(
+                f"{type(parts.cell).__name__}.coefficients must broadcast against the carry, "
+                f"{shape} by time and batch, or a hold matrices with one axis more, got a "
+                f"{a.shape} and b {b.shape}"
+            )
+        b = jnp.broadcast_to(b, shape)
         a = a.reshape((1,) * (b.ndim + dense - a.ndim) + a.shape)
         one = jnp.eye(a.shape[-1], dtype=a.dtype) if dense else jnp.ones((), a.dtype)
         if valid is not None:
@@ -250,6 +254,12 @@ def _recurrences(
 
     trees = (*given, carry, carry if initial is None else initial)
     return z, [of_leaf(*leaves) for leaves in zip(*map(jax.tree.leaves, trees), strict=True)]
+
+
+def _extends(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether a shape cannot be broadcast to another."""
+    pairs = zip(reversed(shape), reversed(other), strict=False)
+    return len(shape) > len(other) or any(n not in (1, m) for n, m in pairs)
 
 
 def _finish(

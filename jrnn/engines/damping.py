@@ -57,7 +57,7 @@ NUMBERS = Field(
 )
 MATRICES = Field(
     algebra=prefix.DENSE,
-    times=jnp.matmul,
+    times=prefix.DENSE.times,
     adjoint=lambda a: jnp.conj(jnp.swapaxes(a, -1, -2)),
     inverse=positive_inverse,
     any_inverse=jnp.linalg.inv,

@@ -20,14 +20,14 @@ class System(NamedTuple):
 
     Attributes:
       step: the cell at all steps.
-      xs: the inputs.
+      steps: how many these are.
       start: the leaves of the first carry.
       masks: padding, where the equation is s_t = s_{t-1}, and resets.
       reverse: direction of travel.
     """
 
     step: Step
-    xs: Inputs
+    steps: int
     start: Leaves
     masks: Masks
     reverse: bool
@@ -56,8 +56,7 @@ class System(NamedTuple):
 
     def guess(self, init: str) -> Leaves:
         """The first carry at all steps, or what one step makes of that."""
-        steps = len(jax.tree.leaves(self.xs)[0])
-        same = [jnp.broadcast_to(leaf, (steps, *leaf.shape)) for leaf in self.start]
+        same = [jnp.broadcast_to(leaf, (self.steps, *leaf.shape)) for leaf in self.start]
         return same if init == "carry" else self.stepped(same)[0]
 
     def walked(self) -> Leaves:
@@ -110,15 +109,14 @@ class System(NamedTuple):
         zero = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), b)
         return prefix.solve(algebra, a, b, zero, reverse=self.reverse)
 
-    def moved(self, kind: Kind, states: Leaves, b: Leaves) -> Leaves:
+    def tangents(self, kind: Kind, states: Leaves, b: Leaves) -> Leaves:
         """The same with the true Jacobians at the states, whatever `kind` the states are due to."""
-        exact = jacobian.exact_kind(self.step.parts, self.xs)
-        exact = "full" if exact is None and kind == "full" else exact
+        exact = "full" if self.step.exact is None and kind == "full" else self.step.exact
         if exact is not None:
             return self.solved(exact, self.linearised(exact, states)[1], b)
-        return self._walked_moves(states, b)
+        return self._walked_tangents(states, b)
 
-    def _walked_moves(self, states: Leaves, b: Leaves) -> Leaves:
+    def _walked_tangents(self, states: Leaves, b: Leaves) -> Leaves:
         """Step by step, without any matrix [n, n]: its transpose is backpropagation in time."""
         befores, masks = self.befores(states), self.masks
         if jacobian.is_elementwise(self.step, befores):
@@ -145,5 +143,6 @@ class System(NamedTuple):
 def system_of(parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool) -> System:
     """The equations of a run; arguments as of an engine."""
     start, structure = jax.tree.flatten(carry)
-    step = Step(parts, structure, parts.project(blank(masks.valid, xs)))
-    return System(step, xs, start, masks, reverse)
+    z, exact = parts.project(blank(masks.valid, xs)), jacobian.exact_kind(parts, xs)
+    step = Step(parts, structure, z, exact)
+    return System(step, len(jax.tree.leaves(xs)[0]), start, masks, reverse)

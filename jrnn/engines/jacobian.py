@@ -35,11 +35,13 @@ class Step(NamedTuple):
       parts: the cell with its parameters.
       structure: of the carry.
       z: the gates of the input, leaves `[T, B, ...]`.
+      exact: `exact_kind` of the cell.
     """
 
     parts: Parts
     structure: Any
     z: Gates
+    exact: Kind | None
 
     def after(self, befores: Leaves, u: Gates | None = None) -> Leaves:
         """The leaves of the carry after each step; u where it is not `recur` of the carry."""
@@ -59,7 +61,7 @@ class Partials(NamedTuple):
 
     def act(self, step: Step, tangents: Leaves) -> Leaves:
         """The new carry's tangents for those of the old one, exactly, without a matrix [n, n]."""
-        us = jax.tree.leaves(step.parts.recur(step.carry(tangents)))
+        us = jax.tree.leaves(_recurred(step, tangents))
         row = lambda direct, through: sum(
             (p * t for p, t in zip((*direct, *through), (*tangents, *us), strict=True)),
             start=jnp.zeros((), direct[0].dtype),
@@ -68,23 +70,25 @@ class Partials(NamedTuple):
 
 
 def exact_kind(parts: Parts, xs: Inputs) -> Kind | None:
-    """The kind of Jacobian that a cell has by its own claim; None for a dense one."""
+    """The kind of Jacobian that a cell has by its own claim; None for a dense one.
+
+    Of a carry whose leaves are not all alike and `[B, hidden]` nothing is claimed.
+    """
     kinds: dict[str, Kind] = {"diagonal": "diagonal", "block_diagonal": "block"}
     cell, params = parts.cell, parts.wide_params
-    coefficients = cell.coefficients
-    if coefficients is None:
+    states = jax.tree.leaves(jax.eval_shape(lambda: cell.init_carry(params, ())))
+    if any(s.ndim != 1 or (s.shape, s.dtype) != (states[0].shape, states[0].dtype) for s in states):
+        return None
+    if cell.coefficients is None:
         return kinds.get(cell.recurrence)
-    a, _ = jax.eval_shape(lambda: coefficients(params, parts.project(xs)))
-    state = jax.eval_shape(lambda: cell.init_carry(params, ()))
-    pairs = zip(*map(jax.tree.leaves, (a, state)), strict=True)
-    matrices = any(a.ndim > s.ndim + 2 for a, s in pairs)  # two for time and batch
-    return None if matrices else "diagonal"
+    a, _ = jax.eval_shape(lambda: parts.coefficients(parts.project(xs)))
+    # Numbers have axes for time, batch and hidden; matrices one more.
+    return "diagonal" if all(leaf.ndim <= 3 for leaf in jax.tree.leaves(a)) else None
 
 
 def is_elementwise(step: Step, befores: Leaves) -> bool:
     """Whether the carry can be derived element by element: leaves and gates are all alike."""
-    cell = step.parts.cell
-    if not cell.pointwise and cell.recurrence != "linear":
+    if not step.parts.cell.pointwise and step.exact is None:
         return False
     gates = jax.tree.leaves(jax.eval_shape(step.parts.recur, step.carry(befores)))
     return all(leaf.ndim == 3 and leaf.shape == befores[0].shape for leaf in [*befores, *gates])
@@ -111,7 +115,13 @@ def recurrent(step: Step, befores: Leaves) -> list[Leaves]:
     units = [jnp.eye(leaf.shape[-1], dtype=leaf.dtype) for leaf in befores]
     zeros = [jnp.zeros_like(unit) for unit in units]
     probe = lambda j: [units[n] if n == j else zeros[n] for n in range(len(units))]
-    return [jax.tree.leaves(step.parts.recur(step.carry(probe(j)))) for j in range(len(units))]
+    return [jax.tree.leaves(_recurred(step, probe(j))) for j in range(len(units))]
+
+
+def _recurred(step: Step, tangents: Leaves) -> Gates:
+    """The tangents of the gates that `recur` makes; of one with a bias too, which has none."""
+    zero = step.carry([jnp.zeros_like(t) for t in tangents])
+    return jax.jvp(step.parts.recur, (zero,), (step.carry(tangents),))[1]
 
 
 def diagonal(step: Step, befores: Leaves) -> tuple[Leaves, tuple[jax.Array, ...]]:
@@ -147,12 +157,17 @@ def _probed_blocks(step: Step, befores: Leaves) -> tuple[Leaves, Entry]:
     after, derivative = jax.linearize(step.after, befores)
 
     def entry(i: int, j: int) -> jax.Array:
+        count = math.prod(befores[j].shape[2:])
+
         def column(unit: jax.Array) -> jax.Array:
             zeros = [jnp.zeros_like(leaf) for leaf in befores]
-            zeros[j] = zeros[j].at[..., unit].set(1)
-            return derivative(zeros)[i][..., unit]
+            probe = (jnp.arange(count) == unit).astype(zeros[j].dtype)
+            zeros[j] = jnp.broadcast_to(probe.reshape(zeros[j].shape[2:]), zeros[j].shape)
+            moved = derivative(zeros)[i]
+            return moved.reshape(*moved.shape[:2], count)[..., unit]
 
-        return jnp.moveaxis(lax.map(column, jnp.arange(befores[j].shape[-1])), 0, -1)
+        columns = lax.map(column, jnp.arange(count))
+        return jnp.moveaxis(columns, 0, -1).reshape(befores[j].shape)
 
     return after, entry
 
@@ -194,4 +209,4 @@ def part(joined: jax.Array, like: Leaves) -> Leaves:
     """The other way round."""
     sizes = [math.prod(leaf.shape[2:]) for leaf in like]
     parts = jnp.split(joined, list(itertools.accumulate(sizes))[:-1], axis=-1)
-    return [a.reshape(leaf.shape) for a, leaf in zip(parts, like, strict=True)]
+    return [a.reshape(leaf.shape).astype(leaf.dtype) for a, leaf in zip(parts, like, strict=True)]

@@ -19,7 +19,7 @@ from jrnn.engines.equations import Kind, System, system_of
 from jrnn.engines.jacobian import Leaves
 from jrnn.engines.masking import Masks, blank, cover, largest
 from jrnn.engines.precision import Parts
-from jrnn.engines.prepare import prepare
+from jrnn.engines.prepare import checked_like, prepare
 from jrnn.engines.scan import Scan
 
 KINDS = ("auto", "diagonal", "block", "full")
@@ -77,9 +77,9 @@ class Newton(Engine):
         d_t = J_t d_{t-1} + r_t,    s_t = s_t + d_t         one linear recurrence, a prefix
 
     Each iteration is parallel in time. It pays where a processor has parallelism to spare and the
-    cell forgets: with a largest Lyapunov exponent below zero (`jrnn.analysis.lyapunov`) a handful
-    of iterations do, at any length; above it the number grows with T. After k iterations without
-    damping the first k states are exact, so T of them always do.
+    cell forgets: with a largest Lyapunov exponent (`jrnn.analysis.lyapunov`) well below zero a
+    handful of iterations do, at any length; above it the number grows with T, and near it either
+    may be. After k iterations without damping the first k states are exact, so T always do.
 
     The Jacobian, exact from the contract of a cell: "full" takes T·n² numbers for a carry of n;
     "block" couples unit k of each leaf of the carry with unit k of the others, "diagonal" nothing,
@@ -101,7 +101,8 @@ class Newton(Engine):
       jacobian: "auto", "full", "block" or "diagonal". "auto" is what is exact by the cell's
         `recurrence`; for a dense cell "full" with a carry of up to 64 numbers, else "block", or
         "diagonal" where the leaves of the carry differ in shape.
-      damping: None for plain Newton, or the damping to start with, such as 1.0.
+      damping: None for plain Newton, or the damping to start with, such as 1.0. A damped step with
+        full Jacobians takes tens of times as long on a CPU.
       max_steps: the most iterations.
       tol: the residual, relative to 1 + |s_t|, at which a sequence has converged; by default 64
         times the rounding of the carry's dtype, 8e-6 in float32 and 1.4e-14 in float64; where
@@ -110,12 +111,13 @@ class Newton(Engine):
         carry itself.
       fallback: what to do with a sequence that has not converged: "error" raises, when the result
         is computed; "scan" walks it step by step; "none" returns what there is.
-      max_bytes: refuses full Jacobians of more, before any memory is taken.
+      max_bytes: refuses full Jacobians of more, before any memory is taken. That is one copy of
+        them; a solve holds two or three, and a damped one about eight.
 
     Raises:
       ValueError: an option is none of these; or, when run, Jacobians take more than `max_bytes`.
       TypeError: when run, the carry has leaves that are not real, of a cell that is not linear.
-      FloatingPointError: inside of JAX's runtime error, with `fallback="error"`.
+      jax.errors.JaxRuntimeError: with `fallback="error"`, when a sequence has not converged.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = jrnn.GRU(hidden_size=4)
@@ -150,9 +152,8 @@ class Newton(Engine):
         checks.positive_int("Newton", "max_steps", self.max_steps)
         checks.positive_int("Newton", "max_bytes", self.max_bytes)
         for name in ("damping", "tol"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"Newton: {name} must be None or a number above 0, got {value!r}")
+            if getattr(self, name) is not None:
+                checks.positive_number("Newton", name, getattr(self, name))
 
     def run(
         self, parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
@@ -247,7 +248,7 @@ def newton(
 
     Raises:
       ValueError: a shape does not fit, or full Jacobians would take too much memory.
-      TypeError: a dtype or the structure of the carry does not fit.
+      TypeError: a dtype or the structure of the carry or of the guess does not fit.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = jrnn.ParaGRU(hidden_size=4)
@@ -281,17 +282,11 @@ def _newton(
     run = prepare(cell, params, xs, carry, lengths, resets, key, reverse)
     if guess is not None:
         steps = len(jax.tree.leaves(run.xs)[0])
-        guess = _checked_guess(guess, run.carry, steps)
+        every = lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape), leaf.dtype)
+        like = jax.tree.map(every, run.carry)
+        guess = checked_like("newton: guess", "the carry after each step", guess, like)
     solution = engine.solve(run.parts, run.carry, run.xs, run.masks, reverse, guess)
     return solution._replace(ys=run.outputs(solution.ys))
-
-
-def _checked_guess(guess: Carry, carry: Carry, steps: int) -> Carry:
-    expected = jax.tree.map(lambda leaf: (steps, *leaf.shape), carry)
-    got = jax.tree.map(jnp.shape, guess)
-    if expected != got:
-        raise ValueError(f"newton: guess must have leaves of shapes {expected}, got {got}")
-    return jax.tree.map(lambda a, leaf: jnp.asarray(a, leaf.dtype), guess, carry)
 
 
 class _Point(NamedTuple):
@@ -430,7 +425,10 @@ def _root(
 ) -> tuple[Leaves, Any, NewtonStatus]:
     """The states that solve the equations, the outputs, and the status."""
     system = system_of(parts, carry, xs, masks, reverse)
-    first = system.guess(options.init) if guess is None else jax.tree.leaves(guess)
+    first = system.guess(options.init)
+    if guess is not None:  # but where that is of a solve that failed
+        pairs = zip(jax.tree.leaves(guess), first, strict=True)
+        first = [jnp.where(jnp.isfinite(given), given, own) for given, own in pairs]
     states, status = _iterate(options, kind, system, first)
     if options.fallback == "scan":
         fine = status.converged
@@ -449,7 +447,7 @@ def _(options: Newton, kind: Kind, reverse: bool, primals: Any, tangents: Any) -
     system = partial(system_of, reverse=reverse)
     step = lambda *given: system(*given).stepped(states)
     _, (moves, y_moves) = jax.jvp(step, given, moved)
-    d_states = system(*given).moved(kind, states, moves)
+    d_states = system(*given).tangents(kind, states, moves)
     _, d_ys = jax.jvp(system(*given).outputs, (states,), (d_states,))
     still = jax.tree.map(_no_tangent, status)
     return (states, ys, status), (d_states, jax.tree.map(jnp.add, d_ys, y_moves), still)
@@ -472,10 +470,19 @@ def _raise(options: Newton, converged: Any, iterations: Any, residuals: Any) -> 
     if converged.all():
         return
     last = residuals[int(np.max(iterations))]
+    if np.isfinite(last).all():
+        advice = (
+            "Where jrnn.analysis.lyapunov(cell, params, xs).largest is near 0 or above, they may "
+            "never in few: use engine='fused'. Else allow more max_steps, or give damping=1.0, "
+            "which is slow; or choose fallback='scan' or 'none'"
+        )
+    else:
+        advice = (
+            "What is not finite never will: look for NaN and inf in inputs and parameters, or "
+            "choose fallback='scan' or 'none' to have the other sequences"
+        )
     raise FloatingPointError(
-        f"{options}: {int((~converged).sum())} of {converged.size} sequences have not converged "
-        f"after {int(np.max(iterations))} iterations, with residuals up to {np.max(last):.3g}. "
-        "Where jrnn.analysis.lyapunov(cell, params, xs).largest is above 0 they never do in few: "
-        "use engine='fused'. Else allow more max_steps, give damping=1.0, or choose "
-        "fallback='scan' or 'none'; jrnn.newton returns the status"
+        f"Newton: {int((~converged).sum())} of {converged.size} sequences have not converged after "
+        f"{int(np.max(iterations))} iterations of {options}, with residuals up to "
+        f"{np.max(last):.3g}. {advice}. jrnn.newton returns the status"
     )

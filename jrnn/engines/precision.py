@@ -76,6 +76,19 @@ class Parts:
         carry, y = self.cell.update(self.wide_params, carry, z, u)
         return cast(carry, self.precision.wide), cast(y, self.precision.compute)
 
+    def coefficients(self, z: Gates) -> tuple[Carry, Carry]:
+        """Those of a linear cell, with the structure of its carry."""
+        given: Any = self.cell.coefficients
+        given = given(self.wide_params, z)
+        carry = jax.eval_shape(lambda: self.cell.init_carry(self.wide_params, ()))
+        expected, got = jax.tree.structure((carry, carry)), jax.tree.structure(given)
+        if expected != got:
+            raise TypeError(
+                f"{type(self.cell).__name__}.coefficients must return (a, b), each with the "
+                f"structure of init_carry, {expected}, got {got}"
+            )
+        return jax.tree.map(jnp.asarray, given)
+
     def step(self, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
         return self.update(carry, self.project(x), self.recur(carry))
 

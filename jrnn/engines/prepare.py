@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jrnn.cell import Carry, Cell, Inputs, Params
 from jrnn.engines import masking
 from jrnn.engines.masking import Masks
-from jrnn.engines.precision import Parts, Precision, bind, cast, precision_of
+from jrnn.engines.precision import Parts, bind, cast, precision_of
 
 
 class Run(NamedTuple):
@@ -57,7 +57,10 @@ def prepare(
 
     precision = precision_of(params, xs)
     initial = cast(cell.init_carry(params, (batch,)), precision.wide)
-    carry = initial if carry is None else _checked_carry(cell, carry, initial, precision)
+    if carry is None:
+        carry = initial
+    else:
+        carry = checked_like("unroll: carry", f"{type(cell).__name__}.init_carry", carry, initial)
     masks = Masks(lengths, valid, resets, None if resets is None else initial)
 
     taken = None
@@ -115,22 +118,20 @@ def _checked_resets(resets: jax.Array, steps: int, batch: int) -> jax.Array:
     return resets
 
 
-def _checked_carry(cell: Cell, carry: Carry, initial: Carry, precision: Precision) -> Carry:
-    expected, got = jax.tree.structure(initial), jax.tree.structure(carry)
+def checked_like(subject: str, source: str, given: Any, like: Any) -> Any:
+    """A tree as the user gave it, in the dtypes of another that it must be like."""
+    expected, got = jax.tree.structure(like), jax.tree.structure(given)
     if expected != got:
-        raise TypeError(
-            f"unroll: carry must have the structure of {type(cell).__name__}.init_carry, "
-            f"{expected}, got {got}"
-        )
-    carry = jax.tree.map(jnp.asarray, carry)
-    shapes, given = ([a.shape for a in jax.tree.leaves(tree)] for tree in (initial, carry))
-    if shapes != given:
-        raise ValueError(f"unroll: carry must have leaves of shapes {shapes}, got {given}")
-    kinds, given = ([_kind(a) for a in jax.tree.leaves(tree)] for tree in (initial, carry))
-    if any(have > want for want, have in zip(kinds, given, strict=True)):
-        dtypes = ([a.dtype.name for a in jax.tree.leaves(tree)] for tree in (initial, carry))
-        raise TypeError("unroll: carry must have leaves of dtypes {}, got {}".format(*dtypes))
-    return jax.tree.map(lambda a, like: a.astype(like.dtype), carry, initial)
+        raise TypeError(f"{subject} must have the structure of {source}, {expected}, got {got}")
+    given = jax.tree.map(jnp.asarray, given)
+    wanted, have = ([a.shape for a in jax.tree.leaves(tree)] for tree in (like, given))
+    if wanted != have:
+        raise ValueError(f"{subject} must have leaves of shapes {wanted}, got {have}")
+    kinds, have = ([_kind(a) for a in jax.tree.leaves(tree)] for tree in (like, given))
+    if any(got > want for want, got in zip(kinds, have, strict=True)):
+        dtypes = ([a.dtype.name for a in jax.tree.leaves(tree)] for tree in (like, given))
+        raise TypeError("{} must have leaves of dtypes {}, got {}".format(subject, *dtypes))
+    return jax.tree.map(lambda a, leaf: a.astype(leaf.dtype), given, like)
 
 
 def _kind(leaf: jax.Array) -> int:

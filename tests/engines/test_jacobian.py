@@ -1,5 +1,6 @@
 """The Jacobians of `Newton`, against forward mode of one step and differences of oracles."""
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,14 +10,16 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from jrnn import GRU, LRU, LSTM, Cell, Elman, MinGRU, ParaGRU, ParaLSTM
+import jrnn
+from jrnn import GRU, LRU, LSTM, Cell, Elman, MinGRU, Newton, ParaGRU, ParaLSTM, Scan
 from jrnn.engines import jacobian
 from jrnn.engines.equations import system_of
 from jrnn.engines.jacobian import Step
 from jrnn.engines.masking import Masks
 from jrnn.engines.precision import bind, precision_of
+from tests.cells.linear_toys import Mixer, Pair
 from tests.cells.toys import Learned
-from tests.helpers import QUICK, Batch, random_batch, random_params
+from tests.helpers import QUICK, Batch, assert_close, random_batch, random_params
 from tests.table import CELLS, Row
 
 STEPS, BATCH, HIDDEN = 4, 2, 3
@@ -24,7 +27,7 @@ STEPS, BATCH, HIDDEN = 4, 2, 3
 
 def step_of(cell: Cell, params: Any, xs: Any, structure: Any) -> Step:
     parts = bind(cell, params, precision_of(params, xs))
-    return Step(parts, structure, parts.project(xs))
+    return Step(parts, structure, parts.project(xs), jacobian.exact_kind(parts, xs))
 
 
 def flat(tree: Any) -> Any:
@@ -164,3 +167,60 @@ def test_masks_cut_at_resets_and_keep_on_padding(kind: Any, x64: None) -> None:
     assert (np.asarray(rest)[2:, 1] == 0).all()
     for leaf, past in zip(after, states, strict=True):
         np.testing.assert_array_equal(leaf[2:, 1], past[1:-1, 1])
+
+
+# Cells that claim little: their gradients must be right all the same.
+
+KINDS_OF_NEWTON = ("auto", "full", "diagonal")
+
+
+@dataclass(frozen=True)
+class Biased(jrnn.Elman):
+    """A bias in `recur`, as PyTorch has it, which contributes no derivative."""
+
+    def recur(self, params: Any, carry: Any) -> Any:
+        return super().recur(params, carry) + params.b
+
+
+@dataclass(frozen=True)
+class Heads(jrnn.Cell):
+    """A carry [B, 3, hidden] whose rows mix: unit k of each row with unit k of the others."""
+
+    hidden_size: int
+    recurrence = "block_diagonal"
+
+    def init(self, key: Any, input_size: int, dtype: Any = jnp.float32) -> Any:
+        return jax.random.normal(key, (input_size, 3 * self.hidden_size), dtype)
+
+    def init_carry(self, params: Any, batch_shape: tuple[int, ...]) -> Any:
+        return jnp.zeros((*batch_shape, 3, self.hidden_size), params.dtype)
+
+    def project(self, params: Any, x: Any) -> Any:
+        z = x @ params
+        return z.reshape(*z.shape[:-1], 3, self.hidden_size)
+
+    def recur(self, params: Any, carry: Any) -> None:
+        return None
+
+    def update(self, params: Any, carry: Any, z: Any, u: None) -> Any:
+        s = jnp.tanh(z + 0.5 * carry - 0.4 * jnp.roll(carry, 1, axis=-2))
+        return s, s.sum(axis=-2)
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_NEWTON)
+@pytest.mark.parametrize("cell", [Biased(3), Heads(3), Mixer(3), Pair(3)], ids=repr)
+def test_gradients_of_unusual_cells_are_those_of_scan(cell: Any, kind: Any, x64: None) -> None:
+    params = cell.init(jax.random.key(0), 2, jnp.float64)
+    params = jax.tree.map(lambda p: p + 0.1, params)
+    xs = np.random.default_rng(0).normal(size=(9, 3, 2))
+    resets = np.zeros((9, 3), bool)
+    resets[4, 1] = True
+
+    def loss(params: Any, xs: Any, engine: Any) -> Any:
+        options = {"lengths": np.array([9, 7, 0]), "resets": resets, "engine": engine}
+        carry, ys = jrnn.unroll(cell, params, xs, **options)
+        return sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves((carry, ys)))
+
+    grads = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)
+    got, want = grads(params, xs, Newton(kind)), grads(params, xs, Scan())
+    assert_close(got, want, 1e-9)
