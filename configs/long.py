@@ -5,7 +5,8 @@
     jrnn train configs/long.py:cell=paragru,engine=newton
 
 After Hochreiter and Schmidhuber, 1997, at lengths of Martin and Cundy, 2018, Parallelizing linear
-recurrent neural nets over sequence length. A constant guess has a mean squared error of 0.167.
+recurrent neural nets over sequence length. A constant guess has a mean squared error of 0.167; on
+two CPU cores minGRU reaches 0.0005 in 135 seconds.
 """
 
 import inspect

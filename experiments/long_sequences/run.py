@@ -9,11 +9,9 @@ iterations Newton takes and what the largest Lyapunov exponent is, as the loss f
 and a figure into `experiments/long_sequences/results`.
 """
 
-import gc
 import json
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,8 @@ import tyro
 
 import jrnn
 from experiments.speed import machine
+from experiments.speed.contenders import Contender
+from experiments.speed.timing import in_turn
 from jrnn.analysis import lyapunov
 from jrnn.tasks import Adding
 
@@ -63,7 +63,7 @@ class Study:
 
     Args:
       longest: no sequence is longer.
-      repeats: calls of which the median counts.
+      repeats: rounds of which the median counts, at least 3.
       training_steps: of each cell.
       length: of the sequences trained on.
       out: folder for the JSON and the figure.
@@ -120,8 +120,12 @@ def grown(case: Growth, steps: int, repeats: int) -> dict[str, Any]:
 
     calls = {"parallel": compiled(case.engine), "scan": compiled("scan")}
     results = {name: jax.block_until_ready(call(params, xs)) for name, call in calls.items()}
-    times = in_turn({name: lambda c=call: c(params, xs) for name, call in calls.items()}, repeats)
-    found: dict[str, Any] = {f"{name}_ms": 1e3 * t for name, t in times.items()}
+    ready = [
+        Contender(name, "jrnn", lambda call=call: jax.block_until_ready(call(params, xs)))
+        for name, call in calls.items()
+    ]
+    times = in_turn(ready, repeats, seconds=0)
+    found: dict[str, Any] = {f"{name}_ms": 1e3 * t.median for name, t in times.items()}
     for name, call in calls.items():
         found[f"{name}_mib"] = call.memory_analysis().temp_size_in_bytes / 2**20
     largest = lambda leaf: float(np.abs(np.asarray(leaf)).max())
@@ -131,18 +135,6 @@ def grown(case: Growth, steps: int, repeats: int) -> dict[str, Any]:
         status = jrnn.newton(case.cell, params, xs, engine=case.engine).status
         found |= {"iterations": int(status.iterations), "converged": bool(status.converged.all())}
     return found
-
-
-def in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, called in turn."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    gc.collect()
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seen) for name, seen in times.items()}
 
 
 def training(study: Study) -> Iterator[dict[str, Any]]:

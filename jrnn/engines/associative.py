@@ -46,7 +46,11 @@ class Associative(Engine):
     Where `Scan` has inf, a product of elements may be NaN; past a reset neither goes.
 
     With a `mesh`, time is split over devices: each runs its own part, they exchange what a part
-    does to the carry, and each corrects its part by the carry that comes in.
+    does to the carry, and each corrects its part by the carry that comes in. Inputs may lie
+    anywhere; outputs lie split over time, and the carry on every device::
+
+        mesh = jax.make_mesh((8,), ("time",))
+        carry, ys = jrnn.unroll(cell, params, xs, engine=jrnn.Associative(mesh=mesh))
 
     Args:
       chunk: steps that are walked one by one between two that are combined in parallel; 1 is the
@@ -59,7 +63,7 @@ class Associative(Engine):
       axis: the axis of the mesh that time is split over.
 
     Raises:
-      TypeError: when run, the cell has no `coefficients`.
+      TypeError: `mesh` is none; or, when run, the cell has no `coefficients`.
       ValueError: `chunk` or `block` is no positive int, both `block` and `mesh` are given, the mesh
         has no such axis, or, when run, the number of steps cannot be split evenly.
 
@@ -88,6 +92,11 @@ class Associative(Engine):
                 checks.positive_int("Associative", name, getattr(self, name))
         if self.mesh is None:
             return
+        if not isinstance(self.mesh, Mesh):
+            raise TypeError(
+                "Associative: mesh must be a jax.sharding.Mesh, as jax.make_mesh((8,), ('time',)) "
+                f"makes, got {self.mesh!r}"
+            )
         if self.block is not None:
             raise ValueError("Associative: give either block or mesh; with a mesh, leave block out")
         checks.one_of("Associative", "axis", self.axis, self.mesh.axis_names)

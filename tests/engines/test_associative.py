@@ -253,6 +253,11 @@ def test_cell_without_coefficients_is_refused() -> None:
         jrnn.unroll(cell, cell.init(jax.random.key(0), 2), np.ones((3, 1, 2)), engine="associative")
 
 
+def test_a_mesh_that_is_none_is_refused() -> None:
+    with pytest.raises(TypeError, match="mesh must be a jax.sharding.Mesh, .*got 'time'"):
+        Associative(mesh="time")  # pyright: ignore
+
+
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
 @pytest.mark.parametrize("name", ["chunk", "block"])
 def test_chunk_and_block_must_be_positive_ints(name: str, value: Any) -> None:
