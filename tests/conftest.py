@@ -18,9 +18,21 @@ hypothesis.settings.load_profile("jrnn")
 # Module scope makes pytest run all tests of a module on one cell one after another, so that they
 # share what is compiled for it.
 @pytest.fixture(scope="module", params=CELLS)
-def row(request: pytest.FixtureRequest) -> Row:
+def row(request: pytest.FixtureRequest) -> Iterator[Row]:
     """Each row of the table of cells."""
-    return CELLS[request.param]
+    yield CELLS[request.param]
+    jax.clear_caches()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgetful() -> Iterator[None]:
+    """Frees what a module has compiled.
+
+    A program that is compiled takes several maps of memory, of which Linux gives a process 65530;
+    without one more XLA crashes.
+    """
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="module", params=ENGINES)
