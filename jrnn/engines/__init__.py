@@ -3,11 +3,11 @@
 from jrnn.engines.associative import Associative as Associative
 from jrnn.engines.engine import Engine as Engine
 from jrnn.engines.fused import Fused as Fused
+from jrnn.engines.iterate import NewtonStatus as NewtonStatus
 from jrnn.engines.masking import reverse_resets as reverse_resets
 from jrnn.engines.masking import segment_resets as segment_resets
 from jrnn.engines.native import Native as Native
 from jrnn.engines.newton import Newton as Newton
-from jrnn.engines.newton import NewtonStatus as NewtonStatus
 from jrnn.engines.newton import Solution as Solution
 from jrnn.engines.newton import newton as newton
 from jrnn.engines.scan import Scan as Scan

@@ -13,11 +13,12 @@ from jax import lax
 from jrnn import checks
 from jrnn.cell import Carry, Cell, Inputs, Params
 from jrnn.engines import jacobian, prefix
-from jrnn.engines.damping import damped
 from jrnn.engines.engine import Engine
-from jrnn.engines.equations import Kind, System, system_of
-from jrnn.engines.jacobian import Leaves
-from jrnn.engines.masking import Masks, blank, cover, largest
+from jrnn.engines.equations import system_of
+from jrnn.engines.iterate import NewtonStatus as NewtonStatus
+from jrnn.engines.iterate import iterate, no_steps
+from jrnn.engines.jacobian import Kind, Leaves
+from jrnn.engines.masking import Masks, cover
 from jrnn.engines.precision import Parts
 from jrnn.engines.prepare import checked_like, prepare
 from jrnn.engines.scan import Scan
@@ -28,26 +29,6 @@ FALLBACKS = ("error", "scan", "none")
 
 SMALL = 64
 """Numbers in a carry up to which `jacobian="auto"` takes the full one of a dense cell."""
-
-FASTER, SLOWER = 0.2, 5.0
-"""What the damping is multiplied by after a step that helped, and after one that did not."""
-
-MOST_DAMPING = 1e12
-
-
-class NewtonStatus(NamedTuple):
-    """What became of a solve.
-
-    Attributes:
-      converged: `[B]` bool, whether the residual of a sequence fell to the tolerance.
-      iterations: an int, the number of Newton steps that the batch took.
-      residuals: `[max_steps + 1, B]`, the largest |s_t - step(s_{t-1})| / (1 + |s_t|) of the first
-        guess, and after each Newton step; NaN beyond the last, and from where it is not finite.
-    """
-
-    converged: jax.Array
-    iterations: jax.Array
-    residuals: jax.Array
 
 
 class Solution(NamedTuple):
@@ -177,7 +158,7 @@ class Newton(Engine):
         if len(jax.tree.leaves(xs)[0]) == 0:
             carry, ys = Scan().run(parts, carry, xs, masks, reverse)
             empty = jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), carry)
-            return Solution(carry, ys, empty, _no_steps(self, carry))
+            return Solution(carry, ys, empty, no_steps(jax.tree.leaves(carry), self.max_steps))
         leaves, ys, status = _root(self, kind, reverse, parts, carry, xs, masks, guess)
         carries = jax.tree.unflatten(jax.tree.structure(carry), leaves)
         return Solution(prefix.last(carries, reverse), ys, carries, status)
@@ -289,129 +270,6 @@ def _newton(
     return solution._replace(ys=run.outputs(solution.ys))
 
 
-class _Point(NamedTuple):
-    """Some states, with what is wrong with them and the Jacobians there."""
-
-    states: Leaves
-    residuals: Leaves
-    matrices: Any
-
-    def errors(self) -> jax.Array:
-        """`[T, B]`: the largest residual of each step, relative to 1 + |s_t|."""
-        pairs = zip(self.residuals, self.states, strict=True)
-        relative = [jnp.abs(r) / (1 + jnp.abs(s)) for r, s in pairs]
-        return largest(jacobian.join(relative), axis=-1)
-
-    def error(self) -> jax.Array:
-        """`[B]`: the largest of these, NaN where one is not finite."""
-        error = largest(self.errors(), axis=0)
-        return jnp.where(jnp.isfinite(error), error, jnp.nan)
-
-    def lost(self, reverse: bool) -> jax.Array:
-        """`[T, B]` bool: steps at or after one whose residual is not finite."""
-        bad = ~jnp.isfinite(self.errors())
-        return lax.cummax(bad.astype(jnp.int8), reverse=reverse) > 0
-
-    def moved(self, moves: Leaves, reverse: bool) -> Leaves:
-        """The states that the moves lead to.
-
-        Where products of Jacobians have overflowed, or soon will, the next state is what the step
-        makes of the one before; a NaN would stay for good. What a NaN of the inputs has made is
-        left.
-        """
-        lost = self.lost(reverse)
-        triples = zip(self.states, moves, self.residuals, strict=True)
-        most = math.sqrt(float(jnp.finfo(self.states[0].dtype).max))
-        return [
-            jnp.where((jnp.abs(s + move) < most) | cover(lost, s), s + move, s + r)
-            for s, move, r in triples
-        ]
-
-    def is_better_than(self, other: "_Point") -> jax.Array:
-        """`[B]` bool: fewer residuals are not finite, or as many, and the others are smaller."""
-        (bad, size), (others_bad, others_size) = self._merit(), other._merit()
-        return (bad < others_bad) | ((bad == others_bad) & (size < others_size))
-
-    def _merit(self) -> tuple[jax.Array, jax.Array]:
-        residuals = jacobian.join(self.residuals)
-        finite = jnp.isfinite(residuals)
-        squares = jnp.square(jnp.abs(jnp.where(finite, residuals, 0)))
-        return (~finite).sum(axis=(0, 2)), squares.sum(axis=(0, 2))
-
-
-class _State(NamedTuple):
-    """Of the loop; damping and done are `[B]`."""
-
-    steps: jax.Array
-    point: _Point
-    damping: jax.Array
-    history: jax.Array
-    done: jax.Array
-
-
-def _iterate(
-    options: Newton, kind: Kind, system: System, states: Leaves
-) -> tuple[Leaves, NewtonStatus]:
-    """Newton's method from the states given."""
-    dtype = states[0].real.dtype
-    tol = _rounding(system, dtype) if options.tol is None else options.tol
-    batch = states[0].shape[1]
-    is_damped = options.damping is not None
-
-    def evaluate(states: Leaves) -> _Point:
-        after, matrices = system.linearised(kind, states)
-        return _Point(states, [a - s for a, s in zip(after, states, strict=True)], matrices)
-
-    def settled(point: _Point) -> jax.Array:
-        # What is not finite never will be; what comes before it in time is still to be found.
-        errors = point.errors()
-        return jnp.where(jnp.isfinite(errors), errors, 0).max(axis=0) <= tol
-
-    def unfinished(state: _State) -> jax.Array:
-        return (state.steps < options.max_steps) & ~state.done.all()
-
-    def improve(state: _State) -> _State:
-        old, damping = state.point, state.damping
-        if is_damped:
-            # A smoother goes back in time: nothing that is not finite may go with it.
-            sound = ~old.lost(system.reverse)
-            matrices, residuals = blank(sound, (old.matrices, old.residuals))
-            moves = damped(kind, matrices, residuals, damping, system.reverse)
-        else:
-            moves = system.solved(kind, old.matrices, old.residuals)
-        moves = [jnp.where(cover(state.done, move[0]), 0, move) for move in moves]
-        new = evaluate(old.moved(moves, system.reverse))
-        if is_damped:
-            better = new.is_better_than(old)
-            new = jax.tree.map(lambda a, b: jnp.where(cover(better, a[0]), a, b), new, old)
-            damping = damping * jnp.where(better, FASTER, SLOWER).astype(dtype)
-        steps = state.steps + 1
-        history = state.history.at[steps].set(new.error())
-        done = settled(new) | (damping > MOST_DAMPING)
-        return _State(steps, new, damping, history, done)
-
-    first = evaluate(states)
-    history = jnp.full((options.max_steps + 1, batch), jnp.nan, dtype)
-    history = history.at[0].set(first.error())
-    damping = jnp.full((batch,), options.damping or 0, dtype)
-    start = _State(jnp.int32(0), first, damping, history, settled(first))
-    state = lax.while_loop(unfinished, improve, start)
-    status = NewtonStatus(state.history[state.steps] <= tol, state.steps, state.history)
-    return state.point.states, status
-
-
-def _rounding(system: System, dtype: jnp.dtype) -> float:
-    """The residual that rounding alone may leave.
-
-    A product of half precision makes steps of jumps that large, which no iteration can get below,
-    but from one step of time to the next.
-    """
-    dtypes = dtype, system.step.parts.precision.compute
-    eps = [float(jnp.finfo(kind).eps) for kind in dtypes]
-    halves = [e for e, kind in zip(eps, dtypes, strict=True) if jnp.dtype(kind).itemsize < 4]
-    return max(halves, default=64 * eps[0])
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _root(
     options: Newton,
@@ -425,11 +283,13 @@ def _root(
 ) -> tuple[Leaves, Any, NewtonStatus]:
     """The states that solve the equations, the outputs, and the status."""
     system = system_of(parts, carry, xs, masks, reverse)
-    first = system.guess(options.init)
-    if guess is not None:  # but where that is of a solve that failed
-        pairs = zip(jax.tree.leaves(guess), first, strict=True)
+    if guess is None:
+        first = system.guess(options.init)
+    else:  # but where that is of a solve that failed
+        pairs = zip(jax.tree.leaves(guess), system.guess("carry"), strict=True)
         first = [jnp.where(jnp.isfinite(given), given, own) for given, own in pairs]
-    states, status = _iterate(options, kind, system, first)
+    how = options.damping, options.max_steps, options.tol
+    states, status = iterate(system, kind, first, *how)
     if options.fallback == "scan":
         fine = status.converged
         walked = lax.cond(fine.all(), lambda: states, system.walked)
@@ -444,11 +304,11 @@ def _(options: Newton, kind: Kind, reverse: bool, primals: Any, tangents: Any) -
     states, ys, status = _root(options, kind, reverse, *primals)
     given, moved = primals[:4], tangents[:4]  # the guess has no bearing on the solution
 
-    system = partial(system_of, reverse=reverse)
-    step = lambda *given: system(*given).stepped(states)
-    _, (moves, y_moves) = jax.jvp(step, given, moved)
-    d_states = system(*given).tangents(kind, states, moves)
-    _, d_ys = jax.jvp(system(*given).outputs, (states,), (d_states,))
+    at = partial(system_of, reverse=reverse)
+    _, (moves, y_moves) = jax.jvp(lambda *given: at(*given).stepped(states), given, moved)
+    system = at(*given)
+    d_states = system.tangents(kind, states, moves)
+    _, d_ys = jax.jvp(system.outputs, (states,), (d_states,))
     still = jax.tree.map(_no_tangent, status)
     return (states, ys, status), (d_states, jax.tree.map(jnp.add, d_ys, y_moves), still)
 
@@ -456,13 +316,6 @@ def _(options: Newton, kind: Kind, reverse: bool, primals: Any, tangents: Any) -
 def _no_tangent(leaf: jax.Array) -> Any:
     floating = jnp.issubdtype(leaf.dtype, jnp.floating)
     return jnp.zeros_like(leaf) if floating else np.zeros(leaf.shape, jax.dtypes.float0)
-
-
-def _no_steps(options: Newton, carry: Carry) -> NewtonStatus:
-    leaf = jax.tree.leaves(carry)[0]
-    residuals = jnp.full((options.max_steps + 1, leaf.shape[0]), jnp.nan, leaf.real.dtype)
-    converged = jnp.ones((leaf.shape[0],), bool)
-    return NewtonStatus(converged, jnp.int32(0), residuals.at[0].set(0))
 
 
 def _raise(options: Newton, converged: Any, iterations: Any, residuals: Any) -> None:
