@@ -11,6 +11,7 @@ from typing import Any
 
 from jrnn import initializers as initializers
 from jrnn.cell import Cell as Cell
+from jrnn.cell import place as place
 from jrnn.cell import record as record
 from jrnn.cells import GRU as GRU
 from jrnn.cells import LRU as LRU

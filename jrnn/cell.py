@@ -47,12 +47,12 @@ class Cell(abc.ABC):
       kernel: None, or the name of the arithmetic, such as "lstm-peepholes", for engines with code
         written by hand. Parameters and carry must then have the fields that the name implies. A
         subclass that writes a part of its own has none unless it names one.
-      perturb: None, or a method `perturb(params, leading, key) -> (params, noise)` of a cell with
+      perturb: None, or a method `perturb(params, xs, leading, key) -> (params, xs)` of a cell with
         noise. It is called once, before the loop, and draws all that is random, so that every
-        engine sees the same noise. What holds for a whole sequence (dropped weights, a mask of its
-        own) it puts into the parameters; what is new at each step it returns as `noise`, a pytree
-        of leaves `[*leading, ...]` with `leading = (T, *batch)`. `project` is then given the pair
-        `(x, noise)` of one step. `key=None` asks for the expected value.
+        engine sees the same noise. Leaves of xs are `[*leading, ...]` with `leading = (T, *batch)`.
+        What holds for all sequences (dropped weights) it puts into the parameters; all else into
+        the inputs, such as `(xs, masks)` with masks `[*leading, ...]`, and `project` is given one
+        step of these. `key=None` asks for the expected value.
       coefficients: None, or a method `coefficients(params, z) -> (a, b)` of a cell that is linear
         in its carry: s' = a * s + b, element by element. Both are trees with the structure of the
         carry, whose leaves broadcast against its leaves `[..., hidden]`: a leaf of a may lack
@@ -67,7 +67,9 @@ class Cell(abc.ABC):
     recurrence: Recurrence = "dense"
     pointwise: bool = True
     kernel: str | None = None
-    perturb: Callable[[Params, tuple[int, ...], jax.Array | None], tuple[Params, Any]] | None = None
+    perturb: (
+        Callable[[Params, Inputs, tuple[int, ...], jax.Array | None], tuple[Params, Inputs]] | None
+    ) = None
     coefficients: Callable[[Params, Gates], tuple[Carry, Carry]] | None = None
     log_space: bool = False
 
@@ -89,6 +91,12 @@ class Cell(abc.ABC):
     @abc.abstractmethod
     def init_carry(self, params: Params, batch_shape: tuple[int, ...]) -> Carry:
         """The carry before the first step: leaves `[*batch_shape, ...]`, dtype of `params`."""
+
+    def inputs(
+        self, input_size: int, batch_shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+    ) -> Inputs:
+        """Zeros like one input: `[*batch_shape, input]`, unless a cell says otherwise."""
+        return jnp.zeros((*batch_shape, input_size), dtype)
 
     @abc.abstractmethod
     def project(self, params: Params, x: Inputs) -> Gates:
@@ -130,13 +138,55 @@ class Cell(abc.ABC):
         alone = jax.eval_shape(lambda p: self.init_carry(p, ()), params)
         leaf, own = jax.tree.leaves(carry)[0], jax.tree.leaves(alone)[0]
         batch = leaf.shape[: leaf.ndim - own.ndim]
-        params, noise = self.perturb(params, (1, *batch), key)
-        return params, (x, jax.tree.map(lambda drawn: drawn[0], noise))
+        xs = jax.tree.map(lambda leaf: leaf[None], x)
+        params, xs = self.perturb(params, xs, (1, *batch), key)
+        return params, jax.tree.map(lambda leaf: leaf[0], xs)
 
 
 _recorder: contextvars.ContextVar[dict[str, jax.Array] | None] = contextvars.ContextVar(
     "jrnn_recorder", default=None
 )
+
+
+Action = Callable[[jax.Array], jax.Array]
+
+_actions: contextvars.ContextVar[dict[str, Action] | None] = contextvars.ContextVar(
+    "jrnn_actions", default=None
+)
+
+
+def place(name: str, value: jax.Array) -> jax.Array:
+    """A place within `update` where transforms may act; without one it is the value as it is.
+
+    Args:
+      name: "candidate": what a cell may write, after its activation; "shown": the cell state on
+        its way to the output, before its activation.
+      value: `[..., hidden]`.
+    """
+    return _action(name)(value)
+
+
+def _action(name: str) -> Action:
+    return (_actions.get() or {}).get(name, lambda value: value)
+
+
+@contextlib.contextmanager
+def acting(name: str, action: Action) -> Iterator[list[jax.Array]]:
+    """Within the block, `action` is done at a `place`, before what blocks around it do there.
+
+    It yields the list of all values that came by, empty where a cell has no such place.
+    """
+    values, around = [], _action(name)
+
+    def act(value: jax.Array) -> jax.Array:
+        values.append(value)
+        return around(action(value))
+
+    token = _actions.set((_actions.get() or {}) | {name: act})
+    try:
+        yield values
+    finally:
+        _actions.reset(token)
 
 
 def record(**gates: jax.Array) -> None:

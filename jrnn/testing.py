@@ -87,8 +87,8 @@ def check_cell(
     Args:
       cell: the cell.
       input_size: passed to `cell.init`.
-      inputs: `(key, leading) -> x`, for a cell whose inputs are not arrays `[*leading,
-        input_size]`.
+      inputs: `(key, leading) -> x`, for a cell whose inputs may not be any normal numbers; by
+        default these, in the shapes of `cell.inputs`.
       seed: of all that is random.
 
     Raises:
@@ -99,7 +99,7 @@ def check_cell(
     """
     key = jax.random.key(seed)
     if inputs is None:
-        inputs = lambda k, leading: jax.random.normal(k, (*leading, input_size))
+        inputs = lambda k, leading: randomized(cell.inputs(input_size, leading), k, 1.0)
     failures = []
     try:
         params = randomized(cell.init(key, input_size, jnp.float32), key)

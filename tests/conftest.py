@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from jrnn import Engine
-from tests.table import CELLS, ENGINES, Row
+from tests.table import CELLS, ENGINES, KINDS, Row
 
 # The same examples on every run: a suite of many cells is no place for a test that fails by chance.
 # A compile can take longer than any deadline of hypothesis.
@@ -20,6 +20,13 @@ hypothesis.settings.load_profile("jrnn")
 @pytest.fixture(scope="module", params=CELLS)
 def row(request: pytest.FixtureRequest) -> Iterator[Row]:
     """Each row of the table of cells."""
+    yield CELLS[request.param]
+    jax.clear_caches()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Iterator[Row]:
+    """One row for each kind of cell that an engine treats in its own way."""
     yield CELLS[request.param]
     jax.clear_caches()
 

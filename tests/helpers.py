@@ -58,22 +58,48 @@ def random_batch(
 ) -> Batch:
     """Inputs for `random_params`, with lengths that go from 0 to T, and resets at a third."""
     rng = np.random.default_rng(seed)
-    carry = jax.eval_shape(lambda p: cell.init_carry(p, (batch,)), params)
-    normal = lambda shape: rng.normal(size=shape).astype(dtype)
-    state = lambda: jax.tree.map(lambda leaf: normal_like(rng, leaf, dtype), carry)
+    size = input_size_of(params)
+
+    def one(params: Any) -> tuple[Any, Any]:
+        carry = cell.init_carry(params, (batch,))
+        return carry, cell.step(params, carry, cell.inputs(size, (batch,)))[1]
+
+    carry, y = jax.eval_shape(one, params)
+    like = lambda tree: jax.tree.map(lambda leaf: normal_like(rng, leaf, dtype), tree)
     lengths = rng.permutation(np.linspace(0, steps, batch).round()).astype(np.int32)
     return Batch(
-        xs=normal((steps, batch, params.w_ih.shape[0])),
-        carry=state(),
+        xs=like(jax.eval_shape(lambda: cell.inputs(size, (steps, batch)))),
+        carry=like(carry),
         lengths=lengths,
         resets=rng.random((steps, batch)) < 0.3,
-        ct_carry=state(),
-        ct_ys=normal((steps, batch, cell.hidden_size)),
+        ct_carry=moving(like(carry)),
+        ct_ys=rng.normal(size=(steps, *y.shape)).astype(dtype),
     )
 
 
+def input_size_of(params: Any) -> int:
+    """The last axis of inputs, by the first input weights that the parameters hold."""
+    named, _ = jax.tree_util.tree_flatten_with_path(params)
+    return next(
+        leaf.shape[-2] for path, leaf in named if jax.tree_util.keystr(path[-1:]) == ".w_ih"
+    )
+
+
+def moving(tree: Any) -> Any:
+    """The leaves that have derivatives, and None for the others: a clock that counts steps."""
+    return jax.tree.map(lambda a: a if jnp.issubdtype(a.dtype, jnp.inexact) else None, tree)
+
+
+def cotangents(tree: Any, cts: Any) -> Any:
+    """Cotangents as JAX wants them: with zeros of its own kind for the leaves that do not move."""
+    none = lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0)
+    return jax.tree.map(lambda leaf, ct: none(leaf) if ct is None else ct, tree, cts)
+
+
 def normal_like(rng: np.random.Generator, leaf: Any, dtype: Any) -> np.ndarray:
-    """Normal numbers of a shape, in both parts where the leaf is complex."""
+    """Normal numbers of a shape, in both parts where the leaf is complex; small ints for ints."""
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return rng.integers(0, 5, leaf.shape).astype(leaf.dtype)
     drawn = rng.normal(size=leaf.shape)
     if is_complex(leaf):
         drawn = drawn + 1j * rng.normal(size=leaf.shape)
@@ -145,7 +171,7 @@ def _differentiate_all(
     def one(way: Way) -> Results:
         run = lambda p, xs, c: call(cell, engine, way, p, batch._replace(xs=xs, carry=c))
         (carry, ys), vjp = jax.vjp(run, params, batch.xs, batch.carry)
-        return Results(carry, ys, *vjp((batch.ct_carry, batch.ct_ys)))
+        return Results(carry, ys, *moving(vjp((cotangents(carry, batch.ct_carry), batch.ct_ys))))
 
     return [one(way) for way in ways]
 
@@ -203,8 +229,9 @@ def oracle_loss(row: Row, way: Way, params: Any, batch: Batch) -> float:
 
 def inner(tree: Any, other: Any) -> Any:
     """The sum over all leaves of their products; of complex ones the real part, as in `jax.vjp`."""
-    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
-    return sum((a * b).sum().real for a, b in pairs)
+    leaves, structure = jax.tree.flatten(tree)
+    pairs = zip(leaves, structure.flatten_up_to(other), strict=True)
+    return sum((a * b).sum().real for a, b in pairs if b is not None)
 
 
 def central_differences(row: Row, way: Way, params: Any, batch: Batch, eps: float = 1e-5) -> Any:
@@ -223,32 +250,34 @@ def central_differences(row: Row, way: Way, params: Any, batch: Batch, eps: floa
     slope = lambda n, index, step: (loss(n, index, step) - loss(n, index, -step)) / (2 * eps)
     grads = [np.zeros_like(leaf) for leaf in leaves]
     for n, leaf in enumerate(leaves):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            continue
         for index in np.ndindex(leaf.shape):
             grads[n][index] = slope(n, index, eps)
             if is_complex(leaf):
                 grads[n][index] -= 1j * slope(n, index, 1j * eps)
-    return jax.tree.unflatten(structure, grads)
+    return moving(jax.tree.unflatten(structure, grads))
 
 
 @partial(jax.jit, static_argnames="cell", compiler_options=QUICK)
 def step_vjp(cell: Cell, params: Any, carry: Any, x: Any, ct_y: Any, ct_carry: Any) -> Any:
     """One step of one sequence, and the cotangents of params, carry and x."""
     after, vjp = jax.vjp(cell.step, params, carry, x)
-    return after, vjp((ct_carry, ct_y))
+    return after, moving(vjp((cotangents(carry, ct_carry), ct_y)))
 
 
 @partial(jax.jit, static_argnames="cell", compiler_options=QUICK)
 def start_vjp(cell: Cell, params: Any, cotangent: Any) -> tuple[Any, Any]:
     """The first carry of one sequence, and its share of the gradient of the parameters."""
     start, vjp = jax.vjp(lambda p: cell.init_carry(p, ()), params)
-    return start, vjp(cotangent)[0]
+    return start, vjp(cotangents(start, cotangent))[0]
 
 
 def loop_grads(cell: Cell, way: Way, params: Any, batch: Batch) -> Any:
     """The gradients by params, xs and carry, through time, sequence by sequence, step by step."""
     rows = range(batch.xs.shape[1])
     if not rows:
-        return jax.tree.map(np.zeros_like, (params, batch.xs, batch.carry))
+        return jax.tree.map(np.zeros_like, (params, batch.xs, moving(batch.carry)))
     grads = [sequence_grads(cell, way, params, batch, b) for b in rows]
     params_grad, xs_grad, carry_grad = zip(*grads, strict=True)
     return (

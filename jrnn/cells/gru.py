@@ -9,7 +9,7 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, record
+from jrnn.cell import Cell, place, record
 from jrnn.cells.common import affine, split
 
 
@@ -118,7 +118,7 @@ class GRU(Cell):
             past = reset * (u.n + params.b_hn)
         else:
             past = (reset * carry) @ params.w_hh[:, 2 * self.hidden_size :]
-        n = jnp.tanh(z.n + past)
+        n = place("candidate", jnp.tanh(z.n + past))
         h = (1 - keep) * n + keep * carry
         record(r=reset, z=keep, n=n)
         return h, h

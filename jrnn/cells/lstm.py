@@ -9,7 +9,7 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, record
+from jrnn.cell import Cell, place, record
 from jrnn.cells.common import affine, split
 
 
@@ -147,12 +147,12 @@ class LSTM(Cell):
         f = sigmoid(_peek(a.f, params.p_f, carry.c))
         # Prepare: what to write, and the candidate for it.
         i = 1 - f if self.coupled else sigmoid(_peek(a.i, params.p_i, carry.c))
-        g = jnp.tanh(a.g)
+        g = place("candidate", jnp.tanh(a.g))
         # Update the cell state.
         c = f * carry.c + i * g
         # Output: what to show of it.
         o = sigmoid(_peek(a.o, params.p_o, c))
-        h = o * jnp.tanh(c)
+        h = o * jnp.tanh(place("shown", c))
         record(i=i, f=f, g=g, o=o)
         return LSTMCarry(h, c), h
 

@@ -67,8 +67,8 @@ def prepare(
     if resets is not None and steps > 0:
         xs, carry, taken = masking.quarantine(xs, carry, masks, reverse)
     if cell.perturb is not None:
-        params, noise = cell.perturb(params, (steps, batch), key)
-        xs = (xs, cast(noise, precision.compute))
+        params, xs = cell.perturb(params, xs, (steps, batch), key)
+        xs = cast(xs, precision.compute)
     return Run(bind(cell, params, precision), carry, xs, masks, taken)
 
 

@@ -128,6 +128,8 @@ def swap_time_and_batch(tree: Any) -> Any:
 
 
 def _output_size(cell: Cell, params: Params, input_size: int, dtype: DTypeLike) -> int:
-    x = jax.ShapeDtypeStruct((1, input_size), jnp.dtype(dtype))
-    _, y = jax.eval_shape(lambda p, x: cell.step(p, cell.init_carry(p, (1,)), x), params, x)
-    return y.shape[-1]
+    def one(params: Params) -> jax.Array:
+        x = cell.inputs(input_size, (1,), dtype)
+        return cell.step(params, cell.init_carry(params, (1,)), x)[1]
+
+    return jax.eval_shape(one, params).shape[-1]

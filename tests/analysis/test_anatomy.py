@@ -151,8 +151,8 @@ def test_anatomy_equals_loop_of_the_equations(name, masked, reverse):
     assert_close(seen.ys, ys)
 
 
-def test_every_cell_gives_what_unroll_gives(row: Row, reverse: bool):
-    cell = row.make(HIDDEN)
+def test_every_cell_gives_what_unroll_gives(kind: Row, reverse: bool):
+    cell = kind.make(HIDDEN)
     params = random_params(cell, seed=1, input_size=INPUT)
     xs, carry, lengths, resets, *_ = random_batch(cell, params, seed=2, steps=T, batch=B)
     options = {"lengths": lengths, "resets": resets, "reverse": reverse}
@@ -275,10 +275,10 @@ class Leak(jrnn.Cell):
 class Noisy(Leak):
     """The same with input dropout, a mask `[T]` beside the inputs `[T, B, input]`."""
 
-    def perturb(self, params, leading, key):  # pyright: ignore[reportIncompatibleVariableOverride]
+    def perturb(self, params, xs, leading, key):  # pyright: ignore
         if key is None:
-            return params, jnp.ones(leading[:1])
-        return params, jax.random.bernoulli(key, 0.5, leading[:1]).astype(jnp.float32)
+            return params, (xs, jnp.ones(leading[:1]))
+        return params, (xs, jax.random.bernoulli(key, 0.5, leading[:1]).astype(jnp.float32))
 
     def project(self, params, x):
         x, mask = x

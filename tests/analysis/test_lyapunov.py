@@ -240,9 +240,9 @@ def test_inputs_in_a_pytree_and_integers_in_the_carry(x64: None, reverse: bool) 
     ids=["plain", "masked", "masked-reverse"],
 )
 def test_every_cell_equals_the_loop_over_full_jacobians(
-    row: Row, way: Way, skip: int, x64: None
+    kind: Row, way: Way, skip: int, x64: None
 ) -> None:
-    cell, params, batch = setting(row)
+    cell, params, batch = setting(kind)
     if any(np.iscomplexobj(leaf) for leaf in jax.tree.leaves(batch.carry)):
         pytest.skip("the loop is one of real numbers; complex ones have a test of their own")
     found = lyapunov(
@@ -255,7 +255,7 @@ def test_every_cell_equals_the_loop_over_full_jacobians(
         resets=batch.resets if way.resets else None,
         reverse=way.reverse,
     )
-    exponents, steps, history, carry, jacobians, ranks = truth(row, way, params, batch, skip)
+    exponents, steps, history, carry, jacobians, ranks = truth(kind, way, params, batch, skip)
     np.testing.assert_array_equal(found.steps, steps)
     assert_close(found.carry, carry, 1e-12)
     assert (steps * ranks).any()
@@ -271,8 +271,8 @@ def test_every_cell_equals_the_loop_over_full_jacobians(
             np.testing.assert_allclose(found.history[at, b], history[at, b], rtol=1e-6, atol=1e-6)
 
 
-def test_few_exponents_are_the_first_of_all(row: Row, x64: None) -> None:
-    cell, params, batch = setting(row)
+def test_few_exponents_are_the_first_of_all(kind: Row, x64: None) -> None:
+    cell, params, batch = setting(kind)
     all_of_them, few = (lyapunov(cell, params, batch.xs, count=c) for c in (None, 1))
     assert few.exponents.shape == (B, 1)
     np.testing.assert_allclose(few.exponents, all_of_them.exponents[:, :1], rtol=1e-9)
@@ -389,8 +389,8 @@ def test_a_dead_unit_leaves_the_other_exponents_alone(x64: None) -> None:
     assert (found.exponents[:, 2] < -30).all()
 
 
-def test_nan_in_one_sequence_leaves_the_others_alone(row: Row, x64: None) -> None:
-    cell, params, batch = setting(row)
+def test_nan_in_one_sequence_leaves_the_others_alone(kind: Row, x64: None) -> None:
+    cell, params, batch = setting(kind)
     xs = batch.xs.copy()
     xs[3, 1] = np.nan
     others = np.array([b for b in range(B) if b != 1])

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jrnn import Cell
-from tests.table import Row, sigmoid
+from tests.oracles.common import Row, sigmoid
 
 
 class Linear(Cell):
@@ -199,13 +199,13 @@ class NoisyLinear(Linear):
     def shapes(self, input_size: int) -> NoisyLinearParams:
         return NoisyLinearParams((input_size, self.hidden_size), (self.hidden_size,))
 
-    def perturb(self, params: Any, leading: tuple[int, ...], key: Any) -> Any:
+    def perturb(self, params: Any, xs: Any, leading: tuple[int, ...], key: Any) -> Any:
         shape, dtype = (*leading, self.hidden_size), params.decay.dtype
         if key is None:
-            return params, jnp.ones(shape, dtype)
+            return params, (xs, jnp.ones(shape, dtype))
         keys = jax.random.split(key)
         dropped = params.decay * jax.random.bernoulli(keys[0], 0.5, params.decay.shape)
-        return params._replace(decay=dropped), jax.random.normal(keys[1], shape, dtype)
+        return params._replace(decay=dropped), (xs, jax.random.normal(keys[1], shape, dtype))
 
     def project(self, params: NoisyLinearParams, x: Any) -> Any:
         x, mask = x

@@ -48,9 +48,9 @@ def test_float64_is_refused_while_it_is_switched_off(row: Row) -> None:
 def test_input_of_another_size_is_refused(row: Row) -> None:
     cell = row.make(2)
     params = cell.init(jax.random.key(0), 3)
-    message = rf"{type(cell).__name__}: x must have a last axis of 3 .*, got shape \(4, 2\)"
+    message = r"\w+: x must have a last axis of 3 .*, got shape \(4, .*2\)"
     with pytest.raises(ValueError, match=message):
-        cell.step(params, cell.init_carry(params, (4,)), jnp.ones((4, 2)))
+        cell.step(params, cell.init_carry(params, (4,)), cell.inputs(2, (4,)))
     with pytest.raises(ValueError, match=r"got shape \(\)"):
         cell.project(params, jnp.ones(()))
 

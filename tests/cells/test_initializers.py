@@ -21,7 +21,7 @@ from jrnn import (
     ParaLSTM,
     initializers,
 )
-from tests.table import Row
+from tests.table import CELLS, Row
 
 INPUT, HIDDEN = 5, 16
 GATES = {
@@ -33,6 +33,26 @@ GATES = {
     ParaGRU: "rzn",
     ParaLSTM: "fgo",
 }
+NAMES = [
+    "lstm",
+    "lstm-peepholes",
+    "lstm-coupled",
+    "gru",
+    "gru-reset-before",
+    "elman-tanh",
+    "mingru",
+    "minlstm",
+    "lru",
+    "indrnn",
+    "paragru",
+    "paralstm",
+]
+
+
+@pytest.fixture(params=NAMES)
+def row(request: pytest.FixtureRequest) -> Row:
+    """The cells that begin as others of their kind do."""
+    return CELLS[request.param]
 
 
 def blocks(joined: Any) -> list[np.ndarray]:

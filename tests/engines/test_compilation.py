@@ -36,13 +36,13 @@ def messages(log: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
 def test_second_call_compiles_nothing(
-    row: Row, engine: Engine, jitted: bool, compiled: pytest.LogCaptureFixture
+    kind: Row, engine: Engine, jitted: bool, compiled: pytest.LogCaptureFixture
 ) -> None:
     def run(params: object, batch: Batch, key: jax.Array) -> object:
         lengths, resets = batch.lengths, batch.resets
         return jrnn.unroll(
             # A new but equal cell and engine each time: both are values.
-            row.make(2),
+            kind.make(2),
             params,
             batch.xs,
             batch.carry,
@@ -55,7 +55,7 @@ def test_second_call_compiles_nothing(
     run = jax.jit(run) if jitted else run
     keys = jax.random.key(0), jax.random.key(1)
     with jax.log_compiles():
-        first, second = Model(row, 1), Model(row, 2)
+        first, second = Model(kind, 1), Model(kind, 2)
         messages(compiled)
         before = run(first.params, first.batch, keys[0])
         assert messages(compiled), "nothing is watched"
@@ -65,17 +65,17 @@ def test_second_call_compiles_nothing(
 
 
 def test_gradient_step_compiles_once(
-    row: Row, engine: Engine, compiled: pytest.LogCaptureFixture
+    kind: Row, engine: Engine, compiled: pytest.LogCaptureFixture
 ) -> None:
     @jax.jit
     def grads(params: object, batch: Batch) -> object:
         def loss(params: object) -> jax.Array:
-            return jrnn.unroll(row.make(2), params, batch.xs, engine=engine)[1].sum()
+            return jrnn.unroll(kind.make(2), params, batch.xs, engine=engine)[1].sum()
 
         return jax.grad(loss)(params)
 
     with jax.log_compiles():
-        first, second = Model(row, 1), Model(row, 2)
+        first, second = Model(kind, 1), Model(kind, 2)
         grads(first.params, first.batch)
         assert messages(compiled), "nothing is watched"
         grads(second.params, second.batch)

@@ -31,9 +31,9 @@ class Setting(NamedTuple):
 
 
 @pytest.fixture
-def setting(row: Row, engine: Engine, reverse: bool) -> Setting:
+def setting(kind: Row, engine: Engine, reverse: bool) -> Setting:
     """Lengths 6, 5, 0, 3; sequence ROW with one reset, and one in the padding that is none."""
-    cell = row.make(3)
+    cell = kind.make(3)
     params = random_params(cell, 1, 2, np.float32)
     batch = random_batch(cell, params, 2, STEPS, 4, np.float32)
     travel = list(range(LENGTH))[:: -1 if reverse else 1]

@@ -13,7 +13,7 @@ import pytest
 
 import jrnn
 from jrnn import GRU, LRU, LSTM, Cell, Elman, IndRNN, LSTMCarry, Newton, ParaGRU, ParaLSTM, Scan
-from jrnn.engines.newton import _Point
+from jrnn.engines import iterate
 from tests.cells.toys import Counter, Integrator, Leaky, Learned, Noisy, Timed
 from tests.helpers import (
     QUICK,
@@ -94,8 +94,9 @@ def solve(cell: Cell, engine: Newton, way: Way, params: Any, batch: Batch) -> An
 
 def test_values_and_gradients_equal_a_loop_in_float64(row: Row, x64: None) -> None:
     cell, params, batch = example(row)
-    results = quickly_differentiate_all(cell, NEWTON, FEW, params, batch)
-    for way, got in zip(FEW, results, strict=True):
+    ways = FEW if any(row is CELLS[name] for name in SOME) else FEW[-1:]
+    results = quickly_differentiate_all(cell, NEWTON, ways, params, batch)
+    for way, got in zip(ways, results, strict=True):
         assert_close((got.carry, got.ys), oracle(row, way, params, batch), 1e-9)
         assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-9)
 
@@ -405,7 +406,7 @@ def test_no_maximum_passes_over_a_nan() -> None:
     # As XLA's does on a CPU, of arrays of this shape (jaxlib 0.10.2).
     residuals = np.zeros((200, 2, 32), np.float32)
     residuals[100, 1, 5] = np.nan
-    point = _Point([jnp.zeros_like(residuals)], [jnp.asarray(residuals)], None)
+    point = iterate.Point([jnp.zeros_like(residuals)], [jnp.asarray(residuals)], None)
     np.testing.assert_array_equal(point.error(), [0, np.nan])
     assert np.isnan(point.errors()[100, 1])
 
@@ -453,6 +454,16 @@ def test_a_guess_of_nearby_parameters_saves_iterations(x64: None) -> None:
     assert int(warm.status.iterations) < int(cold.status.iterations)
     assert_close(warm.ys, cold.ys, 1e-12)
     assert int(jrnn.newton(cell, params, xs, guess=first.carries).status.iterations) == 0
+
+
+def test_a_guess_that_is_not_finite_is_none() -> None:
+    cell, params, batch = example(CELLS["gru"], np.float32)
+    first = jrnn.newton(cell, params, batch.xs)
+    for bad in (np.nan, np.inf):
+        guess = first.carries.at[2:, 1].set(bad)
+        again = jrnn.newton(cell, params, batch.xs, guess=guess)
+        assert bool(again.status.converged.all())
+        assert_close(again.ys, first.ys, 1e-5)
 
 
 def test_a_guess_has_no_bearing_on_value_and_gradient(x64: None) -> None:

@@ -35,8 +35,8 @@ def test_resets_of_no_steps_are_none() -> None:
     assert jrnn.reverse_resets(jnp.zeros((0, 3), bool)).shape == (0, 3)
 
 
-def test_packed_segments_equal_sequences_alone(row: Row, engine: Engine, reverse: bool) -> None:
-    cell = row.make(3)
+def test_packed_segments_equal_sequences_alone(kind: Row, engine: Engine, reverse: bool) -> None:
+    cell = kind.make(3)
     params = random_params(cell, 1, 2, np.float32)
     batch = random_batch(cell, params, 2, len(IDS), len(IDS.T), np.float32)
     resets = jrnn.segment_resets(IDS)[int(reverse)]

@@ -41,9 +41,9 @@ MIXED = {
 
 
 @pytest.mark.parametrize("mix", MIXED)
-def test_dtypes_and_values_of_mixed_precision(row: Row, engine: Engine, mix: str) -> None:
+def test_dtypes_and_values_of_mixed_precision(kind: Row, engine: Engine, mix: str) -> None:
     of_params, of_xs, of_ys, of_carry, tolerance = MIXED[mix]
-    cell = row.make(4)
+    cell = kind.make(4)
     params = random_params(cell, 1, 3, of_params)
     batch = random_batch(cell, params, 2, steps=6, batch=3)
     batch = batch._replace(
@@ -52,7 +52,7 @@ def test_dtypes_and_values_of_mixed_precision(row: Row, engine: Engine, mix: str
         ct_ys=batch.ct_ys.astype(of_ys),
         ct_carry=as_dtype(batch.ct_carry, of_carry),
     )
-    truth = oracle(row, WAY, *as_dtype((params, batch), np.float64))
+    truth = oracle(kind, WAY, *as_dtype((params, batch), np.float64))
     with jax.enable_x64("f64" in mix):
         got = unroll_all(cell, engine, (WAY,), params, batch)[0]
         shapes = jax.eval_shape(
@@ -72,8 +72,8 @@ def dtypes(tree: object) -> set[np.dtype]:
     return {leaf.dtype for leaf in jax.tree.leaves(tree)}
 
 
-def test_products_are_in_the_dtype_of_the_inputs(row: Row, engine: Engine) -> None:
-    cell = row.make(4)
+def test_products_are_in_the_dtype_of_the_inputs(kind: Row, engine: Engine) -> None:
+    cell = kind.make(4)
     if not cell.pointwise:
         pytest.skip("the product within update is part of its arithmetic")
     params = random_params(cell, 1, 3, np.float32)
@@ -108,8 +108,8 @@ def test_each_part_is_given_its_dtype(
     assert seen == {"project": narrow, "recur": narrow, "update": wide}
 
 
-def test_gradients_of_mixed_precision_are_near_those_of_float32(row: Row, engine: Engine) -> None:
-    cell = row.make(4)
+def test_gradients_of_mixed_precision_are_near_those_of_float32(kind: Row, engine: Engine) -> None:
+    cell = kind.make(4)
     params = random_params(cell, 1, 3, np.float32)
     batch = random_batch(cell, params, 2, steps=6, batch=3, dtype=np.float32)
     rounded = batch._replace(

@@ -1,0 +1,57 @@
+"""Cells that are linear in their carry."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from jrnn import LRU, MinGRU, MinLSTM
+from tests.oracles.common import Row, inputs, sigmoid, start_of
+
+
+def positive(v: np.ndarray) -> np.ndarray:
+    """Feng et al., 2024, the g of appendix B."""
+    return np.where(v >= 0, v + 0.5, sigmoid(v))
+
+
+def mingru(
+    params: Any, h: np.ndarray, x: np.ndarray, g: Callable[[np.ndarray], np.ndarray] = np.asarray
+) -> tuple[Any, np.ndarray]:
+    """Feng et al., 2024, minGRU; its log-space form computed in plain space."""
+    a = inputs(params, "zn", x)
+    z = sigmoid(a["z"])
+    h = (1 - z) * h + z * g(a["n"])
+    return h, h
+
+
+def minlstm(
+    params: Any, h: np.ndarray, x: np.ndarray, g: Callable[[np.ndarray], np.ndarray] = np.asarray
+) -> tuple[Any, np.ndarray]:
+    """Feng et al., 2024, minLSTM; its log-space form computed in plain space."""
+    a = inputs(params, "fin", x)
+    f, i = sigmoid(a["f"]), sigmoid(a["i"])
+    h = f / (f + i) * h + i / (f + i) * g(a["n"])
+    return h, h
+
+
+def lru(params: Any, s: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Orvieto et al., 2023, with complex matrices."""
+    eigenvalues = np.exp(-np.exp(params.nu_log) + 1j * np.exp(params.theta_log))
+    re, im, d = np.split(params.w_ih, 3, axis=-1)
+    b, c = (re + 1j * im).T, (params.c_re + 1j * params.c_im).T
+    s = eigenvalues * s + np.exp(params.gamma_log) * (b @ x)
+    return s, (c @ s).real + d.T @ x
+
+
+def lru_start(params: Any) -> np.ndarray:
+    return np.zeros(len(params.nu_log), np.complex128)
+
+
+ROWS = {
+    "mingru": Row(MinGRU, mingru, start_of(2)),
+    "mingru-log": Row(partial(MinGRU, log_space=True), partial(mingru, g=positive), start_of(2)),
+    "minlstm": Row(MinLSTM, minlstm, start_of(3)),
+    "minlstm-log": Row(partial(MinLSTM, log_space=True), partial(minlstm, g=positive), start_of(3)),
+    "lru": Row(LRU, lru, lru_start),
+}

@@ -1,0 +1,41 @@
+"""Gated cells with a diagonal recurrence."""
+
+from typing import Any
+
+import numpy as np
+
+from jrnn import LSTMCarry, ParaGRU, ParaLSTM
+from tests.oracles.common import Row, blocks, inputs, sigmoid, start_of
+
+
+def paragru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Danieli et al., 2025, ParaGRU, where z writes: here it is the complement of what keeps."""
+    w, a = inputs(params, "rzn", x), blocks(params.w_hh, "rzn")
+    r = sigmoid(w["r"] + a["r"] * h)
+    writes = sigmoid(-w["z"] - a["z"] * h)
+    n = np.tanh(w["n"] + a["n"] * (r * h))
+    h = (1 - writes) * h + writes * n
+    return h, h
+
+
+def paralstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Danieli et al., 2025, ParaLSTM: coupled gates, peepholes, diagonal matrices."""
+    h, c = carry
+    w, a = inputs(params, "fgo", x), blocks(params.w_hh, "fgo")
+    f = sigmoid(w["f"] + a["f"] * h + params.p_f * c)
+    g = np.tanh(w["g"] + a["g"] * h)
+    c = f * c + (1 - f) * g
+    o = sigmoid(w["o"] + a["o"] * h + params.p_o * c)
+    h = o * np.tanh(c)
+    return LSTMCarry(h, c), h
+
+
+def paralstm_start(params: Any) -> LSTMCarry:
+    zeros: Any = np.zeros(len(params.p_f))
+    return LSTMCarry(zeros, zeros)
+
+
+ROWS = {
+    "paragru": Row(ParaGRU, paragru, start_of(3)),
+    "paralstm": Row(ParaLSTM, paralstm, paralstm_start),
+}
