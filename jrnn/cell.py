@@ -47,12 +47,13 @@ class Cell(abc.ABC):
       kernel: None, or the name of the arithmetic, such as "lstm-peepholes", for engines with code
         written by hand. Parameters and carry must then have the fields that the name implies. A
         subclass that writes a part of its own has none unless it names one.
-      perturb: None, or a method `perturb(params, xs, leading, key) -> (params, xs)` of a cell with
-        noise. It is called once, before the loop, and draws all that is random, so that every
-        engine sees the same noise. Leaves of xs are `[*leading, ...]` with `leading = (T, *batch)`.
-        What holds for all sequences (dropped weights) it puts into the parameters; all else into
-        the inputs, such as `(xs, masks)` with masks `[*leading, ...]`, and `project` is given one
-        step of these. `key=None` asks for the expected value.
+      perturb: None, or a method `perturb(params, xs, leading, key) -> (params, noise)` of a cell
+        with noise. It is called once, before the loop, and draws all that is random, so that every
+        engine sees the same noise. Of xs, leaves `[*leading, ...]` with `leading = (T, *batch)`, it
+        is given the shapes alone. What holds for all sequences (dropped weights) it puts into the
+        parameters; all else it returns as `noise`, a pytree of leaves `[*leading, ...]`, and
+        `project` is then given the pair `(x, noise)` of one step. `key=None` asks for the expected
+        value.
       coefficients: None, or a method `coefficients(params, z) -> (a, b)` of a cell that is linear
         in its carry: s' = a * s + b, element by element. Both are trees with the structure of the
         carry, whose leaves broadcast against its leaves `[..., hidden]`: a leaf of a may lack
@@ -68,7 +69,7 @@ class Cell(abc.ABC):
     pointwise: bool = True
     kernel: str | None = None
     perturb: (
-        Callable[[Params, Inputs, tuple[int, ...], jax.Array | None], tuple[Params, Inputs]] | None
+        Callable[[Params, Inputs, tuple[int, ...], jax.Array | None], tuple[Params, Any]] | None
     ) = None
     coefficients: Callable[[Params, Gates], tuple[Carry, Carry]] | None = None
     log_space: bool = False
@@ -138,9 +139,9 @@ class Cell(abc.ABC):
         alone = jax.eval_shape(lambda p: self.init_carry(p, ()), params)
         leaf, own = jax.tree.leaves(carry)[0], jax.tree.leaves(alone)[0]
         batch = leaf.shape[: leaf.ndim - own.ndim]
-        xs = jax.tree.map(lambda leaf: leaf[None], x)
-        params, xs = self.perturb(params, xs, (1, *batch), key)
-        return params, jax.tree.map(lambda leaf: leaf[0], xs)
+        xs = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[None], x))
+        params, noise = self.perturb(params, xs, (1, *batch), key)
+        return params, (x, jax.tree.map(lambda drawn: drawn[0], noise))
 
 
 _recorder: contextvars.ContextVar[dict[str, jax.Array] | None] = contextvars.ContextVar(

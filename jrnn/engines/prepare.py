@@ -67,8 +67,9 @@ def prepare(
     if resets is not None and steps > 0:
         xs, carry, taken = masking.quarantine(xs, carry, masks, reverse)
     if cell.perturb is not None:
-        params, xs = cell.perturb(params, xs, (steps, batch), key)
-        xs = cast(xs, precision.compute)
+        shapes = jax.eval_shape(lambda: xs)
+        params, noise = cell.perturb(params, shapes, (steps, batch), key)
+        xs = (xs, cast(noise, precision.compute))
     return Run(bind(cell, params, precision), carry, xs, masks, taken)
 
 

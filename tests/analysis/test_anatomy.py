@@ -277,8 +277,8 @@ class Noisy(Leak):
 
     def perturb(self, params, xs, leading, key):  # pyright: ignore
         if key is None:
-            return params, (xs, jnp.ones(leading[:1]))
-        return params, (xs, jax.random.bernoulli(key, 0.5, leading[:1]).astype(jnp.float32))
+            return params, jnp.ones(leading[:1])
+        return params, jax.random.bernoulli(key, 0.5, leading[:1]).astype(jnp.float32)
 
     def project(self, params, x):
         x, mask = x

@@ -202,10 +202,10 @@ class NoisyLinear(Linear):
     def perturb(self, params: Any, xs: Any, leading: tuple[int, ...], key: Any) -> Any:
         shape, dtype = (*leading, self.hidden_size), params.decay.dtype
         if key is None:
-            return params, (xs, jnp.ones(shape, dtype))
+            return params, jnp.ones(shape, dtype)
         keys = jax.random.split(key)
         dropped = params.decay * jax.random.bernoulli(keys[0], 0.5, params.decay.shape)
-        return params._replace(decay=dropped), (xs, jax.random.normal(keys[1], shape, dtype))
+        return params._replace(decay=dropped), jax.random.normal(keys[1], shape, dtype)
 
     def project(self, params: NoisyLinearParams, x: Any) -> Any:
         x, mask = x

@@ -61,16 +61,16 @@ class Noisy(Cell):
         return jnp.ones((*batch_shape, self.hidden_size), params.w_hh.dtype)
 
     def perturb(  # pyright: ignore[reportIncompatibleVariableOverride]
-        self, params: NoisyParams, xs: jax.Array, leading: tuple[int, ...], key: jax.Array | None
-    ) -> tuple[NoisyParams, Any]:
+        self, params: NoisyParams, xs: Any, leading: tuple[int, ...], key: jax.Array | None
+    ) -> tuple[NoisyParams, jax.Array]:
         shape, dtype = (*leading, self.hidden_size), params.w_hh.dtype
         if key is None:
-            return params, (xs, jnp.ones(shape, dtype))
+            return params, jnp.ones(shape, dtype)
         keys = jax.random.split(key)
         draw = lambda k, shape: jax.random.bernoulli(k, self.keep, shape) / self.keep
         dropped = draw(keys[0], params.w_hh.shape).astype(params.w_hh.dtype)
         masks = draw(keys[1], shape).astype(dtype)
-        return params._replace(w_hh=params.w_hh * dropped), (xs, masks)
+        return params._replace(w_hh=params.w_hh * dropped), masks
 
     def project(self, params: NoisyParams, x: tuple[jax.Array, jax.Array]) -> jax.Array:
         x, mask = x

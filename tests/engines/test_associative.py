@@ -129,7 +129,7 @@ def test_noise_is_that_of_the_key(x64: None) -> None:
     params = NoisyLinearParams(rng.normal(size=(2, hidden)), rng.normal(size=hidden))
     xs, key = rng.normal(size=(steps, batch, 2)), jax.random.key(3)
     given = cell.perturb(params, xs, (steps, batch), key)
-    dropped, (_, masks) = jax.tree.map(np.asarray, given)
+    dropped, masks = jax.tree.map(np.asarray, given)
     want, s = [], np.zeros((batch, hidden))
     for t in range(steps):
         s = np.tanh(dropped.decay) * s + masks[t] * (xs[t] @ params.w_ih)
