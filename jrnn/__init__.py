@@ -10,6 +10,8 @@ from importlib.metadata import version as _version
 from typing import Any
 
 from jrnn import initializers as initializers
+from jrnn import transforms as transforms
+from jrnn.cell import Below as Below
 from jrnn.cell import Cell as Cell
 from jrnn.cell import place as place
 from jrnn.cell import record as record

@@ -10,7 +10,7 @@ import abc
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, final
+from typing import Any, Literal, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,18 @@ Carry = Any
 Inputs = Any
 Gates = Any
 Recurrence = Literal["dense", "block_diagonal", "diagonal", "linear"]
+
+
+class Below(NamedTuple):
+    """The input of a cell that takes the state of the layer below it.
+
+    Attributes:
+      x: the output of that layer, `[..., input]`.
+      c: its cell state after this step, `[..., hidden]`.
+    """
+
+    x: jax.Array
+    c: jax.Array
 
 
 class Cell(abc.ABC):
@@ -60,6 +72,14 @@ class Cell(abc.ABC):
         leading axes, or have axes of size 1. A leaf of a with one axis more than its leaf of the
         carry holds matrices instead, `[..., n, n]` with all leading axes, of size 1 where they are
         the same: s' = a @ s + b. `update` of such a cell uses its own `coefficients`, and any y.
+      takes_below: whether inputs may be `Below`, with the cell state of the layer below.
+      stepwise: whether the cell has a single step; one that reads a whole sequence has none.
+      sequence: None, or a method `sequence(run, params, xs, carry, key) -> (carry, ys)` of a cell
+        made of others, which runs these one by one over all of time, each as an engine does best.
+        `run(cell, params, xs, carry, key, backwards=False)` is `jrnn.unroll` with the masks and the
+        engine of the whole, in the direction of travel or against it.
+      reverse_only: whether the step has derivatives of reverse mode alone, which `Newton` cannot
+        use.
       log_space: whether `coefficients` gives the logarithms of a and b, both positive, so that an
         engine may stay among logarithms: s' = exp(a) * s + exp(b).
     """
@@ -73,6 +93,10 @@ class Cell(abc.ABC):
     ) = None
     coefficients: Callable[[Params, Gates], tuple[Carry, Carry]] | None = None
     log_space: bool = False
+    takes_below: bool = False
+    stepwise: bool = True
+    sequence: Callable[..., tuple[Carry, Any]] | None = None
+    reverse_only: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -110,6 +134,14 @@ class Cell(abc.ABC):
     @abc.abstractmethod
     def update(self, params: Params, carry: Carry, z: Gates, u: Gates) -> tuple[Carry, jax.Array]:
         """The gate arithmetic: the new carry, and the output `y [..., output]`."""
+
+    def output(self, params: Params, input_size: int) -> Any:
+        """The shape of the output of one step, without batch axes, as `jax.eval_shape` has it."""
+
+        def one(params: Params) -> Any:
+            return self.step(params, self.init_carry(params, ()), self.inputs(input_size, ()))[1]
+
+        return jax.eval_shape(one, params)
 
     @final
     def step(

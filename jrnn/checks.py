@@ -82,6 +82,7 @@ def t_max(owner: str, value: int, forget_bias: float = 0.0, default: float = 0.0
 
 
 def rate(owner: str, name: str, value: float) -> None:
-    """Refuses a dropping rate outside [0, 1)."""
-    if not 0.0 <= value < 1.0:
+    """Refuses a dropping rate that is no number in [0, 1)."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < 1:
         raise ValueError(f"{owner}: {name} must lie in [0, 1), got {value!r}")

@@ -1,6 +1,7 @@
 """`jrnn.unroll`: the one way to run a cell over a sequence."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jrnn.engines.associative import Associative
 from jrnn.engines.auto import Auto
 from jrnn.engines.engine import Engine
 from jrnn.engines.fused import Fused
+from jrnn.engines.masking import reverse_resets
 from jrnn.engines.native import Native
 from jrnn.engines.newton import Newton
 from jrnn.engines.prepare import prepare
@@ -122,6 +124,33 @@ def _unroll(
     reverse: bool,
     engine: Engine,
 ) -> tuple[Carry, jax.Array]:
+    if isinstance(cell, Cell) and cell.sequence is not None:
+        each = partial(_unroll_part, lengths, resets, reverse, engine)
+        return cell.sequence(each, params, xs, carry, key)
     run = prepare(cell, params, xs, carry, lengths, resets, key, reverse)
     carry, ys = engine.run(run.parts, run.carry, run.xs, run.masks, reverse)
     return carry, run.outputs(ys)
+
+
+def _unroll_part(
+    lengths: jax.Array | None,
+    resets: jax.Array | None,
+    reverse: bool,
+    engine: Engine,
+    cell: Cell,
+    params: Params,
+    xs: Inputs,
+    carry: Carry | None,
+    key: jax.Array | None,
+    backwards: bool = False,
+) -> tuple[Carry, Any]:
+    """One cell of those that a cell is made of, as `Cell.sequence` calls it."""
+    if backwards and reverse:
+        raise ValueError(
+            "unroll: a bidirectional cell goes both ways; reverse must be False, got True"
+        )
+    if backwards and resets is not None:
+        resets = reverse_resets(resets, lengths)
+    return _unroll(
+        cell, params, xs, carry, lengths, resets, key, reverse=reverse or backwards, engine=engine
+    )

@@ -52,7 +52,7 @@ class RNN(nnx.Module):
         params = cell.init(rngs.params(), input_size, param_dtype)
         self.cell = cell
         self.input_size = input_size
-        self.output_size = _output_size(cell, params, input_size, param_dtype)
+        self.output_size = cell.output(params, input_size).shape[-1]
         self.directions = (reverse,)
         self.time_major = time_major
         self.engine = choose_engine(engine)
@@ -125,11 +125,3 @@ def time_first(owner: str, xs: Inputs, resets: ArrayLike | None) -> tuple[Inputs
 def swap_time_and_batch(tree: Any) -> Any:
     """Exchanges the first two axes of every leaf."""
     return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), tree)
-
-
-def _output_size(cell: Cell, params: Params, input_size: int, dtype: DTypeLike) -> int:
-    def one(params: Params) -> jax.Array:
-        x = cell.inputs(input_size, (1,), dtype)
-        return cell.step(params, cell.init_carry(params, (1,)), x)[1]
-
-    return jax.eval_shape(one, params).shape[-1]

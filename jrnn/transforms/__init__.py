@@ -1,0 +1,48 @@
+"""Transforms: from a cell to a cell, for what may be wrapped around any of them."""
+
+from jrnn.cell import Cell
+from jrnn.transforms.bidirectional import Bidirectional as Bidirectional
+from jrnn.transforms.bidirectional import BidirectionalParams as BidirectionalParams
+from jrnn.transforms.carry import Clip as Clip
+from jrnn.transforms.carry import LearnedCarry as LearnedCarry
+from jrnn.transforms.carry import LearnedCarryParams as LearnedCarryParams
+from jrnn.transforms.dropout import Dropout as Dropout
+from jrnn.transforms.dropout import WeightDrop as WeightDrop
+from jrnn.transforms.norm import LayerNorm as LayerNorm
+from jrnn.transforms.norm import LayerNormParams as LayerNormParams
+from jrnn.transforms.residual import Highway as Highway
+from jrnn.transforms.residual import HighwayParams as HighwayParams
+from jrnn.transforms.residual import Projection as Projection
+from jrnn.transforms.residual import ProjectionParams as ProjectionParams
+from jrnn.transforms.residual import Residual as Residual
+from jrnn.transforms.stack import Stack as Stack
+from jrnn.transforms.wrapper import Wrapper as Wrapper
+from jrnn.transforms.zoneout import Zoneout as Zoneout
+
+# A transform is the class of what it makes, so that a transformed cell prints as what made it.
+bidirectional = Bidirectional
+clip = Clip
+dropout = Dropout
+highway = Highway
+layer_norm = LayerNorm
+learned_carry = LearnedCarry
+projection = Projection
+residual = Residual
+stack = Stack
+weight_drop = WeightDrop
+zoneout = Zoneout
+
+REGISTRY: dict[str, type[Cell]] = {
+    "layer_norm": LayerNorm,
+    "zoneout": Zoneout,
+    "dropout": Dropout,
+    "weight_drop": WeightDrop,
+    "residual": Residual,
+    "highway": Highway,
+    "projection": Projection,
+    "learned_carry": LearnedCarry,
+    "clip": Clip,
+    "stack": Stack,
+    "bidirectional": Bidirectional,
+}
+"""Every transform by its name."""

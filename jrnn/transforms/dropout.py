@@ -1,0 +1,230 @@
+"""Dropout that is right for recurrent networks, and weights that are dropped."""
+
+# pyright: reportIncompatibleMethodOverride=false, reportIncompatibleVariableOverride=false
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jrnn import checks
+from jrnn.cell import Carry, Gates, Inputs, Params, acting
+from jrnn.transforms.wrapper import Wrapper, keys_for
+
+
+class DropoutMasks(NamedTuple):
+    """Where numbers stay, `[*leading, ...]` bool."""
+
+    x: list[jax.Array]
+    candidate: list[jax.Array]
+    y: jax.Array | None
+
+
+@dataclass(frozen=True)
+class Dropout(Wrapper):
+    r"""Drops numbers of the input, of the candidate, and of the output.
+
+    ::
+
+        s', y = cell(s, m_x * x), in it m_n * n in place of its candidate n;   y = m_y * y
+        m ~ Bernoulli(1 - rate) / (1 - rate)       with a key; without one 1, the expected value
+
+    A mask is drawn for each sequence and kept for all its steps, the variational form; with
+    `each_step` it is new at each step. Dropping candidates, what a gate may write, never touches
+    what is already in memory.
+
+    Args:
+      cell: the cell.
+      x: rate of the inputs; of a pytree of inputs, of its field `x`.
+      y: rate of the outputs; what the next step sees of them is not dropped.
+      candidate: rate of the candidate, the g of an LSTM and the n of a GRU.
+      each_step: whether masks are new at each step.
+
+    Raises:
+      TypeError: `cell` is no cell.
+      ValueError: a rate outside [0, 1), or `each_step` no bool; or, when run with a key, a rate for
+        the candidate of a cell that has none.
+
+    >>> import jax, jax.numpy as jnp, jrnn
+    >>> cell = Dropout(jrnn.GRU(hidden_size=4), x=0.2, candidate=0.25)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> _, ys = jrnn.unroll(cell, params, jnp.ones((9, 2, 3)), key=jax.random.key(1))
+    >>> ys.shape
+    (9, 2, 4)
+
+    References:
+      Gal and Ghahramani, 2016, A theoretically grounded application of dropout in recurrent neural
+        networks (one mask for each sequence).
+      Semeniuta, Severyn and Barth, 2016, Recurrent dropout without memory loss (candidates).
+    """
+
+    x: float = 0.0
+    y: float = 0.0
+    candidate: float = 0.0
+    each_step: bool = False
+    plain_gates = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("x", "y", "candidate"):
+            checks.rate(self.owner, name, getattr(self, name))
+        checks.boolean(self.owner, "each_step", self.each_step)
+
+    def perturb(
+        self, params: Params, xs: Inputs, leading: tuple[int, ...], key: jax.Array | None
+    ) -> tuple[Params, Any]:
+        own, inside = keys_for(key, 2)
+        params, noise = self.perturb_inside(params, xs, leading, inside)
+        return params, (noise, None if own is None else self._masks(params, xs, noise, own))
+
+    def _masks(self, params: Params, xs: Inputs, noise: Any, key: jax.Array) -> DropoutMasks:
+        keys = iter(jax.random.split(key, 3))
+        candidates, y = jax.eval_shape(self._shapes, params, xs, noise)
+        if self.candidate and not candidates:
+            raise ValueError(
+                f"{self.owner}: {self.cell!r} has no candidate to drop; leave out "
+                f"candidate={self.candidate}, or drop inputs by x="
+            )
+        dropped = self._dropped(xs) if self.x else []
+        return DropoutMasks(
+            x=self._draw(next(keys), self.x, dropped),
+            candidate=self._draw(next(keys), self.candidate, candidates if self.candidate else []),
+            y=self._draw(next(keys), self.y, [y])[0] if self.y else None,
+        )
+
+    def _shapes(self, params: Params, xs: Inputs, noise: Any) -> tuple[list[Any], Any]:
+        """All candidates of a step, and its output, for all steps at once."""
+        leading = jax.tree.leaves(xs)[0].shape[:2]
+        carry = self.cell.init_carry(params, leading)
+        z, u = self.project_inside(params, xs, noise), self.recur(params, carry)
+        with acting("candidate", lambda value: value) as candidates:
+            _, y = self.cell.update(params, carry, z, u)
+        return candidates, y
+
+    def _draw(self, key: jax.Array, rate: float, like: list[Any]) -> list[jax.Array]:
+        masks = []
+        for n, leaf in enumerate(like):
+            shape = leaf.shape if self.each_step else (1, *leaf.shape[1:])
+            drawn = jax.random.bernoulli(jax.random.fold_in(key, n), 1 - rate, shape)
+            masks.append(jnp.broadcast_to(drawn, leaf.shape))
+        return masks
+
+    def _dropped(self, x: Inputs) -> list[Any]:
+        """The leaves of the input that are dropped: no time step, and no mask of the user's."""
+        named, _ = jax.tree_util.tree_flatten_with_path(x)
+        return [leaf for path, leaf in named if _is_x(path)]
+
+    def project(self, params: Params, x: Any) -> Gates:
+        x, (noise, masks) = x
+        if masks is not None and masks.x:
+            each = iter(masks.x)
+            drop = lambda path, a: _drop(next(each), self.x, a) if _is_x(path) else a
+            x = jax.tree_util.tree_map_with_path(drop, x)
+        return self.project_inside(params, x, noise), masks
+
+    def update(self, params: Params, carry: Carry, z: Gates, u: Gates) -> tuple[Carry, Any]:
+        z, masks = z
+        with self._dropping(masks):
+            carry, y = self.cell.update(params, carry, z, u)
+        return carry, y if masks is None or masks.y is None else _drop(masks.y, self.y, y)
+
+    @property
+    def coefficients(self) -> Any:
+        return None if self.cell.coefficients is None else self._coefficients
+
+    def _coefficients(self, params: Params, z: Gates) -> tuple[Carry, Carry]:
+        with self._dropping(z[1]):
+            return self.coefficients_inside(params, z)
+
+    @contextlib.contextmanager
+    def _dropping(self, masks: DropoutMasks | None) -> Iterator[None]:
+        """Within the block candidates are dropped, if any are."""
+        if masks is None or not masks.candidate:
+            yield
+            return
+        each = iter(masks.candidate)
+        with acting("candidate", lambda value: _drop(next(each), self.candidate, value)):
+            yield
+
+
+@dataclass(frozen=True)
+class WeightDrop(Wrapper):
+    r"""Drops recurrent weights, the same for all steps and sequences of a run.
+
+    ::
+
+        w_hh = m * w_hh / (1 - rate),   m ~ Bernoulli(1 - rate)       with a key; without one w_hh
+
+    Args:
+      cell: the cell; of one made of others, the weights of all.
+      rate: rate of the weights.
+      names: fields of the parameters that are dropped.
+
+    Raises:
+      TypeError: `cell` is no cell.
+      ValueError: a rate outside [0, 1); or, at `init`, no parameter has such a name.
+
+    >>> import jax, jax.numpy as jnp, jrnn
+    >>> cell = WeightDrop(jrnn.LSTM(hidden_size=4), rate=0.5)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> _, ys = jrnn.unroll(cell, params, jnp.ones((9, 2, 3)), key=jax.random.key(1))
+    >>> ys.shape
+    (9, 2, 4)
+
+    References:
+      Wan et al., 2013, Regularization of neural networks using DropConnect.
+      Merity, Keskar and Socher, 2018, Regularizing and optimizing LSTM language models.
+    """
+
+    rate: float = 0.5
+    names: tuple[str, ...] = ("w_hh",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.rate(self.owner, "rate", self.rate)
+
+    def init(self, key: jax.Array, input_size: int, dtype: Any = jnp.float32) -> Params:
+        params = self.cell.init(key, input_size, dtype)
+        named, _ = jax.tree_util.tree_flatten_with_path(params)
+        if not any(_field(path) in self.names for path, _ in named):
+            raise ValueError(
+                f"{self.owner}: no parameter of {self.cell!r} is named {' or '.join(self.names)}; "
+                f"name some of {', '.join(sorted({_field(path) for path, _ in named}))}"
+            )
+        return params
+
+    def perturb(
+        self, params: Params, xs: Inputs, leading: tuple[int, ...], key: jax.Array | None
+    ) -> tuple[Params, Any]:
+        own, inside = keys_for(key, 2)
+        params, noise = self.perturb_inside(params, xs, leading, inside)
+        if own is None:
+            return params, noise
+        named, structure = jax.tree_util.tree_flatten_with_path(params)
+        keys = jax.random.split(own, len(named))
+        kept = lambda k, w: _drop(jax.random.bernoulli(k, 1 - self.rate, w.shape), self.rate, w)
+        weights = [
+            kept(k, w) if _field(path) in self.names else w
+            for k, (path, w) in zip(keys, named, strict=True)
+        ]
+        return jax.tree.unflatten(structure, weights), noise
+
+    def project(self, params: Params, x: Any) -> Gates:
+        return self.project_inside(params, *x)
+
+
+def _drop(stays: jax.Array, rate: float, a: jax.Array) -> jax.Array:
+    """What stays, enlarged so that the mean is as it was."""
+    return jnp.where(stays, a / (1 - rate), jnp.zeros((), a.dtype))
+
+
+def _is_x(path: tuple[Any, ...]) -> bool:
+    return not path or _field(path) == "x"
+
+
+def _field(path: tuple[Any, ...]) -> str:
+    """The name of a leaf in its tuple, without the dot."""
+    return jax.tree_util.keystr(path[-1:]).strip(".[]'")

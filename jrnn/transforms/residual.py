@@ -1,0 +1,184 @@
+"""Ways round a cell for its input: residual and highway, and a linear map of its output."""
+
+# pyright: reportIncompatibleMethodOverride=false, reportIncompatibleVariableOverride=false
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jax.typing import DTypeLike
+
+from jrnn import checks, initializers
+from jrnn.cell import Carry, Gates, Inputs, Params
+from jrnn.transforms.wrapper import Wrapper
+
+
+@dataclass(frozen=True)
+class Residual(Wrapper):
+    r"""Adds the input to the output.
+
+    ::
+
+        s', y = cell(s, x);   y = y + x
+
+    Args:
+      cell: a cell whose output is of the size of its input.
+
+    Raises:
+      TypeError: `cell` is no cell.
+      ValueError: at `init`, input and output differ in size.
+
+    >>> import jax, jax.numpy as jnp, jrnn
+    >>> cell = Residual(jrnn.LSTM(hidden_size=4))
+    >>> params = cell.init(jax.random.key(0), input_size=4)
+    >>> cell.step(params, cell.init_carry(params, ()), jnp.ones(4))[1].shape
+    (4,)
+
+    References:
+      He et al., 2016, Deep residual learning for image recognition.
+      Wu et al., 2016, Google's neural machine translation system (between LSTM layers).
+    """
+
+    plain_gates = False
+
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> Params:
+        params = self.cell.init(key, input_size, dtype)
+        _same_size(self, params, input_size)
+        return params
+
+    def project(self, params: Params, x: Inputs) -> Gates:
+        return self.cell.project(params, x), self.input_alone(x)
+
+    def update(self, params: Params, carry: Carry, z: Gates, u: Gates) -> tuple[Carry, Any]:
+        z, x = z
+        carry, y = self.cell.update(params, carry, z, u)
+        return carry, y + x
+
+
+class HighwayParams(NamedTuple):
+    """Weights of the gate, beside those of the cell."""
+
+    cell: Params
+    w_t: jax.Array  # [input, input]
+    b_t: jax.Array  # [input]
+
+
+@dataclass(frozen=True)
+class Highway(Wrapper):
+    r"""A gate between the output and the input, which sees the input alone.
+
+    ::
+
+        t = sigmoid(W_t x + b_t)
+        s', y = cell(s, x);   y = t * y + (1 - t) * x
+
+    Args:
+      cell: a cell whose output is of the size of its input.
+      bias: starting value of b_t; below 0 the input passes at first.
+
+    Raises:
+      TypeError: `cell` is no cell.
+      ValueError: at `init`, input and output differ in size.
+
+    >>> import jax, jax.numpy as jnp, jrnn
+    >>> cell = Highway(jrnn.LSTM(hidden_size=4))
+    >>> params = cell.init(jax.random.key(0), input_size=4)
+    >>> cell.step(params, cell.init_carry(params, ()), jnp.ones(4))[1].shape
+    (4,)
+
+    References:
+      Srivastava, Greff and Schmidhuber, 2015, Highway networks.
+    """
+
+    bias: float = -1.0
+    nested = True
+    plain_gates = False
+
+    def init(
+        self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
+    ) -> HighwayParams:
+        key_cell, key_t = jax.random.split(key)
+        inside = self.cell.init(key_cell, input_size, dtype)
+        _same_size(self, inside, input_size)
+        return HighwayParams(
+            cell=inside,
+            w_t=initializers.input_weights(key_t, input_size, input_size, 1, dtype),
+            b_t=jnp.full((input_size,), self.bias, dtype),
+        )
+
+    def project(self, params: HighwayParams, x: Inputs) -> Gates:
+        alone = self.input_alone(x)
+        t = sigmoid(alone @ params.w_t + params.b_t)
+        return self.cell.project(params.cell, x), (t, alone)
+
+    def update(self, params: HighwayParams, carry: Carry, z: Gates, u: Gates) -> tuple[Carry, Any]:
+        z, (t, x) = z
+        carry, y = self.cell.update(params.cell, carry, z, u)
+        return carry, t * y + (1 - t) * x
+
+
+class ProjectionParams(NamedTuple):
+    """Weights of the output, beside those of the cell."""
+
+    cell: Params
+    w_y: jax.Array  # [hidden, size]
+
+
+@dataclass(frozen=True)
+class Projection(Wrapper):
+    r"""A linear map of the output, to another size. The carry is that of the cell.
+
+    ::
+
+        s', y = cell(s, x);   y = W_y y
+
+    What is fed back is not mapped: for that see `proj_size` of `jrnn.LSTM`.
+
+    Args:
+      cell: the cell.
+      size: the size of the output.
+
+    Raises:
+      TypeError: `cell` is no cell.
+      ValueError: `size` is not a positive int.
+
+    >>> import jax, jax.numpy as jnp, jrnn
+    >>> cell = Projection(jrnn.LSTM(hidden_size=8), size=2)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> cell.step(params, cell.init_carry(params, ()), jnp.ones(3))[1].shape
+    (2,)
+    """
+
+    size: int = 1
+    nested = True
+    pointwise: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive_int(self.owner, "size", self.size)
+
+    def init(
+        self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
+    ) -> ProjectionParams:
+        key_cell, key_y = jax.random.split(key)
+        inside = self.cell.init(key_cell, input_size, dtype)
+        width = self.cell.output(inside, input_size).shape[-1]
+        weights = initializers.input_weights(key_y, width, self.size, 1, dtype)
+        return ProjectionParams(inside, weights)
+
+    def update(
+        self, params: ProjectionParams, carry: Carry, z: Gates, u: Gates
+    ) -> tuple[Carry, Any]:
+        carry, y = self.cell.update(params.cell, carry, z, u)
+        return carry, y @ params.w_y
+
+
+def _same_size(transform: Wrapper, params: Params, input_size: int) -> None:
+    width = transform.cell.output(params, input_size).shape[-1]
+    if width != input_size:
+        raise ValueError(
+            f"{transform.owner}: input and output must be of one size, got input_size={input_size} "
+            f"and outputs of {width}; give the cell hidden_size={input_size}, or map one of them"
+        )
