@@ -18,6 +18,7 @@ from jrnn.cell import record as record
 from jrnn.cells import GRU as GRU
 from jrnn.cells import LRU as LRU
 from jrnn.cells import LSTM as LSTM
+from jrnn.cells import RGLRU as RGLRU
 from jrnn.cells import Elman as Elman
 from jrnn.cells import IndRNN as IndRNN
 from jrnn.cells import LSTMCarry as LSTMCarry

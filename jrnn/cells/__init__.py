@@ -24,6 +24,9 @@ from jrnn.cells.para import ParaGRU as ParaGRU
 from jrnn.cells.para import ParaGRUParams as ParaGRUParams
 from jrnn.cells.para import ParaLSTM as ParaLSTM
 from jrnn.cells.para import ParaLSTMParams as ParaLSTMParams
+from jrnn.cells.rglru import RGLRU as RGLRU
+from jrnn.cells.rglru import RGLRUGates as RGLRUGates
+from jrnn.cells.rglru import RGLRUParams as RGLRUParams
 
 REGISTRY: dict[str, type[Cell]] = {
     "lstm": LSTM,
@@ -35,5 +38,6 @@ REGISTRY: dict[str, type[Cell]] = {
     "indrnn": IndRNN,
     "paragru": ParaGRU,
     "paralstm": ParaLSTM,
+    "rglru": RGLRU,
 }
 """Every cell by the name that a config takes; each can be made as `cls(hidden_size=...)`."""

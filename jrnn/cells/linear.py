@@ -118,8 +118,8 @@ class LRU(Cell):
     def coefficients(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, params: LRUParams, z: LRUGates
     ) -> tuple[jax.Array, jax.Array]:
-        decay, angle = jnp.exp(_wide(params.nu_log)), jnp.exp(_wide(params.theta_log))
-        taken_in = jnp.exp(_wide(params.gamma_log)) * lax.complex(_wide(z.re), _wide(z.im))
+        decay, angle = jnp.exp(wide(params.nu_log)), jnp.exp(wide(params.theta_log))
+        taken_in = jnp.exp(wide(params.gamma_log)) * lax.complex(wide(z.re), wide(z.im))
         return jnp.exp(lax.complex(-decay, angle)), taken_in
 
     def update(
@@ -131,6 +131,6 @@ class LRU(Cell):
         return s, y.astype(z.d.dtype)
 
 
-def _wide(a: jax.Array) -> jax.Array:
+def wide(a: jax.Array) -> jax.Array:
     """At least float32: there are no complex numbers of half precision."""
     return a.astype(jnp.promote_types(a.dtype, jnp.float32))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jrnn import LRU, MinGRU, MinLSTM
+from jrnn import LRU, RGLRU, MinGRU, MinLSTM
 from tests.oracles.common import Row, inputs, sigmoid, start_of
 
 
@@ -48,10 +48,20 @@ def lru_start(params: Any) -> np.ndarray:
     return np.zeros(len(params.nu_log), np.complex128)
 
 
+def rglru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """De et al., 2024, equations 1 to 4, with a as a power of a number between 0 and 1."""
+    u = inputs(params, "riv", x)
+    base = sigmoid(-params.lam)
+    a = base ** (8 * sigmoid(u["r"]))
+    h = a * h + np.sqrt(1 - a**2) * (sigmoid(u["i"]) * u["v"])
+    return h, h
+
+
 ROWS = {
     "mingru": Row(MinGRU, mingru, start_of(2)),
     "mingru-log": Row(partial(MinGRU, log_space=True), partial(mingru, g=positive), start_of(2)),
     "minlstm": Row(MinLSTM, minlstm, start_of(3)),
     "minlstm-log": Row(partial(MinLSTM, log_space=True), partial(minlstm, g=positive), start_of(3)),
     "lru": Row(LRU, lru, lru_start),
+    "rglru": Row(RGLRU, rglru, start_of(3)),
 }
