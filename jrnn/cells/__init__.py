@@ -27,6 +27,13 @@ from jrnn.cells.para import ParaLSTMParams as ParaLSTMParams
 from jrnn.cells.rglru import RGLRU as RGLRU
 from jrnn.cells.rglru import RGLRUGates as RGLRUGates
 from jrnn.cells.rglru import RGLRUParams as RGLRUParams
+from jrnn.cells.xlstm import MLSTM as MLSTM
+from jrnn.cells.xlstm import SLSTM as SLSTM
+from jrnn.cells.xlstm import MLSTMCarry as MLSTMCarry
+from jrnn.cells.xlstm import MLSTMGates as MLSTMGates
+from jrnn.cells.xlstm import MLSTMParams as MLSTMParams
+from jrnn.cells.xlstm import SLSTMCarry as SLSTMCarry
+from jrnn.cells.xlstm import SLSTMParams as SLSTMParams
 
 REGISTRY: dict[str, type[Cell]] = {
     "lstm": LSTM,
@@ -39,5 +46,7 @@ REGISTRY: dict[str, type[Cell]] = {
     "paragru": ParaGRU,
     "paralstm": ParaLSTM,
     "rglru": RGLRU,
+    "slstm": SLSTM,
+    "mlstm": MLSTM,
 }
 """Every cell by the name that a config takes; each can be made as `cls(hidden_size=...)`."""
