@@ -20,6 +20,7 @@ from jrnn.cells import LRU as LRU
 from jrnn.cells import LSTM as LSTM
 from jrnn.cells import MLSTM as MLSTM
 from jrnn.cells import RGLRU as RGLRU
+from jrnn.cells import S5 as S5
 from jrnn.cells import SLSTM as SLSTM
 from jrnn.cells import Elman as Elman
 from jrnn.cells import IndRNN as IndRNN

@@ -27,6 +27,8 @@ from jrnn.cells.para import ParaLSTMParams as ParaLSTMParams
 from jrnn.cells.rglru import RGLRU as RGLRU
 from jrnn.cells.rglru import RGLRUGates as RGLRUGates
 from jrnn.cells.rglru import RGLRUParams as RGLRUParams
+from jrnn.cells.s5 import S5 as S5
+from jrnn.cells.s5 import S5Params as S5Params
 from jrnn.cells.xlstm import MLSTM as MLSTM
 from jrnn.cells.xlstm import SLSTM as SLSTM
 from jrnn.cells.xlstm import MLSTMCarry as MLSTMCarry
@@ -46,6 +48,7 @@ REGISTRY: dict[str, type[Cell]] = {
     "paragru": ParaGRU,
     "paralstm": ParaLSTM,
     "rglru": RGLRU,
+    "s5": S5,
     "slstm": SLSTM,
     "mlstm": MLSTM,
 }

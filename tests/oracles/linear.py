@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jrnn import LRU, RGLRU, MinGRU, MinLSTM
+from jrnn import LRU, RGLRU, S5, MinGRU, MinLSTM
 from tests.oracles.common import Row, inputs, sigmoid, start_of
 
 
@@ -57,6 +57,21 @@ def rglru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
     return h, h
 
 
+def s5(params: Any, s: np.ndarray, x: np.ndarray, conjugates: bool) -> tuple[Any, np.ndarray]:
+    """Smith et al., 2023, equation 6, with the conjugates written out."""
+    b_re, b_im, d = np.split(params.w_ih, [len(s), 2 * len(s)], axis=-1)
+    eigenvalues, step = params.lambda_re + 1j * params.lambda_im, np.exp(params.log_step)
+    b, c = (b_re + 1j * b_im).T, (params.c_re + 1j * params.c_im).T
+    a = np.exp(eigenvalues * step)
+    s = a * s + (a - 1) / eigenvalues * (b @ x)
+    y = c @ s + (c.conj() @ s.conj() if conjugates else 0)
+    return s, y.real + d.T @ x
+
+
+def s5_start(params: Any) -> np.ndarray:
+    return np.zeros(len(params.log_step), np.complex128)
+
+
 ROWS = {
     "mingru": Row(MinGRU, mingru, start_of(2)),
     "mingru-log": Row(partial(MinGRU, log_space=True), partial(mingru, g=positive), start_of(2)),
@@ -64,4 +79,10 @@ ROWS = {
     "minlstm-log": Row(partial(MinLSTM, log_space=True), partial(minlstm, g=positive), start_of(3)),
     "lru": Row(LRU, lru, lru_start),
     "rglru": Row(RGLRU, rglru, start_of(3)),
+    "s5": Row(S5, partial(s5, conjugates=True), s5_start),
+    "s5-alone": Row(
+        lambda hidden: S5(hidden, state_size=hidden + 1, conjugate=False),
+        partial(s5, conjugates=False),
+        s5_start,
+    ),
 }

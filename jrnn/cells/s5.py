@@ -1,0 +1,157 @@
+"""S5: a diagonal state space, discretised with a step that is learned for each state."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
+
+from jrnn import checks, initializers
+from jrnn.cell import Cell, record
+from jrnn.cells.common import advance, product
+from jrnn.cells.linear import LRUGates, wide
+
+
+class S5Params(NamedTuple):
+    """Weights, all of them real: complex ones are in two parts."""
+
+    w_ih: jax.Array  # [input, 2·state + hidden]: Re B, Im B, D
+    lambda_re: jax.Array  # [state]
+    lambda_im: jax.Array  # [state]
+    log_step: jax.Array  # [state]
+    c_re: jax.Array  # [state, hidden]
+    c_im: jax.Array  # [state, hidden]
+
+
+@dataclass(frozen=True)
+class S5(Cell):
+    r"""S5: a linear system in continuous time, ds/dt = lambda s + B x, seen at learned steps.
+
+    ::
+
+        a = exp(lambda * step)                              zero-order hold: x stays as it is ...
+        s' = a * s + (a - 1) / lambda * (B x)               ... for the time exp(log_step)
+        y = 2 Re(C s') + D x                                or Re(C s') + D x
+
+    The state is complex64, or complex128 with float64 parameters; parameters are real. With
+    `conjugate` each state stands for itself and for its conjugate, which is the 2 of the output.
+    `update` holds the product with C. As in the paper it is one linear layer: what is not linear
+    comes between layers. Nothing keeps Re lambda, which begins at -1/2, below 0.
+
+    The states begin as the normal part of the HiPPO-LegS matrix in its eigenbasis V: B as V* B_0
+    and C as C_0 V, for real B_0 of variance 1/input and C_0 of variance 1/states, one block of
+    all states. D begins as N(0, 1/input), for it is a matrix here, where output and input may
+    differ in size, and a diagonal in the paper.
+
+    Args:
+      hidden_size: number of outputs.
+      state_size: number of complex states that are held; `hidden_size` where None.
+      conjugate: whether each state stands for its conjugate too.
+      step_min: least step at the start.
+      step_max: greatest step at the start; logarithms are uniform between the two.
+
+    Raises:
+      ValueError: `hidden_size` or `state_size` is not a positive int, `conjugate` is no bool, or
+        not 0 < step_min < step_max.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = S5(hidden_size=4, state_size=6)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> s, y = cell.step(params, cell.init_carry(params, (2,)), jnp.ones((2, 3)))
+    >>> s.shape, s.dtype.name, y.shape, y.dtype.name
+    ((2, 6), 'complex64', (2, 4), 'float32')
+
+    References:
+      Smith, Warrington and Linderman, 2023, Simplified state space layers for sequence modeling.
+      Gu et al., 2020, HiPPO: recurrent memory with optimal polynomial projections.
+    """
+
+    hidden_size: int
+    state_size: int | None = None
+    conjugate: bool = True
+    step_min: float = 0.001
+    step_max: float = 0.1
+    recurrence = "linear"
+    pointwise = False
+
+    def __post_init__(self) -> None:
+        checks.positive_int("S5", "hidden_size", self.hidden_size)
+        if self.state_size is not None:
+            checks.positive_int("S5", "state_size", self.state_size)
+        checks.boolean("S5", "conjugate", self.conjugate)
+        if not 0 < self.step_min < self.step_max < float("inf"):
+            raise ValueError(
+                "S5: step_min and step_max must be 0 < step_min < step_max, got "
+                f"step_min={self.step_min!r}, step_max={self.step_max!r}"
+            )
+
+    @property
+    def states(self) -> int:
+        """The number of complex states that are held."""
+        return self.hidden_size if self.state_size is None else self.state_size
+
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> S5Params:
+        dtype = checks.float_dtype("S5.init", dtype)
+        checks.positive_int("S5.init", "input_size", input_size)
+        key_b, key_c, key_d, key_step = jax.random.split(key, 4)
+        count, drawn_in = self.states * (1 + self.conjugate), jnp.promote_types(dtype, jnp.float32)
+        # Of each pair of conjugates the one that turns upwards.
+        eigenvalues, v = (part[..., -self.states :] for part in legs(count))
+        lecun = jax.nn.initializers.lecun_normal()
+        b = lecun(key_b, (input_size, count), drawn_in) @ v.conj()
+        c = v.T @ lecun(key_c, (count, self.hidden_size), drawn_in)
+        d = lecun(key_d, (input_size, self.hidden_size), drawn_in)
+        log_step = initializers.uniform(
+            key_step, self.states, np.log(self.step_min), np.log(self.step_max), drawn_in
+        )
+        parts = S5Params(
+            w_ih=jnp.concatenate([jnp.real(b), jnp.imag(b), d], axis=-1),
+            lambda_re=jnp.real(eigenvalues),
+            lambda_im=jnp.imag(eigenvalues),
+            log_step=log_step,
+            c_re=jnp.real(c),
+            c_im=jnp.imag(c),
+        )
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), parts)
+
+    def init_carry(self, params: S5Params, batch_shape: tuple[int, ...]) -> jax.Array:
+        dtype = jnp.promote_types(params.log_step.dtype, jnp.complex64)
+        return jnp.zeros((*batch_shape, self.states), dtype)
+
+    def project(self, params: S5Params, x: jax.Array) -> LRUGates:
+        ends = [self.states, 2 * self.states]
+        return LRUGates(*jnp.split(product(self, x, params.w_ih), ends, axis=-1))
+
+    def recur(self, params: S5Params, carry: jax.Array) -> None:
+        return None
+
+    def coefficients(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, params: S5Params, z: LRUGates
+    ) -> tuple[jax.Array, jax.Array]:
+        eigenvalues = lax.complex(wide(params.lambda_re), wide(params.lambda_im))
+        moved = eigenvalues * jnp.exp(wide(params.log_step))
+        taken_in = jnp.expm1(moved) / eigenvalues * lax.complex(wide(z.re), wide(z.im))
+        return jnp.exp(moved), taken_in
+
+    def update(
+        self, params: S5Params, carry: jax.Array, z: LRUGates, u: None
+    ) -> tuple[jax.Array, jax.Array]:
+        s = advance(self.coefficients(params, z), carry)
+        record(re=s.real, im=s.imag)
+        seen = s.real @ params.c_re - s.imag @ params.c_im
+        return s, ((1 + self.conjugate) * seen + z.d).astype(z.d.dtype)
+
+
+def legs(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues `[size]` and eigenvectors `[size, size]` of the normal part of HiPPO-LegS.
+
+    With p_n = sqrt(n + 1/2) that part is A + p p^T, which is -1/2 and a matrix that is skew:
+    p_n p_k above the diagonal and -p_n p_k below it. Imaginary parts ascend, in conjugate pairs.
+    """
+    p = np.sqrt(np.arange(size) + 0.5)
+    skew = np.triu(np.outer(p, p), 1) - np.tril(np.outer(p, p), -1)
+    imaginary, vectors = np.linalg.eigh(-1j * skew)
+    return -0.5 + 1j * imaginary, vectors
