@@ -22,6 +22,7 @@ from jrnn.cells import MLSTM as MLSTM
 from jrnn.cells import RGLRU as RGLRU
 from jrnn.cells import S5 as S5
 from jrnn.cells import SLSTM as SLSTM
+from jrnn.cells import ConvLSTM as ConvLSTM
 from jrnn.cells import Elman as Elman
 from jrnn.cells import IndRNN as IndRNN
 from jrnn.cells import LSTMCarry as LSTMCarry

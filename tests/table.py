@@ -5,10 +5,12 @@ rows of `KINDS` alone, one or two of each kind: compiles are the time of this su
 """
 
 from jrnn import Engine, Fused, Scan
-from tests.oracles import elman, gru, linear, lstm, para, xlstm
+from tests.oracles import conv, elman, gru, linear, lstm, para, xlstm
 from tests.oracles.common import Row as Row
 
-CELLS: dict[str, Row] = lstm.ROWS | gru.ROWS | elman.ROWS | linear.ROWS | para.ROWS | xlstm.ROWS
+CELLS: dict[str, Row] = (
+    lstm.ROWS | gru.ROWS | elman.ROWS | linear.ROWS | para.ROWS | xlstm.ROWS | conv.ROWS
+)
 
 KINDS: tuple[str, ...] = (
     "lstm-peepholes",  # two leaves of a carry; parameters that update uses

@@ -1,6 +1,8 @@
 """The cells: one family to a file."""
 
 from jrnn.cell import Cell
+from jrnn.cells.conv import ConvLSTM as ConvLSTM
+from jrnn.cells.conv import ConvLSTMParams as ConvLSTMParams
 from jrnn.cells.elman import Elman as Elman
 from jrnn.cells.elman import ElmanParams as ElmanParams
 from jrnn.cells.gru import GRU as GRU
@@ -51,5 +53,6 @@ REGISTRY: dict[str, type[Cell]] = {
     "s5": S5,
     "slstm": SLSTM,
     "mlstm": MLSTM,
+    "convlstm": ConvLSTM,
 }
 """Every cell by the name that a config takes; each can be made as `cls(hidden_size=...)`."""

@@ -1,0 +1,183 @@
+"""The convolutional LSTM: states that lie in space, and gates that see their surroundings."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.nn import sigmoid
+from jax.typing import DTypeLike
+
+from jrnn import checks, initializers
+from jrnn.cell import Cell, place, record
+from jrnn.cells.common import split
+from jrnn.cells.lstm import LSTMCarry, LSTMGates
+
+GATES = ("i", "f", "g", "o")
+
+
+class ConvLSTMParams(NamedTuple):
+    """Kernels with the gates side by side in the order i, f, g, o."""
+
+    w_ih: jax.Array  # [*kernel, input, 4·hidden]
+    w_hh: jax.Array  # [*kernel, hidden, 4·hidden]
+    b: jax.Array  # [4·hidden]
+    p_i: jax.Array | None = None  # [hidden]
+    p_f: jax.Array | None = None
+    p_o: jax.Array | None = None
+
+
+@dataclass(frozen=True)
+class ConvLSTM(Cell):
+    r"""The LSTM with convolutions for products: over one, two or three axes of space.
+
+    ::
+
+        f = sigmoid(W_f ∗ x + U_f ∗ h + b_f  [+ p_f * c])   ∗ is a convolution, and x, h and c are
+        i = sigmoid(W_i ∗ x + U_i ∗ h + b_i  [+ p_i * c])   [..., *spatial, channels]
+        g = tanh(W_g ∗ x + U_g ∗ h + b_g)
+        c' = f * c + i * g
+        o = sigmoid(W_o ∗ x + U_o ∗ h + b_o  [+ p_o * c'])
+        h' = o * tanh(c'),   y = h'
+
+    Inputs `[..., *spatial, input]` and outputs `[..., *spatial, hidden]`, channels last. Beyond
+    the border all is zero, so that space keeps its size. Kernels are not flipped: as everywhere in
+    deep learning ∗ is a correlation. Peepholes have one weight for each channel; in the paper they
+    have one for each place as well, which ties a model to one size of space.
+
+    Args:
+      hidden_size: number of channels of the state.
+      spatial_shape: sizes of the axes of space, one to three of them.
+      kernel_size: how far a kernel reaches along each of them; odd, so that it has a middle.
+      forget_bias: starting value of b_f; at 1 the cell remembers from the start.
+      peepholes: whether gates see the cell state (weights starting at 0).
+
+    Raises:
+      ValueError: `hidden_size` is not a positive int, `spatial_shape` no tuple of one to three of
+        them, or `kernel_size` no odd one; or, when run, x has another shape.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = ConvLSTM(hidden_size=4, spatial_shape=(6, 5))
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> carry, y = cell.step(params, cell.init_carry(params, (2,)), jnp.ones((2, 6, 5, 3)))
+    >>> y.shape, carry.c.shape
+    ((2, 6, 5, 4), (2, 6, 5, 4))
+
+    References:
+      Shi et al., 2015, Convolutional LSTM network: a machine learning approach for precipitation
+      nowcasting.
+    """
+
+    hidden_size: int
+    spatial_shape: tuple[int, ...] = (8, 8)
+    kernel_size: int = 3
+    forget_bias: float = 1.0
+    peepholes: bool = False
+
+    def __post_init__(self) -> None:
+        checks.positive_int("ConvLSTM", "hidden_size", self.hidden_size)
+        if not isinstance(self.spatial_shape, tuple) or not 1 <= len(self.spatial_shape) <= 3:
+            raise ValueError(
+                "ConvLSTM: spatial_shape must be a tuple of one to three sizes such as (8, 8), got "
+                f"{self.spatial_shape!r}"
+            )
+        for size in self.spatial_shape:
+            checks.positive_int("ConvLSTM", "each size of spatial_shape", size)
+        checks.positive_int("ConvLSTM", "kernel_size", self.kernel_size)
+        if self.kernel_size % 2 == 0:
+            raise ValueError(
+                "ConvLSTM: kernel_size must be odd, so that a kernel has a middle, got "
+                f"{self.kernel_size}; take {self.kernel_size + 1}"
+            )
+        checks.boolean("ConvLSTM", "peepholes", self.peepholes)
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """The sizes of a kernel along the axes of space."""
+        return (self.kernel_size,) * len(self.spatial_shape)
+
+    def init(
+        self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
+    ) -> ConvLSTMParams:
+        dtype = checks.float_dtype("ConvLSTM.init", dtype)
+        checks.positive_int("ConvLSTM.init", "input_size", input_size)
+        key_ih, key_hh = jax.random.split(key)
+        hidden, zeros = self.hidden_size, jnp.zeros((self.hidden_size,), dtype)
+        p_i, p_f, p_o = (jnp.zeros_like(zeros) if self.peepholes else None for _ in "ifo")
+        return ConvLSTMParams(
+            w_ih=self._kernels(jax.nn.initializers.glorot_uniform(), key_ih, input_size, dtype),
+            w_hh=self._kernels(jax.nn.initializers.orthogonal(), key_hh, hidden, dtype),
+            b=jnp.concatenate([zeros, jnp.full((hidden,), self.forget_bias, dtype), zeros, zeros]),
+            p_i=p_i,
+            p_f=p_f,
+            p_o=p_o,
+        )
+
+    def _kernels(
+        self, initializer: initializers.Initializer, key: jax.Array, channels: int, dtype: DTypeLike
+    ) -> jax.Array:
+        """Kernels `[*kernel, channels, 4·hidden]`, each gate for itself."""
+        shape, hidden = (*self.kernel_shape, channels), self.hidden_size
+        of_gate = lambda k, flat, t: initializer(k, (*shape, hidden), t).reshape(flat)
+        joined = initializers.per_gate(of_gate, key, math.prod(shape), hidden, len(GATES), dtype)
+        return joined.reshape(*shape, len(GATES) * hidden)
+
+    def init_carry(self, params: ConvLSTMParams, batch_shape: tuple[int, ...]) -> LSTMCarry:
+        shape = (*batch_shape, *self.spatial_shape, self.hidden_size)
+        zeros = jnp.zeros(shape, params.w_hh.dtype)
+        return LSTMCarry(h=zeros, c=zeros)
+
+    def inputs(
+        self, input_size: int, batch_shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+    ) -> jax.Array:
+        return jnp.zeros((*batch_shape, *self.spatial_shape, input_size), dtype)
+
+    def project(self, params: ConvLSTMParams, x: jax.Array) -> LSTMGates:
+        source = "input_size of the parameters"
+        checks.last_axis("ConvLSTM", "x", x, params.w_ih.shape[-2], source)
+        axes = len(self.spatial_shape) + 1
+        if x.shape[-axes:-1] != self.spatial_shape:
+            raise ValueError(
+                f"ConvLSTM: x must be [..., *spatial_shape, input] with spatial_shape "
+                f"{self.spatial_shape}, got shape {x.shape}"
+            )
+        return split(convolve(x, params.w_ih) + params.b, LSTMGates, GATES)
+
+    def recur(self, params: ConvLSTMParams, carry: LSTMCarry) -> LSTMGates:
+        return split(convolve(carry.h, params.w_hh), LSTMGates, GATES)
+
+    def update(
+        self, params: ConvLSTMParams, carry: LSTMCarry, z: LSTMGates, u: LSTMGates
+    ) -> tuple[LSTMCarry, jax.Array]:
+        a = jax.tree.map(jnp.add, z, u)
+        look = lambda p, c: 0 if p is None else p * c
+        f = sigmoid(a.f + look(params.p_f, carry.c))
+        i = sigmoid(a.i + look(params.p_i, carry.c))
+        g = place("candidate", jnp.tanh(a.g))
+        c = f * carry.c + i * g
+        o = sigmoid(a.o + look(params.p_o, c))
+        h = o * jnp.tanh(place("shown", c))
+        record(i=i, f=f, g=g, o=o)
+        return LSTMCarry(h, c), h
+
+
+def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`[..., *spatial, channels]` to `[..., *spatial, outputs]`, with zeros beyond the border.
+
+    Args:
+      x: values, with any leading axes.
+      kernel: `[*kernel, channels, outputs]`.
+    """
+    axes = kernel.ndim - 2
+    leading, dtype = x.shape[: -axes - 1], jnp.result_type(x, kernel)
+    space = "DHW"[-axes:]
+    joined = lax.conv_general_dilated(
+        x.reshape(math.prod(leading), *x.shape[len(leading) :]).astype(dtype),
+        kernel.astype(dtype),
+        window_strides=(1,) * axes,
+        padding="SAME",
+        dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
+    )
+    return joined.reshape(*leading, *joined.shape[1:])
