@@ -22,6 +22,16 @@ def boolean(owner: str, name: str, value: Any) -> None:
         raise ValueError(f"{owner}: {name} must be True or False, got {value!r}")
 
 
+def divides(owner: str, name: str, value: Any, whole_name: str, whole: int) -> None:
+    """Refuses everything but a positive int that divides `whole`."""
+    positive_int(owner, name, value)
+    if whole % value:
+        raise ValueError(
+            f"{owner}: {name} must divide {whole_name}={whole}, got {value}; choose a {whole_name} "
+            f"that is a multiple of {value}, such as {value * -(-whole // value)}"
+        )
+
+
 def positive_number(owner: str, name: str, value: Any) -> None:
     """Refuses everything but a Python number above 0 and below infinity."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)

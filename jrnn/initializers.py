@@ -49,14 +49,37 @@ def input_weights(
     )
 
 
-def recurrent_weights(key: jax.Array, hidden_size: int, gates: int, dtype: DTypeLike) -> jax.Array:
+def recurrent_weights(
+    key: jax.Array,
+    hidden_size: int,
+    gates: int,
+    dtype: DTypeLike,
+    *,
+    heads: int = 1,
+    rows: int | None = None,
+) -> jax.Array:
     """Orthogonal weights `[hidden, G·hidden]`, each gate for itself.
+
+    Args:
+      key: a random key.
+      hidden_size: number of units.
+      gates: number of gates, G.
+      dtype: dtype of the result.
+      heads: number of blocks on the diagonal of each gate's matrix. With more than one the weights
+        are these blocks alone, `[heads, hidden/heads, G·hidden/heads]`, each orthogonal.
+      rows: what the weights multiply, where that has another size than hidden_size.
 
     References:
       Saxe, McClelland and Ganguli, 2014, Exact solutions to the nonlinear dynamics of learning in
       deep linear neural networks.
     """
-    return per_gate(jax.nn.initializers.orthogonal(), key, hidden_size, hidden_size, gates, dtype)
+    rows = hidden_size if rows is None else rows
+    orthogonal = jax.nn.initializers.orthogonal()
+    if heads == 1:
+        return per_gate(orthogonal, key, rows, hidden_size, gates, dtype)
+    block = rows // heads, hidden_size // heads
+    keys = jax.random.split(key, heads)
+    return jnp.stack([per_gate(orthogonal, k, *block, gates, dtype) for k in keys])
 
 
 def chrono(key: jax.Array, hidden_size: int, t_max: int, dtype: DTypeLike) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What the cells of this package share: the input product, gates out of one array, linear steps."""
+"""What the cells of this package share: products, gates out of one array, linear steps."""
 
 from typing import Any, TypeVar
 
@@ -48,6 +48,25 @@ def split(joined: jax.Array, gates: type[NamedGates], names: tuple[str, ...]) ->
     parts = dict(zip(names, jnp.split(joined, len(names), axis=-1), strict=True))
     named: Any = gates
     return named(**{name: parts.get(name) for name in named._fields})
+
+
+def recurrent(
+    h: jax.Array, w_hh: jax.Array, gates: type[NamedGates], names: tuple[str, ...]
+) -> NamedGates:
+    """h·w_hh, cut into the named gates, each `[..., hidden]`.
+
+    Args:
+      h: `[..., rows]`, where rows is hidden, but for a projected state.
+      w_hh: `[rows, G·hidden]`; or `[heads, rows/heads, G·hidden/heads]`, where the units of a head
+        hear one another and no others. The units of the first head come first.
+      gates: the type of the result.
+      names: the gates in the order of concatenation; the others are None.
+    """
+    if w_hh.ndim == 2:
+        return split(h @ w_hh, gates, names)
+    apart = h.reshape(*h.shape[:-1], *w_hh.shape[:2])
+    by_head = split(jnp.einsum("...nr,nrc->...nc", apart, w_hh), gates, names)
+    return jax.tree.map(lambda gate: gate.reshape(*h.shape[:-1], -1), by_head)
 
 
 def advance(coefficients: tuple[Carry, Carry], carry: Carry, log_space: bool = False) -> Carry:

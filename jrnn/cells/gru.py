@@ -9,15 +9,15 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, place, record
-from jrnn.cells.common import affine, split
+from jrnn.cell import Cell, Recurrence, place, record
+from jrnn.cells.common import affine, recurrent, split
 
 
 class GRUParams(NamedTuple):
     """Weights with the gates side by side in the order r, z, n."""
 
     w_ih: jax.Array  # [input, 3·hidden]
-    w_hh: jax.Array  # [hidden, 3·hidden]
+    w_hh: jax.Array  # [hidden, 3·hidden], or [heads, hidden/heads, 3·hidden/heads]
     b: jax.Array  # [3·hidden]
     b_hn: jax.Array | None = None  # [hidden], with reset_after alone
 
@@ -45,14 +45,20 @@ class GRU(Cell):
     `reset_after=True` is the convention of PyTorch and cuDNN, and the faster one;
     `reset_after=False` that of the first paper, with its matrix product inside `update`.
 
+    With `heads` above 1 each U is block-diagonal: a unit hears the past of its own head alone.
+
     Args:
       hidden_size: number of units.
       reset_after: whether the reset gate acts after the product with U_n, or before it.
       t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_z = log U[1,
         t_max - 1].
+      heads: number of blocks on the diagonal of each U; it divides `hidden_size`. `recurrence`
+        stays "dense", as no engine knows blocks of several units, but with one unit to a head,
+        where it is "diagonal".
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, or `t_max` is below 3.
+      ValueError: `hidden_size` is not a positive int, `t_max` is below 3, or `heads` does not
+        divide `hidden_size`.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = GRU(hidden_size=4)
@@ -70,11 +76,17 @@ class GRU(Cell):
     hidden_size: int
     reset_after: bool = True
     t_max: int | None = None
+    heads: int = 1
 
     def __post_init__(self) -> None:
         checks.positive_int("GRU", "hidden_size", self.hidden_size)
         if self.t_max is not None:
             checks.t_max("GRU", self.t_max)
+        checks.divides("GRU", "heads", self.heads, "hidden_size", self.hidden_size)
+
+    @property
+    def recurrence(self) -> Recurrence:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "diagonal" if self.heads == self.hidden_size > 1 else "dense"
 
     @property
     def pointwise(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -82,7 +94,7 @@ class GRU(Cell):
 
     @property
     def kernel(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return "gru" if self.reset_after else None
+        return "gru" if self.reset_after and self.heads == 1 else None
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> GRUParams:
         dtype = checks.float_dtype("GRU.init", dtype)
@@ -93,7 +105,9 @@ class GRU(Cell):
         keep = initializers.keeping(key_b, self.hidden_size, self.t_max, 0.0, dtype)
         return GRUParams(
             w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 3, dtype),
-            w_hh=initializers.recurrent_weights(key_hh, self.hidden_size, 3, dtype),
+            w_hh=initializers.recurrent_weights(
+                key_hh, self.hidden_size, 3, dtype, heads=self.heads
+            ),
             b=jnp.concatenate([zeros, keep, zeros]),
             b_hn=b_hn,
         )
@@ -106,8 +120,9 @@ class GRU(Cell):
 
     def recur(self, params: GRUParams, carry: jax.Array) -> GRUGates:
         if self.reset_after:
-            return split(carry @ params.w_hh, GRUGates, ("r", "z", "n"))
-        return split(carry @ params.w_hh[:, : 2 * self.hidden_size], GRUGates, ("r", "z"))
+            return recurrent(carry, params.w_hh, GRUGates, ("r", "z", "n"))
+        gates, _ = self._parted(params)
+        return recurrent(carry, gates, GRUGates, ("r", "z"))
 
     def update(
         self, params: GRUParams, carry: jax.Array, z: GRUGates, u: GRUGates
@@ -117,8 +132,13 @@ class GRU(Cell):
         if self.reset_after:
             past = reset * (u.n + params.b_hn)
         else:
-            past = (reset * carry) @ params.w_hh[:, 2 * self.hidden_size :]
+            _, candidate = self._parted(params)
+            past = recurrent(reset * carry, candidate, GRUGates, ("n",)).n
         n = place("candidate", jnp.tanh(z.n + past))
         h = (1 - keep) * n + keep * carry
         record(r=reset, z=keep, n=n)
         return h, h
+
+    def _parted(self, params: GRUParams) -> list[jax.Array]:
+        """The recurrent weights of r and z, and those of n."""
+        return jnp.split(params.w_hh, [2 * self.hidden_size // self.heads], axis=-1)

@@ -54,6 +54,21 @@ def blocks(leaf: np.ndarray, order: str) -> dict[str, np.ndarray]:
     return dict(zip(order, np.split(leaf, len(order), axis=-1), strict=True))
 
 
+def heads_joined(leaf: np.ndarray, order: str) -> np.ndarray:
+    """Weights `[heads, head, G·head]` as the matrices `[hidden, G·hidden]` that they stand for.
+
+    Gate beside gate, each zero but for one block after another on its diagonal.
+    """
+    gates = []
+    for weights in blocks(leaf, order).values():
+        heads, rows, columns = weights.shape
+        full = np.zeros((heads * rows, heads * columns))
+        for n, block in enumerate(weights):
+            full[n * rows : (n + 1) * rows, n * columns : (n + 1) * columns] = block
+        gates.append(full)
+    return np.concatenate(gates, axis=-1)
+
+
 def inputs(params: Any, order: str, x: np.ndarray) -> dict[str, np.ndarray]:
     """W_k x + b_k for each gate k."""
     W, b = blocks(params.w_ih, order), blocks(params.b, order)
