@@ -26,12 +26,14 @@ from jrnn.cells import ConvLSTM as ConvLSTM
 from jrnn.cells import Elman as Elman
 from jrnn.cells import IndRNN as IndRNN
 from jrnn.cells import LSTMCarry as LSTMCarry
+from jrnn.cells import LSTMGateCarry as LSTMGateCarry
 from jrnn.cells import MinGRU as MinGRU
 from jrnn.cells import MinLSTM as MinLSTM
 from jrnn.cells import MLSTMCarry as MLSTMCarry
 from jrnn.cells import ParaGRU as ParaGRU
 from jrnn.cells import ParaLSTM as ParaLSTM
 from jrnn.cells import SLSTMCarry as SLSTMCarry
+from jrnn.cells import lstm_variant as lstm_variant
 from jrnn.engines import Associative as Associative
 from jrnn.engines import Engine as Engine
 from jrnn.engines import Fused as Fused

@@ -15,8 +15,10 @@ from jrnn.cells.linear import LRUGates as LRUGates
 from jrnn.cells.linear import LRUParams as LRUParams
 from jrnn.cells.lstm import LSTM as LSTM
 from jrnn.cells.lstm import LSTMCarry as LSTMCarry
+from jrnn.cells.lstm import LSTMGateCarry as LSTMGateCarry
 from jrnn.cells.lstm import LSTMGates as LSTMGates
 from jrnn.cells.lstm import LSTMParams as LSTMParams
+from jrnn.cells.lstm_variants import lstm_variant as lstm_variant
 from jrnn.cells.minimal import MinGRU as MinGRU
 from jrnn.cells.minimal import MinGRUGates as MinGRUGates
 from jrnn.cells.minimal import MinLSTM as MinLSTM

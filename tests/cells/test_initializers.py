@@ -37,6 +37,8 @@ NAMES = [
     "lstm",
     "lstm-peepholes",
     "lstm-coupled",
+    "lstm-nfg",
+    "lstm-fgr",
     "gru",
     "gru-reset-before",
     "elman-tanh",

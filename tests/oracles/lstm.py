@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jrnn import LSTM, LSTMCarry
-from tests.oracles.common import Affine, Row, sigmoid
+from jrnn import LSTM, LSTMCarry, LSTMGateCarry, lstm_variant
+from tests.oracles.common import Affine, Row, blocks, heads_joined, inputs, sigmoid
 
 
 def lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
@@ -59,8 +59,111 @@ def lstm_peepholes_coupled(params: Any, carry: Any, x: np.ndarray) -> tuple[Any,
     return LSTMCarry(h, c), h
 
 
+def lstm_nig(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Greff et al., 2017, NIG: no input gate."""
+    h, c = carry
+    a = Affine(params, "fgo")
+    f = sigmoid(a("f", x, h) + params.p_f * c)
+    c = f * c + np.tanh(a("g", x, h))
+    h = sigmoid(a("o", x, h) + params.p_o * c) * np.tanh(c)
+    return LSTMCarry(h, c), h
+
+
+def lstm_nfg(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Greff et al., 2017, NFG: no forget gate, as in Hochreiter and Schmidhuber, 1997."""
+    h, c = carry
+    a = Affine(params, "igo")
+    i = sigmoid(a("i", x, h) + params.p_i * c)
+    c = c + i * np.tanh(a("g", x, h))
+    h = sigmoid(a("o", x, h) + params.p_o * c) * np.tanh(c)
+    return LSTMCarry(h, c), h
+
+
+def lstm_nog(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Greff et al., 2017, NOG: no output gate."""
+    h, c = carry
+    a = Affine(params, "ifg")
+    i = sigmoid(a("i", x, h) + params.p_i * c)
+    f = sigmoid(a("f", x, h) + params.p_f * c)
+    c = f * c + i * np.tanh(a("g", x, h))
+    h = np.tanh(c)
+    return LSTMCarry(h, c), h
+
+
+def lstm_niaf(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Greff et al., 2017, NIAF: no input activation function."""
+    h, c = carry
+    a = Affine(params, "ifgo")
+    i = sigmoid(a("i", x, h) + params.p_i * c)
+    f = sigmoid(a("f", x, h) + params.p_f * c)
+    c = f * c + i * a("g", x, h)
+    h = sigmoid(a("o", x, h) + params.p_o * c) * np.tanh(c)
+    return LSTMCarry(h, c), h
+
+
+def lstm_noaf(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Greff et al., 2017, NOAF: no output activation function."""
+    h, c = carry
+    a = Affine(params, "ifgo")
+    i = sigmoid(a("i", x, h) + params.p_i * c)
+    f = sigmoid(a("f", x, h) + params.p_f * c)
+    c = f * c + i * np.tanh(a("g", x, h))
+    h = sigmoid(a("o", x, h) + params.p_o * c) * c
+    return LSTMCarry(h, c), h
+
+
+def lstm_fgr(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Greff et al., 2017, FGR: nine more matrices, from each gate to each, a step back in time."""
+    h, c, *before = carry
+    a = Affine(params, "ifgo")
+    R = {
+        source + target: block.T
+        for source, weights in zip("ifo", params.w_gates, strict=True)
+        for target, block in blocks(weights, "ifo").items()
+    }
+    old = dict(zip("ifo", before, strict=True))
+    back = lambda k: R["i" + k] @ old["i"] + R["f" + k] @ old["f"] + R["o" + k] @ old["o"]
+    i: Any = sigmoid(a("i", x, h) + params.p_i * c + back("i"))
+    f: Any = sigmoid(a("f", x, h) + params.p_f * c + back("f"))
+    c = f * c + i * np.tanh(a("g", x, h))
+    o: Any = sigmoid(a("o", x, h) + params.p_o * c + back("o"))
+    h = o * np.tanh(c)
+    return LSTMGateCarry(h, c, i, f, o), h
+
+
+def lstm_projected(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Sak et al., 2014, without its second, non-recurrent projection: r = W_rm m, and y = r."""
+    r, c = carry
+    a, U = inputs(params, "ifgo", x), blocks(params.w_hh, "ifgo")
+    i, f, o = (sigmoid(a[k] + U[k].T @ r) for k in "ifo")
+    c = f * c + i * np.tanh(a["g"] + U["g"].T @ r)
+    m = o * np.tanh(c)
+    r = params.w_hr.T @ m
+    return LSTMCarry(r, c), r
+
+
+def lstm_heads(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """The LSTM with matrices that are zero but for the blocks of the heads."""
+    return lstm(params._replace(w_hh=heads_joined(params.w_hh, "ifgo")), carry, x)
+
+
 def lstm_start(params: Any) -> LSTMCarry:
     zeros: Any = np.zeros(params.w_hh.shape[0])
+    return LSTMCarry(zeros, zeros)
+
+
+def lstm_fgr_start(params: Any) -> LSTMGateCarry:
+    zeros: Any = np.zeros(params.w_hh.shape[0])
+    return LSTMGateCarry(zeros, zeros, zeros, zeros, zeros)
+
+
+def lstm_projected_start(params: Any) -> LSTMCarry:
+    start: Any = [np.zeros(size) for size in reversed(params.w_hr.shape)]
+    return LSTMCarry(*start)
+
+
+def lstm_heads_start(params: Any) -> LSTMCarry:
+    zeros: Any = np.zeros(len(params.b) // 4)
     return LSTMCarry(zeros, zeros)
 
 
@@ -71,4 +174,14 @@ ROWS = {
     "lstm-peepholes-coupled": Row(
         partial(LSTM, peepholes=True, coupled=True), lstm_peepholes_coupled, lstm_start
     ),
+    "lstm-nig": Row(partial(lstm_variant, "NIG"), lstm_nig, lstm_start),
+    "lstm-nfg": Row(partial(lstm_variant, "NFG"), lstm_nfg, lstm_start),
+    "lstm-nog": Row(partial(lstm_variant, "NOG"), lstm_nog, lstm_start),
+    "lstm-niaf": Row(partial(lstm_variant, "NIAF"), lstm_niaf, lstm_start),
+    "lstm-noaf": Row(partial(lstm_variant, "NOAF"), lstm_noaf, lstm_start),
+    "lstm-fgr": Row(partial(lstm_variant, "FGR"), lstm_fgr, lstm_fgr_start),
+    "lstm-projected": Row(
+        lambda hidden: LSTM(hidden + 1, proj_size=hidden), lstm_projected, lstm_projected_start
+    ),
+    "lstm-heads": Row(lambda hidden: LSTM(2 * hidden, heads=2), lstm_heads, lstm_heads_start),
 }

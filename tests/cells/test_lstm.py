@@ -1,0 +1,155 @@
+"""The switches of the LSTM, its variants by name, and the heads and the projection of its state."""
+
+from dataclasses import fields, replace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jrnn import GRU, LSTM, lstm_variant
+from jrnn.cells.lstm_variants import VARIANTS
+from tests.helpers import assert_close, normal_like, random_params
+from tests.oracles.common import heads_joined
+
+OF_VARIANTS = {"NIG": "fgo", "NFG": "igo", "NOG": "ifg", "CIFG": "fgo"}
+CHANGED = {
+    "input_gate": False,
+    "forget_gate": False,
+    "output_gate": False,
+    "input_activation": "linear",
+    "output_activation": "relu",
+    "gate_recurrence": True,
+    "proj_size": 2,
+    "heads": 2,
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_gate_that_is_not_there_has_no_weights(name: str) -> None:
+    cell = lstm_variant(name, 4)
+    params = cell.init(jax.random.key(0), 3)
+    gates = OF_VARIANTS.get(name, "ifgo")
+    assert "".join(cell.gates) == gates
+    sizes = {leaf.shape[-1] for leaf in (params.w_ih, params.w_hh, params.b)}
+    assert sizes == {4 * len(gates)}
+    peepholes = {gate for gate in "ifo" if getattr(params, f"p_{gate}") is not None}
+    assert peepholes == (set() if name == "NP" else set(gates) - {"g"})
+    assert (params.w_gates is not None) == (name == "FGR")
+
+
+def test_variants_take_the_other_options_of_the_lstm() -> None:
+    assert lstm_variant("NOG", 4, t_max=9) == LSTM(4, peepholes=True, output_gate=False, t_max=9)
+
+
+def test_a_variant_that_is_not_known_is_refused() -> None:
+    with pytest.raises(ValueError, match="lstm_variant: name must be .* 'noaf'; did you .* 'NOAF'"):
+        lstm_variant("noaf", 4)
+
+
+def test_an_option_that_a_variant_sets_is_refused() -> None:
+    message = "lstm_variant: NP sets peepholes=False itself, got peepholes=True; leave it out"
+    with pytest.raises(ValueError, match=message):
+        lstm_variant("NP", 4, peepholes=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"coupled": True, "forget_gate": False}, "coupled=True .* leave out forget_gate=False"),
+        ({"coupled": True, "input_gate": False}, "coupled=True .* leave out input_gate=False"),
+        ({"forget_gate": False, "forget_bias": 2.0}, "forget_bias=2.0 is about a forget gate"),
+        ({"forget_gate": False, "t_max": 9}, "t_max=9 is about a forget gate, and there is none"),
+        ({"gate_recurrence": True, "coupled": True}, "gate_recurrence=True .* got f, o; leave"),
+        ({"gate_recurrence": True, "output_gate": False}, "gate_recurrence=True .* got i, f; "),
+        (
+            {"peepholes": True, "input_gate": False, "forget_gate": False, "output_gate": False},
+            "peepholes=True, and no gate that looks",
+        ),
+        ({"output_gate": 1}, "output_gate must be True or False, got 1"),
+        ({"input_activation": "tahn"}, "input_activation must be one of .* did you mean 'tanh'"),
+        ({"output_activation": None}, "output_activation must be one of .*, linear, got None"),
+        ({"proj_size": 0}, "proj_size must be a positive int, got 0"),
+        ({"heads": 4}, "heads must divide hidden_size=6, got 4; choose .* 4, such as 8"),
+        ({"heads": 2.0}, "heads must be a positive int, got 2.0"),
+        ({"heads": 2, "proj_size": 3}, "heads must divide proj_size=3, got 2; .* such as 4"),
+    ],
+    ids=str,
+)
+def test_what_contradicts_itself_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="LSTM: " + message):
+        LSTM(6, **options)
+
+
+def test_heads_of_the_gru_divide_its_units() -> None:
+    with pytest.raises(ValueError, match="GRU: heads must divide hidden_size=6, got 4"):
+        GRU(6, heads=4)
+
+
+def test_no_kernel_is_named_that_does_not_know_the_cell() -> None:
+    known = {"hidden_size", "forget_bias", "peepholes", "coupled", "t_max"}
+    assert {field.name for field in fields(LSTM)} == known | set(CHANGED)
+    for name, value in CHANGED.items():
+        assert replace(LSTM(4), **{name: value}).kernel is None
+    assert LSTM(4, peepholes=True, coupled=True, t_max=9).kernel == "lstm-peepholes-coupled"
+    assert GRU(4).kernel == "gru" and GRU(4, heads=2).kernel is None
+
+
+def test_units_alone_in_their_head_are_blocks() -> None:
+    assert LSTM(4, heads=4).recurrence == "block_diagonal"
+    assert GRU(4, heads=4).recurrence == "diagonal"
+    projected = LSTM(4, proj_size=4, heads=4)
+    for cell in (LSTM(4, heads=2), projected, LSTM(1), GRU(4, heads=2), GRU(1)):
+        assert cell.recurrence == "dense"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"coupled": True, "peepholes": True},
+        {"input_gate": False},
+        {"gate_recurrence": True},
+        {"proj_size": 3},
+        {"proj_size": 9, "gate_recurrence": True},
+    ],
+    ids=str,
+)
+def test_heads_are_matrices_with_blocks_whatever_else_is_switched(options: dict[str, Any]) -> None:
+    apart, whole = LSTM(6, heads=3, **options), LSTM(6, **options)
+    params = random_params(apart, 1, 2, np.float32)
+    joined = params._replace(w_hh=heads_joined(params.w_hh, "".join(apart.gates)))
+    if params.w_gates is not None:
+        joined = joined._replace(w_gates=np.stack([heads_joined(w, "ifo") for w in params.w_gates]))
+    rng = np.random.default_rng(2)
+    carry = jax.tree.map(
+        lambda leaf: normal_like(rng, leaf, np.float32), apart.init_carry(params, (5,))
+    )
+    x = rng.normal(size=(5, 2)).astype(np.float32)
+    assert_close(apart.step(params, carry, x), whole.step(joined, carry, x), 1e-6)
+
+
+@pytest.mark.parametrize("cell", [LSTM(6, heads=2), GRU(6, heads=2)], ids=repr)
+def test_every_head_of_every_gate_begins_orthogonal(cell: Any) -> None:
+    w_hh = np.asarray(cell.init(jax.random.key(0), 3).w_hh, np.float64)
+    blocks = [block for head in w_hh for block in np.split(head, w_hh.shape[-1] // 3, axis=-1)]
+    for n, block in enumerate(blocks):
+        np.testing.assert_allclose(block.T @ block, np.eye(3), atol=1e-5)
+        assert all((block != other).all() for other in blocks[:n])
+
+
+def test_projection_begins_with_orthogonal_columns_and_gates_with_orthogonal_rows() -> None:
+    params = LSTM(6, proj_size=2).init(jax.random.key(0), 3)
+    w_hr, w_hh = (np.asarray(leaf, np.float64) for leaf in (params.w_hr, params.w_hh))
+    np.testing.assert_allclose(w_hr.T @ w_hr, np.eye(2), atol=1e-5)
+    for gate in np.split(w_hh, 4, axis=-1):
+        np.testing.assert_allclose(gate @ gate.T, np.eye(2), atol=1e-5)
+
+
+def test_gate_recurrence_begins_with_nine_orthogonal_matrices() -> None:
+    params = LSTM(6, gate_recurrence=True).init(jax.random.key(0), 3)
+    w_gates = np.asarray(params.w_gates, np.float64)
+    matrices = [gate for source in w_gates for gate in np.split(source, 3, axis=-1)]
+    assert len(matrices) == 9
+    for n, matrix in enumerate(matrices):
+        np.testing.assert_allclose(matrix.T @ matrix, np.eye(6), atol=1e-5)
+        assert all((matrix != other).all() for other in matrices[:n])
