@@ -166,6 +166,7 @@ class LSTM(_Layers):
         peepholes: bool = False,
         coupled: bool = False,
         t_max: int | None = None,
+        proj_size: int | None = None,
         **options: Any,
     ):
         """Draws the parameters of all layers.
@@ -175,10 +176,11 @@ class LSTM(_Layers):
           hidden_size: number of units of each layer and direction.
           num_layers: number of layers.
           rngs: source of randomness: streams `params` and `dropout`.
-          forget_bias: as in `jrnn.LSTM`, like the three that follow.
+          forget_bias: as in `jrnn.LSTM`, like the four that follow.
           peepholes: gates see the cell state.
           coupled: write only where the cell forgets.
           t_max: chrono initialisation.
+          proj_size: size of the outputs, if they are projected.
           **options: as in `StackedRNN`.
 
         >>> import jax.numpy as jnp
@@ -188,7 +190,7 @@ class LSTM(_Layers):
         >>> ys.shape, carry.c.shape
         ((4, 7, 16), (4, 4, 8))
         """
-        cell = cells.LSTM(hidden_size, forget_bias, peepholes, coupled, t_max)
+        cell = cells.LSTM(hidden_size, forget_bias, peepholes, coupled, t_max, proj_size=proj_size)
         self._build(cell, input_size, num_layers, rngs=rngs, **options)
 
 

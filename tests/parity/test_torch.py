@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from jrnn import Engine
-from jrnn.cells import GRUParams
+from jrnn.cells import GRUParams, LSTMParams
 from tests.helpers import Batch, Way, assert_close, differentiate_all, random_batch, random_params
 from tests.table import CELLS
 
 torch = pytest.importorskip("torch")
 rnn_utils = torch.nn.utils.rnn
-pytestmark = pytest.mark.torch
+# Of a projection it says once that oneDNN has none.
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore:LSTM with projections")]
 
 STEPS, BATCH, INPUT, HIDDEN = 7, 4, 3, 5
 LENGTHS = np.array([7, 1, 4, 6], np.int32)  # torch packs no sequence of length 0
@@ -24,6 +25,9 @@ SUFFIXES = ("l0", "l0_reverse")
 
 LAYERS: dict[str, Any] = {
     "lstm": torch.nn.LSTM,
+    "lstm-projected": lambda input_size, proj_size, **options: torch.nn.LSTM(
+        input_size, proj_size + 1, proj_size=proj_size, **options
+    ),
     "gru": torch.nn.GRU,
     "elman-tanh": torch.nn.RNN,
     "elman-relu": lambda *sizes, **options: torch.nn.RNN(*sizes, nonlinearity="relu", **options),
@@ -44,6 +48,8 @@ def fill(layer: Any, both: list[Any]) -> None:
             "bias_ih": b_ih,
             "bias_hh": b_hh,
         }
+        if isinstance(params, LSTMParams) and params.w_hr is not None:
+            values["weight_hr"] = params.w_hr.T
         for name, value in values.items():
             getattr(layer, f"{name}_{suffix}").data.copy_(torch.tensor(value))
 
@@ -54,6 +60,8 @@ def params_grads(layer: Any, params: Any, suffix: str) -> Any:
     ours = params._replace(w_ih=grad("weight_ih").T, w_hh=grad("weight_hh").T, b=grad("bias_ih"))
     if isinstance(params, GRUParams):
         ours = ours._replace(b_hn=grad("bias_hh")[2 * HIDDEN :])
+    if isinstance(params, LSTMParams) and params.w_hr is not None:
+        ours = ours._replace(w_hr=grad("weight_hr").T)
     return ours
 
 

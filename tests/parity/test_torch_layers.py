@@ -11,15 +11,16 @@ from tests.helpers import assert_close
 from tests.nn.test_rnn import shaken
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.torch
+# Of a projection it says once that oneDNN has none.
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore:LSTM with projections")]
 
 LAYERS, INPUT, HIDDEN, BATCH, STEPS = 2, 3, 5, 4, 7
 LENGTHS = np.array([7, 1, 4, 6])
 
 
-def copied(model, kind):
+def copied(model, kind, **options):
     """A layer of torch with the weights of ours."""
-    theirs = kind(INPUT, HIDDEN, LAYERS, bidirectional=True, batch_first=True)
+    theirs = kind(INPUT, HIDDEN, LAYERS, bidirectional=True, batch_first=True, **options)
     for k, rnn in enumerate(model.rnns):
         suffix = f"l{k // 2}" + ("_reverse" if k % 2 else "")
         params = {
@@ -36,21 +37,26 @@ def copied(model, kind):
             "bias_ih": params["b"],
             "bias_hh": b_hh,
         }
+        if "w_hr" in params:
+            values["weight_hr"] = params["w_hr"].T
         for name, value in values.items():
             getattr(theirs, f"{name}_{suffix}").data.copy_(torch.tensor(value))
     return theirs
 
 
-@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+@pytest.mark.parametrize(
+    ("name", "options"), [("LSTM", {}), ("GRU", {}), ("LSTM", {"proj_size": 2})], ids=str
+)
 @pytest.mark.parametrize("padded", [False, True])
-def test_layers_in_both_directions_match_torch(name, padded):
-    ours = shaken(getattr(nn, name)(INPUT, HIDDEN, LAYERS, bidirectional=True, rngs=nnx.Rngs(0)))
-    theirs = copied(ours, getattr(torch.nn, name))
+def test_layers_in_both_directions_match_torch(name, options, padded):
+    build, output = getattr(nn, name), options.get("proj_size", HIDDEN)
+    ours = shaken(build(INPUT, HIDDEN, LAYERS, bidirectional=True, rngs=nnx.Rngs(0), **options))
+    theirs = copied(ours, getattr(torch.nn, name), **options)
     rng = np.random.default_rng(0)
     xs = rng.normal(size=(BATCH, STEPS, INPUT)).astype(np.float32)
-    weights = rng.normal(size=(BATCH, STEPS, 2 * HIDDEN)).astype(np.float32)
-    draw = lambda: rng.normal(size=(2 * LAYERS, BATCH, HIDDEN)).astype(np.float32)
-    first = (draw(), draw()) if name == "LSTM" else draw()
+    weights = rng.normal(size=(BATCH, STEPS, 2 * output)).astype(np.float32)
+    draw = lambda size: rng.normal(size=(2 * LAYERS, BATCH, size)).astype(np.float32)
+    first = (draw(output), draw(HIDDEN)) if name == "LSTM" else draw(HIDDEN)
 
     torch_xs = torch.tensor(xs, requires_grad=True)
     torch_first = jax.tree.map(torch.tensor, first)
