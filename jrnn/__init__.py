@@ -19,6 +19,9 @@ from jrnn.cells import GRU as GRU
 from jrnn.cells import LRU as LRU
 from jrnn.cells import LSTM as LSTM
 from jrnn.cells import MLSTM as MLSTM
+from jrnn.cells import MUT1 as MUT1
+from jrnn.cells import MUT2 as MUT2
+from jrnn.cells import MUT3 as MUT3
 from jrnn.cells import RGLRU as RGLRU
 from jrnn.cells import S5 as S5
 from jrnn.cells import SLSTM as SLSTM

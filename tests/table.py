@@ -11,6 +11,9 @@ from tests.oracles.common import Row as Row
 CELLS: dict[str, Row] = (
     lstm.ROWS | gru.ROWS | elman.ROWS | linear.ROWS | para.ROWS | xlstm.ROWS | conv.ROWS
 )
+from tests.oracles import elman, gru, linear, lstm, mut, para
+
+CELLS: dict[str, Row] = lstm.ROWS | gru.ROWS | elman.ROWS | linear.ROWS | para.ROWS | mut.ROWS
 
 KINDS: tuple[str, ...] = (
     "lstm-peepholes",  # two leaves of a carry; parameters that update uses

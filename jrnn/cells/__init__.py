@@ -24,6 +24,11 @@ from jrnn.cells.minimal import MinGRUGates as MinGRUGates
 from jrnn.cells.minimal import MinLSTM as MinLSTM
 from jrnn.cells.minimal import MinLSTMGates as MinLSTMGates
 from jrnn.cells.minimal import MinParams as MinParams
+from jrnn.cells.mut import MUT1 as MUT1
+from jrnn.cells.mut import MUT2 as MUT2
+from jrnn.cells.mut import MUT3 as MUT3
+from jrnn.cells.mut import MUTGates as MUTGates
+from jrnn.cells.mut import MUTParams as MUTParams
 from jrnn.cells.para import ParaGRU as ParaGRU
 from jrnn.cells.para import ParaGRUParams as ParaGRUParams
 from jrnn.cells.para import ParaLSTM as ParaLSTM
@@ -56,5 +61,8 @@ REGISTRY: dict[str, type[Cell]] = {
     "slstm": SLSTM,
     "mlstm": MLSTM,
     "convlstm": ConvLSTM,
+    "mut1": MUT1,
+    "mut2": MUT2,
+    "mut3": MUT3,
 }
 """Every cell by the name that a config takes; each can be made as `cls(hidden_size=...)`."""
