@@ -39,6 +39,13 @@ def positive_number(owner: str, name: str, value: Any) -> None:
         raise ValueError(f"{owner}: {name} must be a number above 0, got {value!r}")
 
 
+def finite_number(owner: str, name: str, value: Any) -> None:
+    """Refuses everything but a Python number that is neither infinite nor NaN."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):
+        raise ValueError(f"{owner}: {name} must be a finite number, got {value!r}")
+
+
 def one_of(owner: str, name: str, value: Any, choices: Iterable[str]) -> None:
     """Refuses a value outside `choices`, and suggests the nearest of them."""
     choices = tuple(choices)

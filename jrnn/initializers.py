@@ -173,3 +173,11 @@ def keeping(
     if t_max is None:
         return jnp.full((hidden_size,), bias, dtype)
     return chrono(key, hidden_size, t_max, dtype)
+
+
+def biases(
+    hidden_size: int, gates: tuple[str, ...], forget_bias: float, dtype: DTypeLike
+) -> jax.Array:
+    """Biases `[G·hidden]` of gates by name: zeros, but for `forget_bias` of the gate f."""
+    starts = [forget_bias if gate == "f" else 0.0 for gate in gates]
+    return jnp.repeat(jnp.array(starts, dtype), hidden_size)

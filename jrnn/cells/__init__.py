@@ -3,6 +3,9 @@
 from jrnn.cell import Cell
 from jrnn.cells.conv import ConvLSTM as ConvLSTM
 from jrnn.cells.conv import ConvLSTMParams as ConvLSTMParams
+from jrnn.cells.depth_gated import DepthGatedLSTM as DepthGatedLSTM
+from jrnn.cells.depth_gated import DepthGatedLSTMGates as DepthGatedLSTMGates
+from jrnn.cells.depth_gated import DepthGatedLSTMParams as DepthGatedLSTMParams
 from jrnn.cells.elman import Elman as Elman
 from jrnn.cells.elman import ElmanParams as ElmanParams
 from jrnn.cells.gru import GRU as GRU
@@ -10,6 +13,9 @@ from jrnn.cells.gru import GRUGates as GRUGates
 from jrnn.cells.gru import GRUParams as GRUParams
 from jrnn.cells.indrnn import IndRNN as IndRNN
 from jrnn.cells.indrnn import IndRNNParams as IndRNNParams
+from jrnn.cells.janet import JANET as JANET
+from jrnn.cells.janet import JANETGates as JANETGates
+from jrnn.cells.janet import JANETParams as JANETParams
 from jrnn.cells.linear import LRU as LRU
 from jrnn.cells.linear import LRUGates as LRUGates
 from jrnn.cells.linear import LRUParams as LRUParams
@@ -24,11 +30,25 @@ from jrnn.cells.minimal import MinGRUGates as MinGRUGates
 from jrnn.cells.minimal import MinLSTM as MinLSTM
 from jrnn.cells.minimal import MinLSTMGates as MinLSTMGates
 from jrnn.cells.minimal import MinParams as MinParams
+from jrnn.cells.mogrifier import MogrifierLSTM as MogrifierLSTM
+from jrnn.cells.mogrifier import MogrifierLSTMParams as MogrifierLSTMParams
+from jrnn.cells.multiplicative import MultiplicativeLSTM as MultiplicativeLSTM
+from jrnn.cells.multiplicative import MultiplicativeLSTMGates as MultiplicativeLSTMGates
+from jrnn.cells.multiplicative import MultiplicativeLSTMParams as MultiplicativeLSTMParams
 from jrnn.cells.mut import MUT1 as MUT1
 from jrnn.cells.mut import MUT2 as MUT2
 from jrnn.cells.mut import MUT3 as MUT3
 from jrnn.cells.mut import MUTGates as MUTGates
 from jrnn.cells.mut import MUTParams as MUTParams
+from jrnn.cells.one_gate import MGU as MGU
+from jrnn.cells.one_gate import UGRNN as UGRNN
+from jrnn.cells.one_gate import MGUGates as MGUGates
+from jrnn.cells.one_gate import MGUParams as MGUParams
+from jrnn.cells.one_gate import MinimalRNN as MinimalRNN
+from jrnn.cells.one_gate import MinimalRNNGates as MinimalRNNGates
+from jrnn.cells.one_gate import MinimalRNNParams as MinimalRNNParams
+from jrnn.cells.one_gate import UGRNNGates as UGRNNGates
+from jrnn.cells.one_gate import UGRNNParams as UGRNNParams
 from jrnn.cells.para import ParaGRU as ParaGRU
 from jrnn.cells.para import ParaGRUParams as ParaGRUParams
 from jrnn.cells.para import ParaLSTM as ParaLSTM
@@ -64,5 +84,12 @@ REGISTRY: dict[str, type[Cell]] = {
     "mut1": MUT1,
     "mut2": MUT2,
     "mut3": MUT3,
+    "mgu": MGU,
+    "ugrnn": UGRNN,
+    "minimalrnn": MinimalRNN,
+    "janet": JANET,
+    "multiplicativelstm": MultiplicativeLSTM,
+    "mogrifierlstm": MogrifierLSTM,
+    "depthgatedlstm": DepthGatedLSTM,
 }
 """Every cell by the name that a config takes; each can be made as `cls(hidden_size=...)`."""

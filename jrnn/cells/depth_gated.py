@@ -1,0 +1,138 @@
+"""The depth-gated LSTM: a gate between the cell states of two layers, one above the other."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jax.typing import DTypeLike
+
+from jrnn import checks, initializers
+from jrnn.cell import Below, Cell, place, record
+from jrnn.cells.common import affine, split
+from jrnn.cells.lstm import LSTMCarry
+
+
+class DepthGatedLSTMParams(NamedTuple):
+    """Weights with the gates side by side in the order i, f, g, o, d, and no recurrent d."""
+
+    w_ih: jax.Array  # [input, 5·hidden]
+    w_hh: jax.Array  # [hidden, 4·hidden]
+    b: jax.Array  # [5·hidden]
+    p_i: jax.Array  # [hidden]
+    p_f: jax.Array  # [hidden]
+    p_o: jax.Array  # [hidden]
+    p_d: jax.Array  # [hidden]
+    p_below: jax.Array  # [hidden]
+
+
+class DepthGatedLSTMGates(NamedTuple):
+    """Pre-activations, and the state of the layer below, each `[..., hidden]`."""
+
+    i: jax.Array
+    f: jax.Array
+    g: jax.Array
+    o: jax.Array
+    d: Any  # array, or None without a layer below and in u
+    below: Any  # likewise
+
+
+GATES = ("i", "f", "g", "o")
+
+
+@dataclass(frozen=True)
+class DepthGatedLSTM(Cell):
+    r"""The depth-gated LSTM: its cell state takes in that of the layer below, through a gate.
+
+    With x the output and c_below the new cell state of the layer below at this step::
+
+        f = sigmoid(W_f x + U_f h + b_f + p_f * c)          forget
+        i = sigmoid(W_i x + U_i h + b_i + p_i * c)          prepare: what to write ...
+        g = tanh(W_g x + U_g h + b_g)                       ... and the candidate for it
+        d = sigmoid(W_d x + b_d + p_d * c + p_below * c_below)     depth: what to take from below
+        c' = d * c_below + f * c + i * g                    update
+        o = sigmoid(W_o x + U_o h + b_o + p_o * c')         output
+        h' = o * tanh(c'),   y = h'
+
+    An input is `Below(x, c_below)`, or an array x where there is no layer below: then it is the
+    LSTM with peepholes, without d, whose weights have no effect. The layer below must have as many
+    units. Peepholes are vectors, as in Gers and Schmidhuber; the code of the first author has
+    matrices for those of i and o, and i = 1 - f.
+
+    Args:
+      hidden_size: number of units.
+      forget_bias: starting value of b_f; at 1 the cell remembers from the start.
+
+    Raises:
+      ValueError: `hidden_size` is not a positive int.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = DepthGatedLSTM(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> below = Below(x=jnp.ones((2, 3)), c=jnp.ones((2, 4)))
+    >>> carry, y = cell.step(params, cell.init_carry(params, (2,)), below)
+    >>> y.shape, carry.c.shape
+    ((2, 4), (2, 4))
+
+    References:
+      Yao et al., 2015, Depth-gated LSTM.
+    """
+
+    hidden_size: int
+    forget_bias: float = 1.0
+    takes_below = True
+
+    def __post_init__(self) -> None:
+        checks.positive_int("DepthGatedLSTM", "hidden_size", self.hidden_size)
+
+    def init(
+        self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
+    ) -> DepthGatedLSTMParams:
+        dtype, hidden = checks.float_dtype("DepthGatedLSTM.init", dtype), self.hidden_size
+        checks.positive_int("DepthGatedLSTM.init", "input_size", input_size)
+        key_ih, key_hh = jax.random.split(key)
+        peepholes = [jnp.zeros((hidden,), dtype) for _ in range(5)]
+        return DepthGatedLSTMParams(
+            initializers.input_weights(key_ih, input_size, hidden, 5, dtype),
+            initializers.recurrent_weights(key_hh, hidden, 4, dtype),
+            initializers.biases(hidden, (*GATES, "d"), self.forget_bias, dtype),
+            *peepholes,
+        )
+
+    def init_carry(self, params: DepthGatedLSTMParams, batch_shape: tuple[int, ...]) -> LSTMCarry:
+        zeros = jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
+        return LSTMCarry(h=zeros, c=zeros)
+
+    def project(self, params: DepthGatedLSTMParams, x: jax.Array | Below) -> DepthGatedLSTMGates:
+        if isinstance(x, Below):
+            checks.last_axis("DepthGatedLSTM", "c", x.c, self.hidden_size, "hidden_size")
+            joined = affine(self, x.x, params.w_ih, params.b)
+            gates = split(joined, DepthGatedLSTMGates, (*GATES, "d"))
+            return gates._replace(below=x.c)
+        width = 4 * self.hidden_size
+        joined = affine(self, x, params.w_ih[:, :width], params.b[:width])
+        return split(joined, DepthGatedLSTMGates, GATES)
+
+    def recur(self, params: DepthGatedLSTMParams, carry: LSTMCarry) -> DepthGatedLSTMGates:
+        return split(carry.h @ params.w_hh, DepthGatedLSTMGates, GATES)
+
+    def update(
+        self,
+        params: DepthGatedLSTMParams,
+        carry: LSTMCarry,
+        z: DepthGatedLSTMGates,
+        u: DepthGatedLSTMGates,
+    ) -> tuple[LSTMCarry, jax.Array]:
+        f = sigmoid(z.f + u.f + params.p_f * carry.c)
+        i = sigmoid(z.i + u.i + params.p_i * carry.c)
+        g = place("candidate", jnp.tanh(z.g + u.g))
+        c = f * carry.c + i * g
+        if z.below is not None:
+            d = sigmoid(z.d + params.p_d * carry.c + params.p_below * z.below)
+            c = c + d * z.below
+            record(d=d)
+        o = sigmoid(z.o + u.o + params.p_o * c)
+        h = o * jnp.tanh(place("shown", c))
+        record(i=i, f=f, g=g, o=o)
+        return LSTMCarry(h, c), h

@@ -1,0 +1,108 @@
+"""JANET: the LSTM with its forget gate alone."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jax.typing import DTypeLike
+
+from jrnn import checks, initializers
+from jrnn.cell import Cell, place, record
+from jrnn.cells.common import affine, split
+
+
+class JANETParams(NamedTuple):
+    """Weights with the gates side by side in the order f, g."""
+
+    w_ih: jax.Array  # [input, 2·hidden]
+    w_hh: jax.Array  # [hidden, 2·hidden]
+    b: jax.Array  # [2·hidden]
+
+
+class JANETGates(NamedTuple):
+    """Pre-activations, each `[..., hidden]`."""
+
+    f: jax.Array
+    g: jax.Array
+
+
+@dataclass(frozen=True)
+class JANET(Cell):
+    r"""Just another network: an LSTM of which the forget gate alone is left.
+
+    ::
+
+        s = W_f x + U_f h + b_f
+        f = sigmoid(s)                                      what to keep
+        i = 1 - sigmoid(s - beta)                           what to write: more than 1 - f
+        g = tanh(W_g x + U_g h + b_g)                       candidate
+        h' = f * h + i * g,   y = h'
+
+    With beta = 0 it is the LSTM with coupled gates and without an output gate.
+
+    Args:
+      hidden_size: number of units.
+      beta: how far writing runs ahead of forgetting; a constant, not learned.
+      forget_bias: starting value of b_f; at 1 the cell remembers from the start.
+      t_max: if given, chrono initialisation for dependencies up to `t_max` steps, as in the paper:
+        b_f = log U[1, t_max - 1], in place of `forget_bias`.
+
+    Raises:
+      ValueError: `hidden_size` is not a positive int, `beta` is no finite number, `t_max` is below
+        3, or both `t_max` and a `forget_bias` of your own are given.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = JANET(hidden_size=4, t_max=100)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> h, y = cell.step(params, cell.init_carry(params, (2,)), jnp.ones((2, 3)))
+    >>> h.shape
+    (2, 4)
+
+    References:
+      Van der Westhuizen and Lasenby, 2018, The unreasonable effectiveness of the forget gate.
+      Tallec and Ollivier, 2018, Can recurrent neural networks warp time? (t_max)
+    """
+
+    hidden_size: int
+    beta: float = 1.0
+    forget_bias: float = 1.0
+    t_max: int | None = None
+
+    def __post_init__(self) -> None:
+        checks.positive_int("JANET", "hidden_size", self.hidden_size)
+        checks.finite_number("JANET", "beta", self.beta)
+        if self.t_max is not None:
+            checks.t_max("JANET", self.t_max, forget_bias=self.forget_bias, default=1.0)
+
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> JANETParams:
+        dtype = checks.float_dtype("JANET.init", dtype)
+        checks.positive_int("JANET.init", "input_size", input_size)
+        key_ih, key_hh, key_b = jax.random.split(key, 3)
+        keep = initializers.keeping(key_b, self.hidden_size, self.t_max, self.forget_bias, dtype)
+        return JANETParams(
+            w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 2, dtype),
+            w_hh=initializers.recurrent_weights(key_hh, self.hidden_size, 2, dtype),
+            b=jnp.concatenate([keep, jnp.zeros_like(keep)]),
+        )
+
+    def init_carry(self, params: JANETParams, batch_shape: tuple[int, ...]) -> jax.Array:
+        return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
+
+    def project(self, params: JANETParams, x: jax.Array) -> JANETGates:
+        return split(affine(self, x, params.w_ih, params.b), JANETGates, ("f", "g"))
+
+    def recur(self, params: JANETParams, carry: jax.Array) -> JANETGates:
+        return split(carry @ params.w_hh, JANETGates, ("f", "g"))
+
+    def update(
+        self, params: JANETParams, carry: jax.Array, z: JANETGates, u: JANETGates
+    ) -> tuple[jax.Array, jax.Array]:
+        s = z.f + u.f
+        f = sigmoid(s)
+        i = sigmoid(self.beta - s)
+        g = place("candidate", jnp.tanh(z.g + u.g))
+        h = f * carry + i * g
+        record(f=f, i=i, g=g)
+        return h, h

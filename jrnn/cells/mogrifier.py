@@ -1,0 +1,159 @@
+"""The mogrifier LSTM: input and state modulate one another before the LSTM sees them."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jax.typing import DTypeLike
+
+from jrnn import checks, initializers
+from jrnn.cell import Cell, place, record
+from jrnn.cells.common import split
+from jrnn.cells.lstm import LSTMCarry, LSTMGates
+
+
+class MogrifierLSTMParams(NamedTuple):
+    """Weights with the gates side by side in the order i, f, g, o, and those of the rounds.
+
+    q is of the rounds 1, 3, ... and r of the rounds 2, 4, ... With a rank k each is the first of
+    two factors, and `q_right` and `r_right` are the second ones. Without rounds 2, 4, ... there is
+    no r.
+    """
+
+    w_ih: jax.Array  # [input, 4·hidden]
+    w_hh: jax.Array  # [hidden, 4·hidden]
+    b: jax.Array  # [4·hidden]
+    q: jax.Array  # [ceil(rounds / 2), hidden, input], with a rank [..., hidden, k]
+    r: Any  # [floor(rounds / 2), input, hidden], with a rank [..., input, k]
+    q_right: jax.Array | None = None  # [ceil(rounds / 2), k, input]
+    r_right: jax.Array | None = None  # [floor(rounds / 2), k, hidden]
+
+
+GATES = ("i", "f", "g", "o")
+
+
+@dataclass(frozen=True)
+class MogrifierLSTM(Cell):
+    r"""The mogrifier LSTM: in rounds, h scales x and x scales h; then comes an LSTM.
+
+    ::
+
+        x^i = 2 sigmoid(Q^i h) * x                          rounds i = 1, 3, 5, ...
+        h^i = 2 sigmoid(R^i x) * h                          rounds i = 2, 4, ...
+
+    each with x and h as the round before has left them, and then, with these ::
+
+        f = sigmoid(W_f x + U_f h + b_f)                    forget
+        i = sigmoid(W_i x + U_i h + b_i)                    prepare: what to write ...
+        g = tanh(W_g x + U_g h + b_g)                       ... and the candidate for it
+        c' = f * c + i * g                                  update
+        o = sigmoid(W_o x + U_o h + b_o)                    output
+        h' = o * tanh(c'),   y = h'
+
+    Rounds have no biases. With a `rank` k their matrices are products of two that are k wide. All
+    products but that of round 1 are in `update`, for even those with x await the state.
+
+    Args:
+      hidden_size: number of units.
+      rounds: how many times one modulates the other; without any it would be `LSTM`.
+      rank: width of the factors of Q and R; None for full matrices.
+      forget_bias: starting value of b_f; at 1 the cell remembers from the start.
+
+    Raises:
+      ValueError: `hidden_size`, `rounds` or `rank` is not a positive int.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = MogrifierLSTM(hidden_size=4, rank=2)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> carry, y = cell.step(params, cell.init_carry(params, (2,)), jnp.ones((2, 3)))
+    >>> y.shape, carry.c.shape
+    ((2, 4), (2, 4))
+
+    References:
+      Melis, Kocisky and Blunsom, 2020, Mogrifier LSTM.
+    """
+
+    hidden_size: int
+    rounds: int = 5
+    rank: int | None = None
+    forget_bias: float = 1.0
+    pointwise = False
+
+    def __post_init__(self) -> None:
+        checks.positive_int("MogrifierLSTM", "hidden_size", self.hidden_size)
+        checks.positive_int("MogrifierLSTM", "rounds", self.rounds)
+        if self.rank is not None:
+            checks.positive_int("MogrifierLSTM", "rank", self.rank)
+
+    def init(
+        self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
+    ) -> MogrifierLSTMParams:
+        dtype, hidden = checks.float_dtype("MogrifierLSTM.init", dtype), self.hidden_size
+        checks.positive_int("MogrifierLSTM.init", "input_size", input_size)
+        key_ih, key_hh, key_q, key_r = jax.random.split(key, 4)
+        q, q_right = self._init_rounds(key_q, (self.rounds + 1) // 2, hidden, input_size, dtype)
+        r, r_right = self._init_rounds(key_r, self.rounds // 2, input_size, hidden, dtype)
+        return MogrifierLSTMParams(
+            w_ih=initializers.input_weights(key_ih, input_size, hidden, 4, dtype),
+            w_hh=initializers.recurrent_weights(key_hh, hidden, 4, dtype),
+            b=initializers.biases(hidden, GATES, self.forget_bias, dtype),
+            q=q,
+            r=r,
+            q_right=q_right,
+            r_right=r_right,
+        )
+
+    def _init_rounds(
+        self, key: jax.Array, count: int, rows: int, columns: int, dtype: DTypeLike
+    ) -> tuple[Any, Any]:
+        """Glorot-uniform weights of so many rounds, in two factors where there is a rank."""
+        if count == 0:
+            return None, None
+        draw = lambda key, rows, columns: jnp.stack(
+            [
+                initializers.input_weights(k, rows, columns, 1, dtype)
+                for k in jax.random.split(key, count)
+            ]
+        )
+        if self.rank is None:
+            return draw(key, rows, columns), None
+        left, right = jax.random.split(key)
+        return draw(left, rows, self.rank), draw(right, self.rank, columns)
+
+    def init_carry(self, params: MogrifierLSTMParams, batch_shape: tuple[int, ...]) -> LSTMCarry:
+        zeros = jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
+        return LSTMCarry(h=zeros, c=zeros)
+
+    def project(self, params: MogrifierLSTMParams, x: jax.Array) -> jax.Array:
+        checks.last_axis(
+            "MogrifierLSTM", "x", x, params.w_ih.shape[0], "input_size of the parameters"
+        )
+        return x
+
+    def recur(self, params: MogrifierLSTMParams, carry: LSTMCarry) -> jax.Array:
+        return _modulation(carry.h, params.q, params.q_right, 0)
+
+    def update(
+        self, params: MogrifierLSTMParams, carry: LSTMCarry, z: jax.Array, u: jax.Array
+    ) -> tuple[LSTMCarry, jax.Array]:
+        x, h = 2 * sigmoid(u) * z, carry.h
+        for n in range(1, self.rounds):
+            if n % 2:
+                h = 2 * sigmoid(_modulation(x, params.r, params.r_right, n // 2)) * h
+            else:
+                x = 2 * sigmoid(_modulation(h, params.q, params.q_right, n // 2)) * x
+        a: Any = split(x @ params.w_ih + h @ params.w_hh + params.b, LSTMGates, GATES)
+        f, i, o = sigmoid(a.f), sigmoid(a.i), sigmoid(a.o)
+        g = place("candidate", jnp.tanh(a.g))
+        c = f * carry.c + i * g
+        h = o * jnp.tanh(place("shown", c))
+        record(i=i, f=f, g=g, o=o)
+        return LSTMCarry(h, c), h
+
+
+def _modulation(a: jax.Array, weights: jax.Array, right: jax.Array | None, n: int) -> jax.Array:
+    """The n-th of stacked products, in two steps where its weights are in two factors."""
+    a = a @ weights[n]
+    return a if right is None else a @ right[n]

@@ -1,0 +1,266 @@
+"""Cells with one gate: MGU, UGRNN and MinimalRNN."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jax.typing import DTypeLike
+
+from jrnn import checks, initializers
+from jrnn.cell import Cell, place, record
+from jrnn.cells.common import affine, product, split
+
+
+class MGUParams(NamedTuple):
+    """Weights with the gates side by side in the order f, n."""
+
+    w_ih: jax.Array  # [input, 2·hidden]
+    w_hh: jax.Array  # [hidden, 2·hidden]
+    b: jax.Array  # [2·hidden]
+
+
+class MGUGates(NamedTuple):
+    """Pre-activations, each `[..., hidden]`; u has no n, for its product is in `update`."""
+
+    f: jax.Array
+    n: jax.Array
+
+
+class UGRNNParams(NamedTuple):
+    """Weights with the gates side by side in the order z, n."""
+
+    w_ih: jax.Array  # [input, 2·hidden]
+    w_hh: jax.Array  # [hidden, 2·hidden]
+    b: jax.Array  # [2·hidden]
+
+
+class UGRNNGates(NamedTuple):
+    """Pre-activations, each `[..., hidden]`."""
+
+    z: jax.Array
+    n: jax.Array
+
+
+class MinimalRNNParams(NamedTuple):
+    """Weights of the candidate n and of the gate z; biases side by side in the order z, n."""
+
+    w_ih: jax.Array  # [input, hidden]
+    w_nz: jax.Array  # [hidden, hidden]
+    w_hh: jax.Array  # [hidden, hidden]
+    b: jax.Array  # [2·hidden]
+
+
+class MinimalRNNGates(NamedTuple):
+    """Pre-activation of z, and n as it is after its tanh, each `[..., hidden]`; u has z alone."""
+
+    z: jax.Array
+    n: jax.Array
+
+
+@dataclass(frozen=True)
+class MGU(Cell):
+    r"""The minimal gated unit: a GRU whose one gate both resets and writes.
+
+    ::
+
+        f = sigmoid(W_f x + U_f h + b_f)                    what of the past shows, what to write
+        n = tanh(W_n x + U_n (f * h) + b_n)                 candidate
+        h' = (1 - f) * h + f * n,   y = h'
+
+    The product with f * h is in `update`.
+
+    Args:
+      hidden_size: number of units.
+
+    Raises:
+      ValueError: `hidden_size` is not a positive int.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = MGU(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> h, y = cell.step(params, cell.init_carry(params, (2,)), jnp.ones((2, 3)))
+    >>> h.shape
+    (2, 4)
+
+    References:
+      Zhou et al., 2016, Minimal gated unit for recurrent neural networks.
+    """
+
+    hidden_size: int
+    pointwise = False
+
+    def __post_init__(self) -> None:
+        checks.positive_int("MGU", "hidden_size", self.hidden_size)
+
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> MGUParams:
+        dtype = checks.float_dtype("MGU.init", dtype)
+        checks.positive_int("MGU.init", "input_size", input_size)
+        key_ih, key_hh = jax.random.split(key)
+        return MGUParams(
+            w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 2, dtype),
+            w_hh=initializers.recurrent_weights(key_hh, self.hidden_size, 2, dtype),
+            b=jnp.zeros((2 * self.hidden_size,), dtype),
+        )
+
+    def init_carry(self, params: MGUParams, batch_shape: tuple[int, ...]) -> jax.Array:
+        return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
+
+    def project(self, params: MGUParams, x: jax.Array) -> MGUGates:
+        return split(affine(self, x, params.w_ih, params.b), MGUGates, ("f", "n"))
+
+    def recur(self, params: MGUParams, carry: jax.Array) -> MGUGates:
+        return split(carry @ params.w_hh[:, : self.hidden_size], MGUGates, ("f",))
+
+    def update(
+        self, params: MGUParams, carry: jax.Array, z: MGUGates, u: MGUGates
+    ) -> tuple[jax.Array, jax.Array]:
+        f = sigmoid(z.f + u.f)
+        past = (f * carry) @ params.w_hh[:, self.hidden_size :]
+        n = place("candidate", jnp.tanh(z.n + past))
+        h = (1 - f) * carry + f * n
+        record(f=f, n=n)
+        return h, h
+
+
+@dataclass(frozen=True)
+class UGRNN(Cell):
+    r"""The update-gate RNN: a plain network that also may keep what it has.
+
+    ::
+
+        z = sigmoid(W_z x + U_z h + b_z)                    what to keep
+        n = tanh(W_n x + U_n h + b_n)                       candidate
+        h' = z * h + (1 - z) * n,   y = h'
+
+    z is the g of the paper.
+
+    Args:
+      hidden_size: number of units.
+      forget_bias: starting value of b_z; at 1 the cell remembers from the start.
+      t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_z = log U[1,
+        t_max - 1], in place of `forget_bias`.
+
+    Raises:
+      ValueError: `hidden_size` is not a positive int, `t_max` is below 3, or both `t_max` and a
+        `forget_bias` of your own are given.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = UGRNN(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> h, y = cell.step(params, cell.init_carry(params, (2,)), jnp.ones((2, 3)))
+    >>> h.shape
+    (2, 4)
+
+    References:
+      Collins, Sohl-Dickstein and Sussillo, 2017, Capacity and trainability in recurrent neural
+      networks.
+    """
+
+    hidden_size: int
+    forget_bias: float = 1.0
+    t_max: int | None = None
+
+    def __post_init__(self) -> None:
+        checks.positive_int("UGRNN", "hidden_size", self.hidden_size)
+        if self.t_max is not None:
+            checks.t_max("UGRNN", self.t_max, forget_bias=self.forget_bias, default=1.0)
+
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> UGRNNParams:
+        dtype = checks.float_dtype("UGRNN.init", dtype)
+        checks.positive_int("UGRNN.init", "input_size", input_size)
+        key_ih, key_hh, key_b = jax.random.split(key, 3)
+        keep = initializers.keeping(key_b, self.hidden_size, self.t_max, self.forget_bias, dtype)
+        return UGRNNParams(
+            w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 2, dtype),
+            w_hh=initializers.recurrent_weights(key_hh, self.hidden_size, 2, dtype),
+            b=jnp.concatenate([keep, jnp.zeros_like(keep)]),
+        )
+
+    def init_carry(self, params: UGRNNParams, batch_shape: tuple[int, ...]) -> jax.Array:
+        return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
+
+    def project(self, params: UGRNNParams, x: jax.Array) -> UGRNNGates:
+        return split(affine(self, x, params.w_ih, params.b), UGRNNGates, ("z", "n"))
+
+    def recur(self, params: UGRNNParams, carry: jax.Array) -> UGRNNGates:
+        return split(carry @ params.w_hh, UGRNNGates, ("z", "n"))
+
+    def update(
+        self, params: UGRNNParams, carry: jax.Array, z: UGRNNGates, u: UGRNNGates
+    ) -> tuple[jax.Array, jax.Array]:
+        keep = sigmoid(z.z + u.z)
+        n = place("candidate", jnp.tanh(z.n + u.n))
+        h = keep * carry + (1 - keep) * n
+        record(z=keep, n=n)
+        return h, h
+
+
+@dataclass(frozen=True)
+class MinimalRNN(Cell):
+    r"""The minimal RNN: a code of the input, and one gate between it and the state.
+
+    ::
+
+        n = tanh(W_n x + b_n)                               candidate: the input in other words
+        z = sigmoid(W_z n + U_z h + b_z)                    what to keep
+        h' = z * h + (1 - z) * n,   y = h'
+
+    The paper calls n z, and z u. Its map from x to n is any network: here one layer, the paper's
+    own choice.
+
+    Args:
+      hidden_size: number of units.
+
+    Raises:
+      ValueError: `hidden_size` is not a positive int.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = MinimalRNN(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> h, y = cell.step(params, cell.init_carry(params, (2,)), jnp.ones((2, 3)))
+    >>> h.shape
+    (2, 4)
+
+    References:
+      Chen, 2017, MinimalRNN: Toward more interpretable and trainable recurrent neural networks.
+    """
+
+    hidden_size: int
+
+    def __post_init__(self) -> None:
+        checks.positive_int("MinimalRNN", "hidden_size", self.hidden_size)
+
+    def init(
+        self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
+    ) -> MinimalRNNParams:
+        dtype, hidden = checks.float_dtype("MinimalRNN.init", dtype), self.hidden_size
+        checks.positive_int("MinimalRNN.init", "input_size", input_size)
+        key_ih, key_nz, key_hh = jax.random.split(key, 3)
+        return MinimalRNNParams(
+            w_ih=initializers.input_weights(key_ih, input_size, hidden, 1, dtype),
+            w_nz=initializers.input_weights(key_nz, hidden, hidden, 1, dtype),
+            w_hh=initializers.recurrent_weights(key_hh, hidden, 1, dtype),
+            b=jnp.zeros((2 * hidden,), dtype),
+        )
+
+    def init_carry(self, params: MinimalRNNParams, batch_shape: tuple[int, ...]) -> jax.Array:
+        return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
+
+    def project(self, params: MinimalRNNParams, x: jax.Array) -> MinimalRNNGates:
+        b = split(params.b, MinimalRNNGates, ("z", "n"))
+        n = jnp.tanh(product(self, x, params.w_ih) + b.n)
+        return MinimalRNNGates(z=n @ params.w_nz + b.z, n=n)
+
+    def recur(self, params: MinimalRNNParams, carry: jax.Array) -> MinimalRNNGates:
+        return split(carry @ params.w_hh, MinimalRNNGates, ("z",))
+
+    def update(
+        self, params: MinimalRNNParams, carry: jax.Array, z: MinimalRNNGates, u: MinimalRNNGates
+    ) -> tuple[jax.Array, jax.Array]:
+        keep = sigmoid(z.z + u.z)
+        n = place("candidate", z.n)
+        h = keep * carry + (1 - keep) * n
+        record(z=keep, n=n)
+        return h, h

@@ -1,0 +1,185 @@
+"""Kin of the GRU and of the LSTM: what the table of cells does not show."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jrnn
+from jrnn import (
+    GRU,
+    JANET,
+    LSTM,
+    MGU,
+    MUT1,
+    MUT2,
+    MUT3,
+    UGRNN,
+    Below,
+    Cell,
+    DepthGatedLSTM,
+    Elman,
+    MinimalRNN,
+    MogrifierLSTM,
+    MultiplicativeLSTM,
+)
+from jrnn.cell import recording
+from jrnn.cells import GRUParams, LSTMParams
+from jrnn.testing import check_cell
+from tests.helpers import assert_close, normal_like, random_params
+from tests.oracles.gated import depth_gated_lstm, janet, mogrifier_lstm
+
+INPUT, HIDDEN = 5, 16
+BEGINNINGS = [
+    (MUT1(HIDDEN), {}),
+    (MUT2(HIDDEN), {}),
+    (MUT3(HIDDEN), {}),
+    (MGU(HIDDEN), {}),
+    (MinimalRNN(HIDDEN), {}),
+    (UGRNN(HIDDEN, forget_bias=2.5), {0: 2.5}),
+    (JANET(HIDDEN), {0: 1.0}),
+    (MultiplicativeLSTM(HIDDEN), {1: 1.0}),
+    (MogrifierLSTM(HIDDEN, forget_bias=-2.5), {1: -2.5}),
+    (DepthGatedLSTM(HIDDEN), {1: 1.0}),
+]
+
+
+def blocks(joined: Any) -> list[np.ndarray]:
+    return np.split(np.asarray(joined, np.float64), joined.shape[-1] // HIDDEN, axis=-1)
+
+
+@pytest.mark.parametrize(("cell", "starts"), BEGINNINGS, ids=str)
+def test_weights_and_biases_begin_as_those_of_the_lstm(cell: Cell, starts: dict) -> None:
+    params = cell.init(jax.random.key(0), INPUT)
+    for gate in blocks(params.w_hh):
+        np.testing.assert_allclose(gate.T @ gate, np.eye(HIDDEN), atol=1e-5)
+    limit = np.sqrt(6 / (INPUT + HIDDEN))
+    for gate in blocks(params.w_ih):
+        assert 0.9 * limit < np.abs(gate).max() <= limit
+    for n, bias in enumerate(blocks(params.b)):
+        np.testing.assert_array_equal(bias, starts.get(n, 0.0))
+
+
+@pytest.mark.parametrize("cls", [JANET, UGRNN])
+def test_chrono_is_in_the_gate_that_keeps(cls: Any) -> None:
+    keep, other = blocks(cls(HIDDEN, t_max=50).init(jax.random.key(0), INPUT).b)
+    assert (keep > 0).all() and (keep <= np.log(49)).all() and len(set(keep)) == HIDDEN
+    np.testing.assert_array_equal(other, 0)
+    with pytest.raises(ValueError, match="t_max must be an int of at least 3 steps, got 2"):
+        cls(4, t_max=2)
+    with pytest.raises(ValueError, match="t_max=9 sets the forget bias .*leave out forget_bias"):
+        cls(4, t_max=9, forget_bias=2.0)
+
+
+@pytest.mark.parametrize("beta", [None, True, "1", float("nan"), float("inf")])
+def test_beta_of_janet_must_be_a_finite_number(beta: Any) -> None:
+    with pytest.raises(ValueError, match="JANET: beta must be a finite number, got"):
+        JANET(4, beta=beta)
+
+
+@pytest.mark.parametrize("name", ["rounds", "rank"])
+@pytest.mark.parametrize("value", [0, -1, 2.0, True])
+def test_rounds_and_rank_of_the_mogrifier_must_be_positive_ints(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"MogrifierLSTM: {name} must be a positive int, got"):
+        MogrifierLSTM(4, **{name: value})
+
+
+def one_step(cell: Cell) -> tuple[Any, Any, np.ndarray]:
+    """Parameters, a carry and an input of one sequence, in float64."""
+    params, rng = random_params(cell, 1, INPUT), np.random.default_rng(2)
+    carry = jax.eval_shape(lambda p: cell.init_carry(p, ()), params)
+    carry = jax.tree.map(lambda leaf: normal_like(rng, leaf, np.float64), carry)
+    return params, carry, rng.normal(size=INPUT)
+
+
+def test_janet_writes_ahead_by_its_beta(x64: None) -> None:
+    for beta in (0.0, -0.5, 2.0):
+        cell = JANET(3, beta=beta)
+        given = one_step(cell)
+        assert_close(cell.step(*given), janet(*given, beta=beta), 1e-12)
+
+
+@pytest.mark.parametrize(("rounds", "rank"), [(1, None), (1, 2), (2, None), (3, 1), (6, 7)])
+def test_mogrifier_of_any_rounds_and_rank_equals_its_oracle(
+    rounds: int, rank: int | None, x64: None
+) -> None:
+    cell = MogrifierLSTM(3, rounds=rounds, rank=rank)
+    params, carry, x = one_step(cell)
+    assert (params.r is None) == (rounds == 1)
+    assert (params.q_right is None) == (rank is None)
+    truth = mogrifier_lstm(params, carry, x, rounds=rounds)
+    assert_close(cell.step(params, carry, x), truth, 1e-12)
+
+
+def test_mogrifier_whose_rounds_weigh_nothing_is_the_lstm(x64: None) -> None:
+    cell = MogrifierLSTM(3)
+    params, carry, x = one_step(cell)
+    params = params._replace(q=0 * params.q, r=0 * params.r)
+    plain = LSTMParams(params.w_ih, params.w_hh, params.b)
+    assert_close(cell.step(params, carry, x), LSTM(3).step(plain, carry, x), 1e-12)
+
+
+def test_mut2_is_the_gru_of_the_first_paper_with_another_sign_of_z(x64: None) -> None:
+    params, h, x = one_step(MUT2(3))
+    cut = lambda leaf: np.split(leaf, 3, axis=-1)
+    turned: Any = lambda leaf: np.concatenate([cut(leaf)[1], -cut(leaf)[0], cut(leaf)[2]], axis=-1)
+    gru = GRUParams(turned(params.w_ih), turned(params.w_hh), turned(params.b))
+    assert_close(MUT2(3).step(params, h, x), GRU(3, reset_after=False).step(gru, h, x), 1e-12)
+
+
+def below(key: jax.Array, leading: tuple[int, ...]) -> Below:
+    keys = jax.random.split(key)
+    return Below(*(jax.random.normal(k, (*leading, n)) for k, n in zip(keys, (3, 2), strict=True)))
+
+
+def test_depth_gated_lstm_with_a_layer_below_keeps_the_contract() -> None:
+    check_cell(DepthGatedLSTM(2), inputs=below)
+
+
+@pytest.mark.parametrize("engine", ["scan", "fused"])
+def test_depth_gated_lstm_with_a_layer_below_equals_its_oracle(engine: str, x64: None) -> None:
+    steps, cell = 6, DepthGatedLSTM(2)
+    params, rng = random_params(cell, 1, 3), np.random.default_rng(4)
+    start, xs = cell.init_carry(params, (1,)), below(jax.random.key(5), (steps, 1))
+    way = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), (params, xs))
+    weights = rng.normal(size=(steps, 1, 2))
+
+    def truth(nudge: float) -> tuple[np.ndarray, Any]:
+        p, x = jax.tree.map(lambda a, d: np.asarray(a) + nudge * d, (params, xs), way)
+        carry, ys = jax.tree.map(lambda leaf: np.asarray(leaf)[0], start), []
+        for t in range(steps):
+            carry, y = depth_gated_lstm(p, carry, x.x[t, 0], x.c[t, 0])
+            ys.append(y)
+        return np.stack(ys), carry
+
+    def run(p: Any, x: Any) -> jax.Array:
+        return (jrnn.unroll(cell, p, x, start, engine=engine)[1] * weights).sum()
+
+    carry, ys = jrnn.unroll(cell, params, xs, start, engine=engine)
+    assert_close(ys[:, 0], truth(0.0)[0], 1e-10)
+    assert_close(jax.tree.map(lambda leaf: leaf[0], carry), truth(0.0)[1], 1e-10)
+    grads = jax.grad(run, argnums=(0, 1))(params, xs)
+    along = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), grads, way)))
+    slope = ((truth(1e-5)[0] - truth(-1e-5)[0])[:, None] * weights).sum() / 2e-5
+    np.testing.assert_allclose(along, slope, rtol=1e-7)
+
+
+def test_states_of_a_layer_below_must_be_as_many_as_its_own() -> None:
+    cell = DepthGatedLSTM(2)
+    params = cell.init(jax.random.key(0), 3)
+    message = r"DepthGatedLSTM: c must have a last axis of 2 \(hidden_size\), got shape \(3,\)"
+    with pytest.raises(ValueError, match=message):
+        cell.project(params, Below(jnp.ones(3), jnp.ones(3)))
+
+
+def test_only_a_cell_that_says_so_takes_what_is_below() -> None:
+    assert DepthGatedLSTM(2).takes_below
+    assert not Elman(2).takes_below
+    cell, zeros = DepthGatedLSTM(2), jnp.zeros(2)
+    params = cell.init(jax.random.key(0), 3)
+    for x, names in ((jnp.ones(3), set("ifgo")), (Below(jnp.ones(3), zeros), set("ifgod"))):
+        with recording() as gates:
+            cell.step(params, cell.init_carry(params, ()), x)
+        assert set(gates) == names

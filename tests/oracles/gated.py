@@ -1,0 +1,116 @@
+"""Kin of the GRU and of the LSTM, with fewer gates or with more."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from jrnn import (
+    JANET,
+    MGU,
+    UGRNN,
+    DepthGatedLSTM,
+    LSTMCarry,
+    MinimalRNN,
+    MogrifierLSTM,
+    MultiplicativeLSTM,
+)
+from tests.oracles.common import Affine, Row, blocks, sigmoid, zeros_start
+from tests.oracles.lstm import lstm_start
+
+
+def mgu(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Zhou et al., 2016."""
+    a = Affine(params, "fn")
+    f = sigmoid(a("f", x, h))
+    n = np.tanh(a("n", x, f * h))
+    h = (1 - f) * h + f * n
+    return h, h
+
+
+def ugrnn(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Collins et al., 2017."""
+    a = Affine(params, "gc")
+    c = np.tanh(a("c", x, h))
+    g = sigmoid(a("g", x, h))
+    h = g * h + (1 - g) * c
+    return h, h
+
+
+def minimal_rnn(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Chen, 2017, whose z is the code of the input, and u the gate."""
+    b = blocks(params.b, "uz")
+    z = np.tanh(params.w_ih.T @ x + b["z"])
+    u = sigmoid(params.w_hh.T @ h + params.w_nz.T @ z + b["u"])
+    h = u * h + (1 - u) * z
+    return h, h
+
+
+def janet(params: Any, c: np.ndarray, x: np.ndarray, beta: float) -> tuple[Any, np.ndarray]:
+    """Van der Westhuizen and Lasenby, 2018."""
+    a = Affine(params, "sc")
+    s = a("s", x, c)
+    candidate = np.tanh(a("c", x, c))
+    c = sigmoid(s) * c + (1 - sigmoid(s - beta)) * candidate
+    return c, c
+
+
+def multiplicative_lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Krause et al., 2016."""
+    h, c = carry
+    W, V, b = blocks(params.w_ih, "ifgom"), blocks(params.w_mh, "ifgo"), blocks(params.b, "ifgo")
+    m = (W["m"].T @ x) * (params.w_hh.T @ h)
+    i, f, g, o = (W[k].T @ x + V[k].T @ m + b[k] for k in "ifgo")
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    h = np.tanh(c) * sigmoid(o)
+    return LSTMCarry(h, c), h
+
+
+def mogrifier_lstm(params: Any, carry: Any, x: np.ndarray, rounds: int) -> tuple[Any, np.ndarray]:
+    """Melis et al., 2020, equations 1 and 2, and 3 for the low rank."""
+    h, c = carry
+
+    def matrix(left: np.ndarray, right: np.ndarray | None, n: int) -> np.ndarray:
+        return left[n] if right is None else left[n] @ right[n]
+
+    for i in range(1, rounds + 1):
+        if i % 2 == 1:
+            x = 2 * sigmoid(matrix(params.q, params.q_right, (i - 1) // 2).T @ h) * x
+        else:
+            h = 2 * sigmoid(matrix(params.r, params.r_right, i // 2 - 1).T @ x) * h
+    a = Affine(params, "ifgo")
+    c = sigmoid(a("f", x, h)) * c + sigmoid(a("i", x, h)) * np.tanh(a("g", x, h))
+    h = sigmoid(a("o", x, h)) * np.tanh(c)
+    return LSTMCarry(h, c), h
+
+
+def depth_gated_lstm(
+    params: Any, carry: Any, x: np.ndarray, below: np.ndarray | None = None
+) -> tuple[Any, np.ndarray]:
+    """Yao et al., 2015; without a layer below no depth gate."""
+    h, c = carry
+    W, U, b = blocks(params.w_ih, "ifgod"), blocks(params.w_hh, "ifgo"), blocks(params.b, "ifgod")
+    a = {k: W[k].T @ x + U[k].T @ h + b[k] for k in "ifgo"}
+    f = sigmoid(a["f"] + params.p_f * c)
+    i = sigmoid(a["i"] + params.p_i * c)
+    new = f * c + i * np.tanh(a["g"])
+    if below is not None:
+        d = sigmoid(b["d"] + W["d"].T @ x + params.p_d * c + params.p_below * below)
+        new = d * below + new
+    o = sigmoid(a["o"] + params.p_o * new)
+    h = o * np.tanh(new)
+    return LSTMCarry(h, new), h
+
+
+ROWS = {
+    "mgu": Row(MGU, mgu, zeros_start),
+    "ugrnn": Row(UGRNN, ugrnn, zeros_start),
+    "minimalrnn": Row(MinimalRNN, minimal_rnn, zeros_start),
+    "janet": Row(JANET, partial(janet, beta=1.0), zeros_start),
+    "multiplicativelstm": Row(MultiplicativeLSTM, multiplicative_lstm, lstm_start),
+    "mogrifierlstm": Row(MogrifierLSTM, partial(mogrifier_lstm, rounds=5), lstm_start),
+    "mogrifierlstm-rank": Row(
+        partial(MogrifierLSTM, rounds=4, rank=2), partial(mogrifier_lstm, rounds=4), lstm_start
+    ),
+    "depthgatedlstm": Row(DepthGatedLSTM, depth_gated_lstm, lstm_start),
+}
