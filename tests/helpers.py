@@ -28,7 +28,7 @@ WAYS = tuple(Way(*given) for given in itertools.product([False, True], repeat=4)
 class Batch(NamedTuple):
     """All that a run needs but the parameters, and cotangents for its results."""
 
-    xs: Any  # [T, B, input]
+    xs: Any  # leaves [T, B, ...]
     carry: Any  # leaves [B, ...]
     lengths: Any  # [B]
     resets: Any  # [T, B]
@@ -198,16 +198,26 @@ def sequence(tree: Any, b: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[b], tree)
 
 
+def shape_of(batch: Batch) -> tuple[int, int]:
+    """Time steps and sequences of a batch."""
+    return jax.tree.leaves(batch.xs)[0].shape[:2]
+
+
+def at(xs: Any, t: int, b: int) -> Any:
+    """The input of sequence b at step t."""
+    return jax.tree.map(lambda leaf: leaf[t, b], xs)
+
+
 def travel(way: Way, batch: Batch, b: int) -> list[int]:
     """The valid steps of sequence b, in the direction of travel."""
-    steps = len(batch.xs)
+    steps, _ = shape_of(batch)
     valid = range(min(steps, batch.lengths[b]) if way.lengths else steps)
     return list(reversed(valid)) if way.reverse else list(valid)
 
 
 def oracle(row: Row, way: Way, params: Any, batch: Batch) -> tuple[Any, np.ndarray]:
     """The truth: each sequence alone, its valid steps one by one, in NumPy from the papers."""
-    steps, rows = batch.xs.shape[:2]
+    steps, rows = shape_of(batch)
     ys, carries = np.zeros_like(batch.ct_ys, np.float64), []
     for b in range(rows):
         start = row.start(params)
@@ -215,7 +225,7 @@ def oracle(row: Row, way: Way, params: Any, batch: Batch) -> tuple[Any, np.ndarr
         for t in travel(way, batch, b):
             if way.resets and batch.resets[t, b]:
                 carry = start
-            carry, ys[t, b] = row.step(params, carry, batch.xs[t, b])
+            carry, ys[t, b] = row.step(params, carry, at(batch.xs, t, b))
         carries.append(carry)
     if not carries:
         return batch.carry, ys
@@ -275,14 +285,14 @@ def start_vjp(cell: Cell, params: Any, cotangent: Any) -> tuple[Any, Any]:
 
 def loop_grads(cell: Cell, way: Way, params: Any, batch: Batch) -> Any:
     """The gradients by params, xs and carry, through time, sequence by sequence, step by step."""
-    rows = range(batch.xs.shape[1])
+    rows = range(shape_of(batch)[1])
     if not rows:
         return jax.tree.map(np.zeros_like, (params, batch.xs, moving(batch.carry)))
     grads = [sequence_grads(cell, way, params, batch, b) for b in rows]
     params_grad, xs_grad, carry_grad = zip(*grads, strict=True)
     return (
         jax.tree.map(lambda *shares: np.sum(shares, axis=0), *params_grad),
-        np.stack(xs_grad, axis=1),
+        jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *xs_grad),
         jax.tree.map(lambda *leaves: np.stack(leaves), *carry_grad),
     )
 
@@ -292,19 +302,22 @@ def sequence_grads(cell: Cell, way: Way, params: Any, batch: Batch, b: int) -> A
     zeros, add = partial(jax.tree.map, np.zeros_like), partial(jax.tree.map, np.add)
     given, ct_carry = sequence((batch.carry, batch.ct_carry), b)
     start, _ = start_vjp(cell, params, ct_carry)
-    params_grad, ct_start, xs_grad = zeros((params, ct_carry, batch.xs[:, b]))
+    own = jax.tree.map(lambda leaf: leaf[:, b], batch.xs)
+    params_grad, ct_start, xs_grad = zeros((params, ct_carry, own))
     steps = travel(way, batch, b)
     restarts = [t for t in steps if way.resets and batch.resets[t, b]]
 
     carry, before = given if way.carry else start, {}
     for t in steps:
         before[t] = start if t in restarts else carry
-        arguments = cell, params, before[t], batch.xs[t, b], batch.ct_ys[t, b], ct_carry
+        arguments = cell, params, before[t], at(batch.xs, t, b), batch.ct_ys[t, b], ct_carry
         (carry, _), _ = step_vjp(*arguments)
 
     for t in reversed(steps):
-        arguments = cell, params, before[t], batch.xs[t, b], batch.ct_ys[t, b], ct_carry
-        _, (share, ct_carry, xs_grad[t]) = step_vjp(*arguments)
+        arguments = cell, params, before[t], at(batch.xs, t, b), batch.ct_ys[t, b], ct_carry
+        _, (share, ct_carry, x_grad) = step_vjp(*arguments)
+        for whole, part in zip(*map(jax.tree.leaves, (xs_grad, x_grad)), strict=True):
+            whole[t] = part
         params_grad = add(params_grad, share)
         if t in restarts:
             ct_start, ct_carry = add(ct_start, ct_carry), zeros(ct_carry)
