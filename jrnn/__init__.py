@@ -16,6 +16,7 @@ from jrnn.cell import Cell as Cell
 from jrnn.cell import place as place
 from jrnn.cell import record as record
 from jrnn.cells import GRU as GRU
+from jrnn.cells import GRUD as GRUD
 from jrnn.cells import JANET as JANET
 from jrnn.cells import LRU as LRU
 from jrnn.cells import LSTM as LSTM
@@ -31,6 +32,7 @@ from jrnn.cells import UGRNN as UGRNN
 from jrnn.cells import ConvLSTM as ConvLSTM
 from jrnn.cells import DepthGatedLSTM as DepthGatedLSTM
 from jrnn.cells import Elman as Elman
+from jrnn.cells import GRUDCarry as GRUDCarry
 from jrnn.cells import IndRNN as IndRNN
 from jrnn.cells import LSTMCarry as LSTMCarry
 from jrnn.cells import LSTMGateCarry as LSTMGateCarry
@@ -40,6 +42,7 @@ from jrnn.cells import MinLSTM as MinLSTM
 from jrnn.cells import MLSTMCarry as MLSTMCarry
 from jrnn.cells import MogrifierLSTM as MogrifierLSTM
 from jrnn.cells import MultiplicativeLSTM as MultiplicativeLSTM
+from jrnn.cells import Observed as Observed
 from jrnn.cells import ParaGRU as ParaGRU
 from jrnn.cells import ParaLSTM as ParaLSTM
 from jrnn.cells import SLSTMCarry as SLSTMCarry

@@ -3,6 +3,12 @@
 from jrnn.cell import Cell
 from jrnn.cells.conv import ConvLSTM as ConvLSTM
 from jrnn.cells.conv import ConvLSTMParams as ConvLSTMParams
+from jrnn.cells.decay import GRUD as GRUD
+from jrnn.cells.decay import GRUDCarry as GRUDCarry
+from jrnn.cells.decay import GRUDGates as GRUDGates
+from jrnn.cells.decay import GRUDParams as GRUDParams
+from jrnn.cells.decay import Observed as Observed
+from jrnn.cells.depth_gated import Below as Below
 from jrnn.cells.depth_gated import DepthGatedLSTM as DepthGatedLSTM
 from jrnn.cells.depth_gated import DepthGatedLSTMGates as DepthGatedLSTMGates
 from jrnn.cells.depth_gated import DepthGatedLSTMParams as DepthGatedLSTMParams
@@ -91,5 +97,6 @@ REGISTRY: dict[str, type[Cell]] = {
     "multiplicativelstm": MultiplicativeLSTM,
     "mogrifierlstm": MogrifierLSTM,
     "depthgatedlstm": DepthGatedLSTM,
+    "grud": GRUD,
 }
 """Every cell by the name that a config takes; each can be made as `cls(hidden_size=...)`."""

@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 
 from jrnn import (
+    GRUD,
     JANET,
     MGU,
     UGRNN,
     DepthGatedLSTM,
+    GRUDCarry,
     LSTMCarry,
     MinimalRNN,
     MogrifierLSTM,
@@ -102,6 +104,28 @@ def depth_gated_lstm(
     return LSTMCarry(h, new), h
 
 
+def grud(params: Any, carry: Any, x: Any) -> tuple[Any, np.ndarray]:
+    """Che et al., 2018, where z writes: here it is the complement of what keeps."""
+    h, last = carry
+    W, U, V = (blocks(leaf, "rzn") for leaf in (params.w_ih, params.w_hh, params.w_mh))
+    b = blocks(params.b, "rzn")
+    value, m, delta = x
+    gamma_x = np.exp(-np.maximum(0, params.w_decay_x * delta + params.b_decay_x))
+    gamma_h = np.exp(-np.maximum(0, params.w_decay_h.T @ delta + params.b_decay_h))
+    full = m * value + (1 - m) * gamma_x * last + (1 - m) * (1 - gamma_x) * params.mean
+    h = gamma_h * h
+    r = sigmoid(W["r"].T @ full + U["r"].T @ h + V["r"].T @ m + b["r"])
+    writes = sigmoid(-(W["z"].T @ full + U["z"].T @ h + V["z"].T @ m + b["z"]))
+    n = np.tanh(W["n"].T @ full + U["n"].T @ (r * h) + V["n"].T @ m + b["n"])
+    h = (1 - writes) * h + writes * n
+    return GRUDCarry(h, m * value + (1 - m) * last), h
+
+
+def grud_start(params: Any) -> GRUDCarry:
+    zeros: Any = np.zeros(params.w_hh.shape[0])
+    return GRUDCarry(zeros, params.mean)
+
+
 ROWS = {
     "mgu": Row(MGU, mgu, zeros_start),
     "ugrnn": Row(UGRNN, ugrnn, zeros_start),
@@ -113,4 +137,5 @@ ROWS = {
         partial(MogrifierLSTM, rounds=4, rank=2), partial(mogrifier_lstm, rounds=4), lstm_start
     ),
     "depthgatedlstm": Row(DepthGatedLSTM, depth_gated_lstm, lstm_start),
+    "grud": Row(GRUD, grud, grud_start),
 }

@@ -1,0 +1,174 @@
+"""GRU-D: the GRU for series with holes, whose memories decay while nothing is observed."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import relu, sigmoid
+from jax.typing import DTypeLike
+
+from jrnn import checks, initializers
+from jrnn.cell import Cell, place, record
+from jrnn.cells.common import product, split
+
+
+class Observed(NamedTuple):
+    """One step of a series with holes, each `[..., input]`.
+
+    Attributes:
+      x: what was observed; where nothing was, any finite number, such as 0.
+      mask: 1 where it was observed, else 0.
+      since: time since the last observation of this variable before this step.
+    """
+
+    x: jax.Array
+    mask: jax.Array
+    since: jax.Array
+
+
+class GRUDCarry(NamedTuple):
+    """Hidden state `h [..., hidden]` and what was last observed, `x [..., input]`."""
+
+    h: jax.Array
+    x: jax.Array
+
+
+class GRUDParams(NamedTuple):
+    """Weights with the gates side by side in the order r, z, n, and those of the decays."""
+
+    w_ih: jax.Array  # [input, 3·hidden]
+    w_hh: jax.Array  # [hidden, 3·hidden]
+    w_mh: jax.Array  # [input, 3·hidden], of the mask
+    b: jax.Array  # [3·hidden]
+    w_decay_x: jax.Array  # [input]
+    b_decay_x: jax.Array  # [input]
+    w_decay_h: jax.Array  # [input, hidden]
+    b_decay_h: jax.Array  # [hidden]
+    mean: jax.Array  # [input]
+
+
+class GRUDGates(NamedTuple):
+    """What the mask gives to each gate `[..., hidden]`, the decays, and what is observed."""
+
+    r: jax.Array
+    z: jax.Array
+    n: jax.Array
+    decay_h: Any  # [..., hidden]
+    decay_x: Any  # [..., input]
+    seen: Any  # [..., input]: x * mask
+    hole: Any  # [..., input]: 1 - mask
+
+
+@dataclass(frozen=True)
+class GRUD(Cell):
+    r"""The GRU with decay: where nothing is observed, its input and its state fade with time.
+
+    With an input x, its mask m and the time s since each variable was last observed::
+
+        a = exp(-max(0, w_x * s + b_x))                     decay of each variable ...
+        k = exp(-max(0, W_h s + b_h))                       ... and of each unit
+        x^ = m * x + (1 - m) * (a * x_last + (1 - a) * mean)       the input without holes
+        h^ = k * h                                          the state as time has left it
+        r = sigmoid(W_r x^ + U_r h^ + V_r m + b_r)          reset: what of the past shows
+        z = sigmoid(W_z x^ + U_z h^ + V_z m + b_z)          update: what to keep
+        n = tanh(W_n x^ + U_n (r * h^) + V_n m + b_n)       candidate
+        h' = (1 - z) * n + z * h^,   y = h'
+        x_last' = m * x + (1 - m) * x_last
+
+    z keeps, as in `GRU`; in the paper it writes, the same cell with the weights of z negated. The
+    mean of the variables is a parameter, `mean`: 0 at the start, as that of standardised data; of
+    other data put it there. Before anything is observed it is x_last as well. All products with
+    the state or with x^ are in `update`.
+
+    Inputs are `Observed(x, mask, since)`.
+
+    Args:
+      hidden_size: number of units.
+
+    Raises:
+      ValueError: `hidden_size` is not a positive int.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = GRUD(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> x = Observed(x=jnp.ones((2, 3)), mask=jnp.array([1.0, 0.0, 1.0]) * jnp.ones((2, 3)),
+    ...              since=jnp.full((2, 3), 0.5))
+    >>> carry, y = cell.step(params, cell.init_carry(params, (2,)), x)
+    >>> y.shape, carry.x[0].tolist()
+    ((2, 4), [1.0, 0.0, 1.0])
+
+    References:
+      Che et al., 2018, Recurrent neural networks for multivariate time series with missing values.
+    """
+
+    hidden_size: int
+    pointwise = False
+
+    def __post_init__(self) -> None:
+        checks.positive_int("GRUD", "hidden_size", self.hidden_size)
+
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> GRUDParams:
+        dtype, hidden = checks.float_dtype("GRUD.init", dtype), self.hidden_size
+        checks.positive_int("GRUD.init", "input_size", input_size)
+        key_ih, key_hh, key_mh, key_x, key_h = jax.random.split(key, 5)
+        return GRUDParams(
+            w_ih=initializers.input_weights(key_ih, input_size, hidden, 3, dtype),
+            w_hh=initializers.recurrent_weights(key_hh, hidden, 3, dtype),
+            w_mh=initializers.input_weights(key_mh, input_size, hidden, 3, dtype),
+            b=jnp.zeros((3 * hidden,), dtype),
+            # Above 0, so that variables begin to decay: below it a decay has no gradient.
+            w_decay_x=initializers.uniform(key_x, input_size, 0.0, 1.0, dtype),
+            b_decay_x=jnp.zeros((input_size,), dtype),
+            w_decay_h=initializers.input_weights(key_h, input_size, hidden, 1, dtype),
+            b_decay_h=jnp.zeros((hidden,), dtype),
+            mean=jnp.zeros((input_size,), dtype),
+        )
+
+    def init_carry(self, params: GRUDParams, batch_shape: tuple[int, ...]) -> GRUDCarry:
+        h = jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
+        return GRUDCarry(h, jnp.broadcast_to(params.mean, (*batch_shape, *params.mean.shape)))
+
+    def inputs(
+        self, input_size: int, batch_shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+    ) -> Observed:
+        return Observed(*(jnp.zeros((*batch_shape, input_size), dtype) for _ in range(3)))
+
+    def project(self, params: GRUDParams, x: Observed) -> GRUDGates:
+        _check(x, params.w_ih.shape[0])
+        gates = split(product(self, x.mask, params.w_mh) + params.b, GRUDGates, ("r", "z", "n"))
+        return gates._replace(
+            decay_h=jnp.exp(-relu(product(self, x.since, params.w_decay_h) + params.b_decay_h)),
+            decay_x=jnp.exp(-relu(x.since * params.w_decay_x + params.b_decay_x)),
+            seen=x.mask * x.x,
+            hole=1 - x.mask,
+        )
+
+    def recur(self, params: GRUDParams, carry: GRUDCarry) -> None:
+        return None
+
+    def update(
+        self, params: GRUDParams, carry: GRUDCarry, z: GRUDGates, u: None
+    ) -> tuple[GRUDCarry, jax.Array]:
+        guess = z.decay_x * carry.x + (1 - z.decay_x) * params.mean
+        given = split((z.seen + z.hole * guess) @ params.w_ih, GRUDGates, ("r", "z", "n"))
+        left, gates = z.decay_h * carry.h, 2 * self.hidden_size
+        past = split(left @ params.w_hh[:, :gates], GRUDGates, ("r", "z"))
+        reset = sigmoid(z.r + given.r + past.r)
+        keep = sigmoid(z.z + given.z + past.z)
+        n = jnp.tanh(z.n + given.n + (reset * left) @ params.w_hh[:, gates:])
+        n = place("candidate", n)
+        h = (1 - keep) * n + keep * left
+        record(r=reset, z=keep, n=n)
+        return GRUDCarry(h, z.seen + z.hole * carry.x), h
+
+
+def _check(x: Any, input_size: int) -> None:
+    """Refuses inputs that are no `Observed` of the right size."""
+    if not isinstance(x, Observed):
+        raise ValueError(
+            "GRUD: an input must be jrnn.Observed(x, mask, since), each [..., input], got "
+            f"shape {jnp.shape(x)}"
+        )
+    for name, leaf in x._asdict().items():
+        checks.last_axis("GRUD", name, leaf, input_size, "input_size of the parameters")
