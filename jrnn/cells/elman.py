@@ -28,12 +28,18 @@ class Elman(Cell):
 
         h' = activation(W x + U h + b),   y = h'
 
+    With `identity` it begins as the IRNN does: U = identity · I and W from N(0, 0.001²), so that at
+    first, with relu and identity=1, a state that is written stays as it is.
+
     Args:
       hidden_size: number of units.
-      activation: "tanh", "relu" or "sigmoid".
+      activation: "tanh", "relu" or "sigmoid"; the IRNN has "relu".
+      identity: if given, the scale of the identity matrix that U begins as: 1 in the IRNN, less,
+        such as 0.01, where memories should be short; else U is orthogonal.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, or `activation` is unknown.
+      ValueError: `hidden_size` is not a positive int, `activation` is unknown, or `identity` is not
+        a number above 0.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = Elman(hidden_size=4, activation="relu")
@@ -44,14 +50,19 @@ class Elman(Cell):
 
     References:
       Elman, 1990, Finding structure in time.
+      Le, Jaitly and Hinton, 2015, A simple way to initialize recurrent networks of rectified linear
+        units (identity).
     """
 
     hidden_size: int
     activation: Literal["tanh", "relu", "sigmoid"] = "tanh"
+    identity: float | None = None
 
     def __post_init__(self) -> None:
         checks.positive_int("Elman", "hidden_size", self.hidden_size)
         checks.one_of("Elman", "activation", self.activation, ACTIVATIONS)
+        if self.identity is not None:
+            checks.positive_number("Elman", "identity", self.identity)
 
     @property
     def kernel(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -62,10 +73,21 @@ class Elman(Cell):
         checks.positive_int("Elman.init", "input_size", input_size)
         key_ih, key_hh = jax.random.split(key)
         return ElmanParams(
-            w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 1, dtype),
-            w_hh=initializers.recurrent_weights(key_hh, self.hidden_size, 1, dtype),
+            w_ih=self._init_input(key_ih, input_size, dtype),
+            w_hh=self._init_recurrent(key_hh, dtype),
             b=jnp.zeros((self.hidden_size,), dtype),
         )
+
+    def _init_input(self, key: jax.Array, input_size: int, dtype: DTypeLike) -> jax.Array:
+        if self.identity is None:
+            return initializers.input_weights(key, input_size, self.hidden_size, 1, dtype)
+        small = jax.nn.initializers.normal(0.001)
+        return initializers.per_gate(small, key, input_size, self.hidden_size, 1, dtype)
+
+    def _init_recurrent(self, key: jax.Array, dtype: DTypeLike) -> jax.Array:
+        if self.identity is None:
+            return initializers.recurrent_weights(key, self.hidden_size, 1, dtype)
+        return self.identity * jnp.eye(self.hidden_size, dtype=dtype)
 
     def init_carry(self, params: ElmanParams, batch_shape: tuple[int, ...]) -> jax.Array:
         return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
