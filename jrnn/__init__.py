@@ -18,6 +18,7 @@ from jrnn.cell import record as record
 from jrnn.cells import GRU as GRU
 from jrnn.cells import GRUD as GRUD
 from jrnn.cells import JANET as JANET
+from jrnn.cells import LEM as LEM
 from jrnn.cells import LRU as LRU
 from jrnn.cells import LSTM as LSTM
 from jrnn.cells import MGU as MGU
@@ -29,11 +30,18 @@ from jrnn.cells import RGLRU as RGLRU
 from jrnn.cells import S5 as S5
 from jrnn.cells import SLSTM as SLSTM
 from jrnn.cells import UGRNN as UGRNN
+from jrnn.cells import AntisymmetricRNN as AntisymmetricRNN
+from jrnn.cells import Clockwork as Clockwork
+from jrnn.cells import ClockworkCarry as ClockworkCarry
 from jrnn.cells import ConvLSTM as ConvLSTM
+from jrnn.cells import CoRNN as CoRNN
+from jrnn.cells import CoRNNCarry as CoRNNCarry
 from jrnn.cells import DepthGatedLSTM as DepthGatedLSTM
 from jrnn.cells import Elman as Elman
+from jrnn.cells import FastGRNN as FastGRNN
 from jrnn.cells import GRUDCarry as GRUDCarry
 from jrnn.cells import IndRNN as IndRNN
+from jrnn.cells import LEMCarry as LEMCarry
 from jrnn.cells import LSTMCarry as LSTMCarry
 from jrnn.cells import LSTMGateCarry as LSTMGateCarry
 from jrnn.cells import MinGRU as MinGRU

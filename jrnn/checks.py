@@ -16,6 +16,16 @@ def positive_int(owner: str, name: str, value: Any) -> None:
         raise ValueError(f"{owner}: {name} must be a positive int, got {value!r}")
 
 
+def growing_ints(owner: str, name: str, values: Any) -> None:
+    """Refuses everything but a tuple of positive ints, each of them larger than the one before."""
+    ints = isinstance(values, tuple) and all(type(value) is int for value in values)
+    if not ints or not values or any(b <= a for a, b in zip((0, *values), values, strict=False)):
+        raise ValueError(
+            f"{owner}: {name} must be a tuple of positive ints that grow, such as (1, 2, 4), got "
+            f"{values!r}"
+        )
+
+
 def boolean(owner: str, name: str, value: Any) -> None:
     """Refuses everything but True and False."""
     if not isinstance(value, bool):
@@ -44,6 +54,12 @@ def finite_number(owner: str, name: str, value: Any) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value):
         raise ValueError(f"{owner}: {name} must be a finite number, got {value!r}")
+
+
+def non_negative_number(owner: str, name: str, value: Any) -> None:
+    """Refuses everything but 0 and a Python number above it and below infinity."""
+    if not is_number or not 0 <= value < math.inf:
+        raise ValueError(f"{owner}: {name} must be a number of at least 0, got {value!r}")
 
 
 def one_of(owner: str, name: str, value: Any, choices: Iterable[str]) -> None:

@@ -1,8 +1,17 @@
 """The cells: one family to a file."""
 
 from jrnn.cell import Cell
+from jrnn.cells.antisymmetric import AntisymmetricGates as AntisymmetricGates
+from jrnn.cells.antisymmetric import AntisymmetricParams as AntisymmetricParams
+from jrnn.cells.antisymmetric import AntisymmetricRNN as AntisymmetricRNN
+from jrnn.cells.clockwork import Clockwork as Clockwork
+from jrnn.cells.clockwork import ClockworkCarry as ClockworkCarry
+from jrnn.cells.clockwork import ClockworkParams as ClockworkParams
 from jrnn.cells.conv import ConvLSTM as ConvLSTM
 from jrnn.cells.conv import ConvLSTMParams as ConvLSTMParams
+from jrnn.cells.cornn import CoRNN as CoRNN
+from jrnn.cells.cornn import CoRNNCarry as CoRNNCarry
+from jrnn.cells.cornn import CoRNNParams as CoRNNParams
 from jrnn.cells.decay import GRUD as GRUD
 from jrnn.cells.decay import GRUDCarry as GRUDCarry
 from jrnn.cells.decay import GRUDGates as GRUDGates
@@ -14,6 +23,9 @@ from jrnn.cells.depth_gated import DepthGatedLSTMGates as DepthGatedLSTMGates
 from jrnn.cells.depth_gated import DepthGatedLSTMParams as DepthGatedLSTMParams
 from jrnn.cells.elman import Elman as Elman
 from jrnn.cells.elman import ElmanParams as ElmanParams
+from jrnn.cells.fastgrnn import FastGRNN as FastGRNN
+from jrnn.cells.fastgrnn import FastGRNNGates as FastGRNNGates
+from jrnn.cells.fastgrnn import FastGRNNParams as FastGRNNParams
 from jrnn.cells.gru import GRU as GRU
 from jrnn.cells.gru import GRUGates as GRUGates
 from jrnn.cells.gru import GRUParams as GRUParams
@@ -22,6 +34,10 @@ from jrnn.cells.indrnn import IndRNNParams as IndRNNParams
 from jrnn.cells.janet import JANET as JANET
 from jrnn.cells.janet import JANETGates as JANETGates
 from jrnn.cells.janet import JANETParams as JANETParams
+from jrnn.cells.lem import LEM as LEM
+from jrnn.cells.lem import LEMCarry as LEMCarry
+from jrnn.cells.lem import LEMGates as LEMGates
+from jrnn.cells.lem import LEMParams as LEMParams
 from jrnn.cells.linear import LRU as LRU
 from jrnn.cells.linear import LRUGates as LRUGates
 from jrnn.cells.linear import LRUParams as LRUParams
@@ -98,5 +114,10 @@ REGISTRY: dict[str, type[Cell]] = {
     "mogrifierlstm": MogrifierLSTM,
     "depthgatedlstm": DepthGatedLSTM,
     "grud": GRUD,
+    "antisymmetricrnn": AntisymmetricRNN,
+    "cornn": CoRNN,
+    "lem": LEM,
+    "fastgrnn": FastGRNN,
+    "clockwork": Clockwork,
 }
 """Every cell by the name that a config takes; each can be made as `cls(hidden_size=...)`."""

@@ -93,7 +93,11 @@ def assert_right(cell: Cell) -> None:
 
 
 def test_jacobians_equal_forward_mode_of_one_step(row: Row, x64: None) -> None:
-    assert_right(row.make(HIDDEN))
+    cell = row.make(HIDDEN)
+    carry = jax.eval_shape(lambda p: cell.init_carry(p, ()), random_params(cell, 1, 2))
+    if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(carry)):
+        pytest.skip("an integer in the carry, which has no Jacobian")
+    assert_right(cell)
 
 
 def test_jacobians_of_one_unit_equal_forward_mode(x64: None) -> None:

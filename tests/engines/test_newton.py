@@ -94,6 +94,8 @@ def solve(cell: Cell, engine: Newton, way: Way, params: Any, batch: Batch) -> An
 
 def test_values_and_gradients_equal_a_loop_in_float64(row: Row, x64: None) -> None:
     cell, params, batch = example(row)
+    if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(batch.carry)):
+        pytest.skip("an integer in the carry, which Newton refuses")
     ways = FEW if any(row is CELLS[name] for name in SOME) else FEW[-1:]
     results = quickly_differentiate_all(cell, NEWTON, ways, params, batch)
     for way, got in zip(ways, results, strict=True):

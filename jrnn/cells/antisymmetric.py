@@ -1,0 +1,120 @@
+"""The antisymmetric network: a small step of an ordinary differential equation that is stable."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jax.typing import DTypeLike
+
+from jrnn import checks, initializers
+from jrnn.cell import Cell, place, record
+from jrnn.cells.common import affine, split
+
+
+class AntisymmetricParams(NamedTuple):
+    """Weights with the gates side by side in the order z, n, or n alone where not gated."""
+
+    w_ih: jax.Array  # [input, G·hidden]
+    w_hh: jax.Array  # [hidden, hidden], transposed M, which all gates share
+    b: jax.Array  # [G·hidden]
+
+
+class AntisymmetricGates(NamedTuple):
+    """What the input gives to each gate, `[..., hidden]`; z is None where not gated."""
+
+    z: jax.Array | None
+    n: jax.Array
+
+
+@dataclass(frozen=True)
+class AntisymmetricRNN(Cell):
+    r"""A network whose recurrent matrix is antisymmetric, so that signals neither grow nor fade.
+
+    ::
+
+        u = (M - M^T - gamma I) h
+        n = tanh(u + V_n x + b_n)
+        z = sigmoid(u + V_z x + b_z)                        gated; else z = 1
+        h' = h + epsilon * z * n,   y = h'
+
+    It is Euler's method for dh/dt = tanh(u + V x + b). The eigenvalues of M - M^T are imaginary;
+    `gamma` moves them to the left, for Euler's steps of a system without any damping would grow.
+
+    M begins as N(0, 1/hidden) and V as N(0, 1/input).
+
+    Args:
+      hidden_size: number of units.
+      epsilon: size of a step.
+      gamma: damping.
+      gated: whether a gate z says how far each unit goes.
+
+    Raises:
+      ValueError: `hidden_size` is not a positive int, `epsilon` is not above 0, `gamma` is below 0,
+        or `gated` is no bool.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = AntisymmetricRNN(hidden_size=4, gated=True)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> h, y = cell.step(params, cell.init_carry(params, (2,)), jnp.ones((2, 3)))
+    >>> h.shape, params.w_hh.shape
+    ((2, 4), (4, 4))
+
+    References:
+      Chang, Chen, Haber and Chi, 2019, AntisymmetricRNN: A dynamical system view on recurrent
+        neural networks.
+    """
+
+    hidden_size: int
+    epsilon: float = 0.1
+    gamma: float = 0.01
+    gated: bool = False
+
+    def __post_init__(self) -> None:
+        checks.positive_int("AntisymmetricRNN", "hidden_size", self.hidden_size)
+        checks.positive_number("AntisymmetricRNN", "epsilon", self.epsilon)
+        checks.non_negative_number("AntisymmetricRNN", "gamma", self.gamma)
+        checks.boolean("AntisymmetricRNN", "gated", self.gated)
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """The gates that have input weights, in the order of concatenation."""
+        return ("z", "n") if self.gated else ("n",)
+
+    def init(
+        self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
+    ) -> AntisymmetricParams:
+        dtype = checks.float_dtype("AntisymmetricRNN.init", dtype)
+        checks.positive_int("AntisymmetricRNN.init", "input_size", input_size)
+        key_ih, key_hh = jax.random.split(key)
+        draw = lambda key, rows, gates: initializers.per_gate(
+            jax.nn.initializers.normal(rows**-0.5), key, rows, self.hidden_size, gates, dtype
+        )
+        return AntisymmetricParams(
+            w_ih=draw(key_ih, input_size, len(self.gates)),
+            w_hh=draw(key_hh, self.hidden_size, 1),
+            b=jnp.zeros((len(self.gates) * self.hidden_size,), dtype),
+        )
+
+    def init_carry(self, params: AntisymmetricParams, batch_shape: tuple[int, ...]) -> jax.Array:
+        return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
+
+    def project(self, params: AntisymmetricParams, x: jax.Array) -> AntisymmetricGates:
+        return split(affine(self, x, params.w_ih, params.b), AntisymmetricGates, self.gates)
+
+    def recur(self, params: AntisymmetricParams, carry: jax.Array) -> jax.Array:
+        return carry @ (params.w_hh - params.w_hh.T) - self.gamma * carry
+
+    def update(
+        self, params: AntisymmetricParams, carry: jax.Array, z: AntisymmetricGates, u: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        n = place("candidate", jnp.tanh(z.n + u))
+        if z.z is None:
+            h = carry + self.epsilon * n
+            record(n=n)
+        else:
+            gate = sigmoid(z.z + u)
+            h = carry + self.epsilon * gate * n
+            record(z=gate, n=n)
+        return h, h

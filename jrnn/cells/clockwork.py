@@ -1,0 +1,133 @@
+"""The clockwork network: modules of units that step at their own pace."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from jrnn import checks, initializers
+from jrnn.cell import Cell, place, record
+from jrnn.cells.common import affine
+
+MOST_MODULES = 8
+"""The most modules where no periods are given."""
+
+
+class ClockworkCarry(NamedTuple):
+    """Hidden state `h [..., hidden]`, and the clock `t [...]` int32, the steps done so far."""
+
+    h: jax.Array
+    t: jax.Array
+
+
+class ClockworkParams(NamedTuple):
+    """Weights of the one candidate."""
+
+    w_ih: jax.Array  # [input, hidden]
+    w_hh: jax.Array  # [hidden, hidden], of which blocks from fast modules to slow ones are unused
+    b: jax.Array  # [hidden]
+
+
+@dataclass(frozen=True)
+class Clockwork(Cell):
+    r"""The clockwork network: fast modules that see slow ones, each with a period of its own.
+
+    ::
+
+        n = tanh(W x + (M * U) h + b)                       candidate
+        h'_k = n_k  where t mod T_k = 0,  else h_k          for all units k of a module of period T
+        t' = t + 1,   y = h'
+
+    Modules have equal numbers of units. The mask M leaves a module what comes from modules of its
+    own period and of longer ones, so that U is upper triangular in blocks; what the mask hides of
+    w_hh begins at 0, and has no gradient. At the first step, t = 0, all modules are active. The
+    clock is a part of the carry, counts modulo the least common multiple of the periods, and
+    starts again at every reset. Being an integer it has no derivative, so that `Newton` refuses
+    this cell.
+
+    Args:
+      hidden_size: number of units.
+      periods: the period of each module in steps, growing; by default 1, 2, 4, ..., as many as
+        divide `hidden_size`, at most 8.
+
+    Raises:
+      ValueError: `hidden_size` is not a positive int, or not a multiple of the number of periods,
+        or `periods` are not growing positive ints.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = Clockwork(hidden_size=4, periods=(1, 3))
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> carry, y = cell.step(params, cell.init_carry(params, (2,)), jnp.ones((2, 3)))
+    >>> y.shape, carry.t.tolist()
+    ((2, 4), [1, 1])
+
+    References:
+      Koutnik, Greff, Gomez and Schmidhuber, 2014, A clockwork RNN.
+    """
+
+    hidden_size: int
+    periods: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        checks.positive_int("Clockwork", "hidden_size", self.hidden_size)
+        if self.periods is None:
+            return
+        checks.growing_ints("Clockwork", "periods", self.periods)
+        if self.hidden_size % len(self.periods):
+            raise ValueError(
+                f"Clockwork: hidden_size must be a multiple of the {len(self.periods)} periods, "
+                f"one module of equal size for each, got {self.hidden_size}"
+            )
+
+    @property
+    def unit_periods(self) -> np.ndarray:
+        """The period of each unit, `[hidden]`."""
+        modules = max(n for n in range(1, MOST_MODULES + 1) if self.hidden_size % n == 0)
+        periods = self.periods or tuple(2**n for n in range(modules))
+        return np.repeat(np.asarray(periods, np.int32), self.hidden_size // len(periods))
+
+    def _masked(self, w_hh: jax.Array) -> jax.Array:
+        """Recurrent weights from units to those of the same or a shorter period alone."""
+        periods = self.unit_periods
+        return w_hh * jnp.asarray(periods[:, None] >= periods, w_hh.dtype)
+
+    def init(
+        self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
+    ) -> ClockworkParams:
+        dtype = checks.float_dtype("Clockwork.init", dtype)
+        checks.positive_int("Clockwork.init", "input_size", input_size)
+        key_ih, key_hh = jax.random.split(key)
+        w_hh = initializers.recurrent_weights(key_hh, self.hidden_size, 1, dtype)
+        return ClockworkParams(
+            w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 1, dtype),
+            w_hh=self._masked(w_hh),
+            b=jnp.zeros((self.hidden_size,), dtype),
+        )
+
+    def init_carry(self, params: ClockworkParams, batch_shape: tuple[int, ...]) -> ClockworkCarry:
+        return ClockworkCarry(
+            h=jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype),
+            t=jnp.zeros(batch_shape, jnp.int32),
+        )
+
+    def project(self, params: ClockworkParams, x: jax.Array) -> jax.Array:
+        return affine(self, x, params.w_ih, params.b)
+
+    def recur(self, params: ClockworkParams, carry: ClockworkCarry) -> jax.Array:
+        return carry.h @ self._masked(params.w_hh)
+
+    def update(
+        self, params: ClockworkParams, carry: ClockworkCarry, z: jax.Array, u: jax.Array
+    ) -> tuple[ClockworkCarry, jax.Array]:
+        periods = self.unit_periods
+        active = carry.t[..., None] % periods == 0
+        n = place("candidate", jnp.tanh(z + u))
+        h = jnp.where(active, n, carry.h)
+        record(n=n, active=active.astype(h.dtype))
+        # A plain counter would overflow, if only after 2^31 steps.
+        round_trip = math.lcm(*periods.tolist())
+        return ClockworkCarry(h, (carry.t + 1) % round_trip), h

@@ -1,0 +1,109 @@
+"""The coupled oscillatory network: units that swing, driven by the input and by each other."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jrnn import checks, initializers
+from jrnn.cell import Cell, place, record
+from jrnn.cells.common import affine
+
+
+class CoRNNCarry(NamedTuple):
+    """Positions `y [..., hidden]` of the oscillators, and their velocities `z [..., hidden]`."""
+
+    y: jax.Array
+    z: jax.Array
+
+
+class CoRNNParams(NamedTuple):
+    """Weights of the force upon each oscillator."""
+
+    w_ih: jax.Array  # [input, hidden]
+    w_hh: jax.Array  # [hidden, hidden], of the positions
+    w_zh: jax.Array  # [hidden, hidden], of the velocities
+    b: jax.Array  # [hidden]
+
+
+@dataclass(frozen=True)
+class CoRNN(Cell):
+    r"""The coRNN: a network of coupled, damped oscillators that the input drives.
+
+    ::
+
+        n = tanh(W y + Wz z + V x + b)                      force
+        z' = z + dt * (n - gamma * y - epsilon * z)         velocity
+        y' = y + dt * z'                                    position, which is the output
+
+    It discretises y'' = tanh(W y + Wz y' + V x + b) - gamma y - epsilon y'. The paper leaves open
+    whether the damping sees the old velocity or the new one; here it is the old one, as in the
+    code of its authors.
+
+    By default `dt`, `gamma` and `epsilon` are those of that code for MNIST, pixel by pixel. They
+    decide what the cell can learn: set them for your task.
+
+    Args:
+      hidden_size: number of oscillators.
+      dt: size of a step.
+      gamma: stiffness, the square of the frequency.
+      epsilon: damping.
+
+    Raises:
+      ValueError: `hidden_size` is not a positive int, `dt` is not above 0, or `gamma` or `epsilon`
+        is below 0.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = CoRNN(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> carry, y = cell.step(params, cell.init_carry(params, (2,)), jnp.ones((2, 3)))
+    >>> y.shape, carry.z.shape
+    ((2, 4), (2, 4))
+
+    References:
+      Rusch and Mishra, 2021, Coupled oscillatory recurrent neural network (coRNN): an accurate and
+        (gradient) stable architecture for learning long time dependencies.
+    """
+
+    hidden_size: int
+    dt: float = 0.042
+    gamma: float = 2.7
+    epsilon: float = 4.7
+
+    def __post_init__(self) -> None:
+        checks.positive_int("CoRNN", "hidden_size", self.hidden_size)
+        checks.positive_number("CoRNN", "dt", self.dt)
+        checks.non_negative_number("CoRNN", "gamma", self.gamma)
+        checks.non_negative_number("CoRNN", "epsilon", self.epsilon)
+
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> CoRNNParams:
+        dtype = checks.float_dtype("CoRNN.init", dtype)
+        checks.positive_int("CoRNN.init", "input_size", input_size)
+        key_ih, key_hh, key_zh = jax.random.split(key, 3)
+        return CoRNNParams(
+            w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 1, dtype),
+            w_hh=initializers.recurrent_weights(key_hh, self.hidden_size, 1, dtype),
+            w_zh=initializers.recurrent_weights(key_zh, self.hidden_size, 1, dtype),
+            b=jnp.zeros((self.hidden_size,), dtype),
+        )
+
+    def init_carry(self, params: CoRNNParams, batch_shape: tuple[int, ...]) -> CoRNNCarry:
+        zeros = jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
+        return CoRNNCarry(y=zeros, z=zeros)
+
+    def project(self, params: CoRNNParams, x: jax.Array) -> jax.Array:
+        return affine(self, x, params.w_ih, params.b)
+
+    def recur(self, params: CoRNNParams, carry: CoRNNCarry) -> jax.Array:
+        return carry.y @ params.w_hh + carry.z @ params.w_zh
+
+    def update(
+        self, params: CoRNNParams, carry: CoRNNCarry, z: jax.Array, u: jax.Array
+    ) -> tuple[CoRNNCarry, jax.Array]:
+        n = place("candidate", jnp.tanh(z + u))
+        velocity = carry.z + self.dt * (n - self.gamma * carry.y - self.epsilon * carry.z)
+        y = carry.y + self.dt * velocity
+        record(n=n)
+        return CoRNNCarry(y, velocity), y

@@ -1,0 +1,112 @@
+"""FastGRNN: a gated cell with the weights of one that is not gated."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jax.typing import DTypeLike
+
+from jrnn import checks, initializers
+from jrnn.cell import Cell, place, record
+from jrnn.cells.common import product
+
+
+class FastGRNNParams(NamedTuple):
+    """Weights that the gate and the candidate share, and a bias for each: z, n."""
+
+    w_ih: jax.Array  # [input, hidden]
+    w_hh: jax.Array  # [hidden, hidden]
+    b: jax.Array  # [2·hidden]
+    zeta: jax.Array  # [1]
+    nu: jax.Array  # [1]
+
+
+class FastGRNNGates(NamedTuple):
+    """What the input gives to the gate and to the candidate, each `[..., hidden]`."""
+
+    z: jax.Array
+    n: jax.Array
+
+
+@dataclass(frozen=True)
+class FastGRNN(Cell):
+    r"""FastGRNN: a gate and a candidate out of the same two products, and two learned scalars.
+
+    ::
+
+        a = W x + U h
+        z = sigmoid(a + b_z)                                what to keep
+        n = tanh(a + b_n)                                   candidate
+        h' = (sigmoid(zeta) * (1 - z) + sigmoid(nu)) * n + z * h,   y = h'
+
+    As in the code of its authors zeta begins at 1, nu at -4 and both biases at 1; there the weights
+    begin as N(0, 0.1²), and here as those of the other cells. The weights are of full rank.
+
+    Args:
+      hidden_size: number of units.
+      forget_bias: starting value of b_z.
+      t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_z = log U[1,
+        t_max - 1], in place of `forget_bias`.
+
+    Raises:
+      ValueError: `hidden_size` is not a positive int, `t_max` is below 3, or both `t_max` and a
+        `forget_bias` of your own are given.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = FastGRNN(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> h, y = cell.step(params, cell.init_carry(params, (2,)), jnp.ones((2, 3)))
+    >>> h.shape
+    (2, 4)
+
+    References:
+      Kusupati et al., 2018, FastGRNN: A fast, accurate, stable and tiny kilobyte sized gated
+        recurrent neural network.
+    """
+
+    hidden_size: int
+    forget_bias: float = 1.0
+    t_max: int | None = None
+
+    def __post_init__(self) -> None:
+        checks.positive_int("FastGRNN", "hidden_size", self.hidden_size)
+        if self.t_max is not None:
+            checks.t_max("FastGRNN", self.t_max, forget_bias=self.forget_bias, default=1.0)
+
+    def init(
+        self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
+    ) -> FastGRNNParams:
+        dtype = checks.float_dtype("FastGRNN.init", dtype)
+        checks.positive_int("FastGRNN.init", "input_size", input_size)
+        key_ih, key_hh, key_b = jax.random.split(key, 3)
+        keep = initializers.keeping(key_b, self.hidden_size, self.t_max, self.forget_bias, dtype)
+        return FastGRNNParams(
+            w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 1, dtype),
+            w_hh=initializers.recurrent_weights(key_hh, self.hidden_size, 1, dtype),
+            b=jnp.concatenate([keep, jnp.ones_like(keep)]),
+            zeta=jnp.full((1,), 1.0, dtype),
+            nu=jnp.full((1,), -4.0, dtype),
+        )
+
+    def init_carry(self, params: FastGRNNParams, batch_shape: tuple[int, ...]) -> jax.Array:
+        return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
+
+    def project(self, params: FastGRNNParams, x: jax.Array) -> FastGRNNGates:
+        shared = product(self, x, params.w_ih)
+        b_z, b_n = jnp.split(params.b, 2)
+        return FastGRNNGates(z=shared + b_z, n=shared + b_n)
+
+    def recur(self, params: FastGRNNParams, carry: jax.Array) -> jax.Array:
+        return carry @ params.w_hh
+
+    def update(
+        self, params: FastGRNNParams, carry: jax.Array, z: FastGRNNGates, u: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        keep = sigmoid(z.z + u)
+        n = place("candidate", jnp.tanh(z.n + u))
+        write = sigmoid(params.zeta) * (1 - keep) + sigmoid(params.nu)
+        h = write * n + keep * carry
+        record(z=keep, n=n)
+        return h, h

@@ -1,0 +1,112 @@
+"""Long expressive memory: two states, each with a step of time of its own for every unit."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jax.typing import DTypeLike
+
+from jrnn import checks, initializers
+from jrnn.cell import Cell, place, record
+from jrnn.cells.common import affine, split
+
+
+class LEMCarry(NamedTuple):
+    """The state that is shown, `y [..., hidden]`, and the memory, `z [..., hidden]`."""
+
+    y: jax.Array
+    z: jax.Array
+
+
+class LEMParams(NamedTuple):
+    """Weights with the gates side by side: dt, dt_bar, z, y."""
+
+    w_ih: jax.Array  # [input, 4·hidden]
+    w_hh: jax.Array  # [hidden, 4·hidden]: the first three of y, the last of the new z
+    b: jax.Array  # [4·hidden]
+
+
+class LEMGates(NamedTuple):
+    """Pre-activations of the gates, each `[..., hidden]`; u has no y, for that sees the new z."""
+
+    dt: jax.Array
+    dt_bar: jax.Array
+    z: jax.Array
+    y: Any  # array or None
+
+
+@dataclass(frozen=True)
+class LEM(Cell):
+    r"""Long expressive memory: a system of two time scales, both of them learned.
+
+    ::
+
+        s = dt * sigmoid(W_1 y + V_1 x + b_1)               steps of the memory, for each unit ...
+        r = dt * sigmoid(W_2 y + V_2 x + b_2)               ... and of the state (dt_bar)
+        z' = (1 - s) * z + s * tanh(W_z y + V_z x + b_z)    memory
+        y' = (1 - r) * y + r * tanh(W_y z' + V_y x + b_y)   state, which is the output
+
+    The product of the new memory z' with W_y is within `update`. Some packages take the old z
+    there; the paper and the code of its authors take the new one.
+
+    Args:
+      hidden_size: number of units of each state.
+      dt: the largest step; at 1 each state is an average of its past and its candidate.
+
+    Raises:
+      ValueError: `hidden_size` is not a positive int, or `dt` is not above 0.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = LEM(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> carry, y = cell.step(params, cell.init_carry(params, (2,)), jnp.ones((2, 3)))
+    >>> y.shape, carry.z.shape
+    ((2, 4), (2, 4))
+
+    References:
+      Rusch, Mishra, Erichson and Mahoney, 2022, Long expressive memory for sequence modeling.
+    """
+
+    hidden_size: int
+    dt: float = 1.0
+    pointwise = False
+
+    def __post_init__(self) -> None:
+        checks.positive_int("LEM", "hidden_size", self.hidden_size)
+        checks.positive_number("LEM", "dt", self.dt)
+
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> LEMParams:
+        dtype = checks.float_dtype("LEM.init", dtype)
+        checks.positive_int("LEM.init", "input_size", input_size)
+        key_ih, key_hh = jax.random.split(key)
+        return LEMParams(
+            w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 4, dtype),
+            w_hh=initializers.recurrent_weights(key_hh, self.hidden_size, 4, dtype),
+            b=jnp.zeros((4 * self.hidden_size,), dtype),
+        )
+
+    def init_carry(self, params: LEMParams, batch_shape: tuple[int, ...]) -> LEMCarry:
+        zeros = jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
+        return LEMCarry(y=zeros, z=zeros)
+
+    def project(self, params: LEMParams, x: jax.Array) -> LEMGates:
+        return split(affine(self, x, params.w_ih, params.b), LEMGates, LEMGates._fields)
+
+    def recur(self, params: LEMParams, carry: LEMCarry) -> LEMGates:
+        return split(
+            carry.y @ params.w_hh[:, : 3 * self.hidden_size], LEMGates, LEMGates._fields[:3]
+        )
+
+    def update(
+        self, params: LEMParams, carry: LEMCarry, z: LEMGates, u: LEMGates
+    ) -> tuple[LEMCarry, jax.Array]:
+        dt = self.dt * sigmoid(z.dt + u.dt)
+        dt_bar = self.dt * sigmoid(z.dt_bar + u.dt_bar)
+        n = place("candidate", jnp.tanh(z.z + u.z))
+        memory = (1 - dt) * carry.z + dt * n
+        shown = jnp.tanh(z.y + memory @ params.w_hh[:, 3 * self.hidden_size :])
+        y = (1 - dt_bar) * carry.y + dt_bar * shown
+        record(dt=dt, dt_bar=dt_bar, n=n)
+        return LEMCarry(y, memory), y

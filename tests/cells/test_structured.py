@@ -1,0 +1,121 @@
+"""What the papers promise of cells whose recurrence has a structure, and what these refuse."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jrnn
+from jrnn import LEM, AntisymmetricRNN, Clockwork, ClockworkCarry, CoRNN, FastGRNN
+from tests.helpers import random_params
+
+
+def test_undamped_antisymmetric_signals_neither_grow_nor_fade() -> None:
+    # The Jacobian of a step at 0 is I + epsilon (M - M^T).
+    cell = AntisymmetricRNN(6, epsilon=1e-3, gamma=0.0)
+    params = cell.init(jax.random.key(0), 2)._replace(b=jnp.zeros(6))
+    step = lambda h: cell.step(params, h, jnp.zeros(2))[0]
+    singular = np.linalg.svd(np.asarray(jax.jacobian(step)(jnp.zeros(6))))[1]
+    np.testing.assert_allclose(singular, 1, atol=1e-4)
+
+
+def test_antisymmetric_damping_makes_a_state_shrink() -> None:
+    cell = AntisymmetricRNN(6, epsilon=0.01, gamma=1.0)
+    params = cell.init(jax.random.key(0), 2)
+    h = 0.1 * jax.random.normal(jax.random.key(1), (1, 6))
+    last, _ = jrnn.unroll(cell, params, jnp.zeros((100, 1, 2)), h)
+    # As exp(-epsilon gamma t), but for the step size and for tanh.
+    np.testing.assert_allclose(np.linalg.norm(last) / np.linalg.norm(h), np.exp(-1.0), rtol=0.05)
+
+
+def test_an_undriven_oscillator_swings_at_its_own_frequency() -> None:
+    cell = CoRNN(1, dt=0.01, gamma=4.0, epsilon=0.0)
+    params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 1))
+    start = jrnn.CoRNNCarry(y=jnp.ones((1, 1)), z=jnp.zeros((1, 1)))
+    _, ys = jrnn.unroll(cell, params, jnp.zeros((1000, 1, 1)), start)
+    times = 0.01 * np.arange(1, 1001)
+    np.testing.assert_allclose(ys[:, 0, 0], np.cos(2 * times), atol=0.02)
+
+
+def test_fastgrnn_begins_as_in_the_code_of_its_authors() -> None:
+    params = FastGRNN(5).init(jax.random.key(0), 3)
+    assert (params.zeta.tolist(), params.nu.tolist()) == ([1.0], [-4.0])
+    np.testing.assert_array_equal(params.b, np.ones(10))
+    b_z, b_n = np.split(np.asarray(FastGRNN(64, t_max=100).init(jax.random.key(0), 3).b), 2)
+    assert 0 <= b_z.min() < 2 and 4 < b_z.max() <= np.log(99)
+    np.testing.assert_array_equal(b_n, np.ones(64))
+
+
+def test_modules_of_a_clockwork_move_at_their_periods_alone() -> None:
+    cell = Clockwork(6, periods=(1, 2, 6))
+    params = random_params(cell, 0, 2, np.float32)
+    xs = jax.random.normal(jax.random.key(0), (13, 1, 2))
+    _, ys = jrnn.unroll(cell, params, xs)
+    moved = np.any(np.diff(ys[:, 0], axis=0, prepend=0).reshape(13, 3, 2) != 0, axis=-1)
+    t = np.arange(13)
+    np.testing.assert_array_equal(moved, np.stack([t % 1 == 0, t % 2 == 0, t % 6 == 0], axis=-1))
+
+
+def test_the_clock_starts_again_at_a_reset_and_never_overflows() -> None:
+    cell = Clockwork(4, periods=(2, 3))
+    params = random_params(cell, 0, 2, np.float32)
+    resets = np.zeros((10, 2), bool)
+    resets[7, 1] = True
+    last, _ = jrnn.unroll(cell, params, jnp.ones((10, 2, 2)), resets=resets)
+    assert last.t.dtype == jnp.int32
+    assert last.t.tolist() == [10 % 6, 3]
+
+
+def test_fast_modules_of_a_clockwork_do_not_reach_slow_ones() -> None:
+    cell = Clockwork(4, periods=(1, 2))
+    params = random_params(cell, 0, 2, np.float32)
+    after = lambda h: cell.step(params, ClockworkCarry(h, jnp.int32(0)), jnp.ones(2))[0].h
+    jacobian = np.asarray(jax.jacobian(after)(jnp.ones(4)))
+    np.testing.assert_array_equal(jacobian == 0, np.kron([[0, 0], [1, 0]], np.ones((2, 2))))
+    drawn = cell.init(jax.random.key(0), 2).w_hh
+    np.testing.assert_array_equal(np.asarray(drawn).T == 0, jacobian == 0)
+
+
+@pytest.mark.parametrize(("hidden", "modules"), [(1, 1), (7, 7), (12, 6), (128, 8), (11, 1)])
+def test_a_clockwork_has_as_many_modules_as_fit(hidden: int, modules: int) -> None:
+    want = np.repeat(2 ** np.arange(modules), hidden // modules)
+    np.testing.assert_array_equal(Clockwork(hidden).unit_periods, want)
+
+
+def test_newton_refuses_the_clock() -> None:
+    cell = Clockwork(4)
+    params = cell.init(jax.random.key(0), 2)
+    with pytest.raises(TypeError, match="must have floating leaves alone, .*int32.*; use engine="):
+        jrnn.unroll(cell, params, jnp.ones((5, 1, 2)), engine="newton")
+
+
+@pytest.mark.parametrize("periods", [(), (0, 1), (2, 1), (1, 1), (1, 2.0), [1, 2], 3, (True, 2)])
+def test_periods_must_be_growing_ints(periods: Any) -> None:
+    with pytest.raises(ValueError, match="Clockwork: periods must be a tuple of positive ints"):
+        Clockwork(6, periods=periods)
+
+
+def test_modules_of_a_clockwork_have_equal_sizes() -> None:
+    with pytest.raises(ValueError, match="a multiple of the 3 periods, .*got 4"):
+        Clockwork(4, periods=(1, 2, 4))
+
+
+REFUSED = [
+    (AntisymmetricRNN, {"epsilon": 0}, "epsilon must be a number above 0"),
+    (AntisymmetricRNN, {"gamma": -0.1}, "gamma must be a number of at least 0"),
+    (AntisymmetricRNN, {"gated": 1}, "gated must be True or False"),
+    (CoRNN, {"dt": 0.0}, "dt must be a number above 0"),
+    (CoRNN, {"gamma": float("inf")}, "gamma must be a number of at least 0"),
+    (CoRNN, {"epsilon": "1"}, "epsilon must be a number of at least 0"),
+    (LEM, {"dt": -1}, "dt must be a number above 0"),
+    (FastGRNN, {"t_max": 2}, "t_max must be an int of at least 3 steps"),
+    (FastGRNN, {"t_max": 9, "forget_bias": 2.0}, "leave out forget_bias"),
+]
+
+
+@pytest.mark.parametrize(("cls", "options", "message"), REFUSED)
+def test_options_out_of_range_are_refused(cls: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"{cls.__name__}: .*{message}"):
+        cls(4, **options)

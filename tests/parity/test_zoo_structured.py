@@ -1,0 +1,60 @@
+"""Antisymmetric networks, coRNN and FastGRNN against torchrecurrent.
+
+Its LEM takes the old memory where the paper takes the new one, and is not compared.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jrnn
+from jrnn import AntisymmetricRNN, Cell, CoRNN, FastGRNN
+from tests.helpers import assert_close, random_params
+
+pytest.importorskip("torchrecurrent")
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+STEPS, BATCH, INPUT, HIDDEN = 7, 4, 3, 5
+
+
+def compare(cell: Cell, kind: str, options: dict[str, float], names: dict[str, str]) -> None:
+    """Fills their cell by `names`, theirs to ours; their other biases are zero."""
+    from torchrecurrent import cells
+
+    params = random_params(cell, 1, INPUT, np.float32)
+    theirs = getattr(cells, kind)(INPUT, HIDDEN, **options)
+    for name, value in theirs.named_parameters():
+        value.data.zero_()
+        if name in names:
+            value.data.copy_(torch.tensor(getattr(params, names[name]).T))
+    xs = np.random.default_rng(2).normal(size=(STEPS, BATCH, INPUT)).astype(np.float32)
+    state: Any = None
+    ys = []
+    with torch.no_grad():
+        for x in torch.tensor(xs):
+            state = theirs(x, state)
+            ys.append((state[0] if isinstance(state, tuple) else state).numpy())
+    assert_close(jrnn.unroll(cell, params, xs)[1], np.stack(ys), 1e-5)
+
+
+SHARED = {"weight_ih": "w_ih", "weight_hh": "w_hh", "bias_ih": "b"}
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_antisymmetric_network(gated: bool) -> None:
+    options = {"epsilon": 0.5, "gamma": 0.2}
+    kind = "GatedAntisymmetricRNNCell" if gated else "AntisymmetricRNNCell"
+    compare(AntisymmetricRNN(HIDDEN, **options, gated=gated), kind, options, SHARED)
+
+
+def test_cornn() -> None:
+    options = {"dt": 0.3, "gamma": 1.5, "epsilon": 0.7}
+    compare(CoRNN(HIDDEN, **options), "coRNNCell", options, {**SHARED, "weight_ch": "w_zh"})
+
+
+def test_fastgrnn() -> None:
+    names = {**SHARED, "zeta": "zeta", "nu": "nu"}
+    gate: Any = {"nonlinearity": "sigmoid"}
+    compare(FastGRNN(HIDDEN), "FastGRNNCell", gate, names)
