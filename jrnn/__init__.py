@@ -15,6 +15,7 @@ from jrnn.cell import Below as Below
 from jrnn.cell import Cell as Cell
 from jrnn.cell import place as place
 from jrnn.cell import record as record
+from jrnn.cells import CTRNN as CTRNN
 from jrnn.cells import GRU as GRU
 from jrnn.cells import GRUD as GRUD
 from jrnn.cells import JANET as JANET
@@ -31,11 +32,13 @@ from jrnn.cells import S5 as S5
 from jrnn.cells import SLSTM as SLSTM
 from jrnn.cells import UGRNN as UGRNN
 from jrnn.cells import AntisymmetricRNN as AntisymmetricRNN
+from jrnn.cells import CfC as CfC
 from jrnn.cells import Clockwork as Clockwork
 from jrnn.cells import ClockworkCarry as ClockworkCarry
 from jrnn.cells import ConvLSTM as ConvLSTM
 from jrnn.cells import CoRNN as CoRNN
 from jrnn.cells import CoRNNCarry as CoRNNCarry
+from jrnn.cells import CTRNNCarry as CTRNNCarry
 from jrnn.cells import DepthGatedLSTM as DepthGatedLSTM
 from jrnn.cells import Elman as Elman
 from jrnn.cells import FastGRNN as FastGRNN
@@ -54,6 +57,7 @@ from jrnn.cells import Observed as Observed
 from jrnn.cells import ParaGRU as ParaGRU
 from jrnn.cells import ParaLSTM as ParaLSTM
 from jrnn.cells import SLSTMCarry as SLSTMCarry
+from jrnn.cells import Timed as Timed
 from jrnn.cells import lstm_variant as lstm_variant
 from jrnn.engines import Associative as Associative
 from jrnn.engines import Engine as Engine

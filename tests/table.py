@@ -5,10 +5,22 @@ rows of `KINDS` alone, one or two of each kind: compiles are the time of this su
 """
 
 from jrnn import Engine, Fused, Scan
-from tests.oracles import conv, elman, gated, gru, linear, lstm, mut, para, structured, xlstm
+from tests.oracles import (
+    continuous,
+    conv,
+    elman,
+    gated,
+    gru,
+    linear,
+    lstm,
+    mut,
+    para,
+    structured,
+    xlstm,
+)
 from tests.oracles.common import Row as Row
 
-FAMILIES = (conv, elman, gated, gru, linear, lstm, mut, para, structured, xlstm)
+FAMILIES = (continuous, conv, elman, gated, gru, linear, lstm, mut, para, structured, xlstm)
 
 CELLS: dict[str, Row] = {name: row for family in FAMILIES for name, row in family.ROWS.items()}
 

@@ -4,6 +4,11 @@ from jrnn.cell import Cell
 from jrnn.cells.antisymmetric import AntisymmetricGates as AntisymmetricGates
 from jrnn.cells.antisymmetric import AntisymmetricParams as AntisymmetricParams
 from jrnn.cells.antisymmetric import AntisymmetricRNN as AntisymmetricRNN
+from jrnn.cells.cfc import CfC as CfC
+from jrnn.cells.cfc import CfCGates as CfCGates
+from jrnn.cells.cfc import CfCInputs as CfCInputs
+from jrnn.cells.cfc import CfCParams as CfCParams
+from jrnn.cells.cfc import Timed as Timed
 from jrnn.cells.clockwork import Clockwork as Clockwork
 from jrnn.cells.clockwork import ClockworkCarry as ClockworkCarry
 from jrnn.cells.clockwork import ClockworkParams as ClockworkParams
@@ -12,6 +17,9 @@ from jrnn.cells.conv import ConvLSTMParams as ConvLSTMParams
 from jrnn.cells.cornn import CoRNN as CoRNN
 from jrnn.cells.cornn import CoRNNCarry as CoRNNCarry
 from jrnn.cells.cornn import CoRNNParams as CoRNNParams
+from jrnn.cells.ctrnn import CTRNN as CTRNN
+from jrnn.cells.ctrnn import CTRNNCarry as CTRNNCarry
+from jrnn.cells.ctrnn import CTRNNParams as CTRNNParams
 from jrnn.cells.decay import GRUD as GRUD
 from jrnn.cells.decay import GRUDCarry as GRUDCarry
 from jrnn.cells.decay import GRUDGates as GRUDGates
@@ -119,5 +127,7 @@ REGISTRY: dict[str, type[Cell]] = {
     "lem": LEM,
     "fastgrnn": FastGRNN,
     "clockwork": Clockwork,
+    "ctrnn": CTRNN,
+    "cfc": CfC,
 }
 """Every cell by the name that a config takes; each can be made as `cls(hidden_size=...)`."""

@@ -1,0 +1,172 @@
+"""The closed-form continuous-time network: steps of any duration, without a solver."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jax.typing import DTypeLike
+
+from jrnn import checks, initializers
+from jrnn.cell import Cell, record
+from jrnn.cells.common import affine, split
+
+MODES = ("default", "no_gate")
+
+
+class Timed(NamedTuple):
+    """Inputs `x [..., input]`, each with the time `dt [...]` since the one before."""
+
+    x: jax.Array
+    dt: jax.Array
+
+
+class CfCParams(NamedTuple):
+    """Weights of the backbone, and of the heads side by side: ff1, ff2, time_a, time_b.
+
+    Without a backbone the heads are weights of input and state themselves, w_ih and w_hh with
+    4·hidden for units, and there are none of their own.
+    """
+
+    w_ih: jax.Array  # [input, units]
+    w_hh: jax.Array  # [hidden, units]
+    b: jax.Array  # [units]
+    w_heads: Any = None  # [units, 4·hidden]
+    b_heads: Any = None  # [4·hidden]
+
+
+class CfCGates(NamedTuple):
+    """Pre-activations of the heads, each `[..., hidden]`."""
+
+    ff1: jax.Array
+    ff2: jax.Array
+    time_a: jax.Array
+    time_b: jax.Array
+
+
+class CfCInputs(NamedTuple):
+    """What the input gives: `a`, the pre-activations of the backbone, or else of the heads.
+
+    The durations `dt [..., hidden]` are the same for all units.
+    """
+
+    a: jax.Array | CfCGates
+    dt: jax.Array
+
+
+@dataclass(frozen=True)
+class CfC(Cell):
+    r"""The CfC: two candidates, and a gate of time that goes from the one to the other.
+
+    ::
+
+        v = 1.7159 tanh(0.666 (W [x, h] + b))               backbone, shared by the heads
+        f1, f2 = tanh(W_1 v + b_1), tanh(W_2 v + b_2)       ff1 and ff2, the candidates
+        t = sigmoid((W_a v + b_a) * dt + W_b v + b_b)       time_a and time_b: the gate
+        h' = (1 - t) * f1 + t * f2,   y = h'                mode "default"
+        h' = f1 + t * f2                                    mode "no_gate"
+
+    These are the equations of its authors' code, whose gate has an offset, W_b v + b_b, and the
+    sign of time_a turned round; the paper writes sigmoid(-f dt) for 1 - t.
+
+    Inputs are arrays, with dt = 1, or `Timed(x, dt)` for measurements at irregular times. The
+    product with the weights of the heads is within `update`; without a backbone there is none, and
+    v = [x, h]. All weights begin Glorot-uniform, W as one matrix of [x, h].
+
+    Args:
+      hidden_size: number of units.
+      backbone_units: width of the backbone, of one layer; None for none.
+      mode: "default" or "no_gate".
+
+    Raises:
+      ValueError: `hidden_size` or `backbone_units` is not a positive int, or `mode` is unknown.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = CfC(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> x = Timed(jnp.ones((2, 3)), dt=jnp.array([0.1, 2.5]))
+    >>> h, y = cell.step(params, cell.init_carry(params, (2,)), x)
+    >>> h.shape
+    (2, 4)
+
+    References:
+      Hasani et al., 2022, Closed-form continuous-time neural networks.
+    """
+
+    hidden_size: int
+    backbone_units: int | None = 128
+    mode: Literal["default", "no_gate"] = "default"
+
+    def __post_init__(self) -> None:
+        checks.positive_int("CfC", "hidden_size", self.hidden_size)
+        if self.backbone_units is not None:
+            checks.positive_int("CfC", "backbone_units", self.backbone_units)
+        checks.one_of("CfC", "mode", self.mode, MODES)
+
+    @property
+    def pointwise(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.backbone_units is None
+
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> CfCParams:
+        dtype = checks.float_dtype("CfC.init", dtype)
+        checks.positive_int("CfC.init", "input_size", input_size)
+        hidden, units = self.hidden_size, self.backbone_units
+        key_in, key_heads = jax.random.split(key)
+        width, blocks = (hidden, 4) if units is None else (units, 1)
+        joined = initializers.input_weights(key_in, input_size + hidden, width, blocks, dtype)
+        params = CfCParams(
+            w_ih=joined[:input_size],
+            w_hh=joined[input_size:],
+            b=jnp.zeros((blocks * width,), dtype),
+        )
+        if units is None:
+            return params
+        w_heads = initializers.input_weights(key_heads, units, hidden, 4, dtype)
+        return params._replace(w_heads=w_heads, b_heads=jnp.zeros((4 * hidden,), dtype))
+
+    def init_carry(self, params: CfCParams, batch_shape: tuple[int, ...]) -> jax.Array:
+        return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
+
+    def project(self, params: CfCParams, x: jax.Array | Timed) -> CfCInputs:
+        features = x.x if isinstance(x, Timed) else x
+        a = affine(self, features, params.w_ih, params.b)
+        dt = _durations(x) if isinstance(x, Timed) else jnp.ones((1,))
+        # One for each unit: update works on arrays of one shape, element by element.
+        dt = jnp.broadcast_to(dt, (*features.shape[:-1], self.hidden_size))
+        return CfCInputs(self._cut(a), dt.astype(a.dtype))
+
+    def recur(self, params: CfCParams, carry: jax.Array) -> jax.Array | CfCGates:
+        return self._cut(carry @ params.w_hh)
+
+    def _cut(self, a: jax.Array) -> jax.Array | CfCGates:
+        """Gate by gate where there is no backbone."""
+        return split(a, CfCGates, CfCGates._fields) if self.backbone_units is None else a
+
+    def update(
+        self, params: CfCParams, carry: jax.Array, z: CfCInputs, u: jax.Array | CfCGates
+    ) -> tuple[jax.Array, jax.Array]:
+        a = _heads(params, jax.tree.map(jnp.add, z.a, u))
+        ff1, ff2 = jnp.tanh(a.ff1), jnp.tanh(a.ff2)
+        t = sigmoid(a.time_a * z.dt + a.time_b)
+        h = ff1 + t * ff2 if self.mode == "no_gate" else (1 - t) * ff1 + t * ff2
+        record(ff1=ff1, ff2=ff2, t=t)
+        return h, h
+
+
+def _heads(params: CfCParams, a: jax.Array | CfCGates) -> CfCGates:
+    """The heads out of the backbone, where there is one."""
+    if isinstance(a, CfCGates):
+        return a
+    v = 1.7159 * jnp.tanh(0.666 * a)
+    return split(v @ params.w_heads + params.b_heads, CfCGates, CfCGates._fields)
+
+
+def _durations(timed: Timed) -> jax.Array:
+    """The durations as `[..., 1]`, after a check of their shape."""
+    if jnp.shape(timed.dt) != timed.x.shape[:-1]:
+        raise ValueError(
+            f"CfC: dt must have the leading axes of x, {timed.x.shape[:-1]}, got shape "
+            f"{jnp.shape(timed.dt)}; give one duration for each input"
+        )
+    return jnp.asarray(timed.dt)[..., None]

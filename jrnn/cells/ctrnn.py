@@ -1,0 +1,144 @@
+"""The continuous-time network of neuroscience: potentials that leak, and rates that are shown."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jrnn import checks, initializers
+from jrnn.cell import Cell, record
+from jrnn.cells.common import ACTIVATIONS, affine
+
+RATES = {**ACTIVATIONS, "softplus": jax.nn.softplus}
+
+
+class CTRNNCarry(NamedTuple):
+    """Potentials `h [..., hidden]`, and the rates that they give, `r [..., hidden]`."""
+
+    h: jax.Array
+    r: jax.Array
+
+
+class CTRNNParams(NamedTuple):
+    """Weights of the current into each unit."""
+
+    w_ih: jax.Array  # [input, hidden]
+    w_hh: jax.Array  # [hidden, hidden]
+    b: jax.Array  # [hidden]
+
+
+class Noised(NamedTuple):
+    """An input `x [..., input]`, and the noise `[..., hidden]` that comes with it."""
+
+    x: jax.Array
+    noise: jax.Array
+
+
+@dataclass(frozen=True)
+class CTRNN(Cell):
+    r"""A network of rate units in continuous time, by Euler's method, with noise in its potentials.
+
+    ::
+
+        tau dh/dt = -h + W x + U r + b + sqrt(2 tau) sigma xi,   r = activation(h)
+
+        h' = (1 - alpha) * h + alpha * (W x + U r + b) + sqrt(2 alpha) sigma N(0, 1)
+        r' = activation(h'),   y = r',   alpha = dt / tau
+
+    Noise is drawn from the `key` of a run, anew at each step; without a key there is none. The
+    carry has the rates as well as the potentials, so that all products with it are products of
+    rates. A carry of your own needs both: `CTRNNCarry(h, activation(h))`.
+
+    Args:
+      hidden_size: number of units.
+      tau: time constant of the units, such as 100 ms.
+      dt: duration of a step, in the unit of `tau`; at most `tau`.
+      sigma: strength of the noise, the standard deviation of a unit that has no other input, as
+        steps grow short.
+      activation: "relu", "tanh", "sigmoid" or "softplus".
+
+    Raises:
+      ValueError: `hidden_size` is not a positive int, not 0 < `dt` <= `tau`, `sigma` is below 0, or
+        `activation` is unknown.
+
+    >>> import jax, jax.numpy as jnp
+    >>> cell = CTRNN(hidden_size=4, sigma=0.1)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> carry = cell.init_carry(params, (2,))
+    >>> carry, y = cell.step(params, carry, jnp.ones((2, 3)), key=jax.random.key(1))
+    >>> carry.h.shape, y.shape
+    ((2, 4), (2, 4))
+
+    References:
+      Song, Yang and Wang, 2016, Training excitatory-inhibitory recurrent neural networks for
+        cognitive tasks: a simple and flexible framework.
+    """
+
+    hidden_size: int
+    tau: float = 100.0
+    dt: float = 20.0
+    sigma: float = 0.0
+    activation: Literal["relu", "tanh", "sigmoid", "softplus"] = "relu"
+
+    def __post_init__(self) -> None:
+        checks.positive_int("CTRNN", "hidden_size", self.hidden_size)
+        checks.positive_number("CTRNN", "tau", self.tau)
+        checks.positive_number("CTRNN", "dt", self.dt)
+        checks.non_negative_number("CTRNN", "sigma", self.sigma)
+        checks.one_of("CTRNN", "activation", self.activation, RATES)
+        if self.dt > self.tau:
+            raise ValueError(
+                f"CTRNN: dt must be at most tau, got dt={self.dt!r}, tau={self.tau!r}; take "
+                "shorter steps"
+            )
+
+    @property
+    def alpha(self) -> float:
+        """The share of a potential that a step replaces."""
+        return self.dt / self.tau
+
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> CTRNNParams:
+        dtype = checks.float_dtype("CTRNN.init", dtype)
+        checks.positive_int("CTRNN.init", "input_size", input_size)
+        key_ih, key_hh = jax.random.split(key)
+        return CTRNNParams(
+            w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 1, dtype),
+            w_hh=initializers.recurrent_weights(key_hh, self.hidden_size, 1, dtype),
+            b=jnp.zeros((self.hidden_size,), dtype),
+        )
+
+    def init_carry(self, params: CTRNNParams, batch_shape: tuple[int, ...]) -> CTRNNCarry:
+        h = jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
+        return CTRNNCarry(h=h, r=RATES[self.activation](h))
+
+    @property
+    def perturb(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._perturb if self.sigma > 0 else None
+
+    def _perturb(
+        self, params: CTRNNParams, xs: jax.Array, leading: tuple[int, ...], key: jax.Array | None
+    ) -> tuple[CTRNNParams, jax.Array | Noised]:
+        if key is None:
+            return params, xs
+        noise = jax.random.normal(key, (*leading, self.hidden_size), params.w_hh.dtype)
+        # As a current, of which the potential takes alpha: alpha sqrt(2 / alpha) = sqrt(2 alpha).
+        return params, Noised(xs, math.sqrt(2 / self.alpha) * self.sigma * noise)
+
+    def project(self, params: CTRNNParams, x: jax.Array | Noised) -> jax.Array:
+        if isinstance(x, Noised):
+            return affine(self, x.x, params.w_ih, params.b) + x.noise
+        return affine(self, x, params.w_ih, params.b)
+
+    def recur(self, params: CTRNNParams, carry: CTRNNCarry) -> jax.Array:
+        return carry.r @ params.w_hh
+
+    def update(
+        self, params: CTRNNParams, carry: CTRNNCarry, z: jax.Array, u: jax.Array
+    ) -> tuple[CTRNNCarry, jax.Array]:
+        h = (1 - self.alpha) * carry.h + self.alpha * (z + u)
+        r = RATES[self.activation](h)
+        record(h=h, r=r)
+        return CTRNNCarry(h, r), r
