@@ -42,23 +42,25 @@ def divides(owner: str, name: str, value: Any, whole_name: str, whole: int) -> N
         )
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def positive_number(owner: str, name: str, value: Any) -> None:
     """Refuses everything but a Python number above 0 and below infinity."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 < value < math.inf:
+    if not _is_number(value) or not 0 < value < math.inf:
         raise ValueError(f"{owner}: {name} must be a number above 0, got {value!r}")
 
 
 def finite_number(owner: str, name: str, value: Any) -> None:
     """Refuses everything but a Python number that is neither infinite nor NaN."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value):
+    if not _is_number(value) or not math.isfinite(value):
         raise ValueError(f"{owner}: {name} must be a finite number, got {value!r}")
 
 
 def non_negative_number(owner: str, name: str, value: Any) -> None:
     """Refuses everything but 0 and a Python number above it and below infinity."""
-    if not is_number or not 0 <= value < math.inf:
+    if not _is_number(value) or not 0 <= value < math.inf:
         raise ValueError(f"{owner}: {name} must be a number of at least 0, got {value!r}")
 
 
@@ -116,8 +118,7 @@ def t_max(owner: str, value: int, forget_bias: float = 0.0, default: float = 0.0
 
 def rate(owner: str, name: str, value: float) -> None:
     """Refuses a dropping rate that is no number in [0, 1)."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < 1:
+    if not _is_number(value) or not 0 <= value < 1:
         raise ValueError(f"{owner}: {name} must lie in [0, 1), got {value!r}")
 
 

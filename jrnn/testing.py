@@ -370,25 +370,23 @@ def _keeps_apart(function: Callable[[Any], Any], tree: Any, leaves_too: bool = F
       leaves_too: whether each number of a leaf may depend on the same number of that leaf alone.
     """
     at, of_floats = _of_floats(function, tree)
-    _, push = jax.linearize(of_floats, at)
+    # Reverse mode, for a step may have no other.
+    after, pull = jax.vjp(of_floats, at)
 
-    def allowed(k: int, m: int, out: jax.Array) -> np.ndarray:
+    def allowed(k: int, m: int) -> np.ndarray:
         """Which numbers of output m may move with which of input k."""
-        shape = at[k].shape
-        if leaves_too and k != m:
-            return np.zeros((), bool)
+        inside, outside = np.arange(at[k].size), np.arange(after[m].size)
         if leaves_too:
-            number = np.arange(at[k].size).reshape(shape)
-            return number.reshape(-1, *[1] * len(shape)) == number
-        units = np.arange(at[k].size)[:, None] % shape[-1] == np.arange(out.shape[-1])
-        return units.reshape(len(units), *[1] * (out.ndim - 2), -1)
+            return inside == outside[:, None] if k == m else np.zeros((), bool)
+        return inside % at[k].shape[-1] == outside[:, None] % after[m].shape[-1]
 
-    for k, leaf in enumerate(at):
-        for part in (1, 1j) if _is_complex(leaf) else (1,):
-            nudges = jax.tree.map(lambda a, n=leaf.size: np.zeros((n, *a.shape), a.dtype), at)
-            nudges[k] = (part * np.eye(leaf.size)).reshape(nudges[k].shape).astype(leaf.dtype)
-            for m, out in enumerate(jax.vmap(push)(nudges)):
-                if np.any(np.where(allowed(k, m, out), 0, out) != 0):
+    for m, out in enumerate(after):
+        for part in (1, 1j) if _is_complex(out) else (1,):
+            cts = jax.tree.map(lambda a, n=out.size: np.zeros((n, *a.shape), a.dtype), after)
+            cts[m] = (part * np.eye(out.size)).reshape(cts[m].shape).astype(out.dtype)
+            (moved,) = jax.vmap(pull)(cts)
+            for k, by in enumerate(moved):
+                if np.any(np.where(allowed(k, m), 0, by.reshape(out.size, -1)) != 0):
                     return False
     return True
 

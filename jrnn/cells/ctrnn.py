@@ -30,13 +30,6 @@ class CTRNNParams(NamedTuple):
     b: jax.Array  # [hidden]
 
 
-class Noised(NamedTuple):
-    """An input `x [..., input]`, and the noise `[..., hidden]` that comes with it."""
-
-    x: jax.Array
-    noise: jax.Array
-
-
 @dataclass(frozen=True)
 class CTRNN(Cell):
     r"""A network of rate units in continuous time, by Euler's method, with noise in its potentials.
@@ -120,17 +113,17 @@ class CTRNN(Cell):
 
     def _perturb(
         self, params: CTRNNParams, xs: jax.Array, leading: tuple[int, ...], key: jax.Array | None
-    ) -> tuple[CTRNNParams, jax.Array | Noised]:
+    ) -> tuple[CTRNNParams, jax.Array | None]:
         if key is None:
-            return params, xs
+            return params, None
         noise = jax.random.normal(key, (*leading, self.hidden_size), params.w_hh.dtype)
         # As a current, of which the potential takes alpha: alpha sqrt(2 / alpha) = sqrt(2 alpha).
-        return params, Noised(xs, math.sqrt(2 / self.alpha) * self.sigma * noise)
+        return params, math.sqrt(2 / self.alpha) * self.sigma * noise
 
-    def project(self, params: CTRNNParams, x: jax.Array | Noised) -> jax.Array:
-        if isinstance(x, Noised):
-            return affine(self, x.x, params.w_ih, params.b) + x.noise
-        return affine(self, x, params.w_ih, params.b)
+    def project(self, params: CTRNNParams, x: Any) -> jax.Array:
+        x, noise = (x, None) if self.perturb is None else x
+        z = affine(self, x, params.w_ih, params.b)
+        return z if noise is None else z + noise
 
     def recur(self, params: CTRNNParams, carry: CTRNNCarry) -> jax.Array:
         return carry.r @ params.w_hh

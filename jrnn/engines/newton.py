@@ -166,6 +166,11 @@ class Newton(Engine):
     def kind_of(self, parts: Parts, carry: Carry, xs: Inputs) -> Kind:
         """The kind of Jacobian, after checks of the carry and of the memory."""
         cell, leaves = parts.cell, jax.tree.leaves(carry)
+        if cell.reverse_only:
+            raise TypeError(
+                f"Newton: the step of {cell!r} has derivatives of reverse mode alone, and Newton "
+                "needs its Jacobian; use engine='fused'"
+            )
         allowed = jnp.inexact if cell.recurrence == "linear" else jnp.floating
         if not leaves or not all(jnp.issubdtype(leaf.dtype, allowed) for leaf in leaves):
             raise TypeError(

@@ -173,15 +173,17 @@ def test_bfloat16_is_accumulated_in_float32() -> None:
 
 
 @pytest.fixture(params=["mingru", "minlstm-log", "lru", "moving"])
-def row(request: pytest.FixtureRequest) -> Row:
+def kind(request: pytest.FixtureRequest) -> Row:
     return ROWS[request.param]
 
 
 @pytest.fixture
-def engine(row: Row) -> Associative:
+def engine(kind: Row) -> Associative:
     """Each row on another variant."""
     engines = (Associative(), Associative(chunk=1), Associative(chunk=2), Associative(block=4))
-    return engines[[CELLS["mingru"], CELLS["minlstm-log"], CELLS["lru"], TOYS["moving"]].index(row)]
+    return engines[
+        [CELLS["mingru"], CELLS["minlstm-log"], CELLS["lru"], TOYS["moving"]].index(kind)
+    ]
 
 
 # The rules of NaN, here on the rows and engines above.
