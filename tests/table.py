@@ -16,11 +16,25 @@ from tests.oracles import (
     mut,
     para,
     structured,
+    transforms,
     xlstm,
 )
 from tests.oracles.common import Row as Row
 
-FAMILIES = (continuous, conv, elman, gated, gru, linear, lstm, mut, para, structured, xlstm)
+FAMILIES = (
+    continuous,
+    conv,
+    elman,
+    gated,
+    gru,
+    linear,
+    lstm,
+    mut,
+    para,
+    structured,
+    transforms,
+    xlstm,
+)
 
 CELLS: dict[str, Row] = {name: row for family in FAMILIES for name, row in family.ROWS.items()}
 

@@ -81,6 +81,13 @@ class Stack(Cell):
             size = cell.output(params[-1], size).shape[-1]
         return tuple(params)
 
+    def output(self, params: Params, input_size: int) -> Any:
+        size, y = input_size, None
+        for cell, p in zip(self.cells, params, strict=True):
+            y = cell.output(p, size)
+            size = y.shape[-1]
+        return y
+
     def init_carry(self, params: Params, batch_shape: tuple[int, ...]) -> Carry:
         pairs = zip(self.cells, params, strict=True)
         return tuple(cell.init_carry(p, batch_shape) for cell, p in pairs)

@@ -58,7 +58,7 @@ def draw(cell: Cell, params: Any, leading: tuple[int, ...]) -> tuple[Any, np.nda
 
 
 def test_every_registered_cell_has_a_row() -> None:
-    assert set(REGISTRY.values()) == {type(row.make(2)) for row in CELLS.values()}
+    assert set(REGISTRY.values()) <= {type(row.make(2)) for row in CELLS.values()}
     for name, cls in REGISTRY.items():
         make: Any = cls
         assert isinstance(make(hidden_size=2), Cell), name
@@ -141,7 +141,7 @@ def test_cell_is_a_value(row: Row) -> None:
     assert cell == row.make(3) and hash(cell) == hash(row.make(3))
     assert cell != row.make(4)
     assert pickle.loads(pickle.dumps(cell)) == cell
-    assert eval(repr(cell), dict(vars(jrnn))) == cell
+    assert eval(repr(cell), vars(jrnn) | vars(jrnn.transforms)) == cell
     with pytest.raises(FrozenInstanceError):
         cell.hidden_size = 4
 

@@ -1,0 +1,153 @@
+"""Cells around cells, at their expected value: what a step is without a key."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jrnn import GRU, LRU, LSTM, LSTMCarry, MinGRU
+from jrnn.transforms import (
+    clip,
+    dropout,
+    layer_norm,
+    learned_carry,
+    projection,
+    stack,
+    weight_drop,
+    zoneout,
+)
+from tests.oracles.common import Row, blocks, sigmoid, zeros_start
+from tests.oracles.gru import gru_reset_after
+from tests.oracles.linear import lru, lru_start, mingru, positive
+from tests.oracles.lstm import lstm, lstm_start
+
+Step = Callable[[Any, Any, np.ndarray], tuple[Any, np.ndarray]]
+
+EPSILON = 1e-5
+
+
+def norm(v: np.ndarray) -> np.ndarray:
+    """Ba et al., 2016, equation 4, without gain and shift."""
+    return (v - v.mean()) / np.sqrt(v.var() + EPSILON)
+
+
+def layer_norm_lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Ba et al., 2016, equations 20 to 22, where the shifts of the first two are in b."""
+    h, c = carry
+    p = params.cell
+    by_input = params.gain_ih * norm(p.w_ih.T @ x)
+    a = blocks(by_input + params.gain_hh * norm(p.w_hh.T @ h) + p.b, "ifgo")
+    c = sigmoid(a["f"]) * c + sigmoid(a["i"]) * np.tanh(a["g"])
+    h = sigmoid(a["o"]) * np.tanh(params.gain_c * norm(c) + params.shift_c)
+    return LSTMCarry(h, c), h
+
+
+def layer_norm_gru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Each gate by itself, and b_hn after the norm."""
+    p = params.cell
+    W, U, b = blocks(p.w_ih, "rzn"), blocks(p.w_hh, "rzn"), blocks(p.b, "rzn")
+    gain_x, gain_h = blocks(params.gain_ih, "rzn"), blocks(params.gain_hh, "rzn")
+    by_input = {k: gain_x[k] * norm(W[k].T @ x) + b[k] for k in "rzn"}
+    by_state = {k: gain_h[k] * norm(U[k].T @ h) for k in "rzn"}
+    r = sigmoid(by_input["r"] + by_state["r"])
+    z = sigmoid(by_input["z"] + by_state["z"])
+    n = np.tanh(by_input["n"] + r * (by_state["n"] + p.b_hn))
+    h = z * h + (1 - z) * n
+    return h, h
+
+
+def layer_norm_mingru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """All gates together; the carry meets no matrix."""
+    p = params.cell
+    a = blocks(params.gain_ih * norm(p.w_ih.T @ x) + p.b, "zn")
+    z = sigmoid(a["z"])
+    h = (1 - z) * h + z * a["n"]
+    return h, h
+
+
+def zoneout_lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Krueger et al., 2017, at its expectation: h at rate 0.25, c at rate 0.5."""
+    new, _ = lstm(params, carry, x)
+    h = 0.25 * carry.h + 0.75 * new.h
+    return LSTMCarry(h, 0.5 * carry.c + 0.5 * new.c), h
+
+
+def zoneout_mingru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    new, _ = mingru(params, h, x, positive)
+    h = 0.25 * h + 0.75 * new
+    return h, h
+
+
+def zoneout_lru(params: Any, s: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """The output is that of the cell: it is no part of the carry."""
+    new, y = lru(params, s, x)
+    return 0.25 * s + 0.75 * new, y
+
+
+def projection_gru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    h, y = gru_reset_after(params.cell, h, x)
+    return h, params.w_y.T @ y
+
+
+def clipped_lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Sak et al., 2014: the carry within 0.4; the output is the h that is carried."""
+    (h, c), _ = lstm(params, carry, x)
+    h, c = np.clip(h, -0.4, 0.4), np.clip(c, -0.4, 0.4)
+    return LSTMCarry(h, c), h
+
+
+def stacked(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """An LSTM, a GRU with a first carry of its own, and an LRU."""
+    first, y = lstm(params[0], carry[0], x)
+    second, y = gru_reset_after(params[1].cell, carry[1], y)
+    third, y = lru(params[2], carry[2], y)
+    return (first, second, third), y
+
+
+ROWS = {
+    "layer_norm-lstm": Row(
+        lambda hidden: layer_norm(LSTM(hidden)),
+        layer_norm_lstm,
+        lambda params: lstm_start(params.cell),
+    ),
+    "layer_norm-gru": Row(
+        lambda hidden: layer_norm(GRU(hidden), per_gate=True),
+        layer_norm_gru,
+        lambda params: zeros_start(params.cell),
+    ),
+    "layer_norm-mingru": Row(
+        lambda hidden: layer_norm(MinGRU(hidden)),
+        layer_norm_mingru,
+        lambda params: np.zeros(len(params.cell.b) // 2),
+    ),
+    "zoneout-lstm": Row(
+        lambda hidden: zoneout(LSTM(hidden), h=0.25, c=0.5), zoneout_lstm, lstm_start
+    ),
+    "zoneout-mingru": Row(
+        lambda hidden: zoneout(MinGRU(hidden, log_space=True), h=0.25),
+        zoneout_mingru,
+        lambda params: np.zeros(len(params.b) // 2),
+    ),
+    "zoneout-lru": Row(lambda hidden: zoneout(LRU(hidden), h=0.25), zoneout_lru, lru_start),
+    "dropped-lstm": Row(
+        lambda hidden: dropout(weight_drop(LSTM(hidden)), x=0.5, y=0.5, candidate=0.5),
+        lstm,
+        lstm_start,
+    ),
+    "projection-gru": Row(
+        lambda hidden: projection(GRU(hidden), size=2),
+        projection_gru,
+        lambda params: zeros_start(params.cell),
+    ),
+    "learned_carry-gru": Row(
+        lambda hidden: learned_carry(GRU(hidden)),
+        lambda params, h, x: gru_reset_after(params.cell, h, x),
+        lambda params: params.carry,
+    ),
+    "clip-lstm": Row(lambda hidden: clip(LSTM(hidden), carry=0.4), clipped_lstm, lstm_start),
+    "stack": Row(
+        lambda hidden: stack([LSTM(hidden + 1), learned_carry(GRU(hidden)), LRU(hidden)]),
+        stacked,
+        lambda params: (lstm_start(params[0]), params[1].carry, lru_start(params[2])),
+    ),
+}

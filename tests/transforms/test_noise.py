@@ -1,0 +1,200 @@
+"""Transforms with noise: against loops in NumPy with the masks that were drawn, on every engine."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jrnn
+from jrnn import GRU, LRU, LSTM, Associative, Cell, Elman, Fused, MinGRU, Newton, Scan
+from jrnn.transforms import dropout, highway, layer_norm, residual, stack, weight_drop, zoneout
+from tests.helpers import assert_close, random_params
+from tests.oracles.common import sigmoid
+from tests.oracles.gru import gru_reset_after
+from tests.oracles.linear import mingru
+from tests.oracles.lstm import lstm
+
+STEPS, BATCH, SIZE = 6, 3, 3
+KEY = jax.random.key(4)
+XS = np.random.default_rng(0).normal(size=(STEPS, BATCH, SIZE))
+
+NOISY = {
+    "zoneout": zoneout(LSTM(SIZE), h=0.3, c=0.5),
+    "zoneout-linear": zoneout(MinGRU(SIZE), h=0.4),
+    "dropout": dropout(GRU(SIZE), x=0.4, y=0.3, candidate=0.4),
+    "each-step": dropout(LSTM(SIZE), x=0.4, candidate=0.4, each_step=True),
+    "weight_drop": weight_drop(LSTM(SIZE), rate=0.4),
+    "nested": residual(zoneout(dropout(layer_norm(LSTM(SIZE)), x=0.4, candidate=0.4), h=0.3)),
+    "stack": stack(
+        [dropout(LSTM(4), x=0.4, y=0.4), weight_drop(GRU(SIZE)), zoneout(LRU(2), h=0.3)]
+    ),
+}
+
+
+def setting(cell: Cell, seed: int = 1) -> Any:
+    return random_params(cell, seed, SIZE)
+
+
+def run(cell: Cell, params: Any, engine: Any = "scan", key: Any = KEY) -> Any:
+    return jrnn.unroll(cell, params, XS, key=key, engine=engine)
+
+
+def loop(step: Any, carry: Any) -> np.ndarray:
+    """The outputs of one sequence after another, by `step(t, b, carry) -> (carry, y)`."""
+    ys = []
+    for b in range(BATCH):
+        s, outputs = carry, []
+        for t in range(STEPS):
+            s, y = step(t, b, s)
+            outputs.append(y)
+        ys.append(outputs)
+    return np.swapaxes(np.array(ys), 0, 1)
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_every_engine_sees_the_same_noise(name: str, x64: None) -> None:
+    cell = NOISY[name]
+    params = setting(cell)
+    engines = [Fused(), Fused(chunk=2, remat=True), Newton()]
+    engines += [Associative()] if cell.recurrence == "linear" else []
+
+    @jax.jit
+    def everything(params: Any) -> Any:
+        def one(engine: Any) -> Any:
+            return jax.value_and_grad(lambda p: (run(cell, p, engine)[1] ** 2).sum())(params)
+
+        return [one(engine) for engine in [Scan(), *engines]]
+
+    want, *others = everything(params)
+    for got in others:
+        assert_close(got, want, 1e-8)
+    assert (np.asarray(run(cell, params)[1]) != np.asarray(run(cell, params, key=None)[1])).any()
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_a_key_gives_the_same_noise_again_and_another_key_another(name: str) -> None:
+    cell = NOISY[name]
+    params = setting(cell)
+    again = (run(cell, params)[1] for _ in range(2))
+    np.testing.assert_array_equal(*again)
+    other = run(cell, params, key=jax.random.key(5))[1]
+    assert (np.asarray(other) != np.asarray(run(cell, params)[1])).any()
+
+
+def test_zoneout_keeps_what_its_masks_say(x64: None) -> None:
+    cell = NOISY["zoneout"]
+    params = setting(cell)
+    _, (_, (h_mask, c_mask)) = cell.perturb(params, XS, (STEPS, BATCH), KEY)
+
+    def step(t: int, b: int, carry: Any) -> Any:
+        new, _ = lstm(params, carry, XS[t, b])
+        h = np.where(h_mask[t, b], carry.h, new.h)
+        return jrnn.LSTMCarry(h, np.where(c_mask[t, b], carry.c, new.c)), h
+
+    zeros: Any = np.zeros(SIZE)
+    assert_close(run(cell, params)[1], loop(step, jrnn.LSTMCarry(zeros, zeros)), 1e-12)
+    assert (np.asarray(h_mask) != np.asarray(c_mask)).any()
+
+
+def test_dropout_masks_inputs_candidates_and_outputs(x64: None) -> None:
+    cell = NOISY["dropout"]
+    params = setting(cell)
+    _, (_, masks) = cell.perturb(params, XS, (STEPS, BATCH), KEY)
+    for mask in (*masks.x, *masks.candidate, masks.y):
+        np.testing.assert_array_equal(mask, np.broadcast_to(mask[:1], mask.shape))
+    assert not masks.x[0].all() and not masks.candidate[0].all() and not masks.y.all()
+
+    def step(t: int, b: int, h: Any) -> Any:
+        x = XS[t, b] * masks.x[0][t, b] / 0.6
+        _, undropped = gru_reset_after(params, h, x)
+        # The same step with a candidate n out of h' = z h + (1 - z) n.
+        z = sigmoid(
+            params.w_ih[:, SIZE : 2 * SIZE].T @ x
+            + params.w_hh[:, SIZE : 2 * SIZE].T @ h
+            + params.b[SIZE : 2 * SIZE]
+        )
+        n = (undropped - z * h) / (1 - z)
+        h = z * h + (1 - z) * n * masks.candidate[0][t, b] / 0.6
+        return h, h * masks.y[t, b] / 0.7
+
+    assert_close(run(cell, params)[1], loop(step, np.zeros(SIZE)), 1e-10)
+
+
+def test_masks_of_each_step_differ() -> None:
+    cell = NOISY["each-step"]
+    _, (_, masks) = cell.perturb(setting(cell), XS, (STEPS, BATCH), KEY)
+    assert (np.asarray(masks.x[0][0]) != np.asarray(masks.x[0][1:])).any()
+
+
+def test_dropped_weights_are_the_same_for_all(x64: None) -> None:
+    cell = NOISY["weight_drop"]
+    params = setting(cell)
+    dropped, _ = cell.perturb(params, XS, (STEPS, BATCH), KEY)
+    kept = np.asarray(dropped.w_hh) != 0
+    assert 0.3 < kept.mean() < 0.9
+    np.testing.assert_allclose(dropped.w_hh[kept], params.w_hh[kept] / 0.6)
+    np.testing.assert_array_equal(dropped.w_ih, params.w_ih)
+    zeros: Any = np.zeros(SIZE)
+    step = lambda t, b, carry: lstm(dropped, carry, XS[t, b])
+    assert_close(run(cell, params)[1], loop(step, jrnn.LSTMCarry(zeros, zeros)), 1e-12)
+
+
+@pytest.mark.parametrize("name", ["zoneout-linear", "dropout", "weight_drop"])
+def test_rates_are_the_share_of_what_is_dropped(name: str) -> None:
+    cell = NOISY[name]
+    params, many = random_params(cell, 1, SIZE, np.float32), jnp.zeros((200, 50, SIZE))
+    dropped, noise = cell.perturb(params, many, (200, 50), KEY)
+    if name == "weight_drop":
+        large = jnp.ones((300, 300))
+        dropped, _ = cell.perturb(params._replace(w_hh=large), many, (1, 1), KEY)
+        np.testing.assert_allclose((dropped.w_hh == 0).mean(), 0.4, atol=0.02)
+    elif name == "dropout":
+        np.testing.assert_allclose(noise[1].x[0].mean(), 0.6, atol=0.1)
+    else:
+        np.testing.assert_allclose(noise[1][0].mean(), 0.4, atol=0.02)
+
+
+def test_a_linear_cell_stays_linear_under_noise(x64: None) -> None:
+    cell = NOISY["zoneout-linear"]
+    params = setting(cell)
+    _, (_, (mask,)) = cell.perturb(params, XS, (STEPS, BATCH), KEY)
+
+    def step(t: int, b: int, h: Any) -> Any:
+        h = np.where(mask[t, b], h, mingru(params, h, XS[t, b])[0])
+        return h, h
+
+    assert cell.recurrence == "linear"
+    for engine in (Associative(), Associative(chunk=2)):
+        assert_close(run(cell, params, engine)[1], loop(step, np.zeros(SIZE)), 1e-12)
+
+
+def test_candidates_of_a_cell_without_any_are_refused() -> None:
+    cell = dropout(Elman(SIZE), candidate=0.5)
+    with pytest.raises(ValueError, match=r"Dropout: Elman\(.* has no candidate to drop"):
+        run(cell, setting(cell))
+
+
+def test_zoneout_of_a_cell_state_needs_one() -> None:
+    cell = zoneout(GRU(SIZE), c=0.5)
+    with pytest.raises(ValueError, match="carry of GRU is one array, of rate h; leave out c=0.5"):
+        run(cell, setting(cell))
+
+
+def test_weights_to_be_dropped_must_exist() -> None:
+    with pytest.raises(ValueError, match=r"WeightDrop: no parameter of MinGRU\(.* is named w_hh"):
+        weight_drop(MinGRU(3)).init(KEY, 2)
+
+
+def test_highway_passes_noise_to_the_cell_inside(x64: None) -> None:
+    cell = highway(dropout(MinGRU(SIZE), x=0.4))
+    params = setting(cell)
+    _, (_, masks) = cell.perturb(params, XS, (STEPS, BATCH), KEY)
+
+    def step(t: int, b: int, h: Any) -> Any:
+        h, y = mingru(params.cell, h, XS[t, b] * masks.x[0][t, b] / 0.6)
+        gate = sigmoid(params.w_t.T @ XS[t, b] + params.b_t)
+        return h, gate * y + (1 - gate) * XS[t, b]
+
+    assert_close(run(cell, params)[1], loop(step, np.zeros(SIZE)), 1e-12)

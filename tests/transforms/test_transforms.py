@@ -1,0 +1,260 @@
+"""What transforms forward, refuse, and do to whole sequences."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jrnn
+from jrnn import GRU, LRU, LSTM, DepthGatedLSTM, Fused, MinGRU, Newton, ParaLSTM, Scan
+from jrnn.testing import check_cell
+from jrnn.transforms import (
+    REGISTRY,
+    bidirectional,
+    clip,
+    dropout,
+    highway,
+    layer_norm,
+    learned_carry,
+    projection,
+    residual,
+    stack,
+    weight_drop,
+    zoneout,
+)
+from tests.helpers import assert_close, random_batch, random_params
+from tests.oracles.common import sigmoid
+from tests.oracles.lstm import lstm, lstm_start
+
+SIZE = 3
+XS = np.random.default_rng(0).normal(size=(7, 4, SIZE)).astype(np.float32)
+LENGTHS = np.array([7, 4, 0, 1])
+RESETS = np.random.default_rng(1).random((7, 4)) < 0.3
+
+
+def test_what_the_cell_inside_can_do_is_forwarded() -> None:
+    linear = residual(zoneout(dropout(layer_norm(MinGRU(SIZE)), x=0.1), h=0.1))
+    assert (linear.recurrence, linear.pointwise) == ("linear", True)
+    assert linear.coefficients is not None
+    assert layer_norm(ParaLSTM(SIZE), shown=False).recurrence == "block_diagonal"
+    assert layer_norm(LSTM(SIZE)).pointwise is False
+    assert clip(MinGRU(SIZE), carry=1.0).recurrence == "dense"
+    assert zoneout(LSTM(SIZE), h=0.1).kernel is None
+    assert zoneout(MinGRU(SIZE, log_space=True), h=0.1).log_space is False
+    assert projection(LRU(SIZE), 2).coefficients is not None
+    assert residual(LSTM(SIZE)).perturb is None
+
+
+def test_auto_takes_the_associative_engine_for_a_linear_cell_in_a_stack() -> None:
+    # Layer by layer: the linear one alone can be solved by a prefix.
+    cell = stack([LSTM(SIZE), MinGRU(SIZE)])
+    params = random_params(cell, 1, SIZE, np.float32)
+    xs = jnp.ones((300, 1, SIZE))
+    text = str(jax.make_jaxpr(lambda p: jrnn.unroll(cell, p, xs))(params))
+    assert "custom_linear_solve" in text or "linear_solve" in text
+
+
+@pytest.mark.parametrize("wrap", [residual, highway])
+def test_ways_round_a_cell_need_one_size(wrap: Any) -> None:
+    with pytest.raises(ValueError, match=r"must be of one size, got input_size=2 and outputs of 3"):
+        wrap(LSTM(SIZE)).init(jax.random.key(0), 2)
+
+
+def test_residual_and_highway_are_their_equations(x64: None) -> None:
+    for wrap in (residual, highway):
+        cell = wrap(LSTM(SIZE))
+        params = random_params(cell, 1, SIZE)
+        xs = XS.astype(np.float64)
+        got = jrnn.unroll(cell, params, xs)[1]
+        inside = params if wrap is residual else params.cell
+        for b in range(4):
+            carry = lstm_start(inside)
+            for t in range(7):
+                carry, y = lstm(inside, carry, xs[t, b])
+                if wrap is residual:
+                    want = y + xs[t, b]
+                else:
+                    gate = sigmoid(params.w_t.T @ xs[t, b] + params.b_t)
+                    want = gate * y + (1 - gate) * xs[t, b]
+                np.testing.assert_allclose(got[t, b], want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("cell", [residual(GRU(SIZE)), highway(dropout(MinGRU(SIZE), x=0.3))])
+def test_cells_of_the_size_of_their_input_conform(cell: jrnn.Cell) -> None:
+    check_cell(cell, input_size=SIZE)
+
+
+def test_layer_norm_refuses_what_it_cannot_normalise() -> None:
+    with pytest.raises(ValueError, match="multiplies a matrix in update, where it cannot be"):
+        layer_norm(GRU(SIZE, reset_after=False))
+    with pytest.raises(TypeError, match="must have a bias b .*inside of other transforms"):
+        layer_norm(learned_carry(LSTM(SIZE))).init(jax.random.key(0), 2)
+
+
+def test_scaling_the_weights_changes_nothing_under_layer_norm(x64: None) -> None:
+    cell = layer_norm(LSTM(SIZE), epsilon=1e-12)
+    params = random_params(cell, 1, SIZE)
+    batch = random_batch(cell, params, 2, 5, 2)
+    inside = params.cell._replace(w_ih=3 * params.cell.w_ih, w_hh=0.5 * params.cell.w_hh)
+    scaled = params._replace(cell=inside)
+    got, want = (jrnn.unroll(cell, p, batch.xs, batch.carry) for p in (scaled, params))
+    assert_close(got, want, 1e-8)
+
+
+def test_a_first_carry_is_learned() -> None:
+    cell = learned_carry(GRU(SIZE))
+    params = random_params(cell, 1, SIZE, np.float32)
+    grads = jax.grad(lambda p: jrnn.unroll(cell, p, XS, resets=RESETS)[1].sum())(params)
+    assert (np.asarray(grads.carry) != 0).all()
+    with pytest.raises(TypeError, match="the carry must be of real floats alone, got .*complex64"):
+        learned_carry(LRU(SIZE)).init(jax.random.key(0), 2)
+
+
+@pytest.mark.parametrize("engine", [Scan(), Fused(), Fused(chunk=2, remat=True)])
+def test_a_cotangent_is_clipped_at_each_step(engine: Any) -> None:
+    # h' = 2 h, written as a GRU would be too much: a relu network with U = 2.
+    plain = jrnn.Elman(1, activation="relu")
+    params = plain.init(jax.random.key(0), 1)._replace(
+        w_ih=jnp.ones((1, 1)), w_hh=2 * jnp.ones((1, 1)), b=jnp.zeros(1)
+    )
+    xs, first = jnp.ones((5, 1, 1)), jnp.ones((1, 1))
+
+    def by_carry(cell: Any) -> jax.Array:
+        loss = lambda carry: jrnn.unroll(cell, params, xs, carry, engine=engine)[1][-1].sum()
+        return jax.grad(loss)(first)
+
+    np.testing.assert_allclose(by_carry(plain), [[32.0]])
+    # The last output gives 1 to its own step, so 2 to the carry before it: clipped to 1.5, then 3,
+    # clipped again, and so on; to the first carry nothing comes back through a limit.
+    np.testing.assert_allclose(by_carry(clip(plain, gradient=1.5)), [[3.0]])
+
+
+def test_newton_refuses_what_has_no_jacobian() -> None:
+    cell = clip(GRU(SIZE), gradient=1.0)
+    params = random_params(cell, 1, SIZE, np.float32)
+    with pytest.raises(TypeError, match="derivatives of reverse mode alone.*use engine='fused'"):
+        jrnn.unroll(cell, params, XS, engine="newton")
+    check_cell(clip(GRU(SIZE), gradient=100.0))
+
+
+@pytest.mark.parametrize("merge", ["concat", "sum", "mul", "ave"])
+def test_both_directions_are_two_runs(merge: Any) -> None:
+    cell = bidirectional(LSTM(SIZE), GRU(SIZE), merge)
+    params = random_params(cell, 1, SIZE, np.float32)
+    first = cell.init_carry(params, (4,))
+    first = jax.tree.map(lambda a: a + 0.3, first)
+    (ahead, back), ys = jrnn.unroll(cell, params, XS, first, lengths=LENGTHS, resets=RESETS)
+    last, forward = jrnn.unroll(
+        LSTM(SIZE), params.forward, XS, first.forward, lengths=LENGTHS, resets=RESETS
+    )
+    other, backward = jrnn.unroll(
+        GRU(SIZE),
+        params.backward,
+        XS,
+        first.backward,
+        lengths=LENGTHS,
+        resets=jrnn.reverse_resets(RESETS, LENGTHS),
+        reverse=True,
+    )
+    merged = {
+        "concat": np.concatenate([forward, backward], axis=-1),
+        "sum": forward + backward,
+        "mul": forward * backward,
+        "ave": (forward + backward) / 2,
+    }[merge]
+    assert_close(ys, merged, 1e-6)
+    assert_close((ahead, back), (last, other), 1e-6)
+
+
+def test_bidirectional_has_no_step_and_goes_into_a_stack() -> None:
+    both = bidirectional(LSTM(SIZE))
+    cell = stack([both, GRU(2)])
+    params = random_params(cell, 1, SIZE, np.float32)
+    _, ys = jrnn.unroll(cell, params, XS, lengths=LENGTHS)
+    want = jrnn.unroll(
+        GRU(2), params[1], jrnn.unroll(both, params[0], XS, lengths=LENGTHS)[1], lengths=LENGTHS
+    )[1]
+    assert_close(ys, want, 1e-6)
+    rnn = jrnn.nn.RNN(cell, SIZE, time_major=True, rngs=nnx.Rngs(0))
+    assert rnn.output_size == 2 and rnn(XS)[1].shape == (7, 4, 2)
+    with pytest.raises(TypeError, match="Bidirectional has no single step"):
+        both.step(params[0], both.init_carry(params[0], ()), np.ones(SIZE))
+    with pytest.raises(ValueError, match="Residual: Bidirectional has no single step to act on"):
+        residual(both)
+    with pytest.raises(ValueError, match="reverse must be False"):
+        jrnn.unroll(both, params[0], XS, reverse=True)
+    with pytest.raises(ValueError, match="goes in both directions itself"):
+        bidirectional(both)
+
+
+@pytest.mark.parametrize("engine", ["scan", "fused", "auto"])
+def test_a_stack_hands_the_cell_state_up(engine: str, x64: None) -> None:
+    lower, upper = LSTM(SIZE), DepthGatedLSTM(SIZE)
+    cell = stack([lower, upper])
+    params = random_params(cell, 1, SIZE)
+    xs = XS.astype(np.float64)
+    (_, last), ys = jrnn.unroll(cell, params, xs, lengths=LENGTHS, resets=RESETS, engine=engine)
+    for b in range(4):
+        first, second = lower.init_carry(params[0], ()), upper.init_carry(params[1], ())
+        for t in range(LENGTHS[b]):
+            if RESETS[t, b]:
+                first, second = lower.init_carry(params[0], ()), upper.init_carry(params[1], ())
+            first, y = lower.step(params[0], first, xs[t, b])
+            second, y = upper.step(params[1], second, jrnn.Below(y, first.c))
+            np.testing.assert_allclose(ys[t, b], y, rtol=1e-9, atol=1e-12)
+        assert_close(jax.tree.map(lambda a, b=b: a[b], last), second, 1e-9)
+    check_cell(cell)
+
+
+def test_a_stack_needs_a_cell_state_to_hand_up() -> None:
+    cell = stack([GRU(SIZE), DepthGatedLSTM(SIZE)])
+    with pytest.raises(ValueError, match=r"takes the cell state c of the layer below.*GRU\("):
+        cell.init(jax.random.key(0), SIZE)
+        jrnn.unroll(cell, cell.init(jax.random.key(0), SIZE), XS)
+
+
+def test_a_stack_by_newton_solves_each_layer(x64: None) -> None:
+    cell = stack([LSTM(SIZE), LRU(SIZE)])
+    params = random_params(cell, 1, SIZE)
+    xs = XS.astype(np.float64)
+    got, want = (jrnn.unroll(cell, params, xs, engine=e) for e in (Newton(), Scan()))
+    assert_close(got, want, 1e-9)
+
+
+@pytest.mark.parametrize("name", [n for n in REGISTRY if n not in ("stack", "bidirectional")])
+def test_a_class_in_place_of_a_cell_is_refused(name: str) -> None:
+    wrap: Any = REGISTRY[name]
+    with pytest.raises(TypeError, match=r"cell must be a cell such as jrnn.LSTM\(64\), got <class"):
+        wrap(LSTM)
+
+
+def test_bad_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"Zoneout: h must lie in \[0, 1\), got 1"):
+        zoneout(LSTM(2), h=1.0)
+    with pytest.raises(ValueError, match=r"Zoneout: c must lie in \[0, 1\), got '0.5'"):
+        zoneout(LSTM(2), c="0.5")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"Dropout: candidate must lie in \[0, 1\), got -0.1"):
+        dropout(LSTM(2), candidate=-0.1)
+    with pytest.raises(ValueError, match=r"WeightDrop: rate must lie in \[0, 1\), got 1.5"):
+        weight_drop(LSTM(2), rate=1.5)
+    with pytest.raises(ValueError, match="Projection: size must be a positive int, got 0"):
+        projection(LSTM(2), size=0)
+    with pytest.raises(ValueError, match="Clip: give a limit"):
+        clip(LSTM(2))
+    with pytest.raises(ValueError, match="Clip: carry must be a number above 0, got -1"):
+        clip(LSTM(2), carry=-1)
+    with pytest.raises(ValueError, match="Stack: cells must be a list of cells, at least one"):
+        stack([])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="Stack: each must be a cell"):
+        stack([LSTM])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="Bidirectional: merge must be one of concat, sum, mul"):
+        bidirectional(LSTM(2), merge="max")  # pyright: ignore[reportArgumentType]
+
+
+def test_transformed_cells_print_as_what_makes_them() -> None:
+    cell = stack([zoneout(layer_norm(LSTM(4)), h=0.1), bidirectional(GRU(2))])
+    assert eval(repr(cell), dict(vars(jrnn)) | dict(vars(jrnn.transforms))) == cell
+    assert hash(cell) == hash(eval(repr(cell), dict(vars(jrnn)) | dict(vars(jrnn.transforms))))
