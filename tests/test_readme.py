@@ -8,6 +8,8 @@ from pathlib import Path
 
 from experiments.speed import newton, report
 from jrnn import config
+from jrnn.cli import look
+from jrnn.transforms import REGISTRY as TRANSFORMS
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text("utf-8")
@@ -28,6 +30,14 @@ def test_files_of_the_readme_exist():
 
 def test_every_shipped_config_is_in_the_readme():
     assert [path.name for path in config.shipped() if f"configs/{path.name}" not in TEXT] == []
+
+
+def test_table_of_cells_is_that_of_the_command():
+    assert look.markdown() in TEXT
+
+
+def test_table_of_transforms_is_complete():
+    assert [name for name in TRANSFORMS if f"`{name}`" not in TEXT] == []
 
 
 def test_table_of_speed_is_that_of_the_results():

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from jrnn.cell import Cell
 from jrnn.cells import REGISTRY as CELLS
 from jrnn.engines import REGISTRY as ENGINES
 from jrnn.tasks import REGISTRY as TASKS
+from jrnn.transforms import REGISTRY as TRANSFORMS
 
 HIDDEN = 128
 
@@ -23,8 +25,17 @@ stdout = Console()
 
 
 def ls_command(args: list[str]) -> None:
-    """`jrnn ls cells|tasks|engines|configs`."""
-    kinds = {"cells": _cells, "tasks": _tasks, "engines": _engines, "configs": _configs}
+    """`jrnn ls cells|transforms|tasks|engines|configs`; `jrnn ls cells --markdown`."""
+    if args == ["cells", "--markdown"]:
+        print(markdown())
+        return
+    kinds = {
+        "cells": _cells,
+        "transforms": _transforms,
+        "tasks": _tasks,
+        "engines": _engines,
+        "configs": _configs,
+    }
     if len(args) != 1 or args[0] in ("-h", "--help"):
         raise ValueError(f"ls: name one of {', '.join(kinds)}, as in: jrnn ls cells")
     checks.one_of("ls", "the kind", args[0], kinds)
@@ -66,14 +77,45 @@ def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
 
 
 def _cells() -> Table:
-    rows = []
-    for name, kind in CELLS.items():
-        cell = config.make_cell(name, HIDDEN)
-        rows.append((name, cell.recurrence, f"{_count(cell):,}", first_line(kind)))
-    table = _table(("name", "recurrence", "parameters", "cell"), rows)
+    rows = [(name, kind, count, source) for name, kind, count, source, _ in cell_rows()]
+    table = _table(("name", "recurrence", "parameters", "paper"), rows)
     table.caption = f"parameters with {HIDDEN} inputs and {HIDDEN} hidden units"
     table.caption_justify = "left"
     return table
+
+
+def cell_rows() -> list[tuple[str, str, str, str, str]]:
+    """Name, kind of recurrence, number of parameters, paper and first line of each cell."""
+    rows = []
+    for name, kind in CELLS.items():
+        cell = config.make_cell(name, HIDDEN)
+        rows.append((name, cell.recurrence, f"{_count(cell):,}", paper(kind), first_line(kind)))
+    return rows
+
+
+def markdown() -> str:
+    """The table of cells as the README has it."""
+    lines = [("name", "cell", "", "parameters", "recurrence", "paper")]
+    lines.append(("---", "---", "---", "---:", "---", "---"))
+    for name, kind, count, source, line in cell_rows():
+        lines.append((f"`{name}`", f"`{CELLS[name].__name__}`", line, count, kind, source))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def paper(kind: type) -> str:
+    """The first reference of a docstring, as "Elman, 1990" or "Cho et al., 2014"."""
+    _, _, references = (inspect.getdoc(kind) or "").partition("References:")
+    found = re.match(r"\s*(.*?),\s+(\d{4})", references, re.DOTALL)
+    if found is None:
+        return ""
+    authors = re.split(r",\s+|\s+and\s+", found[1])
+    names = " and ".join(authors) if len(authors) < 3 else f"{authors[0]} et al."
+    return f"{' '.join(names.split())}, {found[2]}"
+
+
+def _transforms() -> Table:
+    rows = [(name, first_line(kind)) for name, kind in TRANSFORMS.items()]
+    return _table(("name", "transform"), rows)
 
 
 def _count(cell: Cell) -> int:

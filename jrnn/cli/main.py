@@ -17,7 +17,7 @@ HELP = """\
   jrnn train CONFIG\\[:name=value,...] \\[--flag value ...]   train; --help lists the flags
   jrnn eval RUN                                          evaluate the best checkpoint of a run
   jrnn sample RUN \\[--prompt TEXT]                        print text drawn from a run on text
-  jrnn ls cells|tasks|engines|configs                    what there is
+  jrnn ls cells|transforms|tasks|engines|configs         what there is
   jrnn validate CONFIG ...                               check configs without training
   jrnn bench \\[--flag value ...]                          time layers against other libraries
 

@@ -10,9 +10,10 @@ import pytest
 
 from jrnn import config
 from jrnn.cells import REGISTRY as CELLS
-from jrnn.cli import bench, main
+from jrnn.cli import bench, look, main
 from jrnn.engines import REGISTRY as ENGINES
 from jrnn.tasks import REGISTRY as TASKS
+from jrnn.transforms import REGISTRY as TRANSFORMS
 
 SMALL = ["--steps", "4", "--eval-every", "2", "--network.cell.hidden-size", "8"]
 
@@ -136,6 +137,7 @@ def test_sample_refuses_what_it_cannot_do(text_run, tmp_path, capsys):
     ("kind", "names"),
     [
         ("cells", list(CELLS)),
+        ("transforms", list(TRANSFORMS)),
         ("tasks", list(TASKS)),
         ("engines", list(ENGINES)),
         ("configs", [f"configs/{path.name}" for path in config.shipped()]),
@@ -151,6 +153,13 @@ def test_ls_prints_one_line_each(kind, names, capsys):
 def test_ls_counts_the_parameters(capsys):
     main(["ls", "cells"])
     assert f"{4 * 128 * (128 + 128 + 1):,}" in capsys.readouterr().out
+
+
+def test_every_cell_has_a_paper():
+    papers = {name: source for name, _, _, source, _ in look.cell_rows()}
+    assert papers["lstm"] == "Hochreiter and Schmidhuber, 1997"
+    assert papers["mut1"] == "Jozefowicz et al., 2015"
+    assert [name for name, source in papers.items() if not source] == []
 
 
 def test_validate_says_good_and_bad(capsys):
