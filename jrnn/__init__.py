@@ -13,6 +13,7 @@ from jrnn import initializers as initializers
 from jrnn import transforms as transforms
 from jrnn.cell import Below as Below
 from jrnn.cell import Cell as Cell
+from jrnn.cell import acting as acting
 from jrnn.cell import place as place
 from jrnn.cell import record as record
 from jrnn.cells import CTRNN as CTRNN

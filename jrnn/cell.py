@@ -72,6 +72,12 @@ class Cell(abc.ABC):
         leading axes, or have axes of size 1. A leaf of a with one axis more than its leaf of the
         carry holds matrices instead, `[..., n, n]` with all leading axes, of size 1 where they are
         the same: s' = a @ s + b. `update` of such a cell uses its own `coefficients`, and any y.
+      affine_gates: whether `project` is W x + b for all gates, with the field b of the parameters
+        and nothing after it: layer normalisation stands between the two.
+      tied: whether parts of the carry belong together, such as a potential and its rate, so that
+        no transform may change one of them alone.
+      directions: for each equal part of the output's last axis, whether it comes from a run against
+        time.
       takes_below: whether inputs may be `Below`, with the cell state of the layer below.
       stepwise: whether the cell has a single step; one that reads a whole sequence has none.
       sequence: None, or a method `sequence(run, params, xs, carry, key) -> (carry, ys)` of a cell
@@ -93,6 +99,9 @@ class Cell(abc.ABC):
     ) = None
     coefficients: Callable[[Params, Gates], tuple[Carry, Carry]] | None = None
     log_space: bool = False
+    affine_gates: bool = True
+    tied: bool = False
+    directions: tuple[bool, ...] = (False,)
     takes_below: bool = False
     stepwise: bool = True
     sequence: Callable[..., tuple[Carry, Any]] | None = None
@@ -222,6 +231,19 @@ def acting(name: str, action: Action) -> Iterator[list[jax.Array]]:
         _actions.reset(token)
 
 
+_scope: contextvars.ContextVar[str] = contextvars.ContextVar("jrnn_scope", default="")
+
+
+@contextlib.contextmanager
+def scope(name: str) -> Iterator[None]:
+    """Within the block, what cells `record` has the name in front, as in "0.f" of a first layer."""
+    token = _scope.set(f"{_scope.get()}{name}.")
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
 def record(**gates: jax.Array) -> None:
     """Names the gates of a step, for `jrnn.analysis.anatomy`; elsewhere it does nothing.
 
@@ -232,7 +254,7 @@ def record(**gates: jax.Array) -> None:
     """
     recorded = _recorder.get()
     if recorded is not None:
-        recorded.update(gates)
+        recorded.update({f"{_scope.get()}{name}": gate for name, gate in gates.items()})
 
 
 @contextlib.contextmanager

@@ -120,14 +120,3 @@ def rate(owner: str, name: str, value: float) -> None:
     """Refuses a dropping rate that is no number in [0, 1)."""
     if not _is_number(value) or not 0 <= value < 1:
         raise ValueError(f"{owner}: {name} must lie in [0, 1), got {value!r}")
-
-
-def heads(owner: str, hidden_size: Any, value: Any) -> None:
-    """Refuses a hidden size or a number of heads that is no positive int, or does not divide it."""
-    positive_int(owner, "hidden_size", hidden_size)
-    positive_int(owner, "heads", value)
-    if hidden_size % value:
-        raise ValueError(
-            f"{owner}: hidden_size must be a multiple of heads={value}, got {hidden_size}; "
-            f"take {-(-hidden_size // value) * value}"
-        )

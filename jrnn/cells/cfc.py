@@ -97,6 +97,7 @@ class CfC(Cell):
     hidden_size: int
     backbone_units: int | None = 128
     mode: Literal["default", "no_gate"] = "default"
+    affine_gates = False
 
     def __post_init__(self) -> None:
         checks.positive_int("CfC", "hidden_size", self.hidden_size)

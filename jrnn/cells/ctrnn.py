@@ -75,6 +75,7 @@ class CTRNN(Cell):
     dt: float = 20.0
     sigma: float = 0.0
     activation: Literal["relu", "tanh", "sigmoid", "softplus"] = "relu"
+    tied = True
 
     def __post_init__(self) -> None:
         checks.positive_int("CTRNN", "hidden_size", self.hidden_size)

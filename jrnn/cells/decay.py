@@ -104,6 +104,7 @@ class GRUD(Cell):
 
     hidden_size: int
     pointwise = False
+    affine_gates = False
 
     def __post_init__(self) -> None:
         checks.positive_int("GRUD", "hidden_size", self.hidden_size)

@@ -82,6 +82,7 @@ class DepthGatedLSTM(Cell):
     hidden_size: int
     forget_bias: float = 1.0
     takes_below = True
+    affine_gates = False
 
     def __post_init__(self) -> None:
         checks.positive_int("DepthGatedLSTM", "hidden_size", self.hidden_size)

@@ -9,7 +9,7 @@ from jax.nn import sigmoid, softplus
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, record
+from jrnn.cell import Cell, place, record
 from jrnn.cells.common import advance, affine, split
 
 
@@ -110,8 +110,9 @@ class MinGRU(Cell):
             record(z=sigmoid(z.z), n=jnp.exp(log_n))
             return -softplus(z.z), -softplus(-z.z) + log_n
         write = sigmoid(z.z)
-        record(z=write, n=z.n)
-        return 1 - write, write * z.n
+        n = place("candidate", z.n)
+        record(z=write, n=n)
+        return 1 - write, write * n
 
     def update(
         self, params: MinParams, carry: jax.Array, z: MinGRUGates, u: None
@@ -200,8 +201,9 @@ class MinLSTM(Cell):
             return -softplus(d), -softplus(-d) + log_n
         i = sigmoid(d)
         f = 1 - i
-        record(f=f, i=i, n=z.n)
-        return f, i * z.n
+        n = place("candidate", z.n)
+        record(f=f, i=i, n=n)
+        return f, i * n
 
     def update(
         self, params: MinParams, carry: jax.Array, z: MinLSTMGates, u: None

@@ -228,6 +228,7 @@ class MinimalRNN(Cell):
     """
 
     hidden_size: int
+    affine_gates = False
 
     def __post_init__(self) -> None:
         checks.positive_int("MinimalRNN", "hidden_size", self.hidden_size)

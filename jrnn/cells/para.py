@@ -9,7 +9,7 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, record
+from jrnn.cell import Cell, place, record
 from jrnn.cells.common import affine, split
 from jrnn.cells.gru import GRUGates
 from jrnn.cells.lstm import LSTMCarry, LSTMGates
@@ -114,7 +114,7 @@ class ParaGRU(Cell):
         a = split(params.w_hh, GRUGates, ("r", "z", "n"))
         reset = sigmoid(z.r + a.r * carry)
         keep = sigmoid(z.z + a.z * carry)
-        n = jnp.tanh(z.n + a.n * (reset * carry))
+        n = place("candidate", jnp.tanh(z.n + a.n * (reset * carry)))
         h = (1 - keep) * n + keep * carry
         record(r=reset, z=keep, n=n)
         return h, h
@@ -200,11 +200,11 @@ class ParaLSTM(Cell):
         # Forget: what to keep of the old cell state.
         f = sigmoid(z.f + a.f * carry.h + params.p_f * carry.c)
         # Prepare: the candidate for the rest.
-        g = jnp.tanh(z.g + a.g * carry.h)
+        g = place("candidate", jnp.tanh(z.g + a.g * carry.h))
         # Update the cell state.
         c = f * carry.c + (1 - f) * g
         # Output: what to show of it.
         o = sigmoid(z.o + a.o * carry.h + params.p_o * c)
-        h = o * jnp.tanh(c)
+        h = o * jnp.tanh(place("shown", c))
         record(f=f, g=g, o=o)
         return LSTMCarry(h, c), h

@@ -109,9 +109,11 @@ class SLSTM(Cell):
     hidden_size: int
     heads: int = 1
     forget: Literal["sigmoid", "exp"] = "sigmoid"
+    tied = True
 
     def __post_init__(self) -> None:
-        checks.heads("SLSTM", self.hidden_size, self.heads)
+        checks.positive_int("SLSTM", "hidden_size", self.hidden_size)
+        checks.divides("SLSTM", "heads", self.heads, "hidden_size", self.hidden_size)
         checks.one_of("SLSTM", "forget", self.forget, FORGET)
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> SLSTMParams:
@@ -210,7 +212,8 @@ class MLSTM(Cell):
     pointwise = False
 
     def __post_init__(self) -> None:
-        checks.heads("MLSTM", self.hidden_size, self.heads)
+        checks.positive_int("MLSTM", "hidden_size", self.hidden_size)
+        checks.divides("MLSTM", "heads", self.heads, "hidden_size", self.hidden_size)
         if self.soft_cap is not None:
             checks.positive_number("MLSTM", "soft_cap", self.soft_cap)
 

@@ -40,11 +40,11 @@ class _Layers(nnx.Module):
             )
         self.input_size = input_size
         self.num_layers = num_layers
-        self.directions = (False, True) if bidirectional else (False,)
+        self.halves = (False, True) if bidirectional else (False,)
         self.time_major = time_major
         rnns = []
         for layer in range(num_layers):
-            size = input_size if layer == 0 else len(self.directions) * rnns[-1].output_size
+            size = input_size if layer == 0 else len(self.halves) * rnns[-1].output_size
             rnns += [
                 RNN(
                     cell,
@@ -56,10 +56,11 @@ class _Layers(nnx.Module):
                     dtype=dtype,
                     param_dtype=param_dtype,
                 )
-                for reverse in self.directions
+                for reverse in self.halves
             ]
         self.rnns = nnx.List(rnns)
-        self.output_size = len(self.directions) * rnns[-1].output_size
+        self.output_size = len(self.halves) * rnns[-1].output_size
+        self.directions = self.halves if bidirectional else rnns[-1].directions
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
 
     def __call__(
@@ -103,8 +104,8 @@ class _Layers(nnx.Module):
             if layer > 0 and self.dropout is not None:
                 ys = self.dropout(ys)
             outputs = []
-            for direction, reverse in enumerate(self.directions):
-                k = layer * len(self.directions) + direction
+            for direction, reverse in enumerate(self.halves):
+                k = layer * len(self.halves) + direction
                 first = None if carry is None else jax.tree.map(lambda a, k=k: a[k], carry)
                 last, y = self.rnns[k](
                     ys,

@@ -49,11 +49,17 @@ class RNN(nnx.Module):
           dtype: of inputs, products and outputs; None leaves the inputs as they come.
           param_dtype: of the parameters; the carry is in the wider of the two.
         """
+        if reverse and not cell.stepwise:
+            raise ValueError(
+                f"{type(self).__name__}: {cell!r} goes in both directions itself; leave out "
+                "reverse=True and bidirectional=True"
+            )
         params = cell.init(rngs.params(), input_size, param_dtype)
         self.cell = cell
         self.input_size = input_size
         self.output_size = cell.output(params, input_size).shape[-1]
-        self.directions = (reverse,)
+        self.reverse = reverse
+        self.directions = (True,) if reverse else cell.directions
         self.time_major = time_major
         self.engine = choose_engine(engine)
         self.dtype = dtype
@@ -102,7 +108,7 @@ class RNN(nnx.Module):
             carry,
             lengths=lengths,
             resets=resets,
-            reverse=self.directions[0],
+            reverse=self.reverse,
             key=key,
             engine=self.engine,
         )

@@ -85,6 +85,10 @@ class Bidirectional(Cell):
         return self.forward.hidden_size
 
     @property
+    def directions(self) -> tuple[bool, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return (False, True) if self.merge == "concat" else (False,)
+
+    @property
     def reverse_only(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return any(cell.reverse_only for cell in self._halves)
 

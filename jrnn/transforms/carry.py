@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from jrnn import checks
 from jrnn.cell import Carry, Gates, Params, Recurrence
-from jrnn.transforms.wrapper import Wrapper
+from jrnn.transforms.wrapper import Wrapper, refuse_tied
 
 
 class LearnedCarryParams(NamedTuple):
@@ -47,6 +47,10 @@ class LearnedCarry(Wrapper):
 
     nested = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_tied(self, "learning them one by one")
+
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> LearnedCarryParams:
@@ -55,7 +59,8 @@ class LearnedCarry(Wrapper):
         if not all(jnp.issubdtype(a.dtype, jnp.floating) for a in jax.tree.leaves(carry)):
             raise TypeError(
                 f"{self.owner}: the carry must be of real floats alone, got "
-                f"{[a.dtype.name for a in jax.tree.leaves(carry)]} of {self.cell!r}"
+                f"{[a.dtype.name for a in jax.tree.leaves(carry)]} of {self.cell!r}; "
+                "pass a carry to unroll, or choose another cell"
             )
         # Copies: leaves of one carry may be one array, and a training step donates each once.
         return LearnedCarryParams(inside, jax.tree.map(jnp.copy, carry))
@@ -109,6 +114,8 @@ class Clip(Wrapper):
         for name in ("carry", "gradient"):
             if getattr(self, name) is not None:
                 checks.positive_number(self.owner, name, getattr(self, name))
+        if self.carry is not None:
+            refuse_tied(self, "limits of their own")
         if self.carry is None and self.gradient is None:
             raise ValueError(f"{self.owner}: give a limit, carry= or gradient=")
 

@@ -5,6 +5,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -78,11 +79,13 @@ class Dropout(Wrapper):
     ) -> tuple[Params, Any]:
         own, inside = keys_for(key, 2)
         params, noise = self.perturb_inside(params, xs, leading, inside)
-        return params, (noise, None if own is None else self._masks(params, xs, noise, own))
+        if own is None:
+            return params, (noise, None)
+        candidates, y = jax.eval_shape(partial(self._shapes, leading), params, xs, noise)
+        return params, (noise, self._masks(xs, candidates, y, own))
 
-    def _masks(self, params: Params, xs: Inputs, noise: Any, key: jax.Array) -> DropoutMasks:
+    def _masks(self, xs: Inputs, candidates: list[Any], y: Any, key: jax.Array) -> DropoutMasks:
         keys = iter(jax.random.split(key, 3))
-        candidates, y = jax.eval_shape(self._shapes, params, xs, noise)
         if self.candidate and not candidates:
             raise ValueError(
                 f"{self.owner}: {self.cell!r} has no candidate to drop; leave out "
@@ -95,9 +98,10 @@ class Dropout(Wrapper):
             y=self._draw(next(keys), self.y, [y])[0] if self.y else None,
         )
 
-    def _shapes(self, params: Params, xs: Inputs, noise: Any) -> tuple[list[Any], Any]:
+    def _shapes(
+        self, leading: tuple[int, ...], params: Params, xs: Inputs, noise: Any
+    ) -> tuple[list[Any], Any]:
         """All candidates of a step, and its output, for all steps at once."""
-        leading = jax.tree.leaves(xs)[0].shape[:2]
         carry = self.cell.init_carry(params, leading)
         z, u = self.project_inside(params, xs, noise), self.recur(params, carry)
         with acting("candidate", lambda value: value) as candidates:
@@ -129,7 +133,11 @@ class Dropout(Wrapper):
         z, masks = z
         with self._dropping(masks):
             carry, y = self.cell.update(params, carry, z, u)
-        return carry, y if masks is None or masks.y is None else _drop(masks.y, self.y, y)
+        if not self.y:
+            return carry, y
+        # Without a key too it is another array than that of the carry, so that what stands around
+        # this transform sees no difference.
+        return carry, jnp.copy(y) if masks is None else _drop(masks.y, self.y, y)
 
     @property
     def coefficients(self) -> Any:
@@ -185,6 +193,11 @@ class WeightDrop(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.rate(self.owner, "rate", self.rate)
+        if isinstance(self.names, str):
+            raise ValueError(
+                f"{self.owner}: names must be a tuple of names, got {self.names!r}; write "
+                f"({self.names!r},)"
+            )
 
     def init(self, key: jax.Array, input_size: int, dtype: Any = jnp.float32) -> Params:
         params = self.cell.init(key, input_size, dtype)

@@ -50,7 +50,8 @@ class LayerNorm(Wrapper):
 
     Raises:
       TypeError: `cell` is no cell, or its parameters have no `b` for all gates.
-      ValueError: a product within `update` cannot be normalised; `epsilon` is not above 0.
+      ValueError: a product within `update`, or gates that are not W x + b, cannot be normalised;
+        the cell is a transform, or has noise; `epsilon` is not above 0.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = LayerNorm(jrnn.LSTM(hidden_size=4))
@@ -73,6 +74,16 @@ class LayerNorm(Wrapper):
         checks.boolean(self.owner, "per_gate", self.per_gate)
         checks.boolean(self.owner, "shown", self.shown)
         checks.positive_number(self.owner, "epsilon", self.epsilon)
+        if isinstance(self.cell, Wrapper) or self.cell.perturb is not None:
+            raise ValueError(
+                f"{self.owner}: goes directly round a cell without noise, inside of other "
+                f"transforms, got {self.cell!r}; write zoneout(layer_norm(...)) and not the reverse"
+            )
+        if not self.cell.affine_gates:
+            raise ValueError(
+                f"{self.owner}: {self.cell!r} does more to its inputs than W x + b, gate by gate; "
+                "there is no place for the norm: choose another cell"
+            )
         if not self.cell.pointwise:
             raise ValueError(
                 f"{self.owner}: {self.cell!r} multiplies a matrix in update, where it cannot be "
@@ -102,8 +113,7 @@ class LayerNorm(Wrapper):
         if bias is None or bias.shape != (sum(sizes.ih),):
             raise TypeError(
                 f"{self.owner}: the parameters of the cell must have a bias b [{sum(sizes.ih)}], "
-                f"one number for each of all gates, got {self.cell!r}; layer_norm goes directly "
-                "round a cell, inside of other transforms"
+                f"one number for each of all gates, got {self.cell!r}; choose another cell"
             )
         ones = lambda size: jnp.ones((size,), dtype) if size else None
         width = sizes.shown if self.shown else None

@@ -49,7 +49,7 @@ class Residual(Wrapper):
         return params
 
     def project(self, params: Params, x: Inputs) -> Gates:
-        return self.cell.project(params, x), self.input_alone(x)
+        return self.cell.project(params, x), self.features(x)
 
     def update(self, params: Params, carry: Carry, z: Gates, u: Gates) -> tuple[Carry, Any]:
         z, x = z
@@ -109,7 +109,7 @@ class Highway(Wrapper):
         )
 
     def project(self, params: HighwayParams, x: Inputs) -> Gates:
-        alone = self.input_alone(x)
+        alone = self.features(x)
         t = sigmoid(alone @ params.w_t + params.b_t)
         return self.cell.project(params.cell, x), (t, alone)
 
@@ -151,7 +151,7 @@ class Projection(Wrapper):
     (2,)
     """
 
-    size: int = 1
+    size: int
     nested = True
     pointwise: ClassVar[bool] = False
 

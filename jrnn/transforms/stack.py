@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jrnn.cell import Below, Carry, Cell, Gates, Inputs, Params
+from jrnn.cell import Below, Carry, Cell, Gates, Inputs, Params, scope
 from jrnn.transforms.wrapper import Wrapper, keys_for
 
 
@@ -56,6 +56,12 @@ class Stack(Cell):
         for cell in self.cells:
             if not isinstance(cell, Cell):
                 raise TypeError(f"Stack: each must be a cell such as jrnn.LSTM(64), got {cell!r}")
+        for cell in self.cells[1:]:
+            if not isinstance(cell.inputs(1, ()), jax.Array):
+                raise ValueError(
+                    f"Stack: {cell!r} takes more than the output of a layer below; only the first "
+                    "cell may"
+                )
         object.__setattr__(self, "cells", tuple(self.cells))
 
     @property
@@ -65,6 +71,14 @@ class Stack(Cell):
     @property
     def stepwise(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return all(cell.stepwise for cell in self.cells)
+
+    @property
+    def directions(self) -> tuple[bool, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.cells[-1].directions
+
+    @property
+    def takes_below(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.cells[0].takes_below
 
     @property
     def reverse_only(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -137,7 +151,8 @@ class Stack(Cell):
         for n, cell in enumerate(self.cells):
             if n > 0:
                 z = self._project_one(n, params, self._above(n - 1, carries[-1], y), noises)
-            after, y = cell.update(params[n], carry[n], z, u[n])
+            with scope(str(n)):
+                after, y = cell.update(params[n], carry[n], z, u[n])
             carries.append(after)
         return tuple(carries), y
 
@@ -164,6 +179,10 @@ class Stack(Cell):
 @dataclass(frozen=True)
 class _Shown(Wrapper):
     """A cell that shows its state beside its output, for the cell above."""
+
+    @property
+    def owner(self) -> str:
+        return "Stack: below a cell that takes a cell state"
 
     def update(self, params: Params, carry: Carry, z: Gates, u: Gates) -> tuple[Carry, Below]:
         carry, y = self.cell.update(params, carry, z, u)

@@ -61,6 +61,18 @@ class Wrapper(Cell):
         return self.cell.log_space
 
     @property
+    def takes_below(self) -> bool:
+        return self.cell.takes_below
+
+    @property
+    def tied(self) -> bool:
+        return self.cell.tied
+
+    @property
+    def affine_gates(self) -> bool:
+        return self.cell.affine_gates
+
+    @property
     def reverse_only(self) -> bool:
         return self.cell.reverse_only
 
@@ -99,9 +111,10 @@ class Wrapper(Cell):
         x = x if self.cell.perturb is None else (x, noise)
         return self.cell.project(self.inside(params), x)
 
-    def input_alone(self, x: Inputs) -> Inputs:
-        """The input of a step, without the noise that the cell inside may draw."""
-        return x if self.cell.perturb is None else x[0]
+    def features(self, x: Inputs) -> jax.Array:
+        """What goes round the cell: the input without noise; of a pytree of inputs its field x."""
+        x = x if self.cell.perturb is None else x[0]
+        return x.x if "x" in getattr(x, "_fields", ()) else x
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> Params:
         return self.cell.init(key, input_size, dtype)
@@ -122,6 +135,15 @@ class Wrapper(Cell):
 
     def update(self, params: Params, carry: Carry, z: Gates, u: Gates) -> tuple[Carry, Any]:
         return self.cell.update(self.inside(params), carry, z, u)
+
+
+def refuse_tied(transform: Wrapper, what: str) -> None:
+    """Refuses a cell of whose carry no part may be changed alone."""
+    if transform.cell.tied:
+        raise ValueError(
+            f"{transform.owner}: in the carry of {transform.cell!r} one part is a function or the "
+            f"scale of another; {what} would part them: choose another transform for this cell"
+        )
 
 
 def keys_for(key: jax.Array | None, count: int) -> list[jax.Array | None]:

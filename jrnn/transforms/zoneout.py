@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jrnn import checks
 from jrnn.cell import Carry, Gates, Inputs, Params
-from jrnn.transforms.wrapper import Wrapper, keys_for
+from jrnn.transforms.wrapper import Wrapper, keys_for, refuse_tied
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Zoneout(Wrapper):
       cell: the cell.
       h: rate of h, or of a carry that is one array.
       c: rate of all else in the carry, c of an LSTM, with one mask for leaves of one shape.
+
+    Parts of a carry without a name in it, as in a stack of GRUs, have the rate h.
 
     Raises:
       TypeError: `cell` is no cell.
@@ -54,6 +56,7 @@ class Zoneout(Wrapper):
         super().__post_init__()
         checks.rate(self.owner, "h", self.h)
         checks.rate(self.owner, "c", self.c)
+        refuse_tied(self, "keeping them one by one")
 
     def perturb(
         self, params: Params, xs: Inputs, leading: tuple[int, ...], key: jax.Array | None
@@ -77,15 +80,18 @@ class Zoneout(Wrapper):
     def _rates(self, carry: Carry) -> list[float | None]:
         """Of each leaf; None for what is no real or complex number: a clock goes on."""
         named, _ = jax.tree_util.tree_flatten_with_path(carry)
-        if len(named) == 1 and not named[0][0] and self.c:
-            raise ValueError(
-                f"{self.owner}: the carry of {type(self.cell).__name__} is one array, of rate h; "
-                f"leave out c={self.c}"
-            )
-        is_h = lambda path: not path or jax.tree_util.keystr(path[-1:]) == ".h"
         moves = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)
-        rates = ((self.h if is_h(path) else self.c, leaf) for path, leaf in named)
-        return [r if moves(leaf) else None for r, leaf in rates]
+        groups = ["h" if _is_h(path) else "c" for path, _ in named]
+        for name in ("h", "c"):
+            if getattr(self, name) and name not in groups:
+                leaves = [jax.tree_util.keystr(path).strip(".") or "one array" for path, _ in named]
+                other = "c" if name == "h" else "h"
+                raise ValueError(
+                    f"{self.owner}: no part of the carry of {self.cell!r} has the rate {name}; "
+                    f"that of {', '.join(leaves)} is {other}: write {other}={getattr(self, name)}"
+                )
+        rates = [self.h if group == "h" else self.c for group in groups]
+        return [r if moves(leaf) else None for r, (_, leaf) in zip(rates, named, strict=True)]
 
     def project(self, params: Params, x: Any) -> Gates:
         x, (noise, masks) = x
@@ -127,6 +133,15 @@ class Zoneout(Wrapper):
         ]
         a, b = zip(*mixed, strict=True)
         return jax.tree.unflatten(structure, a), jax.tree.unflatten(structure, b)
+
+
+def _is_h(path: tuple[Any, ...]) -> bool:
+    """Whether a leaf is called h, or has no name: a carry that is one array."""
+    return (
+        not path
+        or jax.tree_util.keystr(path[-1:]) == ".h"
+        or isinstance(path[-1], jax.tree_util.SequenceKey)
+    )
 
 
 def _mix(keep: Any, old: jax.Array, new: jax.Array) -> jax.Array:

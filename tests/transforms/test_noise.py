@@ -178,8 +178,38 @@ def test_candidates_of_a_cell_without_any_are_refused() -> None:
 
 def test_zoneout_of_a_cell_state_needs_one() -> None:
     cell = zoneout(GRU(SIZE), c=0.5)
-    with pytest.raises(ValueError, match="carry of GRU is one array, of rate h; leave out c=0.5"):
+    message = r"carry of GRU\(.* has the rate c; that of one array is h: write h=0.5"
+    with pytest.raises(ValueError, match=message):
         run(cell, setting(cell))
+    cell = zoneout(jrnn.LEM(SIZE), h=0.5)
+    with pytest.raises(ValueError, match="the rate h; that of y, z is c: write c=0.5"):
+        run(cell, setting(cell))
+
+
+def test_zoneout_of_a_stack_has_the_rate_of_h_for_layers_without_names(x64: None) -> None:
+    cell = stack([LSTM(SIZE), GRU(SIZE)])
+    params = setting(cell)
+    got, plain = (run(c, params, key=None)[0] for c in (zoneout(cell, h=0.25), cell))
+    steps = jrnn.unroll(zoneout(GRU(SIZE), h=0.25), params[1], XS)[0]
+    assert (np.asarray(got[0].h) != np.asarray(plain[0].h)).all()
+    assert (np.asarray(got[1]) != np.asarray(plain[1])).all() and got[1].shape == steps.shape
+
+
+def test_zoneout_round_dropout_is_the_same_with_and_without_a_key(x64: None) -> None:
+    # The dropped output is no part of the carry: it is that of the cell before it zoned out.
+    cell = zoneout(dropout(LSTM(SIZE), y=0.5), h=0.9)
+    params = setting(cell)
+    carry, y = cell.step(params, cell.init_carry(params, ()), XS[0, 0])
+    plain, _ = LSTM(SIZE).step(params, cell.init_carry(params, ()), XS[0, 0])
+    assert_close((carry.h, y), (0.1 * plain.h, plain.h), 1e-12)
+
+
+@pytest.mark.parametrize("batch", [(), (2, 5)])
+def test_a_step_with_noise_may_have_any_batch_axes(batch: tuple[int, ...]) -> None:
+    cell = dropout(GRU(SIZE), x=0.5, y=0.5, candidate=0.5)
+    params = random_params(cell, 1, SIZE, np.float32)
+    carry, y = cell.step(params, cell.init_carry(params, batch), jnp.ones((*batch, SIZE)), key=KEY)
+    assert carry.shape == y.shape == (*batch, SIZE)
 
 
 def test_weights_to_be_dropped_must_exist() -> None:

@@ -1,5 +1,6 @@
 """What transforms forward, refuse, and do to whole sequences."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from jrnn.transforms import (
     weight_drop,
     zoneout,
 )
+from tests.cells.toys import Learned
 from tests.helpers import assert_close, random_batch, random_params
 from tests.oracles.common import sigmoid
 from tests.oracles.lstm import lstm, lstm_start
@@ -90,8 +92,13 @@ def test_cells_of_the_size_of_their_input_conform(cell: jrnn.Cell) -> None:
 def test_layer_norm_refuses_what_it_cannot_normalise() -> None:
     with pytest.raises(ValueError, match="multiplies a matrix in update, where it cannot be"):
         layer_norm(GRU(SIZE, reset_after=False))
-    with pytest.raises(TypeError, match="must have a bias b .*inside of other transforms"):
-        layer_norm(learned_carry(LSTM(SIZE))).init(jax.random.key(0), 2)
+    for cell in (learned_carry(LSTM(SIZE)), jrnn.CTRNN(SIZE, sigma=1.0)):
+        with pytest.raises(ValueError, match="goes directly round a cell without noise, inside of"):
+            layer_norm(cell)
+    with pytest.raises(ValueError, match=r"MinimalRNN\(.* does more to its inputs than W x \+ b"):
+        layer_norm(jrnn.MinimalRNN(SIZE))
+    with pytest.raises(TypeError, match=r"must have a bias b \[\d+\].*choose another cell"):
+        layer_norm(Learned(2)).init(jax.random.key(0), 2)
 
 
 def test_scaling_the_weights_changes_nothing_under_layer_norm(x64: None) -> None:
@@ -209,6 +216,61 @@ def test_a_stack_hands_the_cell_state_up(engine: str, x64: None) -> None:
     check_cell(cell)
 
 
+def test_the_cell_state_goes_through_transforms_and_stacks(x64: None) -> None:
+    plain = stack([LSTM(SIZE), DepthGatedLSTM(SIZE)])
+    params, xs = random_params(plain, 1, SIZE), XS.astype(np.float64)
+    want = jrnn.unroll(plain, params, xs)[1]
+    for cell, given in [
+        (stack([LSTM(SIZE), dropout(DepthGatedLSTM(SIZE))]), params),
+        (stack([LSTM(SIZE), stack([DepthGatedLSTM(SIZE)])]), (params[0], (params[1],))),
+    ]:
+        assert_close(jrnn.unroll(cell, given, xs)[1], want, 1e-12)
+    skipped = jrnn.unroll(stack([LSTM(SIZE), residual(DepthGatedLSTM(SIZE))]), params, xs)[1]
+    assert_close(skipped - want, jrnn.unroll(LSTM(SIZE), params[0], xs)[1], 1e-10)
+
+
+def test_wrappers_forward_what_a_cell_is() -> None:
+    # All data of the contract: what is new there must be forwarded, or named here.
+    own = {"kernel", "stepwise", "sequence", "directions", "hidden_size", "perturb", "coefficients"}
+    data = {name for name in vars(jrnn.Cell) if not name.startswith("_")}
+    data = {name for name in data if not callable(getattr(jrnn.Cell, name))} - own
+    for name in data:
+        assert isinstance(vars(jrnn.transforms.Wrapper).get(name), property), name
+
+
+def test_layers_of_a_stack_are_recorded_each_by_itself() -> None:
+    cell = stack([LSTM(SIZE), LSTM(5)])
+    params = random_params(cell, 1, SIZE, np.float32)
+    seen = jrnn.analysis.anatomy(cell, params, XS).gates
+    below = jrnn.analysis.anatomy(LSTM(SIZE), params[0], XS).gates
+    assert set(seen) == {f"{n}.{gate}" for n in (0, 1) for gate in "ifgo"}
+    assert_close({gate: seen[f"0.{gate}"] for gate in "ifgo"}, dict(below), 1e-6)
+
+
+def test_a_carry_whose_parts_belong_together_is_left_whole() -> None:
+    for cell in (jrnn.CTRNN(SIZE), jrnn.SLSTM(SIZE)):
+        for wrap in (zoneout, learned_carry, lambda cell: clip(cell, carry=1.0)):
+            with pytest.raises(ValueError, match="would part them: choose another transform"):
+                wrap(cell)
+        check_cell(clip(cell, gradient=100.0))
+
+
+def test_only_the_first_cell_of_a_stack_may_take_more_than_outputs() -> None:
+    stack([jrnn.GRUD(SIZE), GRU(SIZE)])
+    with pytest.raises(ValueError, match="takes more than the output of a layer below"):
+        stack([GRU(SIZE), jrnn.GRUD(SIZE)])
+
+
+def test_modules_know_that_a_cell_goes_both_ways() -> None:
+    both = bidirectional(LSTM(SIZE))
+    assert jrnn.nn.RNN(both, SIZE, rngs=nnx.Rngs(0)).directions == (False, True)
+    layers = jrnn.nn.StackedRNN(both, SIZE, num_layers=2, rngs=nnx.Rngs(0))
+    assert layers.directions == (False, True) and layers.output_size == 2 * SIZE
+    for given in ({"bidirectional": True},):
+        with pytest.raises(ValueError, match="goes in both directions itself; leave out"):
+            jrnn.nn.StackedRNN(both, SIZE, rngs=nnx.Rngs(0), **given)
+
+
 def test_a_stack_needs_a_cell_state_to_hand_up() -> None:
     cell = stack([GRU(SIZE), DepthGatedLSTM(SIZE)])
     with pytest.raises(ValueError, match=r"takes the cell state c of the layer below.*GRU\("):
@@ -227,6 +289,7 @@ def test_a_stack_by_newton_solves_each_layer(x64: None) -> None:
 @pytest.mark.parametrize("name", [n for n in REGISTRY if n not in ("stack", "bidirectional")])
 def test_a_class_in_place_of_a_cell_is_refused(name: str) -> None:
     wrap: Any = REGISTRY[name]
+    wrap = partial(wrap, size=2) if name == "projection" else wrap
     with pytest.raises(TypeError, match=r"cell must be a cell such as jrnn.LSTM\(64\), got <class"):
         wrap(LSTM)
 
