@@ -66,7 +66,8 @@ def recurrent(
         return split(h @ w_hh, gates, names)
     apart = h.reshape(*h.shape[:-1], *w_hh.shape[:2])
     by_head = split(jnp.einsum("...nr,nrc->...nc", apart, w_hh), gates, names)
-    return jax.tree.map(lambda gate: gate.reshape(*h.shape[:-1], -1), by_head)
+    together = lambda gate: gate.reshape(*h.shape[:-1], gate.shape[-2] * gate.shape[-1])
+    return jax.tree.map(together, by_head)
 
 
 def advance(coefficients: tuple[Carry, Carry], carry: Carry, log_space: bool = False) -> Carry:

@@ -169,6 +169,10 @@ class LSTM(Cell):
         return self.proj_size is None
 
     @property
+    def tied(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.gate_recurrence
+
+    @property
     def kernel(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         gates = self.input_gate and self.forget_gate and self.output_gate
         squashed = self.input_activation == self.output_activation == "tanh"

@@ -138,7 +138,8 @@ class SLSTM(Cell):
         return split(affine(self, x, params.w_ih, params.b), LSTMGates, ("i", "f", "g", "o"))
 
     def recur(self, params: SLSTMParams, carry: SLSTMCarry) -> LSTMGates:
-        h = carry.h.reshape(*carry.h.shape[:-1], self.heads, -1)
+        units = self.hidden_size // self.heads
+        h = carry.h.reshape(*carry.h.shape[:-1], self.heads, units)
         joined = jnp.einsum("...hi,hij->...hj", h, params.w_hh)
         gates = split(joined, LSTMGates, ("i", "f", "g", "o"))
         return jax.tree.map(lambda gate: gate.reshape(carry.h.shape), gates)
@@ -237,7 +238,8 @@ class MLSTM(Cell):
         joined = affine(self, x, params.w_ih, params.b)
         ends = [self.hidden_size * k for k in (1, 2, 3, 4)]
         *qkv, o, i, f = jnp.split(joined, [*ends, ends[-1] + self.heads], axis=-1)
-        by_head = (part.reshape(*part.shape[:-1], self.heads, -1) for part in qkv)
+        units = self.hidden_size // self.heads
+        by_head = (part.reshape(*part.shape[:-1], self.heads, units) for part in qkv)
         return MLSTMGates(*by_head, o=o, i=i, f=f)
 
     def recur(self, params: MLSTMParams, carry: MLSTMCarry) -> None:

@@ -96,7 +96,14 @@ class Bidirectional(Cell):
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> BidirectionalParams:
         pairs = zip(self._halves, jax.random.split(key), strict=True)
-        return BidirectionalParams(*(cell.init(k, input_size, dtype) for cell, k in pairs))
+        params = BidirectionalParams(*(cell.init(k, input_size, dtype) for cell, k in pairs))
+        widths = [c.output(p, input_size).shape for c, p in zip(self._halves, params, strict=True)]
+        if self.merge != "concat" and widths[0] != widths[1]:
+            raise ValueError(
+                f"Bidirectional: merge={self.merge!r} needs outputs of one size, got {widths[0]} "
+                f"and {widths[1]}; use merge='concat', or cells of one size"
+            )
+        return params
 
     def init_carry(
         self, params: BidirectionalParams, batch_shape: tuple[int, ...]

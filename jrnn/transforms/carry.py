@@ -88,7 +88,7 @@ class Clip(Wrapper):
       gradient: limit of what comes back from the step after, or None.
 
     Raises:
-      TypeError: `cell` is no cell.
+      TypeError: `cell` is no cell; or, when run, its carry is complex.
       ValueError: a limit is not above 0, or both are None.
 
     >>> import jax, jax.numpy as jnp, jrnn
@@ -130,6 +130,11 @@ class Clip(Wrapper):
     def update(self, params: Params, carry: Carry, z: Gates, u: Gates) -> tuple[Carry, Any]:
         new, y = self.cell.update(params, carry, z, u)
         leaves, structure = jax.tree.flatten(new)
+        if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in leaves):
+            raise TypeError(
+                f"{self.owner}: the carry of {self.cell!r} is complex, and has no order; "
+                "what keeps it small are its eigenvalues"
+            )
         limited = [self._limited(leaf) for leaf in leaves]
         shown = [now for leaf, now in zip(leaves, limited, strict=True) if leaf is y]
         limited = [_limited_back(self.gradient, leaf) for leaf in limited]

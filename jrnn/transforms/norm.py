@@ -177,13 +177,15 @@ def _sizes(cell: Cell) -> _Sizes:
 
 
 def _norm(group: list[jax.Array], epsilon: float) -> list[jax.Array]:
-    """Arrays `[..., n]` less their common mean, over their common deviation."""
+    """Arrays `[..., n]` less their common mean, over their common deviation, found in float32."""
+    dtypes = [a.dtype for a in group]
+    group = [a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in group]
     count = sum(a.shape[-1] for a in group)
     total = lambda arrays: sum(a.sum(axis=-1, keepdims=True) for a in arrays)
     mean = total(group) / count
     group = [a - mean for a in group]
     scale = lax.rsqrt(total([a * a for a in group]) / count + epsilon)
-    return [a * scale for a in group]
+    return [(a * scale).astype(dtype) for a, dtype in zip(group, dtypes, strict=True)]
 
 
 def _cut(joined: jax.Array, like: list[jax.Array]) -> list[jax.Array]:

@@ -261,6 +261,32 @@ def test_only_the_first_cell_of_a_stack_may_take_more_than_outputs() -> None:
         stack([GRU(SIZE), jrnn.GRUD(SIZE)])
 
 
+def test_no_sequences_are_none_for_cells_with_heads() -> None:
+    for cell in (LSTM(4, heads=2), GRU(4, heads=2), jrnn.SLSTM(4, heads=2), jrnn.MLSTM(4, heads=2)):
+        params = random_params(cell, 1, SIZE, np.float32)
+        assert jrnn.unroll(cell, params, np.zeros((3, 0, SIZE), np.float32))[1].shape == (3, 0, 4)
+
+
+def test_layer_norm_of_halves_is_near_that_of_floats() -> None:
+    cell = layer_norm(LSTM(4))
+    params = random_params(cell, 1, 4, np.float32)
+    xs = 300 * np.random.default_rng(3).normal(size=(3, 2, 4)).astype(np.float16)
+    got = jrnn.unroll(cell, jax.tree.map(lambda w: w.astype(np.float16), params), xs)[1]
+    want = jrnn.unroll(cell, params, xs.astype(np.float32))[1]
+    assert_close(got.astype(np.float32), want, 2e-2)
+
+
+def test_a_complex_carry_has_no_limit() -> None:
+    cell = clip(LRU(SIZE), carry=1.0)
+    with pytest.raises(TypeError, match="is complex, and has no order"):
+        jrnn.unroll(cell, random_params(cell, 1, SIZE, np.float32), XS)
+
+
+def test_outputs_that_are_added_are_of_one_size() -> None:
+    with pytest.raises(ValueError, match=r"merge='sum' needs outputs of one size, got \(4,\)"):
+        bidirectional(LSTM(4), LSTM(1), merge="sum").init(jax.random.key(0), SIZE)
+
+
 def test_modules_know_that_a_cell_goes_both_ways() -> None:
     both = bidirectional(LSTM(SIZE))
     assert jrnn.nn.RNN(both, SIZE, rngs=nnx.Rngs(0)).directions == (False, True)
