@@ -52,7 +52,7 @@ def test_input_of_another_size_is_refused(row: Row) -> None:
     with pytest.raises(ValueError, match=message):
         cell.step(params, cell.init_carry(params, (4,)), cell.inputs(2, (4,)))
     with pytest.raises(ValueError, match=r"got shape \(\)"):
-        cell.project(params, jnp.ones(()))
+        cell.step(params, cell.init_carry(params, ()), jnp.ones(()))
 
 
 @pytest.mark.parametrize("t_max", [2, 0, 10.0, True, "9"])

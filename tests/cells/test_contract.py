@@ -57,6 +57,12 @@ def draw(cell: Cell, params: Any, leading: tuple[int, ...]) -> tuple[Any, np.nda
     return jax.tree.map(lambda leaf: normal_like(rng, leaf, dtype), (carry, x))
 
 
+def parts(cell: Cell, params: Any, carry: Any, x: Any) -> tuple[Any, Any, Any]:
+    """The parameters as a step has them, without noise, and the gates z and u."""
+    params, x = cell.perturbed(params, carry, x)
+    return params, cell.project(params, x), cell.recur(params, carry)
+
+
 def test_every_registered_cell_has_a_row() -> None:
     assert set(REGISTRY.values()) <= {type(row.make(2)) for row in CELLS.values()}
     for name, cls in REGISTRY.items():
@@ -71,22 +77,23 @@ def test_parts_accept_any_leading_axes(row: Row, leading: tuple[int, ...]) -> No
     carry, x = draw(cell, params, leading)
 
     @jax.jit
-    def parts(carry: Any, x: Any) -> tuple[Any, Any, Any]:
-        z, u = cell.project(params, x), cell.recur(params, carry)
-        return z, u, cell.update(params, carry, z, u)
+    def run(carry: Any, x: Any) -> tuple[Any, Any, Any]:
+        own, z, u = parts(cell, params, carry, x)
+        return z, u, cell.update(own, carry, z, u)
 
-    got = parts(carry, x)
+    got = run(carry, x)
     for index in np.ndindex(leading):
         alone = jax.tree.map(lambda leaf, at=index: leaf[at], (carry, x))
-        assert_close(jax.tree.map(lambda leaf, at=index: leaf[at], got), parts(*alone), 1e-6)
-        assert_close(parts(*alone)[2], row.step(params, *alone), 1e-5)
+        assert_close(jax.tree.map(lambda leaf, at=index: leaf[at], got), run(*alone), 1e-6)
+        assert_close(run(*alone)[2], row.step(params, *alone), 1e-5)
 
 
 def test_gates_are_one_array_each(row: Row) -> None:
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
     carry, x = draw(cell, params, (5,))
-    for leaf in jax.tree.leaves((cell.project(params, x), cell.recur(params, carry))):
+    _, z, u = parts(cell, params, carry, x)
+    for leaf in jax.tree.leaves((z, u)):
         assert leaf.shape[0] == 5
         assert not cell.pointwise or leaf.shape[-1] in (cell.hidden_size, 1)
 
@@ -95,8 +102,8 @@ def test_step_is_made_of_the_parts(row: Row) -> None:
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
     carry, x = draw(cell, params, (5,))
-    derived = cell.update(params, carry, cell.project(params, x), cell.recur(params, carry))
-    assert_close(cell.step(params, carry, x), derived, 0)
+    own, z, u = parts(cell, params, carry, x)
+    assert_close(cell.step(params, carry, x), cell.update(own, carry, z, u), 0)
 
 
 def test_recur_is_linear_in_the_carry(row: Row) -> None:
@@ -113,8 +120,8 @@ def test_update_multiplies_matrices_only_if_it_says_so(row: Row) -> None:
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
     carry, x = draw(cell, params, (5,))
-    z, u = cell.project(params, x), cell.recur(params, carry)
-    jaxpr = str(jax.make_jaxpr(lambda *a: cell.update(params, *a))(carry, z, u))
+    own, z, u = parts(cell, params, carry, x)
+    jaxpr = str(jax.make_jaxpr(lambda *a: cell.update(own, *a))(carry, z, u))
     assert not (cell.pointwise and "dot_general" in jaxpr)
     assert cell.recurrence in get_args(contract.Recurrence)
 
