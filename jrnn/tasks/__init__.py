@@ -9,11 +9,13 @@ from jrnn.tasks.task import Data as Data
 from jrnn.tasks.task import Split as Split
 from jrnn.tasks.task import Task as Task
 from jrnn.tasks.text import Text as Text
+from jrnn.tasks.tracking import Tracking as Tracking
 
 REGISTRY: dict[str, type[Task]] = {
     "digits": Digits,
     "adding": Adding,
     "copy": Copy,
+    "tracking": Tracking,
     "text": Text,
     "arrays": Arrays,
     "table": Table,

@@ -18,6 +18,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "digits": {"order": "permuted", "seed": 3},
     "adding": {"length": 12, "train_size": 30, "eval_size": 10, "seed": 3},
     "copy": {"delay": 5, "symbols": 3, "copy_length": 2, "train_size": 30, "eval_size": 10},
+    "tracking": {"degree": 2, "length": 9, "test_length": 12, "train_size": 30, "eval_size": 10},
     "text": {"path": "text.txt", "window": 16, "test_fraction": 0.25},
     "arrays": {"path": "arrays.npz", "kind": "regression", "normalize": False},
     "table": {"path": "table.csv", "columns": ("b", "a"), "targets": ("a",), "window": 5},
@@ -26,6 +27,7 @@ FLAGS = {
     "digits": ["--order", "permuted", "--seed", "3"],
     "adding": ["--length", "12", "--train-size", "30", "--eval-size", "10", "--seed", "3"],
     "copy": "--delay 5 --symbols 3 --copy-length 2 --train-size 30 --eval-size 10".split(),
+    "tracking": "--degree 2 --length 9 --test-length 12 --train-size 30 --eval-size 10".split(),
     "text": ["--path", "text.txt", "--window", "16", "--test-fraction", "0.25"],
     "arrays": ["--path", "arrays.npz", "--kind", "regression", "--no-normalize"],
     "table": "--path table.csv --columns b a --targets a --window 5".split(),
@@ -66,7 +68,7 @@ def test_loading_twice_gives_the_same_data(task: Task):
     assert same_data(task.load(), task.load())
 
 
-@pytest.mark.parametrize("name", ["digits", "adding", "copy"])
+@pytest.mark.parametrize("name", ["digits", "adding", "copy", "tracking"])
 def test_another_seed_gives_other_data(name: str):
     options = OPTIONS[name] | {"seed": 4}
     other = REGISTRY[name](**(options | {"seed": 5}))

@@ -1,0 +1,107 @@
+"""State tracking: read permutations of a few things, and say at each step how they lie by now."""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from jrnn import checks
+from jrnn.tasks import common
+from jrnn.tasks.task import Data, Split, Task
+
+MOST = 6
+
+
+@dataclass(frozen=True)
+class Tracking(Task):
+    """Permutations of a few things, one a step; the target is their product so far, at each step.
+
+    Inputs and targets are ids of permutations, which are in lexical order, so that 0 changes
+    nothing::
+
+        target_0 = input_0,   target_t = input_t after target_{t-1}
+
+    Degree 2 is parity: 1 swaps two things, and the target is whether the number of swaps is odd.
+    Degree 3 is the group S3, where the order of inputs counts; the group of degree 5 is not
+    solvable. The loss counts every step. The metric is the accuracy at the last step alone
+    (`scored`), where nothing but the whole past tells; a guess is right there one time in degree!.
+
+    Args:
+      degree: number of things that are permuted, from 2 to 6.
+      length: T, steps of a sequence.
+      test_length: that of test sequences, by which one sees whether a network has learned the rule;
+        None means `length`.
+      train_size: number of training examples.
+      eval_size: number of validation examples, and of test examples.
+      seed: of the random draws; each split has a stream of its own.
+
+    Raises:
+      ValueError: `degree` is not from 2 to 6, a length or size is no positive int, or `seed` is
+        negative.
+
+    >>> data = Tracking(degree=2, length=6, train_size=4, eval_size=2).load()
+    >>> data.train.xs[0].tolist(), data.train.ys[0].tolist()
+    ([1, 1, 0, 0, 1, 1], [1, 0, 0, 0, 1, 0])
+
+    References:
+      Barrington, 1989, Bounded-width polynomial-size branching programs recognize exactly those
+        languages in NC1 (products in a group that is not solvable).
+      Merrill, Petty and Sabharwal, 2024, The illusion of state in state-space models (as a task).
+    """
+
+    degree: int = 3
+    length: int = 32
+    test_length: int | None = None
+    train_size: int = 20_000
+    eval_size: int = 2_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        common.at_least("Tracking", "degree", self.degree, 2)
+        if self.degree > MOST:
+            raise ValueError(
+                f"Tracking: degree must be at most {MOST}, with its {math.factorial(MOST)} "
+                f"permutations, got {self.degree}"
+            )
+        for name in ("length", "train_size", "eval_size"):
+            checks.positive_int("Tracking", name, getattr(self, name))
+        if self.test_length is not None:
+            checks.positive_int("Tracking", "test_length", self.test_length)
+        common.at_least("Tracking", "seed", self.seed, 0)
+
+    def load(self) -> Data:
+        streams = np.random.default_rng(self.seed).spawn(3)
+        train = self._draw(streams[0], self.train_size, self.length)
+        validation = self._draw(streams[1], self.eval_size, self.length)
+        test = self._draw(streams[2], self.eval_size, self.test_length or self.length)
+        size = math.factorial(self.degree)
+        return Data(
+            train=train,
+            validation=validation,
+            test=test,
+            target="class_per_step",
+            metric="accuracy",
+            input_size=size,
+            output_size=size,
+            baseline=common.most_frequent("constant guess", train.ys[:, -1], test.ys[:, -1]),
+            tokens=True,
+        )
+
+    def _draw(self, rng: np.random.Generator, size: int, length: int) -> Split:
+        products = _products(self.degree)
+        xs = rng.integers(0, len(products), (size, length), np.int32)
+        ys = xs.copy()
+        for t in range(1, length):
+            ys[:, t] = products[xs[:, t], ys[:, t - 1]]
+        scored = np.zeros(xs.shape, bool)
+        scored[:, -1] = True
+        return Split(xs=xs, ys=ys, scored=scored)
+
+
+def _products(degree: int) -> np.ndarray:
+    """`[i, j]`: the id of permutation i done after permutation j."""
+    all_of_them = list(itertools.permutations(range(degree)))
+    ids = {permutation: number for number, permutation in enumerate(all_of_them)}
+    after = lambda p, q: tuple(p[place] for place in q)
+    return np.array([[ids[after(p, q)] for q in all_of_them] for p in all_of_them], np.int32)
