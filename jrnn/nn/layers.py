@@ -83,7 +83,7 @@ class _Layers(nnx.Module):
           lengths: `[B]`, valid steps of each sequence.
           resets: `[B, T]` bool (`[T, B]` if time_major), True on the first step of a new segment:
             the forward half is reset before it, the backward half at the end of the one before.
-          key: randomness for cells with noise, split over the layers.
+          key: randomness for cells with noise, split over the layers; by default as in `RNN`.
 
         Returns:
           The last carries, leaves `[num_layers·directions, B, ...]`, and the outputs of the top

@@ -23,6 +23,8 @@ class RNN(nnx.Module):
       input_size: last axis of the inputs.
       output_size: last axis of the outputs.
       directions: for each equal part of the output's last axis, whether it runs in reverse.
+      deterministic: whether a cell with noise gives its expected value, as after `eval()`; after
+        `train()`, and at first, its noise is drawn at each call.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class RNN(nnx.Module):
         Args:
           cell: any cell, such as `jrnn.LSTM(64)`.
           input_size: last axis of the inputs.
-          rngs: source of randomness; its stream `params` is used.
+          rngs: source of randomness: stream `params`, and `dropout` for a cell with noise.
           reverse: run from the last valid step to the first.
           time_major: take and return `[T, B, ...]` in place of `[B, T, ...]`.
           engine: as in `jrnn.unroll`.
@@ -63,6 +65,8 @@ class RNN(nnx.Module):
         self.time_major = time_major
         self.engine = choose_engine(engine)
         self.dtype = dtype
+        self.deterministic = False
+        self.rngs = nnx.data(None if cell.perturb is None else rngs.dropout.fork())
         self.weights = nnx.data(jax.tree.map(nnx.Param, params))
 
     @property
@@ -88,7 +92,8 @@ class RNN(nnx.Module):
           carry: the first carry, leaves `[B, ...]`; by default the cell's own.
           lengths: `[B]`, valid steps of each sequence.
           resets: `[B, T]` bool (`[T, B]` if time_major), the carry is reset before these steps.
-          key: randomness for cells with noise.
+          key: randomness for cells with noise; by default from the module's own stream in training
+            mode, and none in evaluation mode.
 
         Returns:
           The last carry, and the outputs `[B, T, output]` (`[T, B, output]` if time_major).
@@ -101,6 +106,8 @@ class RNN(nnx.Module):
             xs, resets = time_first(type(self).__name__, xs, resets)
         if self.dtype is not None:
             xs = cast(jax.tree.map(jnp.asarray, xs), jnp.dtype(self.dtype))
+        if key is None and self.rngs is not None and not self.deterministic:
+            key = self.rngs()
         carry, ys = unroll(
             self.cell,
             self.params,

@@ -57,6 +57,26 @@ def test_rnn_matches_unroll(cell, reverse):
     assert_close((carry, ys), (want_carry, want.swapaxes(0, 1)), 1e-6)
 
 
+def test_noise_is_drawn_in_training_and_expected_in_evaluation():
+    rnn = shaken(RNN(Noisy(H), I, rngs=nnx.Rngs(0, dropout=1)))
+    xs, lengths, _ = batch()
+    run = lambda **options: rnn(xs, lengths=lengths, **options)[1]
+    assert not np.allclose(run(), run())
+    assert_close(run(key=jax.random.key(3)), run(key=jax.random.key(3)), 0)
+    rnn.eval()
+    want = jrnn.unroll(Noisy(H), rnn.params, xs.swapaxes(0, 1), lengths=lengths)[1]
+    assert_close(run(), want.swapaxes(0, 1), 1e-6)
+    assert not np.allclose(run(key=jax.random.key(3)), run())
+    rnn.train()
+    assert not np.allclose(run(), run())
+
+
+def test_a_cell_without_noise_takes_no_random_numbers():
+    rngs = nnx.Rngs(0, dropout=1)
+    assert RNN(jrnn.GRU(H), I, rngs=rngs).rngs is None
+    assert int(rngs.dropout.count[...]) == 0
+
+
 def test_rnn_time_major_takes_time_first(cell):
     rnn = RNN(cell, I, rngs=nnx.Rngs(0))
     turned = RNN(cell, I, rngs=nnx.Rngs(0), time_major=True)

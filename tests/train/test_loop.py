@@ -17,6 +17,7 @@ from jrnn.train.metrics import MetricsFile
 from jrnn.train.objective import Objective
 from jrnn.train.report import figure, summary, table
 from jrnn.train.step import apply_model, init_state, make_evaluate, make_train_step
+from jrnn.transforms import zoneout
 
 CUTS = ((0, 200), (200, 300), (300, 400))
 
@@ -123,9 +124,12 @@ def test_second_step_does_not_compile_again():
     assert int(state.step) == 3
 
 
-def test_dropout_differs_from_step_to_step():
+@pytest.mark.parametrize(
+    "noise", [{"dropout": 0.5}, {"cell": zoneout(jrnn.GRU(8), h=0.5)}], ids=["head", "cell"]
+)
+def test_noise_differs_from_step_to_step(noise):
     e = experiment()
-    e = replace(e, network=replace(e.network, dropout=0.5), optim=Optim(1e-9))
+    e = replace(e, network=replace(e.network, **noise), optim=Optim(1e-9))
     data = e.task.load()
     optimizer = e.optim.build(e.steps)
     graphdef, state = init_state(e.network.build(data, 0), optimizer)
@@ -136,6 +140,8 @@ def test_dropout_differs_from_step_to_step():
         state, report = step(state, batch)
         losses.append(float(report.loss))
     assert losses[0] != losses[1]
+    evaluate = make_evaluate(graphdef, Objective.of(data), 8)
+    assert evaluate(state, data.test) == evaluate(state, data.test)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "mse"])
