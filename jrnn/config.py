@@ -25,6 +25,7 @@ from jrnn import checks
 from jrnn.cell import Cell
 from jrnn.cells import REGISTRY as CELLS
 from jrnn.train.experiment import Experiment
+from jrnn.transforms import REGISTRY as TRANSFORMS
 
 MODULE = "jrnn_config"
 """Name under which the classes of a config file are known while it is in use."""
@@ -35,17 +36,39 @@ class ConfigError(ValueError):
 
 
 def make_cell(name: str, hidden_size: int, **options: Any) -> Cell:
-    """A cell by its name in `jrnn.cells.REGISTRY`.
+    """A cell by its name in `jrnn.cells.REGISTRY`, in transforms by theirs.
+
+    Args:
+      name: such as "gru"; or with transforms before it, the outermost first, such as
+        "zoneout+layer_norm+gru". Their options are flags: `--network.cell.h 0.1`.
+      hidden_size: number of hidden units.
+      **options: of the cell.
 
     Raises:
-      ValueError: no such cell; suggests the nearest name.
+      ValueError: no such cell, or no transform that goes round one cell; suggests the nearest name.
 
     >>> make_cell("gru", 64).hidden_size
     64
+    >>> make_cell("residual+gru", 64)
+    Residual(cell=GRU(hidden_size=64, reset_after=True, t_max=None, heads=1))
     """
-    checks.one_of("config", "cell", name, CELLS)
-    cell: Any = CELLS[name]
-    return cell(hidden_size=hidden_size, **options)
+    *outer, inner = name.split("+")
+    checks.one_of("config", "cell", inner, CELLS)
+    kind: Any = CELLS[inner]
+    cell = kind(hidden_size=hidden_size, **options)
+    for transform in reversed(outer):
+        checks.one_of("config", "transform", transform, _AROUND_ONE)
+        cell = _AROUND_ONE[transform](cell)
+    return cell
+
+
+def _goes_round_one(transform: Any) -> bool:
+    first, *rest = dataclasses.fields(transform)
+    given = (field.default is not dataclasses.MISSING for field in rest)
+    return first.name == "cell" and all(given)
+
+
+_AROUND_ONE: dict[str, Any] = {n: kind for n, kind in TRANSFORMS.items() if _goes_round_one(kind)}
 
 
 def folder(name: str = "configs") -> Path:

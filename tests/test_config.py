@@ -10,6 +10,7 @@ from jrnn import config
 from jrnn.cells import REGISTRY as CELLS
 from jrnn.tasks import REGISTRY as TASKS
 from jrnn.train import Experiment, Network, Optim
+from jrnn.transforms import layer_norm, zoneout
 
 OWN = """
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ def test_a_shipped_config_is_found_from_anywhere(tmp_path, monkeypatch):
 
 def test_there_is_a_config_for_every_task():
     shipped = config.shipped()
-    assert len(shipped) == 7
+    assert len(shipped) == len(TASKS) + 1
     tasks = {type(config.load(str(path)).task) for path in shipped}
     assert tasks == set(TASKS.values())
 
@@ -72,6 +73,28 @@ def test_every_shipped_config_builds_with_every_cell(path, cell):
     assert type(built) is CELLS[cell] and built.hidden_size == 7
     assert experiment.steps <= 40
     assert config.load(str(path)).steps > 100
+
+
+def test_a_name_may_have_transforms_before_it():
+    flags = ["--network.cell.h", "0.1", "--network.cell.cell.cell.t-max", "9"]
+    experiment = config.load("configs/digits.py:cell=zoneout+layer_norm+gru,hidden=5", flags)
+    expected = zoneout(layer_norm(jrnn.GRU(5, t_max=9)), h=0.1)
+    assert experiment.network.cell == expected
+    assert config.decode(config.encode(experiment)) == experiment
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("zoneuot+gru", "transform must be one of layer_norm, .*did you mean 'zoneout'"),
+        ("stack+gru", "transform must be one of .*, got 'stack'"),
+        ("zoneout+", "cell must be one of lstm, .*, got ''"),
+        ("gru+lstm", "transform must be one of .*, got 'gru'"),
+    ],
+)
+def test_an_unknown_transform_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        config.make_cell(name, 4)
 
 
 def test_flags_change_single_fields():
