@@ -55,8 +55,8 @@ class Clockwork(Cell):
         divide `hidden_size`, at most 8.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, or not a multiple of the number of periods,
-        or `periods` are not growing positive ints.
+      ValueError: `hidden_size` is not a positive int, or not a multiple of the number of periods
+        (without periods, of any number from 2 to 8), or `periods` are not growing positive ints.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = Clockwork(hidden_size=4, periods=(1, 3))
@@ -75,6 +75,12 @@ class Clockwork(Cell):
     def __post_init__(self) -> None:
         checks.positive_int("Clockwork", "hidden_size", self.hidden_size)
         if self.periods is None:
+            if self.hidden_size > MOST_MODULES and len(set(self.unit_periods.tolist())) == 1:
+                raise ValueError(
+                    f"Clockwork: hidden_size={self.hidden_size} has no number from 2 to "
+                    f"{MOST_MODULES} that divides it, for modules of equal size; choose such as "
+                    f"{-(-self.hidden_size // MOST_MODULES) * MOST_MODULES}, or give periods=(1,)"
+                )
             return
         checks.growing_ints("Clockwork", "periods", self.periods)
         if self.hidden_size % len(self.periods):

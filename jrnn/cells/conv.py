@@ -78,6 +78,7 @@ class ConvLSTM(Cell):
 
     def __post_init__(self) -> None:
         checks.positive_int("ConvLSTM", "hidden_size", self.hidden_size)
+        checks.finite_number("ConvLSTM", "forget_bias", self.forget_bias)
         if not isinstance(self.spatial_shape, tuple) or not 1 <= len(self.spatial_shape) <= 3:
             raise ValueError(
                 "ConvLSTM: spatial_shape must be a tuple of one to three sizes such as (8, 8), got "

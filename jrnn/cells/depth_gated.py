@@ -86,6 +86,7 @@ class DepthGatedLSTM(Cell):
 
     def __post_init__(self) -> None:
         checks.positive_int("DepthGatedLSTM", "hidden_size", self.hidden_size)
+        checks.finite_number("DepthGatedLSTM", "forget_bias", self.forget_bias)
 
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32

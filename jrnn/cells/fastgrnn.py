@@ -72,6 +72,7 @@ class FastGRNN(Cell):
 
     def __post_init__(self) -> None:
         checks.positive_int("FastGRNN", "hidden_size", self.hidden_size)
+        checks.finite_number("FastGRNN", "forget_bias", self.forget_bias)
         if self.t_max is not None:
             checks.t_max("FastGRNN", self.t_max, forget_bias=self.forget_bias, default=1.0)
 

@@ -72,6 +72,7 @@ class JANET(Cell):
 
     def __post_init__(self) -> None:
         checks.positive_int("JANET", "hidden_size", self.hidden_size)
+        checks.finite_number("JANET", "forget_bias", self.forget_bias)
         checks.finite_number("JANET", "beta", self.beta)
         if self.t_max is not None:
             checks.t_max("JANET", self.t_max, forget_bias=self.forget_bias, default=1.0)

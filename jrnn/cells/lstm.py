@@ -140,6 +140,7 @@ class LSTM(Cell):
 
     def __post_init__(self) -> None:
         checks.positive_int("LSTM", "hidden_size", self.hidden_size)
+        checks.finite_number("LSTM", "forget_bias", self.forget_bias)
         if self.t_max is not None:
             checks.t_max("LSTM", self.t_max, forget_bias=self.forget_bias, default=1.0)
         checks.divides("LSTM", "heads", self.heads, "hidden_size", self.hidden_size)

@@ -166,6 +166,7 @@ class MinLSTM(Cell):
 
     def __post_init__(self) -> None:
         checks.positive_int("MinLSTM", "hidden_size", self.hidden_size)
+        checks.finite_number("MinLSTM", "forget_bias", self.forget_bias)
         checks.boolean("MinLSTM", "log_space", self.log_space)
         if self.t_max is not None:
             checks.t_max("MinLSTM", self.t_max, forget_bias=self.forget_bias)

@@ -83,6 +83,7 @@ class MogrifierLSTM(Cell):
 
     def __post_init__(self) -> None:
         checks.positive_int("MogrifierLSTM", "hidden_size", self.hidden_size)
+        checks.finite_number("MogrifierLSTM", "forget_bias", self.forget_bias)
         checks.positive_int("MogrifierLSTM", "rounds", self.rounds)
         if self.rank is not None:
             checks.positive_int("MogrifierLSTM", "rank", self.rank)

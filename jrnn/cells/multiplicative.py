@@ -76,6 +76,7 @@ class MultiplicativeLSTM(Cell):
 
     def __post_init__(self) -> None:
         checks.positive_int("MultiplicativeLSTM", "hidden_size", self.hidden_size)
+        checks.finite_number("MultiplicativeLSTM", "forget_bias", self.forget_bias)
 
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32

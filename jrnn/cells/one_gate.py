@@ -164,6 +164,7 @@ class UGRNN(Cell):
 
     def __post_init__(self) -> None:
         checks.positive_int("UGRNN", "hidden_size", self.hidden_size)
+        checks.finite_number("UGRNN", "forget_bias", self.forget_bias)
         if self.t_max is not None:
             checks.t_max("UGRNN", self.t_max, forget_bias=self.forget_bias, default=1.0)
 

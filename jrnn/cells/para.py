@@ -164,6 +164,7 @@ class ParaLSTM(Cell):
 
     def __post_init__(self) -> None:
         checks.positive_int("ParaLSTM", "hidden_size", self.hidden_size)
+        checks.finite_number("ParaLSTM", "forget_bias", self.forget_bias)
         if self.t_max is not None:
             checks.t_max("ParaLSTM", self.t_max, forget_bias=self.forget_bias, default=1.0)
 

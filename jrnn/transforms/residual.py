@@ -96,6 +96,10 @@ class Highway(Wrapper):
     nested = True
     plain_gates = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.finite_number(self.owner, "bias", self.bias)
+
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> HighwayParams:

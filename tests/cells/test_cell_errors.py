@@ -1,5 +1,6 @@
 """What a user may get wrong about a cell is refused where it is made, or where it is drawn."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -61,6 +62,15 @@ def test_t_max_must_be_an_int_of_three_steps(cls: Any, t_max: Any) -> None:
     message = f"{cls.__name__}: t_max must be an int of at least 3 steps, got"
     with pytest.raises(ValueError, match=message):
         cls(4, t_max=t_max)
+
+
+@pytest.mark.parametrize("bias", [float("nan"), float("inf"), "1", None, True])
+@pytest.mark.parametrize(
+    "cls", [cls for cls in REGISTRY.values() if "forget_bias" in inspect.signature(cls).parameters]
+)
+def test_forget_bias_must_be_a_finite_number(cls: Any, bias: Any) -> None:
+    with pytest.raises(ValueError, match=f"{cls.__name__}: forget_bias must be a finite number"):
+        cls(4, forget_bias=bias)
 
 
 @pytest.mark.parametrize("cls", [LSTM, MinLSTM, ParaLSTM])

@@ -78,7 +78,7 @@ def test_fast_modules_of_a_clockwork_do_not_reach_slow_ones() -> None:
     np.testing.assert_array_equal(np.asarray(drawn).T == 0, jacobian == 0)
 
 
-@pytest.mark.parametrize(("hidden", "modules"), [(1, 1), (7, 7), (12, 6), (128, 8), (11, 1)])
+@pytest.mark.parametrize(("hidden", "modules"), [(1, 1), (7, 7), (12, 6), (128, 8), (3, 3)])
 def test_a_clockwork_has_as_many_modules_as_fit(hidden: int, modules: int) -> None:
     want = np.repeat(2 ** np.arange(modules), hidden // modules)
     np.testing.assert_array_equal(Clockwork(hidden).unit_periods, want)
@@ -100,6 +100,9 @@ def test_periods_must_be_growing_ints(periods: Any) -> None:
 def test_modules_of_a_clockwork_have_equal_sizes() -> None:
     with pytest.raises(ValueError, match="a multiple of the 3 periods, .*got 4"):
         Clockwork(4, periods=(1, 2, 4))
+    with pytest.raises(ValueError, match=r"hidden_size=11 has no number from 2 to 8 .* as 16, or"):
+        Clockwork(11)
+    assert Clockwork(11, periods=(1,)).unit_periods.tolist() == [1] * 11
 
 
 REFUSED = [

@@ -327,6 +327,8 @@ def test_bad_arguments_are_refused() -> None:
         zoneout(LSTM(2), c="0.5")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"Dropout: candidate must lie in \[0, 1\), got -0.1"):
         dropout(LSTM(2), candidate=-0.1)
+    with pytest.raises(ValueError, match="Highway: bias must be a finite number, got nan"):
+        highway(LSTM(2), bias=float("nan"))
     with pytest.raises(ValueError, match=r"WeightDrop: rate must lie in \[0, 1\), got 1.5"):
         weight_drop(LSTM(2), rate=1.5)
     with pytest.raises(ValueError, match="Projection: size must be a positive int, got 0"):
