@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
         ("configs/adding.py", 0.01, 600),
         ("configs/adding.py:cell=gru", 0.01, 600),
         ("configs/text.py", 2.2, 300),
+        ("configs/tracking.py", 0.99, 90),
     ],
 )
 def test_shipped_config_reaches_its_target(spec, bound, seconds, tmp_path):

@@ -1,0 +1,1 @@
+"""The study of cells: `python -m experiments.cells.run`."""

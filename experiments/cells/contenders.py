@@ -1,0 +1,116 @@
+"""What is compared: every cell of the toolkit, and LSTMs that differ in one thing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import jrnn
+from jrnn.cells import REGISTRY
+from jrnn.cells.lstm_variants import VARIANTS
+from jrnn.transforms import stack
+
+PERIODS = (1, 2, 4, 8, 16)
+HEAD = 4
+ALLOWED = 16
+"""One size in so many is allowed, at least."""
+GREFF = tuple(name for name in VARIANTS if name != "vanilla")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A cell of any hidden size.
+
+    Attributes:
+      make: from the hidden size to the cell; a ValueError means that it has none of this size.
+      inputs: from the inputs of a task to those of the cell.
+      options: how it differs from the defaults, for the reader.
+    """
+
+    make: Callable[[int], jrnn.Cell]
+    inputs: Callable[[jax.Array], Any] = field(default=lambda xs: xs)
+    options: str = ""
+
+
+def mlstm(hidden: int) -> jrnn.MLSTM:
+    """Heads of one width, since the memory of a head grows as its square."""
+    if hidden % HEAD:
+        raise ValueError(f"mlstm: hidden must be a multiple of {HEAD}, got {hidden}")
+    return jrnn.MLSTM(hidden, heads=hidden // HEAD)
+
+
+def observed(xs: jax.Array) -> jrnn.Observed:
+    """A series without holes, one unit of time a step."""
+    return jrnn.Observed(xs, jnp.ones_like(xs), jnp.ones_like(xs))
+
+
+# Image cells are for tasks of another kind: on a single pixel ConvLSTM is an LSTM.
+_OF_OTHER_TASKS = {"convlstm"}
+
+_SPECIAL = {
+    "clockwork": Contender(
+        lambda hidden: jrnn.Clockwork(hidden, periods=PERIODS), options="periods 1 to 16"
+    ),
+    "cfc": Contender(lambda hidden: jrnn.CfC(hidden, backbone_units=32), options="backbone of 32"),
+    "depthgatedlstm": Contender(
+        lambda hidden: stack((jrnn.LSTM(hidden), jrnn.DepthGatedLSTM(hidden))),
+        options="on a layer of LSTM",
+    ),
+    "mlstm": Contender(mlstm, options=f"heads of {HEAD}"),
+    "grud": Contender(jrnn.GRUD, observed, "without holes"),
+}
+
+CONTENDERS: dict[str, Contender] = {
+    name: _SPECIAL.get(name) or Contender(partial(cls))
+    for name, cls in REGISTRY.items()
+    if name not in _OF_OTHER_TASKS
+}
+CONTENDERS |= {
+    "lstm-bias-0": Contender(partial(jrnn.LSTM, forget_bias=0.0), options="forget bias 0"),
+    "irnn": Contender(
+        partial(jrnn.Elman, activation="relu", identity=1.0), options="Elman, relu, identity"
+    ),
+    "lstm-peepholes": Contender(partial(jrnn.LSTM, peepholes=True), options="V of the odyssey"),
+}
+CONTENDERS |= {
+    f"lstm-{name}": Contender(partial(jrnn.lstm_variant, name), options="odyssey, with peepholes")
+    for name in GREFF
+}
+"""By name; every cell of `jrnn.cells.REGISTRY` that fits the tasks is here."""
+
+
+def of_size(contender: Contender, input_size: int, output_size: int, count: int) -> jrnn.Cell:
+    """The cell with which a network, its linear readout included, is nearest to `count` numbers."""
+
+    def missing(hidden: int) -> int | None:
+        """How many numbers a size falls short; None where the cell has no such size."""
+        try:
+            cell = contender.make(hidden)
+            params = jax.eval_shape(lambda key: cell.init(key, input_size), jax.random.key(0))
+        except ValueError:
+            return None
+        return count - parameters(params) - (hidden + 1) * output_size
+
+    # Numbers grow with the size, so that a step may be halved; but some sizes are not allowed.
+    few, many = 0, 16
+    while (missing(many) or 0) > 0:
+        few, many = many, 2 * many
+    while many - few > 1:
+        middle = (few + many) // 2
+        sizes = ((size, missing(size)) for size in range(middle, many))
+        size, lacks = next(((s, m) for s, m in sizes if m is not None), (many, None))
+        if lacks is None or lacks < 0:
+            many = middle
+        else:
+            few = size
+    near = {size: missing(size) for size in range(max(1, few), few + 2 * ALLOWED)}
+    fit = {size: abs(lacks) for size, lacks in near.items() if lacks is not None}
+    return contender.make(min(fit, key=lambda size: fit[size]))
+
+
+def parameters(tree: Any) -> int:
+    """How many numbers a tree of arrays holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

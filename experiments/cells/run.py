@@ -1,0 +1,276 @@
+"""Every cell at one number of parameters, on three tasks, over several seeds.
+
+    python -m experiments.cells.run                         # about an hour and a half on two cores
+    python -m experiments.cells.run --cells lstm gru --seeds 3 --tasks digits
+
+For each cell and task the highest learning rate of the schedule is chosen out of `rates` by one
+seed and the validation split; other seeds then give the result on the test split. Last comes the
+time of a training step, cell by cell in turn. What is done already is read from the JSON and not
+done again, so that a study may be stopped and gone on with; each worker has one core. It writes
+`cells.json`, `cells.png` and `cells.md` into `--out`.
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import tyro
+from flax import nnx
+
+from experiments.cells import report
+from experiments.cells.contenders import CONTENDERS, of_size
+from experiments.speed import machine
+from experiments.speed.contenders import Contender
+from experiments.speed.timing import in_turn
+from jrnn import checks
+from jrnn.nn import RNN, Classifier, SequenceToSequence
+from jrnn.tasks import Adding, Data, Digits, Task, Tracking
+from jrnn.train.data import shuffled_batches
+from jrnn.train.objective import Objective
+from jrnn.train.optim import Optim
+from jrnn.train.step import TrainState, count_params, init_state, make_evaluate, make_train_step
+
+HERE = Path(__file__).parent
+WARMUP = 0.05
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What is trained on, for how long, and what else is tested."""
+
+    task: Task
+    steps: int
+    tests: dict[str, Task]
+
+
+ASSIGNMENTS = {
+    "digits": Assignment(Digits(order="pixel"), 1200, {}),
+    "adding": Assignment(Adding(length=200), 2000, {}),
+    "parity": Assignment(
+        Tracking(degree=2, length=32),
+        1500,
+        {"at 128": Tracking(degree=2, length=32, test_length=128)},
+    ),
+    "s3": Assignment(
+        Tracking(degree=3, length=32),
+        2000,
+        {"at 128": Tracking(degree=3, length=32, test_length=128)},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is run.
+
+    Args:
+      cells: names in `contenders.CONTENDERS`; all by default.
+      tasks: names in `ASSIGNMENTS`; all by default.
+      seeds: runs of which the result is made; seed 0 is that which chose the rate.
+      rates: highest learning rates to choose from.
+      parameters: of a network, about.
+      batch_size: examples a step.
+      shorten: divides the number of training steps, to see that all of it runs.
+      jobs: workers.
+      out: folder for JSON, figure and table.
+    """
+
+    cells: tuple[str, ...] = tuple(CONTENDERS)
+    tasks: tuple[str, ...] = tuple(ASSIGNMENTS)
+    seeds: int = 5
+    rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
+    parameters: int = 4500
+    batch_size: int = 32
+    shorten: int = 1
+    jobs: int = 2
+    out: Path = HERE / "results"
+
+    def __post_init__(self) -> None:
+        for name in self.cells:
+            checks.one_of("Study", "cells", name, CONTENDERS)
+        for name in self.tasks:
+            checks.one_of("Study", "tasks", name, ASSIGNMENTS)
+        for name in ("seeds", "parameters", "batch_size", "shorten", "jobs"):
+            checks.positive_int("Study", name, getattr(self, name))
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs what is not done yet, prints as it goes, writes JSON, figure and table."""
+    study = tyro.cli(Study, args=args)
+    study.out.mkdir(parents=True, exist_ok=True)
+    path = study.out / "cells.json"
+    conditions = {
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "options": {
+            name: value
+            for name, value in asdict(study).items()
+            if name not in ("cells", "tasks", "jobs", "out")
+        },
+    }
+    result: dict[str, Any] = {**conditions, "rows": [], "step_ms": {}}
+    if path.is_file():
+        result = json.loads(path.read_text("utf-8"))
+        if result["options"] != json.loads(json.dumps(conditions["options"])):
+            raise SystemExit(
+                f"{path} holds a study with other options, {result['options']}; give another --out"
+            )
+    done = {(row["cell"], row["task"]) for row in result["rows"]}
+    todo = [
+        (cell, task) for task in study.tasks for cell in study.cells if (cell, task) not in done
+    ]
+    for row in rows(study, todo):
+        result["rows"].append(row)
+        save(result, path)
+        print({k: v for k, v in row.items() if not isinstance(v, list)}, flush=True)
+    times: dict[str, float] = result["step_ms"]
+    if missing := [cell for cell in study.cells if cell not in times]:
+        # All of them again: times of one run alone can be compared.
+        result["step_ms"] = step_times(study, list(times) + missing)
+        save(result, path)
+    report.write(result, study.out)
+
+
+def save(result: dict[str, Any], path: Path) -> None:
+    """Writes the JSON, whole or not at all."""
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    partial.replace(path)
+
+
+def rows(study: Study, todo: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    """One for each cell and task, as they are done."""
+    # Not forked, since JAX has threads; and each worker takes a core before it starts any.
+    context = multiprocessing.get_context("spawn")
+    cores = context.Queue()
+    for job in range(study.jobs):
+        cores.put(job)
+    with ProcessPoolExecutor(study.jobs, context, _take_core, (cores,)) as pool:
+        futures = {pool.submit(row, study, *which): which for which in todo}
+        failed = {}
+        for future in as_completed(futures):
+            if future.exception() is None:
+                yield future.result()
+            else:
+                failed[futures[future]] = future.exception()
+    if failed:
+        raise RuntimeError(f"all else is done, but these failed: {failed}")
+
+
+def _take_core(cores: Any) -> None:
+    if sys.platform != "linux":
+        return  # others have no such call; their workers share all cores
+    allowed = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {allowed[cores.get() % len(allowed)]})
+
+
+def row(study: Study, name: str, task: str) -> dict[str, Any]:
+    """Chooses a rate for a cell on a task, and trains it with every seed."""
+    assignment = ASSIGNMENTS[task]
+    data = assignment.task.load()
+    begin = time.perf_counter()
+    trainer = Trainer(study, name, data, max(1, assignment.steps // study.shorten))
+    trials = {rate: trainer.run(0, rate).validation for rate in study.rates}
+    better = max if data.metric == "accuracy" else min
+    finite = {rate: value for rate, value in trials.items() if np.isfinite(value)} or trials
+    rate = better(finite, key=lambda rate: finite[rate])
+    runs = [trainer.run(seed, rate) for seed in range(1, study.seeds + 1)]
+    others = {label: other.load().test for label, other in assignment.tests.items()}
+    return {
+        "cell": name,
+        "task": task,
+        "options": CONTENDERS[name].options,
+        "hidden": trainer.cell.hidden_size,
+        "parameters": trainer.parameters,
+        "recurrence": trainer.cell.recurrence,
+        "steps": trainer.steps,
+        "baseline": data.baseline[1],
+        "trials": {str(r): value for r, value in trials.items()},
+        "rate": rate,
+        "test": [trainer.evaluate(run.state, data.test)["metric"] for run in runs],
+        "more": {
+            label: [trainer.evaluate(run.state, split)["metric"] for run in runs]
+            for label, split in others.items()
+        },
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def step_times(study: Study, cells: list[str]) -> dict[str, float]:
+    """Milliseconds of a training step on digits, by cell: medians of steps in turn."""
+    data = ASSIGNMENTS["digits"].task.load()
+    ready = [Contender(name, "jrnn", _one_step(Trainer(study, name, data, 1000))) for name in cells]
+    return {name: 1e3 * t.median for name, t in in_turn(ready, repeats=5, seconds=0).items()}
+
+
+def _one_step(trainer: "Trainer") -> Callable[[], Any]:
+    _, state = init_state(trainer.network(0), trainer.optimizer(1e-3))
+    batch = next(shuffled_batches(trainer.data.train, trainer.batch_size, 0))
+
+    def step() -> None:
+        nonlocal state
+        state, report = trainer.step(state, batch)
+        jax.block_until_ready(report)
+
+    step()
+    return step
+
+
+class Run(NamedTuple):
+    """What one training ends with."""
+
+    state: TrainState
+    validation: float
+
+
+class Trainer:
+    """Trains one cell on one task, with any seed and rate, and compiles once."""
+
+    def __init__(self, study: Study, name: str, data: Data, steps: int):
+        contender = CONTENDERS[name]
+        self.data, self.steps, self.batch_size = data, steps, study.batch_size
+        self.cell = of_size(contender, data.input_size, data.output_size, study.parameters)
+        self.inputs = contender.inputs
+        self.graphdef, state = init_state(self.network(0), self.optimizer(1.0))
+        self.parameters = count_params(self.network(0))
+        objective = Objective.of(data)
+        self.step = make_train_step(self.graphdef, objective, self.optimizer(1.0))
+        self.evaluate = make_evaluate(self.graphdef, objective, 200)
+
+    def embedding(self, xs: jax.Array) -> Any:
+        """Tokens as one of many, and what the cell asks for."""
+        return self.inputs(jax.nn.one_hot(xs, self.data.input_size) if self.data.tokens else xs)
+
+    def network(self, seed: int) -> Classifier | SequenceToSequence:
+        """One layer and a linear readout."""
+        rngs = nnx.Rngs(seed)
+        body = RNN(self.cell, self.data.input_size, rngs=rngs)
+        head = SequenceToSequence if self.data.target.endswith("per_step") else Classifier
+        return head(body, self.data.output_size, rngs=rngs, embedding=self.embedding)
+
+    def optimizer(self, rate: float) -> optax.GradientTransformation:
+        """Adam with a clipped gradient and a cosine schedule; the rate is in its state."""
+        unit = Optim(1.0, "adam", "cosine", warmup=WARMUP).build(self.steps)
+        return optax.chain(unit, optax.inject_hyperparams(optax.scale)(step_size=rate))
+
+    def run(self, seed: int, rate: float) -> Run:
+        """Trains with a seed, of the parameters and of the order of the examples."""
+        _, state = init_state(self.network(seed), self.optimizer(rate))
+        batches = shuffled_batches(self.data.train, self.batch_size, seed)
+        for _ in range(self.steps):
+            state, _ = self.step(state, next(batches))
+        return Run(state, self.evaluate(state, self.data.validation)["metric"])
+
+
+if __name__ == "__main__":
+    main()
