@@ -13,6 +13,7 @@ from jrnn import initializers as initializers
 from jrnn import transforms as transforms
 from jrnn.cell import Below as Below
 from jrnn.cell import Cell as Cell
+from jrnn.cell import Timed as Timed
 from jrnn.cell import acting as acting
 from jrnn.cell import place as place
 from jrnn.cell import record as record
@@ -58,7 +59,6 @@ from jrnn.cells import Observed as Observed
 from jrnn.cells import ParaGRU as ParaGRU
 from jrnn.cells import ParaLSTM as ParaLSTM
 from jrnn.cells import SLSTMCarry as SLSTMCarry
-from jrnn.cells import Timed as Timed
 from jrnn.cells import lstm_variant as lstm_variant
 from jrnn.engines import Associative as Associative
 from jrnn.engines import Engine as Engine

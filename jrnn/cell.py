@@ -35,6 +35,18 @@ class Below(NamedTuple):
     c: jax.Array
 
 
+class Timed(NamedTuple):
+    """The input of a cell that takes irregular time steps.
+
+    Attributes:
+      x: the input, `[..., input]`.
+      dt: the time since the input before, `[...]`, the same for all layers of a stack.
+    """
+
+    x: jax.Array
+    dt: jax.Array
+
+
 class Cell(abc.ABC):
     """One step of a recurrent network, in three pure parts.
 
@@ -79,6 +91,7 @@ class Cell(abc.ABC):
       directions: for each equal part of the output's last axis, whether it comes from a run against
         time.
       takes_below: whether inputs may be `Below`, with the cell state of the layer below.
+      takes_time: whether inputs may be `Timed`, with the time since the input before.
       stepwise: whether the cell has a single step; one that reads a whole sequence has none.
       sequence: None, or a method `sequence(run, params, xs, carry, key) -> (carry, ys)` of a cell
         made of others, which runs these one by one over all of time, each as an engine does best.
@@ -103,6 +116,7 @@ class Cell(abc.ABC):
     tied: bool = False
     directions: tuple[bool, ...] = (False,)
     takes_below: bool = False
+    takes_time: bool = False
     stepwise: bool = True
     sequence: Callable[..., tuple[Carry, Any]] | None = None
     reverse_only: bool = False

@@ -8,7 +8,6 @@ from jrnn.cells.cfc import CfC as CfC
 from jrnn.cells.cfc import CfCGates as CfCGates
 from jrnn.cells.cfc import CfCInputs as CfCInputs
 from jrnn.cells.cfc import CfCParams as CfCParams
-from jrnn.cells.cfc import Timed as Timed
 from jrnn.cells.clockwork import Clockwork as Clockwork
 from jrnn.cells.clockwork import ClockworkCarry as ClockworkCarry
 from jrnn.cells.clockwork import ClockworkParams as ClockworkParams

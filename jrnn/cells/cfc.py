@@ -9,17 +9,10 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, record
+from jrnn.cell import Cell, Timed, record
 from jrnn.cells.common import affine, split
 
 MODES = ("default", "no_gate")
-
-
-class Timed(NamedTuple):
-    """Inputs `x [..., input]`, each with the time `dt [...]` since the one before."""
-
-    x: jax.Array
-    dt: jax.Array
 
 
 class CfCParams(NamedTuple):
@@ -98,6 +91,7 @@ class CfC(Cell):
     backbone_units: int | None = 128
     mode: Literal["default", "no_gate"] = "default"
     affine_gates = False
+    takes_time = True
 
     def __post_init__(self) -> None:
         checks.positive_int("CfC", "hidden_size", self.hidden_size)

@@ -132,8 +132,9 @@ class S5(Cell):
         self, params: S5Params, z: LRUGates
     ) -> tuple[jax.Array, jax.Array]:
         eigenvalues = lax.complex(wide(params.lambda_re), wide(params.lambda_im))
-        moved = eigenvalues * jnp.exp(wide(params.log_step))
-        taken_in = jnp.expm1(moved) / eigenvalues * lax.complex(wide(z.re), wide(z.im))
+        step = jnp.exp(wide(params.log_step))
+        moved = eigenvalues * step
+        taken_in = step * _mean_of_exp(moved) * lax.complex(wide(z.re), wide(z.im))
         return jnp.exp(moved), taken_in
 
     def update(
@@ -143,6 +144,13 @@ class S5(Cell):
         record(re=s.real, im=s.imag)
         seen = s.real @ params.c_re - s.imag @ params.c_im
         return s, ((1 + self.conjugate) * seen + z.d).astype(z.d.dtype)
+
+
+def _mean_of_exp(m: jax.Array) -> jax.Array:
+    """(exp(m) - 1) / m, the mean of exp from 0 to m, and its limit 1 at 0."""
+    near = jnp.abs(m) < 1e-4
+    away = jnp.where(near, 1, m)
+    return jnp.where(near, 1 + m * (1 / 2 + m * (1 / 6 + m / 24)), jnp.expm1(away) / away)
 
 
 def legs(size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
 from jrnn import cells, checks
-from jrnn.cell import Carry, Cell
+from jrnn.cell import Carry, Cell, Inputs, Timed
 from jrnn.engines import Engine, reverse_resets
 from jrnn.nn.rnn import RNN, swap_time_and_batch, time_first
 
@@ -65,7 +65,7 @@ class _Layers(nnx.Module):
 
     def __call__(
         self,
-        xs: jax.Array,
+        xs: Inputs,
         carry: Carry | None = None,
         *,
         lengths: ArrayLike | None = None,
@@ -77,7 +77,8 @@ class _Layers(nnx.Module):
         Unlike PyTorch, and like `lax.scan`, the carry comes first in the result.
 
         Args:
-          xs: inputs `[B, T, input]` (`[T, B, input]` if time_major).
+          xs: inputs `[B, T, input]` (`[T, B, input]` if time_major), or what the cell takes; of
+            `jrnn.Timed` all layers are given the times.
           carry: leaves `[num_layers·directions, B, ...]`, in PyTorch's order: the layers from
             below, and in each the forward half before the backward one. By default the cell's own.
           lengths: `[B]`, valid steps of each sequence.
@@ -100,9 +101,12 @@ class _Layers(nnx.Module):
         keys = [None] * len(self.rnns) if key is None else jax.random.split(key, len(self.rnns))
         backward_resets = None if resets is None else reverse_resets(resets, lengths)
         carries, ys = [], xs
+        dt = xs.dt if isinstance(xs, Timed) and self.rnns[0].cell.takes_time else None
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout is not None:
                 ys = self.dropout(ys)
+            if layer > 0 and dt is not None:
+                ys = Timed(ys, dt)
             outputs = []
             for direction, reverse in enumerate(self.halves):
                 k = layer * len(self.halves) + direction

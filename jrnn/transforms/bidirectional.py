@@ -89,6 +89,10 @@ class Bidirectional(Cell):
         return (False, True) if self.merge == "concat" else (False,)
 
     @property
+    def takes_time(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return all(cell.takes_time for cell in self._halves)
+
+    @property
     def reverse_only(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return any(cell.reverse_only for cell in self._halves)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jrnn.cell import Below, Carry, Cell, Gates, Inputs, Params, scope
+from jrnn.cell import Below, Carry, Cell, Gates, Inputs, Params, Timed, scope
 from jrnn.transforms.wrapper import Wrapper, keys_for
 
 
@@ -23,7 +23,8 @@ class Stack(Cell):
 
     Over a sequence the layers run one after another, each for all of time and as the engine does
     best for that cell; step by step the whole is a cell like any other. To a cell that takes it,
-    such as `jrnn.DepthGatedLSTM`, the cell state of the layer below is handed as well.
+    such as `jrnn.DepthGatedLSTM`, the cell state of the layer below is handed as well; and where
+    inputs are `Timed`, all cells that take times, such as `jrnn.CfC`, are given them.
 
     Parameters and carry are tuples with one entry for each layer.
 
@@ -81,6 +82,10 @@ class Stack(Cell):
         return self.cells[0].takes_below
 
     @property
+    def takes_time(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return any(cell.takes_time for cell in self.cells)
+
+    @property
     def reverse_only(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return any(cell.reverse_only for cell in self.cells)
 
@@ -115,6 +120,7 @@ class Stack(Cell):
         self, params: Params, xs: Inputs, leading: tuple[int, ...], key: jax.Array | None
     ) -> tuple[Params, Any]:
         perturbed, noises = [], []
+        xs, dt = self._untimed(xs)
         for n, k in enumerate(keys_for(key, len(self.cells))):
             cell, p, noise = self.cells[n], params[n], None
             if cell.perturb is not None:
@@ -122,17 +128,17 @@ class Stack(Cell):
             perturbed.append(p)
             noises.append(noise)
             if n + 1 < len(self.cells):
-                xs = jax.eval_shape(partial(self._passed_up, n, leading), p, xs, noise)
+                xs = jax.eval_shape(partial(self._passed_up, n, leading), p, xs, noise, dt)
         return tuple(perturbed), noises
 
     def _passed_up(
-        self, n: int, leading: tuple[int, ...], params: Params, xs: Inputs, noise: Any
+        self, n: int, leading: tuple[int, ...], params: Params, xs: Inputs, noise: Any, dt: Any
     ) -> Inputs:
         """What the cell above cell n is given at all steps, for its shapes."""
         cell = self.cells[n]
         carry = cell.init_carry(params, leading)
         z = cell.project(params, xs if cell.perturb is None else (xs, noise))
-        return self._above(n, *cell.update(params, carry, z, cell.recur(params, carry)))
+        return self._above(n, *cell.update(params, carry, z, cell.recur(params, carry)), dt)
 
     def _project_one(self, n: int, params: Params, x: Inputs, noises: Any) -> Gates:
         cell = self.cells[n]
@@ -140,17 +146,18 @@ class Stack(Cell):
 
     def project(self, params: Params, x: Inputs) -> Gates:
         x, noises = (x, None) if self.perturb is None else x
-        return self._project_one(0, params, x, noises), noises
+        x, dt = self._untimed(x)
+        return self._project_one(0, params, x, noises), noises, dt
 
     def recur(self, params: Params, carry: Carry) -> Gates:
         triples = zip(self.cells, params, carry, strict=True)
         return tuple(cell.recur(p, c) for cell, p, c in triples)
 
     def update(self, params: Params, carry: Carry, z: Gates, u: Gates) -> tuple[Carry, Any]:
-        (z, noises), carries, y = z, [], None
+        (z, noises, dt), carries, y = z, [], None
         for n, cell in enumerate(self.cells):
             if n > 0:
-                z = self._project_one(n, params, self._above(n - 1, carries[-1], y), noises)
+                z = self._project_one(n, params, self._above(n - 1, carries[-1], y, dt), noises)
             with scope(str(n)):
                 after, y = cell.update(params[n], carry[n], z, u[n])
             carries.append(after)
@@ -160,10 +167,11 @@ class Stack(Cell):
         self, run: Any, params: Params, xs: Inputs, carry: Carry | None, key: jax.Array | None
     ) -> tuple[Carry, Any]:
         carries = []
+        xs, dt = self._untimed(xs)
         for n, k in enumerate(keys_for(key, len(self.cells))):
             cell = _Shown(self.cells[n]) if self._hands_over(n) else self.cells[n]
             first = None if carry is None else carry[n]
-            last, xs = run(cell, params[n], xs, first, k)
+            last, xs = run(cell, params[n], self._timed(n, xs, dt) if n else xs, first, k)
             carries.append(last)
         return tuple(carries), xs
 
@@ -171,9 +179,20 @@ class Stack(Cell):
         """Whether the cell above takes the state of cell n."""
         return n + 1 < len(self.cells) and self.cells[n + 1].takes_below
 
-    def _above(self, n: int, carry: Carry, y: Any) -> Inputs:
+    def _above(self, n: int, carry: Carry, y: Any, dt: Any) -> Inputs:
         """What the cell above cell n is given."""
-        return Below(y, _state(self.cells[n], carry)) if self._hands_over(n) else y
+        y = Below(y, _state(self.cells[n], carry)) if self._hands_over(n) else y
+        return self._timed(n + 1, y, dt)
+
+    def _untimed(self, x: Inputs) -> tuple[Inputs, Any]:
+        """What the first cell is given, and the times where inputs have them."""
+        if not self.takes_time or not isinstance(x, Timed):
+            return x, None
+        return self._timed(0, x.x, x.dt), x.dt
+
+    def _timed(self, n: int, x: Inputs, dt: Any) -> Inputs:
+        """The input of cell n with the times, if there are any and it takes them."""
+        return Timed(x, dt) if dt is not None and self.cells[n].takes_time else x
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,10 @@ class Wrapper(Cell):
         return self.cell.takes_below
 
     @property
+    def takes_time(self) -> bool:
+        return self.cell.takes_time
+
+    @property
     def tied(self) -> bool:
         return self.cell.tied
 

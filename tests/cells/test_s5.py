@@ -55,6 +55,28 @@ def test_first_system_is_a_real_one(conjugate: bool, x64: None) -> None:
     np.testing.assert_allclose(ys[:, 0], want, rtol=1e-10, atol=1e-12)
 
 
+def test_an_integrator_is_a_system_like_others(x64: None) -> None:
+    # lambda = 0 has a limit, and derivatives; near it nothing is lost.
+    cell = S5(2, state_size=3)
+    params = cell.init(jax.random.key(0), 2, jnp.float64)
+    xs = jnp.asarray(np.random.default_rng(0).normal(size=(5, 1, 2)))
+
+    def run(real: Any) -> jax.Array:
+        moved = params._replace(lambda_re=real, lambda_im=jnp.zeros(3))
+        return jrnn.unroll(cell, moved, xs, engine="scan")[1]
+
+    tiny = jnp.full(3, 1e-3)
+    at, slope = jax.jvp(run, (jnp.zeros(3),), (jnp.ones(3),))
+    for near in (-1e-3, -2e-5, 1e-7):
+        expected = at + near * slope
+        np.testing.assert_allclose(run(near / 1e-3 * tiny), expected, atol=20 * near**2 + 1e-13)
+    step = jnp.exp(params.log_step)
+    b = params.w_ih[:, :3] + 1j * params.w_ih[:, 3:6]
+    s = jnp.cumsum(step * (xs[:, 0] @ b), axis=0)
+    want = 2 * (s.real @ params.c_re - s.imag @ params.c_im) + xs[:, 0] @ params.w_ih[:, 6:]
+    np.testing.assert_allclose(at[:, 0], want, rtol=1e-12)
+
+
 def test_steps_begin_uniform_in_their_logarithms() -> None:
     params = S5(2, state_size=400, step_min=0.01, step_max=1.0).init(jax.random.key(0), 2)
     want = np.linspace(np.log(0.01), 0, 400)

@@ -145,3 +145,17 @@ def test_carry_of_the_wrong_number_of_layers_is_refused():
     model = GRU(I, H, num_layers=2, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"\(2, batch, ...\), got shape \(3, 5\)"):
         model(batch()[0], jnp.zeros((B, H)))
+
+
+def test_all_layers_are_given_the_times():
+    rnn = StackedRNN(jrnn.CfC(H), I, 2, bidirectional=True, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    xs = jnp.asarray(rng.normal(size=(B, T, I)), jnp.float32)
+    dt = jnp.asarray(rng.uniform(0.1, 3, (B, T)), jnp.float32)
+    want = xs
+    for ahead, back in (rnn.rnns[:2], rnn.rnns[2:]):
+        given = jax.tree.map(lambda a: a.swapaxes(0, 1), jrnn.Timed(want, dt))
+        halves = [half(given)[1].swapaxes(0, 1) for half in (ahead, back)]
+        want = jnp.concatenate(halves, axis=-1)
+    assert_close(rnn(jrnn.Timed(xs, dt))[1], want, 1e-6)
+    assert not np.allclose(rnn(jrnn.Timed(xs, 2 * dt))[1], want)

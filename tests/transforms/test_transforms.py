@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import jrnn
-from jrnn import GRU, LRU, LSTM, DepthGatedLSTM, Fused, MinGRU, Newton, ParaLSTM, Scan
+from jrnn import GRU, LRU, LSTM, CfC, DepthGatedLSTM, Fused, MinGRU, Newton, ParaLSTM, Scan, Timed
 from jrnn.testing import check_cell
 from jrnn.transforms import (
     REGISTRY,
@@ -214,6 +214,31 @@ def test_a_stack_hands_the_cell_state_up(engine: str, x64: None) -> None:
             np.testing.assert_allclose(ys[t, b], y, rtol=1e-9, atol=1e-12)
         assert_close(jax.tree.map(lambda a, b=b: a[b], last), second, 1e-9)
     check_cell(cell)
+
+
+def test_a_stack_hands_the_times_up(x64: None) -> None:
+    rng = np.random.default_rng(5)
+    xs = Timed(XS.astype(np.float64), rng.uniform(0.1, 3, XS.shape[:2]))
+    layers = [GRU(SIZE), CfC(SIZE, backbone_units=3), zoneout(CfC(SIZE, None), h=0.2)]
+    for order in (layers, layers[::-1]):
+        cell = stack(order)
+        params = random_params(cell, 1, SIZE)
+        want = xs.x
+        for layer, p in zip(order, params, strict=True):
+            takes = not isinstance(layer, GRU)
+            want = jrnn.unroll(layer, p, Timed(want, xs.dt) if takes else want)[1]
+        assert_close(jrnn.unroll(cell, params, xs)[1], want, 1e-12)
+        noisy = jrnn.unroll(cell, params, xs, key=jax.random.key(0))[1]
+        assert not np.allclose(noisy, want)
+        carry, y = cell.init_carry(params, (XS.shape[1],)), None
+        for t in range(XS.shape[0]):
+            carry, y = cell.step(params, carry, Timed(xs.x[t], xs.dt[t]))
+        assert_close(y, want[-1], 1e-9)
+    both = stack([bidirectional(CfC(SIZE, None)), CfC(SIZE, None)])
+    params = random_params(both, 2, SIZE)
+    below = jrnn.unroll(both.cells[0], params[0], xs)[1]
+    want = jrnn.unroll(both.cells[1], params[1], Timed(below, xs.dt))[1]
+    assert_close(jrnn.unroll(both, params, xs)[1], want, 1e-12)
 
 
 def test_the_cell_state_goes_through_transforms_and_stacks(x64: None) -> None:
