@@ -19,11 +19,6 @@ from jrnn.cells.cornn import CoRNNParams as CoRNNParams
 from jrnn.cells.ctrnn import CTRNN as CTRNN
 from jrnn.cells.ctrnn import CTRNNCarry as CTRNNCarry
 from jrnn.cells.ctrnn import CTRNNParams as CTRNNParams
-from jrnn.cells.decay import GRUD as GRUD
-from jrnn.cells.decay import GRUDCarry as GRUDCarry
-from jrnn.cells.decay import GRUDGates as GRUDGates
-from jrnn.cells.decay import GRUDParams as GRUDParams
-from jrnn.cells.decay import Observed as Observed
 from jrnn.cells.depth_gated import Below as Below
 from jrnn.cells.depth_gated import DepthGatedLSTM as DepthGatedLSTM
 from jrnn.cells.depth_gated import DepthGatedLSTMGates as DepthGatedLSTMGates
@@ -36,6 +31,11 @@ from jrnn.cells.fastgrnn import FastGRNNParams as FastGRNNParams
 from jrnn.cells.gru import GRU as GRU
 from jrnn.cells.gru import GRUGates as GRUGates
 from jrnn.cells.gru import GRUParams as GRUParams
+from jrnn.cells.grud import GRUD as GRUD
+from jrnn.cells.grud import GRUDCarry as GRUDCarry
+from jrnn.cells.grud import GRUDGates as GRUDGates
+from jrnn.cells.grud import GRUDParams as GRUDParams
+from jrnn.cells.grud import Observed as Observed
 from jrnn.cells.indrnn import IndRNN as IndRNN
 from jrnn.cells.indrnn import IndRNNParams as IndRNNParams
 from jrnn.cells.janet import JANET as JANET
