@@ -14,6 +14,12 @@ SOLVED = {"adding": 0.01, "parity": 0.95, "s3": 0.95}
 """From where on a task counts as solved; on adding the error must be below."""
 SURE = 0.05
 LONGER = "at 128"
+COLUMNS = {
+    "digits": "digits, accuracy %",
+    "adding": "adding, error (solved)",
+    "parity": "parity, % at 32 / 128",
+    "s3": "S3, % at 32 / 128",
+}
 TITLES = {
     "digits": "digits by pixel",
     "adding": "adding, 200 steps",
@@ -57,34 +63,17 @@ def markdown(result: dict[str, Any]) -> str:
     """All cells, a line each."""
     rows = by_key(result)
     lstm = result["step_ms"].get("lstm")
-    header = (
-        "cell",
-        "recurrence",
-        "hidden",
-        "digits, accuracy %",
-        "adding, error (solved)",
-        "parity, % at 32 / 128",
-        "S3, % at 32 / 128",
-        "time of a step",
-    )
+    tasks = [task for task in COLUMNS if any(task == name for _, name in rows)]
+    header = ("cell", "recurrence", "hidden", *(COLUMNS[task] for task in tasks), "time of a step")
     lines = []
     for cell in dict.fromkeys(cell for cell, _ in rows):
         own = {task: row for (name, task), row in rows.items() if name == cell}
         first = next(iter(own.values()))
         title = f"`{cell}`" + (f" ({first['options']})" if first["options"] else "")
         time = result["step_ms"].get(cell)
-        lines.append(
-            (
-                title,
-                first["recurrence"],
-                str(first["hidden"]),
-                _spread(own.get("digits")),
-                _error(own.get("adding")),
-                _tracked(own.get("parity")),
-                _tracked(own.get("s3")),
-                f"{time / lstm:.1f}" if time and lstm else "-",
-            )
-        )
+        shown = [_shown(own[task]) if task in own else "-" for task in tasks]
+        spent = f"{time / lstm:.1f}" if time and lstm else "-"
+        lines.append((title, first["recurrence"], str(first["hidden"]), *shown, spent))
     return _table(header, lines)
 
 
@@ -93,22 +82,17 @@ def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
 
 
-def _spread(row: Row | None, more: str | None = None) -> str:
-    if row is None:
-        return "-"
-    percent = [100 * value for value in values(row, more)]
+def _shown(row: Row) -> str:
+    """What a row reached, as one text."""
+    if row["task"] == "adding":
+        return f"{statistics.median(values(row)):.4f} ({solved(row)} of {len(row['test'])})"
+    return " / ".join(_spread(values(row, more)) for more in (None, *row["more"]))
+
+
+def _spread(accuracies: list[float]) -> str:
+    percent = [100 * value for value in accuracies]
     spread = statistics.stdev(percent) if len(percent) > 1 else 0.0
     return f"{statistics.mean(percent):.1f} ± {spread:.1f}"
-
-
-def _error(row: Row | None) -> str:
-    if row is None:
-        return "-"
-    return f"{statistics.median(values(row)):.4f} ({solved(row)} of {len(row['test'])})"
-
-
-def _tracked(row: Row | None) -> str:
-    return "-" if row is None else f"{_spread(row)} / {_spread(row, LONGER)}"
 
 
 class Verdict(NamedTuple):
@@ -168,8 +152,7 @@ def _compared(
         verdict = "confirmed" if ahead > 0 else "the reverse"
     else:
         verdict = "confirmed" if ahead > 0 else "not confirmed"
-    show = _error if task == "adding" else _spread
-    seen = f"{task}: `{one}` {show(rows[one, task])}, `{other}` {show(rows[other, task])}"
+    seen = f"{task}: `{one}` {_shown(rows[one, task])}, `{other}` {_shown(rows[other, task])}"
     return Verdict(claim, source, f"{seen}; p = {p:.3f}", verdict)
 
 
@@ -178,9 +161,9 @@ def _worst(rows: dict[Key, Row], task: str) -> Verdict | None:
     if not {(name, task) for name in names} <= rows.keys():
         return None
     worse = task == "adding"
-    ranked = sorted(names, key=lambda n: statistics.median(values(rows[n, task])), reverse=worse)
-    show = _error if task == "adding" else _spread
-    least = ", ".join(f"`{name}` {show(rows[name, task])}" for name in ranked[:3])
+    middle = statistics.median if worse else statistics.mean  # as they are shown
+    ranked = sorted(names, key=lambda name: middle(values(rows[name, task])), reverse=worse)
+    least = ", ".join(f"`{name}` {_shown(rows[name, task])}" for name in ranked[:3])
     right = len({"lstm-NFG", "lstm-NOAF"} & set(ranked[:2]))
     verdict = {2: "confirmed", 1: "half confirmed", 0: "not confirmed"}[right]
     claim = "of the eight variants NFG and NOAF lose most"
