@@ -1,9 +1,11 @@
 """State tracking: read permutations, say at each step how the things lie by now.
 
     jrnn train configs/tracking.py                       # the group S3, tested at 128 steps
-    jrnn train configs/tracking.py:cell=mingru,degree=2  # parity, which linear cells fail
+    jrnn train configs/tracking.py:cell=mingru,degree=2  # parity, which minGRU fails
 
-Degree 2 is parity. A network that has learned the rule is right at any length.
+After Merrill, Petty and Sabharwal, 2024, The illusion of state in state-space models. Degree 2 is
+parity; at random one answer in degree! is right. A network that has learned the rule is right at
+any length: the LSTM of 32 units is, at 128 steps of S3, after 15 seconds on two CPU cores.
 """
 
 from jrnn.config import make_cell

@@ -88,6 +88,7 @@ def test_a_name_may_have_transforms_before_it():
     [
         ("zoneuot+gru", "transform must be one of layer_norm, .*did you mean 'zoneout'"),
         ("stack+gru", "transform must be one of .*, got 'stack'"),
+        ("clip+gru", "transform must be one of .*, got 'clip'"),
         ("zoneout+", "cell must be one of lstm, .*, got ''"),
         ("gru+lstm", "transform must be one of .*, got 'gru'"),
     ],

@@ -17,6 +17,8 @@ PERIODS = (1, 2, 4, 8, 16)
 HEAD = 4
 ALLOWED = 16
 """One size in so many is allowed, at least."""
+NEAR = 0.06
+"""How far off the number of parameters may be, as a share of it."""
 GREFF = tuple(name for name in VARIANTS if name != "vanilla")
 
 
@@ -52,7 +54,8 @@ _OF_OTHER_TASKS = {"convlstm"}
 
 _SPECIAL = {
     "clockwork": Contender(
-        lambda hidden: jrnn.Clockwork(hidden, periods=PERIODS), options="periods 1 to 16"
+        lambda hidden: jrnn.Clockwork(hidden, periods=PERIODS),
+        options="periods 1 to 16; of w_hh 2/5 is masked, and counted",
     ),
     "cfc": Contender(lambda hidden: jrnn.CfC(hidden, backbone_units=32), options="backbone of 32"),
     "depthgatedlstm": Contender(
@@ -83,7 +86,11 @@ CONTENDERS |= {
 
 
 def of_size(contender: Contender, input_size: int, output_size: int, count: int) -> jrnn.Cell:
-    """The cell with which a network, its linear readout included, is nearest to `count` numbers."""
+    """The cell with which a network, its linear readout included, is nearest to `count` numbers.
+
+    Raises:
+      ValueError: the nearest is more than `NEAR` off.
+    """
 
     def missing(hidden: int) -> int | None:
         """How many numbers a size falls short; None where the cell has no such size."""
@@ -94,21 +101,27 @@ def of_size(contender: Contender, input_size: int, output_size: int, count: int)
             return None
         return count - parameters(params) - (hidden + 1) * output_size
 
-    # Numbers grow with the size, so that a step may be halved; but some sizes are not allowed.
-    few, many = 0, 16
-    while (missing(many) or 0) > 0:
+    def too_small(size: int) -> bool:
+        """Whether the first allowed size from this one on falls short."""
+        lacks = (missing(each) for each in range(size, size + ALLOWED))
+        return next((m for m in lacks if m is not None), 0) > 0
+
+    # Numbers grow with the size, so that a step may be doubled, and halved.
+    few, many = 0, ALLOWED
+    while too_small(many):
         few, many = many, 2 * many
     while many - few > 1:
         middle = (few + many) // 2
-        sizes = ((size, missing(size)) for size in range(middle, many))
-        size, lacks = next(((s, m) for s, m in sizes if m is not None), (many, None))
-        if lacks is None or lacks < 0:
-            many = middle
-        else:
-            few = size
-    near = {size: missing(size) for size in range(max(1, few), few + 2 * ALLOWED)}
+        few, many = (middle, many) if too_small(middle) else (few, middle)
+    near = {size: missing(size) for size in range(max(1, few - ALLOWED), many + ALLOWED)}
     fit = {size: abs(lacks) for size, lacks in near.items() if lacks is not None}
-    return contender.make(min(fit, key=lambda size: fit[size]))
+    best = min(fit, key=lambda size: fit[size])
+    if fit[best] > NEAR * count:
+        raise ValueError(
+            f"no hidden size gives {count} parameters: {contender.make(best)!r} is the nearest, "
+            f"and {fit[best]} off; choose another number"
+        )
+    return contender.make(best)
 
 
 def parameters(tree: Any) -> int:

@@ -11,6 +11,7 @@ done again, so that a study may be stopped and gone on with; each worker has one
 """
 
 import json
+import math
 import multiprocessing
 import os
 import sys
@@ -19,10 +20,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 import optax
 import tyro
 from flax import nnx
@@ -30,13 +30,13 @@ from flax import nnx
 from experiments.cells import report
 from experiments.cells.contenders import CONTENDERS, of_size
 from experiments.speed import machine
-from experiments.speed.contenders import Contender
+from experiments.speed.contenders import Contender as Timed
 from experiments.speed.timing import in_turn
 from jrnn import checks
 from jrnn.nn import RNN, Classifier, SequenceToSequence
-from jrnn.tasks import Adding, Data, Digits, Task, Tracking
+from jrnn.tasks import Adding, Data, Digits, Split, Task, Tracking
 from jrnn.train.data import shuffled_batches
-from jrnn.train.objective import Objective
+from jrnn.train.objective import HIGHER_IS_BETTER, Objective
 from jrnn.train.optim import Optim
 from jrnn.train.step import TrainState, count_params, init_state, make_evaluate, make_train_step
 
@@ -102,6 +102,14 @@ class Study:
             checks.one_of("Study", "tasks", name, ASSIGNMENTS)
         for name in ("seeds", "parameters", "batch_size", "shorten", "jobs"):
             checks.positive_int("Study", name, getattr(self, name))
+        for rate in self.rates:
+            checks.positive_number("Study", "each of rates", rate)
+        if not self.rates:
+            raise ValueError("Study: rates must hold at least one learning rate")
+
+    def steps(self, task: str) -> int:
+        """Training steps on a task."""
+        return max(1, ASSIGNMENTS[task].steps // self.shorten)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -109,22 +117,17 @@ def main(args: list[str] | None = None) -> None:
     study = tyro.cli(Study, args=args)
     study.out.mkdir(parents=True, exist_ok=True)
     path = study.out / "cells.json"
-    conditions = {
+    scope = ("cells", "tasks", "jobs", "out")
+    result: dict[str, Any] = {
         "machine": machine.describe(),
         "versions": machine.versions(),
-        "options": {
-            name: value
-            for name, value in asdict(study).items()
-            if name not in ("cells", "tasks", "jobs", "out")
-        },
-    }
-    result: dict[str, Any] = {**conditions, "rows": [], "step_ms": {}}
+        "options": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(study).items()
+                    if k not in scope},
+        "rows": [],
+        "step_ms": {},
+    }  # fmt: skip
     if path.is_file():
-        result = json.loads(path.read_text("utf-8"))
-        if result["options"] != json.loads(json.dumps(conditions["options"])):
-            raise SystemExit(
-                f"{path} holds a study with other options, {result['options']}; give another --out"
-            )
+        result = resumed(study, result, json.loads(path.read_text("utf-8")), path)
     done = {(row["cell"], row["task"]) for row in result["rows"]}
     todo = [
         (cell, task) for task in study.tasks for cell in study.cells if (cell, task) not in done
@@ -139,6 +142,23 @@ def main(args: list[str] | None = None) -> None:
         result["step_ms"] = step_times(study, list(times) + missing)
         save(result, path)
     report.write(result, study.out)
+
+
+def resumed(study: Study, new: dict[str, Any], saved: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What was saved, if it was made as the rest will be."""
+    for name in ("options", "versions"):
+        if saved[name] != new[name]:
+            raise SystemExit(
+                f"{path} holds a study with other {name}, {saved[name]} and not {new[name]}; give "
+                "another --out"
+            )
+    for row in saved["rows"]:
+        if row["steps"] != study.steps(row["task"]):
+            raise SystemExit(
+                f"{path} holds {row['steps']} steps of {row['cell']} on {row['task']}, and not "
+                f"{study.steps(row['task'])}; give another --out"
+            )
+    return saved
 
 
 def save(result: dict[str, Any], path: Path) -> None:
@@ -158,13 +178,16 @@ def rows(study: Study, todo: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
     with ProcessPoolExecutor(study.jobs, context, _take_core, (cores,)) as pool:
         futures = {pool.submit(row, study, *which): which for which in todo}
         failed = {}
-        for future in as_completed(futures):
-            if future.exception() is None:
-                yield future.result()
-            else:
-                failed[futures[future]] = future.exception()
+        try:
+            for future in as_completed(futures):
+                if future.exception() is None:
+                    yield future.result()
+                else:
+                    failed[futures[future]] = future.exception()
+        finally:
+            pool.shutdown(cancel_futures=True)
     if failed:
-        raise RuntimeError(f"all else is done, but these failed: {failed}")
+        raise RuntimeError(f"these failed, and can be gone on with: {failed}")
 
 
 def _take_core(cores: Any) -> None:
@@ -179,12 +202,12 @@ def row(study: Study, name: str, task: str) -> dict[str, Any]:
     assignment = ASSIGNMENTS[task]
     data = assignment.task.load()
     begin = time.perf_counter()
-    trainer = Trainer(study, name, data, max(1, assignment.steps // study.shorten))
-    trials = {rate: trainer.run(0, rate).validation for rate in study.rates}
-    better = max if data.metric == "accuracy" else min
-    finite = {rate: value for rate, value in trials.items() if np.isfinite(value)} or trials
-    rate = better(finite, key=lambda rate: finite[rate])
-    runs = [trainer.run(seed, rate) for seed in range(1, study.seeds + 1)]
+    trainer = Trainer(study, name, data, study.steps(task))
+    trials = {r: trainer.reached(trainer.run(0, r), data.validation) for r in study.rates}
+    finite = {r: value for r, value in trials.items() if value is not None}
+    better = max if HIGHER_IS_BETTER[data.metric] else min
+    rate = better(finite, key=lambda r: finite[r]) if finite else study.rates[0]
+    states = [trainer.run(seed, rate) for seed in range(1, study.seeds + 1)]
     others = {label: other.load().test for label, other in assignment.tests.items()}
     return {
         "cell": name,
@@ -197,9 +220,9 @@ def row(study: Study, name: str, task: str) -> dict[str, Any]:
         "baseline": data.baseline[1],
         "trials": {str(r): value for r, value in trials.items()},
         "rate": rate,
-        "test": [trainer.evaluate(run.state, data.test)["metric"] for run in runs],
+        "test": [trainer.reached(state, data.test) for state in states],
         "more": {
-            label: [trainer.evaluate(run.state, split)["metric"] for run in runs]
+            label: [trainer.reached(state, split) for state in states]
             for label, split in others.items()
         },
         "seconds": time.perf_counter() - begin,
@@ -209,8 +232,8 @@ def row(study: Study, name: str, task: str) -> dict[str, Any]:
 def step_times(study: Study, cells: list[str]) -> dict[str, float]:
     """Milliseconds of a training step on digits, by cell: medians of steps in turn."""
     data = ASSIGNMENTS["digits"].task.load()
-    ready = [Contender(name, "jrnn", _one_step(Trainer(study, name, data, 1000))) for name in cells]
-    return {name: 1e3 * t.median for name, t in in_turn(ready, repeats=5, seconds=0).items()}
+    ready = [Timed(name, "jrnn", _one_step(Trainer(study, name, data, 1000))) for name in cells]
+    return {name: 1e3 * t.median for name, t in in_turn(ready, repeats=9, seconds=120).items()}
 
 
 def _one_step(trainer: "Trainer") -> Callable[[], Any]:
@@ -224,13 +247,6 @@ def _one_step(trainer: "Trainer") -> Callable[[], Any]:
 
     step()
     return step
-
-
-class Run(NamedTuple):
-    """What one training ends with."""
-
-    state: TrainState
-    validation: float
 
 
 class Trainer:
@@ -263,13 +279,18 @@ class Trainer:
         unit = Optim(1.0, "adam", "cosine", warmup=WARMUP).build(self.steps)
         return optax.chain(unit, optax.inject_hyperparams(optax.scale)(step_size=rate))
 
-    def run(self, seed: int, rate: float) -> Run:
+    def reached(self, state: TrainState, split: Split) -> float | None:
+        """The metric; None where the loss is no number, as its accuracy would look like a guess."""
+        found = self.evaluate(state, split)
+        return found["metric"] if math.isfinite(found["loss"]) else None
+
+    def run(self, seed: int, rate: float) -> TrainState:
         """Trains with a seed, of the parameters and of the order of the examples."""
         _, state = init_state(self.network(seed), self.optimizer(rate))
         batches = shuffled_batches(self.data.train, self.batch_size, seed)
         for _ in range(self.steps):
             state, _ = self.step(state, next(batches))
-        return Run(state, self.evaluate(state, self.data.validation)["metric"])
+        return state
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ class S5(Cell):
         eigenvalues = lax.complex(wide(params.lambda_re), wide(params.lambda_im))
         step = jnp.exp(wide(params.log_step))
         moved = eigenvalues * step
-        taken_in = step * _mean_of_exp(moved) * lax.complex(wide(z.re), wide(z.im))
+        taken_in = step * mean_of_exp(moved) * lax.complex(wide(z.re), wide(z.im))
         return jnp.exp(moved), taken_in
 
     def update(
@@ -146,11 +146,14 @@ class S5(Cell):
         return s, ((1 + self.conjugate) * seen + z.d).astype(z.d.dtype)
 
 
-def _mean_of_exp(m: jax.Array) -> jax.Array:
+def mean_of_exp(m: jax.Array) -> jax.Array:
     """(exp(m) - 1) / m, the mean of exp from 0 to m, and its limit 1 at 0."""
-    near = jnp.abs(m) < 1e-4
+    near = jnp.abs(m) < 0.1
     away = jnp.where(near, 1, m)
-    return jnp.where(near, 1 + m * (1 / 2 + m * (1 / 6 + m / 24)), jnp.expm1(away) / away)
+    series = jnp.ones_like(m)
+    for n in range(11, 1, -1):  # 1 + m / 2 (1 + m / 3 (1 + ...)), where the quotient loses digits
+        series = 1 + m / n * series
+    return jnp.where(near, series, jnp.expm1(away) / away)
 
 
 def legs(size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,8 @@ from jrnn.nn.rnn import RNN
 class FlaxCell(nnx.RNNCellBase):
     """Lets any cell drive `nnx.RNN` and `nnx.Bidirectional`.
 
-    Masks, resets and engines are jrnn's own: with them, use `jrnn.nn.RNN`.
+    Masks, resets, noise and engines are jrnn's own: with them, use `jrnn.nn.RNN`. A cell with noise
+    gives its expected value here.
 
     >>> import jax.numpy as jnp, jrnn
     >>> from flax import nnx
@@ -41,6 +42,7 @@ class FlaxCell(nnx.RNNCellBase):
           param_dtype: of the parameters; the carry is in the wider of the two.
         """
         self.rnn = RNN(cell, input_size, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.rnn.rngs = nnx.data(None)  # nothing is drawn here
 
     @property
     def num_feature_axes(self) -> int:

@@ -44,7 +44,7 @@ class RNN(nnx.Module):
         Args:
           cell: any cell, such as `jrnn.LSTM(64)`.
           input_size: last axis of the inputs.
-          rngs: source of randomness: stream `params`, and `dropout` for a cell with noise.
+          rngs: source of randomness: stream `params`, and for the noise of a cell `dropout`.
           reverse: run from the last valid step to the first.
           time_major: take and return `[T, B, ...]` in place of `[B, T, ...]`.
           engine: as in `jrnn.unroll`.
@@ -66,7 +66,7 @@ class RNN(nnx.Module):
         self.engine = choose_engine(engine)
         self.dtype = dtype
         self.deterministic = False
-        self.rngs = nnx.data(None if cell.perturb is None else rngs.dropout.fork())
+        self.rngs = nnx.data(None if cell.perturb is None else _noise(rngs))
         self.weights = nnx.data(jax.tree.map(nnx.Param, params))
 
     @property
@@ -106,8 +106,8 @@ class RNN(nnx.Module):
             xs, resets = time_first(type(self).__name__, xs, resets)
         if self.dtype is not None:
             xs = cast(jax.tree.map(jnp.asarray, xs), jnp.dtype(self.dtype))
-        if key is None and self.rngs is not None and not self.deterministic:
-            key = self.rngs()
+        if key is None and self.cell.perturb is not None and not self.deterministic:
+            key = self._draw()
         carry, ys = unroll(
             self.cell,
             self.params,
@@ -120,6 +120,21 @@ class RNN(nnx.Module):
             engine=self.engine,
         )
         return carry, ys if self.time_major else swap_time_and_batch(ys)
+
+    def _draw(self) -> jax.Array:
+        """A key for the noise of one call."""
+        if self.rngs is None:
+            raise ValueError(
+                f"{type(self).__name__}: {self.cell!r} has noise, and rngs had no stream for it; "
+                "make the module with rngs=nnx.Rngs(params=..., dropout=...), give a key, or call "
+                "eval() for the expected value"
+            )
+        return self.rngs()
+
+
+def _noise(rngs: nnx.Rngs) -> nnx.RngStream | None:
+    """A stream of its own for noise, where there is one to take it from."""
+    return rngs.dropout.fork() if "dropout" in rngs or "default" in rngs else None
 
 
 def time_first(owner: str, xs: Inputs, resets: ArrayLike | None) -> tuple[Inputs, Any]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jrnn import checks
-from jrnn.cell import Carry, Cell, Gates, Inputs, Params
+from jrnn.cell import Carry, Cell, Gates, Inputs, Params, Timed
 from jrnn.transforms.wrapper import keys_for
 
 MERGES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
@@ -36,7 +36,8 @@ class Bidirectional(Cell):
         ys = merge(unroll(forward, xs), unroll(backward, xs, reverse=True))
 
     It has no step: an output needs the whole sequence. Lengths and resets are those of the forward
-    half; the backward half starts anew at the last step of each segment.
+    half; the backward half starts anew at the last step of each segment. Each input keeps its own
+    `Timed` time in both directions.
 
     Args:
       forward: the cell that goes with time.
@@ -90,7 +91,7 @@ class Bidirectional(Cell):
 
     @property
     def takes_time(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return all(cell.takes_time for cell in self._halves)
+        return any(cell.takes_time for cell in self._halves)
 
     @property
     def reverse_only(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -136,9 +137,10 @@ class Bidirectional(Cell):
     ) -> tuple[BidirectionalParams, jax.Array]:
         carry = BidirectionalParams(None, None) if carry is None else carry
         keys = keys_for(key, 2)
-        ahead, ys = run(self.forward, params.forward, xs, carry.forward, keys[0])
+        inputs = [_given(cell, xs) for cell in self._halves]
+        ahead, ys = run(self.forward, params.forward, inputs[0], carry.forward, keys[0])
         back, others = run(
-            self.backward, params.backward, xs, carry.backward, keys[1], backwards=True
+            self.backward, params.backward, inputs[1], carry.backward, keys[1], backwards=True
         )
         return BidirectionalParams(ahead, back), MERGES[self.merge](ys, others)
 
@@ -150,6 +152,11 @@ class Bidirectional(Cell):
 
     def update(self, params: Params, carry: Carry, z: Gates, u: Gates) -> NoReturn:
         raise _no_step()
+
+
+def _given(cell: Cell, xs: Inputs) -> Inputs:
+    """Inputs without their times for a cell that takes none."""
+    return xs.x if isinstance(xs, Timed) and not cell.takes_time else xs
 
 
 def _no_step() -> TypeError:

@@ -118,7 +118,9 @@ class Wrapper(Cell):
     def features(self, x: Inputs) -> jax.Array:
         """What goes round the cell: the input without noise; of a pytree of inputs its field x."""
         x = x if self.cell.perturb is None else x[0]
-        return x.x if "x" in getattr(x, "_fields", ()) else x
+        while "x" in getattr(x, "_fields", ()):
+            x = x.x
+        return x
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> Params:
         return self.cell.init(key, input_size, dtype)

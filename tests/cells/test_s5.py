@@ -9,7 +9,7 @@ import pytest
 
 import jrnn
 from jrnn import S5
-from jrnn.cells.s5 import legs
+from jrnn.cells.s5 import legs, mean_of_exp
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 16])
@@ -65,16 +65,31 @@ def test_an_integrator_is_a_system_like_others(x64: None) -> None:
         moved = params._replace(lambda_re=real, lambda_im=jnp.zeros(3))
         return jrnn.unroll(cell, moved, xs, engine="scan")[1]
 
-    tiny = jnp.full(3, 1e-3)
     at, slope = jax.jvp(run, (jnp.zeros(3),), (jnp.ones(3),))
-    for near in (-1e-3, -2e-5, 1e-7):
+    for near in (-1e-3, 1e-4):
         expected = at + near * slope
-        np.testing.assert_allclose(run(near / 1e-3 * tiny), expected, atol=20 * near**2 + 1e-13)
+        np.testing.assert_allclose(run(jnp.full(3, near)), expected, rtol=0, atol=20 * near**2)
+    assert np.abs(slope).max() > 0.01  # what those bounds would not let pass
     step = jnp.exp(params.log_step)
     b = params.w_ih[:, :3] + 1j * params.w_ih[:, 3:6]
     s = jnp.cumsum(step * (xs[:, 0] @ b), axis=0)
     want = 2 * (s.real @ params.c_re - s.imag @ params.c_im) + xs[:, 0] @ params.w_ih[:, 6:]
     np.testing.assert_allclose(at[:, 0], want, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [0, 1e-9, 1e-4, 1e-2, 0.099, 0.101, 1.0, 5.0])
+def test_mean_of_exp_loses_nothing(size: float, x64: None) -> None:
+    # Against the series of both, in higher precision.
+    terms = np.cumprod(1 / np.arange(1, 90, dtype=np.longdouble))  # 1 / n!
+    for turn in np.exp(1j * np.array([np.pi, 2.0, np.pi / 2])):
+        m = np.clongdouble(size * turn)
+        powers = m ** np.arange(88)
+        want = complex((terms[:88] * powers).sum())
+        slope = complex((terms[1:] * np.arange(1, 89) * powers).sum())
+        for dtype, tolerance in ((jnp.complex128, 1e-11), (jnp.complex64, 1e-5)):
+            both = jax.value_and_grad(mean_of_exp, holomorphic=True)
+            got = both(jnp.asarray(complex(m), dtype))
+            np.testing.assert_allclose(np.array(got), [want, slope], rtol=tolerance)
 
 
 def test_steps_begin_uniform_in_their_logarithms() -> None:

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import jrnn
-from jrnn.nn import RNN, FlaxCell
+from jrnn.nn import RNN, FlaxCell, StackedRNN
 from jrnn.testing import randomized
 from tests.cells.toys import Noisy
 from tests.helpers import assert_close
@@ -69,6 +69,37 @@ def test_noise_is_drawn_in_training_and_expected_in_evaluation():
     assert not np.allclose(run(key=jax.random.key(3)), run())
     rnn.train()
     assert not np.allclose(run(), run())
+
+
+def test_noise_needs_a_stream_of_random_numbers_in_training_alone():
+    rnn = RNN(Noisy(H), I, rngs=nnx.Rngs(params=0))
+    xs, _, _ = batch()
+    with pytest.raises(ValueError, match=r"RNN: Noisy\(.* has noise, and rngs had no stream"):
+        rnn(xs)
+    assert not np.allclose(rnn(xs, key=jax.random.key(0))[1], rnn(xs, key=jax.random.key(1))[1])
+    rnn.eval()
+    assert_close(rnn(xs), rnn(xs), 0)
+    adapter = nnx.RNN(FlaxCell(Noisy(H), I, rngs=nnx.Rngs(params=0)))
+    adapter.train()
+    assert_close(adapter(xs), adapter(xs), 0)
+
+
+def test_layers_and_steps_have_noise_of_their_own():
+    model = StackedRNN(Noisy(H), H, 2, rngs=nnx.Rngs(0, dropout=1))
+    first, second = model.rnns
+    drawn = [jax.random.key_data(half.rngs()).tolist() for half in (first, second, first)]
+    assert len({str(key) for key in drawn}) == 3
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def run(state, xs):
+        model = nnx.merge(graphdef, state)
+        return model(xs)[1], nnx.state(model)
+
+    xs = jnp.ones((B, T, H))
+    one, state = run(state, xs)
+    two, _ = run(state, xs)
+    assert not np.allclose(one, two)
 
 
 def test_a_cell_without_noise_takes_no_random_numbers():

@@ -10,10 +10,11 @@ from jrnn.tasks import Tracking
 
 @pytest.mark.parametrize("degree", [2, 3, 4])
 def test_targets_say_how_the_things_lie(degree: int):
-    data = Tracking(degree, length=11, train_size=20, eval_size=4).load()
+    data = Tracking(degree, length=11, test_length=15, train_size=20, eval_size=9).load()
     orders = list(itertools.permutations(range(degree)))
     assert data.input_size == data.output_size == len(orders)
-    for x, y in zip(data.train.xs, data.train.ys, strict=True):
+    splits = (data.train, data.validation, data.test)
+    for x, y in (pair for split in splits for pair in zip(split.xs, split.ys, strict=True)):
         lying = list(range(degree))  # thing k lies at place lying[k]
         for step, seen in zip(x.tolist(), y.tolist(), strict=True):
             lying = [orders[step][place] for place in lying]
@@ -38,6 +39,12 @@ def test_test_sequences_may_be_longer_and_the_last_step_is_scored():
     for split, length in ((data.train, 5), (data.validation, 5), (data.test, 9)):
         assert split.xs.shape[1] == length and split.scored is not None
         assert split.scored[:, -1].all() and split.scored.sum() == len(split.xs)
+
+
+def test_parts_are_drawn_apart():
+    data = Tracking(3, length=6, train_size=40, eval_size=40).load()
+    assert not np.array_equal(data.train.xs, data.validation.xs)
+    assert not np.array_equal(data.validation.xs, data.test.xs)
 
 
 def test_baseline_is_one_guess_at_the_last_step():

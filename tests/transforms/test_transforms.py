@@ -234,11 +234,32 @@ def test_a_stack_hands_the_times_up(x64: None) -> None:
         for t in range(XS.shape[0]):
             carry, y = cell.step(params, carry, Timed(xs.x[t], xs.dt[t]))
         assert_close(y, want[-1], 1e-9)
-    both = stack([bidirectional(CfC(SIZE, None)), CfC(SIZE, None)])
-    params = random_params(both, 2, SIZE)
-    below = jrnn.unroll(both.cells[0], params[0], xs)[1]
-    want = jrnn.unroll(both.cells[1], params[1], Timed(below, xs.dt))[1]
-    assert_close(jrnn.unroll(both, params, xs)[1], want, 1e-12)
+    for half in (None, GRU(SIZE)):
+        both = stack([GRU(SIZE), bidirectional(CfC(SIZE, None), half)])
+        params = random_params(both, 2, SIZE)
+        below = Timed(jrnn.unroll(GRU(SIZE), params[0], xs.x)[1], xs.dt)
+        ahead, back = both.cells[1].forward, both.cells[1].backward
+        given = below if half is None else below.x
+        want = [
+            jrnn.unroll(ahead, params[1].forward, below)[1],
+            jrnn.unroll(back, params[1].backward, given, reverse=True)[1],
+        ]
+        assert_close(jrnn.unroll(both, params, xs)[1], np.concatenate(want, -1), 1e-12)
+
+
+def test_the_input_of_a_stack_that_takes_state_and_time_goes_round_it(x64: None) -> None:
+    inner = stack([DepthGatedLSTM(SIZE), CfC(SIZE, None)])
+    cell = stack([LSTM(SIZE), residual(inner)])
+    params = random_params(cell, 1, SIZE)
+    xs = Timed(XS.astype(np.float64), np.random.default_rng(5).uniform(0.1, 3, XS.shape[:2]))
+    carry, y = cell.init_carry(params, (XS.shape[1],)), None
+    low, high = LSTM(SIZE).init_carry(params[0], (4,)), inner.init_carry(params[1], (4,))
+    for t in range(XS.shape[0]):
+        carry, y = cell.step(params, carry, jax.tree.map(lambda a, t=t: a[t], xs))
+        low, below = LSTM(SIZE).step(params[0], low, xs.x[t])
+        high, top = inner.step(params[1], high, Timed(jrnn.Below(below, low.c), xs.dt[t]))
+        assert_close(y, top + below, 1e-12)
+    assert_close(jrnn.unroll(cell, params, xs)[1][-1], y, 1e-9)
 
 
 def test_the_cell_state_goes_through_transforms_and_stacks(x64: None) -> None:
