@@ -51,7 +51,7 @@ def test_a_number_of_parameters_that_no_size_has_is_refused():
 
 
 def test_study_trains_writes_and_goes_on_where_it_was(tmp_path, capsys):
-    flags = f"--seeds 1 --shorten 150 --rates 0.01 --jobs 1 --parameters 300 --out {tmp_path}"
+    flags = f"--seeds 1 --shorten 150 --rates 0.01 --jobs 1 --parameters 2000 --out {tmp_path}"
     study.main([*flags.split(), "--cells", "gru", "--tasks", "s3"])
     first = json.loads((tmp_path / "cells.json").read_text("utf-8"))
     study.main([*flags.split(), "--cells", "gru", "mingru", "--tasks", "s3"])
@@ -80,7 +80,7 @@ def test_another_version_or_number_of_steps_is_not_mixed_in(tmp_path):
 
 def test_a_network_without_numbers_is_no_guess():
     data = study.ASSIGNMENTS["digits"].task.load()
-    trainer = study.Trainer(study.Study(parameters=300), "gru", data, steps=1)
+    trainer = study.Trainer(study.Study(parameters=2000), "gru", data, steps=1)
     state = trainer.run(0, 1e-3)
     assert 0 <= (trainer.reached(state, data.test) or -1) <= 1
     broken = state._replace(params=jax.tree.map(lambda a: jnp.nan * a, state.params))

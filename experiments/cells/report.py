@@ -121,7 +121,7 @@ def _range(numbers: Iterable[int]) -> str:
 def _shown(row: Row) -> str:
     """What a row reached, as one text."""
     if row["task"] == "adding":
-        return f"{statistics.median(values(row)):.4f} ({solved(row)} of {len(row['test'])})"
+        return f"{statistics.median(values(row)):.2g} ({solved(row)} of {len(row['test'])})"
     return " / ".join(_spread(values(row, more)) for more in (None, *row["more"]))
 
 
