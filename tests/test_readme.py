@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from experiments.cells import report as study
 from experiments.speed import newton, report
 from jrnn import config
 from jrnn.cli import look
@@ -48,6 +49,11 @@ def test_table_of_speed_is_that_of_the_results():
 def test_table_of_newton_is_that_of_the_results():
     results = ROOT / "experiments/speed/results/epyc-2-cores-newton.json"
     assert newton.markdown(json.loads(results.read_text("utf-8"))) in TEXT
+
+
+def test_claims_are_those_of_the_results():
+    results = ROOT / "experiments/cells/results/cells.json"
+    assert study.claims_markdown(json.loads(results.read_text("utf-8"))) in TEXT
 
 
 def test_ratios_of_long_sequences_are_those_of_the_results():
