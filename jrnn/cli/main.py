@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ HELP = """\
 [bold]jrnn[/bold] trains and compares recurrent networks.
 
   jrnn train CONFIG\\[:name=value,...] \\[--flag value ...]   train; --help lists the flags
+  jrnn train --resume RUN                                go on with a run that was stopped
   jrnn eval RUN                                          evaluate the best checkpoint of a run
   jrnn sample RUN \\[--prompt TEXT]                        print text drawn from a run on text
   jrnn ls cells|transforms|tasks|engines|configs         what there is
@@ -50,8 +52,9 @@ def main(args: list[str] | None = None) -> None:
         commands[name](rest)
     except FloatingPointError as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted; what was saved is whole", 130)
+    except KeyboardInterrupt as error:
+        number = getattr(error, "signal", signal.SIGINT)
+        _fail(str(error) or "interrupted; what was saved is whole", 128 + number)
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("JRNN_DEBUG"):
             raise

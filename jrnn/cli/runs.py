@@ -22,12 +22,15 @@ stdout = Console()
 
 
 def train_command(args: list[str]) -> None:
-    """`jrnn train CONFIG[:name=value,...] [--flag value ...]`."""
+    """`jrnn train CONFIG[:name=value,...] [--flag value ...]`, or `jrnn train --resume RUN`."""
     if args and args[0] in ("-h", "--help"):
         stdout.print(
             "jrnn train CONFIG --help lists the arguments and flags of a config; "
-            "jrnn ls configs lists the configs"
+            "jrnn ls configs lists the configs; jrnn train --resume RUN goes on with a run"
         )
+        return
+    if "--resume" in args:
+        _resume(args)
         return
     if not args or args[0].startswith("-"):
         raise ValueError(
@@ -44,8 +47,18 @@ def train_command(args: list[str]) -> None:
     config.save(experiment, spec, folder / "config.json")
     (folder / "data.txt").write_text(data.fingerprint() + "\n")
     stdout.print(escape(f"run folder: {folder}"), soft_wrap=True)
-    trained = train(experiment, data, folder)
-    _report(experiment, data, trained, folder)
+    _report(experiment, data, train(experiment, data, folder), folder)
+
+
+def _resume(args: list[str]) -> None:
+    if len(args) != 2 or args[0] != "--resume":
+        raise ValueError(
+            "train: --resume takes the folder of a run and nothing else, since the run keeps its "
+            "own config, as in: jrnn train --resume runs/mine"
+        )
+    folder = Path(args[1])
+    experiment, data = _open(folder)
+    _report(experiment, data, train(experiment, data, folder, resume=True), folder)
 
 
 def eval_command(args: list[str]) -> None:

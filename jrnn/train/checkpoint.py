@@ -1,88 +1,200 @@
-"""Checkpoints of a run by orbax: the best and the last are kept."""
+"""Checkpoints of a run by orbax: written whole or not at all, and checked when they are read."""
 
+import errno
+import json
+import logging
+import os
+import shutil
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jrnn.train.objective import HIGHER_IS_BETTER
-from jrnn.train.step import TrainState
+log = logging.getLogger("jrnn")
+
+KEPT = 2
+"""The newest checkpoints that are kept: the second is for when the first is damaged."""
+SLACK = 2**20
+"""Bytes beside the arrays that a checkpoint may take."""
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written, or none could be read; says what to do."""
+
+
+class Checkpoint(NamedTuple):
+    """All that moves in a run.
+
+    Attributes:
+      step: training steps done.
+      arrays: by name, trees of arrays.
+      record: by name, what JSON holds.
+    """
+
+    step: int
+    arrays: dict[str, Any]
+    record: dict[str, Any]
 
 
 class Checkpoints:
-    """The folder of a run's checkpoints; each is written whole or not at all."""
+    """The folder of a run's checkpoints."""
 
-    def __init__(self, folder: Path, metric: str):
-        """Opens the folder, and makes it if need be.
+    def __init__(self, folder: Path, *, writing: bool = False):
+        """Opens the folder.
 
         Args:
           folder: the run's folder `checkpoints`.
-          metric: name of the metric that says which checkpoint is best.
-        """
-        self._higher = HIGHER_IS_BETTER[metric]
-        keep = policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(1),
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics["metric"],
-                    n=1,
-                    reverse=not self._higher,
-                ),
-            ]
-        )
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(), options=ocp.CheckpointManagerOptions(preservation_policy=keep)
-        )
+          writing: whether anything is to be saved; the folder is then made if need be, and what a
+            killed run left half written is removed.
 
-    def save(self, state: TrainState, metrics: dict[str, float]) -> None:
-        """Writes a checkpoint in the background, under its step.
-
-        Args:
-          state: of the run.
-          metrics: on the validation split, with the key "metric".
+        Raises:
+          CheckpointError: it cannot be written to.
         """
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state._asdict()), metrics=ocp.args.JsonSave(metrics)
-            ),
-            metrics=metrics,
+        self._folder = folder.absolute()
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.LatestN(KEPT),
+            cleanup_tmp_directories=writing,
+            create=writing,
         )
+        try:
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        except OSError as error:
+            raise CheckpointError(f"{folder} cannot be written to: {error}") from error
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Writes a checkpoint in the background.
+
+        Raises:
+          CheckpointError: this one or the one before could not be written.
+        """
+        args = {name: ocp.args.StandardSave(tree) for name, tree in checkpoint.arrays.items()}
+        sealed = {
+            "record": checkpoint.record,
+            "checksum": _checksum_of_json(checkpoint.record),
+            "checksums": checksums(checkpoint.arrays),
+        }
+        args["record"] = ocp.args.JsonSave(sealed)
+        try:
+            self._manager.wait_until_finished()
+            self._check_room(checkpoint.arrays)
+            self._manager.save(checkpoint.step, args=ocp.args.Composite(**args))
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def wait(self) -> None:
+        """Waits for all writing.
+
+        Raises:
+          CheckpointError: a checkpoint could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failure(error) from error
 
     def steps(self) -> list[int]:
-        """The steps that can be restored, once all writing is done."""
-        self._manager.wait_until_finished()
+        """The steps of which there are checkpoints, whether damaged or not."""
         return sorted(self._manager.all_steps())
 
-    def best_step(self) -> int | None:
-        """The step of the best checkpoint, or None where there is none."""
-        best = max if self._higher else min
-        values = {}
-        for step in self.steps():
-            try:
-                values[step] = self.metrics(step)["metric"]
-            except (KeyError, FileNotFoundError):
-                continue  # half deleted by a run that was killed while it made room
-        return best(values, key=lambda step: values[step], default=None)
-
-    def metrics(self, step: int) -> dict[str, Any]:
-        """The validation metrics that were saved with a checkpoint."""
-        args = ocp.args.Composite(metrics=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args)["metrics"]
-
-    def restore(self, step: int, like: TrainState) -> TrainState:
-        """Reads a checkpoint.
+    def newest(self, like: dict[str, Any]) -> Checkpoint | None:
+        """The newest checkpoint that is not damaged; of a damaged one it says so in the log.
 
         Args:
-          step: one of `steps`.
-          like: a state of the same network and optimiser; arrays in it may be mere shapes.
+          like: trees of the shapes and dtypes that are expected, by name; only these are read.
+
+        Returns:
+          The checkpoint, or None where there is none at all.
+
+        Raises:
+          CheckpointError: all of them are damaged.
         """
-        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), like._asdict())
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
-        return TrainState(**self._manager.restore(step, args=args)["state"])
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return self._read(step, like)
+            except Exception as error:  # bytes that have changed make any error at all
+                log.warning("checkpoint of step %d is damaged: %s", step, _cause(error))
+        if steps:
+            raise CheckpointError(
+                f"{self._folder}: no checkpoint can be read, those of steps {steps} are damaged, or "
+                "of another version of jrnn; restore the folder from a copy, or train anew"
+            )
+        return None
+
+    def put_aside(self, after: int) -> None:
+        """Moves the checkpoints after a step, which are damaged, into the folder `damaged`."""
+        for step in [step for step in self.steps() if step > after]:
+            aside = self._folder.parent / "damaged" / str(step)
+            aside.parent.mkdir(exist_ok=True)
+            if aside.exists():
+                shutil.rmtree(aside)
+            (self._folder / str(step)).rename(aside)
+        self._manager.reload()
 
     def close(self) -> None:
         """Waits for all writing and lets go of the folder."""
         self._manager.close()
+
+    def _read(self, step: int, like: dict[str, Any]) -> Checkpoint:
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), like)
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
+        json_args: Any = ocp.args.JsonRestore()
+        found = self._manager.restore(step, args=ocp.args.Composite(record=json_args, **args))
+        sealed, arrays = found["record"], {name: found[name] for name in like}
+        record = sealed["record"]
+        if _checksum_of_json(record) != sealed["checksum"]:
+            raise ValueError("its record has changed since it was written")
+        if _kinds(arrays) != _kinds(like):
+            raise ValueError("its arrays have other shapes or dtypes than those of this run")
+        for name, sums in checksums(arrays).items():
+            if sums != sealed["checksums"][name]:
+                raise ValueError(f"the numbers of its {name} have changed since they were written")
+        return Checkpoint(step, arrays, record)
+
+    def _check_room(self, arrays: dict[str, Any]) -> None:
+        """Refuses what cannot fit, before orbax has half of it on the disk."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + SLACK
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed} bytes are needed")
+
+    def _failure(self, error: Exception) -> CheckpointError:
+        kept = self.steps()
+        whole = f"those of steps {kept} are whole" if kept else "there is none before it"
+        return CheckpointError(
+            f"{self._folder}: a checkpoint could not be written, {whole}. Make room or mend the "
+            f"folder, and go on with --resume. The cause: {_cause(error)}"
+        )
+
+
+def checksums(arrays: dict[str, Any]) -> dict[str, list[int]]:
+    """The CRC-32 of every leaf, by the name of its tree."""
+    return {name: [_checksum(leaf) for leaf in jax.tree.leaves(t)] for name, t in arrays.items()}
+
+
+def _checksum(leaf: jax.Array) -> int:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return zlib.crc32(np.ascontiguousarray(leaf).tobytes())
+
+
+def _checksum_of_json(record: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def _kinds(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
+
+def _cause(error: Exception) -> str:
+    """The system's words for it where they are in the message, else its first line."""
+    text = str(error)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        if os.strerror(number) in text:
+            return os.strerror(number)
+    return (text.splitlines() or [type(error).__name__])[0][:300]

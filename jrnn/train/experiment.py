@@ -18,12 +18,13 @@ class Experiment:
       optim: the optimiser.
       steps: training steps.
       batch_size: examples a step.
-      eval_every: steps between evaluations on the validation split; each is a checkpoint too.
+      eval_every: steps between evaluations on the validation split.
+      save_every: seconds between checkpoints; there is one at the beginning and at the end too.
       seed: of the parameters, of dropout, and of the order of the examples.
       run_dir: folder for all that the run writes; None means a new one under `runs`.
 
     Raises:
-      ValueError: a number is not a positive int, or the seed is negative.
+      ValueError: a number is not positive, or the seed is negative.
     """
 
     task: Task
@@ -32,11 +33,13 @@ class Experiment:
     steps: int = 1000
     batch_size: int = 32
     eval_every: int = 100
+    save_every: float = 30.0
     seed: int = 0
     run_dir: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "eval_every"):
             checks.positive_int("Experiment", name, getattr(self, name))
+        checks.positive_number("Experiment", "save_every", self.save_every)
         if self.seed < 0:
             raise ValueError(f"Experiment: seed must be at least 0, got {self.seed}")

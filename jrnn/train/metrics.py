@@ -1,6 +1,7 @@
 """`metrics.jsonl`: one line of JSON for each look at a run."""
 
 import json
+import os
 from pathlib import Path
 
 
@@ -16,6 +17,29 @@ class MetricsFile:
         """Appends one line."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+
+    def size(self) -> int:
+        """Bytes so far, once they are on the disk."""
+        if not self._path.exists():
+            return 0
+        with self._path.open("ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def cut(self, size: int) -> None:
+        """Takes away what was written after the file had `size` bytes.
+
+        Raises:
+          ValueError: the file has fewer bytes than that.
+        """
+        found = self._path.stat().st_size if self._path.exists() else 0
+        if found < size:
+            raise ValueError(
+                f"{self._path} has {found} bytes, and had {size} when the run was saved: lines are "
+                "missing; restore it from a copy"
+            )
+        if found > size:
+            os.truncate(self._path, size)
 
     def read(self, split: str, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one curve."""

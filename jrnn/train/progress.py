@@ -15,12 +15,12 @@ class Progress:
         self._bar = bars.Progress(
             bars.TextColumn("step {task.completed}/{task.total}"),
             bars.BarColumn(bar_width=None),
-            bars.TextColumn("loss {task.fields[loss]:.4f}"),
+            bars.TextColumn("loss {task.fields[loss]}"),
             bars.TextColumn(f"validation {METRIC_NAMES[metric]} {{task.fields[validation]}}"),
             bars.TextColumn("{task.fields[speed]} steps/s"),
             bars.TimeRemainingColumn(compact=True),
         )
-        self._task = self._bar.add_task("", total=steps, loss=0.0, validation="-", speed="-")
+        self._task = self._bar.add_task("", total=steps, loss="-", validation="-", speed="-")
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -35,10 +35,14 @@ class Progress:
         self._bar.stop()
 
     def trained(self, step: int, means: dict[str, float]) -> None:
-        """Shows the step, and the mean loss since the last look."""
-        self._bar.update(self._task, completed=step, loss=means["loss"])
+        """Shows the step, and the loss where there is one in `means`."""
         speed = self._bar.tasks[0].speed
-        self._bar.update(self._task, speed="-" if speed is None else f"{speed:.0f}")
+        self._bar.update(
+            self._task,
+            completed=step,
+            loss=f"{means['loss']:.4f}" if means else "-",
+            speed="-" if speed is None else f"{speed:.0f}",
+        )
 
     def validated(self, metrics: dict[str, float]) -> None:
         """Shows the metric on the validation split."""

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jrnn.nn import Classifier, SequenceToSequence
 from jrnn.tasks.task import Split
-from jrnn.train.data import whole_batches
+from jrnn.train.data import fits, take, whole_rows
 from jrnn.train.objective import Objective, Sums
 
 
@@ -31,6 +31,18 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
+class Weights(NamedTuple):
+    """What a network computes with.
+
+    Attributes:
+      params: its parameters.
+      rest: its other state.
+    """
+
+    params: nnx.State
+    rest: nnx.State
+
+
 class Report(NamedTuple):
     """What one training step reports: loss and metric over the batch, and the gradient's norm."""
 
@@ -40,6 +52,7 @@ class Report(NamedTuple):
 
 
 StepFunction = Callable[[TrainState, Split], tuple[TrainState, Report]]
+StepsFunction = Callable[[TrainState, Split, np.ndarray, int], tuple[TrainState, Report]]
 
 
 def apply_model(model: Classifier | SequenceToSequence, batch: Split) -> jax.Array:
@@ -54,8 +67,8 @@ def predict(
 ) -> np.ndarray:
     """The network's float32 outputs for all examples, a batch at a time."""
     run = nnx.jit(lambda model, batch: apply_model(model, batch).astype(jnp.float32))
-    outputs = [run(model, batch)[present] for batch, present in whole_batches(split, batch_size)]
-    return np.concatenate(outputs)
+    batches = zip(*whole_rows(len(split.xs), batch_size), strict=True)
+    return np.concatenate([run(model, take(split, rows))[present] for rows, present in batches])
 
 
 def init_state(
@@ -80,6 +93,40 @@ def make_train_step(
     graphdef: nnx.GraphDef, objective: Objective, optimizer: optax.GradientTransformation
 ) -> StepFunction:
     """A jitted pure function `(state, batch) -> (state, report)`; it takes over the old state."""
+    return jax.jit(_step(graphdef, objective, optimizer), donate_argnums=0)
+
+
+def make_train_steps(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+) -> StepsFunction:
+    """A jitted pure function that takes many training steps, one after another on the device.
+
+    Returns:
+      A function `(state, source, rows, count) -> (state, reports)` that takes over the old state.
+      Step k is that of `make_train_step` with the examples `rows[k]` of `source`, for k from 0 to
+      `count` - 1; reports are `[len(rows)]`, and those from `count` on are 0. Any count below
+      `len(rows)` is the same compiled code.
+    """
+    step = _step(graphdef, objective, optimizer)
+
+    def train_steps(state: TrainState, source: Split, rows: jax.Array, count: jax.Array):
+        def body(k: jax.Array, so_far: tuple[TrainState, Report]) -> tuple[TrainState, Report]:
+            state, reports = so_far
+            state, report = step(state, take(source, rows[k]))
+            return state, jax.tree.map(lambda all_, one: all_.at[k].set(one), reports, report)
+
+        nothing = Report(*(jnp.zeros(len(rows), jnp.float32) for _ in Report._fields))
+        return jax.lax.fori_loop(0, count, body, (state, nothing))
+
+    return jax.jit(train_steps, donate_argnums=0)
+
+
+def _step(
+    graphdef: nnx.GraphDef, objective: Objective, optimizer: optax.GradientTransformation
+) -> StepFunction:
+    """The pure training step."""
 
     def loss_of(params: nnx.State, rest: nnx.State, batch: Split):
         model = nnx.merge(graphdef, params, rest, copy=True)
@@ -96,26 +143,38 @@ def make_train_step(
         report = Report(loss, sums.metric / sums.metric_weight, optax.tree.norm(grads))
         return TrainState(state.step + 1, params, rest, opt_state), report
 
-    return jax.jit(train_step, donate_argnums=0)
+    return train_step
 
 
 def make_evaluate(
     graphdef: nnx.GraphDef, objective: Objective, batch_size: int
-) -> Callable[[TrainState, Split], dict[str, float]]:
-    """A function `(state, split) -> {"loss", "metric"}`: exact means over every example."""
+) -> Callable[[Weights | TrainState, Split], dict[str, float]]:
+    """A function `(weights, split) -> {"loss", "metric"}`: exact means over every example."""
 
     @jax.jit
-    def batch_sums(params, rest, batch, present) -> Sums:
-        model = nnx.merge(graphdef, params, rest)
-        model.eval()
-        return objective.sums(apply_model(model, batch), batch, present)
+    def sums_of(params, rest, split, rows, present) -> Sums:
+        def of_batch(rows: jax.Array, present: jax.Array) -> Sums:
+            model = nnx.merge(graphdef, params, rest, copy=True)
+            model.eval()
+            examples = take(split, rows)
+            return objective.sums(apply_model(model, examples), examples, present)
 
-    def evaluate(state: TrainState, split: Split) -> dict[str, float]:
-        sums = [
-            batch_sums(state.params, state.rest, batch, present)
-            for batch, present in whole_batches(split, batch_size)
+        def add(so_far: Sums, batch: tuple[jax.Array, jax.Array]) -> tuple[Sums, None]:
+            return jax.tree.map(jnp.add, so_far, of_batch(*batch)), None
+
+        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_batch, rows[0], present[0]))
+        return jax.lax.scan(add, nothing, (rows, present))[0]
+
+    def evaluate(weights: Weights | TrainState, split: Split) -> dict[str, float]:
+        rows, present = whole_rows(len(split.xs), batch_size)
+        if fits(split):
+            return sums_of(weights.params, weights.rest, split, rows, present).means()
+        places = np.arange(batch_size, dtype=np.int32)[None]
+        parts = [
+            sums_of(weights.params, weights.rest, take(split, some), places, there[None])
+            for some, there in zip(rows, present, strict=True)
         ]
-        return jax.tree.map(lambda *parts: sum(parts), *sums).means()
+        return jax.tree.map(lambda *each: sum(each), *parts).means()
 
     return evaluate
 

@@ -1,0 +1,265 @@
+"""A run as it lies in memory: what moves, how it goes on, and how it is saved."""
+
+import math
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jrnn.tasks.task import Data, Split
+from jrnn.train.checkpoint import Checkpoint, Checkpoints
+from jrnn.train.data import Feed, Order, fits
+from jrnn.train.experiment import Experiment
+from jrnn.train.metrics import MetricsFile
+from jrnn.train.objective import HIGHER_IS_BETTER, Objective
+from jrnn.train.step import (
+    Report,
+    TrainState,
+    Weights,
+    init_state,
+    make_evaluate,
+    make_train_steps,
+)
+
+LINE_EVERY = 20
+"""Steps that a line of `metrics.jsonl` is the mean of."""
+MOST_STEPS, MOST_ROWS = 256, 2**16
+"""Steps, and examples, in one dispatch at most."""
+SLICE = 0.25
+"""Seconds that a dispatch is to take at most, since a signal is heard after it."""
+
+
+class NonFiniteLoss(FloatingPointError):
+    """A loss was NaN or infinite; checkpoints saved before it are whole."""
+
+
+@dataclass
+class Record:
+    """What moves in a run and is no array.
+
+    Attributes:
+      best_step: the step of the best weights.
+      best: loss and metric of these on the validation split; empty before the first evaluation.
+      reports: of the steps since the last line of metrics.
+      metrics_bytes: size of `metrics.jsonl`.
+      seconds: time spent.
+    """
+
+    best_step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    reports: list[list[float]] = field(default_factory=list)
+    metrics_bytes: int = 0
+    seconds: float = 0.0
+
+
+class Best(NamedTuple):
+    """The best network of a run.
+
+    Attributes:
+      graphdef: its structure.
+      weights: what training had made of it.
+      step: when.
+      validation: loss and metric there on the validation split.
+    """
+
+    graphdef: nnx.GraphDef
+    weights: Weights
+    step: int
+    validation: dict[str, float]
+
+    def model(self) -> Any:
+        """The network, in evaluation mode."""
+        model = nnx.merge(self.graphdef, *self.weights)
+        model.eval()
+        return model
+
+
+class Run:
+    """A run between two of its steps.
+
+    One dispatch is always under way while the reports of the one before are written down, so that
+    the device does not wait for Python.
+
+    Attributes:
+      step: training steps done or under way.
+      means: loss, metric and norm of the gradient in the newest line of metrics; empty at first.
+    """
+
+    def __init__(self, experiment: Experiment, data: Data, folder: Path):
+        """Draws the parameters and opens the folder; `begin` or `resume` comes next.
+
+        Raises:
+          CheckpointError: the folder cannot be written to.
+        """
+        self.step, self.means = 0, dict[str, float]()
+        self._experiment, self._folder, self._metric = experiment, folder, data.metric
+        split = data.validation
+        self._validation = jax.device_put(split) if fits(split) else split
+        objective = Objective.of(data)
+        optimizer = experiment.optim.build(experiment.steps)
+        network = experiment.network.build(data, experiment.seed)
+        self._graphdef, self._state = init_state(network, optimizer)
+        self._best = self._weights()
+        self._record = Record()
+        self._steps = make_train_steps(self._graphdef, objective, optimizer)
+        self._evaluate = make_evaluate(self._graphdef, objective, experiment.batch_size)
+        order = Order(len(data.train.xs), experiment.batch_size, experiment.seed)
+        most = max(1, min(MOST_STEPS, MOST_ROWS // experiment.batch_size))
+        self._feed = Feed(data.train, order, most)
+        self._pace = min(LINE_EVERY, self._feed.most)
+        self._under_way: deque[tuple[int, int, Report]] = deque()
+        self._metrics = MetricsFile(folder / "metrics.jsonl")
+        self._checkpoints = Checkpoints(folder / "checkpoints", writing=True)
+        self._saved = self._counted = self._drained = time.perf_counter()
+
+    def begin(self) -> None:
+        """Begins anew, with a checkpoint of step 0: what cannot be saved is known at once.
+
+        Raises:
+          FileExistsError: the folder holds checkpoints.
+          CheckpointError: nothing can be written there.
+        """
+        if self._checkpoints.steps():
+            raise FileExistsError(
+                f"train: {self._folder} holds the checkpoints of a run already; go on with it by "
+                "--resume, or name another folder"
+            )
+        self._metrics.cut(0)
+        self.save()
+        self.wait()
+
+    def resume(self) -> None:
+        """Goes on from the newest whole checkpoint, and takes away the metrics after it.
+
+        Raises:
+          CheckpointError: all checkpoints are damaged.
+          ValueError: lines of the metrics are missing.
+        """
+        found = self._checkpoints.newest(self._arrays())
+        if found is None:
+            self.begin()
+            return
+        self._checkpoints.put_aside(after=found.step)
+        self._record = Record(**found.record)
+        self._metrics.cut(self._record.metrics_bytes)
+        self._state = TrainState(**found.arrays["state"])
+        self._best = Weights(**found.arrays["best"])
+        self.step = found.step
+
+    def advance(self) -> None:
+        """Sends some steps off, and none beyond the next evaluation."""
+        every, steps = self._experiment.eval_every, self._experiment.steps
+        count = min(every - self.step % every, steps - self.step, self._pace)
+        source, rows = self._feed.next(self.step, count)
+        self._state, reports = self._steps(self._state, source, rows, count)
+        self._under_way.append((self.step + 1, count, reports))
+        self.step += count
+        if len(self._under_way) > 1:
+            self._drain()
+
+    def validate(self) -> dict[str, float]:
+        """Loss and metric on the validation split; keeps the weights if they are the best."""
+        self._drain_all()
+        found = self._evaluate(self._state, self._validation)
+        self._check([found["loss"]], self.step)
+        self._metrics.write(self.step, "validation", found)
+        sign = 1 if HIGHER_IS_BETTER[self._metric] else -1
+        best = self._record.best
+        if not best or sign * found["metric"] > sign * best["metric"]:
+            self._best = self._weights()
+            self._record.best_step, self._record.best = self.step, found
+        self._drained = time.perf_counter()
+        return found
+
+    def save(self) -> None:
+        """Saves all of it in the background.
+
+        Raises:
+          CheckpointError: this checkpoint or the one before could not be written.
+          NonFiniteLoss: as for `advance`.
+        """
+        self._drain_all()
+        now = time.perf_counter()
+        self._record.seconds += now - self._counted
+        self._record.metrics_bytes = self._metrics.size()
+        self._checkpoints.save(Checkpoint(self.step, self._arrays(), asdict(self._record)))
+        self._counted = now
+        self._saved = self._drained = time.perf_counter()
+
+    def unsaved_seconds(self) -> float:
+        """Time since the last checkpoint."""
+        return time.perf_counter() - self._saved
+
+    def wait(self) -> None:
+        """Waits until all is saved.
+
+        Raises:
+          CheckpointError: a checkpoint could not be written.
+        """
+        self._checkpoints.wait()
+
+    def close(self) -> None:
+        """Waits for what is being written, and lets go of the folder."""
+        self._checkpoints.close()
+
+    def best(self) -> Best:
+        """The best network so far."""
+        return Best(self._graphdef, self._best, self._record.best_step, self._record.best)
+
+    def evaluate(self, split: Split) -> dict[str, float]:
+        """Loss and metric of the best network so far on a split."""
+        return self._evaluate(self._best, split)
+
+    def seconds(self) -> float:
+        """Time spent on the run up to its last checkpoint."""
+        return self._record.seconds
+
+    def _weights(self) -> Weights:
+        """A copy of the weights, since the next step takes over the state."""
+        return jax.tree.map(jnp.copy, Weights(self._state.params, self._state.rest))
+
+    def _arrays(self) -> dict[str, Any]:
+        return {"state": self._state._asdict(), "best": self._best._asdict()}
+
+    def _drain_all(self) -> None:
+        while self._under_way:
+            self._drain()
+
+    def _drain(self) -> None:
+        """Waits for the oldest dispatch, checks its losses and writes its lines."""
+        first, count, on_device = self._under_way.popleft()
+        values = jax.device_get(on_device)
+        now = time.perf_counter()
+        step_seconds, self._drained = (now - self._drained) / count, now
+        self._pace = max(1, min(self._feed.most, int(SLICE / max(step_seconds, 1e-9))))
+        self._check(values.loss[:count].tolist(), first + count - 1)
+        every, steps = self._experiment.eval_every, self._experiment.steps
+        for k in range(count):
+            step = first + k
+            self._record.reports.append([float(value[k]) for value in values])
+            if step % LINE_EVERY == 0 or step % every == 0 or step == steps:
+                self.means = _means(self._record.reports)
+                self._metrics.write(step, "train", self.means)
+                self._record.reports = []
+
+    def _check(self, losses: list[float], step: int) -> None:
+        """Raises if one of the last losses, the newest of which is of `step`, is not a number."""
+        bad = [k for k, loss in enumerate(losses) if not math.isfinite(loss)]
+        if not bad:
+            return
+        self.wait()
+        raise NonFiniteLoss(
+            f"train: the loss is {losses[bad[0]]} at step {step - len(losses) + 1 + bad[0]}; the "
+            f"last good checkpoint is of step {self._checkpoints.steps()[-1]}. Try a lower "
+            "learning rate, a smaller clip_norm, or look for NaN in the data"
+        )
+
+
+def _means(reports: list[list[float]]) -> dict[str, float]:
+    columns = zip(*reports, strict=True)
+    return {n: sum(c) / len(reports) for n, c in zip(Report._fields, columns, strict=True)}
