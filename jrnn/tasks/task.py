@@ -22,12 +22,15 @@ class Split(NamedTuple):
       lengths: `[N]` int32, the number of valid steps of each example; None: all T of them.
       scored: `[N, T]` bool, the steps that the metric counts where targets are per step; None:
         every valid step. The loss counts every valid step.
+      resets: `[N, T]` bool, the steps before which the carry starts anew, such as the first of a
+        document; None: none. For targets per step.
     """
 
     xs: np.ndarray
     ys: np.ndarray
     lengths: np.ndarray | None = None
     scored: np.ndarray | None = None
+    resets: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,8 @@ class Data:
       class_names: what the classes are called, by id.
       causal: whether the inputs of later steps give the target of a step away, so that no model may
         read them.
+      contiguous: whether examples follow one another without a gap, as windows of one series; a run
+        may then hand the carry over from one to the next.
     """
 
     train: Split
@@ -67,6 +72,7 @@ class Data:
     target_scale: np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
     causal: bool = False
+    contiguous: bool = False
 
     def fingerprint(self) -> str:
         """A short digest of all examples: another one means that the data have changed."""

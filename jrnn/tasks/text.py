@@ -77,6 +77,7 @@ class Text(Task):
             target="class_per_step",
             metric="bits_per_character",
             causal=True,
+            contiguous=True,
             input_size=len(vocabulary),
             output_size=len(vocabulary),
             baseline=("unigram model", bits),

@@ -20,3 +20,4 @@ from jrnn.train.step import apply_model as apply_model
 from jrnn.train.step import init_state as init_state
 from jrnn.train.step import make_evaluate as make_evaluate
 from jrnn.train.step import make_train_step as make_train_step
+from jrnn.train.tbptt import TBPTT as TBPTT

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
@@ -71,7 +72,7 @@ class Checkpoints:
         Raises:
           CheckpointError: this one or the one before could not be written.
         """
-        args = {name: ocp.args.StandardSave(tree) for name, tree in checkpoint.arrays.items()}
+        args: dict[str, Any] = {n: ocp.args.StandardSave(t) for n, t in checkpoint.arrays.items()}
         sealed = {
             "record": checkpoint.record,
             "checksum": _checksum_of_json(checkpoint.record),
@@ -121,8 +122,8 @@ class Checkpoints:
                 log.warning("checkpoint of step %d is damaged: %s", step, _cause(error))
         if steps:
             raise CheckpointError(
-                f"{self._folder}: no checkpoint can be read, those of steps {steps} are damaged, or "
-                "of another version of jrnn; restore the folder from a copy, or train anew"
+                f"{self._folder}: no checkpoint can be read; those of steps {steps} are damaged, "
+                "or of another version of jrnn. Restore the folder from a copy, or train anew"
             )
         return None
 
@@ -178,7 +179,7 @@ def checksums(arrays: dict[str, Any]) -> dict[str, list[int]]:
 
 
 def _checksum(leaf: jax.Array) -> int:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return zlib.crc32(np.ascontiguousarray(leaf).tobytes())
 

@@ -1,7 +1,8 @@
-"""Batches out of a split, in an order that a seed and the number of the step fix."""
+"""What each training step takes out of a split: fixed by a seed and the number of the step."""
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -13,12 +14,28 @@ ON_DEVICE = 2**30
 SENT = 2**26
 """Bytes of examples that are sent at a time."""
 
+Plan = Any
+"""Arrays of whole numbers that say what a step takes; of many steps, with a first axis."""
 
-class Order:
-    """Which examples each training step takes: a function of seed and step alone.
 
-    Each epoch has a new order, which depends on (seed, epoch); the last, smaller batch of an epoch
-    is left out, so that every batch has one shape.
+class Reader(Protocol):
+    """A way through a split."""
+
+    batch_size: int
+
+    def plan(self, first: int, count: int) -> Plan:
+        """What the steps from `first` on take, counted from 0."""
+        ...
+
+    def batch(self, split: Split, plan: Plan) -> Split:
+        """The examples of one step, from arrays of NumPy or of JAX."""
+        ...
+
+
+class Examples:
+    """Whole examples: each epoch in a new order, which depends on (seed, epoch) alone.
+
+    The last, smaller batch of an epoch is left out, so that every batch has one shape.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int):
@@ -29,55 +46,73 @@ class Order:
             lambda epoch: np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
         )
 
-    def rows(self, first: int, count: int) -> np.ndarray:
-        """The examples `[count, batch]` of the steps from `first` on, counted from 0."""
-        found = np.empty((count, self.batch_size), np.int32)
+    def plan(self, first: int, count: int) -> np.ndarray:
+        """The rows `[count, batch]` of the steps from `first` on, counted from 0."""
+        rows = np.empty((count, self.batch_size), np.int32)
         for k in range(count):
             epoch, place = divmod(first + k, self._per_epoch)
             begin = place * self.batch_size
-            found[k] = self._epoch(epoch)[begin : begin + self.batch_size]
-        return found
+            rows[k] = self._epoch(epoch)[begin : begin + self.batch_size]
+        return rows
+
+    def batch(self, split: Split, plan: Any) -> Split:
+        """The examples of some rows."""
+        return take(split, plan)
 
 
 class Feed:
-    """Examples for many steps at once: a source on the device, and the rows of it that they take.
+    """Examples for many steps at once: a source on the device, and what each step takes of it.
 
-    A split that fits is put on the device once. Of a larger one the examples of the next steps are
-    sent, and the source is these. Either way source and rows keep their shapes.
+    A split that fits is put on the device once. Of a larger one the batches of the next steps are
+    sent, and the source is these. Either way all shapes stay as they are.
     """
 
-    def __init__(self, split: Split, order: Order, most: int):
+    def __init__(self, split: Split, reader: Reader, most: int):
         """At most `most` steps at once, and fewer where these would be too much to send."""
-        self._split, self._order = split, order
+        self._split, self._reader = split, reader
         self._whole = fits(split)
         if self._whole:
             self._source = jax.device_put(split)
         else:
-            each = nbytes(split) * order.batch_size // len(split.xs)
-            most = min(most, max(1, SENT // max(each, 1)))
+            one = reader.batch(split, self._of(reader.plan(0, 1), 0))
+            most = min(most, max(1, SENT // max(nbytes(one), 1)))
         self.most = most
 
-    def next(self, first: int, count: int) -> tuple[Split, np.ndarray]:
-        """The source, and rows of it `[most, batch]`, of which the first `count` are to be used."""
-        rows = np.zeros((self.most, self._order.batch_size), np.int32)
-        rows[:count] = self._order.rows(first, count)
+    def next(self, first: int, count: int) -> tuple[Split, Plan]:
+        """The source, and plans `[most, ...]` of which the first `count` are to be used."""
+        plan = jax.tree.map(self._fill, self._reader.plan(first, count))
         if self._whole:
-            return self._source, rows
-        places = np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
-        return take(self._split, rows.ravel()), places
+            return self._source, plan
+        each = [self._reader.batch(self._split, self._of(plan, k)) for k in range(self.most)]
+        return jax.tree.map(lambda *parts: np.stack(parts), *each), np.arange(self.most)
+
+    def batch(self, source: Split, plan: Plan) -> Split:
+        """The examples of one step, on the device."""
+        if self._whole:
+            return self._reader.batch(source, plan)
+        return take(source, plan)
+
+    def _fill(self, plan: np.ndarray) -> np.ndarray:
+        filled = np.zeros((self.most, *plan.shape[1:]), plan.dtype)
+        filled[: len(plan)] = plan
+        return filled
+
+    @staticmethod
+    def _of(plan: Plan, k: int) -> Plan:
+        return jax.tree.map(lambda array: array[k], plan)
 
 
 def shuffled_batches(split: Split, batch_size: int, seed: int) -> Iterator[Split]:
-    """Batches without end, in the order of `Order`.
+    """Batches without end, in the order of `Examples`.
 
     Args:
       split: at least one batch of examples; see `check_batch_size`.
       batch_size: examples in a batch.
       seed: of the order.
     """
-    order, step = Order(len(split.xs), batch_size, seed), 0
+    examples, step = Examples(len(split.xs), batch_size, seed), 0
     while True:
-        yield take(split, order.rows(step, 1)[0])
+        yield take(split, examples.plan(step, 1)[0])
         step += 1
 
 
@@ -99,7 +134,7 @@ def whole_rows(size: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.minimum(rows, size - 1).astype(np.int32), rows < size
 
 
-def take(split: Split, rows: np.ndarray) -> Split:
+def take(split: Split, rows: Any) -> Split:
     """Some examples of a split."""
     return jax.tree.map(lambda array: array[rows], split)
 

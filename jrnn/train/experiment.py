@@ -6,6 +6,7 @@ from jrnn import checks
 from jrnn.tasks.task import Task
 from jrnn.train.network import Network
 from jrnn.train.optim import Optim
+from jrnn.train.tbptt import TBPTT
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class Experiment:
       task: what to learn.
       network: the network; its `cell` is the cell.
       optim: the optimiser.
+      tbptt: truncated backpropagation through time, with the carry handed over from one window to
+        the next; None trains on whole examples.
       steps: training steps.
       batch_size: examples a step.
       eval_every: steps between evaluations on the validation split.
@@ -30,6 +33,7 @@ class Experiment:
     task: Task
     network: Network
     optim: Optim = field(default_factory=Optim)
+    tbptt: TBPTT | None = None
     steps: int = 1000
     batch_size: int = 32
     eval_every: int = 100

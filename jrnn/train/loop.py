@@ -12,10 +12,10 @@ from jrnn.train.checkpoint import Checkpoints
 from jrnn.train.data import check_batch_size
 from jrnn.train.experiment import Experiment
 from jrnn.train.guard import Interrupted, Signals, one_process
-from jrnn.train.objective import Objective
 from jrnn.train.progress import Progress
-from jrnn.train.run import Best, Record, Run
-from jrnn.train.step import TrainState, Weights, abstract_state, make_evaluate
+from jrnn.train.run import Best, Record, Run, evaluator
+from jrnn.train.step import TrainState, Weights, abstract_state
+from jrnn.train.tbptt import streams
 
 
 class Trained(NamedTuple):
@@ -100,6 +100,14 @@ def check(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]
       ValueError: options and data do not fit.
     """
     check_batch_size(data.train, experiment.batch_size)
+    if experiment.tbptt is not None:
+        k1 = experiment.tbptt.window(data).k1
+        streams(data, data.train, k1, experiment.batch_size, whole=False)
+        if experiment.network.bidirectional or any(experiment.network.cell.directions):
+            raise ValueError(
+                "TBPTT: a layer that reads backwards has no carry to hand over; set "
+                "bidirectional=False, or leave out tbptt"
+            )
     optimizer = experiment.optim.build(experiment.steps)
     return abstract_state(lambda: experiment.network.build(data, experiment.seed), optimizer)
 
@@ -120,7 +128,7 @@ def restore(experiment: Experiment, data: Data, folder: Path) -> Trained:
       CheckpointError: all checkpoints are damaged.
     """
     best = load_best(experiment, data, folder)
-    evaluate = make_evaluate(best.graphdef, Objective.of(data), experiment.batch_size)
+    evaluate = evaluator(best.graphdef, experiment, data)
     return Trained(best.model(), best.step, best.validation, evaluate(best.weights, data.test))
 
 

@@ -3,6 +3,7 @@
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from flax import nnx
 
 from jrnn.tasks.task import Data, Split
 from jrnn.train.checkpoint import Checkpoint, Checkpoints
-from jrnn.train.data import Feed, Order, fits
+from jrnn.train.data import Examples, Feed, fits
 from jrnn.train.experiment import Experiment
 from jrnn.train.metrics import MetricsFile
 from jrnn.train.objective import HIGHER_IS_BETTER, Objective
@@ -21,10 +22,12 @@ from jrnn.train.step import (
     Report,
     TrainState,
     Weights,
+    apply_whole,
     init_state,
     make_evaluate,
     make_train_steps,
 )
+from jrnn.train.tbptt import Windows, make_stateful_evaluate, streams
 
 LINE_EVERY = 20
 """Steps that a line of `metrics.jsonl` is the mean of."""
@@ -79,6 +82,16 @@ class Best(NamedTuple):
         return model
 
 
+def evaluator(
+    graphdef: nnx.GraphDef, experiment: Experiment, data: Data
+) -> Callable[[Weights | TrainState, Split], dict[str, float]]:
+    """A function `(weights, split) -> {"loss", "metric"}`, stateful if the training is."""
+    objective, rows = Objective.of(data), experiment.batch_size
+    if experiment.tbptt is None:
+        return make_evaluate(graphdef, objective, rows)
+    return make_stateful_evaluate(graphdef, objective, data, experiment.tbptt.window(data).k1, rows)
+
+
 class Run:
     """A run between two of its steps.
 
@@ -106,11 +119,21 @@ class Run:
         self._graphdef, self._state = init_state(network, optimizer)
         self._best = self._weights()
         self._record = Record()
-        self._steps = make_train_steps(self._graphdef, objective, optimizer)
-        self._evaluate = make_evaluate(self._graphdef, objective, experiment.batch_size)
-        order = Order(len(data.train.xs), experiment.batch_size, experiment.seed)
         most = max(1, min(MOST_STEPS, MOST_ROWS // experiment.batch_size))
-        self._feed = Feed(data.train, order, most)
+        if experiment.tbptt is None:
+            reader = Examples(len(data.train.xs), experiment.batch_size, experiment.seed)
+            self._feed, forward = Feed(data.train, reader, most), apply_whole
+        else:
+            window, rows = experiment.tbptt.window(data), experiment.batch_size
+            split = streams(data, data.train, window.k1, rows, whole=False)
+            reader = Windows(window, split, rows, experiment.seed)
+            self._feed, forward = Feed(split, reader, most), window.run
+            carry = window.first_carry(self._graphdef, self._best, split, rows)
+            self._state = self._state._replace(carry=carry)
+        self._steps = make_train_steps(
+            self._graphdef, objective, optimizer, self._feed.batch, forward
+        )
+        self._evaluate = evaluator(self._graphdef, experiment, data)
         self._pace = min(LINE_EVERY, self._feed.most)
         self._under_way: deque[tuple[int, int, Report]] = deque()
         self._metrics = MetricsFile(folder / "metrics.jsonl")

@@ -9,9 +9,10 @@ import numpy as np
 import optax
 from flax import nnx
 
+from jrnn.cell import Carry
 from jrnn.nn import Classifier, SequenceToSequence
 from jrnn.tasks.task import Split
-from jrnn.train.data import fits, take, whole_rows
+from jrnn.train.data import Plan, fits, take, whole_rows
 from jrnn.train.objective import Objective, Sums
 
 
@@ -23,12 +24,14 @@ class TrainState(NamedTuple):
       params: the parameters of the network.
       rest: its other state: the counters of its random streams.
       opt_state: the state of the optimiser.
+      carry: the carry that the next batch begins with, where one is handed over; else empty.
     """
 
     step: jax.Array
     params: nnx.State
     rest: nnx.State
     opt_state: optax.OptState
+    carry: Carry = ()
 
 
 class Weights(NamedTuple):
@@ -52,14 +55,24 @@ class Report(NamedTuple):
 
 
 StepFunction = Callable[[TrainState, Split], tuple[TrainState, Report]]
-StepsFunction = Callable[[TrainState, Split, np.ndarray, int], tuple[TrainState, Report]]
+Forward = Callable[[Any, Carry, Split], tuple[Carry, jax.Array, Split]]
+"""From a network, a carry and a batch: the carry to hand over, outputs, and their targets."""
+StepsFunction = Callable[[TrainState, Split, Plan, int], tuple[TrainState, Report]]
 
 
 def apply_model(model: Classifier | SequenceToSequence, batch: Split) -> jax.Array:
     """The network's outputs for a batch, of whichever head it has."""
     lengths = None if batch.lengths is None else jnp.asarray(batch.lengths)
-    outputs = model(jnp.asarray(batch.xs), lengths=lengths)
-    return outputs[1] if isinstance(outputs, tuple) else outputs
+    if isinstance(model, Classifier):
+        return model(jnp.asarray(batch.xs), lengths=lengths)
+    return model(jnp.asarray(batch.xs), lengths=lengths, resets=batch.resets)[1]
+
+
+def apply_whole(
+    model: Classifier | SequenceToSequence, carry: Carry, batch: Split
+) -> tuple[Carry, jax.Array, Split]:
+    """Outputs for whole examples, and their targets; no carry is handed over."""
+    return carry, apply_model(model, batch), batch
 
 
 def predict(
@@ -93,55 +106,72 @@ def make_train_step(
     graphdef: nnx.GraphDef, objective: Objective, optimizer: optax.GradientTransformation
 ) -> StepFunction:
     """A jitted pure function `(state, batch) -> (state, report)`; it takes over the old state."""
-    return jax.jit(_step(graphdef, objective, optimizer), donate_argnums=0)
+    return jax.jit(_step(graphdef, objective, optimizer, apply_whole), donate_argnums=0)
 
 
 def make_train_steps(
     graphdef: nnx.GraphDef,
     objective: Objective,
     optimizer: optax.GradientTransformation,
+    batch_of: Callable[[Split, Plan], Split],
+    forward: Forward = apply_whole,
 ) -> StepsFunction:
     """A jitted pure function that takes many training steps, one after another on the device.
 
-    Returns:
-      A function `(state, source, rows, count) -> (state, reports)` that takes over the old state.
-      Step k is that of `make_train_step` with the examples `rows[k]` of `source`, for k from 0 to
-      `count` - 1; reports are `[len(rows)]`, and those from `count` on are 0. Any count below
-      `len(rows)` is the same compiled code.
-    """
-    step = _step(graphdef, objective, optimizer)
+    Args:
+      graphdef: the structure of the network.
+      objective: what is minimised.
+      optimizer: from `Optim.build`.
+      batch_of: from a source of examples and the plan of a step to its batch.
+      forward: how the network runs through a batch.
 
-    def train_steps(state: TrainState, source: Split, rows: jax.Array, count: jax.Array):
+    Returns:
+      A function `(state, source, plans, count) -> (state, reports)` that takes over the old state.
+      Of the plans, which have a first axis, the first `count` are carried out; the reports of the
+      others are 0. Any count is the same compiled code.
+    """
+    step = _step(graphdef, objective, optimizer, forward)
+
+    def train_steps(state: TrainState, source: Split, plans: Plan, count: jax.Array):
+        most = len(jax.tree.leaves(plans)[0])
+
         def body(k: jax.Array, so_far: tuple[TrainState, Report]) -> tuple[TrainState, Report]:
             state, reports = so_far
-            state, report = step(state, take(source, rows[k]))
+            plan = jax.tree.map(lambda array: jnp.asarray(array)[k], plans)
+            state, report = step(state, batch_of(source, plan))
             return state, jax.tree.map(lambda all_, one: all_.at[k].set(one), reports, report)
 
-        nothing = Report(*(jnp.zeros(len(rows), jnp.float32) for _ in Report._fields))
+        nothing = Report(*(jnp.zeros(most, jnp.float32) for _ in Report._fields))
         return jax.lax.fori_loop(0, count, body, (state, nothing))
 
     return jax.jit(train_steps, donate_argnums=0)
 
 
 def _step(
-    graphdef: nnx.GraphDef, objective: Objective, optimizer: optax.GradientTransformation
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    forward: Forward,
 ) -> StepFunction:
     """The pure training step."""
 
-    def loss_of(params: nnx.State, rest: nnx.State, batch: Split):
+    def loss_of(params: nnx.State, rest: nnx.State, carry: Carry, batch: Split):
         model = nnx.merge(graphdef, params, rest, copy=True)
         model.train()
-        sums = objective.sums(apply_model(model, batch), batch)
+        carry, outputs, targets = forward(model, carry, batch)
+        sums = objective.sums(outputs, targets)
         _, _, rest = nnx.split(model, nnx.Param, ...)
-        return sums.loss / sums.loss_weight, (sums, rest)
+        return sums.loss / jnp.maximum(sums.loss_weight, 1), (sums, rest, carry)
 
     def train_step(state: TrainState, batch: Split) -> tuple[TrainState, Report]:
         gradient = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (sums, rest)), grads = gradient(state.params, state.rest, batch)
+        (loss, aux), grads = gradient(state.params, state.rest, state.carry, batch)
+        sums, rest, carry = aux
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        report = Report(loss, sums.metric / sums.metric_weight, optax.tree.norm(grads))
-        return TrainState(state.step + 1, params, rest, opt_state), report
+        metric = sums.metric / jnp.maximum(sums.metric_weight, 1)
+        report = Report(loss, metric, optax.tree.norm(grads))
+        return TrainState(state.step + 1, params, rest, opt_state, carry), report
 
     return train_step
 
