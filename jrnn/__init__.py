@@ -1,8 +1,8 @@
 """jrnn: recurrent networks in JAX. Write a cell's gate arithmetic once; run it every way there is.
 
 The functional core is here: cells, engines and `unroll`. The rest is imported on first use, so that
-`import jrnn` stays light: `jrnn.nn` (flax modules), `jrnn.tasks`, `jrnn.train`, `jrnn.analysis`,
-`jrnn.testing`.
+`import jrnn` stays light: `jrnn.nn` (flax modules), `jrnn.stream`, `jrnn.tasks`, `jrnn.train`,
+`jrnn.analysis`, `jrnn.testing`.
 """
 
 import importlib
@@ -75,10 +75,12 @@ from jrnn.engines import unroll as unroll
 
 __version__ = _version("jrnn")
 
-_ON_FIRST_USE = ("analysis", "config", "nn", "tasks", "testing", "train")
+_ON_FIRST_USE = ("analysis", "config", "nn", "stream", "tasks", "testing", "train")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "stream":
+        return importlib.import_module("jrnn.nn").stream
     if name in _ON_FIRST_USE:
         return importlib.import_module(f"jrnn.{name}")
     raise AttributeError(f"module 'jrnn' has no attribute {name!r}")

@@ -8,3 +8,5 @@ from jrnn.nn.layers import GRU as GRU
 from jrnn.nn.layers import LSTM as LSTM
 from jrnn.nn.layers import StackedRNN as StackedRNN
 from jrnn.nn.rnn import RNN as RNN
+from jrnn.nn.stream import Stream as Stream
+from jrnn.nn.stream import stream as stream

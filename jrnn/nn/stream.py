@@ -1,0 +1,117 @@
+"""One time step at a time through a network, for inputs that come as time goes by."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import ArrayLike
+
+from jrnn import checks
+from jrnn.cell import Carry, Inputs
+from jrnn.nn.heads import SequenceToSequence
+from jrnn.nn.layers import GRU, LSTM, StackedRNN
+from jrnn.nn.rnn import RNN
+
+Streamed = RNN | StackedRNN | LSTM | GRU | SequenceToSequence
+
+
+class Stream:
+    """A network in evaluation mode, and the carry between two of its steps; made by `stream`.
+
+    Attributes:
+      carry: that of the network after the last step; any carry of the network may be put here, such
+        as that which it returned for a prompt.
+    """
+
+    def __init__(self, model: Streamed, batch_size: int):
+        """As `stream`."""
+        body = model.body if isinstance(model, SequenceToSequence) else model
+        if any(body.directions):
+            raise ValueError(
+                "stream: a layer that reads backwards needs the whole sequence; the directions are "
+                f"{body.directions}"
+            )
+        checks.positive_int("stream", "batch_size", batch_size)
+        graphdef, state = nnx.split(model)
+        # Leaves in a list, as jit takes these apart faster than a tree of flax.
+        self._leaves, tree = jax.tree.flatten(jax.tree.map(jnp.copy, state))
+        self._batch_size, axis = batch_size, 0 if body.time_major else 1
+        self._all, self._none = jnp.ones(batch_size, bool), jnp.zeros(batch_size, bool)
+        self._resets = self._all
+        self.carry: Carry = None
+
+        def run(leaves: list[jax.Array], carry: Carry, x: Inputs, resets: jax.Array):
+            quiet = nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
+            quiet.eval()
+            xs = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, axis), x)
+            carry, ys = quiet(xs, carry, resets=jnp.expand_dims(resets, axis))
+            return carry, jnp.squeeze(ys, axis)
+
+        self._run = jax.jit(run, donate_argnums=1)
+        self._shapes = lambda x: jax.eval_shape(run, self._leaves, None, x, self._all)[0]
+
+    def step(self, x: Inputs) -> jax.Array:
+        """Takes one step.
+
+        Args:
+          x: inputs `[B, input]`, or what the network takes at a step, such as tokens `[B]`.
+
+        Returns:
+          Outputs `[B, output]`: those of the whole sequence at this step.
+
+        Raises:
+          ValueError: a batch of another size.
+        """
+        if self.carry is None:
+            x = jax.tree.map(jnp.asarray, x)
+            sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(x)}
+            if sizes != {(self._batch_size,)}:
+                raise ValueError(
+                    f"stream: x must have the batch of {self._batch_size} as its first axis, got "
+                    f"shapes {[leaf.shape for leaf in jax.tree.leaves(x)]}; or give batch_size="
+                )
+            self.carry = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), self._shapes(x))
+        self.carry, y = self._run(self._leaves, self.carry, x, self._resets)
+        self._resets = self._none
+        return y
+
+    def reset(self, rows: ArrayLike | None = None) -> None:
+        """Begins anew before the next step.
+
+        Args:
+          rows: `[B]` bool, in which sequences; by default in all.
+        """
+        chosen = self._all if rows is None else jnp.asarray(rows)
+        if chosen.shape != self._all.shape or chosen.dtype != bool:
+            raise ValueError(
+                f"stream: rows must be bool of shape (batch,) = {self._all.shape}, got "
+                f"{chosen.dtype} of {chosen.shape}"
+            )
+        self._resets = self._resets | chosen
+
+
+def stream(model: Streamed, batch_size: int = 1) -> Stream:
+    """Runs a network one time step at a time; each step is one call of compiled code.
+
+    ::
+
+        carry, y_t = model(x_t, carry)
+
+    Outputs are those of the whole sequence. The network is copied as it is now, and its dropout is
+    left out.
+
+    Args:
+      model: an `RNN`, `StackedRNN`, `LSTM`, `GRU` or `SequenceToSequence` that only looks back.
+      batch_size: sequences that go side by side.
+
+    Raises:
+      ValueError: a layer reads backwards, or a batch size below 1.
+
+    >>> import jrnn
+    >>> model = RNN(jrnn.GRU(4), 3, rngs=nnx.Rngs(0))
+    >>> xs = jnp.ones((1, 5, 3))
+    >>> live = stream(model)
+    >>> ys = [live.step(xs[:, t]) for t in range(5)]
+    >>> bool(jnp.allclose(jnp.stack(ys, axis=1), model(xs)[1], atol=1e-6))
+    True
+    """
+    return Stream(model, batch_size)
