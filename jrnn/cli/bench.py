@@ -13,9 +13,10 @@ MODULE = "jrnn_speed"
 
 
 def bench_command(args: list[str]) -> None:
-    """`jrnn bench [--flag value ...]`, or `jrnn bench newton [--flag value ...]`."""
-    if args[:1] == ["newton"]:
-        load("newton").main(args[1:])
+    """`jrnn bench [newton|train] [--flag value ...]`."""
+    part = {"newton": "newton", "train": "training"}.get(args[0] if args else "")
+    if part:
+        load(part).main(args[1:])
     else:
         load("bench").main(args)
 

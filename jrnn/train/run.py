@@ -185,9 +185,18 @@ class Run:
         if len(self._under_way) > 1:
             self._drain()
 
+    def settle(self) -> None:
+        """Waits for all steps that are under way, and writes down what they report.
+
+        Raises:
+          NonFiniteLoss: a loss was NaN or infinite; says at which step.
+        """
+        while self._under_way:
+            self._drain()
+
     def validate(self) -> dict[str, float]:
         """Loss and metric on the validation split; keeps the weights if they are the best."""
-        self._drain_all()
+        self.settle()
         found = self._evaluate(self._state, self._validation)
         self._check([found["loss"]], self.step)
         self._metrics.write(self.step, "validation", found)
@@ -206,7 +215,7 @@ class Run:
           CheckpointError: this checkpoint or the one before could not be written.
           NonFiniteLoss: as for `advance`.
         """
-        self._drain_all()
+        self.settle()
         now = time.perf_counter()
         self._record.seconds += now - self._counted
         self._record.metrics_bytes = self._metrics.size()
@@ -248,10 +257,6 @@ class Run:
 
     def _arrays(self) -> dict[str, Any]:
         return {"state": self._state._asdict(), "best": self._best._asdict()}
-
-    def _drain_all(self) -> None:
-        while self._under_way:
-            self._drain()
 
     def _drain(self) -> None:
         """Waits for the oldest dispatch, checks its losses and writes its lines."""
