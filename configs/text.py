@@ -1,5 +1,7 @@
 """The next character of a text: of your own, or the reference texts of the Python library.
 
+It is read as 32 streams, in windows of 128 characters; the carry goes on from window to window.
+
 jrnn train configs/text.py
 jrnn train configs/text.py:path=my.txt,cell=gru,hidden=512
 jrnn sample RUN --prompt "The "
@@ -7,7 +9,7 @@ jrnn sample RUN --prompt "The "
 
 from jrnn.config import make_cell
 from jrnn.tasks import Text
-from jrnn.train import Experiment, Network, Optim
+from jrnn.train import TBPTT, Experiment, Network, Optim
 
 
 def get_config(
@@ -24,6 +26,7 @@ def get_config(
     return Experiment(
         task=Text(path),
         network=Network(make_cell(cell, hidden), dropout=0.1),
+        tbptt=TBPTT(),
         optim=Optim(4e-3, "adamw", "cosine", warmup=0.1, weight_decay=0.01),
         steps=10 if runlocal else 800,
         eval_every=5 if runlocal else 100,

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from experiments.cells import report as study
-from experiments.speed import newton, report
+from experiments.speed import newton, report, training
 from jrnn import config
 from jrnn.cli import look
 from jrnn.transforms import REGISTRY as TRANSFORMS
@@ -54,6 +54,13 @@ def test_table_of_newton_is_that_of_the_results():
 def test_claims_are_those_of_the_results():
     results = ROOT / "experiments/cells/results/cells.json"
     assert study.claims_markdown(json.loads(results.read_text("utf-8"))) in TEXT
+
+
+def test_table_of_training_is_that_of_the_results():
+    results = ROOT / "experiments/speed/results/epyc-2-cores-training.json"
+    result = json.loads(results.read_text("utf-8"))
+    assert training.markdown(result) in TEXT
+    assert training.stream_line(result) in TEXT
 
 
 def test_ratios_of_long_sequences_are_those_of_the_results():
