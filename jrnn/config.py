@@ -205,7 +205,10 @@ def save(experiment: Experiment, spec: str, path: Path) -> None:
     """
     source, _ = split_spec(spec)
     shutil.copyfile(source, path.with_suffix(".py"))
-    path.write_text(json.dumps({"spec": spec, "experiment": encode(experiment)}, indent=2) + "\n")
+    partial = path.with_suffix(".part")
+    text = json.dumps({"spec": spec, "experiment": encode(experiment)}, indent=2) + "\n"
+    partial.write_text(text, "utf-8")
+    partial.replace(path)
 
 
 def read(path: Path) -> Experiment:

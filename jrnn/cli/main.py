@@ -1,6 +1,7 @@
 """Chooses the command, and turns what a user can mend into one line and exit code 2."""
 
 import io
+import logging
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ HELP = """\
   jrnn sample RUN \\[--prompt TEXT]                        print text drawn from a run on text
   jrnn ls cells|transforms|tasks|engines|configs         what there is
   jrnn validate CONFIG ...                               check configs without training
-  jrnn bench \\[--flag value ...]                          time layers against other libraries
+  jrnn bench \\[newton|train] \\[--flag value ...]           time layers, Newton or training
 
   jrnn train configs/digits.py:cell=gru,hidden=64 --optim.learning-rate 1e-3
 
@@ -48,6 +49,8 @@ def main(args: list[str] | None = None) -> None:
     if name not in commands:
         near = checks.suggestion(name, commands)
         _fail(f"no command {name!r}{near or '; there are ' + ', '.join(commands)}", 2)
+    # Orbax logs the traceback of what it raises too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         commands[name](rest)
     except FloatingPointError as error:

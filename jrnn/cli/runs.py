@@ -29,6 +29,7 @@ def train_command(args: list[str]) -> None:
             "jrnn ls configs lists the configs; jrnn train --resume RUN goes on with a run"
         )
         return
+    args = [part for arg in args for part in _apart(arg)]
     if "--resume" in args:
         _resume(args)
         return
@@ -44,10 +45,15 @@ def train_command(args: list[str]) -> None:
     data = experiment.task.load()
     check(experiment, data)  # before there is any folder
     folder = _new_folder(experiment)
-    config.save(experiment, spec, folder / "config.json")
     (folder / "data.txt").write_text(data.fingerprint() + "\n")
+    config.save(experiment, spec, folder / "config.json")  # last: it makes the folder a run
     stdout.print(escape(f"run folder: {folder}"), soft_wrap=True)
     _report(experiment, data, train(experiment, data, folder), folder)
+
+
+def _apart(arg: str) -> list[str]:
+    """`--resume=RUN` as two arguments."""
+    return arg.split("=", 1) if arg.startswith("--resume=") else [arg]
 
 
 def _resume(args: list[str]) -> None:

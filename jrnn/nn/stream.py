@@ -7,22 +7,13 @@ from jax.typing import ArrayLike
 
 from jrnn import checks
 from jrnn.cell import Carry, Inputs
-from jrnn.nn.heads import SequenceToSequence
-from jrnn.nn.layers import GRU, LSTM, StackedRNN
-from jrnn.nn.rnn import RNN
-
-Streamed = RNN | StackedRNN | LSTM | GRU | SequenceToSequence
+from jrnn.nn.heads import Body, SequenceToSequence
 
 
 class Stream:
-    """A network in evaluation mode, and the carry between two of its steps; made by `stream`.
+    """A network in evaluation mode, and the carry between two of its steps; made by `stream`."""
 
-    Attributes:
-      carry: that of the network after the last step; any carry of the network may be put here, such
-        as that which it returned for a prompt.
-    """
-
-    def __init__(self, model: Streamed, batch_size: int):
+    def __init__(self, model: Body | SequenceToSequence, batch_size: int):
         """As `stream`."""
         body = model.body if isinstance(model, SequenceToSequence) else model
         if any(body.directions):
@@ -34,20 +25,34 @@ class Stream:
         graphdef, state = nnx.split(model)
         # Leaves in a list, as jit takes these apart faster than a tree of flax.
         self._leaves, tree = jax.tree.flatten(jax.tree.map(jnp.copy, state))
-        self._batch_size, axis = batch_size, 0 if body.time_major else 1
+        axis = 0 if body.time_major else 1
         self._all, self._none = jnp.ones(batch_size, bool), jnp.zeros(batch_size, bool)
         self._resets = self._all
-        self.carry: Carry = None
+        self._carry: Carry = None
 
         def run(leaves: list[jax.Array], carry: Carry, x: Inputs, resets: jax.Array):
+            _check_batch(x, batch_size)
             quiet = nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
             quiet.eval()
             xs = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, axis), x)
             carry, ys = quiet(xs, carry, resets=jnp.expand_dims(resets, axis))
             return carry, jnp.squeeze(ys, axis)
 
-        self._run = jax.jit(run, donate_argnums=1)
+        self._run = jax.jit(run)
         self._shapes = lambda x: jax.eval_shape(run, self._leaves, None, x, self._all)[0]
+
+    @property
+    def carry(self) -> Carry:
+        """The carry after the last step; None before the first.
+
+        Any carry of the network may be put here, such as that which it returned for a prompt: the
+        next step goes on from it.
+        """
+        return self._carry
+
+    @carry.setter
+    def carry(self, carry: Carry) -> None:
+        self._carry, self._resets = carry, self._none
 
     def step(self, x: Inputs) -> jax.Array:
         """Takes one step.
@@ -61,16 +66,10 @@ class Stream:
         Raises:
           ValueError: a batch of another size.
         """
-        if self.carry is None:
+        if self._carry is None:
             x = jax.tree.map(jnp.asarray, x)
-            sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(x)}
-            if sizes != {(self._batch_size,)}:
-                raise ValueError(
-                    f"stream: x must have the batch of {self._batch_size} as its first axis, got "
-                    f"shapes {[leaf.shape for leaf in jax.tree.leaves(x)]}; or give batch_size="
-                )
-            self.carry = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), self._shapes(x))
-        self.carry, y = self._run(self._leaves, self.carry, x, self._resets)
+            self._carry = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), self._shapes(x))
+        self._carry, y = self._run(self._leaves, self._carry, x, self._resets)
         self._resets = self._none
         return y
 
@@ -89,7 +88,16 @@ class Stream:
         self._resets = self._resets | chosen
 
 
-def stream(model: Streamed, batch_size: int = 1) -> Stream:
+def _check_batch(x: Inputs, batch_size: int) -> None:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
+    if any(shape[:1] != (batch_size,) for shape in shapes):
+        raise ValueError(
+            f"stream: x must have the batch of {batch_size} as its first axis, got shapes "
+            f"{shapes}; or give batch_size="
+        )
+
+
+def stream(model: Body | SequenceToSequence, batch_size: int = 1) -> Stream:
     """Runs a network one time step at a time; each step is one call of compiled code.
 
     ::

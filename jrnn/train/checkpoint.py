@@ -19,6 +19,8 @@ log = logging.getLogger("jrnn")
 
 KEPT = 2
 """The newest checkpoints that are kept: the second is for when the first is damaged."""
+PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM)
+"""Errors of reading that say nothing of what is on the disk."""
 SLACK = 2**20
 """Bytes beside the arrays that a checkpoint may take."""
 
@@ -53,7 +55,7 @@ class Checkpoints:
             killed run left half written is removed.
 
         Raises:
-          CheckpointError: it cannot be written to.
+          CheckpointError: it cannot be opened, or not be written to.
         """
         self._folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(
@@ -63,8 +65,9 @@ class Checkpoints:
         )
         try:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
-        except OSError as error:
-            raise CheckpointError(f"{folder} cannot be written to: {error}") from error
+        except Exception as error:
+            doing = "written to" if writing else "opened"
+            raise CheckpointError(f"{folder} cannot be {doing}: {_cause(error)}") from error
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Writes a checkpoint in the background.
@@ -112,18 +115,23 @@ class Checkpoints:
           The checkpoint, or None where there is none at all.
 
         Raises:
-          CheckpointError: all of them are damaged.
+          CheckpointError: all of them are damaged, or none can be read now.
         """
         steps = self.steps()
         for step in reversed(steps):
             try:
                 return self._read(step, like)
+            except MemoryError:
+                raise
             except Exception as error:  # bytes that have changed make any error at all
+                if isinstance(error, OSError) and error.errno in PASSING:
+                    raise CheckpointError(f"{self._folder} cannot be read now: {error}") from error
                 log.warning("checkpoint of step %d is damaged: %s", step, _cause(error))
         if steps:
             raise CheckpointError(
                 f"{self._folder}: no checkpoint can be read; those of steps {steps} are damaged, "
-                "or of another version of jrnn. Restore the folder from a copy, or train anew"
+                "or of another network or version of jrnn. Restore the folder from a copy, or "
+                "train anew"
             )
         return None
 
@@ -142,7 +150,9 @@ class Checkpoints:
         self._manager.close()
 
     def _read(self, step: int, like: dict[str, Any]) -> Checkpoint:
-        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), like)
+        # The device is said, so that a checkpoint of another kind of device can be read.
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), like)
         args = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
         json_args: Any = ocp.args.JsonRestore()
         found = self._manager.restore(step, args=ocp.args.Composite(record=json_args, **args))

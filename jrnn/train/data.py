@@ -21,8 +21,6 @@ Plan = Any
 class Reader(Protocol):
     """A way through a split."""
 
-    batch_size: int
-
     def plan(self, first: int, count: int) -> Plan:
         """What the steps from `first` on take, counted from 0."""
         ...
@@ -80,11 +78,12 @@ class Feed:
 
     def next(self, first: int, count: int) -> tuple[Split, Plan]:
         """The source, and plans `[most, ...]` of which the first `count` are to be used."""
-        plan = jax.tree.map(self._fill, self._reader.plan(first, count))
+        plan = self._reader.plan(first, count)
         if self._whole:
-            return self._source, plan
-        each = [self._reader.batch(self._split, self._of(plan, k)) for k in range(self.most)]
-        return jax.tree.map(lambda *parts: np.stack(parts), *each), np.arange(self.most)
+            return self._source, jax.tree.map(self._fill, plan)
+        each = [self._reader.batch(self._split, self._of(plan, k)) for k in range(count)]
+        sent = jax.tree.map(lambda *parts: self._fill(np.stack(parts)), *each)
+        return sent, np.arange(self.most)
 
     def batch(self, source: Split, plan: Plan) -> Split:
         """The examples of one step, on the device."""

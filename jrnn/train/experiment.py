@@ -22,6 +22,7 @@ class Experiment:
       steps: training steps.
       batch_size: examples a step.
       eval_every: steps between evaluations on the validation split.
+      patience: evaluations without a better one after which a run ends; None never ends early.
       save_every: seconds between checkpoints; there is one at the beginning and at the end too.
       seed: of the parameters, of dropout, and of the order of the examples.
       run_dir: folder for all that the run writes; None means a new one under `runs`.
@@ -37,6 +38,7 @@ class Experiment:
     steps: int = 1000
     batch_size: int = 32
     eval_every: int = 100
+    patience: int | None = None
     save_every: float = 30.0
     seed: int = 0
     run_dir: str | None = None
@@ -44,6 +46,8 @@ class Experiment:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "eval_every"):
             checks.positive_int("Experiment", name, getattr(self, name))
+        if self.patience is not None:
+            checks.positive_int("Experiment", "patience", self.patience)
         checks.positive_number("Experiment", "save_every", self.save_every)
         if self.seed < 0:
             raise ValueError(f"Experiment: seed must be at least 0, got {self.seed}")

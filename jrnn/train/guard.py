@@ -31,12 +31,18 @@ def one_process(folder: Path) -> Iterator[None]:
 
     Raises:
       BlockingIOError: another process trains there.
+      OSError: the folder cannot be written to, or its file system has no locks.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
         lock.acquire(blocking=False)
-    except Timeout as error:
+    except (OSError, NotImplementedError) as error:
+        if not isinstance(error, Timeout):
+            raise OSError(
+                f"train: {folder} cannot be written to or locked: {error}; mend it, or name "
+                "another folder"
+            ) from error
         raise BlockingIOError(
             f"train: another process trains in {folder} now; wait for it to end, or stop it"
         ) from error

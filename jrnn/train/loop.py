@@ -1,6 +1,7 @@
 """The training loop: from first step to last, or on from where a run was stopped."""
 
 import contextlib
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from jrnn.train.guard import Interrupted, Signals, one_process
 from jrnn.train.progress import Progress
 from jrnn.train.run import Best, Record, Run, evaluator
 from jrnn.train.step import TrainState, Weights, abstract_state
-from jrnn.train.tbptt import streams
+from jrnn.train.tbptt import check_streams
 
 
 class Trained(NamedTuple):
@@ -46,7 +47,7 @@ def train(experiment: Experiment, data: Data, folder: Path, *, resume: bool = Fa
     Args:
       experiment: what to do.
       data: the loaded task of the experiment.
-      folder: gets `metrics.jsonl` and `checkpoints`.
+      folder: gets `metrics.jsonl`, `checkpoints`, a lock, and `damaged` for checkpoints that are.
       resume: go on from the newest checkpoint in the folder that is not damaged; without any, from
         the beginning.
 
@@ -54,7 +55,8 @@ def train(experiment: Experiment, data: Data, folder: Path, *, resume: bool = Fa
       The best network, by the metric on the validation split, and what it reaches.
 
     Raises:
-      NonFiniteLoss: a loss was NaN or infinite; says at which step, and the last good checkpoint.
+      NonFiniteLoss: a loss or a gradient was NaN or infinite; says at which step, and the last good
+        checkpoint.
       Interrupted: SIGINT or SIGTERM came; all was saved.
       CheckpointError: a checkpoint could not be written or read; says which are whole.
       ValueError: options and data do not fit.
@@ -69,19 +71,20 @@ def train(experiment: Experiment, data: Data, folder: Path, *, resume: bool = Fa
         Progress(experiment.steps, data.metric) as progress,
     ):
         run.resume() if resume else run.begin()
-        while run.step < experiment.steps:
-            run.advance()
-            progress.trained(run.step, run.means)
-            if run.step % experiment.eval_every == 0 or run.step == experiment.steps:
-                progress.validated(run.validate())
-            ended = run.step == experiment.steps
-            if signals.received or ended or run.unsaved_seconds() >= experiment.save_every:
+        while not run.ended():
+            if not signals.received:
+                run.advance()
+                progress.trained(run.step, run.means)
+                if run.step % experiment.eval_every == 0 or run.step == experiment.steps:
+                    progress.validated(run.validate())
+            if signals.received or run.ended() or run.unsaved_seconds() >= experiment.save_every:
                 run.save()
-            if signals.received and not ended:
+            if signals.received and not run.ended():
                 run.wait()
                 raise Interrupted(
                     f"stopped by {signals.received.name} at step {run.step} of {experiment.steps}, "
-                    f"and saved; go on with: jrnn train --resume {folder}",
+                    f"and saved; go on with: jrnn train --resume "
+                    f"{shlex.quote(str(folder))}",
                     signals.received,
                 )
         run.wait()
@@ -99,10 +102,10 @@ def check(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]
     Raises:
       ValueError: options and data do not fit.
     """
-    check_batch_size(data.train, experiment.batch_size)
-    if experiment.tbptt is not None:
-        k1 = experiment.tbptt.window(data).k1
-        streams(data, data.train, k1, experiment.batch_size, whole=False)
+    if experiment.tbptt is None:
+        check_batch_size(data.train, experiment.batch_size)
+    else:
+        check_streams(data, experiment.tbptt.window(data), experiment.batch_size)
         if experiment.network.bidirectional or any(experiment.network.cell.directions):
             raise ValueError(
                 "TBPTT: a layer that reads backwards has no carry to hand over; set "
@@ -128,7 +131,7 @@ def restore(experiment: Experiment, data: Data, folder: Path) -> Trained:
       CheckpointError: all checkpoints are damaged.
     """
     best = load_best(experiment, data, folder)
-    evaluate = evaluator(best.graphdef, experiment, data)
+    evaluate = evaluator(best.graphdef, experiment, data).compiled()
     return Trained(best.model(), best.step, best.validation, evaluate(best.weights, data.test))
 
 
@@ -149,7 +152,7 @@ def load_best(experiment: Experiment, data: Data, folder: Path) -> Best:
     if (folder / "checkpoints").is_dir():
         with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
             found = checkpoints.newest({"best": Weights(like.params, like.rest)._asdict()})
-    record = Record() if found is None else Record(**found.record)
+    record = Record() if found is None else Record.read(found.record)
     if found is None or not record.best:
         raise FileNotFoundError(
             f"restore: {folder / 'checkpoints'} holds no network that was evaluated; train the run "

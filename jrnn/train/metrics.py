@@ -18,6 +18,10 @@ class MetricsFile:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
 
+    def lines(self) -> int:
+        """How many whole lines there are."""
+        return self._path.read_bytes().count(b"\n") if self._path.exists() else 0
+
     def size(self) -> int:
         """Bytes so far, once they are on the disk."""
         if not self._path.exists():

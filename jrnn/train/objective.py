@@ -12,6 +12,11 @@ from jrnn.tasks.task import Data, Split
 HIGHER_IS_BETTER = {"accuracy": True, "mse": False, "bits_per_character": False}
 
 
+def better(metric: str, one: float, other: float) -> bool:
+    """Whether one value of a metric is better than another."""
+    return one > other if HIGHER_IS_BETTER[metric] else one < other
+
+
 class Sums(NamedTuple):
     """Loss and metric, summed, with the weights to divide by: sums over batches add up exactly."""
 

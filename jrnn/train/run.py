@@ -1,5 +1,6 @@
 """A run as it lies in memory: what moves, how it goes on, and how it is saved."""
 
+import contextlib
 import math
 import time
 from collections import deque
@@ -12,22 +13,25 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jrnn.cell import Carry
 from jrnn.tasks.task import Data, Split
-from jrnn.train.checkpoint import Checkpoint, Checkpoints
-from jrnn.train.data import Examples, Feed, fits
+from jrnn.train.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from jrnn.train.data import Examples, Feed, Reader, fits
 from jrnn.train.experiment import Experiment
 from jrnn.train.metrics import MetricsFile
-from jrnn.train.objective import HIGHER_IS_BETTER, Objective
+from jrnn.train.objective import Objective, better
 from jrnn.train.step import (
+    Evaluation,
+    Forward,
     Report,
     TrainState,
     Weights,
     apply_whole,
+    evaluation,
     init_state,
-    make_evaluate,
     make_train_steps,
 )
-from jrnn.train.tbptt import Windows, make_stateful_evaluate, streams
+from jrnn.train.tbptt import Windows, stateful_evaluation, streams
 
 LINE_EVERY = 20
 """Steps that a line of `metrics.jsonl` is the mean of."""
@@ -38,7 +42,7 @@ SLICE = 0.25
 
 
 class NonFiniteLoss(FloatingPointError):
-    """A loss was NaN or infinite; checkpoints saved before it are whole."""
+    """A loss or a gradient was NaN or infinite; checkpoints saved before it are whole."""
 
 
 @dataclass
@@ -48,6 +52,7 @@ class Record:
     Attributes:
       best_step: the step of the best weights.
       best: loss and metric of these on the validation split; empty before the first evaluation.
+      worse: evaluations since then.
       reports: of the steps since the last line of metrics.
       metrics_bytes: size of `metrics.jsonl`.
       seconds: time spent.
@@ -55,9 +60,22 @@ class Record:
 
     best_step: int = 0
     best: dict[str, float] = field(default_factory=dict)
+    worse: int = 0
     reports: list[list[float]] = field(default_factory=list)
     metrics_bytes: int = 0
     seconds: float = 0.0
+
+    @classmethod
+    def read(cls, record: dict[str, Any]) -> "Record":
+        """From what a checkpoint holds.
+
+        Raises:
+          ValueError: another version of jrnn wrote it.
+        """
+        try:
+            return cls(**record)
+        except TypeError as error:
+            raise ValueError(f"the run is of another version of jrnn: {error}") from error
 
 
 class Best(NamedTuple):
@@ -82,14 +100,51 @@ class Best(NamedTuple):
         return model
 
 
-def evaluator(
-    graphdef: nnx.GraphDef, experiment: Experiment, data: Data
-) -> Callable[[Weights | TrainState, Split], dict[str, float]]:
-    """A function `(weights, split) -> {"loss", "metric"}`, stateful if the training is."""
+def evaluator(graphdef: nnx.GraphDef, experiment: Experiment, data: Data) -> Evaluation:
+    """How the networks of a run are evaluated: with the carry handed over if it is in training."""
     objective, rows = Objective.of(data), experiment.batch_size
     if experiment.tbptt is None:
-        return make_evaluate(graphdef, objective, rows)
-    return make_stateful_evaluate(graphdef, objective, data, experiment.tbptt.window(data).k1, rows)
+        return evaluation(graphdef, objective, rows)
+    return stateful_evaluation(graphdef, objective, data, experiment.tbptt.window(data).k1, rows)
+
+
+class Course(NamedTuple):
+    """How a run goes through its training split.
+
+    Attributes:
+      split: the split, cut into windows if it is trained by windows.
+      reader: from a seed to what each step takes of it.
+      forward: how the network runs through a batch.
+      first_carry: from the structure of a network and its weights to the carry that is handed over
+        at first; empty where none is.
+    """
+
+    split: Split
+    reader: Callable[[int], Reader]
+    forward: Forward
+    first_carry: Callable[[nnx.GraphDef, Weights], Carry]
+
+    @classmethod
+    def of(cls, experiment: Experiment, data: Data) -> "Course":
+        """The course of an experiment."""
+        rows = experiment.batch_size
+        if experiment.tbptt is None:
+            size = len(data.train.xs)
+            reader = lambda seed: Examples(size, rows, seed)
+            return cls(data.train, reader, apply_whole, lambda graphdef, weights: ())
+        window = experiment.tbptt.window(data)
+        split = streams(data, data.train, window.k1, rows, whole=False)
+        return cls(
+            split,
+            lambda seed: Windows(window, split, rows, seed),
+            window.run,
+            lambda graphdef, weights: window.first_carry(graphdef, weights, split, rows),
+        )
+
+
+def most_steps(experiment: Experiment) -> int:
+    """The most steps in one dispatch."""
+    return max(1, min(MOST_STEPS, MOST_ROWS // experiment.batch_size))
 
 
 class Run:
@@ -119,22 +174,15 @@ class Run:
         self._graphdef, self._state = init_state(network, optimizer)
         self._best = self._weights()
         self._record = Record()
-        most = max(1, min(MOST_STEPS, MOST_ROWS // experiment.batch_size))
-        if experiment.tbptt is None:
-            reader = Examples(len(data.train.xs), experiment.batch_size, experiment.seed)
-            self._feed, forward = Feed(data.train, reader, most), apply_whole
-        else:
-            window, rows = experiment.tbptt.window(data), experiment.batch_size
-            split = streams(data, data.train, window.k1, rows, whole=False)
-            reader = Windows(window, split, rows, experiment.seed)
-            self._feed, forward = Feed(split, reader, most), window.run
-            carry = window.first_carry(self._graphdef, self._best, split, rows)
-            self._state = self._state._replace(carry=carry)
+        course = Course.of(experiment, data)
+        carry = course.first_carry(self._graphdef, self._best)
+        self._state = self._state._replace(carry=carry)
+        self._feed = Feed(course.split, course.reader(experiment.seed), most_steps(experiment))
         self._steps = make_train_steps(
-            self._graphdef, objective, optimizer, self._feed.batch, forward
+            self._graphdef, objective, optimizer, self._feed.batch, course.forward
         )
-        self._evaluate = evaluator(self._graphdef, experiment, data)
-        self._pace = min(LINE_EVERY, self._feed.most)
+        self._evaluate = evaluator(self._graphdef, experiment, data).compiled()
+        self._pace = 1
         self._under_way: deque[tuple[int, int, Report]] = deque()
         self._metrics = MetricsFile(folder / "metrics.jsonl")
         self._checkpoints = Checkpoints(folder / "checkpoints", writing=True)
@@ -145,12 +193,18 @@ class Run:
 
         Raises:
           FileExistsError: the folder holds checkpoints.
+          ValueError: it holds metrics and no checkpoint.
           CheckpointError: nothing can be written there.
         """
         if self._checkpoints.steps():
             raise FileExistsError(
                 f"train: {self._folder} holds the checkpoints of a run already; go on with it by "
                 "--resume, or name another folder"
+            )
+        if self._metrics.lines():
+            raise ValueError(
+                f"train: {self._folder} has lines in metrics.jsonl and no checkpoint: those of its "
+                "run are lost. To train it anew, remove metrics.jsonl, or name another folder"
             )
         self._metrics.cut(0)
         self.save()
@@ -167,9 +221,9 @@ class Run:
         if found is None:
             self.begin()
             return
-        self._checkpoints.put_aside(after=found.step)
-        self._record = Record(**found.record)
+        self._record = Record.read(found.record)
         self._metrics.cut(self._record.metrics_bytes)
+        self._checkpoints.put_aside(after=found.step)
         self._state = TrainState(**found.arrays["state"])
         self._best = Weights(**found.arrays["best"])
         self.step = found.step
@@ -198,13 +252,13 @@ class Run:
         """Loss and metric on the validation split; keeps the weights if they are the best."""
         self.settle()
         found = self._evaluate(self._state, self._validation)
-        self._check([found["loss"]], self.step)
+        self._check("loss", [found["loss"]], self.step)
         self._metrics.write(self.step, "validation", found)
-        sign = 1 if HIGHER_IS_BETTER[self._metric] else -1
+        self._record.worse += 1
         best = self._record.best
-        if not best or sign * found["metric"] > sign * best["metric"]:
+        if not best or better(self._metric, found["metric"], best["metric"]):
             self._best = self._weights()
-            self._record.best_step, self._record.best = self.step, found
+            self._record.best_step, self._record.best, self._record.worse = self.step, found, 0
         self._drained = time.perf_counter()
         return found
 
@@ -222,6 +276,12 @@ class Run:
         self._checkpoints.save(Checkpoint(self.step, self._arrays(), asdict(self._record)))
         self._counted = now
         self._saved = self._drained = time.perf_counter()
+
+    def ended(self) -> bool:
+        """Whether all steps are done, or the patience is."""
+        patience = self._experiment.patience
+        tired = patience is not None and self._record.worse >= patience
+        return tired or self.step == self._experiment.steps
 
     def unsaved_seconds(self) -> float:
         """Time since the last checkpoint."""
@@ -264,8 +324,11 @@ class Run:
         values = jax.device_get(on_device)
         now = time.perf_counter()
         step_seconds, self._drained = (now - self._drained) / count, now
-        self._pace = max(1, min(self._feed.most, int(SLICE / max(step_seconds, 1e-9))))
-        self._check(values.loss[:count].tolist(), first + count - 1)
+        fitting = int(SLICE / max(step_seconds, 1e-9))
+        self._pace = max(1, min(self._feed.most, 2 * self._pace, fitting))
+        self._check("loss", values.loss[:count].tolist(), first + count - 1)
+        # A gradient that is no number spoils the parameters, which only the next loss would show.
+        self._check("gradient", values.grad_norm[:count].tolist(), first + count - 1)
         every, steps = self._experiment.eval_every, self._experiment.steps
         for k in range(count):
             step = first + k
@@ -275,14 +338,15 @@ class Run:
                 self._metrics.write(step, "train", self.means)
                 self._record.reports = []
 
-    def _check(self, losses: list[float], step: int) -> None:
-        """Raises if one of the last losses, the newest of which is of `step`, is not a number."""
-        bad = [k for k, loss in enumerate(losses) if not math.isfinite(loss)]
+    def _check(self, name: str, values: list[float], step: int) -> None:
+        """Raises if one of the last values, the newest of which is of `step`, is not a number."""
+        bad = [k for k, value in enumerate(values) if not math.isfinite(value)]
         if not bad:
             return
-        self.wait()
+        with contextlib.suppress(CheckpointError):
+            self.wait()
         raise NonFiniteLoss(
-            f"train: the loss is {losses[bad[0]]} at step {step - len(losses) + 1 + bad[0]}; the "
+            f"train: the {name} is {values[bad[0]]} at step {step - len(values) + 1 + bad[0]}; the "
             f"last good checkpoint is of step {self._checkpoints.steps()[-1]}. Try a lower "
             "learning rate, a smaller clip_norm, or look for NaN in the data"
         )

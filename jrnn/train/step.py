@@ -106,7 +106,7 @@ def make_train_step(
     graphdef: nnx.GraphDef, objective: Objective, optimizer: optax.GradientTransformation
 ) -> StepFunction:
     """A jitted pure function `(state, batch) -> (state, report)`; it takes over the old state."""
-    return jax.jit(_step(graphdef, objective, optimizer, apply_whole), donate_argnums=0)
+    return jax.jit(training_step(graphdef, objective, optimizer, apply_whole), donate_argnums=0)
 
 
 def make_train_steps(
@@ -130,7 +130,7 @@ def make_train_steps(
       Of the plans, which have a first axis, the first `count` are carried out; the reports of the
       others are 0. Any count is the same compiled code.
     """
-    step = _step(graphdef, objective, optimizer, forward)
+    step = training_step(graphdef, objective, optimizer, forward)
 
     def train_steps(state: TrainState, source: Split, plans: Plan, count: jax.Array):
         most = len(jax.tree.leaves(plans)[0])
@@ -147,13 +147,13 @@ def make_train_steps(
     return jax.jit(train_steps, donate_argnums=0)
 
 
-def _step(
+def training_step(
     graphdef: nnx.GraphDef,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     forward: Forward,
 ) -> StepFunction:
-    """The pure training step."""
+    """The pure function `(state, batch) -> (state, report)`."""
 
     def loss_of(params: nnx.State, rest: nnx.State, carry: Carry, batch: Split):
         model = nnx.merge(graphdef, params, rest, copy=True)
@@ -176,15 +176,42 @@ def _step(
     return train_step
 
 
-def make_evaluate(
-    graphdef: nnx.GraphDef, objective: Objective, batch_size: int
-) -> Callable[[Weights | TrainState, Split], dict[str, float]]:
-    """A function `(weights, split) -> {"loss", "metric"}`: exact means over every example."""
+class Evaluation(NamedTuple):
+    """How a network is evaluated.
 
-    @jax.jit
-    def sums_of(params, rest, split, rows, present) -> Sums:
+    Attributes:
+      sums: a pure function from `Weights` and a part of a split to `Sums`.
+      parts: from a split to the parts of it, each the further arguments of `sums`.
+    """
+
+    sums: Callable[..., Sums]
+    parts: Callable[[Split], list[tuple[Any, ...]]]
+
+    def compiled(self) -> "Evaluate":
+        """A function `(weights, split) -> {"loss", "metric"}`: exact means over every example."""
+        compiled = jax.jit(self.sums)
+
+        def evaluate(weights: Weights | TrainState, split: Split) -> dict[str, float]:
+            pair = Weights(weights.params, weights.rest)
+            return total([compiled(pair, *part) for part in self.parts(split)]).means()
+
+        return evaluate
+
+
+Evaluate = Callable[[Weights | TrainState, Split], dict[str, float]]
+
+
+def total(sums: list[Sums]) -> Sums:
+    """The sum of sums."""
+    return jax.tree.map(lambda *each: sum(each), *sums)
+
+
+def evaluation(graphdef: nnx.GraphDef, objective: Objective, batch_size: int) -> Evaluation:
+    """Evaluation on whole examples, a batch after another on the device."""
+
+    def sums(weights: Weights, split: Split, rows: jax.Array, present: jax.Array) -> Sums:
         def of_batch(rows: jax.Array, present: jax.Array) -> Sums:
-            model = nnx.merge(graphdef, params, rest, copy=True)
+            model = nnx.merge(graphdef, *weights, copy=True)
             model.eval()
             examples = take(split, rows)
             return objective.sums(apply_model(model, examples), examples, present)
@@ -195,18 +222,19 @@ def make_evaluate(
         nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_batch, rows[0], present[0]))
         return jax.lax.scan(add, nothing, (rows, present))[0]
 
-    def evaluate(weights: Weights | TrainState, split: Split) -> dict[str, float]:
+    def parts(split: Split) -> list[tuple[Any, ...]]:
         rows, present = whole_rows(len(split.xs), batch_size)
         if fits(split):
-            return sums_of(weights.params, weights.rest, split, rows, present).means()
+            return [(split, rows, present)]
         places = np.arange(batch_size, dtype=np.int32)[None]
-        parts = [
-            sums_of(weights.params, weights.rest, take(split, some), places, there[None])
-            for some, there in zip(rows, present, strict=True)
-        ]
-        return jax.tree.map(lambda *each: sum(each), *parts).means()
+        return [(take(split, r), places, p[None]) for r, p in zip(rows, present, strict=True)]
 
-    return evaluate
+    return Evaluation(sums, parts)
+
+
+def make_evaluate(graphdef: nnx.GraphDef, objective: Objective, batch_size: int) -> Evaluate:
+    """A function `(weights, split) -> {"loss", "metric"}`: exact means over every example."""
+    return evaluation(graphdef, objective, batch_size).compiled()
 
 
 def count_params(model: nnx.Module) -> int:

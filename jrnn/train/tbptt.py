@@ -1,7 +1,6 @@
 """Truncated backpropagation through time: windows of long streams, and the carry handed over."""
 
 from bisect import bisect_right
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -16,9 +15,9 @@ from jrnn import checks
 from jrnn.cell import Carry
 from jrnn.nn import SequenceToSequence
 from jrnn.tasks.task import Data, Split
-from jrnn.train.data import whole_rows
+from jrnn.train.data import check_batch_size, whole_rows
 from jrnn.train.objective import Objective, Sums
-from jrnn.train.step import TrainState, Weights
+from jrnn.train.step import Evaluation, Weights
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,8 @@ class TBPTT:
                     gradient through the steps (w + 1)·k1 - max(k1, k2) + 1, ..., (w + 1)·k1
                     carry before them: from the window before, without gradient
 
-    With k2 below k1 the loss counts the last k2 steps of a window alone. A stream is one example
+    With k2 below k1 the loss counts the last k2 steps of a window alone, and is 0 where none of
+    these is valid. A stream is one example
     of the task, or, where examples follow one another as in `Text`, all of them, cut into as many
     streams as a batch has rows. It begins with the cell's own carry. Validation and test go through
     every step of every stream with the carry handed over.
@@ -60,19 +60,47 @@ class TBPTT:
         """k1 and k2 for a task's data.
 
         Raises:
-          ValueError: k1 does not divide the steps of an example, or the task has one target for a
-            whole sequence.
+          ValueError: k1 does not divide the steps of an example, the task has one target for a
+            whole sequence, or its examples follow one another and have lengths.
         """
         if not data.target.endswith("per_step"):
             raise ValueError(
                 f"TBPTT: needs a task with a target at each step, and this one has "
                 f"{data.target!r}; leave out tbptt"
             )
-        steps = data.train.xs.shape[1]
-        k1 = steps if self.k1 is None else self.k1
-        if steps % k1:
-            raise ValueError(f"TBPTT: k1 must divide the {steps} steps of an example, got {k1}")
+        k1 = data.train.xs.shape[1] if self.k1 is None else self.k1
+        for name in ("train", "validation", "test"):
+            split: Split = getattr(data, name)
+            steps = split.xs.shape[1]
+            if k1 == 0 or steps % k1:
+                raise ValueError(
+                    f"TBPTT: k1 must divide the {steps} steps of a {name} example, got {k1}"
+                )
+            if data.contiguous and split.lengths is not None:
+                raise ValueError(
+                    "TBPTT: examples that follow one another cannot have lengths; leave out tbptt, "
+                    "or set contiguous=False"
+                )
         return Window(k1, k1 if self.k2 is None else self.k2)
+
+
+def check_streams(data: Data, window: "Window", batch_size: int) -> None:
+    """Refuses a batch with more rows than the training split has streams to make."""
+    if not data.contiguous:
+        check_batch_size(data.train, batch_size)
+        return
+    total = windows_of(data.train, window.k1)
+    if total < batch_size:
+        raise ValueError(
+            f"train: batch_size must be at most the {total} windows of {window.k1} steps, got "
+            f"{batch_size}"
+        )
+
+
+def windows_of(split: Split, k1: int) -> int:
+    """How many windows all examples of a split have."""
+    size, steps = split.xs.shape[:2]
+    return size * (steps // k1)
 
 
 def streams(data: Data, split: Split, k1: int, rows: int, *, whole: bool) -> Split:
@@ -88,18 +116,11 @@ def streams(data: Data, split: Split, k1: int, rows: int, *, whole: bool) -> Spl
     Returns:
       Arrays `[streams, windows, k1, ...]`, and lengths `[streams]`: the valid steps of each stream,
       or None where all are full.
-
-    Raises:
-      ValueError: the examples of one stream give no window to each row.
     """
     size, length = split.xs.shape[:2]
     windows = length // k1
     if data.contiguous:
         total = size * windows
-        if total < rows:
-            raise ValueError(
-                f"TBPTT: batch_size must be at most the {total} windows of {k1} steps, got {rows}"
-            )
         windows = -(-total // rows) if whole else total // rows
         kept = np.minimum(np.arange(rows * windows), total - 1)
         steps = k1 * np.clip(total - windows * np.arange(rows), 0, windows)
@@ -264,27 +285,13 @@ def _within(lengths: Any, begin: int, end: int) -> Any:
     return None if lengths is None else (lengths - begin).clip(0, end - begin)
 
 
-def make_stateful_evaluate(
+def stateful_evaluation(
     graphdef: nnx.GraphDef, objective: Objective, data: Data, k1: int, batch_size: int
-) -> Callable[[Weights | TrainState, Split], dict[str, float]]:
-    """A function `(weights, split) -> {"loss", "metric"}`: exact means over every step.
-
-    Each stream is gone through from its first window to its last, with the carry handed over.
-    """
+) -> Evaluation:
+    """Evaluation on every step: each stream from its first window to its last, in one go."""
     window = Window(k1, k1)
 
-    def evaluate(weights: Weights | TrainState, split: Split) -> dict[str, float]:
-        rows = min(batch_size, len(split.xs))
-        cut = streams(data, split, window.k1, rows, whole=True)
-        batches, present = whole_rows(len(cut.xs), rows)
-        windows = cut.xs.shape[1]
-        places = Place(batches.repeat(windows, 0), np.tile(np.arange(windows), len(batches)))
-        pair = Weights(weights.params, weights.rest)
-        carry = window.first_carry(graphdef, pair, cut, rows)
-        return sums_of(pair, carry, cut, places, present.repeat(windows, 0)).means()
-
-    @jax.jit
-    def sums_of(weights, carry, cut, places, present) -> Sums:
+    def sums(weights: Weights, cut: Split, places: Place, present: jax.Array) -> Sums:
         def of_window(carry: Carry, place: Place, present: jax.Array) -> tuple[Carry, Sums]:
             model = nnx.merge(graphdef, *weights, copy=True)
             model.eval()
@@ -295,9 +302,19 @@ def make_stateful_evaluate(
             carry, found = of_window(so_far[0], *one)
             return (carry, jax.tree.map(jnp.add, so_far[1], found)), None
 
+        carry = window.first_carry(graphdef, weights, cut, present.shape[1])
         first = jax.tree.map(lambda array: array[0], (places, present))
         shapes = jax.eval_shape(of_window, carry, *first)[1]
         nothing = jax.tree.map(jnp.zeros_like, shapes)
         return jax.lax.scan(add, (carry, nothing), (places, present))[0][1]
 
-    return evaluate
+    def parts(split: Split) -> list[tuple[Any, ...]]:
+        most = windows_of(split, k1) if data.contiguous else len(split.xs)
+        rows = min(batch_size, most)
+        cut = streams(data, split, k1, rows, whole=True)
+        batches, present = whole_rows(len(cut.xs), rows)
+        windows = cut.xs.shape[1]
+        number = np.tile(np.arange(windows, dtype=np.int32), len(batches))
+        return [(cut, Place(batches.repeat(windows, 0), number), present.repeat(windows, 0))]
+
+    return Evaluation(sums, parts)

@@ -79,11 +79,12 @@ def test_a_carry_can_be_put_in_and_training_goes_on_apart():
     model.eval()
     carry, _ = model(XS[:, :4])
     want = model(XS)[1][:, 4]
-    live = jrnn.stream(model, B)
-    live.step(XS[:, 0])
-    live.carry = carry
+    fresh, used = jrnn.stream(model, B), jrnn.stream(model, B)
+    used.step(XS[:, 0])
     moved(model)
-    np.testing.assert_allclose(live.step(XS[:, 4]), want, rtol=1e-5, atol=1e-6)
+    for live in (fresh, used, used):
+        live.carry = carry
+        np.testing.assert_allclose(live.step(XS[:, 4]), want, rtol=1e-5, atol=1e-6)
     model.train()
     assert not model.rnns[0].deterministic
 
@@ -95,6 +96,9 @@ def test_what_cannot_be_streamed_is_refused():
         jrnn.stream(MODELS["rnn"](), batch_size=0)
     live = jrnn.stream(MODELS["rnn"]())
     with pytest.raises(ValueError, match=r"batch of 1 as its first axis, got shapes \[\(2, 3\)\]"):
+        live.step(XS[:, 0])
+    live.step(XS[:1, 0])
+    with pytest.raises(ValueError, match="x must have the batch of 1"):
         live.step(XS[:, 0])
     with pytest.raises(ValueError, match=r"rows must be bool of shape \(batch,\) = \(1,\), got"):
         live.reset(jnp.ones(3))

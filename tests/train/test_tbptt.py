@@ -29,15 +29,16 @@ class Sums(Task):
     lengths: bool = False
     resets: bool = False
     target: str = "value_per_step"
+    test_steps: int = T
 
     def load(self) -> Data:
         rng = np.random.default_rng(0)
         parts = []
-        for size in (N, 7, 7):
-            xs = rng.normal(size=(size, T, 2)).astype(np.float32)
+        for size, steps in ((N, T), (7, T), (7, self.test_steps)):
+            xs = rng.normal(size=(size, steps, 2)).astype(np.float32)
             ys = xs.sum(-1, keepdims=True).cumsum(1)
-            lengths = rng.integers(1, T + 1, size).astype(np.int32) if self.lengths else None
-            resets = rng.random((size, T)) < 0.2 if self.resets else None
+            lengths = rng.integers(1, steps + 1, size).astype(np.int32) if self.lengths else None
+            resets = rng.random((size, steps)) < 0.2 if self.resets else None
             parts.append(Split(xs, ys, lengths, resets=resets))
         return Data(
             *parts,
@@ -74,7 +75,7 @@ def test_stateful_evaluation_is_that_of_whole_streams(task, k1):
     e = experiment(task, tbptt=TBPTT(k1))
     data = e.task.load()
     graphdef, state = network(e, data)
-    found = evaluator(graphdef, e, data)(state, data.test)
+    found = evaluator(graphdef, e, data).compiled()(state, data.test)
     model = nnx.merge(graphdef, state.params, state.rest)
     model.eval()
     split = data.test
@@ -233,9 +234,18 @@ def test_whole_examples_take_their_resets_from_the_task():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tbptt": TBPTT(5)}, "k1 must divide the 12 steps of an example, got 5"),
+        ({"tbptt": TBPTT(5)}, "k1 must divide the 12 steps of a train example, got 5"),
         ({"task": Sums(target="value")}, "needs a task with a target at each step"),
         ({"batch_size": 11}, "batch_size must be at most the 10 training examples"),
+        (
+            {"task": KINDS[1], "batch_size": 31},
+            "batch_size must be at most the 30 windows of 4 steps",
+        ),
+        (
+            {"task": Sums(True, lengths=True)},
+            "examples that follow one another cannot have lengths",
+        ),
+        ({"task": Sums(test_steps=10)}, "k1 must divide the 10 steps of a test example, got 4"),
         (
             {"network": Network(jrnn.GRU(5), bidirectional=True)},
             "a layer that reads backwards has no carry to hand over",
