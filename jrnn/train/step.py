@@ -1,6 +1,6 @@
 """The pure training step, and evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -185,7 +185,7 @@ class Evaluation(NamedTuple):
     """
 
     sums: Callable[..., Sums]
-    parts: Callable[[Split], list[tuple[Any, ...]]]
+    parts: Callable[[Split], Iterator[tuple[Any, ...]]]
 
     def compiled(self) -> "Evaluate":
         """A function `(weights, split) -> {"loss", "metric"}`: exact means over every example."""
@@ -193,17 +193,13 @@ class Evaluation(NamedTuple):
 
         def evaluate(weights: Weights | TrainState, split: Split) -> dict[str, float]:
             pair = Weights(weights.params, weights.rest)
-            return total([compiled(pair, *part) for part in self.parts(split)]).means()
+            sums = [compiled(pair, *part) for part in self.parts(split)]
+            return jax.tree.map(lambda *each: sum(each), *sums).means()
 
         return evaluate
 
 
 Evaluate = Callable[[Weights | TrainState, Split], dict[str, float]]
-
-
-def total(sums: list[Sums]) -> Sums:
-    """The sum of sums."""
-    return jax.tree.map(lambda *each: sum(each), *sums)
 
 
 def evaluation(graphdef: nnx.GraphDef, objective: Objective, batch_size: int) -> Evaluation:
@@ -222,12 +218,14 @@ def evaluation(graphdef: nnx.GraphDef, objective: Objective, batch_size: int) ->
         nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_batch, rows[0], present[0]))
         return jax.lax.scan(add, nothing, (rows, present))[0]
 
-    def parts(split: Split) -> list[tuple[Any, ...]]:
+    def parts(split: Split) -> Iterator[tuple[Any, ...]]:
         rows, present = whole_rows(len(split.xs), batch_size)
         if fits(split):
-            return [(split, rows, present)]
+            yield split, rows, present
+            return
         places = np.arange(batch_size, dtype=np.int32)[None]
-        return [(take(split, r), places, p[None]) for r, p in zip(rows, present, strict=True)]
+        for some, there in zip(rows, present, strict=True):
+            yield take(split, some), places, there[None]
 
     return Evaluation(sums, parts)
 

@@ -1,6 +1,7 @@
 """Truncated backpropagation through time: windows of long streams, and the carry handed over."""
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -308,13 +309,13 @@ def stateful_evaluation(
         nothing = jax.tree.map(jnp.zeros_like, shapes)
         return jax.lax.scan(add, (carry, nothing), (places, present))[0][1]
 
-    def parts(split: Split) -> list[tuple[Any, ...]]:
+    def parts(split: Split) -> Iterator[tuple[Any, ...]]:
         most = windows_of(split, k1) if data.contiguous else len(split.xs)
         rows = min(batch_size, most)
         cut = streams(data, split, k1, rows, whole=True)
         batches, present = whole_rows(len(cut.xs), rows)
         windows = cut.xs.shape[1]
         number = np.tile(np.arange(windows, dtype=np.int32), len(batches))
-        return [(cut, Place(batches.repeat(windows, 0), number), present.repeat(windows, 0))]
+        yield cut, Place(batches.repeat(windows, 0), number), present.repeat(windows, 0)
 
     return Evaluation(sums, parts)

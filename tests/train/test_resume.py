@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,18 @@ import numpy as np
 import pytest
 
 from jrnn import config
-from jrnn.train import CheckpointError, Checkpoints, Interrupted, Optim, check, train
+from jrnn.train import (
+    TBPTT,
+    CheckpointError,
+    Checkpoints,
+    Interrupted,
+    Optim,
+    check,
+    restore,
+    train,
+)
+from jrnn.train import data as data_module
+from jrnn.train.metrics import MetricsFile
 from tests.train.test_loop import Sign, experiment
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +135,54 @@ def test_missing_lines_of_metrics_are_said(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match=r"has 3 bytes, and had \d+ when the run was saved"):
         train(e, data, tmp_path, resume=True)
+
+
+def test_metrics_without_checkpoints_are_not_thrown_away(tmp_path):
+    e = experiment(steps=30)
+    data = e.task.load()
+    train(e, data, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="lines in metrics.jsonl and no checkpoint"):
+            train(e, data, tmp_path, resume=resume)
+    assert (tmp_path / "metrics.jsonl").read_text() == lines
+
+
+def test_a_checkpoint_of_the_first_form_is_refused(tmp_path):
+    """It held `state` and `metrics`."""
+    e = experiment(steps=30)
+    data = e.task.load()
+    train(e, data, tmp_path)
+    for step in (0, 30):
+        shutil.rmtree(tmp_path / f"checkpoints/{step}/record")
+    with pytest.raises(CheckpointError, match="of another network or version of jrnn"):
+        restore(e, data, tmp_path)
+
+
+@pytest.mark.parametrize("tbptt", [None, TBPTT(2)])
+def test_data_that_do_not_fit_the_device_give_the_same_run(tbptt, tmp_path, monkeypatch):
+    e = replace(experiment(Sign("class_per_step"), steps=60), tbptt=tbptt)
+    data = e.task.load()
+    want = train(e, data, tmp_path / "whole")
+    monkeypatch.setattr(data_module, "ON_DEVICE", 0)
+    monkeypatch.setattr(data_module, "SENT", 2000)
+    got = train(e, data, tmp_path / "sent")
+    assert got.test == pytest.approx(want.test, rel=1e-4)
+    whole, sent = (MetricsFile(tmp_path / name / "metrics.jsonl") for name in ("whole", "sent"))
+    np.testing.assert_allclose(
+        whole.read("train", "loss")[1], sent.read("train", "loss")[1], rtol=1e-4
+    )
+
+
+def test_patience_ends_a_run_and_resume_leaves_it_ended(tmp_path):
+    e = experiment(steps=4000, eval_every=20, patience=3)
+    data = e.task.load()
+    first = train(e, data, tmp_path)
+    steps, losses = MetricsFile(tmp_path / "metrics.jsonl").read("validation", "metric")
+    assert steps[-1] == first.step + 60 < 4000
+    assert max(losses) == losses[steps.index(first.step)]
+    assert train(e, data, tmp_path, resume=True)[1:] == first[1:]
 
 
 def test_another_network_is_refused(tmp_path):
