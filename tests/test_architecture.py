@@ -41,6 +41,7 @@ LIBRARIES = {
     "flax": {"nn", "interop", "train"},
     "optax": {"train"},
     "orbax": {"train"},
+    "filelock": {"train"},
     "rich": {"train", "cli"},
     "tyro": {"config", "cli"},
     "chex": {"testing"},

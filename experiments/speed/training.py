@@ -49,7 +49,7 @@ COLUMNS = {
     "jrnn": "jrnn steps/s",
     "hand": "loop by hand",
     "flax": "flax and optax",
-    "compiled": "compiled share",
+    "compiled": "of compiled steps",
     "save_ms": "a save, ms",
     "save_share": "of 30 s",
     "resume_ms": "resume, ms",

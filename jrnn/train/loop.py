@@ -106,13 +106,16 @@ def check(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]
         check_batch_size(data.train, experiment.batch_size)
     else:
         check_streams(data, experiment.tbptt.window(data), experiment.batch_size)
-        if experiment.network.bidirectional or any(experiment.network.cell.directions):
-            raise ValueError(
-                "TBPTT: a layer that reads backwards has no carry to hand over; set "
-                "bidirectional=False, or leave out tbptt"
-            )
     optimizer = experiment.optim.build(experiment.steps)
-    return abstract_state(lambda: experiment.network.build(data, experiment.seed), optimizer)
+    make = lambda: experiment.network.build(data, experiment.seed)
+    found = abstract_state(make, optimizer)
+    backwards = experiment.network.bidirectional or any(experiment.network.cell.directions)
+    if experiment.tbptt is not None and backwards:
+        raise ValueError(
+            "TBPTT: a layer that reads backwards has no carry to hand over; set "
+            "bidirectional=False, or leave out tbptt"
+        )
+    return found
 
 
 def restore(experiment: Experiment, data: Data, folder: Path) -> Trained:

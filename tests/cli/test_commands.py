@@ -63,6 +63,7 @@ def test_train_leaves_a_run_that_eval_reads(tmp_path, capsys):
         "data.txt",
         "metrics.jsonl",
         "checkpoints",
+        ".lock",
         "result.json",
         "figure.png",
     }

@@ -133,7 +133,9 @@ def test_all_damaged_is_an_error(two, tmp_path):
     shutil.copytree(two, folder)
     for path in folder.rglob("record/*"):
         path.write_text("{}")
-    with pytest.raises(CheckpointError, match=r"those of steps \[1, 2\] are damaged, or of another"):
+    with pytest.raises(
+        CheckpointError, match=r"those of steps \[1, 2\] are damaged, or of another"
+    ):
         newest(folder)
 
 
