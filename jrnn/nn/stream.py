@@ -115,7 +115,7 @@ def stream(model: Body | SequenceToSequence, batch_size: int = 1) -> Stream:
       ValueError: a layer reads backwards, or a batch size below 1.
 
     >>> import jrnn
-    >>> model = RNN(jrnn.GRU(4), 3, rngs=nnx.Rngs(0))
+    >>> model = jrnn.nn.RNN(jrnn.GRU(4), 3, rngs=nnx.Rngs(0))
     >>> xs = jnp.ones((1, 5, 3))
     >>> live = stream(model)
     >>> ys = [live.step(xs[:, t]) for t in range(5)]
