@@ -1,6 +1,6 @@
 """Every cell at one number of parameters, on three tasks and more, over several seeds.
 
-    python -m experiments.cells.run                         # about an hour and a half on two cores
+    python -m experiments.cells.run                         # several hours on two cores
     python -m experiments.cells.run --cells lstm gru --seeds 3 --tasks digits
 
 For each cell and task the highest learning rate of the schedule is chosen out of `rates` by one
