@@ -33,7 +33,7 @@ from tests.train.test_loop import Sign, experiment
 
 ROOT = Path(__file__).parents[2]
 KILLS = 20
-STEPS = 60_000
+STEPS = 120_000
 
 
 def last(e, data, folder):
@@ -68,6 +68,8 @@ def signal_at(folder, step):
     def watch():
         while not (folder / "metrics.jsonl").is_file() or newest() < step:
             time.sleep(0.001)
+        while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            time.sleep(0.001)  # else it would end the tests
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -75,7 +77,7 @@ def signal_at(folder, step):
 
 @pytest.mark.parametrize("optim", [Optim(3e-2), Optim(3e-2, "adamw", "cosine", 0.1, 0.1)])
 def test_a_run_that_is_stopped_goes_on_as_if_it_had_not(optim, tmp_path):
-    e = replace(experiment(Sign("class_per_step"), steps=6001), optim=optim, eval_every=130)
+    e = replace(experiment(Sign("class_per_step"), steps=6001), optim=optim, eval_every=131)
     data = e.task.load()
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     want = train(e, data, whole)
