@@ -34,8 +34,10 @@ from jrnn.nn import RNN
 from jrnn.tasks.task import Data
 from jrnn.train import Experiment
 from jrnn.train.data import Examples, Feed, shuffled_batches
+from jrnn.train.ledger import LINE_EVERY
 from jrnn.train.objective import Objective
-from jrnn.train.run import LINE_EVERY, MOST_STEPS, Run
+from jrnn.train.pipeline import MOST_STEPS
+from jrnn.train.run import Run
 from jrnn.train.step import init_state, make_train_step, make_train_steps
 
 from . import machine, report

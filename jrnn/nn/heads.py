@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jrnn import checks
 from jrnn.cell import Carry
 from jrnn.engines.masking import largest
+from jrnn.nn.dropout import Dropout
 from jrnn.nn.layers import GRU, LSTM, StackedRNN
 from jrnn.nn.rnn import RNN, swap_time_and_batch
 
@@ -139,9 +140,9 @@ def _embed(embedding: Embedding | None, xs: jax.Array) -> jax.Array:
     return xs if embedding is None else embedding(xs)
 
 
-def _dropout(owner: str, rate: float, rngs: nnx.Rngs) -> nnx.Dropout | None:
+def _dropout(owner: str, rate: float, rngs: nnx.Rngs) -> Dropout | None:
     checks.rate(owner, "dropout", rate)
-    return nnx.Dropout(rate, rngs=rngs) if rate else None
+    return Dropout(rate, rngs=rngs) if rate else None
 
 
 def _pool(

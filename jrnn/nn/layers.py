@@ -10,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jrnn import cells, checks
 from jrnn.cell import Carry, Cell, Inputs, Timed
 from jrnn.engines import Engine, reverse_resets
+from jrnn.nn.dropout import Dropout
 from jrnn.nn.rnn import RNN, swap_time_and_batch, time_first
 
 
@@ -61,7 +62,7 @@ class _Layers(nnx.Module):
         self.rnns = nnx.List(rnns)
         self.output_size = len(self.halves) * rnns[-1].output_size
         self.directions = self.halves if bidirectional else rnns[-1].directions
-        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+        self.dropout = Dropout(dropout, rngs=rngs) if dropout else None
 
     def __call__(
         self,

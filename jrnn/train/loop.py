@@ -13,8 +13,9 @@ from jrnn.train.checkpoint import Checkpoints
 from jrnn.train.data import check_batch_size
 from jrnn.train.experiment import Experiment
 from jrnn.train.guard import Interrupted, Signals, one_process
+from jrnn.train.ledger import Record
 from jrnn.train.progress import Progress
-from jrnn.train.run import Best, Record, Run, evaluator
+from jrnn.train.run import Best, Run, evaluator
 from jrnn.train.step import TrainState, Weights, abstract_state
 from jrnn.train.tbptt import check_streams
 
@@ -74,7 +75,7 @@ def train(experiment: Experiment, data: Data, folder: Path, *, resume: bool = Fa
         while not run.ended():
             if not signals.received:
                 run.advance()
-                progress.trained(run.step, run.means)
+                progress.trained(run.step, run.means())
                 if run.step % experiment.eval_every == 0 or run.step == experiment.steps:
                     progress.validated(run.validate())
             if signals.received or run.ended() or run.unsaved_seconds() >= experiment.save_every:

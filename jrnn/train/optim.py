@@ -1,14 +1,18 @@
 """The optimiser of a run: optax, chosen by a frozen dataclass."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import jax
 import optax
+from jax.typing import ArrayLike
 
 from jrnn import checks
 
 Algorithm = Literal["adam", "adamw", "sgd", "rmsprop"]
 Schedule = Literal["constant", "cosine", "linear"]
+ARRAYS = ("learning_rate", "weight_decay", "momentum", "clip_norm")
+"""Fields of `Optim` that may be arrays, so that runs which differ in them share compiled code."""
 
 
 @dataclass(frozen=True)
@@ -67,29 +71,43 @@ class Optim:
                 f"got {self.algorithm!r}"
             )
 
-    def rate(self, steps: int) -> optax.Schedule:
-        """The learning rate as a function of the step, over a run of `steps` steps."""
+    def rate(self, steps: int, highest: ArrayLike | None = None) -> optax.Schedule:
+        """The learning rate as a function of the step, over a run of `steps` steps.
+
+        Args:
+          steps: of the run.
+          highest: in place of `learning_rate`.
+        """
+        highest = self.learning_rate if highest is None else highest
         rising = round(self.warmup * steps)
         falling = max(steps - rising, 1)
         after = {
-            "constant": optax.constant_schedule(self.learning_rate),
-            "cosine": optax.cosine_decay_schedule(self.learning_rate, falling),
-            "linear": optax.linear_schedule(self.learning_rate, 0.0, falling),
+            "constant": optax.constant_schedule(highest),
+            "cosine": optax.cosine_decay_schedule(highest, falling),
+            "linear": optax.linear_schedule(highest, 0.0, falling),
         }[self.schedule]
         if rising == 0:
             return after
-        rise = optax.linear_schedule(0.0, self.learning_rate, rising)
+        rise = optax.linear_schedule(0.0, highest, rising)
         return optax.join_schedules([rise, after], [rising])
 
-    def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax chain for a run of `steps` steps."""
-        rate = self.rate(steps)
+    def build(self, steps: int, **arrays: jax.Array) -> optax.GradientTransformation:
+        """The optax chain for a run of `steps` steps.
+
+        Args:
+          steps: of the run.
+          **arrays: in place of fields in `ARRAYS`, whose own values then only say whether there is
+            such a part at all; they may be traced.
+        """
+        value: Any = lambda name: arrays.get(name, getattr(self, name))
+        rate = self.rate(steps, value("learning_rate"))
+        momentum = value("momentum") if self.momentum else None
         algorithm = {
             "adam": lambda: optax.adam(rate),
-            "adamw": lambda: optax.adamw(rate, weight_decay=self.weight_decay),
-            "sgd": lambda: optax.sgd(rate, momentum=self.momentum or None),
-            "rmsprop": lambda: optax.rmsprop(rate, momentum=self.momentum or None),
+            "adamw": lambda: optax.adamw(rate, weight_decay=value("weight_decay")),
+            "sgd": lambda: optax.sgd(rate, momentum=momentum),
+            "rmsprop": lambda: optax.rmsprop(rate, momentum=momentum),
         }[self.algorithm]()
         if self.clip_norm is None:
             return algorithm
-        return optax.chain(optax.clip_by_global_norm(self.clip_norm), algorithm)
+        return optax.chain(optax.clip_by_global_norm(value("clip_norm")), algorithm)

@@ -1,16 +1,14 @@
 """A run as it lies in memory: what moves, how it goes on, and how it is saved."""
 
 import contextlib
-import math
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jrnn.cell import Carry
@@ -18,12 +16,12 @@ from jrnn.tasks.task import Data, Split
 from jrnn.train.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from jrnn.train.data import Examples, Feed, Reader, fits
 from jrnn.train.experiment import Experiment
-from jrnn.train.metrics import MetricsFile
-from jrnn.train.objective import Objective, better
+from jrnn.train.ledger import Ledger
+from jrnn.train.objective import Objective
+from jrnn.train.pipeline import Pipeline, most_steps
 from jrnn.train.step import (
     Evaluation,
     Forward,
-    Report,
     TrainState,
     Weights,
     apply_whole,
@@ -33,49 +31,9 @@ from jrnn.train.step import (
 )
 from jrnn.train.tbptt import Windows, stateful_evaluation, streams
 
-LINE_EVERY = 20
-"""Steps that a line of `metrics.jsonl` is the mean of."""
-MOST_STEPS, MOST_ROWS = 256, 2**16
-"""Steps, and examples, in one dispatch at most."""
-SLICE = 0.25
-"""Seconds that a dispatch is to take at most, since a signal is heard after it."""
-
 
 class NonFiniteLoss(FloatingPointError):
     """A loss or a gradient was NaN or infinite; checkpoints saved before it are whole."""
-
-
-@dataclass
-class Record:
-    """What moves in a run and is no array.
-
-    Attributes:
-      best_step: the step of the best weights.
-      best: loss and metric of these on the validation split; empty before the first evaluation.
-      worse: evaluations since then.
-      reports: of the steps since the last line of metrics.
-      metrics_bytes: size of `metrics.jsonl`.
-      seconds: time spent.
-    """
-
-    best_step: int = 0
-    best: dict[str, float] = field(default_factory=dict)
-    worse: int = 0
-    reports: list[list[float]] = field(default_factory=list)
-    metrics_bytes: int = 0
-    seconds: float = 0.0
-
-    @classmethod
-    def read(cls, record: dict[str, Any]) -> "Record":
-        """From what a checkpoint holds.
-
-        Raises:
-          ValueError: another version of jrnn wrote it.
-        """
-        try:
-            return cls(**record)
-        except TypeError as error:
-            raise ValueError(f"the run is of another version of jrnn: {error}") from error
 
 
 class Best(NamedTuple):
@@ -142,20 +100,11 @@ class Course(NamedTuple):
         )
 
 
-def most_steps(experiment: Experiment) -> int:
-    """The most steps in one dispatch."""
-    return max(1, min(MOST_STEPS, MOST_ROWS // experiment.batch_size))
-
-
 class Run:
     """A run between two of its steps.
 
-    One dispatch is always under way while the reports of the one before are written down, so that
-    the device does not wait for Python.
-
     Attributes:
       step: training steps done or under way.
-      means: loss, metric and norm of the gradient in the newest line of metrics; empty at first.
     """
 
     def __init__(self, experiment: Experiment, data: Data, folder: Path):
@@ -164,29 +113,26 @@ class Run:
         Raises:
           CheckpointError: the folder cannot be written to.
         """
-        self.step, self.means = 0, dict[str, float]()
-        self._experiment, self._folder, self._metric = experiment, folder, data.metric
+        self.step = 0
+        self._experiment, self._folder = experiment, folder
         split = data.validation
         self._validation = jax.device_put(split) if fits(split) else split
-        objective = Objective.of(data)
         optimizer = experiment.optim.build(experiment.steps)
         network = experiment.network.build(data, experiment.seed)
         self._graphdef, self._state = init_state(network, optimizer)
         self._best = self._weights()
-        self._record = Record()
         course = Course.of(experiment, data)
         carry = course.first_carry(self._graphdef, self._best)
         self._state = self._state._replace(carry=carry)
-        self._feed = Feed(course.split, course.reader(experiment.seed), most_steps(experiment))
-        self._steps = make_train_steps(
-            self._graphdef, objective, optimizer, self._feed.batch, course.forward
+        feed = Feed(course.split, course.reader(experiment.seed), most_steps(experiment))
+        steps = make_train_steps(
+            self._graphdef, Objective.of(data), optimizer, feed.batch, course.forward
         )
+        self._pipeline = Pipeline(steps, feed)
         self._evaluate = evaluator(self._graphdef, experiment, data).compiled()
-        self._pace = 1
-        self._under_way: deque[tuple[int, int, Report]] = deque()
-        self._metrics = MetricsFile(folder / "metrics.jsonl")
+        self._ledger = Ledger(experiment, data.metric, folder)
         self._checkpoints = Checkpoints(folder / "checkpoints", writing=True)
-        self._saved = self._counted = self._drained = time.perf_counter()
+        self._saved = self._counted = time.perf_counter()
 
     def begin(self) -> None:
         """Begins anew, with a checkpoint of step 0: what cannot be saved is known at once.
@@ -201,12 +147,7 @@ class Run:
                 f"train: {self._folder} holds the checkpoints of a run already; go on with it by "
                 "--resume, or name another folder"
             )
-        if self._metrics.lines():
-            raise ValueError(
-                f"train: {self._folder} has lines in metrics.jsonl and no checkpoint: those of its "
-                "run are lost. To train it anew, remove metrics.jsonl, or name another folder"
-            )
-        self._metrics.cut(0)
+        self._ledger.begin()
         self.save()
         self.wait()
 
@@ -221,45 +162,42 @@ class Run:
         if found is None:
             self.begin()
             return
-        self._record = Record.read(found.record)
-        self._metrics.cut(self._record.metrics_bytes)
+        self._ledger.resume(found.record)
         self._checkpoints.put_aside(after=found.step)
         self._state = TrainState(**found.arrays["state"])
         self._best = Weights(**found.arrays["best"])
         self.step = found.step
 
     def advance(self) -> None:
-        """Sends some steps off, and none beyond the next evaluation."""
+        """Sends some steps off, and none beyond the next evaluation.
+
+        Raises:
+          NonFiniteLoss: a loss or gradient of the dispatch before is NaN or infinite.
+        """
         every, steps = self._experiment.eval_every, self._experiment.steps
-        count = min(every - self.step % every, steps - self.step, self._pace)
-        source, rows = self._feed.next(self.step, count)
-        self._state, reports = self._steps(self._state, source, rows, count)
-        self._under_way.append((self.step + 1, count, reports))
+        most = min(every - self.step % every, steps - self.step)
+        self._state, count = self._pipeline.send(self._state, self.step, most)
         self.step += count
-        if len(self._under_way) > 1:
-            self._drain()
+        if self._pipeline.waiting() > 1:
+            self._read()
 
     def settle(self) -> None:
         """Waits for all steps that are under way, and writes down what they report.
 
         Raises:
-          NonFiniteLoss: a loss was NaN or infinite; says at which step.
+          NonFiniteLoss: as for `advance`.
         """
-        while self._under_way:
-            self._drain()
+        while self._pipeline.waiting():
+            self._read()
 
     def validate(self) -> dict[str, float]:
         """Loss and metric on the validation split; keeps the weights if they are the best."""
         self.settle()
         found = self._evaluate(self._state, self._validation)
-        self._check("loss", [found["loss"]], self.step)
-        self._metrics.write(self.step, "validation", found)
-        self._record.worse += 1
-        best = self._record.best
-        if not best or better(self._metric, found["metric"], best["metric"]):
+        self._check("loss", np.array([found["loss"]]), self.step)
+        if self._ledger.validated(self.step, found):
             self._best = self._weights()
-            self._record.best_step, self._record.best, self._record.worse = self.step, found, 0
-        self._drained = time.perf_counter()
+        self._pipeline.rested()
         return found
 
     def save(self) -> None:
@@ -271,17 +209,19 @@ class Run:
         """
         self.settle()
         now = time.perf_counter()
-        self._record.seconds += now - self._counted
-        self._record.metrics_bytes = self._metrics.size()
-        self._checkpoints.save(Checkpoint(self.step, self._arrays(), asdict(self._record)))
+        self._ledger.record.seconds += now - self._counted
+        self._checkpoints.save(Checkpoint(self.step, self._arrays(), self._ledger.saved()))
         self._counted = now
-        self._saved = self._drained = time.perf_counter()
+        self._saved = time.perf_counter()
+        self._pipeline.rested()
 
     def ended(self) -> bool:
         """Whether all steps are done, or the patience is."""
-        patience = self._experiment.patience
-        tired = patience is not None and self._record.worse >= patience
-        return tired or self.step == self._experiment.steps
+        return self._ledger.tired() or self.step == self._experiment.steps
+
+    def means(self) -> dict[str, float]:
+        """Loss, metric and norm of the gradient in the newest line of metrics; empty at first."""
+        return self._ledger.means
 
     def unsaved_seconds(self) -> float:
         """Time since the last checkpoint."""
@@ -301,7 +241,8 @@ class Run:
 
     def best(self) -> Best:
         """The best network so far."""
-        return Best(self._graphdef, self._best, self._record.best_step, self._record.best)
+        record = self._ledger.record
+        return Best(self._graphdef, self._best, record.best_step, record.best)
 
     def evaluate(self, split: Split) -> dict[str, float]:
         """Loss and metric of the best network so far on a split."""
@@ -309,7 +250,7 @@ class Run:
 
     def seconds(self) -> float:
         """Time spent on the run up to its last checkpoint."""
-        return self._record.seconds
+        return self._ledger.record.seconds
 
     def _weights(self) -> Weights:
         """A copy of the weights, since the next step takes over the state."""
@@ -318,40 +259,24 @@ class Run:
     def _arrays(self) -> dict[str, Any]:
         return {"state": self._state._asdict(), "best": self._best._asdict()}
 
-    def _drain(self) -> None:
-        """Waits for the oldest dispatch, checks its losses and writes its lines."""
-        first, count, on_device = self._under_way.popleft()
-        values = jax.device_get(on_device)
-        now = time.perf_counter()
-        step_seconds, self._drained = (now - self._drained) / count, now
-        fitting = int(SLICE / max(step_seconds, 1e-9))
-        self._pace = max(1, min(self._feed.most, 2 * self._pace, fitting))
-        self._check("loss", values.loss[:count].tolist(), first + count - 1)
+    def _read(self) -> None:
+        """Reads the reports of the oldest dispatch, checks them and writes its lines."""
+        first, count, values = self._pipeline.read()
+        values = jax.tree.map(lambda all_: all_[:count], values)
+        self._check("loss", values.loss, first)
         # A gradient that is no number spoils the parameters, which only the next loss would show.
-        self._check("gradient", values.grad_norm[:count].tolist(), first + count - 1)
-        every, steps = self._experiment.eval_every, self._experiment.steps
-        for k in range(count):
-            step = first + k
-            self._record.reports.append([float(value[k]) for value in values])
-            if step % LINE_EVERY == 0 or step % every == 0 or step == steps:
-                self.means = _means(self._record.reports)
-                self._metrics.write(step, "train", self.means)
-                self._record.reports = []
+        self._check("gradient", values.grad_norm, first)
+        self._ledger.trained(first, values)
 
-    def _check(self, name: str, values: list[float], step: int) -> None:
-        """Raises if one of the last values, the newest of which is of `step`, is not a number."""
-        bad = [k for k, value in enumerate(values) if not math.isfinite(value)]
-        if not bad:
+    def _check(self, name: str, values: np.ndarray, first: int) -> None:
+        """Raises if one of the values, the first of which is of step `first`, is not a number."""
+        bad = np.flatnonzero(~np.isfinite(values))
+        if not len(bad):
             return
         with contextlib.suppress(CheckpointError):
             self.wait()
         raise NonFiniteLoss(
-            f"train: the {name} is {values[bad[0]]} at step {step - len(values) + 1 + bad[0]}; the "
+            f"train: the {name} is {values[bad[0]]} at step {first + bad[0]}; the "
             f"last good checkpoint is of step {self._checkpoints.steps()[-1]}. Try a lower "
             "learning rate, a smaller clip_norm, or look for NaN in the data"
         )
-
-
-def _means(reports: list[list[float]]) -> dict[str, float]:
-    columns = zip(*reports, strict=True)
-    return {n: sum(c) / len(reports) for n, c in zip(Report._fields, columns, strict=True)}
