@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 
@@ -26,6 +26,8 @@ from jrnn.cell import Cell
 from jrnn.cells import REGISTRY as CELLS
 from jrnn.train.experiment import Experiment
 from jrnn.transforms import REGISTRY as TRANSFORMS
+
+T = TypeVar("T")
 
 MODULE = "jrnn_config"
 """Name under which the classes of a config file are known while it is in use."""
@@ -134,6 +136,12 @@ def help_arguments(spec: str) -> str:
     return f"{path}:name=value,... with\n{signature}\n{inspect.getdoc(get_config) or ''}\n"
 
 
+def arguments(spec: str) -> list[str]:
+    """The names of what may stand after the colon of a config."""
+    path, _ = split_spec(spec)
+    return list(inspect.signature(_get_config(_import(path), path)).parameters)
+
+
 def split_spec(spec: str) -> tuple[Path, dict[str, str]]:
     """Cuts `path.py:cell=gru,hidden=64` into the path and `{"cell": "gru", "hidden": "64"}`."""
     name, colon, text = spec.partition(".py:") if ".py:" in spec else (spec, "", "")
@@ -203,16 +211,33 @@ def save(experiment: Experiment, spec: str, path: Path) -> None:
       spec: what `load` was given.
       path: the JSON file.
     """
+    write({"spec": spec, "experiment": encode(experiment)}, spec, path)
+
+
+def write(content: dict[str, Any], spec: str, path: Path) -> None:
+    """Writes JSON that holds what `encode` gave, whole or not at all, and its config file."""
     source, _ = split_spec(spec)
     shutil.copyfile(source, path.with_suffix(".py"))
     partial = path.with_suffix(".part")
-    text = json.dumps({"spec": spec, "experiment": encode(experiment)}, indent=2) + "\n"
-    partial.write_text(text, "utf-8")
+    partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     partial.replace(path)
 
 
 def read(path: Path) -> Experiment:
     """Reads what `save` wrote.
+
+    Raises:
+      ConfigError: not such a file, or written by a version whose fields were others.
+    """
+    return reading(path, lambda saved: decode(saved["experiment"]))
+
+
+def reading(path: Path, use: Callable[[dict[str, Any]], T]) -> T:
+    """Reads what `write` wrote.
+
+    Args:
+      path: the JSON file.
+      use: makes something of its content, by `decode`.
 
     Raises:
       ConfigError: not such a file, or written by a version whose fields were others.
@@ -225,7 +250,7 @@ def read(path: Path) -> Experiment:
     if source.is_file():
         _import(source)
     try:
-        return decode(saved["experiment"])
+        return use(saved)
     except (KeyError, TypeError, AttributeError, ImportError) as error:
         raise ConfigError(
             f"{path}: was written by another version of jrnn or of a class it names: {error}"

@@ -80,21 +80,16 @@ class Feed:
         """The source, and plans `[most, ...]` of which the first `count` are to be used."""
         plan = self._reader.plan(first, count)
         if self._whole:
-            return self._source, jax.tree.map(self._fill, plan)
+            return self._source, filled(plan, self.most)
         each = [self._reader.batch(self._split, self._of(plan, k)) for k in range(count)]
-        sent = jax.tree.map(lambda *parts: self._fill(np.stack(parts)), *each)
-        return sent, np.arange(self.most)
+        sent = jax.tree.map(lambda *parts: np.stack(parts), *each)
+        return filled(sent, self.most), np.arange(self.most)
 
     def batch(self, source: Split, plan: Plan) -> Split:
         """The examples of one step, on the device."""
         if self._whole:
             return self._reader.batch(source, plan)
         return take(source, plan)
-
-    def _fill(self, plan: np.ndarray) -> np.ndarray:
-        filled = np.zeros((self.most, *plan.shape[1:]), plan.dtype)
-        filled[: len(plan)] = plan
-        return filled
 
     @staticmethod
     def _of(plan: Plan, k: int) -> Plan:
@@ -131,6 +126,12 @@ def whole_rows(size: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """
     rows = np.arange(-(-size // batch_size) * batch_size).reshape(-1, batch_size)
     return np.minimum(rows, size - 1).astype(np.int32), rows < size
+
+
+def filled(tree: Any, size: int) -> Any:
+    """Arrays with their first axis made longer, by zeros."""
+    fill = lambda array: np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1))
+    return jax.tree.map(fill, tree)
 
 
 def take(split: Split, rows: Any) -> Split:

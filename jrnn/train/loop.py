@@ -3,19 +3,20 @@
 import contextlib
 import shlex
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from flax import nnx
 
 from jrnn.nn import Classifier, SequenceToSequence
 from jrnn.tasks.task import Data
 from jrnn.train.checkpoint import Checkpoints
+from jrnn.train.course import evaluator
 from jrnn.train.data import check_batch_size
 from jrnn.train.experiment import Experiment
 from jrnn.train.guard import Interrupted, Signals, one_process
 from jrnn.train.ledger import Record
 from jrnn.train.progress import Progress
-from jrnn.train.run import Best, Run, evaluator
+from jrnn.train.run import Best, Run
 from jrnn.train.step import TrainState, Weights, abstract_state
 from jrnn.train.tbptt import check_streams
 
@@ -72,26 +73,62 @@ def train(experiment: Experiment, data: Data, folder: Path, *, resume: bool = Fa
         Progress(experiment.steps, data.metric) as progress,
     ):
         run.resume() if resume else run.begin()
-        while not run.ended():
-            if not signals.received:
-                run.advance()
-                progress.trained(run.step, run.means())
-                if run.step % experiment.eval_every == 0 or run.step == experiment.steps:
-                    progress.validated(run.validate())
-            if signals.received or run.ended() or run.unsaved_seconds() >= experiment.save_every:
-                run.save()
-            if signals.received and not run.ended():
-                run.wait()
-                raise Interrupted(
-                    f"stopped by {signals.received.name} at step {run.step} of {experiment.steps}, "
-                    f"and saved; go on with: jrnn train --resume "
-                    f"{shlex.quote(str(folder))}",
-                    signals.received,
-                )
-        run.wait()
+        drive(run, experiment, f"jrnn train --resume {shlex.quote(str(folder))}", signals, progress)
         best = run.best()
         test = run.evaluate(data.test)
         return Trained(best.model(), best.step, best.validation, test, run.seconds())
+
+
+class Going(Protocol):
+    """What can be driven from first step to last: a run, or many at once.
+
+    Attributes:
+      step: training steps done or under way.
+    """
+
+    step: int
+
+    def advance(self) -> None: ...
+    def validate(self) -> dict[str, float]: ...
+    def save(self) -> None: ...
+    def wait(self) -> None: ...
+    def ended(self) -> bool: ...
+    def means(self) -> dict[str, float]: ...
+    def unsaved_seconds(self) -> float: ...
+
+
+def drive(
+    run: Going, experiment: Experiment, again: str, signals: Signals, progress: Progress
+) -> None:
+    """Trains to the end, and saves on the way and at the end.
+
+    Args:
+      run: what is trained.
+      experiment: how long, and how often it is evaluated and saved.
+      again: the command that goes on with it.
+      signals: what may end it before.
+      progress: what is shown.
+
+    Raises:
+      Interrupted: a signal came; all was saved.
+      NonFiniteLoss, CheckpointError: as for `train`.
+    """
+    while not run.ended():
+        if not signals.received:
+            run.advance()
+            progress.trained(run.step, run.means())
+            if run.step % experiment.eval_every == 0 or run.step == experiment.steps:
+                progress.validated(run.validate())
+        if signals.received or run.ended() or run.unsaved_seconds() >= experiment.save_every:
+            run.save()
+        if signals.received and not run.ended():
+            run.wait()
+            raise Interrupted(
+                f"stopped by {signals.received.name} at step {run.step} of {experiment.steps}, "
+                f"and saved; go on with: {again}",
+                signals.received,
+            )
+    run.wait()
 
 
 def check(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]:

@@ -25,7 +25,7 @@ class Source(Protocol):
 
     most: int
 
-    def next(self, first: int, count: int) -> tuple[Any, Any]:
+    def next(self, first: int, count: int) -> tuple[Any, ...]:
         """What `count` steps from `first` on take, counted from 0."""
         ...
 

@@ -10,9 +10,10 @@ METRIC_NAMES = {"accuracy": "accuracy", "mse": "MSE", "bits_per_character": "bit
 class Progress:
     """A context manager around one run, drawn by rich."""
 
-    def __init__(self, steps: int, metric: str):
+    def __init__(self, steps: int, metric: str, title: str = ""):
         """For a run of `steps` steps, with the metric under its name."""
         self._bar = bars.Progress(
+            *([bars.TextColumn(title)] if title else []),
             bars.TextColumn("step {task.completed}/{task.total}"),
             bars.BarColumn(bar_width=None),
             bars.TextColumn("loss {task.fields[loss]}"),
@@ -45,5 +46,6 @@ class Progress:
         )
 
     def validated(self, metrics: dict[str, float]) -> None:
-        """Shows the metric on the validation split."""
-        self._bar.update(self._task, validation=f"{metrics['metric']:.4f}")
+        """Shows the metric on the validation split, if there is one."""
+        shown = f"{metrics['metric']:.4f}" if metrics else "-"
+        self._bar.update(self._task, validation=shown)

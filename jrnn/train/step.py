@@ -131,8 +131,13 @@ def make_train_steps(
       others are 0. Any count is the same compiled code.
     """
     step = training_step(graphdef, objective, optimizer, forward)
+    return jax.jit(many_steps(step, batch_of), donate_argnums=0)
 
-    def train_steps(state: TrainState, source: Split, plans: Plan, count: jax.Array):
+
+def many_steps(step: StepFunction, batch_of: Callable[[Split, Plan], Split]) -> StepsFunction:
+    """The pure function of `make_train_steps`, from that of one step."""
+
+    def train_steps(state: TrainState, source: Split, plans: Plan, count: Any):
         most = len(jax.tree.leaves(plans)[0])
 
         def body(k: jax.Array, so_far: tuple[TrainState, Report]) -> tuple[TrainState, Report]:
@@ -144,7 +149,7 @@ def make_train_steps(
         nothing = Report(*(jnp.zeros(most, jnp.float32) for _ in Report._fields))
         return jax.lax.fori_loop(0, count, body, (state, nothing))
 
-    return jax.jit(train_steps, donate_argnums=0)
+    return train_steps
 
 
 def training_step(

@@ -13,8 +13,8 @@ from flax import nnx
 import jrnn
 from jrnn.tasks.task import Data, Split, Task
 from jrnn.train import TBPTT, Experiment, Network, Optim, check, restore, train
+from jrnn.train.course import evaluator
 from jrnn.train.objective import Objective
-from jrnn.train.run import evaluator
 from jrnn.train.step import Weights, apply_whole, init_state, make_evaluate, make_train_steps
 from jrnn.train.tbptt import Place, Window, Windows, streams
 
