@@ -42,7 +42,8 @@ class Axis:
     """One name and the values that it takes.
 
     Args:
-      name: of a field of an experiment, such as "optim.learning_rate", or an argument of the config.
+      name: of a field of an experiment, such as "optim.learning_rate", or of the config's
+        arguments.
       choices: texts of single values; empty for a range.
       scale: "log" or "lin", of a range that values are drawn from.
       ends: of this range.
@@ -67,24 +68,29 @@ class Axis:
         if ":" not in values:
             return cls(name, tuple(values.split(",")))
         first, last, *scale = values.split(":")
+        kind, count = (scale[0][:3], scale[0][3:]) if scale else ("", "")
+        number = float if kind else int
         try:
-            if not scale:
-                return cls(name, tuple(str(k) for k in range(int(first), int(last)))).filled(text)
-            kind, count = scale[0][:3], scale[0][3:]
-            if len(scale) > 1 or kind not in SCALES or not (count == "" or count.isdigit()):
-                raise ValueError
-            ends = float(first), float(last)
-        except ValueError as error:
+            ends: Any = number(first), number(last)
+        except ValueError:
+            kind = "?"
+        if len(scale) > 1 or kind not in ("", *SCALES) or not (count == "" or count.isdigit()):
             raise ValueError(
-                f"sweep: a range is first:last with ints, or first:last:log8 or :lin8 for so many "
-                f"values, or :log or :lin to draw from, got {text!r}"
-            ) from error
-        if kind == "log" and min(ends) <= 0 or not all(map(math.isfinite, ends)):
-            raise ValueError(f"sweep: both ends of a log range must be above 0, got {text!r}")
+                "sweep: a range is first:last with ints, or first:last:log8 or first:last:lin8 for "
+                f"so many values, or :log or :lin to draw from, got {text!r}"
+            )
+        if not kind:
+            return cls(name, tuple(str(k) for k in range(*ends))).filled(text)
+        if (kind == "log" and min(ends) <= 0) or not all(map(math.isfinite, ends)):
+            raise ValueError(
+                "sweep: the ends of a range must be finite, and above 0 on a log scale, got "
+                f"{text!r}"
+            )
         if not count:
             return cls(name, (), kind, ends)
-        space = np.geomspace if kind == "log" else np.linspace
-        return cls(name, tuple(_text(v) for v in space(*ends, int(count)))).filled(text)
+        space: Any = np.geomspace if kind == "log" else np.linspace
+        values = [_text(value) for value in space(*ends, int(count))]
+        return cls(name, tuple(values)).filled(text)
 
     def filled(self, text: str) -> "Axis":
         """The axis, if there is any value on it."""

@@ -18,6 +18,7 @@ HELP = """\
 
   jrnn train CONFIG\\[:name=value,...] \\[--flag value ...]   train; --help lists the flags
   jrnn train --resume RUN                                go on with a run that was stopped
+  jrnn sweep CONFIG --over NAME=VALUES ...                many runs at once; --help says more
   jrnn eval RUN                                          evaluate the best checkpoint of a run
   jrnn sample RUN \\[--prompt TEXT]                        print text drawn from a run on text
   jrnn ls cells|transforms|tasks|engines|configs         what there is
@@ -65,10 +66,11 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _commands() -> dict[str, Callable[[list[str]], None]]:
-    from jrnn.cli import bench, look, runs
+    from jrnn.cli import bench, look, runs, sweep
 
     return {
         "train": runs.train_command,
+        "sweep": sweep.sweep_command,
         "eval": runs.eval_command,
         "sample": runs.sample_command,
         "ls": look.ls_command,

@@ -1,6 +1,7 @@
 """Commands that make a run or use one."""
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def train_command(args: list[str]) -> None:
             "jrnn ls configs lists the configs; jrnn train --resume RUN goes on with a run"
         )
         return
-    args = [part for arg in args for part in _apart(arg)]
+    args = apart(args)
     if "--resume" in args:
         _resume(args)
         return
@@ -44,16 +45,20 @@ def train_command(args: list[str]) -> None:
     experiment = config.load(spec, flags)
     data = experiment.task.load()
     check(experiment, data)  # before there is any folder
-    folder = _new_folder(experiment)
-    (folder / "data.txt").write_text(data.fingerprint() + "\n")
+    folder = new_folder(experiment)
+    keep_data(folder, [data])
     config.save(experiment, spec, folder / "config.json")  # last: it makes the folder a run
     stdout.print(escape(f"run folder: {folder}"), soft_wrap=True)
-    _report(experiment, data, train(experiment, data, folder), folder)
+    report_run(experiment, data, train(experiment, data, folder), folder)
 
 
-def _apart(arg: str) -> list[str]:
-    """`--resume=RUN` as two arguments."""
-    return arg.split("=", 1) if arg.startswith("--resume=") else [arg]
+def apart(args: list[str]) -> list[str]:
+    """Arguments with `--resume=RUN` as two of them."""
+    return [
+        part
+        for arg in args
+        for part in (arg.split("=", 1) if arg.startswith("--resume=") else [arg])
+    ]
 
 
 def _resume(args: list[str]) -> None:
@@ -64,7 +69,7 @@ def _resume(args: list[str]) -> None:
         )
     folder = Path(args[1])
     experiment, data = _open(folder)
-    _report(experiment, data, train(experiment, data, folder, resume=True), folder)
+    report_run(experiment, data, train(experiment, data, folder, resume=True), folder)
 
 
 def eval_command(args: list[str]) -> None:
@@ -134,16 +139,26 @@ def _open(folder: Path) -> tuple[Experiment, Data]:
         raise FileNotFoundError(f"{folder} is not a run: it has no config.json")
     experiment = config.read(folder / "config.json")
     data = experiment.task.load()
+    check_data(folder, [data])
+    return experiment, data
+
+
+def keep_data(folder: Path, data: Sequence[Data]) -> None:
+    """Writes down what the data of a run are, for `check_data`."""
+    (folder / "data.txt").write_text("".join(each.fingerprint() + "\n" for each in data))
+
+
+def check_data(folder: Path, data: Sequence[Data]) -> None:
+    """Refuses data that are not what they were when the run began."""
     known = folder / "data.txt"
-    if known.is_file() and known.read_text().strip() != data.fingerprint():
+    if known.is_file() and known.read_text().split() != [each.fingerprint() for each in data]:
         raise ValueError(
             f"{folder}: the data of this run are not what they were when it was trained; restore "
             f"them, or train anew"
         )
-    return experiment, data
 
 
-def _new_folder(experiment: Experiment) -> Path:
+def new_folder(experiment: Experiment, prefix: str = "") -> Path:
     """Makes the folder of a new run, and never uses one that holds something."""
     if experiment.run_dir is not None:
         folder = Path(experiment.run_dir)
@@ -154,7 +169,7 @@ def _new_folder(experiment: Experiment) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     task, cell = type(experiment.task).__name__, type(experiment.network.cell).__name__
-    stem = f"{task}-{cell}-{datetime.now():%Y%m%d-%H%M%S}".lower()
+    stem = f"{prefix}{task}-{cell}-{datetime.now():%Y%m%d-%H%M%S}".lower()
     for number in range(1, 1000):
         folder = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
         try:
@@ -165,7 +180,8 @@ def _new_folder(experiment: Experiment) -> Path:
     raise FileExistsError(f"train: there are too many folders runs/{stem}-*")
 
 
-def _report(experiment: Experiment, data: Data, trained: Trained, folder: Path) -> None:
+def report_run(experiment: Experiment, data: Data, trained: Trained, folder: Path) -> None:
+    """Writes the result and the figure of a run into its folder, and prints the result."""
     result = summary(experiment, data, trained)
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     stdout.print(table(result))

@@ -1,6 +1,6 @@
 """Networks that differ in numbers alone: which they are, and one compiled code for all of them."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jrnn.tasks.task import Data, Split
+from jrnn.tasks.task import Data, Split, Task
 from jrnn.train.course import Course, evaluator
 from jrnn.train.experiment import Experiment
 from jrnn.train.objective import Objective, Sums
@@ -28,7 +28,7 @@ AXIS = "members"
 Numbers = dict[str, jax.Array]
 
 
-def groups(experiments: Sequence[Experiment], load: Callable[[Any], Data]) -> list[list[int]]:
+def groups(experiments: Sequence[Experiment], loaded: Mapping[Task, Data]) -> list[list[int]]:
     """Parts experiments so that those of one part are trained by the same compiled code.
 
     These differ in the seed, in numbers of the optimiser, in rates of dropout above 0, and in what
@@ -37,7 +37,7 @@ def groups(experiments: Sequence[Experiment], load: Callable[[Any], Data]) -> li
 
     Args:
       experiments: in any order.
-      load: from a task to its data.
+      loaded: the data of their tasks.
 
     Returns:
       For each part the places of its experiments, from the first on.
@@ -48,7 +48,7 @@ def groups(experiments: Sequence[Experiment], load: Callable[[Any], Data]) -> li
     found: dict[Hashable, list[int]] = {}
     for experiment, places in plain.items():
         rest = [getattr(experiment, f.name) for f in fields(experiment) if f.name != "network"]
-        code = _code(experiment, load(experiment.task)) if len(plain) > 1 else ""
+        code = _code(experiment, loaded[experiment.task]) if len(plain) > 1 else ""
         found.setdefault((code, *rest), []).extend(places)
     return [sorted(places) for places in found.values()]
 

@@ -3,8 +3,7 @@
 import contextlib
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,9 +83,8 @@ def sweep(
       ValueError: no experiments, or options and data do not fit; says which member.
       Interrupted, CheckpointError, BlockingIOError: as for `train`.
     """
-    load = lru_cache(maxsize=None)(lambda task: task.load())
-    check_members(experiments, load)
-    parts = groups(experiments, load)
+    loaded = check_members(experiments)
+    parts = groups(experiments, loaded)
     outcomes: dict[int, Outcome] = {}
     kept: dict[int, Checkpoint] = {}
     seconds = 0.0
@@ -95,7 +93,7 @@ def sweep(
         for number, places in enumerate(parts):
             layout = Layout(devices[: len(places)], width)
             members = [experiments[place] for place in places]
-            data = load(members[0].task)
+            data = loaded[members[0].task]
             paths = [member_folder(folder, place) for place in places]
             home = folder / "groups" / str(number)
             title = f"group {number + 1} of {len(parts)}, {len(places)} members:"
@@ -118,30 +116,37 @@ def sweep(
         return Swept(ordered, next(iter(kept), None), parts, seconds)
 
 
-def check_members(experiments: Sequence[Experiment], load: Callable[[Task], Data]) -> None:
+def tasks_of(experiments: Sequence[Experiment]) -> dict[Task, Data]:
+    """The data of each task among some experiments, loaded once."""
+    return {task: task.load() for task in dict.fromkeys(e.task for e in experiments)}
+
+
+def check_members(experiments: Sequence[Experiment]) -> dict[Task, Data]:
     """Refuses what does not fit, before anything is drawn or compiled.
+
+    Returns:
+      As `tasks_of`.
 
     Raises:
       ValueError: no members, one that cannot be trained, or members whose metrics differ.
     """
     if not experiments:
         raise ValueError("sweep: there must be at least one member")
-    seen = set[Experiment]()
-    for number, experiment in enumerate(experiments):
-        alike = without_numbers(experiment)
-        if alike in seen:
-            continue
-        seen.add(alike)
+    loaded = tasks_of(experiments)
+    first = {without_numbers(e): number for number, e in reversed([*enumerate(experiments)])}
+    for number in sorted(first.values()):
+        experiment = experiments[number]
         try:
-            check(experiment, load(experiment.task))
+            check(experiment, loaded[experiment.task])
         except ValueError as error:
             raise ValueError(f"sweep: member {number}: {error}") from error
-    metrics = sorted({load(experiment.task).metric for experiment in experiments})
+    metrics = sorted({data.metric for data in loaded.values()})
     if len(metrics) > 1:
         raise ValueError(
             f"sweep: members must share a metric to be compared by, got {', '.join(metrics)}; "
             "sweep over one task at a time"
         )
+    return loaded
 
 
 def member_folder(folder: Path, number: int) -> Path:
