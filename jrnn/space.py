@@ -8,8 +8,10 @@ cell=lstm,gru                           an argument of the config
 optim.learning_rate=1e-4:1e-2:log       anything between, for random search alone; or :lin
 """
 
+import contextlib
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
@@ -20,7 +22,9 @@ import numpy as np
 from jrnn import checks, config
 from jrnn.train.experiment import Experiment
 
-SCALES = ("log", "lin")
+RANGE = re.compile(
+    r"(?P<ints>-?\d+:-?\d+)|(?P<first>[^:]+):(?P<last>[^:]+):(?P<scale>log|lin)(?P<count>\d*)"
+)
 DIGITS = 6
 """Significant digits of the values between two ends."""
 
@@ -67,30 +71,26 @@ class Axis:
             raise ValueError(f"sweep: --over takes name=values such as seed=0:16, got {text!r}")
         if ":" not in values:
             return cls(name, tuple(values.split(",")))
-        first, last, *scale = values.split(":")
-        kind, count = (scale[0][:3], scale[0][3:]) if scale else ("", "")
-        number = float if kind else int
-        try:
-            ends: Any = number(first), number(last)
-        except ValueError:
-            kind = "?"
-        if len(scale) > 1 or kind not in ("", *SCALES) or not (count == "" or count.isdigit()):
+        found = RANGE.fullmatch(values)
+        if found is None:
             raise ValueError(
                 "sweep: a range is first:last with ints, or first:last:log8 or first:last:lin8 for "
                 f"so many values, or :log or :lin to draw from, got {text!r}"
             )
-        if not kind:
-            return cls(name, tuple(str(k) for k in range(*ends))).filled(text)
-        if (kind == "log" and min(ends) <= 0) or not all(map(math.isfinite, ends)):
+        if found["ints"]:
+            ints = range(*map(int, found["ints"].split(":")))
+            return cls(name, tuple(map(str, ints))).filled(text)
+        first, last = map(_number, (found["first"], found["last"]))
+        if not (math.isfinite(first + last) and (found["scale"] == "lin" or min(first, last) > 0)):
             raise ValueError(
-                "sweep: the ends of a range must be finite, and above 0 on a log scale, got "
+                "sweep: the ends of a range must be numbers, and above 0 on a log scale, got "
                 f"{text!r}"
             )
-        if not count:
-            return cls(name, (), kind, ends)
-        space: Any = np.geomspace if kind == "log" else np.linspace
-        values = [_text(value) for value in space(*ends, int(count))]
-        return cls(name, tuple(values)).filled(text)
+        if not found["count"]:
+            return cls(name, (), found["scale"], (first, last))
+        between = np.geomspace if found["scale"] == "log" else np.linspace
+        values = between(first, last, int(found["count"])).tolist()
+        return cls(name, tuple(map(_text, values))).filled(text)
 
     def filled(self, text: str) -> "Axis":
         """The axis, if there is any value on it."""
@@ -102,9 +102,17 @@ class Axis:
         """A value at random, all being equally likely on the scale of the range."""
         if not self.scale:
             return self.choices[rng.integers(len(self.choices))]
+        low, high = sorted(self.ends)
         if self.scale == "lin":
-            return _text(rng.uniform(*self.ends))
-        return _text(math.exp(rng.uniform(*map(math.log, self.ends))))
+            return _text(rng.uniform(low, high))
+        return _text(math.exp(rng.uniform(math.log(low), math.log(high))))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _text(value: float) -> str:
@@ -190,11 +198,19 @@ class _Maker:
         return config.load(f"{self._path}:{spec}" if spec else self._path, [*self._flags, *more])
 
     def _read(self, arguments: tuple[tuple[str, str], ...], name: str, text: str) -> Any:
+        kind = type(_field(self._base(arguments), name))
+        if kind in (int, float):
+            with contextlib.suppress(ValueError):
+                return kind(text)  # what a flag would be read as, in a thousandth of the time
         flag = f"--{name.replace('_', '-')}={text}"
-        found: Any = self._load(arguments, flag)
-        for part in name.split("."):
-            found = getattr(found, part)
-        return found
+        return _field(self._load(arguments, flag), name)
+
+
+def _field(experiment: Experiment, name: str) -> Any:
+    found: Any = experiment
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
 
 
 def _has(experiment: Experiment, name: str) -> bool:

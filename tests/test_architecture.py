@@ -30,6 +30,7 @@ LAYERS: list[set[str]] = [
     {"tasks"},
     {"train"},
     {"config"},
+    {"space"},
     {"cli"},
     {"__main__"},
 ]

@@ -67,7 +67,7 @@ def sweep_command(args: list[str]) -> None:
     experiments = [member.experiment for member in members]
     check_members(experiments)  # before there is any folder
     folder = new_folder(config.load(spec, flags), "sweep-")
-    keep_data(folder, tasks_of(experiments).values())
+    keep_data(folder, [*tasks_of(experiments).values()])
     content = {
         "spec": spec,
         "flags": flags,
@@ -89,7 +89,7 @@ def _resume(args: list[str]) -> None:
     if not (folder / SWEEP).is_file():
         raise FileNotFoundError(f"{folder} is not a sweep: it has no {SWEEP}")
     spec, width, members = config.reading(folder / SWEEP, _decode)
-    check_data(folder, tasks_of([member.experiment for member in members]).values())
+    check_data(folder, [*tasks_of([member.experiment for member in members]).values()])
     _finish(members, spec, width, folder, resume=True)
 
 

@@ -122,7 +122,7 @@ class Layout:
       width: members in one `vmap`; None chooses.
     """
 
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Any, ...]
     width: int | None = None
 
     def places(self, members: int) -> int:

@@ -1,0 +1,282 @@
+"""Sweeps: each member goes as its run by itself would, whatever becomes of the others."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+
+import jax
+import jax.monitoring
+import numpy as np
+import pytest
+
+import jrnn
+from jrnn.tasks.task import Data, Split, Task
+from jrnn.train import TBPTT, Experiment, Interrupted, Network, Optim, restore, train
+from jrnn.train.members import groups
+from jrnn.train.population import Population
+from jrnn.train.sweep import BEST, member_folder, sweep
+from jrnn.transforms import clip, zoneout
+
+CUTS = ((0, 120), (120, 160), (160, 200))
+
+
+@dataclass(frozen=True)
+class Signs(Task):
+    """Whether the first input of a sequence is positive; at each step if `per_step`."""
+
+    per_step: bool = False
+
+    def load(self) -> Data:
+        rng = np.random.default_rng(0)
+        xs = rng.normal(size=(200, 4, 2)).astype(np.float32)
+        ys = (xs[:, :1, 0] > 0).astype(np.int32).repeat(4, axis=1)
+        ys = ys if self.per_step else ys[:, 0]
+        lengths = rng.integers(1, 5, 200).astype(np.int32)
+        return Data(
+            *[Split(xs[a:b], ys[a:b], lengths[a:b]) for a, b in CUTS],
+            target="class_per_step" if self.per_step else "class",
+            metric="accuracy",
+            input_size=2,
+            output_size=2,
+            baseline=("guess", 0.5),
+        )
+
+
+def experiment(cell=None, *, task=None, optim=None, **changes):
+    network = Network(cell or jrnn.LSTM(5), dropout=changes.pop("dropout", 0.1))
+    options = {"steps": 45, "batch_size": 8, "eval_every": 15, **changes}
+    optim = optim or Optim(1e-2, "adamw", "cosine", weight_decay=0.1)
+    return Experiment(task or Signs(), network, optim, **options)
+
+
+def loaded(experiments):
+    return {e.task: e.task.load() for e in experiments}
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_lines(one, other):
+    """Lines of metrics, equal to 1e-5."""
+    for got, want in zip(lines(one), lines(other), strict=True):
+        assert got.pop("split") == want.pop("split")
+        assert got == pytest.approx(want, rel=1e-5, abs=1e-6)
+
+
+def assert_as_alone(e, outcome, folder, alone):
+    """A member against its run by itself: every line of metrics, and what it ended with."""
+    trained = train(e, e.task.load(), alone)
+    assert_same_lines(folder, alone)
+    assert outcome.step == trained.step
+    assert outcome.validation == pytest.approx(trained.validation, rel=1e-5)
+    assert outcome.test == pytest.approx(trained.test, rel=1e-5)
+
+
+VARIED = [
+    experiment(),
+    experiment(seed=1),
+    experiment(jrnn.LSTM(5, forget_bias=-1.0), dropout=0.5),
+    experiment(optim=Optim(1e-1, "adamw", "cosine", weight_decay=0.0, clip_norm=0.1)),
+    experiment(patience=1, seed=3),
+]
+
+
+@pytest.mark.parametrize("width", [None, 2, 5])
+def test_each_member_is_as_its_run_by_itself(width, tmp_path):
+    assert groups(VARIED, loaded(VARIED)) == [[0, 1, 2, 3, 4]]
+    swept = sweep(VARIED, tmp_path / "sweep", width=width)
+    for number, e in enumerate(VARIED):
+        folder = member_folder(tmp_path / "sweep", number)
+        assert_as_alone(e, swept.outcomes[number], folder, tmp_path / str(number))
+    losses = [outcome.validation["loss"] for outcome in swept.outcomes]
+    assert len(set(losses)) == len(losses)
+
+
+@pytest.mark.parametrize("algorithm", ["sgd", "rmsprop"])
+def test_momentum_and_schedules_may_differ_in_numbers(algorithm, tmp_path):
+    optims = [
+        Optim(rate, algorithm, "linear", warmup=0.2, momentum=momentum, clip_norm=None)
+        for rate, momentum in ((1e-1, 0.5), (1e-2, 0.9))
+    ]
+    members = [experiment(jrnn.GRU(4), optim=o, dropout=0.0) for o in optims]
+    assert groups(members, loaded(members)) == [[0, 1]]
+    swept = sweep(members, tmp_path / "sweep")
+    for number, e in enumerate(members):
+        folder = member_folder(tmp_path / "sweep", number)
+        assert_as_alone(e, swept.outcomes[number], folder, tmp_path / str(number))
+
+
+def test_windows_of_streams_are_swept(tmp_path):
+    changes = {"task": Signs(per_step=True), "tbptt": TBPTT(k1=2, k2=3)}
+    members = [experiment(jrnn.GRU(4), seed=seed, **changes) for seed in range(3)]
+    swept = sweep(members, tmp_path / "sweep", width=2)
+    assert len(swept.groups) == 1
+    for number, e in enumerate(members):
+        folder = member_folder(tmp_path / "sweep", number)
+        assert_as_alone(e, swept.outcomes[number], folder, tmp_path / str(number))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "together"),
+    [
+        ({"cell": jrnn.LSTM(5)}, {"cell": jrnn.LSTM(5, t_max=9)}, True),
+        ({"cell": jrnn.Elman(5)}, {"cell": jrnn.Elman(5, identity=1.0)}, True),
+        ({"cell": jrnn.LSTM(5)}, {"cell": jrnn.LSTM(6)}, False),
+        ({"cell": jrnn.LSTM(5)}, {"cell": jrnn.LSTM(5, peepholes=True)}, False),
+        (
+            {"cell": clip(jrnn.GRU(4), gradient=1.0)},
+            {"cell": clip(jrnn.GRU(4), gradient=2.0)},
+            False,
+        ),
+        ({"cell": zoneout(jrnn.GRU(4), h=0.1)}, {"cell": zoneout(jrnn.GRU(4), h=0.2)}, False),
+        (
+            {"cell": jrnn.Clockwork(4, periods=(1, 2))},
+            {"cell": jrnn.Clockwork(4, periods=(1, 3))},
+            False,
+        ),
+        ({"dropout": 0.0}, {"dropout": 0.1}, False),
+        ({"batch_size": 8}, {"batch_size": 9}, False),
+        ({"steps": 45}, {"steps": 46}, False),
+        ({"optim": Optim(1e-2)}, {"optim": Optim(1e-2, clip_norm=None)}, False),
+        ({"optim": Optim(1e-2)}, {"optim": Optim(1e-3, clip_norm=5.0)}, True),
+    ],
+)
+def test_what_is_trained_together(one, other, together):
+    members = [experiment(**one), experiment(**other)]
+    expected = [[0, 1]] if together else [[0], [1]]
+    assert groups(members, loaded(members)) == expected
+
+
+def test_groups_keep_the_order_of_the_members(tmp_path):
+    cells = [jrnn.GRU(3), jrnn.GRU(4), jrnn.GRU(3)]
+    members = [experiment(cell, seed=number) for number, cell in enumerate(cells)]
+    swept = sweep(members, tmp_path / "sweep")
+    assert swept.groups == [[0, 2], [1]]
+    assert_as_alone(
+        members[1], swept.outcomes[1], member_folder(tmp_path / "sweep", 1), tmp_path / "1"
+    )
+
+
+def test_a_member_that_diverges_disturbs_no_other(tmp_path):
+    sgd = lambda rate: experiment(optim=Optim(rate, "sgd", clip_norm=None), dropout=0.0)
+    good = [sgd(1e-2), sgd(3e-2)]
+    alone = sweep(good, tmp_path / "alone")
+    swept = sweep([good[0], sgd(1e38), good[1]], tmp_path / "with", width=3)
+    assert swept.groups == [[0, 1, 2]]
+    assert "at step" in swept.outcomes[1].ended and swept.best != 1
+    for number, place in enumerate((0, 2)):
+        assert swept.outcomes[place].ended == ""
+        assert swept.outcomes[place].test == pytest.approx(alone.outcomes[number].test, rel=1e-5)
+    assert all(np.isfinite(line["loss"]) for line in lines(member_folder(tmp_path / "with", 1)))
+
+
+def test_patience_ends_one_member_alone(tmp_path):
+    members = [
+        experiment(optim=Optim(rate), patience=1, dropout=0.0, eval_every=5, seed=4)
+        for rate in (1e-9, 3e-2)
+    ]
+    swept = sweep(members, tmp_path / "sweep")
+    assert swept.outcomes[0].ended == "patience ended at step 10"
+    assert lines(member_folder(tmp_path / "sweep", 1))[-1]["step"] > 10
+
+
+def test_the_best_member_is_a_run(tmp_path):
+    swept = sweep(VARIED, tmp_path / "sweep")
+    best = swept.best
+    metrics = [outcome.validation["metric"] for outcome in swept.outcomes]
+    assert best == int(np.argmax(metrics))
+    e = VARIED[best]
+    again = restore(e, e.task.load(), tmp_path / "sweep" / BEST)
+    assert again.step == swept.outcomes[best].step
+    assert again.test == pytest.approx(swept.outcomes[best].test, rel=1e-5)
+    assert lines(tmp_path / "sweep" / BEST) == lines(member_folder(tmp_path / "sweep", best))
+    longer = train(e, e.task.load(), tmp_path / "sweep" / BEST, resume=True)
+    assert longer.test == pytest.approx(again.test, rel=1e-6)
+
+
+def everything(folder, count):
+    return [(member_folder(folder, k) / "metrics.jsonl").read_bytes() for k in range(count)]
+
+
+def test_a_sweep_that_was_stopped_goes_on_exactly(tmp_path, monkeypatch):
+    cells = [jrnn.GRU(3), jrnn.GRU(4), jrnn.GRU(3)]
+    members = [experiment(cell, seed=k, steps=200) for k, cell in enumerate(cells)]
+    whole = sweep(members, tmp_path / "whole")
+    advance, calls = Population.advance, []
+
+    def stopping(population):
+        calls.append(population)
+        if len(calls) % 9 == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        advance(population)
+
+    monkeypatch.setattr(Population, "advance", stopping)
+    stops = 0
+    while True:
+        try:
+            again = sweep(members, tmp_path / "parts", resume=stops > 0)
+            break
+        except Interrupted as error:
+            assert "jrnn sweep --resume" in str(error)
+            stops += 1
+    assert stops >= 3
+    assert everything(tmp_path / "parts", 3) == everything(tmp_path / "whole", 3)
+    assert again.outcomes == whole.outcomes and again.best == whole.best
+
+
+def compilations(members, folder):
+    """Programs that a sweep compiles, beside those that draw the networks."""
+    found = []
+    listener = lambda name, seconds, **_: found.append(name) if "backend_compile" in name else None
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        sweep(members, folder)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    return len(found)
+
+
+def test_more_members_compile_nothing_more(tmp_path):
+    few = compilations([experiment(seed=seed) for seed in range(2)], tmp_path / "few")
+    many = compilations([experiment(seed=seed) for seed in range(8)], tmp_path / "many")
+    assert few == many > 0
+
+
+SPREAD = """
+import sys
+from pathlib import Path
+import jax
+from tests.train.test_sweep import spread
+assert len(jax.devices()) == 4
+spread(Path(sys.argv[1]))
+"""
+
+
+def spread(folder):
+    members = [replace(experiment(seed=seed)) for seed in range(6)]
+    members = [replace(e, network=replace(e.network, engine="fused")) for e in members]
+    sweep(members, folder)
+
+
+def test_members_are_spread_over_devices(tmp_path):
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    command = [sys.executable, "-c", SPREAD, str(tmp_path / "four")]
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    spread(tmp_path / "one")
+    for number in range(6):
+        assert_same_lines(*(member_folder(tmp_path / name, number) for name in ("four", "one")))
+
+
+def test_what_cannot_be_swept_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="at least one member"):
+        sweep([], tmp_path)
+    with pytest.raises(ValueError, match="member 1: train: batch_size must be at most"):
+        sweep([experiment(), experiment(batch_size=1000)], tmp_path)
+    monkeypatch.setattr("jrnn.train.data.ON_DEVICE", 10)
+    with pytest.raises(ValueError, match="too large for that"):
+        sweep([experiment()], tmp_path)
