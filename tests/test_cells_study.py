@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import jrnn
 from experiments.cells import report
 from experiments.cells import run as study
-from experiments.cells.contenders import CONTENDERS, of_size, parameters
+from experiments.cells.contenders import CONTENDERS, PLACES, of_size, parameters
 from jrnn.cells import REGISTRY
 
 RESULTS = Path(__file__).parent.parent / "experiments/cells/results"
@@ -30,8 +31,19 @@ def judged(*rows: dict[str, Any]) -> dict[str, str]:
     return {verdict.claim: verdict.verdict for verdict in report.claims(result)}
 
 
-def test_every_cell_takes_part_but_those_of_images():
-    assert REGISTRY.keys() - CONTENDERS.keys() == {"convlstm"}
+def test_every_cell_takes_part():
+    assert REGISTRY.keys() <= CONTENDERS.keys()
+
+
+def test_convlstm_sees_its_input_at_each_place():
+    cell = CONTENDERS["convlstm"].make(3)
+    params = cell.init(jax.random.key(0), 2)
+    x = jax.random.normal(jax.random.key(1), (5, 2))
+    _, y = cell.step(params, cell.init_carry(params, (5,)), x)
+    plain = jrnn.ConvLSTM(3, (PLACES,))
+    places = jnp.stack([x] * PLACES, axis=1)
+    _, want = plain.step(params, plain.init_carry(params, (5,)), places)
+    assert jnp.array_equal(y, want.reshape(5, PLACES * 3))
 
 
 @pytest.mark.parametrize("sizes", [(1, 10), (2, 1), (2, 2), (6, 6)], ids=str)
@@ -68,10 +80,13 @@ def test_study_trains_writes_and_goes_on_where_it_was(tmp_path, capsys):
 
 
 def test_another_version_or_number_of_steps_is_not_mixed_in(tmp_path):
-    new = {"options": {"seeds": 5}, "versions": {"jax": "1"}, "rows": []}
-    saved = new | {"rows": [row("gru", "s3", [0.5]) | {"steps": study.Study().steps("s3")}]}
+    shared = {"options": {"seeds": 5}, "versions": {"jax": "1"}, "rows": []}
+    new = shared | {"machine": {"cpu": "another"}}
+    before = shared | {"machine": {"cpu": "one"}}
+    saved = before | {"rows": [row("gru", "s3", [0.5]) | {"steps": study.Study().steps("s3")}]}
     resumed = lambda saved, **other: study.resumed(study.Study(**other), new, saved, tmp_path)
     assert resumed(saved) is saved
+    assert [row["cpu"] for row in saved["rows"]] == ["one"]
     with pytest.raises(SystemExit, match="other versions, {'jax': '0'} and not {'jax': '1'}"):
         resumed(saved | {"versions": {"jax": "0"}})
     with pytest.raises(SystemExit, match="holds 2000 steps of gru on s3, and not 200"):

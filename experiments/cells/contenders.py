@@ -7,14 +7,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 import jrnn
 from jrnn.cells import REGISTRY
 from jrnn.cells.lstm_variants import VARIANTS
 from jrnn.transforms import stack
+from jrnn.transforms.wrapper import Wrapper
 
 PERIODS = (1, 2, 4, 8, 16)
 HEAD = 4
+PLACES = 4
 ALLOWED = 16
 """One size in so many is allowed, at least."""
 NEAR = 0.06
@@ -49,8 +52,25 @@ def observed(xs: jax.Array) -> jrnn.Observed:
     return jrnn.Observed(xs, jnp.ones_like(xs), jnp.ones_like(xs))
 
 
-# Image cells are for tasks of another kind: on a single pixel ConvLSTM is an LSTM.
-_OF_OTHER_TASKS = {"convlstm"}
+@dataclass(frozen=True)
+class OverPlaces(Wrapper):
+    """A cell over one axis of space that is given its input at each place, and flattens its output.
+
+    On a single place a ConvLSTM would be an LSTM. On these places it sees its border too.
+    """
+
+    def inputs(
+        self, input_size: int, batch_shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+    ) -> jax.Array:
+        return jnp.zeros((*batch_shape, input_size), dtype)
+
+    def project(self, params: Any, x: jax.Array) -> Any:
+        return self.cell.project(params, jnp.repeat(x[..., None, :], PLACES, axis=-2))
+
+    def update(self, params: Any, carry: Any, z: Any, u: Any) -> tuple[Any, jax.Array]:
+        carry, y = self.cell.update(params, carry, z, u)
+        return carry, y.reshape(*y.shape[:-2], -1)
+
 
 _SPECIAL = {
     "clockwork": Contender(
@@ -64,12 +84,14 @@ _SPECIAL = {
     ),
     "mlstm": Contender(mlstm, options=f"heads of {HEAD}"),
     "grud": Contender(jrnn.GRUD, observed, "without holes"),
+    "convlstm": Contender(
+        lambda hidden: OverPlaces(jrnn.ConvLSTM(hidden, (PLACES,))),
+        options=f"each input at {PLACES} places in a row, kernels of 3",
+    ),
 }
 
 CONTENDERS: dict[str, Contender] = {
-    name: _SPECIAL.get(name) or Contender(partial(cls))
-    for name, cls in REGISTRY.items()
-    if name not in _OF_OTHER_TASKS
+    name: _SPECIAL.get(name) or Contender(partial(cls)) for name, cls in REGISTRY.items()
 }
 CONTENDERS |= {
     "lstm-bias-0": Contender(partial(jrnn.LSTM, forget_bias=0.0), options="forget bias 0"),
@@ -82,7 +104,7 @@ CONTENDERS |= {
     f"lstm-{name}": Contender(partial(jrnn.lstm_variant, name), options="odyssey, with peepholes")
     for name in GREFF
 }
-"""By name; every cell of `jrnn.cells.REGISTRY` that fits the tasks is here."""
+"""By name; every cell of `jrnn.cells.REGISTRY` is here."""
 
 
 def of_size(contender: Contender, input_size: int, output_size: int, count: int) -> jrnn.Cell:
@@ -99,7 +121,8 @@ def of_size(contender: Contender, input_size: int, output_size: int, count: int)
             params = jax.eval_shape(lambda key: cell.init(key, input_size), jax.random.key(0))
         except ValueError:
             return None
-        return count - parameters(params) - (hidden + 1) * output_size
+        width = cell.output(params, input_size).shape[-1]
+        return count - parameters(params) - (width + 1) * output_size
 
     def too_small(size: int) -> bool:
         """Whether the first allowed size from this one on falls short."""

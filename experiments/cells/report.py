@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,10 +56,19 @@ def conditions(result: dict[str, Any]) -> str:
         f"{options['seeds']} give the test results below. Accuracies are means over them with "
         f"their standard deviation; errors are medians, with the number of seeds below "
         f"{SOLVED['adding']}. The time of a training step is that on digits, of the LSTM = 1, "
-        f"{_milliseconds(result)}float32, engine auto. {result['machine']['cpu']}, "
-        f"{result['machine']['cores']} cores; Python {versions['python']}, JAX {versions['jax']}, "
+        f"{_milliseconds(result)}float32, engine auto, on {result['machine']['cores']} cores of "
+        f"{result['machine']['cpu']}; trained on {_processors(result)}. "
+        f"Python {versions['python']}, JAX {versions['jax']}, "
         f"jrnn {versions['jrnn']}. Made by `python -m experiments.cells.run`."
     )
+
+
+def _processors(result: dict[str, Any]) -> str:
+    """On which processors the rows were made, and how many on each where there are several."""
+    counts = Counter(row.get("cpu", result["machine"]["cpu"]) for row in result["rows"])
+    if len(counts) == 1:
+        return next(iter(counts))
+    return " and ".join(f"{cpu} ({count} of {counts.total()})" for cpu, count in counts.items())
 
 
 def _milliseconds(result: dict[str, Any]) -> str:

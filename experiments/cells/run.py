@@ -140,6 +140,7 @@ def main(args: list[str] | None = None) -> None:
     if missing := [cell for cell in study.cells if cell not in times]:
         # All of them again: times of one run alone can be compared.
         result["step_ms"] = step_times(study, list(times) + missing)
+        result["machine"] = machine.describe()
         save(result, path)
     report.write(result, study.out)
 
@@ -158,6 +159,7 @@ def resumed(study: Study, new: dict[str, Any], saved: dict[str, Any], path: Path
                 f"{path} holds {row['steps']} steps of {row['cell']} on {row['task']}, and not "
                 f"{study.steps(row['task'])}; give another --out"
             )
+        row.setdefault("cpu", saved["machine"]["cpu"])
     return saved
 
 
@@ -226,6 +228,7 @@ def row(study: Study, name: str, task: str) -> dict[str, Any]:
             for label, split in others.items()
         },
         "seconds": time.perf_counter() - begin,
+        "cpu": machine.describe()["cpu"],
     }
 
 

@@ -6,12 +6,15 @@
 Each network is trained by jrnn's loop, by a loop written by hand over the same network, and by one
 over flax's own layers, in turn, a slice of steps each: a jitted step for each batch, gathered by
 NumPy, its loss fetched every 20 steps. The share of compiled code is the time of the same steps
-without a loop, all in a few calls, over that of jrnn's loop.
+without a loop, all in a few calls, over that of jrnn's loop. A sweep is timed against as many runs
+as it has members, both as commands, from start to end.
 """
 
 import json
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -57,6 +60,7 @@ COLUMNS = {
     "resume_ms": "resume, ms",
 }
 SAVE_EVERY = 30.0
+SWEPT, MEMBERS = "configs/digits.py:order=row,hidden=32", 16
 STREAM_HIDDEN = (32, 128, 512)
 
 
@@ -93,6 +97,7 @@ def main(args: list[str]) -> None:
         "options": asdict(bench) | {"out": bench.out.name},
         "rows": [measure(name, bench) for name in bench.cases],
         "stream_us": {str(hidden): stream_microseconds(hidden) for hidden in STREAM_HIDDEN},
+        "sweep": sweep_seconds(),
     }
     bench.out.parent.mkdir(parents=True, exist_ok=True)
     bench.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
@@ -101,7 +106,8 @@ def main(args: list[str]) -> None:
         table.add_column(column, no_wrap=True)
     for row in result["rows"]:
         table.add_row(*(shown(row, key) for key in COLUMNS))
-    stdout.print("", table, "", stream_line(result), f"written to {bench.out}", markup=False)
+    lines = stream_line(result), sweep_line(result), f"written to {bench.out}"
+    stdout.print("", table, "", *lines, sep="\n", markup=False)
 
 
 def measure(name: str, bench: Bench) -> dict[str, Any]:
@@ -295,6 +301,27 @@ def stream_microseconds(hidden: int) -> float:
     return 1e6 * statistics.median(seconds[100:])
 
 
+def sweep_seconds() -> dict[str, float]:
+    """A sweep, and as many runs of the same config one after another, of which four are timed."""
+
+    def command(*args: str) -> float:
+        begin = time.perf_counter()
+        command = [sys.executable, "-m", "jrnn", *args, "--run-dir", str(folder / "run")]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - begin
+        shutil.rmtree(folder / "run")
+        return seconds
+
+    folder = Path(tempfile.mkdtemp())
+    try:
+        over = ["seed=0:4", "optim.learning_rate=1e-3:1e-2:log4"]
+        swept = [command("sweep", SWEPT, "--over", *over) for _ in range(3)]
+        alone = [command("train", SWEPT, "--seed", str(seed)) for seed in range(4)]
+    finally:
+        shutil.rmtree(folder)
+    return {"sweep_s": statistics.median(swept), "run_s": statistics.median(alone)}
+
+
 def shown(row: dict[str, Any], key: str) -> str:
     """A number of the table as text."""
     value = row[key]
@@ -316,3 +343,13 @@ def stream_line(result: dict[str, Any]) -> str:
     """The latencies as a sentence."""
     each = [f"{value:.0f} us at {hidden}" for hidden, value in result["stream_us"].items()]
     return f"A step of `jrnn.stream`, LSTM of batch 1 by hidden size: {', '.join(each)}."
+
+
+def sweep_line(result: dict[str, Any]) -> str:
+    """The time of a sweep as a sentence."""
+    sweep, run = result["sweep"]["sweep_s"], result["sweep"]["run_s"]
+    share = sweep / (MEMBERS * run)
+    return (
+        f"`jrnn sweep` with {MEMBERS} members of digits-row takes {sweep:.1f} s, `jrnn train` with "
+        f"one of them {run:.1f} s: {share:.2f} of the time of {MEMBERS} runs."
+    )

@@ -72,6 +72,42 @@ def test_train_leaves_a_run_that_eval_reads(tmp_path, capsys):
     assert f"{result['test']:.4f}" in words(capsys.readouterr().out)
 
 
+SWEEP = ["sweep", "configs/digits.py:order=row", "--over", "seed=0:2", "network.dropout=0.1,0.2"]
+
+
+def test_sweep_leaves_a_table_a_figure_and_its_best_member_as_a_run(tmp_path, capsys):
+    main([*SWEEP, *SMALL, "--run-dir", "all"])
+    said = words(capsys.readouterr().out)
+    assert "4 members, 1 compiled code" in said and "all/figure.png" in said
+    result = json.loads((tmp_path / "all/result.json").read_text())
+    reached = [member["validation"] for member in result["members"]]
+    assert reached[result["best"]] == max(reached)
+    assert result["members"][3]["values"] == {"seed": "1", "network.dropout": "0.2"}
+    assert (tmp_path / "all/figure.png").stat().st_size > 10_000
+    main(["eval", "all/best"])
+    assert f"{result['members'][result['best']]['test']:.4f}" in words(capsys.readouterr().out)
+    main(["sweep", "--resume", "all"])
+    again = json.loads((tmp_path / "all/result.json").read_text())
+    assert again["members"] == result["members"] and again["best"] == result["best"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["sweep"], "name a config first"),
+        (["sweep", "configs/digits.py"], "name what it goes over"),
+        ([*SWEEP, "--random", "0"], "random must be a positive int"),
+        ([*SWEEP, "--batch-size", "5000"], "member 0: train: batch_size must be at most"),
+        ([*SWEEP, "--stepz", "5"], "--steps"),
+        (["sweep", "--resume", "nowhere"], "is not a sweep"),
+        (["sweep", "--resume"], "takes the folder of a sweep"),
+    ],
+)
+def test_what_a_user_gets_wrong_in_a_sweep_is_said_in_a_line(args, message, capsys, tmp_path):
+    assert message in refused(args, capsys)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_train_makes_a_new_folder_each_time(tmp_path):
     for _ in range(2):
         main(["train", "configs/adding.py:runlocal=true", *SMALL])
