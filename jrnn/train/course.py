@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jrnn.cell import Carry
@@ -48,9 +50,10 @@ class Course(NamedTuple):
             return cls(data.train, reader, apply_whole, lambda graphdef, weights: ())
         window = experiment.tbptt.window(data)
         split = streams(data, data.train, window.k1, rows, whole=False)
-        return cls(
-            split,
-            lambda seed: Windows(window, split, rows, seed),
-            window.run,
-            lambda graphdef, weights: window.first_carry(graphdef, weights, split, rows),
-        )
+        parts = experiment.accumulate
+
+        def first_carry(graphdef: nnx.GraphDef, weights: Weights) -> Carry:
+            carry = window.first_carry(graphdef, weights, split, rows // parts)
+            return carry if parts == 1 else jax.tree.map(lambda a: jnp.stack([a] * parts), carry)
+
+        return cls(split, lambda seed: Windows(window, split, rows, seed), window.run, first_carry)

@@ -21,6 +21,8 @@ class Experiment:
         the next; None trains on whole examples.
       steps: training steps.
       batch_size: examples a step.
+      accumulate: parts into which a batch is cut, to be run one after another in the memory of one;
+        the step is that of the whole batch. Must divide batch_size.
       eval_every: steps between evaluations on the validation split.
       patience: evaluations without a better one after which a run ends; None never ends early.
       save_every: seconds between checkpoints; there is one at the beginning and at the end too.
@@ -37,6 +39,7 @@ class Experiment:
     tbptt: TBPTT | None = None
     steps: int = 1000
     batch_size: int = 32
+    accumulate: int = 1
     eval_every: int = 100
     patience: int | None = None
     save_every: float = 30.0
@@ -46,6 +49,7 @@ class Experiment:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "eval_every"):
             checks.positive_int("Experiment", name, getattr(self, name))
+        checks.divides("Experiment", "accumulate", self.accumulate, "batch_size", self.batch_size)
         if self.patience is not None:
             checks.positive_int("Experiment", "patience", self.patience)
         checks.positive_number("Experiment", "save_every", self.save_every)

@@ -83,7 +83,8 @@ def _code(experiment: Experiment, data: Data) -> str:
     state = state._replace(carry=course.first_carry(graphdef, weights))
     reader = course.reader(0)
     plan = jax.tree.map(lambda array: array[0], reader.plan(0, 1))
-    step = training_step(graphdef, Objective.of(data), optimizer, course.forward)
+    parts = experiment.accumulate
+    step = training_step(graphdef, Objective.of(data), optimizer, course.forward, parts)
     train = lambda state, split, plan: step(state, reader.batch(split, plan))
     some = jax.tree.map(lambda array: array[: experiment.batch_size], data.validation)
     evaluation = evaluator(graphdef, experiment, data)
@@ -191,7 +192,8 @@ def member_steps(
     def of_one(member: Any, source: Split) -> tuple[TrainState, Report]:
         state, numbers, plans, count = member
         optimizer = experiment.optim.build(experiment.steps, **numbers)
-        step = training_step(graphdef, objective, optimizer, course.forward)
+        parts = experiment.accumulate
+        step = training_step(graphdef, objective, optimizer, course.forward, parts)
         return many_steps(step, batch_of)(state, source, plans, count)
 
     of_all = layout.map(of_one)

@@ -73,7 +73,12 @@ class Run:
         self._state = self._state._replace(carry=carry)
         feed = Feed(course.split, course.reader(experiment.seed), most_steps(experiment))
         steps = make_train_steps(
-            self._graphdef, Objective.of(data), optimizer, feed.batch, course.forward
+            self._graphdef,
+            Objective.of(data),
+            optimizer,
+            feed.batch,
+            course.forward,
+            experiment.accumulate,
         )
         self._pipeline = Pipeline(steps, feed)
         self._evaluate = evaluator(self._graphdef, experiment, data).compiled()

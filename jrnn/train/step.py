@@ -24,7 +24,8 @@ class TrainState(NamedTuple):
       params: the parameters of the network.
       rest: its other state: the counters of its random streams.
       opt_state: the state of the optimiser.
-      carry: the carry that the next batch begins with, where one is handed over; else empty.
+      carry: the carry that the next batch begins with, where one is handed over; else empty. With a
+        first axis for the parts of a batch if there are several.
     """
 
     step: jax.Array
@@ -115,6 +116,7 @@ def make_train_steps(
     optimizer: optax.GradientTransformation,
     batch_of: Callable[[Split, Plan], Split],
     forward: Forward = apply_whole,
+    accumulate: int = 1,
 ) -> StepsFunction:
     """A jitted pure function that takes many training steps, one after another on the device.
 
@@ -124,13 +126,14 @@ def make_train_steps(
       optimizer: from `Optim.build`.
       batch_of: from a source of examples and the plan of a step to its batch.
       forward: how the network runs through a batch.
+      accumulate: parts of a batch that are run one after another; see `training_step`.
 
     Returns:
       A function `(state, source, plans, count) -> (state, reports)` that takes over the old state.
       Of the plans, which have a first axis, the first `count` are carried out; the reports of the
       others are 0. Any count is the same compiled code.
     """
-    step = training_step(graphdef, objective, optimizer, forward)
+    step = training_step(graphdef, objective, optimizer, forward, accumulate)
     return jax.jit(many_steps(step, batch_of), donate_argnums=0)
 
 
@@ -157,25 +160,58 @@ def training_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     forward: Forward,
+    accumulate: int = 1,
 ) -> StepFunction:
-    """The pure function `(state, batch) -> (state, report)`."""
+    """The pure function `(state, batch) -> (state, report)`.
 
-    def loss_of(params: nnx.State, rest: nnx.State, carry: Carry, batch: Split):
+    With `accumulate` above 1 a batch is run in so many parts of its rows, one after another, and
+    the carry of the state has a first axis for the parts. Sums of losses and of their gradients are
+    added and divided once, so that the step is that of the whole batch whatever the lengths.
+    """
+
+    def sums_of(params: nnx.State, rest: nnx.State, carry: Carry, batch: Split):
         model = nnx.merge(graphdef, params, rest, copy=True)
         model.train()
         carry, outputs, targets = forward(model, carry, batch)
         sums = objective.sums(outputs, targets)
         _, _, rest = nnx.split(model, nnx.Param, ...)
-        return sums.loss / jnp.maximum(sums.loss_weight, 1), (sums, rest, carry)
+        return sums.loss, (sums, rest, carry)
+
+    def loss_of(params: nnx.State, rest: nnx.State, carry: Carry, batch: Split):
+        loss, aux = sums_of(params, rest, carry, batch)
+        return loss / jnp.maximum(aux[0].loss_weight, 1), aux
+
+    def at_once(state: TrainState, batch: Split):
+        gradient = jax.value_and_grad(loss_of, has_aux=True)
+        (_, aux), grads = gradient(state.params, state.rest, state.carry, batch)
+        return grads, *aux
+
+    def in_parts(state: TrainState, batch: Split):
+        def add(so_far: Any, part: tuple[Carry, Split]) -> tuple[Any, Carry]:
+            rest, *added = so_far
+            gradient = jax.grad(sums_of, has_aux=True)
+            grads, (sums, rest, carry) = gradient(state.params, rest, *part)
+            return (rest, *jax.tree.map(jnp.add, added, [grads, sums])), carry
+
+        cut = lambda array: array.reshape(accumulate, -1, *array.shape[1:])
+        parts = state.carry, jax.tree.map(cut, batch)
+        first = jax.tree.map(lambda array: array[0], parts)
+        shapes = jax.eval_shape(sums_of, state.params, state.rest, *first)[1][0]
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        (rest, grads, sums), carry = jax.lax.scan(add, (state.rest, zeros, nothing), parts)
+        weight = jnp.maximum(sums.loss_weight, 1)
+        return jax.tree.map(lambda grad: grad / weight, grads), sums, rest, carry
 
     def train_step(state: TrainState, batch: Split) -> tuple[TrainState, Report]:
-        gradient = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, aux), grads = gradient(state.params, state.rest, state.carry, batch)
-        sums, rest, carry = aux
+        grads, sums, rest, carry = (at_once if accumulate == 1 else in_parts)(state, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        metric = sums.metric / jnp.maximum(sums.metric_weight, 1)
-        report = Report(loss, metric, optax.tree.norm(grads))
+        report = Report(
+            sums.loss / jnp.maximum(sums.loss_weight, 1),
+            sums.metric / jnp.maximum(sums.metric_weight, 1),
+            optax.tree.norm(grads),
+        )
         return TrainState(state.step + 1, params, rest, opt_state, carry), report
 
     return train_step

@@ -1,0 +1,116 @@
+"""Batches in parts: the step is that of the whole batch, in the memory of a part."""
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import jrnn
+from jrnn.train import TBPTT, Experiment, Network, Objective, Optim, init_state, train
+from jrnn.train.data import take
+from jrnn.train.step import apply_whole, training_step
+from jrnn.train.sweep import member_folder, sweep
+from tests.train.test_tbptt import Sums
+
+
+def experiment(**changes):
+    options = {"steps": 20, "batch_size": 6, "eval_every": 10, "tbptt": TBPTT(4, 6)}
+    return Experiment(
+        Sums(lengths=True, resets=True),
+        Network(jrnn.GRU(5), num_layers=2),
+        Optim(1e-2),
+        **{**options, **changes},
+    )
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("tbptt", [None, TBPTT(4, 6)], ids=["whole", "windows"])
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_a_run_in_parts_is_that_of_whole_batches(tbptt, parts, tmp_path):
+    """Lengths differ, so that means of means would be another loss."""
+    e = experiment(tbptt=tbptt)
+    data = e.task.load()
+    train(e, data, tmp_path / "whole")
+    train(replace(e, accumulate=parts), data, tmp_path / "parts")
+    for got, want in zip(metrics(tmp_path / "parts"), metrics(tmp_path / "whole"), strict=True):
+        assert got.pop("split") == want.pop("split")
+        assert got == pytest.approx(want, rel=1e-5)
+
+
+def test_a_step_in_parts_is_that_of_a_loop_by_hand():
+    e = experiment(tbptt=None)
+    data = e.task.load()
+    graphdef, state = init_state(e.network.build(data, 0), optax.sgd(0.5))
+    batch = take(data.train, np.arange(6))
+    objective = Objective.of(data)
+
+    def squares(params, row):
+        model = nnx.merge(graphdef, params, state.rest)
+        example = take(data.train, np.array([row]))
+        _, ys = model(example.xs, lengths=example.lengths, resets=example.resets)
+        length = int(example.lengths[0])
+        return ((ys[0, :length] - example.ys[0, :length]) ** 2).sum()
+
+    grads = [jax.grad(squares)(state.params, row) for row in range(6)]
+    total = float(batch.lengths.sum())
+    want = jax.tree.map(lambda p, *g: p - 0.5 * sum(g) / total, state.params, *grads)
+    step = training_step(graphdef, objective, optax.sgd(0.5), apply_whole, accumulate=3)
+    new, report = jax.jit(step)(state, batch)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), new.params, want
+    )
+    loss = sum(float(squares(state.params, row)) for row in range(6)) / total
+    assert float(report.loss) == pytest.approx(loss, rel=1e-5)
+
+
+def test_each_part_draws_noise_of_its_own():
+    e = replace(experiment(tbptt=None), network=Network(jrnn.GRU(5), dropout=0.5))
+    data = e.task.load()
+    graphdef, state = init_state(e.network.build(data, 0), optax.sgd(0.0))
+    same = take(data.train, np.zeros(6, int))
+    losses = []
+    for parts in (1, 6):
+        step = training_step(graphdef, Objective.of(data), optax.sgd(0.0), apply_whole, parts)
+        new, report = jax.jit(step)(state, same)
+        losses.append(float(report.loss))
+    before, after = (
+        [int(leaf) for leaf in jax.tree.leaves(s.rest) if leaf.dtype == np.uint32]
+        for s in (state, new)
+    )
+    assert [b - a for a, b in zip(before, after, strict=True)].count(6) == 1
+    assert losses[0] != losses[1]
+
+
+def test_a_step_in_parts_needs_the_memory_of_a_part():
+    e = experiment(tbptt=None, batch_size=64, accumulate=1)
+    data = e.task.load()
+    graphdef, state = init_state(e.network.build(data, 0), optax.sgd(0.1))
+    batch = take(data.train, np.arange(512) % 10)
+    sizes = []
+    for parts in (1, 16):
+        step = training_step(graphdef, Objective.of(data), optax.sgd(0.1), apply_whole, parts)
+        analysis = jax.jit(step).lower(state, batch).compile().memory_analysis()
+        sizes.append(analysis.temp_size_in_bytes)
+    assert sizes[1] < sizes[0] / 4
+
+
+def test_parts_are_swept_too(tmp_path):
+    members = [experiment(accumulate=3, seed=seed) for seed in range(2)]
+    sweep(members, tmp_path / "sweep")
+    train(members[1], members[1].task.load(), tmp_path / "alone")
+    swept = metrics(member_folder(tmp_path / "sweep", 1))
+    for got, want in zip(swept, metrics(tmp_path / "alone"), strict=True):
+        assert got.pop("split") == want.pop("split")
+        assert got == pytest.approx(want, rel=1e-5)
+
+
+def test_parts_that_do_not_divide_a_batch_are_refused():
+    with pytest.raises(ValueError, match="accumulate must divide batch_size=6, got 4"):
+        experiment(accumulate=4)
