@@ -43,6 +43,7 @@ LIBRARIES = {
     "optax": {"train"},
     "orbax": {"train"},
     "filelock": {"train"},
+    "grain": {"train"},
     "rich": {"train", "cli"},
     "tyro": {"config", "cli"},
     "chex": {"testing"},
@@ -51,7 +52,18 @@ LIBRARIES = {
 INSIDE_FUNCTIONS = {"matplotlib", "sklearn", "torch", "onnx", "onnxruntime", "keras", "haiku"}
 
 MOST_LINES = 700
-NOT_LOADED = ["flax", "optax", "orbax", "matplotlib", "sklearn", "torch", "chex", "rich", "tyro"]
+NOT_LOADED = [
+    "flax",
+    "grain",
+    "optax",
+    "orbax",
+    "matplotlib",
+    "sklearn",
+    "torch",
+    "chex",
+    "rich",
+    "tyro",
+]
 
 
 def faults(path: str, source: str) -> list[str]:
