@@ -50,7 +50,7 @@ class Population:
 
     Attributes:
       step: training steps done or under way.
-      lost: why members ended before the others, by their number.
+      stopped: why members ended before the others, by their number.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class Population:
           CheckpointError: the folder cannot be written to.
         """
         self.step = 0
-        self.lost = dict[int, str]()
-        self._experiments, self._experiment = experiments, experiments[0]
+        self.stopped = dict[int, str]()
+        self._experiment = experiments[0]
         self._layout, self._metric = layout, data.metric
         course = Course.of(self._experiment, data)
         if not (fits(course.split) and fits(data.validation)):
@@ -139,7 +139,7 @@ class Population:
         self._checkpoints.put_aside(after=found.step)
         self._state = self._layout.put(TrainState(**found.arrays["state"]))
         self._best = self._layout.put(Weights(**found.arrays["best"]))
-        self.lost = {int(number): why for number, why in record["lost"].items()}
+        self.stopped = {int(number): why for number, why in record["stopped"].items()}
         self.step, self._seconds = found.step, record["seconds"]
 
     def advance(self) -> None:
@@ -167,11 +167,11 @@ class Population:
         found = self._evaluate(self._weights(), self._validation)
         for number in self._going():
             if not np.isfinite(found[number]["loss"]):
-                self.lost[number] = f"loss {found[number]['loss']} at step {self.step}"
+                self.stopped[number] = f"loss {found[number]['loss']} at step {self.step}"
                 continue
             improved[number] = self._ledgers[number].validated(self.step, found[number])
             if self._ledgers[number].tired() and self.step < self._experiment.steps:
-                self.lost[number] = f"patience ended at step {self.step}"
+                self.stopped[number] = f"patience ended at step {self.step}"
         self._best = _chosen(self._layout.put(improved), self._weights(), self._best)
         self._pipeline.rested()
         leader = best_of(self._metric, self.bests())
@@ -188,7 +188,7 @@ class Population:
         self._seconds += now - self._counted
         record = {
             "members": [ledger.saved() for ledger in self._ledgers],
-            "lost": {str(number): why for number, why in self.lost.items()},
+            "stopped": {str(number): why for number, why in self.stopped.items()},
             "seconds": self._seconds,
         }
         self._checkpoints.save(Checkpoint(self.step, self._arrays(), record))
@@ -264,7 +264,7 @@ class Population:
 
     def _going(self) -> list[int]:
         """The members that have not ended."""
-        return [number for number in range(len(self._ledgers)) if number not in self.lost]
+        return [number for number in range(len(self._ledgers)) if number not in self.stopped]
 
     def _counts(self, count: int) -> np.ndarray:
         """So many steps for each place with a member that goes on, and none for the others."""
@@ -284,7 +284,7 @@ class Population:
                     if not np.isfinite(mine.loss[bad[0]])
                     else ("gradient", mine.grad_norm)
                 )
-                self.lost[number] = f"{name} {found[bad[0]]} at step {first + bad[0]}"
+                self.stopped[number] = f"{name} {found[bad[0]]} at step {first + bad[0]}"
             else:
                 self._ledgers[number].trained(first, mine)
 

@@ -167,7 +167,7 @@ def _outcomes(population: Population, data: Data) -> list[Outcome]:
             population.best_step(number),
             validation,
             test[number] if validation else {},
-            population.lost.get(number, ""),
+            population.stopped.get(number, ""),
         )
         for number, validation in enumerate(population.bests())
     ]
