@@ -29,6 +29,10 @@ class CheckpointError(OSError):
     """A checkpoint could not be written, or none could be read; says what to do."""
 
 
+class OtherNetwork(CheckpointError):
+    """A checkpoint is of another network than that which is to be restored."""
+
+
 class Checkpoint(NamedTuple):
     """All that moves in a run.
 
@@ -76,9 +80,10 @@ class Checkpoints:
           CheckpointError: this one or the one before could not be written.
         """
         args: dict[str, Any] = {n: ocp.args.StandardSave(t) for n, t in checkpoint.arrays.items()}
+        described = {"record": checkpoint.record, "kinds": kinds(checkpoint.arrays)}
         sealed = {
-            "record": checkpoint.record,
-            "checksum": _checksum_of_json(checkpoint.record),
+            **described,
+            "checksum": _checksum_of_json(described),
             "checksums": checksums(checkpoint.arrays),
         }
         args["record"] = ocp.args.JsonSave(sealed)
@@ -121,7 +126,7 @@ class Checkpoints:
         for step in reversed(steps):
             try:
                 return self._read(step, like)
-            except MemoryError:
+            except (MemoryError, OtherNetwork):
                 raise
             except Exception as error:  # bytes that have changed make any error at all
                 if isinstance(error, OSError) and error.errno in PASSING:
@@ -155,17 +160,31 @@ class Checkpoints:
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), like)
         args = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
         json_args: Any = ocp.args.JsonRestore()
-        found = self._manager.restore(step, args=ocp.args.Composite(record=json_args, **args))
-        sealed, arrays = found["record"], {name: found[name] for name in like}
-        record = sealed["record"]
-        if _checksum_of_json(record) != sealed["checksum"]:
+        sealed = self._manager.restore(step, args=ocp.args.Composite(record=json_args))["record"]
+        described = {name: sealed[name] for name in ("record", "kinds")}
+        if _checksum_of_json(described) != sealed["checksum"]:
             raise ValueError("its record has changed since it was written")
-        if _kinds(arrays) != _kinds(like):
-            raise ValueError("its arrays have other shapes or dtypes than those of this run")
+        self._check_kinds(sealed["kinds"], kinds(like))
+        found = self._manager.restore(step, args=ocp.args.Composite(**args))
+        arrays = {name: found[name] for name in like}
+        if kinds(arrays) != kinds(like):
+            raise ValueError("its arrays are not of the kinds that were written")
         for name, sums in checksums(arrays).items():
             if sums != sealed["checksums"][name]:
                 raise ValueError(f"the numbers of its {name} have changed since they were written")
-        return Checkpoint(step, arrays, record)
+        return Checkpoint(step, arrays, sealed["record"])
+
+    def _check_kinds(self, found: dict[str, dict[str, str]], wanted: dict[str, dict[str, str]]):
+        """Refuses arrays of other names, shapes or dtypes, and names the first of them."""
+        for name, leaves in wanted.items():
+            for leaf in sorted(leaves.keys() | found[name].keys()):
+                was, now = found[name].get(leaf, "no such array"), leaves.get(leaf, "none")
+                if was != now:
+                    raise OtherNetwork(
+                        f"{self._folder} holds a run of another network: {name}{leaf} is {was} "
+                        f"there, and {now} by this config. Use the config that the run was trained "
+                        "by, or train anew"
+                    )
 
     def _check_room(self, arrays: dict[str, Any]) -> None:
         """Refuses what cannot fit, before orbax has half of it on the disk."""
@@ -198,8 +217,16 @@ def _checksum_of_json(record: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
-def _kinds(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+def kinds(arrays: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """The dtype and shape of every leaf by its path, by the name of its tree."""
+    describe = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
+    return {
+        name: {
+            jax.tree_util.keystr(path): describe(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for name, tree in arrays.items()
+    }
 
 
 def _cause(error: Exception) -> str:

@@ -29,6 +29,7 @@ from jrnn.train import (
 )
 from jrnn.train import data as data_module
 from jrnn.train.metrics import MetricsFile
+from jrnn.train.run import Run
 from tests.train.test_loop import Sign, experiment
 
 ROOT = Path(__file__).parents[2]
@@ -58,33 +59,29 @@ def assert_same_run(e, data, one, other):
     jax.tree.map(np.testing.assert_array_equal, *arrays)
 
 
-def signal_at(folder, step):
-    """Sends SIGTERM to this process when the metrics of the run have come to a step."""
+def signal_at(step, monkeypatch):
+    """Sends SIGTERM to this process when a run has come to a step."""
+    advance = Run.advance
 
-    def newest():
-        lines = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if line]
-        return json.loads(lines[-1])["step"] if lines else 0
+    def stopping(run):
+        advance(run)
+        if run.step >= step:
+            monkeypatch.setattr(Run, "advance", advance)
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    def watch():
-        while not (folder / "metrics.jsonl").is_file() or newest() < step:
-            time.sleep(0.001)
-        while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            time.sleep(0.001)  # else it would end the tests
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
+    monkeypatch.setattr(Run, "advance", stopping)
 
 
 @pytest.mark.parametrize("optim", [Optim(3e-2), Optim(3e-2, "adamw", "cosine", 0.1, 0.1)])
-def test_a_run_that_is_stopped_goes_on_as_if_it_had_not(optim, tmp_path):
-    e = replace(experiment(Sign("class_per_step"), steps=6001), optim=optim, eval_every=131)
+def test_a_run_that_is_stopped_goes_on_as_if_it_had_not(optim, tmp_path, monkeypatch):
+    e = replace(experiment(Sign("class_per_step"), steps=4001), optim=optim, eval_every=131)
     data = e.task.load()
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     want = train(e, data, whole)
     stops = []
     for number in range(3):
-        signal_at(parts, 20 + 1500 * number)
-        with pytest.raises(Interrupted, match="stopped by SIGTERM at step .* of 6001") as stop:
+        signal_at(20 + 1500 * number, monkeypatch)
+        with pytest.raises(Interrupted, match="stopped by SIGTERM at step .* of 4001") as stop:
             train(e, data, parts, resume=bool(stops))
         assert str(stop.value).endswith(f"go on with: jrnn train --resume {parts}")
         stops.append(max(steps_of(parts / "checkpoints")))

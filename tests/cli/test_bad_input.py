@@ -1,0 +1,144 @@
+"""Bad data and runs that are not what they seem: one line, exit code 2, nothing harmed."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from jrnn.cli import main
+from jrnn.tasks.task import Data, Split
+
+FLAGS = ["--steps", "2", "--eval-every", "2", "--batch-size", "4"]
+XS = np.random.default_rng(0).normal(size=(60, 7, 3)).astype(np.float32)
+YS = (XS[:, 0, 0] > 0).astype(np.int32)
+
+
+def with_entry(value):
+    xs = XS.copy()
+    xs[3, 2, 1] = value
+    return xs
+
+
+def ragged():
+    rows = np.empty(3, object)
+    rows[:] = [np.ones(2), np.ones(3), np.ones(1)]
+    return rows
+
+
+BAD = {
+    "nan": ({"xs": with_entry(np.nan), "ys": YS}, "got nan at xs[3, 2, 1]"),
+    "infinite": ({"xs": with_entry(-np.inf), "ys": YS}, "got -inf at xs[3, 2, 1]"),
+    "missing": ({"xs": XS}, "must hold the arrays xs and ys, got xs"),
+    "negative": ({"xs": XS, "ys": YS - 1}, "ys must hold ids from 0 to"),
+    "no ints": ({"xs": XS, "ys": YS * 1.0}, "needs ys of ints"),
+    "long": ({"xs": XS, "ys": YS, "lengths": np.full(60, 8)}, "lengths must lie in 1..T = 1..7"),
+    "axes": ({"xs": XS, "ys": YS[:50]}, "needs ys of shape [N] with N = 60 as in xs, got (50,)"),
+    "few": ({"xs": XS[:2], "ys": YS[:2]}, "must have at least 1 examples each"),
+    "none": ({"xs": XS[:0], "ys": YS[:0]}, "none of them 0, got (0, 7, 3)"),
+    "ragged": ({"xs": ragged(), "ys": np.arange(3)}, "pad them to one and save their lengths"),
+}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def said(args, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(args)
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    return errors
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arrays_are_refused_before_there_is_a_folder(name, tmp_path, capsys):
+    arrays, message = BAD[name]
+    np.savez("mine.npz", **arrays)
+    args = ["train", "configs/arrays.py:path=mine.npz,kind=classification", *FLAGS]
+    assert message in said(args, capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    np.savez("mine.npz", xs=XS, ys=YS)
+    spec = "configs/arrays.py:path=mine.npz,kind=classification"
+    main(["train", spec, "--run-dir", "run", "--network.cell.hidden-size", "4", *FLAGS])
+    capsys.readouterr()
+    return tmp_path / "run"
+
+
+def edit(run, change):
+    path = run / "config.json"
+    saved = json.loads(path.read_text())
+    change(saved["experiment"])
+    path.write_text(json.dumps(saved))
+
+
+GRU = {"type": "jrnn.cells.gru:GRU", "hidden_size": 4, "reset_after": True, "t_max": None}
+RUNS = {
+    "another cell": (
+        lambda e: e["network"].update(cell=GRU | {"heads": 1}),
+        "holds a run of another network",
+    ),
+    "another size": (
+        lambda e: e["network"]["cell"].update(hidden_size=5),
+        "float32[16] there, and float32[20] by this config",
+    ),
+    "a field too many": (
+        lambda e: e["network"].update(gone=3),
+        "was written by another version of jrnn",
+    ),
+    "a class too many": (
+        lambda e: e["network"]["cell"].update(type="jrnn.cells.lstm:LSTN"),
+        "was written by another version of jrnn",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", [["eval"], ["train", "--resume"]], ids=" ".join)
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_of_another_config_is_refused_and_stays_whole(name, command, run, capsys):
+    change, message = RUNS[name]
+    before = (run / "config.json").read_text()
+    edit(run, change)
+    errors = said([*command, "run"], capsys)
+    assert message in errors and "damaged" not in errors
+    (run / "config.json").write_text(before)
+    main(["eval", "run"])
+
+
+def data(**changes):
+    parts = {"train": Split(XS[:40], YS[:40]), "validation": Split(XS[40:50], YS[40:50])}
+    parts |= {"test": Split(XS[50:], YS[50:])}
+    sizes = {"input_size": 3, "output_size": 2, "baseline": ("guess", 0.5)}
+    return Data(**{**parts, "target": "class", "metric": "accuracy", **sizes, **changes})
+
+
+def test_data_of_a_task_of_ones_own_are_checked():
+    good = data().train
+    lengths = np.full(40, 7, np.int32)
+    lengths[5] = 9
+    for changes, message in [
+        ({"output_size": 1}, r"train.ys must lie in 0..0, below output_size=1, got 1 at \["),
+        ({"test": Split(XS[:0], YS[:0])}, "the test split is empty"),
+        ({"train": good._replace(ys=YS)}, "train.ys must have the 40 examples of xs, got 60"),
+        ({"train": good._replace(lengths=lengths)}, r"must lie in 0..7, got 9 at example 5"),
+        ({"train": good._replace(ys=YS[:40] * 1.0)}, "must hold ints of shape"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            data(**changes)
+    tokens = [np.zeros((n, 7), np.int32) for n in (40, 10, 10)]
+    tokens[1][2, 6] = 3
+    parts = dict(zip(("train", "validation", "test"), tokens, strict=True))
+    whole = data()
+    splits = {name: getattr(whole, name)._replace(xs=xs) for name, xs in parts.items()}
+    with pytest.raises(ValueError, match=r"validation.xs .* got 3 at \[2, 6\]"):
+        data(**splits, tokens=True)
+    short = splits["validation"]._replace(lengths=np.full(10, 6, np.int32))
+    padded = data(**{**splits, "validation": short}, tokens=True)
+    assert replace(padded, tokens=True).validation.xs[2, 6] == 3
