@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -62,13 +63,16 @@ def apart(args: list[str]) -> list[str]:
 
 
 def _resume(args: list[str]) -> None:
-    if len(args) != 2 or args[0] != "--resume":
+    options = dict(zip(args[::2], args[1::2], strict=False))
+    if len(args) % 2 or "--resume" not in options or not options.keys() <= {"--resume", "--mesh"}:
         raise ValueError(
-            "train: --resume takes the folder of a run and nothing else, since the run keeps its "
-            "own config, as in: jrnn train --resume runs/mine"
+            "train: --resume takes the folder of a run and nothing else but --mesh, since the run "
+            "keeps its own config, as in: jrnn train --resume runs/mine"
         )
-    folder = Path(args[1])
+    folder = Path(options["--resume"])
     experiment, data = _open(folder)
+    if "--mesh" in options:
+        experiment = replace(experiment, mesh=options["--mesh"])
     report_run(experiment, data, train(experiment, data, folder, resume=True), folder)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
+from jax.sharding import AxisType
 
 from jrnn.cell import Carry, Inputs
 from jrnn.engines.engine import Engine
@@ -105,7 +106,16 @@ def unavailable(parts: Parts, xs: Inputs) -> str | None:
         return f"it knows no noise, and {parts.cell} draws some"
     if jax.default_backend() != "cpu":
         return f"it runs on a CPU, and the default backend is {jax.default_backend()}"
+    if _partitioned():
+        return "XLA cannot split it over a mesh; inside of jax.shard_map it runs on each device"
     return _misfit(kernel, parts.wide_params, xs) or _load()
+
+
+def _partitioned() -> bool:
+    """Whether XLA is to split what is traced now over devices, as under `jax.set_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    return any(size > 1 and kind != AxisType.Manual for size, kind in kinds)
 
 
 def _misfit(kernel: _Kernel, params: Any, xs: jax.Array) -> str | None:

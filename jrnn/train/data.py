@@ -1,7 +1,7 @@
 """What each training step takes out of a split: fixed by a seed and the number of the step."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -103,12 +103,18 @@ class Feed:
     sent, and the source is these. Either way all shapes stay as they are.
     """
 
-    def __init__(self, split: Split, reader: Reader, most: int):
+    def __init__(
+        self,
+        split: Split,
+        reader: Reader,
+        most: int,
+        put: Callable[[Split], Split] = jax.device_put,
+    ):
         """At most `most` steps at once, and fewer where these would be too much to send."""
         self._reader = reader
         self._whole = fits(split)
         if self._whole:
-            self._source = jax.device_put(split)
+            self._source = put(split)
         else:
             one = Batches(split, reader, 1)[0]
             most = min(most, max(1, SENT // max(nbytes(one), 1)))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from jrnn import checks
 from jrnn.tasks.task import Task
+from jrnn.train.mesh import Mesh
 from jrnn.train.network import Network
 from jrnn.train.optim import Optim
 from jrnn.train.tbptt import TBPTT
@@ -27,6 +28,8 @@ class Experiment:
       patience: evaluations without a better one after which a run ends; None never ends early.
       save_every: seconds between checkpoints; there is one at the beginning and at the end too.
       seed: of the parameters, of dropout, and of the order of the examples.
+      mesh: devices to train on, such as "data=8", which splits each batch over eight of them, or
+        "data=4,model=2", which splits parameters too; None means one.
       run_dir: folder for all that the run writes; None means a new one under `runs`.
 
     Raises:
@@ -44,6 +47,7 @@ class Experiment:
     patience: int | None = None
     save_every: float = 30.0
     seed: int = 0
+    mesh: str | None = None
     run_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -53,5 +57,6 @@ class Experiment:
         if self.patience is not None:
             checks.positive_int("Experiment", "patience", self.patience)
         checks.positive_number("Experiment", "save_every", self.save_every)
+        Mesh.parse(self.mesh)
         if self.seed < 0:
             raise ValueError(f"Experiment: seed must be at least 0, got {self.seed}")

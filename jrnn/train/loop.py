@@ -15,6 +15,7 @@ from jrnn.train.data import check_batch_size
 from jrnn.train.experiment import Experiment
 from jrnn.train.guard import Interrupted, Signals, one_process
 from jrnn.train.ledger import Record
+from jrnn.train.mesh import Mesh
 from jrnn.train.progress import Progress
 from jrnn.train.run import Best, Run
 from jrnn.train.step import TrainState, Weights, abstract_state
@@ -144,6 +145,12 @@ def check(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]
         check_batch_size(data.train, experiment.batch_size)
     else:
         check_streams(data, experiment.tbptt.window(data), experiment.batch_size)
+    mesh = Mesh.parse(experiment.mesh)
+    mesh.check(experiment.batch_size // experiment.accumulate)
+    if mesh.size > 1 and experiment.network.engine == "native":
+        raise ValueError(
+            "mesh: the engine 'native' cannot be split over devices; choose 'auto' or another one"
+        )
     optimizer = experiment.optim.build(experiment.steps)
     make = lambda: experiment.network.build(data, experiment.seed)
     found = abstract_state(make, optimizer)

@@ -16,6 +16,7 @@ from jrnn.train.course import Course, evaluator
 from jrnn.train.data import Feed, fits
 from jrnn.train.experiment import Experiment
 from jrnn.train.ledger import Ledger
+from jrnn.train.mesh import Mesh
 from jrnn.train.objective import Objective
 from jrnn.train.pipeline import Pipeline, most_steps
 from jrnn.train.step import TrainState, Weights, init_state, make_train_steps
@@ -62,26 +63,31 @@ class Run:
         """
         self.step = 0
         self._experiment, self._folder = experiment, folder
+        mesh = self._mesh = Mesh.parse(experiment.mesh)
         split = data.validation
-        self._validation = jax.device_put(split) if fits(split) else split
+        self._validation = mesh.everywhere(split) if fits(split) else split
         optimizer = experiment.optim.build(experiment.steps)
         network = experiment.network.build(data, experiment.seed)
-        self._graphdef, self._state = init_state(network, optimizer)
-        self._best = self._weights()
+        self._graphdef, state = init_state(network, optimizer)
         course = Course.of(experiment, data)
-        carry = course.first_carry(self._graphdef, self._best)
-        self._state = self._state._replace(carry=carry)
-        feed = Feed(course.split, course.reader(experiment.seed), most_steps(experiment))
+        carry = course.first_carry(self._graphdef, Weights(state.params, state.rest))
+        self._state = mesh.place(state._replace(carry=carry))
+        self._best = self._weights()
+        feed = Feed(
+            course.split, course.reader(experiment.seed), most_steps(experiment), mesh.everywhere
+        )
         steps = make_train_steps(
             self._graphdef,
             Objective.of(data),
             optimizer,
-            feed.batch,
+            lambda source, plan: mesh.split(feed.batch(source, plan)),
             course.forward,
             experiment.accumulate,
+            mesh.kept,
         )
-        self._pipeline = Pipeline(steps, feed)
-        self._evaluate = evaluator(self._graphdef, experiment, data).compiled()
+        self._pipeline = Pipeline(mesh.within(steps), feed)
+        evaluation = evaluator(self._graphdef, experiment, data)
+        self._evaluate = mesh.within(evaluation.compiled())
         self._ledger = Ledger(experiment, data.metric, folder)
         self._checkpoints = Checkpoints(folder / "checkpoints", writing=True)
         self._saved = self._counted = time.perf_counter()
@@ -116,8 +122,8 @@ class Run:
             return
         self._ledger.resume(found.record)
         self._checkpoints.put_aside(after=found.step)
-        self._state = TrainState(**found.arrays["state"])
-        self._best = Weights(**found.arrays["best"])
+        self._state = self._mesh.place(TrainState(**found.arrays["state"]))
+        self._best = self._mesh.place(Weights(**found.arrays["best"]))
         self.step = found.step
 
     def advance(self) -> None:

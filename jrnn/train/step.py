@@ -117,6 +117,7 @@ def make_train_steps(
     batch_of: Callable[[Split, Plan], Split],
     forward: Forward = apply_whole,
     accumulate: int = 1,
+    kept: Callable[[Any], Any] = lambda tree: tree,
 ) -> StepsFunction:
     """A jitted pure function that takes many training steps, one after another on the device.
 
@@ -127,6 +128,7 @@ def make_train_steps(
       batch_of: from a source of examples and the plan of a step to its batch.
       forward: how the network runs through a batch.
       accumulate: parts of a batch that are run one after another; see `training_step`.
+      kept: says of the state on which devices it stays.
 
     Returns:
       A function `(state, source, plans, count) -> (state, reports)` that takes over the old state.
@@ -134,7 +136,8 @@ def make_train_steps(
       others are 0. Any count is the same compiled code.
     """
     step = training_step(graphdef, objective, optimizer, forward, accumulate)
-    return jax.jit(many_steps(step, batch_of), donate_argnums=0)
+    stays = lambda state, batch: kept(step(state, batch))
+    return jax.jit(many_steps(stays, batch_of), donate_argnums=0)
 
 
 def many_steps(step: StepFunction, batch_of: Callable[[Split, Plan], Split]) -> StepsFunction:

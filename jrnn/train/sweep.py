@@ -136,6 +136,11 @@ def check_members(experiments: Sequence[Experiment]) -> dict[Task, Data]:
     first = {without_numbers(e): number for number, e in reversed([*enumerate(experiments)])}
     for number in sorted(first.values()):
         experiment = experiments[number]
+        if experiment.mesh is not None:
+            raise ValueError(
+                f"sweep: member {number}: members are spread over all devices by themselves; leave "
+                "out mesh"
+            )
         try:
             check(experiment, loaded[experiment.task])
         except ValueError as error:

@@ -1,0 +1,129 @@
+"""Runs on many devices: the losses of one, wherever batches and parameters lie."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import pytest
+
+import jrnn
+from jrnn.train import TBPTT, Experiment, Interrupted, Network, Optim, train
+from jrnn.train.mesh import Mesh
+from jrnn.train.run import Run
+from jrnn.train.sweep import sweep
+from tests.train.test_sweep import Signs
+from tests.train.test_tbptt import Sums
+
+DEVICES = 8
+
+
+def experiment(**changes):
+    network = Network(jrnn.LSTM(8), num_layers=2, dropout=0.3)
+    options = {"steps": 60, "batch_size": 16, "eval_every": 20, **changes}
+    return Experiment(Signs(), network, Optim(1e-2, "adamw", weight_decay=0.1), **options)
+
+
+WINDOWS = replace(
+    experiment(batch_size=8, tbptt=TBPTT(4, 6)),
+    task=Sums(lengths=True, resets=True),
+    network=Network(jrnn.GRU(8)),
+)
+CASES = {
+    "data": (experiment(), "data=8"),
+    "model": (experiment(), "data=4,model=2"),
+    "parts": (experiment(accumulate=2), "data=4"),
+    "windows": (WINDOWS, "data=4,model=2"),
+}
+LAYOUTS = ("data=8", "data=2,model=4", None)
+
+
+def on_many_devices(folder):
+    """All cases on a mesh; and a run that is stopped, and goes on on other meshes and on none."""
+    assert len(jax.devices()) == DEVICES
+    for name, (e, mesh) in CASES.items():
+        run = Run(replace(e, mesh=mesh), e.task.load(), folder / "unused" / name)
+        w_hh = run._state.params["body"]["rnns"][0]["weights"]["w_hh"]
+        spread = w_hh[...].sharding.shard_shape(w_hh[...].shape)[-1]
+        assert spread == w_hh[...].shape[-1] // Mesh.parse(mesh).model
+        run.close()
+        train(replace(e, mesh=mesh), e.task.load(), folder / name)
+    advance, e = Run.advance, experiment()
+
+    def stopping(run):
+        advance(run)
+        if run.step >= stop:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    Run.advance = stopping
+    for stop, mesh in zip((1, 30), LAYOUTS, strict=False):
+        with pytest.raises(Interrupted):
+            train(replace(e, mesh=mesh), e.task.load(), folder / "moved", resume=stop > 1)
+    Run.advance = advance
+    train(replace(e, mesh=LAYOUTS[-1]), e.task.load(), folder / "moved", resume=True)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from tests.train.test_mesh import on_many_devices
+on_many_devices(Path(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("many")
+    flags = f"--xla_force_host_platform_device_count={DEVICES}"
+    command = [sys.executable, "-c", SCRIPT, str(folder)]
+    subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, check=True, timeout=300)
+    return folder
+
+
+def assert_same_lines(one, other):
+    pair = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (one, other)]
+    for got, want in zip(*(map(json.loads, lines) for lines in pair), strict=True):
+        assert got.pop("split") == want.pop("split")
+        assert got == pytest.approx(want, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", [*CASES, "moved"])
+def test_many_devices_give_the_losses_of_one(name, many, tmp_path):
+    e = CASES[name][0] if name in CASES else experiment()
+    train(e, e.task.load(), tmp_path)
+    assert_same_lines(many / name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ("8", "must be of the form data=8"),
+        ("data=x", "must be of the form data=8"),
+        ("data=0", "data must be a positive int"),
+        ("dato=8", "did you mean 'data'"),
+        ("data=2,data=2", "data stands twice"),
+    ],
+)
+def test_a_mesh_that_cannot_be_read_is_refused(mesh, message):
+    with pytest.raises(ValueError, match=message):
+        experiment(mesh=mesh)
+
+
+def test_a_mesh_that_does_not_fit_is_refused(tmp_path, monkeypatch):
+    data = Signs().load()
+    with pytest.raises(ValueError, match="needs 4096 devices, and there are 1"):
+        train(experiment(mesh="data=4096"), data, tmp_path)
+    monkeypatch.setattr(jax, "devices", lambda: [None] * DEVICES)
+    with pytest.raises(ValueError, match="data=3 must divide the 16 examples"):
+        train(experiment(mesh="data=3"), data, tmp_path)
+    with pytest.raises(ValueError, match="data=8 must divide the 4 examples"):
+        train(experiment(mesh="data=8", accumulate=4), data, tmp_path)
+    native = replace(experiment(mesh="data=8"), network=Network(jrnn.LSTM(8), engine="native"))
+    with pytest.raises(ValueError, match="'native' cannot be split"):
+        train(native, data, tmp_path)
+    with pytest.raises(ValueError, match="leave out mesh"):
+        sweep([experiment(mesh="data=8")], tmp_path)
+    assert list(tmp_path.iterdir()) == []
