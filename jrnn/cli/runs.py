@@ -54,11 +54,11 @@ def train_command(args: list[str]) -> None:
 
 
 def apart(args: list[str]) -> list[str]:
-    """Arguments with `--resume=RUN` as two of them."""
+    """Arguments with `--resume=RUN` and `--mesh=AXES` as two of them."""
     return [
         part
         for arg in args
-        for part in (arg.split("=", 1) if arg.startswith("--resume=") else [arg])
+        for part in (arg.split("=", 1) if arg.startswith(("--resume=", "--mesh=")) else [arg])
     ]
 
 

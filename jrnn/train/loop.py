@@ -2,6 +2,7 @@
 
 import contextlib
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -195,7 +196,7 @@ def load_best(experiment: Experiment, data: Data, folder: Path) -> Best:
       FileNotFoundError: no checkpoint of the run was ever evaluated.
       CheckpointError: all checkpoints are damaged.
     """
-    graphdef, like = check(experiment, data)
+    graphdef, like = check(replace(experiment, mesh=None), data)  # one device is enough
     found = None
     if (folder / "checkpoints").is_dir():
         with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:

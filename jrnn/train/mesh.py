@@ -1,7 +1,7 @@
 """Where a run runs: on one device, or on a mesh of them, its batches split over these."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jrnn import checks
 from jrnn.tasks.task import Split
+from jrnn.train.step import Evaluation
 
 AXES = ("data", "model")
 
@@ -107,6 +108,17 @@ class Mesh:
         rows = self._of("data")
         return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, rows), batch)
 
+    def evaluation(self, evaluation: Evaluation) -> Evaluation:
+        """The evaluation with its batches over the axis `data`, where this divides them."""
+        if self.data == 1:
+            return evaluation
+
+        def parts(split: Split) -> Iterator[tuple[Any, ...]]:
+            for source, *plans in evaluation.parts(split):
+                yield self.everywhere(source), *(jax.tree.map(self._rows, plan) for plan in plans)
+
+        return Evaluation(evaluation.sums, parts)
+
     def within(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function in the context of the mesh, which engines are chosen by."""
         if self.size == 1:
@@ -117,6 +129,11 @@ class Mesh:
                 return function(*args)
 
         return inside
+
+    def _rows(self, plan: Any) -> jax.Array:
+        """Whole numbers `[batches, batch]`, or one for each batch."""
+        over = plan.ndim == 2 and plan.shape[1] % self.data == 0
+        return jax.device_put(plan, self._of(None, "data") if over else self._of())
 
     def _sharding(self, leaf: Any) -> NamedSharding:
         wide = self.model > 1 and leaf.ndim > 0 and jnp.issubdtype(leaf.dtype, jnp.floating)

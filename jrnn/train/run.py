@@ -86,7 +86,7 @@ class Run:
             mesh.kept,
         )
         self._pipeline = Pipeline(mesh.within(steps), feed)
-        evaluation = evaluator(self._graphdef, experiment, data)
+        evaluation = mesh.evaluation(evaluator(self._graphdef, experiment, data))
         self._evaluate = mesh.within(evaluation.compiled())
         self._ledger = Ledger(experiment, data.metric, folder)
         self._checkpoints = Checkpoints(folder / "checkpoints", writing=True)

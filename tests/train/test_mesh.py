@@ -11,7 +11,7 @@ import jax
 import pytest
 
 import jrnn
-from jrnn.train import TBPTT, Experiment, Interrupted, Network, Optim, train
+from jrnn.train import TBPTT, Experiment, Interrupted, Network, Optim, restore, train
 from jrnn.train.mesh import Mesh
 from jrnn.train.run import Run
 from jrnn.train.sweep import sweep
@@ -93,8 +93,12 @@ def assert_same_lines(one, other):
 @pytest.mark.parametrize("name", [*CASES, "moved"])
 def test_many_devices_give_the_losses_of_one(name, many, tmp_path):
     e = CASES[name][0] if name in CASES else experiment()
-    train(e, e.task.load(), tmp_path)
+    alone = train(e, e.task.load(), tmp_path)
     assert_same_lines(many / name, tmp_path)
+    # What many devices have trained, one can read.
+    e = replace(e, mesh=f"data={DEVICES}") if name == "moved" else replace(e, mesh=CASES[name][1])
+    found = restore(e, e.task.load(), many / name)
+    assert found.step == alone.step and found.test == pytest.approx(alone.test, rel=1e-5)
 
 
 @pytest.mark.parametrize(
