@@ -24,13 +24,17 @@ import tyro
 from jrnn import checks
 from jrnn.cell import Cell
 from jrnn.cells import REGISTRY as CELLS
+from jrnn.tasks.task import Task
 from jrnn.train.experiment import Experiment
+from jrnn.train.network import Network
+from jrnn.train.optim import Optim
 from jrnn.transforms import REGISTRY as TRANSFORMS
 
 T = TypeVar("T")
 
 MODULE = "jrnn_config"
 """Name under which the classes of a config file are known while it is in use."""
+_OTHER = "was edited, or written by another version of jrnn or of a class it names"
 
 
 class ConfigError(ValueError):
@@ -229,7 +233,22 @@ def read(path: Path) -> Experiment:
     Raises:
       ConfigError: not such a file, or written by a version whose fields were others.
     """
-    return reading(path, lambda saved: decode(saved["experiment"]))
+    return reading(path, lambda saved: _experiment(saved["experiment"]))
+
+
+def _experiment(saved: Any) -> Experiment:
+    """An experiment of what `encode` gave, if its parts are what they should be."""
+    experiment = _of_kind("experiment", decode(saved), Experiment)
+    for name, kind in (("task", Task), ("network", Network), ("optim", Optim)):
+        _of_kind(name, getattr(experiment, name), kind)
+    _of_kind("cell", experiment.network.cell, Cell)
+    return experiment
+
+
+def _of_kind(name: str, value: Any, kind: type[T]) -> T:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be of the class {kind.__name__}, got {value!r}")
+    return value
 
 
 def reading(path: Path, use: Callable[[dict[str, Any]], T]) -> T:
@@ -244,17 +263,17 @@ def reading(path: Path, use: Callable[[dict[str, Any]], T]) -> T:
     """
     try:
         saved = json.loads(path.read_text("utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as the config of a run: {error}") from error
     source = path.with_suffix(".py")
     if source.is_file():
         _import(source)
     try:
         return use(saved)
-    except (KeyError, TypeError, AttributeError, ImportError) as error:
-        raise ConfigError(
-            f"{path}: was written by another version of jrnn or of a class it names: {error}"
-        ) from error
+    except KeyError as error:
+        raise ConfigError(f"{path}: {_OTHER}: it lacks {error}") from error
+    except (ValueError, TypeError, AttributeError, ImportError) as error:
+        raise ConfigError(f"{path}: {_OTHER}: {error}") from error
 
 
 def encode(value: Any) -> Any:

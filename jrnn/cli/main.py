@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 
+import jax
 from rich.console import Console
 from rich.markup import escape
 
@@ -59,6 +60,14 @@ def main(args: list[str] | None = None) -> None:
     except KeyboardInterrupt as error:
         number = getattr(error, "signal", signal.SIGINT)
         _fail(str(error) or "interrupted; what was saved is whole", 128 + number)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if os.environ.get("JRNN_DEBUG") or not _lacks_memory(error):
+            raise
+        _fail(
+            f"there is not enough memory ({str(error).splitlines()[0] if str(error) else 'none'}); "
+            "make the batch or the network smaller, or number classes and tokens without gaps",
+            1,
+        )
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("JRNN_DEBUG"):
             raise
@@ -77,6 +86,10 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
         "validate": look.validate_command,
         "bench": bench.bench_command,
     }
+
+
+def _lacks_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _fail(message: str, code: int) -> None:

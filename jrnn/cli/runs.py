@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from jrnn import config
+from jrnn import config, tasks
 from jrnn.nn import SequenceToSequence, generate
 from jrnn.tasks.task import Data
 from jrnn.train import Trained, check, load_best, restore, train
@@ -44,7 +44,7 @@ def train_command(args: list[str]) -> None:
     if "--help" in flags or "-h" in flags:
         print(config.help_arguments(spec))
     experiment = config.load(spec, flags)
-    data = experiment.task.load()
+    data = tasks.load(experiment.task)
     check(experiment, data)  # before there is any folder
     folder = new_folder(experiment)
     keep_data(folder, [data])
@@ -142,7 +142,7 @@ def _open(folder: Path) -> tuple[Experiment, Data]:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is not a run: it has no config.json")
     experiment = config.read(folder / "config.json")
-    data = experiment.task.load()
+    data = tasks.load(experiment.task)
     check_data(folder, [data])
     return experiment, data
 

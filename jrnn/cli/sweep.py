@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from jrnn import checks, config, space
+from jrnn import checks, config, space, tasks
 from jrnn.cli.runs import apart, check_data, keep_data, new_folder, report_run
 from jrnn.space import Member
 from jrnn.train import restore
@@ -124,7 +124,7 @@ def _finish(
 
 
 def _report_best(experiment: Experiment, spec: str, folder: Path) -> None:
-    data = experiment.task.load()
+    data = tasks.load(experiment.task)
     keep_data(folder, [data])
     config.save(experiment, spec, folder / "config.json")
     report_run(experiment, data, restore(experiment, data, folder), folder)

@@ -77,6 +77,17 @@ def labels(ys: np.ndarray, kind: str, leading: tuple[int, ...]) -> np.ndarray:
     return ys
 
 
+def dense(ys: np.ndarray) -> np.ndarray:
+    """Labels `[N]`, if they may be numbered from 0 without large gaps: each lies below N."""
+    bad = np.argwhere(ys >= len(ys))
+    if len(bad):
+        raise ValueError(
+            f"Arrays: ys must hold labels below N = {len(ys)}, as there are no more classes than "
+            f"examples, got {_entry('ys', ys, bad)}; number the classes from 0 without gaps"
+        )
+    return ys
+
+
 def values(ys: np.ndarray, kind: str, leading: tuple[int, ...]) -> np.ndarray:
     """The targets `[*leading, K]`, if they are real; one of shape `leading` gets K = 1."""
     if ys.dtype.kind != "f":
@@ -130,8 +141,8 @@ def _member(archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
         return np.asarray(archive[name])
     except ValueError as error:
         raise ValueError(
-            f"Arrays: {name} must be one array of numbers, got what NumPy does not load: {error} "
-            "If the examples differ in length, pad them to one and save their lengths beside them"
+            f"Arrays: {name} must be one array of numbers, got what NumPy does not load: {error}; "
+            "if the examples differ in length, pad them to one and save their lengths beside them"
         ) from error
 
 

@@ -35,7 +35,8 @@ class Arrays(Task):
     beyond them is padding: it may be anything, counts for nothing and comes out as zero.
 
     The examples are shuffled and split; each is in exactly one part. The size of a vocabulary and
-    the number of classes are one more than the largest id in the file. The baseline is the most
+    the number of classes are one more than the largest id in the file; a label for a whole sequence
+    lies below N. The baseline is the most
     frequent class of the training part, or the mean of its targets.
 
     Args:
@@ -127,6 +128,7 @@ class Arrays(Task):
         if self.kind.endswith("classification"):
             ys = archive.labels(ys, self.kind, counted.shape)
             ys = archive.ids("ys", _blank(ys, counted))
+            ys = archive.dense(ys) if self.kind == "classification" else ys
             size = int(ys.max()) + 1
         else:
             ys = archive.values(ys, self.kind, counted.shape)

@@ -56,10 +56,6 @@ class Data:
         read them.
       contiguous: whether examples follow one another without a gap, as windows of one series; a run
         may then hand the carry over from one to the next.
-
-    Raises:
-      ValueError: a split is empty, its arrays differ in their examples, a length is beyond the
-        steps, or a label or token that counts is out of range.
     """
 
     train: Split
@@ -78,10 +74,6 @@ class Data:
     causal: bool = False
     contiguous: bool = False
 
-    def __post_init__(self) -> None:
-        for name in ("train", "validation", "test"):
-            _check_split(name, getattr(self, name), self)
-
     def fingerprint(self) -> str:
         """A short digest of all examples: another one means that the data have changed."""
         digest = hashlib.sha256()
@@ -91,46 +83,6 @@ class Data:
                 digest.update(np.ascontiguousarray(array).data)
         digest.update("".join(self.vocabulary or ()).encode())
         return digest.hexdigest()[:16]
-
-
-def _check_split(name: str, split: Split, data: Data) -> None:
-    """Refuses a split without examples, axes that do not agree, and ids out of range."""
-    examples, steps = split.xs.shape[:2]
-    if examples == 0:
-        raise ValueError(f"Data: the {name} split is empty; every split needs an example")
-    for field, array in split._asdict().items():
-        if array is not None and len(array) != examples:
-            raise ValueError(
-                f"Data: {name}.{field} must have the {examples} examples of xs, got {len(array)}"
-            )
-    valid = np.ones((examples, steps), bool)
-    if split.lengths is not None:
-        bad = np.flatnonzero((split.lengths < 0) | (split.lengths > steps))
-        if len(bad):
-            raise ValueError(
-                f"Data: {name}.lengths must lie in 0..{steps}, got {split.lengths[bad[0]]} at "
-                f"example {bad[0]}"
-            )
-        valid = np.arange(steps) < split.lengths[:, None]
-    if data.tokens:
-        _check_ids(f"{name}.xs", split.xs, valid, "input_size", data.input_size)
-    if data.target.startswith("class"):
-        counted = valid if data.target == "class_per_step" else np.ones(examples, bool)
-        _check_ids(f"{name}.ys", split.ys, counted, "output_size", data.output_size)
-
-
-def _check_ids(name: str, ids: np.ndarray, counted: np.ndarray, size_name: str, size: int) -> None:
-    if ids.dtype.kind not in "iu" or ids.shape != counted.shape:
-        raise ValueError(
-            f"Data: {name} must hold ints of shape {counted.shape}, got {ids.dtype} of {ids.shape}"
-        )
-    bad = np.argwhere(((ids < 0) | (ids >= size)) & counted)
-    if len(bad):
-        place = tuple(int(k) for k in bad[0])
-        raise ValueError(
-            f"Data: {name} must lie in 0..{size - 1}, below {size_name}={size}, got {ids[place]} "
-            f"at {list(place)}"
-        )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 from flax import nnx
 
 from jrnn.nn import Classifier, SequenceToSequence
+from jrnn.tasks import sound
 from jrnn.tasks.task import Data
 from jrnn.train.checkpoint import Checkpoints
 from jrnn.train.course import evaluator
@@ -136,12 +137,16 @@ def drive(
 def check(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]:
     """Refuses what does not fit, at no cost: nothing is drawn, and nothing is compiled.
 
+    Whether real numbers are finite is not looked at; `jrnn.tasks.load` does that.
+
     Returns:
       The structure of the network and the state of the run, with shapes for arrays.
 
     Raises:
-      ValueError: options and data do not fit.
+      TypeError: an array of the data holds other things than it should.
+      ValueError: options and data do not fit, or arrays of the data one another.
     """
+    sound.check(data)
     if experiment.tbptt is None:
         check_batch_size(data.train, experiment.batch_size)
     else:

@@ -66,9 +66,14 @@ class Objective(NamedTuple):
         """
         outputs = outputs.astype(jnp.float32)
         ys = jnp.asarray(batch.ys)
+        valid = None
+        if self.target.endswith("per_step") and batch.lengths is not None:
+            valid = jnp.arange(ys.shape[1]) < jnp.asarray(batch.lengths)[:, None]
         if self.target.startswith("class"):
             losses = optax.softmax_cross_entropy_with_integer_labels(outputs, ys)
         else:
+            # A NaN on padding would come back in the gradient, which multiplies it by zero.
+            ys = ys if valid is None else jnp.where(valid[..., None], ys, 0)
             losses = optax.squared_error(outputs, ys).mean(axis=-1)
         metrics = {
             "accuracy": lambda: (outputs.argmax(axis=-1) == ys).astype(jnp.float32),
@@ -76,8 +81,8 @@ class Objective(NamedTuple):
             "bits_per_character": lambda: losses / math.log(2),
         }[self.metric]()
         counted = jnp.ones(losses.shape, bool)
-        if losses.ndim == 2 and batch.lengths is not None:
-            counted &= jnp.arange(losses.shape[1]) < jnp.asarray(batch.lengths)[:, None]
+        if valid is not None:
+            counted &= valid
         if present is not None:
             counted &= present.reshape(present.shape + (1,) * (losses.ndim - 1))
         scored = counted if batch.scored is None else counted & jnp.asarray(batch.scored)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 
+from jrnn.tasks import load
 from jrnn.tasks.task import Data, Task
 from jrnn.train.checkpoint import Checkpoint, Checkpoints
 from jrnn.train.experiment import Experiment
@@ -118,7 +119,7 @@ def sweep(
 
 def tasks_of(experiments: Sequence[Experiment]) -> dict[Task, Data]:
     """The data of each task among some experiments, loaded once."""
-    return {task: task.load() for task in dict.fromkeys(e.task for e in experiments)}
+    return {task: load(task) for task in dict.fromkeys(e.task for e in experiments)}
 
 
 def check_members(experiments: Sequence[Experiment]) -> dict[Task, Data]:

@@ -1,13 +1,18 @@
 """Bad data and runs that are not what they seem: one line, exit code 2, nothing harmed."""
 
 import json
-from dataclasses import replace
+import re
+from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jrnn import tasks
 from jrnn.cli import main
-from jrnn.tasks.task import Data, Split
+from jrnn.tasks.task import Data, Split, Task
+from jrnn.train import Objective
 
 FLAGS = ["--steps", "2", "--eval-every", "2", "--batch-size", "4"]
 XS = np.random.default_rng(0).normal(size=(60, 7, 3)).astype(np.float32)
@@ -91,11 +96,11 @@ RUNS = {
     ),
     "a field too many": (
         lambda e: e["network"].update(gone=3),
-        "was written by another version of jrnn",
+        "written by another version of jrnn",
     ),
     "a class too many": (
         lambda e: e["network"]["cell"].update(type="jrnn.cells.lstm:LSTN"),
-        "was written by another version of jrnn",
+        "written by another version of jrnn",
     ),
 }
 
@@ -119,26 +124,59 @@ def data(**changes):
     return Data(**{**parts, "target": "class", "metric": "accuracy", **sizes, **changes})
 
 
-def test_data_of_a_task_of_ones_own_are_checked():
-    good = data().train
-    lengths = np.full(40, 7, np.int32)
-    lengths[5] = 9
-    for changes, message in [
-        ({"output_size": 1}, r"train.ys must lie in 0..0, below output_size=1, got 1 at \["),
-        ({"test": Split(XS[:0], YS[:0])}, "the test split is empty"),
-        ({"train": good._replace(ys=YS)}, "train.ys must have the 40 examples of xs, got 60"),
-        ({"train": good._replace(lengths=lengths)}, r"must lie in 0..7, got 9 at example 5"),
-        ({"train": good._replace(ys=YS[:40] * 1.0)}, "must hold ints of shape"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            data(**changes)
-    tokens = [np.zeros((n, 7), np.int32) for n in (40, 10, 10)]
-    tokens[1][2, 6] = 3
-    parts = dict(zip(("train", "validation", "test"), tokens, strict=True))
-    whole = data()
-    splits = {name: getattr(whole, name)._replace(xs=xs) for name, xs in parts.items()}
-    with pytest.raises(ValueError, match=r"validation.xs .* got 3 at \[2, 6\]"):
-        data(**splits, tokens=True)
+@dataclass(frozen=True)
+class Mine(Task):
+    """A task of one's own, which looks at nothing itself."""
+
+    def load(self):
+        return Mine.data
+
+
+GOOD = data()
+LONG = np.full(40, 7, np.int32)
+LONG[5] = 9
+TOKENS = [np.zeros((n, 7), np.int32) for n in (40, 10, 10)]
+TOKENS[1][2, 6] = 3
+OWN = {
+    "labels": (data(output_size=1), "train.ys must lie in 0..output_size - 1 = 0..0, got 1 at"),
+    "empty": (data(test=Split(XS[:0], YS[:0])), "the test split must have at least one example"),
+    "axes": (data(train=GOOD.train._replace(ys=YS)), "train.ys must have shape (40,)"),
+    "lengths": (data(train=GOOD.train._replace(lengths=LONG)), "got 9 at example 5"),
+    "floats": (data(train=GOOD.train._replace(ys=YS[:40] * 1.0)), "train.ys must hold labels"),
+    "nan": (data(test=Split(with_entry(np.nan)[:10], YS[:10])), "test.xs must be finite"),
+    "list": (data(test=Split(XS[:10].tolist(), YS[:10])), "test.xs must be an array"),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_data_of_a_task_of_ones_own_are_checked(name):
+    Mine.data, message = OWN[name]
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
+        tasks.load(Mine())
+
+
+def test_what_lies_beyond_a_length_is_not_looked_at():
+    lengths = np.full(10, 2, np.int32)
+    padded = Split(with_entry(np.nan)[:10], YS[:10], lengths)
+    Mine.data = data(test=padded)
+    assert tasks.load(Mine()) is Mine.data
+    names = ("train", "validation", "test")
+    splits = {n: getattr(GOOD, n)._replace(xs=xs) for n, xs in zip(names, TOKENS, strict=True)}
+    Mine.data = data(**splits, tokens=True)
+    with pytest.raises(ValueError, match="validation.xs .* got 3 at example 2, step 6"):
+        tasks.load(Mine())
     short = splits["validation"]._replace(lengths=np.full(10, 6, np.int32))
-    padded = data(**{**splits, "validation": short}, tokens=True)
-    assert replace(padded, tokens=True).validation.xs[2, 6] == 3
+    Mine.data = data(**{**splits, "validation": short}, tokens=True)
+    assert tasks.load(Mine()) is Mine.data
+
+
+def test_nan_on_padding_disturbs_no_gradient():
+    ys = np.ones((2, 3, 1), np.float32)
+    clean, spoilt = (Split(ys, ys.copy(), np.array([3, 2], np.int32)) for _ in range(2))
+    spoilt.ys[1, 2] = np.nan
+    objective = Objective("value_per_step", "mse")
+    loss = lambda outputs, batch: objective.sums(outputs, batch).loss
+    outputs = jnp.full((2, 3, 1), 0.5)
+    want, got = (jax.grad(loss)(outputs, batch) for batch in (clean, spoilt))
+    np.testing.assert_array_equal(got, want)
+    assert want[1, 2] == 0 and want[1, 1] != 0
