@@ -146,11 +146,11 @@ def check(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]
       TypeError: an array of the data holds other things than it should.
       ValueError: options and data do not fit, or arrays of the data one another.
     """
-    sound.check(data)
     if experiment.tbptt is None:
         check_batch_size(data.train, experiment.batch_size)
     else:
         check_streams(data, experiment.tbptt.window(data), experiment.batch_size)
+    sound.check(data)
     mesh = Mesh.parse(experiment.mesh)
     mesh.check(experiment.batch_size // experiment.accumulate)
     if mesh.size > 1 and experiment.network.engine == "native":
