@@ -72,18 +72,21 @@ class Bench:
       cases: which networks.
       rounds: rounds in which all take turns.
       seconds: of a turn, about.
+      sweeps: how often a sweep, and a run of one of its members, are timed.
       out: the JSON to write.
     """
 
     cases: tuple[str, ...] = tuple(CASES)
     rounds: int = 7
     seconds: float = 1.0
+    sweeps: int = 3
     out: Path = Path("build/training.json")
 
     def __post_init__(self) -> None:
         for name in self.cases:
             checks.one_of("bench train", "cases", name, CASES)
         checks.positive_int("bench train", "rounds", self.rounds)
+        checks.positive_int("bench train", "sweeps", self.sweeps)
         checks.positive_number("bench train", "seconds", self.seconds)
 
 
@@ -97,7 +100,7 @@ def main(args: list[str]) -> None:
         "options": asdict(bench) | {"out": bench.out.name},
         "rows": [measure(name, bench) for name in bench.cases],
         "stream_us": {str(hidden): stream_microseconds(hidden) for hidden in STREAM_HIDDEN},
-        "sweep": sweep_seconds(),
+        "sweep": sweep_seconds(bench.sweeps),
     }
     bench.out.parent.mkdir(parents=True, exist_ok=True)
     bench.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
@@ -301,8 +304,8 @@ def stream_microseconds(hidden: int) -> float:
     return 1e6 * statistics.median(seconds[100:])
 
 
-def sweep_seconds() -> dict[str, float]:
-    """A sweep, and as many runs of the same config one after another, of which four are timed."""
+def sweep_seconds(repeats: int) -> dict[str, float]:
+    """A sweep, and a run of one of its members: medians of whole commands."""
 
     def command(*args: str) -> float:
         begin = time.perf_counter()
@@ -315,8 +318,8 @@ def sweep_seconds() -> dict[str, float]:
     folder = Path(tempfile.mkdtemp())
     try:
         over = ["seed=0:4", "optim.learning_rate=1e-3:1e-2:log4"]
-        swept = [command("sweep", SWEPT, "--over", *over) for _ in range(3)]
-        alone = [command("train", SWEPT, "--seed", str(seed)) for seed in range(4)]
+        swept = [command("sweep", SWEPT, "--over", *over) for _ in range(repeats)]
+        alone = [command("train", SWEPT, "--seed", str(seed)) for seed in range(repeats)]
     finally:
         shutil.rmtree(folder)
     return {"sweep_s": statistics.median(swept), "run_s": statistics.median(alone)}
