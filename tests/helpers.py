@@ -1,16 +1,31 @@
 """What the tests compare, and the slow truths that they compare it with."""
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 
 import jrnn
 from jrnn import Cell, Engine
 from tests.table import Row
+
+
+@contextlib.contextmanager
+def compiled() -> Iterator[list[str]]:
+    """The programs that are compiled within it, one entry each."""
+    found: list[str] = []
+    listener = lambda name, seconds, **_: found.append(name) if "backend_compile" in name else None
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
 
 
 class Way(NamedTuple):

@@ -9,9 +9,10 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from jrnn import checks, config, space, tasks
+from jrnn import checks, config, space
 from jrnn.cli.runs import apart, check_data, keep_data, new_folder, report_run
 from jrnn.space import Member
+from jrnn.tasks.task import Data, Task
 from jrnn.train import restore
 from jrnn.train.experiment import Experiment
 from jrnn.train.sweep import BEST, check_members, sweep, tasks_of
@@ -65,9 +66,10 @@ def sweep_command(args: list[str]) -> None:
     )
     members = space.members(spec, flags, options.over, options.random, options.draw_seed)
     experiments = [member.experiment for member in members]
-    check_members(experiments)  # before there is any folder
-    folder = new_folder(config.load(spec, flags), "sweep-")
-    keep_data(folder, [*tasks_of(experiments).values()])
+    loaded = tasks_of(experiments)
+    check_members(experiments, loaded)  # before there is any folder
+    folder = new_folder(experiments[0], "sweep-")
+    keep_data(folder, [*loaded.values()])
     content = {
         "spec": spec,
         "flags": flags,
@@ -76,7 +78,7 @@ def sweep_command(args: list[str]) -> None:
     }
     config.write(content, spec, folder / SWEEP)  # last: it makes the folder a sweep
     stdout.print(escape(f"sweep folder: {folder}, {len(members)} members"), soft_wrap=True)
-    _finish(members, spec, options.width, folder, resume=False)
+    _finish(members, loaded, spec, options.width, folder, resume=False)
 
 
 def _resume(args: list[str]) -> None:
@@ -89,8 +91,9 @@ def _resume(args: list[str]) -> None:
     if not (folder / SWEEP).is_file():
         raise FileNotFoundError(f"{folder} is not a sweep: it has no {SWEEP}")
     spec, width, members = config.reading(folder / SWEEP, _decode)
-    check_data(folder, [*tasks_of([member.experiment for member in members]).values()])
-    _finish(members, spec, width, folder, resume=True)
+    loaded = tasks_of([member.experiment for member in members])
+    check_data(folder, [*loaded.values()])
+    _finish(members, loaded, spec, width, folder, resume=True)
 
 
 def _decode(saved: dict[str, Any]) -> tuple[str, int | None, list[Member]]:
@@ -99,12 +102,19 @@ def _decode(saved: dict[str, Any]) -> tuple[str, int | None, list[Member]]:
 
 
 def _finish(
-    members: list[Member], spec: str, width: int | None, folder: Path, *, resume: bool
+    members: list[Member],
+    loaded: dict[Task, Data],
+    spec: str,
+    width: int | None,
+    folder: Path,
+    *,
+    resume: bool,
 ) -> None:
     """Trains, compares, and makes a run of the best member."""
-    swept = sweep([m.experiment for m in members], folder, resume=resume, width=width)
+    experiments = [member.experiment for member in members]
+    swept = sweep(experiments, folder, loaded=loaded, resume=resume, width=width)
     values = [member.values for member in members]
-    data = tasks_of([members[0].experiment])[members[0].experiment.task]
+    data = loaded[experiments[0].task]
     result = {
         "metric": data.metric,
         "best": swept.best,
@@ -120,11 +130,11 @@ def _finish(
     except ImportError as error:
         stdout.print(escape(f"no figure:    {error}"), soft_wrap=True)
     if swept.best is not None:
-        _report_best(members[swept.best].experiment, spec, folder / BEST)
+        best = experiments[swept.best]
+        _report_best(best, loaded[best.task], spec, folder / BEST)
 
 
-def _report_best(experiment: Experiment, spec: str, folder: Path) -> None:
-    data = tasks.load(experiment.task)
+def _report_best(experiment: Experiment, data: Data, spec: str, folder: Path) -> None:
     keep_data(folder, [data])
     config.save(experiment, spec, folder / "config.json")
     report_run(experiment, data, restore(experiment, data, folder), folder)

@@ -47,25 +47,27 @@ class Reports(NamedTuple):
 class Pipeline:
     """Sends steps off so that the device does not wait for Python."""
 
-    def __init__(self, steps: Callable[..., tuple[Any, Report]], source: Source):
+    def __init__(
+        self, steps: Callable[..., tuple[Any, Report]], source: Source, experiment: Experiment
+    ):
         """For a function `(state, *examples, count) -> (state, reports)`."""
-        self._steps, self._source = steps, source
+        self._steps, self._source, self._experiment = steps, source, experiment
         self._pace = 1
         self._under_way: deque[Reports] = deque()
         self._read = time.perf_counter()
 
-    def send(self, state: Any, step: int, most: int) -> tuple[Any, int]:
-        """Sends some steps off.
+    def send(self, state: Any, step: int) -> tuple[Any, int]:
+        """Sends some steps off, and none beyond the next evaluation.
 
         Args:
           state: before them.
           step: steps done or under way.
-          most: steps that may be sent at most.
 
         Returns:
           The state after them, and how many they are.
         """
-        count = min(most, self._pace)
+        every, last = self._experiment.eval_every, self._experiment.steps
+        count = min(every - step % every, last - step, self._pace)
         state, values = self._steps(state, *self._source.next(step, count), count)
         self._under_way.append(Reports(step + 1, count, values))
         return state, count

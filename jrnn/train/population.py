@@ -100,6 +100,7 @@ class Population:
                 state, self._numbers, layout.put(plans), layout.put(self._counts(count)), source
             ),
             Plans(readers, most_steps(self._experiment)),
+            self._experiment,
         )
         evaluation = evaluator(self._graphdef, self._experiment, data)
         self._evaluate = member_evaluate(evaluation, layout)
@@ -144,9 +145,7 @@ class Population:
 
     def advance(self) -> None:
         """Sends some steps of all members off, and none beyond the next evaluation."""
-        every, steps = self._experiment.eval_every, self._experiment.steps
-        most = min(every - self.step % every, steps - self.step)
-        self._state, count = self._pipeline.send(self._state, self.step, most)
+        self._state, count = self._pipeline.send(self._state, self.step)
         self.step += count
         if self._pipeline.waiting() > 1:
             self._read()

@@ -67,6 +67,19 @@ def table(result: dict[str, Any]) -> Table:
     return shown
 
 
+def blank(width: float, height: float) -> Any:
+    """An empty figure of matplotlib, of so many inches.
+
+    Raises:
+      ImportError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("figure: needs matplotlib; pip install 'jrnn[demo]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def figure(data: Data, trained: Trained, folder: Path) -> Path:
     """Draws `figure.png`: the curves of loss and metric, and some test examples.
 
@@ -81,11 +94,7 @@ def figure(data: Data, trained: Trained, folder: Path) -> Path:
     Raises:
       ImportError: matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("figure: needs matplotlib; pip install 'jrnn[demo]'") from error
-    drawn = Figure(figsize=(10, 6), layout="constrained")
+    drawn = blank(10, 6)
     panels: Any = drawn.subfigures(2, 1, height_ratios=(3, 2))
     curves, examples = panels
     left, right = curves.subplots(1, 2)

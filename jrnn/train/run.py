@@ -85,7 +85,7 @@ class Run:
             experiment.accumulate,
             mesh.kept,
         )
-        self._pipeline = Pipeline(mesh.within(steps), feed)
+        self._pipeline = Pipeline(mesh.within(steps), feed, experiment)
         evaluation = mesh.evaluation(evaluator(self._graphdef, experiment, data))
         self._evaluate = mesh.within(evaluation.compiled())
         self._ledger = Ledger(experiment, data.metric, folder)
@@ -132,9 +132,7 @@ class Run:
         Raises:
           NonFiniteLoss: a loss or gradient of the dispatch before is NaN or infinite.
         """
-        every, steps = self._experiment.eval_every, self._experiment.steps
-        most = min(every - self.step % every, steps - self.step)
-        self._state, count = self._pipeline.send(self._state, self.step, most)
+        self._state, count = self._pipeline.send(self._state, self.step)
         self.step += count
         if self._pipeline.waiting() > 1:
             self._read()

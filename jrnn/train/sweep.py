@@ -3,7 +3,7 @@
 import contextlib
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,6 +59,7 @@ def sweep(
     experiments: Sequence[Experiment],
     folder: Path,
     *,
+    loaded: Mapping[Task, Data] | None = None,
     resume: bool = False,
     width: int | None = None,
 ) -> Swept:
@@ -73,6 +74,7 @@ def sweep(
       experiments: the members; `run_dir` is not used.
       folder: gets `members/NUMBER/metrics.jsonl`, `groups/NUMBER/checkpoints`, and `best`, which
         holds the checkpoint and the metrics of the best member, as `train` leaves them.
+      loaded: the data of their tasks, if `tasks_of` has loaded them already.
       resume: go on from the newest checkpoints in the folder.
       width: members in one `jax.vmap`; by default all members on a device, and on a CPU, where it
         gains nothing, one after another.
@@ -84,7 +86,8 @@ def sweep(
       ValueError: no experiments, or options and data do not fit; says which member.
       Interrupted, CheckpointError, BlockingIOError: as for `train`.
     """
-    loaded = check_members(experiments)
+    loaded = tasks_of(experiments) if loaded is None else loaded
+    check_members(experiments, loaded)
     parts = groups(experiments, loaded)
     outcomes: dict[int, Outcome] = {}
     kept: dict[int, Checkpoint] = {}
@@ -122,18 +125,18 @@ def tasks_of(experiments: Sequence[Experiment]) -> dict[Task, Data]:
     return {task: load(task) for task in dict.fromkeys(e.task for e in experiments)}
 
 
-def check_members(experiments: Sequence[Experiment]) -> dict[Task, Data]:
+def check_members(experiments: Sequence[Experiment], loaded: Mapping[Task, Data]) -> None:
     """Refuses what does not fit, before anything is drawn or compiled.
 
-    Returns:
-      As `tasks_of`.
+    Args:
+      experiments: the members.
+      loaded: as from `tasks_of`.
 
     Raises:
       ValueError: no members, one that cannot be trained, or members whose metrics differ.
     """
     if not experiments:
         raise ValueError("sweep: there must be at least one member")
-    loaded = tasks_of(experiments)
     first = {without_numbers(e): number for number, e in reversed([*enumerate(experiments)])}
     for number in sorted(first.values()):
         experiment = experiments[number]
@@ -152,7 +155,6 @@ def check_members(experiments: Sequence[Experiment]) -> dict[Task, Data]:
             f"sweep: members must share a metric to be compared by, got {', '.join(metrics)}; "
             "sweep over one task at a time"
         )
-    return loaded
 
 
 def member_folder(folder: Path, number: int) -> Path:

@@ -10,6 +10,7 @@ from jrnn.tasks.task import Data
 from jrnn.train.metrics import MetricsFile
 from jrnn.train.objective import HIGHER_IS_BETTER
 from jrnn.train.progress import METRIC_NAMES
+from jrnn.train.report import blank
 from jrnn.train.sweep import Swept, member_folder
 
 SHOWN = 20
@@ -78,12 +79,8 @@ def figure(values: Values, swept: Swept, data: Data, folder: Path) -> Path:
     Raises:
       ImportError: matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("figure: needs matplotlib; pip install 'jrnn[demo]'") from error
     names = list(values[0])
-    drawn = Figure(figsize=(4 * (len(names) + 1), 3.6), layout="constrained")
+    drawn = blank(4 * (len(names) + 1), 3.6)
     panels = drawn.subplots(1, len(names) + 1, squeeze=False)[0]
     _draw_curves(panels[0], swept, data, folder)
     for ax, name in zip(panels[1:], names, strict=True):

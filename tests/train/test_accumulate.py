@@ -1,6 +1,5 @@
 """Batches in parts: the step is that of the whole batch, in the memory of a part."""
 
-import json
 from dataclasses import replace
 
 import jax
@@ -14,6 +13,7 @@ from jrnn.train import TBPTT, Experiment, Network, Objective, Optim, init_state,
 from jrnn.train.data import take
 from jrnn.train.step import apply_whole, training_step
 from jrnn.train.sweep import member_folder, sweep
+from tests.train.test_sweep import assert_same_lines
 from tests.train.test_tbptt import Sums
 
 
@@ -27,10 +27,6 @@ def experiment(**changes):
     )
 
 
-def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("tbptt", [None, TBPTT(4, 6)], ids=["whole", "windows"])
 @pytest.mark.parametrize("parts", [2, 3, 6])
 def test_a_run_in_parts_is_that_of_whole_batches(tbptt, parts, tmp_path):
@@ -39,9 +35,7 @@ def test_a_run_in_parts_is_that_of_whole_batches(tbptt, parts, tmp_path):
     data = e.task.load()
     train(e, data, tmp_path / "whole")
     train(replace(e, accumulate=parts), data, tmp_path / "parts")
-    for got, want in zip(metrics(tmp_path / "parts"), metrics(tmp_path / "whole"), strict=True):
-        assert got.pop("split") == want.pop("split")
-        assert got == pytest.approx(want, rel=1e-5)
+    assert_same_lines(tmp_path / "parts", tmp_path / "whole", abs=None)
 
 
 def test_a_step_in_parts_is_that_of_a_loop_by_hand():
@@ -105,10 +99,7 @@ def test_parts_are_swept_too(tmp_path):
     members = [experiment(accumulate=3, seed=seed) for seed in range(2)]
     sweep(members, tmp_path / "sweep")
     train(members[1], members[1].task.load(), tmp_path / "alone")
-    swept = metrics(member_folder(tmp_path / "sweep", 1))
-    for got, want in zip(swept, metrics(tmp_path / "alone"), strict=True):
-        assert got.pop("split") == want.pop("split")
-        assert got == pytest.approx(want, rel=1e-5)
+    assert_same_lines(member_folder(tmp_path / "sweep", 1), tmp_path / "alone", abs=None)
 
 
 def test_parts_that_do_not_divide_a_batch_are_refused():

@@ -1,14 +1,12 @@
 """Nothing is compiled after the first evaluation and the first save, whatever comes later."""
 
-import contextlib
-
 import jax
-import jax.monitoring
 import pytest
 
 import jrnn
 from jrnn.train import TBPTT, Experiment, Network, Optim, train
 from jrnn.train.run import Run
+from tests.helpers import compiled
 from tests.train.test_sweep import Signs
 
 TRAINED, VALIDATED = 120, 40
@@ -19,18 +17,6 @@ def experiment(**changes):
     task = Signs(per_step="tbptt" in changes)
     network = Network(jrnn.LSTM(5), dropout=0.1)
     return Experiment(task, network, Optim(1e-2, schedule="cosine"), **{**options, **changes})
-
-
-@contextlib.contextmanager
-def counted():
-    """The programs that are compiled, one entry each."""
-    found = []
-    listener = lambda name, seconds, **_: found.append(name) if "backend_compile" in name else None
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listener)
 
 
 PLACES = [
@@ -51,19 +37,19 @@ def test_nothing_is_compiled_after_the_first_evaluation_and_save(
 
     def validating(run):
         found = validate(run)
-        counts.append((run.step, len(compiled)))
+        counts.append((run.step, len(programs)))
         return found
 
     def saving(run):
         save(run)
-        counts.append((run.step, len(compiled)))
+        counts.append((run.step, len(programs)))
 
     monkeypatch.setattr(Run, "validate", validating)
     monkeypatch.setattr(Run, "save", saving)
     e = experiment(**changes)
     data = e.task.load()
     jax.clear_caches()
-    with counted() as compiled:
+    with compiled() as programs:
         train(e, data, tmp_path)
     first = next(place for place, (step, _) in enumerate(counts) if step == e.eval_every)
     after = counts[first + 1 :]
@@ -81,7 +67,7 @@ def test_a_longer_run_compiles_nothing_more(on_device, changes, tmp_path, monkey
         e = experiment(steps=epochs * epoch, **changes)
         data = e.task.load()
         jax.clear_caches()
-        with counted() as compiled:
+        with compiled() as programs:
             train(e, data, tmp_path / str(epochs))
-        found.append(len(compiled))
+        found.append(len(programs))
     assert found[0] == found[1] > 0

@@ -8,7 +8,6 @@ import sys
 from dataclasses import dataclass, replace
 
 import jax
-import jax.monitoring
 import numpy as np
 import pytest
 
@@ -19,6 +18,7 @@ from jrnn.train.members import groups
 from jrnn.train.population import Population
 from jrnn.train.sweep import BEST, member_folder, sweep
 from jrnn.transforms import clip, zoneout
+from tests.helpers import compiled
 
 CUTS = ((0, 120), (120, 160), (160, 200))
 
@@ -60,11 +60,11 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_same_lines(one, other):
+def assert_same_lines(one, other, abs=1e-6):
     """Lines of metrics, equal to 1e-5."""
     for got, want in zip(lines(one), lines(other), strict=True):
         assert got.pop("split") == want.pop("split")
-        assert got == pytest.approx(want, rel=1e-5, abs=1e-6)
+        assert got == pytest.approx(want, rel=1e-5, abs=abs)
 
 
 def assert_as_alone(e, outcome, folder, alone):
@@ -230,14 +230,9 @@ def test_a_sweep_that_was_stopped_goes_on_exactly(tmp_path, monkeypatch):
 
 def compilations(members, folder):
     """Programs that a sweep compiles, beside those that draw the networks."""
-    found = []
-    listener = lambda name, seconds, **_: found.append(name) if "backend_compile" in name else None
     jax.clear_caches()
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    try:
+    with compiled() as found:
         sweep(members, folder)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listener)
     return len(found)
 
 
