@@ -10,7 +10,7 @@ from jrnn.engines.associative import Associative
 from jrnn.engines.engine import Engine
 from jrnn.engines.fused import Fused
 from jrnn.engines.masking import Masks
-from jrnn.engines.native import Native, unavailable
+from jrnn.engines.native import Native, partitioned, unavailable
 from jrnn.engines.precision import Parts
 from jrnn.engines.scan import Scan
 
@@ -27,7 +27,8 @@ class Auto(Engine):
     `Native` where there is a kernel for it: LSTM, GRU (reset after) or Elman, in float32, on a CPU,
     with jrnn's code in C++ built. `Associative` for a cell with `coefficients`, on a CPU from
     `LONG` steps on. Else `Fused`; but `Scan` on a CPU for a cell of less than `FEW` weights under a
-    batch of `MANY` and more.
+    batch of `MANY` and more. Where XLA splits the work over a mesh it is `Fused` for these too: with
+    `Scan` gradients would be added up over the devices at every step of time.
 
     The rule is read off the tables of `jrnn bench` in experiments/speed/results. `Native` is the
     fastest of the three at every shape, forward and with gradients. Without gradients `Fused` and
@@ -64,4 +65,5 @@ def _without_kernels(parts: Parts, xs: Inputs) -> Engine:
     on_cpu = jax.default_backend() == "cpu"
     if parts.cell.coefficients is not None and (steps >= LONG or not on_cpu):
         return Associative()
-    return Scan() if on_cpu and parts.size < FEW and batch >= MANY else Fused()
+    small = on_cpu and parts.size < FEW and batch >= MANY and not partitioned()
+    return Scan() if small else Fused()

@@ -106,12 +106,12 @@ def unavailable(parts: Parts, xs: Inputs) -> str | None:
         return f"it knows no noise, and {parts.cell} draws some"
     if jax.default_backend() != "cpu":
         return f"it runs on a CPU, and the default backend is {jax.default_backend()}"
-    if _partitioned():
+    if partitioned():
         return "XLA cannot split it over a mesh; inside of jax.shard_map it runs on each device"
     return _misfit(kernel, parts.wide_params, xs) or _load()
 
 
-def _partitioned() -> bool:
+def partitioned() -> bool:
     """Whether XLA is to split what is traced now over devices, as under `jax.set_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_sizes, mesh.axis_types, strict=True)

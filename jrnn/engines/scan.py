@@ -9,7 +9,7 @@ from jrnn import checks
 from jrnn.cell import Carry, Inputs
 from jrnn.engines.engine import Engine
 from jrnn.engines.masking import Masks, blank, restart, settle
-from jrnn.engines.precision import Parts
+from jrnn.engines.precision import Parts, bind
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,11 @@ class Scan(Engine):
         self, parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
     ) -> tuple[Carry, jax.Array]:
         def body(carry, inputs):
+            # Narrow weights are made in the loop: JAX adds up their gradients as wide as they were.
+            parts_here = bind(parts.cell, parts.wide_params, parts.precision)
             x, valid, reset = inputs
             before = restart(reset, masks.initial, carry)
-            return settle(valid, before, *parts.step(before, blank(valid, x)))
+            return settle(valid, before, *parts_here.step(before, blank(valid, x)))
 
         return lax.scan(
             body, carry, (xs, masks.valid, masks.resets), reverse=reverse, unroll=self.unroll

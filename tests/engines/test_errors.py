@@ -131,3 +131,12 @@ def test_auto_without_kernels_goes_by_size(
     with caplog.at_level("DEBUG", logger="jrnn"):
         jax.eval_shape(lambda xs: jrnn.unroll(cell, params, xs), jnp.ones((3, batch, 2)))
     assert f"engine='auto' chose {choice}" in caplog.text
+
+
+def test_auto_under_a_mesh_adds_gradients_up_once(caplog: pytest.LogCaptureFixture) -> None:
+    cell = GRU(16, reset_after=False)
+    params = cell.init(jax.random.key(0), 2)
+    mesh = jax.sharding.AbstractMesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    with caplog.at_level("DEBUG", logger="jrnn"), jax.sharding.use_abstract_mesh(mesh):
+        jax.eval_shape(lambda xs: jrnn.unroll(cell, params, xs), jnp.ones((3, 32, 2)))
+    assert "engine='auto' chose Fused(" in caplog.text

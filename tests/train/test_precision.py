@@ -65,11 +65,11 @@ CHANGES = [
 ]
 
 
-# Under `scan`, whose derivatives are JAX's own, gradients of weights add up in bfloat16 over time.
+@pytest.mark.parametrize("engine", ["fused", "scan"])
 @pytest.mark.parametrize("changes", CHANGES)
 @pytest.mark.parametrize("cell", [jrnn.LSTM(6), jrnn.GRU(6)], ids=["lstm", "gru"])
-def test_products_are_narrow_and_all_that_is_kept_is_wide(cell, changes):
-    step, state, batch, gradients = one_step(experiment("bfloat16", cell, "fused", **changes))
+def test_products_are_narrow_and_all_that_is_kept_is_wide(cell, changes, engine):
+    step, state, batch, gradients = one_step(experiment("bfloat16", cell, engine, **changes))
     equations = [*inner(jax.make_jaxpr(step)(state, batch).jaxpr)]
     # Every product of a layer has an axis of all gates; the head, which is float32, has none.
     gates = 6 * (4 if isinstance(cell, jrnn.LSTM) else 3)
