@@ -23,7 +23,7 @@ PACKAGE = Path(jrnn.__file__).parent
 # layer, nothing but itself: siblings do not know one another.
 LAYERS: list[set[str]] = [
     {"checks", "initializers", "_kernels"},  # _kernels is compiled, from kernels/
-    {"cell"},
+    {"cell", "processes"},
     {"cells", "transforms", "engines"},
     {"jrnn"},  # what `import jrnn` gives
     {"nn", "online", "analysis", "interop", "testing"},

@@ -36,7 +36,8 @@ from jrnn import checks, config
 from jrnn.nn import RNN
 from jrnn.tasks.task import Data
 from jrnn.train import Experiment
-from jrnn.train.data import Examples, Feed, shuffled_batches
+from jrnn.train.data import Examples, shuffled_batches
+from jrnn.train.feed import Feed
 from jrnn.train.ledger import LINE_EVERY
 from jrnn.train.objective import Objective
 from jrnn.train.pipeline import MOST_STEPS

@@ -6,19 +6,22 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import jax
 from rich.console import Console
 from rich.markup import escape
 
 import jrnn
-from jrnn import checks
+from jrnn import checks, processes
 
 HELP = """\
 [bold]jrnn[/bold] trains and compares recurrent networks.
 
   jrnn train CONFIG\\[:name=value,...] \\[--flag value ...]   train; --help lists the flags
-  jrnn train --resume RUN                                go on with a run that was stopped
+  jrnn train --resume RUN \\[--mesh AXES]                 go on with a run that was stopped
+  jrnn train ... --coordinator HOST:PORT --processes N --process I
+                                                         one of N processes that train together
   jrnn sweep CONFIG --over NAME=VALUES ...                many runs at once; --help says more
   jrnn eval RUN                                          evaluate the best checkpoint of a run
   jrnn sample RUN \\[--prompt TEXT]                        print text drawn from a run on text
@@ -56,10 +59,10 @@ def main(args: list[str] | None = None) -> None:
     try:
         commands[name](rest)
     except FloatingPointError as error:
-        _fail(str(error), 1)
+        _fail(_said(error), 1)
     except KeyboardInterrupt as error:
         number = getattr(error, "signal", signal.SIGINT)
-        _fail(str(error) or "interrupted; what was saved is whole", 128 + number)
+        _fail(_said(error, "interrupted; what was saved is whole"), 128 + number)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if os.environ.get("JRNN_DEBUG") or not _lacks_memory(error):
             raise
@@ -71,7 +74,7 @@ def main(args: list[str] | None = None) -> None:
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("JRNN_DEBUG"):
             raise
-        _fail(str(error), 2)
+        _fail(_said(error), 2)
 
 
 def _commands() -> dict[str, Callable[[list[str]], None]]:
@@ -92,6 +95,11 @@ def _lacks_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     stderr.print(f"[bold red]jrnn:[/bold red] {escape(message)}", highlight=False, soft_wrap=True)
-    sys.exit(code)
+    processes.leave(code)
+
+
+def _said(error: BaseException, otherwise: str = "") -> str:
+    """What an error says, and in which process it was if there are several."""
+    return " ".join([str(error) or otherwise, *getattr(error, "__notes__", [])])

@@ -1,6 +1,7 @@
 """Commands that make a run or use one."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -15,6 +16,7 @@ from rich.markup import escape
 
 from jrnn import config, tasks
 from jrnn.nn import SequenceToSequence, generate
+from jrnn.processes import Cluster, Team, joined
 from jrnn.tasks.task import Data
 from jrnn.train import Trained, check, load_best, restore, train
 from jrnn.train.experiment import Experiment
@@ -24,17 +26,23 @@ stdout = Console()
 
 
 def train_command(args: list[str]) -> None:
-    """`jrnn train CONFIG[:name=value,...] [--flag value ...]`, or `jrnn train --resume RUN`."""
+    """`jrnn train CONFIG[:name=value,...] [--flag value ...]`, or `jrnn train --resume RUN`.
+
+    In either case `--coordinator HOST:PORT --processes N --process I` is one of N processes that
+    train together; the environment may say so instead.
+    """
     if args and args[0] in ("-h", "--help"):
         stdout.print(
             "jrnn train CONFIG --help lists the arguments and flags of a config; "
             "jrnn ls configs lists the configs; jrnn train --resume RUN goes on with a run"
         )
         return
-    args = apart(args)
-    if "--resume" in args:
-        _resume(args)
-        return
+    given, args = _taken(apart(args), ("coordinator", "processes", "process"))
+    with joined(Cluster.find(given, os.environ)) as team:
+        _resume(args, team) if "--resume" in args else _train(args, team)
+
+
+def _train(args: list[str], team: Team) -> None:
     if not args or args[0].startswith("-"):
         raise ValueError(
             "train: name a config first, as in: jrnn train configs/digits.py; "
@@ -46,23 +54,66 @@ def train_command(args: list[str]) -> None:
     experiment = config.load(spec, flags)
     data = tasks.load(experiment.task)
     check(experiment, data)  # before there is any folder
-    folder = new_folder(experiment)
-    keep_data(folder, [data])
-    config.save(experiment, spec, folder / "config.json")  # last: it makes the folder a run
-    stdout.print(escape(f"run folder: {folder}"), soft_wrap=True)
-    report_run(experiment, data, train(experiment, data, folder), folder)
+    _check_alike(experiment, data, team)
+    folder = Path(team.told("folder", str(new_folder(experiment)) if team.first else None))
+    if team.first:
+        keep_data(folder, [data])
+        config.save(experiment, spec, folder / "config.json")  # last: it makes the folder a run
+        stdout.print(escape(f"run folder: {folder}"), soft_wrap=True)
+    _train_in(folder, experiment, data, team, resume=False)
+
+
+def _train_in(folder: Path, experiment: Experiment, data: Data, team: Team, *, resume: bool):
+    """Trains, and reports what came of it."""
+    trained = train(experiment, data, folder, resume=resume, team=team)
+    if team.first:
+        report_run(experiment, data, trained, folder)
+
+
+def _check_alike(experiment: Experiment, data: Data, team: Team) -> None:
+    """Refuses processes that do not do the same."""
+    if team.count == 1:
+        return
+    for name, own in {"config": config.encode(experiment), "data": data.fingerprint()}.items():
+        said = team.exchange(name, own)
+        if others := [str(index) for index, other in enumerate(said) if other != said[0]]:
+            raise ValueError(
+                f"train: the {name} of process {', '.join(others)} is not that of process 0; start "
+                "all processes with the same arguments and files"
+            )
+
+
+OPTIONS = ("resume", "mesh", "coordinator", "processes", "process")
+"""Flags of `jrnn train` that are none of a config."""
 
 
 def apart(args: list[str]) -> list[str]:
-    """Arguments with `--resume=RUN` and `--mesh=AXES` as two of them."""
+    """Arguments with `--resume=RUN` and the like as two of them."""
+    joint = tuple(f"--{name}=" for name in OPTIONS)
     return [
-        part
-        for arg in args
-        for part in (arg.split("=", 1) if arg.startswith(("--resume=", "--mesh=")) else [arg])
+        part for arg in args for part in (arg.split("=", 1) if arg.startswith(joint) else [arg])
     ]
 
 
-def _resume(args: list[str]) -> None:
+def _taken(args: list[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Takes flags out of arguments, with their values.
+
+    Raises:
+      ValueError: one has no value.
+    """
+    taken, rest, words = {}, [], iter(args)
+    for word in words:
+        name = word.removeprefix("--")
+        if word == name or name not in names:
+            rest.append(word)
+        elif (value := next(words, None)) is None:
+            raise ValueError(f"train: --{name} needs a value")
+        else:
+            taken[name] = value
+    return taken, rest
+
+
+def _resume(args: list[str], team: Team) -> None:
     options = dict(zip(args[::2], args[1::2], strict=False))
     if len(args) % 2 or "--resume" not in options or not options.keys() <= {"--resume", "--mesh"}:
         raise ValueError(
@@ -73,7 +124,8 @@ def _resume(args: list[str]) -> None:
     experiment, data = _open(folder)
     if "--mesh" in options:
         experiment = replace(experiment, mesh=options["--mesh"])
-    report_run(experiment, data, train(experiment, data, folder, resume=True), folder)
+    _check_alike(experiment, data, team)
+    _train_in(folder, experiment, data, team, resume=True)
 
 
 def eval_command(args: list[str]) -> None:

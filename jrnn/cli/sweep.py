@@ -1,6 +1,7 @@
 """`jrnn sweep`: many runs in one compiled code, compared."""
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rich.markup import escape
 
 from jrnn import checks, config, space
 from jrnn.cli.runs import apart, check_data, keep_data, new_folder, report_run
+from jrnn.processes import Cluster
 from jrnn.space import Member
 from jrnn.tasks.task import Data, Task
 from jrnn.train import restore
@@ -56,6 +58,11 @@ def sweep_command(args: list[str]) -> None:
     if "--resume" in args:
         _resume(args)
         return
+    if Cluster.find({}, os.environ) is not None:
+        raise ValueError(
+            "sweep: takes the devices of one process, and the environment says that there are "
+            "several; start one, and for what it starts in SLURM set JAX_NUM_PROCESSES=1"
+        )
     if not args or args[0].startswith("-"):
         raise ValueError(
             "sweep: name a config first, as in: jrnn sweep configs/digits.py --over seed=0:4"

@@ -62,12 +62,18 @@ class Checkpoints:
           CheckpointError: it cannot be opened, or not be written to.
         """
         self._folder = folder.absolute()
+        alone = jax.process_index()  # of several processes no other one comes here
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.LatestN(KEPT),
             cleanup_tmp_directories=writing,
-            create=writing,
+            create=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=alone, active_processes={alone}
+            ),
         )
         try:
+            if writing:
+                self._folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except Exception as error:
             doing = "written to" if writing else "opened"
@@ -79,17 +85,18 @@ class Checkpoints:
         Raises:
           CheckpointError: this one or the one before could not be written.
         """
-        args: dict[str, Any] = {n: ocp.args.StandardSave(t) for n, t in checkpoint.arrays.items()}
+        arrays = {name: numbers(tree) for name, tree in checkpoint.arrays.items()}
+        args: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
         described = {"record": checkpoint.record, "kinds": kinds(checkpoint.arrays)}
         sealed = {
             **described,
             "checksum": _checksum_of_json(described),
-            "checksums": checksums(checkpoint.arrays),
+            "checksums": checksums(arrays),
         }
         args["record"] = ocp.args.JsonSave(sealed)
         try:
             self._manager.wait_until_finished()
-            self._check_room(checkpoint.arrays)
+            self._check_room(arrays)
             self._manager.save(checkpoint.step, args=ocp.args.Composite(**args))
         except Exception as error:
             raise self._failure(error) from error
@@ -155,9 +162,7 @@ class Checkpoints:
         self._manager.close()
 
     def _read(self, step: int, like: dict[str, Any]) -> Checkpoint:
-        # The device is said, so that a checkpoint of another kind of device can be read.
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), like)
+        shapes = {name: shapes_of(tree) for name, tree in like.items()}
         args = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
         json_args: Any = ocp.args.JsonRestore()
         sealed = self._manager.restore(step, args=ocp.args.Composite(record=json_args))["record"]
@@ -167,12 +172,12 @@ class Checkpoints:
         self._check_kinds(sealed["kinds"], kinds(like))
         found = self._manager.restore(step, args=ocp.args.Composite(**args))
         arrays = {name: found[name] for name in like}
-        if kinds(arrays) != kinds(like):
+        if kinds(arrays) != kinds(shapes):
             raise ValueError("its arrays are not of the kinds that were written")
         for name, sums in checksums(arrays).items():
             if sums != sealed["checksums"][name]:
                 raise ValueError(f"the numbers of its {name} have changed since they were written")
-        return Checkpoint(step, arrays, sealed["record"])
+        return Checkpoint(step, restored(arrays, like), sealed["record"])
 
     def _check_kinds(self, found: dict[str, dict[str, str]], wanted: dict[str, dict[str, str]]):
         """Refuses arrays of other names, shapes or dtypes, and names the first of them."""
@@ -204,13 +209,36 @@ class Checkpoints:
 
 def checksums(arrays: dict[str, Any]) -> dict[str, list[int]]:
     """The CRC-32 of every leaf, by the name of its tree."""
-    return {name: [_checksum(leaf) for leaf in jax.tree.leaves(t)] for name, t in arrays.items()}
+    checksum = lambda leaf: zlib.crc32(np.ascontiguousarray(leaf).tobytes())
+    return {name: [checksum(leaf) for leaf in jax.tree.leaves(t)] for name, t in arrays.items()}
 
 
-def _checksum(leaf: jax.Array) -> int:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return zlib.crc32(np.ascontiguousarray(leaf).tobytes())
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def numbers(tree: Any) -> Any:
+    """The arrays of NumPy that are written, which no number of devices or processes changes."""
+    plain = lambda leaf: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return jax.tree.map(plain, tree)
+
+
+def shapes_of(tree: Any) -> Any:
+    """Arrays as `numbers` makes them, each in the memory of one number."""
+
+    def of(leaf: Any) -> np.ndarray:
+        if _is_key(leaf):
+            leaf = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+
+    return jax.tree.map(of, tree)
+
+
+def restored(arrays: Any, like: Any) -> Any:
+    """What `numbers` was made of, from the keys among leaves of the same kinds."""
+    wrap = lambda a, leaf: jax.random.wrap_key_data(a) if _is_key(leaf) else jnp.asarray(a)
+    return jax.tree.map(wrap, arrays, like)
 
 
 def _checksum_of_json(record: dict[str, Any]) -> int:

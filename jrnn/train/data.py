@@ -1,7 +1,6 @@
 """What each training step takes out of a split: fixed by a seed and the number of the step."""
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -12,18 +11,19 @@ from jrnn.tasks.task import Split
 
 ON_DEVICE = 2**30
 """Bytes of a split that are put on the device whole; a larger one is sent by and by."""
-SENT = 2**26
-"""Bytes of examples that are sent at a time."""
-
-THREADS = 4
-"""Threads that gather batches to be sent."""
 
 Plan = Any
 """Arrays of whole numbers that say what a step takes; of many steps, with a first axis."""
 
 
 class Reader(Protocol):
-    """A way through a split."""
+    """A way through a split.
+
+    Attributes:
+      batch_size: examples a step.
+    """
+
+    batch_size: int
 
     def plan(self, first: int, count: int) -> Plan:
         """What the steps from `first` on take, counted from 0."""
@@ -60,79 +60,6 @@ class Examples:
     def batch(self, split: Split, plan: Any) -> Split:
         """The examples of some rows."""
         return take(split, plan)
-
-
-class Batches:
-    """The batches of all steps, read by grain in the background some steps ahead.
-
-    What a step is given depends on the number of the step alone, whichever thread reads it.
-    """
-
-    def __init__(self, split: Split, reader: Reader, ahead: int):
-        """Reads at most so many steps ahead."""
-        self._split, self._reader, self._ahead = split, reader, ahead
-        self._planning = threading.Lock()
-        self._next, self._steps = -1, iter(())
-
-    def __len__(self) -> int:
-        return np.iinfo(np.int32).max
-
-    def __getitem__(self, step: int) -> Split:
-        """The batch of a step, counted from 0."""
-        with self._planning:  # readers draw an epoch where they first need it
-            plan = self._reader.plan(step, 1)
-        return self._reader.batch(self._split, jax.tree.map(lambda array: array[0], plan))
-
-    def take(self, first: int, count: int) -> list[Split]:
-        """The batches of some steps."""
-        import grain  # takes a while, and most runs have no need of it
-
-        if first != self._next:
-            options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=self._ahead)
-            source: Any = self
-            steps = grain.MapDataset.source(source)[first:]
-            self._steps = iter(steps.to_iter_dataset(options))
-        self._next = first + count
-        return [next(self._steps) for _ in range(count)]
-
-
-class Feed:
-    """Examples for many steps at once: a source on the device, and what each step takes of it.
-
-    A split that fits is put on the device once. Of a larger one the batches of the next steps are
-    sent, and the source is these. Either way all shapes stay as they are.
-    """
-
-    def __init__(
-        self,
-        split: Split,
-        reader: Reader,
-        most: int,
-        put: Callable[[Split], Split] = jax.device_put,
-    ):
-        """At most `most` steps at once, and fewer where these would be too much to send."""
-        self._reader = reader
-        self._whole = fits(split)
-        if self._whole:
-            self._source = put(split)
-        else:
-            one = Batches(split, reader, 1)[0]
-            most = min(most, max(1, SENT // max(nbytes(one), 1)))
-            self._batches = Batches(split, reader, most)
-        self.most = most
-
-    def next(self, first: int, count: int) -> tuple[Split, Plan]:
-        """The source, and plans `[most, ...]` of which the first `count` are to be used."""
-        if self._whole:
-            return self._source, filled(self._reader.plan(first, count), self.most)
-        sent = jax.tree.map(lambda *parts: np.stack(parts), *self._batches.take(first, count))
-        return filled(sent, self.most), np.arange(self.most)
-
-    def batch(self, source: Split, plan: Plan) -> Split:
-        """The examples of one step, on the device."""
-        if self._whole:
-            return self._reader.batch(source, plan)
-        return take(source, plan)
 
 
 def shuffled_batches(split: Split, batch_size: int, seed: int) -> Iterator[Split]:

@@ -57,6 +57,7 @@ class Experiment:
         if self.patience is not None:
             checks.positive_int("Experiment", "patience", self.patience)
         checks.positive_number("Experiment", "save_every", self.save_every)
-        Mesh.parse(self.mesh)
+        if self.mesh is not None:
+            Mesh.parse(self.mesh)
         if self.seed < 0:
             raise ValueError(f"Experiment: seed must be at least 0, got {self.seed}")

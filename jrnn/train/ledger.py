@@ -56,12 +56,12 @@ class Ledger:
       means: loss, metric and norm of the gradient in the newest line of metrics; empty at first.
     """
 
-    def __init__(self, experiment: Experiment, metric: str, folder: Path):
-        """For the network of an experiment, whose metrics lie in `folder`."""
+    def __init__(self, experiment: Experiment, metric: str, folder: Path, *, writing: bool = True):
+        """For the network of an experiment, whose metrics lie in `folder` if they are written."""
         self.record = Record()
         self.means = dict[str, float]()
         self._experiment, self._metric, self._folder = experiment, metric, folder
-        self._metrics = MetricsFile(folder / "metrics.jsonl")
+        self._metrics = MetricsFile(folder / "metrics.jsonl") if writing else None
 
     def begin(self) -> None:
         """Begins anew.
@@ -69,6 +69,8 @@ class Ledger:
         Raises:
           ValueError: the folder holds metrics already.
         """
+        if self._metrics is None:
+            return
         if self._metrics.lines():
             raise ValueError(
                 f"train: {self._folder} has lines in metrics.jsonl and no checkpoint: those of its "
@@ -83,7 +85,8 @@ class Ledger:
           ValueError: lines of the metrics are missing, or another version wrote the record.
         """
         self.record = Record.read(record)
-        self._metrics.cut(self.record.metrics_bytes)
+        if self._metrics is not None:
+            self._metrics.cut(self.record.metrics_bytes)
 
     def trained(self, first: int, reports: Report) -> None:
         """Writes the lines of some steps.
@@ -97,12 +100,12 @@ class Ledger:
             self.record.reports.append([float(value) for value in values])
             if step % LINE_EVERY == 0 or step % every == 0 or step == steps:
                 self.means = _means(self.record.reports)
-                self._metrics.write(step, "train", self.means)
+                self._write(step, "train", self.means)
                 self.record.reports = []
 
     def validated(self, step: int, found: dict[str, float]) -> bool:
         """Writes the line of an evaluation, and says whether it is the best so far."""
-        self._metrics.write(step, "validation", found)
+        self._write(step, "validation", found)
         record = self.record
         if record.best and not better(self._metric, found["metric"], record.best["metric"]):
             record.worse += 1
@@ -117,8 +120,13 @@ class Ledger:
 
     def saved(self) -> dict[str, Any]:
         """The record as JSON, with the metrics so far on the disk."""
-        self.record.metrics_bytes = self._metrics.size()
+        if self._metrics is not None:
+            self.record.metrics_bytes = self._metrics.size()
         return asdict(self.record)
+
+    def _write(self, step: int, split: str, values: dict[str, float]) -> None:
+        if self._metrics is not None:
+            self._metrics.write(step, split, values)
 
 
 def _means(reports: list[list[float]]) -> dict[str, float]:

@@ -2,13 +2,16 @@
 
 import contextlib
 import shlex
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import jax
 from flax import nnx
 
 from jrnn.nn import Classifier, SequenceToSequence
+from jrnn.processes import Team
 from jrnn.tasks import sound
 from jrnn.tasks.task import Data
 from jrnn.train.checkpoint import Checkpoints
@@ -43,11 +46,22 @@ class Trained(NamedTuple):
     seconds: float | None = None
 
 
-def train(experiment: Experiment, data: Data, folder: Path, *, resume: bool = False) -> Trained:
+def train(
+    experiment: Experiment,
+    data: Data,
+    folder: Path,
+    *,
+    resume: bool = False,
+    team: Team | None = None,
+) -> Trained:
     """Trains a network, evaluates it and saves it; all that comes of it lies in `folder`.
 
     A run that was stopped, by a signal or by force, and is resumed goes on exactly as it would have
     gone on: on the same device and versions, parameters and metrics are the same bit for bit.
+
+    Several processes train one network if each calls this alike within `jrnn.processes.joined`, of
+    which comes `team`. The first of them alone writes to the folder and reads it; a signal that one
+    receives ends all.
 
     Args:
       experiment: what to do.
@@ -55,6 +69,7 @@ def train(experiment: Experiment, data: Data, folder: Path, *, resume: bool = Fa
       folder: gets `metrics.jsonl`, `checkpoints`, a lock, and `damaged` for checkpoints that are.
       resume: go on from the newest checkpoint in the folder that is not damaged; without any, from
         the beginning.
+      team: the processes that do this together; by default this one alone.
 
     Returns:
       The best network, by the metric on the validation split, and what it reaches.
@@ -64,19 +79,26 @@ def train(experiment: Experiment, data: Data, folder: Path, *, resume: bool = Fa
         checkpoint.
       Interrupted: SIGINT or SIGTERM came; all was saved.
       CheckpointError: a checkpoint could not be written or read; says which are whole.
-      ValueError: options and data do not fit.
+      ValueError: options and data do not fit, or there are several processes and no team.
       FileExistsError: the folder holds checkpoints already, and `resume` is not set.
       BlockingIOError: another process trains in the folder.
     """
+    team = team or Team()
+    if jax.process_count() != team.count:
+        raise ValueError(
+            f"train: there are {jax.process_count()} processes, and {team.count} in the team; join "
+            "them by jrnn.processes.joined, and not by jax.distributed.initialize"
+        )
     check(experiment, data)
+    team.again = f"jrnn train --resume {shlex.quote(str(folder))}"
     with (
-        one_process(folder),
+        one_process(folder) if team.first else contextlib.nullcontext(),
         Signals() as signals,
-        contextlib.closing(Run(experiment, data, folder)) as run,
-        Progress(experiment.steps, data.metric) as progress,
+        contextlib.closing(Run(experiment, data, folder, team)) as run,
+        Progress(experiment.steps, data.metric, shown=team.first) as progress,
     ):
         run.resume() if resume else run.begin()
-        drive(run, experiment, f"jrnn train --resume {shlex.quote(str(folder))}", signals, progress)
+        drive(run, experiment, team, signals, progress)
         best = run.best()
         test = run.evaluate(data.test)
         return Trained(best.model(), best.step, best.validation, test, run.seconds())
@@ -101,15 +123,15 @@ class Going(Protocol):
 
 
 def drive(
-    run: Going, experiment: Experiment, again: str, signals: Signals, progress: Progress
+    run: Going, experiment: Experiment, team: Team, signals: Signals, progress: Progress
 ) -> None:
     """Trains to the end, and saves on the way and at the end.
 
     Args:
       run: what is trained.
       experiment: how long, and how often it is evaluated and saved.
-      again: the command that goes on with it.
-      signals: what may end it before.
+      team: the processes that do it, which do all of it at the same steps.
+      signals: what may end it before, whichever of the processes receives it.
       progress: what is shown.
 
     Raises:
@@ -117,19 +139,21 @@ def drive(
       NonFiniteLoss, CheckpointError: as for `train`.
     """
     while not run.ended():
-        if not signals.received:
+        due = run.unsaved_seconds() >= experiment.save_every
+        stopped, due = team.most("stop, save", signals.received or 0, due)
+        if not stopped:
             run.advance()
             progress.trained(run.step, run.means())
             if run.step % experiment.eval_every == 0 or run.step == experiment.steps:
                 progress.validated(run.validate())
-        if signals.received or run.ended() or run.unsaved_seconds() >= experiment.save_every:
+        if stopped or due or run.ended():
             run.save()
-        if signals.received and not run.ended():
+        if stopped and not run.ended():
             run.wait()
             raise Interrupted(
-                f"stopped by {signals.received.name} at step {run.step} of {experiment.steps}, "
-                f"and saved; go on with: {again}",
-                signals.received,
+                f"stopped by {signal.Signals(stopped).name} at step {run.step} of "
+                f"{experiment.steps}, and saved; go on with: {team.again}",
+                signal.Signals(stopped),
             )
     run.wait()
 
@@ -151,7 +175,7 @@ def check(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]
     else:
         check_streams(data, experiment.tbptt.window(data), experiment.batch_size)
     sound.check(data)
-    mesh = Mesh.parse(experiment.mesh)
+    mesh = Mesh.of(experiment.mesh)
     mesh.check(experiment.batch_size // experiment.accumulate)
     if mesh.size > 1 and experiment.network.engine == "native":
         raise ValueError(

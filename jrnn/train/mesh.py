@@ -1,4 +1,9 @@
-"""Where a run runs: on one device, or on a mesh of them, its batches split over these."""
+"""Where a run runs: on one device, or on a mesh of them, its batches split over these.
+
+The devices may be those of several processes. Each of these runs the same code on the same numbers
+and holds parts of the arrays; what is laid over the devices is known to all of them before, but for
+the examples of a batch, of which each process reads its own.
+"""
 
 import re
 from collections.abc import Callable, Iterator
@@ -8,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jrnn import checks
@@ -38,14 +44,25 @@ class Mesh:
             checks.positive_int("mesh", name, getattr(self, name))
 
     @classmethod
-    def parse(cls, text: str | None) -> "Mesh":
-        """Reads "data=8" or "data=4,model=2"; None is a single device.
+    def of(cls, text: str | None) -> "Mesh":
+        """That of a run: None is a single device, or batches split over all of several processes.
+
+        Raises:
+          ValueError: as of `parse`.
+        """
+        if text is not None:
+            return cls.parse(text)
+        return cls(jax.device_count() if jax.process_count() > 1 else 1)
+
+    @classmethod
+    def parse(cls, text: str) -> "Mesh":
+        """Reads "data=8" or "data=4,model=2".
 
         Raises:
           ValueError: it is not of this form.
         """
         sizes = dict[str, int]()
-        for part in [] if text is None else text.split(","):
+        for part in text.split(","):
             found = re.fullmatch(r"(\w+)=(\d+)", part.strip())
             if found is None:
                 raise ValueError(
@@ -63,7 +80,7 @@ class Mesh:
         return self.data * self.model
 
     def check(self, batch_size: int) -> None:
-        """Refuses more devices than there are, and parts that do not divide a batch.
+        """Refuses other devices than there are, and parts that do not divide a batch.
 
         Args:
           batch_size: examples that are run at once: of a step, or of a part of it.
@@ -71,11 +88,15 @@ class Mesh:
         Raises:
           ValueError: as said.
         """
-        there = len(jax.devices())
+        there, processes = len(jax.devices()), jax.process_count()
+        needs = f"mesh: data={self.data},model={self.model} needs {self.size} devices, and there"
+        if processes > 1 and self.size != there:
+            raise ValueError(
+                f"{needs} are {there} in {processes} processes; take all, or fewer processes"
+            )
         if self.size > there:
             raise ValueError(
-                f"mesh: data={self.data},model={self.model} needs {self.size} devices, and there "
-                f"are {there}; on a CPU the environment variable XLA_FLAGS="
+                f"{needs} are {there}; on a CPU the environment variable XLA_FLAGS="
                 f"--xla_force_host_platform_device_count={self.size} simulates so many"
             )
         if batch_size % self.data:
@@ -88,7 +109,7 @@ class Mesh:
         """Lays parameters and what goes with them over the devices."""
         if self.size == 1:
             return tree
-        return jax.tree.map(lambda leaf: jax.device_put(leaf, self._sharding(leaf)), tree)
+        return jax.tree.map(lambda leaf: _laid(leaf, self._sharding(leaf)), tree)
 
     def kept(self, tree: Any) -> Any:
         """Within compiled code: arrays that stay where `place` would lay them."""
@@ -99,7 +120,37 @@ class Mesh:
 
     def everywhere(self, tree: Any) -> Any:
         """Lays arrays on every device."""
-        return jax.device_put(tree, None if self.size == 1 else self._of())
+        if self.size == 1:
+            return jax.device_put(tree)
+        return jax.tree.map(lambda leaf: _laid(leaf, self._of()), tree)
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """Which of a batch's examples lie on devices of this process."""
+        parts = self._of("data").addressable_devices_indices_map((batch_size,)).values()
+        every = np.arange(batch_size)
+        return np.unique(np.concatenate([every[part] for part in parts])) if parts else every[:0]
+
+    def batches(self, own: Split, batch_size: int) -> Split:
+        """Lays batches over the axis `data`, out of the rows of this process.
+
+        Args:
+          own: arrays `[steps, rows, ...]`, the rows those of `rows`.
+          batch_size: examples of a whole batch.
+        """
+        if self.size == 1:
+            return own
+
+        def laid(leaf: np.ndarray) -> jax.Array:
+            shape = len(leaf), batch_size, *leaf.shape[2:]
+            return jax.make_array_from_process_local_data(self._of(None, "data"), leaf, shape)
+
+        return jax.tree.map(laid, own)
+
+    def fetched(self, tree: Any) -> Any:
+        """Arrays as this process can read all of them, whoever holds the parts."""
+        if jax.process_count() == 1:
+            return tree
+        return jax.tree.map(_fetched, tree)
 
     def split(self, batch: Split) -> Split:
         """Within compiled code: a batch that lies over the axis `data`."""
@@ -133,7 +184,7 @@ class Mesh:
     def _rows(self, plan: Any) -> jax.Array:
         """Whole numbers `[batches, batch]`, or one for each batch."""
         over = plan.ndim == 2 and plan.shape[1] % self.data == 0
-        return jax.device_put(plan, self._of(None, "data") if over else self._of())
+        return _laid(plan, self._of(None, "data") if over else self._of())
 
     def _sharding(self, leaf: Any) -> NamedSharding:
         wide = self.model > 1 and leaf.ndim > 0 and jnp.issubdtype(leaf.dtype, jnp.floating)
@@ -145,5 +196,28 @@ class Mesh:
         return NamedSharding(self._mesh(), PartitionSpec(*axes))
 
     def _mesh(self) -> jax.sharding.Mesh:
-        devices = np.array(jax.devices()[: self.size]).reshape(self.data, self.model)
-        return jax.sharding.Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+        grid = np.array(devices[: self.size]).reshape(self.data, self.model)
+        return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _laid(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """Lays an array, which all processes have, over devices."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        numbers = _laid(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
+
+
+def _fetched(leaf: jax.Array) -> jax.Array:
+    if leaf.is_fully_addressable:
+        return leaf
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        numbers = _fetched(jax.random.key_data(leaf))
+        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
+    if not leaf.is_fully_replicated:
+        return jnp.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    return jnp.asarray(np.asarray(leaf))

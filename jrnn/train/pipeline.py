@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from jrnn.processes import Team
 from jrnn.train.experiment import Experiment
 from jrnn.train.step import Report
 
@@ -48,10 +49,15 @@ class Pipeline:
     """Sends steps off so that the device does not wait for Python."""
 
     def __init__(
-        self, steps: Callable[..., tuple[Any, Report]], source: Source, experiment: Experiment
+        self,
+        steps: Callable[..., tuple[Any, Report]],
+        source: Source,
+        experiment: Experiment,
+        team: Team | None = None,
     ):
-        """For a function `(state, *examples, count) -> (state, reports)`."""
+        """For a function `(state, *examples, count) -> (state, reports)`, the same in a team."""
         self._steps, self._source, self._experiment = steps, source, experiment
+        self._team = team or Team()
         self._pace = 1
         self._under_way: deque[Reports] = deque()
         self._read = time.perf_counter()
@@ -67,7 +73,8 @@ class Pipeline:
           The state after them, and how many they are.
         """
         every, last = self._experiment.eval_every, self._experiment.steps
-        count = min(every - step % every, last - step, self._pace)
+        pace = -self._team.most("pace", -self._pace)[0]
+        count = min(every - step % every, last - step, pace)
         state, values = self._steps(state, *self._source.next(step, count), count)
         self._under_way.append(Reports(step + 1, count, values))
         return state, count

@@ -10,7 +10,7 @@ METRIC_NAMES = {"accuracy": "accuracy", "mse": "MSE", "bits_per_character": "bit
 class Progress:
     """A context manager around one run, drawn by rich."""
 
-    def __init__(self, steps: int, metric: str, title: str = ""):
+    def __init__(self, steps: int, metric: str, title: str = "", *, shown: bool = True):
         """For a run of `steps` steps, with the metric under its name."""
         self._bar = bars.Progress(
             *([bars.TextColumn(title)] if title else []),
@@ -20,6 +20,7 @@ class Progress:
             bars.TextColumn(f"validation {METRIC_NAMES[metric]} {{task.fields[validation]}}"),
             bars.TextColumn("{task.fields[speed]} steps/s"),
             bars.TimeRemainingColumn(compact=True),
+            disable=not shown,
         )
         self._task = self._bar.add_task("", total=steps, loss="-", validation="-", speed="-")
 

@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jrnn.processes import Team
 from jrnn.tasks.task import Data, Split
-from jrnn.train.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from jrnn.train.checkpoint import Checkpoint, CheckpointError
 from jrnn.train.course import Course, evaluator
-from jrnn.train.data import Feed, fits
+from jrnn.train.data import fits
 from jrnn.train.experiment import Experiment
+from jrnn.train.feed import Feed
+from jrnn.train.keeper import Keeper
 from jrnn.train.ledger import Ledger
 from jrnn.train.mesh import Mesh
 from jrnn.train.objective import Objective
@@ -55,15 +58,22 @@ class Run:
       step: training steps done or under way.
     """
 
-    def __init__(self, experiment: Experiment, data: Data, folder: Path):
+    def __init__(self, experiment: Experiment, data: Data, folder: Path, team: Team | None = None):
         """Draws the parameters and opens the folder; `begin` or `resume` comes next.
+
+        Args:
+          experiment: what to do.
+          data: its data.
+          folder: what the first process of the team writes to.
+          team: the processes that do it together; by default this one alone.
 
         Raises:
           CheckpointError: the folder cannot be written to.
         """
         self.step = 0
         self._experiment, self._folder = experiment, folder
-        mesh = self._mesh = Mesh.parse(experiment.mesh)
+        team = team or Team()
+        mesh = self._mesh = Mesh.of(experiment.mesh)
         split = data.validation
         self._validation = mesh.everywhere(split) if fits(split) else split
         optimizer = experiment.optim.build(experiment.steps)
@@ -73,23 +83,21 @@ class Run:
         carry = course.first_carry(self._graphdef, Weights(state.params, state.rest))
         self._state = mesh.place(state._replace(carry=carry))
         self._best = self._weights()
-        feed = Feed(
-            course.split, course.reader(experiment.seed), most_steps(experiment), mesh.everywhere
-        )
+        feed = Feed(course.split, course.reader(experiment.seed), most_steps(experiment), mesh)
         steps = make_train_steps(
             self._graphdef,
             Objective.of(data),
             optimizer,
-            lambda source, plan: mesh.split(feed.batch(source, plan)),
+            feed.batch,
             course.forward,
             experiment.accumulate,
             mesh.kept,
         )
-        self._pipeline = Pipeline(mesh.within(steps), feed, experiment)
+        self._pipeline = Pipeline(mesh.within(steps), feed, experiment, team)
         evaluation = mesh.evaluation(evaluator(self._graphdef, experiment, data))
         self._evaluate = mesh.within(evaluation.compiled())
-        self._ledger = Ledger(experiment, data.metric, folder)
-        self._checkpoints = Checkpoints(folder / "checkpoints", writing=True)
+        self._ledger = Ledger(experiment, data.metric, folder, writing=team.first)
+        self._checkpoints = Keeper(folder / "checkpoints", team)
         self._saved = self._counted = time.perf_counter()
 
     def begin(self) -> None:
@@ -166,7 +174,8 @@ class Run:
         self.settle()
         now = time.perf_counter()
         self._ledger.record.seconds += now - self._counted
-        self._checkpoints.save(Checkpoint(self.step, self._arrays(), self._ledger.saved()))
+        arrays = self._mesh.fetched(self._arrays())
+        self._checkpoints.save(Checkpoint(self.step, arrays, self._ledger.saved()))
         self._counted = now
         self._saved = time.perf_counter()
         self._pipeline.rested()
@@ -197,8 +206,8 @@ class Run:
 
     def best(self) -> Best:
         """The best network so far."""
-        record = self._ledger.record
-        return Best(self._graphdef, self._best, record.best_step, record.best)
+        record, weights = self._ledger.record, self._mesh.fetched(self._best)
+        return Best(self._graphdef, weights, record.best_step, record.best)
 
     def evaluate(self, split: Split) -> dict[str, float]:
         """Loss and metric of the best network so far on a split."""

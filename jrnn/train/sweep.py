@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 
+from jrnn.processes import Team
 from jrnn.tasks import load
 from jrnn.tasks.task import Data, Task
 from jrnn.train.checkpoint import Checkpoint, Checkpoints
@@ -106,8 +107,8 @@ def sweep(
                 Progress(members[0].steps, data.metric, title) as progress,
             ):
                 population.resume() if resume else population.begin()
-                again = f"jrnn sweep --resume {shlex.quote(str(folder))}"
-                drive(population, members[0], again, signals, progress)
+                team = Team(again=f"jrnn sweep --resume {shlex.quote(str(folder))}")
+                drive(population, members[0], team, signals, progress)
                 outcomes |= zip(places, _outcomes(population, data), strict=True)
                 seconds += population.seconds()
                 # Of all groups so far one member is kept, since states may be large.
@@ -137,6 +138,8 @@ def check_members(experiments: Sequence[Experiment], loaded: Mapping[Task, Data]
     """
     if not experiments:
         raise ValueError("sweep: there must be at least one member")
+    if jax.process_count() > 1:
+        raise ValueError("sweep: takes the devices of one process, and there are several")
     first = {without_numbers(e): number for number, e in reversed([*enumerate(experiments)])}
     for number in sorted(first.values()):
         experiment = experiments[number]

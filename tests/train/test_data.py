@@ -6,7 +6,9 @@ import pytest
 
 from jrnn.tasks.task import Split
 from jrnn.train import data as data_module
-from jrnn.train.data import Examples, Feed, take
+from jrnn.train import feed as feed_module
+from jrnn.train.data import Examples, take
+from jrnn.train.feed import Feed
 from jrnn.train.tbptt import Window, Windows
 
 
@@ -59,5 +61,5 @@ def test_what_is_sent_at_once_is_bounded(monkeypatch):
     whole, reader = readers()["examples"]
     monkeypatch.setattr(data_module, "ON_DEVICE", 0)
     one = sum(a.nbytes for a in take(whole, np.arange(8)) if a is not None)
-    monkeypatch.setattr(data_module, "SENT", 3 * one)
+    monkeypatch.setattr(feed_module, "SENT", 3 * one)
     assert Feed(whole, reader(), 256).most == 3

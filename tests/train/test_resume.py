@@ -28,6 +28,7 @@ from jrnn.train import (
     train,
 )
 from jrnn.train import data as data_module
+from jrnn.train import feed as feed_module
 from jrnn.train.metrics import MetricsFile
 from jrnn.train.run import Run
 from tests.train.test_loop import Sign, experiment
@@ -165,7 +166,7 @@ def test_data_that_do_not_fit_the_device_give_the_same_run(tbptt, tmp_path, monk
     data = e.task.load()
     want = train(e, data, tmp_path / "whole")
     monkeypatch.setattr(data_module, "ON_DEVICE", 0)
-    monkeypatch.setattr(data_module, "SENT", 2000)
+    monkeypatch.setattr(feed_module, "SENT", 2000)
     got = train(e, data, tmp_path / "sent")
     assert got.test == pytest.approx(want.test, rel=1e-4)
     whole, sent = (MetricsFile(tmp_path / name / "metrics.jsonl") for name in ("whole", "sent"))

@@ -1,0 +1,351 @@
+"""The processes of a run: what they tell one another, and what becomes of them if one is lost.
+
+All of them are connected with process 0. JAX itself lets those that remain wait for one that has
+died, in the middle of a sum over all devices; here each has a thread that sees it and ends them.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+import jax
+
+from jrnn.processes.cluster import Cluster
+
+PATIENCE = 300.0
+"""Seconds that processes wait for one another in the beginning."""
+PULSE, SILENCE = 2.0, 20.0
+"""Seconds between two signs of life, and without any until a process counts as lost."""
+GRACE = 4.0
+"""Seconds in which processes that fail alike may all say why by themselves."""
+MOMENT = 0.5
+"""Seconds in which a loss is seen; what it makes of the others' work is no error of theirs."""
+
+
+class Link:
+    """A connection with another process, for messages of one line of JSON each.
+
+    Attributes:
+      peer: the number of the process at the other end.
+      inbox: what it has told.
+      ending: set once the other process has said that it ends.
+      over: set at the end of the connection.
+    """
+
+    def __init__(self, connection: socket.socket, peer: int):
+        """Over a connection that is open."""
+        self.peer = peer
+        self.inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.ending, self.over = threading.Event(), threading.Event()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connection, self._lines = connection, connection.makefile("rb")
+        self._sending = threading.Lock()
+
+    def send(self, **message: Any) -> None:
+        """Sends a message; that nobody receives it is seen by who listens."""
+        with self._sending, contextlib.suppress(OSError):
+            self._connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self, patience: float) -> dict[str, Any]:
+        """The next message; an empty one at the end.
+
+        Raises:
+          OSError: the connection broke, or there was none for so many seconds.
+          ValueError: it is no message.
+        """
+        self._connection.settimeout(patience)
+        message = json.loads(self._lines.readline() or "{}")
+        if not isinstance(message, dict):
+            raise ValueError(f"not a message: {message!r}")
+        return message
+
+    def close(self) -> None:
+        """Ends the connection."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+
+
+class Team:
+    """The processes of a run.
+
+    Attributes:
+      index: which this one is, from 0.
+      count: how many there are.
+      again: the command that goes on with what they do.
+    """
+
+    def __init__(
+        self, index: int = 0, count: int = 1, links: Sequence[Link] = (), *, again: str = ""
+    ):
+        """A single process, or one with links: of the first to all others, of these to it."""
+        self.index, self.count, self.again = index, count, again
+        self._links, self._losing = links, threading.Lock()
+        self._failing, self._closed = threading.Event(), threading.Event()
+        for link in links:
+            threading.Thread(target=self._listen, args=(link,), daemon=True).start()
+        if links:
+            threading.Thread(target=self._live, daemon=True).start()
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes what the run leaves."""
+        return self.index == 0
+
+    def exchange(self, what: str, value: Any) -> list[Any]:
+        """The values of all processes, in their order; waits for those that have none yet.
+
+        Args:
+          what: what is exchanged, the same in all.
+          value: what JSON holds.
+
+        Raises:
+          RuntimeError: another process exchanges something else.
+        """
+        if not self._links:
+            return [value]
+        if not self.first:
+            self._links[0].send(what=what, value=value)
+            return self._take(self._links[0], what)
+        values = [value, *(self._take(link, what) for link in self._links)]
+        for link in self._links:
+            link.send(what=what, value=values)
+        return values
+
+    def told(self, what: str, value: Any) -> Any:
+        """The value of the first process."""
+        return self.exchange(what, value if self.first else None)[0]
+
+    def most(self, what: str, *numbers: float) -> list[Any]:
+        """The largest of each number over all processes."""
+        return [max(each) for each in zip(*self.exchange(what, numbers), strict=True)]
+
+    def close(self) -> None:
+        """Ends in order, with all others."""
+        self.exchange("end", None)
+        jax.distributed.shutdown()
+        self.exchange("ended", None)
+        self._closed.set()
+        for link in self._links:
+            link.send(bye=True)
+            link.close()
+
+    def fail(self) -> None:
+        """Says that this process is about to end by an error."""
+        time.sleep(MOMENT)
+        self._failing.set()
+        for link in self._links:
+            link.send(end=True)
+
+    def _take(self, link: Link, what: str) -> Any:
+        message = link.inbox.get()
+        if message["what"] != what:
+            raise RuntimeError(
+                f"process {self.index} exchanges {what!r}, and process {link.peer} "
+                f"{message['what']!r}: they do not do the same"
+            )
+        return message["value"]
+
+    def _live(self) -> None:
+        """Gives signs of life."""
+        while not self._closed.wait(PULSE):
+            for link in self._links:
+                link.send(alive=True)
+
+    def _listen(self, link: Link) -> None:
+        """Hears a process until it ends."""
+        lost = link.peer
+        with contextlib.suppress(OSError, ValueError):
+            while message := link.receive(SILENCE):
+                if "what" in message:
+                    link.inbox.put(message)
+                if "bye" in message:
+                    return
+                if "end" in message:
+                    link.ending.set()
+                    self._failing.wait(GRACE)
+                if "lost" in message or ("end" in message and not self._failing.is_set()):
+                    lost = message.get("lost", lost)
+                    break
+        link.ending.set()
+        link.over.set()
+        if not self._failing.is_set() and not self._closed.is_set():
+            self._end_with(lost)
+
+    def _end_with(self, lost: int) -> NoReturn:
+        """Ends this process because another one has ended."""
+        self._losing.acquire()  # never given back: only one thread speaks
+        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+        again = f"; start all of them again with: {self.again}" if self.again else ""
+        sys.stdout.flush()
+        sys.stderr.write(
+            f"{show_cursor}\njrnn: process {lost} of {self.count} has ended or cannot be reached, "
+            f"and so process {self.index} ends too. What was saved is whole{again}\n"
+        )
+        for link in self._links:
+            link.send(lost=lost)
+        self.end(1)
+
+    def end(self, code: int) -> NoReturn:
+        """Ends this process once the others know, and the first one after them.
+
+        Before, they would see that a sum over all devices has failed, or that JAX has lost its
+        coordinator, and say so instead.
+        """
+        sys.stdout.flush()
+        sys.stderr.flush()
+        deadline = time.monotonic() + 2 * GRACE
+        for link in self._links:
+            known = link.over if self.first else link.ending
+            known.wait(max(0, deadline - time.monotonic()))
+        os._exit(code)
+
+
+_joined: list[Team] = []
+
+
+@contextlib.contextmanager
+def joined(cluster: Cluster | None, patience: float = PATIENCE) -> Iterator[Team]:
+    """Joins the other processes of a cluster, before anything is computed.
+
+    If one of the others is lost in the meantime, this process is ended, with a line that says so
+    and exit code 1: a computation that waits for the other cannot be ended in another way.
+
+    Args:
+      cluster: which processes there are; None for this one alone.
+      patience: seconds to wait for the others.
+
+    Raises:
+      TimeoutError: some did not come.
+      ValueError: they do not belong together; says why.
+    """
+    if cluster is None:
+        yield Team()
+        return
+    team = _gathered(cluster, patience)
+    _joined.append(team)
+    try:
+        port = team.told("port", _free_port() if team.first else None)
+        jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM for itself
+        jax.distributed.initialize(
+            f"{cluster.host}:{port}",
+            cluster.count,
+            cluster.index,
+            cluster.device,
+            cluster_detection_method="deactivate",
+        )
+        yield team
+        team.close()
+        _joined.remove(team)
+    except BaseException as error:
+        error.add_note(f"(process {team.index} of {team.count})")
+        team.fail()
+        raise
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process; at once if it has failed among others, for which JAX would wait."""
+    for team in _joined:
+        team.end(code)
+    sys.exit(code)
+
+
+def _gathered(cluster: Cluster, patience: float) -> Team:
+    deadline = time.monotonic() + patience
+    links = _received(cluster, deadline) if cluster.index == 0 else [_reached(cluster, deadline)]
+    return Team(cluster.index, cluster.count, links)
+
+
+def _hello(cluster: Cluster) -> dict[str, Any]:
+    """What processes must have in common."""
+    versions = {f"version of {name}": version(name) for name in ("jrnn", "jax")}
+    return {"number of processes": cluster.count, **versions}
+
+
+def _received(cluster: Cluster, deadline: float) -> list[Link]:
+    """In process 0: the links to all others."""
+    links = dict[int, Link]()
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        server = socket.create_server(("", cluster.port), family=family, dualstack_ipv6=both)
+    except OSError as error:
+        raise OSError(
+            f"processes: process 0 cannot listen on port {cluster.port}: {error.strerror}; name "
+            "another coordinator"
+        ) from error
+    with server:
+        while missing := sorted(set(range(1, cluster.count)) - links.keys()):
+            server.settimeout(max(0.01, deadline - time.monotonic()))
+            try:
+                connection, _ = server.accept()
+            except TimeoutError:
+                _refuse(links, late := f"of {cluster.count} processes {missing} did not come")
+                raise TimeoutError(f"processes: {late} in time") from None
+            link = Link(connection, -1)
+            try:
+                hello = link.receive(patience=5)
+                link.peer = int(hello.pop("process"))
+            except (OSError, ValueError, KeyError):
+                link.close()  # it is none of ours
+                continue
+            if reason := _misfit(link.peer, hello, cluster, missing):
+                _refuse({**links, -1: link}, reason)
+                raise ValueError(f"processes: {reason}")
+            links[link.peer] = link
+    for link in links.values():
+        link.send(welcome=True)
+    return [links[index] for index in sorted(links)]
+
+
+def _misfit(peer: int, hello: dict[str, Any], cluster: Cluster, missing: list[int]) -> str | None:
+    for name, ours in _hello(cluster).items():
+        if hello.get(name) != ours:
+            return f"the {name} is {ours} in process 0, and {hello.get(name)} in process {peer}"
+    return None if peer in missing else f"two processes are number {peer}"
+
+
+def _refuse(links: dict[int, Link], reason: str) -> None:
+    for link in links.values():
+        link.send(refused=reason)
+        link.close()
+
+
+def _reached(cluster: Cluster, deadline: float) -> Link:
+    """In another process: the link to process 0."""
+    where = f"{cluster.host}:{cluster.port}"
+    while True:
+        try:
+            address = (cluster.host, cluster.port)
+            link = Link(socket.create_connection(address, timeout=PULSE), 0)
+            break
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"processes: process {cluster.index} cannot reach process 0 at {where}: "
+                    f"{error}; start it, or mend the coordinator"
+                ) from error
+            time.sleep(0.1)
+    link.send(process=cluster.index, **_hello(cluster))
+    try:
+        answer = link.receive(max(0.01, deadline - time.monotonic()) + PULSE)
+    except (OSError, ValueError):
+        answer = {}
+    if "welcome" not in answer:
+        reason = answer.get("refused", f"process 0 at {where} has ended, or is something else")
+        raise ValueError(f"processes: {reason}")
+    return link
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
