@@ -67,6 +67,7 @@ from jrnn.engines import Native as Native
 from jrnn.engines import Newton as Newton
 from jrnn.engines import NewtonStatus as NewtonStatus
 from jrnn.engines import Scan as Scan
+from jrnn.engines import Sharded as Sharded
 from jrnn.engines import Solution as Solution
 from jrnn.engines import newton as newton
 from jrnn.engines import reverse_resets as reverse_resets

@@ -11,6 +11,7 @@ from jrnn.engines.newton import Newton as Newton
 from jrnn.engines.newton import Solution as Solution
 from jrnn.engines.newton import newton as newton
 from jrnn.engines.scan import Scan as Scan
+from jrnn.engines.sharded import Sharded as Sharded
 from jrnn.engines.unroll import REGISTRY as REGISTRY
 from jrnn.engines.unroll import choose_engine as choose_engine
 from jrnn.engines.unroll import unroll as unroll

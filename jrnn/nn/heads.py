@@ -167,7 +167,7 @@ def _pool(
     parts = jnp.split(ys, len(directions), axis=-1)
     return jnp.concatenate(
         [
-            part[0] if reverse else part[last, jnp.arange(batch)]
+            part[0] if reverse else jnp.take_along_axis(part, last[None, :, None], axis=0)[0]
             for part, reverse in zip(parts, directions, strict=True)
         ],
         axis=-1,

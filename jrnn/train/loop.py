@@ -177,10 +177,6 @@ def check(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]
     sound.check(data)
     mesh = Mesh.of(experiment.mesh)
     mesh.check(experiment.batch_size // experiment.accumulate)
-    if mesh.size > 1 and experiment.network.engine == "native":
-        raise ValueError(
-            "mesh: the engine 'native' cannot be split over devices; choose 'auto' or another one"
-        )
     optimizer = experiment.optim.build(experiment.steps)
     make = lambda: experiment.network.build(data, experiment.seed)
     found = abstract_state(make, optimizer)

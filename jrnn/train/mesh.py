@@ -17,20 +17,28 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jrnn import checks
+from jrnn.engines import Engine, Sharded, choose_engine
 from jrnn.tasks.task import Split
-from jrnn.train.step import Evaluation
+from jrnn.train.step import Evaluation, TrainState
 
 AXES = ("data", "model")
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices in a grid; XLA splits the work over them and adds up the gradients.
+    """Devices in a grid, each of which has its own part of every batch.
+
+    Gradients are added up over all of them, once a step.
 
     Args:
-      data: parts of a batch, each on devices of its own.
-      model: parts of every array of parameters and of the optimiser whose last axis it divides;
-        others lie on every device.
+      data: devices that have all parameters each, if `model` is 1.
+      model: devices that share one copy of the parameters and of the state of the optimiser: each
+        keeps a part of every array whose last axis this divides, and is given the rest for the time
+        of a step. It saves memory, and no time.
+
+    References:
+      Rajbhandari et al., 2020, ZeRO: memory optimizations toward training trillion parameter
+        models.
 
     Raises:
       ValueError: a size is not a positive int.
@@ -99,24 +107,32 @@ class Mesh:
                 f"{needs} are {there}; on a CPU the environment variable XLA_FLAGS="
                 f"--xla_force_host_platform_device_count={self.size} simulates so many"
             )
-        if batch_size % self.data:
+        if batch_size % self.size:
             raise ValueError(
-                f"mesh: data={self.data} must divide the {batch_size} examples that are run at "
-                f"once; take a multiple of {self.data} for batch_size"
+                f"mesh: {self.size} devices must divide the {batch_size} examples that are run at "
+                f"once; take a multiple of {self.size} for batch_size"
             )
+
+    def engine(self, name: str) -> Engine:
+        """What runs cells, by the name of the engine for one device."""
+        engine = choose_engine(name)
+        return engine if self.size == 1 else Sharded(engine, AXES)
 
     def place(self, tree: Any) -> Any:
         """Lays parameters and what goes with them over the devices."""
         if self.size == 1:
             return tree
-        return jax.tree.map(lambda leaf: _laid(leaf, self._sharding(leaf)), tree)
+        return jax.tree.map(_laid, tree, self._shardings(tree))
 
     def kept(self, tree: Any) -> Any:
         """Within compiled code: arrays that stay where `place` would lay them."""
-        if self.size == 1:
+        return tree if self.size == 1 else _constrained(tree, self._shardings(tree))
+
+    def whole(self, tree: Any) -> Any:
+        """Within compiled code: arrays that every device has all of."""
+        if self.model == 1:
             return tree
-        keep = lambda leaf: jax.lax.with_sharding_constraint(leaf, self._sharding(leaf))
-        return jax.tree.map(keep, tree)
+        return _constrained(tree, jax.tree.map(lambda leaf: self._of(), tree))
 
     def everywhere(self, tree: Any) -> Any:
         """Lays arrays on every device."""
@@ -126,12 +142,12 @@ class Mesh:
 
     def rows(self, batch_size: int) -> np.ndarray:
         """Which of a batch's examples lie on devices of this process."""
-        parts = self._of("data").addressable_devices_indices_map((batch_size,)).values()
+        parts = self._of(AXES).addressable_devices_indices_map((batch_size,)).values()
         every = np.arange(batch_size)
         return np.unique(np.concatenate([every[part] for part in parts])) if parts else every[:0]
 
     def batches(self, own: Split, batch_size: int) -> Split:
-        """Lays batches over the axis `data`, out of the rows of this process.
+        """Lays batches over the devices, out of the rows of this process.
 
         Args:
           own: arrays `[steps, rows, ...]`, the rows those of `rows`.
@@ -142,7 +158,7 @@ class Mesh:
 
         def laid(leaf: np.ndarray) -> jax.Array:
             shape = len(leaf), batch_size, *leaf.shape[2:]
-            return jax.make_array_from_process_local_data(self._of(None, "data"), leaf, shape)
+            return jax.make_array_from_process_local_data(self._of(None, AXES), leaf, shape)
 
         return jax.tree.map(laid, own)
 
@@ -153,22 +169,22 @@ class Mesh:
         return jax.tree.map(_fetched, tree)
 
     def split(self, batch: Split) -> Split:
-        """Within compiled code: a batch that lies over the axis `data`."""
-        if self.data == 1:
+        """Within compiled code: a batch that lies over the devices."""
+        if self.size == 1:
             return batch
-        rows = self._of("data")
-        return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, rows), batch)
+        return _constrained(batch, jax.tree.map(lambda leaf: self._of(AXES), batch))
 
     def evaluation(self, evaluation: Evaluation) -> Evaluation:
-        """The evaluation with its batches over the axis `data`, where this divides them."""
-        if self.data == 1:
+        """The evaluation with its batches over the devices, where their number divides them."""
+        if self.size == 1:
             return evaluation
 
         def parts(split: Split) -> Iterator[tuple[Any, ...]]:
             for source, *plans in evaluation.parts(split):
                 yield self.everywhere(source), *(jax.tree.map(self._rows, plan) for plan in plans)
 
-        return Evaluation(evaluation.sums, parts)
+        sums = lambda weights, *part: evaluation.sums(self.whole(weights), *part)
+        return Evaluation(sums, parts)
 
     def within(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function in the context of the mesh, which engines are chosen by."""
@@ -183,8 +199,15 @@ class Mesh:
 
     def _rows(self, plan: Any) -> jax.Array:
         """Whole numbers `[batches, batch]`, or one for each batch."""
-        over = plan.ndim == 2 and plan.shape[1] % self.data == 0
-        return _laid(plan, self._of(None, "data") if over else self._of())
+        over = plan.ndim == 2 and plan.shape[1] % self.size == 0
+        return _laid(plan, self._of(None, AXES) if over else self._of())
+
+    def _shardings(self, tree: Any) -> Any:
+        """Where the leaves lie of a state, or of weights."""
+        found = jax.tree.map(self._sharding, tree)
+        if isinstance(tree, TrainState):
+            found = found._replace(carry=jax.tree.map(lambda leaf: self._of(), tree.carry))
+        return found
 
     def _sharding(self, leaf: Any) -> NamedSharding:
         wide = self.model > 1 and leaf.ndim > 0 and jnp.issubdtype(leaf.dtype, jnp.floating)
@@ -192,13 +215,17 @@ class Mesh:
             return self._of(*[None] * (leaf.ndim - 1), "model")
         return self._of()
 
-    def _of(self, *axes: str | None) -> NamedSharding:
+    def _of(self, *axes: str | tuple[str, ...] | None) -> NamedSharding:
         return NamedSharding(self._mesh(), PartitionSpec(*axes))
 
     def _mesh(self) -> jax.sharding.Mesh:
         devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
         grid = np.array(devices[: self.size]).reshape(self.data, self.model)
         return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _constrained(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)
 
 
 def _laid(leaf: Any, sharding: NamedSharding) -> jax.Array:

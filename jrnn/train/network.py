@@ -8,7 +8,7 @@ from flax import nnx
 
 from jrnn import checks
 from jrnn.cell import Cell
-from jrnn.engines import choose_engine
+from jrnn.engines import Engine, choose_engine
 from jrnn.nn import Classifier, SequenceToSequence, StackedRNN
 from jrnn.nn.heads import POOLS
 from jrnn.tasks.task import Data
@@ -52,12 +52,15 @@ class Network:
         if self.embedding_size is not None:
             checks.positive_int("Network", "embedding_size", self.embedding_size)
 
-    def build(self, data: Data, seed: int) -> Classifier | SequenceToSequence:
+    def build(
+        self, data: Data, seed: int, engine: Engine | None = None
+    ) -> Classifier | SequenceToSequence:
         """Draws the network for a task's data.
 
         Args:
           data: the loaded task; its target chooses the head.
           seed: of the parameters and of dropout.
+          engine: what runs the cells in place of `engine` of the options.
 
         Raises:
           ValueError: an option does not fit the task.
@@ -86,7 +89,7 @@ class Network:
             rngs=rngs,
             bidirectional=self.bidirectional,
             dropout=self.dropout if self.num_layers > 1 else 0.0,
-            engine=self.engine,
+            engine=engine or self.engine,
             dtype=jnp.dtype(self.dtype),
         )
         head = {"embedding": embedding, "dropout": self.dropout, "rngs": rngs}

@@ -77,7 +77,8 @@ class Run:
         split = data.validation
         self._validation = mesh.everywhere(split) if fits(split) else split
         optimizer = experiment.optim.build(experiment.steps)
-        network = experiment.network.build(data, experiment.seed)
+        engine = mesh.engine(experiment.network.engine)
+        network = experiment.network.build(data, experiment.seed, engine)
         self._graphdef, state = init_state(network, optimizer)
         course = Course.of(experiment, data)
         carry = course.first_carry(self._graphdef, Weights(state.params, state.rest))
@@ -92,6 +93,7 @@ class Run:
             course.forward,
             experiment.accumulate,
             mesh.kept,
+            mesh.whole,
         )
         self._pipeline = Pipeline(mesh.within(steps), feed, experiment, team)
         evaluation = mesh.evaluation(evaluator(self._graphdef, experiment, data))

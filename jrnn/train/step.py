@@ -118,6 +118,7 @@ def make_train_steps(
     forward: Forward = apply_whole,
     accumulate: int = 1,
     kept: Callable[[Any], Any] = lambda tree: tree,
+    whole: Callable[[Any], Any] = lambda tree: tree,
 ) -> StepsFunction:
     """A jitted pure function that takes many training steps, one after another on the device.
 
@@ -129,14 +130,19 @@ def make_train_steps(
       forward: how the network runs through a batch.
       accumulate: parts of a batch that are run one after another; see `training_step`.
       kept: says of the state on which devices it stays.
+      whole: gives each device all of the parameters.
 
     Returns:
       A function `(state, source, plans, count) -> (state, reports)` that takes over the old state.
       Of the plans, which have a first axis, the first `count` are carried out; the reports of the
       others are 0. Any count is the same compiled code.
     """
-    step = training_step(graphdef, objective, optimizer, forward, accumulate)
-    stays = lambda state, batch: kept(step(state, batch))
+    step = training_step(graphdef, objective, optimizer, forward, accumulate, whole)
+
+    def stays(state: TrainState, batch: Split) -> tuple[TrainState, Report]:
+        state, report = step(state, batch)
+        return kept(state), report
+
     return jax.jit(many_steps(stays, batch_of), donate_argnums=0)
 
 
@@ -164,16 +170,18 @@ def training_step(
     optimizer: optax.GradientTransformation,
     forward: Forward,
     accumulate: int = 1,
+    whole: Callable[[Any], Any] = lambda tree: tree,
 ) -> StepFunction:
     """The pure function `(state, batch) -> (state, report)`.
 
     With `accumulate` above 1 a batch is run in so many parts of its rows, one after another, and
     the carry of the state has a first axis for the parts. Sums of losses and of their gradients are
-    added and divided once, so that the step is that of the whole batch whatever the lengths.
+    added and divided once, so that the step is that of the whole batch whatever the lengths. The
+    network computes with `whole(params)`.
     """
 
     def sums_of(params: nnx.State, rest: nnx.State, carry: Carry, batch: Split):
-        model = nnx.merge(graphdef, params, rest, copy=True)
+        model = nnx.merge(graphdef, whole(params), rest, copy=True)
         model.train()
         carry, outputs, targets = forward(model, carry, batch)
         sums = objective.sums(outputs, targets)
