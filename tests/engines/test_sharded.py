@@ -1,0 +1,136 @@
+"""`Sharded`: each device runs its own rows, and what comes out is what one device makes."""
+
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+import jrnn
+from jrnn import Associative, Fused, Newton, Scan, Sharded
+from jrnn.transforms import dropout, weight_drop, zoneout
+from tests.helpers import (
+    QUICK,
+    Way,
+    assert_close,
+    call,
+    cotangents,
+    moving,
+    random_batch,
+    random_params,
+)
+from tests.table import CELLS
+
+STEPS, ROWS, DEVICES = 6, 8, 4
+WAYS = (Way(carry=False), Way(reverse=True))
+CASES = {
+    "lstm-peepholes": Fused(),
+    "gru": Fused(remat=True),
+    "gru-reset-before": Scan(),
+    "elman-relu": jrnn.engines.choose_engine("auto"),
+    "mingru": Associative(),
+    "lru": Scan(),
+    "indrnn": Newton(),
+}
+
+
+def mesh():
+    return jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def results(cell, engine, params, batch):
+    """Values and gradients, each way."""
+
+    def one(way):
+        run = lambda p, xs, c: call(cell, engine, way, p, batch._replace(xs=xs, carry=c))
+        (carry, ys), vjp = jax.vjp(run, params, batch.xs, batch.carry)
+        return carry, ys, moving(vjp((cotangents(carry, batch.ct_carry), batch.ct_ys)))
+
+    return [one(way) for way in WAYS]
+
+
+def check_values_and_gradients():
+    for name, engine in CASES.items():
+        check_case(CELLS[name].make(2), engine, ROWS, ("data", "model"))
+    gru = CELLS["gru"].make(2)
+    check_case(gru, Fused(), 6, ("data", "model"))  # which 4 devices do not divide
+    check_case(gru, Fused(), 6, ("data", "nowhere"))
+
+
+def check_case(cell, engine, rows, axes):
+    params = random_params(cell, 1, 2)
+    batch = random_batch(cell, params, 2, STEPS, rows)
+    want = jax.jit(partial(results, cell, Scan()), compiler_options=QUICK)(params, batch)
+    with jax.set_mesh(mesh()):
+        run = partial(results, cell, Sharded(engine, axes))
+        got = jax.jit(run, compiler_options=QUICK)(params, batch)
+    assert_close(got, want, 1e-8 if isinstance(engine, Newton) else 1e-10)
+
+
+def check_noise():
+    """It is that of the whole batch."""
+    cell = weight_drop(zoneout(dropout(jrnn.LSTM(3), x=0.4), h=0.3, c=0.2), 0.3)
+    params = cell.init(jax.random.key(0), 2)
+    xs = np.random.default_rng(0).normal(size=(STEPS, ROWS, 2)).astype(np.float32)
+    key = jax.random.key(1)
+    want = jrnn.unroll(cell, params, xs, key=key, engine="fused")
+    with jax.set_mesh(mesh()):
+        got = jrnn.unroll(cell, params, xs, key=key, engine=Sharded(Fused(), ("data", "model")))
+    assert_close(got, want, 1e-6)
+
+
+def check_collectives():
+    """Gradients of weights are added up once, and nothing else goes from device to device."""
+    cell = jrnn.GRU(8, reset_after=False)
+    params = cell.init(jax.random.key(0), 3)
+    xs = np.ones((STEPS, ROWS, 3), np.float32)
+    with jax.set_mesh(mesh()):
+        rows = jax.sharding.NamedSharding(mesh(), jax.sharding.PartitionSpec(None, "data"))
+        xs = jax.device_put(xs, rows)
+        for engine, once in ((Sharded(Scan()), True), (Scan(), False)):
+            loss = lambda p, xs, e=engine: (jrnn.unroll(cell, p, xs, engine=e)[1] ** 2).sum()
+            text = jax.jit(jax.grad(loss)).lower(params, xs).compile().as_text()
+            found = re.findall(r" (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", text)
+            in_loops = [
+                part for part in re.split(r"\n(?=%|ENTRY)", text) if "all-reduce(" in part[:100000]
+            ]
+            outside = all(part.startswith("ENTRY") for part in in_loops)
+            assert (set(found) == {"all-reduce"} and outside) == once, (engine, found)
+
+
+SCRIPT = f"""
+import jax
+from tests.engines import test_sharded
+assert len(jax.devices()) == {DEVICES}
+test_sharded.check_noise()
+test_sharded.check_collectives()
+with jax.enable_x64(True):
+    test_sharded.check_values_and_gradients()
+"""
+
+
+def test_rows_are_split_over_devices():
+    flags = f"--xla_force_host_platform_device_count={DEVICES}"
+    command = [sys.executable, "-W", "error", "-c", SCRIPT]
+    subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, check=True, timeout=300)
+
+
+def test_without_a_mesh_it_is_the_other_engine():
+    cell = jrnn.GRU(3)
+    params = random_params(cell, 1, 2)
+    batch = random_batch(cell, params, 2, STEPS, 3)
+    want, got = (
+        jrnn.unroll(cell, params, batch.xs, lengths=batch.lengths, engine=engine)
+        for engine in (Scan(), Sharded(Scan()))
+    )
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_what_is_no_engine_is_refused():
+    with pytest.raises(TypeError, match="engine must be one, such as Fused\\(\\), got 'fused'"):
+        Sharded("fused")  # pyright: ignore
