@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import socket
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -339,3 +340,10 @@ def sequence_grads(cell: Cell, way: Way, params: Any, batch: Batch, b: int) -> A
     if not way.carry:
         ct_start, ct_carry = add(ct_start, ct_carry), zeros(ct_carry)
     return add(params_grad, start_vjp(cell, params, ct_start)[1]), xs_grad, ct_carry
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

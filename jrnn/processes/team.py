@@ -71,6 +71,7 @@ class Link:
         """Ends the connection."""
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
+        self._lines.close()
         self._connection.close()
 
 
@@ -340,6 +341,7 @@ def _reached(cluster: Cluster, deadline: float) -> Link:
     except (OSError, ValueError):
         answer = {}
     if "welcome" not in answer:
+        link.close()
         reason = answer.get("refused", f"process 0 at {where} has ended, or is something else")
         raise ValueError(f"processes: {reason}")
     return link
