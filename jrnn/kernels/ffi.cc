@@ -89,7 +89,8 @@ Pool& pool() {
 
 // Threads that run at the same time, since the kernels make them wait for each other. Those of the
 // runtime's pool that come within a moment take a seat; then the door closes, and who is late goes.
-// So a busy pool costs speed and never hangs.
+// So a busy pool costs speed and never hangs. While it stays busy, as where several devices of one
+// CPU run at once, it is asked now and then alone.
 class Team {
  public:
   // Runs f(worker) for 0 <= worker < n, with n = prepare(seats taken) at most the seats taken, and 0
@@ -99,9 +100,11 @@ class Team {
     auto team = std::make_shared<Team>();
     std::function<void(int32_t)> work = f;
     team->work_ = &work;
-    for (int64_t k = 1; k < most; ++k) threads.Schedule([team] { team->join(); });
-    if (most > 1) team->wait_for_seats(most);
+    const bool asking = most > 1 && worth_asking();
+    for (int64_t k = 1; asking && k < most; ++k) threads.Schedule([team] { team->join(); });
+    if (asking) team->wait_for_seats(most);
     const int32_t seats = team->seats_.exchange(kClosed);
+    if (asking) refusals() = seats > 1 ? 0 : refusals() + 1;
     team->workers_ = prepare(seats);
     team->cores_.claim();
     team->go_.store(true, std::memory_order_release);
@@ -111,8 +114,22 @@ class Team {
 
  private:
   static constexpr int32_t kClosed = -(1 << 30);
+  static constexpr int32_t kPatience = 8, kRarely = 16;
+
+  // How often in a row nobody has come.
+  static std::atomic<int32_t>& refusals() {
+    static std::atomic<int32_t> count{0};
+    return count;
+  }
+
+  static bool worth_asking() {
+    static std::atomic<uint32_t> calls{0};
+    return refusals() < kPatience || calls++ % kRarely == 0;
+  }
 
   void join() {
+    // A pool whose queue is full runs what it is given at once, in the thread that gave it.
+    if (std::this_thread::get_id() == leader_) return;
     int32_t seat = seats_.load();
     do {
       if (seat < 0) return;
@@ -177,6 +194,7 @@ class Team {
     std::atomic<bool> taken_[kCores]{};
   };
 
+  const std::thread::id leader_ = std::this_thread::get_id();
   Cores cores_;
   std::atomic<int32_t> seats_{1}, done_{0};
   std::atomic<bool> go_{false};

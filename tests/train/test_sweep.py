@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,6 +20,8 @@ from jrnn.train.population import Population
 from jrnn.train.sweep import BEST, member_folder, sweep
 from jrnn.transforms import clip, zoneout
 from tests.helpers import compiled
+
+ROOT = Path(__file__).parents[2]
 
 CUTS = ((0, 120), (120, 160), (160, 200))
 
@@ -253,9 +256,7 @@ spread(Path(sys.argv[1]))
 
 
 def spread(folder):
-    members = [replace(experiment(seed=seed)) for seed in range(6)]
-    members = [replace(e, network=replace(e.network, engine="fused")) for e in members]
-    sweep(members, folder)
+    sweep([experiment(seed=seed) for seed in range(6)], folder)
 
 
 def test_members_are_spread_over_devices(tmp_path):
@@ -265,6 +266,23 @@ def test_members_are_spread_over_devices(tmp_path):
     spread(tmp_path / "one")
     for number in range(6):
         assert_same_lines(*(member_folder(tmp_path / name, number) for name in ("four", "one")))
+
+
+def test_devices_that_share_threads_do_not_wait_for_each_other(tmp_path):
+    """Both run kernels in threads of the runtime, which then has none to help them: once a hang."""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    options = [
+        "--over",
+        "seed=0:8",
+        "--width",
+        "4",
+        "--steps",
+        "600",
+        "--run-dir",
+        tmp_path / "run",
+    ]
+    command = [sys.executable, "-m", "jrnn", "sweep", "configs/digits.py:order=row,hidden=32"]
+    subprocess.run([*command, *options], env=environment, cwd=ROOT, check=True, timeout=200)
 
 
 def test_what_cannot_be_swept_is_refused(tmp_path, monkeypatch):
