@@ -57,10 +57,11 @@ def test_claims_are_those_of_the_results():
 
 
 def test_table_of_training_is_that_of_the_results():
-    results = ROOT / "experiments/speed/results/epyc-2-cores-training.json"
+    results = ROOT / "experiments/speed/results/xeon-2-cores-training.json"
     result = json.loads(results.read_text("utf-8"))
     assert training.markdown(result) in TEXT
     assert training.stream_line(result) in TEXT
+    assert training.sweep_line(result) in TEXT
 
 
 def test_ratios_of_long_sequences_are_those_of_the_results():

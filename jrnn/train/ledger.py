@@ -96,16 +96,17 @@ class Ledger:
           reports: theirs, arrays `[steps]`.
         """
         every, steps = self._experiment.eval_every, self._experiment.steps
-        for step, values in enumerate(zip(*map(np.asarray, reports), strict=True), first):
-            self.record.reports.append([float(value) for value in values])
+        lines = dict[int, dict[str, float]]()
+        for step, values in enumerate(np.stack(reports, 1).tolist(), first):
+            self.record.reports.append(values)
             if step % LINE_EVERY == 0 or step % every == 0 or step == steps:
-                self.means = _means(self.record.reports)
-                self._write(step, "train", self.means)
+                lines[step] = self.means = _means(self.record.reports)
                 self.record.reports = []
+        self._write("train", lines)
 
     def validated(self, step: int, found: dict[str, float]) -> bool:
         """Writes the line of an evaluation, and says whether it is the best so far."""
-        self._write(step, "validation", found)
+        self._write("validation", {step: found})
         record = self.record
         if record.best and not better(self._metric, found["metric"], record.best["metric"]):
             record.worse += 1
@@ -124,9 +125,9 @@ class Ledger:
             self.record.metrics_bytes = self._metrics.size()
         return asdict(self.record)
 
-    def _write(self, step: int, split: str, values: dict[str, float]) -> None:
-        if self._metrics is not None:
-            self._metrics.write(step, split, values)
+    def _write(self, split: str, lines: dict[int, dict[str, float]]) -> None:
+        if self._metrics is not None and lines:
+            self._metrics.write(split, lines)
 
 
 def _means(reports: list[list[float]]) -> dict[str, float]:

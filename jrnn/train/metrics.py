@@ -13,10 +13,11 @@ class MetricsFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
 
-    def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Appends one line."""
+    def write(self, split: str, lines: dict[int, dict[str, float]]) -> None:
+        """Appends lines, by their steps."""
+        text = [json.dumps({"step": step, "split": split, **lines[step]}) + "\n" for step in lines]
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+            file.write("".join(text))
 
     def lines(self) -> int:
         """How many whole lines there are."""
