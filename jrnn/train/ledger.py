@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jrnn.train.checkpoint import OtherNetwork
 from jrnn.train.experiment import Experiment
 from jrnn.train.metrics import MetricsFile
 from jrnn.train.objective import better
@@ -26,6 +27,7 @@ class Record:
       reports: of the steps since the last line of metrics.
       metrics_bytes: size of `metrics.jsonl`.
       seconds: time spent.
+      network: its description, which a config that was changed must still have.
     """
 
     best_step: int = 0
@@ -34,18 +36,27 @@ class Record:
     reports: list[list[float]] = field(default_factory=list)
     metrics_bytes: int = 0
     seconds: float = 0.0
+    network: str = ""
 
     @classmethod
-    def read(cls, record: dict[str, Any]) -> "Record":
-        """From what a checkpoint holds.
+    def read(cls, record: dict[str, Any], experiment: Experiment) -> "Record":
+        """From what a checkpoint of the experiment holds.
 
         Raises:
           ValueError: another version of jrnn wrote it.
+          OtherNetwork: it is of another network, be it one with the same arrays.
         """
         try:
-            return cls(**record)
+            found = cls(**record)
         except TypeError as error:
             raise ValueError(f"the run is of another version of jrnn: {error}") from error
+        wanted = experiment.network.description()
+        if found.network not in ("", wanted):
+            raise OtherNetwork(
+                f"the run is of another network: {found.network} was trained, and by this config "
+                f"it is {wanted}. Use the config that the run was trained by, or train anew"
+            )
+        return found
 
 
 class Ledger:
@@ -58,7 +69,7 @@ class Ledger:
 
     def __init__(self, experiment: Experiment, metric: str, folder: Path, *, writing: bool = True):
         """For the network of an experiment, whose metrics lie in `folder` if they are written."""
-        self.record = Record()
+        self.record = Record(network=experiment.network.description())
         self.means = dict[str, float]()
         self._experiment, self._metric, self._folder = experiment, metric, folder
         self._metrics = MetricsFile(folder / "metrics.jsonl") if writing else None
@@ -83,8 +94,9 @@ class Ledger:
 
         Raises:
           ValueError: lines of the metrics are missing, or another version wrote the record.
+          OtherNetwork: the record is of another network.
         """
-        self.record = Record.read(record)
+        self.record = Record.read(record, self._experiment)
         if self._metrics is not None:
             self._metrics.cut(self.record.metrics_bytes)
 

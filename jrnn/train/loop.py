@@ -226,7 +226,7 @@ def load_best(experiment: Experiment, data: Data, folder: Path) -> Best:
     if (folder / "checkpoints").is_dir():
         with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
             found = checkpoints.newest({"best": Weights(like.params, like.rest)._asdict()})
-    record = Record() if found is None else Record.read(found.record)
+    record = Record() if found is None else Record.read(found.record, experiment)
     if found is None or not record.best:
         raise FileNotFoundError(
             f"restore: {folder / 'checkpoints'} holds no network that was evaluated; train the run "

@@ -1,6 +1,6 @@
 """The network of a run: layers of a cell, and the head that a task's target asks for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax.numpy as jnp
@@ -51,6 +51,10 @@ class Network:
         choose_engine(self.engine)
         if self.embedding_size is not None:
             checks.positive_int("Network", "embedding_size", self.embedding_size)
+
+    def description(self) -> str:
+        """Its options, but for what a run may go on without: the engine, and rates of dropout."""
+        return repr(replace(self, engine="auto", dropout=0.0))
 
     def build(
         self, data: Data, seed: int, engine: Engine | None = None

@@ -94,6 +94,11 @@ RUNS = {
         lambda e: e["network"]["cell"].update(hidden_size=5),
         "float32[16] there, and float32[20] by this config",
     ),
+    "another gate, of the same size": (
+        lambda e: e["network"]["cell"].update(input_activation="linear"),
+        "is of another network: Network(cell=LSTM(",
+    ),
+    "another pool": (lambda e: e["network"].update(pool="max"), "by this config it is Network("),
     "a field too many": (
         lambda e: e["network"].update(gone=3),
         "written by another version of jrnn",
