@@ -34,7 +34,9 @@ def train_command(args: list[str]) -> None:
     if args and args[0] in ("-h", "--help"):
         stdout.print(
             "jrnn train CONFIG --help lists the arguments and flags of a config; "
-            "jrnn ls configs lists the configs; jrnn train --resume RUN goes on with a run"
+            "jrnn ls configs lists the configs; jrnn train --resume RUN goes on with a run, and "
+            "--mesh data=8 beside it on other devices; --coordinator HOST:PORT --processes N "
+            "--process I makes it one of N processes that train together"
         )
         return
     given, args = _taken(apart(args), ("coordinator", "processes", "process"))

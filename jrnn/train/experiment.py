@@ -29,7 +29,8 @@ class Experiment:
       save_every: seconds between checkpoints; there is one at the beginning and at the end too.
       seed: of the parameters, of dropout, and of the order of the examples.
       mesh: devices to train on, such as "data=8", which splits each batch over eight of them, or
-        "data=4,model=2", which splits parameters too; None means one.
+        "data=4,model=2", which keeps parameters in halves too; None means one, or of several
+        processes all.
       run_dir: folder for all that the run writes; None means a new one under `runs`.
 
     Raises:
