@@ -55,14 +55,14 @@ def sweep_command(args: list[str]) -> None:
     args = apart(args)
     if args and args[0] in ("-h", "--help"):
         tyro.cli(Options, args=["--help"], prog="jrnn sweep CONFIG")
-    if "--resume" in args:
-        _resume(args)
-        return
     if Cluster.find({}, os.environ) is not None:
         raise ValueError(
             "sweep: takes the devices of one process, and the environment says that there are "
             "several; start one, and for what it starts in SLURM set JAX_NUM_PROCESSES=1"
         )
+    if "--resume" in args:
+        _resume(args)
+        return
     if not args or args[0].startswith("-"):
         raise ValueError(
             "sweep: name a config first, as in: jrnn sweep configs/digits.py --over seed=0:4"

@@ -10,7 +10,9 @@ from jax.sharding import PartitionSpec
 from jrnn.cell import Carry, Inputs
 from jrnn.engines.auto import Auto
 from jrnn.engines.engine import Engine
+from jrnn.engines.fused import Fused
 from jrnn.engines.masking import Masks
+from jrnn.engines.native import Native
 from jrnn.engines.precision import Parts
 
 
@@ -23,7 +25,7 @@ class Sharded(Engine):
     that at every step of time; and `Native`, which XLA cannot split, runs here on each device.
 
     Without a mesh that has these axes, and where they do not divide the batch, it is the other
-    engine. Noise is drawn before, and is that of one device.
+    engine, or `Fused` in place of `Native`. Noise is drawn before, and is that of one device.
 
     Args:
       engine: runs the parts.
@@ -57,8 +59,11 @@ class Sharded(Engine):
 
         sizes = jax.sharding.get_abstract_mesh().shape
         devices = math.prod(sizes.get(axis, 1) for axis in self.axes)
-        if devices == 1 or jax.tree.leaves(xs)[0].shape[1] % devices:
+        if devices == 1:
             return run(parts, carry, xs, masks)
+        if jax.tree.leaves(xs)[0].shape[1] % devices:
+            engine = Fused() if isinstance(self.engine, Native) else self.engine
+            return engine.run(parts, carry, xs, masks, reverse)
         there = tuple(axis for axis in self.axes if axis in sizes)
         rows: Any = PartitionSpec(there)
         steps: Any = PartitionSpec(None, there)

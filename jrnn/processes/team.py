@@ -4,6 +4,7 @@ All of them are connected with process 0. JAX itself lets those that remain wait
 died, in the middle of a sum over all devices; here each has a thread that sees it and ends them.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -186,11 +187,13 @@ class Team:
         self._losing.acquire()  # never given back: only one thread speaks
         show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
         again = f"; start all of them again with: {self.again}" if self.again else ""
-        sys.stdout.flush()
-        sys.stderr.write(
+        said = (
             f"{show_cursor}\njrnn: process {lost} of {self.count} has ended or cannot be reached, "
             f"and so process {self.index} ends too. What was saved is whole{again}\n"
         )
+        with contextlib.suppress(OSError, ValueError):  # nobody may read them any more
+            sys.stdout.flush()
+            sys.stderr.write(said)
         for link in self._links:
             link.send(lost=lost)
         self.end(1)
@@ -201,8 +204,9 @@ class Team:
         Before, they would see that a sum over all devices has failed, or that JAX has lost its
         coordinator, and say so instead.
         """
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         deadline = time.monotonic() + 2 * GRACE
         for link in self._links:
             known = link.over if self.first else link.ending
@@ -226,6 +230,7 @@ def joined(cluster: Cluster | None, patience: float = PATIENCE) -> Iterator[Team
 
     Raises:
       TimeoutError: some did not come.
+      OSError: process 0 cannot listen on its port.
       ValueError: they do not belong together; says why.
     """
     if cluster is None:
@@ -237,7 +242,7 @@ def joined(cluster: Cluster | None, patience: float = PATIENCE) -> Iterator[Team
         port = team.told("port", _free_port() if team.first else None)
         jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM for itself
         jax.distributed.initialize(
-            f"{cluster.host}:{port}",
+            f"[{cluster.host}]:{port}" if ":" in cluster.host else f"{cluster.host}:{port}",
             cluster.count,
             cluster.index,
             cluster.device,
@@ -248,6 +253,9 @@ def joined(cluster: Cluster | None, patience: float = PATIENCE) -> Iterator[Team
         _joined.remove(team)
     except BaseException as error:
         error.add_note(f"(process {team.index} of {team.count})")
+        code = error.code if isinstance(error, SystemExit) else 1
+        # At the end of the process, whoever ends it, and before JAX waits there for the others.
+        atexit.register(team.end, code if isinstance(code, int) else 1)
         team.fail()
         raise
 
@@ -295,7 +303,7 @@ def _received(cluster: Cluster, deadline: float) -> list[Link]:
             try:
                 hello = link.receive(patience=5)
                 link.peer = int(hello.pop("process"))
-            except (OSError, ValueError, KeyError):
+            except (OSError, ValueError, KeyError, TypeError):
                 link.close()  # it is none of ours
                 continue
             if reason := _misfit(link.peer, hello, cluster, missing):
@@ -338,6 +346,9 @@ def _reached(cluster: Cluster, deadline: float) -> Link:
     link.send(process=cluster.index, **_hello(cluster))
     try:
         answer = link.receive(max(0.01, deadline - time.monotonic()) + PULSE)
+    except TimeoutError:
+        link.close()
+        raise TimeoutError(f"processes: process 0 at {where} waits for others in vain") from None
     except (OSError, ValueError):
         answer = {}
     if "welcome" not in answer:

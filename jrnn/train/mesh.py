@@ -98,6 +98,11 @@ class Mesh:
         """
         there, processes = len(jax.devices()), jax.process_count()
         needs = f"mesh: data={self.data},model={self.model} needs {self.size} devices, and there"
+        if processes > 1 and jax.local_device_count() * processes != there:
+            raise ValueError(
+                f"mesh: each of {processes} processes must have as many devices as the others; "
+                f"this one has {jax.local_device_count()} of {there}"
+            )
         if processes > 1 and self.size != there:
             raise ValueError(
                 f"{needs} are {there} in {processes} processes; take all, or fewer processes"
@@ -144,7 +149,7 @@ class Mesh:
         """Which of a batch's examples lie on devices of this process."""
         parts = self._of(AXES).addressable_devices_indices_map((batch_size,)).values()
         every = np.arange(batch_size)
-        return np.unique(np.concatenate([every[part] for part in parts])) if parts else every[:0]
+        return np.unique(np.concatenate([every[part] for part in parts]))
 
     def batches(self, own: Split, batch_size: int) -> Split:
         """Lays batches over the devices, out of the rows of this process.
@@ -232,6 +237,8 @@ def _laid(leaf: Any, sharding: NamedSharding) -> jax.Array:
     """Lays an array, which all processes have, over devices."""
     if sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding)
+    if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+        return leaf
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         numbers = _laid(jax.random.key_data(leaf), sharding)
         return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))

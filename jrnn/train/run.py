@@ -17,7 +17,7 @@ from jrnn.train.course import Course, evaluator
 from jrnn.train.data import fits
 from jrnn.train.experiment import Experiment
 from jrnn.train.feed import Feed
-from jrnn.train.keeper import Keeper
+from jrnn.train.keeper import Keeper, agreed
 from jrnn.train.ledger import Ledger
 from jrnn.train.mesh import Mesh
 from jrnn.train.objective import Objective
@@ -79,7 +79,9 @@ class Run:
         optimizer = experiment.optim.build(experiment.steps)
         engine = mesh.engine(experiment.network.engine)
         network = experiment.network.build(data, experiment.seed, engine)
+        self._team = team
         self._graphdef, state = init_state(network, optimizer)
+        state = agreed(state, team)
         course = Course.of(experiment, data)
         carry = course.first_carry(self._graphdef, Weights(state.params, state.rest))
         self._state = mesh.place(state._replace(carry=carry))
@@ -159,7 +161,7 @@ class Run:
     def validate(self) -> dict[str, float]:
         """Loss and metric on the validation split; keeps the weights if they are the best."""
         self.settle()
-        found = self._evaluate(self._state, self._validation)
+        found = self._team.told("validation", self._evaluate(self._state, self._validation))
         self._check("loss", np.array([found["loss"]]), self.step)
         if self._ledger.validated(self.step, found):
             self._best = self._weights()

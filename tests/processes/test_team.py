@@ -35,12 +35,16 @@ try:
             os.kill(os.getpid(), signal.SIGSTOP)
         if how in (f"error {index}", "error"):
             raise ValueError("my own error")
+        if how == f"fault {index}":
+            raise KeyError("of no kind that is handled")
+        if how == f"exit {index}":
+            sys.exit(3)
         if how == "step":
             team.exchange("one" if index else "other", 1)
         if how != "end":
             sync_global_devices("none comes")
         print("over", flush=True)
-except Exception as error:
+except (ValueError, RuntimeError) as error:
     print(type(error).__name__, error, *error.__notes__, file=sys.stderr, flush=True)
     leave(2)
 """
@@ -110,6 +114,15 @@ def test_an_error_in_one_is_said_by_that_one(index):
     assert lost(other, index) in said[other] and "Error" not in said[other]
 
 
+@pytest.mark.parametrize(("how", "code"), [("fault 0", 1), ("exit 0", 3), ("fault 1", 1)])
+def test_whoever_ends_by_itself_does_not_wait_for_the_others(how, code):
+    codes, said, seconds = run(how)
+    index = int(how[-1])
+    assert codes[index] == code and codes[1 - index] == 1 and seconds < 40, said
+    assert lost(1 - index, index) in said[1 - index], said
+    assert ("KeyError" in said[index]) == ("fault" in how)
+
+
 def test_an_error_in_all_is_said_by_all():
     codes, said, _ = run("error")
     assert codes == [2, 2], said
@@ -173,7 +186,14 @@ def test_what_is_none_of_them_disturbs_nobody():
     port = free_port()
 
     def stranger():
-        for text in (b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b"{}\n", b'{"process": "x"}\n', b""):
+        for text in (
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"[1]\n",
+            b"{}\n",
+            b'{"process": "x"}\n',
+            b'{"process": null}\n',
+            b"",
+        ):
             while True:
                 try:
                     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
