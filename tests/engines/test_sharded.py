@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType
 
 import jrnn
-from jrnn import Associative, Fused, Newton, Scan, Sharded
+from jrnn import Associative, Fused, Native, Newton, Scan, Sharded
 from jrnn.transforms import dropout, weight_drop, zoneout
 from tests.helpers import (
     QUICK,
@@ -84,6 +84,18 @@ def check_noise():
     assert_close(got, want, 1e-6)
 
 
+def check_native():
+    """The kernels on each device; and where rows are not divided something else than these."""
+    cell = jrnn.LSTM(8)
+    params = cell.init(jax.random.key(0), 3)
+    for rows in (ROWS, 6):
+        xs = np.random.default_rng(0).normal(size=(STEPS, rows, 3)).astype(np.float32)
+        want = jrnn.unroll(cell, params, xs, engine="scan")
+        with jax.set_mesh(mesh()):
+            got = jrnn.unroll(cell, params, xs, engine=Sharded(Native(), ("data", "model")))
+        assert_close(got, want, 1e-5)
+
+
 def check_collectives():
     """Gradients of weights are added up once, and nothing else goes from device to device."""
     cell = jrnn.GRU(8, reset_after=False)
@@ -104,11 +116,14 @@ def check_collectives():
 
 
 SCRIPT = f"""
+from importlib.util import find_spec
 import jax
 from tests.engines import test_sharded
 assert len(jax.devices()) == {DEVICES}
 test_sharded.check_noise()
 test_sharded.check_collectives()
+if find_spec("jrnn._kernels"):
+    test_sharded.check_native()
 with jax.enable_x64(True):
     test_sharded.check_values_and_gradients()
 """
