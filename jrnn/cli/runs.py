@@ -41,6 +41,13 @@ def train_command(args: list[str]) -> None:
         return
     given, args = _taken(apart(args), ("coordinator", "processes", "process"))
     with joined(Cluster.find(given, os.environ)) as team:
+        doing = "--resume" if "--resume" in args else "a new run"
+        # Before anything touches a device, where each process would wait for the others.
+        if len(said := set(team.exchange("command", doing))) > 1:
+            raise ValueError(
+                f"train: some processes were started with {' and some with '.join(sorted(said))}; "
+                "start all of them alike"
+            )
         _resume(args, team) if "--resume" in args else _train(args, team)
 
 

@@ -172,6 +172,16 @@ def test_processes_that_do_not_fit_are_refused_and_leave_nothing(tmp_path, cache
         assert not (tmp_path / "run").exists()
 
 
+def test_one_that_starts_anew_while_another_resumes_is_refused(tmp_path, cache):
+    meet = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--process"]
+    begin = ["train", CONFIG, "--run-dir", str(tmp_path / "run"), *meet, "0"]
+    resume = ["train", "--resume", str(tmp_path / "run"), *meet, "1"]
+    codes, said = ended([jrnn(*begin, cache=cache), jrnn(*resume, cache=cache)])
+    assert codes == [2, 2], said
+    assert all("with --resume and some with a new run" in text for text in said)
+    assert not (tmp_path / "run").exists()
+
+
 def test_several_processes_and_no_team_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     e = CASES["data"][0]
