@@ -222,6 +222,11 @@ def write(content: dict[str, Any], spec: str, path: Path) -> None:
     """Writes JSON that holds what `encode` gave, whole or not at all, and its config file."""
     source, _ = split_spec(spec)
     shutil.copyfile(source, path.with_suffix(".py"))
+    write_json(content, path)
+
+
+def write_json(content: dict[str, Any], path: Path) -> None:
+    """Writes JSON, whole or not at all."""
     partial = path.with_suffix(".part")
     partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     partial.replace(path)

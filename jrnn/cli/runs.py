@@ -1,6 +1,5 @@
 """Commands that make a run or use one."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -248,9 +247,7 @@ def new_folder(experiment: Experiment, prefix: str = "") -> Path:
 def report_run(experiment: Experiment, data: Data, trained: Trained, folder: Path) -> None:
     """Writes the result and the figure of a run into its folder, and prints the result."""
     result = summary(experiment, data, trained)
-    partial = folder / "result.part"
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    partial.replace(folder / "result.json")
+    config.write_json(result, folder / "result.json")
     stdout.print(table(result))
     stdout.print(escape(f"run folder: {folder}"), soft_wrap=True)
     try:

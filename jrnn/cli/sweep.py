@@ -1,6 +1,5 @@
 """`jrnn sweep`: many runs in one compiled code, compared."""
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -129,7 +128,7 @@ def _finish(
         "seconds": swept.seconds,
         "members": rows(values, swept),
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    config.write_json(result, folder / "result.json")
     stdout.print(table(values, swept, data.metric))
     try:
         drawn = figure(values, swept, data, folder)

@@ -8,6 +8,7 @@ the examples of a batch, of which each process reads its own.
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -131,13 +132,15 @@ class Mesh:
 
     def kept(self, tree: Any) -> Any:
         """Within compiled code: arrays that stay where `place` would lay them."""
-        return tree if self.size == 1 else _constrained(tree, self._shardings(tree))
+        if self.size == 1:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, self._shardings(tree))
 
     def whole(self, tree: Any) -> Any:
         """Within compiled code: arrays that every device has all of."""
         if self.model == 1:
             return tree
-        return _constrained(tree, jax.tree.map(lambda leaf: self._of(), tree))
+        return jax.lax.with_sharding_constraint(tree, self._of())
 
     def everywhere(self, tree: Any) -> Any:
         """Lays arrays on every device."""
@@ -177,7 +180,7 @@ class Mesh:
         """Within compiled code: a batch that lies over the devices."""
         if self.size == 1:
             return batch
-        return _constrained(batch, jax.tree.map(lambda leaf: self._of(AXES), batch))
+        return jax.lax.with_sharding_constraint(batch, self._of(AXES))
 
     def evaluation(self, evaluation: Evaluation) -> Evaluation:
         """The evaluation with its batches over the devices, where their number divides them."""
@@ -197,7 +200,7 @@ class Mesh:
             return function
 
         def inside(*args: Any) -> Any:
-            with jax.set_mesh(self._mesh()):
+            with jax.set_mesh(self._mesh):
                 return function(*args)
 
         return inside
@@ -221,16 +224,13 @@ class Mesh:
         return self._of()
 
     def _of(self, *axes: str | tuple[str, ...] | None) -> NamedSharding:
-        return NamedSharding(self._mesh(), PartitionSpec(*axes))
+        return NamedSharding(self._mesh, PartitionSpec(*axes))
 
+    @cached_property
     def _mesh(self) -> jax.sharding.Mesh:
         devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
         grid = np.array(devices[: self.size]).reshape(self.data, self.model)
         return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def _constrained(tree: Any, shardings: Any) -> Any:
-    return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)
 
 
 def _laid(leaf: Any, sharding: NamedSharding) -> jax.Array:
@@ -239,19 +239,26 @@ def _laid(leaf: Any, sharding: NamedSharding) -> jax.Array:
         return jax.device_put(leaf, sharding)
     if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
         return leaf
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        numbers = _laid(jax.random.key_data(leaf), sharding)
-        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
-    whole = np.asarray(leaf)
-    return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
+
+    def lay(numbers: Any) -> jax.Array:
+        whole = np.asarray(numbers)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
+
+    return _by_numbers(lay, leaf)
 
 
 def _fetched(leaf: jax.Array) -> jax.Array:
-    if leaf.is_fully_addressable:
-        return leaf
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        numbers = _fetched(jax.random.key_data(leaf))
-        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
-    if not leaf.is_fully_replicated:
-        return jnp.asarray(multihost_utils.process_allgather(leaf, tiled=True))
-    return jnp.asarray(np.asarray(leaf))
+    def fetch(numbers: jax.Array) -> jax.Array:
+        if not numbers.is_fully_replicated:
+            return jnp.asarray(multihost_utils.process_allgather(numbers, tiled=True))
+        return jnp.asarray(np.asarray(numbers))
+
+    return leaf if leaf.is_fully_addressable else _by_numbers(fetch, leaf)
+
+
+def _by_numbers(function: Callable[[Any], jax.Array], leaf: Any) -> jax.Array:
+    """What a function makes of an array, or of the numbers that random keys are made of."""
+    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return function(leaf)
+    numbers = function(jax.random.key_data(leaf))
+    return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))

@@ -72,14 +72,13 @@ class Run:
         """
         self.step = 0
         self._experiment, self._folder = experiment, folder
-        team = team or Team()
+        team = self._team = team or Team()
         mesh = self._mesh = Mesh.of(experiment.mesh)
         split = data.validation
         self._validation = mesh.everywhere(split) if fits(split) else split
         optimizer = experiment.optim.build(experiment.steps)
         engine = mesh.engine(experiment.network.engine)
         network = experiment.network.build(data, experiment.seed, engine)
-        self._team = team
         self._graphdef, state = init_state(network, optimizer)
         state = agreed(state, team)
         course = Course.of(experiment, data)

@@ -18,6 +18,7 @@ from jrnn.train.sweep import sweep
 from tests.helpers import free_port
 from tests.train.test_mesh import CASES
 from tests.train.test_resume import finished, jrnn, steps_of, wait_until
+from tests.train.test_sweep import lines
 
 ROOT = Path(__file__).parents[2]
 STEPS = 2000
@@ -35,10 +36,6 @@ def ended(processes, timeout=120):
     """Exit codes, and what was said."""
     said = [process.communicate(timeout=timeout)[0] for process in processes]
     return [process.returncode for process in processes], said
-
-
-def lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
