@@ -10,13 +10,16 @@ from importlib.metadata import version as _version
 from typing import Any
 
 from jrnn import initializers as initializers
+from jrnn import layers as layers
 from jrnn import transforms as transforms
 from jrnn.cell import Below as Below
 from jrnn.cell import Cell as Cell
+from jrnn.cell import Dense as Dense
+from jrnn.cell import Diagonal as Diagonal
+from jrnn.cell import LogDiagonal as LogDiagonal
+from jrnn.cell import Noisy as Noisy
 from jrnn.cell import Timed as Timed
-from jrnn.cell import acting as acting
-from jrnn.cell import place as place
-from jrnn.cell import record as record
+from jrnn.cell import Traits as Traits
 from jrnn.cells import CTRNN as CTRNN
 from jrnn.cells import GRU as GRU
 from jrnn.cells import GRUD as GRUD
@@ -73,6 +76,11 @@ from jrnn.engines import newton as newton
 from jrnn.engines import reverse_resets as reverse_resets
 from jrnn.engines import segment_resets as segment_resets
 from jrnn.engines import unroll as unroll
+from jrnn.layer import Layer as Layer
+from jrnn.layer import SequenceInputs as SequenceInputs
+from jrnn.layers import bidirectional as bidirectional
+from jrnn.layers import stack as stack
+from jrnn.taps import tap as tap
 
 __version__ = _version("jrnn")
 

@@ -1,26 +1,26 @@
 """The contract of a cell: gate arithmetic, written once as pure functions.
 
-A cell is a frozen dataclass of hyper-parameters. It holds no arrays: those live in `params` and in
-`carry`. Three of its methods, `project`, `recur` and `update`, make a step, and each of them
-accepts any leading axes. Every engine is derived from these three; but for `Native`, which knows
-some cells by name.
+A cell is a frozen dataclass of hyper-parameters. It holds no arrays: those are in `params` and in
+`carry`. Four of its methods, `project`, `recur`, `update` and `readout`, make a step, and each of
+them accepts any leading axes. Every engine is derived from these four.
 """
 
 import abc
-import contextlib
-import contextvars
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, final
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-Params = Any
-Carry = Any
-Inputs = Any
+from jrnn import checks
+from jrnn.layer import Carry as Carry
+from jrnn.layer import Inputs as Inputs
+from jrnn.layer import Layer, RunLayer, SequenceInputs
+from jrnn.layer import Params as Params
+
 Gates = Any
-Recurrence = Literal["dense", "block_diagonal", "diagonal", "linear"]
 
 
 class Below(NamedTuple):
@@ -47,119 +47,247 @@ class Timed(NamedTuple):
     dt: jax.Array
 
 
-class Cell(abc.ABC):
-    """One step of a recurrent network, in three pure parts.
+class Noisy(NamedTuple):
+    """The input of a cell together with the noise that its `sample_noise` drew.
+
+    Attributes:
+      x: the input.
+      noise: a pytree of leaves with the same leading axes as the input.
+    """
+
+    x: Any
+    noise: Any
+
+
+class Diagonal(NamedTuple):
+    """Coefficients of a linear cell: s' = a * s + b, elementwise.
+
+    Attributes:
+      a: a tree with the structure of the carry; leaves broadcast against those of the carry, and
+        may lack leading axes or have axes of size 1.
+      b: likewise.
+    """
+
+    a: Any
+    b: Any
+
+    def apply(self, carry: Carry) -> Carry:
+        """The carry after the step."""
+        return jax.tree.map(lambda a, s, b: a * s + b, self.a, carry, self.b)
+
+
+class LogDiagonal(NamedTuple):
+    """Coefficients of a linear cell as logarithms, where both are positive.
+
+    ::
+
+        s' = exp(log_a) * s + exp(log_b)
+
+    Attributes:
+      log_a: as `Diagonal.a`.
+      log_b: as `Diagonal.b`.
+    """
+
+    log_a: Any
+    log_b: Any
+
+    def apply(self, carry: Carry) -> Carry:
+        """The carry after the step."""
+        return self.exp().apply(carry)
+
+    def exp(self) -> Diagonal:
+        """The coefficients themselves."""
+        return Diagonal(*jax.tree.map(jnp.exp, (self.log_a, self.log_b)))
+
+
+class Dense(NamedTuple):
+    """Coefficients of a linear cell with a matrix: s' = a @ s + b.
+
+    Attributes:
+      a: a tree with the structure of the carry; leaves `[..., n, n]` for leaves `[..., n]` of the
+        carry, with all leading axes, of size 1 where the matrices are the same.
+      b: a tree with the structure of the carry, as `Diagonal.b`.
+    """
+
+    a: Any
+    b: Any
+
+    def apply(self, carry: Carry) -> Carry:
+        """The carry after the step."""
+        return jax.tree.map(lambda a, s, b: (a @ s[..., None])[..., 0] + b, self.a, carry, self.b)
+
+
+Coefficients = Diagonal | LogDiagonal | Dense
+
+
+class Core(NamedTuple):
+    """The cell inside of transforms that leave its `update` as it is.
+
+    Attributes:
+      cell: the innermost cell.
+      params: its parameters.
+      x: its input.
+      finish: from its output to that of the whole.
+    """
+
+    cell: "Cell"
+    params: Params
+    x: Inputs
+    finish: Callable[[Any], Any]
+
+
+class Traits(NamedTuple):
+    """What a cell declares about itself because it cannot be read off its functions.
+
+    Attributes:
+      coupled_carry: whether one part of the carry is a function or the scale of another, such as a
+        potential and its rate, so that no transform may change one of them alone.
+      input_types: types of inputs besides an array that the cell accepts, such as `Timed`.
+    """
+
+    coupled_carry: bool = False
+    input_types: tuple[type, ...] = ()
+
+
+class Cell(Layer):
+    """One step of a recurrent network, in four pure functions.
 
     With carry s, input x and output y::
 
-        z = project(params, x)                 all that depends on the input alone
-        u = recur(params, s)                   all matrix products with the carry, nothing else
-        s', y = update(params, s, z, u)        the gate arithmetic, element by element
+        z  = project(params, x)                everything that depends on the input alone
+        u  = recur(params, s)                  every matrix product with the carry, nothing else
+        s' = update(params, s, z, u)           the gate arithmetic, elementwise
+        y  = readout(params, s', z)            what the step shows; by default s' itself
 
     Subclasses are frozen dataclasses, so that a cell is hashable (a static argument of `jax.jit`),
-    printable, picklable and its own config. Each of the three parts accepts any leading axes; `z`
-    and `u` are pytrees with one array `[..., hidden]` for each gate.
+    printable, picklable and its own config. Each of the four functions accepts any leading axes;
+    `z` and `u` are pytrees with one array `[..., hidden]` for each gate, and `recur` is linear in
+    the carry.
 
-    Attributes:
-      hidden_size: number of hidden units.
-      recurrence: how the new carry depends on the old one, which tells an engine what it may do.
-        "diagonal": each number of the new carry depends on the same number of the old one alone;
-        "block_diagonal": unit k of each leaf depends on unit k of all leaves alone; "linear": the
-        carry is an affine function of the old one, given by `coefficients`; "dense": anything.
-      pointwise: whether `update` works element by element, as a fused kernel needs it. A cell that
-        multiplies matrices inside `update` says False: right on every engine, slower on some.
-      kernel: None, or the name of the arithmetic, such as "lstm-peepholes", for engines with code
-        written by hand. Parameters and carry must then have the fields that the name implies. A
-        subclass that writes a part of its own has none unless it names one.
-      perturb: None, or a method `perturb(params, xs, leading, key) -> (params, noise)` of a cell
-        with noise. It is called once, before the loop, and draws all that is random, so that every
-        engine sees the same noise. Of xs, leaves `[*leading, ...]` with `leading = (T, *batch)`, it
-        is given the shapes alone. What holds for all sequences (dropped weights) it puts into the
-        parameters; all else it returns as `noise`, a pytree of leaves `[*leading, ...]`, and
-        `project` is then given the pair `(x, noise)` of one step. `key=None` asks for the expected
-        value.
-      coefficients: None, or a method `coefficients(params, z) -> (a, b)` of a cell that is linear
-        in its carry: s' = a * s + b, element by element. Both are trees with the structure of the
-        carry, whose leaves broadcast against its leaves `[..., hidden]`: a leaf of a may lack
-        leading axes, or have axes of size 1. A leaf of a with one axis more than its leaf of the
-        carry holds matrices instead, `[..., n, n]` with all leading axes, of size 1 where they are
-        the same: s' = a @ s + b. `update` of such a cell uses its own `coefficients`, and any y.
-      affine_gates: whether `project` is W x + b for all gates, with the field b of the parameters
-        and nothing after it: layer normalisation stands between the two.
-      tied: whether parts of the carry belong together, such as a potential and its rate, so that
-        no transform may change one of them alone.
-      directions: for each equal part of the output's last axis, whether it comes from a run against
-        time.
-      takes_below: whether inputs may be `Below`, with the cell state of the layer below.
-      takes_time: whether inputs may be `Timed`, with the time since the input before.
-      stepwise: whether the cell has a single step; one that reads a whole sequence has none.
-      sequence: None, or a method `sequence(run, params, xs, carry, key) -> (carry, ys)` of a cell
-        made of others, which runs these one by one over all of time, each as an engine does best.
-        `run(cell, params, xs, carry, key, backwards=False)` is `jrnn.unroll` with the masks and the
-        engine of the whole, in the direction of travel or against it.
-      reverse_only: whether the step has derivatives of reverse mode alone, which `Newton` cannot
-        use.
-      log_space: whether `coefficients` gives the logarithms of a and b, both positive, so that an
-        engine may stay among logarithms: s' = exp(a) * s + exp(b).
+    A subclass writes `init`, `init_carry`, `project`, `recur` and `update`; a cell whose carry is
+    more than its output also writes `readout`. Optional methods add capabilities: `coefficients`
+    to a cell that is linear in its carry, `sample_noise` to one that is stochastic, `inputs` to one
+    whose inputs are not one array, `traits` for what cannot be traced. Everything else that an
+    engine needs to know, such as whether `update` is elementwise or the Jacobian diagonal, is read
+    off the jaxpr of these functions (see `jrnn.structure`).
+
+    The arguments of `init` are validated before the subclass's own code runs, for every cell.
     """
-
-    hidden_size: int
-    recurrence: Recurrence = "dense"
-    pointwise: bool = True
-    kernel: str | None = None
-    perturb: (
-        Callable[[Params, Inputs, tuple[int, ...], jax.Array | None], tuple[Params, Any]] | None
-    ) = None
-    coefficients: Callable[[Params, Gates], tuple[Carry, Carry]] | None = None
-    log_space: bool = False
-    affine_gates: bool = True
-    tied: bool = False
-    directions: tuple[bool, ...] = (False,)
-    takes_below: bool = False
-    takes_time: bool = False
-    stepwise: bool = True
-    sequence: Callable[..., tuple[Carry, Any]] | None = None
-    reverse_only: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if cls.step is not Cell.step:
             raise TypeError(
-                f"{cls.__name__}: step is derived and never overridden; write project, recur and "
-                "update instead"
+                f"{cls.__name__}: step is derived and never overridden; write project, recur, "
+                "update and readout instead"
             )
-        parts = {"project", "recur", "update", "perturb"}
-        if parts & vars(cls).keys() and "kernel" not in vars(cls):
-            cls.kernel = None
+        if "init" in vars(cls):
+            cls.init = _validated(cls.init)
 
     @abc.abstractmethod
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> Params:
-        """Draws the parameters, for inputs with a last axis of `input_size`."""
+        """Draws the parameters, for inputs with a last axis of `input_size`.
+
+        Raises:
+          TypeError: `key` is no PRNG key, or `dtype` is not floating.
+          ValueError: `input_size` is not a positive int.
+        """
 
     @abc.abstractmethod
     def init_carry(self, params: Params, batch_shape: tuple[int, ...]) -> Carry:
         """The carry before the first step: leaves `[*batch_shape, ...]`, dtype of `params`."""
 
-    def inputs(
-        self, input_size: int, batch_shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
-    ) -> Inputs:
-        """Zeros like one input: `[*batch_shape, input]`, unless a cell says otherwise."""
-        return jnp.zeros((*batch_shape, input_size), dtype)
-
     @abc.abstractmethod
     def project(self, params: Params, x: Inputs) -> Gates:
-        """All that depends on the input alone: from `x [..., input]`, one array for each gate."""
+        """Everything that depends on the input alone: from `x [..., input]`, an array per gate."""
 
     @abc.abstractmethod
     def recur(self, params: Params, carry: Carry) -> Gates:
-        """All matrix products with the carry and nothing else: one array for each gate."""
+        """Every matrix product with the carry and nothing else: one array for each gate."""
 
     @abc.abstractmethod
-    def update(self, params: Params, carry: Carry, z: Gates, u: Gates) -> tuple[Carry, jax.Array]:
-        """The gate arithmetic: the new carry, and the output `y [..., output]`."""
+    def update(self, params: Params, carry: Carry, z: Gates, u: Gates) -> Carry:
+        """The gate arithmetic, elementwise: the new carry."""
 
-    def output(self, params: Params, input_size: int) -> Any:
-        """The shape of the output of one step, without batch axes, as `jax.eval_shape` has it."""
+    def readout(self, params: Params, carry: Carry, z: Gates) -> Any:
+        """The output `y [..., output]` from the new carry: the carry itself by default."""
+        if len(jax.tree.leaves(carry)) != 1:
+            raise TypeError(
+                f"{type(self).__name__}: the carry has {len(jax.tree.leaves(carry))} arrays, so "
+                "the output must be chosen; write readout(self, params, carry, z), such as "
+                "`return carry.h`"
+            )
+        return carry
+
+    def coefficients(self, params: Params, z: Gates) -> Coefficients | None:
+        """The coefficients of a cell that is linear in its carry; None for any other cell.
+
+        `update` of such a cell is `coefficients(params, z).apply(carry)`, and `recur` returns None.
+        """
+        return None
+
+    def sample_noise(
+        self, params: Params, xs: Inputs, leading: tuple[int, ...], key: jax.Array
+    ) -> tuple[Params, Any]:
+        """Draws everything random, once before the loop, so that all engines see the same noise.
+
+        `project` is then given `Noisy(x, noise)` of each step; without a key it is given the plain
+        input, for which the cell returns its expected value.
+
+        Args:
+          params: the parameters.
+          xs: shapes and dtypes of the inputs, leaves `[*leading, ...]`.
+          leading: `(T, *batch)`.
+          key: randomness.
+
+        Returns:
+          The parameters, changed where noise holds for all steps and sequences, such as dropped
+          weights; and a pytree of leaves `[*leading, ...]`, or None.
+        """
+        return params, None
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether the cell draws noise when it is given a key."""
+        return type(self).sample_noise is not Cell.sample_noise
+
+    @property
+    def traits(self) -> Traits:
+        """What cannot be read off the functions of the cell."""
+        return Traits()
+
+    def kernel_name(self) -> str | None:
+        """The hand-written kernel of `Native` that computes this cell's `update`, or None.
+
+        Parameters and carry must then have the fields that the name implies.
+        """
+        return None
+
+    def core(self, params: Params, x: Inputs) -> Core:
+        """The cell whose `recur` and `update` are those of this one, and what is around it.
+
+        An engine with a kernel for the inner cell runs that, on inputs of all steps at once.
+        """
+        return Core(self, params, x, lambda y: y)
+
+    def inputs(
+        self, input_size: int, batch_shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+    ) -> Inputs:
+        return jnp.zeros((*batch_shape, input_size), dtype)
+
+    @property
+    @final
+    def causal(self) -> bool:
+        """True: a step sees its own input and those before it."""
+        return True
+
+    @final
+    def apply(self, run: RunLayer, params: Params, inputs: SequenceInputs) -> tuple[Carry, Any]:
+        return run(self, params, inputs)
+
+    @final
+    def output_shape(self, params: Params, input_size: int) -> Any:
+        """The output of one step without batch axes, as `jax.eval_shape` returns it."""
 
         def one(params: Params) -> Any:
             return self.step(params, self.init_carry(params, ()), self.inputs(input_size, ()))[1]
@@ -167,120 +295,80 @@ class Cell(abc.ABC):
         return jax.eval_shape(one, params)
 
     @final
+    def init_carry_like(self, params: Params, x: Inputs) -> Carry:
+        """The carry before the first step, in the dtype that steps on these inputs compute in.
+
+        `init_carry` has the dtype of the parameters. Where inputs have a wider one, a loop of your
+        own over `step` that starts from this carry keeps the wider dtype.
+
+        Args:
+          params: the parameters.
+          x: inputs of one step, `[*batch, input]`.
+        """
+        one = jax.tree.leaves(jax.eval_shape(lambda: self.inputs(1, ())))[0]
+        leaf = jax.tree.leaves(x)[0]
+        zeros = self.init_carry(params, leaf.shape[: leaf.ndim - one.ndim])
+        after = jax.eval_shape(lambda: self._step(params, zeros, x)[0])
+        return jax.tree.map(lambda leaf, new: leaf.astype(new.dtype), zeros, after)
+
+    @final
     def step(
         self, params: Params, carry: Carry, x: Inputs, *, key: jax.Array | None = None
-    ) -> tuple[Carry, jax.Array]:
-        """One step, derived from the three parts: `update(..., project(x), recur(carry))`.
+    ) -> tuple[Carry, Any]:
+        """One step, derived from the four functions: project, recur, update, readout.
 
         Args:
           params: what `init` drew.
           carry: what `init_carry` or the step before returned.
           x: the input, `[..., input]`.
-          key: randomness for a cell with noise; None means deterministic, at the expected value.
+          key: randomness for a stochastic cell; None means deterministic, at the expected value.
 
         Returns:
-          The new carry, and the output `[..., output]`.
+          The new carry, in the dtypes of the given one, and the output `[..., output]`.
         """
-        params, x = self.perturbed(params, carry, x, key=key)
-        return self.update(params, carry, self.project(params, x), self.recur(params, carry))
+        new, y = self._step(*self.with_noise(params, carry, x, key=key))
+        return jax.tree.map(lambda a, old: a.astype(jnp.result_type(old)), new, carry), y
+
+    def _step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, Any]:
+        z = self.project(params, x)
+        carry = self.update(params, carry, z, self.recur(params, carry))
+        return carry, self.readout(params, carry, z)
 
     @final
-    def perturbed(
-        self, params: Params, carry: Carry, x: Inputs, *, key: jax.Array | None = None
-    ) -> tuple[Params, Inputs]:
-        """Parameters and input of one step as `perturb` leaves them; as they are without noise."""
-        if self.perturb is None:
-            return params, x
+    def with_noise(
+        self, params: Params, carry: Carry, x: Inputs, *, key: jax.Array | None
+    ) -> tuple[Params, Carry, Inputs]:
+        """Parameters, carry and input of one step, with noise where there is a key for it."""
+        if key is None or not self.is_stochastic:
+            return params, carry, x
         alone = jax.eval_shape(lambda p: self.init_carry(p, ()), params)
         leaf, own = jax.tree.leaves(carry)[0], jax.tree.leaves(alone)[0]
         batch = leaf.shape[: leaf.ndim - own.ndim]
         xs = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[None], x))
-        params, noise = self.perturb(params, xs, (1, *batch), key)
-        return params, (x, jax.tree.map(lambda drawn: drawn[0], noise))
+        params, noise = self.sample_noise(params, xs, (1, *batch), key)
+        return params, carry, add_noise(x, jax.tree.map(lambda drawn: drawn[0], noise))
 
 
-_recorder: contextvars.ContextVar[dict[str, jax.Array] | None] = contextvars.ContextVar(
-    "jrnn_recorder", default=None
-)
+def add_noise(x: Inputs, noise: Any) -> Inputs:
+    """The input with noise; as it is where there is none."""
+    return Noisy(x, noise) if jax.tree.leaves(noise) else x
 
 
-Action = Callable[[jax.Array], jax.Array]
-
-_actions: contextvars.ContextVar[dict[str, Action] | None] = contextvars.ContextVar(
-    "jrnn_actions", default=None
-)
+def split_noise(x: Inputs) -> tuple[Inputs, Any]:
+    """The input and its noise, None where there is none."""
+    return tuple(x) if isinstance(x, Noisy) else (x, None)
 
 
-def place(name: str, value: jax.Array) -> jax.Array:
-    """A place within `update` where transforms may act; without one it is the value as it is.
+def _validated(init: Callable[..., Params]) -> Callable[..., Params]:
+    """`init` after checks of its arguments."""
 
-    Args:
-      name: "candidate": what a cell may write, after its activation; "shown": the cell state on
-        its way to the output, before its activation.
-      value: `[..., hidden]`.
-    """
-    return _action(name)(value)
+    @functools.wraps(init)
+    def checked(
+        self: Cell, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
+    ) -> Params:
+        owner = f"{type(self).__name__}.init"
+        checks.prng_key(owner, "key", key)
+        checks.positive_int(owner, "input_size", input_size)
+        return init(self, key, input_size, checks.float_dtype(owner, dtype))
 
-
-def _action(name: str) -> Action:
-    return (_actions.get() or {}).get(name, lambda value: value)
-
-
-@contextlib.contextmanager
-def acting(name: str, action: Action) -> Iterator[list[jax.Array]]:
-    """Within the block, `action` is done at a `place`, before what blocks around it do there.
-
-    It yields the list of all values that came by, empty where a cell has no such place.
-    """
-    values, around = [], _action(name)
-
-    def act(value: jax.Array) -> jax.Array:
-        values.append(value)
-        return around(action(value))
-
-    token = _actions.set((_actions.get() or {}) | {name: act})
-    try:
-        yield values
-    finally:
-        _actions.reset(token)
-
-
-_scope: contextvars.ContextVar[str] = contextvars.ContextVar("jrnn_scope", default="")
-
-
-@contextlib.contextmanager
-def scope(name: str) -> Iterator[None]:
-    """Within the block, what cells `record` has the name in front, as in "0.f" of a first layer."""
-    token = _scope.set(f"{_scope.get()}{name}.")
-    try:
-        yield
-    finally:
-        _scope.reset(token)
-
-
-def record(**gates: jax.Array) -> None:
-    """Names the gates of a step, for `jrnn.analysis.anatomy`; elsewhere it does nothing.
-
-    A cell calls it in `update`, after the arithmetic: `record(i=i, f=f, g=g, o=o)`.
-
-    Args:
-      **gates: the value of each gate after its activation, `[..., hidden]`.
-    """
-    recorded = _recorder.get()
-    if recorded is not None:
-        recorded.update({f"{_scope.get()}{name}": gate for name, gate in gates.items()})
-
-
-@contextlib.contextmanager
-def recording() -> Iterator[dict[str, jax.Array]]:
-    """Within the block, collects into the dictionary it yields what cells `record`.
-
-    It goes round a plain step, inside of whatever is compiled: a function that is already compiled
-    records nothing. For whole sequences there is `jrnn.analysis.anatomy`.
-    """
-    recorded: dict[str, jax.Array] = {}
-    token = _recorder.set(recorded)
-    try:
-        yield recorded
-    finally:
-        _recorder.reset(token)
+    return checked

@@ -120,3 +120,13 @@ def rate(owner: str, name: str, value: float) -> None:
     """Refuses a dropping rate that is no number in [0, 1)."""
     if not _is_number(value) or not 0 <= value < 1:
         raise ValueError(f"{owner}: {name} must lie in [0, 1), got {value!r}")
+
+
+def prng_key(owner: str, name: str, value: Any) -> None:
+    """Raises unless the value is one PRNG key: of `jax.random.key`, or an old `PRNGKey`."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    raw = dtype == jnp.uint32 and shape is not None and len(shape) == 1
+    if not raw and not (typed and shape == ()):
+        got = f"{dtype} of shape {shape}" if dtype is not None else repr(value)
+        raise TypeError(f"{owner}: {name} must be one key such as jax.random.key(0), got {got}")

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jrnn.cell import Carry, Cell, Inputs, Params
-from jrnn.engines.masking import blank, restart, select
-from jrnn.engines.prepare import Run, prepare
+from jrnn.engines.inputs import Prepared, canonicalize
+from jrnn.engines.masking import apply_resets, tree_where, zero_where
+from jrnn.layer import SequenceInputs
 
 
 class Lyapunov(NamedTuple):
@@ -78,6 +79,7 @@ def lyapunov(
     count: int | None = None,
     skip: int = 0,
     lengths: jax.Array | None = None,
+    mask: jax.Array | None = None,
     resets: jax.Array | None = None,
     reverse: bool = False,
     key: jax.Array | None = None,
@@ -129,6 +131,7 @@ def lyapunov(
       skip: how many steps at the start of each sequence, and after each reset, move carry and Q but
         do not count.
       lengths: `[B]` ints, the number of valid steps of each sequence; the others do not count.
+      mask: `[T, B]` bool, True on valid steps, in any pattern.
       resets: `[T, B]` bool; True replaces the carry by the cell's own initial carry before step t.
       reverse: go from the last valid step to the first.
       key: randomness for cells with noise; None means deterministic, at the expected value.
@@ -162,24 +165,20 @@ def lyapunov(
     """
     if isinstance(skip, bool) or not isinstance(skip, int) or skip < 0:
         raise ValueError(f"lyapunov: skip must be an int of at least 0 steps, got {skip!r}")
-    lengths, resets = (None if a is None else jnp.asarray(a) for a in (lengths, resets))
-    return _lyapunov(cell, params, xs, carry, skip, lengths, resets, key, count, bool(reverse))
+    if not isinstance(cell, Cell):
+        raise TypeError(
+            f"lyapunov: cell must be a jrnn.Cell such as jrnn.LSTM(64), got {cell!r}; those of a "
+            "stack are the exponents of its cells, each on the outputs of the one below it"
+        )
+    inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, bool(reverse))
+    return _lyapunov(cell, params, inputs, skip, count)
 
 
-@partial(jax.jit, static_argnames=("cell", "count", "reverse"))
+@partial(jax.jit, static_argnames=("cell", "count"))
 def _lyapunov(
-    cell: Cell,
-    params: Params,
-    xs: Inputs,
-    carry: Carry | None,
-    skip: int | jax.Array,
-    lengths: jax.Array | None,
-    resets: jax.Array | None,
-    key: jax.Array | None,
-    count: int | None,
-    reverse: bool,
+    cell: Cell, params: Params, inputs: SequenceInputs, skip: int | jax.Array, count: int | None
 ) -> Lyapunov:
-    run = prepare(cell, params, xs, carry, lengths, resets, key, reverse)
+    run = canonicalize(cell, params, inputs)
     size = _size(cell, run.carry)
     count = size if count is None else count
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= size:
@@ -191,37 +190,37 @@ def _lyapunov(
     start = _first_frame(size, count, batch, _dtype(run.carry))
     zeros, skip = jnp.zeros(batch, jnp.int32), jnp.asarray(skip, jnp.int32)
 
-    def body(state, inputs):
+    def body(state, step):
         carry, frame, sums, steps, wait = state
-        x, valid, reset, taken = inputs
-        before, frame, wait = restart(
+        x, valid, reset, nan_steps = step
+        before, frame, wait = apply_resets(
             reset, (run.masks.initial, start, jnp.maximum(zeros + skip, 1)), (carry, frame, wait)
         )
-        after, moved = _push(run, before, blank(valid, x), frame)
+        after, moved = _push(run, before, zero_where(valid, x), frame)
         # On padding nothing of the step is looked at, so that no NaN gets into a gradient there.
-        turned, growth = _orthonormal(select(valid, moved, frame))
+        turned, growth = _orthonormal(tree_where(valid, moved, frame))
         lost = jnp.isnan(_pack(after, start.dtype)).any(axis=-1)  # the relu of a NaN has slope 0
-        lost = lost if taken is None else lost | taken
+        lost = lost if nan_steps is None else lost | nan_steps
         counts = wait <= 0 if valid is None else (wait <= 0) & valid
-        sums = sums + jnp.log(select(counts, growth, jnp.ones_like(growth)))
-        sums = select(lost & counts, jnp.full_like(sums, jnp.nan), sums)
+        sums = sums + jnp.log(tree_where(counts, growth, jnp.ones_like(growth)))
+        sums = tree_where(lost & counts, jnp.full_like(sums, jnp.nan), sums)
         steps = steps + counts
-        after, turned, later = select(
+        after, turned, later = tree_where(
             valid, (after, turned, jnp.maximum(wait - 1, 0)), (before, frame, wait)
         )
         return (after, turned, sums, steps, later), _mean(sums[:, 0], steps)
 
     state = (run.carry, start, jnp.zeros_like(start[:, 0]), zeros, zeros + skip)
-    inputs = (run.xs, run.masks.valid, run.masks.resets, run.taken)
-    (carry, _, sums, steps, _), history = lax.scan(body, state, inputs, reverse=reverse)
-    return Lyapunov(_mean(sums, steps[:, None]), steps, carry, history)
+    xs = (run.xs, run.masks.valid, run.masks.resets, run.nan_steps)
+    (carry, _, sums, steps, _), history = lax.scan(body, state, xs, reverse=run.reverse)
+    return Lyapunov(_mean(sums, steps[:, None]), steps, run.result(carry), history)
 
 
-def _push(run: Run, before: Carry, x: Inputs, frame: jax.Array) -> tuple[Carry, jax.Array]:
+def _push(run: Prepared, before: Carry, x: Inputs, frame: jax.Array) -> tuple[Carry, jax.Array]:
     """The carry after a step, and J times each column of the frame `[B, n, count]`."""
 
     def step(vector: jax.Array) -> tuple[jax.Array, Carry]:
-        after, _ = run.parts.step(_unpack(vector, before), x)
+        after, _ = run.bound.step(_unpack(vector, before), x)
         return _pack(after, frame.dtype), after
 
     vector = _pack(before, frame.dtype)
@@ -287,10 +286,10 @@ def _pack(carry: Carry, dtype: jnp.dtype) -> jax.Array:
     """The floats of a carry, leaves `[B, ...]`, as real vectors `[B, n]`."""
     leaves = [leaf for leaf in jax.tree.leaves(carry) if _moving(leaf)]
     flat = [leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for leaf in leaves]
-    parts = [
+    bound = [
         [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf.astype(dtype)] for leaf in flat
     ]
-    return jnp.concatenate([p.astype(dtype) for pair in parts for p in pair], axis=-1)
+    return jnp.concatenate([p.astype(dtype) for pair in bound for p in pair], axis=-1)
 
 
 def _unpack(vectors: jax.Array, carry: Carry) -> Carry:

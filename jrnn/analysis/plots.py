@@ -1,4 +1,4 @@
-"""Pictures of an `Anatomy`: its gates, its cell state, one unit, and what is forgotten when.
+"""Pictures of an `GateCapture`: its gates, its cell state, one unit, and what is forgotten when.
 
 Each function returns a matplotlib `Figure` made without pyplot, so nothing is kept behind the
 scenes and no display is needed: save it by `figure.savefig(...)`, or let it be the last line of a
@@ -15,7 +15,7 @@ import numpy as np
 from jax.tree_util import keystr
 
 from jrnn import checks
-from jrnn.analysis.anatomy import Anatomy, retention
+from jrnn.analysis.capture import GateCapture, retention
 from jrnn.analysis.panels import (
     MOST_LABELS,
     Beneath,
@@ -39,7 +39,7 @@ COLOURS = {"i": "tab:green", "f": "tab:red", "g": "tab:orange", "o": "tab:blue"}
 
 
 def plot_gates(
-    anatomy: Anatomy,
+    capture: GateCapture,
     example: int = 0,
     *,
     gates: Sequence[str] | None = None,
@@ -53,7 +53,7 @@ def plot_gates(
     cut off, and a dashed line is drawn where the carry was reset.
 
     Args:
-      anatomy: what `jrnn.analysis.anatomy` returned.
+      capture: what `jrnn.analysis.capture_gates` returned.
       example: which sequence of the batch.
       gates: which gates, in this order; by default all.
       inputs: what to show below the axis of time: T characters or words, or an array
@@ -65,7 +65,7 @@ def plot_gates(
       The figure: one axes for each gate, and one for `inputs` where it is an array.
 
     Raises:
-      TypeError: `anatomy` is not one.
+      TypeError: `capture` is not one.
       ValueError: it holds no gates, a gate is unknown, `example` is outside of the batch, or
         `inputs` does not fit.
       ImportError: matplotlib is missing.
@@ -73,18 +73,18 @@ def plot_gates(
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = jrnn.LSTM(hidden_size=4)
     >>> params = cell.init(jax.random.key(0), input_size=3)
-    >>> seen = jrnn.analysis.anatomy(cell, params, jnp.ones((5, 2, 3)))
+    >>> seen = jrnn.analysis.capture_gates(cell, params, jnp.ones((5, 2, 3)))
     >>> figure = plot_gates(seen, gates=("f", "i"), inputs="hello")
     >>> [axes.get_ylabel() for axes in figure.axes[:2]]
     ['f', 'i']
     """
     owner = "plot_gates"
-    steps = _steps(owner, anatomy, example)
-    shown = {name: _gate(owner, anatomy, name) for name in _names(owner, anatomy, gates)}
+    steps = _steps(owner, capture, example)
+    shown = {name: _gate(owner, capture, name) for name in _names(owner, capture, gates)}
     order = None
     if sort_by is not None:
-        order = by_time(_gate(owner, anatomy, sort_by)[:steps, example])
-    beneath = _inputs(owner, inputs, len(anatomy.ys), steps)
+        order = by_time(_gate(owner, capture, sort_by)[:steps, example])
+    beneath = _inputs(owner, inputs, len(capture.ys), steps)
 
     heights = [height(values.shape[-1]) for values in shown.values()]
     figure, panels, strip = panels_of(heights, beneath)
@@ -94,12 +94,12 @@ def plot_gates(
         heat(panel, values[:steps, example, rows].T, scale_of(values))
         panel.set_ylabel(name, rotation=0, fontsize="large", labelpad=14)
         label_units(panel, rows)
-    finish(panels, strip, steps, beneath, _breaks(anatomy, example, steps))
+    finish(panels, strip, steps, beneath, _breaks(capture, example, steps))
     return figure
 
 
 def plot_cell_state(
-    anatomy: Anatomy,
+    capture: GateCapture,
     example: int = 0,
     *,
     state: str | None = None,
@@ -109,7 +109,7 @@ def plot_cell_state(
     """The cell state running along: a heat map of all units, and lines of a few of them.
 
     Args:
-      anatomy: what `jrnn.analysis.anatomy` returned.
+      capture: what `jrnn.analysis.capture_gates` returned.
       example: which sequence of the batch.
       state: which array of the carry, such as "c" or "h"; by default "c" where there is one, or
         the only one.
@@ -121,15 +121,15 @@ def plot_cell_state(
       The figure, whose first axes is the heat map and whose second one holds the lines.
 
     Raises:
-      TypeError: `anatomy` is not one.
+      TypeError: `capture` is not one.
       ValueError: `state`, `example` or a unit is unknown, or `inputs` does not fit.
       ImportError: matplotlib is missing.
     """
     owner = "plot_cell_state"
-    steps = _steps(owner, anatomy, example)
-    name, values = _state(owner, anatomy, state)
+    steps = _steps(owner, capture, example)
+    name, values = _state(owner, capture, state)
     values = values[:steps, example]
-    beneath = _inputs(owner, inputs, len(anatomy.ys), steps)
+    beneath = _inputs(owner, inputs, len(capture.ys), steps)
     if isinstance(units, Sequence):
         chosen = [_index(owner, "unit", unit, values.shape[-1]) for unit in units]
     else:
@@ -144,12 +144,12 @@ def plot_cell_state(
     for unit in chosen:
         below.plot(values[:, unit], drawstyle="steps-mid", label=f"{name}[{unit}]")
     lines(below)
-    finish([above, below], strip, steps, beneath, _breaks(anatomy, example, steps))
+    finish([above, below], strip, steps, beneath, _breaks(capture, example, steps))
     return figure
 
 
 def plot_unit(
-    anatomy: Anatomy,
+    capture: GateCapture,
     unit: int,
     example: int = 0,
     *,
@@ -160,7 +160,7 @@ def plot_unit(
     """The life of one unit: its gates as lines, and below them its state.
 
     Args:
-      anatomy: what `jrnn.analysis.anatomy` returned.
+      capture: what `jrnn.analysis.capture_gates` returned.
       unit: which unit.
       example: which sequence of the batch.
       gates: which gates; by default all.
@@ -173,20 +173,20 @@ def plot_unit(
       The figure, whose first axes holds the gates and whose second one the state.
 
     Raises:
-      TypeError: `anatomy` is not one.
+      TypeError: `capture` is not one.
       ValueError: a gate, `state`, `example` or `unit` is unknown, or `inputs` does not fit.
       ImportError: matplotlib is missing.
     """
     owner = "plot_unit"
-    steps = _steps(owner, anatomy, example)
-    name, values = _state(owner, anatomy, state)
+    steps = _steps(owner, capture, example)
+    name, values = _state(owner, capture, state)
     unit = _index(owner, "unit", unit, values.shape[-1])
     values = values[:steps, example, unit]
-    beneath = _inputs(owner, inputs, len(anatomy.ys), steps)
+    beneath = _inputs(owner, inputs, len(capture.ys), steps)
 
     figure, (above, below), strip = panels_of([2.2, 1.3], beneath)
-    for gate in _names(owner, anatomy, gates):
-        line = _gate(owner, anatomy, gate)
+    for gate in _names(owner, capture, gates):
+        line = _gate(owner, capture, gate)
         _index(owner, f"unit of gate {gate!r}", unit, line.shape[-1])
         above.plot(
             line[:steps, example, unit], drawstyle="steps-mid", label=gate, color=COLOURS.get(gate)
@@ -196,12 +196,12 @@ def plot_unit(
     below.fill_between(np.arange(steps), values, step="mid", color="0.8")
     below.plot(values, drawstyle="steps-mid", color="black", label=f"{name}[{unit}]")
     lines(below)
-    finish([above, below], strip, steps, beneath, _breaks(anatomy, example, steps))
+    finish([above, below], strip, steps, beneath, _breaks(capture, example, steps))
     return figure
 
 
 def plot_forgetting(
-    anatomy: Anatomy,
+    capture: GateCapture,
     example: int = 0,
     *,
     keep: str = "f",
@@ -219,7 +219,7 @@ def plot_forgetting(
     that forgets everything. See `retention`.
 
     Args:
-      anatomy: what `jrnn.analysis.anatomy` returned.
+      capture: what `jrnn.analysis.capture_gates` returned.
       example: which sequence of the batch.
       keep: the gate that keeps the old state: "f" of an LSTM, "z" of a GRU.
       unit: one unit; by default the mean over all of them.
@@ -230,23 +230,23 @@ def plot_forgetting(
       The figure.
 
     Raises:
-      TypeError: `anatomy` is not one.
+      TypeError: `capture` is not one.
       ValueError: `keep`, `example` or `unit` is unknown, `keep` is not between 0 and 1, or `inputs`
         does not fit.
       ImportError: matplotlib is missing.
     """
     owner = "plot_forgetting"
-    steps = _steps(owner, anatomy, example)
-    forget = _gate(owner, anatomy, keep)[:steps, example]
+    steps = _steps(owner, capture, example)
+    forget = _gate(owner, capture, keep)[:steps, example]
     if forget.min(initial=0.0) < 0 or forget.max(initial=1.0) > 1:
         raise ValueError(f"{owner}: gate {keep!r} must be between 0 and 1 to keep a share")
     if unit is not None:
         forget = forget[:, [_index(owner, "unit", unit, forget.shape[-1])]]
-    labels = _inputs(owner, inputs, len(anatomy.ys), steps)
+    labels = _inputs(owner, inputs, len(capture.ys), steps)
     if isinstance(labels, np.ndarray):
         raise ValueError(f"{owner}: inputs must be characters or words, one for each step")
-    resets = None if anatomy.resets is None else anatomy.resets[:steps, example]
-    reverse = bool(anatomy.reverse)
+    resets = None if capture.resets is None else capture.resets[:steps, example]
+    reverse = bool(capture.reverse)
     kept = np.asarray(retention(jnp.asarray(forget), resets, reverse=reverse)).mean(axis=-1)
     s, t = np.arange(steps)[:, None], np.arange(steps)
     kept[s < t if reverse else s > t] = np.nan  # drawn as nothing: it was not there yet
@@ -266,18 +266,18 @@ def plot_forgetting(
     return root(ax)
 
 
-def _steps(owner: str, anatomy: Anatomy, example: int) -> int:
+def _steps(owner: str, capture: GateCapture, example: int) -> int:
     """The number of valid steps of one example."""
-    if not isinstance(anatomy, Anatomy):
+    if not isinstance(capture, GateCapture):
         raise TypeError(
-            f"{owner}: expected what jrnn.analysis.anatomy(cell, params, xs) returns, "
-            f"got {type(anatomy).__name__}"
+            f"{owner}: expected what jrnn.analysis.capture_gates(cell, params, xs) returns, "
+            f"got {type(capture).__name__}"
         )
-    time, batch = anatomy.ys.shape[:2]
+    time, batch = capture.ys.shape[:2]
     example = _index(owner, "example", example, batch)
     steps = time
-    if anatomy.lengths is not None:
-        steps = int(np.clip(np.asarray(anatomy.lengths)[example], 0, time))
+    if capture.lengths is not None:
+        steps = int(np.clip(np.asarray(capture.lengths)[example], 0, time))
     if steps == 0:
         raise ValueError(f"{owner}: example {example} has no steps to show")
     return steps
@@ -293,14 +293,14 @@ def _index(owner: str, name: str, value: Any, size: int) -> int:
     return index
 
 
-def _names(owner: str, anatomy: Anatomy, gates: Sequence[str] | None) -> Sequence[str]:
-    if not anatomy.gates:
+def _names(owner: str, capture: GateCapture, gates: Sequence[str] | None) -> Sequence[str]:
+    if not capture.gates:
         raise ValueError(
             f"{owner}: the cell names no gates; call jrnn.record(f=f, ...) in its update, or use "
             "plot_cell_state"
         )
     if gates is None:
-        return list(anatomy.gates)
+        return list(capture.gates)
     if isinstance(gates, str) or not gates:
         raise ValueError(
             f"{owner}: gates must be a list of names such as ['f', 'i'], got {gates!r}"
@@ -308,14 +308,14 @@ def _names(owner: str, anatomy: Anatomy, gates: Sequence[str] | None) -> Sequenc
     return gates
 
 
-def _gate(owner: str, anatomy: Anatomy, name: str) -> np.ndarray:
-    checks.one_of(owner, "a gate", name, _names(owner, anatomy, None))
-    return _drawable(owner, f"gate {name!r}", anatomy.gates[name])
+def _gate(owner: str, capture: GateCapture, name: str) -> np.ndarray:
+    checks.one_of(owner, "a gate", name, _names(owner, capture, None))
+    return _drawable(owner, f"gate {name!r}", capture.gates[name])
 
 
-def _state(owner: str, anatomy: Anatomy, state: str | None) -> tuple[str, np.ndarray]:
+def _state(owner: str, capture: GateCapture, state: str | None) -> tuple[str, np.ndarray]:
     """The name and the values of one array of the carry."""
-    paths = jax.tree.leaves_with_path(anatomy.carries)
+    paths = jax.tree.leaves_with_path(capture.carries)
     # A carry that is one array has no name of its own; here it is h, as everywhere in jrnn.
     leaves = {keystr(path, simple=True, separator=".") or "h": leaf for path, leaf in paths}
     if state is None:
@@ -332,16 +332,16 @@ def _drawable(owner: str, what: str, array: jax.Array) -> np.ndarray:
     if array.ndim != 3:
         raise ValueError(
             f"{owner}: {what} must have shape (time, batch, hidden), got {array.shape}; of several "
-            "stacked by vmap take one: jax.tree.map(lambda a: a[0], anatomy)"
+            "stacked by vmap take one: jax.tree.map(lambda a: a[0], capture)"
         )
     return np.asarray(array).astype(np.float64)
 
 
-def _breaks(anatomy: Anatomy, example: int, steps: int) -> np.ndarray:
+def _breaks(capture: GateCapture, example: int, steps: int) -> np.ndarray:
     """Where between two steps the carry was reset, on the axis of time."""
-    if anatomy.resets is None:
+    if capture.resets is None:
         return np.zeros(0)
-    return np.flatnonzero(anatomy.resets[:steps, example]) + (0.5 if anatomy.reverse else -0.5)
+    return np.flatnonzero(capture.resets[:steps, example]) + (0.5 if capture.reverse else -0.5)
 
 
 def _inputs(owner: str, inputs: Any, time: int, steps: int) -> Beneath:

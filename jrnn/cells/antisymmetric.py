@@ -9,20 +9,21 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, place, record
+from jrnn.cell import Cell
 from jrnn.cells.common import affine, split
+from jrnn.taps import tap
 
 
 class AntisymmetricParams(NamedTuple):
     """Weights with the gates side by side in the order z, n, or n alone where not gated."""
 
     w_ih: jax.Array  # [input, G·hidden]
-    w_hh: jax.Array  # [hidden, hidden], transposed M, which all gates share
+    w_hh: jax.Array  # [hidden, hidden], transposed M, shared by all gates
     b: jax.Array  # [G·hidden]
 
 
 class AntisymmetricGates(NamedTuple):
-    """What the input gives to each gate, `[..., hidden]`; z is None where not gated."""
+    """Pre-activations from the input, each `[..., hidden]`; z is None where not gated."""
 
     z: jax.Array | None
     n: jax.Array
@@ -40,19 +41,19 @@ class AntisymmetricRNN(Cell):
         h' = h + epsilon * z * n,   y = h'
 
     It is Euler's method for dh/dt = tanh(u + V x + b). The eigenvalues of M - M^T are imaginary;
-    `gamma` moves them to the left, for Euler's steps of a system without any damping would grow.
+    `gamma` moves them to the left, because Euler's method is unstable for a system without damping.
 
-    M begins as N(0, 1/hidden) and V as N(0, 1/input).
+    M is initialised from N(0, 1/hidden) and V from N(0, 1/input).
 
     Args:
       hidden_size: number of units.
-      epsilon: size of a step.
+      epsilon: step size.
       gamma: damping.
-      gated: whether a gate z says how far each unit goes.
+      gated: whether a gate z scales the step of each unit.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `epsilon` is not above 0, `gamma` is below 0,
-        or `gated` is no bool.
+        or `gated` is not a bool.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = AntisymmetricRNN(hidden_size=4, gated=True)
@@ -85,8 +86,6 @@ class AntisymmetricRNN(Cell):
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> AntisymmetricParams:
-        dtype = checks.float_dtype("AntisymmetricRNN.init", dtype)
-        checks.positive_int("AntisymmetricRNN.init", "input_size", input_size)
         key_ih, key_hh = jax.random.split(key)
         draw = lambda key, rows, gates: initializers.per_gate(
             jax.nn.initializers.normal(rows**-0.5), key, rows, self.hidden_size, gates, dtype
@@ -108,13 +107,7 @@ class AntisymmetricRNN(Cell):
 
     def update(
         self, params: AntisymmetricParams, carry: jax.Array, z: AntisymmetricGates, u: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        n = place("candidate", jnp.tanh(z.n + u))
-        if z.z is None:
-            h = carry + self.epsilon * n
-            record(n=n)
-        else:
-            gate = sigmoid(z.z + u)
-            h = carry + self.epsilon * gate * n
-            record(z=gate, n=n)
-        return h, h
+    ) -> jax.Array:
+        scale = self.epsilon if z.z is None else self.epsilon * tap("z", sigmoid(z.z + u))
+        n = tap("n", jnp.tanh(z.n + u), role="candidate")
+        return carry + scale * n

@@ -9,8 +9,9 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, Timed, record
+from jrnn.cell import Cell, Timed, Traits
 from jrnn.cells.common import affine, split
+from jrnn.taps import tap
 
 MODES = ("default", "no_gate")
 
@@ -18,8 +19,8 @@ MODES = ("default", "no_gate")
 class CfCParams(NamedTuple):
     """Weights of the backbone, and of the heads side by side: ff1, ff2, time_a, time_b.
 
-    Without a backbone the heads are weights of input and state themselves, w_ih and w_hh with
-    4·hidden for units, and there are none of their own.
+    Without a backbone the heads read the input and the state directly: w_ih and w_hh have 4·hidden
+    units, and w_heads and b_heads are None.
     """
 
     w_ih: jax.Array  # [input, units]
@@ -39,7 +40,7 @@ class CfCGates(NamedTuple):
 
 
 class CfCInputs(NamedTuple):
-    """What the input gives: `a`, the pre-activations of the backbone, or else of the heads.
+    """What depends on the input: `a`, pre-activations of the backbone, or of the heads without one.
 
     The durations `dt [..., hidden]` are the same for all units.
     """
@@ -50,7 +51,7 @@ class CfCInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class CfC(Cell):
-    r"""The CfC: two candidates, and a gate of time that goes from the one to the other.
+    r"""The CfC: two candidates, and a gate that interpolates between them over time.
 
     ::
 
@@ -60,16 +61,16 @@ class CfC(Cell):
         h' = (1 - t) * f1 + t * f2,   y = h'                mode "default"
         h' = f1 + t * f2                                    mode "no_gate"
 
-    These are the equations of its authors' code, whose gate has an offset, W_b v + b_b, and the
-    sign of time_a turned round; the paper writes sigmoid(-f dt) for 1 - t.
+    These are the equations of the authors' code, whose gate has an offset, W_b v + b_b, and the
+    opposite sign of time_a; the paper writes sigmoid(-f dt) for 1 - t.
 
-    Inputs are arrays, with dt = 1, or `Timed(x, dt)` for measurements at irregular times. The
-    product with the weights of the heads is within `update`; without a backbone there is none, and
-    v = [x, h]. All weights begin Glorot-uniform, W as one matrix of [x, h].
+    Inputs are arrays, with dt = 1, or `Timed(x, dt)` for measurements at irregular times. With a
+    backbone `update` holds the product with v, so it is not elementwise; without one v = [x, h],
+    and `update` is elementwise. All weights are Glorot-uniform, W as one matrix of [x, h].
 
     Args:
       hidden_size: number of units.
-      backbone_units: width of the backbone, of one layer; None for none.
+      backbone_units: width of the backbone, which has one layer; None means no backbone.
       mode: "default" or "no_gate".
 
     Raises:
@@ -90,8 +91,6 @@ class CfC(Cell):
     hidden_size: int
     backbone_units: int | None = 128
     mode: Literal["default", "no_gate"] = "default"
-    affine_gates = False
-    takes_time = True
 
     def __post_init__(self) -> None:
         checks.positive_int("CfC", "hidden_size", self.hidden_size)
@@ -100,12 +99,10 @@ class CfC(Cell):
         checks.one_of("CfC", "mode", self.mode, MODES)
 
     @property
-    def pointwise(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.backbone_units is None
+    def traits(self) -> Traits:
+        return Traits(input_types=(Timed,))
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> CfCParams:
-        dtype = checks.float_dtype("CfC.init", dtype)
-        checks.positive_int("CfC.init", "input_size", input_size)
         hidden, units = self.hidden_size, self.backbone_units
         key_in, key_heads = jax.random.split(key)
         width, blocks = (hidden, 4) if units is None else (units, 1)
@@ -127,7 +124,7 @@ class CfC(Cell):
         features = x.x if isinstance(x, Timed) else x
         a = affine(self, features, params.w_ih, params.b)
         dt = _durations(x) if isinstance(x, Timed) else jnp.ones((1,))
-        # One for each unit: update works on arrays of one shape, element by element.
+        # One for each unit, so that all arrays of update have one shape.
         dt = jnp.broadcast_to(dt, (*features.shape[:-1], self.hidden_size))
         return CfCInputs(self._cut(a), dt.astype(a.dtype))
 
@@ -135,22 +132,21 @@ class CfC(Cell):
         return self._cut(carry @ params.w_hh)
 
     def _cut(self, a: jax.Array) -> jax.Array | CfCGates:
-        """Gate by gate where there is no backbone."""
+        """The pre-activations, split into heads if there is no backbone."""
         return split(a, CfCGates, CfCGates._fields) if self.backbone_units is None else a
 
     def update(
         self, params: CfCParams, carry: jax.Array, z: CfCInputs, u: jax.Array | CfCGates
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> jax.Array:
         a = _heads(params, jax.tree.map(jnp.add, z.a, u))
-        ff1, ff2 = jnp.tanh(a.ff1), jnp.tanh(a.ff2)
-        t = sigmoid(a.time_a * z.dt + a.time_b)
-        h = ff1 + t * ff2 if self.mode == "no_gate" else (1 - t) * ff1 + t * ff2
-        record(ff1=ff1, ff2=ff2, t=t)
-        return h, h
+        ff1 = tap("ff1", jnp.tanh(a.ff1))
+        ff2 = tap("ff2", jnp.tanh(a.ff2))
+        t = tap("t", sigmoid(a.time_a * z.dt + a.time_b))
+        return ff1 + t * ff2 if self.mode == "no_gate" else (1 - t) * ff1 + t * ff2
 
 
 def _heads(params: CfCParams, a: jax.Array | CfCGates) -> CfCGates:
-    """The heads out of the backbone, where there is one."""
+    """The pre-activations of the heads, from those of the backbone if there is one."""
     if isinstance(a, CfCGates):
         return a
     v = 1.7159 * jnp.tanh(0.666 * a)

@@ -1,4 +1,4 @@
-"""The clockwork network: modules of units that step at their own pace."""
+"""The clockwork network: modules of units, each updated with its own period."""
 
 import math
 from dataclasses import dataclass
@@ -10,31 +10,32 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, place, record
+from jrnn.cell import Cell
 from jrnn.cells.common import affine
+from jrnn.taps import tap
 
-MOST_MODULES = 8
-"""The most modules where no periods are given."""
+MAX_MODULES = 8
+"""The maximum number of modules where no periods are given."""
 
 
 class ClockworkCarry(NamedTuple):
-    """Hidden state `h [..., hidden]`, and the clock `t [...]` int32, the steps done so far."""
+    """Hidden state `h [..., hidden]`, and the clock `t [...]`, int32, which counts steps."""
 
     h: jax.Array
     t: jax.Array
 
 
 class ClockworkParams(NamedTuple):
-    """Weights of the one candidate."""
+    """Weights of the candidate."""
 
     w_ih: jax.Array  # [input, hidden]
-    w_hh: jax.Array  # [hidden, hidden], of which blocks from fast modules to slow ones are unused
+    w_hh: jax.Array  # [hidden, hidden]; blocks from fast modules to slow ones are unused
     b: jax.Array  # [hidden]
 
 
 @dataclass(frozen=True)
 class Clockwork(Cell):
-    r"""The clockwork network: fast modules that see slow ones, each with a period of its own.
+    r"""The clockwork network: modules with periods of their own; fast ones depend on slow ones.
 
     ::
 
@@ -42,21 +43,20 @@ class Clockwork(Cell):
         h'_k = n_k  where t mod T_k = 0,  else h_k          for all units k of a module of period T
         t' = t + 1,   y = h'
 
-    Modules have equal numbers of units. The mask M leaves a module what comes from modules of its
-    own period and of longer ones, so that U is upper triangular in blocks; what the mask hides of
-    w_hh begins at 0, and has no gradient. At the first step, t = 0, all modules are active. The
-    clock is a part of the carry, counts modulo the least common multiple of the periods, and
-    starts again at every reset. Being an integer it has no derivative, so that `Newton` refuses
-    this cell.
+    Modules have equal numbers of units. With the mask M a module depends on modules of its own
+    period and of longer ones, so that M * U is block upper triangular; the masked weights of w_hh
+    are initially 0 and have no gradient. At the first step, t = 0, all modules are active. The
+    clock is part of the carry, counts modulo the least common multiple of the periods, and restarts
+    at every reset. As an integer it has no derivative, so `Newton` refuses this cell.
 
     Args:
       hidden_size: number of units.
-      periods: the period of each module in steps, growing; by default 1, 2, 4, ..., as many as
-        divide `hidden_size`, at most 8.
+      periods: the period of each module in steps, in increasing order; by default 1, 2, 4, ...,
+        for the largest number of modules up to 8 that divides `hidden_size`.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, or not a multiple of the number of periods
-        (without periods, of any number from 2 to 8), or `periods` are not growing positive ints.
+        (without periods, of any number from 2 to 8), or `periods` are not increasing positive ints.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = Clockwork(hidden_size=4, periods=(1, 3))
@@ -75,11 +75,11 @@ class Clockwork(Cell):
     def __post_init__(self) -> None:
         checks.positive_int("Clockwork", "hidden_size", self.hidden_size)
         if self.periods is None:
-            if self.hidden_size > MOST_MODULES and len(set(self.unit_periods.tolist())) == 1:
+            if self.hidden_size > MAX_MODULES and len(set(self.unit_periods.tolist())) == 1:
                 raise ValueError(
                     f"Clockwork: hidden_size={self.hidden_size} has no number from 2 to "
-                    f"{MOST_MODULES} that divides it, for modules of equal size; choose such as "
-                    f"{-(-self.hidden_size // MOST_MODULES) * MOST_MODULES}, or give periods=(1,)"
+                    f"{MAX_MODULES} that divides it, for modules of equal size; choose such as "
+                    f"{-(-self.hidden_size // MAX_MODULES) * MAX_MODULES}, or give periods=(1,)"
                 )
             return
         checks.growing_ints("Clockwork", "periods", self.periods)
@@ -92,20 +92,18 @@ class Clockwork(Cell):
     @property
     def unit_periods(self) -> np.ndarray:
         """The period of each unit, `[hidden]`."""
-        modules = max(n for n in range(1, MOST_MODULES + 1) if self.hidden_size % n == 0)
+        modules = max(n for n in range(1, MAX_MODULES + 1) if self.hidden_size % n == 0)
         periods = self.periods or tuple(2**n for n in range(modules))
         return np.repeat(np.asarray(periods, np.int32), self.hidden_size // len(periods))
 
     def _masked(self, w_hh: jax.Array) -> jax.Array:
-        """Recurrent weights from units to those of the same or a shorter period alone."""
+        """Recurrent weights, with only those to units of the same or a shorter period."""
         periods = self.unit_periods
         return w_hh * jnp.asarray(periods[:, None] >= periods, w_hh.dtype)
 
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> ClockworkParams:
-        dtype = checks.float_dtype("Clockwork.init", dtype)
-        checks.positive_int("Clockwork.init", "input_size", input_size)
         key_ih, key_hh = jax.random.split(key)
         w_hh = initializers.recurrent_weights(key_hh, self.hidden_size, 1, dtype)
         return ClockworkParams(
@@ -128,12 +126,15 @@ class Clockwork(Cell):
 
     def update(
         self, params: ClockworkParams, carry: ClockworkCarry, z: jax.Array, u: jax.Array
-    ) -> tuple[ClockworkCarry, jax.Array]:
+    ) -> ClockworkCarry:
         periods = self.unit_periods
         active = carry.t[..., None] % periods == 0
-        n = place("candidate", jnp.tanh(z + u))
+        n = tap("n", jnp.tanh(z + u), role="candidate")
         h = jnp.where(active, n, carry.h)
-        record(n=n, active=active.astype(h.dtype))
-        # A plain counter would overflow, if only after 2^31 steps.
-        round_trip = math.lcm(*periods.tolist())
-        return ClockworkCarry(h, (carry.t + 1) % round_trip), h
+        tap("active", active.astype(h.dtype))
+        # Modulo the common period, since a plain counter would overflow after 2^31 steps.
+        common_period = math.lcm(*periods.tolist())
+        return ClockworkCarry(h, (carry.t + 1) % common_period)
+
+    def readout(self, params: ClockworkParams, carry: ClockworkCarry, z: jax.Array) -> jax.Array:
+        return carry.h

@@ -1,4 +1,4 @@
-"""The convolutional LSTM: states that lie in space, and gates that see their surroundings."""
+"""The convolutional LSTM: states with spatial axes, and convolutions for matrix products."""
 
 import math
 from dataclasses import dataclass
@@ -11,15 +11,16 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, place, record
+from jrnn.cell import Cell
 from jrnn.cells.common import split
 from jrnn.cells.lstm import LSTMCarry, LSTMGates
+from jrnn.taps import tap
 
 GATES = ("i", "f", "g", "o")
 
 
 class ConvLSTMParams(NamedTuple):
-    """Kernels with the gates side by side in the order i, f, g, o."""
+    """Kernels with the gates concatenated in the order i, f, g, o."""
 
     w_ih: jax.Array  # [*kernel, input, 4·hidden]
     w_hh: jax.Array  # [*kernel, hidden, 4·hidden]
@@ -31,7 +32,7 @@ class ConvLSTMParams(NamedTuple):
 
 @dataclass(frozen=True)
 class ConvLSTM(Cell):
-    r"""The LSTM with convolutions for products: over one, two or three axes of space.
+    r"""The LSTM with convolutions over one, two or three spatial axes for matrix products.
 
     ::
 
@@ -42,21 +43,22 @@ class ConvLSTM(Cell):
         o = sigmoid(W_o ∗ x + U_o ∗ h + b_o  [+ p_o * c'])
         h' = o * tanh(c'),   y = h'
 
-    Inputs `[..., *spatial, input]` and outputs `[..., *spatial, hidden]`, channels last. Beyond
-    the border all is zero, so that space keeps its size. Kernels are not flipped: as everywhere in
-    deep learning ∗ is a correlation. Peepholes have one weight for each channel; in the paper they
-    have one for each place as well, which ties a model to one size of space.
+    Inputs are `[..., *spatial, input]` and outputs `[..., *spatial, hidden]`, channels last. Zero
+    padding keeps the spatial shape. As usual in deep learning ∗ is a cross-correlation: kernels are
+    not flipped. Peepholes have one weight for each channel; in the paper they have one for each
+    channel and position, which fixes the spatial shape of a model.
 
     Args:
       hidden_size: number of channels of the state.
-      spatial_shape: sizes of the axes of space, one to three of them.
-      kernel_size: how far a kernel reaches along each of them; odd, so that it has a middle.
-      forget_bias: starting value of b_f; at 1 the cell remembers from the start.
-      peepholes: whether gates see the cell state (weights starting at 0).
+      spatial_shape: sizes of the one to three spatial axes.
+      kernel_size: size of a kernel along each spatial axis; must be odd.
+      forget_bias: initial value of b_f; with 1 the cell remembers from the start.
+      peepholes: whether gates depend on the cell state, by weights that are initially 0.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, `spatial_shape` no tuple of one to three of
-        them, or `kernel_size` no odd one; or, when run, x has another shape.
+      ValueError: `hidden_size` is not a positive int, `spatial_shape` is not a tuple of one to
+        three positive ints, or `kernel_size` is not a positive odd int; `project` raises it if x
+        has another spatial shape.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = ConvLSTM(hidden_size=4, spatial_shape=(6, 5))
@@ -96,14 +98,12 @@ class ConvLSTM(Cell):
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
-        """The sizes of a kernel along the axes of space."""
+        """The sizes of a kernel along the spatial axes."""
         return (self.kernel_size,) * len(self.spatial_shape)
 
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> ConvLSTMParams:
-        dtype = checks.float_dtype("ConvLSTM.init", dtype)
-        checks.positive_int("ConvLSTM.init", "input_size", input_size)
         key_ih, key_hh = jax.random.split(key)
         hidden, zeros = self.hidden_size, jnp.zeros((self.hidden_size,), dtype)
         p_i, p_f, p_o = (jnp.zeros_like(zeros) if self.peepholes else None for _ in "ifo")
@@ -119,7 +119,7 @@ class ConvLSTM(Cell):
     def _kernels(
         self, initializer: initializers.Initializer, key: jax.Array, channels: int, dtype: DTypeLike
     ) -> jax.Array:
-        """Kernels `[*kernel, channels, 4·hidden]`, each gate for itself."""
+        """Kernels `[*kernel, channels, 4·hidden]`, drawn gate by gate."""
         shape, hidden = (*self.kernel_shape, channels), self.hidden_size
         of_gate = lambda k, flat, t: initializer(k, (*shape, hidden), t).reshape(flat)
         joined = initializers.per_gate(of_gate, key, math.prod(shape), hidden, len(GATES), dtype)
@@ -151,21 +151,23 @@ class ConvLSTM(Cell):
 
     def update(
         self, params: ConvLSTMParams, carry: LSTMCarry, z: LSTMGates, u: LSTMGates
-    ) -> tuple[LSTMCarry, jax.Array]:
+    ) -> LSTMCarry:
         a = jax.tree.map(jnp.add, z, u)
-        look = lambda p, c: 0 if p is None else p * c
-        f = sigmoid(a.f + look(params.p_f, carry.c))
-        i = sigmoid(a.i + look(params.p_i, carry.c))
-        g = place("candidate", jnp.tanh(a.g))
+        peephole = lambda p, c: 0 if p is None else p * c
+        i = tap("i", sigmoid(a.i + peephole(params.p_i, carry.c)))
+        f = tap("f", sigmoid(a.f + peephole(params.p_f, carry.c)))
+        g = tap("g", jnp.tanh(a.g), role="candidate")
         c = f * carry.c + i * g
-        o = sigmoid(a.o + look(params.p_o, c))
-        h = o * jnp.tanh(place("shown", c))
-        record(i=i, f=f, g=g, o=o)
-        return LSTMCarry(h, c), h
+        o = tap("o", sigmoid(a.o + peephole(params.p_o, c)))
+        h = o * jnp.tanh(tap("", c, role="cell_state"))
+        return LSTMCarry(h, c)
+
+    def readout(self, params: ConvLSTMParams, carry: LSTMCarry, z: LSTMGates) -> jax.Array:
+        return carry.h
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`[..., *spatial, channels]` to `[..., *spatial, outputs]`, with zeros beyond the border.
+    """`[..., *spatial, channels]` to `[..., *spatial, outputs]`, with zero padding.
 
     Args:
       x: values, with any leading axes.

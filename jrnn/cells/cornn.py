@@ -1,4 +1,4 @@
-"""The coupled oscillatory network: units that swing, driven by the input and by each other."""
+"""The coupled oscillatory network: oscillators that are driven by the input and by each other."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, place, record
+from jrnn.cell import Cell
 from jrnn.cells.common import affine
+from jrnn.taps import tap
 
 
 class CoRNNCarry(NamedTuple):
@@ -20,7 +21,7 @@ class CoRNNCarry(NamedTuple):
 
 
 class CoRNNParams(NamedTuple):
-    """Weights of the force upon each oscillator."""
+    """Weights of the force on each oscillator."""
 
     w_ih: jax.Array  # [input, hidden]
     w_hh: jax.Array  # [hidden, hidden], of the positions
@@ -42,12 +43,12 @@ class CoRNN(Cell):
     whether the damping sees the old velocity or the new one; here it is the old one, as in the
     code of its authors.
 
-    By default `dt`, `gamma` and `epsilon` are those of that code for MNIST, pixel by pixel. They
-    decide what the cell can learn: set them for your task.
+    The defaults of `dt`, `gamma` and `epsilon` are those of that code for sequential MNIST. Tune
+    them for your task: they decide which time scales the cell can learn.
 
     Args:
       hidden_size: number of oscillators.
-      dt: size of a step.
+      dt: step size.
       gamma: stiffness, the square of the frequency.
       epsilon: damping.
 
@@ -79,8 +80,6 @@ class CoRNN(Cell):
         checks.non_negative_number("CoRNN", "epsilon", self.epsilon)
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> CoRNNParams:
-        dtype = checks.float_dtype("CoRNN.init", dtype)
-        checks.positive_int("CoRNN.init", "input_size", input_size)
         key_ih, key_hh, key_zh = jax.random.split(key, 3)
         return CoRNNParams(
             w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 1, dtype),
@@ -101,9 +100,10 @@ class CoRNN(Cell):
 
     def update(
         self, params: CoRNNParams, carry: CoRNNCarry, z: jax.Array, u: jax.Array
-    ) -> tuple[CoRNNCarry, jax.Array]:
-        n = place("candidate", jnp.tanh(z + u))
+    ) -> CoRNNCarry:
+        n = tap("n", jnp.tanh(z + u), role="candidate")
         velocity = carry.z + self.dt * (n - self.gamma * carry.y - self.epsilon * carry.z)
-        y = carry.y + self.dt * velocity
-        record(n=n)
-        return CoRNNCarry(y, velocity), y
+        return CoRNNCarry(y=carry.y + self.dt * velocity, z=velocity)
+
+    def readout(self, params: CoRNNParams, carry: CoRNNCarry, z: jax.Array) -> jax.Array:
+        return carry.y

@@ -1,4 +1,4 @@
-"""The continuous-time network of neuroscience: potentials that leak, and rates that are shown."""
+"""The continuous-time network of neuroscience: leaky potentials, and rates as the output."""
 
 import math
 from dataclasses import dataclass
@@ -9,14 +9,15 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, record
+from jrnn.cell import Cell, Traits, split_noise
 from jrnn.cells.common import ACTIVATIONS, affine
+from jrnn.taps import tap
 
 RATES = {**ACTIVATIONS, "softplus": jax.nn.softplus}
 
 
 class CTRNNCarry(NamedTuple):
-    """Potentials `h [..., hidden]`, and the rates that they give, `r [..., hidden]`."""
+    """Potentials `h [..., hidden]` and their rates `r = activation(h) [..., hidden]`."""
 
     h: jax.Array
     r: jax.Array
@@ -41,16 +42,16 @@ class CTRNN(Cell):
         h' = (1 - alpha) * h + alpha * (W x + U r + b) + sqrt(2 alpha) sigma N(0, 1)
         r' = activation(h'),   y = r',   alpha = dt / tau
 
-    Noise is drawn from the `key` of a run, anew at each step; without a key there is none. The
-    carry has the rates as well as the potentials, so that all products with it are products of
-    rates. A carry of your own needs both: `CTRNNCarry(h, activation(h))`.
+    Noise is drawn from the `key` of a run, independently at each step; without a key there is none.
+    The carry holds the rates as well as the potentials, so that `recur` is linear in it. A carry of
+    your own needs both: `CTRNNCarry(h, activation(h))`.
 
     Args:
       hidden_size: number of units.
       tau: time constant of the units, such as 100 ms.
       dt: duration of a step, in the unit of `tau`; at most `tau`.
-      sigma: strength of the noise, the standard deviation of a unit that has no other input, as
-        steps grow short.
+      sigma: strength of the noise: the standard deviation of a unit without any other input, in
+        the limit of short steps.
       activation: "relu", "tanh", "sigmoid" or "softplus".
 
     Raises:
@@ -75,7 +76,6 @@ class CTRNN(Cell):
     dt: float = 20.0
     sigma: float = 0.0
     activation: Literal["relu", "tanh", "sigmoid", "softplus"] = "relu"
-    tied = True
 
     def __post_init__(self) -> None:
         checks.positive_int("CTRNN", "hidden_size", self.hidden_size)
@@ -91,12 +91,10 @@ class CTRNN(Cell):
 
     @property
     def alpha(self) -> float:
-        """The share of a potential that a step replaces."""
+        """The fraction of a potential that a step replaces, dt / tau."""
         return self.dt / self.tau
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> CTRNNParams:
-        dtype = checks.float_dtype("CTRNN.init", dtype)
-        checks.positive_int("CTRNN.init", "input_size", input_size)
         key_ih, key_hh = jax.random.split(key)
         return CTRNNParams(
             w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 1, dtype),
@@ -109,20 +107,23 @@ class CTRNN(Cell):
         return CTRNNCarry(h=h, r=RATES[self.activation](h))
 
     @property
-    def perturb(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self._perturb if self.sigma > 0 else None
+    def is_stochastic(self) -> bool:
+        return self.sigma > 0
 
-    def _perturb(
-        self, params: CTRNNParams, xs: jax.Array, leading: tuple[int, ...], key: jax.Array | None
-    ) -> tuple[CTRNNParams, jax.Array | None]:
-        if key is None:
-            return params, None
+    @property
+    def traits(self) -> Traits:
+        return Traits(coupled_carry=True)
+
+    def sample_noise(
+        self, params: CTRNNParams, xs: jax.Array, leading: tuple[int, ...], key: jax.Array
+    ) -> tuple[CTRNNParams, jax.Array]:
         noise = jax.random.normal(key, (*leading, self.hidden_size), params.w_hh.dtype)
-        # As a current, of which the potential takes alpha: alpha sqrt(2 / alpha) = sqrt(2 alpha).
+        # It is added to the current, of which a step adds the fraction alpha to the potential:
+        # alpha sqrt(2 / alpha) = sqrt(2 alpha).
         return params, math.sqrt(2 / self.alpha) * self.sigma * noise
 
     def project(self, params: CTRNNParams, x: Any) -> jax.Array:
-        x, noise = (x, None) if self.perturb is None else x
+        x, noise = split_noise(x)
         z = affine(self, x, params.w_ih, params.b)
         return z if noise is None else z + noise
 
@@ -131,8 +132,10 @@ class CTRNN(Cell):
 
     def update(
         self, params: CTRNNParams, carry: CTRNNCarry, z: jax.Array, u: jax.Array
-    ) -> tuple[CTRNNCarry, jax.Array]:
-        h = (1 - self.alpha) * carry.h + self.alpha * (z + u)
-        r = RATES[self.activation](h)
-        record(h=h, r=r)
-        return CTRNNCarry(h, r), r
+    ) -> CTRNNCarry:
+        h = tap("h", (1 - self.alpha) * carry.h + self.alpha * (z + u))
+        r = tap("r", RATES[self.activation](h))
+        return CTRNNCarry(h, r)
+
+    def readout(self, params: CTRNNParams, carry: CTRNNCarry, z: jax.Array) -> jax.Array:
+        return carry.r

@@ -1,4 +1,4 @@
-"""The depth-gated LSTM: a gate between the cell states of two layers, one above the other."""
+"""The depth-gated LSTM: a gate between the cell states of adjacent layers."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,13 +9,14 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Below, Cell, place, record
+from jrnn.cell import Below, Cell, Traits
 from jrnn.cells.common import affine, split
 from jrnn.cells.lstm import LSTMCarry
+from jrnn.taps import tap
 
 
 class DepthGatedLSTMParams(NamedTuple):
-    """Weights with the gates side by side in the order i, f, g, o, d, and no recurrent d."""
+    """Weights with the gates side by side in the order i, f, g, o, d; w_hh lacks d."""
 
     w_ih: jax.Array  # [input, 5·hidden]
     w_hh: jax.Array  # [hidden, 4·hidden]
@@ -34,7 +35,7 @@ class DepthGatedLSTMGates(NamedTuple):
     f: jax.Array
     g: jax.Array
     o: jax.Array
-    d: Any  # array, or None without a layer below and in u
+    d: Any  # array, or None in u and without a layer below
     below: Any  # likewise
 
 
@@ -43,7 +44,7 @@ GATES = ("i", "f", "g", "o")
 
 @dataclass(frozen=True)
 class DepthGatedLSTM(Cell):
-    r"""The depth-gated LSTM: its cell state takes in that of the layer below, through a gate.
+    r"""The depth-gated LSTM: a gate adds the cell state of the layer below to its own.
 
     With x the output and c_below the new cell state of the layer below at this step::
 
@@ -55,14 +56,14 @@ class DepthGatedLSTM(Cell):
         o = sigmoid(W_o x + U_o h + b_o + p_o * c')         output
         h' = o * tanh(c'),   y = h'
 
-    An input is `Below(x, c_below)`, or an array x where there is no layer below: then it is the
-    LSTM with peepholes, without d, whose weights have no effect. The layer below must have as many
-    units. Peepholes are vectors, as in Gers and Schmidhuber; the code of the first author has
-    matrices for those of i and o, and i = 1 - f.
+    An input is `Below(x, c_below)`, or an array x where there is no layer below: then the cell is
+    the LSTM with peepholes, and the weights of d have no effect. The layer below must have the same
+    number of units. Peepholes are vectors, as in Gers and Schmidhuber; the code of the first author
+    has matrices for those of i and o, and i = 1 - f.
 
     Args:
       hidden_size: number of units.
-      forget_bias: starting value of b_f; at 1 the cell remembers from the start.
+      forget_bias: initial value of b_f; with 1 the cell remembers from the start.
 
     Raises:
       ValueError: `hidden_size` is not a positive int.
@@ -81,18 +82,19 @@ class DepthGatedLSTM(Cell):
 
     hidden_size: int
     forget_bias: float = 1.0
-    takes_below = True
-    affine_gates = False
 
     def __post_init__(self) -> None:
         checks.positive_int("DepthGatedLSTM", "hidden_size", self.hidden_size)
         checks.finite_number("DepthGatedLSTM", "forget_bias", self.forget_bias)
 
+    @property
+    def traits(self) -> Traits:
+        return Traits(input_types=(Below,))
+
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> DepthGatedLSTMParams:
-        dtype, hidden = checks.float_dtype("DepthGatedLSTM.init", dtype), self.hidden_size
-        checks.positive_int("DepthGatedLSTM.init", "input_size", input_size)
+        hidden = self.hidden_size
         key_ih, key_hh = jax.random.split(key)
         peepholes = [jnp.zeros((hidden,), dtype) for _ in range(5)]
         return DepthGatedLSTMParams(
@@ -125,16 +127,21 @@ class DepthGatedLSTM(Cell):
         carry: LSTMCarry,
         z: DepthGatedLSTMGates,
         u: DepthGatedLSTMGates,
-    ) -> tuple[LSTMCarry, jax.Array]:
-        f = sigmoid(z.f + u.f + params.p_f * carry.c)
-        i = sigmoid(z.i + u.i + params.p_i * carry.c)
-        g = place("candidate", jnp.tanh(z.g + u.g))
-        c = f * carry.c + i * g
+    ) -> LSTMCarry:
+        d = None
         if z.below is not None:
-            d = sigmoid(z.d + params.p_d * carry.c + params.p_below * z.below)
+            d = tap("d", sigmoid(z.d + params.p_d * carry.c + params.p_below * z.below))
+        i = tap("i", sigmoid(z.i + u.i + params.p_i * carry.c))
+        f = tap("f", sigmoid(z.f + u.f + params.p_f * carry.c))
+        g = tap("g", jnp.tanh(z.g + u.g), role="candidate")
+        c = f * carry.c + i * g
+        if d is not None:
             c = c + d * z.below
-            record(d=d)
-        o = sigmoid(z.o + u.o + params.p_o * c)
-        h = o * jnp.tanh(place("shown", c))
-        record(i=i, f=f, g=g, o=o)
-        return LSTMCarry(h, c), h
+        o = tap("o", sigmoid(z.o + u.o + params.p_o * c))
+        h = o * jnp.tanh(tap("", c, role="cell_state"))
+        return LSTMCarry(h, c)
+
+    def readout(
+        self, params: DepthGatedLSTMParams, carry: LSTMCarry, z: DepthGatedLSTMGates
+    ) -> jax.Array:
+        return carry.h

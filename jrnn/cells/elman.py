@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, record
+from jrnn.cell import Cell
 from jrnn.cells.common import ACTIVATIONS, affine
+from jrnn.taps import tap
 
 
 class ElmanParams(NamedTuple):
-    """Weights of the one candidate."""
+    """Weights of the state."""
 
     w_ih: jax.Array  # [input, hidden]
     w_hh: jax.Array  # [hidden, hidden]
@@ -22,20 +23,20 @@ class ElmanParams(NamedTuple):
 
 @dataclass(frozen=True)
 class Elman(Cell):
-    r"""The simple recurrent network, without any gate.
+    r"""The simple recurrent network, without gates.
 
     ::
 
         h' = activation(W x + U h + b),   y = h'
 
-    With `identity` it begins as the IRNN does: U = identity · I and W from N(0, 0.001²), so that at
-    first, with relu and identity=1, a state that is written stays as it is.
+    With `identity` it is initialised as the IRNN: U = identity · I and W from N(0, 0.001²). With
+    relu and identity=1 the initial network then keeps its state unchanged.
 
     Args:
       hidden_size: number of units.
       activation: "tanh", "relu" or "sigmoid"; the IRNN has "relu".
-      identity: if given, the scale of the identity matrix that U begins as: 1 in the IRNN, less,
-        such as 0.01, where memories should be short; else U is orthogonal.
+      identity: if given, U is initialised to the identity matrix times this scale: 1 in the IRNN,
+        or less, such as 0.01, for short memories. By default U is orthogonal.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `activation` is unknown, or `identity` is not
@@ -64,13 +65,10 @@ class Elman(Cell):
         if self.identity is not None:
             checks.positive_number("Elman", "identity", self.identity)
 
-    @property
-    def kernel(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def kernel_name(self) -> str:
         return f"elman-{self.activation}"
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> ElmanParams:
-        dtype = checks.float_dtype("Elman.init", dtype)
-        checks.positive_int("Elman.init", "input_size", input_size)
         key_ih, key_hh = jax.random.split(key)
         return ElmanParams(
             w_ih=self._init_input(key_ih, input_size, dtype),
@@ -100,7 +98,5 @@ class Elman(Cell):
 
     def update(
         self, params: ElmanParams, carry: jax.Array, z: jax.Array, u: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        h = ACTIVATIONS[self.activation](z + u)
-        record(h=h)
-        return h, h
+    ) -> jax.Array:
+        return tap("h", ACTIVATIONS[self.activation](z + u))

@@ -1,4 +1,4 @@
-"""FastGRNN: a gated cell with the weights of one that is not gated."""
+"""FastGRNN: a gated cell whose gate and candidate share their weights."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,12 +9,13 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, place, record
+from jrnn.cell import Cell
 from jrnn.cells.common import product
+from jrnn.taps import tap
 
 
 class FastGRNNParams(NamedTuple):
-    """Weights that the gate and the candidate share, and a bias for each: z, n."""
+    """Weights that the gate and the candidate share, and their biases in the order z, n."""
 
     w_ih: jax.Array  # [input, hidden]
     w_hh: jax.Array  # [hidden, hidden]
@@ -24,7 +25,7 @@ class FastGRNNParams(NamedTuple):
 
 
 class FastGRNNGates(NamedTuple):
-    """What the input gives to the gate and to the candidate, each `[..., hidden]`."""
+    """Pre-activations of the gate and of the candidate from the input, each `[..., hidden]`."""
 
     z: jax.Array
     n: jax.Array
@@ -32,7 +33,7 @@ class FastGRNNGates(NamedTuple):
 
 @dataclass(frozen=True)
 class FastGRNN(Cell):
-    r"""FastGRNN: a gate and a candidate out of the same two products, and two learned scalars.
+    r"""FastGRNN: a gate and a candidate from the same two products, and two learned scalars.
 
     ::
 
@@ -41,12 +42,13 @@ class FastGRNN(Cell):
         n = tanh(a + b_n)                                   candidate
         h' = (sigmoid(zeta) * (1 - z) + sigmoid(nu)) * n + z * h,   y = h'
 
-    As in the code of its authors zeta begins at 1, nu at -4 and both biases at 1; there the weights
-    begin as N(0, 0.1²), and here as those of the other cells. The weights are of full rank.
+    As in the authors' code, zeta is initialised to 1, nu to -4 and both biases to 1. The weights
+    have full rank and are initialised as those of the other cells; that code draws them from
+    N(0, 0.1²).
 
     Args:
       hidden_size: number of units.
-      forget_bias: starting value of b_z.
+      forget_bias: initial value of b_z.
       t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_z = log U[1,
         t_max - 1], in place of `forget_bias`.
 
@@ -79,8 +81,6 @@ class FastGRNN(Cell):
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> FastGRNNParams:
-        dtype = checks.float_dtype("FastGRNN.init", dtype)
-        checks.positive_int("FastGRNN.init", "input_size", input_size)
         key_ih, key_hh, key_b = jax.random.split(key, 3)
         keep = initializers.keeping(key_b, self.hidden_size, self.t_max, self.forget_bias, dtype)
         return FastGRNNParams(
@@ -104,10 +104,8 @@ class FastGRNN(Cell):
 
     def update(
         self, params: FastGRNNParams, carry: jax.Array, z: FastGRNNGates, u: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        keep = sigmoid(z.z + u)
-        n = place("candidate", jnp.tanh(z.n + u))
+    ) -> jax.Array:
+        keep = tap("z", sigmoid(z.z + u))
+        n = tap("n", jnp.tanh(z.n + u), role="candidate")
         write = sigmoid(params.zeta) * (1 - keep) + sigmoid(params.nu)
-        h = write * n + keep * carry
-        record(z=keep, n=n)
-        return h, h
+        return write * n + keep * carry

@@ -9,21 +9,22 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, Recurrence, place, record
+from jrnn.cell import Cell
 from jrnn.cells.common import affine, recurrent, split
+from jrnn.taps import tap
 
 
 class GRUParams(NamedTuple):
-    """Weights with the gates side by side in the order r, z, n."""
+    """Weights with the gates concatenated in the order r, z, n."""
 
     w_ih: jax.Array  # [input, 3·hidden]
     w_hh: jax.Array  # [hidden, 3·hidden], or [heads, hidden/heads, 3·hidden/heads]
     b: jax.Array  # [3·hidden]
-    b_hn: jax.Array | None = None  # [hidden], with reset_after alone
+    b_hn: jax.Array | None = None  # [hidden], only with reset_after
 
 
 class GRUGates(NamedTuple):
-    """Pre-activations of the gates, each `[..., hidden]`; u has no n where r acts first."""
+    """Pre-activations of the gates, each `[..., hidden]`; u has no n with reset_after=False."""
 
     r: jax.Array
     z: jax.Array
@@ -32,29 +33,30 @@ class GRUGates(NamedTuple):
 
 @dataclass(frozen=True)
 class GRU(Cell):
-    r"""The GRU: one update gate in place of forget and input, one state in place of two.
+    r"""The GRU: one update gate in place of forget and input gate, one state in place of two.
 
     ::
 
-        r = sigmoid(W_r x + U_r h + b_r)                    reset: what of the past shows
+        r = sigmoid(W_r x + U_r h + b_r)                    reset: what to use of the state
         z = sigmoid(W_z x + U_z h + b_z)                    update: what to keep
         n = tanh(W_n x + b_n + r * (U_n h + b_hn))          candidate, reset_after=True
         n = tanh(W_n x + b_n + U_n (r * h))                 candidate, reset_after=False
         h' = (1 - z) * n + z * h,   y = h'
 
-    `reset_after=True` is the convention of PyTorch and cuDNN, and the faster one;
-    `reset_after=False` that of the first paper, with its matrix product inside `update`.
+    `reset_after=True` is the convention of PyTorch and cuDNN, and the faster one.
+    `reset_after=False` is that of the first paper: `update` holds the product with r * h, so it is
+    not elementwise.
 
-    With `heads` above 1 each U is block-diagonal: a unit hears the past of its own head alone.
+    With `heads` above 1 each U is block-diagonal: a unit depends only on the units of its own head.
 
     Args:
       hidden_size: number of units.
       reset_after: whether the reset gate acts after the product with U_n, or before it.
       t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_z = log U[1,
         t_max - 1].
-      heads: number of blocks on the diagonal of each U; it divides `hidden_size`. `recurrence`
-        stays "dense", as no engine knows blocks of several units, but with one unit to a head,
-        where it is "diagonal".
+      heads: number of blocks on the diagonal of each U; must divide `hidden_size`. With one unit
+        in each head, every unit depends only on itself, and `update` is elementwise in both
+        conventions.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `t_max` is below 3, or `heads` does not
@@ -84,21 +86,10 @@ class GRU(Cell):
             checks.t_max("GRU", self.t_max)
         checks.divides("GRU", "heads", self.heads, "hidden_size", self.hidden_size)
 
-    @property
-    def recurrence(self) -> Recurrence:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return "diagonal" if self.heads == self.hidden_size > 1 else "dense"
-
-    @property
-    def pointwise(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.reset_after
-
-    @property
-    def kernel(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def kernel_name(self) -> str | None:
         return "gru" if self.reset_after and self.heads == 1 else None
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> GRUParams:
-        dtype = checks.float_dtype("GRU.init", dtype)
-        checks.positive_int("GRU.init", "input_size", input_size)
         key_ih, key_hh, key_b = jax.random.split(key, 3)
         zeros = jnp.zeros((self.hidden_size,), dtype)
         b_hn = jnp.zeros((self.hidden_size,), dtype) if self.reset_after else None
@@ -121,24 +112,20 @@ class GRU(Cell):
     def recur(self, params: GRUParams, carry: jax.Array) -> GRUGates:
         if self.reset_after:
             return recurrent(carry, params.w_hh, GRUGates, ("r", "z", "n"))
-        gates, _ = self._parted(params)
+        gates, _ = self._split_weights(params)
         return recurrent(carry, gates, GRUGates, ("r", "z"))
 
-    def update(
-        self, params: GRUParams, carry: jax.Array, z: GRUGates, u: GRUGates
-    ) -> tuple[jax.Array, jax.Array]:
-        reset = sigmoid(z.r + u.r)
-        keep = sigmoid(z.z + u.z)
+    def update(self, params: GRUParams, carry: jax.Array, z: GRUGates, u: GRUGates) -> jax.Array:
+        reset = tap("r", sigmoid(z.r + u.r))
+        keep = tap("z", sigmoid(z.z + u.z))
         if self.reset_after:
             past = reset * (u.n + params.b_hn)
         else:
-            _, candidate = self._parted(params)
+            _, candidate = self._split_weights(params)
             past = recurrent(reset * carry, candidate, GRUGates, ("n",)).n
-        n = place("candidate", jnp.tanh(z.n + past))
-        h = (1 - keep) * n + keep * carry
-        record(r=reset, z=keep, n=n)
-        return h, h
+        n = tap("n", jnp.tanh(z.n + past), role="candidate")
+        return (1 - keep) * n + keep * carry
 
-    def _parted(self, params: GRUParams) -> list[jax.Array]:
+    def _split_weights(self, params: GRUParams) -> list[jax.Array]:
         """The recurrent weights of r and z, and those of n."""
         return jnp.split(params.w_hh, [2 * self.hidden_size // self.heads], axis=-1)

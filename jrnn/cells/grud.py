@@ -1,4 +1,4 @@
-"""GRU-D: the GRU for series with holes, whose memories decay while nothing is observed."""
+"""GRU-D: the GRU for series with missing values, whose state decays between observations."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,16 +9,17 @@ from jax.nn import relu, sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, place, record
+from jrnn.cell import Cell
 from jrnn.cells.common import product, split
+from jrnn.taps import tap
 
 
 class Observed(NamedTuple):
-    """One step of a series with holes, each `[..., input]`.
+    """One step of a series with missing values, each `[..., input]`.
 
     Attributes:
-      x: what was observed; where nothing was, any finite number, such as 0.
-      mask: 1 where it was observed, else 0.
+      x: the observed values; any finite number, such as 0, where a value is missing.
+      mask: 1 where the value was observed, else 0.
       since: time since the last observation of this variable before this step.
     """
 
@@ -28,7 +29,7 @@ class Observed(NamedTuple):
 
 
 class GRUDCarry(NamedTuple):
-    """Hidden state `h [..., hidden]` and what was last observed, `x [..., input]`."""
+    """Hidden state `h [..., hidden]` and the values last observed, `x [..., input]`."""
 
     h: jax.Array
     x: jax.Array
@@ -49,37 +50,38 @@ class GRUDParams(NamedTuple):
 
 
 class GRUDGates(NamedTuple):
-    """What the mask gives to each gate `[..., hidden]`, the decays, and what is observed."""
+    """Pre-activations from the mask `[..., hidden]`, the decays, and the observed values."""
 
     r: jax.Array
     z: jax.Array
     n: jax.Array
     decay_h: Any  # [..., hidden]
     decay_x: Any  # [..., input]
-    seen: Any  # [..., input]: x * mask
-    hole: Any  # [..., input]: 1 - mask
+    observed: Any  # [..., input]: x * mask
+    missing: Any  # [..., input]: 1 - mask
 
 
 @dataclass(frozen=True)
 class GRUD(Cell):
-    r"""The GRU with decay: where nothing is observed, its input and its state fade with time.
+    r"""The GRU with decay: its input and its state decay with the time since an observation.
 
     With an input x, its mask m and the time s since each variable was last observed::
 
         a = exp(-max(0, w_x * s + b_x))                     decay of each variable ...
         k = exp(-max(0, W_h s + b_h))                       ... and of each unit
-        x^ = m * x + (1 - m) * (a * x_last + (1 - a) * mean)       the input without holes
-        h^ = k * h                                          the state as time has left it
+        x^ = m * x + (1 - m) * (a * x_last + (1 - a) * mean)       the imputed input
+        h^ = k * h                                          the decayed state
         r = sigmoid(W_r x^ + U_r h^ + V_r m + b_r)          reset: what of the past shows
         z = sigmoid(W_z x^ + U_z h^ + V_z m + b_z)          update: what to keep
         n = tanh(W_n x^ + U_n (r * h^) + V_n m + b_n)       candidate
         h' = (1 - z) * n + z * h^,   y = h'
         x_last' = m * x + (1 - m) * x_last
 
-    z keeps, as in `GRU`; in the paper it writes, the same cell with the weights of z negated. The
-    mean of the variables is a parameter, `mean`: 0 at the start, as that of standardised data; of
-    other data put it there. Before anything is observed it is x_last as well. All products with
-    the state or with x^ are in `update`.
+    z is the weight of the old state, as in `GRU`; in the paper it is that of the candidate, which
+    is the same cell with the weights of z negated. The mean of the variables is a parameter,
+    `mean`, initialised to 0 for standardised data; set it for other data. It is also the first
+    x_last.
+    `update` holds the products with x^, h^ and r * h^, so it is not elementwise.
 
     Inputs are `Observed(x, mask, since)`.
 
@@ -103,22 +105,19 @@ class GRUD(Cell):
     """
 
     hidden_size: int
-    pointwise = False
-    affine_gates = False
 
     def __post_init__(self) -> None:
         checks.positive_int("GRUD", "hidden_size", self.hidden_size)
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> GRUDParams:
-        dtype, hidden = checks.float_dtype("GRUD.init", dtype), self.hidden_size
-        checks.positive_int("GRUD.init", "input_size", input_size)
+        hidden = self.hidden_size
         key_ih, key_hh, key_mh, key_x, key_h = jax.random.split(key, 5)
         return GRUDParams(
             w_ih=initializers.input_weights(key_ih, input_size, hidden, 3, dtype),
             w_hh=initializers.recurrent_weights(key_hh, hidden, 3, dtype),
             w_mh=initializers.input_weights(key_mh, input_size, hidden, 3, dtype),
             b=jnp.zeros((3 * hidden,), dtype),
-            # Above 0, so that variables begin to decay: below it a decay has no gradient.
+            # Positive, because the decay of a negative one has no gradient.
             w_decay_x=initializers.uniform(key_x, input_size, 0.0, 1.0, dtype),
             b_decay_x=jnp.zeros((input_size,), dtype),
             w_decay_h=initializers.input_weights(key_h, input_size, hidden, 1, dtype),
@@ -141,31 +140,31 @@ class GRUD(Cell):
         return gates._replace(
             decay_h=jnp.exp(-relu(product(self, x.since, params.w_decay_h) + params.b_decay_h)),
             decay_x=jnp.exp(-relu(x.since * params.w_decay_x + params.b_decay_x)),
-            seen=x.mask * x.x,
-            hole=1 - x.mask,
+            observed=x.mask * x.x,
+            missing=1 - x.mask,
         )
 
     def recur(self, params: GRUDParams, carry: GRUDCarry) -> None:
         return None
 
-    def update(
-        self, params: GRUDParams, carry: GRUDCarry, z: GRUDGates, u: None
-    ) -> tuple[GRUDCarry, jax.Array]:
-        guess = z.decay_x * carry.x + (1 - z.decay_x) * params.mean
-        given = split((z.seen + z.hole * guess) @ params.w_ih, GRUDGates, ("r", "z", "n"))
-        left, gates = z.decay_h * carry.h, 2 * self.hidden_size
-        past = split(left @ params.w_hh[:, :gates], GRUDGates, ("r", "z"))
-        reset = sigmoid(z.r + given.r + past.r)
-        keep = sigmoid(z.z + given.z + past.z)
-        n = jnp.tanh(z.n + given.n + (reset * left) @ params.w_hh[:, gates:])
-        n = place("candidate", n)
-        h = (1 - keep) * n + keep * left
-        record(r=reset, z=keep, n=n)
-        return GRUDCarry(h, z.seen + z.hole * carry.x), h
+    def update(self, params: GRUDParams, carry: GRUDCarry, z: GRUDGates, u: None) -> GRUDCarry:
+        imputed = z.decay_x * carry.x + (1 - z.decay_x) * params.mean
+        x = split((z.observed + z.missing * imputed) @ params.w_ih, GRUDGates, ("r", "z", "n"))
+        decayed, gates = z.decay_h * carry.h, 2 * self.hidden_size
+        past = split(decayed @ params.w_hh[:, :gates], GRUDGates, ("r", "z"))
+        reset = tap("r", sigmoid(z.r + x.r + past.r))
+        keep = tap("z", sigmoid(z.z + x.z + past.z))
+        n = jnp.tanh(z.n + x.n + (reset * decayed) @ params.w_hh[:, gates:])
+        n = tap("n", n, role="candidate")
+        h = (1 - keep) * n + keep * decayed
+        return GRUDCarry(h, z.observed + z.missing * carry.x)
+
+    def readout(self, params: GRUDParams, carry: GRUDCarry, z: GRUDGates) -> jax.Array:
+        return carry.h
 
 
 def _check(x: Any, input_size: int) -> None:
-    """Refuses inputs that are no `Observed` of the right size."""
+    """Raises unless the input is an `Observed` of the right size."""
     if not isinstance(x, Observed):
         raise ValueError(
             "GRUD: an input must be jrnn.Observed(x, mask, since), each [..., input], got "

@@ -1,4 +1,4 @@
-"""The independently recurrent network: each unit sees its own past alone."""
+"""The independently recurrent network: each unit depends only on its own past."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, record
+from jrnn.cell import Cell
 from jrnn.cells.common import ACTIVATIONS, affine
+from jrnn.taps import tap
 
 
 class IndRNNParams(NamedTuple):
@@ -22,21 +23,21 @@ class IndRNNParams(NamedTuple):
 
 @dataclass(frozen=True)
 class IndRNN(Cell):
-    r"""The simple recurrent network with a diagonal recurrence; units meet between layers.
+    r"""The simple recurrent network with a diagonal recurrence; layers mix the units.
 
     ::
 
         h' = activation(W x + w_hh * h + b),   y = h'
 
-    Over T steps a gradient of a unit grows as |w_hh|^T. The paper keeps it between epsilon and
-    gamma by |w_hh| in [epsilon^(1/T), gamma^(1/T)]. w_hh begins uniform in [0, 1], so that units
-    remember for different times; with `t_max` uniform in that range for T = t_max, epsilon = 1/2
-    and gamma = 2, so that all of them remember so long.
+    Over T steps the gradient of a unit grows as |w_hh|^T. The paper keeps it between epsilon and
+    gamma by |w_hh| in [epsilon^(1/T), gamma^(1/T)]. w_hh is initialised uniformly in [0, 1], so
+    that units remember for different times; with `t_max`, uniformly in the range above for
+    T = t_max, epsilon = 1/2 and gamma = 2, so that all units remember for that long.
 
     Args:
       hidden_size: number of units.
       activation: "relu", "tanh" or "sigmoid".
-      t_max: if given, w_hh begins uniform in [2^(-1/t_max), 2^(1/t_max)].
+      t_max: if given, w_hh is initialised uniformly in [2^(-1/t_max), 2^(1/t_max)].
 
     Raises:
       ValueError: `hidden_size` or `t_max` is not a positive int, or `activation` is unknown.
@@ -56,7 +57,6 @@ class IndRNN(Cell):
     hidden_size: int
     activation: Literal["relu", "tanh", "sigmoid"] = "relu"
     t_max: int | None = None
-    recurrence = "diagonal"
 
     def __post_init__(self) -> None:
         checks.positive_int("IndRNN", "hidden_size", self.hidden_size)
@@ -65,8 +65,6 @@ class IndRNN(Cell):
             checks.positive_int("IndRNN", "t_max", self.t_max)
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> IndRNNParams:
-        dtype = checks.float_dtype("IndRNN.init", dtype)
-        checks.positive_int("IndRNN.init", "input_size", input_size)
         key_ih, key_hh = jax.random.split(key)
         return IndRNNParams(
             w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 1, dtype),
@@ -76,7 +74,7 @@ class IndRNN(Cell):
 
     @property
     def _range(self) -> tuple[float, float]:
-        """Where the recurrent weights begin."""
+        """The range of the initial recurrent weights."""
         return (0, 1) if self.t_max is None else (2 ** (-1 / self.t_max), 2 ** (1 / self.t_max))
 
     def init_carry(self, params: IndRNNParams, batch_shape: tuple[int, ...]) -> jax.Array:
@@ -88,9 +86,5 @@ class IndRNN(Cell):
     def recur(self, params: IndRNNParams, carry: jax.Array) -> None:
         return None
 
-    def update(
-        self, params: IndRNNParams, carry: jax.Array, z: jax.Array, u: None
-    ) -> tuple[jax.Array, jax.Array]:
-        h = ACTIVATIONS[self.activation](z + params.w_hh * carry)
-        record(h=h)
-        return h, h
+    def update(self, params: IndRNNParams, carry: jax.Array, z: jax.Array, u: None) -> jax.Array:
+        return tap("h", ACTIVATIONS[self.activation](z + params.w_hh * carry))

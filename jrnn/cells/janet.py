@@ -1,4 +1,4 @@
-"""JANET: the LSTM with its forget gate alone."""
+"""JANET: the LSTM with only its forget gate."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,8 +9,9 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, place, record
+from jrnn.cell import Cell
 from jrnn.cells.common import affine, split
+from jrnn.taps import tap
 
 
 class JANETParams(NamedTuple):
@@ -30,7 +31,7 @@ class JANETGates(NamedTuple):
 
 @dataclass(frozen=True)
 class JANET(Cell):
-    r"""Just another network: an LSTM of which the forget gate alone is left.
+    r"""Just another network: an LSTM with only a forget gate.
 
     ::
 
@@ -44,14 +45,14 @@ class JANET(Cell):
 
     Args:
       hidden_size: number of units.
-      beta: how far writing runs ahead of forgetting; a constant, not learned.
-      forget_bias: starting value of b_f; at 1 the cell remembers from the start.
+      beta: offset of the input gate against the forget gate; a constant, not learned.
+      forget_bias: initial value of b_f; with 1 the cell remembers from the start.
       t_max: if given, chrono initialisation for dependencies up to `t_max` steps, as in the paper:
         b_f = log U[1, t_max - 1], in place of `forget_bias`.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, `beta` is no finite number, `t_max` is below
-        3, or both `t_max` and a `forget_bias` of your own are given.
+      ValueError: `hidden_size` is not a positive int, `beta` is not a finite number, `t_max` is
+        below 3, or both `t_max` and a `forget_bias` of your own are given.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = JANET(hidden_size=4, t_max=100)
@@ -78,8 +79,6 @@ class JANET(Cell):
             checks.t_max("JANET", self.t_max, forget_bias=self.forget_bias, default=1.0)
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> JANETParams:
-        dtype = checks.float_dtype("JANET.init", dtype)
-        checks.positive_int("JANET.init", "input_size", input_size)
         key_ih, key_hh, key_b = jax.random.split(key, 3)
         keep = initializers.keeping(key_b, self.hidden_size, self.t_max, self.forget_bias, dtype)
         return JANETParams(
@@ -99,11 +98,9 @@ class JANET(Cell):
 
     def update(
         self, params: JANETParams, carry: jax.Array, z: JANETGates, u: JANETGates
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> jax.Array:
         s = z.f + u.f
-        f = sigmoid(s)
-        i = sigmoid(self.beta - s)
-        g = place("candidate", jnp.tanh(z.g + u.g))
-        h = f * carry + i * g
-        record(f=f, i=i, g=g)
-        return h, h
+        f = tap("f", sigmoid(s))
+        i = tap("i", sigmoid(self.beta - s))
+        g = tap("g", jnp.tanh(z.g + u.g), role="candidate")
+        return f * carry + i * g

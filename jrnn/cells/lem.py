@@ -1,4 +1,4 @@
-"""Long expressive memory: two states, each with a step of time of its own for every unit."""
+"""Long expressive memory: two states, each with its own learned time step for every unit."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,12 +9,13 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, place, record
+from jrnn.cell import Cell
 from jrnn.cells.common import affine, split
+from jrnn.taps import tap
 
 
 class LEMCarry(NamedTuple):
-    """The state that is shown, `y [..., hidden]`, and the memory, `z [..., hidden]`."""
+    """The state that is the output, `y [..., hidden]`, and the memory, `z [..., hidden]`."""
 
     y: jax.Array
     z: jax.Array
@@ -24,12 +25,12 @@ class LEMParams(NamedTuple):
     """Weights with the gates side by side: dt, dt_bar, z, y."""
 
     w_ih: jax.Array  # [input, 4·hidden]
-    w_hh: jax.Array  # [hidden, 4·hidden]: the first three of y, the last of the new z
+    w_hh: jax.Array  # [hidden, 4·hidden]: the first three act on y, the last on the new z
     b: jax.Array  # [4·hidden]
 
 
 class LEMGates(NamedTuple):
-    """Pre-activations of the gates, each `[..., hidden]`; u has no y, for that sees the new z."""
+    """Pre-activations, each `[..., hidden]`; u has no y, whose product is in `update`."""
 
     dt: jax.Array
     dt_bar: jax.Array
@@ -39,21 +40,22 @@ class LEMGates(NamedTuple):
 
 @dataclass(frozen=True)
 class LEM(Cell):
-    r"""Long expressive memory: a system of two time scales, both of them learned.
+    r"""Long expressive memory: a system with two learned time scales.
 
     ::
 
-        s = dt * sigmoid(W_1 y + V_1 x + b_1)               steps of the memory, for each unit ...
+        s = dt * sigmoid(W_1 y + V_1 x + b_1)               time steps of the memory ...
         r = dt * sigmoid(W_2 y + V_2 x + b_2)               ... and of the state (dt_bar)
         z' = (1 - s) * z + s * tanh(W_z y + V_z x + b_z)    memory
         y' = (1 - r) * y + r * tanh(W_y z' + V_y x + b_y)   state, which is the output
 
-    The product of the new memory z' with W_y is within `update`. Some packages take the old z
-    there; the paper and the code of its authors take the new one.
+    `update` holds the product with the new memory z', so it is not elementwise. Some packages take
+    the old z there; the paper and its authors' code take the new one.
 
     Args:
       hidden_size: number of units of each state.
-      dt: the largest step; at 1 each state is an average of its past and its candidate.
+      dt: the largest time step; with 1 each new state is an average of the old one and the
+        candidate.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, or `dt` is not above 0.
@@ -71,15 +73,12 @@ class LEM(Cell):
 
     hidden_size: int
     dt: float = 1.0
-    pointwise = False
 
     def __post_init__(self) -> None:
         checks.positive_int("LEM", "hidden_size", self.hidden_size)
         checks.positive_number("LEM", "dt", self.dt)
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> LEMParams:
-        dtype = checks.float_dtype("LEM.init", dtype)
-        checks.positive_int("LEM.init", "input_size", input_size)
         key_ih, key_hh = jax.random.split(key)
         return LEMParams(
             w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 4, dtype),
@@ -99,14 +98,14 @@ class LEM(Cell):
             carry.y @ params.w_hh[:, : 3 * self.hidden_size], LEMGates, LEMGates._fields[:3]
         )
 
-    def update(
-        self, params: LEMParams, carry: LEMCarry, z: LEMGates, u: LEMGates
-    ) -> tuple[LEMCarry, jax.Array]:
-        dt = self.dt * sigmoid(z.dt + u.dt)
-        dt_bar = self.dt * sigmoid(z.dt_bar + u.dt_bar)
-        n = place("candidate", jnp.tanh(z.z + u.z))
+    def update(self, params: LEMParams, carry: LEMCarry, z: LEMGates, u: LEMGates) -> LEMCarry:
+        dt = tap("dt", self.dt * sigmoid(z.dt + u.dt))
+        dt_bar = tap("dt_bar", self.dt * sigmoid(z.dt_bar + u.dt_bar))
+        n = tap("n", jnp.tanh(z.z + u.z), role="candidate")
         memory = (1 - dt) * carry.z + dt * n
-        shown = jnp.tanh(z.y + memory @ params.w_hh[:, 3 * self.hidden_size :])
-        y = (1 - dt_bar) * carry.y + dt_bar * shown
-        record(dt=dt, dt_bar=dt_bar, n=n)
-        return LEMCarry(y, memory), y
+        candidate = jnp.tanh(z.y + memory @ params.w_hh[:, 3 * self.hidden_size :])
+        y = (1 - dt_bar) * carry.y + dt_bar * candidate
+        return LEMCarry(y, memory)
+
+    def readout(self, params: LEMParams, carry: LEMCarry, z: LEMGates) -> jax.Array:
+        return carry.y

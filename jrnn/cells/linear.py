@@ -1,4 +1,4 @@
-"""Linear recurrences with weights that no input changes: the linear recurrent unit."""
+"""The linear recurrent unit: a linear recurrence whose decay does not depend on the input."""
 
 import math
 from dataclasses import dataclass
@@ -10,12 +10,13 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, record
-from jrnn.cells.common import advance, product, split
+from jrnn.cell import Cell, Diagonal
+from jrnn.cells.common import product, split
+from jrnn.taps import tap
 
 
 class LRUParams(NamedTuple):
-    """Weights, all of them real: complex ones are in two parts."""
+    """Weights, all real: complex ones are held as their real and imaginary parts."""
 
     w_ih: jax.Array  # [input, 3·hidden]: Re B, Im B, D
     nu_log: jax.Array  # [hidden]
@@ -26,7 +27,7 @@ class LRUParams(NamedTuple):
 
 
 class LRUGates(NamedTuple):
-    """What the input gives, each `[..., hidden]`: the two parts of B x, and D x."""
+    """Real and imaginary part of B x, and D x, each `[..., hidden]`."""
 
     re: jax.Array
     im: jax.Array
@@ -35,27 +36,28 @@ class LRUGates(NamedTuple):
 
 @dataclass(frozen=True)
 class LRU(Cell):
-    r"""The linear recurrent unit: complex states that turn and decay, each at its own rate.
+    r"""The linear recurrent unit: complex states that rotate and decay, each at its own rate.
 
     ::
 
-        lambda = exp(-exp(nu_log) + i exp(theta_log))       |lambda| < 1, whatever is learned
+        lambda = exp(-exp(nu_log) + i exp(theta_log))       |lambda| < 1 for all parameters
         s' = lambda * s + exp(gamma_log) * (B x)            complex state
         y = Re(C s') + D x                                  real output
 
     The state is complex64, or complex128 with float64 parameters; parameters are real. Gradients
-    by it are in JAX's convention, dL/dRe - i dL/dIm. `update` holds the product with C. As in the
-    paper it is one linear layer: what is not linear comes between layers.
+    with respect to the state follow JAX's convention, dL/dRe - i dL/dIm. `readout` holds the
+    product with C. As in the paper the cell is one linear layer: nonlinearities come between
+    layers.
 
-    B begins as N(0, 1/(2·input)) in both parts and C as N(0, 1/hidden), as in the code of the
-    paper's appendix; D as N(0, 1/input), for it is a matrix here, where output and input may differ
-    in size, and a diagonal there.
+    Both parts of B are initialised from N(0, 1/(2·input)) and those of C from N(0, 1/hidden), as in
+    the code of the paper's appendix, and D from N(0, 1/input). D is a diagonal in the paper; here
+    it is a matrix, since output and input may differ in size.
 
     Args:
       hidden_size: number of complex states, and of outputs.
-      r_min: least |lambda| at the start.
-      r_max: greatest |lambda| at the start; near 1 the cell remembers for long.
-      max_phase: greatest angle of lambda at the start, in radians; small for long sequences.
+      r_min: smallest initial |lambda|.
+      r_max: largest initial |lambda|; close to 1 for long memories.
+      max_phase: largest initial angle of lambda, in radians; small for long sequences.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, not 0 <= r_min < r_max <= 1, or `max_phase`
@@ -76,8 +78,6 @@ class LRU(Cell):
     r_min: float = 0.0
     r_max: float = 1.0
     max_phase: float = 2 * math.pi
-    recurrence = "linear"
-    pointwise = False
 
     def __post_init__(self) -> None:
         checks.positive_int("LRU", "hidden_size", self.hidden_size)
@@ -93,8 +93,6 @@ class LRU(Cell):
             )
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> LRUParams:
-        dtype = checks.float_dtype("LRU.init", dtype)
-        checks.positive_int("LRU.init", "input_size", input_size)
         key_b, key_c, key_d, key_ring = jax.random.split(key, 4)
         hidden = self.hidden_size
         normal = lambda variance: jax.nn.initializers.normal(math.sqrt(variance))
@@ -115,22 +113,25 @@ class LRU(Cell):
     def recur(self, params: LRUParams, carry: jax.Array) -> None:
         return None
 
-    def coefficients(  # pyright: ignore[reportIncompatibleVariableOverride]
-        self, params: LRUParams, z: LRUGates
-    ) -> tuple[jax.Array, jax.Array]:
-        decay, angle = jnp.exp(wide(params.nu_log)), jnp.exp(wide(params.theta_log))
-        taken_in = jnp.exp(wide(params.gamma_log)) * lax.complex(wide(z.re), wide(z.im))
-        return jnp.exp(lax.complex(-decay, angle)), taken_in
+    def coefficients(self, params: LRUParams, z: LRUGates) -> Diagonal:
+        nu, theta, gamma = (
+            jnp.exp(at_least_float32(log))
+            for log in (params.nu_log, params.theta_log, params.gamma_log)
+        )
+        b = gamma * lax.complex(at_least_float32(z.re), at_least_float32(z.im))
+        return Diagonal(jnp.exp(lax.complex(-nu, theta)), b)
 
-    def update(
-        self, params: LRUParams, carry: jax.Array, z: LRUGates, u: None
-    ) -> tuple[jax.Array, jax.Array]:
-        s = advance(self.coefficients(params, z), carry)
-        record(re=s.real, im=s.imag)
-        y = s.real @ params.c_re - s.imag @ params.c_im + z.d
-        return s, y.astype(z.d.dtype)
+    def update(self, params: LRUParams, carry: jax.Array, z: LRUGates, u: None) -> jax.Array:
+        s = self.coefficients(params, z).apply(carry)
+        tap("re", s.real)
+        tap("im", s.imag)
+        return s
+
+    def readout(self, params: LRUParams, carry: jax.Array, z: LRUGates) -> jax.Array:
+        y = carry.real @ params.c_re - carry.imag @ params.c_im + z.d
+        return y.astype(z.d.dtype)
 
 
-def wide(a: jax.Array) -> jax.Array:
-    """At least float32: there are no complex numbers of half precision."""
+def at_least_float32(a: jax.Array) -> jax.Array:
+    """The array in float32 or wider: there are no complex numbers of half precision."""
     return a.astype(jnp.promote_types(a.dtype, jnp.float32))

@@ -1,4 +1,4 @@
-"""Long short-term memory, with a switch for each part of it, projection, and heads."""
+"""Long short-term memory, with options for each of its parts, projection and heads."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,20 +9,21 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, Recurrence, place, record
+from jrnn.cell import Cell, Traits
 from jrnn.cells.common import affine, recurrent, split
 from jrnn.cells.lstm_switches import ACTIVATIONS, LSTMActivation, check_switches
+from jrnn.taps import tap
 
 
 class LSTMCarry(NamedTuple):
-    """Hidden state `h [..., hidden]`, or `[..., proj]`, and cell state `c [..., hidden]`."""
+    """Hidden state `h`, before any projection, and cell state `c`, each `[..., hidden]`."""
 
     h: jax.Array
     c: jax.Array
 
 
 class LSTMGateCarry(NamedTuple):
-    """The states of `LSTMCarry`, and the gates of the step before, each `[..., hidden]`."""
+    """The states of `LSTMCarry` and the gates of the previous step, each `[..., hidden]`."""
 
     h: jax.Array
     c: jax.Array
@@ -32,9 +33,10 @@ class LSTMGateCarry(NamedTuple):
 
 
 class LSTMParams(NamedTuple):
-    """Weights with the gates side by side: i, f, g, o without those that are not there (G of them).
+    """Weights of the G gates that exist, concatenated in the order i, f, g, o.
 
-    With heads, w_hh is `[heads, proj/heads, G·hidden/heads]`, and w_gates has such blocks too.
+    With heads, w_hh is `[heads, hidden/heads, G·hidden/heads]`, or `[heads, proj/heads, ...]`, and
+    w_gates has such blocks too.
     """
 
     w_ih: jax.Array  # [input, G·hidden]
@@ -43,7 +45,7 @@ class LSTMParams(NamedTuple):
     p_i: jax.Array | None = None  # [hidden]
     p_f: jax.Array | None = None
     p_o: jax.Array | None = None
-    w_gates: jax.Array | None = None  # [3, hidden, 3·hidden]: from each of i, f, o to i, f, o
+    w_gates: jax.Array | None = None  # [3, hidden, 3·hidden]: from i, f and o, to i, f, o
     w_hr: jax.Array | None = None  # [hidden, proj]
 
 
@@ -58,53 +60,57 @@ class LSTMGates(NamedTuple):
 
 @dataclass(frozen=True)
 class LSTM(Cell):
-    r"""The LSTM: a cell state that runs straight down the chain, and gates that guard it.
+    r"""The LSTM: gates decide what its cell state forgets, stores and outputs.
 
     ::
 
-        f = sigmoid(W_f x + U_f h + b_f  [+ p_f * c])       forget: what of the old state stays
+        f = sigmoid(W_f x + U_f h + b_f  [+ p_f * c])       forget: what to keep of the old state
         i = sigmoid(W_i x + U_i h + b_i  [+ p_i * c])       prepare: what to write ...
         g = tanh(W_g x + U_g h + b_g)                       ... and the candidate for it
         c' = f * c + i * g                                  update
         o = sigmoid(W_o x + U_o h + b_o  [+ p_o * c'])      output: what to show
-        h' = o * tanh(c'),   y = h'                         [h' = R (o * tanh(c'))]
+        h' = o * tanh(c'),   y = h'
 
-    With `peepholes` the terms in brackets are there: gates look at the cell state, i and f at the
-    old one and o at the new one. With `coupled` the cell writes only where it forgets: i = 1 - f,
-    and the weights of i do not exist. A gate that is switched off is 1, and has no weights.
+    `peepholes` adds the terms in brackets: gates depend on the cell state, i and f on the old one
+    and o on the new one. With `coupled` the cell writes only where it forgets: i = 1 - f, and i has
+    no weights. A gate that is switched off is 1 and has no weights.
 
-    With `gate_recurrence` each of i, f and o hears all three as they were at the step before (zeros
+    With `gate_recurrence` each of i, f and o depends on all three gates of the previous step (zeros
     at first): i = sigmoid(... + V_ii i + V_fi f + V_oi o), and f and o likewise. The carry is then
     an `LSTMGateCarry`.
 
-    With `proj_size` the output, and what the gates hear of it, is the projection by R in the last
-    brackets. With `heads` above 1 each U (and V) is block-diagonal, so that a unit hears its own
-    head alone.
+    With `proj_size` the output is the projection y = R h', and each U multiplies R h in place of h.
+    The carry holds h before its projection, so that `update` is elementwise: `readout` projects it
+    for the output, and `recur` for the gates.
 
-    `jrnn.lstm_variant` gives the variants of Greff et al. by their names.
+    With `heads` above 1 each U (and V) is block-diagonal: a unit depends only on the units of its
+    own head.
+
+    `jrnn.lstm_variant` returns the variants of Greff et al. by name.
 
     Args:
       hidden_size: number of units.
-      forget_bias: starting value of b_f; at 1 the cell remembers from the start.
-      peepholes: whether gates see the cell state, with one weight for each unit (starting at 0).
+      forget_bias: initial value of b_f; with 1 the cell remembers from the start.
+      peepholes: whether gates depend on the cell state, by one weight for each unit, initially 0.
       coupled: whether i = 1 - f.
       t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_f = log U[1,
         t_max - 1] and b_i = -b_f, in place of `forget_bias`.
-      input_gate: whether there is i; without it i = 1.
-      forget_gate: whether there is f; without it f = 1, as in 1997.
-      output_gate: whether there is o; without it o = 1.
-      input_activation: of the candidate: "tanh", "relu", "sigmoid", or "linear" for none.
-      output_activation: of the cell state on its way out, likewise.
-      gate_recurrence: whether i, f and o hear those of the step before.
-      proj_size: size of h and y, if not hidden_size.
-      heads: number of blocks on the diagonal of each U; it divides `hidden_size` and `proj_size`.
-        `recurrence` stays "dense", as no engine knows blocks of several units, but with one unit to
-        a head and no projection, where it is "block_diagonal".
+      input_gate: whether the gate i exists; without it i = 1.
+      forget_gate: whether the gate f exists; without it f = 1, as in the LSTM of 1997.
+      output_gate: whether the gate o exists; without it o = 1.
+      input_activation: activation of the candidate: "tanh", "relu", "sigmoid", or "linear" for
+        none.
+      output_activation: activation of the cell state in h', likewise.
+      gate_recurrence: whether i, f and o depend on i, f and o of the previous step.
+      proj_size: size of y, if it is not `hidden_size`.
+      heads: number of blocks on the diagonal of each U; must divide `hidden_size` and `proj_size`.
+        With one unit in each head and no projection, unit k of the carry depends only on unit k of
+        the old one.
 
     Raises:
       ValueError: a size is not a positive int, `heads` does not divide it, `t_max` is below 3, an
-        activation is not known, or what is asked for contradicts itself, such as both `t_max` and
-        a `forget_bias` of your own, or a forget bias without a forget gate.
+        activation is unknown, or options contradict each other, such as `t_max` with another
+        `forget_bias` than the default, or a forget bias without a forget gate.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = LSTM(hidden_size=4)
@@ -152,42 +158,30 @@ class LSTM(Cell):
     @property
     def gates(self) -> tuple[str, ...]:
         """The gates that have weights, in the order of concatenation."""
-        there = {
+        exists = {
             "i": self.input_gate and not self.coupled,
             "f": self.forget_gate,
             "g": True,
             "o": self.output_gate,
         }
-        return tuple(gate for gate, has_weights in there.items() if has_weights)
+        return tuple(gate for gate, has_weights in exists.items() if has_weights)
 
     @property
-    def recurrence(self) -> Recurrence:  # pyright: ignore[reportIncompatibleVariableOverride]
-        alone = self.heads == self.hidden_size > 1 and self.proj_size is None
-        return "block_diagonal" if alone else "dense"
+    def traits(self) -> Traits:
+        return Traits(coupled_carry=self.gate_recurrence)
 
-    @property
-    def pointwise(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.proj_size is None
-
-    @property
-    def tied(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.gate_recurrence
-
-    @property
-    def kernel(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def kernel_name(self) -> str | None:
         gates = self.input_gate and self.forget_gate and self.output_gate
-        squashed = self.input_activation == self.output_activation == "tanh"
+        tanh = self.input_activation == self.output_activation == "tanh"
         plain = not self.gate_recurrence and self.proj_size is None and self.heads == 1
-        if not (gates and squashed and plain):
+        if not (gates and tanh and plain):
             return None
         return "lstm" + "-peepholes" * self.peepholes + "-coupled" * self.coupled
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> LSTMParams:
-        dtype = checks.float_dtype("LSTM.init", dtype)
-        checks.positive_int("LSTM.init", "input_size", input_size)
         key_ih, key_hh, key_b = jax.random.split(key, 3)
         hidden, count = self.hidden_size, len(self.gates)
-        # Three arrays, not one three times: a training step may donate each of its buffers once.
+        # Three distinct arrays: a training step may donate each buffer only once.
         p_i, p_f, p_o = (
             jnp.zeros((hidden,), dtype) if self.peepholes and gate in self.gates else None
             for gate in "ifo"
@@ -227,48 +221,55 @@ class LSTM(Cell):
     def init_carry(
         self, params: LSTMParams, batch_shape: tuple[int, ...]
     ) -> LSTMCarry | LSTMGateCarry:
-        zeros = lambda size: jnp.zeros((*batch_shape, size), params.w_hh.dtype)
-        h, c = zeros(self.proj_size or self.hidden_size), zeros(self.hidden_size)
-        return LSTMGateCarry(h, c, c, c, c) if self.gate_recurrence else LSTMCarry(h, c)
+        zeros = jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
+        if self.gate_recurrence:
+            return LSTMGateCarry(zeros, zeros, zeros, zeros, zeros)
+        return LSTMCarry(zeros, zeros)
 
     def project(self, params: LSTMParams, x: jax.Array) -> LSTMGates:
         return split(affine(self, x, params.w_ih, params.b), LSTMGates, self.gates)
 
     def recur(self, params: LSTMParams, carry: LSTMCarry | LSTMGateCarry) -> LSTMGates:
-        u = recurrent(carry.h, params.w_hh, LSTMGates, self.gates)
-        return u if params.w_gates is None else _hear_gates(u, carry, params.w_gates)
+        u = recurrent(_project_state(params, carry.h), params.w_hh, LSTMGates, self.gates)
+        return u if params.w_gates is None else _add_gate_recurrence(u, carry, params.w_gates)
 
     def update(
         self, params: LSTMParams, carry: LSTMCarry | LSTMGateCarry, z: LSTMGates, u: LSTMGates
-    ) -> tuple[LSTMCarry | LSTMGateCarry, jax.Array]:
+    ) -> LSTMCarry | LSTMGateCarry:
         a = jax.tree.map(jnp.add, z, u)
         # Forget: what to keep of the old cell state.
         f = _gate(a.f, params.p_f, carry.c)
         # Prepare: what to write, and the candidate for it.
         i = 1 - f if self.coupled else _gate(a.i, params.p_i, carry.c)
-        g = place("candidate", ACTIVATIONS[self.input_activation](a.g))
+        i, f = tap("i", i), tap("f", f)
+        g = tap("g", ACTIVATIONS[self.input_activation](a.g), role="candidate")
         # Update the cell state.
         c = f * carry.c + i * g
         # Output: what to show of it.
-        o = _gate(a.o, params.p_o, c)
-        h = o * ACTIVATIONS[self.output_activation](place("shown", c))
-        h = h if params.w_hr is None else h @ params.w_hr
-        record(i=i, f=f, g=g, o=o)
-        return LSTMGateCarry(h, c, i, f, o) if self.gate_recurrence else LSTMCarry(h, c), h
+        o = tap("o", _gate(a.o, params.p_o, c))
+        h = o * ACTIVATIONS[self.output_activation](tap("", c, role="cell_state"))
+        return LSTMGateCarry(h, c, i, f, o) if self.gate_recurrence else LSTMCarry(h, c)
+
+    def readout(
+        self, params: LSTMParams, carry: LSTMCarry | LSTMGateCarry, z: LSTMGates
+    ) -> jax.Array:
+        return _project_state(params, carry.h)
+
+
+def _project_state(params: LSTMParams, h: jax.Array) -> jax.Array:
+    """R h; h itself without a projection."""
+    return h if params.w_hr is None else h @ params.w_hr
 
 
 def _gate(a: jax.Array | None, p: jax.Array | None, c: jax.Array) -> jax.Array:
-    """A gate out of its pre-activation, after its look at the cell state where it has a peephole.
-
-    One that is not there is open.
-    """
+    """The gate of a pre-activation, with a peephole if it has one; 1 if it is switched off."""
     if a is None:
         return jnp.ones_like(c)
     return sigmoid(a if p is None else a + p * c)
 
 
-def _hear_gates(u: LSTMGates, carry: Any, w_gates: jax.Array) -> LSTMGates:
-    """Adds to i, f and o what each of them hears of all three at the step before."""
+def _add_gate_recurrence(u: LSTMGates, carry: Any, w_gates: jax.Array) -> LSTMGates:
+    """Adds the products of the gates of the previous step with V to i, f and o."""
     for gate, w in zip((carry.i, carry.f, carry.o), w_gates, strict=True):
         v = recurrent(gate, w, LSTMGates, ("i", "f", "o"))
         u = LSTMGates(i=u.i + v.i, f=u.f + v.f, g=u.g, o=u.o + v.o)

@@ -1,4 +1,4 @@
-"""What the switches of the LSTM may be, each for itself and together."""
+"""Validation of the options of the LSTM, each by itself and in combination."""
 
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ SWITCHES = (
 
 
 def check_switches(cell: Any) -> None:
-    """Refuses switches of an `LSTM` that are none, and those that contradict one another."""
+    """Raises for invalid options of an `LSTM`, and for options that contradict each other."""
     for name in SWITCHES:
         checks.boolean("LSTM", name, getattr(cell, name))
     for name in ("input_activation", "output_activation"):

@@ -1,4 +1,4 @@
-"""The variants of the LSTM that were compared in "A search space odyssey", by their names."""
+"""The variants of the LSTM compared in "LSTM: A search space odyssey", by name."""
 
 from typing import Any
 
@@ -21,19 +21,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def lstm_variant(name: str, hidden_size: int, **options: Any) -> LSTM:
     """The LSTM with one part changed, as in the paper, whose LSTM has peepholes.
 
-    In the paper CIFG couples by f = 1 - i, here by i = 1 - f: the same cell with the weights of the
+    CIFG of the paper has f = 1 - i; here i = 1 - f. It is the same cell with the weights of the
     gate negated.
 
     Args:
       name: "vanilla", the LSTM with peepholes; "NIG", "NFG", "NOG", without input, forget or output
         gate (it is 1); "NIAF", "NOAF", without input or output activation; "CIFG", coupled input
-        and forget gate; "NP", no peepholes; "FGR", full gate recurrence: the three gates hear
-        themselves as they were at the step before.
+        and forget gate; "NP", no peepholes; "FGR", full gate recurrence: the three gates depend on
+        those of the previous step.
       hidden_size: number of units.
       **options: other arguments of `LSTM`, such as forget_bias.
 
     Raises:
-      ValueError: no such variant, or an option that the variant sets, or that contradicts it.
+      ValueError: the name is unknown, or an option is set by the variant or contradicts it.
 
     >>> lstm_variant("NOG", 4).gates
     ('i', 'f', 'g')

@@ -1,4 +1,4 @@
-"""Minimal gated cells, whose gates see the input alone: minGRU and minLSTM."""
+"""Minimal gated cells, whose gates depend only on the input: minGRU and minLSTM."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,12 +9,13 @@ from jax.nn import sigmoid, softplus
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, place, record
-from jrnn.cells.common import advance, affine, split
+from jrnn.cell import Cell, Diagonal, LogDiagonal
+from jrnn.cells.common import affine, split
+from jrnn.taps import tap
 
 
 class MinParams(NamedTuple):
-    """Weights with the gates side by side: z, n for `MinGRU`; f, i, n for `MinLSTM`."""
+    """Weights with the gates concatenated: z, n in `MinGRU`; f, i, n in `MinLSTM`."""
 
     w_ih: jax.Array  # [input, G·hidden]
     b: jax.Array  # [G·hidden]
@@ -37,7 +38,7 @@ class MinLSTMGates(NamedTuple):
 
 @dataclass(frozen=True)
 class MinGRU(Cell):
-    r"""The GRU without a past in its gates: linear in the state, so that time can be run at once.
+    r"""The GRU with gates that depend only on the input: linear in its state.
 
     ::
 
@@ -45,21 +46,21 @@ class MinGRU(Cell):
         n = W_n x + b_n                                     candidate
         h' = (1 - z) * h + z * n,   y = h'
 
-    z writes here, as in the paper; the z of `GRU` keeps.
+    z writes, as in the paper; the z of `GRU` keeps.
 
     With `log_space` the candidate is positive, g(W_n x + b_n) with g(v) = v + 0.5 where v >= 0,
-    else sigmoid(v), and `coefficients` gives logarithms, which neither overflow nor underflow
-    however long the sequence.
+    else sigmoid(v), and `coefficients` returns logarithms, which neither overflow nor underflow on
+    long sequences.
 
     Args:
       hidden_size: number of units.
-      log_space: whether the candidate is positive, and coefficients are logarithms.
+      log_space: whether the candidate is positive and the coefficients are logarithms.
       t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_z = -log U[1,
-        t_max - 1], so that little is written.
+        t_max - 1], so that each step writes little.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, `log_space` is no bool, or `t_max` is below
-        3.
+      ValueError: `hidden_size` is not a positive int, `log_space` is not a bool, or `t_max` is
+        below 3.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = MinGRU(hidden_size=4)
@@ -75,7 +76,6 @@ class MinGRU(Cell):
     hidden_size: int
     log_space: bool = False
     t_max: int | None = None
-    recurrence = "linear"
 
     def __post_init__(self) -> None:
         checks.positive_int("MinGRU", "hidden_size", self.hidden_size)
@@ -84,8 +84,6 @@ class MinGRU(Cell):
             checks.t_max("MinGRU", self.t_max)
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> MinParams:
-        dtype = checks.float_dtype("MinGRU.init", dtype)
-        checks.positive_int("MinGRU.init", "input_size", input_size)
         key_ih, key_b = (key, key) if self.t_max is None else jax.random.split(key)
         keep = initializers.keeping(key_b, self.hidden_size, self.t_max, 0.0, dtype)
         return MinParams(
@@ -102,50 +100,44 @@ class MinGRU(Cell):
     def recur(self, params: MinParams, carry: jax.Array) -> None:
         return None
 
-    def coefficients(  # pyright: ignore[reportIncompatibleVariableOverride]
-        self, params: MinParams, z: MinGRUGates
-    ) -> tuple[jax.Array, jax.Array]:
+    def coefficients(self, params: MinParams, z: MinGRUGates) -> Diagonal | LogDiagonal:
+        write = tap("z", sigmoid(z.z))
         if self.log_space:
             log_n = log_positive(z.n)
-            record(z=sigmoid(z.z), n=jnp.exp(log_n))
-            return -softplus(z.z), -softplus(-z.z) + log_n
-        write = sigmoid(z.z)
-        n = place("candidate", z.n)
-        record(z=write, n=n)
-        return 1 - write, write * n
+            tap("n", jnp.exp(log_n))
+            return LogDiagonal(-softplus(z.z), -softplus(-z.z) + log_n)
+        n = tap("n", z.n, role="candidate")
+        return Diagonal(1 - write, write * n)
 
-    def update(
-        self, params: MinParams, carry: jax.Array, z: MinGRUGates, u: None
-    ) -> tuple[jax.Array, jax.Array]:
-        h = advance(self.coefficients(params, z), carry, self.log_space)
-        return h, h
+    def update(self, params: MinParams, carry: jax.Array, z: MinGRUGates, u: None) -> jax.Array:
+        return self.coefficients(params, z).apply(carry)
 
 
 @dataclass(frozen=True)
 class MinLSTM(Cell):
-    r"""The LSTM without a past in its gates, and with gates that sum to one.
+    r"""The LSTM with gates that depend only on the input and sum to one: linear in its state.
 
     ::
 
         f, i = sigmoid(W_f x + b_f), sigmoid(W_i x + b_i)
-        f, i = f / (f + i), i / (f + i)                     what to keep, and what to write
+        f, i = f / (f + i), i / (f + i)                     what to keep and what to write
         n = W_n x + b_n                                     candidate
         h' = f * h + i * n,   y = h'
 
     With `log_space` the candidate is positive, g(W_n x + b_n) with g(v) = v + 0.5 where v >= 0,
-    else sigmoid(v), and `coefficients` gives logarithms, which neither overflow nor underflow
-    however long the sequence.
+    else sigmoid(v), and `coefficients` returns logarithms, which neither overflow nor underflow on
+    long sequences.
 
     Args:
       hidden_size: number of units.
-      log_space: whether the candidate is positive, and coefficients are logarithms.
-      forget_bias: starting value of b_f; above 0 the cell keeps more than it writes.
+      log_space: whether the candidate is positive and the coefficients are logarithms.
+      forget_bias: initial value of b_f; above 0 the cell keeps more than it writes.
       t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_f = log U[1,
         t_max - 1] and b_i = -b_f, in place of `forget_bias`.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, `log_space` is no bool, `t_max` is below 3,
-        or both `t_max` and a `forget_bias` of your own are given.
+      ValueError: `hidden_size` is not a positive int, `log_space` is not a bool, `t_max` is below
+        3, or `t_max` is given with another `forget_bias` than the default.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = MinLSTM(hidden_size=4)
@@ -162,7 +154,6 @@ class MinLSTM(Cell):
     log_space: bool = False
     forget_bias: float = 0.0
     t_max: int | None = None
-    recurrence = "linear"
 
     def __post_init__(self) -> None:
         checks.positive_int("MinLSTM", "hidden_size", self.hidden_size)
@@ -172,8 +163,6 @@ class MinLSTM(Cell):
             checks.t_max("MinLSTM", self.t_max, forget_bias=self.forget_bias)
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> MinParams:
-        dtype = checks.float_dtype("MinLSTM.init", dtype)
-        checks.positive_int("MinLSTM.init", "input_size", input_size)
         key_ih, key_b = (key, key) if self.t_max is None else jax.random.split(key)
         keep = initializers.keeping(key_b, self.hidden_size, self.t_max, self.forget_bias, dtype)
         zeros = jnp.zeros_like(keep)
@@ -191,30 +180,27 @@ class MinLSTM(Cell):
     def recur(self, params: MinParams, carry: jax.Array) -> None:
         return None
 
-    def coefficients(  # pyright: ignore[reportIncompatibleVariableOverride]
-        self, params: MinParams, z: MinLSTMGates
-    ) -> tuple[jax.Array, jax.Array]:
-        # log(i / f): the quotients of the equations would be 0 / 0 where both gates are shut.
+    def coefficients(self, params: MinParams, z: MinLSTMGates) -> Diagonal | LogDiagonal:
+        # log(i / f): the quotients of the equations would be 0 / 0 where both gates are 0.
         d = softplus(-z.f) - softplus(-z.i)
         if self.log_space:
             log_n = log_positive(z.n)
-            record(f=sigmoid(-d), i=sigmoid(d), n=jnp.exp(log_n))
-            return -softplus(d), -softplus(-d) + log_n
+            tap("f", sigmoid(-d))
+            tap("i", sigmoid(d))
+            tap("n", jnp.exp(log_n))
+            return LogDiagonal(-softplus(d), -softplus(-d) + log_n)
         i = sigmoid(d)
-        f = 1 - i
-        n = place("candidate", z.n)
-        record(f=f, i=i, n=n)
-        return f, i * n
+        f = tap("f", 1 - i)
+        i = tap("i", i)
+        n = tap("n", z.n, role="candidate")
+        return Diagonal(f, i * n)
 
-    def update(
-        self, params: MinParams, carry: jax.Array, z: MinLSTMGates, u: None
-    ) -> tuple[jax.Array, jax.Array]:
-        h = advance(self.coefficients(params, z), carry, self.log_space)
-        return h, h
+    def update(self, params: MinParams, carry: jax.Array, z: MinLSTMGates, u: None) -> jax.Array:
+        return self.coefficients(params, z).apply(carry)
 
 
 def log_positive(v: jax.Array) -> jax.Array:
-    """Log g(v), with g(v) = v + 0.5 where v >= 0, else sigmoid(v): finite, and so is its slope."""
+    """Log g(v), with g(v) = v + 0.5 where v >= 0, else sigmoid(v); its derivative is finite."""
     above = v >= 0
-    # Of the branch not taken the slope is multiplied by zero: it must not be infinite.
+    # The derivative of the other branch is multiplied by zero, so it must be finite.
     return jnp.where(above, jnp.log(jnp.where(above, v, 0) + 0.5), -softplus(-v))

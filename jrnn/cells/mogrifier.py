@@ -1,4 +1,4 @@
-"""The mogrifier LSTM: input and state modulate one another before the LSTM sees them."""
+"""The mogrifier LSTM: input and state modulate each other before the gates of an LSTM."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,17 +9,17 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, place, record
+from jrnn.cell import Cell
 from jrnn.cells.common import split
 from jrnn.cells.lstm import LSTMCarry, LSTMGates
+from jrnn.taps import tap
 
 
 class MogrifierLSTMParams(NamedTuple):
     """Weights with the gates side by side in the order i, f, g, o, and those of the rounds.
 
-    q is of the rounds 1, 3, ... and r of the rounds 2, 4, ... With a rank k each is the first of
-    two factors, and `q_right` and `r_right` are the second ones. Without rounds 2, 4, ... there is
-    no r.
+    q holds the weights of rounds 1, 3, ... and r those of rounds 2, 4, ... With a rank k they are
+    the left factors, and `q_right` and `r_right` are the right ones. With one round r is None.
     """
 
     w_ih: jax.Array  # [input, 4·hidden]
@@ -36,14 +36,14 @@ GATES = ("i", "f", "g", "o")
 
 @dataclass(frozen=True)
 class MogrifierLSTM(Cell):
-    r"""The mogrifier LSTM: in rounds, h scales x and x scales h; then comes an LSTM.
+    r"""The mogrifier LSTM: h scales x and x scales h, in alternating rounds before an LSTM step.
 
     ::
 
         x^i = 2 sigmoid(Q^i h) * x                          rounds i = 1, 3, 5, ...
         h^i = 2 sigmoid(R^i x) * h                          rounds i = 2, 4, ...
 
-    each with x and h as the round before has left them, and then, with these ::
+    each with the x and h of the round before, and then, with those of the last round ::
 
         f = sigmoid(W_f x + U_f h + b_f)                    forget
         i = sigmoid(W_i x + U_i h + b_i)                    prepare: what to write ...
@@ -52,14 +52,15 @@ class MogrifierLSTM(Cell):
         o = sigmoid(W_o x + U_o h + b_o)                    output
         h' = o * tanh(c'),   y = h'
 
-    Rounds have no biases. With a `rank` k their matrices are products of two that are k wide. All
-    products but that of round 1 are in `update`, for even those with x await the state.
+    Rounds have no biases. With a `rank` k each of their matrices is a product of two factors of
+    width k. `update` holds the products with the modulated x and h, so it is not elementwise;
+    `recur` holds that of round 1.
 
     Args:
       hidden_size: number of units.
-      rounds: how many times one modulates the other; without any it would be `LSTM`.
+      rounds: number of rounds; without any the cell would be `LSTM`.
       rank: width of the factors of Q and R; None for full matrices.
-      forget_bias: starting value of b_f; at 1 the cell remembers from the start.
+      forget_bias: initial value of b_f; with 1 the cell remembers from the start.
 
     Raises:
       ValueError: `hidden_size`, `rounds` or `rank` is not a positive int.
@@ -79,7 +80,6 @@ class MogrifierLSTM(Cell):
     rounds: int = 5
     rank: int | None = None
     forget_bias: float = 1.0
-    pointwise = False
 
     def __post_init__(self) -> None:
         checks.positive_int("MogrifierLSTM", "hidden_size", self.hidden_size)
@@ -91,8 +91,7 @@ class MogrifierLSTM(Cell):
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> MogrifierLSTMParams:
-        dtype, hidden = checks.float_dtype("MogrifierLSTM.init", dtype), self.hidden_size
-        checks.positive_int("MogrifierLSTM.init", "input_size", input_size)
+        hidden = self.hidden_size
         key_ih, key_hh, key_q, key_r = jax.random.split(key, 4)
         q, q_right = self._init_rounds(key_q, (self.rounds + 1) // 2, hidden, input_size, dtype)
         r, r_right = self._init_rounds(key_r, self.rounds // 2, input_size, hidden, dtype)
@@ -109,7 +108,7 @@ class MogrifierLSTM(Cell):
     def _init_rounds(
         self, key: jax.Array, count: int, rows: int, columns: int, dtype: DTypeLike
     ) -> tuple[Any, Any]:
-        """Glorot-uniform weights of so many rounds, in two factors where there is a rank."""
+        """Glorot-uniform weights of `count` rounds, as two factors if there is a rank."""
         if count == 0:
             return None, None
         draw = lambda key, rows, columns: jnp.stack(
@@ -138,7 +137,7 @@ class MogrifierLSTM(Cell):
 
     def update(
         self, params: MogrifierLSTMParams, carry: LSTMCarry, z: jax.Array, u: jax.Array
-    ) -> tuple[LSTMCarry, jax.Array]:
+    ) -> LSTMCarry:
         x, h = 2 * sigmoid(u) * z, carry.h
         for n in range(1, self.rounds):
             if n % 2:
@@ -146,15 +145,18 @@ class MogrifierLSTM(Cell):
             else:
                 x = 2 * sigmoid(_modulation(h, params.q, params.q_right, n // 2)) * x
         a: Any = split(x @ params.w_ih + h @ params.w_hh + params.b, LSTMGates, GATES)
-        f, i, o = sigmoid(a.f), sigmoid(a.i), sigmoid(a.o)
-        g = place("candidate", jnp.tanh(a.g))
+        i, f = tap("i", sigmoid(a.i)), tap("f", sigmoid(a.f))
+        g = tap("g", jnp.tanh(a.g), role="candidate")
         c = f * carry.c + i * g
-        h = o * jnp.tanh(place("shown", c))
-        record(i=i, f=f, g=g, o=o)
-        return LSTMCarry(h, c), h
+        o = tap("o", sigmoid(a.o))
+        h = o * jnp.tanh(tap("", c, role="cell_state"))
+        return LSTMCarry(h, c)
+
+    def readout(self, params: MogrifierLSTMParams, carry: LSTMCarry, z: jax.Array) -> jax.Array:
+        return carry.h
 
 
 def _modulation(a: jax.Array, weights: jax.Array, right: jax.Array | None, n: int) -> jax.Array:
-    """The n-th of stacked products, in two steps where its weights are in two factors."""
+    """The product with the n-th of the stacked matrices, or with its two factors in turn."""
     a = a @ weights[n]
     return a if right is None else a @ right[n]

@@ -1,4 +1,4 @@
-"""The multiplicative LSTM: each input has recurrent weights of its own."""
+"""The multiplicative LSTM: each input has its own recurrent weights."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,22 +9,23 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, place, record
+from jrnn.cell import Cell
 from jrnn.cells.common import product, split
 from jrnn.cells.lstm import LSTMCarry
+from jrnn.taps import tap
 
 
 class MultiplicativeLSTMParams(NamedTuple):
-    """Weights with the gates side by side in the order i, f, g, o, and m after these in w_ih."""
+    """Weights with the gates side by side in the order i, f, g, o, followed by m in w_ih."""
 
     w_ih: jax.Array  # [input, 5·hidden]
-    w_hh: jax.Array  # [hidden, hidden], of m
-    w_mh: jax.Array  # [hidden, 4·hidden]
+    w_hh: jax.Array  # [hidden, hidden], from h to m
+    w_mh: jax.Array  # [hidden, 4·hidden], from m to the gates
     b: jax.Array  # [4·hidden]
 
 
 class MultiplicativeLSTMGates(NamedTuple):
-    """Pre-activations, and the factors of m, each `[..., hidden]`; u has m alone."""
+    """Pre-activations, and a factor of m, each `[..., hidden]`; u has only m."""
 
     i: jax.Array
     f: jax.Array
@@ -38,11 +39,11 @@ GATES = ("i", "f", "g", "o")
 
 @dataclass(frozen=True)
 class MultiplicativeLSTM(Cell):
-    r"""The multiplicative LSTM: gates see m, a product of the input and the past, in place of h.
+    r"""The multiplicative LSTM: its gates read m, a product of input and state, in place of h.
 
     ::
 
-        m = (W_m x) * (U_m h)                               the past, as this input weights it
+        m = (W_m x) * (U_m h)                               the state, weighted by the input
         f = sigmoid(W_f x + V_f m + b_f)                    forget
         i = sigmoid(W_i x + V_i m + b_i)                    prepare: what to write ...
         g = tanh(W_g x + V_g m + b_g)                       ... and the candidate for it
@@ -50,11 +51,11 @@ class MultiplicativeLSTM(Cell):
         o = sigmoid(W_o x + V_o m + b_o)                    output
         h' = o * tanh(c'),   y = h'
 
-    The factors of m have no biases. The product with m is in `update`.
+    The factors of m have no biases. `update` holds the product with m, so it is not elementwise.
 
     Args:
-      hidden_size: number of units, of m as well.
-      forget_bias: starting value of b_f; at 1 the cell remembers from the start.
+      hidden_size: number of units, also of m.
+      forget_bias: initial value of b_f; with 1 the cell remembers from the start.
 
     Raises:
       ValueError: `hidden_size` is not a positive int.
@@ -72,7 +73,6 @@ class MultiplicativeLSTM(Cell):
 
     hidden_size: int
     forget_bias: float = 1.0
-    pointwise = False
 
     def __post_init__(self) -> None:
         checks.positive_int("MultiplicativeLSTM", "hidden_size", self.hidden_size)
@@ -81,8 +81,7 @@ class MultiplicativeLSTM(Cell):
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> MultiplicativeLSTMParams:
-        dtype, hidden = checks.float_dtype("MultiplicativeLSTM.init", dtype), self.hidden_size
-        checks.positive_int("MultiplicativeLSTM.init", "input_size", input_size)
+        hidden = self.hidden_size
         key_ih, key_hh, key_mh = jax.random.split(key, 3)
         return MultiplicativeLSTMParams(
             w_ih=initializers.input_weights(key_ih, input_size, hidden, 5, dtype),
@@ -111,11 +110,16 @@ class MultiplicativeLSTM(Cell):
         carry: LSTMCarry,
         z: MultiplicativeLSTMGates,
         u: MultiplicativeLSTMGates,
-    ) -> tuple[LSTMCarry, jax.Array]:
+    ) -> LSTMCarry:
         v = split((z.m * u.m) @ params.w_mh, MultiplicativeLSTMGates, GATES)
-        f, i, o = sigmoid(z.f + v.f), sigmoid(z.i + v.i), sigmoid(z.o + v.o)
-        g = place("candidate", jnp.tanh(z.g + v.g))
+        i, f = tap("i", sigmoid(z.i + v.i)), tap("f", sigmoid(z.f + v.f))
+        g = tap("g", jnp.tanh(z.g + v.g), role="candidate")
         c = f * carry.c + i * g
-        h = o * jnp.tanh(place("shown", c))
-        record(i=i, f=f, g=g, o=o)
-        return LSTMCarry(h, c), h
+        o = tap("o", sigmoid(z.o + v.o))
+        h = o * jnp.tanh(tap("", c, role="cell_state"))
+        return LSTMCarry(h, c)
+
+    def readout(
+        self, params: MultiplicativeLSTMParams, carry: LSTMCarry, z: MultiplicativeLSTMGates
+    ) -> jax.Array:
+        return carry.h

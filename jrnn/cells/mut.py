@@ -1,4 +1,4 @@
-"""The three mutants of the GRU that a search over architectures found: MUT1, MUT2 and MUT3."""
+"""The three mutants of the GRU found by a search over architectures: MUT1, MUT2 and MUT3."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,12 +9,13 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, place, record
+from jrnn.cell import Cell
 from jrnn.cells.common import affine, product, split
+from jrnn.taps import tap
 
 
 class MUTParams(NamedTuple):
-    """Weights with the gates side by side in the order z, r, n; `MUT1` has no recurrent z."""
+    """Weights with the gates concatenated in the order z, r, n; `MUT1` has no recurrent z."""
 
     w_ih: jax.Array  # [input, 3·hidden]
     w_hh: jax.Array  # [hidden, 3·hidden], in MUT1 [hidden, 2·hidden]
@@ -22,7 +23,7 @@ class MUTParams(NamedTuple):
 
 
 class MUTGates(NamedTuple):
-    """Pre-activations, each `[..., hidden]`; u lacks those whose products are in `update`."""
+    """Pre-activations, each `[..., hidden]`; u lacks those whose product is in `update`."""
 
     z: jax.Array
     r: jax.Array
@@ -31,19 +32,20 @@ class MUTGates(NamedTuple):
 
 @dataclass(frozen=True)
 class MUT1(Cell):
-    r"""A mutant of the GRU: its update gate sees the input alone, its candidate tanh of it.
+    r"""A mutant of the GRU: its update gate depends only on the input.
 
     ::
 
         z = sigmoid(W_z x + b_z)                            what to write
-        r = sigmoid(W_r x + U_r h + b_r)                    reset: what of the past shows
+        r = sigmoid(W_r x + U_r h + b_r)                    reset: what to use of the state
         n = tanh(tanh(W_n x) + U_n (r * h) + b_n)           candidate
         h' = z * n + (1 - z) * h,   y = h'
 
-    In the paper tanh(x) has no weights, which takes an input as wide as the state; the common
-    reading has W_n, and so does this one, with the one bias outside of the inner tanh.
+    In the paper tanh(x) has no weights, so the input must have the size of the state. The common
+    reading has W_n, and so does this cell, with one bias outside of the inner tanh.
 
-    z writes here, as in the paper; the z of `GRU` keeps. The product with r * h is in `update`.
+    z writes, as in the paper; the z of `GRU` keeps. `update` holds the product with r * h, so it is
+    not elementwise.
 
     Args:
       hidden_size: number of units.
@@ -64,13 +66,12 @@ class MUT1(Cell):
     """
 
     hidden_size: int
-    pointwise = False
 
     def __post_init__(self) -> None:
         checks.positive_int("MUT1", "hidden_size", self.hidden_size)
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> MUTParams:
-        return _init(self, key, input_size, dtype, recurrent_gates=2)
+        return _init(self.hidden_size, key, input_size, dtype, recurrent_gates=2)
 
     def init_carry(self, params: MUTParams, batch_shape: tuple[int, ...]) -> jax.Array:
         return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
@@ -83,29 +84,27 @@ class MUT1(Cell):
     def recur(self, params: MUTParams, carry: jax.Array) -> MUTGates:
         return split(carry @ params.w_hh[:, : self.hidden_size], MUTGates, ("r",))
 
-    def update(
-        self, params: MUTParams, carry: jax.Array, z: MUTGates, u: MUTGates
-    ) -> tuple[jax.Array, jax.Array]:
+    def update(self, params: MUTParams, carry: jax.Array, z: MUTGates, u: MUTGates) -> jax.Array:
         write, reset = sigmoid(z.z), sigmoid(z.r + u.r)
-        return _advance(params, carry, write, reset, z.n)
+        return _next_state(params, carry, write, reset, z.n)
 
 
 @dataclass(frozen=True)
 class MUT2(Cell):
-    r"""A mutant of the GRU: in the paper its reset gate takes in the input as it is.
+    r"""A mutant of the GRU: in the paper its reset gate adds the input without weights.
 
     ::
 
         z = sigmoid(W_z x + U_z h + b_z)                    what to write
-        r = sigmoid(W_r x + U_r h + b_r)                    reset: what of the past shows
+        r = sigmoid(W_r x + U_r h + b_r)                    reset: what to use of the state
         n = tanh(W_n x + U_n (r * h) + b_n)                 candidate
         h' = z * n + (1 - z) * h,   y = h'
 
-    In the paper W_r is the identity, which takes an input as wide as the state; the common reading
-    has a W_r that is learned, and so does this one. It is then the GRU of the first paper, `GRU`
-    with `reset_after=False`, whose z keeps where this one writes.
+    In the paper W_r is the identity, so the input must have the size of the state. The common
+    reading has a learned W_r, and so does this cell. It is then the GRU of the first paper, `GRU`
+    with `reset_after=False`, except that z writes; the z of `GRU` keeps.
 
-    The product with r * h is in `update`.
+    `update` holds the product with r * h, so it is not elementwise.
 
     Args:
       hidden_size: number of units.
@@ -126,13 +125,12 @@ class MUT2(Cell):
     """
 
     hidden_size: int
-    pointwise = False
 
     def __post_init__(self) -> None:
         checks.positive_int("MUT2", "hidden_size", self.hidden_size)
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> MUTParams:
-        return _init(self, key, input_size, dtype, recurrent_gates=3)
+        return _init(self.hidden_size, key, input_size, dtype, recurrent_gates=3)
 
     def init_carry(self, params: MUTParams, batch_shape: tuple[int, ...]) -> jax.Array:
         return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
@@ -143,26 +141,24 @@ class MUT2(Cell):
     def recur(self, params: MUTParams, carry: jax.Array) -> MUTGates:
         return split(carry @ params.w_hh[:, : 2 * self.hidden_size], MUTGates, ("z", "r"))
 
-    def update(
-        self, params: MUTParams, carry: jax.Array, z: MUTGates, u: MUTGates
-    ) -> tuple[jax.Array, jax.Array]:
+    def update(self, params: MUTParams, carry: jax.Array, z: MUTGates, u: MUTGates) -> jax.Array:
         write, reset = sigmoid(z.z + u.z), sigmoid(z.r + u.r)
-        return _advance(params, carry, write, reset, z.n)
+        return _next_state(params, carry, write, reset, z.n)
 
 
 @dataclass(frozen=True)
 class MUT3(Cell):
-    r"""A mutant of the GRU: its update gate sees the state through a tanh.
+    r"""A mutant of the GRU: its update gate depends on tanh of the state.
 
     ::
 
         z = sigmoid(W_z x + U_z tanh(h) + b_z)              what to write
-        r = sigmoid(W_r x + U_r h + b_r)                    reset: what of the past shows
+        r = sigmoid(W_r x + U_r h + b_r)                    reset: what to use of the state
         n = tanh(W_n x + U_n (r * h) + b_n)                 candidate
         h' = z * n + (1 - z) * h,   y = h'
 
-    z writes here, as in the paper; the z of `GRU` keeps. The products with tanh(h) and with r * h
-    are in `update`.
+    z writes, as in the paper; the z of `GRU` keeps. `update` holds the products with tanh(h) and
+    r * h, so it is not elementwise.
 
     Args:
       hidden_size: number of units.
@@ -183,13 +179,12 @@ class MUT3(Cell):
     """
 
     hidden_size: int
-    pointwise = False
 
     def __post_init__(self) -> None:
         checks.positive_int("MUT3", "hidden_size", self.hidden_size)
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> MUTParams:
-        return _init(self, key, input_size, dtype, recurrent_gates=3)
+        return _init(self.hidden_size, key, input_size, dtype, recurrent_gates=3)
 
     def init_carry(self, params: MUTParams, batch_shape: tuple[int, ...]) -> jax.Array:
         return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
@@ -201,21 +196,16 @@ class MUT3(Cell):
         hidden = self.hidden_size
         return split(carry @ params.w_hh[:, hidden : 2 * hidden], MUTGates, ("r",))
 
-    def update(
-        self, params: MUTParams, carry: jax.Array, z: MUTGates, u: MUTGates
-    ) -> tuple[jax.Array, jax.Array]:
-        # Of tanh(h) and not of h: no product for `recur`, which is linear in the carry.
-        squashed = jnp.tanh(carry) @ params.w_hh[:, : self.hidden_size]
-        write, reset = sigmoid(z.z + squashed), sigmoid(z.r + u.r)
-        return _advance(params, carry, write, reset, z.n)
+    def update(self, params: MUTParams, carry: jax.Array, z: MUTGates, u: MUTGates) -> jax.Array:
+        # The product is with tanh(h), so it cannot be in `recur`, which is linear in the carry.
+        u_z = jnp.tanh(carry) @ params.w_hh[:, : self.hidden_size]
+        write, reset = sigmoid(z.z + u_z), sigmoid(z.r + u.r)
+        return _next_state(params, carry, write, reset, z.n)
 
 
 def _init(
-    cell: Cell, key: jax.Array, input_size: int, dtype: DTypeLike, recurrent_gates: int
+    hidden: int, key: jax.Array, input_size: int, dtype: DTypeLike, recurrent_gates: int
 ) -> MUTParams:
-    owner, hidden = f"{type(cell).__name__}.init", cell.hidden_size
-    dtype = checks.float_dtype(owner, dtype)
-    checks.positive_int(owner, "input_size", input_size)
     key_ih, key_hh = jax.random.split(key)
     return MUTParams(
         w_ih=initializers.input_weights(key_ih, input_size, hidden, 3, dtype),
@@ -224,12 +214,11 @@ def _init(
     )
 
 
-def _advance(
-    params: MUTParams, carry: jax.Array, write: jax.Array, reset: jax.Array, given: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The new state, of the gates and of what the input gives to the candidate."""
-    past = (reset * carry) @ params.w_hh[:, -carry.shape[-1] :]
-    n = place("candidate", jnp.tanh(given + past))
-    h = write * n + (1 - write) * carry
-    record(z=write, r=reset, n=n)
-    return h, h
+def _next_state(
+    params: MUTParams, carry: jax.Array, write: jax.Array, reset: jax.Array, z_n: jax.Array
+) -> jax.Array:
+    """The new state, from the gates and the projection of the input for the candidate."""
+    write, reset = tap("z", write), tap("r", reset)
+    u_n = (reset * carry) @ params.w_hh[:, -carry.shape[-1] :]
+    n = tap("n", jnp.tanh(z_n + u_n), role="candidate")
+    return write * n + (1 - write) * carry

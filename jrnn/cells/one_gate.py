@@ -9,8 +9,9 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, place, record
+from jrnn.cell import Cell
 from jrnn.cells.common import affine, product, split
+from jrnn.taps import tap
 
 
 class MGUParams(NamedTuple):
@@ -22,7 +23,7 @@ class MGUParams(NamedTuple):
 
 
 class MGUGates(NamedTuple):
-    """Pre-activations, each `[..., hidden]`; u has no n, for its product is in `update`."""
+    """Pre-activations, each `[..., hidden]`; u has no n, whose product is in `update`."""
 
     f: jax.Array
     n: jax.Array
@@ -53,7 +54,7 @@ class MinimalRNNParams(NamedTuple):
 
 
 class MinimalRNNGates(NamedTuple):
-    """Pre-activation of z, and n as it is after its tanh, each `[..., hidden]`; u has z alone."""
+    """Pre-activation of z, and n after its tanh, each `[..., hidden]`; u has only z."""
 
     z: jax.Array
     n: jax.Array
@@ -65,11 +66,11 @@ class MGU(Cell):
 
     ::
 
-        f = sigmoid(W_f x + U_f h + b_f)                    what of the past shows, what to write
+        f = sigmoid(W_f x + U_f h + b_f)                    both reset gate and update gate
         n = tanh(W_n x + U_n (f * h) + b_n)                 candidate
         h' = (1 - f) * h + f * n,   y = h'
 
-    The product with f * h is in `update`.
+    `update` holds the product with f * h, so it is not elementwise.
 
     Args:
       hidden_size: number of units.
@@ -89,14 +90,11 @@ class MGU(Cell):
     """
 
     hidden_size: int
-    pointwise = False
 
     def __post_init__(self) -> None:
         checks.positive_int("MGU", "hidden_size", self.hidden_size)
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> MGUParams:
-        dtype = checks.float_dtype("MGU.init", dtype)
-        checks.positive_int("MGU.init", "input_size", input_size)
         key_ih, key_hh = jax.random.split(key)
         return MGUParams(
             w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 2, dtype),
@@ -113,20 +111,16 @@ class MGU(Cell):
     def recur(self, params: MGUParams, carry: jax.Array) -> MGUGates:
         return split(carry @ params.w_hh[:, : self.hidden_size], MGUGates, ("f",))
 
-    def update(
-        self, params: MGUParams, carry: jax.Array, z: MGUGates, u: MGUGates
-    ) -> tuple[jax.Array, jax.Array]:
-        f = sigmoid(z.f + u.f)
+    def update(self, params: MGUParams, carry: jax.Array, z: MGUGates, u: MGUGates) -> jax.Array:
+        f = tap("f", sigmoid(z.f + u.f))
         past = (f * carry) @ params.w_hh[:, self.hidden_size :]
-        n = place("candidate", jnp.tanh(z.n + past))
-        h = (1 - f) * carry + f * n
-        record(f=f, n=n)
-        return h, h
+        n = tap("n", jnp.tanh(z.n + past), role="candidate")
+        return (1 - f) * carry + f * n
 
 
 @dataclass(frozen=True)
 class UGRNN(Cell):
-    r"""The update-gate RNN: a plain network that also may keep what it has.
+    r"""The update-gate RNN: a plain network with a gate that can keep the old state.
 
     ::
 
@@ -138,7 +132,7 @@ class UGRNN(Cell):
 
     Args:
       hidden_size: number of units.
-      forget_bias: starting value of b_z; at 1 the cell remembers from the start.
+      forget_bias: initial value of b_z; with 1 the cell remembers from the start.
       t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_z = log U[1,
         t_max - 1], in place of `forget_bias`.
 
@@ -169,8 +163,6 @@ class UGRNN(Cell):
             checks.t_max("UGRNN", self.t_max, forget_bias=self.forget_bias, default=1.0)
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> UGRNNParams:
-        dtype = checks.float_dtype("UGRNN.init", dtype)
-        checks.positive_int("UGRNN.init", "input_size", input_size)
         key_ih, key_hh, key_b = jax.random.split(key, 3)
         keep = initializers.keeping(key_b, self.hidden_size, self.t_max, self.forget_bias, dtype)
         return UGRNNParams(
@@ -190,26 +182,24 @@ class UGRNN(Cell):
 
     def update(
         self, params: UGRNNParams, carry: jax.Array, z: UGRNNGates, u: UGRNNGates
-    ) -> tuple[jax.Array, jax.Array]:
-        keep = sigmoid(z.z + u.z)
-        n = place("candidate", jnp.tanh(z.n + u.n))
-        h = keep * carry + (1 - keep) * n
-        record(z=keep, n=n)
-        return h, h
+    ) -> jax.Array:
+        keep = tap("z", sigmoid(z.z + u.z))
+        n = tap("n", jnp.tanh(z.n + u.n), role="candidate")
+        return keep * carry + (1 - keep) * n
 
 
 @dataclass(frozen=True)
 class MinimalRNN(Cell):
-    r"""The minimal RNN: a code of the input, and one gate between it and the state.
+    r"""The minimal RNN: an embedding of the input, and one gate between it and the state.
 
     ::
 
-        n = tanh(W_n x + b_n)                               candidate: the input in other words
+        n = tanh(W_n x + b_n)                               candidate: an embedding of the input
         z = sigmoid(W_z n + U_z h + b_z)                    what to keep
         h' = z * h + (1 - z) * n,   y = h'
 
-    The paper calls n z, and z u. Its map from x to n is any network: here one layer, the paper's
-    own choice.
+    The paper writes z for n, and u for z. There the map from x to n may be any network; here it is
+    one layer, the choice of the paper.
 
     Args:
       hidden_size: number of units.
@@ -229,7 +219,6 @@ class MinimalRNN(Cell):
     """
 
     hidden_size: int
-    affine_gates = False
 
     def __post_init__(self) -> None:
         checks.positive_int("MinimalRNN", "hidden_size", self.hidden_size)
@@ -237,8 +226,7 @@ class MinimalRNN(Cell):
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> MinimalRNNParams:
-        dtype, hidden = checks.float_dtype("MinimalRNN.init", dtype), self.hidden_size
-        checks.positive_int("MinimalRNN.init", "input_size", input_size)
+        hidden = self.hidden_size
         key_ih, key_nz, key_hh = jax.random.split(key, 3)
         return MinimalRNNParams(
             w_ih=initializers.input_weights(key_ih, input_size, hidden, 1, dtype),
@@ -260,9 +248,7 @@ class MinimalRNN(Cell):
 
     def update(
         self, params: MinimalRNNParams, carry: jax.Array, z: MinimalRNNGates, u: MinimalRNNGates
-    ) -> tuple[jax.Array, jax.Array]:
-        keep = sigmoid(z.z + u.z)
-        n = place("candidate", z.n)
-        h = keep * carry + (1 - keep) * n
-        record(z=keep, n=n)
-        return h, h
+    ) -> jax.Array:
+        keep = tap("z", sigmoid(z.z + u.z))
+        n = tap("n", z.n, role="candidate")
+        return keep * carry + (1 - keep) * n

@@ -1,4 +1,4 @@
-"""ParaGRU and ParaLSTM: gated cells whose units see their own past alone, for Newton in time."""
+"""ParaGRU and ParaLSTM: gated cells with a diagonal recurrence, for Newton over time."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,21 +9,22 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, place, record
+from jrnn.cell import Cell
 from jrnn.cells.common import affine, split
 from jrnn.cells.gru import GRUGates
 from jrnn.cells.lstm import LSTMCarry, LSTMGates
+from jrnn.taps import tap
 
 CONTRACTING = 1 / 3
-"""With recurrent weights below it a step of either cell, from states within [-1, 1], contracts.
+"""A step of either cell contracts on [-1, 1] if its recurrent weights are below this value.
 
-ParaGRU: |dh'/dh| <= z + (1 - z) (2 z |a_z| + |a_n|) < 1. ParaLSTM without peepholes, in the largest
-norm: |dc'| <= f + (1 - f) (2 f |a_f| + |a_g|) < 1, and h' likewise. So Newton in time converges.
+ParaGRU: |dh'/dh| <= z + (1 - z) (2 z |a_z| + |a_n|) < 1. ParaLSTM without peepholes, in the maximum
+norm: |dc'| <= f + (1 - f) (2 f |a_f| + |a_g|) < 1, and h' likewise. So Newton over time converges.
 """
 
 
 class ParaGRUParams(NamedTuple):
-    """Weights with the gates side by side in the order r, z, n."""
+    """Weights with the gates concatenated in the order r, z, n."""
 
     w_ih: jax.Array  # [input, 3·hidden]
     w_hh: jax.Array  # [3·hidden]
@@ -31,7 +32,7 @@ class ParaGRUParams(NamedTuple):
 
 
 class ParaLSTMParams(NamedTuple):
-    """Weights with the gates side by side in the order f, g, o."""
+    """Weights with the gates concatenated in the order f, g, o."""
 
     w_ih: jax.Array  # [input, 3·hidden]
     w_hh: jax.Array  # [3·hidden]
@@ -42,18 +43,18 @@ class ParaLSTMParams(NamedTuple):
 
 @dataclass(frozen=True)
 class ParaGRU(Cell):
-    r"""The GRU with a diagonal recurrence: one weight where the GRU has a matrix.
+    r"""The GRU with a diagonal recurrence: one weight per unit in place of each matrix.
 
     ::
 
-        r = sigmoid(W_r x + a_r * h + b_r)                  reset: what of the past shows
+        r = sigmoid(W_r x + a_r * h + b_r)                  reset: what to use of the state
         z = sigmoid(W_z x + a_z * h + b_z)                  update: what to keep
         n = tanh(W_n x + a_n * (r * h) + b_n)               candidate
         h' = (1 - z) * n + z * h,   y = h'
 
-    z keeps, as in `GRU`. In the paper it writes, h' = (1 - z) * h + z * n: the same cell with the
-    weights of z negated. w_hh (a_r, a_z, a_n) begins uniform in [-1/3, 1/3], so that every step
-    contracts.
+    z keeps the state, as in `GRU`. In the paper it writes, h' = (1 - z) * h + z * n: the same cell
+    with the weights of z negated. w_hh (a_r, a_z, a_n) is initialised uniformly in [-1/3, 1/3], so
+    that every step contracts.
 
     Args:
       hidden_size: number of units.
@@ -77,7 +78,6 @@ class ParaGRU(Cell):
 
     hidden_size: int
     t_max: int | None = None
-    recurrence = "diagonal"
 
     def __post_init__(self) -> None:
         checks.positive_int("ParaGRU", "hidden_size", self.hidden_size)
@@ -87,8 +87,6 @@ class ParaGRU(Cell):
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> ParaGRUParams:
-        dtype = checks.float_dtype("ParaGRU.init", dtype)
-        checks.positive_int("ParaGRU.init", "input_size", input_size)
         key_ih, key_hh, key_b = jax.random.split(key, 3)
         columns = 3 * self.hidden_size
         keep = initializers.keeping(key_b, self.hidden_size, self.t_max, 0.0, dtype)
@@ -108,16 +106,12 @@ class ParaGRU(Cell):
     def recur(self, params: ParaGRUParams, carry: jax.Array) -> None:
         return None
 
-    def update(
-        self, params: ParaGRUParams, carry: jax.Array, z: GRUGates, u: None
-    ) -> tuple[jax.Array, jax.Array]:
+    def update(self, params: ParaGRUParams, carry: jax.Array, z: GRUGates, u: None) -> jax.Array:
         a = split(params.w_hh, GRUGates, ("r", "z", "n"))
-        reset = sigmoid(z.r + a.r * carry)
-        keep = sigmoid(z.z + a.z * carry)
-        n = place("candidate", jnp.tanh(z.n + a.n * (reset * carry)))
-        h = (1 - keep) * n + keep * carry
-        record(r=reset, z=keep, n=n)
-        return h, h
+        reset = tap("r", sigmoid(z.r + a.r * carry))
+        keep = tap("z", sigmoid(z.z + a.z * carry))
+        n = tap("n", jnp.tanh(z.n + a.n * (reset * carry)), role="candidate")
+        return (1 - keep) * n + keep * carry
 
 
 @dataclass(frozen=True)
@@ -126,24 +120,25 @@ class ParaLSTM(Cell):
 
     ::
 
-        f = sigmoid(W_f x + a_f * h + p_f * c + b_f)        forget: what of the old state stays
+        f = sigmoid(W_f x + a_f * h + p_f * c + b_f)        forget: what to keep of the old state
         g = tanh(W_g x + a_g * h + b_g)                     prepare: the candidate for the rest
         c' = f * c + (1 - f) * g                            update
         o = sigmoid(W_o x + a_o * h + p_o * c' + b_o)       output: what to show
         h' = o * tanh(c'),   y = h'
 
-    Unit k of h and c sees unit k of h and c alone: blocks of two by two. w_hh (a_f, a_g, a_o)
-    begins uniform in [-1/3, 1/3], and the peepholes at 0, so that every step contracts.
+    Unit k of h and c depends only on unit k of h and c: the Jacobian has blocks of two by two. w_hh
+    (a_f, a_g, a_o) is initialised uniformly in [-1/3, 1/3] and the peepholes to 0, so that every
+    step contracts.
 
     Args:
       hidden_size: number of units.
-      forget_bias: starting value of b_f; at 1 the cell remembers from the start.
+      forget_bias: initial value of b_f; with 1 the cell remembers from the start.
       t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_f = log U[1,
         t_max - 1], in place of `forget_bias`.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, `t_max` is below 3, or both `t_max` and a
-        `forget_bias` of your own are given.
+      ValueError: `hidden_size` is not a positive int, `t_max` is below 3, or `t_max` is given with
+        another `forget_bias` than the default.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = ParaLSTM(hidden_size=4)
@@ -160,7 +155,6 @@ class ParaLSTM(Cell):
     hidden_size: int
     forget_bias: float = 1.0
     t_max: int | None = None
-    recurrence = "block_diagonal"
 
     def __post_init__(self) -> None:
         checks.positive_int("ParaLSTM", "hidden_size", self.hidden_size)
@@ -171,8 +165,6 @@ class ParaLSTM(Cell):
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> ParaLSTMParams:
-        dtype = checks.float_dtype("ParaLSTM.init", dtype)
-        checks.positive_int("ParaLSTM.init", "input_size", input_size)
         key_ih, key_hh, key_b = jax.random.split(key, 3)
         hidden = self.hidden_size
         keep = initializers.keeping(key_b, hidden, self.t_max, self.forget_bias, dtype)
@@ -194,18 +186,18 @@ class ParaLSTM(Cell):
     def recur(self, params: ParaLSTMParams, carry: LSTMCarry) -> None:
         return None
 
-    def update(
-        self, params: ParaLSTMParams, carry: LSTMCarry, z: LSTMGates, u: None
-    ) -> tuple[LSTMCarry, jax.Array]:
+    def update(self, params: ParaLSTMParams, carry: LSTMCarry, z: LSTMGates, u: None) -> LSTMCarry:
         a = split(params.w_hh, LSTMGates, ("f", "g", "o"))
         # Forget: what to keep of the old cell state.
-        f = sigmoid(z.f + a.f * carry.h + params.p_f * carry.c)
+        f = tap("f", sigmoid(z.f + a.f * carry.h + params.p_f * carry.c))
         # Prepare: the candidate for the rest.
-        g = place("candidate", jnp.tanh(z.g + a.g * carry.h))
+        g = tap("g", jnp.tanh(z.g + a.g * carry.h), role="candidate")
         # Update the cell state.
         c = f * carry.c + (1 - f) * g
         # Output: what to show of it.
-        o = sigmoid(z.o + a.o * carry.h + params.p_o * c)
-        h = o * jnp.tanh(place("shown", c))
-        record(f=f, g=g, o=o)
-        return LSTMCarry(h, c), h
+        o = tap("o", sigmoid(z.o + a.o * carry.h + params.p_o * c))
+        h = o * jnp.tanh(tap("", c, role="cell_state"))
+        return LSTMCarry(h, c)
+
+    def readout(self, params: ParaLSTMParams, carry: LSTMCarry, z: LSTMGates) -> jax.Array:
+        return carry.h

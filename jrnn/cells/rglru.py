@@ -9,16 +9,17 @@ from jax.nn import sigmoid, softplus
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, record
-from jrnn.cells.common import advance, affine, split
-from jrnn.cells.linear import wide
+from jrnn.cell import Cell, Diagonal
+from jrnn.cells.common import affine, split
+from jrnn.cells.linear import at_least_float32
+from jrnn.taps import tap
 
 SHARPNESS = 8.0
-"""The c of the paper, which says how far the gate moves the decay."""
+"""The constant c of the paper, the scale of the recurrence gate in log a."""
 
 
 class RGLRUParams(NamedTuple):
-    """Weights with the gates side by side in the order r, i, v."""
+    """Weights with the gates concatenated in the order r, i, v."""
 
     w_ih: jax.Array  # [input, 3·hidden]
     b: jax.Array  # [3·hidden]
@@ -26,7 +27,7 @@ class RGLRUParams(NamedTuple):
 
 
 class RGLRUGates(NamedTuple):
-    """Pre-activations of the gates, and the value, each `[..., hidden]`."""
+    """Pre-activations of the gates r and i, and the value v, each `[..., hidden]`."""
 
     r: jax.Array
     i: jax.Array
@@ -35,7 +36,7 @@ class RGLRUGates(NamedTuple):
 
 @dataclass(frozen=True)
 class RGLRU(Cell):
-    r"""The real-gated linear recurrent unit: a decay for each unit, and an input that moves it.
+    r"""The real-gated linear recurrent unit: each unit decays at a rate that depends on the input.
 
     ::
 
@@ -45,19 +46,21 @@ class RGLRU(Cell):
         log a = -8 r * softplus(lam)                        a = sigmoid(-lam)^(8 r)
         h' = a * h + sqrt(1 - a^2) * (i * v),   y = h'
 
-    In the paper v is the input itself, after a linear layer of the block around it; here that layer
-    is within, for input and hidden size may differ. Its appendix has a = sigmoid(lam) and
-    log a = -8 r softplus(lam), which differ in the sign of lam: the second is what the authors'
-    code has, and this. Their code bounds the slope of the root and leaves the root out at the first
-    step of a sequence; neither is in the paper, nor here, where slopes are right and finite.
+    In the paper v is the input itself, after a linear layer of the surrounding block. Here that
+    layer is part of the cell, since input and hidden size may differ. The paper's appendix has both
+    a = sigmoid(lam) and log a = -8 r softplus(lam), which differ in the sign of lam; the authors'
+    code has the second, and so does this cell. Their code also bounds the derivative of the root
+    and omits the root at the first step of a sequence. The paper does neither, and nor does this
+    cell; its derivative is exact and finite.
 
-    lam begins so that sigmoid(-lam)^8, the decay of an open gate, is uniform in [r_min, r_max]; the
-    weights as LeCun's, variance 1/input. a is a float32 number at least: of bfloat16 0.999 is 1.
+    lam is initialised such that sigmoid(-lam)^8, the decay at r = 1, is uniform in [r_min, r_max];
+    the weights are LeCun-normal, with variance 1/input. a is computed in float32 or wider, since
+    0.999 rounds to 1 in bfloat16.
 
     Args:
       hidden_size: number of units.
-      r_min: least decay of an open gate at the start.
-      r_max: greatest decay of an open gate at the start; near 1 the cell remembers for long.
+      r_min: smallest initial decay at r = 1.
+      r_max: largest initial decay at r = 1; close to 1 for long memories.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, or not 0 < r_min < r_max < 1.
@@ -77,7 +80,6 @@ class RGLRU(Cell):
     hidden_size: int
     r_min: float = 0.9
     r_max: float = 0.999
-    recurrence = "linear"
 
     def __post_init__(self) -> None:
         checks.positive_int("RGLRU", "hidden_size", self.hidden_size)
@@ -88,8 +90,6 @@ class RGLRU(Cell):
             )
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> RGLRUParams:
-        dtype = checks.float_dtype("RGLRU.init", dtype)
-        checks.positive_int("RGLRU.init", "input_size", input_size)
         key_ih, key_lam = jax.random.split(key)
         lecun, hidden = jax.nn.initializers.lecun_normal(), self.hidden_size
         drawn_in = jnp.promote_types(dtype, jnp.float32)
@@ -97,7 +97,7 @@ class RGLRU(Cell):
         return RGLRUParams(
             w_ih=initializers.per_gate(lecun, key_ih, input_size, hidden, 3, dtype),
             b=jnp.zeros((3 * hidden,), dtype),
-            # The inverse of softplus, at -log(decay) / 8.
+            # The inverse of softplus at -log(decay) / 8.
             lam=jnp.log(jnp.expm1(-jnp.log(decay) / SHARPNESS)).astype(dtype),
         )
 
@@ -110,25 +110,21 @@ class RGLRU(Cell):
     def recur(self, params: RGLRUParams, carry: jax.Array) -> None:
         return None
 
-    def coefficients(  # pyright: ignore[reportIncompatibleVariableOverride]
-        self, params: RGLRUParams, z: RGLRUGates
-    ) -> tuple[jax.Array, jax.Array]:
-        r, i = sigmoid(wide(z.r)), sigmoid(z.i)
-        log_a = -SHARPNESS * r * softplus(wide(params.lam))
-        record(r=r, i=i, v=z.v)
-        return jnp.exp(log_a), root(-jnp.expm1(2 * log_a)) * (i * z.v)
+    def coefficients(self, params: RGLRUParams, z: RGLRUGates) -> Diagonal:
+        r = tap("r", sigmoid(at_least_float32(z.r)))
+        i, v = tap("i", sigmoid(z.i)), tap("v", z.v)
+        log_a = -SHARPNESS * r * softplus(at_least_float32(params.lam))
+        return Diagonal(jnp.exp(log_a), root(-jnp.expm1(2 * log_a)) * (i * v))
 
-    def update(
-        self, params: RGLRUParams, carry: jax.Array, z: RGLRUGates, u: None
-    ) -> tuple[jax.Array, jax.Array]:
-        h = advance(self.coefficients(params, z), carry).astype(carry.dtype)
-        return h, h
+    def update(self, params: RGLRUParams, carry: jax.Array, z: RGLRUGates, u: None) -> jax.Array:
+        return self.coefficients(params, z).apply(carry).astype(carry.dtype)
 
 
 def root(a: jax.Array) -> jax.Array:
-    """The square root of numbers from 0 on, with a finite slope at 0: that of a gate that is shut.
+    """The square root of non-negative numbers, with derivative 0 at 0.
 
-    There the slope by the gate's pre-activation is 0, and an infinite one here would make it NaN.
+    At 0 the recurrence gate is 0, and so is its derivative by its pre-activation; times the
+    infinite derivative of a square root it would be NaN.
     """
     above = a > 0
     return jnp.where(above, jnp.sqrt(jnp.where(above, a, 1)), 0)

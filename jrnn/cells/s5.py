@@ -1,4 +1,4 @@
-"""S5: a diagonal state space, discretised with a step that is learned for each state."""
+"""S5: a diagonal state space model, discretised with a learned step for each state."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,13 +10,14 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, record
-from jrnn.cells.common import advance, product
-from jrnn.cells.linear import LRUGates, wide
+from jrnn.cell import Cell, Diagonal
+from jrnn.cells.common import product
+from jrnn.cells.linear import LRUGates, at_least_float32
+from jrnn.taps import tap
 
 
 class S5Params(NamedTuple):
-    """Weights, all of them real: complex ones are in two parts."""
+    """Weights, all real: complex ones are held as their real and imaginary parts."""
 
     w_ih: jax.Array  # [input, 2·state + hidden]: Re B, Im B, D
     lambda_re: jax.Array  # [state]
@@ -28,33 +29,33 @@ class S5Params(NamedTuple):
 
 @dataclass(frozen=True)
 class S5(Cell):
-    r"""S5: a linear system in continuous time, ds/dt = lambda s + B x, seen at learned steps.
+    r"""S5: a linear system in continuous time, ds/dt = lambda s + B x, with learned steps.
 
     ::
 
-        a = exp(lambda * step)                              zero-order hold: x stays as it is ...
-        s' = a * s + (a - 1) / lambda * (B x)               ... for the time exp(log_step)
+        a = exp(lambda * step)                              zero-order hold: x is constant ...
+        s' = a * s + (a - 1) / lambda * (B x)               ... for step = exp(log_step)
         y = 2 Re(C s') + D x                                or Re(C s') + D x
 
     The state is complex64, or complex128 with float64 parameters; parameters are real. With
-    `conjugate` each state stands for itself and for its conjugate, which is the 2 of the output.
-    `update` holds the product with C. As in the paper it is one linear layer: what is not linear
-    comes between layers. Nothing keeps Re lambda, which begins at -1/2, below 0.
+    `conjugate` each state represents itself and its conjugate, hence the 2 in the output. `readout`
+    holds the product with C. As in the paper the cell is one linear layer: nonlinearities come
+    between layers. Re lambda, initially -1/2, is not constrained to stay below 0.
 
-    The states begin as the normal part of the HiPPO-LegS matrix in its eigenbasis V: B as V* B_0
-    and C as C_0 V, for real B_0 of variance 1/input and C_0 of variance 1/states, one block of
-    all states. D begins as N(0, 1/input), for it is a matrix here, where output and input may
-    differ in size, and a diagonal in the paper.
+    The initial states are the normal part of the HiPPO-LegS matrix in its eigenbasis V: B = V* B_0
+    and C = C_0 V, for real B_0 of variance 1/input and C_0 of variance 1/states, in one block of
+    all states. D is drawn from N(0, 1/input). It is a diagonal in the paper; here it is a matrix,
+    since output and input may differ in size.
 
     Args:
       hidden_size: number of outputs.
-      state_size: number of complex states that are held; `hidden_size` where None.
-      conjugate: whether each state stands for its conjugate too.
-      step_min: least step at the start.
-      step_max: greatest step at the start; logarithms are uniform between the two.
+      state_size: number of complex states that are stored; `hidden_size` if None.
+      conjugate: whether each state represents its conjugate too.
+      step_min: smallest initial step.
+      step_max: largest initial step; logarithms are drawn uniformly between the two.
 
     Raises:
-      ValueError: `hidden_size` or `state_size` is not a positive int, `conjugate` is no bool, or
+      ValueError: `hidden_size` or `state_size` is not a positive int, `conjugate` is not a bool, or
         not 0 < step_min < step_max.
 
     >>> import jax, jax.numpy as jnp
@@ -74,8 +75,6 @@ class S5(Cell):
     conjugate: bool = True
     step_min: float = 0.001
     step_max: float = 0.1
-    recurrence = "linear"
-    pointwise = False
 
     def __post_init__(self) -> None:
         checks.positive_int("S5", "hidden_size", self.hidden_size)
@@ -90,15 +89,13 @@ class S5(Cell):
 
     @property
     def states(self) -> int:
-        """The number of complex states that are held."""
+        """The number of complex states that are stored."""
         return self.hidden_size if self.state_size is None else self.state_size
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> S5Params:
-        dtype = checks.float_dtype("S5.init", dtype)
-        checks.positive_int("S5.init", "input_size", input_size)
         key_b, key_c, key_d, key_step = jax.random.split(key, 4)
         count, drawn_in = self.states * (1 + self.conjugate), jnp.promote_types(dtype, jnp.float32)
-        # Of each pair of conjugates the one that turns upwards.
+        # From each pair of conjugates, the one with a positive imaginary part.
         eigenvalues, v = (part[..., -self.states :] for part in legs(count))
         lecun = jax.nn.initializers.lecun_normal()
         b = lecun(key_b, (input_size, count), drawn_in) @ v.conj()
@@ -128,30 +125,31 @@ class S5(Cell):
     def recur(self, params: S5Params, carry: jax.Array) -> None:
         return None
 
-    def coefficients(  # pyright: ignore[reportIncompatibleVariableOverride]
-        self, params: S5Params, z: LRUGates
-    ) -> tuple[jax.Array, jax.Array]:
-        eigenvalues = lax.complex(wide(params.lambda_re), wide(params.lambda_im))
-        step = jnp.exp(wide(params.log_step))
-        moved = eigenvalues * step
-        taken_in = step * mean_of_exp(moved) * lax.complex(wide(z.re), wide(z.im))
-        return jnp.exp(moved), taken_in
+    def coefficients(self, params: S5Params, z: LRUGates) -> Diagonal:
+        lambda_re, lambda_im, log_step, re, im = map(
+            at_least_float32, (params.lambda_re, params.lambda_im, params.log_step, z.re, z.im)
+        )
+        step = jnp.exp(log_step)
+        exponent = lax.complex(lambda_re, lambda_im) * step
+        return Diagonal(jnp.exp(exponent), step * mean_of_exp(exponent) * lax.complex(re, im))
 
-    def update(
-        self, params: S5Params, carry: jax.Array, z: LRUGates, u: None
-    ) -> tuple[jax.Array, jax.Array]:
-        s = advance(self.coefficients(params, z), carry)
-        record(re=s.real, im=s.imag)
-        seen = s.real @ params.c_re - s.imag @ params.c_im
-        return s, ((1 + self.conjugate) * seen + z.d).astype(z.d.dtype)
+    def update(self, params: S5Params, carry: jax.Array, z: LRUGates, u: None) -> jax.Array:
+        s = self.coefficients(params, z).apply(carry)
+        tap("re", s.real)
+        tap("im", s.imag)
+        return s
+
+    def readout(self, params: S5Params, carry: jax.Array, z: LRUGates) -> jax.Array:
+        y = carry.real @ params.c_re - carry.imag @ params.c_im
+        return ((1 + self.conjugate) * y + z.d).astype(z.d.dtype)
 
 
 def mean_of_exp(m: jax.Array) -> jax.Array:
-    """(exp(m) - 1) / m, the mean of exp from 0 to m, and its limit 1 at 0."""
+    """(exp(m) - 1) / m, the mean of exp from 0 to m; 1 at m = 0."""
     near = jnp.abs(m) < 0.1
     away = jnp.where(near, 1, m)
     series = jnp.ones_like(m)
-    for n in range(11, 1, -1):  # 1 + m / 2 (1 + m / 3 (1 + ...)), where the quotient loses digits
+    for n in range(11, 1, -1):  # 1 + m / 2 (1 + m / 3 (1 + ...)), where the quotient is inaccurate
         series = 1 + m / n * series
     return jnp.where(near, series, jnp.expm1(away) / away)
 
@@ -159,8 +157,8 @@ def mean_of_exp(m: jax.Array) -> jax.Array:
 def legs(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues `[size]` and eigenvectors `[size, size]` of the normal part of HiPPO-LegS.
 
-    With p_n = sqrt(n + 1/2) that part is A + p p^T, which is -1/2 and a matrix that is skew:
-    p_n p_k above the diagonal and -p_n p_k below it. Imaginary parts ascend, in conjugate pairs.
+    With p_n = sqrt(n + 1/2) that part is A + p p^T, the sum of -1/2 I and a skew-symmetric matrix:
+    p_n p_k above the diagonal and -p_n p_k below it. Eigenvalues are sorted by imaginary part.
     """
     p = np.sqrt(np.arange(size) + 0.5)
     skew = np.triu(np.outer(p, p), 1) - np.tril(np.outer(p, p), -1)

@@ -1,4 +1,4 @@
-"""The two cells of xLSTM: sLSTM, with exponential gates, and mLSTM, with a matrix for a memory."""
+"""The two cells of xLSTM: sLSTM, with exponential gates, and mLSTM, with a matrix memory."""
 
 import math
 from dataclasses import dataclass
@@ -10,15 +10,18 @@ from jax.nn import log_sigmoid, sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, place, record
-from jrnn.cells.common import advance, affine, split
+from jrnn.cell import Cell, Diagonal, Traits
+from jrnn.cells.common import affine, recurrent, split
 from jrnn.cells.lstm import LSTMGates
+from jrnn.taps import tap
+
+GATES = ("i", "f", "g", "o")
 
 FORGET = {"sigmoid": log_sigmoid, "exp": lambda a: a}
-"""The logarithm of the forget gate of its pre-activation."""
+"""The logarithm of the forget gate as a function of its pre-activation."""
 
-KEEPING = 3.0, 6.0
-"""Where the forget biases begin, as in the authors' code."""
+FORGET_BIASES = 3.0, 6.0
+"""The range of the initial forget biases, as in the authors' code."""
 
 
 class SLSTMCarry(NamedTuple):
@@ -31,7 +34,7 @@ class SLSTMCarry(NamedTuple):
 
 
 class SLSTMParams(NamedTuple):
-    """Weights with the gates side by side in the order i, f, g, o."""
+    """Weights with the gates concatenated in the order i, f, g, o."""
 
     w_ih: jax.Array  # [input, 4·hidden]
     w_hh: jax.Array  # [heads, hidden/heads, 4·hidden/heads]
@@ -46,7 +49,7 @@ class MLSTMCarry(NamedTuple):
 
 
 class MLSTMParams(NamedTuple):
-    """Weights side by side in the order q, k, v, o, and i, f of `[heads]` each."""
+    """Weights concatenated in the order q, k, v, o, `[hidden]` each, and i, f, `[heads]` each."""
 
     w_ih: jax.Array  # [input, 4·hidden + 2·heads]
     b: jax.Array  # [4·hidden + 2·heads]
@@ -65,30 +68,30 @@ class MLSTMGates(NamedTuple):
 
 @dataclass(frozen=True)
 class SLSTM(Cell):
-    r"""The sLSTM: an LSTM with an exponential input gate, and a normaliser for what it took.
+    r"""The sLSTM: an LSTM with an exponential input gate and a normaliser.
 
     ::
 
-        a_k = W_k x + U_k h + b_k                           for k = i, f, g, o; U block by block
-        m' = max(log f + m, a_i)                            stabiliser; a_i where nothing is held
+        a_k = W_k x + U_k h + b_k                           for k = i, f, g, o; U block-diagonal
+        m' = max(log f + m, a_i)                            stabiliser; a_i where n = 0
         f' = exp(log f + m - m'),   i' = exp(a_i - m')      f = sigmoid(a_f), or exp(a_f)
         c' = f' * c + i' * tanh(a_g)                        update
         n' = f' * n + i'                                    normaliser
         h' = sigmoid(a_o) * c' / n',   y = h'
 
-    m scales c and n alike and is not seen in h: it keeps the exponentials from overflow. Nothing
-    is held where n = 0, as at the start; there any scale will do, and that of the input is taken.
-    From then on n' >= 1. The quotient is by max(n', 1), so that a carry that no sequence leads to,
-    as a guess of `Newton` may be, divides by no zero.
+    m is the logarithm of a common scale of c and n, which cancels in h: it keeps the exponentials
+    from overflowing. Where n = 0, as in the first carry, c is 0 too and any scale is exact; the
+    scale of the input is used. From then on n' >= 1. The division is by max(n', 1), so that it is
+    never by zero, even for a carry that no sequence leads to, such as a guess of `Newton`.
 
-    Our g is z in the paper. The authors' code too takes a_i for m' at the start, there if n = 0 in
-    the whole batch; here each unit decides for itself, so that resets are right. U begins
-    orthogonal in each head, b_f evenly spaced from 3 to 6 over the units of a head, or at 0 with
-    `forget="exp"`, where it keeps all.
+    g is called z in the paper. The authors' code also sets m' = a_i at the first step, which it
+    recognises by n = 0 in the whole batch; here each unit is tested on its own, so that resets are
+    exact. The blocks of U are initially orthogonal, and b_f is evenly spaced from 3 to 6 over the
+    units of a head. With `forget="exp"` b_f is initially 0, so that f = 1.
 
     Args:
       hidden_size: number of units.
-      heads: groups of units; a unit sees the past of its own group alone.
+      heads: number of blocks of U; a unit depends only on the units of its own head.
       forget: "sigmoid" or "exp": the forget gate's activation.
 
     Raises:
@@ -109,20 +112,21 @@ class SLSTM(Cell):
     hidden_size: int
     heads: int = 1
     forget: Literal["sigmoid", "exp"] = "sigmoid"
-    tied = True
 
     def __post_init__(self) -> None:
         checks.positive_int("SLSTM", "hidden_size", self.hidden_size)
         checks.divides("SLSTM", "heads", self.heads, "hidden_size", self.hidden_size)
         checks.one_of("SLSTM", "forget", self.forget, FORGET)
 
+    @property
+    def traits(self) -> Traits:
+        return Traits(coupled_carry=True)
+
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> SLSTMParams:
-        dtype = checks.float_dtype("SLSTM.init", dtype)
-        checks.positive_int("SLSTM.init", "input_size", input_size)
         key_ih, key_hh = jax.random.split(key)
         hidden, units = self.hidden_size, self.hidden_size // self.heads
         of_head = lambda key: initializers.recurrent_weights(key, units, 4, dtype)
-        keep = jnp.tile(jnp.linspace(*KEEPING, units), self.heads)
+        keep = jnp.tile(jnp.linspace(*FORGET_BIASES, units), self.heads)
         b = jnp.zeros((4 * hidden,), dtype)
         return SLSTMParams(
             w_ih=initializers.input_weights(key_ih, input_size, hidden, 4, dtype),
@@ -135,36 +139,34 @@ class SLSTM(Cell):
         return SLSTMCarry(zeros, zeros, zeros, zeros)
 
     def project(self, params: SLSTMParams, x: jax.Array) -> LSTMGates:
-        return split(affine(self, x, params.w_ih, params.b), LSTMGates, ("i", "f", "g", "o"))
+        return split(affine(self, x, params.w_ih, params.b), LSTMGates, GATES)
 
     def recur(self, params: SLSTMParams, carry: SLSTMCarry) -> LSTMGates:
-        units = self.hidden_size // self.heads
-        h = carry.h.reshape(*carry.h.shape[:-1], self.heads, units)
-        joined = jnp.einsum("...hi,hij->...hj", h, params.w_hh)
-        gates = split(joined, LSTMGates, ("i", "f", "g", "o"))
-        return jax.tree.map(lambda gate: gate.reshape(carry.h.shape), gates)
+        return recurrent(carry.h, params.w_hh, LSTMGates, GATES)
 
     def update(
         self, params: SLSTMParams, carry: SLSTMCarry, z: LSTMGates, u: LSTMGates
-    ) -> tuple[SLSTMCarry, jax.Array]:
+    ) -> SLSTMCarry:
         a = jax.tree.map(jnp.add, z, u)
-        # The scale of what is held, and that of what comes: the larger one is divided out.
-        held = jnp.where(carry.n == 0, a.i, FORGET[self.forget](a.f) + carry.m)
-        m = jnp.maximum(held, a.i)
-        f, i = jnp.exp(held - m), jnp.exp(a.i - m)
-        g = place("candidate", jnp.tanh(a.g))
-        # Update the cell state, and count what went into it.
+        # The logarithms of both gates, less the larger of the two.
+        log_f = jnp.where(carry.n == 0, a.i, FORGET[self.forget](a.f) + carry.m)
+        m = jnp.maximum(log_f, a.i)
+        i, f = tap("i", jnp.exp(a.i - m)), tap("f", jnp.exp(log_f - m))
+        g = tap("g", jnp.tanh(a.g), role="candidate")
+        # Update the cell state, and the normaliser with it.
         c = f * carry.c + i * g
         n = f * carry.n + i
-        o = sigmoid(a.o)
-        h = o * place("shown", c / jnp.maximum(n, 1))
-        record(i=i, f=f, g=g, o=o)
-        return SLSTMCarry(h, c, n, m), h
+        o = tap("o", sigmoid(a.o))
+        h = o * tap("", c / jnp.maximum(n, 1), role="cell_state")
+        return SLSTMCarry(h, c, n, m)
+
+    def readout(self, params: SLSTMParams, carry: SLSTMCarry, z: LSTMGates) -> jax.Array:
+        return carry.h
 
 
 @dataclass(frozen=True)
 class MLSTM(Cell):
-    r"""The mLSTM: a memory of matrices, which stores values by their keys, linear in its carry.
+    r"""The mLSTM: a matrix memory that stores values by their keys, linear in its carry.
 
     In each head, with d = hidden_size / heads units::
 
@@ -173,22 +175,26 @@ class MLSTM(Cell):
         C' = f C + i v k^T                                             memory [d, d]
         n' = f n + i k                                                 normaliser [d]
         h = (C' q) / max(|n' . q|, 1)
-        y = sigmoid(W_o x + b_o) * h                                   of all heads side by side
+        y = sigmoid(W_o x + b_o) * h                                   of all heads, concatenated
 
-    with cap(a) = soft_cap tanh(a / soft_cap), as in xLSTM 7B, for both gates. The paper has no cap
-    and divides C and n by exp(m), with m a running maximum, and in place of 1 has exp(-m): where
-    nothing overflows that is the same function. Without m the carry is linear, so that
-    `Associative` runs all steps at once. The cap keeps i below exp(15), about 3e6, more than
-    float16 can hold; without a cap it is for you to keep the gate small.
+    with cap(a) = soft_cap tanh(a / soft_cap), as in xLSTM 7B, for both gates. The paper has no cap:
+    it divides C and n by exp(m), with m a running maximum, and has exp(-m) in place of 1. Without
+    overflow that is the same function. Without m the cell is linear in its carry, so `Associative`
+    can run it. The cap keeps i below exp(15), about 3e6, which overflows in float16; without a cap
+    the caller must keep the gate small.
 
-    k is scaled after its bias, as in the authors' code; the paper scales W_k x alone. Of the block
-    around the cell, with its convolution and its norm of h, nothing is here: gates see x. The
-    weights of i and f begin at 0, and so does b_i; b_f evenly spaced from 3 to 6 over the heads.
+    `update` advances C and n, elementwise; `readout` holds the product with the query, the
+    normalisation and the output gate.
+
+    k is scaled after its bias, as in the authors' code; the paper scales only W_k x. The block
+    around the cell, with its convolution and its norm of h, is not included: gates depend on x. The
+    weights of i and f are initially 0, and so is b_i; b_f is evenly spaced from 3 to 6 over the
+    heads.
 
     Args:
-      hidden_size: number of units, of all heads together.
+      hidden_size: number of units of all heads together.
       heads: number of memories.
-      soft_cap: the largest pre-activation of the gates i and f; None for no cap.
+      soft_cap: the bound on the pre-activations of the gates i and f; None for no bound.
 
     Raises:
       ValueError: `hidden_size` or `heads` is not a positive int, `heads` does not divide
@@ -209,8 +215,6 @@ class MLSTM(Cell):
     hidden_size: int
     heads: int = 1
     soft_cap: float | None = 15.0
-    recurrence = "linear"
-    pointwise = False
 
     def __post_init__(self) -> None:
         checks.positive_int("MLSTM", "hidden_size", self.hidden_size)
@@ -219,11 +223,9 @@ class MLSTM(Cell):
             checks.positive_number("MLSTM", "soft_cap", self.soft_cap)
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> MLSTMParams:
-        dtype = checks.float_dtype("MLSTM.init", dtype)
-        checks.positive_int("MLSTM.init", "input_size", input_size)
         hidden, heads = self.hidden_size, self.heads
         w = initializers.input_weights(key, input_size, hidden, 4, dtype)
-        keep = jnp.linspace(*KEEPING, heads).astype(dtype)
+        keep = jnp.linspace(*FORGET_BIASES, heads).astype(dtype)
         return MLSTMParams(
             w_ih=jnp.concatenate([w, jnp.zeros((input_size, 2 * heads), dtype)], axis=-1),
             b=jnp.concatenate([jnp.zeros((4 * hidden + heads,), dtype), keep]),
@@ -245,26 +247,22 @@ class MLSTM(Cell):
     def recur(self, params: MLSTMParams, carry: MLSTMCarry) -> None:
         return None
 
-    def coefficients(  # pyright: ignore[reportIncompatibleVariableOverride]
-        self, params: MLSTMParams, z: MLSTMGates
-    ) -> tuple[MLSTMCarry, MLSTMCarry]:
-        i, f = jnp.exp(self._cap(z.i)), sigmoid(self._cap(z.f))
+    def coefficients(self, params: MLSTMParams, z: MLSTMGates) -> Diagonal:
+        i, f = tap("i", jnp.exp(self._cap(z.i))), tap("f", sigmoid(self._cap(z.f)))
         k = i[..., None] * z.k / math.sqrt(z.k.shape[-1])
-        record(i=i, f=f)
-        written = MLSTMCarry(c=z.v[..., :, None] * k[..., None, :], n=k)
-        return MLSTMCarry(c=f[..., None, None], n=f[..., None]), written
+        return Diagonal(
+            a=MLSTMCarry(c=f[..., None, None], n=f[..., None]),
+            b=MLSTMCarry(c=z.v[..., :, None] * k[..., None, :], n=k),
+        )
 
     def _cap(self, a: jax.Array) -> jax.Array:
         return a if self.soft_cap is None else self.soft_cap * jnp.tanh(a / self.soft_cap)
 
-    def update(
-        self, params: MLSTMParams, carry: MLSTMCarry, z: MLSTMGates, u: None
-    ) -> tuple[MLSTMCarry, jax.Array]:
-        c, n = advance(self.coefficients(params, z), carry)
-        # What the query finds, over how much of it there is.
-        found = (c @ z.q[..., None])[..., 0]
-        weight = jnp.abs((n * z.q).sum(axis=-1, keepdims=True))
-        h = (found / jnp.maximum(weight, 1)).reshape(z.o.shape)
-        o = sigmoid(z.o)
-        record(o=o)
-        return MLSTMCarry(c, n), o * h
+    def update(self, params: MLSTMParams, carry: MLSTMCarry, z: MLSTMGates, u: None) -> MLSTMCarry:
+        return self.coefficients(params, z).apply(carry)
+
+    def readout(self, params: MLSTMParams, carry: MLSTMCarry, z: MLSTMGates) -> jax.Array:
+        retrieved = (carry.c @ z.q[..., None])[..., 0]
+        weight = jnp.abs((carry.n * z.q).sum(axis=-1, keepdims=True))
+        h = (retrieved / jnp.maximum(weight, 1)).reshape(z.o.shape)
+        return tap("o", sigmoid(z.o)) * h

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jrnn import checks, config
+from jrnn import checks, config, structure
 from jrnn.cell import Cell
 from jrnn.cells import REGISTRY as CELLS
 from jrnn.engines import REGISTRY as ENGINES
+from jrnn.layers import REGISTRY as LAYERS
 from jrnn.tasks import REGISTRY as TASKS
 from jrnn.transforms import REGISTRY as TRANSFORMS
 
@@ -89,7 +90,8 @@ def cell_rows() -> list[tuple[str, str, str, str, str]]:
     rows = []
     for name, kind in CELLS.items():
         cell = config.make_cell(name, HIDDEN)
-        rows.append((name, cell.recurrence, f"{_count(cell):,}", paper(kind), first_line(kind)))
+        found = structure.recurrence(cell, HIDDEN)
+        rows.append((name, found, f"{_count(cell):,}", paper(kind), first_line(kind)))
     return rows
 
 
@@ -114,7 +116,7 @@ def paper(kind: type) -> str:
 
 
 def _transforms() -> Table:
-    rows = [(name, first_line(kind)) for name, kind in TRANSFORMS.items()]
+    rows = [(name, first_line(kind)) for name, kind in (TRANSFORMS | LAYERS).items()]
     return _table(("name", "transform"), rows)
 
 

@@ -10,11 +10,11 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jrnn import checks
-from jrnn.cell import Carry, Gates, Inputs
+from jrnn.cell import Carry, Dense, Gates, Inputs, LogDiagonal
 from jrnn.engines import prefix
 from jrnn.engines.engine import Engine
-from jrnn.engines.masking import Masks, blank, cover, restart
-from jrnn.engines.precision import Parts
+from jrnn.engines.masking import Masks, expand_mask, step_of, zero_where
+from jrnn.engines.precision import BoundCell
 from jrnn.engines.pullback import even_chunk, scan_chunks
 from jrnn.engines.scan import Scan
 
@@ -34,14 +34,14 @@ class Associative(Engine):
         (a_2, b_2) after (a_1, b_1) = (a_2 a_1, a_2 b_1 + b_2)
         a reset:  nothing passes, b = a * initial + b;      padding:  a = 1, b = 0
 
-    The input products of all steps are one product, and so are those of the outputs. What is left
-    to walk is the prefix: elsewhere than on a CPU in logarithmic depth, there step by step, which
-    is then one pass over memory. Its derivative is one more prefix, in the other direction, and
-    derivatives of every mode and order work. Half-precision carries are accumulated in float32.
+    The input products of all steps are one product, and so are those of the readout. The prefix
+    over time has logarithmic depth on accelerators; on a CPU it runs step by step, as one pass over
+    memory. Its derivative is one more prefix, in the other direction, and derivatives of every mode
+    and order work. Half-precision carries are accumulated in float32.
 
-    A cell with `log_space` gives its coefficients as logarithms, so that they are right however
-    small they are; the prefix takes their exponentials. It multiplies and adds and never divides
-    by a product of gates, which is what other forms of the prefix need logarithms throughout for.
+    A cell may return `LogDiagonal` coefficients, so that they are accurate however small they are;
+    the prefix takes their exponentials. It multiplies and adds and never divides by a product of
+    gates, for which other forms of the prefix need logarithms throughout.
 
     Where `Scan` has inf, a product of elements may be NaN; past a reset neither goes.
 
@@ -53,8 +53,8 @@ class Associative(Engine):
         carry, ys = jrnn.unroll(cell, params, xs, engine=jrnn.Associative(mesh=mesh))
 
     Args:
-      chunk: steps that are walked one by one between two that are combined in parallel; 1 is the
-        associative scan alone, T or more the walk alone. By default T on a CPU, else 1.
+      chunk: steps that run one by one between two that are combined in parallel; 1 is the
+        associative scan alone, T or more a sequential loop. By default T on a CPU, else 1.
       block: steps whose states exist at one time; blocks of them are run one after another, and
         once more in the backward pass. T or more is all at once. By default on a CPU as many as fit
         its cache, `CACHED` numbers of states, which is twice as fast as all at once, and elsewhere
@@ -102,26 +102,26 @@ class Associative(Engine):
         checks.one_of("Associative", "axis", self.axis, self.mesh.axis_names)
 
     def run(
-        self, parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
+        self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
     ) -> tuple[Carry, jax.Array]:
-        if parts.cell.coefficients is None:
+        if not bound.is_linear(step_of(xs)):
             raise TypeError(
                 f"Associative: the cell must be linear in its carry and have `coefficients`, got "
-                f"{parts.cell!r}; use engine='fused', or engine='newton' for all steps at once"
+                f"{bound.cell!r}; use engine='fused', or engine='newton' for all steps at once"
             )
         steps = (xs, masks.valid, masks.resets)
         count = len(jax.tree.leaves(xs)[0])
         if count == 0:
-            return Scan().run(parts, carry, xs, masks, reverse)
+            return Scan().run(bound, carry, xs, masks, reverse)
         if self.mesh is not None:
-            return self._over_devices(self.mesh, parts, carry, steps, masks.initial, reverse)
+            return self._over_devices(self.mesh, bound, carry, steps, masks.initial, reverse)
         block = self.block_of(count, carry)
         if block >= count:
-            return self._run(parts, carry, steps, masks.initial, reverse)
+            return self._run(bound, carry, steps, masks.initial, reverse)
 
         @jax.checkpoint
         def one(carry: Carry, steps: Steps, _: None) -> Any:
-            carry, ys = self._run(parts, carry, steps, masks.initial, reverse)
+            carry, ys = self._run(bound, carry, steps, masks.initial, reverse)
             return carry, (ys, None)
 
         carry, (ys, _) = scan_chunks(one, carry, steps, None, block, reverse=reverse)
@@ -137,16 +137,16 @@ class Associative(Engine):
         return even_chunk(steps, max(16, CACHED // max(1, numbers)))
 
     def _run(
-        self, parts: Parts, carry: Carry, steps: Steps, initial: Carry | None, reverse: bool
+        self, bound: BoundCell, carry: Carry, steps: Steps, initial: Carry | None, reverse: bool
     ) -> tuple[Carry, jax.Array]:
-        z, leaves = _recurrences(parts, carry, steps, initial)
+        z, leaves = _recurrences(bound, carry, steps, initial)
         states = [leaf.solve(reverse, self.chunk) for leaf in leaves]
-        return _finish(parts, carry, steps, initial, reverse, z, leaves, states)
+        return _finish(bound, carry, steps[1], reverse, z, states)
 
     def _over_devices(
         self,
         mesh: Mesh,
-        parts: Parts,
+        bound: BoundCell,
         carry: Carry,
         steps: Steps,
         initial: Carry | None,
@@ -161,25 +161,25 @@ class Associative(Engine):
             )
         split, same = PartitionSpec(self.axis), PartitionSpec()
 
-        def local(parts: Parts, carry: Carry, steps: Steps, initial: Carry | None) -> Any:
-            z, leaves = _recurrences(parts, carry, steps, initial)
+        def local(bound: BoundCell, carry: Carry, steps: Steps, initial: Carry | None) -> Any:
+            z, leaves = _recurrences(bound, carry, steps, initial)
             leaves = [leaf.after_others(self.axis, reverse, self.chunk) for leaf in leaves]
             states = [leaf.solve(reverse, self.chunk) for leaf in leaves]
-            carry, ys = _finish(parts, carry, steps, initial, reverse, z, leaves, states)
+            carry, ys = _finish(bound, carry, steps[1], reverse, z, states)
             final = lambda leaf: lax.all_gather(leaf, self.axis)[0 if reverse else -1]
             return jax.tree.map(final, carry), ys
 
         if AxisType.Explicit in mesh.axis_types:  # cotangents are to lie as the inputs do
             place = lambda tree, spec: jax.sharding.reshard(tree, NamedSharding(mesh, spec))
             steps = place(steps, split)
-            parts, carry, initial = (place(tree, same) for tree in (parts, carry, initial))
+            bound, carry, initial = (place(tree, same) for tree in (bound, carry, initial))
         return jax.shard_map(
             local,
             mesh=mesh,
             in_specs=(same, same, split, same),
             out_specs=(same, split),
             check_vma=False,
-        )(parts, carry, steps, initial)
+        )(bound, carry, steps, initial)
 
 
 class _Recurrence(NamedTuple):
@@ -223,42 +223,41 @@ class _Recurrence(NamedTuple):
         added = end(self.b, jnp.zeros_like(self.start))
         # Of each device, what its steps do to the carry; then the carry before each of them.
         products, sums = (lax.all_gather(leaf, axis) for leaf in (product, added))
-        parts = self._replace(a=products, b=sums)
+        bound = self._replace(a=products, b=sums)
         if self.keep is not None:  # past a reset not even what is not finite
-            parts = parts._replace(keep=lax.all_gather(self.keep.all(axis=0), axis))
-        ends = parts.solve(reverse, None)
+            bound = bound._replace(keep=lax.all_gather(self.keep.all(axis=0), axis))
+        ends = bound.solve(reverse, None)
         return self._replace(start=prefix.shift(ends, self.start, reverse)[lax.axis_index(axis)])
 
 
 def _recurrences(
-    parts: Parts, carry: Carry, steps: Steps, initial: Carry | None
+    bound: BoundCell, carry: Carry, steps: Steps, initial: Carry | None
 ) -> tuple[Gates, list[_Recurrence]]:
     """Gates z of all steps, and for each leaf of the carry its recurrence, masks folded in."""
     xs, valid, resets = steps
-    z = parts.project(blank(valid, xs))
-    given = parts.coefficients(z)
-    if parts.cell.log_space:
-        given = jax.tree.map(jnp.exp, given)
+    z = bound.project(zero_where(valid, xs))
+    given = bound.coefficients(z)
+    given = given.exp() if isinstance(given, LogDiagonal) else given
+    dense = isinstance(given, Dense)
     time = jax.tree.leaves(xs)[0].shape[:1]
 
     def of_leaf(a: jax.Array, b: jax.Array, start: jax.Array, first: jax.Array) -> _Recurrence:
         a, b, start = (leaf.astype(_wide(start.dtype)) for leaf in (a, b, start))
-        dense = a.ndim == start.ndim + 2  # matrices, by time and by what the carry has
         algebra = prefix.DENSE if dense else prefix.DIAGONAL
         shape = (*time, *start.shape)
         if not dense and any(_extends(leaf.shape, shape) for leaf in (a, b)):
             raise ValueError(
-                f"{type(parts.cell).__name__}.coefficients must broadcast against the carry, "
-                f"{shape} by time and batch, or a hold matrices with one axis more, got a "
-                f"{a.shape} and b {b.shape}"
+                f"{type(bound.cell).__name__}.coefficients must broadcast against the carry, "
+                f"{shape} with time and batch, got a {a.shape} and b {b.shape}; for matrices "
+                "return Dense(a, b)"
             )
         b = jnp.broadcast_to(b, shape)
         a = a.reshape((1,) * (b.ndim + dense - a.ndim) + a.shape)
         one = jnp.eye(a.shape[-1], dtype=a.dtype) if dense else jnp.ones((), a.dtype)
         if valid is not None:
-            a, b = jnp.where(cover(valid, a), a, one), blank(valid, b)
+            a, b = jnp.where(expand_mask(valid, a), a, one), zero_where(valid, b)
         if resets is not None:
-            b = b + blank(resets, algebra.act(a, jnp.broadcast_to(first, b.shape)))
+            b = b + zero_where(resets, algebra.act(a, jnp.broadcast_to(first, b.shape)))
         return _Recurrence(algebra, a, None if resets is None else ~resets, b, start)
 
     trees = (*given, carry, carry if initial is None else initial)
@@ -272,27 +271,18 @@ def _extends(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 
 def _finish(
-    parts: Parts,
+    bound: BoundCell,
     carry: Carry,
-    steps: Steps,
-    initial: Carry | None,
+    valid: jax.Array | None,
     reverse: bool,
     z: Gates,
-    leaves: list[_Recurrence],
     states: list[jax.Array],
-) -> tuple[Carry, jax.Array]:
-    """The last carry and the outputs, out of the states after each step."""
-    _, valid, resets = steps
-    structure = jax.tree.structure(carry)
-    # As given, integers too.
-    like = lambda tree: jax.tree.map(
-        lambda leaf, own: leaf.astype(own.dtype), jax.tree.unflatten(structure, tree), carry
-    )
-    after = like(states)
-    befores = prefix.shift(after, like([leaf.start for leaf in leaves]), reverse)
-    befores = restart(resets, initial, befores)
-    _, ys = parts.update(befores, z, parts.recur(befores))
-    return prefix.last(after, reverse), blank(valid, ys)
+) -> tuple[Carry, Any]:
+    """The last carry and the outputs, from the states after each step."""
+    tree = jax.tree.unflatten(jax.tree.structure(carry), states)
+    # In the dtypes of the carry, which may be integers.
+    carries = jax.tree.map(lambda leaf, own: leaf.astype(own.dtype), tree, carry)
+    return prefix.last(carries, reverse), zero_where(valid, bound.readout(carries, z))
 
 
 def _wide(dtype: jnp.dtype) -> jnp.dtype:

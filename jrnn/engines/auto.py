@@ -9,9 +9,9 @@ from jrnn.cell import Carry, Inputs
 from jrnn.engines.associative import Associative
 from jrnn.engines.engine import Engine
 from jrnn.engines.fused import Fused
-from jrnn.engines.masking import Masks
+from jrnn.engines.masking import Masks, step_of
 from jrnn.engines.native import Native, partitioned, unavailable
-from jrnn.engines.precision import Parts
+from jrnn.engines.precision import BoundCell
 from jrnn.engines.scan import Scan
 
 log = logging.getLogger("jrnn")
@@ -52,18 +52,18 @@ class Auto(Engine):
     """
 
     def run(
-        self, parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
+        self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
     ) -> tuple[Carry, jax.Array]:
-        reason = unavailable(parts, xs)
-        chosen = Native() if reason is None else _without_kernels(parts, xs)
+        reason = unavailable(bound, xs)
+        chosen = Native() if reason is None else _without_kernels(bound, xs)
         log.info("engine='auto' chose %r%s", chosen, "" if reason is None else f": {reason}")
-        return chosen.run(parts, carry, xs, masks, reverse)
+        return chosen.run(bound, carry, xs, masks, reverse)
 
 
-def _without_kernels(parts: Parts, xs: Inputs) -> Engine:
+def _without_kernels(bound: BoundCell, xs: Inputs) -> Engine:
     steps, batch = jax.tree.leaves(xs)[0].shape[:2]
     on_cpu = jax.default_backend() == "cpu"
-    if parts.cell.coefficients is not None and (steps >= LONG or not on_cpu):
+    if (steps >= LONG or not on_cpu) and bound.is_linear(step_of(xs)):
         return Associative()
-    small = on_cpu and parts.size < FEW and batch >= MANY and not partitioned()
+    small = on_cpu and bound.size < FEW and batch >= MANY and not partitioned()
     return Scan() if small else Fused()

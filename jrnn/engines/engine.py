@@ -1,13 +1,11 @@
 """What an engine is: a frozen dataclass of its options that runs a cell over a sequence."""
 
 import abc
-from typing import ClassVar
-
-import jax
+from typing import Any, ClassVar
 
 from jrnn.cell import Carry, Inputs
 from jrnn.engines.masking import Masks
-from jrnn.engines.precision import Parts
+from jrnn.engines.precision import BoundCell
 
 
 class Engine(abc.ABC):
@@ -21,17 +19,17 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def run(
-        self, parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
-    ) -> tuple[Carry, jax.Array]:
-        """Runs all steps. `jrnn.unroll` has checked and prepared every argument.
+        self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
+    ) -> tuple[Carry, Any]:
+        """Runs all steps. `jrnn.unroll` has validated and canonicalized every argument.
 
         Args:
-          parts: the cell with its parameters.
+          bound: the cell with its parameters.
           carry: the first carry, leaves `[B, ...]`.
           xs: inputs, leaves `[T, B, ...]`.
           masks: padding and resets.
-          reverse: run from the last step to the first.
+          reverse: scan from the last step to the first.
 
         Returns:
-          The last carry in the direction of travel, and outputs `[T, B, ...]` in the order of time.
+          The last carry in scan order, and outputs `[T, B, ...]` in the order of time.
         """

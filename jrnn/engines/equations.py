@@ -9,8 +9,8 @@ from jax import lax
 from jrnn.cell import Carry, Inputs
 from jrnn.engines import jacobian, prefix
 from jrnn.engines.jacobian import Kind, Leaves, Step
-from jrnn.engines.masking import Masks, blank, cover, restart, select
-from jrnn.engines.precision import Parts
+from jrnn.engines.masking import Masks, apply_resets, expand_mask, tree_where, zero_where
+from jrnn.engines.precision import BoundCell
 
 MATRICES = {"diagonal": jacobian.diagonal, "block": jacobian.blocks, "full": jacobian.full}
 
@@ -36,19 +36,22 @@ class System(NamedTuple):
         """The states before each step, as the step before has left them."""
         return prefix.shift(states, self.start, self.reverse)
 
-    def befores(self, states: Leaves) -> Leaves:
+    def prev_carries(self, states: Leaves) -> Leaves:
         """The states that each step begins with."""
-        return restart(self.masks.resets, jax.tree.leaves(self.masks.initial), self.pasts(states))
+        return apply_resets(
+            self.masks.resets, jax.tree.leaves(self.masks.initial), self.pasts(states)
+        )
 
     def settled(self, states: Leaves, after: Leaves) -> Leaves:
         """What the steps make of the states."""
-        return select(self.masks.valid, after, self.pasts(states))
+        return tree_where(self.masks.valid, after, self.pasts(states))
 
     def stepped(self, states: Leaves) -> tuple[Leaves, Any]:
         """What the steps make of the states, and the outputs."""
-        carry, parts, z = self.step.carry(self.befores(states)), self.step.parts, self.step.z
-        after, ys = parts.update(carry, z, parts.recur(carry))
-        return self.settled(states, jax.tree.leaves(after)), blank(self.masks.valid, ys)
+        prev, bound, z = self.step.carry(self.prev_carries(states)), self.step.bound, self.step.z
+        carry = bound.update(prev, z, bound.recur(prev))
+        ys = zero_where(self.masks.valid, bound.readout(carry, z))
+        return self.settled(states, jax.tree.leaves(carry)), ys
 
     def outputs(self, states: Leaves) -> Any:
         """The outputs `[T, B, output]`."""
@@ -59,23 +62,22 @@ class System(NamedTuple):
         same = [jnp.broadcast_to(leaf, (self.steps, *leaf.shape)) for leaf in self.start]
         return same if init == "carry" else self.stepped(same)[0]
 
-    def walked(self) -> Leaves:
+    def sequential(self) -> Leaves:
         """The solution, step by step."""
-        parts, masks = self.step.parts, self.masks
+        bound, masks = self.step.bound, self.masks
 
         def body(carry: Carry, inputs: Any) -> Any:
             z, valid, reset = inputs
-            before = restart(reset, masks.initial, carry)
-            after, _ = parts.update(before, z, parts.recur(before))
-            after = select(valid, after, before)
-            return after, jax.tree.leaves(after)
+            prev = apply_resets(reset, masks.initial, carry)
+            carry = tree_where(valid, bound.update(prev, z, bound.recur(prev)), prev)
+            return carry, jax.tree.leaves(carry)
 
         steps = (self.step.z, masks.valid, masks.resets)
         return lax.scan(body, self.step.carry(self.start), steps, reverse=self.reverse)[1]
 
     def linearised(self, kind: Kind, states: Leaves) -> tuple[Leaves, Any]:
         """What the steps make of the states, and the Jacobians: 0 at resets, 1 on padding."""
-        after, matrices = MATRICES[kind](self.step, self.befores(states))
+        after, matrices = MATRICES[kind](self.step, self.prev_carries(states))
         if kind == "block":
             matrices = tuple(
                 tuple(self._masked(a, float(i == j)) for j, a in enumerate(row))
@@ -90,8 +92,8 @@ class System(NamedTuple):
     def _masked(self, a: jax.Array, one: Any) -> jax.Array:
         valid, resets = self.masks.valid, self.masks.resets
         if resets is not None:
-            a = jnp.where(cover(resets, a), 0, a)
-        return a if valid is None else jnp.where(cover(valid, a), a, one)
+            a = jnp.where(expand_mask(resets, a), 0, a)
+        return a if valid is None else jnp.where(expand_mask(valid, a), a, one)
 
     def solved(self, kind: Kind, matrices: Any, b: Leaves) -> Leaves:
         """The d of d_t = A_t d_{t-1} + b_t, from zero, with matrices as of `linearised`."""
@@ -118,20 +120,20 @@ class System(NamedTuple):
 
     def _walked_tangents(self, states: Leaves, b: Leaves) -> Leaves:
         """Step by step, without any matrix [n, n]: its transpose is backpropagation in time."""
-        befores, masks = self.befores(states), self.masks
-        if jacobian.is_elementwise(self.step, befores):
-            _, local = jacobian.partials(self.step, befores)
+        prev_carries, masks = self.prev_carries(states), self.masks
+        if jacobian.is_elementwise(self.step, prev_carries):
+            _, local = jacobian.partials(self.step, prev_carries)
             act = lambda local, moves: local.act(self.step, moves)
         else:
-            local = (self.step.z, befores)
+            local = (self.step.z, prev_carries)
             act = lambda local, moves: jax.jvp(
                 self.step._replace(z=local[0]).after, (local[1],), (moves,)
             )[1]
 
         def body(moves: Leaves, inputs: Any) -> tuple[Leaves, Leaves]:
             local, b, valid, reset = inputs
-            before = moves if reset is None else blank(~reset, moves)
-            after = select(valid, act(local, before), moves)
+            before = moves if reset is None else zero_where(~reset, moves)
+            after = tree_where(valid, act(local, before), moves)
             after = jax.tree.map(jnp.add, after, b)
             return after, after
 
@@ -140,9 +142,9 @@ class System(NamedTuple):
         return lax.scan(body, zero, steps, reverse=self.reverse)[1]
 
 
-def system_of(parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool) -> System:
+def system_of(bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool) -> System:
     """The equations of a run; arguments as of an engine."""
     start, structure = jax.tree.flatten(carry)
-    z, exact = parts.project(blank(masks.valid, xs)), jacobian.exact_kind(parts, xs)
-    step = Step(parts, structure, z, exact)
+    z, exact = bound.project(zero_where(masks.valid, xs)), jacobian.exact_kind(bound, xs)
+    step = Step(bound, structure, z, exact)
     return System(step, len(jax.tree.leaves(xs)[0]), start, masks, reverse)

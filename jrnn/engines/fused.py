@@ -13,10 +13,10 @@ from jrnn import checks
 from jrnn.cell import Carry, Inputs
 from jrnn.engines.engine import Engine
 from jrnn.engines.linearise import Plan, linearise, plan_of
-from jrnn.engines.masking import Masks, blank, restart, settle
-from jrnn.engines.precision import Parts, cast
+from jrnn.engines.masking import Masks, apply_padding, apply_resets, step_of, zero_where
+from jrnn.engines.precision import BoundCell, LoopReadout, cast, loop_readout
 from jrnn.engines.pullback import add, even_chunk, floats, pullback, scan_chunks, zeros
-from jrnn.engines.scan import Scan
+from jrnn.engines.scan import Scan, scan_steps
 
 ROWS = 256
 """Rows of a weight gradient's product where no chunk is given: enough for a good product, and few
@@ -28,7 +28,7 @@ SMALL = 32768
 
 @dataclass(frozen=True)
 class Fused(Engine):
-    r"""Walks time as `Scan` does, with a backward pass that carries no weight gradient.
+    r"""One scan as in `Scan`, with a backward pass that carries no weight gradient.
 
     With s_t the carry before step t, p = project, q = recur, and primes for cotangents::
 
@@ -38,10 +38,11 @@ class Fused(Engine):
 
     JAX's own derivative adds to the gradient of every weight at every step. Here a chunk of
     steps is one matrix product, and one step is a chunk only where a small cell has a large batch.
-    Saved are s_t and what `update` computes by anything dearer than an addition or a product, such
-    as the gates.
+    The forward pass saves s_t and what `update` computes by anything more expensive than an
+    addition or a product, such as the gates. A readout with products by parameters is one product
+    for all steps, forward and backward.
 
-    A gradient of a parameter that `update` itself uses (a peephole) is added up step by step.
+    The gradient of a parameter that `update` itself uses (a peephole) is accumulated step by step.
 
     With `remat` only the carry before each chunk is saved, and each chunk is run again in the
     backward pass: memory O(sqrt(T)), and about a third more time.
@@ -81,12 +82,14 @@ class Fused(Engine):
             raise ValueError(f"Fused: remat must be True or False, got {self.remat!r}")
 
     def run(
-        self, parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
-    ) -> tuple[Carry, jax.Array]:
+        self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
+    ) -> tuple[Carry, Any]:
         steps, _ = _time_and_batch(xs)
         if steps == 0:
-            return Scan().run(parts, carry, xs, masks, reverse)
-        return _run(self, reverse, parts, carry, xs, masks)
+            return Scan().run(bound, carry, xs, masks, reverse)
+        readout = loop_readout(bound, carry, step_of(xs))
+        carry, outs = _run(self, readout, reverse, bound, carry, xs, masks)
+        return carry, zero_where(masks.valid, readout.finish(bound, outs))
 
     def chunk_of(self, steps: int, batch: int, weights: int = SMALL) -> int:
         """The steps of a chunk: those wanted, or a little less where that divides T."""
@@ -98,104 +101,118 @@ class Fused(Engine):
         return even_chunk(steps, wanted)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _run(
-    options: Fused, reverse: bool, parts: Parts, carry: Carry, xs: Inputs, masks: Masks
-) -> tuple[Carry, jax.Array]:
-    return Scan().run(parts, carry, xs, masks, reverse)
+    options: Fused,
+    readout: LoopReadout,
+    reverse: bool,
+    bound: BoundCell,
+    carry: Carry,
+    xs: Inputs,
+    masks: Masks,
+) -> tuple[Carry, Any]:
+    return scan_steps(readout, bound, carry, xs, masks, reverse)
 
 
 def _forward(
-    options: Fused, reverse: bool, parts: Parts, carry: Carry, xs: Inputs, masks: Masks
-) -> tuple[tuple[Carry, jax.Array], Any]:
+    options: Fused,
+    readout: LoopReadout,
+    reverse: bool,
+    bound: BoundCell,
+    carry: Carry,
+    xs: Inputs,
+    masks: Masks,
+) -> tuple[tuple[Carry, Any], Any]:
     if not options.remat:
-        plan = plan_of(parts, jax.tree.map(lambda a: a[None], carry), xs, masks)
+        plan = plan_of(readout, bound, jax.tree.map(lambda a: a[None], carry), xs, masks)
         steps = (xs, masks.valid, masks.resets)
-        last, (ys, saved) = _saving(plan, parts, masks.initial, carry, steps, reverse)
-        return (last, ys), (parts, xs, masks, saved, None)
+        last, (outs, saved) = _saving(plan, bound, masks.initial, carry, steps, reverse)
+        return (last, outs), (bound, xs, masks, saved, None)
 
     def run_chunk(carry: Carry, steps: Any, _: None) -> Any:
         xs, valid, resets = steps
         inner = masks._replace(valid=valid, resets=resets)
-        last, ys = Scan().run(parts, carry, xs, inner, reverse)
-        return last, (ys, carry)
+        last, outs = scan_steps(readout, bound, carry, xs, inner, reverse)
+        return last, (outs, carry)
 
     steps, chunk = (xs, masks.valid, masks.resets), options.chunk_of(*_time_and_batch(xs))
-    last, (ys, starts) = scan_chunks(run_chunk, carry, steps, None, chunk, reverse=reverse)
-    return (last, ys), (parts, xs, masks, None, starts)
+    last, (outs, starts) = scan_chunks(run_chunk, carry, steps, None, chunk, reverse=reverse)
+    return (last, outs), (bound, xs, masks, None, starts)
 
 
-def _backward(options: Fused, reverse: bool, residuals: Any, cotangents: Any) -> Any:
-    parts, xs, masks, saved, starts = residuals
-    ct_carry, ct_ys = floats(cotangents)
-    befores = starts if saved is None else saved[0]
-    plan = plan_of(parts, befores, xs, masks)
-    wide = parts.precision.wide
+def _backward(
+    options: Fused, readout: LoopReadout, reverse: bool, residuals: Any, cotangents: Any
+) -> Any:
+    bound, xs, masks, saved, starts = residuals
+    ct_carry, ct_outs = floats(cotangents)
+    prev_carries = starts if saved is None else saved[0]
+    plan = plan_of(readout, bound, prev_carries, xs, masks)
+    wide = bound.precision.accum
 
     def chunk_back(state: Any, steps: Any, start: Carry) -> Any:
         *state, totals = state
-        xs, valid, resets, saved, ct_ys = steps
+        xs, valid, resets, saved, ct_outs = steps
         if saved is None:
             again = (xs, valid, resets)
-            _, (_, saved) = _saving(plan, parts, masks.initial, start, again, reverse)
-        body = partial(_step_back, plan, parts)
-        inputs = (saved, valid, resets, ct_ys)
+            _, (_, saved) = _saving(plan, bound, masks.initial, start, again, reverse)
+        body = partial(_step_back, plan, bound)
+        inputs = (saved, valid, resets, ct_outs)
         state, ct_joined = lax.scan(body, tuple(state), inputs, reverse=not reverse)
-        products = lambda parts, xs: (parts.project(blank(valid, xs)), parts.recur(saved[0]))
-        _, pull = pullback(products, parts, xs)
+        products = lambda bound, xs: (bound.project(zero_where(valid, xs)), bound.recur(saved[0]))
+        _, pull = pullback(products, bound, xs)
         share, ct_xs = pull(plan.part(ct_joined, lambda ct: ct))
         return (*state, add(totals, cast(share.compute_params, wide))), (ct_xs, None)
 
-    in_update = plan.used(zeros(parts.wide_params))
-    totals = cast(zeros(parts.compute_params), wide)
+    in_update = plan.used(zeros(bound.accum_params))
+    totals = cast(zeros(bound.compute_params), wide)
     state = (ct_carry, in_update, zeros(masks.initial), totals)
-    steps = (xs, masks.valid, masks.resets, saved, ct_ys)
-    chunk = options.chunk_of(*_time_and_batch(xs), parts.size)
+    steps = (xs, masks.valid, masks.resets, saved, ct_outs)
+    chunk = options.chunk_of(*_time_and_batch(xs), bound.size)
     state, (ct_xs, _) = scan_chunks(chunk_back, state, steps, starts, chunk, reverse=not reverse)
     ct_carry, in_update, ct_initial, totals = state
-    ct_parts = dataclasses.replace(
-        parts,
+    ct_bound = dataclasses.replace(
+        bound,
         compute_params=jax.tree.map(
-            lambda ct, w: ct.astype(w.dtype), totals, floats(parts.compute_params)
+            lambda ct, w: ct.astype(w.dtype), totals, floats(bound.compute_params)
         ),
-        wide_params=plan.all(in_update, zeros(parts.wide_params)),
+        accum_params=plan.all(in_update, zeros(bound.accum_params)),
     )
-    return ct_parts, ct_carry, ct_xs, Masks(None, None, None, ct_initial)
+    return ct_bound, ct_carry, ct_xs, Masks(None, None, None, ct_initial)
 
 
 _run.defvjp(_forward, _backward)
 
 
 def _saving(
-    plan: Plan, parts: Parts, initial: Carry | None, carry: Carry, steps: Any, reverse: bool
+    plan: Plan, bound: BoundCell, initial: Carry | None, carry: Carry, steps: Any, reverse: bool
 ) -> Any:
-    """The scan that saves, for each step, the carry before it and what its pullback keeps."""
+    """The scan that saves, for each step, the carry before it and the residuals of its pullback."""
 
     def body(carry: Carry, inputs: Any) -> Any:
         x, valid, reset = inputs
-        before = restart(reset, initial, carry)
-        joined = plan.join(parts.project(blank(valid, x)), parts.recur(before))
-        (after, y), pull = linearise(plan, parts, before, joined)
-        after, y = settle(valid, before, after, y)
-        return after, (y, (before, plan.kept(pull)))
+        prev = apply_resets(reset, initial, carry)
+        joined = plan.join(bound.project(zero_where(valid, x)), bound.recur(prev))
+        (carry, out), pull = linearise(plan, bound, prev, joined)
+        carry, out = apply_padding(valid, prev, carry, out)
+        return carry, (out, (prev, plan.residuals(pull)))
 
     return lax.scan(body, carry, steps, reverse=reverse)
 
 
-def _step_back(plan: Plan, parts: Parts, state: Any, inputs: Any) -> Any:
+def _step_back(plan: Plan, bound: BoundCell, state: Any, inputs: Any) -> Any:
     """One step of the backward scan: cotangents of the carry alone, and of small parameters."""
-    ct_after, in_update, ct_initial = state
-    (before, kept), valid, reset, ct_y = inputs
-    pull = plan.pullback(parts, before, kept)
-    share, ct_before, ct_joined = pull((blank(valid, ct_after), blank(valid, ct_y)))
+    ct_carry, in_update, ct_initial = state
+    (prev, residuals), valid, reset, ct_out = inputs
+    pull = plan.pullback(bound, prev, residuals)
+    share, ct_prev, ct_joined = pull((zero_where(valid, ct_carry), zero_where(valid, ct_out)))
     if valid is not None:
-        ct_before = add(ct_before, blank(~valid, ct_after))
-    _, pull = pullback(parts.recur, before)
-    ct_before = add(ct_before, pull(plan.part(ct_joined, lambda ct: ct)[1])[0])
+        ct_prev = add(ct_prev, zero_where(~valid, ct_carry))
+    _, pull = pullback(bound.recur, prev)
+    ct_prev = add(ct_prev, pull(plan.part(ct_joined, lambda ct: ct)[1])[0])
     if reset is not None:
-        ct_initial = add(ct_initial, blank(reset, ct_before))
-        ct_before = blank(~reset, ct_before)
-    return (ct_before, add(in_update, plan.used(share)), ct_initial), ct_joined
+        ct_initial = add(ct_initial, zero_where(reset, ct_prev))
+        ct_prev = zero_where(~reset, ct_prev)
+    return (ct_prev, add(in_update, plan.used(share)), ct_initial), ct_joined
 
 
 def _time_and_batch(xs: Inputs) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from jrnn.engines import jacobian
 from jrnn.engines.damping import damped
 from jrnn.engines.equations import System
 from jrnn.engines.jacobian import Kind, Leaves
-from jrnn.engines.masking import blank, cover, largest
+from jrnn.engines.masking import expand_mask, largest, zero_where
 
 FASTER, SLOWER = 0.2, 5.0
 """What the damping is multiplied by after a step that helped, and after one that did not."""
@@ -68,7 +68,7 @@ class Point(NamedTuple):
         triples = zip(self.states, moves, self.residuals, strict=True)
         most = math.sqrt(float(jnp.finfo(self.states[0].dtype).max))
         return [
-            jnp.where((jnp.abs(s + move) < most) | cover(lost, s), s + move, s + r)
+            jnp.where((jnp.abs(s + move) < most) | expand_mask(lost, s), s + move, s + r)
             for s, move, r in triples
         ]
 
@@ -125,15 +125,15 @@ def iterate(
         if is_damped:
             # A smoother goes back in time: nothing that is not finite may go with it.
             sound = ~old.lost(system.reverse)
-            matrices, residuals = blank(sound, (old.matrices, old.residuals))
+            matrices, residuals = zero_where(sound, (old.matrices, old.residuals))
             moves = damped(kind, matrices, residuals, damped_by, system.reverse)
         else:
             moves = system.solved(kind, old.matrices, old.residuals)
-        moves = [jnp.where(cover(state.done, move[0]), 0, move) for move in moves]
+        moves = [jnp.where(expand_mask(state.done, move[0]), 0, move) for move in moves]
         new = evaluate(old.moved(moves, system.reverse))
         if is_damped:
             better = new.is_better_than(old)
-            new = jax.tree.map(lambda a, b: jnp.where(cover(better, a[0]), a, b), new, old)
+            new = jax.tree.map(lambda a, b: jnp.where(expand_mask(better, a[0]), a, b), new, old)
             damped_by = damped_by * jnp.where(better, FASTER, SLOWER).astype(dtype)
         steps = state.steps + 1
         history = state.history.at[steps].set(new.error())
@@ -155,7 +155,7 @@ def _rounding(system: System, dtype: jnp.dtype) -> float:
     A product of half precision makes steps of jumps that large, which no iteration can get below,
     but from one step of time to the next.
     """
-    dtypes = dtype, system.step.parts.precision.compute
+    dtypes = dtype, system.step.bound.precision.compute
     eps = [float(jnp.finfo(kind).eps) for kind in dtypes]
     halves = [e for e, kind in zip(eps, dtypes, strict=True) if jnp.dtype(kind).itemsize < 4]
     return max(halves, default=64 * eps[0])

@@ -1,7 +1,7 @@
 """Derivatives of the new carry by the old one at all steps at once, out of the contract of a cell.
 
-For a cell whose `update` works element by element they are exact and cheap: with c the leaves of
-the carry and u the gates that `recur` makes of it::
+For a cell whose `update` is elementwise they are exact and cheap: with c the leaves of the carry
+and u the gates that `recur` makes of it::
 
     dc'_i / dc_j = diag(D_ij) + sum over gates g of diag(E_ig) R_gj
     D_ij = partial of update by c_j,   E_ig = partial of update by u_g,   R_gj = du_g / dc_j
@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jrnn.cell import Carry, Gates, Inputs
-from jrnn.engines.precision import Parts
+from jrnn import structure
+from jrnn.cell import Carry, Dense, Gates, Inputs
+from jrnn.engines.precision import BoundCell
 
 Kind = Literal["diagonal", "block", "full"]
 Leaves = list[jax.Array]
@@ -32,22 +33,22 @@ class Step(NamedTuple):
     """A cell at all steps, as a function of the leaves of the carry `[T, B, ...]` before each.
 
     Attributes:
-      parts: the cell with its parameters.
+      bound: the cell with its parameters.
       structure: of the carry.
       z: the gates of the input, leaves `[T, B, ...]`.
       exact: `exact_kind` of the cell.
     """
 
-    parts: Parts
+    bound: BoundCell
     structure: Any
     z: Gates
     exact: Kind | None
 
-    def after(self, befores: Leaves, u: Gates | None = None) -> Leaves:
+    def after(self, prev_carries: Leaves, u: Gates | None = None) -> Leaves:
         """The leaves of the carry after each step; u where it is not `recur` of the carry."""
-        carry = self.carry(befores)
-        u = self.parts.recur(carry) if u is None else u
-        return jax.tree.leaves(self.parts.update(carry, self.z, u)[0])
+        carry = self.carry(prev_carries)
+        u = self.bound.recur(carry) if u is None else u
+        return jax.tree.leaves(self.bound.update(carry, self.z, u))
 
     def carry(self, leaves: Leaves) -> Carry:
         return jax.tree.unflatten(self.structure, leaves)
@@ -69,50 +70,55 @@ class Partials(NamedTuple):
         return [row(*pair) for pair in zip(self.direct, self.through, strict=True)]
 
 
-def exact_kind(parts: Parts, xs: Inputs) -> Kind | None:
-    """The kind of Jacobian that a cell has by its own claim; None for a dense one.
+def exact_kind(bound: BoundCell, xs: Inputs) -> Kind | None:
+    """The structure of the Jacobian of a step, as `jrnn.structure` reads it; None for a dense one.
 
-    Of a carry whose leaves are not all alike and `[B, hidden]` nothing is claimed.
+    None as well for a carry whose leaves are not all `[B, hidden]` with one shape and dtype.
     """
-    kinds: dict[str, Kind] = {"diagonal": "diagonal", "block_diagonal": "block"}
-    cell, params = parts.cell, parts.wide_params
-    states = jax.tree.leaves(jax.eval_shape(lambda: cell.init_carry(params, ())))
+    cell, params = bound.cell, bound.accum_params
+    carry = jax.eval_shape(lambda: cell.init_carry(params, ()))
+    states = jax.tree.leaves(carry)
     if any(s.ndim != 1 or (s.shape, s.dtype) != (states[0].shape, states[0].dtype) for s in states):
         return None
-    if cell.coefficients is None:
-        return kinds.get(cell.recurrence)
-    a, _ = jax.eval_shape(lambda: parts.coefficients(parts.project(xs)))
-    # Numbers have axes for time, batch and hidden; matrices one more.
-    return "diagonal" if all(leaf.ndim <= 3 for leaf in jax.tree.leaves(a)) else None
+    x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype), xs)
+    if bound.is_linear(x):
+        found = jax.eval_shape(lambda x: bound.coefficients(bound.project(x)), x)
+        return None if isinstance(found, Dense) else "diagonal"
+    return structure.jacobian_kind(cell, params, carry, jax.eval_shape(bound.project, x))
 
 
-def is_elementwise(step: Step, befores: Leaves) -> bool:
-    """Whether the carry can be derived element by element: leaves and gates are all alike."""
-    if not step.parts.cell.pointwise and step.exact is None:
+def is_elementwise(step: Step, prev_carries: Leaves) -> bool:
+    """Whether the partials of `update` are elementwise: leaves and gates have one shape."""
+    bound, carry = step.bound, step.carry(prev_carries)
+    u = jax.eval_shape(bound.recur, carry)
+    leaves = [*prev_carries, *jax.tree.leaves(u)]
+    if any(leaf.ndim != 3 or leaf.shape != prev_carries[0].shape for leaf in leaves):
         return False
-    gates = jax.tree.leaves(jax.eval_shape(step.parts.recur, step.carry(befores)))
-    return all(leaf.ndim == 3 and leaf.shape == befores[0].shape for leaf in [*befores, *gates])
+    if step.exact is not None:
+        return True
+    z = jax.eval_shape(lambda: step.z)
+    return structure.update_is_elementwise(bound.cell, bound.accum_params, carry, z, u)
 
 
-def partials(step: Step, befores: Leaves) -> tuple[Leaves, Partials]:
+def partials(step: Step, prev_carries: Leaves) -> tuple[Leaves, Partials]:
     """The leaves after each step, and the partials there, for a cell that `is_elementwise`."""
-    us, gates = jax.tree.flatten(step.parts.recur(step.carry(befores)))
-    update = lambda befores, us: step.after(befores, jax.tree.unflatten(gates, us))
-    after, derivative = jax.linearize(update, befores, us)
-    inputs = [*befores, *us]
+    us, gates = jax.tree.flatten(step.bound.recur(step.carry(prev_carries)))
+    update = lambda prev_carries, us: step.after(prev_carries, jax.tree.unflatten(gates, us))
+    after, derivative = jax.linearize(update, prev_carries, us)
+    inputs = [*prev_carries, *us]
 
     def column(k: int) -> Leaves:
         ones = [jnp.ones_like(a) if n == k else jnp.zeros_like(a) for n, a in enumerate(inputs)]
-        return derivative(ones[: len(befores)], ones[len(befores) :])
+        return derivative(ones[: len(prev_carries)], ones[len(prev_carries) :])
 
     rows = tuple(zip(*(column(k) for k in range(len(inputs))), strict=True))
-    count = len(befores)
+    count = len(prev_carries)
     return after, Partials(tuple(r[:count] for r in rows), tuple(r[count:] for r in rows))
 
 
-def recurrent(step: Step, befores: Leaves) -> list[Leaves]:
+def recurrent(step: Step, prev_carries: Leaves) -> list[Leaves]:
     """R: for each leaf of the carry and each gate the matrix `[hidden of leaf, hidden of gate]`."""
-    units = [jnp.eye(leaf.shape[-1], dtype=leaf.dtype) for leaf in befores]
+    units = [jnp.eye(leaf.shape[-1], dtype=leaf.dtype) for leaf in prev_carries]
     zeros = [jnp.zeros_like(unit) for unit in units]
     probe = lambda j: [units[n] if n == j else zeros[n] for n in range(len(units))]
     return [jax.tree.leaves(_recurred(step, probe(j))) for j in range(len(units))]
@@ -121,30 +127,30 @@ def recurrent(step: Step, befores: Leaves) -> list[Leaves]:
 def _recurred(step: Step, tangents: Leaves) -> Gates:
     """The tangents of the gates that `recur` makes; of one with a bias too, which has none."""
     zero = step.carry([jnp.zeros_like(t) for t in tangents])
-    return jax.jvp(step.parts.recur, (zero,), (step.carry(tangents),))[1]
+    return jax.jvp(step.bound.recur, (zero,), (step.carry(tangents),))[1]
 
 
-def diagonal(step: Step, befores: Leaves) -> tuple[Leaves, tuple[jax.Array, ...]]:
+def diagonal(step: Step, prev_carries: Leaves) -> tuple[Leaves, tuple[jax.Array, ...]]:
     """The leaves after each step, and of the Jacobians the diagonal, a leaf for each leaf."""
-    after, entry = _entries(step, befores)
-    return after, tuple(entry(i, i) for i in range(len(befores)))
+    after, entry = _entries(step, prev_carries)
+    return after, tuple(entry(i, i) for i in range(len(prev_carries)))
 
 
-def blocks(step: Step, befores: Leaves) -> tuple[Leaves, Rows]:
+def blocks(step: Step, prev_carries: Leaves) -> tuple[Leaves, Rows]:
     """The leaves after each step, and how unit k of each depends on unit k of each before."""
-    after, entry = _entries(step, befores)
-    count = range(len(befores))
+    after, entry = _entries(step, prev_carries)
+    count = range(len(prev_carries))
     return after, tuple(tuple(entry(i, j) for j in count) for i in count)
 
 
-def _entries(step: Step, befores: Leaves) -> tuple[Leaves, Entry]:
-    find = _partial_blocks if is_elementwise(step, befores) else _probed_blocks
-    return find(step, befores)
+def _entries(step: Step, prev_carries: Leaves) -> tuple[Leaves, Entry]:
+    find = _partial_blocks if is_elementwise(step, prev_carries) else _probed_blocks
+    return find(step, prev_carries)
 
 
-def _partial_blocks(step: Step, befores: Leaves) -> tuple[Leaves, Entry]:
-    after, (direct, through) = partials(step, befores)
-    weights = [[jnp.diagonal(w) for w in leaf] for leaf in recurrent(step, befores)]
+def _partial_blocks(step: Step, prev_carries: Leaves) -> tuple[Leaves, Entry]:
+    after, (direct, through) = partials(step, prev_carries)
+    weights = [[jnp.diagonal(w) for w in leaf] for leaf in recurrent(step, prev_carries)]
 
     def entry(i: int, j: int) -> jax.Array:
         return sum((e * w for e, w in zip(through[i], weights[j], strict=True)), direct[i][j])
@@ -152,51 +158,51 @@ def _partial_blocks(step: Step, befores: Leaves) -> tuple[Leaves, Entry]:
     return after, entry
 
 
-def _probed_blocks(step: Step, befores: Leaves) -> tuple[Leaves, Entry]:
+def _probed_blocks(step: Step, prev_carries: Leaves) -> tuple[Leaves, Entry]:
     """Of the full Jacobian the entries wanted; one column of it exists at a time."""
-    after, derivative = jax.linearize(step.after, befores)
+    after, derivative = jax.linearize(step.after, prev_carries)
 
     def entry(i: int, j: int) -> jax.Array:
-        count = math.prod(befores[j].shape[2:])
+        count = math.prod(prev_carries[j].shape[2:])
 
         def column(unit: jax.Array) -> jax.Array:
-            zeros = [jnp.zeros_like(leaf) for leaf in befores]
+            zeros = [jnp.zeros_like(leaf) for leaf in prev_carries]
             probe = (jnp.arange(count) == unit).astype(zeros[j].dtype)
             zeros[j] = jnp.broadcast_to(probe.reshape(zeros[j].shape[2:]), zeros[j].shape)
             moved = derivative(zeros)[i]
             return moved.reshape(*moved.shape[:2], count)[..., unit]
 
         columns = lax.map(column, jnp.arange(count))
-        return jnp.moveaxis(columns, 0, -1).reshape(befores[j].shape)
+        return jnp.moveaxis(columns, 0, -1).reshape(prev_carries[j].shape)
 
     return after, entry
 
 
-def full(step: Step, befores: Leaves) -> tuple[Leaves, jax.Array]:
+def full(step: Step, prev_carries: Leaves) -> tuple[Leaves, jax.Array]:
     """The leaves after each step, and the Jacobians `[T, B, n, n]` of all leaves, joined."""
-    if not is_elementwise(step, befores):
-        return _probed(step, befores)
-    after, (direct, through) = partials(step, befores)
-    weights = recurrent(step, befores)
+    if not is_elementwise(step, prev_carries):
+        return _probed(step, prev_carries)
+    after, (direct, through) = partials(step, prev_carries)
+    weights = recurrent(step, prev_carries)
 
     def block(i: int, j: int) -> jax.Array:
         own = direct[i][j]
         start = own[..., None] * jnp.eye(own.shape[-1], dtype=own.dtype)
         return sum((e[..., None] * w.T for e, w in zip(through[i], weights[j], strict=True)), start)
 
-    count = range(len(befores))
+    count = range(len(prev_carries))
     rows = [jnp.concatenate([block(i, j) for j in count], axis=-1) for i in count]
     return after, jnp.concatenate(rows, axis=-2)
 
 
-def _probed(step: Step, befores: Leaves) -> tuple[Leaves, jax.Array]:
+def _probed(step: Step, prev_carries: Leaves) -> tuple[Leaves, jax.Array]:
     """One column for each number of the carry."""
-    flat = join(befores)
-    function = lambda flat: join(step.after(part(flat, befores)))
+    flat = join(prev_carries)
+    function = lambda flat: join(step.after(part(flat, prev_carries)))
     after, derivative = jax.linearize(function, flat)
     units = jnp.eye(flat.shape[-1], dtype=flat.dtype)
     columns = jax.vmap(lambda unit: derivative(jnp.broadcast_to(unit, flat.shape)))(units)
-    return part(after, befores), jnp.moveaxis(columns, 0, -1)
+    return part(after, prev_carries), jnp.moveaxis(columns, 0, -1)
 
 
 def join(leaves: Leaves) -> jax.Array:
@@ -208,5 +214,5 @@ def join(leaves: Leaves) -> jax.Array:
 def part(joined: jax.Array, like: Leaves) -> Leaves:
     """The other way round."""
     sizes = [math.prod(leaf.shape[2:]) for leaf in like]
-    parts = jnp.split(joined, list(itertools.accumulate(sizes))[:-1], axis=-1)
-    return [a.reshape(leaf.shape).astype(leaf.dtype) for a, leaf in zip(parts, like, strict=True)]
+    bound = jnp.split(joined, list(itertools.accumulate(sizes))[:-1], axis=-1)
+    return [a.reshape(leaf.shape).astype(leaf.dtype) for a, leaf in zip(bound, like, strict=True)]

@@ -1,4 +1,4 @@
-"""The derivative of a cell's gate arithmetic, with as little saved for it as it can do with."""
+"""The derivative of a cell's gate arithmetic, with as few residuals as it needs."""
 
 import dataclasses
 from collections import Counter
@@ -8,35 +8,37 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jrnn.cell import Carry, Gates, Inputs
-from jrnn.engines.masking import Masks, blank, restart
-from jrnn.engines.precision import Parts
+from jrnn.cell import Carry, Gates, Inputs, Params
+from jrnn.engines.masking import Masks, apply_resets, zero_where
+from jrnn.engines.precision import BoundCell, LoopReadout
 from jrnn.engines.pullback import pullback
 
-CHEAP = frozenset(
-    "add add_any sub mul neg div max min square one_minus_square select_n broadcast_in_dim "
+RECOMPUTED = frozenset(
+    "add add_any sub mul neg div max min name square one_minus_square select_n broadcast_in_dim "
     "convert_element_type slice reshape transpose squeeze expand_dims split concatenate "
     "complex real imag conj".split()
 )
-"""What is computed again in the backward pass, where saving it would cost more."""
+"""Primitives that the backward pass computes again, since saving their results costs more."""
 
 
 class Plan(NamedTuple):
-    """What a trace of one step tells of a cell.
+    """What a trace of one step tells about a cell.
 
-    Gates are "joined" to one list: where `update` sees z_k and u_k by their sum alone, as most
+    Gates are "joined" to one list: where `update` uses z_k and u_k only in their sum, as most
     gates do, the sum stands for both, and so does its cotangent.
 
     Attributes:
+      readout: the part of the readout that is computed in the loop.
       params: the structure of the parameters.
       z: the structure of z.
       u: the structure of u.
       pairs: for each leaf of u that is added to a leaf of z, and to nothing else: which one.
       pull: the structure of the pullback of `update`.
-      sources: where each leaf of that comes from: ("parts" or "before" or "kept", its number).
+      sources: where each leaf of that comes from: ("bound", "prev" or "residual", its number).
       in_update: for each leaf of the parameters, whether `update` uses it.
     """
 
+    readout: LoopReadout
     params: Any
     z: Any
     u: Any
@@ -60,14 +62,18 @@ class Plan(NamedTuple):
         us = [twin(zs[self.pairs[n]]) if n in self.pairs else next(rest) for n in leaves]
         return jax.tree.unflatten(self.z, zs), jax.tree.unflatten(self.u, us)
 
-    def kept(self, pull: Any) -> list[Any]:
+    def residuals(self, pull: Any) -> list[Any]:
         """What must be saved of a pullback: the leaves that are neither parameters nor carry."""
         leaves = zip(jax.tree.leaves(pull), self.sources, strict=True)
-        return [leaf for leaf, (source, _) in leaves if source == "kept"]
+        return [leaf for leaf, (source, _) in leaves if source == "residual"]
 
-    def pullback(self, parts: Parts, before: Carry, kept: list[Any]) -> Callable[..., Any]:
-        """The pullback again, out of what was saved."""
-        leaves = {"parts": jax.tree.leaves(parts), "before": jax.tree.leaves(before), "kept": kept}
+    def pullback(self, bound: BoundCell, prev: Carry, residuals: list[Any]) -> Callable[..., Any]:
+        """The pullback, from its residuals."""
+        leaves = {
+            "bound": jax.tree.leaves(bound),
+            "prev": jax.tree.leaves(prev),
+            "residual": residuals,
+        }
         return jax.tree.unflatten(self.pull, [leaves[source][k] for source, k in self.sources])
 
     def used(self, ct_params: Any) -> list[Any]:
@@ -82,43 +88,48 @@ class Plan(NamedTuple):
         return jax.tree.unflatten(self.params, [next(these) if used else ct for ct, used in pairs])
 
 
-def plan_of(parts: Parts, befores: Carry, xs: Inputs, masks: Masks) -> Plan:
+def plan_of(
+    readout: LoopReadout, bound: BoundCell, prev_carries: Carry, xs: Inputs, masks: Masks
+) -> Plan:
     """Traces one step without computing it. Carry and input have one leading axis to be cut off.
 
-    The types must be those of a real step, with the mesh that arrays lie on: what JAX adds to a
-    step where these differ would be kept as well.
+    The types must be those of a real step, with the mesh that arrays are sharded over: otherwise
+    the conversions that JAX adds to a step would become residuals as well.
     """
     plans = []
 
-    def trace(parts: Parts, *steps: Any) -> None:
-        before, x, valid, reset = jax.tree.map(lambda a: a[0], steps)
-        before = restart(reset, masks.initial, before)
-        z, u = parts.project(blank(valid, x)), parts.recur(before)
-        plan = _plan_of_update(parts, before, z, u)
-        _, pull = linearise(plan, parts, before, plan.join(z, u))
+    def trace(bound: BoundCell, *steps: Any) -> None:
+        prev, x, valid, reset = jax.tree.map(lambda a: a[0], steps)
+        prev = apply_resets(reset, masks.initial, prev)
+        z, u = bound.project(zero_where(valid, x)), bound.recur(prev)
+        plan = _plan_of_update(readout, bound, prev, z, u)
+        _, pull = linearise(plan, bound, prev, plan.join(z, u))
         leaves, structure = jax.tree.flatten(pull)
         known = {
             id(leaf): (name, k)
-            for name, tree in (("parts", parts), ("before", before))
+            for name, tree in (("bound", bound), ("prev", prev))
             for k, leaf in enumerate(jax.tree.leaves(tree))
         }
-        kept = iter(range(len(leaves)))
-        sources = tuple(known.get(id(leaf)) or ("kept", next(kept)) for leaf in leaves)
+        number = iter(range(len(leaves)))
+        sources = tuple(known.get(id(leaf)) or ("residual", next(number)) for leaf in leaves)
         plans.append(plan._replace(pull=structure, sources=sources))
 
-    jax.eval_shape(trace, parts, befores, xs, masks.valid, masks.resets)
+    jax.eval_shape(trace, bound, prev_carries, xs, masks.valid, masks.resets)
     return plans[0]
 
 
-def _plan_of_update(parts: Parts, before: Carry, z: Gates, u: Gates) -> Plan:
-    """Which gates `update` does nothing with but to add them, and which parameters it reads."""
-    jaxpr = jax.make_jaxpr(parts.cell.update)(parts.wide_params, before, z, u).jaxpr
+def _plan_of_update(
+    readout: LoopReadout, bound: BoundCell, prev: Carry, z: Gates, u: Gates
+) -> Plan:
+    """Which gates `update` only adds to each other, and which parameters it reads."""
+    step = lambda params, *rest: _update(readout, bound, params, *rest)
+    jaxpr = jax.make_jaxpr(step)(bound.accum_params, prev, z, u).jaxpr
     reads = Counter(id(v) for eqn in jaxpr.eqns for v in eqn.invars)
     reads.update(id(v) for v in jaxpr.outvars)
     variables = iter(id(v) for v in jaxpr.invars)
     params, _, zs, us = (
         [next(variables) for _ in jax.tree.leaves(tree)]
-        for tree in (parts.wide_params, before, z, u)
+        for tree in (bound.accum_params, prev, z, u)
     )
     pairs = {}
     for eqn in jaxpr.eqns:
@@ -129,33 +140,44 @@ def _plan_of_update(parts: Parts, before: Carry, z: Gates, u: Gates) -> Plan:
             (k,) = (k for k, v in enumerate(zs) if v in operands)
             pairs[n] = k
     in_update = tuple(reads[v] > 0 for v in params)
-    structures = [jax.tree.structure(tree) for tree in (parts.wide_params, z, u)]
-    return Plan(structures[0], structures[1], structures[2], pairs, in_update=in_update)
+    structures = [jax.tree.structure(tree) for tree in (bound.accum_params, z, u)]
+    return Plan(readout, structures[0], structures[1], structures[2], pairs, in_update=in_update)
 
 
-def linearise(plan: Plan, parts: Parts, before: Carry, joined: list[Any]) -> Any:
-    """Value and pullback of `update` by parameters, carry and joined gates; it keeps nothing cheap.
+def _update(
+    readout: LoopReadout, bound: BoundCell, params: Params, prev: Carry, z: Gates, u: Gates
+) -> tuple[Carry, Any]:
+    """`update` with these parameters, and the loop's part of the readout."""
+    bound = dataclasses.replace(bound, accum_params=params)
+    carry = bound.update(prev, z, u)
+    return carry, readout.emit(bound, carry, z)
+
+
+def linearise(plan: Plan, bound: BoundCell, prev: Carry, joined: list[Any]) -> Any:
+    """Value and pullback of `update` by parameters, carry and joined gates.
+
+    Results of `RECOMPUTED` primitives are no residuals of the pullback.
 
     Args:
       plan: of which the structures and pairs are read.
-      parts: the cell with its parameters.
-      before: the carry before the step.
+      bound: the cell with its parameters.
+      prev: the carry before the step.
       joined: `plan.join` of its gates.
 
     Returns:
-      The new carry and the output; and the pullback, as `jrnn.engines.pullback` returns it.
+      The new carry and the loop's output; and the pullback, as `jrnn.engines.pullback` returns it.
     """
 
-    def update(wide_params: Any, before: Carry, joined: list[Any]) -> Any:
+    def update(params: Params, prev: Carry, joined: list[Any]) -> Any:
         z, u = plan.part(joined, jnp.zeros_like)
-        return dataclasses.replace(parts, wide_params=wide_params).update(before, z, u)
+        return _update(plan.readout, bound, params, prev, z, u)
 
-    update = jax.checkpoint(update, policy=_dear, prevent_cse=False)
-    return pullback(update, parts.wide_params, before, joined)
+    update = jax.checkpoint(update, policy=_save, prevent_cse=False)
+    return pullback(update, bound.accum_params, prev, joined)
 
 
-def _dear(primitive: Any, *operands: Any, **_: Any) -> bool:
+def _save(primitive: Any, *operands: Any, **_: Any) -> bool:
     """Whether to save what a primitive computes; never complex numbers, which JAX fails to save."""
     # jax.checkpoint puts a reduce_precision on what it saves, which refuses them (jax 0.10).
     made_of_complex = any(jnp.issubdtype(a.dtype, jnp.complexfloating) for a in operands)
-    return primitive.name not in CHEAP and not made_of_complex
+    return primitive.name not in RECOMPUTED and not made_of_complex

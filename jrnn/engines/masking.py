@@ -1,4 +1,4 @@
-"""Padding, resets and what may not pass through them: one set of rules for every engine."""
+"""Padding, resets and NaNs in them: one set of rules for every engine."""
 
 import functools
 from typing import Any, NamedTuple
@@ -12,14 +12,15 @@ from jrnn.cell import Carry, Inputs
 
 
 class Masks(NamedTuple):
-    """What an engine must heed at each step; a None costs nothing.
+    """What an engine must obey at each step; a None costs nothing.
 
     Attributes:
-      lengths: `[B]` ints, the number of valid steps of each sequence; may be below 0 or over T.
-      valid: `[T, B]` bool, the same: where False the step is padding, whose input is never to be
-        read without `blank`: carry kept, output zero.
+      lengths: `[B]` ints, the number of valid steps of each sequence, if the valid steps are the
+        first ones; None for any other pattern.
+      valid: `[T, B]` bool: where False the step is padding, whose input must not be read without
+        `zero_where`: the carry is kept, the output is zero.
       resets: `[T, B]` bool, False on padding; where True `initial` replaces the carry before the
-        step, in the direction of travel.
+        step, in scan order.
       initial: the cell's own initial carry, leaves `[B, ...]`; None without resets.
     """
 
@@ -29,32 +30,54 @@ class Masks(NamedTuple):
     initial: Carry | None
 
 
-def select(mask: jax.Array | None, chosen: Any, other: Any) -> Any:
-    """`where(mask, chosen, other)` over a pytree; the mask covers the leading axes of each leaf.
+def tree_where(mask: jax.Array | None, chosen: Any, other: Any) -> Any:
+    """`where(mask, chosen, other)` over a pytree; the mask has the leading axes of each leaf.
 
-    One of the two may lack leading axes of the other, as a first carry lacks those of time.
+    One of the two may lack leading axes of the other, as a first carry lacks that of time.
     """
     if mask is None:
         return chosen
-    where = lambda a, b: jnp.where(cover(mask, max(a, b, key=jnp.ndim)), a, b)
+    where = lambda a, b: jnp.where(expand_mask(mask, max(a, b, key=jnp.ndim)), a, b)
     return jax.tree.map(where, chosen, other)
 
 
-def blank(mask: jax.Array | None, tree: Any) -> Any:
-    """Zeros where the mask is False, so that nothing planted there has a value or a gradient."""
+def zero_where(mask: jax.Array | None, tree: Any) -> Any:
+    """Zeros where the mask is False, so that nothing there has a value or a gradient."""
     if mask is None:
         return tree
-    return jax.tree.map(lambda a: jnp.where(cover(mask, a), a, jnp.zeros((), a.dtype)), tree)
+    return jax.tree.map(lambda a: jnp.where(expand_mask(mask, a), a, jnp.zeros((), a.dtype)), tree)
 
 
-def restart(reset: jax.Array | None, initial: Carry | None, carry: Carry) -> Carry:
-    """What a step begins with: the initial carry where it is reset."""
-    return carry if reset is None else select(reset, initial, carry)
+def apply_resets(reset: jax.Array | None, initial: Carry | None, carry: Carry) -> Carry:
+    """The carry that a step starts from: the initial one where it is reset."""
+    return carry if reset is None else tree_where(reset, initial, carry)
 
 
-def settle(valid: jax.Array | None, before: Carry, after: Carry, out: Any) -> tuple[Carry, Any]:
-    """What a step ends with: on padding the carry stays, and what is out is zero."""
-    return select(valid, after, before), blank(valid, out)
+def apply_padding(
+    valid: jax.Array | None, prev: Carry, carry: Carry, out: Any
+) -> tuple[Carry, Any]:
+    """The carry and the output after a step: on padding the previous carry, and zero."""
+    return tree_where(valid, carry, prev), zero_where(valid, out)
+
+
+def step_of(xs: Any) -> Any:
+    """Shapes and dtypes of one step of leaves `[T, ...]`."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
+
+
+def hold_on_padding(valid: jax.Array | None, carries: Carry, first: Carry, reverse: bool) -> Carry:
+    """Carries after each step `[T, B, ...]`, where padding repeats the carry before it."""
+    if valid is None or len(valid) == 0:
+        return carries
+    steps = jnp.arange(len(valid), dtype=jnp.int32)[:, None]
+    if reverse:
+        source = lax.cummin(jnp.where(valid, steps, len(valid)), axis=0, reverse=True)
+    else:
+        source = lax.cummax(jnp.where(valid, steps, -1), axis=0)
+    inside = (source >= 0) & (source < len(valid))
+    rows = jnp.arange(valid.shape[1])
+    held = jax.tree.map(lambda leaf: leaf[jnp.where(inside, source, 0), rows], carries)
+    return tree_where(inside, held, first)
 
 
 def valid_steps(lengths: jax.Array, steps: int) -> jax.Array:
@@ -63,7 +86,7 @@ def valid_steps(lengths: jax.Array, steps: int) -> jax.Array:
 
 
 def segment_resets(segment_ids: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Resets for packed sequences, for both directions of travel.
+    """Resets for packed sequences, for both scan directions.
 
     Args:
       segment_ids: `[T, B]` ints; a new value starts a new segment.
@@ -92,44 +115,56 @@ def segment_resets(segment_ids: ArrayLike) -> tuple[jax.Array, jax.Array]:
     return starts, reverse_resets(starts)
 
 
-def reverse_resets(resets: ArrayLike, lengths: ArrayLike | None = None) -> jax.Array:
+def reverse_resets(
+    resets: ArrayLike, lengths: ArrayLike | None = None, mask: ArrayLike | None = None
+) -> jax.Array:
     """The resets for a `reverse` pass that match those for a forward pass.
 
     Args:
       resets: `[T, B]` bool, True at the start of each segment.
-      lengths: `[B]` ints, where sequences are padded: a reset on padding is none in reverse either.
+      lengths: `[B]` ints, where sequences are padded: a reset on padding has no effect.
+      mask: `[T, B]` bool, True on valid steps, likewise.
 
     Returns:
-      `[T, B]` bool, True at the end of the segment before each of these.
+      `[T, B]` bool, True at the last valid step before each of these.
     """
     resets = jnp.asarray(resets)
     if lengths is not None:
         resets = resets & valid_steps(jnp.asarray(lengths), len(resets))
-    return jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
+    if mask is None or len(resets) == 0:
+        return jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
+    mask = jnp.asarray(mask)
+    steps = jnp.arange(len(resets), dtype=jnp.int32)[:, None]
+    # The next valid step from each step on; then that after each step.
+    here = lax.cummin(jnp.where(mask, steps, len(resets)), axis=0, reverse=True)
+    following = jnp.concatenate([here[1:], jnp.full_like(here[:1], len(resets))])
+    known = following < len(resets)
+    found = jnp.take_along_axis(resets & mask, jnp.where(known, following, 0), axis=0)
+    return found & known & mask
 
 
-def quarantine(
+def isolate_nans(
     xs: Inputs, carry: Carry, masks: Masks, reverse: bool
 ) -> tuple[Inputs, Carry, jax.Array]:
-    """Takes out NaNs that a later reset would wipe out, before they can reach a gradient.
+    """Replaces NaNs that a later reset discards, before they can reach a gradient.
 
-    The steps from a NaN to the next reset have no bearing on what follows: the forward pass is
-    right by `where` alone. But their share of a parameter's gradient is 0·NaN. So these steps are
-    run on zeros instead, and the caller puts NaN over their outputs, as they would have been. A
-    NaN that no reset follows is left alone: it must show in the carry and in the gradient.
+    The steps from a NaN to the next reset do not affect later ones: the forward pass is right by
+    `where` alone. But their share of a parameter's gradient is 0·NaN. So these steps run on zeros
+    instead, and the caller writes NaN over their outputs, as they would have been. A NaN that no
+    reset follows is kept: it must show in the carry and in the gradient.
 
     Args:
       xs: inputs, leaves `[T, B, ...]`.
       carry: the first carry, leaves `[B, ...]`.
       masks: with `resets` and `initial`.
-      reverse: direction of travel.
+      reverse: whether the scan runs in reverse.
 
     Returns:
-      The cleaned inputs and first carry, and `[T, B]` bool: the steps that were taken out.
+      The cleaned inputs and first carry, and `[T, B]` bool: the steps that were replaced.
     """
     resets = masks.resets
     if resets is None or len(resets) == 0:
-        raise ValueError("quarantine: needs resets over at least one step")
+        raise ValueError("isolate_nans: needs resets over at least one step")
     steps = jnp.arange(len(resets))[:, None]
     bad = _has_nan(xs, 2) if masks.valid is None else _has_nan(xs, 2) & masks.valid
     resets, bad = (lax.rev(a, (0,)) if reverse else a for a in (resets, bad))
@@ -137,21 +172,23 @@ def quarantine(
     bad_carry = _has_nan(carry, 1)
     last_bad = jnp.maximum(lax.cummax(jnp.where(bad, steps, -2)), jnp.where(bad_carry, -1, -2))
     reset_follows = jnp.cumsum(resets, axis=0) < jnp.sum(resets, axis=0)
-    taken = (last_bad >= last_reset) & reset_follows
-    taken = lax.rev(taken, (0,)) if reverse else taken
-    # In reverse a bad carry is kept over the padding first; the output there is zero all the same.
-    taken = taken if masks.valid is None else taken & masks.valid
-    carry = select(~(bad_carry & resets.any(axis=0)), carry, masks.initial)
-    return blank(~taken, xs), carry, taken
+    nan_steps = (last_bad >= last_reset) & reset_follows
+    nan_steps = lax.rev(nan_steps, (0,)) if reverse else nan_steps
+    # In reverse a NaN in the carry passes over the padding first; outputs are zero there anyway.
+    nan_steps = nan_steps if masks.valid is None else nan_steps & masks.valid
+    carry = tree_where(~(bad_carry & resets.any(axis=0)), carry, masks.initial)
+    return zero_where(~nan_steps, xs), carry, nan_steps
 
 
-def put_nan(taken: jax.Array, ys: Any) -> Any:
-    """Gives the steps that `quarantine` took out the outputs they would have had."""
+def restore_nans(nan_steps: jax.Array, ys: Any) -> Any:
+    """Gives the steps that `isolate_nans` replaced the outputs that they would have had."""
 
     def put(y: jax.Array) -> jax.Array:
         inexact = jnp.issubdtype(y.dtype, jnp.inexact)
-        # A sum, not a choice: where a loss reads these NaNs, its gradient is to be NaN as well.
-        return y + jnp.where(cover(taken, y), jnp.nan, 0).astype(y.dtype) if inexact else y
+        if not inexact:
+            return y
+        # A sum and not a `where`: a loss that reads these NaNs must have a NaN gradient as well.
+        return y + jnp.where(expand_mask(nan_steps, y), jnp.nan, 0).astype(y.dtype)
 
     return jax.tree.map(put, ys)
 
@@ -164,8 +201,8 @@ def largest(a: jax.Array, axis: int) -> jax.Array:
     return jnp.where(jnp.isnan(a).any(axis=axis), jnp.nan, a.max(axis=axis))
 
 
-def cover(mask: jax.Array, leaf: jax.Array) -> jax.Array:
-    """The mask with axes of size one for those of the leaf that it lacks."""
+def expand_mask(mask: jax.Array, leaf: jax.Array) -> jax.Array:
+    """The mask with trailing axes of size one, to broadcast against the leaf."""
     return mask.reshape(mask.shape + (1,) * (leaf.ndim - mask.ndim))
 
 

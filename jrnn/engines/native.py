@@ -12,11 +12,12 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType
 
-from jrnn.cell import Carry, Inputs
+from jrnn import structure
+from jrnn.cell import Carry, Cell, Inputs, Params
 from jrnn.engines.engine import Engine
 from jrnn.engines.fused import Fused
-from jrnn.engines.masking import Masks
-from jrnn.engines.precision import Parts
+from jrnn.engines.masking import Masks, expand_mask, zero_where
+from jrnn.engines.precision import BoundCell
 from jrnn.engines.scan import Scan
 
 Kind = Literal["time", "batch", "param"]
@@ -50,7 +51,7 @@ KERNELS: dict[str, _Kernel] = {
     "elman-relu": _Kernel(6, 1, 0),
     "elman-sigmoid": _Kernel(7, 1, 0),
 }
-"""By `cell.kernel`."""
+"""By `cell.kernel_name()`."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class Native(Engine):
     of the carry alone and makes every weight gradient of a chunk of steps while it is in the
     cache. The threads of the runtime share the batch, or the units where the batch is small.
     Padded steps are not computed at all.
+
+    Transforms that only change inputs, outputs, weights or the first carry (dropout of inputs and
+    outputs, weight_drop, residual, highway, projection, learned_carry) keep the kernel of the cell
+    inside; they are applied to all steps at once.
 
     The best instruction set of the machine is chosen when the code is loaded: AVX-512, AVX2 or
     what every machine has. The environment variable JRNN_ISA (v4, v3, base) asks for less.
@@ -79,36 +84,68 @@ class Native(Engine):
     general: ClassVar[bool] = False
 
     def run(
-        self, parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
+        self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
     ) -> tuple[Carry, jax.Array]:
-        kernel = KERNELS.get(parts.cell.kernel or "")
-        if kernel is not None and parts.precision == (jnp.float64, jnp.float64):
-            return Fused().run(parts, carry, xs, masks, reverse)
-        reason = unavailable(parts, xs)
+        wrapped = bound.cell.core(bound.accum_params, xs).cell is not bound.cell
+        # The kernels skip padding; the transforms around them do not.
+        xs = zero_where(masks.valid, xs) if wrapped else xs
+        core = bound.cell.core(bound.accum_params, xs)
+        kernel = kernel_of(core.cell)
+        if kernel is not None and bound.precision == (jnp.float64, jnp.float64):
+            return Fused().run(bound, carry, xs, masks, reverse)
+        reason = unavailable(bound, xs)
         if kernel is None or reason is not None:
             raise ValueError(f"engine 'native': {reason}; engine='auto' chooses one that fits")
-        if xs.shape[0] == 0 or xs.shape[1] == 0:
-            return Scan().run(parts, carry, xs, masks, reverse)
-        return _run(kernel, parts.wide_params, carry, xs, masks, reverse)
+        steps, batch = jax.tree.leaves(xs)[0].shape[:2]
+        if steps == 0 or batch == 0:
+            return Scan().run(bound, carry, xs, masks, reverse)
+        carry, hs = _run_masked(kernel, core.params, carry, core.x, masks, reverse)
+        carries = type(carry)(hs, _absent(hs)) if kernel.cell_state else hs
+        ys = core.finish(core.cell.readout(core.params, carries, None))
+        return carry, zero_where(masks.valid, (ys, carries) if bound.return_carries else ys)
 
 
-def unavailable(parts: Parts, xs: Inputs) -> str | None:
+def kernel_of(cell: Cell) -> _Kernel | None:
+    """The kernel of a cell; none where a subclass overrides what the kernel computes."""
+    bases = type(cell).__mro__
+    level = lambda name: next(n for n, base in enumerate(bases) if name in vars(base))
+    computed = ("project", "recur", "update", "sample_noise")
+    if any(level(name) < level("kernel_name") for name in computed):
+        return None
+    return KERNELS.get(cell.kernel_name() or "")
+
+
+def unavailable(bound: BoundCell, xs: Inputs) -> str | None:
     """Why a cell cannot run on these inputs by native kernels, or None if it can."""
-    kernel = KERNELS.get(parts.cell.kernel or "")
+    cell, params, xs, _ = bound.cell.core(bound.accum_params, xs)
+    kernel = kernel_of(cell)
     if kernel is None:
-        return f"there is no kernel for {parts.cell}; there are kernels for {', '.join(KERNELS)}"
-    compute, wide = parts.precision
+        return f"there is no kernel for {cell}; there are kernels for {', '.join(KERNELS)}"
+    compute, wide = bound.precision
     if compute != jnp.float32 or wide != jnp.float32:
         return f"products and gates must be float32, got {compute} and {wide}"
-    if not isinstance(xs, jax.Array):
+    if isinstance(xs, tuple) or not hasattr(xs, "shape"):
         return f"xs must be one array [time, batch, input], got {jax.tree.structure(xs)}"
-    if parts.cell.perturb is not None:
-        return f"it knows no noise, and {parts.cell} draws some"
     if jax.default_backend() != "cpu":
         return f"it runs on a CPU, and the default backend is {jax.default_backend()}"
     if partitioned():
         return "XLA cannot split it over a mesh; inside of jax.shard_map it runs on each device"
-    return _misfit(kernel, parts.wide_params, xs) or _load()
+    if kernel.cell_state and (bound.return_carries or _reads_cell_state(cell, params, xs)):
+        return f"it returns no cell state of each step, and the output of {bound.cell} needs it"
+    return _misfit(kernel, params, xs) or _load()
+
+
+def _reads_cell_state(cell: Cell, params: Params, xs: Inputs) -> bool:
+    """Whether a readout of a subclass needs more than h."""
+    carry = jax.eval_shape(lambda p: cell.init_carry(p, ()), params)
+    z = jax.eval_shape(cell.project, params, jax.ShapeDtypeStruct(xs.shape[2:], xs.dtype))
+    reads = structure.leaves_read(cell.readout, params, carry, z)
+    return any(reads.carry[1:]) or any(reads.z)
+
+
+def _absent(hs: jax.Array) -> jax.Array:
+    """Stands for the cell state that kernels do not return, and nothing reads."""
+    return jnp.zeros((0,), hs.dtype)
 
 
 def partitioned() -> bool:
@@ -153,6 +190,23 @@ def _load() -> str | None:
             "--no-build-isolation, so that it is built with this one"
         )
     return None
+
+
+def _run_masked(
+    kernel: _Kernel, params: Any, carry: Carry, xs: jax.Array, masks: Masks, reverse: bool
+) -> tuple[Carry, jax.Array]:
+    """`_run` with a mask of any pattern: valid steps are moved to the front, and outputs back."""
+    if masks.valid is None or masks.lengths is not None:
+        return _run(kernel, params, carry, xs, masks, reverse)
+    order = jnp.argsort(~masks.valid, axis=0, stable=True)
+    move = lambda a: jnp.take_along_axis(a, expand_mask(order, a), axis=0)
+    front = masks._replace(
+        lengths=masks.valid.sum(axis=0, dtype=jnp.int32),
+        resets=None if masks.resets is None else move(masks.resets),
+    )
+    carry, hs = _run(kernel, params, carry, move(xs), front, reverse)
+    back = jnp.argsort(order, axis=0)
+    return carry, jnp.take_along_axis(hs, expand_mask(back, hs), axis=0)
 
 
 def _run(

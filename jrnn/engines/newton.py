@@ -10,18 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jrnn import checks
+from jrnn import checks, structure
 from jrnn.cell import Carry, Cell, Inputs, Params
 from jrnn.engines import jacobian, prefix
 from jrnn.engines.engine import Engine
 from jrnn.engines.equations import system_of
+from jrnn.engines.inputs import canonicalize, checked_like
 from jrnn.engines.iterate import NewtonStatus as NewtonStatus
 from jrnn.engines.iterate import iterate, no_steps
 from jrnn.engines.jacobian import Kind, Leaves
-from jrnn.engines.masking import Masks, cover
-from jrnn.engines.precision import Parts
-from jrnn.engines.prepare import checked_like, prepare
+from jrnn.engines.masking import Masks, expand_mask, step_of
+from jrnn.engines.precision import BoundCell
 from jrnn.engines.scan import Scan
+from jrnn.layer import SequenceInputs
 
 KINDS = ("auto", "diagonal", "block", "full")
 GUESSES = ("step", "carry")
@@ -72,7 +73,7 @@ class Newton(Engine):
 
     The gradient is that of the implicit function at the solution, exact whatever Jacobian was used
     on the way: one linear recurrence in the other direction, parallel in time with a Jacobian that
-    is exact, and else walked step by step. Derivatives of every mode and order work.
+    is exact, and else sequential step by step. Derivatives of every mode and order work.
 
     What has not converged is said: see `fallback`; `jrnn.newton` returns the status. The states of
     a chaotic cell may fit their equations to the last bit, and yet be far from those of `Scan`, as
@@ -137,16 +138,16 @@ class Newton(Engine):
                 checks.positive_number("Newton", name, getattr(self, name))
 
     def run(
-        self, parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
+        self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
     ) -> tuple[Carry, jax.Array]:
-        solution = self.solve(parts, carry, xs, masks, reverse)
+        solution = self.solve(bound, carry, xs, masks, reverse)
         if self.fallback == "error":
             jax.debug.callback(partial(_raise, self), *solution.status)
         return solution.carry, solution.ys
 
     def solve(
         self,
-        parts: Parts,
+        bound: BoundCell,
         carry: Carry,
         xs: Inputs,
         masks: Masks,
@@ -154,24 +155,24 @@ class Newton(Engine):
         guess: Carry | None = None,
     ) -> Solution:
         """The solution with its status; arguments as of `run`, and a guess of all carries."""
-        kind = self.kind_of(parts, carry, xs)
+        kind = self.kind_of(bound, carry, xs)
         if len(jax.tree.leaves(xs)[0]) == 0:
-            carry, ys = Scan().run(parts, carry, xs, masks, reverse)
+            carry, ys = Scan().run(bound, carry, xs, masks, reverse)
             empty = jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), carry)
             return Solution(carry, ys, empty, no_steps(jax.tree.leaves(carry), self.max_steps))
-        leaves, ys, status = _root(self, kind, reverse, parts, carry, xs, masks, guess)
+        leaves, ys, status = _root(self, kind, reverse, bound, carry, xs, masks, guess)
         carries = jax.tree.unflatten(jax.tree.structure(carry), leaves)
         return Solution(prefix.last(carries, reverse), ys, carries, status)
 
-    def kind_of(self, parts: Parts, carry: Carry, xs: Inputs) -> Kind:
+    def kind_of(self, bound: BoundCell, carry: Carry, xs: Inputs) -> Kind:
         """The kind of Jacobian, after checks of the carry and of the memory."""
-        cell, leaves = parts.cell, jax.tree.leaves(carry)
-        if cell.reverse_only:
+        cell, leaves = bound.cell, jax.tree.leaves(carry)
+        if _has_reverse_mode_only(bound, carry, xs):
             raise TypeError(
                 f"Newton: the step of {cell!r} has derivatives of reverse mode alone, and Newton "
                 "needs its Jacobian; use engine='fused'"
             )
-        allowed = jnp.inexact if cell.recurrence == "linear" else jnp.floating
+        allowed = jnp.inexact if bound.is_linear(step_of(xs)) else jnp.floating
         if not leaves or not all(jnp.issubdtype(leaf.dtype, allowed) for leaf in leaves):
             raise TypeError(
                 "Newton: the carry must have floating leaves alone, got dtypes "
@@ -189,7 +190,7 @@ class Newton(Engine):
         if kind == "auto":
             other = "block" if alike else "diagonal"
             dense = "full" if size <= SMALL else other
-            kind = jacobian.exact_kind(parts, xs) or dense
+            kind = jacobian.exact_kind(bound, xs) or dense
         needed = steps * batch * size**2 * leaves[0].dtype.itemsize
         if kind == "full" and needed > self.max_bytes:
             raise ValueError(
@@ -208,6 +209,7 @@ def newton(
     carry: Carry | None = None,
     *,
     lengths: Any = None,
+    mask: Any = None,
     resets: Any = None,
     reverse: bool = False,
     key: jax.Array | None = None,
@@ -222,8 +224,9 @@ def newton(
       xs: inputs `[T, B, input]`, or a pytree of leaves `[T, B, ...]`.
       carry: the first carry, leaves `[B, ...]`; by default `cell.init_carry`.
       lengths: `[B]` ints, the number of valid steps of each sequence.
+      mask: `[T, B]` bool, True on valid steps, in any pattern.
       resets: `[T, B]` bool; True replaces the carry by the cell's own initial carry before step t.
-      reverse: go from the last valid step to the first.
+      reverse: scan from the last valid step to the first.
       key: randomness for cells with noise; None means deterministic, at the expected value.
       engine: the options; what has not converged is never raised here, it is in the status.
       guess: the carry after each step to start from, leaves `[T, B, ...]`: `carries` of a solution
@@ -248,31 +251,27 @@ def newton(
     engine = Newton() if engine is None else engine
     if not isinstance(engine, Newton):
         raise TypeError(f"newton: engine must be a jrnn.Newton(...), got {engine!r}")
-    lengths, resets = (None if a is None else jnp.asarray(a) for a in (lengths, resets))
-    return _newton(cell, params, xs, carry, lengths, resets, key, guess, bool(reverse), engine)
+    if not isinstance(cell, Cell):
+        raise TypeError(
+            f"newton: cell must be a jrnn.Cell such as jrnn.GRU(64), got {cell!r}; run a layer of "
+            "several cells by jrnn.unroll(..., engine=jrnn.Newton())"
+        )
+    inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, bool(reverse))
+    return _newton(cell, params, inputs, guess, engine)
 
 
-@partial(jax.jit, static_argnames=("cell", "reverse", "engine"))
+@partial(jax.jit, static_argnames=("cell", "engine"))
 def _newton(
-    cell: Cell,
-    params: Params,
-    xs: Inputs,
-    carry: Carry | None,
-    lengths: jax.Array | None,
-    resets: jax.Array | None,
-    key: jax.Array | None,
-    guess: Carry | None,
-    reverse: bool,
-    engine: Newton,
+    cell: Cell, params: Params, inputs: SequenceInputs, guess: Carry | None, engine: Newton
 ) -> Solution:
-    run = prepare(cell, params, xs, carry, lengths, resets, key, reverse)
+    run = canonicalize(cell, params, inputs)
     if guess is not None:
         steps = len(jax.tree.leaves(run.xs)[0])
         every = lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape), leaf.dtype)
         like = jax.tree.map(every, run.carry)
         guess = checked_like("newton: guess", "the carry after each step", guess, like)
-    solution = engine.solve(run.parts, run.carry, run.xs, run.masks, reverse, guess)
-    return solution._replace(ys=run.outputs(solution.ys))
+    solution = engine.solve(run.bound, run.carry, run.xs, run.masks, run.reverse, guess)
+    return solution._replace(carry=run.result(solution.carry), ys=run.restore(solution.ys))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
@@ -280,14 +279,14 @@ def _root(
     options: Newton,
     kind: Kind,
     reverse: bool,
-    parts: Parts,
+    bound: BoundCell,
     carry: Carry,
     xs: Inputs,
     masks: Masks,
     guess: Carry | None,
 ) -> tuple[Leaves, Any, NewtonStatus]:
     """The states that solve the equations, the outputs, and the status."""
-    system = system_of(parts, carry, xs, masks, reverse)
+    system = system_of(bound, carry, xs, masks, reverse)
     if guess is None:
         first = system.guess(options.init)
     else:  # but where that is of a solve that failed
@@ -297,9 +296,9 @@ def _root(
     states, status = iterate(system, kind, first, *how)
     if options.fallback == "scan":
         fine = status.converged
-        walked = lax.cond(fine.all(), lambda: states, system.walked)
-        pairs = zip(states, walked, strict=True)
-        states = [jnp.where(cover(fine, found[0]), found, other) for found, other in pairs]
+        sequential = lax.cond(fine.all(), lambda: states, system.sequential)
+        pairs = zip(states, sequential, strict=True)
+        states = [jnp.where(expand_mask(fine, found[0]), found, other) for found, other in pairs]
     return states, system.outputs(states), status
 
 
@@ -316,6 +315,12 @@ def _(options: Newton, kind: Kind, reverse: bool, primals: Any, tangents: Any) -
     _, d_ys = jax.jvp(system.outputs, (states,), (d_states,))
     still = jax.tree.map(_no_tangent, status)
     return (states, ys, status), (d_states, jax.tree.map(jnp.add, d_ys, y_moves), still)
+
+
+def _has_reverse_mode_only(bound: BoundCell, carry: Carry, xs: Inputs) -> bool:
+    """Whether some part of a step has no forward-mode derivative."""
+    first = jax.eval_shape(lambda: carry)
+    return structure.has_reverse_mode_only(bound.step, first, step_of(xs))
 
 
 def _no_tangent(leaf: jax.Array) -> Any:

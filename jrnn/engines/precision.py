@@ -1,5 +1,6 @@
 """Which dtype does what: products in that of the inputs, carry and gates in the wider one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -7,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jrnn.cell import Carry, Cell, Gates, Inputs, Params
+from jrnn import structure
+from jrnn.cell import Carry, Cell, Coefficients, Gates, Inputs, Params
 
 
 class Precision(NamedTuple):
@@ -15,11 +17,11 @@ class Precision(NamedTuple):
 
     Attributes:
       compute: that of the inputs: matrix products and outputs are in it.
-      wide: the wider one of inputs and parameters: carry and gate arithmetic are in it.
+      accum: the wider one of inputs and parameters: carry and gate arithmetic are in it.
     """
 
     compute: jnp.dtype
-    wide: jnp.dtype
+    accum: jnp.dtype
 
 
 def precision_of(params: Params, xs: Inputs) -> Precision:
@@ -45,20 +47,28 @@ def cast(tree: Any, dtype: jnp.dtype) -> Any:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("compute_params", "wide_params"),
-    meta_fields=("cell", "precision"),
+    data_fields=("compute_params", "accum_params"),
+    meta_fields=("cell", "precision", "return_carries"),
 )
 @dataclass(frozen=True)
-class Parts:
-    """The three parts of a cell with parameters bound, each in its dtype; a pytree of these.
+class BoundCell:
+    """The functions of a cell with parameters bound, each in its dtype; a pytree of these.
 
     A cell knows nothing of mixed precision: it computes in whatever it is given.
+
+    Attributes:
+      cell: the cell.
+      precision: the dtypes.
+      compute_params: the parameters for products, in `precision.compute`.
+      accum_params: the parameters for the gate arithmetic, in `precision.accum`.
+      return_carries: whether an output is the pair of the cell's output and its carry.
     """
 
     cell: Cell
     precision: Precision
     compute_params: Params
-    wide_params: Params
+    accum_params: Params
+    return_carries: bool = False
 
     @property
     def size(self) -> int:
@@ -66,36 +76,118 @@ class Parts:
         return sum(leaf.size for leaf in jax.tree.leaves(self.compute_params))
 
     def project(self, x: Inputs) -> Gates:
-        return cast(self.cell.project(self.compute_params, x), self.precision.wide)
+        """`Cell.project` in the compute dtype; the gates are cast to the accumulation dtype."""
+        return cast(self.cell.project(self.compute_params, x), self.precision.accum)
 
     def recur(self, carry: Carry) -> Gates:
+        """`Cell.recur` in the compute dtype; the gates are cast to the accumulation dtype."""
         narrow = cast(carry, self.precision.compute)
-        return cast(self.cell.recur(self.compute_params, narrow), self.precision.wide)
+        return cast(self.cell.recur(self.compute_params, narrow), self.precision.accum)
 
-    def update(self, carry: Carry, z: Gates, u: Gates) -> tuple[Carry, jax.Array]:
-        carry, y = self.cell.update(self.wide_params, carry, z, u)
-        return cast(carry, self.precision.wide), cast(y, self.precision.compute)
+    def update(self, carry: Carry, z: Gates, u: Gates) -> Carry:
+        """`Cell.update` in the accumulation dtype."""
+        return cast(self.cell.update(self.accum_params, carry, z, u), self.precision.accum)
 
-    def coefficients(self, z: Gates) -> tuple[Carry, Carry]:
-        """Those of a linear cell, with the structure of its carry."""
-        given: Any = self.cell.coefficients
-        given = given(self.wide_params, z)
-        carry = jax.eval_shape(lambda: self.cell.init_carry(self.wide_params, ()))
-        expected, got = jax.tree.structure((carry, carry)), jax.tree.structure(given)
-        if expected != got:
+    def readout(self, carry: Carry, z: Gates) -> Any:
+        """`Cell.readout`: products in the compute dtype, everything else in the wider one."""
+        if self.readout_has_products(carry, z):
+            narrow = cast((carry, z), self.precision.compute)
+            y = self.cell.readout(self.compute_params, *narrow)
+        else:
+            y = self.cell.readout(self.accum_params, carry, z)
+        y = cast(y, self.precision.compute)
+        return (y, carry) if self.return_carries else y
+
+    def readout_has_products(self, carry: Carry, z: Gates) -> bool:
+        """Whether `readout` multiplies by parameters, so that one product over time pays."""
+        if type(self.cell).readout is Cell.readout:
+            return False
+        return structure.multiplies_by_params(self.cell.readout, self.accum_params, carry, z)
+
+    def coefficients(self, z: Gates) -> Coefficients | None:
+        """Those of a linear cell, with the structure of its carry; None for any other cell."""
+        given = self.cell.coefficients(self.accum_params, z)
+        if given is None:
+            return None
+        carry = jax.eval_shape(lambda: self.cell.init_carry(self.accum_params, ()))
+        expected, got = jax.tree.structure((carry, carry)), jax.tree.structure(tuple(given))
+        if not isinstance(given, Coefficients) or expected != got:
             raise TypeError(
-                f"{type(self.cell).__name__}.coefficients must return (a, b), each with the "
-                f"structure of init_carry, {expected}, got {got}"
+                f"{type(self.cell).__name__}.coefficients must return Diagonal(a, b), "
+                "LogDiagonal(log_a, log_b) or Dense(a, b), both with the structure of init_carry, "
+                f"{expected}, got {type(given).__name__} of {got}"
             )
         return jax.tree.map(jnp.asarray, given)
 
-    def step(self, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
-        return self.update(carry, self.project(x), self.recur(carry))
+    def is_linear(self, x: Inputs) -> bool:
+        """Whether the cell has coefficients, for inputs of these shapes."""
+        if type(self.cell).coefficients is Cell.coefficients:
+            return False
+        find = lambda: self.cell.coefficients(self.accum_params, self.project(x))
+        return jax.eval_shape(find) is not None
+
+    def step(self, carry: Carry, x: Inputs) -> tuple[Carry, Any]:
+        """Project, recur, update and readout."""
+        z = self.project(x)
+        carry = self.update(carry, z, self.recur(carry))
+        return carry, self.readout(carry, z)
 
 
-def bind(cell: Cell, params: Params, precision: Precision) -> Parts:
-    """The parts of a cell, with its parameters cast once, outside every loop."""
-    return Parts(cell, precision, cast(params, precision.compute), cast(params, precision.wide))
+def bind(
+    cell: Cell, params: Params, precision: Precision, return_carries: bool = False
+) -> BoundCell:
+    """A cell with its parameters, which are cast once, outside every loop."""
+    narrow, wide = cast(params, precision.compute), cast(params, precision.accum)
+    return BoundCell(cell, precision, narrow, wide, return_carries)
+
+
+class LoopReadout(NamedTuple):
+    """`readout` divided between the loop over time and what comes after it.
+
+    A readout without products by parameters is computed in the loop. Otherwise the loop returns
+    the arrays that it needs, and after the loop it is one product over all steps, forward and
+    backward.
+
+    Attributes:
+      emit: `(bound, carry, z) -> out`, in the loop.
+      finish: `(bound, outs) -> ys`, after the loop, over leaves `[T, B, ...]`.
+    """
+
+    emit: Callable[[BoundCell, Carry, Gates], Any]
+    finish: Callable[[BoundCell, Any], Any]
+
+
+def loop_readout(bound: BoundCell, carry: Carry, x: Inputs) -> LoopReadout:
+    """How a loop computes the readout of a cell.
+
+    Args:
+      bound: the cell.
+      carry: of one step, leaves `[B, ...]`; shapes and dtypes alone are used.
+      x: the input of one step, likewise.
+    """
+    z = jax.eval_shape(bound.project, x)
+    carry = jax.eval_shape(lambda: carry)
+    whole = LoopReadout(lambda bound, carry, z: bound.readout(carry, z), lambda bound, outs: outs)
+    if not bound.readout_has_products(carry, z):
+        return whole
+    reads = structure.leaves_read(bound.cell.readout, bound.accum_params, carry, z)
+    flags = ((True,) * len(reads.carry) if bound.return_carries else reads.carry) + reads.z
+    shapes, tree = jax.tree.flatten((carry, z))
+    if not any(flags):
+        return whole
+
+    def emit(bound: BoundCell, carry: Carry, z: Gates) -> list[jax.Array]:
+        leaves = jax.tree.leaves((carry, z))
+        return [leaf for leaf, read in zip(leaves, flags, strict=True) if read]
+
+    def finish(bound: BoundCell, outs: list[jax.Array]) -> Any:
+        steps, given = outs[0].shape[:1], iter(outs)
+        absent = lambda shape: jnp.zeros((*steps, *shape.shape), shape.dtype)
+        pairs = zip(shapes, flags, strict=True)
+        leaves = [next(given) if read else absent(shape) for shape, read in pairs]
+        return bound.readout(*jax.tree.unflatten(tree, leaves))
+
+    return LoopReadout(emit, finish)
 
 
 def _floating(tree: Any) -> list[jnp.dtype]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jrnn.engines.masking import cover
+from jrnn.engines.masking import expand_mask
 
 Matrices = Any
 Vectors = Any
@@ -80,7 +80,7 @@ def with_resets(algebra: Algebra) -> Algebra:
 
     Not even what is not finite, which a matrix of zeros would make a NaN of.
     """
-    cut = lambda keep, s: jax.tree.map(lambda leaf: jnp.where(cover(keep, leaf), leaf, 0), s)
+    cut = lambda keep, s: jax.tree.map(lambda leaf: jnp.where(expand_mask(keep, leaf), leaf, 0), s)
     return algebra._replace(
         times=lambda a, b: (algebra.times(a[0], b[0]), a[1] & b[1]),
         act=lambda a, s: cut(a[1], algebra.act(a[0], s)),
@@ -116,8 +116,8 @@ def solve(
       b: the vectors, leaves `[T, ...]`.
       start: the state before the first step, leaves `[...]`.
       reverse: go from the last step to the first.
-      chunk: steps that are walked one by one between two that are combined in parallel: 1 is the
-        associative scan alone, T or more the walk alone. By default `default_chunk`.
+      chunk: steps that run one by one between two that are combined in parallel: 1 is the
+        associative scan alone, T or more a sequential loop. By default `default_chunk`.
 
     Returns:
       The states, leaves `[T, ...]`.

@@ -1,26 +1,27 @@
 """The reference engine: one `lax.scan`, and JAX's own derivatives of it."""
 
 from dataclasses import dataclass
+from typing import Any
 
-import jax
 from jax import lax
 
 from jrnn import checks
 from jrnn.cell import Carry, Inputs
 from jrnn.engines.engine import Engine
-from jrnn.engines.masking import Masks, blank, restart, settle
-from jrnn.engines.precision import Parts, bind
+from jrnn.engines.masking import Masks, apply_padding, apply_resets, step_of, zero_where
+from jrnn.engines.precision import BoundCell, LoopReadout, bind, loop_readout
 
 
 @dataclass(frozen=True)
 class Scan(Engine):
-    """Walks time step by step in `lax.scan`; every derivative of any order and mode works.
+    """One `lax.scan` over time; derivatives of every order and mode work.
 
     The input is projected inside the loop: on a CPU this is faster than one product for all steps
-    once that product no longer fits the cache.
+    once that product no longer fits the cache. A readout with products by parameters is one
+    product for all steps, after the loop.
 
     Args:
-      unroll: steps laid out one after another in the body of the loop.
+      unroll: steps in the body of the loop, as in `lax.scan`.
 
     Raises:
       ValueError: `unroll` is not a positive int.
@@ -32,15 +33,33 @@ class Scan(Engine):
         checks.positive_int("Scan", "unroll", self.unroll)
 
     def run(
-        self, parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
-    ) -> tuple[Carry, jax.Array]:
-        def body(carry, inputs):
-            # Narrow weights are made in the loop: JAX adds up their gradients as wide as they were.
-            parts_here = bind(parts.cell, parts.wide_params, parts.precision)
-            x, valid, reset = inputs
-            before = restart(reset, masks.initial, carry)
-            return settle(valid, before, *parts_here.step(before, blank(valid, x)))
+        self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
+    ) -> tuple[Carry, Any]:
+        readout = loop_readout(bound, carry, step_of(xs))
+        carry, outs = scan_steps(readout, bound, carry, xs, masks, reverse, self.unroll)
+        return carry, zero_where(masks.valid, readout.finish(bound, outs))
 
-        return lax.scan(
-            body, carry, (xs, masks.valid, masks.resets), reverse=reverse, unroll=self.unroll
-        )
+
+def scan_steps(
+    readout: LoopReadout,
+    bound: BoundCell,
+    carry: Carry,
+    xs: Inputs,
+    masks: Masks,
+    reverse: bool,
+    unroll: int = 1,
+) -> tuple[Carry, Any]:
+    """The loop over time: the last carry, and what the loop's part of the readout returns."""
+
+    def body(carry: Carry, inputs: Any) -> tuple[Carry, Any]:
+        # Weights are narrowed in the loop, so that JAX accumulates their gradients in the wide
+        # dtype.
+        narrow = bind(bound.cell, bound.accum_params, bound.precision, bound.return_carries)
+        x, valid, reset = inputs
+        prev = apply_resets(reset, masks.initial, carry)
+        z = narrow.project(zero_where(valid, x))
+        carry = narrow.update(prev, z, narrow.recur(prev))
+        return apply_padding(valid, prev, carry, readout.emit(narrow, carry, z))
+
+    steps = (xs, masks.valid, masks.resets)
+    return lax.scan(body, carry, steps, reverse=reverse, unroll=unroll)

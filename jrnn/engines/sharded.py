@@ -13,7 +13,7 @@ from jrnn.engines.engine import Engine
 from jrnn.engines.fused import Fused
 from jrnn.engines.masking import Masks
 from jrnn.engines.native import Native
-from jrnn.engines.precision import Parts
+from jrnn.engines.precision import BoundCell
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Sharded(Engine):
     engine, or `Fused` in place of `Native`. Noise is drawn before, and is that of one device.
 
     Args:
-      engine: runs the parts.
+      engine: runs the bound.
       axes: axes of the mesh, of the type `jax.sharding.AxisType.Auto`.
 
     Raises:
@@ -52,18 +52,20 @@ class Sharded(Engine):
             raise TypeError(f"Sharded: engine must be one, such as Fused(), got {self.engine!r}")
 
     def run(
-        self, parts: Parts, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
+        self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
     ) -> tuple[Carry, jax.Array]:
-        def run(parts: Parts, carry: Carry, xs: Inputs, masks: Masks) -> tuple[Carry, jax.Array]:
-            return self.engine.run(parts, carry, xs, masks, reverse)
+        def run(
+            bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks
+        ) -> tuple[Carry, jax.Array]:
+            return self.engine.run(bound, carry, xs, masks, reverse)
 
         sizes = jax.sharding.get_abstract_mesh().shape
         devices = math.prod(sizes.get(axis, 1) for axis in self.axes)
         if devices == 1:
-            return run(parts, carry, xs, masks)
+            return run(bound, carry, xs, masks)
         if jax.tree.leaves(xs)[0].shape[1] % devices:
             engine = Fused() if isinstance(self.engine, Native) else self.engine
-            return engine.run(parts, carry, xs, masks, reverse)
+            return engine.run(bound, carry, xs, masks, reverse)
         there = tuple(axis for axis in self.axes if axis in sizes)
         rows: Any = PartitionSpec(there)
         steps: Any = PartitionSpec(None, there)
@@ -73,4 +75,4 @@ class Sharded(Engine):
             out_specs=(rows, steps),
             axis_names=set(there),
             check_vma=False,
-        )(parts, carry, xs, masks)
+        )(bound, carry, xs, masks)

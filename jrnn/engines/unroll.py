@@ -1,10 +1,9 @@
-"""`jrnn.unroll`: the one way to run a cell over a sequence."""
+"""`jrnn.unroll`: the one way to run a layer over a batch of sequences."""
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jrnn import checks
@@ -13,11 +12,12 @@ from jrnn.engines.associative import Associative
 from jrnn.engines.auto import Auto
 from jrnn.engines.engine import Engine
 from jrnn.engines.fused import Fused
-from jrnn.engines.masking import reverse_resets
+from jrnn.engines.inputs import canonicalize
+from jrnn.engines.masking import hold_on_padding
 from jrnn.engines.native import Native
 from jrnn.engines.newton import Newton
-from jrnn.engines.prepare import prepare
 from jrnn.engines.scan import Scan
+from jrnn.layer import Layer, SequenceInputs
 
 REGISTRY: dict[str, type[Engine]] = {
     "auto": Auto,
@@ -30,56 +30,97 @@ REGISTRY: dict[str, type[Engine]] = {
 """Every engine by the name that `unroll(engine=...)` takes."""
 
 
+@overload
 def unroll(
-    cell: Cell,
+    layer: Layer,
     params: Params,
     xs: Inputs,
     carry: Carry | None = None,
     *,
     lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     resets: ArrayLike | None = None,
     reverse: bool = False,
     key: jax.Array | None = None,
     engine: Engine | str = "auto",
-) -> tuple[Carry, jax.Array]:
-    """Runs a cell over a batch of sequences, like `lax.scan` with masks and resets that are right.
+    return_carries: Literal[False] = False,
+) -> tuple[Carry, Any]: ...
+
+
+@overload
+def unroll(
+    layer: Layer,
+    params: Params,
+    xs: Inputs,
+    carry: Carry | None = None,
+    *,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+    reverse: bool = False,
+    key: jax.Array | None = None,
+    engine: Engine | str = "auto",
+    return_carries: Literal[True],
+) -> tuple[Carry, Any, Carry]: ...
+
+
+def unroll(
+    layer: Layer,
+    params: Params,
+    xs: Inputs,
+    carry: Carry | None = None,
+    *,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+    reverse: bool = False,
+    key: jax.Array | None = None,
+    engine: Engine | str = "auto",
+    return_carries: bool = False,
+) -> Any:
+    """Runs a layer over a batch of sequences, like `lax.scan` with masks and resets.
 
     ::
 
         s = carry
         for t = 0 .. T-1 (T-1 .. 0 if reverse):
             s = init_carry where resets[t], else s
-            s, ys[t] = step(params, s, xs[t]);  where t >= lengths: s kept, ys[t] = 0
+            s, ys[t] = step(params, s, xs[t]);  on padding: s kept, ys[t] = 0
 
     Products are computed in the dtype of `xs`; the carry and the gate arithmetic are in the wider
-    one of `xs` and `params`; so is a product inside `update`, as `GRU(reset_after=False)` has it.
-    So float32 parameters with bfloat16 inputs give bfloat16 products and a float32 carry.
+    one of `xs` and `params`, and so is a product inside `update`, as in `GRU(reset_after=False)`.
+    So float32 parameters with bfloat16 inputs give bfloat16 products and a float32 carry. The last
+    carry has the dtypes of `carry` where one is given, so that windows can be run in `lax.scan`.
 
     A NaN in the padding reaches neither outputs nor gradients; one before a reset reaches no output
     from the reset on, nor a gradient of those outputs.
 
     Args:
-      cell: the cell.
-      params: its parameters, from `cell.init`.
+      layer: a cell, or a layer such as `jrnn.stack([...])`.
+      params: its parameters, from `layer.init`.
       xs: inputs `[T, B, input]`, or a pytree of leaves `[T, B, ...]`. T and B may be 0.
-      carry: the first carry, leaves `[B, ...]`; by default `cell.init_carry`.
-      lengths: `[B]` ints, the number of valid steps of each sequence; beyond it the carry stays and
-        the output is zero. A length over T counts as T.
+      carry: the first carry, leaves `[B, ...]`; by default `layer.init_carry`.
+      lengths: `[B]` ints, the number of valid steps of each sequence; the steps after them are
+        padding, on which the carry is kept and the output is zero. A length over T counts as T.
+      mask: `[T, B]` bool, True on valid steps, in any pattern; with `lengths`, steps are valid
+        where both say so.
       resets: `[T, B]` bool; True replaces the carry by the cell's own initial carry before step t,
-        in the direction of travel. On padding it does nothing. For packed sequences see
-        `jrnn.segment_resets`.
-      reverse: go from the last valid step to the first; outputs stay in the order of time.
-      key: randomness for cells with noise; None means deterministic, at the expected value.
+        in scan order. On padding it has no effect. For packed sequences see `jrnn.segment_resets`.
+      reverse: scan from the last valid step to the first; outputs stay in the order of time.
+      key: randomness for stochastic cells; None means deterministic, at the expected value.
       engine: an engine such as `jrnn.Scan(unroll=2)`, or a name: "auto", "native", "fused",
         "associative", "newton" or "scan". "native" and "fused", which "auto" may choose, have no
-        forward-mode derivatives, and "native" first derivatives alone.
+        forward-mode derivatives, and "native" has first derivatives only.
+      return_carries: whether to return the carry after each step as well, of one cell.
 
     Returns:
-      The carry after the last valid step, and the outputs `[T, B, output]`.
+      The carry after the last valid step, and the outputs `[T, B, output]`. With `return_carries`
+      also the carries, leaves `[T, B, ...]` in the order of time; on padding the carry is repeated.
 
     Raises:
       ValueError: a shape does not fit, or the engine is unknown.
-      TypeError: a dtype or the structure of the carry does not fit.
+      TypeError: a dtype or the structure of the carry does not fit, or `return_carries` is asked
+        of a layer that is no cell.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = jrnn.LSTM(hidden_size=4)
@@ -88,69 +129,60 @@ def unroll(
     >>> ys.shape, bool((ys[3:, 1] == 0).all())
     ((5, 2, 4), True)
     """
-    lengths, resets = (None if a is None else jnp.asarray(a) for a in (lengths, resets))
+    if not isinstance(layer, Layer):
+        raise TypeError(
+            f"unroll: layer must be a cell such as jrnn.LSTM(64), or a layer, got {layer!r}"
+        )
+    if return_carries and not isinstance(layer, Cell):
+        raise TypeError(
+            f"unroll: return_carries needs a single cell, got {layer!r}; run its layers one by one"
+        )
+    inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, bool(reverse))
     engine = choose_engine(engine)
     try:
-        return _unroll(
-            cell, params, xs, carry, lengths, resets, key, reverse=bool(reverse), engine=engine
-        )
+        carry, ys = _unroll(layer, params, inputs, engine, bool(return_carries))
     except TypeError as error:
-        if "forward-mode" in str(error):  # JAX's own, which knows nothing of engines
+        if "forward-mode" in str(error):  # JAX's own message, which does not mention engines
             error.add_note(
-                f"jrnn: {engine} has derivatives of reverse mode alone; for jax.jvp, jax.jacfwd "
+                f"jrnn: {engine} has derivatives of reverse mode only; for jax.jvp, jax.jacfwd "
                 "and jax.linearize use engine='scan'"
             )
         raise
+    return (carry, *ys) if return_carries else (carry, ys)
 
 
 def choose_engine(engine: Engine | str) -> Engine:
-    """The engine meant by a name."""
+    """The engine with a name."""
     if isinstance(engine, Engine):
         return engine
     checks.one_of("unroll", "engine", engine, REGISTRY)
     return REGISTRY[engine]()
 
 
-@partial(jax.jit, static_argnames=("cell", "reverse", "engine"))
+@partial(jax.jit, static_argnames=("layer", "engine", "return_carries"))
 def _unroll(
-    cell: Cell,
-    params: Params,
-    xs: Inputs,
-    carry: Carry | None,
-    lengths: jax.Array | None,
-    resets: jax.Array | None,
-    key: jax.Array | None,
-    *,
-    reverse: bool,
-    engine: Engine,
-) -> tuple[Carry, jax.Array]:
-    if isinstance(cell, Cell) and cell.sequence is not None:
-        each = partial(_unroll_part, lengths, resets, reverse, engine)
-        return cell.sequence(each, params, xs, carry, key)
-    run = prepare(cell, params, xs, carry, lengths, resets, key, reverse)
-    carry, ys = engine.run(run.parts, run.carry, run.xs, run.masks, reverse)
-    return carry, run.outputs(ys)
-
-
-def _unroll_part(
-    lengths: jax.Array | None,
-    resets: jax.Array | None,
-    reverse: bool,
-    engine: Engine,
-    cell: Cell,
-    params: Params,
-    xs: Inputs,
-    carry: Carry | None,
-    key: jax.Array | None,
-    backwards: bool = False,
+    layer: Layer, params: Params, inputs: SequenceInputs, engine: Engine, return_carries: bool
 ) -> tuple[Carry, Any]:
-    """One cell of those that a cell is made of, as `Cell.sequence` calls it."""
-    if backwards and reverse:
-        raise ValueError(
-            "unroll: a bidirectional cell goes both ways; reverse must be False, got True"
-        )
-    if backwards and resets is not None:
-        resets = reverse_resets(resets, lengths)
-    return _unroll(
-        cell, params, xs, carry, lengths, resets, key, reverse=reverse or backwards, engine=engine
-    )
+    return _run(engine, layer, params, inputs, return_carries=return_carries)
+
+
+def _run(
+    engine: Engine,
+    layer: Layer,
+    params: Params,
+    inputs: SequenceInputs,
+    *,
+    name: str = "",
+    return_carries: bool = False,
+) -> tuple[Carry, Any]:
+    """Runs a cell by an engine, and any other layer by the cells that it is made of."""
+    del name
+    if not isinstance(layer, Cell):
+        return layer.apply(partial(_run, engine), params, inputs)
+    given = canonicalize(layer, params, inputs, return_carries=return_carries)
+    carry, ys = engine.run(given.bound, given.carry, given.xs, given.masks, given.reverse)
+    if return_carries:
+        ys, carries = ys
+        carries = hold_on_padding(given.masks.valid, carries, given.carry, given.reverse)
+        ys = (ys, carries)
+    return given.result(carry), given.restore(ys)

@@ -13,8 +13,8 @@ from jrnn.nn.rnn import RNN
 class FlaxCell(nnx.RNNCellBase):
     """Lets any cell drive `nnx.RNN` and `nnx.Bidirectional`.
 
-    Masks, resets, noise and engines are jrnn's own: with them, use `jrnn.nn.RNN`. A cell with noise
-    gives its expected value here.
+    Masks, resets, noise and engines are features of `jrnn.nn.RNN`. A stochastic cell returns its
+    expected value here.
 
     >>> import jax.numpy as jnp, jrnn
     >>> from flax import nnx
@@ -68,13 +68,11 @@ class FlaxCell(nnx.RNNCellBase):
             )
         params = self.rnn.params
         x = jax.ShapeDtypeStruct(input_shape, jnp.dtype(self.rnn.dtype))
-        wide = precision_of(params, x).wide
-        return cast(self.rnn.cell.init_carry(params, input_shape[:-1]), wide)
+        carry = self.rnn.cell.init_carry(params, input_shape[:-1])
+        return cast(carry, precision_of(params, x).accum)
 
     def __call__(self, carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
         """One step: the new carry and the output."""
         x = jnp.asarray(inputs, self.rnn.dtype)
         cell, params = self.rnn.cell, self.rnn.params
-        precision = precision_of(params, x)
-        params, x = cell.perturbed(params, carry, x)
-        return bind(cell, params, precision).step(carry, x)
+        return bind(cell, params, precision_of(params, x)).step(carry, x)

@@ -52,12 +52,12 @@ def generate(
 
     Raises:
       ValueError: an empty prompt, a length below 1, a negative temperature, or a body that is
-        time-major or reads backwards.
+        time-major or not causal.
     """
-    if model.body.time_major or any(model.body.directions):
+    if model.body.time_major or not model.body.causal:
         raise ValueError(
-            "generate: the body must be batch-major and run forward only, got "
-            f"time_major={model.body.time_major}, reverse directions {model.body.directions}"
+            "generate: the body must be batch-major and causal, got "
+            f"time_major={model.body.time_major}, causal={model.body.causal}"
         )
     if prompt.ndim != 2 or prompt.shape[1] == 0:
         raise ValueError(

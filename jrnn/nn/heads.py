@@ -73,7 +73,7 @@ class Classifier(nnx.Module):
         """
         _, ys = self.body(_embed(self.embedding, xs), lengths=lengths)
         ys = ys if self.body.time_major else swap_time_and_batch(ys)
-        pooled = _pool(self.pool, ys, lengths, self.body.directions)
+        pooled = _pool(self.pool, ys, lengths, self.body.output_directions)
         return self.head(pooled if self.dropout is None else self.dropout(pooled))
 
 

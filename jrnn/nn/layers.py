@@ -8,8 +8,10 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
 from jrnn import cells, checks
-from jrnn.cell import Carry, Cell, Inputs, Timed
+from jrnn.cell import Carry, Inputs, Timed
 from jrnn.engines import Engine, reverse_resets
+from jrnn.layer import Layer
+from jrnn.layers.stack import takes
 from jrnn.nn.dropout import Dropout
 from jrnn.nn.rnn import RNN, swap_time_and_batch, time_first
 
@@ -19,7 +21,7 @@ class _Layers(nnx.Module):
 
     def _build(
         self,
-        cell: Cell,
+        cell: Layer,
         input_size: int,
         num_layers: int,
         *,
@@ -61,7 +63,8 @@ class _Layers(nnx.Module):
             ]
         self.rnns = nnx.List(rnns)
         self.output_size = len(self.halves) * rnns[-1].output_size
-        self.directions = self.halves if bidirectional else rnns[-1].directions
+        self.causal = not bidirectional and all(rnn.causal for rnn in rnns)
+        self.output_directions = self.halves if bidirectional else rnns[-1].output_directions
         self.dropout = Dropout(dropout, rngs=rngs) if dropout else None
 
     def __call__(
@@ -70,6 +73,7 @@ class _Layers(nnx.Module):
         carry: Carry | None = None,
         *,
         lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
         resets: ArrayLike | None = None,
         key: jax.Array | None = None,
     ) -> tuple[Carry, jax.Array]:
@@ -83,9 +87,10 @@ class _Layers(nnx.Module):
           carry: leaves `[num_layers·directions, B, ...]`, in PyTorch's order: the layers from
             below, and in each the forward half before the backward one. By default the cell's own.
           lengths: `[B]`, valid steps of each sequence.
+          mask: `[B, T]` bool (`[T, B]` if time_major), True on valid steps, in any pattern.
           resets: `[B, T]` bool (`[T, B]` if time_major), True on the first step of a new segment:
             the forward half is reset before it, the backward half at the end of the one before.
-          key: randomness for cells with noise, split over the layers; by default as in `RNN`.
+          key: randomness for stochastic cells, split over the layers; by default as in `RNN`.
 
         Returns:
           The last carries, leaves `[num_layers·directions, B, ...]`, and the outputs of the top
@@ -96,13 +101,13 @@ class _Layers(nnx.Module):
           TypeError: a dtype or the structure of the carry does not fit.
         """
         if not self.time_major:
-            xs, resets = time_first(type(self).__name__, xs, resets)
+            xs, mask, resets = time_first(type(self).__name__, xs, mask, resets)
         if carry is not None:
             self._check_carry(carry)
         keys = [None] * len(self.rnns) if key is None else jax.random.split(key, len(self.rnns))
-        backward_resets = None if resets is None else reverse_resets(resets, lengths)
+        backward_resets = None if resets is None else reverse_resets(resets, lengths, mask)
         carries, ys = [], xs
-        dt = xs.dt if isinstance(xs, Timed) and self.rnns[0].cell.takes_time else None
+        dt = xs.dt if isinstance(xs, Timed) and takes(self.rnns[0].cell, Timed) else None
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout is not None:
                 ys = self.dropout(ys)
@@ -116,6 +121,7 @@ class _Layers(nnx.Module):
                     ys,
                     first,
                     lengths=lengths,
+                    mask=mask,
                     resets=backward_resets if reverse else resets,
                     key=keys[k],
                 )
@@ -138,7 +144,7 @@ class StackedRNN(_Layers):
     """Any cell, in layers and in both directions."""
 
     def __init__(
-        self, cell: Cell, input_size: int, num_layers: int = 1, *, rngs: nnx.Rngs, **options: Any
+        self, cell: Layer, input_size: int, num_layers: int = 1, *, rngs: nnx.Rngs, **options: Any
     ):
         """Draws the parameters of all layers.
 

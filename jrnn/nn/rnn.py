@@ -1,4 +1,4 @@
-"""One cell over time, as a flax module."""
+"""A cell, or a layer of cells, over time as a flax module."""
 
 from typing import Any
 
@@ -7,29 +7,32 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
-from jrnn.cell import Carry, Cell, Inputs, Params
+from jrnn.cell import Carry, Inputs, Params
 from jrnn.engines import Engine, choose_engine, unroll
 from jrnn.engines.precision import cast
+from jrnn.layer import Layer
 
 
 class RNN(nnx.Module):
-    """Runs any cell over a batch of sequences and holds its parameters.
+    """Runs a cell or a layer over a batch of sequences and holds its parameters.
 
     The parameters keep the names that the cell gives them: `rnn.weights.w_ih` and so on are
     `nnx.Param`s, and `rnn.params` is the plain tree that the functional core takes.
 
     Attributes:
-      cell: the cell.
+      cell: the cell or layer.
       input_size: last axis of the inputs.
       output_size: last axis of the outputs.
-      directions: for each equal part of the output's last axis, whether it runs in reverse.
-      deterministic: whether a cell with noise gives its expected value, as after `eval()`; after
-        `train()`, and at first, its noise is drawn at each call.
+      causal: whether an output depends on the inputs up to its own step alone.
+      output_directions: for each equal part of the output's last axis, whether it is scanned in
+        reverse.
+      deterministic: whether a stochastic cell returns its expected value, as after `eval()`; after
+        `train()`, and at first, noise is drawn at each call.
     """
 
     def __init__(
         self,
-        cell: Cell,
+        cell: Layer,
         input_size: int,
         *,
         rngs: nnx.Rngs,
@@ -42,31 +45,32 @@ class RNN(nnx.Module):
         """Draws the parameters.
 
         Args:
-          cell: any cell, such as `jrnn.LSTM(64)`.
+          cell: any cell, such as `jrnn.LSTM(64)`, or a layer, such as `jrnn.stack([...])`.
           input_size: last axis of the inputs.
-          rngs: source of randomness: stream `params`, and for the noise of a cell `dropout`.
-          reverse: run from the last valid step to the first.
+          rngs: source of randomness: stream `params`, and for noise stream `dropout`.
+          reverse: scan from the last valid step to the first.
           time_major: take and return `[T, B, ...]` in place of `[B, T, ...]`.
           engine: as in `jrnn.unroll`.
           dtype: of inputs, products and outputs; None leaves the inputs as they come.
           param_dtype: of the parameters; the carry is in the wider of the two.
         """
-        if reverse and not cell.stepwise:
+        if reverse and not cell.causal:
             raise ValueError(
-                f"{type(self).__name__}: {cell!r} goes in both directions itself; leave out "
+                f"{type(self).__name__}: {cell!r} scans in both directions itself; leave out "
                 "reverse=True and bidirectional=True"
             )
         params = cell.init(rngs.params(), input_size, param_dtype)
         self.cell = cell
         self.input_size = input_size
-        self.output_size = cell.output(params, input_size).shape[-1]
+        self.output_size = cell.output_shape(params, input_size).shape[-1]
         self.reverse = reverse
-        self.directions = (True,) if reverse else cell.directions
+        self.causal = cell.causal and not reverse
+        self.output_directions = (True,) if reverse else cell.output_directions
         self.time_major = time_major
         self.engine = choose_engine(engine)
         self.dtype = dtype
         self.deterministic = False
-        self.rngs = nnx.data(None if cell.perturb is None else _noise(rngs))
+        self.rngs = nnx.data(_noise(rngs) if cell.is_stochastic else None)
         self.weights = nnx.data(jax.tree.map(nnx.Param, params))
 
     @property
@@ -82,6 +86,7 @@ class RNN(nnx.Module):
         carry: Carry | None = None,
         *,
         lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
         resets: ArrayLike | None = None,
         key: jax.Array | None = None,
     ) -> tuple[Carry, jax.Array]:
@@ -91,8 +96,9 @@ class RNN(nnx.Module):
           xs: inputs `[B, T, input]` (`[T, B, input]` if time_major).
           carry: the first carry, leaves `[B, ...]`; by default the cell's own.
           lengths: `[B]`, valid steps of each sequence.
+          mask: `[B, T]` bool (`[T, B]` if time_major), True on valid steps, in any pattern.
           resets: `[B, T]` bool (`[T, B]` if time_major), the carry is reset before these steps.
-          key: randomness for cells with noise; by default from the module's own stream in training
+          key: randomness for stochastic cells; by default from the module's own stream in training
             mode, and none in evaluation mode.
 
         Returns:
@@ -103,10 +109,10 @@ class RNN(nnx.Module):
           TypeError: a dtype or the structure of the carry does not fit.
         """
         if not self.time_major:
-            xs, resets = time_first(type(self).__name__, xs, resets)
+            xs, mask, resets = time_first(type(self).__name__, xs, mask, resets)
         if self.dtype is not None:
             xs = cast(jax.tree.map(jnp.asarray, xs), jnp.dtype(self.dtype))
-        if key is None and self.cell.perturb is not None and not self.deterministic:
+        if key is None and self.cell.is_stochastic and not self.deterministic:
             key = self._draw()
         carry, ys = unroll(
             self.cell,
@@ -114,6 +120,7 @@ class RNN(nnx.Module):
             xs,
             carry,
             lengths=lengths,
+            mask=mask,
             resets=resets,
             reverse=self.reverse,
             key=key,
@@ -125,7 +132,7 @@ class RNN(nnx.Module):
         """A key for the noise of one call."""
         if self.rngs is None:
             raise ValueError(
-                f"{type(self).__name__}: {self.cell!r} has noise, and rngs had no stream for it; "
+                f"{type(self).__name__}: {self.cell!r} draws noise, and rngs had no stream for it; "
                 "make the module with rngs=nnx.Rngs(params=..., dropout=...), give a key, or call "
                 "eval() for the expected value"
             )
@@ -133,21 +140,24 @@ class RNN(nnx.Module):
 
 
 def _noise(rngs: nnx.Rngs) -> nnx.RngStream | None:
-    """A stream of its own for noise, where there is one to take it from."""
+    """A separate stream for noise, if `rngs` has a stream to fork it from."""
     return rngs.dropout.fork() if "dropout" in rngs or "default" in rngs else None
 
 
-def time_first(owner: str, xs: Inputs, resets: ArrayLike | None) -> tuple[Inputs, Any]:
-    """Batch-major inputs and resets as time-major ones, after a check in the user's terms."""
+def time_first(
+    owner: str, xs: Inputs, mask: ArrayLike | None, resets: ArrayLike | None
+) -> tuple[Inputs, Any, Any]:
+    """Batch-major inputs, mask and resets as time-major ones, after a check in the user's axes."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(xs)]
     if any(len(shape) < 2 for shape in shapes):
         raise ValueError(f"{owner}: xs must have shape (batch, time, ...), got {shapes}")
-    if resets is not None and shapes and jnp.shape(resets) != shapes[0][:2]:
-        raise ValueError(
-            f"{owner}: resets must have shape (batch, time) = {shapes[0][:2]}, "
-            f"got {jnp.shape(resets)}"
-        )
-    return swap_time_and_batch((xs, resets))
+    for name, value in (("mask", mask), ("resets", resets)):
+        if value is not None and shapes and jnp.shape(value) != shapes[0][:2]:
+            raise ValueError(
+                f"{owner}: {name} must have shape (batch, time) = {shapes[0][:2]}, "
+                f"got {jnp.shape(value)}"
+            )
+    return swap_time_and_batch((xs, mask, resets))
 
 
 def swap_time_and_batch(tree: Any) -> Any:

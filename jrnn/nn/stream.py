@@ -16,10 +16,10 @@ class Stream:
     def __init__(self, model: Body | SequenceToSequence, batch_size: int):
         """As `stream`."""
         body = model.body if isinstance(model, SequenceToSequence) else model
-        if any(body.directions):
+        if not body.causal:
             raise ValueError(
-                "stream: a layer that reads backwards needs the whole sequence; the directions are "
-                f"{body.directions}"
+                "stream: the network must be causal, and a layer of it scans in reverse, which "
+                "needs the whole sequence; use a network without reverse and bidirectional layers"
             )
         checks.positive_int("stream", "batch_size", batch_size)
         graphdef, state = nnx.split(model)
@@ -108,11 +108,11 @@ def stream(model: Body | SequenceToSequence, batch_size: int = 1) -> Stream:
     left out.
 
     Args:
-      model: an `RNN`, `StackedRNN`, `LSTM`, `GRU` or `SequenceToSequence` that only looks back.
+      model: a causal `RNN`, `StackedRNN`, `LSTM`, `GRU` or `SequenceToSequence`.
       batch_size: sequences that go side by side.
 
     Raises:
-      ValueError: a layer reads backwards, or a batch size below 1.
+      ValueError: the model is not causal, or a batch size below 1.
 
     >>> import jrnn
     >>> model = jrnn.nn.RNN(jrnn.GRU(4), 3, rngs=nnx.Rngs(0))

@@ -180,11 +180,10 @@ def check(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]
     optimizer = experiment.optim.build(experiment.steps)
     make = lambda: experiment.network.build(data, experiment.seed)
     found = abstract_state(make, optimizer)
-    backwards = experiment.network.bidirectional or any(experiment.network.cell.directions)
-    if experiment.tbptt is not None and backwards:
+    if experiment.tbptt is not None and not experiment.network.causal:
         raise ValueError(
-            "TBPTT: a layer that reads backwards has no carry to hand over; set "
-            "bidirectional=False, or leave out tbptt"
+            "TBPTT: the network must be causal, and a layer that scans in reverse has no carry to "
+            "hand over; set bidirectional=False and use a causal cell, or leave out tbptt"
         )
     return found
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jrnn import checks
-from jrnn.cell import Cell
 from jrnn.engines import Engine, choose_engine
+from jrnn.layer import Layer
 from jrnn.nn import Classifier, SequenceToSequence, StackedRNN
 from jrnn.nn.heads import POOLS
 from jrnn.tasks.task import Data
@@ -21,7 +21,7 @@ class Network:
     """Layers of one cell, from the inputs of a task to its outputs.
 
     Args:
-      cell: the cell, the same in every layer.
+      cell: the cell, or layer, the same in every layer.
       num_layers: number of layers.
       bidirectional: run each layer in both directions.
       dropout: rate between layers and before the head.
@@ -34,7 +34,7 @@ class Network:
       ValueError: a number out of range or an unknown name.
     """
 
-    cell: Cell
+    cell: Layer
     num_layers: int = 1
     bidirectional: bool = False
     dropout: float = 0.0
@@ -51,6 +51,11 @@ class Network:
         choose_engine(self.engine)
         if self.embedding_size is not None:
             checks.positive_int("Network", "embedding_size", self.embedding_size)
+
+    @property
+    def causal(self) -> bool:
+        """Whether an output depends on the inputs up to its own step alone."""
+        return self.cell.causal and not self.bidirectional
 
     def description(self) -> str:
         """Its options, but for what a run may go on without: the engine, and rates of dropout."""
@@ -69,10 +74,11 @@ class Network:
         Raises:
           ValueError: an option does not fit the task.
         """
-        if self.bidirectional and data.causal:
+        if data.causal and not self.causal:
             raise ValueError(
-                "Network: bidirectional=True would let the network read what it is to predict; "
-                "set it to False for this task"
+                "Network: this task needs a causal network: a layer that scans in reverse reads "
+                "what it has to predict; set bidirectional=False, and use a causal cell, got "
+                f"bidirectional={self.bidirectional}, cell={self.cell!r}"
             )
         if self.embedding_size is not None and not data.tokens:
             raise ValueError(

@@ -1,8 +1,6 @@
-"""Transforms: from a cell to a cell, for what may be wrapped around any of them."""
+"""Transforms: functions from a cell to a cell."""
 
 from jrnn.cell import Cell
-from jrnn.transforms.bidirectional import Bidirectional as Bidirectional
-from jrnn.transforms.bidirectional import BidirectionalParams as BidirectionalParams
 from jrnn.transforms.carry import Clip as Clip
 from jrnn.transforms.carry import LearnedCarry as LearnedCarry
 from jrnn.transforms.carry import LearnedCarryParams as LearnedCarryParams
@@ -15,12 +13,10 @@ from jrnn.transforms.residual import HighwayParams as HighwayParams
 from jrnn.transforms.residual import Projection as Projection
 from jrnn.transforms.residual import ProjectionParams as ProjectionParams
 from jrnn.transforms.residual import Residual as Residual
-from jrnn.transforms.stack import Stack as Stack
 from jrnn.transforms.wrapper import Wrapper as Wrapper
 from jrnn.transforms.zoneout import Zoneout as Zoneout
 
 # A transform is the class of what it makes, so that a transformed cell prints as what made it.
-bidirectional = Bidirectional
 clip = Clip
 dropout = Dropout
 highway = Highway
@@ -28,7 +24,6 @@ layer_norm = LayerNorm
 learned_carry = LearnedCarry
 projection = Projection
 residual = Residual
-stack = Stack
 weight_drop = WeightDrop
 zoneout = Zoneout
 
@@ -42,7 +37,5 @@ REGISTRY: dict[str, type[Cell]] = {
     "projection": Projection,
     "learned_carry": LearnedCarry,
     "clip": Clip,
-    "stack": Stack,
-    "bidirectional": Bidirectional,
 }
 """Every transform by its name."""

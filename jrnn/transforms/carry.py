@@ -1,18 +1,16 @@
-"""What is done to the carry: a first one that is learned, and limits."""
-
-# pyright: reportIncompatibleMethodOverride=false, reportIncompatibleVariableOverride=false
+"""Transforms of the carry: a learned first carry, and clipping."""
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jrnn import checks
-from jrnn.cell import Carry, Gates, Params, Recurrence
-from jrnn.transforms.wrapper import Wrapper, refuse_tied
+from jrnn.cell import Carry, Gates, Params
+from jrnn.transforms.wrapper import Wrapper, WrapperGates, refuse_coupled_carry
 
 
 class LearnedCarryParams(NamedTuple):
@@ -24,13 +22,13 @@ class LearnedCarryParams(NamedTuple):
 
 @dataclass(frozen=True)
 class LearnedCarry(Wrapper):
-    r"""A first carry that is a parameter, for every sequence and after every reset.
+    r"""Learns the first carry, which every sequence and every reset starts from.
 
     ::
 
         s_0 = params.carry
 
-    It begins as that of the cell.
+    It starts at that of the cell.
 
     Args:
       cell: the cell.
@@ -49,7 +47,7 @@ class LearnedCarry(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_tied(self, "learning them one by one")
+        refuse_coupled_carry(self, "a learned value of each by itself")
 
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
@@ -62,7 +60,7 @@ class LearnedCarry(Wrapper):
                 f"{[a.dtype.name for a in jax.tree.leaves(carry)]} of {self.cell!r}; "
                 "pass a carry to unroll, or choose another cell"
             )
-        # Copies: leaves of one carry may be one array, and a training step donates each once.
+        # Copies, because leaves of a carry may share a buffer, which can be donated only once.
         return LearnedCarryParams(inside, jax.tree.map(jnp.copy, carry))
 
     def init_carry(self, params: LearnedCarryParams, batch_shape: tuple[int, ...]) -> Carry:
@@ -72,20 +70,21 @@ class LearnedCarry(Wrapper):
 
 @dataclass(frozen=True)
 class Clip(Wrapper):
-    r"""Keeps each number of the carry within a limit, and each of its cotangents within another.
+    r"""Clips each number of the carry to a limit, and each of its cotangents to another.
 
     ::
 
-        s~, y = cell(s, x);   s' = min(max(s~, -carry), carry)
+        s' = min(max(update(s, x), -carry), carry),   y = readout(s')
         backwards: ds' = min(max(ds', -gradient), gradient), step by step
 
-    With `gradient` what is computed is no derivative: there is no forward mode, and engines that
-    solve a linear equation for all gradients at once refuse the cell.
+    ds' is the whole cotangent of the new carry, from the next step and from the output. The result
+    of clipping it is no derivative: there is no forward mode, and engines that solve a linear
+    equation for all gradients at once refuse the cell.
 
     Args:
       cell: the cell.
       carry: limit of the carry, or None.
-      gradient: limit of what comes back from the step after, or None.
+      gradient: limit of the cotangent of the new carry, or None.
 
     Raises:
       TypeError: `cell` is no cell; or, when run, its carry is complex.
@@ -106,8 +105,6 @@ class Clip(Wrapper):
 
     carry: float | None = None
     gradient: float | None = None
-    coefficients: ClassVar[Any] = None
-    log_space: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,30 +112,21 @@ class Clip(Wrapper):
             if getattr(self, name) is not None:
                 checks.positive_number(self.owner, name, getattr(self, name))
         if self.carry is not None:
-            refuse_tied(self, "limits of their own")
+            refuse_coupled_carry(self, "clipping of each by itself")
         if self.carry is None and self.gradient is None:
             raise ValueError(f"{self.owner}: give a limit, carry= or gradient=")
 
-    @property
-    def recurrence(self) -> Recurrence:
-        return "dense" if self.cell.recurrence == "linear" else self.cell.recurrence
+    def coefficients(self, params: Params, z: WrapperGates) -> None:
+        return None
 
-    @property
-    def reverse_only(self) -> bool:
-        return self.gradient is not None or self.cell.reverse_only
-
-    def update(self, params: Params, carry: Carry, z: Gates, u: Gates) -> tuple[Carry, Any]:
-        new, y = self.cell.update(params, carry, z, u)
-        leaves, structure = jax.tree.flatten(new)
-        if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in leaves):
+    def update(self, params: Params, carry: Carry, z: WrapperGates, u: Gates) -> Carry:
+        new = self.cell.update(self.inside(params), carry, z.inside, u)
+        if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(new)):
             raise TypeError(
-                f"{self.owner}: the carry of {self.cell!r} is complex, and has no order; "
-                "what keeps it small are its eigenvalues"
+                f"{self.owner}: the carry of {self.cell!r} is complex and cannot be clipped; its "
+                "eigenvalues keep it small"
             )
-        limited = [self._limited(leaf) for leaf in leaves]
-        shown = [now for leaf, now in zip(leaves, limited, strict=True) if leaf is y]
-        limited = [_limited_back(self.gradient, leaf) for leaf in limited]
-        return jax.tree.unflatten(structure, limited), shown[0] if shown else y
+        return jax.tree.map(lambda leaf: _limited_back(self.gradient, self._limited(leaf)), new)
 
     def _limited(self, leaf: jax.Array) -> jax.Array:
         if self.carry is None or not jnp.issubdtype(leaf.dtype, jnp.floating):

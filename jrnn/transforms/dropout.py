@@ -1,23 +1,21 @@
-"""Dropout that is right for recurrent networks, and weights that are dropped."""
+"""Dropout of inputs, candidates and outputs, and of recurrent weights."""
 
-# pyright: reportIncompatibleMethodOverride=false, reportIncompatibleVariableOverride=false
-
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from jrnn import checks
-from jrnn.cell import Carry, Gates, Inputs, Params, acting
-from jrnn.transforms.wrapper import Wrapper, keys_for
+from jrnn import checks, taps
+from jrnn.cell import Carry, Coefficients, Gates, Inputs, Params, add_noise
+from jrnn.transforms.wrapper import Wrapper, WrapperGates
 
 
 class DropoutMasks(NamedTuple):
-    """Where numbers stay, `[*leading, ...]` bool."""
+    """True where numbers are kept, `[*leading, ...]` bool."""
 
     x: list[jax.Array]
     candidate: list[jax.Array]
@@ -30,7 +28,7 @@ class Dropout(Wrapper):
 
     ::
 
-        s', y = cell(s, m_x * x), in it m_n * n in place of its candidate n;   y = m_y * y
+        s', y = cell(s, m_x * x), with m_n * n in place of its candidate n;   y = m_y * y
         m ~ Bernoulli(1 - rate) / (1 - rate)       with a key; without one 1, the expected value
 
     A mask is drawn for each sequence and kept for all its steps, the variational form; with
@@ -66,7 +64,6 @@ class Dropout(Wrapper):
     y: float = 0.0
     candidate: float = 0.0
     each_step: bool = False
-    plain_gates = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,17 +71,15 @@ class Dropout(Wrapper):
             checks.rate(self.owner, name, getattr(self, name))
         checks.boolean(self.owner, "each_step", self.each_step)
 
-    def perturb(
-        self, params: Params, xs: Inputs, leading: tuple[int, ...], key: jax.Array | None
-    ) -> tuple[Params, Any]:
-        own, inside = keys_for(key, 2)
-        params, noise = self.perturb_inside(params, xs, leading, inside)
-        if own is None:
-            return params, (noise, None)
-        candidates, y = jax.eval_shape(partial(self._shapes, leading), params, xs, noise)
-        return params, (noise, self._masks(xs, candidates, y, own))
+    @property
+    def forwards_update(self) -> bool:
+        return not self.candidate
 
-    def _masks(self, xs: Inputs, candidates: list[Any], y: Any, key: jax.Array) -> DropoutMasks:
+    def sample_own_noise(
+        self, params: Params, xs: Inputs, noise: Any, leading: tuple[int, ...], key: jax.Array
+    ) -> tuple[Params, DropoutMasks]:
+        shapes = partial(self._shapes, leading)
+        candidates, y = shapes(self.inside(params), add_noise(xs, noise))
         keys = iter(jax.random.split(key, 3))
         if self.candidate and not candidates:
             raise ValueError(
@@ -92,21 +87,22 @@ class Dropout(Wrapper):
                 f"candidate={self.candidate}, or drop inputs by x="
             )
         dropped = self._dropped(xs) if self.x else []
-        return DropoutMasks(
+        return params, DropoutMasks(
             x=self._draw(next(keys), self.x, dropped),
             candidate=self._draw(next(keys), self.candidate, candidates if self.candidate else []),
             y=self._draw(next(keys), self.y, [y])[0] if self.y else None,
         )
 
     def _shapes(
-        self, leading: tuple[int, ...], params: Params, xs: Inputs, noise: Any
+        self, leading: tuple[int, ...], params: Params, xs: Inputs
     ) -> tuple[list[Any], Any]:
-        """All candidates of a step, and its output, for all steps at once."""
-        carry = self.cell.init_carry(params, leading)
-        z, u = self.project_inside(params, xs, noise), self.recur(params, carry)
-        with acting("candidate", lambda value: value) as candidates:
-            _, y = self.cell.update(params, carry, z, u)
-        return candidates, y
+        """Shapes of all candidates of a step, and of its output, for all steps at once."""
+        cell = self.cell
+        carry = jax.eval_shape(lambda p: cell.init_carry(p, leading), params)
+        z = jax.eval_shape(cell.project, params, xs)
+        u = jax.eval_shape(cell.recur, params, carry)
+        candidates = taps.tapped_shapes(cell.update, "candidate", params, carry, z, u)
+        return candidates, jax.eval_shape(cell.readout, params, carry, z)
 
     def _draw(self, key: jax.Array, rate: float, like: list[Any]) -> list[jax.Array]:
         masks = []
@@ -121,53 +117,48 @@ class Dropout(Wrapper):
         named, _ = jax.tree_util.tree_flatten_with_path(x)
         return [leaf for path, leaf in named if _is_x(path)]
 
-    def project(self, params: Params, x: Any) -> Gates:
-        x, (noise, masks) = x
-        if masks is not None and masks.x:
-            each = iter(masks.x)
-            drop = lambda path, a: _drop(next(each), self.x, a) if _is_x(path) else a
-            x = jax.tree_util.tree_map_with_path(drop, x)
-        return self.project_inside(params, x, noise), masks
+    def transform_input(
+        self, params: Params, x: Inputs, noise: DropoutMasks | None
+    ) -> tuple[Inputs, Any]:
+        if noise is None:
+            return x, None
+        each = iter(noise.x)
+        drop = lambda path, a: _drop(next(each), self.x, a) if _is_x(path) else a
+        x = jax.tree_util.tree_map_with_path(drop, x) if noise.x else x
+        return x, noise._replace(x=[])
 
-    def update(self, params: Params, carry: Carry, z: Gates, u: Gates) -> tuple[Carry, Any]:
-        z, masks = z
-        with self._dropping(masks):
-            carry, y = self.cell.update(params, carry, z, u)
-        if not self.y:
-            return carry, y
-        # Without a key too it is another array than that of the carry, so that what stands around
-        # this transform sees no difference.
-        return carry, jnp.copy(y) if masks is None else _drop(masks.y, self.y, y)
+    def transform_output(self, params: Params, y: Any, extra: DropoutMasks | None) -> Any:
+        return y if extra is None or extra.y is None else _drop(extra.y, self.y, y)
 
-    @property
-    def coefficients(self) -> Any:
-        return None if self.cell.coefficients is None else self._coefficients
+    def update(self, params: Params, carry: Carry, z: WrapperGates, u: Gates) -> Carry:
+        update = self._dropping(self.cell.update, z.extra)
+        return update(self.inside(params), carry, z.inside, u)
 
-    def _coefficients(self, params: Params, z: Gates) -> tuple[Carry, Carry]:
-        with self._dropping(z[1]):
-            return self.coefficients_inside(params, z)
+    def coefficients(self, params: Params, z: WrapperGates) -> Coefficients | None:
+        coefficients = self._dropping(self.cell.coefficients, z.extra)
+        return coefficients(self.inside(params), z.inside)
 
-    @contextlib.contextmanager
-    def _dropping(self, masks: DropoutMasks | None) -> Iterator[None]:
-        """Within the block candidates are dropped, if any are."""
+    def _dropping(
+        self, function: Callable[..., Any], masks: DropoutMasks | None
+    ) -> Callable[..., Any]:
+        """The function with its candidates dropped, if any are."""
         if masks is None or not masks.candidate:
-            yield
-            return
+            return function
         each = iter(masks.candidate)
-        with acting("candidate", lambda value: _drop(next(each), self.candidate, value)):
-            yield
+        action = lambda value: _drop(next(each), self.candidate, value)
+        return taps.replace_taps(function, "candidate", action)
 
 
 @dataclass(frozen=True)
 class WeightDrop(Wrapper):
-    r"""Drops recurrent weights, the same for all steps and sequences of a run.
+    r"""Drops recurrent weights, the same ones for all steps and sequences of a run.
 
     ::
 
         w_hh = m * w_hh / (1 - rate),   m ~ Bernoulli(1 - rate)       with a key; without one w_hh
 
     Args:
-      cell: the cell; of one made of others, the weights of all.
+      cell: the cell; of a transformed one, the weights of the cell inside too.
       rate: rate of the weights.
       names: fields of the parameters that are dropped.
 
@@ -199,7 +190,7 @@ class WeightDrop(Wrapper):
                 f"({self.names!r},)"
             )
 
-    def init(self, key: jax.Array, input_size: int, dtype: Any = jnp.float32) -> Params:
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> Params:
         params = self.cell.init(key, input_size, dtype)
         named, _ = jax.tree_util.tree_flatten_with_path(params)
         if not any(_field(path) in self.names for path, _ in named):
@@ -209,29 +200,22 @@ class WeightDrop(Wrapper):
             )
         return params
 
-    def perturb(
-        self, params: Params, xs: Inputs, leading: tuple[int, ...], key: jax.Array | None
-    ) -> tuple[Params, Any]:
-        own, inside = keys_for(key, 2)
-        params, noise = self.perturb_inside(params, xs, leading, inside)
-        if own is None:
-            return params, noise
+    def sample_own_noise(
+        self, params: Params, xs: Inputs, noise: Any, leading: tuple[int, ...], key: jax.Array
+    ) -> tuple[Params, None]:
         named, structure = jax.tree_util.tree_flatten_with_path(params)
-        keys = jax.random.split(own, len(named))
-        kept = lambda k, w: _drop(jax.random.bernoulli(k, 1 - self.rate, w.shape), self.rate, w)
+        keys = jax.random.split(key, len(named))
+        drop = lambda k, w: _drop(jax.random.bernoulli(k, 1 - self.rate, w.shape), self.rate, w)
         weights = [
-            kept(k, w) if _field(path) in self.names else w
+            drop(k, w) if _field(path) in self.names else w
             for k, (path, w) in zip(keys, named, strict=True)
         ]
-        return jax.tree.unflatten(structure, weights), noise
-
-    def project(self, params: Params, x: Any) -> Gates:
-        return self.project_inside(params, *x)
+        return jax.tree.unflatten(structure, weights), None
 
 
-def _drop(stays: jax.Array, rate: float, a: jax.Array) -> jax.Array:
-    """What stays, enlarged so that the mean is as it was."""
-    return jnp.where(stays, a / (1 - rate), jnp.zeros((), a.dtype))
+def _drop(kept: jax.Array, rate: float, a: jax.Array) -> jax.Array:
+    """What is kept, scaled so that the mean does not change."""
+    return jnp.where(kept, a / (1 - rate), jnp.zeros((), a.dtype))
 
 
 def _is_x(path: tuple[Any, ...]) -> bool:

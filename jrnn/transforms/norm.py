@@ -1,19 +1,17 @@
 """Layer normalisation inside the recurrence."""
 
-# pyright: reportIncompatibleMethodOverride=false, reportIncompatibleVariableOverride=false
-
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from jrnn import checks
-from jrnn.cell import Carry, Cell, Gates, Inputs, Params, Recurrence, acting
-from jrnn.transforms.wrapper import Wrapper
+from jrnn import checks, structure, taps
+from jrnn.cell import Carry, Cell, Coefficients, Gates, Inputs, Params
+from jrnn.transforms.wrapper import Wrapper, WrapperGates
 
 
 class LayerNormParams(NamedTuple):
@@ -40,18 +38,19 @@ class LayerNorm(Wrapper):
     haste, or with `per_gate` over each by itself. The shifts of the paper would do what b does.
     Where a bias stands within a gate, the b_hn of a GRU, it is added after the norm.
 
-    It goes directly round a cell, inside of other transforms: `zoneout(layer_norm(LSTM(64)))`.
+    It must be the innermost transform: `zoneout(layer_norm(LSTM(64)))`.
 
     Args:
       cell: a cell whose parameters have a bias `b`, and that multiplies no matrix in `update`.
       per_gate: whether each gate is normalised by itself.
-      shown: whether a state is normalised on its way to the output; cells without one ignore it.
+      shown: whether the cell state is normalised on its way to the output; cells without one
+        ignore it.
       epsilon: added to the variance.
 
     Raises:
-      TypeError: `cell` is no cell, or its parameters have no `b` for all gates.
-      ValueError: a product within `update`, or gates that are not W x + b, cannot be normalised;
-        the cell is a transform, or has noise; `epsilon` is not above 0.
+      TypeError: `cell` is no cell.
+      ValueError: `update` is not elementwise; the gates are not W x + b with a bias `b` for all of
+        them; the cell is a transform, or stochastic; `epsilon` is not above 0.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = LayerNorm(jrnn.LSTM(hidden_size=4))
@@ -74,75 +73,59 @@ class LayerNorm(Wrapper):
         checks.boolean(self.owner, "per_gate", self.per_gate)
         checks.boolean(self.owner, "shown", self.shown)
         checks.positive_number(self.owner, "epsilon", self.epsilon)
-        if isinstance(self.cell, Wrapper) or self.cell.perturb is not None:
+        if isinstance(self.cell, Wrapper) or self.cell.is_stochastic:
             raise ValueError(
-                f"{self.owner}: goes directly round a cell without noise, inside of other "
-                f"transforms, got {self.cell!r}; write zoneout(layer_norm(...)) and not the reverse"
+                f"{self.owner}: must be the innermost transform, of a cell without noise, got "
+                f"{self.cell!r}; write zoneout(layer_norm(...)) and not the reverse"
             )
-        if not self.cell.affine_gates:
+        facts = _facts(self.cell)
+        if not facts.affine_gates:
             raise ValueError(
-                f"{self.owner}: {self.cell!r} does more to its inputs than W x + b, gate by gate; "
-                "there is no place for the norm: choose another cell"
+                f"{self.owner}: the gates of {self.cell!r} are not W x + b with one bias b for "
+                "all of them, so that there is no product to normalise; choose another cell"
             )
-        if not self.cell.pointwise:
+        if not facts.elementwise:
             raise ValueError(
                 f"{self.owner}: {self.cell!r} multiplies a matrix in update, where it cannot be "
                 "normalised; choose a cell or an option without, such as GRU(reset_after=True)"
             )
 
-    @property
-    def pointwise(self) -> bool:
-        return not self._mixes
-
-    @property
-    def recurrence(self) -> Recurrence:
-        return "dense" if self._mixes else self.cell.recurrence
-
-    @property
-    def _mixes(self) -> bool:
-        """Whether a norm within `update` mixes hidden units."""
-        sizes = _sizes(self.cell)
-        return bool(sizes.hh) or (self.shown and sizes.shown is not None)
-
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> LayerNormParams:
         inside = self.cell.init(key, input_size, dtype)
-        sizes = _sizes(self.cell)
-        bias = getattr(inside, "b", None)
-        if bias is None or bias.shape != (sum(sizes.ih),):
-            raise TypeError(
-                f"{self.owner}: the parameters of the cell must have a bias b [{sum(sizes.ih)}], "
-                f"one number for each of all gates, got {self.cell!r}; choose another cell"
-            )
+        facts = _facts(self.cell)
         ones = lambda size: jnp.ones((size,), dtype) if size else None
-        width = sizes.shown if self.shown else None
+        width = facts.cell_state if self.shown else None
         return LayerNormParams(
             cell=inside,
-            gain_ih=jnp.ones((sum(sizes.ih),), dtype),
-            gain_hh=ones(sum(sizes.hh)),
+            gain_ih=jnp.ones((sum(facts.ih),), dtype),
+            gain_hh=ones(sum(facts.hh)),
             gain_c=ones(width),
             shift_c=None if width is None else jnp.zeros((width,), dtype),
         )
 
-    def project(self, params: LayerNormParams, x: Inputs) -> Gates:
+    def transform_gates(self, params: LayerNormParams, x: Inputs) -> Gates:
         bare = params.cell._replace(b=jnp.zeros_like(params.cell.b))
         z = self._normed(self.cell.project(bare, x), params.gain_ih)
         leaves, structure = jax.tree.flatten(z)
         biases = _cut(params.cell.b, leaves)
         return jax.tree.unflatten(structure, map(jnp.add, leaves, biases))
 
-    def update(
-        self, params: LayerNormParams, carry: Carry, z: Gates, u: Gates
-    ) -> tuple[Carry, Any]:
+    def update(self, params: LayerNormParams, carry: Carry, z: WrapperGates, u: Gates) -> Carry:
         if params.gain_hh is not None:
             u = self._normed(u, params.gain_hh)
         gain, shift = params.gain_c, params.shift_c
         if gain is None or shift is None:
-            return self.cell.update(params.cell, carry, z, u)
+            return self.cell.update(params.cell, carry, z.inside, u)
         norm = lambda c: gain * _norm([c], self.epsilon)[0] + shift
-        with acting("shown", norm):
-            return self.cell.update(params.cell, carry, z, u)
+        update = taps.replace_taps(self.cell.update, "cell_state", norm)
+        return update(params.cell, carry, z.inside, u)
+
+    def coefficients(self, params: LayerNormParams, z: WrapperGates) -> Coefficients | None:
+        if params.gain_hh is not None or params.gain_c is not None:
+            return None
+        return self.cell.coefficients(params.cell, z.inside)
 
     def _normed(self, gates: Gates, gain: jax.Array) -> Gates:
         leaves, structure = jax.tree.flatten(gates)
@@ -152,28 +135,40 @@ class LayerNorm(Wrapper):
         return jax.tree.unflatten(structure, map(jnp.multiply, gains, normed))
 
 
-class _Sizes(NamedTuple):
-    """Widths of the gates of both products, and of the state that is shown, if any."""
+class _Facts(NamedTuple):
+    """What a trace of a cell tells: whether it can be normalised, and how wide its gates are.
 
+    Attributes:
+      affine_gates: whether `project` is W x + b with a bias for all gates.
+      elementwise: whether `update` is elementwise.
+      ih: widths of the gates of the input product.
+      hh: widths of the gates of the recurrent product.
+      cell_state: width of the state on its way to the output, or None.
+    """
+
+    affine_gates: bool
+    elementwise: bool
     ih: tuple[int, ...]
     hh: tuple[int, ...]
-    shown: int | None
+    cell_state: int | None
 
 
 @functools.cache
-def _sizes(cell: Cell) -> _Sizes:
-    def step() -> Any:
-        params = cell.init(jax.random.key(0), 1)
-        carry, x = cell.init_carry(params, ()), cell.inputs(1, ())
-        params, x = cell.perturbed(params, carry, x)
-        z, u = cell.project(params, x), cell.recur(params, carry)
-        with acting("shown", lambda value: value) as shown:
-            cell.update(params, carry, z, u)
-        return z, u, shown
-
-    z, u, shown = jax.eval_shape(step)
+def _facts(cell: Cell) -> _Facts:
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 1))
+    carry = jax.eval_shape(lambda p: cell.init_carry(p, ()), params)
+    x = jax.eval_shape(lambda: cell.inputs(1, ()))
+    z = jax.eval_shape(cell.project, params, x)
+    u = jax.eval_shape(cell.recur, params, carry)
+    shown = taps.tapped_shapes(cell.update, "cell_state", params, carry, z, u)
     ih, hh = (tuple(a.shape[-1] for a in jax.tree.leaves(gates)) for gates in (z, u))
-    return _Sizes(ih, hh, shown[0].shape[-1] if shown else None)
+    return _Facts(
+        affine_gates=structure.adds_bias_last(cell.project, "b", sum(ih), params, x),
+        elementwise=structure.update_is_elementwise(cell, params, carry, z, u),
+        ih=ih,
+        hh=hh,
+        cell_state=shown[0].shape[-1] if shown else None,
+    )
 
 
 def _norm(group: list[jax.Array], epsilon: float) -> list[jax.Array]:

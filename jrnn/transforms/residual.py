@@ -1,9 +1,7 @@
-"""Ways round a cell for its input: residual and highway, and a linear map of its output."""
-
-# pyright: reportIncompatibleMethodOverride=false, reportIncompatibleVariableOverride=false
+"""Residual and highway connections around a cell, and a linear map of its output."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +9,8 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Carry, Gates, Inputs, Params
-from jrnn.transforms.wrapper import Wrapper
+from jrnn.cell import Inputs, Params
+from jrnn.transforms.wrapper import Wrapper, features
 
 
 @dataclass(frozen=True)
@@ -41,20 +39,16 @@ class Residual(Wrapper):
       Wu et al., 2016, Google's neural machine translation system (between LSTM layers).
     """
 
-    plain_gates = False
-
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> Params:
         params = self.cell.init(key, input_size, dtype)
         _same_size(self, params, input_size)
         return params
 
-    def project(self, params: Params, x: Inputs) -> Gates:
-        return self.cell.project(params, x), self.features(x)
+    def transform_input(self, params: Params, x: Inputs, noise: Any) -> tuple[Inputs, Any]:
+        return x, features(x)
 
-    def update(self, params: Params, carry: Carry, z: Gates, u: Gates) -> tuple[Carry, Any]:
-        z, x = z
-        carry, y = self.cell.update(params, carry, z, u)
-        return carry, y + x
+    def transform_output(self, params: Params, y: Any, extra: jax.Array) -> Any:
+        return y + extra
 
 
 class HighwayParams(NamedTuple):
@@ -67,7 +61,7 @@ class HighwayParams(NamedTuple):
 
 @dataclass(frozen=True)
 class Highway(Wrapper):
-    r"""A gate between the output and the input, which sees the input alone.
+    r"""A gate between the output and the input, computed from the input alone.
 
     ::
 
@@ -76,7 +70,7 @@ class Highway(Wrapper):
 
     Args:
       cell: a cell whose output is of the size of its input.
-      bias: starting value of b_t; below 0 the input passes at first.
+      bias: initial value of b_t; below 0 the gate favours the input at first.
 
     Raises:
       TypeError: `cell` is no cell.
@@ -94,7 +88,6 @@ class Highway(Wrapper):
 
     bias: float = -1.0
     nested = True
-    plain_gates = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,15 +105,13 @@ class Highway(Wrapper):
             b_t=jnp.full((input_size,), self.bias, dtype),
         )
 
-    def project(self, params: HighwayParams, x: Inputs) -> Gates:
-        alone = self.features(x)
-        t = sigmoid(alone @ params.w_t + params.b_t)
-        return self.cell.project(params.cell, x), (t, alone)
+    def transform_input(self, params: HighwayParams, x: Inputs, noise: Any) -> tuple[Inputs, Any]:
+        array = features(x)
+        return x, (sigmoid(array @ params.w_t + params.b_t), array)
 
-    def update(self, params: HighwayParams, carry: Carry, z: Gates, u: Gates) -> tuple[Carry, Any]:
-        z, (t, x) = z
-        carry, y = self.cell.update(params.cell, carry, z, u)
-        return carry, t * y + (1 - t) * x
+    def transform_output(self, params: HighwayParams, y: Any, extra: Any) -> Any:
+        t, x = extra
+        return t * y + (1 - t) * x
 
 
 class ProjectionParams(NamedTuple):
@@ -157,7 +148,6 @@ class Projection(Wrapper):
 
     size: int
     nested = True
-    pointwise: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -168,19 +158,16 @@ class Projection(Wrapper):
     ) -> ProjectionParams:
         key_cell, key_y = jax.random.split(key)
         inside = self.cell.init(key_cell, input_size, dtype)
-        width = self.cell.output(inside, input_size).shape[-1]
+        width = self.cell.output_shape(inside, input_size).shape[-1]
         weights = initializers.input_weights(key_y, width, self.size, 1, dtype)
         return ProjectionParams(inside, weights)
 
-    def update(
-        self, params: ProjectionParams, carry: Carry, z: Gates, u: Gates
-    ) -> tuple[Carry, Any]:
-        carry, y = self.cell.update(params.cell, carry, z, u)
-        return carry, y @ params.w_y
+    def transform_output(self, params: ProjectionParams, y: Any, extra: Any) -> Any:
+        return y @ params.w_y
 
 
 def _same_size(transform: Wrapper, params: Params, input_size: int) -> None:
-    width = transform.cell.output(params, input_size).shape[-1]
+    width = transform.cell.output_shape(params, input_size).shape[-1]
     if width != input_size:
         raise ValueError(
             f"{transform.owner}: input and output must be of one size, got input_size={input_size} "

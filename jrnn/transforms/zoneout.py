@@ -1,16 +1,14 @@
 """Zoneout: some units keep their state for a step."""
 
-# pyright: reportIncompatibleMethodOverride=false, reportIncompatibleVariableOverride=false
-
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jrnn import checks
-from jrnn.cell import Carry, Gates, Inputs, Params
-from jrnn.transforms.wrapper import Wrapper, keys_for, refuse_tied
+from jrnn.cell import Carry, Coefficients, Dense, Diagonal, Gates, Inputs, LogDiagonal, Params
+from jrnn.transforms.wrapper import Wrapper, WrapperGates, refuse_coupled_carry
 
 
 @dataclass(frozen=True)
@@ -28,9 +26,8 @@ class Zoneout(Wrapper):
     Args:
       cell: the cell.
       h: rate of h, or of a carry that is one array.
-      c: rate of all else in the carry, c of an LSTM, with one mask for leaves of one shape.
-
-    Parts of a carry without a name in it, as in a stack of GRUs, have the rate h.
+      c: rate of everything else in the carry, such as c of an LSTM, with one mask for leaves of
+        one shape.
 
     Raises:
       TypeError: `cell` is no cell.
@@ -49,25 +46,24 @@ class Zoneout(Wrapper):
 
     h: float = 0.0
     c: float = 0.0
-    plain_gates = False
-    log_space: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.rate(self.owner, "h", self.h)
         checks.rate(self.owner, "c", self.c)
-        refuse_tied(self, "keeping them one by one")
+        refuse_coupled_carry(self, "zoneout of each by itself")
 
-    def perturb(
-        self, params: Params, xs: Inputs, leading: tuple[int, ...], key: jax.Array | None
-    ) -> tuple[Params, Any]:
-        own, inside = keys_for(key, 2)
-        params, noise = self.perturb_inside(params, xs, leading, inside)
-        return params, (noise, None if own is None else self._masks(params, leading, own))
+    def sample_own_noise(
+        self, params: Params, xs: Inputs, noise: Any, leading: tuple[int, ...], key: jax.Array
+    ) -> tuple[Params, list[jax.Array]]:
+        return params, self._masks(params, leading, key)
+
+    def transform_input(self, params: Params, x: Inputs, noise: Any) -> tuple[Inputs, Any]:
+        return x, noise
 
     def _masks(self, params: Params, leading: tuple[int, ...], key: jax.Array) -> list[jax.Array]:
-        """For each leaf of the carry that may stay, where it does."""
-        carry = jax.eval_shape(lambda: self.cell.init_carry(params, leading))
+        """For each leaf of the carry that may be kept, where it is."""
+        carry = jax.eval_shape(lambda: self.cell.init_carry(self.inside(params), leading))
         leaves, rates = jax.tree.leaves(carry), self._rates(carry)
         drawn = {}
         for leaf, r in zip(leaves, rates, strict=True):
@@ -78,7 +74,7 @@ class Zoneout(Wrapper):
         return [drawn[leaf.shape, r] for leaf, r in pairs if r is not None]
 
     def _rates(self, carry: Carry) -> list[float | None]:
-        """Of each leaf; None for what is no real or complex number: a clock goes on."""
+        """The rate of each leaf; None for integers, such as a clock."""
         named, _ = jax.tree_util.tree_flatten_with_path(carry)
         moves = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)
         groups = ["h" if _is_h(path) else "c" for path, _ in named]
@@ -93,67 +89,55 @@ class Zoneout(Wrapper):
         rates = [self.h if group == "h" else self.c for group in groups]
         return [r if moves(leaf) else None for r, (_, leaf) in zip(rates, named, strict=True)]
 
-    def project(self, params: Params, x: Any) -> Gates:
-        x, (noise, masks) = x
-        return self.project_inside(params, x, noise), masks
-
-    def update(self, params: Params, carry: Carry, z: Gates, u: Gates) -> tuple[Carry, Any]:
-        z, masks = z
-        new, y = self.cell.update(params, carry, z, u)
+    def update(self, params: Params, carry: Carry, z: WrapperGates, u: Gates) -> Carry:
+        new = self.cell.update(self.inside(params), carry, z.inside, u)
         leaves, structure = jax.tree.flatten(new)
-        olds, keeps = jax.tree.leaves(carry), self._keeps(carry, masks)
-        kept = [
+        prev, keeps = jax.tree.leaves(carry), self._keeps(carry, z.extra)
+        mixed = [
             leaf if keep is None else _mix(keep, old, leaf)
-            for keep, old, leaf in zip(keeps, olds, leaves, strict=True)
+            for keep, old, leaf in zip(keeps, prev, leaves, strict=True)
         ]
-        shown = [stays for leaf, stays in zip(leaves, kept, strict=True) if leaf is y]
-        return jax.tree.unflatten(structure, kept), shown[0] if shown else y
+        return jax.tree.unflatten(structure, mixed)
 
     def _keeps(self, carry: Carry, masks: list[jax.Array] | None) -> list[Any]:
-        """Of each leaf what stays: a mask, a rate, or None where there is none."""
+        """What is kept of each leaf: a mask, a rate, or None for nothing."""
         rates = self._rates(carry)
         if masks is None:
             return rates
         each = iter(masks)
         return [None if r is None else next(each) for r in rates]
 
-    @property
-    def coefficients(self) -> Any:
-        return None if self.cell.coefficients is None else self._coefficients
-
-    def _coefficients(self, params: Params, z: Gates) -> tuple[Carry, Carry]:
-        a, b = self.coefficients_inside(params, z)
-        if self.cell.log_space:
-            a, b = jax.tree.map(jnp.exp, (a, b))
-        keeps = self._keeps(b, z[1])
+    def coefficients(self, params: Params, z: WrapperGates) -> Coefficients | None:
+        inside = self.cell.coefficients(self.inside(params), z.inside)
+        if inside is None:
+            return None
+        kind = Dense if isinstance(inside, Dense) else Diagonal
+        a, b = inside.exp() if isinstance(inside, LogDiagonal) else inside
+        keeps = self._keeps(b, z.extra)
         structure = jax.tree.structure(b)
-        pairs = zip(keeps, jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-        mixed = [
-            (_decay(keep, a, b.ndim), _mix(keep, jnp.zeros_like(b), b)) for keep, a, b in pairs
-        ]
-        a, b = zip(*mixed, strict=True)
-        return jax.tree.unflatten(structure, a), jax.tree.unflatten(structure, b)
+        pairs = list(zip(keeps, jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+        decays = [_decay(keep, a, kind is Dense) for keep, a, _ in pairs]
+        written = [b if keep is None else _mix(keep, jnp.zeros_like(b), b) for keep, _, b in pairs]
+        return kind(jax.tree.unflatten(structure, decays), jax.tree.unflatten(structure, written))
 
 
 def _is_h(path: tuple[Any, ...]) -> bool:
-    """Whether a leaf is called h, or has no name: a carry that is one array."""
-    return (
-        not path
-        or jax.tree_util.keystr(path[-1:]) == ".h"
-        or isinstance(path[-1], jax.tree_util.SequenceKey)
-    )
+    """Whether a leaf is called h, or is the whole carry."""
+    return not path or jax.tree_util.keystr(path[-1:]) == ".h"
 
 
 def _mix(keep: Any, old: jax.Array, new: jax.Array) -> jax.Array:
-    """The old where it is kept, or as much of it as a rate says."""
+    """The old value where it is kept, or its share at a rate."""
     if isinstance(keep, float | int):
         return keep * old + (1 - keep) * new if keep else new
     return jnp.where(keep, old, new)
 
 
-def _decay(keep: Any, a: jax.Array, axes: int) -> jax.Array:
-    """The coefficient of a state of so many axes: 1 where it is kept; of a matrix the identity."""
-    if a.ndim <= axes:
+def _decay(keep: Any, a: jax.Array, dense: bool) -> jax.Array:
+    """The coefficient of the state: 1, or the identity matrix, where it is kept."""
+    if keep is None:
+        return a
+    if not dense:
         return _mix(keep, jnp.ones((), a.dtype), a)
     keep = keep if isinstance(keep, float | int) else keep[..., None]
     return _mix(keep, jnp.eye(a.shape[-1], dtype=a.dtype), a)

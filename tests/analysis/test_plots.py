@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 import jrnn
 from jrnn.analysis import (
-    Anatomy,
-    anatomy,
+    GateCapture,
+    capture,
     plot_cell_state,
     plot_forgetting,
     plot_gates,
@@ -32,11 +32,11 @@ def seen_of(cell, **options):
     keys = jax.random.split(jax.random.key(0), 3)
     params = cell.init(keys[0], 3)
     params = params._replace(b=jax.random.normal(keys[1], params.b.shape, jnp.float32))
-    return anatomy(cell, params, jax.random.normal(keys[2], (T, B, 3), jnp.float32), **options)
+    return capture_gates(cell, params, jax.random.normal(keys[2], (T, B, 3), jnp.float32), **options)
 
 
 @pytest.fixture(scope="module")
-def seen() -> Anatomy:
+def seen() -> GateCapture:
     """An LSTM with padding, and with a reset of the second sequence."""
     resets = jnp.zeros((T, B), bool).at[RESET, 1].set(True)
     return seen_of(jrnn.LSTM(HIDDEN), lengths=jnp.array(LENGTHS), resets=resets)
@@ -208,7 +208,7 @@ def test_pictures_can_be_saved_and_leave_pyplot_alone(seen, plot, tmp_path):
 
 def test_long_sequences_have_numbers_in_place_of_characters():
     gate = {"f": jnp.full((200, 1, 2), 0.5)}
-    seen = Anatomy(gate, jnp.zeros((200, 1, 2)), jnp.zeros((1, 2)), jnp.zeros((200, 1, 2)))
+    seen = GateCapture(gate, jnp.zeros((200, 1, 2)), jnp.zeros((1, 2)), jnp.zeros((200, 1, 2)))
     assert plot_gates(seen, inputs="a" * 200).axes[0].get_xlabel() == "step"
 
 
@@ -226,7 +226,7 @@ def test_missing_matplotlib_says_what_to_install(seen, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
-        (TypeError, "expected what jrnn.analysis.anatomy", lambda s: plot_gates(s.gates)),
+        (TypeError, "expected what jrnn.analysis.capture_gates", lambda s: plot_gates(s.gates)),
         (ValueError, "example must be from 0 to 2, got 3", lambda s: plot_gates(s, 3)),
         (ValueError, "example must be from 0 to 2, got -1", lambda s: plot_unit(s, 0, -1)),
         (TypeError, "example must be an int, got None", lambda s: plot_unit(s, 0, NO_INT)),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jrnn
-from jrnn.analysis import anatomy, retention
+from jrnn.analysis import capture_gates, retention
 
 T, HIDDEN = 6, 3
 
@@ -46,7 +46,7 @@ def test_retention_is_the_derivative_along_the_cell_state():
         first = jrnn.LSTMCarry(h=jnp.zeros((1, HIDDEN)), c=c[None])
         return jrnn.unroll(cell, params, xs[1:], first, engine="scan")[0].c[0]
 
-    forget = anatomy(cell, params, xs).gates["f"][:, 0]
+    forget = capture_gates(cell, params, xs).gates["f"][:, 0]
     jacobian = jax.jacobian(last_from_first)(jnp.array([0.3, -0.2, 0.1]))
     np.testing.assert_allclose(jnp.diag(retention(forget)[0, -1]), jacobian, rtol=1e-5, atol=1e-8)
 

@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jrnn import Cell
+from jrnn.cell import Dense, Diagonal, split_noise
 from tests.oracles.common import Row, sigmoid
 
 
@@ -16,8 +17,6 @@ class Linear(Cell):
     """What the toys share: normal parameters, no product with the carry."""
 
     hidden_size: int
-    recurrence = "linear"
-    pointwise = False
 
     def shapes(self, input_size: int) -> Any:
         raise NotImplementedError
@@ -37,6 +36,9 @@ class Linear(Cell):
     def recur(self, params: Any, carry: Any) -> None:
         return None
 
+    def update(self, params: Any, carry: Any, z: Any, u: None) -> Any:
+        return self.coefficients(params, z).apply(carry)  # pyright: ignore
+
 
 class MixerParams(NamedTuple):
     w_ih: Any  # [input, hidden]
@@ -53,11 +55,10 @@ class Mixer(Linear):
         return MixerParams((input_size, self.hidden_size), (self.hidden_size,) * 2)
 
     def coefficients(self, params: MixerParams, z: jax.Array) -> Any:
-        return params.m.reshape((1,) * (z.ndim - 1) + params.m.shape) / 2, z
+        return Dense(params.m.reshape((1,) * (z.ndim - 1) + params.m.shape) / 2, z)
 
-    def update(self, params: MixerParams, carry: jax.Array, z: jax.Array, u: None) -> Any:
-        s = carry @ params.m.T / 2 + z
-        return s, jnp.tanh(s)
+    def readout(self, params: Any, carry: jax.Array, z: Any) -> jax.Array:
+        return jnp.tanh(carry)
 
 
 def mixer(params: MixerParams, s: np.ndarray, x: np.ndarray) -> Any:
@@ -86,12 +87,7 @@ class Moving(Mixer):
 
     def coefficients(self, params: MovingParams, z: Any) -> Any:
         z, v = z
-        return params.m / 2 + v[..., :, None] * v[..., None, :] / 4, z
-
-    def update(self, params: MovingParams, carry: jax.Array, z: Any, u: None) -> Any:
-        a, b = self.coefficients(params, z)
-        s = (a @ carry[..., None])[..., 0] + b
-        return s, jnp.tanh(s)
+        return Dense(params.m / 2 + v[..., :, None] * v[..., None, :] / 4, z)
 
 
 def moving(params: MovingParams, s: np.ndarray, x: np.ndarray) -> Any:
@@ -126,12 +122,10 @@ class Memory(Linear):
 
     def coefficients(self, params: MemoryParams, z: Any) -> Any:
         a, k, v = z
-        return a, k[..., :, None] * v[..., None, :]
+        return Diagonal(a, k[..., :, None] * v[..., None, :])
 
-    def update(self, params: MemoryParams, carry: jax.Array, z: Any, u: None) -> Any:
-        a, b = self.coefficients(params, z)
-        s = a * carry + b
-        return s, s @ params.q
+    def readout(self, params: MemoryParams, carry: jax.Array, z: Any) -> jax.Array:
+        return carry @ params.q
 
 
 def memory(params: MemoryParams, s: np.ndarray, x: np.ndarray) -> Any:
@@ -170,19 +164,18 @@ class Pair(Linear):
 
     def coefficients(self, params: PairParams, z: Any) -> Any:
         gate, write, drift = z
-        return PairCarry(jax.nn.sigmoid(gate), jnp.cos(params.decay)), PairCarry(write, drift)
+        a = PairCarry(jax.nn.sigmoid(gate), jnp.cos(params.decay))
+        return Diagonal(a, PairCarry(write, drift))
 
-    def update(self, params: PairParams, carry: PairCarry, z: Any, u: None) -> Any:
-        a, b = self.coefficients(params, z)
-        after = PairCarry(a.fast * carry.fast + b.fast, a.slow * carry.slow + b.slow)
-        return after, after.fast * after.slow + carry.fast
+    def readout(self, params: PairParams, carry: PairCarry, z: Any) -> jax.Array:
+        return carry.fast * carry.slow + jnp.tanh(z[0])
 
 
 def pair(params: PairParams, carry: PairCarry, x: np.ndarray) -> Any:
     h, z = len(params.fast), params.w_ih.T @ x
     fast = sigmoid(z[:h]) * carry.fast + z[h : 2 * h]
     slow = np.cos(params.decay) * carry.slow + z[2 * h :]
-    return PairCarry(fast, slow), fast * slow + carry.fast
+    return PairCarry(fast, slow), fast * slow + np.tanh(z[:h])
 
 
 class NoisyLinearParams(NamedTuple):
@@ -199,24 +192,19 @@ class NoisyLinear(Linear):
     def shapes(self, input_size: int) -> NoisyLinearParams:
         return NoisyLinearParams((input_size, self.hidden_size), (self.hidden_size,))
 
-    def perturb(self, params: Any, xs: Any, leading: tuple[int, ...], key: Any) -> Any:
+    def sample_noise(self, params: Any, xs: Any, leading: tuple[int, ...], key: Any) -> Any:
         shape, dtype = (*leading, self.hidden_size), params.decay.dtype
-        if key is None:
-            return params, jnp.ones(shape, dtype)
         keys = jax.random.split(key)
         dropped = params.decay * jax.random.bernoulli(keys[0], 0.5, params.decay.shape)
         return params._replace(decay=dropped), jax.random.normal(keys[1], shape, dtype)
 
     def project(self, params: NoisyLinearParams, x: Any) -> Any:
-        x, mask = x
-        return mask * (x @ params.w_ih)
+        x, mask = split_noise(x)
+        z = x @ params.w_ih
+        return z if mask is None else mask * z
 
     def coefficients(self, params: NoisyLinearParams, z: jax.Array) -> Any:
-        return jnp.tanh(params.decay), z
-
-    def update(self, params: NoisyLinearParams, carry: jax.Array, z: Any, u: None) -> Any:
-        s = jnp.tanh(params.decay) * carry + z
-        return s, s
+        return Diagonal(jnp.tanh(params.decay), z)
 
 
 class GrowthParams(NamedTuple):
@@ -236,11 +224,7 @@ class Growth(Linear):
         return x
 
     def coefficients(self, params: GrowthParams, z: jax.Array) -> Any:
-        return z, jnp.broadcast_to(params.w_ih[0], (*z.shape[:-1], self.hidden_size))
-
-    def update(self, params: GrowthParams, carry: jax.Array, z: jax.Array, u: None) -> Any:
-        s = z * carry + params.w_ih[0]
-        return s, s
+        return Diagonal(z, jnp.broadcast_to(params.w_ih[0], (*z.shape[:-1], self.hidden_size)))
 
 
 class Counted(NamedTuple):
@@ -260,11 +244,10 @@ class Counting(Growth):
     def coefficients(self, params: GrowthParams, z: jax.Array) -> Any:
         a, b = super().coefficients(params, z)
         one = jnp.ones(z.shape[:-1], jnp.int32)
-        return Counted(a, one), Counted(b, one)
+        return Diagonal(Counted(a, one), Counted(b, one))
 
-    def update(self, params: GrowthParams, carry: Counted, z: jax.Array, u: None) -> Any:
-        s, _ = super().update(params, carry.sum, z, u)
-        return Counted(s, carry.steps + 1), s
+    def readout(self, params: GrowthParams, carry: Counted, z: jax.Array) -> jax.Array:
+        return carry.sum
 
 
 def zeros(params: Any) -> np.ndarray:

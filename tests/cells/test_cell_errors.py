@@ -10,6 +10,7 @@ import pytest
 
 from jrnn import GRU, LRU, LSTM, Cell, Elman, IndRNN, MinGRU, MinLSTM, ParaGRU, ParaLSTM, checks
 from jrnn.cells import REGISTRY
+from tests.cells.toys import Integrator
 from tests.table import Row
 
 NO_SIZES = [0, -3, 2.0, True, "8", None, np.float32(2)]
@@ -54,6 +55,41 @@ def test_input_of_another_size_is_refused(row: Row) -> None:
         cell.step(params, cell.init_carry(params, (4,)), cell.inputs(2, (4,)))
     with pytest.raises(ValueError, match=r"got shape \(\)"):
         cell.step(params, cell.init_carry(params, ()), jnp.ones(()))
+
+
+def test_init_of_a_cell_of_your_own_checks_its_arguments() -> None:
+    # The cell itself checks nothing: the base class does.
+    init: Any = Integrator(2).init
+    key = jax.random.key(0)
+    for size in (0, -1, 2.0, True, "2"):
+        with pytest.raises(ValueError, match=r"Integrator.init: input_size must be a positive int"):
+            init(key, size)
+    for other in (0, None, jnp.zeros(2), jax.random.split(key)):
+        with pytest.raises(TypeError, match=r"Integrator.init: key must be one key such as jax.ra"):
+            init(other, 2)
+    for dtype in (jnp.int32, jnp.complex64, bool):
+        with pytest.raises(TypeError, match=r"Integrator.init: dtype must be a floating one such"):
+            init(key, 2, dtype)
+    with pytest.raises(TypeError, match=r"Integrator.init: float64 is switched off in JAX"):
+        init(key, input_size=2, dtype=jnp.float64)
+
+
+def test_init_accepts_every_kind_of_key_and_dtype() -> None:
+    cell = Integrator(2)
+    for key in (jax.random.key(0), jax.random.PRNGKey(0), jax.random.key(0, impl="rbg")):
+        assert cell.init(key, 2).dtype == jnp.float32
+        assert jax.eval_shape(lambda key: cell.init(key, 2), key).dtype == jnp.float32
+    assert cell.init(jax.random.key(0), 2, "bfloat16").dtype == jnp.bfloat16
+
+
+def test_init_of_a_subclass_may_call_that_of_its_base() -> None:
+    class Twice(Integrator):
+        def init(self, key: jax.Array, input_size: int, dtype: Any = jnp.float32) -> jax.Array:
+            return super().init(key, input_size, dtype) + 1
+
+    assert Twice(2).init(jax.random.key(0), 3) == 1
+    with pytest.raises(ValueError, match=r"Twice.init: input_size must be a positive int, got 0"):
+        Twice(2).init(jax.random.key(0), 0)
 
 
 @pytest.mark.parametrize("t_max", [2, 0, 10.0, True, "9"])

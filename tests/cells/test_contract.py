@@ -1,8 +1,8 @@
-"""The contract of a cell: three parts, any leading axes, and what is derived from them."""
+"""The contract of a cell: four functions, any leading axes, and what is derived from them."""
 
 import pickle
-from dataclasses import FrozenInstanceError
-from typing import Any, get_args
+from dataclasses import FrozenInstanceError, dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,15 @@ from jrnn import (
     Cell,
     Elman,
     IndRNN,
+    LSTMCarry,
     MinGRU,
     MinLSTM,
     ParaGRU,
     ParaLSTM,
 )
-from jrnn import cell as contract
 from jrnn.cells import REGISTRY
+from jrnn.structure import update_is_elementwise
+from jrnn.taps import capture_taps
 from tests.helpers import (
     assert_close,
     counterpart,
@@ -57,10 +59,15 @@ def draw(cell: Cell, params: Any, leading: tuple[int, ...]) -> tuple[Any, np.nda
     return jax.tree.map(lambda leaf: normal_like(rng, leaf, dtype), (carry, x))
 
 
-def parts(cell: Cell, params: Any, carry: Any, x: Any) -> tuple[Any, Any, Any]:
-    """The parameters as a step has them, without noise, and the gates z and u."""
-    params, x = cell.perturbed(params, carry, x)
-    return params, cell.project(params, x), cell.recur(params, carry)
+def gates_of(cell: Cell, params: Any, carry: Any, x: Any) -> tuple[Any, Any]:
+    """The gates z and u of a step."""
+    return cell.project(params, x), cell.recur(params, carry)
+
+
+def finish(cell: Cell, params: Any, carry: Any, z: Any, u: Any) -> tuple[Any, Any]:
+    """The new carry and the output, from the gates."""
+    carry = cell.update(params, carry, z, u)
+    return carry, cell.readout(params, carry, z)
 
 
 def test_every_registered_cell_has_a_row() -> None:
@@ -78,8 +85,8 @@ def test_parts_accept_any_leading_axes(row: Row, leading: tuple[int, ...]) -> No
 
     @jax.jit
     def run(carry: Any, x: Any) -> tuple[Any, Any, Any]:
-        own, z, u = parts(cell, params, carry, x)
-        return z, u, cell.update(own, carry, z, u)
+        z, u = gates_of(cell, params, carry, x)
+        return z, u, finish(cell, params, carry, z, u)
 
     got = run(carry, x)
     for index in np.ndindex(leading):
@@ -92,18 +99,19 @@ def test_gates_are_one_array_each(row: Row) -> None:
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
     carry, x = draw(cell, params, (5,))
-    _, z, u = parts(cell, params, carry, x)
+    z, u = gates_of(cell, params, carry, x)
+    sizes = {leaf.shape[-1] for leaf in jax.tree.leaves(carry)} | {cell.hidden_size, 1}
     for leaf in jax.tree.leaves((z, u)):
         assert leaf.shape[0] == 5
-        assert not cell.pointwise or leaf.shape[-1] in (cell.hidden_size, 1)
+        assert not update_is_elementwise(cell, params, carry, z, u) or leaf.shape[-1] in sizes
 
 
 def test_step_is_made_of_the_parts(row: Row) -> None:
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
     carry, x = draw(cell, params, (5,))
-    own, z, u = parts(cell, params, carry, x)
-    assert_close(cell.step(params, carry, x), cell.update(own, carry, z, u), 0)
+    z, u = gates_of(cell, params, carry, x)
+    assert_close(cell.step(params, carry, x), finish(cell, params, carry, z, u), 0)
 
 
 def test_recur_is_linear_in_the_carry(row: Row) -> None:
@@ -116,14 +124,47 @@ def test_recur_is_linear_in_the_carry(row: Row) -> None:
     assert_close(jax.tree.map(lambda u: 2 * u, once), twice, 1e-6)
 
 
-def test_update_multiplies_matrices_only_if_it_says_so(row: Row) -> None:
+def test_update_of_a_linear_cell_applies_its_coefficients(row: Row) -> None:
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
     carry, x = draw(cell, params, (5,))
-    own, z, u = parts(cell, params, carry, x)
-    jaxpr = str(jax.make_jaxpr(lambda *a: cell.update(own, *a))(carry, z, u))
-    assert not (cell.pointwise and "dot_general" in jaxpr)
-    assert cell.recurrence in get_args(contract.Recurrence)
+    z, u = gates_of(cell, params, carry, x)
+    coefficients = cell.coefficients(params, z)
+    if coefficients is None:
+        pytest.skip("not linear")
+    assert u is None
+    assert_close(cell.update(params, carry, z, u), coefficients.apply(carry), 1e-6)
+
+
+@dataclass(frozen=True)
+class Silent(Cell):
+    """A cell with two states that does not choose its output."""
+
+    hidden_size: int
+
+    def init(self, key: jax.Array, input_size: int, dtype: Any = jnp.float32) -> jax.Array:
+        return jnp.zeros((), dtype)
+
+    def init_carry(self, params: jax.Array, batch_shape: tuple[int, ...]) -> LSTMCarry:
+        zeros = jnp.zeros((*batch_shape, self.hidden_size), params.dtype)
+        return LSTMCarry(zeros, zeros)
+
+    def project(self, params: jax.Array, x: jax.Array) -> jax.Array:
+        return x
+
+    def recur(self, params: jax.Array, carry: LSTMCarry) -> None:
+        return None
+
+    def update(self, params: jax.Array, carry: LSTMCarry, z: jax.Array, u: None) -> LSTMCarry:
+        return LSTMCarry(z, carry.c + z)
+
+
+def test_cell_with_two_states_must_choose_its_output() -> None:
+    cell = Silent(2)
+    params = cell.init(jax.random.key(0), 2)
+    message = r"Silent: the carry has 2 arrays, .* write readout\(self, params, carry, z\)"
+    with pytest.raises(TypeError, match=message):
+        cell.step(params, cell.init_carry(params, ()), jnp.ones(2))
 
 
 def test_first_carry_has_the_axes_and_dtype_asked_for(row: Row) -> None:
@@ -183,30 +224,19 @@ def test_gates_are_recorded_by_name(row: Row) -> None:
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
     carry, x = draw(cell, params, (5,))
-    with contract.recording() as gates:
-        cell.step(params, carry, x)
+    result, gates = capture_taps(cell.step)(params, carry, x)
+    assert_close(result, cell.step(params, carry, x), 1e-6)
     assert gates
     assert set(gates) == RECORDED.get(type(cell), set(gates))
     assert {leaf.shape[0] for leaf in gates.values()} == {5}
-
-
-def test_nothing_is_recorded_outside_of_the_block() -> None:
-    contract.record(before=jnp.ones(1))
-    with contract.recording() as outer:
-        with pytest.raises(KeyError), contract.recording() as inner:
-            contract.record(inside=jnp.ones(1))
-            raise KeyError
-        contract.record(between=jnp.ones(1))
-    contract.record(after=jnp.ones(1))
-    assert (set(outer), set(inner)) == ({"between"}, {"inside"})
 
 
 def test_recorded_gates_of_the_lstm_explain_its_step() -> None:
     cell = LSTM(3, peepholes=True)
     params = random_params(cell, 1, 2, np.float32)
     carry, x = draw(cell, params, (5,))
-    with contract.recording() as gates:
-        after, y = cell.step(params, carry, x)
+    (after, y), gates = capture_taps(cell.step)(params, carry, x)
+    assert list(gates) == ["i", "f", "g", "o"]
     c = gates["f"] * carry.c + gates["i"] * gates["g"]
     assert_close((after.c, y), (c, gates["o"] * jnp.tanh(c)), 1e-6)
 
@@ -215,6 +245,6 @@ def test_recorded_gates_of_the_gru_explain_its_step() -> None:
     cell = GRU(3)
     params = random_params(cell, 1, 2, np.float32)
     carry, x = draw(cell, params, (5,))
-    with contract.recording() as gates:
-        _, y = cell.step(params, carry, x)
+    (_, y), gates = capture_taps(cell.step)(params, carry, x)
+    assert list(gates) == ["r", "z", "n"]
     assert_close(y, (1 - gates["z"]) * gates["n"] + gates["z"] * carry, 1e-6)

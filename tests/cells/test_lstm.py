@@ -4,11 +4,13 @@ from dataclasses import fields, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jrnn import GRU, LSTM, lstm_variant
+from jrnn import GRU, LSTM, Cell, lstm_variant
 from jrnn.cells.lstm_variants import VARIANTS
+from jrnn.structure import jacobian_kind, update_is_elementwise
 from tests.helpers import assert_close, normal_like, random_params
 from tests.oracles.common import heads_joined
 
@@ -90,17 +92,28 @@ def test_no_kernel_is_named_that_does_not_know_the_cell() -> None:
     known = {"hidden_size", "forget_bias", "peepholes", "coupled", "t_max"}
     assert {field.name for field in fields(LSTM)} == known | set(CHANGED)
     for name, value in CHANGED.items():
-        assert replace(LSTM(4), **{name: value}).kernel is None
-    assert LSTM(4, peepholes=True, coupled=True, t_max=9).kernel == "lstm-peepholes-coupled"
-    assert GRU(4).kernel == "gru" and GRU(4, heads=2).kernel is None
+        assert replace(LSTM(4), **{name: value}).kernel_name() is None
+    cell = LSTM(4, peepholes=True, coupled=True, t_max=9)
+    assert cell.kernel_name() == "lstm-peepholes-coupled"
+    assert GRU(4).kernel_name() == "gru" and GRU(4, heads=2).kernel_name() is None
+
+
+def structure(cell: Cell) -> tuple[bool, str | None]:
+    """Whether `update` is elementwise, and the kind of the Jacobian."""
+    params = cell.init(jax.random.key(0), 2)
+    carry, z = cell.init_carry(params, (3,)), cell.project(params, jnp.ones((3, 2)))
+    u = cell.recur(params, carry)
+    kind = jacobian_kind(cell, params, carry, z)
+    return update_is_elementwise(cell, params, carry, z, u), kind
 
 
 def test_units_alone_in_their_head_are_blocks() -> None:
-    assert LSTM(4, heads=4).recurrence == "block_diagonal"
-    assert GRU(4, heads=4).recurrence == "diagonal"
+    assert structure(LSTM(4, heads=4)) == (True, "block")
+    assert structure(GRU(4, heads=4)) == (True, "diagonal")
+    assert structure(GRU(4, heads=4, reset_after=False)) == (True, "diagonal")
     projected = LSTM(4, proj_size=4, heads=4)
     for cell in (LSTM(4, heads=2), projected, LSTM(1), GRU(4, heads=2), GRU(1)):
-        assert cell.recurrence == "dense"
+        assert structure(cell) == (True, None)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jrnn import Cell, record
+from jrnn import Cell
+from jrnn.cell import split_noise
+from jrnn.taps import tap
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,8 @@ class Integrator(Cell):
     def recur(self, params: jax.Array, carry: jax.Array) -> None:
         return None
 
-    def update(self, params: Any, carry: jax.Array, z: jax.Array, u: None) -> Any:
-        carry = carry + z
-        return carry, carry
+    def update(self, params: Any, carry: jax.Array, z: jax.Array, u: None) -> jax.Array:
+        return carry + z
 
 
 class NoisyParams(NamedTuple):
@@ -60,29 +61,28 @@ class Noisy(Cell):
     def init_carry(self, params: NoisyParams, batch_shape: tuple[int, ...]) -> jax.Array:
         return jnp.ones((*batch_shape, self.hidden_size), params.w_hh.dtype)
 
-    def perturb(  # pyright: ignore[reportIncompatibleVariableOverride]
-        self, params: NoisyParams, xs: Any, leading: tuple[int, ...], key: jax.Array | None
+    def sample_noise(
+        self, params: NoisyParams, xs: Any, leading: tuple[int, ...], key: jax.Array
     ) -> tuple[NoisyParams, jax.Array]:
         shape, dtype = (*leading, self.hidden_size), params.w_hh.dtype
-        if key is None:
-            return params, jnp.ones(shape, dtype)
         keys = jax.random.split(key)
         draw = lambda k, shape: jax.random.bernoulli(k, self.keep, shape) / self.keep
         dropped = draw(keys[0], params.w_hh.shape).astype(params.w_hh.dtype)
         masks = draw(keys[1], shape).astype(dtype)
         return params._replace(w_hh=params.w_hh * dropped), masks
 
-    def project(self, params: NoisyParams, x: tuple[jax.Array, jax.Array]) -> jax.Array:
-        x, mask = x
-        return mask * (x @ params.w_ih)
+    def project(self, params: NoisyParams, x: Any) -> jax.Array:
+        x, mask = split_noise(x)
+        z = x @ params.w_ih
+        return z if mask is None else mask * z
 
     def recur(self, params: NoisyParams, carry: jax.Array) -> jax.Array:
         return carry @ params.w_hh
 
-    def update(self, params: NoisyParams, carry: jax.Array, z: jax.Array, u: jax.Array) -> Any:
-        h = jnp.tanh(z + u)
-        record(h=h)
-        return h, h
+    def update(
+        self, params: NoisyParams, carry: jax.Array, z: jax.Array, u: jax.Array
+    ) -> jax.Array:
+        return tap("h", jnp.tanh(z + u))
 
 
 class Timed(NamedTuple):
@@ -118,10 +118,12 @@ class Leaky(Cell):
     def recur(self, params: jax.Array, carry: Clock) -> None:
         return None
 
-    def update(self, params: jax.Array, carry: Clock, z: Any, u: None) -> tuple[Clock, jax.Array]:
+    def update(self, params: jax.Array, carry: Clock, z: Any, u: None) -> Clock:
         decay, write = z
-        leak, steps = decay * carry.inner["leak"] + write, carry.steps + 1
-        return Clock({"leak": leak}, steps), leak + steps[..., None]
+        return Clock({"leak": decay * carry.inner["leak"] + write}, carry.steps + 1)
+
+    def readout(self, params: jax.Array, carry: Clock, z: Any) -> jax.Array:
+        return carry.inner["leak"] + carry.steps[..., None]
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,11 @@ class Counter(Cell):
     def recur(self, params: jax.Array, carry: jax.Array) -> None:
         return None
 
-    def update(self, params: jax.Array, carry: jax.Array, z: jax.Array, u: None) -> Any:
-        return carry + 1, z[..., :1] + (carry + 1)[..., None]
+    def update(self, params: jax.Array, carry: jax.Array, z: jax.Array, u: None) -> jax.Array:
+        return carry + 1
+
+    def readout(self, params: jax.Array, carry: jax.Array, z: jax.Array) -> jax.Array:
+        return z[..., :1] + carry[..., None]
 
 
 class LearnedParams(NamedTuple):
@@ -174,6 +179,7 @@ class Learned(Cell):
     def recur(self, params: LearnedParams, carry: jax.Array) -> jax.Array:
         return carry @ params.w_hh
 
-    def update(self, params: LearnedParams, carry: jax.Array, z: jax.Array, u: jax.Array) -> Any:
-        h = jnp.tanh(z + u)
-        return h, h
+    def update(
+        self, params: LearnedParams, carry: jax.Array, z: jax.Array, u: jax.Array
+    ) -> jax.Array:
+        return jnp.tanh(z + u)

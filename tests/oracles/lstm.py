@@ -132,14 +132,17 @@ def lstm_fgr(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
 
 
 def lstm_projected(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Sak et al., 2014, without its second, non-recurrent projection: r = W_rm m, and y = r."""
-    r, c = carry
+    """Sak et al., 2014, without its second, non-recurrent projection: r = W_rm m, and y = r.
+
+    The carry holds m, which the paper's r is computed from.
+    """
+    m, c = carry
+    r = params.w_hr.T @ m
     a, U = inputs(params, "ifgo", x), blocks(params.w_hh, "ifgo")
     i, f, o = (sigmoid(a[k] + U[k].T @ r) for k in "ifo")
     c = f * c + i * np.tanh(a["g"] + U["g"].T @ r)
     m = o * np.tanh(c)
-    r = params.w_hr.T @ m
-    return LSTMCarry(r, c), r
+    return LSTMCarry(m, c), params.w_hr.T @ m
 
 
 def lstm_heads(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
@@ -158,8 +161,8 @@ def lstm_fgr_start(params: Any) -> LSTMGateCarry:
 
 
 def lstm_projected_start(params: Any) -> LSTMCarry:
-    start: Any = [np.zeros(size) for size in reversed(params.w_hr.shape)]
-    return LSTMCarry(*start)
+    zeros: Any = np.zeros(len(params.w_hr))
+    return LSTMCarry(zeros, zeros)
 
 
 def lstm_heads_start(params: Any) -> LSTMCarry:

@@ -12,7 +12,6 @@ from jrnn.transforms import (
     layer_norm,
     learned_carry,
     projection,
-    stack,
     weight_drop,
     zoneout,
 )
@@ -79,9 +78,11 @@ def zoneout_mingru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.n
 
 
 def zoneout_lru(params: Any, s: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """The output is that of the cell: it is no part of the carry."""
-    new, y = lru(params, s, x)
-    return 0.25 * s + 0.75 * new, y
+    """The output reads the state after zoneout: y = Re(C s') + D x."""
+    new, _ = lru(params, s, x)
+    s = 0.25 * s + 0.75 * new
+    d = x @ params.w_ih[:, -params.c_re.shape[1] :]
+    return s, s.real @ params.c_re - s.imag @ params.c_im + d
 
 
 def projection_gru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
@@ -94,14 +95,6 @@ def clipped_lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarra
     (h, c), _ = lstm(params, carry, x)
     h, c = np.clip(h, -0.4, 0.4), np.clip(c, -0.4, 0.4)
     return LSTMCarry(h, c), h
-
-
-def stacked(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """An LSTM, a GRU with a first carry of its own, and an LRU."""
-    first, y = lstm(params[0], carry[0], x)
-    second, y = gru_reset_after(params[1].cell, carry[1], y)
-    third, y = lru(params[2], carry[2], y)
-    return (first, second, third), y
 
 
 ROWS = {
@@ -145,9 +138,4 @@ ROWS = {
         lambda params: params.carry,
     ),
     "clip-lstm": Row(lambda hidden: clip(LSTM(hidden), carry=0.4), clipped_lstm, lstm_start),
-    "stack": Row(
-        lambda hidden: stack([LSTM(hidden + 1), learned_carry(GRU(hidden)), LRU(hidden)]),
-        stacked,
-        lambda params: (lstm_start(params[0]), params[1].carry, lru_start(params[2])),
-    ),
 }

@@ -287,8 +287,8 @@ def test_wrappers_forward_what_a_cell_is() -> None:
 def test_layers_of_a_stack_are_recorded_each_by_itself() -> None:
     cell = stack([LSTM(SIZE), LSTM(5)])
     params = random_params(cell, 1, SIZE, np.float32)
-    seen = jrnn.analysis.anatomy(cell, params, XS).gates
-    below = jrnn.analysis.anatomy(LSTM(SIZE), params[0], XS).gates
+    seen = jrnn.analysis.capture_gates(cell, params, XS).gates
+    below = jrnn.analysis.capture_gates(LSTM(SIZE), params[0], XS).gates
     assert set(seen) == {f"{n}.{gate}" for n in (0, 1) for gate in "ifgo"}
     assert_close({gate: seen[f"0.{gate}"] for gate in "ifgo"}, dict(below), 1e-6)
 

@@ -1,4 +1,4 @@
-"""`jrnn.analysis.anatomy` against NumPy loops of the equations, and against `jrnn.unroll`."""
+"""`jrnn.analysis.capture_gates` against NumPy loops of the equations, and against `jrnn.unroll`."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jrnn
-from jrnn.analysis import Anatomy, anatomy
+from jrnn.analysis import GateCapture, capture_gates
 from tests.helpers import assert_close as assert_close_trees
 from tests.helpers import random_batch, random_params
 from tests.table import Row
@@ -131,7 +131,7 @@ def test_anatomy_equals_loop_of_the_equations(name, masked, reverse):
     cell, step = CELLS[name]
     params, xs, carry = setting(cell)
     lengths, resets = (LENGTHS, RESETS) if masked else (None, None)
-    seen = anatomy(cell, params, xs, carry, lengths=lengths, resets=resets, reverse=reverse)
+    seen = capture_gates(cell, params, xs, carry, lengths=lengths, resets=resets, reverse=reverse)
     gates, carries, final, ys = loop(
         step,
         cell,
@@ -156,7 +156,7 @@ def test_every_cell_gives_what_unroll_gives(kind: Row, reverse: bool):
     params = random_params(cell, seed=1, input_size=INPUT)
     xs, carry, lengths, resets, *_ = random_batch(cell, params, seed=2, steps=T, batch=B)
     options = {"lengths": lengths, "resets": resets, "reverse": reverse}
-    seen = anatomy(cell, params, xs, carry, **options)
+    seen = capture_gates(cell, params, xs, carry, **options)
     expected = jrnn.unroll(cell, params, xs, carry, engine="scan", **options)
     assert_close_trees((seen.carry, seen.ys), expected, 1e-6)
     last = 0 if reverse else -1
@@ -168,7 +168,7 @@ def test_gradients_through_anatomy_equal_those_of_unroll():
     params, xs, carry = setting(cell)
     options: dict[str, Any] = {"lengths": LENGTHS, "resets": RESETS}
     weights = jax.random.normal(jax.random.key(9), (T, B, HIDDEN), jnp.float32)
-    by_anatomy = jax.grad(lambda p: (weights * anatomy(cell, p, xs, carry, **options).ys).sum())
+    by_anatomy = jax.grad(lambda p: (weights * capture_gates(cell, p, xs, carry, **options).ys).sum())
     by_unroll = jax.grad(
         lambda p: (weights * jrnn.unroll(cell, p, xs, carry, engine="scan", **options)[1]).sum()
     )
@@ -178,7 +178,7 @@ def test_gradients_through_anatomy_equal_those_of_unroll():
 def test_coupled_input_gate_is_what_the_forget_gate_leaves():
     cell = jrnn.LSTM(HIDDEN, coupled=True)
     params, xs, carry = setting(cell)
-    gates = anatomy(cell, params, xs, carry).gates
+    gates = capture_gates(cell, params, xs, carry).gates
     np.testing.assert_allclose(gates["i"], 1 - gates["f"], rtol=1e-6)
     assert 0.01 < float(jnp.std(gates["f"]))
 
@@ -187,14 +187,14 @@ def test_first_carry_is_that_of_the_cell_by_default():
     cell = jrnn.LSTM(HIDDEN)
     params, xs, _ = setting(cell)
     assert_close(
-        anatomy(cell, params, xs), anatomy(cell, params, xs, cell.init_carry(params, (B,))), tol=0
+        capture_gates(cell, params, xs), capture_gates(cell, params, xs, cell.init_carry(params, (B,))), tol=0
     )
 
 
 def test_masks_are_kept_in_the_result():
     cell = jrnn.GRU(HIDDEN)
     params, xs, _ = setting(cell)
-    seen = anatomy(cell, params, xs, lengths=LENGTHS, resets=RESETS, reverse=True)
+    seen = capture_gates(cell, params, xs, lengths=LENGTHS, resets=RESETS, reverse=True)
     assert seen.lengths is not None and seen.resets is not None and seen.reverse is True
     np.testing.assert_array_equal(seen.lengths, LENGTHS)
     np.testing.assert_array_equal(seen.resets, RESETS)
@@ -203,7 +203,7 @@ def test_masks_are_kept_in_the_result():
 def test_no_steps_give_empty_gates_and_the_first_carry():
     cell = jrnn.LSTM(HIDDEN)
     params, xs, carry = setting(cell)
-    seen = anatomy(cell, params, xs[:0], carry)
+    seen = capture_gates(cell, params, xs[:0], carry)
     assert seen.gates["f"].shape == seen.carries.c.shape == (0, B, HIDDEN)
     assert_close(seen.carry, carry, tol=0)
 
@@ -212,7 +212,7 @@ def test_nan_before_a_reset_shows_there_and_nowhere_else():
     cell = jrnn.LSTM(HIDDEN)
     params, xs, _ = setting(cell)
     resets = jnp.zeros((T, B), bool).at[3].set(True)
-    seen = anatomy(cell, params, xs.at[1, 0].set(jnp.nan), resets=resets)
+    seen = capture_gates(cell, params, xs.at[1, 0].set(jnp.nan), resets=resets)
     bad = np.zeros((T, B), bool)
     bad[1:3, 0] = True
     for values in (*seen.gates.values(), seen.carries.h, seen.carries.c, seen.ys):
@@ -222,7 +222,7 @@ def test_nan_before_a_reset_shows_there_and_nowhere_else():
 def test_mixed_precision_keeps_gates_and_carries_in_the_wide_dtype():
     cell = jrnn.LSTM(HIDDEN)
     params, xs, _ = setting(cell)
-    seen = anatomy(cell, params, xs.astype(jnp.bfloat16))
+    seen = capture_gates(cell, params, xs.astype(jnp.bfloat16))
     assert seen.ys.dtype == jnp.bfloat16
     assert {gate.dtype for gate in seen.gates.values()} == {np.dtype("float32")}
     np.testing.assert_array_equal(seen.carries.c[-1], seen.carry.c)
@@ -288,7 +288,7 @@ class Noisy(Leak):
 def test_a_cell_of_ones_own_shows_what_it_names():
     cell = Leak(HIDDEN, name="leak")
     params, xs, _ = setting(cell)
-    seen = anatomy(cell, params, xs)
+    seen = capture_gates(cell, params, xs)
     h = np.zeros((B, HIDDEN))
     assert list(seen.gates) == ["leak"]
     for t in range(T):
@@ -301,7 +301,7 @@ def test_a_cell_of_ones_own_shows_what_it_names():
 def test_a_cell_that_names_nothing_still_gives_carries_and_outputs():
     cell = Leak(HIDDEN, name=None)
     params, xs, _ = setting(cell)
-    seen = anatomy(cell, params, xs, lengths=LENGTHS)
+    seen = capture_gates(cell, params, xs, lengths=LENGTHS)
     assert seen.gates == {}
     assert_close(
         (seen.carry, seen.ys), jrnn.unroll(cell, params, xs, lengths=LENGTHS, engine="scan")
@@ -314,21 +314,21 @@ def test_noise_is_that_of_unroll(key):
     cell = Noisy(HIDDEN)
     params, xs, _ = setting(cell)
     key = None if key is None else jax.random.key(key)
-    seen = anatomy(cell, params, xs, key=key)
+    seen = capture_gates(cell, params, xs, key=key)
     assert_close((seen.carry, seen.ys), jrnn.unroll(cell, params, xs, key=key, engine="scan"))
 
 
 def test_gates_come_in_the_order_in_which_the_cell_names_them():
     cell = jrnn.LSTM(HIDDEN)
     params, xs, _ = setting(cell)
-    assert list(anatomy(cell, params, xs).gates) == ["i", "f", "g", "o"]
-    assert list(jax.jit(lambda p: anatomy(cell, p, xs))(params).gates) == ["i", "f", "g", "o"]
+    assert list(capture_gates(cell, params, xs).gates) == ["i", "f", "g", "o"]
+    assert list(jax.jit(lambda p: capture_gates(cell, p, xs))(params).gates) == ["i", "f", "g", "o"]
 
 
 def test_unroll_does_not_record():
     cell = jrnn.LSTM(HIDDEN)
     params, xs, _ = setting(cell)
-    anatomy(cell, params, xs)
+    capture_gates(cell, params, xs)
     assert jax.tree.structure(jrnn.unroll(cell, params, xs, engine="scan")[1]).num_leaves == 1
 
 
@@ -337,21 +337,21 @@ def test_unroll_does_not_record():
 
 def test_second_call_with_an_equal_cell_does_not_trace_again():
     params, xs, _ = setting(Leak(HIDDEN))
-    anatomy(Leak(HIDDEN), params, xs)
+    capture_gates(Leak(HIDDEN), params, xs)
     before = len(calls)
-    anatomy(Leak(HIDDEN), params, 2 * xs)
+    capture_gates(Leak(HIDDEN), params, 2 * xs)
     assert len(calls) == before
-    anatomy(Leak(HIDDEN), params, xs, reverse=True)
+    capture_gates(Leak(HIDDEN), params, xs, reverse=True)
     assert len(calls) > before
 
 
 def test_jit_gives_the_same_anatomy():
     cell = jrnn.LSTM(HIDDEN, peepholes=True)
     params, xs, carry = setting(cell)
-    plain = anatomy(cell, params, xs, carry, lengths=LENGTHS, resets=RESETS)
-    jitted = jax.jit(lambda *a: anatomy(cell, *a, lengths=LENGTHS, resets=RESETS))
+    plain = capture_gates(cell, params, xs, carry, lengths=LENGTHS, resets=RESETS)
+    jitted = jax.jit(lambda *a: capture_gates(cell, *a, lengths=LENGTHS, resets=RESETS))
     seen = jitted(params, xs, carry)
-    assert isinstance(seen, Anatomy)
+    assert isinstance(seen, GateCapture)
     assert_close(seen._replace(reverse=False), plain, tol=1e-6)
 
 
@@ -359,9 +359,9 @@ def test_vmap_over_parameters_gives_each_anatomy():
     cell = jrnn.GRU(HIDDEN)
     (first, xs, _), (second, _, _) = setting(cell), setting(cell, seed=5)
     stacked = jax.tree.map(lambda *a: jnp.stack(a), first, second)
-    seen = jax.vmap(lambda p: anatomy(cell, p, xs, lengths=LENGTHS))(stacked)
+    seen = jax.vmap(lambda p: capture_gates(cell, p, xs, lengths=LENGTHS))(stacked)
     for at, params in enumerate((first, second)):
-        alone = anatomy(cell, params, xs, lengths=LENGTHS)
+        alone = capture_gates(cell, params, xs, lengths=LENGTHS)
         assert_close(jax.tree.map(lambda a, at=at: a[at], seen), alone, tol=1e-6)
 
 
@@ -369,15 +369,15 @@ def test_a_gate_without_batch_axis_raises():
     cell = Leak(HIDDEN, broadcast=False)
     params, xs, _ = setting(cell)
     with pytest.raises(ValueError, match=r"Leak must record gate 'a' with shape \(batch, hidden\)"):
-        anatomy(cell, params, xs)
+        capture_gates(cell, params, xs)
 
 
 def test_arguments_are_checked_as_in_unroll():
     cell = jrnn.LSTM(HIDDEN)
     params, xs, _ = setting(cell)
     with pytest.raises(ValueError, match=r"lengths must have shape \(batch,\) = \(4,\)"):
-        anatomy(cell, params, xs, lengths=jnp.ones(3, jnp.int32))
+        capture_gates(cell, params, xs, lengths=jnp.ones(3, jnp.int32))
     with pytest.raises(TypeError, match="carry must have the structure of LSTM.init_carry"):
-        anatomy(cell, params, xs, jnp.zeros((B, HIDDEN)))
+        capture_gates(cell, params, xs, jnp.zeros((B, HIDDEN)))
     with pytest.raises(TypeError, match=r"cell must be a jrnn.Cell"):
-        anatomy("lstm", params, xs)  # pyright: ignore[reportArgumentType]
+        capture_gates("lstm", params, xs)  # pyright: ignore[reportArgumentType]

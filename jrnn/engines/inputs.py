@@ -1,0 +1,170 @@
+"""Validates and canonicalizes the inputs of every engine: masks, dtypes and noise."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jrnn.cell import Carry, Cell, Inputs, Params, add_noise
+from jrnn.engines import masking
+from jrnn.engines.masking import Masks
+from jrnn.engines.precision import BoundCell, bind, cast, precision_of
+from jrnn.layer import SequenceInputs
+
+
+class Prepared(NamedTuple):
+    """Everything that an engine runs on, validated.
+
+    Attributes:
+      bound: the cell with its parameters.
+      carry: the first carry, leaves `[B, ...]`.
+      xs: inputs, leaves `[T, B, ...]`.
+      masks: padding and resets.
+      reverse: whether to scan from the last step to the first.
+      nan_steps: `[T, B]` bool, the steps whose NaNs were isolated, or None.
+      given: the first carry as the caller gave it, or None.
+    """
+
+    bound: BoundCell
+    carry: Carry
+    xs: Inputs
+    masks: Masks
+    reverse: bool
+    nan_steps: jax.Array | None
+    given: Carry | None
+
+    def restore(self, ys: Any) -> Any:
+        """Outputs of an engine with the NaNs that were isolated."""
+        return ys if self.nan_steps is None else masking.restore_nans(self.nan_steps, ys)
+
+    def result(self, carry: Carry) -> Carry:
+        """The last carry, in the dtypes of the one that the caller gave."""
+        if self.given is None:
+            return carry
+        return jax.tree.map(lambda a, old: a.astype(jnp.result_type(old)), carry, self.given)
+
+
+def canonicalize(
+    cell: Cell, params: Params, inputs: SequenceInputs, *, return_carries: bool = False
+) -> Prepared:
+    """Validates the inputs of a run and makes of them what engines take.
+
+    Args:
+      cell: the cell.
+      params: its parameters.
+      inputs: the sequences.
+      return_carries: whether outputs are to be pairs of output and carry.
+
+    Raises:
+      ValueError: a shape does not fit.
+      TypeError: a dtype or the structure of the carry does not fit.
+    """
+    if not isinstance(cell, Cell):
+        raise TypeError(f"unroll: cell must be a jrnn.Cell such as jrnn.LSTM(64), got {cell!r}")
+    xs, carry = inputs.xs, inputs.carry
+    steps, batch = time_and_batch(xs)
+    lengths, valid, resets = _masks(inputs, steps, batch)
+
+    precision = precision_of(params, xs)
+    initial = cast(cell.init_carry(params, (batch,)), precision.accum)
+    if carry is None:
+        carry = initial
+    else:
+        carry = checked_like("unroll: carry", f"{type(cell).__name__}.init_carry", carry, initial)
+    masks = Masks(lengths, valid, resets, None if resets is None else initial)
+
+    nan_steps = None
+    if resets is not None and steps > 0:
+        xs, carry, nan_steps = masking.isolate_nans(xs, carry, masks, inputs.reverse)
+    if cell.is_stochastic and inputs.key is not None:
+        shapes = jax.eval_shape(lambda: xs)
+        params, noise = cell.sample_noise(params, shapes, (steps, batch), inputs.key)
+        xs = add_noise(xs, cast(noise, precision.compute))
+    bound = bind(cell, params, precision, return_carries)
+    return Prepared(bound, carry, xs, masks, inputs.reverse, nan_steps, inputs.carry)
+
+
+def time_and_batch(xs: Inputs) -> tuple[int, int]:
+    """The number of steps and of sequences, after a check of the inputs."""
+    leaves = jax.tree.leaves(xs)
+    if not leaves:
+        raise ValueError("unroll: xs must hold at least one array [time, batch, ...], got none")
+    for leaf in leaves:
+        if leaf.ndim < 2 or leaf.shape[:2] != leaves[0].shape[:2]:
+            raise ValueError(
+                "unroll: every array of xs must have shape (time, batch, ...), with the same time "
+                f"and batch, got {[leaf.shape for leaf in leaves]}; pass a single sequence as "
+                "xs[:, None]"
+            )
+    if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+        raise TypeError(
+            f"unroll: xs must be floating, got {leaves[0].dtype}; embed or one-hot tokens first"
+        )
+    if len(leaves) == 1 and leaves[0].ndim < 3:
+        raise ValueError(
+            f"unroll: xs must have shape (time, batch, input), got {leaves[0].shape}; pass a "
+            "single sequence as xs[:, None]"
+        )
+    return leaves[0].shape[:2]
+
+
+def _masks(
+    inputs: SequenceInputs, steps: int, batch: int
+) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
+    """Lengths, valid steps and resets, checked; lengths are None where a mask is given."""
+    lengths, valid, resets = inputs.lengths, None, inputs.resets
+    if lengths is not None:
+        lengths = _checked_lengths(lengths, steps, batch)
+        valid = masking.valid_steps(lengths, steps)
+    if inputs.mask is not None:
+        mask = _checked_bools("mask", inputs.mask, steps, batch)
+        lengths, valid = None, mask if valid is None else mask & valid
+    if resets is not None:
+        resets = _checked_bools("resets", resets, steps, batch)
+        resets = resets if valid is None else resets & valid
+    return lengths, valid, resets
+
+
+def _checked_lengths(lengths: jax.Array, steps: int, batch: int) -> jax.Array:
+    if lengths.shape != (batch,):
+        raise ValueError(
+            f"unroll: lengths must have shape (batch,) = ({batch},), got {lengths.shape}"
+        )
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise TypeError(
+            f"unroll: lengths must be ints, the number of valid steps, got {lengths.dtype}"
+        )
+    most = min(steps, jnp.iinfo(lengths.dtype).max)
+    return jnp.clip(lengths, 0, most).astype(jnp.int32)  # an int32 of more could be negative
+
+
+def _checked_bools(name: str, value: jax.Array, steps: int, batch: int) -> jax.Array:
+    if value.shape != (steps, batch):
+        raise ValueError(
+            f"unroll: {name} must have shape (time, batch) = ({steps}, {batch}), got {value.shape}"
+        )
+    if value.dtype != jnp.bool_:
+        raise TypeError(f"unroll: {name} must be bool, got {value.dtype}; write {name} != 0")
+    return value
+
+
+def checked_like(subject: str, source: str, given: Any, like: Any) -> Any:
+    """A tree from the caller, cast to the dtypes of the tree that it must resemble."""
+    expected, got = jax.tree.structure(like), jax.tree.structure(given)
+    if expected != got:
+        raise TypeError(f"{subject} must have the structure of {source}, {expected}, got {got}")
+    given = jax.tree.map(jnp.asarray, given)
+    wanted, have = ([a.shape for a in jax.tree.leaves(tree)] for tree in (like, given))
+    if wanted != have:
+        raise ValueError(f"{subject} must have leaves of shapes {wanted}, got {have}")
+    kinds, have = ([_kind(a) for a in jax.tree.leaves(tree)] for tree in (like, given))
+    if any(got > want for want, got in zip(kinds, have, strict=True)):
+        dtypes = ([a.dtype.name for a in jax.tree.leaves(tree)] for tree in (like, given))
+        raise TypeError("{} must have leaves of dtypes {}, got {}".format(subject, *dtypes))
+    return jax.tree.map(lambda a, leaf: a.astype(leaf.dtype), given, like)
+
+
+def _kind(leaf: jax.Array) -> int:
+    """Bool, int, float, complex: a carry may be cast up this order, never down."""
+    kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+    return next(k for k, kind in enumerate(kinds) if jnp.issubdtype(leaf.dtype, kind))

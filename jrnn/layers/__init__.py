@@ -1,0 +1,12 @@
+"""Layers made of layers: what reads a whole sequence and is no single cell."""
+
+from jrnn.layer import Layer
+from jrnn.layers.bidirectional import Bidirectional as Bidirectional
+from jrnn.layers.bidirectional import BidirectionalParams as BidirectionalParams
+from jrnn.layers.stack import Stack as Stack
+
+bidirectional = Bidirectional
+stack = Stack
+
+REGISTRY: dict[str, type[Layer]] = {"stack": Stack, "bidirectional": Bidirectional}
+"""Every layer by its name."""

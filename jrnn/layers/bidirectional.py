@@ -1,0 +1,155 @@
+"""A layer in each direction of time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jrnn import checks
+from jrnn.cell import Timed
+from jrnn.engines.masking import reverse_resets
+from jrnn.layer import Inputs, Layer, RunLayer, SequenceInputs, split_key
+from jrnn.layers.stack import takes
+
+MERGES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "concat": lambda a, b: jnp.concatenate([a, b], axis=-1),
+    "sum": lambda a, b: a + b,
+    "mul": lambda a, b: a * b,
+    "ave": lambda a, b: (a + b) / 2,
+}
+
+
+class BidirectionalParams(NamedTuple):
+    """Parameters, or carries, of both directions."""
+
+    forward: Any
+    backward: Any
+
+
+@dataclass(frozen=True)
+class Bidirectional(Layer):
+    r"""Two layers over the same sequence, one in each direction of time.
+
+    ::
+
+        ys = merge(unroll(forward, xs), unroll(backward, xs, reverse=True))
+
+    It is not causal: an output needs the whole sequence. Lengths, masks and resets are those of the
+    forward direction; the backward one is reset at the last step of each segment. Each input keeps
+    its own `Timed` time in both directions.
+
+    Args:
+      forward: the layer that scans forward.
+      backward: the layer that scans in reverse; by default like `forward`, with its own weights.
+      merge: "concat", "sum", "mul" or "ave" of the two outputs.
+
+    Raises:
+      TypeError: one of the two is no layer.
+      ValueError: unknown `merge`; a direction is not causal itself; or, when run, `reverse=True`.
+
+    >>> import jax, jax.numpy as jnp, jrnn
+    >>> layer = Bidirectional(jrnn.LSTM(hidden_size=4))
+    >>> params = layer.init(jax.random.key(0), input_size=3)
+    >>> carry, ys = jrnn.unroll(layer, params, jnp.ones((9, 2, 3)))
+    >>> ys.shape
+    (9, 2, 8)
+
+    References:
+      Schuster and Paliwal, 1997, Bidirectional recurrent neural networks.
+    """
+
+    forward: Layer
+    backward: Layer | None = None
+    merge: Literal["concat", "sum", "mul", "ave"] = "concat"
+
+    def __post_init__(self) -> None:
+        for name, layer in zip(("forward", "backward"), self._pair, strict=True):
+            if not isinstance(layer, Layer):
+                raise TypeError(
+                    f"Bidirectional: {name} must be a cell such as jrnn.LSTM(64), or a layer, got "
+                    f"{layer!r}"
+                )
+            if not layer.causal:
+                raise ValueError(
+                    f"Bidirectional: {name} scans in both directions itself: {layer!r}"
+                )
+        checks.one_of("Bidirectional", "merge", self.merge, MERGES)
+        if self.backward is None:
+            object.__setattr__(self, "backward", self.forward)
+
+    @property
+    def _pair(self) -> tuple[Layer, Layer]:
+        return self.forward, self.forward if self.backward is None else self.backward
+
+    @property
+    def causal(self) -> bool:
+        return False
+
+    @property
+    def output_directions(self) -> tuple[bool, ...]:
+        return (False, True) if self.merge == "concat" else (False,)
+
+    @property
+    def is_stochastic(self) -> bool:
+        return any(layer.is_stochastic for layer in self._pair)
+
+    def init(
+        self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
+    ) -> BidirectionalParams:
+        pairs = zip(self._pair, jax.random.split(key), strict=True)
+        params = BidirectionalParams(*(layer.init(k, input_size, dtype) for layer, k in pairs))
+        pairs = zip(self._pair, params, strict=True)
+        widths = [layer.output_shape(p, input_size).shape for layer, p in pairs]
+        if self.merge != "concat" and widths[0] != widths[1]:
+            raise ValueError(
+                f"Bidirectional: merge={self.merge!r} needs outputs of one size, got {widths[0]} "
+                f"and {widths[1]}; use merge='concat', or layers of one size"
+            )
+        return params
+
+    def init_carry(
+        self, params: BidirectionalParams, batch_shape: tuple[int, ...]
+    ) -> BidirectionalParams:
+        pairs = zip(self._pair, params, strict=True)
+        return BidirectionalParams(*(layer.init_carry(p, batch_shape) for layer, p in pairs))
+
+    def inputs(
+        self, input_size: int, batch_shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+    ) -> Inputs:
+        return self.forward.inputs(input_size, batch_shape, dtype)
+
+    def output_shape(self, params: BidirectionalParams, input_size: int) -> Any:
+        pairs = zip(self._pair, params, strict=True)
+        return jax.eval_shape(
+            MERGES[self.merge], *(layer.output_shape(p, input_size) for layer, p in pairs)
+        )
+
+    def apply(
+        self, run: RunLayer, params: BidirectionalParams, inputs: SequenceInputs
+    ) -> tuple[BidirectionalParams, jax.Array]:
+        if inputs.reverse:
+            raise ValueError(
+                "unroll: a bidirectional layer scans in both directions; reverse must be False, "
+                "got True"
+            )
+        firsts = (None, None) if inputs.carry is None else inputs.carry
+        keys = split_key(inputs.key, 2)
+        forward, backward = (
+            inputs.replace(xs=_inputs_for(layer, inputs.xs), carry=carry, key=key)
+            for layer, carry, key in zip(self._pair, firsts, keys, strict=True)
+        )
+        last, ys = run(self._pair[0], params.forward, forward, name="forward")
+        resets = inputs.resets
+        if resets is not None:
+            resets = reverse_resets(resets, inputs.lengths, inputs.mask)
+        backward = backward.replace(resets=resets, reverse=True)
+        first, others = run(self._pair[1], params.backward, backward, name="backward")
+        return BidirectionalParams(last, first), MERGES[self.merge](ys, others)
+
+
+def _inputs_for(layer: Layer, xs: Inputs) -> Inputs:
+    """Inputs without their times for a layer that takes none."""
+    return xs.x if isinstance(xs, Timed) and not takes(layer, Timed) else xs

@@ -1,0 +1,162 @@
+"""Layers one above another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jrnn.cell import Below, Cell, Timed
+from jrnn.layer import (
+    Carry,
+    Inputs,
+    Layer,
+    Params,
+    RunLayer,
+    SequenceInputs,
+    child_layers,
+    split_key,
+)
+
+
+@dataclass(frozen=True)
+class Stack(Layer):
+    r"""Layers one above another: each takes the outputs of the one below.
+
+    ::
+
+        ys_1 = layer_1(xs),   ys_2 = layer_2(ys_1),   ...   ys = ys_n
+
+    The layers run one after another, each over the whole sequence, on the engine that fits it. A
+    cell that takes it, such as `jrnn.DepthGatedLSTM`, is also given the cell state of the layer
+    below; and where inputs are `Timed`, all layers that take times, such as `jrnn.CfC`, are given
+    them.
+
+    Parameters and carry are tuples with one entry for each layer.
+
+    Args:
+      layers: the layers, the lowest first: cells, transformed cells, and layers such as
+        `Bidirectional`.
+
+    Raises:
+      TypeError: one of them is no layer.
+      ValueError: there are none; or, when run, a cell takes a state that the one below lacks.
+
+    >>> import jax, jax.numpy as jnp, jrnn
+    >>> network = Stack([jrnn.LSTM(hidden_size=4), jrnn.GRU(hidden_size=5)])
+    >>> params = network.init(jax.random.key(0), input_size=3)
+    >>> (first, second), ys = jrnn.unroll(network, params, jnp.ones((9, 2, 3)))
+    >>> first.c.shape, second.shape, ys.shape
+    ((2, 4), (2, 5), (9, 2, 5))
+
+    References:
+      Graves, Mohamed and Hinton, 2013, Speech recognition with deep recurrent neural networks.
+    """
+
+    layers: Sequence[Layer]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layers, Sequence) or not self.layers:
+            raise ValueError(
+                f"Stack: layers must be a non-empty list of cells or layers, got {self.layers!r}"
+            )
+        for layer in self.layers:
+            if not isinstance(layer, Layer):
+                raise TypeError(
+                    f"Stack: each must be a cell such as jrnn.LSTM(64), or a layer, got {layer!r}"
+                )
+        for layer in self.layers[1:]:
+            if not isinstance(layer.inputs(1, ()), jax.Array):
+                raise ValueError(
+                    f"Stack: {layer!r} takes more than the output of a layer below; only the first "
+                    "layer may"
+                )
+        object.__setattr__(self, "layers", tuple(self.layers))
+
+    @property
+    def causal(self) -> bool:
+        return all(layer.causal for layer in self.layers)
+
+    @property
+    def output_directions(self) -> tuple[bool, ...]:
+        return self.layers[-1].output_directions
+
+    @property
+    def is_stochastic(self) -> bool:
+        return any(layer.is_stochastic for layer in self.layers)
+
+    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> Params:
+        params, size = [], input_size
+        for k, layer in zip(jax.random.split(key, len(self.layers)), self.layers, strict=True):
+            params.append(layer.init(k, size, dtype))
+            size = layer.output_shape(params[-1], size).shape[-1]
+        return tuple(params)
+
+    def output_shape(self, params: Params, input_size: int) -> Any:
+        size, y = input_size, None
+        for layer, p in zip(self.layers, params, strict=True):
+            y = layer.output_shape(p, size)
+            size = y.shape[-1]
+        return y
+
+    def init_carry(self, params: Params, batch_shape: tuple[int, ...]) -> Carry:
+        pairs = zip(self.layers, params, strict=True)
+        return tuple(layer.init_carry(p, batch_shape) for layer, p in pairs)
+
+    def inputs(
+        self, input_size: int, batch_shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+    ) -> Inputs:
+        return self.layers[0].inputs(input_size, batch_shape, dtype)
+
+    def apply(self, run: RunLayer, params: Params, inputs: SequenceInputs) -> tuple[Carry, Any]:
+        count = len(self.layers)
+        firsts = (None,) * count if inputs.carry is None else self._checked(inputs.carry)
+        xs, dt = inputs.xs, None
+        if isinstance(xs, Timed) and self._takes(Timed):
+            xs, dt = xs.x, xs.dt
+        carries = []
+        for n, key in enumerate(split_key(inputs.key, count)):
+            layer, below = self.layers[n], n + 1 < count and takes(self.layers[n + 1], Below)
+            xs = Timed(xs, dt) if dt is not None and takes(layer, Timed) else xs
+            given = inputs.replace(xs=xs, carry=firsts[n], key=key)
+            if below and isinstance(layer, Cell):
+                last, (ys, states) = run(layer, params[n], given, name=str(n), return_carries=True)
+                xs = Below(ys, _cell_state(layer, states))
+            else:
+                last, xs = run(layer, params[n], given, name=str(n))
+                if below:
+                    _cell_state(layer, None)
+            carries.append(last)
+        return tuple(carries), xs
+
+    def _takes(self, kind: type) -> bool:
+        return any(takes(layer, kind) for layer in self.layers)
+
+    def _checked(self, carry: Carry) -> Carry:
+        if not isinstance(carry, tuple | list) or len(carry) != len(self.layers):
+            raise TypeError(
+                f"unroll: carry of a Stack must be a tuple with one carry for each of its "
+                f"{len(self.layers)} layers, got {jax.tree.structure(carry)}"
+            )
+        return carry
+
+
+def takes(layer: Layer, kind: type) -> bool:
+    """Whether inputs of a layer may be of a type such as `Timed` or `Below`."""
+    if isinstance(layer, Cell):
+        return kind in layer.traits.input_types
+    if isinstance(layer, Stack):
+        first_only = layer.layers[:1] if kind is Below else layer.layers
+        return any(takes(inner, kind) for inner in first_only)
+    return any(takes(inner, kind) for inner in child_layers(layer)) if kind is Timed else False
+
+
+def _cell_state(layer: Layer, carries: Carry) -> jax.Array:
+    if "c" not in getattr(carries, "_fields", ()):
+        raise ValueError(
+            "Stack: the cell above takes the cell state c of the layer below, and the carry of "
+            f"{layer!r} has none; put a cell such as jrnn.LSTM there"
+        )
+    return carries.c

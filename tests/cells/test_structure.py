@@ -1,0 +1,221 @@
+"""What is read off the jaxprs of a cell, against changes of single numbers and by hand."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jrnn import GRU, LSTM, MGU, Cell, Elman, LSTMCarry, MinGRU, MinimalRNN
+from jrnn.structure import (
+    flow,
+    has_reverse_mode_only,
+    jacobian_kind,
+    leaves_read,
+    multiplies_by_params,
+    update_is_elementwise,
+)
+from tests.helpers import QUICK, input_size_of, normal_like, random_params
+from tests.table import Row
+
+HIDDEN, INPUT = 4, 3
+
+
+def draw(cell: Cell, seed: int) -> tuple[Any, Any, Any, Any]:
+    """Parameters, and carry, z and u of one sequence."""
+    params, rng = random_params(cell, seed, INPUT, np.float32), np.random.default_rng(seed)
+    like = lambda tree: jax.tree.map(lambda leaf: normal_like(rng, leaf, np.float32), tree)
+    carry = like(jax.eval_shape(lambda p: cell.init_carry(p, ()), params))
+    x = like(cell.inputs(input_size_of(params), ()))
+    return params, carry, cell.project(params, x), cell.recur(params, carry)
+
+
+def dependence(function: Any, tree: Any) -> list[list[np.ndarray]]:
+    """For each leaf of the result and of `tree`, which number changes when another is changed."""
+    leaves, structure = jax.tree.flatten(tree)
+    ends = np.cumsum([jnp.size(leaf) for leaf in leaves])
+    # One copy of the tree for each number of it, in which that number is changed, and one as it is.
+    copies, start = [], 0
+    for leaf, end in zip(leaves, ends, strict=True):
+        leaf = np.asarray(leaf)
+        many = np.repeat(leaf.reshape(1, -1), ends[-1] + 1, axis=0)
+        many[range(start, end), range(leaf.size)] += np.asarray(1.3).astype(leaf.dtype)
+        copies.append(many.reshape(-1, *leaf.shape))
+        start = end
+    run = jax.jit(jax.vmap(function), compiler_options=QUICK)
+    results = jax.tree.leaves(run(jax.tree.unflatten(structure, copies)))
+    rows = []
+    for result in results:
+        flat = np.asarray(result).reshape(len(result), -1)
+        differs = np.abs(flat - flat[-1]) > 1e-6 * (1 + np.abs(flat[-1]))
+        rows.append([part.T for part in np.split(differs[:-1], ends[:-1])])
+    return rows
+
+
+def union(draws: list[Any]) -> Any:
+    """Where a number changes in any of the draws: relu and clocks do not always pass a change."""
+    return [
+        [np.logical_or.reduce(leaves) for leaves in zip(*rows, strict=True)]
+        for rows in zip(*draws, strict=True)
+    ]
+
+
+def test_update_is_elementwise_equals_brute_force(row: Row) -> None:
+    cell = row.make(HIDDEN)
+    draws = [draw(cell, seed) for seed in range(3)]
+    found = union(
+        [dependence(lambda s, p=params: cell.update(p, *s), rest) for params, *rest in draws]
+    )
+    # Each number of the new carry depends on one number of each array at most.
+    truth = all((depends.sum(axis=1) <= 1).all() for leaf in found for depends in leaf)
+    assert update_is_elementwise(cell, *draws[0]) == truth
+
+
+def test_jacobian_kind_equals_brute_force(row: Row) -> None:
+    cell = row.make(HIDDEN)
+    draws = [draw(cell, seed) for seed in range(3)]
+
+    def one(params: Any, z: Any, carry: Any) -> Any:
+        return cell.update(params, carry, z, cell.recur(params, carry))
+
+    found = union([dependence(partial(one, p, z), carry) for p, carry, z, _ in draws])
+    leaves = jax.tree.leaves(draws[0][1])
+    want = None
+    if all(leaf.shape == leaves[0].shape for leaf in leaves):
+        own = all(not (d & ~np.eye(len(d), dtype=bool)).any() for leaf in found for d in leaf)
+        apart = all(
+            not d.any() for n, leaf in enumerate(found) for k, d in enumerate(leaf) if n != k
+        )
+        want = None if not own else "diagonal" if apart else "block"
+    params, carry, z, _ = draws[0]
+    assert jacobian_kind(cell, params, carry, z) == want
+
+
+def test_leading_axes_do_not_change_the_structure(row: Row) -> None:
+    cell = row.make(HIDDEN)
+    params, carry, z, u = draw(cell, 0)
+    many = lambda tree: jax.tree.map(lambda leaf: jnp.stack([leaf] * HIDDEN), tree)
+    rest = many((carry, z, u))
+    alone = update_is_elementwise(cell, params, carry, z, u), jacobian_kind(cell, params, carry, z)
+    assert update_is_elementwise(cell, params, *rest) == alone[0]
+    assert jacobian_kind(cell, params, *rest[:2]) == alone[1]
+
+
+S = np.ones((3, 3), np.float32)
+ELEMENTWISE = {
+    "arithmetic": lambda p, s: jnp.tanh(p * s + 1) ** 2 / (1 + jnp.exp(-s)),
+    "choice": lambda p, s: jnp.where(s > 0, p * s, jnp.maximum(s, p)),
+    "of the parameters anything": lambda p, s: s * (p @ p).sum() + jnp.cumsum(p, axis=0)[::-1],
+    "broadcast": lambda p, s: s[:, :, None] * p,
+    "axis of size one": lambda p, s: s[None].reshape(3, 1, 3)[:, 0],
+    "custom derivative": lambda p, s: jax.nn.relu(s) + jax.nn.silu(s) + jax.nn.softplus(s),
+    "within jit": lambda p, s: jax.jit(jnp.multiply)(p, s),
+    "within checkpoint": lambda p, s: jax.checkpoint(lambda a: jnp.sin(p * a))(s),
+    "no derivative": lambda p, s: lax.stop_gradient(s).astype(jnp.bfloat16),
+}
+MIXING = {
+    "matrix product": lambda p, s: s @ p,
+    "product with itself": lambda p, s: s @ s,
+    "sum": lambda p, s: s.sum(axis=0),
+    "running sum": lambda p, s: jnp.cumsum(s, axis=0),
+    "softmax": lambda p, s: jax.nn.softmax(s),
+    "turned round": lambda p, s: s[::-1],
+    "rolled": lambda p, s: jnp.roll(s, 1, axis=0),
+    "transposed": lambda p, s: s.T,
+    "slice": lambda p, s: s[:2],
+    "joined": lambda p, s: jnp.concatenate([s, p]),
+    "reshaped": lambda p, s: s.reshape(9),
+    "sorted": lambda p, s: jnp.sort(s),
+    "within jit": lambda p, s: jax.jit(jnp.matmul)(s, p),
+    "within checkpoint": lambda p, s: jax.checkpoint(lambda a: a @ p)(s),
+    "loop": lambda p, s: lax.fori_loop(0, 3, lambda _, a: a @ p, s),
+    "branch": lambda p, s: lax.cond(p.sum() > 0, lambda a: a @ p, lambda a: a, s),
+    "convolution": lambda p, s: jnp.convolve(s[0], p[0]),
+    "gathered": lambda p, s: s[jnp.array([2, 0, 1])],
+    "callback": lambda p, s: jax.pure_callback(np.flip, jax.ShapeDtypeStruct(S.shape, S.dtype), s),
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_elementwise_operations_are_recognised(name: str) -> None:
+    assert flow(ELEMENTWISE[name], S, S).elementwise
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_operations_that_mix_are_not_elementwise(name: str) -> None:
+    found = flow(MIXING[name], S, S)
+    assert not found.elementwise and found.sources == (frozenset({0}),)
+
+
+def test_flow_follows_each_array_on_its_own() -> None:
+    def function(p: Any, given: Any) -> Any:
+        a, b, c = given
+        return jax.jit(lambda x, y: (y, x * p))(a, b), p, a * c
+
+    found = flow(function, S, (S, S, S))
+    assert found.elementwise
+    assert [sorted(source) for source in found.sources] == [[1], [0], [], [0, 2]]
+
+
+def test_what_mixes_only_parameters_and_gates_leaves_the_jacobian_diagonal() -> None:
+    # The softmax is of z, so `update` is not elementwise; of the carry it is.
+    class Weighted(MinGRU):
+        def update(self, params: Any, carry: Any, z: Any, u: None) -> jax.Array:
+            return carry * jax.nn.softmax(z.z)
+
+    cell = Weighted(HIDDEN)
+    params, carry, z, u = draw(cell, 0)
+    assert not update_is_elementwise(cell, params, carry, z, u)
+    assert jacobian_kind(cell, params, carry, z) == "diagonal"
+
+
+def test_products_with_parameters_are_found_at_any_depth() -> None:
+    for cell, inside in [
+        (MGU(HIDDEN), True),
+        (GRU(HIDDEN), False),
+        (GRU(HIDDEN, reset_after=False), True),
+        (Elman(HIDDEN), False),
+        (MinimalRNN(HIDDEN), False),
+    ]:
+        assert multiplies_by_params(cell.update, *draw(cell, 0)) == inside, cell
+    params, w = {"w": S}, S
+    for function, inside in [
+        (lambda p, x: jax.jit(lambda w, x: x @ w)(p["w"].T / 2, x), True),
+        (lambda p, x: jax.checkpoint(lambda x: x @ p["w"])(x), True),
+        (lambda p, x: lax.scan(lambda s, _: (s @ p["w"], None), x, None, length=2)[0], True),
+        (lambda p, x: jnp.convolve(x[0], p["w"][0]), True),
+        (lambda p, x: p["w"] * (x @ w), False),
+        (lambda p, x: jax.jit(lambda w, x: w + x @ x)(p["w"], x), False),
+    ]:
+        assert multiplies_by_params(function, params, S) == inside
+
+
+def test_leaves_that_a_function_reads() -> None:
+    cell = LSTM(HIDDEN, peepholes=True)
+    params, carry, z, u = draw(cell, 0)
+    update = leaves_read(lambda p, s, z: cell.update(p, s, z, u), params, carry, z)
+    names = [name for name, leaf in params._asdict().items() if leaf is not None]
+    assert {n for n, read in zip(names, update.params, strict=True) if read} == {
+        "p_i",
+        "p_f",
+        "p_o",
+    }
+    assert update.carry == (False, True) and all(update.z)
+    readout = leaves_read(cell.readout, params, carry, z)
+    assert readout.carry == (True, False) and not any(readout.params + readout.z)
+    assert LSTMCarry._fields == ("h", "c")
+
+
+def test_reverse_mode_alone_is_recognised() -> None:
+    @jax.custom_vjp
+    def function(a: jax.Array) -> jax.Array:
+        return jnp.tanh(a)
+
+    function.defvjp(lambda a: (jnp.tanh(a), a), lambda a, ct: (ct,))
+    assert has_reverse_mode_only(function, S)
+    assert has_reverse_mode_only(lambda a: jax.jit(function)(a) + 1, S)
+    assert has_reverse_mode_only(lambda a: lax.map(function, a), S)
+    assert not has_reverse_mode_only(jax.nn.relu, S)
