@@ -1,13 +1,35 @@
-"""What all tests share: fixtures over the tables of cells and engines, and hypothesis settings."""
+"""What all tests share: fixtures over the tables of cells and engines, and settings.
 
+Compilation is nearly all of the time of this suite, so most tests run code that XLA has not
+optimised. The fixture `optimized` gives a test the code that users run.
+"""
+
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
-import hypothesis
-import jax
-import pytest
+UNOPTIMIZED = {"jax_disable_most_optimizations": True}
+CACHE = {
+    "jax_compilation_cache_dir": str(
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jrnn-tests"
+    ),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+SETTINGS = UNOPTIMIZED | (CACHE if os.environ.get("JRNN_TEST_CACHE", "1") != "0" else {})
+# For the processes that tests start; JAX may have been imported here already.
+for name, value in SETTINGS.items():
+    os.environ.setdefault(name.upper(), str(value))
 
-from jrnn import Engine
-from tests.table import CELLS, ENGINES, KINDS, Row
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from jrnn import Engine  # noqa: E402
+from tests.table import CELLS, ENGINES, KINDS, Row  # noqa: E402
+
+for name, value in SETTINGS.items():
+    jax.config.update(name, value)
 
 # The same examples on every run: a suite of many cells is no place for a test that fails by chance.
 # A compile can take longer than any deadline of hypothesis.
@@ -21,25 +43,33 @@ hypothesis.settings.load_profile("jrnn")
 def row(request: pytest.FixtureRequest) -> Iterator[Row]:
     """Each row of the table of cells."""
     yield CELLS[request.param]
-    jax.clear_caches()
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> Iterator[Row]:
     """One row for each kind of cell that an engine treats in its own way."""
     yield CELLS[request.param]
-    jax.clear_caches()
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forgetful() -> Iterator[None]:
-    """Frees what a module has compiled.
+    """Frees what has been compiled when it takes many maps of memory.
 
-    A program that is compiled takes several maps of memory, of which Linux gives a process 65530;
-    without one more XLA crashes.
+    A program that is compiled takes several of them, of which Linux gives a process 65530; without
+    one more XLA crashes.
     """
     yield
-    jax.clear_caches()
+    if memory_maps() > 12_000:
+        jax.clear_caches()
+
+
+def memory_maps() -> int:
+    """How many maps of memory this process has; 0 where the system does not say."""
+    try:
+        with open("/proc/self/maps", "rb") as lines:
+            return sum(1 for _ in lines)
+    except OSError:
+        return 0
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -65,3 +95,13 @@ def x64() -> Iterator[None]:
     """Doubles for the length of one test: users run without them, and so do the other tests."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """Code as users run it, for the length of one test: XLA optimises what is compiled in it."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
