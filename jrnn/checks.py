@@ -125,7 +125,7 @@ def rate(owner: str, name: str, value: float) -> None:
 def prng_key(owner: str, name: str, value: Any) -> None:
     """Raises unless the value is one PRNG key: of `jax.random.key`, or an old `PRNGKey`."""
     dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
-    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     raw = dtype == jnp.uint32 and shape is not None and len(shape) == 1
     if not raw and not (typed and shape == ()):
         got = f"{dtype} of shape {shape}" if dtype is not None else repr(value)

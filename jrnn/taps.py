@@ -5,6 +5,7 @@ not depend on what was traced or cached before: `update` may be under `jax.jit`,
 `jax.checkpoint`, and so may be the function that reads the taps.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -89,7 +90,7 @@ def tapped_shapes(function: Callable[..., Any], role: str, *args: Any) -> list[A
 
 def _interpret(
     function: Callable[..., Any], args: Any, action: Action
-) -> tuple[Any, dict[Tap, jax.Array]]:
+) -> tuple[Any, OrderedDict[Tap, jax.Array]]:
     """Evaluates a function with an action at each tap; returns the tapped values as well."""
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
     outs, values = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), action)
@@ -98,9 +99,9 @@ def _interpret(
 
 def _evaluate(
     jaxpr: core.Jaxpr, consts: Any, args: Any, action: Action
-) -> tuple[list[Any], dict[Tap, jax.Array]]:
+) -> tuple[list[Any], OrderedDict[Tap, jax.Array]]:
     env: dict[Any, Any] = {}
-    values: dict[Tap, jax.Array] = {}
+    values: OrderedDict[Tap, jax.Array] = OrderedDict()  # JAX sorts plain ones by their keys
     read = lambda v: v.val if isinstance(v, core.Literal) else env[v]
     env.update(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
@@ -114,8 +115,8 @@ def _evaluate(
             outs, found = _evaluate_inner(eqn, inputs, action)
             values.update(found)
         else:
-            functions, params = eqn.primitive.get_bind_params(eqn.params)
-            outs = eqn.primitive.bind(*functions, *inputs, **params)
+            params = eqn.primitive.get_bind_params(eqn.params)
+            outs = eqn.primitive.bind(*inputs, **params)
             outs = outs if eqn.primitive.multiple_results else [outs]
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(v) for v in jaxpr.outvars], values
@@ -123,7 +124,7 @@ def _evaluate(
 
 def _evaluate_inner(
     eqn: Any, inputs: list[Any], action: Action
-) -> tuple[list[Any], dict[Tap, jax.Array]]:
+) -> tuple[list[Any], OrderedDict[Tap, jax.Array]]:
     """An equation that calls a jaxpr with taps in it."""
     name = eqn.primitive.name
     if name in _INLINED:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 import jrnn
+from jrnn import structure
 from jrnn.cells import REGISTRY
 from jrnn.cells.lstm_variants import VARIANTS
-from jrnn.transforms import stack
+from jrnn.layer import child_layers
 from jrnn.transforms.wrapper import Wrapper
 
 PERIODS = (1, 2, 4, 8, 16)
@@ -35,7 +36,7 @@ class Contender:
       options: how it differs from the defaults, for the reader.
     """
 
-    make: Callable[[int], jrnn.Cell]
+    make: Callable[[int], jrnn.Layer]
     inputs: Callable[[jax.Array], Any] = field(default=lambda xs: xs)
     options: str = ""
 
@@ -64,12 +65,11 @@ class OverPlaces(Wrapper):
     ) -> jax.Array:
         return jnp.zeros((*batch_shape, input_size), dtype)
 
-    def project(self, params: Any, x: jax.Array) -> Any:
-        return self.cell.project(params, jnp.repeat(x[..., None, :], PLACES, axis=-2))
+    def transform_input(self, params: Any, x: jax.Array, noise: Any) -> tuple[Any, Any]:
+        return jnp.repeat(x[..., None, :], PLACES, axis=-2), None
 
-    def update(self, params: Any, carry: Any, z: Any, u: Any) -> tuple[Any, jax.Array]:
-        carry, y = self.cell.update(params, carry, z, u)
-        return carry, y.reshape(*y.shape[:-2], -1)
+    def transform_output(self, params: Any, y: Any, extra: Any) -> Any:
+        return y.reshape(*y.shape[:-2], -1)
 
 
 _SPECIAL = {
@@ -79,7 +79,7 @@ _SPECIAL = {
     ),
     "cfc": Contender(lambda hidden: jrnn.CfC(hidden, backbone_units=32), options="backbone of 32"),
     "depthgatedlstm": Contender(
-        lambda hidden: stack((jrnn.LSTM(hidden), jrnn.DepthGatedLSTM(hidden))),
+        lambda hidden: jrnn.stack((jrnn.LSTM(hidden), jrnn.DepthGatedLSTM(hidden))),
         options="on a layer of LSTM",
     ),
     "mlstm": Contender(mlstm, options=f"heads of {HEAD}"),
@@ -107,7 +107,7 @@ CONTENDERS |= {
 """By name; every cell of `jrnn.cells.REGISTRY` is here."""
 
 
-def of_size(contender: Contender, input_size: int, output_size: int, count: int) -> jrnn.Cell:
+def of_size(contender: Contender, input_size: int, output_size: int, count: int) -> jrnn.Layer:
     """The cell with which a network, its linear readout included, is nearest to `count` numbers.
 
     Raises:
@@ -121,7 +121,7 @@ def of_size(contender: Contender, input_size: int, output_size: int, count: int)
             params = jax.eval_shape(lambda key: cell.init(key, input_size), jax.random.key(0))
         except ValueError:
             return None
-        width = cell.output(params, input_size).shape[-1]
+        width = cell.output_shape(params, input_size).shape[-1]
         return count - parameters(params) - (width + 1) * output_size
 
     def too_small(size: int) -> bool:
@@ -145,6 +145,19 @@ def of_size(contender: Contender, input_size: int, output_size: int, count: int)
             f"and {fit[best]} off; choose another number"
         )
     return contender.make(best)
+
+
+def hidden_units(layer: jrnn.Layer) -> int:
+    """Hidden units of a cell, or of the topmost cell in a layer."""
+    inner: Any = layer
+    while children := child_layers(inner):
+        inner = children[-1]
+    return inner.hidden_size
+
+
+def recurrence_of(layer: jrnn.Layer, input_size: int) -> str:
+    """How the new carry depends on the old one; of a layer of several cells "dense"."""
+    return structure.recurrence(layer, input_size) if isinstance(layer, jrnn.Cell) else "dense"
 
 
 def parameters(tree: Any) -> int:

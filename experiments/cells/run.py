@@ -28,7 +28,7 @@ import tyro
 from flax import nnx
 
 from experiments.cells import report
-from experiments.cells.contenders import CONTENDERS, of_size
+from experiments.cells.contenders import CONTENDERS, hidden_units, of_size, recurrence_of
 from experiments.speed import machine
 from experiments.speed.contenders import Contender as Timed
 from experiments.speed.timing import in_turn
@@ -215,9 +215,9 @@ def row(study: Study, name: str, task: str) -> dict[str, Any]:
         "cell": name,
         "task": task,
         "options": CONTENDERS[name].options,
-        "hidden": trainer.cell.hidden_size,
+        "hidden": hidden_units(trainer.cell),
         "parameters": trainer.parameters,
-        "recurrence": trainer.cell.recurrence,
+        "recurrence": recurrence_of(trainer.cell, data.input_size),
         "steps": trainer.steps,
         "baseline": data.baseline[1],
         "trials": {str(r): value for r, value in trials.items()},

@@ -38,7 +38,7 @@ INPUT = 32
 class Growth:
     """A cell, the engine that runs its time at once, and how long its sequences may be."""
 
-    cell: jrnn.Cell
+    cell: Any
     engine: jrnn.Engine
     longest: int
 
@@ -150,8 +150,9 @@ def trained(cell: jrnn.Cell, engine: jrnn.Newton, data: Any, steps: int) -> dict
     """Trains one layer and a linear readout of its last output."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(5e-3))
     key = jax.random.key(0)
-    readout = jax.random.normal(key, (cell.hidden_size,)) / cell.hidden_size**0.5
-    weights = (cell.init(key, data.input_size), readout)
+    params = cell.init(key, data.input_size)
+    width = cell.output_shape(params, data.input_size).shape[-1]
+    weights = (params, jax.random.normal(key, (width,)) / width**0.5)
     state = optimizer.init(weights)
 
     def loss(weights: Any, xs: jax.Array, targets: jax.Array) -> Any:

@@ -38,7 +38,7 @@ STEPS_OF_LYAPUNOV = 1024
 class Case:
     """A cell, its sizes, and what its recurrent weights are multiplied by."""
 
-    cell: jrnn.Cell
+    cell: Any
     jacobian: Literal["diagonal", "block", "full"]
     steps: int
     input_size: int = 32

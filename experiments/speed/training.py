@@ -226,7 +226,7 @@ class FlaxNetwork(nnx.Module):
 
 def by_flax(experiment: Experiment, data: Data) -> Loop:
     """A step for each batch, as flax's guide writes it."""
-    network = experiment.network
+    network: Any = experiment.network
     model = FlaxNetwork(network.cell.hidden_size, data, network.dropout, nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, experiment.optim.build(experiment.steps), wrt=nnx.Param)
 

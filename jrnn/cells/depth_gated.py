@@ -128,15 +128,14 @@ class DepthGatedLSTM(Cell):
         z: DepthGatedLSTMGates,
         u: DepthGatedLSTMGates,
     ) -> LSTMCarry:
-        d = None
+        from_below: Any = 0
         if z.below is not None:
             d = tap("d", sigmoid(z.d + params.p_d * carry.c + params.p_below * z.below))
+            from_below = d * z.below
         i = tap("i", sigmoid(z.i + u.i + params.p_i * carry.c))
         f = tap("f", sigmoid(z.f + u.f + params.p_f * carry.c))
         g = tap("g", jnp.tanh(z.g + u.g), role="candidate")
-        c = f * carry.c + i * g
-        if d is not None:
-            c = c + d * z.below
+        c = from_below + f * carry.c + i * g
         o = tap("o", sigmoid(z.o + u.o + params.p_o * c))
         h = o * jnp.tanh(tap("", c, role="cell_state"))
         return LSTMCarry(h, c)

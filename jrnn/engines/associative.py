@@ -237,6 +237,8 @@ def _recurrences(
     xs, valid, resets = steps
     z = bound.project(zero_where(valid, xs))
     given = bound.coefficients(z)
+    if given is None:
+        raise ValueError("Associative: the cell has no coefficients")
     given = given.exp() if isinstance(given, LogDiagonal) else given
     dense = isinstance(given, Dense)
     time = jax.tree.leaves(xs)[0].shape[:1]

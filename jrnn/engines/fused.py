@@ -88,7 +88,8 @@ class Fused(Engine):
         if steps == 0:
             return Scan().run(bound, carry, xs, masks, reverse)
         readout = loop_readout(bound, carry, step_of(xs))
-        carry, outs = _run(self, readout, reverse, bound, carry, xs, masks)
+        ran: Any = _run(self, readout, reverse, bound, carry, xs, masks)
+        carry, outs = ran
         return carry, zero_where(masks.valid, readout.finish(bound, outs))
 
     def chunk_of(self, steps: int, batch: int, weights: int = SMALL) -> int:

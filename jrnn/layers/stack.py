@@ -113,14 +113,18 @@ class Stack(Layer):
     def apply(self, run: RunLayer, params: Params, inputs: SequenceInputs) -> tuple[Carry, Any]:
         count = len(self.layers)
         firsts = (None,) * count if inputs.carry is None else self._checked(inputs.carry)
-        xs, dt = inputs.xs, None
+        xs: Any = inputs.xs
+        dt: Any = None
         if isinstance(xs, Timed) and self._takes(Timed):
             xs, dt = xs.x, xs.dt
         carries = []
         for n, key in enumerate(split_key(inputs.key, count)):
-            layer, below = self.layers[n], n + 1 < count and takes(self.layers[n + 1], Below)
-            xs = Timed(xs, dt) if dt is not None and takes(layer, Timed) else xs
-            given = inputs.replace(xs=xs, carry=firsts[n], key=key)
+            layer: Any = self.layers[n]
+            below = n + 1 < count and takes(self.layers[n + 1], Below)
+            x: Any = xs
+            if dt is not None and takes(layer, Timed):
+                x = Timed(x, dt)
+            given = inputs.replace(xs=x, carry=firsts[n], key=key)
             if below and isinstance(layer, Cell):
                 last, (ys, states) = run(layer, params[n], given, name=str(n), return_carries=True)
                 xs = Below(ys, _cell_state(layer, states))

@@ -41,6 +41,7 @@ class FlaxCell(nnx.RNNCellBase):
           dtype: of inputs, products and outputs.
           param_dtype: of the parameters; the carry is in the wider of the two.
         """
+        self.cell = cell
         self.rnn = RNN(cell, input_size, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.rnn.rngs = nnx.data(None)  # nothing is drawn here
 
@@ -74,5 +75,5 @@ class FlaxCell(nnx.RNNCellBase):
     def __call__(self, carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
         """One step: the new carry and the output."""
         x = jnp.asarray(inputs, self.rnn.dtype)
-        cell, params = self.rnn.cell, self.rnn.params
+        cell, params = self.cell, self.rnn.params
         return bind(cell, params, precision_of(params, x)).step(carry, x)

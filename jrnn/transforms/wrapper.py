@@ -169,7 +169,6 @@ class Wrapper(Cell):
     def init_carry(self, params: Params, batch_shape: tuple[int, ...]) -> Carry:
         return self.cell.init_carry(self.inside(params), batch_shape)
 
-    @final
     def inputs(
         self, input_size: int, batch_shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
     ) -> Inputs:
