@@ -6,7 +6,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
 TESTS ?= tests jrnn
 JOBS ?= 2
 
-.PHONY: setup demo test targets parity lint bench sanitize notebooks clean
+.PHONY: setup demo test test-all targets parity lint bench sanitize notebooks clean
 
 setup: .venv/with-demo
 
@@ -16,6 +16,10 @@ demo: .venv/with-demo
 
 test: .venv/with-test
 	$(BIN)/pytest -n $(JOBS) $(TESTS)
+
+# Every row of every table on every engine, all masks, twenty kills, sanitizers: an hour.
+test-all: .venv/with-test sanitize
+	$(BIN)/pytest -n $(JOBS) -m "not slow" $(TESTS)
 
 targets: .venv/with-test
 	$(BIN)/pytest -m slow tests/train/test_targets.py

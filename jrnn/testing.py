@@ -26,7 +26,9 @@ STEPS, BATCH = 5, 3
 RTOL = 1e-5
 EPSILON = 1e-3
 
-# Compiles are nearly all of the time that a check takes, and unoptimised they are twice as fast.
+# Compilation is nearly all of the time that a check takes, and unoptimised it is twice as fast. So
+# the properties share what is compiled, and all other arrays are NumPy's: a function of jax.numpy
+# outside of jit is compiled for each shape.
 _jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -41,12 +43,20 @@ class Case(NamedTuple):
 
     def xs(self, *leading: int, seed: int = 0) -> Inputs:
         """Random inputs with these leading axes."""
-        return self.inputs(jax.random.fold_in(self.key, seed), leading)
+        return _as_numpy(self.inputs(jax.random.fold_in(self.key, seed), leading))
 
     def carry(self, *leading: int, seed: int = 0) -> Carry:
         """A random carry with these leading axes."""
         key = jax.random.fold_in(self.key, 1000 + seed)
-        return randomized(self.cell.init_carry(self.params, leading), key)
+        return _as_numpy(randomized(self.cell.init_carry(self.params, leading), key))
+
+
+class Step(NamedTuple):
+    """One step, and what it is made of."""
+
+    gates: Any  # z and u
+    updated: Any  # what `update` returns
+    stepped: Any  # what `step` returns
 
 
 def randomized(tree: Any, key: jax.Array, scale: float = 0.3) -> Any:
@@ -57,15 +67,17 @@ def randomized(tree: Any, key: jax.Array, scale: float = 0.3) -> Any:
       key: randomness.
       scale: standard deviation of the noise.
     """
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(key, max(len(leaves), 1))[: len(leaves)]
-    noisy = [
-        leaf + scale * jax.random.normal(k, leaf.shape, leaf.dtype)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-        else leaf
-        for leaf, k in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(structure, noisy)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+    def noisy(leaf: Any) -> Any:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return leaf
+        noise = rng.normal(scale=scale, size=leaf.shape)
+        if _is_complex(leaf):
+            noise = (noise + 1j * rng.normal(scale=scale, size=leaf.shape)) / np.sqrt(2)
+        return jnp.asarray((np.asarray(leaf) + noise).astype(leaf.dtype))
+
+    return jax.tree.map(noisy, tree)
 
 
 def check_cell(
@@ -106,9 +118,11 @@ def check_cell(
         inputs = lambda k, leading: randomized(cell.inputs(input_size, leading), k, 1.0)
     failures = []
     try:
-        params = randomized(cell.init(key, input_size, jnp.float32), key)
+        init = _jit(lambda key: cell.init(key, input_size, jnp.float32))
+        params = randomized(init(key), key)
         case = Case(cell, params, inputs, key, input_size)
-        jax.block_until_ready(cell.step(params, case.carry(BATCH), case.xs(BATCH)))
+        with jax.disable_jit():
+            cell.step(params, case.carry(BATCH), case.xs(BATCH))
     except Exception as error:
         raise AssertionError(f"check_cell({cell!r}): one step fails: {error}") from error
     for name, check in PROPERTIES.items():
@@ -121,6 +135,18 @@ def check_cell(
             f"check_cell({cell!r}): {len(failures)} of {len(PROPERTIES)} properties fail\n- "
             + "\n- ".join(failures)
         )
+
+
+@partial(_jit, static_argnums=0)
+def _compiled_step(cell: Cell, params: Params, carry: Carry, x: Inputs) -> Step:
+    own, inputs = cell.perturbed(params, carry, x)
+    z, u = cell.project(own, inputs), cell.recur(own, carry)
+    return Step((z, u), cell.update(own, carry, z, u), cell.step(params, carry, x))
+
+
+def _step(case: Case, carry: Carry, x: Inputs) -> Step:
+    """A compiled step, and the parts of it, as NumPy arrays."""
+    return _as_numpy(_compiled_step(case.cell, case.params, carry, x))
 
 
 def _require(holds: bool, message: str) -> None:
@@ -138,12 +164,16 @@ def _same(got: Any, expected: Any, rtol: float = RTOL) -> None:
         np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * max(1.0, np.abs(b).max(initial=0)))
 
 
+def _as_numpy(tree: Any) -> Any:
+    return jax.tree.map(np.asarray, tree)
+
+
 def _at(tree: Any, *index: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def _stack(trees: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
 def _frozen(case: Case) -> None:
@@ -157,35 +187,23 @@ def _frozen(case: Case) -> None:
 
 
 def _three_parts(case: Case) -> None:
-    cell, carry, x = case.cell, case.carry(BATCH), case.xs(BATCH)
-    params, x = cell.perturbed(case.params, carry, x)
-    parts = cell.update(params, carry, cell.project(params, x), cell.recur(params, carry))
-    _same(parts, cell.step(case.params, carry, case.xs(BATCH)), 0)
-    after, _ = parts
+    carry = case.carry(2, BATCH)
+    step = _step(case, carry, case.xs(2, BATCH))
+    _same(step.updated, step.stepped, 0)
+    after, _ = step.updated
     chex.assert_trees_all_equal_shapes_and_dtypes(after, carry)
 
 
 def _leading_axes(case: Case) -> None:
-    cell, carry, xs = case.cell, case.carry(2, BATCH), case.xs(2, BATCH)
-    params, xs = cell.perturbed(case.params, carry, xs)
-
-    @_jit
-    def parts(carry, x):
-        z, u = cell.project(params, x), cell.recur(params, carry)
-        return z, u, cell.update(params, carry, z, u)
-
-    whole = parts(carry, xs)
+    carry, xs = case.carry(2, BATCH), case.xs(2, BATCH)
+    whole = _step(case, carry, xs)
     for index in np.ndindex(2, BATCH):
-        _same(_at(whole, *index), parts(_at(carry, *index), _at(xs, *index)))
+        alone = _step(case, _at(carry, *index), _at(xs, *index))
+        _same(_at(whole[:2], *index), alone[:2])
 
 
 def _sequence(case: Case) -> None:
-    cell, params, carry = case.cell, case.params, case.carry(BATCH)
-    one = unroll(cell, params, case.xs(1, BATCH), carry)
-    after, y = cell.step(params, carry, _at(case.xs(1, BATCH), 0))
-    _same(one, (after, _at(y, None)))
-
-    xs = case.xs(STEPS, BATCH)
+    cell, params, carry, xs = case.cell, case.params, case.carry(BATCH), case.xs(STEPS, BATCH)
     lengths = np.array([STEPS, STEPS - 2, 0])
     resets = np.zeros((STEPS, BATCH), bool)
     resets[2, 0] = resets[1, 1] = resets[STEPS - 1, 1] = True
@@ -197,10 +215,14 @@ def _sequence(case: Case) -> None:
     @_jit
     def all_ways(params, xs, carry):
         run = partial(unroll, cell, params, xs, carry, **masks)
-        return [run(engine=engine, reverse=reverse) for engine, reverse in ways]
+        one = unroll(cell, params, _at(xs, slice(1)), carry)
+        return one, [run(engine=engine, reverse=reverse) for engine, reverse in ways]
 
+    one, results = all_ways(params, xs, carry)
+    after, y = _step(case, carry, _at(xs, 0)).stepped
+    _same(one, (after, _at(y, None)))
     truth = {way: _loop(case, xs, carry, lengths, resets, way) for way in (False, True)}
-    for (engine, reverse), got in zip(ways, all_ways(params, xs, carry), strict=True):
+    for (engine, reverse), got in zip(ways, results, strict=True):
         try:
             _same(got, truth[reverse])
         except AssertionError as error:
@@ -211,36 +233,34 @@ def _loop(
     case: Case, xs: Inputs, carry: Carry, lengths: np.ndarray, resets: np.ndarray, reverse: bool
 ) -> tuple[Carry, Any]:
     """Each sequence for itself, step by step."""
-    cell, params = case.cell, case.params
-    step = _jit(cell.step)
-    _, like = jax.eval_shape(step, params, _at(carry, 0), _at(xs, 0, 0))
+    first = _as_numpy(case.cell.init_carry(case.params, ()))
+    _, like = _step(case, first, _at(xs, 0, 0)).stepped
     lasts, outputs = [], []
     for b, length in enumerate(lengths):
         s = _at(carry, b)
-        ys = [jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), like) for _ in resets]
+        ys = [jax.tree.map(np.zeros_like, like) for _ in resets]
         for t in reversed(range(length)) if reverse else range(length):
             if resets[t, b]:
-                s = cell.init_carry(params, ())
-            s, ys[t] = step(params, s, _at(xs, t, b))
+                s = first
+            s, ys[t] = _step(case, s, _at(xs, t, b)).stepped
         lasts.append(s)
         outputs.append(_stack(ys))
-    return _stack(lasts), jax.tree.map(lambda y: jnp.swapaxes(y, 0, 1), _stack(outputs))
+    return _stack(lasts), jax.tree.map(lambda y: np.swapaxes(y, 0, 1), _stack(outputs))
 
 
 def _compiled(case: Case) -> None:
     carry, x = case.carry(BATCH), case.xs(BATCH)
     with jax.disable_jit():
         plain = case.cell.step(case.params, carry, x)
-    _same(jax.jit(case.cell.step)(case.params, carry, x), plain)
+    _same(_step(case, carry, x).stepped, plain)
 
 
 def _vmap(case: Case) -> None:
     carry, x = case.carry(BATCH), case.xs(BATCH)
-    mapped = jax.vmap(case.cell.step, in_axes=(None, 0, 0))(case.params, carry, x)
-    step = jax.jit(case.cell.step)
-    rows = [step(case.params, _at(carry, b), _at(x, b)) for b in range(BATCH)]
+    mapped = _jit(jax.vmap(case.cell.step, in_axes=(None, 0, 0)))(case.params, carry, x)
+    rows = [_step(case, _at(carry, b), _at(x, b)).stepped for b in range(BATCH)]
     _same(mapped, _stack(rows))
-    _same(mapped, step(case.params, carry, x))
+    _same(mapped, _step(case, carry, x).stepped)
 
 
 def _no_recompilation(case: Case) -> None:
@@ -250,18 +270,20 @@ def _no_recompilation(case: Case) -> None:
         traced.append(cell)
         return unroll(cell, params, xs)
 
-    run = jax.jit(run, static_argnums=0)
-    run(case.cell, case.params, case.xs(STEPS, BATCH))
-    run(copy.deepcopy(case.cell), case.params, case.xs(STEPS, BATCH, seed=1))
+    run = jax.jit(run, static_argnums=0)  # only traced: what is traced once is compiled once
+    run.trace(case.cell, case.params, case.xs(STEPS, BATCH))
+    run.trace(copy.deepcopy(case.cell), case.params, case.xs(STEPS, BATCH, seed=1))
     _require(len(traced) == 1, "an equal cell with new values was traced again")
 
 
 def _dtype(case: Case) -> None:
-    for dtype in (jnp.float32, jnp.bfloat16):
+    def step(x, dtype):
         params = case.cell.init(case.key, case.input_size, dtype)
         carry = case.cell.init_carry(params, (BATCH,))
-        x = _cast(case.xs(BATCH), dtype)
-        for tree in (params, carry, case.cell.step(params, carry, x)):
+        return params, carry, case.cell.step(params, carry, x)
+
+    for dtype in (jnp.float32, jnp.bfloat16):
+        for tree in jax.eval_shape(partial(step, dtype=dtype), _cast(case.xs(BATCH), dtype)):
             wanted = {True: jnp.complex64, False: dtype}
             kept = [a.dtype == wanted[_is_complex(a)] for a in jax.tree.leaves(floats(tree))]
             _require(all(kept), f"{jnp.dtype(dtype).name} did not stay: {_dtypes(tree)}")
@@ -290,22 +312,23 @@ def _gradients(case: Case) -> None:
         results = unroll(case.cell, tree["params"], tree["xs"], tree["carry"])
         return jax.tree.leaves(floats(results))
 
-    zeros = [jnp.zeros(y.shape, y.dtype) for y in jax.eval_shape(outputs, leaves)]
+    zeros = [np.zeros(y.shape, y.dtype) for y in jax.eval_shape(outputs, leaves)]
     weights = randomized(zeros, case.key, 1.0)
 
     def total(leaves):
         return sum((y * w).sum().real for y, w in zip(outputs(leaves), weights, strict=True))
 
-    loss, gradient = _jit(total), _jit(jax.grad(total, allow_int=True))
-    grads = gradient(leaves)
-    for k, grad in enumerate(grads):
+    both = _jit(jax.value_and_grad(total, allow_int=True))
+    leaves = _as_numpy(leaves)
+    _, grads = both(leaves)
+    for k, grad in enumerate(_as_numpy(grads)):
         if grad.dtype == jax.dtypes.float0:
             continue
         where = "d loss / d " + jax.tree_util.keystr(named[k][0])
-        _require(bool(jnp.isfinite(grad).all()), f"{where} is not finite")
-        signs = _signs(jax.random.fold_in(case.key, k), grad)
-        nudge = lambda size, k=k, signs=signs: loss(
-            [*leaves[:k], leaves[k] + size * signs, *leaves[k + 1 :]]
+        _require(bool(np.isfinite(grad).all()), f"{where} is not finite")
+        signs = _signs(k, grad)
+        nudge = lambda size, k=k, signs=signs: float(
+            both([*leaves[:k], leaves[k] + signs * leaves[k].dtype.type(size), *leaves[k + 1 :]])[0]
         )
         slope = (nudge(EPSILON) - nudge(-EPSILON)) / (2 * EPSILON)
         np.testing.assert_allclose(
@@ -313,20 +336,19 @@ def _gradients(case: Case) -> None:
         )
 
 
-def _signs(key: jax.Array, like: jax.Array) -> jax.Array:
+def _signs(seed: int, like: np.ndarray) -> np.ndarray:
     """A direction of ones and minus ones; of a complex number both parts."""
-    parts = jax.random.rademacher(key, (2, *like.shape), jnp.float32)
+    parts = np.random.default_rng(seed).choice([-1.0, 1.0], (2, *like.shape))
     return (parts[0] + 1j * parts[1] if _is_complex(like) else parts[0]).astype(like.dtype)
 
 
 def _claims(case: Case) -> None:
-    cell, carry = case.cell, case.carry()
-    params, x = cell.perturbed(case.params, carry, case.xs())
-    z, u = cell.project(params, x), cell.recur(params, carry)
-    step = lambda carry: cell.step(case.params, carry, case.xs())[0]
+    cell, carry, x = case.cell, case.carry(), case.xs()
+    update = lambda tree: cell.update(cell.perturbed(case.params, carry, x)[0], *tree)
+    step = lambda carry: cell.step(case.params, carry, x)[0]
     if cell.pointwise:
         _require(
-            _keeps_apart(lambda tree: cell.update(params, *tree), (carry, z, u)),
+            _keeps_apart(update, (carry, *_step(case, carry, x).gates)),
             "pointwise is True, but update mixes hidden units",
         )
     if cell.recurrence == "diagonal":
@@ -354,16 +376,21 @@ def _claims(case: Case) -> None:
 def _coefficients(case: Case) -> None:
     """`coefficients` gives the step, for a batch of sequences as well as for one."""
     cell = case.cell
-    for leading in ((), (2, BATCH)):
-        carry, xs = case.carry(*leading), case.xs(*leading)
-        params, x = cell.perturbed(case.params, carry, xs)
+
+    @_jit
+    def given(params, carry, xs):
+        params, x = cell.perturbed(params, carry, xs)
         a, b = cell.coefficients(params, cell.project(params, x))  # pyright: ignore
         for tree in (a, b):
             chex.assert_trees_all_equal_structs(tree, carry)
-        given = jax.tree.map(_affine, a, b, jax.tree.map(lambda _: cell.log_space, carry), carry)
-        chex.assert_trees_all_equal_shapes(given, carry)
+        return jax.tree.map(_affine, a, b, jax.tree.map(lambda _: cell.log_space, carry), carry)
+
+    for leading in ((), (2, BATCH)):
+        carry, xs = case.carry(*leading), case.xs(*leading)
+        after = given(case.params, carry, xs)
+        chex.assert_trees_all_equal_shapes(after, carry)
         try:
-            _same(given, cell.step(case.params, carry, xs)[0])
+            _same(after, _step(case, carry, xs).stepped[0])
         except AssertionError as error:
             raise AssertionError(f"coefficients are not those of step: {error}") from error
 
@@ -383,25 +410,33 @@ def _keeps_apart(function: Callable[[Any], Any], tree: Any, leaves_too: bool = F
       leaves_too: whether each number of a leaf may depend on the same number of that leaf alone.
     """
     at, of_floats = _of_floats(function, tree)
-    # Reverse mode, for a step may have no other.
-    after, pull = jax.vjp(of_floats, at)
+    outputs = jax.eval_shape(of_floats, at)
 
     def allowed(k: int, m: int) -> np.ndarray:
         """Which numbers of output m may move with which of input k."""
-        inside, outside = np.arange(at[k].size), np.arange(after[m].size)
+        inside, outside = np.arange(at[k].size), np.arange(outputs[m].size)
         if leaves_too:
             return inside == outside[:, None] if k == m else np.zeros((), bool)
-        return inside % at[k].shape[-1] == outside[:, None] % after[m].shape[-1]
+        return inside % at[k].shape[-1] == outside[:, None] % outputs[m].shape[-1]
 
-    for m, out in enumerate(after):
-        for part in (1, 1j) if _is_complex(out) else (1,):
-            cts = jax.tree.map(lambda a, n=out.size: np.zeros((n, *a.shape), a.dtype), after)
-            cts[m] = (part * np.eye(out.size)).reshape(cts[m].shape).astype(out.dtype)
-            (moved,) = jax.vmap(pull)(cts)
-            for k, by in enumerate(moved):
-                if np.any(np.where(allowed(k, m), 0, by.reshape(out.size, -1)) != 0):
-                    return False
-    return True
+    @_jit
+    def jacobians(at):
+        """By number of the output, those of its real part and of its imaginary one."""
+        # Reverse mode, for a step may have no other.
+        _, pull = jax.vjp(of_floats, at)
+        found = []
+        for m, out in enumerate(outputs):
+            for part in (1, 1j) if _is_complex(out) else (1,):
+                cts = [np.zeros((out.size, *a.shape), a.dtype) for a in outputs]
+                cts[m] = (part * np.eye(out.size)).reshape(cts[m].shape).astype(out.dtype)
+                found.append((m, jax.vmap(pull)(cts)[0]))
+        return found
+
+    return not any(
+        np.any(np.where(allowed(k, int(m)), 0, np.reshape(by, (outputs[m].size, -1))) != 0)
+        for m, moved in jacobians(at)
+        for k, by in enumerate(moved)
+    )
 
 
 def _of_floats(function: Callable[[Any], Any], tree: Any) -> tuple[list[Any], Callable[..., Any]]:

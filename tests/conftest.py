@@ -45,6 +45,17 @@ def row(request: pytest.FixtureRequest) -> Iterator[Row]:
     yield CELLS[request.param]
 
 
+FEW = [
+    name if name in KINDS else pytest.param(name, marks=pytest.mark.exhaustive) for name in CELLS
+]
+
+
+@pytest.fixture(scope="module", params=FEW)
+def kind_or_row(request: pytest.FixtureRequest) -> Iterator[Row]:
+    """The rows of `kind`, and in the exhaustive suite each row."""
+    yield CELLS[request.param]
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> Iterator[Row]:
     """One row for each kind of cell that an engine treats in its own way."""
@@ -59,7 +70,7 @@ def forgetful() -> Iterator[None]:
     one more XLA crashes.
     """
     yield
-    if memory_maps() > 12_000:
+    if memory_maps() > 8_000:
         jax.clear_caches()
 
 

@@ -39,6 +39,7 @@ class Way(NamedTuple):
 
 
 WAYS = tuple(Way(*given) for given in itertools.product([False, True], repeat=4))
+HALF = tuple(way for way in WAYS if sum(way) % 2 == 0)  # any three of the four in all combinations
 
 
 class Batch(NamedTuple):

@@ -13,8 +13,17 @@ import jrnn
 from jrnn.testing import PROPERTIES, Case, check_cell, randomized
 
 
-def test_every_cell_conforms(row):
-    check_cell(row.make(3))
+def test_every_cell_conforms(kind_or_row):
+    check_cell(kind_or_row.make(3))
+
+
+# What the others show of a row is in tests/cells/test_contract.py and tests/engines/test_truth.py.
+CHEAP = ("frozen", "no_recompilation", "dtype", "claims")
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_every_cell_has_the_properties_that_cost_little(row, name):
+    PROPERTIES[name](case_of(row.make(3)))
 
 
 class Params(NamedTuple):
@@ -243,7 +252,7 @@ CALLS = itertools.count()
 @dataclass(frozen=True)
 class NotPure(Right):
     def update(self, params, carry, z, u):
-        h = jnp.tanh(z + u + next(CALLS))
+        h = jnp.sin(z + u + next(CALLS))
         return h, h
 
 
@@ -259,13 +268,17 @@ def test_the_right_cell_passes(cell):
     check_cell(cell)
 
 
+def case_of(cell):
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(lambda: cell.init(key, 3))
+    params = randomized(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), key)
+    inputs = lambda k, leading: randomized(cell.inputs(3, leading), k, 1.0)
+    return Case(cell, params, inputs, key, 3)
+
+
 def claims(cell):
     """That property alone: the others take seconds."""
-    key = jax.random.key(0)
-    params = randomized(cell.init(key, 3), key)
-    PROPERTIES["claims"](
-        Case(cell, params, lambda k, leading: jax.random.normal(k, (*leading, 3)), key, 3)
-    )
+    PROPERTIES["claims"](case_of(cell))
 
 
 @pytest.mark.parametrize(

@@ -43,18 +43,22 @@ def test_float64_is_refused_while_it_is_switched_off(row: Row) -> None:
     with pytest.raises(TypeError, match="float64 is switched off in JAX; call .*jax_enable_x64"):
         cell.init(jax.random.key(0), 2, jnp.float64)
     with jax.enable_x64(True):
-        params = cell.init(jax.random.key(0), 2, jnp.float64)
+        params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 2, jnp.float64))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float64)}
 
 
 def test_input_of_another_size_is_refused(row: Row) -> None:
     cell = row.make(2)
-    params = cell.init(jax.random.key(0), 3)
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
+
+    def step(params: Any, x: Any, leading: tuple[int, ...]) -> Any:
+        return cell.step(params, cell.init_carry(params, leading), x)
+
     message = r"\w+: x must have a last axis of 3 .*, got shape \(4, .*2\)"
     with pytest.raises(ValueError, match=message):
-        cell.step(params, cell.init_carry(params, (4,)), cell.inputs(2, (4,)))
+        jax.eval_shape(lambda p: step(p, cell.inputs(2, (4,)), (4,)), params)
     with pytest.raises(ValueError, match=r"got shape \(\)"):
-        cell.step(params, cell.init_carry(params, ()), jnp.ones(()))
+        jax.eval_shape(lambda p: step(p, jnp.ones(()), ()), params)
 
 
 def test_init_of_a_cell_of_your_own_checks_its_arguments() -> None:

@@ -28,6 +28,7 @@ from tests.cells.linear_toys import (
 from tests.engines import test_nan
 from tests.helpers import (
     QUICK,
+    HALF,
     WAYS,
     Batch,
     Results,
@@ -54,6 +55,7 @@ VARIANTS = {
     "block=4,chunk=2": Associative(block=4, chunk=2),
 }
 EVERYTHING = (Way(), Way(reverse=True))
+FEW = ("minlstm-log", "lru", "moving", "pair")
 
 
 def example(row: Row, steps: int = 7, batch: int = 3, dtype: Any = np.float64) -> Any:
@@ -71,8 +73,8 @@ def assert_true(row: Row, ways: Any, results: list[Results], params: Any, batch:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_values_and_gradients_equal_a_loop(name: str, x64: None) -> None:
-    # All sixteen ways for each kind of recurrence: compiles are the time of this file.
-    ways = WAYS if name in ("minlstm-log", "lru", "moving", "pair") else EVERYTHING
+    # Many ways for each kind of recurrence: compiles are the time of this file.
+    ways = HALF if name in FEW else EVERYTHING
     cell, params, batch = example(ROWS[name])
     results = quickly_differentiate_all(cell, Associative(), ways, params, batch)
     assert_true(ROWS[name], ways, results, params, batch)
@@ -97,7 +99,18 @@ def test_variants_equal_a_loop(name: str, variant: str, x64: None) -> None:
     assert_true(ROWS[name], ways, results, params, batch)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ROWS)
+def test_every_way_equals_a_loop(name: str, x64: None) -> None:
+    cell, params, batch = example(ROWS[name])
+    results = quickly_differentiate_all(cell, Associative(), WAYS, params, batch)
+    assert_true(ROWS[name], WAYS, results, params, batch)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in FEW else pytest.param(n, marks=pytest.mark.exhaustive) for n in ROWS],
+)
 def test_values_and_gradients_equal_a_loop_in_float32(name: str) -> None:
     row = ROWS[name]
     cell, params, batch = example(row, dtype=np.float32)

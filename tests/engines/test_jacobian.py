@@ -96,8 +96,8 @@ def assert_right(cell: Cell) -> None:
             np.testing.assert_allclose(numbers(blocks[1][i][j]), entries, atol=1e-12)
 
 
-def test_jacobians_equal_forward_mode_of_one_step(row: Row, x64: None) -> None:
-    cell = row.make(HIDDEN)
+def test_jacobians_equal_forward_mode_of_one_step(kind_or_row: Row, x64: None) -> None:
+    cell = kind_or_row.make(HIDDEN)
     carry = jax.eval_shape(lambda p: cell.init_carry(p, ()), random_params(cell, 1, 2))
     allowed = jnp.inexact if cell.recurrence == "linear" else jnp.floating
     if not all(jnp.issubdtype(leaf.dtype, allowed) for leaf in jax.tree.leaves(carry)):

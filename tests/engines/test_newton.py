@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 from functools import partial
 from typing import Any
@@ -49,8 +50,19 @@ KINDS = {
     "scan": Newton(fallback="scan"),
 }
 SOME = ("lstm", "gru-reset-before", "paralstm", "lru", "gru", "elman-relu")
-# Each kind on three cells, and each cell with three or four kinds.
-PAIRS = [(SOME[(n + 2 * k) % 6], kind) for n, kind in enumerate(KINDS) for k in range(3)]
+# Each kind on one cell; in the exhaustive suite on three, and each cell with three or four kinds.
+PAIRS = [
+    pytest.param(SOME[(n + 2 * k) % 6], kind, marks=[pytest.mark.exhaustive] * (k > 0))
+    for n, kind in enumerate(KINDS)
+    for k in range(3)
+]
+
+
+def mostly_exhaustive(names: Any, *, but: tuple[str, ...]) -> list[Any]:
+    """All names, of which the suite that is run for each change takes only a few."""
+    return [
+        name if name in but else pytest.param(name, marks=pytest.mark.exhaustive) for name in names
+    ]
 
 Point = tuple[Any, Any, Any]  # params, xs, carry
 
@@ -92,18 +104,22 @@ def solve(cell: Cell, engine: Newton, way: Way, params: Any, batch: Batch) -> An
 # Truth
 
 
-def test_values_and_gradients_equal_a_loop_in_float64(row: Row, x64: None) -> None:
+@pytest.mark.parametrize("name", mostly_exhaustive(CELLS, but=SOME))
+def test_values_and_gradients_equal_a_loop_in_float64(name: str, x64: None) -> None:
+    row = CELLS[name]
     cell, params, batch = example(row)
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(batch.carry)):
         pytest.skip("an integer in the carry, which Newton refuses")
-    ways = FEW if any(row is CELLS[name] for name in SOME) else FEW[-1:]
+    ways = FEW if name in SOME else FEW[-1:]
     results = quickly_differentiate_all(cell, NEWTON, ways, params, batch)
     for way, got in zip(ways, results, strict=True):
         assert_close((got.carry, got.ys), oracle(row, way, params, batch), 1e-9)
         assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-9)
 
 
-@pytest.mark.parametrize("name", (*SOME, "paragru", "indrnn"))
+@pytest.mark.parametrize(
+    "name", mostly_exhaustive((*SOME, "paragru", "indrnn"), but=("lstm", "lru", "indrnn"))
+)
 def test_values_and_gradients_equal_a_loop_in_float32(name: str) -> None:
     row, way = CELLS[name], Way(reverse=True)
     cell, params, batch = example(row, np.float32)
@@ -202,7 +218,7 @@ LONG = {
 
 
 @pytest.mark.parametrize("wide", [True, False], ids=["float64", "float32"])
-@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("name", mostly_exhaustive(LONG, but=("paralstm",)))
 def test_ten_thousand_steps_equal_scan(name: str, wide: bool) -> None:
     cell, dtype = LONG[name], np.float64 if wide else np.float32
     with jax.enable_x64(wide):
@@ -218,9 +234,15 @@ def test_ten_thousand_steps_equal_scan(name: str, wide: bool) -> None:
 # Iterations
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("kind", ["full", "diagonal"])
-@pytest.mark.parametrize("name", ["lstm", "elman-tanh"])
+@pytest.mark.parametrize(
+    ("name", "kind", "reverse"),
+    [("lstm", "full", True), ("elman-tanh", "diagonal", False)]
+    + [
+        pytest.param(*case, marks=pytest.mark.exhaustive)
+        for case in itertools.product(["lstm", "elman-tanh"], ["full", "diagonal"], [True, False])
+        if case not in [("lstm", "full", True), ("elman-tanh", "diagonal", False)]
+    ],
+)
 def test_k_iterations_make_k_states_exact(name: str, kind: str, reverse: bool, x64: None) -> None:
     row, way, steps = CELLS[name], Way(lengths=False, reverse=reverse), 12
     cell = row.make(4)
@@ -253,7 +275,7 @@ CONTRACTING = {
 }
 
 
-@pytest.mark.parametrize("name", CONTRACTING)
+@pytest.mark.parametrize("name", mostly_exhaustive(CONTRACTING, but=("paragru", "lstm")))
 def test_a_contracting_cell_takes_few_iterations(name: str) -> None:
     cell, steps, inputs = CONTRACTING[name]
     params = cell.init(jax.random.key(0), inputs)
@@ -414,7 +436,10 @@ def test_no_maximum_passes_over_a_nan() -> None:
 
 
 @pytest.mark.parametrize("hidden", [3, 32])
-@pytest.mark.parametrize("name", ["lstm", "gru", "paragru", "paralstm", "mingru"])
+@pytest.mark.parametrize(
+    "name",
+    mostly_exhaustive(["lstm", "gru", "paragru", "paralstm", "mingru"], but=("gru", "mingru")),
+)
 def test_a_nan_is_no_convergence_and_leaves_the_past_alone(name: str, hidden: int) -> None:
     row = CELLS[name]
     cell = row.make(hidden)
@@ -678,7 +703,9 @@ ENGINES = {"auto": NEWTON, "diagonal": KINDS["diagonal"]}
 
 
 @pytest.mark.parametrize("kind", ENGINES)
-@pytest.mark.parametrize("name", ["lstm", "gru-reset-before", "lru"])
+@pytest.mark.parametrize(
+    "name", mostly_exhaustive(["lstm", "gru-reset-before", "lru"], but=("lstm", "lru"))
+)
 def test_forward_mode_equals_finite_differences(name: str, kind: str, x64: None) -> None:
     row, way, engine = CELLS[name], Way(reverse=True), ENGINES[kind]
     cell, batch, point, direction = moving(name)
@@ -689,7 +716,9 @@ def test_forward_mode_equals_finite_differences(name: str, kind: str, x64: None)
 
 
 @pytest.mark.parametrize("kind", ENGINES)
-@pytest.mark.parametrize("name", ["lstm", "gru-reset-before"])
+@pytest.mark.parametrize(
+    "name", mostly_exhaustive(["lstm", "gru-reset-before"], but=("gru-reset-before",))
+)
 def test_second_derivatives_equal_finite_differences(name: str, kind: str, x64: None) -> None:
     way, engine = Way(), ENGINES[kind]
     cell, batch, point, direction = moving(name)
@@ -753,7 +782,9 @@ MIXED = {
 
 
 @pytest.mark.parametrize("mix", MIXED)
-@pytest.mark.parametrize("name", ["lstm", "gru-reset-before", "lru"])
+@pytest.mark.parametrize(
+    "name", mostly_exhaustive(["lstm", "gru-reset-before", "lru"], but=("lstm",))
+)
 def test_dtypes_and_values_of_mixed_precision(name: str, mix: str) -> None:
     of_params, of_xs, of_ys, of_carry, tolerance = MIXED[mix]
     row, way = CELLS[name], Way(lengths=False, resets=False)
@@ -783,7 +814,11 @@ def test_dtypes_and_values_of_mixed_precision(name: str, mix: str) -> None:
 
 
 @pytest.mark.parametrize("of_params", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("cell", [GRU(16), LSTM(16), Elman(16)], ids=["gru", "lstm", "elman"])
+@pytest.mark.parametrize(
+    "cell",
+    [GRU(16), *(pytest.param(c, marks=pytest.mark.exhaustive) for c in (LSTM(16), Elman(16)))],
+    ids=["gru", "lstm", "elman"],
+)
 def test_a_long_sequence_of_bfloat16_is_as_near_as_scan(cell: Cell, of_params: Any) -> None:
     # Rounding makes steps of the products: a tolerance below it is met one step at a time alone.
     wide = cell.init(jax.random.key(0), 3)

@@ -170,7 +170,27 @@ SETTINGS = [
 SETTINGS += [("blocks-1", 12, CHUNKS[12]), ("blocks-2", 12, (2, 3, 11))]
 
 
-@pytest.mark.parametrize(("name", "steps", "chunks"), SETTINGS)
+# The kinds of numbers and the numbers of steps; all pairs of them are in the exhaustive suite.
+FEWER = {
+    *((name, 7) for name in CASES if "blocks-3" not in name),
+    *(("diagonal", steps) for steps in CHUNKS),
+    ("complex", 12),
+    ("dense", 0),
+    ("blocks-2", 2),
+    ("blocks-2", 12),
+    ("blocks-3-constant", 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "chunks"),
+    [
+        pytest.param(
+            *setting, marks=[] if setting[:2] in FEWER else [pytest.mark.exhaustive]
+        )
+        for setting in SETTINGS
+    ],
+)
 def test_states_and_gradients_equal_a_loop(
     name: str, steps: int, chunks: tuple[int | None, ...], x64: None
 ) -> None:

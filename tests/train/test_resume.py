@@ -34,8 +34,6 @@ from jrnn.train.run import Run
 from tests.train.test_loop import Sign, experiment
 
 ROOT = Path(__file__).parents[2]
-KILLS = 20
-STEPS = 120_000
 
 
 def last(e, data, folder):
@@ -255,17 +253,21 @@ def wait_until(condition, process):
         time.sleep(0.001)
 
 
-def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
+@pytest.mark.parametrize(
+    ("kills", "total"),
+    [(4, 24_000), pytest.param(20, 120_000, marks=pytest.mark.exhaustive)],
+)
+def test_kills_at_random_moments_change_nothing(kills, total, tmp_path):
     """`kill -9` at any time, in half of the cases while a checkpoint is being written."""
     draw = random.Random(0)
-    options = ["--steps", str(STEPS), "--eval-every", "500"]
+    options = ["--steps", str(total), "--eval-every", "500"]
     start = ["train", "configs/digits.py:order=row,hidden=32", *options]
     whole, parts, cache = tmp_path / "whole", tmp_path / "parts", tmp_path / "cache"
     finished(jrnn(*start, "--run-dir", str(whole), cache=cache))
     checkpoints = parts / "checkpoints"
     while_saving = 0
     command = [*start, "--save-every", "0.02", "--run-dir", str(parts)]
-    for kill in range(KILLS):
+    for kill in range(kills):
         process = jrnn(*command, cache=cache)
         before = max(steps_of(checkpoints), default=-1)
         wait_until(lambda b=before: max(steps_of(checkpoints), default=-1) > max(b, 0), process)
@@ -276,8 +278,8 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
         process.communicate()
         while_saving += bool(list(checkpoints.glob("*tmp*")))
         command = ["train", "--resume", str(parts)]
-    assert while_saving >= KILLS // 4
-    assert max(steps_of(checkpoints)) < STEPS
+    assert while_saving >= kills // 4
+    assert max(steps_of(checkpoints)) < total
     finished(jrnn(*command, cache=cache))
     results = [json.loads((run / "result.json").read_text()) for run in (whole, parts)]
     for result in results:
