@@ -15,10 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from jrnn import structure
 from jrnn.cell import Carry, Cell, Inputs, Params
 from jrnn.engines import REGISTRY as ENGINES
 from jrnn.engines import unroll
 from jrnn.engines.pullback import floats
+from jrnn.layer import Layer
+from jrnn.taps import capture_taps
 
 MakeInputs = Callable[[jax.Array, tuple[int, ...]], Inputs]
 
@@ -55,8 +58,10 @@ class Step(NamedTuple):
     """One step, and what it is made of."""
 
     gates: Any  # z and u
-    updated: Any  # what `update` returns
+    derived: Any  # the carry of `update` and the output of `readout`
     stepped: Any  # what `step` returns
+    tapped: Any  # what `update` and `readout` tap, by name
+    tapped_under_jit: Any  # the same, where the function is under `jax.jit`
 
 
 def randomized(tree: Any, key: jax.Array, scale: float = 0.3) -> Any:
@@ -88,17 +93,21 @@ def check_cell(
     Parameters are random, biases included. The properties, each by its name:
 
     - frozen: a frozen dataclass, hashable, that prints as itself and survives pickling;
-    - three_parts: `step` is `update(params, carry, project(params, x), recur(params, carry))`;
-    - leading_axes: each of the three parts gives the same with any leading axes;
+    - step: it is project, recur, update and readout, and keeps the structure of the carry;
+    - readout: it depends on the parameters, the new carry and z alone;
+    - leading_axes: each function returns the same with any leading axes;
     - sequence: `unroll` is a loop of steps, and of length 1 a step, with lengths, resets, reverse,
-      on every engine that runs any cell, and for a linear one on `Associative`;
+      on every engine that runs any cell, and for a linear one on `Associative`; changing the last
+      input changes no output before it;
     - jit: compiled and not compiled are the same;
     - vmap: the same as a loop, and as a batch;
     - no_recompilation: an equal cell with new values does not compile again;
     - dtype: float32 and bfloat16 stay what they are, in the carry and in the output; complex
-      numbers are complex64 for both;
+      numbers are complex64 for both; a `lax.scan` over `step` keeps the dtypes of its first carry;
     - gradients: finite, for parameters, inputs and carry, and right by finite differences;
-    - claims: `recurrence` and `pointwise` are as the cell says, and `coefficients` give the step.
+    - taps: the values that `update` and `readout` tap are the same under `jax.jit`;
+    - structure: what `jrnn.structure` reads off the jaxpr holds for the derivatives;
+    - coefficients: those of a linear cell give the step.
 
     Args:
       cell: the cell.
@@ -113,9 +122,10 @@ def check_cell(
     >>> import jrnn
     >>> check_cell(jrnn.Elman(hidden_size=2))
     """
+    if not isinstance(cell, Cell):
+        raise TypeError(f"check_cell: cell must be a jrnn.Cell, got {cell!r}; see check_layer")
     key = jax.random.key(seed)
-    if inputs is None:
-        inputs = lambda k, leading: randomized(cell.inputs(input_size, leading), k, 1.0)
+    inputs = _normal_inputs(cell, input_size) if inputs is None else inputs
     failures = []
     try:
         init = _jit(lambda key: cell.init(key, input_size, jnp.float32))
@@ -137,11 +147,72 @@ def check_cell(
         )
 
 
+def check_layer(
+    layer: Layer, input_size: int = 3, *, inputs: MakeInputs | None = None, seed: int = 0
+) -> None:
+    """Checks what any layer must satisfy: that `causal` is true, and `output_shape`.
+
+    Changing the last input of a sequence must change no output before it if the layer says that it
+    is causal, and must change one if it says that it is not.
+
+    Args:
+      layer: the layer, or a cell.
+      input_size: passed to `layer.init`.
+      inputs: as of `check_cell`.
+      seed: of all that is random.
+
+    Raises:
+      AssertionError: one of them does not hold.
+
+    >>> import jrnn
+    >>> check_layer(jrnn.bidirectional(jrnn.Elman(hidden_size=2)))
+    """
+    key = jax.random.key(seed)
+    inputs = _normal_inputs(layer, input_size) if inputs is None else inputs
+    params = randomized(_jit(lambda key: layer.init(key, input_size, jnp.float32))(key), key)
+    xs = _as_numpy(inputs(jax.random.fold_in(key, 0), (STEPS, BATCH)))
+    run = _jit(lambda xs: unroll(layer, params, xs)[1])
+    ys, others = (_as_numpy(run(given)) for given in (xs, _other_end(xs)))
+    try:
+        _same(_at(others, slice(STEPS - 1)), _at(ys, slice(STEPS - 1)), 0)
+        changed = False
+    except AssertionError:
+        changed = True
+    _require(
+        layer.causal is not changed,
+        f"check_layer({layer!r}): causal is {layer.causal}, but changing the last input "
+        + ("changes earlier outputs" if changed else "changes no earlier output"),
+    )
+    expected, got = layer.output_shape(params, input_size), _at(ys, 0, 0)
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, expected)
+
+
+def _normal_inputs(layer: Layer, input_size: int) -> MakeInputs:
+    return lambda key, leading: randomized(layer.inputs(input_size, leading), key, 1.0)
+
+
+def _other_end(xs: Inputs) -> Inputs:
+    """The inputs with other numbers at the last step."""
+    end = lambda leaf: np.concatenate([leaf[:-1], leaf[-1:] + np.ones((), leaf.dtype)])
+    floating = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jax.tree.map(lambda leaf: end(leaf) if floating(leaf) else leaf, xs)
+
+
 @partial(_jit, static_argnums=0)
 def _compiled_step(cell: Cell, params: Params, carry: Carry, x: Inputs) -> Step:
-    own, inputs = cell.perturbed(params, carry, x)
-    z, u = cell.project(own, inputs), cell.recur(own, carry)
-    return Step((z, u), cell.update(own, carry, z, u), cell.step(params, carry, x))
+    z, u = cell.project(params, x), cell.recur(params, carry)
+
+    def derive(z: Any, u: Any) -> tuple[Carry, Any]:
+        after = cell.update(params, carry, z, u)
+        return after, cell.readout(params, after, z)
+
+    derived, tapped = capture_taps(derive)(z, u)
+    again = capture_taps(jax.jit(derive))(z, u)[1]
+    # By number: a dict leaves jit in alphabetical order.
+    tapped, again = (list(values.items()) for values in (tapped, again))
+    _require([n for n, _ in tapped] == [n for n, _ in again], "taps differ under jax.jit")
+    values = [[value for _, value in pairs] for pairs in (tapped, again)]
+    return Step((z, u), derived, cell.step(params, carry, x), *values)
 
 
 def _step(case: Case, carry: Carry, x: Inputs) -> Step:
@@ -186,12 +257,26 @@ def _frozen(case: Case) -> None:
     _require(type(cell).__name__ in repr(cell), "the cell must print its name and fields")
 
 
-def _three_parts(case: Case) -> None:
+def _derived(case: Case) -> None:
     carry = case.carry(2, BATCH)
     step = _step(case, carry, case.xs(2, BATCH))
-    _same(step.updated, step.stepped, 0)
-    after, _ = step.updated
+    _same(step.derived, step.stepped, 0)
+    after, _ = step.derived
     chex.assert_trees_all_equal_shapes_and_dtypes(after, carry)
+
+
+def _readout(case: Case) -> None:
+    """Called alone it is that of the step: nothing of the old carry or of u reaches it."""
+    carry, x = case.carry(2, BATCH), case.xs(2, BATCH)
+    step = _step(case, carry, x)
+    (z, _), (after, y) = step.gates, step.derived
+    with jax.disable_jit():
+        _same(_as_numpy(case.cell.readout(case.params, after, z)), y)
+
+
+def _taps(case: Case) -> None:
+    step = _step(case, case.carry(2, BATCH), case.xs(2, BATCH))
+    _same(step.tapped_under_jit, step.tapped, 0)
 
 
 def _leading_axes(case: Case) -> None:
@@ -209,7 +294,7 @@ def _sequence(case: Case) -> None:
     resets[2, 0] = resets[1, 1] = resets[STEPS - 1, 1] = True
     masks = {"lengths": lengths, "resets": resets}
     engines = [name for name, kind in ENGINES.items() if kind.general]
-    engines += ["associative"] * (case.cell.coefficients is not None)
+    engines += ["associative"] * _is_linear(case)
     ways = [(engine, reverse) for engine in engines for reverse in (False, True)]
 
     @_jit
@@ -222,11 +307,20 @@ def _sequence(case: Case) -> None:
     after, y = _step(case, carry, _at(xs, 0)).stepped
     _same(one, (after, _at(y, None)))
     truth = {way: _loop(case, xs, carry, lengths, resets, way) for way in (False, True)}
-    for (engine, reverse), got in zip(ways, results, strict=True):
+    _, others = all_ways(params, _other_end(xs), carry)
+    for (engine, reverse), got, other in zip(ways, results, others, strict=True):
         try:
             _same(got, truth[reverse])
         except AssertionError as error:
             raise AssertionError(f"{engine}, reverse={reverse}: {error}") from error
+        if not reverse:
+            earlier = slice(STEPS - 1)
+            try:
+                _same(_at(other[1], earlier), _at(got[1], earlier), 0)
+            except AssertionError as error:
+                raise AssertionError(
+                    f"{engine}: the last input changes an earlier output: {error}"
+                ) from error
 
 
 def _loop(
@@ -287,9 +381,19 @@ def _dtype(case: Case) -> None:
             wanted = {True: jnp.complex64, False: dtype}
             kept = [a.dtype == wanted[_is_complex(a)] for a in jax.tree.leaves(floats(tree))]
             _require(all(kept), f"{jnp.dtype(dtype).name} did not stay: {_dtypes(tree)}")
+    for dtype in (jnp.float32, jnp.bfloat16):
+        params = jax.eval_shape(partial(case.cell.init, case.key, case.input_size, dtype))
+        for first in (
+            lambda p, xs: case.cell.init_carry(p, (BATCH,)),
+            lambda p, xs: case.cell.init_carry_like(p, _at(xs, 0)),
+        ):
+            loop = lambda p, xs, first=first: jax.lax.scan(
+                lambda carry, x: case.cell.step(p, carry, x), first(p, xs), xs
+            )
+            jax.eval_shape(loop, params, case.xs(STEPS, BATCH))
 
 
-def _is_complex(leaf: jax.Array) -> bool:
+def _is_complex(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.complexfloating)
 
 
@@ -342,48 +446,44 @@ def _signs(seed: int, like: np.ndarray) -> np.ndarray:
     return (parts[0] + 1j * parts[1] if _is_complex(like) else parts[0]).astype(like.dtype)
 
 
-def _claims(case: Case) -> None:
-    cell, carry, x = case.cell, case.carry(), case.xs()
-    update = lambda tree: cell.update(cell.perturbed(case.params, carry, x)[0], *tree)
-    step = lambda carry: cell.step(case.params, carry, x)[0]
-    if cell.pointwise:
+def _is_linear(case: Case) -> bool:
+    find = lambda params, x: case.cell.coefficients(params, case.cell.project(params, x))
+    return jax.eval_shape(find, case.params, case.xs(BATCH)) is not None
+
+
+def _structure(case: Case) -> None:
+    """The traced facts against the derivatives themselves."""
+    cell, params, carry, x = case.cell, case.params, case.carry(), case.xs()
+    z, u = _step(case, carry, x).gates
+    update = lambda tree: cell.update(params, *tree)
+    step = lambda carry: cell.step(params, carry, x)[0]
+    leaves = jax.tree.leaves((carry, z, u))
+    same = len({np.shape(leaf) for leaf in leaves}) == 1
+    if same and structure.update_is_elementwise(cell, params, carry, z, u):
         _require(
-            _keeps_apart(update, (carry, *_step(case, carry, x).gates)),
-            "pointwise is True, but update mixes hidden units",
+            _keeps_apart(update, (carry, z, u)),
+            "update reads as elementwise, but mixes hidden units",
         )
-    if cell.recurrence == "diagonal":
+    kind = structure.jacobian_kind(cell, params, carry, z)
+    if kind is not None:
         _require(
-            _keeps_apart(step, carry, leaves_too=True),
-            "recurrence is 'diagonal', but a number of the new carry depends on others of the old",
+            _keeps_apart(step, carry, leaves_too=kind == "diagonal"),
+            f"the Jacobian of a step reads as {kind!r}, and is not",
         )
-    if cell.recurrence == "block_diagonal":
-        _require(
-            _keeps_apart(step, carry),
-            "recurrence is 'block_diagonal', but a unit of the new carry depends on other units "
-            "of the old",
-        )
-    linear = cell.recurrence == "linear"
-    _require(
-        linear == (cell.coefficients is not None),
-        "a cell has coefficients if its recurrence is 'linear', and no other cell has: "
-        f"recurrence is {cell.recurrence!r}, coefficients {cell.coefficients}",
-    )
-    _require(linear or not cell.log_space, "log_space is about coefficients, and the cell has none")
-    if linear:
-        _coefficients(case)
 
 
 def _coefficients(case: Case) -> None:
     """`coefficients` gives the step, for a batch of sequences as well as for one."""
+    if not _is_linear(case):
+        return
     cell = case.cell
 
     @_jit
-    def given(params, carry, xs):
-        params, x = cell.perturbed(params, carry, xs)
-        a, b = cell.coefficients(params, cell.project(params, x))  # pyright: ignore
-        for tree in (a, b):
+    def given(params: Params, carry: Carry, x: Inputs) -> Carry:
+        coefficients: Any = cell.coefficients(params, cell.project(params, x))
+        for tree in coefficients:
             chex.assert_trees_all_equal_structs(tree, carry)
-        return jax.tree.map(_affine, a, b, jax.tree.map(lambda _: cell.log_space, carry), carry)
+        return coefficients.apply(carry)
 
     for leading in ((), (2, BATCH)):
         carry, xs = case.carry(*leading), case.xs(*leading)
@@ -393,12 +493,6 @@ def _coefficients(case: Case) -> None:
             _same(after, _step(case, carry, xs).stepped[0])
         except AssertionError as error:
             raise AssertionError(f"coefficients are not those of step: {error}") from error
-
-
-def _affine(a: jax.Array, b: jax.Array, log_space: bool, s: jax.Array) -> jax.Array:
-    """a·s + b, of which a may be a matrix, out of their logarithms in log space."""
-    a, b = (jnp.exp(a), jnp.exp(b)) if log_space else (a, b)
-    return (a @ s[..., None])[..., 0] + b if a.ndim > s.ndim else a * s + b
 
 
 def _keeps_apart(function: Callable[[Any], Any], tree: Any, leaves_too: bool = False) -> bool:
@@ -453,7 +547,8 @@ def _of_floats(function: Callable[[Any], Any], tree: Any) -> tuple[list[Any], Ca
 
 PROPERTIES: dict[str, Callable[[Case], None]] = {
     "frozen": _frozen,
-    "three_parts": _three_parts,
+    "step": _derived,
+    "readout": _readout,
     "leading_axes": _leading_axes,
     "sequence": _sequence,
     "jit": _compiled,
@@ -461,6 +556,8 @@ PROPERTIES: dict[str, Callable[[Case], None]] = {
     "no_recompilation": _no_recompilation,
     "dtype": _dtype,
     "gradients": _gradients,
-    "claims": _claims,
+    "taps": _taps,
+    "structure": _structure,
+    "coefficients": _coefficients,
 }
 """The properties by name; each takes a `Case` and raises when it does not hold."""

@@ -123,8 +123,8 @@ class BoundCell:
         """Whether the cell has coefficients, for inputs of these shapes."""
         if type(self.cell).coefficients is Cell.coefficients:
             return False
-        find = lambda: self.cell.coefficients(self.accum_params, self.project(x))
-        return jax.eval_shape(find) is not None
+        find = lambda x: self.cell.coefficients(self.accum_params, self.project(x))
+        return jax.eval_shape(find, x) is not None
 
     def step(self, carry: Carry, x: Inputs) -> tuple[Carry, Any]:
         """Project, recur, update and readout."""

@@ -54,7 +54,7 @@ class Mixer(Linear):
     def shapes(self, input_size: int) -> MixerParams:
         return MixerParams((input_size, self.hidden_size), (self.hidden_size,) * 2)
 
-    def coefficients(self, params: MixerParams, z: jax.Array) -> Any:
+    def coefficients(self, params: Any, z: Any) -> Any:
         return Dense(params.m.reshape((1,) * (z.ndim - 1) + params.m.shape) / 2, z)
 
     def readout(self, params: Any, carry: jax.Array, z: Any) -> jax.Array:

@@ -80,7 +80,7 @@ def test_every_registered_cell_has_a_row() -> None:
 
 @partial(jax.jit, static_argnums=0)
 def run_parts(cell: Cell, params: Any, carry: Any, x: Any) -> tuple[Any, Any, Any, Any, Any]:
-    """z, u, the carry and output from the functions, what step returns, and u of twice the carry."""
+    """z, u, carry and output from the functions, what step returns, and u of twice the carry."""
     z, u = gates_of(cell, params, carry, x)
     double = jax.tree.map(lambda c: (2 * c).astype(c.dtype), carry)
     finished = finish(cell, params, carry, z, u)
@@ -101,11 +101,11 @@ def test_parts_accept_any_leading_axes(row: Row) -> None:
 
 
 def test_gates_are_one_array_each(row: Row) -> None:
-    cell = row.make(3)
+    cell: Any = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
     carry, x = draw(cell, params, (5,))
     z, u = jax.eval_shape(partial(gates_of, cell), params, carry, x)
-    sizes = {leaf.shape[-1] for leaf in jax.tree.leaves(carry)} | {cell.hidden_size, 1}
+    sizes = {n for leaf in jax.tree.leaves(carry) for n in leaf.shape[1:]} | {cell.hidden_size, 1}
     for leaf in jax.tree.leaves((z, u)):
         assert leaf.shape[0] == 5
         assert not update_is_elementwise(cell, params, carry, z, u) or leaf.shape[-1] in sizes
@@ -128,6 +128,8 @@ def test_recur_is_linear_in_the_carry(row: Row) -> None:
 
 def test_update_of_a_linear_cell_applies_its_coefficients(row: Row) -> None:
     cell = row.make(3)
+    if type(cell).coefficients is Cell.coefficients:
+        pytest.skip("not linear")
     params = random_params(cell, 1, 2, np.float32)
     carry, x = draw(cell, params, (5,))
     z, u = gates_of(cell, params, carry, x)
@@ -188,7 +190,7 @@ def test_first_carry_has_the_axes_and_dtype_asked_for(row: Row) -> None:
 
 
 def test_cell_is_a_value(row: Row) -> None:
-    cell = row.make(3)
+    cell: Any = row.make(3)
     assert cell == row.make(3) and hash(cell) == hash(row.make(3))
     assert cell != row.make(4)
     assert pickle.loads(pickle.dumps(cell)) == cell
@@ -225,7 +227,7 @@ def test_overriding_step_through_another_base_is_refused() -> None:
 
     with pytest.raises(TypeError, match="Hasty: step is derived and never overridden"):
 
-        class Hasty(Mixin, Elman):  # pyright: ignore[reportUnusedClass]
+        class Hasty(Mixin, Elman):  # pyright: ignore
             pass
 
 
