@@ -6,7 +6,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
 TESTS ?= tests jrnn
 JOBS ?= 2
 
-.PHONY: setup demo test test-all targets parity lint bench sanitize notebooks clean
+.PHONY: setup demo test test-all targets parity lint bench gpu-check sanitize notebooks clean
 
 setup: .venv/with-demo
 
@@ -35,6 +35,11 @@ lint: .venv/with-lint .venv/with-test
 # Fewer or other cases: make bench args="--shapes 0 1 --engines scan"; jrnn bench --help
 bench: .venv/with-bench .venv/with-parity
 	$(BIN)/jrnn bench $(args)
+
+# On a machine with a GPU, by the JAX that is there: it sets nothing up, and jrnn need not be installed.
+# Six minutes at most; the JSON goes to experiments/speed/results/gpu/. make gpu-check args=--help
+gpu-check:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m experiments.speed.gpu_check $(args)
 
 # Every kernel under the sanitizers of GCC or Clang: memory, undefined behaviour, data races. Minutes.
 # Where not on x86-64: make sanitize flags="-DPORTABLE -mcpu=native"

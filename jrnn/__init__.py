@@ -6,6 +6,7 @@ The functional core is here: cells, engines and `unroll`. The rest is imported o
 """
 
 import importlib
+from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
 from typing import Any
 
@@ -82,7 +83,10 @@ from jrnn.layers import bidirectional as bidirectional
 from jrnn.layers import stack as stack
 from jrnn.taps import tap as tap
 
-__version__ = _version("jrnn")
+try:
+    __version__ = _version("jrnn")
+except _PackageNotFoundError:  # imported from a source tree, without being installed
+    __version__ = "0+unknown"
 
 _ON_FIRST_USE = ("analysis", "config", "nn", "stream", "tasks", "testing", "train")
 

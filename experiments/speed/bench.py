@@ -40,7 +40,7 @@ class Bench:
       directions: of forward and forward+backward.
       shapes: batch x steps x input x hidden, as in 32x128x32x64, or an index of the default ones.
       engines: the engines of jrnn, as `jrnn ls engines` names them.
-      peers: of nnx, linen, haiku, equinox, keras, torch and onnxruntime.
+      peers: of nnx, linen, haiku, equinox, keras, torch, onnxruntime and cudnn.
       repeats: the most rounds of a group, in each of which every contender has a turn.
       seconds: after that no round of a group starts, but that there are at least 3.
       sweep: add growth curves over the steps and over the hidden size.

@@ -1,5 +1,6 @@
 """What is timed: a case, and for each library a contender that is ready to be called."""
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,20 +34,22 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that all contenders do: a cell at a shape, in float32.
+    """One thing that all contenders do: a cell at a shape.
 
     Args:
-      cell: a key of `GATES`.
+      cell: a cell of jrnn by its name; only those of `GATES` have `flops`.
       direction: a key of `DIRECTIONS`. With `forward+backward` the loss is the mean of the squared
         outputs, and gradients are taken for all parameters and for the inputs.
       shape: of the layer.
       sweep: the axis of `shape` that grows, if the case is part of a growth curve.
+      dtype: of parameters and inputs: "float32" or "bfloat16".
     """
 
     cell: str
     direction: str
     shape: Shape
     sweep: str | None = None
+    dtype: str = "float32"
 
     @property
     def backward(self) -> bool:
@@ -61,9 +64,15 @@ class Case:
         return DIRECTIONS[self.direction] * forward
 
     def inputs(self) -> np.ndarray:
-        """Normal noise `[T, B, input]`, the same for every contender."""
+        """Normal noise `[T, B, input]`, the same for every contender; it must not be changed."""
         batch, steps, inputs, _ = self.shape
-        return np.random.default_rng(0).normal(size=(steps, batch, inputs)).astype(np.float32)
+        return _noise((steps, batch, inputs)).astype(jnp.dtype(self.dtype), copy=False)
+
+
+@functools.lru_cache(maxsize=4)
+def _noise(shape: tuple[int, ...]) -> np.ndarray:
+    """Drawn once for each shape: at the sizes of a GPU that takes seconds."""
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
 @dataclass(frozen=True)
@@ -117,8 +126,10 @@ def of_cell(library: str, case: Case, layers: dict[str, Any]) -> Any:
     return layers[case.cell]
 
 
-def compiled(model: JaxModel, case: Case, family: str = "jax") -> Contender:
-    """Compiles a layer for a case, and measures that."""
+def compiled(
+    model: JaxModel, case: Case, family: str = "jax", options: dict[str, Any] | None = None
+) -> Contender:
+    """Compiles a layer for a case, and measures that; `options` are those of the compiler."""
     xs = case.inputs()
     xs = jnp.asarray(xs if model.time_major else xs.swapaxes(0, 1))
 
@@ -130,7 +141,7 @@ def compiled(model: JaxModel, case: Case, family: str = "jax") -> Contender:
 
     chosen = jax.value_and_grad(loss, argnums=(0, 1)) if case.backward else outputs
     start = time.perf_counter()
-    program = jax.jit(chosen).lower(model.params, xs).compile()
+    program = jax.jit(chosen).lower(model.params, xs).compile(options)
     seconds = time.perf_counter() - start
     memory = program.memory_analysis()
     return Contender(

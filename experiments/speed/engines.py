@@ -29,7 +29,7 @@ def build(engine: str, case: Case) -> list[Contender]:
     if engine not in ENGINES:
         raise Unavailable(f"jrnn has no such engine{checks.suggestion(engine, ENGINES)}")
     try:
-        return [compiled(_model(engine, case), case, "jrnn")]
+        return [compiled(model(engine, case), case, "jrnn")]
     except Exception as error:  # such as a part that was not compiled when jrnn was installed
         raise Unavailable(f"failed: {type(error).__name__}: {error}") from error
 
@@ -57,22 +57,40 @@ def _difference(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.abs(got - want).max() / (scale or 1))
 
 
-def _model(engine: str, case: Case) -> JaxModel:
-    make: Any = CELLS[case.cell]
-    cell = make(case.shape.hidden)
+def model(
+    engine: str | jrnn.Engine, case: Case, name: str | None = None, params: Any = None
+) -> JaxModel:
+    """An engine with the cell of a case.
+
+    Args:
+      engine: as `unroll` takes it.
+      case: the cell, its sizes and dtype.
+      name: in tables; by default that of the engine.
+      params: by default those of `params_of`.
+    """
+    cell = cell_of(case)
+    params = params_of(cell, case) if params is None else params
 
     def apply(params: Any, xs: jax.Array) -> jax.Array:
         return jrnn.unroll(cell, params, xs, engine=engine)[1]
 
-    return JaxModel(f"jrnn {engine}", apply, _params(cell, case.shape.input))
+    return JaxModel(f"jrnn {name or engine}", apply, params)
 
 
-def _params(cell: jrnn.Cell, inputs: int) -> Any:
+def cell_of(case: Case) -> jrnn.Cell:
+    """The cell of a case, with its options by default."""
+    make: Any = CELLS[case.cell]
+    return make(case.shape.hidden)
+
+
+def params_of(cell: jrnn.Cell, case: Case) -> Any:
     """The cell's own first parameters with some noise: biases of zero would hide faults."""
-    leaves, structure = jax.tree.flatten(cell.init(jax.random.key(0), inputs))
+    leaves, structure = jax.tree.flatten(
+        cell.init(jax.random.key(0), case.shape.input, jnp.dtype(case.dtype))
+    )
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noisy = [
-        leaf + 0.01 * jax.random.normal(key, leaf.shape, jnp.float32)
+        leaf + 0.01 * jax.random.normal(key, leaf.shape, leaf.dtype)
         for leaf, key in zip(leaves, keys, strict=True)
     ]
     return jax.tree.unflatten(structure, noisy)

@@ -42,14 +42,16 @@ def check(contender: Contender, case: Case) -> None:
 
 def _array(leaf: object) -> np.ndarray:
     if type(leaf).__module__.partition(".")[0] == "torch":
-        leaf = leaf.cpu()  # pyright: ignore[reportAttributeAccessIssue]
+        leaf = leaf.float().cpu()  # pyright: ignore[reportAttributeAccessIssue]
     return np.asarray(leaf)
 
 
-def in_turn(contenders: list[Contender], repeats: int, seconds: float) -> dict[str, Timing]:
+def in_turn(
+    contenders: list[Contender], repeats: int, seconds: float, settling: float = SETTLING
+) -> dict[str, Timing]:
     """Times all, one after another, again and again, so that what disturbs one disturbs all.
 
-    A turn of a contender is calls that are not timed, for `SETTLING` seconds and at least one,
+    A turn of a contender is calls that are not timed, for `settling` seconds and at least one,
     until the threads of the contender before sleep and the caches and pages are its own; then
     calls that are timed, for `TURN` seconds and at least one.
 
@@ -57,6 +59,7 @@ def in_turn(contenders: list[Contender], repeats: int, seconds: float) -> dict[s
       contenders: each has been called once already.
       repeats: the most rounds.
       seconds: no round starts after that, but that there are `FEWEST` in any case.
+      settling: seconds of calls that are not timed; 0 for none.
     """
     times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     gc.collect()
@@ -67,7 +70,8 @@ def in_turn(contenders: list[Contender], repeats: int, seconds: float) -> dict[s
             if done >= FEWEST and time.perf_counter() > end:
                 break
             for contender in contenders:
-                _seconds(contender, SETTLING)
+                if settling:
+                    _seconds(contender, settling)
                 times[contender.name] += _seconds(contender, TURN)
     finally:
         gc.enable()

@@ -12,8 +12,12 @@ PEERS = {
     "keras": "keras_jax",
     "torch": "pytorch",
     "onnxruntime": "onnx_runtime",
+    "cudnn": "jax_cudnn",
 }
 """The file of each library, by the name that `--peers` takes."""
+
+BFLOAT16 = ("nnx", "torch")
+"""The libraries that are timed in other dtypes than float32."""
 
 
 def build(peer: str, case: Case) -> list[Contender]:
@@ -22,6 +26,8 @@ def build(peer: str, case: Case) -> list[Contender]:
     Raises:
       Unavailable: it is not installed, does not work here, or has no such layer.
     """
+    if case.dtype != "float32" and peer not in BFLOAT16:
+        raise Unavailable(f"is timed in float32 only, not in {case.dtype}")
     try:
         adapter = importlib.import_module(f".{PEERS[peer]}", __package__)
         return adapter.build(case)

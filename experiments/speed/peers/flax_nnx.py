@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from ..contenders import Case, Contender, JaxModel, compiled, of_cell
@@ -20,7 +21,15 @@ def build(case: Case) -> list[Contender]:
 
 
 def _model(kind: Any, case: Case) -> JaxModel:
-    cell = kind(case.shape.input, case.shape.hidden, rngs=nnx.Rngs(0))
+    dtype = jnp.dtype(case.dtype)
+    sizes = case.shape.input, case.shape.hidden
+    cell = kind(
+        *sizes,
+        dtype=dtype,
+        param_dtype=dtype,
+        recurrent_kernel_init=_orthogonal,
+        rngs=nnx.Rngs(0),
+    )
     graphdef, params, rest = nnx.split(nnx.RNN(cell, time_major=True), nnx.Param, ...)
 
     def apply(params: Any, xs: jax.Array) -> jax.Array:
@@ -28,3 +37,8 @@ def _model(kind: Any, case: Case) -> JaxModel:
         return layer(xs)
 
     return JaxModel(f"nnx {kind.__name__}", apply, params)
+
+
+def _orthogonal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """As by default, but in bfloat16 too, which JAX has no QR decomposition for."""
+    return nnx.initializers.orthogonal()(key, shape, jnp.float32).astype(dtype)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import torch
 
 from .. import machine
@@ -18,8 +19,10 @@ def build(case: Case) -> list[Contender]:
     torch.set_num_threads(machine.cores())
     torch.manual_seed(0)
     kind = of_cell("torch", case, LAYERS)
-    layer = kind(case.shape.input, case.shape.hidden).to(device())
-    xs = torch.from_numpy(case.inputs()).to(device())
+    dtype = getattr(torch, case.dtype)
+    layer = kind(case.shape.input, case.shape.hidden).to(device(), dtype)
+    # NumPy's bfloat16 means nothing to PyTorch; a copy, as the inputs are shared.
+    xs = torch.tensor(case.inputs().astype(np.float32), dtype=dtype, device=device())
     call = _backward(layer, xs.requires_grad_()) if case.backward else _forward(layer, xs)
     return [Contender(f"torch {kind.__name__}", "torch", _awaited(call))]
 
