@@ -34,8 +34,8 @@ TRANSFORMS: dict[str, Callable[[int], jrnn.Cell]] = {
     "projection-lstm": lambda hidden: jrnn.transforms.Projection(jrnn.LSTM(hidden), size=3),
     "zoneout-mingru": lambda hidden: jrnn.transforms.Zoneout(jrnn.MinGRU(hidden), h=0.25),
     "learned_carry-gru": lambda hidden: jrnn.transforms.LearnedCarry(jrnn.GRU(hidden)),
-    "stack-lstm-gru": lambda hidden: jrnn.transforms.Stack((jrnn.LSTM(hidden), jrnn.GRU(hidden))),
-    "bidirectional-gru": lambda hidden: jrnn.transforms.Bidirectional(jrnn.GRU(hidden)),
+    "stack-lstm-gru": lambda hidden: jrnn.stack((jrnn.LSTM(hidden), jrnn.GRU(hidden))),
+    "bidirectional-gru": lambda hidden: jrnn.bidirectional(jrnn.GRU(hidden)),
 }
 """Transformed cells that are checked beside the plain ones, from a hidden size."""
 
