@@ -17,6 +17,7 @@ import jrnn
 from jrnn import Native, Scan
 from jrnn.engines import native
 from tests.helpers import (
+    HALF,
     WAYS,
     as_dtype,
     assert_close,
@@ -50,9 +51,9 @@ def test_values_and_gradients_equal_the_slow_truth(kernel_row: Row, x64: None) -
     narrow = as_dtype((params, batch), np.float32)
     params, batch = as_dtype(narrow, np.float64)
     assert len(jax.tree.leaves(narrow)) == len(jax.tree.leaves((params, batch)))
-    inference = unroll_all(cell, Native(), WAYS, *narrow)
+    inference = unroll_all(cell, Native(), HALF, *narrow)
     for way, got, alone in zip(
-        WAYS, differentiate_all(cell, Native(), WAYS, *narrow), inference, strict=True
+        HALF, differentiate_all(cell, Native(), HALF, *narrow), inference, strict=True
     ):
         assert got.ys.dtype == np.float32
         assert_close((got.carry, got.ys), oracle(kernel_row, way, params, batch), 1e-6)
