@@ -289,7 +289,7 @@ def _dtype(case: Case) -> None:
             _require(all(kept), f"{jnp.dtype(dtype).name} did not stay: {_dtypes(tree)}")
 
 
-def _is_complex(leaf: jax.Array) -> bool:
+def _is_complex(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.complexfloating)
 
 
