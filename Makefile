@@ -6,6 +6,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
 	$(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 TESTS ?= tests jrnn
 JOBS ?= 2
+PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: setup demo test test-all test-fast targets parity lint bench sanitize notebooks clean
 
@@ -16,24 +17,24 @@ demo: $(VENV)/with-demo
 	$(BIN)/jrnn train configs/digits.py$(if $(cell),:cell=$(cell))
 
 test: $(VENV)/with-test
-	$(BIN)/pytest -n $(JOBS) $(TESTS)
+	$(PYTEST) $(TESTS)
 
 # A part of the suite that takes two minutes, for other versions of Python and JAX:
 # make test-fast VENV=build/python3.12 PYTHON=python3.12
 FAST := tests/cells/test_contract.py tests/engines/test_native.py tests/nn \
 	tests/train/test_checkpoint.py tests/test_testing.py tests/engines/test_truth.py
 test-fast: $(VENV)/with-test
-	$(BIN)/pytest -n $(JOBS) -k "not finite_differences" $(FAST)
+	$(PYTEST) -k "not finite_differences" $(FAST)
 
 # Every row of every table on every engine, all masks, twenty kills, sanitizers: an hour.
 test-all: $(VENV)/with-test sanitize
-	$(BIN)/pytest -n $(JOBS) -m "not slow" $(TESTS)
+	$(PYTEST) -m "not slow" $(TESTS)
 
 targets: $(VENV)/with-test
 	$(BIN)/pytest -m slow tests/train/test_targets.py
 
 parity: $(VENV)/with-test $(VENV)/with-parity
-	$(BIN)/pytest -n $(JOBS) tests/parity
+	$(PYTEST) tests/parity
 
 lint: $(VENV)/with-lint $(VENV)/with-test
 	$(BIN)/ruff check .
