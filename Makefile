@@ -1,39 +1,48 @@
 # Everything runs in .venv, which each target sets up as far as it needs, and never twice.
 
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
 	$(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 TESTS ?= tests jrnn
 JOBS ?= 2
+PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: setup demo test test-all targets parity lint bench gpu-check sanitize notebooks clean
+.PHONY: setup demo test test-all test-fast targets parity lint bench gpu-check sanitize notebooks clean
 
-setup: .venv/with-demo
+setup: $(VENV)/with-demo
 
 # Another cell: make demo cell=gru
-demo: .venv/with-demo
+demo: $(VENV)/with-demo
 	$(BIN)/jrnn train configs/digits.py$(if $(cell),:cell=$(cell))
 
-test: .venv/with-test
-	$(BIN)/pytest -n $(JOBS) $(TESTS)
+test: $(VENV)/with-test
+	$(PYTEST) $(TESTS)
+
+# A part of the suite that takes two minutes, for other versions of Python and JAX:
+# make test-fast VENV=build/python3.12 PYTHON=python3.12
+FAST := tests/cells/test_contract.py tests/engines/test_native.py tests/nn \
+	tests/train/test_checkpoint.py tests/test_testing.py tests/engines/test_truth.py
+test-fast: $(VENV)/with-test
+	$(PYTEST) -k "not finite_differences" $(FAST)
 
 # Every row of every table on every engine, all masks, twenty kills, sanitizers: an hour.
-test-all: .venv/with-test sanitize
-	$(BIN)/pytest -n $(JOBS) -m "not slow" $(TESTS)
+test-all: $(VENV)/with-test sanitize
+	$(PYTEST) -m "not slow" $(TESTS)
 
-targets: .venv/with-test
+targets: $(VENV)/with-test
 	$(BIN)/pytest -m slow tests/train/test_targets.py
 
-parity: .venv/with-test .venv/with-parity
-	$(BIN)/pytest -n $(JOBS) tests/parity
+parity: $(VENV)/with-test $(VENV)/with-parity
+	$(PYTEST) tests/parity
 
-lint: .venv/with-lint .venv/with-test
+lint: $(VENV)/with-lint $(VENV)/with-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
 # Fewer or other cases: make bench args="--shapes 0 1 --engines scan"; jrnn bench --help
-bench: .venv/with-bench .venv/with-parity
+bench: $(VENV)/with-bench $(VENV)/with-parity
 	$(BIN)/jrnn bench $(args)
 
 # On a machine with a GPU, by the JAX that is there: it sets nothing up, and jrnn need not be installed.
@@ -51,27 +60,27 @@ sanitize:
 			-pthread tests/engines/sanitize.cc -o build/sanitize; \
 		echo $$flag $$kind; build/sanitize; done; done
 
-notebooks: .venv/with-notebooks
+notebooks: $(VENV)/with-notebooks
 	$(BIN)/python experiments/notebooks/run.py
 
 clean:
 	rm -rf .venv build runs .pytest_cache .ruff_cache
 
 # One mark for each extra, made again when the dependencies change.
-.venv/with-%: pyproject.toml .venv/built
+$(VENV)/with-%: pyproject.toml $(VENV)/built
 	$(BIN)/pip install --quiet 'jrnn[$*]'
 	touch $@
 
 # jrnn itself, made again when its kernels change too. They are optional. Built with tools in .venv:
 # in an environment that pip makes for one build, all kernels would be compiled every time.
-.venv/built: pyproject.toml $(wildcard jrnn/kernels/*) | .venv/bin/python
+$(VENV)/built: pyproject.toml $(wildcard jrnn/kernels/*) | $(VENV)/bin/python
 	$(BIN)/pip install --quiet 'scikit-build-core[wheels]>=1.0' 'jaxlib>=0.10'
 	$(BIN)/pip install --quiet --no-build-isolation -e .
 	@$(BIN)/python -c 'import jrnn._kernels' 2>/dev/null || echo 'The kernels in C++ were not built;' \
 		'jrnn works without them. Why: $(BIN)/pip install -v --no-build-isolation -e .'
 	touch $@
 
-.venv/bin/python:
+$(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "jrnn needs Python 3.11 or newer; name one: make PYTHON=..."; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip

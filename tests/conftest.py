@@ -116,3 +116,23 @@ def optimized() -> Iterator[None]:
     yield
     jax.config.update("jax_disable_most_optimizations", True)
     jax.clear_caches()
+
+
+# With --dist loadgroup each file is one group: its tests share what they compile and the fixtures of
+# their module. Files that start processes are one group together, so that no two run at a time.
+PROCESSES = (
+    "tests/processes/test_team.py",
+    "tests/train/test_processes.py",
+    "tests/train/test_resume.py",
+    "tests/train/test_sweep.py",
+)
+# The longest first: at the end no worker waits for another.
+FIRST = (*PROCESSES, "tests/test_testing.py", "tests/engines/test_")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    path = lambda item: item.nodeid.partition("::")[0]
+    items.sort(key=lambda item: not path(item).startswith(FIRST))
+    for item in items:
+        name = "processes" if path(item) in PROCESSES else path(item)
+        item.add_marker(pytest.mark.xdist_group(name))

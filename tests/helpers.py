@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import jax
 import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jrnn
 from jrnn import Cell, Engine
@@ -40,6 +41,15 @@ class Way(NamedTuple):
 
 WAYS = tuple(Way(*given) for given in itertools.product([False, True], repeat=4))
 HALF = tuple(way for way in WAYS if sum(way) % 2 == 0)  # any three of the four in all combinations
+
+
+def mostly_exhaustive(cases: Iterable[Any], *, but: Iterable[Any]) -> list[Any]:
+    """The values of a parameter, of which `make test` takes only a few."""
+    as_tuple = lambda case: case if type(case) is tuple else (case,)
+    values, kept = [as_tuple(case) for case in cases], [as_tuple(case) for case in but]
+    assert all(case in values for case in kept), "an unknown case"
+    mark = pytest.mark.exhaustive
+    return [pytest.param(*case, marks=[] if case in kept else [mark]) for case in values]
 
 
 class Batch(NamedTuple):

@@ -27,8 +27,8 @@ from tests.cells.linear_toys import (
 )
 from tests.engines import test_nan
 from tests.helpers import (
-    QUICK,
     HALF,
+    QUICK,
     WAYS,
     Batch,
     Results,
@@ -39,6 +39,7 @@ from tests.helpers import (
     differentiate_all,
     inner,
     loop_grads,
+    mostly_exhaustive,
     oracle,
     quickly_differentiate_all,
     random_batch,
@@ -107,10 +108,7 @@ def test_every_way_equals_a_loop(name: str, x64: None) -> None:
     assert_true(ROWS[name], WAYS, results, params, batch)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [n if n in FEW else pytest.param(n, marks=pytest.mark.exhaustive) for n in ROWS],
-)
+@pytest.mark.parametrize("name", mostly_exhaustive(ROWS, but=FEW))
 def test_values_and_gradients_equal_a_loop_in_float32(name: str) -> None:
     row = ROWS[name]
     cell, params, batch = example(row, dtype=np.float32)

@@ -10,6 +10,7 @@ import pytest
 import jrnn
 from jrnn import GRU, LSTM, Elman, Newton
 from jrnn.engines import damping
+from tests.helpers import mostly_exhaustive
 
 STEPS, BATCH = 7, 4
 DAMPINGS = np.array([0.0, 1e-3, 1.0, 50.0])
@@ -92,7 +93,7 @@ def test_each_kind_of_jacobian_is_damped_as_its_matrix(kind: Any, x64: None) -> 
 INVERSE = lambda a: jnp.asarray(np.linalg.inv(np.asarray(a)))
 
 
-@pytest.mark.parametrize("n", [None, 1, 3])
+@pytest.mark.parametrize("n", mostly_exhaustive([None, 1, 3], but=[None, 3]))
 @pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])
 def test_parallel_covariances_equal_those_step_by_step(
     n: int | None, complex_: bool, reverse: bool, x64: None
@@ -134,7 +135,7 @@ def test_positive_inverse_equals_numpy(n: int, complex_: bool, x64: None) -> Non
 
 
 @pytest.mark.parametrize("kind", ["full", "diagonal"])
-@pytest.mark.parametrize("name", ["elman", "lstm", "gru"])
+@pytest.mark.parametrize("name", mostly_exhaustive(["elman", "lstm", "gru"], but=["elman", "gru"]))
 def test_damped_steps_converge_to_the_loop_or_say_not(name: str, kind: Any, x64: None) -> None:
     gain, cell = {"elman": (1.5, Elman(8)), "lstm": (3.0, LSTM(8)), "gru": (3.0, GRU(8))}[name]
     params = cell.init(jax.random.key(0), 2, np.float64)

@@ -1,5 +1,6 @@
 """What the engine `Fused` alone promises: memory, derivatives of its derivative, what it saves."""
 
+import itertools
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ from tests.helpers import (
     assert_close,
     call,
     inner,
+    mostly_exhaustive,
     quickly_differentiate_all,
     random_batch,
     random_params,
@@ -65,8 +67,25 @@ def test_gradient_of_a_gradient_norm_equals_that_of_scan(
     assert_close(grad(engine, point), grad(Scan(), point), 1e-10)
 
 
-@pytest.mark.parametrize(("steps", "chunk"), [(0, 3), (1, 3), (6, 3), (7, 3), (7, 50), (9, None)])
-@pytest.mark.parametrize("remat", [False, True], ids=["saved", "remat"])
+@pytest.mark.parametrize(
+    ("steps", "chunk", "remat", "reverse"),
+    mostly_exhaustive(
+        (
+            (*shape, *options)
+            for shape in [(0, 3), (1, 3), (6, 3), (7, 3), (7, 50), (9, None)]
+            for options in itertools.product([False, True], repeat=2)
+        ),
+        but=[
+            (0, 3, False, False),
+            (1, 3, True, True),
+            (6, 3, False, True),
+            (7, 3, True, False),
+            (7, 3, False, True),
+            (7, 50, True, True),
+            (9, None, False, False),
+        ],
+    ),
+)
 def test_any_chunk_gives_the_gradients_of_scan(
     steps: int, chunk: int | None, remat: bool, reverse: bool, x64: None
 ) -> None:

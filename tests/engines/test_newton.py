@@ -29,6 +29,7 @@ from tests.helpers import (
     inner,
     is_complex,
     loop_grads,
+    mostly_exhaustive,
     normal_like,
     oracle,
     quickly_differentiate_all,
@@ -51,18 +52,10 @@ KINDS = {
 }
 SOME = ("lstm", "gru-reset-before", "paralstm", "lru", "gru", "elman-relu")
 # Each kind on one cell; in the exhaustive suite on three, and each cell with three or four kinds.
-PAIRS = [
-    pytest.param(SOME[(n + 2 * k) % 6], kind, marks=[pytest.mark.exhaustive] * (k > 0))
-    for n, kind in enumerate(KINDS)
-    for k in range(3)
-]
-
-
-def mostly_exhaustive(names: Any, *, but: tuple[str, ...]) -> list[Any]:
-    """All names, of which the suite that is run for each change takes only a few."""
-    return [
-        name if name in but else pytest.param(name, marks=pytest.mark.exhaustive) for name in names
-    ]
+PAIRS = mostly_exhaustive(
+    [(SOME[(n + 2 * k) % 6], kind) for n, kind in enumerate(KINDS) for k in range(3)],
+    but=[(SOME[n % 6], kind) for n, kind in enumerate(KINDS)],
+)
 
 Point = tuple[Any, Any, Any]  # params, xs, carry
 
@@ -236,12 +229,10 @@ def test_ten_thousand_steps_equal_scan(name: str, wide: bool) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind", "reverse"),
-    [("lstm", "full", True), ("elman-tanh", "diagonal", False)]
-    + [
-        pytest.param(*case, marks=pytest.mark.exhaustive)
-        for case in itertools.product(["lstm", "elman-tanh"], ["full", "diagonal"], [True, False])
-        if case not in [("lstm", "full", True), ("elman-tanh", "diagonal", False)]
-    ],
+    mostly_exhaustive(
+        itertools.product(["lstm", "elman-tanh"], ["full", "diagonal"], [True, False]),
+        but=[("lstm", "full", True), ("elman-tanh", "diagonal", False)],
+    ),
 )
 def test_k_iterations_make_k_states_exact(name: str, kind: str, reverse: bool, x64: None) -> None:
     row, way, steps = CELLS[name], Way(lengths=False, reverse=reverse), 12
@@ -815,9 +806,7 @@ def test_dtypes_and_values_of_mixed_precision(name: str, mix: str) -> None:
 
 @pytest.mark.parametrize("of_params", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
-    "cell",
-    [GRU(16), *(pytest.param(c, marks=pytest.mark.exhaustive) for c in (LSTM(16), Elman(16)))],
-    ids=["gru", "lstm", "elman"],
+    "cell", mostly_exhaustive([GRU(16), LSTM(16), Elman(16)], but=[GRU(16)]), ids=repr
 )
 def test_a_long_sequence_of_bfloat16_is_as_near_as_scan(cell: Cell, of_params: Any) -> None:
     # Rounding makes steps of the products: a tolerance below it is met one step at a time alone.

@@ -72,7 +72,10 @@ def assert_same_lines(one, other, abs=1e-6):
 
 def assert_as_alone(e, outcome, folder, alone):
     """A member against its run by itself: every line of metrics, and what it ended with."""
-    trained = train(e, e.task.load(), alone)
+    assert_same_run(train(e, e.task.load(), alone), outcome, folder, alone)
+
+
+def assert_same_run(trained, outcome, folder, alone):
     assert_same_lines(folder, alone)
     assert outcome.step == trained.step
     assert outcome.validation == pytest.approx(trained.validation, rel=1e-5)
@@ -88,13 +91,23 @@ VARIED = [
 ]
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The folder of each of these as a run by itself, and what it ended with."""
+    folder = tmp_path_factory.mktemp("alone")
+    places = [folder / str(number) for number in range(len(VARIED))]
+    return [
+        (place, train(e, e.task.load(), place)) for e, place in zip(VARIED, places, strict=True)
+    ]
+
+
 @pytest.mark.parametrize("width", [None, 2, 5])
-def test_each_member_is_as_its_run_by_itself(width, tmp_path):
+def test_each_member_is_as_its_run_by_itself(width, alone, tmp_path):
     assert groups(VARIED, loaded(VARIED)) == [[0, 1, 2, 3, 4]]
     swept = sweep(VARIED, tmp_path / "sweep", width=width)
-    for number, e in enumerate(VARIED):
+    for number, (place, trained) in enumerate(alone):
         folder = member_folder(tmp_path / "sweep", number)
-        assert_as_alone(e, swept.outcomes[number], folder, tmp_path / str(number))
+        assert_same_run(trained, swept.outcomes[number], folder, place)
     losses = [outcome.validation["loss"] for outcome in swept.outcomes]
     assert len(set(losses)) == len(losses)
 
