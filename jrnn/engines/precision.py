@@ -141,12 +141,17 @@ def bind(
     return BoundCell(cell, precision, narrow, wide, return_carries)
 
 
+MANY = 4
+"""Sequences from which on a CPU computes products of a readout in the loop; see `LoopReadout`."""
+
+
 class LoopReadout(NamedTuple):
     """`readout` divided between the loop over time and what comes after it.
 
     A readout without products by parameters is computed in the loop. Otherwise the loop returns
     the arrays that it needs, and after the loop it is one product over all steps, forward and
-    backward.
+    backward. On a CPU a batch of `MANY` and more makes good products by itself, and the memory for
+    the arrays of all steps costs more than larger products save.
 
     Attributes:
       emit: `(bound, carry, z) -> out`, in the loop.
@@ -168,7 +173,9 @@ def loop_readout(bound: BoundCell, carry: Carry, x: Inputs) -> LoopReadout:
     z = jax.eval_shape(bound.project, x)
     carry = jax.eval_shape(lambda: carry)
     whole = LoopReadout(lambda bound, carry, z: bound.readout(carry, z), lambda bound, outs: outs)
-    if not bound.readout_has_products(carry, z):
+    batch = jax.tree.leaves(x)[0].shape[0]
+    on_cpu = jax.default_backend() == "cpu"
+    if (on_cpu and batch >= MANY) or not bound.readout_has_products(carry, z):
         return whole
     reads = structure.leaves_read(bound.cell.readout, bound.accum_params, carry, z)
     flags = ((True,) * len(reads.carry) if bound.return_carries else reads.carry) + reads.z
