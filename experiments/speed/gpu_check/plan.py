@@ -28,7 +28,7 @@ TIMED_ENGINES = {
 }
 PEERS = {"lstm": ("nnx", "torch", "cudnn"), "gru": ("nnx", "torch")}
 
-TRANSFORMS: dict[str, Callable[[int], jrnn.Layer]] = {
+TRANSFORMS: Mapping[str, Callable[[int], jrnn.Layer]] = {
     "layer_norm-lstm": lambda hidden: jrnn.transforms.LayerNorm(jrnn.LSTM(hidden)),
     "zoneout-gru": lambda hidden: jrnn.transforms.Zoneout(jrnn.GRU(hidden), h=0.25),
     "projection-lstm": lambda hidden: jrnn.transforms.Projection(jrnn.LSTM(hidden), size=3),
@@ -65,7 +65,7 @@ class Plan:
     seconds: float
 
 
-SUBJECTS: dict[str, Callable[[int], jrnn.Layer]] = {
+SUBJECTS: Mapping[str, Callable[[int], jrnn.Layer]] = {
     **{name: lambda hidden, make=make: make(hidden) for name, make in CELLS.items()},  # pyright: ignore
     **TRANSFORMS,
 }
