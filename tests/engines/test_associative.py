@@ -27,8 +27,8 @@ from tests.cells.linear_toys import (
 )
 from tests.engines import test_nan
 from tests.helpers import (
-    QUICK,
     HALF,
+    QUICK,
     WAYS,
     Batch,
     Results,

@@ -64,6 +64,7 @@ def mostly_exhaustive(names: Any, *, but: tuple[str, ...]) -> list[Any]:
         name if name in but else pytest.param(name, marks=pytest.mark.exhaustive) for name in names
     ]
 
+
 Point = tuple[Any, Any, Any]  # params, xs, carry
 
 

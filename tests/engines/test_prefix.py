@@ -185,9 +185,7 @@ FEWER = {
 @pytest.mark.parametrize(
     ("name", "steps", "chunks"),
     [
-        pytest.param(
-            *setting, marks=[] if setting[:2] in FEWER else [pytest.mark.exhaustive]
-        )
+        pytest.param(*setting, marks=[] if setting[:2] in FEWER else [pytest.mark.exhaustive])
         for setting in SETTINGS
     ],
 )

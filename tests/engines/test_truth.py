@@ -56,9 +56,7 @@ def test_values_and_gradients_equal_a_loop_in_float64(kind: Row, engine: Engine,
         assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-10)
 
 
-def test_values_and_gradients_equal_finite_differences(
-    row: Row, engine: Engine, x64: None
-) -> None:
+def test_values_and_gradients_equal_finite_differences(row: Row, engine: Engine, x64: None) -> None:
     (cell, params, batch), ways = example(row), ways_of(row, engine)
     results = quickly_differentiate_all(cell, engine, ways, params, batch)
     for way, got in zip(ways, results, strict=True):
