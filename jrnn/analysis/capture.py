@@ -30,7 +30,7 @@ class GateCapture(NamedTuple):
       mask: the mask that was given, `[T, B]`, or None.
     """
 
-    gates: dict[str, jax.Array]
+    gates: OrderedDict[str, jax.Array]
     carries: Carry
     carry: Carry
     ys: Any
@@ -100,7 +100,7 @@ def capture_gates(
     inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, bool(reverse))
     gates, carries, carry, ys = _capture(layer, params, inputs)
     return GateCapture(
-        dict(gates), carries, carry, ys, inputs.lengths, inputs.resets, inputs.reverse, inputs.mask
+        gates, carries, carry, ys, inputs.lengths, inputs.resets, inputs.reverse, inputs.mask
     )
 
 

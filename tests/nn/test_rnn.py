@@ -1,4 +1,4 @@
-"""The module round one cell, and the cell inside flax's own modules."""
+"""A cell or a layer as a flax module, and a cell inside flax's own modules."""
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,7 @@ def test_noise_is_drawn_in_training_and_expected_in_evaluation():
 def test_noise_needs_a_stream_of_random_numbers_in_training_alone():
     rnn = RNN(Noisy(H), I, rngs=nnx.Rngs(params=0))
     xs, _, _ = batch()
-    with pytest.raises(ValueError, match=r"RNN: Noisy\(.* has noise, and rngs had no stream"):
+    with pytest.raises(ValueError, match=r"RNN: Noisy\(.* draws noise, and rngs had no stream"):
         rnn(xs)
     assert not np.allclose(rnn(xs, key=jax.random.key(0))[1], rnn(xs, key=jax.random.key(1))[1])
     rnn.eval()

@@ -1,6 +1,6 @@
 """Values and gradients of cells on the device of JAX, against `scan` in float64 on the CPU."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 

@@ -1,6 +1,6 @@
 """What a run checks and times, and at which sizes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jrnn
