@@ -70,7 +70,7 @@ def forgetful() -> Iterator[None]:
     one more XLA crashes.
     """
     yield
-    if memory_maps() > 8_000:
+    if memory_maps() > 5_000:
         jax.clear_caches()
 
 
