@@ -70,7 +70,7 @@ def forgetful() -> Iterator[None]:
     one more XLA crashes.
     """
     yield
-    if memory_maps() > 8_000:
+    if memory_maps() > 5_000:
         jax.clear_caches()
 
 
@@ -118,8 +118,8 @@ def optimized() -> Iterator[None]:
     jax.clear_caches()
 
 
-# With --dist loadgroup each file is one group: its tests share what they compile and the fixtures of
-# their module. Files that start processes are one group together, so that no two run at a time.
+# With --dist loadgroup each file is one group: its tests share what they compile and the fixtures
+# of their module. Files that start processes are one group, so that no two run at a time.
 PROCESSES = (
     "tests/processes/test_team.py",
     "tests/train/test_processes.py",
