@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import Mesh
 
 import jrnn
-from jrnn import LRU, LSTM, Associative, MinGRU, Scan
+from jrnn import LRU, LSTM, Associative, MinGRU, Scan, structure
 from jrnn.engines import auto
 from tests.cells.linear_toys import (
     TOYS,
@@ -47,7 +47,9 @@ from tests.helpers import (
 )
 from tests.table import CELLS, Row
 
-LINEAR = {name: row for name, row in CELLS.items() if row.make(1).recurrence == "linear"}
+LINEAR = {
+    name: row for name, row in CELLS.items() if structure.recurrence(row.make(2), 2) == "linear"
+}
 ROWS = LINEAR | TOYS
 VARIANTS = {
     "chunk=1": Associative(chunk=1),
@@ -139,7 +141,7 @@ def test_noise_is_that_of_the_key(x64: None) -> None:
     rng = np.random.default_rng(1)
     params = NoisyLinearParams(rng.normal(size=(2, hidden)), rng.normal(size=hidden))
     xs, key = rng.normal(size=(steps, batch, 2)), jax.random.key(3)
-    given = cell.perturb(params, xs, (steps, batch), key)
+    given = cell.sample_noise(params, xs, (steps, batch), key)
     dropped, masks = jax.tree.map(np.asarray, given)
     want, s = [], np.zeros((batch, hidden))
     for t in range(steps):
