@@ -130,7 +130,7 @@ def check_cell(
         params = randomized(init(key), key)
         case = Case(cell, params, inputs, key, input_size)
         with jax.disable_jit():
-            cell.step(params, case.carry(BATCH), case.xs(BATCH))
+            cell.step(params, *_as_jax((case.carry(BATCH), case.xs(BATCH))))
     except Exception as error:
         raise AssertionError(f"check_cell({cell!r}): one step fails: {error}") from error
     for name, check in PROPERTIES.items():
@@ -182,7 +182,10 @@ def check_layer(
         + ("changes earlier outputs" if changed else "changes no earlier output"),
     )
     expected, got = layer.output_shape(params, input_size), _at(ys, 0, 0)
-    chex.assert_trees_all_equal_shapes_and_dtypes(got, expected)
+    try:
+        chex.assert_trees_all_equal_shapes_and_dtypes(got, expected)
+    except AssertionError as error:
+        raise AssertionError(f"check_layer({layer!r}): output_shape is wrong: {error}") from error
 
 
 def _normal_inputs(layer: Layer, input_size: int) -> MakeInputs:
@@ -228,6 +231,11 @@ def _as_numpy(tree: Any) -> Any:
     return jax.tree.map(np.asarray, tree)
 
 
+def _as_jax(tree: Any) -> Any:
+    """For calls outside of `jit`, where a cell may use what NumPy's arrays lack, such as `.at`."""
+    return jax.tree.map(jnp.asarray, tree)
+
+
 def _at(tree: Any, *index: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
@@ -260,7 +268,8 @@ def _readout(case: Case) -> None:
     step = _step(case, carry, x)
     (z, _), (after, y) = step.gates, step.derived
     with jax.disable_jit():
-        _same(_as_numpy(case.cell.readout(case.params, after, z)), y)
+        alone = case.cell.readout(case.params, *_as_jax((after, z)))
+    _same(_as_numpy(alone), y)
 
 
 def _taps(case: Case) -> None:
@@ -276,7 +285,8 @@ def _taps(case: Case) -> None:
         arguments = (case.params, case.carry(2, BATCH), case.xs(2, BATCH))
         return jax.eval_shape(capture_taps(function), *arguments)
 
-    (plain, tapped), (jitted, again) = capture(derive), capture(jax.jit(derive))
+    # A function of its own: JAX would not trace `derive` a second time.
+    (plain, tapped), (jitted, again) = capture(derive), capture(jax.jit(lambda *a: derive(*a)))
     chex.assert_trees_all_equal_shapes_and_dtypes(jitted, plain)
     _require(again == tapped, f"taps are {tapped}, and under jax.jit {again}")
 
@@ -347,7 +357,7 @@ def _loop(
 def _compiled(case: Case) -> None:
     carry, x = case.carry(BATCH), case.xs(BATCH)
     with jax.disable_jit():
-        plain = case.cell.step(case.params, carry, x)
+        plain = case.cell.step(case.params, *_as_jax((carry, x)))
     _same(_step(case, carry, x).stepped, plain)
 
 
