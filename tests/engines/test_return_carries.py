@@ -12,7 +12,7 @@ import pytest
 import jrnn
 from jrnn import GRU, LSTM, Associative, Cell, Engine, Fused, MinGRU, Native, Newton, Scan
 from jrnn.transforms import dropout, learned_carry, projection, zoneout
-from tests.helpers import QUICK, assert_close, random_params
+from tests.helpers import QUICK, assert_close, random_params, start_vjp, step_vjp
 
 STEPS, BATCH, SIZE = 5, 4, 2
 MASK = np.array([[0, 1, 1, 1], [1, 0, 1, 0], [1, 1, 0, 0], [0, 1, 1, 0], [1, 1, 1, 0]], bool)
@@ -67,39 +67,67 @@ MORE_CASES: list[tuple[str, Engine]] = [
 ALL_CASES = CASES + [pytest.param(*case, marks=pytest.mark.exhaustive) for case in MORE_CASES]
 
 
-def loop(cell: Cell, way: Way, params: Any, xs: Any, first: Any) -> Any:
-    """Each sequence alone, step by step: last carry, outputs and carries; padding repeats one."""
-    own, step = cell.init_carry(params, ()), jax.jit(cell.step)
-    lasts, ys, carries = [], [], []
+def weights(tree: Any) -> Any:
+    """Cotangents: numbers that differ, for leaves of these shapes."""
+    return jax.tree.map(lambda a: np.cos(np.arange(a.size)).reshape(a.shape).astype(a.dtype), tree)
+
+
+def loop(cell: Cell, way: Way, params: Any, xs: Any, first: Any, ct: Any) -> Any:
+    """Each sequence alone, step by step: results as of `unroll`, and their cotangents pulled back.
+
+    On padding the carry is repeated, and so its cotangents add up.
+    """
+    ct_last, ct_ys, ct_carries = ct
+    zeros, add = partial(jax.tree.map, np.zeros_like), partial(jax.tree.map, np.add)
+    last, ys, carries = zeros((ct_last, ct_ys, ct_carries))
+    params_grad, xs_grad, first_grad = zeros((params, xs, first))
+    pick = lambda tree, *index: jax.tree.map(lambda a: a[index], tree)
+
+    def put(tree: Any, value: Any, *index: int) -> None:
+        for leaf, part in zip(jax.tree.leaves(tree), jax.tree.leaves(value), strict=True):
+            leaf[index] = part
+
     for b in range(BATCH):
-        carry = jax.tree.map(lambda a, b=b: a[b], first) if way.carry else own
-        outputs: list[Any] = [None] * STEPS
-        seen: list[Any] = [None] * STEPS
-        for t in range(STEPS)[:: -1 if way.reverse else 1]:
-            inside = way.lengths is None or t < way.lengths[b]
-            if inside and (way.mask is None or way.mask[t, b]):
-                if way.resets is not None and way.resets[t, b]:
-                    carry = own
-                carry, outputs[t] = step(params, carry, xs[t, b])
-            seen[t] = carry
-        lasts.append(carry)
-        ys.append(outputs)
-        carries.append(jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen))
-    zeros = jnp.zeros_like(next(y for row in ys for y in row if y is not None))
-    stack = partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))
-    filled = jnp.stack([jnp.stack([zeros if y is None else y for y in row]) for row in ys], 1)
-    over_time = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), stack(*carries))
-    return stack(*lasts), filled, over_time
+        start, _ = start_vjp(cell, params, pick(ct_last, b))
+        carry = pick(first, b) if way.carry else start
+        order = range(STEPS)[:: -1 if way.reverse else 1]
+        inside = [t for t in order if way.lengths is None or t < way.lengths[b]]
+        valid = [t for t in inside if way.mask is None or way.mask[t, b]]
+        resets = [t for t in valid if way.resets is not None and way.resets[t, b]]
+        prev = {}
+        for t in order:
+            if t in valid:
+                prev[t] = start if t in resets else carry
+                given = params, prev[t], xs[t, b], ct_ys[t, b], pick(ct_last, b)
+                (carry, y), _ = step_vjp(cell, *given)
+                put(ys, y, t, b)
+            put(carries, carry, t, b)
+        put(last, carry, b)
+
+        cotangent, ct_start = pick(ct_last, b), zeros(pick(ct_last, b))
+        for t in reversed(order):
+            cotangent = add(cotangent, pick(ct_carries, t, b))
+            if t in valid:
+                given = params, prev[t], xs[t, b], ct_ys[t, b], cotangent
+                _, (share, cotangent, xs_grad[t, b]) = step_vjp(cell, *given)
+                params_grad = add(params_grad, share)
+            if t in resets:
+                ct_start, cotangent = add(ct_start, cotangent), zeros(cotangent)
+        if way.carry:
+            put(first_grad, cotangent, b)
+        else:
+            ct_start = add(ct_start, cotangent)
+        params_grad = add(params_grad, start_vjp(cell, params, ct_start)[1])
+    return (last, ys, carries), (params_grad, xs_grad, first_grad)
 
 
-def all_ways(cell: Cell, engine: Engine | None, params: Any, xs: Any, first: Any) -> Any:
-    """Results and gradients of all ways: of an engine, or of the loop."""
+@partial(jax.jit, static_argnames=("cell", "engine"), compiler_options=QUICK)
+def by_engine(cell: Cell, engine: Engine, params: Any, xs: Any, first: Any) -> Any:
+    """Results and gradients of all ways, in one compilation."""
     results = []
     for way in WAYS:
 
         def run(params: Any, xs: Any, first: Any, way: Way = way) -> Any:
-            if engine is None:
-                return loop(cell, way, params, xs, first)
             return jrnn.unroll(
                 cell,
                 params,
@@ -114,38 +142,35 @@ def all_ways(cell: Cell, engine: Engine | None, params: Any, xs: Any, first: Any
             )
 
         out, vjp = jax.vjp(run, params, xs, first)
-        weights = jax.tree.map(lambda a: jnp.cos(jnp.arange(a.size)).reshape(a.shape), out)
-        results.append((out, vjp(jax.tree.map(lambda a, w: w.astype(a.dtype), out, weights))))
+        results.append((out, vjp(weights(out))))
     return results
 
 
-compiled = partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)(all_ways)
+def assert_like_the_loop(cell: Cell, engine: Engine, dtype: Any, tolerance: float) -> None:
+    params, xs, first = setting(cell, dtype)
+    for way, got in zip(WAYS, by_engine(cell, engine, params, xs, first), strict=True):
+        want = loop(cell, way, params, xs, first, weights(got[0]))
+        assert_close(got, want, tolerance)
 
 
 def setting(cell: Cell, dtype: Any) -> Any:
     params = random_params(cell, 1, SIZE, dtype)
-    first = jax.tree.map(lambda a: a + 0.3, cell.init_carry(params, (BATCH,)))
+    first = jax.tree.map(lambda a: np.asarray(a + 0.3), cell.init_carry(params, (BATCH,)))
     return params, XS.astype(dtype), first
 
 
 @pytest.mark.parametrize(("name", "engine"), ALL_CASES, ids=str)
 def test_carries_equal_a_loop(name: str, engine: Engine, x64: None) -> None:
-    cell = CELLS[name]
-    given = setting(cell, np.float64)
     tolerance = 1e-8 if isinstance(engine, Newton) else 1e-10
-    for got, want in zip(compiled(cell, engine, *given), all_ways(cell, None, *given), strict=True):
-        assert_close(got, want, tolerance)
+    assert_like_the_loop(CELLS[name], engine, np.float64, tolerance)
 
 
-@pytest.mark.parametrize("name", ["gru", "learned"])
-def test_carries_of_the_native_engine_equal_a_loop(name: str) -> None:
+@pytest.mark.parametrize(
+    "cell", [GRU(3), learned_carry(projection(jrnn.Elman(3), size=2))], ids=["gru", "learned"]
+)
+def test_carries_of_the_native_engine_equal_a_loop(cell: Cell) -> None:
     pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
-    cell = GRU(3) if name == "gru" else learned_carry(projection(jrnn.Elman(3), size=2))
-    given = setting(cell, np.float32)
-    for got, want in zip(
-        compiled(cell, Native(), *given), all_ways(cell, None, *given), strict=True
-    ):
-        assert_close(got, want, 2e-5)
+    assert_like_the_loop(cell, Native(), np.float32, 2e-5)
 
 
 @pytest.mark.parametrize("name", CELLS)
