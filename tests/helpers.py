@@ -208,8 +208,9 @@ def _differentiate_all(
 differentiate_all = jax.jit(_differentiate_all, static_argnames=("cell", "engine", "ways"))
 
 # The many compiles of the float64 tests are the time of this suite, and unoptimised they take half
-# of it. The float32 tests run what users run.
+# of it: so does what these settings leave open (tests/conftest.py). OPTIMIZED is what users run.
 QUICK = {"xla_backend_optimization_level": 0}
+OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 quickly_differentiate_all = jax.jit(
     _differentiate_all, static_argnames=("cell", "engine", "ways"), compiler_options=QUICK
 )
