@@ -47,11 +47,7 @@ class SequenceInputs:
         # Nested lists become arrays here, once, for every function.
         for name in ("lengths", "mask", "resets"):
             value = getattr(self, name)
-            if (
-                value is not None
-                and not hasattr(value, "dtype")
-                and isinstance(value, list | tuple)
-            ):
+            if isinstance(value, list | tuple):
                 object.__setattr__(self, name, jnp.asarray(value))
 
     def replace(self, **changes: Any) -> "SequenceInputs":

@@ -60,8 +60,6 @@ class Step(NamedTuple):
     gates: Any  # z and u
     derived: Any  # the carry of `update` and the output of `readout`
     stepped: Any  # what `step` returns
-    tapped: Any  # what `update` and `readout` tap, by name
-    tapped_under_jit: Any  # the same, where the function is under `jax.jit`
 
 
 def randomized(tree: Any, key: jax.Array, scale: float = 0.3) -> Any:
@@ -105,7 +103,7 @@ def check_cell(
     - dtype: float32 and bfloat16 stay what they are, in the carry and in the output; complex
       numbers are complex64 for both; a `lax.scan` over `step` keeps the dtypes of its first carry;
     - gradients: finite, for parameters, inputs and carry, and right by finite differences;
-    - taps: the values that `update` and `readout` tap are the same under `jax.jit`;
+    - taps: what `update` and `readout` tap can be read, and is the same under `jax.jit`;
     - structure: what `jrnn.structure` reads off the jaxpr holds for the derivatives;
     - coefficients: those of a linear cell give the step.
 
@@ -132,7 +130,7 @@ def check_cell(
         params = randomized(init(key), key)
         case = Case(cell, params, inputs, key, input_size)
         with jax.disable_jit():
-            cell.step(params, case.carry(BATCH), case.xs(BATCH))
+            cell.step(params, *_as_jax((case.carry(BATCH), case.xs(BATCH))))
     except Exception as error:
         raise AssertionError(f"check_cell({cell!r}): one step fails: {error}") from error
     for name, check in PROPERTIES.items():
@@ -184,7 +182,10 @@ def check_layer(
         + ("changes earlier outputs" if changed else "changes no earlier output"),
     )
     expected, got = layer.output_shape(params, input_size), _at(ys, 0, 0)
-    chex.assert_trees_all_equal_shapes_and_dtypes(got, expected)
+    try:
+        chex.assert_trees_all_equal_shapes_and_dtypes(got, expected)
+    except AssertionError as error:
+        raise AssertionError(f"check_layer({layer!r}): output_shape is wrong: {error}") from error
 
 
 def _normal_inputs(layer: Layer, input_size: int) -> MakeInputs:
@@ -201,18 +202,9 @@ def _other_end(xs: Inputs) -> Inputs:
 @partial(_jit, static_argnums=0)
 def _compiled_step(cell: Cell, params: Params, carry: Carry, x: Inputs) -> Step:
     z, u = cell.project(params, x), cell.recur(params, carry)
-
-    def derive(z: Any, u: Any) -> tuple[Carry, Any]:
-        after = cell.update(params, carry, z, u)
-        return after, cell.readout(params, after, z)
-
-    derived, tapped = capture_taps(derive)(z, u)
-    again = capture_taps(jax.jit(derive))(z, u)[1]
-    # By number: a dict leaves jit in alphabetical order.
-    tapped, again = (list(values.items()) for values in (tapped, again))
-    _require([n for n, _ in tapped] == [n for n, _ in again], "taps differ under jax.jit")
-    values = [[value for _, value in pairs] for pairs in (tapped, again)]
-    return Step((z, u), derived, cell.step(params, carry, x), *values)
+    after = cell.update(params, carry, z, u)
+    derived = after, cell.readout(params, after, z)
+    return Step((z, u), derived, cell.step(params, carry, x))
 
 
 def _step(case: Case, carry: Carry, x: Inputs) -> Step:
@@ -237,6 +229,11 @@ def _same(got: Any, expected: Any, rtol: float = RTOL) -> None:
 
 def _as_numpy(tree: Any) -> Any:
     return jax.tree.map(np.asarray, tree)
+
+
+def _as_jax(tree: Any) -> Any:
+    """For calls outside of `jit`, where a cell may use what NumPy's arrays lack, such as `.at`."""
+    return jax.tree.map(jnp.asarray, tree)
 
 
 def _at(tree: Any, *index: Any) -> Any:
@@ -271,12 +268,27 @@ def _readout(case: Case) -> None:
     step = _step(case, carry, x)
     (z, _), (after, y) = step.gates, step.derived
     with jax.disable_jit():
-        _same(_as_numpy(case.cell.readout(case.params, after, z)), y)
+        alone = case.cell.readout(case.params, *_as_jax((after, z)))
+    _same(_as_numpy(alone), y)
 
 
 def _taps(case: Case) -> None:
-    step = _step(case, case.carry(2, BATCH), case.xs(2, BATCH))
-    _same(step.tapped_under_jit, step.tapped, 0)
+    """Traced alone: a tap is part of the jaxpr, and its value is what that computes."""
+    cell = case.cell
+
+    def derive(params: Params, carry: Carry, x: Inputs) -> tuple[Carry, Any]:
+        z = cell.project(params, x)
+        after = cell.update(params, carry, z, cell.recur(params, carry))
+        return after, cell.readout(params, after, z)
+
+    def capture(function: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
+        arguments = (case.params, case.carry(2, BATCH), case.xs(2, BATCH))
+        return jax.eval_shape(capture_taps(function), *arguments)
+
+    # A function of its own: JAX would not trace `derive` a second time.
+    (plain, tapped), (jitted, again) = capture(derive), capture(jax.jit(lambda *a: derive(*a)))
+    chex.assert_trees_all_equal_shapes_and_dtypes(jitted, plain)
+    _require(again == tapped, f"taps are {tapped}, and under jax.jit {again}")
 
 
 def _leading_axes(case: Case) -> None:
@@ -345,7 +357,7 @@ def _loop(
 def _compiled(case: Case) -> None:
     carry, x = case.carry(BATCH), case.xs(BATCH)
     with jax.disable_jit():
-        plain = case.cell.step(case.params, carry, x)
+        plain = case.cell.step(case.params, *_as_jax((carry, x)))
     _same(_step(case, carry, x).stepped, plain)
 
 

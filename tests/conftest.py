@@ -1,7 +1,7 @@
 """What all tests share: fixtures over the tables of cells and engines, and settings.
 
 Compilation is nearly all of the time of this suite, so most tests run code that XLA has not
-optimised. The fixture `optimized` gives a test the code that users run.
+optimised. `compiler_options=OPTIMIZED` (tests/helpers.py) gives a test the code that users run.
 """
 
 import os
@@ -106,16 +106,6 @@ def x64() -> Iterator[None]:
     """Doubles for the length of one test: users run without them, and so do the other tests."""
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture
-def optimized() -> Iterator[None]:
-    """Code as users run it, for the length of one test: XLA optimises what is compiled in it."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.clear_caches()
 
 
 # With --dist loadgroup each file is one group: its tests share what they compile and the fixtures

@@ -37,8 +37,7 @@ class Mine(jrnn.Cell):
         return ()
 
     def update(self, params, carry, z, u):
-        h = self.rate * carry + z
-        return h, h
+        return self.rate * carry + z
 
 def get_config(hidden: int = 3, names: str = "a", flag: bool = False) -> Experiment:
     said = f"{names}, {flag}"

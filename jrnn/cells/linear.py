@@ -128,8 +128,8 @@ class LRU(Cell):
         return s
 
     def readout(self, params: LRUParams, carry: jax.Array, z: LRUGates) -> jax.Array:
-        y = carry.real @ params.c_re - carry.imag @ params.c_im + z.d
-        return y.astype(z.d.dtype)
+        re, im = carry.real.astype(z.d.dtype), carry.imag.astype(z.d.dtype)
+        return (re @ params.c_re - im @ params.c_im + z.d).astype(z.d.dtype)
 
 
 def at_least_float32(a: jax.Array) -> jax.Array:

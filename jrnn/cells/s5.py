@@ -140,7 +140,8 @@ class S5(Cell):
         return s
 
     def readout(self, params: S5Params, carry: jax.Array, z: LRUGates) -> jax.Array:
-        y = carry.real @ params.c_re - carry.imag @ params.c_im
+        re, im = carry.real.astype(z.d.dtype), carry.imag.astype(z.d.dtype)
+        y = re @ params.c_re - im @ params.c_im
         return ((1 + self.conjugate) * y + z.d).astype(z.d.dtype)
 
 

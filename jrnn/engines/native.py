@@ -124,7 +124,7 @@ def unavailable(bound: BoundCell, xs: Inputs) -> str | None:
     compute, wide = bound.precision
     if compute != jnp.float32 or wide != jnp.float32:
         return f"products and gates must be float32, got {compute} and {wide}"
-    if isinstance(xs, tuple) or not hasattr(xs, "shape"):
+    if not jax.tree_util.treedef_is_leaf(jax.tree.structure(xs)):
         return f"xs must be one array [time, batch, input], got {jax.tree.structure(xs)}"
     if jax.default_backend() != "cpu":
         return f"it runs on a CPU, and the default backend is {jax.default_backend()}"

@@ -167,8 +167,8 @@ def test_a_damped_step_never_makes_the_residual_larger(x64: None) -> None:
         for k in (1, 2, 3, 5):
             engine = Newton(max_steps=k, tol=1e-12, **options)
             states = np.asarray(jrnn.newton(cell, params, xs, engine=engine).carries)
-            befores = np.concatenate([np.zeros((1, 2, 8)), states[:-1]])
-            residuals = np.tanh(xs @ p.w_ih + befores @ p.w_hh + p.b) - states
+            prev_carries = np.concatenate([np.zeros((1, 2, 8)), states[:-1]])
+            residuals = np.tanh(xs @ p.w_ih + prev_carries @ p.w_hh + p.b) - states
             found.append(np.square(residuals).sum(axis=(0, 2)))
         return np.stack(found)
 

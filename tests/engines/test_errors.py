@@ -17,17 +17,17 @@ XS: Any = np.ones((5, 4, 2), np.float32)
 
 
 def unroll(**changes: Any) -> Any:
-    arguments: dict[str, Any] = {"cell": CELL, "params": PARAMS, "xs": XS} | changes
+    arguments: dict[str, Any] = {"layer": CELL, "params": PARAMS, "xs": XS} | changes
     return jrnn.unroll(**arguments)
 
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
-        {"cell": LSTM},
+        {"layer": LSTM},
         TypeError,
-        r"unroll: cell must be a jrnn.Cell such as jrnn.LSTM\(64\), got <",
+        r"unroll: layer must be a cell such as jrnn.LSTM\(64\), or a layer, got <",
     ),
-    ({"cell": "lstm"}, TypeError, "unroll: cell must be a jrnn.Cell"),
+    ({"layer": "lstm"}, TypeError, "unroll: layer must be a cell"),
     ({"xs": ()}, ValueError, "unroll: xs must hold at least one array .*, got none"),
     ({"xs": XS[0, 0]}, ValueError, r"xs must have shape \(time, batch, \.\.\.\).*got \[\(2,\)\]"),
     (
@@ -35,14 +35,14 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
         ValueError,
         r"got \[\(5, 4, 2\), \(4, 4, 2\)\].*xs\[:, None\]",
     ),
-    ({"xs": (XS, XS[:, :3])}, ValueError, r"alike in all of them, got"),
+    ({"xs": (XS, XS[:, :3])}, ValueError, r"with the same time and batch, got \[\(5, 4, 2\), \(5, 3, 2\)\]"),
     ({"xs": np.ones((5, 4), int)}, TypeError, "xs must be floating, got int.*one-hot tokens first"),
     (
         {"xs": XS[..., :1]},
         ValueError,
         r"LSTM: x must have a last axis of 2 \(input_size of the p",
     ),
-    ({"xs": XS[:, 0]}, ValueError, r"\(time, batch, input\), got \(5, 2\); one sequence"),
+    ({"xs": XS[:, 0]}, ValueError, r"\(time, batch, input\), got \(5, 2\); pass a single sequence"),
     ({"lengths": np.ones(3, int)}, ValueError, r"lengths must .* \(batch,\) = \(4,\), got \(3,\)"),
     ({"lengths": 5}, ValueError, r"lengths must have shape \(batch,\) = \(4,\), got \(\)"),
     ({"lengths": np.ones(4)}, TypeError, "lengths must be ints, .*, got float32"),
@@ -55,7 +55,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
         "resets must be bool, got int32; write rese",
     ),
     ({"carry": np.ones((4, 3))}, TypeError, r"carry must have the structure of LSTM.init_carry"),
-    ({"cell": GRU(3), "carry": LSTMCarry(XS, XS)}, TypeError, "structure of GRU.init_carry"),
+    ({"layer": GRU(3), "carry": LSTMCarry(XS, XS)}, TypeError, "structure of GRU.init_carry"),
     (
         {"carry": LSTMCarry(XS[0], XS[0, 0])},
         ValueError,
@@ -73,8 +73,8 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize(("changes", "error", "message"), WRONG, ids=lambda part: str(part)[:40])
 def test_wrong_argument_is_refused(changes: Any, error: type[Exception], message: str) -> None:
-    if isinstance(changes.get("cell"), GRU):
-        changes = changes | {"params": changes["cell"].init(jax.random.key(0), 2)}
+    if isinstance(changes.get("layer"), GRU):
+        changes = changes | {"params": changes["layer"].init(jax.random.key(0), 2)}
     with pytest.raises(error, match=message):
         unroll(**changes)
 
@@ -95,9 +95,9 @@ def test_segment_resets_refuse_a_single_sequence() -> None:
         jrnn.segment_resets(jnp.array([0, 0, 1]))
 
 
-def test_quarantine_refuses_to_run_without_resets() -> None:
-    with pytest.raises(ValueError, match="quarantine: needs resets over at least one step"):
-        masking.quarantine(XS, XS[0], masking.Masks(None, None, None, None), reverse=False)
+def test_isolate_nans_refuses_to_run_without_resets() -> None:
+    with pytest.raises(ValueError, match="isolate_nans: needs resets over at least one step"):
+        masking.isolate_nans(XS, XS[0], masking.Masks(None, None, None, None), reverse=False)
 
 
 @pytest.mark.parametrize("kind", [list, np.asarray, jnp.asarray])

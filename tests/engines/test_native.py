@@ -32,7 +32,7 @@ from tests.helpers import (
 from tests.table import CELLS, Row
 
 kernels = pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
-ROWS = [name for name, row in CELLS.items() if row.make(1).kernel is not None]
+ROWS = [name for name, row in CELLS.items() if row.make(1).kernel_name() is not None]
 
 # Time, batch, input, hidden: less than a vector, rows and units left over from tiles, one sequence
 # (its units are shared by threads), few inputs and many, more rows than a chunk holds.

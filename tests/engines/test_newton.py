@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jrnn
-from jrnn import GRU, LRU, LSTM, Cell, Elman, IndRNN, LSTMCarry, Newton, ParaGRU, ParaLSTM, Scan
+from jrnn import GRU, LRU, LSTM, Cell, Elman, IndRNN, LSTMCarry, Newton, ParaGRU, ParaLSTM, Scan, structure
 from jrnn.engines import iterate
 from tests.cells.toys import Counter, Integrator, Leaky, Learned, Noisy, Timed
 from tests.helpers import (
@@ -272,7 +272,7 @@ def test_a_contracting_cell_takes_few_iterations(name: str) -> None:
     cell, steps, inputs = CONTRACTING[name]
     params = cell.init(jax.random.key(0), inputs)
     xs = jax.random.normal(jax.random.key(1), (steps, 1, inputs))
-    kind = "full" if cell.recurrence == "dense" else "auto"
+    kind = "full" if structure.recurrence(cell) == "dense" else "auto"
     solution = jrnn.newton(cell, params, xs, engine=Newton(jacobian=kind, tol=1e-6))
     assert bool(solution.status.converged.all())
     assert int(solution.status.iterations) <= 8
@@ -290,9 +290,9 @@ def test_as_many_iterations_as_steps_solve_even_chaos(gain: float) -> None:
     solution = jrnn.newton(cell, params, xs, engine=Newton(max_steps=200))
     assert np.isfinite(solution.ys).all()
     assert bool(solution.status.converged.all())
-    befores = np.concatenate([np.zeros((1, 2, 32)), np.asarray(solution.carries, float)[:-1]])
+    prev_carries = np.concatenate([np.zeros((1, 2, 32)), np.asarray(solution.carries, float)[:-1]])
     p = as_dtype(params, np.float64)
-    truth = np.tanh(np.asarray(xs, float) @ p.w_ih + befores @ p.w_hh + p.b)
+    truth = np.tanh(np.asarray(xs, float) @ p.w_ih + prev_carries @ p.w_hh + p.b)
     np.testing.assert_allclose(solution.carries, truth, atol=3e-5)
 
 
@@ -317,9 +317,9 @@ def test_chaos_is_reported_with_its_residuals(x64: None) -> None:
     assert int(status.iterations) == 20
     assert status.residuals.shape == (21, 3)
     assert np.isfinite(status.residuals).all()
-    befores = np.concatenate([np.zeros((1, 3, 32)), solution.carries[:-1]])
+    prev_carries = np.concatenate([np.zeros((1, 3, 32)), solution.carries[:-1]])
     p = jax.tree.map(np.asarray, params)
-    after = np.tanh(xs @ p.w_ih + befores @ p.w_hh + p.b)
+    after = np.tanh(xs @ p.w_ih + prev_carries @ p.w_hh + p.b)
     states = np.asarray(solution.carries)
     error = (np.abs(after - states) / (1 + np.abs(states))).max(axis=(0, 2))
     np.testing.assert_allclose(status.residuals[20], error, rtol=1e-7, atol=1e-14)
@@ -592,8 +592,8 @@ def test_a_carry_that_is_not_real_is_refused() -> None:
 
     @dataclasses.dataclass(frozen=True)
     class Modulus(LRU):  # no longer linear, and complex
-        recurrence = "dense"
-        coefficients = None
+        def coefficients(self, params: Any, z: Any) -> None:
+            return None
 
     cell = Modulus(2)
     with pytest.raises(TypeError, match=r"got dtypes \['complex64'\] of .*Modulus"):
@@ -602,8 +602,6 @@ def test_a_carry_that_is_not_real_is_refused() -> None:
 
 class Odd(Learned):
     """A second leaf that is narrower than the first: n' = tanh(0.5 n + h')."""
-
-    pointwise = False
 
     def init_carry(self, params: Any, batch_shape: tuple[int, ...]) -> Any:
         zeros = jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
@@ -614,7 +612,10 @@ class Odd(Learned):
 
     def update(self, params: Any, carry: Any, z: jax.Array, u: jax.Array) -> Any:
         h = jnp.tanh(z + u + carry["n"] @ params.w_hh[:2])
-        return {"h": h, "n": jnp.tanh(0.5 * carry["n"] + h[..., :2])}, h
+        return {"h": h, "n": jnp.tanh(0.5 * carry["n"] + h[..., :2])}
+
+    def readout(self, params: Any, carry: Any, z: jax.Array) -> jax.Array:
+        return carry["h"]
 
 
 def test_leaves_of_unlike_shapes_have_no_blocks(x64: None) -> None:
@@ -785,7 +786,7 @@ def test_dtypes_and_values_of_mixed_precision(name: str, mix: str) -> None:
     batch = random_batch(cell, params, 2, steps=20, batch=3)
     batch = batch._replace(
         xs=batch.xs.astype(of_xs),
-        carry=as_dtype(batch.carry, np.float32),
+        carry=as_dtype(batch.carry, of_carry),
         ct_ys=batch.ct_ys.astype(of_ys),
         ct_carry=as_dtype(batch.ct_carry, of_carry),
     )
@@ -802,7 +803,7 @@ def test_dtypes_and_values_of_mixed_precision(name: str, mix: str) -> None:
     assert dtypes(got[0]) == {kind(of_carry)}
     assert dtypes(shapes.params_grad) == {jnp.dtype(of_params)}
     assert dtypes(shapes.xs_grad) == {jnp.dtype(of_xs)}
-    assert dtypes(shapes.carry_grad) == {kind(np.float32)}
+    assert dtypes(shapes.carry_grad) == {kind(of_carry)}
 
 
 @pytest.mark.parametrize("of_params", [jnp.float32, jnp.bfloat16])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jrnn
-from jrnn import GRU, LSTM, Cell, Engine
+from jrnn import GRU, LSTM, Cell, Engine, structure
 from tests.cells.toys import Integrator
 from tests.helpers import (
     Way,
@@ -48,24 +48,42 @@ def test_dtypes_and_values_of_mixed_precision(kind: Row, engine: Engine, mix: st
     batch = random_batch(cell, params, 2, steps=6, batch=3)
     batch = batch._replace(
         xs=batch.xs.astype(of_xs),
-        carry=as_dtype(batch.carry, np.float32),
+        carry=as_dtype(batch.carry, of_carry),
         ct_ys=batch.ct_ys.astype(of_ys),
         ct_carry=as_dtype(batch.ct_carry, of_carry),
     )
     truth = oracle(kind, WAY, *as_dtype((params, batch), np.float64))
     with jax.enable_x64("f64" in mix):
         got = unroll_all(cell, engine, (WAY,), params, batch)[0]
-        shapes = jax.eval_shape(
-            lambda p, b: differentiate_all(cell, engine, (WAY,), p, b)[0], params, batch
+        grads, without = jax.eval_shape(
+            lambda p, b: (
+                differentiate_all(cell, engine, (WAY,), p, b)[0],
+                call(cell, engine, WAY._replace(carry=False), p, b),
+            ),
+            params,
+            batch,
         )
     assert_close(got, truth, tolerance)
-    assert got[1].dtype == of_ys
     complex_carry = any(map(is_complex, jax.tree.leaves(batch.carry)))
     kind = counterpart if complex_carry else jnp.dtype
-    assert dtypes(got[0]) == {kind(of_carry)}
-    assert dtypes(shapes.params_grad) == {jnp.dtype(of_params)}
-    assert dtypes(shapes.xs_grad) == {jnp.dtype(of_xs)}
-    assert dtypes(shapes.carry_grad) == {kind(np.float32)}
+    for carry, ys in (got, without):
+        assert ys.dtype == of_ys
+        assert dtypes(carry) == {kind(of_carry)}
+    assert dtypes(grads.params_grad) == {jnp.dtype(of_params)}
+    assert dtypes(grads.xs_grad) == {jnp.dtype(of_xs)}
+    assert dtypes(grads.carry_grad) == {kind(of_carry)}
+
+
+@pytest.mark.parametrize("given", [jnp.bfloat16, jnp.float32])
+def test_the_last_carry_has_the_dtype_of_the_first(kind: Row, engine: Engine, given: Any) -> None:
+    # So that windows of a long sequence can be run in `lax.scan`.
+    cell = kind.make(4)
+    params = random_params(cell, 1, 3, np.float32)
+    batch = random_batch(cell, params, 2, steps=6, batch=3, dtype=np.float32)
+    batch = batch._replace(carry=as_dtype(batch.carry, given))
+    carry, ys = jax.eval_shape(lambda p, b: call(cell, engine, WAY, p, b), params, batch)
+    assert dtypes(carry) == dtypes(batch.carry)
+    assert ys.dtype == np.float32
 
 
 def dtypes(tree: object) -> set[np.dtype]:
@@ -74,10 +92,11 @@ def dtypes(tree: object) -> set[np.dtype]:
 
 def test_products_are_in_the_dtype_of_the_inputs(kind: Row, engine: Engine) -> None:
     cell = kind.make(4)
-    if not cell.pointwise:
-        pytest.skip("the product within update is part of its arithmetic")
     params = random_params(cell, 1, 3, np.float32)
     batch = random_batch(cell, params, 2, steps=6, batch=3)
+    z, u = jax.eval_shape(cell.project, params, batch.xs[0]), cell.recur(params, batch.carry)
+    if structure.multiplies_by_params(cell.update, params, batch.carry, z, u):
+        pytest.skip("the product within update is part of its arithmetic")
     batch = batch._replace(xs=batch.xs.astype(jnp.bfloat16))
     jaxpr = str(jax.make_jaxpr(lambda p, b: call(cell, engine, WAY, p, b))(params, batch))
     products = re.findall(r":(\w+)\[[\d,]*\] = dot_general", jaxpr)
@@ -85,14 +104,15 @@ def test_products_are_in_the_dtype_of_the_inputs(kind: Row, engine: Engine) -> N
 
 
 @pytest.mark.parametrize("mix", ["f32-bf16", "bf16-f32"])
+@pytest.mark.parametrize("cell", [GRU(2), LSTM(2, proj_size=1)], ids=["gru", "projected"])
 def test_each_part_is_given_its_dtype(
-    engine: Engine, mix: str, monkeypatch: pytest.MonkeyPatch
+    cell: Cell, engine: Engine, mix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of_params, of_xs, _, wide, _ = MIXED[mix]
-    cell, seen = GRU(2), {}
+    seen = {}
 
     def watched(part: str) -> Any:
-        really = getattr(GRU, part)
+        really = getattr(type(cell), part)
 
         def watch(self: Cell, *given: Any) -> Any:
             seen[part] = dtypes(given)
@@ -100,12 +120,14 @@ def test_each_part_is_given_its_dtype(
 
         return watch
 
-    for part in ("project", "recur", "update"):
-        monkeypatch.setattr(GRU, part, watched(part))
+    for part in ("project", "recur", "update", "readout"):
+        monkeypatch.setattr(type(cell), part, watched(part))
     params = random_params(cell, 1, 3, of_params)
     jax.eval_shape(partial(jrnn.unroll, cell, engine=engine), params, np.ones((5, 1, 3), of_xs))
     narrow, wide = {jnp.dtype(of_xs)}, {jnp.dtype(wide)}
-    assert seen == {"project": narrow, "recur": narrow, "update": wide}
+    # A readout with products is given the narrow dtype too.
+    readout = narrow if isinstance(cell, LSTM) else wide
+    assert seen == {"project": narrow, "recur": narrow, "update": wide, "readout": readout}
 
 
 def test_gradients_of_mixed_precision_are_near_those_of_float32(kind: Row, engine: Engine) -> None:
@@ -129,7 +151,7 @@ def test_the_carry_is_accumulated_in_the_wider_dtype(engine: Engine) -> None:
     assert ys.dtype == jnp.bfloat16
     with jax.enable_x64(True):
         tiny = np.full((4, 1, 1), 1e-8, np.float32)
-        carry, _ = jrnn.unroll(cell, np.float64(0), tiny, ones, engine=engine)
+        carry, _ = jrnn.unroll(cell, np.float64(0), tiny, np.ones((1, 1)), engine=engine)
         np.testing.assert_allclose(carry - 1, 4e-8, rtol=1e-5)
 
 
