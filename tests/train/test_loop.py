@@ -94,6 +94,17 @@ def test_restore_gives_the_best_network_back(run):
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
+def test_the_best_network_is_that_of_the_best_evaluation(tmp_path):
+    """At a high learning rate the last evaluation is not the best."""
+    e = replace(experiment(steps=60, eval_every=5), optim=Optim(0.3))
+    data = e.task.load()
+    trained = train(e, data, tmp_path)
+    assert trained.step < e.steps
+    graphdef, state = init_state(trained.model, e.optim.build(e.steps))
+    got = make_evaluate(graphdef, Objective.of(data), 8)(state, data.validation)
+    assert got == pytest.approx(trained.validation, rel=1e-5)
+
+
 def test_metrics_are_lines_of_json_with_train_and_validation(run):
     _, _, folder, trained = run
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

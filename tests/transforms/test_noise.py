@@ -1,5 +1,6 @@
 """Transforms with noise: against loops in NumPy with the masks that were drawn, on every engine."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -124,6 +125,20 @@ def test_dropout_masks_inputs_candidates_and_outputs(x64: None) -> None:
         return h, h * masks.y[t, b] / 0.7
 
     assert_close(run(cell, params)[1], loop(step, np.zeros(SIZE)), 1e-10)
+
+
+def test_dropout_masks_of_inputs_candidates_and_outputs_differ() -> None:
+    cell = dropout(GRU(SIZE), x=0.5, y=0.5, candidate=0.5)
+    _, (x, candidate, y) = draw(cell, setting(cell))
+    masks = [np.asarray(mask) for mask in (*x, *candidate, y)]
+    for mask, other in itertools.combinations(masks, 2):
+        assert (mask != other).any()
+
+
+def test_nested_transforms_draw_different_masks() -> None:
+    cell = dropout(dropout(MinGRU(SIZE), x=0.5), x=0.5)
+    _, noise = cell.sample_noise(setting(cell), XS, XS.shape[:2], KEY)
+    assert (np.asarray(noise.own.x[0]) != np.asarray(noise.inside.own.x[0])).any()
 
 
 def test_masks_of_each_step_differ() -> None:
