@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jrnn import checks
+from jrnn.dtypes import cast, widest
 from jrnn.layer import Carry as Carry
 from jrnn.layer import Inputs as Inputs
 from jrnn.layer import Layer, RunLayer, SequenceInputs
@@ -307,16 +308,8 @@ class Cell(Layer):
         """
         one = jax.tree.leaves(jax.eval_shape(lambda: self.inputs(1, ())))[0]
         leaf = jax.tree.leaves(x)[0]
-        dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves((params, x))]
-        wide = jnp.result_type(*(d for d in dtypes if jnp.issubdtype(d, jnp.floating)))
-
-        def cast(leaf: jax.Array) -> jax.Array:
-            if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-                return leaf
-            real = jnp.issubdtype(leaf.dtype, jnp.floating)
-            return leaf.astype(wide if real else jnp.promote_types(wide, jnp.complex64))
-
-        return jax.tree.map(cast, self.init_carry(params, leaf.shape[: leaf.ndim - one.ndim]))
+        carry = self.init_carry(params, leaf.shape[: leaf.ndim - one.ndim])
+        return cast(carry, widest(params, x))
 
     @final
     def step(

@@ -11,10 +11,11 @@ from jax import lax
 
 from jrnn import checks
 from jrnn.cell import Carry, Inputs
+from jrnn.dtypes import cast
 from jrnn.engines.engine import Engine
 from jrnn.engines.linearise import Plan, linearise, plan_of
 from jrnn.engines.masking import Masks, apply_padding, apply_resets, step_of, zero_where
-from jrnn.engines.precision import BoundCell, LoopReadout, cast, loop_readout
+from jrnn.engines.precision import BoundCell, LoopReadout, loop_readout
 from jrnn.engines.pullback import add, even_chunk, floats, pullback, scan_chunks, zeros
 from jrnn.engines.scan import Scan, scan_steps
 

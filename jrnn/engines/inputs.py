@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from jrnn.cell import Carry, Cell, Inputs, Params, add_noise
+from jrnn.dtypes import cast
 from jrnn.engines import masking
 from jrnn.engines.masking import Masks
-from jrnn.engines.precision import BoundCell, bind, cast, precision_of
+from jrnn.engines.precision import BoundCell, bind, precision_of
 from jrnn.layer import SequenceInputs
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jrnn import structure
 from jrnn.cell import Carry, Cell, Coefficients, Gates, Inputs, Params
+from jrnn.dtypes import cast, widest
 
 
 class Precision(NamedTuple):
@@ -26,23 +27,7 @@ class Precision(NamedTuple):
 
 def precision_of(params: Params, xs: Inputs) -> Precision:
     """Reads the two dtypes off the parameters and the inputs."""
-    compute = jnp.result_type(*_floating(xs))
-    return Precision(compute, jnp.result_type(compute, *_floating(params)))
-
-
-def cast(tree: Any, dtype: jnp.dtype) -> Any:
-    """The floating leaves in another dtype, complex ones in its counterpart; others stay.
-
-    The counterpart of float64 is complex128; of all that is narrower, complex64.
-    """
-
-    def of(leaf: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            return leaf
-        real = jnp.issubdtype(leaf.dtype, jnp.floating)
-        return leaf.astype(dtype if real else jnp.promote_types(dtype, jnp.complex64))
-
-    return jax.tree.map(of, tree)
+    return Precision(widest(xs), widest(xs, params))
 
 
 @partial(
@@ -195,9 +180,3 @@ def loop_readout(bound: BoundCell, carry: Carry, x: Inputs) -> LoopReadout:
         return bound.readout(*jax.tree.unflatten(tree, leaves))
 
     return LoopReadout(emit, finish)
-
-
-def _floating(tree: Any) -> list[jnp.dtype]:
-    return [
-        leaf.dtype for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)
-    ]

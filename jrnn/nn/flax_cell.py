@@ -6,7 +6,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jrnn.cell import Carry, Cell
-from jrnn.engines.precision import bind, cast, precision_of
+from jrnn.dtypes import cast
+from jrnn.engines.precision import bind, precision_of
 from jrnn.nn.rnn import RNN
 
 
