@@ -23,7 +23,8 @@ PACKAGE = Path(jrnn.__file__).parent
 # The levels from the bottom up, by files and folders of the package. Each may import those of lower
 # levels and itself, and no other of its own level.
 LEVELS: list[set[str]] = [
-    {"checks", "initializers", "layer", "processes", "taps", "_kernels"},  # _kernels is compiled
+    # _kernels is compiled.
+    {"checks", "dtypes", "initializers", "layer", "processes", "taps", "_kernels"},
     {"cell"},
     {"structure"},
     {"cells", "transforms", "engines", "layers"},
