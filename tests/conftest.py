@@ -97,7 +97,7 @@ def engine(engines: tuple[Engine, ...]) -> Engine:
 
 @pytest.fixture(params=[False, True], ids=["forward", "reverse"])
 def reverse(request: pytest.FixtureRequest) -> bool:
-    """Both directions of travel."""
+    """Both scan directions."""
     return request.param
 
 
@@ -106,6 +106,15 @@ def x64() -> Iterator[None]:
     """Doubles for the length of one test: users run without them, and so do the other tests."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def uncached() -> Iterator[None]:
+    """No compilation cache, for tests that count what is compiled."""
+    enabled = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", enabled)
 
 
 # With --dist loadgroup each file is one group: its tests share what they compile and the fixtures
