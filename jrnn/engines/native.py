@@ -24,7 +24,7 @@ Kind = Literal["time", "batch", "param"]
 
 
 class _Kernel(NamedTuple):
-    """What the code in C++ knows a cell as.
+    """How the code in C++ identifies a cell.
 
     Attributes:
       number: `JrnnCell` in kernels/api.h.
@@ -156,7 +156,7 @@ def partitioned() -> bool:
 
 
 def _misfit(kernel: _Kernel, params: Any, xs: jax.Array) -> str | None:
-    """What the code in C++ would read beyond its end, or as something else than it is."""
+    """Why the code in C++ would read beyond the end of an array, or read it as another dtype."""
     hidden = jnp.shape(params.w_hh)[0]
     columns = kernel.gates * hidden
     expected = {"w_ih": (xs.shape[-1], columns), "w_hh": (hidden, columns), "b": (columns,)}
@@ -264,8 +264,8 @@ def _forward(kernel: _Kernel, reverse: bool, save: bool) -> Callable[..., Any]:
         (steps, batch, _), hidden = xs.shape, rest[1].shape[0]
         ys = (steps, batch, hidden)
         saved = (steps, batch, kernel.saved, hidden) if save and kernel.saved else (0,)
-        # The code in C++ asks for large pages for all results. In the last, which nothing uses, XLA
-        # will lay the cotangents of ys: these are as large, and are made when it is free again.
+        # The code in C++ asks for large pages for all results. Nothing uses the last one, so XLA
+        # puts the cotangents of ys there: they have its size, and are computed when it is free.
         room = ys if save else (0,)
         shapes = [ys, (batch, hidden), (batch, hidden) if kernel.cell_state else (0,), saved, room]
         results = [jax.ShapeDtypeStruct(shape, xs.dtype) for shape in shapes]

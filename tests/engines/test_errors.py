@@ -35,7 +35,11 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
         ValueError,
         r"got \[\(5, 4, 2\), \(4, 4, 2\)\].*xs\[:, None\]",
     ),
-    ({"xs": (XS, XS[:, :3])}, ValueError, r"with the same time and batch, got \[\(5, 4, 2\), \(5, 3, 2\)\]"),
+    (
+        {"xs": (XS, XS[:, :3])},
+        ValueError,
+        r"with the same time and batch, got \[\(5, 4, 2\), \(5, 3, 2\)\]",
+    ),
     ({"xs": np.ones((5, 4), int)}, TypeError, "xs must be floating, got int.*one-hot tokens first"),
     (
         {"xs": XS[..., :1]},

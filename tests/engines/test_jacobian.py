@@ -139,7 +139,9 @@ def test_full_jacobians_equal_differences_of_the_oracle(name: str, x64: None) ->
     (full, *_), _ = everything(cell, params, batch.xs, prev_carries)
     for t in range(STEPS):
         for b in range(BATCH):
-            leaves, treedef = jax.tree.flatten(jax.tree.map(lambda a, t=t, b=b: a[t, b], prev_carries))
+            leaves, treedef = jax.tree.flatten(
+                jax.tree.map(lambda a, t=t, b=b: a[t, b], prev_carries)
+            )
             point = np.concatenate(leaves)
 
             def after(point: Any, x: Any = batch.xs[t, b], treedef: Any = treedef) -> Any:

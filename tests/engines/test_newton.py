@@ -13,7 +13,20 @@ import numpy as np
 import pytest
 
 import jrnn
-from jrnn import GRU, LRU, LSTM, Cell, Elman, IndRNN, LSTMCarry, Newton, ParaGRU, ParaLSTM, Scan, structure
+from jrnn import (
+    GRU,
+    LRU,
+    LSTM,
+    Cell,
+    Elman,
+    IndRNN,
+    LSTMCarry,
+    Newton,
+    ParaGRU,
+    ParaLSTM,
+    Scan,
+    structure,
+)
 from jrnn.engines import iterate
 from tests.cells.toys import Counter, Integrator, Leaky, Learned, Noisy, Timed
 from tests.helpers import (
