@@ -23,7 +23,7 @@ ELEMENTWISE = frozenset(
     "neg nextafter not optimization_barrier or pow real reduce_precision rem round rsqrt select_n "
     "sign sin sinh sqrt square stop_gradient sub tan tanh xor".split()
 )
-"""Primitives of which each number of the output depends on the same number of each input."""
+"""Primitives where each number of the output depends on the same number of each input alone."""
 
 CALLS = frozenset(
     "jit pjit closed_call core_call remat2 checkpoint custom_jvp_call custom_vjp_call "

@@ -55,7 +55,7 @@ class Case(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One step, and what it is made of."""
+    """One step and its parts."""
 
     gates: Any  # z and u
     derived: Any  # the carry of `update` and the output of `readout`
@@ -86,7 +86,7 @@ def randomized(tree: Any, key: jax.Array, scale: float = 0.3) -> Any:
 def check_cell(
     cell: Cell, input_size: int = 3, *, inputs: MakeInputs | None = None, seed: int = 0
 ) -> None:
-    """Checks that a cell keeps the contract of `jrnn.Cell`, so that it is right on every engine.
+    """Checks that a cell satisfies the contract of `jrnn.Cell`, and so is right on every engine.
 
     Parameters are random, biases included. The properties, each by its name:
 
@@ -213,7 +213,7 @@ def _step(case: Case, carry: Carry, x: Inputs) -> Step:
 
 
 def _require(holds: bool, message: str) -> None:
-    """An assertion that stands under `python -O` too."""
+    """An assertion that also works under `python -O`."""
     if not holds:
         raise AssertionError(message)
 
@@ -338,7 +338,7 @@ def _sequence(case: Case) -> None:
 def _loop(
     case: Case, xs: Inputs, carry: Carry, lengths: np.ndarray, resets: np.ndarray, reverse: bool
 ) -> tuple[Carry, Any]:
-    """Each sequence for itself, step by step."""
+    """Each sequence alone, step by step."""
     first = _as_numpy(case.cell.init_carry(case.params, ()))
     _, like = _step(case, first, _at(xs, 0, 0)).stepped
     lasts, outputs = [], []
@@ -453,7 +453,7 @@ def _gradients(case: Case) -> None:
 
 
 def _signs(seed: int, like: np.ndarray) -> np.ndarray:
-    """A direction of ones and minus ones; of a complex number both parts."""
+    """Ones and minus ones, in both parts where it is complex."""
     parts = np.random.default_rng(seed).choice([-1.0, 1.0], (2, *like.shape))
     return (parts[0] + 1j * parts[1] if _is_complex(like) else parts[0]).astype(like.dtype)
 

@@ -40,7 +40,7 @@ def height(units: int) -> float:
 def panels_of(
     heights: list[float], beneath: Beneath
 ) -> tuple["Figure", list["Axes"], "Axes | None"]:
-    """A figure with one axes above the other, alike in time, and a strip below for features."""
+    """A figure of two axes with a shared time axis, and a strip below for features."""
     if isinstance(beneath, np.ndarray):
         heights = [*heights, float(np.clip(0.09 * beneath.shape[-1], 0.35, 1.2))]
     figure = figure_of(WIDTH, sum(heights) + 0.25 * len(heights) + 0.4)

@@ -1,4 +1,4 @@
-"""The engines: ways to run any cell over time, alike in values and gradients."""
+"""The engines: ways to run any cell over time, with the same values and gradients."""
 
 from jrnn.engines.associative import Associative as Associative
 from jrnn.engines.engine import Engine as Engine

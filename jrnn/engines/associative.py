@@ -1,4 +1,4 @@
-"""The engine for cells that are linear in their carry: all steps at once, by a prefix over time."""
+"""The engine for cells that are linear in their carry: an associative scan over time."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from jrnn.engines.pullback import even_chunk, scan_chunks
 from jrnn.engines.scan import Scan
 
 CACHED = 2**17
-"""Numbers in the states of a block on a CPU: at 65536 steps 2^15 to 2^18 were best, all alike."""
+"""Numbers in the states of a block on a CPU: at 65536 steps 2^15 to 2^18 were equally fast."""
 
 Steps = tuple[Inputs, jax.Array | None, jax.Array | None]
 """Inputs, valid steps and resets, each `[T, ...]` or None."""
@@ -43,11 +43,11 @@ class Associative(Engine):
     the prefix takes their exponentials. It multiplies and adds and never divides by a product of
     gates, for which other forms of the prefix need logarithms throughout.
 
-    Where `Scan` has inf, a product of elements may be NaN; past a reset neither goes.
+    Where `Scan` has inf, a product of elements may be NaN; neither passes a reset.
 
     With a `mesh`, time is split over devices: each runs its own part, they exchange what a part
-    does to the carry, and each corrects its part by the carry that comes in. Inputs may lie
-    anywhere; outputs lie split over time, and the carry on every device::
+    does to the carry, and each corrects its part by the carry that comes in. Inputs may have
+    any sharding; outputs are sharded over time, and the carry is replicated::
 
         mesh = jax.make_mesh((8,), ("time",))
         carry, ys = jrnn.unroll(cell, params, xs, engine=jrnn.Associative(mesh=mesh))
@@ -63,7 +63,7 @@ class Associative(Engine):
       axis: the axis of the mesh that time is split over.
 
     Raises:
-      TypeError: `mesh` is none; or, when run, the cell has no `coefficients`.
+      TypeError: `mesh` is no mesh; or, when run, the cell has no `coefficients`.
       ValueError: `chunk` or `block` is no positive int, both `block` and `mesh` are given, the mesh
         has no such axis, or, when run, the number of steps cannot be split evenly.
 
@@ -128,7 +128,7 @@ class Associative(Engine):
         return carry, ys
 
     def block_of(self, steps: int, carry: Carry) -> int:
-        """The steps of a block: those wanted, or a little less where that divides T."""
+        """The number of steps of a block, by default a divisor of T where there is one."""
         if self.block is not None:
             return self.block
         if jax.default_backend() != "cpu":
@@ -169,10 +169,10 @@ class Associative(Engine):
             final = lambda leaf: lax.all_gather(leaf, self.axis)[0 if reverse else -1]
             return jax.tree.map(final, carry), ys
 
-        if AxisType.Explicit in mesh.axis_types:  # cotangents are to lie as the inputs do
-            place = lambda tree, spec: jax.sharding.reshard(tree, NamedSharding(mesh, spec))
-            steps = place(steps, split)
-            bound, carry, initial = (place(tree, same) for tree in (bound, carry, initial))
+        if AxisType.Explicit in mesh.axis_types:  # cotangents must have the sharding of the inputs
+            reshard = lambda tree, spec: jax.sharding.reshard(tree, NamedSharding(mesh, spec))
+            steps = reshard(steps, split)
+            bound, carry, initial = (reshard(tree, same) for tree in (bound, carry, initial))
         return jax.shard_map(
             local,
             mesh=mesh,
@@ -221,12 +221,12 @@ class _Recurrence(NamedTuple):
         else:
             product = through(jnp.ones_like(self.start))
         added = end(self.b, jnp.zeros_like(self.start))
-        # Of each device, what its steps do to the carry; then the carry before each of them.
+        # What the steps of each device do to the carry; then the carry before each device.
         products, sums = (lax.all_gather(leaf, axis) for leaf in (product, added))
-        bound = self._replace(a=products, b=sums)
-        if self.keep is not None:  # past a reset not even what is not finite
-            bound = bound._replace(keep=lax.all_gather(self.keep.all(axis=0), axis))
-        ends = bound.solve(reverse, None)
+        devices = self._replace(a=products, b=sums)
+        if self.keep is not None:  # inf and NaN must not pass a reset either
+            devices = devices._replace(keep=lax.all_gather(self.keep.all(axis=0), axis))
+        ends = devices.solve(reverse, None)
         return self._replace(start=prefix.shift(ends, self.start, reverse)[lax.axis_index(axis)])
 
 

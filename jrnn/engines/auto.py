@@ -22,7 +22,7 @@ FEW, MANY, LONG = 16384, 32, 256
 
 @dataclass(frozen=True)
 class Auto(Engine):
-    """Chooses by platform, cell and dtype when it is traced, and says in the log `jrnn` what.
+    """Chooses an engine by platform, cell and dtype at trace time; the logger `jrnn` says which.
 
     `Native` where there is a kernel for it: LSTM, GRU (reset after) or Elman, in float32, on a CPU,
     with jrnn's code in C++ built. `Associative` for a cell with `coefficients`, on a CPU from

@@ -1,12 +1,12 @@
 """The damped step of Newton's method over time: least squares by a Kalman smoother.
 
-With Jacobians A_t and residuals r_t, the moves d_t are those that make::
+With Jacobians A_t and residuals r_t, the steps d_t minimise::
 
     sum over t of |d_t - A_t d_{t-1} - r_t|^2 + damping |d_t|^2
 
-the least, from d = 0 before the first step. So they are the means of a smoother for a state d_t
-with transition A_t, offset r_t and unit noise, of which zeros are observed with variance 1/damping.
-Only the covariances are no linear recurrence, and they are a prefix as well.
+from d = 0 before the first step. So they are the means of a smoother for a state d_t with
+transition A_t, offset r_t and unit noise, where zeros are observed with variance 1/damping. The
+means are linear recurrences; the covariances are not, but they are an associative scan too.
 """
 
 from collections.abc import Callable
@@ -21,12 +21,12 @@ from jrnn.engines.jacobian import Kind, Leaves, join, part
 
 
 class Field(NamedTuple):
-    """What covariances are made of: numbers, each for itself, or matrices `[..., n, n]`."""
+    """The type of the entries of covariances: single numbers, or matrices `[..., n, n]`."""
 
     algebra: prefix.Algebra
     times: Callable[[jax.Array, jax.Array], jax.Array]
     adjoint: Callable[[jax.Array], jax.Array]
-    inverse: Callable[[jax.Array], jax.Array]  # of what is positive definite
+    inverse: Callable[[jax.Array], jax.Array]  # of a positive definite one
     any_inverse: Callable[[jax.Array], jax.Array]
     one: Callable[[jax.Array], jax.Array]
 
@@ -66,14 +66,14 @@ MATRICES = Field(
 
 
 def damped(kind: Kind, a: Any, r: Leaves, damping: jax.Array, reverse: bool) -> Leaves:
-    """The moves of one damped step.
+    """The change of the states in one damped step.
 
     Args:
       kind: of the Jacobians.
       a: the Jacobians, as `System.linearised` gives them.
       r: the residuals, leaves `[T, B, hidden]`.
       damping: `[B]`, at least 0.
-      reverse: direction of travel.
+      reverse: whether the scan runs in reverse.
 
     References:
       Gonzalez et al., 2024, Towards scalable and stable parallelization of nonlinear RNNs (ELK).
@@ -100,7 +100,7 @@ def smoothed(
     zero = jnp.zeros_like(r[0])
     gain = field.inverse(field.one(predicted) + weight * predicted)
     means = prefix.solve(field.algebra, times(gain, a), act(gain, r), zero, reverse=reverse)
-    # What comes next, and after the last step nothing.
+    # The values of the following step; zeros after the last one.
     after = lambda leaf, end: prefix.shift(leaf, end, not reverse)
     a_next, r_next = after(a, jnp.zeros_like(a[0])), after(r, zero)
     predicted_next = after(predicted, field.one(a[0]))

@@ -12,7 +12,7 @@ class Engine(abc.ABC):
     """A way to run a cell over time. Subclasses are frozen dataclasses of their options.
 
     Attributes:
-      general: whether it runs every cell that keeps the contract; else it refuses some, with why.
+      general: whether it runs every cell; otherwise it raises for some, and says why.
     """
 
     general: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""The equations s_t = step(s_{t-1}, x_t) of all steps, and the linear ones that they give."""
+"""The equations s_t = step(s_{t-1}, x_t) of all steps, and their linearisation."""
 
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ class System(NamedTuple):
       steps: how many these are.
       start: the leaves of the first carry.
       masks: padding, where the equation is s_t = s_{t-1}, and resets.
-      reverse: direction of travel.
+      reverse: whether the scan runs in reverse.
     """
 
     step: Step
@@ -32,33 +32,33 @@ class System(NamedTuple):
     masks: Masks
     reverse: bool
 
-    def pasts(self, states: Leaves) -> Leaves:
-        """The states before each step, as the step before has left them."""
+    def shifted(self, states: Leaves) -> Leaves:
+        """The state after the previous step, for each step."""
         return prefix.shift(states, self.start, self.reverse)
 
     def prev_carries(self, states: Leaves) -> Leaves:
-        """The states that each step begins with."""
+        """The states that each step starts from: the previous ones, after resets."""
         return apply_resets(
-            self.masks.resets, jax.tree.leaves(self.masks.initial), self.pasts(states)
+            self.masks.resets, jax.tree.leaves(self.masks.initial), self.shifted(states)
         )
 
-    def settled(self, states: Leaves, after: Leaves) -> Leaves:
-        """What the steps make of the states."""
-        return tree_where(self.masks.valid, after, self.pasts(states))
+    def _on_padding(self, states: Leaves, after: Leaves) -> Leaves:
+        """The states after each step; on padding the previous ones."""
+        return tree_where(self.masks.valid, after, self.shifted(states))
 
     def stepped(self, states: Leaves) -> tuple[Leaves, Any]:
-        """What the steps make of the states, and the outputs."""
+        """The states after one step from each of the states, and the outputs."""
         prev, bound, z = self.step.carry(self.prev_carries(states)), self.step.bound, self.step.z
         carry = bound.update(prev, z, bound.recur(prev))
         ys = zero_where(self.masks.valid, bound.readout(carry, z))
-        return self.settled(states, jax.tree.leaves(carry)), ys
+        return self._on_padding(states, jax.tree.leaves(carry)), ys
 
     def outputs(self, states: Leaves) -> Any:
         """The outputs `[T, B, output]`."""
         return self.stepped(states)[1]
 
     def guess(self, init: str) -> Leaves:
-        """The first carry at all steps, or what one step makes of that."""
+        """The first carry at all steps, or the state after one step from it."""
         same = [jnp.broadcast_to(leaf, (self.steps, *leaf.shape)) for leaf in self.start]
         return same if init == "carry" else self.stepped(same)[0]
 
@@ -76,7 +76,7 @@ class System(NamedTuple):
         return lax.scan(body, self.step.carry(self.start), steps, reverse=self.reverse)[1]
 
     def linearised(self, kind: Kind, states: Leaves) -> tuple[Leaves, Any]:
-        """What the steps make of the states, and the Jacobians: 0 at resets, 1 on padding."""
+        """The states after one step from each, and the Jacobians: 0 at resets, 1 on padding."""
         after, matrices = MATRICES[kind](self.step, self.prev_carries(states))
         if kind == "block":
             matrices = tuple(
@@ -87,7 +87,7 @@ class System(NamedTuple):
             matrices = self._masked(matrices, jnp.eye(matrices.shape[-1], dtype=matrices.dtype))
         else:
             matrices = tuple(self._masked(a, 1.0) for a in matrices)
-        return self.settled(states, after), matrices
+        return self._on_padding(states, after), matrices
 
     def _masked(self, a: jax.Array, one: Any) -> jax.Array:
         valid, resets = self.masks.valid, self.masks.resets
@@ -112,14 +112,14 @@ class System(NamedTuple):
         return prefix.solve(algebra, a, b, zero, reverse=self.reverse)
 
     def tangents(self, kind: Kind, states: Leaves, b: Leaves) -> Leaves:
-        """The same with the true Jacobians at the states, whatever `kind` the states are due to."""
+        """The same with the true Jacobians at the states, whatever `kind` found the states."""
         exact = "full" if self.step.exact is None and kind == "full" else self.step.exact
         if exact is not None:
             return self.solved(exact, self.linearised(exact, states)[1], b)
-        return self._walked_tangents(states, b)
+        return self._sequential_tangents(states, b)
 
-    def _walked_tangents(self, states: Leaves, b: Leaves) -> Leaves:
-        """Step by step, without any matrix [n, n]: its transpose is backpropagation in time."""
+    def _sequential_tangents(self, states: Leaves, b: Leaves) -> Leaves:
+        """Step by step, without a matrix [n, n]; the transpose is backpropagation through time."""
         prev_carries, masks = self.prev_carries(states), self.masks
         if jacobian.is_elementwise(self.step, prev_carries):
             _, local = jacobian.partials(self.step, prev_carries)
@@ -132,8 +132,8 @@ class System(NamedTuple):
 
         def body(moves: Leaves, inputs: Any) -> tuple[Leaves, Leaves]:
             local, b, valid, reset = inputs
-            before = moves if reset is None else zero_where(~reset, moves)
-            after = tree_where(valid, act(local, before), moves)
+            prev = moves if reset is None else zero_where(~reset, moves)
+            after = tree_where(valid, act(local, prev), moves)
             after = jax.tree.map(jnp.add, after, b)
             return after, after
 

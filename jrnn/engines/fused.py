@@ -24,7 +24,7 @@ ROWS = 256
 enough that what is multiplied is still in the cache."""
 
 SMALL = 32768
-"""Below so many weights, under a batch that is a good product by itself, a chunk is one step."""
+"""With fewer weights than this, and a batch of 32 or more, a chunk is one step."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class Fused(Engine):
     (`jax.jvp`, `jax.jacfwd`) does not: JAX refuses it, and it needs `engine="scan"`.
 
     Args:
-      chunk: steps of which the weight gradients are one product; with `remat` also those between
-        two carries that are saved. By default by the sizes of batch and cell, with `remat` sqrt(T).
+      chunk: number of steps whose weight gradients are one product; with `remat` also the number of
+        steps between two saved carries. By default it depends on the sizes of batch and cell; with
+        `remat` it is sqrt(T).
       remat: whether to save memory at the cost of time.
 
     Raises:
@@ -94,7 +95,7 @@ class Fused(Engine):
         return carry, zero_where(masks.valid, readout.finish(bound, outs))
 
     def chunk_of(self, steps: int, batch: int, weights: int = SMALL) -> int:
-        """The steps of a chunk: those wanted, or a little less where that divides T."""
+        """The number of steps of a chunk, by default a divisor of T where there is one."""
         if self.chunk is not None:
             return self.chunk
         if not self.remat and batch >= 32 and weights < SMALL:

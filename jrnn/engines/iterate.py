@@ -20,7 +20,7 @@ MOST_DAMPING = 1e12
 
 
 class NewtonStatus(NamedTuple):
-    """What became of a solve.
+    """The status of a solve.
 
     Attributes:
       converged: `[B]` bool, whether the residual of a sequence fell to the tolerance.
@@ -35,7 +35,7 @@ class NewtonStatus(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Some states, with what is wrong with them and the Jacobians there."""
+    """States, with their residuals and the Jacobians there."""
 
     states: Leaves
     residuals: Leaves
@@ -58,11 +58,11 @@ class Point(NamedTuple):
         return lax.cummax(bad.astype(jnp.int8), reverse=reverse) > 0
 
     def moved(self, moves: Leaves, reverse: bool) -> Leaves:
-        """The states that the moves lead to.
+        """The states after these moves.
 
-        Where products of Jacobians have overflowed, or soon will, the next state is what the step
-        makes of the one before; a NaN would stay for good. What a NaN of the inputs has made is
-        left.
+        Where products of Jacobians have overflowed, or soon will, the new state is the step from
+        the previous state instead, since a NaN would never go away. A NaN that comes from the
+        inputs is kept.
         """
         lost = self.lost(reverse)
         triples = zip(self.states, moves, self.residuals, strict=True)
@@ -112,8 +112,8 @@ def iterate(
         after, matrices = system.linearised(kind, states)
         return Point(states, [a - s for a, s in zip(after, states, strict=True)], matrices)
 
-    def settled(point: Point) -> jax.Array:
-        # What is not finite never will be; what comes before it in time is still to be found.
+    def has_converged(point: Point) -> jax.Array:
+        # A residual that is not finite stays so; the steps before it in time can still converge.
         errors = point.errors()
         return jnp.where(jnp.isfinite(errors), errors, 0).max(axis=0) <= tol
 
@@ -123,7 +123,7 @@ def iterate(
     def improve(state: _State) -> _State:
         old, damped_by = state.point, state.damping
         if is_damped:
-            # A smoother goes back in time: nothing that is not finite may go with it.
+            # A smoother runs backwards in time and must not spread inf and NaN.
             sound = ~old.lost(system.reverse)
             matrices, residuals = zero_where(sound, (old.matrices, old.residuals))
             moves = damped(kind, matrices, residuals, damped_by, system.reverse)
@@ -137,13 +137,13 @@ def iterate(
             damped_by = damped_by * jnp.where(better, FASTER, SLOWER).astype(dtype)
         steps = state.steps + 1
         history = state.history.at[steps].set(new.error())
-        done = settled(new) | (damped_by > MOST_DAMPING)
+        done = has_converged(new) | (damped_by > MOST_DAMPING)
         return _State(steps, new, damped_by, history, done)
 
     first = evaluate(states)
     history = _no_history(states[0], batch, max_steps).at[0].set(first.error())
     start_with = jnp.full((batch,), damping or 0, dtype)
-    start = _State(jnp.int32(0), first, start_with, history, settled(first))
+    start = _State(jnp.int32(0), first, start_with, history, has_converged(first))
     state = lax.while_loop(unfinished, improve, start)
     status = NewtonStatus(state.history[state.steps] <= tol, state.steps, state.history)
     return state.point.states, status

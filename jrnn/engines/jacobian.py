@@ -1,4 +1,4 @@
-"""Derivatives of the new carry by the old one at all steps at once, out of the contract of a cell.
+"""Derivatives of the new carry by the old one at all steps at once, from the contract of a cell.
 
 For a cell whose `update` is elementwise they are exact and cheap: with c the leaves of the carry
 and u the gates that `recur` makes of it::
@@ -6,8 +6,8 @@ and u the gates that `recur` makes of it::
     dc'_i / dc_j = diag(D_ij) + sum over gates g of diag(E_ig) R_gj
     D_ij = partial of update by c_j,   E_ig = partial of update by u_g,   R_gj = du_g / dc_j
 
-R is made of the recurrent weights alone, the same at all steps. Of any other cell they are probed,
-column by column.
+R consists of the recurrent weights alone, the same at all steps. For any other cell the Jacobian is
+probed, column by column.
 """
 
 import itertools
@@ -125,13 +125,13 @@ def recurrent(step: Step, prev_carries: Leaves) -> list[Leaves]:
 
 
 def _recurred(step: Step, tangents: Leaves) -> Gates:
-    """The tangents of the gates that `recur` makes; of one with a bias too, which has none."""
+    """The tangents of the gates that `recur` returns; a bias in `recur` contributes none."""
     zero = step.carry([jnp.zeros_like(t) for t in tangents])
     return jax.jvp(step.bound.recur, (zero,), (step.carry(tangents),))[1]
 
 
 def diagonal(step: Step, prev_carries: Leaves) -> tuple[Leaves, tuple[jax.Array, ...]]:
-    """The leaves after each step, and of the Jacobians the diagonal, a leaf for each leaf."""
+    """The leaves after each step, and the diagonals of the Jacobians, a leaf for each leaf."""
     after, entry = _entries(step, prev_carries)
     return after, tuple(entry(i, i) for i in range(len(prev_carries)))
 
@@ -159,7 +159,7 @@ def _partial_blocks(step: Step, prev_carries: Leaves) -> tuple[Leaves, Entry]:
 
 
 def _probed_blocks(step: Step, prev_carries: Leaves) -> tuple[Leaves, Entry]:
-    """Of the full Jacobian the entries wanted; one column of it exists at a time."""
+    """Entries of the full Jacobian, of which one column exists at a time."""
     after, derivative = jax.linearize(step.after, prev_carries)
 
     def entry(i: int, j: int) -> jax.Array:
@@ -212,7 +212,7 @@ def join(leaves: Leaves) -> jax.Array:
 
 
 def part(joined: jax.Array, like: Leaves) -> Leaves:
-    """The other way round."""
+    """The inverse of `join`: leaves in the shapes of `like`."""
     sizes = [math.prod(leaf.shape[2:]) for leaf in like]
-    bound = jnp.split(joined, list(itertools.accumulate(sizes))[:-1], axis=-1)
-    return [a.reshape(leaf.shape).astype(leaf.dtype) for a, leaf in zip(bound, like, strict=True)]
+    parts = jnp.split(joined, list(itertools.accumulate(sizes))[:-1], axis=-1)
+    return [a.reshape(leaf.shape).astype(leaf.dtype) for a, leaf in zip(parts, like, strict=True)]

@@ -76,12 +76,12 @@ class Plan(NamedTuple):
         return jax.tree.unflatten(self.pull, [leaves[source][k] for source, k in self.sources])
 
     def used(self, ct_params: Any) -> list[Any]:
-        """Of the cotangents of the parameters, those of the ones that `update` uses."""
+        """The cotangents of those parameters that `update` uses."""
         leaves = self.params.flatten_up_to(ct_params)
         return [ct for ct, used in zip(leaves, self.in_update, strict=True) if used]
 
     def all(self, in_update: list[Any], ct_params: Any) -> Any:
-        """The other way round: these, and those of `ct_params` that `used` left out."""
+        """The inverse of `used`: these cotangents, and `ct_params` for all other leaves."""
         leaves, these = self.params.flatten_up_to(ct_params), iter(in_update)
         pairs = zip(leaves, self.in_update, strict=True)
         return jax.tree.unflatten(self.params, [next(these) if used else ct for ct, used in pairs])
@@ -90,7 +90,7 @@ class Plan(NamedTuple):
 def plan_of(
     readout: LoopReadout, bound: BoundCell, prev_carries: Carry, xs: Inputs, masks: Masks
 ) -> Plan:
-    """Traces one step without computing it. Carry and input have one leading axis to be cut off.
+    """Traces one step without computing it, the first along a leading axis of carry and input.
 
     The types must be those of a real step, with the mesh that arrays are sharded over: otherwise
     the conversions that JAX adds to a step would become residuals as well.
@@ -159,7 +159,7 @@ def linearise(plan: Plan, bound: BoundCell, prev: Carry, joined: list[Any]) -> A
     Results of `RECOMPUTED` primitives are no residuals of the pullback.
 
     Args:
-      plan: of which the structures and pairs are read.
+      plan: only its readout, structures and pairs are read.
       bound: the cell with its parameters.
       prev: the carry before the step.
       joined: `plan.join` of its gates.

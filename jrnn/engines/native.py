@@ -24,7 +24,7 @@ Kind = Literal["time", "batch", "param"]
 
 
 class _Kernel(NamedTuple):
-    """What the code in C++ knows a cell as.
+    """How the code in C++ identifies a cell.
 
     Attributes:
       number: `JrnnCell` in kernels/api.h.
@@ -278,8 +278,8 @@ def _forward(kernel: _Kernel, reverse: bool, save: bool) -> Callable[..., Any]:
         (steps, batch, _), hidden = xs.shape, rest[1].shape[0]
         ys = (steps, batch, hidden)
         saved = (steps, batch, kernel.saved, hidden) if save and kernel.saved else (0,)
-        # The code in C++ asks for large pages for all results. In the last, which nothing uses, XLA
-        # will lay the cotangents of ys: these are as large, and are made when it is free again.
+        # The code in C++ asks for large pages for all results. Nothing uses the last one, so XLA
+        # puts the cotangents of ys there: they have its size, and are computed when it is free.
         room = ys if save else (0,)
         shapes = [ys, (batch, hidden), (batch, hidden) if kernel.cell_state else (0,), saved, room]
         results = [jax.ShapeDtypeStruct(shape, xs.dtype) for shape in shapes]

@@ -58,30 +58,31 @@ class Newton(Engine):
         J_t = d step / d s_{t-1}
         d_t = J_t d_{t-1} + r_t,    s_t = s_t + d_t         one linear recurrence, a prefix
 
-    Each iteration is parallel in time. It pays where a processor has parallelism to spare and the
-    cell forgets: with a largest Lyapunov exponent (`jrnn.analysis.lyapunov`) well below zero a
-    handful of iterations do, at any length; above it the number grows with T, and near it either
-    may be. After k iterations without damping the first k states are exact, so T always do.
+    Each iteration is parallel in time. Use it where the processor has parallelism to spare and the
+    cell forgets: with a largest Lyapunov exponent (`jrnn.analysis.lyapunov`) well below zero a few
+    iterations are enough, at any length; above zero their number grows with T, and near zero either
+    may happen. After k iterations without damping the first k states are exact, so T are enough.
 
     The Jacobian, exact from the contract of a cell: "full" takes T·n² numbers for a carry of n;
     "block" couples unit k of each leaf of the carry with unit k of the others, "diagonal" nothing,
-    and both are exact where the cell's `recurrence` says so. Of any other cell they are an
-    approximation, which takes more iterations, for the same solution.
+    and each is exact for cells whose Jacobian has that structure, as `jrnn.structure` reads it off
+    the jaxpr. For any other cell they are an approximation, which takes more iterations, for the
+    same solution.
 
     With `damping` each step is one of Levenberg and Marquardt, a Kalman smoother over time (ELK):
-    where an iteration does not make the residual smaller it is taken back, and the damping grown.
+    an iteration that does not make the residual smaller is undone, and the damping is increased.
 
     The gradient is that of the implicit function at the solution, exact whatever Jacobian was used
     on the way: one linear recurrence in the other direction, parallel in time with a Jacobian that
     is exact, and else sequential step by step. Derivatives of every mode and order work.
 
-    What has not converged is said: see `fallback`; `jrnn.newton` returns the status. The states of
-    a chaotic cell may fit their equations to the last bit, and yet be far from those of `Scan`, as
-    those of `Scan` would be after any change of rounding.
+    Sequences that have not converged are reported: see `fallback`; `jrnn.newton` returns the
+    status. The states of a chaotic cell may satisfy their equations to the last bit, and yet be far
+    from those of `Scan`, as those of `Scan` would be after any change of rounding.
 
     Args:
-      jacobian: "auto", "full", "block" or "diagonal". "auto" is what is exact by the cell's
-        `recurrence`; for a dense cell "full" with a carry of up to 64 numbers, else "block", or
+      jacobian: "auto", "full", "block" or "diagonal". "auto" is the cheapest one that is exact; for
+        a dense cell "full" with a carry of up to 64 numbers, else "block", or
         "diagonal" where the leaves of the carry differ in shape.
       damping: None for plain Newton, or the damping to start with, such as 1.0. A damped step with
         full Jacobians takes tens of times as long on a CPU.
@@ -92,7 +93,7 @@ class Newton(Engine):
       init: the first guess: "step", one step from the first carry at each t, or "carry", the first
         carry itself.
       fallback: what to do with a sequence that has not converged: "error" raises, when the result
-        is computed; "scan" walks it step by step; "none" returns what there is.
+        is computed; "scan" runs it step by step; "none" returns the last iterate.
       max_bytes: refuses full Jacobians of more, before any memory is taken. That is one copy of
         them; a solve holds two or three, and a damped one about eight.
 
@@ -180,15 +181,15 @@ class Newton(Engine):
             )
         steps, batch = jax.tree.leaves(xs)[0].shape[:2]
         size = sum(math.prod(leaf.shape[1:]) for leaf in leaves)
-        alike = len({leaf.shape for leaf in leaves}) == 1
+        same_shape = len({leaf.shape for leaf in leaves}) == 1
         kind = self.jacobian
-        if kind == "block" and not alike:
+        if kind == "block" and not same_shape:
             raise ValueError(
                 "Newton: jacobian='block' needs leaves of the carry of one shape, got "
                 f"{[leaf.shape for leaf in leaves]} of {cell!r}; use 'diagonal' or 'full'"
             )
         if kind == "auto":
-            other = "block" if alike else "diagonal"
+            other = "block" if same_shape else "diagonal"
             dense = "full" if size <= SMALL else other
             kind = jacobian.exact_kind(bound, xs) or dense
         needed = steps * batch * size**2 * leaves[0].dtype.itemsize
@@ -228,9 +229,9 @@ def newton(
       resets: `[T, B]` bool; True replaces the carry by the cell's own initial carry before step t.
       reverse: scan from the last valid step to the first.
       key: randomness for cells with noise; None means deterministic, at the expected value.
-      engine: the options; what has not converged is never raised here, it is in the status.
+      engine: the options; this function never raises for lack of convergence; see the status.
       guess: the carry after each step to start from, leaves `[T, B, ...]`: `carries` of a solution
-        with parameters or inputs close by. It has no bearing on the gradient.
+        with similar parameters or inputs. It has no effect on the gradient.
 
     Returns:
       A `Solution`.
@@ -306,7 +307,7 @@ def _root(
 def _(options: Newton, kind: Kind, reverse: bool, primals: Any, tangents: Any) -> Any:
     """ds_t = J_t ds_{t-1} + (what the step moves by, at fixed states)."""
     states, ys, status = _root(options, kind, reverse, *primals)
-    given, moved = primals[:4], tangents[:4]  # the guess has no bearing on the solution
+    given, moved = primals[:4], tangents[:4]  # the guess has no effect on the solution
 
     at = partial(system_of, reverse=reverse)
     _, (moves, y_moves) = jax.jvp(lambda *given: at(*given).stepped(states), given, moved)
@@ -335,14 +336,14 @@ def _raise(options: Newton, converged: Any, iterations: Any, residuals: Any) -> 
     last = residuals[int(np.max(iterations))]
     if np.isfinite(last).all():
         advice = (
-            "Where jrnn.analysis.lyapunov(cell, params, xs).largest is near 0 or above, they may "
-            "never in few: use engine='fused'. Else allow more max_steps, or give damping=1.0, "
-            "which is slow; or choose fallback='scan' or 'none'"
+            "Where jrnn.analysis.lyapunov(cell, params, xs).largest is near 0 or above, use "
+            "engine='fused'. Otherwise increase max_steps, or pass damping=1.0, which is slow, or "
+            "fallback='scan' or 'none'"
         )
     else:
         advice = (
-            "What is not finite never will: look for NaN and inf in inputs and parameters, or "
-            "choose fallback='scan' or 'none' to have the other sequences"
+            "Residuals are not finite: look for NaN and inf in inputs and parameters, or pass "
+            "fallback='scan' or 'none' to get the other sequences"
         )
     raise FloatingPointError(
         f"Newton: {int((~converged).sum())} of {converged.size} sequences have not converged after "

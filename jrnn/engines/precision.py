@@ -84,7 +84,7 @@ class BoundCell:
         return (y, carry) if self.return_carries else y
 
     def readout_has_products(self, carry: Carry, z: Gates) -> bool:
-        """Whether `readout` multiplies by parameters, so that one product over time pays."""
+        """Whether `readout` multiplies by parameters, so that one product over time is faster."""
         if type(self.cell).readout is Cell.readout:
             return False
         return structure.multiplies_by_params(self.cell.readout, self.accum_params, carry, z)

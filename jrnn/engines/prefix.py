@@ -1,9 +1,9 @@
 """Linear recurrences over time, s_t = A_t s_{t-1} + b_t, for all t at once.
 
 Elements (A, b) compose: (A_2, b_2) after (A_1, b_1) is (A_2 A_1, A_2 b_1 + b_2). So the products of
-neighbours can be taken in parallel, in logarithmic depth; or step by step, where there is nothing
-to be won by more than one pass over memory. Everything here takes trees, and what A is to b is the
-matter of an `Algebra`.
+neighbours can be taken in parallel, in logarithmic depth; or step by step, where more than
+one pass over memory would be slower. Everything here takes trees; an `Algebra` defines the product
+of A with b.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ DIAGONAL = Algebra(
     act=jnp.multiply,
     transpose=lambda a: a,
 )
-"""Each number for itself: b is an array, and A another that is broadcast against it."""
+"""Elementwise: b is an array, and A another that is broadcast against it."""
 
 BLOCKS = Algebra(
     times=_blocks_times,
@@ -62,10 +62,10 @@ BLOCKS = Algebra(
     pack=lambda s: jnp.stack(s, axis=1),
     unpack=lambda packed: tuple(packed[:, k] for k in range(packed.shape[1])),
 )
-"""Unit k of each of n leaves goes with unit k of the others: b is a tuple of n leaves, A a tuple of
-n rows, each a tuple of n leaves."""
+"""Unit k of each of n leaves depends on unit k of all n: b is a tuple of n leaves, A a tuple of n
+rows, each a tuple of n leaves."""
 
-_multiply = partial(jnp.matmul, precision="highest")  # of float32 no less, where there is TF32
+_multiply = partial(jnp.matmul, precision="highest")  # float32 in full, not TF32
 
 DENSE = Algebra(
     times=_multiply,
@@ -78,7 +78,7 @@ DENSE = Algebra(
 def with_resets(algebra: Algebra) -> Algebra:
     """The algebra where A is a pair (A, keep): nothing passes where `keep [T, B]` is False.
 
-    Not even what is not finite, which a matrix of zeros would make a NaN of.
+    inf and NaN do not pass either; multiplied by a matrix of zeros they would be NaN.
     """
     cut = lambda keep, s: jax.tree.map(lambda leaf: jnp.where(expand_mask(keep, leaf), leaf, 0), s)
     return algebra._replace(
@@ -111,7 +111,7 @@ def solve(
     The derivative is a recurrence of the same kind, its transpose one in the other direction.
 
     Args:
-      algebra: what A is to b.
+      algebra: the product of A with b.
       a: the matrices, leaves `[T, ...]`, or `[1, ...]` where they are the same at all steps.
       b: the vectors, leaves `[T, ...]`.
       start: the state before the first step, leaves `[...]`.
@@ -130,7 +130,7 @@ def solve(
     at = lambda tree: jax.tree.map(lambda leaf: leaf[first if len(leaf) > 1 else 0], tree)
     put = lambda leaf, moved: jnp.asarray(leaf).at[first].add(moved)
     b = jax.tree.map(put, b, algebra.act(at(a), start))
-    walk = partial(_states, algebra, chunk=chunk)
+    run = partial(_states, algebra, chunk=chunk)
     zero = jax.tree.map(jnp.zeros_like, start)
 
     def residual(packed: jax.Array) -> jax.Array:
@@ -139,11 +139,11 @@ def solve(
         return algebra.pack(jax.tree.map(jnp.subtract, states, past))
 
     def forward(_: Any, packed: jax.Array) -> jax.Array:
-        return algebra.pack(walk(a, algebra.unpack(packed), zero, reverse))
+        return algebra.pack(run(a, algebra.unpack(packed), zero, reverse))
 
     def backward(_: Any, packed: jax.Array) -> jax.Array:
         transposed, cotangents = algebra.transpose(a), algebra.unpack(packed)
-        return algebra.pack(walk(transposed, cotangents, zero, not reverse, late=True))
+        return algebra.pack(run(transposed, cotangents, zero, not reverse, late=True))
 
     return algebra.unpack(lax.custom_linear_solve(residual, algebra.pack(b), forward, backward))
 
@@ -156,7 +156,7 @@ def shift(states: Vectors, start: Vectors, reverse: bool) -> Vectors:
 
 
 def last(states: Vectors, reverse: bool) -> Vectors:
-    """The state after the last step in the direction of travel."""
+    """The state after the last step in scan order."""
     return jax.tree.map(lambda s: s[0] if reverse else s[-1], states)
 
 
@@ -177,14 +177,14 @@ def _states(
     steps = len(jax.tree.leaves(b)[0])
     chunks = steps // chunk
     if chunks == 1:
-        return _walk(algebra, a, b, start, reverse, late)[0]
+        return _sequential(algebra, a, b, start, reverse, late)[0]
     full = chunks * chunk
     if full == steps:
         return _chunked(algebra, a, b, start, reverse, late, chunk)[0]
-    # A short chunk at the end of time goes by itself.
+    # A short chunk at the end of time is run separately.
     head, rest = ((_cut(a, part), _cut(b, part)) for part in (slice(full), slice(full, None)))
     main = partial(_chunked, algebra, reverse=reverse, late=late, chunk=chunk)
-    tail = partial(_walk, algebra, reverse=reverse, late=late)
+    tail = partial(_sequential, algebra, reverse=reverse, late=late)
     if reverse:
         second, start = tail(*rest, start)
         first, start = main(*head, start)
@@ -199,7 +199,7 @@ def _cut(tree: Any, part: slice) -> Any:
     return jax.tree.map(lambda leaf: leaf if len(leaf) == 1 else leaf[part], tree)
 
 
-def _walk(
+def _sequential(
     algebra: Algebra, a: Matrices, b: Vectors, start: Vectors, reverse: bool, late: bool
 ) -> tuple[Vectors, Vectors]:
     """Step by step."""
@@ -222,7 +222,7 @@ def _walk(
 def _step(
     algebra: Algebra, late: bool, a: Matrices, b: Vectors, carry: Vectors
 ) -> tuple[Vectors, Vectors]:
-    """What is carried on, and the state."""
+    """The value carried to the next step, and the state."""
     if late:
         state = jax.tree.map(jnp.add, carry, b)
         return algebra.act(a, state), state
@@ -239,7 +239,7 @@ def _chunked(
     late: bool,
     chunk: int,
 ) -> tuple[Vectors, Vectors]:
-    """Chunks side by side: the element of each, their prefix, and then the states in each."""
+    """All chunks in parallel: the element of each, their prefix, and then the states in each."""
     a, b = (jax.tree.map(lambda leaf: _by_chunks(leaf, chunk), tree) for tree in (a, b))
     order = (lambda n: chunk - 1 - n) if reverse else (lambda n: n)
     pick = lambda tree, n: jax.tree.map(
@@ -253,7 +253,7 @@ def _chunked(
         return algebra.times(a_n, product), carried
 
     first = pick(a, order(0))
-    # Blocks that stay the same beside others that do not: their products do not.
+    # Blocks that are the same at all steps have products that are not.
     like = jax.eval_shape(algebra.times, first, first)
     first = jax.tree.map(lambda leaf, product: jnp.broadcast_to(leaf, product.shape), first, like)
     zero = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:, 0]), b)
@@ -262,7 +262,7 @@ def _chunked(
     ends = _prefix(algebra, product, carried, start, reverse)
     carry = shift(ends, start, reverse)
 
-    def walk(n: jax.Array, state: tuple[Vectors, Vectors]) -> tuple[Vectors, Vectors]:
+    def states_of(n: jax.Array, state: tuple[Vectors, Vectors]) -> tuple[Vectors, Vectors]:
         carry, states = state
         a_n, b_n = (pick(tree, order(n)) for tree in (a, b))
         carry, s = _step(algebra, late, a_n, b_n, carry)
@@ -270,7 +270,7 @@ def _chunked(
         return carry, jax.tree.map(put, states, s)
 
     empty = jax.tree.map(jnp.zeros_like, b)
-    _, states = lax.fori_loop(0, chunk, walk, (carry, empty))
+    _, states = lax.fori_loop(0, chunk, states_of, (carry, empty))
     flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
     return jax.tree.map(flat, states), last(ends, reverse)
 
@@ -281,7 +281,7 @@ def _by_chunks(leaf: jax.Array, chunk: int) -> jax.Array:
 
 
 def _prefix(algebra: Algebra, a: Matrices, b: Vectors, start: Vectors, reverse: bool) -> Vectors:
-    """What is carried beyond each of some elements, in logarithmic depth."""
+    """The carry after each of some elements, in logarithmic depth."""
     count = len(jax.tree.leaves(b)[0])
     a = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape[1:])), a)
 

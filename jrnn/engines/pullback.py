@@ -1,4 +1,4 @@
-"""Reverse mode over trees that hold more than floats, and a scan that goes by chunks of steps."""
+"""Reverse mode over trees that hold more than floats, and a scan over chunks of steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -48,7 +48,7 @@ def pullback(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Callab
 
 
 def even_chunk(steps: int, wanted: int) -> int:
-    """So many steps as are wanted, or down to half of them where that divides T evenly."""
+    """The largest divisor of T from `wanted` down to half of it; `wanted` where there is none."""
     wanted = max(1, min(wanted, steps))
     return next((n for n in range(wanted, wanted // 2, -1) if steps % n == 0), wanted)
 

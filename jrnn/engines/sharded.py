@@ -20,19 +20,20 @@ from jrnn.engines.precision import BoundCell
 class Sharded(Engine):
     """Splits the batch over axes of the mesh in context, and runs each part by another engine.
 
-    No step waits for another device: gradients of weights, which every device has, are added up
-    over the devices once, after all steps. XLA by itself, given arrays that lie on a mesh, may do
-    that at every step of time; and `Native`, which XLA cannot split, runs here on each device.
+    No step waits for another device: gradients of weights, which are replicated, are summed over
+    the devices once, after all steps. XLA alone, given arrays that are sharded over a mesh, may sum
+    them at every step of time; and `Native`, which XLA cannot split, runs here on each device.
 
-    Without a mesh that has these axes, and where they do not divide the batch, it is the other
-    engine, or `Fused` in place of `Native`. Noise is drawn before, and is that of one device.
+    Without a mesh that has these axes, or where they do not divide the batch, the whole batch is
+    run by the other engine, or by `Fused` in place of `Native`. Noise is drawn before the batch is
+    split, so it is the noise of a run on one device.
 
     Args:
-      engine: runs the bound.
+      engine: the engine that runs each part.
       axes: axes of the mesh, of the type `jax.sharding.AxisType.Auto`.
 
     Raises:
-      TypeError: `engine` is none.
+      TypeError: `engine` is not an engine.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = jrnn.GRU(hidden_size=4)
@@ -49,7 +50,9 @@ class Sharded(Engine):
 
     def __post_init__(self) -> None:
         if not isinstance(self.engine, Engine):
-            raise TypeError(f"Sharded: engine must be one, such as Fused(), got {self.engine!r}")
+            raise TypeError(
+                f"Sharded: engine must be an engine such as jrnn.Fused(), got {self.engine!r}"
+            )
 
     def run(
         self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool

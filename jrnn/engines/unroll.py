@@ -175,7 +175,7 @@ def _run(
     name: str = "",
     return_carries: bool = False,
 ) -> tuple[Carry, Any]:
-    """Runs a cell by an engine, and any other layer by the cells that it is made of."""
+    """Runs a cell on an engine; for any other layer, runs the layers inside of it."""
     del name
     if not isinstance(layer, Cell):
         return layer.apply(partial(_run, engine), params, inputs)

@@ -1,4 +1,4 @@
-"""Layers made of layers: what reads a whole sequence and is no single cell."""
+"""Layers that contain layers."""
 
 from jrnn.layer import Layer
 from jrnn.layers.bidirectional import Bidirectional as Bidirectional

@@ -608,6 +608,9 @@ def test_a_carry_that_is_not_real_is_refused() -> None:
         def coefficients(self, params: Any, z: Any) -> None:
             return None
 
+        def update(self, params: Any, carry: Any, z: Any, u: None) -> Any:
+            return LRU.coefficients(self, params, z).apply(carry)
+
     cell = Modulus(2)
     with pytest.raises(TypeError, match=r"got dtypes \['complex64'\] of .*Modulus"):
         jrnn.unroll(cell, cell.init(jax.random.key(0), 1), xs, engine="newton")

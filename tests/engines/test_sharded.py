@@ -147,5 +147,7 @@ def test_without_a_mesh_it_is_the_other_engine():
 
 
 def test_what_is_no_engine_is_refused():
-    with pytest.raises(TypeError, match="engine must be one, such as Fused\\(\\), got 'fused'"):
+    with pytest.raises(
+        TypeError, match="engine must be an engine such as jrnn.Fused\\(\\), got 'fused'"
+    ):
         Sharded("fused")  # pyright: ignore

@@ -1,6 +1,8 @@
 """The cells against torch.nn: values, and gradients of params, inputs and the first state.
 
-A bidirectional layer of torch runs both directions of travel at once, each with its own weights.
+A bidirectional layer of torch scans in both directions at once, each with its own weights. With a
+projection torch carries the projected h, and jrnn the h before it: the first h is zero then, and
+the last one is compared after `readout`.
 """
 
 from typing import Any
@@ -48,7 +50,7 @@ def fill(layer: Any, both: list[Any]) -> None:
             "bias_ih": b_ih,
             "bias_hh": b_hh,
         }
-        if isinstance(params, LSTMParams) and params.w_hr is not None:
+        if is_projected(params):
             values["weight_hr"] = params.w_hr.T
         for name, value in values.items():
             getattr(layer, f"{name}_{suffix}").data.copy_(torch.tensor(value))
@@ -60,14 +62,36 @@ def params_grads(layer: Any, params: Any, suffix: str) -> Any:
     ours = params._replace(w_ih=grad("weight_ih").T, w_hh=grad("weight_hh").T, b=grad("bias_ih"))
     if isinstance(params, GRUParams):
         ours = ours._replace(b_hn=grad("bias_hh")[2 * HIDDEN :])
-    if isinstance(params, LSTMParams) and params.w_hr is not None:
+    if is_projected(params):
         ours = ours._replace(w_hr=grad("weight_hr").T)
     return ours
 
 
-def torch_run(layer: Any, batches: list[Batch], lengths: bool) -> tuple[Any, Any, Any, Any]:
+def is_projected(params: Any) -> bool:
+    return isinstance(params, LSTMParams) and params.w_hr is not None
+
+
+def as_torch(params: Any, carry: Any) -> list[Any]:
+    """Our carry as torch's states: h after the projection."""
+    leaves = jax.tree.leaves(carry)
+    return [leaves[0] @ params.w_hr, *leaves[1:]] if is_projected(params) else leaves
+
+
+def with_last_output(batch: Batch, ct_h: Any, way: Way) -> Batch:
+    """The batch with the cotangent of torch's last h on the last output, which that is."""
+    last = 0 if way.reverse else (LENGTHS if way.lengths else STEPS) - 1
+    ct_ys = batch.ct_ys.copy()
+    ct_ys[last, np.arange(BATCH)] += ct_h
+    ct_carry = batch.ct_carry._replace(h=np.zeros_like(batch.ct_carry.h))
+    return batch._replace(ct_ys=ct_ys, ct_carry=ct_carry)
+
+
+def torch_run(
+    layer: Any, both: list[Any], batches: list[Batch], lengths: bool
+) -> tuple[Any, Any, Any, Any]:
     """The inputs, the first states `[2, B, hidden]`, the last ones, and the outputs, as tensors."""
-    carries = [jax.tree.leaves(batch.carry) for batch in batches]
+    pairs = zip(both, batches, strict=True)
+    carries = [as_torch(params, batch.carry) for params, batch in pairs]
     states = [
         torch.tensor(np.stack(leaves), requires_grad=True) for leaves in zip(*carries, strict=True)
     ]
@@ -89,22 +113,32 @@ def test_cell_equals_torch(name: str, engine: Engine, lengths: bool) -> None:
     both = [random_params(cell, seed, INPUT, np.float32) for seed in (1, 2)]
     batches = [random_batch(cell, both[0], seed, STEPS, BATCH, np.float32) for seed in (3, 4)]
     batches = [batch._replace(xs=batches[0].xs, lengths=LENGTHS) for batch in batches]
+    ct_carries = [jax.tree.leaves(batch.ct_carry) for batch in batches]
+    if is_projected(both[0]):
+        first_h = np.zeros_like(batches[0].carry.h)
+        batches = [b._replace(carry=b.carry._replace(h=first_h)) for b in batches]
+        ct_carries = [[ct_h[:, :HIDDEN], ct_c] for ct_h, ct_c in ct_carries]
     layer = LAYERS[name](INPUT, HIDDEN, bidirectional=True)
     fill(layer, both)
-    xs, states, carries, ys = torch_run(layer, batches, lengths)
-    ct_carries = zip(*(jax.tree.leaves(batch.ct_carry) for batch in batches), strict=True)
+    xs, states, carries, ys = torch_run(layer, both, batches, lengths)
     ct_ys = np.concatenate([batch.ct_ys for batch in batches], axis=-1)
-    pairs = zip([ys, *carries], [ct_ys, *map(np.stack, ct_carries)], strict=True)
+    stacked = map(np.stack, zip(*ct_carries, strict=True))
+    pairs = zip([ys, *carries], [ct_ys, *stacked], strict=True)
     loss: Any = sum((tensor * torch.tensor(ct)).sum() for tensor, ct in pairs)
     loss.backward()
 
     xs_grad = np.zeros_like(batches[0].xs)
     for n, (params, batch) in enumerate(zip(both, batches, strict=True)):
         way = Way(lengths=lengths, resets=False, reverse=n == 1)
+        if is_projected(params):
+            batch = with_last_output(batch, ct_carries[n][0], way)
         (got,) = differentiate_all(cell, engine, (way,), params, batch)
         assert_close(got.ys, np.split(ys.detach().numpy(), 2, axis=-1)[n], 1e-5)
-        assert_close(jax.tree.leaves(got.carry), [c.detach().numpy()[n] for c in carries], 1e-5)
+        assert_close(as_torch(params, got.carry), [c.detach().numpy()[n] for c in carries], 1e-5)
         assert_close(got.params_grad, params_grads(layer, params, SUFFIXES[n]), 1e-5)
-        assert_close(jax.tree.leaves(got.carry_grad), [s.grad.numpy()[n] for s in states], 1e-5)
+        state_grads = [s.grad.numpy()[n] for s in states]
+        if is_projected(params):
+            state_grads[0] = state_grads[0] @ params.w_hr.T
+        assert_close(jax.tree.leaves(got.carry_grad), state_grads, 1e-5)
         xs_grad += got.xs_grad
     assert_close(xs_grad, xs.grad.numpy(), 1e-5)

@@ -57,6 +57,9 @@ def test_layers_in_both_directions_match_torch(name, options, padded):
     weights = rng.normal(size=(BATCH, STEPS, 2 * output)).astype(np.float32)
     draw = lambda size: rng.normal(size=(2 * LAYERS, BATCH, size)).astype(np.float32)
     first = (draw(output), draw(HIDDEN)) if name == "LSTM" else draw(HIDDEN)
+    projected = "proj_size" in options
+    if projected:  # torch carries the h after the projection, and jrnn the h before it
+        first = (np.zeros_like(first[0]), first[1])
 
     torch_xs = torch.tensor(xs, requires_grad=True)
     torch_first = jax.tree.map(torch.tensor, first)
@@ -71,9 +74,14 @@ def test_layers_in_both_directions_match_torch(name, options, padded):
     (out * torch.tensor(weights)).sum().backward()
 
     carry = nn_carry(name, first)
+    if projected:
+        carry = carry._replace(h=np.zeros((2 * LAYERS, BATCH, HIDDEN), np.float32))
     lengths = LENGTHS if padded else None
     got_last, got = ours(jnp.asarray(xs), carry, lengths=lengths)
     assert_close(got, out.detach().numpy(), 1e-5)
+    if projected:
+        w_hr = np.stack([rnn.params.w_hr for rnn in ours.rnns])
+        got_last = got_last._replace(h=got_last.h @ w_hr)
     assert_close(got_last, nn_carry(name, jax.tree.map(lambda a: a.detach().numpy(), last)), 1e-5)
 
     loss = lambda model, xs: jnp.sum(model(xs, carry, lengths=lengths)[1] * weights)
