@@ -74,7 +74,7 @@ class Results(NamedTuple):
     carry_grad: Any
 
 
-def random_params(cell: Cell, seed: int, input_size: int, dtype: Any = np.float64) -> Any:
+def random_params(cell: jrnn.Layer, seed: int, input_size: int, dtype: Any = np.float64) -> Any:
     """Parameters with no zero in any leaf: zero biases and peepholes would hide faults."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda key: cell.init(key, input_size), jax.random.key(0))

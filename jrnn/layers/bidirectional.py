@@ -135,7 +135,7 @@ class Bidirectional(Layer):
                 "unroll: a bidirectional layer scans in both directions; reverse must be False, "
                 "got True"
             )
-        firsts = (None, None) if inputs.carry is None else inputs.carry
+        firsts = (None, None) if inputs.carry is None else _checked(inputs.carry)
         keys = split_key(inputs.key, 2)
         forward, backward = (
             inputs.replace(xs=_inputs_for(layer, inputs.xs), carry=carry, key=key)
@@ -148,6 +148,15 @@ class Bidirectional(Layer):
         backward = backward.replace(resets=resets, reverse=True)
         first, others = run(self._pair[1], params.backward, backward, name="backward")
         return BidirectionalParams(last, first), MERGES[self.merge](ys, others)
+
+
+def _checked(carry: Any) -> tuple[Any, Any]:
+    if not isinstance(carry, tuple | list) or len(carry) != 2:
+        raise TypeError(
+            "unroll: carry of a Bidirectional must be a tuple with the carries of both directions, "
+            f"got {jax.tree.structure(carry)}"
+        )
+    return carry[0], carry[1]
 
 
 def _inputs_for(layer: Layer, xs: Inputs) -> Inputs:

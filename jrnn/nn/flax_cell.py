@@ -41,7 +41,15 @@ class FlaxCell(nnx.RNNCellBase):
           rngs: source of randomness; its stream `params` is used.
           dtype: of inputs, products and outputs.
           param_dtype: of the parameters; the carry is in the wider of the two.
+
+        Raises:
+          TypeError: `cell` is no cell.
         """
+        if not isinstance(cell, Cell):
+            raise TypeError(
+                "FlaxCell: cell must be a single cell such as jrnn.LSTM(64), got "
+                f"{cell!r}; run a layer of several cells by jrnn.nn.RNN"
+            )
         self.cell = cell
         self.rnn = RNN(cell, input_size, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.rnn.rngs = nnx.data(None)  # nothing is drawn here

@@ -73,13 +73,13 @@ def test_a_first_carry_like_inputs_takes_their_batch_axes() -> None:
     timed = jrnn.Timed(jnp.ones((4, 5, SIZE)), jnp.ones((4, 5)))
     below = jrnn.Below(jnp.ones((4, 5, SIZE)), jnp.ones((4, 5, 3)))
     observed = jrnn.GRUD(3).inputs(SIZE, (4, 5))
-    for cell, x in (
-        (GRU(3), timed.x),
+    cells: list[tuple[Any, Any]] = [
         (jrnn.CfC(3), timed),
         (jrnn.DepthGatedLSTM(3), below),
         (jrnn.GRUD(3), observed),
         (zoneout(dropout(LSTM(3), x=0.2), h=0.5), timed.x),
-    ):
+    ]
+    for cell, x in cells:
         params = cell.init(jax.random.key(0), SIZE, jnp.bfloat16)
         carry = cell.init_carry_like(params, x)
         like = cell.init_carry(params, (4, 5))

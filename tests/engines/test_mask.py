@@ -160,7 +160,7 @@ LAYERS: dict[str, Layer] = {
 def test_a_layer_with_a_mask_is_one_without_the_masked_steps(name: str, engine: str) -> None:
     layer = LAYERS[name]
     rng = np.random.default_rng(0)
-    params = random_params(layer, 1, 3, np.float32)  # pyright: ignore[reportArgumentType]
+    params = random_params(layer, 1, 3, np.float32)
     xs = rng.normal(size=(STEPS, BATCH, 3)).astype(np.float32)
     both = Packed.of(MASK & (np.arange(STEPS)[:, None] < LENGTHS))
     alone = Packed.of(MASK)
@@ -217,7 +217,7 @@ def test_modules_take_masks_in_the_order_of_their_inputs() -> None:
 
 def test_noise_on_masked_steps_reaches_nothing() -> None:
     layer = stack([dropout(LSTM(4), x=0.5, y=0.5, each_step=True), GRU(3)])
-    params = random_params(layer, 1, 3, np.float32)  # pyright: ignore[reportArgumentType]
+    params = random_params(layer, 1, 3, np.float32)
     xs = np.random.default_rng(0).normal(size=(STEPS, BATCH, 3)).astype(np.float32)
 
     @jax.jit

@@ -86,6 +86,16 @@ def test_what_scans_in_both_directions_takes_no_direction() -> None:
         bidirectional(GRU(2), both)
 
 
+def test_a_first_carry_has_one_entry_for_each_direction() -> None:
+    layer = bidirectional(GRU(SIZE))
+    params = random_params(layer, 1, SIZE, np.float32)
+    one = np.zeros((BATCH, SIZE), np.float32)
+    for carry in (one, (one,), (one, one, one)):
+        with pytest.raises(TypeError, match="carry of a Bidirectional must be a tuple .* both dir"):
+            jrnn.unroll(layer, params, XS, carry)
+    assert_close(jrnn.unroll(layer, params, XS, (one, one)), jrnn.unroll(layer, params, XS), 0)
+
+
 def test_a_bidirectional_layer_is_no_cell() -> None:
     both = bidirectional(GRU(SIZE))
     assert not isinstance(both, jrnn.Cell) and not hasattr(both, "step")

@@ -44,7 +44,7 @@ NOT_CAUSAL: dict[str, Layer] = {
 
 def changed_past(layer: Layer, seed: int = 1) -> np.ndarray:
     """`[T]` bool: whether other inputs from step t on change an output before it."""
-    params = random_params(layer, seed, SIZE, np.float32)  # pyright: ignore[reportArgumentType]
+    params = random_params(layer, seed, SIZE, np.float32)
     rng = np.random.default_rng(seed)
     like = layer.inputs(SIZE, (STEPS, STEPS))
     draw = lambda leaf: rng.normal(size=leaf.shape[:1] + (1, *leaf.shape[2:])).astype(np.float32)
@@ -81,7 +81,8 @@ def test_a_layer_that_is_not_causal_reads_the_future(name: str) -> None:
 
 def test_causality_of_a_cell_cannot_be_overridden() -> None:
     # What mixes time is no cell.
-    assert vars(jrnn.Cell)["causal"].fget.__final__ and jrnn.Cell.apply.__final__
+    members: Any = vars(jrnn.Cell)
+    assert members["causal"].fget.__final__ and members["apply"].__final__
 
 
 # --- what needs a causal layer -------------------------------------------------------------------

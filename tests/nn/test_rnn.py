@@ -187,6 +187,12 @@ def test_flax_cell_refuses_carry_init():
         adapter.initialize_carry((B, I), carry_init=nnx.initializers.ones)
 
 
+def test_flax_cell_refuses_a_layer_that_is_no_cell():
+    for layer in (jrnn.stack([jrnn.GRU(H)]), jrnn.bidirectional(jrnn.GRU(H)), 3):
+        with pytest.raises(TypeError, match="FlaxCell: cell must be a single cell .*jrnn.nn.RNN"):
+            FlaxCell(layer, I, rngs=nnx.Rngs(0))
+
+
 def test_flax_cell_runs_a_cell_with_noise_at_its_expected_value():
     adapter = shaken(FlaxCell(Noisy(H), I, rngs=nnx.Rngs(0)))
     xs, _, _ = batch()
