@@ -80,6 +80,7 @@ class Outcome(NamedTuple):
       file: where the fault is.
       caught_by: the first test that fails, or why it does not count as caught.
       caught: whether a test fails.
+      message: the first line of the failure.
       seconds: how long the tests take.
     """
 
@@ -87,6 +88,7 @@ class Outcome(NamedTuple):
     file: str
     caught_by: str
     caught: bool
+    message: str
     seconds: float
 
 
@@ -166,7 +168,9 @@ def judge(folder: Path, mutant: Mutant) -> Outcome:
     else:
         by = "NOT CAUGHT" if tests.status == 0 else f"pytest ends with {tests.status}"
         print(f"{mutant.name}: {by}\n{tests.output[-2000:]}", file=sys.stderr)
-    return Outcome(mutant.name, mutant.file, by, caught, time.perf_counter() - begin)
+    message = re.search(r"^E +(.+)$", tests.output, re.MULTILINE)
+    why = message[1] if message else ""
+    return Outcome(mutant.name, mutant.file, by, caught, why, time.perf_counter() - begin)
 
 
 def run_all(folder: Path, mutants: list[Mutant], jobs: int) -> tuple[list[Outcome], list[str]]:
