@@ -296,10 +296,10 @@ class Cell(Layer):
 
     @final
     def init_carry_like(self, params: Params, x: Inputs) -> Carry:
-        """The carry before the first step, in the dtype that steps on these inputs compute in.
+        """The carry before the first step, in the wider dtype of parameters and inputs.
 
         `init_carry` has the dtype of the parameters. Where inputs have a wider one, a loop of your
-        own over `step` that starts from this carry keeps the wider dtype.
+        own over `step` that starts from this carry keeps the wider dtype, as `unroll` does.
 
         Args:
           params: the parameters.
@@ -307,9 +307,16 @@ class Cell(Layer):
         """
         one = jax.tree.leaves(jax.eval_shape(lambda: self.inputs(1, ())))[0]
         leaf = jax.tree.leaves(x)[0]
-        zeros = self.init_carry(params, leaf.shape[: leaf.ndim - one.ndim])
-        after = jax.eval_shape(lambda: self._step(params, zeros, x)[0])
-        return jax.tree.map(lambda leaf, new: leaf.astype(new.dtype), zeros, after)
+        dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves((params, x))]
+        wide = jnp.result_type(*(d for d in dtypes if jnp.issubdtype(d, jnp.floating)))
+
+        def cast(leaf: jax.Array) -> jax.Array:
+            if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                return leaf
+            real = jnp.issubdtype(leaf.dtype, jnp.floating)
+            return leaf.astype(wide if real else jnp.promote_types(wide, jnp.complex64))
+
+        return jax.tree.map(cast, self.init_carry(params, leaf.shape[: leaf.ndim - one.ndim]))
 
     @final
     def step(
