@@ -80,6 +80,7 @@ class Outcome(NamedTuple):
       file: where the fault is.
       caught_by: the first test that fails, or why it does not count as caught.
       caught: whether a test fails.
+      message: the first line of the failure.
       seconds: how long the tests take.
     """
 
@@ -87,6 +88,7 @@ class Outcome(NamedTuple):
     file: str
     caught_by: str
     caught: bool
+    message: str
     seconds: float
 
 
@@ -99,7 +101,7 @@ class Tests(NamedTuple):
 
 
 def plant(mutant: Mutant, text: str) -> str:
-    """The text of a file with the fault in it."""
+    """The text of a file with the fault; raises unless the old text occurs once."""
     count = text.count(mutant.old)
     if count != 1:
         raise SystemExit(
@@ -151,7 +153,12 @@ def run_tests(folder: Path, *arguments: str) -> Tests:
     return Tests(done.returncode, failed, done.stdout)
 
 
-def judge(folder: Path, mutant: Mutant) -> Outcome:
+def log(line: str) -> None:
+    """Progress, beside the table that is printed at the end."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def try_mutant(folder: Path, mutant: Mutant) -> Outcome:
     """Plants a fault, runs its tests and removes it again."""
     path, begin = folder / mutant.file, time.perf_counter()
     text = path.read_text()
@@ -165,12 +172,14 @@ def judge(folder: Path, mutant: Mutant) -> Outcome:
         by = tests.failed[0].removeprefix("tests/")
     else:
         by = "NOT CAUGHT" if tests.status == 0 else f"pytest ends with {tests.status}"
-        print(f"{mutant.name}: {by}\n{tests.output[-2000:]}", file=sys.stderr)
-    return Outcome(mutant.name, mutant.file, by, caught, time.perf_counter() - begin)
+        log(f"{mutant.name}: {by}\n{tests.output[-2000:]}")
+    message = re.search(r"^E +(.+)$", tests.output, re.MULTILINE)
+    why = message[1] if message else ""
+    return Outcome(mutant.name, mutant.file, by, caught, why, time.perf_counter() - begin)
 
 
 def run_all(folder: Path, mutants: list[Mutant], jobs: int) -> tuple[list[Outcome], list[str]]:
-    """The outcome of each mutant whose tests pass without it, and the tests that do not pass."""
+    """The outcomes, and tests that fail without a mutant: what they would catch is left out."""
     copies: queue.Queue[Path] = queue.Queue()
     for number in range(jobs):
         (folder / str(number)).mkdir()
@@ -184,28 +193,25 @@ def run_all(folder: Path, mutants: list[Mutant], jobs: int) -> tuple[list[Outcom
         finally:
             copies.put(copy)
 
-    def tell(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    def without(selection: tuple[str, ...]) -> list[str]:
+    def failing(selection: tuple[str, ...]) -> list[str]:
         with borrowed() as copy:
             tests = run_tests(copy, *selection)
         if tests.status == 0:
             return []
-        tell(f"{' '.join(selection)}: fails without a mutant\n{tests.output[-2000:]}")
+        log(f"{' '.join(selection)}: fails without a mutant\n{tests.output[-2000:]}")
         return tests.failed or list(selection)
 
-    def within(mutant: Mutant) -> Outcome:
+    def outcome_of(mutant: Mutant) -> Outcome:
         with borrowed() as copy:
-            outcome = judge(copy, mutant)
-        tell(f"{outcome.seconds:4.0f} s  {outcome.mutant}: {outcome.caught_by}")
+            outcome = try_mutant(copy, mutant)
+        log(f"{outcome.seconds:4.0f} s  {outcome.mutant}: {outcome.caught_by}")
         return outcome
 
     with ThreadPoolExecutor(jobs) as pool:
-        failed = sum(pool.map(without, selections(mutants)), [])
+        failed = sum(pool.map(failing, selections(mutants)), [])
         fails: Callable[[str], bool] = lambda test: any(name.startswith(test) for name in failed)
-        sound = [mutant for mutant in mutants if not any(map(fails, mutant.tests))]
-        return list(pool.map(within, sound)), failed
+        usable = [mutant for mutant in mutants if not any(map(fails, mutant.tests))]
+        return list(pool.map(outcome_of, usable)), failed
 
 
 def selections(mutants: list[Mutant]) -> list[tuple[str, ...]]:
