@@ -207,8 +207,8 @@ def test_carries_are_in_the_wide_dtype() -> None:
 
 
 CHOICES = [
-    (LSTM(3), 5, 4, "Fused", "it returns no cell state of each step"),
-    (LSTM(3), 5, 40, "Scan", "it returns no cell state of each step"),
+    (LSTM(3), 5, 4, "Fused", "it does not return the cell state of each step"),
+    (LSTM(3), 5, 40, "Scan", "it does not return the cell state of each step"),
     (GRU(3), 5, 4, "Native", ""),
     (jrnn.Elman(3), 5, 40, "Native", ""),
     (projection(GRU(3), size=2), 5, 4, "Native", ""),
@@ -233,7 +233,9 @@ def test_auto_chooses_an_engine_that_has_the_carries(
 def test_native_refuses_to_return_a_cell_state() -> None:
     pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
     params, xs, first = setting(LSTM(3), np.float32)
-    with pytest.raises(ValueError, match="engine 'native': it returns no cell state of each step"):
+    with pytest.raises(
+        ValueError, match="engine 'native': it does not return the cell state of each step"
+    ):
         jrnn.unroll(LSTM(3), params, xs, first, engine="native", return_carries=True)
 
 

@@ -190,7 +190,7 @@ def test_flax_cell_refuses_carry_init():
 def test_flax_cell_refuses_a_layer_that_is_no_cell():
     for layer in (jrnn.stack([jrnn.GRU(H)]), jrnn.bidirectional(jrnn.GRU(H)), 3):
         with pytest.raises(TypeError, match="FlaxCell: cell must be a single cell .*jrnn.nn.RNN"):
-            FlaxCell(layer, I, rngs=nnx.Rngs(0))
+            FlaxCell(layer, I, rngs=nnx.Rngs(0))  # pyright: ignore[reportArgumentType]
 
 
 def test_flax_cell_runs_a_cell_with_noise_at_its_expected_value():
