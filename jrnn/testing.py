@@ -177,7 +177,7 @@ def check_layer(
     except AssertionError:
         changed = True
     _require(
-        layer.causal is not changed,
+        layer.causal != changed,
         f"check_layer({layer!r}): causal is {layer.causal}, but changing the last input "
         + ("changes earlier outputs" if changed else "changes no earlier output"),
     )

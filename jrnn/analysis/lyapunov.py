@@ -10,8 +10,8 @@ from jax import lax
 
 from jrnn.cell import Carry, Cell, Inputs, Params
 from jrnn.engines.inputs import Prepared, canonicalize
-from jrnn.engines.masking import apply_resets, tree_where, zero_where
 from jrnn.layer import SequenceInputs
+from jrnn.masking import apply_resets, tree_where, zero_where
 
 
 class Lyapunov(NamedTuple):
@@ -170,7 +170,7 @@ def lyapunov(
             f"lyapunov: cell must be a jrnn.Cell such as jrnn.LSTM(64), got {cell!r}; those of a "
             "stack are the exponents of its cells, each on the outputs of the one below it"
         )
-    inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, bool(reverse))
+    inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse)
     return _lyapunov(cell, params, inputs, skip, count)
 
 

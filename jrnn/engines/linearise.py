@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jrnn.cell import Carry, Gates, Inputs, Params
-from jrnn.engines.masking import Masks, apply_resets, zero_where
-from jrnn.engines.precision import BoundCell, LoopReadout, bind
+from jrnn.engines.precision import BoundCell, bind
 from jrnn.engines.pullback import pullback
+from jrnn.engines.readout import LoopReadout
+from jrnn.masking import Masks, apply_resets, zero_where
 
 RECOMPUTED = frozenset(
     "add add_any sub mul neg div max min name square one_minus_square select_n broadcast_in_dim "

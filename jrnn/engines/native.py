@@ -16,9 +16,9 @@ from jrnn import structure
 from jrnn.cell import Carry, Cell, Inputs
 from jrnn.engines.engine import Engine
 from jrnn.engines.fused import Fused
-from jrnn.engines.masking import Masks, expand_mask, zero_where
 from jrnn.engines.precision import BoundCell
 from jrnn.engines.scan import Scan
+from jrnn.masking import Masks, expand_mask, zero_where
 
 Kind = Literal["time", "batch", "param"]
 
@@ -85,7 +85,7 @@ class Native(Engine):
 
     def run(
         self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
-    ) -> tuple[Carry, jax.Array]:
+    ) -> tuple[Carry, Any]:
         cell, _, _ = _innermost(bound, xs)
         kernel = kernel_of(cell)
         if kernel is not None and bound.precision == (jnp.float64, jnp.float64):
@@ -237,33 +237,33 @@ def _run(
     resets = jnp.zeros((0,), bool) if masks.resets is None else masks.resets
     extra = [none if name is None else getattr(params, name) for name in kernel.extra]
     operands = (xs, params.w_ih, params.w_hh, params.b, *extra, *pair(carry), *pair(masks.initial))
-    results: Any = _layer(kernel, reverse, lengths, resets, operands)
+    results: Any = _call_kernel(kernel, reverse, lengths, resets, operands)
     ys, h, c = results
     return type(carry)(h, c) if kernel.cell_state else h, ys
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _layer(
+def _call_kernel(
     kernel: _Kernel, reverse: bool, lengths: jax.Array, resets: jax.Array, operands: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     return _forward(kernel, reverse, False)(lengths, resets, *operands)[:3]
 
 
-def _layer_fwd(
+def _call_kernel_fwd(
     kernel: _Kernel, reverse: bool, lengths: jax.Array, resets: jax.Array, operands: Any
 ) -> tuple[Any, Any]:
     *results, saved = _forward(kernel, reverse, True)(lengths, resets, *operands)
     return tuple(results), (lengths, resets, operands, results[0], saved)
 
 
-def _layer_bwd(kernel: _Kernel, reverse: bool, residuals: Any, cotangents: Any) -> Any:
+def _call_kernel_bwd(kernel: _Kernel, reverse: bool, residuals: Any, cotangents: Any) -> Any:
     lengths, resets, operands, ys, saved = residuals
     grads = _backward(kernel, reverse, 1)(lengths, resets, *operands, ys, saved, *cotangents)
     first = lambda kind, grad: grad[0] if kind == "param" else grad
     return None, None, tuple(map(first, FLOATS, grads))
 
 
-_layer.defvjp(_layer_fwd, _layer_bwd)
+_call_kernel.defvjp(_call_kernel_fwd, _call_kernel_bwd)
 
 # Which axes the operands have: time and batch, batch, or neither. xs, w_ih, w_hh, b, three extras,
 # h0, c0, and the initial h and c.
@@ -318,7 +318,7 @@ def _folded(
 ) -> Callable[..., Any]:
     """A call whose `vmap` is one call with a larger batch, if all share the parameters.
 
-    It is refused where it is differentiated: `_layer` knows the first derivatives.
+    It is refused where it is differentiated: `_call_kernel` knows the first derivatives.
 
     `grown(size)` is the call for a batch that is `size` times as large.
     """

@@ -6,7 +6,6 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jrnn.cell import Carry, Cell
-from jrnn.dtypes import cast
 from jrnn.engines.precision import bind, precision_of
 from jrnn.nn.rnn import RNN
 
@@ -78,8 +77,7 @@ class FlaxCell(nnx.RNNCellBase):
             )
         params = self.rnn.params
         x = jax.ShapeDtypeStruct(input_shape, jnp.dtype(self.rnn.dtype))
-        carry = self.rnn.cell.init_carry(params, input_shape[:-1])
-        return cast(carry, precision_of(params, x).accum)
+        return self.cell.init_carry_like(params, x)
 
     def __call__(self, carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
         """One step: the new carry and the output."""

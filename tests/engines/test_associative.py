@@ -425,7 +425,7 @@ def test_coefficients_are_given_all_steps_at_once(monkeypatch: pytest.MonkeyPatc
     assert set(seen) == {one, (5, 3, 4), (3, 3, 4)}
 
 
-@pytest.mark.parametrize("steps", [auto.LONG - 1, auto.LONG])
+@pytest.mark.parametrize("steps", [auto.MANY_STEPS - 1, auto.MANY_STEPS])
 @pytest.mark.parametrize(("batch", "short"), [(1, "Fused("), (32, "Scan(")])
 def test_auto_takes_it_for_long_sequences_of_linear_cells(
     steps: int, batch: int, short: str, caplog: pytest.LogCaptureFixture
@@ -434,7 +434,7 @@ def test_auto_takes_it_for_long_sequences_of_linear_cells(
     params = cell.init(jax.random.key(0), 2)
     with caplog.at_level("DEBUG", logger="jrnn"):
         jax.eval_shape(lambda xs: jrnn.unroll(cell, params, xs), jnp.ones((steps, batch, 2)))
-    choice = "Associative(" if steps == auto.LONG else short
+    choice = "Associative(" if steps == auto.MANY_STEPS else short
     assert f"engine='auto' chose {choice}" in caplog.text
 
 
@@ -442,7 +442,9 @@ def test_auto_never_takes_it_for_other_cells(caplog: pytest.LogCaptureFixture) -
     cell = jrnn.IndRNN(6)
     params = cell.init(jax.random.key(0), 2)
     with caplog.at_level("DEBUG", logger="jrnn"):
-        jax.eval_shape(lambda xs: jrnn.unroll(cell, params, xs), jnp.ones((2 * auto.LONG, 1, 2)))
+        jax.eval_shape(
+            lambda xs: jrnn.unroll(cell, params, xs), jnp.ones((2 * auto.MANY_STEPS, 1, 2))
+        )
     assert "engine='auto' chose Fused(" in caplog.text
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from jrnn import Fused, Scan
-from jrnn.engines.masking import step_of
-from jrnn.engines.precision import MANY, bind, loop_readout, precision_of
+from jrnn.engines.precision import bind, precision_of
+from jrnn.engines.readout import LARGE_BATCH, loop_readout
+from jrnn.masking import step_of
 from tests.helpers import (
     Way,
     assert_close,
@@ -24,7 +25,9 @@ WITH_PRODUCTS = ("lru", "s5", "lstm-projected", "projection-gru")
 WAYS = (Way(lengths=True, resets=True, carry=True), Way(reverse=True, lengths=True))
 
 
-@pytest.mark.parametrize("batch", [MANY - 1, MANY + 1], ids=["after the loop", "in the loop"])
+@pytest.mark.parametrize(
+    "batch", [LARGE_BATCH - 1, LARGE_BATCH + 1], ids=["after the loop", "in the loop"]
+)
 @pytest.mark.parametrize("name", WITH_PRODUCTS)
 def test_readout_has_its_gradients_wherever_it_is_computed(
     name: str, batch: int, x64: None
@@ -43,8 +46,8 @@ def test_readout_has_its_gradients_wherever_it_is_computed(
 @pytest.mark.parametrize(
     ("name", "batch", "deferred"),
     [
-        *((name, MANY - 1, True) for name in WITH_PRODUCTS),
-        *((name, MANY, False) for name in WITH_PRODUCTS),
+        *((name, LARGE_BATCH - 1, True) for name in WITH_PRODUCTS),
+        *((name, LARGE_BATCH, False) for name in WITH_PRODUCTS),
         ("mlstm", 1, False),  # its readout multiplies a matrix by the query, and no parameters
         ("lstm", 1, False),
         ("zoneout-lstm", 1, False),
