@@ -28,8 +28,8 @@ class Auto(Engine):
     `Native` where there is a kernel for it: LSTM, GRU (reset after) or Elman, in float32, on a CPU,
     with jrnn's code in C++ built. `Associative` for a cell with `coefficients`, on a CPU from
     `MANY_STEPS` steps on. Else `Fused`; but `Scan` on a CPU for a cell of less than `SMALL_CELL`
-    weights and a batch of `LARGE_BATCH` or more. Where XLA splits the work over a mesh it is `Fused`
-    for these too: with `Scan` gradients would be added up over the devices at every step of time.
+    weights and a batch of `LARGE_BATCH` or more. Where XLA splits the work over a mesh it is
+    `Fused` for these too: with `Scan` gradients would be added up over the devices at every step.
 
     The rule is read off the tables of `jrnn bench` in experiments/speed/results. `Native` is the
     fastest of the three at every shape, forward and with gradients. Without gradients `Fused` and

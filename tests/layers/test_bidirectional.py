@@ -76,7 +76,7 @@ def test_what_scans_in_both_directions_takes_no_direction() -> None:
     with pytest.raises(ValueError, match="reverse must be False"):
         jrnn.analysis.capture_gates(both, params, XS, reverse=True)
     for inner in (both, stack([both, GRU(2)])):
-        with pytest.raises(ValueError, match="forward scans in both directions itself"):
+        with pytest.raises(ValueError, match="Bidirectional: forward must be causal, got"):
             bidirectional(inner)
         with pytest.raises(ValueError, match="scans in both directions itself; leave out"):
             RNN(inner, SIZE, rngs=nnx.Rngs(0), reverse=True)
