@@ -48,16 +48,16 @@ class Results(NamedTuple):
 DEFAULT_PRECISION = "scan, default precision"
 """A row of the LSTM that says what is lost without full precision; it is not held to anything."""
 
-Reference = Callable[[jrnn.Cell, Problem], Results]
+Reference = Callable[[jrnn.Layer, Problem], Results]
 
 
-def make_problem(cell: jrnn.Cell, shape: Shape) -> Problem:
+def make_problem(cell: jrnn.Layer, shape: Shape) -> Problem:
     """Random parameters, biases included, inputs, carry, lengths and resets, made on the CPU."""
     with jax.default_device(jax.devices("cpu")[0]):
         return _make_problem(cell, shape)
 
 
-def _make_problem(cell: jrnn.Cell, shape: Shape) -> Problem:
+def _make_problem(cell: jrnn.Layer, shape: Shape) -> Problem:
     batch, steps, inputs, _ = shape
     rng = np.random.default_rng(0)
     noisy = partial(jax.tree.map, lambda leaf: _add_noise(rng, np.asarray(leaf), 0.1))
@@ -87,7 +87,7 @@ def _add_noise(rng: np.random.Generator, leaf: np.ndarray, scale: float) -> np.n
     return (leaf + scale * noise).astype(leaf.dtype)
 
 
-def differentiate(cell: jrnn.Cell, engine: str, problem: Problem) -> Results:
+def differentiate(cell: jrnn.Layer, engine: str, problem: Problem) -> Results:
     """Values and gradients of an engine."""
 
     def inner(params: Any, xs: Any, carry: Any) -> tuple[jax.Array, tuple[Any, Any]]:
@@ -105,7 +105,7 @@ def _without_float0(leaf: jax.Array) -> jax.Array | None:
     return None if leaf.dtype == jax.dtypes.float0 else leaf
 
 
-def reference(cell: jrnn.Cell, problem: Problem) -> Results:
+def reference(cell: jrnn.Layer, problem: Problem) -> Results:
     """The same by `scan` in float64 on the CPU."""
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         run = jax.jit(partial(differentiate, cell, "scan"), compiler_options=QUICK)
@@ -122,7 +122,7 @@ class NotApplicable(Exception):
 
 
 def compiled(
-    cell: jrnn.Cell, engine: str, problem: Problem, precision: str | None = "highest"
+    cell: jrnn.Layer, engine: str, problem: Problem, precision: str | None = "highest"
 ) -> Callable[[], Results]:
     """An engine that is ready to run.
 
@@ -182,7 +182,7 @@ def compare(got: Results, want: Results, tolerance: float) -> dict[str, Any]:
 
 
 def check(
-    makers: dict[str, Callable[[int], jrnn.Cell]],
+    makers: dict[str, Callable[[int], jrnn.Layer]],
     shape: Shape,
     deadline: Deadline,
     truth: Reference = reference,
@@ -211,10 +211,10 @@ def check(
 
 
 def _builds(
-    name: str, make: Callable[[int], jrnn.Cell], shape: Shape, truth: Reference
+    name: str, make: Callable[[int], jrnn.Layer], shape: Shape, truth: Reference
 ) -> dict[tuple[str, str], Callable[[], Any]]:
     @once
-    def problem() -> tuple[jrnn.Cell, Problem]:
+    def problem() -> tuple[jrnn.Layer, Problem]:
         cell = make(shape.hidden)
         return cell, make_problem(cell, shape)
 
