@@ -106,8 +106,8 @@ def check_cell(
     - taps: what `update` and `readout` tap can be read, and is the same under `jax.jit`;
     - structure: what `jrnn.structure` reads off the jaxpr holds for the derivatives;
     - coefficients: those of a linear cell give the step;
-    - noise: that of a stochastic cell has the leading axes and is a function of the key, the same on
-      every engine; without a key there is none.
+    - noise: that of a stochastic cell has the leading axes, and is a function of the key, the same
+      on every engine; without a key there is none.
 
     Args:
       cell: the cell.

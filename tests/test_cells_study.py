@@ -11,7 +11,13 @@ import pytest
 import jrnn
 from experiments.cells import report
 from experiments.cells import run as study
-from experiments.cells.contenders import CONTENDERS, PLACES, of_size, parameters
+from experiments.cells.contenders import (
+    CONTENDERS,
+    PLACES,
+    hidden_units,
+    of_size,
+    parameters,
+)
 from jrnn.cells import REGISTRY
 
 RESULTS = Path(__file__).parent.parent / "experiments/cells/results"
@@ -53,7 +59,7 @@ def test_networks_have_nearly_the_number_of_parameters_asked_for(name: str, size
     count = study.Study().parameters
     cell = of_size(CONTENDERS[name], inputs, outputs, count)
     params = jax.eval_shape(lambda key: cell.init(key, inputs), jax.random.key(0))
-    had = parameters(params) + (cell.hidden_size + 1) * outputs
+    had = parameters(params) + (hidden_units(cell) + 1) * outputs
     assert abs(had - count) <= 0.06 * count
 
 

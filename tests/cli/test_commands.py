@@ -236,7 +236,7 @@ def test_bench_says_when_it_is_not_installed(monkeypatch, tmp_path, capsys):
         (["train", "configs/digits.py", "--optim.learning-rat", "1"], "--optim.learning-rate"),
         (["train", "configs/digits.py", "--steps", "0"], "steps must be a positive int"),
         (["train", "configs/arrays.py:path=gone.npz"], "gone.npz"),
-        (["train", "configs/text.py", "--network.bidirectional"], "what it is to predict"),
+        (["train", "configs/text.py", "--network.bidirectional"], "what it has to predict"),
         (["train", "configs/digits.py", "--batch-size", "5000"], "training examples, got 5000"),
         (["train", "configs/digits.py", "--network.engine", "scann"], "did you mean 'scan'"),
         (["train", "configs/digits.py", "--seed", "-1"], "seed must be at least 0"),
