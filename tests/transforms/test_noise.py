@@ -109,6 +109,13 @@ def test_zoneout_keeps_what_its_masks_say(x64: None) -> None:
     assert (np.asarray(h_mask) != np.asarray(c_mask)).any()
 
 
+def test_zoneout_draws_the_masks_of_h_and_c_apart(x64: None) -> None:
+    cell = NOISY["zoneout"]
+    _, masks = draw(cell, setting(cell))
+    h, c = (np.asarray(mask) for mask in masks)
+    assert (h & ~c).any() and (c & ~h).any()
+
+
 def test_dropout_masks_inputs_candidates_and_outputs(x64: None) -> None:
     cell = NOISY["dropout"]
     params = setting(cell)
@@ -139,6 +146,8 @@ def test_dropout_masks_of_inputs_candidates_and_outputs_differ() -> None:
     masks = [np.asarray(mask) for mask in (*x, *candidate, y)]
     for mask, other in itertools.combinations(masks, 2):
         assert (mask != other).any()
+    for mask in masks:
+        assert (mask != mask[:, :1]).any(), "all sequences have one mask"
 
 
 def test_nested_transforms_draw_different_masks() -> None:
