@@ -2,14 +2,14 @@
 
 Engines and transforms ask here in place of flags on the cell: whether `update` is elementwise,
 which parameters it reads, whether the Jacobian of a step is diagonal. An unknown operation counts
-as one that mixes everything, so that the answer errs on the safe side. The derivative of a
-`jax.custom_jvp` is assumed to have the structure of its function.
+as one that mixes everything, so that the answer errs on the safe side.
 """
 
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 from jrnn.cell import Carry, Cell, Gates, Params
@@ -50,10 +50,30 @@ class Reads(NamedTuple):
 
 
 def flow(function: Callable[..., Any], static: Any, followed: Any) -> Flow:
-    """The flow from the leaves of `followed` to those of `function(static, followed)`."""
+    """The flow from the leaves of `followed` to those of `function(static, followed)`.
+
+    Where derivatives are defined by `jax.custom_jvp`, it is the flow of the tangents.
+    """
     closed = jax.make_jaxpr(function)(static, followed)
-    jaxpr, skip = closed.jaxpr, len(jax.tree.leaves(static))
-    env = {v: frozenset([n]) for n, v in enumerate(jaxpr.invars[skip:])}
+    leaves, tree = jax.tree.flatten(followed)
+    numbers, skip = list(range(len(leaves))), len(jax.tree.leaves(static))
+    if any(eqn.primitive.name == "custom_jvp_call" for eqn in _equations(closed.jaxpr)):
+        numbers = [n for n in numbers if jnp.issubdtype(leaves[n].dtype, jnp.inexact)]
+
+        def tangents(given: Any, moves: list[Any]) -> Any:
+            static, leaves = given
+
+            def moved(*values: Any) -> Any:
+                every = dict(enumerate(leaves)) | dict(zip(numbers, values, strict=True))
+                out = jax.tree.leaves(function(static, jax.tree.unflatten(tree, every.values())))
+                return [leaf for leaf in out if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+            return jax.jvp(moved, [leaves[n] for n in numbers], moves)[1]
+
+        closed = jax.make_jaxpr(tangents)((static, leaves), [leaves[n] for n in numbers])
+        skip += len(leaves)
+    jaxpr = closed.jaxpr
+    env = {v: frozenset([n]) for n, v in zip(numbers, jaxpr.invars[skip:], strict=True)}
     elementwise, outs = _follow(jaxpr, env)
     return Flow(elementwise, tuple(outs))
 
@@ -69,10 +89,12 @@ def jacobian_kind(cell: Cell, params: Params, carry: Carry, z: Gates) -> Jacobia
 
     "diagonal": each number of the new carry depends on the same number of the old one alone;
     "block": unit k of each leaf depends on unit k of all leaves alone; None: it is dense, or the
-    leaves of the carry are not all of one shape.
+    leaves of the carry are not all of one shape and floating.
     """
     leaves = jax.tree.leaves(carry)
     if not leaves or any(leaf.shape != leaves[0].shape for leaf in leaves):
+        return None
+    if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves):
         return None
 
     def step(given: Any, carry: Carry) -> Carry:

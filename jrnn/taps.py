@@ -1,8 +1,9 @@
 """Named values inside a cell's `update`, which code around it may read or replace.
 
 A tap is an identity operation with a name. It stays in the jaxpr, so reading or replacing it does
-not depend on what was traced or cached before: `update` may be under `jax.jit`, `jax.vmap` or
-`jax.checkpoint`, and so may be the function that reads the taps.
+not depend on what was traced or cached before: `update` may be under `jax.jit` or `jax.checkpoint`,
+and so may be the function that reads the taps. Under `jax.vmap` within `update` a tapped value has
+the mapped axis where JAX puts it, so that only leading axes may be mapped there.
 """
 
 from collections import OrderedDict

@@ -18,7 +18,7 @@ from jrnn.engines.precision import BoundCell
 from jrnn.engines.pullback import add, even_chunk, floats, pullback, scan_chunks, zeros
 from jrnn.engines.readout import LoopReadout, loop_readout
 from jrnn.engines.scan import Scan, scan_steps
-from jrnn.masking import Masks, apply_padding, apply_resets, step_of, zero_where
+from jrnn.masking import Masks, apply_resets, step_of, tree_where, zero_where
 
 ROWS = 256
 """Rows of a weight gradient's product where no chunk is given: enough for a good product, and few
@@ -94,7 +94,7 @@ class Fused(Engine):
         readout = loop_readout(bound, carry, step_of(xs))
         ran: Any = _run(self, readout, reverse, bound, carry, xs, masks)
         carry, outs = ran
-        return carry, zero_where(masks.valid, readout.finish(bound, outs))
+        return carry, readout.outputs(bound, outs, masks.valid)
 
     def chunk_of(self, steps: int, batch: int, weights: int = SMALL) -> int:
         """The number of steps of a chunk, by default a divisor of T where there is one."""
@@ -198,8 +198,8 @@ def _saving(
         prev = apply_resets(reset, initial, carry)
         joined = plan.join(bound.project(zero_where(valid, x)), bound.recur(prev))
         (carry, out), pull = linearise(plan, bound, prev, joined)
-        carry, out = apply_padding(valid, prev, carry, out)
-        return carry, (out, (prev, plan.residuals(pull)))
+        carry = tree_where(valid, carry, prev)
+        return carry, (plan.readout.pad(valid, out), (prev, plan.residuals(pull)))
 
     return lax.scan(body, carry, steps, reverse=reverse)
 

@@ -18,7 +18,7 @@ from jrnn.engines.engine import Engine
 from jrnn.engines.fused import Fused
 from jrnn.engines.precision import BoundCell
 from jrnn.engines.scan import Scan
-from jrnn.masking import Masks, expand_mask, zero_where
+from jrnn.masking import Masks, expand_mask, tree_where, zero_where
 
 Kind = Literal["time", "batch", "param"]
 
@@ -100,20 +100,35 @@ class Native(Engine):
         given = xs if cell is bound.cell else zero_where(masks.valid, xs)
         core = bound.cell.core(bound.accum_params, given)
         carry, hs = _run_masked(kernel, core.params, carry, core.x, masks, reverse)
+        if cell is bound.cell and _reads_h_alone(cell) and not bound.return_carries:
+            return carry, hs  # zero on padding
+        # At zero a readout or a transform may have no derivative.
+        hs = tree_where(masks.valid, hs, jnp.full_like(hs, 0.5))
         # No kernel returns the cell state of each step, and no readout that runs here reads it.
-        carries = type(carry)(hs, jnp.zeros((0,), hs.dtype)) if kernel.cell_state else hs
-        ys = core.finish(cell.readout(core.params, carries, None))
+        absent = lambda leaf: jnp.zeros((*hs.shape[:2], *leaf.shape[2:]), leaf.dtype)
+        carries = type(carry)(hs, absent(hs)) if kernel.cell_state else hs
+        z = jax.tree.map(absent, jax.eval_shape(cell.project, core.params, core.x))
+        ys = core.finish(cell.readout(core.params, carries, z))
         return carry, zero_where(masks.valid, (ys, carries) if bound.return_carries else ys)
 
 
 def kernel_of(cell: Cell) -> _Kernel | None:
-    """The kernel of a cell; none where a subclass overrides what the kernel computes."""
-    bases = type(cell).__mro__
-    level = lambda name: next(n for n, base in enumerate(bases) if name in vars(base))
-    computed = ("project", "recur", "update", "sample_noise")
-    if any(level(name) < level("kernel_name") for name in computed):
-        return None
-    return KERNELS.get(cell.kernel_name() or "")
+    """The kernel of a cell; none where a subclass overrides what the kernel may compute."""
+    bases, owner = type(cell).__mro__, _level(cell, "kernel_name")
+    free = {"init", "init_carry", "readout"} | set(getattr(cell, "__dataclass_fields__", ()))
+    known = {name for base in bases[owner:-1] for name in vars(base) if not name.startswith("_")}
+    own = {name for base in bases[:owner] for name in vars(base)}
+    return None if own & known - free else KERNELS.get(cell.kernel_name() or "")
+
+
+def _level(cell: Cell, name: str) -> int:
+    """How far up among the bases of a cell a method is defined."""
+    return next(n for n, base in enumerate(type(cell).__mro__) if name in vars(base))
+
+
+def _reads_h_alone(cell: Cell) -> bool:
+    """Whether the readout is that of the cell which has the kernel: h itself."""
+    return _level(cell, "readout") >= _level(cell, "kernel_name")
 
 
 def unavailable(bound: BoundCell, xs: Inputs) -> str | None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jrnn import structure
 from jrnn.cell import Carry, Gates, Inputs
 from jrnn.engines.precision import BoundCell
+from jrnn.masking import zero_where
 
 LARGE_BATCH = 4
 """Sequences from which products of a readout stay in the loop on a CPU; see `LoopReadout`."""
@@ -25,10 +26,21 @@ class LoopReadout(NamedTuple):
     Attributes:
       emit: `(bound, carry, z) -> out`, in the loop.
       finish: `(bound, outs) -> ys`, after the loop, over leaves `[T, B, ...]`.
+      deferred: whether `finish` has something to compute. Then `out` is not zero on padding but
+        what a step on zero inputs returns, at which the readout has finite derivatives.
     """
 
     emit: Callable[[BoundCell, Carry, Gates], Any]
     finish: Callable[[BoundCell, Any], Any]
+    deferred: bool = False
+
+    def pad(self, valid: jax.Array | None, out: Any) -> Any:
+        """What a step of the loop returns: zero on padding, if it is the output itself."""
+        return out if self.deferred else zero_where(valid, out)
+
+    def outputs(self, bound: BoundCell, outs: Any, valid: jax.Array | None) -> Any:
+        """The outputs of all steps `[T, B, ...]`, zero on padding."""
+        return zero_where(valid, self.finish(bound, outs)) if self.deferred else outs
 
 
 def loop_readout(bound: BoundCell, carry: Carry, x: Inputs) -> LoopReadout:
@@ -63,4 +75,4 @@ def loop_readout(bound: BoundCell, carry: Carry, x: Inputs) -> LoopReadout:
         leaves = [next(given) if read else absent(shape) for shape, read in pairs]
         return bound.readout(*jax.tree.unflatten(tree, leaves))
 
-    return LoopReadout(emit, finish)
+    return LoopReadout(emit, finish, deferred=True)

@@ -10,7 +10,7 @@ from jrnn.cell import Carry, Inputs
 from jrnn.engines.engine import Engine
 from jrnn.engines.precision import BoundCell, bind
 from jrnn.engines.readout import LoopReadout, loop_readout
-from jrnn.masking import Masks, apply_padding, apply_resets, step_of, zero_where
+from jrnn.masking import Masks, apply_resets, step_of, tree_where, zero_where
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Scan(Engine):
     ) -> tuple[Carry, Any]:
         readout = loop_readout(bound, carry, step_of(xs))
         carry, outs = scan_steps(readout, bound, carry, xs, masks, reverse, self.unroll)
-        return carry, zero_where(masks.valid, readout.finish(bound, outs))
+        return carry, readout.outputs(bound, outs, masks.valid)
 
 
 def scan_steps(
@@ -61,7 +61,8 @@ def scan_steps(
         prev = apply_resets(reset, masks.initial, carry)
         z = narrow.project(zero_where(valid, x))
         carry = narrow.update(prev, z, narrow.recur(prev))
-        return apply_padding(valid, prev, carry, readout.emit(narrow, carry, z))
+        out = readout.pad(valid, readout.emit(narrow, carry, z))
+        return tree_where(valid, carry, prev), out
 
     steps = (xs, masks.valid, masks.resets)
     return lax.scan(body, carry, steps, reverse=reverse, unroll=unroll)

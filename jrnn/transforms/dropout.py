@@ -73,7 +73,8 @@ class Dropout(Wrapper):
 
     @property
     def forwards_update(self) -> bool:
-        return not self.candidate
+        forwarded = type(self).transform_gates is Wrapper.transform_gates
+        return forwarded and type(self).update is Dropout.update and not self.candidate
 
     def sample_own_noise(
         self, params: Params, xs: Inputs, noise: Any, leading: tuple[int, ...], key: jax.Array

@@ -1,11 +1,14 @@
 """Where a readout is computed: in the loop, or once over all steps after it; with one result."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jrnn
 from jrnn import Fused, Scan
 from jrnn.engines.precision import bind, precision_of
 from jrnn.engines.readout import LARGE_BATCH, loop_readout
@@ -77,3 +80,46 @@ def test_only_what_a_readout_reads_is_stacked_over_time() -> None:
     z = bound.project(xs[0])
     emitted = jax.eval_shape(readout.emit, bound, cell.init_carry(params, (1,)), z)
     assert [leaf.shape for leaf in jax.tree.leaves(emitted)] == [(1, 4)]
+
+
+@dataclass(frozen=True)
+class UnitNorm(jrnn.Elman):
+    """An output of norm 1 times a matrix: it has no derivative at a state of zeros."""
+
+    def readout(self, params: Any, carry: Any, z: Any) -> Any:
+        return (carry / jnp.linalg.norm(carry, axis=-1, keepdims=True)) @ params.w_hh
+
+
+@pytest.mark.parametrize("engine", ["scan", "fused", "native", "newton"])
+@pytest.mark.parametrize("batch", [LARGE_BATCH - 2, LARGE_BATCH + 1])
+def test_padding_reaches_no_gradient_of_a_readout_that_is_singular_at_zero(
+    engine: str, batch: int
+) -> None:
+    cell = UnitNorm(3)
+    params = random_params(cell, 1, 2, np.float32)
+    xs = random_batch(cell, params, 2, 4, batch, np.float32).xs
+    lengths = np.array([4, 2, 1, 3, 2][:batch])
+
+    def loss(params: Any, xs: Any, engine: str) -> Any:
+        return (jrnn.unroll(cell, params, xs, lengths=lengths, engine=engine)[1] ** 3).sum()
+
+    grads = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
+    alone = [
+        jax.grad(loss_of_one, argnums=(0, 1))(params, xs[:n, b], cell)
+        for b, n in enumerate(lengths)
+    ]
+    want = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *(g for g, _ in alone))
+    got, by_xs = grads(params, xs, engine)
+    assert_close(got, want, 1e-5)
+    for b, n in enumerate(lengths):
+        assert_close(by_xs[:n, b], alone[b][1], 1e-5)
+        assert not by_xs[n:, b].any()
+
+
+def loss_of_one(params: Any, xs: Any, cell: jrnn.Cell) -> Any:
+    """The loss of one sequence without padding, step by step."""
+    carry, total = cell.init_carry(params, ()), 0.0
+    for x in xs:
+        carry, y = cell.step(params, carry, x)
+        total += (y**3).sum()
+    return total
