@@ -24,7 +24,7 @@ test: $(VENV)/with-test
 FAST := tests/cells/test_contract.py tests/engines/test_native.py tests/nn \
 	tests/train/test_checkpoint.py tests/test_testing.py tests/engines/test_truth.py
 test-fast: $(VENV)/with-test
-	$(PYTEST) -k "not finite_differences" $(FAST)
+	$(PYTEST) -k "not finite_differences and not cost_little" $(FAST)
 
 # Every row of every table on every engine, all masks, twenty kills, sanitizers: an hour.
 test-all: $(VENV)/with-test sanitize

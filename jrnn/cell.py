@@ -6,7 +6,6 @@ them accepts any leading axes. Every engine is derived from these four.
 """
 
 import abc
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
@@ -14,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jrnn import checks
+from jrnn.dtypes import cast, widest
 from jrnn.layer import Carry as Carry
 from jrnn.layer import Inputs as Inputs
-from jrnn.layer import Layer, RunLayer, SequenceInputs
+from jrnn.layer import Layer, RunCell, SequenceInputs
 from jrnn.layer import Params as Params
 
 Gates = Any
@@ -137,7 +136,7 @@ class Core(NamedTuple):
 
 
 class Traits(NamedTuple):
-    """What a cell declares about itself because it cannot be read off its functions.
+    """Properties of a cell that cannot be derived by tracing its functions.
 
     Attributes:
       coupled_carry: whether one part of the carry is a function or the scale of another, such as a
@@ -170,8 +169,6 @@ class Cell(Layer):
     whose inputs are not one array, `traits` for what cannot be traced. Everything else that an
     engine needs to know, such as whether `update` is elementwise or the Jacobian diagonal, is read
     off the jaxpr of these functions (see `jrnn.structure`).
-
-    The arguments of `init` are validated before the subclass's own code runs, for every cell.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -181,8 +178,6 @@ class Cell(Layer):
                 f"{cls.__name__}: step is derived and never overridden; write project, recur, "
                 "update and readout instead"
             )
-        if "init" in vars(cls):
-            cls.init = _validated(cls.init)
 
     @abc.abstractmethod
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> Params:
@@ -281,9 +276,22 @@ class Cell(Layer):
         """True: a step sees its own input and those before it."""
         return True
 
+    @property
     @final
-    def apply(self, run: RunLayer, params: Params, inputs: SequenceInputs) -> tuple[Carry, Any]:
-        return run(self, params, inputs)
+    def input_types(self) -> tuple[type, ...]:
+        """As `traits` says."""
+        return self.traits.input_types
+
+    @final
+    def apply(
+        self,
+        run: RunCell,
+        params: Params,
+        inputs: SequenceInputs,
+        *,
+        path: tuple[str, ...] = (),
+    ) -> tuple[Carry, Any]:
+        return run(self, params, inputs, path=path)
 
     @final
     def output_shape(self, params: Params, input_size: int) -> Any:
@@ -296,10 +304,10 @@ class Cell(Layer):
 
     @final
     def init_carry_like(self, params: Params, x: Inputs) -> Carry:
-        """The carry before the first step, in the dtype that steps on these inputs compute in.
+        """The carry before the first step, in the wider dtype of parameters and inputs.
 
         `init_carry` has the dtype of the parameters. Where inputs have a wider one, a loop of your
-        own over `step` that starts from this carry keeps the wider dtype.
+        own over `step` that starts from this carry keeps the wider dtype, as `unroll` does.
 
         Args:
           params: the parameters.
@@ -307,9 +315,8 @@ class Cell(Layer):
         """
         one = jax.tree.leaves(jax.eval_shape(lambda: self.inputs(1, ())))[0]
         leaf = jax.tree.leaves(x)[0]
-        zeros = self.init_carry(params, leaf.shape[: leaf.ndim - one.ndim])
-        after = jax.eval_shape(lambda: self._step(params, zeros, x)[0])
-        return jax.tree.map(lambda leaf, new: leaf.astype(new.dtype), zeros, after)
+        carry = self.init_carry(params, leaf.shape[: leaf.ndim - one.ndim])
+        return cast(carry, widest(params, x))
 
     @final
     def step(
@@ -357,18 +364,3 @@ def add_noise(x: Inputs, noise: Any) -> Inputs:
 def split_noise(x: Inputs) -> tuple[Inputs, Any]:
     """The input and its noise, None where there is none."""
     return tuple(x) if isinstance(x, Noisy) else (x, None)
-
-
-def _validated(init: Callable[..., Params]) -> Callable[..., Params]:
-    """`init` after checks of its arguments."""
-
-    @functools.wraps(init)
-    def checked(
-        self: Cell, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
-    ) -> Params:
-        owner = f"{type(self).__name__}.init"
-        checks.prng_key(owner, "key", key)
-        checks.positive_int(owner, "input_size", input_size)
-        return init(self, key, input_size, checks.float_dtype(owner, dtype))
-
-    return checked

@@ -2,14 +2,17 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+
+from jrnn import checks
 
 Params = Any
 Carry = Any
@@ -49,22 +52,53 @@ class SequenceInputs:
             value = getattr(self, name)
             if isinstance(value, list | tuple):
                 object.__setattr__(self, name, jnp.asarray(value))
+        object.__setattr__(self, "reverse", bool(self.reverse))
 
     def replace(self, **changes: Any) -> "SequenceInputs":
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
 
-RunLayer = Callable[..., tuple[Carry, Any]]
-"""`run(layer, params, inputs, name="", return_carries=False) -> (carry, ys)`."""
+class RunCell(Protocol):
+    """Runs one cell over a batch of sequences; `unroll` and `capture_gates` each have theirs."""
+
+    def __call__(
+        self,
+        cell: Any,
+        params: Params,
+        inputs: SequenceInputs,
+        *,
+        path: tuple[str, ...] = (),
+        return_carries: bool = False,
+    ) -> tuple[Carry, Any]:
+        """Runs a cell.
+
+        Args:
+          cell: a `jrnn.Cell`.
+          params: its parameters.
+          inputs: the sequences.
+          path: where the cell is in the whole layer, such as ("0", "forward").
+          return_carries: whether outputs are pairs of the output and the carry of each step.
+
+        Returns:
+          The last carry, which a layer may collect and must not compute with, and the outputs.
+        """
+        ...
 
 
 class Layer(abc.ABC):
-    """What maps a sequence of inputs to a sequence of outputs, with parameters and a carry.
+    """A map from sequences to sequences, with parameters and a carry.
 
     Subclasses are frozen dataclasses of hyper-parameters: hashable, printable, picklable. A
     `jrnn.Cell` is a layer; `jrnn.stack` and `jrnn.bidirectional` make layers of layers.
+
+    The arguments of `init` are validated before the subclass's own code runs, for every layer.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "init" in vars(cls):
+            cls.init = _validated(cls.init)
 
     @property
     @abc.abstractmethod
@@ -77,13 +111,23 @@ class Layer(abc.ABC):
         return (False,)
 
     @property
+    def input_types(self) -> tuple[type, ...]:
+        """Types of inputs besides an array that the layer accepts, such as `jrnn.Timed`."""
+        return ()
+
+    @property
     @abc.abstractmethod
     def is_stochastic(self) -> bool:
         """Whether the layer draws noise when it is given a key."""
 
     @abc.abstractmethod
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> Params:
-        """Draws the parameters, for inputs with a last axis of `input_size`."""
+        """Draws the parameters, for inputs with a last axis of `input_size`.
+
+        Raises:
+          TypeError: `key` is not a PRNG key, or `dtype` is not floating.
+          ValueError: `input_size` is not a positive int.
+        """
 
     @abc.abstractmethod
     def init_carry(self, params: Params, batch_shape: tuple[int, ...]) -> Carry:
@@ -100,31 +144,43 @@ class Layer(abc.ABC):
         """The output of one step without batch axes, as `jax.eval_shape` returns it."""
 
     @abc.abstractmethod
-    def apply(self, run: RunLayer, params: Params, inputs: SequenceInputs) -> tuple[Carry, Any]:
-        """Runs over a batch of sequences.
+    def apply(
+        self,
+        run: RunCell,
+        params: Params,
+        inputs: SequenceInputs,
+        *,
+        path: tuple[str, ...] = (),
+    ) -> tuple[Carry, Any]:
+        """Runs over a batch of sequences, by calling `apply` of the layers inside.
 
         Args:
-          run: `run(layer, params, inputs, name=..., return_carries=...)` runs a layer that this one
-            is made of, as `jrnn.unroll` would, on the engine of the whole. With `return_carries`
-            the outputs are pairs of the output and the carry after each step.
+          run: runs one cell, as `jrnn.unroll` would, on the engine of the whole; it must not be
+            called inside of `jax.jit`, `jax.vmap` or `lax.scan`.
           params: the parameters of this layer.
           inputs: the sequences.
+          path: where this layer is in the whole; it passes `(*path, name)` on to those inside.
 
         Returns:
           The last carry in scan order, and the outputs `[T, B, ...]` in the order of time.
         """
 
 
-def child_layers(layer: Any) -> list[Layer]:
-    """The layers among the fields of a layer, and in tuples of them."""
-    found = []
-    for field in dataclasses.fields(layer):
-        value = getattr(layer, field.name)
-        values = value if isinstance(value, tuple) else (value,)
-        found += [item for item in values if isinstance(item, Layer)]
-    return found
-
-
 def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
     """`count` keys from one; `count` Nones from None."""
     return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+def _validated(init: Callable[..., Params]) -> Callable[..., Params]:
+    """`init` after checks of its arguments."""
+
+    @functools.wraps(init)
+    def checked(
+        self: Layer, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
+    ) -> Params:
+        owner = f"{type(self).__name__}.init"
+        checks.prng_key(owner, "key", key)
+        checks.positive_int(owner, "input_size", input_size)
+        return init(self, key, input_size, checks.float_dtype(owner, dtype))
+
+    return checked

@@ -1,8 +1,9 @@
 """What the functions of a cell do, read off their jaxprs.
 
 Engines and transforms ask here in place of flags on the cell: whether `update` is elementwise,
-which parameters it reads, whether the Jacobian of a step is diagonal. An operation that is not
-known counts as one that mixes everything, so that the answer errs on the safe side.
+which parameters it reads, whether the Jacobian of a step is diagonal. An unknown operation counts
+as one that mixes everything, so that the answer errs on the safe side. The derivative of a
+`jax.custom_jvp` is assumed to have the structure of its function.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import jax
 from jax.extend import core
 
 from jrnn.cell import Carry, Cell, Gates, Params
+from jrnn.jaxprs import CALLS, inner_jaxprs
 
 JacobianKind = Literal["diagonal", "block"]
 Recurrence = Literal["dense", "block_diagonal", "diagonal", "linear"]
@@ -24,12 +26,6 @@ ELEMENTWISE = frozenset(
     "sign sin sinh sqrt square stop_gradient sub tan tanh xor".split()
 )
 """Primitives where each number of the output depends on the same number of each input alone."""
-
-CALLS = frozenset(
-    "jit pjit closed_call core_call remat2 checkpoint custom_jvp_call custom_vjp_call "
-    "custom_vjp_call_jaxpr custom_lin".split()
-)
-"""Primitives that run one jaxpr on their operands."""
 
 
 class Flow(NamedTuple):
@@ -112,21 +108,11 @@ def leaves_read(function: Callable[..., Any], params: Params, carry: Carry, z: G
     return Reads(*(tuple(next(flags) for _ in jax.tree.leaves(t)) for t in (params, carry, z)))
 
 
-def inner_jaxprs(eqn: Any) -> Iterator[core.Jaxpr]:
-    """The jaxprs that an equation runs."""
-    for value in eqn.params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, core.ClosedJaxpr):
-                yield item.jaxpr
-            elif isinstance(item, core.Jaxpr):
-                yield item
-
-
 def _equations(jaxpr: core.Jaxpr) -> Iterator[Any]:
     for eqn in jaxpr.eqns:
         yield eqn
         for inner in inner_jaxprs(eqn):
-            yield from _equations(inner)
+            yield from _equations(inner.jaxpr)
 
 
 def _follow(
@@ -140,7 +126,8 @@ def _follow(
         together = none.union(*given)
         outs = [together] * len(eqn.outvars)
         if together:
-            inner = list(inner_jaxprs(eqn)) if eqn.primitive.name in CALLS else []
+            closed = inner_jaxprs(eqn) if eqn.primitive.name in CALLS else ()
+            inner = [one.jaxpr for one in closed]
             if len(inner) == 1 and len(inner[0].invars) == len(given):
                 followed = {v: s for v, s in zip(inner[0].invars, given, strict=True) if s}
                 fine, outs = _follow(inner[0], followed)
@@ -170,7 +157,7 @@ def _params_in_product(jaxpr: core.Jaxpr, held: set[Any]) -> bool:
     held = set(held)
     for eqn in jaxpr.eqns:
         given = [not isinstance(v, core.Literal) and v in held for v in eqn.invars]
-        inner = list(inner_jaxprs(eqn))
+        inner = [one.jaxpr for one in inner_jaxprs(eqn)]
         if eqn.primitive.name in ("dot_general", "conv_general_dilated") and any(given):
             return True
         for one in inner:
@@ -199,7 +186,9 @@ def adds_bias_last(
     return _only_added(jaxpr, {jaxpr.invars[position]}) == set(range(len(jaxpr.outvars)))
 
 
-_CUTS = frozenset("split slice squeeze reshape broadcast_in_dim name copy".split())
+_CUTS = frozenset(
+    "split slice squeeze reshape broadcast_in_dim convert_element_type name copy".split()
+)
 
 
 def _only_added(jaxpr: core.Jaxpr, biases: set[Any]) -> set[int] | None:
@@ -210,7 +199,7 @@ def _only_added(jaxpr: core.Jaxpr, biases: set[Any]) -> set[int] | None:
         name = eqn.primitive.name
         if any(v in sums for v in given):
             if name not in _CUTS:
-                inner = list(inner_jaxprs(eqn)) if name in CALLS else []
+                inner = [one.jaxpr for one in inner_jaxprs(eqn)] if name in CALLS else []
                 if len(inner) != 1 or not _only_cuts(inner[0]):
                     return None
             sums.update(eqn.outvars)
@@ -228,7 +217,7 @@ def _only_cuts(jaxpr: core.Jaxpr) -> bool:
     return all(eqn.primitive.name in _CUTS for eqn in jaxpr.eqns)
 
 
-def recurrence(cell: Cell, input_size: int = 1) -> Recurrence:
+def recurrence(cell: Cell, input_size: int) -> Recurrence:
     """How the new carry of a cell depends on the old one.
 
     "linear": the cell has coefficients; "diagonal" and "block_diagonal": as `jacobian_kind` says;

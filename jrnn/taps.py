@@ -6,16 +6,16 @@ not depend on what was traced or cached before: `update` may be under `jax.jit`,
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
+from jrnn.jaxprs import INLINED, REMATERIALIZED, inner_jaxprs
+
 _PREFIX = "jrnn.tap:"
-_INLINED = frozenset({"jit", "pjit", "closed_call", "core_call"})
-_REMAT = frozenset({"remat2", "checkpoint", "remat"})
 
 
 class Tap(NamedTuple):
@@ -109,9 +109,14 @@ def _evaluate(
         inputs = [read(v) for v in eqn.invars]
         label = _label(eqn)
         if label is not None:
+            if label.name in (other.name for other in values if other.name):
+                raise ValueError(
+                    f"jrnn.tap: the name {label.name!r} is tapped twice in one step; names must be "
+                    "unique within a cell"
+                )
             outs = [tap(label.name, action(label, inputs[0]), role=label.role)]
             values[label] = outs[0]
-        elif any(_has_tap(inner) for inner in _inner_jaxprs(eqn)):
+        elif any(_has_tap(inner) for inner in inner_jaxprs(eqn)):
             outs, found = _evaluate_inner(eqn, inputs, action)
             values.update(found)
         else:
@@ -127,10 +132,10 @@ def _evaluate_inner(
 ) -> tuple[list[Any], OrderedDict[Tap, jax.Array]]:
     """An equation that calls a jaxpr with taps in it."""
     name = eqn.primitive.name
-    if name in _INLINED:
-        (inner,) = _inner_jaxprs(eqn)
+    if name in INLINED:
+        (inner,) = inner_jaxprs(eqn)
         return _evaluate(inner.jaxpr, inner.consts, inputs, action)
-    if name in _REMAT:
+    if name in REMATERIALIZED:
         run = lambda *args: _evaluate(eqn.params["jaxpr"], (), args, action)
         again = jax.checkpoint(
             run, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"]
@@ -149,17 +154,8 @@ def _label(eqn: Any) -> Tap | None:
     return Tap(name, role)
 
 
-def _inner_jaxprs(eqn: Any) -> Iterator[core.ClosedJaxpr]:
-    for value in eqn.params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, core.ClosedJaxpr):
-                yield item
-            elif isinstance(item, core.Jaxpr):
-                yield core.ClosedJaxpr(item, ())
-
-
 def _has_tap(closed: core.ClosedJaxpr) -> bool:
     return any(
-        _label(eqn) is not None or any(map(_has_tap, _inner_jaxprs(eqn)))
+        _label(eqn) is not None or any(map(_has_tap, inner_jaxprs(eqn)))
         for eqn in closed.jaxpr.eqns
     )

@@ -105,7 +105,9 @@ def check_cell(
     - gradients: finite, for parameters, inputs and carry, and right by finite differences;
     - taps: what `update` and `readout` tap can be read, and is the same under `jax.jit`;
     - structure: what `jrnn.structure` reads off the jaxpr holds for the derivatives;
-    - coefficients: those of a linear cell give the step.
+    - coefficients: those of a linear cell give the step;
+    - noise: that of a stochastic cell has the leading axes, and is a function of the key, the same
+      on every engine; without a key there is none.
 
     Args:
       cell: the cell.
@@ -177,7 +179,7 @@ def check_layer(
     except AssertionError:
         changed = True
     _require(
-        layer.causal is not changed,
+        layer.causal != changed,
         f"check_layer({layer!r}): causal is {layer.causal}, but changing the last input "
         + ("changes earlier outputs" if changed else "changes no earlier output"),
     )
@@ -507,6 +509,39 @@ def _coefficients(case: Case) -> None:
             raise AssertionError(f"coefficients are not those of step: {error}") from error
 
 
+def _noise(case: Case) -> None:
+    """The noise of a stochastic cell is a function of the key alone."""
+    cell, params, xs = case.cell, case.params, case.xs(STEPS, BATCH)
+    if not cell.is_stochastic:
+        return
+    _, noise = cell.sample_noise(params, jax.eval_shape(lambda: xs), (STEPS, BATCH), case.key)
+    for leaf in jax.tree.leaves(noise):
+        _require(
+            np.shape(leaf)[:2] == (STEPS, BATCH),
+            f"leaves of the noise must have the leading axes {(STEPS, BATCH)}, got "
+            f"{np.shape(leaf)}",
+        )
+
+    @_jit
+    def runs(params: Params, xs: Inputs, key: jax.Array) -> list[Any]:
+        engines = [name for name, kind in ENGINES.items() if kind.general]
+        run = partial(unroll, cell, params, xs)
+        return [run(key=key, engine=engine) for engine in engines] + [run(engine="scan")]
+
+    *first, quiet = _as_numpy(runs(params, xs, case.key))
+    *again, _ = _as_numpy(runs(params, xs, case.key))
+    for one, other in zip(first, again, strict=True):
+        _same(one, other, 0)
+        _same(one, first[0])
+    steps = _loop(case, xs, _as_numpy(cell.init_carry(params, (BATCH,))), *_unmasked(), False)
+    _same(quiet, steps)
+
+
+def _unmasked() -> tuple[np.ndarray, np.ndarray]:
+    """Lengths and resets of whole sequences."""
+    return np.full(BATCH, STEPS), np.zeros((STEPS, BATCH), bool)
+
+
 def _keeps_apart(function: Callable[[Any], Any], tree: Any, leaves_too: bool = False) -> bool:
     """Whether each unit of the outputs depends on that unit of the inputs alone.
 
@@ -571,5 +606,6 @@ PROPERTIES: dict[str, Callable[[Case], None]] = {
     "taps": _taps,
     "structure": _structure,
     "coefficients": _coefficients,
+    "noise": _noise,
 }
 """The properties by name; each takes a `Case` and raises when it does not hold."""

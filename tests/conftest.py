@@ -1,7 +1,7 @@
 """What all tests share: fixtures over the tables of cells and engines, and settings.
 
 Compilation is nearly all of the time of this suite, so most tests run code that XLA has not
-optimised. The fixture `optimized` gives a test the code that users run.
+optimised. `compiler_options=OPTIMIZED` (tests/helpers.py) gives a test the code that users run.
 """
 
 import os
@@ -70,7 +70,7 @@ def forgetful() -> Iterator[None]:
     one more XLA crashes.
     """
     yield
-    if memory_maps() > 8_000:
+    if memory_maps() > 5_000:
         jax.clear_caches()
 
 
@@ -97,7 +97,7 @@ def engine(engines: tuple[Engine, ...]) -> Engine:
 
 @pytest.fixture(params=[False, True], ids=["forward", "reverse"])
 def reverse(request: pytest.FixtureRequest) -> bool:
-    """Both directions of travel."""
+    """Both scan directions."""
     return request.param
 
 
@@ -109,17 +109,16 @@ def x64() -> Iterator[None]:
 
 
 @pytest.fixture
-def optimized() -> Iterator[None]:
-    """Code as users run it, for the length of one test: XLA optimises what is compiled in it."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
+def uncached() -> Iterator[None]:
+    """No compilation cache, for tests that count what is compiled."""
+    enabled = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.clear_caches()
+    jax.config.update("jax_enable_compilation_cache", enabled)
 
 
-# With --dist loadgroup each file is one group: its tests share what they compile and the fixtures of
-# their module. Files that start processes are one group together, so that no two run at a time.
+# With --dist loadgroup each file is one group: its tests share what they compile and the fixtures
+# of their module. Files that start processes are one group, so that no two run at a time.
 PROCESSES = (
     "tests/processes/test_team.py",
     "tests/train/test_processes.py",

@@ -61,6 +61,7 @@ class Batch(NamedTuple):
     resets: Any  # [T, B]
     ct_carry: Any
     ct_ys: Any  # [T, B, output]
+    mask: Any = None  # [T, B]
 
 
 class Results(NamedTuple):
@@ -73,7 +74,7 @@ class Results(NamedTuple):
     carry_grad: Any
 
 
-def random_params(cell: Cell, seed: int, input_size: int, dtype: Any = np.float64) -> Any:
+def random_params(cell: jrnn.Layer, seed: int, input_size: int, dtype: Any = np.float64) -> Any:
     """Parameters with no zero in any leaf: zero biases and peepholes would hide faults."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda key: cell.init(key, input_size), jax.random.key(0))
@@ -176,6 +177,7 @@ def call(cell: Cell, engine: Engine, way: Way, params: Any, batch: Batch) -> tup
         batch.xs,
         batch.carry if way.carry else None,
         lengths=batch.lengths if way.lengths else None,
+        mask=batch.mask,
         resets=batch.resets if way.resets else None,
         reverse=way.reverse,
         engine=engine,
@@ -206,8 +208,9 @@ def _differentiate_all(
 differentiate_all = jax.jit(_differentiate_all, static_argnames=("cell", "engine", "ways"))
 
 # The many compiles of the float64 tests are the time of this suite, and unoptimised they take half
-# of it. The float32 tests run what users run.
+# of it: so does what these settings leave open (tests/conftest.py). OPTIMIZED is what users run.
 QUICK = {"xla_backend_optimization_level": 0}
+OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 quickly_differentiate_all = jax.jit(
     _differentiate_all, static_argnames=("cell", "engine", "ways"), compiler_options=QUICK
 )
@@ -236,9 +239,10 @@ def at(xs: Any, t: int, b: int) -> Any:
 
 
 def travel(way: Way, batch: Batch, b: int) -> list[int]:
-    """The valid steps of sequence b, in the direction of travel."""
+    """The valid steps of sequence b, in scan order."""
     steps, _ = shape_of(batch)
     valid = range(min(steps, batch.lengths[b]) if way.lengths else steps)
+    valid = [t for t in valid if batch.mask is None or batch.mask[t, b]]
     return list(reversed(valid)) if way.reverse else list(valid)
 
 

@@ -13,7 +13,7 @@ import jrnn
 from jrnn import structure
 from jrnn.cells import REGISTRY
 from jrnn.cells.lstm_variants import VARIANTS
-from jrnn.layer import child_layers
+from jrnn.layers import Stack
 from jrnn.transforms.wrapper import Wrapper
 
 PERIODS = (1, 2, 4, 8, 16)
@@ -150,8 +150,8 @@ def of_size(contender: Contender, input_size: int, output_size: int, count: int)
 def hidden_units(layer: jrnn.Layer) -> int:
     """Hidden units of a cell, or of the topmost cell in a layer."""
     inner: Any = layer
-    while children := child_layers(inner):
-        inner = children[-1]
+    while not hasattr(inner, "hidden_size"):
+        inner = inner.layers[-1] if isinstance(inner, Stack) else inner.cell
     return inner.hidden_size
 
 

@@ -10,8 +10,8 @@ from jax import lax
 
 from jrnn.cell import Carry, Cell, Inputs, Params
 from jrnn.engines.inputs import canonicalize
-from jrnn.engines.masking import apply_padding, apply_resets, tree_where, zero_where
 from jrnn.layer import Layer, SequenceInputs
+from jrnn.masking import apply_padding, apply_resets, tree_where, zero_where
 from jrnn.taps import capture_taps
 
 
@@ -30,7 +30,7 @@ class GateCapture(NamedTuple):
       mask: the mask that was given, `[T, B]`, or None.
     """
 
-    gates: dict[str, jax.Array]
+    gates: OrderedDict[str, jax.Array]
     carries: Carry
     carry: Carry
     ys: Any
@@ -97,10 +97,10 @@ def capture_gates(
         raise TypeError(
             f"capture_gates: layer must be a cell such as jrnn.LSTM(64), or a layer, got {layer!r}"
         )
-    inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, bool(reverse))
+    inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse)
     gates, carries, carry, ys = _capture(layer, params, inputs)
     return GateCapture(
-        dict(gates), carries, carry, ys, inputs.lengths, inputs.resets, inputs.reverse, inputs.mask
+        gates, carries, carry, ys, inputs.lengths, inputs.resets, inputs.reverse, inputs.mask
     )
 
 
@@ -165,22 +165,18 @@ def _capture(
     gates: OrderedDict[str, jax.Array] = OrderedDict()
 
     def run(
-        path: str,
-        layer: Layer,
+        cell: Cell,
         params: Params,
         inputs: SequenceInputs,
         *,
-        name: str = "",
+        path: tuple[str, ...] = (),
         return_carries: bool = False,
     ) -> tuple[Any, Any]:
-        path = f"{path}{name}." if name else path
-        if not isinstance(layer, Cell):
-            return layer.apply(partial(run, path), params, inputs)
-        found, every, last, ys = _capture_cell(layer, params, inputs)
-        gates.update({f"{path}{key}": gate for key, gate in found.items()})
+        found, every, last, ys = _capture_cell(cell, params, inputs)
+        gates.update({".".join((*path, name)): gate for name, gate in found.items()})
         return _Carries(last, every), (ys, every) if return_carries else ys
 
-    carries, ys = run("", layer, params, inputs)
+    carries, ys = layer.apply(run, params, inputs)
     is_leaf = lambda node: isinstance(node, _Carries)
     every = jax.tree.map(lambda c: c.every, carries, is_leaf=is_leaf)
     return gates, every, jax.tree.map(lambda c: c.last, carries, is_leaf=is_leaf), ys

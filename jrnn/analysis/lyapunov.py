@@ -10,8 +10,8 @@ from jax import lax
 
 from jrnn.cell import Carry, Cell, Inputs, Params
 from jrnn.engines.inputs import Prepared, canonicalize
-from jrnn.engines.masking import apply_resets, tree_where, zero_where
 from jrnn.layer import SequenceInputs
+from jrnn.masking import apply_resets, tree_where, zero_where
 
 
 class Lyapunov(NamedTuple):
@@ -86,8 +86,7 @@ def lyapunov(
 ) -> Lyapunov:
     """The Lyapunov exponents of a cell that is driven by inputs, by QR at every step.
 
-    With J_t the derivative of the new carry by the old one at step t, for each t in the direction
-    of travel::
+    With J_t the derivative of the new carry by the old one at step t, for each t in scan order::
 
         Q_t R_t = J_t Q_t-1                        Q_t with orthonormal columns
         exponents[k] = mean over t of log |R_t[k, k]|
@@ -170,7 +169,7 @@ def lyapunov(
             f"lyapunov: cell must be a jrnn.Cell such as jrnn.LSTM(64), got {cell!r}; those of a "
             "stack are the exponents of its cells, each on the outputs of the one below it"
         )
-    inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, bool(reverse))
+    inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse)
     return _lyapunov(cell, params, inputs, skip, count)
 
 
@@ -286,14 +285,14 @@ def _pack(carry: Carry, dtype: jnp.dtype) -> jax.Array:
     """The floats of a carry, leaves `[B, ...]`, as real vectors `[B, n]`."""
     leaves = [leaf for leaf in jax.tree.leaves(carry) if _moving(leaf)]
     flat = [leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for leaf in leaves]
-    bound = [
+    columns = [
         [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf.astype(dtype)] for leaf in flat
     ]
-    return jnp.concatenate([p.astype(dtype) for pair in bound for p in pair], axis=-1)
+    return jnp.concatenate([p.astype(dtype) for pair in columns for p in pair], axis=-1)
 
 
 def _unpack(vectors: jax.Array, carry: Carry) -> Carry:
-    """The other way round; leaves without floats are those of the given carry."""
+    """The inverse of `_pack`; leaves without floats are those of the given carry."""
     leaves, structure = jax.tree.flatten(carry)
     at, out = 0, []
     for leaf in leaves:

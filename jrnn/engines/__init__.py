@@ -4,8 +4,6 @@ from jrnn.engines.associative import Associative as Associative
 from jrnn.engines.engine import Engine as Engine
 from jrnn.engines.fused import Fused as Fused
 from jrnn.engines.iterate import NewtonStatus as NewtonStatus
-from jrnn.engines.masking import reverse_resets as reverse_resets
-from jrnn.engines.masking import segment_resets as segment_resets
 from jrnn.engines.native import Native as Native
 from jrnn.engines.newton import Newton as Newton
 from jrnn.engines.newton import Solution as Solution
@@ -15,3 +13,5 @@ from jrnn.engines.sharded import Sharded as Sharded
 from jrnn.engines.unroll import REGISTRY as REGISTRY
 from jrnn.engines.unroll import choose_engine as choose_engine
 from jrnn.engines.unroll import unroll as unroll
+from jrnn.masking import reverse_resets as reverse_resets
+from jrnn.masking import segment_resets as segment_resets

@@ -13,10 +13,10 @@ from jrnn import checks
 from jrnn.cell import Carry, Dense, Gates, Inputs, LogDiagonal
 from jrnn.engines import prefix
 from jrnn.engines.engine import Engine
-from jrnn.engines.masking import Masks, expand_mask, step_of, zero_where
 from jrnn.engines.precision import BoundCell
 from jrnn.engines.pullback import even_chunk, scan_chunks
 from jrnn.engines.scan import Scan
+from jrnn.masking import Masks, expand_mask, step_of, zero_where
 
 CACHED = 2**17
 """Numbers in the states of a block on a CPU: at 65536 steps 2^15 to 2^18 were equally fast."""
@@ -103,7 +103,7 @@ class Associative(Engine):
 
     def run(
         self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
-    ) -> tuple[Carry, jax.Array]:
+    ) -> tuple[Carry, Any]:
         if not bound.is_linear(step_of(xs)):
             raise TypeError(
                 f"Associative: the cell must be linear in its carry and have `coefficients`, got "
@@ -138,7 +138,7 @@ class Associative(Engine):
 
     def _run(
         self, bound: BoundCell, carry: Carry, steps: Steps, initial: Carry | None, reverse: bool
-    ) -> tuple[Carry, jax.Array]:
+    ) -> tuple[Carry, Any]:
         z, leaves = _recurrences(bound, carry, steps, initial)
         states = [leaf.solve(reverse, self.chunk) for leaf in leaves]
         return _finish(bound, carry, steps[1], reverse, z, states)
@@ -151,7 +151,7 @@ class Associative(Engine):
         steps: Steps,
         initial: Carry | None,
         reverse: bool,
-    ) -> tuple[Carry, jax.Array]:
+    ) -> tuple[Carry, Any]:
         count, devices = len(jax.tree.leaves(steps)[0]), mesh.shape[self.axis]
         if count % devices:
             raise ValueError(
@@ -237,8 +237,7 @@ def _recurrences(
     xs, valid, resets = steps
     z = bound.project(zero_where(valid, xs))
     given = bound.coefficients(z)
-    if given is None:
-        raise ValueError("Associative: the cell has no coefficients")
+    assert given is not None  # `run` has asked
     given = given.exp() if isinstance(given, LogDiagonal) else given
     dense = isinstance(given, Dense)
     time = jax.tree.leaves(xs)[0].shape[:1]

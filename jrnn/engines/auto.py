@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -9,14 +10,14 @@ from jrnn.cell import Carry, Inputs
 from jrnn.engines.associative import Associative
 from jrnn.engines.engine import Engine
 from jrnn.engines.fused import Fused
-from jrnn.engines.masking import Masks, step_of
 from jrnn.engines.native import Native, partitioned, unavailable
 from jrnn.engines.precision import BoundCell
 from jrnn.engines.scan import Scan
+from jrnn.masking import Masks, step_of
 
 log = logging.getLogger("jrnn")
 
-FEW, MANY, LONG = 16384, 32, 256
+SMALL_CELL, LARGE_BATCH, MANY_STEPS = 16384, 32, 256
 """Weights of a cell, sequences of a batch, and steps of a linear cell; see `Auto`."""
 
 
@@ -26,9 +27,9 @@ class Auto(Engine):
 
     `Native` where there is a kernel for it: LSTM, GRU (reset after) or Elman, in float32, on a CPU,
     with jrnn's code in C++ built. `Associative` for a cell with `coefficients`, on a CPU from
-    `LONG` steps on. Else `Fused`; but `Scan` on a CPU for a cell of less than `FEW` weights under a
-    batch of `MANY` and more. Where XLA splits the work over a mesh it is `Fused` for these too:
-    with `Scan` gradients would be added up over the devices at every step of time.
+    `MANY_STEPS` steps on. Else `Fused`; but `Scan` on a CPU for a cell of less than `SMALL_CELL`
+    weights and a batch of `LARGE_BATCH` or more. Where XLA splits the work over a mesh it is
+    `Fused` for these too: with `Scan` gradients would be added up over the devices at every step.
 
     The rule is read off the tables of `jrnn bench` in experiments/speed/results. `Native` is the
     fastest of the three at every shape, forward and with gradients. Without gradients `Fused` and
@@ -53,7 +54,7 @@ class Auto(Engine):
 
     def run(
         self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
-    ) -> tuple[Carry, jax.Array]:
+    ) -> tuple[Carry, Any]:
         reason = unavailable(bound, xs)
         chosen = Native() if reason is None else _without_kernels(bound, xs)
         log.info("engine='auto' chose %r%s", chosen, "" if reason is None else f": {reason}")
@@ -63,7 +64,7 @@ class Auto(Engine):
 def _without_kernels(bound: BoundCell, xs: Inputs) -> Engine:
     steps, batch = jax.tree.leaves(xs)[0].shape[:2]
     on_cpu = jax.default_backend() == "cpu"
-    if (steps >= LONG or not on_cpu) and bound.is_linear(step_of(xs)):
+    if (steps >= MANY_STEPS or not on_cpu) and bound.is_linear(step_of(xs)):
         return Associative()
-    small = on_cpu and bound.size < FEW and batch >= MANY and not partitioned()
+    small = on_cpu and bound.size < SMALL_CELL and batch >= LARGE_BATCH and not partitioned()
     return Scan() if small else Fused()

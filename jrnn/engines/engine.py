@@ -4,8 +4,8 @@ import abc
 from typing import Any, ClassVar
 
 from jrnn.cell import Carry, Inputs
-from jrnn.engines.masking import Masks
 from jrnn.engines.precision import BoundCell
+from jrnn.masking import Masks
 
 
 class Engine(abc.ABC):

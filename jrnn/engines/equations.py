@@ -9,8 +9,8 @@ from jax import lax
 from jrnn.cell import Carry, Inputs
 from jrnn.engines import jacobian, prefix
 from jrnn.engines.jacobian import Kind, Leaves, Step
-from jrnn.engines.masking import Masks, apply_resets, expand_mask, tree_where, zero_where
 from jrnn.engines.precision import BoundCell
+from jrnn.masking import Masks, apply_resets, expand_mask, tree_where, zero_where
 
 MATRICES = {"diagonal": jacobian.diagonal, "block": jacobian.blocks, "full": jacobian.full}
 

@@ -11,12 +11,14 @@ from jax import lax
 
 from jrnn import checks
 from jrnn.cell import Carry, Inputs
+from jrnn.dtypes import cast
 from jrnn.engines.engine import Engine
 from jrnn.engines.linearise import Plan, linearise, plan_of
-from jrnn.engines.masking import Masks, apply_padding, apply_resets, step_of, zero_where
-from jrnn.engines.precision import BoundCell, LoopReadout, cast, loop_readout
+from jrnn.engines.precision import BoundCell
 from jrnn.engines.pullback import add, even_chunk, floats, pullback, scan_chunks, zeros
+from jrnn.engines.readout import LoopReadout, loop_readout
 from jrnn.engines.scan import Scan, scan_steps
+from jrnn.masking import Masks, apply_padding, apply_resets, step_of, zero_where
 
 ROWS = 256
 """Rows of a weight gradient's product where no chunk is given: enough for a good product, and few
@@ -40,7 +42,8 @@ class Fused(Engine):
     steps is one matrix product, and one step is a chunk only where a small cell has a large batch.
     The forward pass saves s_t and what `update` computes by anything more expensive than an
     addition or a product, such as the gates. A readout with products by parameters is one product
-    for all steps, forward and backward.
+    for all steps, forward and backward; on a CPU with a larger batch it stays in the loop (see
+    `jrnn.engines.readout`), and its weight gradients are accumulated step by step.
 
     The gradient of a parameter that `update` itself uses (a peephole) is accumulated step by step.
 

@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jrnn import masking
 from jrnn.cell import Carry, Cell, Inputs, Params, add_noise
-from jrnn.engines import masking
-from jrnn.engines.masking import Masks
-from jrnn.engines.precision import BoundCell, bind, cast, precision_of
+from jrnn.dtypes import cast
+from jrnn.engines.precision import BoundCell, bind, precision_of
 from jrnn.layer import SequenceInputs
+from jrnn.masking import Masks
 
 
 class Prepared(NamedTuple):
@@ -59,8 +60,6 @@ def canonicalize(
       ValueError: a shape does not fit.
       TypeError: a dtype or the structure of the carry does not fit.
     """
-    if not isinstance(cell, Cell):
-        raise TypeError(f"unroll: cell must be a jrnn.Cell such as jrnn.LSTM(64), got {cell!r}")
     xs, carry = inputs.xs, inputs.carry
     steps, batch = time_and_batch(xs)
     lengths, valid, resets = _masks(inputs, steps, batch)

@@ -11,7 +11,7 @@ from jrnn.engines import jacobian
 from jrnn.engines.damping import damped
 from jrnn.engines.equations import System
 from jrnn.engines.jacobian import Kind, Leaves
-from jrnn.engines.masking import expand_mask, largest, zero_where
+from jrnn.masking import expand_mask, largest, zero_where
 
 FASTER, SLOWER = 0.2, 5.0
 """What the damping is multiplied by after a step that helped, and after one that did not."""

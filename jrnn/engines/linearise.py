@@ -1,6 +1,5 @@
 """The derivative of a cell's gate arithmetic, with as few residuals as it needs."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jrnn.cell import Carry, Gates, Inputs, Params
-from jrnn.engines.masking import Masks, apply_resets, zero_where
-from jrnn.engines.precision import BoundCell, LoopReadout
+from jrnn.engines.precision import BoundCell, bind
 from jrnn.engines.pullback import pullback
+from jrnn.engines.readout import LoopReadout
+from jrnn.masking import Masks, apply_resets, zero_where
 
 RECOMPUTED = frozenset(
     "add add_any sub mul neg div max min name square one_minus_square select_n broadcast_in_dim "
@@ -148,7 +148,8 @@ def _update(
     readout: LoopReadout, bound: BoundCell, params: Params, prev: Carry, z: Gates, u: Gates
 ) -> tuple[Carry, Any]:
     """`update` with these parameters, and the loop's part of the readout."""
-    bound = dataclasses.replace(bound, accum_params=params)
+    # Both copies of the parameters come from the one that is differentiated.
+    bound = bind(bound.cell, params, bound.precision, bound.return_carries)
     carry = bound.update(prev, z, u)
     return carry, readout.emit(bound, carry, z)
 

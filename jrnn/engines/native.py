@@ -13,12 +13,12 @@ from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType
 
 from jrnn import structure
-from jrnn.cell import Carry, Cell, Inputs, Params
+from jrnn.cell import Carry, Cell, Inputs
 from jrnn.engines.engine import Engine
 from jrnn.engines.fused import Fused
-from jrnn.engines.masking import Masks, expand_mask, zero_where
 from jrnn.engines.precision import BoundCell
 from jrnn.engines.scan import Scan
+from jrnn.masking import Masks, expand_mask, zero_where
 
 Kind = Literal["time", "batch", "param"]
 
@@ -85,12 +85,9 @@ class Native(Engine):
 
     def run(
         self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
-    ) -> tuple[Carry, jax.Array]:
-        wrapped = bound.cell.core(bound.accum_params, xs).cell is not bound.cell
-        # The kernels skip padding; the transforms around them do not.
-        xs = zero_where(masks.valid, xs) if wrapped else xs
-        core = bound.cell.core(bound.accum_params, xs)
-        kernel = kernel_of(core.cell)
+    ) -> tuple[Carry, Any]:
+        cell, _, _ = _innermost(bound, xs)
+        kernel = kernel_of(cell)
         if kernel is not None and bound.precision == (jnp.float64, jnp.float64):
             return Fused().run(bound, carry, xs, masks, reverse)
         reason = unavailable(bound, xs)
@@ -99,9 +96,13 @@ class Native(Engine):
         steps, batch = jax.tree.leaves(xs)[0].shape[:2]
         if steps == 0 or batch == 0:
             return Scan().run(bound, carry, xs, masks, reverse)
+        # The kernels skip padding; the transforms around them do not.
+        given = xs if cell is bound.cell else zero_where(masks.valid, xs)
+        core = bound.cell.core(bound.accum_params, given)
         carry, hs = _run_masked(kernel, core.params, carry, core.x, masks, reverse)
-        carries = type(carry)(hs, _absent(hs)) if kernel.cell_state else hs
-        ys = core.finish(core.cell.readout(core.params, carries, None))
+        # No kernel returns the cell state of each step, and no readout that runs here reads it.
+        carries = type(carry)(hs, jnp.zeros((0,), hs.dtype)) if kernel.cell_state else hs
+        ys = core.finish(cell.readout(core.params, carries, None))
         return carry, zero_where(masks.valid, (ys, carries) if bound.return_carries else ys)
 
 
@@ -117,35 +118,48 @@ def kernel_of(cell: Cell) -> _Kernel | None:
 
 def unavailable(bound: BoundCell, xs: Inputs) -> str | None:
     """Why a cell cannot run on these inputs by native kernels, or None if it can."""
-    cell, params, xs, _ = bound.cell.core(bound.accum_params, xs)
+    cell, params, x = _innermost(bound, xs)
     kernel = kernel_of(cell)
     if kernel is None:
         return f"there is no kernel for {cell}; there are kernels for {', '.join(KERNELS)}"
     compute, wide = bound.precision
     if compute != jnp.float32 or wide != jnp.float32:
         return f"products and gates must be float32, got {compute} and {wide}"
-    if not jax.tree_util.treedef_is_leaf(jax.tree.structure(xs)):
-        return f"xs must be one array [time, batch, input], got {jax.tree.structure(xs)}"
+    if not jax.tree_util.treedef_is_leaf(jax.tree.structure(x)):
+        return f"xs must be one array [time, batch, input], got {jax.tree.structure(x)}"
     if jax.default_backend() != "cpu":
         return f"it runs on a CPU, and the default backend is {jax.default_backend()}"
     if partitioned():
         return "XLA cannot split it over a mesh; inside of jax.shard_map it runs on each device"
-    if kernel.cell_state and (bound.return_carries or _reads_cell_state(cell, params, xs)):
-        return f"it returns no cell state of each step, and the output of {bound.cell} needs it"
-    return _misfit(kernel, params, xs) or _load()
+    misfit = _misfit(kernel, params, x)
+    if misfit is not None:
+        return misfit
+    if kernel.cell_state and bound.return_carries:
+        return "it does not return the cell state of each step"
+    if _reads_more_than_h(cell, params, x):
+        return f"it returns h of each step and nothing else, and the readout of {cell} reads more"
+    return _load()
 
 
-def _reads_cell_state(cell: Cell, params: Params, xs: Inputs) -> bool:
-    """Whether a readout of a subclass needs more than h."""
+def _innermost(bound: BoundCell, xs: Inputs) -> tuple[Cell, Any, Any]:
+    """The cell inside of transforms, with the shapes of its parameters and inputs."""
+    cells = []
+
+    def trace(params: Any, xs: Inputs) -> tuple[Any, Inputs]:
+        core = bound.cell.core(params, xs)
+        cells.append(core.cell)
+        return core.params, core.x
+
+    params, x = jax.eval_shape(trace, bound.accum_params, xs)
+    return cells[0], params, x
+
+
+def _reads_more_than_h(cell: Cell, params: Any, xs: Any) -> bool:
+    """Whether the readout of a cell, such as a subclass with its own, reads more than h."""
     carry = jax.eval_shape(lambda p: cell.init_carry(p, ()), params)
     z = jax.eval_shape(cell.project, params, jax.ShapeDtypeStruct(xs.shape[2:], xs.dtype))
     reads = structure.leaves_read(cell.readout, params, carry, z)
     return any(reads.carry[1:]) or any(reads.z)
-
-
-def _absent(hs: jax.Array) -> jax.Array:
-    """Stands for the cell state that kernels do not return, and nothing reads."""
-    return jnp.zeros((0,), hs.dtype)
 
 
 def partitioned() -> bool:
@@ -155,14 +169,14 @@ def partitioned() -> bool:
     return any(size > 1 and kind != AxisType.Manual for size, kind in kinds)
 
 
-def _misfit(kernel: _Kernel, params: Any, xs: jax.Array) -> str | None:
-    """Why the code in C++ would read beyond the end of an array, or read it as another dtype."""
+def _misfit(kernel: _Kernel, params: Any, xs: Any) -> str | None:
+    """Which array has another shape or dtype than the code in C++ assumes."""
     hidden = jnp.shape(params.w_hh)[0]
     columns = kernel.gates * hidden
     expected = {"w_ih": (xs.shape[-1], columns), "w_hh": (hidden, columns), "b": (columns,)}
     expected |= {name: (hidden,) for name in kernel.extra if name is not None}
     for name, shape in expected.items():
-        leaf = jnp.asarray(getattr(params, name))
+        leaf = getattr(params, name)
         if leaf.shape != shape or leaf.dtype != jnp.float32:
             got = f"{leaf.dtype}{list(leaf.shape)}"
             return f"{name} must be float32{list(shape)} for inputs of {xs.shape[-1]}, got {got}"
@@ -223,33 +237,33 @@ def _run(
     resets = jnp.zeros((0,), bool) if masks.resets is None else masks.resets
     extra = [none if name is None else getattr(params, name) for name in kernel.extra]
     operands = (xs, params.w_ih, params.w_hh, params.b, *extra, *pair(carry), *pair(masks.initial))
-    results: Any = _layer(kernel, reverse, lengths, resets, operands)
+    results: Any = _call_kernel(kernel, reverse, lengths, resets, operands)
     ys, h, c = results
     return type(carry)(h, c) if kernel.cell_state else h, ys
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _layer(
+def _call_kernel(
     kernel: _Kernel, reverse: bool, lengths: jax.Array, resets: jax.Array, operands: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     return _forward(kernel, reverse, False)(lengths, resets, *operands)[:3]
 
 
-def _layer_fwd(
+def _call_kernel_fwd(
     kernel: _Kernel, reverse: bool, lengths: jax.Array, resets: jax.Array, operands: Any
 ) -> tuple[Any, Any]:
     *results, saved = _forward(kernel, reverse, True)(lengths, resets, *operands)
     return tuple(results), (lengths, resets, operands, results[0], saved)
 
 
-def _layer_bwd(kernel: _Kernel, reverse: bool, residuals: Any, cotangents: Any) -> Any:
+def _call_kernel_bwd(kernel: _Kernel, reverse: bool, residuals: Any, cotangents: Any) -> Any:
     lengths, resets, operands, ys, saved = residuals
     grads = _backward(kernel, reverse, 1)(lengths, resets, *operands, ys, saved, *cotangents)
     first = lambda kind, grad: grad[0] if kind == "param" else grad
     return None, None, tuple(map(first, FLOATS, grads))
 
 
-_layer.defvjp(_layer_fwd, _layer_bwd)
+_call_kernel.defvjp(_call_kernel_fwd, _call_kernel_bwd)
 
 # Which axes the operands have: time and batch, batch, or neither. xs, w_ih, w_hh, b, three extras,
 # h0, c0, and the initial h and c.
@@ -304,7 +318,7 @@ def _folded(
 ) -> Callable[..., Any]:
     """A call whose `vmap` is one call with a larger batch, if all share the parameters.
 
-    It is refused where it is differentiated: `_layer` knows the first derivatives.
+    It is refused where it is differentiated: `_call_kernel` knows the first derivatives.
 
     `grown(size)` is the call for a batch that is `size` times as large.
     """

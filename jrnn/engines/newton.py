@@ -19,10 +19,10 @@ from jrnn.engines.inputs import canonicalize, checked_like
 from jrnn.engines.iterate import NewtonStatus as NewtonStatus
 from jrnn.engines.iterate import iterate, no_steps
 from jrnn.engines.jacobian import Kind, Leaves
-from jrnn.engines.masking import Masks, expand_mask, step_of
 from jrnn.engines.precision import BoundCell
 from jrnn.engines.scan import Scan
 from jrnn.layer import SequenceInputs
+from jrnn.masking import Masks, expand_mask, step_of
 
 KINDS = ("auto", "diagonal", "block", "full")
 GUESSES = ("step", "carry")
@@ -140,7 +140,7 @@ class Newton(Engine):
 
     def run(
         self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
-    ) -> tuple[Carry, jax.Array]:
+    ) -> tuple[Carry, Any]:
         solution = self.solve(bound, carry, xs, masks, reverse)
         if self.fallback == "error":
             jax.debug.callback(partial(_raise, self), *solution.status)
@@ -257,7 +257,7 @@ def newton(
             f"newton: cell must be a jrnn.Cell such as jrnn.GRU(64), got {cell!r}; run a layer of "
             "several cells by jrnn.unroll(..., engine=jrnn.Newton())"
         )
-    inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, bool(reverse))
+    inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse)
     return _newton(cell, params, inputs, guess, engine)
 
 

@@ -1,6 +1,5 @@
-"""Which dtype does what: products in that of the inputs, carry and gates in the wider one."""
+"""Mixed precision: products in the dtype of the inputs, carry and gates in the wider one."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 
 from jrnn import structure
 from jrnn.cell import Carry, Cell, Coefficients, Gates, Inputs, Params
+from jrnn.dtypes import cast, widest
 
 
 class Precision(NamedTuple):
@@ -26,23 +26,7 @@ class Precision(NamedTuple):
 
 def precision_of(params: Params, xs: Inputs) -> Precision:
     """Reads the two dtypes off the parameters and the inputs."""
-    compute = jnp.result_type(*_floating(xs))
-    return Precision(compute, jnp.result_type(compute, *_floating(params)))
-
-
-def cast(tree: Any, dtype: jnp.dtype) -> Any:
-    """The floating leaves in another dtype, complex ones in its counterpart; others stay.
-
-    The counterpart of float64 is complex128; of all that is narrower, complex64.
-    """
-
-    def of(leaf: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            return leaf
-        real = jnp.issubdtype(leaf.dtype, jnp.floating)
-        return leaf.astype(dtype if real else jnp.promote_types(dtype, jnp.complex64))
-
-    return jax.tree.map(of, tree)
+    return Precision(widest(xs), widest(xs, params))
 
 
 @partial(
@@ -89,7 +73,7 @@ class BoundCell:
         return cast(self.cell.update(self.accum_params, carry, z, u), self.precision.accum)
 
     def readout(self, carry: Carry, z: Gates) -> Any:
-        """`Cell.readout`: products in the compute dtype, everything else in the wider one."""
+        """`Cell.readout`: in the compute dtype if it multiplies by parameters, else the wider."""
         if self.readout_has_products(carry, z):
             narrow = cast((carry, z), self.precision.compute)
             y = self.cell.readout(self.compute_params, *narrow)
@@ -139,58 +123,3 @@ def bind(
     """A cell with its parameters, which are cast once, outside every loop."""
     narrow, wide = cast(params, precision.compute), cast(params, precision.accum)
     return BoundCell(cell, precision, narrow, wide, return_carries)
-
-
-class LoopReadout(NamedTuple):
-    """`readout` divided between the loop over time and what comes after it.
-
-    A readout without products by parameters is computed in the loop. Otherwise the loop returns
-    the arrays that it needs, and after the loop it is one product over all steps, forward and
-    backward.
-
-    Attributes:
-      emit: `(bound, carry, z) -> out`, in the loop.
-      finish: `(bound, outs) -> ys`, after the loop, over leaves `[T, B, ...]`.
-    """
-
-    emit: Callable[[BoundCell, Carry, Gates], Any]
-    finish: Callable[[BoundCell, Any], Any]
-
-
-def loop_readout(bound: BoundCell, carry: Carry, x: Inputs) -> LoopReadout:
-    """How a loop computes the readout of a cell.
-
-    Args:
-      bound: the cell.
-      carry: of one step, leaves `[B, ...]`; shapes and dtypes alone are used.
-      x: the input of one step, likewise.
-    """
-    z = jax.eval_shape(bound.project, x)
-    carry = jax.eval_shape(lambda: carry)
-    whole = LoopReadout(lambda bound, carry, z: bound.readout(carry, z), lambda bound, outs: outs)
-    if not bound.readout_has_products(carry, z):
-        return whole
-    reads = structure.leaves_read(bound.cell.readout, bound.accum_params, carry, z)
-    flags = ((True,) * len(reads.carry) if bound.return_carries else reads.carry) + reads.z
-    shapes, tree = jax.tree.flatten((carry, z))
-    if not any(flags):
-        return whole
-
-    def emit(bound: BoundCell, carry: Carry, z: Gates) -> list[jax.Array]:
-        leaves = jax.tree.leaves((carry, z))
-        return [leaf for leaf, read in zip(leaves, flags, strict=True) if read]
-
-    def finish(bound: BoundCell, outs: list[jax.Array]) -> Any:
-        steps, given = outs[0].shape[:1], iter(outs)
-        absent = lambda shape: jnp.zeros((*steps, *shape.shape), shape.dtype)
-        pairs = zip(shapes, flags, strict=True)
-        leaves = [next(given) if read else absent(shape) for shape, read in pairs]
-        return bound.readout(*jax.tree.unflatten(tree, leaves))
-
-    return LoopReadout(emit, finish)
-
-
-def _floating(tree: Any) -> list[jnp.dtype]:
-    return [
-        leaf.dtype for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)
-    ]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jrnn.engines.masking import expand_mask
+from jrnn.masking import expand_mask
 
 Matrices = Any
 Vectors = Any

@@ -8,8 +8,9 @@ from jax import lax
 from jrnn import checks
 from jrnn.cell import Carry, Inputs
 from jrnn.engines.engine import Engine
-from jrnn.engines.masking import Masks, apply_padding, apply_resets, step_of, zero_where
-from jrnn.engines.precision import BoundCell, LoopReadout, bind, loop_readout
+from jrnn.engines.precision import BoundCell, bind
+from jrnn.engines.readout import LoopReadout, loop_readout
+from jrnn.masking import Masks, apply_padding, apply_resets, step_of, zero_where
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Scan(Engine):
 
     The input is projected inside the loop: on a CPU this is faster than one product for all steps
     once that product no longer fits the cache. A readout with products by parameters is one
-    product for all steps, after the loop.
+    product for all steps, after the loop; on a CPU with a larger batch it stays in the loop (see
+    `jrnn.engines.readout`).
 
     Args:
       unroll: steps in the body of the loop, as in `lax.scan`.

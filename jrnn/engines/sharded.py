@@ -11,9 +11,9 @@ from jrnn.cell import Carry, Inputs
 from jrnn.engines.auto import Auto
 from jrnn.engines.engine import Engine
 from jrnn.engines.fused import Fused
-from jrnn.engines.masking import Masks
 from jrnn.engines.native import Native
 from jrnn.engines.precision import BoundCell
+from jrnn.masking import Masks
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,8 @@ class Sharded(Engine):
 
     def run(
         self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
-    ) -> tuple[Carry, jax.Array]:
-        def run(
-            bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks
-        ) -> tuple[Carry, jax.Array]:
+    ) -> tuple[Carry, Any]:
+        def run(bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks) -> tuple[Carry, Any]:
             return self.engine.run(bound, carry, xs, masks, reverse)
 
         sizes = jax.sharding.get_abstract_mesh().shape

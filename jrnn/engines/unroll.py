@@ -13,11 +13,11 @@ from jrnn.engines.auto import Auto
 from jrnn.engines.engine import Engine
 from jrnn.engines.fused import Fused
 from jrnn.engines.inputs import canonicalize
-from jrnn.engines.masking import hold_on_padding
 from jrnn.engines.native import Native
 from jrnn.engines.newton import Newton
 from jrnn.engines.scan import Scan
 from jrnn.layer import Layer, SequenceInputs
+from jrnn.masking import hold_on_padding
 
 REGISTRY: dict[str, type[Engine]] = {
     "auto": Auto,
@@ -137,7 +137,7 @@ def unroll(
         raise TypeError(
             f"unroll: return_carries needs a single cell, got {layer!r}; run its layers one by one"
         )
-    inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, bool(reverse))
+    inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse)
     engine = choose_engine(engine)
     try:
         carry, ys = _unroll(layer, params, inputs, engine, bool(return_carries))
@@ -163,23 +163,23 @@ def choose_engine(engine: Engine | str) -> Engine:
 def _unroll(
     layer: Layer, params: Params, inputs: SequenceInputs, engine: Engine, return_carries: bool
 ) -> tuple[Carry, Any]:
-    return _run(engine, layer, params, inputs, return_carries=return_carries)
+    if return_carries and isinstance(layer, Cell):
+        return _run_cell(engine, layer, params, inputs, return_carries=True)
+    return layer.apply(partial(_run_cell, engine), params, inputs)
 
 
-def _run(
+def _run_cell(
     engine: Engine,
-    layer: Layer,
+    cell: Cell,
     params: Params,
     inputs: SequenceInputs,
     *,
-    name: str = "",
+    path: tuple[str, ...] = (),
     return_carries: bool = False,
 ) -> tuple[Carry, Any]:
-    """Runs a cell on an engine; for any other layer, runs the layers inside of it."""
-    del name
-    if not isinstance(layer, Cell):
-        return layer.apply(partial(_run, engine), params, inputs)
-    given = canonicalize(layer, params, inputs, return_carries=return_carries)
+    """Runs one cell by an engine, as `RunCell`."""
+    del path  # engines have no use for it
+    given = canonicalize(cell, params, inputs, return_carries=return_carries)
     carry, ys = engine.run(given.bound, given.carry, given.xs, given.masks, given.reverse)
     if return_carries:
         ys, carries = ys

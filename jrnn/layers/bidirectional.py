@@ -10,9 +10,8 @@ from jax.typing import DTypeLike
 
 from jrnn import checks
 from jrnn.cell import Timed
-from jrnn.engines.masking import reverse_resets
-from jrnn.layer import Inputs, Layer, RunLayer, SequenceInputs, split_key
-from jrnn.layers.stack import takes
+from jrnn.layer import Inputs, Layer, RunCell, SequenceInputs, split_key
+from jrnn.masking import reverse_resets
 
 MERGES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "concat": lambda a, b: jnp.concatenate([a, b], axis=-1),
@@ -73,9 +72,7 @@ class Bidirectional(Layer):
                     f"{layer!r}"
                 )
             if not layer.causal:
-                raise ValueError(
-                    f"Bidirectional: {name} scans in both directions itself: {layer!r}"
-                )
+                raise ValueError(f"Bidirectional: {name} must be causal, got {layer!r}")
         checks.one_of("Bidirectional", "merge", self.merge, MERGES)
         if self.backward is None:
             object.__setattr__(self, "backward", self.forward)
@@ -91,6 +88,10 @@ class Bidirectional(Layer):
     @property
     def output_directions(self) -> tuple[bool, ...]:
         return (False, True) if self.merge == "concat" else (False,)
+
+    @property
+    def input_types(self) -> tuple[type, ...]:
+        return (Timed,) if any(Timed in layer.input_types for layer in self._pair) else ()
 
     @property
     def is_stochastic(self) -> bool:
@@ -128,28 +129,43 @@ class Bidirectional(Layer):
         )
 
     def apply(
-        self, run: RunLayer, params: BidirectionalParams, inputs: SequenceInputs
-    ) -> tuple[BidirectionalParams, jax.Array]:
+        self,
+        run: RunCell,
+        params: BidirectionalParams,
+        inputs: SequenceInputs,
+        *,
+        path: tuple[str, ...] = (),
+    ) -> tuple[BidirectionalParams, Any]:
         if inputs.reverse:
             raise ValueError(
                 "unroll: a bidirectional layer scans in both directions; reverse must be False, "
                 "got True"
             )
-        firsts = (None, None) if inputs.carry is None else inputs.carry
+        firsts = (None, None) if inputs.carry is None else _checked(inputs.carry)
         keys = split_key(inputs.key, 2)
         forward, backward = (
             inputs.replace(xs=_inputs_for(layer, inputs.xs), carry=carry, key=key)
             for layer, carry, key in zip(self._pair, firsts, keys, strict=True)
         )
-        last, ys = run(self._pair[0], params.forward, forward, name="forward")
+        ahead, behind = self._pair
+        last, ys = ahead.apply(run, params.forward, forward, path=(*path, "forward"))
         resets = inputs.resets
         if resets is not None:
             resets = reverse_resets(resets, inputs.lengths, inputs.mask)
         backward = backward.replace(resets=resets, reverse=True)
-        first, others = run(self._pair[1], params.backward, backward, name="backward")
+        first, others = behind.apply(run, params.backward, backward, path=(*path, "backward"))
         return BidirectionalParams(last, first), MERGES[self.merge](ys, others)
+
+
+def _checked(carry: Any) -> tuple[Any, Any]:
+    if not isinstance(carry, tuple | list) or len(carry) != 2:
+        raise TypeError(
+            "unroll: carry of a Bidirectional must be a tuple with the carries of both directions, "
+            f"got {jax.tree.structure(carry)}"
+        )
+    return carry[0], carry[1]
 
 
 def _inputs_for(layer: Layer, xs: Inputs) -> Inputs:
     """Inputs without their times for a layer that takes none."""
-    return xs.x if isinstance(xs, Timed) and not takes(layer, Timed) else xs
+    return xs.x if isinstance(xs, Timed) and Timed not in layer.input_types else xs

@@ -14,9 +14,8 @@ from jrnn.layer import (
     Inputs,
     Layer,
     Params,
-    RunLayer,
+    RunCell,
     SequenceInputs,
-    child_layers,
     split_key,
 )
 
@@ -62,16 +61,18 @@ class Stack(Layer):
             raise ValueError(
                 f"Stack: layers must be a non-empty list of cells or layers, got {self.layers!r}"
             )
-        for layer in self.layers:
+        for n, layer in enumerate(self.layers):
             if not isinstance(layer, Layer):
                 raise TypeError(
-                    f"Stack: each must be a cell such as jrnn.LSTM(64), or a layer, got {layer!r}"
+                    f"Stack: layers[{n}] must be a cell such as jrnn.LSTM(64), or a layer, got "
+                    f"{layer!r}"
                 )
-        for layer in self.layers[1:]:
-            if not isinstance(layer.inputs(1, ()), jax.Array):
+        for n, layer in enumerate(self.layers[1:], 1):
+            given = jax.eval_shape(lambda layer=layer: layer.inputs(1, ()))
+            if not isinstance(given, jax.ShapeDtypeStruct):
                 raise ValueError(
-                    f"Stack: {layer!r} takes more than the output of a layer below; only the first "
-                    "layer may"
+                    f"Stack: layers[{n}] must take one array, the outputs of the layer below, and "
+                    f"{layer!r} takes {type(given).__name__}; only the first layer may"
                 )
         object.__setattr__(self, "layers", tuple(self.layers))
 
@@ -82,6 +83,12 @@ class Stack(Layer):
     @property
     def output_directions(self) -> tuple[bool, ...]:
         return self.layers[-1].output_directions
+
+    @property
+    def input_types(self) -> tuple[type, ...]:
+        timed = any(Timed in layer.input_types for layer in self.layers)
+        below = Below in self.layers[0].input_types
+        return (Timed,) * timed + (Below,) * below
 
     @property
     def is_stochastic(self) -> bool:
@@ -110,33 +117,31 @@ class Stack(Layer):
     ) -> Inputs:
         return self.layers[0].inputs(input_size, batch_shape, dtype)
 
-    def apply(self, run: RunLayer, params: Params, inputs: SequenceInputs) -> tuple[Carry, Any]:
+    def apply(
+        self,
+        run: RunCell,
+        params: Params,
+        inputs: SequenceInputs,
+        *,
+        path: tuple[str, ...] = (),
+    ) -> tuple[Carry, Any]:
         count = len(self.layers)
         firsts = (None,) * count if inputs.carry is None else self._checked(inputs.carry)
         xs: Any = inputs.xs
         dt: Any = None
-        if isinstance(xs, Timed) and self._takes(Timed):
+        if isinstance(xs, Timed) and Timed in self.input_types:
             xs, dt = xs.x, xs.dt
         carries = []
         for n, key in enumerate(split_key(inputs.key, count)):
-            layer: Any = self.layers[n]
-            below = n + 1 < count and takes(self.layers[n + 1], Below)
-            x: Any = xs
-            if dt is not None and takes(layer, Timed):
-                x = Timed(x, dt)
+            layer, here = self.layers[n], (*path, str(n))
+            x = _timed(xs, dt) if Timed in layer.input_types else xs
             given = inputs.replace(xs=x, carry=firsts[n], key=key)
-            if below and isinstance(layer, Cell):
-                last, (ys, states) = run(layer, params[n], given, name=str(n), return_carries=True)
-                xs = Below(ys, _cell_state(layer, states))
+            if n + 1 < count and Below in self.layers[n + 1].input_types:
+                last, xs = _run_with_state(run, layer, params[n], given, here)
             else:
-                last, xs = run(layer, params[n], given, name=str(n))
-                if below:
-                    _cell_state(layer, None)
+                last, xs = layer.apply(run, params[n], given, path=here)
             carries.append(last)
         return tuple(carries), xs
-
-    def _takes(self, kind: type) -> bool:
-        return any(takes(layer, kind) for layer in self.layers)
 
     def _checked(self, carry: Carry) -> Carry:
         if not isinstance(carry, tuple | list) or len(carry) != len(self.layers):
@@ -147,20 +152,19 @@ class Stack(Layer):
         return carry
 
 
-def takes(layer: Layer, kind: type) -> bool:
-    """Whether inputs of a layer may be of a type such as `Timed` or `Below`."""
-    if isinstance(layer, Cell):
-        return kind in layer.traits.input_types
-    if isinstance(layer, Stack):
-        first_only = layer.layers[:1] if kind is Below else layer.layers
-        return any(takes(inner, kind) for inner in first_only)
-    return any(takes(inner, kind) for inner in child_layers(layer)) if kind is Timed else False
+def _timed(xs: Any, dt: Any) -> Inputs:
+    return xs if dt is None else Timed(xs, dt)
 
 
-def _cell_state(layer: Layer, carries: Carry) -> jax.Array:
-    if "c" not in getattr(carries, "_fields", ()):
+def _run_with_state(
+    run: RunCell, layer: Layer, params: Params, inputs: SequenceInputs, path: tuple[str, ...]
+) -> tuple[Carry, Below]:
+    """Runs a layer whose outputs and cell states the layer above takes."""
+    carry = jax.eval_shape(lambda p: layer.init_carry(p, ()), params)
+    if not isinstance(layer, Cell) or "c" not in getattr(carry, "_fields", ()):
         raise ValueError(
             "Stack: the cell above takes the cell state c of the layer below, and the carry of "
             f"{layer!r} has none; put a cell such as jrnn.LSTM there"
         )
-    return carries.c
+    last, (ys, carries) = run(layer, params, inputs, path=path, return_carries=True)
+    return last, Below(ys, carries.c)

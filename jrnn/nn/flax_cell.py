@@ -6,7 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jrnn.cell import Carry, Cell
-from jrnn.engines.precision import bind, cast, precision_of
+from jrnn.engines.precision import bind, precision_of
 from jrnn.nn.rnn import RNN
 
 
@@ -40,7 +40,15 @@ class FlaxCell(nnx.RNNCellBase):
           rngs: source of randomness; its stream `params` is used.
           dtype: of inputs, products and outputs.
           param_dtype: of the parameters; the carry is in the wider of the two.
+
+        Raises:
+          TypeError: `cell` is no cell.
         """
+        if not isinstance(cell, Cell):
+            raise TypeError(
+                "FlaxCell: cell must be a single cell such as jrnn.LSTM(64), got "
+                f"{cell!r}; run a layer of several cells by jrnn.nn.RNN"
+            )
         self.cell = cell
         self.rnn = RNN(cell, input_size, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.rnn.rngs = nnx.data(None)  # nothing is drawn here
@@ -69,8 +77,7 @@ class FlaxCell(nnx.RNNCellBase):
             )
         params = self.rnn.params
         x = jax.ShapeDtypeStruct(input_shape, jnp.dtype(self.rnn.dtype))
-        carry = self.rnn.cell.init_carry(params, input_shape[:-1])
-        return cast(carry, precision_of(params, x).accum)
+        return self.cell.init_carry_like(params, x)
 
     def __call__(self, carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
         """One step: the new carry and the output."""

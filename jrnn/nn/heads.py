@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from jrnn import checks
 from jrnn.cell import Carry
-from jrnn.engines.masking import largest
+from jrnn.masking import largest
 from jrnn.nn.dropout import Dropout
 from jrnn.nn.layers import GRU, LSTM, StackedRNN
 from jrnn.nn.rnn import RNN, swap_time_and_batch

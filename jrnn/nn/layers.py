@@ -8,10 +8,9 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
 from jrnn import cells, checks
-from jrnn.cell import Carry, Inputs, Timed
+from jrnn.cell import Below, Carry, Inputs, Timed
 from jrnn.engines import Engine, reverse_resets
 from jrnn.layer import Layer
-from jrnn.layers.stack import takes
 from jrnn.nn.dropout import Dropout
 from jrnn.nn.rnn import RNN, swap_time_and_batch, time_first
 
@@ -36,6 +35,11 @@ class _Layers(nnx.Module):
         owner = type(self).__name__
         checks.positive_int(owner, "num_layers", num_layers)
         checks.rate(owner, "dropout", dropout)
+        if num_layers > 1 and Below in cell.input_types:
+            raise ValueError(
+                f"{owner}: {cell!r} takes the cell state of the layer below, which this module "
+                "does not pass on; use jrnn.nn.RNN(jrnn.stack([...]), ...)"
+            )
         if dropout and num_layers == 1:
             raise ValueError(
                 f"{owner}: dropout={dropout} acts between layers, and there is only one; "
@@ -107,7 +111,7 @@ class _Layers(nnx.Module):
         keys = [None] * len(self.rnns) if key is None else jax.random.split(key, len(self.rnns))
         backward_resets = None if resets is None else reverse_resets(resets, lengths, mask)
         carries, ys = [], xs
-        dt = xs.dt if isinstance(xs, Timed) and takes(self.rnns[0].cell, Timed) else None
+        dt = xs.dt if isinstance(xs, Timed) and Timed in self.rnns[0].cell.input_types else None
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout is not None:
                 ys = self.dropout(ys)

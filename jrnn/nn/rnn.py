@@ -8,8 +8,8 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
 from jrnn.cell import Carry, Inputs, Params
+from jrnn.dtypes import cast
 from jrnn.engines import Engine, choose_engine, unroll
-from jrnn.engines.precision import cast
 from jrnn.layer import Layer
 
 

@@ -106,11 +106,11 @@ class LayerNorm(Wrapper):
         )
 
     def transform_gates(self, params: LayerNormParams, x: Inputs) -> Gates:
-        bare = params.cell._replace(b=jnp.zeros_like(params.cell.b))
-        z = self._normed(self.cell.project(bare, x), params.gain_ih)
-        leaves, structure = jax.tree.flatten(z)
-        biases = _cut(params.cell.b, leaves)
-        return jax.tree.unflatten(structure, map(jnp.add, leaves, biases))
+        # The tangent by b is b itself, cut into the gates as the cell cuts it.
+        project = lambda b: self.cell.project(params.cell._replace(b=b), x)
+        b = params.cell.b
+        z, shift = jax.jvp(project, (jnp.zeros_like(b),), (b,))
+        return jax.tree.map(jnp.add, self._normed(z, params.gain_ih), shift)
 
     def update(self, params: LayerNormParams, carry: Carry, z: WrapperGates, u: Gates) -> Carry:
         if params.gain_hh is not None:

@@ -10,6 +10,7 @@ import pytest
 
 import jrnn
 from jrnn.analysis import GateCapture, capture_gates
+from jrnn.cell import split_noise
 from tests.helpers import assert_close as assert_close_trees
 from tests.helpers import random_batch, random_params
 from tests.table import Row
@@ -127,7 +128,7 @@ def assert_close(got, expected, tol=2e-5):
     ids=["plain", "masked", "masked-reverse"],
 )
 @pytest.mark.parametrize("name", CELLS)
-def test_anatomy_equals_loop_of_the_equations(name, masked, reverse):
+def test_capture_equals_loop_of_the_equations(name, masked, reverse):
     cell, step = CELLS[name]
     params, xs, carry = setting(cell)
     lengths, resets = (LENGTHS, RESETS) if masked else (None, None)
@@ -163,16 +164,18 @@ def test_every_cell_gives_what_unroll_gives(kind: Row, reverse: bool):
     assert_close_trees(jax.tree.map(lambda a: a[last], seen.carries), seen.carry, 0)
 
 
-def test_gradients_through_anatomy_equal_those_of_unroll():
+def test_gradients_through_capture_equal_those_of_unroll():
     cell = jrnn.LSTM(HIDDEN)
     params, xs, carry = setting(cell)
     options: dict[str, Any] = {"lengths": LENGTHS, "resets": RESETS}
     weights = jax.random.normal(jax.random.key(9), (T, B, HIDDEN), jnp.float32)
-    by_anatomy = jax.grad(lambda p: (weights * capture_gates(cell, p, xs, carry, **options).ys).sum())
+    by_capture = jax.grad(
+        lambda p: (weights * capture_gates(cell, p, xs, carry, **options).ys).sum()
+    )
     by_unroll = jax.grad(
         lambda p: (weights * jrnn.unroll(cell, p, xs, carry, engine="scan", **options)[1]).sum()
     )
-    assert_close(by_anatomy(params), by_unroll(params), tol=1e-5)
+    assert_close(by_capture(params), by_unroll(params), tol=1e-5)
 
 
 def test_coupled_input_gate_is_what_the_forget_gate_leaves():
@@ -187,7 +190,9 @@ def test_first_carry_is_that_of_the_cell_by_default():
     cell = jrnn.LSTM(HIDDEN)
     params, xs, _ = setting(cell)
     assert_close(
-        capture_gates(cell, params, xs), capture_gates(cell, params, xs, cell.init_carry(params, (B,))), tol=0
+        capture_gates(cell, params, xs),
+        capture_gates(cell, params, xs, cell.init_carry(params, (B,))),
+        tol=0,
     )
 
 
@@ -266,23 +271,23 @@ class Leak(jrnn.Cell):
         h = carry["memory"]
         a = jax.nn.sigmoid(params.leak + h)
         if self.name is not None:
-            jrnn.record(**{self.name: a if self.broadcast else params.leak})
-        h = a * h + (1 - a) * z
-        return {"memory": h}, h
+            jrnn.tap(self.name, a if self.broadcast else params.leak)
+        return {"memory": a * h + (1 - a) * z}
+
+    def readout(self, params, carry, z):
+        return carry["memory"]
 
 
 @dataclass(frozen=True)
 class Noisy(Leak):
-    """The same with input dropout, a mask `[T]` beside the inputs `[T, B, input]`."""
+    """The same with dropout of inputs."""
 
-    def perturb(self, params, xs, leading, key):  # pyright: ignore
-        if key is None:
-            return params, jnp.ones(leading[:1])
-        return params, jax.random.bernoulli(key, 0.5, leading[:1]).astype(jnp.float32)
+    def sample_noise(self, params, xs, leading, key):
+        return params, jax.random.bernoulli(key, 0.5, leading).astype(jnp.float32)
 
     def project(self, params, x):
-        x, mask = x
-        return mask * x @ params.w
+        x, mask = split_noise(x)
+        return x @ params.w if mask is None else (mask[..., None] * x) @ params.w
 
 
 def test_a_cell_of_ones_own_shows_what_it_names():
@@ -325,7 +330,7 @@ def test_gates_come_in_the_order_in_which_the_cell_names_them():
     assert list(jax.jit(lambda p: capture_gates(cell, p, xs))(params).gates) == ["i", "f", "g", "o"]
 
 
-def test_unroll_does_not_record():
+def test_unroll_returns_no_gates():
     cell = jrnn.LSTM(HIDDEN)
     params, xs, _ = setting(cell)
     capture_gates(cell, params, xs)
@@ -345,7 +350,7 @@ def test_second_call_with_an_equal_cell_does_not_trace_again():
     assert len(calls) > before
 
 
-def test_jit_gives_the_same_anatomy():
+def test_jit_gives_the_same_capture():
     cell = jrnn.LSTM(HIDDEN, peepholes=True)
     params, xs, carry = setting(cell)
     plain = capture_gates(cell, params, xs, carry, lengths=LENGTHS, resets=RESETS)
@@ -355,7 +360,7 @@ def test_jit_gives_the_same_anatomy():
     assert_close(seen._replace(reverse=False), plain, tol=1e-6)
 
 
-def test_vmap_over_parameters_gives_each_anatomy():
+def test_vmap_over_parameters_gives_each_capture():
     cell = jrnn.GRU(HIDDEN)
     (first, xs, _), (second, _, _) = setting(cell), setting(cell, seed=5)
     stacked = jax.tree.map(lambda *a: jnp.stack(a), first, second)
@@ -368,7 +373,7 @@ def test_vmap_over_parameters_gives_each_anatomy():
 def test_a_gate_without_batch_axis_raises():
     cell = Leak(HIDDEN, broadcast=False)
     params, xs, _ = setting(cell)
-    with pytest.raises(ValueError, match=r"Leak must record gate 'a' with shape \(batch, hidden\)"):
+    with pytest.raises(ValueError, match=r"Leak must tap 'a' with shape \(batch, hidden\)"):
         capture_gates(cell, params, xs)
 
 
@@ -379,5 +384,7 @@ def test_arguments_are_checked_as_in_unroll():
         capture_gates(cell, params, xs, lengths=jnp.ones(3, jnp.int32))
     with pytest.raises(TypeError, match="carry must have the structure of LSTM.init_carry"):
         capture_gates(cell, params, xs, jnp.zeros((B, HIDDEN)))
-    with pytest.raises(TypeError, match=r"cell must be a jrnn.Cell"):
+    with pytest.raises(
+        TypeError, match=r"layer must be a cell such as jrnn.LSTM\(64\), or a layer, got 'lstm'"
+    ):
         capture_gates("lstm", params, xs)  # pyright: ignore[reportArgumentType]

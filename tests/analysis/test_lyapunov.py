@@ -119,16 +119,14 @@ class Henon(Toy):
 
     def update(self, params: Any, carry: Any, z: Any, u: Any) -> Any:
         x, y = carry[..., 0], carry[..., 1]
-        carry = jnp.stack([1 - params[0] * x**2 + y + z[..., 0], params[1] * x], axis=-1)
-        return carry, carry
+        return jnp.stack([1 - params[0] * x**2 + y + z[..., 0], params[1] * x], axis=-1)
 
 
 class Logistic(Toy):
     """x' = r·x·(1 - x)."""
 
     def update(self, params: Any, carry: Any, z: Any, u: Any) -> Any:
-        carry = params * carry * (1 - carry) + z
-        return carry, carry
+        return params * carry * (1 - carry) + z
 
 
 class Linear(Toy):
@@ -138,7 +136,7 @@ class Linear(Toy):
         return carry @ params.T
 
     def update(self, params: Any, carry: Any, z: Any, u: Any) -> Any:
-        return z + u, z + u
+        return z + u
 
 
 calls = []
@@ -149,7 +147,7 @@ class Scale(Toy):
 
     def update(self, params: Any, carry: Any, z: Any, u: Any) -> Any:
         calls.append(self)
-        return z * carry, z * carry
+        return z * carry
 
 
 class Spin(Toy):
@@ -160,8 +158,10 @@ class Spin(Toy):
 
     def update(self, params: Any, carry: Any, z: Any, u: Any) -> Any:
         a, c = jax.lax.complex(params[0], params[1]), jax.lax.complex(params[2], params[3])
-        carry = a * carry + c * jnp.conj(carry) + z
-        return carry, carry.real
+        return a * carry + c * jnp.conj(carry) + z
+
+    def readout(self, params: Any, carry: Any, z: Any) -> Any:
+        return carry.real
 
 
 def test_henon_map_has_its_published_exponents(x64: None) -> None:

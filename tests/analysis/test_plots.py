@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 import jrnn
 from jrnn.analysis import (
     GateCapture,
-    capture,
+    capture_gates,
     plot_cell_state,
     plot_forgetting,
     plot_gates,
@@ -32,7 +32,9 @@ def seen_of(cell, **options):
     keys = jax.random.split(jax.random.key(0), 3)
     params = cell.init(keys[0], 3)
     params = params._replace(b=jax.random.normal(keys[1], params.b.shape, jnp.float32))
-    return capture_gates(cell, params, jax.random.normal(keys[2], (T, B, 3), jnp.float32), **options)
+    return capture_gates(
+        cell, params, jax.random.normal(keys[2], (T, B, 3), jnp.float32), **options
+    )
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ from jrnn import Engine
 from tests.helpers import Batch, random_batch, random_params
 from tests.table import Row
 
+pytestmark = pytest.mark.usefixtures("uncached")
+
 
 class Model:
     """A cell with parameters and a batch of a size that no other test has compiled."""

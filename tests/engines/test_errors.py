@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import jrnn
-from jrnn import GRU, LSTM, LSTMCarry, Scan
-from jrnn.engines import masking
+from jrnn import GRU, LSTM, LSTMCarry, Scan, masking
 
 CELL = LSTM(3)
 PARAMS = CELL.init(jax.random.key(0), 2)

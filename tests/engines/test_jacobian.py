@@ -28,8 +28,8 @@ from jrnn import (
 from jrnn.engines import jacobian
 from jrnn.engines.equations import system_of
 from jrnn.engines.jacobian import Step
-from jrnn.engines.masking import Masks
 from jrnn.engines.precision import bind, precision_of
+from jrnn.masking import Masks
 from tests.cells.linear_toys import Mixer, Pair
 from tests.cells.toys import Learned
 from tests.helpers import (

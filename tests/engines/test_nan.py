@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jrnn import Cell, Engine
-from jrnn.engines import masking
+from jrnn import Cell, Engine, masking
 from tests.helpers import Batch, Results, differentiate, random_batch, random_params
 from tests.table import Row
 

@@ -70,6 +70,7 @@ PAIRS = mostly_exhaustive(
     but=[(SOME[n % 6], kind) for n, kind in enumerate(KINDS)],
 )
 
+
 Point = tuple[Any, Any, Any]  # params, xs, carry
 
 

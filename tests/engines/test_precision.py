@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import jrnn
-from jrnn import GRU, LSTM, Cell, Engine, structure
+from jrnn import GRU, LSTM, Cell, Elman, Engine, structure
+from jrnn.cells import ElmanParams
 from tests.cells.toys import Integrator
 from tests.helpers import (
     Way,
@@ -153,6 +154,21 @@ def test_the_carry_is_accumulated_in_the_wider_dtype(engine: Engine) -> None:
         tiny = np.full((4, 1, 1), 1e-8, np.float32)
         carry, _ = jrnn.unroll(cell, np.float64(0), tiny, np.ones((1, 1)), engine=engine)
         np.testing.assert_allclose(carry - 1, 4e-8, rtol=1e-5)
+
+
+def test_gradients_of_weights_are_added_in_the_wider_dtype(engine: Engine) -> None:
+    # A bfloat16 stalls at 256 where ones are added to it.
+    cell = Elman(1, activation="relu")
+    one = np.ones((1, 1), np.float32)
+    params = ElmanParams(w_ih=one, w_hh=0 * one, b=np.zeros(1, np.float32))
+    xs = jnp.ones((1024, 1, 1), jnp.bfloat16)
+
+    @jax.grad
+    def grads(params: ElmanParams) -> jax.Array:
+        return jrnn.unroll(cell, params, xs, engine=engine)[1].astype(np.float32).sum()
+
+    got = grads(params)
+    np.testing.assert_allclose((got.w_ih[0, 0], got.b[0]), 1024, rtol=1e-2)
 
 
 @pytest.mark.parametrize("cell", [LSTM(1), GRU(1)])

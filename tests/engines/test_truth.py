@@ -1,6 +1,7 @@
 """`unroll` against slow truths: the papers' equations in NumPy, a Python loop, differences."""
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import hypothesis
 import hypothesis.strategies as st
@@ -14,6 +15,7 @@ from jrnn import Engine
 from tests.cells.toys import Learned
 from tests.helpers import (
     HALF,
+    OPTIMIZED,
     WAYS,
     Batch,
     Way,
@@ -39,30 +41,26 @@ def example(row: Row) -> tuple[jrnn.Cell, object, Batch]:
     return cell, params, random_batch(cell, params, 2, steps=5, batch=3)
 
 
-def of_a_kind(row: Row) -> bool:
-    return any(row is CELLS[name] for name in KINDS)
-
-
-def ways_of(row: Row, engine: Engine) -> tuple[Way, ...]:
-    """Half of the sixteen for one row of each kind; for the others one direction on each engine."""
-    return HALF if of_a_kind(row) else (Way(reverse=isinstance(engine, jrnn.Fused)),)
-
-
 def test_values_and_gradients_equal_a_loop_in_float64(kind: Row, engine: Engine, x64: None) -> None:
-    (cell, params, batch), ways = example(kind), ways_of(kind, engine)
-    results = quickly_differentiate_all(cell, engine, ways, params, batch)
-    for way, got in zip(ways, results, strict=True):
+    cell, params, batch = example(kind)
+    results = quickly_differentiate_all(cell, engine, HALF, params, batch)
+    for way, got in zip(HALF, results, strict=True):
         assert_close((got.carry, got.ys), oracle(kind, way, params, batch), 1e-10)
         assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-10)
+        if way in (HALF[0], HALF[-1]):
+            assert_close(tuple(got[2:]), central_differences(kind, way, params, batch), 1e-8)
 
 
-def test_values_and_gradients_equal_finite_differences(row: Row, engine: Engine, x64: None) -> None:
-    (cell, params, batch), ways = example(row), ways_of(row, engine)
-    results = quickly_differentiate_all(cell, engine, ways, params, batch)
-    for way, got in zip(ways, results, strict=True):
-        assert_close((got.carry, got.ys), oracle(row, way, params, batch), 1e-10)
-        if way in (*EVERYTHING, HALF[-1]):
-            assert_close(tuple(got[2:]), central_differences(row, way, params, batch), 1e-8)
+@pytest.mark.parametrize("name", [name for name in CELLS if name not in KINDS])
+def test_values_and_gradients_equal_finite_differences(
+    name: str, engine: Engine, x64: None
+) -> None:
+    # One direction on each engine; all ways of these rows are in the exhaustive suite.
+    row, way = CELLS[name], Way(reverse=isinstance(engine, jrnn.Fused))
+    cell, params, batch = example(row)
+    (got,) = quickly_differentiate_all(cell, engine, (way,), params, batch)
+    assert_close((got.carry, got.ys), oracle(row, way, params, batch), 1e-10)
+    assert_close(tuple(got[2:]), central_differences(row, way, params, batch), 1e-8)
 
 
 @pytest.mark.exhaustive
@@ -76,21 +74,32 @@ def test_every_row_equals_a_loop_every_way(row: Row, engine: Engine, x64: None) 
             assert_close(tuple(got[2:]), central_differences(row, way, params, batch), 1e-8)
 
 
-def test_values_equal_the_oracle_in_float32(kind: Row, engine: Engine, optimized: None) -> None:
+@pytest.mark.exhaustive
+def test_values_equal_the_oracle_in_float32(kind: Row, engine: Engine) -> None:
     cell, params, batch = as_dtype(example(kind), np.float32)
     wide = as_dtype((params, batch), np.float64)
-    for way, got in zip(HALF, unroll_all(cell, engine, HALF, params, batch), strict=True):
+    for way, got in zip(WAYS, unroll_all(cell, engine, WAYS, params, batch), strict=True):
         assert jax.tree.leaves(got)[0].real.dtype == np.float32
         assert_close(got, oracle(kind, way, *wide), 1e-5)
 
 
-def test_gradients_equal_a_loop_in_float32(kind: Row, engine: Engine, optimized: None) -> None:
+@partial(jax.jit, static_argnums=(0, 1), compiler_options=OPTIMIZED)
+def as_users_run_it(cell: jrnn.Cell, engine: Engine, params: Any, batch: Batch) -> Any:
+    """Values alone, and values with gradients, in optimised code."""
+    given = cell, engine, EVERYTHING, params, batch
+    return unroll_all(*given), differentiate_all(*given)
+
+
+def test_values_and_gradients_equal_a_loop_in_float32(kind: Row, engine: Engine) -> None:
     cell, params, batch = as_dtype(example(kind), np.float32)
-    results = differentiate_all(cell, engine, EVERYTHING, params, batch)
+    values, results = as_users_run_it(cell, engine, params, batch)
     with jax.enable_x64(True):
         wide = as_dtype((params, batch), np.float64)
         truths = [loop_grads(cell, way, *wide) for way in EVERYTHING]
-    for got, truth in zip(results, truths, strict=True):
+    for way, alone, got, truth in zip(EVERYTHING, values, results, truths, strict=True):
+        assert jax.tree.leaves(alone)[0].real.dtype == np.float32
+        assert_close(alone, oracle(kind, way, *wide), 1e-5)
+        assert_close((got.carry, got.ys), oracle(kind, way, *wide), 1e-5)
         assert_close(tuple(got[2:]), truth, 1e-5)
 
 

@@ -126,7 +126,7 @@ def test_generate_leaves_dropout_out(language_model):
 @pytest.mark.parametrize("options", [{"bidirectional": True}, {"time_major": True}])
 def test_generate_refuses_a_body_that_cannot_go_on(options):
     model = SequenceToSequence(body(**options), K, rngs=nnx.Rngs(1))
-    with pytest.raises(ValueError, match="batch-major and run forward only"):
+    with pytest.raises(ValueError, match="must be batch-major and causal"):
         generate(model, jnp.zeros((1, 2), int), 3, key=jax.random.key(0))
 
 

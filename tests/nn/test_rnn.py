@@ -1,4 +1,4 @@
-"""The module round one cell, and the cell inside flax's own modules."""
+"""A cell or a layer as a flax module, and a cell inside flax's own modules."""
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,7 @@ def test_noise_is_drawn_in_training_and_expected_in_evaluation():
 def test_noise_needs_a_stream_of_random_numbers_in_training_alone():
     rnn = RNN(Noisy(H), I, rngs=nnx.Rngs(params=0))
     xs, _, _ = batch()
-    with pytest.raises(ValueError, match=r"RNN: Noisy\(.* has noise, and rngs had no stream"):
+    with pytest.raises(ValueError, match=r"RNN: Noisy\(.* draws noise, and rngs had no stream"):
         rnn(xs)
     assert not np.allclose(rnn(xs, key=jax.random.key(0))[1], rnn(xs, key=jax.random.key(1))[1])
     rnn.eval()
@@ -185,6 +185,12 @@ def test_flax_cell_refuses_carry_init():
     adapter = FlaxCell(jrnn.GRU(H), I, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="carry_init must be None"):
         adapter.initialize_carry((B, I), carry_init=nnx.initializers.ones)
+
+
+def test_flax_cell_refuses_a_layer_that_is_no_cell():
+    for layer in (jrnn.stack([jrnn.GRU(H)]), jrnn.bidirectional(jrnn.GRU(H)), 3):
+        with pytest.raises(TypeError, match="FlaxCell: cell must be a single cell .*jrnn.nn.RNN"):
+            FlaxCell(layer, I, rngs=nnx.Rngs(0))  # pyright: ignore[reportArgumentType]
 
 
 def test_flax_cell_runs_a_cell_with_noise_at_its_expected_value():

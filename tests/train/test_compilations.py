@@ -9,6 +9,7 @@ from jrnn.train.run import Run
 from tests.helpers import compiled
 from tests.train.test_sweep import Signs
 
+pytestmark = pytest.mark.usefixtures("uncached")
 TRAINED, VALIDATED = 120, 40
 
 

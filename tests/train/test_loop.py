@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -57,8 +58,8 @@ class Sign(Task):
 
 def experiment(task=Sign(), **changes):
     options = {"steps": 50, "batch_size": 8, "eval_every": 25}
-    network = Network(jrnn.GRU(6), dropout=0.1)
-    return Experiment(task, network, Optim(3e-2), **{**options, **changes})
+    options |= {"network": Network(jrnn.GRU(6), dropout=0.1), "optim": Optim(3e-2)}
+    return Experiment(task, **{**options, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,20 @@ def test_restore_gives_the_best_network_back(run):
     assert again[1:4] == trained[1:4]
     got, want = (nnx.state(t.model, nnx.Param) for t in (again, trained))
     jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+@pytest.mark.parametrize(("target", "best_of"), [("class", max), ("value", min)])
+def test_the_best_network_is_that_of_the_best_evaluation(target, best_of, tmp_path):
+    """At a high learning rate the last evaluation is not the best."""
+    e = replace(experiment(Sign(target), steps=60, eval_every=5), optim=Optim(1.0))
+    data = e.task.load()
+    trained = train(e, data, tmp_path)
+    _, metrics = MetricsFile(tmp_path / "metrics.jsonl").read("validation", "metric")
+    assert trained.validation["metric"] == best_of(metrics)
+    assert trained.step < e.steps
+    graphdef, state = init_state(trained.model, e.optim.build(e.steps))
+    got = make_evaluate(graphdef, Objective.of(data), 8)(state, data.validation)
+    assert got == pytest.approx(trained.validation, rel=1e-5)
 
 
 def test_metrics_are_lines_of_json_with_train_and_validation(run):
@@ -162,6 +177,20 @@ def test_non_finite_loss_stops_and_names_step_and_checkpoint(tmp_path):
     assert back.step < step and f"is of step {back.step}." in str(caught.value)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(back.arrays["state"]["params"]))
     checkpoints.close()
+
+
+@dataclass(frozen=True)
+class RootOfZero(jrnn.Elman):
+    """Its state is 0, and the gradient of that is NaN."""
+
+    def update(self, params, carry, z, u):
+        return jnp.sqrt(0 * super().update(params, carry, z, u))
+
+
+def test_a_gradient_that_is_not_finite_stops_at_its_step(tmp_path):
+    e = experiment(network=Network(RootOfZero(4)))
+    with pytest.raises(NonFiniteLoss, match="the gradient is nan at step 1;"):
+        train(e, e.task.load(), tmp_path)
 
 
 def test_a_diverging_run_stops(tmp_path):

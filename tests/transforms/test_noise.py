@@ -1,5 +1,6 @@
 """Transforms with noise: against loops in NumPy with the masks that were drawn, on every engine."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 import jrnn
-from jrnn import GRU, LRU, LSTM, Associative, Cell, Elman, Fused, MinGRU, Newton, Scan
-from jrnn.transforms import dropout, highway, layer_norm, residual, stack, weight_drop, zoneout
+from jrnn import GRU, LSTM, Associative, Cell, Elman, Fused, MinGRU, Newton, Scan
+from jrnn.structure import recurrence
+from jrnn.transforms import dropout, highway, layer_norm, residual, weight_drop, zoneout
 from tests.helpers import assert_close, random_params
 from tests.oracles.common import sigmoid
 from tests.oracles.gru import gru_reset_after
@@ -27,9 +29,6 @@ NOISY = {
     "each-step": dropout(LSTM(SIZE), x=0.4, candidate=0.4, each_step=True),
     "weight_drop": weight_drop(LSTM(SIZE), rate=0.4),
     "nested": residual(zoneout(dropout(layer_norm(LSTM(SIZE)), x=0.4, candidate=0.4), h=0.3)),
-    "stack": stack(
-        [dropout(LSTM(4), x=0.4, y=0.4), weight_drop(GRU(SIZE)), zoneout(LRU(2), h=0.3)]
-    ),
 }
 
 
@@ -39,6 +38,12 @@ def setting(cell: Cell, seed: int = 1) -> Any:
 
 def run(cell: Cell, params: Any, engine: Any = "scan", key: Any = KEY) -> Any:
     return jrnn.unroll(cell, params, XS, key=key, engine=engine)
+
+
+def draw(cell: Cell, params: Any, xs: Any = XS) -> tuple[Any, Any]:
+    """The changed parameters and the transform's own noise, as `run` draws them."""
+    params, noise = cell.sample_noise(params, xs, xs.shape[:2], KEY)
+    return params, noise.own
 
 
 def loop(step: Any, carry: Any) -> np.ndarray:
@@ -53,12 +58,18 @@ def loop(step: Any, carry: Any) -> np.ndarray:
     return np.swapaxes(np.array(ys), 0, 1)
 
 
-@pytest.mark.parametrize("name", NOISY)
+FEW = ("zoneout-linear", "dropout", "weight_drop")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in FEW else pytest.param(name, marks=pytest.mark.exhaustive) for name in NOISY],
+)
 def test_every_engine_sees_the_same_noise(name: str, x64: None) -> None:
     cell = NOISY[name]
     params = setting(cell)
     engines = [Fused(), Fused(chunk=2, remat=True), Newton()]
-    engines += [Associative()] if cell.recurrence == "linear" else []
+    engines += [Associative()] if recurrence(cell, SIZE) == "linear" else []
 
     @jax.jit
     def everything(params: Any) -> Any:
@@ -86,7 +97,7 @@ def test_a_key_gives_the_same_noise_again_and_another_key_another(name: str) -> 
 def test_zoneout_keeps_what_its_masks_say(x64: None) -> None:
     cell = NOISY["zoneout"]
     params = setting(cell)
-    _, (_, (h_mask, c_mask)) = cell.perturb(params, XS, (STEPS, BATCH), KEY)
+    _, (h_mask, c_mask) = draw(cell, params)
 
     def step(t: int, b: int, carry: Any) -> Any:
         new, _ = lstm(params, carry, XS[t, b])
@@ -98,10 +109,17 @@ def test_zoneout_keeps_what_its_masks_say(x64: None) -> None:
     assert (np.asarray(h_mask) != np.asarray(c_mask)).any()
 
 
+def test_zoneout_draws_the_masks_of_h_and_c_apart(x64: None) -> None:
+    cell = NOISY["zoneout"]
+    _, masks = draw(cell, setting(cell))
+    h, c = (np.asarray(mask) for mask in masks)
+    assert (h & ~c).any() and (c & ~h).any()
+
+
 def test_dropout_masks_inputs_candidates_and_outputs(x64: None) -> None:
     cell = NOISY["dropout"]
     params = setting(cell)
-    _, (_, masks) = cell.perturb(params, XS, (STEPS, BATCH), KEY)
+    _, masks = draw(cell, params)
     for mask in (*masks.x, *masks.candidate, masks.y):
         np.testing.assert_array_equal(mask, np.broadcast_to(mask[:1], mask.shape))
     assert not masks.x[0].all() and not masks.candidate[0].all() and not masks.y.all()
@@ -122,16 +140,32 @@ def test_dropout_masks_inputs_candidates_and_outputs(x64: None) -> None:
     assert_close(run(cell, params)[1], loop(step, np.zeros(SIZE)), 1e-10)
 
 
+def test_dropout_masks_of_inputs_candidates_and_outputs_differ() -> None:
+    cell = dropout(GRU(SIZE), x=0.5, y=0.5, candidate=0.5)
+    _, (x, candidate, y) = draw(cell, setting(cell))
+    masks = [np.asarray(mask) for mask in (*x, *candidate, y)]
+    for mask, other in itertools.combinations(masks, 2):
+        assert (mask != other).any()
+    for mask in masks:
+        assert (mask != mask[:, :1]).any(), "all sequences have one mask"
+
+
+def test_nested_transforms_draw_different_masks() -> None:
+    cell = dropout(dropout(MinGRU(SIZE), x=0.5), x=0.5)
+    _, noise = cell.sample_noise(setting(cell), XS, XS.shape[:2], KEY)
+    assert (np.asarray(noise.own.x[0]) != np.asarray(noise.inside.own.x[0])).any()
+
+
 def test_masks_of_each_step_differ() -> None:
     cell = NOISY["each-step"]
-    _, (_, masks) = cell.perturb(setting(cell), XS, (STEPS, BATCH), KEY)
+    _, masks = draw(cell, setting(cell))
     assert (np.asarray(masks.x[0][0]) != np.asarray(masks.x[0][1:])).any()
 
 
 def test_dropped_weights_are_the_same_for_all(x64: None) -> None:
     cell = NOISY["weight_drop"]
     params = setting(cell)
-    dropped, _ = cell.perturb(params, XS, (STEPS, BATCH), KEY)
+    dropped, _ = draw(cell, params)
     kept = np.asarray(dropped.w_hh) != 0
     assert 0.3 < kept.mean() < 0.9
     np.testing.assert_allclose(dropped.w_hh[kept], params.w_hh[kept] / 0.6)
@@ -145,27 +179,27 @@ def test_dropped_weights_are_the_same_for_all(x64: None) -> None:
 def test_rates_are_the_share_of_what_is_dropped(name: str) -> None:
     cell = NOISY[name]
     params, many = random_params(cell, 1, SIZE, np.float32), jnp.zeros((200, 50, SIZE))
-    dropped, noise = cell.perturb(params, many, (200, 50), KEY)
+    _, noise = draw(cell, params, many)
     if name == "weight_drop":
         large = jnp.ones((300, 300))
-        dropped, _ = cell.perturb(params._replace(w_hh=large), many, (1, 1), KEY)
+        dropped, _ = draw(cell, params._replace(w_hh=large))
         np.testing.assert_allclose((dropped.w_hh == 0).mean(), 0.4, atol=0.02)
     elif name == "dropout":
-        np.testing.assert_allclose(noise[1].x[0].mean(), 0.6, atol=0.1)
+        np.testing.assert_allclose(noise.x[0].mean(), 0.6, atol=0.1)
     else:
-        np.testing.assert_allclose(noise[1][0].mean(), 0.4, atol=0.02)
+        np.testing.assert_allclose(noise[0].mean(), 0.4, atol=0.02)
 
 
 def test_a_linear_cell_stays_linear_under_noise(x64: None) -> None:
     cell = NOISY["zoneout-linear"]
     params = setting(cell)
-    _, (_, (mask,)) = cell.perturb(params, XS, (STEPS, BATCH), KEY)
+    _, (mask,) = draw(cell, params)
 
     def step(t: int, b: int, h: Any) -> Any:
         h = np.where(mask[t, b], h, mingru(params, h, XS[t, b])[0])
         return h, h
 
-    assert cell.recurrence == "linear"
+    assert recurrence(cell) == "linear"
     for engine in (Associative(), Associative(chunk=2)):
         assert_close(run(cell, params, engine)[1], loop(step, np.zeros(SIZE)), 1e-12)
 
@@ -186,22 +220,26 @@ def test_zoneout_of_a_cell_state_needs_one() -> None:
         run(cell, setting(cell))
 
 
-def test_zoneout_of_a_stack_has_the_rate_of_h_for_layers_without_names(x64: None) -> None:
-    cell = stack([LSTM(SIZE), GRU(SIZE)])
-    params = setting(cell)
-    got, plain = (run(c, params, key=None)[0] for c in (zoneout(cell, h=0.25), cell))
-    steps = jrnn.unroll(zoneout(GRU(SIZE), h=0.25), params[1], XS)[0]
-    assert (np.asarray(got[0].h) != np.asarray(plain[0].h)).all()
-    assert (np.asarray(got[1]) != np.asarray(plain[1])).all() and got[1].shape == steps.shape
-
-
-def test_zoneout_round_dropout_is_the_same_with_and_without_a_key(x64: None) -> None:
-    # The dropped output is no part of the carry: it is that of the cell before it zoned out.
+def test_zoneout_around_dropout_reads_out_the_mixed_carry(x64: None) -> None:
     cell = zoneout(dropout(LSTM(SIZE), y=0.5), h=0.9)
     params = setting(cell)
-    carry, y = cell.step(params, cell.init_carry(params, ()), XS[0, 0])
-    plain, _ = LSTM(SIZE).step(params, cell.init_carry(params, ()), XS[0, 0])
-    assert_close((carry.h, y), (0.1 * plain.h, plain.h), 1e-12)
+    _, noise = cell.sample_noise(params, XS, (STEPS, BATCH), KEY)
+    (h_mask, _), y_mask = noise.own, noise.inside.own.y
+    zeros: Any = np.zeros(SIZE)
+
+    def expected(t: int, b: int, carry: Any) -> Any:
+        new, _ = lstm(params, carry, XS[t, b])
+        h = 0.9 * carry.h + 0.1 * new.h
+        return jrnn.LSTMCarry(h, new.c), h
+
+    def drawn(t: int, b: int, carry: Any) -> Any:
+        new, _ = lstm(params, carry, XS[t, b])
+        h = np.where(h_mask[t, b], carry.h, new.h)
+        return jrnn.LSTMCarry(h, new.c), h * y_mask[t, b] / 0.5
+
+    for key, step in ((None, expected), (KEY, drawn)):
+        want = loop(step, jrnn.LSTMCarry(zeros, zeros))
+        assert_close(run(cell, params, key=key)[1], want, 1e-12)
 
 
 @pytest.mark.parametrize("batch", [(), (2, 5)])
@@ -220,7 +258,8 @@ def test_weights_to_be_dropped_must_exist() -> None:
 def test_highway_passes_noise_to_the_cell_inside(x64: None) -> None:
     cell = highway(dropout(MinGRU(SIZE), x=0.4))
     params = setting(cell)
-    _, (_, masks) = cell.perturb(params, XS, (STEPS, BATCH), KEY)
+    _, noise = cell.sample_noise(params, XS, (STEPS, BATCH), KEY)
+    masks = noise.inside.own
 
     def step(t: int, b: int, h: Any) -> Any:
         h, y = mingru(params.cell, h, XS[t, b] * masks.x[0][t, b] / 0.6)

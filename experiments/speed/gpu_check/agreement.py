@@ -1,6 +1,6 @@
 """Values and gradients of cells on the device of JAX, against `scan` in float64 on the CPU."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -182,7 +182,7 @@ def compare(got: Results, want: Results, tolerance: float) -> dict[str, Any]:
 
 
 def check(
-    makers: dict[str, Callable[[int], jrnn.Layer]],
+    makers: Mapping[str, Callable[[int], jrnn.Layer]],
     shape: Shape,
     deadline: Deadline,
     truth: Reference = reference,

@@ -1,6 +1,6 @@
 """What a run checks and times, and at which sizes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jrnn
@@ -28,7 +28,7 @@ TIMED_ENGINES = {
 }
 PEERS = {"lstm": ("nnx", "torch", "cudnn"), "gru": ("nnx", "torch")}
 
-COMPOSED: dict[str, Callable[[int], jrnn.Layer]] = {
+TRANSFORMS: Mapping[str, Callable[[int], jrnn.Layer]] = {
     "layer_norm-lstm": lambda hidden: jrnn.transforms.LayerNorm(jrnn.LSTM(hidden)),
     "zoneout-gru": lambda hidden: jrnn.transforms.Zoneout(jrnn.GRU(hidden), h=0.25),
     "projection-lstm": lambda hidden: jrnn.transforms.Projection(jrnn.LSTM(hidden), size=3),
@@ -37,7 +37,7 @@ COMPOSED: dict[str, Callable[[int], jrnn.Layer]] = {
     "stack-lstm-gru": lambda hidden: jrnn.stack((jrnn.LSTM(hidden), jrnn.GRU(hidden))),
     "bidirectional-gru": lambda hidden: jrnn.bidirectional(jrnn.GRU(hidden)),
 }
-"""Transformed cells, and layers of cells, that are checked as well, from a hidden size."""
+"""Transformed cells that are checked beside the plain ones, from a hidden size."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Plan:
     """What one run does.
 
     Args:
-      checked: the cells and layers whose values and gradients are checked, keys of `SUBJECTS`.
+      checked: the cells whose values and gradients are checked, keys of `SUBJECTS`.
       checked_shape: the sizes of that.
       timed: the cells that are timed, keys of `TIMED_ENGINES`, the most informative first.
       shapes: the sizes at which each is timed.
@@ -65,11 +65,11 @@ class Plan:
     seconds: float
 
 
-SUBJECTS: dict[str, Callable[[int], jrnn.Layer]] = {
+SUBJECTS: Mapping[str, Callable[[int], jrnn.Layer]] = {
     **{name: lambda hidden, make=make: make(hidden) for name, make in CELLS.items()},  # pyright: ignore
-    **COMPOSED,
+    **TRANSFORMS,
 }
-"""Everything that is checked, by name, from a hidden size."""
+"""All that is checked, by name, from a hidden size."""
 
 FULL = Plan(
     # Those that are timed come first, should the time not be enough for all.

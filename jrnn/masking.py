@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jrnn.cell import Carry, Inputs
+from jrnn.layer import Carry, Inputs
 
 
 class Masks(NamedTuple):

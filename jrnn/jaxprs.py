@@ -1,0 +1,25 @@
+"""What taps and structure share: the jaxprs inside of an equation."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from jax.extend import core
+
+INLINED = frozenset({"jit", "pjit", "closed_call", "core_call"})
+"""Primitives that call one jaxpr and do nothing else."""
+
+REMATERIALIZED = frozenset({"remat2", "checkpoint", "remat"})
+"""Primitives of `jax.checkpoint`."""
+
+CALLS = INLINED | REMATERIALIZED | {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+"""Primitives that apply one jaxpr to their operands."""
+
+
+def inner_jaxprs(eqn: Any) -> Iterator[core.ClosedJaxpr]:
+    """The jaxprs among the parameters of an equation."""
+    for value in eqn.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, core.ClosedJaxpr):
+                yield item
+            elif isinstance(item, core.Jaxpr):
+                yield core.ClosedJaxpr(item, ())

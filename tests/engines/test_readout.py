@@ -1,0 +1,79 @@
+"""Where a readout is computed: in the loop, or once over all steps after it; with one result."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jrnn import Fused, Scan
+from jrnn.engines.precision import bind, precision_of
+from jrnn.engines.readout import LARGE_BATCH, loop_readout
+from jrnn.masking import step_of
+from tests.helpers import (
+    Way,
+    assert_close,
+    loop_grads,
+    oracle,
+    quickly_differentiate_all,
+    random_batch,
+    random_params,
+)
+from tests.table import CELLS
+
+WITH_PRODUCTS = ("lru", "s5", "lstm-projected", "projection-gru")
+WAYS = (Way(lengths=True, resets=True, carry=True), Way(reverse=True, lengths=True))
+
+
+@pytest.mark.parametrize(
+    "batch", [LARGE_BATCH - 1, LARGE_BATCH + 1], ids=["after the loop", "in the loop"]
+)
+@pytest.mark.parametrize("name", WITH_PRODUCTS)
+def test_readout_has_its_gradients_wherever_it_is_computed(
+    name: str, batch: int, x64: None
+) -> None:
+    row = CELLS[name]
+    cell = row.make(3)
+    params = random_params(cell, 1, input_size=2)
+    given = random_batch(cell, params, 2, steps=4, batch=batch)
+    for engine in (Scan(), Fused(chunk=3), Fused(chunk=2, remat=True)):
+        results = quickly_differentiate_all(cell, engine, WAYS, params, given)
+        for way, got in zip(WAYS, results, strict=True):
+            assert_close((got.carry, got.ys), oracle(row, way, params, given), 1e-10)
+            assert_close(tuple(got[2:]), loop_grads(cell, way, params, given), 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "deferred"),
+    [
+        *((name, LARGE_BATCH - 1, True) for name in WITH_PRODUCTS),
+        *((name, LARGE_BATCH, False) for name in WITH_PRODUCTS),
+        ("mlstm", 1, False),  # its readout multiplies a matrix by the query, and no parameters
+        ("lstm", 1, False),
+        ("zoneout-lstm", 1, False),
+    ],
+)
+def test_products_by_parameters_leave_the_loop_for_small_batches(
+    name: str, batch: int, deferred: bool
+) -> None:
+    cell = CELLS[name].make(4)
+    params = cell.init(jax.random.key(0), 2)
+    xs = cell.inputs(2, (5, batch))
+    bound = bind(cell, params, precision_of(params, xs))
+    carry = cell.init_carry(params, (batch,))
+    readout = loop_readout(bound, carry, step_of(xs))
+    z = bound.project(jax.tree.map(lambda leaf: leaf[0], xs))
+    out = jax.eval_shape(readout.emit, bound, carry, z)
+    y = jax.eval_shape(bound.readout, carry, z)
+    assert (jax.tree.structure(out) != jax.tree.structure(y)) is deferred
+
+
+def test_only_what_a_readout_reads_is_stacked_over_time() -> None:
+    cell = CELLS["projection-gru"].make(4)
+    params = cell.init(jax.random.key(0), 2)
+    xs: Any = np.ones((5, 1, 2), np.float32)
+    bound = bind(cell, params, precision_of(params, xs))
+    readout = loop_readout(bound, cell.init_carry(params, (1,)), step_of(xs))
+    z = bound.project(xs[0])
+    emitted = jax.eval_shape(readout.emit, bound, cell.init_carry(params, (1,)), z)
+    assert [leaf.shape for leaf in jax.tree.leaves(emitted)] == [(1, 4)]

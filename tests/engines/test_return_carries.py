@@ -1,0 +1,245 @@
+"""`unroll(return_carries=True)`: the carry after each step, against a loop, on every engine."""
+
+import logging
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jrnn
+from jrnn import GRU, LSTM, Associative, Cell, Engine, Fused, MinGRU, Native, Newton, Scan
+from jrnn.transforms import dropout, learned_carry, projection, zoneout
+from tests.helpers import QUICK, assert_close, random_params, start_vjp, step_vjp
+
+STEPS, BATCH, SIZE = 5, 4, 2
+MASK = np.array([[0, 1, 1, 1], [1, 0, 1, 0], [1, 1, 0, 0], [0, 1, 1, 0], [1, 1, 1, 0]], bool)
+LENGTHS = np.array([5, 3, 0, 4], np.int32)
+RESETS = np.random.default_rng(3).random(MASK.shape) < 0.4
+XS = np.random.default_rng(0).normal(size=(STEPS, BATCH, SIZE))
+
+
+class Way(NamedTuple):
+    """Which of the optional arguments are given."""
+
+    lengths: Any = None
+    mask: Any = None
+    resets: Any = None
+    carry: bool = True
+    reverse: bool = False
+
+
+WAYS = (
+    Way(),
+    Way(LENGTHS, resets=RESETS, carry=False),
+    Way(mask=MASK, resets=RESETS, reverse=True),
+    Way(LENGTHS, MASK, carry=False, reverse=True),
+)
+
+CELLS: dict[str, Cell] = {
+    "lstm": LSTM(3, peepholes=True),
+    "projected": LSTM(4, proj_size=3),
+    "gru": GRU(3),
+    "lru": jrnn.LRU(3),
+    "mingru": MinGRU(3, log_space=True),
+    "s5": jrnn.S5(3),
+    "learned": learned_carry(projection(GRU(3), size=2)),
+    "zoneout": zoneout(LSTM(3), h=0.3, c=0.4),
+}
+CASES: list[tuple[str, Engine]] = [
+    ("lstm", Scan()),
+    ("projected", Fused(chunk=2)),
+    ("learned", Fused(chunk=3, remat=True)),
+    ("lru", Associative()),
+    ("gru", Newton()),
+]
+MORE_CASES: list[tuple[str, Engine]] = [
+    ("projected", Scan()),
+    ("s5", Scan()),
+    ("lstm", Fused()),
+    ("mingru", Associative(chunk=2)),
+    ("s5", Associative()),
+    ("zoneout", Newton()),
+    ("lru", Newton()),
+]
+ALL_CASES = CASES + [pytest.param(*case, marks=pytest.mark.exhaustive) for case in MORE_CASES]
+
+
+def weights(tree: Any) -> Any:
+    """Cotangents: numbers that differ, for leaves of these shapes."""
+    return jax.tree.map(lambda a: np.cos(np.arange(a.size)).reshape(a.shape).astype(a.dtype), tree)
+
+
+def loop(cell: Cell, way: Way, params: Any, xs: Any, first: Any, ct: Any) -> Any:
+    """Each sequence alone, step by step: results as of `unroll`, and their cotangents pulled back.
+
+    On padding the carry is repeated, and so its cotangents add up.
+    """
+    ct_last, ct_ys, ct_carries = ct
+    zeros, add = partial(jax.tree.map, np.zeros_like), partial(jax.tree.map, np.add)
+    last, ys, carries = zeros((ct_last, ct_ys, ct_carries))
+    params_grad, xs_grad, first_grad = zeros((params, xs, first))
+    pick = lambda tree, *index: jax.tree.map(lambda a: a[index], tree)
+
+    def put(tree: Any, value: Any, *index: int) -> None:
+        for leaf, part in zip(jax.tree.leaves(tree), jax.tree.leaves(value), strict=True):
+            leaf[index] = part
+
+    for b in range(BATCH):
+        start, _ = start_vjp(cell, params, pick(ct_last, b))
+        carry = pick(first, b) if way.carry else start
+        order = range(STEPS)[:: -1 if way.reverse else 1]
+        inside = [t for t in order if way.lengths is None or t < way.lengths[b]]
+        valid = [t for t in inside if way.mask is None or way.mask[t, b]]
+        resets = [t for t in valid if way.resets is not None and way.resets[t, b]]
+        prev = {}
+        for t in order:
+            if t in valid:
+                prev[t] = start if t in resets else carry
+                given = params, prev[t], xs[t, b], ct_ys[t, b], pick(ct_last, b)
+                (carry, y), _ = step_vjp(cell, *given)
+                put(ys, y, t, b)
+            put(carries, carry, t, b)
+        put(last, carry, b)
+
+        cotangent, ct_start = pick(ct_last, b), zeros(pick(ct_last, b))
+        for t in reversed(order):
+            cotangent = add(cotangent, pick(ct_carries, t, b))
+            if t in valid:
+                given = params, prev[t], xs[t, b], ct_ys[t, b], cotangent
+                _, (share, cotangent, xs_grad[t, b]) = step_vjp(cell, *given)
+                params_grad = add(params_grad, share)
+            if t in resets:
+                ct_start, cotangent = add(ct_start, cotangent), zeros(cotangent)
+        if way.carry:
+            put(first_grad, cotangent, b)
+        else:
+            ct_start = add(ct_start, cotangent)
+        params_grad = add(params_grad, start_vjp(cell, params, ct_start)[1])
+    return (last, ys, carries), (params_grad, xs_grad, first_grad)
+
+
+@partial(jax.jit, static_argnames=("cell", "engine"), compiler_options=QUICK)
+def by_engine(cell: Cell, engine: Engine, params: Any, xs: Any, first: Any) -> Any:
+    """Results and gradients of all ways, in one compilation."""
+    results = []
+    for way in WAYS:
+
+        def run(params: Any, xs: Any, first: Any, way: Way = way) -> Any:
+            return jrnn.unroll(
+                cell,
+                params,
+                xs,
+                first if way.carry else None,
+                lengths=way.lengths,
+                mask=way.mask,
+                resets=way.resets,
+                reverse=way.reverse,
+                engine=engine,
+                return_carries=True,
+            )
+
+        out, vjp = jax.vjp(run, params, xs, first)
+        results.append((out, vjp(weights(out))))
+    return results
+
+
+def assert_like_the_loop(cell: Cell, engine: Engine, dtype: Any, tolerance: float) -> None:
+    params, xs, first = setting(cell, dtype)
+    for way, got in zip(WAYS, by_engine(cell, engine, params, xs, first), strict=True):
+        want = loop(cell, way, params, xs, first, weights(got[0]))
+        assert_close(got, want, tolerance)
+
+
+def setting(cell: Cell, dtype: Any) -> Any:
+    params = random_params(cell, 1, SIZE, dtype)
+    first = jax.tree.map(lambda a: np.asarray(a + 0.3), cell.init_carry(params, (BATCH,)))
+    return params, XS.astype(dtype), first
+
+
+@pytest.mark.parametrize(("name", "engine"), ALL_CASES, ids=str)
+def test_carries_equal_a_loop(name: str, engine: Engine, x64: None) -> None:
+    tolerance = 1e-8 if isinstance(engine, Newton) else 1e-10
+    assert_like_the_loop(CELLS[name], engine, np.float64, tolerance)
+
+
+@pytest.mark.parametrize(
+    "cell", [GRU(3), learned_carry(projection(jrnn.Elman(3), size=2))], ids=["gru", "learned"]
+)
+def test_carries_of_the_native_engine_equal_a_loop(cell: Cell) -> None:
+    pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
+    assert_like_the_loop(cell, Native(), np.float32, 2e-5)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_no_steps_give_no_carries(name: str) -> None:
+    cell = CELLS[name]
+    params, xs, first = setting(cell, np.float32)
+    for reverse in (False, True):
+        options = {"reverse": reverse, "mask": MASK[:0], "resets": RESETS[:0]}
+        last, ys, carries = jrnn.unroll(cell, params, xs[:0], first, return_carries=True, **options)
+        assert_close(last, first, 0)
+        assert ys.shape[:2] == (0, BATCH)
+        want = jax.tree.map(lambda a: np.zeros((0, *a.shape)), first)
+        got = [a.shape for a in jax.tree.leaves(carries)]
+        assert got == [a.shape for a in jax.tree.leaves(want)]
+
+
+def test_carries_and_outputs_are_those_without_carries() -> None:
+    cell = dropout(LSTM(3), x=0.5, y=0.5)
+    params, xs, first = setting(cell, np.float32)
+    options = {"mask": MASK, "resets": RESETS, "key": jax.random.key(0)}
+    last, ys, carries = jrnn.unroll(cell, params, xs, first, return_carries=True, **options)
+    assert_close((last, ys), jrnn.unroll(cell, params, xs, first, **options), 1e-6)
+    assert_close(jax.tree.map(lambda a: a[-1], carries), last, 0)
+
+
+def test_carries_are_in_the_wide_dtype() -> None:
+    cell = LSTM(3)
+    params, xs, first = setting(cell, np.float32)
+    last, ys, carries = jrnn.unroll(
+        cell, params, xs.astype(jnp.bfloat16), first, return_carries=True
+    )
+    assert ys.dtype == jnp.bfloat16 and carries.c.dtype == last.c.dtype == np.float32
+    assert_close(jax.tree.map(lambda a: a[-1], carries), last, 0)
+
+
+CHOICES = [
+    (LSTM(3), 5, 4, "Fused", "it does not return the cell state of each step"),
+    (LSTM(3), 5, 40, "Scan", "it does not return the cell state of each step"),
+    (GRU(3), 5, 4, "Native", ""),
+    (jrnn.Elman(3), 5, 40, "Native", ""),
+    (projection(GRU(3), size=2), 5, 4, "Native", ""),
+    (MinGRU(3), 300, 4, "Associative", "there is no kernel for MinGRU"),
+]
+
+
+@pytest.mark.parametrize(("cell", "steps", "batch", "engine", "reason"), CHOICES, ids=str)
+def test_auto_chooses_an_engine_that_has_the_carries(
+    cell: Cell, steps: int, batch: int, engine: str, reason: str, caplog: Any
+) -> None:
+    pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
+    params = random_params(cell, 1, SIZE, np.float32)
+    xs = jnp.ones((steps, batch, SIZE))
+    run = lambda params, xs: jrnn.unroll(cell, params, xs, return_carries=True)
+    with caplog.at_level(logging.INFO, "jrnn"):
+        jax.eval_shape(run, params, xs)
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "jrnn"]
+    assert said.startswith(f"engine='auto' chose {engine}(") and reason in said
+
+
+def test_native_refuses_to_return_a_cell_state() -> None:
+    pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
+    params, xs, first = setting(LSTM(3), np.float32)
+    with pytest.raises(
+        ValueError, match="engine 'native': it does not return the cell state of each step"
+    ):
+        jrnn.unroll(LSTM(3), params, xs, first, engine="native", return_carries=True)
+
+
+def test_layers_that_are_no_cells_have_no_carry_after_each_step() -> None:
+    layer = jrnn.stack([GRU(3)])
+    with pytest.raises(TypeError, match="return_carries needs a single cell, got Stack"):
+        jrnn.unroll(layer, layer.init(jax.random.key(0), SIZE), XS, return_carries=True)

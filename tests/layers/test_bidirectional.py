@@ -1,0 +1,161 @@
+"""A layer in each direction of time: against two runs."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import jrnn
+from jrnn import GRU, LSTM, bidirectional, stack
+from jrnn.nn import RNN, StackedRNN
+from jrnn.transforms import dropout
+from tests.helpers import assert_close, random_params
+
+SIZE = 3
+STEPS, BATCH = 7, 4
+XS = np.random.default_rng(0).normal(size=(STEPS, BATCH, SIZE)).astype(np.float32)
+LENGTHS = np.array([7, 4, 0, 1])
+RESETS = np.random.default_rng(1).random((STEPS, BATCH)) < 0.3
+
+
+@pytest.mark.parametrize("merge", ["concat", "sum", "mul", "ave"])
+def test_both_directions_are_two_runs(merge: Any) -> None:
+    layer = bidirectional(LSTM(SIZE), GRU(SIZE), merge)
+    params = random_params(layer, 1, SIZE, np.float32)
+    first = jax.tree.map(lambda a: a + 0.3, layer.init_carry(params, (BATCH,)))
+    got, ys = jrnn.unroll(layer, params, XS, first, lengths=LENGTHS, resets=RESETS)
+    last, forward = jrnn.unroll(
+        LSTM(SIZE), params.forward, XS, first.forward, lengths=LENGTHS, resets=RESETS
+    )
+    other, backward = jrnn.unroll(
+        GRU(SIZE),
+        params.backward,
+        XS,
+        first.backward,
+        lengths=LENGTHS,
+        resets=jrnn.reverse_resets(RESETS, LENGTHS),
+        reverse=True,
+    )
+    merged = {
+        "concat": np.concatenate([forward, backward], axis=-1),
+        "sum": forward + backward,
+        "mul": forward * backward,
+        "ave": (forward + backward) / 2,
+    }[merge]
+    assert_close(ys, merged, 1e-6)
+    assert_close(tuple(got), (last, other), 1e-6)
+
+
+def test_both_directions_go_into_a_stack_and_a_module() -> None:
+    both = bidirectional(LSTM(SIZE))
+    layer = stack([both, GRU(2)])
+    params = random_params(layer, 1, SIZE, np.float32)
+    _, ys = jrnn.unroll(layer, params, XS, lengths=LENGTHS)
+    below = jrnn.unroll(both, params[0], XS, lengths=LENGTHS)[1]
+    assert_close(ys, jrnn.unroll(GRU(2), params[1], below, lengths=LENGTHS)[1], 1e-6)
+    rnn = RNN(layer, SIZE, time_major=True, rngs=nnx.Rngs(0))
+    assert rnn.output_size == 2 and rnn(XS)[1].shape == (STEPS, BATCH, 2)
+
+
+def test_a_stack_may_be_each_direction() -> None:
+    layer = bidirectional(stack([LSTM(SIZE), GRU(2)]), GRU(2), merge="sum")
+    params = random_params(layer, 1, SIZE, np.float32)
+    got = jrnn.unroll(layer, params, XS, lengths=LENGTHS)[1]
+    ahead = jrnn.unroll(stack([LSTM(SIZE), GRU(2)]), params.forward, XS, lengths=LENGTHS)[1]
+    back = jrnn.unroll(GRU(2), params.backward, XS, lengths=LENGTHS, reverse=True)[1]
+    assert_close(got, ahead + back, 1e-6)
+
+
+def test_what_scans_in_both_directions_takes_no_direction() -> None:
+    both = bidirectional(LSTM(SIZE))
+    params = random_params(both, 1, SIZE, np.float32)
+    with pytest.raises(ValueError, match="reverse must be False"):
+        jrnn.unroll(both, params, XS, reverse=True)
+    with pytest.raises(ValueError, match="reverse must be False"):
+        jrnn.analysis.capture_gates(both, params, XS, reverse=True)
+    for inner in (both, stack([both, GRU(2)])):
+        with pytest.raises(ValueError, match="Bidirectional: forward must be causal, got"):
+            bidirectional(inner)
+        with pytest.raises(ValueError, match="scans in both directions itself; leave out"):
+            RNN(inner, SIZE, rngs=nnx.Rngs(0), reverse=True)
+    with pytest.raises(ValueError, match="scans in both directions itself; leave out"):
+        StackedRNN(both, SIZE, rngs=nnx.Rngs(0), bidirectional=True)
+    with pytest.raises(ValueError, match="backward scans in both directions itself"):
+        bidirectional(GRU(2), both)
+
+
+def test_a_first_carry_has_one_entry_for_each_direction() -> None:
+    layer = bidirectional(GRU(SIZE))
+    params = random_params(layer, 1, SIZE, np.float32)
+    one = np.zeros((BATCH, SIZE), np.float32)
+    for carry in (one, (one,), (one, one, one)):
+        with pytest.raises(TypeError, match="carry of a Bidirectional must be a tuple .* both dir"):
+            jrnn.unroll(layer, params, XS, carry)
+    assert_close(jrnn.unroll(layer, params, XS, (one, one)), jrnn.unroll(layer, params, XS), 0)
+
+
+def test_a_bidirectional_layer_is_no_cell() -> None:
+    both = bidirectional(GRU(SIZE))
+    assert not isinstance(both, jrnn.Cell) and not hasattr(both, "step")
+    with pytest.raises(TypeError, match="return_carries needs a single cell"):
+        jrnn.unroll(both, random_params(both, 1, SIZE, np.float32), XS, return_carries=True)
+
+
+def test_modules_know_the_directions_of_each_part_of_an_output() -> None:
+    both = bidirectional(LSTM(SIZE))
+    assert RNN(both, SIZE, rngs=nnx.Rngs(0)).output_directions == (False, True)
+    layers = StackedRNN(both, SIZE, num_layers=2, rngs=nnx.Rngs(0))
+    assert layers.output_directions == (False, True) and layers.output_size == 2 * SIZE
+    summed = bidirectional(LSTM(SIZE), merge="sum")
+    assert RNN(summed, SIZE, rngs=nnx.Rngs(0)).output_directions == (False,)
+    assert stack([GRU(2), both]).output_directions == (False, True)
+
+
+def test_outputs_that_are_added_are_of_one_size() -> None:
+    with pytest.raises(ValueError, match=r"merge='sum' needs outputs of one size, got \(4,\)"):
+        bidirectional(LSTM(4), LSTM(1), merge="sum").init(jax.random.key(0), SIZE)
+
+
+def test_bad_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="Bidirectional: merge must be one of concat, sum, mul"):
+        bidirectional(LSTM(2), merge="max")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="Bidirectional: forward must be a cell .*or a layer, got"):
+        bidirectional(LSTM)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="Bidirectional: backward must be a cell .*or a layer, got"):
+        bidirectional(LSTM(2), 3)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("merge", ["concat", "sum"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda merge: bidirectional(dropout(GRU(4), x=0.5), merge=merge),
+        lambda merge: bidirectional(GRU(4), dropout(GRU(4), x=0.5), merge),
+        lambda merge: stack([bidirectional(dropout(GRU(4), y=0.5), merge=merge), GRU(4)]),
+    ],
+    ids=["both", "backward", "in-a-stack"],
+)
+def test_noise_is_drawn_at_each_call_in_training_mode(layer: Any, merge: str) -> None:
+    rnn = RNN(layer(merge), SIZE, time_major=True, rngs=nnx.Rngs(0))
+    first, second = (np.asarray(rnn(XS)[1]) for _ in range(2))
+    assert (first != second).any()
+    rnn.eval()
+    quiet = np.asarray(rnn(XS)[1])
+    np.testing.assert_array_equal(quiet, rnn(XS)[1])
+    assert (first != quiet).any() and (second != quiet).any()
+    assert_close(quiet, jrnn.unroll(rnn.cell, rnn.params, XS)[1], 1e-6)
+
+
+def test_directions_draw_different_noise() -> None:
+    layer = bidirectional(dropout(GRU(4), x=0.5))
+    params = random_params(GRU(4), 1, SIZE, np.float32)
+    same = jrnn.layers.BidirectionalParams(params, params)
+    xs, key = np.broadcast_to(XS[:1], XS.shape), jax.random.key(0)
+    _, ys = jrnn.unroll(layer, same, xs, key=key)
+    forward, backward = np.split(np.asarray(ys), 2, axis=-1)
+    # Of constant inputs the two halves are each other in reverse, but for the masks.
+    quiet = np.split(np.asarray(jrnn.unroll(layer, same, xs)[1]), 2, axis=-1)
+    np.testing.assert_allclose(quiet[0], quiet[1][::-1], rtol=1e-6)
+    assert not np.allclose(forward, backward[::-1])

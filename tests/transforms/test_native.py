@@ -1,0 +1,197 @@
+"""Which transforms keep the native kernel of the cell inside, and that they compute the same."""
+
+import logging
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jrnn
+from jrnn import GRU, LSTM, Cell, Elman
+from jrnn.transforms import (
+    clip,
+    dropout,
+    highway,
+    layer_norm,
+    learned_carry,
+    projection,
+    residual,
+    weight_drop,
+    zoneout,
+)
+from tests.helpers import QUICK, assert_close, random_params
+
+pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
+
+STEPS, BATCH, SIZE = 6, 4, 3
+rng = np.random.default_rng(0)
+XS = rng.normal(size=(STEPS, BATCH, SIZE)).astype(np.float32)
+LENGTHS = np.array([6, 0, 2, 5], np.int32)
+MASK = rng.random((STEPS, BATCH)) < 0.7
+RESETS = rng.random((STEPS, BATCH)) < 0.3
+KEY = jax.random.key(7)
+
+KEPT: dict[str, Cell] = {
+    "dropout-x": dropout(LSTM(SIZE), x=0.4),
+    "dropout-y": dropout(GRU(SIZE), y=0.4),
+    "dropout-each-step": dropout(Elman(SIZE), x=0.3, y=0.4, each_step=True),
+    "weight_drop": weight_drop(LSTM(SIZE, peepholes=True), rate=0.4),
+    "projection": projection(LSTM(SIZE, coupled=True), size=2),
+    "residual": residual(GRU(SIZE)),
+    "highway": highway(Elman(SIZE, activation="relu")),
+    "learned_carry": learned_carry(LSTM(SIZE)),
+    "regularised": residual(dropout(weight_drop(LSTM(SIZE), rate=0.3), x=0.3, y=0.4)),
+    "everything": highway(
+        projection(dropout(learned_carry(weight_drop(GRU(5), rate=0.3)), x=0.3, y=0.4), size=SIZE)
+    ),
+    "twice": dropout(residual(dropout(Elman(SIZE), x=0.3, y=0.3)), x=0.3, y=0.3),
+}
+LOST: dict[str, Cell] = {
+    "zoneout": zoneout(LSTM(SIZE), h=0.2, c=0.1),
+    "clip-carry": clip(GRU(SIZE), carry=0.5),
+    "clip-gradient": clip(Elman(SIZE), gradient=0.5),
+    "layer_norm": layer_norm(LSTM(SIZE)),
+    "candidate": dropout(GRU(SIZE), candidate=0.4),
+    "zoneout-inside": residual(dropout(zoneout(LSTM(SIZE), h=0.2), x=0.3)),
+    "clip-outside": clip(projection(LSTM(SIZE), size=2), carry=0.5),
+}
+
+
+class Way(NamedTuple):
+    """The optional arguments of `unroll`."""
+
+    lengths: Any = None
+    mask: Any = None
+    resets: Any = None
+    reverse: bool = False
+    key: Any = None
+
+
+WAYS = (
+    Way(LENGTHS, reverse=True),
+    Way(LENGTHS, resets=RESETS, key=KEY),
+    Way(mask=MASK, resets=RESETS, key=KEY),
+)
+SOME = ("regularised", "everything", "learned_carry")
+
+
+def padded(way: Way) -> np.ndarray:
+    """Inputs with NaN on padding, which must reach neither outputs nor gradients."""
+    valid = np.ones((STEPS, BATCH), bool) if way.mask is None else way.mask
+    if way.lengths is not None:
+        valid = valid & (np.arange(STEPS)[:, None] < way.lengths)
+    return np.where(valid[..., None], XS, np.float32(np.nan))
+
+
+def run(cell: Cell, engine: str, way: Way, params: Any, xs: Any) -> Any:
+    return jrnn.unroll(cell, params, xs, engine=engine, **way._asdict())
+
+
+def both(cell: Cell, params: Any) -> Any:
+    """Values and gradients of all ways by `auto` and by `scan`, in one compilation."""
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def run_all(params: Any) -> Any:
+        results = []
+        for engine in ("auto", "scan"):
+            for way in WAYS:
+                function = lambda p, xs, engine=engine, way=way: run(cell, engine, way, p, xs)
+                out, vjp = jax.vjp(function, params, padded(way))
+                results.append((out, vjp(jax.tree.map(jnp.cos, out))))
+        return results
+
+    results = run_all(params)
+    return results[: len(WAYS)], results[len(WAYS) :]
+
+
+def choice(cell: Cell, way: Way, caplog: pytest.LogCaptureFixture) -> str:
+    """What `auto` says that it chose."""
+    params = random_params(cell, 1, SIZE, np.float32)
+    with caplog.at_level(logging.INFO, "jrnn"):
+        jax.eval_shape(lambda p, xs: run(cell, "auto", way, p, xs), params, XS)
+    return next(r.getMessage() for r in reversed(caplog.records) if r.name == "jrnn")
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_auto_chooses_the_kernel_inside_transforms(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for way in (Way(), *WAYS):
+        assert choice(KEPT[name], way, caplog) == "engine='auto' chose Native()"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in SOME else pytest.param(n, marks=pytest.mark.exhaustive) for n in KEPT],
+)
+def test_a_kernel_inside_transforms_equals_scan(name: str) -> None:
+    cell = KEPT[name]
+    params = random_params(cell, 1, SIZE, np.float32)
+    for one, other in zip(*both(cell, params), strict=True):
+        assert_close(one, other, 1e-5)
+    if cell.is_stochastic:
+        drawn, expected = (run(cell, "native", Way(key=k), params, XS)[1] for k in (KEY, None))
+        assert (np.asarray(drawn) != np.asarray(expected)).any()
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_a_transform_of_the_update_runs_without_a_kernel(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cell = LOST[name]
+    params = random_params(cell, 1, SIZE, np.float32)
+    chosen = choice(cell, Way(key=KEY), caplog)
+    assert "Native" not in chosen and "there is no kernel for" in chosen
+    with pytest.raises(ValueError, match="engine 'native': there is no kernel for"):
+        run(cell, "native", Way(), params, XS)
+
+
+class Doubled(LSTM):
+    """An LSTM with another update, which the kernel does not compute."""
+
+    def update(self, params: Any, carry: Any, z: Any, u: Any) -> Any:
+        return jax.tree.map(lambda a: 2 * a, super().update(params, carry, z, u))
+
+
+class Shown(LSTM):
+    """An LSTM with another output, which needs no cell state."""
+
+    def readout(self, params: Any, carry: Any, z: Any) -> Any:
+        return carry.h**2
+
+
+class ShownState(LSTM):
+    """An LSTM whose output is its cell state."""
+
+    def readout(self, params: Any, carry: Any, z: Any) -> Any:
+        return carry.c
+
+
+@pytest.mark.parametrize(
+    ("cell", "kept"),
+    [(Doubled(SIZE), False), (Shown(SIZE), True), (ShownState(SIZE), False)],
+    ids=["update", "readout-of-h", "readout-of-c"],
+)
+def test_a_subclass_keeps_the_kernel_where_it_computes_the_same(
+    cell: Cell, kept: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    params = random_params(cell, 1, SIZE, np.float32)
+    for whole in (cell, residual(dropout(cell, x=0.3, y=0.3))):
+        with caplog.at_level(logging.INFO, "jrnn"):
+            got = run(whole, "auto", Way(LENGTHS, key=KEY), params, XS)
+        assert_close(got, run(whole, "scan", Way(LENGTHS, key=KEY), params, XS), 1e-5)
+    chosen = ["Native()" in r.getMessage() for r in caplog.records if r.name == "jrnn"]
+    assert chosen == [kept, kept]
+
+
+def test_other_inputs_and_dtypes_run_without_a_kernel(x64: None) -> None:
+    cell = residual(dropout(LSTM(SIZE), x=0.3))
+    params = random_params(cell, 1, SIZE, np.float64)
+    xs = XS.astype(np.float64)
+    got = run(cell, "native", Way(LENGTHS, key=KEY), params, xs)
+    assert_close(got, run(cell, "scan", Way(LENGTHS, key=KEY), params, xs), 1e-10)
+    with pytest.raises(ValueError, match="engine 'native': products and gates must be float32"):
+        run(cell, "native", Way(), params, XS)

@@ -1,0 +1,96 @@
+"""An `update` under `jax.jit` or `jax.checkpoint`: what is traced first changes nothing."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import jrnn
+from jrnn import LSTM
+from jrnn.analysis import capture_gates
+from jrnn.transforms import dropout, layer_norm
+from tests.helpers import assert_close, random_params
+
+SIZE = 3
+XS = np.random.default_rng(0).normal(size=(4, 2, SIZE)).astype(np.float32)
+PARAMS = random_params(LSTM(SIZE), 1, SIZE, np.float32)
+NORMED = random_params(layer_norm(LSTM(SIZE)), 2, SIZE, np.float32)
+KEY = jax.random.key(0)
+
+jit: Any = partial(jax.jit, static_argnums=0)
+checkpoint: Any = partial(jax.checkpoint, static_argnums=(0,))
+WRAPPERS: dict[str, Callable[[Any], Any]] = {
+    "jit": jit,
+    "checkpoint": checkpoint,
+    "jit-checkpoint": lambda f: jit(checkpoint(f)),
+    "checkpoint-jit": lambda f: checkpoint(jit(f)),
+}
+
+
+def loss(cell: Any, params: Any) -> jax.Array:
+    return (jrnn.unroll(cell, params, XS, key=KEY, engine="scan")[1] ** 2).sum()
+
+
+def captured(cell: Any) -> Any:
+    def loss(params: Any) -> Any:
+        seen = capture_gates(cell, params, XS)
+        return seen.gates["f"].sum(), (dict(seen.gates), seen.ys)
+
+    return jax.jit(jax.grad(loss, has_aux=True))(PARAMS)
+
+
+def by_gradient(cell: Any, params: Any) -> Any:
+    return jax.jit(jax.value_and_grad(partial(loss, cell)))(params)
+
+
+USES: dict[str, Callable[[Any], Any]] = {
+    "plain": lambda cell: by_gradient(cell, PARAMS),
+    "layer_norm": lambda cell: by_gradient(layer_norm(cell), NORMED),
+    "dropout": lambda cell: by_gradient(dropout(cell, candidate=0.5), PARAMS),
+    "capture_gates": captured,
+}
+
+
+@functools.cache
+def wanted(use: str) -> Any:
+    """What a plain LSTM gives."""
+    return USES[use](LSTM(SIZE))
+
+
+def wrapped(wrap: Callable[[Any], Any]) -> LSTM:
+    """An LSTM whose `update` is wrapped and has never been traced."""
+
+    def update(self: LSTM, params: Any, carry: Any, z: Any, u: Any) -> Any:
+        return LSTM.update(self, params, carry, z, u)
+
+    return dataclass(frozen=True)(type("Wrapped", (LSTM,), {"update": wrap(update)}))(SIZE)
+
+
+FEW = [("jit", 1), ("jit", -1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        pytest.param(name, order, marks=[pytest.mark.exhaustive] * ((name, order) not in FEW))
+        for name in WRAPPERS
+        for order in (1, -1)
+    ],
+)
+def test_a_wrapped_update_is_right_in_any_order_of_uses(name: str, order: int) -> None:
+    cell = wrapped(WRAPPERS[name])
+    for use in list(USES)[::order]:
+        assert_close(USES[use](cell), wanted(use), 1e-5)
+
+
+def test_the_uses_differ() -> None:
+    # Or a wrapped update that no transform reached would pass as well.
+    losses = [float(wanted(use)[0]) for use in ("plain", "layer_norm", "dropout")]
+    assert len(set(losses)) == 3
+    ungained = NORMED._replace(gain_c=0 * NORMED.gain_c)
+    assert float(loss(layer_norm(LSTM(SIZE)), ungained)) != losses[1]
