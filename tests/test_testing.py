@@ -12,6 +12,7 @@ from jax.custom_batching import custom_vmap
 
 import jrnn
 from jrnn import Dense, Diagonal, LogDiagonal, structure
+from jrnn.cell import split_noise
 from jrnn.layers import Bidirectional, Stack
 from jrnn.testing import PROPERTIES, Case, check_cell, check_layer, randomized
 
@@ -300,6 +301,31 @@ class Peeks(Halves):
 
 
 @dataclass(frozen=True)
+class Shaken(Right):
+    """Normal noise is added to z."""
+
+    def sample_noise(self, params, xs, leading, key):
+        return params, jax.random.normal(key, (*leading, self.hidden_size))
+
+    def project(self, params, x):
+        x, noise = split_noise(x)
+        z = x @ params.w
+        return z if noise is None else z + noise.astype(z.dtype)
+
+
+@dataclass(frozen=True)
+class DrawsByCall(Shaken):
+    def sample_noise(self, params, xs, leading, key):
+        return super().sample_noise(params, xs, leading, jax.random.fold_in(key, next(CALLS)))
+
+
+@dataclass(frozen=True)
+class DrawsOnceForAllSteps(Shaken):
+    def sample_noise(self, params, xs, leading, key):
+        return super().sample_noise(params, xs, leading[1:], key)
+
+
+@dataclass(frozen=True)
 class Crossed(Right):
     """Two states, of which each new one is made of the other old one, unit by unit."""
 
@@ -440,6 +466,15 @@ def test_an_update_that_is_not_elementwise_is_found(cell, monkeypatch):
         check("structure", cell)
 
 
+def test_noise_that_is_right_passes():
+    check("noise", Shaken())
+
+
+def test_noise_without_the_leading_axes_is_found():
+    with pytest.raises(AssertionError, match=r"must have the leading axes \(5, 3\), got \(3, 2\)"):
+        check("noise", DrawsOnceForAllSteps())
+
+
 def test_an_engine_that_sees_the_future_is_found():
     with pytest.raises(AssertionError, match="associative: the last input changes an earlier out"):
         check("sequence", Peeks())
@@ -463,6 +498,7 @@ BROKEN = [
     (TapsInALoop(), {"taps"}),
     (HidesMixing(), {"structure"}),
     (Halves(wrong=0.1), {"coefficients"}),
+    (DrawsByCall(), {"noise"}),
     (NotPure(), {"step", "jit"}),
     (BranchesOnValues(), {"leading_axes", "sequence", "jit", "vmap"}),
 ]
@@ -586,7 +622,7 @@ class Decay(jrnn.Cell):
 
 
 def test_a_cell_without_parameters_is_judged_by_the_rest():
-    with pytest.raises(AssertionError, match="1 of 13 properties fail\n- dtype: .*bfloat16"):
+    with pytest.raises(AssertionError, match="1 of 14 properties fail\n- dtype: .*bfloat16"):
         check_cell(Decay())  # its carry is float32 whatever dtype is asked for
 
 

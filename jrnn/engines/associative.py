@@ -236,8 +236,7 @@ def _recurrences(
     """Gates z of all steps, and for each leaf of the carry its recurrence, masks folded in."""
     xs, valid, resets = steps
     z = bound.project(zero_where(valid, xs))
-    given = bound.coefficients(z)
-    assert given is not None  # `run` has asked
+    given: Any = bound.coefficients(z)  # not None: `run` has refused such a cell
     given = given.exp() if isinstance(given, LogDiagonal) else given
     dense = isinstance(given, Dense)
     time = jax.tree.leaves(xs)[0].shape[:1]
