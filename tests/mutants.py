@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -209,8 +209,9 @@ def run_all(folder: Path, mutants: list[Mutant], jobs: int) -> tuple[list[Outcom
 
     with ThreadPoolExecutor(jobs) as pool:
         failed = sum(pool.map(failing, selections(mutants)), [])
-        fails: Callable[[str], bool] = lambda test: any(name.startswith(test) for name in failed)
-        usable = [mutant for mutant in mutants if not any(map(fails, mutant.tests))]
+        # A failure may be that of a whole file, and tests may be all cases of one function.
+        same = lambda test, name: name.startswith(test) or test.startswith(name)
+        usable = [m for m in mutants if not any(same(m.tests[0], name) for name in failed)]
         return list(pool.map(outcome_of, usable)), failed
 
 
