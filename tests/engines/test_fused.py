@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import jrnn
 from jrnn import GRU, LSTM, Engine, Fused, Scan
 from jrnn.engines.linearise import plan_of
-from jrnn.engines.precision import bind, loop_readout, precision_of
+from jrnn.engines.precision import bind, precision_of
+from jrnn.engines.readout import loop_readout
 from jrnn.masking import Masks
 from tests.cells.toys import Learned
 from tests.helpers import (
