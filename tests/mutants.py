@@ -92,7 +92,7 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-class Tests(NamedTuple):
+class PytestResult(NamedTuple):
     """What pytest returns: its exit status, the tests that failed, and its output."""
 
     status: int
@@ -142,15 +142,15 @@ def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
     )
 
 
-def run_tests(folder: Path, *arguments: str) -> Tests:
+def run_tests(folder: Path, *arguments: str) -> PytestResult:
     """Runs pytest in a copy, with the tests of `make test`."""
     options = ("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider")
     try:
         done = run_python(folder, *options, *arguments)
     except subprocess.TimeoutExpired:
-        return Tests(-1, [], f"more than {TIMEOUT} seconds")
+        return PytestResult(-1, [], f"more than {TIMEOUT} seconds")
     failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
-    return Tests(done.returncode, failed, done.stdout)
+    return PytestResult(done.returncode, failed, done.stdout)
 
 
 def log(line: str) -> None:
