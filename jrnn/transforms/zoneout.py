@@ -64,14 +64,17 @@ class Zoneout(Wrapper):
     def _masks(self, params: Params, leading: tuple[int, ...], key: jax.Array) -> list[jax.Array]:
         """For each leaf of the carry that may be kept, where it is."""
         carry = jax.eval_shape(lambda: self.cell.init_carry(self.inside(params), leading))
-        leaves, rates = jax.tree.leaves(carry), self._rates(carry)
-        drawn = {}
-        for leaf, r in zip(leaves, rates, strict=True):
-            if r is not None and (leaf.shape, r) not in drawn:
+        named, _ = jax.tree_util.tree_flatten_with_path(carry)
+        masks, drawn = [], {}
+        for (path, leaf), r in zip(named, self._rates(carry), strict=True):
+            if r is None:
+                continue
+            kind = _is_h(path), leaf.shape
+            if kind not in drawn:
                 fold = jax.random.fold_in(key, len(drawn))
-                drawn[leaf.shape, r] = jax.random.bernoulli(fold, r, leaf.shape)
-        pairs = zip(leaves, rates, strict=True)
-        return [drawn[leaf.shape, r] for leaf, r in pairs if r is not None]
+                drawn[kind] = jax.random.bernoulli(fold, r, leaf.shape)
+            masks.append(drawn[kind])
+        return masks
 
     def _rates(self, carry: Carry) -> list[float | None]:
         """The rate of each leaf; None for integers, such as a clock."""
