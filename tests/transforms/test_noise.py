@@ -114,6 +114,9 @@ def test_zoneout_draws_the_masks_of_h_and_c_apart(x64: None) -> None:
     _, masks = draw(cell, setting(cell))
     h, c = (np.asarray(mask) for mask in masks)
     assert (h & ~c).any() and (c & ~h).any()
+    same = zoneout(LSTM(SIZE), h=0.5, c=0.5)
+    _, masks = draw(same, setting(same))
+    assert not np.array_equal(*masks)
 
 
 def test_dropout_masks_inputs_candidates_and_outputs(x64: None) -> None:
