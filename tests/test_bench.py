@@ -173,6 +173,7 @@ def test_every_peer_has_its_file():
     assert files == {"__init__", *peers.PEERS.values()}
 
 
+@pytest.mark.exhaustive
 def test_bench_of_training_writes_what_its_table_shows(tmp_path, capsys):
     out = tmp_path / "training.json"
     flags = "--cases digits-row --rounds 1 --seconds 0.05 --sweeps 1".split()

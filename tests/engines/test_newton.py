@@ -285,7 +285,7 @@ def test_a_contracting_cell_takes_few_iterations(name: str) -> None:
     cell, steps, inputs = CONTRACTING[name]
     params = cell.init(jax.random.key(0), inputs)
     xs = jax.random.normal(jax.random.key(1), (steps, 1, inputs))
-    kind = "full" if structure.recurrence(cell) == "dense" else "auto"
+    kind = "full" if structure.recurrence(cell, inputs) == "dense" else "auto"
     solution = jrnn.newton(cell, params, xs, engine=Newton(jacobian=kind, tol=1e-6))
     assert bool(solution.status.converged.all())
     assert int(solution.status.iterations) <= 8

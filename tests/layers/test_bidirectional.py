@@ -82,7 +82,7 @@ def test_what_scans_in_both_directions_takes_no_direction() -> None:
             RNN(inner, SIZE, rngs=nnx.Rngs(0), reverse=True)
     with pytest.raises(ValueError, match="scans in both directions itself; leave out"):
         StackedRNN(both, SIZE, rngs=nnx.Rngs(0), bidirectional=True)
-    with pytest.raises(ValueError, match="backward scans in both directions itself"):
+    with pytest.raises(ValueError, match="Bidirectional: backward must be causal, got"):
         bidirectional(GRU(2), both)
 
 

@@ -173,7 +173,7 @@ def test_gates_are_captured_by_layer() -> None:
 
 def test_only_the_first_layer_may_take_more_than_outputs() -> None:
     stack([jrnn.GRUD(SIZE), GRU(SIZE)])
-    with pytest.raises(ValueError, match="takes more than the output of a layer below"):
+    with pytest.raises(ValueError, match="must take one array, the outputs of the layer below"):
         stack([GRU(SIZE), jrnn.GRUD(SIZE)])
 
 
@@ -208,7 +208,7 @@ def test_a_first_carry_has_one_entry_for_each_layer() -> None:
 def test_a_stack_refuses_what_is_no_layer() -> None:
     with pytest.raises(ValueError, match="Stack: layers must be a non-empty list of cells or la"):
         stack([])
-    with pytest.raises(TypeError, match="Stack: each must be a cell such as jrnn.LSTM.*, or a la"):
+    with pytest.raises(TypeError, match=r"Stack: layers\[0\] must be a cell such as jrnn.LSTM.*, or a la"):
         stack([LSTM])  # pyright: ignore[reportArgumentType]
 
 

@@ -15,7 +15,7 @@ from jrnn.cli import main
 from jrnn.processes import Cluster, joined
 from jrnn.train import feed, train
 from jrnn.train.sweep import sweep
-from tests.helpers import free_port
+from tests.helpers import free_port, mostly_exhaustive
 from tests.train.test_mesh import CASES
 from tests.train.test_resume import finished, jrnn, steps_of, wait_until
 from tests.train.test_sweep import lines
@@ -95,6 +95,7 @@ def test_a_run_goes_from_two_processes_to_four_and_to_one(alone, tmp_path, cache
     assert results[0]["test"] == pytest.approx(results[1]["test"], abs=0.02)
 
 
+@pytest.mark.exhaustive
 def test_four_processes_give_the_losses_of_one_and_one_of_them_writes(alone, tmp_path, cache):
     folder = tmp_path / "run"
     options = ["--steps", "100", "--run-dir", str(folder)]
@@ -109,7 +110,7 @@ def test_four_processes_give_the_losses_of_one_and_one_of_them_writes(alone, tmp
     assert files(folder) == files(shorter)
 
 
-@pytest.mark.parametrize("name", ["data", "windows"])
+@pytest.mark.parametrize("name", mostly_exhaustive(["data", "windows"], but=["data"]))
 def test_each_process_reads_its_own_rows(name, pair, tmp_path):
     """And runs of examples with dropout, and of windows with lengths, are those of one process."""
     e = CASES[name][0]

@@ -202,7 +202,7 @@ def test_a_linear_cell_stays_linear_under_noise(x64: None) -> None:
         h = np.where(mask[t, b], h, mingru(params, h, XS[t, b])[0])
         return h, h
 
-    assert recurrence(cell) == "linear"
+    assert recurrence(cell, SIZE) == "linear"
     for engine in (Associative(), Associative(chunk=2)):
         assert_close(run(cell, params, engine)[1], loop(step, np.zeros(SIZE)), 1e-12)
 

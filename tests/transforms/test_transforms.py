@@ -66,8 +66,8 @@ def test_what_the_cell_inside_can_do_is_forwarded() -> None:
     assert recurrence(linear, SIZE) == "linear"
     assert is_elementwise(linear) and not is_elementwise(layer_norm(LSTM(SIZE)))
     assert isinstance(coefficients_of(linear), Diagonal)
-    assert recurrence(layer_norm(ParaLSTM(SIZE), shown=False)) == "block_diagonal"
-    assert recurrence(clip(MinGRU(SIZE), carry=1.0)) == "diagonal"
+    assert recurrence(layer_norm(ParaLSTM(SIZE), shown=False), SIZE) == "block_diagonal"
+    assert recurrence(clip(MinGRU(SIZE), carry=1.0), SIZE) == "diagonal"
     assert coefficients_of(clip(MinGRU(SIZE), carry=1.0)) is None
     assert zoneout(LSTM(SIZE), h=0.1).kernel_name() is None
     assert isinstance(coefficients_of(zoneout(MinGRU(SIZE, log_space=True), h=0.1)), Diagonal)
