@@ -208,7 +208,9 @@ def test_a_first_carry_has_one_entry_for_each_layer() -> None:
 def test_a_stack_refuses_what_is_no_layer() -> None:
     with pytest.raises(ValueError, match="Stack: layers must be a non-empty list of cells or la"):
         stack([])
-    with pytest.raises(TypeError, match=r"Stack: layers\[0\] must be a cell such as jrnn.LSTM.*, or a la"):
+    with pytest.raises(
+        TypeError, match=r"Stack: layers\[0\] must be a cell such as jrnn.LSTM.*, or a la"
+    ):
         stack([LSTM])  # pyright: ignore[reportArgumentType]
 
 
