@@ -19,7 +19,7 @@ demo: $(VENV)/with-demo
 test: $(VENV)/with-test
 	$(PYTEST) $(TESTS)
 
-# A part of the suite that takes two minutes, for other versions of Python and JAX:
+# A part of the suite that takes three minutes, for other versions of Python and JAX:
 # make test-fast VENV=build/python3.12 PYTHON=python3.12
 FAST := tests/cells/test_contract.py tests/engines/test_native.py tests/nn \
 	tests/train/test_checkpoint.py tests/test_testing.py tests/engines/test_truth.py
