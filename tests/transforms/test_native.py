@@ -1,6 +1,7 @@
 """Which transforms keep the native kernel of the cell inside, and that they compute the same."""
 
 import logging
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -195,3 +196,28 @@ def test_other_inputs_and_dtypes_run_without_a_kernel(x64: None) -> None:
     assert_close(got, run(cell, "scan", Way(LENGTHS, key=KEY), params, xs), 1e-10)
     with pytest.raises(ValueError, match="engine 'native': products and gates must be float32"):
         run(cell, "native", Way(), params, XS)
+
+
+@dataclass(frozen=True)
+class OtherOrder(jrnn.LSTM):
+    """An LSTM whose weights have the gates in the order of Keras."""
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        return ("f", "i", "o", "g")
+
+
+@dataclass(frozen=True)
+class Halved(jrnn.transforms.Dropout):
+    """A transform that inherits from one which leaves `update` alone, and does not."""
+
+    def update(self, params: Any, carry: Any, z: Any, u: Any) -> Any:
+        return super().update(params, carry, z, u) / 2
+
+
+@pytest.mark.parametrize("cell", [OtherOrder(3), Halved(jrnn.GRU(3))], ids=["gates", "update"])
+def test_no_kernel_runs_for_a_subclass_that_computes_something_else(cell: jrnn.Cell) -> None:
+    params = jax.tree.map(lambda a: a + 0.1, cell.init(jax.random.key(0), 2))
+    xs = np.random.default_rng(0).normal(size=(4, 2, 2)).astype(np.float32)
+    got, want = (jrnn.unroll(cell, params, xs, engine=name)[1] for name in ("auto", "scan"))
+    np.testing.assert_allclose(got, want, atol=1e-6)

@@ -1,6 +1,7 @@
 """What transforms forward, refuse, and compute."""
 
 import typing
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from jrnn import (
     bidirectional,
     stack,
 )
+from jrnn.cells.gru import GRUGates
 from jrnn.structure import recurrence, update_is_elementwise
 from jrnn.testing import check_cell
 from jrnn.transforms import (
@@ -291,3 +293,22 @@ def test_transformed_cells_print_as_what_makes_them() -> None:
     cell = residual(zoneout(layer_norm(LSTM(4)), h=0.1))
     assert eval(repr(cell), dict(vars(jrnn)) | dict(vars(jrnn.transforms))) == cell
     assert hash(cell) == hash(eval(repr(cell), dict(vars(jrnn)) | dict(vars(jrnn.transforms))))
+
+
+@dataclass(frozen=True)
+class DictGates(GRU):
+    """A GRU whose gates come out of `project` in another order than the columns of its bias."""
+
+    def project(self, params: Any, x: Any) -> Any:
+        return super().project(params, x)._asdict()
+
+    def update(self, params: Any, carry: Any, z: Any, u: Any) -> Any:
+        return super().update(params, carry, GRUGates(**z), u)
+
+
+def test_layer_norm_gives_each_gate_its_own_bias_in_any_order_of_gates() -> None:
+    params = layer_norm(GRU(SIZE), per_gate=True).init(jax.random.key(0), SIZE)
+    b = jnp.linspace(-1, 1, 3 * SIZE)
+    params = params._replace(cell=params.cell._replace(b=b))
+    run = lambda cell: jrnn.unroll(layer_norm(cell, per_gate=True), params, XS, engine="scan")[1]
+    np.testing.assert_allclose(run(DictGates(SIZE)), run(GRU(SIZE)), atol=1e-6)
