@@ -166,6 +166,19 @@ class Layer(abc.ABC):
         """
 
 
+def split_carry(carry: Carry | None, count: int, expected: str) -> tuple[Carry | None, ...]:
+    """The first carries of `count` layers inside; as many Nones from None.
+
+    Raises:
+      TypeError: it is not a tuple of so many; the message says what is `expected`.
+    """
+    if carry is None:
+        return (None,) * count
+    if not isinstance(carry, tuple | list) or len(carry) != count:
+        raise TypeError(f"unroll: carry of {expected}, got {jax.tree.structure(carry)}")
+    return tuple(carry)
+
+
 def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
     """`count` keys from one; `count` Nones from None."""
     return [None] * count if key is None else list(jax.random.split(key, count))

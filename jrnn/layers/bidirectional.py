@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from jrnn import checks
 from jrnn.cell import Timed
-from jrnn.layer import Inputs, Layer, RunCell, SequenceInputs, split_key
+from jrnn.layer import Inputs, Layer, RunCell, SequenceInputs, split_carry, split_key
 from jrnn.masking import reverse_resets
 
 MERGES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
@@ -65,6 +65,8 @@ class Bidirectional(Layer):
     merge: Literal["concat", "sum", "mul", "ave"] = "concat"
 
     def __post_init__(self) -> None:
+        if self.backward is None:
+            object.__setattr__(self, "backward", self.forward)
         for name, layer in zip(("forward", "backward"), self._pair, strict=True):
             if not isinstance(layer, Layer):
                 raise TypeError(
@@ -74,12 +76,10 @@ class Bidirectional(Layer):
             if not layer.causal:
                 raise ValueError(f"Bidirectional: {name} must be causal, got {layer!r}")
         checks.one_of("Bidirectional", "merge", self.merge, MERGES)
-        if self.backward is None:
-            object.__setattr__(self, "backward", self.forward)
 
     @property
-    def _pair(self) -> tuple[Layer, Layer]:
-        return self.forward, self.forward if self.backward is None else self.backward
+    def _pair(self) -> tuple[Layer, Any]:
+        return self.forward, self.backward
 
     @property
     def causal(self) -> bool:
@@ -141,7 +141,8 @@ class Bidirectional(Layer):
                 "unroll: a bidirectional layer scans in both directions; reverse must be False, "
                 "got True"
             )
-        firsts = (None, None) if inputs.carry is None else _checked(inputs.carry)
+        expected = "a Bidirectional must be a tuple with the carries of both directions"
+        firsts = split_carry(inputs.carry, 2, expected)
         keys = split_key(inputs.key, 2)
         forward, backward = (
             inputs.replace(xs=_inputs_for(layer, inputs.xs), carry=carry, key=key)
@@ -155,15 +156,6 @@ class Bidirectional(Layer):
         backward = backward.replace(resets=resets, reverse=True)
         first, others = behind.apply(run, params.backward, backward, path=(*path, "backward"))
         return BidirectionalParams(last, first), MERGES[self.merge](ys, others)
-
-
-def _checked(carry: Any) -> tuple[Any, Any]:
-    if not isinstance(carry, tuple | list) or len(carry) != 2:
-        raise TypeError(
-            "unroll: carry of a Bidirectional must be a tuple with the carries of both directions, "
-            f"got {jax.tree.structure(carry)}"
-        )
-    return carry[0], carry[1]
 
 
 def _inputs_for(layer: Layer, xs: Inputs) -> Inputs:

@@ -16,6 +16,7 @@ from jrnn.layer import (
     Params,
     RunCell,
     SequenceInputs,
+    split_carry,
     split_key,
 )
 
@@ -126,7 +127,8 @@ class Stack(Layer):
         path: tuple[str, ...] = (),
     ) -> tuple[Carry, Any]:
         count = len(self.layers)
-        firsts = (None,) * count if inputs.carry is None else self._checked(inputs.carry)
+        expected = f"a Stack must be a tuple with one carry for each of its {count} layers"
+        firsts = split_carry(inputs.carry, count, expected)
         xs: Any = inputs.xs
         dt: Any = None
         if isinstance(xs, Timed) and Timed in self.input_types:
@@ -142,14 +144,6 @@ class Stack(Layer):
                 last, xs = layer.apply(run, params[n], given, path=here)
             carries.append(last)
         return tuple(carries), xs
-
-    def _checked(self, carry: Carry) -> Carry:
-        if not isinstance(carry, tuple | list) or len(carry) != len(self.layers):
-            raise TypeError(
-                f"unroll: carry of a Stack must be a tuple with one carry for each of its "
-                f"{len(self.layers)} layers, got {jax.tree.structure(carry)}"
-            )
-        return carry
 
 
 def _timed(xs: Any, dt: Any) -> Inputs:
