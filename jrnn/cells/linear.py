@@ -122,14 +122,26 @@ class LRU(Cell):
         return Diagonal(jnp.exp(lax.complex(-nu, theta)), b)
 
     def update(self, params: LRUParams, carry: jax.Array, z: LRUGates, u: None) -> jax.Array:
-        s = self.coefficients(params, z).apply(carry)
-        tap("re", s.real)
-        tap("im", s.imag)
-        return s
+        return advance_complex(self.coefficients(params, z), carry)
 
     def readout(self, params: LRUParams, carry: jax.Array, z: LRUGates) -> jax.Array:
-        re, im = carry.real.astype(z.d.dtype), carry.imag.astype(z.d.dtype)
-        return (re @ params.c_re - im @ params.c_im + z.d).astype(z.d.dtype)
+        return read_complex(carry, params.c_re, params.c_im, z.d)
+
+
+def advance_complex(coefficients: Diagonal, carry: jax.Array) -> jax.Array:
+    """The new complex state, with its two parts tapped."""
+    s = coefficients.apply(carry)
+    tap("re", s.real)
+    tap("im", s.imag)
+    return s
+
+
+def read_complex(
+    s: jax.Array, c_re: jax.Array, c_im: jax.Array, d: jax.Array, scale: int = 1
+) -> jax.Array:
+    """Scale * Re(C s) + d, in the dtype of d."""
+    re, im = s.real.astype(d.dtype), s.imag.astype(d.dtype)
+    return (scale * (re @ c_re - im @ c_im) + d).astype(d.dtype)
 
 
 def at_least_float32(a: jax.Array) -> jax.Array:

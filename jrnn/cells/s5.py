@@ -12,8 +12,7 @@ from jax.typing import DTypeLike
 from jrnn import checks, initializers
 from jrnn.cell import Cell, Diagonal
 from jrnn.cells.common import product
-from jrnn.cells.linear import LRUGates, at_least_float32
-from jrnn.taps import tap
+from jrnn.cells.linear import LRUGates, advance_complex, at_least_float32, read_complex
 
 
 class S5Params(NamedTuple):
@@ -134,15 +133,11 @@ class S5(Cell):
         return Diagonal(jnp.exp(exponent), step * mean_of_exp(exponent) * lax.complex(re, im))
 
     def update(self, params: S5Params, carry: jax.Array, z: LRUGates, u: None) -> jax.Array:
-        s = self.coefficients(params, z).apply(carry)
-        tap("re", s.real)
-        tap("im", s.imag)
-        return s
+        return advance_complex(self.coefficients(params, z), carry)
 
     def readout(self, params: S5Params, carry: jax.Array, z: LRUGates) -> jax.Array:
-        re, im = carry.real.astype(z.d.dtype), carry.imag.astype(z.d.dtype)
-        y = re @ params.c_re - im @ params.c_im
-        return ((1 + self.conjugate) * y + z.d).astype(z.d.dtype)
+        scale = 1 + self.conjugate
+        return read_complex(carry, params.c_re, params.c_im, z.d, scale)
 
 
 def mean_of_exp(m: jax.Array) -> jax.Array:
