@@ -86,11 +86,11 @@ class Native(Engine):
     def run(
         self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
     ) -> tuple[Carry, Any]:
-        cell, _, _ = _innermost(bound, xs)
+        cell, params, x = _innermost(bound, xs)
         kernel = kernel_of(cell)
         if kernel is not None and bound.precision == (jnp.float64, jnp.float64):
             return Fused().run(bound, carry, xs, masks, reverse)
-        reason = unavailable(bound, xs)
+        reason = _reason(bound, cell, params, x)
         if kernel is None or reason is not None:
             raise ValueError(f"engine 'native': {reason}; engine='auto' chooses one that fits")
         steps, batch = jax.tree.leaves(xs)[0].shape[:2]
@@ -133,7 +133,11 @@ def _reads_h_alone(cell: Cell) -> bool:
 
 def unavailable(bound: BoundCell, xs: Inputs) -> str | None:
     """Why a cell cannot run on these inputs by native kernels, or None if it can."""
-    cell, params, x = _innermost(bound, xs)
+    return _reason(bound, *_innermost(bound, xs))
+
+
+def _reason(bound: BoundCell, cell: Cell, params: Any, x: Any) -> str | None:
+    """`unavailable`, from the cell inside of transforms and shapes."""
     kernel = kernel_of(cell)
     if kernel is None:
         return f"there is no kernel for {cell}; there are kernels for {', '.join(KERNELS)}"
