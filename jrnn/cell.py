@@ -180,19 +180,6 @@ class Cell(Layer):
             )
 
     @abc.abstractmethod
-    def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> Params:
-        """Draws the parameters, for inputs with a last axis of `input_size`.
-
-        Raises:
-          TypeError: `key` is no PRNG key, or `dtype` is not floating.
-          ValueError: `input_size` is not a positive int.
-        """
-
-    @abc.abstractmethod
-    def init_carry(self, params: Params, batch_shape: tuple[int, ...]) -> Carry:
-        """The carry before the first step: leaves `[*batch_shape, ...]`, dtype of `params`."""
-
-    @abc.abstractmethod
     def project(self, params: Params, x: Inputs) -> Gates:
         """Everything that depends on the input alone: from `x [..., input]`, an array per gate."""
 
@@ -333,7 +320,7 @@ class Cell(Layer):
         Returns:
           The new carry, in the dtypes of the given one, and the output `[..., output]`.
         """
-        new, y = self._step(*self.with_noise(params, carry, x, key=key))
+        new, y = self._step(*self._with_noise(params, carry, x, key=key))
         return jax.tree.map(lambda a, old: a.astype(jnp.result_type(old)), new, carry), y
 
     def _step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, Any]:
@@ -341,8 +328,7 @@ class Cell(Layer):
         carry = self.update(params, carry, z, self.recur(params, carry))
         return carry, self.readout(params, carry, z)
 
-    @final
-    def with_noise(
+    def _with_noise(
         self, params: Params, carry: Carry, x: Inputs, *, key: jax.Array | None
     ) -> tuple[Params, Carry, Inputs]:
         """Parameters, carry and input of one step, with noise where there is a key for it."""
