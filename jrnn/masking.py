@@ -53,13 +53,6 @@ def apply_resets(reset: jax.Array | None, initial: Carry | None, carry: Carry) -
     return carry if reset is None else tree_where(reset, initial, carry)
 
 
-def apply_padding(
-    valid: jax.Array | None, prev: Carry, carry: Carry, out: Any
-) -> tuple[Carry, Any]:
-    """The carry and the output after a step: on padding the previous carry, and zero."""
-    return tree_where(valid, carry, prev), zero_where(valid, out)
-
-
 def step_of(xs: Any) -> Any:
     """Shapes and dtypes of one step of leaves `[T, ...]`."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)

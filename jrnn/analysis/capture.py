@@ -11,7 +11,7 @@ from jax import lax
 from jrnn.cell import Carry, Cell, Inputs, Params
 from jrnn.engines.inputs import canonicalize
 from jrnn.layer import Layer, SequenceInputs
-from jrnn.masking import apply_padding, apply_resets, tree_where, zero_where
+from jrnn.masking import apply_resets, tree_where, zero_where
 from jrnn.taps import capture_taps
 
 
@@ -193,7 +193,8 @@ def _capture_cell(
         prev = apply_resets(reset, given.masks.initial, carry)
         (carry, y), gates = capture_taps(given.bound.step)(prev, zero_where(valid, x))
         _check_gates(cell, gates, batch=jax.tree.leaves(y)[0].shape[0])
-        carry, (y, gates) = apply_padding(valid, prev, carry, (y, OrderedDict(gates)))
+        carry = tree_where(valid, carry, prev)
+        y, gates = zero_where(valid, (y, OrderedDict(gates)))
         return carry, (y, carry, gates)
 
     steps = (given.xs, given.masks.valid, given.masks.resets)
