@@ -6,6 +6,7 @@ as one that mixes everything, so that the answer errs on the safe side.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from jrnn.cell import Carry, Cell, Gates, Params
+from jrnn.dtypes import of_floats
 from jrnn.jaxprs import CALLS, inner_jaxprs
 
 JacobianKind = Literal["diagonal", "block"]
@@ -55,22 +57,18 @@ def flow(function: Callable[..., Any], static: Any, followed: Any) -> Flow:
     Where derivatives are defined by `jax.custom_jvp`, it is the flow of the tangents.
     """
     closed = jax.make_jaxpr(function)(static, followed)
-    leaves, tree = jax.tree.flatten(followed)
-    numbers, skip = list(range(len(leaves))), len(jax.tree.leaves(static))
+    leaves, skip = jax.tree.leaves(followed), len(jax.tree.leaves(static))
+    numbers = list(range(len(leaves)))
     if any(eqn.primitive.name == "custom_jvp_call" for eqn in _equations(closed.jaxpr)):
-        numbers = [n for n in numbers if jnp.issubdtype(leaves[n].dtype, jnp.inexact)]
+        numbers, _ = of_floats(partial(function, static), followed)
 
         def tangents(given: Any, moves: list[Any]) -> Any:
-            static, leaves = given
-
-            def moved(*values: Any) -> Any:
-                every = dict(enumerate(leaves)) | dict(zip(numbers, values, strict=True))
-                out = jax.tree.leaves(function(static, jax.tree.unflatten(tree, every.values())))
-                return [leaf for leaf in out if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-
+            static, followed = given
+            _, moved = of_floats(partial(function, static), followed)
+            leaves = jax.tree.leaves(followed)
             return jax.jvp(moved, [leaves[n] for n in numbers], moves)[1]
 
-        closed = jax.make_jaxpr(tangents)((static, leaves), [leaves[n] for n in numbers])
+        closed = jax.make_jaxpr(tangents)((static, followed), [leaves[n] for n in numbers])
         skip += len(leaves)
     jaxpr = closed.jaxpr
     env = {v: frozenset([n]) for n, v in zip(numbers, jaxpr.invars[skip:], strict=True)}

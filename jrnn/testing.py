@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from jrnn import structure
 from jrnn.cell import Carry, Cell, Inputs, Params
+from jrnn.dtypes import of_floats
 from jrnn.engines import REGISTRY as ENGINES
 from jrnn.engines import unroll
 from jrnn.engines.pullback import floats
@@ -550,8 +551,10 @@ def _keeps_apart(function: Callable[[Any], Any], tree: Any, leaves_too: bool = F
       tree: of leaves `[..., hidden]`.
       leaves_too: whether each number of a leaf may depend on the same number of that leaf alone.
     """
-    at, of_floats = _of_floats(function, tree)
-    outputs = jax.eval_shape(of_floats, at)
+    numbers, restricted = of_floats(function, tree)
+    leaves = jax.tree.leaves(tree)
+    at = [leaves[n] for n in numbers]
+    outputs = jax.eval_shape(restricted, *at)
 
     def allowed(k: int, m: int) -> np.ndarray:
         """Which numbers of output m may move with which of input k."""
@@ -561,35 +564,23 @@ def _keeps_apart(function: Callable[[Any], Any], tree: Any, leaves_too: bool = F
         return inside % at[k].shape[-1] == outside[:, None] % outputs[m].shape[-1]
 
     @_jit
-    def jacobians(at):
+    def jacobians(*at):
         """By number of the output, those of its real part and of its imaginary one."""
         # Reverse mode, for a step may have no other.
-        _, pull = jax.vjp(of_floats, at)
+        _, pull = jax.vjp(restricted, *at)
         found = []
         for m, out in enumerate(outputs):
             for part in (1, 1j) if _is_complex(out) else (1,):
                 cts = [np.zeros((out.size, *a.shape), a.dtype) for a in outputs]
                 cts[m] = (part * np.eye(out.size)).reshape(cts[m].shape).astype(out.dtype)
-                found.append((m, jax.vmap(pull)(cts)[0]))
+                found.append((m, jax.vmap(pull)(cts)))
         return found
 
     return not any(
         np.any(np.where(allowed(k, int(m)), 0, np.reshape(by, (outputs[m].size, -1))) != 0)
-        for m, moved in jacobians(at)
+        for m, moved in jacobians(*at)
         for k, by in enumerate(moved)
     )
-
-
-def _of_floats(function: Callable[[Any], Any], tree: Any) -> tuple[list[Any], Callable[..., Any]]:
-    """The leaves of a tree that have derivatives, and the function from these to its like ones."""
-    leaves, structure = jax.tree.flatten(tree)
-    moving = [k for k, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-
-    def of_floats(floating: list[jax.Array]) -> list[jax.Array]:
-        given = dict(enumerate(leaves)) | dict(zip(moving, floating, strict=True))
-        return jax.tree.leaves(floats(function(jax.tree.unflatten(structure, given.values()))))
-
-    return [leaves[k] for k in moving], of_floats
 
 
 PROPERTIES: dict[str, Callable[[Case], None]] = {
