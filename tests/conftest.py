@@ -24,8 +24,10 @@ for name, value in SETTINGS.items():
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from jrnn import Engine  # noqa: E402
+from tests.helpers import mostly_exhaustive  # noqa: E402
 from tests.table import CELLS, ENGINES, KINDS, Row  # noqa: E402
 
 for name, value in SETTINGS.items():
@@ -45,12 +47,7 @@ def row(request: pytest.FixtureRequest) -> Iterator[Row]:
     yield CELLS[request.param]
 
 
-FEW = [
-    name if name in KINDS else pytest.param(name, marks=pytest.mark.exhaustive) for name in CELLS
-]
-
-
-@pytest.fixture(scope="module", params=FEW)
+@pytest.fixture(scope="module", params=mostly_exhaustive(CELLS, but=KINDS))
 def kind_or_row(request: pytest.FixtureRequest) -> Iterator[Row]:
     """The rows of `kind`, and in the exhaustive suite each row."""
     yield CELLS[request.param]
@@ -113,8 +110,10 @@ def uncached() -> Iterator[None]:
     """No compilation cache, for tests that count what is compiled."""
     enabled = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX reads the setting only once
     yield
     jax.config.update("jax_enable_compilation_cache", enabled)
+    compilation_cache.reset_cache()
 
 
 # With --dist loadgroup each file is one group: its tests share what they compile and the fixtures
