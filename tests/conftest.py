@@ -1,25 +1,10 @@
-"""What all tests share: fixtures over the tables of cells and engines, and settings.
+"""What all tests share: fixtures over the tables of cells and engines, and settings."""
 
-Compilation is nearly all of the time of this suite, so most tests run code that XLA has not
-optimised. `compiler_options=OPTIMIZED` (tests/helpers.py) gives a test the code that users run.
-"""
-
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
-UNOPTIMIZED = {"jax_disable_most_optimizations": True}
-CACHE = {
-    "jax_compilation_cache_dir": str(
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jrnn-tests"
-    ),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-}
-SETTINGS = UNOPTIMIZED | (CACHE if os.environ.get("JRNN_TEST_CACHE", "1") != "0" else {})
-# For the processes that tests start; JAX may have been imported here already.
-for name, value in SETTINGS.items():
-    os.environ.setdefault(name.upper(), str(value))
+from tests.compilation import SETTINGS, set_environment
+
+set_environment()  # JAX may have been imported already, so that its settings follow below
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402

@@ -207,14 +207,6 @@ def _differentiate_all(
 
 differentiate_all = jax.jit(_differentiate_all, static_argnames=("cell", "engine", "ways"))
 
-# The many compiles of the float64 tests are the time of this suite, and unoptimised they take half
-# of it: so does what these settings leave open (tests/conftest.py). OPTIMIZED is what users run.
-QUICK = {"xla_backend_optimization_level": 0}
-OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
-quickly_differentiate_all = jax.jit(
-    _differentiate_all, static_argnames=("cell", "engine", "ways"), compiler_options=QUICK
-)
-
 
 def differentiate(
     cell: Cell, engine: Engine, params: Any, batch: Batch, reverse: bool = False
@@ -300,14 +292,14 @@ def central_differences(row: Row, way: Way, params: Any, batch: Batch, eps: floa
     return moving(jax.tree.unflatten(structure, grads))
 
 
-@partial(jax.jit, static_argnames="cell", compiler_options=QUICK)
+@partial(jax.jit, static_argnames="cell")
 def step_vjp(cell: Cell, params: Any, carry: Any, x: Any, ct_y: Any, ct_carry: Any) -> Any:
     """One step of one sequence, and the cotangents of params, carry and x."""
     after, vjp = jax.vjp(cell.step, params, carry, x)
     return after, moving(vjp((cotangents(carry, ct_carry), ct_y)))
 
 
-@partial(jax.jit, static_argnames="cell", compiler_options=QUICK)
+@partial(jax.jit, static_argnames="cell")
 def start_vjp(cell: Cell, params: Any, cotangent: Any) -> tuple[Any, Any]:
     """The first carry of one sequence, and its share of the gradient of the parameters."""
     start, vjp = jax.vjp(lambda p: cell.init_carry(p, ()), params)

@@ -18,7 +18,7 @@ from jrnn.structure import (
     multiplies_by_params,
     update_is_elementwise,
 )
-from tests.helpers import QUICK, input_size_of, normal_like, random_params
+from tests.helpers import input_size_of, normal_like, random_params
 from tests.table import Row
 
 HIDDEN, INPUT = 4, 3
@@ -45,7 +45,7 @@ def dependence(function: Any, tree: Any) -> list[list[np.ndarray]]:
         many[range(start, end), range(leaf.size)] += np.asarray(1.3).astype(leaf.dtype)
         copies.append(many.reshape(-1, *leaf.shape))
         start = end
-    run = jax.jit(jax.vmap(function), compiler_options=QUICK)
+    run = jax.jit(jax.vmap(function))
     results = jax.tree.leaves(run(jax.tree.unflatten(structure, copies)))
     rows = []
     for result in results:

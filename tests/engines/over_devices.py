@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import jrnn
 from jrnn import Associative, Scan
 from tests.cells.linear_toys import TOYS, Growth, GrowthParams
-from tests.helpers import QUICK, Way, assert_close, call, random_batch, random_params
+from tests.helpers import Way, assert_close, call, random_batch, random_params
 from tests.table import CELLS
 
 STEPS = 16
@@ -56,7 +56,7 @@ def check_values_and_gradients() -> None:
         cell = (CELLS | TOYS)[name].make(2)
         params = random_params(cell, 1, 2)
         batch = random_batch(cell, params, 2, STEPS, 3)
-        run = jax.jit(partial(results, cell, [Scan(), engine]), compiler_options=QUICK)
+        run = jax.jit(partial(results, cell, [Scan(), engine]))
         want, got = run(params, batch)
         assert_close(got, want, 1e-9)
 
@@ -69,8 +69,7 @@ def check_placement() -> None:
     loss = lambda engine, p, xs: jnp.sum(
         jrnn.unroll(cell, p, xs, lengths=batch.lengths, engine=engine)[1] ** 2
     )
-    quick = partial(jax.jit, compiler_options=QUICK)
-    want = quick(jax.value_and_grad(partial(loss, Scan()), (0, 1)))(params, batch.xs)
+    want = jax.jit(jax.value_and_grad(partial(loss, Scan()), (0, 1)))(params, batch.xs)
 
     def entered(run: Any) -> Any:
         """As JAX asks for outside of jit, on a mesh of explicit axes."""
@@ -81,15 +80,15 @@ def check_placement() -> None:
 
         return in_mesh
 
-    entered_and_jitted = lambda run: entered(quick(run))
+    entered_and_jitted = lambda run: entered(jax.jit(run))
     time, both = PartitionSpec("time"), PartitionSpec("time", "data")
     for name, spec, wrap in (
-        ("8", time, quick),
-        ("2x4", both, quick),
-        ("auto", time, quick),
-        ("explicit", None, quick),
-        ("explicit", time, quick),
-        ("explicit", both, quick),
+        ("8", time, jax.jit),
+        ("2x4", both, jax.jit),
+        ("auto", time, jax.jit),
+        ("explicit", None, jax.jit),
+        ("explicit", time, jax.jit),
+        ("explicit", both, jax.jit),
         ("explicit", both, entered),
         ("explicit", both, entered_and_jitted),
         ("explicit", None, entered_and_jitted),

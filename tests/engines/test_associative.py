@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import os
 import subprocess
 import sys
 from functools import partial
@@ -26,10 +25,10 @@ from tests.cells.linear_toys import (
     NoisyLinear,
     NoisyLinearParams,
 )
+from tests.compilation import environment_with_devices
 from tests.engines import test_nan
 from tests.helpers import (
     HALF,
-    QUICK,
     WAYS,
     Batch,
     Results,
@@ -42,7 +41,6 @@ from tests.helpers import (
     loop_grads,
     mostly_exhaustive,
     oracle,
-    quickly_differentiate_all,
     random_batch,
     random_params,
 )
@@ -80,7 +78,7 @@ def test_values_and_gradients_equal_a_loop(name: str, x64: None) -> None:
     # Many ways for each kind of recurrence: compiles are the time of this file.
     ways = HALF if name in FEW else EVERYTHING
     cell, params, batch = example(ROWS[name])
-    results = quickly_differentiate_all(cell, Associative(), ways, params, batch)
+    results = differentiate_all(cell, Associative(), ways, params, batch)
     assert_true(ROWS[name], ways, results, params, batch)
 
 
@@ -107,7 +105,7 @@ def test_values_and_gradients_equal_a_loop(name: str, x64: None) -> None:
 def test_variants_equal_a_loop(name: str, variant: str, x64: None) -> None:
     ways = (*EVERYTHING, Way(lengths=False, carry=False))
     cell, params, batch = example(ROWS[name])
-    results = quickly_differentiate_all(cell, VARIANTS[variant], ways, params, batch)
+    results = differentiate_all(cell, VARIANTS[variant], ways, params, batch)
     assert_true(ROWS[name], ways, results, params, batch)
 
 
@@ -115,7 +113,7 @@ def test_variants_equal_a_loop(name: str, variant: str, x64: None) -> None:
 @pytest.mark.parametrize("name", ROWS)
 def test_every_way_equals_a_loop(name: str, x64: None) -> None:
     cell, params, batch = example(ROWS[name])
-    results = quickly_differentiate_all(cell, Associative(), WAYS, params, batch)
+    results = differentiate_all(cell, Associative(), WAYS, params, batch)
     assert_true(ROWS[name], WAYS, results, params, batch)
 
 
@@ -158,7 +156,7 @@ def test_no_steps_one_step_and_no_sequences(
     name: str, steps: int, batch: int, engine: Associative, x64: None
 ) -> None:
     cell, params, given = example(ROWS[name], steps, batch)
-    results = quickly_differentiate_all(cell, engine, EVERYTHING, params, given)
+    results = differentiate_all(cell, engine, EVERYTHING, params, given)
     assert_true(ROWS[name], EVERYTHING, results, params, given)
 
 
@@ -356,7 +354,7 @@ def test_second_call_compiles_nothing(caplog: pytest.LogCaptureFixture) -> None:
 def test_one_device_equals_a_loop(x64: None) -> None:
     engine = Associative(mesh=Mesh(np.array(jax.devices()[:1]), ("time",)))
     cell, params, batch = example(TOYS["pair"])
-    results = quickly_differentiate_all(cell, engine, EVERYTHING, params, batch)
+    results = differentiate_all(cell, engine, EVERYTHING, params, batch)
     assert_true(TOYS["pair"], EVERYTHING, results, params, batch)
 
 
@@ -379,7 +377,7 @@ def test_derivatives_of_all_modes_equal_those_of_scan(engine: Associative, x64: 
         second = jax.grad(lambda p: inner(jax.grad(loss)(p), moved))(params)
         return jax.jvp(run, (params,), (moved,)), hessian, second
 
-    got, want = jax.jit(lambda: (all_modes(engine), all_modes(Scan())), compiler_options=QUICK)()
+    got, want = jax.jit(lambda: (all_modes(engine), all_modes(Scan())))()
     assert_close(got, want, 1e-9)
 
 
@@ -397,7 +395,7 @@ def test_vmap_over_models_equals_a_loop(engine: Associative, x64: None) -> None:
     batches = [random_batch(cell, p, 4, 7, 3) for p in params]
     stack = partial(jax.tree.map, lambda *leaves: np.stack(leaves))
     run = lambda p, b: differentiate_all(cell, engine, (way,), p, b)[0]
-    mapped = jax.jit(jax.vmap(run), compiler_options=QUICK)(stack(*params), stack(*batches))
+    mapped = jax.jit(jax.vmap(run))(stack(*params), stack(*batches))
     for n in range(2):
         got = jax.tree.map(lambda leaf, n=n: leaf[n], mapped)
         assert_true(row, (way,), [got], params[n], batches[n])
@@ -460,8 +458,7 @@ def test_auto_takes_it_for_short_ones_where_there_is_no_cpu(
 
 
 def test_time_is_split_over_devices() -> None:
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    environment = environment_with_devices(8)
     command = [sys.executable, "-W", "error", "-m", "tests.engines.over_devices"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-6000:]

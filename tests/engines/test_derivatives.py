@@ -7,7 +7,6 @@ import numpy as np
 
 from jrnn import Cell, Engine, Scan
 from tests.helpers import (
-    QUICK,
     Batch,
     Way,
     assert_close,
@@ -54,7 +53,7 @@ def test_forward_mode_equals_finite_differences(kind: Row, reverse: bool, x64: N
     cell, way = kind.make(3), Way(reverse=reverse)
     batch, point, direction = example(cell)
     run = lambda *point: call(cell, SCAN, way, *at(batch, point))
-    jvp = jax.jit(lambda p, v: jax.jvp(run, p, v), compiler_options=QUICK)
+    jvp = jax.jit(lambda p, v: jax.jvp(run, p, v))
     truth = difference(lambda p: oracle(kind, way, *at(batch, p)), point, direction)
     assert_close(jvp(point, direction)[1], truth, 1e-8)
 
@@ -65,7 +64,7 @@ def test_second_derivatives_equal_finite_differences(kind: Row, x64: None) -> No
     loss = lambda p: inner(call(cell, SCAN, way, *at(batch, p)), (batch.ct_carry, batch.ct_ys))
     product = lambda p, v: jax.grad(lambda p: inner(jax.grad(loss)(p), v))(p)
     truth = difference(lambda p: loop_grads(cell, way, *at(batch, p)), point, direction)
-    assert_close(jax.jit(product, compiler_options=QUICK)(point, direction), truth, 1e-7)
+    assert_close(jax.jit(product)(point, direction), truth, 1e-7)
 
 
 def test_vmap_equals_a_loop(kind: Row, engine: Engine, x64: None) -> None:
@@ -73,7 +72,7 @@ def test_vmap_equals_a_loop(kind: Row, engine: Engine, x64: None) -> None:
     models = [at(batch, point) for batch, point, _ in (example(cell, seed) for seed in (1, 2, 3))]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *models)
     run = lambda params, batch: differentiate_all(cell, engine, (way,), params, batch)[0]
-    mapped = jax.jit(jax.vmap(run), compiler_options=QUICK)(*stacked)
+    mapped = jax.jit(jax.vmap(run))(*stacked)
     for n, (params, batch) in enumerate(models):
         got = jax.tree.map(lambda leaf, n=n: leaf[n], mapped)
         assert_close((got.carry, got.ys), oracle(kind, way, params, batch), 1e-10)

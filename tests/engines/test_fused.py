@@ -20,15 +20,14 @@ from jrnn.engines.readout import loop_readout
 from jrnn.masking import Masks
 from tests.cells.toys import Learned
 from tests.helpers import (
-    QUICK,
     Batch,
     Way,
     as_dtype,
     assert_close,
     call,
+    differentiate_all,
     inner,
     mostly_exhaustive,
-    quickly_differentiate_all,
     random_batch,
     random_params,
 )
@@ -63,7 +62,7 @@ def test_gradient_of_a_gradient_norm_equals_that_of_scan(
         grads = jax.grad(partial(loss, engine))(point)
         return inner(grads, grads)
 
-    grad = jax.jit(jax.grad(norm, argnums=1), static_argnums=0, compiler_options=QUICK)
+    grad = jax.jit(jax.grad(norm, argnums=1), static_argnums=0)
     point = (params, batch.xs)
     assert_close(grad(engine, point), grad(Scan(), point), 1e-10)
 
@@ -92,7 +91,7 @@ def test_any_chunk_gives_the_gradients_of_scan(
 ) -> None:
     cell, ways = LSTM(3, peepholes=True), (Way(reverse=reverse),)
     params, batch = example(cell, steps)
-    run = lambda engine: quickly_differentiate_all(cell, engine, ways, params, batch)
+    run = lambda engine: differentiate_all(cell, engine, ways, params, batch)
     assert_close(run(Fused(chunk, remat)), run(Scan()), 1e-10)
 
 
@@ -156,7 +155,7 @@ def test_gates_that_are_used_apart_are_kept_apart(x64: None) -> None:
     # z and u have the same cotangent here, and yet their sum is not enough.
     cell = Straight(3)
     params, batch = example(cell, steps=5)
-    run = lambda engine: quickly_differentiate_all(cell, engine, (Way(),), params, batch)
+    run = lambda engine: differentiate_all(cell, engine, (Way(),), params, batch)
     assert_close(run(Fused()), run(Scan()), 1e-10)
 
 
@@ -188,7 +187,7 @@ def test_a_small_cell_under_a_large_batch_adds_its_gradients_step_by_step(
 ) -> None:
     params, batch = example(cell, steps=4, batch=33)
     assert Fused().chunk_of(4, 33, weights=100) == 1
-    run = lambda engine: quickly_differentiate_all(cell, engine, (Way(),), params, batch)
+    run = lambda engine: differentiate_all(cell, engine, (Way(),), params, batch)
     assert_close(run(Fused()), run(Scan()), 1e-10)
 
 

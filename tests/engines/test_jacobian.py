@@ -33,7 +33,6 @@ from jrnn.masking import Masks
 from tests.cells.linear_toys import Mixer, Pair
 from tests.cells.toys import Learned
 from tests.helpers import (
-    QUICK,
     Batch,
     assert_close,
     mostly_exhaustive,
@@ -55,7 +54,7 @@ def flat(tree: Any) -> Any:
     return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
 
 
-@partial(jax.jit, static_argnames="cell", compiler_options=QUICK)
+@partial(jax.jit, static_argnames="cell")
 def everything(cell: Cell, params: Any, xs: Any, prev_carries: Any) -> Any:
     """All three kinds, and the truth `[T, B, n, n]`: forward mode of one step at a time.
 

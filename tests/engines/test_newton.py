@@ -30,7 +30,6 @@ from jrnn import (
 from jrnn.engines import iterate
 from tests.cells.toys import Counter, Integrator, Leaky, Learned, Noisy, Timed
 from tests.helpers import (
-    QUICK,
     WAYS,
     Batch,
     Way,
@@ -45,7 +44,6 @@ from tests.helpers import (
     mostly_exhaustive,
     normal_like,
     oracle,
-    quickly_differentiate_all,
     random_batch,
     random_params,
     unroll_all,
@@ -94,7 +92,7 @@ def all_carries(row: Row, way: Way, params: Any, batch: Batch) -> Any:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
 
 
-@partial(jax.jit, static_argnames=("cell", "engine", "way"), compiler_options=QUICK)
+@partial(jax.jit, static_argnames=("cell", "engine", "way"))
 def solve(cell: Cell, engine: Newton, way: Way, params: Any, batch: Batch) -> Any:
     return jrnn.newton(
         cell,
@@ -118,7 +116,7 @@ def test_values_and_gradients_equal_a_loop_in_float64(name: str, x64: None) -> N
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(batch.carry)):
         pytest.skip("an integer in the carry, which Newton refuses")
     ways = FEW if name in SOME else FEW[-1:]
-    results = quickly_differentiate_all(cell, NEWTON, ways, params, batch)
+    results = differentiate_all(cell, NEWTON, ways, params, batch)
     for way, got in zip(ways, results, strict=True):
         assert_close((got.carry, got.ys), oracle(row, way, params, batch), 1e-9)
         assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-9)
@@ -144,7 +142,7 @@ def test_every_variant_equals_a_loop(name: str, kind: str, x64: None) -> None:
     # A diagonal Jacobian of a dense cell is wrong, and what it finds, with its gradient, is right.
     row, way = CELLS[name], Way(reverse=kind in ("block", "damped"))
     cell, params, batch = example(row)
-    (got,) = quickly_differentiate_all(cell, KINDS[kind], (way,), params, batch)
+    (got,) = differentiate_all(cell, KINDS[kind], (way,), params, batch)
     assert_close((got.carry, got.ys), oracle(row, way, params, batch), 1e-9)
     assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-9)
 
@@ -155,7 +153,7 @@ def test_few_steps_equal_a_loop(name: str, steps: int, x64: None) -> None:
     row = CELLS[name]
     cell, params, batch = example(row, steps=steps)
     ways = (Way(), Way(reverse=True))
-    results = quickly_differentiate_all(cell, NEWTON, ways, params, batch)
+    results = differentiate_all(cell, NEWTON, ways, params, batch)
     for way, got in zip(ways, results, strict=True):
         assert_close((got.carry, got.ys), oracle(row, way, params, batch), 1e-9)
         assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-9)
@@ -186,7 +184,7 @@ def test_a_learned_first_carry_gets_its_gradient(x64: None) -> None:
     step = lambda params, h, x: (np.tanh(params.w_ih.T @ x + params.w_hh.T @ h),) * 2
     row = Row(Learned, step, start=lambda params: params.h0)
     cell, params, batch = example(row)
-    results = quickly_differentiate_all(cell, NEWTON, FEW, params, batch)
+    results = differentiate_all(cell, NEWTON, FEW, params, batch)
     for way, got in zip(FEW, results, strict=True):
         assert_close((got.carry, got.ys), oracle(row, way, params, batch), 1e-9)
         assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-9)
@@ -413,9 +411,7 @@ def test_fallback_to_scan_has_the_values_and_gradients_of_scan(kind: Any, x64: N
     way = Way(carry=False, lengths=False, reverse=kind == "full")
     status = solve(cell, engine, way, params, batch).status
     assert 0 < status.converged.sum() < 3
-    got, want = (
-        quickly_differentiate_all(cell, e, (way,), params, batch)[0] for e in (engine, Scan())
-    )
+    got, want = (differentiate_all(cell, e, (way,), params, batch)[0] for e in (engine, Scan()))
     assert_close(got, want, 1e-9)
     bad = ~np.asarray(status.converged)
     np.testing.assert_allclose(got.ys[:, bad], want.ys[:, bad], atol=1e-11)
@@ -638,10 +634,10 @@ def test_leaves_of_unlike_shapes_have_no_blocks(x64: None) -> None:
     cell, way = Odd(3), Way(resets=False)
     params = random_params(cell, 1, 2)
     batch = random_batch(cell, params, 2, 9, 3)
-    want = quickly_differentiate_all(cell, Scan(), (way,), params, batch)
+    want = differentiate_all(cell, Scan(), (way,), params, batch)
     for kind in ("auto", "full", "diagonal"):
         engine = Newton(jacobian=kind)
-        got = quickly_differentiate_all(cell, engine, (way,), params, batch)
+        got = differentiate_all(cell, engine, (way,), params, batch)
         assert_close(got, want, 1e-9)
     with pytest.raises(ValueError, match=r"one shape, got \[\(3, 3\), \(3, 2\)\] .*'diagonal'"):
         jrnn.newton(cell, params, batch.xs, engine=Newton(jacobian="block"))
@@ -719,7 +715,7 @@ def test_forward_mode_equals_finite_differences(name: str, kind: str, x64: None)
     row, way, engine = CELLS[name], Way(reverse=True), ENGINES[kind]
     cell, batch, point, direction = moving(name)
     run = lambda *point: call(cell, engine, way, *at(batch, point))
-    jvp = jax.jit(lambda p, v: jax.jvp(run, p, v), compiler_options=QUICK)
+    jvp = jax.jit(lambda p, v: jax.jvp(run, p, v))
     truth = difference(lambda p: oracle(row, way, *at(batch, p)), point, direction)
     assert_close(jvp(point, direction)[1], truth, 1e-8)
 
@@ -735,7 +731,7 @@ def test_second_derivatives_equal_finite_differences(name: str, kind: str, x64: 
     over = lambda p, v: jax.grad(lambda p: inner(jax.grad(loss)(p), v))(p)
     ahead = lambda p, v: jax.jvp(jax.grad(loss), (p,), (v,))[1]
     truth = difference(lambda p: loop_grads(cell, way, *at(batch, p)), point, direction)
-    both = jax.jit(lambda p, v: (over(p, v), ahead(p, v)), compiler_options=QUICK)
+    both = jax.jit(lambda p, v: (over(p, v), ahead(p, v)))
     for got in both(point, direction):
         assert_close(got, truth, 1e-7)
 
@@ -774,7 +770,7 @@ def test_the_gradient_is_as_near_as_the_states(x64: None) -> None:
 
     for tol in (1e-2, 1e-4):
         engine = Newton(jacobian="diagonal", tol=tol)
-        (got,) = quickly_differentiate_all(cell, engine, (way,), params, batch)
+        (got,) = differentiate_all(cell, engine, (way,), params, batch)
         states = error((got.carry, got.ys), value)
         assert 1e-13 < states < 100 * tol
         assert 0 < error(tuple(got[2:]), truth) < 100 * states

@@ -1,7 +1,6 @@
 """`prefix.solve` against a loop in NumPy, and its derivatives against those of a plain scan."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +10,7 @@ import pytest
 from jax import lax
 
 from jrnn.engines import prefix
-from tests.helpers import QUICK, assert_close, mostly_exhaustive
+from tests.helpers import assert_close, mostly_exhaustive
 
 BATCH, UNITS = 2, 3
 CHUNKS = {12: (1, 2, 3, 11, 12, 20, None), 7: (1, 3), 2: (1, 2, None), 1: (1, 3), 0: (1, 4)}
@@ -192,7 +191,7 @@ def test_states_and_gradients_equal_a_loop(
     case = CASES[name]
     p, keep = problem(case, steps)
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def both(p: Problem, keep: Any) -> tuple[Tree, list[Tree]]:
         truth = [pull(lambda q, r=r: plain(case, q, keep, r), p)[1] for r in (False, True)]
         solver = lambda r, c: lambda q: solve(case, q, keep, r, c)
@@ -234,7 +233,7 @@ def test_derivatives_of_all_modes_equal_those_of_a_scan(name: str, x64: None) ->
             jax.jvp(jax.grad(loss), (p,), (direction,))[1],
         )
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def everything(keep: Any) -> list[Tree]:
         truth = modes(lambda q: plain(case, q, keep, True))
         return [truth, *(modes(lambda q, c=c: solve(case, q, keep, True, c)) for c in FEW)]
@@ -250,7 +249,7 @@ def test_hessian_equals_that_of_a_scan(x64: None) -> None:
     def of(run: Solver) -> Tree:
         return jax.hessian(lambda a: jnp.sum(run(p._replace(a=a)) ** 2))(p.a)
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def both() -> Tree:
         solver = lambda c: lambda q: solve(case, q, keep, False, c)
         return of(lambda q: plain(case, q, keep, False)), [of(solver(c)) for c in FEW]
@@ -267,7 +266,7 @@ def test_gradients_equal_central_differences(x64: None) -> None:
         (s * c).sum() for s, c in zip(loop(case, q, keep, False), p.ct, strict=True)
     )
     _, (by_a, by_b, by_start) = jax.jit(
-        lambda p: pull(lambda q: solve(case, q, keep, False, 3), p), compiler_options=QUICK
+        lambda p: pull(lambda q: solve(case, q, keep, False, 3), p)
     )(p)
     eps = 1e-5
     for field, grads in zip(("a", "b", "start"), (by_a, by_b, by_start), strict=True):
@@ -289,7 +288,7 @@ def test_vmap_equals_one_by_one(name: str, x64: None) -> None:
     problems, keeps = zip(*(problem(case, 7, seed) for seed in (1, 2)), strict=True)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *problems)
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def run(p: Problem, keep: Any) -> list[Tree]:
         solver = lambda c, keep: lambda q: solve(case, q, keep, True, c)
         return [jax.vmap(lambda q, k, c=c: pull(solver(c, k), q))(p, keep) for c in FEW]
@@ -299,7 +298,6 @@ def test_vmap_equals_one_by_one(name: str, x64: None) -> None:
             of_n = jax.tree.map(lambda leaf, n=n: leaf[n], (states, grads))
             truth = jax.jit(
                 lambda p, keep: pull(lambda q: plain(case, q, keep, True), p),
-                compiler_options=QUICK,
             )(p, keep)
             assert_close(of_n[0], loop(case, p, keep, True), 1e-12)
             assert_close(of_n[1], truth[1], 1e-11)
@@ -320,7 +318,7 @@ def test_what_is_not_finite_does_not_pass_a_reset(name: str, bad: float, reverse
     jax.tree.leaves(hit.start)[0][0] = bad
     chunks = (1, 2, 3, 5, 12)
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def run(p: Problem, keep: Any) -> list[Tree]:
         return [solve(case, p, keep, reverse, c) for c in chunks]
 
@@ -347,7 +345,6 @@ def test_a_mixture_of_constant_and_moving_blocks_equals_a_loop(x64: None) -> Non
     chunks = (1, 2, None)
     run = jax.jit(
         lambda p: [pull(lambda q, c=c: solve(case, q, keep, False, c), p) for c in chunks],
-        compiler_options=QUICK,
     )
     want, (by_a, by_b, by_start) = pull(lambda q: plain(case, q, keep, False), full)
     (grad, second), last_row = by_a

@@ -16,9 +16,9 @@ from jrnn.masking import step_of
 from tests.helpers import (
     Way,
     assert_close,
+    differentiate_all,
     loop_grads,
     oracle,
-    quickly_differentiate_all,
     random_batch,
     random_params,
 )
@@ -40,7 +40,7 @@ def test_readout_has_its_gradients_wherever_it_is_computed(
     params = random_params(cell, 1, input_size=2)
     given = random_batch(cell, params, 2, steps=4, batch=batch)
     for engine in (Scan(), Fused(chunk=3), Fused(chunk=2, remat=True)):
-        results = quickly_differentiate_all(cell, engine, WAYS, params, given)
+        results = differentiate_all(cell, engine, WAYS, params, given)
         for way, got in zip(WAYS, results, strict=True):
             assert_close((got.carry, got.ys), oracle(row, way, params, given), 1e-10)
             assert_close(tuple(got[2:]), loop_grads(cell, way, params, given), 1e-10)

@@ -12,7 +12,7 @@ import pytest
 import jrnn
 from jrnn import GRU, LSTM, Associative, Cell, Engine, Fused, MinGRU, Native, Newton, Scan
 from jrnn.transforms import dropout, learned_carry, projection, zoneout
-from tests.helpers import QUICK, assert_close, random_params, start_vjp, step_vjp
+from tests.helpers import assert_close, random_params, start_vjp, step_vjp
 
 STEPS, BATCH, SIZE = 5, 4, 2
 MASK = np.array([[0, 1, 1, 1], [1, 0, 1, 0], [1, 1, 0, 0], [0, 1, 1, 0], [1, 1, 1, 0]], bool)
@@ -121,7 +121,7 @@ def loop(cell: Cell, way: Way, params: Any, xs: Any, first: Any, ct: Any) -> Any
     return (last, ys, carries), (params_grad, xs_grad, first_grad)
 
 
-@partial(jax.jit, static_argnames=("cell", "engine"), compiler_options=QUICK)
+@partial(jax.jit, static_argnames=("cell", "engine"))
 def by_engine(cell: Cell, engine: Engine, params: Any, xs: Any, first: Any) -> Any:
     """Results and gradients of all ways, in one compilation."""
     results = []

@@ -1,6 +1,5 @@
 """`Sharded`: each device runs its own rows, and what comes out is what one device makes."""
 
-import os
 import re
 import subprocess
 import sys
@@ -14,8 +13,8 @@ from jax.sharding import AxisType
 import jrnn
 from jrnn import Associative, Fused, Native, Newton, Scan, Sharded
 from jrnn.transforms import dropout, weight_drop, zoneout
+from tests.compilation import environment_with_devices
 from tests.helpers import (
-    QUICK,
     Way,
     assert_close,
     call,
@@ -65,10 +64,10 @@ def check_values_and_gradients():
 def check_case(cell, engine, rows, axes):
     params = random_params(cell, 1, 2)
     batch = random_batch(cell, params, 2, STEPS, rows)
-    want = jax.jit(partial(results, cell, Scan()), compiler_options=QUICK)(params, batch)
+    want = jax.jit(partial(results, cell, Scan()))(params, batch)
     with jax.set_mesh(mesh()):
         run = partial(results, cell, Sharded(engine, axes))
-        got = jax.jit(run, compiler_options=QUICK)(params, batch)
+        got = jax.jit(run)(params, batch)
     assert_close(got, want, 1e-8 if isinstance(engine, Newton) else 1e-10)
 
 
@@ -130,9 +129,8 @@ with jax.enable_x64(True):
 
 
 def test_rows_are_split_over_devices():
-    flags = f"--xla_force_host_platform_device_count={DEVICES}"
     command = [sys.executable, "-W", "error", "-c", SCRIPT]
-    subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, check=True, timeout=300)
+    subprocess.run(command, env=environment_with_devices(DEVICES), check=True, timeout=300)
 
 
 def test_without_a_mesh_it_is_the_other_engine():

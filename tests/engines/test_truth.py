@@ -13,9 +13,9 @@ from hypothesis.extra.numpy import arrays
 import jrnn
 from jrnn import Engine
 from tests.cells.toys import Learned
+from tests.compilation import OPTIMIZED
 from tests.helpers import (
     HALF,
-    OPTIMIZED,
     WAYS,
     Batch,
     Way,
@@ -25,7 +25,6 @@ from tests.helpers import (
     differentiate_all,
     loop_grads,
     oracle,
-    quickly_differentiate_all,
     random_batch,
     random_params,
     unroll_all,
@@ -43,7 +42,7 @@ def example(row: Row) -> tuple[jrnn.Cell, object, Batch]:
 
 def test_values_and_gradients_equal_a_loop_in_float64(kind: Row, engine: Engine, x64: None) -> None:
     cell, params, batch = example(kind)
-    results = quickly_differentiate_all(cell, engine, HALF, params, batch)
+    results = differentiate_all(cell, engine, HALF, params, batch)
     for way, got in zip(HALF, results, strict=True):
         assert_close((got.carry, got.ys), oracle(kind, way, params, batch), 1e-10)
         assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-10)
@@ -58,7 +57,7 @@ def test_values_and_gradients_equal_finite_differences(
     # One direction on each engine; all ways of these rows are in the exhaustive suite.
     row, way = CELLS[name], Way(reverse=isinstance(engine, jrnn.Fused))
     cell, params, batch = example(row)
-    (got,) = quickly_differentiate_all(cell, engine, (way,), params, batch)
+    (got,) = differentiate_all(cell, engine, (way,), params, batch)
     assert_close((got.carry, got.ys), oracle(row, way, params, batch), 1e-10)
     assert_close(tuple(got[2:]), central_differences(row, way, params, batch), 1e-8)
 
@@ -66,7 +65,7 @@ def test_values_and_gradients_equal_finite_differences(
 @pytest.mark.exhaustive
 def test_every_row_equals_a_loop_every_way(row: Row, engine: Engine, x64: None) -> None:
     cell, params, batch = example(row)
-    results = quickly_differentiate_all(cell, engine, WAYS, params, batch)
+    results = differentiate_all(cell, engine, WAYS, params, batch)
     for way, got in zip(WAYS, results, strict=True):
         assert_close((got.carry, got.ys), oracle(row, way, params, batch), 1e-10)
         assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-10)
@@ -142,7 +141,7 @@ def test_any_shape_equals_a_loop(
     batch = batch._replace(lengths=data.draw(lengths), resets=data.draw(resets))
     engine = engines[drawn.variant % len(engines)]
     with jax.enable_x64(True):
-        (got,) = quickly_differentiate_all(cell, engine, (drawn.way,), params, batch)
+        (got,) = differentiate_all(cell, engine, (drawn.way,), params, batch)
         assert_close((got.carry, got.ys), oracle(kind, drawn.way, params, batch), 1e-10)
         assert_close(tuple(got[2:]), loop_grads(cell, drawn.way, params, batch), 1e-10)
 
@@ -151,7 +150,7 @@ def test_no_steps_return_the_carry_given(kind: Row, engine: Engine, x64: None) -
     cell = kind.make(3)
     params = random_params(cell, 1, input_size=2)
     batch = random_batch(cell, params, 2, steps=0, batch=2)
-    got = quickly_differentiate_all(cell, engine, EVERYTHING, params, batch)
+    got = differentiate_all(cell, engine, EVERYTHING, params, batch)
     zeros = jax.tree.map(np.zeros_like, params)
     for results in got:
         assert results.ys.shape == batch.ct_ys.shape
@@ -164,7 +163,7 @@ def test_a_learned_first_carry_gets_its_gradient(engine: Engine, x64: None) -> N
     step = lambda params, h, x: (np.tanh(params.w_ih.T @ x + params.w_hh.T @ h),) * 2
     row = Row(Learned, step, start=lambda params: params.h0)
     cell, params, batch = example(row)
-    results = quickly_differentiate_all(cell, engine, HALF, params, batch)
+    results = differentiate_all(cell, engine, HALF, params, batch)
     for way, got in zip(HALF, results, strict=True):
         assert_close((got.carry, got.ys), oracle(row, way, params, batch), 1e-10)
         assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-10)

@@ -14,6 +14,7 @@ from jrnn.train import TBPTT, Experiment, Interrupted, Network, Optim, restore, 
 from jrnn.train.mesh import Mesh
 from jrnn.train.run import Run
 from jrnn.train.sweep import sweep
+from tests.compilation import environment_with_devices
 from tests.train.test_sweep import Signs, assert_same_lines, lines
 from tests.train.test_tbptt import Sums
 
@@ -76,9 +77,8 @@ on_many_devices(Path(sys.argv[1]))
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     folder = tmp_path_factory.mktemp("many")
-    flags = f"--xla_force_host_platform_device_count={DEVICES}"
     command = [sys.executable, "-c", SCRIPT, str(folder)]
-    subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, check=True, timeout=300)
+    subprocess.run(command, env=environment_with_devices(DEVICES), check=True, timeout=300)
     return folder
 
 

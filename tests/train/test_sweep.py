@@ -19,6 +19,7 @@ from jrnn.train.members import groups
 from jrnn.train.population import Population
 from jrnn.train.sweep import BEST, member_folder, sweep
 from jrnn.transforms import clip, zoneout
+from tests.compilation import environment_with_devices
 from tests.helpers import compiled
 
 ROOT = Path(__file__).parents[2]
@@ -273,7 +274,7 @@ def spread(folder):
 
 
 def test_members_are_spread_over_devices(tmp_path):
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = environment_with_devices(4)
     command = [sys.executable, "-c", SPREAD, str(tmp_path / "four")]
     subprocess.run(command, env=environment, check=True, timeout=300)
     spread(tmp_path / "one")
@@ -283,7 +284,7 @@ def test_members_are_spread_over_devices(tmp_path):
 
 def test_devices_that_share_threads_do_not_wait_for_each_other(tmp_path):
     """Both run kernels in threads of the runtime, which then has none to help them: once a hang."""
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = environment_with_devices(2)
     options = [
         "--over",
         "seed=0:8",

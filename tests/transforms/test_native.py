@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +22,7 @@ from jrnn.transforms import (
     weight_drop,
     zoneout,
 )
-from tests.helpers import QUICK, assert_close, random_params
+from tests.helpers import assert_close, random_params
 
 pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
 
@@ -94,7 +93,7 @@ def run(cell: Cell, engine: str, way: Way, params: Any, xs: Any) -> Any:
 def both(cell: Cell, params: Any) -> Any:
     """Values and gradients of all ways by `auto` and by `scan`, in one compilation."""
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def run_all(params: Any) -> Any:
         results = []
         for engine in ("auto", "scan"):
