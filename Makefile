@@ -46,9 +46,9 @@ bench: $(VENV)/with-bench $(VENV)/with-parity
 	$(BIN)/jrnn bench $(args)
 
 # On a machine with a GPU, by the JAX that is there: it sets nothing up, and jrnn need not be installed.
-# Six minutes at most; the JSON goes to experiments/speed/results/gpu/. make gpu-check args=--help
+# Six minutes at most; the JSON goes to docs/benchmarks/gpu/. make gpu-check args=--help
 gpu-check:
-	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m experiments.speed.gpu_check $(args)
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m jrnn.bench.gpu_check $(args)
 
 # Every kernel under the sanitizers of GCC or Clang: memory, undefined behaviour, data races. Minutes.
 # Where not on x86-64: make sanitize flags="-DPORTABLE -mcpu=native"

@@ -9,7 +9,7 @@ squared error of 0.167.
 
 from jrnn.config import make_cell
 from jrnn.tasks import Adding
-from jrnn.train import Experiment, Network, Optim
+from jrnn.train import Experiment, Network, Optimizer
 
 
 def get_config(
@@ -26,7 +26,7 @@ def get_config(
     return Experiment(
         task=Adding(length, *((200, 100) if runlocal else ())),
         network=Network(make_cell(cell, hidden)),
-        optim=Optim(5e-3, "adam", "cosine", warmup=0.02),
+        optimizer=Optimizer(5e-3, "adam", "cosine", warmup=0.02),
         steps=40 if runlocal else 4000,
         batch_size=64,
         eval_every=20 if runlocal else 250,

@@ -7,7 +7,7 @@ jrnn train configs/arrays.py:path=mine.npz,kind=sequence_regression,cell=gru
 from jrnn.config import make_cell
 from jrnn.tasks import Arrays
 from jrnn.tasks.arrays import Kind
-from jrnn.train import Experiment, Network, Optim
+from jrnn.train import Experiment, Network, Optimizer
 
 
 def get_config(
@@ -30,7 +30,7 @@ def get_config(
     return Experiment(
         task=Arrays(path, kind),
         network=Network(make_cell(cell, hidden), dropout=0.1),
-        optim=Optim(3e-3, "adamw", "cosine", warmup=0.1, weight_decay=0.01),
+        optimizer=Optimizer(3e-3, "adamw", "cosine", warmup=0.1, weight_decay=0.01),
         steps=40 if runlocal else 2000,
         eval_every=20 if runlocal else 100,
     )

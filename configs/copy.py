@@ -9,7 +9,7 @@ one time in eight is what a network without memory reaches.
 
 from jrnn.config import make_cell
 from jrnn.tasks import Copy
-from jrnn.train import Experiment, Network, Optim
+from jrnn.train import Experiment, Network, Optimizer
 
 
 def get_config(
@@ -26,7 +26,7 @@ def get_config(
     return Experiment(
         task=Copy(delay, **({"train_size": 200, "eval_size": 100} if runlocal else {})),
         network=Network(make_cell(cell, hidden), embedding_size=16),
-        optim=Optim(3e-3, "adam", "cosine", warmup=0.02),
+        optimizer=Optimizer(3e-3, "adam", "cosine", warmup=0.02),
         steps=40 if runlocal else 4000,
         batch_size=64,
         eval_every=20 if runlocal else 250,

@@ -11,7 +11,7 @@ A simple way to initialize recurrent networks of rectified linear units, who rea
 from jrnn.config import make_cell
 from jrnn.tasks import Digits
 from jrnn.tasks.digits import Order
-from jrnn.train import Experiment, Network, Optim
+from jrnn.train import Experiment, Network, Optimizer
 
 
 def get_config(
@@ -28,7 +28,7 @@ def get_config(
     return Experiment(
         task=Digits(order=order),
         network=Network(make_cell(cell, hidden), dropout=0.2),
-        optim=Optim(5e-3, "adamw", "cosine", warmup=0.1, weight_decay=0.1),
+        optimizer=Optimizer(5e-3, "adamw", "cosine", warmup=0.1, weight_decay=0.1),
         steps=40 if runlocal else 2400,
         eval_every=20 if runlocal else 200,
     )

@@ -13,7 +13,7 @@ import inspect
 
 from jrnn.config import make_cell
 from jrnn.tasks import Adding
-from jrnn.train import Experiment, Network, Optim
+from jrnn.train import Experiment, Network, Optimizer
 
 
 def get_config(
@@ -38,7 +38,7 @@ def get_config(
     return Experiment(
         task=Adding(length, *((200, 100) if runlocal else ())),
         network=Network(made, num_layers=2, engine=engine),
-        optim=Optim(1e-2, "adam", "cosine", warmup=0.05),
+        optimizer=Optimizer(1e-2, "adam", "cosine", warmup=0.05),
         steps=20 if runlocal else 1500,
         batch_size=32,
         eval_every=10 if runlocal else 250,

@@ -6,7 +6,7 @@ jrnn train configs/table.py:path=mine.csv --task.columns load temperature --task
 
 from jrnn.config import make_cell
 from jrnn.tasks import Table
-from jrnn.train import Experiment, Network, Optim
+from jrnn.train import Experiment, Network, Optimizer
 
 
 def get_config(
@@ -30,7 +30,7 @@ def get_config(
     return Experiment(
         task=Table(path, window=window, horizon=horizon),
         network=Network(make_cell(cell, hidden)),
-        optim=Optim(3e-3, "adamw", "cosine", warmup=0.1, weight_decay=0.01),
+        optimizer=Optimizer(3e-3, "adamw", "cosine", warmup=0.1, weight_decay=0.01),
         steps=40 if runlocal else 2000,
         eval_every=20 if runlocal else 100,
     )

@@ -9,7 +9,7 @@ jrnn sample RUN --prompt "The "
 
 from jrnn.config import make_cell
 from jrnn.tasks import Text
-from jrnn.train import TBPTT, Experiment, Network, Optim
+from jrnn.train import TBPTT, Experiment, Network, Optimizer
 
 
 def get_config(
@@ -27,7 +27,7 @@ def get_config(
         task=Text(path),
         network=Network(make_cell(cell, hidden), dropout=0.1),
         tbptt=TBPTT(),
-        optim=Optim(4e-3, "adamw", "cosine", warmup=0.1, weight_decay=0.01),
+        optimizer=Optimizer(4e-3, "adamw", "cosine", warmup=0.1, weight_decay=0.01),
         steps=10 if runlocal else 800,
         eval_every=5 if runlocal else 100,
     )

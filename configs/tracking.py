@@ -10,7 +10,7 @@ any length: the LSTM of 32 units is, at 128 steps of S3, after 15 seconds on two
 
 from jrnn.config import make_cell
 from jrnn.tasks import Tracking
-from jrnn.train import Experiment, Network, Optim
+from jrnn.train import Experiment, Network, Optimizer
 
 
 def get_config(
@@ -35,7 +35,7 @@ def get_config(
     return Experiment(
         task=Tracking(degree, length, test_length, **sizes),
         network=Network(make_cell(cell, hidden), embedding_size=8),
-        optim=Optim(1e-2, "adam", "cosine", warmup=0.05),
+        optimizer=Optimizer(1e-2, "adam", "cosine", warmup=0.05),
         steps=40 if runlocal else 2000,
         eval_every=20 if runlocal else 200,
     )

@@ -4,7 +4,7 @@ A config file has a function `get_config(...)` with typed arguments and defaults
 `jrnn.train.Experiment`. The text after a colon gives its arguments, and flags change single fields
 of what it returns::
 
-    jrnn train configs/digits.py:cell=gru,hidden=64 --optim.learning-rate 1e-3
+    jrnn train configs/digits.py:cell=gru,hidden=64 --optimizer.learning-rate 1e-3
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ from jrnn import checks
 from jrnn.cell import Cell
 from jrnn.cells import REGISTRY as CELLS
 from jrnn.tasks.task import Task
-from jrnn.train.experiment import Experiment
-from jrnn.train.network import Network
-from jrnn.train.optim import Optim
+from jrnn.train.config.experiment import Experiment
+from jrnn.train.config.network import Network
+from jrnn.train.config.optimizer import Optimizer
 from jrnn.transforms import REGISTRY as TRANSFORMS
 
 T = TypeVar("T")
@@ -82,81 +82,124 @@ def _goes_round_one(transform: Any) -> bool:
 _AROUND_ONE: dict[str, Any] = {n: kind for n, kind in TRANSFORMS.items() if _goes_round_one(kind)}
 
 
-def folder(name: str = "configs") -> Path:
-    """Where the configs that come with jrnn lie, or else a folder that comes with it as they do."""
+def folder() -> Path:
+    """The folder of the configs that are installed with jrnn."""
     package = Path(__file__).parent
-    installed = package / name
-    return installed if installed.is_dir() else package.parent / name
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def shipped() -> list[Path]:
-    """Every config that comes with jrnn, at any depth."""
+    """All configs that are installed with jrnn, at any depth."""
     return sorted(folder().rglob("*.py"))
 
 
+@dataclasses.dataclass(frozen=True)
+class ConfigFile:
+    """A config file and arguments of its function.
+
+    Attributes:
+      path: of the file.
+      arguments: as text, by name.
+    """
+
+    path: Path
+    arguments: dict[str, str]
+
+    @classmethod
+    def parse(cls, spec: str) -> "ConfigFile":
+        """Reads `path.py` or `path.py:name=value,...`.
+
+        Args:
+          spec: the text; a path that does not exist is looked up among the configs of jrnn.
+
+        Raises:
+          ConfigError: there is no such file, or the text has another form.
+        """
+        name, colon, text = spec.partition(".py:") if ".py:" in spec else (spec, "", "")
+        path = find(name + ".py" if colon else name)
+        arguments = {}
+        for pair in filter(None, text.split(",")):
+            key, equals, value = pair.partition("=")
+            if not equals or not key:
+                raise ConfigError(
+                    f"{spec}: arguments after the colon must be name=value,..., got {pair!r}"
+                )
+            arguments[key] = value
+        return cls(path, arguments)
+
+    @property
+    def argument_names(self) -> list[str]:
+        """The names of the arguments of its function."""
+        return list(inspect.signature(self._get_config()).parameters)
+
+    def help(self) -> str:
+        """The arguments of its function, with types and defaults."""
+        get_config = self._get_config()
+        signature = "".join(f"  {p}\n" for p in inspect.signature(get_config).parameters.values())
+        usage = f"{self.path}:name=value,... with\n{signature}\n"
+        return f"{usage}{inspect.getdoc(get_config) or ''}\n"
+
+    def load(self, arguments: dict[str, str], flags: Sequence[str]) -> Experiment:
+        """The experiment that its function returns, with flags for single fields.
+
+        Args:
+          arguments: of the function, in addition to those of the file.
+          flags: such as `["--optimizer.learning-rate", "1e-3"]`.
+
+        Raises:
+          ConfigError: the file has no function `get_config` that returns an experiment.
+          SystemExit: an unknown argument or flag, or a bad value, with code 2; the message is on
+            standard error.
+        """
+        arguments = self.arguments | arguments
+        get_config = self._get_config()
+        try:
+            experiment = tyro.cli(
+                get_config,
+                args=_typed(get_config, arguments),
+                prog=f"jrnn train {self.path}",
+                config=(tyro.conf.FlagConversionOff,),
+            )
+        except (ValueError, TypeError):
+            raise  # these say what is wrong, and with what
+        except Exception as error:
+            message = f"{self.path}: get_config: {type(error).__name__}: {error}"
+            raise ConfigError(message) from error
+        if not isinstance(experiment, Experiment):
+            raise ConfigError(
+                f"{self.path}: get_config must return a jrnn.train.Experiment, got {experiment!r}"
+            )
+        text = ",".join(f"{name}={value}" for name, value in arguments.items())
+        return tyro.cli(
+            Experiment,
+            default=experiment,
+            args=list(flags),
+            prog=f"jrnn train {self.path}{text and ':'}{text}",
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+
+    def _get_config(self) -> Callable[..., Any]:
+        get_config: Any = getattr(_import(self.path), "get_config", None)
+        if callable(get_config):
+            return get_config
+        raise ConfigError(f"{self.path}: a config file must define get_config(...)")
+
+
 def load(spec: str, flags: Sequence[str] = ()) -> Experiment:
-    """Reads a config file, with its arguments and with flags over its fields.
+    """Reads a config file, with its arguments and with flags for its fields.
 
     Args:
-      spec: `path.py` or `path.py:name=value,...`; a path that does not exist is looked for among
-        the configs that come with jrnn.
-      flags: such as `["--optim.learning-rate", "1e-3"]`.
+      spec: `path.py` or `path.py:name=value,...`; a path that does not exist is looked up among the
+        configs of jrnn.
+      flags: such as `["--optimizer.learning-rate", "1e-3"]`.
 
     Raises:
-      ConfigError: no such file, or it has no fit `get_config`.
-      SystemExit: an unknown argument or flag, or a bad value, with code 2; said on standard error.
+      ConfigError: there is no such file, or its `get_config` does not return an experiment.
+      SystemExit: an unknown argument or flag, or a bad value, with code 2; the message is on
+        standard error.
     """
-    path, arguments = split_spec(spec)
-    get_config = _get_config(_import(path), path)
-    try:
-        experiment = tyro.cli(
-            get_config,
-            args=_typed(get_config, arguments),
-            prog=f"jrnn train {path}",
-            config=(tyro.conf.FlagConversionOff,),
-        )
-    except (ValueError, TypeError):
-        raise  # these say what is wrong, and with what
-    except Exception as error:
-        raise ConfigError(f"{path}: get_config: {type(error).__name__}: {error}") from error
-    if not isinstance(experiment, Experiment):
-        raise ConfigError(
-            f"{path}: get_config must return a jrnn.train.Experiment, got {experiment!r}"
-        )
-    return tyro.cli(
-        Experiment,
-        default=experiment,
-        args=list(flags),
-        prog=f"jrnn train {spec}",
-        config=(tyro.conf.AvoidSubcommands,),
-    )
-
-
-def help_arguments(spec: str) -> str:
-    """What may stand after the colon of a config, with types and defaults."""
-    path, _ = split_spec(spec)
-    get_config = _get_config(_import(path), path)
-    signature = "".join(f"  {p}\n" for p in inspect.signature(get_config).parameters.values())
-    return f"{path}:name=value,... with\n{signature}\n{inspect.getdoc(get_config) or ''}\n"
-
-
-def arguments(spec: str) -> list[str]:
-    """The names of what may stand after the colon of a config."""
-    path, _ = split_spec(spec)
-    return list(inspect.signature(_get_config(_import(path), path)).parameters)
-
-
-def split_spec(spec: str) -> tuple[Path, dict[str, str]]:
-    """Cuts `path.py:cell=gru,hidden=64` into the path and `{"cell": "gru", "hidden": "64"}`."""
-    name, colon, text = spec.partition(".py:") if ".py:" in spec else (spec, "", "")
-    path = find(name + ".py" if colon else name)
-    arguments = {}
-    for pair in filter(None, text.split(",")):
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"{spec}: arguments after the colon are name=value,..., got {pair!r}")
-        arguments[key] = value
-    return path, arguments
+    return ConfigFile.parse(spec).load({}, flags)
 
 
 def _typed(get_config: Callable[..., Any], arguments: dict[str, str]) -> list[str]:
@@ -200,13 +243,6 @@ def _import(path: Path) -> ModuleType:
     return module
 
 
-def _get_config(module: ModuleType, path: Path) -> Callable[..., Any]:
-    get_config: Any = getattr(module, "get_config", None)
-    if callable(get_config):
-        return get_config
-    raise ConfigError(f"{path}: a config file must define get_config(...), this one does not")
-
-
 def save(experiment: Experiment, spec: str, path: Path) -> None:
     """Writes an experiment as JSON, and its config file beside it, for classes of its own.
 
@@ -220,8 +256,7 @@ def save(experiment: Experiment, spec: str, path: Path) -> None:
 
 def write(content: dict[str, Any], spec: str, path: Path) -> None:
     """Writes JSON that holds what `encode` gave, whole or not at all, and its config file."""
-    source, _ = split_spec(spec)
-    shutil.copyfile(source, path.with_suffix(".py"))
+    shutil.copyfile(ConfigFile.parse(spec).path, path.with_suffix(".py"))
     write_json(content, path)
 
 
@@ -238,13 +273,13 @@ def read(path: Path) -> Experiment:
     Raises:
       ConfigError: not such a file, or written by a version whose fields were others.
     """
-    return reading(path, lambda saved: _experiment(saved["experiment"]))
+    return read_saved(path, lambda saved: _experiment(saved["experiment"]))
 
 
 def _experiment(saved: Any) -> Experiment:
     """An experiment of what `encode` gave, if its parts are what they should be."""
     experiment = _of_kind("experiment", decode(saved), Experiment)
-    for name, kind in (("task", Task), ("network", Network), ("optim", Optim)):
+    for name, kind in (("task", Task), ("network", Network), ("optimizer", Optimizer)):
         _of_kind(name, getattr(experiment, name), kind)
     _of_kind("cell", experiment.network.cell, Cell)
     return experiment
@@ -256,7 +291,7 @@ def _of_kind(name: str, value: Any, kind: type[T]) -> T:
     return value
 
 
-def reading(path: Path, use: Callable[[dict[str, Any]], T]) -> T:
+def read_saved(path: Path, use: Callable[[dict[str, Any]], T]) -> T:
     """Reads what `write` wrote.
 
     Args:

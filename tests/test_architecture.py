@@ -24,17 +24,18 @@ PACKAGE = Path(jrnn.__file__).parent
 # levels and itself, and no other of its own level.
 LEVELS: list[set[str]] = [
     # _kernels is compiled.
-    {"checks", "dtypes", "initializers", "jaxprs", "processes", "_kernels"},
+    {"checks", "dtypes", "initializers", "jaxprs", "plotting", "_kernels"},
     {"layer", "taps"},
     {"cell", "masking"},
     {"structure"},
     {"cells", "transforms", "engines", "layers"},
     {"jrnn"},  # what `import jrnn` gives
-    {"nn", "analysis", "testing"},
+    {"nn", "analysis", "testing", "distributed"},
     {"tasks"},
     {"train"},
+    {"sweep"},
     {"config"},
-    {"space"},
+    {"bench"},
     {"cli"},
     {"__main__"},
 ]
@@ -44,14 +45,15 @@ RANK = {name: rank for rank, level in enumerate(LEVELS) for name in level}
 # Which parts may import a library; what is not named here is the standard library or refused.
 EVERYWHERE = {"jax", "numpy"}
 LIBRARIES = {
-    "flax": {"nn", "train"},
-    "optax": {"train"},
+    "flax": {"nn", "train", "bench"},
+    "optax": {"train", "bench"},
     "orbax": {"train"},
     "filelock": {"train"},
     "grain": {"train"},
-    "rich": {"train", "cli"},
-    "tyro": {"config", "cli"},
+    "rich": {"train", "sweep", "bench", "cli"},
+    "tyro": {"config", "bench", "cli"},
     "chex": {"testing"},
+    "equinox": {"bench"},
 }
 # Slow to import or not installed with jrnn: imported inside of functions alone, in any part.
 INSIDE_FUNCTIONS = {"matplotlib", "sklearn", "torch", "onnx", "onnxruntime", "keras", "haiku"}
@@ -161,6 +163,7 @@ def test_types_are_rarely_ignored() -> None:
         for file in PACKAGE.rglob("*.py")
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
         if re.search(r"#\s*(pyright|type):", line)
+        and "reportMissingImports" not in line  # of libraries that are optional
     ]
     assert len(ignored) <= MOST_IGNORED, ignored
 
@@ -190,12 +193,12 @@ BAD = [
     ("config.py", "from jrnn.cli import main", "config must not import cli"),
     ("__init__.py", "from jrnn import nn", "jrnn must not import nn"),
     ("novel.py", "", "novel is on no level"),
-    ("cells/lstm.py", "from flax import nnx", "flax belongs in nn, train, not in cells"),
-    ("nn/rnn.py", "import optax", "optax belongs in train, not in nn"),
+    ("cells/lstm.py", "from flax import nnx", "flax belongs in bench, nn, train, not in cells"),
+    ("nn/rnn.py", "import optax", "optax belongs in bench, train, not in nn"),
     ("tasks/copy.py", "import orbax.checkpoint", "orbax belongs in train, not in tasks"),
     ("analysis/plots.py", "import matplotlib.pyplot", "import matplotlib inside of the function"),
     ("nn/torch.py", "class A:\n    import torch", "import torch inside of the function"),
-    ("cells/lstm.py", "import equinox", "equinox is in no table of libraries"),
+    ("cells/lstm.py", "import trax", "trax is in no table of libraries"),
     ("cells/lstm.py", "def f(x):\n    assert x", "cells/lstm.py:2: raise an error instead"),
     ("cells/lstm.py", "hasattr(1, 'real')", "is data, not hasattr"),
     ("cells/lstm.py", "x = 1\n" * 701, "701 lines; split it before 700"),

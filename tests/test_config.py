@@ -9,7 +9,7 @@ import jrnn
 from jrnn import config
 from jrnn.cells import REGISTRY as CELLS
 from jrnn.tasks import REGISTRY as TASKS
-from jrnn.train import Experiment, Network, Optim
+from jrnn.train import Experiment, Network, Optimizer
 from jrnn.transforms import layer_norm, zoneout
 
 OWN = """
@@ -98,13 +98,13 @@ def test_an_unknown_transform_is_refused(name, message):
 
 
 def test_flags_change_single_fields():
-    flags = ["--optim.learning-rate", "1e-4", "--network.cell.forget-bias", "2", "--steps", "9"]
+    flags = ["--optimizer.learning-rate", "1e-4", "--network.cell.forget-bias", "2", "--steps", "9"]
     experiment = config.load("configs/digits.py", flags)
     plain = config.load("configs/digits.py")
     assert experiment == dataclasses.replace(
         plain,
         steps=9,
-        optim=dataclasses.replace(plain.optim, learning_rate=1e-4),
+        optimizer=dataclasses.replace(plain.optimizer, learning_rate=1e-4),
         network=dataclasses.replace(
             plain.network, cell=dataclasses.replace(plain.network.cell, forget_bias=2.0)
         ),
@@ -123,7 +123,7 @@ def test_arguments_after_the_colon_are_typed(own):
     [
         ("cel=gru", [], ["--cel", "Perhaps you meant", "--cell"]),
         ("hidden=many", [], ["--hidden", "many"]),
-        ("", ["--optim.learning-rat", "1"], ["Perhaps you meant", "--optim.learning-rate"]),
+        ("", ["--optimizer.learning-rat", "1"], ["Perhaps you meant", "--optimizer.learning-rate"]),
         ("cell=gru", ["--network.cell.forget-bias", "1"], ["--network.cell.forget-bias"]),
     ],
 )
@@ -176,7 +176,7 @@ def test_json_round_trip_keeps_every_field(tmp_path):
 
 def test_json_keeps_tuples_and_none(tmp_path):
     task = TASKS["table"]("data.csv", columns=("a", "b"), targets=("b",))
-    experiment = Experiment(task, Network(jrnn.LSTM(3, t_max=8)), Optim(clip_norm=None))
+    experiment = Experiment(task, Network(jrnn.LSTM(3, t_max=8)), Optimizer(clip_norm=None))
     assert config.decode(json.loads(json.dumps(config.encode(experiment)))) == experiment
 
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from experiments.cells import report as study
-from experiments.speed import newton, report, training
 from jrnn import config
-from jrnn.cli import look
+from jrnn.bench import newton, report, training
+from jrnn.cli import inspect
 from jrnn.transforms import REGISTRY as TRANSFORMS
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +34,7 @@ def test_every_shipped_config_is_in_the_readme():
 
 
 def test_table_of_cells_is_that_of_the_command():
-    assert look.markdown() in TEXT
+    assert inspect.markdown() in TEXT
 
 
 def test_table_of_transforms_is_complete():
@@ -42,12 +42,12 @@ def test_table_of_transforms_is_complete():
 
 
 def test_table_of_speed_is_that_of_the_results():
-    results = ROOT / "experiments/speed/results/epyc-2-cores.json"
+    results = ROOT / "docs/benchmarks/epyc-2-cores.json"
     assert report.markdown(json.loads(results.read_text("utf-8")), "native") in TEXT
 
 
 def test_table_of_newton_is_that_of_the_results():
-    results = ROOT / "experiments/speed/results/epyc-2-cores-newton.json"
+    results = ROOT / "docs/benchmarks/epyc-2-cores-newton.json"
     assert newton.markdown(json.loads(results.read_text("utf-8"))) in TEXT
 
 
@@ -57,7 +57,7 @@ def test_claims_are_those_of_the_results():
 
 
 def test_table_of_training_is_that_of_the_results():
-    results = ROOT / "experiments/speed/results/xeon-2-cores-training.json"
+    results = ROOT / "docs/benchmarks/xeon-2-cores-training.json"
     result = json.loads(results.read_text("utf-8"))
     assert training.markdown(result) in TEXT
     assert training.stream_line(result) in TEXT

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from scipy.stats import mannwhitneyu
 
 from experiments.cells.contenders import CONTENDERS, GREFF
+from jrnn.plotting import new_figure
 
 SOLVED = {"adding": 0.01, "parity": 0.95, "s3": 0.95}
 """From where on a task counts as solved; on adding the error must be below."""
@@ -267,7 +268,6 @@ def _tracking(rows: dict[Key, Row], task: str) -> Verdict | None:
 
 def draw(result: dict[str, Any]) -> Any:
     """One column a task and one for the time; a line for each cell, a dot for each seed."""
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     rows = by_key(result)
@@ -278,7 +278,7 @@ def draw(result: dict[str, Any]) -> Any:
     colours = {row["recurrence"]: "" for row in rows.values()}
     colours = {kind: f"C{number}" for number, kind in enumerate(colours)}
     tasks = {task: row for (_, task), row in rows.items()}
-    figure = Figure(figsize=(15, 2 + 0.24 * len(names)), layout="constrained")
+    figure = new_figure(15, 2 + 0.24 * len(names))
     *panels, timed = figure.subplots(1, len(tasks) + 1, sharey=True)
 
     for axes, task in zip(panels, tasks, strict=True):

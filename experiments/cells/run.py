@@ -29,16 +29,18 @@ from flax import nnx
 
 from experiments.cells import report
 from experiments.cells.contenders import CONTENDERS, hidden_units, of_size, recurrence_of
-from experiments.speed import machine
-from experiments.speed.contenders import Contender as Timed
-from experiments.speed.timing import in_turn
 from jrnn import checks
+from jrnn.bench import machine
+from jrnn.bench.contenders import Contender as Timed
+from jrnn.bench.timing import in_turn
 from jrnn.nn import RNN, Classifier, SequenceToSequence
 from jrnn.tasks import Adding, Data, Digits, Split, Task, Tracking
-from jrnn.train.data import shuffled_batches
-from jrnn.train.objective import HIGHER_IS_BETTER, Objective
-from jrnn.train.optim import Optim
-from jrnn.train.step import TrainState, count_params, init_state, make_evaluate, make_train_step
+from jrnn.train.config.optimizer import Optimizer
+from jrnn.train.data.sampler import shuffled_batches
+from jrnn.train.step.evaluate import make_evaluate
+from jrnn.train.step.loss import HIGHER_IS_BETTER, Objective
+from jrnn.train.step.state import TrainState, count_params, init_state
+from jrnn.train.step.step import make_train_step
 
 HERE = Path(__file__).parent
 WARMUP = 0.05
@@ -279,7 +281,7 @@ class Trainer:
 
     def optimizer(self, rate: float) -> optax.GradientTransformation:
         """Adam with a clipped gradient and a cosine schedule; the rate is in its state."""
-        unit = Optim(1.0, "adam", "cosine", warmup=WARMUP).build(self.steps)
+        unit = Optimizer(1.0, "adam", "cosine", warmup=WARMUP).build(self.steps)
         return optax.chain(unit, optax.inject_hyperparams(optax.scale)(step_size=rate))
 
     def reached(self, state: TrainState, split: Split) -> float | None:

@@ -23,10 +23,11 @@ import optax
 import tyro
 
 import jrnn
-from experiments.speed import machine
-from experiments.speed.contenders import Contender
-from experiments.speed.timing import in_turn
 from jrnn.analysis import lyapunov
+from jrnn.bench import machine
+from jrnn.bench.contenders import Contender
+from jrnn.bench.timing import in_turn
+from jrnn.plotting import new_figure
 from jrnn.tasks import Adding
 
 HERE = Path(__file__).parent
@@ -190,9 +191,7 @@ def trained(cell: jrnn.Cell, engine: jrnn.Newton, data: Any, steps: int) -> dict
 
 def draw(result: dict[str, Any]) -> Any:
     """Times over the steps; memory over the steps; iterations and loss over training."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(14, 8), layout="constrained")
+    figure = new_figure(14, 8)
     (times, memory), (counts, losses) = figure.subplots(2, 2)
     for number, name in enumerate(dict.fromkeys(row["cell"] for row in result["growth"])):
         rows = [row for row in result["growth"] if row["cell"] == name]

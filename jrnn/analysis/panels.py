@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jrnn.plotting import hide_spines, new_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -13,15 +15,6 @@ MOST_LABELS = 72  # characters that fit side by side below the axis of time
 
 Beneath = list[str] | np.ndarray | None
 """What stands below the axis of time: one label a step, features `[T, features]`, or nothing."""
-
-
-def figure_of(width: float, height: float) -> "Figure":
-    """A figure that pyplot knows nothing of."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("jrnn.analysis needs matplotlib: pip install 'jrnn[demo]'") from error
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def root(ax: "Axes") -> "Figure":
@@ -43,7 +36,7 @@ def panels_of(
     """A figure of two axes with a shared time axis, and a strip below for features."""
     if isinstance(beneath, np.ndarray):
         heights = [*heights, float(np.clip(0.09 * beneath.shape[-1], 0.35, 1.2))]
-    figure = figure_of(WIDTH, sum(heights) + 0.25 * len(heights) + 0.4)
+    figure = new_figure(WIDTH, sum(heights) + 0.25 * len(heights) + 0.4)
     grid = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)
     panels = list(grid[:, 0])
     return figure, panels, panels.pop() if isinstance(beneath, np.ndarray) else None
@@ -83,7 +76,7 @@ def label_units(ax: "Axes", rows: np.ndarray) -> None:
 def lines(ax: "Axes") -> None:
     """What all axes with lines have: a line at zero, and the legend at the right."""
     ax.axhline(0.0, color="0.7", linewidth=0.8, zorder=0)
-    ax.spines[["top", "right"]].set_visible(False)
+    hide_spines(ax)
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small")
 
 

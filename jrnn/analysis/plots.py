@@ -20,7 +20,6 @@ from jrnn.analysis.panels import (
     MOST_LABELS,
     Beneath,
     by_time,
-    figure_of,
     finish,
     heat,
     height,
@@ -30,6 +29,7 @@ from jrnn.analysis.panels import (
     root,
     scale_of,
 )
+from jrnn.plotting import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -252,7 +252,7 @@ def plot_forgetting(
     kept[s < t if reverse else s > t] = np.nan  # drawn as nothing: it was not there yet
 
     if ax is None:
-        ax = figure_of(6.0, 5.2).add_subplot()
+        ax = new_figure(6.0, 5.2).add_subplot()
     image = heat(ax, kept, (0.0, 1.0, "viridis"), bar=False)
     ax.set_aspect("equal")
     whose = "mean of all units" if unit is None else f"unit {unit}"

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import jrnn
-from jrnn import checks, processes
+from jrnn import checks, distributed
 
 HELP = """\
 [bold]jrnn[/bold] trains and compares recurrent networks.
@@ -29,7 +29,7 @@ HELP = """\
   jrnn validate CONFIG ...                               check configs without training
   jrnn bench \\[newton|train] \\[--flag value ...]           time layers, Newton or training
 
-  jrnn train configs/digits.py:cell=gru,hidden=64 --optim.learning-rate 1e-3
+  jrnn train configs/digits.py:cell=gru,hidden=64 --optimizer.learning-rate 1e-3
 
 With JRNN_DEBUG=1 in the environment an error shows its traceback.
 """
@@ -78,15 +78,15 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _commands() -> dict[str, Callable[[list[str]], None]]:
-    from jrnn.cli import bench, look, runs, sweep
+    from jrnn.cli import bench, inspect, runs, sweep
 
     return {
         "train": runs.train_command,
         "sweep": sweep.sweep_command,
         "eval": runs.eval_command,
         "sample": runs.sample_command,
-        "ls": look.ls_command,
-        "validate": look.validate_command,
+        "ls": inspect.ls_command,
+        "validate": inspect.validate_command,
         "bench": bench.bench_command,
     }
 
@@ -97,7 +97,7 @@ def _lacks_memory(error: Exception) -> bool:
 
 def _fail(message: str, code: int) -> NoReturn:
     stderr.print(f"[bold red]jrnn:[/bold red] {escape(message)}", highlight=False, soft_wrap=True)
-    processes.leave(code)
+    distributed.exit_process(code)
 
 
 def _said(error: BaseException, otherwise: str = "") -> str:

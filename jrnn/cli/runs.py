@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from jrnn import config, tasks
+from jrnn.distributed import Launcher, ProcessGroup, init_process_group
 from jrnn.nn import SequenceToSequence, generate
-from jrnn.processes import Cluster, Team, joined
 from jrnn.tasks.task import Data
-from jrnn.train import Trained, check, load_best, restore, train
-from jrnn.train.experiment import Experiment
-from jrnn.train.report import figure, summary, table
+from jrnn.train import FitResult, check, load_best, restore, train
+from jrnn.train.config.experiment import Experiment
+from jrnn.train.run.summary import figure, summarize, table
 
 stdout = Console()
 
@@ -38,19 +38,19 @@ def train_command(args: list[str]) -> None:
             "--process I makes it one of N processes that train together"
         )
         return
-    given, args = _taken(apart(args), ("coordinator", "processes", "process"))
-    with joined(Cluster.find(given, os.environ)) as team:
+    given, args = _pop_flags(split_flags(args), ("coordinator", "processes", "process"))
+    with init_process_group(Launcher.find(given, os.environ)) as group:
         doing = "--resume" if "--resume" in args else "a new run"
         # Before anything touches a device, where each process would wait for the others.
-        if len(said := set(team.exchange("command", doing))) > 1:
+        if len(said := set(group.all_gather("command", doing))) > 1:
             raise ValueError(
                 f"train: some processes were started with {' and some with '.join(sorted(said))}; "
                 "start all of them alike"
             )
-        _resume(args, team) if "--resume" in args else _train(args, team)
+        _resume(args, group) if "--resume" in args else _train(args, group)
 
 
-def _train(args: list[str], team: Team) -> None:
+def _train(args: list[str], group: ProcessGroup) -> None:
     if not args or args[0].startswith("-"):
         raise ValueError(
             "train: name a config first, as in: jrnn train configs/digits.py; "
@@ -58,32 +58,36 @@ def _train(args: list[str], team: Team) -> None:
         )
     spec, *flags = args
     if "--help" in flags or "-h" in flags:
-        print(config.help_arguments(spec))
+        print(config.ConfigFile.parse(spec).help())
     experiment = config.load(spec, flags)
     data = tasks.load(experiment.task)
     check(experiment, data)  # before there is any folder
-    _check_alike(experiment, data, team)
-    folder = Path(team.told("folder", str(new_folder(experiment)) if team.first else None))
-    if team.first:
-        keep_data(folder, [data])
+    _check_alike(experiment, data, group)
+    folder = Path(
+        group.broadcast("folder", str(new_folder(experiment)) if group.is_first else None)
+    )
+    if group.is_first:
+        write_fingerprints(folder, [data])
         config.save(experiment, spec, folder / "config.json")  # last: it makes the folder a run
         stdout.print(escape(f"run folder: {folder}"), soft_wrap=True)
-    _train_in(folder, experiment, data, team, resume=False)
+    _train_in(folder, experiment, data, group, resume=False)
 
 
-def _train_in(folder: Path, experiment: Experiment, data: Data, team: Team, *, resume: bool):
+def _train_in(
+    folder: Path, experiment: Experiment, data: Data, group: ProcessGroup, *, resume: bool
+):
     """Trains, and reports what came of it."""
-    trained = train(experiment, data, folder, resume=resume, team=team)
-    if team.first:
-        report_run(experiment, data, trained, folder)
+    result = train(experiment, data, folder, resume=resume, group=group)
+    if group.is_first:
+        report_run(experiment, data, result, folder)
 
 
-def _check_alike(experiment: Experiment, data: Data, team: Team) -> None:
+def _check_alike(experiment: Experiment, data: Data, group: ProcessGroup) -> None:
     """Refuses processes that do not do the same."""
-    if team.count == 1:
+    if group.count == 1:
         return
-    for name, own in {"config": config.encode(experiment), "data": data.fingerprint()}.items():
-        said = team.exchange(name, own)
+    for name, own in {"config": config.encode(experiment), "data": data.fingerprint}.items():
+        said = group.all_gather(name, own)
         if others := [str(index) for index, other in enumerate(said) if other != said[0]]:
             raise ValueError(
                 f"train: the {name} of process {', '.join(others)} is not that of process 0; start "
@@ -95,7 +99,7 @@ OPTIONS = ("resume", "mesh", "coordinator", "processes", "process")
 """Flags of `jrnn train` that are none of a config."""
 
 
-def apart(args: list[str]) -> list[str]:
+def split_flags(args: list[str]) -> list[str]:
     """Arguments with `--resume=RUN` and the like as two of them."""
     joint = tuple(f"--{name}=" for name in OPTIONS)
     return [
@@ -103,7 +107,7 @@ def apart(args: list[str]) -> list[str]:
     ]
 
 
-def _taken(args: list[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def _pop_flags(args: list[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Takes flags out of arguments, with their values.
 
     Raises:
@@ -121,7 +125,7 @@ def _taken(args: list[str], names: Sequence[str]) -> tuple[dict[str, str], list[
     return taken, rest
 
 
-def _resume(args: list[str], team: Team) -> None:
+def _resume(args: list[str], group: ProcessGroup) -> None:
     options = dict(zip(args[::2], args[1::2], strict=False))
     if len(args) % 2 or "--resume" not in options or not options.keys() <= {"--resume", "--mesh"}:
         raise ValueError(
@@ -132,15 +136,15 @@ def _resume(args: list[str], team: Team) -> None:
     experiment, data = _open(folder)
     if "--mesh" in options:
         experiment = replace(experiment, mesh=options["--mesh"])
-    _check_alike(experiment, data, team)
-    _train_in(folder, experiment, data, team, resume=True)
+    _check_alike(experiment, data, group)
+    _train_in(folder, experiment, data, group, resume=True)
 
 
 def eval_command(args: list[str]) -> None:
     """`jrnn eval RUN`."""
     folder = Path(tyro.cli(_run, args=args, prog="jrnn eval"))
     experiment, data = _open(folder)
-    stdout.print(table(summary(experiment, data, restore(experiment, data, folder))))
+    stdout.print(table(summarize(experiment, data, restore(experiment, data, folder))))
 
 
 def sample_command(args: list[str]) -> None:
@@ -184,7 +188,7 @@ def _sample(
     unknown = sorted({character for character in prompt if character not in ids})
     if unknown:
         raise ValueError(f"sample: the training text has no {' '.join(map(repr, unknown))}")
-    model = load_best(experiment, data, Path(run)).model()
+    model = load_best(experiment, data, Path(run)).model
     if not isinstance(model, SequenceToSequence):
         raise ValueError(f"sample: the network of {run} does not predict a token at each step")
     tokens = generate(
@@ -203,19 +207,19 @@ def _open(folder: Path) -> tuple[Experiment, Data]:
         raise FileNotFoundError(f"{folder} is not a run: it has no config.json")
     experiment = config.read(folder / "config.json")
     data = tasks.load(experiment.task)
-    check_data(folder, [data])
+    check_fingerprints(folder, [data])
     return experiment, data
 
 
-def keep_data(folder: Path, data: Sequence[Data]) -> None:
-    """Writes down what the data of a run are, for `check_data`."""
-    (folder / "data.txt").write_text("".join(each.fingerprint() + "\n" for each in data))
+def write_fingerprints(folder: Path, data: Sequence[Data]) -> None:
+    """Writes down what the data of a run are, for `check_fingerprints`."""
+    (folder / "data.txt").write_text("".join(each.fingerprint + "\n" for each in data))
 
 
-def check_data(folder: Path, data: Sequence[Data]) -> None:
+def check_fingerprints(folder: Path, data: Sequence[Data]) -> None:
     """Refuses data that are not what they were when the run began."""
     known = folder / "data.txt"
-    if known.is_file() and known.read_text().split() != [each.fingerprint() for each in data]:
+    if known.is_file() and known.read_text().split() != [each.fingerprint for each in data]:
         raise ValueError(
             f"{folder}: the data of this run are not what they were when it was trained; restore "
             f"them, or train anew"
@@ -244,13 +248,13 @@ def new_folder(experiment: Experiment, prefix: str = "") -> Path:
     raise FileExistsError(f"train: there are too many folders runs/{stem}-*")
 
 
-def report_run(experiment: Experiment, data: Data, trained: Trained, folder: Path) -> None:
+def report_run(experiment: Experiment, data: Data, result: FitResult, folder: Path) -> None:
     """Writes the result and the figure of a run into its folder, and prints the result."""
-    result = summary(experiment, data, trained)
-    config.write_json(result, folder / "result.json")
-    stdout.print(table(result))
+    summary = summarize(experiment, data, result)
+    config.write_json(summary, folder / "result.json")
+    stdout.print(table(summary))
     stdout.print(escape(f"run folder: {folder}"), soft_wrap=True)
     try:
-        stdout.print(escape(f"figure:     {figure(data, trained, folder)}"), soft_wrap=True)
+        stdout.print(escape(f"figure:     {figure(data, result, folder)}"), soft_wrap=True)
     except ImportError as error:
         stdout.print(escape(f"no figure:  {error}"), soft_wrap=True)

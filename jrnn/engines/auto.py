@@ -31,7 +31,7 @@ class Auto(Engine):
     weights and a batch of `LARGE_BATCH` or more. Where XLA splits the work over a mesh it is
     `Fused` for these too: with `Scan` gradients would be added up over the devices at every step.
 
-    The rule is read off the tables of `jrnn bench` in experiments/speed/results. `Native` is the
+    The rule is read off the tables of `jrnn bench` in docs/benchmarks. `Native` is the
     fastest of the three at every shape, forward and with gradients. Without gradients `Fused` and
     `Scan` do the same; with them, times of `Scan` / `Fused` at batch 32 and 64 steps::
 

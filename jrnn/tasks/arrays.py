@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from jrnn import checks
-from jrnn.tasks import archive, common
+from jrnn.tasks import common, npz
 from jrnn.tasks.task import Data, Split, Target, Task
 
 Kind = Literal["classification", "regression", "sequence_classification", "sequence_regression"]
@@ -79,17 +79,17 @@ class Arrays(Task):
         common.at_least("Arrays", "seed", self.seed, 0)
 
     def load(self) -> Data:
-        arrays = archive.read(self.path)
-        xs = archive.inputs(arrays["xs"])
+        arrays = npz.read(self.path)
+        xs = npz.inputs(arrays["xs"])
         examples, steps = xs.shape[:2]
-        lengths = archive.sequence_lengths(arrays.get("lengths"), examples, steps)
+        lengths = npz.sequence_lengths(arrays.get("lengths"), examples, steps)
         valid = np.ones((examples, steps), bool)
         if lengths is not None:
             valid = np.arange(steps) < lengths[:, None]
         parts = self._parts(examples)
         tokens = xs.ndim == 2
         if tokens:
-            xs = archive.ids("xs", _blank(xs, valid))
+            xs = npz.ids("xs", _blank(xs, valid))
         else:
             xs, _ = self._reals("xs", xs, valid, parts[0])
         ys, output_size, baseline, scale = self._targets(arrays["ys"], valid, parts)
@@ -126,12 +126,12 @@ class Arrays(Task):
         counted = valid if self.kind.startswith("sequence") else valid[:, 0]
         scale = None
         if self.kind.endswith("classification"):
-            ys = archive.labels(ys, self.kind, counted.shape)
-            ys = archive.ids("ys", _blank(ys, counted))
-            ys = archive.dense(ys) if self.kind == "classification" else ys
+            ys = npz.labels(ys, self.kind, counted.shape)
+            ys = npz.ids("ys", _blank(ys, counted))
+            ys = npz.dense(ys) if self.kind == "classification" else ys
             size = int(ys.max()) + 1
         else:
-            ys = archive.values(ys, self.kind, counted.shape)
+            ys = npz.values(ys, self.kind, counted.shape)
             ys, scale = self._reals("ys", ys, counted, parts[0])
             size = ys.shape[-1]
         train, test = (ys[part][counted[part]] for part in (parts[0], parts[2]))
@@ -143,7 +143,7 @@ class Arrays(Task):
         self, name: str, array: np.ndarray, counted: np.ndarray, train: np.ndarray
     ) -> tuple[np.ndarray, common.Scale | None]:
         """Real numbers as float32, zero where they do not count; their scale, if there is one."""
-        array = archive.finite(name, _blank(array, counted))
+        array = npz.finite(name, _blank(array, counted))
         if not self.normalize:
             return array.astype(np.float32), None
         scale = common.Scale.of(array[train][counted[train]])

@@ -4,6 +4,7 @@ import abc
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -74,8 +75,9 @@ class Data:
     causal: bool = False
     contiguous: bool = False
 
+    @cached_property
     def fingerprint(self) -> str:
-        """A short digest of all examples: another one means that the data have changed."""
+        """A short digest of all examples, which differs if the data have changed."""
         digest = hashlib.sha256()
         for array in (*self.train, *self.validation, *self.test):
             if array is not None:

@@ -96,9 +96,9 @@ RUNS = {
     ),
     "another gate, of the same size": (
         lambda e: e["network"]["cell"].update(input_activation="linear"),
-        "is of another network: Network(cell=LSTM(",
+        "is of another network: it has trained Network(cell=LSTM(",
     ),
-    "another pool": (lambda e: e["network"].update(pool="max"), "by this config it is Network("),
+    "another pool": (lambda e: e["network"].update(pool="max"), "and this config has Network("),
     "a field too many": (
         lambda e: e["network"].update(gone=3),
         "written by another version of jrnn",

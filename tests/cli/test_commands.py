@@ -10,7 +10,7 @@ import pytest
 
 from jrnn import config
 from jrnn.cells import REGISTRY as CELLS
-from jrnn.cli import bench, look, main
+from jrnn.cli import inspect, main
 from jrnn.engines import REGISTRY as ENGINES
 from jrnn.tasks import REGISTRY as TASKS
 from jrnn.transforms import REGISTRY as TRANSFORMS
@@ -78,26 +78,26 @@ SWEEP = ["sweep", "configs/digits.py:order=row", "--over", "seed=0:2", "network.
 def test_sweep_leaves_a_table_a_figure_and_its_best_member_as_a_run(tmp_path, capsys):
     main([*SWEEP, *SMALL, "--run-dir", "all"])
     said = words(capsys.readouterr().out)
-    assert "4 members, 1 compiled code" in said and "all/figure.png" in said
+    assert "4 trials, 1 compilation" in said and "all/figure.png" in said
     result = json.loads((tmp_path / "all/result.json").read_text())
-    reached = [member["validation"] for member in result["members"]]
+    reached = [trial["validation"] for trial in result["trials"]]
     assert reached[result["best"]] == max(reached)
-    assert result["members"][3]["values"] == {"seed": "1", "network.dropout": "0.2"}
+    assert result["trials"][3]["values"] == {"seed": "1", "network.dropout": "0.2"}
     assert (tmp_path / "all/figure.png").stat().st_size > 10_000
     main(["eval", "all/best"])
-    assert f"{result['members'][result['best']]['test']:.4f}" in words(capsys.readouterr().out)
+    assert f"{result['trials'][result['best']]['test']:.4f}" in words(capsys.readouterr().out)
     main(["sweep", "--resume", "all"])
     again = json.loads((tmp_path / "all/result.json").read_text())
-    assert again["members"] == result["members"] and again["best"] == result["best"]
+    assert again["trials"] == result["trials"] and again["best"] == result["best"]
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["sweep"], "name a config first"),
-        (["sweep", "configs/digits.py"], "name what it goes over"),
+        (["sweep"], "the first argument must be a config"),
+        (["sweep", "configs/digits.py"], "--over must be given at least once"),
         ([*SWEEP, "--random", "0"], "random must be a positive int"),
-        ([*SWEEP, "--batch-size", "5000"], "member 0: train: batch_size must be at most"),
+        ([*SWEEP, "--batch-size", "5000"], "trial 0: train: batch_size must be at most"),
         ([*SWEEP, "--stepz", "5"], "--steps"),
         (["sweep", "--resume", "nowhere"], "is not a sweep"),
         (["sweep", "--resume"], "takes the folder of a sweep"),
@@ -193,7 +193,7 @@ def test_ls_counts_the_parameters(capsys):
 
 
 def test_every_cell_has_a_paper():
-    papers = {name: source for name, _, _, source, _ in look.cell_rows()}
+    papers = {name: source for name, _, _, source, _ in inspect.cell_rows()}
     assert papers["lstm"] == "Hochreiter and Schmidhuber, 1997"
     assert papers["mut1"] == "Jozefowicz et al., 2015"
     assert [name for name, source in papers.items() if not source] == []
@@ -219,12 +219,6 @@ def test_bench_lists_its_flags(capsys):
         assert flag in said
 
 
-def test_bench_says_when_it_is_not_installed(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench, "MODULE", "jrnn_speed_elsewhere")
-    monkeypatch.setattr(bench.config, "__file__", str(tmp_path / "jrnn" / "config.py"))
-    assert "lacks the benchmark" in refused(["bench"], capsys)
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -233,7 +227,10 @@ def test_bench_says_when_it_is_not_installed(monkeypatch, tmp_path, capsys):
         (["train", "configs/digit.py"], "did you mean 'configs/digits.py'"),
         (["train", "configs/digits.py:cell=lstn"], "did you mean 'lstm'"),
         (["train", "configs/digits.py:order=rows"], "row"),
-        (["train", "configs/digits.py", "--optim.learning-rat", "1"], "--optim.learning-rate"),
+        (
+            ["train", "configs/digits.py", "--optimizer.learning-rat", "1"],
+            "--optimizer.learning-rate",
+        ),
         (["train", "configs/digits.py", "--steps", "0"], "steps must be a positive int"),
         (["train", "configs/arrays.py:path=gone.npz"], "gone.npz"),
         (["train", "configs/text.py", "--network.bidirectional"], "what it has to predict"),
@@ -258,11 +255,11 @@ def test_what_a_user_gets_wrong_is_said_in_a_line(args, message, capsys, tmp_pat
 def test_a_loss_that_is_not_finite_ends_with_code_1(capsys):
     args = ["train", "configs/adding.py:runlocal=true", "--run-dir", "run", *SMALL]
     args += [
-        "--optim.algorithm",
+        "--optimizer.algorithm",
         "sgd",
-        "--optim.learning-rate",
+        "--optimizer.learning-rate",
         "1e38",
-        "--optim.clip-norm",
+        "--optimizer.clip-norm",
         "None",
     ]
     assert "at step" in refused(args, capsys, code=1)
@@ -279,7 +276,7 @@ def test_help_of_a_config_lists_its_arguments_and_its_flags(capsys):
         main(["train", "configs/digits.py", "--help"])
     assert stopped.value.code == 0
     out = capsys.readouterr().out
-    assert "order: Literal" in out.replace("typing.", "") and "--optim.learning-rate" in out
+    assert "order: Literal" in out.replace("typing.", "") and "--optimizer.learning-rate" in out
 
 
 def test_version_is_said(capsys):

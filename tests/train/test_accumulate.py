@@ -10,13 +10,14 @@ import pytest
 from flax import nnx
 
 import jrnn
-from jrnn.train import TBPTT, Experiment, Network, Objective, Optim, init_state, train
-from jrnn.train.data import take
-from jrnn.train.step import apply_whole, training_step
-from jrnn.train.sweep import member_folder, sweep
+from jrnn.sweep.sweep import sweep, trial_folder
+from jrnn.train import TBPTT, Experiment, Network, Objective, Optimizer, init_state, train
+from jrnn.train.data.sampler import take
+from jrnn.train.step.loss import SequenceLoss
+from jrnn.train.step.step import TrainStep
 from tests.helpers import mostly_exhaustive
-from tests.train.test_sweep import assert_same_lines
-from tests.train.test_tbptt import Sums
+from tests.sweep.test_sweep import assert_same_lines
+from tests.train.test_truncated import Sums
 
 
 def experiment(**changes):
@@ -24,7 +25,7 @@ def experiment(**changes):
     return Experiment(
         Sums(lengths=True, resets=True),
         Network(jrnn.GRU(5), num_layers=2),
-        Optim(1e-2),
+        Optimizer(1e-2),
         **{**options, **changes},
     )
 
@@ -50,7 +51,7 @@ def test_a_step_in_parts_is_that_of_a_loop_by_hand():
     data = e.task.load()
     graphdef, state = init_state(e.network.build(data, 0), optax.sgd(0.5))
     batch = take(data.train, np.arange(6))
-    objective = Objective.of(data)
+    loss = SequenceLoss(Objective.of(data))
 
     def squares(params, row):
         model = nnx.merge(graphdef, params, state.rest)
@@ -62,13 +63,13 @@ def test_a_step_in_parts_is_that_of_a_loop_by_hand():
     grads = [jax.grad(squares)(state.params, row) for row in range(6)]
     total = float(batch.lengths.sum())
     want = jax.tree.map(lambda p, *g: p - 0.5 * sum(g) / total, state.params, *grads)
-    step = training_step(graphdef, objective, optax.sgd(0.5), apply_whole, accumulate=3)
+    step = TrainStep(graphdef, loss, optax.sgd(0.5), accumulate=3)
     new, report = jax.jit(step)(state, batch)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), new.params, want
     )
-    loss = sum(float(squares(state.params, row)) for row in range(6)) / total
-    assert float(report.loss) == pytest.approx(loss, rel=1e-5)
+    want = sum(float(squares(state.params, row)) for row in range(6)) / total
+    assert float(report.loss) == pytest.approx(want, rel=1e-5)
 
 
 def test_each_part_draws_noise_of_its_own():
@@ -78,7 +79,7 @@ def test_each_part_draws_noise_of_its_own():
     same = take(data.train, np.zeros(6, int))
     losses = []
     for parts in (1, 6):
-        step = training_step(graphdef, Objective.of(data), optax.sgd(0.0), apply_whole, parts)
+        step = TrainStep(graphdef, SequenceLoss(Objective.of(data)), optax.sgd(0.0), parts)
         new, report = jax.jit(step)(state, same)
         losses.append(float(report.loss))
     before, after = (
@@ -96,7 +97,7 @@ def test_a_step_in_parts_needs_the_memory_of_a_part():
     batch = take(data.train, np.arange(512) % 10)
     sizes = []
     for parts in (1, 16):
-        step = training_step(graphdef, Objective.of(data), optax.sgd(0.1), apply_whole, parts)
+        step = TrainStep(graphdef, SequenceLoss(Objective.of(data)), optax.sgd(0.1), parts)
         analysis = jax.jit(step).lower(state, batch).compile().memory_analysis()
         sizes.append(analysis.temp_size_in_bytes)
     assert sizes[1] < sizes[0] / 4
@@ -106,7 +107,7 @@ def test_parts_are_swept_too(tmp_path):
     members = [experiment(accumulate=3, seed=seed) for seed in range(2)]
     sweep(members, tmp_path / "sweep")
     train(members[1], members[1].task.load(), tmp_path / "alone")
-    assert_same_lines(member_folder(tmp_path / "sweep", 1), tmp_path / "alone", abs=None)
+    assert_same_lines(trial_folder(tmp_path / "sweep", 1), tmp_path / "alone", abs=None)
 
 
 def test_parts_that_do_not_divide_a_batch_are_refused():

@@ -1,4 +1,4 @@
-"""Checkpoints come back bit for bit, and damaged ones are found out."""
+"""Checkpointer come back bit for bit, and damaged ones are found out."""
 
 import gc
 import logging
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jrnn.train import Checkpoint, CheckpointError, Checkpoints
+from jrnn.train import Checkpoint, Checkpointer, CheckpointError
 
 
 def arrays(seed):
@@ -38,7 +38,7 @@ def assert_same(got, want):
 
 
 def saved(folder, steps):
-    checkpoints = Checkpoints(folder, writing=True)
+    checkpoints = Checkpointer(folder, writing=True)
     for step in steps:
         checkpoints.save(Checkpoint(step, arrays(step), {"best": {"loss": 1 / 3}, "step": step}))
     checkpoints.wait()
@@ -52,7 +52,7 @@ def two(tmp_path_factory):
 
 
 def newest(folder):
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpointer(folder)
     try:
         return checkpoints.newest(arrays(0))
     finally:
@@ -67,14 +67,14 @@ def test_arrays_and_record_come_back_bit_for_bit(two):
 
 
 def test_a_part_can_be_read_alone(two):
-    checkpoints = Checkpoints(two)
+    checkpoints = Checkpointer(two)
     found = checkpoints.newest({"best": arrays(0)["best"]})
     checkpoints.close()
     assert_same(found.arrays, {"best": arrays(2)["best"]})
 
 
 def test_the_two_newest_are_kept(tmp_path):
-    checkpoints = Checkpoints(saved(tmp_path, [1, 2, 5, 9]))
+    checkpoints = Checkpointer(saved(tmp_path, [1, 2, 5, 9]))
     assert checkpoints.steps() == [5, 9]
     checkpoints.close()
 
@@ -142,8 +142,8 @@ def test_all_damaged_is_an_error(two, tmp_path):
 def test_damaged_ones_are_put_aside_and_others_go_on(two, tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(two, folder)
-    checkpoints = Checkpoints(folder, writing=True)
-    checkpoints.put_aside(after=1)
+    checkpoints = Checkpointer(folder, writing=True)
+    checkpoints.quarantine(after=1)
     assert checkpoints.steps() == [1]
     assert (tmp_path / "damaged/2/record").is_dir()
     checkpoints.save(Checkpoint(2, arrays(7), {}))
@@ -155,7 +155,7 @@ def test_damaged_ones_are_put_aside_and_others_go_on(two, tmp_path):
 def test_a_full_disk_is_said_and_harms_nothing(two, tmp_path, monkeypatch):
     folder = tmp_path / "checkpoints"
     shutil.copytree(two, folder)
-    checkpoints = Checkpoints(folder, writing=True)
+    checkpoints = Checkpointer(folder, writing=True)
     usage = shutil.disk_usage(folder)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(CheckpointError, match=r"steps \[1, 2\] are whole.* No space left on dev"):

@@ -4,10 +4,10 @@ import jax
 import pytest
 
 import jrnn
-from jrnn.train import TBPTT, Experiment, Network, Optim, train
-from jrnn.train.run import Run
+from jrnn.train import TBPTT, Experiment, Network, Optimizer, train
+from jrnn.train.run.trainer import Trainer
 from tests.helpers import compiled
-from tests.train.test_sweep import Signs
+from tests.sweep.test_sweep import Signs
 
 pytestmark = pytest.mark.usefixtures("uncached")
 TRAINED, VALIDATED = 120, 40
@@ -17,14 +17,14 @@ def experiment(**changes):
     options = {"steps": 92, "batch_size": 8, "eval_every": 13, "save_every": 1e-9}
     task = Signs(per_step="tbptt" in changes)
     network = Network(jrnn.LSTM(5), dropout=0.1)
-    return Experiment(task, network, Optim(1e-2, schedule="cosine"), **{**options, **changes})
+    return Experiment(task, network, Optimizer(1e-2, schedule="cosine"), **{**options, **changes})
 
 
 PLACES = [
     pytest.param(2**30, {}, id="on the device"),
-    pytest.param(10, {}, id="sent"),
+    pytest.param(10, {}, id="streamed"),
     pytest.param(2**30, {"tbptt": TBPTT(2, 3)}, id="windows"),
-    pytest.param(10, {"tbptt": TBPTT(2, 3)}, id="windows that are sent"),
+    pytest.param(10, {"tbptt": TBPTT(2, 3)}, id="streamed windows"),
 ]
 
 
@@ -32,9 +32,9 @@ PLACES = [
 def test_nothing_is_compiled_after_the_first_evaluation_and_save(
     on_device, changes, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("jrnn.train.data.ON_DEVICE", on_device)
+    monkeypatch.setattr("jrnn.train.data.sampler.DEVICE_BYTES", on_device)
     counts = []
-    validate, save = Run.validate, Run.save
+    validate, save = Trainer.validate, Trainer.save
 
     def validating(run):
         found = validate(run)
@@ -45,8 +45,8 @@ def test_nothing_is_compiled_after_the_first_evaluation_and_save(
         save(run)
         counts.append((run.step, len(programs)))
 
-    monkeypatch.setattr(Run, "validate", validating)
-    monkeypatch.setattr(Run, "save", saving)
+    monkeypatch.setattr(Trainer, "validate", validating)
+    monkeypatch.setattr(Trainer, "save", saving)
     e = experiment(**changes)
     data = e.task.load()
     jax.clear_caches()
@@ -61,7 +61,7 @@ def test_nothing_is_compiled_after_the_first_evaluation_and_save(
 
 @pytest.mark.parametrize(("on_device", "changes"), PLACES)
 def test_a_longer_run_compiles_nothing_more(on_device, changes, tmp_path, monkeypatch):
-    monkeypatch.setattr("jrnn.train.data.ON_DEVICE", on_device)
+    monkeypatch.setattr("jrnn.train.data.sampler.DEVICE_BYTES", on_device)
     epoch = TRAINED // 8 * (2 if "tbptt" in changes else 1)
     found = []
     for epochs in (2, 6):

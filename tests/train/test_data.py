@@ -1,15 +1,14 @@
-"""What each step takes of a split, on the device or sent."""
+"""The batches of each step, from examples on the device or streamed."""
 
 import jax
 import numpy as np
 import pytest
 
 from jrnn.tasks.task import Split
-from jrnn.train import data as data_module
-from jrnn.train import feed as feed_module
-from jrnn.train.data import Examples, take
-from jrnn.train.feed import Feed
-from jrnn.train.tbptt import Window, Windows
+from jrnn.train.data import loader, sampler
+from jrnn.train.data.loader import DataLoader
+from jrnn.train.data.sampler import EpochSampler, take
+from jrnn.train.data.windows import Window, WindowSampler
 
 
 def split(size=50, steps=6):
@@ -18,29 +17,29 @@ def split(size=50, steps=6):
     return Split(xs, xs.sum(-1), rng.integers(1, steps + 1, size).astype(np.int32))
 
 
-def readers():
+def samplers():
     whole = split()
     windows = Split(whole.xs[:, None], whole.ys[:, None], whole.lengths)
     return {
-        "examples": (whole, lambda: Examples(50, 8, 3)),
-        "windows": (windows, lambda: Windows(Window(6, 6), windows, 8, 3)),
+        "examples": (whole, lambda: EpochSampler(50, 8, 3)),
+        "windows": (windows, lambda: WindowSampler(Window(6, 6), windows, 8, 3)),
     }
 
 
 @pytest.mark.parametrize("kind", ["examples", "windows"])
 @pytest.mark.parametrize("counts", [(1, 2, 4, 8, 3, 8), (8, 8, 8)], ids=str)
-def test_what_is_sent_is_what_lies_on_the_device(kind, counts, monkeypatch):
+def test_streamed_batches_equal_those_on_the_device(kind, counts, monkeypatch):
     """Whatever the threads do, and from any step on, as after a run was resumed."""
-    whole, reader = readers()[kind]
-    monkeypatch.setattr(data_module, "ON_DEVICE", 0)
+    whole, make_sampler = samplers()[kind]
+    monkeypatch.setattr(sampler, "DEVICE_BYTES", 0)
     for first in (0, 5, 33):
-        feed = Feed(whole, reader(), 8)
+        batches = DataLoader(whole, make_sampler(), 8)
         step = first
         for count in counts:
-            source, places = feed.next(step, count)
+            source, places = batches.next(step, count)
             for k in range(count):
-                plan = jax.tree.map(lambda array: array[0], reader().plan(step + k, 1))
-                want = reader().batch(whole, plan)
+                plan = jax.tree.map(lambda array: array[0], make_sampler().plan(step + k, 1))
+                want = make_sampler().batch(whole, plan)
                 got = take(source, places[k])
                 for one, other in zip(got, want, strict=True):
                     np.testing.assert_array_equal(one, other)
@@ -48,18 +47,18 @@ def test_what_is_sent_is_what_lies_on_the_device(kind, counts, monkeypatch):
 
 
 def test_steps_may_be_read_again_from_anywhere(monkeypatch):
-    whole, reader = readers()["examples"]
-    monkeypatch.setattr(data_module, "ON_DEVICE", 0)
-    feed = Feed(whole, reader(), 4)
-    first, _ = feed.next(0, 4)
-    feed.next(9, 4)
-    again, _ = feed.next(0, 4)
+    whole, make_sampler = samplers()["examples"]
+    monkeypatch.setattr(sampler, "DEVICE_BYTES", 0)
+    batches = DataLoader(whole, make_sampler(), 4)
+    first, _ = batches.next(0, 4)
+    batches.next(9, 4)
+    again, _ = batches.next(0, 4)
     np.testing.assert_array_equal(first.xs, again.xs)
 
 
-def test_what_is_sent_at_once_is_bounded(monkeypatch):
-    whole, reader = readers()["examples"]
-    monkeypatch.setattr(data_module, "ON_DEVICE", 0)
+def test_streamed_bytes_are_bounded(monkeypatch):
+    whole, make_sampler = samplers()["examples"]
+    monkeypatch.setattr(sampler, "DEVICE_BYTES", 0)
     one = sum(a.nbytes for a in take(whole, np.arange(8)) if a is not None)
-    monkeypatch.setattr(feed_module, "SENT", 3 * one)
-    assert Feed(whole, reader(), 256).most == 3
+    monkeypatch.setattr(loader, "STREAMED_BYTES", 3 * one)
+    assert DataLoader(whole, make_sampler(), 256).max_steps == 3

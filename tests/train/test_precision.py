@@ -6,11 +6,11 @@ import pytest
 from flax import nnx
 
 import jrnn
-from jrnn.train import TBPTT, Experiment, Network, Optim, train
-from jrnn.train.course import Course
-from jrnn.train.objective import Objective
-from jrnn.train.step import Weights, init_state, training_step
-from tests.train.test_sweep import Signs
+from jrnn.train import TBPTT, Experiment, Network, Optimizer, train
+from jrnn.train.run.data_plan import plan_task
+from jrnn.train.step.state import init_state
+from jrnn.train.step.step import TrainStep
+from tests.sweep.test_sweep import Signs
 
 FLOAT = jax.numpy.floating
 
@@ -18,7 +18,7 @@ FLOAT = jax.numpy.floating
 def experiment(dtype, cell=None, engine="fused", **changes):
     network = Network(cell or jrnn.LSTM(6), num_layers=2, dtype=dtype, engine=engine)
     options = {"steps": 120, "batch_size": 16, "eval_every": 60, **changes}
-    return Experiment(Signs("tbptt" in changes), network, Optim(3e-2, "adamw"), **options)
+    return Experiment(Signs("tbptt" in changes), network, Optimizer(3e-2, "adamw"), **options)
 
 
 def inner(jaxpr):
@@ -37,12 +37,12 @@ def inner(jaxpr):
 def one_step(e):
     """A training step of an experiment, what it is called with, and its gradients' dtypes."""
     data = e.task.load()
-    optimizer = e.optim.build(e.steps)
+    optimizer = e.optimizer.build(e.steps)
     graphdef, state = init_state(e.network.build(data, e.seed), optimizer)
-    course = Course.of(e, data)
-    carry = course.first_carry(graphdef, Weights(state.params, state.rest))
-    reader = course.reader(e.seed)
-    plan = jax.tree.map(lambda array: array[0], reader.plan(0, 1))
+    plan = plan_task(data, e, e.tbptt)
+    carry = plan.first_carry(graphdef, state.weights)
+    sampler = plan.make_sampler(e.seed)
+    batch = jax.tree.map(lambda array: array[0], sampler.plan(0, 1))
     seen = []
 
     def update(grads, state, params):
@@ -50,8 +50,8 @@ def one_step(e):
         return optimizer.update(grads, state, params)
 
     watched = optax.GradientTransformation(optimizer.init, update)
-    step = training_step(graphdef, Objective.of(data), watched, course.forward)
-    return step, state._replace(carry=carry), reader.batch(course.split, plan), seen
+    step = TrainStep(graphdef, plan.loss, watched)
+    return step, state._replace(carry=carry), sampler.batch(plan.examples, batch), seen
 
 
 def floats(tree):

@@ -12,13 +12,14 @@ import jax
 import pytest
 
 from jrnn.cli import main
-from jrnn.processes import Cluster, joined
-from jrnn.train import feed, train
-from jrnn.train.sweep import sweep
+from jrnn.distributed import Launcher, init_process_group
+from jrnn.sweep.sweep import sweep
+from jrnn.train import train
+from jrnn.train.data.loader import PrefetchedBatches
+from tests.distributed.test_mesh import CASES
 from tests.helpers import free_port, mostly_exhaustive
-from tests.train.test_mesh import CASES
+from tests.sweep.test_sweep import lines
 from tests.train.test_resume import finished, jrnn, steps_of, wait_until
-from tests.train.test_sweep import lines
 
 ROOT = Path(__file__).parents[2]
 STEPS = 2000
@@ -137,19 +138,19 @@ def pair(tmp_path_factory):
 def one_of_two():
     """One of these processes: trains, and writes down what it reads."""
     folder, port, index = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    take, read = feed.Batches.__getitem__, {}
+    take, read = PrefetchedBatches.__getitem__, {}
 
     def watched(batches, step):
         rows = take(batches, step)
         read[step] = [zlib.crc32(row.tobytes()) for row in rows.xs]
         return rows
 
-    feed.Batches.__getitem__ = watched
-    with joined(Cluster("127.0.0.1", port, 2, index), 60) as team:
+    PrefetchedBatches.__getitem__ = watched
+    with init_process_group(Launcher("127.0.0.1", port, 2, index), 60) as group:
         for name in ("data", "windows"):
             e = CASES[name][0]
             read.clear()
-            train(e, e.task.load(), folder / name, team=team)
+            train(e, e.task.load(), folder / name, group=group)
             (folder / f"{name}-{index}.json").write_text(json.dumps(read))
 
 
@@ -183,9 +184,11 @@ def test_one_that_starts_anew_while_another_resumes_is_refused(tmp_path, cache):
 def test_several_processes_and_no_team_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     e = CASES["data"][0]
-    with pytest.raises(ValueError, match="2 processes, and 1 in the team; join them by jrnn.proc"):
+    with pytest.raises(
+        ValueError, match="2 processes and 1 in the group; pass the group of jrnn.dist"
+    ):
         train(e, e.task.load(), tmp_path)
-    with pytest.raises(ValueError, match="takes the devices of one process"):
+    with pytest.raises(ValueError, match="uses the devices of one process"):
         sweep([e], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -197,4 +200,4 @@ def test_a_sweep_takes_one_process(capsys, monkeypatch):
     monkeypatch.setenv("MASTER_PORT", "99")
     with pytest.raises(SystemExit, match="2"):
         main(["sweep", CONFIG, "--over", "seed=0:2"])
-    assert "sweep: takes the devices of one process" in capsys.readouterr().err
+    assert "sweep: uses the devices of one process" in capsys.readouterr().err

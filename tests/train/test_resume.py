@@ -19,19 +19,18 @@ import pytest
 from jrnn import config
 from jrnn.train import (
     TBPTT,
+    Checkpointer,
     CheckpointError,
-    Checkpoints,
     Interrupted,
-    Optim,
+    Optimizer,
     check,
     restore,
     train,
 )
-from jrnn.train import data as data_module
-from jrnn.train import feed as feed_module
-from jrnn.train.metrics import MetricsFile
-from jrnn.train.run import Run
-from tests.train.test_loop import Sign, experiment
+from jrnn.train.data import loader, sampler
+from jrnn.train.run.metrics_logger import MetricsFile
+from jrnn.train.run.trainer import Trainer
+from tests.train.test_trainer import Sign, experiment
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +39,7 @@ def last(e, data, folder):
     """All arrays of the newest checkpoint, keys as their data."""
     _, like = check(e, data)
     like = {"state": like._asdict(), "best": {"params": like.params, "rest": like.rest}}
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpointer(folder / "checkpoints")
     found = checkpoints.newest(like)
     checkpoints.close()
     return found.step, jax.tree.map(plain, found.arrays)
@@ -60,20 +59,22 @@ def assert_same_run(e, data, one, other):
 
 def signal_at(step, monkeypatch):
     """Sends SIGTERM to this process when a run has come to a step."""
-    advance = Run.advance
+    train_steps = Trainer.train_steps
 
     def stopping(run):
-        advance(run)
+        train_steps(run)
         if run.step >= step:
-            monkeypatch.setattr(Run, "advance", advance)
+            monkeypatch.setattr(Trainer, "train_steps", train_steps)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Run, "advance", stopping)
+    monkeypatch.setattr(Trainer, "train_steps", stopping)
 
 
-@pytest.mark.parametrize("optim", [Optim(3e-2), Optim(3e-2, "adamw", "cosine", 0.1, 0.1)])
-def test_a_run_that_is_stopped_goes_on_as_if_it_had_not(optim, tmp_path, monkeypatch):
-    e = replace(experiment(Sign("class_per_step"), steps=4001), optim=optim, eval_every=131)
+@pytest.mark.parametrize(
+    "optimizer", [Optimizer(3e-2), Optimizer(3e-2, "adamw", "cosine", 0.1, 0.1)]
+)
+def test_a_run_that_is_stopped_goes_on_as_if_it_had_not(optimizer, tmp_path, monkeypatch):
+    e = replace(experiment(Sign("class_per_step"), steps=4001), optimizer=optimizer, eval_every=131)
     data = e.task.load()
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     want = train(e, data, whole)
@@ -82,7 +83,7 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not(optim, tmp_path, monkeyp
         signal_at(20 + 1500 * number, monkeypatch)
         with pytest.raises(Interrupted, match="stopped by SIGTERM at step .* of 4001") as stop:
             train(e, data, parts, resume=bool(stops))
-        assert str(stop.value).endswith(f"go on with: jrnn train --resume {parts}")
+        assert str(stop.value).endswith(f"resume with: jrnn train --resume {parts}")
         stops.append(max(steps_of(parts / "checkpoints")))
     assert stops == sorted(set(stops)) and any(stop % 20 for stop in stops), stops
     got = train(e, data, parts, resume=True)
@@ -142,7 +143,7 @@ def test_metrics_without_checkpoints_are_not_thrown_away(tmp_path):
     shutil.rmtree(tmp_path / "checkpoints")
     lines = (tmp_path / "metrics.jsonl").read_text()
     for resume in (False, True):
-        with pytest.raises(ValueError, match="lines in metrics.jsonl and no checkpoint"):
+        with pytest.raises(ValueError, match="metrics.jsonl but no checkpoint"):
             train(e, data, tmp_path, resume=resume)
     assert (tmp_path / "metrics.jsonl").read_text() == lines
 
@@ -163,8 +164,8 @@ def test_data_that_do_not_fit_the_device_give_the_same_run(tbptt, tmp_path, monk
     e = replace(experiment(Sign("class_per_step"), steps=60), tbptt=tbptt)
     data = e.task.load()
     want = train(e, data, tmp_path / "whole")
-    monkeypatch.setattr(data_module, "ON_DEVICE", 0)
-    monkeypatch.setattr(feed_module, "SENT", 2000)
+    monkeypatch.setattr(sampler, "DEVICE_BYTES", 0)
+    monkeypatch.setattr(loader, "STREAMED_BYTES", 2000)
     got = train(e, data, tmp_path / "sent")
     assert got.test == pytest.approx(want.test, rel=1e-4)
     whole, sent = (MetricsFile(tmp_path / name / "metrics.jsonl") for name in ("whole", "sent"))

@@ -1,0 +1,128 @@
+"""Time of LSTM, GRU and Elman layers, against other libraries on the same machine in the same run.
+
+    jrnn bench
+    jrnn bench --engines scan auto --cells gru --shapes 0 8x64x16x32 --sweep --figure
+
+Every contender is compiled and checked first; then all are called in turn, again and again, so
+that what else the machine does hits them alike. Ratios are the peer's median time over jrnn's:
+above 1, jrnn is faster. What is not installed, or has no such layer, is named as missing. With the
+`bench` and `parity` extras of jrnn all peers are there.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+from jrnn import checks
+from jrnn.bench import figure, group, machine, report
+from jrnn.bench.cases import SHAPES, cases, read_shape
+from jrnn.bench.engines import Wrong
+from jrnn.bench.peers import PEERS
+
+stdout = Console(width=max(Console().width, report.WIDTH))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Times layers of jrnn and of other libraries in turn, and compares.
+
+    Args:
+      cells: of lstm, gru and elman.
+      directions: of forward and forward+backward.
+      shapes: batch x steps x input x hidden, as in 32x128x32x64, or an index of the default ones.
+      engines: the engines of jrnn, as `jrnn ls engines` names them.
+      peers: of nnx, linen, haiku, equinox, keras, torch, onnxruntime and cudnn.
+      repeats: the most rounds of a group, in each of which every contender has a turn.
+      seconds: after that no round of a group starts, but that there are at least 3.
+      sweep: add growth curves over the steps and over the hidden size.
+      out: the JSON to write; it is written after each group.
+      figure: draw the ratios, and the curves if there are any, beside the JSON.
+    """
+
+    cells: tuple[str, ...] = ("lstm", "gru")
+    directions: tuple[str, ...] = ("forward", "forward+backward")
+    shapes: tuple[str, ...] = tuple(shape.text for shape in SHAPES)
+    engines: tuple[str, ...] = ("auto",)
+    peers: tuple[str, ...] = tuple(PEERS)
+    repeats: int = 30
+    seconds: float = 15.0
+    sweep: bool = False
+    out: Path = Path("build/bench.json")
+    figure: bool = False
+
+    def __post_init__(self) -> None:
+        for peer in self.peers:
+            checks.one_of("bench", "peer", peer, PEERS)
+        checks.positive_int("bench", "repeats", self.repeats)
+
+
+def main(args: list[str]) -> None:
+    """Times all, prints tables, and writes the JSON and the figures.
+
+    Raises:
+      ValueError: an argument that does not fit.
+      FloatingPointError: an engine differs from Scan; all else has been written by then.
+    """
+    bench = tyro.cli(Bench, args=args, prog="jrnn bench")
+    result = run(bench)
+    stdout.print(report.final(result), highlight=False, soft_wrap=True)
+    written = [bench.out, *(figure.save(result, bench.out) if bench.figure else ())]
+    stdout.print(escape(f"written to {', '.join(map(str, written))}"), soft_wrap=True)
+    wrong = [absent for absent in result["missing"] if absent["kind"] == Wrong.__name__]
+    if wrong:
+        raise FloatingPointError(f"bench: {wrong[0]['name']} {wrong[0]['reason']}")
+
+
+def run(bench: Bench) -> dict[str, Any]:
+    """Times all groups; what is done is in the JSON after each."""
+    todo = list(cases(bench.cells, bench.directions, map(read_shape, bench.shapes), bench.sweep))
+    result = {
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "options": asdict(bench) | {"out": bench.out.name},
+        "product_gflops": {},
+        "groups": [],
+    }
+    with _no_compilation_cache():
+        for case in todo:
+            _measure_product(result["product_gflops"])
+            found = group.measure(case, bench.engines, bench.peers, bench.repeats, bench.seconds)
+            result["groups"].append(found)
+            _save(result, bench.out)
+            stdout.print(report.group_table(found), "", highlight=False, soft_wrap=True)
+    return result
+
+
+def _measure_product(best: dict[str, float]) -> None:
+    """Before each group, for the machine is not equally free all the time; the best rates count."""
+    for name, rate in machine.product_rates().items():
+        best[name] = max(rate, best.get(name, 0.0))
+
+
+def _save(result: dict[str, Any], out: Path) -> None:
+    rate = max(result["product_gflops"].values())
+    for row in (row for done in result["groups"] for row in done["contenders"]):
+        row["percent_of_product_rate"] = 100 * row["gflops"] / rate
+    result["summary"] = report.summary(result["groups"])
+    result["missing"] = report.missing(result["groups"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+
+
+@contextmanager
+def _no_compilation_cache() -> Iterator[None]:
+    """Nothing is read from JAX's cache on disk, or compile times would be those of reading."""
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)

@@ -1,0 +1,59 @@
+"""The conditions of a run, and the file that it writes."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import jrnn
+from jrnn.bench import machine
+
+ROOT = Path(__file__).parents[3]
+
+
+def conditions() -> dict[str, Any]:
+    """The machine, the versions, and the commit of the source where Git knows it."""
+    return {
+        "jrnn": jrnn.__version__,
+        "commit": _output("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"),
+        "machine": machine.describe(),
+        "platform_version": jax.devices()[0].client.platform_version,
+        "driver": _output(
+            "nvidia-smi",
+            "--query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit",
+            "--format=csv",
+        ),
+        "versions": machine.versions(),
+        "torch": _torch(),
+        "compiling_threads": machine.cores(),
+    }
+
+
+def _output(*command: str) -> str | None:
+    """What a command prints; None where there is no such command, or it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _torch() -> dict[str, Any] | None:
+    """How PyTorch was built, and whether its cuDNN uses TF32; None where it is not installed."""
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    cudnn = torch.backends.cudnn
+    return {"cuda": torch.version.cuda, "cudnn": cudnn.version(), "cudnn_tf32": cudnn.allow_tf32}
+
+
+def save(result: dict[str, Any], out: Path) -> None:
+    """Replaces the file at once: a run that is killed leaves the old file or the new one."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + ".part")
+    part.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    os.replace(part, out)

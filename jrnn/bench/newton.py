@@ -1,0 +1,174 @@
+"""How many iterations Newton in time takes, and whether it pays: `jrnn bench newton`.
+
+    jrnn bench newton
+    jrnn bench newton --cells paragru gru --steps 16384 --damping 1.0
+
+Each cell at its default initialisation, with normal inputs, solved to a residual of 1e-6; and cells
+whose recurrent matrices are three times as large, where small differences grow, for good or for a
+while: there it must not pretend to have converged. Beside it the largest Lyapunov exponent, which
+tells beforehand, and the time of `Scan` for the same in the same run.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import jrnn
+from jrnn import checks
+from jrnn.analysis import lyapunov
+from jrnn.bench import machine, report
+from jrnn.bench.contenders import Contender
+from jrnn.bench.timing import in_turn
+
+TOLERANCE = 1e-6
+STEPS_OF_LYAPUNOV = 1024
+
+
+@dataclass(frozen=True)
+class Case:
+    """A cell, its sizes, and what its recurrent weights are multiplied by."""
+
+    cell: Any
+    jacobian: Literal["diagonal", "block", "full"]
+    steps: int
+    input_size: int = 32
+    gain: float = 1.0
+
+
+CASES: dict[str, Case] = {
+    "paragru": Case(jrnn.ParaGRU(256), "diagonal", 4096),
+    "paralstm": Case(jrnn.ParaLSTM(256), "block", 4096),
+    "indrnn": Case(jrnn.IndRNN(256, activation="tanh"), "diagonal", 4096),
+    "gru": Case(jrnn.GRU(32), "full", 4096),
+    "gru-diagonal": Case(jrnn.GRU(32), "diagonal", 4096),
+    "lstm": Case(jrnn.LSTM(32), "full", 4096),
+    "lstm-block": Case(jrnn.LSTM(32), "block", 4096),
+    "elman": Case(jrnn.Elman(32), "full", 4096),
+    "gru-times-3": Case(jrnn.GRU(32), "full", 512, gain=3.0),
+    "lstm-times-3": Case(jrnn.LSTM(32), "full", 512, gain=3.0),
+    "elman-times-3": Case(jrnn.Elman(32), "full", 512, gain=3.0),
+}
+
+COLUMNS = {
+    "cell": "cell",
+    "hidden": "hidden",
+    "jacobian": "Jacobian",
+    "steps": "steps",
+    "exponent": "largest exponent",
+    "converged": "converged",
+    "iterations": "iterations",
+    "error": "error",
+    "newton_ms": "Newton ms",
+    "scan_ms": "Scan ms",
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Counts the iterations of Newton in time, and times it against Scan.
+
+    Args:
+      cells: which of the cases; see the table that it prints.
+      steps: of every case, in place of its own.
+      damping: None for plain Newton, or the damping to start with.
+      max_steps: the most iterations.
+      repeats: the most rounds of timing.
+      seconds: of timing for each case.
+      out: the JSON to write.
+    """
+
+    cells: tuple[str, ...] = tuple(CASES)
+    steps: int | None = None
+    damping: float | None = None
+    max_steps: int = 50
+    repeats: int = 7
+    seconds: float = 3.0
+    out: Path = Path("build/newton.json")
+
+    def __post_init__(self) -> None:
+        for name in self.cells:
+            checks.one_of("bench newton", "cell", name, CASES)
+
+
+def main(args: list[str]) -> None:
+    """Solves all, prints the table and writes the JSON."""
+    bench = tyro.cli(Bench, args=args, prog="jrnn bench newton")
+    stdout = Console(width=max(Console().width, report.WIDTH))
+    rows = []
+    for name in bench.cells:
+        rows.append(measure(name, bench))
+        stdout.print(escape(", ".join(f"{key} {shown(rows[-1], key)}" for key in COLUMNS)))
+    result = {
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "options": asdict(bench) | {"out": bench.out.name},
+        "tolerance": TOLERANCE,
+        "rows": rows,
+    }
+    bench.out.parent.mkdir(parents=True, exist_ok=True)
+    bench.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    table = Table(box=None, header_style="bold")
+    for column in COLUMNS.values():
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        table.add_row(*(shown(row, key) for key in COLUMNS))
+    stdout.print("", table, "", escape(f"written to {bench.out}"))
+
+
+def measure(name: str, bench: Bench) -> dict[str, Any]:
+    """One case: the solve, the exponent, and both times."""
+    case = CASES[name]
+    steps = bench.steps or case.steps
+    params = case.cell.init(jax.random.key(0), case.input_size)
+    params = params._replace(w_hh=case.gain * params.w_hh)
+    xs = jax.random.normal(jax.random.key(1), (steps, 1, case.input_size))
+    engine = jrnn.Newton(case.jacobian, bench.damping, bench.max_steps, TOLERANCE, fallback="none")
+    solve = jax.jit(lambda p, xs: jrnn.newton(case.cell, p, xs, engine=engine))
+    scan = jax.jit(lambda p, xs: jrnn.unroll(case.cell, p, xs, engine="scan"))
+    solution, (_, ys) = jax.block_until_ready((solve(params, xs), scan(params, xs)))
+    run: Callable[..., Any] = lambda f: lambda: jax.block_until_ready(f(params, xs))
+    times = in_turn(
+        [Contender("newton", "jrnn", run(solve)), Contender("scan", "jrnn", run(scan))],
+        bench.repeats,
+        bench.seconds,
+    )
+    seen = lyapunov(case.cell, params, xs[:STEPS_OF_LYAPUNOV], count=1)
+    return {
+        "cell": name,
+        "hidden": case.cell.hidden_size,
+        "jacobian": case.jacobian,
+        "steps": steps,
+        "exponent": float(seen.largest[0]),
+        "converged": bool(solution.status.converged.all()),
+        "iterations": int(solution.status.iterations),
+        "residuals": [float(r) for r in solution.status.residuals[:, 0]],
+        "error": float(np.abs(np.asarray(solution.ys) - ys).max()),
+        "newton_ms": 1e3 * times["newton"].median,
+        "scan_ms": 1e3 * times["scan"].median,
+    }
+
+
+def shown(row: dict[str, Any], key: str) -> str:
+    """A number of the table as text."""
+    value = row[key]
+    if key == "converged":
+        return "yes" if value else "no"
+    if key == "error":
+        return f"{value:.0e}"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The rows as a Markdown table."""
+    head = [tuple(COLUMNS.values()), ("---",) * len(COLUMNS)]
+    rows = head + [tuple(shown(row, key) for key in COLUMNS) for row in result["rows"]]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -1,0 +1,32 @@
+"""A cell of equinox, over the batch by vmap and over time by `lax.scan`, as its manual has it."""
+# pyright: reportMissingImports=false
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from jrnn.bench.contenders import Case, Contender, JaxModel, compiled, of_cell
+
+CELLS: dict[str, Any] = {"lstm": eqx.nn.LSTMCell, "gru": eqx.nn.GRUCell}
+
+
+def build(case: Case) -> list[Contender]:
+    """The cell of the case."""
+    kind = of_cell("equinox", case, CELLS)
+    cell = kind(case.shape.input, case.shape.hidden, key=jax.random.key(0))
+    params, rest = eqx.partition(cell, eqx.is_inexact_array)
+
+    def apply(params: Any, xs: jax.Array) -> jax.Array:
+        cell = jax.vmap(eqx.combine(params, rest))
+        zeros = jnp.zeros((xs.shape[1], case.shape.hidden), xs.dtype)
+
+        def step(carry: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+            carry = cell(x, carry)
+            return carry, carry[0] if case.cell == "lstm" else carry
+
+        _, ys = jax.lax.scan(step, (zeros, zeros) if case.cell == "lstm" else zeros, xs)
+        return ys
+
+    return [compiled(JaxModel(f"equinox {kind.__name__}", apply, params), case)]

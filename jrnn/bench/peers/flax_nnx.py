@@ -1,0 +1,44 @@
+"""`flax.nnx.RNN`, as a pure function of the parameters."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jrnn.bench.contenders import Case, Contender, JaxModel, compiled, of_cell
+
+CELLS: dict[str, tuple[Any, ...]] = {
+    "lstm": (nnx.LSTMCell, nnx.OptimizedLSTMCell),
+    "gru": (nnx.GRUCell,),
+    "elman": (nnx.SimpleCell,),
+}
+
+
+def build(case: Case) -> list[Contender]:
+    """One contender for each cell class."""
+    return [compiled(_model(kind, case), case) for kind in of_cell("flax nnx", case, CELLS)]
+
+
+def _model(kind: Any, case: Case) -> JaxModel:
+    dtype = jnp.dtype(case.dtype)
+    sizes = case.shape.input, case.shape.hidden
+    cell = kind(
+        *sizes,
+        dtype=dtype,
+        param_dtype=dtype,
+        recurrent_kernel_init=_orthogonal,
+        rngs=nnx.Rngs(0),
+    )
+    graphdef, params, rest = nnx.split(nnx.RNN(cell, time_major=True), nnx.Param, ...)
+
+    def apply(params: Any, xs: jax.Array) -> jax.Array:
+        layer: Any = nnx.merge(graphdef, params, rest, copy=True)
+        return layer(xs)
+
+    return JaxModel(f"nnx {kind.__name__}", apply, params)
+
+
+def _orthogonal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """As by default, but in bfloat16 too, which JAX has no QR decomposition for."""
+    return nnx.initializers.orthogonal()(key, shape, jnp.float32).astype(dtype)

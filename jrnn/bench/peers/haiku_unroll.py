@@ -1,0 +1,26 @@
+"""`haiku.dynamic_unroll` of a core of dm-haiku."""
+# pyright: reportMissingImports=false
+
+from typing import Any
+
+import haiku as hk
+import jax
+
+from jrnn.bench.contenders import Case, Contender, JaxModel, compiled, of_cell
+
+CORES = {"lstm": hk.LSTM, "gru": hk.GRU, "elman": hk.VanillaRNN}
+
+
+def build(case: Case) -> list[Contender]:
+    """The core of the case."""
+    kind = of_cell("haiku", case, CORES)
+
+    def unroll(xs: jax.Array) -> jax.Array:
+        core = kind(case.shape.hidden)
+        ys: Any
+        ys, _ = hk.dynamic_unroll(core, xs, core.initial_state(xs.shape[1]))
+        return ys
+
+    layer = hk.without_apply_rng(hk.transform(unroll))
+    params = layer.init(jax.random.key(0), case.inputs()[:1])
+    return [compiled(JaxModel(f"haiku {kind.__name__}", layer.apply, params), case)]

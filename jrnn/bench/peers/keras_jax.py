@@ -1,0 +1,37 @@
+"""A layer of Keras on its JAX backend, stateless. Keras takes `[B, T, input]` alone."""
+# pyright: reportMissingImports=false
+
+import os
+from typing import Any
+
+import jax
+
+from jrnn.bench.contenders import Case, Contender, JaxModel, Unavailable, compiled, of_cell
+
+os.environ.setdefault("KERAS_BACKEND", "jax")  # keras reads it when imported
+
+import keras
+
+LAYERS: dict[str, Any] = {
+    "lstm": keras.layers.LSTM,
+    "gru": keras.layers.GRU,
+    "elman": keras.layers.SimpleRNN,
+}
+
+
+def build(case: Case) -> list[Contender]:
+    """The layer of the case, with the options it has by default."""
+    if keras.backend.backend() != "jax":
+        raise Unavailable(f"the backend is {keras.backend.backend()}: set KERAS_BACKEND=jax")
+    kind = of_cell("keras", case, LAYERS)
+    layer = kind(case.shape.hidden, return_sequences=True)
+    layer.build((None, None, case.shape.input))
+    params = [variable.value for variable in layer.trainable_variables]
+    rest = [variable.value for variable in layer.non_trainable_variables]
+
+    def apply(params: Any, xs: jax.Array) -> jax.Array:
+        ys, _ = layer.stateless_call(params, rest, xs)
+        return ys
+
+    model = JaxModel(f"keras {kind.__name__}", apply, params, time_major=False)
+    return [compiled(model, case)]

@@ -1,0 +1,375 @@
+"""How fast `jrnn train` trains, saves, resumes and streams: `jrnn bench train`.
+
+    jrnn bench train
+    jrnn bench train --cases digits-row --seconds 20
+
+Each network is trained by jrnn's loop, by a loop written by hand over the same network, and by one
+over flax's own layers, in turn, a slice of steps each: a jitted step for each batch, gathered by
+NumPy, its loss fetched every 20 steps. The share of compiled code is the time of the same steps
+without a loop, all in a few calls, over that of jrnn's loop. A sweep is timed against as many runs
+as it has members, both as commands, from start to end.
+"""
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+import jrnn
+from jrnn import checks, config
+from jrnn.bench import machine, report
+from jrnn.distributed import Mesh, ProcessGroup
+from jrnn.nn import RNN
+from jrnn.tasks.task import Data
+from jrnn.train import Experiment
+from jrnn.train.data.loader import DataLoader
+from jrnn.train.data.sampler import EpochSampler, shuffled_batches
+from jrnn.train.fit import make_trainer
+from jrnn.train.run.data_plan import plan_task
+from jrnn.train.run.dispatch import MAX_STEPS
+from jrnn.train.run.metrics_logger import LINE_EVERY
+from jrnn.train.run.single import SingleNetwork
+from jrnn.train.run.trainer import Trainer
+from jrnn.train.step.loss import Objective, SequenceLoss
+from jrnn.train.step.state import init_state
+from jrnn.train.step.step import TrainStep, make_train_step
+
+CASES = {
+    "digits-row": "configs/digits.py:order=row,hidden=32",
+    "digits-pixel": "configs/digits.py",
+}
+COLUMNS = {
+    "case": "network",
+    "jrnn": "jrnn steps/s",
+    "hand": "loop by hand",
+    "flax": "flax and optax",
+    "compiled": "of compiled steps",
+    "save_ms": "a save, ms",
+    "save_share": "of 30 s",
+    "resume_ms": "resume, ms",
+}
+SAVE_EVERY = 30.0
+SWEPT, TRIALS = "configs/digits.py:order=row,hidden=32", 16
+STREAM_HIDDEN = (32, 128, 512)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Times the training loop against loops by hand, and saves, resumption and streams.
+
+    Args:
+      cases: which networks.
+      rounds: rounds in which all take turns.
+      seconds: of a turn, about.
+      sweeps: how often a sweep, and a run of one of its trials, are timed.
+      out: the JSON to write.
+    """
+
+    cases: tuple[str, ...] = tuple(CASES)
+    rounds: int = 7
+    seconds: float = 1.0
+    sweeps: int = 3
+    out: Path = Path("build/training.json")
+
+    def __post_init__(self) -> None:
+        for name in self.cases:
+            checks.one_of("bench train", "cases", name, CASES)
+        checks.positive_int("bench train", "rounds", self.rounds)
+        checks.positive_int("bench train", "sweeps", self.sweeps)
+        checks.positive_number("bench train", "seconds", self.seconds)
+
+
+def main(args: list[str]) -> None:
+    """Times all, prints the tables and writes the JSON."""
+    bench = tyro.cli(Bench, args=args, prog="jrnn bench train")
+    stdout = Console(width=max(Console().width, report.WIDTH))
+    result: dict[str, Any] = {
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "options": asdict(bench) | {"out": bench.out.name},
+        "rows": [measure(name, bench) for name in bench.cases],
+        "stream_us": {str(hidden): stream_microseconds(hidden) for hidden in STREAM_HIDDEN},
+        "sweep": sweep_seconds(bench.sweeps),
+    }
+    bench.out.parent.mkdir(parents=True, exist_ok=True)
+    bench.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    table = Table(box=None, header_style="bold")
+    for column in COLUMNS.values():
+        table.add_column(column, no_wrap=True)
+    for row in result["rows"]:
+        table.add_row(*(shown(row, key) for key in COLUMNS))
+    lines = stream_line(result), sweep_line(result), f"written to {bench.out}"
+    stdout.print("", table, "", *lines, sep="\n", markup=False)
+
+
+def measure(name: str, bench: Bench) -> dict[str, Any]:
+    """One network: all loops in turn, then saves and resumption."""
+    experiment = config.load(CASES[name], ["--eval-every", str(10**9), "--steps", str(10**9)])
+    data = experiment.task.load()
+    folder = Path(tempfile.mkdtemp())
+    try:
+        trainer = open_trainer(experiment, data, folder)
+        trainer.begin()
+        loops = {
+            "jrnn": lambda until: ours(trainer, until),
+            "compiled": compiled(experiment, data),
+            "hand": by_hand(experiment, data),
+            "flax": by_flax(experiment, data),
+        }
+        rates = in_turns(loops, bench)
+        save = save_seconds(trainer, rates["jrnn"], bench)
+        trainer.close()
+        resumed = [resume_seconds(experiment, data, folder) for _ in range(3)]
+    finally:
+        shutil.rmtree(folder)
+    return {
+        "case": name,
+        "spec": CASES[name],
+        "jrnn": rates["jrnn"],
+        "hand": rates["jrnn"] / rates["hand"],
+        "flax": rates["jrnn"] / rates["flax"],
+        "compiled": rates["jrnn"] / rates["compiled"],
+        "save_ms": 1e3 * save,
+        "save_share": save / SAVE_EVERY,
+        "resume_ms": 1e3 * statistics.median(resumed),
+    }
+
+
+Loop = Callable[[float], int]
+"""Trains until a time of `time.perf_counter`, or a little longer, and returns the steps taken."""
+
+
+def in_turns(loops: dict[str, Loop], bench: Bench) -> dict[str, float]:
+    """Steps a second of each loop, a median over the rounds after the first."""
+    rates: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(bench.rounds + 1):
+        for name, loop in loops.items():
+            begin = time.perf_counter()
+            steps = loop(begin + bench.seconds)
+            rates[name].append(steps / (time.perf_counter() - begin))
+    return {name: statistics.median(each[1:]) for name, each in rates.items()}
+
+
+def open_trainer(experiment: Experiment, data: Data, folder: Path) -> Trainer:
+    """The trainer of `jrnn train`, before its first step."""
+    network = experiment.network.build(data, experiment.seed)
+    optimizer = experiment.optimizer.build(experiment.steps)
+    plan, group = plan_task(data, experiment, experiment.tbptt), ProcessGroup()
+    placed = SingleNetwork(network, plan, optimizer, experiment, Mesh(), group)
+    description = experiment.network.description()
+    return make_trainer(placed, experiment, plan, folder, group, description)
+
+
+def ours(trainer: Trainer, until: float) -> int:
+    """The loop of `jrnn train`, with its lines of metrics."""
+    begin = trainer.step
+    while time.perf_counter() < until:
+        trainer.train_steps()
+    trainer.finish_steps()
+    return trainer.step - begin
+
+
+def compiled(experiment: Experiment, data: Data) -> Loop:
+    """The compiled steps alone, one call after another."""
+    optimizer = experiment.optimizer.build(experiment.steps)
+    graphdef, state = init_state(experiment.network.build(data, 0), optimizer)
+    sampler = EpochSampler(len(data.train.xs), experiment.batch_size, 0)
+    loader = DataLoader(data.train, sampler, MAX_STEPS)
+    step = TrainStep(graphdef, SequenceLoss(Objective.of(data)), optimizer)
+    train_steps = jax.jit(step.repeat(loader.batch), donate_argnums=0)
+    examples, plans = loader.next(0, loader.max_steps)
+    plans = jax.device_put(plans)
+
+    def loop(until: float) -> int:
+        nonlocal state
+        taken, count = 0, LINE_EVERY
+        while time.perf_counter() < until:
+            state, metrics = train_steps(state, examples, plans, count)
+            jax.block_until_ready(metrics)
+            taken, count = taken + count, loader.max_steps
+        return taken
+
+    return loop
+
+
+def by_hand(experiment: Experiment, data: Data) -> Loop:
+    """A step for each batch, over jrnn's network."""
+    optimizer = experiment.optimizer.build(experiment.steps)
+    graphdef, state = init_state(experiment.network.build(data, 0), optimizer)
+    step = make_train_step(graphdef, Objective.of(data), optimizer)
+    batches = shuffled_batches(data.train, experiment.batch_size, 0)
+
+    def take() -> jax.Array:
+        nonlocal state
+        state, metrics = step(state, next(batches))
+        return metrics.loss
+
+    return fetched(take)
+
+
+class FlaxNetwork(nnx.Module):
+    """The same network of flax's own layers."""
+
+    def __init__(self, hidden: int, data: Data, dropout: float, rngs: nnx.Rngs):
+        """An LSTM and a linear layer."""
+        cell = nnx.OptimizedLSTMCell(data.input_size, hidden, rngs=rngs)
+        self.rnn = nnx.RNN(cell, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.head = nnx.Linear(hidden, data.output_size, rngs=rngs)
+
+    def __call__(self, xs: jax.Array) -> jax.Array:
+        """Scores from the last output."""
+        ys: Any = self.rnn(xs)
+        return self.head(self.dropout(ys[:, -1]))
+
+
+def by_flax(experiment: Experiment, data: Data) -> Loop:
+    """A step for each batch, as flax's guide writes it."""
+    network: Any = experiment.network
+    model = FlaxNetwork(network.cell.hidden_size, data, network.dropout, nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, experiment.optimizer.build(experiment.steps), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model: FlaxNetwork, optimizer: nnx.Optimizer, xs: Any, ys: Any) -> jax.Array:
+        def loss_of(model: FlaxNetwork) -> jax.Array:
+            scores = model(xs)
+            return optax.softmax_cross_entropy_with_integer_labels(scores, ys).mean()
+
+        loss, grads = nnx.value_and_grad(loss_of)(model)
+        optimizer.update(model, grads)
+        return loss
+
+    cached = nnx.cached_partial(step, model, optimizer)
+    batches = shuffled_batches(data.train, experiment.batch_size, 0)
+
+    def take() -> jax.Array:
+        batch = next(batches)
+        return cached(batch.xs, batch.ys)
+
+    return fetched(take)
+
+
+def fetched(take: Callable[[], jax.Array]) -> Loop:
+    """Steps, with the losses fetched every 20."""
+
+    def loop(until: float) -> int:
+        taken = 0
+        while time.perf_counter() < until:
+            losses = [take() for _ in range(LINE_EVERY)]
+            jax.device_get(losses)
+            taken += LINE_EVERY
+        return taken
+
+    return loop
+
+
+def save_seconds(trainer: Trainer, rate: float, bench: Bench) -> float:
+    """What a save costs: the time that steps with a save among them take longer than without."""
+    steps = max(1, int(rate * bench.seconds))
+    extra = []
+    for _ in range(bench.rounds):
+        times = []
+        for saving in (False, True):
+            begin, until = time.perf_counter(), trainer.step + steps
+            if saving:
+                trainer.save()
+            while trainer.step < until:
+                trainer.train_steps()
+            trainer.finish_steps()
+            trainer.wait()
+            taken = trainer.step - until + steps
+            times.append((time.perf_counter() - begin) / taken * steps)
+        extra.append(times[1] - times[0])
+    return statistics.median(extra)
+
+
+def resume_seconds(experiment: Experiment, data: Data, folder: Path) -> float:
+    """From loaded data to a trainer that can go on, without compilation."""
+    begin = time.perf_counter()
+    trainer = open_trainer(experiment, data, folder)
+    trainer.resume()
+    seconds = time.perf_counter() - begin
+    trainer.close()
+    return seconds
+
+
+def stream_microseconds(hidden: int) -> float:
+    """The median latency of a step of an LSTM at batch 1, with 32 inputs."""
+    live = jrnn.stream(RNN(jrnn.LSTM(hidden), 32, rngs=nnx.Rngs(0)))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 32)), jnp.float32)
+    seconds = []
+    for _ in range(3000):
+        begin = time.perf_counter()
+        live.step(x).block_until_ready()
+        seconds.append(time.perf_counter() - begin)
+    return 1e6 * statistics.median(seconds[100:])
+
+
+def sweep_seconds(repeats: int) -> dict[str, float]:
+    """A sweep, and a run of one of its trials: medians of whole commands."""
+
+    def command(*args: str) -> float:
+        begin = time.perf_counter()
+        command = [sys.executable, "-m", "jrnn", *args, "--run-dir", str(folder / "run")]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - begin
+        shutil.rmtree(folder / "run")
+        return seconds
+
+    folder = Path(tempfile.mkdtemp())
+    try:
+        over = ["seed=0:4", "optimizer.learning_rate=1e-3:1e-2:log4"]
+        swept = [command("sweep", SWEPT, "--over", *over) for _ in range(repeats)]
+        alone = [command("train", SWEPT, "--seed", str(seed)) for seed in range(repeats)]
+    finally:
+        shutil.rmtree(folder)
+    return {"sweep_s": statistics.median(swept), "run_s": statistics.median(alone)}
+
+
+def shown(row: dict[str, Any], key: str) -> str:
+    """A number of the table as text."""
+    value = row[key]
+    if key in ("compiled", "save_share"):
+        return f"{100 * value:.1f} %"
+    if key in ("hand", "flax"):
+        return f"{value:.2f}"
+    return f"{value:.0f}" if isinstance(value, float) else str(value)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The rows as a Markdown table."""
+    head = [tuple(COLUMNS.values()), ("---",) + ("---:",) * (len(COLUMNS) - 1)]
+    rows = head + [tuple(shown(row, key) for key in COLUMNS) for row in result["rows"]]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def stream_line(result: dict[str, Any]) -> str:
+    """The latencies as a sentence."""
+    each = [f"{value:.0f} us at {hidden}" for hidden, value in result["stream_us"].items()]
+    return f"A step of `jrnn.stream`, LSTM of batch 1 by hidden size: {', '.join(each)}."
+
+
+def sweep_line(result: dict[str, Any]) -> str:
+    """The time of a sweep as a sentence."""
+    sweep, run = result["sweep"]["sweep_s"], result["sweep"]["run_s"]
+    share = sweep / (TRIALS * run)
+    return (
+        f"`jrnn sweep` with {TRIALS} trials of digits-row takes {sweep:.1f} s, `jrnn train` with "
+        f"one of them {run:.1f} s: {share:.2f} of the time of {TRIALS} runs."
+    )

@@ -1,0 +1,5 @@
+"""Sweeps: many runs that differ only in scalar hyper-parameters, trained in one compilation."""
+
+from jrnn.sweep.sweep import SweepResult as SweepResult
+from jrnn.sweep.sweep import TrialResult as TrialResult
+from jrnn.sweep.sweep import sweep as sweep

@@ -1,0 +1,127 @@
+"""The report of a sweep: a table and a figure."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from jrnn.plotting import hide_spines, new_figure
+from jrnn.sweep.sweep import SweepResult, trial_folder
+from jrnn.tasks.task import Data
+from jrnn.train.run.metrics_logger import MetricsFile
+from jrnn.train.run.progress import METRIC_NAMES
+from jrnn.train.step.loss import HIGHER_IS_BETTER
+
+MAX_ROWS = 20
+"""Number of trials that the table shows: the best of them."""
+
+Values = Sequence[dict[str, str]]
+"""For each trial its values as text, by name."""
+
+
+def rows(values: Values, result: SweepResult) -> list[dict[str, Any]]:
+    """The result of each trial as values of JSON; None if it was never evaluated."""
+    return [
+        {
+            "trial": index,
+            "values": value,
+            "validation": trial.validation.get("metric"),
+            "test": trial.test.get("metric"),
+            "best_step": trial.step,
+            "stopped": trial.stopped,
+        }
+        for index, (value, trial) in enumerate(zip(values, result.trials, strict=True))
+    ]
+
+
+def ranked(values: Values, result: SweepResult, metric: str) -> list[dict[str, Any]]:
+    """The rows, the best on the validation split first, and those never evaluated last."""
+    sign = -1 if HIGHER_IS_BETTER[metric] else 1
+    worst = float("inf")
+    order = lambda r: worst if r["validation"] is None else sign * r["validation"]
+    return sorted(rows(values, result), key=order)
+
+
+def table(values: Values, result: SweepResult, metric: str) -> Table:
+    """The best trials as a rich table."""
+    groups, trials = len(result.groups), len(result.trials)
+    table = Table(
+        title=f"{trials} trials, {groups} compilation{'s' if groups > 1 else ''}, "
+        f"{result.seconds:.0f} s",
+        title_justify="left",
+    )
+    name = METRIC_NAMES[metric]
+    for column in ("trial", *values[0], f"validation {name}", f"test {name}", "best at", "stopped"):
+        table.add_column(column)
+    number = lambda value: "-" if value is None else f"{value:.4f}"
+    for row in ranked(values, result, metric)[:MAX_ROWS]:
+        results = number(row["validation"]), number(row["test"]), str(row["best_step"])
+        table.add_row(str(row["trial"]), *row["values"].values(), *results, row["stopped"] or "-")
+    if trials > MAX_ROWS:
+        table.caption = f"the best {MAX_ROWS}; all are in result.json"
+    return table
+
+
+def figure(values: Values, result: SweepResult, data: Data, folder: Path) -> Path:
+    """Writes `figure.png`: the curve of each trial, and its result over each of its values.
+
+    Args:
+      values: those of the trials.
+      result: that of the sweep.
+      data: the loaded task, or one of them.
+      folder: that of the sweep.
+
+    Returns:
+      The path of the figure.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    names = list(values[0])
+    drawn = new_figure(4 * (len(names) + 1), 3.6)
+    panels = drawn.subplots(1, len(names) + 1, squeeze=False)[0]
+    _draw_curves(panels[0], result, data, folder)
+    for ax, name in zip(panels[1:], names, strict=True):
+        _draw_values(ax, name, values, result)
+    path = folder / "figure.png"
+    drawn.savefig(path, dpi=120)
+    return path
+
+
+def _draw_curves(ax: Any, result: SweepResult, data: Data, folder: Path) -> None:
+    for index in range(len(result.trials)):
+        curve = MetricsFile(trial_folder(folder, index) / "metrics.jsonl")
+        best = index == result.best
+        style = {"color": "k", "lw": 2, "zorder": 3} if best else {"color": "0.6", "lw": 0.8}
+        label = f"trial {index}, the best" if best else None
+        ax.plot(*curve.read("validation", "metric"), label=label, **style)
+    ax.axhline(data.baseline[1], color="tab:red", ls=":", lw=1, label=data.baseline[0])
+    ax.set(xlabel="step", ylabel=f"validation {METRIC_NAMES[data.metric]}")
+    hide_spines(ax)
+    ax.legend(frameon=False, fontsize=8)
+
+
+def _draw_values(ax: Any, name: str, values: Values, result: SweepResult) -> None:
+    """The results of the trials over one value, without those that were never evaluated."""
+    found = [(v[name], t) for v, t in zip(values, result.trials, strict=True) if t.validation]
+    texts = [text for text, _ in found]
+    metrics = [trial.validation["metric"] for _, trial in found]
+    numbers = _as_numbers(texts)
+    positions = texts if numbers is None else numbers
+    ax.plot(positions, metrics, "o", color="0.6", ms=4)
+    if result.best is not None:
+        best = values[result.best][name]
+        position = best if numbers is None else float(best)
+        ax.plot([position], [result.trials[result.best].validation["metric"]], "k*", ms=11)
+    if numbers and min(numbers) > 0 and max(numbers) > 20 * min(numbers):
+        ax.set_xscale("log")
+    ax.set(xlabel=name)
+    hide_spines(ax)
+
+
+def _as_numbers(texts: list[str]) -> list[float] | None:
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        return None

@@ -1,0 +1,89 @@
+"""Which trials of a sweep share a compilation: they differ only in scalar hyper-parameters."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import fields, replace
+
+import jax
+import jax.numpy as jnp
+
+from jrnn.tasks.task import Data, Task
+from jrnn.train.config.experiment import Experiment
+from jrnn.train.config.optimizer import ARRAYS, Optimizer
+from jrnn.train.run.data_plan import plan_task
+from jrnn.train.step.state import abstract_state
+from jrnn.train.step.step import TrainStep
+
+ScalarHyperparams = dict[str, jax.Array]
+
+
+def group_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data]) -> list[list[int]]:
+    """Groups experiments that one compilation can train.
+
+    The experiments of a group differ only in the seed, in scalars of the optimizer, in rates of
+    dropout above 0, and in what is read only at initialization, such as the forget bias. No list
+    says which options of a cell are of that kind: the lowered code of a training step is compared.
+
+    Args:
+      experiments: in any order.
+      loaded: the data of their tasks.
+
+    Returns:
+      For each group the indices of its experiments.
+    """
+    by_code: dict[Experiment, list[int]] = {}
+    for index, experiment in enumerate(experiments):
+        by_code.setdefault(without_scalars(experiment), []).append(index)
+    found: dict[Hashable, list[int]] = {}
+    for experiment, indices in by_code.items():
+        rest = [getattr(experiment, f.name) for f in fields(experiment) if f.name != "network"]
+        code = _lower(experiment, loaded[experiment.task]) if len(by_code) > 1 else ""
+        found.setdefault((code, *rest), []).extend(indices)
+    return [sorted(indices) for indices in found.values()]
+
+
+def without_scalars(experiment: Experiment) -> Experiment:
+    """The experiment with a fixed value in place of each scalar hyper-parameter."""
+    network = experiment.network
+    return replace(
+        experiment,
+        seed=0,
+        run_dir=None,
+        patience=None,
+        save_every=1.0,
+        optimizer=_fixed(experiment.optimizer),
+        network=replace(network, dropout=0.5 if network.dropout else 0.0),
+    )
+
+
+def scalars_of(experiments: Sequence[Experiment]) -> ScalarHyperparams:
+    """The scalars of the optimizers of one group, as arrays `[trials]`."""
+    optimizers = [experiment.optimizer for experiment in experiments]
+    names = [name for name in ARRAYS if getattr(optimizers[0], name) is not None]
+    values = lambda name: [getattr(optimizer, name) for optimizer in optimizers]
+    return {name: jnp.array(values(name), jnp.float32) for name in names}
+
+
+def _fixed(optimizer: Optimizer) -> Optimizer:
+    present = {name: 0.5 for name in ARRAYS if getattr(optimizer, name)}
+    decay = 0.5 if optimizer.algorithm == "adamw" else 0.0
+    return replace(optimizer, **(present | {"weight_decay": decay}))
+
+
+def _lower(experiment: Experiment, data: Data) -> str:
+    """The lowered code of a training step and of an evaluation, which is not compiled."""
+    optimizer = experiment.optimizer.build(experiment.steps)
+    make_model = lambda: experiment.network.build(data, experiment.seed)
+    graphdef, state = abstract_state(make_model, optimizer)
+    plan = plan_task(data, experiment, experiment.tbptt)
+    state = state._replace(carry=plan.first_carry(graphdef, state.weights))
+    sampler = plan.make_sampler(0)
+    step = TrainStep(graphdef, plan.loss, optimizer, experiment.accumulate)
+    first = jax.tree.map(lambda array: array[0], sampler.plan(0, 1))
+    train = lambda state, examples, plan: step(state, sampler.batch(examples, plan))
+    some = jax.tree.map(lambda array: array[: experiment.batch_size], data.validation)
+    evaluation = plan.evaluation(graphdef)
+    lowered = [
+        jax.jit(train).lower(state, plan.examples, first),
+        jax.jit(evaluation.sums).lower(state.weights, *next(evaluation.parts(some))),
+    ]
+    return "".join(part.as_text() for part in lowered)

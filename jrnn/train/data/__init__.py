@@ -1,0 +1,1 @@
+"""Which examples each step takes, and how they reach the device."""

@@ -1,0 +1,1 @@
+"""A run: the trainer, its dispatches, checkpoints, metrics and signals."""

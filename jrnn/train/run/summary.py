@@ -1,0 +1,200 @@
+"""The report of a run: a table and a figure."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from jrnn.plotting import hide_spines, new_figure
+from jrnn.tasks.task import Data
+from jrnn.train.config.experiment import Experiment
+from jrnn.train.data.sampler import take
+from jrnn.train.fit import FitResult
+from jrnn.train.run.metrics_logger import MetricsFile
+from jrnn.train.run.progress import METRIC_NAMES
+from jrnn.train.step.evaluate import predict
+from jrnn.train.step.state import count_params
+
+EXAMPLES = 8
+
+
+def summarize(experiment: Experiment, data: Data, result: FitResult) -> dict[str, Any]:
+    """The result of a run as plain values, which are written to `result.json`.
+
+    Args:
+      experiment: that of the run.
+      data: the loaded task.
+      result: what `train` returned.
+
+    Returns:
+      Names and values of JSON.
+    """
+    name, baseline = data.baseline
+    summary = {
+        "task": type(experiment.task).__name__,
+        "cell": repr(experiment.network.cell),
+        "parameters": count_params(result.model),
+        "metric": data.metric,
+        "test": result.test["metric"],
+        "validation": result.validation["metric"],
+        "baseline": {"name": name, "value": baseline},
+        "best_step": result.step,
+        "steps": experiment.steps,
+        "seconds": result.seconds,
+    }
+    if data.target_scale is not None and len(data.target_scale) == 1:
+        rmse = result.test["metric"] ** 0.5 * data.target_scale[0]
+        summary["test_rmse_in_units"] = float(rmse)
+    return summary
+
+
+def table(summary: dict[str, Any]) -> Table:
+    """The summary as a rich table."""
+    metric = METRIC_NAMES[summary["metric"]]
+    rows = {
+        "cell": summary["cell"],
+        "parameters": f"{summary['parameters']:,}",
+        f"test {metric}": f"[bold]{summary['test']:.4f}[/bold]",
+        f"validation {metric}": f"{summary['validation']:.4f}",
+        f"baseline: {summary['baseline']['name']}": f"{summary['baseline']['value']:.4f}",
+        "best at step": f"{summary['best_step']} of {summary['steps']}",
+    }
+    if summary["seconds"] is not None:
+        rows["training took"] = f"{summary['seconds']:.0f} s"
+    if "test_rmse_in_units" in summary:
+        rows["test RMSE in your units"] = f"{summary['test_rmse_in_units']:.4g}"
+    table = Table(title=summary["task"], show_header=False, title_justify="left")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def figure(data: Data, result: FitResult, folder: Path) -> Path:
+    """Writes `figure.png`: the curves of loss and metric, and some test examples.
+
+    Args:
+      data: the loaded task.
+      result: what `train` returned.
+      folder: that of the run, with its `metrics.jsonl`.
+
+    Returns:
+      The path of the figure.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    drawn = new_figure(10, 6)
+    panels: Any = drawn.subfigures(2, 1, height_ratios=(3, 2))
+    curves, examples = panels
+    left, right = curves.subplots(1, 2)
+    _draw_curves(left, right, data, result, MetricsFile(folder / "metrics.jsonl"))
+    draw = {
+        "class": _draw_classes,
+        "value": _draw_values,
+        "class_per_step": _draw_classes_per_step,
+        "value_per_step": _draw_values_per_step,
+    }[data.target]
+    draw(examples, data, result)
+    path = folder / "figure.png"
+    drawn.savefig(path, dpi=120)
+    return path
+
+
+def _draw_curves(left, right, data: Data, result: FitResult, metrics: MetricsFile) -> None:
+    name = METRIC_NAMES[data.metric]
+    left.plot(*metrics.read("train", "loss"), label="training", lw=1)
+    left.plot(*metrics.read("validation", "loss"), label="validation", marker=".")
+    left.set(xlabel="step", ylabel="loss", yscale="log")
+    right.plot(*metrics.read("train", "metric"), label="training", lw=1)
+    right.plot(*metrics.read("validation", "metric"), label="validation", marker=".")
+    right.axhline(data.baseline[1], color="0.6", ls=":", label=data.baseline[0])
+    right.plot(
+        result.step,
+        result.test["metric"],
+        "k*",
+        ms=10,
+        label=f"test {result.test['metric']:.3f}",
+    )
+    right.set(xlabel="step", ylabel=name)
+    hide_spines(left, right)
+    for ax in (left, right):
+        ax.legend(frameon=False)
+
+
+def _outputs(data: Data, result: FitResult, count: int):
+    examples = take(data.test, np.arange(min(count, len(data.test.xs))))
+    return examples, predict(result.model, examples)
+
+
+def _draw_classes(panel, data: Data, result: FitResult) -> None:
+    """Images with their predictions if the task has images, else the confusion matrix."""
+    if data.image is None:
+        _draw_confusion(panel, data, result)
+        return
+    examples, scores = _outputs(data, result, len(data.test.xs))
+    guesses = scores.argmax(axis=-1)
+    wrong = np.flatnonzero(guesses != examples.ys)
+    right = np.flatnonzero(guesses == examples.ys)
+    shown = np.concatenate([right[:EXAMPLES], wrong[:EXAMPLES]])
+    axes = panel.subplots(2, EXAMPLES)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    places = [*axes[0][: len(right[:EXAMPLES])], *axes[1][: len(wrong[:EXAMPLES])]]
+    for ax, row in zip(places, shown, strict=True):
+        good = guesses[row] == examples.ys[row]
+        ax.imshow(data.image(examples.xs[row]), cmap="gray_r")
+        title = f"{guesses[row]}" if good else f"{guesses[row]}, not {examples.ys[row]}"
+        ax.set_title(title, color="tab:green" if good else "tab:red", fontsize=10)
+    panel.suptitle(
+        f"test examples: correct (above) and wrong (below, {len(wrong)} of {len(guesses)})",
+        fontsize=10,
+    )
+
+
+def _draw_confusion(panel, data: Data, result: FitResult) -> None:
+    examples, scores = _outputs(data, result, len(data.test.xs))
+    counts = np.zeros((data.output_size, data.output_size), int)
+    np.add.at(counts, (examples.ys, scores.argmax(axis=-1)), 1)
+    ax = panel.subplots()
+    panel.colorbar(ax.imshow(counts, cmap="Blues"), ax=ax, label="test examples")
+    ax.set(xlabel="predicted class", ylabel="true class")
+
+
+def _draw_values(panel, data: Data, result: FitResult) -> None:
+    examples, values = _outputs(data, result, 500)
+    ax = panel.subplots()
+    ax.plot(examples.ys.ravel(), values.ravel(), ".", ms=3)
+    ends = [examples.ys.min(), examples.ys.max()]
+    ax.plot(ends, ends, color="0.6", lw=1)
+    ax.set(xlabel="true value", ylabel="predicted", aspect="equal")
+    hide_spines(ax)
+
+
+def _draw_classes_per_step(panel, data: Data, result: FitResult) -> None:
+    """The fraction of correct outputs at each step."""
+    examples, scores = _outputs(data, result, 256)
+    right = scores.argmax(axis=-1) == examples.ys
+    counted = np.ones(right.shape, bool) if examples.scored is None else examples.scored
+    if examples.lengths is not None:
+        counted = counted & (np.arange(right.shape[1]) < examples.lengths[:, None])
+    steps = np.flatnonzero(counted.any(axis=0))
+    share = [right[counted[:, t], t].mean() for t in steps]
+    ax = panel.subplots()
+    ax.plot(steps, share, marker="." if len(steps) < 40 else None)
+    ax.set(xlabel="step of the sequence", ylabel="accuracy", ylim=(0, 1.02))
+    hide_spines(ax)
+
+
+def _draw_values_per_step(panel, data: Data, result: FitResult) -> None:
+    """The first value of some windows, true and predicted, in the user's units."""
+    examples, values = _outputs(data, result, 3)
+    scale = 1.0 if data.target_scale is None else data.target_scale[0]
+    axes = np.atleast_1d(panel.subplots(1, len(examples.xs), sharey=True))
+    for row, ax in enumerate(axes):
+        steps = slice(None if examples.lengths is None else examples.lengths[row])
+        ax.plot(examples.ys[row, steps, 0] * scale, label="true", lw=1)
+        ax.plot(values[row, steps, 0] * scale, label="predicted", lw=1, ls="--")
+        ax.set(xlabel="step of the window")
+        hide_spines(ax)
+    axes[0].legend(frameon=False)

@@ -1,0 +1,1 @@
+"""The pure training step: state, loss, update, evaluation."""

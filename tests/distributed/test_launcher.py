@@ -1,0 +1,87 @@
+"""Where processes meet, by flags and by the environment of launchers."""
+
+import pytest
+
+from jrnn.distributed import Launcher
+
+TORCHRUN = {
+    "MASTER_ADDR": "node7",
+    "MASTER_PORT": "29500",
+    "WORLD_SIZE": "4",
+    "RANK": "3",
+    "LOCAL_WORLD_SIZE": "2",
+    "LOCAL_RANK": "1",
+}
+SLURM = {
+    "SLURM_JOB_ID": "4100",
+    "SLURM_STEP_NODELIST": "gpu[012-015,020],login",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x4)",
+    "SLURM_NTASKS": "8",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+}
+JAX = {
+    "JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234",
+    "JAX_NUM_PROCESSES": "3",
+    "JAX_PROCESS_ID": "0",
+}
+FLAGS = {"coordinator": "[fe80::1]:99", "processes": "2", "process": "1"}
+
+
+@pytest.mark.parametrize(
+    ("given", "environ", "want"),
+    [
+        ({}, {}, None),
+        ({}, JAX, Launcher("10.0.0.1", 1234, 3, 0)),
+        (FLAGS, {}, Launcher("fe80::1", 99, 2, 1)),
+        (FLAGS, JAX | TORCHRUN | SLURM, Launcher("fe80::1", 99, 2, 1)),
+        ({"process": "2"}, JAX, Launcher("10.0.0.1", 1234, 3, 2)),
+        ({}, TORCHRUN, Launcher("node7", 29500, 4, 3, 1)),
+        ({}, TORCHRUN | SLURM, Launcher("node7", 29500, 4, 3, 1)),
+        ({}, TORCHRUN | {"LOCAL_WORLD_SIZE": "1"}, Launcher("node7", 29500, 4, 3)),
+        # The launcher listens on its port itself, or gives each process its own accelerator.
+        (
+            {},
+            TORCHRUN | {"TORCHELASTIC_USE_AGENT_STORE": "True", "CUDA_VISIBLE_DEVICES": "3"},
+            Launcher("node7", 29501, 4, 3),
+        ),
+        ({"coordinator": "other:7"}, TORCHRUN, Launcher("other", 7, 4, 3, 1)),
+        ({}, SLURM, Launcher("gpu012", 61444, 8, 5, 1)),
+        ({}, SLURM | {"SLURM_STEP_NODELIST": "a-1,b"}, Launcher("a-1", 61444, 8, 5, 1)),
+        ({}, SLURM | {"SLURM_STEP_NODELIST": "c[7]"}, Launcher("c7", 61444, 8, 5, 1)),
+        ({}, SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x8)"}, Launcher("gpu012", 61444, 8, 5)),
+        # A single process: the script of a job of many tasks, a launcher of one, and who says so.
+        ({}, SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({}, {"WORLD_SIZE": "1", "RANK": "0"}, None),
+        ({}, {"RANK": "1", "MASTER_ADDR": "left over"}, None),
+        ({"processes": "1"}, SLURM, None),
+        ({}, SLURM | {"JAX_NUM_PROCESSES": "1"}, None),
+    ],
+)
+def test_processes_are_found(given, environ, want):
+    assert Launcher.find(given, environ) == want
+
+
+@pytest.mark.parametrize(
+    ("given", "environ", "message"),
+    [
+        ({"process": "1"}, {}, "process=1 is said, and --coordinator .*--processes .* is not"),
+        ({"coordinator": "a:1"}, {}, "coordinator=a:1 is said, and --processes"),
+        ({"processes": "2", "process": "0"}, TORCHRUN, "JAX_COORDINATOR_ADDRESS.* is not"),
+        ({}, {"WORLD_SIZE": "2"}, "processes=2 is said, and --coordinator"),
+        ({}, {k: v for k, v in TORCHRUN.items() if k != "RANK"}, "--process .* is not"),
+        ({}, {k: v for k, v in SLURM.items() if k != "SLURM_JOB_ID"}, "--coordinator .* is not"),
+        (FLAGS | {"process": "2"}, {}, "process must be from 0 to 1, of 2 processes, got 2"),
+        (FLAGS | {"process": "-1"}, {}, "process must be a whole number, got '-1'"),
+        (FLAGS | {"processes": "two"}, {}, "processes must be a whole number, got 'two'"),
+        (FLAGS | {"processes": "0"}, {}, "process must be from 0"),
+        (FLAGS | {"coordinator": "here"}, {}, "must be the host and a free port of process 0"),
+        (FLAGS | {"coordinator": ":9"}, {}, "must be the host and a free port of process 0"),
+        (FLAGS | {"coordinator": "a:99999"}, {}, "a port is from 1 to 65535, got 99999"),
+        ({}, TORCHRUN | {"MASTER_PORT": "x"}, "MASTER_PORT must be a whole number, got 'x'"),
+    ],
+)
+def test_what_is_half_said_is_refused(given, environ, message):
+    with pytest.raises(ValueError, match=message):
+        Launcher.find(given, environ)

@@ -1,0 +1,129 @@
+"""Runs on many devices: the losses of one, wherever batches and parameters lie."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import pytest
+
+import jrnn
+from jrnn.distributed import Mesh, ProcessGroup
+from jrnn.sweep.sweep import sweep
+from jrnn.train import TBPTT, Experiment, Interrupted, Network, Optimizer, restore, train
+from jrnn.train.run.data_plan import plan_task
+from jrnn.train.run.single import SingleNetwork
+from jrnn.train.run.trainer import Trainer
+from tests.compilation import environment_with_devices
+from tests.sweep.test_sweep import Signs, assert_same_lines, lines
+from tests.train.test_truncated import Sums
+
+DEVICES = 8
+
+
+def experiment(**changes):
+    network = Network(jrnn.LSTM(8), num_layers=2, dropout=0.3)
+    options = {"steps": 60, "batch_size": 16, "eval_every": 20, **changes}
+    return Experiment(Signs(), network, Optimizer(1e-2, "adamw", weight_decay=0.1), **options)
+
+
+WINDOWS = replace(
+    experiment(batch_size=8, tbptt=TBPTT(4, 6)),
+    task=Sums(lengths=True, resets=True),
+    network=Network(jrnn.GRU(8)),
+)
+CASES = {
+    "data": (experiment(), "data=8"),
+    "model": (experiment(), "data=4,model=2"),
+    "parts": (experiment(accumulate=2), "data=4"),
+    "windows": (WINDOWS, "data=4,model=2"),
+}
+LAYOUTS = ("data=8", "data=2,model=4", None)
+
+
+def on_many_devices(folder):
+    """All cases on a mesh; and a run that is stopped, and goes on on other meshes and on none."""
+    assert len(jax.devices()) == DEVICES
+    for name, (e, mesh) in CASES.items():
+        data, devices = e.task.load(), Mesh.parse(mesh)
+        network = e.network.build(data, e.seed)
+        optimizer = e.optimizer.build(e.steps)
+        plan = plan_task(data, e, e.tbptt)
+        placed = SingleNetwork(network, plan, optimizer, e, devices, ProcessGroup())
+        w_hh = placed.init_state().params["body"]["rnns"][0]["weights"]["w_hh"]
+        spread = w_hh[...].sharding.shard_shape(w_hh[...].shape)[-1]
+        assert spread == w_hh[...].shape[-1] // devices.model
+        train(replace(e, mesh=mesh), e.task.load(), folder / name)
+    train_steps, e = Trainer.train_steps, experiment()
+
+    def stopping(run):
+        train_steps(run)
+        if run.step >= stop:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    Trainer.train_steps = stopping
+    for stop, mesh in zip((1, 30), LAYOUTS, strict=False):
+        with pytest.raises(Interrupted):
+            train(replace(e, mesh=mesh), e.task.load(), folder / "moved", resume=stop > 1)
+    Trainer.train_steps = train_steps
+    train(replace(e, mesh=LAYOUTS[-1]), e.task.load(), folder / "moved", resume=True)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from tests.distributed.test_mesh import on_many_devices
+on_many_devices(Path(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("many")
+    command = [sys.executable, "-c", SCRIPT, str(folder)]
+    subprocess.run(command, env=environment_with_devices(DEVICES), check=True, timeout=300)
+    return folder
+
+
+@pytest.mark.parametrize("name", [*CASES, "moved"])
+def test_many_devices_give_the_losses_of_one(name, many, tmp_path):
+    e = CASES[name][0] if name in CASES else experiment()
+    alone = train(e, e.task.load(), tmp_path)
+    assert_same_lines(many / name, tmp_path)
+    for got, want in zip(lines(many / name), lines(tmp_path), strict=True):
+        assert got["loss"] == pytest.approx(want["loss"], rel=1e-6, abs=0)
+    # What many devices have trained, one can read.
+    e = replace(e, mesh=f"data={DEVICES}") if name == "moved" else replace(e, mesh=CASES[name][1])
+    found = restore(e, e.task.load(), many / name)
+    assert found.step == alone.step and found.test == pytest.approx(alone.test, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ("8", "must be of the form data=8"),
+        ("data=x", "must be of the form data=8"),
+        ("data=0", "data must be a positive int"),
+        ("dato=8", "did you mean 'data'"),
+        ("data=2,data=2", "data must be given once"),
+    ],
+)
+def test_a_mesh_that_cannot_be_read_is_refused(mesh, message):
+    with pytest.raises(ValueError, match=message):
+        experiment(mesh=mesh)
+
+
+def test_a_mesh_that_does_not_fit_is_refused(tmp_path, monkeypatch):
+    data = Signs().load()
+    with pytest.raises(ValueError, match="needs 4096 devices, and there are 1"):
+        train(experiment(mesh="data=4096"), data, tmp_path)
+    monkeypatch.setattr(jax, "devices", lambda: [None] * DEVICES)
+    with pytest.raises(ValueError, match="3 devices must divide the 16 examples"):
+        train(experiment(mesh="data=3"), data, tmp_path)
+    with pytest.raises(ValueError, match="8 devices must divide the 4 examples"):
+        train(experiment(mesh="data=8", accumulate=4), data, tmp_path)
+    with pytest.raises(ValueError, match="remove mesh"):
+        sweep([experiment(mesh="data=8")], tmp_path)
+    assert list(tmp_path.iterdir()) == []

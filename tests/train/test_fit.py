@@ -1,0 +1,196 @@
+"""`fit` with models, losses and data of users, against loops by hand."""
+
+import itertools
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jrnn.tasks.task import Split
+from jrnn.train import Interrupted, NonFiniteLoss, Objective, fit
+from jrnn.train.data.sampler import EpochSampler
+from jrnn.train.run.metrics_logger import MetricsFile
+from tests.sweep.test_sweep import Signs
+from tests.train.test_resume import signal_at
+
+STEPS = 12
+ADAM = optax.adam(3e-2)
+
+
+class Net(nnx.Module):
+    """A layer, dropout and a layer: not a network of jrnn."""
+
+    def __init__(self, rngs, rate=0.0):
+        self.first = nnx.Linear(3, 8, rngs=rngs)
+        self.dropout = nnx.Dropout(rate, rngs=rngs)
+        self.last = nnx.Linear(8, 1, rngs=rngs)
+
+    def __call__(self, xs):
+        return self.last(self.dropout(jax.numpy.tanh(self.first(xs))))[:, 0]
+
+
+def examples(seed=0, size=20):
+    rng = np.random.default_rng(seed)
+    xs = rng.normal(size=(size, 3)).astype(np.float32)
+    return xs, (xs.sum(-1) > 0).astype(np.float32)
+
+
+def mse(model, batch):
+    xs, ys = batch
+    return ((model(xs) - ys) ** 2).mean()
+
+
+def mse_and_accuracy(model, batch):
+    xs, ys = batch
+    outputs = model(xs)
+    return ((outputs - ys) ** 2).mean(), ((outputs > 0.5) == (ys > 0.5)).mean()
+
+
+def by_hand(model, batches, loss=mse):
+    """The parameters after a plain loop."""
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    state = ADAM.init(params)
+    gradient = jax.jit(
+        jax.value_and_grad(lambda p, batch: loss(nnx.merge(graphdef, p, rest, copy=True), batch))
+    )
+    losses = []
+    for batch in batches:
+        value, grads = gradient(params, batch)
+        updates, state = ADAM.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        losses.append(float(value))
+    return params, losses
+
+
+def params_of(model):
+    return nnx.state(model, nnx.Param)
+
+
+def assert_close(got, want, rtol=2e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6), got, want)
+
+
+def run(model, data, **options):
+    options = {"loss": mse, "optimizer": ADAM, "steps": STEPS, "batch_size": 8} | options
+    return fit(model, data, progress=False, **options)
+
+
+def test_arrays_are_trained_as_by_a_loop(tmp_path):
+    model, data = Net(nnx.Rngs(0)), examples()
+    rows = EpochSampler(20, 8, seed=5).plan(0, STEPS)
+    want, losses = by_hand(model, [(data[0][r], data[1][r]) for r in rows])
+    before = jax.tree.map(np.asarray, params_of(model))
+    result = run(model, data, seed=5, run_dir=tmp_path)
+    assert_close(params_of(result.model), want)
+    jax.tree.map(np.testing.assert_array_equal, params_of(model), before)
+    _, means = MetricsFile(tmp_path / "metrics.jsonl").read("train", "loss")
+    assert means == pytest.approx([np.mean(losses)], rel=1e-5)
+    assert result.step == STEPS and result.validation == result.test == {}
+
+
+def test_parts_of_a_batch_give_the_step_of_the_whole_batch():
+    model, data = Net(nnx.Rngs(0)), examples()
+    whole, parts = run(model, data), run(model, data, accumulate=4)
+    assert_close(params_of(parts.model), params_of(whole.model))
+
+
+def batches(count, size=8):
+    for seed in range(count):
+        yield examples(seed, size)
+
+
+@pytest.mark.parametrize("kind", ["list", "generator"])
+def test_batches_are_trained_on_in_their_order(kind):
+    model = Net(nnx.Rngs(0))
+    given = list(batches(5))
+    want, _ = by_hand(model, itertools.islice(itertools.cycle(given), STEPS))
+    data = given if kind == "list" else itertools.cycle(given)
+    assert_close(params_of(run(model, data).model), want)
+
+
+def test_a_stopped_run_skips_the_batches_that_it_has_used(tmp_path, monkeypatch):
+    model, given = Net(nnx.Rngs(0), rate=0.3), list(batches(7))
+    whole = run(model, given, steps=400)
+    signal_at(150, monkeypatch)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        run(model, given, steps=400, run_dir=tmp_path)
+    parts = run(model, iter(given * 60), steps=400, run_dir=tmp_path, resume=True)
+    jax.tree.map(np.testing.assert_array_equal, params_of(parts.model), params_of(whole.model))
+
+
+@pytest.mark.parametrize("form", ["arrays", "batches"])
+def test_the_best_weights_are_those_of_the_best_metric(form, tmp_path):
+    model, data, held_out = Net(nnx.Rngs(0)), examples(), examples(1, 13)
+    given = [(held_out[0][:8], held_out[1][:8]), (held_out[0][8:], held_out[1][8:])]
+    result = run(
+        model,
+        data,
+        loss=mse_and_accuracy,
+        validation=held_out if form == "arrays" else given,
+        test=held_out if form == "arrays" else iter(given),
+        metric="accuracy",
+        higher_is_better=True,
+        eval_every=3,
+        steps=30,
+        run_dir=tmp_path,
+    )
+    steps, metrics = MetricsFile(tmp_path / "metrics.jsonl").read("validation", "metric")
+    assert steps == list(range(3, 31, 3))
+    assert result.step == steps[int(np.argmax(metrics))] and max(metrics) > min(metrics)
+    loss, accuracy = mse_and_accuracy(result.model, held_out)
+    assert result.test == result.validation
+    assert result.test == pytest.approx({"loss": float(loss), "metric": float(accuracy)}, rel=1e-5)
+
+
+def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    run(Net(nnx.Rngs(0)), examples())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_data_of_a_task_take_a_loss_of_the_user():
+    """Its splits are given to the loss as they are."""
+    data = Signs().load()
+    model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    objective = Objective.of(data)
+
+    def loss(model, batch: Split):
+        sums = objective.sums(model(batch.xs[:, 0]), batch)
+        return sums.loss / sums.loss_weight, sums.metric / sums.metric_weight
+
+    result = run(model, data, loss=loss, steps=60, higher_is_better=True)
+    assert result.validation["metric"] > 0.9
+    assert result.test["metric"] > 0.85  # on the test split of the task
+
+
+def nan_loss(model, batch):
+    return mse(model, batch) * np.nan
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "error", "message"),
+    [
+        (examples(), {"loss": None}, ValueError, "loss must be a function of .model, batch."),
+        (examples(), {"patience": 2}, ValueError, "patience needs validation data"),
+        (examples(), {"batch_size": 21}, ValueError, "at most the 20 training examples, got 21"),
+        (examples(), {"steps": 0}, ValueError, "steps must be a positive int"),
+        ((np.zeros((3, 3)), np.zeros(4)), {}, ValueError, "the same first axis"),
+        ((), {}, ValueError, "the same first axis"),
+        ([], {}, ValueError, "must yield batches of arrays"),
+        (iter(list(batches(3))), {}, ValueError, "data ended after 3 batches"),
+        ([examples(0, 8), examples(0, 7)], {}, ValueError, "the shapes and dtypes of the first"),
+        (examples(), {"loss": lambda m, b: m(b[0])}, ValueError, "must return a real scalar"),
+        (examples(), {"loss": nan_loss}, NonFiniteLoss, "the loss is nan at step 1;"),
+    ],
+)
+def test_bad_arguments_are_refused(data, options, error, message):
+    with pytest.raises(error, match=message):
+        run(Net(nnx.Rngs(0)), data, **options)
+
+
+def test_another_model_is_not_resumed(tmp_path):
+    run(Net(nnx.Rngs(0)), examples(), run_dir=tmp_path)
+    with pytest.raises(OSError, match="another network"):
+        run(nnx.Linear(3, 1, rngs=nnx.Rngs(0)), examples(), run_dir=tmp_path, resume=True)
