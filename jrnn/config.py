@@ -306,9 +306,9 @@ def read_saved(path: Path, use: Callable[[dict[str, Any]], T]) -> T:
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as the config of a run: {error}") from error
     source = path.with_suffix(".py")
-    if source.is_file():
-        _import(source)
     try:
+        if source.is_file():
+            _import(source)
         return use(saved)
     except KeyError as error:
         raise ConfigError(f"{path}: {_OTHER}: it lacks {error}") from error

@@ -1,11 +1,13 @@
 """The study of cells: who takes part, what it writes, and how it judges claims."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jrnn
@@ -101,11 +103,12 @@ def test_another_version_or_number_of_steps_is_not_mixed_in(tmp_path):
 
 def test_a_network_without_numbers_is_no_guess():
     data = study.ASSIGNMENTS["digits"].task.load()
-    trainer = study.Trainer(study.Study(parameters=2000), "gru", data, steps=1)
-    state = trainer.run(0, 1e-3)
-    assert 0 <= (trainer.reached(state, data.test) or -1) <= 1
-    broken = state._replace(params=jax.tree.map(lambda a: jnp.nan * a, state.params))
-    assert trainer.reached(broken, data.test) is None
+    contender = study.Trained(study.Study(parameters=2000), "gru", data, steps=2)
+    (found,) = contender.train([0], [1e-3], [data.test])
+    assert 0 <= (found[0] or -1) <= 1
+    contender.data = replace(data, train=data.train._replace(xs=data.train.xs * np.nan))
+    assert contender.train([0], [1e-3], [data.test]) == [[None]]
+    assert study.finite_metric({"loss": float("nan"), "metric": 0.1}) is None
 
 
 def test_a_run_without_a_number_counts_as_the_worst():

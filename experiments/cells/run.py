@@ -10,20 +10,22 @@ done again, so that a study may be stopped and gone on with; each worker has one
 `cells.json`, `cells.png` and `cells.md` into `--out`.
 """
 
+import contextlib
 import json
 import math
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 import tyro
 from flax import nnx
 
@@ -33,13 +35,19 @@ from jrnn import checks
 from jrnn.bench import machine
 from jrnn.bench.contenders import Contender as Timed
 from jrnn.bench.timing import in_turn
+from jrnn.distributed import ProcessGroup
 from jrnn.nn import RNN, Classifier, SequenceToSequence
+from jrnn.sweep.trials import scalars_of
+from jrnn.sweep.vmapped_runs import TrialDevices, VmappedRuns
 from jrnn.tasks import Adding, Data, Digits, Split, Task, Tracking
-from jrnn.train.config.optimizer import Optimizer
+from jrnn.train.config import Optimizer, RunOptions
 from jrnn.train.data.sampler import shuffled_batches
-from jrnn.train.step.evaluate import make_evaluate
+from jrnn.train.run.data_plan import plan_task
+from jrnn.train.run.progress import Progress
+from jrnn.train.run.signals import Signals
+from jrnn.train.run.trainer import Trainer
 from jrnn.train.step.loss import HIGHER_IS_BETTER, Objective
-from jrnn.train.step.state import TrainState, count_params, init_state
+from jrnn.train.step.state import count_params, init_state
 from jrnn.train.step.step import make_train_step
 
 HERE = Path(__file__).parent
@@ -206,29 +214,29 @@ def row(study: Study, name: str, task: str) -> dict[str, Any]:
     assignment = ASSIGNMENTS[task]
     data = assignment.task.load()
     begin = time.perf_counter()
-    trainer = Trainer(study, name, data, study.steps(task))
-    trials = {r: trainer.reached(trainer.run(0, r), data.validation) for r in study.rates}
-    finite = {r: value for r, value in trials.items() if value is not None}
+    contender = Trained(study, name, data, study.steps(task))
+    reached = contender.train([0] * len(study.rates), study.rates, [data.validation])
+    trials = {rate: value for rate, (value,) in zip(study.rates, reached, strict=True)}
+    finite = {rate: value for rate, value in trials.items() if value is not None}
     better = max if HIGHER_IS_BETTER[data.metric] else min
     rate = better(finite, key=lambda r: finite[r]) if finite else study.rates[0]
-    states = [trainer.run(seed, rate) for seed in range(1, study.seeds + 1)]
     others = {label: other.load().test for label, other in assignment.tests.items()}
+    seeds = range(1, study.seeds + 1)
+    reached = contender.train(seeds, [rate] * len(seeds), [data.test, *others.values()])
+    tests, *more = zip(*reached, strict=True)
     return {
         "cell": name,
         "task": task,
         "options": CONTENDERS[name].options,
-        "hidden": hidden_units(trainer.cell),
-        "parameters": trainer.parameters,
-        "recurrence": recurrence_of(trainer.cell, data.input_size),
-        "steps": trainer.steps,
+        "hidden": hidden_units(contender.cell),
+        "parameters": contender.parameters,
+        "recurrence": recurrence_of(contender.cell, data.input_size),
+        "steps": contender.options.steps,
         "baseline": data.baseline[1],
         "trials": {str(r): value for r, value in trials.items()},
         "rate": rate,
-        "test": [trainer.reached(state, data.test) for state in states],
-        "more": {
-            label: [trainer.reached(state, split) for state in states]
-            for label, split in others.items()
-        },
+        "test": [*tests],
+        "more": {label: [*each] for label, each in zip(others, more, strict=True)},
         "seconds": time.perf_counter() - begin,
         "cpu": machine.describe()["cpu"],
     }
@@ -237,39 +245,43 @@ def row(study: Study, name: str, task: str) -> dict[str, Any]:
 def step_times(study: Study, cells: list[str]) -> dict[str, float]:
     """Milliseconds of a training step on digits, by cell: medians of steps in turn."""
     data = ASSIGNMENTS["digits"].task.load()
-    ready = [Timed(name, "jrnn", _one_step(Trainer(study, name, data, 1000))) for name in cells]
+    ready = [Timed(name, "jrnn", _one_step(Trained(study, name, data, 1000))) for name in cells]
     return {name: 1e3 * t.median for name, t in in_turn(ready, repeats=9, seconds=120).items()}
 
 
-def _one_step(trainer: "Trainer") -> Callable[[], Any]:
-    _, state = init_state(trainer.network(0), trainer.optimizer(1e-3))
-    batch = next(shuffled_batches(trainer.data.train, trainer.batch_size, 0))
+def _one_step(contender: "Trained") -> Callable[[], Any]:
+    optimizer = contender.optimizer.build(contender.options.steps)
+    graphdef, state = init_state(contender.network(0), optimizer)
+    train_step = make_train_step(graphdef, Objective.of(contender.data), optimizer)
+    batch = next(shuffled_batches(contender.data.train, contender.options.batch_size, 0))
 
     def step() -> None:
         nonlocal state
-        state, report = trainer.step(state, batch)
-        jax.block_until_ready(report)
+        state, metrics = train_step(state, batch)
+        jax.block_until_ready(metrics)
 
     step()
     return step
 
 
-class Trainer:
-    """Trains one cell on one task, with any seed and rate, and compiles once."""
+class Trained:
+    """One cell on one task, trained with several seeds and rates in one compilation.
+
+    `jrnn sweep` would train the networks of an `Experiment`, which embed tokens and give a cell
+    only its inputs; here tokens are one-hot and some cells also get times or masks. So this uses
+    the trainer of `jrnn sweep` on networks of its own. The last weights count, not the best ones.
+    """
 
     def __init__(self, study: Study, name: str, data: Data, steps: int):
         contender = CONTENDERS[name]
-        self.data, self.steps, self.batch_size = data, steps, study.batch_size
+        self.data, self.inputs = data, contender.inputs
         self.cell = of_size(contender, data.input_size, data.output_size, study.parameters)
-        self.inputs = contender.inputs
-        self.graphdef, state = init_state(self.network(0), self.optimizer(1.0))
+        self.optimizer = Optimizer(1e-3, "adam", "cosine", warmup=WARMUP)
+        self.options = RunOptions(steps=steps, eval_every=steps, batch_size=study.batch_size)
         self.parameters = count_params(self.network(0))
-        objective = Objective.of(data)
-        self.step = make_train_step(self.graphdef, objective, self.optimizer(1.0))
-        self.evaluate = make_evaluate(self.graphdef, objective, 200)
 
     def embedding(self, xs: jax.Array) -> Any:
-        """Tokens as one of many, and what the cell asks for."""
+        """One-hot tokens, and whatever else the cell needs."""
         return self.inputs(jax.nn.one_hot(xs, self.data.input_size) if self.data.tokens else xs)
 
     def network(self, seed: int) -> Classifier | SequenceToSequence:
@@ -279,23 +291,52 @@ class Trainer:
         head = SequenceToSequence if self.data.target.endswith("per_step") else Classifier
         return head(body, self.data.output_size, rngs=rngs, embedding=self.embedding)
 
-    def optimizer(self, rate: float) -> optax.GradientTransformation:
-        """Adam with a clipped gradient and a cosine schedule; the rate is in its state."""
-        unit = Optimizer(1.0, "adam", "cosine", warmup=WARMUP).build(self.steps)
-        return optax.chain(unit, optax.inject_hyperparams(optax.scale)(step_size=rate))
+    def train(
+        self, seeds: Sequence[int], rates: Sequence[float], splits: list[Split]
+    ) -> list[list[float | None]]:
+        """Trains a network for each pair of a seed and a rate.
 
-    def reached(self, state: TrainState, split: Split) -> float | None:
-        """The metric; None where the loss is no number, as its accuracy would look like a guess."""
-        found = self.evaluate(state, split)
-        return found["metric"] if math.isfinite(found["loss"]) else None
+        Returns:
+          For each network its metric on each of the splits; None if its loss was not finite, since
+          the accuracy of such a network looks like that of a guess.
+        """
+        optimizers = [replace(self.optimizer, learning_rate=rate) for rate in rates]
+        plan = plan_task(self.data, self.options, None)
+        devices = TrialDevices(tuple(jax.local_devices()[:1]))
+        runs = VmappedRuns(
+            [partial(self.network, seed) for seed in seeds],
+            plan._replace(validation=None),
+            self.optimizer,
+            scalars_of(optimizers),
+            self.options,
+            seeds,
+            devices,
+        )
+        with tempfile.TemporaryDirectory() as folder, Signals() as signals:
+            trainer = Trainer(
+                runs,
+                self.options,
+                plan.higher_is_better,
+                Path(folder),
+                ProcessGroup(),
+                descriptions=[""] * len(seeds),
+                metrics_folders=[Path(folder) / str(index) for index in range(len(seeds))],
+                patience=[None] * len(seeds),
+                stop_all_if_non_finite=False,
+            )
+            with contextlib.closing(trainer):
+                trainer.begin()
+                trainer.fit(signals, Progress(self.options.steps, plan.metric, shown=False))
+                found = [trainer.evaluate(split) for split in splits]
+        return [
+            [None if index in trainer.stopped else finite_metric(each[index]) for each in found]
+            for index in range(len(seeds))
+        ]
 
-    def run(self, seed: int, rate: float) -> TrainState:
-        """Trains with a seed, of the parameters and of the order of the examples."""
-        _, state = init_state(self.network(seed), self.optimizer(rate))
-        batches = shuffled_batches(self.data.train, self.batch_size, seed)
-        for _ in range(self.steps):
-            state, _ = self.step(state, next(batches))
-        return state
+
+def finite_metric(found: dict[str, float]) -> float | None:
+    """The metric; None if the loss is not finite."""
+    return found["metric"] if math.isfinite(found["loss"]) else None
 
 
 if __name__ == "__main__":

@@ -4,19 +4,21 @@ import contextlib
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
 from jrnn.distributed import ProcessGroup
-from jrnn.sweep.trials import group_trials, without_scalars
+from jrnn.sweep.trials import group_trials, scalars_of, without_scalars
 from jrnn.sweep.vmapped_runs import TrialDevices, VmappedRuns
 from jrnn.tasks import load
 from jrnn.tasks.task import Data, Task
 from jrnn.train.config.experiment import Experiment
 from jrnn.train.run.best import BestTracker, index_of_best
 from jrnn.train.run.checkpoint import Checkpoint, Checkpointer
+from jrnn.train.run.data_plan import plan_task
 from jrnn.train.run.progress import Progress
 from jrnn.train.run.signals import Signals, run_lock
 from jrnn.train.run.trainer import Trainer
@@ -104,7 +106,15 @@ def sweep(
         for number, indices in enumerate(groups):
             members = [experiments[index] for index in indices]
             first, data = members[0], loaded[members[0].task]
-            runs = VmappedRuns(members, data, TrialDevices(devices[: len(indices)], width))
+            runs = VmappedRuns(
+                [partial(member.network.build, data, member.seed) for member in members],
+                plan_task(data, first, first.tbptt),
+                first.optimizer,
+                scalars_of([member.optimizer for member in members]),
+                first,
+                [member.seed for member in members],
+                TrialDevices(devices[: len(indices)], width),
+            )
             trainer = Trainer(
                 runs,
                 first,

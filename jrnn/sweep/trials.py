@@ -55,9 +55,8 @@ def without_scalars(experiment: Experiment) -> Experiment:
     )
 
 
-def scalars_of(experiments: Sequence[Experiment]) -> ScalarHyperparams:
+def scalars_of(optimizers: Sequence[Optimizer]) -> ScalarHyperparams:
     """The scalars of the optimizers of one group, as arrays `[trials]`."""
-    optimizers = [experiment.optimizer for experiment in experiments]
     names = [name for name in ARRAYS if getattr(optimizers[0], name) is not None]
     values = lambda name: [getattr(optimizer, name) for optimizer in optimizers]
     return {name: jnp.array(values(name), jnp.float32) for name in names}

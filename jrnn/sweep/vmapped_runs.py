@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jrnn.sweep.trials import ScalarHyperparams, scalars_of
-from jrnn.tasks.task import Data
-from jrnn.train.config.experiment import Experiment
+from jrnn.sweep.trials import ScalarHyperparams
+from jrnn.train.config.experiment import RunOptions
+from jrnn.train.config.optimizer import Optimizer
 from jrnn.train.data.sampler import fits_on_device, pad_first_axis
-from jrnn.train.run.data_plan import plan_task
+from jrnn.train.run.data_plan import DataPlan
 from jrnn.train.run.dispatch import max_steps_of
 from jrnn.train.step.evaluate import Evaluation
 from jrnn.train.step.loss import MetricSums
@@ -82,7 +83,7 @@ class TrialDevices:
 
 
 class VmappedRuns:
-    """The placement of many networks that differ only in scalar hyper-parameters.
+    """The placement of many models of the same structure, trained with different scalars.
 
     All arrays have a first axis for the trials; see `Placement`. Trials that pad the devices are
     copies of the last one, and take no steps.
@@ -91,43 +92,54 @@ class VmappedRuns:
       max_steps: largest number of steps of one call of `train_steps`.
     """
 
-    def __init__(self, experiments: Sequence[Experiment], data: Data, devices: TrialDevices):
+    def __init__(
+        self,
+        make_models: Sequence[Callable[[], nnx.Module]],
+        plan: DataPlan,
+        optimizer: Optimizer,
+        scalars: ScalarHyperparams,
+        options: RunOptions,
+        seeds: Sequence[int],
+        devices: TrialDevices,
+    ):
         """Draws all parameters.
 
         Args:
-          experiments: one group of `trials.group_trials`.
-          data: their data.
+          make_models: for each trial a function that draws its model.
+          plan: the data, the same for all trials.
+          optimizer: the optimizer; its scalars are replaced by those of a trial.
+          scalars: by field of the optimizer, arrays `[trials]`; see `trials.scalars_of`.
+          options: the same for all trials; `seed` is not used.
+          seeds: for each trial, of the order of its examples.
           devices: that the trials are spread over.
 
         Raises:
           ValueError: the training or validation split does not fit on the device.
         """
-        self._devices, self._count = devices, len(experiments)
-        first = experiments[0]
-        plan = plan_task(data, first, first.tbptt)
-        if not (fits_on_device(plan.examples) and fits_on_device(data.validation)):
+        self._devices, self._count = devices, len(make_models)
+        if not (fits_on_device(plan.examples) and fits_on_device(plan.validation)):
             raise ValueError(
                 "sweep: the trials share splits that are on the device, and those of this task are "
                 "too large for that; train the trials one by one with jrnn train"
             )
-        padding = devices.padded(self._count) - self._count
-        padded = [*experiments, *[experiments[-1]] * padding]
-        optimizer = first.optimizer.build(first.steps)
-        drawn = [init_state(each.network.build(data, each.seed), optimizer) for each in padded]
+        # The index of the trial at each place; padding repeats the last trial.
+        places = np.minimum(np.arange(devices.padded(self._count)), self._count - 1)
+        transformation = optimizer.build(options.steps)
+        drawn = [init_state(make_models[place](), transformation) for place in places]
         graphdef, state = drawn[0]
         carry = plan.first_carry(graphdef, state.weights)
         self._first = devices.shard(_stack([s._replace(carry=carry) for _, s in drawn]))
-        self._scalars: ScalarHyperparams = devices.shard(scalars_of(padded))
-        self._samplers = [plan.make_sampler(each.seed) for each in padded]
-        self.max_steps = max_steps_of(first)
+        self._scalars = devices.shard({name: each[places] for name, each in scalars.items()})
+        self._samplers = [plan.make_sampler(seeds[place]) for place in places]
+        self.max_steps = max_steps_of(options)
         self._examples = devices.replicate(plan.examples)
-        self._validation = devices.replicate(data.validation)
+        self._validation = devices.replicate(plan.validation)
         batch_of = self._samplers[0].batch
 
         def train_one(trial: Any, examples: Any) -> tuple[TrainState, StepMetrics]:
             state, scalars, plans, count = trial
-            optimizer = first.optimizer.build(first.steps, **scalars)
-            step = TrainStep(graphdef, plan.loss, optimizer, first.accumulate)
+            transformation = optimizer.build(options.steps, **scalars)
+            step = TrainStep(graphdef, plan.loss, transformation, options.accumulate)
             return step.repeat(batch_of)(state, examples, plans, count)
 
         train_all = devices.map(train_one)
@@ -159,9 +171,9 @@ class VmappedRuns:
             for index in range(self._count)
         ]
 
-    def validate(self, weights: Weights) -> list[dict[str, float]]:
-        """Loss and metric of each trial on the validation split."""
-        return self.evaluate(weights, self._validation)
+    def validate(self, weights: Weights) -> list[dict[str, float]] | None:
+        """Loss and metric of each trial on the validation split; None if there is none."""
+        return None if self._validation is None else self.evaluate(weights, self._validation)
 
     def evaluate(self, weights: Weights, examples: Any) -> list[dict[str, float]]:
         """Loss and metric of each trial on another split."""
