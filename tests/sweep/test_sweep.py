@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,9 +15,11 @@ import pytest
 
 import jrnn
 from jrnn.sweep.sweep import BEST, sweep, trial_folder
-from jrnn.sweep.trials import group_trials
+from jrnn.sweep.trials import group_trials, scalars_of
+from jrnn.sweep.vmapped_runs import TrialDevices, VmappedRuns
 from jrnn.tasks.task import Data, Split, Task
 from jrnn.train import TBPTT, Experiment, Interrupted, Network, Optimizer, restore, train
+from jrnn.train.run.data_plan import plan_task
 from jrnn.train.run.trainer import Trainer
 from jrnn.transforms import clip, zoneout
 from tests.compilation import environment_with_devices
@@ -189,6 +192,23 @@ def test_a_member_that_diverges_disturbs_no_other(tmp_path):
         assert swept.trials[place].stopped == ""
         assert swept.trials[place].test == pytest.approx(alone.trials[number].test, rel=1e-5)
     assert all(np.isfinite(line["loss"]) for line in lines(trial_folder(tmp_path / "with", 1)))
+
+
+def test_a_trial_that_has_stopped_takes_no_steps():
+    trials = [experiment(seed=seed) for seed in range(3)]
+    data, first = trials[0].task.load(), trials[0]
+    runs = VmappedRuns(
+        [partial(e.network.build, data, e.seed) for e in trials],
+        plan_task(data, first, None),
+        first.optimizer,
+        scalars_of([e.optimizer for e in trials]),
+        first,
+        [e.seed for e in trials],
+        TrialDevices((jax.devices()[0],), 2),
+    )
+    state, metrics = runs.train_steps(runs.init_state(), 0, 5, [True, False, True])
+    assert state.step.tolist() == [5, 0, 5]
+    assert [float(each.loss.sum()) > 0 for each in runs.split_metrics(metrics, 5)] == [1, 0, 1]
 
 
 def test_patience_ends_one_member_alone(tmp_path):

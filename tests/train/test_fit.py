@@ -81,7 +81,7 @@ def test_arrays_are_trained_as_by_a_loop(tmp_path):
     model, data = Net(nnx.Rngs(0)), examples()
     rows = EpochSampler(20, 8, seed=5).plan(0, STEPS)
     want, losses = by_hand(model, [(data[0][r], data[1][r]) for r in rows])
-    before = jax.tree.map(np.asarray, params_of(model))
+    before = jax.tree.map(np.array, params_of(model))
     result = run(model, data, seed=5, run_dir=tmp_path)
     assert_close(params_of(result.model), want)
     jax.tree.map(np.testing.assert_array_equal, params_of(model), before)

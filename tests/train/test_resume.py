@@ -159,6 +159,19 @@ def test_a_checkpoint_of_the_first_form_is_refused(tmp_path):
         restore(e, data, tmp_path)
 
 
+def test_a_run_of_another_version_is_refused(tmp_path, monkeypatch):
+    e = experiment(steps=30)
+    data = e.task.load()
+    train(e, data, tmp_path)
+    monkeypatch.setattr("jrnn.train.run.record.FORMAT", 3)
+    for again in (
+        lambda: train(e, data, tmp_path, resume=True),
+        lambda: restore(e, data, tmp_path),
+    ):
+        with pytest.raises(ValueError, match="have format 2, and this version reads format 3"):
+            again()
+
+
 @pytest.mark.parametrize("tbptt", [None, TBPTT(2)])
 def test_data_that_do_not_fit_the_device_give_the_same_run(tbptt, tmp_path, monkeypatch):
     e = replace(experiment(Sign("class_per_step"), steps=60), tbptt=tbptt)
