@@ -182,8 +182,8 @@ def check(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]
     found = abstract_state(make, optimizer)
     if experiment.tbptt is not None and not experiment.network.causal:
         raise ValueError(
-            "TBPTT: the network must be causal, and a layer that scans in reverse has no carry to "
-            "hand over; set bidirectional=False and use a causal cell, or leave out tbptt"
+            "TBPTT: the network must be causal, since other layers have no carry to hand over; set "
+            "bidirectional=False and use a causal cell, or leave out tbptt"
         )
     return found
 
