@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType
 from jax.typing import ArrayLike
 
 from jrnn.layer import Carry, Inputs
@@ -69,7 +70,8 @@ def hold_on_padding(valid: jax.Array | None, carries: Carry, first: Carry, rever
         source = lax.cummax(jnp.where(valid, steps, -1), axis=0)
     inside = (source >= 0) & (source < len(valid))
     rows = jnp.arange(valid.shape[1])
-    held = jax.tree.map(lambda leaf: leaf[jnp.where(inside, source, 0), rows], carries)
+    source = jnp.where(inside, source, 0)
+    held = jax.tree.map(lambda leaf: _gather(leaf, source, rows), carries)
     return tree_where(inside, held, first)
 
 
@@ -153,7 +155,8 @@ def isolate_nans(
       reverse: whether the scan runs in reverse.
 
     Returns:
-      The cleaned inputs and first carry, and `[T, B]` bool: the steps that were replaced.
+      The cleaned inputs and first carry, and `[T, B]` bool: the steps after which the carry would
+      have been NaN, padding included.
     """
     resets = masks.resets
     if resets is None or len(resets) == 0:
@@ -165,12 +168,10 @@ def isolate_nans(
     bad_carry = _has_nan(carry, 1)
     last_bad = jnp.maximum(lax.cummax(jnp.where(bad, steps, -2)), jnp.where(bad_carry, -1, -2))
     reset_follows = jnp.cumsum(resets, axis=0) < jnp.sum(resets, axis=0)
-    nan_steps = (last_bad >= last_reset) & reset_follows
-    nan_steps = lax.rev(nan_steps, (0,)) if reverse else nan_steps
-    # In reverse a NaN in the carry passes over the padding first; outputs are zero there anyway.
-    nan_steps = nan_steps if masks.valid is None else nan_steps & masks.valid
+    nan_carries = (last_bad >= last_reset) & reset_follows
+    nan_carries = lax.rev(nan_carries, (0,)) if reverse else nan_carries
     carry = tree_where(~(bad_carry & resets.any(axis=0)), carry, masks.initial)
-    return zero_where(~nan_steps, xs), carry, nan_steps
+    return zero_where(~nan_carries, xs), carry, nan_carries
 
 
 def restore_nans(nan_steps: jax.Array, ys: Any) -> Any:
@@ -197,6 +198,13 @@ def largest(a: jax.Array, axis: int) -> jax.Array:
 def expand_mask(mask: jax.Array, leaf: jax.Array) -> jax.Array:
     """The mask with trailing axes of size one, to broadcast against the leaf."""
     return mask.reshape(mask.shape + (1,) * (leaf.ndim - mask.ndim))
+
+
+def _gather(leaf: jax.Array, steps: jax.Array, rows: jax.Array) -> jax.Array:
+    """`leaf[steps, rows]`; on a mesh of explicit axes the result is sharded as the leaf is."""
+    sharding = jax.typeof(leaf).sharding
+    explicit = AxisType.Explicit in sharding.mesh.axis_types
+    return leaf.at[steps, rows].get(out_sharding=sharding if explicit else None)
 
 
 def _has_nan(tree: Any, leading: int) -> jax.Array:

@@ -61,6 +61,12 @@ class Right(jrnn.Cell):
         return jnp.tanh(z + u)
 
 
+@dataclass(frozen=True)
+class SquaresInRecur(Right):
+    def recur(self, params, carry):
+        return carry**2 @ params.u
+
+
 class NotADataclass(jrnn.Cell):
     hidden_size = 2
     init, init_carry, project = Right.init, Right.init_carry, Right.project
@@ -500,6 +506,7 @@ BROKEN = [
     (HidesMixing(), {"structure"}),
     (Halves(wrong=0.1), {"coefficients"}),
     (DrawsByCall(), {"noise"}),
+    (SquaresInRecur(), {"recur"}),
     (NotPure(), {"step", "jit"}),
     (BranchesOnValues(), {"leading_axes", "sequence", "jit", "vmap"}),
 ]
@@ -623,7 +630,7 @@ class Decay(jrnn.Cell):
 
 
 def test_a_cell_without_parameters_is_judged_by_the_rest():
-    with pytest.raises(AssertionError, match="1 of 14 properties fail\n- dtype: .*bfloat16"):
+    with pytest.raises(AssertionError, match="1 of 15 properties fail\n- dtype: .*bfloat16"):
         check_cell(Decay())  # its carry is float32 whatever dtype is asked for
 
 

@@ -199,7 +199,8 @@ def _capture_cell(
 
     steps = (given.xs, given.masks.valid, given.masks.resets)
     last, (ys, carries, gates) = lax.scan(body, given.carry, steps, reverse=given.reverse)
-    return given.restore(gates), given.restore(carries), given.result(last), given.restore(ys)
+    carries = given.restore_carries(carries)
+    return given.restore(gates), carries, given.result(last), given.restore(ys)
 
 
 def _check_gates(cell: Cell, gates: dict[str, jax.Array], *, batch: int) -> None:

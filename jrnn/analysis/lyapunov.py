@@ -191,7 +191,7 @@ def _lyapunov(
 
     def body(state, step):
         carry, frame, sums, steps, wait = state
-        x, valid, reset, nan_steps = step
+        x, valid, reset, nan_carry = step
         before, frame, wait = apply_resets(
             reset, (run.masks.initial, start, jnp.maximum(zeros + skip, 1)), (carry, frame, wait)
         )
@@ -199,7 +199,7 @@ def _lyapunov(
         # On padding nothing of the step is looked at, so that no NaN gets into a gradient there.
         turned, growth = _orthonormal(tree_where(valid, moved, frame))
         lost = jnp.isnan(_pack(after, start.dtype)).any(axis=-1)  # the relu of a NaN has slope 0
-        lost = lost if nan_steps is None else lost | nan_steps
+        lost = lost if nan_carry is None else lost | nan_carry
         counts = wait <= 0 if valid is None else (wait <= 0) & valid
         sums = sums + jnp.log(tree_where(counts, growth, jnp.ones_like(growth)))
         sums = tree_where(lost & counts, jnp.full_like(sums, jnp.nan), sums)
@@ -210,7 +210,7 @@ def _lyapunov(
         return (after, turned, sums, steps, later), _mean(sums[:, 0], steps)
 
     state = (run.carry, start, jnp.zeros_like(start[:, 0]), zeros, zeros + skip)
-    xs = (run.xs, run.masks.valid, run.masks.resets, run.nan_steps)
+    xs = (run.xs, run.masks.valid, run.masks.resets, run.nan_carries)
     (carry, _, sums, steps, _), history = lax.scan(body, state, xs, reverse=run.reverse)
     return Lyapunov(_mean(sums, steps[:, None]), steps, run.result(carry), history)
 

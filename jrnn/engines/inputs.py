@@ -22,7 +22,8 @@ class Prepared(NamedTuple):
       xs: inputs, leaves `[T, B, ...]`.
       masks: padding and resets.
       reverse: whether to scan from the last step to the first.
-      nan_steps: `[T, B]` bool, the steps whose NaNs were isolated, or None.
+      nan_carries: `[T, B]` bool, the steps after which the carry is a NaN that was isolated, or
+        None.
       given: the first carry as the caller gave it, or None.
     """
 
@@ -31,12 +32,22 @@ class Prepared(NamedTuple):
     xs: Inputs
     masks: Masks
     reverse: bool
-    nan_steps: jax.Array | None
+    nan_carries: jax.Array | None
     given: Carry | None
 
     def restore(self, ys: Any) -> Any:
         """Outputs of an engine with the NaNs that were isolated."""
-        return ys if self.nan_steps is None else masking.restore_nans(self.nan_steps, ys)
+        if self.nan_carries is None:
+            return ys
+        valid = self.masks.valid
+        nan_steps = self.nan_carries if valid is None else self.nan_carries & valid
+        return masking.restore_nans(nan_steps, ys)
+
+    def restore_carries(self, carries: Carry) -> Carry:
+        """The carry after each step with the NaNs that were isolated."""
+        if self.nan_carries is None:
+            return carries
+        return masking.restore_nans(self.nan_carries, carries)
 
     def result(self, carry: Carry) -> Carry:
         """The last carry, in the dtypes of the one that the caller gave."""
@@ -72,15 +83,15 @@ def canonicalize(
         carry = checked_like("unroll: carry", f"{type(cell).__name__}.init_carry", carry, initial)
     masks = Masks(lengths, valid, resets, None if resets is None else initial)
 
-    nan_steps = None
+    nan_carries = None
     if resets is not None and steps > 0:
-        xs, carry, nan_steps = masking.isolate_nans(xs, carry, masks, inputs.reverse)
+        xs, carry, nan_carries = masking.isolate_nans(xs, carry, masks, inputs.reverse)
     if cell.is_stochastic and inputs.key is not None:
         shapes = jax.eval_shape(lambda: xs)
         params, noise = cell.sample_noise(params, shapes, (steps, batch), inputs.key)
         xs = add_noise(xs, cast(noise, precision.compute))
     bound = bind(cell, params, precision, return_carries)
-    return Prepared(bound, carry, xs, masks, inputs.reverse, nan_steps, inputs.carry)
+    return Prepared(bound, carry, xs, masks, inputs.reverse, nan_carries, inputs.carry)
 
 
 def time_and_batch(xs: Inputs) -> tuple[int, int]:
@@ -157,13 +168,13 @@ def checked_like(subject: str, source: str, given: Any, like: Any) -> Any:
     if wanted != have:
         raise ValueError(f"{subject} must have leaves of shapes {wanted}, got {have}")
     kinds, have = ([_kind(a) for a in jax.tree.leaves(tree)] for tree in (like, given))
-    if any(got > want for want, got in zip(kinds, have, strict=True)):
+    if kinds != have:
         dtypes = ([a.dtype.name for a in jax.tree.leaves(tree)] for tree in (like, given))
         raise TypeError("{} must have leaves of dtypes {}, got {}".format(subject, *dtypes))
     return jax.tree.map(lambda a, leaf: a.astype(leaf.dtype), given, like)
 
 
 def _kind(leaf: jax.Array) -> int:
-    """Bool, int, float, complex: a carry may be cast up this order, never down."""
+    """Bool, int, float or complex: a carry may change its precision, but not its kind."""
     kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
     return next(k for k, kind in enumerate(kinds) if jnp.issubdtype(leaf.dtype, kind))

@@ -272,7 +272,11 @@ def _newton(
         like = jax.tree.map(every, run.carry)
         guess = checked_like("newton: guess", "the carry after each step", guess, like)
     solution = engine.solve(run.bound, run.carry, run.xs, run.masks, run.reverse, guess)
-    return solution._replace(carry=run.result(solution.carry), ys=run.restore(solution.ys))
+    return solution._replace(
+        carry=run.result(solution.carry),
+        ys=run.restore(solution.ys),
+        carries=run.restore_carries(solution.carries),
+    )
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))

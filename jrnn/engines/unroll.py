@@ -184,5 +184,5 @@ def _run_cell(
     if return_carries:
         ys, carries = ys
         carries = hold_on_padding(given.masks.valid, carries, given.carry, given.reverse)
-        ys = (ys, carries)
+        return given.result(carry), (given.restore(ys), given.restore_carries(carries))
     return given.result(carry), given.restore(ys)

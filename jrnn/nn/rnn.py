@@ -151,6 +151,11 @@ def time_first(
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(xs)]
     if any(len(shape) < 2 for shape in shapes):
         raise ValueError(f"{owner}: xs must have shape (batch, time, ...), got {shapes}")
+    if len(shapes) == 1 and len(shapes[0]) < 3:
+        raise ValueError(
+            f"{owner}: xs must have shape (batch, time, input), got {shapes[0]}; pass a single "
+            "sequence as xs[None]"
+        )
     for name, value in (("mask", mask), ("resets", resets)):
         if value is not None and shapes and jnp.shape(value) != shapes[0][:2]:
             raise ValueError(

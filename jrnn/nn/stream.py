@@ -18,8 +18,8 @@ class Stream:
         body = model.body if isinstance(model, SequenceToSequence) else model
         if not body.causal:
             raise ValueError(
-                "stream: the network must be causal, and a layer of it scans in reverse, which "
-                "needs the whole sequence; use a network without reverse and bidirectional layers"
+                "stream: the network must be causal, but an output of it may depend on later "
+                "inputs; use causal layers, which are not reversed or bidirectional"
             )
         checks.positive_int("stream", "batch_size", batch_size)
         graphdef, state = nnx.split(model)

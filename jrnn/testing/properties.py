@@ -55,6 +55,19 @@ def _derived(case: Case) -> None:
     chex.assert_trees_all_equal_shapes_and_dtypes(after, carry)
 
 
+def _recur(case: Case) -> None:
+    """Linear in the carry: engines take its transpose for its derivative."""
+    x = case.xs(2, BATCH)
+    one, other = case.carry(2, BATCH), case.carry(2, BATCH, seed=1)
+    add = lambda a, b: a + b if jnp.issubdtype(a.dtype, jnp.inexact) else a
+    total = jax.tree.map(add, one, other)
+    parts = [compute_step(case, carry, x).gates[1] for carry in (one, other, total)]
+    try:
+        assert_close(parts[2], jax.tree.map(add, *parts[:2]))
+    except AssertionError as error:
+        raise AssertionError(f"recur is not linear in the carry: {error}") from error
+
+
 def _readout(case: Case) -> None:
     """Called alone it is that of the step: nothing of the old carry or of u reaches it."""
     carry, x = case.carry(2, BATCH), case.xs(2, BATCH)
@@ -247,6 +260,7 @@ def _unmasked() -> tuple[np.ndarray, np.ndarray]:
 PROPERTIES: dict[str, Callable[[Case], None]] = {
     "frozen": _frozen,
     "step": _derived,
+    "recur": _recur,
     "readout": _readout,
     "leading_axes": _leading_axes,
     "sequence": _sequence,

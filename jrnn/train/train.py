@@ -84,8 +84,8 @@ def check(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]
     found = abstract_state(make_model, optimizer)
     if experiment.tbptt is not None and not experiment.network.causal:
         raise ValueError(
-            "TBPTT: the network must be causal, since a layer that scans in reverse has no carry "
-            "to pass on; set bidirectional=False and use a causal cell, or remove tbptt"
+            "TBPTT: the network must be causal, since other layers have no carry to pass on; set "
+            "bidirectional=False and use a causal cell, or remove tbptt"
         )
     return found
 

@@ -193,18 +193,13 @@ class WeightDrop(Wrapper):
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> Params:
         params = self.cell.init(key, input_size, dtype)
-        named, _ = jax.tree_util.tree_flatten_with_path(params)
-        if not any(_field(path) in self.names for path, _ in named):
-            raise ValueError(
-                f"{self.owner}: no parameter of {self.cell!r} is named {' or '.join(self.names)}; "
-                f"name some of {', '.join(sorted({_field(path) for path, _ in named}))}"
-            )
+        self._named(params)
         return params
 
     def sample_own_noise(
         self, params: Params, xs: Inputs, noise: Any, leading: tuple[int, ...], key: jax.Array
     ) -> tuple[Params, None]:
-        named, structure = jax.tree_util.tree_flatten_with_path(params)
+        named, structure = self._named(params), jax.tree.structure(params)
         keys = jax.random.split(key, len(named))
         drop = lambda k, w: _drop(jax.random.bernoulli(k, 1 - self.rate, w.shape), self.rate, w)
         weights = [
@@ -212,6 +207,16 @@ class WeightDrop(Wrapper):
             for k, (path, w) in zip(keys, named, strict=True)
         ]
         return jax.tree.unflatten(structure, weights), None
+
+    def _named(self, params: Params) -> list[tuple[Any, Any]]:
+        """All parameters with their paths; raises if none has one of the names."""
+        named, _ = jax.tree_util.tree_flatten_with_path(params)
+        if not any(_field(path) in self.names for path, _ in named):
+            raise ValueError(
+                f"{self.owner}: no parameter of {self.cell!r} is named {' or '.join(self.names)}; "
+                f"name some of {', '.join(sorted({_field(path) for path, _ in named}))}"
+            )
+        return named
 
 
 def _drop(kept: jax.Array, rate: float, a: jax.Array) -> jax.Array:

@@ -66,9 +66,12 @@ def check_placement() -> None:
     cell = CELLS["mingru"].make(2)
     params = random_params(cell, 1, 2)
     batch = random_batch(cell, params, 2, STEPS, 4)
-    loss = lambda engine, p, xs: jnp.sum(
-        jrnn.unroll(cell, p, xs, lengths=batch.lengths, engine=engine)[1] ** 2
-    )
+
+    def loss(engine: Any, p: Any, xs: Any) -> Any:
+        masks = {"lengths": batch.lengths, "return_carries": True}
+        _, ys, carries = jrnn.unroll(cell, p, xs, engine=engine, **masks)
+        return jnp.sum(ys**2) + jnp.sum(carries**3)
+
     want = jax.jit(jax.value_and_grad(partial(loss, Scan()), (0, 1)))(params, batch.xs)
 
     def entered(run: Any) -> Any:

@@ -143,3 +143,13 @@ def test_auto_under_a_mesh_adds_gradients_up_once(caplog: pytest.LogCaptureFixtu
     with caplog.at_level("DEBUG", logger="jrnn"), jax.sharding.use_abstract_mesh(mesh):
         jax.eval_shape(lambda xs: jrnn.unroll(cell, params, xs), jnp.ones((3, 32, 2)))
     assert "engine='auto' chose Fused(" in caplog.text
+
+
+@pytest.mark.parametrize("engine", ["auto", "scan"])
+def test_a_carry_of_another_kind_is_refused(engine):
+    """Its results would be cast to it, and lose their fractions."""
+    cell = jrnn.GRU(4)
+    params = cell.init(jax.random.key(0), 3)
+    xs, carry = jnp.ones((5, 2, 3)), jnp.zeros((2, 4), jnp.int32)
+    with pytest.raises(TypeError, match=r"carry must have leaves of dtypes \['float32'\], got"):
+        jrnn.unroll(cell, params, xs, carry, engine=engine)

@@ -243,3 +243,51 @@ def test_layers_that_are_no_cells_have_no_carry_after_each_step() -> None:
     layer = jrnn.stack([GRU(3)])
     with pytest.raises(TypeError, match="return_carries needs a single cell, got Stack"):
         jrnn.unroll(layer, layer.init(jax.random.key(0), SIZE), XS, return_carries=True)
+
+
+NAN_INPUT, NAN_CARRY = [-0.5, np.nan, np.nan, np.nan, -0.5], [np.nan, np.nan, np.nan, np.nan, -0.5]
+
+
+@pytest.mark.parametrize("engine", ["scan", "fused", "native"])
+@pytest.mark.parametrize(
+    ("bad_step", "first", "want"), [(1, 0.0, NAN_INPUT), (None, np.nan, NAN_CARRY)]
+)
+def test_padding_between_a_nan_and_a_reset_has_a_nan_carry(engine, bad_step, first, want) -> None:
+    if engine == "native":
+        pytest.importorskip("jrnn._kernels")
+    cell = jrnn.Elman(1)
+    params = cell.init(jax.random.key(0), 1)
+    params = jax.tree.map(lambda a: jnp.full_like(a, 0.0), params)._replace(
+        b=jnp.full((1,), np.arctanh(-0.5), jnp.float32)
+    )
+    xs = np.ones((5, 1, 1), np.float32)
+    if bad_step is not None:
+        xs[bad_step] = np.nan
+    valid = np.array([bad_step is not None, True, False, True, True])[:, None]
+    resets = np.array([False, False, False, False, True])[:, None]
+    run = lambda xs, engine: jrnn.unroll(
+        cell,
+        params,
+        xs,
+        jnp.full((1, 1), first),
+        mask=valid,
+        resets=resets,
+        engine=engine,
+        return_carries=True,
+    )[2]
+    np.testing.assert_allclose(np.ravel(run(jnp.asarray(xs), engine)), want, rtol=1e-6)
+    captured = jrnn.analysis.capture_gates(
+        cell, params, jnp.asarray(xs), jnp.full((1, 1), first), mask=valid, resets=resets
+    ).carries
+    np.testing.assert_allclose(np.ravel(captured), want, rtol=1e-6)
+
+
+def test_newton_returns_nan_carries_where_scan_does() -> None:
+    cell = jrnn.GRU(2)
+    params = random_params(cell, 1, 3)
+    xs = jnp.ones((5, 1, 3)).at[1].set(jnp.nan)
+    resets = jnp.array([False, False, False, False, True])[:, None]
+    want = jrnn.unroll(cell, params, xs, resets=resets, engine="scan", return_carries=True)[2]
+    got = jrnn.newton(cell, params, xs, resets=resets).carries
+    assert np.isnan(got[1:4]).all()
+    np.testing.assert_allclose(got, want, rtol=1e-5)

@@ -256,7 +256,7 @@ def test_network_refuses_what_does_not_fit_the_task():
     data = Sign().load()
     with pytest.raises(ValueError, match="needs a task with tokens"):
         Network(jrnn.GRU(4), embedding_size=8).build(data, 0)
-    with pytest.raises(ValueError, match="needs a causal network: .* has to predict"):
+    with pytest.raises(ValueError, match="needs a causal network, since .* has to predict"):
         Network(jrnn.GRU(4), bidirectional=True).build(replace(data, causal=True), 0)
 
 

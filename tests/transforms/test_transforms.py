@@ -312,3 +312,10 @@ def test_layer_norm_gives_each_gate_its_own_bias_in_any_order_of_gates() -> None
     params = params._replace(cell=params.cell._replace(b=b))
     run = lambda cell: jrnn.unroll(layer_norm(cell, per_gate=True), params, XS, engine="scan")[1]
     np.testing.assert_allclose(run(DictGates(SIZE)), run(GRU(SIZE)), atol=1e-6)
+
+
+def test_weight_drop_of_no_parameter_is_refused_where_it_would_drop():
+    cell = weight_drop(jrnn.Elman(SIZE), 0.5, names=("none",))
+    params = jrnn.Elman(SIZE).init(jax.random.key(0), 3)
+    with pytest.raises(ValueError, match="no parameter of Elman.* is named none"):
+        jrnn.unroll(cell, params, jnp.ones((2, 1, 3)), key=jax.random.key(1))

@@ -76,8 +76,8 @@ class Network:
         """
         if data.causal and not self.causal:
             raise ValueError(
-                "Network: this task needs a causal network: a layer that scans in reverse reads "
-                "what it has to predict; set bidirectional=False, and use a causal cell, got "
+                "Network: this task needs a causal network, since later inputs are what it has to "
+                "predict; set bidirectional=False, and use a causal cell, got "
                 f"bidirectional={self.bidirectional}, cell={self.cell!r}"
             )
         if self.embedding_size is not None and not data.tokens:
