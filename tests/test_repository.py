@@ -1,0 +1,156 @@
+"""The files around the code: workflows, metadata and documents name what exists, and agree."""
+
+import fnmatch
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+YAML = [*WORKFLOWS, *sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"))]
+YAML += [ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+def load(path: Path) -> dict[str, Any]:
+    # BaseLoader reads every scalar as a string; others read the key `on` of a workflow as True.
+    return yaml.load(path.read_text("utf-8"), yaml.BaseLoader)
+
+
+def jobs(workflow: Path) -> dict[str, dict[str, Any]]:
+    return load(workflow)["jobs"]
+
+
+def commands(workflow: Path) -> Iterator[str]:
+    """Every line of the shell steps of a workflow."""
+    for job in jobs(workflow).values():
+        for step in job["steps"]:
+            yield from step.get("run", "").splitlines()
+
+
+def make_targets(text: str) -> list[str]:
+    """The targets that a text calls make for."""
+    calls = re.findall(r"^(?:[\w.]+=\S+ )*make ([^#|;&\n]*)", text, re.MULTILINE)
+    words = [word for call in calls for word in call.split()]
+    return [word for word in words if "=" not in word and not word.startswith("-")]
+
+
+def rules() -> list[str]:
+    """The targets of the Makefile, as patterns of `fnmatch`."""
+    text = read("Makefile").replace("$(VENV)", ".venv")
+    names = re.findall(r"^([\w./%-]+):(?!=)", text, re.MULTILINE)
+    return [name.replace("%", "*") for name in names]
+
+
+def is_rule(target: str) -> bool:
+    return any(fnmatch.fnmatchcase(target, rule) for rule in rules())
+
+
+@pytest.mark.parametrize("path", YAML, ids=lambda path: path.name)
+def test_yaml_is_parsed(path: Path) -> None:
+    assert isinstance(load(path), dict)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_call_targets_of_the_makefile(path: Path) -> None:
+    called = make_targets("\n".join(commands(path)))
+    assert [target for target in called if not is_rule(target)] == []
+
+
+def test_calls_of_make_are_found() -> None:
+    text = "make .venv/bin/python\nA=1 make lint JOBS=4 -k # make x\nmake test-fast\nremake y"
+    assert make_targets(text) == [".venv/bin/python", "lint", "test-fast"]
+    assert is_rule("lint") and is_rule(".venv/with-test") and is_rule(".venv/bin/python")
+    assert not is_rule("tests") and not is_rule("FAST")
+    assert make_targets("\n".join(commands(ROOT / ".github/workflows/ci.yml"))) != []
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_documents_name_targets_of_the_makefile(name: str) -> None:
+    text = read(name)
+    blocks = re.findall(r"```\n(.*?)```", text, re.DOTALL)
+    called = make_targets("\n".join(re.findall(r"`(make [^`]*)`", text) + blocks))
+    assert len(called) >= 6
+    assert [target for target in called if not is_rule(target)] == []
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_have_least_permissions_and_a_time_limit(path: Path) -> None:
+    assert load(path)["permissions"] == {"contents": "read"}
+    for name, job in jobs(path).items():
+        assert int(job["timeout-minutes"]) <= 60, name
+        # What may publish runs no code of this repository, and nothing else may.
+        if "permissions" in job:
+            assert (path.name, name) == ("wheels.yml", "publish")
+            assert job["permissions"] == {"id-token": "write"} and job["environment"] == "pypi"
+            assert all("run" not in step for step in job["steps"])
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_actions_are_pinned_to_a_major_version(path: Path) -> None:
+    used = [step["uses"] for job in jobs(path).values() for step in job["steps"] if "uses" in step]
+    assert used != []
+    assert [
+        action for action in used if not re.fullmatch(r"[\w./-]+@(release/)?v\d+", action)
+    ] == []
+
+
+def test_versions_and_dates_agree() -> None:
+    version = PROJECT["project"]["version"]
+    citation = load(ROOT / "CITATION.cff")
+    heads = re.findall(r"^## (.*)$", read("CHANGELOG.md"), re.MULTILINE)
+    assert citation["version"] == version
+    assert heads[:2] == ["Unreleased", f"{version} - {citation['date-released']}"]
+    assert citation["license"] == PROJECT["project"]["license"]
+
+
+def test_oldest_jax_is_the_one_that_the_package_allows() -> None:
+    pinned = re.findall(r"^(\w+)==([\d.]+)$", read(".github/oldest.txt"), re.M)
+    (least,) = re.findall(r"^jax>=([\d.]+)$", "\n".join(PROJECT["project"]["dependencies"]), re.M)
+    assert pinned == [("jax", f"{least}.0"), ("jaxlib", f"{least}.0")]
+
+
+def test_wheels_are_built_for_the_versions_of_python_that_the_package_names() -> None:
+    classifiers = "\n".join(PROJECT["project"]["classifiers"])
+    named = [version.replace(".", "") for version in re.findall(r":: (3\.\d+)$", classifiers, re.M)]
+    assert PROJECT["tool"]["cibuildwheel"]["build"] == [f"cp{version}-*" for version in named]
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md"])
+def test_paths_of_documents_exist(name: str) -> None:
+    """All in backticks that looks like a path of the repository; `NAME.py` is yet to be written."""
+    text = read(name)
+    start = r"(?:jrnn|tests|configs|experiments|docs|\.github)/"
+    paths = re.findall(rf"`({start}[\w./-]*|[\w.-]+\.(?:md|toml|cff))`", text)
+    paths = [path for path in paths if "NAME" not in path]
+    assert len(paths) >= (20 if name == "CONTRIBUTING.md" else 0)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("jrnn/cells/__init__.py", ["REGISTRY"]),
+        ("jrnn/transforms/__init__.py", ["REGISTRY"]),
+        ("jrnn/engines/unroll.py", ["REGISTRY"]),
+        ("jrnn/tasks/__init__.py", ["REGISTRY"]),
+        ("tests/table.py", ["FAMILIES", "KINDS", "ENGINES"]),
+        ("tests/oracles/transforms.py", ["ROWS"]),
+        ("tests/tasks/test_registry.py", ["OPTIONS", "FLAGS"]),
+        ("experiments/cells/contenders.py", ["_SPECIAL"]),
+        ("jrnn/bench/gpu_check/plan.py", ["ENGINES"]),
+    ],
+)
+def test_tables_that_contributing_names_exist(path: str, names: list[str]) -> None:
+    assert f"`{path}`" in read("CONTRIBUTING.md")
+    defined = re.findall(r"^(\w+)\b.* = ", read(path), re.MULTILINE)
+    assert [name for name in names if name not in defined] == []
