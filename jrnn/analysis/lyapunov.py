@@ -295,14 +295,14 @@ def _flatten(carry: Carry, dtype: jnp.dtype) -> jax.Array:
 def _unflatten(vectors: jax.Array, carry: Carry) -> Carry:
     """The inverse of `_flatten`; integer leaves are those of `carry`."""
     leaves, structure = jax.tree.flatten(carry)
-    at, out = 0, []
+    offset, unflattened = 0, []
     for leaf in leaves:
         if not _is_inexact(leaf):
-            out.append(leaf)
+            unflattened.append(leaf)
             continue
-        part = vectors[:, at : at + _real_size(leaf)].astype(jnp.finfo(leaf.dtype).dtype)
-        at += _real_size(leaf)
+        part = vectors[:, offset : offset + _real_size(leaf)].astype(jnp.finfo(leaf.dtype).dtype)
+        offset += _real_size(leaf)
         if jnp.iscomplexobj(leaf):
             part = lax.complex(*jnp.split(part, 2, axis=-1))
-        out.append(part.reshape(leaf.shape))
-    return jax.tree.unflatten(structure, out)
+        unflattened.append(part.reshape(leaf.shape))
+    return jax.tree.unflatten(structure, unflattened)
