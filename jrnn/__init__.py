@@ -1,8 +1,8 @@
-"""jrnn: recurrent networks in JAX. Write a cell's gate arithmetic once; run it every way there is.
+"""jrnn: recurrent networks in JAX. Write the gate arithmetic of a cell once; run it on any engine.
 
-The functional core is here: cells, engines and `unroll`. The rest is imported on first use, so that
-`import jrnn` stays light: `jrnn.nn` (flax modules), `jrnn.stream`, `jrnn.tasks`, `jrnn.train`,
-`jrnn.analysis`, `jrnn.testing`.
+This module exports the functional core: cells, engines and `unroll`. The other modules are imported
+on first use, so that `import jrnn` is fast: `jrnn.nn` (flax modules), `jrnn.stream`, `jrnn.tasks`,
+`jrnn.train`, `jrnn.analysis`, `jrnn.testing`.
 """
 
 import importlib
@@ -85,19 +85,19 @@ from jrnn.taps import tap as tap
 
 try:
     __version__ = _version("jrnn")
-except _PackageNotFoundError:  # imported from a source tree, without being installed
+except _PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
-_ON_FIRST_USE = ("analysis", "config", "nn", "stream", "tasks", "testing", "train")
+_LAZY_MODULES = ("analysis", "config", "nn", "stream", "tasks", "testing", "train")
 
 
 def __getattr__(name: str) -> Any:
     if name == "stream":
         return importlib.import_module("jrnn.nn").stream
-    if name in _ON_FIRST_USE:
+    if name in _LAZY_MODULES:
         return importlib.import_module(f"jrnn.{name}")
     raise AttributeError(f"module 'jrnn' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_ON_FIRST_USE])
+    return sorted([*globals(), *_LAZY_MODULES])

@@ -1,4 +1,4 @@
-"""What all figures share. matplotlib is optional, and imported on use."""
+"""Helpers for figures. matplotlib is optional and imported on first use."""
 
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure that pyplot does not manage; width and height are in inches.
+    """Creates an empty figure that pyplot does not manage; width and height are in inches.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -21,6 +21,6 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def hide_spines(*axes: "Axes") -> None:
-    """Hides the top and right sides of the frames of some axes."""
+    """Hides the top and right spines of the given axes."""
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)

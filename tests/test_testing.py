@@ -1,4 +1,4 @@
-"""`check_cell` passes every cell of the table, and names the property that a broken one breaks."""
+"""`check_cell` accepts every cell of the table, and reports the properties that a cell violates."""
 
 import itertools
 from dataclasses import dataclass, field
@@ -14,20 +14,20 @@ import jrnn
 from jrnn import Dense, Diagonal, LogDiagonal, structure
 from jrnn.cell import split_noise
 from jrnn.layers import Bidirectional, Stack
-from jrnn.testing import PROPERTIES, Case, check_cell, check_layer, randomized
+from jrnn.testing import PROPERTIES, Case, check_cell, check_layer, randomize
 
 
-def test_every_cell_conforms(kind_or_row):
+def test_every_cell_passes_check_cell(kind_or_row):
     check_cell(kind_or_row.make(3))
 
 
-# What the others show of a row is in tests/cells/test_contract.py and tests/engines/test_truth.py.
-CHEAP = ("frozen", "no_recompilation", "dtype", "taps", "structure", "coefficients")
+# Other properties are tested in tests/cells/test_contract.py and tests/engines/test_truth.py.
+CHEAP_PROPERTIES = ("frozen", "no_recompilation", "dtype", "taps", "structure", "coefficients")
 
 
-@pytest.mark.parametrize("name", CHEAP)
-def test_every_cell_has_the_properties_that_cost_little(row, name):
-    PROPERTIES[name](case_of(row.make(3)))
+@pytest.mark.parametrize("name", CHEAP_PROPERTIES)
+def test_every_cell_has_the_cheap_properties(row, name):
+    PROPERTIES[name](make_case(row.make(3)))
 
 
 NAMES = {"ids": lambda value: type(value).__name__ if isinstance(value, jrnn.Layer) else None}
@@ -39,8 +39,8 @@ class Params(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Right(jrnn.Cell):
-    """A cell that breaks nothing; the ones below each break one thing."""
+class ValidCell(jrnn.Cell):
+    """A valid cell; each subclass below violates one property."""
 
     hidden_size: int = 2
 
@@ -62,19 +62,19 @@ class Right(jrnn.Cell):
 
 
 @dataclass(frozen=True)
-class SquaresInRecur(Right):
+class SquaresInRecur(ValidCell):
     def recur(self, params, carry):
         return carry**2 @ params.u
 
 
 class NotADataclass(jrnn.Cell):
     hidden_size = 2
-    init, init_carry, project = Right.init, Right.init_carry, Right.project
-    recur, update = Right.recur, Right.update
+    init, init_carry, project = ValidCell.init, ValidCell.init_carry, ValidCell.project
+    recur, update = ValidCell.recur, ValidCell.update
 
 
 @dataclass(frozen=True, repr=False)
-class HidesItsName(Right):
+class WrongRepr(ValidCell):
     def __repr__(self):
         return "cell"
 
@@ -85,8 +85,8 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NarrowsALeaf(Right):
-    """`update` returns a leaf of another dtype than that of the carry."""
+class NarrowsALeaf(ValidCell):
+    """`update` returns a leaf whose dtype differs from that of the carry."""
 
     def init_carry(self, params, batch_shape):
         h = super().init_carry(params, batch_shape)
@@ -102,85 +102,85 @@ class NarrowsALeaf(Right):
         return carry.h
 
 
-LEFT = []
+STATE = []
 
 
 @dataclass(frozen=True)
-class ReadsWhatUpdateLeft(Right):
-    """`readout` is another function where `update` was not called just before."""
+class ReadoutDependsOnUpdateCall(ValidCell):
+    """`readout` returns another value if `update` was not called just before."""
 
     def update(self, params, carry, z, u):
-        LEFT[:] = ["update"]
+        STATE[:] = ["update"]
         return jnp.tanh(z + u)
 
     def readout(self, params, carry, z):
-        return carry if LEFT and LEFT.pop() else 2 * carry
+        return carry if STATE and STATE.pop() else 2 * carry
 
 
 @dataclass(frozen=True)
-class MixesTheBatch(Right):
+class MixesTheBatch(ValidCell):
     def update(self, params, carry, z, u):
         return jnp.tanh(z + u - jnp.mean(u, axis=tuple(range(u.ndim - 1))))
 
 
 @dataclass(frozen=True)
-class TakesOneLeadingAxis(Right):
+class TakesOneLeadingAxis(ValidCell):
     def update(self, params, carry, z, u):
         return jnp.tanh(z + u) - (jnp.mean(u, axis=0) if u.ndim > 2 else 0)
 
 
 @dataclass(frozen=True)
-class StartsByTheBatch(Right):
-    """A reset of one sequence alone begins with zeros, and one in a batch with ones."""
+class CarryDependsOnTheBatch(ValidCell):
+    """The initial carry is zeros for a single sequence, and ones for a batch."""
 
     def init_carry(self, params, batch_shape):
         return jnp.full((*batch_shape, self.hidden_size), len(batch_shape), params.u.dtype)
 
 
 @dataclass(frozen=True)
-class LooksAtTracers(Right):
+class BranchesOnTracers(ValidCell):
     def update(self, params, carry, z, u):
         h = jnp.tanh(z + u)
         return h if isinstance(h, jax.core.Tracer) else 2 * h
 
 
 @custom_vmap
-def doubled_by_vmap(a):
+def double_under_vmap(a):
     return 1.0 * a
 
 
-doubled_by_vmap.def_vmap(lambda size, batched, a: (2.0 * a, True))
-differentiable = jax.custom_jvp(doubled_by_vmap)
+double_under_vmap.def_vmap(lambda size, batched, a: (2.0 * a, True))
+differentiable = jax.custom_jvp(double_under_vmap)
 differentiable.defjvp(lambda primals, tangents: (differentiable(*primals), tangents[0]))
 
 
 @dataclass(frozen=True)
-class DoublesUnderVmap(Right):
+class DoublesUnderVmap(ValidCell):
     def update(self, params, carry, z, u):
         return differentiable(jnp.tanh(z + u))
 
 
 @dataclass(frozen=True)
-class WidensTheCarry(Right):
+class WidensTheCarry(ValidCell):
     def update(self, params, carry, z, u):
         return jnp.tanh(z + u).astype(jnp.float32)
 
 
 @dataclass(frozen=True)
-class CountsItsCalls(Right):
-    """Not pure: its hash, and so its place in the cache of jit, is a new one for each copy."""
+class HashesByIdentity(ValidCell):
+    """Each copy has a different hash, and so a different key in the cache of jit."""
 
     mark: Any = field(default_factory=object)
 
 
 @dataclass(frozen=True)
-class GradientIsNaN(Right):
+class GradientIsNaN(ValidCell):
     def update(self, params, carry, z, u):
         return jnp.tanh(z + u) + jnp.sqrt(jnp.zeros_like(z) * z)
 
 
 @dataclass(frozen=True)
-class StopsTheGradient(Right):
+class StopsTheGradient(ValidCell):
     def recur(self, params, carry):
         return carry @ jax.lax.stop_gradient(params.u)
 
@@ -189,28 +189,28 @@ CALLS = itertools.count()
 
 
 @dataclass(frozen=True)
-class NotPure(Right):
+class NotPure(ValidCell):
     def update(self, params, carry, z, u):
         return jnp.sin(z + u + next(CALLS))
 
 
 @dataclass(frozen=True)
-class BranchesOnValues(Right):
+class BranchesOnValues(ValidCell):
     def update(self, params, carry, z, u):
         return jnp.tanh(z + u) if bool((z > -1e9).all()) else z
 
 
 @dataclass(frozen=True)
-class TapsByNumber(Right):
-    """A new name at each trace."""
+class TapsByNumber(ValidCell):
+    """Each trace has a different name of the tap."""
 
     def update(self, params, carry, z, u):
         return jrnn.tap(f"h{next(CALLS)}", jnp.tanh(z + u))
 
 
 @dataclass(frozen=True)
-class TapsInALoop(Right):
-    """What is tapped in a loop has no single value."""
+class TapsInALoop(ValidCell):
+    """A value tapped in a loop is not unique."""
 
     def update(self, params, carry, z, u):
         body = lambda n, h: jrnn.tap("h", jnp.tanh(h))
@@ -218,28 +218,28 @@ class TapsInALoop(Right):
 
 
 @jax.custom_vjp
-def mixes_in_secret(a):
+def mix_in_backward(a):
     return 1.0 * a
 
 
-mixes_in_secret.defvjp(
+mix_in_backward.defvjp(
     lambda a: (1.0 * a, None),
-    # So little that differences do not show it.
+    # Too small for finite differences to detect.
     lambda _, ct: (ct + 1e-4 * jnp.roll(ct, 1, axis=-1),),
 )
 
 
 @dataclass(frozen=True)
-class HidesMixing(Right):
-    """Its jaxpr is elementwise, and its derivative is not."""
+class MixesInBackward(ValidCell):
+    """Its jaxpr is elementwise, but its derivative is not."""
 
     def update(self, params, carry, z, u):
-        return mixes_in_secret(jnp.tanh(z + u))
+        return mix_in_backward(jnp.tanh(z + u))
 
 
 @dataclass(frozen=True)
-class Halves(Right):
-    """h' = (h + z) / 2, with coefficients; `wrong` is added to a, for one sequence without axes."""
+class Halves(ValidCell):
+    """h' = (h + z) / 2 with coefficients; `wrong` is added to a without leading axes."""
 
     wrong: float = 0.0
 
@@ -255,8 +255,8 @@ class Halves(Right):
 
 
 @dataclass(frozen=True)
-class GivesOthers(Halves):
-    """The same, wrong with any axes."""
+class WrongCoefficients(Halves):
+    """A `Halves` with wrong coefficients for any leading axes."""
 
     def coefficients(self, params, z):
         a, b = super().coefficients(params, z)
@@ -264,14 +264,14 @@ class GivesOthers(Halves):
 
 
 @dataclass(frozen=True)
-class ForgetsTheLogarithm(Halves):
+class MissesTheLogarithm(Halves):
     def coefficients(self, params, z):
         return LogDiagonal(*super().coefficients(params, z))
 
 
 @dataclass(frozen=True)
-class TakesTheLogarithm(Halves):
-    """h' = (h + |z|) / 2, in logarithms."""
+class LogCoefficients(Halves):
+    """h' = (h + |z|) / 2 with log-space coefficients."""
 
     def coefficients(self, params, z):
         a, b = super().coefficients(params, jnp.abs(z))
@@ -282,13 +282,13 @@ class TakesTheLogarithm(Halves):
 
 
 @dataclass(frozen=True)
-class Rotates(Halves):
-    """h' = A h + z, with a matrix A for all steps and sequences."""
+class DenseLinear(Halves):
+    """h' = A h + z with a constant matrix A; `transposed` makes the coefficients wrong."""
 
-    turned: bool = False
+    transposed: bool = False
 
     def coefficients(self, params, z):
-        a = params.u.T if self.turned else params.u
+        a = params.u.T if self.transposed else params.u
         return Dense(jnp.broadcast_to(a.T, (*(1,) * (z.ndim - 1), *a.shape)), z)
 
     def recur(self, params, carry):
@@ -299,8 +299,8 @@ class Rotates(Halves):
 
 
 @dataclass(frozen=True)
-class Peeks(Halves):
-    """Of all steps at once it sees whether the last input is large, and tells the others."""
+class NotCausal(Halves):
+    """Not causal: with a time axis, all steps depend on the last input."""
 
     def project(self, params, x):
         large = jax.nn.relu(jnp.max(x[-1:]) - 2.0) if x.ndim == 3 and len(x) > 2 else 0.0
@@ -308,8 +308,8 @@ class Peeks(Halves):
 
 
 @dataclass(frozen=True)
-class Shaken(Right):
-    """Normal noise is added to z."""
+class NoisyCell(ValidCell):
+    """Adds normal noise to z."""
 
     def sample_noise(self, params, xs, leading, key):
         return params, jax.random.normal(key, (*leading, self.hidden_size))
@@ -321,41 +321,41 @@ class Shaken(Right):
 
 
 @dataclass(frozen=True)
-class DrawsByCall(Shaken):
+class NoiseDependsOnTheCall(NoisyCell):
     def sample_noise(self, params, xs, leading, key):
         return super().sample_noise(params, xs, leading, jax.random.fold_in(key, next(CALLS)))
 
 
 @dataclass(frozen=True)
-class DrawsOnceForAllSteps(Shaken):
+class NoiseWithoutTimeAxis(NoisyCell):
     def sample_noise(self, params, xs, leading, key):
         return super().sample_noise(params, xs, leading[1:], key)
 
 
 @dataclass(frozen=True)
-class Crossed(Right):
-    """Two states, of which each new one is made of the other old one, unit by unit."""
+class CrossedStates(ValidCell):
+    """Two states; each new state depends elementwise on the other old state."""
 
-    across: bool = False
+    mixed_units: bool = False
 
     def init_carry(self, params, batch_shape):
         h = super().init_carry(params, batch_shape)
         return Pair(h, h)
 
     def recur(self, params, carry):
-        return carry.h @ params.u if self.across else None
+        return carry.h @ params.u if self.mixed_units else None
 
     def update(self, params, carry, z, u):
         h, c = jnp.tanh(z + carry.c), jnp.sin(carry.h)
-        return Pair(h, c + jnp.tanh(u) if self.across else c)
+        return Pair(h, c + jnp.tanh(u) if self.mixed_units else c)
 
     def readout(self, params, carry, z):
         return carry.h
 
 
 @dataclass(frozen=True)
-class MovesItsLastUnits(Right):
-    """Unit 0 is apart; it is the units after it that see each other."""
+class MixesTheLastUnits(ValidCell):
+    """Unit 0 is independent, and unit 1 depends on unit 2."""
 
     hidden_size: int = 3
 
@@ -367,8 +367,8 @@ class MovesItsLastUnits(Right):
 
 
 @dataclass(frozen=True)
-class Spins(Right):
-    """s' = i s + z, y = |s'|^2: a complex carry; `mixed` with that of its neighbour."""
+class ComplexCell(ValidCell):
+    """s' = i s + z, y = |s'|^2, with a complex carry; `mixed` makes units depend on each other."""
 
     mixed: bool = False
 
@@ -387,8 +387,8 @@ class Spins(Right):
 
 
 @dataclass(frozen=True)
-class UsesAt(Right):
-    """What JAX's arrays have and NumPy's lack."""
+class UsesAtProperty(ValidCell):
+    """Uses `.at`, which NumPy arrays do not have."""
 
     def update(self, params, carry, z, u):
         return jnp.tanh(z + u).at[..., 0].add(carry.at[..., 0].get())
@@ -397,53 +397,53 @@ class UsesAt(Right):
         return carry.at[..., 1].set(z[..., 0])
 
 
-@pytest.mark.parametrize("cell", [Right(), Spins(), UsesAt()], **NAMES)
-def test_the_right_cell_passes(cell):
+@pytest.mark.parametrize("cell", [ValidCell(), ComplexCell(), UsesAtProperty()], **NAMES)
+def test_valid_cell_passes(cell):
     check_cell(cell)
 
 
-def case_of(cell):
+def make_case(cell):
     key = jax.random.key(0)
     shapes = jax.eval_shape(lambda: cell.init(key, 3))
-    params = randomized(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), key)
-    inputs = lambda k, leading: randomized(cell.inputs(3, leading), k, 1.0)
+    params = randomize(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), key)
+    inputs = lambda k, leading: randomize(cell.inputs(3, leading), k, 1.0)
     return Case(cell, params, inputs, key, 3)
 
 
 def check(name, cell):
-    """One property alone: all of them take seconds."""
-    PROPERTIES[name](case_of(cell))
+    """Checks one property, because all of them take seconds."""
+    PROPERTIES[name](make_case(cell))
 
 
-@pytest.mark.parametrize("cell", [Halves(), TakesTheLogarithm(), Rotates()], **NAMES)
-def test_coefficients_that_are_right_pass(cell):
+@pytest.mark.parametrize("cell", [Halves(), LogCoefficients(), DenseLinear()], **NAMES)
+def test_correct_coefficients_pass(cell):
     check("coefficients", cell)
 
 
 @pytest.mark.parametrize(
     "cell",
-    [Halves(wrong=0.1), GivesOthers(), ForgetsTheLogarithm(), Rotates(turned=True)],
+    [Halves(wrong=0.1), WrongCoefficients(), MissesTheLogarithm(), DenseLinear(transposed=True)],
     **NAMES,
 )
-def test_coefficients_that_are_wrong_are_found(cell):
-    with pytest.raises(AssertionError, match="coefficients are not those of step"):
+def test_wrong_coefficients_fail(cell):
+    with pytest.raises(AssertionError, match="coefficients do not reproduce step"):
         check("coefficients", cell)
 
 
 @pytest.mark.parametrize(
     ("cell", "kind"),
     [
-        (Crossed(), "block"),
-        (Crossed(across=True), None),
-        (Spins(), "diagonal"),
-        (Spins(mixed=True), None),
-        (MovesItsLastUnits(), None),
+        (CrossedStates(), "block"),
+        (CrossedStates(mixed_units=True), None),
+        (ComplexCell(), "diagonal"),
+        (ComplexCell(mixed=True), None),
+        (MixesTheLastUnits(), None),
         (Halves(), "diagonal"),
     ],
     **NAMES,
 )
-def test_structure_that_is_read_off_the_jaxpr_passes(cell, kind):
-    case = case_of(cell)
+def test_structure_of_the_jaxpr_passes(cell, kind):
+    case = make_case(cell)
     z = cell.project(case.params, case.xs())
     assert structure.jacobian_kind(cell, case.params, case.carry(), z) == kind
     check("structure", cell)
@@ -452,151 +452,166 @@ def test_structure_that_is_read_off_the_jaxpr_passes(cell, kind):
 @pytest.mark.parametrize(
     ("cell", "kind"),
     [
-        (Crossed(across=True), "block"),
-        (Crossed(), "diagonal"),
-        (MovesItsLastUnits(), "diagonal"),
-        (Spins(mixed=True), "block"),
-        (Right(), "diagonal"),
+        (CrossedStates(mixed_units=True), "block"),
+        (CrossedStates(), "diagonal"),
+        (MixesTheLastUnits(), "diagonal"),
+        (ComplexCell(mixed=True), "block"),
+        (ValidCell(), "diagonal"),
     ],
     **NAMES,
 )
-def test_a_jacobian_of_another_structure_is_found(cell, kind, monkeypatch):
+def test_wrong_jacobian_structure_fails(cell, kind, monkeypatch):
     monkeypatch.setattr(structure, "jacobian_kind", lambda *_: kind)
-    with pytest.raises(AssertionError, match=f"the Jacobian of a step reads as '{kind}', and is"):
+    with pytest.raises(
+        AssertionError, match=f"the Jacobian of a step is '{kind}' by its jaxpr, but not"
+    ):
         check("structure", cell)
 
 
-@pytest.mark.parametrize("cell", [MovesItsLastUnits(), Spins(mixed=True)], **NAMES)
-def test_an_update_that_is_not_elementwise_is_found(cell, monkeypatch):
+@pytest.mark.parametrize("cell", [MixesTheLastUnits(), ComplexCell(mixed=True)], **NAMES)
+def test_update_that_is_not_elementwise_fails(cell, monkeypatch):
     monkeypatch.setattr(structure, "update_is_elementwise", lambda *_: True)
-    with pytest.raises(AssertionError, match="update reads as elementwise, but mixes hidden"):
+    with pytest.raises(
+        AssertionError, match="update is elementwise by its jaxpr, but its derivative mixes"
+    ):
         check("structure", cell)
 
 
-def test_noise_that_is_right_passes():
-    check("noise", Shaken())
+def test_correct_noise_passes():
+    check("noise", NoisyCell())
 
 
-def test_noise_without_the_leading_axes_is_found():
+def test_noise_without_leading_axes_fails():
     with pytest.raises(AssertionError, match=r"must have the leading axes \(5, 3\), got \(3, 2\)"):
-        check("noise", DrawsOnceForAllSteps())
+        check("noise", NoiseWithoutTimeAxis())
 
 
-def test_an_engine_that_sees_the_future_is_found():
-    with pytest.raises(AssertionError, match="associative: the last input changes an earlier out"):
-        check("sequence", Peeks())
+def test_noncausal_cell_fails():
+    with pytest.raises(
+        AssertionError, match="associative: an earlier output depends on the last input"
+    ):
+        check("sequence", NotCausal())
 
 
-BROKEN = [
+INVALID = [
     (NotADataclass(), {"frozen", "no_recompilation"}),
-    (HidesItsName(), {"frozen"}),
+    (WrongRepr(), {"frozen"}),
     (NarrowsALeaf(), {"step"}),
-    (ReadsWhatUpdateLeft(), {"readout", "sequence"}),
+    (ReadoutDependsOnUpdateCall(), {"readout", "sequence"}),
     (TakesOneLeadingAxis(), {"leading_axes"}),
     (MixesTheBatch(), {"leading_axes", "sequence", "vmap"}),
-    (StartsByTheBatch(), {"sequence"}),
-    (LooksAtTracers(), {"jit"}),
+    (CarryDependsOnTheBatch(), {"sequence"}),
+    (BranchesOnTracers(), {"jit"}),
     (DoublesUnderVmap(), {"vmap"}),
-    (CountsItsCalls(), {"frozen", "no_recompilation"}),
+    (HashesByIdentity(), {"frozen", "no_recompilation"}),
     (WidensTheCarry(), {"dtype"}),
     (StopsTheGradient(), {"gradients"}),
     (GradientIsNaN(), {"gradients", "structure"}),
     (TapsByNumber(), {"taps"}),
     (TapsInALoop(), {"taps"}),
-    (HidesMixing(), {"structure"}),
+    (MixesInBackward(), {"structure"}),
     (Halves(wrong=0.1), {"coefficients"}),
-    (DrawsByCall(), {"noise"}),
+    (NoiseDependsOnTheCall(), {"noise"}),
     (SquaresInRecur(), {"recur"}),
     (NotPure(), {"step", "jit"}),
     (BranchesOnValues(), {"leading_axes", "sequence", "jit", "vmap"}),
 ]
 
 
-@pytest.mark.parametrize(("cell", "broken"), BROKEN, **NAMES)
-def test_a_broken_cell_is_told_what_it_breaks(cell, broken):
+@pytest.mark.parametrize(("cell", "expected"), INVALID, **NAMES)
+def test_invalid_cell_reports_its_failures(cell, expected):
     with pytest.raises(AssertionError) as raised:
         check_cell(cell)
-    told = {line.split(":")[0][2:] for line in str(raised.value).splitlines() if line[:2] == "- "}
-    assert broken <= told <= set(PROPERTIES)
-    if len(broken) == 1:
-        assert told == broken
+    failures = {
+        line.split(":")[0][2:] for line in str(raised.value).splitlines() if line[:2] == "- "
+    }
+    assert expected <= failures <= set(PROPERTIES)
+    if len(expected) == 1:
+        assert failures == expected
 
 
-def test_every_property_is_broken_by_one_of_them():
-    assert set.union(*(broken for _, broken in BROKEN)) == set(PROPERTIES)
-    alone = {name for _, broken in BROKEN if len(broken) == 1 for name in broken}
-    assert set(PROPERTIES) - alone == {"no_recompilation", "readout"}
+def test_every_property_has_an_invalid_cell():
+    assert set.union(*(names for _, names in INVALID)) == set(PROPERTIES)
+    violated_alone = {name for _, names in INVALID if len(names) == 1 for name in names}
+    assert set(PROPERTIES) - violated_alone == {"no_recompilation", "readout"}
 
 
 @dataclass(frozen=True)
-class FailsAtOnce(Right):
+class StepRaises(ValidCell):
     def update(self, params, carry, z, u):
         raise KeyError("nothing here")
 
 
-def test_a_cell_that_cannot_step_is_told_so():
-    with pytest.raises(AssertionError, match="one step fails: 'nothing here'"):
-        check_cell(FailsAtOnce())
+def test_cell_whose_step_raises_fails():
+    with pytest.raises(AssertionError, match="step raises: 'nothing here'"):
+        check_cell(StepRaises())
 
 
 @dataclass(frozen=True)
-class ClaimsToBeCausal(Bidirectional):
+class WrongCausalTrue(Bidirectional):
     @property
     def causal(self):
         return True
 
 
 @dataclass(frozen=True)
-class ClaimsToSeeTheFuture(Stack):
+class WrongCausalFalse(Stack):
     @property
     def causal(self):
         return False
 
 
 @dataclass(frozen=True)
-class HasAnotherOutput(Stack):
+class WrongOutputShape(Stack):
     def output_shape(self, params, input_size):
         return jax.ShapeDtypeStruct((7,), jnp.float32)
 
 
 @pytest.mark.parametrize(
     "layer",
-    [Right(), jrnn.stack([Right(), Right(3)]), jrnn.bidirectional(Right(), merge="sum")],
+    [
+        ValidCell(),
+        jrnn.stack([ValidCell(), ValidCell(3)]),
+        jrnn.bidirectional(ValidCell(), merge="sum"),
+    ],
     **NAMES,
 )
-def test_the_right_layer_passes(layer):
+def test_valid_layer_passes(layer):
     check_layer(layer)
 
 
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (ClaimsToBeCausal(Right()), "causal is True, but changing the last input changes earlier"),
-        (ClaimsToSeeTheFuture([Right()]), "causal is False, .* changes no earlier output"),
-        (HasAnotherOutput([Right()]), r"check_layer.*output_shape is wrong: .*\(2,\) != \(7,\)"),
+        (WrongCausalTrue(ValidCell()), "causal is True, but earlier outputs depend on the last"),
+        (WrongCausalFalse([ValidCell()]), "causal is False, but earlier outputs do not depend"),
+        (
+            WrongOutputShape([ValidCell()]),
+            r"check_layer.*output_shape is wrong: .*\(2,\) != \(7,\)",
+        ),
     ],
     **NAMES,
 )
-def test_a_broken_layer_is_told_what_it_breaks(layer, message):
+def test_invalid_layer_reports_its_failure(layer, message):
     with pytest.raises(AssertionError, match=message):
         check_layer(layer)
 
 
-def test_a_layer_is_no_cell():
-    with pytest.raises(TypeError, match="cell must be a jrnn.Cell, got Stack.*see check_layer"):
-        check_cell(jrnn.stack([Right()]))
+def test_check_cell_raises_for_a_layer():
+    with pytest.raises(TypeError, match="cell must be a jrnn.Cell, got Stack.*use check_layer"):
+        check_cell(jrnn.stack([ValidCell()]))
 
 
 @dataclass(frozen=True)
-class TakesTime(Right):
-    """Inputs are a pair: features and the time since the last step."""
+class TakesTime(ValidCell):
+    """Inputs are pairs of features and time intervals."""
 
     def project(self, params, x):
         features, elapsed = x
         return (features @ params.w) * jnp.exp(-elapsed)[..., None]
 
 
-def test_inputs_may_be_of_any_shape():
+def test_custom_inputs_are_used():
     inputs = lambda key, leading: (
         jax.random.normal(key, (*leading, 3)),
         jax.random.uniform(key, leading),
@@ -606,7 +621,7 @@ def test_inputs_may_be_of_any_shape():
 
 @dataclass(frozen=True)
 class Decay(jrnn.Cell):
-    """h' = h / 2 + x: linear, diagonal, and without any parameter."""
+    """h' = h / 2 + x, a diagonal linear cell without parameters."""
 
     hidden_size: int = 3
 
@@ -629,13 +644,13 @@ class Decay(jrnn.Cell):
         return carry / 2 + z
 
 
-def test_a_cell_without_parameters_is_judged_by_the_rest():
+def test_cell_without_parameters_is_checked():
     with pytest.raises(AssertionError, match="1 of 15 properties fail\n- dtype: .*bfloat16"):
-        check_cell(Decay())  # its carry is float32 whatever dtype is asked for
+        check_cell(Decay())  # its carry is always float32
 
 
-def test_randomized_leaves_no_zero_and_no_integer_changed():
+def test_randomize_changes_zeros_but_not_integers():
     tree = {"a": jnp.zeros((4, 4)), "n": jnp.arange(3)}
-    noisy = randomized(tree, jax.random.key(0))
+    noisy = randomize(tree, jax.random.key(0))
     assert (noisy["a"] != 0).all()
     np.testing.assert_array_equal(noisy["n"], tree["n"])

@@ -1,4 +1,4 @@
-"""The gates and carries of every step, for any layer: what its cells name by `jrnn.tap`."""
+"""Captures the gates and carries of every step of a layer; a gate is a `jrnn.tap` of a cell."""
 
 from collections import OrderedDict
 from functools import partial
@@ -16,18 +16,18 @@ from jrnn.taps import capture_taps
 
 
 class GateCapture(NamedTuple):
-    """What a layer computed at each step. A pytree: it passes through jit and vmap.
+    """The values that a layer computed at each step. A pytree, for use with jit and vmap.
 
     Attributes:
-      gates: the tapped values by their names and in their order, each `[T, B, hidden]`; zero on
+      gates: the tapped values by name, in the order of the taps, each `[T, B, hidden]`; zero on
         padding. Empty for a cell without taps.
-      carries: the carry after each step, leaves `[T, B, ...]`; on padding the carry before it.
+      carries: the carry after each step, leaves `[T, B, ...]`; constant on padding.
       carry: the final carry, leaves `[B, ...]`, as `jrnn.unroll` returns it.
       ys: the outputs `[T, B, output]`, as `jrnn.unroll` returns them.
-      lengths: the lengths that were given, `[B]`, or None.
-      resets: the resets that were given, `[T, B]`, or None.
-      reverse: whether the scan ran in reverse; everything else is in the order of time.
-      mask: the mask that was given, `[T, B]`, or None.
+      lengths: the argument `lengths`, `[B]`, or None.
+      resets: the argument `resets`, `[T, B]`, or None.
+      reverse: whether the scan ran in reverse; the time axis of all fields is forward in time.
+      mask: the argument `mask`, `[T, B]`, or None.
     """
 
     gates: OrderedDict[str, jax.Array]
@@ -52,44 +52,44 @@ def capture_gates(
     reverse: bool = False,
     key: jax.Array | None = None,
 ) -> GateCapture:
-    """Runs a layer as `jrnn.unroll` does, and returns every gate and every carry of each step.
+    """Runs a layer like `jrnn.unroll`, and returns all gates and carries of each step.
 
     ::
 
         for each t in scan order:
-            carries[t], ys[t] = step(params, carries[t-1], xs[t]),  and gates[name][t] of that step
+            carries[t], ys[t], gates[name][t] = step(params, carries[t-1], xs[t])
 
-    The gates are the values that a cell names by `jrnn.tap(name, value)` in its `update` or
-    `readout`. Gates and carries are in the dtype of the gate arithmetic, outputs in that of `xs`.
-    In a layer of several cells the names have the layer in front, as "0.f" for the first layer of a
+    The gates are the values that a cell taps by `jrnn.tap(name, value)` in its `update` or
+    `readout`. Gates and carries have the dtype of the gate arithmetic, outputs that of `xs`. In a
+    layer of several cells the names are prefixed by the layer, as "0.f" for the first layer of a
     stack and "forward.f" for a direction.
 
     Args:
       layer: a cell, or a layer such as a stack.
       params: its parameters, from `layer.init`.
       xs: inputs `[T, B, input]`, or a pytree of leaves `[T, B, ...]`.
-      carry: the first carry, leaves `[B, ...]`; by default `layer.init_carry`.
+      carry: the initial carry, leaves `[B, ...]`; by default `layer.init_carry`.
       lengths: `[B]` ints, the number of valid steps of each sequence.
       mask: `[T, B]` bool, True on valid steps, in any pattern.
       resets: `[T, B]` bool; True replaces the carry by the cell's own initial carry before step t.
-      reverse: scan from the last valid step to the first; the result stays in the order of time.
-      key: randomness for stochastic cells; None means deterministic, at the expected value.
+      reverse: scan from the last valid step to the first; results remain forward in time.
+      key: PRNG key for stochastic cells; None uses the expected value.
 
     Returns:
       A `GateCapture`.
 
     Raises:
-      ValueError: a shape does not fit, or a tapped value lacks the batch axis.
+      ValueError: a shape does not fit, or a tapped value has no batch axis.
       TypeError: a dtype or the structure of the carry does not fit.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = jrnn.LSTM(hidden_size=4)
     >>> params = cell.init(jax.random.key(0), input_size=3)
-    >>> seen = capture_gates(cell, params, jnp.ones((5, 2, 3)))
-    >>> {name: gate.shape for name, gate in seen.gates.items()}
+    >>> capture = capture_gates(cell, params, jnp.ones((5, 2, 3)))
+    >>> {name: gate.shape for name, gate in capture.gates.items()}
     {'i': (5, 2, 4), 'f': (5, 2, 4), 'g': (5, 2, 4), 'o': (5, 2, 4)}
-    >>> c = seen.carries.c
-    >>> new = seen.gates["f"][1:] * c[:-1] + seen.gates["i"][1:] * seen.gates["g"][1:]
+    >>> c = capture.carries.c
+    >>> new = capture.gates["f"][1:] * c[:-1] + capture.gates["i"][1:] * capture.gates["g"][1:]
     >>> bool(jnp.allclose(c[1:], new))
     True
     """
@@ -107,25 +107,25 @@ def capture_gates(
 def retention(
     forget: jax.Array, resets: jax.Array | None = None, *, reverse: bool = False
 ) -> jax.Array:
-    """The share of the state of each step that is left at each later step, by the forget gate.
+    """The fraction of the state of each step that remains at each later step.
 
     ::
 
-        kept[s, t] = f[s+1] * f[s+2] * ... * f[t]    for t >= s (so 1 at t = s), and 0 for t < s
+        retention[s, t] = f[s+1] * f[s+2] * ... * f[t]    for t >= s (1 at t = s), 0 for t < s
 
-    For an LSTM this is the derivative of c_t by c_s with the gates held fixed.
-    Memory grows as T·T·hidden: take one sequence, not a batch.
+    For an LSTM this is the derivative of c_t with respect to c_s with the gates held fixed.
+    The result has T·T·hidden elements, so pass a single sequence.
 
     Args:
-      forget: the gate that keeps the old state, `[T, ...]`: f of an LSTM, z of a GRU.
-      resets: `[T]` bool, or None; nothing survives a reset.
+      forget: the gate that multiplies the old state, `[T, ...]`: f of an LSTM, z of a GRU.
+      resets: `[T]` bool, or None; a reset sets the retention to 0.
       reverse: whether the scan ran in reverse; if so, s is later than t.
 
     Returns:
-      `[T, T, ...]`: first the step s of the state, then the step t at which it is left.
+      `[T, T, ...]`, indexed by the step s of the state and the later step t.
 
     Raises:
-      ValueError: `forget` has no axis of time, or `resets` is not `[T]`.
+      ValueError: `forget` has no time axis, or `resets` has not the shape `[T]`.
 
     >>> import jax.numpy as jnp
     >>> retention(jnp.array([0.9, 0.5, 0.5])).tolist()
@@ -150,18 +150,18 @@ def retention(
 
 
 class _Carries(NamedTuple):
-    """What stands for the last carry of a cell until a layer has put its carries together."""
+    """A placeholder for the final carry of a cell while a layer combines its carries."""
 
-    last: Carry
-    every: Carry
+    final: Carry
+    all_steps: Carry
 
 
 @partial(jax.jit, static_argnames="layer")
 def _capture(
     layer: Layer, params: Params, inputs: SequenceInputs
 ) -> tuple[OrderedDict[str, jax.Array], Carry, Carry, Any]:
-    """Gates, carries, last carry and outputs."""
-    # A plain dict would leave jit in alphabetical order.
+    """Returns gates, carries, final carry and outputs."""
+    # jit sorts the keys of a plain dict.
     gates: OrderedDict[str, jax.Array] = OrderedDict()
 
     def run(
@@ -172,35 +172,34 @@ def _capture(
         path: tuple[str, ...] = (),
         return_carries: bool = False,
     ) -> tuple[Any, Any]:
-        found, every, last, ys = _capture_cell(cell, params, inputs)
-        gates.update({".".join((*path, name)): gate for name, gate in found.items()})
-        return _Carries(last, every), (ys, every) if return_carries else ys
+        cell_gates, all_steps, final, ys = _capture_cell(cell, params, inputs)
+        gates.update({".".join((*path, name)): gate for name, gate in cell_gates.items()})
+        return _Carries(final, all_steps), (ys, all_steps) if return_carries else ys
 
     carries, ys = layer.apply(run, params, inputs)
     is_leaf = lambda node: isinstance(node, _Carries)
-    every = jax.tree.map(lambda c: c.every, carries, is_leaf=is_leaf)
-    return gates, every, jax.tree.map(lambda c: c.last, carries, is_leaf=is_leaf), ys
+    all_steps = jax.tree.map(lambda c: c.all_steps, carries, is_leaf=is_leaf)
+    return gates, all_steps, jax.tree.map(lambda c: c.final, carries, is_leaf=is_leaf), ys
 
 
 def _capture_cell(
     cell: Cell, params: Params, inputs: SequenceInputs
 ) -> tuple[dict[str, jax.Array], Carry, Carry, Any]:
-    """One cell: the `Scan` engine, which returns everything that it computes."""
-    given = canonicalize(cell, params, inputs)
+    """The `Scan` engine for one cell, which also returns gates and carries of each step."""
+    run = canonicalize(cell, params, inputs)
 
     def body(carry: Carry, step: Any) -> tuple[Carry, Any]:
         x, valid, reset = step
-        prev = apply_resets(reset, given.masks.initial, carry)
-        (carry, y), gates = capture_taps(given.bound.step)(prev, zero_where(valid, x))
+        prev = apply_resets(reset, run.masks.initial, carry)
+        (carry, y), gates = capture_taps(run.bound.step)(prev, zero_where(valid, x))
         _check_gates(cell, gates, batch=jax.tree.leaves(y)[0].shape[0])
         carry = tree_where(valid, carry, prev)
         y, gates = zero_where(valid, (y, OrderedDict(gates)))
         return carry, (y, carry, gates)
 
-    steps = (given.xs, given.masks.valid, given.masks.resets)
-    last, (ys, carries, gates) = lax.scan(body, given.carry, steps, reverse=given.reverse)
-    carries = given.restore_carries(carries)
-    return given.restore(gates), carries, given.result(last), given.restore(ys)
+    steps = (run.xs, run.masks.valid, run.masks.resets)
+    final, (ys, carries, gates) = lax.scan(body, run.carry, steps, reverse=run.reverse)
+    return run.restore(gates), run.restore_carries(carries), run.result(final), run.restore(ys)
 
 
 def _check_gates(cell: Cell, gates: dict[str, jax.Array], *, batch: int) -> None:

@@ -1,4 +1,4 @@
-"""Parts of the pictures in `plots`: heat maps, lines, and what stands below the axis of time."""
+"""Parts of the figures in `plots`: heat maps, lines, and annotations of the time axis."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,96 +10,98 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 9.0  # of a figure, in inches
-MOST_LABELS = 72  # characters that fit side by side below the axis of time
+WIDTH = 9.0  # width of a figure in inches
+MAX_LABELS = 72  # number of characters that fit below the time axis
 
-Beneath = list[str] | np.ndarray | None
-"""What stands below the axis of time: one label a step, features `[T, features]`, or nothing."""
+Annotation = list[str] | np.ndarray | None
+"""The annotation of the time axis: one label per step, features `[T, features]`, or None."""
 
 
-def root(ax: "Axes") -> "Figure":
-    """The figure that an axes is in, however deep."""
+def root_figure(ax: "Axes") -> "Figure":
+    """Returns the figure of an axes, also if it is in a subfigure."""
     figure = ax.get_figure(root=True)
     if figure is None:
-        raise ValueError("plot_forgetting: ax must belong to a figure")
+        raise ValueError("plot_retention: ax must belong to a figure")
     return figure
 
 
-def height(units: int) -> float:
-    """Inches for a heat map of so many units."""
+def heatmap_height(units: int) -> float:
+    """The height in inches of a heat map of `units` rows."""
     return float(np.clip(0.09 * units, 0.9, 2.6))
 
 
-def panels_of(
-    heights: list[float], beneath: Beneath
+def make_panels(
+    heights: list[float], annotation: Annotation
 ) -> tuple["Figure", list["Axes"], "Axes | None"]:
-    """A figure of two axes with a shared time axis, and a strip below for features."""
-    if isinstance(beneath, np.ndarray):
-        heights = [*heights, float(np.clip(0.09 * beneath.shape[-1], 0.35, 1.2))]
+    """Creates a figure of panels with a shared time axis, and an axes for features below them."""
+    if isinstance(annotation, np.ndarray):
+        heights = [*heights, float(np.clip(0.09 * annotation.shape[-1], 0.35, 1.2))]
     figure = new_figure(WIDTH, sum(heights) + 0.25 * len(heights) + 0.4)
     grid = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)
     panels = list(grid[:, 0])
-    return figure, panels, panels.pop() if isinstance(beneath, np.ndarray) else None
+    return figure, panels, panels.pop() if isinstance(annotation, np.ndarray) else None
 
 
-def scale_of(values: np.ndarray) -> tuple[float, float, str]:
-    """The limits and colours of a gate, over all examples, so that pictures can be compared."""
+def color_scale(values: np.ndarray) -> tuple[float, float, str]:
+    """The limits and color map of a gate, over all examples, so that figures are comparable."""
     limit = float(np.nanmax(np.abs(values), initial=1.0))
     if np.nanmin(values, initial=0.0) < 0:
         return -limit, limit, "RdBu_r"
     return 0.0, limit, "viridis"
 
 
-def heat(ax: "Axes", values: np.ndarray, scale: tuple[float, float, str], bar: bool = True) -> Any:
-    """An image of the values, rows down and steps across."""
-    low, high, colours = scale
+def draw_heatmap(
+    ax: "Axes", values: np.ndarray, scale: tuple[float, float, str], bar: bool = True
+) -> Any:
+    """Draws an image of the values `[units, T]`."""
+    low, high, colors = scale
     image = ax.imshow(
-        values, vmin=low, vmax=high, cmap=colours, aspect="auto", interpolation="nearest"
+        values, vmin=low, vmax=high, cmap=colors, aspect="auto", interpolation="nearest"
     )
     if bar:
         ax.figure.colorbar(image, ax=ax, pad=0.01, fraction=0.02)
     return image
 
 
-def by_time(values: np.ndarray) -> np.ndarray:
-    """Units in the order of the step at which each is furthest from its mean over time."""
+def order_by_peak(values: np.ndarray) -> np.ndarray:
+    """Sorts units by the step at which each is furthest from its mean over time."""
     return np.argsort(np.abs(values - values.mean(axis=0)).argmax(axis=0), kind="stable")
 
 
 def label_units(ax: "Axes", rows: np.ndarray) -> None:
-    """Numbers of the units at the left, as many as are legible."""
-    every = -(-len(rows) // 16)
-    labels = [str(row) for row in rows[::every]]
-    ax.set_yticks(np.arange(len(rows))[::every], labels, fontsize="xx-small")
+    """Labels the rows with the indices of the units, at most 16 of them."""
+    stride = -(-len(rows) // 16)
+    labels = [str(row) for row in rows[::stride]]
+    ax.set_yticks(np.arange(len(rows))[::stride], labels, fontsize="xx-small")
 
 
-def lines(ax: "Axes") -> None:
-    """What all axes with lines have: a line at zero, and the legend at the right."""
+def style_lines(ax: "Axes") -> None:
+    """Adds a line at zero and a legend at the right."""
     ax.axhline(0.0, color="0.7", linewidth=0.8, zorder=0)
     hide_spines(ax)
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small")
 
 
-def finish(
+def finish_time_axis(
     panels: list["Axes"],
-    strip: "Axes | None",
+    feature_axes: "Axes | None",
     steps: int,
-    beneath: Beneath,
-    breaks: np.ndarray,
+    annotation: Annotation,
+    resets: np.ndarray,
 ) -> None:
-    """The axis of time, what stands below it, and a dashed line at each of `breaks`."""
-    lowest = panels[-1] if strip is None else strip
-    if strip is not None and isinstance(beneath, np.ndarray):
-        strip.imshow(beneath.T, aspect="auto", cmap="Greys", interpolation="nearest")
-        strip.set_ylabel("x", rotation=0, fontsize="large", labelpad=14)
-        strip.set_yticks([])
-    if isinstance(beneath, list) and steps <= MOST_LABELS:
-        lowest.set_xticks(np.arange(steps), beneath, family="monospace", fontsize="medium")
+    """Draws the time axis and its annotation, and a dashed line at each of `resets`."""
+    lowest = panels[-1] if feature_axes is None else feature_axes
+    if feature_axes is not None and isinstance(annotation, np.ndarray):
+        feature_axes.imshow(annotation.T, aspect="auto", cmap="Greys", interpolation="nearest")
+        feature_axes.set_ylabel("x", rotation=0, fontsize="large", labelpad=14)
+        feature_axes.set_yticks([])
+    if isinstance(annotation, list) and steps <= MAX_LABELS:
+        lowest.set_xticks(np.arange(steps), annotation, family="monospace", fontsize="medium")
         for axes in (*panels, lowest):
             axes.tick_params(axis="x", length=0)
     else:
         lowest.set_xlabel("step")
     lowest.set_xlim(-0.5, steps - 0.5)
     for panel in panels:
-        for where in breaks:
-            panel.axvline(where, color="magenta", linewidth=1.2, linestyle="--")
+        for position in resets:
+            panel.axvline(position, color="magenta", linewidth=1.2, linestyle="--")

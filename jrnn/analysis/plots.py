@@ -1,8 +1,8 @@
-"""Pictures of an `GateCapture`: its gates, its cell state, one unit, and what is forgotten when.
+"""Figures of a `GateCapture`: gates, cell state, a single unit, and retention.
 
-Each function returns a matplotlib `Figure` made without pyplot, so nothing is kept behind the
-scenes and no display is needed: save it by `figure.savefig(...)`, or let it be the last line of a
-notebook cell (after `%matplotlib inline`).
+Each function returns a matplotlib `Figure` that pyplot does not manage, so no display is needed and
+no figure needs to be closed. Save it with `figure.savefig(...)`, or make it the last expression of
+a notebook cell (after `%matplotlib inline`).
 """
 
 import operator
@@ -17,17 +17,17 @@ from jax.tree_util import keystr
 from jrnn import checks
 from jrnn.analysis.capture import GateCapture, retention
 from jrnn.analysis.panels import (
-    MOST_LABELS,
-    Beneath,
-    by_time,
-    finish,
-    heat,
-    height,
+    MAX_LABELS,
+    Annotation,
+    color_scale,
+    draw_heatmap,
+    finish_time_axis,
+    heatmap_height,
     label_units,
-    lines,
-    panels_of,
-    root,
-    scale_of,
+    make_panels,
+    order_by_peak,
+    root_figure,
+    style_lines,
 )
 from jrnn.plotting import new_figure
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"i": "tab:green", "f": "tab:red", "g": "tab:orange", "o": "tab:blue"}
+COLORS = {"i": "tab:green", "f": "tab:red", "g": "tab:orange", "o": "tab:blue"}
 
 
 def plot_gates(
@@ -46,55 +46,56 @@ def plot_gates(
     inputs: str | Sequence[str] | Any = None,
     sort_by: str | None = None,
 ) -> "Figure":
-    """A heat map of every gate of one sequence: units down, time across.
+    """Plots a heat map of each gate of one sequence, with units as rows and steps as columns.
 
-    Gates that are never negative are on one scale from 0 (shut) to 1 (open), the others on one from
-    -1 to 1 that is white at 0; a gate beyond 1, such as a relu, stretches its own scale. Padding is
-    cut off, and a dashed line is drawn where the carry was reset.
+    Gates that are never negative have a scale from 0 (closed) to 1 (open), the others one from -1
+    to 1 that is white at 0; a gate that exceeds 1, such as a relu, has a larger scale. Padding is
+    not shown, and a dashed line marks each reset of the carry.
 
     Args:
-      capture: what `jrnn.analysis.capture_gates` returned.
-      example: which sequence of the batch.
-      gates: which gates, in this order; by default all.
-      inputs: what to show below the axis of time: T characters or words, or an array
-        `[T, features]`.
-      sort_by: a gate; units are put, in every heat map alike, in the order of the step at which
-        this gate is furthest from its own mean over time. By default in the order of their number.
+      capture: the result of `jrnn.analysis.capture_gates`.
+      example: index of the sequence in the batch.
+      gates: names of gates, in the order of the panels; by default all.
+      inputs: annotation of the time axis: T characters or words, or an array `[T, features]`.
+      sort_by: name of a gate; the rows of all heat maps are sorted by the step at which this gate
+        is furthest from its mean over time. By default units are in the order of their indices.
 
     Returns:
-      The figure: one axes for each gate, and one for `inputs` where it is an array.
+      The figure, with an axes for each gate, and one for `inputs` if it is an array.
 
     Raises:
-      TypeError: `capture` is not one.
-      ValueError: it holds no gates, a gate is unknown, `example` is outside of the batch, or
-        `inputs` does not fit.
-      ImportError: matplotlib is missing.
+      TypeError: `capture` is not a `GateCapture`.
+      ValueError: there are no gates, a gate is unknown, `example` is out of range, or `inputs` has
+        the wrong length.
+      ImportError: matplotlib is not installed.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = jrnn.LSTM(hidden_size=4)
     >>> params = cell.init(jax.random.key(0), input_size=3)
-    >>> seen = jrnn.analysis.capture_gates(cell, params, jnp.ones((5, 2, 3)))
-    >>> figure = plot_gates(seen, gates=("f", "i"), inputs="hello")
+    >>> capture = jrnn.analysis.capture_gates(cell, params, jnp.ones((5, 2, 3)))
+    >>> figure = plot_gates(capture, gates=("f", "i"), inputs="hello")
     >>> [axes.get_ylabel() for axes in figure.axes[:2]]
     ['f', 'i']
     """
     owner = "plot_gates"
-    steps = _steps(owner, capture, example)
-    shown = {name: _gate(owner, capture, name) for name in _names(owner, capture, gates)}
+    steps = _valid_steps(owner, capture, example)
+    values_of = {name: _gate(owner, capture, name) for name in _gate_names(owner, capture, gates)}
     order = None
     if sort_by is not None:
-        order = by_time(_gate(owner, capture, sort_by)[:steps, example])
-    beneath = _inputs(owner, inputs, len(capture.ys), steps)
+        order = order_by_peak(_gate(owner, capture, sort_by)[:steps, example])
+    annotation = _annotation(owner, inputs, len(capture.ys), steps)
 
-    heights = [height(values.shape[-1]) for values in shown.values()]
-    figure, panels, strip = panels_of(heights, beneath)
-    for panel, (name, values) in zip(panels, shown.items(), strict=True):
+    heights = [heatmap_height(values.shape[-1]) for values in values_of.values()]
+    figure, panels, feature_axes = make_panels(heights, annotation)
+    for panel, (name, values) in zip(panels, values_of.items(), strict=True):
         units = values.shape[-1]
         rows = np.arange(units) if order is None or len(order) != units else order
-        heat(panel, values[:steps, example, rows].T, scale_of(values))
+        draw_heatmap(panel, values[:steps, example, rows].T, color_scale(values))
         panel.set_ylabel(name, rotation=0, fontsize="large", labelpad=14)
         label_units(panel, rows)
-    finish(panels, strip, steps, beneath, _breaks(capture, example, steps))
+    finish_time_axis(
+        panels, feature_axes, steps, annotation, _reset_positions(capture, example, steps)
+    )
     return figure
 
 
@@ -106,45 +107,49 @@ def plot_cell_state(
     units: int | Sequence[int] = 4,
     inputs: str | Sequence[str] | Any = None,
 ) -> "Figure":
-    """The cell state running along: a heat map of all units, and lines of a few of them.
+    """Plots a state over time: a heat map of all units, and lines for some of them.
 
     Args:
-      capture: what `jrnn.analysis.capture_gates` returned.
-      example: which sequence of the batch.
-      state: which array of the carry, such as "c" or "h"; by default "c" where there is one, or
-        the only one.
-      units: which units have a line; or how many, those that change most over time.
-      inputs: what to show below the axis of time: T characters or words, or an array
-        `[T, features]`.
+      capture: the result of `jrnn.analysis.capture_gates`.
+      example: index of the sequence in the batch.
+      state: name of an array of the carry, such as "c" or "h"; by default "c", or the only array.
+      units: indices of units to draw as lines, or the number of units, those with the largest
+        variance over time.
+      inputs: annotation of the time axis: T characters or words, or an array `[T, features]`.
 
     Returns:
-      The figure, whose first axes is the heat map and whose second one holds the lines.
+      The figure, whose first axes has the heat map and whose second one has the lines.
 
     Raises:
-      TypeError: `capture` is not one.
-      ValueError: `state`, `example` or a unit is unknown, or `inputs` does not fit.
-      ImportError: matplotlib is missing.
+      TypeError: `capture` is not a `GateCapture`.
+      ValueError: `state` is unknown, `example` or a unit is out of range, or `inputs` has the
+        wrong length.
+      ImportError: matplotlib is not installed.
     """
     owner = "plot_cell_state"
-    steps = _steps(owner, capture, example)
+    steps = _valid_steps(owner, capture, example)
     name, values = _state(owner, capture, state)
     values = values[:steps, example]
-    beneath = _inputs(owner, inputs, len(capture.ys), steps)
+    annotation = _annotation(owner, inputs, len(capture.ys), steps)
     if isinstance(units, Sequence):
-        chosen = [_index(owner, "unit", unit, values.shape[-1]) for unit in units]
+        selected = [_index(owner, "unit", unit, values.shape[-1]) for unit in units]
     else:
         checks.positive_int(owner, "units", units)
-        chosen = np.argsort(-values.var(axis=0), kind="stable")[:units].tolist()
+        selected = np.argsort(-values.var(axis=0), kind="stable")[:units].tolist()
 
-    figure, (above, below), strip = panels_of([height(values.shape[-1]), 1.8], beneath)
+    figure, (above, below), feature_axes = make_panels(
+        [heatmap_height(values.shape[-1]), 1.8], annotation
+    )
     limit = float(np.nanmax(np.abs(values), initial=1e-6))
-    heat(above, values.T, (-limit, limit, "RdBu_r"))
+    draw_heatmap(above, values.T, (-limit, limit, "RdBu_r"))
     above.set_ylabel(name, rotation=0, fontsize="large", labelpad=14)
     label_units(above, np.arange(values.shape[-1]))
-    for unit in chosen:
+    for unit in selected:
         below.plot(values[:, unit], drawstyle="steps-mid", label=f"{name}[{unit}]")
-    lines(below)
-    finish([above, below], strip, steps, beneath, _breaks(capture, example, steps))
+    style_lines(below)
+    finish_time_axis(
+        [above, below], feature_axes, steps, annotation, _reset_positions(capture, example, steps)
+    )
     return figure
 
 
@@ -157,121 +162,122 @@ def plot_unit(
     state: str | None = None,
     inputs: str | Sequence[str] | Any = None,
 ) -> "Figure":
-    """The life of one unit: its gates as lines, and below them its state.
+    """Plots the gates and the state of one unit over time.
 
     Args:
-      capture: what `jrnn.analysis.capture_gates` returned.
-      unit: which unit.
-      example: which sequence of the batch.
-      gates: which gates; by default all.
-      state: which array of the carry, such as "c" or "h"; by default "c" where there is one, or
-        the only one.
-      inputs: what to show below the axis of time: T characters or words, or an array
-        `[T, features]`.
+      capture: the result of `jrnn.analysis.capture_gates`.
+      unit: index of the unit.
+      example: index of the sequence in the batch.
+      gates: names of gates; by default all.
+      state: name of an array of the carry, such as "c" or "h"; by default "c", or the only array.
+      inputs: annotation of the time axis: T characters or words, or an array `[T, features]`.
 
     Returns:
-      The figure, whose first axes holds the gates and whose second one the state.
+      The figure, whose first axes has the gates and whose second one the state.
 
     Raises:
-      TypeError: `capture` is not one.
-      ValueError: a gate, `state`, `example` or `unit` is unknown, or `inputs` does not fit.
-      ImportError: matplotlib is missing.
+      TypeError: `capture` is not a `GateCapture`.
+      ValueError: a gate or `state` is unknown, `example` or `unit` is out of range, or `inputs` has
+        the wrong length.
+      ImportError: matplotlib is not installed.
     """
     owner = "plot_unit"
-    steps = _steps(owner, capture, example)
+    steps = _valid_steps(owner, capture, example)
     name, values = _state(owner, capture, state)
     unit = _index(owner, "unit", unit, values.shape[-1])
     values = values[:steps, example, unit]
-    beneath = _inputs(owner, inputs, len(capture.ys), steps)
+    annotation = _annotation(owner, inputs, len(capture.ys), steps)
 
-    figure, (above, below), strip = panels_of([2.2, 1.3], beneath)
-    for gate in _names(owner, capture, gates):
+    figure, (above, below), feature_axes = make_panels([2.2, 1.3], annotation)
+    for gate in _gate_names(owner, capture, gates):
         line = _gate(owner, capture, gate)
         _index(owner, f"unit of gate {gate!r}", unit, line.shape[-1])
         above.plot(
-            line[:steps, example, unit], drawstyle="steps-mid", label=gate, color=COLOURS.get(gate)
+            line[:steps, example, unit], drawstyle="steps-mid", label=gate, color=COLORS.get(gate)
         )
-    lines(above)
+    style_lines(above)
     above.set_ylabel(f"gates of\nunit {unit}")
     below.fill_between(np.arange(steps), values, step="mid", color="0.8")
     below.plot(values, drawstyle="steps-mid", color="black", label=f"{name}[{unit}]")
-    lines(below)
-    finish([above, below], strip, steps, beneath, _breaks(capture, example, steps))
+    style_lines(below)
+    finish_time_axis(
+        [above, below], feature_axes, steps, annotation, _reset_positions(capture, example, steps)
+    )
     return figure
 
 
-def plot_forgetting(
+def plot_retention(
     capture: GateCapture,
     example: int = 0,
     *,
-    keep: str = "f",
+    gate: str = "f",
     unit: int | None = None,
     inputs: str | Sequence[str] | Any = None,
     ax: "Axes | None" = None,
 ) -> "Figure":
-    """What is forgotten and when: the share of the state of step s that is left at step t.
+    """Plots the fraction of the state of each step s that remains at each later step t.
 
     ::
 
-        kept[s, t] = f[s+1] * ... * f[t],   a row for each s, a column for each t
+        retention[s, t] = f[s+1] * ... * f[t],   a row for each s, a column for each t
 
-    A row that stays bright is a memory that lasts; a column at which all rows go dark is a step
-    that forgets everything. See `retention`.
+    A row that remains bright is a long memory; a column at which all rows become dark is a step
+    that forgets the state. See `retention`.
 
     Args:
-      capture: what `jrnn.analysis.capture_gates` returned.
-      example: which sequence of the batch.
-      keep: the gate that keeps the old state: "f" of an LSTM, "z" of a GRU.
-      unit: one unit; by default the mean over all of them.
-      inputs: T characters or words, shown along both axes.
-      ax: the axes to draw into; by default those of a new figure.
+      capture: the result of `jrnn.analysis.capture_gates`.
+      example: index of the sequence in the batch.
+      gate: name of the gate that multiplies the old state: "f" of an LSTM, "z" of a GRU.
+      unit: index of a unit; by default the mean over all units is shown.
+      inputs: annotation of both axes: T characters or words.
+      ax: the axes to draw into; by default that of a new figure.
 
     Returns:
       The figure.
 
     Raises:
-      TypeError: `capture` is not one.
-      ValueError: `keep`, `example` or `unit` is unknown, `keep` is not between 0 and 1, or `inputs`
-        does not fit.
-      ImportError: matplotlib is missing.
+      TypeError: `capture` is not a `GateCapture`.
+      ValueError: `gate` is unknown or not between 0 and 1, `example` or `unit` is out of range, or
+        `inputs` has the wrong type or length.
+      ImportError: matplotlib is not installed.
     """
-    owner = "plot_forgetting"
-    steps = _steps(owner, capture, example)
-    forget = _gate(owner, capture, keep)[:steps, example]
+    owner = "plot_retention"
+    steps = _valid_steps(owner, capture, example)
+    forget = _gate(owner, capture, gate)[:steps, example]
     if forget.min(initial=0.0) < 0 or forget.max(initial=1.0) > 1:
-        raise ValueError(f"{owner}: gate {keep!r} must be between 0 and 1 to keep a share")
+        raise ValueError(f"{owner}: gate {gate!r} must be between 0 and 1")
     if unit is not None:
         forget = forget[:, [_index(owner, "unit", unit, forget.shape[-1])]]
-    labels = _inputs(owner, inputs, len(capture.ys), steps)
+    labels = _annotation(owner, inputs, len(capture.ys), steps)
     if isinstance(labels, np.ndarray):
-        raise ValueError(f"{owner}: inputs must be characters or words, one for each step")
+        raise ValueError(f"{owner}: inputs must be characters or words, got an array")
     resets = None if capture.resets is None else capture.resets[:steps, example]
     reverse = bool(capture.reverse)
-    kept = np.asarray(retention(jnp.asarray(forget), resets, reverse=reverse)).mean(axis=-1)
+    values = np.asarray(retention(jnp.asarray(forget), resets, reverse=reverse)).mean(axis=-1)
     s, t = np.arange(steps)[:, None], np.arange(steps)
-    kept[s < t if reverse else s > t] = np.nan  # drawn as nothing: it was not there yet
+    values[s < t if reverse else s > t] = np.nan  # not drawn
 
     if ax is None:
         ax = new_figure(6.0, 5.2).add_subplot()
-    image = heat(ax, kept, (0.0, 1.0, "viridis"), bar=False)
+    image = draw_heatmap(ax, values, (0.0, 1.0, "viridis"), bar=False)
     ax.set_aspect("equal")
-    whose = "mean of all units" if unit is None else f"unit {unit}"
-    ax.figure.colorbar(image, ax=ax, label=f"share left, by {keep} ({whose})")
-    ax.set_xlabel("left at step t")
-    ax.set_ylabel("there at step s")
-    if labels is not None and steps <= MOST_LABELS:
+    units = "mean of all units" if unit is None else f"unit {unit}"
+    ax.figure.colorbar(image, ax=ax, label=f"retention by {gate} ({units})")
+    ax.set_xlabel("step t")
+    ax.set_ylabel("step s")
+    if labels is not None and steps <= MAX_LABELS:
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_ticks(np.arange(steps), labels, fontsize="small", family="monospace")
             axis.set_tick_params(length=0)
-    return root(ax)
+    return root_figure(ax)
 
 
-def _steps(owner: str, capture: GateCapture, example: int) -> int:
+def _valid_steps(owner: str, capture: GateCapture, example: int) -> int:
     """The number of valid steps of one example."""
     if not isinstance(capture, GateCapture):
         raise TypeError(
-            f"{owner}: expected what jrnn.analysis.capture_gates(cell, params, xs) returns, "
-            f"got {type(capture).__name__}"
+            f"{owner}: capture must be a GateCapture, the result of "
+            f"jrnn.analysis.capture_gates(cell, params, xs), got {type(capture).__name__}"
         )
     time, batch = capture.ys.shape[:2]
     example = _index(owner, "example", example, batch)
@@ -279,7 +285,7 @@ def _steps(owner: str, capture: GateCapture, example: int) -> int:
     if capture.lengths is not None:
         steps = int(np.clip(np.asarray(capture.lengths)[example], 0, time))
     if steps == 0:
-        raise ValueError(f"{owner}: example {example} has no steps to show")
+        raise ValueError(f"{owner}: example {example} must have at least 1 valid step, got 0")
     return steps
 
 
@@ -293,10 +299,10 @@ def _index(owner: str, name: str, value: Any, size: int) -> int:
     return index
 
 
-def _names(owner: str, capture: GateCapture, gates: Sequence[str] | None) -> Sequence[str]:
+def _gate_names(owner: str, capture: GateCapture, gates: Sequence[str] | None) -> Sequence[str]:
     if not capture.gates:
         raise ValueError(
-            f"{owner}: the cell names no gates; call jrnn.record(f=f, ...) in its update, or use "
+            f"{owner}: the cell taps no gates; call jrnn.tap(name, value) in its update, or use "
             "plot_cell_state"
         )
     if gates is None:
@@ -309,14 +315,14 @@ def _names(owner: str, capture: GateCapture, gates: Sequence[str] | None) -> Seq
 
 
 def _gate(owner: str, capture: GateCapture, name: str) -> np.ndarray:
-    checks.one_of(owner, "a gate", name, _names(owner, capture, None))
-    return _drawable(owner, f"gate {name!r}", capture.gates[name])
+    checks.one_of(owner, "a gate", name, _gate_names(owner, capture, None))
+    return _as_float64(owner, f"gate {name!r}", capture.gates[name])
 
 
 def _state(owner: str, capture: GateCapture, state: str | None) -> tuple[str, np.ndarray]:
     """The name and the values of one array of the carry."""
     paths = jax.tree.leaves_with_path(capture.carries)
-    # A carry that is one array has no name of its own; here it is h, as everywhere in jrnn.
+    # A carry that is one array is called h.
     leaves = {keystr(path, simple=True, separator=".") or "h": leaf for path, leaf in paths}
     if state is None:
         state = "c" if "c" in leaves else next(iter(leaves)) if len(leaves) == 1 else None
@@ -325,42 +331,43 @@ def _state(owner: str, capture: GateCapture, state: str | None) -> tuple[str, np
             f"{owner}: state must be one of the arrays of the carry, "
             f"{', '.join(map(repr, leaves))}, got {state!r}"
         )
-    return state, _drawable(owner, f"state {state!r}", leaves[state])
+    return state, _as_float64(owner, f"state {state!r}", leaves[state])
 
 
-def _drawable(owner: str, what: str, array: jax.Array) -> np.ndarray:
+def _as_float64(owner: str, name: str, array: jax.Array) -> np.ndarray:
     if array.ndim != 3:
         raise ValueError(
-            f"{owner}: {what} must have shape (time, batch, hidden), got {array.shape}; of several "
-            "stacked by vmap take one: jax.tree.map(lambda a: a[0], capture)"
+            f"{owner}: {name} must have shape (time, batch, hidden), got {array.shape}; if "
+            "vmap stacked several captures, select one: jax.tree.map(lambda a: a[0], capture)"
         )
     return np.asarray(array).astype(np.float64)
 
 
-def _breaks(capture: GateCapture, example: int, steps: int) -> np.ndarray:
-    """Where between two steps the carry was reset, on the axis of time."""
+def _reset_positions(capture: GateCapture, example: int, steps: int) -> np.ndarray:
+    """The positions of the resets on the time axis, between two steps."""
     if capture.resets is None:
         return np.zeros(0)
     return np.flatnonzero(capture.resets[:steps, example]) + (0.5 if capture.reverse else -0.5)
 
 
-def _inputs(owner: str, inputs: Any, time: int, steps: int) -> Beneath:
-    """The labels or features of the steps shown: `inputs` may cover all T steps or these alone."""
+def _annotation(owner: str, inputs: Any, time: int, steps: int) -> Annotation:
+    """The annotation of the valid steps; `inputs` may have T entries or one for each valid step."""
     if inputs is None:
         return None
     if isinstance(inputs, str) or (
         isinstance(inputs, Sequence) and all(isinstance(item, str) for item in inputs)
     ):
-        shown = list(inputs)
+        annotation = list(inputs)
     else:
-        shown = np.asarray(inputs).astype(np.float64)
-        if shown.ndim != 2:
+        annotation = np.asarray(inputs).astype(np.float64)
+        if annotation.ndim != 2:
             raise ValueError(
                 f"{owner}: inputs must be characters, words, or an array (time, features), "
-                f"got shape {shown.shape}"
+                f"got shape {annotation.shape}"
             )
-    if len(shown) not in (time, steps):
+    if len(annotation) not in (time, steps):
         raise ValueError(
-            f"{owner}: inputs must have one entry for each of the {time} steps, got {len(shown)}"
+            f"{owner}: inputs must have one entry for each of the {time} steps, got "
+            f"{len(annotation)}"
         )
-    return shown[:steps]
+    return annotation[:steps]

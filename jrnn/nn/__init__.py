@@ -1,4 +1,4 @@
-"""Flax modules: any cell over time, layers of them, and models that read from these."""
+"""Flax modules: recurrent layers of any cell, and models with an output layer."""
 
 from jrnn.nn.flax_cell import FlaxCell as FlaxCell
 from jrnn.nn.generate import generate as generate

@@ -1,4 +1,4 @@
-"""Dropout whose rate is an array, so that networks that differ in it are one compiled code."""
+"""Dropout whose rate is an array, so that networks with different rates share a compilation."""
 
 import jax
 import jax.numpy as jnp
@@ -6,25 +6,25 @@ from flax import nnx
 
 
 class Rate(nnx.Variable):
-    """A rate of dropout: part of the state of a network, and no parameter."""
+    """A dropout rate: part of the state of a network, but not a parameter."""
 
 
 class Dropout(nnx.Module):
-    """Zero with probability `rate`, else the input over `1 - rate`: as `nnx.Dropout`, bit for bit.
+    """Dropout that returns the same values as `nnx.Dropout`, bit for bit.
 
     Attributes:
       rate: in [0, 1), a float32 scalar.
-      deterministic: whether it leaves the inputs as they are, as after `eval()`.
+      deterministic: whether it returns its inputs unchanged, as after `eval()`.
     """
 
     def __init__(self, rate: float, *, rngs: nnx.Rngs):
-        """Takes a stream of its own out of the stream `dropout`."""
+        """Forks the stream `dropout` of `rngs`."""
         self.rate = Rate(jnp.float32(rate))
         self.rngs = rngs.dropout.fork()
         self.deterministic = False
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Drops entries of the inputs, in training mode."""
+        """Drops elements of the inputs in training mode."""
         if self.deterministic:
             return inputs
         keep = 1 - self.rate[...]

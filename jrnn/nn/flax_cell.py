@@ -1,4 +1,4 @@
-"""A cell of jrnn inside flax's own recurrent modules."""
+"""An adapter from cells of jrnn to the recurrent modules of flax."""
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ from jrnn.nn.rnn import RNN
 
 
 class FlaxCell(nnx.RNNCellBase):
-    """Lets any cell drive `nnx.RNN` and `nnx.Bidirectional`.
+    """Adapts any cell to `nnx.RNN` and `nnx.Bidirectional`.
 
-    Masks, resets, noise and engines are features of `jrnn.nn.RNN`. A stochastic cell returns its
-    expected value here.
+    Masks, resets, noise and engines are available in `jrnn.nn.RNN` only. A stochastic cell returns
+    its expected value here.
 
     >>> import jax.numpy as jnp, jrnn
     >>> from flax import nnx
@@ -32,26 +32,26 @@ class FlaxCell(nnx.RNNCellBase):
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
     ):
-        """Draws the parameters.
+        """Initializes the parameters.
 
         Args:
           cell: any cell with vector inputs.
           input_size: last axis of the inputs.
           rngs: source of randomness; its stream `params` is used.
-          dtype: of inputs, products and outputs.
-          param_dtype: of the parameters; the carry is in the wider of the two.
+          dtype: dtype of inputs, products and outputs.
+          param_dtype: dtype of the parameters; the carry has the wider of the two.
 
         Raises:
-          TypeError: `cell` is no cell.
+          TypeError: `cell` is not a `Cell`.
         """
         if not isinstance(cell, Cell):
             raise TypeError(
                 "FlaxCell: cell must be a single cell such as jrnn.LSTM(64), got "
-                f"{cell!r}; run a layer of several cells by jrnn.nn.RNN"
+                f"{cell!r}; for a layer of several cells use jrnn.nn.RNN"
             )
         self.cell = cell
         self.rnn = RNN(cell, input_size, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-        self.rnn.rngs = nnx.data(None)  # nothing is drawn here
+        self.rnn.rngs = nnx.data(None)  # this adapter draws no noise
 
     @property
     def num_feature_axes(self) -> int:
@@ -59,28 +59,28 @@ class FlaxCell(nnx.RNNCellBase):
         return 1
 
     def initialize_carry(self, input_shape, rngs=None, carry_init=None) -> Carry:
-        """The cell's own initial carry for inputs `[*batch, input]`.
+        """Returns the initial carry of the cell for inputs `[*batch, input]`.
 
         Args:
           input_shape: shape of one step of the inputs.
-          rngs: not needed: a cell's initial carry is a function of its parameters.
+          rngs: ignored: the initial carry is a function of the parameters.
           carry_init: must be None, for the same reason.
 
         Raises:
-          ValueError: `carry_init` is given.
+          ValueError: `carry_init` is not None.
         """
         del rngs
         if carry_init is not None:
             raise ValueError(
-                "FlaxCell: carry_init must be None, the cell makes its own initial carry; pass "
-                "another one as initial_carry to nnx.RNN"
+                "FlaxCell: carry_init must be None, since the cell defines its initial carry, got "
+                f"{carry_init!r}; pass another carry as initial_carry to nnx.RNN"
             )
         params = self.rnn.params
         x = jax.ShapeDtypeStruct(input_shape, jnp.dtype(self.rnn.dtype))
         return self.cell.init_carry_like(params, x)
 
     def __call__(self, carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
-        """One step: the new carry and the output."""
+        """Takes one step and returns the new carry and the output."""
         x = jnp.asarray(inputs, self.rnn.dtype)
         cell, params = self.cell, self.rnn.params
         return bind(cell, params, precision_of(params, x)).step(carry, x)

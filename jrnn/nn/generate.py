@@ -1,4 +1,4 @@
-"""Sampling from a network that predicts the next token."""
+"""Sampling from a language model."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ from jrnn.nn.heads import SequenceToSequence
 
 @nnx.jit(static_argnames=("length",))
 def _generate(model, prompt, length, key, temperature):
-    def draw(scores, key):
-        drawn = jax.random.categorical(key, scores / jnp.maximum(temperature, 1e-6))
-        return jnp.where(temperature > 0, drawn, scores.argmax(axis=-1)).astype(prompt.dtype)
+    def sample(logits, key):
+        token = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
+        return jnp.where(temperature > 0, token, logits.argmax(axis=-1)).astype(prompt.dtype)
 
     def body(state, key):
-        carry, scores = state
-        token = draw(scores, key)
+        carry, logits = state
+        token = sample(logits, key)
         carry, outputs = model(token[:, None], carry)
         return (carry, outputs[:, -1].astype(jnp.float32)), token
 
@@ -34,25 +34,25 @@ def generate(
     temperature: float = 1.0,
     key: jax.Array,
 ) -> jax.Array:
-    """Draws tokens one after another, each from what the network predicts after those before.
+    """Samples tokens autoregressively from a model that predicts the next token.
 
     ::
 
-        token ~ softmax(scores / temperature)
+        token ~ softmax(logits / temperature)
 
     Args:
-      model: takes tokens and gives scores for the next one; its dropout is left out.
-      prompt: `[B, P]` ints to begin with, P at least 1.
-      length: number of tokens to draw.
-      temperature: below 1 is bolder towards the likely, 0 takes the likeliest.
-      key: randomness.
+      model: maps tokens to logits of the next token; it runs in evaluation mode.
+      prompt: `[B, P]` ints, the first tokens, P at least 1.
+      length: number of tokens to sample.
+      temperature: below 1 favors likely tokens; 0 takes the most likely one.
+      key: PRNG key.
 
     Returns:
       `[B, length]` tokens, without the prompt.
 
     Raises:
-      ValueError: an empty prompt, a length below 1, a negative temperature, or a body that is
-        time-major or not causal.
+      ValueError: the prompt is empty, the length is below 1, the temperature is negative, or the
+        body is time-major or not causal.
     """
     if model.body.time_major or not model.body.causal:
         raise ValueError(
@@ -67,6 +67,6 @@ def generate(
         raise ValueError(f"generate: length must be at least 1, got {length}")
     if not temperature >= 0:
         raise ValueError(f"generate: temperature must be at least 0, got {temperature}")
-    quiet = nnx.merge(*nnx.split(model), copy=True)
-    quiet.eval()
-    return _generate(quiet, prompt, length, key, jnp.float32(temperature))
+    eval_model = nnx.merge(*nnx.split(model), copy=True)
+    eval_model.eval()
+    return _generate(eval_model, prompt, length, key, jnp.float32(temperature))

@@ -1,4 +1,4 @@
-"""Whole models: layers of cells with something to read from them."""
+"""Models: recurrent layers with an output layer."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -21,12 +21,12 @@ POOLS = ("last", "mean", "max")
 
 
 class Classifier(nnx.Module):
-    """One output for each sequence: class scores, or the values of a regression.
+    """One output for each sequence: class logits, or the values of a regression.
 
     ::
 
         ys = body(embedding(xs))
-        scores = dropout(pool(ys)) W + b
+        outputs = dropout(pool(ys)) W + b
     """
 
     def __init__(
@@ -39,19 +39,19 @@ class Classifier(nnx.Module):
         embedding: Embedding | None = None,
         dropout: float = 0.0,
     ):
-        """Draws the parameters of the head.
+        """Initializes the parameters of the head.
 
         Args:
           body: an `RNN`, `LSTM`, `GRU` or `StackedRNN`.
           output_size: number of classes, or of values.
-          rngs: source of randomness: streams `params` and `dropout`.
-          pool: what is read: the output after the last valid step (in reverse, the first), or the
-            mean or the largest over all valid steps.
-          embedding: applied to the inputs first, such as `nnx.Embed` for tokens.
-          dropout: rate at which pooled outputs are dropped, in training mode.
+          rngs: the streams `params` and `dropout` are used.
+          pool: pooling over valid steps: the output at the last one (for a layer that scans in
+            reverse, the first), the mean, or the maximum.
+          embedding: maps the inputs to those of the body, such as `nnx.Embed` for tokens.
+          dropout: dropout rate of the pooled outputs in training mode.
 
         Raises:
-          ValueError: an unknown pool, or a rate outside [0, 1).
+          ValueError: `pool` is unknown, or the rate is outside [0, 1).
         """
         checks.one_of("Classifier", "pool", pool, POOLS)
         self.body = body
@@ -61,11 +61,11 @@ class Classifier(nnx.Module):
         self.head = nnx.Linear(body.output_size, output_size, rngs=rngs)
 
     def __call__(self, xs: jax.Array, *, lengths: ArrayLike | None = None) -> jax.Array:
-        """Scores for each sequence.
+        """Computes the outputs of each sequence.
 
         Args:
-          xs: inputs `[B, T, input]`, or what the embedding takes (first axes `[T, B]` if the body
-            is time_major).
+          xs: inputs `[B, T, input]`, or the inputs of the embedding (first axes `[T, B]` if the
+            body is time_major).
           lengths: `[B]`, valid steps of each sequence.
 
         Returns:
@@ -95,17 +95,17 @@ class SequenceToSequence(nnx.Module):
         embedding: Embedding | None = None,
         dropout: float = 0.0,
     ):
-        """Draws the parameters of the head.
+        """Initializes the parameters of the head.
 
         Args:
           body: an `RNN`, `LSTM`, `GRU` or `StackedRNN`.
           output_size: number of classes, or of values, at each step.
-          rngs: source of randomness: streams `params` and `dropout`.
-          embedding: applied to the inputs first, such as `nnx.Embed` for tokens.
-          dropout: rate at which outputs are dropped before the head, in training mode.
+          rngs: the streams `params` and `dropout` are used.
+          embedding: maps the inputs to those of the body, such as `nnx.Embed` for tokens.
+          dropout: dropout rate of the outputs of the body in training mode.
 
         Raises:
-          ValueError: a rate outside [0, 1).
+          ValueError: the rate is outside [0, 1).
         """
         self.body = body
         self.embedding = embedding
@@ -120,16 +120,16 @@ class SequenceToSequence(nnx.Module):
         lengths: ArrayLike | None = None,
         resets: ArrayLike | None = None,
     ) -> tuple[Carry, jax.Array]:
-        """Outputs for each step.
+        """Computes the outputs of each step.
 
         Args:
-          xs: inputs `[B, T, input]`, or what the embedding takes.
-          carry: the carry to go on from; by default the body's own.
+          xs: inputs `[B, T, input]`, or the inputs of the embedding.
+          carry: the initial carry; by default that of the body.
           lengths: `[B]`, valid steps of each sequence.
-          resets: `[B, T]` bool, the carry is reset before these steps.
+          resets: `[B, T]` bool, True where the carry is reset before the step.
 
         Returns:
-          The last carry of the body, and outputs `[B, T, output_size]`; on padding they are the
+          The final carry of the body, and outputs `[B, T, output_size]`; on padding they equal the
           bias of the head.
         """
         carry, ys = self.body(_embed(self.embedding, xs), carry, lengths=lengths, resets=resets)
@@ -148,9 +148,9 @@ def _dropout(owner: str, rate: float, rngs: nnx.Rngs) -> Dropout | None:
 def _pool(
     pool: str, ys: jax.Array, lengths: ArrayLike | None, directions: tuple[bool, ...]
 ) -> jax.Array:
-    """From outputs `[T, B, output]`, zero on padding, one vector `[B, output]` a sequence.
+    """Pools outputs `[T, B, output]`, zero on padding, to `[B, output]`.
 
-    An empty sequence gives zeros.
+    The result of an empty sequence is zero.
     """
     steps, batch = ys.shape[:2]
     if steps == 0:
@@ -161,8 +161,8 @@ def _pool(
         return ys.sum(axis=0) / jnp.maximum(lengths, 1)[:, None].astype(ys.dtype)
     if pool == "max":
         valid = jnp.arange(steps)[:, None] < lengths
-        most = largest(jnp.where(valid[..., None], ys, -jnp.inf), axis=0)
-        return jnp.where(lengths[:, None] > 0, most, 0)
+        maximum = largest(jnp.where(valid[..., None], ys, -jnp.inf), axis=0)
+        return jnp.where(lengths[:, None] > 0, maximum, 0)
     last = jnp.maximum(lengths - 1, 0)
     parts = jnp.split(ys, len(directions), axis=-1)
     return jnp.concatenate(

@@ -1,4 +1,4 @@
-"""Layers of cells, one above another and in both directions, with PyTorch's options."""
+"""Stacked and bidirectional layers of cells, with the options of PyTorch."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from jrnn.cell import Below, Carry, Inputs, Timed
 from jrnn.engines import Engine, reverse_resets
 from jrnn.layer import Layer
 from jrnn.nn.dropout import Dropout
-from jrnn.nn.rnn import RNN, swap_time_and_batch, time_first
+from jrnn.nn.rnn import RNN, swap_time_and_batch, to_time_major
 
 
 class _Layers(nnx.Module):
-    """What all stacks do; a subclass says in its constructor which cell it stacks."""
+    """The base class of stacked layers; a subclass chooses the cell in its constructor."""
 
     def _build(
         self,
@@ -37,21 +37,21 @@ class _Layers(nnx.Module):
         checks.rate(owner, "dropout", dropout)
         if num_layers > 1 and Below in cell.input_types:
             raise ValueError(
-                f"{owner}: {cell!r} takes the cell state of the layer below, which this module "
-                "does not pass on; use jrnn.nn.RNN(jrnn.stack([...]), ...)"
+                f"{owner}: {cell!r} needs the cell state of the layer below, which this module "
+                "does not provide; use jrnn.nn.RNN(jrnn.stack([...]), ...)"
             )
         if dropout and num_layers == 1:
             raise ValueError(
-                f"{owner}: dropout={dropout} acts between layers, and there is only one; "
-                "set num_layers=2 or more, or use nnx.Dropout on the outputs"
+                f"{owner}: dropout acts between layers and needs num_layers of at least 2, got "
+                f"dropout={dropout} and num_layers=1; use nnx.Dropout on the outputs"
             )
         self.input_size = input_size
         self.num_layers = num_layers
-        self.halves = (False, True) if bidirectional else (False,)
+        self.directions = (False, True) if bidirectional else (False,)
         self.time_major = time_major
         rnns = []
         for layer in range(num_layers):
-            size = input_size if layer == 0 else len(self.halves) * rnns[-1].output_size
+            size = input_size if layer == 0 else len(self.directions) * rnns[-1].output_size
             rnns += [
                 RNN(
                     cell,
@@ -63,12 +63,12 @@ class _Layers(nnx.Module):
                     dtype=dtype,
                     param_dtype=param_dtype,
                 )
-                for reverse in self.halves
+                for reverse in self.directions
             ]
         self.rnns = nnx.List(rnns)
-        self.output_size = len(self.halves) * rnns[-1].output_size
+        self.output_size = len(self.directions) * rnns[-1].output_size
         self.causal = not bidirectional and all(rnn.causal for rnn in rnns)
-        self.output_directions = self.halves if bidirectional else rnns[-1].output_directions
+        self.output_directions = self.directions if bidirectional else rnns[-1].output_directions
         self.dropout = Dropout(dropout, rngs=rngs) if dropout else None
 
     def __call__(
@@ -83,21 +83,22 @@ class _Layers(nnx.Module):
     ) -> tuple[Carry, jax.Array]:
         """Runs all layers over all steps.
 
-        Unlike PyTorch, and like `lax.scan`, the carry comes first in the result.
+        As in `lax.scan`, and unlike PyTorch, the carry is the first result.
 
         Args:
-          xs: inputs `[B, T, input]` (`[T, B, input]` if time_major), or what the cell takes; of
-            `jrnn.Timed` all layers are given the times.
-          carry: leaves `[num_layers·directions, B, ...]`, in PyTorch's order: the layers from
-            below, and in each the forward half before the backward one. By default the cell's own.
-          lengths: `[B]`, valid steps of each sequence.
+          xs: inputs `[B, T, input]` (`[T, B, input]` if time_major), or the inputs of the
+            cell; the time intervals of `jrnn.Timed` are passed to all layers.
+          carry: leaves `[num_layers·directions, B, ...]`, in the order of PyTorch: for each
+            layer the forward direction, then the backward one. By default that of the cell.
+          lengths: `[B]` ints, the number of valid steps of each sequence.
           mask: `[B, T]` bool (`[T, B]` if time_major), True on valid steps, in any pattern.
           resets: `[B, T]` bool (`[T, B]` if time_major), True on the first step of a new segment:
-            the forward half is reset before it, the backward half at the end of the one before.
-          key: randomness for stochastic cells, split over the layers; by default as in `RNN`.
+            the forward direction is reset before this step, the backward direction before the last
+            step of the previous segment.
+          key: PRNG key for stochastic cells, split over the layers; by default as in `RNN`.
 
         Returns:
-          The last carries, leaves `[num_layers·directions, B, ...]`, and the outputs of the top
+          The final carries, leaves `[num_layers·directions, B, ...]`, and the outputs of the top
           layer `[B, T, directions·output]` (`[T, B, ...]` if time_major).
 
         Raises:
@@ -105,7 +106,7 @@ class _Layers(nnx.Module):
           TypeError: a dtype or the structure of the carry does not fit.
         """
         if not self.time_major:
-            xs, mask, resets = time_first(type(self).__name__, xs, mask, resets)
+            xs, mask, resets = to_time_major(type(self).__name__, xs, mask, resets)
         if carry is not None:
             self._check_carry(carry)
         keys = [None] * len(self.rnns) if key is None else jax.random.split(key, len(self.rnns))
@@ -118,12 +119,12 @@ class _Layers(nnx.Module):
             if layer > 0 and dt is not None:
                 ys = Timed(ys, dt)
             outputs = []
-            for direction, reverse in enumerate(self.halves):
-                k = layer * len(self.halves) + direction
-                first = None if carry is None else jax.tree.map(lambda a, k=k: a[k], carry)
+            for direction, reverse in enumerate(self.directions):
+                k = layer * len(self.directions) + direction
+                initial = None if carry is None else jax.tree.map(lambda a, k=k: a[k], carry)
                 last, y = self.rnns[k](
                     ys,
-                    first,
+                    initial,
                     lengths=lengths,
                     mask=mask,
                     resets=backward_resets if reverse else resets,
@@ -145,25 +146,26 @@ class _Layers(nnx.Module):
 
 
 class StackedRNN(_Layers):
-    """Any cell, in layers and in both directions."""
+    """Stacked layers of any cell, optionally bidirectional."""
 
     def __init__(
         self, cell: Layer, input_size: int, num_layers: int = 1, *, rngs: nnx.Rngs, **options: Any
     ):
-        """Draws the parameters of all layers.
+        """Initializes the parameters of all layers.
 
         Args:
-          cell: any cell, such as `jrnn.Elman(64)`; each layer has parameters of its own.
+          cell: any cell, such as `jrnn.Elman(64)`; layers do not share parameters.
           input_size: last axis of the inputs.
-          num_layers: number of layers; each takes the outputs of the one below.
-          rngs: source of randomness: streams `params` and `dropout`.
-          **options: bidirectional (False): run each layer in both directions and join the outputs;
-            dropout (0.0): rate at which outputs are dropped between layers, in training mode;
-            time_major (False): `[T, B, ...]` in place of `[B, T, ...]`; engine, dtype and
-            param_dtype as in `RNN`.
+          num_layers: number of layers; the inputs of each are the outputs of the layer below.
+          rngs: the streams `params` and `dropout` are used.
+          **options: bidirectional (False): scan each layer in both directions and concatenate the
+            outputs; dropout (0.0): dropout rate between layers in training mode; time_major
+            (False): use `[T, B, ...]` instead of `[B, T, ...]`; engine, dtype and param_dtype: as
+            in `RNN`.
 
         Raises:
-          ValueError: num_layers below 1, a rate outside [0, 1), or dropout with a single layer.
+          ValueError: `num_layers` is below 1, the dropout rate is outside [0, 1), or dropout is set
+            with a single layer.
         """
         self._build(cell, input_size, num_layers, rngs=rngs, **options)
 
@@ -185,18 +187,18 @@ class LSTM(_Layers):
         proj_size: int | None = None,
         **options: Any,
     ):
-        """Draws the parameters of all layers.
+        """Initializes the parameters of all layers.
 
         Args:
           input_size: last axis of the inputs.
           hidden_size: number of units of each layer and direction.
           num_layers: number of layers.
-          rngs: source of randomness: streams `params` and `dropout`.
-          forget_bias: as in `jrnn.LSTM`, like the four that follow.
-          peepholes: gates see the cell state.
-          coupled: write only where the cell forgets.
-          t_max: chrono initialisation.
-          proj_size: size of the outputs, if they are projected.
+          rngs: the streams `params` and `dropout` are used.
+          forget_bias: as in `jrnn.LSTM`.
+          peepholes: as in `jrnn.LSTM`.
+          coupled: as in `jrnn.LSTM`.
+          t_max: as in `jrnn.LSTM`.
+          proj_size: as in `jrnn.LSTM`.
           **options: as in `StackedRNN`.
 
         >>> import jax.numpy as jnp
@@ -224,15 +226,15 @@ class GRU(_Layers):
         t_max: int | None = None,
         **options: Any,
     ):
-        """Draws the parameters of all layers.
+        """Initializes the parameters of all layers.
 
         Args:
           input_size: last axis of the inputs.
           hidden_size: number of units of each layer and direction.
           num_layers: number of layers.
-          rngs: source of randomness: streams `params` and `dropout`.
+          rngs: the streams `params` and `dropout` are used.
           reset_after: as in `jrnn.GRU`.
-          t_max: chrono initialisation.
+          t_max: as in `jrnn.GRU`.
           **options: as in `StackedRNN`.
         """
         cell = cells.GRU(hidden_size, reset_after, t_max)

@@ -1,4 +1,4 @@
-"""A cell, or a layer of cells, over time as a flax module."""
+"""A flax module that scans a cell, or a layer of cells, over time."""
 
 from typing import Any
 
@@ -14,20 +14,20 @@ from jrnn.layer import Layer
 
 
 class RNN(nnx.Module):
-    """Runs a cell or a layer over a batch of sequences and holds its parameters.
+    """Scans a cell or a layer over a batch of sequences, and holds its parameters.
 
-    The parameters keep the names that the cell gives them: `rnn.weights.w_ih` and so on are
-    `nnx.Param`s, and `rnn.params` is the plain tree that the functional core takes.
+    The parameters have the names of the cell: `rnn.weights.w_ih` etc. are `nnx.Param`s, and
+    `rnn.params` is the pytree of arrays for the functional core.
 
     Attributes:
       cell: the cell or layer.
       input_size: last axis of the inputs.
       output_size: last axis of the outputs.
-      causal: whether an output depends on the inputs up to its own step alone.
-      output_directions: for each equal part of the output's last axis, whether it is scanned in
-        reverse.
-      deterministic: whether a stochastic cell returns its expected value, as after `eval()`; after
-        `train()`, and at first, noise is drawn at each call.
+      causal: whether an output depends only on the inputs up to its step.
+      output_directions: for each of the equal parts of the last axis of the outputs, whether it is
+        scanned in reverse.
+      deterministic: whether a stochastic cell returns its expected value, as after `eval()`;
+        initially, and after `train()`, each call samples noise.
     """
 
     def __init__(
@@ -42,22 +42,22 @@ class RNN(nnx.Module):
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
     ):
-        """Draws the parameters.
+        """Initializes the parameters.
 
         Args:
           cell: any cell, such as `jrnn.LSTM(64)`, or a layer, such as `jrnn.stack([...])`.
           input_size: last axis of the inputs.
-          rngs: source of randomness: stream `params`, and for noise stream `dropout`.
+          rngs: the stream `params` is used, and the stream `dropout` for noise.
           reverse: scan from the last valid step to the first.
-          time_major: take and return `[T, B, ...]` in place of `[B, T, ...]`.
+          time_major: use `[T, B, ...]` instead of `[B, T, ...]` for inputs and outputs.
           engine: as in `jrnn.unroll`.
-          dtype: of inputs, products and outputs; None leaves the inputs as they come.
-          param_dtype: of the parameters; the carry is in the wider of the two.
+          dtype: dtype of inputs, products and outputs; None uses that of the inputs.
+          param_dtype: dtype of the parameters; the carry has the wider of the two.
         """
         if reverse and not cell.causal:
             raise ValueError(
-                f"{type(self).__name__}: {cell!r} scans in both directions itself; leave out "
-                "reverse=True and bidirectional=True"
+                f"{type(self).__name__}: {cell!r} already scans in both directions; remove "
+                "reverse=True or bidirectional=True"
             )
         params = cell.init(rngs.params(), input_size, param_dtype)
         self.cell = cell
@@ -70,7 +70,7 @@ class RNN(nnx.Module):
         self.engine = choose_engine(engine)
         self.dtype = dtype
         self.deterministic = False
-        self.rngs = nnx.data(_noise(rngs) if cell.is_stochastic else None)
+        self.rngs = nnx.data(_fork_noise_stream(rngs) if cell.is_stochastic else None)
         self.weights = nnx.data(jax.tree.map(nnx.Param, params))
 
     @property
@@ -90,30 +90,31 @@ class RNN(nnx.Module):
         resets: ArrayLike | None = None,
         key: jax.Array | None = None,
     ) -> tuple[Carry, jax.Array]:
-        """Runs over all steps; the order of arguments and results is that of `lax.scan`.
+        """Scans over all steps; the carry is the first result, as in `lax.scan`.
 
         Args:
           xs: inputs `[B, T, input]` (`[T, B, input]` if time_major).
-          carry: the first carry, leaves `[B, ...]`; by default the cell's own.
-          lengths: `[B]`, valid steps of each sequence.
+          carry: the initial carry, leaves `[B, ...]`; by default that of the cell.
+          lengths: `[B]` ints, the number of valid steps of each sequence.
           mask: `[B, T]` bool (`[T, B]` if time_major), True on valid steps, in any pattern.
-          resets: `[B, T]` bool (`[T, B]` if time_major), the carry is reset before these steps.
-          key: randomness for stochastic cells; by default from the module's own stream in training
-            mode, and none in evaluation mode.
+          resets: `[B, T]` bool (`[T, B]` if time_major), True where the carry is reset before the
+            step.
+          key: PRNG key for stochastic cells; by default from the stream of the module in training
+            mode, and None in evaluation mode.
 
         Returns:
-          The last carry, and the outputs `[B, T, output]` (`[T, B, output]` if time_major).
+          The final carry, and the outputs `[B, T, output]` (`[T, B, output]` if time_major).
 
         Raises:
           ValueError: a shape does not fit.
           TypeError: a dtype or the structure of the carry does not fit.
         """
         if not self.time_major:
-            xs, mask, resets = time_first(type(self).__name__, xs, mask, resets)
+            xs, mask, resets = to_time_major(type(self).__name__, xs, mask, resets)
         if self.dtype is not None:
             xs = cast(jax.tree.map(jnp.asarray, xs), jnp.dtype(self.dtype))
         if key is None and self.cell.is_stochastic and not self.deterministic:
-            key = self._draw()
+            key = self._draw_key()
         carry, ys = unroll(
             self.cell,
             self.params,
@@ -128,26 +129,26 @@ class RNN(nnx.Module):
         )
         return carry, ys if self.time_major else swap_time_and_batch(ys)
 
-    def _draw(self) -> jax.Array:
-        """A key for the noise of one call."""
+    def _draw_key(self) -> jax.Array:
+        """Returns a key for the noise of one call."""
         if self.rngs is None:
             raise ValueError(
-                f"{type(self).__name__}: {self.cell!r} draws noise, and rngs had no stream for it; "
-                "make the module with rngs=nnx.Rngs(params=..., dropout=...), give a key, or call "
-                "eval() for the expected value"
+                f"{type(self).__name__}: {self.cell!r} samples noise, but rngs had no stream "
+                "for it; create the module with rngs=nnx.Rngs(params=..., dropout=...), pass a "
+                "key, or call eval() for the expected value"
             )
         return self.rngs()
 
 
-def _noise(rngs: nnx.Rngs) -> nnx.RngStream | None:
-    """A separate stream for noise, if `rngs` has a stream to fork it from."""
+def _fork_noise_stream(rngs: nnx.Rngs) -> nnx.RngStream | None:
+    """Forks a stream for noise, if `rngs` has one."""
     return rngs.dropout.fork() if "dropout" in rngs or "default" in rngs else None
 
 
-def time_first(
+def to_time_major(
     owner: str, xs: Inputs, mask: ArrayLike | None, resets: ArrayLike | None
 ) -> tuple[Inputs, Any, Any]:
-    """Batch-major inputs, mask and resets as time-major ones, after a check in the user's axes."""
+    """Checks the shapes of batch-major inputs, mask and resets, and makes them time-major."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(xs)]
     if any(len(shape) < 2 for shape in shapes):
         raise ValueError(f"{owner}: xs must have shape (batch, time, ...), got {shapes}")
@@ -166,5 +167,5 @@ def time_first(
 
 
 def swap_time_and_batch(tree: Any) -> Any:
-    """Exchanges the first two axes of every leaf."""
+    """Swaps the first two axes of every leaf."""
     return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), tree)

@@ -1,4 +1,4 @@
-"""One time step at a time through a network, for inputs that come as time goes by."""
+"""Streaming inference: runs a network one time step at a time."""
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ from jrnn.nn.heads import Body, SequenceToSequence
 
 
 class Stream:
-    """A network in evaluation mode, and the carry between two of its steps; made by `stream`."""
+    """A network in evaluation mode and its carry; created by `stream`."""
 
     def __init__(self, model: Body | SequenceToSequence, batch_size: int):
-        """As `stream`."""
+        """See `stream`."""
         body = model.body if isinstance(model, SequenceToSequence) else model
         if not body.causal:
             raise ValueError(
@@ -23,102 +23,102 @@ class Stream:
             )
         checks.positive_int("stream", "batch_size", batch_size)
         graphdef, state = nnx.split(model)
-        # Leaves in a list, as jit takes these apart faster than a tree of flax.
+        # A list of leaves has less dispatch overhead in jit than a flax state.
         self._leaves, tree = jax.tree.flatten(jax.tree.map(jnp.copy, state))
         axis = 0 if body.time_major else 1
-        self._all, self._none = jnp.ones(batch_size, bool), jnp.zeros(batch_size, bool)
-        self._resets = self._all
+        self._all_rows, self._no_rows = jnp.ones(batch_size, bool), jnp.zeros(batch_size, bool)
+        self._resets = self._all_rows
         self._carry: Carry = None
 
         def run(leaves: list[jax.Array], carry: Carry, x: Inputs, resets: jax.Array):
             _check_batch(x, batch_size)
-            quiet = nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
-            quiet.eval()
+            eval_model = nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
+            eval_model.eval()
             xs = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, axis), x)
-            carry, ys = quiet(xs, carry, resets=jnp.expand_dims(resets, axis))
+            carry, ys = eval_model(xs, carry, resets=jnp.expand_dims(resets, axis))
             return carry, jnp.squeeze(ys, axis)
 
         self._run = jax.jit(run)
-        self._shapes = lambda x: jax.eval_shape(run, self._leaves, None, x, self._all)[0]
+        self._carry_shapes = lambda x: jax.eval_shape(run, self._leaves, None, x, self._all_rows)[0]
 
     @property
     def carry(self) -> Carry:
         """The carry after the last step; None before the first.
 
-        Any carry of the network may be put here, such as that which it returned for a prompt: the
-        next step goes on from it.
+        It may be set to any carry of the network, such as the one returned for a prompt; the next
+        step continues from it.
         """
         return self._carry
 
     @carry.setter
     def carry(self, carry: Carry) -> None:
-        self._carry, self._resets = carry, self._none
+        self._carry, self._resets = carry, self._no_rows
 
     def step(self, x: Inputs) -> jax.Array:
         """Takes one step.
 
         Args:
-          x: inputs `[B, input]`, or what the network takes at a step, such as tokens `[B]`.
+          x: inputs of one step `[B, input]`, or a pytree or tokens `[B]`, as the network expects.
 
         Returns:
-          Outputs `[B, output]`: those of the whole sequence at this step.
+          Outputs `[B, output]`, equal to those of the network on the whole sequence at this step.
 
         Raises:
-          ValueError: a batch of another size.
+          ValueError: the batch size differs from `batch_size`.
         """
         if self._carry is None:
             x = jax.tree.map(jnp.asarray, x)
-            self._carry = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), self._shapes(x))
+            self._carry = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), self._carry_shapes(x))
         self._carry, y = self._run(self._leaves, self._carry, x, self._resets)
-        self._resets = self._none
+        self._resets = self._no_rows
         return y
 
     def reset(self, rows: ArrayLike | None = None) -> None:
-        """Begins anew before the next step.
+        """Resets the carry before the next step.
 
         Args:
-          rows: `[B]` bool, in which sequences; by default in all.
+          rows: `[B]` bool, the sequences to reset; by default all.
         """
-        chosen = self._all if rows is None else jnp.asarray(rows)
-        if chosen.shape != self._all.shape or chosen.dtype != bool:
+        selected = self._all_rows if rows is None else jnp.asarray(rows)
+        if selected.shape != self._all_rows.shape or selected.dtype != bool:
             raise ValueError(
-                f"stream: rows must be bool of shape (batch,) = {self._all.shape}, got "
-                f"{chosen.dtype} of {chosen.shape}"
+                f"stream: rows must be bool of shape (batch,) = {self._all_rows.shape}, got "
+                f"{selected.dtype} of {selected.shape}"
             )
-        self._resets = self._resets | chosen
+        self._resets = self._resets | selected
 
 
 def _check_batch(x: Inputs, batch_size: int) -> None:
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
     if any(shape[:1] != (batch_size,) for shape in shapes):
         raise ValueError(
-            f"stream: x must have the batch of {batch_size} as its first axis, got shapes "
-            f"{shapes}; or give batch_size="
+            f"stream: leaves of x must have a first axis of batch_size={batch_size}, got shapes "
+            f"{shapes}; pass the batch size as batch_size= to stream"
         )
 
 
 def stream(model: Body | SequenceToSequence, batch_size: int = 1) -> Stream:
-    """Runs a network one time step at a time; each step is one call of compiled code.
+    """Runs a network one time step at a time; each step calls one compiled function.
 
     ::
 
         carry, y_t = model(x_t, carry)
 
-    Outputs are those of the whole sequence. The network is copied as it is now, and its dropout is
-    left out.
+    The outputs equal those of the network on the whole sequence. The current weights are copied,
+    and the copy runs in evaluation mode.
 
     Args:
       model: a causal `RNN`, `StackedRNN`, `LSTM`, `GRU` or `SequenceToSequence`.
-      batch_size: sequences that go side by side.
+      batch_size: number of sequences.
 
     Raises:
-      ValueError: the model is not causal, or a batch size below 1.
+      ValueError: the model is not causal, or `batch_size` is below 1.
 
     >>> import jrnn
     >>> model = jrnn.nn.RNN(jrnn.GRU(4), 3, rngs=nnx.Rngs(0))
     >>> xs = jnp.ones((1, 5, 3))
-    >>> live = stream(model)
-    >>> ys = [live.step(xs[:, t]) for t in range(5)]
+    >>> streamed = stream(model)
+    >>> ys = [streamed.step(xs[:, t]) for t in range(5)]
     >>> bool(jnp.allclose(jnp.stack(ys, axis=1), model(xs)[1], atol=1e-6))
     True
     """

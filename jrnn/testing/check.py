@@ -1,4 +1,4 @@
-"""`check_cell` and `check_layer`: the conformance suite as a user calls it."""
+"""`check_cell` and `check_layer`, the functions that run the conformance suite."""
 
 import chex
 import jax
@@ -16,9 +16,9 @@ from jrnn.testing.case import (
     as_numpy,
     assert_close,
     change_last_step,
-    jit_quickly,
+    jit_unoptimized,
     normal_inputs,
-    randomized,
+    randomize,
     require,
     take,
 )
@@ -28,55 +28,55 @@ from jrnn.testing.properties import PROPERTIES
 def check_cell(
     cell: Cell, input_size: int = 3, *, inputs: MakeInputs | None = None, seed: int = 0
 ) -> None:
-    """Checks that a cell satisfies the contract of `jrnn.Cell`, and so is right on every engine.
+    """Checks that a cell satisfies the contract of `jrnn.Cell`, so that every engine can run it.
 
-    Parameters are random, biases included. The properties, each by its name:
+    All parameters are random, including biases. The properties are:
 
-    - frozen: a frozen dataclass, hashable, that prints as itself and survives pickling;
-    - step: it is project, recur, update and readout, and keeps the structure of the carry;
-    - readout: it depends on the parameters, the new carry and z alone;
-    - leading_axes: each function returns the same with any leading axes;
-    - sequence: `unroll` is a loop of steps, and of length 1 a step, with lengths, resets, reverse,
-      on every engine that runs any cell, and for a linear one on `Associative`; changing the last
-      input changes no output before it;
-    - jit: compiled and not compiled are the same;
-    - vmap: the same as a loop, and as a batch;
+    - frozen: the cell is a hashable frozen dataclass with a complete repr, and can be pickled;
+    - step: equals project, recur, update and readout, and keeps the structure of the carry;
+    - readout: depends only on the parameters, the new carry and z;
+    - leading_axes: results do not depend on the number of leading axes;
+    - sequence: `unroll` equals a loop of steps, with lengths, resets and reverse, on every engine
+      that runs any cell, and for a linear cell on `Associative`; an earlier output does not depend
+      on the last input;
+    - jit: results are the same with and without compilation;
+    - vmap: equals a loop over the batch, and a batched step;
     - no_recompilation: an equal cell with new values does not compile again;
-    - dtype: float32 and bfloat16 stay what they are, in the carry and in the output; complex
-      numbers are complex64 for both; a `lax.scan` over `step` keeps the dtypes of its first carry;
-    - gradients: finite, for parameters, inputs and carry, and right by finite differences;
-    - taps: what `update` and `readout` tap can be read, and is the same under `jax.jit`;
-    - structure: what `jrnn.structure` reads off the jaxpr holds for the derivatives;
-    - coefficients: those of a linear cell give the step;
-    - noise: that of a stochastic cell has the leading axes, and is a function of the key, the same
-      on every engine; without a key there is none.
+    - dtype: carry and output have the dtype of the parameters and inputs, for float32 and bfloat16
+      (complex64 if complex); a `lax.scan` over `step` accepts the initial carry;
+    - gradients: those of parameters, inputs and carry are finite and equal finite differences;
+    - taps: values tapped in `update` and `readout` can be captured, also under `jax.jit`;
+    - structure: the derivatives have the structure that `jrnn.structure` infers from the jaxpr;
+    - coefficients: those of a linear cell reproduce the step;
+    - noise: that of a stochastic cell has the leading axes, depends only on the key, and is the
+      same on every engine; without a key the cell is deterministic.
 
     Args:
       cell: the cell.
       input_size: passed to `cell.init`.
-      inputs: `(key, leading) -> x`, for a cell whose inputs may not be any normal numbers; by
-        default these, in the shapes of `cell.inputs`.
-      seed: of all that is random.
+      inputs: a function `(key, leading) -> x` that samples inputs; by default normal numbers with
+        the shapes of `cell.inputs`.
+      seed: random seed.
 
     Raises:
-      AssertionError: names every property that fails, and how.
+      AssertionError: a property fails; the message describes all failures.
 
     >>> import jrnn
     >>> check_cell(jrnn.Elman(hidden_size=2))
     """
     if not isinstance(cell, Cell):
-        raise TypeError(f"check_cell: cell must be a jrnn.Cell, got {cell!r}; see check_layer")
+        raise TypeError(f"check_cell: cell must be a jrnn.Cell, got {cell!r}; use check_layer")
     key = jax.random.key(seed)
     inputs = normal_inputs(cell, input_size) if inputs is None else inputs
     failures = []
     try:
-        init = jit_quickly(lambda key: cell.init(key, input_size, jnp.float32))
-        params = randomized(init(key), key)
+        init = jit_unoptimized(lambda key: cell.init(key, input_size, jnp.float32))
+        params = randomize(init(key), key)
         case = Case(cell, params, inputs, key, input_size)
         with jax.disable_jit():
             cell.step(params, *as_jax((case.carry(BATCH), case.xs(BATCH))))
     except Exception as error:
-        raise AssertionError(f"check_cell({cell!r}): one step fails: {error}") from error
+        raise AssertionError(f"check_cell({cell!r}): step raises: {error}") from error
     for name, check in PROPERTIES.items():
         try:
             check(case)
@@ -92,38 +92,41 @@ def check_cell(
 def check_layer(
     layer: Layer, input_size: int = 3, *, inputs: MakeInputs | None = None, seed: int = 0
 ) -> None:
-    """Checks what any layer must satisfy: that `causal` is true, and `output_shape`.
+    """Checks that `causal` and `output_shape` of a layer are correct.
 
-    Changing the last input of a sequence must change no output before it if the layer says that it
-    is causal, and must change one if it says that it is not.
+    If `causal` is True, earlier outputs must not depend on the last input; if it is False, they
+    must.
 
     Args:
       layer: the layer, or a cell.
       input_size: passed to `layer.init`.
-      inputs: as of `check_cell`.
-      seed: of all that is random.
+      inputs: as in `check_cell`.
+      seed: random seed.
 
     Raises:
-      AssertionError: one of them does not hold.
+      AssertionError: `causal` or `output_shape` is wrong.
 
     >>> import jrnn
     >>> check_layer(jrnn.bidirectional(jrnn.Elman(hidden_size=2)))
     """
     key = jax.random.key(seed)
     inputs = normal_inputs(layer, input_size) if inputs is None else inputs
-    params = randomized(jit_quickly(lambda key: layer.init(key, input_size, jnp.float32))(key), key)
+    params = randomize(
+        jit_unoptimized(lambda key: layer.init(key, input_size, jnp.float32))(key), key
+    )
     xs = as_numpy(inputs(jax.random.fold_in(key, 0), (STEPS, BATCH)))
-    run = jit_quickly(lambda xs: unroll(layer, params, xs)[1])
-    ys, others = (as_numpy(run(given)) for given in (xs, change_last_step(xs)))
+    run = jit_unoptimized(lambda xs: unroll(layer, params, xs)[1])
+    ys, changed_ys = (as_numpy(run(inputs)) for inputs in (xs, change_last_step(xs)))
     try:
-        assert_close(take(others, slice(STEPS - 1)), take(ys, slice(STEPS - 1)), 0)
-        changed = False
+        assert_close(take(changed_ys, slice(STEPS - 1)), take(ys, slice(STEPS - 1)), 0)
+        depends = False
     except AssertionError:
-        changed = True
+        depends = True
     require(
-        layer.causal != changed,
-        f"check_layer({layer!r}): causal is {layer.causal}, but changing the last input "
-        + ("changes earlier outputs" if changed else "changes no earlier output"),
+        layer.causal != depends,
+        f"check_layer({layer!r}): causal is {layer.causal}, but earlier outputs "
+        + ("depend" if depends else "do not depend")
+        + " on the last input",
     )
     expected, got = layer.output_shape(params, input_size), take(ys, 0, 0)
     try:

@@ -1,4 +1,4 @@
-"""The properties of a cell that are about derivatives."""
+"""The properties of the derivatives of a cell."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +17,8 @@ from jrnn.testing.case import (
     as_numpy,
     compute_step,
     is_complex,
-    jit_quickly,
-    randomized,
+    jit_unoptimized,
+    randomize,
     require,
 )
 
@@ -26,9 +26,9 @@ EPSILON = 1e-3
 
 
 def check_gradients(case: Case) -> None:
-    """Gradients are finite and equal finite differences, in one random direction for each leaf."""
-    given = {"params": case.params, "xs": case.xs(STEPS, BATCH), "carry": case.carry(BATCH)}
-    named, structure = jax.tree.flatten_with_path(given)
+    """Gradients are finite and equal finite differences in a random direction for each leaf."""
+    args = {"params": case.params, "xs": case.xs(STEPS, BATCH), "carry": case.carry(BATCH)}
+    named, structure = jax.tree.flatten_with_path(args)
     leaves = [leaf for _, leaf in named]
 
     def outputs(leaves):
@@ -37,37 +37,39 @@ def check_gradients(case: Case) -> None:
         return jax.tree.leaves(floats(results))
 
     zeros = [np.zeros(y.shape, y.dtype) for y in jax.eval_shape(outputs, leaves)]
-    weights = randomized(zeros, case.key, 1.0)
+    weights = randomize(zeros, case.key, 1.0)
 
     def total(leaves):
         return sum((y * w).sum().real for y, w in zip(outputs(leaves), weights, strict=True))
 
-    both = jit_quickly(jax.value_and_grad(total, allow_int=True))
+    value_and_grad = jit_unoptimized(jax.value_and_grad(total, allow_int=True))
     leaves = as_numpy(leaves)
-    _, grads = both(leaves)
+    _, grads = value_and_grad(leaves)
     for k, grad in enumerate(as_numpy(grads)):
         if grad.dtype == jax.dtypes.float0:
             continue
-        where = "d loss / d " + jax.tree_util.keystr(named[k][0])
-        require(bool(np.isfinite(grad).all()), f"{where} is not finite")
-        signs = _signs(k, grad)
-        nudge = lambda size, k=k, signs=signs: float(
-            both([*leaves[:k], leaves[k] + signs * leaves[k].dtype.type(size), *leaves[k + 1 :]])[0]
+        name = "d loss / d " + jax.tree_util.keystr(named[k][0])
+        require(bool(np.isfinite(grad).all()), f"{name} is not finite")
+        signs = _random_signs(k, grad)
+        perturb = lambda size, k=k, signs=signs: float(
+            value_and_grad(
+                [*leaves[:k], leaves[k] + signs * leaves[k].dtype.type(size), *leaves[k + 1 :]]
+            )[0]
         )
-        slope = (nudge(EPSILON) - nudge(-EPSILON)) / (2 * EPSILON)
+        slope = (perturb(EPSILON) - perturb(-EPSILON)) / (2 * EPSILON)
         np.testing.assert_allclose(
-            (grad * signs).sum().real, slope, rtol=2e-2, atol=2e-2, err_msg=f"{where} is wrong"
+            (grad * signs).sum().real, slope, rtol=2e-2, atol=2e-2, err_msg=f"{name} is wrong"
         )
 
 
-def _signs(seed: int, like: np.ndarray) -> np.ndarray:
-    """Ones and minus ones, in both parts where it is complex."""
+def _random_signs(seed: int, like: np.ndarray) -> np.ndarray:
+    """Samples 1 and -1, for real and imaginary parts if the array is complex."""
     parts = np.random.default_rng(seed).choice([-1.0, 1.0], (2, *like.shape))
     return (parts[0] + 1j * parts[1] if is_complex(like) else parts[0]).astype(like.dtype)
 
 
 def check_structure(case: Case) -> None:
-    """The traced facts against the derivatives themselves."""
+    """The structure inferred from the jaxpr holds for the derivatives."""
     cell, params, carry, x = case.cell, case.params, case.carry(), case.xs()
     z, u = compute_step(case, carry, x).gates
     update = lambda tree: cell.update(params, *tree)
@@ -76,52 +78,52 @@ def check_structure(case: Case) -> None:
     same = len({np.shape(leaf) for leaf in leaves}) == 1
     if same and structure.update_is_elementwise(cell, params, carry, z, u):
         require(
-            _keeps_apart(update, (carry, z, u)),
-            "update reads as elementwise, but mixes hidden units",
+            _is_unitwise(update, (carry, z, u)),
+            "update is elementwise by its jaxpr, but its derivative mixes hidden units",
         )
     kind = structure.jacobian_kind(cell, params, carry, z)
     if kind is not None:
         require(
-            _keeps_apart(step, carry, leaves_too=kind == "diagonal"),
-            f"the Jacobian of a step reads as {kind!r}, and is not",
+            _is_unitwise(step, carry, per_leaf=kind == "diagonal"),
+            f"the Jacobian of a step is {kind!r} by its jaxpr, but not in fact",
         )
 
 
-def _keeps_apart(function: Callable[[Any], Any], tree: Any, leaves_too: bool = False) -> bool:
-    """Whether each unit of the outputs depends on that unit of the inputs alone.
+def _is_unitwise(function: Callable[[Any], Any], tree: Any, per_leaf: bool = False) -> bool:
+    """Whether each unit of the outputs depends only on the same unit of the inputs.
 
     Args:
-      function: from one tree to another.
-      tree: of leaves `[..., hidden]`.
-      leaves_too: whether each number of a leaf may depend on the same number of that leaf alone.
+      function: a function from tree to tree.
+      tree: leaves `[..., hidden]`.
+      per_leaf: whether each element of a leaf may depend only on the same element of that leaf.
     """
-    numbers, restricted = of_floats(function, tree)
+    indices, restricted = of_floats(function, tree)
     leaves = jax.tree.leaves(tree)
-    at = [leaves[n] for n in numbers]
-    outputs = jax.eval_shape(restricted, *at)
+    point = [leaves[n] for n in indices]
+    outputs = jax.eval_shape(restricted, *point)
 
     def allowed(k: int, m: int) -> np.ndarray:
-        """Which numbers of output m may move with which of input k."""
-        inside, outside = np.arange(at[k].size), np.arange(outputs[m].size)
-        if leaves_too:
-            return inside == outside[:, None] if k == m else np.zeros((), bool)
-        return inside % at[k].shape[-1] == outside[:, None] % outputs[m].shape[-1]
+        """Where the Jacobian of output m with respect to input k may be nonzero."""
+        columns, rows = np.arange(point[k].size), np.arange(outputs[m].size)[:, None]
+        if per_leaf:
+            return columns == rows if k == m else np.zeros((), bool)
+        return columns % point[k].shape[-1] == rows % outputs[m].shape[-1]
 
-    @jit_quickly
-    def jacobians(*at):
-        """By number of the output, those of its real part and of its imaginary one."""
-        # Reverse mode, for a step may have no other.
-        _, pull = jax.vjp(restricted, *at)
-        found = []
+    @jit_unoptimized
+    def jacobians(*point):
+        """Pairs of the index of an output and the Jacobians of its real or imaginary part."""
+        # Reverse mode, because a step may not support forward mode.
+        _, vjp = jax.vjp(restricted, *point)
+        results = []
         for m, out in enumerate(outputs):
             for part in (1, 1j) if is_complex(out) else (1,):
                 cts = [np.zeros((out.size, *a.shape), a.dtype) for a in outputs]
                 cts[m] = (part * np.eye(out.size)).reshape(cts[m].shape).astype(out.dtype)
-                found.append((m, jax.vmap(pull)(cts)))
-        return found
+                results.append((m, jax.vmap(vjp)(cts)))
+        return results
 
     return not any(
-        np.any(np.where(allowed(k, int(m)), 0, np.reshape(by, (outputs[m].size, -1))) != 0)
-        for m, moved in jacobians(*at)
-        for k, by in enumerate(moved)
+        np.any(np.where(allowed(k, int(m)), 0, np.reshape(jacobian, (outputs[m].size, -1))) != 0)
+        for m, by_input in jacobians(*point)
+        for k, jacobian in enumerate(by_input)
     )

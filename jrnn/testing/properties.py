@@ -28,9 +28,9 @@ from jrnn.testing.case import (
     compute_step,
     is_complex,
     is_linear,
-    jit_quickly,
-    loop_steps,
+    jit_unoptimized,
     require,
+    run_step_loop,
     stack_trees,
     take,
 )
@@ -43,16 +43,18 @@ def _frozen(case: Case) -> None:
     frozen = params is not None and params.frozen
     require(frozen, "a cell must be a @dataclass(frozen=True)")
     require(hash(cell) == hash(copy.deepcopy(cell)), "equal cells must have equal hashes")
-    require(pickle.loads(pickle.dumps(cell)) == cell, "the cell must survive pickling")
-    require(type(cell).__name__ in repr(cell), "the cell must print its name and fields")
+    require(
+        pickle.loads(pickle.dumps(cell)) == cell, "a pickled and unpickled cell must equal the cell"
+    )
+    require(type(cell).__name__ in repr(cell), "the repr of a cell must have its name and fields")
 
 
-def _derived(case: Case) -> None:
+def _step(case: Case) -> None:
     carry = case.carry(2, BATCH)
     step = compute_step(case, carry, case.xs(2, BATCH))
-    assert_close(step.derived, step.stepped, 0)
-    after, _ = step.derived
-    chex.assert_trees_all_equal_shapes_and_dtypes(after, carry)
+    assert_close(step.from_parts, step.from_step, 0)
+    new_carry, _ = step.from_parts
+    chex.assert_trees_all_equal_shapes_and_dtypes(new_carry, carry)
 
 
 def _recur(case: Case) -> None:
@@ -69,40 +71,43 @@ def _recur(case: Case) -> None:
 
 
 def _readout(case: Case) -> None:
-    """Called alone it is that of the step: nothing of the old carry or of u reaches it."""
+    """A separate call equals that in the step, so it does not depend on the old carry or on u."""
     carry, x = case.carry(2, BATCH), case.xs(2, BATCH)
     step = compute_step(case, carry, x)
-    (z, _), (after, y) = step.gates, step.derived
+    (z, _), (new_carry, y) = step.gates, step.from_parts
     with jax.disable_jit():
-        alone = case.cell.readout(case.params, *as_jax((after, z)))
-    assert_close(as_numpy(alone), y)
+        separate_y = case.cell.readout(case.params, *as_jax((new_carry, z)))
+    assert_close(as_numpy(separate_y), y)
 
 
 def _taps(case: Case) -> None:
-    """Traced alone: a tap is part of the jaxpr, and its value is what that computes."""
+    """A tap is part of the jaxpr, so that capturing it also works under jit."""
     cell = case.cell
 
-    def derive(params: Params, carry: Carry, x: Inputs) -> tuple[Carry, Any]:
+    def step(params: Params, carry: Carry, x: Inputs) -> tuple[Carry, Any]:
         z = cell.project(params, x)
-        after = cell.update(params, carry, z, cell.recur(params, carry))
-        return after, cell.readout(params, after, z)
+        new_carry = cell.update(params, carry, z, cell.recur(params, carry))
+        return new_carry, cell.readout(params, new_carry, z)
 
     def capture(function: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
-        arguments = (case.params, case.carry(2, BATCH), case.xs(2, BATCH))
-        return jax.eval_shape(capture_taps(function), *arguments)
+        args = (case.params, case.carry(2, BATCH), case.xs(2, BATCH))
+        return jax.eval_shape(capture_taps(function), *args)
 
-    # A function of its own: JAX would not trace `derive` a second time.
-    (plain, tapped), (jitted, again) = capture(derive), capture(jax.jit(lambda *a: derive(*a)))
-    chex.assert_trees_all_equal_shapes_and_dtypes(jitted, plain)
-    require(again == tapped, f"taps are {tapped}, and under jax.jit {again}")
+    (expected, expected_taps), (got, got_taps) = (
+        capture(step),
+        # A new function, because JAX would not trace `step` again.
+        capture(jax.jit(lambda *args: step(*args))),
+    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, expected)
+    require(got_taps == expected_taps, f"taps are {expected_taps}, but {got_taps} under jax.jit")
 
 
 def _leading_axes(case: Case) -> None:
     carry, xs = case.carry(2, BATCH), case.xs(2, BATCH)
-    whole = compute_step(case, carry, xs)
+    batched = compute_step(case, carry, xs)
     for index in np.ndindex(2, BATCH):
-        alone = compute_step(case, take(carry, *index), take(xs, *index))
-        assert_close(take(whole[:2], *index), alone[:2])
+        single = compute_step(case, take(carry, *index), take(xs, *index))
+        assert_close(take(batched[:2], *index), single[:2])
 
 
 def _sequence(case: Case) -> None:
@@ -113,47 +118,50 @@ def _sequence(case: Case) -> None:
     masks = {"lengths": lengths, "resets": resets}
     engines = [name for name, kind in ENGINES.items() if kind.general]
     engines += ["associative"] * is_linear(case)
-    ways = [(engine, reverse) for engine in engines for reverse in (False, True)]
+    variants = [(engine, reverse) for engine in engines for reverse in (False, True)]
 
-    @jit_quickly
-    def all_ways(params, xs, carry):
+    @jit_unoptimized
+    def run_all(params, xs, carry):
         run = partial(unroll, cell, params, xs, carry, **masks)
-        one = unroll(cell, params, take(xs, slice(1)), carry)
-        return one, [run(engine=engine, reverse=reverse) for engine, reverse in ways]
+        one_step = unroll(cell, params, take(xs, slice(1)), carry)
+        return one_step, [run(engine=engine, reverse=reverse) for engine, reverse in variants]
 
-    one, results = all_ways(params, xs, carry)
-    after, y = compute_step(case, carry, take(xs, 0)).stepped
-    assert_close(one, (after, take(y, None)))
-    truth = {way: loop_steps(case, xs, carry, lengths, resets, way) for way in (False, True)}
-    _, others = all_ways(params, change_last_step(xs), carry)
-    for (engine, reverse), got, other in zip(ways, results, others, strict=True):
+    one_step, results = run_all(params, xs, carry)
+    new_carry, y = compute_step(case, carry, take(xs, 0)).from_step
+    assert_close(one_step, (new_carry, take(y, None)))
+    expected = {
+        reverse: run_step_loop(case, xs, carry, lengths, resets, reverse)
+        for reverse in (False, True)
+    }
+    _, changed_results = run_all(params, change_last_step(xs), carry)
+    for (engine, reverse), got, changed in zip(variants, results, changed_results, strict=True):
         try:
-            assert_close(got, truth[reverse])
+            assert_close(got, expected[reverse])
         except AssertionError as error:
             raise AssertionError(f"{engine}, reverse={reverse}: {error}") from error
         if not reverse:
             earlier = slice(STEPS - 1)
             try:
-                assert_close(take(other[1], earlier), take(got[1], earlier), 0)
+                assert_close(take(changed[1], earlier), take(got[1], earlier), 0)
             except AssertionError as error:
                 raise AssertionError(
-                    f"{engine}: the last input changes an earlier output: {error}"
+                    f"{engine}: an earlier output depends on the last input: {error}"
                 ) from error
 
 
-def _compiled(case: Case) -> None:
+def _jit(case: Case) -> None:
     carry, x = case.carry(BATCH), case.xs(BATCH)
     with jax.disable_jit():
-        plain = case.cell.step(case.params, *as_jax((carry, x)))
-    assert_close(compute_step(case, carry, x).stepped, plain)
+        expected = case.cell.step(case.params, *as_jax((carry, x)))
+    assert_close(compute_step(case, carry, x).from_step, expected)
 
 
 def _vmap(case: Case) -> None:
     carry, x = case.carry(BATCH), case.xs(BATCH)
-    mapped = jit_quickly(jax.vmap(case.cell.step, in_axes=(None, 0, 0)))(case.params, carry, x)
-    rows = [compute_step(case, take(carry, b), take(x, b)).stepped for b in range(BATCH)]
+    mapped = jit_unoptimized(jax.vmap(case.cell.step, in_axes=(None, 0, 0)))(case.params, carry, x)
+    rows = [compute_step(case, take(carry, b), take(x, b)).from_step for b in range(BATCH)]
     assert_close(mapped, stack_trees(rows))
-    assert_close(mapped, compute_step(case, carry, x).stepped)
+    assert_close(mapped, compute_step(case, carry, x).from_step)
 
 
 def _no_recompilation(case: Case) -> None:
@@ -163,7 +171,7 @@ def _no_recompilation(case: Case) -> None:
         traced.append(cell)
         return unroll(cell, params, xs)
 
-    run = jax.jit(run, static_argnums=0)  # only traced: what is traced once is compiled once
+    run = jax.jit(run, static_argnums=0)  # tracing suffices: one trace is one compilation
     run.trace(case.cell, case.params, case.xs(STEPS, BATCH))
     run.trace(copy.deepcopy(case.cell), case.params, case.xs(STEPS, BATCH, seed=1))
     require(len(traced) == 1, "an equal cell with new values was traced again")
@@ -177,17 +185,17 @@ def _dtype(case: Case) -> None:
 
     for dtype in (jnp.float32, jnp.bfloat16):
         for tree in jax.eval_shape(partial(step, dtype=dtype), _cast(case.xs(BATCH), dtype)):
-            wanted = {True: jnp.complex64, False: dtype}
-            kept = [a.dtype == wanted[is_complex(a)] for a in jax.tree.leaves(floats(tree))]
-            require(all(kept), f"{jnp.dtype(dtype).name} did not stay: {_dtypes(tree)}")
+            expected = {True: jnp.complex64, False: dtype}
+            equal = [a.dtype == expected[is_complex(a)] for a in jax.tree.leaves(floats(tree))]
+            require(all(equal), f"expected {jnp.dtype(dtype).name}, got {_dtypes(tree)}")
     for dtype in (jnp.float32, jnp.bfloat16):
         params = jax.eval_shape(partial(case.cell.init, case.key, case.input_size, dtype))
-        for first in (
+        for init_carry in (
             lambda p, xs: case.cell.init_carry(p, (BATCH,)),
             lambda p, xs: case.cell.init_carry_like(p, take(xs, 0)),
         ):
-            loop = lambda p, xs, first=first: jax.lax.scan(
-                lambda carry, x: case.cell.step(p, carry, x), first(p, xs), xs
+            loop = lambda p, xs, init_carry=init_carry: jax.lax.scan(
+                lambda carry, x: case.cell.step(p, carry, x), init_carry(p, xs), xs
             )
             jax.eval_shape(loop, params, case.xs(STEPS, BATCH))
 
@@ -202,13 +210,13 @@ def _dtypes(tree: Any) -> Any:
 
 
 def _coefficients(case: Case) -> None:
-    """`coefficients` gives the step, for a batch of sequences as well as for one."""
+    """`coefficients` reproduces the step, for a batch of sequences and for a single one."""
     if not is_linear(case):
         return
     cell = case.cell
 
-    @jit_quickly
-    def given(params: Params, carry: Carry, x: Inputs) -> Carry:
+    @jit_unoptimized
+    def apply_coefficients(params: Params, carry: Carry, x: Inputs) -> Carry:
         coefficients: Any = cell.coefficients(params, cell.project(params, x))
         for tree in coefficients:
             chex.assert_trees_all_equal_structs(tree, carry)
@@ -216,16 +224,16 @@ def _coefficients(case: Case) -> None:
 
     for leading in ((), (2, BATCH)):
         carry, xs = case.carry(*leading), case.xs(*leading)
-        after = given(case.params, carry, xs)
-        chex.assert_trees_all_equal_shapes(after, carry)
+        got = apply_coefficients(case.params, carry, xs)
+        chex.assert_trees_all_equal_shapes(got, carry)
         try:
-            assert_close(after, compute_step(case, carry, xs).stepped[0])
+            assert_close(got, compute_step(case, carry, xs).from_step[0])
         except AssertionError as error:
-            raise AssertionError(f"coefficients are not those of step: {error}") from error
+            raise AssertionError(f"coefficients do not reproduce step: {error}") from error
 
 
 def _noise(case: Case) -> None:
-    """The noise of a stochastic cell is a function of the key alone."""
+    """The noise of a stochastic cell depends only on the key."""
     cell, params, xs = case.cell, case.params, case.xs(STEPS, BATCH)
     if not cell.is_stochastic:
         return
@@ -237,34 +245,36 @@ def _noise(case: Case) -> None:
             f"{np.shape(leaf)}",
         )
 
-    @jit_quickly
-    def runs(params: Params, xs: Inputs, key: jax.Array) -> list[Any]:
+    @jit_unoptimized
+    def run_all(params: Params, xs: Inputs, key: jax.Array) -> list[Any]:
         engines = [name for name, kind in ENGINES.items() if kind.general]
         run = partial(unroll, cell, params, xs)
         return [run(key=key, engine=engine) for engine in engines] + [run(engine="scan")]
 
-    *first, quiet = as_numpy(runs(params, xs, case.key))
-    *again, _ = as_numpy(runs(params, xs, case.key))
-    for one, other in zip(first, again, strict=True):
+    *first, deterministic = as_numpy(run_all(params, xs, case.key))
+    *second, _ = as_numpy(run_all(params, xs, case.key))
+    for one, other in zip(first, second, strict=True):
         assert_close(one, other, 0)
         assert_close(one, first[0])
-    steps = loop_steps(case, xs, as_numpy(cell.init_carry(params, (BATCH,))), *_unmasked(), False)
-    assert_close(quiet, steps)
+    steps = run_step_loop(
+        case, xs, as_numpy(cell.init_carry(params, (BATCH,))), *_no_masks(), False
+    )
+    assert_close(deterministic, steps)
 
 
-def _unmasked() -> tuple[np.ndarray, np.ndarray]:
-    """Lengths and resets of whole sequences."""
+def _no_masks() -> tuple[np.ndarray, np.ndarray]:
+    """Returns lengths and resets without padding and resets."""
     return np.full(BATCH, STEPS), np.zeros((STEPS, BATCH), bool)
 
 
 PROPERTIES: dict[str, Callable[[Case], None]] = {
     "frozen": _frozen,
-    "step": _derived,
+    "step": _step,
     "recur": _recur,
     "readout": _readout,
     "leading_axes": _leading_axes,
     "sequence": _sequence,
-    "jit": _compiled,
+    "jit": _jit,
     "vmap": _vmap,
     "no_recompilation": _no_recompilation,
     "dtype": _dtype,
@@ -274,4 +284,4 @@ PROPERTIES: dict[str, Callable[[Case], None]] = {
     "coefficients": _coefficients,
     "noise": _noise,
 }
-"""The properties by name; each takes a `Case` and raises when it does not hold."""
+"""Maps names to properties; each takes a `Case` and raises if the property does not hold."""

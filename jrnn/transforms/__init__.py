@@ -16,7 +16,7 @@ from jrnn.transforms.residual import Residual as Residual
 from jrnn.transforms.wrapper import Wrapper as Wrapper
 from jrnn.transforms.zoneout import Zoneout as Zoneout
 
-# A transform is the class of what it makes, so that a transformed cell prints as what made it.
+# A transform is a class, so that the repr of a transformed cell is the expression that makes it.
 clip = Clip
 dropout = Dropout
 highway = Highway
@@ -38,4 +38,4 @@ REGISTRY: dict[str, type[Cell]] = {
     "learned_carry": LearnedCarry,
     "clip": Clip,
 }
-"""Every transform by its name."""
+"""Maps names to transforms."""

@@ -1,4 +1,4 @@
-"""Transforms of the carry: a learned first carry, and clipping."""
+"""Transforms of the carry: a learned initial carry, and clipping."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -10,11 +10,11 @@ from jax.typing import DTypeLike
 
 from jrnn import checks
 from jrnn.cell import Carry, Gates, Params
-from jrnn.transforms.wrapper import Wrapper, WrapperGates, refuse_coupled_carry
+from jrnn.transforms.wrapper import Wrapper, WrapperGates, check_independent_carry
 
 
 class LearnedCarryParams(NamedTuple):
-    """The first carry, beside the parameters of the cell."""
+    """The parameters of the cell, and the initial carry."""
 
     cell: Params
     carry: Carry  # leaves without batch axes
@@ -22,19 +22,19 @@ class LearnedCarryParams(NamedTuple):
 
 @dataclass(frozen=True)
 class LearnedCarry(Wrapper):
-    r"""Learns the first carry, which every sequence and every reset starts from.
+    r"""Learns the initial carry, which is used at the start of a sequence and after a reset.
 
     ::
 
         s_0 = params.carry
 
-    It starts at that of the cell.
+    It is initialized to the initial carry of the cell.
 
     Args:
       cell: the cell.
 
     Raises:
-      TypeError: `cell` is no cell; or, at `init`, its carry is not of real floats alone.
+      TypeError: `cell` is not a `Cell`; or, at `init`, its carry has integer or complex leaves.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = LearnedCarry(jrnn.GRU(hidden_size=4))
@@ -47,47 +47,47 @@ class LearnedCarry(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_coupled_carry(self, "a learned value of each by itself")
+        check_independent_carry(self, "a learned initial carry")
 
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> LearnedCarryParams:
-        inside = self.cell.init(key, input_size, dtype)
-        carry = self.cell.init_carry(inside, ())
+        inner = self.cell.init(key, input_size, dtype)
+        carry = self.cell.init_carry(inner, ())
         if not all(jnp.issubdtype(a.dtype, jnp.floating) for a in jax.tree.leaves(carry)):
             raise TypeError(
-                f"{self.owner}: the carry must be of real floats alone, got "
+                f"{self.owner}: all leaves of the carry must be real and floating, got "
                 f"{[a.dtype.name for a in jax.tree.leaves(carry)]} of {self.cell!r}; "
                 "pass a carry to unroll, or choose another cell"
             )
-        # Copies, because leaves of a carry may share a buffer, which can be donated only once.
-        return LearnedCarryParams(inside, jax.tree.map(jnp.copy, carry))
+        # Leaves of a carry may share a buffer, which can be donated only once, so copy them.
+        return LearnedCarryParams(inner, jax.tree.map(jnp.copy, carry))
 
     def init_carry(self, params: LearnedCarryParams, batch_shape: tuple[int, ...]) -> Carry:
-        spread = lambda leaf: jnp.broadcast_to(leaf, (*batch_shape, *leaf.shape))
-        return jax.tree.map(spread, params.carry)
+        broadcast = lambda leaf: jnp.broadcast_to(leaf, (*batch_shape, *leaf.shape))
+        return jax.tree.map(broadcast, params.carry)
 
 
 @dataclass(frozen=True)
 class Clip(Wrapper):
-    r"""Clips each number of the carry to a limit, and each of its cotangents to another.
+    r"""Clips the carry elementwise, and its cotangent in the backward pass.
 
     ::
 
         s' = min(max(update(s, x), -carry), carry),   y = readout(s')
-        backwards: ds' = min(max(ds', -gradient), gradient), step by step
+        backward pass: ds' = min(max(ds', -gradient), gradient) at each step
 
-    ds' is the whole cotangent of the new carry, from the next step and from the output. The result
-    of clipping it is no derivative: there is no forward mode, and engines that solve a linear
-    equation for all gradients at once refuse the cell.
+    ds' is the full cotangent of the new carry, from the next step and from the output. A clipped
+    cotangent is not a derivative: forward-mode differentiation is not supported, and engines that
+    solve a linear equation for all gradients at once raise an error.
 
     Args:
       cell: the cell.
-      carry: limit of the carry, or None.
-      gradient: limit of the cotangent of the new carry, or None.
+      carry: limit of the carry; None does not clip it.
+      gradient: limit of the cotangent of the new carry; None does not clip it.
 
     Raises:
-      TypeError: `cell` is no cell; or, when run, its carry is complex.
+      TypeError: `cell` is not a `Cell`; or, when it runs, its carry is complex.
       ValueError: a limit is not above 0, or both are None.
 
     >>> import jax, jax.numpy as jnp, jrnn
@@ -112,35 +112,37 @@ class Clip(Wrapper):
             if getattr(self, name) is not None:
                 checks.positive_number(self.owner, name, getattr(self, name))
         if self.carry is not None:
-            refuse_coupled_carry(self, "clipping of each by itself")
+            check_independent_carry(self, "elementwise clipping")
         if self.carry is None and self.gradient is None:
-            raise ValueError(f"{self.owner}: give a limit, carry= or gradient=")
+            raise ValueError(f"{self.owner}: carry or gradient must be a number, got None for both")
 
     def coefficients(self, params: Params, z: WrapperGates) -> None:
         return None
 
     def update(self, params: Params, carry: Carry, z: WrapperGates, u: Gates) -> Carry:
-        new = self.cell.update(self.inside(params), carry, z.inside, u)
+        new = self.cell.update(self.cell_params(params), carry, z.inner, u)
         if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(new)):
             raise TypeError(
-                f"{self.owner}: the carry of {self.cell!r} is complex and cannot be clipped; its "
-                "eigenvalues keep it small"
+                f"{self.owner}: the carry of {self.cell!r} must be real to be clipped, got a "
+                "complex one; its eigenvalues already bound it"
             )
-        return jax.tree.map(lambda leaf: _limited_back(self.gradient, self._limited(leaf)), new)
+        return jax.tree.map(
+            lambda leaf: _clip_cotangent(self.gradient, self._clip_carry(leaf)), new
+        )
 
-    def _limited(self, leaf: jax.Array) -> jax.Array:
+    def _clip_carry(self, leaf: jax.Array) -> jax.Array:
         if self.carry is None or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
         return jnp.clip(leaf, -self.carry, self.carry)
 
 
-def _limited_back(limit: float | None, leaf: jax.Array) -> jax.Array:
+def _clip_cotangent(limit: float | None, leaf: jax.Array) -> jax.Array:
     floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-    return leaf if limit is None or not floating else _identity(limit, leaf)
+    return leaf if limit is None or not floating else _identity_with_clipped_cotangent(limit, leaf)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _identity(limit: float, leaf: jax.Array) -> jax.Array:
+def _identity_with_clipped_cotangent(limit: float, leaf: jax.Array) -> jax.Array:
     return leaf
 
 
@@ -152,4 +154,4 @@ def _backward(limit: float, _: None, ct: jax.Array) -> tuple[jax.Array]:
     return (jnp.clip(ct, -limit, limit),)
 
 
-_identity.defvjp(_forward, _backward)
+_identity_with_clipped_cotangent.defvjp(_forward, _backward)

@@ -1,4 +1,4 @@
-"""Dropout of inputs, candidates and outputs, and of recurrent weights."""
+"""Dropout of inputs, candidates, outputs and recurrent weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from jrnn.transforms.wrapper import Wrapper, WrapperGates
 
 
 class DropoutMasks(NamedTuple):
-    """True where numbers are kept, `[*leading, ...]` bool."""
+    """Boolean masks `[*leading, ...]`, True where values are kept."""
 
     x: list[jax.Array]
     candidate: list[jax.Array]
@@ -24,28 +24,29 @@ class DropoutMasks(NamedTuple):
 
 @dataclass(frozen=True)
 class Dropout(Wrapper):
-    r"""Drops numbers of the input, of the candidate, and of the output.
+    r"""Dropout of the input, of the candidate, and of the output.
 
     ::
 
         s', y = cell(s, m_x * x), with m_n * n in place of its candidate n;   y = m_y * y
-        m ~ Bernoulli(1 - rate) / (1 - rate)       with a key; without one 1, the expected value
+        m ~ Bernoulli(1 - rate) / (1 - rate)       with a key
+        m = 1, the expected value                  without a key
 
-    A mask is drawn for each sequence and kept for all its steps, the variational form; with
-    `each_step` it is new at each step. Dropping candidates, what a gate may write, never touches
-    what is already in memory.
+    By default each sequence has one mask for all its steps (variational dropout); with `each_step`
+    a new mask is drawn at each step. Dropout of the candidate does not change the values that are
+    already stored in the carry.
 
     Args:
       cell: the cell.
-      x: rate of the inputs; of a pytree of inputs, of its field `x`.
-      y: rate of the outputs; what the next step sees of them is not dropped.
-      candidate: rate of the candidate, the g of an LSTM and the n of a GRU.
-      each_step: whether masks are new at each step.
+      x: rate of the inputs; if these are a pytree, of its field `x`.
+      y: rate of the outputs; the recurrent connection is not dropped.
+      candidate: rate of the candidate: g of an LSTM, n of a GRU.
+      each_step: whether to draw new masks at each step.
 
     Raises:
-      TypeError: `cell` is no cell.
-      ValueError: a rate outside [0, 1), or `each_step` no bool; or, when run with a key, a rate for
-        the candidate of a cell that has none.
+      TypeError: `cell` is not a `Cell`.
+      ValueError: a rate is outside [0, 1), or `each_step` is not a bool; or, when it runs with a
+        key, `candidate` is above 0 and the cell has no candidate.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = Dropout(jrnn.GRU(hidden_size=4), x=0.2, candidate=0.25)
@@ -56,7 +57,7 @@ class Dropout(Wrapper):
 
     References:
       Gal and Ghahramani, 2016, A theoretically grounded application of dropout in recurrent neural
-        networks (one mask for each sequence).
+        networks (one mask per sequence).
       Semeniuta, Severyn and Barth, 2016, Recurrent dropout without memory loss (candidates).
     """
 
@@ -79,25 +80,27 @@ class Dropout(Wrapper):
     def sample_own_noise(
         self, params: Params, xs: Inputs, noise: Any, leading: tuple[int, ...], key: jax.Array
     ) -> tuple[Params, DropoutMasks]:
-        shapes = partial(self._shapes, leading)
-        candidates, y = shapes(self.inside(params), add_noise(xs, noise))
+        shapes = partial(self._candidate_and_output_shapes, leading)
+        candidates, y = shapes(self.cell_params(params), add_noise(xs, noise))
         keys = iter(jax.random.split(key, 3))
         if self.candidate and not candidates:
             raise ValueError(
-                f"{self.owner}: {self.cell!r} has no candidate to drop; leave out "
-                f"candidate={self.candidate}, or drop inputs by x="
+                f"{self.owner}: {self.cell!r} has no candidate to drop, got "
+                f"candidate={self.candidate}; remove it, or set x= to drop inputs"
             )
-        dropped = self._dropped(xs) if self.x else []
+        x_leaves = self._dropped_leaves(xs) if self.x else []
         return params, DropoutMasks(
-            x=self._draw(next(keys), self.x, dropped),
-            candidate=self._draw(next(keys), self.candidate, candidates if self.candidate else []),
-            y=self._draw(next(keys), self.y, [y])[0] if self.y else None,
+            x=self._sample_masks(next(keys), self.x, x_leaves),
+            candidate=self._sample_masks(
+                next(keys), self.candidate, candidates if self.candidate else []
+            ),
+            y=self._sample_masks(next(keys), self.y, [y])[0] if self.y else None,
         )
 
-    def _shapes(
+    def _candidate_and_output_shapes(
         self, leading: tuple[int, ...], params: Params, xs: Inputs
     ) -> tuple[list[Any], Any]:
-        """Shapes of all candidates of a step, and of its output, for all steps at once."""
+        """Shapes of the candidates and of the output, with the leading axes of all steps."""
         cell = self.cell
         carry = jax.eval_shape(lambda p: cell.init_carry(p, leading), params)
         z = jax.eval_shape(cell.project, params, xs)
@@ -105,16 +108,16 @@ class Dropout(Wrapper):
         candidates = taps.tapped_shapes(cell.update, "candidate", params, carry, z, u)
         return candidates, jax.eval_shape(cell.readout, params, carry, z)
 
-    def _draw(self, key: jax.Array, rate: float, like: list[Any]) -> list[jax.Array]:
+    def _sample_masks(self, key: jax.Array, rate: float, like: list[Any]) -> list[jax.Array]:
         masks = []
         for n, leaf in enumerate(like):
             shape = leaf.shape if self.each_step else (1, *leaf.shape[1:])
-            drawn = jax.random.bernoulli(jax.random.fold_in(key, n), 1 - rate, shape)
-            masks.append(jnp.broadcast_to(drawn, leaf.shape))
+            mask = jax.random.bernoulli(jax.random.fold_in(key, n), 1 - rate, shape)
+            masks.append(jnp.broadcast_to(mask, leaf.shape))
         return masks
 
-    def _dropped(self, x: Inputs) -> list[Any]:
-        """The leaves of the input that are dropped: no time step, and no mask of the user's."""
+    def _dropped_leaves(self, x: Inputs) -> list[Any]:
+        """The leaves of the input that are dropped: no time intervals and no observation masks."""
         named, _ = jax.tree_util.tree_flatten_with_path(x)
         return [leaf for path, leaf in named if _is_x(path)]
 
@@ -132,17 +135,17 @@ class Dropout(Wrapper):
         return y if extra is None or extra.y is None else _drop(extra.y, self.y, y)
 
     def update(self, params: Params, carry: Carry, z: WrapperGates, u: Gates) -> Carry:
-        update = self._dropping(self.cell.update, z.extra)
-        return update(self.inside(params), carry, z.inside, u)
+        update = self._with_candidate_dropout(self.cell.update, z.extra)
+        return update(self.cell_params(params), carry, z.inner, u)
 
     def coefficients(self, params: Params, z: WrapperGates) -> Coefficients | None:
-        coefficients = self._dropping(self.cell.coefficients, z.extra)
-        return coefficients(self.inside(params), z.inside)
+        coefficients = self._with_candidate_dropout(self.cell.coefficients, z.extra)
+        return coefficients(self.cell_params(params), z.inner)
 
-    def _dropping(
+    def _with_candidate_dropout(
         self, function: Callable[..., Any], masks: DropoutMasks | None
     ) -> Callable[..., Any]:
-        """The function with its candidates dropped, if any are."""
+        """The function with dropout of its candidates, if there are masks for these."""
         if masks is None or not masks.candidate:
             return function
         each = iter(masks.candidate)
@@ -152,20 +155,21 @@ class Dropout(Wrapper):
 
 @dataclass(frozen=True)
 class WeightDrop(Wrapper):
-    r"""Drops recurrent weights, the same ones for all steps and sequences of a run.
+    r"""Drops recurrent weights, with one mask for all steps and sequences.
 
     ::
 
-        w_hh = m * w_hh / (1 - rate),   m ~ Bernoulli(1 - rate)       with a key; without one w_hh
+        w_hh = m * w_hh / (1 - rate),   m ~ Bernoulli(1 - rate)       with a key
+        w_hh                                                          without a key
 
     Args:
-      cell: the cell; of a transformed one, the weights of the cell inside too.
+      cell: the cell; if it is a transformed one, weights of the inner cell are dropped as well.
       rate: rate of the weights.
-      names: fields of the parameters that are dropped.
+      names: names of the parameters that are dropped.
 
     Raises:
-      TypeError: `cell` is no cell.
-      ValueError: a rate outside [0, 1); or, at `init`, no parameter has such a name.
+      TypeError: `cell` is not a `Cell`.
+      ValueError: `rate` is outside [0, 1); or, at `init`, no parameter has one of the names.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = WeightDrop(jrnn.LSTM(hidden_size=4), rate=0.5)
@@ -203,7 +207,7 @@ class WeightDrop(Wrapper):
         keys = jax.random.split(key, len(named))
         drop = lambda k, w: _drop(jax.random.bernoulli(k, 1 - self.rate, w.shape), self.rate, w)
         weights = [
-            drop(k, w) if _field(path) in self.names else w
+            drop(k, w) if _field_name(path) in self.names else w
             for k, (path, w) in zip(keys, named, strict=True)
         ]
         return jax.tree.unflatten(structure, weights), None
@@ -211,23 +215,23 @@ class WeightDrop(Wrapper):
     def _named(self, params: Params) -> list[tuple[Any, Any]]:
         """All parameters with their paths; raises if none has one of the names."""
         named, _ = jax.tree_util.tree_flatten_with_path(params)
-        if not any(_field(path) in self.names for path, _ in named):
+        if not any(_field_name(path) in self.names for path, _ in named):
             raise ValueError(
                 f"{self.owner}: no parameter of {self.cell!r} is named {' or '.join(self.names)}; "
-                f"name some of {', '.join(sorted({_field(path) for path, _ in named}))}"
+                f"choose names from {', '.join(sorted({_field_name(path) for path, _ in named}))}"
             )
         return named
 
 
-def _drop(kept: jax.Array, rate: float, a: jax.Array) -> jax.Array:
-    """What is kept, scaled so that the mean does not change."""
-    return jnp.where(kept, a / (1 - rate), jnp.zeros((), a.dtype))
+def _drop(mask: jax.Array, rate: float, a: jax.Array) -> jax.Array:
+    """Zero where the mask is False, else scaled so that the expected value does not change."""
+    return jnp.where(mask, a / (1 - rate), jnp.zeros((), a.dtype))
 
 
 def _is_x(path: tuple[Any, ...]) -> bool:
-    return not path or _field(path) == "x"
+    return not path or _field_name(path) == "x"
 
 
-def _field(path: tuple[Any, ...]) -> str:
-    """The name of a leaf in its tuple, without the dot."""
+def _field_name(path: tuple[Any, ...]) -> str:
+    """The name of the field that holds a leaf."""
     return jax.tree_util.keystr(path[-1:]).strip(".[]'")

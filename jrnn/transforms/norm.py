@@ -1,4 +1,4 @@
-"""Layer normalisation inside the recurrence."""
+"""Layer normalization inside the recurrence."""
 
 import functools
 from dataclasses import dataclass
@@ -15,42 +15,42 @@ from jrnn.transforms.wrapper import Wrapper, WrapperGates
 
 
 class LayerNormParams(NamedTuple):
-    """Gains, beside the parameters of the cell; its b is the shift of all gates."""
+    """The parameters of the cell, whose b is the shift of all gates, and gains."""
 
     cell: Params
     gain_ih: jax.Array  # [G·hidden]
-    gain_hh: jax.Array | None  # [G·hidden], of the gates that see the carry
-    gain_c: jax.Array | None  # [hidden], where the cell shows a state
+    gain_hh: jax.Array | None  # [G·hidden], of the gates that depend on the carry
+    gain_c: jax.Array | None  # [hidden], if the cell has a cell state
     shift_c: jax.Array | None  # [hidden]
 
 
 @dataclass(frozen=True)
 class LayerNorm(Wrapper):
-    r"""Layer normalisation of what gates see of input and carry, and of the state that is shown.
+    r"""Layer normalization of the input and recurrent products, and of the cell state.
 
     ::
 
-        gain_ih * norm(W x) + gain_hh * norm(U h) + b       in place of W x + U h + b, of all gates
-        h' = o * tanh(gain_c * norm(c') + shift_c)          where the cell shows a state
+        gain_ih * norm(W x) + gain_hh * norm(U h) + b       in place of W x + U h + b of all gates
+        h' = o * tanh(gain_c * norm(c') + shift_c)          if the cell has a cell state
         norm(v) = (v - mean v) / sqrt(var v + epsilon)
 
-    Mean and variance are over all gates of a product together, as in the LSTM of the paper and in
-    haste, or with `per_gate` over each by itself. The shifts of the paper would do what b does.
-    Where a bias stands within a gate, the b_hn of a GRU, it is added after the norm.
+    Mean and variance are over all gates of a product jointly, as in the LSTM of the paper and in
+    haste, or with `per_gate` over each gate separately. The shifts of the paper are omitted, since
+    b has the same effect. A bias inside a gate, such as b_hn of a GRU, is added after the norm.
 
     It must be the innermost transform: `zoneout(layer_norm(LSTM(64)))`.
 
     Args:
-      cell: a cell whose parameters have a bias `b`, and that multiplies no matrix in `update`.
-      per_gate: whether each gate is normalised by itself.
-      shown: whether the cell state is normalised on its way to the output; cells without one
-        ignore it.
+      cell: a cell whose parameters have a bias `b`, and whose `update` is elementwise.
+      per_gate: whether to normalize each gate separately.
+      normalize_cell_state: whether to normalize the cell state before the output is computed;
+        without effect for cells that have no cell state.
       epsilon: added to the variance.
 
     Raises:
-      TypeError: `cell` is no cell.
-      ValueError: `update` is not elementwise; the gates are not W x + b with a bias `b` for all of
-        them; the cell is a transform, or stochastic; `epsilon` is not above 0.
+      TypeError: `cell` is not a `Cell`.
+      ValueError: `update` is not elementwise; the gates are not W x + b with one bias `b` for all
+        of them; the cell is a transform or stochastic; `epsilon` is not above 0.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = LayerNorm(jrnn.LSTM(hidden_size=4))
@@ -60,90 +60,91 @@ class LayerNorm(Wrapper):
 
     References:
       Ba, Kiros and Hinton, 2016, Layer normalization.
-      Haste, LayerNormLSTM and LayerNormGRU (joint statistics, no shifts but b).
+      Haste, LayerNormLSTM and LayerNormGRU (joint statistics, and b as the only shift).
     """
 
     per_gate: bool = False
-    shown: bool = True
+    normalize_cell_state: bool = True
     epsilon: float = 1e-5
     nested = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.boolean(self.owner, "per_gate", self.per_gate)
-        checks.boolean(self.owner, "shown", self.shown)
+        checks.boolean(self.owner, "normalize_cell_state", self.normalize_cell_state)
         checks.positive_number(self.owner, "epsilon", self.epsilon)
         if isinstance(self.cell, Wrapper) or self.cell.is_stochastic:
             raise ValueError(
                 f"{self.owner}: must be the innermost transform, of a cell without noise, got "
-                f"{self.cell!r}; write zoneout(layer_norm(...)) and not the reverse"
+                f"{self.cell!r}; write zoneout(layer_norm(...)), not layer_norm(zoneout(...))"
             )
-        facts = _facts(self.cell)
+        facts = _trace_facts(self.cell)
         if not facts.affine_gates:
             raise ValueError(
                 f"{self.owner}: the gates of {self.cell!r} are not W x + b with one bias b for "
-                "all of them, so that there is no product to normalise; choose another cell"
+                "all of them, so there is no product to normalize; choose another cell"
             )
         if not facts.elementwise:
             raise ValueError(
-                f"{self.owner}: {self.cell!r} multiplies a matrix in update, where it cannot be "
-                "normalised; choose a cell or an option without, such as GRU(reset_after=True)"
+                f"{self.owner}: update of {self.cell!r} must be elementwise, got a matrix product, "
+                "which cannot be normalized; choose another cell or option, such as "
+                "GRU(reset_after=True)"
             )
 
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> LayerNormParams:
-        inside = self.cell.init(key, input_size, dtype)
-        facts = _facts(self.cell)
+        inner = self.cell.init(key, input_size, dtype)
+        facts = _trace_facts(self.cell)
         ones = lambda size: jnp.ones((size,), dtype) if size else None
-        width = facts.cell_state if self.shown else None
+        size = facts.cell_state if self.normalize_cell_state else None
         return LayerNormParams(
-            cell=inside,
+            cell=inner,
             gain_ih=jnp.ones((sum(facts.ih),), dtype),
             gain_hh=ones(sum(facts.hh)),
-            gain_c=ones(width),
-            shift_c=None if width is None else jnp.zeros((width,), dtype),
+            gain_c=ones(size),
+            shift_c=None if size is None else jnp.zeros((size,), dtype),
         )
 
     def transform_gates(self, params: LayerNormParams, x: Inputs) -> Gates:
-        # The tangent by b is b itself, cut into the gates as the cell cuts it.
+        # The tangent along b is b itself, split into gates by the cell.
         project = lambda b: self.cell.project(params.cell._replace(b=b), x)
         b = params.cell.b
         z, shift = jax.jvp(project, (jnp.zeros_like(b),), (b,))
-        return jax.tree.map(jnp.add, self._normed(z, params.gain_ih), shift)
+        return jax.tree.map(jnp.add, self._normalize(z, params.gain_ih), shift)
 
     def update(self, params: LayerNormParams, carry: Carry, z: WrapperGates, u: Gates) -> Carry:
         if params.gain_hh is not None:
-            u = self._normed(u, params.gain_hh)
+            u = self._normalize(u, params.gain_hh)
         gain, shift = params.gain_c, params.shift_c
         if gain is None or shift is None:
-            return self.cell.update(params.cell, carry, z.inside, u)
+            return self.cell.update(params.cell, carry, z.inner, u)
         norm = lambda c: gain * _norm([c], self.epsilon)[0] + shift
         update = taps.replace_taps(self.cell.update, "cell_state", norm)
-        return update(params.cell, carry, z.inside, u)
+        return update(params.cell, carry, z.inner, u)
 
     def coefficients(self, params: LayerNormParams, z: WrapperGates) -> Coefficients | None:
         if params.gain_hh is not None or params.gain_c is not None:
             return None
-        return self.cell.coefficients(params.cell, z.inside)
+        return self.cell.coefficients(params.cell, z.inner)
 
-    def _normed(self, gates: Gates, gain: jax.Array) -> Gates:
+    def _normalize(self, gates: Gates, gain: jax.Array) -> Gates:
         leaves, structure = jax.tree.flatten(gates)
         each = [[leaf] for leaf in leaves] if self.per_gate else [leaves]
-        normed = [a for group in each for a in _norm(group, self.epsilon)]
-        gains = _cut(gain, leaves)
-        return jax.tree.unflatten(structure, map(jnp.multiply, gains, normed))
+        normalized = [a for group in each for a in _norm(group, self.epsilon)]
+        gains = _split_like(gain, leaves)
+        return jax.tree.unflatten(structure, map(jnp.multiply, gains, normalized))
 
 
-class _Facts(NamedTuple):
-    """What a trace of a cell tells: whether it can be normalised, and how wide its gates are.
+class _CellFacts(NamedTuple):
+    """Facts from the trace of a cell: whether it can be normalized, and the sizes of its gates.
 
     Attributes:
       affine_gates: whether `project` is W x + b with a bias for all gates.
       elementwise: whether `update` is elementwise.
-      ih: widths of the gates of the input product.
-      hh: widths of the gates of the recurrent product.
-      cell_state: width of the state on its way to the output, or None.
+      ih: sizes of the gates of the input product.
+      hh: sizes of the gates of the recurrent product.
+      cell_state: size of the cell state, or None.
     """
 
     affine_gates: bool
@@ -154,25 +155,25 @@ class _Facts(NamedTuple):
 
 
 @functools.cache
-def _facts(cell: Cell) -> _Facts:
+def _trace_facts(cell: Cell) -> _CellFacts:
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 1))
     carry = jax.eval_shape(lambda p: cell.init_carry(p, ()), params)
     x = jax.eval_shape(lambda: cell.inputs(1, ()))
     z = jax.eval_shape(cell.project, params, x)
     u = jax.eval_shape(cell.recur, params, carry)
-    shown = taps.tapped_shapes(cell.update, "cell_state", params, carry, z, u)
+    cell_states = taps.tapped_shapes(cell.update, "cell_state", params, carry, z, u)
     ih, hh = (tuple(a.shape[-1] for a in jax.tree.leaves(gates)) for gates in (z, u))
-    return _Facts(
+    return _CellFacts(
         affine_gates=structure.adds_bias_last(cell.project, "b", sum(ih), params, x),
         elementwise=structure.update_is_elementwise(cell, params, carry, z, u),
         ih=ih,
         hh=hh,
-        cell_state=shown[0].shape[-1] if shown else None,
+        cell_state=cell_states[0].shape[-1] if cell_states else None,
     )
 
 
 def _norm(group: list[jax.Array], epsilon: float) -> list[jax.Array]:
-    """Arrays `[..., n]` less their common mean, over their common deviation, found in float32."""
+    """Arrays `[..., n]` minus their joint mean, over their joint deviation, computed in float32."""
     dtypes = [a.dtype for a in group]
     group = [a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in group]
     count = sum(a.shape[-1] for a in group)
@@ -183,7 +184,7 @@ def _norm(group: list[jax.Array], epsilon: float) -> list[jax.Array]:
     return [(a * scale).astype(dtype) for a, dtype in zip(group, dtypes, strict=True)]
 
 
-def _cut(joined: jax.Array, like: list[jax.Array]) -> list[jax.Array]:
-    """Gates side by side, cut into parts as wide as those given."""
+def _split_like(array: jax.Array, like: list[jax.Array]) -> list[jax.Array]:
+    """Splits the last axis into parts of the sizes of the arrays `like`."""
     ends = [sum(a.shape[-1] for a in like[: n + 1]) for n in range(len(like) - 1)]
-    return jnp.split(joined, ends, axis=-1)
+    return jnp.split(array, ends, axis=-1)

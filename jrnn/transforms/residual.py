@@ -1,4 +1,4 @@
-"""Residual and highway connections around a cell, and a linear map of its output."""
+"""Residual and highway connections around a cell, and a linear projection of its output."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Inputs, Params
-from jrnn.transforms.wrapper import Wrapper, features
+from jrnn.transforms.wrapper import Wrapper, input_array
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Residual(Wrapper):
         s', y = cell(s, x);   y = y + x
 
     Args:
-      cell: a cell whose output is of the size of its input.
+      cell: a cell whose output has the size of its input.
 
     Raises:
-      TypeError: `cell` is no cell.
+      TypeError: `cell` is not a `Cell`.
       ValueError: at `init`, input and output differ in size.
 
     >>> import jax, jax.numpy as jnp, jrnn
@@ -41,18 +41,18 @@ class Residual(Wrapper):
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> Params:
         params = self.cell.init(key, input_size, dtype)
-        _same_size(self, params, input_size)
+        _check_output_size(self, params, input_size)
         return params
 
     def transform_input(self, params: Params, x: Inputs, noise: Any) -> tuple[Inputs, Any]:
-        return x, features(x)
+        return x, input_array(x)
 
     def transform_output(self, params: Params, y: Any, extra: jax.Array) -> Any:
         return y + extra
 
 
 class HighwayParams(NamedTuple):
-    """Weights of the gate, beside those of the cell."""
+    """The parameters of the cell, and the weights of the gate."""
 
     cell: Params
     w_t: jax.Array  # [input, input]
@@ -61,7 +61,7 @@ class HighwayParams(NamedTuple):
 
 @dataclass(frozen=True)
 class Highway(Wrapper):
-    r"""A gate between the output and the input, computed from the input alone.
+    r"""Mixes the output with the input by a gate that depends on the input.
 
     ::
 
@@ -69,11 +69,11 @@ class Highway(Wrapper):
         s', y = cell(s, x);   y = t * y + (1 - t) * x
 
     Args:
-      cell: a cell whose output is of the size of its input.
-      bias: initial value of b_t; below 0 the gate favours the input at first.
+      cell: a cell whose output has the size of its input.
+      bias: initial value of b_t; if it is below 0, the gate favors the input at first.
 
     Raises:
-      TypeError: `cell` is no cell.
+      TypeError: `cell` is not a `Cell`.
       ValueError: at `init`, input and output differ in size.
 
     >>> import jax, jax.numpy as jnp, jrnn
@@ -97,16 +97,16 @@ class Highway(Wrapper):
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> HighwayParams:
         key_cell, key_t = jax.random.split(key)
-        inside = self.cell.init(key_cell, input_size, dtype)
-        _same_size(self, inside, input_size)
+        inner = self.cell.init(key_cell, input_size, dtype)
+        _check_output_size(self, inner, input_size)
         return HighwayParams(
-            cell=inside,
+            cell=inner,
             w_t=initializers.input_weights(key_t, input_size, input_size, 1, dtype),
             b_t=jnp.full((input_size,), self.bias, dtype),
         )
 
     def transform_input(self, params: HighwayParams, x: Inputs, noise: Any) -> tuple[Inputs, Any]:
-        array = features(x)
+        array = input_array(x)
         return x, (sigmoid(array @ params.w_t + params.b_t), array)
 
     def transform_output(self, params: HighwayParams, y: Any, extra: Any) -> Any:
@@ -115,7 +115,7 @@ class Highway(Wrapper):
 
 
 class ProjectionParams(NamedTuple):
-    """Weights of the output, beside those of the cell."""
+    """The parameters of the cell, and the weights of the projection."""
 
     cell: Params
     w_y: jax.Array  # [hidden, size]
@@ -123,20 +123,20 @@ class ProjectionParams(NamedTuple):
 
 @dataclass(frozen=True)
 class Projection(Wrapper):
-    r"""A linear map of the output, to another size. The carry is that of the cell.
+    r"""Linear projection of the output to another size.
 
     ::
 
         s', y = cell(s, x);   y = W_y y
 
-    What is fed back is not mapped: for that see `proj_size` of `jrnn.LSTM`.
+    The carry is not projected; for that see `proj_size` of `jrnn.LSTM`.
 
     Args:
       cell: the cell.
       size: the size of the output.
 
     Raises:
-      TypeError: `cell` is no cell.
+      TypeError: `cell` is not a `Cell`.
       ValueError: `size` is not a positive int.
 
     >>> import jax, jax.numpy as jnp, jrnn
@@ -157,19 +157,20 @@ class Projection(Wrapper):
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> ProjectionParams:
         key_cell, key_y = jax.random.split(key)
-        inside = self.cell.init(key_cell, input_size, dtype)
-        width = self.cell.output_shape(inside, input_size).shape[-1]
-        weights = initializers.input_weights(key_y, width, self.size, 1, dtype)
-        return ProjectionParams(inside, weights)
+        inner = self.cell.init(key_cell, input_size, dtype)
+        output_size = self.cell.output_shape(inner, input_size).shape[-1]
+        weights = initializers.input_weights(key_y, output_size, self.size, 1, dtype)
+        return ProjectionParams(inner, weights)
 
     def transform_output(self, params: ProjectionParams, y: Any, extra: Any) -> Any:
         return y @ params.w_y
 
 
-def _same_size(transform: Wrapper, params: Params, input_size: int) -> None:
-    width = transform.cell.output_shape(params, input_size).shape[-1]
-    if width != input_size:
+def _check_output_size(transform: Wrapper, params: Params, input_size: int) -> None:
+    size = transform.cell.output_shape(params, input_size).shape[-1]
+    if size != input_size:
         raise ValueError(
-            f"{transform.owner}: input and output must be of one size, got input_size={input_size} "
-            f"and outputs of {width}; give the cell hidden_size={input_size}, or map one of them"
+            f"{transform.owner}: input and output must have the same size, got "
+            f"input_size={input_size} and outputs of size {size}; "
+            f"set hidden_size={input_size}, or project the output"
         )

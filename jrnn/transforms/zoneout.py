@@ -1,4 +1,4 @@
-"""Zoneout: some units keep their state for a step."""
+"""Zoneout: random units keep their previous state."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,30 +8,30 @@ import jax.numpy as jnp
 
 from jrnn import checks
 from jrnn.cell import Carry, Coefficients, Dense, Diagonal, Gates, Inputs, LogDiagonal, Params
-from jrnn.transforms.wrapper import Wrapper, WrapperGates, refuse_coupled_carry
+from jrnn.transforms.wrapper import Wrapper, WrapperGates, check_independent_carry
 
 
 @dataclass(frozen=True)
 class Zoneout(Wrapper):
-    r"""Keeps each number of the carry as it was, with a probability, for one step.
+    r"""Keeps the previous value of each element of the carry with a given probability.
 
     ::
 
         s~, y = cell(s, x)
         s' = m * s + (1 - m) * s~,   m_t ~ Bernoulli(rate)      with a key
-        s' = rate * s + (1 - rate) * s~                         without: the expected value
+        s' = rate * s + (1 - rate) * s~                         without a key: the expected value
 
-    Where y is a part of the new carry, as the h of most cells, so it stays: y = h'.
+    The output is read from s', so that y = h' for cells whose output is h.
 
     Args:
       cell: the cell.
       h: rate of h, or of a carry that is one array.
-      c: rate of everything else in the carry, such as c of an LSTM, with one mask for leaves of
-        one shape.
+      c: rate of all other leaves, such as c of an LSTM; leaves of the same shape have the same
+        mask.
 
     Raises:
-      TypeError: `cell` is no cell.
-      ValueError: a rate outside [0, 1), or one for c of a cell whose carry is one array.
+      TypeError: `cell` is not a `Cell`.
+      ValueError: a rate is outside [0, 1), or no leaf of the carry has the rate.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = Zoneout(jrnn.LSTM(hidden_size=4), h=0.05, c=0.5)
@@ -51,59 +51,61 @@ class Zoneout(Wrapper):
         super().__post_init__()
         checks.rate(self.owner, "h", self.h)
         checks.rate(self.owner, "c", self.c)
-        refuse_coupled_carry(self, "zoneout of each by itself")
+        check_independent_carry(self, "zoneout")
 
     def sample_own_noise(
         self, params: Params, xs: Inputs, noise: Any, leading: tuple[int, ...], key: jax.Array
     ) -> tuple[Params, list[jax.Array]]:
-        return params, self._masks(params, leading, key)
+        return params, self._sample_masks(params, leading, key)
 
     def transform_input(self, params: Params, x: Inputs, noise: Any) -> tuple[Inputs, Any]:
         return x, noise
 
-    def _masks(self, params: Params, leading: tuple[int, ...], key: jax.Array) -> list[jax.Array]:
-        """For each leaf of the carry that may be kept, where it is."""
-        carry = jax.eval_shape(lambda: self.cell.init_carry(self.inside(params), leading))
+    def _sample_masks(
+        self, params: Params, leading: tuple[int, ...], key: jax.Array
+    ) -> list[jax.Array]:
+        """One mask for each floating leaf of the carry, True where the previous value is kept."""
+        carry = jax.eval_shape(lambda: self.cell.init_carry(self.cell_params(params), leading))
         named, _ = jax.tree_util.tree_flatten_with_path(carry)
-        masks, drawn = [], {}
+        masks, masks_by_kind = [], {}
         for (path, leaf), r in zip(named, self._rates(carry), strict=True):
             if r is None:
                 continue
             kind = _is_h(path), leaf.shape
-            if kind not in drawn:
-                fold = jax.random.fold_in(key, len(drawn))
-                drawn[kind] = jax.random.bernoulli(fold, r, leaf.shape)
-            masks.append(drawn[kind])
+            if kind not in masks_by_kind:
+                mask_key = jax.random.fold_in(key, len(masks_by_kind))
+                masks_by_kind[kind] = jax.random.bernoulli(mask_key, r, leaf.shape)
+            masks.append(masks_by_kind[kind])
         return masks
 
     def _rates(self, carry: Carry) -> list[float | None]:
         """The rate of each leaf; None for integers, such as a clock."""
         named, _ = jax.tree_util.tree_flatten_with_path(carry)
-        moves = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)
+        is_inexact = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)
         groups = ["h" if _is_h(path) else "c" for path, _ in named]
         for name in ("h", "c"):
             if getattr(self, name) and name not in groups:
                 leaves = [jax.tree_util.keystr(path).strip(".") or "one array" for path, _ in named]
                 other = "c" if name == "h" else "h"
                 raise ValueError(
-                    f"{self.owner}: no part of the carry of {self.cell!r} has the rate {name}; "
+                    f"{self.owner}: no leaf of the carry of {self.cell!r} has the rate {name}; "
                     f"that of {', '.join(leaves)} is {other}: write {other}={getattr(self, name)}"
                 )
         rates = [self.h if group == "h" else self.c for group in groups]
-        return [r if moves(leaf) else None for r, (_, leaf) in zip(rates, named, strict=True)]
+        return [r if is_inexact(leaf) else None for r, (_, leaf) in zip(rates, named, strict=True)]
 
     def update(self, params: Params, carry: Carry, z: WrapperGates, u: Gates) -> Carry:
-        new = self.cell.update(self.inside(params), carry, z.inside, u)
+        new = self.cell.update(self.cell_params(params), carry, z.inner, u)
         leaves, structure = jax.tree.flatten(new)
-        prev, keeps = jax.tree.leaves(carry), self._keeps(carry, z.extra)
+        prev, keeps = jax.tree.leaves(carry), self._keep_masks(carry, z.extra)
         mixed = [
             leaf if keep is None else _mix(keep, old, leaf)
             for keep, old, leaf in zip(keeps, prev, leaves, strict=True)
         ]
         return jax.tree.unflatten(structure, mixed)
 
-    def _keeps(self, carry: Carry, masks: list[jax.Array] | None) -> list[Any]:
-        """What is kept of each leaf: a mask, a rate, or None for nothing."""
+    def _keep_masks(self, carry: Carry, masks: list[jax.Array] | None) -> list[Any]:
+        """For each leaf a mask or a rate, or None for a leaf that is never kept."""
         rates = self._rates(carry)
         if masks is None:
             return rates
@@ -111,33 +113,33 @@ class Zoneout(Wrapper):
         return [None if r is None else next(each) for r in rates]
 
     def coefficients(self, params: Params, z: WrapperGates) -> Coefficients | None:
-        inside = self.cell.coefficients(self.inside(params), z.inside)
-        if inside is None:
+        inner = self.cell.coefficients(self.cell_params(params), z.inner)
+        if inner is None:
             return None
-        kind = Dense if isinstance(inside, Dense) else Diagonal
-        a, b = inside.exp() if isinstance(inside, LogDiagonal) else inside
-        keeps = self._keeps(b, z.extra)
+        kind = Dense if isinstance(inner, Dense) else Diagonal
+        a, b = inner.exp() if isinstance(inner, LogDiagonal) else inner
+        keeps = self._keep_masks(b, z.extra)
         structure = jax.tree.structure(b)
         pairs = list(zip(keeps, jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
         decays = [_decay(keep, a, kind is Dense) for keep, a, _ in pairs]
-        written = [b if keep is None else _mix(keep, jnp.zeros_like(b), b) for keep, _, b in pairs]
-        return kind(jax.tree.unflatten(structure, decays), jax.tree.unflatten(structure, written))
+        offsets = [b if keep is None else _mix(keep, jnp.zeros_like(b), b) for keep, _, b in pairs]
+        return kind(jax.tree.unflatten(structure, decays), jax.tree.unflatten(structure, offsets))
 
 
 def _is_h(path: tuple[Any, ...]) -> bool:
-    """Whether a leaf is called h, or is the whole carry."""
+    """Whether a leaf is the field h, or is the whole carry."""
     return not path or jax.tree_util.keystr(path[-1:]) == ".h"
 
 
 def _mix(keep: Any, old: jax.Array, new: jax.Array) -> jax.Array:
-    """The old value where it is kept, or its share at a rate."""
+    """The old value where a mask is True, or a weighted mean for a rate."""
     if isinstance(keep, float | int):
         return keep * old + (1 - keep) * new if keep else new
     return jnp.where(keep, old, new)
 
 
 def _decay(keep: Any, a: jax.Array, dense: bool) -> jax.Array:
-    """The coefficient of the state: 1, or the identity matrix, where it is kept."""
+    """The coefficient of the state: 1, or the identity matrix, where the state is kept."""
     if keep is None:
         return a
     if not dense:

@@ -1,4 +1,4 @@
-"""`jrnn.analysis.capture_gates` against NumPy loops of the equations, and against `jrnn.unroll`."""
+"""`capture_gates`, compared with NumPy loops of the equations and with `jrnn.unroll`."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from tests.table import Row
 T, B, INPUT, HIDDEN = 7, 4, 3, 5
 
 
-# --- the slow truth ------------------------------------------------------------------------------
+# --- reference -----------------------------------------------------------------------------------
 
 
 def sigmoid(a):
@@ -55,7 +55,7 @@ def elman_step(cell, p, carry, x):
 
 
 def loop(step, cell, params, xs, carry, initial, lengths, resets, reverse):
-    """Every sequence by itself and every step by itself: gates, carries, final carry, outputs."""
+    """Loops over sequences and steps; returns gates, carries, final carry and outputs."""
     params = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     xs, carry, initial = (
         [np.asarray(a, np.float64) for a in jax.tree.leaves(tree)] for tree in (xs, carry, initial)
@@ -68,17 +68,17 @@ def loop(step, cell, params, xs, carry, initial, lengths, resets, reverse):
             if t < lengths[b]:
                 if resets[t, b]:
                     state = tuple(a[b] for a in initial)
-                state, ys[t, b], now = step(cell, params, state, xs[0][t, b])
-                for name, gate in now.items():
+                state, ys[t, b], step_gates = step(cell, params, state, xs[0][t, b])
+                for name, gate in step_gates.items():
                     gates.setdefault(name, np.zeros((T, B, HIDDEN)))[t, b] = gate
-            for kept, leaf in zip(carries, state, strict=True):
-                kept[t, b] = leaf
-        for kept, leaf in zip(final, state, strict=True):
-            kept[b] = leaf
+            for array, leaf in zip(carries, state, strict=True):
+                array[t, b] = leaf
+        for array, leaf in zip(final, state, strict=True):
+            array[b] = leaf
     return gates, carries, final, ys
 
 
-# --- what it is tried on -------------------------------------------------------------------------
+# --- cells and inputs ----------------------------------------------------------------------------
 
 CELLS = {
     "lstm": (jrnn.LSTM(HIDDEN), lstm_step),
@@ -92,8 +92,8 @@ LENGTHS = jnp.array([T, 4, 0, 1])
 RESETS = jnp.zeros((T, B), bool).at[3].set(True).at[5, 1].set(True).at[0, 0].set(True)
 
 
-def shake(tree, key):
-    """The same tree with noise on every leaf: no bias and no peephole is zero."""
+def add_noise(tree, key):
+    """Adds noise to every leaf, so that no bias and no peephole is zero."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
     noisy = [
@@ -103,11 +103,11 @@ def shake(tree, key):
     return jax.tree.unflatten(structure, noisy)
 
 
-def setting(cell, seed=0):
+def make_example(cell, seed=0):
     keys = jax.random.split(jax.random.key(seed), 4)
-    params = shake(cell.init(keys[0], INPUT), keys[1])
+    params = add_noise(cell.init(keys[0], INPUT), keys[1])
     xs = jax.random.normal(keys[2], (T, B, INPUT), jnp.float32)
-    carry = shake(cell.init_carry(params, (B,)), keys[3])
+    carry = add_noise(cell.init_carry(params, (B,)), keys[3])
     return params, xs, carry
 
 
@@ -128,11 +128,13 @@ def assert_close(got, expected, tol=2e-5):
     ids=["plain", "masked", "masked-reverse"],
 )
 @pytest.mark.parametrize("name", CELLS)
-def test_capture_equals_loop_of_the_equations(name, masked, reverse):
+def test_capture_equals_a_loop_of_the_equations(name, masked, reverse):
     cell, step = CELLS[name]
-    params, xs, carry = setting(cell)
+    params, xs, carry = make_example(cell)
     lengths, resets = (LENGTHS, RESETS) if masked else (None, None)
-    seen = capture_gates(cell, params, xs, carry, lengths=lengths, resets=resets, reverse=reverse)
+    capture = capture_gates(
+        cell, params, xs, carry, lengths=lengths, resets=resets, reverse=reverse
+    )
     gates, carries, final, ys = loop(
         step,
         cell,
@@ -144,29 +146,29 @@ def test_capture_equals_loop_of_the_equations(name, masked, reverse):
         np.zeros((T, B), bool) if resets is None else np.asarray(resets),
         reverse,
     )
-    assert list(seen.gates) == list(gates)
+    assert list(capture.gates) == list(gates)
     for gate in gates:
-        assert_close(seen.gates[gate], gates[gate])
-    assert_close(seen.carries, carries)
-    assert_close(seen.carry, final)
-    assert_close(seen.ys, ys)
+        assert_close(capture.gates[gate], gates[gate])
+    assert_close(capture.carries, carries)
+    assert_close(capture.carry, final)
+    assert_close(capture.ys, ys)
 
 
-def test_every_cell_gives_what_unroll_gives(kind: Row, reverse: bool):
+def test_capture_equals_unroll(kind: Row, reverse: bool):
     cell = kind.make(HIDDEN)
     params = random_params(cell, seed=1, input_size=INPUT)
     xs, carry, lengths, resets, *_ = random_batch(cell, params, seed=2, steps=T, batch=B)
     options = {"lengths": lengths, "resets": resets, "reverse": reverse}
-    seen = capture_gates(cell, params, xs, carry, **options)
+    capture = capture_gates(cell, params, xs, carry, **options)
     expected = jrnn.unroll(cell, params, xs, carry, engine="scan", **options)
-    assert_close_trees((seen.carry, seen.ys), expected, 1e-6)
+    assert_close_trees((capture.carry, capture.ys), expected, 1e-6)
     last = 0 if reverse else -1
-    assert_close_trees(jax.tree.map(lambda a: a[last], seen.carries), seen.carry, 0)
+    assert_close_trees(jax.tree.map(lambda a: a[last], capture.carries), capture.carry, 0)
 
 
-def test_gradients_through_capture_equal_those_of_unroll():
+def test_gradients_of_capture_equal_unroll():
     cell = jrnn.LSTM(HIDDEN)
-    params, xs, carry = setting(cell)
+    params, xs, carry = make_example(cell)
     options: dict[str, Any] = {"lengths": LENGTHS, "resets": RESETS}
     weights = jax.random.normal(jax.random.key(9), (T, B, HIDDEN), jnp.float32)
     by_capture = jax.grad(
@@ -178,17 +180,17 @@ def test_gradients_through_capture_equal_those_of_unroll():
     assert_close(by_capture(params), by_unroll(params), tol=1e-5)
 
 
-def test_coupled_input_gate_is_what_the_forget_gate_leaves():
+def test_coupled_input_gate_is_one_minus_the_forget_gate():
     cell = jrnn.LSTM(HIDDEN, coupled=True)
-    params, xs, carry = setting(cell)
+    params, xs, carry = make_example(cell)
     gates = capture_gates(cell, params, xs, carry).gates
     np.testing.assert_allclose(gates["i"], 1 - gates["f"], rtol=1e-6)
     assert 0.01 < float(jnp.std(gates["f"]))
 
 
-def test_first_carry_is_that_of_the_cell_by_default():
+def test_default_carry_is_the_initial_carry_of_the_cell():
     cell = jrnn.LSTM(HIDDEN)
-    params, xs, _ = setting(cell)
+    params, xs, _ = make_example(cell)
     assert_close(
         capture_gates(cell, params, xs),
         capture_gates(cell, params, xs, cell.init_carry(params, (B,))),
@@ -196,46 +198,46 @@ def test_first_carry_is_that_of_the_cell_by_default():
     )
 
 
-def test_masks_are_kept_in_the_result():
+def test_capture_has_the_mask_arguments():
     cell = jrnn.GRU(HIDDEN)
-    params, xs, _ = setting(cell)
-    seen = capture_gates(cell, params, xs, lengths=LENGTHS, resets=RESETS, reverse=True)
-    assert seen.lengths is not None and seen.resets is not None and seen.reverse is True
-    np.testing.assert_array_equal(seen.lengths, LENGTHS)
-    np.testing.assert_array_equal(seen.resets, RESETS)
+    params, xs, _ = make_example(cell)
+    capture = capture_gates(cell, params, xs, lengths=LENGTHS, resets=RESETS, reverse=True)
+    assert capture.lengths is not None and capture.resets is not None and capture.reverse is True
+    np.testing.assert_array_equal(capture.lengths, LENGTHS)
+    np.testing.assert_array_equal(capture.resets, RESETS)
 
 
-def test_no_steps_give_empty_gates_and_the_first_carry():
+def test_zero_steps_return_empty_gates_and_the_initial_carry():
     cell = jrnn.LSTM(HIDDEN)
-    params, xs, carry = setting(cell)
-    seen = capture_gates(cell, params, xs[:0], carry)
-    assert seen.gates["f"].shape == seen.carries.c.shape == (0, B, HIDDEN)
-    assert_close(seen.carry, carry, tol=0)
+    params, xs, carry = make_example(cell)
+    capture = capture_gates(cell, params, xs[:0], carry)
+    assert capture.gates["f"].shape == capture.carries.c.shape == (0, B, HIDDEN)
+    assert_close(capture.carry, carry, tol=0)
 
 
-def test_nan_before_a_reset_shows_there_and_nowhere_else():
+def test_nan_before_a_reset_does_not_reach_later_steps():
     cell = jrnn.LSTM(HIDDEN)
-    params, xs, _ = setting(cell)
+    params, xs, _ = make_example(cell)
     resets = jnp.zeros((T, B), bool).at[3].set(True)
-    seen = capture_gates(cell, params, xs.at[1, 0].set(jnp.nan), resets=resets)
-    bad = np.zeros((T, B), bool)
-    bad[1:3, 0] = True
-    for values in (*seen.gates.values(), seen.carries.h, seen.carries.c, seen.ys):
-        np.testing.assert_array_equal(np.isnan(values).any(axis=-1), bad)
+    capture = capture_gates(cell, params, xs.at[1, 0].set(jnp.nan), resets=resets)
+    is_nan = np.zeros((T, B), bool)
+    is_nan[1:3, 0] = True
+    for values in (*capture.gates.values(), capture.carries.h, capture.carries.c, capture.ys):
+        np.testing.assert_array_equal(np.isnan(values).any(axis=-1), is_nan)
 
 
-def test_mixed_precision_keeps_gates_and_carries_in_the_wide_dtype():
+def test_mixed_precision_gates_and_carries_have_the_wider_dtype():
     cell = jrnn.LSTM(HIDDEN)
-    params, xs, _ = setting(cell)
-    seen = capture_gates(cell, params, xs.astype(jnp.bfloat16))
-    assert seen.ys.dtype == jnp.bfloat16
-    assert {gate.dtype for gate in seen.gates.values()} == {np.dtype("float32")}
-    np.testing.assert_array_equal(seen.carries.c[-1], seen.carry.c)
+    params, xs, _ = make_example(cell)
+    capture = capture_gates(cell, params, xs.astype(jnp.bfloat16))
+    assert capture.ys.dtype == jnp.bfloat16
+    assert {gate.dtype for gate in capture.gates.values()} == {np.dtype("float32")}
+    np.testing.assert_array_equal(capture.carries.c[-1], capture.carry.c)
     expected, _ = jrnn.unroll(cell, params, xs.astype(jnp.bfloat16), engine="scan")
-    assert_close(seen.carry, expected, tol=1e-6)
+    assert_close(capture.carry, expected, tol=1e-6)
 
 
-# --- cells of one's own --------------------------------------------------------------------------
+# --- custom cells --------------------------------------------------------------------------------
 
 calls = []
 
@@ -247,7 +249,7 @@ class LeakParams(NamedTuple):
 
 @dataclass(frozen=True)
 class Leak(jrnn.Cell):
-    """h' = a * h + (1 - a) * W x with a = sigmoid(leak + h), written outside of jrnn."""
+    """h' = a * h + (1 - a) * W x with a = sigmoid(leak + h)."""
 
     hidden_size: int
     name: str | None = "a"
@@ -280,7 +282,7 @@ class Leak(jrnn.Cell):
 
 @dataclass(frozen=True)
 class Noisy(Leak):
-    """The same with dropout of inputs."""
+    """A `Leak` with dropout of the inputs."""
 
     def sample_noise(self, params, xs, leading, key):
         return params, jax.random.bernoulli(key, 0.5, leading).astype(jnp.float32)
@@ -290,49 +292,49 @@ class Noisy(Leak):
         return x @ params.w if mask is None else (mask[..., None] * x) @ params.w
 
 
-def test_a_cell_of_ones_own_shows_what_it_names():
+def test_custom_cell_returns_its_taps():
     cell = Leak(HIDDEN, name="leak")
-    params, xs, _ = setting(cell)
-    seen = capture_gates(cell, params, xs)
+    params, xs, _ = make_example(cell)
+    capture = capture_gates(cell, params, xs)
     h = np.zeros((B, HIDDEN))
-    assert list(seen.gates) == ["leak"]
+    assert list(capture.gates) == ["leak"]
     for t in range(T):
         a = sigmoid(np.asarray(params.leak) + h)
         h = a * h + (1 - a) * np.asarray(xs[t] @ params.w)
-        assert_close(seen.gates["leak"][t], a)
-        assert_close(seen.carries["memory"][t], h)
+        assert_close(capture.gates["leak"][t], a)
+        assert_close(capture.carries["memory"][t], h)
 
 
-def test_a_cell_that_names_nothing_still_gives_carries_and_outputs():
+def test_cell_without_taps_returns_carries_and_outputs():
     cell = Leak(HIDDEN, name=None)
-    params, xs, _ = setting(cell)
-    seen = capture_gates(cell, params, xs, lengths=LENGTHS)
-    assert seen.gates == {}
+    params, xs, _ = make_example(cell)
+    capture = capture_gates(cell, params, xs, lengths=LENGTHS)
+    assert capture.gates == {}
     assert_close(
-        (seen.carry, seen.ys), jrnn.unroll(cell, params, xs, lengths=LENGTHS, engine="scan")
+        (capture.carry, capture.ys), jrnn.unroll(cell, params, xs, lengths=LENGTHS, engine="scan")
     )
-    np.testing.assert_array_equal(seen.carries["memory"][-1], seen.carry["memory"])
+    np.testing.assert_array_equal(capture.carries["memory"][-1], capture.carry["memory"])
 
 
 @pytest.mark.parametrize("key", [None, 3])
-def test_noise_is_that_of_unroll(key):
+def test_noise_equals_that_of_unroll(key):
     cell = Noisy(HIDDEN)
-    params, xs, _ = setting(cell)
+    params, xs, _ = make_example(cell)
     key = None if key is None else jax.random.key(key)
-    seen = capture_gates(cell, params, xs, key=key)
-    assert_close((seen.carry, seen.ys), jrnn.unroll(cell, params, xs, key=key, engine="scan"))
+    capture = capture_gates(cell, params, xs, key=key)
+    assert_close((capture.carry, capture.ys), jrnn.unroll(cell, params, xs, key=key, engine="scan"))
 
 
-def test_gates_come_in_the_order_in_which_the_cell_names_them():
+def test_gates_are_in_the_order_of_the_taps():
     cell = jrnn.LSTM(HIDDEN)
-    params, xs, _ = setting(cell)
+    params, xs, _ = make_example(cell)
     assert list(capture_gates(cell, params, xs).gates) == ["i", "f", "g", "o"]
     assert list(jax.jit(lambda p: capture_gates(cell, p, xs))(params).gates) == ["i", "f", "g", "o"]
 
 
 def test_unroll_returns_no_gates():
     cell = jrnn.LSTM(HIDDEN)
-    params, xs, _ = setting(cell)
+    params, xs, _ = make_example(cell)
     capture_gates(cell, params, xs)
     assert jax.tree.structure(jrnn.unroll(cell, params, xs, engine="scan")[1]).num_leaves == 1
 
@@ -340,46 +342,46 @@ def test_unroll_returns_no_gates():
 # --- transformations, errors ---------------------------------------------------------------------
 
 
-def test_second_call_with_an_equal_cell_does_not_trace_again():
-    params, xs, _ = setting(Leak(HIDDEN))
+def test_second_call_with_an_equal_cell_does_not_retrace():
+    params, xs, _ = make_example(Leak(HIDDEN))
     capture_gates(Leak(HIDDEN), params, xs)
-    before = len(calls)
+    num_traces = len(calls)
     capture_gates(Leak(HIDDEN), params, 2 * xs)
-    assert len(calls) == before
+    assert len(calls) == num_traces
     capture_gates(Leak(HIDDEN), params, xs, reverse=True)
-    assert len(calls) > before
+    assert len(calls) > num_traces
 
 
-def test_jit_gives_the_same_capture():
+def test_jit_returns_an_equal_capture():
     cell = jrnn.LSTM(HIDDEN, peepholes=True)
-    params, xs, carry = setting(cell)
-    plain = capture_gates(cell, params, xs, carry, lengths=LENGTHS, resets=RESETS)
+    params, xs, carry = make_example(cell)
+    expected = capture_gates(cell, params, xs, carry, lengths=LENGTHS, resets=RESETS)
     jitted = jax.jit(lambda *a: capture_gates(cell, *a, lengths=LENGTHS, resets=RESETS))
-    seen = jitted(params, xs, carry)
-    assert isinstance(seen, GateCapture)
-    assert_close(seen._replace(reverse=False), plain, tol=1e-6)
+    capture = jitted(params, xs, carry)
+    assert isinstance(capture, GateCapture)
+    assert_close(capture._replace(reverse=False), expected, tol=1e-6)
 
 
-def test_vmap_over_parameters_gives_each_capture():
+def test_vmap_over_parameters_equals_separate_captures():
     cell = jrnn.GRU(HIDDEN)
-    (first, xs, _), (second, _, _) = setting(cell), setting(cell, seed=5)
+    (first, xs, _), (second, _, _) = make_example(cell), make_example(cell, seed=5)
     stacked = jax.tree.map(lambda *a: jnp.stack(a), first, second)
-    seen = jax.vmap(lambda p: capture_gates(cell, p, xs, lengths=LENGTHS))(stacked)
-    for at, params in enumerate((first, second)):
-        alone = capture_gates(cell, params, xs, lengths=LENGTHS)
-        assert_close(jax.tree.map(lambda a, at=at: a[at], seen), alone, tol=1e-6)
+    capture = jax.vmap(lambda p: capture_gates(cell, p, xs, lengths=LENGTHS))(stacked)
+    for n, params in enumerate((first, second)):
+        expected = capture_gates(cell, params, xs, lengths=LENGTHS)
+        assert_close(jax.tree.map(lambda a, n=n: a[n], capture), expected, tol=1e-6)
 
 
-def test_a_gate_without_batch_axis_raises():
+def test_gate_without_batch_axis_raises():
     cell = Leak(HIDDEN, broadcast=False)
-    params, xs, _ = setting(cell)
+    params, xs, _ = make_example(cell)
     with pytest.raises(ValueError, match=r"Leak must tap 'a' with shape \(batch, hidden\)"):
         capture_gates(cell, params, xs)
 
 
-def test_arguments_are_checked_as_in_unroll():
+def test_invalid_arguments_raise_as_in_unroll():
     cell = jrnn.LSTM(HIDDEN)
-    params, xs, _ = setting(cell)
+    params, xs, _ = make_example(cell)
     with pytest.raises(ValueError, match=r"lengths must have shape \(batch,\) = \(4,\)"):
         capture_gates(cell, params, xs, lengths=jnp.ones(3, jnp.int32))
     with pytest.raises(TypeError, match="carry must have the structure of LSTM.init_carry"):

@@ -1,4 +1,4 @@
-"""`jrnn.analysis.lyapunov` against NumPy loops with full Jacobians, and against known exponents."""
+"""`lyapunov`, compared with NumPy loops over full Jacobians and with known exponents."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import jrnn
-from jrnn.analysis import Lyapunov, lyapunov
-from jrnn.analysis.lyapunov import _first_frame
+from jrnn.analysis import LyapunovSpectrum, lyapunov
+from jrnn.analysis.lyapunov import _initial_frame
 from tests.cells.toys import Counter, Leaky, Noisy, Timed
 from tests.helpers import Batch, Way, assert_close, random_batch, random_params, sequence, travel
 from tests.table import CELLS, Row
@@ -18,7 +18,7 @@ from tests.table import CELLS, Row
 T, B, INPUT, HIDDEN = 9, 5, 2, 3
 
 
-# --- the slow truth ------------------------------------------------------------------------------
+# --- reference -----------------------------------------------------------------------------------
 
 
 def flat(carry: Any) -> np.ndarray:
@@ -26,30 +26,31 @@ def flat(carry: Any) -> np.ndarray:
 
 
 def jacobian(step: Any, carry: Any, eps: float = 1e-6) -> np.ndarray:
-    """The derivative of the new carry by the old one, each number for itself."""
+    """The Jacobian of the new carry with respect to the old one, by central differences."""
     leaves, structure = jax.tree.flatten(carry)
     columns = []
     for k, leaf in enumerate(leaves):
         for index in np.ndindex(leaf.shape):
-            moved = []
+            perturbed = []
             for sign in (1, -1):
-                now = [np.array(a) for a in leaves]
-                now[k][index] += sign * eps
-                moved.append(flat(step(jax.tree.unflatten(structure, now))))
-            columns.append((moved[0] - moved[1]) / (2 * eps))
+                shifted = [np.array(a) for a in leaves]
+                shifted[k][index] += sign * eps
+                perturbed.append(flat(step(jax.tree.unflatten(structure, shifted))))
+            columns.append((perturbed[0] - perturbed[1]) / (2 * eps))
     return np.stack(columns, axis=-1)
 
 
-def truth(
+def reference(
     row: Row, way: Way, params: Any, batch: Batch, skip: int, count: int | None = None
 ) -> Any:
-    """Each sequence alone: exponents, steps, history, last carries, Jacobians of counted steps.
+    """Loops over sequences; returns exponents, steps, history, final carries, Jacobians and ranks.
 
-    And the ranks of all steps: from the least of them on, exponents are minus infinity or rounding.
+    The Jacobians are those of the steps that count. From the lowest rank of any step on, exponents
+    are minus infinity or rounding errors.
     """
     start = row.start(params)
     size = len(flat(start))
-    first = np.asarray(_first_frame(size, count or size, 1, jnp.dtype("float64")))[0]
+    first = np.asarray(_initial_frame(size, count or size, 1, jnp.dtype("float64")))[0]
     exponents, steps, history, jacobians = [], [], np.full(batch.xs.shape[:2], np.nan), []
     carries, ranks = [], np.full(B, size)
     for b in range(B):
@@ -80,11 +81,11 @@ def truth(
     return np.stack(exponents), np.array(steps), history, carry, jacobians, ranks
 
 
-def setting(row: Row, seed: int = 3, steps: int = T) -> tuple[Any, Any, Batch]:
+def make_example(row: Row, seed: int = 3, steps: int = T) -> tuple[Any, Any, Batch]:
     cell = row.make(HIDDEN)
     params = random_params(cell, seed=seed, input_size=INPUT)
     if row is CELLS["elman-relu"]:
-        params = params._replace(b=params.b + 4)  # or no unit would be alive at all steps
+        params = params._replace(b=params.b + 4)  # keeps units alive at all steps
     batch = random_batch(cell, params, seed=seed + 1, steps=steps, batch=B)
     return cell, params, batch
 
@@ -143,7 +144,7 @@ calls = []
 
 
 class Scale(Toy):
-    """h' = x * h: the input is the derivative."""
+    """h' = x * h, whose derivative is the input."""
 
     def update(self, params: Any, carry: Any, z: Any, u: Any) -> Any:
         calls.append(self)
@@ -164,60 +165,60 @@ class Spin(Toy):
         return carry.real
 
 
-def test_henon_map_has_its_published_exponents(x64: None) -> None:
-    found = lyapunov(Henon(2), np.array([1.4, 0.3]), np.zeros((20_000, 2, 1)), skip=100)
-    np.testing.assert_allclose(found.exponents, [[0.41922, -1.62319]] * 2, rtol=0.01)
-    np.testing.assert_allclose(found.exponents.sum(axis=-1), np.log(0.3), rtol=1e-9)
-    np.testing.assert_allclose(found.dimension, 1.258, rtol=0.005)
-    np.testing.assert_allclose(found.entropy, found.largest)
-    np.testing.assert_array_equal(found.steps, 19_900)
-    assert found.exponents.dtype == np.float64
+def test_henon_map_has_published_exponents(x64: None) -> None:
+    spectrum = lyapunov(Henon(2), np.array([1.4, 0.3]), np.zeros((20_000, 2, 1)), skip=100)
+    np.testing.assert_allclose(spectrum.exponents, [[0.41922, -1.62319]] * 2, rtol=0.01)
+    np.testing.assert_allclose(spectrum.exponents.sum(axis=-1), np.log(0.3), rtol=1e-9)
+    np.testing.assert_allclose(spectrum.dimension, 1.258, rtol=0.005)
+    np.testing.assert_allclose(spectrum.entropy, spectrum.largest)
+    np.testing.assert_array_equal(spectrum.steps, 19_900)
+    assert spectrum.exponents.dtype == np.float64
 
 
-def test_logistic_map_has_ln_2(x64: None) -> None:
-    found = lyapunov(Logistic(1), np.array(4.0), np.zeros((20_000, 1, 1)), skip=10)
-    np.testing.assert_allclose(found.exponents, np.log(2), rtol=0.01)
-    np.testing.assert_allclose(found.history[-1], np.log(2), rtol=0.01)
-    np.testing.assert_allclose(found.dimension, 1)
+def test_logistic_map_has_exponent_ln_2(x64: None) -> None:
+    spectrum = lyapunov(Logistic(1), np.array(4.0), np.zeros((20_000, 1, 1)), skip=10)
+    np.testing.assert_allclose(spectrum.exponents, np.log(2), rtol=0.01)
+    np.testing.assert_allclose(spectrum.history[-1], np.log(2), rtol=0.01)
+    np.testing.assert_allclose(spectrum.dimension, 1)
 
 
-def test_linear_cell_has_the_moduli_of_its_eigenvalues(x64: None) -> None:
+def test_linear_cell_has_log_moduli_of_its_eigenvalues(x64: None) -> None:
     basis = np.random.default_rng(0).normal(size=(4, 4))
-    turn = 0.6 * np.array([[np.cos(1), -np.sin(1)], [np.sin(1), np.cos(1)]])
+    rotation = 0.6 * np.array([[np.cos(1), -np.sin(1)], [np.sin(1), np.cos(1)]])
     a = np.zeros((4, 4))
-    a[0, 0], a[1:3, 1:3], a[3, 3] = -0.9, turn, 0.1
+    a[0, 0], a[1:3, 1:3], a[3, 3] = -0.9, rotation, 0.1
     a = basis @ a @ np.linalg.inv(basis)
-    found = lyapunov(Linear(4), a, np.zeros((3000, 1, 4)), skip=100)
-    np.testing.assert_allclose(found.exponents[0], np.log([0.9, 0.6, 0.6, 0.1]), atol=2e-3)
-    assert found.dimension == 0 and found.entropy == 0
+    spectrum = lyapunov(Linear(4), a, np.zeros((3000, 1, 4)), skip=100)
+    np.testing.assert_allclose(spectrum.exponents[0], np.log([0.9, 0.6, 0.6, 0.1]), atol=2e-3)
+    assert spectrum.dimension == 0 and spectrum.entropy == 0
 
 
 @pytest.mark.parametrize("lower", [False, True])
-def test_largest_of_a_triangular_cell_is_not_hidden_from_the_start(lower: bool, x64: None) -> None:
+def test_triangular_cell_has_the_log_of_its_largest_eigenvalue(lower: bool, x64: None) -> None:
     a = np.diag([0.2, 0.9, 0.5]) + np.triu(np.ones((3, 3)), 1)
-    found = lyapunov(Linear(3), a.T if lower else a, np.zeros((500, 1, 3)), count=1, skip=100)
-    np.testing.assert_allclose(found.largest, np.log(0.9), atol=1e-3)
+    spectrum = lyapunov(Linear(3), a.T if lower else a, np.zeros((500, 1, 3)), count=1, skip=100)
+    np.testing.assert_allclose(spectrum.largest, np.log(0.9), atol=1e-3)
 
 
-def test_complex_carry_counts_as_two_numbers(x64: None) -> None:
+def test_complex_carry_has_two_exponents_per_unit(x64: None) -> None:
     params = np.array([0.5, 0.3, 0.7, -0.2])
     a, c = params[0] + 1j * params[1], params[2] + 1j * params[3]
     columns = [a * s + c * np.conj(s) for s in (1, 1j)]
     j = np.array([[s.real for s in columns], [s.imag for s in columns]])
     moduli = np.sort(np.abs(np.linalg.eigvals(j)))[::-1]
-    found = lyapunov(Spin(1), params, np.zeros((500, 2, 1)), skip=200)
-    np.testing.assert_allclose(found.exponents, [np.log(moduli)] * 2, atol=1e-6)
-    assert found.carry.dtype == np.complex128
+    spectrum = lyapunov(Spin(1), params, np.zeros((500, 2, 1)), skip=200)
+    np.testing.assert_allclose(spectrum.exponents, [np.log(moduli)] * 2, atol=1e-6)
+    assert spectrum.carry.dtype == np.complex128
 
 
-def test_inputs_in_a_pytree_and_integers_in_the_carry(x64: None, reverse: bool) -> None:
-    """J_t = exp(-dt) I: each exponent is the mean of -dt over the steps that count."""
+def test_pytree_inputs_and_integer_carry_match_the_mean(x64: None, reverse: bool) -> None:
+    """J_t = exp(-dt) I, so each exponent is the mean of -dt over the steps that count."""
     rng = np.random.default_rng(1)
     dt, resets = rng.uniform(0.1, 2, (T, 3)), rng.random((T, 3)) < 0.2
     lengths, skip = np.array([T, 5, 0]), 1
     xs = Timed(jnp.asarray(rng.normal(size=(T, 3, INPUT))), jnp.asarray(dt))
     params = rng.normal(size=(INPUT, HIDDEN))
-    found = lyapunov(
+    spectrum = lyapunov(
         Leaky(HIDDEN), params, xs, skip=skip, lengths=lengths, resets=resets, reverse=reverse
     )
     for b in range(3):
@@ -226,9 +227,9 @@ def test_inputs_in_a_pytree_and_integers_in_the_carry(x64: None, reverse: bool) 
             wait = 1 if resets[t, b] else wait
             counted += [-dt[t, b]] if wait == 0 else []
             wait = max(wait - 1, 0)
-        assert found.steps[b] == len(counted)
+        assert spectrum.steps[b] == len(counted)
         mean = np.mean(counted) if counted else np.nan
-        np.testing.assert_allclose(found.exponents[b], [mean] * HIDDEN, rtol=1e-12)
+        np.testing.assert_allclose(spectrum.exponents[b], [mean] * HIDDEN, rtol=1e-12)
 
 
 # --- values --------------------------------------------------------------------------------------
@@ -239,13 +240,13 @@ def test_inputs_in_a_pytree_and_integers_in_the_carry(x64: None, reverse: bool) 
     [(Way(False, False, False), 0), (Way(), 2), (Way(reverse=True), 1)],
     ids=["plain", "masked", "masked-reverse"],
 )
-def test_every_cell_equals_the_loop_over_full_jacobians(
+def test_exponents_equal_a_loop_over_full_jacobians(
     kind: Row, way: Way, skip: int, x64: None
 ) -> None:
-    cell, params, batch = setting(kind)
+    cell, params, batch = make_example(kind)
     if any(np.iscomplexobj(leaf) for leaf in jax.tree.leaves(batch.carry)):
-        pytest.skip("the loop is one of real numbers; complex ones have a test of their own")
-    found = lyapunov(
+        pytest.skip("the loop supports real carries only; complex ones have a separate test")
+    spectrum = lyapunov(
         cell,
         params,
         batch.xs,
@@ -255,41 +256,43 @@ def test_every_cell_equals_the_loop_over_full_jacobians(
         resets=batch.resets if way.resets else None,
         reverse=way.reverse,
     )
-    exponents, steps, history, carry, jacobians, ranks = truth(kind, way, params, batch, skip)
-    np.testing.assert_array_equal(found.steps, steps)
-    assert_close(found.carry, carry, 1e-12)
+    exponents, steps, history, carry, jacobians, ranks = reference(kind, way, params, batch, skip)
+    np.testing.assert_array_equal(spectrum.steps, steps)
+    assert_close(spectrum.carry, carry, 1e-12)
     assert (steps * ranks).any()
     for b in range(B):
         rank = ranks[b]
-        got = found.exponents[b]
+        got = spectrum.exponents[b]
         np.testing.assert_allclose(got[:rank], exponents[b, :rank], rtol=1e-6, atol=1e-6)
         if steps[b] and rank == len(got):
             mean = np.mean([np.linalg.slogdet(j)[1] for j in jacobians[b]])
             np.testing.assert_allclose(got.sum(), mean, rtol=1e-6)
         if rank > 0 and steps[b]:
             at = travel(way, batch, b) if way.reverse else slice(None)
-            np.testing.assert_allclose(found.history[at, b], history[at, b], rtol=1e-6, atol=1e-6)
+            np.testing.assert_allclose(
+                spectrum.history[at, b], history[at, b], rtol=1e-6, atol=1e-6
+            )
 
 
-def test_few_exponents_are_the_first_of_all(kind: Row, x64: None) -> None:
-    cell, params, batch = setting(kind)
-    all_of_them, few = (lyapunov(cell, params, batch.xs, count=c) for c in (None, 1))
+def test_one_exponent_equals_the_first_of_all(kind: Row, x64: None) -> None:
+    cell, params, batch = make_example(kind)
+    all_exponents, few = (lyapunov(cell, params, batch.xs, count=c) for c in (None, 1))
     assert few.exponents.shape == (B, 1)
-    np.testing.assert_allclose(few.exponents, all_of_them.exponents[:, :1], rtol=1e-9)
-    np.testing.assert_allclose(few.history, all_of_them.history, rtol=1e-9)
+    np.testing.assert_allclose(few.exponents, all_exponents.exponents[:, :1], rtol=1e-9)
+    np.testing.assert_allclose(few.history, all_exponents.history, rtol=1e-9)
 
 
-def test_two_exponents_are_the_first_of_all(x64: None) -> None:
-    cell, params, batch = setting(CELLS["lstm"])
-    all_of_them, few = (lyapunov(cell, params, batch.xs, count=c) for c in (None, 2))
-    np.testing.assert_allclose(few.exponents, all_of_them.exponents[:, :2], rtol=1e-9)
+def test_two_exponents_equal_the_first_of_all(x64: None) -> None:
+    cell, params, batch = make_example(CELLS["lstm"])
+    all_exponents, few = (lyapunov(cell, params, batch.xs, count=c) for c in (None, 2))
+    np.testing.assert_allclose(few.exponents, all_exponents.exponents[:, :2], rtol=1e-9)
 
 
-def test_segments_and_padding_equal_runs_on_what_is_cut(reverse: bool, x64: None) -> None:
-    cell, params, batch = setting(CELLS["lstm"], steps=12)
+def test_segments_and_padding_equal_separate_runs(reverse: bool, x64: None) -> None:
+    cell, params, batch = make_example(CELLS["lstm"], steps=12)
     resets, lengths = np.zeros((12, B), bool), np.full(B, 10)
     resets[6 if not reverse else 5] = True
-    found = lyapunov(
+    spectrum = lyapunov(
         cell,
         params,
         batch.xs,
@@ -304,13 +307,13 @@ def test_segments_and_padding_equal_runs_on_what_is_cut(reverse: bool, x64: None
     before = lyapunov(cell, params, first, batch.carry, count=1)
     after = lyapunov(cell, params, second, count=1, skip=1)
     total = before.steps * before.largest + after.steps * after.largest
-    np.testing.assert_array_equal(found.steps, 9)
-    np.testing.assert_allclose(found.largest, total / 9, rtol=1e-12)
-    np.testing.assert_allclose(found.history[0 if reverse else -1], found.largest, rtol=1e-12)
+    np.testing.assert_array_equal(spectrum.steps, 9)
+    np.testing.assert_allclose(spectrum.largest, total / 9, rtol=1e-12)
+    np.testing.assert_allclose(spectrum.history[0 if reverse else -1], spectrum.largest, rtol=1e-12)
 
 
 def random_network(gain: float, hidden: int, seed: int) -> Any:
-    """An Elman network as of Sompolinsky et al., 1988: weights of variance gain²/hidden."""
+    """The Elman network of Sompolinsky et al., 1988, with weights of variance gain²/hidden."""
     rng = np.random.default_rng(seed)
     params = jrnn.Elman(hidden).init(jax.random.key(seed), 1)
     w = gain / np.sqrt(hidden) * rng.normal(size=(hidden, hidden))
@@ -318,101 +321,103 @@ def random_network(gain: float, hidden: int, seed: int) -> Any:
     return params._replace(w_hh=jnp.asarray(w, jnp.float32)), carry
 
 
-def test_a_random_network_turns_chaotic_with_its_gain() -> None:
+def test_random_network_becomes_chaotic_with_large_gain() -> None:
     xs = np.zeros((2000, 1, 1), np.float32)
     for gain, hidden in [(0.5, 32), (0.8, 32), (0.8, 128)]:
         params, carry = random_network(gain, hidden, 0)
-        found = lyapunov(jrnn.Elman(hidden), params, xs, carry, count=1, skip=200)
+        spectrum = lyapunov(jrnn.Elman(hidden), params, xs, carry, count=1, skip=200)
         radius = np.abs(np.linalg.eigvals(np.asarray(params.w_hh))).max()
-        # At rest J is the matrix of the weights.
-        np.testing.assert_allclose(found.largest, np.log(radius), atol=5e-3)
-        assert found.largest[0] < 0
+        # At the fixed point 0 the Jacobian is w_hh.
+        np.testing.assert_allclose(spectrum.largest, np.log(radius), atol=5e-3)
+        assert spectrum.largest[0] < 0
     for gain, hidden in [(3.0, 32), (1.5, 128), (3.0, 128)]:
         params, carry = random_network(gain, hidden, 0)
-        found = lyapunov(jrnn.Elman(hidden), params, xs, carry, count=1, skip=200)
-        assert found.largest[0] > 0.02
-        assert found.exponents.dtype == np.float32
+        spectrum = lyapunov(jrnn.Elman(hidden), params, xs, carry, count=1, skip=200)
+        assert spectrum.largest[0] > 0.02
+        assert spectrum.exponents.dtype == np.float32
 
 
 @pytest.mark.parametrize(("gain", "tolerance"), [(1.0, 1e-3), (3.0, 0.05)])
-def test_largest_is_how_fast_two_runs_part(gain: float, tolerance: float, x64: None) -> None:
+def test_largest_exponent_equals_the_divergence_rate_of_two_runs(
+    gain: float, tolerance: float, x64: None
+) -> None:
     params, carry = random_network(gain, 32, 0)
     params = jax.tree.map(lambda a: a.astype(np.float64), params)
     xs = np.random.default_rng(1).normal(size=(3000, 1, 1))
     largest = lyapunov(jrnn.Elman(32), params, xs, carry, count=1, skip=100).largest
     w_hh, w_ih = np.asarray(params.w_hh), np.asarray(params.w_ih)
-    # Runs that are chaotic agree in their means alone: rounding makes them two.
+    # With rounding errors, chaotic runs agree only in their means.
     h, eps, growth = carry[0].astype(np.float64), 1e-7, []
-    other = h + eps / np.sqrt(32)
+    perturbed = h + eps / np.sqrt(32)
     for t in range(3000):
-        h, other = (np.tanh(xs[t, 0] @ w_ih + s @ w_hh) for s in (h, other))
-        apart = np.linalg.norm(other - h)
-        growth.append(np.log(apart / eps))
-        other = h + (other - h) * eps / apart
+        h, perturbed = (np.tanh(xs[t, 0] @ w_ih + s @ w_hh) for s in (h, perturbed))
+        distance = np.linalg.norm(perturbed - h)
+        growth.append(np.log(distance / eps))
+        perturbed = h + (perturbed - h) * eps / distance
     np.testing.assert_allclose(largest, np.mean(growth[100:]), atol=tolerance)
 
 
-# --- singular steps, NaNs, nothing ---------------------------------------------------------------
+# --- singular steps, NaN, no steps ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_derivative_of_zero_gives_minus_infinity(count: int) -> None:
+def test_zero_derivative_returns_minus_infinity(count: int) -> None:
     params, xs = jnp.zeros(()), np.full((6, 2, 3), 0.5, np.float32)
     xs[2, 0] = 0
-    found = lyapunov(Scale(3), params, xs, count=count)
-    np.testing.assert_array_equal(found.exponents[0], -np.inf)
-    np.testing.assert_allclose(found.exponents[1], np.log(0.5), rtol=1e-6)
-    np.testing.assert_allclose(found.history[:, 0], [np.log(0.5)] * 2 + [-np.inf] * 4, rtol=1e-6)
+    spectrum = lyapunov(Scale(3), params, xs, count=count)
+    np.testing.assert_array_equal(spectrum.exponents[0], -np.inf)
+    np.testing.assert_allclose(spectrum.exponents[1], np.log(0.5), rtol=1e-6)
+    np.testing.assert_allclose(spectrum.history[:, 0], [np.log(0.5)] * 2 + [-np.inf] * 4, rtol=1e-6)
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_the_frame_lives_on_after_a_derivative_of_zero(count: int) -> None:
+def test_frame_remains_orthonormal_after_a_zero_derivative(count: int) -> None:
     xs = np.full((6, 2, 3), 0.5, np.float32)
     xs[2, 0] = 0
-    found = lyapunov(Scale(3), jnp.zeros(()), xs, skip=3, count=count)
-    np.testing.assert_allclose(found.exponents, np.log(0.5), rtol=1e-6)
+    spectrum = lyapunov(Scale(3), jnp.zeros(()), xs, skip=3, count=count)
+    np.testing.assert_allclose(spectrum.exponents, np.log(0.5), rtol=1e-6)
 
 
-def test_a_dead_unit_leaves_the_other_exponents_alone(x64: None) -> None:
+def test_dead_unit_does_not_change_other_exponents(x64: None) -> None:
     row = CELLS["elman-relu"]
-    cell, params, batch = setting(row, steps=40)
+    cell, params, batch = make_example(row, steps=40)
     w_hh = np.linalg.qr(np.random.default_rng(0).normal(size=(HIDDEN, HIDDEN)))[0] * 0.5
     bias = np.array([50.0, -1000, 50])
     params = params._replace(w_hh=w_hh, b=bias)
-    found = lyapunov(cell, params, batch.xs, skip=5)
-    alive = w_hh[np.ix_([0, 2], [0, 2])]
-    # Both live units are on throughout, or this would be no test.
+    spectrum = lyapunov(cell, params, batch.xs, skip=5)
+    active = w_hh[np.ix_([0, 2], [0, 2])]
+    # The test requires that both other units are active at all steps.
     *_, ys = jrnn.unroll(cell, params, batch.xs, engine="scan")
     assert (np.asarray(ys)[..., [0, 2]] > 0).all() and (np.asarray(ys)[..., 1] == 0).all()
-    sums = found.exponents[:, :2].sum(axis=-1)
-    np.testing.assert_allclose(sums, np.linalg.slogdet(alive)[1], atol=1e-9)
-    assert (found.exponents[:, 2] < -30).all()
+    sums = spectrum.exponents[:, :2].sum(axis=-1)
+    np.testing.assert_allclose(sums, np.linalg.slogdet(active)[1], atol=1e-9)
+    assert (spectrum.exponents[:, 2] < -30).all()
 
 
-def test_nan_in_one_sequence_leaves_the_others_alone(kind: Row, x64: None) -> None:
-    cell, params, batch = setting(kind)
+def test_nan_in_one_sequence_does_not_change_others(kind: Row, x64: None) -> None:
+    cell, params, batch = make_example(kind)
     xs = batch.xs.copy()
     xs[3, 1] = np.nan
     others = np.array([b for b in range(B) if b != 1])
     for count in (None, 1):
-        got, want = (lyapunov(cell, params, a, count=count) for a in (xs, batch.xs))
+        got, expected = (lyapunov(cell, params, a, count=count) for a in (xs, batch.xs))
         assert np.isnan(got.exponents[1]).all() and np.isnan(got.history[3:, 1]).all()
-        np.testing.assert_array_equal(got.exponents[others], want.exponents[others])
-        np.testing.assert_array_equal(got.history[:3], want.history[:3])
+        np.testing.assert_array_equal(got.exponents[others], expected.exponents[others])
+        np.testing.assert_array_equal(got.history[:3], expected.history[:3])
 
 
-def test_nan_before_a_reset_shows_unless_it_is_skipped_and_on_padding_never() -> None:
+def test_nan_propagates_unless_skipped_or_on_padding() -> None:
     cell = jrnn.LSTM(HIDDEN)
     params = random_params(cell, 3, INPUT, np.float32)
     xs = random_batch(cell, params, 4, T, B, np.float32).xs
     resets = np.zeros((T, B), bool)
     resets[3] = True
-    bad = xs.copy()
-    bad[1, 0] = np.nan
-    got = lyapunov(cell, params, bad, resets=resets)
+    xs_with_nan = xs.copy()
+    xs_with_nan[1, 0] = np.nan
+    got = lyapunov(cell, params, xs_with_nan, resets=resets)
     assert np.isnan(got.exponents[0]).all() and np.isfinite(got.exponents[1:]).all()
-    got, want = (lyapunov(cell, params, a, resets=resets, skip=3) for a in (bad, xs))
-    np.testing.assert_array_equal(got.exponents, want.exponents)
+    got, expected = (lyapunov(cell, params, a, resets=resets, skip=3) for a in (xs_with_nan, xs))
+    np.testing.assert_array_equal(got.exponents, expected.exponents)
     assert np.isfinite(got.exponents).all()
     padded = xs.copy()
     padded[5:] = np.nan
@@ -420,15 +425,15 @@ def test_nan_before_a_reset_shows_unless_it_is_skipped_and_on_padding_never() ->
     np.testing.assert_allclose(got.exponents, lyapunov(cell, params, xs[:5]).exponents, rtol=1e-5)
 
 
-def test_no_steps_give_nan_and_the_first_carry() -> None:
+def test_zero_steps_return_nan_and_the_initial_carry() -> None:
     cell = jrnn.LSTM(HIDDEN)
     params = random_params(cell, 3, INPUT, np.float32)
     batch = random_batch(cell, params, 4, T, B, np.float32)
-    found = lyapunov(cell, params, batch.xs[:0], batch.carry)
-    assert np.isnan(found.exponents).all() and found.exponents.shape == (B, 2 * HIDDEN)
-    assert found.history.shape == (0, B) and (found.steps == 0).all()
-    assert np.isnan(found.dimension).all() and np.isnan(found.entropy).all()
-    assert_close(found.carry, batch.carry, 0)
+    spectrum = lyapunov(cell, params, batch.xs[:0], batch.carry)
+    assert np.isnan(spectrum.exponents).all() and spectrum.exponents.shape == (B, 2 * HIDDEN)
+    assert spectrum.history.shape == (0, B) and (spectrum.steps == 0).all()
+    assert np.isnan(spectrum.dimension).all() and np.isnan(spectrum.entropy).all()
+    assert_close(spectrum.carry, batch.carry, 0)
     assert np.isnan(lyapunov(cell, params, batch.xs, skip=T).exponents).all()
     assert np.isfinite(lyapunov(cell, params, batch.xs, skip=T - 1).exponents).all()
 
@@ -437,14 +442,14 @@ def test_no_steps_give_nan_and_the_first_carry() -> None:
 
 
 @pytest.mark.parametrize("count", [None, 1])
-def test_gradients_equal_differences(count: int | None, x64: None) -> None:
-    cell, params, batch = setting(CELLS["elman-tanh"])
+def test_gradients_equal_finite_differences(count: int | None, x64: None) -> None:
+    cell, params, batch = make_example(CELLS["elman-tanh"])
     lengths = np.array([T, 4, 2, 6, 0])
 
     @jax.jit
     def loss(p: Any) -> jax.Array:
-        found = lyapunov(cell, p, batch.xs, batch.carry, count=count, lengths=lengths)
-        return jnp.where(found.steps > 0, jnp.nan_to_num(found.largest), 0).sum()
+        spectrum = lyapunov(cell, p, batch.xs, batch.carry, count=count, lengths=lengths)
+        return jnp.where(spectrum.steps > 0, jnp.nan_to_num(spectrum.largest), 0).sum()
 
     gradient, eps = jax.grad(loss)(params), 1e-6
     for index in np.ndindex(params.w_hh.shape):
@@ -455,8 +460,8 @@ def test_gradients_equal_differences(count: int | None, x64: None) -> None:
         np.testing.assert_allclose(gradient.w_hh[index], slope, rtol=1e-5, atol=1e-7)
 
 
-def test_gradients_stay_finite_where_padding_is_singular() -> None:
-    """On padding the input is zero, and so is the derivative of `Scale`: nothing may look at it."""
+def test_gradients_are_finite_with_singular_padding() -> None:
+    """On padding the input, and so the derivative of `Scale`, is zero."""
     xs = jnp.full((4, 2, 2), 0.5)
     loss = lambda xs, count: lyapunov(
         Scale(2), jnp.zeros(()), xs, count=count, lengths=jnp.array([4, 2])
@@ -468,77 +473,79 @@ def test_gradients_stay_finite_where_padding_is_singular() -> None:
         np.testing.assert_allclose(gradient[:2, 1].sum(), 2.0, rtol=1e-5)
 
 
-def test_second_call_with_an_equal_cell_does_not_trace_again() -> None:
+def test_second_call_with_an_equal_cell_does_not_retrace() -> None:
     xs = np.full((6, 2, 3), 0.5, np.float32)
     lyapunov(Scale(3), jnp.zeros(()), xs)
-    before = len(calls)
+    num_traces = len(calls)
     lyapunov(Scale(3), jnp.zeros(()), 2 * xs, skip=2)
-    assert len(calls) == before
+    assert len(calls) == num_traces
     lyapunov(Scale(3), jnp.zeros(()), xs, reverse=True)
-    assert len(calls) > before
+    assert len(calls) > num_traces
 
 
-def test_jit_and_vmap_give_the_same() -> None:
+def test_jit_and_vmap_equal_separate_calls() -> None:
     cell = jrnn.GRU(HIDDEN)
-    both = [random_params(cell, seed, INPUT, np.float32) for seed in (1, 2)]
-    xs = random_batch(cell, both[0], 4, T, B, np.float32).xs
-    stacked = jax.tree.map(lambda *a: np.stack(a), *both)
-    found = jax.jit(jax.vmap(lambda p: lyapunov(cell, p, xs, lengths=jnp.arange(5, 10))))(stacked)
-    assert isinstance(found, Lyapunov)
-    for n, params in enumerate(both):
-        alone = lyapunov(cell, params, xs, lengths=jnp.arange(5, 10))
-        assert_close(sequence(found, n), alone, 1e-4)
-        assert_close(found.dimension[n], alone.dimension, 1e-4)
+    all_params = [random_params(cell, seed, INPUT, np.float32) for seed in (1, 2)]
+    xs = random_batch(cell, all_params[0], 4, T, B, np.float32).xs
+    stacked = jax.tree.map(lambda *a: np.stack(a), *all_params)
+    spectrum = jax.jit(jax.vmap(lambda p: lyapunov(cell, p, xs, lengths=jnp.arange(5, 10))))(
+        stacked
+    )
+    assert isinstance(spectrum, LyapunovSpectrum)
+    for n, params in enumerate(all_params):
+        expected = lyapunov(cell, params, xs, lengths=jnp.arange(5, 10))
+        assert_close(sequence(spectrum, n), expected, 1e-4)
+        assert_close(spectrum.dimension[n], expected.dimension, 1e-4)
 
 
-def test_noise_is_that_of_the_key() -> None:
+def test_noise_depends_on_the_key() -> None:
     cell = Noisy(HIDDEN)
     params = cell.init(jax.random.key(0), INPUT)
     xs = np.random.default_rng(0).normal(size=(T, B, INPUT)).astype(np.float32)
     key = jax.random.key(3)
-    found = lyapunov(cell, params, xs, key=key)
+    spectrum = lyapunov(cell, params, xs, key=key)
     carry, _ = jrnn.unroll(cell, params, xs, key=key, engine="scan")
-    assert_close(found.carry, carry, 1e-6)
-    assert (found.exponents != lyapunov(cell, params, xs).exponents).any()
+    assert_close(spectrum.carry, carry, 1e-6)
+    assert (spectrum.exponents != lyapunov(cell, params, xs).exponents).any()
 
 
-def test_narrow_floats_are_measured_in_float32() -> None:
+def test_narrow_floats_are_computed_in_float32() -> None:
     cell = jrnn.GRU(HIDDEN)
     wide = random_params(cell, 1, INPUT, np.float32)
     xs = random_batch(cell, wide, 2, 50, B, np.float32).xs
-    truth = lyapunov(cell, wide, xs)
+    expected = lyapunov(cell, wide, xs)
     for params in (wide, jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), wide)):
-        found = lyapunov(cell, params, jnp.asarray(xs, jnp.bfloat16))
-        assert found.exponents.dtype == np.float32
-        np.testing.assert_allclose(found.largest, truth.largest, atol=0.03)
+        spectrum = lyapunov(cell, params, jnp.asarray(xs, jnp.bfloat16))
+        assert spectrum.exponents.dtype == np.float32
+        np.testing.assert_allclose(spectrum.largest, expected.largest, atol=0.03)
 
 
-def test_first_frame_is_orthonormal_and_the_same_for_each_count() -> None:
-    frame = np.asarray(_first_frame(6, 6, 2, jnp.dtype("float32")))
+def test_initial_frame_is_orthonormal_and_independent_of_count() -> None:
+    frame = np.asarray(_initial_frame(6, 6, 2, jnp.dtype("float32")))
     np.testing.assert_allclose(frame[0].T @ frame[0], np.eye(6), atol=1e-6)
     assert np.abs(frame).min() > 1e-3
-    few = np.asarray(_first_frame(6, 1, 2, jnp.dtype("float32")))
+    few = np.asarray(_initial_frame(6, 1, 2, jnp.dtype("float32")))
     np.testing.assert_allclose(np.abs(few), np.abs(frame[..., :1]), rtol=1e-5)
 
 
-def test_dimension_and_entropy_of_a_spectrum() -> None:
-    spectrum = jnp.array([[0.5, 0.1, -0.4, -1.0], [-0.1, -0.2, -0.3, -0.4], [0.5, -jnp.inf, 0, 0]])
-    spectrum = spectrum.at[2, 2:].set(-jnp.inf)
-    found = Lyapunov(spectrum, jnp.ones(3), None, jnp.zeros((0, 3)))
-    np.testing.assert_allclose(found.dimension, [3.2, 0, 1], rtol=1e-6)
-    np.testing.assert_allclose(found.entropy, [0.6, 0, 0.5], rtol=1e-6)
-    np.testing.assert_allclose(found._replace(exponents=spectrum[:, :2]).dimension, [2, 0, 1])
+def test_dimension_and_entropy_equal_known_values() -> None:
+    exponents = jnp.array([[0.5, 0.1, -0.4, -1.0], [-0.1, -0.2, -0.3, -0.4], [0.5, -jnp.inf, 0, 0]])
+    exponents = exponents.at[2, 2:].set(-jnp.inf)
+    spectrum = LyapunovSpectrum(exponents, jnp.ones(3), None, jnp.zeros((0, 3)))
+    np.testing.assert_allclose(spectrum.dimension, [3.2, 0, 1], rtol=1e-6)
+    np.testing.assert_allclose(spectrum.entropy, [0.6, 0, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(spectrum._replace(exponents=exponents[:, :2]).dimension, [2, 0, 1])
 
 
 @pytest.mark.parametrize("count", [0, -1, 7, 1.0, True])
-def test_a_count_outside_of_the_carry_raises(count: Any) -> None:
+def test_count_out_of_range_raises(count: Any) -> None:
     cell = jrnn.LSTM(HIDDEN)
     params = random_params(cell, 3, INPUT, np.float32)
     with pytest.raises(ValueError, match=rf"count must be an int in 1 to 6.*LSTM, got {count}"):
         lyapunov(cell, params, np.zeros((2, 1, INPUT), np.float32), count=count)
 
 
-def test_errors_say_what_is_wrong() -> None:
+def test_invalid_arguments_raise() -> None:
     cell = jrnn.LSTM(HIDDEN)
     params = random_params(cell, 3, INPUT, np.float32)
     xs = np.zeros((T, B, INPUT), np.float32)

@@ -1,4 +1,4 @@
-"""The pictures of `jrnn.analysis`: they show the numbers that they say they show."""
+"""The figures of `jrnn.analysis` show the values of the capture."""
 
 import subprocess
 import sys
@@ -16,8 +16,8 @@ from jrnn.analysis import (
     GateCapture,
     capture_gates,
     plot_cell_state,
-    plot_forgetting,
     plot_gates,
+    plot_retention,
     plot_unit,
     retention,
 )
@@ -25,10 +25,10 @@ from jrnn.analysis import (
 T, B, HIDDEN = 6, 3, 5
 LENGTHS = (T, 4, 0)
 RESET = 2
-NO_INT: Any = None
+NOT_AN_INT: Any = None
 
 
-def seen_of(cell, **options):
+def make_capture(cell, **options):
     keys = jax.random.split(jax.random.key(0), 3)
     params = cell.init(keys[0], 3)
     params = params._replace(b=jax.random.normal(keys[1], params.b.shape, jnp.float32))
@@ -38,10 +38,10 @@ def seen_of(cell, **options):
 
 
 @pytest.fixture(scope="module")
-def seen() -> GateCapture:
-    """An LSTM with padding, and with a reset of the second sequence."""
+def capture() -> GateCapture:
+    """A capture of an LSTM with padding, and a reset of the second sequence."""
     resets = jnp.zeros((T, B), bool).at[RESET, 1].set(True)
-    return seen_of(jrnn.LSTM(HIDDEN), lengths=jnp.array(LENGTHS), resets=resets)
+    return make_capture(jrnn.LSTM(HIDDEN), lengths=jnp.array(LENGTHS), resets=resets)
 
 
 def image_of(axes):
@@ -53,81 +53,81 @@ def image_of(axes):
 
 
 @pytest.mark.parametrize("example", [0, 1])
-def test_plot_gates_shows_every_gate_without_its_padding(seen, example):
-    figure = plot_gates(seen, example)
+def test_plot_gates_shows_all_gates_without_padding(capture, example):
+    figure = plot_gates(capture, example)
     axes = [a for a in figure.axes if a.get_ylabel()]
     assert [a.get_ylabel() for a in axes] == ["i", "f", "g", "o"]
     for a in axes:
-        expected = np.asarray(seen.gates[a.get_ylabel()])[: LENGTHS[example], example].T
+        expected = np.asarray(capture.gates[a.get_ylabel()])[: LENGTHS[example], example].T
         np.testing.assert_array_equal(image_of(a), expected)
 
 
-def test_plot_gates_puts_gates_alike_on_one_scale(seen):
+def test_plot_gates_uses_one_scale_per_range(capture):
     limits = {
         a.get_ylabel(): (*a.images[0].get_clim(), a.images[0].get_cmap().name)
-        for a in plot_gates(seen).axes
+        for a in plot_gates(capture).axes
         if a.get_ylabel()
     }
     assert limits["i"] == limits["f"] == limits["o"] == (0.0, 1.0, "viridis")
     assert limits["g"] == (-1.0, 1.0, "RdBu_r")
 
 
-def test_plot_gates_stretches_the_scale_for_gates_beyond_one(seen):
+def test_plot_gates_extends_the_scale_for_gates_above_one(capture):
     gate = jnp.zeros((T, B, HIDDEN)).at[0, 2, 0].set(3.0)
-    figure = plot_gates(seen._replace(gates={"h": gate}))
+    figure = plot_gates(capture._replace(gates={"h": gate}))
     assert figure.axes[0].images[0].get_clim() == (0.0, 3.0)
 
 
-def test_plot_gates_sorts_units_by_when_they_act(seen):
+def test_plot_gates_sorts_units_by_peak_step(capture):
     peaks = [4, 0, 5, 2, 1]
     gate = np.full((T, B, HIDDEN), 0.1)
     gate[peaks, 0, np.arange(HIDDEN)] = 0.9
-    sorted_by = plot_gates(seen._replace(gates={"k": gate, **seen.gates}), sort_by="k")
+    sorted_by = plot_gates(capture._replace(gates={"k": gate, **capture.gates}), sort_by="k")
     order = np.argsort(peaks)
     np.testing.assert_array_equal(image_of(sorted_by.axes[0]), gate[:, 0, order].T)
     np.testing.assert_array_equal(
-        image_of(sorted_by.axes[1]), np.asarray(seen.gates["i"])[:, 0, order].T
+        image_of(sorted_by.axes[1]), np.asarray(capture.gates["i"])[:, 0, order].T
     )
     assert [t.get_text() for t in sorted_by.axes[1].get_yticklabels()] == [str(n) for n in order]
 
 
-def test_plot_gates_takes_some_in_the_order_asked(seen):
-    axes = [a.get_ylabel() for a in plot_gates(seen, gates=("o", "f")).axes]
+def test_plot_gates_shows_selected_gates_in_order(capture):
+    axes = [a.get_ylabel() for a in plot_gates(capture, gates=("o", "f")).axes]
     assert axes[:2] == ["o", "f"]
     assert "i" not in axes
 
 
 @pytest.mark.parametrize("inputs", ["abcdef", list("abcdef")])
 @pytest.mark.parametrize("example", [0, 1])
-def test_characters_stand_below_their_steps(seen, inputs, example):
-    lowest = plot_gates(seen, example, inputs=inputs).axes[3]
-    shown = [label.get_text() for label in lowest.get_xticklabels()]
-    assert shown == list("abcdef")[: LENGTHS[example]]
+def test_characters_are_labels_of_steps(capture, inputs, example):
+    lowest = plot_gates(capture, example, inputs=inputs).axes[3]
+    labels = [label.get_text() for label in lowest.get_xticklabels()]
+    assert labels == list("abcdef")[: LENGTHS[example]]
     np.testing.assert_array_equal(lowest.get_xticks(), np.arange(LENGTHS[example]))
 
 
-def test_features_are_a_strip_below_the_gates(seen):
+def test_features_are_shown_below_the_gates(capture):
     xs = np.arange(T * 2.0).reshape(T, 2)
-    strip = plot_gates(seen, 1, inputs=xs).axes[4]
-    np.testing.assert_array_equal(image_of(strip), xs[:4].T)
-    assert strip.get_xlim() == (-0.5, 3.5)
+    axes = plot_gates(capture, 1, inputs=xs).axes[4]
+    np.testing.assert_array_equal(image_of(axes), xs[:4].T)
+    assert axes.get_xlim() == (-0.5, 3.5)
 
 
-def test_resets_are_dashed_lines_before_their_step(seen):
-    def dashes(picture):
-        return [line.get_xdata()[0] for line in picture.axes[0].lines]
+def test_resets_are_lines_before_their_step(capture):
+    def line_positions(figure):
+        return [line.get_xdata()[0] for line in figure.axes[0].lines]
 
-    assert dashes(plot_gates(seen, 1)) == [RESET - 0.5]
-    assert dashes(plot_gates(seen, 0)) == []
-    assert dashes(plot_gates(seen._replace(reverse=True), 1)) == [RESET + 0.5]
+    assert line_positions(plot_gates(capture, 1)) == [RESET - 0.5]
+    assert line_positions(plot_gates(capture, 0)) == []
+    assert line_positions(plot_gates(capture._replace(reverse=True), 1)) == [RESET + 0.5]
 
 
 # --- state, unit ---------------------------------------------------------------------------------
 
 
-def test_plot_cell_state_shows_all_units_and_the_lines_asked(seen):
-    heat, lines = plot_cell_state(seen, 1, units=(3, 0)).axes[:2]
-    c = np.asarray(seen.carries.c)[: LENGTHS[1], 1]
+def test_plot_cell_state_shows_all_units_and_selected_lines(capture):
+    heat, lines = plot_cell_state(capture, 1, units=(3, 0)).axes[:2]
+    c = np.asarray(capture.carries.c)[: LENGTHS[1], 1]
     np.testing.assert_array_equal(image_of(heat), c.T)
     drawn = {line.get_label(): line.get_ydata() for line in lines.lines}
     np.testing.assert_array_equal(drawn["c[3]"], c[:, 3])
@@ -135,83 +135,83 @@ def test_plot_cell_state_shows_all_units_and_the_lines_asked(seen):
     assert lines.get_legend_handles_labels()[1] == ["c[3]", "c[0]"]
 
 
-def test_plot_cell_state_chooses_the_units_that_change_most(seen):
-    c = np.asarray(seen.carries.c)[:, 0]
-    lines = plot_cell_state(seen, units=2).axes[1]
+def test_plot_cell_state_selects_units_of_largest_variance(capture):
+    c = np.asarray(capture.carries.c)[:, 0]
+    lines = plot_cell_state(capture, units=2).axes[1]
     expected = [f"c[{unit}]" for unit in np.argsort(-c.std(axis=0))[:2]]
     assert lines.get_legend_handles_labels()[1] == expected
 
 
 @pytest.mark.parametrize(("cell", "state"), [(jrnn.GRU(HIDDEN), None), (jrnn.GRU(HIDDEN), "h")])
-def test_a_carry_of_one_array_is_the_state(cell, state):
-    seen = seen_of(cell)
-    heat = plot_cell_state(seen, state=state).axes[0]
-    np.testing.assert_array_equal(image_of(heat), np.asarray(seen.carries)[:, 0].T)
+def test_carry_of_one_array_is_named_h(cell, state):
+    capture = make_capture(cell)
+    heat = plot_cell_state(capture, state=state).axes[0]
+    np.testing.assert_array_equal(image_of(heat), np.asarray(capture.carries)[:, 0].T)
     assert heat.get_ylabel() == "h"
 
 
-def test_other_arrays_of_the_carry_are_named(seen):
-    heat = plot_cell_state(seen, state="h").axes[0]
-    np.testing.assert_array_equal(image_of(heat), np.asarray(seen.carries.h)[:, 0].T)
+def test_plot_cell_state_shows_the_named_array(capture):
+    heat = plot_cell_state(capture, state="h").axes[0]
+    np.testing.assert_array_equal(image_of(heat), np.asarray(capture.carries.h)[:, 0].T)
 
 
-def test_plot_unit_draws_its_gates_and_its_state(seen):
-    above, below = plot_unit(seen, 2, 1).axes[:2]
+def test_plot_unit_shows_gates_and_state(capture):
+    above, below = plot_unit(capture, 2, 1).axes[:2]
     drawn = {
         line.get_label(): np.asarray(line.get_ydata()) for line in (*above.lines, *below.lines)
     }
-    for name, gate in seen.gates.items():
+    for name, gate in capture.gates.items():
         np.testing.assert_array_equal(drawn[name], gate[:4, 1, 2])
-    np.testing.assert_array_equal(drawn["c[2]"], seen.carries.c[:4, 1, 2])
+    np.testing.assert_array_equal(drawn["c[2]"], capture.carries.c[:4, 1, 2])
 
 
-# --- forgetting ----------------------------------------------------------------------------------
+# --- retention -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("example", [0, 1])
-def test_plot_forgetting_shows_the_mean_share_that_is_left(seen, example, reverse):
+def test_plot_retention_shows_the_mean_over_units(capture, example, reverse):
     steps = LENGTHS[example]
-    figure = plot_forgetting(seen._replace(reverse=reverse), example)
-    resets = seen.resets[:steps, example]
-    kept = retention(seen.gates["f"][:steps, example], resets, reverse=reverse).mean(axis=-1)
-    there = np.tri(steps, dtype=bool) if reverse else np.tri(steps, dtype=bool).T
+    figure = plot_retention(capture._replace(reverse=reverse), example)
+    resets = capture.resets[:steps, example]
+    expected = retention(capture.gates["f"][:steps, example], resets, reverse=reverse).mean(axis=-1)
+    defined = np.tri(steps, dtype=bool) if reverse else np.tri(steps, dtype=bool).T
     np.testing.assert_allclose(
-        image_of(figure.axes[0]), np.where(there, kept, np.nan), rtol=1e-5, atol=1e-7
+        image_of(figure.axes[0]), np.where(defined, expected, np.nan), rtol=1e-5, atol=1e-7
     )
 
 
-def test_plot_forgetting_shows_one_unit_of_the_gate_asked():
-    seen = seen_of(jrnn.GRU(HIDDEN))
-    image = image_of(plot_forgetting(seen, keep="z", unit=3).axes[0])
-    kept = np.asarray(seen.gates["z"])[:, 0, 3]
-    np.testing.assert_allclose(image[1, 1:], np.cumprod([1.0, *kept[2:]]), rtol=1e-5)
+def test_plot_retention_shows_one_unit_of_a_gate():
+    capture = make_capture(jrnn.GRU(HIDDEN))
+    image = image_of(plot_retention(capture, gate="z", unit=3).axes[0])
+    z = np.asarray(capture.gates["z"])[:, 0, 3]
+    np.testing.assert_allclose(image[1, 1:], np.cumprod([1.0, *z[2:]]), rtol=1e-5)
 
 
-def test_plot_forgetting_draws_into_axes_given(seen):
+def test_plot_retention_draws_into_given_axes(capture):
     figure = Figure()
     axes = figure.subplots(1, 2)
-    assert plot_forgetting(seen, ax=axes[1], inputs="abcdef") is figure
+    assert plot_retention(capture, ax=axes[1], inputs="abcdef") is figure
     assert len(axes[1].images) == 1 and not axes[0].images
     for labels in (axes[1].get_xticklabels(), axes[1].get_yticklabels()):
         assert [label.get_text() for label in labels] == list("abcdef")
 
 
-# --- what all have in common ---------------------------------------------------------------------
+# --- all figures ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("plot", [plot_gates, plot_cell_state, plot_forgetting])
-def test_pictures_can_be_saved_and_leave_pyplot_alone(seen, plot, tmp_path):
-    before = plt.get_fignums()
-    plot(seen, 1, inputs="abcdef").savefig(tmp_path / "picture.png", dpi=40)
-    assert (tmp_path / "picture.png").stat().st_size > 1000
-    assert plt.get_fignums() == before
+@pytest.mark.parametrize("plot", [plot_gates, plot_cell_state, plot_retention])
+def test_figures_can_be_saved_without_pyplot(capture, plot, tmp_path):
+    fignums = plt.get_fignums()
+    plot(capture, 1, inputs="abcdef").savefig(tmp_path / "figure.png", dpi=40)
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+    assert plt.get_fignums() == fignums
 
 
-def test_long_sequences_have_numbers_in_place_of_characters():
+def test_long_sequences_have_no_character_labels():
     gate = {"f": jnp.full((200, 1, 2), 0.5)}
-    seen = GateCapture(gate, jnp.zeros((200, 1, 2)), jnp.zeros((1, 2)), jnp.zeros((200, 1, 2)))
-    assert plot_gates(seen, inputs="a" * 200).axes[0].get_xlabel() == "step"
+    capture = GateCapture(gate, jnp.zeros((200, 1, 2)), jnp.zeros((1, 2)), jnp.zeros((200, 1, 2)))
+    assert plot_gates(capture, inputs="a" * 200).axes[0].get_xlabel() == "step"
 
 
 def test_import_does_not_load_matplotlib():
@@ -219,42 +219,42 @@ def test_import_does_not_load_matplotlib():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_missing_matplotlib_says_what_to_install(seen, monkeypatch):
+def test_missing_matplotlib_raises_with_install_command(capture, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'jrnn\[demo\]'"):
-        plot_gates(seen)
+        plot_gates(capture)
 
 
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
-        (TypeError, "expected what jrnn.analysis.capture_gates", lambda s: plot_gates(s.gates)),
+        (TypeError, "capture must be a GateCapture", lambda s: plot_gates(s.gates)),
         (ValueError, "example must be from 0 to 2, got 3", lambda s: plot_gates(s, 3)),
         (ValueError, "example must be from 0 to 2, got -1", lambda s: plot_unit(s, 0, -1)),
-        (TypeError, "example must be an int, got None", lambda s: plot_unit(s, 0, NO_INT)),
-        (ValueError, "example 2 has no steps to show", lambda s: plot_gates(s, 2)),
+        (TypeError, "example must be an int, got None", lambda s: plot_unit(s, 0, NOT_AN_INT)),
+        (ValueError, "example 2 must have at least 1 valid step", lambda s: plot_gates(s, 2)),
         (ValueError, "one of i, f, g, o, got 'F'; did you", lambda s: plot_gates(s, gates=["F"])),
         (ValueError, "gates must be a list of names", lambda s: plot_gates(s, gates="fi")),
         (ValueError, "gates must be a list of names", lambda s: plot_gates(s, gates=())),
         (ValueError, "got 'q'", lambda s: plot_gates(s, sort_by="q")),
         (ValueError, "each of the 6 steps, got 3", lambda s: plot_gates(s, inputs="abc")),
         (ValueError, "got shape", lambda s: plot_gates(s, inputs=np.zeros(T))),
-        (ValueError, "names no gates", lambda s: plot_gates(s._replace(gates={}))),
+        (ValueError, "taps no gates", lambda s: plot_gates(s._replace(gates={}))),
         (ValueError, "'h', 'c', got 'd'", lambda s: plot_cell_state(s, state="d")),
         (ValueError, "unit must be from 0 to 4, got 5", lambda s: plot_cell_state(s, units=[5])),
         (ValueError, "units must be a positive int", lambda s: plot_cell_state(s, units=0)),
         (ValueError, "unit must be from 0 to 4, got 9", lambda s: plot_unit(s, 9)),
-        (ValueError, "unit must be from 0 to 4, got 9", lambda s: plot_forgetting(s, unit=9)),
-        (ValueError, "gate 'g' must be between", lambda s: plot_forgetting(s, keep="g")),
-        (ValueError, "one of i, f, g, o, got 'z'", lambda s: plot_forgetting(s, keep="z")),
-        (ValueError, "characters", lambda s: plot_forgetting(s, inputs=np.zeros((T, 2)))),
+        (ValueError, "unit must be from 0 to 4, got 9", lambda s: plot_retention(s, unit=9)),
+        (ValueError, "gate 'g' must be between", lambda s: plot_retention(s, gate="g")),
+        (ValueError, "one of i, f, g, o, got 'z'", lambda s: plot_retention(s, gate="z")),
+        (ValueError, "characters", lambda s: plot_retention(s, inputs=np.zeros((T, 2)))),
         (
             ValueError,
-            r"time, batch, hidden\), got \(2, 6, 3, 5\); of several stacked by vmap",
+            r"time, batch, hidden\), got \(2, 6, 3, 5\); if vmap stacked several",
             lambda s: plot_gates(s._replace(gates={"f": jnp.zeros((2, T, B, HIDDEN))})),
         ),
     ],
 )
-def test_a_wrong_argument_is_refused_with_a_reason(seen, error, message, call):
+def test_invalid_arguments_raise(capture, error, message, call):
     with pytest.raises(error, match=message):
-        call(seen)
+        call(capture)

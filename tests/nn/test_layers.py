@@ -1,4 +1,4 @@
-"""Layers above one another and in both directions."""
+"""Stacked and bidirectional layers."""
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,11 @@ from flax import nnx
 import jrnn
 from jrnn.nn import GRU, LSTM, StackedRNN
 from tests.helpers import assert_close
-from tests.nn.test_rnn import B, H, I, T, batch, shaken
+from tests.nn.test_rnn import B, H, I, T, batch, randomize_params
 
 
-def by_hand(model, cell, xs, lengths, resets, directions, first=None):
-    """Layer by layer with the functional core; the backward half is reset at segment ends."""
+def compose_unrolls(model, cell, xs, lengths, resets, directions, first=None):
+    """Composes `unroll` of all layers; the backward direction is reset at segment ends."""
     ends = np.zeros_like(resets)
     ends[:, :-1] = resets[:, 1:]
     ys, carries = xs.swapaxes(0, 1), []
@@ -38,8 +38,10 @@ def by_hand(model, cell, xs, lengths, resets, directions, first=None):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("kind", [LSTM, GRU])
-def test_layers_match_a_composition_by_hand(kind, bidirectional):
-    model = shaken(kind(I, H, num_layers=2, bidirectional=bidirectional, rngs=nnx.Rngs(0)))
+def test_layers_equal_composed_unrolls(kind, bidirectional):
+    model = randomize_params(
+        kind(I, H, num_layers=2, bidirectional=bidirectional, rngs=nnx.Rngs(0))
+    )
     cell = {LSTM: jrnn.LSTM(H), GRU: jrnn.GRU(H)}[kind]
     directions = 1 + bidirectional
     xs, lengths, resets = batch()
@@ -48,12 +50,12 @@ def test_layers_match_a_composition_by_hand(kind, bidirectional):
         cell.init_carry(model.rnns[0].params, (B,)),
     )
     got = model(xs, first, lengths=lengths, resets=resets)
-    assert_close(got, by_hand(model, cell, xs, lengths, resets, directions, first), 1e-5)
+    assert_close(got, compose_unrolls(model, cell, xs, lengths, resets, directions, first), 1e-5)
     assert got[1].shape == (B, T, directions * H)
 
 
-def test_a_reset_on_padding_does_nothing_in_either_direction():
-    model = shaken(GRU(I, H, bidirectional=True, rngs=nnx.Rngs(0)))
+def test_reset_on_padding_has_no_effect_in_both_directions():
+    model = randomize_params(GRU(I, H, bidirectional=True, rngs=nnx.Rngs(0)))
     xs, lengths, _ = batch()
     first = jnp.ones((2, B, H))
     resets = np.zeros((B, T), bool)
@@ -62,7 +64,7 @@ def test_a_reset_on_padding_does_nothing_in_either_direction():
     assert_close(model(xs, first, lengths=lengths, resets=resets), plain, 0)
 
 
-def test_each_layer_and_direction_has_weights_of_its_own():
+def test_layers_and_directions_have_different_weights():
     model = LSTM(H, H, num_layers=2, bidirectional=True, rngs=nnx.Rngs(0))
     weights = [rnn.params.w_hh for rnn in model.rnns]
     assert len(weights) == 4
@@ -71,26 +73,28 @@ def test_each_layer_and_direction_has_weights_of_its_own():
             assert not np.allclose(weights[k], weights[other])
 
 
-def test_options_of_the_cells_reach_them():
+def test_cell_options_are_passed_to_the_cells():
     lstm = LSTM(I, H, rngs=nnx.Rngs(0), forget_bias=2.0, peepholes=True, coupled=True)
     assert lstm.rnns[0].cell == jrnn.LSTM(H, 2.0, True, True)
     gru = GRU(I, H, rngs=nnx.Rngs(0), reset_after=False, t_max=9)
     assert gru.rnns[0].cell == jrnn.GRU(H, False, 9)
-    half = StackedRNN(jrnn.Elman(H), I, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16)
-    assert half.rnns[0].params.b.dtype == jnp.bfloat16
+    rnn = StackedRNN(jrnn.Elman(H), I, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16)
+    assert rnn.rnns[0].params.b.dtype == jnp.bfloat16
 
 
-def test_time_major_takes_time_first():
+def test_time_major_equals_batch_major():
     options = {"num_layers": 2, "bidirectional": True}
     model = GRU(I, H, rngs=nnx.Rngs(0), **options)
-    turned = GRU(I, H, rngs=nnx.Rngs(0), time_major=True, **options)
+    time_major = GRU(I, H, rngs=nnx.Rngs(0), time_major=True, **options)
     xs, lengths, resets = batch()
     carry, ys = model(xs, lengths=lengths, resets=resets)
-    turned_carry, turned_ys = turned(xs.swapaxes(0, 1), lengths=lengths, resets=resets.T)
-    assert_close((turned_carry, turned_ys), (carry, ys.swapaxes(0, 1)), 1e-6)
+    time_major_carry, time_major_ys = time_major(
+        xs.swapaxes(0, 1), lengths=lengths, resets=resets.T
+    )
+    assert_close((time_major_carry, time_major_ys), (carry, ys.swapaxes(0, 1)), 1e-6)
 
 
-def test_carry_goes_on_where_it_left_off():
+def test_two_parts_with_carry_equal_one_run():
     model = LSTM(I, H, num_layers=2, rngs=nnx.Rngs(0))
     xs, _, _ = batch()
     last, ys = model(xs)
@@ -99,22 +103,22 @@ def test_carry_goes_on_where_it_left_off():
     assert_close((carry, jnp.concatenate([early, late], axis=1)), (last, ys), 1e-6)
 
 
-def test_dropout_acts_between_layers_in_training_alone():
+def test_dropout_applies_between_layers_in_training_only():
     model = LSTM(I, H, num_layers=2, dropout=0.5, rngs=nnx.Rngs(0))
-    plain = LSTM(I, H, num_layers=2, rngs=nnx.Rngs(0))
+    without_dropout = LSTM(I, H, num_layers=2, rngs=nnx.Rngs(0))
     xs, _, _ = batch()
     model.eval()
-    _, quiet = model(xs)
-    assert_close(quiet, plain(xs)[1], 1e-6)
+    _, deterministic = model(xs)
+    assert_close(deterministic, without_dropout(xs)[1], 1e-6)
     model.train()
     _, one = model(xs)
     _, two = model(xs)
-    assert not np.allclose(one, quiet) and not np.allclose(one, two)
-    # The top layer's outputs themselves are not dropped: none of them is zero.
+    assert not np.allclose(one, deterministic) and not np.allclose(one, two)
+    # The outputs of the top layer are not dropped, so none of them is zero.
     assert (np.abs(one) > 0).all()
 
 
-def test_dropout_keeps_the_expected_value_between_layers():
+def test_dropout_preserves_the_expected_value():
     rate = 0.4
     model = LSTM(I, H, num_layers=2, dropout=rate, rngs=nnx.Rngs(0))
     model.train()
@@ -131,31 +135,31 @@ def test_dropout_keeps_the_expected_value_between_layers():
         ({"num_layers": 0}, "num_layers must be a positive int"),
     ],
 )
-def test_odd_options_are_refused(options, message):
+def test_invalid_options_raise(options, message):
     with pytest.raises(ValueError, match=message):
         LSTM(I, H, rngs=nnx.Rngs(0), **options)
 
 
-def test_unknown_option_is_refused():
+def test_unknown_option_raises():
     with pytest.raises(TypeError, match="batch_first"):
         LSTM(I, H, rngs=nnx.Rngs(0), batch_first=True)
 
 
-def test_carry_of_the_wrong_number_of_layers_is_refused():
+def test_carry_with_wrong_number_of_layers_raises():
     model = GRU(I, H, num_layers=2, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"\(2, batch, ...\), got shape \(3, 5\)"):
         model(batch()[0], jnp.zeros((B, H)))
 
 
-def test_all_layers_are_given_the_times():
+def test_time_intervals_are_passed_to_all_layers():
     rnn = StackedRNN(jrnn.CfC(H), I, 2, bidirectional=True, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
     xs = jnp.asarray(rng.normal(size=(B, T, I)), jnp.float32)
     dt = jnp.asarray(rng.uniform(0.1, 3, (B, T)), jnp.float32)
-    want = xs
-    for ahead, back in (rnn.rnns[:2], rnn.rnns[2:]):
-        given = jax.tree.map(lambda a: a.swapaxes(0, 1), jrnn.Timed(want, dt))
-        halves = [half(given)[1].swapaxes(0, 1) for half in (ahead, back)]
-        want = jnp.concatenate(halves, axis=-1)
-    assert_close(rnn(jrnn.Timed(xs, dt))[1], want, 1e-6)
-    assert not np.allclose(rnn(jrnn.Timed(xs, 2 * dt))[1], want)
+    expected = xs
+    for directions in (rnn.rnns[:2], rnn.rnns[2:]):
+        inputs = jax.tree.map(lambda a: a.swapaxes(0, 1), jrnn.Timed(expected, dt))
+        outputs = [direction(inputs)[1].swapaxes(0, 1) for direction in directions]
+        expected = jnp.concatenate(outputs, axis=-1)
+    assert_close(rnn(jrnn.Timed(xs, dt))[1], expected, 1e-6)
+    assert not np.allclose(rnn(jrnn.Timed(xs, 2 * dt))[1], expected)

@@ -1,4 +1,4 @@
-"""A cell or a layer as a flax module, and a cell inside flax's own modules."""
+"""`jrnn.nn.RNN`, and cells in the recurrent modules of flax."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from flax import nnx
 
 import jrnn
 from jrnn.nn import RNN, FlaxCell, StackedRNN
-from jrnn.testing import randomized
+from jrnn.testing import randomize
 from tests.cells.toys import Noisy
 from tests.helpers import assert_close
 
@@ -25,10 +25,10 @@ def cell(request):
     return CELLS[request.param]
 
 
-def shaken(module, seed=0):
-    """The module with all its parameters random."""
+def randomize_params(module, seed=0):
+    """Returns the module with random parameters."""
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
-    return nnx.merge(graphdef, randomized(params, jax.random.key(seed)), rest)
+    return nnx.merge(graphdef, randomize(params, jax.random.key(seed)), rest)
 
 
 def batch(seed=0):
@@ -40,12 +40,12 @@ def batch(seed=0):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_rnn_matches_unroll(cell, reverse):
-    rnn = shaken(RNN(cell, I, rngs=nnx.Rngs(0), reverse=reverse))
+def test_rnn_equals_unroll(cell, reverse):
+    rnn = randomize_params(RNN(cell, I, rngs=nnx.Rngs(0), reverse=reverse))
     xs, lengths, resets = batch()
-    first = randomized(cell.init_carry(rnn.params, (B,)), jax.random.key(1))
+    first = randomize(cell.init_carry(rnn.params, (B,)), jax.random.key(1))
     carry, ys = rnn(xs, first, lengths=lengths, resets=resets)
-    want_carry, want = jrnn.unroll(
+    expected_carry, expected = jrnn.unroll(
         cell,
         rnn.params,
         xs.swapaxes(0, 1),
@@ -54,27 +54,27 @@ def test_rnn_matches_unroll(cell, reverse):
         resets=resets.T,
         reverse=reverse,
     )
-    assert_close((carry, ys), (want_carry, want.swapaxes(0, 1)), 1e-6)
+    assert_close((carry, ys), (expected_carry, expected.swapaxes(0, 1)), 1e-6)
 
 
-def test_noise_is_drawn_in_training_and_expected_in_evaluation():
-    rnn = shaken(RNN(Noisy(H), I, rngs=nnx.Rngs(0, dropout=1)))
+def test_noise_is_sampled_in_training_only():
+    rnn = randomize_params(RNN(Noisy(H), I, rngs=nnx.Rngs(0, dropout=1)))
     xs, lengths, _ = batch()
     run = lambda **options: rnn(xs, lengths=lengths, **options)[1]
     assert not np.allclose(run(), run())
     assert_close(run(key=jax.random.key(3)), run(key=jax.random.key(3)), 0)
     rnn.eval()
-    want = jrnn.unroll(Noisy(H), rnn.params, xs.swapaxes(0, 1), lengths=lengths)[1]
-    assert_close(run(), want.swapaxes(0, 1), 1e-6)
+    expected = jrnn.unroll(Noisy(H), rnn.params, xs.swapaxes(0, 1), lengths=lengths)[1]
+    assert_close(run(), expected.swapaxes(0, 1), 1e-6)
     assert not np.allclose(run(key=jax.random.key(3)), run())
     rnn.train()
     assert not np.allclose(run(), run())
 
 
-def test_noise_needs_a_stream_of_random_numbers_in_training_alone():
+def test_noise_requires_an_rng_stream_in_training_only():
     rnn = RNN(Noisy(H), I, rngs=nnx.Rngs(params=0))
     xs, _, _ = batch()
-    with pytest.raises(ValueError, match=r"RNN: Noisy\(.* draws noise, and rngs had no stream"):
+    with pytest.raises(ValueError, match=r"RNN: Noisy\(.* samples noise, but rngs had no stream"):
         rnn(xs)
     assert not np.allclose(rnn(xs, key=jax.random.key(0))[1], rnn(xs, key=jax.random.key(1))[1])
     rnn.eval()
@@ -84,11 +84,11 @@ def test_noise_needs_a_stream_of_random_numbers_in_training_alone():
     assert_close(adapter(xs), adapter(xs), 0)
 
 
-def test_layers_and_steps_have_noise_of_their_own():
+def test_layers_and_calls_have_different_noise():
     model = StackedRNN(Noisy(H), H, 2, rngs=nnx.Rngs(0, dropout=1))
     first, second = model.rnns
-    drawn = [jax.random.key_data(half.rngs()).tolist() for half in (first, second, first)]
-    assert len({str(key) for key in drawn}) == 3
+    keys = [jax.random.key_data(rnn.rngs()).tolist() for rnn in (first, second, first)]
+    assert len({str(key) for key in keys}) == 3
     graphdef, state = nnx.split(model)
 
     @jax.jit
@@ -102,39 +102,41 @@ def test_layers_and_steps_have_noise_of_their_own():
     assert not np.allclose(one, two)
 
 
-def test_a_cell_without_noise_takes_no_random_numbers():
+def test_deterministic_cell_uses_no_rng_stream():
     rngs = nnx.Rngs(0, dropout=1)
     assert RNN(jrnn.GRU(H), I, rngs=rngs).rngs is None
     assert int(rngs.dropout.count[...]) == 0
 
 
-def test_rnn_time_major_takes_time_first(cell):
+def test_rnn_time_major_equals_batch_major(cell):
     rnn = RNN(cell, I, rngs=nnx.Rngs(0))
-    turned = RNN(cell, I, rngs=nnx.Rngs(0), time_major=True)
+    time_major = RNN(cell, I, rngs=nnx.Rngs(0), time_major=True)
     xs, lengths, resets = batch()
     carry, ys = rnn(xs, lengths=lengths, resets=resets)
-    turned_carry, turned_ys = turned(xs.swapaxes(0, 1), lengths=lengths, resets=resets.T)
-    assert_close((turned_carry, turned_ys), (carry, ys.swapaxes(0, 1)), 1e-6)
+    time_major_carry, time_major_ys = time_major(
+        xs.swapaxes(0, 1), lengths=lengths, resets=resets.T
+    )
+    assert_close((time_major_carry, time_major_ys), (carry, ys.swapaxes(0, 1)), 1e-6)
 
 
-def test_params_keep_the_names_of_the_cell(cell):
+def test_params_have_the_names_of_the_cell(cell):
     rnn = RNN(cell, I, rngs=nnx.Rngs(0))
     state = nnx.to_pure_dict(nnx.state(rnn, nnx.Param))
-    given = {k: v for k, v in rnn.params._asdict().items() if v is not None}
-    assert set(state["weights"]) == set(given)
-    assert_close(state["weights"], given, 0)
+    params = {k: v for k, v in rnn.params._asdict().items() if v is not None}
+    assert set(state["weights"]) == set(params)
+    assert_close(state["weights"], params, 0)
 
 
-def test_dtypes_of_compute_and_params_are_apart():
+def test_dtype_and_param_dtype_are_independent():
     rnn = RNN(jrnn.LSTM(H), I, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
     carry, ys = rnn(jnp.ones((B, T, I)))
     assert ys.dtype == jnp.bfloat16 and carry.c.dtype == jnp.float32
-    half = RNN(jrnn.LSTM(H), I, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16)
-    assert {p.dtype for p in jax.tree.leaves(half.params)} == {jnp.dtype(jnp.bfloat16)}
+    rnn = RNN(jrnn.LSTM(H), I, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16)
+    assert {p.dtype for p in jax.tree.leaves(rnn.params)} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_jit_grad_split_and_merge_agree_with_the_functional_core(cell):
-    rnn = shaken(RNN(cell, I, rngs=nnx.Rngs(0)))
+def test_jit_grad_split_and_merge_equal_the_functional_core(cell):
+    rnn = randomize_params(RNN(cell, I, rngs=nnx.Rngs(0)))
     xs, lengths, _ = batch()
 
     def loss(model):
@@ -144,63 +146,67 @@ def test_jit_grad_split_and_merge_agree_with_the_functional_core(cell):
         _, ys = jrnn.unroll(cell, params, xs.swapaxes(0, 1), lengths=lengths)
         return jnp.sum(ys**2)
 
-    want = jax.grad(functional)(rnn.params)
+    expected = jax.grad(functional)(rnn.params)
     got = nnx.jit(nnx.grad(loss))(rnn)["weights"]
-    named = {name: value for name, value in want._asdict().items() if value is not None}
+    named = {name: value for name, value in expected._asdict().items() if value is not None}
     assert_close({name: got[name][...] for name in named}, named, 1e-5)
     graphdef, state = nnx.split(rnn)
-    again = nnx.merge(graphdef, jax.tree.map(lambda a: 2 * a, state))
-    assert_close(again.params, jax.tree.map(lambda a: 2 * a, rnn.params), 1e-6)
+    doubled = nnx.merge(graphdef, jax.tree.map(lambda a: 2 * a, state))
+    assert_close(doubled.params, jax.tree.map(lambda a: 2 * a, rnn.params), 1e-6)
     assert_close(nnx.jit(loss)(rnn), functional(rnn.params), 1e-5)
 
 
-def test_flax_cell_drives_flax_rnn(cell):
-    adapter = shaken(FlaxCell(cell, I, rngs=nnx.Rngs(0)))
+def test_flax_cell_in_nnx_rnn_equals_unroll(cell):
+    adapter = randomize_params(FlaxCell(cell, I, rngs=nnx.Rngs(0)))
     xs, lengths, _ = batch()
     carry, ys = nnx.RNN(adapter, return_carry=True)(xs, seq_lengths=lengths)
-    want_carry, want = jrnn.unroll(cell, adapter.rnn.params, xs.swapaxes(0, 1), lengths=lengths)
-    valid = np.arange(T) < lengths[:, None]  # flax leaves garbage in the padding
-    assert_close(carry, want_carry, 1e-6)
-    assert_close(np.where(valid[..., None], ys, 0), want.swapaxes(0, 1), 1e-6)
+    expected_carry, expected = jrnn.unroll(
+        cell, adapter.rnn.params, xs.swapaxes(0, 1), lengths=lengths
+    )
+    valid = np.arange(T) < lengths[:, None]  # flax does not zero the padding
+    assert_close(carry, expected_carry, 1e-6)
+    assert_close(np.where(valid[..., None], ys, 0), expected.swapaxes(0, 1), 1e-6)
 
 
-def test_flax_cell_drives_flax_bidirectional():
-    forward, backward = (shaken(FlaxCell(jrnn.GRU(H), I, rngs=nnx.Rngs(k)), k) for k in (0, 1))
+def test_flax_cell_in_nnx_bidirectional_equals_unroll():
+    forward, backward = (
+        randomize_params(FlaxCell(jrnn.GRU(H), I, rngs=nnx.Rngs(k)), k) for k in (0, 1)
+    )
     xs, _, _ = batch()
     ys = nnx.Bidirectional(nnx.RNN(forward), nnx.RNN(backward))(xs)
-    halves = [
-        jrnn.unroll(jrnn.GRU(H), half.rnn.params, xs.swapaxes(0, 1), reverse=reverse)[1]
-        for half, reverse in ((forward, False), (backward, True))
+    outputs = [
+        jrnn.unroll(jrnn.GRU(H), adapter.rnn.params, xs.swapaxes(0, 1), reverse=reverse)[1]
+        for adapter, reverse in ((forward, False), (backward, True))
     ]
-    assert_close(ys, jnp.concatenate(halves, axis=-1).swapaxes(0, 1), 1e-6)
+    assert_close(ys, jnp.concatenate(outputs, axis=-1).swapaxes(0, 1), 1e-6)
 
 
-def test_flax_cell_in_bfloat16_keeps_a_wide_carry():
+def test_flax_cell_in_bfloat16_has_a_float32_carry():
     adapter = FlaxCell(jrnn.LSTM(H), I, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
     carry, ys = nnx.RNN(adapter, return_carry=True)(jnp.ones((B, T, I)))
     assert ys.dtype == jnp.bfloat16 and carry.c.dtype == jnp.float32
 
 
-def test_flax_cell_refuses_carry_init():
+def test_flax_cell_raises_for_carry_init():
     adapter = FlaxCell(jrnn.GRU(H), I, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="carry_init must be None"):
         adapter.initialize_carry((B, I), carry_init=nnx.initializers.ones)
 
 
-def test_flax_cell_refuses_a_layer_that_is_no_cell():
+def test_flax_cell_raises_for_a_layer():
     for layer in (jrnn.stack([jrnn.GRU(H)]), jrnn.bidirectional(jrnn.GRU(H)), 3):
         with pytest.raises(TypeError, match="FlaxCell: cell must be a single cell .*jrnn.nn.RNN"):
             FlaxCell(layer, I, rngs=nnx.Rngs(0))  # pyright: ignore[reportArgumentType]
 
 
-def test_flax_cell_runs_a_cell_with_noise_at_its_expected_value():
-    adapter = shaken(FlaxCell(Noisy(H), I, rngs=nnx.Rngs(0)))
+def test_flax_cell_uses_the_expected_value_of_noise():
+    adapter = randomize_params(FlaxCell(Noisy(H), I, rngs=nnx.Rngs(0)))
     xs, _, _ = batch()
-    want = jrnn.unroll(Noisy(H), adapter.rnn.params, xs.swapaxes(0, 1))[1]
-    assert_close(nnx.RNN(adapter)(xs), want.swapaxes(0, 1), 1e-6)
+    expected = jrnn.unroll(Noisy(H), adapter.rnn.params, xs.swapaxes(0, 1))[1]
+    assert_close(nnx.RNN(adapter)(xs), expected.swapaxes(0, 1), 1e-6)
 
 
-def test_shapes_are_refused_in_the_terms_of_a_batch_major_user(cell):
+def test_shape_errors_use_batch_major_axes(cell):
     rnn = RNN(cell, I, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"resets must have shape \(batch, time\) = \(3, 6\)"):
         rnn(jnp.ones((B, T, I)), resets=np.zeros((T, B), bool))
@@ -208,18 +214,18 @@ def test_shapes_are_refused_in_the_terms_of_a_batch_major_user(cell):
         rnn(jnp.ones(I))
 
 
-def test_tokens_are_refused_even_with_a_dtype():
+def test_tokens_with_dtype_raise():
     rnn = RNN(jrnn.GRU(H), I, rngs=nnx.Rngs(0), dtype=jnp.float32)
     with pytest.raises(TypeError, match="embed or one-hot"):
         rnn(jnp.ones((B, T, I), int))
 
 
-def test_unknown_engine_is_refused_at_once():
+def test_unknown_engine_raises_at_construction():
     with pytest.raises(ValueError, match="did you mean 'scan'"):
         RNN(jrnn.GRU(H), I, rngs=nnx.Rngs(0), engine="scann")
 
 
-def test_wrong_input_size_is_refused(cell):
+def test_wrong_input_size_raises(cell):
     rnn = RNN(cell, I, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=rf"last axis of {I}"):
         rnn(jnp.ones((B, T, I + 1)))

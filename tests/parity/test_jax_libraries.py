@@ -1,7 +1,7 @@
-"""Cells against flax, haiku, equinox and keras: values, and gradients of params, inputs and state.
+"""Cells equal those of flax, haiku, equinox and keras, with gradients of params, inputs and state.
 
-The MGU of flax is not compared with ours: its gate keeps where that of the paper writes, and acts
-after the product. Without its reset it is our UGRNN, and compared as that.
+The MGU of flax differs from the paper and from `jrnn.MGU`: its gate multiplies the old state, and
+its reset is applied after the product. Without the reset it equals `jrnn.UGRNN`.
 """
 
 import os
@@ -22,11 +22,11 @@ from tests.helpers import assert_close, random_batch, random_params
 
 STEPS, BATCH, INPUT, HIDDEN = 7, 4, 3, 5
 
-# What runs a library: weights, first states (h, c), xs, and a mask or None to last states and ys.
+# Runs a cell of a library: (weights, initial states (h, c), xs, mask) -> (final states, ys).
 Run = Callable[[Any, list[Any], Any, Any], tuple[list[Any], Any]]
 
 
-def pack(states: list[Any]) -> Any:
+def as_carry(states: list[Any]) -> Any:
     return tuple(states) if len(states) > 1 else states[0]
 
 
@@ -35,7 +35,7 @@ def run_nnx(kind: str) -> Run:
 
     def run(weights: Any, states: list[Any], xs: Any, mask: None) -> tuple[list[Any], Any]:
         cell: Any = nnx.merge(graph, weights)
-        last, ys = lax.scan(cell, pack(states[::-1]), xs)
+        last, ys = lax.scan(cell, as_carry(states[::-1]), xs)
         return jax.tree.leaves(last)[::-1], ys
 
     return run
@@ -45,7 +45,7 @@ def run_linen(kind: str, *sizes: Any, **options: Any) -> Run:
     cell = getattr(linen, kind)(*sizes, **options)
 
     def run(weights: Any, states: list[Any], xs: Any, mask: None) -> tuple[list[Any], Any]:
-        last, ys = lax.scan(partial(cell.apply, {"params": weights}), pack(states[::-1]), xs)
+        last, ys = lax.scan(partial(cell.apply, {"params": weights}), as_carry(states[::-1]), xs)
         return jax.tree.leaves(last)[::-1], ys
 
     return run
@@ -66,17 +66,17 @@ def run_haiku(kind: str, *sizes: Any) -> Run:
 
 def run_equinox(kind: str) -> Run:
     eqx = pytest.importorskip("equinox")
-    drawn = getattr(eqx.nn, kind)(INPUT, HIDDEN, key=jax.random.key(0))
+    template = getattr(eqx.nn, kind)(INPUT, HIDDEN, key=jax.random.key(0))
 
     def run(weights: Any, states: list[Any], xs: Any, mask: None) -> tuple[list[Any], Any]:
-        places = lambda cell: [getattr(cell, name) for name in weights]
-        cell = eqx.tree_at(places, drawn, list(weights.values()))
+        where = lambda cell: [getattr(cell, name) for name in weights]
+        cell = eqx.tree_at(where, template, list(weights.values()))
 
         def step(state: Any, x: Any) -> tuple[Any, Any]:
             state = jax.vmap(cell)(x, state)
             return state, jax.tree.leaves(state)[0]
 
-        last, ys = lax.scan(step, pack(states), xs)
+        last, ys = lax.scan(step, as_carry(states), xs)
         return jax.tree.leaves(last), ys
 
     return run
@@ -105,13 +105,13 @@ def split(leaf: Any, gates: str) -> dict[str, Any]:
     return dict(zip(gates, jnp.split(leaf, len(gates), axis=-1), strict=True))
 
 
-def order(leaf: Any, ours: str, theirs: str) -> Any:
+def reorder(leaf: Any, ours: str, theirs: str) -> Any:
     parts = split(leaf, ours)
     return jnp.concatenate([parts[gate] for gate in theirs], axis=-1)
 
 
-def less_forget(b: Any) -> Any:
-    """Biases i, f, g, o for a library that adds 1 to that of f in each step."""
+def subtract_forget_bias(b: Any) -> Any:
+    """Biases i, f, g, o for a library that adds 1 to the bias of f in each step."""
     return b - jnp.repeat(jnp.array([0.0, 1, 0, 0]), HIDDEN)
 
 
@@ -125,11 +125,11 @@ def nnx_optimized_lstm(p: Any) -> Any:
     return {"dense_i": {"kernel": p.w_ih}, "dense_h": {"kernel": p.w_hh, "bias": p.b}}
 
 
-def nnx_joined(p: Any) -> Any:
+def nnx_concatenated(p: Any) -> Any:
     return {"dense_i": {"kernel": p.w_ih, "bias": p.b}, "dense_h": {"kernel": p.w_hh}}
 
 
-def linen_singly(p: Any, ours: str, theirs: str) -> Any:
+def linen_separate(p: Any, ours: str, theirs: str) -> Any:
     w_ih, w_hh, b = (split(leaf, ours) for leaf in (p.w_ih, p.w_hh, p.b))
     names = list(zip(ours, theirs, strict=True))
     x = {f"i{name}": {"kernel": w_ih[gate], "bias": b[gate]} for gate, name in names}
@@ -137,16 +137,16 @@ def linen_singly(p: Any, ours: str, theirs: str) -> Any:
 
 
 def linen_gru(p: Any) -> Any:
-    weights = linen_singly(p, "rzn", "rzn")
+    weights = linen_separate(p, "rzn", "rzn")
     weights["hn"]["bias"] = p.b_hn
     return weights
 
 
 def convolutions(p: Any, layers: tuple[str, str], names: tuple[str, str]) -> Any:
-    """Kernels and biases of flax and haiku, which have the same equations and each two biases."""
-    b = less_forget(p.b)
+    """Kernels and biases of flax and haiku, which have the same equations with two biases."""
+    b = subtract_forget_bias(p.b)
     values = zip(layers, ((p.w_ih, 0.75 * b), (p.w_hh, 0.25 * b)), strict=True)
-    in_order = lambda leaves: [order(leaf, "ifgo", "igfo") for leaf in leaves]
+    in_order = lambda leaves: [reorder(leaf, "ifgo", "igfo") for leaf in leaves]
     return {layer: dict(zip(names, in_order(leaves), strict=True)) for layer, leaves in values}
 
 
@@ -159,15 +159,15 @@ def haiku_convolutions(p: Any) -> Any:
 
 
 def haiku_lstm(p: Any) -> Any:
-    w, b = jnp.concatenate([p.w_ih, p.w_hh]), less_forget(p.b)
-    return {"core/linear": {"w": order(w, "ifgo", "igfo"), "b": order(b, "ifgo", "igfo")}}
+    w, b = jnp.concatenate([p.w_ih, p.w_hh]), subtract_forget_bias(p.b)
+    return {"core/linear": {"w": reorder(w, "ifgo", "igfo"), "b": reorder(b, "ifgo", "igfo")}}
 
 
 def haiku_gru(p: Any) -> Any:
-    # Its z is 1 - z of ours: what to write.
+    # The z of haiku is 1 - z of jrnn.
     negated = lambda leaf: leaf * jnp.repeat(jnp.array([1.0, -1, 1]), HIDDEN)
     names = {"w_i": p.w_ih, "w_h": p.w_hh, "b": p.b}
-    return {"core": {name: order(negated(leaf), "rzn", "zrn") for name, leaf in names.items()}}
+    return {"core": {name: reorder(negated(leaf), "rzn", "zrn") for name, leaf in names.items()}}
 
 
 def haiku_elman(p: Any) -> Any:
@@ -183,12 +183,12 @@ def equinox_gru(p: Any) -> Any:
     return equinox_lstm(p) | {"bias_n": p.b_hn}
 
 
-def keras_joined(p: Any) -> Any:
+def keras_concatenated(p: Any) -> Any:
     return {"kernel": p.w_ih, "recurrent_kernel": p.w_hh, "bias": p.b}
 
 
 def keras_gru(p: Any) -> Any:
-    weights = {name: order(leaf, "rzn", "zrn") for name, leaf in keras_joined(p).items()}
+    weights = {name: reorder(leaf, "rzn", "zrn") for name, leaf in keras_concatenated(p).items()}
     if p.b_hn is not None:
         z, r, n = split(weights["bias"], "zrn").values()
         x, h = [0.75 * z, 0.75 * r, n], [0.25 * z, 0.25 * r, p.b_hn]
@@ -197,12 +197,12 @@ def keras_gru(p: Any) -> Any:
 
 
 class Pair(NamedTuple):
-    """A cell, what makes the run of its like in a library, and how that one has our weights."""
+    """A cell, a factory of the equivalent run in a library, and the conversion of the weights."""
 
     cell: Cell
     make: Callable[[], Run]
     weights: Callable[[Any], Any]
-    lacks: tuple[str, ...] = ()  # parameters that only we have: zero in both
+    missing: tuple[str, ...] = ()  # parameters that the library lacks; zero in jrnn
 
 
 LSTM, ELMAN = jrnn.LSTM(HIDDEN), jrnn.Elman(HIDDEN)
@@ -212,13 +212,13 @@ RELU, UGRNN = jrnn.Elman(HIDDEN, activation="relu"), jrnn.UGRNN(HIDDEN)
 PAIRS = {
     "nnx-LSTMCell": Pair(LSTM, partial(run_nnx, "LSTMCell"), nnx_lstm),
     "nnx-OptimizedLSTMCell": Pair(LSTM, partial(run_nnx, "OptimizedLSTMCell"), nnx_optimized_lstm),
-    "nnx-SimpleCell": Pair(ELMAN, partial(run_nnx, "SimpleCell"), nnx_joined),
-    "nnx-GRUCell": Pair(GRU, partial(run_nnx, "GRUCell"), nnx_joined, ("b_hn",)),
+    "nnx-SimpleCell": Pair(ELMAN, partial(run_nnx, "SimpleCell"), nnx_concatenated),
+    "nnx-GRUCell": Pair(GRU, partial(run_nnx, "GRUCell"), nnx_concatenated, ("b_hn",)),
     "linen-GRUCell": Pair(GRU, partial(run_linen, "GRUCell", HIDDEN), linen_gru),
     "linen-MGUCell-without-reset": Pair(
         UGRNN,
         partial(run_linen, "MGUCell", HIDDEN, reset_gate=False),
-        partial(linen_singly, ours="zn", theirs="fn"),
+        partial(linen_separate, ours="zn", theirs="fn"),
     ),
     "haiku-LSTM": Pair(LSTM, partial(run_haiku, "LSTM", HIDDEN), haiku_lstm),
     "haiku-GRU": Pair(GRU_BEFORE, partial(run_haiku, "GRU", HIDDEN), haiku_gru),
@@ -228,20 +228,20 @@ PAIRS = {
 }
 
 KERAS = {
-    "LSTM": Pair(LSTM, partial(run_keras, "LSTM", HIDDEN), keras_joined),
+    "LSTM": Pair(LSTM, partial(run_keras, "LSTM", HIDDEN), keras_concatenated),
     "GRU": Pair(GRU, partial(run_keras, "GRU", HIDDEN), keras_gru),
     "GRU-reset-before": Pair(
         GRU_BEFORE, partial(run_keras, "GRU", HIDDEN, reset_after=False), keras_gru
     ),
-    "SimpleRNN": Pair(ELMAN, partial(run_keras, "SimpleRNN", HIDDEN), keras_joined),
+    "SimpleRNN": Pair(ELMAN, partial(run_keras, "SimpleRNN", HIDDEN), keras_concatenated),
 }
 PAIRS |= {f"keras-{name}": pair for name, pair in KERAS.items()}
 
 SAME: Any = {"padding": "same", "recurrent_activation": "sigmoid"}
 
 
-def convolutional(space: tuple[int, ...]) -> dict[str, Pair]:
-    """The rows of ConvLSTM for a shape of space."""
+def conv_lstm_pairs(space: tuple[int, ...]) -> dict[str, Pair]:
+    """The pairs of ConvLSTM for a spatial shape."""
     axes, cell = len(space), jrnn.ConvLSTM(HIDDEN, spatial_shape=space)
     of_linen = partial(run_linen, "ConvLSTMCell", HIDDEN, (3,) * axes)
     of_haiku = partial(run_haiku, f"Conv{axes}DLSTM", space, HIDDEN, 3)
@@ -249,21 +249,21 @@ def convolutional(space: tuple[int, ...]) -> dict[str, Pair]:
     return {
         f"linen-ConvLSTMCell-{axes}d": Pair(cell, of_linen, linen_convolutions),
         f"haiku-Conv{axes}DLSTM": Pair(cell, of_haiku, haiku_convolutions),
-        f"keras-ConvLSTM{axes}D": Pair(cell, of_keras, keras_joined),
+        f"keras-ConvLSTM{axes}D": Pair(cell, of_keras, keras_concatenated),
     }
 
 
 for space in ((6,), (4, 5), (3, 2, 4)):
-    PAIRS |= convolutional(space)
+    PAIRS |= conv_lstm_pairs(space)
 
 
 def compare(pair: Pair, theirs: Run, masked: bool = False) -> None:
-    """The last carry, the outputs, and the gradients of params, inputs and the first carry."""
+    """Compares final carry, outputs, and gradients of params, inputs and initial carry."""
     params = random_params(pair.cell, 1, INPUT, np.float32)
     batch = random_batch(pair.cell, params, 2, STEPS, BATCH, np.float32)
     lengths = batch.lengths if masked else None
     mask = np.arange(STEPS) < batch.lengths[:, None] if masked else None
-    shared = lambda p: p._replace(**{name: 0 * getattr(p, name) for name in pair.lacks})
+    shared = lambda p: p._replace(**{name: 0 * getattr(p, name) for name in pair.missing})
 
     def run_ours(p: Any, xs: Any, carry: Any) -> Any:
         return jrnn.unroll(pair.cell, shared(p), xs, carry, lengths=lengths)
@@ -273,20 +273,22 @@ def compare(pair: Pair, theirs: Run, masked: bool = False) -> None:
         last, ys = theirs(pair.weights(shared(p)), states, xs, mask)
         return jax.tree.unflatten(structure, last), ys
 
-    def differentiated(run: Callable[..., Any]) -> Any:
+    def run_and_differentiate(run: Callable[..., Any]) -> Any:
         results, vjp = jax.vjp(run, params, batch.xs, batch.carry)
         return results, vjp((batch.ct_carry, batch.ct_ys))
 
-    got, want = (jax.jit(partial(differentiated, run))() for run in (run_ours, run_theirs))
-    assert_close(got, want, 1e-5)
+    got, expected = (
+        jax.jit(partial(run_and_differentiate, run))() for run in (run_ours, run_theirs)
+    )
+    assert_close(got, expected, 1e-5)
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_cell_equals_that_of_the_library(name: str) -> None:
+def test_cell_equals_the_library(name: str) -> None:
     compare(PAIRS[name], PAIRS[name].make())
 
 
-# Keras masks no ConvLSTM: its mask does not broadcast over the axes of space.
+# The mask of keras does not broadcast over spatial axes, so ConvLSTM is excluded.
 @pytest.mark.parametrize("name", KERAS)
 def test_lengths_equal_the_mask_of_keras(name: str) -> None:
     make: Any = KERAS[name].make

@@ -1,4 +1,4 @@
-"""The cells against the LSTM, GRU and RNN operators of ONNX, as ONNX Runtime runs them."""
+"""Cells equal the LSTM, GRU and RNN operators of ONNX in ONNX Runtime."""
 
 from typing import Any
 
@@ -16,10 +16,11 @@ STEPS, BATCH, INPUT, HIDDEN = 7, 4, 3, 5
 ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid", "linear": "Affine"}
 
 
-def joined(params: Any, gates: str, order: str, signs: dict[str, int]) -> list[np.ndarray]:
+def onnx_weights(params: Any, gates: str, order: str, signs: dict[str, int]) -> list[np.ndarray]:
     """W and R `[1, G·hidden, ...]` in the gate order of ONNX, and the bias `[1, G·hidden]`.
 
-    `signs` names the gates of ONNX by ours; a sign of -1 turns sigmoid(a) into 1 - sigmoid(a).
+    `order` names the gates of ONNX by those of jrnn; a sign of -1 turns sigmoid(a) into
+    1 - sigmoid(a).
     """
 
     def part(weights: np.ndarray, gate: str) -> np.ndarray:
@@ -30,10 +31,10 @@ def joined(params: Any, gates: str, order: str, signs: dict[str, int]) -> list[n
 
 
 def lstm_node(cell: LSTM, params: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    # Coupled gates: ONNX gives f = 1 - i to the weights of i, we give i = 1 - f to those of f. So
-    # the i of ONNX is our f with its sign turned; its own f has weights that nothing reads.
+    # Coupled gates: ONNX computes f = 1 - i from the weights of i, jrnn computes i = 1 - f from
+    # those of f. So the i of ONNX is the f of jrnn with its sign changed, and its f is unused.
     order, signs = ("fofg", {"f": -1}) if cell.coupled else ("iofg", {})
-    w, r, b = joined(params, "".join(cell.gates), order, signs)
+    w, r, b = onnx_weights(params, "".join(cell.gates), order, signs)
     inputs: dict[str, Any] = {"W": w, "R": r, "B": np.concatenate([b, np.zeros_like(b)], axis=-1)}
     if cell.peepholes:
         p_i = -params.p_f if cell.coupled else params.p_i
@@ -50,7 +51,7 @@ def lstm_node(cell: LSTM, params: Any) -> tuple[dict[str, Any], dict[str, np.nda
 
 
 def gru_node(cell: GRU, params: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    w, r, b = joined(params, "rzn", "zrn", {})
+    w, r, b = onnx_weights(params, "rzn", "zrn", {})
     recurrent_b = np.zeros_like(b)
     if cell.reset_after:
         recurrent_b[:, 2 * HIDDEN :] = params.b_hn
@@ -59,7 +60,7 @@ def gru_node(cell: GRU, params: Any) -> tuple[dict[str, Any], dict[str, np.ndarr
 
 
 def elman_node(cell: Elman, params: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    w, r, b = joined(params, "h", "h", {})
+    w, r, b = onnx_weights(params, "h", "h", {})
     inputs = {"W": w, "R": r, "B": np.concatenate([b, np.zeros_like(b)], axis=-1)}
     return {"op_type": "RNN", "activations": [ACTIVATIONS[cell.activation]]}, inputs
 
@@ -68,7 +69,7 @@ NODES: dict[type[Cell], Any] = {LSTM: lstm_node, GRU: gru_node, Elman: elman_nod
 
 
 def has_operator(cell: Cell) -> bool:
-    """Whether ONNX has all parts of a cell."""
+    """Whether ONNX has an operator with all options of a cell."""
     if isinstance(cell, LSTM):
         gates = cell.input_gate and cell.forget_gate and cell.output_gate
         return gates and not cell.gate_recurrence and cell.proj_size is None and cell.heads == 1
@@ -76,7 +77,7 @@ def has_operator(cell: Cell) -> bool:
 
 
 def onnx_unroll(cell: Cell, params: Any, batch: Batch, way: Way) -> tuple[Any, np.ndarray]:
-    """The operator's final carry and outputs, in our layout."""
+    """The final carry and outputs of the operator, in the layout of jrnn."""
     attributes, inputs = NODES[type(cell)](cell, params)
     is_lstm = isinstance(batch.carry, LSTMCarry)
     inputs |= {"X": batch.xs}
@@ -93,15 +94,15 @@ def onnx_unroll(cell: Cell, params: Any, batch: Batch, way: Way) -> tuple[Any, n
     node = helper.make_node(
         inputs=names, outputs=outputs, hidden_size=HIDDEN, direction=direction, **attributes
     )
-    model = serialized(node, inputs)
+    model = serialize(node, inputs)
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     ys, *carry = (np.asarray(output) for output in session.run(None, inputs))
     structure = jax.tree.structure(batch.carry)
     return jax.tree.unflatten(structure, [leaf[0] for leaf in carry]), ys[:, 0]
 
 
-def serialized(node: Any, inputs: dict[str, np.ndarray]) -> bytes:
-    """A model of one node, with everything, weights too, as an input."""
+def serialize(node: Any, inputs: dict[str, np.ndarray]) -> bytes:
+    """Serializes a model of one node, whose weights are inputs."""
     typed = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
         for name, a in inputs.items()
@@ -129,7 +130,7 @@ def test_cell_equals_the_onnx_operator(row: Row, engine: Engine) -> None:
         pytest.skip(f"ONNX has no operator for {cell}")
     params = random_params(cell, 1, INPUT, np.float32)
     batch = random_batch(cell, params, 2, STEPS, BATCH, np.float32)
-    # No length of 0: ONNX Runtime returns zeros for the carry there, not the carry it was given.
+    # No length of 0, for which ONNX Runtime returns a zero carry, not the initial carry.
     batch = batch._replace(lengths=np.array([7, 1, 4, 6], np.int32))
     for way, got in zip(WAYS, unroll_all(cell, engine, WAYS, params, batch), strict=True):
         assert_close(got, onnx_unroll(cell, params, batch, way), 1e-5)

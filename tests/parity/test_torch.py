@@ -1,8 +1,8 @@
-"""The cells against torch.nn: values, and gradients of params, inputs and the first state.
+"""Cells equal those of torch.nn, with gradients of params, inputs and initial state.
 
-A bidirectional layer of torch scans in both directions at once, each with its own weights. With a
-projection torch carries the projected h, and jrnn the h before it: the first h is zero then, and
-the last one is compared after `readout`.
+A bidirectional layer of torch tests both directions, each with its own weights. With a projection
+the carry of torch has the projected h, and that of jrnn the h before it: so the initial h is zero,
+and the final one is compared after `readout`.
 """
 
 from typing import Any
@@ -18,11 +18,11 @@ from tests.table import CELLS
 
 torch = pytest.importorskip("torch")
 rnn_utils = torch.nn.utils.rnn
-# Of a projection it says once that oneDNN has none.
+# torch warns once that oneDNN does not support projections.
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore:LSTM with projections")]
 
 STEPS, BATCH, INPUT, HIDDEN = 7, 4, 3, 5
-LENGTHS = np.array([7, 1, 4, 6], np.int32)  # torch packs no sequence of length 0
+LENGTHS = np.array([7, 1, 4, 6], np.int32)  # torch does not pack sequences of length 0
 SUFFIXES = ("l0", "l0_reverse")
 
 LAYERS: dict[str, Any] = {
@@ -36,13 +36,13 @@ LAYERS: dict[str, Any] = {
 }
 
 
-def fill(layer: Any, both: list[Any]) -> None:
-    """Puts our parameters into torch's, which has the same order of gates, rows for columns."""
-    for params, suffix in zip(both, SUFFIXES, strict=True):
-        # Torch has two biases where we have one, and any split of ours will do ...
+def fill(layer: Any, all_params: list[Any]) -> None:
+    """Copies the parameters to torch, which has the same order of gates and transposed weights."""
+    for params, suffix in zip(all_params, SUFFIXES, strict=True):
+        # torch has two biases, whose sum must be that of jrnn ...
         b_ih, b_hh = 0.75 * params.b, 0.25 * params.b
         if isinstance(params, GRUParams):
-            # ... but for n of the GRU, where we have two as well.
+            # ... except for n of the GRU, which has two biases in jrnn as well.
             b_ih[2 * HIDDEN :], b_hh[2 * HIDDEN :] = params.b[2 * HIDDEN :], params.b_hn
         values = {
             "weight_ih": params.w_ih.T,
@@ -57,7 +57,7 @@ def fill(layer: Any, both: list[Any]) -> None:
 
 
 def params_grads(layer: Any, params: Any, suffix: str) -> Any:
-    """Torch's gradients in our layout."""
+    """The gradients of torch in the layout of jrnn."""
     grad = lambda name: getattr(layer, f"{name}_{suffix}").grad.numpy()
     ours = params._replace(w_ih=grad("weight_ih").T, w_hh=grad("weight_hh").T, b=grad("bias_ih"))
     if isinstance(params, GRUParams):
@@ -72,13 +72,13 @@ def is_projected(params: Any) -> bool:
 
 
 def as_torch(params: Any, carry: Any) -> list[Any]:
-    """Our carry as torch's states: h after the projection."""
+    """The states of torch for a carry of jrnn, with h after the projection."""
     leaves = jax.tree.leaves(carry)
     return [leaves[0] @ params.w_hr, *leaves[1:]] if is_projected(params) else leaves
 
 
-def with_last_output(batch: Batch, ct_h: Any, way: Way) -> Batch:
-    """The batch with the cotangent of torch's last h on the last output, which that is."""
+def move_ct_to_last_output(batch: Batch, ct_h: Any, way: Way) -> Batch:
+    """Moves the cotangent of the final h of torch to the last output, which equals it."""
     last = 0 if way.reverse else (LENGTHS if way.lengths else STEPS) - 1
     ct_ys = batch.ct_ys.copy()
     ct_ys[last, np.arange(BATCH)] += ct_h
@@ -86,11 +86,11 @@ def with_last_output(batch: Batch, ct_h: Any, way: Way) -> Batch:
     return batch._replace(ct_ys=ct_ys, ct_carry=ct_carry)
 
 
-def torch_run(
-    layer: Any, both: list[Any], batches: list[Batch], lengths: bool
+def run_torch(
+    layer: Any, all_params: list[Any], batches: list[Batch], lengths: bool
 ) -> tuple[Any, Any, Any, Any]:
-    """The inputs, the first states `[2, B, hidden]`, the last ones, and the outputs, as tensors."""
-    pairs = zip(both, batches, strict=True)
+    """Returns inputs, initial states `[2, B, hidden]`, final states and outputs as tensors."""
+    pairs = zip(all_params, batches, strict=True)
     carries = [as_torch(params, batch.carry) for params, batch in pairs]
     states = [
         torch.tensor(np.stack(leaves), requires_grad=True) for leaves in zip(*carries, strict=True)
@@ -110,17 +110,17 @@ def torch_run(
 @pytest.mark.parametrize("name", LAYERS)
 def test_cell_equals_torch(name: str, engine: Engine, lengths: bool) -> None:
     cell = CELLS[name].make(HIDDEN)
-    both = [random_params(cell, seed, INPUT, np.float32) for seed in (1, 2)]
-    batches = [random_batch(cell, both[0], seed, STEPS, BATCH, np.float32) for seed in (3, 4)]
+    all_params = [random_params(cell, seed, INPUT, np.float32) for seed in (1, 2)]
+    batches = [random_batch(cell, all_params[0], seed, STEPS, BATCH, np.float32) for seed in (3, 4)]
     batches = [batch._replace(xs=batches[0].xs, lengths=LENGTHS) for batch in batches]
     ct_carries = [jax.tree.leaves(batch.ct_carry) for batch in batches]
-    if is_projected(both[0]):
+    if is_projected(all_params[0]):
         first_h = np.zeros_like(batches[0].carry.h)
         batches = [b._replace(carry=b.carry._replace(h=first_h)) for b in batches]
         ct_carries = [[ct_h[:, :HIDDEN], ct_c] for ct_h, ct_c in ct_carries]
     layer = LAYERS[name](INPUT, HIDDEN, bidirectional=True)
-    fill(layer, both)
-    xs, states, carries, ys = torch_run(layer, both, batches, lengths)
+    fill(layer, all_params)
+    xs, states, carries, ys = run_torch(layer, all_params, batches, lengths)
     ct_ys = np.concatenate([batch.ct_ys for batch in batches], axis=-1)
     stacked = map(np.stack, zip(*ct_carries, strict=True))
     pairs = zip([ys, *carries], [ct_ys, *stacked], strict=True)
@@ -128,10 +128,10 @@ def test_cell_equals_torch(name: str, engine: Engine, lengths: bool) -> None:
     loss.backward()
 
     xs_grad = np.zeros_like(batches[0].xs)
-    for n, (params, batch) in enumerate(zip(both, batches, strict=True)):
+    for n, (params, batch) in enumerate(zip(all_params, batches, strict=True)):
         way = Way(lengths=lengths, resets=False, reverse=n == 1)
         if is_projected(params):
-            batch = with_last_output(batch, ct_carries[n][0], way)
+            batch = move_ct_to_last_output(batch, ct_carries[n][0], way)
         (got,) = differentiate_all(cell, engine, (way,), params, batch)
         assert_close(got.ys, np.split(ys.detach().numpy(), 2, axis=-1)[n], 1e-5)
         assert_close(as_torch(params, got.carry), [c.detach().numpy()[n] for c in carries], 1e-5)

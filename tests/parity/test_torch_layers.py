@@ -1,4 +1,4 @@
-"""Layers of `jrnn.nn` against torch.nn with the same arguments: values and gradients."""
+"""Layers of `jrnn.nn` equal those of torch.nn with the same arguments, with gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -8,18 +8,18 @@ from flax import nnx
 
 from jrnn import nn
 from tests.helpers import assert_close
-from tests.nn.test_rnn import shaken
+from tests.nn.test_rnn import randomize_params
 
 torch = pytest.importorskip("torch")
-# Of a projection it says once that oneDNN has none.
+# torch warns once that oneDNN does not support projections.
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore:LSTM with projections")]
 
 LAYERS, INPUT, HIDDEN, BATCH, STEPS = 2, 3, 5, 4, 7
 LENGTHS = np.array([7, 1, 4, 6])
 
 
-def copied(model, kind, **options):
-    """A layer of torch with the weights of ours."""
+def copy_to_torch(model, kind, **options):
+    """Creates a layer of torch with the weights of a layer of jrnn."""
     theirs = kind(INPUT, HIDDEN, LAYERS, bidirectional=True, batch_first=True, **options)
     for k, rnn in enumerate(model.rnns):
         suffix = f"l{k // 2}" + ("_reverse" if k % 2 else "")
@@ -48,17 +48,19 @@ def copied(model, kind, **options):
     ("name", "options"), [("LSTM", {}), ("GRU", {}), ("LSTM", {"proj_size": 2})], ids=str
 )
 @pytest.mark.parametrize("padded", [False, True])
-def test_layers_in_both_directions_match_torch(name, options, padded):
+def test_bidirectional_layers_equal_torch(name, options, padded):
     build, output = getattr(nn, name), options.get("proj_size", HIDDEN)
-    ours = shaken(build(INPUT, HIDDEN, LAYERS, bidirectional=True, rngs=nnx.Rngs(0), **options))
-    theirs = copied(ours, getattr(torch.nn, name), **options)
+    ours = randomize_params(
+        build(INPUT, HIDDEN, LAYERS, bidirectional=True, rngs=nnx.Rngs(0), **options)
+    )
+    theirs = copy_to_torch(ours, getattr(torch.nn, name), **options)
     rng = np.random.default_rng(0)
     xs = rng.normal(size=(BATCH, STEPS, INPUT)).astype(np.float32)
     weights = rng.normal(size=(BATCH, STEPS, 2 * output)).astype(np.float32)
     draw = lambda size: rng.normal(size=(2 * LAYERS, BATCH, size)).astype(np.float32)
     first = (draw(output), draw(HIDDEN)) if name == "LSTM" else draw(HIDDEN)
     projected = "proj_size" in options
-    if projected:  # torch carries the h after the projection, and jrnn the h before it
+    if projected:  # the carry of torch has h after the projection, that of jrnn h before it
         first = (np.zeros_like(first[0]), first[1])
 
     torch_xs = torch.tensor(xs, requires_grad=True)
@@ -95,7 +97,7 @@ def test_layers_in_both_directions_match_torch(name, options, padded):
 
 
 def nn_carry(name, state):
-    """Torch's (h, c), or h, as our carry: the same order of layers and directions."""
+    """The carry of jrnn for (h, c) or h of torch; layers and directions have the same order."""
     from jrnn import LSTMCarry
 
     return LSTMCarry(*state) if name == "LSTM" else state

@@ -1,4 +1,4 @@
-"""The CfC at irregular times against ncps."""
+"""CfC with irregular time intervals equals that of ncps."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def fill(layer: Any, weights: Any, bias: Any) -> None:
 
 @pytest.mark.parametrize("mode", ["default", "no_gate"])
 @pytest.mark.parametrize("units", [None, 6])
-def test_cfc(units: int | None, mode: Any) -> None:
+def test_cfc_equals_ncps(units: int | None, mode: Any) -> None:
     from ncps.torch import CfCCell
 
     cell = CfC(HIDDEN, backbone_units=units, mode=mode)
@@ -31,10 +31,10 @@ def test_cfc(units: int | None, mode: Any) -> None:
     theirs: Any = CfCCell(
         INPUT, HIDDEN, mode, backbone_units=units or 1, backbone_layers=0 if units is None else 1
     )
-    joined = np.concatenate([params.w_ih, params.w_hh])
-    weights, biases = joined, params.b
+    weights_xh = np.concatenate([params.w_ih, params.w_hh])
+    weights, biases = weights_xh, params.b
     if units is not None:
-        fill(theirs.backbone[0], joined, params.b)
+        fill(theirs.backbone[0], weights_xh, params.b)
         weights, biases = params.w_heads, params.b_heads
     heads = theirs.ff1, theirs.ff2, theirs.time_a, theirs.time_b
     for head, w, b in zip(heads, np.split(weights, 4, -1), np.split(biases, 4), strict=True):

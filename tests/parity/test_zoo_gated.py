@@ -1,4 +1,4 @@
-"""Kin of the GRU and of the LSTM against torchrecurrent."""
+"""Variants of the GRU and of the LSTM equal those of torchrecurrent."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ ZERO = np.zeros(HIDDEN)
 
 def mut1(p: Any) -> dict[str, np.ndarray]:
     z, r, n = split(p.b)
-    # Torch has a bias within the inner tanh as well.
+    # torchrecurrent has another bias, inside the inner tanh.
     return {"ih": p.w_ih, "hh": p.w_hh, "b_ih": join(z, r, ZERO), "b_hh": join(ZERO, n)}
 
 
@@ -49,7 +49,7 @@ def minimal_rnn(p: Any) -> dict[str, np.ndarray]:
 
 def multiplicative(p: Any) -> dict[str, np.ndarray]:
     *gates, m = split(p.w_ih)
-    # Torch has biases in the factors of m as well.
+    # torchrecurrent has more biases, in the factors of m.
     biases = {"b_ih": join(ZERO, p.b), "b_hh": ZERO, "b_mh": np.zeros(4 * HIDDEN)}
     return {"ih": join(m, *gates), "hh": p.w_hh, "mh": p.w_mh, **biases}
 
@@ -67,7 +67,7 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_outputs_and_last_state_equal_those_of_torchrecurrent(name: str) -> None:
+def test_outputs_and_final_state_equal_torchrecurrent(name: str) -> None:
     make, weights = PAIRS[name]
     cell: Cell = make(HIDDEN)
     params, rng = random_params(cell, 1, INPUT, np.float32), np.random.default_rng(2)
@@ -82,12 +82,12 @@ def test_outputs_and_last_state_equal_those_of_torchrecurrent(name: str) -> None
     for key, value in weights(params).items():
         kind, side = ("bias", key[2:]) if key.startswith("b_") else ("weight", key)
         getattr(theirs, f"{kind}_{side}").data.copy_(torch.tensor(value.T))
-    # JANET has a c there that is its h.
+    # JANET of torchrecurrent has a c, which equals h.
     state = [torch.tensor(leaf) for leaf in jax.tree.leaves(start)]
     state = state * 2 if name == "JANET" else state
     for x, y in zip(torch.tensor(xs), np.asarray(ys), strict=True):
-        after = theirs(x, tuple(state) if len(state) > 1 else state[0])
-        state = list(after) if isinstance(after, tuple) else [after]
+        new_state = theirs(x, tuple(state) if len(state) > 1 else state[0])
+        state = list(new_state) if isinstance(new_state, tuple) else [new_state]
         assert_close(y, state[0].detach().numpy(), 1e-5)
     ours = jax.tree.leaves(carry)
     assert_close(ours, [leaf.detach().numpy() for leaf in state[: len(ours)]], 1e-5)

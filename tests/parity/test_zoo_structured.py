@@ -1,6 +1,6 @@
-"""Antisymmetric networks, coRNN and FastGRNN against torchrecurrent.
+"""AntisymmetricRNN, CoRNN and FastGRNN equal those of torchrecurrent.
 
-Its LEM takes the old memory where the paper takes the new one, and is not compared.
+Its LEM uses the old memory instead of the new one of the paper, so it is not compared.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ STEPS, BATCH, INPUT, HIDDEN = 7, 4, 3, 5
 
 
 def compare(cell: Cell, kind: str, options: dict[str, float], names: dict[str, str]) -> None:
-    """Fills their cell by `names`, theirs to ours; their other biases are zero."""
+    """Compares outputs; `names` maps parameters of torchrecurrent to ours, others are zero."""
     from torchrecurrent import cells
 
     params = random_params(cell, 1, INPUT, np.float32)
@@ -43,18 +43,18 @@ SHARED = {"weight_ih": "w_ih", "weight_hh": "w_hh", "bias_ih": "b"}
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_antisymmetric_network(gated: bool) -> None:
+def test_antisymmetric_rnn_equals_torchrecurrent(gated: bool) -> None:
     options = {"epsilon": 0.5, "gamma": 0.2}
     kind = "GatedAntisymmetricRNNCell" if gated else "AntisymmetricRNNCell"
     compare(AntisymmetricRNN(HIDDEN, **options, gated=gated), kind, options, SHARED)
 
 
-def test_cornn() -> None:
+def test_cornn_equals_torchrecurrent() -> None:
     options = {"dt": 0.3, "gamma": 1.5, "epsilon": 0.7}
     compare(CoRNN(HIDDEN, **options), "coRNNCell", options, {**SHARED, "weight_ch": "w_zh"})
 
 
-def test_fastgrnn() -> None:
+def test_fastgrnn_equals_torchrecurrent() -> None:
     names = {**SHARED, "zeta": "zeta", "nu": "nu"}
     gate: Any = {"nonlinearity": "sigmoid"}
     compare(FastGRNN(HIDDEN), "FastGRNNCell", gate, names)

@@ -1,4 +1,4 @@
-"""The cells of xLSTM against the authors' package."""
+"""The cells of xLSTM equal those of the xlstm package."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def example(cell: Any) -> tuple[Any, Any]:
     return random_params(cell, 1, INPUT, np.float32), xs
 
 
-def test_slstm_equals_the_vanilla_cell() -> None:
+def test_slstm_equals_the_xlstm_package() -> None:
     cell = SLSTM(HIDDEN, heads=HEADS)
     params, xs = example(cell)
     theirs = slstm.sLSTMCell_vanilla(
@@ -37,7 +37,7 @@ def test_slstm_equals_the_vanilla_cell() -> None:
             output_shape="SBH",
         )
     )
-    # [heads, gate and unit to, unit from] there.
+    # The layout of xlstm is [heads, gate and output unit, input unit].
     theirs._recurrent_kernel_.data = torch.tensor(params.w_hh.transpose(0, 2, 1).copy())
     theirs._bias_.data = torch.tensor(params.b)
     with torch.no_grad():
@@ -47,14 +47,14 @@ def test_slstm_equals_the_vanilla_cell() -> None:
     np.testing.assert_allclose(np.stack(carry), states.numpy(), rtol=1e-5, atol=1e-5)
 
 
-def test_mlstm_equals_the_parallel_and_the_recurrent_form() -> None:
+def test_mlstm_equals_the_parallel_and_recurrent_forms() -> None:
     cell = MLSTM(HIDDEN, heads=HEADS, soft_cap=None)
     params, xs = example(cell)
     z = cell.project(params, xs)
-    # [batch, heads, steps, units] there, without the output gate.
+    # The layout of xlstm is [batch, heads, steps, units]; it does not apply the output gate.
     q, k, v = (torch.tensor(np.asarray(part)).permute(1, 2, 0, 3) for part in (z.q, z.k, z.v))
     i, f = (torch.tensor(np.asarray(part)).permute(1, 2, 0)[..., None] for part in (z.i, z.f))
-    at_once = mlstm.parallel_stabilized_simple(q, k, v, i, f, eps=0.0)
+    parallel_h = mlstm.parallel_stabilized_simple(q, k, v, i, f, eps=0.0)
     state = (
         torch.zeros(BATCH, HEADS, UNITS, UNITS),
         torch.zeros(BATCH, HEADS, UNITS, 1),
@@ -62,11 +62,11 @@ def test_mlstm_equals_the_parallel_and_the_recurrent_form() -> None:
     )
     steps = []
     for t in range(STEPS):
-        now = [part[:, :, t : t + 1].clone() for part in (q, k, v, i, f)]
-        h, state = mlstm.recurrent_step_stabilized_simple(*state, *now, eps=0.0)
+        inputs = [part[:, :, t : t + 1].clone() for part in (q, k, v, i, f)]
+        h, state = mlstm.recurrent_step_stabilized_simple(*state, *inputs, eps=0.0)
         steps.append(h)
     gate = 1 / (1 + np.exp(-np.asarray(z.o)))
     _, ys = jrnn.unroll(cell, params, xs)
-    for theirs in (at_once, torch.cat(steps, dim=2)):
+    for theirs in (parallel_h, torch.cat(steps, dim=2)):
         h = theirs.permute(2, 0, 1, 3).reshape(STEPS, BATCH, HIDDEN).numpy()
         np.testing.assert_allclose(ys, gate * h, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Which transforms keep the native kernel of the cell inside, and that they compute the same."""
+"""Transforms that use the native kernel of the inner cell, compared with `scan`."""
 
 import logging
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from jrnn.transforms import (
 )
 from tests.helpers import assert_close, random_params
 
-pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
+pytest.importorskip("jrnn._kernels", reason="the C++ kernels are not built")
 
 STEPS, BATCH, SIZE = 6, 4, 3
 rng = np.random.default_rng(0)
@@ -34,7 +34,7 @@ MASK = rng.random((STEPS, BATCH)) < 0.7
 RESETS = rng.random((STEPS, BATCH)) < 0.3
 KEY = jax.random.key(7)
 
-KEPT: dict[str, Cell] = {
+WITH_KERNEL: dict[str, Cell] = {
     "dropout-x": dropout(LSTM(SIZE), x=0.4),
     "dropout-y": dropout(GRU(SIZE), y=0.4),
     "dropout-each-step": dropout(Elman(SIZE), x=0.3, y=0.4, each_step=True),
@@ -43,13 +43,13 @@ KEPT: dict[str, Cell] = {
     "residual": residual(GRU(SIZE)),
     "highway": highway(Elman(SIZE, activation="relu")),
     "learned_carry": learned_carry(LSTM(SIZE)),
-    "regularised": residual(dropout(weight_drop(LSTM(SIZE), rate=0.3), x=0.3, y=0.4)),
+    "regularized": residual(dropout(weight_drop(LSTM(SIZE), rate=0.3), x=0.3, y=0.4)),
     "everything": highway(
         projection(dropout(learned_carry(weight_drop(GRU(5), rate=0.3)), x=0.3, y=0.4), size=SIZE)
     ),
     "twice": dropout(residual(dropout(Elman(SIZE), x=0.3, y=0.3)), x=0.3, y=0.3),
 }
-LOST: dict[str, Cell] = {
+WITHOUT_KERNEL: dict[str, Cell] = {
     "zoneout": zoneout(LSTM(SIZE), h=0.2, c=0.1),
     "clip-carry": clip(GRU(SIZE), carry=0.5),
     "clip-gradient": clip(Elman(SIZE), gradient=0.5),
@@ -75,7 +75,7 @@ WAYS = (
     Way(LENGTHS, resets=RESETS, key=KEY),
     Way(mask=MASK, resets=RESETS, key=KEY),
 )
-SOME = ("regularised", "everything", "learned_carry")
+FEW = ("regularized", "everything", "learned_carry")
 
 
 def padded(way: Way) -> np.ndarray:
@@ -90,8 +90,8 @@ def run(cell: Cell, engine: str, way: Way, params: Any, xs: Any) -> Any:
     return jrnn.unroll(cell, params, xs, engine=engine, **way._asdict())
 
 
-def both(cell: Cell, params: Any) -> Any:
-    """Values and gradients of all ways by `auto` and by `scan`, in one compilation."""
+def run_auto_and_scan(cell: Cell, params: Any) -> Any:
+    """Values and gradients for all `WAYS` with `auto` and with `scan`, in one compilation."""
 
     @jax.jit
     def run_all(params: Any) -> Any:
@@ -107,87 +107,85 @@ def both(cell: Cell, params: Any) -> Any:
     return results[: len(WAYS)], results[len(WAYS) :]
 
 
-def choice(cell: Cell, way: Way, caplog: pytest.LogCaptureFixture) -> str:
-    """What `auto` says that it chose."""
+def logged_choice(cell: Cell, way: Way, caplog: pytest.LogCaptureFixture) -> str:
+    """The log message of `auto` about its choice."""
     params = random_params(cell, 1, SIZE, np.float32)
     with caplog.at_level(logging.INFO, "jrnn"):
         jax.eval_shape(lambda p, xs: run(cell, "auto", way, p, xs), params, XS)
     return next(r.getMessage() for r in reversed(caplog.records) if r.name == "jrnn")
 
 
-@pytest.mark.parametrize("name", KEPT)
-def test_auto_chooses_the_kernel_inside_transforms(
+@pytest.mark.parametrize("name", WITH_KERNEL)
+def test_auto_selects_the_kernel_inside_transforms(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for way in (Way(), *WAYS):
-        assert choice(KEPT[name], way, caplog) == "engine='auto' chose Native()"
+        assert logged_choice(WITH_KERNEL[name], way, caplog) == "engine='auto' chose Native()"
 
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in SOME else pytest.param(n, marks=pytest.mark.exhaustive) for n in KEPT],
+    [n if n in FEW else pytest.param(n, marks=pytest.mark.exhaustive) for n in WITH_KERNEL],
 )
-def test_a_kernel_inside_transforms_equals_scan(name: str) -> None:
-    cell = KEPT[name]
+def test_kernel_inside_transforms_equals_scan(name: str) -> None:
+    cell = WITH_KERNEL[name]
     params = random_params(cell, 1, SIZE, np.float32)
-    for one, other in zip(*both(cell, params), strict=True):
+    for one, other in zip(*run_auto_and_scan(cell, params), strict=True):
         assert_close(one, other, 1e-5)
     if cell.is_stochastic:
-        drawn, expected = (run(cell, "native", Way(key=k), params, XS)[1] for k in (KEY, None))
-        assert (np.asarray(drawn) != np.asarray(expected)).any()
+        sampled, mean = (run(cell, "native", Way(key=k), params, XS)[1] for k in (KEY, None))
+        assert (np.asarray(sampled) != np.asarray(mean)).any()
 
 
-@pytest.mark.parametrize("name", LOST)
-def test_a_transform_of_the_update_runs_without_a_kernel(
-    name: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    cell = LOST[name]
+@pytest.mark.parametrize("name", WITHOUT_KERNEL)
+def test_transform_of_the_update_has_no_kernel(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    cell = WITHOUT_KERNEL[name]
     params = random_params(cell, 1, SIZE, np.float32)
-    chosen = choice(cell, Way(key=KEY), caplog)
-    assert "Native" not in chosen and "there is no kernel for" in chosen
+    message = logged_choice(cell, Way(key=KEY), caplog)
+    assert "Native" not in message and "there is no kernel for" in message
     with pytest.raises(ValueError, match="engine 'native': there is no kernel for"):
         run(cell, "native", Way(), params, XS)
 
 
-class Doubled(LSTM):
-    """An LSTM with another update, which the kernel does not compute."""
+class DoubledUpdate(LSTM):
+    """An LSTM with a different update, which the kernel does not compute."""
 
     def update(self, params: Any, carry: Any, z: Any, u: Any) -> Any:
         return jax.tree.map(lambda a: 2 * a, super().update(params, carry, z, u))
 
 
-class Shown(LSTM):
-    """An LSTM with another output, which needs no cell state."""
+class SquaredOutput(LSTM):
+    """An LSTM whose output is a function of h."""
 
     def readout(self, params: Any, carry: Any, z: Any) -> Any:
         return carry.h**2
 
 
-class ShownState(LSTM):
-    """An LSTM whose output is its cell state."""
+class CellStateOutput(LSTM):
+    """An LSTM whose output is the cell state."""
 
     def readout(self, params: Any, carry: Any, z: Any) -> Any:
         return carry.c
 
 
 @pytest.mark.parametrize(
-    ("cell", "kept"),
-    [(Doubled(SIZE), False), (Shown(SIZE), True), (ShownState(SIZE), False)],
+    ("cell", "has_kernel"),
+    [(DoubledUpdate(SIZE), False), (SquaredOutput(SIZE), True), (CellStateOutput(SIZE), False)],
     ids=["update", "readout-of-h", "readout-of-c"],
 )
-def test_a_subclass_keeps_the_kernel_where_it_computes_the_same(
-    cell: Cell, kept: bool, caplog: pytest.LogCaptureFixture
+def test_subclass_uses_the_kernel_only_if_equivalent(
+    cell: Cell, has_kernel: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     params = random_params(cell, 1, SIZE, np.float32)
-    for whole in (cell, residual(dropout(cell, x=0.3, y=0.3))):
+    for transformed in (cell, residual(dropout(cell, x=0.3, y=0.3))):
         with caplog.at_level(logging.INFO, "jrnn"):
-            got = run(whole, "auto", Way(LENGTHS, key=KEY), params, XS)
-        assert_close(got, run(whole, "scan", Way(LENGTHS, key=KEY), params, XS), 1e-5)
-    chosen = ["Native()" in r.getMessage() for r in caplog.records if r.name == "jrnn"]
-    assert chosen == [kept, kept]
+            got = run(transformed, "auto", Way(LENGTHS, key=KEY), params, XS)
+        assert_close(got, run(transformed, "scan", Way(LENGTHS, key=KEY), params, XS), 1e-5)
+    used_kernel = ["Native()" in r.getMessage() for r in caplog.records if r.name == "jrnn"]
+    assert used_kernel == [has_kernel, has_kernel]
 
 
-def test_other_inputs_and_dtypes_run_without_a_kernel(x64: None) -> None:
+def test_float64_has_no_kernel(x64: None) -> None:
     cell = residual(dropout(LSTM(SIZE), x=0.3))
     params = random_params(cell, 1, SIZE, np.float64)
     xs = XS.astype(np.float64)
@@ -199,7 +197,7 @@ def test_other_inputs_and_dtypes_run_without_a_kernel(x64: None) -> None:
 
 @dataclass(frozen=True)
 class OtherOrder(jrnn.LSTM):
-    """An LSTM whose weights have the gates in the order of Keras."""
+    """An LSTM with another order of gates."""
 
     @property
     def gates(self) -> tuple[str, ...]:
@@ -208,15 +206,15 @@ class OtherOrder(jrnn.LSTM):
 
 @dataclass(frozen=True)
 class Halved(jrnn.transforms.Dropout):
-    """A transform that inherits from one which leaves `update` alone, and does not."""
+    """A transform that changes `update`, derived from one that does not."""
 
     def update(self, params: Any, carry: Any, z: Any, u: Any) -> Any:
         return super().update(params, carry, z, u) / 2
 
 
 @pytest.mark.parametrize("cell", [OtherOrder(3), Halved(jrnn.GRU(3))], ids=["gates", "update"])
-def test_no_kernel_runs_for_a_subclass_that_computes_something_else(cell: jrnn.Cell) -> None:
+def test_subclass_with_other_arithmetic_equals_scan(cell: jrnn.Cell) -> None:
     params = jax.tree.map(lambda a: a + 0.1, cell.init(jax.random.key(0), 2))
     xs = np.random.default_rng(0).normal(size=(4, 2, 2)).astype(np.float32)
-    got, want = (jrnn.unroll(cell, params, xs, engine=name)[1] for name in ("auto", "scan"))
-    np.testing.assert_allclose(got, want, atol=1e-6)
+    got, expected = (jrnn.unroll(cell, params, xs, engine=name)[1] for name in ("auto", "scan"))
+    np.testing.assert_allclose(got, expected, atol=1e-6)

@@ -1,4 +1,4 @@
-"""What transforms forward, refuse, and compute."""
+"""Transforms: capabilities, errors and values."""
 
 import typing
 from dataclasses import dataclass
@@ -63,12 +63,14 @@ def coefficients_of(cell: jrnn.Cell) -> Any:
     return cell.coefficients(params, cell.project(params, jnp.ones(SIZE)))
 
 
-def test_what_the_cell_inside_can_do_is_forwarded() -> None:
+def test_transforms_forward_capabilities_of_the_inner_cell() -> None:
     linear = residual(zoneout(dropout(layer_norm(MinGRU(SIZE)), x=0.1), h=0.1))
     assert recurrence(linear, SIZE) == "linear"
     assert is_elementwise(linear) and not is_elementwise(layer_norm(LSTM(SIZE)))
     assert isinstance(coefficients_of(linear), Diagonal)
-    assert recurrence(layer_norm(ParaLSTM(SIZE), shown=False), SIZE) == "block_diagonal"
+    assert (
+        recurrence(layer_norm(ParaLSTM(SIZE), normalize_cell_state=False), SIZE) == "block_diagonal"
+    )
     assert recurrence(clip(MinGRU(SIZE), carry=1.0), SIZE) == "diagonal"
     assert coefficients_of(clip(MinGRU(SIZE), carry=1.0)) is None
     assert zoneout(LSTM(SIZE), h=0.1).kernel_name() is None
@@ -79,12 +81,14 @@ def test_what_the_cell_inside_can_do_is_forwarded() -> None:
 
 
 @pytest.mark.parametrize("wrap", [residual, highway])
-def test_ways_round_a_cell_need_one_size(wrap: Any) -> None:
-    with pytest.raises(ValueError, match=r"must be of one size, got input_size=2 and outputs of 3"):
+def test_residual_and_highway_raise_for_different_sizes(wrap: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"must have the same size, got input_size=2 and outputs of size 3"
+    ):
         wrap(LSTM(SIZE)).init(jax.random.key(0), 2)
 
 
-def test_residual_and_highway_are_their_equations(x64: None) -> None:
+def test_residual_and_highway_equal_their_equations(x64: None) -> None:
     for wrap in (residual, highway):
         cell = wrap(LSTM(SIZE))
         params = random_params(cell, 1, SIZE)
@@ -96,20 +100,22 @@ def test_residual_and_highway_are_their_equations(x64: None) -> None:
             for t in range(7):
                 carry, y = lstm(inside, carry, xs[t, b])
                 if wrap is residual:
-                    want = y + xs[t, b]
+                    expected = y + xs[t, b]
                 else:
                     gate = sigmoid(params.w_t.T @ xs[t, b] + params.b_t)
-                    want = gate * y + (1 - gate) * xs[t, b]
-                np.testing.assert_allclose(got[t, b], want, rtol=1e-10, atol=1e-12)
+                    expected = gate * y + (1 - gate) * xs[t, b]
+                np.testing.assert_allclose(got[t, b], expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("cell", [residual(GRU(SIZE)), highway(dropout(MinGRU(SIZE), x=0.3))])
-def test_cells_of_the_size_of_their_input_conform(cell: jrnn.Cell) -> None:
+def test_residual_and_highway_pass_check_cell(cell: jrnn.Cell) -> None:
     check_cell(cell, input_size=SIZE)
 
 
-def test_layer_norm_refuses_what_it_cannot_normalise() -> None:
-    with pytest.raises(ValueError, match="multiplies a matrix in update, where it cannot be"):
+def test_layer_norm_raises_for_unsupported_cells() -> None:
+    with pytest.raises(
+        ValueError, match=r"update of GRU\(.* must be elementwise, got a matrix product"
+    ):
         layer_norm(GRU(SIZE, reset_after=False))
     for cell in (learned_carry(LSTM(SIZE)), jrnn.CTRNN(SIZE, sigma=1.0)):
         with pytest.raises(
@@ -123,28 +129,30 @@ def test_layer_norm_refuses_what_it_cannot_normalise() -> None:
             layer_norm(cell)
 
 
-def test_scaling_the_weights_changes_nothing_under_layer_norm(x64: None) -> None:
+def test_layer_norm_is_invariant_to_weight_scale(x64: None) -> None:
     cell = layer_norm(LSTM(SIZE), epsilon=1e-12)
     params = random_params(cell, 1, SIZE)
     batch = random_batch(cell, params, 2, 5, 2)
     inside = params.cell._replace(w_ih=3 * params.cell.w_ih, w_hh=0.5 * params.cell.w_hh)
     scaled = params._replace(cell=inside)
-    got, want = (jrnn.unroll(cell, p, batch.xs, batch.carry) for p in (scaled, params))
-    assert_close(got, want, 1e-8)
+    got, expected = (jrnn.unroll(cell, p, batch.xs, batch.carry) for p in (scaled, params))
+    assert_close(got, expected, 1e-8)
 
 
-def test_a_first_carry_is_learned() -> None:
+def test_learned_carry_has_gradients() -> None:
     cell = learned_carry(GRU(SIZE))
     params = random_params(cell, 1, SIZE, np.float32)
     grads = jax.grad(lambda p: jrnn.unroll(cell, p, XS, resets=RESETS)[1].sum())(params)
     assert (np.asarray(grads.carry) != 0).all()
-    with pytest.raises(TypeError, match="the carry must be of real floats alone, got .*complex64"):
+    with pytest.raises(
+        TypeError, match="all leaves of the carry must be real and floating, got .*complex64"
+    ):
         learned_carry(LRU(SIZE)).init(jax.random.key(0), 2)
 
 
 @pytest.mark.parametrize("engine", [Scan(), Fused(), Fused(chunk=2, remat=True)])
-def test_the_whole_cotangent_of_a_carry_is_clipped_at_each_step(engine: Any) -> None:
-    # h' = relu(2 h + x), whose derivatives by h and x are 2 and 1 while everything is positive.
+def test_clip_limits_the_full_cotangent_at_each_step(engine: Any) -> None:
+    # h' = relu(2 h + x), whose derivatives w.r.t. h and x are 2 and 1 for positive values.
     plain = jrnn.Elman(1, activation="relu")
     params = plain.init(jax.random.key(0), 1)._replace(
         w_ih=jnp.ones((1, 1)), w_hh=2 * jnp.ones((1, 1)), b=jnp.zeros(1)
@@ -170,14 +178,14 @@ def test_the_whole_cotangent_of_a_carry_is_clipped_at_each_step(engine: Any) -> 
 
 
 class ReturnsCarry(jrnn.GRU):
-    """A GRU whose output is the carry that `update` returned."""
+    """A GRU whose output is the carry itself."""
 
     def readout(self, params: Any, carry: Any, z: Any) -> Any:
         return carry
 
 
 class ReturnsProduct(jrnn.GRU):
-    """A GRU whose output and new carry are other arrays with the same numbers."""
+    """A GRU whose output and new carry are different arrays with equal values."""
 
     def update(self, params: Any, carry: Any, z: Any, u: Any) -> Any:
         return super().update(params, carry, z, u) * 1
@@ -186,8 +194,8 @@ class ReturnsProduct(jrnn.GRU):
         return carry * 1
 
 
-@pytest.mark.parametrize("key", [None, jax.random.key(1)], ids=["expected", "drawn"])
-def test_identity_of_arrays_means_nothing_to_transforms(key: Any) -> None:
+@pytest.mark.parametrize("key", [None, jax.random.key(1)], ids=["mean", "sampled"])
+def test_transforms_do_not_depend_on_array_identity(key: Any) -> None:
     params = random_params(GRU(SIZE), 1, SIZE, np.float32)
     for transform in (
         lambda cell: zoneout(cell, h=0.5),
@@ -199,13 +207,13 @@ def test_identity_of_arrays_means_nothing_to_transforms(key: Any) -> None:
             return jrnn.unroll(cell, params, XS, key=key)[1].sum()
 
         cells = [transform(cell(SIZE)) for cell in (ReturnsProduct, ReturnsCarry, GRU)]
-        got, same, want = (jax.value_and_grad(partial(run, cell))(params) for cell in cells)
-        assert_close((got, same), (want, want), 1e-6)
+        product, carry, expected = (jax.value_and_grad(partial(run, c))(params) for c in cells)
+        assert_close((product, carry), (expected, expected), 1e-6)
     carry, y = zoneout(ReturnsProduct(SIZE), h=0.5).step(params, np.full(SIZE, 0.7), XS[0, 0])
     np.testing.assert_array_equal(carry, y)
 
 
-def test_newton_refuses_what_has_no_jacobian() -> None:
+def test_newton_raises_for_clipped_gradients() -> None:
     cell = clip(GRU(SIZE), gradient=1.0)
     params = random_params(cell, 1, SIZE, np.float32)
     with pytest.raises(TypeError, match="derivatives of reverse mode alone.*use engine='fused'"):
@@ -213,50 +221,50 @@ def test_newton_refuses_what_has_no_jacobian() -> None:
     check_cell(clip(GRU(SIZE), gradient=100.0))
 
 
-def test_wrappers_forward_what_a_cell_is() -> None:
-    # Every member of the contract: a new one must be forwarded, or named here.
-    own = {"kernel_name", "output_directions"}  # a cell inside has one, but it is not the whole's
+def test_wrapper_defines_every_member_of_the_contract() -> None:
+    # A new member of the contract must be forwarded or added to this set.
+    not_forwarded = {"kernel_name", "output_directions"}  # these differ from the inner cell's
     final = lambda value: getattr(getattr(value, "fget", value), "__final__", False)
     for base in (Layer, jrnn.Cell):
         for name, value in vars(base).items():
             if not name.startswith("_") and not final(vars(jrnn.Cell).get(name, value)):
-                assert name in vars(Wrapper) or name in own, name
+                assert name in vars(Wrapper) or name in not_forwarded, name
     assert typing.get_type_hints(Wrapper)["cell"] is jrnn.Cell
 
 
 @pytest.mark.parametrize("layer", [stack([LSTM(SIZE)]), bidirectional(LSTM(SIZE))])
 @pytest.mark.parametrize("name", REGISTRY)
-def test_layers_that_are_no_cells_are_refused(name: str, layer: Layer) -> None:
+def test_transforms_raise_for_layers(name: str, layer: Layer) -> None:
     with pytest.raises(TypeError, match=rf"{REGISTRY[name].__name__}: cell must be .* cells in it"):
         wrap(name)(layer)
 
 
-def test_a_carry_whose_parts_belong_together_is_left_whole() -> None:
+def test_coupled_carry_raises() -> None:
     for cell in (jrnn.CTRNN(SIZE), jrnn.SLSTM(SIZE)):
         for wrap in (zoneout, learned_carry, lambda cell: clip(cell, carry=1.0)):
-            with pytest.raises(ValueError, match="one part is a function or the scale of another"):
+            with pytest.raises(ValueError, match="one leaf is a function or the scale of another"):
                 wrap(cell)
         check_cell(clip(cell, gradient=100.0))
 
 
-def test_no_sequences_are_none_for_cells_with_heads() -> None:
+def test_cells_with_heads_accept_an_empty_batch() -> None:
     for cell in (LSTM(4, heads=2), GRU(4, heads=2), jrnn.SLSTM(4, heads=2), jrnn.MLSTM(4, heads=2)):
         params = random_params(cell, 1, SIZE, np.float32)
         assert jrnn.unroll(cell, params, np.zeros((3, 0, SIZE), np.float32))[1].shape == (3, 0, 4)
 
 
-def test_layer_norm_of_halves_is_near_that_of_floats() -> None:
+def test_layer_norm_in_float16_is_close_to_float32() -> None:
     cell = layer_norm(LSTM(4))
     params = random_params(cell, 1, 4, np.float32)
     xs = 300 * np.random.default_rng(3).normal(size=(3, 2, 4)).astype(np.float16)
     got = jrnn.unroll(cell, jax.tree.map(lambda w: w.astype(np.float16), params), xs)[1]
-    want = jrnn.unroll(cell, params, xs.astype(np.float32))[1]
-    assert_close(got.astype(np.float32), want, 2e-2)
+    expected = jrnn.unroll(cell, params, xs.astype(np.float32))[1]
+    assert_close(got.astype(np.float32), expected, 2e-2)
 
 
-def test_a_complex_carry_has_no_limit() -> None:
+def test_clip_raises_for_a_complex_carry() -> None:
     cell = clip(LRU(SIZE), carry=1.0)
-    with pytest.raises(TypeError, match="is complex and cannot be clipped"):
+    with pytest.raises(TypeError, match="must be real to be clipped, got a complex one"):
         jrnn.unroll(cell, random_params(cell, 1, SIZE, np.float32), XS)
 
 
@@ -265,12 +273,12 @@ def wrap(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", REGISTRY)
-def test_a_class_in_place_of_a_cell_is_refused(name: str) -> None:
+def test_transforms_raise_for_a_class(name: str) -> None:
     with pytest.raises(TypeError, match=r"cell must be a cell such as jrnn.LSTM\(64\), got <class"):
         wrap(name)(LSTM)
 
 
-def test_bad_arguments_are_refused() -> None:
+def test_invalid_arguments_raise() -> None:
     with pytest.raises(ValueError, match=r"Zoneout: h must lie in \[0, 1\), got 1"):
         zoneout(LSTM(2), h=1.0)
     with pytest.raises(ValueError, match=r"Zoneout: c must lie in \[0, 1\), got '0.5'"):
@@ -283,13 +291,15 @@ def test_bad_arguments_are_refused() -> None:
         weight_drop(LSTM(2), rate=1.5)
     with pytest.raises(ValueError, match="Projection: size must be a positive int, got 0"):
         projection(LSTM(2), size=0)
-    with pytest.raises(ValueError, match="Clip: give a limit"):
+    with pytest.raises(
+        ValueError, match="Clip: carry or gradient must be a number, got None for both"
+    ):
         clip(LSTM(2))
     with pytest.raises(ValueError, match="Clip: carry must be a number above 0, got -1"):
         clip(LSTM(2), carry=-1)
 
 
-def test_transformed_cells_print_as_what_makes_them() -> None:
+def test_repr_of_transformed_cells_can_be_evaluated() -> None:
     cell = residual(zoneout(layer_norm(LSTM(4)), h=0.1))
     assert eval(repr(cell), dict(vars(jrnn)) | dict(vars(jrnn.transforms))) == cell
     assert hash(cell) == hash(eval(repr(cell), dict(vars(jrnn)) | dict(vars(jrnn.transforms))))
@@ -297,7 +307,7 @@ def test_transformed_cells_print_as_what_makes_them() -> None:
 
 @dataclass(frozen=True)
 class DictGates(GRU):
-    """A GRU whose gates come out of `project` in another order than the columns of its bias."""
+    """A GRU whose `project` returns gates in a different order than the columns of the bias."""
 
     def project(self, params: Any, x: Any) -> Any:
         return super().project(params, x)._asdict()
@@ -306,7 +316,7 @@ class DictGates(GRU):
         return super().update(params, carry, GRUGates(**z), u)
 
 
-def test_layer_norm_gives_each_gate_its_own_bias_in_any_order_of_gates() -> None:
+def test_layer_norm_assigns_biases_in_any_order_of_gates() -> None:
     params = layer_norm(GRU(SIZE), per_gate=True).init(jax.random.key(0), SIZE)
     b = jnp.linspace(-1, 1, 3 * SIZE)
     params = params._replace(cell=params.cell._replace(b=b))

@@ -1,4 +1,4 @@
-"""An `update` under `jax.jit` or `jax.checkpoint`: what is traced first changes nothing."""
+"""An `update` under `jax.jit` or `jax.checkpoint`: results do not depend on the first trace."""
 
 import functools
 from collections.abc import Callable
@@ -36,33 +36,33 @@ def loss(cell: Any, params: Any) -> jax.Array:
     return (jrnn.unroll(cell, params, XS, key=KEY, engine="scan")[1] ** 2).sum()
 
 
-def captured(cell: Any) -> Any:
+def gates_and_gradient(cell: Any) -> Any:
     def loss(params: Any) -> Any:
-        seen = capture_gates(cell, params, XS)
-        return seen.gates["f"].sum(), (dict(seen.gates), seen.ys)
+        capture = capture_gates(cell, params, XS)
+        return capture.gates["f"].sum(), (dict(capture.gates), capture.ys)
 
     return jax.jit(jax.grad(loss, has_aux=True))(PARAMS)
 
 
-def by_gradient(cell: Any, params: Any) -> Any:
+def loss_and_gradient(cell: Any, params: Any) -> Any:
     return jax.jit(jax.value_and_grad(partial(loss, cell)))(params)
 
 
 USES: dict[str, Callable[[Any], Any]] = {
-    "plain": lambda cell: by_gradient(cell, PARAMS),
-    "layer_norm": lambda cell: by_gradient(layer_norm(cell), NORMED),
-    "dropout": lambda cell: by_gradient(dropout(cell, candidate=0.5), PARAMS),
-    "capture_gates": captured,
+    "plain": lambda cell: loss_and_gradient(cell, PARAMS),
+    "layer_norm": lambda cell: loss_and_gradient(layer_norm(cell), NORMED),
+    "dropout": lambda cell: loss_and_gradient(dropout(cell, candidate=0.5), PARAMS),
+    "capture_gates": gates_and_gradient,
 }
 
 
 @functools.cache
-def wanted(use: str) -> Any:
-    """What a plain LSTM gives."""
+def expected(use: str) -> Any:
+    """The result of a plain LSTM."""
     return USES[use](LSTM(SIZE))
 
 
-def wrapped(wrap: Callable[[Any], Any]) -> LSTM:
+def make_cell(wrap: Callable[[Any], Any]) -> LSTM:
     """An LSTM whose `update` is wrapped and has never been traced."""
 
     def update(self: LSTM, params: Any, carry: Any, z: Any, u: Any) -> Any:
@@ -82,15 +82,15 @@ FEW = [("jit", 1), ("jit", -1)]
         for order in (1, -1)
     ],
 )
-def test_a_wrapped_update_is_right_in_any_order_of_uses(name: str, order: int) -> None:
-    cell = wrapped(WRAPPERS[name])
+def test_wrapped_update_is_correct_in_any_order_of_uses(name: str, order: int) -> None:
+    cell = make_cell(WRAPPERS[name])
     for use in list(USES)[::order]:
-        assert_close(USES[use](cell), wanted(use), 1e-5)
+        assert_close(USES[use](cell), expected(use), 1e-5)
 
 
-def test_the_uses_differ() -> None:
-    # Or a wrapped update that no transform reached would pass as well.
-    losses = [float(wanted(use)[0]) for use in ("plain", "layer_norm", "dropout")]
+def test_uses_have_different_losses() -> None:
+    # Otherwise an update that ignores the transforms would pass the test above.
+    losses = [float(expected(use)[0]) for use in ("plain", "layer_norm", "dropout")]
     assert len(set(losses)) == 3
-    ungained = NORMED._replace(gain_c=0 * NORMED.gain_c)
-    assert float(loss(layer_norm(LSTM(SIZE)), ungained)) != losses[1]
+    no_gain = NORMED._replace(gain_c=0 * NORMED.gain_c)
+    assert float(loss(layer_norm(LSTM(SIZE)), no_gain)) != losses[1]
