@@ -140,7 +140,7 @@ MIXING = {
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
-def test_elementwise_operations_are_recognised(name: str) -> None:
+def test_elementwise_operations_are_recognized(name: str) -> None:
     assert flow(ELEMENTWISE[name], S, S).elementwise
 
 
@@ -209,7 +209,7 @@ def test_leaves_that_a_function_reads() -> None:
     assert LSTMCarry._fields == ("h", "c")
 
 
-def test_reverse_mode_alone_is_recognised() -> None:
+def test_reverse_mode_alone_is_recognized() -> None:
     @jax.custom_vjp
     def function(a: jax.Array) -> jax.Array:
         return jnp.tanh(a)

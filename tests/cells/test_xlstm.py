@@ -27,7 +27,7 @@ def test_slstm_sees_no_common_scale_of_its_input_gates(forget: Any, shift: float
     np.testing.assert_allclose(*grads, rtol=1e-3, atol=1e-4)
 
 
-def test_mlstm_is_the_stabilised_form_of_the_paper(x64: None) -> None:
+def test_mlstm_is_the_stabilized_form_of_the_paper(x64: None) -> None:
     cell = MLSTM(4, soft_cap=None)
     params = random_params(cell, 1, 3)
     xs = np.random.default_rng(2).normal(size=(9, 3))

@@ -1,4 +1,4 @@
-"""The cells of xLSTM, without stabilisers: these numbers overflow nowhere."""
+"""The cells of xLSTM, without stabilizers: these numbers overflow nowhere."""
 
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from tests.oracles.common import Row, inputs, sigmoid
 def slstm(params: Any, carry: Any, x: np.ndarray, forget: Any = sigmoid) -> tuple[Any, np.ndarray]:
     """Beck et al., 2024, equations 8 to 14; the carry is scaled as in equations 15 to 17.
 
-    Of a normaliser below its scale, which no sequence leads to, the scale is taken.
+    Of a normalizer below its scale, which no sequence leads to, the scale is taken.
     """
     h, c, n, m = carry
     a = inputs(params, "ifgo", x)
