@@ -28,7 +28,7 @@ def validate_options(cell: Any) -> None:
     if cell.coupled and not (cell.input_gate and cell.forget_gate):
         option = "input_gate" if cell.forget_gate else "forget_gate"
         raise ValueError(
-            "LSTM: coupled=True, i = 1 - f, requires an input gate and a forget gate, got "
+            "LSTM: coupled=True requires an input gate and a forget gate, got "
             f"{option}=False; remove {option}=False or coupled=True"
         )
     if not cell.forget_gate and (cell.forget_bias != 1.0 or cell.t_max is not None):

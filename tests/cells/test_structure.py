@@ -34,7 +34,7 @@ def draw(cell: Cell, seed: int) -> tuple[Any, Any, Any, Any]:
 
 
 def dependence(function: Any, tree: Any) -> list[list[np.ndarray]]:
-    """For each leaf of the result and of `tree`, which numbers of the one depend on which of the other."""
+    """For each pair of leaves of the result and of `tree`, which numbers depend on which."""
     leaves, structure = jax.tree.flatten(tree)
     ends = np.cumsum([jnp.size(leaf) for leaf in leaves])
     # One copy of the tree per number, with that number changed, and an unchanged copy at the end.
