@@ -31,7 +31,7 @@ class AntisymmetricGates(NamedTuple):
 
 @dataclass(frozen=True)
 class AntisymmetricRNN(Cell):
-    r"""An RNN with an antisymmetric recurrent matrix, so that gradients neither explode nor vanish.
+    r"""An RNN with an antisymmetric recurrent matrix, for stable gradients over long sequences.
 
     ::
 
@@ -41,7 +41,7 @@ class AntisymmetricRNN(Cell):
         h' = h + epsilon * z * n,   y = h'
 
     This is Euler's method for dh/dt = tanh(u + V x + b). The eigenvalues of M - M^T are imaginary;
-    `gamma` makes their real parts negative, since Euler's method is unstable without damping.
+    `gamma` shifts them to negative real parts, since Euler's method is unstable without damping.
 
     M is initialized from N(0, 1/hidden) and V from N(0, 1/input).
 

@@ -40,7 +40,7 @@ class Clockwork(Cell):
     ::
 
         n = tanh(W x + (M * U) h + b)                       candidate
-        h'_k = n_k  where t mod T_k = 0,  else h_k          for all units k of a module of period T
+        h'_k = n_k  where t mod T_k = 0,  else h_k          T_k: period of unit k
         t' = t + 1,   y = h'
 
     All modules have the same number of units. The mask M lets a module depend only on modules of

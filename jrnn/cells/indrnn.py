@@ -29,8 +29,8 @@ class IndRNN(Cell):
 
         h' = activation(W x + w_hh * h + b),   y = h'
 
-    Over T steps the gradient of a unit grows as |w_hh|^T. The paper bounds it by epsilon
-    and gamma with |w_hh| in [epsilon^(1/T), gamma^(1/T)]. w_hh is initialized uniformly in [0, 1],
+    Over T steps the gradient of a unit grows as |w_hh|^T. The paper bounds it by epsilon and
+    gamma with |w_hh| in [epsilon^(1/T), gamma^(1/T)]. w_hh is initialized uniformly in [0, 1],
     which gives the units different memory lengths; with `t_max`, uniformly in the range above for
     T = t_max, epsilon = 1/2 and gamma = 2, so that all units remember for `t_max` steps.
 

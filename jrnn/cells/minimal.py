@@ -131,7 +131,7 @@ class MinLSTM(Cell):
     Args:
       hidden_size: number of units.
       log_space: whether the candidate is positive and the coefficients are logarithms.
-      forget_bias: initial value of b_f; if above 0, f > i.
+      forget_bias: initial value of b_f; if above 0, f > i initially.
       t_max: if given, chrono initialization for dependencies up to `t_max` steps: b_f = log U[1,
         t_max - 1] and b_i = -b_f, in place of `forget_bias`.
 

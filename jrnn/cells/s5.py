@@ -41,9 +41,9 @@ class S5(Cell):
     computes the product with C. As in the paper the cell is a linear layer: nonlinearities come
     between layers. Re lambda, initially -1/2, is not constrained to stay below 0.
 
-    The initial lambda are the eigenvalues of the normal part of the HiPPO-LegS matrix, in a single
-    block, and with its eigenvectors V, B = V* B_0 and C = C_0 V, for real B_0 of variance 1/input
-    and C_0 of variance 1/states. D is drawn from N(0, 1/input). It is diagonal in the paper; here
+    lambda is initialized to the eigenvalues of the normal part of the HiPPO-LegS matrix, in one
+    block. With its eigenvectors V, B = V* B_0 and C = C_0 V, for real B_0 of variance 1/input and
+    C_0 of variance 1/states. D is drawn from N(0, 1/input). It is diagonal in the paper; here
     it is a full matrix, since output and input sizes may differ.
 
     Args:

@@ -150,9 +150,7 @@ def test_lru_radii_must_be_increasing_within_unit_circle(r_min: float, r_max: fl
 
 @pytest.mark.parametrize("max_phase", [0.0, -1.0, float("inf"), float("nan")])
 def test_lru_max_phase_must_be_positive(max_phase: float) -> None:
-    with pytest.raises(
-        ValueError, match="LRU: max_phase must be an angle above 0 in .*got"
-    ):
+    with pytest.raises(ValueError, match="LRU: max_phase must be an angle above 0 in .*got"):
         LRU(4, max_phase=max_phase)
 
 
