@@ -257,7 +257,7 @@ def zeros(params: Any) -> np.ndarray:
 
 TOYS = {
     "mixer": Row(Mixer, mixer, zeros),
-    "varying_mixer": Row(VaryingMixer, varying_mixer, zeros),
+    "moving": Row(VaryingMixer, varying_mixer, zeros),
     "memory": Row(Memory, memory, lambda params: np.zeros(2 * params.q.shape)),
     "pair": Row(Pair, pair, lambda params: PairCarry(params.fast, params.slow)),
 }

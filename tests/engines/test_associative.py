@@ -230,7 +230,7 @@ def engine(kind: Row) -> Associative:
     """Each row on another variant."""
     engines = (Associative(), Associative(chunk=1), Associative(chunk=2), Associative(block=4))
     return engines[
-        [CELLS["mingru"], CELLS["minlstm-log"], CELLS["lru"], TOYS["varying_mixer"]].index(kind)
+        [CELLS["mingru"], CELLS["minlstm-log"], CELLS["lru"], TOYS["moving"]].index(kind)
     ]
 
 
@@ -389,7 +389,7 @@ def test_derivatives_of_all_modes_equal_those_of_scan(engine: Associative, x64: 
     ids=repr,
 )
 def test_vmap_over_models_equals_a_loop(engine: Associative, x64: None) -> None:
-    row, way = TOYS["varying_mixer"], Way()
+    row, way = TOYS["moving"], Way()
     cell = row.make(2)
     params = [random_params(cell, seed, input_size=2) for seed in (1, 2)]
     batches = [random_batch(cell, p, 4, 7, 3) for p in params]
