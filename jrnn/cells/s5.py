@@ -87,22 +87,22 @@ class S5(Cell):
             )
 
     @property
-    def states(self) -> int:
+    def num_states(self) -> int:
         """The number of complex states."""
         return self.hidden_size if self.state_size is None else self.state_size
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> S5Params:
         key_b, key_c, key_d, key_step = jax.random.split(key, 4)
-        count = self.states * (1 + self.conjugate)
+        count = self.num_states * (1 + self.conjugate)
         draw_dtype = jnp.promote_types(dtype, jnp.float32)
         # With `conjugate`, of each conjugate pair the one with a positive imaginary part.
-        eigenvalues, v = (array[..., -self.states :] for array in hippo_legs_eig(count))
+        eigenvalues, v = (array[..., -self.num_states :] for array in hippo_legs_eig(count))
         lecun = jax.nn.initializers.lecun_normal()
         b = lecun(key_b, (input_size, count), draw_dtype) @ v.conj()
         c = v.T @ lecun(key_c, (count, self.hidden_size), draw_dtype)
         d = lecun(key_d, (input_size, self.hidden_size), draw_dtype)
         log_step = initializers.uniform(
-            key_step, self.states, np.log(self.step_min), np.log(self.step_max), draw_dtype
+            key_step, self.num_states, np.log(self.step_min), np.log(self.step_max), draw_dtype
         )
         params = S5Params(
             w_ih=jnp.concatenate([jnp.real(b), jnp.imag(b), d], axis=-1),
@@ -116,10 +116,10 @@ class S5(Cell):
 
     def init_carry(self, params: S5Params, batch_shape: tuple[int, ...]) -> jax.Array:
         dtype = jnp.promote_types(params.log_step.dtype, jnp.complex64)
-        return jnp.zeros((*batch_shape, self.states), dtype)
+        return jnp.zeros((*batch_shape, self.num_states), dtype)
 
     def project(self, params: S5Params, x: jax.Array) -> LRUGates:
-        indices = [self.states, 2 * self.states]
+        indices = [self.num_states, 2 * self.num_states]
         return LRUGates(*jnp.split(input_matmul(self, x, params.w_ih), indices, axis=-1))
 
     def recur(self, params: S5Params, carry: jax.Array) -> None:

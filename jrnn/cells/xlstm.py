@@ -87,16 +87,16 @@ class SLSTM(Cell):
     g is called z in the paper. The authors' code also sets m' = a_i at the first step, which it
     detects by n = 0 in the whole batch; this cell tests each unit separately, so that resets are
     exact. The blocks of U are initialized orthogonal, and b_f evenly spaced from 3 to 6 over the
-    units of a head. With `forget="exp"` b_f is initialized to 0, so that f = 1.
+    units of a head. With `forget_activation="exp"` b_f is initialized to 0, so that f = 1.
 
     Args:
       hidden_size: number of units.
       heads: number of blocks of U; a unit depends only on the units of its own head.
-      forget: activation of the forget gate, "sigmoid" or "exp".
+      forget_activation: activation of the forget gate, "sigmoid" or "exp".
 
     Raises:
       ValueError: `hidden_size` or `heads` is not a positive int, `heads` does not divide
-        `hidden_size`, or `forget` is unknown.
+        `hidden_size`, or `forget_activation` is unknown.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = SLSTM(hidden_size=4, heads=2)
@@ -111,12 +111,12 @@ class SLSTM(Cell):
 
     hidden_size: int
     heads: int = 1
-    forget: Literal["sigmoid", "exp"] = "sigmoid"
+    forget_activation: Literal["sigmoid", "exp"] = "sigmoid"
 
     def __post_init__(self) -> None:
         checks.positive_int("SLSTM", "hidden_size", self.hidden_size)
         checks.divides("SLSTM", "heads", self.heads, "hidden_size", self.hidden_size)
-        checks.one_of("SLSTM", "forget", self.forget, LOG_FORGET_GATES)
+        checks.one_of("SLSTM", "forget_activation", self.forget_activation, LOG_FORGET_GATES)
 
     @property
     def traits(self) -> Traits:
@@ -131,7 +131,9 @@ class SLSTM(Cell):
         return SLSTMParams(
             w_ih=initializers.input_weights(key_ih, input_size, hidden, 4, dtype),
             w_hh=jnp.stack([draw(k) for k in jax.random.split(key_hh, self.heads)]),
-            b=b if self.forget == "exp" else b.at[hidden : 2 * hidden].set(b_f.astype(dtype)),
+            b=b
+            if self.forget_activation == "exp"
+            else b.at[hidden : 2 * hidden].set(b_f.astype(dtype)),
         )
 
     def init_carry(self, params: SLSTMParams, batch_shape: tuple[int, ...]) -> SLSTMCarry:
@@ -149,7 +151,9 @@ class SLSTM(Cell):
     ) -> SLSTMCarry:
         a = jax.tree.map(jnp.add, z, u)
         # Both gates are divided by the larger of the two.
-        log_f = jnp.where(carry.n == 0, a.i, LOG_FORGET_GATES[self.forget](a.f) + carry.m)
+        log_f = jnp.where(
+            carry.n == 0, a.i, LOG_FORGET_GATES[self.forget_activation](a.f) + carry.m
+        )
         m = jnp.maximum(log_f, a.i)
         i, f = tap("i", jnp.exp(a.i - m)), tap("f", jnp.exp(log_f - m))
         g = tap("g", jnp.tanh(a.g), role="candidate")

@@ -60,12 +60,12 @@ def draw(cell: Cell, params: Any, leading: tuple[int, ...]) -> tuple[Any, np.nda
     return jax.tree.map(lambda leaf: normal_like(rng, leaf, dtype), (carry, x))
 
 
-def gates_of(cell: Cell, params: Any, carry: Any, x: Any) -> tuple[Any, Any]:
+def compute_gates(cell: Cell, params: Any, carry: Any, x: Any) -> tuple[Any, Any]:
     """The gates z and u of a step."""
     return cell.project(params, x), cell.recur(params, carry)
 
 
-def finish(cell: Cell, params: Any, carry: Any, z: Any, u: Any) -> tuple[Any, Any]:
+def update_and_readout(cell: Cell, params: Any, carry: Any, z: Any, u: Any) -> tuple[Any, Any]:
     """The new carry and the output, from the gates."""
     carry = cell.update(params, carry, z, u)
     return carry, cell.readout(params, carry, z)
@@ -81,10 +81,10 @@ def test_every_registered_cell_is_in_the_test_table() -> None:
 @partial(jax.jit, static_argnums=0)
 def run_functions(cell: Cell, params: Any, carry: Any, x: Any) -> tuple[Any, Any, Any, Any, Any]:
     """z, u, carry and output from the four functions; the result of step; u of twice the carry."""
-    z, u = gates_of(cell, params, carry, x)
+    z, u = compute_gates(cell, params, carry, x)
     double = jax.tree.map(lambda c: (2 * c).astype(c.dtype), carry)
-    finished = finish(cell, params, carry, z, u)
-    return z, u, finished, cell.step(params, carry, x), cell.recur(params, double)
+    result = update_and_readout(cell, params, carry, z, u)
+    return z, u, result, cell.step(params, carry, x), cell.recur(params, double)
 
 
 def test_parts_accept_any_leading_axes(row: Row) -> None:
@@ -94,17 +94,17 @@ def test_parts_accept_any_leading_axes(row: Row) -> None:
         carry, x = draw(cell, params, leading)
         got = jax.tree.map(np.asarray, run_functions(cell, params, carry, x)[:3])
         for index in np.ndindex(leading):
-            alone = jax.tree.map(lambda leaf, at=index: leaf[at], (carry, x))
-            expected = run_functions(cell, params, *alone)[:3]
+            args = jax.tree.map(lambda leaf, at=index: leaf[at], (carry, x))
+            expected = run_functions(cell, params, *args)[:3]
             assert_close(jax.tree.map(lambda leaf, at=index: leaf[at], got), expected, 1e-6)
-            assert_close(expected[2], row.step(params, *alone), 1e-5)
+            assert_close(expected[2], row.step(params, *args), 1e-5)
 
 
 def test_each_gate_is_one_array(row: Row) -> None:
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
     carry, x = draw(cell, params, (5,))
-    z, u = jax.eval_shape(partial(gates_of, cell), params, carry, x)
+    z, u = jax.eval_shape(partial(compute_gates, cell), params, carry, x)
     result = jax.eval_shape(cell.step, params, carry, x)
     sizes = {1} | {n for leaf in jax.tree.leaves(result) for n in leaf.shape[1:]}
     for leaf in jax.tree.leaves((z, u)):
@@ -115,8 +115,8 @@ def test_each_gate_is_one_array(row: Row) -> None:
 def test_step_equals_composition_of_the_four_functions(row: Row) -> None:
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
-    _, _, updated, stepped, _ = run_functions(cell, params, *draw(cell, params, (2, 3)))
-    assert_close(stepped, updated, 0)
+    _, _, composed, stepped, _ = run_functions(cell, params, *draw(cell, params, (2, 3)))
+    assert_close(stepped, composed, 0)
 
 
 def test_recur_is_linear_in_the_carry(row: Row) -> None:
@@ -133,7 +133,7 @@ def test_update_of_a_linear_cell_applies_its_coefficients(row: Row) -> None:
         pytest.skip("not linear")
     params = random_params(cell, 1, 2, np.float32)
     carry, x = draw(cell, params, (5,))
-    z, u = gates_of(cell, params, carry, x)
+    z, u = compute_gates(cell, params, carry, x)
     coefficients = cell.coefficients(params, z)
     if coefficients is None:
         pytest.skip("not linear")

@@ -16,7 +16,7 @@ from tests.helpers import random_params
 @pytest.mark.parametrize("shift", [-300.0, 300.0])
 def test_slstm_is_invariant_to_common_scale_of_input_gates(forget: Any, shift: float) -> None:
     # exp(300) overflows in float32, and exp(-300) underflows.
-    cell = SLSTM(4, heads=2, forget=forget)
+    cell = SLSTM(4, heads=2, forget_activation=forget)
     params = random_params(cell, 1, 3, np.float32)
     xs = np.random.default_rng(2).normal(size=(9, 2, 3)).astype(np.float32)
     resets = np.arange(18).reshape(9, 2) == 9  # only one sequence is reset
@@ -70,7 +70,7 @@ def test_slstm_units_depend_only_on_their_own_head() -> None:
 def test_initial_forget_biases_are_spaced_from_three_to_six() -> None:
     b = SLSTM(6, heads=2).init(jax.random.key(0), 2).b
     np.testing.assert_allclose(b, [0] * 6 + [3, 4.5, 6] * 2 + [0] * 12)
-    assert not SLSTM(6, forget="exp").init(jax.random.key(0), 2).b.any()
+    assert not SLSTM(6, forget_activation="exp").init(jax.random.key(0), 2).b.any()
     b = MLSTM(6, heads=3).init(jax.random.key(0), 2).b
     np.testing.assert_allclose(b, [0] * 27 + [3, 4.5, 6])
 
@@ -85,7 +85,9 @@ def test_heads_must_divide_the_hidden_size(cls: Any) -> None:
 
 
 def test_invalid_options_raise() -> None:
-    with pytest.raises(ValueError, match="forget must be one of sigmoid, exp, got 'sigmiod'; did"):
-        SLSTM(4, forget="sigmiod")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(
+        ValueError, match="forget_activation must be one of sigmoid, exp, got 'sigmiod'; did"
+    ):
+        SLSTM(4, forget_activation="sigmiod")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="MLSTM: soft_cap must be a number above 0, got -1"):
         MLSTM(4, soft_cap=-1)

@@ -62,7 +62,7 @@ def mlstm_start(params: Any, heads: int) -> MLSTMCarry:
 ROWS = {
     "slstm": Row(SLSTM, slstm, slstm_start),
     "slstm-heads-exp": Row(
-        lambda hidden: SLSTM(2 * hidden, heads=2, forget="exp"),
+        lambda hidden: SLSTM(2 * hidden, heads=2, forget_activation="exp"),
         partial(slstm, forget=np.exp),
         slstm_start,
     ),
