@@ -17,7 +17,7 @@ from jrnn.taps import tap
 
 GATES = ("i", "f", "g", "o")
 
-LOG_FORGET_GATES = {"sigmoid": log_sigmoid, "exp": lambda a: a}
+LOG_FORGET = {"sigmoid": log_sigmoid, "exp": lambda a: a}
 """The logarithm of the forget gate as a function of its pre-activation."""
 
 FORGET_BIAS_RANGE = 3.0, 6.0
@@ -116,7 +116,7 @@ class SLSTM(Cell):
     def __post_init__(self) -> None:
         checks.positive_int("SLSTM", "hidden_size", self.hidden_size)
         checks.divides("SLSTM", "heads", self.heads, "hidden_size", self.hidden_size)
-        checks.one_of("SLSTM", "forget_activation", self.forget_activation, LOG_FORGET_GATES)
+        checks.one_of("SLSTM", "forget_activation", self.forget_activation, LOG_FORGET)
 
     @property
     def traits(self) -> Traits:
@@ -128,12 +128,12 @@ class SLSTM(Cell):
         draw = lambda key: initializers.recurrent_weights(key, units, 4, dtype)
         b_f = jnp.tile(jnp.linspace(*FORGET_BIAS_RANGE, units), self.heads)
         b = jnp.zeros((4 * hidden,), dtype)
+        if self.forget_activation != "exp":
+            b = b.at[hidden : 2 * hidden].set(b_f.astype(dtype))
         return SLSTMParams(
             w_ih=initializers.input_weights(key_ih, input_size, hidden, 4, dtype),
             w_hh=jnp.stack([draw(k) for k in jax.random.split(key_hh, self.heads)]),
-            b=b
-            if self.forget_activation == "exp"
-            else b.at[hidden : 2 * hidden].set(b_f.astype(dtype)),
+            b=b,
         )
 
     def init_carry(self, params: SLSTMParams, batch_shape: tuple[int, ...]) -> SLSTMCarry:
@@ -151,9 +151,7 @@ class SLSTM(Cell):
     ) -> SLSTMCarry:
         a = jax.tree.map(jnp.add, z, u)
         # Both gates are divided by the larger of the two.
-        log_f = jnp.where(
-            carry.n == 0, a.i, LOG_FORGET_GATES[self.forget_activation](a.f) + carry.m
-        )
+        log_f = jnp.where(carry.n == 0, a.i, LOG_FORGET[self.forget_activation](a.f) + carry.m)
         m = jnp.maximum(log_f, a.i)
         i, f = tap("i", jnp.exp(a.i - m)), tap("f", jnp.exp(log_f - m))
         g = tap("g", jnp.tanh(a.g), role="candidate")
