@@ -1,4 +1,4 @@
-"""How weights and biases of gates begin. Each is drawn gate by gate, then laid side by side."""
+"""Initializers of the weights and biases of gates, drawn gate by gate and concatenated."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,11 +13,11 @@ Initializer = Callable[[jax.Array, tuple[int, ...], DTypeLike], jax.Array]
 def per_gate(
     initializer: Initializer, key: jax.Array, rows: int, columns: int, gates: int, dtype: DTypeLike
 ) -> jax.Array:
-    """Draws one matrix for each gate and joins them.
+    """Draws one matrix for each gate and concatenates them.
 
-    Over the joined matrix an orthogonal or variance-scaling initialiser would see the wrong
-    shape: its rows, not its gates, would be orthogonal, and the fan-out would count every gate.
-    Half-precision dtypes are drawn in float32 and rounded.
+    Applied to the concatenated matrix, an orthogonal or variance-scaling initializer would use the
+    wrong shape: its rows, not its gates, would be orthogonal, and the fan-out would include every
+    gate. Half-precision weights are drawn in float32 and rounded.
 
     Args:
       initializer: `(key, shape, dtype) -> array`, as in `jax.nn.initializers`.
@@ -30,16 +30,16 @@ def per_gate(
     Returns:
       Weights `[rows, G·columns]`.
     """
-    drawn_in = jnp.promote_types(dtype, jnp.float32)
+    draw_dtype = jnp.promote_types(dtype, jnp.float32)
     keys = jax.random.split(key, gates)
-    drawn = [initializer(k, (rows, columns), drawn_in) for k in keys]
-    return jnp.concatenate(drawn, axis=-1).astype(dtype)
+    weights = [initializer(k, (rows, columns), draw_dtype) for k in keys]
+    return jnp.concatenate(weights, axis=-1).astype(dtype)
 
 
 def input_weights(
     key: jax.Array, input_size: int, hidden_size: int, gates: int, dtype: DTypeLike
 ) -> jax.Array:
-    """Glorot-uniform weights `[input, G·hidden]`, each gate for itself.
+    """Draws Glorot-uniform weights `[input, G·hidden]`, gate by gate.
 
     References:
       Glorot and Bengio, 2010, Understanding the difficulty of training deep feedforward networks.
@@ -58,16 +58,16 @@ def recurrent_weights(
     heads: int = 1,
     rows: int | None = None,
 ) -> jax.Array:
-    """Orthogonal weights `[hidden, G·hidden]`, each gate for itself.
+    """Draws orthogonal weights `[hidden, G·hidden]`, gate by gate.
 
     Args:
       key: a random key.
       hidden_size: number of units.
       gates: number of gates, G.
       dtype: dtype of the result.
-      heads: number of blocks on the diagonal of each gate's matrix. With more than one the weights
-        are these blocks alone, `[heads, hidden/heads, G·hidden/heads]`, each orthogonal.
-      rows: what the weights multiply, where that has another size than hidden_size.
+      heads: number of blocks on the diagonal of each gate's matrix. With more than one, the result
+        contains only these blocks, `[heads, hidden/heads, G·hidden/heads]`, each orthogonal.
+      rows: number of rows; None means `hidden_size`.
 
     References:
       Saxe, McClelland and Ganguli, 2014, Exact solutions to the nonlinear dynamics of learning in
@@ -77,21 +77,21 @@ def recurrent_weights(
     orthogonal = jax.nn.initializers.orthogonal()
     if heads == 1:
         return per_gate(orthogonal, key, rows, hidden_size, gates, dtype)
-    block = rows // heads, hidden_size // heads
+    block_shape = rows // heads, hidden_size // heads
     keys = jax.random.split(key, heads)
-    return jnp.stack([per_gate(orthogonal, k, *block, gates, dtype) for k in keys])
+    return jnp.stack([per_gate(orthogonal, k, *block_shape, gates, dtype) for k in keys])
 
 
 def chrono(key: jax.Array, hidden_size: int, t_max: int, dtype: DTypeLike) -> jax.Array:
-    """Biases of the gate that keeps: b = log U[1, t_max - 1], so memories last up to t_max steps.
+    """Draws chrono biases of a forget gate, b = log U[1, t_max - 1], for memories of t_max steps.
 
-    A gate with bias b keeps sigmoid(b) of its unit at each step, so it forgets in about
-    1 + exp(b) steps. The gate that writes takes the negative of it.
+    A forget gate with bias b multiplies the state by sigmoid(b) at each step, so the cell forgets
+    in about 1 + exp(b) steps. The bias of the input gate is -b.
 
     Args:
       key: a random key.
       hidden_size: number of units.
-      t_max: the longest dependency expected, in steps; at least 3.
+      t_max: longest expected dependency, in steps; at least 3.
       dtype: dtype of the result.
 
     Returns:
@@ -107,13 +107,13 @@ def chrono(key: jax.Array, hidden_size: int, t_max: int, dtype: DTypeLike) -> ja
 
 
 def uniform(key: jax.Array, size: int, low: float, high: float, dtype: DTypeLike) -> jax.Array:
-    """Numbers `[size]` from U[low, high): weights of units that see themselves alone."""
-    drawn_in = jnp.promote_types(dtype, jnp.float32)
-    return jax.random.uniform(key, (size,), drawn_in, low, high).astype(dtype)
+    """Draws diagonal recurrent weights `[size]` from U[low, high)."""
+    draw_dtype = jnp.promote_types(dtype, jnp.float32)
+    return jax.random.uniform(key, (size,), draw_dtype, low, high).astype(dtype)
 
 
 class Ring(NamedTuple):
-    """Eigenvalues exp(-exp(nu_log) + i·exp(theta_log)), and the scale of what each takes in."""
+    """Eigenvalues exp(-exp(nu_log) + i·exp(theta_log)), and the scales of their inputs."""
 
     nu_log: jax.Array  # [hidden]
     theta_log: jax.Array  # [hidden]
@@ -128,14 +128,14 @@ def ring(
     max_phase: float,
     dtype: DTypeLike,
 ) -> Ring:
-    """Complex eigenvalues, uniform over the area between two circles.
+    """Draws complex eigenvalues uniformly from the area between two circles.
 
     With u and v from U[0, 1] and lambda an eigenvalue::
 
         |lambda|^2 = r_min^2 + u (r_max^2 - r_min^2),   arg lambda = max_phase v
         gamma = sqrt(1 - |lambda|^2)
 
-    so that white noise that is scaled by gamma and summed up for ever keeps its variance.
+    so that the state has the variance of the input if that is white noise.
 
     Args:
       key: a random key.
@@ -146,38 +146,38 @@ def ring(
       dtype: dtype of the result.
 
     Returns:
-      The logarithms of nu = -log |lambda|, of the angle and of gamma, all finite: radii of exactly
-      0 or 1 and an angle of exactly 0 are not drawn.
+      The logarithms of nu = -log |lambda|, of the angle and of gamma, all finite, since radii of
+      exactly 0 or 1 and an angle of exactly 0 are excluded.
 
     References:
       Orvieto et al., 2023, Resurrecting recurrent neural networks for long sequences.
     """
-    drawn_in = jnp.promote_types(dtype, jnp.float32)
-    info = jnp.finfo(drawn_in)
+    draw_dtype = jnp.promote_types(dtype, jnp.float32)
+    info = jnp.finfo(draw_dtype)
     keys = jax.random.split(key)
     u, v = (
-        jax.random.uniform(k, (hidden_size,), drawn_in, float(info.eps), 1 - float(info.eps))
+        jax.random.uniform(k, (hidden_size,), draw_dtype, float(info.eps), 1 - float(info.eps))
         for k in keys
     )
     squared = jnp.clip(r_min**2 + u * (r_max**2 - r_min**2), info.tiny, 1 - info.eps)
     nu = -0.5 * jnp.log(squared)
     gamma_log = 0.5 * jnp.log(-jnp.expm1(-2 * nu))
-    logarithms = jnp.log(nu), jnp.log(max_phase * v), gamma_log
-    return Ring(*(leaf.astype(dtype) for leaf in logarithms))
+    logs = jnp.log(nu), jnp.log(max_phase * v), gamma_log
+    return Ring(*(leaf.astype(dtype) for leaf in logs))
 
 
-def keeping(
+def forget_gate_bias(
     key: jax.Array, hidden_size: int, t_max: int | None, bias: float, dtype: DTypeLike
 ) -> jax.Array:
-    """Biases `[hidden]` of the gate that keeps: `chrono` with a `t_max`, else all alike."""
+    """Initial biases `[hidden]` of a forget gate: `chrono` with a `t_max`, else constant `bias`."""
     if t_max is None:
         return jnp.full((hidden_size,), bias, dtype)
     return chrono(key, hidden_size, t_max, dtype)
 
 
-def biases(
+def gate_biases(
     hidden_size: int, gates: tuple[str, ...], forget_bias: float, dtype: DTypeLike
 ) -> jax.Array:
-    """Biases `[G·hidden]` of gates by name: zeros, but for `forget_bias` of the gate f."""
-    starts = [forget_bias if gate == "f" else 0.0 for gate in gates]
-    return jnp.repeat(jnp.array(starts, dtype), hidden_size)
+    """Initial biases `[G·hidden]` of the named gates: `forget_bias` for f, 0 for the others."""
+    values = [forget_bias if gate == "f" else 0.0 for gate in gates]
+    return jnp.repeat(jnp.array(values, dtype), hidden_size)

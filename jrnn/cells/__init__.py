@@ -1,4 +1,4 @@
-"""The cells: one family to a file."""
+"""Recurrent cells, one family per file."""
 
 from jrnn.cell import Cell
 from jrnn.cells.antisymmetric import AntisymmetricGates as AntisymmetricGates
@@ -129,4 +129,4 @@ REGISTRY: dict[str, type[Cell]] = {
     "s5": S5,
     "mlstm": MLSTM,
 }
-"""Every cell by the name that a config takes; each can be made as `cls(hidden_size=...)`."""
+"""All cells by their names in configs; each can be constructed as `cls(hidden_size=...)`."""

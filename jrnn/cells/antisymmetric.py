@@ -1,4 +1,4 @@
-"""The antisymmetric network: a small step of an ordinary differential equation that is stable."""
+"""The antisymmetric RNN: Euler's method for a stable ordinary differential equation."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell
-from jrnn.cells.common import affine, split
+from jrnn.cells.common import affine, split_gates
 from jrnn.taps import tap
 
 
 class AntisymmetricParams(NamedTuple):
-    """Weights with the gates side by side in the order z, n, or n alone where not gated."""
+    """Weights with the gates concatenated in the order z, n; only n if not gated."""
 
     w_ih: jax.Array  # [input, G·hidden]
     w_hh: jax.Array  # [hidden, hidden], transposed M, shared by all gates
@@ -23,7 +23,7 @@ class AntisymmetricParams(NamedTuple):
 
 
 class AntisymmetricGates(NamedTuple):
-    """Pre-activations from the input, each `[..., hidden]`; z is None where not gated."""
+    """Pre-activations from the input, each `[..., hidden]`; z is None if not gated."""
 
     z: jax.Array | None
     n: jax.Array
@@ -31,19 +31,19 @@ class AntisymmetricGates(NamedTuple):
 
 @dataclass(frozen=True)
 class AntisymmetricRNN(Cell):
-    r"""A network whose recurrent matrix is antisymmetric, so that signals neither grow nor fade.
+    r"""An RNN with an antisymmetric recurrent matrix, for stable gradients over long sequences.
 
     ::
 
         u = (M - M^T - gamma I) h
         n = tanh(u + V_n x + b_n)
-        z = sigmoid(u + V_z x + b_z)                        gated; else z = 1
+        z = sigmoid(u + V_z x + b_z)                        if gated, else z = 1
         h' = h + epsilon * z * n,   y = h'
 
-    It is Euler's method for dh/dt = tanh(u + V x + b). The eigenvalues of M - M^T are imaginary;
-    `gamma` moves them to the left, because Euler's method is unstable for a system without damping.
+    This is Euler's method for dh/dt = tanh(u + V x + b). The eigenvalues of M - M^T are imaginary;
+    `gamma` shifts them to negative real parts, since Euler's method is unstable without damping.
 
-    M is initialised from N(0, 1/hidden) and V from N(0, 1/input).
+    M is initialized from N(0, 1/hidden) and V from N(0, 1/input).
 
     Args:
       hidden_size: number of units.
@@ -80,7 +80,7 @@ class AntisymmetricRNN(Cell):
 
     @property
     def gates(self) -> tuple[str, ...]:
-        """The gates that have input weights, in the order of concatenation."""
+        """The gates with input weights, in the order of concatenation."""
         return ("z", "n") if self.gated else ("n",)
 
     def init(
@@ -100,7 +100,7 @@ class AntisymmetricRNN(Cell):
         return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
 
     def project(self, params: AntisymmetricParams, x: jax.Array) -> AntisymmetricGates:
-        return split(affine(self, x, params.w_ih, params.b), AntisymmetricGates, self.gates)
+        return split_gates(affine(self, x, params.w_ih, params.b), AntisymmetricGates, self.gates)
 
     def recur(self, params: AntisymmetricParams, carry: jax.Array) -> jax.Array:
         return carry @ (params.w_hh - params.w_hh.T) - self.gamma * carry

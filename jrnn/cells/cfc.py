@@ -1,4 +1,4 @@
-"""The closed-form continuous-time network: steps of any duration, without a solver."""
+"""The closed-form continuous-time network: time steps of any duration, without an ODE solver."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -10,17 +10,17 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell, Timed, Traits
-from jrnn.cells.common import affine, split
+from jrnn.cells.common import affine, split_gates
 from jrnn.taps import tap
 
 MODES = ("default", "no_gate")
 
 
 class CfCParams(NamedTuple):
-    """Weights of the backbone, and of the heads side by side: ff1, ff2, time_a, time_b.
+    """Weights of the backbone and of the heads, concatenated in the order ff1, ff2, time_a, time_b.
 
-    Without a backbone the heads read the input and the state directly: w_ih and w_hh have 4·hidden
-    units, and w_heads and b_heads are None.
+    Without a backbone the heads depend directly on the input and the state: w_ih and w_hh have
+    4·hidden units, and w_heads and b_heads are None.
     """
 
     w_ih: jax.Array  # [input, units]
@@ -40,9 +40,9 @@ class CfCGates(NamedTuple):
 
 
 class CfCInputs(NamedTuple):
-    """What depends on the input: `a`, pre-activations of the backbone, or of the heads without one.
+    """Pre-activations `a` from the input, of the backbone if there is one, else of the heads.
 
-    The durations `dt [..., hidden]` are the same for all units.
+    The time steps `dt [..., hidden]` are the same for all units.
     """
 
     a: jax.Array | CfCGates
@@ -51,21 +51,21 @@ class CfCInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class CfC(Cell):
-    r"""The CfC: two candidates, and a gate that interpolates between them over time.
+    r"""The CfC: two candidates, and a gate that interpolates between them as a function of time.
 
     ::
 
-        v = 1.7159 tanh(0.666 (W [x, h] + b))               backbone, shared by the heads
+        v = 1.7159 tanh(0.666 (W [x, h] + b))               backbone, shared by all heads
         f1, f2 = tanh(W_1 v + b_1), tanh(W_2 v + b_2)       ff1 and ff2, the candidates
-        t = sigmoid((W_a v + b_a) * dt + W_b v + b_b)       time_a and time_b: the gate
+        t = sigmoid((W_a v + b_a) * dt + W_b v + b_b)       time_a and time_b, the gate
         h' = (1 - t) * f1 + t * f2,   y = h'                mode "default"
         h' = f1 + t * f2                                    mode "no_gate"
 
     These are the equations of the authors' code, whose gate has an offset, W_b v + b_b, and the
-    opposite sign of time_a; the paper writes sigmoid(-f dt) for 1 - t.
+    opposite sign of time_a; the paper has sigmoid(-f dt) in place of 1 - t.
 
     Inputs are arrays, with dt = 1, or `Timed(x, dt)` for measurements at irregular times. With a
-    backbone `update` holds the product with v, so it is not elementwise; without one v = [x, h],
+    backbone `update` computes the product with v, so it is not elementwise; without one v = [x, h],
     and `update` is elementwise. All weights are Glorot-uniform, W as one matrix of [x, h].
 
     Args:
@@ -106,10 +106,10 @@ class CfC(Cell):
         hidden, units = self.hidden_size, self.backbone_units
         key_in, key_heads = jax.random.split(key)
         width, blocks = (hidden, 4) if units is None else (units, 1)
-        joined = initializers.input_weights(key_in, input_size + hidden, width, blocks, dtype)
+        w = initializers.input_weights(key_in, input_size + hidden, width, blocks, dtype)
         params = CfCParams(
-            w_ih=joined[:input_size],
-            w_hh=joined[input_size:],
+            w_ih=w[:input_size],
+            w_hh=w[input_size:],
             b=jnp.zeros((blocks * width,), dtype),
         )
         if units is None:
@@ -123,17 +123,17 @@ class CfC(Cell):
     def project(self, params: CfCParams, x: jax.Array | Timed) -> CfCInputs:
         features = x.x if isinstance(x, Timed) else x
         a = affine(self, features, params.w_ih, params.b)
-        dt = _durations(x) if isinstance(x, Timed) else jnp.ones((1,))
-        # One for each unit, so that all arrays of update have one shape.
+        dt = _time_steps(x) if isinstance(x, Timed) else jnp.ones((1,))
+        # One time step for each unit, so that all arrays in `update` have the same shape.
         dt = jnp.broadcast_to(dt, (*features.shape[:-1], self.hidden_size))
-        return CfCInputs(self._cut(a), dt.astype(a.dtype))
+        return CfCInputs(self._split_heads(a), dt.astype(a.dtype))
 
     def recur(self, params: CfCParams, carry: jax.Array) -> jax.Array | CfCGates:
-        return self._cut(carry @ params.w_hh)
+        return self._split_heads(carry @ params.w_hh)
 
-    def _cut(self, a: jax.Array) -> jax.Array | CfCGates:
-        """The pre-activations, split into heads if there is no backbone."""
-        return split(a, CfCGates, CfCGates._fields) if self.backbone_units is None else a
+    def _split_heads(self, a: jax.Array) -> jax.Array | CfCGates:
+        """The pre-activations, split into heads if the cell has no backbone."""
+        return split_gates(a, CfCGates, CfCGates._fields) if self.backbone_units is None else a
 
     def update(
         self, params: CfCParams, carry: jax.Array, z: CfCInputs, u: jax.Array | CfCGates
@@ -146,18 +146,18 @@ class CfC(Cell):
 
 
 def _heads(params: CfCParams, a: jax.Array | CfCGates) -> CfCGates:
-    """The pre-activations of the heads, from those of the backbone if there is one."""
+    """The pre-activations of the heads, from those of the backbone if the cell has one."""
     if isinstance(a, CfCGates):
         return a
     v = 1.7159 * jnp.tanh(0.666 * a)
-    return split(v @ params.w_heads + params.b_heads, CfCGates, CfCGates._fields)
+    return split_gates(v @ params.w_heads + params.b_heads, CfCGates, CfCGates._fields)
 
 
-def _durations(timed: Timed) -> jax.Array:
-    """The durations as `[..., 1]`, after a check of their shape."""
+def _time_steps(timed: Timed) -> jax.Array:
+    """Validates the shape of the time steps, and returns them as `[..., 1]`."""
     if jnp.shape(timed.dt) != timed.x.shape[:-1]:
         raise ValueError(
             f"CfC: dt must have the leading axes of x, {timed.x.shape[:-1]}, got shape "
-            f"{jnp.shape(timed.dt)}; give one duration for each input"
+            f"{jnp.shape(timed.dt)}; pass one time step for each input"
         )
     return jnp.asarray(timed.dt)[..., None]

@@ -1,4 +1,4 @@
-"""The clockwork network: modules of units, each updated with its own period."""
+"""The clockwork RNN: modules of units, each updated with its own period."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from jrnn.cells.common import affine
 from jrnn.taps import tap
 
 MAX_MODULES = 8
-"""The maximum number of modules where no periods are given."""
+"""The maximum number of modules if `periods` is None."""
 
 
 class ClockworkCarry(NamedTuple):
@@ -29,34 +29,34 @@ class ClockworkParams(NamedTuple):
     """Weights of the candidate."""
 
     w_ih: jax.Array  # [input, hidden]
-    w_hh: jax.Array  # [hidden, hidden]; blocks from fast modules to slow ones are unused
+    w_hh: jax.Array  # [hidden, hidden]; blocks from faster to slower modules are unused
     b: jax.Array  # [hidden]
 
 
 @dataclass(frozen=True)
 class Clockwork(Cell):
-    r"""The clockwork network: modules with periods of their own; fast ones depend on slow ones.
+    r"""The clockwork RNN: modules with different update periods; fast modules depend on slow ones.
 
     ::
 
         n = tanh(W x + (M * U) h + b)                       candidate
-        h'_k = n_k  where t mod T_k = 0,  else h_k          for all units k of a module of period T
+        h'_k = n_k  where t mod T_k = 0,  else h_k          T_k: period of unit k
         t' = t + 1,   y = h'
 
-    Modules have equal numbers of units. With the mask M a module depends on modules of its own
-    period and of longer ones, so that M * U is block upper triangular; the masked weights of w_hh
-    are initially 0 and have no gradient. At the first step, t = 0, all modules are active. The
+    All modules have the same number of units. The mask M lets a module depend only on modules of
+    the same or a longer period, so that M * U is block upper triangular; the masked weights of w_hh
+    are initialized to 0 and have no gradient. At the first step, t = 0, all modules are active. The
     clock is part of the carry, counts modulo the least common multiple of the periods, and restarts
-    at every reset. As an integer it has no derivative, so `Newton` refuses this cell.
+    at every reset. It is an integer without a derivative, so `Newton` does not support this cell.
 
     Args:
       hidden_size: number of units.
-      periods: the period of each module in steps, in increasing order; by default 1, 2, 4, ...,
-        for the largest number of modules up to 8 that divides `hidden_size`.
+      periods: period of each module in steps, in increasing order; None means 1, 2, 4, ..., for the
+        largest number of modules up to 8 that divides `hidden_size`.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, or not a multiple of the number of periods
-        (without periods, of any number from 2 to 8), or `periods` are not increasing positive ints.
+      ValueError: `hidden_size` is not a positive int, `periods` are not increasing positive ints,
+        or `hidden_size` is not a multiple of their number (without periods: of one from 2 to 8).
 
     >>> import jax, jax.numpy as jnp
     >>> cell = Clockwork(hidden_size=4, periods=(1, 3))
@@ -77,16 +77,16 @@ class Clockwork(Cell):
         if self.periods is None:
             if self.hidden_size > MAX_MODULES and len(set(self.unit_periods.tolist())) == 1:
                 raise ValueError(
-                    f"Clockwork: hidden_size={self.hidden_size} has no number from 2 to "
-                    f"{MAX_MODULES} that divides it, for modules of equal size; choose such as "
-                    f"{-(-self.hidden_size // MAX_MODULES) * MAX_MODULES}, or give periods=(1,)"
+                    f"Clockwork: hidden_size must be a multiple of a number from 2 to "
+                    f"{MAX_MODULES}, got {self.hidden_size}; use a size such as "
+                    f"{-(-self.hidden_size // MAX_MODULES) * MAX_MODULES}, or set periods=(1,)"
                 )
             return
         checks.growing_ints("Clockwork", "periods", self.periods)
         if self.hidden_size % len(self.periods):
             raise ValueError(
-                f"Clockwork: hidden_size must be a multiple of the {len(self.periods)} periods, "
-                f"one module of equal size for each, got {self.hidden_size}"
+                f"Clockwork: hidden_size must be a multiple of the number of periods, "
+                f"{len(self.periods)}, got {self.hidden_size}"
             )
 
     @property
@@ -97,7 +97,7 @@ class Clockwork(Cell):
         return np.repeat(np.asarray(periods, np.int32), self.hidden_size // len(periods))
 
     def _masked(self, w_hh: jax.Array) -> jax.Array:
-        """Recurrent weights, with only those to units of the same or a shorter period."""
+        """Recurrent weights; those to units with a longer period are 0."""
         periods = self.unit_periods
         return w_hh * jnp.asarray(periods[:, None] >= periods, w_hh.dtype)
 
@@ -132,7 +132,7 @@ class Clockwork(Cell):
         n = tap("n", jnp.tanh(z + u), role="candidate")
         h = jnp.where(active, n, carry.h)
         tap("active", active.astype(h.dtype))
-        # Modulo the common period, since a plain counter would overflow after 2^31 steps.
+        # Without the modulus the int32 counter would overflow after 2^31 steps.
         common_period = math.lcm(*periods.tolist())
         return ClockworkCarry(h, (carry.t + 1) % common_period)
 

@@ -1,4 +1,4 @@
-"""What several cells share: matrix products, and splitting an array into gates."""
+"""Helpers that several cells share: matrix products, and splitting an array into gates."""
 
 from typing import Any, TypeVar
 
@@ -8,74 +8,74 @@ import jax.numpy as jnp
 from jrnn import checks
 from jrnn.cell import Cell
 
-NamedGates = TypeVar("NamedGates", bound=tuple)
+GatesT = TypeVar("GatesT", bound=tuple)
 
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 
 
 def affine(cell: Cell, x: jax.Array, w_ih: jax.Array, b: jax.Array) -> jax.Array:
-    """x·w_ih + b: `[..., input]` to `[..., G·hidden]`, after a check of the input size."""
-    return product(cell, x, w_ih) + b
+    """Validates the input size, and returns x·w_ih + b, of shape `[..., G·hidden]`."""
+    return input_matmul(cell, x, w_ih) + b
 
 
-def product(cell: Cell, x: jax.Array, w_ih: jax.Array) -> jax.Array:
-    """x·w_ih, as `affine` without a bias."""
+def input_matmul(cell: Cell, x: jax.Array, w_ih: jax.Array) -> jax.Array:
+    """Validates the input size, and returns x·w_ih, of shape `[..., G·hidden]`."""
     owner = type(cell).__name__
     checks.last_axis(owner, "x", x, w_ih.shape[0], "input_size of the parameters")
-    column = w_ih.shape[0] == 1 and jnp.issubdtype(x.dtype, jnp.floating)
-    return _column(x, w_ih) if column else x @ w_ih
+    is_column = w_ih.shape[0] == 1 and jnp.issubdtype(x.dtype, jnp.floating)
+    return _column_matmul(x, w_ih) if is_column else x @ w_ih
 
 
 @jax.custom_jvp
-def _column(x: jax.Array, w_ih: jax.Array) -> jax.Array:
+def _column_matmul(x: jax.Array, w_ih: jax.Array) -> jax.Array:
     """x·w_ih for an input of size 1, padded with zeros to size 2.
 
     XLA rewrites a product with one column as an elementwise multiplication, and fuses it with the
-    operations around it into a loop that is not vectorised. With two columns it stays a matrix
+    operations around it into a loop that is not vectorized. With two columns it stays a matrix
     product.
     """
     x = jnp.concatenate([x, jnp.zeros_like(x)], axis=-1)
     return x @ jnp.concatenate([w_ih, jnp.zeros_like(w_ih)])
 
 
-@_column.defjvp
+@_column_matmul.defjvp
 def _(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> Any:
     (x, w_ih), (d_x, d_w) = primals, tangents
-    return _column(x, w_ih), d_x @ w_ih + x @ d_w
+    return _column_matmul(x, w_ih), d_x @ w_ih + x @ d_w
 
 
-def split(joined: jax.Array, gates: type[NamedGates], names: tuple[str, ...]) -> NamedGates:
-    """Splits `[..., G·hidden]` into the named gates, each `[..., hidden]`; the others are None."""
-    parts = jnp.split(joined, len(names), axis=-1)
-    return _named(parts, gates, names)
+def split_gates(array: jax.Array, gates: type[GatesT], names: tuple[str, ...]) -> GatesT:
+    """Splits `[..., G·hidden]` into the named gates `[..., hidden]`; other fields are None."""
+    parts = jnp.split(array, len(names), axis=-1)
+    return _fill_gates(parts, gates, names)
 
 
-def recurrent(
-    h: jax.Array, w_hh: jax.Array, gates: type[NamedGates], names: tuple[str, ...]
-) -> NamedGates:
-    """h·w_hh, split into the named gates, each `[..., hidden]`.
+def recurrent_matmul(
+    h: jax.Array, w_hh: jax.Array, gates: type[GatesT], names: tuple[str, ...]
+) -> GatesT:
+    """Returns h·w_hh, split into the named gates, each `[..., hidden]`.
 
-    Where each head has one unit the product is elementwise, and so is its derivative.
+    If each head has one unit, the product is computed elementwise, and so is its derivative.
 
     Args:
-      h: `[..., rows]`, where rows is the hidden size, or the size of the projected state.
+      h: `[..., rows]`; rows is the hidden size, or the size of the projected state.
       w_hh: `[rows, G·hidden]`; or `[heads, rows/heads, G·hidden/heads]`, the blocks of a
         block-diagonal matrix. The units of the first head come first.
-      gates: the type of the result.
-      names: the gates in the order of concatenation; the others are None.
+      gates: type of the result.
+      names: gates in the order of concatenation; other fields are None.
     """
     if w_hh.ndim == 2:
-        return split(h @ w_hh, gates, names)
+        return split_gates(h @ w_hh, gates, names)
     if w_hh.shape[1:] == (1, len(names)):
-        return _named([h * w_hh[:, 0, k] for k in range(len(names))], gates, names)
+        return _fill_gates([h * w_hh[:, 0, k] for k in range(len(names))], gates, names)
     by_head = h.reshape(*h.shape[:-1], *w_hh.shape[:2])
-    blocks = split(jnp.einsum("...nr,nrc->...nc", by_head, w_hh), gates, names)
-    join = lambda gate: gate.reshape(*h.shape[:-1], gate.shape[-2] * gate.shape[-1])
-    return jax.tree.map(join, blocks)
+    blocks = split_gates(jnp.einsum("...nr,nrc->...nc", by_head, w_hh), gates, names)
+    merge_heads = lambda gate: gate.reshape(*h.shape[:-1], gate.shape[-2] * gate.shape[-1])
+    return jax.tree.map(merge_heads, blocks)
 
 
-def _named(values: list[jax.Array], gates: type[NamedGates], names: tuple[str, ...]) -> NamedGates:
-    """The values as fields of `gates`; fields without a value are None."""
+def _fill_gates(values: list[jax.Array], gates: type[GatesT], names: tuple[str, ...]) -> GatesT:
+    """Constructs `gates` from named values; fields without a value are None."""
     by_name = dict(zip(names, values, strict=True))
-    named: Any = gates
-    return named(**{name: by_name.get(name) for name in named._fields})
+    constructor: Any = gates
+    return constructor(**{name: by_name.get(name) for name in constructor._fields})

@@ -1,4 +1,4 @@
-"""The convolutional LSTM: states with spatial axes, and convolutions for matrix products."""
+"""The convolutional LSTM: states with spatial axes, and convolutions as matrix products."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell
-from jrnn.cells.common import split
+from jrnn.cells.common import split_gates
 from jrnn.cells.lstm import LSTMCarry, LSTMGates
 from jrnn.taps import tap
 
@@ -32,7 +32,7 @@ class ConvLSTMParams(NamedTuple):
 
 @dataclass(frozen=True)
 class ConvLSTM(Cell):
-    r"""The LSTM with convolutions over one, two or three spatial axes for matrix products.
+    r"""The LSTM with convolutions over one, two or three spatial axes in place of matrix products.
 
     ::
 
@@ -44,21 +44,21 @@ class ConvLSTM(Cell):
         h' = o * tanh(c'),   y = h'
 
     Inputs are `[..., *spatial, input]` and outputs `[..., *spatial, hidden]`, channels last. Zero
-    padding keeps the spatial shape. As usual in deep learning ∗ is a cross-correlation: kernels are
-    not flipped. Peepholes have one weight for each channel; in the paper they have one for each
+    padding preserves the spatial shape. As usual in deep learning ∗ is a cross-correlation: kernels
+    are not flipped. Peepholes have one weight for each channel; in the paper they have one for each
     channel and position, which fixes the spatial shape of a model.
 
     Args:
       hidden_size: number of channels of the state.
       spatial_shape: sizes of the one to three spatial axes.
-      kernel_size: size of a kernel along each spatial axis; must be odd.
-      forget_bias: initial value of b_f; with 1 the cell remembers from the start.
+      kernel_size: size of the kernels along each spatial axis; must be odd.
+      forget_bias: initial value of b_f; 1 lets the initial cell remember.
       peepholes: whether gates depend on the cell state, by weights that are initially 0.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `spatial_shape` is not a tuple of one to
-        three positive ints, or `kernel_size` is not a positive odd int; `project` raises it if x
-        has another spatial shape.
+        three positive ints, or `kernel_size` is not a positive odd int; also raised by `project` if
+        x has another spatial shape.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = ConvLSTM(hidden_size=4, spatial_shape=(6, 5))
@@ -91,39 +91,40 @@ class ConvLSTM(Cell):
         checks.positive_int("ConvLSTM", "kernel_size", self.kernel_size)
         if self.kernel_size % 2 == 0:
             raise ValueError(
-                "ConvLSTM: kernel_size must be odd, so that a kernel has a middle, got "
-                f"{self.kernel_size}; take {self.kernel_size + 1}"
+                "ConvLSTM: kernel_size must be odd, so that a kernel has a center, got "
+                f"{self.kernel_size}; use {self.kernel_size + 1}"
             )
         checks.boolean("ConvLSTM", "peepholes", self.peepholes)
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
-        """The sizes of a kernel along the spatial axes."""
+        """Sizes of the kernels along the spatial axes."""
         return (self.kernel_size,) * len(self.spatial_shape)
 
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> ConvLSTMParams:
         key_ih, key_hh = jax.random.split(key)
+        glorot, orthogonal = jax.nn.initializers.glorot_uniform(), jax.nn.initializers.orthogonal()
         hidden, zeros = self.hidden_size, jnp.zeros((self.hidden_size,), dtype)
         p_i, p_f, p_o = (jnp.zeros_like(zeros) if self.peepholes else None for _ in "ifo")
         return ConvLSTMParams(
-            w_ih=self._kernels(jax.nn.initializers.glorot_uniform(), key_ih, input_size, dtype),
-            w_hh=self._kernels(jax.nn.initializers.orthogonal(), key_hh, hidden, dtype),
+            w_ih=self._init_kernels(glorot, key_ih, input_size, dtype),
+            w_hh=self._init_kernels(orthogonal, key_hh, hidden, dtype),
             b=jnp.concatenate([zeros, jnp.full((hidden,), self.forget_bias, dtype), zeros, zeros]),
             p_i=p_i,
             p_f=p_f,
             p_o=p_o,
         )
 
-    def _kernels(
+    def _init_kernels(
         self, initializer: initializers.Initializer, key: jax.Array, channels: int, dtype: DTypeLike
     ) -> jax.Array:
-        """Kernels `[*kernel, channels, 4·hidden]`, drawn gate by gate."""
+        """Draws kernels `[*kernel, channels, 4·hidden]`, gate by gate."""
         shape, hidden = (*self.kernel_shape, channels), self.hidden_size
-        of_gate = lambda k, flat, t: initializer(k, (*shape, hidden), t).reshape(flat)
-        joined = initializers.per_gate(of_gate, key, math.prod(shape), hidden, len(GATES), dtype)
-        return joined.reshape(*shape, len(GATES) * hidden)
+        draw = lambda k, flat_shape, t: initializer(k, (*shape, hidden), t).reshape(flat_shape)
+        weights = initializers.per_gate(draw, key, math.prod(shape), hidden, len(GATES), dtype)
+        return weights.reshape(*shape, len(GATES) * hidden)
 
     def init_carry(self, params: ConvLSTMParams, batch_shape: tuple[int, ...]) -> LSTMCarry:
         shape = (*batch_shape, *self.spatial_shape, self.hidden_size)
@@ -144,10 +145,10 @@ class ConvLSTM(Cell):
                 f"ConvLSTM: x must be [..., *spatial_shape, input] with spatial_shape "
                 f"{self.spatial_shape}, got shape {x.shape}"
             )
-        return split(convolve(x, params.w_ih) + params.b, LSTMGates, GATES)
+        return split_gates(convolve(x, params.w_ih) + params.b, LSTMGates, GATES)
 
     def recur(self, params: ConvLSTMParams, carry: LSTMCarry) -> LSTMGates:
-        return split(convolve(carry.h, params.w_hh), LSTMGates, GATES)
+        return split_gates(convolve(carry.h, params.w_hh), LSTMGates, GATES)
 
     def update(
         self, params: ConvLSTMParams, carry: LSTMCarry, z: LSTMGates, u: LSTMGates
@@ -167,20 +168,23 @@ class ConvLSTM(Cell):
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`[..., *spatial, channels]` to `[..., *spatial, outputs]`, with zero padding.
+    """Convolves the spatial axes, with zero padding.
 
     Args:
-      x: values, with any leading axes.
+      x: `[..., *spatial, channels]`.
       kernel: `[*kernel, channels, outputs]`.
+
+    Returns:
+      `[..., *spatial, outputs]`.
     """
     axes = kernel.ndim - 2
     leading, dtype = x.shape[: -axes - 1], jnp.result_type(x, kernel)
-    space = "DHW"[-axes:]
-    joined = lax.conv_general_dilated(
+    spatial = "DHW"[-axes:]
+    out = lax.conv_general_dilated(
         x.reshape(math.prod(leading), *x.shape[len(leading) :]).astype(dtype),
         kernel.astype(dtype),
         window_strides=(1,) * axes,
         padding="SAME",
-        dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
+        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
     )
-    return joined.reshape(*leading, *joined.shape[1:])
+    return out.reshape(*leading, *out.shape[1:])

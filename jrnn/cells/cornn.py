@@ -1,4 +1,4 @@
-"""The coupled oscillatory network: oscillators that are driven by the input and by each other."""
+"""The coupled oscillatory RNN: oscillators driven by the input and by each other."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,20 +31,20 @@ class CoRNNParams(NamedTuple):
 
 @dataclass(frozen=True)
 class CoRNN(Cell):
-    r"""The coRNN: a network of coupled, damped oscillators that the input drives.
+    r"""The coRNN: a network of coupled, damped oscillators, driven by the input.
 
     ::
 
         n = tanh(W y + Wz z + V x + b)                      force
         z' = z + dt * (n - gamma * y - epsilon * z)         velocity
-        y' = y + dt * z'                                    position, which is the output
+        y' = y + dt * z'                                    position, the output
 
-    It discretises y'' = tanh(W y + Wz y' + V x + b) - gamma y - epsilon y'. The paper leaves open
-    whether the damping sees the old velocity or the new one; here it is the old one, as in the
-    code of its authors.
+    It discretizes y'' = tanh(W y + Wz y' + V x + b) - gamma y - epsilon y'. The paper does
+    not specify whether the damping uses the old or the new velocity; this cell uses the old one, as
+    in the authors' code.
 
     The defaults of `dt`, `gamma` and `epsilon` are those of that code for sequential MNIST. Tune
-    them for your task: they decide which time scales the cell can learn.
+    them for each task: they determine which time scales the cell can learn.
 
     Args:
       hidden_size: number of oscillators.

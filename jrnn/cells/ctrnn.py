@@ -1,4 +1,4 @@
-"""The continuous-time network of neuroscience: leaky potentials, and rates as the output."""
+"""The continuous-time RNN of neuroscience: leaky potentials, and firing rates as the output."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from jrnn.cell import Cell, Traits, split_noise
 from jrnn.cells.common import ACTIVATIONS, affine
 from jrnn.taps import tap
 
-RATES = {**ACTIVATIONS, "softplus": jax.nn.softplus}
+RATE_ACTIVATIONS = {**ACTIVATIONS, "softplus": jax.nn.softplus}
 
 
 class CTRNNCarry(NamedTuple):
@@ -33,7 +33,7 @@ class CTRNNParams(NamedTuple):
 
 @dataclass(frozen=True)
 class CTRNN(Cell):
-    r"""A network of rate units in continuous time, by Euler's method, with noise in its potentials.
+    r"""The continuous-time RNN of rate units, by Euler's method, with noise in the potentials.
 
     ::
 
@@ -42,16 +42,16 @@ class CTRNN(Cell):
         h' = (1 - alpha) * h + alpha * (W x + U r + b) + sqrt(2 alpha) sigma N(0, 1)
         r' = activation(h'),   y = r',   alpha = dt / tau
 
-    Noise is drawn from the `key` of a run, independently at each step; without a key there is none.
-    The carry holds the rates as well as the potentials, so that `recur` is linear in it. A carry of
-    your own needs both: `CTRNNCarry(h, activation(h))`.
+    Noise is drawn from the `key` of a run, independently at each step; without a key the cell is
+    deterministic. The carry contains the rates as well as the potentials, so that `recur` is linear
+    in it. A custom initial carry must contain both: `CTRNNCarry(h, activation(h))`.
 
     Args:
       hidden_size: number of units.
       tau: time constant of the units, such as 100 ms.
-      dt: duration of a step, in the unit of `tau`; at most `tau`.
-      sigma: strength of the noise: the standard deviation of a unit without any other input, in
-        the limit of short steps.
+      dt: duration of a step, in the units of `tau`; at most `tau`.
+      sigma: noise level: the standard deviation of a potential without any other input, in the
+        limit of short steps.
       activation: "relu", "tanh", "sigmoid" or "softplus".
 
     Raises:
@@ -82,16 +82,16 @@ class CTRNN(Cell):
         checks.positive_number("CTRNN", "tau", self.tau)
         checks.positive_number("CTRNN", "dt", self.dt)
         checks.non_negative_number("CTRNN", "sigma", self.sigma)
-        checks.one_of("CTRNN", "activation", self.activation, RATES)
+        checks.one_of("CTRNN", "activation", self.activation, RATE_ACTIVATIONS)
         if self.dt > self.tau:
             raise ValueError(
-                f"CTRNN: dt must be at most tau, got dt={self.dt!r}, tau={self.tau!r}; take "
+                f"CTRNN: dt must be at most tau, got dt={self.dt!r}, tau={self.tau!r}; use "
                 "shorter steps"
             )
 
     @property
     def alpha(self) -> float:
-        """The fraction of a potential that a step replaces, dt / tau."""
+        """The fraction of a potential that is replaced at each step, dt / tau."""
         return self.dt / self.tau
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> CTRNNParams:
@@ -104,7 +104,7 @@ class CTRNN(Cell):
 
     def init_carry(self, params: CTRNNParams, batch_shape: tuple[int, ...]) -> CTRNNCarry:
         h = jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
-        return CTRNNCarry(h=h, r=RATES[self.activation](h))
+        return CTRNNCarry(h=h, r=RATE_ACTIVATIONS[self.activation](h))
 
     @property
     def is_stochastic(self) -> bool:
@@ -118,7 +118,7 @@ class CTRNN(Cell):
         self, params: CTRNNParams, xs: jax.Array, leading: tuple[int, ...], key: jax.Array
     ) -> tuple[CTRNNParams, jax.Array]:
         noise = jax.random.normal(key, (*leading, self.hidden_size), params.w_hh.dtype)
-        # It is added to the current, of which a step adds the fraction alpha to the potential:
+        # The noise is added to the current, which `update` multiplies by alpha:
         # alpha sqrt(2 / alpha) = sqrt(2 alpha).
         return params, math.sqrt(2 / self.alpha) * self.sigma * noise
 
@@ -134,7 +134,7 @@ class CTRNN(Cell):
         self, params: CTRNNParams, carry: CTRNNCarry, z: jax.Array, u: jax.Array
     ) -> CTRNNCarry:
         h = tap("h", (1 - self.alpha) * carry.h + self.alpha * (z + u))
-        r = tap("r", RATES[self.activation](h))
+        r = tap("r", RATE_ACTIVATIONS[self.activation](h))
         return CTRNNCarry(h, r)
 
     def readout(self, params: CTRNNParams, carry: CTRNNCarry, z: jax.Array) -> jax.Array:

@@ -10,13 +10,13 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Below, Cell, Traits
-from jrnn.cells.common import affine, split
+from jrnn.cells.common import affine, split_gates
 from jrnn.cells.lstm import LSTMCarry
 from jrnn.taps import tap
 
 
 class DepthGatedLSTMParams(NamedTuple):
-    """Weights with the gates side by side in the order i, f, g, o, d; w_hh lacks d."""
+    """Weights with the gates concatenated in the order i, f, g, o, d; w_hh has no d."""
 
     w_ih: jax.Array  # [input, 5·hidden]
     w_hh: jax.Array  # [hidden, 4·hidden]
@@ -35,8 +35,8 @@ class DepthGatedLSTMGates(NamedTuple):
     f: jax.Array
     g: jax.Array
     o: jax.Array
-    d: Any  # array, or None in u and without a layer below
-    below: Any  # likewise
+    d: Any  # array, or None (in u, or without a layer below)
+    below: Any  # as d
 
 
 GATES = ("i", "f", "g", "o")
@@ -48,22 +48,22 @@ class DepthGatedLSTM(Cell):
 
     With x the output and c_below the new cell state of the layer below at this step::
 
-        f = sigmoid(W_f x + U_f h + b_f + p_f * c)          forget
-        i = sigmoid(W_i x + U_i h + b_i + p_i * c)          prepare: what to write ...
-        g = tanh(W_g x + U_g h + b_g)                       ... and the candidate for it
-        d = sigmoid(W_d x + b_d + p_d * c + p_below * c_below)     depth: what to take from below
-        c' = d * c_below + f * c + i * g                    update
-        o = sigmoid(W_o x + U_o h + b_o + p_o * c')         output
+        f = sigmoid(W_f x + U_f h + b_f + p_f * c)          forget gate
+        i = sigmoid(W_i x + U_i h + b_i + p_i * c)          input gate
+        g = tanh(W_g x + U_g h + b_g)                       candidate
+        d = sigmoid(W_d x + b_d + p_d * c + p_below * c_below)     depth gate
+        c' = d * c_below + f * c + i * g                    cell state
+        o = sigmoid(W_o x + U_o h + b_o + p_o * c')         output gate
         h' = o * tanh(c'),   y = h'
 
-    An input is `Below(x, c_below)`, or an array x where there is no layer below: then the cell is
-    the LSTM with peepholes, and the weights of d have no effect. The layer below must have the same
-    number of units. Peepholes are vectors, as in Gers and Schmidhuber; the code of the first author
-    has matrices for those of i and o, and i = 1 - f.
+    Inputs are `Below(x, c_below)`, or an array x if there is no layer below; the cell is then the
+    LSTM with peepholes, and the weights of d have no effect. The layer below must have the same
+    number of units. Peepholes are vectors, as in Gers and Schmidhuber; the first author's code has
+    matrices in the peepholes of i and o, and i = 1 - f.
 
     Args:
       hidden_size: number of units.
-      forget_bias: initial value of b_f; with 1 the cell remembers from the start.
+      forget_bias: initial value of b_f; 1 lets the initial cell remember.
 
     Raises:
       ValueError: `hidden_size` is not a positive int.
@@ -100,7 +100,7 @@ class DepthGatedLSTM(Cell):
         return DepthGatedLSTMParams(
             initializers.input_weights(key_ih, input_size, hidden, 5, dtype),
             initializers.recurrent_weights(key_hh, hidden, 4, dtype),
-            initializers.biases(hidden, (*GATES, "d"), self.forget_bias, dtype),
+            initializers.gate_biases(hidden, (*GATES, "d"), self.forget_bias, dtype),
             *peepholes,
         )
 
@@ -111,15 +111,15 @@ class DepthGatedLSTM(Cell):
     def project(self, params: DepthGatedLSTMParams, x: jax.Array | Below) -> DepthGatedLSTMGates:
         if isinstance(x, Below):
             checks.last_axis("DepthGatedLSTM", "c", x.c, self.hidden_size, "hidden_size")
-            joined = affine(self, x.x, params.w_ih, params.b)
-            gates = split(joined, DepthGatedLSTMGates, (*GATES, "d"))
+            a = affine(self, x.x, params.w_ih, params.b)
+            gates = split_gates(a, DepthGatedLSTMGates, (*GATES, "d"))
             return gates._replace(below=x.c)
         width = 4 * self.hidden_size
-        joined = affine(self, x, params.w_ih[:, :width], params.b[:width])
-        return split(joined, DepthGatedLSTMGates, GATES)
+        a = affine(self, x, params.w_ih[:, :width], params.b[:width])
+        return split_gates(a, DepthGatedLSTMGates, GATES)
 
     def recur(self, params: DepthGatedLSTMParams, carry: LSTMCarry) -> DepthGatedLSTMGates:
-        return split(carry.h @ params.w_hh, DepthGatedLSTMGates, GATES)
+        return split_gates(carry.h @ params.w_hh, DepthGatedLSTMGates, GATES)
 
     def update(
         self,

@@ -1,4 +1,4 @@
-"""The simple recurrent network."""
+"""The Elman network, or simple recurrent network."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -29,13 +29,13 @@ class Elman(Cell):
 
         h' = activation(W x + U h + b),   y = h'
 
-    With `identity` it is initialised as the IRNN: U = identity · I and W from N(0, 0.001²). With
-    relu and identity=1 the initial network then keeps its state unchanged.
+    With `identity` the cell is initialized as the IRNN: U = identity · I, and W from N(0, 0.001²).
+    With `activation="relu"` and `identity=1` the initial network copies its state.
 
     Args:
       hidden_size: number of units.
-      activation: "tanh", "relu" or "sigmoid"; the IRNN has "relu".
-      identity: if given, U is initialised to the identity matrix times this scale: 1 in the IRNN,
+      activation: "tanh", "relu" or "sigmoid"; the IRNN uses "relu".
+      identity: if given, U is initialized to this number times the identity matrix: 1 in the IRNN,
         or less, such as 0.01, for short memories. By default U is orthogonal.
 
     Raises:
@@ -79,8 +79,8 @@ class Elman(Cell):
     def _init_input(self, key: jax.Array, input_size: int, dtype: DTypeLike) -> jax.Array:
         if self.identity is None:
             return initializers.input_weights(key, input_size, self.hidden_size, 1, dtype)
-        small = jax.nn.initializers.normal(0.001)
-        return initializers.per_gate(small, key, input_size, self.hidden_size, 1, dtype)
+        normal = jax.nn.initializers.normal(0.001)
+        return initializers.per_gate(normal, key, input_size, self.hidden_size, 1, dtype)
 
     def _init_recurrent(self, key: jax.Array, dtype: DTypeLike) -> jax.Array:
         if self.identity is None:

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell
-from jrnn.cells.common import product
+from jrnn.cells.common import input_matmul
 from jrnn.taps import tap
 
 
@@ -33,28 +33,28 @@ class FastGRNNGates(NamedTuple):
 
 @dataclass(frozen=True)
 class FastGRNN(Cell):
-    r"""FastGRNN: a gate and a candidate from the same two products, and two learned scalars.
+    r"""FastGRNN: a gate and a candidate that share their weights, and two learned scalars.
 
     ::
 
         a = W x + U h
-        z = sigmoid(a + b_z)                                what to keep
+        z = sigmoid(a + b_z)                                update gate
         n = tanh(a + b_n)                                   candidate
         h' = (sigmoid(zeta) * (1 - z) + sigmoid(nu)) * n + z * h,   y = h'
 
-    As in the authors' code, zeta is initialised to 1, nu to -4 and both biases to 1. The weights
-    have full rank and are initialised as those of the other cells; that code draws them from
+    As in the authors' code, zeta is initialized to 1, nu to -4 and both biases to 1. The weights
+    have full rank and are initialized as those of the other cells; that code draws them from
     N(0, 0.1²).
 
     Args:
       hidden_size: number of units.
       forget_bias: initial value of b_z.
-      t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_z = log U[1,
+      t_max: if given, chrono initialization for dependencies up to `t_max` steps: b_z = log U[1,
         t_max - 1], in place of `forget_bias`.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, `t_max` is below 3, or both `t_max` and a
-        `forget_bias` of your own are given.
+      ValueError: `hidden_size` is not a positive int, `t_max` is below 3, or `t_max` is given with
+        a non-default `forget_bias`.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = FastGRNN(hidden_size=4)
@@ -82,11 +82,13 @@ class FastGRNN(Cell):
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> FastGRNNParams:
         key_ih, key_hh, key_b = jax.random.split(key, 3)
-        keep = initializers.keeping(key_b, self.hidden_size, self.t_max, self.forget_bias, dtype)
+        b_z = initializers.forget_gate_bias(
+            key_b, self.hidden_size, self.t_max, self.forget_bias, dtype
+        )
         return FastGRNNParams(
             w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 1, dtype),
             w_hh=initializers.recurrent_weights(key_hh, self.hidden_size, 1, dtype),
-            b=jnp.concatenate([keep, jnp.ones_like(keep)]),
+            b=jnp.concatenate([b_z, jnp.ones_like(b_z)]),
             zeta=jnp.full((1,), 1.0, dtype),
             nu=jnp.full((1,), -4.0, dtype),
         )
@@ -95,7 +97,7 @@ class FastGRNN(Cell):
         return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
 
     def project(self, params: FastGRNNParams, x: jax.Array) -> FastGRNNGates:
-        shared = product(self, x, params.w_ih)
+        shared = input_matmul(self, x, params.w_ih)
         b_z, b_n = jnp.split(params.b, 2)
         return FastGRNNGates(z=shared + b_z, n=shared + b_n)
 

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell
-from jrnn.cells.common import affine, recurrent, split
+from jrnn.cells.common import affine, recurrent_matmul, split_gates
 from jrnn.taps import tap
 
 
@@ -24,7 +24,7 @@ class GRUParams(NamedTuple):
 
 
 class GRUGates(NamedTuple):
-    """Pre-activations of the gates, each `[..., hidden]`; u has no n with reset_after=False."""
+    """Pre-activations of the gates, each `[..., hidden]`; n of u is None with reset_after=False."""
 
     r: jax.Array
     z: jax.Array
@@ -33,26 +33,25 @@ class GRUGates(NamedTuple):
 
 @dataclass(frozen=True)
 class GRU(Cell):
-    r"""The GRU: one update gate in place of forget and input gate, one state in place of two.
+    r"""The GRU: one update gate in place of the forget and input gates, one state in place of two.
 
     ::
 
-        r = sigmoid(W_r x + U_r h + b_r)                    reset: what to use of the state
-        z = sigmoid(W_z x + U_z h + b_z)                    update: what to keep
+        r = sigmoid(W_r x + U_r h + b_r)                    reset gate
+        z = sigmoid(W_z x + U_z h + b_z)                    update gate
         n = tanh(W_n x + b_n + r * (U_n h + b_hn))          candidate, reset_after=True
         n = tanh(W_n x + b_n + U_n (r * h))                 candidate, reset_after=False
         h' = (1 - z) * n + z * h,   y = h'
 
-    `reset_after=True` is the convention of PyTorch and cuDNN, and the faster one.
-    `reset_after=False` is that of the first paper: `update` holds the product with r * h, so it is
-    not elementwise.
+    `reset_after=True` is the convention of PyTorch and cuDNN, and faster. `reset_after=False` is
+    that of Cho et al.: `update` computes the product with r * h, so it is not elementwise.
 
     With `heads` above 1 each U is block-diagonal: a unit depends only on the units of its own head.
 
     Args:
       hidden_size: number of units.
-      reset_after: whether the reset gate acts after the product with U_n, or before it.
-      t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_z = log U[1,
+      reset_after: whether the reset gate is applied after the product with U_n, or before it.
+      t_max: if given, chrono initialization for dependencies up to `t_max` steps: b_z = log U[1,
         t_max - 1].
       heads: number of blocks on the diagonal of each U; must divide `hidden_size`. With one unit
         in each head, every unit depends only on itself, and `update` is elementwise in both
@@ -93,13 +92,13 @@ class GRU(Cell):
         key_ih, key_hh, key_b = jax.random.split(key, 3)
         zeros = jnp.zeros((self.hidden_size,), dtype)
         b_hn = jnp.zeros((self.hidden_size,), dtype) if self.reset_after else None
-        keep = initializers.keeping(key_b, self.hidden_size, self.t_max, 0.0, dtype)
+        b_z = initializers.forget_gate_bias(key_b, self.hidden_size, self.t_max, 0.0, dtype)
         return GRUParams(
             w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 3, dtype),
             w_hh=initializers.recurrent_weights(
                 key_hh, self.hidden_size, 3, dtype, heads=self.heads
             ),
-            b=jnp.concatenate([zeros, keep, zeros]),
+            b=jnp.concatenate([zeros, b_z, zeros]),
             b_hn=b_hn,
         )
 
@@ -107,13 +106,13 @@ class GRU(Cell):
         return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
 
     def project(self, params: GRUParams, x: jax.Array) -> GRUGates:
-        return split(affine(self, x, params.w_ih, params.b), GRUGates, ("r", "z", "n"))
+        return split_gates(affine(self, x, params.w_ih, params.b), GRUGates, ("r", "z", "n"))
 
     def recur(self, params: GRUParams, carry: jax.Array) -> GRUGates:
         if self.reset_after:
-            return recurrent(carry, params.w_hh, GRUGates, ("r", "z", "n"))
+            return recurrent_matmul(carry, params.w_hh, GRUGates, ("r", "z", "n"))
         gates, _ = self._split_weights(params)
-        return recurrent(carry, gates, GRUGates, ("r", "z"))
+        return recurrent_matmul(carry, gates, GRUGates, ("r", "z"))
 
     def update(self, params: GRUParams, carry: jax.Array, z: GRUGates, u: GRUGates) -> jax.Array:
         reset = tap("r", sigmoid(z.r + u.r))
@@ -122,7 +121,7 @@ class GRU(Cell):
             past = reset * (u.n + params.b_hn)
         else:
             _, candidate = self._split_weights(params)
-            past = recurrent(reset * carry, candidate, GRUGates, ("n",)).n
+            past = recurrent_matmul(reset * carry, candidate, GRUGates, ("n",)).n
         n = tap("n", jnp.tanh(z.n + past), role="candidate")
         return (1 - keep) * n + keep * carry
 

@@ -1,4 +1,4 @@
-"""GRU-D: the GRU for series with missing values, whose state decays between observations."""
+"""GRU-D: the GRU for time series with missing values; its state decays between observations."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,17 +10,17 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell
-from jrnn.cells.common import product, split
+from jrnn.cells.common import input_matmul, split_gates
 from jrnn.taps import tap
 
 
 class Observed(NamedTuple):
-    """One step of a series with missing values, each `[..., input]`.
+    """One step of a time series with missing values, each array `[..., input]`.
 
     Attributes:
-      x: the observed values; any finite number, such as 0, where a value is missing.
+      x: observed values; any finite number, such as 0, where a value is missing.
       mask: 1 where the value was observed, else 0.
-      since: time since the last observation of this variable before this step.
+      since: time since the previous observation of each variable.
     """
 
     x: jax.Array
@@ -29,14 +29,14 @@ class Observed(NamedTuple):
 
 
 class GRUDCarry(NamedTuple):
-    """Hidden state `h [..., hidden]` and the values last observed, `x [..., input]`."""
+    """Hidden state `h [..., hidden]` and the last observed values, `x [..., input]`."""
 
     h: jax.Array
     x: jax.Array
 
 
 class GRUDParams(NamedTuple):
-    """Weights with the gates side by side in the order r, z, n, and those of the decays."""
+    """Weights with the gates concatenated in the order r, z, n, and those of the decays."""
 
     w_ih: jax.Array  # [input, 3·hidden]
     w_hh: jax.Array  # [hidden, 3·hidden]
@@ -63,25 +63,24 @@ class GRUDGates(NamedTuple):
 
 @dataclass(frozen=True)
 class GRUD(Cell):
-    r"""The GRU with decay: its input and its state decay with the time since an observation.
+    r"""The GRU with decay: input and state decay with the time since the last observation.
 
-    With an input x, its mask m and the time s since each variable was last observed::
+    With an input x, its mask m and the time s since the last observation of each variable::
 
         a = exp(-max(0, w_x * s + b_x))                     decay of each variable ...
         k = exp(-max(0, W_h s + b_h))                       ... and of each unit
         x^ = m * x + (1 - m) * (a * x_last + (1 - a) * mean)       the imputed input
         h^ = k * h                                          the decayed state
-        r = sigmoid(W_r x^ + U_r h^ + V_r m + b_r)          reset: what of the past shows
-        z = sigmoid(W_z x^ + U_z h^ + V_z m + b_z)          update: what to keep
+        r = sigmoid(W_r x^ + U_r h^ + V_r m + b_r)          reset gate
+        z = sigmoid(W_z x^ + U_z h^ + V_z m + b_z)          update gate
         n = tanh(W_n x^ + U_n (r * h^) + V_n m + b_n)       candidate
         h' = (1 - z) * n + z * h^,   y = h'
         x_last' = m * x + (1 - m) * x_last
 
-    z is the weight of the old state, as in `GRU`; in the paper it is that of the candidate, which
-    is the same cell with the weights of z negated. The mean of the variables is a parameter,
-    `mean`, initialised to 0 for standardised data; set it for other data. It is also the first
-    x_last.
-    `update` holds the products with x^, h^ and r * h^, so it is not elementwise.
+    z weights the old state, as in `GRU`; in the paper it weights the candidate, which is the same
+    cell with the weights of z negated. The mean of the variables is a parameter, `mean`,
+    initialized to 0 for standardized data; set it for other data. It is also the initial x_last.
+    `update` computes the products with x^, h^ and r * h^, so it is not elementwise.
 
     Inputs are `Observed(x, mask, since)`.
 
@@ -117,7 +116,7 @@ class GRUD(Cell):
             w_hh=initializers.recurrent_weights(key_hh, hidden, 3, dtype),
             w_mh=initializers.input_weights(key_mh, input_size, hidden, 3, dtype),
             b=jnp.zeros((3 * hidden,), dtype),
-            # Positive, because the decay of a negative one has no gradient.
+            # Positive, because with a negative weight the decay has no gradient.
             w_decay_x=initializers.uniform(key_x, input_size, 0.0, 1.0, dtype),
             b_decay_x=jnp.zeros((input_size,), dtype),
             w_decay_h=initializers.input_weights(key_h, input_size, hidden, 1, dtype),
@@ -135,10 +134,11 @@ class GRUD(Cell):
         return Observed(*(jnp.zeros((*batch_shape, input_size), dtype) for _ in range(3)))
 
     def project(self, params: GRUDParams, x: Observed) -> GRUDGates:
-        _check(x, params.w_ih.shape[0])
-        gates = split(product(self, x.mask, params.w_mh) + params.b, GRUDGates, ("r", "z", "n"))
-        return gates._replace(
-            decay_h=jnp.exp(-relu(product(self, x.since, params.w_decay_h) + params.b_decay_h)),
+        _validate_input(x, params.w_ih.shape[0])
+        a = input_matmul(self, x.mask, params.w_mh) + params.b
+        decay_h = input_matmul(self, x.since, params.w_decay_h) + params.b_decay_h
+        return split_gates(a, GRUDGates, ("r", "z", "n"))._replace(
+            decay_h=jnp.exp(-relu(decay_h)),
             decay_x=jnp.exp(-relu(x.since * params.w_decay_x + params.b_decay_x)),
             observed=x.mask * x.x,
             missing=1 - x.mask,
@@ -149,9 +149,10 @@ class GRUD(Cell):
 
     def update(self, params: GRUDParams, carry: GRUDCarry, z: GRUDGates, u: None) -> GRUDCarry:
         imputed = z.decay_x * carry.x + (1 - z.decay_x) * params.mean
-        x = split((z.observed + z.missing * imputed) @ params.w_ih, GRUDGates, ("r", "z", "n"))
+        a = (z.observed + z.missing * imputed) @ params.w_ih
+        x = split_gates(a, GRUDGates, ("r", "z", "n"))
         decayed, gates = z.decay_h * carry.h, 2 * self.hidden_size
-        past = split(decayed @ params.w_hh[:, :gates], GRUDGates, ("r", "z"))
+        past = split_gates(decayed @ params.w_hh[:, :gates], GRUDGates, ("r", "z"))
         reset = tap("r", sigmoid(z.r + x.r + past.r))
         keep = tap("z", sigmoid(z.z + x.z + past.z))
         n = jnp.tanh(z.n + x.n + (reset * decayed) @ params.w_hh[:, gates:])
@@ -163,11 +164,11 @@ class GRUD(Cell):
         return carry.h
 
 
-def _check(x: Any, input_size: int) -> None:
-    """Raises unless the input is an `Observed` of the right size."""
+def _validate_input(x: Any, input_size: int) -> None:
+    """Raises a ValueError unless the input is an `Observed` of the right size."""
     if not isinstance(x, Observed):
         raise ValueError(
-            "GRUD: an input must be jrnn.Observed(x, mask, since), each [..., input], got "
+            "GRUD: x must be jrnn.Observed(x, mask, since), each array [..., input], got "
             f"shape {jnp.shape(x)}"
         )
     for name, leaf in x._asdict().items():

@@ -1,4 +1,4 @@
-"""The independently recurrent network: each unit depends only on its own past."""
+"""The independently recurrent network: each unit depends only on its own past state."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -23,21 +23,21 @@ class IndRNNParams(NamedTuple):
 
 @dataclass(frozen=True)
 class IndRNN(Cell):
-    r"""The simple recurrent network with a diagonal recurrence; layers mix the units.
+    r"""The independently recurrent network: a simple RNN whose recurrent matrix is diagonal.
 
     ::
 
         h' = activation(W x + w_hh * h + b),   y = h'
 
-    Over T steps the gradient of a unit grows as |w_hh|^T. The paper keeps it between epsilon and
-    gamma by |w_hh| in [epsilon^(1/T), gamma^(1/T)]. w_hh is initialised uniformly in [0, 1], so
-    that units remember for different times; with `t_max`, uniformly in the range above for
-    T = t_max, epsilon = 1/2 and gamma = 2, so that all units remember for that long.
+    Over T steps the gradient of a unit grows as |w_hh|^T. The paper bounds it by epsilon and
+    gamma with |w_hh| in [epsilon^(1/T), gamma^(1/T)]. w_hh is initialized uniformly in [0, 1],
+    which gives the units different memory lengths; with `t_max`, uniformly in the range above for
+    T = t_max, epsilon = 1/2 and gamma = 2, so that all units remember for `t_max` steps.
 
     Args:
       hidden_size: number of units.
       activation: "relu", "tanh" or "sigmoid".
-      t_max: if given, w_hh is initialised uniformly in [2^(-1/t_max), 2^(1/t_max)].
+      t_max: if given, w_hh is initialized uniformly in [2^(-1/t_max), 2^(1/t_max)].
 
     Raises:
       ValueError: `hidden_size` or `t_max` is not a positive int, or `activation` is unknown.
@@ -68,12 +68,12 @@ class IndRNN(Cell):
         key_ih, key_hh = jax.random.split(key)
         return IndRNNParams(
             w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 1, dtype),
-            w_hh=initializers.uniform(key_hh, self.hidden_size, *self._range, dtype),
+            w_hh=initializers.uniform(key_hh, self.hidden_size, *self._init_range, dtype),
             b=jnp.zeros((self.hidden_size,), dtype),
         )
 
     @property
-    def _range(self) -> tuple[float, float]:
+    def _init_range(self) -> tuple[float, float]:
         """The range of the initial recurrent weights."""
         return (0, 1) if self.t_max is None else (2 ** (-1 / self.t_max), 2 ** (1 / self.t_max))
 

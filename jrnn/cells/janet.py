@@ -1,4 +1,4 @@
-"""JANET: the LSTM with only its forget gate."""
+"""JANET: the LSTM with only a forget gate."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell
-from jrnn.cells.common import affine, split
+from jrnn.cells.common import affine, split_gates
 from jrnn.taps import tap
 
 
 class JANETParams(NamedTuple):
-    """Weights with the gates side by side in the order f, g."""
+    """Weights with the gates concatenated in the order f, g."""
 
     w_ih: jax.Array  # [input, 2·hidden]
     w_hh: jax.Array  # [hidden, 2·hidden]
@@ -31,28 +31,28 @@ class JANETGates(NamedTuple):
 
 @dataclass(frozen=True)
 class JANET(Cell):
-    r"""Just another network: an LSTM with only a forget gate.
+    r"""JANET (just another network): an LSTM with only a forget gate.
 
     ::
 
         s = W_f x + U_f h + b_f
-        f = sigmoid(s)                                      what to keep
-        i = 1 - sigmoid(s - beta)                           what to write: more than 1 - f
+        f = sigmoid(s)                                      forget gate
+        i = 1 - sigmoid(s - beta)                           input gate, larger than 1 - f
         g = tanh(W_g x + U_g h + b_g)                       candidate
         h' = f * h + i * g,   y = h'
 
-    With beta = 0 it is the LSTM with coupled gates and without an output gate.
+    With beta = 0 this is the LSTM with coupled gates and without an output gate.
 
     Args:
       hidden_size: number of units.
-      beta: offset of the input gate against the forget gate; a constant, not learned.
-      forget_bias: initial value of b_f; with 1 the cell remembers from the start.
-      t_max: if given, chrono initialisation for dependencies up to `t_max` steps, as in the paper:
+      beta: offset between the pre-activations of the two gates; a constant, not learned.
+      forget_bias: initial value of b_f; 1 lets the initial cell remember.
+      t_max: if given, chrono initialization for dependencies up to `t_max` steps, as in the paper:
         b_f = log U[1, t_max - 1], in place of `forget_bias`.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `beta` is not a finite number, `t_max` is
-        below 3, or both `t_max` and a `forget_bias` of your own are given.
+        below 3, or `t_max` is given with a non-default `forget_bias`.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = JANET(hidden_size=4, t_max=100)
@@ -80,21 +80,23 @@ class JANET(Cell):
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> JANETParams:
         key_ih, key_hh, key_b = jax.random.split(key, 3)
-        keep = initializers.keeping(key_b, self.hidden_size, self.t_max, self.forget_bias, dtype)
+        b_f = initializers.forget_gate_bias(
+            key_b, self.hidden_size, self.t_max, self.forget_bias, dtype
+        )
         return JANETParams(
             w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 2, dtype),
             w_hh=initializers.recurrent_weights(key_hh, self.hidden_size, 2, dtype),
-            b=jnp.concatenate([keep, jnp.zeros_like(keep)]),
+            b=jnp.concatenate([b_f, jnp.zeros_like(b_f)]),
         )
 
     def init_carry(self, params: JANETParams, batch_shape: tuple[int, ...]) -> jax.Array:
         return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
 
     def project(self, params: JANETParams, x: jax.Array) -> JANETGates:
-        return split(affine(self, x, params.w_ih, params.b), JANETGates, ("f", "g"))
+        return split_gates(affine(self, x, params.w_ih, params.b), JANETGates, ("f", "g"))
 
     def recur(self, params: JANETParams, carry: jax.Array) -> JANETGates:
-        return split(carry @ params.w_hh, JANETGates, ("f", "g"))
+        return split_gates(carry @ params.w_hh, JANETGates, ("f", "g"))
 
     def update(
         self, params: JANETParams, carry: jax.Array, z: JANETGates, u: JANETGates

@@ -1,4 +1,4 @@
-"""Long expressive memory: two states, each with its own learned time step for every unit."""
+"""Long expressive memory: two states, each with a learned time step for every unit."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,27 +10,27 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell
-from jrnn.cells.common import affine, split
+from jrnn.cells.common import affine, split_gates
 from jrnn.taps import tap
 
 
 class LEMCarry(NamedTuple):
-    """The state that is the output, `y [..., hidden]`, and the memory, `z [..., hidden]`."""
+    """The output state `y [..., hidden]` and the memory `z [..., hidden]`."""
 
     y: jax.Array
     z: jax.Array
 
 
 class LEMParams(NamedTuple):
-    """Weights with the gates side by side: dt, dt_bar, z, y."""
+    """Weights with the gates concatenated in the order dt, dt_bar, z, y."""
 
     w_ih: jax.Array  # [input, 4·hidden]
-    w_hh: jax.Array  # [hidden, 4·hidden]: the first three act on y, the last on the new z
+    w_hh: jax.Array  # [hidden, 4·hidden]: the first three multiply y, the last the new z
     b: jax.Array  # [4·hidden]
 
 
 class LEMGates(NamedTuple):
-    """Pre-activations, each `[..., hidden]`; u has no y, whose product is in `update`."""
+    """Pre-activations, each `[..., hidden]`; y of u is None (see `update`)."""
 
     dt: jax.Array
     dt_bar: jax.Array
@@ -44,17 +44,17 @@ class LEM(Cell):
 
     ::
 
-        s = dt * sigmoid(W_1 y + V_1 x + b_1)               time steps of the memory ...
-        r = dt * sigmoid(W_2 y + V_2 x + b_2)               ... and of the state (dt_bar)
+        s = dt * sigmoid(W_1 y + V_1 x + b_1)               time steps of the memory
+        r = dt * sigmoid(W_2 y + V_2 x + b_2)               time steps of the state (dt_bar)
         z' = (1 - s) * z + s * tanh(W_z y + V_z x + b_z)    memory
-        y' = (1 - r) * y + r * tanh(W_y z' + V_y x + b_y)   state, which is the output
+        y' = (1 - r) * y + r * tanh(W_y z' + V_y x + b_y)   state, the output
 
-    `update` holds the product with the new memory z', so it is not elementwise. Some packages take
-    the old z there; the paper and its authors' code take the new one.
+    `update` computes the product with the new memory z', so it is not elementwise. Some packages
+    use the old z instead; the paper and its authors' code use the new one.
 
     Args:
       hidden_size: number of units of each state.
-      dt: the largest time step; with 1 each new state is an average of the old one and the
+      dt: largest time step; with 1 each new state is a weighted mean of the old one and the
         candidate.
 
     Raises:
@@ -91,10 +91,10 @@ class LEM(Cell):
         return LEMCarry(y=zeros, z=zeros)
 
     def project(self, params: LEMParams, x: jax.Array) -> LEMGates:
-        return split(affine(self, x, params.w_ih, params.b), LEMGates, LEMGates._fields)
+        return split_gates(affine(self, x, params.w_ih, params.b), LEMGates, LEMGates._fields)
 
     def recur(self, params: LEMParams, carry: LEMCarry) -> LEMGates:
-        return split(
+        return split_gates(
             carry.y @ params.w_hh[:, : 3 * self.hidden_size], LEMGates, LEMGates._fields[:3]
         )
 

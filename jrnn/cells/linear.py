@@ -1,4 +1,4 @@
-"""The linear recurrent unit: a linear recurrence whose decay does not depend on the input."""
+"""The linear recurrent unit: a linear recurrence with input-independent decay."""
 
 import math
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell, Diagonal
-from jrnn.cells.common import product, split
+from jrnn.cells.common import input_matmul, split_gates
 from jrnn.taps import tap
 
 
 class LRUParams(NamedTuple):
-    """Weights, all real: complex ones are held as their real and imaginary parts."""
+    """Weights, all real: complex matrices are stored as their real and imaginary parts."""
 
     w_ih: jax.Array  # [input, 3·hidden]: Re B, Im B, D
     nu_log: jax.Array  # [hidden]
@@ -46,12 +46,12 @@ class LRU(Cell):
 
     The state is complex64, or complex128 with float64 parameters; parameters are real. Gradients
     with respect to the state follow JAX's convention, dL/dRe - i dL/dIm. `readout` holds the
-    product with C. As in the paper the cell is one linear layer: nonlinearities come between
+    product with C. As in the paper the cell is a linear layer: nonlinearities come between
     layers.
 
-    Both parts of B are initialised from N(0, 1/(2·input)) and those of C from N(0, 1/hidden), as in
-    the code of the paper's appendix, and D from N(0, 1/input). D is a diagonal in the paper; here
-    it is a matrix, since output and input may differ in size.
+    Both parts of B are initialized from N(0, 1/(2·input)) and those of C from N(0, 1/hidden), as in
+    the code of the paper's appendix, and D from N(0, 1/input). D is diagonal in the paper; here
+    it is a full matrix, since output and input sizes may differ.
 
     Args:
       hidden_size: number of complex states, and of outputs.
@@ -83,12 +83,12 @@ class LRU(Cell):
         checks.positive_int("LRU", "hidden_size", self.hidden_size)
         if not 0 <= self.r_min < self.r_max <= 1:
             raise ValueError(
-                "LRU: r_min and r_max must be 0 <= r_min < r_max <= 1, got "
+                "LRU: r_min and r_max must satisfy 0 <= r_min < r_max <= 1, got "
                 f"r_min={self.r_min!r}, r_max={self.r_max!r}"
             )
         if not 0 < self.max_phase < math.inf:
             raise ValueError(
-                "LRU: max_phase must be an angle above 0, in radians such as 6.28, got "
+                "LRU: max_phase must be an angle above 0 in radians, such as 6.28, got "
                 f"{self.max_phase!r}"
             )
 
@@ -108,42 +108,42 @@ class LRU(Cell):
         return jnp.zeros((*batch_shape, self.hidden_size), dtype)
 
     def project(self, params: LRUParams, x: jax.Array) -> LRUGates:
-        return split(product(self, x, params.w_ih), LRUGates, ("re", "im", "d"))
+        return split_gates(input_matmul(self, x, params.w_ih), LRUGates, ("re", "im", "d"))
 
     def recur(self, params: LRUParams, carry: jax.Array) -> None:
         return None
 
     def coefficients(self, params: LRUParams, z: LRUGates) -> Diagonal:
         nu, theta, gamma = (
-            jnp.exp(at_least_float32(log))
+            jnp.exp(promote_to_float32(log))
             for log in (params.nu_log, params.theta_log, params.gamma_log)
         )
-        b = gamma * lax.complex(at_least_float32(z.re), at_least_float32(z.im))
+        b = gamma * lax.complex(promote_to_float32(z.re), promote_to_float32(z.im))
         return Diagonal(jnp.exp(lax.complex(-nu, theta)), b)
 
     def update(self, params: LRUParams, carry: jax.Array, z: LRUGates, u: None) -> jax.Array:
-        return advance_complex(self.coefficients(params, z), carry)
+        return update_complex(self.coefficients(params, z), carry)
 
     def readout(self, params: LRUParams, carry: jax.Array, z: LRUGates) -> jax.Array:
-        return read_complex(carry, params.c_re, params.c_im, z.d)
+        return readout_complex(carry, params.c_re, params.c_im, z.d)
 
 
-def advance_complex(coefficients: Diagonal, carry: jax.Array) -> jax.Array:
-    """The new complex state, with its two parts tapped."""
+def update_complex(coefficients: Diagonal, carry: jax.Array) -> jax.Array:
+    """Returns the new complex state, and taps its real and imaginary parts."""
     s = coefficients.apply(carry)
     tap("re", s.real)
     tap("im", s.imag)
     return s
 
 
-def read_complex(
+def readout_complex(
     s: jax.Array, c_re: jax.Array, c_im: jax.Array, d: jax.Array, scale: int = 1
 ) -> jax.Array:
-    """Scale * Re(C s) + d, in the dtype of d."""
+    """Returns scale * Re(C s) + d, in the dtype of d."""
     re, im = s.real.astype(d.dtype), s.imag.astype(d.dtype)
     return (scale * (re @ c_re - im @ c_im) + d).astype(d.dtype)
 
 
-def at_least_float32(a: jax.Array) -> jax.Array:
-    """The array in float32 or wider: there are no complex numbers of half precision."""
+def promote_to_float32(a: jax.Array) -> jax.Array:
+    """Casts to float32 or wider, since JAX has no complex dtype of half precision."""
     return a.astype(jnp.promote_types(a.dtype, jnp.float32))

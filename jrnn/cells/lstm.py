@@ -1,4 +1,4 @@
-"""Long short-term memory, with options for each of its parts, projection and heads."""
+"""Long short-term memory (LSTM), with options for its gates, projection and heads."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,8 +10,8 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell, Traits
-from jrnn.cells.common import affine, recurrent, split
-from jrnn.cells.lstm_switches import ACTIVATIONS, LSTMActivation, check_switches
+from jrnn.cells.common import affine, recurrent_matmul, split_gates
+from jrnn.cells.lstm_switches import ACTIVATIONS, LSTMActivation, validate_options
 from jrnn.taps import tap
 
 
@@ -33,10 +33,10 @@ class LSTMGateCarry(NamedTuple):
 
 
 class LSTMParams(NamedTuple):
-    """Weights of the G gates that exist, concatenated in the order i, f, g, o.
+    """Weights of the G gates of the cell, concatenated in the order i, f, g, o.
 
     With heads, w_hh is `[heads, hidden/heads, G·hidden/heads]`, or `[heads, proj/heads, ...]`, and
-    w_gates has such blocks too.
+    w_gates has the same blocks.
     """
 
     w_ih: jax.Array  # [input, G·hidden]
@@ -45,7 +45,7 @@ class LSTMParams(NamedTuple):
     p_i: jax.Array | None = None  # [hidden]
     p_f: jax.Array | None = None
     p_o: jax.Array | None = None
-    w_gates: jax.Array | None = None  # [3, hidden, 3·hidden]: from i, f and o, to i, f, o
+    w_gates: jax.Array | None = None  # [3, hidden, 3·hidden]: from i, f, o to i, f, o
     w_hr: jax.Array | None = None  # [hidden, proj]
 
 
@@ -64,24 +64,23 @@ class LSTM(Cell):
 
     ::
 
-        f = sigmoid(W_f x + U_f h + b_f  [+ p_f * c])       forget: what to keep of the old state
-        i = sigmoid(W_i x + U_i h + b_i  [+ p_i * c])       prepare: what to write ...
-        g = tanh(W_g x + U_g h + b_g)                       ... and the candidate for it
-        c' = f * c + i * g                                  update
-        o = sigmoid(W_o x + U_o h + b_o  [+ p_o * c'])      output: what to show
+        f = sigmoid(W_f x + U_f h + b_f  [+ p_f * c])       forget gate
+        i = sigmoid(W_i x + U_i h + b_i  [+ p_i * c])       input gate
+        g = tanh(W_g x + U_g h + b_g)                       candidate
+        c' = f * c + i * g                                  cell state
+        o = sigmoid(W_o x + U_o h + b_o  [+ p_o * c'])      output gate
         h' = o * tanh(c'),   y = h'
 
-    `peepholes` adds the terms in brackets: gates depend on the cell state, i and f on the old one
-    and o on the new one. With `coupled` the cell writes only where it forgets: i = 1 - f, and i has
-    no weights. A gate that is switched off is 1 and has no weights.
+    `peepholes` adds the terms in brackets: i and f depend on the old cell state, o on the new one.
+    With `coupled`, i = 1 - f, and i has no weights. A disabled gate is 1 and has no weights.
 
-    With `gate_recurrence` each of i, f and o depends on all three gates of the previous step (zeros
-    at first): i = sigmoid(... + V_ii i + V_fi f + V_oi o), and f and o likewise. The carry is then
-    an `LSTMGateCarry`.
+    With `gate_recurrence` each of i, f and o depends on all three gates of the previous step, which
+    are initially 0: i = sigmoid(... + V_ii i + V_fi f + V_oi o), and similarly f and o. The carry
+    is then an `LSTMGateCarry`.
 
     With `proj_size` the output is the projection y = R h', and each U multiplies R h in place of h.
-    The carry holds h before its projection, so that `update` is elementwise: `readout` projects it
-    for the output, and `recur` for the gates.
+    The carry contains h before the projection, so that `update` is elementwise: `readout` projects
+    it for the output, and `recur` for the gates.
 
     With `heads` above 1 each U (and V) is block-diagonal: a unit depends only on the units of its
     own head.
@@ -90,27 +89,26 @@ class LSTM(Cell):
 
     Args:
       hidden_size: number of units.
-      forget_bias: initial value of b_f; with 1 the cell remembers from the start.
+      forget_bias: initial value of b_f; 1 lets the initial cell remember.
       peepholes: whether gates depend on the cell state, by one weight for each unit, initially 0.
       coupled: whether i = 1 - f.
-      t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_f = log U[1,
+      t_max: if given, chrono initialization for dependencies up to `t_max` steps: b_f = log U[1,
         t_max - 1] and b_i = -b_f, in place of `forget_bias`.
-      input_gate: whether the gate i exists; without it i = 1.
-      forget_gate: whether the gate f exists; without it f = 1, as in the LSTM of 1997.
-      output_gate: whether the gate o exists; without it o = 1.
-      input_activation: activation of the candidate: "tanh", "relu", "sigmoid", or "linear" for
-        none.
-      output_activation: activation of the cell state in h', likewise.
+      input_gate: whether the cell has the gate i; otherwise i = 1.
+      forget_gate: whether the cell has the gate f; otherwise f = 1, as in the LSTM of 1997.
+      output_gate: whether the cell has the gate o; otherwise o = 1.
+      input_activation: activation of the candidate: "tanh", "relu", "sigmoid" or "linear".
+      output_activation: activation of the cell state in h'; same choices.
       gate_recurrence: whether i, f and o depend on i, f and o of the previous step.
-      proj_size: size of y, if it is not `hidden_size`.
+      proj_size: size of y; None means no projection.
       heads: number of blocks on the diagonal of each U; must divide `hidden_size` and `proj_size`.
-        With one unit in each head and no projection, unit k of the carry depends only on unit k of
-        the old one.
+        With one unit in each head and no projection, unit k of the new carry depends only on unit k
+        of the old one.
 
     Raises:
       ValueError: a size is not a positive int, `heads` does not divide it, `t_max` is below 3, an
-        activation is unknown, or options contradict each other, such as `t_max` with another
-        `forget_bias` than the default, or a forget bias without a forget gate.
+        activation is unknown, or options are incompatible, such as `t_max` with a non-default
+        `forget_bias`, or a forget bias without a forget gate.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = LSTM(hidden_size=4)
@@ -125,7 +123,7 @@ class LSTM(Cell):
       Gers and Schmidhuber, 2000, Recurrent nets that time and count (peepholes).
       Sak, Senior and Beaufays, 2014, Long short-term memory recurrent neural network architectures
       for large scale acoustic modeling (proj_size).
-      Greff et al., 2017, LSTM: A search space odyssey (a part switched off; coupled gates: CIFG;
+      Greff et al., 2017, LSTM: A search space odyssey (disabled gates; coupled gates: CIFG;
       gate_recurrence: FGR).
       Olah, 2015, Understanding LSTM networks.
     """
@@ -153,35 +151,35 @@ class LSTM(Cell):
         if self.proj_size is not None:
             checks.positive_int("LSTM", "proj_size", self.proj_size)
             checks.divides("LSTM", "heads", self.heads, "proj_size", self.proj_size)
-        check_switches(self)
+        validate_options(self)
 
     @property
     def gates(self) -> tuple[str, ...]:
         """The gates that have weights, in the order of concatenation."""
-        exists = {
+        has_weights = {
             "i": self.input_gate and not self.coupled,
             "f": self.forget_gate,
             "g": True,
             "o": self.output_gate,
         }
-        return tuple(gate for gate, has_weights in exists.items() if has_weights)
+        return tuple(gate for gate, value in has_weights.items() if value)
 
     @property
     def traits(self) -> Traits:
         return Traits(coupled_carry=self.gate_recurrence)
 
     def kernel_name(self) -> str | None:
-        gates = self.input_gate and self.forget_gate and self.output_gate
-        tanh = self.input_activation == self.output_activation == "tanh"
+        all_gates = self.input_gate and self.forget_gate and self.output_gate
+        all_tanh = self.input_activation == self.output_activation == "tanh"
         plain = not self.gate_recurrence and self.proj_size is None and self.heads == 1
-        if not (gates and tanh and plain):
+        if not (all_gates and all_tanh and plain):
             return None
         return "lstm" + "-peepholes" * self.peepholes + "-coupled" * self.coupled
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> LSTMParams:
         key_ih, key_hh, key_b = jax.random.split(key, 3)
         hidden, count = self.hidden_size, len(self.gates)
-        # Three distinct arrays: a training step may donate each buffer only once.
+        # Three distinct arrays, since a buffer can be donated only once.
         p_i, p_f, p_o = (
             jnp.zeros((hidden,), dtype) if self.peepholes and gate in self.gates else None
             for gate in "ifo"
@@ -200,10 +198,12 @@ class LSTM(Cell):
         )
 
     def _init_bias(self, key: jax.Array, dtype: DTypeLike) -> jax.Array:
-        keep = initializers.keeping(key, self.hidden_size, self.t_max, self.forget_bias, dtype)
-        start = {"f": keep} if self.t_max is None else {"f": keep, "i": -keep}
+        b_f = initializers.forget_gate_bias(
+            key, self.hidden_size, self.t_max, self.forget_bias, dtype
+        )
+        gate_biases = {"f": b_f} if self.t_max is None else {"f": b_f, "i": -b_f}
         zeros = jnp.zeros((self.hidden_size,), dtype)
-        return jnp.concatenate([start.get(gate, zeros) for gate in self.gates])
+        return jnp.concatenate([gate_biases.get(gate, zeros) for gate in self.gates])
 
     def _init_gate_recurrence(self, key: jax.Array, dtype: DTypeLike) -> jax.Array | None:
         if not self.gate_recurrence:
@@ -227,25 +227,25 @@ class LSTM(Cell):
         return LSTMCarry(zeros, zeros)
 
     def project(self, params: LSTMParams, x: jax.Array) -> LSTMGates:
-        return split(affine(self, x, params.w_ih, params.b), LSTMGates, self.gates)
+        return split_gates(affine(self, x, params.w_ih, params.b), LSTMGates, self.gates)
 
     def recur(self, params: LSTMParams, carry: LSTMCarry | LSTMGateCarry) -> LSTMGates:
-        u = recurrent(_project_state(params, carry.h), params.w_hh, LSTMGates, self.gates)
+        u = recurrent_matmul(_project_state(params, carry.h), params.w_hh, LSTMGates, self.gates)
         return u if params.w_gates is None else _add_gate_recurrence(u, carry, params.w_gates)
 
     def update(
         self, params: LSTMParams, carry: LSTMCarry | LSTMGateCarry, z: LSTMGates, u: LSTMGates
     ) -> LSTMCarry | LSTMGateCarry:
         a = jax.tree.map(jnp.add, z, u)
-        # Forget: what to keep of the old cell state.
+        # Forget: how much of the old cell state to keep.
         f = _gate(a.f, params.p_f, carry.c)
-        # Prepare: what to write, and the candidate for it.
+        # Input: what to add to the cell state.
         i = 1 - f if self.coupled else _gate(a.i, params.p_i, carry.c)
         i, f = tap("i", i), tap("f", f)
         g = tap("g", ACTIVATIONS[self.input_activation](a.g), role="candidate")
         # Update the cell state.
         c = f * carry.c + i * g
-        # Output: what to show of it.
+        # Output.
         o = tap("o", _gate(a.o, params.p_o, c))
         h = o * ACTIVATIONS[self.output_activation](tap("", c, role="cell_state"))
         return LSTMGateCarry(h, c, i, f, o) if self.gate_recurrence else LSTMCarry(h, c)
@@ -257,20 +257,20 @@ class LSTM(Cell):
 
 
 def _project_state(params: LSTMParams, h: jax.Array) -> jax.Array:
-    """R h; h itself without a projection."""
+    """Returns R h, or h if the cell has no projection."""
     return h if params.w_hr is None else h @ params.w_hr
 
 
 def _gate(a: jax.Array | None, p: jax.Array | None, c: jax.Array) -> jax.Array:
-    """The gate of a pre-activation, with a peephole if it has one; 1 if it is switched off."""
+    """Computes a gate from its pre-activation and its peephole; a disabled gate is 1."""
     if a is None:
         return jnp.ones_like(c)
     return sigmoid(a if p is None else a + p * c)
 
 
 def _add_gate_recurrence(u: LSTMGates, carry: Any, w_gates: jax.Array) -> LSTMGates:
-    """Adds the products of the gates of the previous step with V to i, f and o."""
+    """Adds the products of V with the previous gates to the pre-activations of i, f and o."""
     for gate, w in zip((carry.i, carry.f, carry.o), w_gates, strict=True):
-        v = recurrent(gate, w, LSTMGates, ("i", "f", "o"))
+        v = recurrent_matmul(gate, w, LSTMGates, ("i", "f", "o"))
         u = LSTMGates(i=u.i + v.i, f=u.f + v.f, g=u.g, o=u.o + v.o)
     return u

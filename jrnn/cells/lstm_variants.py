@@ -19,21 +19,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def lstm_variant(name: str, hidden_size: int, **options: Any) -> LSTM:
-    """The LSTM with one part changed, as in the paper, whose LSTM has peepholes.
+    """Returns a variant of the LSTM with peepholes, by its name in the paper.
 
-    CIFG of the paper has f = 1 - i; here i = 1 - f. It is the same cell with the weights of the
-    gate negated.
+    CIFG has f = 1 - i in the paper and i = 1 - f here, which is the same cell with the weights of
+    the gate negated.
 
     Args:
-      name: "vanilla", the LSTM with peepholes; "NIG", "NFG", "NOG", without input, forget or output
-        gate (it is 1); "NIAF", "NOAF", without input or output activation; "CIFG", coupled input
-        and forget gate; "NP", no peepholes; "FGR", full gate recurrence: the three gates depend on
-        those of the previous step.
+      name: "vanilla", the LSTM with peepholes; "NIG", "NFG", "NOG", no input, forget or output gate
+        (it is 1); "NIAF", "NOAF", no input or output activation; "CIFG", coupled input and forget
+        gates; "NP", no peepholes; "FGR", full gate recurrence: the three gates depend on those of
+        the previous step.
       hidden_size: number of units.
       **options: other arguments of `LSTM`, such as forget_bias.
 
     Raises:
-      ValueError: the name is unknown, or an option is set by the variant or contradicts it.
+      ValueError: the name is unknown, or an option is set by the variant or incompatible with it.
 
     >>> lstm_variant("NOG", 4).gates
     ('i', 'f', 'g')
@@ -42,10 +42,10 @@ def lstm_variant(name: str, hidden_size: int, **options: Any) -> LSTM:
       Greff et al., 2017, LSTM: A search space odyssey.
     """
     checks.one_of("lstm_variant", "name", name, VARIANTS)
-    switches = VARIANTS[name]
-    for option in options.keys() & switches.keys():
+    variant_options = VARIANTS[name]
+    for option in options.keys() & variant_options.keys():
         raise ValueError(
-            f"lstm_variant: {name} sets {option}={switches[option]!r} itself, got "
-            f"{option}={options[option]!r}; leave it out, or make a jrnn.LSTM"
+            f"lstm_variant: variant {name} has {option}={variant_options[option]!r}, got "
+            f"{option}={options[option]!r}; remove this option, or construct a jrnn.LSTM"
         )
-    return LSTM(hidden_size, **switches, **options)
+    return LSTM(hidden_size, **variant_options, **options)

@@ -1,4 +1,4 @@
-"""Minimal gated cells, whose gates depend only on the input: minGRU and minLSTM."""
+"""The minGRU and the minLSTM, gated cells whose gates depend only on the input."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell, Diagonal, LogDiagonal
-from jrnn.cells.common import affine, split
+from jrnn.cells.common import affine, split_gates
 from jrnn.taps import tap
 
 
@@ -38,15 +38,15 @@ class MinLSTMGates(NamedTuple):
 
 @dataclass(frozen=True)
 class MinGRU(Cell):
-    r"""The GRU with gates that depend only on the input: linear in its state.
+    r"""The minGRU: a GRU whose gates depend only on the input, hence linear in its state.
 
     ::
 
-        z = sigmoid(W_z x + b_z)                            what to write
+        z = sigmoid(W_z x + b_z)                            update gate
         n = W_n x + b_n                                     candidate
         h' = (1 - z) * h + z * n,   y = h'
 
-    z writes, as in the paper; the z of `GRU` keeps.
+    z weights the candidate, as in the paper; the z of `GRU` weights the old state.
 
     With `log_space` the candidate is positive, g(W_n x + b_n) with g(v) = v + 0.5 where v >= 0,
     else sigmoid(v), and `coefficients` returns logarithms, which neither overflow nor underflow on
@@ -55,8 +55,8 @@ class MinGRU(Cell):
     Args:
       hidden_size: number of units.
       log_space: whether the candidate is positive and the coefficients are logarithms.
-      t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_z = -log U[1,
-        t_max - 1], so that each step writes little.
+      t_max: if given, chrono initialization for dependencies up to `t_max` steps: b_z = -log U[1,
+        t_max - 1], so that z is small.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `log_space` is not a bool, or `t_max` is
@@ -85,17 +85,17 @@ class MinGRU(Cell):
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> MinParams:
         key_ih, key_b = (key, key) if self.t_max is None else jax.random.split(key)
-        keep = initializers.keeping(key_b, self.hidden_size, self.t_max, 0.0, dtype)
+        minus_b_z = initializers.forget_gate_bias(key_b, self.hidden_size, self.t_max, 0.0, dtype)
         return MinParams(
             w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 2, dtype),
-            b=jnp.concatenate([-keep, jnp.zeros_like(keep)]),
+            b=jnp.concatenate([-minus_b_z, jnp.zeros_like(minus_b_z)]),
         )
 
     def init_carry(self, params: MinParams, batch_shape: tuple[int, ...]) -> jax.Array:
         return jnp.zeros((*batch_shape, self.hidden_size), params.b.dtype)
 
     def project(self, params: MinParams, x: jax.Array) -> MinGRUGates:
-        return split(affine(self, x, params.w_ih, params.b), MinGRUGates, ("z", "n"))
+        return split_gates(affine(self, x, params.w_ih, params.b), MinGRUGates, ("z", "n"))
 
     def recur(self, params: MinParams, carry: jax.Array) -> None:
         return None
@@ -115,12 +115,12 @@ class MinGRU(Cell):
 
 @dataclass(frozen=True)
 class MinLSTM(Cell):
-    r"""The LSTM with gates that depend only on the input and sum to one: linear in its state.
+    r"""The minLSTM: gates depend only on the input and sum to one, hence linear in its state.
 
     ::
 
         f, i = sigmoid(W_f x + b_f), sigmoid(W_i x + b_i)
-        f, i = f / (f + i), i / (f + i)                     what to keep and what to write
+        f, i = f / (f + i), i / (f + i)                     forget gate and input gate
         n = W_n x + b_n                                     candidate
         h' = f * h + i * n,   y = h'
 
@@ -131,13 +131,13 @@ class MinLSTM(Cell):
     Args:
       hidden_size: number of units.
       log_space: whether the candidate is positive and the coefficients are logarithms.
-      forget_bias: initial value of b_f; above 0 the cell keeps more than it writes.
-      t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_f = log U[1,
+      forget_bias: initial value of b_f; if above 0, f > i initially.
+      t_max: if given, chrono initialization for dependencies up to `t_max` steps: b_f = log U[1,
         t_max - 1] and b_i = -b_f, in place of `forget_bias`.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `log_space` is not a bool, `t_max` is below
-        3, or `t_max` is given with another `forget_bias` than the default.
+        3, or `t_max` is given with a non-default `forget_bias`.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = MinLSTM(hidden_size=4)
@@ -164,18 +164,20 @@ class MinLSTM(Cell):
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> MinParams:
         key_ih, key_b = (key, key) if self.t_max is None else jax.random.split(key)
-        keep = initializers.keeping(key_b, self.hidden_size, self.t_max, self.forget_bias, dtype)
-        zeros = jnp.zeros_like(keep)
+        b_f = initializers.forget_gate_bias(
+            key_b, self.hidden_size, self.t_max, self.forget_bias, dtype
+        )
+        zeros = jnp.zeros_like(b_f)
         return MinParams(
             w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 3, dtype),
-            b=jnp.concatenate([keep, zeros if self.t_max is None else -keep, zeros]),
+            b=jnp.concatenate([b_f, zeros if self.t_max is None else -b_f, zeros]),
         )
 
     def init_carry(self, params: MinParams, batch_shape: tuple[int, ...]) -> jax.Array:
         return jnp.zeros((*batch_shape, self.hidden_size), params.b.dtype)
 
     def project(self, params: MinParams, x: jax.Array) -> MinLSTMGates:
-        return split(affine(self, x, params.w_ih, params.b), MinLSTMGates, ("f", "i", "n"))
+        return split_gates(affine(self, x, params.w_ih, params.b), MinLSTMGates, ("f", "i", "n"))
 
     def recur(self, params: MinParams, carry: jax.Array) -> None:
         return None
@@ -200,7 +202,7 @@ class MinLSTM(Cell):
 
 
 def log_positive(v: jax.Array) -> jax.Array:
-    """Log g(v), with g(v) = v + 0.5 where v >= 0, else sigmoid(v); its derivative is finite."""
-    above = v >= 0
-    # The derivative of the other branch is multiplied by zero, so it must be finite.
-    return jnp.where(above, jnp.log(jnp.where(above, v, 0) + 0.5), -softplus(-v))
+    """Returns log g(v), g(v) = v + 0.5 where v >= 0, else sigmoid(v), with finite derivatives."""
+    non_negative = v >= 0
+    # The inner where keeps the derivative of the unused branch finite; JAX multiplies it by 0.
+    return jnp.where(non_negative, jnp.log(jnp.where(non_negative, v, 0) + 0.5), -softplus(-v))

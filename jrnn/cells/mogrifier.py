@@ -1,4 +1,4 @@
-"""The mogrifier LSTM: input and state modulate each other before the gates of an LSTM."""
+"""The mogrifier LSTM: input and state scale each other before the gates of an LSTM."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,16 +10,16 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell
-from jrnn.cells.common import split
+from jrnn.cells.common import split_gates
 from jrnn.cells.lstm import LSTMCarry, LSTMGates
 from jrnn.taps import tap
 
 
 class MogrifierLSTMParams(NamedTuple):
-    """Weights with the gates side by side in the order i, f, g, o, and those of the rounds.
+    """Weights with the gates concatenated in the order i, f, g, o, and those of the rounds.
 
-    q holds the weights of rounds 1, 3, ... and r those of rounds 2, 4, ... With a rank k they are
-    the left factors, and `q_right` and `r_right` are the right ones. With one round r is None.
+    q contains the weights of rounds 1, 3, ... and r those of rounds 2, 4, ... With a rank k they
+    are the left factors, and `q_right` and `r_right` the right ones. With one round r is None.
     """
 
     w_ih: jax.Array  # [input, 4·hidden]
@@ -43,24 +43,24 @@ class MogrifierLSTM(Cell):
         x^i = 2 sigmoid(Q^i h) * x                          rounds i = 1, 3, 5, ...
         h^i = 2 sigmoid(R^i x) * h                          rounds i = 2, 4, ...
 
-    each with the x and h of the round before, and then, with those of the last round ::
+    each with the x and h of the previous round; then, with those of the last round::
 
-        f = sigmoid(W_f x + U_f h + b_f)                    forget
-        i = sigmoid(W_i x + U_i h + b_i)                    prepare: what to write ...
-        g = tanh(W_g x + U_g h + b_g)                       ... and the candidate for it
-        c' = f * c + i * g                                  update
-        o = sigmoid(W_o x + U_o h + b_o)                    output
+        f = sigmoid(W_f x + U_f h + b_f)                    forget gate
+        i = sigmoid(W_i x + U_i h + b_i)                    input gate
+        g = tanh(W_g x + U_g h + b_g)                       candidate
+        c' = f * c + i * g                                  cell state
+        o = sigmoid(W_o x + U_o h + b_o)                    output gate
         h' = o * tanh(c'),   y = h'
 
-    Rounds have no biases. With a `rank` k each of their matrices is a product of two factors of
-    width k. `update` holds the products with the modulated x and h, so it is not elementwise;
-    `recur` holds that of round 1.
+    The rounds have no biases. With a `rank` k each Q and R is a product of two factors of width k.
+    `update` computes the products with the modulated x and h, so it is not elementwise; `recur`
+    computes that of round 1.
 
     Args:
       hidden_size: number of units.
-      rounds: number of rounds; without any the cell would be `LSTM`.
+      rounds: number of rounds; at least 1.
       rank: width of the factors of Q and R; None for full matrices.
-      forget_bias: initial value of b_f; with 1 the cell remembers from the start.
+      forget_bias: initial value of b_f; 1 lets the initial cell remember.
 
     Raises:
       ValueError: `hidden_size`, `rounds` or `rank` is not a positive int.
@@ -98,7 +98,7 @@ class MogrifierLSTM(Cell):
         return MogrifierLSTMParams(
             w_ih=initializers.input_weights(key_ih, input_size, hidden, 4, dtype),
             w_hh=initializers.recurrent_weights(key_hh, hidden, 4, dtype),
-            b=initializers.biases(hidden, GATES, self.forget_bias, dtype),
+            b=initializers.gate_biases(hidden, GATES, self.forget_bias, dtype),
             q=q,
             r=r,
             q_right=q_right,
@@ -108,7 +108,7 @@ class MogrifierLSTM(Cell):
     def _init_rounds(
         self, key: jax.Array, count: int, rows: int, columns: int, dtype: DTypeLike
     ) -> tuple[Any, Any]:
-        """Glorot-uniform weights of `count` rounds, as two factors if there is a rank."""
+        """Draws Glorot-uniform weights of `count` rounds, as two factors if `rank` is given."""
         if count == 0:
             return None, None
         draw = lambda key, rows, columns: jnp.stack(
@@ -119,8 +119,8 @@ class MogrifierLSTM(Cell):
         )
         if self.rank is None:
             return draw(key, rows, columns), None
-        left, right = jax.random.split(key)
-        return draw(left, rows, self.rank), draw(right, self.rank, columns)
+        key_left, key_right = jax.random.split(key)
+        return draw(key_left, rows, self.rank), draw(key_right, self.rank, columns)
 
     def init_carry(self, params: MogrifierLSTMParams, batch_shape: tuple[int, ...]) -> LSTMCarry:
         zeros = jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
@@ -133,7 +133,7 @@ class MogrifierLSTM(Cell):
         return x
 
     def recur(self, params: MogrifierLSTMParams, carry: LSTMCarry) -> jax.Array:
-        return _modulation(carry.h, params.q, params.q_right, 0)
+        return _modulate(carry.h, params.q, params.q_right, 0)
 
     def update(
         self, params: MogrifierLSTMParams, carry: LSTMCarry, z: jax.Array, u: jax.Array
@@ -141,10 +141,10 @@ class MogrifierLSTM(Cell):
         x, h = 2 * sigmoid(u) * z, carry.h
         for n in range(1, self.rounds):
             if n % 2:
-                h = 2 * sigmoid(_modulation(x, params.r, params.r_right, n // 2)) * h
+                h = 2 * sigmoid(_modulate(x, params.r, params.r_right, n // 2)) * h
             else:
-                x = 2 * sigmoid(_modulation(h, params.q, params.q_right, n // 2)) * x
-        a: Any = split(x @ params.w_ih + h @ params.w_hh + params.b, LSTMGates, GATES)
+                x = 2 * sigmoid(_modulate(h, params.q, params.q_right, n // 2)) * x
+        a: Any = split_gates(x @ params.w_ih + h @ params.w_hh + params.b, LSTMGates, GATES)
         i, f = tap("i", sigmoid(a.i)), tap("f", sigmoid(a.f))
         g = tap("g", jnp.tanh(a.g), role="candidate")
         c = f * carry.c + i * g
@@ -156,7 +156,7 @@ class MogrifierLSTM(Cell):
         return carry.h
 
 
-def _modulation(a: jax.Array, weights: jax.Array, right: jax.Array | None, n: int) -> jax.Array:
-    """The product with the n-th of the stacked matrices, or with its two factors in turn."""
+def _modulate(a: jax.Array, weights: jax.Array, right: jax.Array | None, n: int) -> jax.Array:
+    """Multiplies by the n-th stacked matrix, or by its two factors."""
     a = a @ weights[n]
     return a if right is None else a @ right[n]

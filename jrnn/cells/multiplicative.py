@@ -1,4 +1,4 @@
-"""The multiplicative LSTM: each input has its own recurrent weights."""
+"""The multiplicative LSTM: its recurrent weights depend on the input."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,13 +10,13 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell
-from jrnn.cells.common import product, split
+from jrnn.cells.common import input_matmul, split_gates
 from jrnn.cells.lstm import LSTMCarry
 from jrnn.taps import tap
 
 
 class MultiplicativeLSTMParams(NamedTuple):
-    """Weights with the gates side by side in the order i, f, g, o, followed by m in w_ih."""
+    """Weights with the gates concatenated in the order i, f, g, o, followed by m in w_ih."""
 
     w_ih: jax.Array  # [input, 5·hidden]
     w_hh: jax.Array  # [hidden, hidden], from h to m
@@ -25,7 +25,7 @@ class MultiplicativeLSTMParams(NamedTuple):
 
 
 class MultiplicativeLSTMGates(NamedTuple):
-    """Pre-activations, and a factor of m, each `[..., hidden]`; u has only m."""
+    """Pre-activations and a factor of m, each `[..., hidden]`; u has only m."""
 
     i: jax.Array
     f: jax.Array
@@ -39,23 +39,23 @@ GATES = ("i", "f", "g", "o")
 
 @dataclass(frozen=True)
 class MultiplicativeLSTM(Cell):
-    r"""The multiplicative LSTM: its gates read m, a product of input and state, in place of h.
+    r"""The multiplicative LSTM: gates depend on m, a product of input and state, in place of h.
 
     ::
 
-        m = (W_m x) * (U_m h)                               the state, weighted by the input
-        f = sigmoid(W_f x + V_f m + b_f)                    forget
-        i = sigmoid(W_i x + V_i m + b_i)                    prepare: what to write ...
-        g = tanh(W_g x + V_g m + b_g)                       ... and the candidate for it
-        c' = f * c + i * g                                  update
-        o = sigmoid(W_o x + V_o m + b_o)                    output
+        m = (W_m x) * (U_m h)                               state, weighted by the input
+        f = sigmoid(W_f x + V_f m + b_f)                    forget gate
+        i = sigmoid(W_i x + V_i m + b_i)                    input gate
+        g = tanh(W_g x + V_g m + b_g)                       candidate
+        c' = f * c + i * g                                  cell state
+        o = sigmoid(W_o x + V_o m + b_o)                    output gate
         h' = o * tanh(c'),   y = h'
 
-    The factors of m have no biases. `update` holds the product with m, so it is not elementwise.
+    The factors of m have no biases. `update` computes the product with m, so it is not elementwise.
 
     Args:
-      hidden_size: number of units, also of m.
-      forget_bias: initial value of b_f; with 1 the cell remembers from the start.
+      hidden_size: number of units of h, c and m.
+      forget_bias: initial value of b_f; 1 lets the initial cell remember.
 
     Raises:
       ValueError: `hidden_size` is not a positive int.
@@ -87,7 +87,7 @@ class MultiplicativeLSTM(Cell):
             w_ih=initializers.input_weights(key_ih, input_size, hidden, 5, dtype),
             w_hh=initializers.recurrent_weights(key_hh, hidden, 1, dtype),
             w_mh=initializers.recurrent_weights(key_mh, hidden, 4, dtype),
-            b=initializers.biases(hidden, GATES, self.forget_bias, dtype),
+            b=initializers.gate_biases(hidden, GATES, self.forget_bias, dtype),
         )
 
     def init_carry(
@@ -97,12 +97,11 @@ class MultiplicativeLSTM(Cell):
         return LSTMCarry(h=zeros, c=zeros)
 
     def project(self, params: MultiplicativeLSTMParams, x: jax.Array) -> MultiplicativeLSTMGates:
-        joined, hidden = product(self, x, params.w_ih), self.hidden_size
-        a = joined[..., : 4 * hidden] + params.b
-        return split(a, MultiplicativeLSTMGates, GATES)._replace(m=joined[..., 4 * hidden :])
+        a, m = jnp.split(input_matmul(self, x, params.w_ih), [4 * self.hidden_size], axis=-1)
+        return split_gates(a + params.b, MultiplicativeLSTMGates, GATES)._replace(m=m)
 
     def recur(self, params: MultiplicativeLSTMParams, carry: LSTMCarry) -> MultiplicativeLSTMGates:
-        return split(carry.h @ params.w_hh, MultiplicativeLSTMGates, ("m",))
+        return split_gates(carry.h @ params.w_hh, MultiplicativeLSTMGates, ("m",))
 
     def update(
         self,
@@ -111,7 +110,7 @@ class MultiplicativeLSTM(Cell):
         z: MultiplicativeLSTMGates,
         u: MultiplicativeLSTMGates,
     ) -> LSTMCarry:
-        v = split((z.m * u.m) @ params.w_mh, MultiplicativeLSTMGates, GATES)
+        v = split_gates((z.m * u.m) @ params.w_mh, MultiplicativeLSTMGates, GATES)
         i, f = tap("i", sigmoid(z.i + v.i)), tap("f", sigmoid(z.f + v.f))
         g = tap("g", jnp.tanh(z.g + v.g), role="candidate")
         c = f * carry.c + i * g

@@ -10,12 +10,12 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell
-from jrnn.cells.common import affine, product, split
+from jrnn.cells.common import affine, input_matmul, split_gates
 from jrnn.taps import tap
 
 
 class MUTParams(NamedTuple):
-    """Weights with the gates concatenated in the order z, r, n; `MUT1` has no recurrent z."""
+    """Weights with the gates concatenated in the order z, r, n; w_hh of `MUT1` has no z."""
 
     w_ih: jax.Array  # [input, 3·hidden]
     w_hh: jax.Array  # [hidden, 3·hidden], in MUT1 [hidden, 2·hidden]
@@ -23,7 +23,7 @@ class MUTParams(NamedTuple):
 
 
 class MUTGates(NamedTuple):
-    """Pre-activations, each `[..., hidden]`; u lacks those whose product is in `update`."""
+    """Pre-activations, each `[..., hidden]`; u has no gates whose product is in `update`."""
 
     z: jax.Array
     r: jax.Array
@@ -36,16 +36,16 @@ class MUT1(Cell):
 
     ::
 
-        z = sigmoid(W_z x + b_z)                            what to write
-        r = sigmoid(W_r x + U_r h + b_r)                    reset: what to use of the state
+        z = sigmoid(W_z x + b_z)                            update gate
+        r = sigmoid(W_r x + U_r h + b_r)                    reset gate
         n = tanh(tanh(W_n x) + U_n (r * h) + b_n)           candidate
         h' = z * n + (1 - z) * h,   y = h'
 
-    In the paper tanh(x) has no weights, so the input must have the size of the state. The common
-    reading has W_n, and so does this cell, with one bias outside of the inner tanh.
+    In the paper tanh(x) has no weights, so the input must have the size of the state. Like other
+    implementations this cell adds W_n, with a single bias outside of the inner tanh.
 
-    z writes, as in the paper; the z of `GRU` keeps. `update` holds the product with r * h, so it is
-    not elementwise.
+    z weights the candidate, as in the paper; in `GRU` it weights the old state. `update` computes
+    the product with r * h, so it is not elementwise.
 
     Args:
       hidden_size: number of units.
@@ -71,18 +71,18 @@ class MUT1(Cell):
         checks.positive_int("MUT1", "hidden_size", self.hidden_size)
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> MUTParams:
-        return _init(self.hidden_size, key, input_size, dtype, recurrent_gates=2)
+        return _init_params(self.hidden_size, key, input_size, dtype, recurrent_gates=2)
 
     def init_carry(self, params: MUTParams, batch_shape: tuple[int, ...]) -> jax.Array:
         return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
 
     def project(self, params: MUTParams, x: jax.Array) -> MUTGates:
-        a = split(product(self, x, params.w_ih), MUTGates, ("z", "r", "n"))
-        b = split(params.b, MUTGates, ("z", "r", "n"))
+        a = split_gates(input_matmul(self, x, params.w_ih), MUTGates, ("z", "r", "n"))
+        b = split_gates(params.b, MUTGates, ("z", "r", "n"))
         return MUTGates(z=a.z + b.z, r=a.r + b.r, n=jnp.tanh(a.n) + b.n)
 
     def recur(self, params: MUTParams, carry: jax.Array) -> MUTGates:
-        return split(carry @ params.w_hh[:, : self.hidden_size], MUTGates, ("r",))
+        return split_gates(carry @ params.w_hh[:, : self.hidden_size], MUTGates, ("r",))
 
     def update(self, params: MUTParams, carry: jax.Array, z: MUTGates, u: MUTGates) -> jax.Array:
         write, reset = sigmoid(z.z), sigmoid(z.r + u.r)
@@ -91,20 +91,20 @@ class MUT1(Cell):
 
 @dataclass(frozen=True)
 class MUT2(Cell):
-    r"""A mutant of the GRU: in the paper its reset gate adds the input without weights.
+    r"""A mutant of the GRU: in the paper its reset gate has no input weights.
 
     ::
 
-        z = sigmoid(W_z x + U_z h + b_z)                    what to write
-        r = sigmoid(W_r x + U_r h + b_r)                    reset: what to use of the state
+        z = sigmoid(W_z x + U_z h + b_z)                    update gate
+        r = sigmoid(W_r x + U_r h + b_r)                    reset gate
         n = tanh(W_n x + U_n (r * h) + b_n)                 candidate
         h' = z * n + (1 - z) * h,   y = h'
 
-    In the paper W_r is the identity, so the input must have the size of the state. The common
-    reading has a learned W_r, and so does this cell. It is then the GRU of the first paper, `GRU`
-    with `reset_after=False`, except that z writes; the z of `GRU` keeps.
+    In the paper W_r is the identity, so the input must have the size of the state. Like other
+    implementations this cell has a learned W_r. It then equals `GRU` with `reset_after=False`,
+    except that z weights the candidate, while in `GRU` it weights the old state.
 
-    `update` holds the product with r * h, so it is not elementwise.
+    `update` computes the product with r * h, so it is not elementwise.
 
     Args:
       hidden_size: number of units.
@@ -130,16 +130,16 @@ class MUT2(Cell):
         checks.positive_int("MUT2", "hidden_size", self.hidden_size)
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> MUTParams:
-        return _init(self.hidden_size, key, input_size, dtype, recurrent_gates=3)
+        return _init_params(self.hidden_size, key, input_size, dtype, recurrent_gates=3)
 
     def init_carry(self, params: MUTParams, batch_shape: tuple[int, ...]) -> jax.Array:
         return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
 
     def project(self, params: MUTParams, x: jax.Array) -> MUTGates:
-        return split(affine(self, x, params.w_ih, params.b), MUTGates, ("z", "r", "n"))
+        return split_gates(affine(self, x, params.w_ih, params.b), MUTGates, ("z", "r", "n"))
 
     def recur(self, params: MUTParams, carry: jax.Array) -> MUTGates:
-        return split(carry @ params.w_hh[:, : 2 * self.hidden_size], MUTGates, ("z", "r"))
+        return split_gates(carry @ params.w_hh[:, : 2 * self.hidden_size], MUTGates, ("z", "r"))
 
     def update(self, params: MUTParams, carry: jax.Array, z: MUTGates, u: MUTGates) -> jax.Array:
         write, reset = sigmoid(z.z + u.z), sigmoid(z.r + u.r)
@@ -152,13 +152,13 @@ class MUT3(Cell):
 
     ::
 
-        z = sigmoid(W_z x + U_z tanh(h) + b_z)              what to write
-        r = sigmoid(W_r x + U_r h + b_r)                    reset: what to use of the state
+        z = sigmoid(W_z x + U_z tanh(h) + b_z)              update gate
+        r = sigmoid(W_r x + U_r h + b_r)                    reset gate
         n = tanh(W_n x + U_n (r * h) + b_n)                 candidate
         h' = z * n + (1 - z) * h,   y = h'
 
-    z writes, as in the paper; the z of `GRU` keeps. `update` holds the products with tanh(h) and
-    r * h, so it is not elementwise.
+    z weights the candidate, as in the paper; in `GRU` it weights the old state. `update` computes
+    the products with tanh(h) and r * h, so it is not elementwise.
 
     Args:
       hidden_size: number of units.
@@ -184,17 +184,17 @@ class MUT3(Cell):
         checks.positive_int("MUT3", "hidden_size", self.hidden_size)
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> MUTParams:
-        return _init(self.hidden_size, key, input_size, dtype, recurrent_gates=3)
+        return _init_params(self.hidden_size, key, input_size, dtype, recurrent_gates=3)
 
     def init_carry(self, params: MUTParams, batch_shape: tuple[int, ...]) -> jax.Array:
         return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
 
     def project(self, params: MUTParams, x: jax.Array) -> MUTGates:
-        return split(affine(self, x, params.w_ih, params.b), MUTGates, ("z", "r", "n"))
+        return split_gates(affine(self, x, params.w_ih, params.b), MUTGates, ("z", "r", "n"))
 
     def recur(self, params: MUTParams, carry: jax.Array) -> MUTGates:
         hidden = self.hidden_size
-        return split(carry @ params.w_hh[:, hidden : 2 * hidden], MUTGates, ("r",))
+        return split_gates(carry @ params.w_hh[:, hidden : 2 * hidden], MUTGates, ("r",))
 
     def update(self, params: MUTParams, carry: jax.Array, z: MUTGates, u: MUTGates) -> jax.Array:
         # The product is with tanh(h), so it cannot be in `recur`, which is linear in the carry.
@@ -203,7 +203,7 @@ class MUT3(Cell):
         return _next_state(params, carry, write, reset, z.n)
 
 
-def _init(
+def _init_params(
     hidden: int, key: jax.Array, input_size: int, dtype: DTypeLike, recurrent_gates: int
 ) -> MUTParams:
     key_ih, key_hh = jax.random.split(key)
@@ -217,7 +217,7 @@ def _init(
 def _next_state(
     params: MUTParams, carry: jax.Array, write: jax.Array, reset: jax.Array, z_n: jax.Array
 ) -> jax.Array:
-    """The new state, from the gates and the projection of the input for the candidate."""
+    """Computes the new state from the gates and the projected input of the candidate."""
     write, reset = tap("z", write), tap("r", reset)
     u_n = (reset * carry) @ params.w_hh[:, -carry.shape[-1] :]
     n = tap("n", jnp.tanh(z_n + u_n), role="candidate")

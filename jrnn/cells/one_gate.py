@@ -10,12 +10,12 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell
-from jrnn.cells.common import affine, product, split
+from jrnn.cells.common import affine, input_matmul, split_gates
 from jrnn.taps import tap
 
 
 class MGUParams(NamedTuple):
-    """Weights with the gates side by side in the order f, n."""
+    """Weights with the gates concatenated in the order f, n."""
 
     w_ih: jax.Array  # [input, 2·hidden]
     w_hh: jax.Array  # [hidden, 2·hidden]
@@ -23,14 +23,14 @@ class MGUParams(NamedTuple):
 
 
 class MGUGates(NamedTuple):
-    """Pre-activations, each `[..., hidden]`; u has no n, whose product is in `update`."""
+    """Pre-activations, each `[..., hidden]`; n of u is None (see `update`)."""
 
     f: jax.Array
     n: jax.Array
 
 
 class UGRNNParams(NamedTuple):
-    """Weights with the gates side by side in the order z, n."""
+    """Weights with the gates concatenated in the order z, n."""
 
     w_ih: jax.Array  # [input, 2·hidden]
     w_hh: jax.Array  # [hidden, 2·hidden]
@@ -45,7 +45,7 @@ class UGRNNGates(NamedTuple):
 
 
 class MinimalRNNParams(NamedTuple):
-    """Weights of the candidate n and of the gate z; biases side by side in the order z, n."""
+    """Weights of the candidate n and of the gate z; biases are concatenated in the order z, n."""
 
     w_ih: jax.Array  # [input, hidden]
     w_nz: jax.Array  # [hidden, hidden]
@@ -62,15 +62,15 @@ class MinimalRNNGates(NamedTuple):
 
 @dataclass(frozen=True)
 class MGU(Cell):
-    r"""The minimal gated unit: a GRU whose one gate both resets and writes.
+    r"""The minimal gated unit: a GRU with a single gate, used as both reset and update gate.
 
     ::
 
-        f = sigmoid(W_f x + U_f h + b_f)                    both reset gate and update gate
+        f = sigmoid(W_f x + U_f h + b_f)                    reset gate and update gate
         n = tanh(W_n x + U_n (f * h) + b_n)                 candidate
         h' = (1 - f) * h + f * n,   y = h'
 
-    `update` holds the product with f * h, so it is not elementwise.
+    `update` computes the product with f * h, so it is not elementwise.
 
     Args:
       hidden_size: number of units.
@@ -106,10 +106,10 @@ class MGU(Cell):
         return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
 
     def project(self, params: MGUParams, x: jax.Array) -> MGUGates:
-        return split(affine(self, x, params.w_ih, params.b), MGUGates, ("f", "n"))
+        return split_gates(affine(self, x, params.w_ih, params.b), MGUGates, ("f", "n"))
 
     def recur(self, params: MGUParams, carry: jax.Array) -> MGUGates:
-        return split(carry @ params.w_hh[:, : self.hidden_size], MGUGates, ("f",))
+        return split_gates(carry @ params.w_hh[:, : self.hidden_size], MGUGates, ("f",))
 
     def update(self, params: MGUParams, carry: jax.Array, z: MGUGates, u: MGUGates) -> jax.Array:
         f = tap("f", sigmoid(z.f + u.f))
@@ -120,25 +120,25 @@ class MGU(Cell):
 
 @dataclass(frozen=True)
 class UGRNN(Cell):
-    r"""The update-gate RNN: a plain network with a gate that can keep the old state.
+    r"""The update gate RNN: a simple RNN with an update gate.
 
     ::
 
-        z = sigmoid(W_z x + U_z h + b_z)                    what to keep
+        z = sigmoid(W_z x + U_z h + b_z)                    update gate
         n = tanh(W_n x + U_n h + b_n)                       candidate
         h' = z * h + (1 - z) * n,   y = h'
 
-    z is the g of the paper.
+    The paper writes g for z.
 
     Args:
       hidden_size: number of units.
-      forget_bias: initial value of b_z; with 1 the cell remembers from the start.
-      t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_z = log U[1,
+      forget_bias: initial value of b_z; 1 lets the initial cell remember.
+      t_max: if given, chrono initialization for dependencies up to `t_max` steps: b_z = log U[1,
         t_max - 1], in place of `forget_bias`.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, `t_max` is below 3, or both `t_max` and a
-        `forget_bias` of your own are given.
+      ValueError: `hidden_size` is not a positive int, `t_max` is below 3, or `t_max` is given with
+        a non-default `forget_bias`.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = UGRNN(hidden_size=4)
@@ -164,21 +164,23 @@ class UGRNN(Cell):
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> UGRNNParams:
         key_ih, key_hh, key_b = jax.random.split(key, 3)
-        keep = initializers.keeping(key_b, self.hidden_size, self.t_max, self.forget_bias, dtype)
+        b_z = initializers.forget_gate_bias(
+            key_b, self.hidden_size, self.t_max, self.forget_bias, dtype
+        )
         return UGRNNParams(
             w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 2, dtype),
             w_hh=initializers.recurrent_weights(key_hh, self.hidden_size, 2, dtype),
-            b=jnp.concatenate([keep, jnp.zeros_like(keep)]),
+            b=jnp.concatenate([b_z, jnp.zeros_like(b_z)]),
         )
 
     def init_carry(self, params: UGRNNParams, batch_shape: tuple[int, ...]) -> jax.Array:
         return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
 
     def project(self, params: UGRNNParams, x: jax.Array) -> UGRNNGates:
-        return split(affine(self, x, params.w_ih, params.b), UGRNNGates, ("z", "n"))
+        return split_gates(affine(self, x, params.w_ih, params.b), UGRNNGates, ("z", "n"))
 
     def recur(self, params: UGRNNParams, carry: jax.Array) -> UGRNNGates:
-        return split(carry @ params.w_hh, UGRNNGates, ("z", "n"))
+        return split_gates(carry @ params.w_hh, UGRNNGates, ("z", "n"))
 
     def update(
         self, params: UGRNNParams, carry: jax.Array, z: UGRNNGates, u: UGRNNGates
@@ -194,12 +196,12 @@ class MinimalRNN(Cell):
 
     ::
 
-        n = tanh(W_n x + b_n)                               candidate: an embedding of the input
-        z = sigmoid(W_z n + U_z h + b_z)                    what to keep
+        n = tanh(W_n x + b_n)                               candidate, an embedding of the input
+        z = sigmoid(W_z n + U_z h + b_z)                    update gate
         h' = z * h + (1 - z) * n,   y = h'
 
-    The paper writes z for n, and u for z. There the map from x to n may be any network; here it is
-    one layer, the choice of the paper.
+    The paper writes z for n, and u for z. It allows any network as the map from x to n, and uses
+    one layer, as this cell does.
 
     Args:
       hidden_size: number of units.
@@ -239,12 +241,12 @@ class MinimalRNN(Cell):
         return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
 
     def project(self, params: MinimalRNNParams, x: jax.Array) -> MinimalRNNGates:
-        b = split(params.b, MinimalRNNGates, ("z", "n"))
-        n = jnp.tanh(product(self, x, params.w_ih) + b.n)
+        b = split_gates(params.b, MinimalRNNGates, ("z", "n"))
+        n = jnp.tanh(input_matmul(self, x, params.w_ih) + b.n)
         return MinimalRNNGates(z=n @ params.w_nz + b.z, n=n)
 
     def recur(self, params: MinimalRNNParams, carry: jax.Array) -> MinimalRNNGates:
-        return split(carry @ params.w_hh, MinimalRNNGates, ("z",))
+        return split_gates(carry @ params.w_hh, MinimalRNNGates, ("z",))
 
     def update(
         self, params: MinimalRNNParams, carry: jax.Array, z: MinimalRNNGates, u: MinimalRNNGates

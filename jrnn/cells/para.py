@@ -1,4 +1,4 @@
-"""ParaGRU and ParaLSTM: gated cells with a diagonal recurrence, for Newton over time."""
+"""ParaGRU and ParaLSTM: gated cells with a diagonal recurrence, for Newton's method over time."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,16 +10,17 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell
-from jrnn.cells.common import affine, split
+from jrnn.cells.common import affine, split_gates
 from jrnn.cells.gru import GRUGates
 from jrnn.cells.lstm import LSTMCarry, LSTMGates
 from jrnn.taps import tap
 
-CONTRACTING = 1 / 3
-"""A step of either cell contracts on [-1, 1] if its recurrent weights are below this value.
+CONTRACTION_BOUND = 1 / 3
+"""A step of either cell is a contraction on [-1, 1] if its recurrent weights are below this value.
 
 ParaGRU: |dh'/dh| <= z + (1 - z) (2 z |a_z| + |a_n|) < 1. ParaLSTM without peepholes, in the maximum
-norm: |dc'| <= f + (1 - f) (2 f |a_f| + |a_g|) < 1, and h' likewise. So Newton over time converges.
+norm: |dc'| <= f + (1 - f) (2 f |a_f| + |a_g|) < 1, and similarly for h'.
+Newton's method over time then converges.
 """
 
 
@@ -43,22 +44,22 @@ class ParaLSTMParams(NamedTuple):
 
 @dataclass(frozen=True)
 class ParaGRU(Cell):
-    r"""The GRU with a diagonal recurrence: one weight per unit in place of each matrix.
+    r"""The GRU with a diagonal recurrence: each recurrent matrix is one weight per unit.
 
     ::
 
-        r = sigmoid(W_r x + a_r * h + b_r)                  reset: what to use of the state
-        z = sigmoid(W_z x + a_z * h + b_z)                  update: what to keep
+        r = sigmoid(W_r x + a_r * h + b_r)                  reset gate
+        z = sigmoid(W_z x + a_z * h + b_z)                  update gate
         n = tanh(W_n x + a_n * (r * h) + b_n)               candidate
         h' = (1 - z) * n + z * h,   y = h'
 
-    z keeps the state, as in `GRU`. In the paper it writes, h' = (1 - z) * h + z * n: the same cell
-    with the weights of z negated. w_hh (a_r, a_z, a_n) is initialised uniformly in [-1/3, 1/3], so
-    that every step contracts.
+    z weights the old state, as in `GRU`; in the paper it weights the candidate, which is the same
+    cell with the weights of z negated. w_hh (a_r, a_z, a_n) is initialized uniformly in
+    [-1/3, 1/3], so that every step is a contraction.
 
     Args:
       hidden_size: number of units.
-      t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_z = log U[1,
+      t_max: if given, chrono initialization for dependencies up to `t_max` steps: b_z = log U[1,
         t_max - 1].
 
     Raises:
@@ -88,26 +89,28 @@ class ParaGRU(Cell):
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> ParaGRUParams:
         key_ih, key_hh, key_b = jax.random.split(key, 3)
-        columns = 3 * self.hidden_size
-        keep = initializers.keeping(key_b, self.hidden_size, self.t_max, 0.0, dtype)
-        zeros = jnp.zeros_like(keep)
+        hidden = self.hidden_size
+        b_z = initializers.forget_gate_bias(key_b, hidden, self.t_max, 0.0, dtype)
+        zeros = jnp.zeros_like(b_z)
         return ParaGRUParams(
-            w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 3, dtype),
-            w_hh=initializers.uniform(key_hh, columns, -CONTRACTING, CONTRACTING, dtype),
-            b=jnp.concatenate([zeros, keep, zeros]),
+            w_ih=initializers.input_weights(key_ih, input_size, hidden, 3, dtype),
+            w_hh=initializers.uniform(
+                key_hh, 3 * hidden, -CONTRACTION_BOUND, CONTRACTION_BOUND, dtype
+            ),
+            b=jnp.concatenate([zeros, b_z, zeros]),
         )
 
     def init_carry(self, params: ParaGRUParams, batch_shape: tuple[int, ...]) -> jax.Array:
         return jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
 
     def project(self, params: ParaGRUParams, x: jax.Array) -> GRUGates:
-        return split(affine(self, x, params.w_ih, params.b), GRUGates, ("r", "z", "n"))
+        return split_gates(affine(self, x, params.w_ih, params.b), GRUGates, ("r", "z", "n"))
 
     def recur(self, params: ParaGRUParams, carry: jax.Array) -> None:
         return None
 
     def update(self, params: ParaGRUParams, carry: jax.Array, z: GRUGates, u: None) -> jax.Array:
-        a = split(params.w_hh, GRUGates, ("r", "z", "n"))
+        a = split_gates(params.w_hh, GRUGates, ("r", "z", "n"))
         reset = tap("r", sigmoid(z.r + a.r * carry))
         keep = tap("z", sigmoid(z.z + a.z * carry))
         n = tap("n", jnp.tanh(z.n + a.n * (reset * carry)), role="candidate")
@@ -120,25 +123,25 @@ class ParaLSTM(Cell):
 
     ::
 
-        f = sigmoid(W_f x + a_f * h + p_f * c + b_f)        forget: what to keep of the old state
-        g = tanh(W_g x + a_g * h + b_g)                     prepare: the candidate for the rest
-        c' = f * c + (1 - f) * g                            update
-        o = sigmoid(W_o x + a_o * h + p_o * c' + b_o)       output: what to show
+        f = sigmoid(W_f x + a_f * h + p_f * c + b_f)        forget gate
+        g = tanh(W_g x + a_g * h + b_g)                     candidate
+        c' = f * c + (1 - f) * g                            cell state
+        o = sigmoid(W_o x + a_o * h + p_o * c' + b_o)       output gate
         h' = o * tanh(c'),   y = h'
 
-    Unit k of h and c depends only on unit k of h and c: the Jacobian has blocks of two by two. w_hh
-    (a_f, a_g, a_o) is initialised uniformly in [-1/3, 1/3] and the peepholes to 0, so that every
-    step contracts.
+    Unit k of the new h and c depends only on unit k of the old ones: the Jacobian consists of 2x2
+    blocks. w_hh (a_f, a_g, a_o) is initialized uniformly in [-1/3, 1/3] and the peepholes to 0, so
+    that every step is a contraction.
 
     Args:
       hidden_size: number of units.
-      forget_bias: initial value of b_f; with 1 the cell remembers from the start.
-      t_max: if given, chrono initialisation for dependencies up to `t_max` steps: b_f = log U[1,
+      forget_bias: initial value of b_f; 1 lets the initial cell remember.
+      t_max: if given, chrono initialization for dependencies up to `t_max` steps: b_f = log U[1,
         t_max - 1], in place of `forget_bias`.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `t_max` is below 3, or `t_max` is given with
-        another `forget_bias` than the default.
+        a non-default `forget_bias`.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = ParaLSTM(hidden_size=4)
@@ -167,11 +170,13 @@ class ParaLSTM(Cell):
     ) -> ParaLSTMParams:
         key_ih, key_hh, key_b = jax.random.split(key, 3)
         hidden = self.hidden_size
-        keep = initializers.keeping(key_b, hidden, self.t_max, self.forget_bias, dtype)
+        b_f = initializers.forget_gate_bias(key_b, hidden, self.t_max, self.forget_bias, dtype)
         return ParaLSTMParams(
             w_ih=initializers.input_weights(key_ih, input_size, hidden, 3, dtype),
-            w_hh=initializers.uniform(key_hh, 3 * hidden, -CONTRACTING, CONTRACTING, dtype),
-            b=jnp.concatenate([keep, jnp.zeros((2 * hidden,), dtype)]),
+            w_hh=initializers.uniform(
+                key_hh, 3 * hidden, -CONTRACTION_BOUND, CONTRACTION_BOUND, dtype
+            ),
+            b=jnp.concatenate([b_f, jnp.zeros((2 * hidden,), dtype)]),
             p_f=jnp.zeros((hidden,), dtype),
             p_o=jnp.zeros((hidden,), dtype),
         )
@@ -181,20 +186,16 @@ class ParaLSTM(Cell):
         return LSTMCarry(h=zeros, c=zeros)
 
     def project(self, params: ParaLSTMParams, x: jax.Array) -> LSTMGates:
-        return split(affine(self, x, params.w_ih, params.b), LSTMGates, ("f", "g", "o"))
+        return split_gates(affine(self, x, params.w_ih, params.b), LSTMGates, ("f", "g", "o"))
 
     def recur(self, params: ParaLSTMParams, carry: LSTMCarry) -> None:
         return None
 
     def update(self, params: ParaLSTMParams, carry: LSTMCarry, z: LSTMGates, u: None) -> LSTMCarry:
-        a = split(params.w_hh, LSTMGates, ("f", "g", "o"))
-        # Forget: what to keep of the old cell state.
+        a = split_gates(params.w_hh, LSTMGates, ("f", "g", "o"))
         f = tap("f", sigmoid(z.f + a.f * carry.h + params.p_f * carry.c))
-        # Prepare: the candidate for the rest.
         g = tap("g", jnp.tanh(z.g + a.g * carry.h), role="candidate")
-        # Update the cell state.
         c = f * carry.c + (1 - f) * g
-        # Output: what to show of it.
         o = tap("o", sigmoid(z.o + a.o * carry.h + params.p_o * c))
         h = o * jnp.tanh(tap("", c, role="cell_state"))
         return LSTMCarry(h, c)

@@ -10,12 +10,12 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell, Diagonal
-from jrnn.cells.common import affine, split
-from jrnn.cells.linear import at_least_float32
+from jrnn.cells.common import affine, split_gates
+from jrnn.cells.linear import promote_to_float32
 from jrnn.taps import tap
 
-SHARPNESS = 8.0
-"""The constant c of the paper, the scale of the recurrence gate in log a."""
+DECAY_SCALE = 8.0
+"""The constant c of the paper, which scales log a."""
 
 
 class RGLRUParams(NamedTuple):
@@ -40,20 +40,20 @@ class RGLRU(Cell):
 
     ::
 
-        r = sigmoid(W_r x + b_r)                            recurrence gate: how much to decay
+        r = sigmoid(W_r x + b_r)                            recurrence gate
         i = sigmoid(W_i x + b_i)                            input gate
-        v = W_v x + b_v                                     what to write
+        v = W_v x + b_v                                     value
         log a = -8 r * softplus(lam)                        a = sigmoid(-lam)^(8 r)
         h' = a * h + sqrt(1 - a^2) * (i * v),   y = h'
 
     In the paper v is the input itself, after a linear layer of the surrounding block. Here that
-    layer is part of the cell, since input and hidden size may differ. The paper's appendix has both
-    a = sigmoid(lam) and log a = -8 r softplus(lam), which differ in the sign of lam; the authors'
-    code has the second, and so does this cell. Their code also bounds the derivative of the root
-    and omits the root at the first step of a sequence. The paper does neither, and nor does this
-    cell; its derivative is exact and finite.
+    layer is part of the cell, since input and hidden sizes may differ. The paper's appendix has
+    both a = sigmoid(lam) and log a = -8 r softplus(lam), which differ in the sign of lam; this cell
+    uses the second, as the authors' code does. Their code also clips the derivative of the square
+    root and omits the root at the first step of a sequence. The paper and this cell do neither; the
+    derivative is exact and finite.
 
-    lam is initialised such that sigmoid(-lam)^8, the decay at r = 1, is uniform in [r_min, r_max];
+    lam is initialized so that sigmoid(-lam)^8, the decay at r = 1, is uniform in [r_min, r_max];
     the weights are LeCun-normal, with variance 1/input. a is computed in float32 or wider, since
     0.999 rounds to 1 in bfloat16.
 
@@ -85,46 +85,46 @@ class RGLRU(Cell):
         checks.positive_int("RGLRU", "hidden_size", self.hidden_size)
         if not 0 < self.r_min < self.r_max < 1:
             raise ValueError(
-                "RGLRU: r_min and r_max must be 0 < r_min < r_max < 1, got "
+                "RGLRU: r_min and r_max must satisfy 0 < r_min < r_max < 1, got "
                 f"r_min={self.r_min!r}, r_max={self.r_max!r}"
             )
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> RGLRUParams:
         key_ih, key_lam = jax.random.split(key)
         lecun, hidden = jax.nn.initializers.lecun_normal(), self.hidden_size
-        drawn_in = jnp.promote_types(dtype, jnp.float32)
-        decay = initializers.uniform(key_lam, hidden, self.r_min, self.r_max, drawn_in)
+        draw_dtype = jnp.promote_types(dtype, jnp.float32)
+        decay = initializers.uniform(key_lam, hidden, self.r_min, self.r_max, draw_dtype)
         return RGLRUParams(
             w_ih=initializers.per_gate(lecun, key_ih, input_size, hidden, 3, dtype),
             b=jnp.zeros((3 * hidden,), dtype),
             # The inverse of softplus at -log(decay) / 8.
-            lam=jnp.log(jnp.expm1(-jnp.log(decay) / SHARPNESS)).astype(dtype),
+            lam=jnp.log(jnp.expm1(-jnp.log(decay) / DECAY_SCALE)).astype(dtype),
         )
 
     def init_carry(self, params: RGLRUParams, batch_shape: tuple[int, ...]) -> jax.Array:
         return jnp.zeros((*batch_shape, self.hidden_size), params.lam.dtype)
 
     def project(self, params: RGLRUParams, x: jax.Array) -> RGLRUGates:
-        return split(affine(self, x, params.w_ih, params.b), RGLRUGates, ("r", "i", "v"))
+        return split_gates(affine(self, x, params.w_ih, params.b), RGLRUGates, ("r", "i", "v"))
 
     def recur(self, params: RGLRUParams, carry: jax.Array) -> None:
         return None
 
     def coefficients(self, params: RGLRUParams, z: RGLRUGates) -> Diagonal:
-        r = tap("r", sigmoid(at_least_float32(z.r)))
+        r = tap("r", sigmoid(promote_to_float32(z.r)))
         i, v = tap("i", sigmoid(z.i)), tap("v", z.v)
-        log_a = -SHARPNESS * r * softplus(at_least_float32(params.lam))
-        return Diagonal(jnp.exp(log_a), root(-jnp.expm1(2 * log_a)) * (i * v))
+        log_a = -DECAY_SCALE * r * softplus(promote_to_float32(params.lam))
+        return Diagonal(jnp.exp(log_a), safe_sqrt(-jnp.expm1(2 * log_a)) * (i * v))
 
     def update(self, params: RGLRUParams, carry: jax.Array, z: RGLRUGates, u: None) -> jax.Array:
         return self.coefficients(params, z).apply(carry).astype(carry.dtype)
 
 
-def root(a: jax.Array) -> jax.Array:
-    """The square root of non-negative numbers, with derivative 0 at 0.
+def safe_sqrt(a: jax.Array) -> jax.Array:
+    """Returns the square root of non-negative numbers, with derivative 0 at 0.
 
-    At 0 the recurrence gate is 0, and so is its derivative by its pre-activation; times the
-    infinite derivative of a square root it would be NaN.
+    At a = 0 the recurrence gate and its derivative are 0; multiplied by the infinite derivative of
+    a square root, this would be NaN.
     """
-    above = a > 0
-    return jnp.where(above, jnp.sqrt(jnp.where(above, a, 1)), 0)
+    positive = a > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, a, 1)), 0)

@@ -1,4 +1,4 @@
-"""S5: a diagonal state space model, discretised with a learned step for each state."""
+"""S5: a diagonal state space model, discretized with a learned step size for each state."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell, Diagonal
-from jrnn.cells.common import product
-from jrnn.cells.linear import LRUGates, advance_complex, at_least_float32, read_complex
+from jrnn.cells.common import input_matmul
+from jrnn.cells.linear import LRUGates, promote_to_float32, readout_complex, update_complex
 
 
 class S5Params(NamedTuple):
-    """Weights, all real: complex ones are held as their real and imaginary parts."""
+    """Weights, all real: complex matrices are stored as their real and imaginary parts."""
 
     w_ih: jax.Array  # [input, 2·state + hidden]: Re B, Im B, D
     lambda_re: jax.Array  # [state]
@@ -28,30 +28,30 @@ class S5Params(NamedTuple):
 
 @dataclass(frozen=True)
 class S5(Cell):
-    r"""S5: a linear system in continuous time, ds/dt = lambda s + B x, with learned steps.
+    r"""S5: a linear system in continuous time, ds/dt = lambda s + B x, with learned step sizes.
 
     ::
 
-        a = exp(lambda * step)                              zero-order hold: x is constant ...
-        s' = a * s + (a - 1) / lambda * (B x)               ... for step = exp(log_step)
+        a = exp(lambda * step)                              zero-order hold
+        s' = a * s + (a - 1) / lambda * (B x)               step = exp(log_step)
         y = 2 Re(C s') + D x                                or Re(C s') + D x
 
     The state is complex64, or complex128 with float64 parameters; parameters are real. With
     `conjugate` each state represents itself and its conjugate, hence the 2 in the output. `readout`
-    holds the product with C. As in the paper the cell is one linear layer: nonlinearities come
+    computes the product with C. As in the paper the cell is a linear layer: nonlinearities come
     between layers. Re lambda, initially -1/2, is not constrained to stay below 0.
 
-    The initial states are the normal part of the HiPPO-LegS matrix in its eigenbasis V: B = V* B_0
-    and C = C_0 V, for real B_0 of variance 1/input and C_0 of variance 1/states, in one block of
-    all states. D is drawn from N(0, 1/input). It is a diagonal in the paper; here it is a matrix,
-    since output and input may differ in size.
+    lambda is initialized to the eigenvalues of the normal part of the HiPPO-LegS matrix, in one
+    block. With its eigenvectors V, B = V* B_0 and C = C_0 V, for real B_0 of variance 1/input and
+    C_0 of variance 1/states. D is drawn from N(0, 1/input). It is diagonal in the paper; here
+    it is a full matrix, since output and input sizes may differ.
 
     Args:
       hidden_size: number of outputs.
-      state_size: number of complex states that are stored; `hidden_size` if None.
+      state_size: number of complex states; `hidden_size` if None.
       conjugate: whether each state represents its conjugate too.
-      step_min: smallest initial step.
-      step_max: largest initial step; logarithms are drawn uniformly between the two.
+      step_min: smallest initial step size.
+      step_max: largest initial step size; log_step is uniform between the logarithms of the two.
 
     Raises:
       ValueError: `hidden_size` or `state_size` is not a positive int, `conjugate` is not a bool, or
@@ -82,28 +82,29 @@ class S5(Cell):
         checks.boolean("S5", "conjugate", self.conjugate)
         if not 0 < self.step_min < self.step_max < float("inf"):
             raise ValueError(
-                "S5: step_min and step_max must be 0 < step_min < step_max, got "
+                "S5: step_min and step_max must satisfy 0 < step_min < step_max, got "
                 f"step_min={self.step_min!r}, step_max={self.step_max!r}"
             )
 
     @property
-    def states(self) -> int:
-        """The number of complex states that are stored."""
+    def num_states(self) -> int:
+        """The number of complex states."""
         return self.hidden_size if self.state_size is None else self.state_size
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> S5Params:
         key_b, key_c, key_d, key_step = jax.random.split(key, 4)
-        count, drawn_in = self.states * (1 + self.conjugate), jnp.promote_types(dtype, jnp.float32)
-        # From each pair of conjugates, the one with a positive imaginary part.
-        eigenvalues, v = (part[..., -self.states :] for part in legs(count))
+        count = self.num_states * (1 + self.conjugate)
+        draw_dtype = jnp.promote_types(dtype, jnp.float32)
+        # With `conjugate`, of each conjugate pair the one with a positive imaginary part.
+        eigenvalues, v = (array[..., -self.num_states :] for array in hippo_legs_eig(count))
         lecun = jax.nn.initializers.lecun_normal()
-        b = lecun(key_b, (input_size, count), drawn_in) @ v.conj()
-        c = v.T @ lecun(key_c, (count, self.hidden_size), drawn_in)
-        d = lecun(key_d, (input_size, self.hidden_size), drawn_in)
+        b = lecun(key_b, (input_size, count), draw_dtype) @ v.conj()
+        c = v.T @ lecun(key_c, (count, self.hidden_size), draw_dtype)
+        d = lecun(key_d, (input_size, self.hidden_size), draw_dtype)
         log_step = initializers.uniform(
-            key_step, self.states, np.log(self.step_min), np.log(self.step_max), drawn_in
+            key_step, self.num_states, np.log(self.step_min), np.log(self.step_max), draw_dtype
         )
-        parts = S5Params(
+        params = S5Params(
             w_ih=jnp.concatenate([jnp.real(b), jnp.imag(b), d], axis=-1),
             lambda_re=jnp.real(eigenvalues),
             lambda_im=jnp.imag(eigenvalues),
@@ -111,50 +112,51 @@ class S5(Cell):
             c_re=jnp.real(c),
             c_im=jnp.imag(c),
         )
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), parts)
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
     def init_carry(self, params: S5Params, batch_shape: tuple[int, ...]) -> jax.Array:
         dtype = jnp.promote_types(params.log_step.dtype, jnp.complex64)
-        return jnp.zeros((*batch_shape, self.states), dtype)
+        return jnp.zeros((*batch_shape, self.num_states), dtype)
 
     def project(self, params: S5Params, x: jax.Array) -> LRUGates:
-        ends = [self.states, 2 * self.states]
-        return LRUGates(*jnp.split(product(self, x, params.w_ih), ends, axis=-1))
+        indices = [self.num_states, 2 * self.num_states]
+        return LRUGates(*jnp.split(input_matmul(self, x, params.w_ih), indices, axis=-1))
 
     def recur(self, params: S5Params, carry: jax.Array) -> None:
         return None
 
     def coefficients(self, params: S5Params, z: LRUGates) -> Diagonal:
         lambda_re, lambda_im, log_step, re, im = map(
-            at_least_float32, (params.lambda_re, params.lambda_im, params.log_step, z.re, z.im)
+            promote_to_float32, (params.lambda_re, params.lambda_im, params.log_step, z.re, z.im)
         )
         step = jnp.exp(log_step)
         exponent = lax.complex(lambda_re, lambda_im) * step
-        return Diagonal(jnp.exp(exponent), step * mean_of_exp(exponent) * lax.complex(re, im))
+        return Diagonal(jnp.exp(exponent), step * expm1_quotient(exponent) * lax.complex(re, im))
 
     def update(self, params: S5Params, carry: jax.Array, z: LRUGates, u: None) -> jax.Array:
-        return advance_complex(self.coefficients(params, z), carry)
+        return update_complex(self.coefficients(params, z), carry)
 
     def readout(self, params: S5Params, carry: jax.Array, z: LRUGates) -> jax.Array:
         scale = 1 + self.conjugate
-        return read_complex(carry, params.c_re, params.c_im, z.d, scale)
+        return readout_complex(carry, params.c_re, params.c_im, z.d, scale)
 
 
-def mean_of_exp(m: jax.Array) -> jax.Array:
-    """(exp(m) - 1) / m, the mean of exp from 0 to m; 1 at m = 0."""
-    near = jnp.abs(m) < 0.1
-    away = jnp.where(near, 1, m)
+def expm1_quotient(m: jax.Array) -> jax.Array:
+    """Returns (exp(m) - 1) / m, which is 1 at m = 0."""
+    small = jnp.abs(m) < 0.1
+    safe_m = jnp.where(small, 1, m)
+    # The quotient is inaccurate for small m; the series is 1 + m / 2 (1 + m / 3 (1 + ...)).
     series = jnp.ones_like(m)
-    for n in range(11, 1, -1):  # 1 + m / 2 (1 + m / 3 (1 + ...)), where the quotient is inaccurate
+    for n in range(11, 1, -1):
         series = 1 + m / n * series
-    return jnp.where(near, series, jnp.expm1(away) / away)
+    return jnp.where(small, series, jnp.expm1(safe_m) / safe_m)
 
 
-def legs(size: int) -> tuple[np.ndarray, np.ndarray]:
+def hippo_legs_eig(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues `[size]` and eigenvectors `[size, size]` of the normal part of HiPPO-LegS.
 
-    With p_n = sqrt(n + 1/2) that part is A + p p^T, the sum of -1/2 I and a skew-symmetric matrix:
-    p_n p_k above the diagonal and -p_n p_k below it. Eigenvalues are sorted by imaginary part.
+    With p_n = sqrt(n + 1/2) the normal part is A + p p^T, the sum of -1/2 I and a skew-symmetric
+    matrix: p_n p_k above the diagonal, -p_n p_k below it. Eigenvalues are sorted by imaginary part.
     """
     p = np.sqrt(np.arange(size) + 0.5)
     skew = np.triu(np.outer(p, p), 1) - np.tril(np.outer(p, p), -1)

@@ -1,4 +1,4 @@
-"""The two cells of xLSTM: sLSTM, with exponential gates, and mLSTM, with a matrix memory."""
+"""The cells of xLSTM: sLSTM, with exponential gates, and mLSTM, with a matrix memory."""
 
 import math
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell, Diagonal, Traits
-from jrnn.cells.common import affine, recurrent, split
+from jrnn.cells.common import affine, recurrent_matmul, split_gates
 from jrnn.cells.lstm import LSTMGates
 from jrnn.taps import tap
 
 GATES = ("i", "f", "g", "o")
 
-FORGET = {"sigmoid": log_sigmoid, "exp": lambda a: a}
+LOG_FORGET = {"sigmoid": log_sigmoid, "exp": lambda a: a}
 """The logarithm of the forget gate as a function of its pre-activation."""
 
-FORGET_BIASES = 3.0, 6.0
+FORGET_BIAS_RANGE = 3.0, 6.0
 """The range of the initial forget biases, as in the authors' code."""
 
 
 class SLSTMCarry(NamedTuple):
-    """Hidden state, cell state, normaliser and stabiliser, each `[..., hidden]`."""
+    """Hidden state, cell state, normalizer and stabilizer, each `[..., hidden]`."""
 
     h: jax.Array
     c: jax.Array
@@ -42,7 +42,7 @@ class SLSTMParams(NamedTuple):
 
 
 class MLSTMCarry(NamedTuple):
-    """Memory `c [..., heads, d, d]` and normaliser `n [..., heads, d]`, with d = hidden/heads."""
+    """Memory `c [..., heads, d, d]` and normalizer `n [..., heads, d]`, with d = hidden/heads."""
 
     c: jax.Array
     n: jax.Array
@@ -68,35 +68,35 @@ class MLSTMGates(NamedTuple):
 
 @dataclass(frozen=True)
 class SLSTM(Cell):
-    r"""The sLSTM: an LSTM with an exponential input gate and a normaliser.
+    r"""The sLSTM: an LSTM with an exponential input gate and a normalizer.
 
     ::
 
-        a_k = W_k x + U_k h + b_k                           for k = i, f, g, o; U block-diagonal
-        m' = max(log f + m, a_i)                            stabiliser; a_i where n = 0
+        a_k = W_k x + U_k h + b_k                           k = i, f, g, o; U is block-diagonal
+        m' = max(log f + m, a_i)                            stabilizer; m' = a_i where n = 0
         f' = exp(log f + m - m'),   i' = exp(a_i - m')      f = sigmoid(a_f), or exp(a_f)
-        c' = f' * c + i' * tanh(a_g)                        update
-        n' = f' * n + i'                                    normaliser
+        c' = f' * c + i' * tanh(a_g)                        cell state
+        n' = f' * n + i'                                    normalizer
         h' = sigmoid(a_o) * c' / n',   y = h'
 
-    m is the logarithm of a common scale of c and n, which cancels in h: it keeps the exponentials
-    from overflowing. Where n = 0, as in the first carry, c is 0 too and any scale is exact; the
-    scale of the input is used. From then on n' >= 1. The division is by max(n', 1), so that it is
-    never by zero, even for a carry that no sequence leads to, such as a guess of `Newton`.
+    m is the logarithm of a common scale of c and n, which cancels in h; it prevents overflow of the
+    exponentials. Where n = 0, as in the initial carry, c is 0 too and any scale is exact; the cell
+    then uses that of the input. Afterwards n' >= 1. The division is by max(n', 1), so that it is
+    finite for every carry, also for one that no sequence produces, such as an iterate of `Newton`.
 
     g is called z in the paper. The authors' code also sets m' = a_i at the first step, which it
-    recognises by n = 0 in the whole batch; here each unit is tested on its own, so that resets are
-    exact. The blocks of U are initially orthogonal, and b_f is evenly spaced from 3 to 6 over the
-    units of a head. With `forget="exp"` b_f is initially 0, so that f = 1.
+    detects by n = 0 in the whole batch; this cell tests each unit separately, so that resets are
+    exact. The blocks of U are initialized orthogonal, and b_f evenly spaced from 3 to 6 over the
+    units of a head. With `forget_activation="exp"` b_f is initialized to 0, so that f = 1.
 
     Args:
       hidden_size: number of units.
       heads: number of blocks of U; a unit depends only on the units of its own head.
-      forget: "sigmoid" or "exp": the forget gate's activation.
+      forget_activation: activation of the forget gate, "sigmoid" or "exp".
 
     Raises:
       ValueError: `hidden_size` or `heads` is not a positive int, `heads` does not divide
-        `hidden_size`, or `forget` is unknown.
+        `hidden_size`, or `forget_activation` is unknown.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = SLSTM(hidden_size=4, heads=2)
@@ -111,12 +111,12 @@ class SLSTM(Cell):
 
     hidden_size: int
     heads: int = 1
-    forget: Literal["sigmoid", "exp"] = "sigmoid"
+    forget_activation: Literal["sigmoid", "exp"] = "sigmoid"
 
     def __post_init__(self) -> None:
         checks.positive_int("SLSTM", "hidden_size", self.hidden_size)
         checks.divides("SLSTM", "heads", self.heads, "hidden_size", self.hidden_size)
-        checks.one_of("SLSTM", "forget", self.forget, FORGET)
+        checks.one_of("SLSTM", "forget_activation", self.forget_activation, LOG_FORGET)
 
     @property
     def traits(self) -> Traits:
@@ -125,13 +125,15 @@ class SLSTM(Cell):
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> SLSTMParams:
         key_ih, key_hh = jax.random.split(key)
         hidden, units = self.hidden_size, self.hidden_size // self.heads
-        of_head = lambda key: initializers.recurrent_weights(key, units, 4, dtype)
-        keep = jnp.tile(jnp.linspace(*FORGET_BIASES, units), self.heads)
+        draw = lambda key: initializers.recurrent_weights(key, units, 4, dtype)
+        b_f = jnp.tile(jnp.linspace(*FORGET_BIAS_RANGE, units), self.heads)
         b = jnp.zeros((4 * hidden,), dtype)
+        if self.forget_activation != "exp":
+            b = b.at[hidden : 2 * hidden].set(b_f.astype(dtype))
         return SLSTMParams(
             w_ih=initializers.input_weights(key_ih, input_size, hidden, 4, dtype),
-            w_hh=jnp.stack([of_head(k) for k in jax.random.split(key_hh, self.heads)]),
-            b=b if self.forget == "exp" else b.at[hidden : 2 * hidden].set(keep.astype(dtype)),
+            w_hh=jnp.stack([draw(k) for k in jax.random.split(key_hh, self.heads)]),
+            b=b,
         )
 
     def init_carry(self, params: SLSTMParams, batch_shape: tuple[int, ...]) -> SLSTMCarry:
@@ -139,21 +141,20 @@ class SLSTM(Cell):
         return SLSTMCarry(zeros, zeros, zeros, zeros)
 
     def project(self, params: SLSTMParams, x: jax.Array) -> LSTMGates:
-        return split(affine(self, x, params.w_ih, params.b), LSTMGates, GATES)
+        return split_gates(affine(self, x, params.w_ih, params.b), LSTMGates, GATES)
 
     def recur(self, params: SLSTMParams, carry: SLSTMCarry) -> LSTMGates:
-        return recurrent(carry.h, params.w_hh, LSTMGates, GATES)
+        return recurrent_matmul(carry.h, params.w_hh, LSTMGates, GATES)
 
     def update(
         self, params: SLSTMParams, carry: SLSTMCarry, z: LSTMGates, u: LSTMGates
     ) -> SLSTMCarry:
         a = jax.tree.map(jnp.add, z, u)
-        # The logarithms of both gates, less the larger of the two.
-        log_f = jnp.where(carry.n == 0, a.i, FORGET[self.forget](a.f) + carry.m)
+        # Both gates are divided by the larger of the two.
+        log_f = jnp.where(carry.n == 0, a.i, LOG_FORGET[self.forget_activation](a.f) + carry.m)
         m = jnp.maximum(log_f, a.i)
         i, f = tap("i", jnp.exp(a.i - m)), tap("f", jnp.exp(log_f - m))
         g = tap("g", jnp.tanh(a.g), role="candidate")
-        # Update the cell state, and the normaliser with it.
         c = f * carry.c + i * g
         n = f * carry.n + i
         o = tap("o", sigmoid(a.o))
@@ -171,30 +172,30 @@ class MLSTM(Cell):
     In each head, with d = hidden_size / heads units::
 
         q = W_q x + b_q,  k = (W_k x + b_k) / sqrt(d),  v = W_v x + b_v
-        i = exp(cap(w_i x + b_i)),  f = sigmoid(cap(w_f x + b_f))      one number for each head
+        i = exp(cap(w_i x + b_i)),  f = sigmoid(cap(w_f x + b_f))      scalars
         C' = f C + i v k^T                                             memory [d, d]
-        n' = f n + i k                                                 normaliser [d]
+        n' = f n + i k                                                 normalizer [d]
         h = (C' q) / max(|n' . q|, 1)
         y = sigmoid(W_o x + b_o) * h                                   of all heads, concatenated
 
     with cap(a) = soft_cap tanh(a / soft_cap), as in xLSTM 7B, for both gates. The paper has no cap:
     it divides C and n by exp(m), with m a running maximum, and has exp(-m) in place of 1. Without
     overflow that is the same function. Without m the cell is linear in its carry, so `Associative`
-    can run it. The cap keeps i below exp(15), about 3e6, which overflows in float16; without a cap
-    the caller must keep the gate small.
+    supports it. The cap bounds i by exp(15), about 3e6, which overflows in float16; without a cap
+    the caller must bound the gate.
 
-    `update` advances C and n, elementwise; `readout` holds the product with the query, the
-    normalisation and the output gate.
+    `update` computes C and n, elementwise; `readout` computes the product with the query, the
+    normalization and the output gate.
 
-    k is scaled after its bias, as in the authors' code; the paper scales only W_k x. The block
-    around the cell, with its convolution and its norm of h, is not included: gates depend on x. The
-    weights of i and f are initially 0, and so is b_i; b_f is evenly spaced from 3 to 6 over the
-    heads.
+    k is scaled after adding its bias, as in the authors' code; the paper scales only W_k x. The
+    block around the cell, with its convolution and its norm of h, is not included: gates depend on
+    x. The weights of i and f and b_i are initialized to 0, and b_f evenly spaced from 3 to 6 over
+    the heads.
 
     Args:
-      hidden_size: number of units of all heads together.
+      hidden_size: total number of units of all heads.
       heads: number of memories.
-      soft_cap: the bound on the pre-activations of the gates i and f; None for no bound.
+      soft_cap: bound on the pre-activations of the gates i and f; None means no bound.
 
     Raises:
       ValueError: `hidden_size` or `heads` is not a positive int, `heads` does not divide
@@ -225,10 +226,10 @@ class MLSTM(Cell):
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> MLSTMParams:
         hidden, heads = self.hidden_size, self.heads
         w = initializers.input_weights(key, input_size, hidden, 4, dtype)
-        keep = jnp.linspace(*FORGET_BIASES, heads).astype(dtype)
+        b_f = jnp.linspace(*FORGET_BIAS_RANGE, heads).astype(dtype)
         return MLSTMParams(
             w_ih=jnp.concatenate([w, jnp.zeros((input_size, 2 * heads), dtype)], axis=-1),
-            b=jnp.concatenate([jnp.zeros((4 * hidden + heads,), dtype), keep]),
+            b=jnp.concatenate([jnp.zeros((4 * hidden + heads,), dtype), b_f]),
         )
 
     def init_carry(self, params: MLSTMParams, batch_shape: tuple[int, ...]) -> MLSTMCarry:
@@ -237,12 +238,12 @@ class MLSTM(Cell):
         return MLSTMCarry(c, jnp.zeros(shape, params.b.dtype))
 
     def project(self, params: MLSTMParams, x: jax.Array) -> MLSTMGates:
-        joined = affine(self, x, params.w_ih, params.b)
-        ends = [self.hidden_size * k for k in (1, 2, 3, 4)]
-        *qkv, o, i, f = jnp.split(joined, [*ends, ends[-1] + self.heads], axis=-1)
+        a = affine(self, x, params.w_ih, params.b)
+        indices = [self.hidden_size * k for k in (1, 2, 3, 4)]
+        *qkv, o, i, f = jnp.split(a, [*indices, indices[-1] + self.heads], axis=-1)
         units = self.hidden_size // self.heads
-        by_head = (part.reshape(*part.shape[:-1], self.heads, units) for part in qkv)
-        return MLSTMGates(*by_head, o=o, i=i, f=f)
+        qkv = (array.reshape(*array.shape[:-1], self.heads, units) for array in qkv)
+        return MLSTMGates(*qkv, o=o, i=i, f=f)
 
     def recur(self, params: MLSTMParams, carry: MLSTMCarry) -> None:
         return None

@@ -1,4 +1,4 @@
-"""Small cells that are linear in their carry, each with its truth as a row of the table."""
+"""Small cells that are linear in their carry, each with a NumPy oracle."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from tests.oracles.common import Row, sigmoid
 
 
 class Linear(Cell):
-    """What the toys share: normal parameters, no product with the carry."""
+    """Base class of the toys: normal parameters, no product with the carry."""
 
     hidden_size: int
 
@@ -24,8 +24,8 @@ class Linear(Cell):
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> Any:
         shapes = self.shapes(input_size)
         keys = jax.random.split(key, len(shapes))
-        drawn = [jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True)]
-        return type(shapes)(*drawn)
+        leaves = [jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True)]
+        return type(shapes)(*leaves)
 
     def init_carry(self, params: Any, batch_shape: tuple[int, ...]) -> Any:
         return jnp.zeros((*batch_shape, self.hidden_size), params.w_ih.dtype)
@@ -47,7 +47,7 @@ class MixerParams(NamedTuple):
 
 @dataclass(frozen=True)
 class Mixer(Linear):
-    """s' = M s / 2 + W x, with one matrix for all steps; y = tanh(s')."""
+    """s' = M s / 2 + W x, with the same matrix at all steps; y = tanh(s')."""
 
     hidden_size: int
 
@@ -66,31 +66,31 @@ def mixer(params: MixerParams, s: np.ndarray, x: np.ndarray) -> Any:
     return s, np.tanh(s)
 
 
-class MovingParams(NamedTuple):
+class VaryingMixerParams(NamedTuple):
     w_ih: Any  # [input, hidden]
     m: Any  # [hidden, hidden]
     v: Any  # [input, hidden]
 
 
 @dataclass(frozen=True)
-class Moving(Mixer):
-    """s' = (M / 2 + (V x) (V x)^T / 4) s + W x: another matrix at each step."""
+class VaryingMixer(Mixer):
+    """s' = (M / 2 + (V x) (V x)^T / 4) s + W x, with a different matrix at each step."""
 
     hidden_size: int
 
     def shapes(self, input_size: int) -> Any:
         h = self.hidden_size
-        return MovingParams((input_size, h), (h, h), (input_size, h))
+        return VaryingMixerParams((input_size, h), (h, h), (input_size, h))
 
-    def project(self, params: MovingParams, x: jax.Array) -> Any:
+    def project(self, params: VaryingMixerParams, x: jax.Array) -> Any:
         return x @ params.w_ih, x @ params.v
 
-    def coefficients(self, params: MovingParams, z: Any) -> Any:
+    def coefficients(self, params: VaryingMixerParams, z: Any) -> Any:
         z, v = z
         return Dense(params.m / 2 + v[..., :, None] * v[..., None, :] / 4, z)
 
 
-def moving(params: MovingParams, s: np.ndarray, x: np.ndarray) -> Any:
+def varying_mixer(params: VaryingMixerParams, s: np.ndarray, x: np.ndarray) -> Any:
     v = params.v.T @ x
     s = (params.m / 2 + np.outer(v, v) / 4) @ s + params.w_ih.T @ x
     return s, np.tanh(s)
@@ -105,7 +105,7 @@ class MemoryParams(NamedTuple):
 
 @dataclass(frozen=True)
 class Memory(Linear):
-    """S' = a S + k v^T, y = S' q, with S a matrix and a one number for all of it."""
+    """S' = a S + k v^T, y = S' q, with a matrix S and a scalar a."""
 
     hidden_size: int
 
@@ -147,7 +147,7 @@ class PairParams(NamedTuple):
 
 @dataclass(frozen=True)
 class Pair(Linear):
-    """Two leaves, from a first carry that is learned; one decays by a gate, one by a parameter."""
+    """Two leaves with a learned initial carry; one decays by a gate, one by a parameter."""
 
     hidden_size: int
 
@@ -185,7 +185,7 @@ class NoisyLinearParams(NamedTuple):
 
 @dataclass(frozen=True)
 class NoisyLinear(Linear):
-    """s' = D tanh(decay) s + m_t W x: a mask m for each step, and decays D dropped for all."""
+    """s' = tanh(D decay) s + m_t W x: noise m_t for each step, a dropout mask D for all steps."""
 
     hidden_size: int
 
@@ -213,7 +213,7 @@ class GrowthParams(NamedTuple):
 
 @dataclass(frozen=True)
 class Growth(Linear):
-    """s' = x s + w, y = s': the input says by how much it grows."""
+    """s' = x s + w, y = s': the input is the growth factor."""
 
     hidden_size: int
 
@@ -227,26 +227,27 @@ class Growth(Linear):
         return Diagonal(z, jnp.broadcast_to(params.w_ih[0], (*z.shape[:-1], self.hidden_size)))
 
 
-class Counted(NamedTuple):
+class CountingCarry(NamedTuple):
     sum: Any  # [..., hidden]
     steps: Any  # [...] int32
 
 
 @dataclass(frozen=True)
 class Counting(Growth):
-    """The same with a counter of steps, which is no float."""
+    """`Growth` with a counter of steps, an integer."""
 
     hidden_size: int
 
     def init_carry(self, params: GrowthParams, batch_shape: tuple[int, ...]) -> Any:
-        return Counted(super().init_carry(params, batch_shape), jnp.zeros(batch_shape, jnp.int32))
+        steps = jnp.zeros(batch_shape, jnp.int32)
+        return CountingCarry(super().init_carry(params, batch_shape), steps)
 
     def coefficients(self, params: GrowthParams, z: jax.Array) -> Any:
         a, b = super().coefficients(params, z)
         one = jnp.ones(z.shape[:-1], jnp.int32)
-        return Diagonal(Counted(a, one), Counted(b, one))
+        return Diagonal(CountingCarry(a, one), CountingCarry(b, one))
 
-    def readout(self, params: GrowthParams, carry: Counted, z: jax.Array) -> jax.Array:
+    def readout(self, params: GrowthParams, carry: CountingCarry, z: jax.Array) -> jax.Array:
         return carry.sum
 
 
@@ -256,7 +257,7 @@ def zeros(params: Any) -> np.ndarray:
 
 TOYS = {
     "mixer": Row(Mixer, mixer, zeros),
-    "moving": Row(Moving, moving, zeros),
+    "moving": Row(VaryingMixer, varying_mixer, zeros),
     "memory": Row(Memory, memory, lambda params: np.zeros(2 * params.q.shape)),
     "pair": Row(Pair, pair, lambda params: PairCarry(params.fast, params.slow)),
 }

@@ -1,4 +1,4 @@
-"""The dtype of a carry stays what it was at first, in loops of one's own and over windows."""
+"""The carry keeps its dtype in user-written loops over steps and over windows."""
 
 from typing import Any
 
@@ -22,19 +22,19 @@ def dtypes(tree: Any) -> list[Any]:
     return [leaf.dtype for leaf in jax.tree.leaves(tree)]
 
 
-def setting(cell: Any, params_dtype: Any, xs_dtype: Any) -> tuple[Any, Any]:
-    """Parameters and inputs whose numbers the narrower of the two dtypes holds exactly."""
+def make_params_and_inputs(cell: Any, params_dtype: Any, xs_dtype: Any) -> tuple[Any, Any]:
+    """Parameters and inputs that the narrower of the two dtypes represents exactly."""
     params = random_params(cell, 1, SIZE, np.float32)
     xs = random_batch(cell, params, 2, STEPS, BATCH).xs if isinstance(cell, Cell) else XS
     exact = lambda tree: as_dtype(as_dtype(tree, jnp.bfloat16), np.float32)
     return as_dtype(exact(params), params_dtype), as_dtype(exact(xs), xs_dtype)
 
 
-def by_steps(cell: Cell, params: Any, xs: Any, like: bool) -> Any:
-    """A loop that a user writes, from either first carry."""
+def loop_over_steps(cell: Cell, params: Any, xs: Any, like_inputs: bool) -> Any:
+    """A user-written loop, from either initial carry."""
     first = (
         cell.init_carry_like(params, jax.tree.map(lambda a: a[0], xs))
-        if like
+        if like_inputs
         else cell.init_carry(params, (BATCH,))
     )
     last, ys = lax.scan(lambda carry, x: cell.step(params, carry, x), first, xs)
@@ -46,30 +46,30 @@ PAIRS = [(jnp.bfloat16, np.float32), (np.float32, np.float64), (np.float32, jnp.
 
 
 @pytest.mark.parametrize(("params_dtype", "xs_dtype"), PAIRS, ids=str)
-def test_a_loop_over_steps_keeps_the_dtype(
+def test_loop_over_steps_keeps_carry_dtype(
     kind_or_row: Row, params_dtype: Any, xs_dtype: Any, x64: None
 ) -> None:
     cell = kind_or_row.make(3)
-    params, xs = setting(cell, params_dtype, xs_dtype)
-    own = cell.init_carry(params, (BATCH,))
+    params, xs = make_params_and_inputs(cell, params_dtype, xs_dtype)
+    init_carry = cell.init_carry(params, (BATCH,))
 
     @jax.jit
     def run(params: Any, xs: Any) -> Any:
         return (
-            by_steps(cell, params, xs, like=False),
-            by_steps(cell, params, xs, like=True),
+            loop_over_steps(cell, params, xs, like_inputs=False),
+            loop_over_steps(cell, params, xs, like_inputs=True),
             jrnn.unroll(cell, params, xs, engine="scan"),
         )
 
-    (narrow, _), (last, ys), (want, want_ys) = run(params, xs)
-    assert dtypes(narrow) == dtypes(own)
-    assert dtypes(last) == dtypes(want)
-    # A step computes with parameters in bfloat16 what `unroll` casts first.
+    (narrow, _), (last, ys), (expected, expected_ys) = run(params, xs)
+    assert dtypes(narrow) == dtypes(init_carry)
+    assert dtypes(last) == dtypes(expected)
+    # `step` computes with bfloat16 parameters, which `unroll` casts first.
     if xs_dtype != jnp.bfloat16:
-        assert_close((last, ys), (want, want_ys), 1e-6 if xs_dtype == np.float64 else 0.02)
+        assert_close((last, ys), (expected, expected_ys), 1e-6 if xs_dtype == np.float64 else 0.02)
 
 
-def test_a_first_carry_like_inputs_takes_their_batch_axes() -> None:
+def test_init_carry_like_has_batch_axes_and_dtype_of_inputs() -> None:
     timed = jrnn.Timed(jnp.ones((4, 5, SIZE)), jnp.ones((4, 5)))
     below = jrnn.Below(jnp.ones((4, 5, SIZE)), jnp.ones((4, 5, 3)))
     observed = jrnn.GRUD(3).inputs(SIZE, (4, 5))
@@ -82,8 +82,8 @@ def test_a_first_carry_like_inputs_takes_their_batch_axes() -> None:
     for cell, x in cells:
         params = cell.init(jax.random.key(0), SIZE, jnp.bfloat16)
         carry = cell.init_carry_like(params, x)
-        like = cell.init_carry(params, (4, 5))
-        assert [a.shape for a in jax.tree.leaves(carry)] == [a.shape for a in jax.tree.leaves(like)]
+        expected = jax.tree.leaves(cell.init_carry(params, (4, 5)))
+        assert [a.shape for a in jax.tree.leaves(carry)] == [a.shape for a in expected]
         assert set(dtypes(carry)) == {np.dtype("float32")}
         new, _ = cell.step(params, carry, x)
         assert dtypes(new) == dtypes(carry)
@@ -91,9 +91,11 @@ def test_a_first_carry_like_inputs_takes_their_batch_axes() -> None:
 
 @pytest.mark.parametrize("engine", ["scan", "fused", "auto"])
 @pytest.mark.parametrize(("params_dtype", "xs_dtype"), PAIRS[:2], ids=str)
-def test_windows_run_in_a_loop(params_dtype: Any, xs_dtype: Any, engine: str, x64: None) -> None:
+def test_loop_over_windows_keeps_carry_dtype(
+    params_dtype: Any, xs_dtype: Any, engine: str, x64: None
+) -> None:
     layer = stack([clip(LSTM(3), carry=5.0), GRU(2)])
-    params, xs = setting(layer, params_dtype, xs_dtype)
+    params, xs = make_params_and_inputs(layer, params_dtype, xs_dtype)
     windows = xs.reshape(3, 2, BATCH, SIZE)
     mask = np.random.default_rng(1).random((STEPS, BATCH)) < 0.7
     first = layer.init_carry(params, (BATCH,))
@@ -108,14 +110,13 @@ def test_windows_run_in_a_loop(params_dtype: Any, xs_dtype: Any, engine: str, x6
 
     last, ys = run(first)
     assert dtypes(last) == dtypes(first) and ys.dtype == xs_dtype
-    wide = jax.tree.map(lambda a: a.astype(xs_dtype), first)
-    last, ys = run(wide)
-    want, want_ys = jrnn.unroll(layer, params, xs, mask=mask, engine="scan")
-    assert dtypes(last) == dtypes(want)
-    assert_close((last, ys.reshape(want_ys.shape)), (want, want_ys), 1e-6)
+    last, ys = run(jax.tree.map(lambda a: a.astype(xs_dtype), first))
+    expected, expected_ys = jrnn.unroll(layer, params, xs, mask=mask, engine="scan")
+    assert dtypes(last) == dtypes(expected)
+    assert_close((last, ys.reshape(expected_ys.shape)), (expected, expected_ys), 1e-6)
 
 
-def test_a_carry_of_integers_stays_one() -> None:
+def test_integer_carry_keeps_its_dtype() -> None:
     cell = jrnn.Clockwork(4, periods=(1, 2))
     params = cell.init(jax.random.key(0), SIZE, jnp.bfloat16)
     carry = cell.init_carry_like(params, jnp.ones((BATCH, SIZE)))

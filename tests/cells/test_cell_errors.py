@@ -1,4 +1,4 @@
-"""What a user may get wrong about a cell is refused where it is made, or where it is drawn."""
+"""Invalid arguments of cells raise, at construction or in `init`."""
 
 import inspect
 from typing import Any
@@ -13,10 +13,10 @@ from jrnn.cells import REGISTRY
 from tests.cells.toys import Integrator
 from tests.table import Row
 
-NO_SIZES = [0, -3, 2.0, True, "8", None, np.float32(2)]
+INVALID_SIZES = [0, -3, 2.0, True, "8", None, np.float32(2)]
 
 
-@pytest.mark.parametrize("size", NO_SIZES, ids=repr)
+@pytest.mark.parametrize("size", INVALID_SIZES, ids=repr)
 @pytest.mark.parametrize("name", REGISTRY)
 def test_hidden_size_must_be_a_positive_int(name: str, size: Any) -> None:
     cls: Any = REGISTRY[name]
@@ -31,14 +31,14 @@ def test_input_size_must_be_a_positive_int(row: Row) -> None:
             cell.init(jax.random.key(0), size)  # pyright: ignore[reportArgumentType]
 
 
-def test_dtype_must_be_a_floating_one(row: Row) -> None:
+def test_dtype_must_be_floating(row: Row) -> None:
     cell = row.make(2)
     for dtype in (jnp.int32, jnp.complex64, bool):
         with pytest.raises(TypeError, match="init: dtype must be a floating one such as float32"):
             cell.init(jax.random.key(0), 2, dtype)
 
 
-def test_float64_is_refused_while_it_is_switched_off(row: Row) -> None:
+def test_float64_requires_jax_enable_x64(row: Row) -> None:
     cell = row.make(2)
     with pytest.raises(TypeError, match="float64 is switched off in JAX; call .*jax_enable_x64"):
         cell.init(jax.random.key(0), 2, jnp.float64)
@@ -47,7 +47,7 @@ def test_float64_is_refused_while_it_is_switched_off(row: Row) -> None:
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float64)}
 
 
-def test_input_of_another_size_is_refused(row: Row) -> None:
+def test_wrong_input_size_raises(row: Row) -> None:
     cell = row.make(2)
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
 
@@ -61,8 +61,8 @@ def test_input_of_another_size_is_refused(row: Row) -> None:
         jax.eval_shape(lambda p: step(p, jnp.ones(()), ()), params)
 
 
-def test_init_of_a_cell_of_your_own_checks_its_arguments() -> None:
-    # The cell itself checks nothing: the base class does.
+def test_init_of_custom_cell_validates_its_arguments() -> None:
+    # The base class validates, not the cell.
     init: Any = Integrator(2).init
     key = jax.random.key(0)
     for size in (0, -1, 2.0, True, "2"):
@@ -78,7 +78,7 @@ def test_init_of_a_cell_of_your_own_checks_its_arguments() -> None:
         init(key, input_size=2, dtype=jnp.float64)
 
 
-def test_init_accepts_every_kind_of_key_and_dtype() -> None:
+def test_init_accepts_all_kinds_of_keys_and_dtypes() -> None:
     cell = Integrator(2)
     for key in (jax.random.key(0), jax.random.PRNGKey(0), jax.random.key(0, impl="rbg")):
         assert cell.init(key, 2).dtype == jnp.float32
@@ -86,19 +86,19 @@ def test_init_accepts_every_kind_of_key_and_dtype() -> None:
     assert cell.init(jax.random.key(0), 2, "bfloat16").dtype == jnp.bfloat16
 
 
-def test_init_of_a_subclass_may_call_that_of_its_base() -> None:
-    class Twice(Integrator):
+def test_init_of_subclass_may_call_init_of_base_class() -> None:
+    class Shifted(Integrator):
         def init(self, key: jax.Array, input_size: int, dtype: Any = jnp.float32) -> jax.Array:
             return super().init(key, input_size, dtype) + 1
 
-    assert Twice(2).init(jax.random.key(0), 3) == 1
-    with pytest.raises(ValueError, match=r"Twice.init: input_size must be a positive int, got 0"):
-        Twice(2).init(jax.random.key(0), 0)
+    assert Shifted(2).init(jax.random.key(0), 3) == 1
+    with pytest.raises(ValueError, match=r"Shifted.init: input_size must be a positive int, got 0"):
+        Shifted(2).init(jax.random.key(0), 0)
 
 
 @pytest.mark.parametrize("t_max", [2, 0, 10.0, True, "9"])
 @pytest.mark.parametrize("cls", [LSTM, GRU, MinGRU, MinLSTM, ParaGRU, ParaLSTM])
-def test_t_max_must_be_an_int_of_three_steps(cls: Any, t_max: Any) -> None:
+def test_t_max_must_be_an_int_of_at_least_three(cls: Any, t_max: Any) -> None:
     message = f"{cls.__name__}: t_max must be an int of at least 3 steps, got"
     with pytest.raises(ValueError, match=message):
         cls(4, t_max=t_max)
@@ -114,18 +114,18 @@ def test_forget_bias_must_be_a_finite_number(cls: Any, bias: Any) -> None:
 
 
 @pytest.mark.parametrize("cls", [LSTM, MinLSTM, ParaLSTM])
-def test_lstms_refuse_two_forget_biases(cls: Any) -> None:
+def test_t_max_with_forget_bias_raises(cls: Any) -> None:
     with pytest.raises(ValueError, match="t_max=9 sets the forget bias .*leave out forget_bias"):
         cls(4, t_max=9, forget_bias=2.0)
 
 
 @pytest.mark.parametrize("t_max", [0, -1, 10.0, True, "9"])
-def test_t_max_of_the_indrnn_must_be_a_positive_int(t_max: Any) -> None:
+def test_indrnn_t_max_must_be_a_positive_int(t_max: Any) -> None:
     with pytest.raises(ValueError, match="IndRNN: t_max must be a positive int, got"):
         IndRNN(4, t_max=t_max)
 
 
-def test_indrnn_suggests_the_activation_that_was_meant() -> None:
+def test_indrnn_suggests_closest_activation() -> None:
     message = "IndRNN: activation must be one of .*, got 'tahn'; did you mean 'tanh'"
     with pytest.raises(ValueError, match=message):
         IndRNN(4, activation="tahn")  # pyright: ignore[reportArgumentType]
@@ -142,19 +142,19 @@ def test_log_space_must_be_a_bool(cls: type[MinGRU | MinLSTM], log_space: Any) -
 @pytest.mark.parametrize(
     ("r_min", "r_max"), [(-0.1, 1.0), (0.5, 0.5), (0.9, 0.1), (0.0, 1.1), (float("nan"), 1.0)]
 )
-def test_radii_of_the_lru_lie_in_order_within_the_unit_circle(r_min: float, r_max: float) -> None:
-    message = "LRU: r_min and r_max must be 0 <= r_min < r_max <= 1, got r_min="
+def test_lru_radii_must_be_increasing_within_unit_circle(r_min: float, r_max: float) -> None:
+    message = "LRU: r_min and r_max must satisfy 0 <= r_min < r_max <= 1, got r_min="
     with pytest.raises(ValueError, match=message):
         LRU(4, r_min, r_max)
 
 
 @pytest.mark.parametrize("max_phase", [0.0, -1.0, float("inf"), float("nan")])
-def test_phase_of_the_lru_must_be_positive(max_phase: float) -> None:
-    with pytest.raises(ValueError, match="LRU: max_phase must be an angle above 0, .*got"):
+def test_lru_max_phase_must_be_positive(max_phase: float) -> None:
+    with pytest.raises(ValueError, match="LRU: max_phase must be an angle above 0 in .*got"):
         LRU(4, max_phase=max_phase)
 
 
-def test_elman_suggests_the_activation_that_was_meant() -> None:
+def test_elman_suggests_closest_activation() -> None:
     message = "Elman: activation must be one of tanh, relu, sigmoid, got 'rleu'; did you .* 'relu'"
     with pytest.raises(ValueError, match=message):
         Elman(4, activation="rleu")  # pyright: ignore[reportArgumentType]
@@ -162,18 +162,18 @@ def test_elman_suggests_the_activation_that_was_meant() -> None:
         Elman(4, activation=3)  # pyright: ignore[reportArgumentType]
 
 
-def test_abstract_cell_cannot_be_made() -> None:
+def test_abstract_cell_cannot_be_instantiated() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Cell()  # pyright: ignore[reportAbstractUsage]
 
 
-def test_suggestion_heeds_no_case() -> None:
+def test_suggestion_ignores_case() -> None:
     assert checks.suggestion("GRUU", ["lstm", "gru"]) == "; did you mean 'gru'?"
     assert checks.suggestion("transformer", ["lstm", "gru"]) == ""
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 2, float("nan")])
-def test_a_dropping_rate_lies_below_one(rate: float) -> None:
+def test_dropout_rate_must_be_below_one(rate: float) -> None:
     with pytest.raises(ValueError, match=r"dropout: rate must lie in \[0, 1\), got"):
         checks.rate("dropout", "rate", rate)
     checks.rate("dropout", "rate", 0.0)

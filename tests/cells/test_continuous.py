@@ -1,4 +1,4 @@
-"""Noise of the continuous-time network, irregular times of the CfC, and what both refuse."""
+"""Noise of the CTRNN, irregular time steps of the CfC, and invalid options of both."""
 
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ def normal(*shape: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def test_noise_of_the_ctrnn_is_that_of_the_key(engine: Engine, reverse: bool) -> None:
+def test_ctrnn_noise_equals_samples_from_the_key(engine: Engine, reverse: bool) -> None:
     cell = CTRNN(HIDDEN, tau=10.0, dt=5.0, sigma=0.3)
     params, xs, key = random_params(cell, 0, INPUT, np.float32), normal(STEPS, BATCH, INPUT), 7
     carry, ys = jrnn.unroll(
@@ -38,17 +38,17 @@ def test_noise_of_the_ctrnn_is_that_of_the_key(engine: Engine, reverse: bool) ->
         assert_close(jax.tree.map(lambda leaf, b=b: leaf[b], carry), s, 1e-5)
 
 
-def test_without_a_key_or_without_strength_there_is_no_noise() -> None:
-    loud, quiet = CTRNN(HIDDEN, sigma=0.3), CTRNN(HIDDEN)
-    params, xs = random_params(loud, 0, INPUT, np.float32), normal(STEPS, BATCH, INPUT)
-    want = jrnn.unroll(quiet, params, xs)
-    assert_close(jrnn.unroll(loud, params, xs), want, 0)
-    assert_close(jrnn.unroll(quiet, params, xs, key=jax.random.key(0)), want, 0)
-    assert loud.is_stochastic and not quiet.is_stochastic
+def test_ctrnn_is_deterministic_without_key_or_sigma() -> None:
+    noisy, noiseless = CTRNN(HIDDEN, sigma=0.3), CTRNN(HIDDEN)
+    params, xs = random_params(noisy, 0, INPUT, np.float32), normal(STEPS, BATCH, INPUT)
+    expected = jrnn.unroll(noiseless, params, xs)
+    assert_close(jrnn.unroll(noisy, params, xs), expected, 0)
+    assert_close(jrnn.unroll(noiseless, params, xs, key=jax.random.key(0)), expected, 0)
+    assert noisy.is_stochastic and not noiseless.is_stochastic
 
 
-def test_noise_alone_has_the_strength_it_says() -> None:
-    # Of h' = (1 - alpha) h + sqrt(2 alpha) sigma xi the variance is sigma^2 / (1 - alpha / 2).
+def test_noise_has_the_standard_deviation_of_sigma() -> None:
+    # The variance of h' = (1 - alpha) h + sqrt(2 alpha) sigma xi is sigma^2 / (1 - alpha / 2).
     cell = CTRNN(200, dt=5.0, sigma=0.5)
     params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 1))
     run = lambda key: jrnn.unroll(cell, params, jnp.zeros((200, 20, 1)), key=key)[0].h
@@ -56,7 +56,7 @@ def test_noise_alone_has_the_strength_it_says() -> None:
     np.testing.assert_allclose(deviation, 0.5 / np.sqrt(1 - 0.05 / 2), rtol=0.05)
 
 
-def test_a_potential_decays_with_its_time_constant() -> None:
+def test_potential_decays_with_time_constant_tau() -> None:
     cell = CTRNN(1, tau=100.0, dt=1.0, activation="tanh")
     params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 1))
     start = jrnn.CTRNNCarry(h=jnp.ones((1, 1)), r=jnp.tanh(jnp.ones((1, 1))))
@@ -64,7 +64,7 @@ def test_a_potential_decays_with_its_time_constant() -> None:
     np.testing.assert_allclose(last.h, np.exp(-1), rtol=0.01)
 
 
-def test_rates_are_those_of_the_activation_from_the_first_carry_on() -> None:
+def test_rates_equal_activation_of_potentials_at_every_step() -> None:
     cell = CTRNN(HIDDEN, activation="softplus")
     params = random_params(cell, 0, INPUT, np.float32)
     carry = cell.init_carry(params, (BATCH,))
@@ -75,7 +75,7 @@ def test_rates_are_those_of_the_activation_from_the_first_carry_on() -> None:
 
 
 @pytest.mark.parametrize("units", [None, 5])
-def test_irregular_times_equal_a_loop(engine: Engine, units: int | None) -> None:
+def test_irregular_time_steps_equal_numpy_loop(engine: Engine, units: int | None) -> None:
     cell = CfC(HIDDEN, backbone_units=units)
     params = random_params(cell, 0, INPUT, np.float32)
     xs: Any = Timed(normal(STEPS, BATCH, INPUT), abs(3 * normal(STEPS, BATCH, seed=1)))
@@ -88,7 +88,7 @@ def test_irregular_times_equal_a_loop(engine: Engine, units: int | None) -> None
             assert_close(ys[t, b], y, 1e-5)
 
 
-def test_gradient_by_the_times_is_right(engine: Engine, x64: None) -> None:
+def test_gradient_of_time_steps_equals_finite_differences(engine: Engine, x64: None) -> None:
     cell = CfC(HIDDEN, backbone_units=5)
     params = random_params(cell, 0, INPUT)
     x, dt = normal(STEPS, BATCH, INPUT).astype(float), abs(normal(STEPS, BATCH, seed=1)) + 0.1
@@ -97,20 +97,20 @@ def test_gradient_by_the_times_is_right(engine: Engine, x64: None) -> None:
     )
     grad, eps = jax.grad(loss)(dt.astype(float)), 1e-6
     for index in [(0, 0), (3, 1), (STEPS - 1, 2)]:
-        nudge = np.zeros((STEPS, BATCH))
-        nudge[index] = eps
-        slope = (loss(dt + nudge) - loss(dt - nudge)) / (2 * eps)
-        np.testing.assert_allclose(grad[index], slope, rtol=1e-6, atol=1e-8)
+        delta = np.zeros((STEPS, BATCH))
+        delta[index] = eps
+        expected = (loss(dt + delta) - loss(dt - delta)) / (2 * eps)
+        np.testing.assert_allclose(grad[index], expected, rtol=1e-6, atol=1e-8)
 
 
-def test_inputs_alone_are_one_unit_of_time_apart() -> None:
+def test_inputs_without_dt_have_time_step_one() -> None:
     cell = CfC(HIDDEN, backbone_units=5)
     params, xs = random_params(cell, 0, INPUT, np.float32), normal(STEPS, BATCH, INPUT)
     timed = Timed(xs, jnp.ones((STEPS, BATCH)))
     assert_close(jrnn.unroll(cell, params, timed), jrnn.unroll(cell, params, xs), 0)
 
 
-def test_times_keep_half_precision() -> None:
+def test_float32_time_steps_keep_half_precision_carry() -> None:
     cell = CfC(HIDDEN)
     params = cell.init(jax.random.key(0), INPUT, jnp.bfloat16)
     x = Timed(jnp.ones((BATCH, INPUT), jnp.bfloat16), jnp.ones(BATCH, jnp.float32))
@@ -118,27 +118,27 @@ def test_times_keep_half_precision() -> None:
     assert h.dtype == jnp.bfloat16
 
 
-def test_weights_of_the_cfc_fill_the_glorot_limit_of_input_and_state() -> None:
+def test_cfc_weights_have_glorot_limit_of_input_and_state() -> None:
     for units, width, fan_out in [(None, 4 * 30, 30), (50, 50, 50)]:
         params = CfC(30, backbone_units=units).init(jax.random.key(0), 20)
-        joined = np.concatenate([params.w_ih, params.w_hh])
-        assert joined.shape == (50, width)
+        weights = np.concatenate([params.w_ih, params.w_hh])
+        assert weights.shape == (50, width)
         limit = np.sqrt(6 / (50 + fan_out))
-        assert 0.95 * limit < np.abs(joined).max() <= limit
+        assert 0.95 * limit < np.abs(weights).max() <= limit
         assert 0.9 * limit < np.abs(params.w_hh).max()
 
 
-def test_times_of_another_shape_are_refused() -> None:
+def test_time_steps_of_wrong_shape_raise() -> None:
     cell = CfC(HIDDEN)
     params = cell.init(jax.random.key(0), INPUT)
     with pytest.raises(ValueError, match=r"CfC: dt must have the leading axes of x, \(3,\), got"):
         cell.project(params, Timed(jnp.ones((3, INPUT)), jnp.ones(())))
 
 
-REFUSED = [
+INVALID_OPTIONS = [
     (CTRNN, {"tau": 0}, "tau must be a number above 0"),
     (CTRNN, {"dt": -1.0}, "dt must be a number above 0"),
-    (CTRNN, {"tau": 10.0, "dt": 11.0}, "dt must be at most tau, .*take shorter steps"),
+    (CTRNN, {"tau": 10.0, "dt": 11.0}, "dt must be at most tau, .*use shorter steps"),
     (CTRNN, {"sigma": -0.1}, "sigma must be a number of at least 0"),
     (CTRNN, {"activation": "rleu"}, "activation must be one of .*did you mean 'relu'"),
     (CfC, {"backbone_units": 0}, "backbone_units must be a positive int"),
@@ -146,7 +146,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("cls", "options", "message"), REFUSED)
-def test_options_out_of_range_are_refused(cls: Any, options: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(("cls", "options", "message"), INVALID_OPTIONS)
+def test_invalid_options_raise(cls: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"{cls.__name__}: .*{message}"):
         cls(4, **options)

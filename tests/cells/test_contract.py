@@ -1,4 +1,4 @@
-"""The contract of a cell: four functions, any leading axes, and what is derived from them."""
+"""The contract of a cell: four functions that accept any leading axes, and derived methods."""
 
 import pickle
 from dataclasses import FrozenInstanceError, dataclass
@@ -38,7 +38,7 @@ from tests.helpers import (
 from tests.table import CELLS, Row
 
 LEADING = [(), (2, 3)]
-RECORDED = {
+TAPPED_GATES = {
     LSTM: {"i", "f", "g", "o"},
     GRU: {"r", "z", "n"},
     Elman: {"h"},
@@ -60,18 +60,18 @@ def draw(cell: Cell, params: Any, leading: tuple[int, ...]) -> tuple[Any, np.nda
     return jax.tree.map(lambda leaf: normal_like(rng, leaf, dtype), (carry, x))
 
 
-def gates_of(cell: Cell, params: Any, carry: Any, x: Any) -> tuple[Any, Any]:
+def compute_gates(cell: Cell, params: Any, carry: Any, x: Any) -> tuple[Any, Any]:
     """The gates z and u of a step."""
     return cell.project(params, x), cell.recur(params, carry)
 
 
-def finish(cell: Cell, params: Any, carry: Any, z: Any, u: Any) -> tuple[Any, Any]:
+def update_and_readout(cell: Cell, params: Any, carry: Any, z: Any, u: Any) -> tuple[Any, Any]:
     """The new carry and the output, from the gates."""
     carry = cell.update(params, carry, z, u)
     return carry, cell.readout(params, carry, z)
 
 
-def test_every_registered_cell_has_a_row() -> None:
+def test_every_registered_cell_is_in_the_test_table() -> None:
     assert set(REGISTRY.values()) <= {type(row.make(2)) for row in CELLS.values()}
     for name, cls in REGISTRY.items():
         make: Any = cls
@@ -79,12 +79,12 @@ def test_every_registered_cell_has_a_row() -> None:
 
 
 @partial(jax.jit, static_argnums=0)
-def run_parts(cell: Cell, params: Any, carry: Any, x: Any) -> tuple[Any, Any, Any, Any, Any]:
-    """z, u, carry and output from the functions, what step returns, and u of twice the carry."""
-    z, u = gates_of(cell, params, carry, x)
+def run_functions(cell: Cell, params: Any, carry: Any, x: Any) -> tuple[Any, Any, Any, Any, Any]:
+    """z, u, carry and output from the four functions; the result of step; u of twice the carry."""
+    z, u = compute_gates(cell, params, carry, x)
     double = jax.tree.map(lambda c: (2 * c).astype(c.dtype), carry)
-    finished = finish(cell, params, carry, z, u)
-    return z, u, finished, cell.step(params, carry, x), cell.recur(params, double)
+    result = update_and_readout(cell, params, carry, z, u)
+    return z, u, result, cell.step(params, carry, x), cell.recur(params, double)
 
 
 def test_parts_accept_any_leading_axes(row: Row) -> None:
@@ -92,38 +92,38 @@ def test_parts_accept_any_leading_axes(row: Row) -> None:
     params = random_params(cell, 1, 2, np.float32)
     for leading in LEADING:
         carry, x = draw(cell, params, leading)
-        got = jax.tree.map(np.asarray, run_parts(cell, params, carry, x)[:3])
+        got = jax.tree.map(np.asarray, run_functions(cell, params, carry, x)[:3])
         for index in np.ndindex(leading):
-            alone = jax.tree.map(lambda leaf, at=index: leaf[at], (carry, x))
-            want = run_parts(cell, params, *alone)[:3]
-            assert_close(jax.tree.map(lambda leaf, at=index: leaf[at], got), want, 1e-6)
-            assert_close(want[2], row.step(params, *alone), 1e-5)
+            args = jax.tree.map(lambda leaf, at=index: leaf[at], (carry, x))
+            expected = run_functions(cell, params, *args)[:3]
+            assert_close(jax.tree.map(lambda leaf, at=index: leaf[at], got), expected, 1e-6)
+            assert_close(expected[2], row.step(params, *args), 1e-5)
 
 
-def test_gates_are_one_array_each(row: Row) -> None:
+def test_each_gate_is_one_array(row: Row) -> None:
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
     carry, x = draw(cell, params, (5,))
-    z, u = jax.eval_shape(partial(gates_of, cell), params, carry, x)
-    shown = jax.eval_shape(cell.step, params, carry, x)
-    sizes = {1} | {n for leaf in jax.tree.leaves(shown) for n in leaf.shape[1:]}
+    z, u = jax.eval_shape(partial(compute_gates, cell), params, carry, x)
+    result = jax.eval_shape(cell.step, params, carry, x)
+    sizes = {1} | {n for leaf in jax.tree.leaves(result) for n in leaf.shape[1:]}
     for leaf in jax.tree.leaves((z, u)):
         assert leaf.shape[0] == 5
         assert not update_is_elementwise(cell, params, carry, z, u) or leaf.shape[-1] in sizes
 
 
-def test_step_is_made_of_the_parts(row: Row) -> None:
+def test_step_equals_composition_of_the_four_functions(row: Row) -> None:
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
-    _, _, updated, stepped, _ = run_parts(cell, params, *draw(cell, params, (2, 3)))
-    assert_close(stepped, updated, 0)
+    _, _, composed, stepped, _ = run_functions(cell, params, *draw(cell, params, (2, 3)))
+    assert_close(stepped, composed, 0)
 
 
 def test_recur_is_linear_in_the_carry(row: Row) -> None:
-    # An engine that defers the weight gradients counts on it: no bias and no gate in there.
+    # Engines that defer the weight gradients require it.
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
-    _, once, _, _, twice = run_parts(cell, params, *draw(cell, params, (2, 3)))
+    _, once, _, _, twice = run_functions(cell, params, *draw(cell, params, (2, 3)))
     assert_close(jax.tree.map(lambda u: 2 * np.asarray(u), once), twice, 1e-6)
 
 
@@ -133,7 +133,7 @@ def test_update_of_a_linear_cell_applies_its_coefficients(row: Row) -> None:
         pytest.skip("not linear")
     params = random_params(cell, 1, 2, np.float32)
     carry, x = draw(cell, params, (5,))
-    z, u = gates_of(cell, params, carry, x)
+    z, u = compute_gates(cell, params, carry, x)
     coefficients = cell.coefficients(params, z)
     if coefficients is None:
         pytest.skip("not linear")
@@ -142,8 +142,8 @@ def test_update_of_a_linear_cell_applies_its_coefficients(row: Row) -> None:
 
 
 @dataclass(frozen=True)
-class Silent(Cell):
-    """A cell with two states that does not choose its output."""
+class NoReadout(Cell):
+    """A cell with two states and without a readout."""
 
     hidden_size: int
 
@@ -164,15 +164,15 @@ class Silent(Cell):
         return LSTMCarry(z, carry.c + z)
 
 
-def test_cell_with_two_states_must_choose_its_output() -> None:
-    cell = Silent(2)
+def test_cell_with_two_states_must_define_readout() -> None:
+    cell = NoReadout(2)
     params = cell.init(jax.random.key(0), 2)
-    message = r"Silent: the carry has 2 arrays, .* write readout\(self, params, carry, z\)"
+    message = r"NoReadout: the carry has 2 arrays, .* write readout\(self, params, carry, z\)"
     with pytest.raises(TypeError, match=message):
         cell.step(params, cell.init_carry(params, ()), jnp.ones(2))
 
 
-def test_first_carry_has_the_axes_and_dtype_asked_for(row: Row) -> None:
+def test_init_carry_has_requested_batch_axes_and_dtype(row: Row) -> None:
     cell = row.make(3)
     for dtype in (jnp.float32, jnp.bfloat16):
         shapes = jax.eval_shape(lambda d=dtype: cell.init(jax.random.key(0), 2, d))
@@ -182,15 +182,15 @@ def test_first_carry_has_the_axes_and_dtype_asked_for(row: Row) -> None:
         for leading, carry in zip(LEADING, carries, strict=True):
             start = row.start(params)
             assert jax.tree.structure(carry) == jax.tree.structure(start)
-            for leaf, truth in zip(jax.tree.leaves(carry), jax.tree.leaves(start), strict=True):
+            for leaf, expected in zip(jax.tree.leaves(carry), jax.tree.leaves(start), strict=True):
                 if jnp.issubdtype(leaf.dtype, jnp.inexact):
                     assert leaf.dtype == (counterpart(dtype) if is_complex(leaf) else dtype)
-                assert is_complex(leaf) == is_complex(truth)
-                assert leaf.shape == (*leading, *np.shape(truth))
-                np.testing.assert_array_equal(leaf, np.broadcast_to(truth, leaf.shape))
+                assert is_complex(leaf) == is_complex(expected)
+                assert leaf.shape == (*leading, *np.shape(expected))
+                np.testing.assert_array_equal(leaf, np.broadcast_to(expected, leaf.shape))
 
 
-def test_cell_is_a_value(row: Row) -> None:
+def test_cell_is_hashable_picklable_and_printable(row: Row) -> None:
     cell: Any = row.make(3)
     assert cell == row.make(3) and hash(cell) == hash(row.make(3))
     assert cell != row.make(4)
@@ -200,13 +200,13 @@ def test_cell_is_a_value(row: Row) -> None:
         cell.hidden_size = 4
 
 
-def test_no_two_parameters_are_one_array(row: Row) -> None:
+def test_parameters_are_distinct_arrays(row: Row) -> None:
     cell = row.make(3)
-    made = jax.make_jaxpr(lambda key: cell.init(key, 2))(jax.random.key(0)).jaxpr.outvars
-    assert len(set(map(id, made))) == len(made)
+    outvars = jax.make_jaxpr(lambda key: cell.init(key, 2))(jax.random.key(0)).jaxpr.outvars
+    assert len(set(map(id, outvars))) == len(outvars)
 
 
-def test_no_two_parameters_share_a_buffer(kind: Row) -> None:
+def test_parameters_do_not_share_buffers(kind: Row) -> None:
     cell = kind.make(3)
     params = cell.init(jax.random.key(0), 2)
     pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)]
@@ -214,39 +214,39 @@ def test_no_two_parameters_share_a_buffer(kind: Row) -> None:
     jax.jit(lambda p: jax.tree.map(lambda a: a + 1, p), donate_argnums=0)(params)
 
 
-def test_overriding_step_is_refused() -> None:
-    with pytest.raises(TypeError, match="Hasty: step is derived and never overridden"):
+def test_overriding_step_raises() -> None:
+    with pytest.raises(TypeError, match="OverridesStep: step is derived and never overridden"):
 
-        class Hasty(LSTM):
+        class OverridesStep(LSTM):
             def step(self, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore
                 return super().step(*args, **kwargs)
 
 
-def test_overriding_step_through_another_base_is_refused() -> None:
+def test_overriding_step_by_a_mixin_raises() -> None:
     class Mixin:
         def step(self) -> None: ...
 
-    with pytest.raises(TypeError, match="Hasty: step is derived and never overridden"):
+    with pytest.raises(TypeError, match="OverridesStep: step is derived and never overridden"):
 
-        class Hasty(Mixin, Elman):  # pyright: ignore
+        class OverridesStep(Mixin, Elman):  # pyright: ignore
             pass
 
 
-def test_gates_are_recorded_by_name(row: Row) -> None:
+def test_gates_are_captured_by_name(row: Row) -> None:
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
     carry, x = draw(cell, params, (5,))
 
-    def captured(params: Any) -> Any:
+    def capture_gates(params: Any) -> Any:
         return capture_taps(cell.step)(params, carry, x)[1]
 
-    gates = jax.eval_shape(captured, params)
+    gates = jax.eval_shape(capture_gates, params)
     assert gates
-    assert set(gates) == RECORDED.get(type(cell), set(gates))
+    assert set(gates) == TAPPED_GATES.get(type(cell), set(gates))
     assert {leaf.shape[0] for leaf in gates.values()} == {5}
 
 
-def test_recorded_gates_of_the_lstm_explain_its_step() -> None:
+def test_captured_lstm_gates_reproduce_its_step() -> None:
     cell = LSTM(3, peepholes=True)
     params = random_params(cell, 1, 2, np.float32)
     carry, x = draw(cell, params, (5,))
@@ -256,7 +256,7 @@ def test_recorded_gates_of_the_lstm_explain_its_step() -> None:
     assert_close((after.c, y), (c, gates["o"] * jnp.tanh(c)), 1e-6)
 
 
-def test_recorded_gates_of_the_gru_explain_its_step() -> None:
+def test_captured_gru_gates_reproduce_its_step() -> None:
     cell = GRU(3)
     params = random_params(cell, 1, 2, np.float32)
     carry, x = draw(cell, params, (5,))

@@ -1,4 +1,4 @@
-"""Kin of the GRU and of the LSTM: what the table of cells does not show."""
+"""Variants of the GRU and of the LSTM: properties beyond the table of cells."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ from tests.helpers import assert_close, normal_like, random_params
 from tests.oracles.gated import depth_gated_lstm, janet, mogrifier_lstm
 
 INPUT, HIDDEN = 5, 16
-BEGINNINGS = [
+INITIAL_BIASES = [
     (MUT1(HIDDEN), {}),
     (MUT2(HIDDEN), {}),
     (MUT3(HIDDEN), {}),
@@ -46,12 +46,12 @@ BEGINNINGS = [
 ]
 
 
-def blocks(joined: Any) -> list[np.ndarray]:
-    return np.split(np.asarray(joined, np.float64), joined.shape[-1] // HIDDEN, axis=-1)
+def blocks(array: Any) -> list[np.ndarray]:
+    return np.split(np.asarray(array, np.float64), array.shape[-1] // HIDDEN, axis=-1)
 
 
-@pytest.mark.parametrize(("cell", "starts"), BEGINNINGS, ids=str)
-def test_weights_and_biases_begin_as_those_of_the_lstm(cell: Cell, starts: dict) -> None:
+@pytest.mark.parametrize(("cell", "biases"), INITIAL_BIASES, ids=str)
+def test_weights_and_biases_are_initialized_as_in_the_lstm(cell: Cell, biases: dict) -> None:
     params = cell.init(jax.random.key(0), INPUT)
     for gate in blocks(params.w_hh):
         np.testing.assert_allclose(gate.T @ gate, np.eye(HIDDEN), atol=1e-5)
@@ -59,11 +59,11 @@ def test_weights_and_biases_begin_as_those_of_the_lstm(cell: Cell, starts: dict)
     for gate in blocks(params.w_ih):
         assert 0.9 * limit < np.abs(gate).max() <= limit
     for n, bias in enumerate(blocks(params.b)):
-        np.testing.assert_array_equal(bias, starts.get(n, 0.0))
+        np.testing.assert_array_equal(bias, biases.get(n, 0.0))
 
 
 @pytest.mark.parametrize("cls", [JANET, UGRNN])
-def test_chrono_is_in_the_gate_that_keeps(cls: Any) -> None:
+def test_chrono_biases_are_in_the_forget_gate(cls: Any) -> None:
     keep, other = blocks(cls(HIDDEN, t_max=50).init(jax.random.key(0), INPUT).b)
     assert (keep > 0).all() and (keep <= np.log(49)).all() and len(set(keep)) == HIDDEN
     np.testing.assert_array_equal(other, 0)
@@ -74,80 +74,83 @@ def test_chrono_is_in_the_gate_that_keeps(cls: Any) -> None:
 
 
 @pytest.mark.parametrize("beta", [None, True, "1", float("nan"), float("inf")])
-def test_beta_of_janet_must_be_a_finite_number(beta: Any) -> None:
+def test_janet_beta_must_be_a_finite_number(beta: Any) -> None:
     with pytest.raises(ValueError, match="JANET: beta must be a finite number, got"):
         JANET(4, beta=beta)
 
 
 @pytest.mark.parametrize("name", ["rounds", "rank"])
 @pytest.mark.parametrize("value", [0, -1, 2.0, True])
-def test_rounds_and_rank_of_the_mogrifier_must_be_positive_ints(name: str, value: Any) -> None:
+def test_mogrifier_rounds_and_rank_must_be_positive_ints(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"MogrifierLSTM: {name} must be a positive int, got"):
         MogrifierLSTM(4, **{name: value})
 
 
-def one_step(cell: Cell) -> tuple[Any, Any, np.ndarray]:
-    """Parameters, a carry and an input of one sequence, in float64."""
+def step_args(cell: Cell) -> tuple[Any, Any, np.ndarray]:
+    """Parameters, carry and input of one sequence, in float64."""
     params, rng = random_params(cell, 1, INPUT), np.random.default_rng(2)
     carry = jax.eval_shape(lambda p: cell.init_carry(p, ()), params)
     carry = jax.tree.map(lambda leaf: normal_like(rng, leaf, np.float64), carry)
     return params, carry, rng.normal(size=INPUT)
 
 
-def test_janet_writes_ahead_by_its_beta(x64: None) -> None:
+def test_janet_with_any_beta_equals_oracle(x64: None) -> None:
     for beta in (0.0, -0.5, 2.0):
         cell = JANET(3, beta=beta)
-        given = one_step(cell)
-        assert_close(cell.step(*given), janet(*given, beta=beta), 1e-12)
+        args = step_args(cell)
+        assert_close(cell.step(*args), janet(*args, beta=beta), 1e-12)
 
 
 @pytest.mark.parametrize(("rounds", "rank"), [(1, None), (1, 2), (2, None), (3, 1), (6, 7)])
-def test_mogrifier_of_any_rounds_and_rank_equals_its_oracle(
+def test_mogrifier_with_any_rounds_and_rank_equals_oracle(
     rounds: int, rank: int | None, x64: None
 ) -> None:
     cell = MogrifierLSTM(3, rounds=rounds, rank=rank)
-    params, carry, x = one_step(cell)
+    params, carry, x = step_args(cell)
     assert (params.r is None) == (rounds == 1)
     assert (params.q_right is None) == (rank is None)
-    truth = mogrifier_lstm(params, carry, x, rounds=rounds)
-    assert_close(cell.step(params, carry, x), truth, 1e-12)
+    expected = mogrifier_lstm(params, carry, x, rounds=rounds)
+    assert_close(cell.step(params, carry, x), expected, 1e-12)
 
 
-def test_mogrifier_whose_rounds_weigh_nothing_is_the_lstm(x64: None) -> None:
+def test_mogrifier_with_zero_round_weights_equals_lstm(x64: None) -> None:
     cell = MogrifierLSTM(3)
-    params, carry, x = one_step(cell)
+    params, carry, x = step_args(cell)
     params = params._replace(q=0 * params.q, r=0 * params.r)
     plain = LSTMParams(params.w_ih, params.w_hh, params.b)
     assert_close(cell.step(params, carry, x), LSTM(3).step(plain, carry, x), 1e-12)
 
 
-def test_mut2_is_the_gru_of_the_first_paper_with_another_sign_of_z(x64: None) -> None:
-    params, h, x = one_step(MUT2(3))
-    cut = lambda leaf: np.split(leaf, 3, axis=-1)
-    turned: Any = lambda leaf: np.concatenate([cut(leaf)[1], -cut(leaf)[0], cut(leaf)[2]], axis=-1)
-    gru = GRUParams(turned(params.w_ih), turned(params.w_hh), turned(params.b))
+def test_mut2_equals_gru_with_reset_before_and_negated_z(x64: None) -> None:
+    params, h, x = step_args(MUT2(3))
+
+    def to_gru(leaf: Any) -> Any:
+        z, r, n = np.split(leaf, 3, axis=-1)
+        return np.concatenate([r, -z, n], axis=-1)
+
+    gru = GRUParams(to_gru(params.w_ih), to_gru(params.w_hh), to_gru(params.b))
     assert_close(MUT2(3).step(params, h, x), GRU(3, reset_after=False).step(gru, h, x), 1e-12)
 
 
-def below(key: jax.Array, leading: tuple[int, ...]) -> Below:
+def random_below(key: jax.Array, leading: tuple[int, ...]) -> Below:
     keys = jax.random.split(key)
     return Below(*(jax.random.normal(k, (*leading, n)) for k, n in zip(keys, (3, 2), strict=True)))
 
 
-def test_depth_gated_lstm_with_a_layer_below_keeps_the_contract() -> None:
-    check_cell(DepthGatedLSTM(2), inputs=below)
+def test_depth_gated_lstm_with_layer_below_satisfies_the_contract() -> None:
+    check_cell(DepthGatedLSTM(2), inputs=random_below)
 
 
 @pytest.mark.parametrize("engine", ["scan", "fused"])
-def test_depth_gated_lstm_with_a_layer_below_equals_its_oracle(engine: str, x64: None) -> None:
+def test_depth_gated_lstm_with_layer_below_equals_oracle(engine: str, x64: None) -> None:
     steps, cell = 6, DepthGatedLSTM(2)
     params, rng = random_params(cell, 1, 3), np.random.default_rng(4)
-    start, xs = cell.init_carry(params, (1,)), below(jax.random.key(5), (steps, 1))
-    way = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), (params, xs))
+    start, xs = cell.init_carry(params, (1,)), random_below(jax.random.key(5), (steps, 1))
+    direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), (params, xs))
     weights = rng.normal(size=(steps, 1, 2))
 
-    def truth(nudge: float) -> tuple[np.ndarray, Any]:
-        p, x = jax.tree.map(lambda a, d: np.asarray(a) + nudge * d, (params, xs), way)
+    def oracle(eps: float) -> tuple[np.ndarray, Any]:
+        p, x = jax.tree.map(lambda a, d: np.asarray(a) + eps * d, (params, xs), direction)
         carry, ys = jax.tree.map(lambda leaf: np.asarray(leaf)[0], start), []
         for t in range(steps):
             carry, y = depth_gated_lstm(p, carry, x.x[t, 0], x.c[t, 0])
@@ -158,15 +161,15 @@ def test_depth_gated_lstm_with_a_layer_below_equals_its_oracle(engine: str, x64:
         return (jrnn.unroll(cell, p, x, start, engine=engine)[1] * weights).sum()
 
     carry, ys = jrnn.unroll(cell, params, xs, start, engine=engine)
-    assert_close(ys[:, 0], truth(0.0)[0], 1e-10)
-    assert_close(jax.tree.map(lambda leaf: leaf[0], carry), truth(0.0)[1], 1e-10)
+    assert_close(ys[:, 0], oracle(0.0)[0], 1e-10)
+    assert_close(jax.tree.map(lambda leaf: leaf[0], carry), oracle(0.0)[1], 1e-10)
     grads = jax.grad(run, argnums=(0, 1))(params, xs)
-    along = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), grads, way)))
-    slope = ((truth(1e-5)[0] - truth(-1e-5)[0])[:, None] * weights).sum() / 2e-5
-    np.testing.assert_allclose(along, slope, rtol=1e-7)
+    directional = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), grads, direction)))
+    expected = ((oracle(1e-5)[0] - oracle(-1e-5)[0])[:, None] * weights).sum() / 2e-5
+    np.testing.assert_allclose(directional, expected, rtol=1e-7)
 
 
-def test_states_of_a_layer_below_must_be_as_many_as_its_own() -> None:
+def test_layer_below_must_have_the_same_hidden_size() -> None:
     cell = DepthGatedLSTM(2)
     params = cell.init(jax.random.key(0), 3)
     message = r"DepthGatedLSTM: c must have a last axis of 2 \(hidden_size\), got shape \(3,\)"
@@ -174,7 +177,7 @@ def test_states_of_a_layer_below_must_be_as_many_as_its_own() -> None:
         cell.project(params, Below(jnp.ones(3), jnp.ones(3)))
 
 
-def test_only_a_cell_that_says_so_takes_what_is_below() -> None:
+def test_depth_gated_lstm_accepts_inputs_with_and_without_layer_below() -> None:
     assert DepthGatedLSTM(2).traits.input_types == (Below,)
     assert not Elman(2).traits.input_types
     cell, zeros = DepthGatedLSTM(2), jnp.zeros(2)

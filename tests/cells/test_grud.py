@@ -1,4 +1,4 @@
-"""GRU-D: what the table of cells does not show."""
+"""GRU-D: properties beyond the table of cells."""
 
 import jax
 import jax.numpy as jnp
@@ -10,28 +10,28 @@ from jrnn.cells import GRUParams
 from tests.helpers import assert_close, random_params
 
 
-def test_without_holes_it_is_the_gru_of_the_first_paper(x64: None) -> None:
+def test_grud_without_missing_values_equals_gru_with_reset_before(x64: None) -> None:
     params, rng = random_params(GRUD(3), 1, 2), np.random.default_rng(2)
     params = params._replace(
         w_mh=0 * params.w_mh, b_decay_x=0 * params.b_decay_x, b_decay_h=0 * params.b_decay_h
     )
     h, x, last = (jnp.array(rng.normal(size=n)) for n in (3, 2, 2))
-    seen = Observed(x, jnp.ones(2), jnp.zeros(2))
-    carry, y = GRUD(3).step(params, GRUDCarry(h, last), seen)
-    plain = GRU(3, reset_after=False)
-    after, _ = plain.step(GRUParams(params.w_ih, params.w_hh, params.b), h, x)
-    assert_close((carry.h, y, carry.x), (after, after, x), 1e-12)
+    observed = Observed(x, jnp.ones(2), jnp.zeros(2))
+    carry, y = GRUD(3).step(params, GRUDCarry(h, last), observed)
+    gru_params = GRUParams(params.w_ih, params.w_hh, params.b)
+    expected, _ = GRU(3, reset_after=False).step(gru_params, h, x)
+    assert_close((carry.h, y, carry.x), (expected, expected, x), 1e-12)
 
 
-def test_what_is_not_observed_fades_to_the_mean_and_leaves_no_trace() -> None:
+def test_missing_values_are_ignored_and_decay_to_the_mean() -> None:
     cell = GRUD(3)
     params = cell.init(jax.random.key(0), 2)._replace(mean=jnp.array([2.0, -1.0]))
     carry = cell.init_carry(params, ())
     np.testing.assert_array_equal(carry.x, params.mean)
 
     def after(x: float, since: float, last: float) -> GRUDCarry:
-        hole = Observed(jnp.full(2, x), jnp.zeros(2), jnp.full(2, since))
-        return cell.step(params, GRUDCarry(carry.h, jnp.full(2, last)), hole)[0]
+        missing = Observed(jnp.full(2, x), jnp.zeros(2), jnp.full(2, since))
+        return cell.step(params, GRUDCarry(carry.h, jnp.full(2, last)), missing)[0]
 
     assert_close(after(0.0, 0.5, 7.0), after(9.0, 0.5, 7.0), 0)
     np.testing.assert_array_equal(after(0.0, 0.5, 7.0).x, 7.0)
@@ -39,10 +39,10 @@ def test_what_is_not_observed_fades_to_the_mean_and_leaves_no_trace() -> None:
     assert_close(after(0.0, 1e4, 7.0).h, after(0.0, 1e4, 3.0).h, 1e-6)
 
 
-def test_an_input_that_is_not_observed_is_refused() -> None:
+def test_input_of_wrong_type_or_size_raises() -> None:
     cell = GRUD(3)
     params = cell.init(jax.random.key(0), 2)
-    with pytest.raises(ValueError, match=r"GRUD: an input must be jrnn.Observed.*, got shape \(2"):
+    with pytest.raises(ValueError, match=r"GRUD: x must be jrnn.Observed.*, got shape \(2"):
         cell.project(params, jnp.ones(2))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"GRUD: since must have a last axis of 2 .*\(1,\)"):
         cell.project(params, Observed(jnp.ones(2), jnp.ones(2), jnp.ones(1)))

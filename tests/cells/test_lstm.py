@@ -1,4 +1,4 @@
-"""The switches of the LSTM, its variants by name, and the heads and the projection of its state."""
+"""The options of the LSTM, its variants by name, its heads and its projection."""
 
 from dataclasses import fields, replace
 from typing import Any
@@ -12,10 +12,10 @@ from jrnn import GRU, LSTM, Cell, lstm_variant
 from jrnn.cells.lstm_variants import VARIANTS
 from jrnn.structure import jacobian_kind, update_is_elementwise
 from tests.helpers import assert_close, normal_like, random_params
-from tests.oracles.common import heads_joined
+from tests.oracles.common import block_diagonal
 
-OF_VARIANTS = {"NIG": "fgo", "NFG": "igo", "NOG": "ifg", "CIFG": "fgo"}
-CHANGED = {
+VARIANT_GATES = {"NIG": "fgo", "NFG": "igo", "NOG": "ifg", "CIFG": "fgo"}
+OPTIONS_WITHOUT_KERNEL = {
     "input_gate": False,
     "forget_gate": False,
     "output_gate": False,
@@ -28,10 +28,10 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_gate_that_is_not_there_has_no_weights(name: str) -> None:
+def test_disabled_gates_have_no_weights(name: str) -> None:
     cell = lstm_variant(name, 4)
     params = cell.init(jax.random.key(0), 3)
-    gates = OF_VARIANTS.get(name, "ifgo")
+    gates = VARIANT_GATES.get(name, "ifgo")
     assert "".join(cell.gates) == gates
     sizes = {leaf.shape[-1] for leaf in (params.w_ih, params.w_hh, params.b)}
     assert sizes == {4 * len(gates)}
@@ -40,17 +40,17 @@ def test_a_gate_that_is_not_there_has_no_weights(name: str) -> None:
     assert (params.w_gates is not None) == (name == "FGR")
 
 
-def test_variants_take_the_other_options_of_the_lstm() -> None:
+def test_variants_accept_other_options_of_the_lstm() -> None:
     assert lstm_variant("NOG", 4, t_max=9) == LSTM(4, peepholes=True, output_gate=False, t_max=9)
 
 
-def test_a_variant_that_is_not_known_is_refused() -> None:
+def test_unknown_variant_raises() -> None:
     with pytest.raises(ValueError, match="lstm_variant: name must be .* 'noaf'; did you .* 'NOAF'"):
         lstm_variant("noaf", 4)
 
 
-def test_an_option_that_a_variant_sets_is_refused() -> None:
-    message = "lstm_variant: NP sets peepholes=False itself, got peepholes=True; leave it out"
+def test_option_set_by_variant_raises() -> None:
+    message = "lstm_variant: variant NP has peepholes=False, got peepholes=True; remove this option"
     with pytest.raises(ValueError, match=message):
         lstm_variant("NP", 4, peepholes=True)
 
@@ -58,15 +58,18 @@ def test_an_option_that_a_variant_sets_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"coupled": True, "forget_gate": False}, "coupled=True .* leave out forget_gate=False"),
-        ({"coupled": True, "input_gate": False}, "coupled=True .* leave out input_gate=False"),
-        ({"forget_gate": False, "forget_bias": 2.0}, "forget_bias=2.0 is about a forget gate"),
-        ({"forget_gate": False, "t_max": 9}, "t_max=9 is about a forget gate, and there is none"),
-        ({"gate_recurrence": True, "coupled": True}, "gate_recurrence=True .* got f, o; leave"),
+        ({"coupled": True, "forget_gate": False}, "coupled=True.* remove forget_gate=False"),
+        ({"coupled": True, "input_gate": False}, "coupled=True.* remove input_gate=False"),
+        ({"forget_gate": False, "forget_bias": 2.0}, "forget_bias=2.0 requires a forget gate"),
+        (
+            {"forget_gate": False, "t_max": 9},
+            "t_max=9 requires a forget gate, got forget_gate=False",
+        ),
+        ({"gate_recurrence": True, "coupled": True}, "gate_recurrence=True .* got f, o; remove"),
         ({"gate_recurrence": True, "output_gate": False}, "gate_recurrence=True .* got i, f; "),
         (
             {"peepholes": True, "input_gate": False, "forget_gate": False, "output_gate": False},
-            "peepholes=True, and no gate that looks",
+            "peepholes=True requires an input, forget or output gate, got none",
         ),
         ({"output_gate": 1}, "output_gate must be True or False, got 1"),
         ({"input_activation": "tahn"}, "input_activation must be one of .* did you mean 'tanh'"),
@@ -78,27 +81,27 @@ def test_an_option_that_a_variant_sets_is_refused() -> None:
     ],
     ids=str,
 )
-def test_what_contradicts_itself_is_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_or_incompatible_options_raise(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match="LSTM: " + message):
         LSTM(6, **options)
 
 
-def test_heads_of_the_gru_divide_its_units() -> None:
+def test_gru_heads_must_divide_hidden_size() -> None:
     with pytest.raises(ValueError, match="GRU: heads must divide hidden_size=6, got 4"):
         GRU(6, heads=4)
 
 
-def test_no_kernel_is_named_that_does_not_know_the_cell() -> None:
-    known = {"hidden_size", "forget_bias", "peepholes", "coupled", "t_max"}
-    assert {field.name for field in fields(LSTM)} == known | set(CHANGED)
-    for name, value in CHANGED.items():
+def test_kernel_name_is_none_for_options_without_kernel() -> None:
+    other_options = {"hidden_size", "forget_bias", "peepholes", "coupled", "t_max"}
+    assert {field.name for field in fields(LSTM)} == other_options | set(OPTIONS_WITHOUT_KERNEL)
+    for name, value in OPTIONS_WITHOUT_KERNEL.items():
         assert replace(LSTM(4), **{name: value}).kernel_name() is None
     cell = LSTM(4, peepholes=True, coupled=True, t_max=9)
     assert cell.kernel_name() == "lstm-peepholes-coupled"
     assert GRU(4).kernel_name() == "gru" and GRU(4, heads=2).kernel_name() is None
 
 
-def structure(cell: Cell) -> tuple[bool, str | None]:
+def cell_structure(cell: Cell) -> tuple[bool, str | None]:
     """Whether `update` is elementwise, and the kind of the Jacobian."""
     params = cell.init(jax.random.key(0), 2)
     carry, z = cell.init_carry(params, (3,)), cell.project(params, jnp.ones((3, 2)))
@@ -107,13 +110,13 @@ def structure(cell: Cell) -> tuple[bool, str | None]:
     return update_is_elementwise(cell, params, carry, z, u), kind
 
 
-def test_units_alone_in_their_head_are_blocks() -> None:
-    assert structure(LSTM(4, heads=4)) == (True, "block")
-    assert structure(GRU(4, heads=4)) == (True, "diagonal")
-    assert structure(GRU(4, heads=4, reset_after=False)) == (True, "diagonal")
+def test_heads_of_one_unit_have_block_or_diagonal_jacobian() -> None:
+    assert cell_structure(LSTM(4, heads=4)) == (True, "block")
+    assert cell_structure(GRU(4, heads=4)) == (True, "diagonal")
+    assert cell_structure(GRU(4, heads=4, reset_after=False)) == (True, "diagonal")
     projected = LSTM(4, proj_size=4, heads=4)
     for cell in (LSTM(4, heads=2), projected, LSTM(1), GRU(4, heads=2), GRU(1)):
-        assert structure(cell) == (True, None)
+        assert cell_structure(cell) == (True, None)
 
 
 @pytest.mark.parametrize(
@@ -127,22 +130,24 @@ def test_units_alone_in_their_head_are_blocks() -> None:
     ],
     ids=str,
 )
-def test_heads_are_matrices_with_blocks_whatever_else_is_switched(options: dict[str, Any]) -> None:
-    apart, whole = LSTM(6, heads=3, **options), LSTM(6, **options)
-    params = random_params(apart, 1, 2, np.float32)
-    joined = params._replace(w_hh=heads_joined(params.w_hh, "".join(apart.gates)))
+def test_heads_equal_block_diagonal_matrices_with_all_options(options: dict[str, Any]) -> None:
+    with_heads, without_heads = LSTM(6, heads=3, **options), LSTM(6, **options)
+    params = random_params(with_heads, 1, 2, np.float32)
+    full_params = params._replace(w_hh=block_diagonal(params.w_hh, "".join(with_heads.gates)))
     if params.w_gates is not None:
-        joined = joined._replace(w_gates=np.stack([heads_joined(w, "ifo") for w in params.w_gates]))
+        w_gates = np.stack([block_diagonal(w, "ifo") for w in params.w_gates])
+        full_params = full_params._replace(w_gates=w_gates)
     rng = np.random.default_rng(2)
     carry = jax.tree.map(
-        lambda leaf: normal_like(rng, leaf, np.float32), apart.init_carry(params, (5,))
+        lambda leaf: normal_like(rng, leaf, np.float32), with_heads.init_carry(params, (5,))
     )
     x = rng.normal(size=(5, 2)).astype(np.float32)
-    assert_close(apart.step(params, carry, x), whole.step(joined, carry, x), 1e-6)
+    expected = without_heads.step(full_params, carry, x)
+    assert_close(with_heads.step(params, carry, x), expected, 1e-6)
 
 
 @pytest.mark.parametrize("cell", [LSTM(6, heads=2), GRU(6, heads=2)], ids=repr)
-def test_every_head_of_every_gate_begins_orthogonal(cell: Any) -> None:
+def test_initial_weights_of_each_head_and_gate_are_orthogonal(cell: Any) -> None:
     w_hh = np.asarray(cell.init(jax.random.key(0), 3).w_hh, np.float64)
     blocks = [block for head in w_hh for block in np.split(head, w_hh.shape[-1] // 3, axis=-1)]
     for n, block in enumerate(blocks):
@@ -150,7 +155,7 @@ def test_every_head_of_every_gate_begins_orthogonal(cell: Any) -> None:
         assert all((block != other).all() for other in blocks[:n])
 
 
-def test_projection_begins_with_orthogonal_columns_and_gates_with_orthogonal_rows() -> None:
+def test_initial_projection_has_orthogonal_columns_and_gates_orthogonal_rows() -> None:
     params = LSTM(6, proj_size=2).init(jax.random.key(0), 3)
     w_hr, w_hh = (np.asarray(leaf, np.float64) for leaf in (params.w_hr, params.w_hh))
     np.testing.assert_allclose(w_hr.T @ w_hr, np.eye(2), atol=1e-5)
@@ -158,7 +163,7 @@ def test_projection_begins_with_orthogonal_columns_and_gates_with_orthogonal_row
         np.testing.assert_allclose(gate @ gate.T, np.eye(2), atol=1e-5)
 
 
-def test_gate_recurrence_begins_with_nine_orthogonal_matrices() -> None:
+def test_initial_gate_recurrence_has_nine_orthogonal_matrices() -> None:
     params = LSTM(6, gate_recurrence=True).init(jax.random.key(0), 3)
     w_gates = np.asarray(params.w_gates, np.float64)
     matrices = [gate for source in w_gates for gate in np.split(source, 3, axis=-1)]

@@ -1,4 +1,4 @@
-"""Where the gates of minimal cells are all but shut, and where their candidates are extreme."""
+"""Minimal cells with saturated gates and extreme candidates."""
 
 import jax
 import jax.numpy as jnp
@@ -11,27 +11,27 @@ from jrnn.cells.minimal import log_positive
 EXTREME = np.array([-1e4, -200, -1e-30, 0, 1e-30, 200, 1e4], np.float32)
 
 
-def test_logarithm_of_the_candidate_and_its_slope_are_right_and_finite() -> None:
-    value, slope = jax.vmap(jax.value_and_grad(log_positive))(EXTREME)
+def test_log_positive_and_its_derivative_equal_numpy() -> None:
+    value, derivative = jax.vmap(jax.value_and_grad(log_positive))(EXTREME)
     low = np.minimum(EXTREME, 0).astype(np.float64)
     above = EXTREME >= 0
-    want = np.where(above, np.log(np.maximum(EXTREME, 0) + 0.5), low - np.log1p(np.exp(low)))
-    np.testing.assert_allclose(value, want, rtol=1e-6)
-    slopes = np.where(above, 1 / (np.maximum(EXTREME, 0) + 0.5), 1 / (1 + np.exp(low)))
-    np.testing.assert_allclose(slope, slopes, rtol=1e-6)
+    expected = np.where(above, np.log(np.maximum(EXTREME, 0) + 0.5), low - np.log1p(np.exp(low)))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    expected = np.where(above, 1 / (np.maximum(EXTREME, 0) + 0.5), 1 / (1 + np.exp(low)))
+    np.testing.assert_allclose(derivative, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("log_space", [False, True])
 @pytest.mark.parametrize("cls", [MinGRU, MinLSTM])
-def test_shut_gates_give_finite_steps_and_gradients(
+def test_saturated_gates_have_finite_outputs_and_gradients(
     cls: type[MinGRU | MinLSTM], log_space: bool
 ) -> None:
     cell: Cell = cls(1, log_space=log_space)
     params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 1))
-    for shut in EXTREME:
-        given = params._replace(b=jnp.full_like(params.b, shut).at[-1].set(2.0))
+    for bias in EXTREME:
+        saturated = params._replace(b=jnp.full_like(params.b, bias).at[-1].set(2.0))
         step = lambda p: cell.step(p, jnp.ones((1,)), jnp.ones((1,)))[1].sum()
-        y, grads = jax.value_and_grad(step)(given)
+        y, grads = jax.value_and_grad(step)(saturated)
         assert jnp.isfinite(y) and jnp.isfinite(grads.b).all()
-        if cls is MinLSTM:  # gates that are equally shut share one half each
+        if cls is MinLSTM:  # equal gates are one half each
             np.testing.assert_allclose(y, 0.5 + 0.5 * (2.5 if log_space else 2.0), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""What is read off the jaxprs of a cell, against changes of single numbers and by hand."""
+"""The structure of a cell derived from its jaxprs, against brute force and by hand."""
 
 from functools import partial
 from typing import Any
@@ -34,29 +34,29 @@ def draw(cell: Cell, seed: int) -> tuple[Any, Any, Any, Any]:
 
 
 def dependence(function: Any, tree: Any) -> list[list[np.ndarray]]:
-    """For each leaf of the result and of `tree`, which number changes when another is changed."""
+    """For each pair of leaves of the result and of `tree`, which numbers depend on which."""
     leaves, structure = jax.tree.flatten(tree)
     ends = np.cumsum([jnp.size(leaf) for leaf in leaves])
-    # One copy of the tree for each number of it, in which that number is changed, and one as it is.
+    # One copy of the tree per number, with that number changed, and an unchanged copy at the end.
     copies, start = [], 0
     for leaf, end in zip(leaves, ends, strict=True):
         leaf = np.asarray(leaf)
-        many = np.repeat(leaf.reshape(1, -1), ends[-1] + 1, axis=0)
-        many[range(start, end), range(leaf.size)] += np.asarray(1.3).astype(leaf.dtype)
-        copies.append(many.reshape(-1, *leaf.shape))
+        rows = np.repeat(leaf.reshape(1, -1), ends[-1] + 1, axis=0)
+        rows[range(start, end), range(leaf.size)] += np.asarray(1.3).astype(leaf.dtype)
+        copies.append(rows.reshape(-1, *leaf.shape))
         start = end
     run = jax.jit(jax.vmap(function))
     results = jax.tree.leaves(run(jax.tree.unflatten(structure, copies)))
-    rows = []
+    dependences = []
     for result in results:
         flat = np.asarray(result).reshape(len(result), -1)
         differs = np.abs(flat - flat[-1]) > 1e-6 * (1 + np.abs(flat[-1]))
-        rows.append([part.T for part in np.split(differs[:-1], ends[:-1])])
-    return rows
+        dependences.append([part.T for part in np.split(differs[:-1], ends[:-1])])
+    return dependences
 
 
 def union(draws: list[Any]) -> Any:
-    """Where a number changes in any of the draws: relu and clocks do not always pass a change."""
+    """Where a number changes in any of the draws: relu and clocks may hide a change."""
     return [
         [np.logical_or.reduce(leaves) for leaves in zip(*rows, strict=True)]
         for rows in zip(*draws, strict=True)
@@ -66,42 +66,43 @@ def union(draws: list[Any]) -> Any:
 def test_update_is_elementwise_equals_brute_force(row: Row) -> None:
     cell = row.make(HIDDEN)
     draws = [draw(cell, seed) for seed in range(3)]
-    found = union(
+    dependences = union(
         [dependence(lambda s, p=params: cell.update(p, *s), rest) for params, *rest in draws]
     )
-    # Each number of the new carry depends on one number of each array at most.
-    truth = all((depends.sum(axis=1) <= 1).all() for leaf in found for depends in leaf)
-    assert update_is_elementwise(cell, *draws[0]) == truth
+    # Each number of the new carry depends on at most one number of each array.
+    expected = all((depends.sum(axis=1) <= 1).all() for leaf in dependences for depends in leaf)
+    assert update_is_elementwise(cell, *draws[0]) == expected
 
 
 def test_jacobian_kind_equals_brute_force(row: Row) -> None:
     cell = row.make(HIDDEN)
     draws = [draw(cell, seed) for seed in range(3)]
 
-    def one(params: Any, z: Any, carry: Any) -> Any:
+    def new_carry(params: Any, z: Any, carry: Any) -> Any:
         return cell.update(params, carry, z, cell.recur(params, carry))
 
-    found = union([dependence(partial(one, p, z), carry) for p, carry, z, _ in draws])
+    dependences = union([dependence(partial(new_carry, p, z), carry) for p, carry, z, _ in draws])
     leaves = jax.tree.leaves(draws[0][1])
-    want = None
+    expected = None
     if all(leaf.shape == leaves[0].shape for leaf in leaves):
-        own = all(not (d & ~np.eye(len(d), dtype=bool)).any() for leaf in found for d in leaf)
-        apart = all(
-            not d.any() for n, leaf in enumerate(found) for k, d in enumerate(leaf) if n != k
+        is_block = all(
+            not (d & ~np.eye(len(d), dtype=bool)).any() for leaf in dependences for d in leaf
         )
-        want = None if not own else "diagonal" if apart else "block"
+        is_separable = all(
+            not d.any() for n, leaf in enumerate(dependences) for k, d in enumerate(leaf) if n != k
+        )
+        expected = None if not is_block else "diagonal" if is_separable else "block"
     params, carry, z, _ = draws[0]
-    assert jacobian_kind(cell, params, carry, z) == want
+    assert jacobian_kind(cell, params, carry, z) == expected
 
 
 def test_leading_axes_do_not_change_the_structure(row: Row) -> None:
     cell = row.make(HIDDEN)
     params, carry, z, u = draw(cell, 0)
-    many = lambda tree: jax.tree.map(lambda leaf: jnp.stack([leaf] * HIDDEN), tree)
-    rest = many((carry, z, u))
-    alone = update_is_elementwise(cell, params, carry, z, u), jacobian_kind(cell, params, carry, z)
-    assert update_is_elementwise(cell, params, *rest) == alone[0]
-    assert jacobian_kind(cell, params, *rest[:2]) == alone[1]
+    batch = jax.tree.map(lambda leaf: jnp.stack([leaf] * HIDDEN), (carry, z, u))
+    is_elementwise = update_is_elementwise(cell, params, carry, z, u)
+    assert update_is_elementwise(cell, params, *batch) == is_elementwise
+    assert jacobian_kind(cell, params, *batch[:2]) == jacobian_kind(cell, params, carry, z)
 
 
 S = np.ones((3, 3), np.float32)
@@ -140,28 +141,28 @@ MIXING = {
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
-def test_elementwise_operations_are_recognised(name: str) -> None:
+def test_elementwise_operations_are_detected(name: str) -> None:
     assert flow(ELEMENTWISE[name], S, S).elementwise
 
 
 @pytest.mark.parametrize("name", MIXING)
-def test_operations_that_mix_are_not_elementwise(name: str) -> None:
-    found = flow(MIXING[name], S, S)
-    assert not found.elementwise and found.sources == (frozenset({0}),)
+def test_mixing_operations_are_not_elementwise(name: str) -> None:
+    result = flow(MIXING[name], S, S)
+    assert not result.elementwise and result.sources == (frozenset({0}),)
 
 
-def test_flow_follows_each_array_on_its_own() -> None:
-    def function(p: Any, given: Any) -> Any:
-        a, b, c = given
+def test_flow_tracks_each_array_separately() -> None:
+    def function(p: Any, arrays: Any) -> Any:
+        a, b, c = arrays
         return jax.jit(lambda x, y: (y, x * p))(a, b), p, a * c
 
-    found = flow(function, S, (S, S, S))
-    assert found.elementwise
-    assert [sorted(source) for source in found.sources] == [[1], [0], [], [0, 2]]
+    result = flow(function, S, (S, S, S))
+    assert result.elementwise
+    assert [sorted(source) for source in result.sources] == [[1], [0], [], [0, 2]]
 
 
-def test_what_mixes_only_parameters_and_gates_leaves_the_jacobian_diagonal() -> None:
-    # The softmax is of z, so `update` is not elementwise; of the carry it is.
+def test_mixing_of_parameters_and_gates_keeps_jacobian_diagonal() -> None:
+    # The softmax mixes z, so `update` is not elementwise, but it is in the carry.
     class Weighted(MinGRU):
         def update(self, params: Any, carry: Any, z: Any, u: None) -> jax.Array:
             return carry * jax.nn.softmax(z.z)
@@ -172,17 +173,17 @@ def test_what_mixes_only_parameters_and_gates_leaves_the_jacobian_diagonal() -> 
     assert jacobian_kind(cell, params, carry, z) == "diagonal"
 
 
-def test_products_with_parameters_are_found_at_any_depth() -> None:
-    for cell, inside in [
+def test_products_with_parameters_are_detected_at_any_depth() -> None:
+    for cell, expected in [
         (MGU(HIDDEN), True),
         (GRU(HIDDEN), False),
         (GRU(HIDDEN, reset_after=False), True),
         (Elman(HIDDEN), False),
         (MinimalRNN(HIDDEN), False),
     ]:
-        assert multiplies_by_params(cell.update, *draw(cell, 0)) == inside, cell
+        assert multiplies_by_params(cell.update, *draw(cell, 0)) == expected, cell
     params, w = {"w": S}, S
-    for function, inside in [
+    for function, expected in [
         (lambda p, x: jax.jit(lambda w, x: x @ w)(p["w"].T / 2, x), True),
         (lambda p, x: jax.checkpoint(lambda x: x @ p["w"])(x), True),
         (lambda p, x: lax.scan(lambda s, _: (s @ p["w"], None), x, None, length=2)[0], True),
@@ -190,10 +191,10 @@ def test_products_with_parameters_are_found_at_any_depth() -> None:
         (lambda p, x: p["w"] * (x @ w), False),
         (lambda p, x: jax.jit(lambda w, x: w + x @ x)(p["w"], x), False),
     ]:
-        assert multiplies_by_params(function, params, S) == inside
+        assert multiplies_by_params(function, params, S) == expected
 
 
-def test_leaves_that_a_function_reads() -> None:
+def test_leaves_read_returns_leaves_that_a_function_uses() -> None:
     cell = LSTM(HIDDEN, peepholes=True)
     params, carry, z, u = draw(cell, 0)
     update = leaves_read(lambda p, s, z: cell.update(p, s, z, u), params, carry, z)
@@ -209,7 +210,7 @@ def test_leaves_that_a_function_reads() -> None:
     assert LSTMCarry._fields == ("h", "c")
 
 
-def test_reverse_mode_alone_is_recognised() -> None:
+def test_reverse_mode_only_functions_are_detected() -> None:
     @jax.custom_vjp
     def function(a: jax.Array) -> jax.Array:
         return jnp.tanh(a)

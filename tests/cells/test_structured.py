@@ -1,4 +1,4 @@
-"""What the papers promise of cells whose recurrence has a structure, and what these refuse."""
+"""Properties of cells with a structured recurrence from their papers, and invalid options."""
 
 from typing import Any
 
@@ -12,25 +12,25 @@ from jrnn import LEM, AntisymmetricRNN, Clockwork, ClockworkCarry, CoRNN, FastGR
 from tests.helpers import random_params
 
 
-def test_undamped_antisymmetric_signals_neither_grow_nor_fade() -> None:
+def test_undamped_antisymmetric_jacobian_is_orthogonal() -> None:
     # The Jacobian of a step at 0 is I + epsilon (M - M^T).
     cell = AntisymmetricRNN(6, epsilon=1e-3, gamma=0.0)
     params = cell.init(jax.random.key(0), 2)._replace(b=jnp.zeros(6))
     step = lambda h: cell.step(params, h, jnp.zeros(2))[0]
-    singular = np.linalg.svd(np.asarray(jax.jacobian(step)(jnp.zeros(6))))[1]
-    np.testing.assert_allclose(singular, 1, atol=1e-4)
+    singular_values = np.linalg.svd(np.asarray(jax.jacobian(step)(jnp.zeros(6))))[1]
+    np.testing.assert_allclose(singular_values, 1, atol=1e-4)
 
 
-def test_antisymmetric_damping_makes_a_state_shrink() -> None:
+def test_antisymmetric_damping_decays_the_state() -> None:
     cell = AntisymmetricRNN(6, epsilon=0.01, gamma=1.0)
     params = cell.init(jax.random.key(0), 2)
     h = 0.1 * jax.random.normal(jax.random.key(1), (1, 6))
     last, _ = jrnn.unroll(cell, params, jnp.zeros((100, 1, 2)), h)
-    # As exp(-epsilon gamma t), but for the step size and for tanh.
+    # About exp(-epsilon gamma t), up to errors of Euler's method and of tanh.
     np.testing.assert_allclose(np.linalg.norm(last) / np.linalg.norm(h), np.exp(-1.0), rtol=0.05)
 
 
-def test_an_undriven_oscillator_swings_at_its_own_frequency() -> None:
+def test_cornn_without_input_oscillates_at_sqrt_gamma() -> None:
     cell = CoRNN(1, dt=0.01, gamma=4.0, epsilon=0.0)
     params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 1))
     start = jrnn.CoRNNCarry(y=jnp.ones((1, 1)), z=jnp.zeros((1, 1)))
@@ -39,7 +39,7 @@ def test_an_undriven_oscillator_swings_at_its_own_frequency() -> None:
     np.testing.assert_allclose(ys[:, 0, 0], np.cos(2 * times), atol=0.02)
 
 
-def test_fastgrnn_begins_as_in_the_code_of_its_authors() -> None:
+def test_fastgrnn_initialization_equals_that_of_the_authors() -> None:
     params = FastGRNN(5).init(jax.random.key(0), 3)
     assert (params.zeta.tolist(), params.nu.tolist()) == ([1.0], [-4.0])
     np.testing.assert_array_equal(params.b, np.ones(10))
@@ -48,17 +48,17 @@ def test_fastgrnn_begins_as_in_the_code_of_its_authors() -> None:
     np.testing.assert_array_equal(b_n, np.ones(64))
 
 
-def test_modules_of_a_clockwork_move_at_their_periods_alone() -> None:
+def test_clockwork_modules_change_only_at_their_periods() -> None:
     cell = Clockwork(6, periods=(1, 2, 6))
     params = random_params(cell, 0, 2, np.float32)
     xs = jax.random.normal(jax.random.key(0), (13, 1, 2))
     _, ys = jrnn.unroll(cell, params, xs)
-    moved = np.any(np.diff(ys[:, 0], axis=0, prepend=0).reshape(13, 3, 2) != 0, axis=-1)
+    changed = np.any(np.diff(ys[:, 0], axis=0, prepend=0).reshape(13, 3, 2) != 0, axis=-1)
     t = np.arange(13)
-    np.testing.assert_array_equal(moved, np.stack([t % 1 == 0, t % 2 == 0, t % 6 == 0], axis=-1))
+    np.testing.assert_array_equal(changed, np.stack([t % 1 == 0, t % 2 == 0, t % 6 == 0], axis=-1))
 
 
-def test_the_clock_starts_again_at_a_reset_and_never_overflows() -> None:
+def test_clock_restarts_at_resets_and_counts_modulo_common_period() -> None:
     cell = Clockwork(4, periods=(2, 3))
     params = random_params(cell, 0, 2, np.float32)
     resets = np.zeros((10, 2), bool)
@@ -68,23 +68,23 @@ def test_the_clock_starts_again_at_a_reset_and_never_overflows() -> None:
     assert last.t.tolist() == [10 % 6, 3]
 
 
-def test_fast_modules_of_a_clockwork_do_not_reach_slow_ones() -> None:
+def test_slow_clockwork_modules_do_not_depend_on_fast_ones() -> None:
     cell = Clockwork(4, periods=(1, 2))
     params = random_params(cell, 0, 2, np.float32)
-    after = lambda h: cell.step(params, ClockworkCarry(h, jnp.int32(0)), jnp.ones(2))[0].h
-    jacobian = np.asarray(jax.jacobian(after)(jnp.ones(4)))
+    step = lambda h: cell.step(params, ClockworkCarry(h, jnp.int32(0)), jnp.ones(2))[0].h
+    jacobian = np.asarray(jax.jacobian(step)(jnp.ones(4)))
     np.testing.assert_array_equal(jacobian == 0, np.kron([[0, 0], [1, 0]], np.ones((2, 2))))
-    drawn = cell.init(jax.random.key(0), 2).w_hh
-    np.testing.assert_array_equal(np.asarray(drawn).T == 0, jacobian == 0)
+    w_hh = cell.init(jax.random.key(0), 2).w_hh
+    np.testing.assert_array_equal(np.asarray(w_hh).T == 0, jacobian == 0)
 
 
 @pytest.mark.parametrize(("hidden", "modules"), [(1, 1), (7, 7), (12, 6), (128, 8), (3, 3)])
-def test_a_clockwork_has_as_many_modules_as_fit(hidden: int, modules: int) -> None:
-    want = np.repeat(2 ** np.arange(modules), hidden // modules)
-    np.testing.assert_array_equal(Clockwork(hidden).unit_periods, want)
+def test_clockwork_has_most_modules_that_divide_hidden_size(hidden: int, modules: int) -> None:
+    expected = np.repeat(2 ** np.arange(modules), hidden // modules)
+    np.testing.assert_array_equal(Clockwork(hidden).unit_periods, expected)
 
 
-def test_newton_refuses_the_clock() -> None:
+def test_newton_does_not_support_clockwork() -> None:
     cell = Clockwork(4)
     params = cell.init(jax.random.key(0), 2)
     with pytest.raises(TypeError, match="must have floating leaves alone, .*int32.*; use engine="):
@@ -92,20 +92,22 @@ def test_newton_refuses_the_clock() -> None:
 
 
 @pytest.mark.parametrize("periods", [(), (0, 1), (2, 1), (1, 1), (1, 2.0), [1, 2], 3, (True, 2)])
-def test_periods_must_be_growing_ints(periods: Any) -> None:
+def test_periods_must_be_increasing_ints(periods: Any) -> None:
     with pytest.raises(ValueError, match="Clockwork: periods must be a tuple of positive ints"):
         Clockwork(6, periods=periods)
 
 
-def test_modules_of_a_clockwork_have_equal_sizes() -> None:
-    with pytest.raises(ValueError, match="a multiple of the 3 periods, .*got 4"):
+def test_clockwork_hidden_size_must_be_a_multiple_of_modules() -> None:
+    with pytest.raises(ValueError, match="a multiple of the number of periods, 3, got 4"):
         Clockwork(4, periods=(1, 2, 4))
-    with pytest.raises(ValueError, match=r"hidden_size=11 has no number from 2 to 8 .* as 16, or"):
+    with pytest.raises(
+        ValueError, match=r"a multiple of a number from 2 to 8, got 11; .* as 16, or"
+    ):
         Clockwork(11)
     assert Clockwork(11, periods=(1,)).unit_periods.tolist() == [1] * 11
 
 
-REFUSED = [
+INVALID_OPTIONS = [
     (AntisymmetricRNN, {"epsilon": 0}, "epsilon must be a number above 0"),
     (AntisymmetricRNN, {"gamma": -0.1}, "gamma must be a number of at least 0"),
     (AntisymmetricRNN, {"gated": 1}, "gated must be True or False"),
@@ -118,7 +120,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("cls", "options", "message"), REFUSED)
-def test_options_out_of_range_are_refused(cls: Any, options: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(("cls", "options", "message"), INVALID_OPTIONS)
+def test_invalid_options_raise(cls: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"{cls.__name__}: .*{message}"):
         cls(4, **options)

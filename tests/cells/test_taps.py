@@ -1,4 +1,4 @@
-"""Named values inside a function: captured and replaced, whatever JAX transformation is around."""
+"""Capturing and replacing named values in a function, under all JAX transformations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,86 +25,86 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
 
 
 def update(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Names whose order is not that of the alphabet; relu is a custom derivative in JAX."""
+    """Names are not in alphabetical order; relu has a custom derivative in JAX."""
     z = tap("z", jax.nn.sigmoid(a))
     n = tap("n", jnp.tanh(b), role="candidate")
     c = tap("", jax.nn.relu(z * n), role="cell_state")
     return jnp.exp(c)
 
 
-def truth(scale: float = 1.0, shift: float = 0.0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def oracle(scale: float = 1.0, shift: float = 0.0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """`update` in NumPy, with its candidate scaled and its cell state shifted."""
     z, n = 1 / (1 + np.exp(-A)), scale * np.tanh(B)
     return np.exp(np.maximum(z * n, 0) + shift), {"z": z, "n": n}
 
 
-def assert_true(got: Any, want: Any) -> None:
-    (out, values), (true_out, true_values) = got, want
-    np.testing.assert_allclose(out, true_out, rtol=1e-5)
-    assert set(values) == set(true_values)
+def assert_captured(actual: Any, expected: Any) -> None:
+    (out, values), (expected_out, expected_values) = actual, expected
+    np.testing.assert_allclose(out, expected_out, rtol=1e-5)
+    assert set(values) == set(expected_values)
     for name, value in values.items():
-        np.testing.assert_allclose(value, true_values[name], rtol=1e-5)
+        np.testing.assert_allclose(value, expected_values[name], rtol=1e-5)
 
 
 @pytest.fixture(params=WRAPPERS)
 def wrapped(request: pytest.FixtureRequest) -> Any:
-    """`update` within each transformation, traced for the first time."""
+    """`update` under each transformation, without a cached trace."""
     return WRAPPERS[request.param](lambda a, b: update(a, b))
 
 
-def test_taps_change_nothing(wrapped: Any) -> None:
-    np.testing.assert_allclose(wrapped(A, B), truth()[0], rtol=1e-5)
+def test_taps_do_not_change_results(wrapped: Any) -> None:
+    np.testing.assert_allclose(wrapped(A, B), oracle()[0], rtol=1e-5)
 
 
-def test_taps_are_captured_in_the_order_of_calls(wrapped: Any) -> None:
+def test_taps_are_captured_in_call_order(wrapped: Any) -> None:
     out, values = capture_taps(wrapped)(A, B)
-    assert_true((out, values), truth())
+    assert_captured((out, values), oracle())
     assert list(values) == ["z", "n"]
 
 
-def test_capturing_does_not_depend_on_what_was_traced_before(wrapped: Any) -> None:
+def test_capturing_is_independent_of_cached_traces(wrapped: Any) -> None:
     for _ in range(2):
-        np.testing.assert_allclose(wrapped(A, B), truth()[0], rtol=1e-5)
-        assert_true(capture_taps(wrapped)(A, B), truth())
-        assert_true(jax.jit(capture_taps(wrapped))(A, B), truth())
+        np.testing.assert_allclose(wrapped(A, B), oracle()[0], rtol=1e-5)
+        assert_captured(capture_taps(wrapped)(A, B), oracle())
+        assert_captured(jax.jit(capture_taps(wrapped))(A, B), oracle())
         doubled = replace_taps(wrapped, "candidate", lambda n: 2 * n)
-        np.testing.assert_allclose(doubled(A, B), truth(scale=2)[0], rtol=1e-5)
-        np.testing.assert_allclose(jax.jit(doubled)(A, B), truth(scale=2)[0], rtol=1e-5)
+        np.testing.assert_allclose(doubled(A, B), oracle(scale=2)[0], rtol=1e-5)
+        np.testing.assert_allclose(jax.jit(doubled)(A, B), oracle(scale=2)[0], rtol=1e-5)
 
 
-def test_captured_values_are_those_that_replaced_others(wrapped: Any) -> None:
+def test_replaced_values_are_captured(wrapped: Any) -> None:
     changed = replace_taps(wrapped, "candidate", lambda n: 2 * n)
     changed = replace_taps(changed, "cell_state", lambda c: c + 1)
-    assert_true(capture_taps(changed)(A, B), truth(scale=2, shift=1))
+    assert_captured(capture_taps(changed)(A, B), oracle(scale=2, shift=1))
 
 
-def test_replacements_of_one_role_are_applied_from_the_inside_out() -> None:
+def test_inner_replacements_are_applied_first() -> None:
     inner = replace_taps(update, "candidate", lambda n: 2 * n)
     outer = replace_taps(inner, "candidate", lambda n: n + 1)
-    z, n = (np.asarray(truth()[1][name]) for name in "zn")
+    z, n = (np.asarray(oracle()[1][name]) for name in "zn")
     np.testing.assert_allclose(outer(A, B), np.exp(np.maximum(z * (2 * n + 1), 0)), rtol=1e-5)
 
 
-def test_a_role_that_is_not_there_is_not_replaced() -> None:
-    same = replace_taps(update, "other", lambda value: 0 * value)
-    np.testing.assert_array_equal(same(A, B), update(*map(jnp.asarray, (A, B))))
+def test_replacing_an_absent_role_changes_nothing() -> None:
+    unchanged = replace_taps(update, "other", lambda value: 0 * value)
+    np.testing.assert_array_equal(unchanged(A, B), update(*map(jnp.asarray, (A, B))))
 
 
-def test_derivatives_pass_through_captured_and_replaced_taps(wrapped: Any) -> None:
-    captured = lambda a, b: capture_taps(wrapped)(a, b)[1]["n"].sum()
-    by_a, by_b = jax.grad(captured, argnums=(0, 1))(A, B)
-    np.testing.assert_array_equal(by_a, 0)
-    np.testing.assert_allclose(by_b, 1 - np.tanh(B) ** 2, rtol=1e-5, atol=1e-6)
+def test_derivatives_of_captured_and_replaced_taps_equal_numpy(wrapped: Any) -> None:
+    capture = lambda a, b: capture_taps(wrapped)(a, b)[1]["n"].sum()
+    grad_a, grad_b = jax.grad(capture, argnums=(0, 1))(A, B)
+    np.testing.assert_array_equal(grad_a, 0)
+    np.testing.assert_allclose(grad_b, 1 - np.tanh(B) ** 2, rtol=1e-5, atol=1e-6)
     doubled = replace_taps(wrapped, "candidate", lambda n: 2 * n)
-    by_b = jax.grad(lambda b: doubled(A, b).sum())(B)
-    out, values = truth(scale=2)
-    slope = out * (out > 1) * values["z"] * 2 * (1 - np.tanh(B) ** 2)
-    np.testing.assert_allclose(by_b, slope, rtol=1e-4, atol=1e-6)
+    grad_b = jax.grad(lambda b: doubled(A, b).sum())(B)
+    out, values = oracle(scale=2)
+    expected = out * (out > 1) * values["z"] * 2 * (1 - np.tanh(B) ** 2)
+    np.testing.assert_allclose(grad_b, expected, rtol=1e-4, atol=1e-6)
     _, tangent = jax.jvp(lambda b: doubled(A, b), (B,), (np.ones_like(B),))
-    np.testing.assert_allclose(tangent, slope, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(tangent, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_taps_are_captured_at_every_step_of_a_loop() -> None:
+def test_taps_are_captured_at_every_step_of_a_scan() -> None:
     def body(carry: jax.Array, a: jax.Array) -> Any:
         return capture_taps(jax.jit(update))(a, carry)
 
@@ -115,7 +115,7 @@ def test_taps_are_captured_at_every_step_of_a_loop() -> None:
         carry = np.exp(np.maximum(np.tanh(carry) / (1 + np.exp(-a)), 0))
 
 
-def test_a_function_that_uses_a_traced_value_can_be_captured() -> None:
+def test_function_with_closed_over_tracer_can_be_captured() -> None:
     @jax.jit
     def run(scale: jax.Array) -> Any:
         return capture_taps(lambda a: tap("n", scale * a))(A)
@@ -125,32 +125,37 @@ def test_a_function_that_uses_a_traced_value_can_be_captured() -> None:
     np.testing.assert_array_equal(out, values["n"])
 
 
-def test_shapes_of_the_taps_of_a_role() -> None:
+def test_tapped_shapes_returns_shapes_of_a_role() -> None:
     (shape,) = tapped_shapes(jax.jit(update), "candidate", A, B)
     assert (shape.shape, shape.dtype) == ((5, 3), np.float32)
     assert tapped_shapes(update, "other", A, B) == []
 
 
-def looped(a: jax.Array) -> jax.Array:
+def tap_in_scan(a: jax.Array) -> jax.Array:
     return lax.scan(lambda s, x: (tap("s", s + x), None), jnp.zeros(3), a)[0]
 
 
-def branched(a: jax.Array) -> jax.Array:
+def tap_in_cond(a: jax.Array) -> jax.Array:
     return lax.cond(a.sum() > 0, lambda a: tap("a", a), lambda a: a, a)
 
 
 @jax.custom_jvp
-def custom(a: jax.Array) -> jax.Array:
+def tap_in_custom_jvp(a: jax.Array) -> jax.Array:
     return tap("a", a)
 
 
-custom.defjvps(lambda t, out, a: t)
+tap_in_custom_jvp.defjvps(lambda t, out, a: t)
 
 
 @pytest.mark.parametrize(
-    ("function", "name"), [(looped, "scan"), (branched, "cond"), (custom, "custom_jvp_call")]
+    ("function", "name"),
+    [
+        (tap_in_scan, "scan"),
+        (tap_in_cond, "cond"),
+        (tap_in_custom_jvp, "custom_jvp_call"),
+    ],
 )
-def test_taps_within_control_flow_are_refused(function: Any, name: str) -> None:
+def test_capturing_taps_in_control_flow_raises(function: Any, name: str) -> None:
     function(jnp.asarray(A))
     with pytest.raises(TypeError, match=rf"jrnn.tap: .* inside of {name} .* outside of loops"):
         capture_taps(function)(A)

@@ -1,4 +1,4 @@
-"""Small cells for the tests of the contract: with noise, with a pytree of inputs, of carries."""
+"""Small cells for tests: with noise, and with pytrees as inputs and carries."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from jrnn.taps import tap
 
 @dataclass(frozen=True)
 class Integrator(Cell):
-    """c' = c + x, y = c': no product, no rounding but that of the carry."""
+    """c' = c + x, y = c': no products, and no rounding except that of the carry."""
 
     hidden_size: int
 
@@ -43,9 +43,9 @@ class NoisyParams(NamedTuple):
 
 @dataclass(frozen=True)
 class Noisy(Cell):
-    """h' = tanh(m_t * (W x) + (D * U) h): a mask m for each step and weights D dropped for all.
+    """h' = tanh(m_t * (W x) + (D * U) h), with dropout masks m_t for each step and D for all steps.
 
-    The first carry is full of ones, so that a reset shows.
+    The initial carry is all ones, so that resets are visible.
     """
 
     hidden_size: int
@@ -86,14 +86,14 @@ class Noisy(Cell):
 
 
 class Timed(NamedTuple):
-    """Inputs at irregular times."""
+    """Inputs at irregular time steps."""
 
     x: jax.Array  # [..., input]
     dt: jax.Array  # [...]
 
 
 class Clock(NamedTuple):
-    """A carry with another inside it, and a leaf that is no float."""
+    """A nested carry with an integer leaf."""
 
     inner: dict[str, jax.Array]  # leak [..., hidden]
     steps: jax.Array  # [...] int32
@@ -128,7 +128,7 @@ class Leaky(Cell):
 
 @dataclass(frozen=True)
 class Counter(Cell):
-    """A carry without one float: y is the number of steps since the start or the last reset."""
+    """An integer carry: y is the number of steps since the start or the last reset."""
 
     hidden_size: int = 1
 
@@ -161,7 +161,7 @@ class LearnedParams(NamedTuple):
 
 @dataclass(frozen=True)
 class Learned(Cell):
-    """h' = tanh(W x + U h), from a first carry that is a parameter."""
+    """h' = tanh(W x + U h), with a learned initial carry."""
 
     hidden_size: int
 

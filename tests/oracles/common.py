@@ -1,7 +1,7 @@
-"""What the oracles share, and what a row of the table is.
+"""Helpers of the oracles, and the rows of the table of cells.
 
-An oracle is a step of one sequence in NumPy, written gate by gate from the paper and knowing
-nothing of the cell but the names of its parameters and the order of its gates.
+An oracle is a step of one sequence in NumPy, written gate by gate from the paper. It uses nothing
+of the cell except the names of its parameters and the order of its gates.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from jrnn import Cell
 
 
 class Row(NamedTuple):
-    """One cell and its truth.
+    """One cell and its oracle.
 
     Attributes:
       make: `hidden_size -> cell`.
       step: the oracle `(params, carry, x [input]) -> (carry, y [output])`, all NumPy.
-      start: the oracle's first carry, `(params) -> carry`.
+      start: the oracle's initial carry, `(params) -> carry`.
     """
 
     make: Callable[[int], Cell]
@@ -31,12 +31,12 @@ def sigmoid(a: np.ndarray) -> np.ndarray:
 
 
 def relu(a: np.ndarray) -> np.ndarray:
-    # np.maximum, unlike (a > 0) * a, lets a NaN through.
+    # np.maximum, unlike (a > 0) * a, propagates NaN.
     return np.maximum(a, 0)
 
 
 class Affine:
-    """W_k x + U_k h + b_k for gate k, out of weights that lie side by side in the order given."""
+    """W_k x + U_k h + b_k for gate k, with weights concatenated in the given order."""
 
     def __init__(self, params: Any, order: str) -> None:
         width = params.w_hh.shape[0]
@@ -50,15 +50,12 @@ class Affine:
 
 
 def blocks(leaf: np.ndarray, order: str) -> dict[str, np.ndarray]:
-    """The gates of weights that lie side by side in the order given."""
+    """Splits weights that are concatenated in the given order into gates."""
     return dict(zip(order, np.split(leaf, len(order), axis=-1), strict=True))
 
 
-def heads_joined(leaf: np.ndarray, order: str) -> np.ndarray:
-    """Weights `[heads, head, G·head]` as the matrices `[hidden, G·hidden]` that they stand for.
-
-    Gate beside gate, each zero but for one block after another on its diagonal.
-    """
+def block_diagonal(leaf: np.ndarray, order: str) -> np.ndarray:
+    """Expands weights `[heads, head, G·head]` to block-diagonal matrices `[hidden, G·hidden]`."""
     gates = []
     for weights in blocks(leaf, order).values():
         heads, rows, columns = weights.shape
@@ -70,15 +67,15 @@ def heads_joined(leaf: np.ndarray, order: str) -> np.ndarray:
 
 
 def inputs(params: Any, order: str, x: np.ndarray) -> dict[str, np.ndarray]:
-    """W_k x + b_k for each gate k."""
+    """Returns W_k x + b_k for each gate k."""
     W, b = blocks(params.w_ih, order), blocks(params.b, order)
     return {k: W[k].T @ x + b[k] for k in order}
 
 
-def zeros_start(params: Any) -> np.ndarray:
+def zeros_carry(params: Any) -> np.ndarray:
     return np.zeros(params.w_hh.shape[0])
 
 
-def start_of(gates: int) -> Callable[[Any], np.ndarray]:
-    """Zeros, where the biases of so many gates tell how many."""
+def zeros_like_bias(gates: int) -> Callable[[Any], np.ndarray]:
+    """Returns an initial carry of zeros, for biases `[gates·hidden]`."""
     return lambda params: np.zeros(len(params.b) // gates)

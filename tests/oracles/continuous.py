@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jrnn import CTRNN, CfC, CTRNNCarry
-from tests.oracles.common import Row, blocks, relu, sigmoid, zeros_start
+from tests.oracles.common import Row, blocks, relu, sigmoid, zeros_carry
 
 
 def ctrnn(
@@ -26,7 +26,7 @@ def ctrnn(
 
 
 def ctrnn_start(params: Any, activation: Callable[[np.ndarray], np.ndarray]) -> CTRNNCarry:
-    h: Any = zeros_start(params)
+    h: Any = zeros_carry(params)
     rate: Any = activation(h)
     return CTRNNCarry(h, rate)
 
@@ -61,10 +61,10 @@ ROWS = {
         partial(ctrnn, activation=sigmoid, alpha=0.2),
         partial(ctrnn_start, activation=sigmoid),
     ),
-    "cfc": Row(partial(CfC, backbone_units=5), cfc, zeros_start),
+    "cfc": Row(partial(CfC, backbone_units=5), cfc, zeros_carry),
     "cfc-no-backbone": Row(
         partial(CfC, backbone_units=None, mode="no_gate"),
         partial(cfc, backbone=False, gated=False),
-        zeros_start,
+        zeros_carry,
     ),
 }

@@ -1,4 +1,4 @@
-"""The LSTM of convolutions."""
+"""The convolutional LSTM."""
 
 from functools import partial
 from typing import Any
@@ -10,21 +10,20 @@ from tests.oracles.common import Row, blocks, sigmoid
 
 
 def convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Offset by offset: what lies so far from each place, with zeros beyond the border."""
-    space, reach = x.shape[:-1], kernel.shape[:-2]
-    padded = np.pad(x, [*((n // 2, n // 2) for n in reach), (0, 0)])
-    out = np.zeros((*space, kernel.shape[-1]))
-    for offset in np.ndindex(reach):
-        seen = tuple(slice(k, k + size) for k, size in zip(offset, space, strict=True))
-        out += padded[seen] @ kernel[offset]
+    """Convolution with zero padding, summed over the offsets of the kernel."""
+    spatial, kernel_shape = x.shape[:-1], kernel.shape[:-2]
+    padded = np.pad(x, [*((n // 2, n // 2) for n in kernel_shape), (0, 0)])
+    out = np.zeros((*spatial, kernel.shape[-1]))
+    for offset in np.ndindex(kernel_shape):
+        shifted = tuple(slice(k, k + size) for k, size in zip(offset, spatial, strict=True))
+        out += padded[shifted] @ kernel[offset]
     return out
 
 
 def convlstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
     """Shi et al., 2015, equation 3, with peepholes of one weight for each channel."""
     h, c = carry
-    joined = convolve(x, params.w_ih) + convolve(h, params.w_hh) + params.b
-    a = blocks(joined, "ifgo")
+    a = blocks(convolve(x, params.w_ih) + convolve(h, params.w_hh) + params.b, "ifgo")
     p_i, p_f, p_o = (0 if p is None else p for p in (params.p_i, params.p_f, params.p_o))
     i = sigmoid(a["i"] + p_i * c)
     f = sigmoid(a["f"] + p_f * c)
@@ -34,18 +33,18 @@ def convlstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
     return LSTMCarry(h, c), h
 
 
-def convlstm_start(params: Any, space: tuple[int, ...]) -> LSTMCarry:
-    zeros: Any = np.zeros((*space, len(params.b) // 4))
+def convlstm_start(params: Any, spatial: tuple[int, ...]) -> LSTMCarry:
+    zeros: Any = np.zeros((*spatial, len(params.b) // 4))
     return LSTMCarry(zeros, zeros)
 
 
 ROWS = {
     "convlstm": Row(
-        partial(ConvLSTM, spatial_shape=(4,)), convlstm, partial(convlstm_start, space=(4,))
+        partial(ConvLSTM, spatial_shape=(4,)), convlstm, partial(convlstm_start, spatial=(4,))
     ),
     "convlstm-peepholes": Row(
         partial(ConvLSTM, spatial_shape=(2, 2), peepholes=True),
         convlstm,
-        partial(convlstm_start, space=(2, 2)),
+        partial(convlstm_start, spatial=(2, 2)),
     ),
 }

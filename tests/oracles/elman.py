@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jrnn import Elman, IndRNN
-from tests.oracles.common import Row, relu, sigmoid, start_of, zeros_start
+from tests.oracles.common import Row, relu, sigmoid, zeros_carry, zeros_like_bias
 
 
 def elman(
@@ -27,12 +27,12 @@ def indrnn(
 
 
 ROWS = {
-    "elman-tanh": Row(Elman, partial(elman, activation=np.tanh), zeros_start),
+    "elman-tanh": Row(Elman, partial(elman, activation=np.tanh), zeros_carry),
     "elman-relu": Row(
-        partial(Elman, activation="relu"), partial(elman, activation=relu), zeros_start
+        partial(Elman, activation="relu"), partial(elman, activation=relu), zeros_carry
     ),
     "elman-sigmoid": Row(
-        partial(Elman, activation="sigmoid"), partial(elman, activation=sigmoid), zeros_start
+        partial(Elman, activation="sigmoid"), partial(elman, activation=sigmoid), zeros_carry
     ),
-    "indrnn": Row(IndRNN, partial(indrnn, activation=relu), start_of(1)),
+    "indrnn": Row(IndRNN, partial(indrnn, activation=relu), zeros_like_bias(1)),
 }

@@ -1,4 +1,4 @@
-"""Kin of the GRU and of the LSTM, with fewer gates or with more."""
+"""Variants of the GRU and of the LSTM, with fewer or more gates."""
 
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from jrnn import (
     MogrifierLSTM,
     MultiplicativeLSTM,
 )
-from tests.oracles.common import Affine, Row, blocks, sigmoid, zeros_start
+from tests.oracles.common import Affine, Row, blocks, sigmoid, zeros_carry
 from tests.oracles.lstm import lstm_start
 
 
@@ -40,7 +40,7 @@ def ugrnn(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
 
 
 def minimal_rnn(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Chen, 2017, whose z is the code of the input, and u the gate."""
+    """Chen, 2017, where z is the embedding of the input, and u the gate."""
     b = blocks(params.b, "uz")
     z = np.tanh(params.w_ih.T @ x + b["z"])
     u = sigmoid(params.w_hh.T @ h + params.w_nz.T @ z + b["u"])
@@ -69,7 +69,7 @@ def multiplicative_lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np
 
 
 def mogrifier_lstm(params: Any, carry: Any, x: np.ndarray, rounds: int) -> tuple[Any, np.ndarray]:
-    """Melis et al., 2020, equations 1 and 2, and 3 for the low rank."""
+    """Melis et al., 2020, equations 1 and 2, and 3 with a rank."""
     h, c = carry
 
     def matrix(left: np.ndarray, right: np.ndarray | None, n: int) -> np.ndarray:
@@ -89,35 +89,35 @@ def mogrifier_lstm(params: Any, carry: Any, x: np.ndarray, rounds: int) -> tuple
 def depth_gated_lstm(
     params: Any, carry: Any, x: np.ndarray, below: np.ndarray | None = None
 ) -> tuple[Any, np.ndarray]:
-    """Yao et al., 2015; without a layer below no depth gate."""
+    """Yao et al., 2015; without a layer below there is no depth gate."""
     h, c = carry
     W, U, b = blocks(params.w_ih, "ifgod"), blocks(params.w_hh, "ifgo"), blocks(params.b, "ifgod")
     a = {k: W[k].T @ x + U[k].T @ h + b[k] for k in "ifgo"}
     f = sigmoid(a["f"] + params.p_f * c)
     i = sigmoid(a["i"] + params.p_i * c)
-    new = f * c + i * np.tanh(a["g"])
+    new_c = f * c + i * np.tanh(a["g"])
     if below is not None:
         d = sigmoid(b["d"] + W["d"].T @ x + params.p_d * c + params.p_below * below)
-        new = d * below + new
-    o = sigmoid(a["o"] + params.p_o * new)
-    h = o * np.tanh(new)
-    return LSTMCarry(h, new), h
+        new_c = d * below + new_c
+    o = sigmoid(a["o"] + params.p_o * new_c)
+    h = o * np.tanh(new_c)
+    return LSTMCarry(h, new_c), h
 
 
 def grud(params: Any, carry: Any, x: Any) -> tuple[Any, np.ndarray]:
-    """Che et al., 2018, where z writes: here it is the complement of what keeps."""
+    """Che et al., 2018, whose z is 1 - z of the cell."""
     h, last = carry
     W, U, V = (blocks(leaf, "rzn") for leaf in (params.w_ih, params.w_hh, params.w_mh))
     b = blocks(params.b, "rzn")
     value, m, delta = x
     gamma_x = np.exp(-np.maximum(0, params.w_decay_x * delta + params.b_decay_x))
     gamma_h = np.exp(-np.maximum(0, params.w_decay_h.T @ delta + params.b_decay_h))
-    full = m * value + (1 - m) * gamma_x * last + (1 - m) * (1 - gamma_x) * params.mean
+    imputed = m * value + (1 - m) * gamma_x * last + (1 - m) * (1 - gamma_x) * params.mean
     h = gamma_h * h
-    r = sigmoid(W["r"].T @ full + U["r"].T @ h + V["r"].T @ m + b["r"])
-    writes = sigmoid(-(W["z"].T @ full + U["z"].T @ h + V["z"].T @ m + b["z"]))
-    n = np.tanh(W["n"].T @ full + U["n"].T @ (r * h) + V["n"].T @ m + b["n"])
-    h = (1 - writes) * h + writes * n
+    r = sigmoid(W["r"].T @ imputed + U["r"].T @ h + V["r"].T @ m + b["r"])
+    z = sigmoid(-(W["z"].T @ imputed + U["z"].T @ h + V["z"].T @ m + b["z"]))
+    n = np.tanh(W["n"].T @ imputed + U["n"].T @ (r * h) + V["n"].T @ m + b["n"])
+    h = (1 - z) * h + z * n
     return GRUDCarry(h, m * value + (1 - m) * last), h
 
 
@@ -127,10 +127,10 @@ def grud_start(params: Any) -> GRUDCarry:
 
 
 ROWS = {
-    "mgu": Row(MGU, mgu, zeros_start),
-    "ugrnn": Row(UGRNN, ugrnn, zeros_start),
-    "minimalrnn": Row(MinimalRNN, minimal_rnn, zeros_start),
-    "janet": Row(JANET, partial(janet, beta=1.0), zeros_start),
+    "mgu": Row(MGU, mgu, zeros_carry),
+    "ugrnn": Row(UGRNN, ugrnn, zeros_carry),
+    "minimalrnn": Row(MinimalRNN, minimal_rnn, zeros_carry),
+    "janet": Row(JANET, partial(janet, beta=1.0), zeros_carry),
     "multiplicativelstm": Row(MultiplicativeLSTM, multiplicative_lstm, lstm_start),
     "mogrifierlstm": Row(MogrifierLSTM, partial(mogrifier_lstm, rounds=5), lstm_start),
     "mogrifierlstm-rank": Row(

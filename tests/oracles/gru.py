@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jrnn import GRU
-from tests.oracles.common import Affine, Row, heads_joined, sigmoid, start_of, zeros_start
+from tests.oracles.common import Affine, Row, block_diagonal, sigmoid, zeros_carry, zeros_like_bias
 
 
 def gru_reset_after(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
@@ -29,21 +29,23 @@ def gru_reset_before(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np
     return h, h
 
 
-def of_heads(step: Any) -> Any:
-    """The same with matrices that are zero but for the blocks of the heads."""
-    join = lambda params: params._replace(w_hh=heads_joined(params.w_hh, "rzn"))
-    return lambda params, h, x: step(join(params), h, x)
+def with_block_diagonal(step: Any) -> Any:
+    """Applies `step` with the block-diagonal matrices of the heads."""
+    expand = lambda params: params._replace(w_hh=block_diagonal(params.w_hh, "rzn"))
+    return lambda params, h, x: step(expand(params), h, x)
 
 
 ROWS = {
-    "gru": Row(GRU, gru_reset_after, zeros_start),
-    "gru-reset-before": Row(partial(GRU, reset_after=False), gru_reset_before, zeros_start),
+    "gru": Row(GRU, gru_reset_after, zeros_carry),
+    "gru-reset-before": Row(partial(GRU, reset_after=False), gru_reset_before, zeros_carry),
     "gru-heads": Row(
-        lambda hidden: GRU(2 * hidden, heads=2), of_heads(gru_reset_after), start_of(3)
+        lambda hidden: GRU(2 * hidden, heads=2),
+        with_block_diagonal(gru_reset_after),
+        zeros_like_bias(3),
     ),
     "gru-heads-reset-before": Row(
         lambda hidden: GRU(2 * hidden, reset_after=False, heads=2),
-        of_heads(gru_reset_before),
-        start_of(3),
+        with_block_diagonal(gru_reset_before),
+        zeros_like_bias(3),
     ),
 }

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jrnn import LRU, RGLRU, S5, MinGRU, MinLSTM
-from tests.oracles.common import Row, inputs, sigmoid, start_of
+from tests.oracles.common import Row, inputs, sigmoid, zeros_like_bias
 
 
 def positive(v: np.ndarray) -> np.ndarray:
@@ -49,7 +49,7 @@ def lru_start(params: Any) -> np.ndarray:
 
 
 def rglru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """De et al., 2024, equations 1 to 4, with a as a power of a number between 0 and 1."""
+    """De et al., 2024, equations 1 to 4, with a as a power of sigmoid(-lam)."""
     u = inputs(params, "riv", x)
     base = sigmoid(-params.lam)
     a = base ** (8 * sigmoid(u["r"]))
@@ -58,7 +58,7 @@ def rglru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
 
 
 def s5(params: Any, s: np.ndarray, x: np.ndarray, conjugates: bool) -> tuple[Any, np.ndarray]:
-    """Smith et al., 2023, equation 6, with the conjugates written out."""
+    """Smith et al., 2023, equation 6, with the conjugate states written out."""
     b_re, b_im, d = np.split(params.w_ih, [len(s), 2 * len(s)], axis=-1)
     eigenvalues, step = params.lambda_re + 1j * params.lambda_im, np.exp(params.log_step)
     b, c = (b_re + 1j * b_im).T, (params.c_re + 1j * params.c_im).T
@@ -73,12 +73,16 @@ def s5_start(params: Any) -> np.ndarray:
 
 
 ROWS = {
-    "mingru": Row(MinGRU, mingru, start_of(2)),
-    "mingru-log": Row(partial(MinGRU, log_space=True), partial(mingru, g=positive), start_of(2)),
-    "minlstm": Row(MinLSTM, minlstm, start_of(3)),
-    "minlstm-log": Row(partial(MinLSTM, log_space=True), partial(minlstm, g=positive), start_of(3)),
+    "mingru": Row(MinGRU, mingru, zeros_like_bias(2)),
+    "mingru-log": Row(
+        partial(MinGRU, log_space=True), partial(mingru, g=positive), zeros_like_bias(2)
+    ),
+    "minlstm": Row(MinLSTM, minlstm, zeros_like_bias(3)),
+    "minlstm-log": Row(
+        partial(MinLSTM, log_space=True), partial(minlstm, g=positive), zeros_like_bias(3)
+    ),
     "lru": Row(LRU, lru, lru_start),
-    "rglru": Row(RGLRU, rglru, start_of(3)),
+    "rglru": Row(RGLRU, rglru, zeros_like_bias(3)),
     "s5": Row(S5, partial(s5, conjugates=True), s5_start),
     "s5-alone": Row(
         lambda hidden: S5(hidden, state_size=hidden + 1, conjugate=False),

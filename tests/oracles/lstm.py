@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jrnn import LSTM, LSTMCarry, LSTMGateCarry, lstm_variant
-from tests.oracles.common import Affine, Row, blocks, heads_joined, inputs, sigmoid
+from tests.oracles.common import Affine, Row, block_diagonal, blocks, inputs, sigmoid
 
 
 def lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
@@ -23,7 +23,7 @@ def lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
 
 
 def lstm_peepholes(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Gers and Schmidhuber, 2000: i and f look at the old cell state, o at the new one."""
+    """Gers and Schmidhuber, 2000: i and f depend on the old cell state, o on the new one."""
     h, c = carry
     a = Affine(params, "ifgo")
     i = sigmoid(a("i", x, h) + params.p_i * c)
@@ -113,20 +113,20 @@ def lstm_noaf(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
 
 
 def lstm_fgr(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Greff et al., 2017, FGR: nine more matrices, from each gate to each, a step back in time."""
-    h, c, *before = carry
+    """Greff et al., 2017, FGR: nine recurrent matrices from the previous gates to the gates."""
+    h, c, *prev_gates = carry
     a = Affine(params, "ifgo")
     R = {
         source + target: block.T
         for source, weights in zip("ifo", params.w_gates, strict=True)
         for target, block in blocks(weights, "ifo").items()
     }
-    old = dict(zip("ifo", before, strict=True))
-    back = lambda k: R["i" + k] @ old["i"] + R["f" + k] @ old["f"] + R["o" + k] @ old["o"]
-    i: Any = sigmoid(a("i", x, h) + params.p_i * c + back("i"))
-    f: Any = sigmoid(a("f", x, h) + params.p_f * c + back("f"))
+    prev = dict(zip("ifo", prev_gates, strict=True))
+    recur = lambda k: R["i" + k] @ prev["i"] + R["f" + k] @ prev["f"] + R["o" + k] @ prev["o"]
+    i: Any = sigmoid(a("i", x, h) + params.p_i * c + recur("i"))
+    f: Any = sigmoid(a("f", x, h) + params.p_f * c + recur("f"))
     c = f * c + i * np.tanh(a("g", x, h))
-    o: Any = sigmoid(a("o", x, h) + params.p_o * c + back("o"))
+    o: Any = sigmoid(a("o", x, h) + params.p_o * c + recur("o"))
     h = o * np.tanh(c)
     return LSTMGateCarry(h, c, i, f, o), h
 
@@ -134,7 +134,7 @@ def lstm_fgr(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
 def lstm_projected(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
     """Sak et al., 2014, without its second, non-recurrent projection: r = W_rm m, and y = r.
 
-    The carry holds m, which the paper's r is computed from.
+    The carry contains m, from which the paper's r is computed.
     """
     m, c = carry
     r = params.w_hr.T @ m
@@ -146,8 +146,8 @@ def lstm_projected(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndar
 
 
 def lstm_heads(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """The LSTM with matrices that are zero but for the blocks of the heads."""
-    return lstm(params._replace(w_hh=heads_joined(params.w_hh, "ifgo")), carry, x)
+    """The LSTM with the block-diagonal matrices of the heads."""
+    return lstm(params._replace(w_hh=block_diagonal(params.w_hh, "ifgo")), carry, x)
 
 
 def lstm_start(params: Any) -> LSTMCarry:

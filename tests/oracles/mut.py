@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 
 from jrnn import MUT1, MUT2, MUT3
-from tests.oracles.common import Row, blocks, sigmoid, zeros_start
+from tests.oracles.common import Row, blocks, sigmoid, zeros_carry
 
 
 def mut1(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Jozefowicz et al., 2015, MUT1, with weights for the x that stands alone."""
+    """Jozefowicz et al., 2015, MUT1, with weights for the bare x."""
     W, U, b = blocks(params.w_ih, "zrn"), blocks(params.w_hh, "rn"), blocks(params.b, "zrn")
     z = sigmoid(W["z"].T @ x + b["z"])
     r = sigmoid(W["r"].T @ x + U["r"].T @ h + b["r"])
@@ -18,7 +18,7 @@ def mut1(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
 
 
 def mut2(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Jozefowicz et al., 2015, MUT2, with weights for the x that stands alone."""
+    """Jozefowicz et al., 2015, MUT2, with weights for the bare x."""
     W, U, b = blocks(params.w_ih, "zrn"), blocks(params.w_hh, "zrn"), blocks(params.b, "zrn")
     z = sigmoid(W["z"].T @ x + U["z"].T @ h + b["z"])
     r = sigmoid(W["r"].T @ x + U["r"].T @ h + b["r"])
@@ -36,7 +36,7 @@ def mut3(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
 
 
 ROWS = {
-    "mut1": Row(MUT1, mut1, zeros_start),
-    "mut2": Row(MUT2, mut2, zeros_start),
-    "mut3": Row(MUT3, mut3, zeros_start),
+    "mut1": Row(MUT1, mut1, zeros_carry),
+    "mut2": Row(MUT2, mut2, zeros_carry),
+    "mut3": Row(MUT3, mut3, zeros_carry),
 }

@@ -5,16 +5,16 @@ from typing import Any
 import numpy as np
 
 from jrnn import LSTMCarry, ParaGRU, ParaLSTM
-from tests.oracles.common import Row, blocks, inputs, sigmoid, start_of
+from tests.oracles.common import Row, blocks, inputs, sigmoid, zeros_like_bias
 
 
 def paragru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Danieli et al., 2025, ParaGRU, where z writes: here it is the complement of what keeps."""
+    """Danieli et al., 2025, ParaGRU, whose z is 1 - z of the cell."""
     w, a = inputs(params, "rzn", x), blocks(params.w_hh, "rzn")
     r = sigmoid(w["r"] + a["r"] * h)
-    writes = sigmoid(-w["z"] - a["z"] * h)
+    z = sigmoid(-w["z"] - a["z"] * h)
     n = np.tanh(w["n"] + a["n"] * (r * h))
-    h = (1 - writes) * h + writes * n
+    h = (1 - z) * h + z * n
     return h, h
 
 
@@ -36,6 +36,6 @@ def paralstm_start(params: Any) -> LSTMCarry:
 
 
 ROWS = {
-    "paragru": Row(ParaGRU, paragru, start_of(3)),
+    "paragru": Row(ParaGRU, paragru, zeros_like_bias(3)),
     "paralstm": Row(ParaLSTM, paralstm, paralstm_start),
 }

@@ -1,4 +1,4 @@
-"""Cells whose recurrence has a structure: differential equations, shared weights, clocks."""
+"""Cells with a structured recurrence: differential equations, shared weights, clocks."""
 
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from jrnn import (
     FastGRNN,
     LEMCarry,
 )
-from tests.oracles.common import Row, blocks, inputs, sigmoid, zeros_start
+from tests.oracles.common import Row, blocks, inputs, sigmoid, zeros_carry
 
 
 def antisymmetric(
@@ -74,22 +74,22 @@ def clockwork(
     """Koutnik et al., 2014, module by module."""
     h, t = carry
     size = len(h) // len(periods)
-    after = h.copy()
+    new_h = h.copy()
     for i, period in enumerate(periods):
         own = slice(i * size, (i + 1) * size)
         if t % period == 0:
             slower = slice(i * size, None)
             past = params.w_hh[slower, own].T @ h[slower]
-            after[own] = np.tanh(params.w_ih[:, own].T @ x + past + params.b[own])
-    return ClockworkCarry(after, (t + 1) % np.lcm.reduce(periods)), after
+            new_h[own] = np.tanh(params.w_ih[:, own].T @ x + past + params.b[own])
+    return ClockworkCarry(new_h, (t + 1) % np.lcm.reduce(periods)), new_h
 
 
-def pair_start(kind: Any, params: Any) -> Any:
-    return kind(zeros_start(params), zeros_start(params))
+def zeros_pair(carry_type: Any, params: Any) -> Any:
+    return carry_type(zeros_carry(params), zeros_carry(params))
 
 
 def clockwork_start(params: Any) -> ClockworkCarry:
-    h: Any = zeros_start(params)
+    h: Any = zeros_carry(params)
     clock: Any = np.zeros((), np.int32)
     return ClockworkCarry(h, clock)
 
@@ -101,20 +101,20 @@ ROWS = {
     "antisymmetricrnn": Row(
         partial(AntisymmetricRNN, **ANTISYMMETRIC),
         partial(antisymmetric, **ANTISYMMETRIC),
-        zeros_start,
+        zeros_carry,
     ),
     "antisymmetricrnn-gated": Row(
         partial(AntisymmetricRNN, **ANTISYMMETRIC, gated=True),
         partial(antisymmetric_gated, **ANTISYMMETRIC),
-        zeros_start,
+        zeros_carry,
     ),
     "cornn": Row(
         partial(CoRNN, **OSCILLATORS),
         partial(cornn, **OSCILLATORS),
-        partial(pair_start, CoRNNCarry),
+        partial(zeros_pair, CoRNNCarry),
     ),
-    "lem": Row(partial(LEM, dt=0.8), partial(lem, dt=0.8), partial(pair_start, LEMCarry)),
-    "fastgrnn": Row(FastGRNN, fastgrnn, zeros_start),
+    "lem": Row(partial(LEM, dt=0.8), partial(lem, dt=0.8), partial(zeros_pair, LEMCarry)),
+    "fastgrnn": Row(FastGRNN, fastgrnn, zeros_carry),
     "clockwork": Row(
         lambda hidden: Clockwork(2 * hidden, periods=(1, 3)),
         partial(clockwork, periods=(1, 3)),

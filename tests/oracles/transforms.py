@@ -1,4 +1,4 @@
-"""Cells around cells, at their expected value: what a step is without a key."""
+"""Transformed cells at their expected value, that is, without a key."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from jrnn.transforms import (
     weight_drop,
     zoneout,
 )
-from tests.oracles.common import Row, blocks, sigmoid, zeros_start
+from tests.oracles.common import Row, blocks, sigmoid, zeros_carry
 from tests.oracles.gru import gru_reset_after
 from tests.oracles.linear import lru, lru_start, mingru, positive
 from tests.oracles.lstm import lstm, lstm_start
@@ -31,32 +31,32 @@ def norm(v: np.ndarray) -> np.ndarray:
 
 
 def layer_norm_lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Ba et al., 2016, equations 20 to 22, where the shifts of the first two are in b."""
+    """Ba et al., 2016, equations 20 to 22; b includes the shifts of the first two."""
     h, c = carry
     p = params.cell
-    by_input = params.gain_ih * norm(p.w_ih.T @ x)
-    a = blocks(by_input + params.gain_hh * norm(p.w_hh.T @ h) + p.b, "ifgo")
+    from_input = params.gain_ih * norm(p.w_ih.T @ x)
+    a = blocks(from_input + params.gain_hh * norm(p.w_hh.T @ h) + p.b, "ifgo")
     c = sigmoid(a["f"]) * c + sigmoid(a["i"]) * np.tanh(a["g"])
     h = sigmoid(a["o"]) * np.tanh(params.gain_c * norm(c) + params.shift_c)
     return LSTMCarry(h, c), h
 
 
 def layer_norm_gru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Each gate by itself, and b_hn after the norm."""
+    """Each gate is normalized separately; b_hn is added after the norm."""
     p = params.cell
     W, U, b = blocks(p.w_ih, "rzn"), blocks(p.w_hh, "rzn"), blocks(p.b, "rzn")
     gain_x, gain_h = blocks(params.gain_ih, "rzn"), blocks(params.gain_hh, "rzn")
-    by_input = {k: gain_x[k] * norm(W[k].T @ x) + b[k] for k in "rzn"}
-    by_state = {k: gain_h[k] * norm(U[k].T @ h) for k in "rzn"}
-    r = sigmoid(by_input["r"] + by_state["r"])
-    z = sigmoid(by_input["z"] + by_state["z"])
-    n = np.tanh(by_input["n"] + r * (by_state["n"] + p.b_hn))
+    from_input = {k: gain_x[k] * norm(W[k].T @ x) + b[k] for k in "rzn"}
+    from_state = {k: gain_h[k] * norm(U[k].T @ h) for k in "rzn"}
+    r = sigmoid(from_input["r"] + from_state["r"])
+    z = sigmoid(from_input["z"] + from_state["z"])
+    n = np.tanh(from_input["n"] + r * (from_state["n"] + p.b_hn))
     h = z * h + (1 - z) * n
     return h, h
 
 
 def layer_norm_mingru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """All gates together; the carry meets no matrix."""
+    """All gates are normalized together; there is no recurrent matrix."""
     p = params.cell
     a = blocks(params.gain_ih * norm(p.w_ih.T @ x) + p.b, "zn")
     z = sigmoid(a["z"])
@@ -78,7 +78,7 @@ def zoneout_mingru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.n
 
 
 def zoneout_lru(params: Any, s: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """The output reads the state after zoneout: y = Re(C s') + D x."""
+    """The output depends on the state after zoneout: y = Re(C s') + D x."""
     new, _ = lru(params, s, x)
     s = 0.25 * s + 0.75 * new
     d = x @ params.w_ih[:, -params.c_re.shape[1] :]
@@ -91,7 +91,7 @@ def projection_gru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.n
 
 
 def clipped_lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Sak et al., 2014: the carry within 0.4; the output is the h that is carried."""
+    """Sak et al., 2014: the carry is clipped to 0.4; the output is the clipped h."""
     (h, c), _ = lstm(params, carry, x)
     h, c = np.clip(h, -0.4, 0.4), np.clip(c, -0.4, 0.4)
     return LSTMCarry(h, c), h
@@ -106,7 +106,7 @@ ROWS = {
     "layer_norm-gru": Row(
         lambda hidden: layer_norm(GRU(hidden), per_gate=True),
         layer_norm_gru,
-        lambda params: zeros_start(params.cell),
+        lambda params: zeros_carry(params.cell),
     ),
     "layer_norm-mingru": Row(
         lambda hidden: layer_norm(MinGRU(hidden)),
@@ -130,7 +130,7 @@ ROWS = {
     "projection-gru": Row(
         lambda hidden: projection(GRU(hidden), size=2),
         projection_gru,
-        lambda params: zeros_start(params.cell),
+        lambda params: zeros_carry(params.cell),
     ),
     "learned_carry-gru": Row(
         lambda hidden: learned_carry(GRU(hidden)),

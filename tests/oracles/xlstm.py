@@ -1,4 +1,4 @@
-"""The cells of xLSTM, without stabilisers: these numbers overflow nowhere."""
+"""The cells of xLSTM without stabilizers, for inputs that do not overflow."""
 
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from tests.oracles.common import Row, inputs, sigmoid
 def slstm(params: Any, carry: Any, x: np.ndarray, forget: Any = sigmoid) -> tuple[Any, np.ndarray]:
     """Beck et al., 2024, equations 8 to 14; the carry is scaled as in equations 15 to 17.
 
-    Of a normaliser below its scale, which no sequence leads to, the scale is taken.
+    A normalizer below its scale, which no sequence produces, is replaced by the scale.
     """
     h, c, n, m = carry
     a = inputs(params, "ifgo", x)
@@ -62,7 +62,7 @@ def mlstm_start(params: Any, heads: int) -> MLSTMCarry:
 ROWS = {
     "slstm": Row(SLSTM, slstm, slstm_start),
     "slstm-heads-exp": Row(
-        lambda hidden: SLSTM(2 * hidden, heads=2, forget="exp"),
+        lambda hidden: SLSTM(2 * hidden, heads=2, forget_activation="exp"),
         partial(slstm, forget=np.exp),
         slstm_start,
     ),
