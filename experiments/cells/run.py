@@ -34,7 +34,7 @@ from experiments.cells.contenders import CONTENDERS, hidden_units, of_size, recu
 from jrnn import checks
 from jrnn.bench import machine
 from jrnn.bench.contenders import Contender as Timed
-from jrnn.bench.timing import in_turn
+from jrnn.bench.timing import time_interleaved
 from jrnn.distributed import ProcessGroup
 from jrnn.nn import RNN, Classifier, SequenceToSequence
 from jrnn.sweep.trials import scalars_of
@@ -246,7 +246,9 @@ def step_times(study: Study, cells: list[str]) -> dict[str, float]:
     """Milliseconds of a training step on digits, by cell: medians of steps in turn."""
     data = ASSIGNMENTS["digits"].task.load()
     ready = [Timed(name, "jrnn", _one_step(Trained(study, name, data, 1000))) for name in cells]
-    return {name: 1e3 * t.median for name, t in in_turn(ready, repeats=9, seconds=120).items()}
+    return {
+        name: 1e3 * t.median for name, t in time_interleaved(ready, repeats=9, seconds=120).items()
+    }
 
 
 def _one_step(contender: "Trained") -> Callable[[], Any]:

@@ -26,7 +26,7 @@ import jrnn
 from jrnn.analysis import lyapunov
 from jrnn.bench import machine
 from jrnn.bench.contenders import Contender
-from jrnn.bench.timing import in_turn
+from jrnn.bench.timing import time_interleaved
 from jrnn.plotting import new_figure
 from jrnn.tasks import Adding
 
@@ -125,7 +125,7 @@ def grown(case: Growth, steps: int, repeats: int) -> dict[str, Any]:
         Contender(name, "jrnn", lambda call=call: jax.block_until_ready(call(params, xs)))
         for name, call in calls.items()
     ]
-    times = in_turn(ready, repeats, seconds=0)
+    times = time_interleaved(ready, repeats, seconds=0)
     found: dict[str, Any] = {f"{name}_ms": 1e3 * t.median for name, t in times.items()}
     for name, call in calls.items():
         found[f"{name}_mib"] = call.memory_analysis().temp_size_in_bytes / 2**20
