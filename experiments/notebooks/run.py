@@ -1,9 +1,9 @@
-"""Runs the notebooks of this folder, errors not allowed, and keeps the executed copies.
+"""Runs the notebooks of this folder and saves the executed copies; an error fails the run.
 
     python experiments/notebooks/run.py [name ...]
 
-A name is that of a notebook, with or without `.ipynb`; by default all are run. The copies go to
-`build/notebooks/`. The exit code is 1 if any fails.
+A name is that of a notebook, with or without `.ipynb`; by default all are run. The copies are saved
+in `build/notebooks/`. The exit code is 1 if any notebook fails.
 """
 
 import sys
@@ -19,20 +19,19 @@ TIMEOUT = 600  # seconds for a whole notebook
 
 
 def find(names: list[str]) -> list[Path]:
-    """The notebooks asked for, by default all in this folder and below."""
-    found = sorted(p for p in HERE.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-    if not found:
+    """The named notebooks; by default all in this folder and its subfolders."""
+    paths = sorted(p for p in HERE.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    if not paths:
         raise SystemExit(f"run.py: no notebooks in {HERE}")
-    unknown = [name for name in names if Path(name).stem not in {p.stem for p in found}]
-    if unknown:
-        known = ", ".join(p.stem for p in found)
-        raise SystemExit(f"run.py: no notebook called {', '.join(unknown)}; there are {known}")
-    wanted = {Path(name).stem for name in names}
-    return [p for p in found if not names or p.stem in wanted]
+    known = ", ".join(p.stem for p in paths)
+    if unknown := [name for name in names if Path(name).stem not in {p.stem for p in paths}]:
+        raise SystemExit(f"run.py: name must be one of {known}, got {', '.join(unknown)}")
+    stems = {Path(name).stem for name in names}
+    return [p for p in paths if not names or p.stem in stems]
 
 
 def execute(path: Path) -> str | None:
-    """Runs one notebook in its own folder and keeps the copy, whole or broken; says what failed."""
+    """Runs a notebook in its folder, and saves the copy even if it fails; returns the error."""
     notebook = nbformat.read(path, as_version=4)
     deadline = time.monotonic() + TIMEOUT
     client = NotebookClient(
@@ -45,7 +44,7 @@ def execute(path: Path) -> str | None:
     )
     try:
         client.execute()
-    except Exception as error:  # whatever it is, the other notebooks still run
+    except Exception as error:  # the other notebooks still run
         return f"{type(error).__name__}: {error}".strip()
     finally:
         copy = BUILD / path.relative_to(HERE)
