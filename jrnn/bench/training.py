@@ -57,7 +57,7 @@ CASES = {
 COLUMNS = {
     "case": "network",
     "jrnn": "jrnn steps/s",
-    "hand": "loop by hand",
+    "hand": "handwritten loop",
     "flax": "flax and optax",
     "compiled": "share of compiled steps",
     "save_ms": "save, ms",
