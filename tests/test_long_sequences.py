@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from experiments.long_sequences import run as study
-from jrnn.cli import bench as command
+from jrnn.bench import newton
 from jrnn.cli import main
 
-newton = command.load("newton")
 RESULTS = Path(__file__).parent.parent / "experiments"
 
 

@@ -203,7 +203,7 @@ def draw(result: dict[str, Any]) -> Any:
                 values = [row[f"{engine}_{unit}"] for row in rows]
                 axes.loglog(steps, values, style, color=f"C{number}", label=label, markersize=4)
     times.set(xlabel="steps", ylabel="ms, forward and gradients")
-    memory.set(xlabel="steps", ylabel="MiB beside inputs and results")
+    memory.set(xlabel="steps", ylabel="MiB of temporaries")
     times.legend(fontsize=8)
     for row in result["training"]:
         counts.plot(row["iterations"], label=row["cell"], linewidth=1)

@@ -39,7 +39,7 @@ def reference(case: Case) -> Any:
     return contender.call()
 
 
-def check(contender: Contender, expected: Any) -> None:
+def check_against_scan(contender: Contender, expected: Any) -> None:
     """Compares an engine with Scan, leaf by leaf, relative to the largest value of the leaf.
 
     Raises:

@@ -62,9 +62,9 @@ def _prepare(
     expected = engines.reference(case) if own else None
 
     def check(contender: Contender) -> list[Contender]:
-        timing.check(contender, case)
+        timing.check_results(contender, case)
         if contender.family == "jrnn":
-            engines.check(contender, expected)
+            engines.check_against_scan(contender, expected)
         return [contender]
 
     ready, failed = _try_builds({each.name: partial(check, each) for each in [*own, *others]})

@@ -24,7 +24,7 @@ class Timing:
     calls: int
 
 
-def check(contender: Contender, case: Case) -> None:
+def check_results(contender: Contender, case: Case) -> None:
     """Calls a contender once, and checks shapes and finiteness: its weights differ from the others.
 
     Raises:

@@ -87,7 +87,7 @@ class Mesh:
         """The number of devices."""
         return self.data * self.model
 
-    def check(self, batch_size: int) -> None:
+    def validate(self, batch_size: int) -> None:
         """Checks that the devices exist and divide a batch.
 
         Args:

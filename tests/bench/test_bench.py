@@ -136,7 +136,7 @@ def test_sweep_adds_growth_curves_and_a_figure(tmp_path):
 def test_contender_with_wrong_shape_or_nan_raises(shape, value, message):
     call = lambda: (jnp.float32(0), jnp.full(shape, value))
     with pytest.raises(contenders.Unavailable, match=message):
-        timing.check(contenders.Contender("bad", "jax", call), CASE)
+        timing.check_results(contenders.Contender("bad", "jax", call), CASE)
 
 
 def test_contenders_are_interleaved_until_the_time_limit():

@@ -25,7 +25,7 @@ SHAPE = plan.TINY.checked_shape
 def check(name, reference_fn=agreement.reference, seconds=100.0):
     """The rows of one cell."""
     makers = {name: plan.LAYERS[name]}
-    return list(agreement.check(makers, SHAPE, Deadline(seconds), reference_fn))
+    return list(agreement.check_cells(makers, SHAPE, Deadline(seconds), reference_fn))
 
 
 def wrong_reference(cell, problem):

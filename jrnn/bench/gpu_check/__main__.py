@@ -61,7 +61,7 @@ def run(
     result |= {"agreement": [], "speed": []}
     makers = {name: LAYERS[name] for name in plan.checked}
     until = Deadline(CHECK_FRACTION * deadline.remaining())
-    for row in agreement.check(makers, plan.checked_shape, until, reference_fn):
+    for row in agreement.check_cells(makers, plan.checked_shape, until, reference_fn):
         result["agreement"].append(row)
         print(f"{deadline.remaining():4.0f} s left: {row['cell']} {row['engine']} {row['status']}")
         record.save(result, out)

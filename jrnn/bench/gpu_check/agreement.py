@@ -188,7 +188,7 @@ def compare(got: Results, want: Results, tolerance: float) -> dict[str, Any]:
     }
 
 
-def check(
+def check_cells(
     makers: Mapping[str, Callable[[int], jrnn.Layer]],
     shape: Shape,
     deadline: Deadline,

@@ -167,7 +167,7 @@ def measure_case(
             try:
                 if not deadline.remaining():
                     raise OutOfTime("not called before the deadline")
-                timing.check(contender, case)
+                timing.check_results(contender, case)
                 ready.append(contender)
             except Exception as error:
                 missing.append(_missing(contender.name, error))
