@@ -1,4 +1,4 @@
-# Everything runs in .venv, which each target sets up as far as it needs, and never twice.
+# Everything runs in .venv; each target installs the extras that it needs, once.
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,29 +8,30 @@ TESTS ?= tests jrnn
 JOBS ?= 2
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: setup demo test test-all test-fast targets parity lint bench gpu-check sanitize notebooks clean
+.PHONY: setup demo test test-all test-fast accuracy parity lint bench gpu-check sanitize notebooks clean
 
 setup: $(VENV)/with-demo
 
-# Another cell: make demo cell=gru
+# With another cell: make demo cell=gru
 demo: $(VENV)/with-demo
 	$(BIN)/jrnn train configs/digits.py$(if $(cell),:cell=$(cell))
 
 test: $(VENV)/with-test
 	$(PYTEST) $(TESTS)
 
-# A part of the suite that takes three minutes, for other versions of Python and JAX:
+# A subset of the tests that takes three minutes, for other versions of Python and JAX:
 # make test-fast VENV=build/python3.12 PYTHON=python3.12
 FAST := tests/cells/test_contract.py tests/engines/test_native.py tests/nn \
 	tests/train/test_checkpoint.py tests/test_testing.py tests/engines/test_truth.py
 test-fast: $(VENV)/with-test
 	$(PYTEST) -k "not finite_differences and not cost_little" $(FAST)
 
-# Every row of every table on every engine, all masks, twenty kills, sanitizers: an hour.
+# All cells on all engines with all masks, twenty killed runs, and sanitizers: an hour.
 test-all: $(VENV)/with-test sanitize
 	$(PYTEST) -m "not slow" $(TESTS)
 
-targets: $(VENV)/with-test
+# Trains networks to the accuracies in README: an hour.
+accuracy: $(VENV)/with-test
 	$(BIN)/pytest -m slow tests/train/test_targets.py
 
 parity: $(VENV)/with-test $(VENV)/with-parity
@@ -41,17 +42,17 @@ lint: $(VENV)/with-lint $(VENV)/with-test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# Fewer or other cases: make bench args="--shapes 0 1 --engines scan"; jrnn bench --help
+# With other cases: make bench args="--shapes 0 1 --engines scan"; see jrnn bench --help
 bench: $(VENV)/with-bench $(VENV)/with-parity
 	$(BIN)/jrnn bench $(args)
 
-# On a machine with a GPU, by the JAX that is there: it sets nothing up, and jrnn need not be installed.
-# Six minutes at most; the JSON goes to docs/benchmarks/gpu/. make gpu-check args=--help
+# On a machine with a GPU and JAX: installs nothing, and jrnn need not be installed. It takes at most
+# six minutes and writes JSON to docs/benchmarks/gpu/. See make gpu-check args=--help
 gpu-check:
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m jrnn.bench.gpu_check $(args)
 
-# Every kernel under the sanitizers of GCC or Clang: memory, undefined behaviour, data races. Minutes.
-# Where not on x86-64: make sanitize flags="-DPORTABLE -mcpu=native"
+# Runs the kernels under the sanitizers of GCC or Clang for memory errors, undefined behavior and data
+# races; takes minutes. On other machines than x86-64: make sanitize flags="-DPORTABLE -mcpu=native"
 flags ?= -DPORTABLE -march=x86-64-v3 -march=native
 sanitize:
 	mkdir -p build
@@ -66,21 +67,21 @@ notebooks: $(VENV)/with-notebooks
 clean:
 	rm -rf .venv build runs .pytest_cache .ruff_cache
 
-# One mark for each extra, made again when the dependencies change.
+# One stamp file for each extra, rebuilt when the dependencies change.
 $(VENV)/with-%: pyproject.toml $(VENV)/built
 	$(BIN)/pip install --quiet 'jrnn[$*]'
 	touch $@
 
-# jrnn itself, made again when its kernels change too. They are optional. Built with tools in .venv:
-# in an environment that pip makes for one build, all kernels would be compiled every time.
+# jrnn itself, also rebuilt when its optional kernels change. Without build isolation: in a new
+# environment for each build, all kernels would be compiled every time.
 $(VENV)/built: pyproject.toml $(wildcard jrnn/kernels/*) | $(VENV)/bin/python
 	$(BIN)/pip install --quiet 'scikit-build-core[wheels]>=1.0' 'jaxlib>=0.10'
 	$(BIN)/pip install --quiet --no-build-isolation -e .
 	@$(BIN)/python -c 'import jrnn._kernels' 2>/dev/null || echo 'The kernels in C++ were not built;' \
-		'jrnn works without them. Why: $(BIN)/pip install -v --no-build-isolation -e .'
+		'jrnn works without them. For the reason: $(BIN)/pip install -v --no-build-isolation -e .'
 	touch $@
 
 $(VENV)/bin/python:
-	@test -n "$(PYTHON)" || { echo "jrnn needs Python 3.11 or newer; name one: make PYTHON=..."; exit 1; }
+	@test -n "$(PYTHON)" || { echo "jrnn needs Python 3.11 or newer; set one: make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip

@@ -1,10 +1,10 @@
-"""The adding problem: remember two marked numbers among many, and add them.
+"""The adding problem: the sum of the two marked numbers of a sequence.
 
     jrnn train configs/adding.py
     jrnn train configs/adding.py:cell=gru,length=200
 
-After Hochreiter and Schmidhuber, 1997, and Le, Jaitly and Hinton, 2015. A constant guess has a mean
-squared error of 0.167.
+From Hochreiter and Schmidhuber, 1997, and Le, Jaitly and Hinton, 2015. A constant prediction has a
+mean squared error of 0.167.
 """
 
 from jrnn.config import make_cell
@@ -15,13 +15,13 @@ from jrnn.train import Experiment, Network, Optimizer
 def get_config(
     cell: str = "lstm", length: int = 100, hidden: int = 64, runlocal: bool = False
 ) -> Experiment:
-    """The experiment.
+    """Returns the experiment.
 
     Args:
       cell: name of the cell.
-      length: steps of a sequence.
-      hidden: hidden units.
-      runlocal: a few steps, to see that all of it runs.
+      length: number of steps of a sequence.
+      hidden: number of hidden units.
+      runlocal: whether to run only a few steps, as a smoke test.
     """
     return Experiment(
         task=Adding(length, *((200, 100) if runlocal else ())),

@@ -1,4 +1,4 @@
-"""Sequences of your own in one .npz file: arrays xs, ys and perhaps lengths.
+"""Your own sequences from an .npz file with arrays xs, ys and optionally lengths.
 
 jrnn train configs/arrays.py:path=mine.npz,kind=classification
 jrnn train configs/arrays.py:path=mine.npz,kind=sequence_regression,cell=gru
@@ -17,15 +17,15 @@ def get_config(
     hidden: int = 64,
     runlocal: bool = False,
 ) -> Experiment:
-    """The experiment.
+    """Returns the experiment.
 
     Args:
-      path: the file.
-      kind: what ys holds: "classification" or "regression", one target for each sequence;
+      path: path of the file.
+      kind: kind of targets in ys: "classification" or "regression", one for each sequence;
         "sequence_classification" or "sequence_regression", one for each step.
       cell: name of the cell.
-      hidden: hidden units.
-      runlocal: a few steps, to see that all of it runs.
+      hidden: number of hidden units.
+      runlocal: whether to run only a few steps, as a smoke test.
     """
     return Experiment(
         task=Arrays(path, kind),

@@ -1,10 +1,10 @@
-"""Copy memory: remember ten symbols over a long blank, then say them again.
+"""The copy memory task: repeat ten symbols after a long delay.
 
     jrnn train configs/copy.py
     jrnn train configs/copy.py:cell=gru,delay=50
 
-After Arjovsky, Shah and Bengio, 2016, Unitary evolution recurrent neural networks. Guessing right
-one time in eight is what a network without memory reaches.
+From Arjovsky, Shah and Bengio, 2016, Unitary evolution recurrent neural networks. A network without
+memory has an accuracy of 1/8.
 """
 
 from jrnn.config import make_cell
@@ -15,13 +15,13 @@ from jrnn.train import Experiment, Network, Optimizer
 def get_config(
     cell: str = "lstm", delay: int = 20, hidden: int = 128, runlocal: bool = False
 ) -> Experiment:
-    """The experiment.
+    """Returns the experiment.
 
     Args:
       cell: name of the cell.
       delay: blank steps between the last symbol and the delimiter.
-      hidden: hidden units.
-      runlocal: a few steps, to see that all of it runs.
+      hidden: number of hidden units.
+      runlocal: whether to run only a few steps, as a smoke test.
     """
     return Experiment(
         task=Copy(delay, **({"train_size": 200, "eval_size": 100} if runlocal else {})),

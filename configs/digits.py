@@ -1,11 +1,11 @@
-"""Handwritten digits, read one pixel, or one row of pixels, at a time.
+"""Classification of handwritten digits, with one pixel or one row of pixels per step.
 
     jrnn train configs/digits.py                              # LSTM, pixel by pixel
     jrnn train configs/digits.py:cell=gru
     jrnn train configs/digits.py:order=row,cell=elman
 
-The 1797 images of 8 by 8 pixels that come with scikit-learn; after Le, Jaitly and Hinton, 2015,
-A simple way to initialize recurrent networks of rectified linear units, who read MNIST so.
+The data are the 1797 images of 8 by 8 pixels in scikit-learn. Le, Jaitly and Hinton, 2015, A simple
+way to initialize recurrent networks of rectified linear units, use MNIST in the same way.
 """
 
 from jrnn.config import make_cell
@@ -17,13 +17,13 @@ from jrnn.train import Experiment, Network, Optimizer
 def get_config(
     cell: str = "lstm", order: Order = "pixel", hidden: int = 96, runlocal: bool = False
 ) -> Experiment:
-    """The experiment.
+    """Returns the experiment.
 
     Args:
       cell: name of the cell.
       order: "pixel", "row" or "permuted".
-      hidden: hidden units.
-      runlocal: a few steps, to see that all of it runs.
+      hidden: number of hidden units.
+      runlocal: whether to run only a few steps, as a smoke test.
     """
     return Experiment(
         task=Digits(order=order),

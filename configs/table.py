@@ -1,4 +1,4 @@
-"""A forecast for your own time series in a .csv file with a header.
+"""Forecasting of your own time series from a .csv file with a header.
 
 jrnn train configs/table.py:path=mine.csv,horizon=24
 jrnn train configs/table.py:path=mine.csv --task.columns load temperature --task.targets load
@@ -17,15 +17,15 @@ def get_config(
     hidden: int = 64,
     runlocal: bool = False,
 ) -> Experiment:
-    """The experiment.
+    """Returns the experiment.
 
     Args:
-      path: the file.
-      window: rows that the network sees.
-      horizon: how many rows ahead it forecasts.
+      path: path of the file.
+      window: number of rows in an input.
+      horizon: number of rows ahead to forecast.
       cell: name of the cell.
-      hidden: hidden units.
-      runlocal: a few steps, to see that all of it runs.
+      hidden: number of hidden units.
+      runlocal: whether to run only a few steps, as a smoke test.
     """
     return Experiment(
         task=Table(path, window=window, horizon=horizon),

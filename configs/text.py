@@ -1,6 +1,7 @@
-"""The next character of a text: of your own, or the reference texts of the Python library.
+"""Character-level language modeling of a text file, or of the documentation of Python.
 
-It is read as 32 streams, in windows of 128 characters; the carry goes on from window to window.
+The text is split into 32 streams, read in windows of 128 characters; the carry is passed from
+window to window.
 
 jrnn train configs/text.py
 jrnn train configs/text.py:path=my.txt,cell=gru,hidden=512
@@ -15,13 +16,13 @@ from jrnn.train import TBPTT, Experiment, Network, Optimizer
 def get_config(
     cell: str = "lstm", path: str | None = None, hidden: int = 256, runlocal: bool = False
 ) -> Experiment:
-    """The experiment.
+    """Returns the experiment.
 
     Args:
       cell: name of the cell.
-      path: a UTF-8 file; None takes the text that comes with Python, 0.46 MB of English.
-      hidden: hidden units.
-      runlocal: a few steps, to see that all of it runs.
+      path: path of a UTF-8 file; None uses a text that is included in Python, 0.46 MB of English.
+      hidden: number of hidden units.
+      runlocal: whether to run only a few steps, as a smoke test.
     """
     return Experiment(
         task=Text(path),

@@ -1,11 +1,12 @@
-"""State tracking: read permutations, say at each step how the things lie by now.
+"""State tracking: the product, at each step, of all permutations so far.
 
     jrnn train configs/tracking.py                       # the group S3, tested at 128 steps
     jrnn train configs/tracking.py:cell=mingru,degree=2  # parity, which minGRU fails
 
-After Merrill, Petty and Sabharwal, 2024, The illusion of state in state-space models. Degree 2 is
-parity; at random one answer in degree! is right. A network that has learned the rule is right at
-any length: the LSTM of 32 units is, at 128 steps of S3, after 15 seconds on two CPU cores.
+From Merrill, Petty and Sabharwal, 2024, The illusion of state in state-space models. Degree 2 is
+parity; random guessing has an accuracy of 1/degree!. A network that has learned the rule
+generalizes to any length: an LSTM with 32 units does so at 128 steps of S3, after 15 seconds of
+training on two CPU cores.
 """
 
 from jrnn.config import make_cell
@@ -21,15 +22,15 @@ def get_config(
     hidden: int = 32,
     runlocal: bool = False,
 ) -> Experiment:
-    """The experiment.
+    """Returns the experiment.
 
     Args:
       cell: name of the cell.
-      degree: number of things that are permuted.
-      length: steps of a training sequence.
-      test_length: steps of a test sequence.
-      hidden: hidden units.
-      runlocal: a few steps, to see that all of it runs.
+      degree: number of permuted elements.
+      length: number of steps of a training sequence.
+      test_length: number of steps of a test sequence.
+      hidden: number of hidden units.
+      runlocal: whether to run only a few steps, as a smoke test.
     """
     sizes = {"train_size": 200, "eval_size": 100} if runlocal else {}
     return Experiment(

@@ -1,15 +1,15 @@
-"""How JAX and XLA compile in tests. JAX reads some of it when it is imported.
+"""Settings of JAX and XLA for tests, some of which JAX reads when it is imported.
 
-Compilation is nearly all of the time of this suite, so most tests run code that XLA has not
-optimized. `compiler_options=OPTIMIZED` gives a test the code that users run.
+The suite spends nearly all of its time on compilation, so most tests run code that XLA has not
+optimized. With `compiler_options=OPTIMIZED` a test runs the same code as users.
 """
 
 import os
 from importlib.metadata import version
 from pathlib import Path
 
-# JAX 0.10 can compile elementwise code in two ways, and the older one takes half of the time.
-# Later releases have no such flag, and XLA ends the process on a flag that it does not know.
+# JAX 0.10 has two emitters of elementwise code, and the older one compiles in half of the time.
+# Later releases do not have this flag, and XLA aborts on unknown flags.
 HAS_OLD_EMITTERS = version("jaxlib").startswith("0.10.")
 XLA_FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"] + (
     ["--xla_cpu_use_fusion_emitters=false"] if HAS_OLD_EMITTERS else []

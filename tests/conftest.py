@@ -1,10 +1,10 @@
-"""What all tests share: fixtures over the tables of cells and engines, and settings."""
+"""Shared fixtures over the tables of cells and engines, and settings of JAX and hypothesis."""
 
 from collections.abc import Iterator
 
 from tests.compilation import SETTINGS, set_environment
 
-set_environment()  # JAX may have been imported already, so that its settings follow below
+set_environment()  # JAX may have been imported already, so its settings are also updated below
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -18,14 +18,13 @@ from tests.table import CELLS, ENGINES, KINDS, Row  # noqa: E402
 for name, value in SETTINGS.items():
     jax.config.update(name, value)
 
-# The same examples on every run: a suite of many cells is no place for a test that fails by chance.
-# A compile can take longer than any deadline of hypothesis.
+# The examples are the same on every run, so that no test fails at random. There is no deadline,
+# because compilation can take long.
 hypothesis.settings.register_profile("jrnn", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("jrnn")
 
 
-# Module scope makes pytest run all tests of a module on one cell one after another, so that they
-# share what is compiled for it.
+# Module scope makes pytest group the tests of a module by cell, so that they share compilations.
 @pytest.fixture(scope="module", params=CELLS)
 def row(request: pytest.FixtureRequest) -> Iterator[Row]:
     """Each row of the table of cells."""
@@ -34,22 +33,22 @@ def row(request: pytest.FixtureRequest) -> Iterator[Row]:
 
 @pytest.fixture(scope="module", params=mostly_exhaustive(CELLS, but=KINDS))
 def kind_or_row(request: pytest.FixtureRequest) -> Iterator[Row]:
-    """The rows of `kind`, and in the exhaustive suite each row."""
+    """The rows of `kind`; in the exhaustive suite, each row."""
     yield CELLS[request.param]
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> Iterator[Row]:
-    """One row for each kind of cell that an engine treats in its own way."""
+    """One row for each kind of cell that engines treat differently."""
     yield CELLS[request.param]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def forgetful() -> Iterator[None]:
-    """Frees what has been compiled when it takes many maps of memory.
+def clear_jax_caches() -> Iterator[None]:
+    """Clears JAX's caches when the process has many memory mappings.
 
-    A program that is compiled takes several of them, of which Linux gives a process 65530; without
-    one more XLA crashes.
+    Each compiled program has several mappings. Linux limits them to 65530 per process, and XLA
+    crashes at the limit.
     """
     yield
     if memory_maps() > 5_000:
@@ -57,7 +56,7 @@ def forgetful() -> Iterator[None]:
 
 
 def memory_maps() -> int:
-    """How many maps of memory this process has; 0 where the system does not say."""
+    """The number of memory mappings of this process; 0 on systems without /proc."""
     try:
         with open("/proc/self/maps", "rb") as lines:
             return sum(1 for _ in lines)
@@ -73,7 +72,7 @@ def engines(request: pytest.FixtureRequest) -> tuple[Engine, ...]:
 
 @pytest.fixture(scope="module")
 def engine(engines: tuple[Engine, ...]) -> Engine:
-    """Each engine that runs every cell, as it is by default."""
+    """Each engine that runs every cell, with default options."""
     return engines[0]
 
 
@@ -85,14 +84,14 @@ def reverse(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def x64() -> Iterator[None]:
-    """Doubles for the length of one test: users run without them, and so do the other tests."""
+    """Enables float64 for one test; it is disabled by default, as for users."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture
 def uncached() -> Iterator[None]:
-    """No compilation cache, for tests that count what is compiled."""
+    """Disables the compilation cache, for tests that count compilations."""
     enabled = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # JAX reads the setting only once
@@ -101,15 +100,15 @@ def uncached() -> Iterator[None]:
     compilation_cache.reset_cache()
 
 
-# With --dist loadgroup each file is one group: its tests share what they compile and the fixtures
-# of their module. Files that start processes are one group, so that no two run at a time.
+# With --dist loadgroup each file is a group, whose tests share compilations and module fixtures.
+# Files that start processes form one group, so that only one runs at a time.
 PROCESSES = (
-    "tests/processes/test_team.py",
+    "tests/distributed/test_process_group.py",
     "tests/train/test_processes.py",
     "tests/train/test_resume.py",
-    "tests/train/test_sweep.py",
+    "tests/sweep/test_sweep.py",
 )
-# The longest first: at the end no worker waits for another.
+# The longest files run first, so that no worker waits for another at the end.
 FIRST = (*PROCESSES, "tests/test_testing.py", "tests/engines/test_")
 
 

@@ -1,4 +1,4 @@
-"""The shape of the package: who may import whom, and what no file of it may hold."""
+"""The architecture of the package: allowed imports, forbidden code, and docstrings."""
 
 import ast
 import importlib
@@ -20,8 +20,8 @@ import jrnn
 
 PACKAGE = Path(jrnn.__file__).parent
 
-# The levels from the bottom up, by files and folders of the package. Each may import those of lower
-# levels and itself, and no other of its own level.
+# The levels from the bottom up, by files and folders of the package. A part may import parts of
+# lower levels and itself, but no other part of its own level.
 LEVELS: list[set[str]] = [
     # _kernels is compiled.
     {"checks", "dtypes", "initializers", "jaxprs", "plotting", "_kernels"},
@@ -42,7 +42,7 @@ LEVELS: list[set[str]] = [
 RANK = {name: rank for rank, level in enumerate(LEVELS) for name in level}
 
 
-# Which parts may import a library; what is not named here is the standard library or refused.
+# The parts that may import a library; other libraries, except the standard library, are forbidden.
 EVERYWHERE = {"jax", "numpy"}
 LIBRARIES = {
     "flax": {"nn", "train", "sweep", "bench"},
@@ -55,13 +55,13 @@ LIBRARIES = {
     "chex": {"testing"},
     "equinox": {"bench"},
 }
-# Slow to import or not installed with jrnn: imported inside of functions alone, in any part.
+# Slow to import or not installed with jrnn: imported only inside functions, in any part.
 INSIDE_FUNCTIONS = {"matplotlib", "sklearn", "torch", "onnx", "onnxruntime", "keras", "haiku"}
-# Each file of this folder is the library that it is named after, and is imported on use.
+# Each file of this folder imports the library that it is named after, and is imported on use.
 PEERS = "bench/peers/"
 
-MOST_LINES = 700
-MOST_IGNORED = 5  # comments that switch pyright off
+MAX_LINES = 700
+MAX_IGNORED = 5  # comments that disable pyright
 NOT_LOADED = [
     "flax",
     "grain",
@@ -76,16 +76,16 @@ NOT_LOADED = [
 ]
 
 
-def faults(path: str, source: str) -> list[str]:
-    """What is wrong with a file of the package; `path` is relative to it, as in cells/lstm.py."""
+def violations(path: str, source: str) -> list[str]:
+    """Lists violations in a file; `path` is relative to the package, as in cells/lstm.py."""
     tree = ast.parse(source)
-    found = [f"{path}:{line}: {fault}" for line, fault in sorted(_faults(path, tree))]
-    if (lines := len(source.splitlines())) > MOST_LINES:
-        found.append(f"{path}: {lines} lines; split it before {MOST_LINES}")
-    return found
+    messages = [f"{path}:{line}: {message}" for line, message in sorted(_violations(path, tree))]
+    if (lines := len(source.splitlines())) > MAX_LINES:
+        messages.append(f"{path}: {lines} lines; split it before {MAX_LINES}")
+    return messages
 
 
-def _faults(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+def _violations(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
     part = part_of(path)
     if part not in RANK:
         yield 1, f"{part} is on no level; add it to LEVELS"
@@ -99,7 +99,7 @@ def _faults(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
                 yield line, f"{part} must not import {target}"
         elif top in INSIDE_FUNCTIONS:
             if at_import and not path.startswith(PEERS):
-                yield line, f"import {top} inside of the function that needs it"
+                yield line, f"import {top} inside the function that needs it"
         elif top in LIBRARIES:
             if part not in LIBRARIES[top]:
                 yield line, f"{top} belongs in {', '.join(sorted(LIBRARIES[top]))}, not in {part}"
@@ -107,19 +107,19 @@ def _faults(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield line, f"{top} is in no table of libraries"
     for node in ast.walk(tree):
         if isinstance(node, ast.Assert) and part != "testing":
-            yield node.lineno, "raise an error instead of an assert"
+            yield node.lineno, "raise an error instead of using assert"
         if isinstance(node, ast.Name) and node.id == "hasattr":
-            yield node.lineno, "what an object can do is data, not hasattr"
+            yield node.lineno, "do not use hasattr; declare an attribute"
 
 
 def part_of(path: str) -> str:
-    """The part that a file belongs to: its folder, or itself; the package itself is `jrnn`."""
+    """The part of a file: its folder, or the file itself; `jrnn` for the package's `__init__`."""
     parts = Path(path).with_suffix("").parts
     return "jrnn" if parts == ("__init__",) else parts[0]
 
 
 def imports(path: str, tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
-    """Line, full name, and whether it runs when the file is imported, of each import."""
+    """Yields line, full name, and whether it runs when the file is imported, for each import."""
     package = ["jrnn", *Path(path).parts[:-1]]
     for node, at_import in walk(tree, True):
         if isinstance(node, ast.Import):
@@ -128,7 +128,7 @@ def imports(path: str, tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             start = ".".join([*base, *([node.module] if node.module else [])])
-            # `from jrnn import cells` and `from jrnn import LSTM` look the same: RANK tells which.
+            # RANK distinguishes `from jrnn import cells` from `from jrnn import LSTM`.
             names = (
                 [f"{start}.{alias.name}" for alias in node.names] if start == "jrnn" else [start]
             )
@@ -137,7 +137,7 @@ def imports(path: str, tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
 
 
 def walk(node: ast.AST, at_import: bool) -> Iterator[tuple[ast.AST, bool]]:
-    """All nodes, with whether they run when the file is imported."""
+    """Yields all nodes, with whether they run when the file is imported."""
     yield node, at_import
     lazy = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
     lazy = lazy or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
@@ -146,28 +146,28 @@ def walk(node: ast.AST, at_import: bool) -> Iterator[tuple[ast.AST, bool]]:
 
 
 @pytest.mark.parametrize("part", sorted(RANK))
-def test_files_keep_to_the_architecture(part: str) -> None:
+def test_files_follow_the_architecture(part: str) -> None:
     for file in sorted(PACKAGE.rglob("*.py")):
         path = file.relative_to(PACKAGE).as_posix()
         if part_of(path) == part:
-            assert faults(path, file.read_text(encoding="utf-8")) == []
+            assert violations(path, file.read_text(encoding="utf-8")) == []
 
 
-def test_every_part_is_on_a_level_and_every_level_has_parts() -> None:
-    found = {part_of(file.relative_to(PACKAGE).as_posix()) for file in PACKAGE.rglob("*.py")}
-    # An installed jrnn brings the configs and the benchmark along.
-    assert found - {"configs", "experiments"} | {"_kernels"} == set(RANK)
+def test_levels_list_exactly_the_parts_of_the_package() -> None:
+    parts = {part_of(file.relative_to(PACKAGE).as_posix()) for file in PACKAGE.rglob("*.py")}
+    # An installed jrnn also contains the configs.
+    assert parts - {"configs", "experiments"} | {"_kernels"} == set(RANK)
 
 
-def test_types_are_rarely_ignored() -> None:
+def test_type_errors_are_rarely_ignored() -> None:
     ignored = [
         f"{file.relative_to(PACKAGE)}:{number}"
         for file in PACKAGE.rglob("*.py")
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
         if re.search(r"#\s*(pyright|type):", line)
-        and "reportMissingImports" not in line  # of libraries that are optional
+        and "reportMissingImports" not in line  # for optional libraries
     ]
-    assert len(ignored) <= MOST_IGNORED, ignored
+    assert len(ignored) <= MAX_IGNORED, ignored
 
 
 BAD = [
@@ -194,7 +194,7 @@ BAD = [
     ("train/loop.py", "from jrnn import config", "train must not import config"),
     ("config.py", "from jrnn.cli import main", "config must not import cli"),
     ("__init__.py", "from jrnn import nn", "jrnn must not import nn"),
-    ("novel.py", "", "novel is on no level"),
+    ("novel.py", "", "novel is on no level; add it"),
     (
         "cells/lstm.py",
         "from flax import nnx",
@@ -202,19 +202,19 @@ BAD = [
     ),
     ("nn/rnn.py", "import optax", "optax belongs in bench, train, not in nn"),
     ("tasks/copy.py", "import orbax.checkpoint", "orbax belongs in train, not in tasks"),
-    ("analysis/plots.py", "import matplotlib.pyplot", "import matplotlib inside of the function"),
-    ("nn/torch.py", "class A:\n    import torch", "import torch inside of the function"),
+    ("analysis/plots.py", "import matplotlib.pyplot", "import matplotlib inside the function"),
+    ("nn/torch.py", "class A:\n    import torch", "import torch inside the function"),
     ("cells/lstm.py", "import trax", "trax is in no table of libraries"),
     ("cells/lstm.py", "def f(x):\n    assert x", "cells/lstm.py:2: raise an error instead"),
-    ("cells/lstm.py", "hasattr(1, 'real')", "is data, not hasattr"),
+    ("cells/lstm.py", "hasattr(1, 'real')", "do not use hasattr"),
     ("cells/lstm.py", "x = 1\n" * 701, "701 lines; split it before 700"),
 ]
 
 
-@pytest.mark.parametrize(("path", "source", "fault"), BAD)
-def test_a_broken_rule_is_found(path: str, source: str, fault: str) -> None:
-    (found,) = faults(path, source)
-    assert fault in found
+@pytest.mark.parametrize(("path", "source", "expected"), BAD)
+def test_violation_is_reported(path: str, source: str, expected: str) -> None:
+    (message,) = violations(path, source)
+    assert expected in message
 
 
 GOOD = [
@@ -236,8 +236,8 @@ GOOD = [
 
 
 @pytest.mark.parametrize(("path", "source"), GOOD)
-def test_what_keeps_the_rules_is_let_through(path: str, source: str) -> None:
-    assert faults(path, source) == []
+def test_valid_file_has_no_violations(path: str, source: str) -> None:
+    assert violations(path, source) == []
 
 
 MEASURE = """
@@ -256,7 +256,7 @@ print(json.dumps({
 """
 
 
-def test_import_is_light_and_changes_no_setting() -> None:
+def test_import_is_fast_and_changes_no_setting() -> None:
     runs = []
     for _ in range(3):
         output = subprocess.run([sys.executable, "-c", MEASURE], check=True, capture_output=True)
@@ -267,35 +267,35 @@ def test_import_is_light_and_changes_no_setting() -> None:
 
 
 def public_modules() -> list[ModuleType]:
-    """The package and those parts of it that are imported on first use."""
+    """The package, and its parts that are imported on first use."""
     parts = [name for name in dir(jrnn) if (PACKAGE / name).is_dir() or name in RANK]
     return [jrnn, *(importlib.import_module(f"jrnn.{name}") for name in parts)]
 
 
-def undocumented(name: str, thing: Any, package: str = "jrnn") -> list[str]:
-    """The public names in a thing, itself included, that no docstring describes."""
-    ours = lambda a: (getattr(a, "__module__", None) or "").split(".")[0] == package
-    if not (inspect.isclass(thing) or inspect.isfunction(thing)):
+def undocumented(name: str, value: Any, package: str = "jrnn") -> list[str]:
+    """The undocumented public names of a class or function, including itself."""
+    is_own = lambda a: (getattr(a, "__module__", None) or "").split(".")[0] == package
+    if not (inspect.isclass(value) or inspect.isfunction(value)):
         return []
-    missing = [] if has_docstring(thing) else [name]
-    if inspect.isclass(thing):
-        for key in dir(thing):
-            member = inspect.getattr_static(thing, key)
+    missing = [] if has_docstring(value) else [name]
+    if inspect.isclass(value):
+        for key in dir(value):
+            member = inspect.getattr_static(value, key)
             member = getattr(member, "__func__", getattr(member, "fget", member))
-            if not key.startswith("_") and inspect.isfunction(member) and ours(member):
-                if not has_docstring(getattr(thing, key)) and not described(thing, key):
+            if not key.startswith("_") and inspect.isfunction(member) and is_own(member):
+                if not has_docstring(getattr(value, key)) and not is_described(value, key):
                     missing.append(f"{name}.{key}")
     return missing
 
 
-def has_docstring(thing: Any) -> bool:
-    """Whether a docstring was written: dataclasses and named tuples make up `Name(field, ...)`."""
-    text = inspect.getdoc(thing)
-    return bool(text) and not text.startswith(f"{getattr(thing, '__name__', '')}(")
+def has_docstring(value: Any) -> bool:
+    """Whether there is a docstring other than the generated `Name(field, ...)` of a dataclass."""
+    text = inspect.getdoc(value)
+    return bool(text) and not text.startswith(f"{getattr(value, '__name__', '')}(")
 
 
-def described(cls: type, key: str) -> bool:
-    """Whether an attribute is in the docstring of its class, or of one that it comes from."""
+def is_described(cls: type, key: str) -> bool:
+    """Whether the docstring of a class or one of its base classes describes an attribute."""
     return any(f"{key}:" in (base.__doc__ or "") for base in cls.__mro__)
 
 
@@ -303,14 +303,14 @@ def test_every_public_name_has_a_docstring() -> None:
     missing = []
     for module in public_modules():
         assert module.__doc__, module.__name__
-        for name, thing in vars(module).items():
-            origin = getattr(thing, "__module__", None) or ""
+        for name, value in vars(module).items():
+            origin = getattr(value, "__module__", None) or ""
             if not name.startswith("_") and origin.split(".")[0] == "jrnn":
-                missing += undocumented(f"{module.__name__}.{name}", thing)
+                missing += undocumented(f"{module.__name__}.{name}", value)
     assert missing == []
 
 
-class Bare:
+class WithoutDocstrings:
     def run(self) -> None: ...
 
     @property
@@ -319,10 +319,10 @@ class Bare:
 
 
 class Documented:
-    """Says what it is.
+    """A class with docstrings.
 
     Attributes:
-      size: of it.
+      size: the size.
     """
 
     def run(self) -> None:
@@ -330,7 +330,7 @@ class Documented:
 
 
 class Inherits(Documented):
-    """Has no words of its own for run and size."""
+    """Inherits the descriptions of run and size."""
 
     def run(self) -> None: ...
 
@@ -340,12 +340,12 @@ class Inherits(Documented):
 
 
 @dataclass
-class MadeUp:
+class WithGeneratedDocstring:
     size: int
 
 
-def test_a_missing_docstring_is_found() -> None:
-    assert undocumented("Bare", Bare, "tests") == ["Bare", "Bare.run", "Bare.size"]
-    assert undocumented("MadeUp", MadeUp, "tests") == ["MadeUp"]
+def test_missing_docstrings_are_reported() -> None:
+    assert undocumented("A", WithoutDocstrings, "tests") == ["A", "A.run", "A.size"]
+    assert undocumented("A", WithGeneratedDocstring, "tests") == ["A"]
     assert undocumented("Documented", Documented, "tests") == []
     assert undocumented("Inherits", Inherits, "tests") == []

@@ -1,4 +1,4 @@
-"""The study of long sequences and the benchmark of Newton: what they write, and that it runs."""
+"""The study of long sequences and `jrnn bench newton` write complete results."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,9 @@ RESULTS = Path(__file__).parent.parent / "experiments"
 
 
 def test_study_writes_growth_training_and_a_figure(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "GROWTHS", {k: study.GROWTHS[k] for k in ("minGRU", "GRU")})
+    monkeypatch.setattr(
+        study, "GROWTH_CASES", {k: study.GROWTH_CASES[k] for k in ("minGRU", "GRU")}
+    )
     flags = "--longest 1024 --repeats 1 --training-steps 2 --length 12 --out".split()
     study.main([*flags, str(tmp_path)])
     result = json.loads((tmp_path / "long.json").read_text("utf-8"))
@@ -29,17 +31,17 @@ def test_study_writes_growth_training_and_a_figure(tmp_path, monkeypatch):
     assert (tmp_path / "long.png").stat().st_size > 10_000
 
 
-def test_bench_newton_counts_and_says_what_has_not_converged(tmp_path, capsys):
+def test_bench_newton_reports_iterations_and_divergence(tmp_path, capsys):
     out = tmp_path / "deep" / "newton.json"
     flags = "--cells paragru elman-times-3 --steps 300 --max-steps 12 --repeats 1 --seconds 0"
     main(["bench", "newton", *flags.split(), "--out", str(out)])
-    fine, chaotic = json.loads(out.read_text("utf-8"))["rows"]
-    assert fine["converged"] and fine["iterations"] <= 8 and fine["exponent"] < 0
-    assert fine["error"] < 1e-4 and 0 < fine["newton_ms"] and 0 < fine["scan_ms"]
+    stable, chaotic = json.loads(out.read_text("utf-8"))["rows"]
+    assert stable["converged"] and stable["iterations"] <= 8 and stable["exponent"] < 0
+    assert stable["error"] < 1e-4 and 0 < stable["newton_ms"] and 0 < stable["scan_ms"]
     assert not chaotic["converged"] and chaotic["iterations"] == 12 and chaotic["exponent"] > 0
     assert "elman-times-3" in capsys.readouterr().out
 
 
-def test_bench_newton_refuses_an_unknown_case():
+def test_bench_newton_with_unknown_case_raises():
     with pytest.raises(ValueError, match="cell must be one of paragru, .*did you mean 'paragru'"):
         newton.Bench(cells=("paragu",))

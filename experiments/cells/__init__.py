@@ -1,1 +1,1 @@
-"""The study of cells: `python -m experiments.cells.run`."""
+"""The comparison of all cells: `python -m experiments.cells.run`."""

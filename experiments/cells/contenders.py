@@ -1,4 +1,4 @@
-"""What is compared: every cell of the toolkit, and LSTMs that differ in one thing."""
+"""The compared cells: every cell of jrnn, and ablations of the LSTM."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,12 +17,12 @@ from jrnn.layers import Stack
 from jrnn.transforms.wrapper import Wrapper
 
 PERIODS = (1, 2, 4, 8, 16)
-HEAD = 4
-PLACES = 4
-ALLOWED = 16
-"""One size in so many is allowed, at least."""
-NEAR = 0.06
-"""How far off the number of parameters may be, as a share of it."""
+HEAD_SIZE = 4
+POSITIONS = 4
+SIZE_STEP = 16
+"""A cell supports at least one hidden size in this many consecutive ones."""
+MAX_DEVIATION = 0.06
+"""The maximum relative deviation from the number of parameters."""
 GREFF = tuple(name for name in VARIANTS if name != "vanilla")
 
 
@@ -31,9 +31,9 @@ class Contender:
     """A cell of any hidden size.
 
     Attributes:
-      make: from the hidden size to the cell; a ValueError means that it has none of this size.
+      make: from the hidden size to the cell; raises a ValueError if that size is not supported.
       inputs: from the inputs of a task to those of the cell.
-      options: how it differs from the defaults, for the reader.
+      options: a description of options that differ from the defaults.
     """
 
     make: Callable[[int], jrnn.Layer]
@@ -42,22 +42,22 @@ class Contender:
 
 
 def mlstm(hidden: int) -> jrnn.MLSTM:
-    """Heads of one width, since the memory of a head grows as its square."""
-    if hidden % HEAD:
-        raise ValueError(f"mlstm: hidden must be a multiple of {HEAD}, got {hidden}")
-    return jrnn.MLSTM(hidden, heads=hidden // HEAD)
+    """An mLSTM with a fixed head size, since the memory of a head grows quadratically with it."""
+    if hidden % HEAD_SIZE:
+        raise ValueError(f"mlstm: hidden must be a multiple of {HEAD_SIZE}, got {hidden}")
+    return jrnn.MLSTM(hidden, heads=hidden // HEAD_SIZE)
 
 
 def observed(xs: jax.Array) -> jrnn.Observed:
-    """A series without holes, one unit of time a step."""
+    """A time series without missing values, with one unit of time per step."""
     return jrnn.Observed(xs, jnp.ones_like(xs), jnp.ones_like(xs))
 
 
 @dataclass(frozen=True)
-class OverPlaces(Wrapper):
-    """A cell over one axis of space that is given its input at each place, and flattens its output.
+class OverPositions(Wrapper):
+    """A convolutional cell that gets the same input at each position, and flattens its output.
 
-    On a single place a ConvLSTM would be an LSTM. On these places it sees its border too.
+    With a single position a ConvLSTM would be an LSTM; with several, padding at the border matters.
     """
 
     def inputs(
@@ -66,7 +66,7 @@ class OverPlaces(Wrapper):
         return jnp.zeros((*batch_shape, input_size), dtype)
 
     def transform_input(self, params: Any, x: jax.Array, noise: Any) -> tuple[Any, Any]:
-        return jnp.repeat(x[..., None, :], PLACES, axis=-2), None
+        return jnp.repeat(x[..., None, :], POSITIONS, axis=-2), None
 
     def transform_output(self, params: Any, y: Any, extra: Any) -> Any:
         return y.reshape(*y.shape[:-2], -1)
@@ -82,11 +82,11 @@ _SPECIAL = {
         lambda hidden: jrnn.stack((jrnn.LSTM(hidden), jrnn.DepthGatedLSTM(hidden))),
         options="on a layer of LSTM",
     ),
-    "mlstm": Contender(mlstm, options=f"heads of {HEAD}"),
+    "mlstm": Contender(mlstm, options=f"heads of {HEAD_SIZE}"),
     "grud": Contender(jrnn.GRUD, observed, "without holes"),
     "convlstm": Contender(
-        lambda hidden: OverPlaces(jrnn.ConvLSTM(hidden, (PLACES,))),
-        options=f"each input at {PLACES} places in a row, kernels of 3",
+        lambda hidden: OverPositions(jrnn.ConvLSTM(hidden, (POSITIONS,))),
+        options=f"each input at {POSITIONS} places in a row, kernels of 3",
     ),
 }
 
@@ -104,51 +104,51 @@ CONTENDERS |= {
     f"lstm-{name}": Contender(partial(jrnn.lstm_variant, name), options="odyssey, with peepholes")
     for name in GREFF
 }
-"""By name; every cell of `jrnn.cells.REGISTRY` is here."""
+"""Contenders by name, including every cell of `jrnn.cells.REGISTRY`."""
 
 
-def of_size(contender: Contender, input_size: int, output_size: int, count: int) -> jrnn.Layer:
-    """The cell with which a network, its linear readout included, is nearest to `count` numbers.
+def cell_of_size(contender: Contender, input_size: int, output_size: int, count: int) -> jrnn.Layer:
+    """The cell whose network, with a linear readout, has nearest to `count` parameters.
 
     Raises:
-      ValueError: the nearest is more than `NEAR` off.
+      ValueError: the nearest number deviates by more than `MAX_DEVIATION`.
     """
 
-    def missing(hidden: int) -> int | None:
-        """How many numbers a size falls short; None where the cell has no such size."""
+    def deficit(hidden: int) -> int | None:
+        """`count` minus the parameters at a hidden size; None if the size is not supported."""
         try:
             cell = contender.make(hidden)
             params = jax.eval_shape(lambda key: cell.init(key, input_size), jax.random.key(0))
         except ValueError:
             return None
         width = cell.output_shape(params, input_size).shape[-1]
-        return count - parameters(params) - (width + 1) * output_size
+        return count - count_parameters(params) - (width + 1) * output_size
 
     def too_small(size: int) -> bool:
-        """Whether the first allowed size from this one on falls short."""
-        lacks = (missing(each) for each in range(size, size + ALLOWED))
-        return next((m for m in lacks if m is not None), 0) > 0
+        """Whether the first supported size from this one on has fewer than `count` parameters."""
+        deficits = (deficit(each) for each in range(size, size + SIZE_STEP))
+        return next((each for each in deficits if each is not None), 0) > 0
 
-    # Numbers grow with the size, so that a step may be doubled, and halved.
-    few, many = 0, ALLOWED
-    while too_small(many):
-        few, many = many, 2 * many
-    while many - few > 1:
-        middle = (few + many) // 2
-        few, many = (middle, many) if too_small(middle) else (few, middle)
-    near = {size: missing(size) for size in range(max(1, few - ALLOWED), many + ALLOWED)}
-    fit = {size: abs(lacks) for size, lacks in near.items() if lacks is not None}
-    best = min(fit, key=lambda size: fit[size])
-    if fit[best] > NEAR * count:
+    # The number of parameters grows with the size: bisect.
+    low, high = 0, SIZE_STEP
+    while too_small(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if too_small(middle) else (low, middle)
+    deficits = {size: deficit(size) for size in range(max(1, low - SIZE_STEP), high + SIZE_STEP)}
+    deviations = {size: abs(each) for size, each in deficits.items() if each is not None}
+    best = min(deviations, key=lambda size: deviations[size])
+    if deviations[best] > MAX_DEVIATION * count:
         raise ValueError(
-            f"no hidden size gives {count} parameters: {contender.make(best)!r} is the nearest, "
-            f"and {fit[best]} off; choose another number"
+            f"no hidden size has {count} parameters: {contender.make(best)!r} is the nearest, with "
+            f"a deviation of {deviations[best]}; choose another number"
         )
     return contender.make(best)
 
 
 def hidden_units(layer: jrnn.Layer) -> int:
-    """Hidden units of a cell, or of the topmost cell in a layer."""
+    """The hidden size of a cell, or of the top cell in a layer."""
     inner: Any = layer
     while not hasattr(inner, "hidden_size"):
         inner = inner.layers[-1] if isinstance(inner, Stack) else inner.cell
@@ -156,10 +156,10 @@ def hidden_units(layer: jrnn.Layer) -> int:
 
 
 def recurrence_of(layer: jrnn.Layer, input_size: int) -> str:
-    """How the new carry depends on the old one; of a layer of several cells "dense"."""
+    """The structure of the recurrence of a cell; "dense" for a layer of several cells."""
     return structure.recurrence(layer, input_size) if isinstance(layer, jrnn.Cell) else "dense"
 
 
-def parameters(tree: Any) -> int:
-    """How many numbers a tree of arrays holds."""
+def count_parameters(tree: Any) -> int:
+    """The total number of elements in a tree of arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

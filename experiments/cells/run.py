@@ -1,13 +1,13 @@
-"""Every cell at one number of parameters, on three tasks and more, over several seeds.
+"""Compares all cells at the same number of parameters, on several tasks and seeds.
 
     python -m experiments.cells.run                         # several hours on two cores
     python -m experiments.cells.run --cells lstm gru --seeds 3 --tasks digits
 
-For each cell and task the highest learning rate of the schedule is chosen out of `rates` by one
-seed and the validation split; other seeds then give the result on the test split. Last comes the
-time of a training step, cell by cell in turn. What is done already is read from the JSON and not
-done again, so that a study may be stopped and gone on with; each worker has one core. It writes
-`cells.json`, `cells.png` and `cells.md` into `--out`.
+For each cell and task, one seed and the validation split select the peak learning rate from
+`rates`; other seeds then give the results on the test split. At the end, training steps of all
+cells are timed in interleaved rounds. Results that are in the JSON file already are not computed
+again, so that an interrupted study can be resumed. Each worker uses one core. It writes
+`cells.json`, `cells.png` and `cells.md` to `--out`.
 """
 
 import contextlib
@@ -30,11 +30,11 @@ import tyro
 from flax import nnx
 
 from experiments.cells import report
-from experiments.cells.contenders import CONTENDERS, hidden_units, of_size, recurrence_of
+from experiments.cells.contenders import CONTENDERS, cell_of_size, hidden_units, recurrence_of
 from jrnn import checks
 from jrnn.bench import machine
-from jrnn.bench.contenders import Contender as Timed
-from jrnn.bench.timing import in_turn
+from jrnn.bench.contenders import Contender
+from jrnn.bench.timing import time_interleaved
 from jrnn.distributed import ProcessGroup
 from jrnn.nn import RNN, Classifier, SequenceToSequence
 from jrnn.sweep.trials import scalars_of
@@ -55,23 +55,23 @@ WARMUP = 0.05
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """What is trained on, for how long, and what else is tested."""
+class TaskConfig:
+    """A task, the number of training steps, and further tasks for tests."""
 
     task: Task
     steps: int
     tests: dict[str, Task]
 
 
-ASSIGNMENTS = {
-    "digits": Assignment(Digits(order="pixel"), 1200, {}),
-    "adding": Assignment(Adding(length=200), 2000, {}),
-    "parity": Assignment(
+TASK_CONFIGS = {
+    "digits": TaskConfig(Digits(order="pixel"), 1200, {}),
+    "adding": TaskConfig(Adding(length=200), 2000, {}),
+    "parity": TaskConfig(
         Tracking(degree=2, length=32),
         1500,
         {"at 128": Tracking(degree=2, length=32, test_length=128)},
     ),
-    "s3": Assignment(
+    "s3": TaskConfig(
         Tracking(degree=3, length=32),
         2000,
         {"at 128": Tracking(degree=3, length=32, test_length=128)},
@@ -81,18 +81,18 @@ ASSIGNMENTS = {
 
 @dataclass(frozen=True)
 class Study:
-    """What is run.
+    """The options of the study.
 
     Args:
       cells: names in `contenders.CONTENDERS`; all by default.
-      tasks: names in `ASSIGNMENTS`; by default all but S3.
-      seeds: runs of which the result is made; seed 0 is that which chose the rate.
-      rates: highest learning rates to choose from.
-      parameters: of a network, about.
-      batch_size: examples a step.
-      shorten: divides the number of training steps, to see that all of it runs.
-      jobs: workers.
-      out: folder for JSON, figure and table.
+      tasks: names in `TASK_CONFIGS`; by default all but S3.
+      seeds: number of seeds for the results; seed 0 selects the learning rate.
+      rates: peak learning rates to select from.
+      parameters: approximate number of parameters of a network.
+      batch_size: number of examples per step.
+      shorten: divisor of the number of training steps, for smoke tests.
+      jobs: number of worker processes.
+      out: folder for the JSON file, the figure and the table.
     """
 
     cells: tuple[str, ...] = tuple(CONTENDERS)
@@ -109,7 +109,7 @@ class Study:
         for name in self.cells:
             checks.one_of("Study", "cells", name, CONTENDERS)
         for name in self.tasks:
-            checks.one_of("Study", "tasks", name, ASSIGNMENTS)
+            checks.one_of("Study", "tasks", name, TASK_CONFIGS)
         for name in ("seeds", "parameters", "batch_size", "shorten", "jobs"):
             checks.positive_int("Study", name, getattr(self, name))
         for rate in self.rates:
@@ -118,12 +118,12 @@ class Study:
             raise ValueError("Study: rates must hold at least one learning rate")
 
     def steps(self, task: str) -> int:
-        """Training steps on a task."""
-        return max(1, ASSIGNMENTS[task].steps // self.shorten)
+        """The number of training steps on a task."""
+        return max(1, TASK_CONFIGS[task].steps // self.shorten)
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs what is not done yet, prints as it goes, writes JSON, figure and table."""
+    """Computes all missing results, and writes the JSON file, the figure and the table."""
     study = tyro.cli(Study, args=args)
     study.out.mkdir(parents=True, exist_ok=True)
     path = study.out / "cells.json"
@@ -137,7 +137,7 @@ def main(args: list[str] | None = None) -> None:
         "step_ms": {},
     }  # fmt: skip
     if path.is_file():
-        result = resumed(study, result, json.loads(path.read_text("utf-8")), path)
+        result = resume(study, result, json.loads(path.read_text("utf-8")), path)
     done = {(row["cell"], row["task"]) for row in result["rows"]}
     todo = [
         (cell, task) for task in study.tasks for cell in study.cells if (cell, task) not in done
@@ -148,47 +148,47 @@ def main(args: list[str] | None = None) -> None:
         print({k: v for k, v in row.items() if not isinstance(v, list)}, flush=True)
     times: dict[str, float] = result["step_ms"]
     if missing := [cell for cell in study.cells if cell not in times]:
-        # All of them again: times of one run alone can be compared.
+        # All cells are timed again: only times of the same run are comparable.
         result["step_ms"] = step_times(study, list(times) + missing)
         result["machine"] = machine.describe()
         save(result, path)
     report.write(result, study.out)
 
 
-def resumed(study: Study, new: dict[str, Any], saved: dict[str, Any], path: Path) -> dict[str, Any]:
-    """What was saved, if it was made as the rest will be."""
+def resume(study: Study, new: dict[str, Any], saved: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Returns the saved results, if they have the same options and versions as the new ones."""
     for name in ("options", "versions"):
         if saved[name] != new[name]:
             raise SystemExit(
-                f"{path} holds a study with other {name}, {saved[name]} and not {new[name]}; give "
-                "another --out"
+                f"{path} has results with other {name}: must be {new[name]}, got {saved[name]}; "
+                "set another --out"
             )
     for row in saved["rows"]:
         if row["steps"] != study.steps(row["task"]):
             raise SystemExit(
-                f"{path} holds {row['steps']} steps of {row['cell']} on {row['task']}, and not "
-                f"{study.steps(row['task'])}; give another --out"
+                f"{path} has results of {row['cell']} on {row['task']} with another number of "
+                f"steps: must be {study.steps(row['task'])}, got {row['steps']}; set another --out"
             )
         row.setdefault("cpu", saved["machine"]["cpu"])
     return saved
 
 
 def save(result: dict[str, Any], path: Path) -> None:
-    """Writes the JSON, whole or not at all."""
+    """Writes the JSON file atomically."""
     partial = path.with_suffix(".part")
     partial.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     partial.replace(path)
 
 
 def rows(study: Study, todo: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    """One for each cell and task, as they are done."""
-    # Not forked, since JAX has threads; and each worker takes a core before it starts any.
+    """Yields the row of each cell and task when it is finished."""
+    # JAX has threads, so workers are spawned; each sets its core before JAX starts threads.
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
     for job in range(study.jobs):
         cores.put(job)
-    with ProcessPoolExecutor(study.jobs, context, _take_core, (cores,)) as pool:
-        futures = {pool.submit(row, study, *which): which for which in todo}
+    with ProcessPoolExecutor(study.jobs, context, _set_core, (cores,)) as pool:
+        futures = {pool.submit(row, study, *key): key for key in todo}
         failed = {}
         try:
             for future in as_completed(futures):
@@ -199,39 +199,39 @@ def rows(study: Study, todo: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
         finally:
             pool.shutdown(cancel_futures=True)
     if failed:
-        raise RuntimeError(f"these failed, and can be gone on with: {failed}")
+        raise RuntimeError(f"some cells failed; run the command again to retry them: {failed}")
 
 
-def _take_core(cores: Any) -> None:
+def _set_core(cores: Any) -> None:
     if sys.platform != "linux":
-        return  # others have no such call; their workers share all cores
+        return  # other systems have no such call; their workers share all cores
     allowed = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {allowed[cores.get() % len(allowed)]})
 
 
 def row(study: Study, name: str, task: str) -> dict[str, Any]:
-    """Chooses a rate for a cell on a task, and trains it with every seed."""
-    assignment = ASSIGNMENTS[task]
-    data = assignment.task.load()
+    """Selects a learning rate for a cell on a task, and trains it with every seed."""
+    task_config = TASK_CONFIGS[task]
+    data = task_config.task.load()
     begin = time.perf_counter()
-    contender = Trained(study, name, data, study.steps(task))
-    reached = contender.train([0] * len(study.rates), study.rates, [data.validation])
-    trials = {rate: value for rate, (value,) in zip(study.rates, reached, strict=True)}
+    trainer = CellTrainer(study, name, data, study.steps(task))
+    metrics = trainer.train([0] * len(study.rates), study.rates, [data.validation])
+    trials = {rate: value for rate, (value,) in zip(study.rates, metrics, strict=True)}
     finite = {rate: value for rate, value in trials.items() if value is not None}
     better = max if HIGHER_IS_BETTER[data.metric] else min
     rate = better(finite, key=lambda r: finite[r]) if finite else study.rates[0]
-    others = {label: other.load().test for label, other in assignment.tests.items()}
+    others = {label: other.load().test for label, other in task_config.tests.items()}
     seeds = range(1, study.seeds + 1)
-    reached = contender.train(seeds, [rate] * len(seeds), [data.test, *others.values()])
-    tests, *more = zip(*reached, strict=True)
+    metrics = trainer.train(seeds, [rate] * len(seeds), [data.test, *others.values()])
+    tests, *more = zip(*metrics, strict=True)
     return {
         "cell": name,
         "task": task,
         "options": CONTENDERS[name].options,
-        "hidden": hidden_units(contender.cell),
-        "parameters": contender.parameters,
-        "recurrence": recurrence_of(contender.cell, data.input_size),
-        "steps": contender.options.steps,
+        "hidden": hidden_units(trainer.cell),
+        "parameters": trainer.parameters,
+        "recurrence": recurrence_of(trainer.cell, data.input_size),
+        "steps": trainer.options.steps,
         "baseline": data.baseline[1],
         "trials": {str(r): value for r, value in trials.items()},
         "rate": rate,
@@ -243,17 +243,21 @@ def row(study: Study, name: str, task: str) -> dict[str, Any]:
 
 
 def step_times(study: Study, cells: list[str]) -> dict[str, float]:
-    """Milliseconds of a training step on digits, by cell: medians of steps in turn."""
-    data = ASSIGNMENTS["digits"].task.load()
-    ready = [Timed(name, "jrnn", _one_step(Trained(study, name, data, 1000))) for name in cells]
-    return {name: 1e3 * t.median for name, t in in_turn(ready, repeats=9, seconds=120).items()}
+    """Median milliseconds of a training step on digits, by cell, in interleaved rounds."""
+    data = TASK_CONFIGS["digits"].task.load()
+    ready = [
+        Contender(name, "jrnn", _one_step(CellTrainer(study, name, data, 1000))) for name in cells
+    ]
+    return {
+        name: 1e3 * t.median for name, t in time_interleaved(ready, repeats=9, seconds=120).items()
+    }
 
 
-def _one_step(contender: "Trained") -> Callable[[], Any]:
-    optimizer = contender.optimizer.build(contender.options.steps)
-    graphdef, state = init_state(contender.network(0), optimizer)
-    train_step = make_train_step(graphdef, Objective.of(contender.data), optimizer)
-    batch = next(shuffled_batches(contender.data.train, contender.options.batch_size, 0))
+def _one_step(trainer: "CellTrainer") -> Callable[[], Any]:
+    optimizer = trainer.optimizer.build(trainer.options.steps)
+    graphdef, state = init_state(trainer.network(0), optimizer)
+    train_step = make_train_step(graphdef, Objective.of(trainer.data), optimizer)
+    batch = next(shuffled_batches(trainer.data.train, trainer.options.batch_size, 0))
 
     def step() -> None:
         nonlocal state
@@ -264,24 +268,24 @@ def _one_step(contender: "Trained") -> Callable[[], Any]:
     return step
 
 
-class Trained:
-    """One cell on one task, trained with several seeds and rates in one compilation.
+class CellTrainer:
+    """Trains one cell on one task with several seeds and learning rates in one compilation.
 
-    `jrnn sweep` would train the networks of an `Experiment`, which embed tokens and give a cell
-    only its inputs; here tokens are one-hot and some cells also get times or masks. So this uses
-    the trainer of `jrnn sweep` on networks of its own. The last weights count, not the best ones.
+    `jrnn sweep` trains the networks of an `Experiment`, which embed tokens and give a cell only its
+    inputs. Here tokens are one-hot and some cells also get times or masks, so the trainer of
+    `jrnn sweep` is used with other networks. The last weights are evaluated, not the best ones.
     """
 
     def __init__(self, study: Study, name: str, data: Data, steps: int):
         contender = CONTENDERS[name]
         self.data, self.inputs = data, contender.inputs
-        self.cell = of_size(contender, data.input_size, data.output_size, study.parameters)
+        self.cell = cell_of_size(contender, data.input_size, data.output_size, study.parameters)
         self.optimizer = Optimizer(1e-3, "adam", "cosine", warmup=WARMUP)
         self.options = RunOptions(steps=steps, eval_every=steps, batch_size=study.batch_size)
         self.parameters = count_params(self.network(0))
 
     def embedding(self, xs: jax.Array) -> Any:
-        """One-hot tokens, and whatever else the cell needs."""
+        """The inputs of the cell; tokens are one-hot."""
         return self.inputs(jax.nn.one_hot(xs, self.data.input_size) if self.data.tokens else xs)
 
     def network(self, seed: int) -> Classifier | SequenceToSequence:
@@ -294,11 +298,11 @@ class Trained:
     def train(
         self, seeds: Sequence[int], rates: Sequence[float], splits: list[Split]
     ) -> list[list[float | None]]:
-        """Trains a network for each pair of a seed and a rate.
+        """Trains a network for each pair of a seed and a learning rate.
 
         Returns:
-          For each network its metric on each of the splits; None if its loss was not finite, since
-          the accuracy of such a network looks like that of a guess.
+          For each network its metric on each split; None if its loss was not finite, since the
+          accuracy of such a network looks like that of random guessing.
         """
         optimizers = [replace(self.optimizer, learning_rate=rate) for rate in rates]
         plan = plan_task(self.data, self.options, None)
@@ -327,16 +331,16 @@ class Trained:
             with contextlib.closing(trainer):
                 trainer.begin()
                 trainer.fit(signals, Progress(self.options.steps, plan.metric, shown=False))
-                found = [trainer.evaluate(split) for split in splits]
+                results = [trainer.evaluate(split) for split in splits]
         return [
-            [None if index in trainer.stopped else finite_metric(each[index]) for each in found]
+            [None if index in trainer.stopped else finite_metric(each[index]) for each in results]
             for index in range(len(seeds))
         ]
 
 
-def finite_metric(found: dict[str, float]) -> float | None:
+def finite_metric(result: dict[str, float]) -> float | None:
     """The metric; None if the loss is not finite."""
-    return found["metric"] if math.isfinite(found["loss"]) else None
+    return result["metric"] if math.isfinite(result["loss"]) else None
 
 
 if __name__ == "__main__":

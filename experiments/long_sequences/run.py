@@ -1,12 +1,12 @@
-"""How cells whose time can be run at once behave as sequences grow, and as training goes on.
+"""Engines that are parallel in time: cost at growing sequence lengths, and convergence in training.
 
     python -m experiments.long_sequences.run                # about 15 minutes on two cores
     python -m experiments.long_sequences.run --longest 4096 --training-steps 20
 
 Growth: time and memory of `Scan` and of the parallel engine, with gradients, in the same run, from
-1024 steps to 65536, for the linear cells to 2^20. Training: on the adding problem, how many
-iterations Newton takes and what the largest Lyapunov exponent is, as the loss falls. Writes a JSON
-and a figure into `experiments/long_sequences/results`.
+1024 steps to 65536, for linear cells to 2^20. Training: the number of Newton iterations and the
+largest Lyapunov exponent during training on the adding problem. It writes a JSON file and a figure
+to `experiments/long_sequences/results`.
 """
 
 import json
@@ -26,7 +26,7 @@ import jrnn
 from jrnn.analysis import lyapunov
 from jrnn.bench import machine
 from jrnn.bench.contenders import Contender
-from jrnn.bench.timing import in_turn
+from jrnn.bench.timing import time_interleaved
 from jrnn.plotting import new_figure
 from jrnn.tasks import Adding
 
@@ -37,14 +37,14 @@ INPUT = 32
 
 @dataclass(frozen=True)
 class Growth:
-    """A cell, the engine that runs its time at once, and how long its sequences may be."""
+    """A cell, its parallel engine, and the maximum sequence length."""
 
     cell: Any
     engine: jrnn.Engine
     longest: int
 
 
-GROWTHS = {
+GROWTH_CASES = {
     "minGRU": Growth(jrnn.MinGRU(64), jrnn.Associative(), 2**20),
     "LRU": Growth(jrnn.LRU(64), jrnn.Associative(), 2**20),
     "ParaGRU": Growth(jrnn.ParaGRU(64), jrnn.Newton(tol=TOLERANCE), 2**16),
@@ -52,7 +52,7 @@ GROWTHS = {
     "GRU": Growth(jrnn.GRU(16), jrnn.Newton("full", tol=TOLERANCE), 2**16),
 }
 
-TRAINED = {
+TRAINING_CASES = {
     "ParaGRU": (lambda length: jrnn.ParaGRU(32, t_max=length), "diagonal"),
     "GRU": (lambda length: jrnn.GRU(16, t_max=length), "full"),
 }
@@ -60,14 +60,14 @@ TRAINED = {
 
 @dataclass(frozen=True)
 class Study:
-    """What is run.
+    """The options of the study.
 
     Args:
-      longest: no sequence is longer.
-      repeats: rounds of which the median counts, at least 3.
-      training_steps: of each cell.
-      length: of the sequences trained on.
-      out: folder for the JSON and the figure.
+      longest: maximum sequence length.
+      repeats: number of timing rounds, at least 3; results are medians.
+      training_steps: number of training steps of each cell.
+      length: length of the training sequences.
+      out: folder for the JSON file and the figure.
     """
 
     longest: int = 2**20
@@ -78,7 +78,7 @@ class Study:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs all, prints as it goes, writes the JSON and the figure."""
+    """Runs the study, and writes the JSON file and the figure."""
     study = tyro.cli(Study, args=args)
     result: dict[str, Any] = {
         "machine": machine.describe(),
@@ -100,18 +100,18 @@ def main(args: list[str] | None = None) -> None:
 
 
 def growth(study: Study) -> Iterator[dict[str, Any]]:
-    """Time and memory of both engines, forward with gradients, for one sequence."""
-    for name, case in GROWTHS.items():
+    """Yields time and memory of both engines, with gradients, for one sequence of each length."""
+    for name, case in GROWTH_CASES.items():
         steps = 1024
         while steps <= min(case.longest, study.longest):
-            yield {"cell": name, "hidden": case.cell.hidden_size, "steps": steps} | grown(
+            yield {"cell": name, "hidden": case.cell.hidden_size, "steps": steps} | measure_growth(
                 case, steps, study.repeats
             )
             steps *= 4
 
 
-def grown(case: Growth, steps: int, repeats: int) -> dict[str, Any]:
-    """One length: medians of calls in turn, memory as XLA plans it, and the distance of results."""
+def measure_growth(case: Growth, steps: int, repeats: int) -> dict[str, Any]:
+    """Median times, XLA's memory estimates, and the error, at one sequence length."""
     params = case.cell.init(jax.random.key(0), INPUT)
     xs = jax.random.normal(jax.random.key(1), (steps, 1, INPUT))
 
@@ -125,30 +125,30 @@ def grown(case: Growth, steps: int, repeats: int) -> dict[str, Any]:
         Contender(name, "jrnn", lambda call=call: jax.block_until_ready(call(params, xs)))
         for name, call in calls.items()
     ]
-    times = in_turn(ready, repeats, seconds=0)
-    found: dict[str, Any] = {f"{name}_ms": 1e3 * t.median for name, t in times.items()}
+    times = time_interleaved(ready, repeats, seconds=0)
+    row: dict[str, Any] = {f"{name}_ms": 1e3 * t.median for name, t in times.items()}
     for name, call in calls.items():
-        found[f"{name}_mib"] = call.memory_analysis().temp_size_in_bytes / 2**20
-    largest = lambda leaf: float(np.abs(np.asarray(leaf)).max())
+        row[f"{name}_mib"] = call.memory_analysis().temp_size_in_bytes / 2**20
+    max_abs = lambda leaf: float(np.abs(np.asarray(leaf)).max())
     pairs = zip(*map(jax.tree.leaves, (results["parallel"], results["scan"])), strict=True)
-    found["error"] = max(largest(a - b) / max(largest(b), 1e-30) for a, b in pairs)
+    row["error"] = max(max_abs(a - b) / max(max_abs(b), 1e-30) for a, b in pairs)
     if isinstance(case.engine, jrnn.Newton):
         status = jrnn.newton(case.cell, params, xs, engine=case.engine).status
-        found |= {"iterations": int(status.iterations), "converged": bool(status.converged.all())}
-    return found
+        row |= {"iterations": int(status.iterations), "converged": bool(status.converged.all())}
+    return row
 
 
 def training(study: Study) -> Iterator[dict[str, Any]]:
-    """Loss, iterations, and now and then the exponent, over the steps of training by Newton."""
+    """Yields losses, iterations and exponents during training with Newton."""
     data = Adding(study.length, 8000, 1000).load()
-    for name, (make, kind) in TRAINED.items():
-        yield {"cell": name, "length": study.length} | trained(
+    for name, (make, kind) in TRAINING_CASES.items():
+        yield {"cell": name, "length": study.length} | train(
             make(study.length), jrnn.Newton(kind, tol=TOLERANCE), data, study.training_steps
         )
 
 
-def trained(cell: jrnn.Cell, engine: jrnn.Newton, data: Any, steps: int) -> dict[str, Any]:
-    """Trains one layer and a linear readout of its last output."""
+def train(cell: jrnn.Cell, engine: jrnn.Newton, data: Any, steps: int) -> dict[str, Any]:
+    """Trains one layer and a linear readout of its last output; returns a row of the results."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(5e-3))
     key = jax.random.key(0)
     params = cell.init(key, data.input_size)
@@ -167,30 +167,30 @@ def trained(cell: jrnn.Cell, engine: jrnn.Newton, data: Any, steps: int) -> dict
         updates, state = optimizer.update(grads, state)
         return optax.apply_updates(weights, updates), state, value, status
 
-    batches = np.random.default_rng(0)
-    found: dict[str, Any] = {"losses": [], "iterations": [], "exponent_steps": [], "exponents": []}
+    rng = np.random.default_rng(0)
+    row: dict[str, Any] = {"losses": [], "iterations": [], "exponent_steps": [], "exponents": []}
     converged, begin = True, time.perf_counter()
     for number in range(steps):
-        rows = batches.choice(len(data.train.xs), 32, replace=False)
+        rows = rng.choice(len(data.train.xs), 32, replace=False)
         xs = jnp.moveaxis(jnp.asarray(data.train.xs[rows]), 0, 1)
         if number % max(1, steps // 20) == 0:
-            seen = lyapunov(cell, weights[0], xs[:, :4], count=1)
-            found["exponent_steps"].append(number)
-            found["exponents"].append(float(seen.largest.mean()))
+            exponents = lyapunov(cell, weights[0], xs[:, :4], count=1)
+            row["exponent_steps"].append(number)
+            row["exponents"].append(float(exponents.largest.mean()))
         targets = jnp.asarray(data.train.ys[rows]).reshape(-1)
         weights, state, value, status = step(weights, state, xs, targets)
-        found["losses"].append(float(value))
-        found["iterations"].append(int(status.iterations))
+        row["losses"].append(float(value))
+        row["iterations"].append(int(status.iterations))
         converged &= bool(status.converged.all())
-    found["seconds"] = time.perf_counter() - begin
-    found["converged"] = converged
+    row["seconds"] = time.perf_counter() - begin
+    row["converged"] = converged
     xs = jnp.moveaxis(jnp.asarray(data.test.xs), 0, 1)
     value, _ = jax.jit(loss)(weights, xs, jnp.asarray(data.test.ys).reshape(-1))
-    return found | {"test_mse": float(value), "most_iterations": max(found["iterations"])}
+    return row | {"test_mse": float(value), "most_iterations": max(row["iterations"])}
 
 
 def draw(result: dict[str, Any]) -> Any:
-    """Times over the steps; memory over the steps; iterations and loss over training."""
+    """Draws time and memory over the sequence length, and iterations and loss over training."""
     figure = new_figure(14, 8)
     (times, memory), (counts, losses) = figure.subplots(2, 2)
     for number, name in enumerate(dict.fromkeys(row["cell"] for row in result["growth"])):
@@ -198,13 +198,12 @@ def draw(result: dict[str, Any]) -> Any:
         steps = [row["steps"] for row in rows]
         for axes, unit in ((times, "ms"), (memory, "mib")):
             for engine, style in (("parallel", "-o"), ("scan", "--")):
-                label = (
-                    f"{name}, {'Scan' if engine == 'scan' else type(GROWTHS[name].engine).__name__}"
-                )
+                parallel = type(GROWTH_CASES[name].engine).__name__
+                label = f"{name}, {'Scan' if engine == 'scan' else parallel}"
                 values = [row[f"{engine}_{unit}"] for row in rows]
                 axes.loglog(steps, values, style, color=f"C{number}", label=label, markersize=4)
     times.set(xlabel="steps", ylabel="ms, forward and gradients")
-    memory.set(xlabel="steps", ylabel="MiB beside inputs and results")
+    memory.set(xlabel="steps", ylabel="MiB of temporaries")
     times.legend(fontsize=8)
     for row in result["training"]:
         counts.plot(row["iterations"], label=row["cell"], linewidth=1)

@@ -1,9 +1,9 @@
-"""Runs the notebooks of this folder and saves the executed copies.
+"""Runs the notebooks of this folder and saves the executed copies; an error fails the run.
 
     python experiments/notebooks/run.py [name ...]
 
-A name is that of a notebook, with or without `.ipynb`; by default all notebooks run. The copies are
-written to `build/notebooks/`. The exit code is 1 if a notebook fails.
+A name is that of a notebook, with or without `.ipynb`; by default all are run. The copies are saved
+in `build/notebooks/`. The exit code is 1 if any notebook fails.
 """
 
 import sys
@@ -19,22 +19,19 @@ TIMEOUT = 600  # seconds per notebook
 
 
 def find(names: list[str]) -> list[Path]:
-    """Finds the notebooks of the given names, by default all in this folder and its subfolders."""
+    """The named notebooks; by default all in this folder and its subfolders."""
     paths = sorted(p for p in HERE.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
     if not paths:
         raise SystemExit(f"run.py: no notebooks in {HERE}")
-    unknown = [name for name in names if Path(name).stem not in {p.stem for p in paths}]
-    if unknown:
-        known = ", ".join(p.stem for p in paths)
-        raise SystemExit(
-            f"run.py: names must be notebooks such as {known}, got {', '.join(unknown)}"
-        )
+    known = ", ".join(p.stem for p in paths)
+    if unknown := [name for name in names if Path(name).stem not in {p.stem for p in paths}]:
+        raise SystemExit(f"run.py: name must be one of {known}, got {', '.join(unknown)}")
     stems = {Path(name).stem for name in names}
     return [p for p in paths if not names or p.stem in stems]
 
 
 def execute(path: Path) -> str | None:
-    """Runs a notebook in its folder and saves the copy; returns the error message, or None."""
+    """Runs a notebook in its folder, and saves the copy even if it fails; returns the error."""
     notebook = nbformat.read(path, as_version=4)
     deadline = time.monotonic() + TIMEOUT
     client = NotebookClient(

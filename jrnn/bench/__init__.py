@@ -1,1 +1,1 @@
-"""The benchmark of recurrent layers that `jrnn bench` runs."""
+"""The benchmarks of `jrnn bench`."""

@@ -1,12 +1,12 @@
-"""Time of LSTM, GRU and Elman layers, against other libraries on the same machine in the same run.
+"""Times LSTM, GRU and Elman layers against other libraries on the same machine in the same run.
 
     jrnn bench
     jrnn bench --engines scan auto --cells gru --shapes 0 8x64x16x32 --sweep --figure
 
-Every contender is compiled and checked first; then all are called in turn, again and again, so
-that what else the machine does hits them alike. Ratios are the peer's median time over jrnn's:
-above 1, jrnn is faster. What is not installed, or has no such layer, is named as missing. With the
-`bench` and `parity` extras of jrnn all peers are there.
+Every contender is compiled and checked first. Then rounds of calls are interleaved, so that other
+load on the machine affects all contenders equally. Ratios are the peer's median time over jrnn's:
+above 1, jrnn is faster. A library that is not installed, or has no such layer, is listed as
+missing. The extras `bench` and `parity` of jrnn install all peers.
 """
 
 import json
@@ -24,7 +24,7 @@ from rich.markup import escape
 from jrnn import checks
 from jrnn.bench import figure, group, machine, report
 from jrnn.bench.cases import SHAPES, cases, read_shape
-from jrnn.bench.engines import Wrong
+from jrnn.bench.engines import ResultMismatch
 from jrnn.bench.peers import PEERS
 
 stdout = Console(width=max(Console().width, report.WIDTH))
@@ -32,19 +32,19 @@ stdout = Console(width=max(Console().width, report.WIDTH))
 
 @dataclass(frozen=True)
 class Bench:
-    """Times layers of jrnn and of other libraries in turn, and compares.
+    """Times layers of jrnn and of other libraries, interleaved, and compares them.
 
     Args:
-      cells: of lstm, gru and elman.
-      directions: of forward and forward+backward.
+      cells: lstm, gru or elman.
+      directions: forward or forward+backward.
       shapes: batch x steps x input x hidden, as in 32x128x32x64, or an index of the default ones.
       engines: the engines of jrnn, as `jrnn ls engines` names them.
-      peers: of nnx, linen, haiku, equinox, keras, torch, onnxruntime and cudnn.
-      repeats: the most rounds of a group, in each of which every contender has a turn.
-      seconds: after that no round of a group starts, but that there are at least 3.
-      sweep: add growth curves over the steps and over the hidden size.
-      out: the JSON to write; it is written after each group.
-      figure: draw the ratios, and the curves if there are any, beside the JSON.
+      peers: nnx, linen, haiku, equinox, keras, torch, onnxruntime or cudnn.
+      repeats: maximum number of rounds of a group; a round times every contender.
+      seconds: time after which no round of a group starts, except for the first 3.
+      sweep: also measure growth curves over the steps and over the hidden size.
+      out: the JSON file, written after each group.
+      figure: draw the ratios and the growth curves next to the JSON file.
     """
 
     cells: tuple[str, ...] = ("lstm", "gru")
@@ -65,24 +65,24 @@ class Bench:
 
 
 def main(args: list[str]) -> None:
-    """Times all, prints tables, and writes the JSON and the figures.
+    """Times all contenders, prints tables, and writes the JSON file and the figures.
 
     Raises:
-      ValueError: an argument that does not fit.
-      FloatingPointError: an engine differs from Scan; all else has been written by then.
+      ValueError: an argument is invalid.
+      FloatingPointError: the results of an engine differ from Scan; the files are written first.
     """
     bench = tyro.cli(Bench, args=args, prog="jrnn bench")
     result = run(bench)
-    stdout.print(report.final(result), highlight=False, soft_wrap=True)
+    stdout.print(report.final_tables(result), highlight=False, soft_wrap=True)
     written = [bench.out, *(figure.save(result, bench.out) if bench.figure else ())]
     stdout.print(escape(f"written to {', '.join(map(str, written))}"), soft_wrap=True)
-    wrong = [absent for absent in result["missing"] if absent["kind"] == Wrong.__name__]
-    if wrong:
-        raise FloatingPointError(f"bench: {wrong[0]['name']} {wrong[0]['reason']}")
+    mismatches = [each for each in result["missing"] if each["kind"] == ResultMismatch.__name__]
+    if mismatches:
+        raise FloatingPointError(f"bench: {mismatches[0]['name']} {mismatches[0]['reason']}")
 
 
 def run(bench: Bench) -> dict[str, Any]:
-    """Times all groups; what is done is in the JSON after each."""
+    """Times all groups, and writes the JSON file after each."""
     todo = list(cases(bench.cells, bench.directions, map(read_shape, bench.shapes), bench.sweep))
     result = {
         "machine": machine.describe(),
@@ -94,15 +94,15 @@ def run(bench: Bench) -> dict[str, Any]:
     with _no_compilation_cache():
         for case in todo:
             _measure_product(result["product_gflops"])
-            found = group.measure(case, bench.engines, bench.peers, bench.repeats, bench.seconds)
-            result["groups"].append(found)
+            done = group.measure(case, bench.engines, bench.peers, bench.repeats, bench.seconds)
+            result["groups"].append(done)
             _save(result, bench.out)
-            stdout.print(report.group_table(found), "", highlight=False, soft_wrap=True)
+            stdout.print(report.group_table(done), "", highlight=False, soft_wrap=True)
     return result
 
 
 def _measure_product(best: dict[str, float]) -> None:
-    """Before each group, for the machine is not equally free all the time; the best rates count."""
+    """Updates the best rates; called before each group, because the load of the machine varies."""
     for name, rate in machine.product_rates().items():
         best[name] = max(rate, best.get(name, 0.0))
 
@@ -119,7 +119,7 @@ def _save(result: dict[str, Any], out: Path) -> None:
 
 @contextmanager
 def _no_compilation_cache() -> Iterator[None]:
-    """Nothing is read from JAX's cache on disk, or compile times would be those of reading."""
+    """Disables JAX's persistent cache, since compile times would otherwise be cache reads."""
     before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     try:

@@ -1,4 +1,4 @@
-"""Which cases are timed: the shapes by default, those of the growth curves, and those asked for."""
+"""The cases that are timed: default shapes, shapes of the growth curves, and shapes from flags."""
 
 from collections.abc import Iterable, Iterator
 
@@ -16,13 +16,13 @@ SWEEPS = {
     "steps": tuple(Shape(32, 2**k, 64, 64) for k in range(5, 12)),
     "hidden": tuple(Shape(32, 64, 2**k, 2**k) for k in range(4, 11)),
 }
-"""Shapes of the growth curves, by the axis that grows; with `hidden` the input grows as well."""
+"""Shapes of the growth curves, by the axis that grows; `hidden` also sets the input size."""
 
 
 def cases(
     cells: Iterable[str], directions: Iterable[str], shapes: Iterable[Shape], sweep: bool
 ) -> Iterator[Case]:
-    """Every cell in every direction at every shape, then those of the growth curves."""
+    """Yields every cell in every direction at every shape, then the cases of the growth curves."""
     for name in cells:
         checks.one_of("bench", "cell", name, GATES)
     for name in directions:
@@ -37,10 +37,10 @@ def cases(
 
 
 def read_shape(text: str) -> Shape:
-    """A shape from its index in `SHAPES`, or written as BxTxIxH.
+    """Parses an index in `SHAPES`, or a shape written as BxTxIxH.
 
     Raises:
-      ValueError: it is neither.
+      ValueError: the text is neither.
 
     >>> read_shape("0") == read_shape("32x128x32x64")
     True
@@ -51,6 +51,6 @@ def read_shape(text: str) -> Shape:
     if len(parts) == 4 and all(part.isdecimal() and int(part) > 0 for part in parts):
         return Shape(*map(int, parts))
     raise ValueError(
-        f"bench: a shape is an index from 0 to {len(SHAPES) - 1}, or batch x steps x input x "
-        f"hidden as in 32x128x32x64, got {text!r}"
+        f"bench: each shape must be an index from 0 to {len(SHAPES) - 1}, or batch x steps x input "
+        f"x hidden as in 32x128x32x64, got {text!r}"
     )

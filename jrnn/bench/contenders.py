@@ -1,4 +1,4 @@
-"""What is timed: a case, and for each library a contender that is ready to be called."""
+"""Cases, and contenders: implementations of a case by a library, ready to be called."""
 
 import functools
 import time
@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 GATES = {"lstm": 4, "gru": 3, "elman": 1}
-DIRECTIONS = {"forward": 1, "forward+backward": 3}  # in units of the flops of the forward pass
+DIRECTIONS = {"forward": 1, "forward+backward": 3}  # FLOPs relative to the forward pass
 
 
 class Unavailable(Exception):
-    """A contender that cannot take part; the message is the reason that the results name."""
+    """A library or engine cannot run a case; the message is the reason in the results."""
 
 
 class Shape(NamedTuple):
@@ -28,21 +28,21 @@ class Shape(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As `--shapes` takes it: `32x128x32x64`."""
+        """The shape in the format of `--shapes`: `32x128x32x64`."""
         return "x".join(map(str, self))
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that all contenders do: a cell at a shape.
+    """A computation that contenders are timed on: a cell at a shape.
 
     Args:
-      cell: a cell of jrnn by its name; only those of `GATES` have `flops`.
-      direction: a key of `DIRECTIONS`. With `forward+backward` the loss is the mean of the squared
-        outputs, and gradients are taken for all parameters and for the inputs.
-      shape: of the layer.
+      cell: name of a cell of jrnn; `flops` is defined only for the keys of `GATES`.
+      direction: a key of `DIRECTIONS`. For `forward+backward` the loss is the mean of the squared
+        outputs, with gradients of all parameters and of the inputs.
+      shape: the sizes of the layer.
       sweep: the axis of `shape` that grows, if the case is part of a growth curve.
-      dtype: of parameters and inputs: "float32" or "bfloat16".
+      dtype: dtype of parameters and inputs, "float32" or "bfloat16".
     """
 
     cell: str
@@ -53,41 +53,41 @@ class Case:
 
     @property
     def backward(self) -> bool:
-        """Whether gradients are taken."""
+        """Whether gradients are computed."""
         return self.direction != "forward"
 
     @property
     def flops(self) -> int:
-        """Of the matrix products alone: `2·T·B·(I + H)·G·H`, three times that with gradients."""
+        """FLOPs of the matrix products: `2·T·B·(I + H)·G·H`, three times that with gradients."""
         batch, steps, inputs, hidden = self.shape
         forward = 2 * steps * batch * (inputs + hidden) * GATES[self.cell] * hidden
         return DIRECTIONS[self.direction] * forward
 
     def inputs(self) -> np.ndarray:
-        """Normal noise `[T, B, input]`, the same for every contender; it must not be changed."""
+        """Normal noise `[T, B, input]`, shared by all contenders; do not modify it."""
         batch, steps, inputs, _ = self.shape
         return _noise((steps, batch, inputs)).astype(jnp.dtype(self.dtype), copy=False)
 
 
 @functools.lru_cache(maxsize=4)
 def _noise(shape: tuple[int, ...]) -> np.ndarray:
-    """Drawn once for each shape: at the sizes of a GPU that takes seconds."""
+    """Cached, because large shapes take seconds to draw."""
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A compiled call, and what is known of it.
+    """An implementation of a case by a library or engine, ready to be called.
 
     Args:
-      name: in tables and results.
+      name: name in tables and results.
       family: `jrnn`, `jax`, `torch` or `onnxruntime`.
-      call: runs once, and returns when all is computed: the outputs; with gradients a tree of the
-        loss, the parameters' gradients, and last the inputs' gradient.
+      call: runs once, blocks until ready, and returns the outputs; with gradients, a tree of the
+        loss, the gradients of the parameters, and last the gradient of the inputs.
       time_major: whether inputs and outputs are `[T, B, ...]`, not `[B, T, ...]`.
-      compile_seconds: to lower and compile, where there is such a step.
-      memory_bytes: temporaries and outputs of the compiled program, where XLA made it. What an
-        operation outside of XLA allocates for itself is not in it.
+      compile_seconds: time to lower and compile; None if there is no such step.
+      memory_bytes: temporaries and outputs of a program compiled by XLA, without the memory that
+        custom calls allocate; None for other programs.
     """
 
     name: str
@@ -103,10 +103,10 @@ class JaxModel:
     """A layer of a JAX library.
 
     Args:
-      name: in tables and results.
+      name: name in tables and results.
       apply: `(params, xs) -> outputs`.
-      params: a tree of arrays, all of which get gradients.
-      time_major: the layout of `xs` and the outputs.
+      params: a tree of arrays, all differentiated.
+      time_major: whether `xs` and the outputs are `[T, B, ...]`.
     """
 
     name: str
@@ -115,21 +115,21 @@ class JaxModel:
     time_major: bool = True
 
 
-def of_cell(library: str, case: Case, layers: dict[str, Any]) -> Any:
-    """The library's layer for the cell of a case.
+def select_layer(library: str, case: Case, layers: dict[str, Any]) -> Any:
+    """Returns the library's layer for the cell of a case.
 
     Raises:
-      Unavailable: the library has none.
+      Unavailable: the library has no such layer.
     """
     if case.cell not in layers:
         raise Unavailable(f"{library} has no {case.cell}")
     return layers[case.cell]
 
 
-def compiled(
+def compile_model(
     model: JaxModel, case: Case, family: str = "jax", options: dict[str, Any] | None = None
 ) -> Contender:
-    """Compiles a layer for a case, and measures that; `options` are those of the compiler."""
+    """Compiles a layer for a case with options of the compiler, and measures time and memory."""
     xs = case.inputs()
     xs = jnp.asarray(xs if model.time_major else xs.swapaxes(0, 1))
 
@@ -139,9 +139,9 @@ def compiled(
     def outputs(params: Any, xs: jax.Array) -> jax.Array:
         return model.apply(params, xs)
 
-    chosen = jax.value_and_grad(loss, argnums=(0, 1)) if case.backward else outputs
+    function = jax.value_and_grad(loss, argnums=(0, 1)) if case.backward else outputs
     start = time.perf_counter()
-    program = jax.jit(chosen).lower(model.params, xs).compile(options)
+    program = jax.jit(function).lower(model.params, xs).compile(options)
     seconds = time.perf_counter() - start
     memory = program.memory_analysis()
     return Contender(

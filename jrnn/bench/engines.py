@@ -1,4 +1,4 @@
-"""The engines of jrnn as contenders, each held to the values and gradients of Scan."""
+"""The engines of jrnn as contenders, each compared with the values and gradients of Scan."""
 
 from typing import Any
 
@@ -8,47 +8,47 @@ import numpy as np
 
 import jrnn
 from jrnn import checks
-from jrnn.bench.contenders import Case, Contender, JaxModel, Unavailable, compiled
+from jrnn.bench.contenders import Case, Contender, JaxModel, Unavailable, compile_model
 from jrnn.cells import REGISTRY as CELLS
 from jrnn.engines import REGISTRY as ENGINES
 
-MOST_DIFFERENCE = 1e-4
+MAX_DIFFERENCE = 1e-4
 
 
-class Wrong(Unavailable):
-    """An engine that computes something else than Scan does."""
+class ResultMismatch(Unavailable):
+    """The results of an engine differ from those of Scan."""
 
 
 def build(engine: str, case: Case) -> list[Contender]:
-    """An engine for a case.
+    """Compiles an engine for a case.
 
     Raises:
-      Unavailable: there is no such engine, or it does not work here.
+      Unavailable: the engine does not exist, or fails.
     """
     if engine not in ENGINES:
         raise Unavailable(f"jrnn has no such engine{checks.suggestion(engine, ENGINES)}")
     try:
-        return [compiled(model(engine, case), case, "jrnn")]
-    except Exception as error:  # such as a part that was not compiled when jrnn was installed
+        return [compile_model(model(engine, case), case, "jrnn")]
+    except Exception as error:  # for example, the native kernels were not built
         raise Unavailable(f"failed: {type(error).__name__}: {error}") from error
 
 
-def truth(case: Case) -> Any:
-    """What Scan computes for a case."""
+def reference(case: Case) -> Any:
+    """The results of Scan for a case."""
     (contender,) = build("scan", case)
     return contender.call()
 
 
-def check(contender: Contender, expected: Any) -> None:
-    """Compares an engine with Scan, leaf by leaf, in units of the leaf's largest value.
+def check_against_scan(contender: Contender, expected: Any) -> None:
+    """Compares an engine with Scan, leaf by leaf, relative to the largest value of the leaf.
 
     Raises:
-      Wrong: a difference above `MOST_DIFFERENCE`.
+      ResultMismatch: a difference exceeds `MAX_DIFFERENCE`.
     """
     pairs = zip(jax.tree.leaves(contender.call()), jax.tree.leaves(expected), strict=True)
     worst = max(_difference(np.asarray(got), np.asarray(want)) for got, want in pairs)
-    if not worst <= MOST_DIFFERENCE:
-        raise Wrong(f"differs from Scan by {worst:.1e}, above {MOST_DIFFERENCE:.0e}")
+    if not worst <= MAX_DIFFERENCE:
+        raise ResultMismatch(f"differs from Scan by {worst:.1e}, above {MAX_DIFFERENCE:.0e}")
 
 
 def _difference(got: np.ndarray, want: np.ndarray) -> float:
@@ -59,16 +59,16 @@ def _difference(got: np.ndarray, want: np.ndarray) -> float:
 def model(
     engine: str | jrnn.Engine, case: Case, name: str | None = None, params: Any = None
 ) -> JaxModel:
-    """An engine with the cell of a case.
+    """The cell of a case, run by an engine.
 
     Args:
-      engine: as `unroll` takes it.
+      engine: an engine of `unroll`, or its name.
       case: the cell, its sizes and dtype.
-      name: in tables; by default that of the engine.
-      params: by default those of `params_of`.
+      name: name in tables; by default the name of the engine.
+      params: the parameters; by default those of `init_params`.
     """
-    cell = cell_of(case)
-    params = params_of(cell, case) if params is None else params
+    cell = make_cell(case)
+    params = init_params(cell, case) if params is None else params
 
     def apply(params: Any, xs: jax.Array) -> jax.Array:
         return jrnn.unroll(cell, params, xs, engine=engine)[1]
@@ -76,14 +76,14 @@ def model(
     return JaxModel(f"jrnn {name or engine}", apply, params)
 
 
-def cell_of(case: Case) -> jrnn.Cell:
-    """The cell of a case, with its options by default."""
-    make: Any = CELLS[case.cell]
-    return make(case.shape.hidden)
+def make_cell(case: Case) -> jrnn.Cell:
+    """The cell of a case, with default options."""
+    cell_class: Any = CELLS[case.cell]
+    return cell_class(case.shape.hidden)
 
 
-def params_of(cell: jrnn.Cell, case: Case) -> Any:
-    """The cell's own first parameters with some noise: biases of zero would hide faults."""
+def init_params(cell: jrnn.Cell, case: Case) -> Any:
+    """Initial parameters plus noise: zero biases would hide errors."""
     leaves, structure = jax.tree.flatten(
         cell.init(jax.random.key(0), case.shape.input, jnp.dtype(case.dtype))
     )

@@ -1,15 +1,15 @@
-"""Figures of the results: ratios at each shape, and how times grow."""
+"""Figures of the results: ratios at each shape, and growth curves."""
 
 from pathlib import Path
 from typing import Any
 
-from jrnn.bench.report import RIVALS, rival_ratios
+from jrnn.bench.report import PEER_FAMILIES, family_ratios
 from jrnn.plotting import new_figure
 
 
 def save(result: dict[str, Any], out: Path) -> list[Path]:
-    """Draws beside the JSON; returns the files, none for what was not measured."""
-    drawn = []
+    """Draws the figures that have data next to the JSON file; returns their paths."""
+    paths = []
     for suffix, draw, groups in (
         ("", _ratios, [g for g in result["groups"] if g["sweep"] is None and g["ratios"]]),
         ("-growth", _growth, [g for g in result["groups"] if g["sweep"] is not None]),
@@ -17,12 +17,12 @@ def save(result: dict[str, Any], out: Path) -> list[Path]:
         if groups:
             path = out.with_name(f"{out.stem}{suffix}.png")
             draw(groups).savefig(path, dpi=150, bbox_inches="tight")
-            drawn.append(path)
-    return drawn
+            paths.append(path)
+    return paths
 
 
 def _panels(groups: list[dict[str, Any]], key: Any) -> tuple[Any, dict[Any, Any]]:
-    """A figure with an axes for each value of `key`, side by side, in two columns."""
+    """A figure with one axes for each value of `key`, in two columns."""
     keys = list(dict.fromkeys(map(key, groups)))
     rows = -(-len(keys) // 2)
     figure = new_figure(12, 3.8 * rows)
@@ -31,23 +31,24 @@ def _panels(groups: list[dict[str, Any]], key: Any) -> tuple[Any, dict[Any, Any]
 
 
 def _ratios(groups: list[dict[str, Any]]) -> Any:
-    """Bars of the ratios to the fastest engine's time; they stand on 1, where both are as fast."""
+    """Bars, starting at 1, of the times of the peers over that of the fastest engine."""
     from matplotlib.patches import Patch
 
     key = lambda group: (group["cell"], group["direction"])
     figure, panels = _panels(groups, key)
     for name, axes in panels.items():
         ours = [group for group in groups if key(group) == name]
-        present = [family for family in RIVALS if any(_best_ratio(g, family) for g in ours)]
+        present = [family for family in PEER_FAMILIES if any(_best_ratio(g, family) for g in ours)]
         for number, family in enumerate(present):
             offset = 0.27 * (number - (len(present) - 1) / 2)
-            for place, group in enumerate(ours):
+            for position, group in enumerate(ours):
                 ratio = _best_ratio(group, family)
                 if ratio:
-                    color = f"C{list(RIVALS).index(family)}"
-                    axes.bar(place + offset, ratio - 1, 0.25, bottom=1, color=color)
-                    above = "bottom" if ratio >= 1 else "top"
-                    axes.text(place + offset, ratio, f"{ratio:.2g}", ha="center", va=above, size=7)
+                    color = f"C{list(PEER_FAMILIES).index(family)}"
+                    x = position + offset
+                    axes.bar(x, ratio - 1, 0.25, bottom=1, color=color)
+                    va = "bottom" if ratio >= 1 else "top"
+                    axes.text(x, ratio, f"{ratio:.2g}", ha="center", va=va, size=7)
         axes.set_yscale("log", base=2)
         axes.yaxis.set_major_formatter("{x:g}")
         axes.margins(y=0.12)
@@ -55,13 +56,13 @@ def _ratios(groups: list[dict[str, Any]]) -> Any:
         axes.set_xticks(range(len(ours)), ["\n".join(_sizes(group)) for group in ours])
         axes.set_title(f"{name[0].upper()}, {name[1]}")
         axes.set_ylabel("time of the peer / time of jrnn")
-    patches = [Patch(color=f"C{k}", label=label) for k, label in enumerate(RIVALS.values())]
+    patches = [Patch(color=f"C{k}", label=label) for k, label in enumerate(PEER_FAMILIES.values())]
     figure.legend(handles=patches, loc="outside upper center", ncols=len(patches), frameon=False)
     return figure
 
 
 def _best_ratio(group: dict[str, Any], family: str) -> float:
-    return max(rival_ratios(group, engine).get(family, 0.0) for engine in group["ratios"])
+    return max(family_ratios(group, engine).get(family, 0.0) for engine in group["ratios"])
 
 
 def _sizes(group: dict[str, Any]) -> list[str]:
@@ -70,7 +71,7 @@ def _sizes(group: dict[str, Any]) -> list[str]:
 
 
 def _growth(groups: list[dict[str, Any]]) -> Any:
-    """Median time over the axis that grows, a line for each contender."""
+    """Median time over the axis that grows, one line for each contender."""
     key = lambda group: (group["cell"], group["direction"], group["sweep"])
     figure, panels = _panels(groups, key)
     for name, axes in panels.items():

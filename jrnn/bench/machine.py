@@ -1,4 +1,4 @@
-"""The machine: what it is, the versions on it, and how fast it multiplies matrices."""
+"""The machine: its hardware, the versions of libraries, and the rate of matrix products."""
 
 import importlib.metadata
 import os
@@ -19,14 +19,14 @@ SIZES = (2048, 1024, 2048)
 
 
 def cores() -> int:
-    """The cores this process may use."""
+    """The number of cores that this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and every library that takes part; None for those not installed."""
+    """The versions of Python and of all libraries; None for those that are not installed."""
     return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 
@@ -53,7 +53,7 @@ def describe() -> dict[str, Any]:
 
 
 def _kernels_isa() -> str | None:
-    """The instruction set of jrnn's own kernels; None where they were not built."""
+    """The instruction set of jrnn's kernels; None if they were not built."""
     try:
         from jrnn import _kernels
     except ImportError:
@@ -66,7 +66,7 @@ def _is_vector(flag: str) -> bool:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; empty where there is no such file."""
+    """The first processor of /proc/cpuinfo; empty if that file does not exist."""
     path = Path("/proc/cpuinfo")
     if not path.is_file():
         return {}
@@ -75,8 +75,8 @@ def _cpuinfo() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def foreign_seconds() -> float | None:
-    """Processor seconds so far of all processes but this one; None where it cannot be told."""
+def other_process_seconds() -> float | None:
+    """CPU seconds so far of all other processes; None on systems without /proc/stat."""
     path = Path("/proc/stat")
     if not path.is_file():
         return None
@@ -86,7 +86,7 @@ def foreign_seconds() -> float | None:
 
 
 def product_rates(sizes: tuple[int, int, int] = SIZES, repeats: int = 8) -> dict[str, float]:
-    """GFLOP/s of a float32 matrix product of `m x k` by `k x n`, by XLA and, if there, PyTorch."""
+    """GFLOP/s of a float32 product of `m x k` by `k x n`, by XLA and, if installed, PyTorch."""
     m, k, n = sizes
     rng = np.random.default_rng(0)
     a, b = (rng.normal(size=size).astype(np.float32) for size in ((m, k), (k, n)))
@@ -104,7 +104,7 @@ def _xla_product(a: np.ndarray, b: np.ndarray) -> Callable[[], Any]:
 
 
 def _torch_product(a: np.ndarray, b: np.ndarray) -> Callable[[], Any] | None:
-    """None where PyTorch is not installed, or JAX runs on another device than the CPU."""
+    """The call; None if PyTorch is not installed, or if JAX does not run on the CPU."""
     if _version("torch") is None or jax.default_backend() != "cpu":
         return None
     import torch  # pyright: ignore[reportMissingImports]

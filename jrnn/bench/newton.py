@@ -1,12 +1,12 @@
-"""How many iterations Newton in time takes, and whether it pays: `jrnn bench newton`.
+"""Iterations and time of Newton's method over time, compared with `Scan`: `jrnn bench newton`.
 
     jrnn bench newton
     jrnn bench newton --cells paragru gru --steps 16384 --damping 1.0
 
-Each cell at its default initialisation, with normal inputs, solved to a residual of 1e-6; and cells
-whose recurrent matrices are three times as large, where small differences grow, for good or for a
-while: there it must not pretend to have converged. Beside it the largest Lyapunov exponent, which
-tells beforehand, and the time of `Scan` for the same in the same run.
+Each cell has its default initialization and normal inputs, and is solved to a residual of 1e-6. The
+cells with recurrent matrices three times as large amplify small differences, permanently or
+transiently; Newton must report that it has not converged. The largest Lyapunov exponent, which
+predicts this, and the time of `Scan` are measured in the same run.
 """
 
 import json
@@ -27,15 +27,15 @@ from jrnn import checks
 from jrnn.analysis import lyapunov
 from jrnn.bench import machine, report
 from jrnn.bench.contenders import Contender
-from jrnn.bench.timing import in_turn
+from jrnn.bench.timing import time_interleaved
 
 TOLERANCE = 1e-6
-STEPS_OF_LYAPUNOV = 1024
+LYAPUNOV_STEPS = 1024
 
 
 @dataclass(frozen=True)
 class Case:
-    """A cell, its sizes, and what its recurrent weights are multiplied by."""
+    """A cell, its sizes, and the factor of its recurrent weights."""
 
     cell: Any
     jacobian: Literal["diagonal", "block", "full"]
@@ -74,16 +74,16 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Bench:
-    """Counts the iterations of Newton in time, and times it against Scan.
+    """Counts the iterations of Newton's method over time, and times it against Scan.
 
     Args:
-      cells: which of the cases; see the table that it prints.
-      steps: of every case, in place of its own.
-      damping: None for plain Newton, or the damping to start with.
-      max_steps: the most iterations.
-      repeats: the most rounds of timing.
-      seconds: of timing for each case.
-      out: the JSON to write.
+      cells: names of cases, as in the table that is printed.
+      steps: sequence length of every case; None uses that of each case.
+      damping: initial damping; None for plain Newton.
+      max_steps: maximum number of iterations.
+      repeats: maximum number of timing rounds.
+      seconds: time of the timing rounds of each case.
+      out: the JSON file.
     """
 
     cells: tuple[str, ...] = tuple(CASES)
@@ -100,13 +100,13 @@ class Bench:
 
 
 def main(args: list[str]) -> None:
-    """Solves all, prints the table and writes the JSON."""
+    """Solves all cases, prints the table and writes the JSON file."""
     bench = tyro.cli(Bench, args=args, prog="jrnn bench newton")
     stdout = Console(width=max(Console().width, report.WIDTH))
     rows = []
     for name in bench.cells:
         rows.append(measure(name, bench))
-        stdout.print(escape(", ".join(f"{key} {shown(rows[-1], key)}" for key in COLUMNS)))
+        stdout.print(escape(", ".join(f"{key} {format_value(rows[-1], key)}" for key in COLUMNS)))
     result = {
         "machine": machine.describe(),
         "versions": machine.versions(),
@@ -120,12 +120,12 @@ def main(args: list[str]) -> None:
     for column in COLUMNS.values():
         table.add_column(column, no_wrap=True)
     for row in rows:
-        table.add_row(*(shown(row, key) for key in COLUMNS))
+        table.add_row(*(format_value(row, key) for key in COLUMNS))
     stdout.print("", table, "", escape(f"written to {bench.out}"))
 
 
 def measure(name: str, bench: Bench) -> dict[str, Any]:
-    """One case: the solve, the exponent, and both times."""
+    """Solves and times one case; returns a row of the table."""
     case = CASES[name]
     steps = bench.steps or case.steps
     params = case.cell.init(jax.random.key(0), case.input_size)
@@ -135,19 +135,19 @@ def measure(name: str, bench: Bench) -> dict[str, Any]:
     solve = jax.jit(lambda p, xs: jrnn.newton(case.cell, p, xs, engine=engine))
     scan = jax.jit(lambda p, xs: jrnn.unroll(case.cell, p, xs, engine="scan"))
     solution, (_, ys) = jax.block_until_ready((solve(params, xs), scan(params, xs)))
-    run: Callable[..., Any] = lambda f: lambda: jax.block_until_ready(f(params, xs))
-    times = in_turn(
-        [Contender("newton", "jrnn", run(solve)), Contender("scan", "jrnn", run(scan))],
+    call: Callable[..., Any] = lambda f: lambda: jax.block_until_ready(f(params, xs))
+    times = time_interleaved(
+        [Contender("newton", "jrnn", call(solve)), Contender("scan", "jrnn", call(scan))],
         bench.repeats,
         bench.seconds,
     )
-    seen = lyapunov(case.cell, params, xs[:STEPS_OF_LYAPUNOV], count=1)
+    exponents = lyapunov(case.cell, params, xs[:LYAPUNOV_STEPS], count=1)
     return {
         "cell": name,
         "hidden": case.cell.hidden_size,
         "jacobian": case.jacobian,
         "steps": steps,
-        "exponent": float(seen.largest[0]),
+        "exponent": float(exponents.largest[0]),
         "converged": bool(solution.status.converged.all()),
         "iterations": int(solution.status.iterations),
         "residuals": [float(r) for r in solution.status.residuals[:, 0]],
@@ -157,8 +157,8 @@ def measure(name: str, bench: Bench) -> dict[str, Any]:
     }
 
 
-def shown(row: dict[str, Any], key: str) -> str:
-    """A number of the table as text."""
+def format_value(row: dict[str, Any], key: str) -> str:
+    """Formats a value of the table."""
     value = row[key]
     if key == "converged":
         return "yes" if value else "no"
@@ -170,5 +170,5 @@ def shown(row: dict[str, Any], key: str) -> str:
 def markdown(result: dict[str, Any]) -> str:
     """The rows as a Markdown table."""
     head = [tuple(COLUMNS.values()), ("---",) * len(COLUMNS)]
-    rows = head + [tuple(shown(row, key) for key in COLUMNS) for row in result["rows"]]
+    rows = head + [tuple(format_value(row, key) for key in COLUMNS) for row in result["rows"]]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -1,4 +1,4 @@
-"""Tables of the results, and the geometric means over the shapes."""
+"""Tables of the results, and geometric means over the shapes."""
 
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,64 +11,64 @@ from rich.table import Table
 from jrnn.bench.contenders import Shape
 
 WIDTH = 140
-"""Columns that the tables need; a narrower terminal breaks their lines."""
+"""Width of the tables in characters."""
 
-BUSY = 0.15
-"""Cores that other processes may use before the results of a group are called disturbed."""
+MAX_OTHER_CORES = 0.15
+"""Cores that other processes may use; above, the results of a group are marked as disturbed."""
 
-RIVALS = {"jax": "best JAX peer", "torch": "torch", "onnxruntime": "onnxruntime"}
-"""What the engines are compared with, by family; of a family its fastest contender counts."""
+PEER_FAMILIES = {"jax": "best JAX peer", "torch": "torch", "onnxruntime": "onnxruntime"}
+"""The families of peers; the engines are compared with the fastest contender of each."""
 
-NAMED = ("engine", "cell", "direction", "batch x time x input x hidden")
-NUMBERS = ("jrnn ms", "% of product", *RIVALS.values())
+TEXT_COLUMNS = ("engine", "cell", "direction", "batch x time x input x hidden")
+NUMBER_COLUMNS = ("jrnn ms", "% of product", *PEER_FAMILIES.values())
 """The columns of the table of ratios."""
 
 
-def rival_ratios(group: dict[str, Any], engine: str) -> dict[str, float]:
-    """For each family that took part, its fastest contender's median over the engine's."""
-    found: dict[str, float] = {}
+def family_ratios(group: dict[str, Any], engine: str) -> dict[str, float]:
+    """For each family, the median of its fastest contender over that of the engine."""
+    fastest: dict[str, float] = {}
     for peer in group["contenders"]:
-        if peer["family"] in RIVALS:
+        if peer["family"] in PEER_FAMILIES:
             ratio = group["ratios"][engine][peer["name"]]
-            found[peer["family"]] = min(ratio, found.get(peer["family"], ratio))
-    return found
+            fastest[peer["family"]] = min(ratio, fastest.get(peer["family"], ratio))
+    return fastest
 
 
 def summary(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each engine, cell and direction, the geometric means over the shapes, sweeps left out."""
+    """For each engine, cell and direction, the geometric means over the shapes without sweeps."""
     rows: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     for group in groups:
         for engine in group["ratios"] if group["sweep"] is None else ():
-            seen = rows.setdefault((engine, group["cell"], group["direction"]), {})
-            for family, ratio in rival_ratios(group, engine).items():
-                seen.setdefault(family, []).append(ratio)
+            by_family = rows.setdefault((engine, group["cell"], group["direction"]), {})
+            for family, ratio in family_ratios(group, engine).items():
+                by_family.setdefault(family, []).append(ratio)
     return [
         {
             "engine": engine,
             "cell": cell,
             "direction": direction,
-            "geometric_mean": {k: statistics.geometric_mean(seen[k]) for k in seen},
-            "shapes": {k: len(seen[k]) for k in seen},
+            "geometric_mean": {k: statistics.geometric_mean(v) for k, v in by_family.items()},
+            "shapes": {k: len(v) for k, v in by_family.items()},
         }
-        for (engine, cell, direction), seen in rows.items()
+        for (engine, cell, direction), by_family in rows.items()
     ]
 
 
 def missing(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Who was absent and why, each reason once, with the cases."""
-    found: dict[tuple[str, str, str], list[str]] = {}
+    """The missing contenders, one entry for each name and reason, with the cases."""
+    cases: dict[tuple[str, str, str], list[str]] = {}
     for group in groups:
-        for absent in group["missing"]:
-            key = (absent["name"], absent["reason"], absent["kind"])
-            found.setdefault(key, []).append(title(group))
+        for entry in group["missing"]:
+            key = (entry["name"], entry["reason"], entry["kind"])
+            cases.setdefault(key, []).append(title(group))
     return [
-        {"name": name, "reason": reason, "kind": kind, "cases": cases}
-        for (name, reason, kind), cases in found.items()
+        {"name": name, "reason": reason, "kind": kind, "cases": titles}
+        for (name, reason, kind), titles in cases.items()
     ]
 
 
 def title(group: dict[str, Any]) -> str:
-    """One line that names a group."""
+    """The title of a group."""
     return f"{group['cell']} {group['direction']} {_shape(group)}"
 
 
@@ -77,12 +77,12 @@ def _shape(group: dict[str, Any]) -> str:
 
 
 def is_disturbed(group: dict[str, Any]) -> bool:
-    """Whether others used the machine: threads that wait for one another then suffer most."""
-    return (group["others_cores"] or 0.0) > BUSY
+    """Whether other processes used the machine, which slows multi-threaded contenders most."""
+    return (group["others_cores"] or 0.0) > MAX_OTHER_CORES
 
 
 def group_table(group: dict[str, Any]) -> Table:
-    """Every contender of a group, fastest first."""
+    """A table of the contenders of a group, fastest first."""
     head = title(group)
     if is_disturbed(group):
         head += f"; disturbed: other processes used {group['others_cores']:.1f} cores"
@@ -101,15 +101,15 @@ def group_table(group: dict[str, Any]) -> Table:
             f"{1e3 * row['min_seconds']:.2f}",
             f"{row['gflops']:.1f}",
             f"{row['percent_of_product_rate']:.0f}",
-            _shown(row["compile_seconds"], ".2f"),
-            _shown(None if memory is None else memory / 2**20, ".1f"),
+            _format(row["compile_seconds"], ".2f"),
+            _format(None if memory is None else memory / 2**20, ".1f"),
             *(f"{median[row['name']] / median[name]:.2f}" for name in engines),
         )
     return table
 
 
-def final(result: dict[str, Any]) -> Group:
-    """The tables that close a run: each shape, the geometric means, and who was missing."""
+def final_tables(result: dict[str, Any]) -> Group:
+    """The summary of a run: ratios at each shape, geometric means, and missing contenders."""
     rate = max(result["product_gflops"].values())
     machine = result["machine"]
     head = f"{machine['cpu']}, {machine['cores']} cores; matrix product {rate:.0f} GFLOP/s"
@@ -123,9 +123,9 @@ def _ratio_table(result: dict[str, Any]) -> Table:
         header_style="bold",
         box=None,
     )
-    for column in NAMED:
+    for column in TEXT_COLUMNS:
         table.add_column(column, no_wrap=True)
-    for column in NUMBERS:
+    for column in NUMBER_COLUMNS:
         table.add_column(column, justify="right")
     for line in _ratio_lines(result["groups"]):
         table.add_row(*line)
@@ -136,8 +136,9 @@ def _ratio_table(result: dict[str, Any]) -> Table:
 
 
 def markdown(result: dict[str, Any], engine: str) -> str:
-    """The ratios of one engine as a Markdown table, the growth curves left out."""
-    head = [NAMED[1:] + NUMBERS, ("---",) * len(NAMED[1:]) + ("---:",) * len(NUMBERS)]
+    """The ratios of one engine as a Markdown table, without the growth curves."""
+    texts = TEXT_COLUMNS[1:]
+    head = [texts + NUMBER_COLUMNS, ("---",) * len(texts) + ("---:",) * len(NUMBER_COLUMNS)]
     groups = [group for group in result["groups"] if group["sweep"] is None]
     lines = [*_ratio_lines(groups), *_mean_lines(result["summary"])]
     rows = head + [line[1:] for line in lines if line[0] == engine]
@@ -146,7 +147,7 @@ def markdown(result: dict[str, Any], engine: str) -> str:
 
 def _mean_lines(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
     for row in rows:
-        means = [_shown(row["geometric_mean"].get(family), ".2f") for family in RIVALS]
+        means = [_format(row["geometric_mean"].get(family), ".2f") for family in PEER_FAMILIES]
         name = row["engine"].removeprefix("jrnn ")
         yield (name, row["cell"], row["direction"], "geometric mean", "", "", *means)
 
@@ -155,7 +156,7 @@ def _ratio_lines(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
     for group in groups:
         for row in group["contenders"]:
             if row["family"] == "jrnn":
-                found = rival_ratios(group, row["name"])
+                peer_ratios = family_ratios(group, row["name"])
                 yield (
                     row["name"].removeprefix("jrnn "),
                     group["cell"],
@@ -163,20 +164,20 @@ def _ratio_lines(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
                     _shape(group),
                     f"{1e3 * row['median_seconds']:.2f}",
                     f"{row['percent_of_product_rate']:.0f}",
-                    *(_shown(found.get(family), ".2f") for family in RIVALS),
+                    *(_format(peer_ratios.get(family), ".2f") for family in PEER_FAMILIES),
                 )
 
 
 def _notes(result: dict[str, Any]) -> Iterator[str]:
-    """Who was missing, and in how many groups the machine was not free."""
-    for absent in result["missing"]:
-        cases = f"{len(absent['cases'])} of {len(result['groups'])} groups"
-        yield escape(f"missing: {absent['name']}, in {cases}: {absent['reason']}")
+    """The missing contenders, and the number of disturbed groups."""
+    for entry in result["missing"]:
+        cases = f"{len(entry['cases'])} of {len(result['groups'])} groups"
+        yield escape(f"missing: {entry['name']}, in {cases}: {entry['reason']}")
     disturbed = sum(map(is_disturbed, result["groups"]))
     if disturbed:
         groups = f"{disturbed} of {len(result['groups'])} groups"
-        yield f"disturbed: in {groups} other processes used the machine; measure again when idle"
+        yield f"disturbed: in {groups} other processes used the machine; repeat when it is idle"
 
 
-def _shown(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _format(value: float | None, format_spec: str) -> str:
+    return "-" if value is None else format(value, format_spec)

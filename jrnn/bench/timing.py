@@ -1,4 +1,4 @@
-"""Checks a group of contenders, and times them in turn."""
+"""Checks contenders, and times them in interleaved rounds."""
 
 import gc
 import statistics
@@ -10,34 +10,35 @@ import numpy as np
 
 from jrnn.bench.contenders import Case, Contender, Unavailable
 
-FEWEST = 3
-SETTLING = 0.01
-TURN = 0.02
+MIN_ROUNDS = 3
+WARMUP_SECONDS = 0.01
+TURN_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one contender over its calls."""
+    """Seconds of the calls of one contender, and their number."""
 
     median: float
-    least: float
+    minimum: float
     calls: int
 
 
-def check(contender: Contender, case: Case) -> None:
-    """Calls a contender once; its weights are its own, so shapes and finiteness must do.
+def check_results(contender: Contender, case: Case) -> None:
+    """Calls a contender once, and checks shapes and finiteness: its weights differ from the others.
 
     Raises:
-      Unavailable: the outputs, or the inputs' gradient, have the wrong shape or are not finite.
+      Unavailable: the outputs, or the gradient of the inputs, have the wrong shape, or a result is
+        not finite.
     """
     batch, steps, inputs, hidden = case.shape
     leaves = [_array(leaf) for leaf in jax.tree.leaves(contender.call())]
     time_and_batch = (steps, batch) if contender.time_major else (batch, steps)
     shape = (*time_and_batch, inputs if case.backward else hidden)
     if leaves[-1].shape != shape:
-        raise Unavailable(f"gave the shape {leaves[-1].shape}, not {shape}")
+        raise Unavailable(f"returned the shape {leaves[-1].shape}, expected {shape}")
     if not all(np.isfinite(leaf).all() for leaf in leaves):
-        raise Unavailable("gave values that are not finite")
+        raise Unavailable("returned values that are not finite")
 
 
 def _array(leaf: object) -> np.ndarray:
@@ -46,20 +47,20 @@ def _array(leaf: object) -> np.ndarray:
     return np.asarray(leaf)
 
 
-def in_turn(
-    contenders: list[Contender], repeats: int, seconds: float, settling: float = SETTLING
+def time_interleaved(
+    contenders: list[Contender], repeats: int, seconds: float, warmup: float = WARMUP_SECONDS
 ) -> dict[str, Timing]:
-    """Times all, one after another, again and again, so that what disturbs one disturbs all.
+    """Times all contenders in each round, so that other load on the machine affects all equally.
 
-    A turn of a contender is calls that are not timed, for `settling` seconds and at least one,
-    until the threads of the contender before sleep and the caches and pages are its own; then
-    calls that are timed, for `TURN` seconds and at least one.
+    In a round, a contender is first called without timing for at least `warmup` seconds, until the
+    threads of the previous one sleep and the caches hold its own data. Then its calls are timed for
+    at least `TURN_SECONDS`. Both are at least one call.
 
     Args:
-      contenders: each has been called once already.
-      repeats: the most rounds.
-      seconds: no round starts after that, but that there are `FEWEST` in any case.
-      settling: seconds of calls that are not timed; 0 for none.
+      contenders: contenders that have been called once.
+      repeats: maximum number of rounds.
+      seconds: time after which no round starts, except for the first `MIN_ROUNDS`.
+      warmup: seconds of calls that are not timed; 0 for none.
     """
     times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     gc.collect()
@@ -67,25 +68,25 @@ def in_turn(
     try:
         end = time.perf_counter() + seconds
         for done in range(repeats):
-            if done >= FEWEST and time.perf_counter() > end:
+            if done >= MIN_ROUNDS and time.perf_counter() > end:
                 break
             for contender in contenders:
-                if settling:
-                    _seconds(contender, settling)
-                times[contender.name] += _seconds(contender, TURN)
+                if warmup:
+                    _seconds(contender, warmup)
+                times[contender.name] += _seconds(contender, TURN_SECONDS)
     finally:
         gc.enable()
     return {
-        name: Timing(statistics.median(seen), min(seen), len(seen)) for name, seen in times.items()
+        name: Timing(statistics.median(each), min(each), len(each)) for name, each in times.items()
     }
 
 
 def _seconds(contender: Contender, until: float) -> list[float]:
-    """Of one call after another, for at least one, and until so many seconds have passed."""
-    seen: list[float] = []
+    """The times of repeated calls, at least one, until `until` seconds have passed."""
+    times: list[float] = []
     end = time.perf_counter() + until
-    while not seen or time.perf_counter() < end:
+    while not times or time.perf_counter() < end:
         start = time.perf_counter()
         contender.call()
-        seen.append(time.perf_counter() - start)
-    return seen
+        times.append(time.perf_counter() - start)
+    return times

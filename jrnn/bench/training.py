@@ -1,13 +1,13 @@
-"""How fast `jrnn train` trains, saves, resumes and streams: `jrnn bench train`.
+"""Speed of training, saving, resuming and streaming: `jrnn bench train`.
 
     jrnn bench train
     jrnn bench train --cases digits-row --seconds 20
 
-Each network is trained by jrnn's loop, by a loop written by hand over the same network, and by one
-over flax's own layers, in turn, a slice of steps each: a jitted step for each batch, gathered by
-NumPy, its loss fetched every 20 steps. The share of compiled code is the time of the same steps
-without a loop, all in a few calls, over that of jrnn's loop. A sweep is timed against as many runs
-as it has members, both as commands, from start to end.
+Each network is trained, in interleaved rounds, by the trainer of jrnn, by a handwritten loop over
+the same network, and by such a loop over flax's layers. A handwritten loop calls a jitted step for
+each batch, gathered by NumPy, and fetches the losses every 20 steps. The compiled steps alone are
+timed too, as an upper bound. A sweep is compared with as many runs as it has trials; both are timed
+as commands.
 """
 
 import json
@@ -57,28 +57,28 @@ CASES = {
 COLUMNS = {
     "case": "network",
     "jrnn": "jrnn steps/s",
-    "hand": "loop by hand",
+    "hand": "handwritten loop",
     "flax": "flax and optax",
-    "compiled": "of compiled steps",
-    "save_ms": "a save, ms",
-    "save_share": "of 30 s",
+    "compiled": "share of compiled steps",
+    "save_ms": "save, ms",
+    "save_share": "share of 30 s",
     "resume_ms": "resume, ms",
 }
 SAVE_EVERY = 30.0
-SWEPT, TRIALS = "configs/digits.py:order=row,hidden=32", 16
+SWEEP_CONFIG, TRIALS = "configs/digits.py:order=row,hidden=32", 16
 STREAM_HIDDEN = (32, 128, 512)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Times the training loop against loops by hand, and saves, resumption and streams.
+    """Times training against handwritten loops, and saving, resuming and streaming.
 
     Args:
-      cases: which networks.
-      rounds: rounds in which all take turns.
-      seconds: of a turn, about.
+      cases: names of networks.
+      rounds: number of interleaved rounds.
+      seconds: approximate time of each loop in a round.
       sweeps: how often a sweep, and a run of one of its trials, are timed.
-      out: the JSON to write.
+      out: the JSON file.
     """
 
     cases: tuple[str, ...] = tuple(CASES)
@@ -96,7 +96,7 @@ class Bench:
 
 
 def main(args: list[str]) -> None:
-    """Times all, prints the tables and writes the JSON."""
+    """Measures everything, prints the tables and writes the JSON file."""
     bench = tyro.cli(Bench, args=args, prog="jrnn bench train")
     stdout = Console(width=max(Console().width, report.WIDTH))
     result: dict[str, Any] = {
@@ -113,13 +113,13 @@ def main(args: list[str]) -> None:
     for column in COLUMNS.values():
         table.add_column(column, no_wrap=True)
     for row in result["rows"]:
-        table.add_row(*(shown(row, key) for key in COLUMNS))
+        table.add_row(*(format_value(row, key) for key in COLUMNS))
     lines = stream_line(result), sweep_line(result), f"written to {bench.out}"
     stdout.print("", table, "", *lines, sep="\n", markup=False)
 
 
 def measure(name: str, bench: Bench) -> dict[str, Any]:
-    """One network: all loops in turn, then saves and resumption."""
+    """Times all loops of one network, then saving and resuming; returns a row of the table."""
     experiment = config.load(CASES[name], ["--eval-every", str(10**9), "--steps", str(10**9)])
     data = experiment.task.load()
     folder = Path(tempfile.mkdtemp())
@@ -127,15 +127,15 @@ def measure(name: str, bench: Bench) -> dict[str, Any]:
         trainer = open_trainer(experiment, data, folder)
         trainer.begin()
         loops = {
-            "jrnn": lambda until: ours(trainer, until),
-            "compiled": compiled(experiment, data),
-            "hand": by_hand(experiment, data),
-            "flax": by_flax(experiment, data),
+            "jrnn": lambda until: jrnn_loop(trainer, until),
+            "compiled": compiled_loop(experiment, data),
+            "hand": handwritten_loop(experiment, data),
+            "flax": flax_loop(experiment, data),
         }
-        rates = in_turns(loops, bench)
+        rates = measure_rates(loops, bench)
         save = save_seconds(trainer, rates["jrnn"], bench)
         trainer.close()
-        resumed = [resume_seconds(experiment, data, folder) for _ in range(3)]
+        resumes = [resume_seconds(experiment, data, folder) for _ in range(3)]
     finally:
         shutil.rmtree(folder)
     return {
@@ -147,16 +147,16 @@ def measure(name: str, bench: Bench) -> dict[str, Any]:
         "compiled": rates["jrnn"] / rates["compiled"],
         "save_ms": 1e3 * save,
         "save_share": save / SAVE_EVERY,
-        "resume_ms": 1e3 * statistics.median(resumed),
+        "resume_ms": 1e3 * statistics.median(resumes),
     }
 
 
 Loop = Callable[[float], int]
-"""Trains until a time of `time.perf_counter`, or a little longer, and returns the steps taken."""
+"""Trains until a time of `time.perf_counter`, or slightly longer; returns the number of steps."""
 
 
-def in_turns(loops: dict[str, Loop], bench: Bench) -> dict[str, float]:
-    """Steps a second of each loop, a median over the rounds after the first."""
+def measure_rates(loops: dict[str, Loop], bench: Bench) -> dict[str, float]:
+    """Steps per second of each loop: the median over the rounds after the first."""
     rates: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(bench.rounds + 1):
         for name, loop in loops.items():
@@ -171,13 +171,13 @@ def open_trainer(experiment: Experiment, data: Data, folder: Path) -> Trainer:
     network = experiment.network.build(data, experiment.seed)
     optimizer = experiment.optimizer.build(experiment.steps)
     plan, group = plan_task(data, experiment, experiment.tbptt), ProcessGroup()
-    placed = SingleNetwork(network, plan, optimizer, experiment, Mesh(), group)
+    placement = SingleNetwork(network, plan, optimizer, experiment, Mesh(), group)
     description = experiment.network.description()
-    return make_trainer(placed, experiment, plan, folder, group, description)
+    return make_trainer(placement, experiment, plan, folder, group, description)
 
 
-def ours(trainer: Trainer, until: float) -> int:
-    """The loop of `jrnn train`, with its lines of metrics."""
+def jrnn_loop(trainer: Trainer, until: float) -> int:
+    """Trains as `jrnn train` does, with logged metrics; returns the number of steps."""
     begin = trainer.step
     while time.perf_counter() < until:
         trainer.train_steps()
@@ -185,8 +185,8 @@ def ours(trainer: Trainer, until: float) -> int:
     return trainer.step - begin
 
 
-def compiled(experiment: Experiment, data: Data) -> Loop:
-    """The compiled steps alone, one call after another."""
+def compiled_loop(experiment: Experiment, data: Data) -> Loop:
+    """A loop of calls of the compiled steps, without logging."""
     optimizer = experiment.optimizer.build(experiment.steps)
     graphdef, state = init_state(experiment.network.build(data, 0), optimizer)
     sampler = EpochSampler(len(data.train.xs), experiment.batch_size, 0)
@@ -198,33 +198,33 @@ def compiled(experiment: Experiment, data: Data) -> Loop:
 
     def loop(until: float) -> int:
         nonlocal state
-        taken, count = 0, LINE_EVERY
+        steps, count = 0, LINE_EVERY
         while time.perf_counter() < until:
             state, metrics = train_steps(state, examples, plans, count)
             jax.block_until_ready(metrics)
-            taken, count = taken + count, loader.max_steps
-        return taken
+            steps, count = steps + count, loader.max_steps
+        return steps
 
     return loop
 
 
-def by_hand(experiment: Experiment, data: Data) -> Loop:
-    """A step for each batch, over jrnn's network."""
+def handwritten_loop(experiment: Experiment, data: Data) -> Loop:
+    """A loop of jitted steps over jrnn's network."""
     optimizer = experiment.optimizer.build(experiment.steps)
     graphdef, state = init_state(experiment.network.build(data, 0), optimizer)
     step = make_train_step(graphdef, Objective.of(data), optimizer)
     batches = shuffled_batches(data.train, experiment.batch_size, 0)
 
-    def take() -> jax.Array:
+    def next_step() -> jax.Array:
         nonlocal state
         state, metrics = step(state, next(batches))
         return metrics.loss
 
-    return fetched(take)
+    return make_loop(next_step)
 
 
 class FlaxNetwork(nnx.Module):
-    """The same network of flax's own layers."""
+    """The same network made of flax's layers."""
 
     def __init__(self, hidden: int, data: Data, dropout: float, rngs: nnx.Rngs):
         """An LSTM and a linear layer."""
@@ -234,55 +234,55 @@ class FlaxNetwork(nnx.Module):
         self.head = nnx.Linear(hidden, data.output_size, rngs=rngs)
 
     def __call__(self, xs: jax.Array) -> jax.Array:
-        """Scores from the last output."""
+        """Logits from the last output."""
         ys: Any = self.rnn(xs)
         return self.head(self.dropout(ys[:, -1]))
 
 
-def by_flax(experiment: Experiment, data: Data) -> Loop:
-    """A step for each batch, as flax's guide writes it."""
+def flax_loop(experiment: Experiment, data: Data) -> Loop:
+    """A loop of jitted steps over flax's layers, as in the guide of flax."""
     network: Any = experiment.network
     model = FlaxNetwork(network.cell.hidden_size, data, network.dropout, nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, experiment.optimizer.build(experiment.steps), wrt=nnx.Param)
 
     @nnx.jit
     def step(model: FlaxNetwork, optimizer: nnx.Optimizer, xs: Any, ys: Any) -> jax.Array:
-        def loss_of(model: FlaxNetwork) -> jax.Array:
-            scores = model(xs)
-            return optax.softmax_cross_entropy_with_integer_labels(scores, ys).mean()
+        def loss_fn(model: FlaxNetwork) -> jax.Array:
+            logits = model(xs)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, ys).mean()
 
-        loss, grads = nnx.value_and_grad(loss_of)(model)
+        loss, grads = nnx.value_and_grad(loss_fn)(model)
         optimizer.update(model, grads)
         return loss
 
-    cached = nnx.cached_partial(step, model, optimizer)
+    cached_step = nnx.cached_partial(step, model, optimizer)
     batches = shuffled_batches(data.train, experiment.batch_size, 0)
 
-    def take() -> jax.Array:
+    def next_step() -> jax.Array:
         batch = next(batches)
-        return cached(batch.xs, batch.ys)
+        return cached_step(batch.xs, batch.ys)
 
-    return fetched(take)
+    return make_loop(next_step)
 
 
-def fetched(take: Callable[[], jax.Array]) -> Loop:
-    """Steps, with the losses fetched every 20."""
+def make_loop(next_step: Callable[[], jax.Array]) -> Loop:
+    """A loop of steps that fetches the losses every 20 steps."""
 
     def loop(until: float) -> int:
-        taken = 0
+        steps = 0
         while time.perf_counter() < until:
-            losses = [take() for _ in range(LINE_EVERY)]
+            losses = [next_step() for _ in range(LINE_EVERY)]
             jax.device_get(losses)
-            taken += LINE_EVERY
-        return taken
+            steps += LINE_EVERY
+        return steps
 
     return loop
 
 
 def save_seconds(trainer: Trainer, rate: float, bench: Bench) -> float:
-    """What a save costs: the time that steps with a save among them take longer than without."""
+    """The overhead of a save: the extra time of steps that include one."""
     steps = max(1, int(rate * bench.seconds))
-    extra = []
+    overheads = []
     for _ in range(bench.rounds):
         times = []
         for saving in (False, True):
@@ -293,14 +293,14 @@ def save_seconds(trainer: Trainer, rate: float, bench: Bench) -> float:
                 trainer.train_steps()
             trainer.finish_steps()
             trainer.wait()
-            taken = trainer.step - until + steps
-            times.append((time.perf_counter() - begin) / taken * steps)
-        extra.append(times[1] - times[0])
-    return statistics.median(extra)
+            count = trainer.step - until + steps
+            times.append((time.perf_counter() - begin) / count * steps)
+        overheads.append(times[1] - times[0])
+    return statistics.median(overheads)
 
 
 def resume_seconds(experiment: Experiment, data: Data, folder: Path) -> float:
-    """From loaded data to a trainer that can go on, without compilation."""
+    """The time from loaded data to a resumed trainer, without compilation."""
     begin = time.perf_counter()
     trainer = open_trainer(experiment, data, folder)
     trainer.resume()
@@ -310,21 +310,21 @@ def resume_seconds(experiment: Experiment, data: Data, folder: Path) -> float:
 
 
 def stream_microseconds(hidden: int) -> float:
-    """The median latency of a step of an LSTM at batch 1, with 32 inputs."""
-    live = jrnn.stream(RNN(jrnn.LSTM(hidden), 32, rngs=nnx.Rngs(0)))
+    """The median latency of a step of an LSTM with batch size 1 and 32 inputs."""
+    stream = jrnn.stream(RNN(jrnn.LSTM(hidden), 32, rngs=nnx.Rngs(0)))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 32)), jnp.float32)
     seconds = []
     for _ in range(3000):
         begin = time.perf_counter()
-        live.step(x).block_until_ready()
+        stream.step(x).block_until_ready()
         seconds.append(time.perf_counter() - begin)
     return 1e6 * statistics.median(seconds[100:])
 
 
 def sweep_seconds(repeats: int) -> dict[str, float]:
-    """A sweep, and a run of one of its trials: medians of whole commands."""
+    """Median times of the commands of a sweep, and of a run of one of its trials."""
 
-    def command(*args: str) -> float:
+    def run_seconds(*args: str) -> float:
         begin = time.perf_counter()
         command = [sys.executable, "-m", "jrnn", *args, "--run-dir", str(folder / "run")]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -335,15 +335,15 @@ def sweep_seconds(repeats: int) -> dict[str, float]:
     folder = Path(tempfile.mkdtemp())
     try:
         over = ["seed=0:4", "optimizer.learning_rate=1e-3:1e-2:log4"]
-        swept = [command("sweep", SWEPT, "--over", *over) for _ in range(repeats)]
-        alone = [command("train", SWEPT, "--seed", str(seed)) for seed in range(repeats)]
+        sweeps = [run_seconds("sweep", SWEEP_CONFIG, "--over", *over) for _ in range(repeats)]
+        runs = [run_seconds("train", SWEEP_CONFIG, "--seed", str(seed)) for seed in range(repeats)]
     finally:
         shutil.rmtree(folder)
-    return {"sweep_s": statistics.median(swept), "run_s": statistics.median(alone)}
+    return {"sweep_s": statistics.median(sweeps), "run_s": statistics.median(runs)}
 
 
-def shown(row: dict[str, Any], key: str) -> str:
-    """A number of the table as text."""
+def format_value(row: dict[str, Any], key: str) -> str:
+    """Formats a value of the table."""
     value = row[key]
     if key in ("compiled", "save_share"):
         return f"{100 * value:.1f} %"
@@ -355,14 +355,15 @@ def shown(row: dict[str, Any], key: str) -> str:
 def markdown(result: dict[str, Any]) -> str:
     """The rows as a Markdown table."""
     head = [tuple(COLUMNS.values()), ("---",) + ("---:",) * (len(COLUMNS) - 1)]
-    rows = head + [tuple(shown(row, key) for key in COLUMNS) for row in result["rows"]]
+    rows = head + [tuple(format_value(row, key) for key in COLUMNS) for row in result["rows"]]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def stream_line(result: dict[str, Any]) -> str:
     """The latencies as a sentence."""
     each = [f"{value:.0f} us at {hidden}" for hidden, value in result["stream_us"].items()]
-    return f"A step of `jrnn.stream`, LSTM of batch 1 by hidden size: {', '.join(each)}."
+    latencies = ", ".join(each)
+    return f"Latency of a step of `jrnn.stream`, LSTM, batch size 1, by hidden size: {latencies}."
 
 
 def sweep_line(result: dict[str, Any]) -> str:
@@ -370,6 +371,6 @@ def sweep_line(result: dict[str, Any]) -> str:
     sweep, run = result["sweep"]["sweep_s"], result["sweep"]["run_s"]
     share = sweep / (TRIALS * run)
     return (
-        f"`jrnn sweep` with {TRIALS} trials of digits-row takes {sweep:.1f} s, `jrnn train` with "
-        f"one of them {run:.1f} s: {share:.2f} of the time of {TRIALS} runs."
+        f"`jrnn sweep` with {TRIALS} trials of digits-row takes {sweep:.1f} s, and `jrnn train` of "
+        f"one trial {run:.1f} s: the sweep takes {share:.2f} of the time of {TRIALS} runs."
     )

@@ -1,8 +1,8 @@
 """The devices of a run: one, or a mesh of them that batches and parameters are sharded over.
 
 The devices may belong to several processes. All processes run the same code on the same values, and
-each holds the shards of its own devices. Every process has the whole of each array before it is
-sharded, except for batches, of which each process reads only the rows of its own devices.
+each holds the shards of its own devices. Before it is sharded, an array is complete in every
+process, except for batches: a process reads only the rows of its own devices.
 """
 
 import re
@@ -25,15 +25,15 @@ AXES = ("data", "model")
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices in a grid; each computes its own rows of every batch.
+    """A grid of devices; each computes its own rows of every batch.
 
-    Gradients are summed over all devices once a step.
+    Gradients are summed over all devices once per step.
 
     Args:
       data: number of devices along the batch; each has all parameters if `model` is 1.
-      model: number of devices that share one copy of the parameters and of the state of the
-        optimizer: each stores a shard of every array whose last axis this number divides, and
-        gathers the other shards for the time of a step. It saves memory, not time.
+      model: number of devices that share one copy of the parameters and of the optimizer state:
+        each stores a shard of every array whose last axis is divisible by this number, and gathers
+        the other shards during a step. This saves memory, not time.
 
     References:
       Rajbhandari et al., 2020, ZeRO: memory optimizations toward training trillion parameter
@@ -63,22 +63,23 @@ class Mesh:
 
     @classmethod
     def parse(cls, text: str) -> "Mesh":
-        """Reads "data=8" or "data=4,model=2".
+        """Parses "data=8" or "data=4,model=2".
 
         Raises:
           ValueError: the text has another form.
         """
         sizes = dict[str, int]()
         for part in text.split(","):
-            found = re.fullmatch(r"(\w+)=(\d+)", part.strip())
-            if found is None:
+            match = re.fullmatch(r"(\w+)=(\d+)", part.strip())
+            if match is None:
                 raise ValueError(
                     f"mesh: must be of the form data=8 or data=4,model=2, got {text!r}"
                 )
-            checks.one_of("mesh", "an axis", found[1], AXES)
-            if found[1] in sizes:
-                raise ValueError(f"mesh: {found[1]} must be given once, got {text!r}")
-            sizes[found[1]] = int(found[2])
+            axis, size = match.groups()
+            checks.one_of("mesh", "an axis", axis, AXES)
+            if axis in sizes:
+                raise ValueError(f"mesh: {axis} must be given once, got {text!r}")
+            sizes[axis] = int(size)
         return cls(**sizes)
 
     @property
@@ -86,29 +87,32 @@ class Mesh:
         """The number of devices."""
         return self.data * self.model
 
-    def check(self, batch_size: int) -> None:
-        """Raises ValueError unless there are such devices and they divide a batch.
+    def validate(self, batch_size: int) -> None:
+        """Checks that the devices exist and divide a batch.
 
         Args:
           batch_size: number of examples that are computed at once: those of a step, or of a part of
             it if gradients are accumulated.
+
+        Raises:
+          ValueError: they do not.
         """
-        there, processes = len(jax.devices()), jax.process_count()
+        available, processes = len(jax.devices()), jax.process_count()
         needs = f"mesh: data={self.data},model={self.model} needs {self.size} devices, and there"
-        if processes > 1 and jax.local_device_count() * processes != there:
+        if processes > 1 and jax.local_device_count() * processes != available:
             raise ValueError(
-                f"mesh: each of {processes} processes must have as many devices as the others; "
-                f"this one has {jax.local_device_count()} of {there}"
+                f"mesh: all {processes} processes must have the same number of devices; this one "
+                f"has {jax.local_device_count()} of {available}"
             )
-        if processes > 1 and self.size != there:
+        if processes > 1 and self.size != available:
             raise ValueError(
-                f"{needs} are {there} in {processes} processes; use all devices, or start fewer "
-                "processes"
+                f"{needs} are {available} in {processes} processes; use all devices, or start "
+                "fewer processes"
             )
-        if self.size > there:
+        if self.size > available:
             raise ValueError(
-                f"{needs} are {there}; on a CPU the environment variable XLA_FLAGS="
-                f"--xla_force_host_platform_device_count={self.size} simulates so many"
+                f"{needs} are {available}; to simulate devices on a CPU, set the environment "
+                f"variable XLA_FLAGS=--xla_force_host_platform_device_count={self.size}"
             )
         if batch_size % self.size:
             raise ValueError(
@@ -123,89 +127,93 @@ class Mesh:
         return engine if self.size == 1 else Sharded(engine, AXES)
 
     def place(self, tree: Any, *, sharded: bool = True) -> Any:
-        """Puts arrays on the devices: parameters and the like sharded over `model`, or on all."""
+        """Puts arrays on the devices: floating-point arrays sharded over `model`, or replicated."""
         if self.size == 1:
             return tree
         return jax.tree.map(_put, tree, self._shardings(tree, sharded))
 
     def constrain(self, tree: Any, *, sharded: bool = True) -> Any:
-        """Inside of compiled code: arrays that stay where `place` puts them."""
+        """Within `jax.jit`: constrains arrays to the shardings of `place`."""
         if self.size == 1:
             return tree
         return jax.lax.with_sharding_constraint(tree, self._shardings(tree, sharded))
 
     def gather(self, tree: Any) -> Any:
-        """Inside of compiled code: arrays that every device has all of."""
+        """Within `jax.jit`: gathers arrays that are sharded over `model`."""
         if self.model == 1:
             return tree
-        return jax.lax.with_sharding_constraint(tree, self._of())
+        return jax.lax.with_sharding_constraint(tree, self._named_sharding())
 
     def replicate(self, tree: Any) -> Any:
         """Puts arrays on every device."""
         if self.size == 1:
             return jax.device_put(tree)
-        return jax.tree.map(lambda leaf: _put(leaf, self._of()), tree)
+        return jax.tree.map(lambda leaf: _put(leaf, self._named_sharding()), tree)
 
     def fetch(self, tree: Any) -> Any:
-        """Arrays that this process can read all of, whichever processes hold their shards."""
+        """Gathers arrays whose shards may be in other processes, so that this one can read them."""
         if jax.process_count() == 1:
             return tree
         return jax.tree.map(_fetch, tree)
 
     def local_rows(self, batch_size: int) -> np.ndarray:
-        """The rows of a batch that are on devices of this process."""
-        parts = self._of(AXES).addressable_devices_indices_map((batch_size,)).values()
-        every = np.arange(batch_size)
-        return np.unique(np.concatenate([every[part] for part in parts]))
+        """The indices of the rows of a batch that are on devices of this process."""
+        sharding = self._named_sharding(AXES)
+        slices = sharding.addressable_devices_indices_map((batch_size,)).values()
+        rows = np.arange(batch_size)
+        return np.unique(np.concatenate([rows[each] for each in slices]))
 
     def shard_batches(self, local: Any, batch_size: int) -> Any:
         """Puts batches on the devices, given the rows of this process.
 
         Args:
-          local: arrays `[steps, rows, ...]`, the rows those of `local_rows`.
-          batch_size: number of rows of a whole batch.
+          local: arrays `[steps, rows, ...]`, with the rows of `local_rows`.
+          batch_size: number of rows of a global batch.
         """
         if self.size == 1:
             return local
 
         def shard(leaf: np.ndarray) -> jax.Array:
             shape = len(leaf), batch_size, *leaf.shape[2:]
-            return jax.make_array_from_process_local_data(self._of(None, AXES), leaf, shape)
+            sharding = self._named_sharding(None, AXES)
+            return jax.make_array_from_process_local_data(sharding, leaf, shape)
 
         return jax.tree.map(shard, local)
 
     def constrain_batch(self, batch: Any) -> Any:
-        """Inside of compiled code: a batch whose rows are sharded over the devices."""
+        """Within `jax.jit`: constrains the rows of a batch to be sharded over the devices."""
         if self.size == 1:
             return batch
-        return jax.lax.with_sharding_constraint(batch, self._of(AXES))
+        return jax.lax.with_sharding_constraint(batch, self._named_sharding(AXES))
 
     def shard_rows(self, plan: Any) -> jax.Array:
-        """Integers `[batches, batch]`, sharded over the batch where that is possible."""
-        over = plan.ndim == 2 and plan.shape[1] % self.size == 0
-        return _put(plan, self._of(None, AXES) if over else self._of())
+        """Puts integers `[batches, batch]` on the devices, sharded over the batch if possible."""
+        divisible = plan.ndim == 2 and plan.shape[1] % self.size == 0
+        axes = (None, AXES) if divisible else ()
+        return _put(plan, self._named_sharding(*axes))
 
     def in_context(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, called in the context of the mesh, which engines read."""
+        """Wraps a function to run in the context of the mesh, which engines read."""
         if self.size == 1:
             return function
 
-        def inside(*args: Any) -> Any:
+        def wrapped(*args: Any) -> Any:
             with jax.set_mesh(self._mesh):
                 return function(*args)
 
-        return inside
+        return wrapped
 
     def _shardings(self, tree: Any, sharded: bool) -> Any:
-        return jax.tree.map(self._sharding if sharded else lambda leaf: self._of(), tree)
+        replicated = lambda leaf: self._named_sharding()
+        return jax.tree.map(self._sharding if sharded else replicated, tree)
 
     def _sharding(self, leaf: Any) -> NamedSharding:
-        wide = self.model > 1 and leaf.ndim > 0 and jnp.issubdtype(leaf.dtype, jnp.floating)
-        if wide and leaf.shape[-1] % self.model == 0:
-            return self._of(*[None] * (leaf.ndim - 1), "model")
-        return self._of()
+        eligible = self.model > 1 and leaf.ndim > 0 and jnp.issubdtype(leaf.dtype, jnp.floating)
+        if eligible and leaf.shape[-1] % self.model == 0:
+            return self._named_sharding(*[None] * (leaf.ndim - 1), "model")
+        return self._named_sharding()
 
-    def _of(self, *axes: str | tuple[str, ...] | None) -> NamedSharding:
+    def _named_sharding(self, *axes: str | tuple[str, ...] | None) -> NamedSharding:
         return NamedSharding(self._mesh, PartitionSpec(*axes))
 
     @cached_property
@@ -216,15 +224,15 @@ class Mesh:
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    """Puts an array on devices; all processes have the whole of it."""
+    """Puts an array, which all processes have, on devices."""
     if sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding)
     if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
         return leaf
 
     def put(array: Any) -> Any:
-        whole = np.asarray(array)
-        return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
+        full = np.asarray(array)
+        return jax.make_array_from_callback(full.shape, sharding, lambda index: full[index])
 
     return _map_key_data(put, leaf)
 

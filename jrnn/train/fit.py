@@ -233,7 +233,7 @@ def _plan(
     if not is_iterable_of_batches(data):
         _check_examples("data", data)
         check_batch_size(data, options.batch_size)
-        Mesh.of(options.mesh).check(options.batch_size // options.accumulate)
+        Mesh.of(options.mesh).validate(options.batch_size // options.accumulate)
     elif jax.process_count() > 1:
         raise ValueError("fit: several processes need arrays, got an iterable of batches")
     if validation is not None and not is_iterable_of_batches(validation):
@@ -272,7 +272,7 @@ def check_data(data: Data, options: RunOptions, tbptt: TBPTT | None) -> None:
     else:
         check_streams(data, tbptt.window(data), options.batch_size)
     validate.check(data)
-    Mesh.of(options.mesh).check(options.batch_size // options.accumulate)
+    Mesh.of(options.mesh).validate(options.batch_size // options.accumulate)
 
 
 @contextlib.contextmanager

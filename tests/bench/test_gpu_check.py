@@ -1,4 +1,4 @@
-"""`make gpu-check` at tiny sizes on the CPU: what it finds, what it writes, and when it stops."""
+"""`make gpu-check` at tiny sizes on the CPU: results, files and deadlines."""
 
 import inspect
 import json
@@ -22,24 +22,24 @@ ROOT = Path(__file__).parent.parent
 SHAPE = plan.TINY.checked_shape
 
 
-def check(name, truth=agreement.reference, seconds=100.0):
+def check(name, reference_fn=agreement.reference, seconds=100.0):
     """The rows of one cell."""
-    makers = {name: plan.SUBJECTS[name]}
-    return list(agreement.check(makers, SHAPE, Deadline(seconds), truth))
+    makers = {name: plan.LAYERS[name]}
+    return list(agreement.check_cells(makers, SHAPE, Deadline(seconds), reference_fn))
 
 
-def wrong(cell, problem):
-    """A reference with one part that is wrong."""
-    right = agreement.reference(cell, problem)
-    return right._replace(xs_grad=1.001 * right.xs_grad)
+def wrong_reference(cell, problem):
+    """A reference with one wrong gradient."""
+    correct = agreement.reference(cell, problem)
+    return correct._replace(xs_grad=1.001 * correct.xs_grad)
 
 
-def test_a_run_checks_and_times_and_writes_all_of_it(monkeypatch, tmp_path):
-    # Few programs, for compiles are the time of this test.
+def test_run_checks_times_and_writes_all_rows(monkeypatch, tmp_path):
+    # Few programs, because this test spends its time on compilation.
     monkeypatch.setattr(speed, "TIMED_ENGINES", {"gru": ("scan",), "paragru": ()})
     monkeypatch.setattr(agreement, "ENGINES", ("fused", "associative"))
     out = tmp_path / "deep" / "gpu.json"
-    result = command.run(plan.TINY, out, Deadline(100.0), truth=wrong)
+    result = command.run(plan.TINY, out, Deadline(100.0), reference_fn=wrong_reference)
     written = json.loads(out.read_text("utf-8"))
     assert written["agreement"] == result["agreement"] and written["speed"] == result["speed"]
     assert {"commit", "machine", "versions", "platform_version"} <= written.keys()
@@ -47,8 +47,8 @@ def test_a_run_checks_and_times_and_writes_all_of_it(monkeypatch, tmp_path):
     assert [row["engine"] for row in result["agreement"]] == ["fused", "associative"]
     for row in result["agreement"]:
         assert row["status"] == "differs" and "xs_grad 1.0e-03, carry_grad" in row["reason"]
-        assert sorted(row["differences"].values())[-2] < 1e-6  # all but that one
-    assert len(command.faults(result)) == 2  # and nothing but these
+        assert sorted(row["differences"].values())[-2] < 1e-6  # all others
+    assert len(command.failures(result)) == 2
 
     gru, paragru, graphs = result["speed"]
     medians = {row["name"]: row["median_seconds"] for row in gru["contenders"]}
@@ -64,50 +64,50 @@ def test_a_run_checks_and_times_and_writes_all_of_it(monkeypatch, tmp_path):
     assert f"| {min(peers) / own:.2f}" in text
 
 
-def test_an_engine_may_refuse_a_cell_and_a_failure_is_a_row(monkeypatch):
+def test_unsupported_cell_is_not_a_failure_and_an_error_is_a_row(monkeypatch):
     monkeypatch.setattr(agreement, "ENGINES", ("associative",))
-    (row,) = check("elman", truth=lambda cell, problem: None)
+    (row,) = check("elman", reference_fn=lambda cell, problem: None)
     assert row["status"] == "not applicable" and "linear" in row["reason"]
-    assert command.faults({"agreement": [row], "speed": []}) == []
-    monkeypatch.setattr(agreement, "ALL_CELLS", ("associative",))
-    (row,) = check("elman", truth=lambda cell, problem: None)
+    assert command.failures({"agreement": [row], "speed": []}) == []
+    monkeypatch.setattr(agreement, "UNIVERSAL_ENGINES", ("associative",))
+    (row,) = check("elman", reference_fn=lambda cell, problem: None)
     assert row["status"] == "error" and row["reason"].startswith("TypeError: Associative")
-    assert len(command.faults({"agreement": [row], "speed": []})) == 1
+    assert len(command.failures({"agreement": [row], "speed": []})) == 1
 
 
 @pytest.mark.parametrize("part", agreement.Results._fields)
-def test_every_part_of_the_results_is_compared(part):
+def test_every_field_of_the_results_is_compared(part):
     rng = np.random.default_rng(0)
     pair = lambda: (rng.normal(size=(2, 3)), np.complex128(1 + 1j) * rng.normal(size=4))
-    right = agreement.Results(*(pair() for _ in agreement.Results._fields))
-    real, other = getattr(right, part)
-    assert agreement.compare(right, right, 1e-9)["status"] == "agrees"
+    expected = agreement.Results(*(pair() for _ in agreement.Results._fields))
+    real, other = getattr(expected, part)
+    assert agreement.compare(expected, expected, 1e-9)["status"] == "agrees"
     for wrong, error in (((real, 1.001 * other), 1e-3), ((np.nan * real, other), None)):
-        row = agreement.compare(right._replace(**{part: wrong}), right, 5e-4)
+        row = agreement.compare(expected._replace(**{part: wrong}), expected, 5e-4)
         assert row["status"] == "differs" and part in row["reason"]
         assert row["differences"][part] == (error and pytest.approx(error))
-        assert sum(row["differences"][name] != 0 for name in right._fields) == 1
+        assert sum(row["differences"][name] != 0 for name in expected._fields) == 1
 
 
-def test_nothing_begins_after_the_deadline():
+def test_all_rows_are_skipped_after_the_deadline():
     assert {row["status"] for row in check("elman", seconds=0.0)} == {"skipped"}
     (batch, *_) = speed.batches(plan.TINY)
     groups = list(speed.measure(batch, 0.0, Deadline(0.0)))
-    assert [absent["kind"] for group in groups for absent in group["missing"]] == ["OutOfTime"]
-    assert command.faults({"agreement": [], "speed": groups}) == []
+    assert [entry["kind"] for group in groups for entry in group["missing"]] == ["OutOfTime"]
+    assert command.failures({"agreement": [], "speed": groups}) == []
 
 
-def test_builds_come_in_order_and_late_ones_are_left_out():
+def test_build_all_keeps_the_order_and_yields_out_of_time():
     def fail():
-        raise ValueError("no such thing")
+        raise ValueError("failed")
 
     builds = {"a": lambda: time.sleep(0.05), "b": fail, "c": lambda: time.sleep(1.0)}
-    found = dict(compiling.build_all(builds, Deadline(0.4)))
-    assert list(found) == ["a", "b", "c"] and found["a"] is None
-    assert isinstance(found["b"], ValueError) and isinstance(found["c"], compiling.OutOfTime)
+    results = dict(compiling.build_all(builds, Deadline(0.4)))
+    assert list(results) == ["a", "b", "c"] and results["a"] is None
+    assert isinstance(results["b"], ValueError) and isinstance(results["c"], compiling.OutOfTime)
 
 
-def test_a_contender_that_fails_when_called_leaves_the_others():
+def test_failing_contender_does_not_affect_others():
     case = Case("gru", "forward", Shape(2, 3, 4, 5))
 
     def fail():
@@ -121,29 +121,29 @@ def test_a_contender_that_fails_when_called_leaves_the_others():
     assert group["missing"] == [
         {"name": "jrnn fused", "reason": "MemoryError: 2 GiB", "kind": "MemoryError"}
     ]
-    assert command.faults({"agreement": [], "speed": [group]}) == [
+    assert command.failures({"agreement": [], "speed": [group]}) == [
         "gru jrnn fused: MemoryError: 2 GiB"
     ]
 
 
-def test_the_full_run_begins_with_the_most_informative():
+def test_full_plan_starts_with_the_most_informative_batch():
     first, *_, last = speed.batches(plan.FULL)
     assert (first.cell, first.dtype, "cudnn" in first.peers) == ("lstm", "float32", True)
     assert last.dtype == "bfloat16"
     timed = {(batch.cell, batch.dtype) for batch in speed.batches(plan.FULL)}
     assert timed == {(cell, dtype) for cell in plan.TIMED for dtype in plan.FULL.dtypes}
     assert plan.FULL.checked[: len(plan.TIMED)] == plan.TIMED
-    assert set(plan.FULL.checked) == set(plan.SUBJECTS)
+    assert set(plan.FULL.checked) == set(plan.LAYERS)
 
 
-def test_the_lstm_of_cudnn_gets_the_arguments_that_it_takes(monkeypatch):
+def test_cudnn_lstm_is_called_with_valid_arguments(monkeypatch):
     signature = inspect.signature(jax_cudnn.rnn.lstm)
 
     def lstm(*args, **kwargs):
-        given = signature.bind(*args, **kwargs).arguments
-        assert given["seq_lengths"].dtype == jnp.int32
-        xs = given["x"]
-        return jnp.zeros((*xs.shape[:2], given["hidden_size"])), None, None
+        bound = signature.bind(*args, **kwargs).arguments
+        assert bound["seq_lengths"].dtype == jnp.int32
+        xs = bound["x"]
+        return jnp.zeros((*xs.shape[:2], bound["hidden_size"])), None, None
 
     monkeypatch.setattr(jax_cudnn.rnn, "lstm", lstm)
     model = jax_cudnn.model(Case("lstm", "forward", Shape(2, 3, 4, 5)))
@@ -151,7 +151,7 @@ def test_the_lstm_of_cudnn_gets_the_arguments_that_it_takes(monkeypatch):
     assert model.params.shape == ((4 + 5 + 2) * 4 * 5,)
 
 
-BARE = """
+WITHOUT_OPTIONAL_PACKAGES = """
 import importlib.metadata, sys
 def version(name):
     raise importlib.metadata.PackageNotFoundError(name)
@@ -165,7 +165,8 @@ sys.exit(command.main([]))
 """
 
 
-def test_it_starts_from_a_bare_source_tree_and_refuses_a_cpu():
-    done = subprocess.run([sys.executable, "-c", BARE], cwd=ROOT, capture_output=True, text=True)
+def test_runs_from_the_source_tree_and_exits_with_2_on_a_cpu():
+    command = [sys.executable, "-c", WITHOUT_OPTIONAL_PACKAGES]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "0+unknown"
-    assert done.returncode == 2 and "JAX sees no GPU here" in done.stderr
+    assert done.returncode == 2 and "JAX sees no GPU" in done.stderr

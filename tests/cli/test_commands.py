@@ -244,7 +244,7 @@ def test_bench_lists_its_flags(capsys):
         (["validate"], "name one or more configs"),
         (["bench", "--peers", "haiko"], "did you mean 'haiku'"),
         (["bench", "--cells", "gro"], "did you mean 'gru'"),
-        (["bench", "--shapes", "7"], "a shape is an index from 0 to 4"),
+        (["bench", "--shapes", "7"], "shape must be an index from 0 to 4"),
     ],
 )
 def test_what_a_user_gets_wrong_is_said_in_a_line(args, message, capsys, tmp_path):

@@ -1,4 +1,4 @@
-"""Where processes meet, by flags and by the environment of launchers."""
+"""Launchers, from flags and from environment variables."""
 
 import pytest
 
@@ -30,7 +30,7 @@ FLAGS = {"coordinator": "[fe80::1]:99", "processes": "2", "process": "1"}
 
 
 @pytest.mark.parametrize(
-    ("given", "environ", "want"),
+    ("flags", "environ", "expected"),
     [
         ({}, {}, None),
         ({}, JAX, Launcher("10.0.0.1", 1234, 3, 0)),
@@ -40,7 +40,7 @@ FLAGS = {"coordinator": "[fe80::1]:99", "processes": "2", "process": "1"}
         ({}, TORCHRUN, Launcher("node7", 29500, 4, 3, 1)),
         ({}, TORCHRUN | SLURM, Launcher("node7", 29500, 4, 3, 1)),
         ({}, TORCHRUN | {"LOCAL_WORLD_SIZE": "1"}, Launcher("node7", 29500, 4, 3)),
-        # The launcher listens on its port itself, or gives each process its own accelerator.
+        # The launcher listens on its port itself, and assigns an accelerator to each process.
         (
             {},
             TORCHRUN | {"TORCHELASTIC_USE_AGENT_STORE": "True", "CUDA_VISIBLE_DEVICES": "3"},
@@ -51,37 +51,37 @@ FLAGS = {"coordinator": "[fe80::1]:99", "processes": "2", "process": "1"}
         ({}, SLURM | {"SLURM_STEP_NODELIST": "a-1,b"}, Launcher("a-1", 61444, 8, 5, 1)),
         ({}, SLURM | {"SLURM_STEP_NODELIST": "c[7]"}, Launcher("c7", 61444, 8, 5, 1)),
         ({}, SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x8)"}, Launcher("gpu012", 61444, 8, 5)),
-        # A single process: the script of a job of many tasks, a launcher of one, and who says so.
+        # A single process: a batch script, a launcher of one process, and explicit settings.
         ({}, SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, None),
         ({}, {"WORLD_SIZE": "1", "RANK": "0"}, None),
-        ({}, {"RANK": "1", "MASTER_ADDR": "left over"}, None),
+        ({}, {"RANK": "1", "MASTER_ADDR": "stale"}, None),
         ({"processes": "1"}, SLURM, None),
         ({}, SLURM | {"JAX_NUM_PROCESSES": "1"}, None),
     ],
 )
-def test_processes_are_found(given, environ, want):
-    assert Launcher.find(given, environ) == want
+def test_find_reads_flags_and_environment(flags, environ, expected):
+    assert Launcher.find(flags, environ) == expected
 
 
 @pytest.mark.parametrize(
-    ("given", "environ", "message"),
+    ("flags", "environ", "message"),
     [
-        ({"process": "1"}, {}, "process=1 is said, and --coordinator .*--processes .* is not"),
-        ({"coordinator": "a:1"}, {}, "coordinator=a:1 is said, and --processes"),
-        ({"processes": "2", "process": "0"}, TORCHRUN, "JAX_COORDINATOR_ADDRESS.* is not"),
-        ({}, {"WORLD_SIZE": "2"}, "processes=2 is said, and --coordinator"),
-        ({}, {k: v for k, v in TORCHRUN.items() if k != "RANK"}, "--process .* is not"),
-        ({}, {k: v for k, v in SLURM.items() if k != "SLURM_JOB_ID"}, "--coordinator .* is not"),
-        (FLAGS | {"process": "2"}, {}, "process must be from 0 to 1, of 2 processes, got 2"),
-        (FLAGS | {"process": "-1"}, {}, "process must be a whole number, got '-1'"),
-        (FLAGS | {"processes": "two"}, {}, "processes must be a whole number, got 'two'"),
+        ({"process": "1"}, {}, "got process=1 without --coordinator .*--processes .*; set all"),
+        ({"coordinator": "a:1"}, {}, "got coordinator=a:1 without --processes"),
+        ({"processes": "2", "process": "0"}, TORCHRUN, "without .*JAX_COORDINATOR_ADDRESS"),
+        ({}, {"WORLD_SIZE": "2"}, "got processes=2 without --coordinator"),
+        ({}, {k: v for k, v in TORCHRUN.items() if k != "RANK"}, "without --process "),
+        ({}, {k: v for k, v in SLURM.items() if k != "SLURM_JOB_ID"}, "without --coordinator"),
+        (FLAGS | {"process": "2"}, {}, "process must be from 0 to 1 for 2 processes, got 2"),
+        (FLAGS | {"process": "-1"}, {}, "process must be a non-negative int, got '-1'"),
+        (FLAGS | {"processes": "two"}, {}, "processes must be a non-negative int, got 'two'"),
         (FLAGS | {"processes": "0"}, {}, "process must be from 0"),
         (FLAGS | {"coordinator": "here"}, {}, "must be the host and a free port of process 0"),
         (FLAGS | {"coordinator": ":9"}, {}, "must be the host and a free port of process 0"),
-        (FLAGS | {"coordinator": "a:99999"}, {}, "a port is from 1 to 65535, got 99999"),
-        ({}, TORCHRUN | {"MASTER_PORT": "x"}, "MASTER_PORT must be a whole number, got 'x'"),
+        (FLAGS | {"coordinator": "a:99999"}, {}, "port must be from 1 to 65535, got 99999"),
+        ({}, TORCHRUN | {"MASTER_PORT": "x"}, "MASTER_PORT must be a non-negative int, got 'x'"),
     ],
 )
-def test_what_is_half_said_is_refused(given, environ, message):
+def test_missing_or_invalid_values_raise(flags, environ, message):
     with pytest.raises(ValueError, match=message):
-        Launcher.find(given, environ)
+        Launcher.find(flags, environ)

@@ -1,4 +1,4 @@
-"""Runs on many devices: the losses of one, wherever batches and parameters lie."""
+"""Runs on a mesh have the losses of a run on one device."""
 
 import os
 import signal
@@ -44,31 +44,31 @@ LAYOUTS = ("data=8", "data=2,model=4", None)
 
 
 def on_many_devices(folder):
-    """All cases on a mesh; and a run that is stopped, and goes on on other meshes and on none."""
+    """Trains all cases on a mesh, and one run that is stopped and resumed on other meshes."""
     assert len(jax.devices()) == DEVICES
     for name, (e, mesh) in CASES.items():
         data, devices = e.task.load(), Mesh.parse(mesh)
         network = e.network.build(data, e.seed)
         optimizer = e.optimizer.build(e.steps)
         plan = plan_task(data, e, e.tbptt)
-        placed = SingleNetwork(network, plan, optimizer, e, devices, ProcessGroup())
-        w_hh = placed.init_state().params["body"]["rnns"][0]["weights"]["w_hh"]
-        spread = w_hh[...].sharding.shard_shape(w_hh[...].shape)[-1]
-        assert spread == w_hh[...].shape[-1] // devices.model
+        placement = SingleNetwork(network, plan, optimizer, e, devices, ProcessGroup())
+        w_hh = placement.init_state().params["body"]["rnns"][0]["weights"]["w_hh"]
+        shard_size = w_hh[...].sharding.shard_shape(w_hh[...].shape)[-1]
+        assert shard_size == w_hh[...].shape[-1] // devices.model
         train(replace(e, mesh=mesh), e.task.load(), folder / name)
     train_steps, e = Trainer.train_steps, experiment()
 
-    def stopping(run):
-        train_steps(run)
-        if run.step >= stop:
+    def train_steps_then_interrupt(trainer):
+        train_steps(trainer)
+        if trainer.step >= stop:
             os.kill(os.getpid(), signal.SIGINT)
 
-    Trainer.train_steps = stopping
+    Trainer.train_steps = train_steps_then_interrupt
     for stop, mesh in zip((1, 30), LAYOUTS, strict=False):
         with pytest.raises(Interrupted):
-            train(replace(e, mesh=mesh), e.task.load(), folder / "moved", resume=stop > 1)
+            train(replace(e, mesh=mesh), e.task.load(), folder / "resumed", resume=stop > 1)
     Trainer.train_steps = train_steps
-    train(replace(e, mesh=LAYOUTS[-1]), e.task.load(), folder / "moved", resume=True)
+    train(replace(e, mesh=LAYOUTS[-1]), e.task.load(), folder / "resumed", resume=True)
 
 
 SCRIPT = """
@@ -80,24 +80,25 @@ on_many_devices(Path(sys.argv[1]))
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("many")
+def mesh_runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mesh_runs")
     command = [sys.executable, "-c", SCRIPT, str(folder)]
     subprocess.run(command, env=environment_with_devices(DEVICES), check=True, timeout=300)
     return folder
 
 
-@pytest.mark.parametrize("name", [*CASES, "moved"])
-def test_many_devices_give_the_losses_of_one(name, many, tmp_path):
+@pytest.mark.parametrize("name", [*CASES, "resumed"])
+def test_mesh_has_the_losses_of_one_device(name, mesh_runs, tmp_path):
     e = CASES[name][0] if name in CASES else experiment()
-    alone = train(e, e.task.load(), tmp_path)
-    assert_same_lines(many / name, tmp_path)
-    for got, want in zip(lines(many / name), lines(tmp_path), strict=True):
+    expected = train(e, e.task.load(), tmp_path)
+    assert_same_lines(mesh_runs / name, tmp_path)
+    for got, want in zip(lines(mesh_runs / name), lines(tmp_path), strict=True):
         assert got["loss"] == pytest.approx(want["loss"], rel=1e-6, abs=0)
-    # What many devices have trained, one can read.
-    e = replace(e, mesh=f"data={DEVICES}") if name == "moved" else replace(e, mesh=CASES[name][1])
-    found = restore(e, e.task.load(), many / name)
-    assert found.step == alone.step and found.test == pytest.approx(alone.test, rel=1e-5)
+    # One device can restore a run that was trained on a mesh.
+    e = replace(e, mesh=f"data={DEVICES}") if name == "resumed" else replace(e, mesh=CASES[name][1])
+    restored = restore(e, e.task.load(), mesh_runs / name)
+    assert restored.step == expected.step
+    assert restored.test == pytest.approx(expected.test, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -110,12 +111,12 @@ def test_many_devices_give_the_losses_of_one(name, many, tmp_path):
         ("data=2,data=2", "data must be given once"),
     ],
 )
-def test_a_mesh_that_cannot_be_read_is_refused(mesh, message):
+def test_invalid_mesh_text_raises(mesh, message):
     with pytest.raises(ValueError, match=message):
         experiment(mesh=mesh)
 
 
-def test_a_mesh_that_does_not_fit_is_refused(tmp_path, monkeypatch):
+def test_mesh_that_does_not_fit_raises(tmp_path, monkeypatch):
     data = Signs().load()
     with pytest.raises(ValueError, match="needs 4096 devices, and there are 1"):
         train(experiment(mesh="data=4096"), data, tmp_path)

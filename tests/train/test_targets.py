@@ -1,4 +1,4 @@
-"""The results that README promises, by the shipped configs: slow, run by `make targets`."""
+"""The results that README promises, by the shipped configs: slow, run by `make accuracy`."""
 
 import pytest
 

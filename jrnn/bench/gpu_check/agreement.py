@@ -1,4 +1,4 @@
-"""Values and gradients of cells on the device of JAX, against `scan` in float64 on the CPU."""
+"""Compares values and gradients on the default device with `scan` in float64 on the CPU."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -10,21 +10,28 @@ import numpy as np
 
 import jrnn
 from jrnn.bench.contenders import Shape
-from jrnn.bench.gpu_check.compiling import QUICK, Deadline, OutOfTime, build_all, once, reason
+from jrnn.bench.gpu_check.compiling import (
+    FAST_COMPILE,
+    Deadline,
+    OutOfTime,
+    build_all,
+    once,
+    reason,
+)
 
 ENGINES = ("scan", "fused", "associative", "newton")
-ALL_CELLS = ("scan", "fused")
-"""Engines that must take every cell; the others may refuse one with a TypeError or ValueError."""
+UNIVERSAL_ENGINES = ("scan", "fused")
+"""Engines that must support every cell; the others may raise a TypeError or ValueError."""
 
 TOLERANCE = 3e-5
-"""Of float32 with products in full precision, relative to the largest number of each array."""
+"""For float32 with full-precision products, relative to the largest value of each array."""
 
 NEWTON_TOLERANCE = 1e-4
-"""Newton stops at residuals of 8e-6, which grow to differences of the states."""
+"""Newton stops at residuals of 8e-6, which lead to larger errors of the states."""
 
 
 class Problem(NamedTuple):
-    """Arguments of `unroll`, and cotangents for its results; NumPy arrays in float32."""
+    """Arguments of `unroll`, and cotangents of its results, as NumPy arrays in float32."""
 
     params: Any
     xs: Any
@@ -35,7 +42,7 @@ class Problem(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What `unroll` returns, and the gradients by its arguments; None for leaves of integers."""
+    """Results of `unroll`, and gradients of its arguments; None for integer leaves."""
 
     carry: Any
     ys: Any
@@ -45,13 +52,13 @@ class Results(NamedTuple):
 
 
 DEFAULT_PRECISION = "scan, default precision"
-"""A row of the LSTM that says what is lost without full precision; it is not held to anything."""
+"""A row of the LSTM that measures the error without full precision; it has no tolerance."""
 
 Reference = Callable[[jrnn.Layer, Problem], Results]
 
 
 def make_problem(cell: jrnn.Layer, shape: Shape) -> Problem:
-    """Random parameters, biases included, inputs, carry, lengths and resets, made on the CPU."""
+    """Draws parameters with non-zero biases, inputs, carry, lengths and resets, on the CPU."""
     with jax.default_device(jax.devices("cpu")[0]):
         return _make_problem(cell, shape)
 
@@ -62,10 +69,10 @@ def _make_problem(cell: jrnn.Layer, shape: Shape) -> Problem:
     noisy = partial(jax.tree.map, lambda leaf: _add_noise(rng, np.asarray(leaf), 0.1))
     zeros = lambda leaf: np.zeros(leaf.shape, leaf.dtype)
     normal = partial(jax.tree.map, lambda leaf: _add_noise(rng, zeros(leaf), 1.0))
-    draw = jax.jit(lambda: cell.init(jax.random.key(0), inputs), compiler_options=QUICK)
+    draw = jax.jit(lambda: cell.init(jax.random.key(0), inputs), compiler_options=FAST_COMPILE)
     params = noisy(draw())
     xs = normal(jax.eval_shape(lambda: cell.inputs(inputs, (steps, batch))))
-    carry = jax.jit(lambda: cell.init_carry(params, (batch,)), compiler_options=QUICK)()
+    carry = jax.jit(lambda: cell.init_carry(params, (batch,)), compiler_options=FAST_COMPILE)()
     results = jax.eval_shape(partial(jrnn.unroll, cell, engine="scan"), params, xs, carry)
     return Problem(
         params,
@@ -87,87 +94,88 @@ def _add_noise(rng: np.random.Generator, leaf: np.ndarray, scale: float) -> np.n
 
 
 def differentiate(cell: jrnn.Layer, engine: str, problem: Problem) -> Results:
-    """Values and gradients of an engine."""
+    """Computes values and gradients with an engine."""
 
-    def inner(params: Any, xs: Any, carry: Any) -> tuple[jax.Array, tuple[Any, Any]]:
-        given = {"lengths": problem.lengths, "resets": problem.resets, "engine": engine}
-        results = jrnn.unroll(cell, params, xs, carry, **given)
+    def inner_product(params: Any, xs: Any, carry: Any) -> tuple[jax.Array, tuple[Any, Any]]:
+        options = {"lengths": problem.lengths, "resets": problem.resets, "engine": engine}
+        results = jrnn.unroll(cell, params, xs, carry, **options)
         pairs = zip(jax.tree.leaves(results), jax.tree.leaves(problem.cotangents), strict=True)
         return jnp.asarray(sum(jnp.sum(a * b).real for a, b in pairs)), results
 
-    gradients = jax.grad(inner, argnums=(0, 1, 2), has_aux=True, allow_int=True)
-    found, (carry, ys) = gradients(problem.params, problem.xs, problem.carry)
-    return Results(carry, ys, *jax.tree.map(_without_float0, found))
+    grad = jax.grad(inner_product, argnums=(0, 1, 2), has_aux=True, allow_int=True)
+    grads, (carry, ys) = grad(problem.params, problem.xs, problem.carry)
+    return Results(carry, ys, *jax.tree.map(_float0_to_none, grads))
 
 
-def _without_float0(leaf: jax.Array) -> jax.Array | None:
+def _float0_to_none(leaf: jax.Array) -> jax.Array | None:
     return None if leaf.dtype == jax.dtypes.float0 else leaf
 
 
 def reference(cell: jrnn.Layer, problem: Problem) -> Results:
-    """The same by `scan` in float64 on the CPU."""
+    """Computes values and gradients by `scan` in float64 on the CPU."""
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-        run = jax.jit(partial(differentiate, cell, "scan"), compiler_options=QUICK)
+        run = jax.jit(partial(differentiate, cell, "scan"), compiler_options=FAST_COMPILE)
         return jax.tree.map(np.asarray, run(jax.tree.map(_as_float64, problem)))
 
 
 def _as_float64(leaf: np.ndarray) -> np.ndarray:
-    wide = {"f": np.float64, "c": np.complex128}
-    return leaf.astype(wide.get(leaf.dtype.kind, leaf.dtype))
+    dtypes = {"f": np.float64, "c": np.complex128}
+    return leaf.astype(dtypes.get(leaf.dtype.kind, leaf.dtype))
 
 
 class NotApplicable(Exception):
-    """The engine does not take the cell; the message is its own."""
+    """The engine does not support the cell; the message is that of the engine."""
 
 
-def compiled(
+def compile_engine(
     cell: jrnn.Layer, engine: str, problem: Problem, precision: str | None = "highest"
 ) -> Callable[[], Results]:
-    """An engine that is ready to run.
+    """Compiles an engine for a cell; returns a function without arguments.
 
     Args:
       cell: the cell.
-      engine: a name that `unroll` takes.
-      problem: its arguments.
-      precision: of products; None is that of JAX by default, which on a GPU may be TF32.
+      engine: the name of an engine.
+      problem: the arguments.
+      precision: precision of matrix products; None is JAX's default, which may be TF32 on a GPU.
 
     Raises:
-      NotApplicable: it does not take the cell.
+      NotApplicable: the engine does not support the cell.
     """
-    options = QUICK if jax.default_backend() == "cpu" else None
+    options = FAST_COMPILE if jax.default_backend() == "cpu" else None
     with jax.default_matmul_precision(precision):  # pyright: ignore[reportArgumentType]
         run = jax.jit(partial(differentiate, cell, engine), compiler_options=options)
         try:
             traced = run.trace(problem)
         except (TypeError, ValueError) as error:
-            if engine in ALL_CELLS:
+            if engine in UNIVERSAL_ENGINES:
                 raise
             raise NotApplicable(str(error)) from error
         program = traced.lower().compile()
 
     def call() -> Results:
         results = jax.block_until_ready(program(problem))
-        jax.effects_barrier()  # Newton raises in a call back to Python
+        jax.effects_barrier()  # Newton raises in a Python callback
         return results
 
     return call
 
 
 def difference(got: Any, want: Any) -> float:
-    """The largest, relative to the largest number of each array; NaN where one is not finite."""
+    """The largest error relative to the largest value of each array; NaN if one is not finite."""
     pairs = list(zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
-    sizes = [np.abs(w).max(initial=0.0) for _, w in pairs]
-    # An array of gradients that should be zero has no scale of its own.
-    least = 1e-3 * max(sizes, default=0.0) or 1.0
+    scales = [np.abs(w).max(initial=0.0) for _, w in pairs]
+    # The scale of a zero gradient would be zero.
+    min_scale = 1e-3 * max(scales, default=0.0) or 1.0
     errors = [
-        np.abs(np.asarray(g).astype(np.asarray(w).dtype) - w).max(initial=0.0) / max(size, least)
-        for (g, w), size in zip(pairs, sizes, strict=True)
+        np.abs(np.asarray(g).astype(np.asarray(w).dtype) - w).max(initial=0.0)
+        / max(scale, min_scale)
+        for (g, w), scale in zip(pairs, scales, strict=True)
     ]
     return float(np.max(errors, initial=0.0))
 
 
 def compare(got: Results, want: Results, tolerance: float) -> dict[str, Any]:
-    """The differences of each part of the results, and whether all are within the tolerance."""
+    """Compares all fields; returns the differences and whether all are within the tolerance."""
     parts = {name: difference(*pair) for name, *pair in zip(got._fields, got, want, strict=True)}
     agrees = all(error <= tolerance for error in parts.values())
     finite = {name: error if np.isfinite(error) else None for name, error in parts.items()}
@@ -180,37 +188,37 @@ def compare(got: Results, want: Results, tolerance: float) -> dict[str, Any]:
     }
 
 
-def check(
+def check_cells(
     makers: Mapping[str, Callable[[int], jrnn.Layer]],
     shape: Shape,
     deadline: Deadline,
-    truth: Reference = reference,
+    reference_fn: Reference = reference,
 ) -> Iterator[dict[str, Any]]:
-    """One row for each cell and engine.
+    """Yields one row for each cell and engine.
 
     Args:
-      makers: the cells by name, from a hidden size.
+      makers: functions from a hidden size to a cell, by name.
       shape: the sizes.
-      deadline: when to stop; what is not done by then says so.
-      truth: what the engines are compared with.
+      deadline: when to stop; later rows are skipped with a reason.
+      reference_fn: computes the expected values and gradients.
     """
     builds: dict[tuple[str, str], Callable[[], Any]] = {}
     for name, make in makers.items():
-        builds |= _builds(name, make, shape, truth)
-    wanted: Any = None
+        builds |= _builds(name, make, shape, reference_fn)
+    expected: Any = None
     for (name, engine), built in build_all(builds, deadline):
         if engine == "reference":
-            wanted = built
+            expected = built
         else:
             tolerance = NEWTON_TOLERANCE if engine == "newton" else TOLERANCE
-            row = {"cell": name, "engine": engine} | _row(built, wanted, tolerance)
+            row = {"cell": name, "engine": engine} | _row(built, expected, tolerance)
             if engine == DEFAULT_PRECISION and row["status"] == "differs":
                 row["status"] = "noted"
             yield row
 
 
 def _builds(
-    name: str, make: Callable[[int], jrnn.Layer], shape: Shape, truth: Reference
+    name: str, make: Callable[[int], jrnn.Layer], shape: Shape, reference_fn: Reference
 ) -> dict[tuple[str, str], Callable[[], Any]]:
     @once
     def problem() -> tuple[jrnn.Layer, Problem]:
@@ -219,19 +227,19 @@ def _builds(
 
     def compile_one(engine: str, precision: str | None = "highest") -> Callable[[], Results]:
         cell, arguments = problem()
-        return compiled(cell, engine, arguments, precision)
+        return compile_engine(cell, engine, arguments, precision)
 
-    found: dict[str, Callable[[], Any]] = {"reference": lambda: truth(*problem())}
-    found |= {engine: partial(compile_one, engine) for engine in ENGINES}
+    builds: dict[str, Callable[[], Any]] = {"reference": lambda: reference_fn(*problem())}
+    builds |= {engine: partial(compile_one, engine) for engine in ENGINES}
     if name == "lstm":
-        found[DEFAULT_PRECISION] = partial(compile_one, "scan", None)
-    return {(name, engine): build for engine, build in found.items()}
+        builds[DEFAULT_PRECISION] = partial(compile_one, "scan", None)
+    return {(name, engine): build for engine, build in builds.items()}
 
 
 def _row(
-    built: Callable[[], Results] | Exception, wanted: Results | Exception, tolerance: float
+    built: Callable[[], Results] | Exception, expected: Results | Exception, tolerance: float
 ) -> dict[str, Any]:
-    for outcome in (built, wanted):
+    for outcome in (built, expected):
         match outcome:
             case NotApplicable():
                 return {"status": "not applicable", "reason": str(outcome)[:400]}
@@ -240,6 +248,6 @@ def _row(
             case Exception():
                 return {"status": "error", "reason": reason(outcome)}
     try:
-        return compare(jax.tree.map(np.asarray, built()), wanted, tolerance)  # pyright: ignore
+        return compare(jax.tree.map(np.asarray, built()), expected, tolerance)  # pyright: ignore
     except Exception as error:
         return {"status": "error", "reason": reason(error)}

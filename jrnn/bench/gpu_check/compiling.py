@@ -1,4 +1,4 @@
-"""Many programs compiled at once, on all cores, until the time is over."""
+"""Compiles many programs in parallel, until a deadline."""
 
 import functools
 import re
@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotInTime
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
 
 from jrnn.bench import machine
@@ -16,46 +16,46 @@ Key = TypeVar("Key", bound=Hashable)
 Built = TypeVar("Built")
 
 
-QUICK = {"xla_backend_optimization_level": 0}
-"""Compiler options for what runs on the CPU only once: it compiles in half the time."""
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+"""Compiler options for programs that run once on the CPU; they halve the compile time."""
 
 
 class Deadline:
     """A point in time.
 
     Args:
-      seconds: from now until it.
+      seconds: the time from now.
     """
 
     def __init__(self, seconds: float):
         self.end = time.monotonic() + seconds
 
-    def left(self) -> float:
-        """Seconds until then, at least 0."""
+    def remaining(self) -> float:
+        """Seconds until the deadline, at least 0."""
         return max(0.0, self.end - time.monotonic())
 
 
 class OutOfTime(Exception):
-    """The time was over before this was compiled, or before it was run."""
+    """The deadline passed before a program was compiled or run."""
 
 
 def build_all(
     builds: dict[Key, Callable[[], Built]], deadline: Deadline
 ) -> Iterator[tuple[Key, Built | Exception]]:
-    """Runs all in threads, and yields what each returns or raises, in their order.
+    """Runs all functions in threads, and yields the result or exception of each, in order.
 
-    JAX traces in one thread at a time and compiles in all of them. What is not ready at the
-    deadline is an `OutOfTime`; its thread cannot be stopped, and goes on in the background.
+    JAX traces in one thread at a time but compiles in parallel. A function that has not returned at
+    the deadline yields `OutOfTime`; its thread cannot be stopped, and continues in the background.
     """
     pool = ThreadPoolExecutor(machine.cores())
     futures = {key: pool.submit(build) for key, build in builds.items()}
     try:
         for key, future in futures.items():
             try:
-                result = future.result(timeout=deadline.left())
-            except NotInTime:
-                result = OutOfTime("not compiled before the time was over")
-            except Exception as error:  # whatever fails is a row of the results
+                result = future.result(timeout=deadline.remaining())
+            except FutureTimeout:
+                result = OutOfTime("not compiled before the deadline")
+            except Exception as error:  # a failure is a row of the results
                 result = error
             yield key, result
     finally:
@@ -63,7 +63,7 @@ def build_all(
 
 
 def once(make: Callable[[], T]) -> Callable[[], T]:
-    """Makes something when it is first asked for, in whichever thread that is."""
+    """Wraps a function to be called once, by the first thread that needs its result."""
     cached, lock = functools.cache(make), threading.Lock()
 
     def get() -> T:
@@ -74,6 +74,6 @@ def once(make: Callable[[], T]) -> Callable[[], T]:
 
 
 def reason(error: BaseException) -> str:
-    """An error as one line of the results."""
+    """Formats an error as one line."""
     text = re.sub(" at 0x[0-9a-f]+", "", " ".join(str(error).split()))
     return f"{type(error).__name__}: {text[:400]}"

@@ -1,4 +1,4 @@
-"""What a run checks and times, and at which sizes."""
+"""The cells and sizes that a run checks and times."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ ENGINES: dict[str, str | jrnn.Engine] = {
     "scan": "scan",
     "fused": "fused",
     "associative": "associative",
-    "newton": jrnn.Newton(fallback="none"),  # no call back to Python in what is timed
+    "newton": jrnn.Newton(fallback="none"),  # no Python callback in timed code
 }
 """The engines that are timed."""
 
@@ -36,22 +36,22 @@ TRANSFORMS: Mapping[str, Callable[[int], jrnn.Layer]] = {
     "stack-lstm-gru": lambda hidden: jrnn.stack((jrnn.LSTM(hidden), jrnn.GRU(hidden))),
     "bidirectional-gru": lambda hidden: jrnn.bidirectional(jrnn.GRU(hidden)),
 }
-"""Transformed cells that are checked beside the plain ones, from a hidden size."""
+"""Functions from a hidden size to a transformed cell or a layer, which are checked too."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run does.
+    """The cells and sizes of a run.
 
     Args:
-      checked: the cells whose values and gradients are checked, keys of `SUBJECTS`.
-      checked_shape: the sizes of that.
+      checked: the cells whose values and gradients are checked, keys of `LAYERS`.
+      checked_shape: the sizes of the check.
       timed: the cells that are timed, keys of `TIMED_ENGINES`, the most informative first.
       shapes: the sizes at which each is timed.
       directions: keys of `contenders.DIRECTIONS`.
-      dtypes: those in which each is timed; the first also with CUDA graphs.
+      dtypes: the dtypes in which each is timed; the first also with CUDA graphs.
       long: the sizes at which ParaGRU is timed by Newton.
-      seconds: of timing for each cell, shape, dtype and direction.
+      seconds: timing duration for each cell, shape, dtype and direction.
     """
 
     checked: tuple[str, ...]
@@ -64,15 +64,15 @@ class Plan:
     seconds: float
 
 
-SUBJECTS: Mapping[str, Callable[[int], jrnn.Layer]] = {
+LAYERS: Mapping[str, Callable[[int], jrnn.Layer]] = {
     **{name: lambda hidden, make=make: make(hidden) for name, make in CELLS.items()},  # pyright: ignore
     **TRANSFORMS,
 }
-"""All that is checked, by name, from a hidden size."""
+"""Functions from a hidden size to a layer, by name, for all layers that are checked."""
 
 FULL = Plan(
-    # Those that are timed come first, should the time not be enough for all.
-    checked=tuple(dict.fromkeys((*TIMED, *SUBJECTS))),
+    # The timed cells come first, in case the time does not suffice for all.
+    checked=tuple(dict.fromkeys((*TIMED, *LAYERS))),
     checked_shape=Shape(4, 24, 3, 8),
     timed=TIMED,
     shapes=(

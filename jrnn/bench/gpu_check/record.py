@@ -1,4 +1,4 @@
-"""The conditions of a run, and the file that it writes."""
+"""The conditions of a run, and its JSON file."""
 
 import json
 import os
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def conditions() -> dict[str, Any]:
-    """The machine, the versions, and the commit of the source where Git knows it."""
+    """The machine, the versions, and the Git commit if there is one."""
     return {
         "jrnn": jrnn.__version__,
         "commit": _output("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"),
@@ -33,7 +33,7 @@ def conditions() -> dict[str, Any]:
 
 
 def _output(*command: str) -> str | None:
-    """What a command prints; None where there is no such command, or it fails."""
+    """The output of a command; None if it does not exist or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -42,7 +42,7 @@ def _output(*command: str) -> str | None:
 
 
 def _torch() -> dict[str, Any] | None:
-    """How PyTorch was built, and whether its cuDNN uses TF32; None where it is not installed."""
+    """The CUDA versions of PyTorch, and whether it uses TF32; None if it is not installed."""
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -52,7 +52,7 @@ def _torch() -> dict[str, Any] | None:
 
 
 def save(result: dict[str, Any], out: Path) -> None:
-    """Replaces the file at once: a run that is killed leaves the old file or the new one."""
+    """Replaces the file atomically: a run that is killed leaves the old file or the new one."""
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".part")
     part.write_text(json.dumps(result, indent=1) + "\n", "utf-8")

@@ -1,4 +1,4 @@
-"""Times of cells on the device of JAX, against flax, cuDNN and PyTorch in the same process."""
+"""Times cells on the default device against flax, cuDNN and PyTorch in the same process."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,8 +11,15 @@ import jax.numpy as jnp
 
 import jrnn
 from jrnn.bench import engines, peers, timing
-from jrnn.bench.contenders import Case, Contender, Shape, Unavailable, compiled
-from jrnn.bench.gpu_check.compiling import QUICK, Deadline, OutOfTime, build_all, once, reason
+from jrnn.bench.contenders import Case, Contender, Shape, Unavailable, compile_model
+from jrnn.bench.gpu_check.compiling import (
+    FAST_COMPILE,
+    Deadline,
+    OutOfTime,
+    build_all,
+    once,
+    reason,
+)
 from jrnn.bench.gpu_check.plan import ENGINES, PEERS, TIMED_ENGINES, Plan
 from jrnn.bench.group import ratios
 from jrnn.bench.timing import Timing
@@ -21,34 +28,34 @@ GRAPHS = {
     "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,"
     "DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
 }
-"""Compiler options for CUDA graphs of whole loops; XLA leaves loops out by itself."""
+"""Compiler options that include loops in CUDA graphs; XLA excludes them by default."""
 
-ROUNDS = 10
-"""The most calls or, of short ones, turns of a contender."""
+MAX_ROUNDS = 10
+"""Maximum number of rounds."""
 
 STATUS = "status of Newton"
 
-LEAST_SECONDS = 10.0
-"""With less left, nothing more is compiled."""
+MIN_SECONDS = 10.0
+"""Remaining seconds below which nothing is compiled."""
 
-COMPILING = 0.6
-"""The part of what is left that compiling may take."""
+COMPILE_FRACTION = 0.6
+"""The fraction of the remaining time for compilation."""
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What is compiled at once, and then timed case by case.
+    """Cases that are compiled in parallel, and then timed one by one.
 
     Args:
-      cell: of jrnn.
-      dtype: of parameters and inputs.
-      shapes: of each case.
-      directions: in which each shape is timed.
-      peers: the libraries that take part.
+      cell: name of a cell.
+      dtype: dtype of parameters and inputs.
+      shapes: the shapes of the cases.
+      directions: the directions in which each shape is timed.
+      peers: the peer libraries.
       graphs: whether jrnn's programs run as CUDA graphs.
-      status: whether to ask Newton how its solve went.
+      status: whether to record the status of Newton.
     """
 
     cell: str
@@ -61,12 +68,12 @@ class Batch:
 
     @property
     def title(self) -> str:
-        """One line, printed when it begins."""
+        """A title for progress messages."""
         kind = " as CUDA graphs" if self.graphs else ""
         return f"{self.cell} {self.dtype}{kind} {' '.join(shape.text for shape in self.shapes)}"
 
     def cases(self) -> list[Case]:
-        """All of it, each to be timed by itself."""
+        """The cases: each direction at each shape."""
         return [
             Case(self.cell, direction, shape, dtype=self.dtype)
             for shape in self.shapes
@@ -75,57 +82,57 @@ class Batch:
 
 
 def batches(plan: Plan) -> Iterator[Batch]:
-    """All that a run times, the most informative first."""
+    """Yields the batches of a run, the most informative first."""
     first, *others = plan.dtypes
     with_peers = [cell for cell in plan.timed if cell in PEERS]
 
     def batch(cell: str, dtype: str = first) -> Batch:
         return Batch(cell, dtype, plan.shapes, plan.directions, PEERS.get(cell, ()))
 
-    without = [cell for cell in plan.timed if cell not in PEERS]
+    without_peers = [cell for cell in plan.timed if cell not in PEERS]
     yield from map(batch, with_peers)
     yield replace(batch("paragru"), shapes=(plan.long,), status=True)
     yield from (batch(cell, dtype) for dtype in others for cell in with_peers)
-    yield from map(batch, without)
+    yield from map(batch, without_peers)
     yield from (replace(batch(cell), peers=(), graphs=True) for cell in with_peers)
-    yield from (batch(cell, dtype) for dtype in others for cell in without)
+    yield from (batch(cell, dtype) for dtype in others for cell in without_peers)
 
 
 def measure(batch: Batch, seconds: float, deadline: Deadline) -> Iterator[Row]:
-    """One group of results for each case.
+    """Yields one group of results for each case.
 
     Args:
-      batch: what to time.
-      seconds: of timing for each case, but for the fewest calls.
-      deadline: what is not done by then is left out, and says so.
+      batch: the cases.
+      seconds: timing duration of each case, except for the minimum number of rounds.
+      deadline: when to stop; later contenders are skipped with a reason.
     """
-    if deadline.left() < LEAST_SECONDS:
-        late = [_absent("all", OutOfTime("not compiled, as the time was over"))]
-        yield from (_group(batch, case, [], late) for case in batch.cases())
+    if deadline.remaining() < MIN_SECONDS:
+        skipped = [_missing("all", OutOfTime("not compiled before the deadline"))]
+        yield from (_group(batch, case, [], skipped) for case in batch.cases())
         return
     for shape in batch.shapes:
-        Case(batch.cell, "forward", shape).inputs()  # drawn once, not in each thread
+        Case(batch.cell, "forward", shape).inputs()  # fills the cache before threads use it
     builds = {(case, name): build for case in batch.cases() for name, build in _builds(batch, case)}
-    built = dict(build_all(builds, Deadline(COMPILING * deadline.left())))
+    built = dict(build_all(builds, Deadline(COMPILE_FRACTION * deadline.remaining())))
     for case in batch.cases():
-        # pop: the arrays of one case on the device must be freed before the next.
-        found = {name: built.pop((case, name)) for at, name in builds if at == case}
-        status = found.pop(STATUS, None)
-        group = measure_case(batch, case, found, seconds, deadline)
+        # pop: the device arrays of one case must be freed before the next.
+        results = {name: built.pop((case, name)) for key, name in builds if key == case}
+        status = results.pop(STATUS, None)
+        group = measure_case(batch, case, results, seconds, deadline)
         if status is not None:
             group["newton"] = {"error": reason(status)} if isinstance(status, Exception) else status
         yield group
 
 
 def _builds(batch: Batch, case: Case) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """How to compile each contender of a case."""
+    """Yields names, and functions that compile the contenders of a case."""
     options = GRAPHS if batch.graphs else None
     suffix = " graphs" if batch.graphs else ""
     params = once(partial(_params, case))
 
     def build(engine: str, name: str) -> list[Contender]:
         model = engines.model(ENGINES[engine], case, name, params())
-        return [compiled(model, case, "jrnn", options)]
+        return [compile_model(model, case, "jrnn", options)]
 
     for engine in TIMED_ENGINES[batch.cell]:
         yield f"jrnn {engine}{suffix}", partial(build, engine, engine + suffix)
@@ -136,10 +143,10 @@ def _builds(batch: Batch, case: Case) -> Iterator[tuple[str, Callable[[], Any]]]
 
 
 def _params(case: Case) -> Any:
-    """Initial parameters, made on the CPU, where initializers compile faster than on a GPU."""
+    """Initial parameters, drawn on the CPU, where initializers compile faster."""
     with jax.default_device(jax.devices("cpu")[0]):
-        draw = lambda: engines.params_of(engines.cell_of(case), case)
-        params = jax.jit(draw, compiler_options=QUICK)()
+        draw = lambda: engines.init_params(engines.make_cell(case), case)
+        params = jax.jit(draw, compiler_options=FAST_COMPILE)()
     return jax.device_put(params, jax.devices()[0])
 
 
@@ -150,34 +157,36 @@ def measure_case(
     seconds: float,
     deadline: Deadline,
 ) -> Row:
-    """Calls each contender once, then times all in turn."""
-    ready, absent, start = [], [], time.monotonic()
-    for name, found in built.items():
-        if isinstance(found, Exception):
-            absent.append(_absent(name, found))
+    """Calls each contender once, then times all in interleaved rounds."""
+    ready, missing, start = [], [], time.monotonic()
+    for name, result in built.items():
+        if isinstance(result, Exception):
+            missing.append(_missing(name, result))
             continue
-        for contender in found:
+        for contender in result:
             try:
-                if not deadline.left():
-                    raise OutOfTime("not called, as the time was over")
-                timing.check(contender, case)
+                if not deadline.remaining():
+                    raise OutOfTime("not called before the deadline")
+                timing.check_results(contender, case)
                 ready.append(contender)
             except Exception as error:
-                absent.append(_absent(contender.name, error))
+                missing.append(_missing(contender.name, error))
     try:
-        if timing.FEWEST * (time.monotonic() - start) > deadline.left():
-            raise OutOfTime("not timed, as the calls would take longer than what is left")
-        timed = timing.in_turn(ready, ROUNDS, min(seconds, deadline.left()), settling=0)
-    except Exception as error:  # on a second call, of an unknown contender
-        absent += [_absent(contender.name, error) for contender in ready]
-        ready, timed = [], {}
-    rows = [_row(contender, timed[contender.name]) for contender in ready]
-    return _group(batch, case, rows, absent)
+        if timing.MIN_ROUNDS * (time.monotonic() - start) > deadline.remaining():
+            raise OutOfTime("not timed: the calls would take longer than the remaining time")
+        timings = timing.time_interleaved(
+            ready, MAX_ROUNDS, min(seconds, deadline.remaining()), warmup=0
+        )
+    except Exception as error:  # an unknown contender failed after its first call
+        missing += [_missing(contender.name, error) for contender in ready]
+        ready, timings = [], {}
+    rows = [_row(contender, timings[contender.name]) for contender in ready]
+    return _group(batch, case, rows, missing)
 
 
 def newton_status(case: Case, params: Any) -> Row:
-    """Whether Newton converges, in how many iterations, and how far its outputs are from Scan's."""
-    cell = engines.cell_of(case)
+    """Convergence and iterations of Newton, and its largest difference from Scan."""
+    cell = engines.make_cell(case)
 
     @jax.jit
     def solve(params: Any, xs: jax.Array) -> tuple[jrnn.NewtonStatus, jax.Array]:
@@ -193,24 +202,24 @@ def newton_status(case: Case, params: Any) -> Row:
     }
 
 
-def _absent(name: str, error: Exception) -> dict[str, str]:
+def _missing(name: str, error: Exception) -> dict[str, str]:
     text = str(error) if isinstance(error, Unavailable | OutOfTime) else reason(error)
     return {"name": name, "reason": text[:400], "kind": type(error).__name__}
 
 
-def _row(contender: Contender, timed: Timing) -> Row:
+def _row(contender: Contender, times: Timing) -> Row:
     return {
         "name": contender.name,
         "family": contender.family,
-        "median_seconds": timed.median,
-        "min_seconds": timed.least,
-        "calls": timed.calls,
+        "median_seconds": times.median,
+        "min_seconds": times.minimum,
+        "calls": times.calls,
         "compile_seconds": contender.compile_seconds,
         "memory_bytes": contender.memory_bytes,
     }
 
 
-def _group(batch: Batch, case: Case, rows: list[Row], absent: list[dict[str, str]]) -> Row:
-    described = asdict(case) | {"shape": case.shape._asdict(), "graphs": batch.graphs}
-    del described["sweep"]
-    return described | {"contenders": rows, "ratios": ratios(rows), "missing": absent}
+def _group(batch: Batch, case: Case, rows: list[Row], missing: list[dict[str, str]]) -> Row:
+    fields = asdict(case) | {"shape": case.shape._asdict(), "graphs": batch.graphs}
+    del fields["sweep"]
+    return fields | {"contenders": rows, "ratios": ratios(rows), "missing": missing}

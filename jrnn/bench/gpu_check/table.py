@@ -11,13 +11,13 @@ PEERS = ("flax", "jax cuDNN", "torch")
 
 
 def text(result: dict[str, Any]) -> str:
-    """All of a run: the machine, the tables, and what is missing or wrong."""
+    """The machine, the tables, and notes on missing or wrong results."""
     rows, groups = result["agreement"], result["speed"]
     parts = [
         f"{result['machine']['device']}, {result['platform_version'].strip()}",
         "Largest relative difference from float64 on the CPU, of values and gradients:",
         markdown(("cell", *agreement.ENGINES), agreement_lines(rows)),
-        "Median milliseconds, and the fastest peer's time over that of jrnn's fastest engine:",
+        "Median milliseconds, and the time of the fastest peer over the fastest engine of jrnn:",
         markdown(
             (
                 "cell",
@@ -36,20 +36,20 @@ def text(result: dict[str, Any]) -> str:
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table with columns of one width."""
+    """A Markdown table with aligned columns."""
     rows = [tuple(head), *map(tuple, lines)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, tuple("-" * width for width in widths))
-    shown = (" | ".join(map(str.ljust, row, widths)) for row in rows)
-    return "\n".join(f"| {row} |" for row in shown)
+    padded = (" | ".join(map(str.ljust, row, widths)) for row in rows)
+    return "\n".join(f"| {line} |" for line in padded)
 
 
 def agreement_lines(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """A line for each cell."""
-    found = {(row["cell"], row["engine"]): row for row in rows}
+    by_engine = {(row["cell"], row["engine"]): row for row in rows}
     cells = dict.fromkeys(row["cell"] for row in rows)
     return [
-        (cell, *(_mark(found.get((cell, engine))) for engine in agreement.ENGINES))
+        (cell, *(_mark(by_engine.get((cell, engine))) for engine in agreement.ENGINES))
         for cell in cells
     ]
 
@@ -58,12 +58,12 @@ def _mark(row: dict[str, Any] | None) -> str:
     if row is None or row["status"] in MARKS:
         return "" if row is None else MARKS[row["status"]]
     errors = row["differences"].values()
-    shown = "not finite" if None in errors else f"{max(errors):.0e}"
-    return shown if row["status"] == "agrees" else f"DIFFERS {shown}"
+    error = "not finite" if None in errors else f"{max(errors):.0e}"
+    return error if row["status"] == "agrees" else f"DIFFERS {error}"
 
 
 def speed_lines(groups: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """A line for each cell, dtype, shape and direction, that with CUDA graphs included."""
+    """A line for each cell, dtype, shape and direction, including CUDA graphs."""
     lines: dict[tuple[str, ...], dict[str, float]] = {}
     for group in groups:
         shape = "x".join(map(str, group["shape"].values()))
@@ -79,7 +79,7 @@ def speed_lines(groups: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _column(name: str) -> str:
-    """Of several cells of a library the fastest counts."""
+    """The column of a contender; the cells of a library share one."""
     libraries = {"nnx": "flax", "jax": "jax cuDNN", "torch": "torch"}
     library, _, rest = name.partition(" ")
     return rest if library == "jrnn" else libraries[library]
@@ -96,7 +96,7 @@ def _ratio(line: dict[str, float]) -> str:
 
 
 def notes(rows: Sequence[dict[str, Any]], groups: Sequence[dict[str, Any]]) -> list[str]:
-    """Lines on what differs, fails, or was left out, each reason once with how often."""
+    """Lists differences, failures and skipped rows; each reason once, with its count."""
     counts: dict[str, int] = {}
     for row in rows:
         if row["status"] not in ("agrees", "not applicable"):
@@ -105,8 +105,8 @@ def notes(rows: Sequence[dict[str, Any]], groups: Sequence[dict[str, Any]]) -> l
             note = f"{subject}: {row['reason']}"
             counts[note] = counts.get(note, 0) + 1
     for group in groups:
-        for absent in group["missing"]:
-            note = f"{absent['name']}: {absent['reason']}"
+        for missing in group["missing"]:
+            note = f"{missing['name']}: {missing['reason']}"
             counts[note] = counts.get(note, 0) + 1
         if "newton" in group:
             counts[f"{group['cell']} by Newton: {group['newton']}"] = 1

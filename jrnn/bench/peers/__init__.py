@@ -1,4 +1,4 @@
-"""The libraries that take part: each file here has `build(case)`, which gives its contenders."""
+"""The peer libraries: `build(case)` in each file returns the contenders of one library."""
 
 import importlib
 
@@ -14,20 +14,20 @@ PEERS = {
     "onnxruntime": "onnx_runtime",
     "cudnn": "jax_cudnn",
 }
-"""The file of each library, by the name that `--peers` takes."""
+"""The file of each library, by its name in `--peers`."""
 
 BFLOAT16 = ("nnx", "torch")
-"""The libraries that are timed in other dtypes than float32."""
+"""The libraries that are also timed in bfloat16."""
 
 
 def build(peer: str, case: Case) -> list[Contender]:
-    """The contenders of a library for a case.
+    """Returns the contenders of a library for a case.
 
     Raises:
-      Unavailable: it is not installed, does not work here, or has no such layer.
+      Unavailable: the library is not installed, fails, or has no such layer.
     """
     if case.dtype != "float32" and peer not in BFLOAT16:
-        raise Unavailable(f"is timed in float32 only, not in {case.dtype}")
+        raise Unavailable(f"is timed only in float32, got {case.dtype}")
     try:
         adapter = importlib.import_module(f".{PEERS[peer]}", __package__)
         return adapter.build(case)
@@ -35,5 +35,5 @@ def build(peer: str, case: Case) -> list[Contender]:
         raise
     except ImportError as error:
         raise Unavailable(f"cannot be imported: {error}") from error
-    except Exception as error:  # whatever a library of another's does must not end the run
+    except Exception as error:  # an error of another library must not stop the benchmark
         raise Unavailable(f"failed: {type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""A cell of equinox, over the batch by vmap and over time by `lax.scan`, as its manual has it."""
+"""A cell of equinox under `jax.vmap` and `lax.scan`, as in its documentation."""
 # pyright: reportMissingImports=false
 
 from typing import Any
@@ -7,15 +7,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from jrnn.bench.contenders import Case, Contender, JaxModel, compiled, of_cell
+from jrnn.bench.contenders import Case, Contender, JaxModel, compile_model, select_layer
 
 CELLS: dict[str, Any] = {"lstm": eqx.nn.LSTMCell, "gru": eqx.nn.GRUCell}
 
 
 def build(case: Case) -> list[Contender]:
     """The cell of the case."""
-    kind = of_cell("equinox", case, CELLS)
-    cell = kind(case.shape.input, case.shape.hidden, key=jax.random.key(0))
+    cell_class = select_layer("equinox", case, CELLS)
+    cell = cell_class(case.shape.input, case.shape.hidden, key=jax.random.key(0))
     params, rest = eqx.partition(cell, eqx.is_inexact_array)
 
     def apply(params: Any, xs: jax.Array) -> jax.Array:
@@ -29,4 +29,4 @@ def build(case: Case) -> list[Contender]:
         _, ys = jax.lax.scan(step, (zeros, zeros) if case.cell == "lstm" else zeros, xs)
         return ys
 
-    return [compiled(JaxModel(f"equinox {kind.__name__}", apply, params), case)]
+    return [compile_model(JaxModel(f"equinox {cell_class.__name__}", apply, params), case)]

@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jrnn.bench.contenders import Case, Contender, JaxModel, compiled, of_cell
+from jrnn.bench.contenders import Case, Contender, JaxModel, compile_model, select_layer
 
 CELLS: dict[str, tuple[Any, ...]] = {
     "lstm": (nn.LSTMCell, nn.OptimizedLSTMCell),
@@ -16,7 +16,9 @@ CELLS: dict[str, tuple[Any, ...]] = {
 
 def build(case: Case) -> list[Contender]:
     """One contender for each cell class."""
-    return [compiled(_model(kind, case), case) for kind in of_cell("flax linen", case, CELLS)]
+    return [
+        compile_model(_model(kind, case), case) for kind in select_layer("flax linen", case, CELLS)
+    ]
 
 
 def _model(kind: Any, case: Case) -> JaxModel:

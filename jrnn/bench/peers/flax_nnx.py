@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jrnn.bench.contenders import Case, Contender, JaxModel, compiled, of_cell
+from jrnn.bench.contenders import Case, Contender, JaxModel, compile_model, select_layer
 
 CELLS: dict[str, tuple[Any, ...]] = {
     "lstm": (nnx.LSTMCell, nnx.OptimizedLSTMCell),
@@ -17,7 +17,9 @@ CELLS: dict[str, tuple[Any, ...]] = {
 
 def build(case: Case) -> list[Contender]:
     """One contender for each cell class."""
-    return [compiled(_model(kind, case), case) for kind in of_cell("flax nnx", case, CELLS)]
+    return [
+        compile_model(_model(kind, case), case) for kind in select_layer("flax nnx", case, CELLS)
+    ]
 
 
 def _model(kind: Any, case: Case) -> JaxModel:
@@ -40,5 +42,5 @@ def _model(kind: Any, case: Case) -> JaxModel:
 
 
 def _orthogonal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """As by default, but in bfloat16 too, which JAX has no QR decomposition for."""
+    """The default initializer, in float32: JAX has no QR decomposition in bfloat16."""
     return nnx.initializers.orthogonal()(key, shape, jnp.float32).astype(dtype)

@@ -1,4 +1,4 @@
-"""`haiku.dynamic_unroll` of a core of dm-haiku."""
+"""`haiku.dynamic_unroll`."""
 # pyright: reportMissingImports=false
 
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import haiku as hk
 import jax
 
-from jrnn.bench.contenders import Case, Contender, JaxModel, compiled, of_cell
+from jrnn.bench.contenders import Case, Contender, JaxModel, compile_model, select_layer
 
 CORES = {"lstm": hk.LSTM, "gru": hk.GRU, "elman": hk.VanillaRNN}
 
 
 def build(case: Case) -> list[Contender]:
     """The core of the case."""
-    kind = of_cell("haiku", case, CORES)
+    kind = select_layer("haiku", case, CORES)
 
     def unroll(xs: jax.Array) -> jax.Array:
         core = kind(case.shape.hidden)
@@ -23,4 +23,4 @@ def build(case: Case) -> list[Contender]:
 
     layer = hk.without_apply_rng(hk.transform(unroll))
     params = layer.init(jax.random.key(0), case.inputs()[:1])
-    return [compiled(JaxModel(f"haiku {kind.__name__}", layer.apply, params), case)]
+    return [compile_model(JaxModel(f"haiku {kind.__name__}", layer.apply, params), case)]

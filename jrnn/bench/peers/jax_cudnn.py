@@ -1,4 +1,4 @@
-"""`jax.experimental.rnn`: the LSTM of cuDNN, called from JAX. It takes `[B, T, input]` only."""
+"""`jax.experimental.rnn`: the LSTM of cuDNN, called from JAX. Its inputs are `[B, T, input]`."""
 
 from typing import Any
 
@@ -6,15 +6,22 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import rnn
 
-from jrnn.bench.contenders import Case, Contender, JaxModel, Unavailable, compiled, of_cell
+from jrnn.bench.contenders import (
+    Case,
+    Contender,
+    JaxModel,
+    Unavailable,
+    compile_model,
+    select_layer,
+)
 
 
 def build(case: Case) -> list[Contender]:
     """The layer of the case."""
-    of_cell("jax.experimental.rnn", case, {"lstm": rnn.lstm})
+    select_layer("jax.experimental.rnn", case, {"lstm": rnn.lstm})
     if jax.default_backend() != "gpu":
-        raise Unavailable(f"runs on GPUs only, JAX on {jax.default_backend()}")
-    return [compiled(model(case), case)]
+        raise Unavailable(f"needs a GPU, but JAX runs on {jax.default_backend()}")
+    return [compile_model(model(case), case)]
 
 
 def model(case: Case) -> JaxModel:
@@ -24,7 +31,7 @@ def model(case: Case) -> JaxModel:
 
     def apply(weights: Any, xs: jax.Array) -> jax.Array:
         zeros = jnp.zeros((1, batch, hidden), xs.dtype)
-        lstm: Any = rnn.lstm  # whose type says nothing
+        lstm: Any = rnn.lstm  # it has no usable type annotations
         ys, _, _ = lstm(
             xs,
             zeros,

@@ -1,4 +1,4 @@
-"""A layer of Keras on its JAX backend, stateless. Keras takes `[B, T, input]` alone."""
+"""A layer of Keras on its JAX backend, stateless. Its inputs are `[B, T, input]`."""
 # pyright: reportMissingImports=false
 
 import os
@@ -6,7 +6,14 @@ from typing import Any
 
 import jax
 
-from jrnn.bench.contenders import Case, Contender, JaxModel, Unavailable, compiled, of_cell
+from jrnn.bench.contenders import (
+    Case,
+    Contender,
+    JaxModel,
+    Unavailable,
+    compile_model,
+    select_layer,
+)
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # keras reads it when imported
 
@@ -20,11 +27,13 @@ LAYERS: dict[str, Any] = {
 
 
 def build(case: Case) -> list[Contender]:
-    """The layer of the case, with the options it has by default."""
+    """The layer of the case, with default options."""
     if keras.backend.backend() != "jax":
-        raise Unavailable(f"the backend is {keras.backend.backend()}: set KERAS_BACKEND=jax")
-    kind = of_cell("keras", case, LAYERS)
-    layer = kind(case.shape.hidden, return_sequences=True)
+        raise Unavailable(
+            f"backend must be jax, got {keras.backend.backend()}; set KERAS_BACKEND=jax"
+        )
+    layer_class = select_layer("keras", case, LAYERS)
+    layer = layer_class(case.shape.hidden, return_sequences=True)
     layer.build((None, None, case.shape.input))
     params = [variable.value for variable in layer.trainable_variables]
     rest = [variable.value for variable in layer.non_trainable_variables]
@@ -33,5 +42,5 @@ def build(case: Case) -> list[Contender]:
         ys, _ = layer.stateless_call(params, rest, xs)
         return ys
 
-    model = JaxModel(f"keras {kind.__name__}", apply, params, time_major=False)
-    return [compiled(model, case)]
+    model = JaxModel(f"keras {layer_class.__name__}", apply, params, time_major=False)
+    return [compile_model(model, case)]

@@ -1,4 +1,4 @@
-"""The recurrent operators of ONNX, as ONNX Runtime runs them on the CPU; it has no gradients."""
+"""The recurrent operators of ONNX in ONNX Runtime on the CPU, without gradients."""
 # pyright: reportMissingImports=false
 
 from typing import Any
@@ -9,7 +9,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from jrnn.bench import machine
-from jrnn.bench.contenders import GATES, Case, Contender, Unavailable, of_cell
+from jrnn.bench.contenders import GATES, Case, Contender, Unavailable, select_layer
 
 OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "lstm": ("LSTM", {}),
@@ -19,12 +19,12 @@ OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def build(case: Case) -> list[Contender]:
-    """A model of one operator, with its weights inside."""
-    operator, attributes = of_cell("onnxruntime", case, OPERATORS)
+    """A model of one operator and its weights."""
+    operator, attributes = select_layer("onnxruntime", case, OPERATORS)
     if case.backward:
         raise Unavailable("has no gradients")
     if jax.default_backend() != "cpu":
-        raise Unavailable(f"runs on the CPU alone here, JAX on {jax.default_backend()}")
+        raise Unavailable(f"is timed only on the CPU, but JAX runs on {jax.default_backend()}")
     session = onnxruntime.InferenceSession(
         _model(case, operator, attributes), _options(), providers=["CPUExecutionProvider"]
     )
@@ -36,7 +36,7 @@ def build(case: Case) -> list[Contender]:
 def _options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = machine.cores()
-    # Its threads would else spin on after a call, and take the cores from the next contender.
+    # Its threads would otherwise spin after a call, and slow the next contender.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 

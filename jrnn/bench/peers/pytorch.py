@@ -1,4 +1,4 @@
-"""The layers of PyTorch, on the kind of device that JAX uses."""
+"""The layers of PyTorch, on the same kind of device as JAX."""
 # pyright: reportMissingImports=false
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from jrnn.bench import machine
-from jrnn.bench.contenders import Case, Contender, Unavailable, of_cell
+from jrnn.bench.contenders import Case, Contender, Unavailable, select_layer
 
 LAYERS: dict[str, Any] = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "elman": torch.nn.RNN}
 
@@ -18,26 +18,26 @@ def build(case: Case) -> list[Contender]:
     """The layer of the case."""
     torch.set_num_threads(machine.cores())
     torch.manual_seed(0)
-    kind = of_cell("torch", case, LAYERS)
+    layer_class = select_layer("torch", case, LAYERS)
     dtype = getattr(torch, case.dtype)
-    layer = kind(case.shape.input, case.shape.hidden).to(device(), dtype)
-    # NumPy's bfloat16 means nothing to PyTorch; a copy, as the inputs are shared.
+    layer = layer_class(case.shape.input, case.shape.hidden).to(device(), dtype)
+    # PyTorch cannot read bfloat16 arrays of NumPy; it must copy, because the inputs are shared.
     xs = torch.tensor(case.inputs().astype(np.float32), dtype=dtype, device=device())
     call = _backward(layer, xs.requires_grad_()) if case.backward else _forward(layer, xs)
-    return [Contender(f"torch {kind.__name__}", "torch", _awaited(call))]
+    return [Contender(f"torch {layer_class.__name__}", "torch", _synchronize(call))]
 
 
 def device() -> str:
     """`cpu` or `cuda`.
 
     Raises:
-      Unavailable: JAX runs on something that PyTorch has not.
+      Unavailable: PyTorch does not support the device that JAX uses.
     """
     if jax.default_backend() == "cpu":
         return "cpu"
     if jax.default_backend() == "gpu" and torch.cuda.is_available():
         return "cuda"
-    raise Unavailable(f"has no {jax.default_backend()}, on which JAX runs here")
+    raise Unavailable(f"has no {jax.default_backend()}, on which JAX runs")
 
 
 def _forward(layer: Any, xs: Any) -> Callable[[], Any]:
@@ -61,13 +61,13 @@ def _backward(layer: Any, xs: Any) -> Callable[[], Any]:
     return call
 
 
-def _awaited(call: Callable[[], Any]) -> Callable[[], Any]:
+def _synchronize(call: Callable[[], Any]) -> Callable[[], Any]:
     if device() == "cpu":
         return call
 
-    def awaited() -> Any:
+    def synchronized() -> Any:
         result = call()
         torch.cuda.synchronize()
         return result
 
-    return awaited
+    return synchronized
