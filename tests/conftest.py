@@ -92,7 +92,7 @@ def x64() -> Iterator[None]:
 @pytest.fixture
 def uncached() -> Iterator[None]:
     """Disables the compilation cache, for tests that count compilations."""
-    enabled = jax.config.jax_enable_compilation_cache
+    enabled = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # JAX reads the setting only once
     yield

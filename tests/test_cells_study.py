@@ -45,7 +45,7 @@ def test_every_cell_is_a_contender():
 
 
 def test_convlstm_gets_its_input_at_each_position():
-    cell = CONTENDERS["convlstm"].make(3)
+    cell: Any = CONTENDERS["convlstm"].make(3)
     params = cell.init(jax.random.key(0), 2)
     x = jax.random.normal(jax.random.key(1), (5, 2))
     _, y = cell.step(params, cell.init_carry(params, (5,)), x)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 
 import jrnn
@@ -141,7 +142,7 @@ class CarryDependsOnTheBatch(ValidCell):
 class BranchesOnTracers(ValidCell):
     def update(self, params, carry, z, u):
         h = jnp.tanh(z + u)
-        return h if isinstance(h, jax.core.Tracer) else 2 * h
+        return h if isinstance(h, Tracer) else 2 * h
 
 
 @custom_vmap

@@ -159,7 +159,7 @@ def test_jit_grad_split_and_merge_equal_the_functional_core(cell):
 def test_flax_cell_in_nnx_rnn_equals_unroll(cell):
     adapter = randomize_params(FlaxCell(cell, I, rngs=nnx.Rngs(0)))
     xs, lengths, _ = batch()
-    carry, ys = nnx.RNN(adapter, return_carry=True)(xs, seq_lengths=lengths)
+    carry, ys = cast(Any, nnx.RNN(adapter, return_carry=True))(xs, seq_lengths=lengths)
     expected_carry, expected = jrnn.unroll(
         cell, adapter.rnn.params, xs.swapaxes(0, 1), lengths=lengths
     )

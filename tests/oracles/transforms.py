@@ -77,7 +77,7 @@ def zoneout_mingru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.n
     return h, h
 
 
-def zoneout_lru(params: Any, s: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
+def zoneout_lru(params: Any, s: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
     """The output depends on the state after zoneout: y = Re(C s') + D x."""
     new, _ = lru(params, s, x)
     s = 0.25 * s + 0.75 * new

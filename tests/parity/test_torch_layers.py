@@ -75,7 +75,7 @@ def test_bidirectional_layers_equal_torch(name, options, padded):
         out, last = theirs(torch_xs, torch_first)
     (out * torch.tensor(weights)).sum().backward()
 
-    carry = nn_carry(name, first)
+    carry: Any = nn_carry(name, first)
     if projected:
         carry = carry._replace(h=np.zeros((2 * LAYERS, BATCH, HIDDEN), np.float32))
     lengths = LENGTHS if padded else None
