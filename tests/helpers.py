@@ -30,7 +30,7 @@ def compiled() -> Iterator[list[str]]:
         jax.monitoring.unregister_event_duration_listener(listener)
 
 
-class Way(NamedTuple):
+class Scenario(NamedTuple):
     """Which of the optional arguments of `unroll` are given."""
 
     lengths: bool = True
@@ -39,11 +39,13 @@ class Way(NamedTuple):
     reverse: bool = False
 
 
-WAYS = tuple(Way(*given) for given in itertools.product([False, True], repeat=4))
-HALF = tuple(way for way in WAYS if sum(way) % 2 == 0)  # any three of the four in all combinations
+SCENARIOS = tuple(Scenario(*given) for given in itertools.product([False, True], repeat=4))
+HALF_OF_SCENARIOS = tuple(
+    scenario for scenario in SCENARIOS if sum(scenario) % 2 == 0
+)  # any three of the four in all combinations
 
 
-def mostly_exhaustive(cases: Iterable[Any], *, but: Iterable[Any]) -> list[Any]:
+def mark_exhaustive(cases: Iterable[Any], *, but: Iterable[Any]) -> list[Any]:
     """The values of a parameter, of which `make test` takes only a few."""
     as_tuple = lambda case: case if type(case) is tuple else (case,)
     values, kept = [as_tuple(case) for case in cases], [as_tuple(case) for case in but]
@@ -100,7 +102,7 @@ def random_batch(
         carry=like(carry),
         lengths=lengths,
         resets=rng.random((steps, batch)) < 0.3,
-        ct_carry=moving(like(carry)),
+        ct_carry=differentiable_leaves(like(carry)),
         ct_ys=rng.normal(size=(steps, *y.shape)).astype(dtype),
     )
 
@@ -113,7 +115,7 @@ def input_size_of(params: Any) -> int:
     )
 
 
-def moving(tree: Any) -> Any:
+def differentiable_leaves(tree: Any) -> Any:
     """The leaves that have derivatives, and None for the others: a clock that counts steps."""
     return jax.tree.map(lambda a: a if jnp.issubdtype(a.dtype, jnp.inexact) else None, tree)
 
@@ -131,26 +133,26 @@ def normal_like(rng: np.random.Generator, leaf: Any, dtype: Any) -> np.ndarray:
     drawn = rng.normal(size=leaf.shape)
     if is_complex(leaf):
         drawn = drawn + 1j * rng.normal(size=leaf.shape)
-    return drawn.astype(counterpart(dtype) if is_complex(leaf) else dtype)
+    return drawn.astype(complex_dtype(dtype) if is_complex(leaf) else dtype)
 
 
 def is_complex(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.complexfloating)
 
 
-def counterpart(dtype: Any) -> np.dtype:
+def complex_dtype(dtype: Any) -> np.dtype:
     """The complex dtype that goes with a real one: complex128 with float64, else complex64."""
     return np.dtype(np.complex128 if jnp.dtype(dtype) == np.float64 else np.complex64)
 
 
 def as_dtype(tree: Any, dtype: Any) -> Any:
-    """The floating leaves in another dtype, complex ones in its counterpart, as NumPy arrays."""
+    """The floating leaves in another dtype, complex ones in its complex_dtype, as NumPy arrays."""
 
     def of(leaf: Any) -> Any:
         kind = np.asarray(leaf)
         if not jnp.issubdtype(kind.dtype, jnp.inexact):
             return leaf
-        return np.asarray(leaf, counterpart(dtype) if is_complex(kind) else dtype)
+        return np.asarray(leaf, complex_dtype(dtype) if is_complex(kind) else dtype)
 
     return jax.tree.map(of, tree)
 
@@ -169,50 +171,54 @@ def assert_close(got: Any, want: Any, tolerance: float) -> None:
         )
 
 
-def call(cell: Cell, engine: Engine, way: Way, params: Any, batch: Batch) -> tuple[Any, Any]:
-    """`unroll` with those arguments given that `way` says."""
+def call(
+    cell: Cell, engine: Engine, scenario: Scenario, params: Any, batch: Batch
+) -> tuple[Any, Any]:
+    """`unroll` with those arguments given that `scenario` says."""
     return jrnn.unroll(
         cell,
         params,
         batch.xs,
-        batch.carry if way.carry else None,
-        lengths=batch.lengths if way.lengths else None,
+        batch.carry if scenario.carry else None,
+        lengths=batch.lengths if scenario.lengths else None,
         mask=batch.mask,
-        resets=batch.resets if way.resets else None,
-        reverse=way.reverse,
+        resets=batch.resets if scenario.resets else None,
+        reverse=scenario.reverse,
         engine=engine,
     )
 
 
-@partial(jax.jit, static_argnames=("cell", "engine", "ways"))
+@partial(jax.jit, static_argnames=("cell", "engine", "scenarios"))
 def unroll_all(
-    cell: Cell, engine: Engine, ways: tuple[Way, ...], params: Any, batch: Batch
+    cell: Cell, engine: Engine, scenarios: tuple[Scenario, ...], params: Any, batch: Batch
 ) -> list[tuple[Any, Any]]:
-    """The values of `unroll`, each way, in one compile."""
-    return [call(cell, engine, way, params, batch) for way in ways]
+    """The values of `unroll`, each scenario, in one compile."""
+    return [call(cell, engine, scenario, params, batch) for scenario in scenarios]
 
 
 def _differentiate_all(
-    cell: Cell, engine: Engine, ways: tuple[Way, ...], params: Any, batch: Batch
+    cell: Cell, engine: Engine, scenarios: tuple[Scenario, ...], params: Any, batch: Batch
 ) -> list[Results]:
-    """The values and gradients of `unroll`, each way, in one compile."""
+    """The values and gradients of `unroll`, each scenario, in one compile."""
 
-    def one(way: Way) -> Results:
-        run = lambda p, xs, c: call(cell, engine, way, p, batch._replace(xs=xs, carry=c))
+    def one(scenario: Scenario) -> Results:
+        run = lambda p, xs, c: call(cell, engine, scenario, p, batch._replace(xs=xs, carry=c))
         (carry, ys), vjp = jax.vjp(run, params, batch.xs, batch.carry)
-        return Results(carry, ys, *moving(vjp((cotangents(carry, batch.ct_carry), batch.ct_ys))))
+        return Results(
+            carry, ys, *differentiable_leaves(vjp((cotangents(carry, batch.ct_carry), batch.ct_ys)))
+        )
 
-    return [one(way) for way in ways]
+    return [one(scenario) for scenario in scenarios]
 
 
-differentiate_all = jax.jit(_differentiate_all, static_argnames=("cell", "engine", "ways"))
+differentiate_all = jax.jit(_differentiate_all, static_argnames=("cell", "engine", "scenarios"))
 
 
 def differentiate(
     cell: Cell, engine: Engine, params: Any, batch: Batch, reverse: bool = False
 ) -> Results:
     """The values and gradients of `unroll` with all arguments given."""
-    return differentiate_all(cell, engine, (Way(reverse=reverse),), params, batch)[0]
+    return differentiate_all(cell, engine, (Scenario(reverse=reverse),), params, batch)[0]
 
 
 def sequence(tree: Any, b: int) -> Any:
@@ -230,23 +236,23 @@ def at(xs: Any, t: int, b: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[t, b], xs)
 
 
-def travel(way: Way, batch: Batch, b: int) -> list[int]:
+def scan_order(scenario: Scenario, batch: Batch, b: int) -> list[int]:
     """The valid steps of sequence b, in scan order."""
     steps, _ = shape_of(batch)
-    valid = range(min(steps, batch.lengths[b]) if way.lengths else steps)
+    valid = range(min(steps, batch.lengths[b]) if scenario.lengths else steps)
     valid = [t for t in valid if batch.mask is None or batch.mask[t, b]]
-    return list(reversed(valid)) if way.reverse else list(valid)
+    return list(reversed(valid)) if scenario.reverse else list(valid)
 
 
-def oracle(row: Row, way: Way, params: Any, batch: Batch) -> tuple[Any, np.ndarray]:
+def oracle(row: Row, scenario: Scenario, params: Any, batch: Batch) -> tuple[Any, np.ndarray]:
     """The truth: each sequence alone, its valid steps one by one, in NumPy from the papers."""
     steps, rows = shape_of(batch)
     ys, carries = np.zeros_like(batch.ct_ys, np.float64), []
     for b in range(rows):
         start = row.start(params)
-        carry = sequence(batch.carry, b) if way.carry else start
-        for t in travel(way, batch, b):
-            if way.resets and batch.resets[t, b]:
+        carry = sequence(batch.carry, b) if scenario.carry else start
+        for t in scan_order(scenario, batch, b):
+            if scenario.resets and batch.resets[t, b]:
                 carry = start
             carry, ys[t, b] = row.step(params, carry, at(batch.xs, t, b))
         carries.append(carry)
@@ -255,9 +261,9 @@ def oracle(row: Row, way: Way, params: Any, batch: Batch) -> tuple[Any, np.ndarr
     return jax.tree.map(lambda *leaves: np.stack(leaves), *carries), ys
 
 
-def oracle_loss(row: Row, way: Way, params: Any, batch: Batch) -> float:
+def oracle_loss(row: Row, scenario: Scenario, params: Any, batch: Batch) -> float:
     """The inner product of the oracle's results with the cotangents of the batch."""
-    return inner(oracle(row, way, params, batch), (batch.ct_carry, batch.ct_ys))
+    return inner(oracle(row, scenario, params, batch), (batch.ct_carry, batch.ct_ys))
 
 
 def inner(tree: Any, other: Any) -> Any:
@@ -267,7 +273,9 @@ def inner(tree: Any, other: Any) -> Any:
     return sum((a * b).sum().real for a, b in pairs if b is not None)
 
 
-def central_differences(row: Row, way: Way, params: Any, batch: Batch, eps: float = 1e-5) -> Any:
+def central_differences(
+    row: Row, scenario: Scenario, params: Any, batch: Batch, eps: float = 1e-5
+) -> Any:
     """The gradient of `oracle_loss` by params, xs and carry, each number for itself.
 
     Of complex numbers it is dL/dRe - i dL/dIm, the convention of JAX.
@@ -278,7 +286,7 @@ def central_differences(row: Row, way: Way, params: Any, batch: Batch, eps: floa
         moved = [leaf.copy() if n == k else leaf for k, leaf in enumerate(leaves)]
         moved[n][index] += step
         p, xs, carry = jax.tree.unflatten(structure, moved)
-        return oracle_loss(row, way, p, batch._replace(xs=xs, carry=carry))
+        return oracle_loss(row, scenario, p, batch._replace(xs=xs, carry=carry))
 
     slope = lambda n, index, step: (loss(n, index, step) - loss(n, index, -step)) / (2 * eps)
     grads = [np.zeros_like(leaf) for leaf in leaves]
@@ -289,14 +297,14 @@ def central_differences(row: Row, way: Way, params: Any, batch: Batch, eps: floa
             grads[n][index] = slope(n, index, eps)
             if is_complex(leaf):
                 grads[n][index] -= 1j * slope(n, index, 1j * eps)
-    return moving(jax.tree.unflatten(structure, grads))
+    return differentiable_leaves(jax.tree.unflatten(structure, grads))
 
 
 @partial(jax.jit, static_argnames="cell")
 def step_vjp(cell: Cell, params: Any, carry: Any, x: Any, ct_y: Any, ct_carry: Any) -> Any:
     """One step of one sequence, and the cotangents of params, carry and x."""
     after, vjp = jax.vjp(cell.step, params, carry, x)
-    return after, moving(vjp((cotangents(carry, ct_carry), ct_y)))
+    return after, differentiable_leaves(vjp((cotangents(carry, ct_carry), ct_y)))
 
 
 @partial(jax.jit, static_argnames="cell")
@@ -306,12 +314,12 @@ def start_vjp(cell: Cell, params: Any, cotangent: Any) -> tuple[Any, Any]:
     return start, vjp(cotangents(start, cotangent))[0]
 
 
-def loop_grads(cell: Cell, way: Way, params: Any, batch: Batch) -> Any:
+def loop_grads(cell: Cell, scenario: Scenario, params: Any, batch: Batch) -> Any:
     """The gradients by params, xs and carry, through time, sequence by sequence, step by step."""
     rows = range(shape_of(batch)[1])
     if not rows:
-        return jax.tree.map(np.zeros_like, (params, batch.xs, moving(batch.carry)))
-    grads = [sequence_grads(cell, way, params, batch, b) for b in rows]
+        return jax.tree.map(np.zeros_like, (params, batch.xs, differentiable_leaves(batch.carry)))
+    grads = [sequence_grads(cell, scenario, params, batch, b) for b in rows]
     params_grad, xs_grad, carry_grad = zip(*grads, strict=True)
     return (
         jax.tree.map(lambda *shares: np.sum(shares, axis=0), *params_grad),
@@ -320,17 +328,17 @@ def loop_grads(cell: Cell, way: Way, params: Any, batch: Batch) -> Any:
     )
 
 
-def sequence_grads(cell: Cell, way: Way, params: Any, batch: Batch, b: int) -> Any:
+def sequence_grads(cell: Cell, scenario: Scenario, params: Any, batch: Batch, b: int) -> Any:
     """Backpropagation through time as in a textbook, for sequence b alone."""
     zeros, add = partial(jax.tree.map, np.zeros_like), partial(jax.tree.map, np.add)
     given, ct_carry = sequence((batch.carry, batch.ct_carry), b)
     start, _ = start_vjp(cell, params, ct_carry)
     own = jax.tree.map(lambda leaf: leaf[:, b], batch.xs)
     params_grad, ct_start, xs_grad = zeros((params, ct_carry, own))
-    steps = travel(way, batch, b)
-    restarts = [t for t in steps if way.resets and batch.resets[t, b]]
+    steps = scan_order(scenario, batch, b)
+    restarts = [t for t in steps if scenario.resets and batch.resets[t, b]]
 
-    carry, before = given if way.carry else start, {}
+    carry, before = given if scenario.carry else start, {}
     for t in steps:
         before[t] = start if t in restarts else carry
         arguments = cell, params, before[t], at(batch.xs, t, b), batch.ct_ys[t, b], ct_carry
@@ -344,7 +352,7 @@ def sequence_grads(cell: Cell, way: Way, params: Any, batch: Batch, b: int) -> A
         params_grad = add(params_grad, share)
         if t in restarts:
             ct_start, ct_carry = add(ct_start, ct_carry), zeros(ct_carry)
-    if not way.carry:
+    if not scenario.carry:
         ct_start, ct_carry = add(ct_start, ct_carry), zeros(ct_carry)
     return add(params_grad, start_vjp(cell, params, ct_start)[1]), xs_grad, ct_carry
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jrnn import structure
-from jrnn.dtypes import of_floats
+from jrnn.dtypes import restrict_to_floats
 from jrnn.engines import unroll
 from jrnn.engines.pullback import floats
 from jrnn.testing.case import (
@@ -95,7 +95,7 @@ def _keeps_apart(function: Callable[[Any], Any], tree: Any, leaves_too: bool = F
       tree: of leaves `[..., hidden]`.
       leaves_too: whether each number of a leaf may depend on the same number of that leaf alone.
     """
-    numbers, restricted = of_floats(function, tree)
+    numbers, restricted = restrict_to_floats(function, tree)
     leaves = jax.tree.leaves(tree)
     at = [leaves[n] for n in numbers]
     outputs = jax.eval_shape(restricted, *at)

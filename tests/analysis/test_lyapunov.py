@@ -12,7 +12,15 @@ import jrnn
 from jrnn.analysis import Lyapunov, lyapunov
 from jrnn.analysis.lyapunov import _first_frame
 from tests.cells.toys import Counter, Leaky, Noisy, Timed
-from tests.helpers import Batch, Way, assert_close, random_batch, random_params, sequence, travel
+from tests.helpers import (
+    Batch,
+    Scenario,
+    assert_close,
+    random_batch,
+    random_params,
+    scan_order,
+    sequence,
+)
 from tests.table import CELLS, Row
 
 T, B, INPUT, HIDDEN = 9, 5, 2, 3
@@ -41,7 +49,7 @@ def jacobian(step: Any, carry: Any, eps: float = 1e-6) -> np.ndarray:
 
 
 def truth(
-    row: Row, way: Way, params: Any, batch: Batch, skip: int, count: int | None = None
+    row: Row, way: Scenario, params: Any, batch: Batch, skip: int, count: int | None = None
 ) -> Any:
     """Each sequence alone: exponents, steps, history, last carries, Jacobians of counted steps.
 
@@ -56,7 +64,7 @@ def truth(
         carry, q, wait = sequence(batch.carry, b) if way.carry else start, first, skip
         logs: list[Any] = []
         jacobians.append([])
-        order = travel(way, batch, b)
+        order = scan_order(way, batch, b)
         for t in order:
             if way.resets and batch.resets[t, b]:
                 carry, q, wait = start, first, max(skip, 1)
@@ -236,11 +244,11 @@ def test_inputs_in_a_pytree_and_integers_in_the_carry(x64: None, reverse: bool) 
 
 @pytest.mark.parametrize(
     ("way", "skip"),
-    [(Way(False, False, False), 0), (Way(), 2), (Way(reverse=True), 1)],
+    [(Scenario(False, False, False), 0), (Scenario(), 2), (Scenario(reverse=True), 1)],
     ids=["plain", "masked", "masked-reverse"],
 )
 def test_every_cell_equals_the_loop_over_full_jacobians(
-    kind: Row, way: Way, skip: int, x64: None
+    kind: Row, way: Scenario, skip: int, x64: None
 ) -> None:
     cell, params, batch = setting(kind)
     if any(np.iscomplexobj(leaf) for leaf in jax.tree.leaves(batch.carry)):
@@ -267,7 +275,7 @@ def test_every_cell_equals_the_loop_over_full_jacobians(
             mean = np.mean([np.linalg.slogdet(j)[1] for j in jacobians[b]])
             np.testing.assert_allclose(got.sum(), mean, rtol=1e-6)
         if rank > 0 and steps[b]:
-            at = travel(way, batch, b) if way.reverse else slice(None)
+            at = scan_order(way, batch, b) if way.reverse else slice(None)
             np.testing.assert_allclose(found.history[at, b], history[at, b], rtol=1e-6, atol=1e-6)
 
 

@@ -29,7 +29,7 @@ from jrnn.structure import update_is_elementwise
 from jrnn.taps import capture_taps
 from tests.helpers import (
     assert_close,
-    counterpart,
+    complex_dtype,
     input_size_of,
     is_complex,
     normal_like,
@@ -184,7 +184,7 @@ def test_first_carry_has_the_axes_and_dtype_asked_for(row: Row) -> None:
             assert jax.tree.structure(carry) == jax.tree.structure(start)
             for leaf, truth in zip(jax.tree.leaves(carry), jax.tree.leaves(start), strict=True):
                 if jnp.issubdtype(leaf.dtype, jnp.inexact):
-                    assert leaf.dtype == (counterpart(dtype) if is_complex(leaf) else dtype)
+                    assert leaf.dtype == (complex_dtype(dtype) if is_complex(leaf) else dtype)
                 assert is_complex(leaf) == is_complex(truth)
                 assert leaf.shape == (*leading, *np.shape(truth))
                 np.testing.assert_array_equal(leaf, np.broadcast_to(truth, leaf.shape))
@@ -215,7 +215,7 @@ def test_no_two_parameters_share_a_buffer(kind: Row) -> None:
 
 
 def test_overriding_step_is_refused() -> None:
-    with pytest.raises(TypeError, match="Hasty: step is derived and never overridden"):
+    with pytest.raises(TypeError, match="Hasty: step must not be overridden"):
 
         class Hasty(LSTM):
             def step(self, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore
@@ -226,7 +226,7 @@ def test_overriding_step_through_another_base_is_refused() -> None:
     class Mixin:
         def step(self) -> None: ...
 
-    with pytest.raises(TypeError, match="Hasty: step is derived and never overridden"):
+    with pytest.raises(TypeError, match="Hasty: step must not be overridden"):
 
         class Hasty(Mixin, Elman):  # pyright: ignore
             pass

@@ -87,7 +87,7 @@ def test_a_clockwork_has_as_many_modules_as_fit(hidden: int, modules: int) -> No
 def test_newton_refuses_the_clock() -> None:
     cell = Clockwork(4)
     params = cell.init(jax.random.key(0), 2)
-    with pytest.raises(TypeError, match="must have floating leaves alone, .*int32.*; use engine="):
+    with pytest.raises(TypeError, match="all leaves of the carry must be floating, .*int32.*; use engine="):
         jrnn.unroll(cell, params, jnp.ones((5, 1, 2)), engine="newton")
 
 
@@ -114,7 +114,7 @@ REFUSED = [
     (CoRNN, {"epsilon": "1"}, "epsilon must be a number of at least 0"),
     (LEM, {"dt": -1}, "dt must be a number above 0"),
     (FastGRNN, {"t_max": 2}, "t_max must be an int of at least 3 steps"),
-    (FastGRNN, {"t_max": 9, "forget_bias": 2.0}, "leave out forget_bias"),
+    (FastGRNN, {"t_max": 9, "forget_bias": 2.0}, "remove forget_bias"),
 ]
 
 

@@ -15,11 +15,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import jrnn
 from jrnn import Associative, Scan
 from tests.cells.linear_toys import TOYS, Growth, GrowthParams
-from tests.helpers import Way, assert_close, call, random_batch, random_params
+from tests.helpers import Scenario, assert_close, call, random_batch, random_params
 from tests.table import CELLS
 
 STEPS = 16
-WAYS = (Way(carry=False), Way(reverse=True))
+SCENARIOS = (Scenario(carry=False), Scenario(reverse=True))
 
 
 def meshes() -> dict[str, Mesh]:
@@ -34,14 +34,14 @@ def meshes() -> dict[str, Mesh]:
 
 
 def results(cell: Any, engines: Any, params: Any, batch: Any) -> Any:
-    """Values and gradients of each engine, each way."""
+    """Values and gradients of each engine, each scenario."""
 
-    def one(engine: Any, way: Way) -> Any:
-        run = lambda p, xs, c: call(cell, engine, way, p, batch._replace(xs=xs, carry=c))
+    def one(engine: Any, scenario: Scenario) -> Any:
+        run = lambda p, xs, c: call(cell, engine, scenario, p, batch._replace(xs=xs, carry=c))
         values, vjp = jax.vjp(run, params, batch.xs, batch.carry)
         return values, vjp((batch.ct_carry, batch.ct_ys))
 
-    return [[one(engine, way) for way in WAYS] for engine in engines]
+    return [[one(engine, scenario) for scenario in SCENARIOS] for engine in engines]
 
 
 def check_values_and_gradients() -> None:

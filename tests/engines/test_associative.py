@@ -28,18 +28,18 @@ from tests.cells.linear_toys import (
 from tests.compilation import environment_with_devices
 from tests.engines import test_nan
 from tests.helpers import (
-    HALF,
-    WAYS,
+    HALF_OF_SCENARIOS,
+    SCENARIOS,
     Batch,
     Results,
-    Way,
+    Scenario,
     as_dtype,
     assert_close,
     call,
     differentiate_all,
     inner,
     loop_grads,
-    mostly_exhaustive,
+    mark_exhaustive,
     oracle,
     random_batch,
     random_params,
@@ -56,7 +56,7 @@ VARIANTS = {
     "block=3": Associative(block=3),
     "block=4,chunk=2": Associative(block=4, chunk=2),
 }
-EVERYTHING = (Way(), Way(reverse=True))
+EVERYTHING = (Scenario(), Scenario(reverse=True))
 FEW = ("minlstm-log", "lru", "moving", "pair")
 
 
@@ -66,25 +66,27 @@ def example(row: Row, steps: int = 7, batch: int = 3, dtype: Any = np.float64) -
     return cell, params, random_batch(cell, params, 2, steps, batch, dtype)
 
 
-def assert_true(row: Row, ways: Any, results: list[Results], params: Any, batch: Batch) -> None:
+def assert_true(
+    row: Row, scenarios: Any, results: list[Results], params: Any, batch: Batch
+) -> None:
     cell = row.make(2)
-    for way, got in zip(ways, results, strict=True):
-        assert_close((got.carry, got.ys), oracle(row, way, params, batch), 1e-9)
-        assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-9)
+    for scenario, got in zip(scenarios, results, strict=True):
+        assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), 1e-9)
+        assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 1e-9)
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_values_and_gradients_equal_a_loop(name: str, x64: None) -> None:
-    # Many ways for each kind of recurrence: compiles are the time of this file.
-    ways = HALF if name in FEW else EVERYTHING
+    # Many scenarios for each kind of recurrence: compiles are the time of this file.
+    scenarios = HALF_OF_SCENARIOS if name in FEW else EVERYTHING
     cell, params, batch = example(ROWS[name])
-    results = differentiate_all(cell, Associative(), ways, params, batch)
-    assert_true(ROWS[name], ways, results, params, batch)
+    results = differentiate_all(cell, Associative(), scenarios, params, batch)
+    assert_true(ROWS[name], scenarios, results, params, batch)
 
 
 @pytest.mark.parametrize(
     ("name", "variant"),
-    mostly_exhaustive(
+    mark_exhaustive(
         [
             ("lru", "chunk=1"),
             ("pair", "chunk=1"),
@@ -94,7 +96,7 @@ def test_values_and_gradients_equal_a_loop(name: str, x64: None) -> None:
             ("pair", "block=3"),
             ("lru", "block=4,chunk=2"),
         ],
-        but=[
+        always=[
             ("pair", "chunk=1"),
             ("moving", "chunk=3"),
             ("mixer", "block=3"),
@@ -103,21 +105,21 @@ def test_values_and_gradients_equal_a_loop(name: str, x64: None) -> None:
     ),
 )
 def test_variants_equal_a_loop(name: str, variant: str, x64: None) -> None:
-    ways = (*EVERYTHING, Way(lengths=False, carry=False))
+    scenarios = (*EVERYTHING, Scenario(lengths=False, carry=False))
     cell, params, batch = example(ROWS[name])
-    results = differentiate_all(cell, VARIANTS[variant], ways, params, batch)
-    assert_true(ROWS[name], ways, results, params, batch)
+    results = differentiate_all(cell, VARIANTS[variant], scenarios, params, batch)
+    assert_true(ROWS[name], scenarios, results, params, batch)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ROWS)
 def test_every_way_equals_a_loop(name: str, x64: None) -> None:
     cell, params, batch = example(ROWS[name])
-    results = differentiate_all(cell, Associative(), WAYS, params, batch)
-    assert_true(ROWS[name], WAYS, results, params, batch)
+    results = differentiate_all(cell, Associative(), SCENARIOS, params, batch)
+    assert_true(ROWS[name], SCENARIOS, results, params, batch)
 
 
-@pytest.mark.parametrize("name", mostly_exhaustive(ROWS, but=FEW))
+@pytest.mark.parametrize("name", mark_exhaustive(ROWS, always=FEW))
 def test_values_and_gradients_equal_a_loop_in_float32(name: str) -> None:
     row = ROWS[name]
     cell, params, batch = example(row, dtype=np.float32)
@@ -125,23 +127,23 @@ def test_values_and_gradients_equal_a_loop_in_float32(name: str) -> None:
     results = differentiate_all(cell, engine, EVERYTHING, params, batch)
     with jax.enable_x64(True):
         wide = as_dtype((params, batch), np.float64)
-        truths = [loop_grads(cell, way, *wide) for way in EVERYTHING]
-    for way, got, truth in zip(EVERYTHING, results, truths, strict=True):
+        truths = [loop_grads(cell, scenario, *wide) for scenario in EVERYTHING]
+    for scenario, got, truth in zip(EVERYTHING, results, truths, strict=True):
         assert got.ys.dtype == np.float32
-        assert_close((got.carry, got.ys), oracle(row, way, *wide), 1e-4)
+        assert_close((got.carry, got.ys), oracle(row, scenario, *wide), 1e-4)
         assert_close(tuple(got[2:]), truth, 1e-4)
 
 
 @pytest.mark.parametrize(
     ("name", "steps", "batch", "engine"),
-    mostly_exhaustive(
+    mark_exhaustive(
         (
             (name, *shape, engine)
             for name in ("minlstm-log", "mixer")
             for shape in [(0, 2), (1, 2), (5, 0), (0, 0)]
             for engine in (Associative(), Associative(chunk=3, block=2))
         ),
-        but=[
+        always=[
             ("mixer", 0, 2, Associative(chunk=3, block=2)),
             ("mixer", 1, 2, Associative()),
             ("mixer", 5, 0, Associative(chunk=3, block=2)),
@@ -181,11 +183,11 @@ LONG = 10_000
 
 @pytest.mark.parametrize(
     ("cell", "engine", "reverse"),
-    mostly_exhaustive(
+    mark_exhaustive(
         itertools.product(
             [MinGRU(2), LRU(2, r_min=0.99)], [Associative(), Associative(chunk=100)], [False, True]
         ),
-        but=[
+        always=[
             (MinGRU(2), Associative(chunk=100), False),
             (LRU(2, r_min=0.99), Associative(), True),
         ],
@@ -196,12 +198,12 @@ def test_ten_thousand_steps_equal_scan(cell: Any, engine: Associative, reverse: 
     params = cell.init(jax.random.key(0), 2)
     params = as_dtype(params, np.float32)
     batch = random_batch(cell, params, 2, LONG, 2, np.float32)
-    way = Way(resets=False, reverse=reverse)
-    narrow = differentiate_all(cell, engine, (way,), params, batch)[0]
+    scenario = Scenario(resets=False, reverse=reverse)
+    narrow = differentiate_all(cell, engine, (scenario,), params, batch)[0]
     with jax.enable_x64(True):
         wide = as_dtype((params, batch), np.float64)
-        truth = differentiate_all(cell, Scan(), (way,), *wide)[0]
-        assert_close(differentiate_all(cell, engine, (way,), *wide)[0], truth, 1e-9)
+        truth = differentiate_all(cell, Scan(), (scenario,), *wide)[0]
+        assert_close(differentiate_all(cell, engine, (scenario,), *wide)[0], truth, 1e-9)
     assert_close((narrow.carry, narrow.ys), (truth.carry, truth.ys), 1e-4)
     # The eigenvalues of an LRU, rounded, are no better known: Scan in float32 is as far off.
     assert_close(tuple(narrow[2:]), tuple(truth[2:]), 1e-3)
@@ -281,12 +283,12 @@ def test_integers_of_the_carry_stay_so() -> None:
 
 @pytest.mark.parametrize(
     ("name", "engine"),
-    mostly_exhaustive(
+    mark_exhaustive(
         itertools.product(
             ["mingru", "mingru-log", "minlstm", "minlstm-log"],
             [Associative(), Associative(chunk=1)],
         ),
-        but=[
+        always=[
             ("mingru-log", Associative(chunk=1)),
             ("minlstm", Associative(chunk=1)),
             ("minlstm-log", Associative()),
@@ -302,10 +304,10 @@ def test_gates_that_are_shut_or_open_stay_right(name: str, engine: Associative) 
     params = params._replace(w_ih=np.tile(np.eye(2, dtype=np.float32) * 100, gates))
     batch = random_batch(cell, params, 3, 1000, 3, np.float32)
     batch = batch._replace(xs=rng.choice([-1.0, 0.02, 1.0], batch.xs.shape).astype(np.float32))
-    way = Way(lengths=False, resets=False, carry=False)
-    (got,) = differentiate_all(cell, engine, (way,), params, batch)
+    scenario = Scenario(lengths=False, resets=False, carry=False)
+    (got,) = differentiate_all(cell, engine, (scenario,), params, batch)
     with np.errstate(over="ignore", invalid="raise"):
-        want = oracle(row, way, *as_dtype((params, batch), np.float64))
+        want = oracle(row, scenario, *as_dtype((params, batch), np.float64))
     assert_close((got.carry, got.ys), want, 1e-5)
     for leaf in jax.tree.leaves(got[2:]):
         assert np.isfinite(leaf).all()
@@ -331,7 +333,7 @@ def test_chunk_and_block_must_be_positive_ints(name: str, value: Any) -> None:
 
 def test_wrong_mesh_is_refused() -> None:
     mesh = Mesh(np.array(jax.devices()[:1]), ("time",))
-    with pytest.raises(ValueError, match="give either block or mesh"):
+    with pytest.raises(ValueError, match="block must be None with a mesh, got both"):
         Associative(block=2, mesh=mesh)
     with pytest.raises(ValueError, match="axis must be one of time, got 'tiem'; did you mean 'ti"):
         Associative(mesh=mesh, axis="tiem")
@@ -360,8 +362,8 @@ def test_one_device_equals_a_loop(x64: None) -> None:
 
 @pytest.mark.parametrize(
     "engine",
-    mostly_exhaustive(
-        [Associative(), Associative(block=2, chunk=1)], but=[Associative(block=2, chunk=1)]
+    mark_exhaustive(
+        [Associative(), Associative(block=2, chunk=1)], always=[Associative(block=2, chunk=1)]
     ),
     ids=repr,
 )
@@ -371,7 +373,7 @@ def test_derivatives_of_all_modes_equal_those_of_scan(engine: Associative, x64: 
     moved = random_params(cell, 7, input_size=2)
 
     def all_modes(engine: Any) -> Any:
-        run = lambda p: call(cell, engine, Way(), p, batch)
+        run = lambda p: call(cell, engine, Scenario(), p, batch)
         loss = lambda p: inner(run(p), (batch.ct_carry, batch.ct_ys)) ** 2
         hessian = jax.hessian(lambda w: loss(params._replace(fast=w)))(params.fast)
         second = jax.grad(lambda p: inner(jax.grad(loss)(p), moved))(params)
@@ -383,22 +385,22 @@ def test_derivatives_of_all_modes_equal_those_of_scan(engine: Associative, x64: 
 
 @pytest.mark.parametrize(
     "engine",
-    mostly_exhaustive(
-        [Associative(), Associative(block=3, chunk=2)], but=[Associative(block=3, chunk=2)]
+    mark_exhaustive(
+        [Associative(), Associative(block=3, chunk=2)], always=[Associative(block=3, chunk=2)]
     ),
     ids=repr,
 )
 def test_vmap_over_models_equals_a_loop(engine: Associative, x64: None) -> None:
-    row, way = TOYS["moving"], Way()
+    row, scenario = TOYS["moving"], Scenario()
     cell = row.make(2)
     params = [random_params(cell, seed, input_size=2) for seed in (1, 2)]
     batches = [random_batch(cell, p, 4, 7, 3) for p in params]
     stack = partial(jax.tree.map, lambda *leaves: np.stack(leaves))
-    run = lambda p, b: differentiate_all(cell, engine, (way,), p, b)[0]
+    run = lambda p, b: differentiate_all(cell, engine, (scenario,), p, b)[0]
     mapped = jax.jit(jax.vmap(run))(stack(*params), stack(*batches))
     for n in range(2):
         got = jax.tree.map(lambda leaf, n=n: leaf[n], mapped)
-        assert_true(row, (way,), [got], params[n], batches[n])
+        assert_true(row, (scenario,), [got], params[n], batches[n])
 
 
 def test_coefficients_are_given_all_steps_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ def test_segment_resets_refuse_a_single_sequence() -> None:
 
 
 def test_isolate_nans_refuses_to_run_without_resets() -> None:
-    with pytest.raises(ValueError, match="isolate_nans: needs resets over at least one step"):
+    with pytest.raises(ValueError, match="isolate_nans: masks.resets must cover at least one step"):
         masking.isolate_nans(XS, XS[0], masking.Masks(None, None, None, None), reverse=False)
 
 

@@ -14,20 +14,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jrnn
 from jrnn import GRU, LSTM, Engine, Fused, Scan
-from jrnn.engines.linearise import plan_of
+from jrnn.engines.linearise import make_plan
 from jrnn.engines.precision import bind, precision_of
 from jrnn.engines.readout import loop_readout
 from jrnn.masking import Masks
 from tests.cells.toys import Learned
 from tests.helpers import (
     Batch,
-    Way,
+    Scenario,
     as_dtype,
     assert_close,
     call,
     differentiate_all,
     inner,
-    mostly_exhaustive,
+    mark_exhaustive,
     random_batch,
     random_params,
 )
@@ -55,7 +55,7 @@ def test_gradient_of_a_gradient_norm_equals_that_of_scan(
 
     def loss(engine: Engine, point: Any) -> Any:
         params, xs = point
-        results = call(cell, engine, Way(), params, batch._replace(xs=xs))
+        results = call(cell, engine, Scenario(), params, batch._replace(xs=xs))
         return inner(results, (batch.ct_carry, batch.ct_ys))
 
     def norm(engine: Engine, point: Any) -> Any:
@@ -69,13 +69,13 @@ def test_gradient_of_a_gradient_norm_equals_that_of_scan(
 
 @pytest.mark.parametrize(
     ("steps", "chunk", "remat", "reverse"),
-    mostly_exhaustive(
+    mark_exhaustive(
         (
             (*shape, *options)
             for shape in [(0, 3), (1, 3), (6, 3), (7, 3), (7, 50), (9, None)]
             for options in itertools.product([False, True], repeat=2)
         ),
-        but=[
+        always=[
             (0, 3, False, False),
             (1, 3, True, True),
             (6, 3, False, True),
@@ -89,9 +89,9 @@ def test_gradient_of_a_gradient_norm_equals_that_of_scan(
 def test_any_chunk_gives_the_gradients_of_scan(
     steps: int, chunk: int | None, remat: bool, reverse: bool, x64: None
 ) -> None:
-    cell, ways = LSTM(3, peepholes=True), (Way(reverse=reverse),)
+    cell, scenarios = LSTM(3, peepholes=True), (Scenario(reverse=reverse),)
     params, batch = example(cell, steps)
-    run = lambda engine: differentiate_all(cell, engine, ways, params, batch)
+    run = lambda engine: differentiate_all(cell, engine, scenarios, params, batch)
     assert_close(run(Fused(chunk, remat)), run(Scan()), 1e-10)
 
 
@@ -138,7 +138,7 @@ def test_what_is_saved_is_the_gates_alone(cell: jrnn.Cell, pairs: int, saved: in
     carry = cell.init_carry(params, (4,))
     readout = loop_readout(bound, carry, xs[0])
     prev_carries = jax.tree.map(lambda a: a[None], carry)
-    plan = plan_of(readout, bound, prev_carries, xs, Masks(None, None, None, None))
+    plan = make_plan(readout, bound, prev_carries, xs, Masks(None, None, None, None))
     assert len(plan.pairs) == pairs
     assert sum(source == "residual" for source, _ in plan.sources) == saved
 
@@ -155,7 +155,7 @@ def test_gates_that_are_used_apart_are_kept_apart(x64: None) -> None:
     # z and u have the same cotangent here, and yet their sum is not enough.
     cell = Straight(3)
     params, batch = example(cell, steps=5)
-    run = lambda engine: differentiate_all(cell, engine, (Way(),), params, batch)
+    run = lambda engine: differentiate_all(cell, engine, (Scenario(),), params, batch)
     assert_close(run(Fused()), run(Scan()), 1e-10)
 
 
@@ -163,7 +163,7 @@ def test_forward_mode_is_refused() -> None:
     cell = LSTM(3)
     params, batch = example(cell, steps=2)
     xs = batch.xs.astype(np.float32)
-    run = lambda xs: call(cell, Fused(), Way(), params, batch._replace(xs=xs))
+    run = lambda xs: call(cell, Fused(), Scenario(), params, batch._replace(xs=xs))
     with pytest.raises(TypeError, match="forward-mode") as refused:
         jax.jvp(run, (xs,), (xs,))
     assert "use engine='scan'" in refused.value.__notes__[0]
@@ -187,7 +187,7 @@ def test_a_small_cell_under_a_large_batch_adds_its_gradients_step_by_step(
 ) -> None:
     params, batch = example(cell, steps=4, batch=33)
     assert Fused().chunk_of(4, 33, weights=100) == 1
-    run = lambda engine: differentiate_all(cell, engine, (Way(),), params, batch)
+    run = lambda engine: differentiate_all(cell, engine, (Scenario(),), params, batch)
     assert_close(run(Fused()), run(Scan()), 1e-10)
 
 

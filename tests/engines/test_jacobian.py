@@ -35,7 +35,7 @@ from tests.cells.toys import Learned
 from tests.helpers import (
     Batch,
     assert_close,
-    mostly_exhaustive,
+    mark_exhaustive,
     random_batch,
     random_params,
 )
@@ -189,7 +189,7 @@ def test_masks_cut_at_resets_and_keep_on_padding(kind: Any, x64: None) -> None:
     bound = bind(cell, params, precision_of(params, batch.xs))
     system = system_of(bound, batch.carry, batch.xs, masks, False)
     states = jax.tree.leaves(prev_carries)
-    after, matrices = system.linearised(kind, states)
+    after, matrices = system.linearize(kind, states)
     if kind == "full":
         dense = np.asarray(matrices)
         units = [dense[..., k, k] for k in range(4)]
@@ -250,9 +250,9 @@ class Heads(jrnn.Cell):
 
 @pytest.mark.parametrize(
     ("cell", "kind"),
-    mostly_exhaustive(
+    mark_exhaustive(
         itertools.product([Biased(3), Heads(3), Mixer(3), Pair(3)], KINDS_OF_NEWTON),
-        but=[
+        always=[
             (Biased(3), "auto"),
             (Heads(3), "auto"),
             (Heads(3), "diagonal"),

@@ -27,7 +27,7 @@ from jrnn.nn import RNN, StackedRNN
 from jrnn.transforms import dropout, highway, zoneout
 from tests.helpers import (
     Batch,
-    Way,
+    Scenario,
     as_dtype,
     assert_close,
     differentiate_all,
@@ -55,11 +55,11 @@ LENGTHS = np.array([6, 4, 3, 6, 2], np.int32)
 RESETS = np.random.default_rng(3).random(MASK.shape) < 0.4
 RESETS[3, 1] = RESETS[2, 2] = True  # on valid steps
 RESETS[1, 1] = RESETS[4, 3] = True  # in holes
-WAYS = (
-    Way(lengths=False, resets=False, carry=True),
-    Way(lengths=False, resets=True, carry=False, reverse=True),
-    Way(lengths=True, resets=True, carry=True),
-    Way(lengths=True, resets=False, carry=False, reverse=True),
+SCENARIOS = (
+    Scenario(lengths=False, resets=False, carry=True),
+    Scenario(lengths=False, resets=True, carry=False, reverse=True),
+    Scenario(lengths=True, resets=True, carry=True),
+    Scenario(lengths=True, resets=False, carry=False, reverse=True),
 )
 CASES: list[tuple[str, Engine]] = [
     ("lstm-peepholes", Scan()),
@@ -92,9 +92,11 @@ def assert_like_the_loop(
     row: Row, cell: Any, engine: Engine, params: Any, batch: Batch, given: Any, tolerance: float
 ) -> None:
     assert np.isnan(batch.xs).any()
-    for way, got in zip(WAYS, differentiate_all(cell, engine, WAYS, *given), strict=True):
-        assert_close((got.carry, got.ys), oracle(row, way, params, batch), tolerance)
-        assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 5 * tolerance)
+    for scenario, got in zip(
+        SCENARIOS, differentiate_all(cell, engine, SCENARIOS, *given), strict=True
+    ):
+        assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), tolerance)
+        assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 5 * tolerance)
 
 
 @pytest.mark.parametrize(("name", "engine"), ALL_CASES, ids=str)

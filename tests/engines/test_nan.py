@@ -13,7 +13,7 @@ from tests.table import Row
 STEPS = 6
 ROW = 1  # the sequence that gets the NaN; the others must not notice it
 LENGTH = 5  # of that sequence
-# Steps of that sequence in the order of travel, from 0: which of them starts anew.
+# Steps of that sequence in the order of scan_order, from 0: which of them starts anew.
 RESET = 3
 
 
@@ -25,7 +25,7 @@ class Setting(NamedTuple):
     params: object
     batch: Batch
     reverse: bool
-    travel: list[int]  # the valid steps of sequence ROW, as they are met
+    scan_order: list[int]  # the valid steps of sequence ROW, as they are met
     clean: Results
 
 
@@ -35,14 +35,14 @@ def setting(kind: Row, engine: Engine, reverse: bool) -> Setting:
     cell = kind.make(3)
     params = random_params(cell, 1, 2, np.float32)
     batch = random_batch(cell, params, 2, STEPS, 4, np.float32)
-    travel = list(range(LENGTH))[:: -1 if reverse else 1]
+    scan_order = list(range(LENGTH))[:: -1 if reverse else 1]
     resets = np.zeros((STEPS, 4), bool)
-    resets[travel[RESET], ROW] = True
+    resets[scan_order[RESET], ROW] = True
     resets[LENGTH:, ROW] = True
     resets[2, 3] = True
     batch = batch._replace(lengths=np.array([STEPS, LENGTH, 0, 3], np.int32), resets=resets)
     clean = differentiate(cell, engine, params, batch, reverse)
-    return Setting(cell, engine, params, batch, reverse, travel, clean)
+    return Setting(cell, engine, params, batch, reverse, scan_order, clean)
 
 
 def run(s: Setting, batch: Batch) -> Results:
@@ -67,7 +67,7 @@ def plant_in_carry(batch: Batch, row: int = ROW) -> Batch:
 def silence(s: Setting, batch: Batch, row: int = ROW) -> Batch:
     """No loss on the outputs of `row` that come before its reset."""
     ct_ys = batch.ct_ys.copy()
-    ct_ys[s.travel[:RESET], row] = 0
+    ct_ys[s.scan_order[:RESET], row] = 0
     return batch._replace(ct_ys=ct_ys)
 
 
@@ -96,15 +96,15 @@ def test_nan_in_padding_leaves_no_trace(setting: Setting) -> None:
 def test_nan_before_a_reset_stays_before_it(setting: Setting, when: int) -> None:
     quiet = silence(setting, setting.batch)
     clean = run(setting, quiet)
-    got = run(setting, plant(setting, setting.travel[when])._replace(ct_ys=quiet.ct_ys))
-    hit = setting.travel[when:RESET]
+    got = run(setting, plant(setting, setting.scan_order[when])._replace(ct_ys=quiet.ct_ys))
+    hit = setting.scan_order[when:RESET]
     assert np.isnan(np.asarray(got.ys)[hit, ROW]).all(), "outputs before the reset hide the NaN"
     assert_same(without(got.ys, hit), without(clean.ys, hit))
     assert_same(got._replace(ys=0), clean._replace(ys=0))
 
 
 def test_a_loss_that_reads_a_nan_before_a_reset_has_a_nan_gradient(setting: Setting) -> None:
-    s, bad = setting, plant(setting, setting.travel[0])
+    s, bad = setting, plant(setting, setting.scan_order[0])
     spread = np.where(np.isnan(run(s, bad).ys), np.nan, s.batch.ct_ys)  # as of a squared error
     assert np.isnan(spread).any()
     got = run(s, bad._replace(ct_ys=spread))
@@ -114,7 +114,7 @@ def test_a_loss_that_reads_a_nan_before_a_reset_has_a_nan_gradient(setting: Sett
 def test_nan_in_the_carry_stays_before_a_reset(setting: Setting) -> None:
     quiet = silence(setting, setting.batch)
     clean, got = run(setting, quiet), run(setting, plant_in_carry(quiet))
-    hit = setting.travel[:RESET]
+    hit = setting.scan_order[:RESET]
     assert np.isnan(np.asarray(got.ys)[hit, ROW]).all(), "outputs before the reset hide the NaN"
     assert_same(without(got.ys, hit), without(clean.ys, hit))
     assert_same(got._replace(ys=0), clean._replace(ys=0))
@@ -122,7 +122,7 @@ def test_nan_in_the_carry_stays_before_a_reset(setting: Setting) -> None:
 
 def test_nan_in_the_carry_is_gone_after_a_reset_at_the_first_step(setting: Setting) -> None:
     resets = setting.batch.resets.copy()
-    resets[setting.travel[0], ROW] = True
+    resets[setting.scan_order[0], ROW] = True
     batch = setting.batch._replace(resets=resets)
     assert_same(run(setting, plant_in_carry(batch)), run(setting, batch))
 
@@ -130,8 +130,8 @@ def test_nan_in_the_carry_is_gone_after_a_reset_at_the_first_step(setting: Setti
 @pytest.mark.parametrize("when", [RESET, LENGTH - 1])
 def test_nan_without_a_reset_after_it_is_seen(setting: Setting, when: int) -> None:
     # RESET is the very step that is reset: its input comes after the reset.
-    got = run(setting, plant(setting, setting.travel[when]))
-    hit = setting.travel[when:]
+    got = run(setting, plant(setting, setting.scan_order[when]))
+    hit = setting.scan_order[when:]
     assert np.isnan(np.asarray(got.ys)[hit, ROW]).any(axis=-1).all()
     assert_same(without(got.ys, hit), without(setting.clean.ys, hit))
     assert_seen(setting, got)
@@ -167,5 +167,5 @@ def test_the_largest_number_shows_a_nan() -> None:
     # jnp.max drops it on a CPU, of arrays of this shape (jaxlib 0.10.2).
     a = np.ones((512, 1, 32), np.float32)
     a[6:, 0, 3] = np.nan
-    got = jax.jit(lambda a: masking.largest(a, axis=0))(a)
+    got = jax.jit(lambda a: masking.max_propagating_nan(a, axis=0))(a)
     np.testing.assert_array_equal(got, np.where(np.arange(32) == 3, np.nan, 1)[None])

@@ -14,11 +14,11 @@ from jrnn import GRU, LSTM, Cell, Elman, Engine, structure
 from jrnn.cells import ElmanParams
 from tests.cells.toys import Integrator
 from tests.helpers import (
-    Way,
+    Scenario,
     as_dtype,
     assert_close,
     call,
-    counterpart,
+    complex_dtype,
     differentiate_all,
     is_complex,
     loop_grads,
@@ -29,7 +29,7 @@ from tests.helpers import (
 )
 from tests.table import CELLS, Row
 
-WAY = Way(lengths=False, resets=False)
+SCENARIO = Scenario(lengths=False, resets=False)
 
 # Dtypes of params and xs; of the outputs and the carry; and how near to float64 they must be.
 MIXED = {
@@ -53,20 +53,20 @@ def test_dtypes_and_values_of_mixed_precision(kind: Row, engine: Engine, mix: st
         ct_ys=batch.ct_ys.astype(of_ys),
         ct_carry=as_dtype(batch.ct_carry, of_carry),
     )
-    truth = oracle(kind, WAY, *as_dtype((params, batch), np.float64))
+    truth = oracle(kind, SCENARIO, *as_dtype((params, batch), np.float64))
     with jax.enable_x64("f64" in mix):
-        got = unroll_all(cell, engine, (WAY,), params, batch)[0]
+        got = unroll_all(cell, engine, (SCENARIO,), params, batch)[0]
         grads, without = jax.eval_shape(
             lambda p, b: (
-                differentiate_all(cell, engine, (WAY,), p, b)[0],
-                call(cell, engine, WAY._replace(carry=False), p, b),
+                differentiate_all(cell, engine, (SCENARIO,), p, b)[0],
+                call(cell, engine, SCENARIO._replace(carry=False), p, b),
             ),
             params,
             batch,
         )
     assert_close(got, truth, tolerance)
     complex_carry = any(map(is_complex, jax.tree.leaves(batch.carry)))
-    kind = counterpart if complex_carry else jnp.dtype
+    kind = complex_dtype if complex_carry else jnp.dtype
     for carry, ys in (got, without):
         assert ys.dtype == of_ys
         assert dtypes(carry) == {kind(of_carry)}
@@ -82,7 +82,7 @@ def test_the_last_carry_has_the_dtype_of_the_first(kind: Row, engine: Engine, gi
     params = random_params(cell, 1, 3, np.float32)
     batch = random_batch(cell, params, 2, steps=6, batch=3, dtype=np.float32)
     batch = batch._replace(carry=as_dtype(batch.carry, given))
-    carry, ys = jax.eval_shape(lambda p, b: call(cell, engine, WAY, p, b), params, batch)
+    carry, ys = jax.eval_shape(lambda p, b: call(cell, engine, SCENARIO, p, b), params, batch)
     assert dtypes(carry) == dtypes(batch.carry)
     assert ys.dtype == np.float32
 
@@ -99,7 +99,7 @@ def test_products_are_in_the_dtype_of_the_inputs(kind: Row, engine: Engine) -> N
     if structure.multiplies_by_params(cell.update, params, batch.carry, z, u):
         pytest.skip("the product within update is part of its arithmetic")
     batch = batch._replace(xs=batch.xs.astype(jnp.bfloat16))
-    jaxpr = str(jax.make_jaxpr(lambda p, b: call(cell, engine, WAY, p, b))(params, batch))
+    jaxpr = str(jax.make_jaxpr(lambda p, b: call(cell, engine, SCENARIO, p, b))(params, batch))
     products = re.findall(r":(\w+)\[[\d,]*\] = dot_general", jaxpr)
     assert set(products) == {"bf16"}
 
@@ -138,8 +138,8 @@ def test_gradients_of_mixed_precision_are_near_those_of_float32(kind: Row, engin
     rounded = batch._replace(
         xs=batch.xs.astype(jnp.bfloat16), ct_ys=batch.ct_ys.astype(jnp.bfloat16)
     )
-    (got,) = differentiate_all(cell, engine, (WAY,), params, rounded)
-    assert_close(tuple(got[2:]), loop_grads(cell, WAY, params, batch), 5e-2)
+    (got,) = differentiate_all(cell, engine, (SCENARIO,), params, rounded)
+    assert_close(tuple(got[2:]), loop_grads(cell, SCENARIO, params, batch), 5e-2)
 
 
 def test_the_carry_is_accumulated_in_the_wider_dtype(engine: Engine) -> None:
@@ -181,10 +181,10 @@ def test_a_slow_cell_creeps_on_where_bfloat16_would_stall(cell: Cell, engine: En
     params = params._replace(b=np.array(b, np.float32))
     batch = random_batch(cell, params, 1, 1000, 1)
     batch = batch._replace(xs=batch.xs.astype(jnp.bfloat16))
-    way = Way(lengths=False, resets=False, carry=False)
-    want = oracle(row, way, *as_dtype((params, batch), np.float64))
-    got = unroll_all(cell, engine, (way,), params, batch)[0]
+    scenario = Scenario(lengths=False, resets=False, carry=False)
+    want = oracle(row, scenario, *as_dtype((params, batch), np.float64))
+    got = unroll_all(cell, engine, (scenario,), params, batch)[0]
     assert_close(got[0], want[0], 1e-2)
-    narrow = unroll_all(cell, engine, (way,), as_dtype(params, jnp.bfloat16), batch)[0]
+    narrow = unroll_all(cell, engine, (scenario,), as_dtype(params, jnp.bfloat16), batch)[0]
     with pytest.raises(AssertionError):
         assert_close(narrow[0], want[0], 0.2)

@@ -22,7 +22,7 @@ def normal(*shape: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def travel(b: int, reverse: bool) -> list[int]:
+def scan_order(b: int, reverse: bool) -> list[int]:
     return list(range(LENGTHS[b]))[:: -1 if reverse else 1]
 
 
@@ -30,7 +30,7 @@ def noisy_loop(params: NoisyParams, xs: Any, masks: Any, reverse: bool) -> tuple
     """h' = tanh(m_t * (W x) + U h), with ones for the first carry, in NumPy."""
     masks, ys, last = np.asarray(masks), np.zeros((STEPS, BATCH, HIDDEN)), np.ones((BATCH, HIDDEN))
     for b in range(BATCH):
-        for t in travel(b, reverse):
+        for t in scan_order(b, reverse):
             h = np.ones(HIDDEN) if RESETS[t, b] else last[b]
             last[b] = np.tanh(masks[t, b] * (xs[t, b] @ params.w_ih) + h @ params.w_hh)
             ys[t, b] = last[b]
@@ -78,7 +78,7 @@ def leaky_loop(params: Any, xs: Timed, carry: Clock, reverse: bool) -> tuple[Clo
     ys = np.zeros((STEPS, BATCH, HIDDEN))
     leaks, counts = carry.inner["leak"].copy(), carry.steps.copy()
     for b in range(BATCH):
-        for t in travel(b, reverse):
+        for t in scan_order(b, reverse):
             if RESETS[t, b]:
                 leaks[b], counts[b] = 0.5, 100
             leaks[b] = np.exp(-xs.dt[t, b]) * leaks[b] + xs.x[t, b] @ params
@@ -130,7 +130,7 @@ def test_a_carry_without_floats_obeys_resets(engine: Engine, reverse: bool) -> N
     carry, ys = jrnn.unroll(Counter(), np.float32(0), xs, **options)
     want, last = np.zeros((STEPS, BATCH)), np.zeros(BATCH)
     for b in range(BATCH):
-        for t in travel(b, reverse):
+        for t in scan_order(b, reverse):
             last[b] = 1 if RESETS[t, b] else last[b] + 1
             want[t, b] = last[b]
     np.testing.assert_array_equal(ys[..., 0], want)

@@ -12,9 +12,9 @@ import jrnn
 from jrnn import Fused, Scan
 from jrnn.engines.precision import bind, precision_of
 from jrnn.engines.readout import LARGE_BATCH, loop_readout
-from jrnn.masking import step_of
+from jrnn.masking import step_shapes
 from tests.helpers import (
-    Way,
+    Scenario,
     assert_close,
     differentiate_all,
     loop_grads,
@@ -25,7 +25,7 @@ from tests.helpers import (
 from tests.table import CELLS
 
 WITH_PRODUCTS = ("lru", "s5", "lstm-projected", "projection-gru")
-WAYS = (Way(lengths=True, resets=True, carry=True), Way(reverse=True, lengths=True))
+SCENARIOS = (Scenario(lengths=True, resets=True, carry=True), Scenario(reverse=True, lengths=True))
 
 
 @pytest.mark.parametrize(
@@ -40,10 +40,10 @@ def test_readout_has_its_gradients_wherever_it_is_computed(
     params = random_params(cell, 1, input_size=2)
     given = random_batch(cell, params, 2, steps=4, batch=batch)
     for engine in (Scan(), Fused(chunk=3), Fused(chunk=2, remat=True)):
-        results = differentiate_all(cell, engine, WAYS, params, given)
-        for way, got in zip(WAYS, results, strict=True):
-            assert_close((got.carry, got.ys), oracle(row, way, params, given), 1e-10)
-            assert_close(tuple(got[2:]), loop_grads(cell, way, params, given), 1e-10)
+        results = differentiate_all(cell, engine, SCENARIOS, params, given)
+        for scenario, got in zip(SCENARIOS, results, strict=True):
+            assert_close((got.carry, got.ys), oracle(row, scenario, params, given), 1e-10)
+            assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, given), 1e-10)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_products_by_parameters_leave_the_loop_for_small_batches(
     xs = cell.inputs(2, (5, batch))
     bound = bind(cell, params, precision_of(params, xs))
     carry = cell.init_carry(params, (batch,))
-    readout = loop_readout(bound, carry, step_of(xs))
+    readout = loop_readout(bound, carry, step_shapes(xs))
     z = bound.project(jax.tree.map(lambda leaf: leaf[0], xs))
     out = jax.eval_shape(readout.emit, bound, carry, z)
     y = jax.eval_shape(bound.readout, carry, z)
@@ -76,7 +76,7 @@ def test_only_what_a_readout_reads_is_stacked_over_time() -> None:
     params = cell.init(jax.random.key(0), 2)
     xs: Any = np.ones((5, 1, 2), np.float32)
     bound = bind(cell, params, precision_of(params, xs))
-    readout = loop_readout(bound, cell.init_carry(params, (1,)), step_of(xs))
+    readout = loop_readout(bound, cell.init_carry(params, (1,)), step_shapes(xs))
     z = bound.project(xs[0])
     emitted = jax.eval_shape(readout.emit, bound, cell.init_carry(params, (1,)), z)
     assert [leaf.shape for leaf in jax.tree.leaves(emitted)] == [(1, 4)]

@@ -21,7 +21,7 @@ RESETS = np.random.default_rng(3).random(MASK.shape) < 0.4
 XS = np.random.default_rng(0).normal(size=(STEPS, BATCH, SIZE))
 
 
-class Way(NamedTuple):
+class Scenario(NamedTuple):
     """Which of the optional arguments are given."""
 
     lengths: Any = None
@@ -31,11 +31,11 @@ class Way(NamedTuple):
     reverse: bool = False
 
 
-WAYS = (
-    Way(),
-    Way(LENGTHS, resets=RESETS, carry=False),
-    Way(mask=MASK, resets=RESETS, reverse=True),
-    Way(LENGTHS, MASK, carry=False, reverse=True),
+SCENARIOS = (
+    Scenario(),
+    Scenario(LENGTHS, resets=RESETS, carry=False),
+    Scenario(mask=MASK, resets=RESETS, reverse=True),
+    Scenario(LENGTHS, MASK, carry=False, reverse=True),
 )
 
 CELLS: dict[str, Cell] = {
@@ -72,7 +72,7 @@ def weights(tree: Any) -> Any:
     return jax.tree.map(lambda a: np.cos(np.arange(a.size)).reshape(a.shape).astype(a.dtype), tree)
 
 
-def loop(cell: Cell, way: Way, params: Any, xs: Any, first: Any, ct: Any) -> Any:
+def loop(cell: Cell, scenario: Scenario, params: Any, xs: Any, first: Any, ct: Any) -> Any:
     """Each sequence alone, step by step: results as of `unroll`, and their cotangents pulled back.
 
     On padding the carry is repeated, and so its cotangents add up.
@@ -89,11 +89,11 @@ def loop(cell: Cell, way: Way, params: Any, xs: Any, first: Any, ct: Any) -> Any
 
     for b in range(BATCH):
         start, _ = start_vjp(cell, params, pick(ct_last, b))
-        carry = pick(first, b) if way.carry else start
-        order = range(STEPS)[:: -1 if way.reverse else 1]
-        inside = [t for t in order if way.lengths is None or t < way.lengths[b]]
-        valid = [t for t in inside if way.mask is None or way.mask[t, b]]
-        resets = [t for t in valid if way.resets is not None and way.resets[t, b]]
+        carry = pick(first, b) if scenario.carry else start
+        order = range(STEPS)[:: -1 if scenario.reverse else 1]
+        inside = [t for t in order if scenario.lengths is None or t < scenario.lengths[b]]
+        valid = [t for t in inside if scenario.mask is None or scenario.mask[t, b]]
+        resets = [t for t in valid if scenario.resets is not None and scenario.resets[t, b]]
         prev = {}
         for t in order:
             if t in valid:
@@ -113,7 +113,7 @@ def loop(cell: Cell, way: Way, params: Any, xs: Any, first: Any, ct: Any) -> Any
                 params_grad = add(params_grad, share)
             if t in resets:
                 ct_start, cotangent = add(ct_start, cotangent), zeros(cotangent)
-        if way.carry:
+        if scenario.carry:
             put(first_grad, cotangent, b)
         else:
             ct_start = add(ct_start, cotangent)
@@ -123,20 +123,20 @@ def loop(cell: Cell, way: Way, params: Any, xs: Any, first: Any, ct: Any) -> Any
 
 @partial(jax.jit, static_argnames=("cell", "engine"))
 def by_engine(cell: Cell, engine: Engine, params: Any, xs: Any, first: Any) -> Any:
-    """Results and gradients of all ways, in one compilation."""
+    """Results and gradients of all scenarios, in one compilation."""
     results = []
-    for way in WAYS:
+    for scenario in SCENARIOS:
 
-        def run(params: Any, xs: Any, first: Any, way: Way = way) -> Any:
+        def run(params: Any, xs: Any, first: Any, scenario: Scenario = scenario) -> Any:
             return jrnn.unroll(
                 cell,
                 params,
                 xs,
-                first if way.carry else None,
-                lengths=way.lengths,
-                mask=way.mask,
-                resets=way.resets,
-                reverse=way.reverse,
+                first if scenario.carry else None,
+                lengths=scenario.lengths,
+                mask=scenario.mask,
+                resets=scenario.resets,
+                reverse=scenario.reverse,
                 engine=engine,
                 return_carries=True,
             )
@@ -148,8 +148,8 @@ def by_engine(cell: Cell, engine: Engine, params: Any, xs: Any, first: Any) -> A
 
 def assert_like_the_loop(cell: Cell, engine: Engine, dtype: Any, tolerance: float) -> None:
     params, xs, first = setting(cell, dtype)
-    for way, got in zip(WAYS, by_engine(cell, engine, params, xs, first), strict=True):
-        want = loop(cell, way, params, xs, first, weights(got[0]))
+    for scenario, got in zip(SCENARIOS, by_engine(cell, engine, params, xs, first), strict=True):
+        want = loop(cell, scenario, params, xs, first, weights(got[0]))
         assert_close(got, want, tolerance)
 
 
@@ -212,7 +212,7 @@ CHOICES = [
     (GRU(3), 5, 4, "Native", ""),
     (jrnn.Elman(3), 5, 40, "Native", ""),
     (projection(GRU(3), size=2), 5, 4, "Native", ""),
-    (MinGRU(3), 300, 4, "Associative", "there is no kernel for MinGRU"),
+    (MinGRU(3), 300, 4, "Associative", "no kernel supports MinGRU"),
 ]
 
 
@@ -241,5 +241,5 @@ def test_native_refuses_to_return_a_cell_state() -> None:
 
 def test_layers_that_are_no_cells_have_no_carry_after_each_step() -> None:
     layer = jrnn.stack([GRU(3)])
-    with pytest.raises(TypeError, match="return_carries needs a single cell, got Stack"):
+    with pytest.raises(TypeError, match="must be a single cell for return_carries, got Stack"):
         jrnn.unroll(layer, layer.init(jax.random.key(0), SIZE), XS, return_carries=True)

@@ -15,18 +15,18 @@ from jrnn import Associative, Fused, Native, Newton, Scan, Sharded
 from jrnn.transforms import dropout, weight_drop, zoneout
 from tests.compilation import environment_with_devices
 from tests.helpers import (
-    Way,
+    Scenario,
     assert_close,
     call,
     cotangents,
-    moving,
+    differentiable_leaves,
     random_batch,
     random_params,
 )
 from tests.table import CELLS
 
 STEPS, ROWS, DEVICES = 6, 8, 4
-WAYS = (Way(carry=False), Way(reverse=True))
+SCENARIOS = (Scenario(carry=False), Scenario(reverse=True))
 CASES = {
     "lstm-peepholes": Fused(),
     "gru": Fused(remat=True),
@@ -43,14 +43,18 @@ def mesh():
 
 
 def results(cell, engine, params, batch):
-    """Values and gradients, each way."""
+    """Values and gradients, each scenario."""
 
-    def one(way):
-        run = lambda p, xs, c: call(cell, engine, way, p, batch._replace(xs=xs, carry=c))
+    def one(scenario):
+        run = lambda p, xs, c: call(cell, engine, scenario, p, batch._replace(xs=xs, carry=c))
         (carry, ys), vjp = jax.vjp(run, params, batch.xs, batch.carry)
-        return carry, ys, moving(vjp((cotangents(carry, batch.ct_carry), batch.ct_ys)))
+        return (
+            carry,
+            ys,
+            differentiable_leaves(vjp((cotangents(carry, batch.ct_carry), batch.ct_ys))),
+        )
 
-    return [one(way) for way in WAYS]
+    return [one(scenario) for scenario in SCENARIOS]
 
 
 def check_values_and_gradients():

@@ -99,7 +99,7 @@ def test_a_first_carry_has_one_entry_for_each_direction() -> None:
 def test_a_bidirectional_layer_is_no_cell() -> None:
     both = bidirectional(GRU(SIZE))
     assert not isinstance(both, jrnn.Cell) and not hasattr(both, "step")
-    with pytest.raises(TypeError, match="return_carries needs a single cell"):
+    with pytest.raises(TypeError, match="must be a single cell for return_carries"):
         jrnn.unroll(both, random_params(both, 1, SIZE, np.float32), XS, return_carries=True)
 
 
@@ -114,7 +114,7 @@ def test_modules_know_the_directions_of_each_part_of_an_output() -> None:
 
 
 def test_outputs_that_are_added_are_of_one_size() -> None:
-    with pytest.raises(ValueError, match=r"merge='sum' needs outputs of one size, got \(4,\)"):
+    with pytest.raises(ValueError, match=r"must have the same size for merge='sum', got \(4,\)"):
         bidirectional(LSTM(4), LSTM(1), merge="sum").init(jax.random.key(0), SIZE)
 
 
