@@ -45,10 +45,10 @@ HALF_OF_SCENARIOS = tuple(
 )  # any three of the four in all combinations
 
 
-def mark_exhaustive(cases: Iterable[Any], *, but: Iterable[Any]) -> list[Any]:
+def mark_exhaustive(cases: Iterable[Any], *, always: Iterable[Any]) -> list[Any]:
     """The values of a parameter, of which `make test` takes only a few."""
     as_tuple = lambda case: case if type(case) is tuple else (case,)
-    values, kept = [as_tuple(case) for case in cases], [as_tuple(case) for case in but]
+    values, kept = [as_tuple(case) for case in cases], [as_tuple(case) for case in always]
     assert all(case in values for case in kept), "an unknown case"
     mark = pytest.mark.exhaustive
     return [pytest.param(*case, marks=[] if case in kept else [mark]) for case in values]

@@ -199,7 +199,12 @@ def _capture_cell(
 
     steps = (given.xs, given.masks.valid, given.masks.resets)
     last, (ys, carries, gates) = lax.scan(body, given.carry, steps, reverse=given.reverse)
-    return given.restore(gates), given.restore(carries), given.result(last), given.restore(ys)
+    return (
+        given.restore_nans(gates),
+        given.restore_nans(carries),
+        given.cast_carry(last),
+        given.restore_nans(ys),
+    )
 
 
 def _check_gates(cell: Cell, gates: dict[str, jax.Array], *, batch: int) -> None:

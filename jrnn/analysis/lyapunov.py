@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jrnn.cell import Carry, Cell, Inputs, Params
-from jrnn.engines.inputs import Prepared, canonicalize
+from jrnn.engines.inputs import CanonicalInputs, canonicalize
 from jrnn.layer import SequenceInputs
 from jrnn.masking import apply_resets, tree_where, zero_where
 
@@ -212,10 +212,12 @@ def _lyapunov(
     state = (run.carry, start, jnp.zeros_like(start[:, 0]), zeros, zeros + skip)
     xs = (run.xs, run.masks.valid, run.masks.resets, run.nan_steps)
     (carry, _, sums, steps, _), history = lax.scan(body, state, xs, reverse=run.reverse)
-    return Lyapunov(_mean(sums, steps[:, None]), steps, run.result(carry), history)
+    return Lyapunov(_mean(sums, steps[:, None]), steps, run.cast_carry(carry), history)
 
 
-def _push(run: Prepared, before: Carry, x: Inputs, frame: jax.Array) -> tuple[Carry, jax.Array]:
+def _push(
+    run: CanonicalInputs, before: Carry, x: Inputs, frame: jax.Array
+) -> tuple[Carry, jax.Array]:
     """The carry after a step, and J times each column of the frame `[B, n, count]`."""
 
     def step(vector: jax.Array) -> tuple[jax.Array, Carry]:

@@ -87,7 +87,9 @@ def test_a_clockwork_has_as_many_modules_as_fit(hidden: int, modules: int) -> No
 def test_newton_refuses_the_clock() -> None:
     cell = Clockwork(4)
     params = cell.init(jax.random.key(0), 2)
-    with pytest.raises(TypeError, match="all leaves of the carry must be floating, .*int32.*; use engine="):
+    with pytest.raises(
+        TypeError, match="all leaves of the carry must be floating, .*int32.*; use engine="
+    ):
         jrnn.unroll(cell, params, jnp.ones((5, 1, 2)), engine="newton")
 
 

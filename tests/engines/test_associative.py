@@ -113,7 +113,7 @@ def test_variants_equal_a_loop(name: str, variant: str, x64: None) -> None:
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ROWS)
-def test_every_way_equals_a_loop(name: str, x64: None) -> None:
+def test_every_scenario_equals_a_loop(name: str, x64: None) -> None:
     cell, params, batch = example(ROWS[name])
     results = differentiate_all(cell, Associative(), SCENARIOS, params, batch)
     assert_true(ROWS[name], SCENARIOS, results, params, batch)
@@ -154,7 +154,7 @@ def test_values_and_gradients_equal_a_loop_in_float32(name: str) -> None:
     ),
     ids=repr,
 )
-def test_no_steps_one_step_and_no_sequences(
+def test_empty_time_or_batch_equals_a_loop(
     name: str, steps: int, batch: int, engine: Associative, x64: None
 ) -> None:
     cell, params, given = example(ROWS[name], steps, batch)
@@ -162,7 +162,7 @@ def test_no_steps_one_step_and_no_sequences(
     assert_true(ROWS[name], EVERYTHING, results, params, given)
 
 
-def test_noise_is_that_of_the_key(x64: None) -> None:
+def test_noise_depends_only_on_the_key(x64: None) -> None:
     cell, (steps, batch, hidden) = NoisyLinear(3), (5, 2, 3)
     rng = np.random.default_rng(1)
     params = NoisyLinearParams(rng.normal(size=(2, hidden)), rng.normal(size=hidden))
@@ -238,15 +238,15 @@ def engine(kind: Row) -> Associative:
 
 # The rules of NaN, here on the rows and engines above.
 setting = test_nan.setting
-test_nan_in_padding = test_nan.test_nan_in_padding_leaves_no_trace
-test_nan_before_a_reset = test_nan.test_nan_before_a_reset_stays_before_it
+test_nan_on_padding = test_nan.test_nan_on_padding_has_no_effect
+test_nan_before_a_reset = test_nan.test_nan_before_a_reset_does_not_pass_it
 test_nan_in_a_loss = test_nan.test_a_loss_that_reads_a_nan_before_a_reset_has_a_nan_gradient
-test_nan_in_the_carry = test_nan.test_nan_in_the_carry_stays_before_a_reset
-test_nan_in_the_carry_at_once = (
-    test_nan.test_nan_in_the_carry_is_gone_after_a_reset_at_the_first_step
+test_nan_in_the_carry = test_nan.test_nan_in_the_carry_does_not_pass_a_reset
+test_nan_in_the_carry_with_reset_at_the_first_step = (
+    test_nan.test_reset_at_the_first_step_discards_nan_in_the_carry
 )
-test_nan_without_a_reset = test_nan.test_nan_without_a_reset_after_it_is_seen
-test_nan_in_the_carry_without_a_reset = test_nan.test_nan_in_the_carry_without_a_reset_is_seen
+test_nan_without_a_reset = test_nan.test_nan_without_a_later_reset_propagates
+test_nan_in_the_carry_without_a_reset = test_nan.test_nan_in_the_carry_without_a_reset_propagates
 
 
 GROWTH = GrowthParams(np.ones((1, 1), np.float32))
@@ -257,7 +257,7 @@ GROWTH = GrowthParams(np.ones((1, 1), np.float32))
     [Associative(), Associative(chunk=1), Associative(chunk=3), Associative(block=5)],
     ids=repr,
 )
-def test_overflow_before_a_reset_does_not_survive_it(engine: Associative, reverse: bool) -> None:
+def test_overflow_does_not_pass_a_reset(engine: Associative, reverse: bool) -> None:
     xs = np.full((64, 2, 1), 0.5, np.float32)
     xs[:20, 0] = 1e10
     resets = np.zeros((64, 2), bool)
@@ -273,7 +273,7 @@ def test_overflow_before_a_reset_does_not_survive_it(engine: Associative, revers
     np.testing.assert_allclose(ys[20:, 0, 0], 2 - 0.5 ** np.arange(44), rtol=1e-6)
 
 
-def test_integers_of_the_carry_stay_so() -> None:
+def test_integer_carry_leaves_keep_their_dtype() -> None:
     xs = np.ones((9, 2, 1), np.float32)
     options = {"lengths": np.array([9, 4]), "resets": np.eye(9, 2, -3, dtype=bool)}
     carry, _ = jrnn.unroll(Counting(1), GROWTH, xs, engine=Associative(), **options)
@@ -296,7 +296,7 @@ def test_integers_of_the_carry_stay_so() -> None:
     ),
     ids=repr,
 )
-def test_gates_that_are_shut_or_open_stay_right(name: str, engine: Associative) -> None:
+def test_saturated_gates_are_accurate(name: str, engine: Associative) -> None:
     row = CELLS[name]
     cell, params, _ = example(row, dtype=np.float32)
     gates = params.b.shape[0] // 2
@@ -313,13 +313,13 @@ def test_gates_that_are_shut_or_open_stay_right(name: str, engine: Associative) 
         assert np.isfinite(leaf).all()
 
 
-def test_cell_without_coefficients_is_refused() -> None:
+def test_cell_without_coefficients_raises() -> None:
     cell = LSTM(3)
     with pytest.raises(TypeError, match="must be linear in its carry and have `coefficients`.*LST"):
         jrnn.unroll(cell, cell.init(jax.random.key(0), 2), np.ones((3, 1, 2)), engine="associative")
 
 
-def test_a_mesh_that_is_none_is_refused() -> None:
+def test_invalid_mesh_type_raises() -> None:
     with pytest.raises(TypeError, match="mesh must be a jax.sharding.Mesh, .*got 'time'"):
         Associative(mesh="time")  # pyright: ignore
 
@@ -331,7 +331,7 @@ def test_chunk_and_block_must_be_positive_ints(name: str, value: Any) -> None:
         Associative(**{name: value})
 
 
-def test_wrong_mesh_is_refused() -> None:
+def test_invalid_mesh_options_raise() -> None:
     mesh = Mesh(np.array(jax.devices()[:1]), ("time",))
     with pytest.raises(ValueError, match="block must be None with a mesh, got both"):
         Associative(block=2, mesh=mesh)
@@ -353,7 +353,7 @@ def test_second_call_compiles_nothing(caplog: pytest.LogCaptureFixture) -> None:
             assert [r for r in caplog.records if r.name.startswith("jax")] == []
 
 
-def test_one_device_equals_a_loop(x64: None) -> None:
+def test_mesh_of_one_device_equals_a_loop(x64: None) -> None:
     engine = Associative(mesh=Mesh(np.array(jax.devices()[:1]), ("time",)))
     cell, params, batch = example(TOYS["pair"])
     results = differentiate_all(cell, engine, EVERYTHING, params, batch)
@@ -403,7 +403,7 @@ def test_vmap_over_models_equals_a_loop(engine: Associative, x64: None) -> None:
         assert_true(row, (scenario,), [got], params[n], batches[n])
 
 
-def test_coefficients_are_given_all_steps_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coefficients_receive_all_steps_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     really = Mixer.coefficients
 
@@ -427,7 +427,7 @@ def test_coefficients_are_given_all_steps_at_once(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("steps", [auto.MANY_STEPS - 1, auto.MANY_STEPS])
 @pytest.mark.parametrize(("batch", "short"), [(1, "Fused("), (32, "Scan(")])
-def test_auto_takes_it_for_long_sequences_of_linear_cells(
+def test_auto_chooses_associative_for_long_sequences_of_linear_cells(
     steps: int, batch: int, short: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     cell = LRU(6)
@@ -438,7 +438,9 @@ def test_auto_takes_it_for_long_sequences_of_linear_cells(
     assert f"engine='auto' chose {choice}" in caplog.text
 
 
-def test_auto_never_takes_it_for_other_cells(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_does_not_choose_associative_for_nonlinear_cells(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     cell = jrnn.IndRNN(6)
     params = cell.init(jax.random.key(0), 2)
     with caplog.at_level("DEBUG", logger="jrnn"):
@@ -448,7 +450,7 @@ def test_auto_never_takes_it_for_other_cells(caplog: pytest.LogCaptureFixture) -
     assert "engine='auto' chose Fused(" in caplog.text
 
 
-def test_auto_takes_it_for_short_ones_where_there_is_no_cpu(
+def test_auto_chooses_associative_for_short_sequences_on_accelerators(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cell = LRU(6)
@@ -459,7 +461,7 @@ def test_auto_takes_it_for_short_ones_where_there_is_no_cpu(
     assert "engine='auto' chose Associative(" in caplog.text
 
 
-def test_time_is_split_over_devices() -> None:
+def test_time_is_sharded_over_devices() -> None:
     environment = environment_with_devices(8)
     command = [sys.executable, "-W", "error", "-m", "tests.engines.over_devices"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

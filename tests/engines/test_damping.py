@@ -65,7 +65,7 @@ def test_numbers_equal_dense_least_squares(complex_: bool, reverse: bool, x64: N
 
 
 @pytest.mark.parametrize("kind", ["full", "block", "diagonal"])
-def test_each_kind_of_jacobian_is_damped_as_its_matrix(kind: Any, x64: None) -> None:
+def test_jacobian_kinds_equal_their_full_matrices(kind: Any, x64: None) -> None:
     rng = np.random.default_rng(1)
     leaves = [rng.normal(size=(STEPS, BATCH, 2)) for _ in range(2)]
     parts = rng.normal(size=(2, 2, STEPS, BATCH, 2))
@@ -97,7 +97,7 @@ INVERSE = lambda a: jnp.asarray(np.linalg.inv(np.asarray(a)))
 
 @pytest.mark.parametrize("n", mark_exhaustive([None, 1, 3], always=[None, 3]))
 @pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])
-def test_parallel_covariances_equal_those_step_by_step(
+def test_parallel_covariances_equal_sequential(
     n: int | None, complex_: bool, reverse: bool, x64: None
 ) -> None:
     a, _ = matrices(complex_, n)
@@ -110,7 +110,7 @@ def test_parallel_covariances_equal_those_step_by_step(
         np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9 * np.abs(want).max())
 
 
-def test_covariances_are_those_of_the_normal_equations(x64: None) -> None:
+def test_covariances_equal_the_normal_equations(x64: None) -> None:
     # The last state has no future: its covariance is the last block of the inverse.
     a, _ = matrices(False, 2)
     weight = jnp.asarray(DAMPINGS).reshape(-1, 1, 1)
@@ -138,7 +138,7 @@ def test_positive_inverse_equals_numpy(n: int, complex_: bool, x64: None) -> Non
 
 @pytest.mark.parametrize("kind", ["full", "diagonal"])
 @pytest.mark.parametrize("name", mark_exhaustive(["elman", "lstm", "gru"], always=["elman", "gru"]))
-def test_damped_steps_converge_to_the_loop_or_say_not(name: str, kind: Any, x64: None) -> None:
+def test_converged_damped_solutions_equal_scan(name: str, kind: Any, x64: None) -> None:
     gain, cell = {"elman": (1.5, Elman(8)), "lstm": (3.0, LSTM(8)), "gru": (3.0, GRU(8))}[name]
     params = cell.init(jax.random.key(0), 2, np.float64)
     params = params._replace(w_hh=gain * params.w_hh)
@@ -156,7 +156,7 @@ def test_damped_steps_converge_to_the_loop_or_say_not(name: str, kind: Any, x64:
     assert np.isfinite(solution.ys).all()
 
 
-def test_a_damped_step_never_makes_the_residual_larger(x64: None) -> None:
+def test_damped_steps_never_increase_the_residual(x64: None) -> None:
     # Where plain Newton leaps about: the sum of squares, by an oracle, falls step by step.
     cell = Elman(8)
     params = cell.init(jax.random.key(0), 2, np.float64)

@@ -126,7 +126,7 @@ def test_jacobians_of_one_unit_equal_forward_mode(x64: None) -> None:
         assert_right(cell)
 
 
-def test_jacobians_of_a_cell_of_a_user_equal_forward_mode(x64: None) -> None:
+def test_jacobians_of_a_custom_cell_equal_forward_mode(x64: None) -> None:
     assert_right(Learned(HIDDEN))
 
 
@@ -161,7 +161,7 @@ CLAIMS = {
 
 
 @pytest.mark.parametrize("kind", CLAIMS)
-def test_what_is_read_as_exact_is_exact(kind: str | None, x64: None) -> None:
+def test_exact_kinds_are_exact(kind: str | None, x64: None) -> None:
     for cell in CLAIMS[kind]:
         params, batch, prev_carries = setting(cell)
         bound = bind(cell, params, precision_of(params, batch.xs))
@@ -177,7 +177,7 @@ def test_what_is_read_as_exact_is_exact(kind: str | None, x64: None) -> None:
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "block", "full"])
-def test_masks_cut_at_resets_and_keep_on_padding(kind: Any, x64: None) -> None:
+def test_jacobians_are_zero_at_resets_and_identity_on_padding(kind: Any, x64: None) -> None:
     cell = LSTM(2)
     params, batch, prev_carries = setting(cell)
     valid = np.ones((STEPS, BATCH), bool)
@@ -262,7 +262,7 @@ class Heads(jrnn.Cell):
     ),
     ids=repr,
 )
-def test_gradients_of_unusual_cells_are_those_of_scan(cell: Any, kind: Any, x64: None) -> None:
+def test_gradients_of_unusual_cells_equal_scan(cell: Any, kind: Any, x64: None) -> None:
     params = cell.init(jax.random.key(0), 2, jnp.float64)
     params = jax.tree.map(lambda p: p + 0.1, params)
     xs = np.random.default_rng(0).normal(size=(9, 3, 2))

@@ -159,7 +159,7 @@ LAYERS: dict[str, Layer] = {
         for name in LAYERS
     ],
 )
-def test_a_layer_with_a_mask_is_one_without_the_masked_steps(name: str, engine: str) -> None:
+def test_layers_with_a_mask_equal_layers_without_masked_steps(name: str, engine: str) -> None:
     layer = LAYERS[name]
     rng = np.random.default_rng(0)
     params = random_params(layer, 1, 3, np.float32)
@@ -193,7 +193,7 @@ def test_a_layer_with_a_mask_is_one_without_the_masked_steps(name: str, engine: 
     assert_close(got, want, 1e-5)
 
 
-def test_modules_take_masks_in_the_order_of_their_inputs() -> None:
+def test_modules_accept_masks_in_the_layout_of_their_inputs() -> None:
     rng = np.random.default_rng(0)
     xs = rng.normal(size=(BATCH, STEPS, 3)).astype(np.float32)
     options = {"lengths": LENGTHS, "mask": MASK.T, "resets": RESETS.T}
@@ -217,7 +217,7 @@ def test_modules_take_masks_in_the_order_of_their_inputs() -> None:
         rnn(xs, mask=MASK)
 
 
-def test_noise_on_masked_steps_reaches_nothing() -> None:
+def test_masked_inputs_have_no_effect_with_noise() -> None:
     layer = stack([dropout(LSTM(4), x=0.5, y=0.5, each_step=True), GRU(3)])
     params = random_params(layer, 1, 3, np.float32)
     xs = np.random.default_rng(0).normal(size=(STEPS, BATCH, 3)).astype(np.float32)
@@ -248,7 +248,7 @@ def reversed_by_loop(resets: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 9])
-def test_resets_in_reverse_are_at_the_valid_step_before(steps: int) -> None:
+def test_reverse_resets_are_at_the_previous_valid_step(steps: int) -> None:
     rng = np.random.default_rng(steps)
     for share in (0.0, 0.3, 0.7, 1.0):
         mask = rng.random((steps, 12)) < share
@@ -263,7 +263,7 @@ def test_resets_in_reverse_are_at_the_valid_step_before(steps: int) -> None:
         np.testing.assert_array_equal(got, reversed_by_loop(resets, inside))
 
 
-def test_a_mask_of_true_is_no_mask_and_one_of_lengths_is_lengths() -> None:
+def test_mask_of_lengths_equals_lengths() -> None:
     cell = LSTM(3)
     params = random_params(cell, 1, 2, np.float32)
     xs = np.random.default_rng(0).normal(size=(STEPS, BATCH, 2)).astype(np.float32)
@@ -274,7 +274,7 @@ def test_a_mask_of_true_is_no_mask_and_one_of_lengths_is_lengths() -> None:
             assert_close(got, jrnn.unroll(cell, params, xs, lengths=lengths, engine=engine), 1e-6)
 
 
-def test_masks_are_checked_and_may_be_lists() -> None:
+def test_masks_are_validated_and_may_be_lists() -> None:
     cell = GRU(3)
     params = random_params(cell, 1, 2, np.float32)
     xs = np.ones((STEPS, BATCH, 2), np.float32)

@@ -85,7 +85,7 @@ def without(ys: object, steps: list[int], row: int = ROW) -> np.ndarray:
     return ys
 
 
-def test_nan_in_padding_leaves_no_trace(setting: Setting) -> None:
+def test_nan_on_padding_has_no_effect(setting: Setting) -> None:
     batch = plant(setting, LENGTH)
     batch.xs[:, 2] = np.nan  # the sequence of length 0
     batch.xs[3:, 3] = np.nan
@@ -93,7 +93,7 @@ def test_nan_in_padding_leaves_no_trace(setting: Setting) -> None:
 
 
 @pytest.mark.parametrize("when", range(RESET))
-def test_nan_before_a_reset_stays_before_it(setting: Setting, when: int) -> None:
+def test_nan_before_a_reset_does_not_pass_it(setting: Setting, when: int) -> None:
     quiet = silence(setting, setting.batch)
     clean = run(setting, quiet)
     got = run(setting, plant(setting, setting.scan_order[when])._replace(ct_ys=quiet.ct_ys))
@@ -111,7 +111,7 @@ def test_a_loss_that_reads_a_nan_before_a_reset_has_a_nan_gradient(setting: Sett
     assert all(np.isnan(leaf).any() for leaf in jax.tree.leaves(got.params_grad))
 
 
-def test_nan_in_the_carry_stays_before_a_reset(setting: Setting) -> None:
+def test_nan_in_the_carry_does_not_pass_a_reset(setting: Setting) -> None:
     quiet = silence(setting, setting.batch)
     clean, got = run(setting, quiet), run(setting, plant_in_carry(quiet))
     hit = setting.scan_order[:RESET]
@@ -120,7 +120,7 @@ def test_nan_in_the_carry_stays_before_a_reset(setting: Setting) -> None:
     assert_same(got._replace(ys=0), clean._replace(ys=0))
 
 
-def test_nan_in_the_carry_is_gone_after_a_reset_at_the_first_step(setting: Setting) -> None:
+def test_reset_at_the_first_step_discards_nan_in_the_carry(setting: Setting) -> None:
     resets = setting.batch.resets.copy()
     resets[setting.scan_order[0], ROW] = True
     batch = setting.batch._replace(resets=resets)
@@ -128,7 +128,7 @@ def test_nan_in_the_carry_is_gone_after_a_reset_at_the_first_step(setting: Setti
 
 
 @pytest.mark.parametrize("when", [RESET, LENGTH - 1])
-def test_nan_without_a_reset_after_it_is_seen(setting: Setting, when: int) -> None:
+def test_nan_without_a_later_reset_propagates(setting: Setting, when: int) -> None:
     # RESET is the very step that is reset: its input comes after the reset.
     got = run(setting, plant(setting, setting.scan_order[when]))
     hit = setting.scan_order[when:]
@@ -137,7 +137,7 @@ def test_nan_without_a_reset_after_it_is_seen(setting: Setting, when: int) -> No
     assert_seen(setting, got)
 
 
-def test_nan_in_the_carry_without_a_reset_is_seen(setting: Setting) -> None:
+def test_nan_in_the_carry_without_a_reset_propagates(setting: Setting) -> None:
     # The resets that sequence ROW has left are in its padding, and do nothing.
     resets = setting.batch.resets.copy()
     resets[:LENGTH, ROW] = False
@@ -163,7 +163,7 @@ def test_nan_in_the_carry_of_an_empty_sequence_is_returned(setting: Setting) -> 
     assert_same(got.ys, setting.clean.ys)
 
 
-def test_the_largest_number_shows_a_nan() -> None:
+def test_max_propagates_nan() -> None:
     # jnp.max drops it on a CPU, of arrays of this shape (jaxlib 0.10.2).
     a = np.ones((512, 1, 32), np.float32)
     a[6:, 0, 3] = np.nan

@@ -44,7 +44,7 @@ def kernel_row(request: pytest.FixtureRequest) -> Row:
     return CELLS[request.param]
 
 
-def test_values_and_gradients_equal_the_slow_truth(kernel_row: Row, x64: None) -> None:
+def test_values_and_gradients_equal_a_loop(kernel_row: Row, x64: None) -> None:
     cell = kernel_row.make(3)
     params = random_params(cell, 1, input_size=2)
     batch = random_batch(cell, params, 2, steps=5, batch=3)
@@ -105,7 +105,7 @@ for cell in (*lstms, jrnn.GRU(21), jrnn.Elman(21)):
 
 
 @pytest.mark.parametrize("isa", kernels.available_isas())
-def test_every_instruction_set_agrees(isa: str) -> None:
+def test_all_instruction_sets_agree(isa: str) -> None:
     environment = os.environ | {"JRNN_ISA": isa}
     subprocess.run([sys.executable, "-c", AGREE.format(isa=isa)], check=True, env=environment)
 
@@ -128,7 +128,7 @@ def test_activations_are_accurate(activation: Any, truth: Any) -> None:
     assert not np.signbit(ys[0, 4, 0])
 
 
-def test_nan_and_infinity_go_on() -> None:
+def test_nan_and_inf_propagate() -> None:
     cell = jrnn.LSTM(5)
     params = cell.init(jax.random.key(0), 1)
     xs = jnp.array([[[np.nan], [np.inf], [-np.inf], [1.0]]])
@@ -167,7 +167,7 @@ def test_vmap_equals_scan(axes: tuple[int | None, ...]) -> None:
     assert_close(got, jax.vmap(loss("scan"), in_axes=axes)(*given), 1e-5)
 
 
-def test_vmap_twice_is_one_call() -> None:
+def test_nested_vmap_is_one_call() -> None:
     params = random_params(jrnn.GRU(4), 0, 2, np.float32)
     xs = np.random.default_rng(0).normal(size=(2, 3, 5, 4, 2)).astype(np.float32)
     run = lambda xs, engine: jrnn.unroll(jrnn.GRU(4), params, xs, engine=engine)[1]
@@ -176,7 +176,7 @@ def test_vmap_twice_is_one_call() -> None:
     assert str(jax.make_jaxpr(twice("native"))(xs)).count("jrnn_forward") == 1
 
 
-def test_vmap_over_nothing() -> None:
+def test_vmap_over_an_empty_axis() -> None:
     params = random_params(jrnn.GRU(4), 0, 2, np.float32)
     run = lambda xs: jrnn.unroll(jrnn.GRU(4), params, xs, engine="native")[1].sum()
     value, grad = jax.vmap(jax.value_and_grad(run))(jnp.zeros((0, 5, 3, 2)))
@@ -184,7 +184,7 @@ def test_vmap_over_nothing() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (2, 12), "int32"], ids=str)
-def test_parameters_that_only_broadcast_are_left_to_others(shape: Any) -> None:
+def test_broadcast_parameters_raise_and_auto_falls_back(shape: Any) -> None:
     cell = jrnn.GRU(4)
     params = random_params(cell, 0, 2, np.float32)
     b = jnp.ones(12, jnp.int32) if shape == "int32" else jnp.full(shape, 0.3)
@@ -195,7 +195,7 @@ def test_parameters_that_only_broadcast_are_left_to_others(shape: Any) -> None:
     assert_close(run("auto"), run("scan"), 1e-6)
 
 
-def test_the_order_of_sums_does_not_hang_on_who_came() -> None:
+def test_gradients_do_not_depend_on_thread_scheduling() -> None:
     cell = jrnn.LSTM(40, peepholes=True)
     params = random_params(cell, 0, 8, np.float32)
     xs = jnp.asarray(np.random.default_rng(0).normal(size=(50, 64, 8)), jnp.float32)
@@ -219,7 +219,7 @@ def test_sums_over_many_rows_are_accurate() -> None:
         assert np.abs(got - want).max() < 2e-6 * np.abs(want).max()
 
 
-def test_a_share_of_a_mesh() -> None:
+def test_shard_map_equals_unsharded() -> None:
     cell = jrnn.GRU(5)
     params = cell.init(jax.random.key(0), 3)
     xs = jax.random.normal(jax.random.key(1), (6, 4, 3))
@@ -232,7 +232,7 @@ def test_a_share_of_a_mesh() -> None:
     assert_close(jax.jit(shared)(params, xs), run(params, xs), 1e-6)
 
 
-def test_calls_at_the_same_time_do_not_disturb_each_other() -> None:
+def test_concurrent_calls_are_independent() -> None:
     cell = jrnn.LSTM(48)
     params = cell.init(jax.random.key(0), 8)
     xs = jax.random.normal(jax.random.key(1), (8, 30, 5, 8))
@@ -257,13 +257,13 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("cell", "dtype", "message"), WRONG, ids=str)
-def test_what_has_no_kernel_is_refused(cell: jrnn.Cell, dtype: Any, message: str) -> None:
+def test_unsupported_cells_raise(cell: jrnn.Cell, dtype: Any, message: str) -> None:
     params = cell.init(jax.random.key(0), 2)
     with pytest.raises(ValueError, match=f"engine 'native': .*{message}.*engine='auto'"):
         jrnn.unroll(cell, params, jnp.ones((2, 3, 2), dtype), engine="native")
 
 
-def test_second_derivatives_are_refused() -> None:
+def test_second_derivatives_raise() -> None:
     cell = jrnn.GRU(3)
     params, xs = cell.init(jax.random.key(0), 2), jnp.ones((4, 1, 2))
     loss = lambda xs: jrnn.unroll(cell, params, xs, engine="native")[1].sum()
@@ -271,7 +271,7 @@ def test_second_derivatives_are_refused() -> None:
         jax.jit(jax.hessian(loss))(xs)
 
 
-def test_a_missing_build_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extension_raises_and_auto_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     native._load.cache_clear()
     monkeypatch.setitem(sys.modules, "jrnn._kernels", None)
     monkeypatch.delattr(jrnn, "_kernels", raising=False)

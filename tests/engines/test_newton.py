@@ -110,7 +110,7 @@ def test_few_steps_equal_a_loop(name: str, steps: int, x64: None) -> None:
 
 
 @pytest.mark.parametrize("kind", ["full", "block", "diagonal", "damped"])
-def test_no_sequences_return_none(kind: str) -> None:
+def test_empty_batch_returns_empty_results(kind: str) -> None:
     cell = LSTM(3)
     params = random_params(cell, 1, 2, np.float32)
     batch = random_batch(cell, params, 2, 4, 0, np.float32)
@@ -122,7 +122,7 @@ def test_no_sequences_return_none(kind: str) -> None:
     assert int(status.iterations) == 0
 
 
-def test_no_steps_have_converged() -> None:
+def test_zero_steps_converge() -> None:
     cell, params, batch = example(CELLS["lstm"], np.float32, steps=0)
     solution = solve(cell, NEWTON, Scenario(), params, batch)
     assert solution.carries.h.shape == (0, 3, 3)
@@ -130,7 +130,7 @@ def test_no_steps_have_converged() -> None:
     assert int(solution.status.iterations) == 0
 
 
-def test_a_learned_first_carry_gets_its_gradient(x64: None) -> None:
+def test_gradients_of_a_learned_first_carry_equal_a_loop(x64: None) -> None:
     step = lambda params, h, x: (np.tanh(params.w_ih.T @ x + params.w_hh.T @ h),) * 2
     row = Row(Learned, step, start=lambda params: params.h0)
     cell, params, batch = example(row)
@@ -141,7 +141,7 @@ def test_a_learned_first_carry_gets_its_gradient(x64: None) -> None:
 
 
 @pytest.mark.parametrize("key", [None, 3])
-def test_noise_is_that_of_other_engines(key: int | None, x64: None) -> None:
+def test_noise_equals_other_engines(key: int | None, x64: None) -> None:
     cell = Noisy(4)
     params = random_params(cell, 1, 2)
     batch = random_batch(cell, params, 2, 9, 3)
@@ -270,7 +270,7 @@ def test_vmap_over_parameters_equals_a_loop(kind: str, x64: None) -> None:
         assert_close(tuple(got[2:]), loop_grads(cell, scenario, p, batch), 1e-9)
 
 
-def test_the_gradient_is_as_near_as_the_states(x64: None) -> None:
+def test_gradient_error_is_proportional_to_state_error(x64: None) -> None:
     # It is that of the equations at the states found: off by as much as these, not by more.
     row, scenario = CELLS["gru"], Scenario(lengths=False, resets=False)
     cell, params, batch = example(row, steps=60)

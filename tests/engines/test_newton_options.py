@@ -57,12 +57,12 @@ from tests.table import CELLS
         ({"tol": float("inf")}, "Newton: tol must be a number above 0"),
     ],
 )
-def test_wrong_option_is_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_option_raises(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Newton(**options)
 
 
-def test_full_jacobians_over_the_limit_are_refused_at_trace_time() -> None:
+def test_full_jacobians_over_the_limit_raise_at_trace_time() -> None:
     cell = LSTM(8)
     params = cell.init(jax.random.key(0), 2)
     needed = 100 * 3 * 16**2 * 4
@@ -85,7 +85,7 @@ def test_full_jacobians_over_the_limit_are_refused_at_trace_time() -> None:
         )
 
 
-def test_a_carry_that_is_not_real_is_refused() -> None:
+def test_carry_that_is_not_real_raises() -> None:
     xs = np.ones((4, 2, 1), np.float32)
     counter = Counter()
     with pytest.raises(TypeError, match=r"floating leaves alone, got dtypes \['int32'\].*fused"):
@@ -126,7 +126,7 @@ class Odd(Learned):
         return carry["h"]
 
 
-def test_leaves_of_unlike_shapes_have_no_blocks(x64: None) -> None:
+def test_block_jacobians_require_leaves_of_one_shape(x64: None) -> None:
     cell, scenario = Odd(3), Scenario(resets=False)
     params = random_params(cell, 1, 2)
     batch = random_batch(cell, params, 2, 9, 3)
@@ -146,12 +146,12 @@ def test_leaves_of_unlike_shapes_have_no_blocks(x64: None) -> None:
 
 
 @pytest.mark.parametrize("engine", ["newton", Scan(), Newton])
-def test_newton_takes_its_own_engine_alone(engine: Any) -> None:
+def test_newton_requires_a_newton_engine(engine: Any) -> None:
     with pytest.raises(TypeError, match=r"newton: engine must be a jrnn.Newton\(...\), got"):
         jrnn.newton(GRU(2), None, np.ones((2, 1, 1)), engine=engine)
 
 
-def test_newton_goes_by_its_name() -> None:
+def test_newton_by_name_equals_the_default_engine() -> None:
     cell, params, batch = example(CELLS["gru"], np.float32)
     named, given = (jrnn.unroll(cell, params, batch.xs, engine=e) for e in ("newton", Newton()))
     assert_close(named, given, 0)
@@ -219,7 +219,7 @@ def test_dtypes_and_values_of_mixed_precision(name: str, mix: str) -> None:
 @pytest.mark.parametrize(
     "cell", mark_exhaustive([GRU(16), LSTM(16), Elman(16)], always=[GRU(16)]), ids=repr
 )
-def test_a_long_sequence_of_bfloat16_is_as_near_as_scan(cell: Cell, of_params: Any) -> None:
+def test_long_bfloat16_sequences_are_as_accurate_as_scan(cell: Cell, of_params: Any) -> None:
     # Rounding makes steps of the products: a tolerance below it is met one step at a time alone.
     wide = cell.init(jax.random.key(0), 3)
     params = jax.tree.map(lambda leaf: leaf.astype(of_params), wide)
@@ -232,7 +232,7 @@ def test_a_long_sequence_of_bfloat16_is_as_near_as_scan(cell: Cell, of_params: A
     assert error < 2 * np.abs(np.asarray(scan, np.float32) - truth).max()
 
 
-def test_a_sum_of_many_steps_is_that_of_scan(x64: None) -> None:
+def test_sum_of_many_steps_equals_cumsum(x64: None) -> None:
     xs = np.random.default_rng(0).normal(size=(3000, 1, 2))
     solution = jrnn.newton(Integrator(2), np.float64(0), xs)
     np.testing.assert_allclose(solution.ys, np.cumsum(xs, axis=0), atol=1e-10)

@@ -92,7 +92,7 @@ def test_a_contracting_cell_takes_few_iterations(name: str) -> None:
 
 
 @pytest.mark.parametrize("gain", [3.0, 6.0])
-def test_as_many_iterations_as_steps_solve_even_chaos(gain: float) -> None:
+def test_chaotic_cell_converges_after_t_iterations(gain: float) -> None:
     # On the way products of Jacobians overflow float32: what has become NaN once must not stay so.
     cell = Elman(32)
     params = cell.init(jax.random.key(0), 2)
@@ -120,7 +120,7 @@ def chaos(dtype: Any = np.float64, steps: int = 200, batch: int = 3) -> tuple[Ce
     return cell, params, xs
 
 
-def test_chaos_is_reported_with_its_residuals(x64: None) -> None:
+def test_status_reports_chaos_with_residuals(x64: None) -> None:
     cell, params, xs = chaos()
     solution = jrnn.newton(cell, params, xs, engine=Newton(max_steps=20))
     status = solution.status
@@ -143,7 +143,7 @@ def test_chaos_is_reported_with_its_residuals(x64: None) -> None:
 
 
 @pytest.mark.parametrize("cell", [LSTM(16), GRU(16)], ids=["lstm", "gru"])
-def test_a_gated_cell_of_spectral_radius_3_is_reported_or_right(cell: Cell, x64: None) -> None:
+def test_converged_gated_cells_of_spectral_radius_3_equal_scan(cell: Cell, x64: None) -> None:
     params = cell.init(jax.random.key(0), 2, np.float64)
     blocks = np.split(np.asarray(params.w_hh), params.w_hh.shape[1] // 16, axis=1)
     radius = [np.abs(np.linalg.eigvals(block)).max() for block in blocks]
@@ -192,7 +192,7 @@ def unroll_chaos(transform: str) -> Any:
 
 
 @pytest.mark.parametrize("transform", ["eager", "jit", "grad", "jit-grad", "jvp", "vmap", "remat"])
-def test_what_has_not_converged_is_raised(transform: str) -> None:
+def test_unconverged_sequences_raise(transform: str) -> None:
     with pytest.raises(jax.errors.JaxRuntimeError) as caught:
         jax.block_until_ready(unroll_chaos(transform))
     message = str(caught.value)
@@ -202,7 +202,7 @@ def test_what_has_not_converged_is_raised(transform: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["full", "diagonal"])
-def test_fallback_to_scan_has_the_values_and_gradients_of_scan(kind: Any, x64: None) -> None:
+def test_fallback_scan_equals_scan(kind: Any, x64: None) -> None:
     cell, params, xs = chaos(steps=60)
     engine = Newton(jacobian=kind, max_steps=5, fallback="scan")
     rng = np.random.default_rng(1)
@@ -219,7 +219,7 @@ def test_fallback_to_scan_has_the_values_and_gradients_of_scan(kind: Any, x64: N
     np.testing.assert_allclose(got.ys[:, bad], want.ys[:, bad], atol=1e-11)
 
 
-def test_fallback_none_returns_what_there_is() -> None:
+def test_fallback_none_returns_the_last_iterate() -> None:
     cell, params, xs = chaos(np.float32)
     engine = Newton(max_steps=5, fallback="none")
     _, ys = jrnn.unroll(cell, params, xs, engine=engine)
@@ -229,7 +229,7 @@ def test_fallback_none_returns_what_there_is() -> None:
     assert want.status.converged.tolist() == [False, True, False]
 
 
-def test_no_maximum_passes_over_a_nan() -> None:
+def test_errors_propagate_nan() -> None:
     # As XLA's does on a CPU, of arrays of this shape (jaxlib 0.10.2).
     residuals = np.zeros((200, 2, 32), np.float32)
     residuals[100, 1, 5] = np.nan
@@ -243,7 +243,7 @@ def test_no_maximum_passes_over_a_nan() -> None:
     "name",
     mark_exhaustive(["lstm", "gru", "paragru", "paralstm", "mingru"], always=("gru", "mingru")),
 )
-def test_a_nan_is_no_convergence_and_leaves_the_past_alone(name: str, hidden: int) -> None:
+def test_nan_does_not_converge_or_affect_earlier_steps(name: str, hidden: int) -> None:
     row = CELLS[name]
     cell = row.make(hidden)
     params = cell.init(jax.random.key(0), 2)
@@ -261,7 +261,7 @@ def test_a_nan_is_no_convergence_and_leaves_the_past_alone(name: str, hidden: in
     assert int(status.iterations) < 30, "the NaN is waited for"
 
 
-def test_a_nan_in_the_inputs_is_raised() -> None:
+def test_nan_in_the_inputs_raises() -> None:
     cell = GRU(3)
     params = cell.init(jax.random.key(0), 2)
     xs = np.ones((5, 2, 2), np.float32)
@@ -286,7 +286,7 @@ def test_a_guess_of_nearby_parameters_saves_iterations(x64: None) -> None:
     assert int(jrnn.newton(cell, params, xs, guess=first.carries).status.iterations) == 0
 
 
-def test_a_guess_that_is_not_finite_is_none() -> None:
+def test_non_finite_guess_is_ignored() -> None:
     cell, params, batch = example(CELLS["gru"], np.float32)
     first = jrnn.newton(cell, params, batch.xs)
     for bad in (np.nan, np.inf):
@@ -296,7 +296,7 @@ def test_a_guess_that_is_not_finite_is_none() -> None:
         assert_close(again.ys, first.ys, 1e-5)
 
 
-def test_a_guess_has_no_bearing_on_value_and_gradient(x64: None) -> None:
+def test_guess_does_not_affect_value_or_gradient(x64: None) -> None:
     row, scenario = CELLS["lstm"], Scenario()
     cell, params, batch = example(row)
     guess = jax.tree.map(
@@ -318,7 +318,7 @@ def test_a_guess_has_no_bearing_on_value_and_gradient(x64: None) -> None:
     assert_close(grads[3], jax.tree.map(np.zeros_like, guess), 0)
 
 
-def test_the_carries_are_those_after_each_step(x64: None) -> None:
+def test_carries_equal_a_loop(x64: None) -> None:
     row = CELLS["lstm"]
     cell, params, batch = example(row)
     for scenario in (Scenario(), Scenario(reverse=True)):
@@ -334,7 +334,7 @@ def test_the_carries_are_those_after_each_step(x64: None) -> None:
         (np.zeros((7, 3, 3)), r"guess must have the structure of .*LSTMCarry"),
     ],
 )
-def test_a_wrong_guess_is_refused(guess: Any, message: str) -> None:
+def test_invalid_guess_raises(guess: Any, message: str) -> None:
     cell, params, batch = example(CELLS["lstm"], np.float32)
     with pytest.raises((ValueError, TypeError), match=message):
         jrnn.newton(cell, params, batch.xs, guess=guess)

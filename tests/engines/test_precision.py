@@ -106,7 +106,7 @@ def test_products_are_in_the_dtype_of_the_inputs(kind: Row, engine: Engine) -> N
 
 @pytest.mark.parametrize("mix", ["f32-bf16", "bf16-f32"])
 @pytest.mark.parametrize("cell", [GRU(2), LSTM(2, proj_size=1)], ids=["gru", "projected"])
-def test_each_part_is_given_its_dtype(
+def test_each_method_receives_its_dtype(
     cell: Cell, engine: Engine, mix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of_params, of_xs, _, wide, _ = MIXED[mix]
@@ -131,7 +131,7 @@ def test_each_part_is_given_its_dtype(
     assert seen == {"project": narrow, "recur": narrow, "update": wide, "readout": readout}
 
 
-def test_gradients_of_mixed_precision_are_near_those_of_float32(kind: Row, engine: Engine) -> None:
+def test_gradients_of_mixed_precision_are_close_to_float32(kind: Row, engine: Engine) -> None:
     cell = kind.make(4)
     params = random_params(cell, 1, 3, np.float32)
     batch = random_batch(cell, params, 2, steps=6, batch=3, dtype=np.float32)
@@ -156,7 +156,7 @@ def test_the_carry_is_accumulated_in_the_wider_dtype(engine: Engine) -> None:
         np.testing.assert_allclose(carry - 1, 4e-8, rtol=1e-5)
 
 
-def test_gradients_of_weights_are_added_in_the_wider_dtype(engine: Engine) -> None:
+def test_weight_gradients_are_accumulated_in_the_wider_dtype(engine: Engine) -> None:
     # A bfloat16 stalls at 256 where ones are added to it.
     cell = Elman(1, activation="relu")
     one = np.ones((1, 1), np.float32)
@@ -172,7 +172,7 @@ def test_gradients_of_weights_are_added_in_the_wider_dtype(engine: Engine) -> No
 
 
 @pytest.mark.parametrize("cell", [LSTM(1), GRU(1)])
-def test_a_slow_cell_creeps_on_where_bfloat16_would_stall(cell: Cell, engine: Engine) -> None:
+def test_slow_cells_do_not_stall_with_bfloat16_inputs(cell: Cell, engine: Engine) -> None:
     # The gate that keeps is all but shut, so that a step adds less than half a unit in the last
     # place of a bfloat16.
     row = CELLS[type(cell).__name__.lower()]

@@ -283,7 +283,7 @@ def test_gradients_equal_central_differences(x64: None) -> None:
 
 
 @pytest.mark.parametrize("name", ("complex", "blocks-2", "dense"))
-def test_vmap_equals_one_by_one(name: str, x64: None) -> None:
+def test_vmap_equals_separate_calls(name: str, x64: None) -> None:
     case = CASES[name]
     problems, keeps = zip(*(problem(case, 7, seed) for seed in (1, 2)), strict=True)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *problems)
@@ -306,7 +306,7 @@ def test_vmap_equals_one_by_one(name: str, x64: None) -> None:
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
 @pytest.mark.parametrize("name", ("diagonal-broadcast", "blocks-2", "dense"))
-def test_what_is_not_finite_does_not_pass_a_reset(name: str, bad: float, reverse: bool) -> None:
+def test_inf_and_nan_do_not_pass_a_reset(name: str, bad: float, reverse: bool) -> None:
     case = CASES[name]
     p, keep = problem(case, 12)
     keep[:], keep[5, 0] = True, False
@@ -336,7 +336,7 @@ def as_single(tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: leaf.astype(np.float32), tree)
 
 
-def test_a_mixture_of_constant_and_moving_blocks_equals_a_loop(x64: None) -> None:
+def test_constant_and_varying_blocks_equal_a_loop(x64: None) -> None:
     case = CASES["blocks-2"]._replace(resets=False)
     p, keep = problem(case, 7)
     (first, second), last_row = p.a
@@ -358,7 +358,7 @@ LONG = 10_000
 
 
 @pytest.mark.parametrize("chunk", [1, 64, None])
-def test_ten_thousand_steps_stay_accurate(chunk: int | None, reverse: bool) -> None:
+def test_ten_thousand_steps_are_accurate(chunk: int | None, reverse: bool) -> None:
     rng = np.random.default_rng(3)
     a = 1 - 10 ** rng.uniform(-5, 0, (LONG, BATCH, UNITS))
     b, start = rng.normal(size=a.shape), rng.normal(size=a.shape[1:])
@@ -373,7 +373,7 @@ def test_ten_thousand_steps_stay_accurate(chunk: int | None, reverse: bool) -> N
         assert_close(jax.jit(run)(p.a, p.b, p.start), truth, 1e-9)
 
 
-def test_what_is_carried_last_and_before() -> None:
+def test_shift_and_last_follow_the_scan_order() -> None:
     states, start = np.arange(1.0, 4)[:, None], np.zeros(1)
     np.testing.assert_array_equal(prefix.shift(states, start, False)[:, 0], [0, 1, 2])
     np.testing.assert_array_equal(prefix.shift(states, start, True)[:, 0], [2, 3, 0])
@@ -381,7 +381,7 @@ def test_what_is_carried_last_and_before() -> None:
     assert prefix.last(states, True) == 1
 
 
-def test_chunk_is_all_steps_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_chunk_is_all_steps_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     assert [prefix.default_chunk(n) for n in (0, 1, 9)] == [1, 1, 9]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

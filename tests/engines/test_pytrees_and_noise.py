@@ -37,7 +37,7 @@ def noisy_loop(params: NoisyParams, xs: Any, masks: Any, reverse: bool) -> tuple
     return last, ys
 
 
-def test_noise_is_that_of_the_key(engines: tuple[Engine, ...], reverse: bool) -> None:
+def test_noise_depends_only_on_the_key(engines: tuple[Engine, ...], reverse: bool) -> None:
     cell = Noisy(HIDDEN)
     params = NoisyParams(normal(INPUT, HIDDEN), normal(HIDDEN, HIDDEN, seed=1))
     xs = normal(STEPS, BATCH, INPUT, seed=2)
@@ -56,7 +56,7 @@ def test_noise_is_that_of_the_key(engines: tuple[Engine, ...], reverse: bool) ->
     np.testing.assert_array_equal(first, run(engines[0], keys[0])[1])
 
 
-def test_a_step_with_noise_is_that_of_the_key() -> None:
+def test_step_noise_depends_only_on_the_key() -> None:
     cell = Noisy(HIDDEN)
     params = NoisyParams(normal(INPUT, HIDDEN), normal(HIDDEN, HIDDEN, seed=1))
     x, h = normal(BATCH, INPUT), normal(BATCH, HIDDEN, seed=2)
@@ -87,7 +87,7 @@ def leaky_loop(params: Any, xs: Timed, carry: Clock, reverse: bool) -> tuple[Clo
     return Clock({"leak": leaks}, counts), ys
 
 
-def test_pytree_of_inputs_and_of_carry_equals_a_loop(engine: Engine, reverse: bool) -> None:
+def test_pytree_inputs_and_carry_equal_a_loop(engine: Engine, reverse: bool) -> None:
     params, xs = normal(INPUT, HIDDEN), timed()
     counts: Any = np.array([7, 8, 9, 10], np.int32)
     carry = Clock({"leak": normal(BATCH, HIDDEN)}, counts)
@@ -98,7 +98,7 @@ def test_pytree_of_inputs_and_of_carry_equals_a_loop(engine: Engine, reverse: bo
 
 
 @pytest.mark.parametrize("part", ["x", "dt"])
-def test_nan_in_any_part_of_the_inputs_leaves_no_trace(engine: Engine, part: str) -> None:
+def test_nan_in_any_input_leaf_has_no_effect(engine: Engine, part: str) -> None:
     params, xs = normal(INPUT, HIDDEN), timed()
     planted = getattr(xs, part).copy()
     planted[4:, 1], planted[0, 0] = np.nan, np.nan  # padding; a step before a reset
@@ -114,7 +114,7 @@ def test_nan_in_any_part_of_the_inputs_leaves_no_trace(engine: Engine, part: str
     assert_close(got, want, 1e-6)
 
 
-def test_integers_of_the_carry_stay_so_under_half_precision(engine: Engine) -> None:
+def test_integer_carry_leaves_keep_their_dtype_in_half_precision(engine: Engine) -> None:
     # 100 + 257 steps is no bfloat16.
     xs = Timed(jnp.zeros((257, 1, INPUT), jnp.bfloat16), jnp.zeros((257, 1), jnp.bfloat16))
     params = np.zeros((INPUT, HIDDEN), jnp.bfloat16)
@@ -124,7 +124,7 @@ def test_integers_of_the_carry_stay_so_under_half_precision(engine: Engine) -> N
     assert carry.inner["leak"].dtype == jnp.bfloat16
 
 
-def test_a_carry_without_floats_obeys_resets(engine: Engine, reverse: bool) -> None:
+def test_integer_carry_obeys_resets(engine: Engine, reverse: bool) -> None:
     xs = normal(STEPS, BATCH, 1)
     options = {"lengths": LENGTHS, "resets": RESETS, "reverse": reverse, "engine": engine}
     carry, ys = jrnn.unroll(Counter(), np.float32(0), xs, **options)

@@ -32,9 +32,7 @@ SCENARIOS = (Scenario(lengths=True, resets=True, carry=True), Scenario(reverse=T
     "batch", [LARGE_BATCH - 1, LARGE_BATCH + 1], ids=["after the loop", "in the loop"]
 )
 @pytest.mark.parametrize("name", WITH_PRODUCTS)
-def test_readout_has_its_gradients_wherever_it_is_computed(
-    name: str, batch: int, x64: None
-) -> None:
+def test_values_and_gradients_equal_a_loop(name: str, batch: int, x64: None) -> None:
     row = CELLS[name]
     cell = row.make(3)
     params = random_params(cell, 1, input_size=2)
@@ -56,9 +54,7 @@ def test_readout_has_its_gradients_wherever_it_is_computed(
         ("zoneout-lstm", 1, False),
     ],
 )
-def test_products_by_parameters_leave_the_loop_for_small_batches(
-    name: str, batch: int, deferred: bool
-) -> None:
+def test_products_are_deferred_for_small_batches(name: str, batch: int, deferred: bool) -> None:
     cell = CELLS[name].make(4)
     params = cell.init(jax.random.key(0), 2)
     xs = cell.inputs(2, (5, batch))
@@ -71,7 +67,7 @@ def test_products_by_parameters_leave_the_loop_for_small_batches(
     assert (jax.tree.structure(out) != jax.tree.structure(y)) is deferred
 
 
-def test_only_what_a_readout_reads_is_stacked_over_time() -> None:
+def test_only_leaves_that_readout_reads_are_stacked() -> None:
     cell = CELLS["projection-gru"].make(4)
     params = cell.init(jax.random.key(0), 2)
     xs: Any = np.ones((5, 1, 2), np.float32)
@@ -92,9 +88,7 @@ class UnitNorm(jrnn.Elman):
 
 @pytest.mark.parametrize("engine", ["scan", "fused", "native", "newton"])
 @pytest.mark.parametrize("batch", [LARGE_BATCH - 2, LARGE_BATCH + 1])
-def test_padding_reaches_no_gradient_of_a_readout_that_is_singular_at_zero(
-    engine: str, batch: int
-) -> None:
+def test_gradients_ignore_padding_if_readout_is_singular_at_zero(engine: str, batch: int) -> None:
     cell = UnitNorm(3)
     params = random_params(cell, 1, 2, np.float32)
     xs = random_batch(cell, params, 2, 4, batch, np.float32).xs

@@ -174,7 +174,7 @@ def test_carries_of_the_native_engine_equal_a_loop(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_no_steps_give_no_carries(name: str) -> None:
+def test_zero_steps_return_empty_carries(name: str) -> None:
     cell = CELLS[name]
     params, xs, first = setting(cell, np.float32)
     for reverse in (False, True):
@@ -187,7 +187,7 @@ def test_no_steps_give_no_carries(name: str) -> None:
         assert got == [a.shape for a in jax.tree.leaves(want)]
 
 
-def test_carries_and_outputs_are_those_without_carries() -> None:
+def test_outputs_do_not_depend_on_return_carries() -> None:
     cell = dropout(LSTM(3), x=0.5, y=0.5)
     params, xs, first = setting(cell, np.float32)
     options = {"mask": MASK, "resets": RESETS, "key": jax.random.key(0)}
@@ -217,7 +217,7 @@ CHOICES = [
 
 
 @pytest.mark.parametrize(("cell", "steps", "batch", "engine", "reason"), CHOICES, ids=str)
-def test_auto_chooses_an_engine_that_has_the_carries(
+def test_auto_chooses_an_engine_that_supports_carries(
     cell: Cell, steps: int, batch: int, engine: str, reason: str, caplog: Any
 ) -> None:
     pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
@@ -230,7 +230,7 @@ def test_auto_chooses_an_engine_that_has_the_carries(
     assert said.startswith(f"engine='auto' chose {engine}(") and reason in said
 
 
-def test_native_refuses_to_return_a_cell_state() -> None:
+def test_native_raises_for_cell_states() -> None:
     pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
     params, xs, first = setting(LSTM(3), np.float32)
     with pytest.raises(
@@ -239,7 +239,7 @@ def test_native_refuses_to_return_a_cell_state() -> None:
         jrnn.unroll(LSTM(3), params, xs, first, engine="native", return_carries=True)
 
 
-def test_layers_that_are_no_cells_have_no_carry_after_each_step() -> None:
+def test_return_carries_raises_for_layers_that_are_not_cells() -> None:
     layer = jrnn.stack([GRU(3)])
     with pytest.raises(TypeError, match="must be a single cell for return_carries, got Stack"):
         jrnn.unroll(layer, layer.init(jax.random.key(0), SIZE), XS, return_carries=True)

@@ -132,12 +132,12 @@ with jax.enable_x64(True):
 """
 
 
-def test_rows_are_split_over_devices():
+def test_batch_is_sharded_over_devices():
     command = [sys.executable, "-W", "error", "-c", SCRIPT]
     subprocess.run(command, env=environment_with_devices(DEVICES), check=True, timeout=300)
 
 
-def test_without_a_mesh_it_is_the_other_engine():
+def test_without_a_mesh_equals_the_inner_engine():
     cell = jrnn.GRU(3)
     params = random_params(cell, 1, 2)
     batch = random_batch(cell, params, 2, STEPS, 3)
@@ -148,7 +148,7 @@ def test_without_a_mesh_it_is_the_other_engine():
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-def test_what_is_no_engine_is_refused():
+def test_invalid_engine_raises():
     with pytest.raises(
         TypeError, match="engine must be an engine such as jrnn.Fused\\(\\), got 'fused'"
     ):

@@ -63,7 +63,7 @@ def test_values_and_gradients_equal_finite_differences(
 
 
 @pytest.mark.exhaustive
-def test_every_row_equals_a_loop_every_way(row: Row, engine: Engine, x64: None) -> None:
+def test_every_cell_equals_a_loop_in_every_scenario(row: Row, engine: Engine, x64: None) -> None:
     cell, params, batch = example(row)
     results = differentiate_all(cell, engine, SCENARIOS, params, batch)
     for scenario, got in zip(SCENARIOS, results, strict=True):
@@ -148,7 +148,7 @@ def test_any_shape_equals_a_loop(
         assert_close(tuple(got[2:]), loop_grads(cell, drawn.scenario, params, batch), 1e-10)
 
 
-def test_no_steps_return_the_carry_given(kind: Row, engine: Engine, x64: None) -> None:
+def test_zero_steps_return_the_first_carry(kind: Row, engine: Engine, x64: None) -> None:
     cell = kind.make(3)
     params = random_params(cell, 1, input_size=2)
     batch = random_batch(cell, params, 2, steps=0, batch=2)
@@ -160,7 +160,7 @@ def test_no_steps_return_the_carry_given(kind: Row, engine: Engine, x64: None) -
         assert_close((results.params_grad, results.carry_grad), (zeros, batch.ct_carry), 0)
 
 
-def test_a_learned_first_carry_gets_its_gradient(engine: Engine, x64: None) -> None:
+def test_gradients_of_a_learned_first_carry_equal_a_loop(engine: Engine, x64: None) -> None:
     # From the start without a carry given, and from every reset.
     step = lambda params, h, x: (np.tanh(params.w_ih.T @ x + params.w_hh.T @ h),) * 2
     row = Row(Learned, step, start=lambda params: params.h0)

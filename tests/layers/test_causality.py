@@ -61,25 +61,25 @@ def changed_past(layer: Layer, seed: int = 1) -> np.ndarray:
     return (differ & ~later).any(axis=0)
 
 
-def test_no_cell_reads_the_future(kind_or_row: Row) -> None:
+def test_cells_do_not_depend_on_future_inputs(kind_or_row: Row) -> None:
     cell = kind_or_row.make(SIZE)
     assert cell.causal
     assert not changed_past(cell).any()
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_a_causal_layer_does_not_read_the_future(name: str) -> None:
+def test_causal_layers_do_not_depend_on_future_inputs(name: str) -> None:
     assert CAUSAL[name].causal
     assert not changed_past(CAUSAL[name]).any()
 
 
 @pytest.mark.parametrize("name", NOT_CAUSAL)
-def test_a_layer_that_is_not_causal_reads_the_future(name: str) -> None:
+def test_noncausal_layers_depend_on_future_inputs(name: str) -> None:
     assert not NOT_CAUSAL[name].causal
     assert changed_past(NOT_CAUSAL[name])[1:].all()
 
 
-def test_causality_of_a_cell_cannot_be_overridden() -> None:
+def test_cell_causality_is_final() -> None:
     # What mixes time is no cell.
     members: Any = vars(jrnn.Cell)
     assert members["causal"].fget.__final__ and members["apply"].__final__
@@ -94,7 +94,7 @@ def reader(request: pytest.FixtureRequest) -> Layer:
     return NOT_CAUSAL[request.param]
 
 
-def test_modules_say_whether_they_are_causal(reader: Layer) -> None:
+def test_modules_report_causality(reader: Layer) -> None:
     rngs = nnx.Rngs(0)
     assert not RNN(reader, SIZE, rngs=rngs).causal
     assert not StackedRNN(reader, SIZE, rngs=rngs).causal
@@ -105,7 +105,7 @@ def test_modules_say_whether_they_are_causal(reader: Layer) -> None:
     assert not Network(GRU(4), bidirectional=True).causal
 
 
-def test_streams_and_generation_refuse_it(reader: Layer) -> None:
+def test_streaming_and_generation_raise_for_noncausal_layers(reader: Layer) -> None:
     rngs = nnx.Rngs(0)
     for body in (RNN(reader, SIZE, rngs=rngs), StackedRNN(reader, SIZE, rngs=rngs)):
         with pytest.raises(ValueError, match="stream: the network must be causal"):
@@ -117,7 +117,7 @@ def test_streams_and_generation_refuse_it(reader: Layer) -> None:
             generate(model, jnp.zeros((1, 2), int), 3, key=jax.random.key(0))
 
 
-def test_a_stack_of_causal_layers_is_streamed() -> None:
+def test_stack_of_causal_layers_streams() -> None:
     model = RNN(CAUSAL["transformed"], SIZE, rngs=nnx.Rngs(0))
     model.eval()
     xs = np.random.default_rng(0).normal(size=(2, STEPS, SIZE)).astype(np.float32)
@@ -139,7 +139,9 @@ def table_task(folder: Path) -> Table:
 
 
 @pytest.mark.parametrize("task", [text_task, table_task])
-def test_tasks_that_predict_their_inputs_refuse_it(task: Any, tmp_path: Path) -> None:
+def test_tasks_that_predict_their_inputs_raise_for_noncausal_layers(
+    task: Any, tmp_path: Path
+) -> None:
     data = task(tmp_path).load()
     for layer in NOT_CAUSAL.values():
         with pytest.raises(ValueError, match="Network: this task needs a causal network"):
@@ -147,7 +149,7 @@ def test_tasks_that_predict_their_inputs_refuse_it(task: Any, tmp_path: Path) ->
     assert isinstance(Network(CAUSAL["stack"]).build(data, 0), SequenceToSequence)
 
 
-def test_truncated_backpropagation_refuses_it(tmp_path: Path) -> None:
+def test_tbptt_raises_for_noncausal_layers(tmp_path: Path) -> None:
     task = table_task(tmp_path)
     data = replace(task.load(), causal=False)  # the task itself would allow any network
     options: Any = {"steps": 4, "batch_size": 2, "eval_every": 2, "tbptt": TBPTT(4)}

@@ -44,7 +44,7 @@ def test_auto_chooses_the_associative_engine_for_a_linear_cell_in_a_stack() -> N
 
 
 @pytest.mark.parametrize("engine", ["scan", "fused", "auto"])
-def test_a_stack_passes_the_cell_state_up(engine: str, x64: None) -> None:
+def test_stack_passes_cell_states_to_the_layer_above(engine: str, x64: None) -> None:
     lower, upper = LSTM(SIZE), DepthGatedLSTM(SIZE)
     layer = stack([lower, upper])
     params = random_params(layer, 1, SIZE)
@@ -61,7 +61,7 @@ def test_a_stack_passes_the_cell_state_up(engine: str, x64: None) -> None:
         assert_close(jax.tree.map(lambda a, b=b: a[b], last), second, 1e-9)
 
 
-def test_a_stack_passes_the_times_up(x64: None) -> None:
+def test_stack_passes_time_steps_to_all_layers(x64: None) -> None:
     xs = Timed(XS.astype(np.float64), DT)
     layers = [GRU(SIZE), CfC(SIZE, backbone_units=3), zoneout(CfC(SIZE, None), h=0.2)]
     for order in (layers, layers[:0:-1]):
@@ -87,7 +87,7 @@ def test_a_stack_passes_the_times_up(x64: None) -> None:
         assert_close(jrnn.unroll(both, params, xs)[1], np.concatenate(want, -1), 1e-12)
 
 
-def test_residuals_in_a_stack_add_the_output_below_alone(x64: None) -> None:
+def test_residual_in_a_stack_adds_only_the_output_below(x64: None) -> None:
     inner = [residual(DepthGatedLSTM(SIZE)), residual(CfC(SIZE, None))]
     layer = stack([LSTM(SIZE), *inner])
     params = random_params(layer, 1, SIZE)
@@ -118,7 +118,7 @@ def test_the_cell_state_passes_through_transforms_and_stacks(x64: None) -> None:
     assert_close(skipped - want, jrnn.unroll(LSTM(SIZE), params[0], xs)[1], 1e-10)
 
 
-def test_zoneout_in_a_stack_is_that_of_each_cell(x64: None) -> None:
+def test_zoneout_in_a_stack_equals_separate_layers(x64: None) -> None:
     layer = stack([zoneout(LSTM(SIZE), h=0.25), zoneout(GRU(SIZE), h=0.5)])
     params, xs = random_params(layer, 1, SIZE), XS.astype(np.float64)
     got = jrnn.unroll(layer, params, xs, lengths=LENGTHS)
@@ -127,7 +127,7 @@ def test_zoneout_in_a_stack_is_that_of_each_cell(x64: None) -> None:
     assert_close(got, ((first, second), ys), 1e-12)
 
 
-def test_layers_of_a_stack_draw_noise_of_their_own(x64: None) -> None:
+def test_layers_of_a_stack_draw_independent_noise(x64: None) -> None:
     cells = [dropout(LSTM(SIZE), x=0.4, y=0.4), weight_drop(GRU(SIZE)), zoneout(LRU(2), h=0.3)]
     layer = stack(cells)
     params, xs = random_params(layer, 1, SIZE), XS.astype(np.float64)
@@ -171,13 +171,13 @@ def test_gates_are_captured_by_layer() -> None:
     assert_close((seen.carry, seen.ys), jrnn.unroll(layer, params, XS, lengths=LENGTHS), 1e-5)
 
 
-def test_only_the_first_layer_may_take_more_than_outputs() -> None:
+def test_only_the_first_layer_may_accept_other_inputs() -> None:
     stack([jrnn.GRUD(SIZE), GRU(SIZE)])
     with pytest.raises(ValueError, match="must accept one array, got GRUD"):
         stack([GRU(SIZE), jrnn.GRUD(SIZE)])
 
 
-def test_a_stack_needs_a_cell_state_to_pass_up() -> None:
+def test_below_requires_a_layer_with_cell_state() -> None:
     for lower in (GRU(SIZE), stack([LSTM(SIZE)]), bidirectional(LSTM(SIZE), merge="sum")):
         layer = stack([lower, DepthGatedLSTM(SIZE)])
         params = layer.init(jax.random.key(0), SIZE)
@@ -185,7 +185,7 @@ def test_a_stack_needs_a_cell_state_to_pass_up() -> None:
             jrnn.unroll(layer, params, XS)
 
 
-def test_a_stack_by_newton_solves_each_layer(x64: None) -> None:
+def test_newton_on_a_stack_equals_scan(x64: None) -> None:
     layer = stack([LSTM(SIZE), LRU(SIZE)])
     params = random_params(layer, 1, SIZE)
     xs = XS.astype(np.float64)
@@ -193,7 +193,7 @@ def test_a_stack_by_newton_solves_each_layer(x64: None) -> None:
     assert_close(got, want, 1e-9)
 
 
-def test_a_first_carry_has_one_entry_for_each_layer() -> None:
+def test_first_carry_must_have_one_entry_for_each_layer() -> None:
     layer = stack([LSTM(SIZE), GRU(2)])
     params = random_params(layer, 1, SIZE, np.float32)
     first = jax.tree.map(lambda a: a + 0.3, layer.init_carry(params, (BATCH,)))
@@ -205,7 +205,7 @@ def test_a_first_carry_has_one_entry_for_each_layer() -> None:
         jrnn.unroll(layer, params, XS, first[:1])
 
 
-def test_a_stack_refuses_what_is_no_layer() -> None:
+def test_stack_raises_for_invalid_layers() -> None:
     with pytest.raises(ValueError, match="Stack: layers must be a non-empty list of cells or la"):
         stack([])
     with pytest.raises(
@@ -214,7 +214,7 @@ def test_a_stack_refuses_what_is_no_layer() -> None:
         stack([LSTM])  # pyright: ignore[reportArgumentType]
 
 
-def test_a_stack_prints_as_what_makes_it() -> None:
+def test_stack_repr_can_be_evaluated() -> None:
     layer = stack([zoneout(LSTM(4), h=0.1), bidirectional(GRU(2))])
     names = dict(vars(jrnn)) | dict(vars(jrnn.transforms)) | dict(vars(jrnn.layers))
     assert eval(repr(layer), names) == layer and hash(eval(repr(layer), names)) == hash(layer)
