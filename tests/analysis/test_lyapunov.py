@@ -19,7 +19,7 @@ from tests.helpers import (
     random_batch,
     random_params,
     scan_order,
-    sequence,
+    select_sequence,
 )
 from tests.table import CELLS, Row
 
@@ -61,7 +61,7 @@ def truth(
     exponents, steps, history, jacobians = [], [], np.full(batch.xs.shape[:2], np.nan), []
     carries, ranks = [], np.full(B, size)
     for b in range(B):
-        carry, q, wait = sequence(batch.carry, b) if way.carry else start, first, skip
+        carry, q, wait = select_sequence(batch.carry, b) if way.carry else start, first, skip
         logs: list[Any] = []
         jacobians.append([])
         order = scan_order(way, batch, b)
@@ -495,7 +495,7 @@ def test_jit_and_vmap_give_the_same() -> None:
     assert isinstance(found, Lyapunov)
     for n, params in enumerate(both):
         alone = lyapunov(cell, params, xs, lengths=jnp.arange(5, 10))
-        assert_close(sequence(found, n), alone, 1e-4)
+        assert_close(select_sequence(found, n), alone, 1e-4)
         assert_close(found.dimension[n], alone.dimension, 1e-4)
 
 

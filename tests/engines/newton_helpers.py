@@ -1,4 +1,4 @@
-"""What the tests of `Newton` share."""
+"""Helpers for the tests of `Newton`."""
 
 from functools import partial
 from typing import Any
@@ -30,17 +30,20 @@ def example(row: Row, dtype: Any = np.float64, steps: int = 7) -> tuple[Cell, An
 
 
 def all_carries(row: Row, scenario: Scenario, params: Any, batch: Batch) -> Any:
-    """The oracle's carry after each step, leaves `[T, B, ...]`, kept on padding."""
-    found = []
+    """The carries of the oracle after each step, leaves `[T, B, ...]`."""
+    carries = []
     for t in range(len(batch.xs)):
-        # All steps up to t, in the direction of travel.
-        done = slice(t, None) if scenario.reverse else slice(t + 1)
+        # All steps up to t, in scan order.
+        steps = slice(t, None) if scenario.reverse else slice(t + 1)
         lengths = np.clip(batch.lengths - (t if scenario.reverse else 0), 0, None)
-        some = batch._replace(
-            xs=batch.xs[done], resets=batch.resets[done], ct_ys=batch.ct_ys[done], lengths=lengths
+        partial_batch = batch._replace(
+            xs=batch.xs[steps],
+            resets=batch.resets[steps],
+            ct_ys=batch.ct_ys[steps],
+            lengths=lengths,
         )
-        found.append(oracle(row, scenario, params, some)[0])
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
+        carries.append(oracle(row, scenario, params, partial_batch)[0])
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *carries)
 
 
 @partial(jax.jit, static_argnames=("cell", "engine", "scenario"))

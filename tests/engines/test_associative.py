@@ -1,4 +1,4 @@
-"""`Associative` against the NumPy oracles, and its choice by `Auto`."""
+"""`Associative` against the NumPy oracles, and when `Auto` chooses it."""
 
 import itertools
 import logging
@@ -66,7 +66,7 @@ def example(row: Row, steps: int = 7, batch: int = 3, dtype: Any = np.float64) -
     return cell, params, random_batch(cell, params, 2, steps, batch, dtype)
 
 
-def assert_true(
+def assert_equals_loop(
     row: Row, scenarios: Any, results: list[Results], params: Any, batch: Batch
 ) -> None:
     cell = row.make(2)
@@ -77,11 +77,11 @@ def assert_true(
 
 @pytest.mark.parametrize("name", ROWS)
 def test_values_and_gradients_equal_a_loop(name: str, x64: None) -> None:
-    # Many scenarios for each kind of recurrence: compiles are the time of this file.
+    # Many scenarios only for one cell of each kind, since compilation dominates the time.
     scenarios = HALF_OF_SCENARIOS if name in FEW else EVERYTHING
     cell, params, batch = example(ROWS[name])
     results = differentiate_all(cell, Associative(), scenarios, params, batch)
-    assert_true(ROWS[name], scenarios, results, params, batch)
+    assert_equals_loop(ROWS[name], scenarios, results, params, batch)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_variants_equal_a_loop(name: str, variant: str, x64: None) -> None:
     scenarios = (*EVERYTHING, Scenario(lengths=False, carry=False))
     cell, params, batch = example(ROWS[name])
     results = differentiate_all(cell, VARIANTS[variant], scenarios, params, batch)
-    assert_true(ROWS[name], scenarios, results, params, batch)
+    assert_equals_loop(ROWS[name], scenarios, results, params, batch)
 
 
 @pytest.mark.exhaustive
@@ -116,7 +116,7 @@ def test_variants_equal_a_loop(name: str, variant: str, x64: None) -> None:
 def test_every_scenario_equals_a_loop(name: str, x64: None) -> None:
     cell, params, batch = example(ROWS[name])
     results = differentiate_all(cell, Associative(), SCENARIOS, params, batch)
-    assert_true(ROWS[name], SCENARIOS, results, params, batch)
+    assert_equals_loop(ROWS[name], SCENARIOS, results, params, batch)
 
 
 @pytest.mark.parametrize("name", mark_exhaustive(ROWS, always=FEW))
@@ -159,7 +159,7 @@ def test_empty_time_or_batch_equals_a_loop(
 ) -> None:
     cell, params, given = example(ROWS[name], steps, batch)
     results = differentiate_all(cell, engine, EVERYTHING, params, given)
-    assert_true(ROWS[name], EVERYTHING, results, params, given)
+    assert_equals_loop(ROWS[name], EVERYTHING, results, params, given)
 
 
 def test_noise_depends_only_on_the_key(x64: None) -> None:
@@ -205,12 +205,12 @@ def test_ten_thousand_steps_equal_scan(cell: Any, engine: Associative, reverse: 
         truth = differentiate_all(cell, Scan(), (scenario,), *wide)[0]
         assert_close(differentiate_all(cell, engine, (scenario,), *wide)[0], truth, 1e-9)
     assert_close((narrow.carry, narrow.ys), (truth.carry, truth.ys), 1e-4)
-    # The eigenvalues of an LRU, rounded, are no better known: Scan in float32 is as far off.
+    # The rounding of eigenvalues limits the accuracy of an LRU; Scan in float32 has the same error.
     assert_close(tuple(narrow[2:]), tuple(truth[2:]), 1e-3)
 
 
 def test_bfloat16_is_accumulated_in_float32() -> None:
-    # s' = a s + 1 with an a that is a bfloat16: no rounding but that of the sum.
+    # s' = a s + 1 with a exact in bfloat16, so that only the sum is rounded.
     a, params = 1 - 2.0**-8, GrowthParams(np.ones((1, 1), jnp.bfloat16))
     xs = np.full((1000, 1, 1), a, jnp.bfloat16)
     want = (1 - a ** np.arange(1, 1001)) / (1 - a)
@@ -218,7 +218,7 @@ def test_bfloat16_is_accumulated_in_float32() -> None:
     error = lambda ys: np.abs(np.asarray(ys, np.float64)[:, 0, 0] / want - 1).max()
     for engine in (Associative(), Associative(chunk=1)):
         assert run(engine).dtype == jnp.bfloat16
-        assert error(run(engine)) < 2**-6  # rounded before and after the last step
+        assert error(run(engine)) < 2**-6  # rounding of the inputs and of the output
     assert error(run(Scan())) > 2**-4
 
 
@@ -229,14 +229,14 @@ def kind(request: pytest.FixtureRequest) -> Row:
 
 @pytest.fixture
 def engine(kind: Row) -> Associative:
-    """Each row on another variant."""
+    """A different variant for each row."""
     engines = (Associative(), Associative(chunk=1), Associative(chunk=2), Associative(block=4))
     return engines[
         [CELLS["mingru"], CELLS["minlstm-log"], CELLS["lru"], TOYS["moving"]].index(kind)
     ]
 
 
-# The rules of NaN, here on the rows and engines above.
+# The tests of NaNs, on the rows and engines above.
 setting = test_nan.setting
 test_nan_on_padding = test_nan.test_nan_on_padding_has_no_effect
 test_nan_before_a_reset = test_nan.test_nan_before_a_reset_does_not_pass_it
@@ -357,7 +357,7 @@ def test_mesh_of_one_device_equals_a_loop(x64: None) -> None:
     engine = Associative(mesh=Mesh(np.array(jax.devices()[:1]), ("time",)))
     cell, params, batch = example(TOYS["pair"])
     results = differentiate_all(cell, engine, EVERYTHING, params, batch)
-    assert_true(TOYS["pair"], EVERYTHING, results, params, batch)
+    assert_equals_loop(TOYS["pair"], EVERYTHING, results, params, batch)
 
 
 @pytest.mark.parametrize(
@@ -400,29 +400,29 @@ def test_vmap_over_models_equals_a_loop(engine: Associative, x64: None) -> None:
     mapped = jax.jit(jax.vmap(run))(stack(*params), stack(*batches))
     for n in range(2):
         got = jax.tree.map(lambda leaf, n=n: leaf[n], mapped)
-        assert_true(row, (scenario,), [got], params[n], batches[n])
+        assert_equals_loop(row, (scenario,), [got], params[n], batches[n])
 
 
 def test_coefficients_receive_all_steps_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    really = Mixer.coefficients
+    shapes = []
+    coefficients = Mixer.coefficients
 
-    def watch(self: Mixer, params: Any, z: jax.Array) -> Any:
-        seen.append(z.shape)
-        return really(self, params, z)
+    def record(self: Mixer, params: Any, z: jax.Array) -> Any:
+        shapes.append(z.shape)
+        return coefficients(self, params, z)
 
-    monkeypatch.setattr(Mixer, "coefficients", watch)
+    monkeypatch.setattr(Mixer, "coefficients", record)
     cell = Mixer(4)
     params = cell.init(jax.random.key(0), 2)
     run = lambda engine: jax.eval_shape(
         lambda xs: jrnn.unroll(cell, params, xs, engine=engine), np.ones((13, 3, 2), np.float32)
     )
     run(Associative())
-    one = (3, 4)  # asked whether the cell is linear, with the shapes of one step
-    assert seen == [one, (13, 3, 4)]
-    seen.clear()
+    one = (3, 4)  # the check that the cell is linear, on one step
+    assert shapes == [one, (13, 3, 4)]
+    shapes.clear()
     run(Associative(block=5))
-    assert set(seen) == {one, (5, 3, 4), (3, 3, 4)}
+    assert set(shapes) == {one, (5, 3, 4), (3, 3, 4)}
 
 
 @pytest.mark.parametrize("steps", [auto.MANY_STEPS - 1, auto.MANY_STEPS])

@@ -17,7 +17,7 @@ DAMPINGS = np.array([0.0, 1e-3, 1.0, 50.0])
 
 
 def matrices(complex_: bool, n: int | None, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Jacobians `[T, B, n, n]` and residuals `[T, B, n]`; or numbers `[T, B, 3]` for n None."""
+    """Jacobians `[T, B, n, n]` and residuals `[T, B, n]`; or scalars `[T, B, 3]` if n is None."""
     rng = np.random.default_rng(0)
     normal = lambda *shape: (
         rng.normal(size=shape) + (1j * rng.normal(size=shape) if complex_ else 0)
@@ -33,11 +33,11 @@ def least_squares(a: np.ndarray, r: np.ndarray, weight: float, reverse: bool) ->
     steps, n = r.shape
     order = list(range(steps))[:: -1 if reverse else 1]
     rows = np.eye(steps * n, dtype=a.dtype)
-    for before, t in zip(order, order[1:], strict=False):
-        rows[t * n : (t + 1) * n, before * n : (before + 1) * n] = -a[t]
+    for prev, t in zip(order, order[1:], strict=False):
+        rows[t * n : (t + 1) * n, prev * n : (prev + 1) * n] = -a[t]
     system = np.concatenate([rows, np.sqrt(weight) * np.eye(steps * n)])
-    wanted = np.concatenate([r.ravel(), np.zeros(steps * n)])
-    return np.linalg.lstsq(system, wanted, rcond=None)[0].reshape(steps, n)
+    target = np.concatenate([r.ravel(), np.zeros(steps * n)])
+    return np.linalg.lstsq(system, target, rcond=None)[0].reshape(steps, n)
 
 
 @pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])
@@ -91,7 +91,7 @@ def test_jacobian_kinds_equal_their_full_matrices(kind: Any, x64: None) -> None:
         )
 
 
-# By NumPy: two batched calls of LAPACK from XLA at a time can wait for each other for ever.
+# By NumPy, since two concurrent batched LAPACK calls of XLA can deadlock.
 INVERSE = lambda a: jnp.asarray(np.linalg.inv(np.asarray(a)))
 
 
@@ -111,7 +111,7 @@ def test_parallel_covariances_equal_sequential(
 
 
 def test_covariances_equal_the_normal_equations(x64: None) -> None:
-    # The last state has no future: its covariance is the last block of the inverse.
+    # No observation follows the last state: its covariance is the last block of the inverse.
     a, _ = matrices(False, 2)
     weight = jnp.asarray(DAMPINGS).reshape(-1, 1, 1)
     predicted, updated = damping.covariances(damping.MATRICES, jnp.asarray(a), weight, False)
@@ -157,7 +157,7 @@ def test_converged_damped_solutions_equal_scan(name: str, kind: Any, x64: None) 
 
 
 def test_damped_steps_never_increase_the_residual(x64: None) -> None:
-    # Where plain Newton leaps about: the sum of squares, by an oracle, falls step by step.
+    # The sum of squares, by an oracle, decreases at each step; without damping it does not.
     cell = Elman(8)
     params = cell.init(jax.random.key(0), 2, np.float64)
     params = params._replace(w_hh=2.5 * params.w_hh)
@@ -165,16 +165,16 @@ def test_damped_steps_never_increase_the_residual(x64: None) -> None:
     p = jax.tree.map(np.asarray, params)
 
     def merit(**options: Any) -> np.ndarray:
-        found = []
+        sums = []
         for k in (1, 2, 3, 5):
             engine = Newton(max_steps=k, tol=1e-12, **options)
             states = np.asarray(jrnn.newton(cell, params, xs, engine=engine).carries)
             prev_carries = np.concatenate([np.zeros((1, 2, 8)), states[:-1]])
             residuals = np.tanh(xs @ p.w_ih + prev_carries @ p.w_hh + p.b) - states
-            found.append(np.square(residuals).sum(axis=(0, 2)))
-        return np.stack(found)
+            sums.append(np.square(residuals).sum(axis=(0, 2)))
+        return np.stack(sums)
 
-    fallen, free = merit(damping=1.0), merit()
-    assert (np.diff(fallen, axis=0) <= 1e-20).all()
-    assert fallen[-1].sum() < fallen[0].sum() / 2
-    assert (np.diff(free, axis=0) > 0).any(), "plain steps do as well: the test shows nothing"
+    damped, undamped = merit(damping=1.0), merit()
+    assert (np.diff(damped, axis=0) <= 1e-20).all()
+    assert damped[-1].sum() < damped[0].sum() / 2
+    assert (np.diff(undamped, axis=0) > 0).any(), "undamped steps never increase the residual"

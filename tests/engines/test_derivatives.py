@@ -1,4 +1,4 @@
-"""Forward mode, second derivatives and vmap of `unroll`, against differences and loops."""
+"""Forward mode, second derivatives and vmap of `unroll`, against finite differences and loops."""
 
 from typing import Any
 
@@ -22,12 +22,12 @@ from tests.helpers import (
 from tests.table import Row
 
 EPS = 1e-5
-SCAN = Scan()  # the engine that promises derivatives of any order and mode
+SCAN = Scan()  # supports derivatives of any order and mode
 Point = tuple[Any, Any, Any]  # params, xs, carry
 
 
 def example(cell: Cell, seed: int = 1) -> tuple[Batch, Point, Point]:
-    """A batch, the point in it that is moved, and the direction."""
+    """A batch, the point at which it is differentiated, and a direction."""
     params = random_params(cell, seed, 2)
     batch = random_batch(cell, params, seed + 1, steps=5, batch=3)
     point = (params, batch.xs, batch.carry)

@@ -1,4 +1,4 @@
-"""What a user may get wrong is refused with what was expected, what was got, and what to do."""
+"""Invalid arguments of `unroll` raise with the expected value, the actual value and a remedy."""
 
 from typing import Any
 
@@ -119,7 +119,9 @@ def test_engine_accepts_names() -> None:
 
 def test_auto_logs_its_choice(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("DEBUG", logger="jrnn"):
-        unroll(engine="auto", xs=np.ones((7, 5, 2), np.float32))  # a new shape: chosen in tracing
+        unroll(
+            engine="auto", xs=np.ones((7, 5, 2), np.float32)
+        )  # a new shape, since Auto logs when it is traced
     assert "engine='auto' chose " in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""What the engine `Fused` alone promises: memory, derivatives of its derivative, what it saves."""
+"""`Fused`: memory, second derivatives, residuals and options."""
 
 import itertools
 from dataclasses import dataclass
@@ -96,7 +96,7 @@ def test_gradients_for_any_chunk_equal_scan(
 
 
 def temp_bytes(engine: Engine, steps: int) -> int:
-    """The memory that a training step needs besides what it is given and what it returns."""
+    """The memory of a training step besides its arguments and results."""
     cell = LSTM(16)
     params = jax.eval_shape(lambda key: cell.init(key, 4), jax.random.key(0))
 
@@ -144,16 +144,16 @@ def test_residuals_are_only_the_gates(cell: jrnn.Cell, pairs: int, saved: int) -
 
 
 @dataclass(frozen=True)
-class Straight(Learned):
-    """h' = tanh(W x + U h) + round(W x), of which the last has no derivative."""
+class StraightThrough(Learned):
+    """h' = tanh(W x + U h) + round(W x), where the last term has no derivative."""
 
     def update(self, params: Any, carry: jax.Array, z: jax.Array, u: jax.Array) -> Any:
         return jnp.tanh(z + u) + lax.stop_gradient(jnp.round(z))
 
 
 def test_gates_used_separately_are_not_merged(x64: None) -> None:
-    # z and u have the same cotangent here, and yet their sum is not enough.
-    cell = Straight(3)
+    # z and u have the same cotangent, but `update` does not only use their sum.
+    cell = StraightThrough(3)
     params, batch = example(cell, steps=5)
     run = lambda engine: differentiate_all(cell, engine, (Scenario(),), params, batch)
     assert_close(run(Fused()), run(Scan()), 1e-10)
@@ -164,9 +164,9 @@ def test_forward_mode_raises() -> None:
     params, batch = example(cell, steps=2)
     xs = batch.xs.astype(np.float32)
     run = lambda xs: call(cell, Fused(), Scenario(), params, batch._replace(xs=xs))
-    with pytest.raises(TypeError, match="forward-mode") as refused:
+    with pytest.raises(TypeError, match="forward-mode") as caught:
         jax.jvp(run, (xs,), (xs,))
-    assert "use engine='scan'" in refused.value.__notes__[0]
+    assert "use engine='scan'" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize("chunk", [0, -1, 1.5, True, "2"])

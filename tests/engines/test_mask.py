@@ -1,4 +1,4 @@
-"""Masks of any pattern: against loops over the valid steps alone, on every engine and layer."""
+"""Masks of any pattern, against loops over the valid steps, on every engine and layer."""
 
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ from tests.helpers import (
 )
 from tests.table import CELLS, Row
 
-# One sequence a column: none valid, holes, both ends, the last one, all.
+# One sequence per column: no valid step, gaps in the mask, and all steps valid.
 MASK = np.array(
     [
         [0, 1, 0, 0, 1],
@@ -54,7 +54,7 @@ STEPS, BATCH = MASK.shape
 LENGTHS = np.array([6, 4, 3, 6, 2], np.int32)
 RESETS = np.random.default_rng(3).random(MASK.shape) < 0.4
 RESETS[3, 1] = RESETS[2, 2] = True  # on valid steps
-RESETS[1, 1] = RESETS[4, 3] = True  # in holes
+RESETS[1, 1] = RESETS[4, 3] = True  # on masked steps
 SCENARIOS = (
     Scenario(lengths=False, resets=False, carry=True),
     Scenario(lengths=False, resets=True, carry=False, reverse=True),
@@ -80,7 +80,7 @@ NATIVE = ["lstm-peepholes", "gru", "elman-relu"]
 
 
 def setting(row: Row) -> tuple[Any, Any, Batch]:
-    """A cell with NaN on every masked step, which must reach neither outputs nor gradients."""
+    """A batch with NaN on every masked step, which must reach neither outputs nor gradients."""
     cell = row.make(3)
     params = random_params(cell, 1, input_size=2)
     batch = random_batch(cell, params, 2, STEPS, BATCH)
@@ -88,7 +88,7 @@ def setting(row: Row) -> tuple[Any, Any, Batch]:
     return cell, params, batch._replace(xs=xs, mask=MASK, lengths=LENGTHS, resets=RESETS)
 
 
-def assert_like_the_loop(
+def assert_equals_loop(
     row: Row, cell: Any, engine: Engine, params: Any, batch: Batch, given: Any, tolerance: float
 ) -> None:
     assert np.isnan(batch.xs).any()
@@ -103,7 +103,7 @@ def assert_like_the_loop(
 def test_a_mask_equals_a_loop_over_valid_steps(name: str, engine: Engine, x64: None) -> None:
     cell, params, batch = setting(CELLS[name])
     tolerance = 1e-8 if isinstance(engine, Newton) else 1e-10
-    assert_like_the_loop(CELLS[name], cell, engine, params, batch, (params, batch), tolerance)
+    assert_equals_loop(CELLS[name], cell, engine, params, batch, (params, batch), tolerance)
 
 
 @pytest.mark.parametrize("name", NATIVE)
@@ -112,14 +112,14 @@ def test_a_mask_on_the_native_engine_equals_a_loop(name: str, x64: None) -> None
     cell, params, batch = setting(CELLS[name])
     narrow = as_dtype((params, batch), np.float32)
     params, batch = as_dtype(narrow, np.float64)
-    assert_like_the_loop(CELLS[name], cell, Native(), params, batch, narrow, 2e-6)
+    assert_equals_loop(CELLS[name], cell, Native(), params, batch, narrow, 2e-6)
 
 
 # --- layers --------------------------------------------------------------------------------------
 
 
 class Packed(NamedTuple):
-    """Valid steps moved to the front, in NumPy, and where each of them was."""
+    """Moves valid steps to the front, in NumPy, and back."""
 
     lengths: np.ndarray  # [B]
     source: np.ndarray  # [T, B], the step of the n-th valid one
@@ -164,8 +164,8 @@ def test_layers_with_a_mask_equal_layers_without_masked_steps(name: str, engine:
     rng = np.random.default_rng(0)
     params = random_params(layer, 1, 3, np.float32)
     xs = rng.normal(size=(STEPS, BATCH, 3)).astype(np.float32)
-    both = Packed.of(MASK & (np.arange(STEPS)[:, None] < LENGTHS))
-    alone = Packed.of(MASK)
+    mask_and_lengths = Packed.of(MASK & (np.arange(STEPS)[:, None] < LENGTHS))
+    mask_only = Packed.of(MASK)
 
     @jax.jit
     def run(params: Any, xs: Any, clean: Any) -> Any:
@@ -176,11 +176,11 @@ def test_layers_with_a_mask_equal_layers_without_masked_steps(name: str, engine:
 
         def packed(params: Any, xs: Any) -> Any:
             results = []
-            for where, resets in ((alone, RESETS), (both, None)):
-                resets = None if resets is None else where.pack(resets)
-                options = {"lengths": where.lengths, "resets": resets, "engine": "scan"}
-                carry, ys = jrnn.unroll(layer, params, where.pack(xs), **options)
-                results.append((carry, where.unpack(ys)))
+            for packing, resets in ((mask_only, RESETS), (mask_and_lengths, None)):
+                resets = None if resets is None else packing.pack(resets)
+                options = {"lengths": packing.lengths, "resets": resets, "engine": "scan"}
+                carry, ys = jrnn.unroll(layer, params, packing.pack(xs), **options)
+                results.append((carry, packing.unpack(ys)))
             return tuple(results)
 
         def by(function: Any, xs: Any) -> Any:
@@ -200,10 +200,10 @@ def test_modules_accept_masks_in_the_layout_of_their_inputs() -> None:
     core = {"lengths": LENGTHS, "mask": MASK, "resets": RESETS}
     layer = bidirectional(LSTM(4))
     rnn = RNN(layer, 3, rngs=nnx.Rngs(0))
-    turned = RNN(layer, 3, rngs=nnx.Rngs(0), time_major=True)
+    time_major = RNN(layer, 3, rngs=nnx.Rngs(0), time_major=True)
     carry, ys = jrnn.unroll(layer, rnn.params, xs.swapaxes(0, 1), **core)
     assert_close(rnn(xs, **options), (carry, ys.swapaxes(0, 1)), 1e-6)
-    assert_close(turned(xs.swapaxes(0, 1), **core), (carry, ys), 1e-6)
+    assert_close(time_major(xs.swapaxes(0, 1), **core), (carry, ys), 1e-6)
 
     layers = StackedRNN(GRU(4), 3, 2, bidirectional=True, rngs=nnx.Rngs(0))
     params = [rnn.params for rnn in layers.rnns]
@@ -238,13 +238,13 @@ def test_masked_inputs_have_no_effect_with_noise() -> None:
 
 
 def reversed_by_loop(resets: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """At the last step of each segment but the last: segments by a list of their valid steps."""
-    found = np.zeros_like(resets)
+    """True at the last valid step before each reset, by a loop over valid steps."""
+    result = np.zeros_like(resets)
     for b in range(resets.shape[1]):
         steps = np.flatnonzero(valid[:, b])
-        for before, step in zip(steps[:-1], steps[1:], strict=True):
-            found[before, b] = resets[step, b]
-    return found
+        for prev, step in zip(steps[:-1], steps[1:], strict=True):
+            result[prev, b] = resets[step, b]
+    return result
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 9])

@@ -1,4 +1,4 @@
-"""What is special to the kernels in C++: tiles, instruction sets, threads, vmap and errors."""
+"""The C++ kernels: shapes, instruction sets, threads, vmap and errors."""
 
 import itertools
 import os
@@ -17,8 +17,8 @@ import jrnn
 from jrnn import Native, Scan
 from jrnn.engines import native
 from tests.helpers import (
-    HALF,
-    WAYS,
+    HALF_OF_SCENARIOS,
+    SCENARIOS,
     as_dtype,
     assert_close,
     differentiate_all,
@@ -34,8 +34,8 @@ from tests.table import CELLS, Row
 kernels = pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
 ROWS = [name for name, row in CELLS.items() if row.make(1).kernel_name() is not None]
 
-# Time, batch, input, hidden: less than a vector, rows and units left over from tiles, one sequence
-# (its units are shared by threads), few inputs and many, more rows than a chunk holds.
+# Time, batch, input, hidden: less than a vector, remainders of tiles, a single sequence (threads
+# divide its units), few and many inputs, more rows than a chunk.
 SHAPES = [(5, 3, 2, 3), (9, 13, 5, 37), (40, 1, 9, 70), (3, 130, 1, 33), (4, 17, 70, 16)]
 
 
@@ -51,17 +51,20 @@ def test_values_and_gradients_equal_a_loop(kernel_row: Row, x64: None) -> None:
     narrow = as_dtype((params, batch), np.float32)
     params, batch = as_dtype(narrow, np.float64)
     assert len(jax.tree.leaves(narrow)) == len(jax.tree.leaves((params, batch)))
-    inference = unroll_all(cell, Native(), HALF, *narrow)
-    for way, got, alone in zip(
-        HALF, differentiate_all(cell, Native(), HALF, *narrow), inference, strict=True
+    values = unroll_all(cell, Native(), HALF_OF_SCENARIOS, *narrow)
+    for scenario, got, value in zip(
+        HALF_OF_SCENARIOS,
+        differentiate_all(cell, Native(), HALF_OF_SCENARIOS, *narrow),
+        values,
+        strict=True,
     ):
         assert got.ys.dtype == np.float32
-        assert_close((got.carry, got.ys), oracle(kernel_row, way, params, batch), 1e-6)
-        assert_close(tuple(alone), oracle(kernel_row, way, params, batch), 1e-6)
-        assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 5e-6)
+        assert_close((got.carry, got.ys), oracle(kernel_row, scenario, params, batch), 1e-6)
+        assert_close(tuple(value), oracle(kernel_row, scenario, params, batch), 1e-6)
+        assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 5e-6)
 
 
-# All shapes of one row, and two of each other.
+# All shapes of one row, and two shapes of each other row.
 FEW = [
     (name, shape)
     for n, name in enumerate(ROWS)
@@ -79,9 +82,9 @@ def test_any_shape_equals_scan_in_float64(name: str, shape: Any, x64: None) -> N
     params = jax.tree.map(lambda a: a / np.sqrt(hidden), random_params(cell, 1, inputs))
     batch = random_batch(cell, params, 2, steps, size)
     narrow = as_dtype((params, batch), np.float32)
-    wanted = differentiate_all(cell, Scan(), WAYS[-1:], *as_dtype(narrow, np.float64))
+    wanted = differentiate_all(cell, Scan(), SCENARIOS[-1:], *as_dtype(narrow, np.float64))
     for want, got in zip(
-        wanted, differentiate_all(cell, Native(), WAYS[-1:], *narrow), strict=True
+        wanted, differentiate_all(cell, Native(), SCENARIOS[-1:], *narrow), strict=True
     ):
         assert_close(as_dtype(tuple(got), np.float64), tuple(want), 1e-5)
 
@@ -201,7 +204,7 @@ def test_gradients_do_not_depend_on_thread_scheduling() -> None:
     xs = jnp.asarray(np.random.default_rng(0).normal(size=(50, 64, 8)), jnp.float32)
     run = jax.jit(jax.grad(lambda p: jnp.sum(jrnn.unroll(cell, p, xs, engine="native")[1] ** 2)))
     first = jax.tree.map(np.asarray, run(params))
-    with ThreadPoolExecutor(4) as pool:  # they take each other's threads
+    with ThreadPoolExecutor(4) as pool:  # calls compete for threads
         for grads in pool.map(lambda _: jax.tree.map(np.asarray, run(params)), range(100)):
             jax.tree.map(np.testing.assert_array_equal, grads, first)
 
@@ -250,7 +253,7 @@ WRONG = [
     (
         jrnn.GRU(3, reset_after=False),
         np.float32,
-        "no kernel supports GRU.*kernels are lstm, lstm-peep",
+        "no kernel supports GRU.*kernels are lstm",
     ),
     (jrnn.LSTM(3), jnp.bfloat16, "must be float32, got bfloat16 and float32"),
 ]

@@ -49,7 +49,7 @@ KINDS = {
     "scan": Newton(fallback="scan"),
 }
 SOME = ("lstm", "gru-reset-before", "paralstm", "lru", "gru", "elman-relu")
-# Each kind on one cell; in the exhaustive suite on three, and each cell with three or four kinds.
+# Each kind on one cell, and on three cells in the exhaustive suite.
 PAIRS = mark_exhaustive(
     [(SOME[(n + 2 * k) % 6], kind) for n, kind in enumerate(KINDS) for k in range(3)],
     always=[(SOME[n % 6], kind) for n, kind in enumerate(KINDS)],
@@ -64,7 +64,7 @@ def test_values_and_gradients_equal_a_loop_in_float64(name: str, x64: None) -> N
     row = CELLS[name]
     cell, params, batch = example(row)
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(batch.carry)):
-        pytest.skip("an integer in the carry, which Newton refuses")
+        pytest.skip("Newton raises for integers in the carry")
     scenarios = FEW if name in SOME else FEW[-1:]
     results = differentiate_all(cell, NEWTON, scenarios, params, batch)
     for scenario, got in zip(scenarios, results, strict=True):
@@ -89,7 +89,7 @@ def test_values_and_gradients_equal_a_loop_in_float32(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
 def test_every_variant_equals_a_loop(name: str, kind: str, x64: None) -> None:
-    # A diagonal Jacobian of a dense cell is wrong, and what it finds, with its gradient, is right.
+    # The solution and its gradient are exact even if the Jacobian is approximate.
     row, scenario = CELLS[name], Scenario(reverse=kind in ("block", "damped"))
     cell, params, batch = example(row)
     (got,) = differentiate_all(cell, KINDS[kind], (scenario,), params, batch)
@@ -192,7 +192,7 @@ def test_ten_thousand_steps_equal_scan(name: str, wide: bool) -> None:
 EPS = 1e-5
 
 
-def moving(name: str, seed: int = 1) -> tuple[Cell, Batch, Point, Point]:
+def differentiated(name: str, seed: int = 1) -> tuple[Cell, Batch, Point, Point]:
     cell = CELLS[name].make(3)
     params = random_params(cell, seed, 2)
     batch = random_batch(cell, params, seed + 1, steps=5, batch=3)
@@ -223,7 +223,7 @@ ENGINES = {"auto": NEWTON, "diagonal": KINDS["diagonal"]}
 )
 def test_forward_mode_equals_finite_differences(name: str, kind: str, x64: None) -> None:
     row, scenario, engine = CELLS[name], Scenario(reverse=True), ENGINES[kind]
-    cell, batch, point, direction = moving(name)
+    cell, batch, point, direction = differentiated(name)
     run = lambda *point: call(cell, engine, scenario, *at(batch, point))
     jvp = jax.jit(lambda p, v: jax.jvp(run, p, v))
     truth = difference(lambda p: oracle(row, scenario, *at(batch, p)), point, direction)
@@ -236,7 +236,7 @@ def test_forward_mode_equals_finite_differences(name: str, kind: str, x64: None)
 )
 def test_second_derivatives_equal_finite_differences(name: str, kind: str, x64: None) -> None:
     scenario, engine = Scenario(), ENGINES[kind]
-    cell, batch, point, direction = moving(name)
+    cell, batch, point, direction = differentiated(name)
     loss = lambda p: inner(
         call(cell, engine, scenario, *at(batch, p)), (batch.ct_carry, batch.ct_ys)
     )
@@ -261,8 +261,8 @@ def test_vmap_over_parameters_equals_a_loop(kind: str, x64: None) -> None:
     run = lambda p: differentiate_all(cell, engine, (scenario,), p, batch)[0]
     mapped = jax.jit(jax.vmap(run))(stacked)
     given = {"lengths": batch.lengths, "resets": batch.resets, "engine": engine}
-    solved = lambda p: jrnn.newton(cell, p, batch.xs, batch.carry, **given).status
-    status = jax.vmap(solved)(stacked)
+    solve_status = lambda p: jrnn.newton(cell, p, batch.xs, batch.carry, **given).status
+    status = jax.vmap(solve_status)(stacked)
     assert bool(status.converged.all())
     for n, p in enumerate(params):
         got = jax.tree.map(lambda leaf, n=n: leaf[n], mapped)
@@ -271,7 +271,7 @@ def test_vmap_over_parameters_equals_a_loop(kind: str, x64: None) -> None:
 
 
 def test_gradient_error_is_proportional_to_state_error(x64: None) -> None:
-    # It is that of the equations at the states found: off by as much as these, not by more.
+    # The gradient is computed at the approximate states.
     row, scenario = CELLS["gru"], Scenario(lengths=False, resets=False)
     cell, params, batch = example(row, steps=60)
     truth, value = loop_grads(cell, scenario, params, batch), oracle(row, scenario, params, batch)

@@ -74,11 +74,13 @@ def test_full_jacobians_over_the_limit_raise_at_trace_time() -> None:
     )
     assert run(needed).shape == (100, 3, 8)
     gib = f"{needed / 2**30:.3g} GiB"
-    with pytest.raises(ValueError, match=f"{gib}, over max_bytes={needed - 1}") as caught:
+    with pytest.raises(
+        ValueError, match=f"at most max_bytes={needed - 1} .*, got {gib} for"
+    ) as caught:
         run(needed - 1)
-    for words in ("100 steps, 3 seq", "carry of 16", "'block'", "'diagonal'", "'fused'", "allow"):
+    for words in ("100 steps, 3 seq", "size 16", "'block'", "'diagonal'", "'fused'", "increase"):
         assert words in str(caught.value)
-    with jax.enable_x64(True), pytest.raises(ValueError, match="over max_bytes"):
+    with jax.enable_x64(True), pytest.raises(ValueError, match="at most max_bytes"):
         jax.eval_shape(
             lambda xs: jrnn.newton(cell, params, xs, engine=Newton(max_bytes=needed)),
             jax.ShapeDtypeStruct((100, 3, 2), np.float64),
@@ -88,7 +90,7 @@ def test_full_jacobians_over_the_limit_raise_at_trace_time() -> None:
 def test_carry_that_is_not_real_raises() -> None:
     xs = np.ones((4, 2, 1), np.float32)
     counter = Counter()
-    with pytest.raises(TypeError, match=r"floating leaves alone, got dtypes \['int32'\].*fused"):
+    with pytest.raises(TypeError, match=r"must be floating, got dtypes \['int32'\].*fused"):
         jrnn.unroll(counter, np.float32(0), xs, engine="newton")
     leaky = Leaky(2)
     timed = Timed(np.ones((4, 2, 3), np.float32), np.ones((4, 2), np.float32))
@@ -96,7 +98,7 @@ def test_carry_that_is_not_real_raises() -> None:
         jrnn.unroll(leaky, leaky.init(jax.random.key(0), 3), timed, engine="newton")
 
     @dataclasses.dataclass(frozen=True)
-    class Modulus(LRU):  # no longer linear, and complex
+    class Modulus(LRU):  # not linear, and complex
         def coefficients(self, params: Any, z: Any) -> None:
             return None
 
@@ -108,8 +110,8 @@ def test_carry_that_is_not_real_raises() -> None:
         jrnn.unroll(cell, cell.init(jax.random.key(0), 1), xs, engine="newton")
 
 
-class Odd(Learned):
-    """A second leaf that is narrower than the first: n' = tanh(0.5 n + h')."""
+class UnequalLeaves(Learned):
+    """A second leaf that is smaller than the first: n' = tanh(0.5 n + h')."""
 
     def init_carry(self, params: Any, batch_shape: tuple[int, ...]) -> Any:
         zeros = jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
@@ -127,7 +129,7 @@ class Odd(Learned):
 
 
 def test_block_jacobians_require_leaves_of_one_shape(x64: None) -> None:
-    cell, scenario = Odd(3), Scenario(resets=False)
+    cell, scenario = UnequalLeaves(3), Scenario(resets=False)
     params = random_params(cell, 1, 2)
     batch = random_batch(cell, params, 2, 9, 3)
     want = differentiate_all(cell, Scan(), (scenario,), params, batch)
@@ -135,10 +137,13 @@ def test_block_jacobians_require_leaves_of_one_shape(x64: None) -> None:
         engine = Newton(jacobian=kind)
         got = differentiate_all(cell, engine, (scenario,), params, batch)
         assert_close(got, want, 1e-9)
-    with pytest.raises(ValueError, match=r"one shape, got \[\(3, 3\), \(3, 2\)\] .*'diagonal'"):
+    with pytest.raises(
+        ValueError,
+        match=r"the same shape for jacobian='block', got \[\(3, 3\), \(3, 2\)\] .*'diagonal'",
+    ):
         jrnn.newton(cell, params, batch.xs, engine=Newton(jacobian="block"))
-    large = Odd(80)
-    params = large.init(jax.random.key(0), 2)  # over what "auto" takes a full one for
+    large = UnequalLeaves(80)
+    params = large.init(jax.random.key(0), 2)  # larger than the limit of "auto" for full Jacobians
     params = jax.tree.map(lambda leaf: leaf / 40, params)
     xs = np.ones((20, 1, 2), np.float32)
     got, want = (jrnn.unroll(large, params, xs, engine=e) for e in (NEWTON, Scan()))
@@ -159,7 +164,7 @@ def test_newton_by_name_equals_the_default_engine() -> None:
 
 def test_second_call_compiles_nothing(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    said = lambda: [r for r in caplog.records if r.name.startswith("jax")]
+    jax_messages = lambda: [r for r in caplog.records if r.name.startswith("jax")]
     run = lambda xs: (
         jrnn.newton(GRU(5), params, xs, engine=Newton(tol=1e-5)),
         jrnn.unroll(GRU(5), params, xs, engine=Newton(tol=1e-5)),
@@ -167,10 +172,10 @@ def test_second_call_compiles_nothing(caplog: pytest.LogCaptureFixture) -> None:
     params = GRU(5).init(jax.random.key(0), 2)
     with jax.log_compiles():
         run(np.ones((6, 2, 2), np.float32))
-        assert said(), "nothing is watched"
+        assert jax_messages(), "no compilation was captured"
         caplog.clear()
         run(np.zeros((6, 2, 2), np.float32))
-        assert not said()
+        assert not jax_messages()
 
 
 # Dtypes
@@ -220,7 +225,7 @@ def test_dtypes_and_values_of_mixed_precision(name: str, mix: str) -> None:
     "cell", mark_exhaustive([GRU(16), LSTM(16), Elman(16)], always=[GRU(16)]), ids=repr
 )
 def test_long_bfloat16_sequences_are_as_accurate_as_scan(cell: Cell, of_params: Any) -> None:
-    # Rounding makes steps of the products: a tolerance below it is met one step at a time alone.
+    # A tolerance below the rounding error of products would need one iteration per step.
     wide = cell.init(jax.random.key(0), 3)
     params = jax.tree.map(lambda leaf: leaf.astype(of_params), wide)
     xs = jax.random.normal(jax.random.key(1), (500, 2, 3))

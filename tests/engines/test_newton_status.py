@@ -50,11 +50,13 @@ def test_k_iterations_make_k_states_exact(name: str, kind: str, reverse: bool, x
     row, scenario, steps = CELLS[name], Scenario(lengths=False, reverse=reverse), 12
     cell = row.make(4)
     params = random_params(cell, 1, 2)
-    params = params._replace(w_hh=3 * params.w_hh)  # so that others are not, by chance
+    params = params._replace(
+        w_hh=3 * params.w_hh
+    )  # so that the other states are not exact by chance
     batch = random_batch(cell, params, 2, steps, 2)
-    middle = np.zeros((steps, 2), bool)
-    middle[5] = True
-    batch = batch._replace(resets=middle)
+    resets = np.zeros((steps, 2), bool)
+    resets[5] = True
+    batch = batch._replace(resets=resets)
     truth = all_carries(row, scenario, params, batch)
     starts = [steps - 1, 5] if reverse else [0, 5]
     for k in (1, 3, 4):
@@ -62,12 +64,12 @@ def test_k_iterations_make_k_states_exact(name: str, kind: str, reverse: bool, x
         solution = solve(cell, engine, scenario, params, batch)
         assert int(solution.status.iterations) == k
         exact = [start - n if reverse else start + n for start in starts for n in range(k)]
-        # The first guess is a step from the first carry, which has made one state exact already.
+        # The initial guess is a step from the first carry, so its first state is exact.
         pick = lambda tree, t=exact: jax.tree.map(lambda leaf: np.asarray(leaf)[t], tree)
         assert_close(pick(solution.carries), pick(truth), 1e-10)
         rest = [t for t in range(steps) if t not in exact]
         error = np.abs(np.asarray(jax.tree.leaves(solution.carries)[0] - jax.tree.leaves(truth)[0]))
-        assert error[rest].max() > 1e-6, "nothing is left to be found: the test shows nothing"
+        assert error[rest].max() > 1e-6, "all states are exact: the test has no effect"
 
 
 CONTRACTING = {
@@ -93,7 +95,7 @@ def test_a_contracting_cell_takes_few_iterations(name: str) -> None:
 
 @pytest.mark.parametrize("gain", [3.0, 6.0])
 def test_chaotic_cell_converges_after_t_iterations(gain: float) -> None:
-    # On the way products of Jacobians overflow float32: what has become NaN once must not stay so.
+    # Products of Jacobians overflow float32 in early iterations; later ones must remove the NaNs.
     cell = Elman(32)
     params = cell.init(jax.random.key(0), 2)
     params = params._replace(w_hh=gain * params.w_hh)
@@ -111,7 +113,7 @@ def test_chaotic_cell_converges_after_t_iterations(gain: float) -> None:
 
 
 def chaos(dtype: Any = np.float64, steps: int = 200, batch: int = 3) -> tuple[Cell, Any, Any]:
-    """Of three sequences the middle one is not chaotic: its inputs saturate the cell."""
+    """Sequence 1 is not chaotic, since its inputs saturate the cell."""
     cell = Elman(32)
     params = cell.init(jax.random.key(0), 2, dtype)
     params = params._replace(w_hh=3 * params.w_hh)
@@ -134,7 +136,7 @@ def test_status_reports_chaos_with_residuals(x64: None) -> None:
     states = np.asarray(solution.carries)
     error = (np.abs(after - states) / (1 + np.abs(states))).max(axis=(0, 2))
     np.testing.assert_allclose(status.residuals[20], error, rtol=1e-7, atol=1e-14)
-    # The first guess is one step from the first carry: its residuals too are those of the oracle.
+    # The residuals of the initial guess, one step from the first carry, equal those of the oracle.
     guess = np.tanh(xs @ p.w_ih + p.b)
     shifted = np.concatenate([np.zeros((1, 3, 32)), guess[:-1]])
     after = np.tanh(xs @ p.w_ih + shifted @ p.w_hh + p.b)
@@ -153,7 +155,7 @@ def test_converged_gated_cells_of_spectral_radius_3_equal_scan(cell: Cell, x64: 
     solution = jrnn.newton(cell, params, xs, engine=Newton(max_steps=20))
     want = np.asarray(jrnn.unroll(cell, params, xs, engine="scan")[1])
     error = np.abs(np.asarray(solution.ys) - want).max(axis=(0, 2))
-    assert not solution.status.converged.all(), "no chaos here"
+    assert not solution.status.converged.all(), "no sequence is chaotic"
     assert (error[np.asarray(solution.status.converged)] < 1e-6).all()
 
 
@@ -168,8 +170,8 @@ def test_residuals_beyond_the_last_iteration_are_nan() -> None:
     assert (status.residuals[k] <= 8e-6).all() and (status.residuals[k - 1] > 8e-6).any()
 
 
-def settle() -> None:
-    """Lets no error that is still under way show up in a later test."""
+def wait_for_effects() -> None:
+    """Waits for pending callbacks, so that their errors do not reach a later test."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         jax.effects_barrier()
 
@@ -198,7 +200,7 @@ def test_unconverged_sequences_raise(transform: str) -> None:
     message = str(caught.value)
     for words in ("FloatingPointError", "2 of 3 sequences", "lyapunov", "fallback='scan'"):
         assert words in message
-    settle()
+    wait_for_effects()
 
 
 @pytest.mark.parametrize("kind", ["full", "diagonal"])
@@ -230,7 +232,7 @@ def test_fallback_none_returns_the_last_iterate() -> None:
 
 
 def test_errors_propagate_nan() -> None:
-    # As XLA's does on a CPU, of arrays of this shape (jaxlib 0.10.2).
+    # jnp.max drops NaNs on a CPU for this shape (jaxlib 0.10.2).
     residuals = np.zeros((200, 2, 32), np.float32)
     residuals[100, 1, 5] = np.nan
     point = iterate.Point([jnp.zeros_like(residuals)], [jnp.asarray(residuals)], None)
@@ -258,7 +260,7 @@ def test_nan_does_not_converge_or_affect_earlier_steps(name: str, hidden: int) -
     assert np.isnan(status.residuals[:, 1]).all()
     np.testing.assert_allclose(ys[:, [0, 2]], clean[:, [0, 2]], atol=1e-4)
     np.testing.assert_allclose(ys[:25, 1], clean[:25, 1], atol=1e-4)
-    assert int(status.iterations) < 30, "the NaN is waited for"
+    assert int(status.iterations) < 30, "NaNs must not delay convergence"
 
 
 def test_nan_in_the_inputs_raises() -> None:
@@ -268,7 +270,7 @@ def test_nan_in_the_inputs_raises() -> None:
     xs[3, 0] = np.nan
     with pytest.raises(jax.errors.JaxRuntimeError, match="1 of 2 sequences"):
         jax.block_until_ready(jrnn.unroll(cell, params, xs, engine="newton"))
-    settle()
+    wait_for_effects()
 
 
 # Initial guesses

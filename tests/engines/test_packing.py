@@ -1,4 +1,4 @@
-"""Sequences packed one behind another, cut by resets, against the same sequences alone."""
+"""Packed sequences with resets, against separate sequences."""
 
 from typing import Any
 
@@ -45,9 +45,9 @@ def test_packed_segments_equal_separate_sequences(kind: Row, engine: Engine, rev
     )
     step = jax.jit(cell.step)
     for b, ids in enumerate(IDS.T):
-        borders = [0, *(np.flatnonzero(np.diff(ids)) + 1), len(ids)]
-        segments = list(zip(borders[:-1], borders[1:], strict=True))[:: -1 if reverse else 1]
-        # The segment met first begins with the carry given, every other one with the cell's own.
+        boundaries = [0, *(np.flatnonzero(np.diff(ids)) + 1), len(ids)]
+        segments = list(zip(boundaries[:-1], boundaries[1:], strict=True))[:: -1 if reverse else 1]
+        # The first segment starts from the first carry, all others from the initial carry.
         s = last = jax.tree.map(lambda leaf, b=b: leaf[b], batch.carry)
         for start, end in segments:
             for t in range(start, end)[:: -1 if reverse else 1]:

@@ -1,4 +1,4 @@
-"""Products and outputs in the dtype of the inputs; carry and arithmetic in the wider one."""
+"""Mixed precision: dtypes of products, outputs, carries and gradients."""
 
 import re
 from functools import partial
@@ -31,7 +31,7 @@ from tests.table import CELLS, Row
 
 SCENARIO = Scenario(lengths=False, resets=False)
 
-# Dtypes of params and xs; of the outputs and the carry; and how near to float64 they must be.
+# Dtypes of params, xs, outputs and carry; and the tolerance against float64.
 MIXED = {
     "f32-bf16": (jnp.float32, jnp.bfloat16, jnp.bfloat16, jnp.float32, 3e-2),
     "bf16-f32": (jnp.bfloat16, jnp.float32, jnp.float32, jnp.float32, 1e-5),
@@ -77,7 +77,7 @@ def test_dtypes_and_values_of_mixed_precision(kind: Row, engine: Engine, mix: st
 
 @pytest.mark.parametrize("given", [jnp.bfloat16, jnp.float32])
 def test_the_last_carry_has_the_dtype_of_the_first(kind: Row, engine: Engine, given: Any) -> None:
-    # So that windows of a long sequence can be run in `lax.scan`.
+    # It makes windows of a long sequence possible in `lax.scan`.
     cell = kind.make(4)
     params = random_params(cell, 1, 3, np.float32)
     batch = random_batch(cell, params, 2, steps=6, batch=3, dtype=np.float32)
@@ -97,7 +97,7 @@ def test_products_are_in_the_dtype_of_the_inputs(kind: Row, engine: Engine) -> N
     batch = random_batch(cell, params, 2, steps=6, batch=3)
     z, u = jax.eval_shape(cell.project, params, batch.xs[0]), cell.recur(params, batch.carry)
     if structure.multiplies_by_params(cell.update, params, batch.carry, z, u):
-        pytest.skip("the product within update is part of its arithmetic")
+        pytest.skip("products inside update are in the wider dtype")
     batch = batch._replace(xs=batch.xs.astype(jnp.bfloat16))
     jaxpr = str(jax.make_jaxpr(lambda p, b: call(cell, engine, SCENARIO, p, b))(params, batch))
     products = re.findall(r":(\w+)\[[\d,]*\] = dot_general", jaxpr)
@@ -110,25 +110,25 @@ def test_each_method_receives_its_dtype(
     cell: Cell, engine: Engine, mix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of_params, of_xs, _, wide, _ = MIXED[mix]
-    seen = {}
+    received = {}
 
-    def watched(part: str) -> Any:
-        really = getattr(type(cell), part)
+    def recorded(name: str) -> Any:
+        method = getattr(type(cell), name)
 
-        def watch(self: Cell, *given: Any) -> Any:
-            seen[part] = dtypes(given)
-            return really(self, *given)
+        def record(self: Cell, *args: Any) -> Any:
+            received[name] = dtypes(args)
+            return method(self, *args)
 
-        return watch
+        return record
 
-    for part in ("project", "recur", "update", "readout"):
-        monkeypatch.setattr(type(cell), part, watched(part))
+    for name in ("project", "recur", "update", "readout"):
+        monkeypatch.setattr(type(cell), name, recorded(name))
     params = random_params(cell, 1, 3, of_params)
     jax.eval_shape(partial(jrnn.unroll, cell, engine=engine), params, np.ones((5, 1, 3), of_xs))
     narrow, wide = {jnp.dtype(of_xs)}, {jnp.dtype(wide)}
-    # A readout with products is given the narrow dtype too.
+    # A readout with products also receives the narrow dtype.
     readout = narrow if isinstance(cell, LSTM) else wide
-    assert seen == {"project": narrow, "recur": narrow, "update": wide, "readout": readout}
+    assert received == {"project": narrow, "recur": narrow, "update": wide, "readout": readout}
 
 
 def test_gradients_of_mixed_precision_are_close_to_float32(kind: Row, engine: Engine) -> None:
@@ -143,7 +143,7 @@ def test_gradients_of_mixed_precision_are_close_to_float32(kind: Row, engine: En
 
 
 def test_the_carry_is_accumulated_in_the_wider_dtype(engine: Engine) -> None:
-    # From 1 on a bfloat16 has no room for 1/1024, and a float32 none for 1e-8: both would stall.
+    # 1 + 1/1024 is 1 in bfloat16, and 1 + 1e-8 is 1 in float32: sums in these dtypes stall.
     cell = Integrator(hidden_size=1)
     xs = np.full((2048, 1, 1), 2.0**-10)
     ones = np.ones((1, 1), np.float32)
@@ -157,7 +157,7 @@ def test_the_carry_is_accumulated_in_the_wider_dtype(engine: Engine) -> None:
 
 
 def test_weight_gradients_are_accumulated_in_the_wider_dtype(engine: Engine) -> None:
-    # A bfloat16 stalls at 256 where ones are added to it.
+    # A sum of ones in bfloat16 stalls at 256.
     cell = Elman(1, activation="relu")
     one = np.ones((1, 1), np.float32)
     params = ElmanParams(w_ih=one, w_hh=0 * one, b=np.zeros(1, np.float32))
@@ -173,8 +173,8 @@ def test_weight_gradients_are_accumulated_in_the_wider_dtype(engine: Engine) -> 
 
 @pytest.mark.parametrize("cell", [LSTM(1), GRU(1)])
 def test_slow_cells_do_not_stall_with_bfloat16_inputs(cell: Cell, engine: Engine) -> None:
-    # The gate that keeps is all but shut, so that a step adds less than half a unit in the last
-    # place of a bfloat16.
+    # The forget gate is almost 1, so that a step adds less than half a unit in the last place of
+    # bfloat16.
     row = CELLS[type(cell).__name__.lower()]
     params = jax.tree.map(np.zeros_like, random_params(cell, 1, 1, np.float32))
     b = {"LSTM": [8.0, 12.0, 0.003, 8.0], "GRU": [0.0, 6.9, 0.5]}[type(cell).__name__]

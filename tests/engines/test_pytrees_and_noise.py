@@ -1,4 +1,4 @@
-"""`unroll` of cells with noise, with a pytree of inputs, and with integers in the carry."""
+"""`unroll` of stochastic cells, of cells with pytree inputs, and with integers in the carry."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from tests.helpers import assert_close
 STEPS, BATCH, INPUT, HIDDEN = 6, 4, 2, 3
 LENGTHS = np.array([6, 4, 0, 1], np.int32)
 RESETS = np.random.default_rng(5).random((STEPS, BATCH)) < 0.4
-RESETS[1, 0], RESETS[4:, 1] = True, True  # the latter on padding
+RESETS[1, 0], RESETS[4:, 1] = True, True  # on a valid step, on padding
 
 
 def normal(*shape: int, seed: int = 0) -> Any:
@@ -101,7 +101,7 @@ def test_pytree_inputs_and_carry_equal_a_loop(engine: Engine, reverse: bool) -> 
 def test_nan_in_any_input_leaf_has_no_effect(engine: Engine, part: str) -> None:
     params, xs = normal(INPUT, HIDDEN), timed()
     planted = getattr(xs, part).copy()
-    planted[4:, 1], planted[0, 0] = np.nan, np.nan  # padding; a step before a reset
+    planted[4:, 1], planted[0, 0] = np.nan, np.nan  # on padding; before a reset
     options = {"lengths": LENGTHS, "resets": RESETS, "engine": engine}
 
     @jax.jit
@@ -115,7 +115,7 @@ def test_nan_in_any_input_leaf_has_no_effect(engine: Engine, part: str) -> None:
 
 
 def test_integer_carry_leaves_keep_their_dtype_in_half_precision(engine: Engine) -> None:
-    # 100 + 257 steps is no bfloat16.
+    # The initial value 100 plus 257 steps has no exact bfloat16.
     xs = Timed(jnp.zeros((257, 1, INPUT), jnp.bfloat16), jnp.zeros((257, 1), jnp.bfloat16))
     params = np.zeros((INPUT, HIDDEN), jnp.bfloat16)
     carry, _ = jrnn.unroll(Leaky(HIDDEN), params, xs, engine=engine)

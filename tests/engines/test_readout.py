@@ -1,4 +1,4 @@
-"""Where a readout is computed: in the loop, or once over all steps after it; with one result."""
+"""Readouts computed in the loop over time, and for all steps after the loop."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +49,7 @@ def test_values_and_gradients_equal_a_loop(name: str, batch: int, x64: None) -> 
     [
         *((name, LARGE_BATCH - 1, True) for name in WITH_PRODUCTS),
         *((name, LARGE_BATCH, False) for name in WITH_PRODUCTS),
-        ("mlstm", 1, False),  # its readout multiplies a matrix by the query, and no parameters
+        ("mlstm", 1, False),  # its readout has a product, but not by parameters
         ("lstm", 1, False),
         ("zoneout-lstm", 1, False),
     ],
@@ -80,7 +80,7 @@ def test_only_leaves_that_readout_reads_are_stacked() -> None:
 
 @dataclass(frozen=True)
 class UnitNorm(jrnn.Elman):
-    """An output of norm 1 times a matrix: it has no derivative at a state of zeros."""
+    """A normalized output times a matrix, which has no derivative at zero."""
 
     def readout(self, params: Any, carry: Any, z: Any) -> Any:
         return (carry / jnp.linalg.norm(carry, axis=-1, keepdims=True)) @ params.w_hh
@@ -98,15 +98,15 @@ def test_gradients_ignore_padding_if_readout_is_singular_at_zero(engine: str, ba
         return (jrnn.unroll(cell, params, xs, lengths=lengths, engine=engine)[1] ** 3).sum()
 
     grads = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
-    alone = [
+    separate = [
         jax.grad(loss_of_one, argnums=(0, 1))(params, xs[:n, b], cell)
         for b, n in enumerate(lengths)
     ]
-    want = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *(g for g, _ in alone))
+    want = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *(g for g, _ in separate))
     got, by_xs = grads(params, xs, engine)
     assert_close(got, want, 1e-5)
     for b, n in enumerate(lengths):
-        assert_close(by_xs[:n, b], alone[b][1], 1e-5)
+        assert_close(by_xs[:n, b], separate[b][1], 1e-5)
         assert not by_xs[n:, b].any()
 
 

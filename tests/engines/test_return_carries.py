@@ -22,7 +22,7 @@ XS = np.random.default_rng(0).normal(size=(STEPS, BATCH, SIZE))
 
 
 class Scenario(NamedTuple):
-    """Which of the optional arguments are given."""
+    """The optional arguments of `unroll`."""
 
     lengths: Any = None
     mask: Any = None
@@ -68,14 +68,14 @@ ALL_CASES = CASES + [pytest.param(*case, marks=pytest.mark.exhaustive) for case 
 
 
 def weights(tree: Any) -> Any:
-    """Cotangents: numbers that differ, for leaves of these shapes."""
+    """Distinct cotangents for leaves of these shapes."""
     return jax.tree.map(lambda a: np.cos(np.arange(a.size)).reshape(a.shape).astype(a.dtype), tree)
 
 
 def loop(cell: Cell, scenario: Scenario, params: Any, xs: Any, first: Any, ct: Any) -> Any:
-    """Each sequence alone, step by step: results as of `unroll`, and their cotangents pulled back.
+    """The results of `unroll` and their gradients, for each sequence separately, step by step.
 
-    On padding the carry is repeated, and so its cotangents add up.
+    The carry is repeated on padding, so its cotangents are summed.
     """
     ct_last, ct_ys, ct_carries = ct
     zeros, add = partial(jax.tree.map, np.zeros_like), partial(jax.tree.map, np.add)
@@ -98,8 +98,8 @@ def loop(cell: Cell, scenario: Scenario, params: Any, xs: Any, first: Any, ct: A
         for t in order:
             if t in valid:
                 prev[t] = start if t in resets else carry
-                given = params, prev[t], xs[t, b], ct_ys[t, b], pick(ct_last, b)
-                (carry, y), _ = step_vjp(cell, *given)
+                args = params, prev[t], xs[t, b], ct_ys[t, b], pick(ct_last, b)
+                (carry, y), _ = step_vjp(cell, *args)
                 put(ys, y, t, b)
             put(carries, carry, t, b)
         put(last, carry, b)
@@ -108,9 +108,9 @@ def loop(cell: Cell, scenario: Scenario, params: Any, xs: Any, first: Any, ct: A
         for t in reversed(order):
             cotangent = add(cotangent, pick(ct_carries, t, b))
             if t in valid:
-                given = params, prev[t], xs[t, b], ct_ys[t, b], cotangent
-                _, (share, cotangent, xs_grad[t, b]) = step_vjp(cell, *given)
-                params_grad = add(params_grad, share)
+                args = params, prev[t], xs[t, b], ct_ys[t, b], cotangent
+                _, (step_grad, cotangent, xs_grad[t, b]) = step_vjp(cell, *args)
+                params_grad = add(params_grad, step_grad)
             if t in resets:
                 ct_start, cotangent = add(ct_start, cotangent), zeros(cotangent)
         if scenario.carry:
@@ -146,7 +146,7 @@ def by_engine(cell: Cell, engine: Engine, params: Any, xs: Any, first: Any) -> A
     return results
 
 
-def assert_like_the_loop(cell: Cell, engine: Engine, dtype: Any, tolerance: float) -> None:
+def assert_equals_loop(cell: Cell, engine: Engine, dtype: Any, tolerance: float) -> None:
     params, xs, first = setting(cell, dtype)
     for scenario, got in zip(SCENARIOS, by_engine(cell, engine, params, xs, first), strict=True):
         want = loop(cell, scenario, params, xs, first, weights(got[0]))
@@ -162,7 +162,7 @@ def setting(cell: Cell, dtype: Any) -> Any:
 @pytest.mark.parametrize(("name", "engine"), ALL_CASES, ids=str)
 def test_carries_equal_a_loop(name: str, engine: Engine, x64: None) -> None:
     tolerance = 1e-8 if isinstance(engine, Newton) else 1e-10
-    assert_like_the_loop(CELLS[name], engine, np.float64, tolerance)
+    assert_equals_loop(CELLS[name], engine, np.float64, tolerance)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_carries_equal_a_loop(name: str, engine: Engine, x64: None) -> None:
 )
 def test_carries_of_the_native_engine_equal_a_loop(cell: Cell) -> None:
     pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
-    assert_like_the_loop(cell, Native(), np.float32, 2e-5)
+    assert_equals_loop(cell, Native(), np.float32, 2e-5)
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -226,8 +226,8 @@ def test_auto_chooses_an_engine_that_supports_carries(
     run = lambda params, xs: jrnn.unroll(cell, params, xs, return_carries=True)
     with caplog.at_level(logging.INFO, "jrnn"):
         jax.eval_shape(run, params, xs)
-    (said,) = [r.getMessage() for r in caplog.records if r.name == "jrnn"]
-    assert said.startswith(f"engine='auto' chose {engine}(") and reason in said
+    (message,) = [r.getMessage() for r in caplog.records if r.name == "jrnn"]
+    assert message.startswith(f"engine='auto' chose {engine}(") and reason in message
 
 
 def test_native_raises_for_cell_states() -> None:

@@ -1,4 +1,4 @@
-"""The options of `Scan` reach `lax.scan`."""
+"""Tests that `Scan` passes its options to `lax.scan`."""
 
 import jax
 import numpy as np

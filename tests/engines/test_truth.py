@@ -1,4 +1,4 @@
-"""`unroll` against slow truths: the papers' equations in NumPy, a Python loop, differences."""
+"""`unroll` against slow references: NumPy steps from the papers, loops, finite differences."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -54,7 +54,7 @@ def test_values_and_gradients_equal_a_loop_in_float64(kind: Row, engine: Engine,
 def test_values_and_gradients_equal_finite_differences(
     name: str, engine: Engine, x64: None
 ) -> None:
-    # One direction on each engine; all scenarios of these rows are in the exhaustive suite.
+    # One scan direction for each engine; the exhaustive suite has all scenarios.
     row, scenario = CELLS[name], Scenario(reverse=isinstance(engine, jrnn.Fused))
     cell, params, batch = example(row)
     (got,) = differentiate_all(cell, engine, (scenario,), params, batch)
@@ -85,15 +85,15 @@ def test_values_equal_the_oracle_in_float32(kind: Row, engine: Engine) -> None:
 
 
 @partial(jax.jit, static_argnums=(0, 1), compiler_options=OPTIMIZED)
-def as_users_run_it(cell: jrnn.Cell, engine: Engine, params: Any, batch: Batch) -> Any:
-    """Values alone, and values with gradients, in optimised code."""
-    given = cell, engine, EVERYTHING, params, batch
-    return unroll_all(*given), differentiate_all(*given)
+def run_optimized(cell: jrnn.Cell, engine: Engine, params: Any, batch: Batch) -> Any:
+    """Values, and values with gradients, with the default optimizations of XLA."""
+    args = cell, engine, EVERYTHING, params, batch
+    return unroll_all(*args), differentiate_all(*args)
 
 
 def test_values_and_gradients_equal_a_loop_in_float32(kind: Row, engine: Engine) -> None:
     cell, params, batch = as_dtype(example(kind), np.float32)
-    values, results = as_users_run_it(cell, engine, params, batch)
+    values, results = run_optimized(cell, engine, params, batch)
     with jax.enable_x64(True):
         wide = as_dtype((params, batch), np.float64)
         truths = [loop_grads(cell, scenario, *wide) for scenario in EVERYTHING]
@@ -104,8 +104,8 @@ def test_values_and_gradients_equal_a_loop_in_float32(kind: Row, engine: Engine)
         assert_close(tuple(got[2:]), truth, 1e-5)
 
 
-class Drawn(NamedTuple):
-    """What a compile depends on."""
+class Shape(NamedTuple):
+    """Everything that determines a compilation."""
 
     steps: int
     batch: int
@@ -115,11 +115,11 @@ class Drawn(NamedTuple):
     variant: int
 
 
-def shapes(row: Row) -> list[Drawn]:
-    """Two for each cell, others for every cell: the masks drawn for them cost no compile."""
+def shapes(row: Row) -> list[Shape]:
+    """Two shapes, different for each cell; new masks for them need no compilation."""
     rng = np.random.default_rng(list(CELLS.values()).index(row))
     return [
-        Drawn(
+        Shape(
             *(int(n) for n in rng.integers([0, 0, 1, 1], [18, 5, 6, 8])),
             scenario=SCENARIOS[rng.integers(len(SCENARIOS))],
             variant=int(rng.integers(100)),
@@ -161,7 +161,7 @@ def test_zero_steps_return_the_first_carry(kind: Row, engine: Engine, x64: None)
 
 
 def test_gradients_of_a_learned_first_carry_equal_a_loop(engine: Engine, x64: None) -> None:
-    # From the start without a carry given, and from every reset.
+    # The carry is used at the start if none is passed, and at every reset.
     step = lambda params, h, x: (np.tanh(params.w_ih.T @ x + params.w_hh.T @ h),) * 2
     row = Row(Learned, step, start=lambda params: params.h0)
     cell, params, batch = example(row)

@@ -1,4 +1,4 @@
-"""A layer in each direction of time: against two runs."""
+"""`Bidirectional` against separate runs in each direction."""
 
 from typing import Any
 
@@ -63,9 +63,9 @@ def test_stack_as_a_direction_equals_separate_runs() -> None:
     layer = bidirectional(stack([LSTM(SIZE), GRU(2)]), GRU(2), merge="sum")
     params = random_params(layer, 1, SIZE, np.float32)
     got = jrnn.unroll(layer, params, XS, lengths=LENGTHS)[1]
-    ahead = jrnn.unroll(stack([LSTM(SIZE), GRU(2)]), params.forward, XS, lengths=LENGTHS)[1]
-    back = jrnn.unroll(GRU(2), params.backward, XS, lengths=LENGTHS, reverse=True)[1]
-    assert_close(got, ahead + back, 1e-6)
+    forward = jrnn.unroll(stack([LSTM(SIZE), GRU(2)]), params.forward, XS, lengths=LENGTHS)[1]
+    backward = jrnn.unroll(GRU(2), params.backward, XS, lengths=LENGTHS, reverse=True)[1]
+    assert_close(got, forward + backward, 1e-6)
 
 
 def test_reverse_raises_for_bidirectional_layers() -> None:
@@ -142,10 +142,10 @@ def test_noise_is_drawn_at_each_call_in_training_mode(layer: Any, merge: str) ->
     first, second = (np.asarray(rnn(XS)[1]) for _ in range(2))
     assert (first != second).any()
     rnn.eval()
-    quiet = np.asarray(rnn(XS)[1])
-    np.testing.assert_array_equal(quiet, rnn(XS)[1])
-    assert (first != quiet).any() and (second != quiet).any()
-    assert_close(quiet, jrnn.unroll(rnn.cell, rnn.params, XS)[1], 1e-6)
+    deterministic = np.asarray(rnn(XS)[1])
+    np.testing.assert_array_equal(deterministic, rnn(XS)[1])
+    assert (first != deterministic).any() and (second != deterministic).any()
+    assert_close(deterministic, jrnn.unroll(rnn.cell, rnn.params, XS)[1], 1e-6)
 
 
 def test_directions_draw_different_noise() -> None:
@@ -155,7 +155,7 @@ def test_directions_draw_different_noise() -> None:
     xs, key = np.broadcast_to(XS[:1], XS.shape), jax.random.key(0)
     _, ys = jrnn.unroll(layer, same, xs, key=key)
     forward, backward = np.split(np.asarray(ys), 2, axis=-1)
-    # Of constant inputs the two halves are each other in reverse, but for the masks.
-    quiet = np.split(np.asarray(jrnn.unroll(layer, same, xs)[1]), 2, axis=-1)
-    np.testing.assert_allclose(quiet[0], quiet[1][::-1], rtol=1e-6)
+    # For constant inputs and without noise, the two halves are reversals of each other.
+    deterministic = np.split(np.asarray(jrnn.unroll(layer, same, xs)[1]), 2, axis=-1)
+    np.testing.assert_allclose(deterministic[0], deterministic[1][::-1], rtol=1e-6)
     assert not np.allclose(forward, backward[::-1])

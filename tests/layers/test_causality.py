@@ -1,4 +1,4 @@
-"""Which layers read the future, and that nothing that must not read it accepts them."""
+"""Which layers are causal, and that code that needs a causal layer raises for all others."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -43,19 +43,19 @@ NOT_CAUSAL: dict[str, Layer] = {
 
 
 def changed_past(layer: Layer, seed: int = 1) -> np.ndarray:
-    """`[T]` bool: whether other inputs from step t on change an output before it."""
+    """`[T]` bool: whether changing the inputs from step t on changes an earlier output."""
     params = random_params(layer, seed, SIZE, np.float32)
     rng = np.random.default_rng(seed)
     like = layer.inputs(SIZE, (STEPS, STEPS))
     draw = lambda leaf: rng.normal(size=leaf.shape[:1] + (1, *leaf.shape[2:])).astype(np.float32)
     one, other = (jax.tree.map(draw, like) for _ in range(2))
-    # In sequence b of the batch the inputs from step b on are others.
+    # In sequence b of the batch the inputs differ from step b on.
     later = np.arange(STEPS)[:, None] >= np.arange(STEPS)
     mix = lambda a, b: np.where(later.reshape(later.shape + (1,) * (a.ndim - 2)), b, a)
     xs = jax.tree.map(mix, one, other)
     ys = np.asarray(jrnn.unroll(layer, params, xs, engine="scan")[1])
-    whole = jax.tree.map(lambda a: np.broadcast_to(a, (STEPS, STEPS, *a.shape[2:])), one)
-    same = np.asarray(jrnn.unroll(layer, params, whole, engine="scan")[1])
+    unchanged = jax.tree.map(lambda a: np.broadcast_to(a, (STEPS, STEPS, *a.shape[2:])), one)
+    same = np.asarray(jrnn.unroll(layer, params, unchanged, engine="scan")[1])
     assert (ys != same).any(), "the inputs change no output at all"
     differ = (ys != same).reshape(STEPS, STEPS, -1).any(axis=-1)
     return (differ & ~later).any(axis=0)
@@ -80,34 +80,34 @@ def test_noncausal_layers_depend_on_future_inputs(name: str) -> None:
 
 
 def test_cell_causality_is_final() -> None:
-    # What mixes time is no cell.
+    # A layer that mixes steps is not a cell.
     members: Any = vars(jrnn.Cell)
     assert members["causal"].fget.__final__ and members["apply"].__final__
 
 
-# --- what needs a causal layer -------------------------------------------------------------------
+# --- code that needs a causal layer --------------------------------------------------------------
 
 
 @pytest.fixture(params=NOT_CAUSAL)
-def reader(request: pytest.FixtureRequest) -> Layer:
-    """Each layer that reads the future."""
+def noncausal(request: pytest.FixtureRequest) -> Layer:
+    """Each layer that is not causal."""
     return NOT_CAUSAL[request.param]
 
 
-def test_modules_report_causality(reader: Layer) -> None:
+def test_modules_report_causality(noncausal: Layer) -> None:
     rngs = nnx.Rngs(0)
-    assert not RNN(reader, SIZE, rngs=rngs).causal
-    assert not StackedRNN(reader, SIZE, rngs=rngs).causal
-    assert not Network(reader).causal
+    assert not RNN(noncausal, SIZE, rngs=rngs).causal
+    assert not StackedRNN(noncausal, SIZE, rngs=rngs).causal
+    assert not Network(noncausal).causal
     assert RNN(GRU(4), SIZE, rngs=rngs).causal and Network(stack([GRU(4), GRU(4)])).causal
     assert not RNN(GRU(4), SIZE, rngs=rngs, reverse=True).causal
     assert not StackedRNN(GRU(4), SIZE, rngs=rngs, bidirectional=True).causal
     assert not Network(GRU(4), bidirectional=True).causal
 
 
-def test_streaming_and_generation_raise_for_noncausal_layers(reader: Layer) -> None:
+def test_streaming_and_generation_raise_for_noncausal_layers(noncausal: Layer) -> None:
     rngs = nnx.Rngs(0)
-    for body in (RNN(reader, SIZE, rngs=rngs), StackedRNN(reader, SIZE, rngs=rngs)):
+    for body in (RNN(noncausal, SIZE, rngs=rngs), StackedRNN(noncausal, SIZE, rngs=rngs)):
         with pytest.raises(ValueError, match="stream: the network must be causal"):
             jrnn.stream(body)
         model = SequenceToSequence(body, 5, embedding=nnx.Embed(5, SIZE, rngs=rngs), rngs=rngs)

@@ -1,4 +1,4 @@
-"""Layers one above another: against a composition by hand."""
+"""`Stack` against an explicit composition of its layers."""
 
 from functools import partial
 from typing import Any
@@ -35,7 +35,7 @@ KEY = jax.random.key(4)
 
 
 def test_auto_chooses_the_associative_engine_for_a_linear_cell_in_a_stack() -> None:
-    # Layer by layer: the linear one alone can be solved by a prefix.
+    # Only the linear layer can be run by an associative scan.
     layer = stack([LSTM(SIZE), MinGRU(SIZE)])
     params = random_params(layer, 1, SIZE, np.float32)
     xs = jnp.ones((300, 1, SIZE))
@@ -136,7 +136,7 @@ def test_layers_of_a_stack_draw_independent_noise(x64: None) -> None:
     def run(params: Any) -> Any:
         return jrnn.unroll(layer, params, xs, lengths=LENGTHS, key=KEY, engine="scan")
 
-    def by_hand(params: Any) -> Any:
+    def composed(params: Any) -> Any:
         carries, ys = [], xs
         for cell, p, key in zip(cells, params, jax.random.split(KEY, 3), strict=True):
             carry, ys = jrnn.unroll(cell, p, ys, lengths=LENGTHS, key=key, engine="scan")
@@ -146,7 +146,7 @@ def test_layers_of_a_stack_draw_independent_noise(x64: None) -> None:
     @jax.jit
     def everything(params: Any) -> Any:
         loss = lambda p, run: ((run(p)[1] ** 2).sum(), run(p))
-        return [jax.grad(partial(loss, run=run), has_aux=True)(params) for run in (run, by_hand)]
+        return [jax.grad(partial(loss, run=run), has_aux=True)(params) for run in (run, composed)]
 
     got, want = everything(params)
     assert_close(got, want, 1e-10)
@@ -156,19 +156,21 @@ def test_layers_of_a_stack_draw_independent_noise(x64: None) -> None:
 def test_gates_are_captured_by_layer() -> None:
     layer = stack([LSTM(SIZE), bidirectional(GRU(5))])
     params = random_params(layer, 1, SIZE, np.float32)
-    seen = jrnn.analysis.capture_gates(layer, params, XS, lengths=LENGTHS)
+    captured = jrnn.analysis.capture_gates(layer, params, XS, lengths=LENGTHS)
     below = jrnn.analysis.capture_gates(LSTM(SIZE), params[0], XS, lengths=LENGTHS)
     names = [f"0.{gate}" for gate in "ifgo"]
     names += [f"1.{half}.{gate}" for half in ("forward", "backward") for gate in "rzn"]
-    assert list(seen.gates) == names
-    assert_close({gate: seen.gates[f"0.{gate}"] for gate in "ifgo"}, dict(below.gates), 1e-6)
+    assert list(captured.gates) == names
+    assert_close({gate: captured.gates[f"0.{gate}"] for gate in "ifgo"}, dict(below.gates), 1e-6)
     above = jrnn.analysis.capture_gates(
         GRU(5), params[1].backward, below.ys, lengths=LENGTHS, reverse=True
     )
-    got = {gate: seen.gates[f"1.backward.{gate}"] for gate in "rzn"}
+    got = {gate: captured.gates[f"1.backward.{gate}"] for gate in "rzn"}
     assert_close(got, dict(above.gates), 1e-6)
-    assert_close(seen.carries[1].backward, above.carries, 1e-6)
-    assert_close((seen.carry, seen.ys), jrnn.unroll(layer, params, XS, lengths=LENGTHS), 1e-5)
+    assert_close(captured.carries[1].backward, above.carries, 1e-6)
+    assert_close(
+        (captured.carry, captured.ys), jrnn.unroll(layer, params, XS, lengths=LENGTHS), 1e-5
+    )
 
 
 def test_only_the_first_layer_may_accept_other_inputs() -> None:
