@@ -283,9 +283,9 @@ def central_differences(
     leaves, structure = jax.tree.flatten((params, batch.xs, batch.carry))
 
     def loss(n: int, index: tuple[int, ...], step: complex) -> float:
-        moved = [leaf.copy() if n == k else leaf for k, leaf in enumerate(leaves)]
-        moved[n][index] += step
-        p, xs, carry = jax.tree.unflatten(structure, moved)
+        perturbed = [leaf.copy() if n == k else leaf for k, leaf in enumerate(leaves)]
+        perturbed[n][index] += step
+        p, xs, carry = jax.tree.unflatten(structure, perturbed)
         return oracle_loss(row, scenario, p, batch._replace(xs=xs, carry=carry))
 
     slope = lambda n, index, step: (loss(n, index, step) - loss(n, index, -step)) / (2 * eps)

@@ -370,14 +370,14 @@ def test_mesh_of_one_device_equals_a_loop(x64: None) -> None:
 def test_derivatives_of_all_modes_equal_those_of_scan(engine: Associative, x64: None) -> None:
     row = TOYS["pair"]
     cell, params, batch = example(row, steps=5, batch=2)
-    moved = random_params(cell, 7, input_size=2)
+    direction = random_params(cell, 7, input_size=2)
 
     def all_modes(engine: Any) -> Any:
         run = lambda p: call(cell, engine, Scenario(), p, batch)
         loss = lambda p: inner(run(p), (batch.ct_carry, batch.ct_ys)) ** 2
         hessian = jax.hessian(lambda w: loss(params._replace(fast=w)))(params.fast)
-        second = jax.grad(lambda p: inner(jax.grad(loss)(p), moved))(params)
-        return jax.jvp(run, (params,), (moved,)), hessian, second
+        second = jax.grad(lambda p: inner(jax.grad(loss)(p), direction))(params)
+        return jax.jvp(run, (params,), (direction,)), hessian, second
 
     got, want = jax.jit(lambda: (all_modes(engine), all_modes(Scan())))()
     assert_close(got, want, 1e-9)

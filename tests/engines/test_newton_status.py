@@ -281,8 +281,11 @@ def test_a_guess_of_nearby_parameters_saves_iterations(x64: None) -> None:
     params = cell.init(jax.random.key(0), 3, np.float64)
     xs = np.random.default_rng(0).normal(size=(200, 2, 3))
     first = jrnn.newton(cell, params, xs)
-    moved = jax.tree.map(lambda leaf: leaf + 1e-6, params)
-    cold, warm = jrnn.newton(cell, moved, xs), jrnn.newton(cell, moved, xs, guess=first.carries)
+    perturbed = jax.tree.map(lambda leaf: leaf + 1e-6, params)
+    cold, warm = (
+        jrnn.newton(cell, perturbed, xs),
+        jrnn.newton(cell, perturbed, xs, guess=first.carries),
+    )
     assert int(warm.status.iterations) < int(cold.status.iterations)
     assert_close(warm.ys, cold.ys, 1e-12)
     assert int(jrnn.newton(cell, params, xs, guess=first.carries).status.iterations) == 0

@@ -275,9 +275,9 @@ def test_gradients_equal_central_differences(x64: None) -> None:
             index = tuple(size // 2 for size in leaf.shape)
             ends = []
             for step in (eps, -eps):
-                moved = [other.copy() for other in leaves]
-                moved[n][index] += step
-                ends.append(loss(p._replace(**{field: jax.tree.unflatten(structure, moved)})))
+                perturbed = [other.copy() for other in leaves]
+                perturbed[n][index] += step
+                ends.append(loss(p._replace(**{field: jax.tree.unflatten(structure, perturbed)})))
             slope = (ends[0] - ends[1]) / (2 * eps)
             np.testing.assert_allclose(jax.tree.leaves(grads)[n][index], slope, atol=1e-8)
 

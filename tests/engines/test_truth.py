@@ -97,9 +97,9 @@ def test_values_and_gradients_equal_a_loop_in_float32(kind: Row, engine: Engine)
     with jax.enable_x64(True):
         wide = as_dtype((params, batch), np.float64)
         truths = [loop_grads(cell, scenario, *wide) for scenario in EVERYTHING]
-    for scenario, alone, got, truth in zip(EVERYTHING, values, results, truths, strict=True):
-        assert jax.tree.leaves(alone)[0].real.dtype == np.float32
-        assert_close(alone, oracle(kind, scenario, *wide), 1e-5)
+    for scenario, value, got, truth in zip(EVERYTHING, values, results, truths, strict=True):
+        assert jax.tree.leaves(value)[0].real.dtype == np.float32
+        assert_close(value, oracle(kind, scenario, *wide), 1e-5)
         assert_close((got.carry, got.ys), oracle(kind, scenario, *wide), 1e-5)
         assert_close(tuple(got[2:]), truth, 1e-5)
 
