@@ -320,7 +320,7 @@ def test_cell_without_coefficients_raises() -> None:
 
 
 def test_invalid_mesh_type_raises() -> None:
-    with pytest.raises(TypeError, match="mesh must be a jax.sharding.Mesh, .*got 'time'"):
+    with pytest.raises(TypeError, match="mesh must be a jax.sharding.Mesh .*got 'time'"):
         Associative(mesh="time")  # pyright: ignore
 
 
