@@ -1,8 +1,8 @@
-"""The contract of a cell: gate arithmetic, written once as pure functions.
+"""The base class of cells: gate arithmetic, written once as pure functions.
 
 A cell is a frozen dataclass of hyper-parameters. It holds no arrays: those are in `params` and in
-`carry`. Four of its methods, `project`, `recur`, `update` and `readout`, make a step, and each of
-them accepts any leading axes. Every engine is derived from these four.
+`carry`. A step consists of four methods, `project`, `recur`, `update` and `readout`, each of which
+accepts any leading axes. Every engine is derived from these four.
 """
 
 import abc
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jrnn.dtypes import cast, widest
+from jrnn.dtypes import cast, widest_dtype
 from jrnn.layer import Carry as Carry
 from jrnn.layer import Inputs as Inputs
 from jrnn.layer import Layer, RunCell, SequenceInputs
@@ -39,7 +39,7 @@ class Timed(NamedTuple):
 
     Attributes:
       x: the input, `[..., input]`.
-      dt: the time since the input before, `[...]`, the same for all layers of a stack.
+      dt: the time since the previous input, `[...]`, the same for all layers of a stack.
     """
 
     x: jax.Array
@@ -64,7 +64,7 @@ class Diagonal(NamedTuple):
     Attributes:
       a: a tree with the structure of the carry; leaves broadcast against those of the carry, and
         may lack leading axes or have axes of size 1.
-      b: likewise.
+      b: as `a`.
     """
 
     a: Any
@@ -76,7 +76,7 @@ class Diagonal(NamedTuple):
 
 
 class LogDiagonal(NamedTuple):
-    """Coefficients of a linear cell as logarithms, where both are positive.
+    """Positive coefficients of a linear cell, as logarithms.
 
     ::
 
@@ -95,7 +95,7 @@ class LogDiagonal(NamedTuple):
         return self.exp().apply(carry)
 
     def exp(self) -> Diagonal:
-        """The coefficients themselves."""
+        """The coefficients as `Diagonal`."""
         return Diagonal(*jax.tree.map(jnp.exp, (self.log_a, self.log_b)))
 
 
@@ -104,7 +104,7 @@ class Dense(NamedTuple):
 
     Attributes:
       a: a tree with the structure of the carry; leaves `[..., n, n]` for leaves `[..., n]` of the
-        carry, with all leading axes, of size 1 where the matrices are the same.
+        carry, with all leading axes, which have size 1 where the matrices are the same.
       b: a tree with the structure of the carry, as `Diagonal.b`.
     """
 
@@ -120,13 +120,13 @@ Coefficients = Diagonal | LogDiagonal | Dense
 
 
 class Core(NamedTuple):
-    """The cell inside of transforms that leave its `update` as it is.
+    """The innermost cell of a chain of transforms that do not change its `update`.
 
     Attributes:
       cell: the innermost cell.
       params: its parameters.
       x: its input.
-      finish: from its output to that of the whole.
+      finish: maps its output to that of the transformed cell.
     """
 
     cell: "Cell"
@@ -136,12 +136,12 @@ class Core(NamedTuple):
 
 
 class Traits(NamedTuple):
-    """Properties of a cell that cannot be derived by tracing its functions.
+    """Properties of a cell that cannot be derived by tracing its methods.
 
     Attributes:
-      coupled_carry: whether one part of the carry is a function or the scale of another, such as a
-        potential and its rate, so that no transform may change one of them alone.
-      input_types: types of inputs besides an array that the cell accepts, such as `Timed`.
+      coupled_carry: whether one leaf of the carry is a function or the scale of another, such as a
+        potential and its rate, so that a transform must not change one of them alone.
+      input_types: input types that the cell accepts besides arrays, such as `Timed`.
     """
 
     coupled_carry: bool = False
@@ -149,43 +149,43 @@ class Traits(NamedTuple):
 
 
 class Cell(Layer):
-    """One step of a recurrent network, in four pure functions.
+    """One step of a recurrent network, as four pure functions.
 
     With carry s, input x and output y::
 
         z  = project(params, x)                everything that depends on the input alone
         u  = recur(params, s)                  every matrix product with the carry, nothing else
         s' = update(params, s, z, u)           the gate arithmetic, elementwise
-        y  = readout(params, s', z)            what the step shows; by default s' itself
+        y  = readout(params, s', z)            the output; by default s' itself
 
     Subclasses are frozen dataclasses, so that a cell is hashable (a static argument of `jax.jit`),
     printable, picklable and its own config. Each of the four functions accepts any leading axes;
     `z` and `u` are pytrees with one array `[..., hidden]` for each gate, and `recur` is linear in
     the carry.
 
-    A subclass writes `init`, `init_carry`, `project`, `recur` and `update`; a cell whose carry is
-    more than its output also writes `readout`. Optional methods add capabilities: `coefficients`
-    to a cell that is linear in its carry, `sample_noise` to one that is stochastic, `inputs` to one
-    whose inputs are not one array, `traits` for what cannot be traced. Everything else that an
-    engine needs to know, such as whether `update` is elementwise or the Jacobian diagonal, is read
-    off the jaxpr of these functions (see `jrnn.structure`).
+    A subclass implements `init`, `init_carry`, `project`, `recur` and `update`, and `readout` if
+    the output is not the carry. Optional methods add capabilities: `coefficients` for a cell that
+    is linear in its carry, `sample_noise` for a stochastic cell, `inputs` for a cell whose input is
+    not a single array, `traits` for properties that cannot be traced. All other properties that an
+    engine uses, such as whether `update` is elementwise or the Jacobian diagonal, are derived from
+    the jaxprs of these functions (see `jrnn.structure`).
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if cls.step is not Cell.step:
             raise TypeError(
-                f"{cls.__name__}: step is derived and never overridden; write project, recur, "
-                "update and readout instead"
+                f"{cls.__name__}: step must not be overridden; implement project, recur, update "
+                "and readout instead"
             )
 
     @abc.abstractmethod
     def project(self, params: Params, x: Inputs) -> Gates:
-        """Everything that depends on the input alone: from `x [..., input]`, an array per gate."""
+        """Everything that depends on `x [..., input]` alone: one array for each gate."""
 
     @abc.abstractmethod
     def recur(self, params: Params, carry: Carry) -> Gates:
-        """Every matrix product with the carry and nothing else: one array for each gate."""
+        """Every matrix product with the carry, and nothing else: one array for each gate."""
 
     @abc.abstractmethod
     def update(self, params: Params, carry: Carry, z: Gates, u: Gates) -> Carry:
@@ -195,9 +195,9 @@ class Cell(Layer):
         """The output `y [..., output]` from the new carry: the carry itself by default."""
         if len(jax.tree.leaves(carry)) != 1:
             raise TypeError(
-                f"{type(self).__name__}: the carry has {len(jax.tree.leaves(carry))} arrays, so "
-                "the output must be chosen; write readout(self, params, carry, z), such as "
-                "`return carry.h`"
+                f"{type(self).__name__}: the carry must be one array for the default readout, "
+                f"got {len(jax.tree.leaves(carry))} arrays; implement readout(self, params, carry, "
+                "z), such as `return carry.h`"
             )
         return carry
 
@@ -211,44 +211,44 @@ class Cell(Layer):
     def sample_noise(
         self, params: Params, xs: Inputs, leading: tuple[int, ...], key: jax.Array
     ) -> tuple[Params, Any]:
-        """Draws everything random, once before the loop, so that all engines see the same noise.
+        """Draws all noise once, before the loop, so that it is the same on every engine.
 
-        `project` is then given `Noisy(x, noise)` of each step; without a key it is given the plain
-        input, for which the cell returns its expected value.
+        `project` then receives `Noisy(x, noise)` at each step. Without a key it receives the plain
+        input, and the cell returns its expected value.
 
         Args:
           params: the parameters.
           xs: shapes and dtypes of the inputs, leaves `[*leading, ...]`.
           leading: `(T, *batch)`.
-          key: randomness.
+          key: a PRNG key.
 
         Returns:
-          The parameters, changed where noise holds for all steps and sequences, such as dropped
-          weights; and a pytree of leaves `[*leading, ...]`, or None.
+          The parameters, with noise that is shared by all steps and sequences applied to them, such
+          as dropped weights; and a pytree of leaves `[*leading, ...]`, or None.
         """
         return params, None
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether the cell draws noise when it is given a key."""
+        """Whether the cell draws noise when a key is passed."""
         return type(self).sample_noise is not Cell.sample_noise
 
     @property
     def traits(self) -> Traits:
-        """What cannot be read off the functions of the cell."""
+        """Properties that cannot be derived from the methods of the cell."""
         return Traits()
 
     def kernel_name(self) -> str | None:
         """The hand-written kernel of `Native` that computes this cell's `update`, or None.
 
-        Parameters and carry must then have the fields that the name implies.
+        Parameters and carry must have the fields that this kernel reads.
         """
         return None
 
     def core(self, params: Params, x: Inputs) -> Core:
-        """The cell whose `recur` and `update` are those of this one, and what is around it.
+        """The innermost cell with the same `recur` and `update`, and how to run it instead.
 
-        An engine with a kernel for the inner cell runs that, on inputs of all steps at once.
+        An engine with a kernel for that cell applies the transforms to all steps at once.
         """
         return Core(self, params, x, lambda y: y)
 
@@ -260,13 +260,13 @@ class Cell(Layer):
     @property
     @final
     def causal(self) -> bool:
-        """True: a step sees its own input and those before it."""
+        """True: an output depends on the inputs up to its own step only."""
         return True
 
     @property
     @final
     def input_types(self) -> tuple[type, ...]:
-        """As `traits` says."""
+        """Input types that the cell accepts besides arrays; see `traits`."""
         return self.traits.input_types
 
     @final
@@ -293,8 +293,8 @@ class Cell(Layer):
     def init_carry_like(self, params: Params, x: Inputs) -> Carry:
         """The carry before the first step, in the wider dtype of parameters and inputs.
 
-        `init_carry` has the dtype of the parameters. Where inputs have a wider one, a loop of your
-        own over `step` that starts from this carry keeps the wider dtype, as `unroll` does.
+        `init_carry` returns the dtype of the parameters. A custom loop over `step` that starts from
+        this carry keeps the wider dtype, as `unroll` does.
 
         Args:
           params: the parameters.
@@ -303,7 +303,7 @@ class Cell(Layer):
         one = jax.tree.leaves(jax.eval_shape(lambda: self.inputs(1, ())))[0]
         leaf = jax.tree.leaves(x)[0]
         carry = self.init_carry(params, leaf.shape[: leaf.ndim - one.ndim])
-        return cast(carry, widest(params, x))
+        return cast(carry, widest_dtype(params, x))
 
     @final
     def step(
@@ -312,13 +312,13 @@ class Cell(Layer):
         """One step, derived from the four functions: project, recur, update, readout.
 
         Args:
-          params: what `init` drew.
-          carry: what `init_carry` or the step before returned.
+          params: the parameters, from `init`.
+          carry: the carry, from `init_carry` or the previous step.
           x: the input, `[..., input]`.
-          key: randomness for a stochastic cell; None means deterministic, at the expected value.
+          key: a PRNG key for a stochastic cell; None means the deterministic expected value.
 
         Returns:
-          The new carry, in the dtypes of the given one, and the output `[..., output]`.
+          The new carry, in the dtypes of `carry`, and the output `[..., output]`.
         """
         new, y = self._step(*self._with_noise(params, carry, x, key=key))
         return jax.tree.map(lambda a, old: a.astype(jnp.result_type(old)), new, carry), y
@@ -331,22 +331,22 @@ class Cell(Layer):
     def _with_noise(
         self, params: Params, carry: Carry, x: Inputs, *, key: jax.Array | None
     ) -> tuple[Params, Carry, Inputs]:
-        """Parameters, carry and input of one step, with noise where there is a key for it."""
+        """Parameters, carry and input of one step, with noise if `key` is not None."""
         if key is None or not self.is_stochastic:
             return params, carry, x
-        alone = jax.eval_shape(lambda p: self.init_carry(p, ()), params)
-        leaf, own = jax.tree.leaves(carry)[0], jax.tree.leaves(alone)[0]
-        batch = leaf.shape[: leaf.ndim - own.ndim]
+        unbatched = jax.eval_shape(lambda p: self.init_carry(p, ()), params)
+        leaf, unbatched_leaf = jax.tree.leaves(carry)[0], jax.tree.leaves(unbatched)[0]
+        batch = leaf.shape[: leaf.ndim - unbatched_leaf.ndim]
         xs = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[None], x))
         params, noise = self.sample_noise(params, xs, (1, *batch), key)
-        return params, carry, add_noise(x, jax.tree.map(lambda drawn: drawn[0], noise))
+        return params, carry, add_noise(x, jax.tree.map(lambda leaf: leaf[0], noise))
 
 
 def add_noise(x: Inputs, noise: Any) -> Inputs:
-    """The input with noise; as it is where there is none."""
+    """The input with its noise, or the input itself if there is no noise."""
     return Noisy(x, noise) if jax.tree.leaves(noise) else x
 
 
 def split_noise(x: Inputs) -> tuple[Inputs, Any]:
-    """The input and its noise, None where there is none."""
+    """The input and its noise, or None for the noise if there is none."""
     return tuple(x) if isinstance(x, Noisy) else (x, None)

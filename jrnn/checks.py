@@ -1,4 +1,4 @@
-"""Checks of what a user may get wrong: each raises at trace time and says expected, got, remedy."""
+"""Validation of user arguments, at trace time; messages state the expected and the actual value."""
 
 import difflib
 import math
@@ -11,34 +11,34 @@ from jax.typing import DTypeLike
 
 
 def positive_int(owner: str, name: str, value: Any) -> None:
-    """Refuses everything but a Python int of at least 1."""
+    """Raises unless the value is a Python int of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{owner}: {name} must be a positive int, got {value!r}")
 
 
-def growing_ints(owner: str, name: str, values: Any) -> None:
-    """Refuses everything but a tuple of positive ints, each of them larger than the one before."""
+def increasing_ints(owner: str, name: str, values: Any) -> None:
+    """Raises unless the value is a tuple of positive ints in strictly increasing order."""
     ints = isinstance(values, tuple) and all(type(value) is int for value in values)
     if not ints or not values or any(b <= a for a, b in zip((0, *values), values, strict=False)):
         raise ValueError(
-            f"{owner}: {name} must be a tuple of positive ints that grow, such as (1, 2, 4), got "
-            f"{values!r}"
+            f"{owner}: {name} must be a tuple of increasing positive ints, such as (1, 2, 4), "
+            f"got {values!r}"
         )
 
 
 def boolean(owner: str, name: str, value: Any) -> None:
-    """Refuses everything but True and False."""
+    """Raises unless the value is True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"{owner}: {name} must be True or False, got {value!r}")
 
 
-def divides(owner: str, name: str, value: Any, whole_name: str, whole: int) -> None:
-    """Refuses everything but a positive int that divides `whole`."""
+def divides(owner: str, name: str, value: Any, total_name: str, total: int) -> None:
+    """Raises unless the value is a positive int that divides `total`."""
     positive_int(owner, name, value)
-    if whole % value:
+    if total % value:
         raise ValueError(
-            f"{owner}: {name} must divide {whole_name}={whole}, got {value}; choose a {whole_name} "
-            f"that is a multiple of {value}, such as {value * -(-whole // value)}"
+            f"{owner}: {name} must divide {total_name}={total}, got {value}; choose a {total_name} "
+            f"that is a multiple of {value}, such as {value * -(-total // value)}"
         )
 
 
@@ -47,25 +47,25 @@ def _is_number(value: Any) -> bool:
 
 
 def positive_number(owner: str, name: str, value: Any) -> None:
-    """Refuses everything but a Python number above 0 and below infinity."""
+    """Raises unless the value is a positive finite Python number."""
     if not _is_number(value) or not 0 < value < math.inf:
         raise ValueError(f"{owner}: {name} must be a number above 0, got {value!r}")
 
 
 def finite_number(owner: str, name: str, value: Any) -> None:
-    """Refuses everything but a Python number that is neither infinite nor NaN."""
+    """Raises unless the value is a finite Python number."""
     if not _is_number(value) or not math.isfinite(value):
         raise ValueError(f"{owner}: {name} must be a finite number, got {value!r}")
 
 
 def non_negative_number(owner: str, name: str, value: Any) -> None:
-    """Refuses everything but 0 and a Python number above it and below infinity."""
+    """Raises unless the value is a non-negative finite Python number."""
     if not _is_number(value) or not 0 <= value < math.inf:
         raise ValueError(f"{owner}: {name} must be a number of at least 0, got {value!r}")
 
 
 def one_of(owner: str, name: str, value: Any, choices: Iterable[str]) -> None:
-    """Refuses a value outside `choices`, and suggests the nearest of them."""
+    """Raises unless the value is one of `choices`, and suggests the closest one."""
     choices = tuple(choices)
     if value not in choices:
         raise ValueError(
@@ -75,27 +75,27 @@ def one_of(owner: str, name: str, value: Any, choices: Iterable[str]) -> None:
 
 
 def suggestion(word: Any, choices: Iterable[str]) -> str:
-    """The tail of an error message: `; did you mean 'gru'?`, or nothing when no choice is near."""
+    """Returns `; did you mean 'gru'?` for an error message, or "" if no choice is similar."""
     by_lower = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(str(word).lower(), by_lower, n=1)
-    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
+    matches = difflib.get_close_matches(str(word).lower(), by_lower, n=1)
+    return f"; did you mean {by_lower[matches[0]]!r}?" if matches else ""
 
 
 def float_dtype(owner: str, dtype: DTypeLike) -> jnp.dtype:
-    """The dtype, if it is a real floating one that JAX can hold as it is now set up."""
+    """Returns the dtype; raises unless it is real floating and enabled in JAX."""
     dtype = jnp.dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{owner}: dtype must be a floating one such as float32, got {dtype}")
+        raise TypeError(f"{owner}: dtype must be floating, such as float32, got {dtype}")
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise TypeError(
-            f"{owner}: {dtype} is switched off in JAX; call "
-            "jax.config.update('jax_enable_x64', True) first, or ask for float32"
+            f"{owner}: dtype must be enabled in JAX, got {dtype}; call "
+            "jax.config.update('jax_enable_x64', True) first, or use float32"
         )
     return dtype
 
 
 def last_axis(owner: str, name: str, array: jax.Array, size: int, source: str) -> None:
-    """Refuses an array whose last axis is not `size`, the size that `source` sets."""
+    """Raises unless the last axis of an array has size `size`, which `source` determines."""
     if array.ndim == 0 or array.shape[-1] != size:
         raise ValueError(
             f"{owner}: {name} must have a last axis of {size} ({source}), got shape {array.shape}"
@@ -103,27 +103,27 @@ def last_axis(owner: str, name: str, array: jax.Array, size: int, source: str) -
 
 
 def t_max(owner: str, value: int, forget_bias: float = 0.0, default: float = 0.0) -> None:
-    """Refuses a chrono horizon below 3 steps, where log U[1, t_max - 1] has no range.
+    """Raises unless `t_max` of the chrono initialization is an int of at least 3 steps.
 
-    And one beside a `forget_bias` that is not the default, for it sets that itself.
+    Below 3 the range of log U[1, t_max - 1] is empty. Raises as well if `forget_bias` is not the
+    default, since `t_max` determines it.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 3:
         raise ValueError(f"{owner}: t_max must be an int of at least 3 steps, got {value!r}")
     if forget_bias != default:
         raise ValueError(
-            f"{owner}: t_max={value} sets the forget bias itself; leave out "
-            f"forget_bias={forget_bias}"
+            f"{owner}: t_max={value} determines the forget bias; remove forget_bias={forget_bias}"
         )
 
 
 def rate(owner: str, name: str, value: float) -> None:
-    """Refuses a dropping rate that is no number in [0, 1)."""
+    """Raises unless the value is a Python number in [0, 1)."""
     if not _is_number(value) or not 0 <= value < 1:
-        raise ValueError(f"{owner}: {name} must lie in [0, 1), got {value!r}")
+        raise ValueError(f"{owner}: {name} must be in [0, 1), got {value!r}")
 
 
 def prng_key(owner: str, name: str, value: Any) -> None:
-    """Raises unless the value is one PRNG key: of `jax.random.key`, or an old `PRNGKey`."""
+    """Raises unless the value is one PRNG key, from `jax.random.key` or `jax.random.PRNGKey`."""
     dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     raw = dtype == jnp.uint32 and shape is not None and len(shape) == 1

@@ -1,4 +1,4 @@
-"""The floating leaves of trees: their widest dtype, casts, and functions of them alone."""
+"""Floating leaves of pytrees: their widest dtype, casts, and functions restricted to them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,46 +7,51 @@ import jax
 import jax.numpy as jnp
 
 
-def widest(*trees: Any) -> jnp.dtype:
-    """The dtype that the real floating leaves of some trees promote to."""
+def widest_dtype(*trees: Any) -> jnp.dtype:
+    """The dtype to which the real floating leaves of all trees promote."""
     dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(trees)]
     return jnp.result_type(*(d for d in dtypes if jnp.issubdtype(d, jnp.floating)))
 
 
 def cast(tree: Any, dtype: jnp.dtype) -> Any:
-    """The floating leaves in another dtype, complex ones in its counterpart; others stay.
+    """Casts floating leaves to `dtype`, and complex leaves to its complex dtype; keeps all others.
 
-    The counterpart of float64 is complex128; of every narrower one, complex64.
+    The complex dtype is complex128 for float64, and complex64 for all narrower dtypes.
     """
 
-    def of(leaf: jax.Array) -> jax.Array:
+    def cast_leaf(leaf: jax.Array) -> jax.Array:
         if not _is_floating(leaf):
             return leaf
         real = jnp.issubdtype(leaf.dtype, jnp.floating)
         return leaf.astype(dtype if real else jnp.promote_types(dtype, jnp.complex64))
 
-    return jax.tree.map(of, tree)
+    return jax.tree.map(cast_leaf, tree)
 
 
-def of_floats(
+def restrict_to_floats(
     function: Callable[..., Any], tree: Any
 ) -> tuple[list[int], Callable[..., list[jax.Array]]]:
-    """A function of the floating leaves of a tree alone, to the floating leaves of its result.
+    """Restricts a function to the floating leaves of its argument and of its result.
+
+    Args:
+      function: a function of one tree.
+      tree: its argument; leaves that are not floating are constants of the restricted function.
 
     Returns:
-      The numbers of these leaves in the tree; and the function, of one argument for each of them.
+      The indices of the floating leaves of `tree`; and a function that takes each of them as an
+      argument and returns the floating leaves of the result.
     """
     leaves, structure = jax.tree.flatten(tree)
-    numbers = [n for n, leaf in enumerate(leaves) if _is_floating(leaf)]
+    indices = [n for n, leaf in enumerate(leaves) if _is_floating(leaf)]
 
     def restricted(*floating: jax.Array) -> list[jax.Array]:
-        every = dict(enumerate(leaves)) | dict(zip(numbers, floating, strict=True))
-        out = function(jax.tree.unflatten(structure, every.values()))
+        all_leaves = dict(enumerate(leaves)) | dict(zip(indices, floating, strict=True))
+        out = function(jax.tree.unflatten(structure, all_leaves.values()))
         return [leaf for leaf in jax.tree.leaves(out) if _is_floating(leaf)]
 
-    return numbers, restricted
+    return indices, restricted
 
 
 def _is_floating(leaf: Any) -> bool:
-    """Whether a leaf has derivatives: it is real or complex."""
+    """Whether a leaf is real or complex floating, so that it has derivatives."""
     return jnp.issubdtype(leaf.dtype, jnp.inexact)

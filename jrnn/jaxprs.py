@@ -1,4 +1,4 @@
-"""What taps and structure share: the jaxprs inside of an equation."""
+"""Jaxprs nested in equations; shared by `taps` and `structure`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from jax.extend import core
 
 INLINED = frozenset({"jit", "pjit", "closed_call", "core_call"})
-"""Primitives that call one jaxpr and do nothing else."""
+"""Primitives that only call one jaxpr."""
 
 REMATERIALIZED = frozenset({"remat2", "checkpoint", "remat"})
 """Primitives of `jax.checkpoint`."""

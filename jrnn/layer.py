@@ -1,4 +1,4 @@
-"""The contract of a layer: what reads a whole sequence. A cell is the simplest layer."""
+"""The base class of layers, which map sequences to sequences. A cell is the simplest layer."""
 
 import abc
 import dataclasses
@@ -26,15 +26,15 @@ Inputs = Any
 )
 @dataclass(frozen=True)
 class SequenceInputs:
-    """A batch of sequences and how to read it: what `jrnn.unroll` and its relatives all take.
+    """A batch of sequences, with its first carry, masks, key and scan direction.
 
     Attributes:
       xs: inputs `[T, B, input]`, or a pytree of leaves `[T, B, ...]`.
-      carry: the first carry, leaves `[B, ...]`; None means the layer's own.
+      carry: the first carry, leaves `[B, ...]`; None means `init_carry`.
       lengths: `[B]` ints, the number of valid steps of each sequence, or None.
       mask: `[T, B]` bool, True on valid steps, in any pattern, or None.
       resets: `[T, B]` bool, True where the carry is replaced before the step, or None.
-      key: randomness for layers that draw noise; None means deterministic.
+      key: a PRNG key for stochastic layers; None means deterministic.
       reverse: whether to scan from the last valid step to the first.
     """
 
@@ -47,7 +47,7 @@ class SequenceInputs:
     reverse: bool = False
 
     def __post_init__(self) -> None:
-        # Nested lists become arrays here, once, for every function.
+        # Lists are converted here, so that no other function has to.
         for name in ("lengths", "mask", "resets"):
             value = getattr(self, name)
             if isinstance(value, list | tuple):
@@ -60,7 +60,7 @@ class SequenceInputs:
 
 
 class RunCell(Protocol):
-    """Runs one cell over a batch of sequences; `unroll` and `capture_gates` each have theirs."""
+    """Runs one cell over a batch of sequences, as `unroll` or `capture_gates` does."""
 
     def __call__(
         self,
@@ -77,11 +77,11 @@ class RunCell(Protocol):
           cell: a `jrnn.Cell`.
           params: its parameters.
           inputs: the sequences.
-          path: where the cell is in the whole layer, such as ("0", "forward").
-          return_carries: whether outputs are pairs of the output and the carry of each step.
+          path: the path of the cell within the outermost layer, such as ("0", "forward").
+          return_carries: whether the outputs are pairs (outputs, carries after each step).
 
         Returns:
-          The last carry, which a layer may collect and must not compute with, and the outputs.
+          The last carry, which a layer may return but must not use, and the outputs.
         """
         ...
 
@@ -90,20 +90,20 @@ class Layer(abc.ABC):
     """A map from sequences to sequences, with parameters and a carry.
 
     Subclasses are frozen dataclasses of hyper-parameters: hashable, printable, picklable. A
-    `jrnn.Cell` is a layer; `jrnn.stack` and `jrnn.bidirectional` make layers of layers.
+    `jrnn.Cell` is a layer; `jrnn.stack` and `jrnn.bidirectional` combine layers.
 
-    The arguments of `init` are validated before the subclass's own code runs, for every layer.
+    The arguments of `init` are validated before the `init` of a subclass runs.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "init" in vars(cls):
-            cls.init = _validated(cls.init)
+            cls.init = _validate_init_args(cls.init)
 
     @property
     @abc.abstractmethod
     def causal(self) -> bool:
-        """Whether an output depends on the inputs up to its own step alone."""
+        """Whether an output depends on the inputs up to its own step only."""
 
     @property
     def output_directions(self) -> tuple[bool, ...]:
@@ -112,13 +112,13 @@ class Layer(abc.ABC):
 
     @property
     def input_types(self) -> tuple[type, ...]:
-        """Types of inputs besides an array that the layer accepts, such as `jrnn.Timed`."""
+        """Input types that the layer accepts besides arrays, such as `jrnn.Timed`."""
         return ()
 
     @property
     @abc.abstractmethod
     def is_stochastic(self) -> bool:
-        """Whether the layer draws noise when it is given a key."""
+        """Whether the layer draws noise when a key is passed."""
 
     @abc.abstractmethod
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> Params:
@@ -131,13 +131,13 @@ class Layer(abc.ABC):
 
     @abc.abstractmethod
     def init_carry(self, params: Params, batch_shape: tuple[int, ...]) -> Carry:
-        """The carry before the first step: leaves `[*batch_shape, ...]`, dtype of `params`."""
+        """The carry before the first step, leaves `[*batch_shape, ...]` with the params' dtype."""
 
     @abc.abstractmethod
     def inputs(
         self, input_size: int, batch_shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
     ) -> Inputs:
-        """Zeros in the shape of one input, `[*batch_shape, input]` unless the layer differs."""
+        """Zeros in the shape of one input, by default `[*batch_shape, input]`."""
 
     @abc.abstractmethod
     def output_shape(self, params: Params, input_size: int) -> Any:
@@ -152,14 +152,14 @@ class Layer(abc.ABC):
         *,
         path: tuple[str, ...] = (),
     ) -> tuple[Carry, Any]:
-        """Runs over a batch of sequences, by calling `apply` of the layers inside.
+        """Runs over a batch of sequences, by calling `apply` of the inner layers.
 
         Args:
-          run: runs one cell, as `jrnn.unroll` would, on the engine of the whole; it must not be
-            called inside of `jax.jit`, `jax.vmap` or `lax.scan`.
+          run: runs one cell, on the engine of the outermost layer; it must not be called
+            inside `jax.jit`, `jax.vmap` or `lax.scan`.
           params: the parameters of this layer.
           inputs: the sequences.
-          path: where this layer is in the whole; it passes `(*path, name)` on to those inside.
+          path: the path of this layer; inner layers receive `(*path, name)`.
 
         Returns:
           The last carry in scan order, and the outputs `[T, B, ...]` in the order of time.
@@ -167,10 +167,15 @@ class Layer(abc.ABC):
 
 
 def split_carry(carry: Carry | None, count: int, expected: str) -> tuple[Carry | None, ...]:
-    """The first carries of `count` layers inside; as many Nones from None.
+    """Splits the first carry of a layer into those of its `count` inner layers; None into Nones.
+
+    Args:
+      carry: a tuple of `count` carries, or None.
+      count: the number of inner layers.
+      expected: the requirement, for the error message.
 
     Raises:
-      TypeError: it is not a tuple of so many; the message says what is `expected`.
+      TypeError: `carry` is not a tuple of `count` entries.
     """
     if carry is None:
         return (None,) * count
@@ -180,15 +185,15 @@ def split_carry(carry: Carry | None, count: int, expected: str) -> tuple[Carry |
 
 
 def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
-    """`count` keys from one; `count` Nones from None."""
+    """Splits a key into `count` keys; None into Nones."""
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
-def _validated(init: Callable[..., Params]) -> Callable[..., Params]:
-    """`init` after checks of its arguments."""
+def _validate_init_args(init: Callable[..., Params]) -> Callable[..., Params]:
+    """Wraps `init` so that its arguments are validated first."""
 
     @functools.wraps(init)
-    def checked(
+    def validated_init(
         self: Layer, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> Params:
         owner = f"{type(self).__name__}.init"
@@ -196,4 +201,4 @@ def _validated(init: Callable[..., Params]) -> Callable[..., Params]:
         checks.positive_int(owner, "input_size", input_size)
         return init(self, key, input_size, checks.float_dtype(owner, dtype))
 
-    return checked
+    return validated_init

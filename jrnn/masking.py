@@ -1,4 +1,4 @@
-"""Padding, resets and NaNs in them: one set of rules for every engine."""
+"""Padding, resets and the isolation of NaNs, for every engine."""
 
 import functools
 from typing import Any, NamedTuple
@@ -13,16 +13,16 @@ from jrnn.layer import Carry, Inputs
 
 
 class Masks(NamedTuple):
-    """What an engine must obey at each step; a None costs nothing.
+    """Padding and resets of each step. Fields that are None cost nothing.
 
     Attributes:
-      lengths: `[B]` ints, the number of valid steps of each sequence, if the valid steps are the
-        first ones; None for any other pattern.
-      valid: `[T, B]` bool: where False the step is padding, whose input must not be read without
-        `zero_where`: the carry is kept, the output is zero.
-      resets: `[T, B]` bool, False on padding; where True `initial` replaces the carry before the
+      lengths: `[B]` ints, the number of valid steps of each sequence, if these come first; None for
+        any other pattern.
+      valid: `[T, B]` bool, False on padding, where the carry does not change and the output is
+        zero. Inputs on padding may be NaN: pass them through `zero_where` before use.
+      resets: `[T, B]` bool, False on padding; where True, `initial` replaces the carry before the
         step, in scan order.
-      initial: the cell's own initial carry, leaves `[B, ...]`; None without resets.
+      initial: the initial carry of the cell, leaves `[B, ...]`; None without resets.
     """
 
     lengths: jax.Array | None
@@ -32,9 +32,9 @@ class Masks(NamedTuple):
 
 
 def tree_where(mask: jax.Array | None, chosen: Any, other: Any) -> Any:
-    """`where(mask, chosen, other)` over a pytree; the mask has the leading axes of each leaf.
+    """`jnp.where(mask, chosen, other)` over pytrees; the mask has the leading axes of each leaf.
 
-    One of the two may lack leading axes of the other, as a first carry lacks that of time.
+    Either tree may lack leading axes, as a first carry lacks the time axis.
     """
     if mask is None:
         return chosen
@@ -43,24 +43,24 @@ def tree_where(mask: jax.Array | None, chosen: Any, other: Any) -> Any:
 
 
 def zero_where(mask: jax.Array | None, tree: Any) -> Any:
-    """Zeros where the mask is False, so that nothing there has a value or a gradient."""
+    """Replaces values by zero where the mask is False, which also stops their gradient."""
     if mask is None:
         return tree
     return jax.tree.map(lambda a: jnp.where(expand_mask(mask, a), a, jnp.zeros((), a.dtype)), tree)
 
 
 def apply_resets(reset: jax.Array | None, initial: Carry | None, carry: Carry) -> Carry:
-    """The carry that a step starts from: the initial one where it is reset."""
+    """The carry before a step: the initial carry where `reset` is True."""
     return carry if reset is None else tree_where(reset, initial, carry)
 
 
-def step_of(xs: Any) -> Any:
-    """Shapes and dtypes of one step of leaves `[T, ...]`."""
+def step_shapes(xs: Any) -> Any:
+    """Shapes and dtypes of one step, from leaves `[T, ...]`."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
 
 
 def hold_on_padding(valid: jax.Array | None, carries: Carry, first: Carry, reverse: bool) -> Carry:
-    """Carries after each step `[T, B, ...]`, where padding repeats the carry before it."""
+    """Repeats the carry of the last valid step on padding, for carries `[T, B, ...]`."""
     if valid is None or len(valid) == 0:
         return carries
     steps = jnp.arange(len(valid), dtype=jnp.int32)[:, None]
@@ -76,7 +76,7 @@ def hold_on_padding(valid: jax.Array | None, carries: Carry, first: Carry, rever
 
 
 def valid_steps(lengths: jax.Array, steps: int) -> jax.Array:
-    """`[T, B]` bool from `lengths [B]`: True on the first lengths[b] steps."""
+    """`[T, B]` bool, True on the first `lengths[b]` steps of sequence b."""
     return jnp.arange(steps)[:, None] < lengths
 
 
@@ -88,12 +88,12 @@ def segment_resets(segment_ids: ArrayLike) -> tuple[jax.Array, jax.Array]:
 
     Returns:
       `[T, B]` bool for a forward pass, True at the start of each segment but the first; and
-      `[T, B]` bool for a `reverse` pass, True at the end of each segment but the last. The segment
-      that a pass meets first begins with the carry it is given. Where `segment_ids` are padded,
-      give `lengths` to `reverse_resets` on the first of the two instead.
+      `[T, B]` bool for a `reverse` pass, True at the end of each segment but the last. The first
+      segment of a pass starts from the first carry. For padded sequences, compute the second from
+      the first by `reverse_resets` with `lengths` instead.
 
     Raises:
-      ValueError: `segment_ids` has another number of axes.
+      ValueError: `segment_ids` does not have two axes.
 
     >>> import jax.numpy as jnp
     >>> forward, backward = segment_resets(jnp.array([[0], [0], [1], [1]]))
@@ -117,11 +117,11 @@ def reverse_resets(
 
     Args:
       resets: `[T, B]` bool, True at the start of each segment.
-      lengths: `[B]` ints, where sequences are padded: a reset on padding has no effect.
-      mask: `[T, B]` bool, True on valid steps, likewise.
+      lengths: `[B]` ints, the number of valid steps, or None. Resets on padding have no effect.
+      mask: `[T, B]` bool, True on valid steps, or None.
 
     Returns:
-      `[T, B]` bool, True at the last valid step before each of these.
+      `[T, B]` bool, True at the last valid step before each reset.
     """
     resets = jnp.asarray(resets)
     if lengths is not None:
@@ -130,23 +130,23 @@ def reverse_resets(
         return jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
     mask = jnp.asarray(mask)
     steps = jnp.arange(len(resets), dtype=jnp.int32)[:, None]
-    # The next valid step from each step on; then that after each step.
-    here = lax.cummin(jnp.where(mask, steps, len(resets)), axis=0, reverse=True)
-    following = jnp.concatenate([here[1:], jnp.full_like(here[:1], len(resets))])
-    known = following < len(resets)
-    found = jnp.take_along_axis(resets & mask, jnp.where(known, following, 0), axis=0)
-    return found & known & mask
+    # The first valid step at or after each step, and strictly after it.
+    at_or_after = lax.cummin(jnp.where(mask, steps, len(resets)), axis=0, reverse=True)
+    after = jnp.concatenate([at_or_after[1:], jnp.full_like(at_or_after[:1], len(resets))])
+    exists = after < len(resets)
+    is_reset = jnp.take_along_axis(resets & mask, jnp.where(exists, after, 0), axis=0)
+    return is_reset & exists & mask
 
 
 def isolate_nans(
     xs: Inputs, carry: Carry, masks: Masks, reverse: bool
 ) -> tuple[Inputs, Carry, jax.Array]:
-    """Replaces NaNs that a later reset discards, before they can reach a gradient.
+    """Replaces NaNs that a later reset discards, so that they reach no gradient.
 
-    The steps from a NaN to the next reset do not affect later ones: the forward pass is right by
-    `where` alone. But their share of a parameter's gradient is 0·NaN. So these steps run on zeros
-    instead, and the caller writes NaN over their outputs, as they would have been. A NaN that no
-    reset follows is kept: it must show in the carry and in the gradient.
+    The steps from a NaN to the next reset do not affect later outputs, but they contribute 0 * NaN
+    to the gradients of parameters. These steps therefore run on zeros, and the caller restores the
+    NaNs of their outputs by `restore_nans`. A NaN without a later reset is not replaced: it must
+    reach the last carry and the gradient.
 
     Args:
       xs: inputs, leaves `[T, B, ...]`.
@@ -160,7 +160,7 @@ def isolate_nans(
     """
     resets = masks.resets
     if resets is None or len(resets) == 0:
-        raise ValueError("isolate_nans: needs resets over at least one step")
+        raise ValueError("isolate_nans: masks.resets must cover at least one step, got none")
     steps = jnp.arange(len(resets))[:, None]
     bad = _has_nan(xs, 2) if masks.valid is None else _has_nan(xs, 2) & masks.valid
     resets, bad = (lax.rev(a, (0,)) if reverse else a for a in (resets, bad))
@@ -175,28 +175,27 @@ def isolate_nans(
 
 
 def restore_nans(nan_steps: jax.Array, ys: Any) -> Any:
-    """Gives the steps that `isolate_nans` replaced the outputs that they would have had."""
+    """Sets the outputs to NaN on the steps that `isolate_nans` replaced."""
 
-    def put(y: jax.Array) -> jax.Array:
-        inexact = jnp.issubdtype(y.dtype, jnp.inexact)
-        if not inexact:
+    def restore(y: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(y.dtype, jnp.inexact):
             return y
-        # A sum and not a `where`: a loss that reads these NaNs must have a NaN gradient as well.
+        # A sum instead of `where`: the gradient of a loss that reads these NaNs must be NaN, too.
         return y + jnp.where(expand_mask(nan_steps, y), jnp.nan, 0).astype(y.dtype)
 
-    return jax.tree.map(put, ys)
+    return jax.tree.map(restore, ys)
 
 
-def largest(a: jax.Array, axis: int) -> jax.Array:
-    """The largest number along an axis, and NaN where there is one.
+def max_propagating_nan(a: jax.Array, axis: int) -> jax.Array:
+    """The maximum along an axis, or NaN if any element is NaN.
 
-    `jnp.max` alone drops NaNs on a CPU (jaxlib 0.10.2): of nothing but NaNs it makes -inf.
+    `jnp.max` may drop NaNs on a CPU (jaxlib 0.10.2), and returns -inf if all elements are NaN.
     """
     return jnp.where(jnp.isnan(a).any(axis=axis), jnp.nan, a.max(axis=axis))
 
 
 def expand_mask(mask: jax.Array, leaf: jax.Array) -> jax.Array:
-    """The mask with trailing axes of size one, to broadcast against the leaf."""
+    """Appends axes of size 1 to the mask, so that it broadcasts against the leaf."""
     return mask.reshape(mask.shape + (1,) * (leaf.ndim - mask.ndim))
 
 
@@ -208,10 +207,10 @@ def _gather(leaf: jax.Array, steps: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def _has_nan(tree: Any, leading: int) -> jax.Array:
-    """Over the leading axes, whether any leaf holds a NaN; a tree without floats holds none."""
-    found = [
+    """Whether any leaf is NaN, as bool with the leading axes; False for a tree without floats."""
+    is_nan = [
         jnp.isnan(leaf).any(axis=tuple(range(leading, leaf.ndim)))
         for leaf in jax.tree.leaves(tree)
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     ]
-    return functools.reduce(jnp.logical_or, found, jnp.zeros((), bool))
+    return functools.reduce(jnp.logical_or, is_nan, jnp.zeros((), bool))

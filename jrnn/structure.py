@@ -1,8 +1,8 @@
-"""What the functions of a cell do, read off their jaxprs.
+"""Analysis of the functions of a cell by their jaxprs.
 
-Engines and transforms ask here in place of flags on the cell: whether `update` is elementwise,
-which parameters it reads, whether the Jacobian of a step is diagonal. An unknown operation counts
-as one that mixes everything, so that the answer errs on the safe side.
+It replaces flags on the cell: whether `update` is elementwise, which parameters it reads, whether
+the Jacobian of a step is diagonal. For an unknown primitive, every output is assumed to depend on
+every input, so that the analysis is conservative.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from jrnn.cell import Carry, Cell, Gates, Params
-from jrnn.dtypes import of_floats
+from jrnn.dtypes import restrict_to_floats
 from jrnn.jaxprs import CALLS, inner_jaxprs
 
 JacobianKind = Literal["diagonal", "block"]
@@ -27,16 +27,16 @@ ELEMENTWISE = frozenset(
     "neg nextafter not optimization_barrier or pow real reduce_precision rem round rsqrt select_n "
     "sign sin sinh sqrt square stop_gradient sub tan tanh xor".split()
 )
-"""Primitives where each number of the output depends on the same number of each input alone."""
+"""Primitives where each output element depends only on the same element of each input."""
 
 
 class Flow(NamedTuple):
     """How the outputs of a function depend on its arguments.
 
     Attributes:
-      elementwise: whether nothing but elementwise operations is done with the arguments that were
-        followed; others, such as parameters, may be sliced and reshaped.
-      sources: for each leaf of the output, the numbers of the followed leaves that it depends on.
+      elementwise: whether all operations on the traced arguments are elementwise; other arguments,
+        such as parameters, may be sliced and reshaped.
+      sources: for each output leaf, the indices of the traced leaves that it depends on.
     """
 
     elementwise: bool
@@ -44,50 +44,50 @@ class Flow(NamedTuple):
 
 
 class Reads(NamedTuple):
-    """Which leaves of its arguments a function uses, in the order of its arguments."""
+    """Which leaves of its arguments a function uses."""
 
     params: tuple[bool, ...]
     carry: tuple[bool, ...]
     z: tuple[bool, ...]
 
 
-def flow(function: Callable[..., Any], static: Any, followed: Any) -> Flow:
-    """The flow from the leaves of `followed` to those of `function(static, followed)`.
+def flow(function: Callable[..., Any], static: Any, traced: Any) -> Flow:
+    """The data flow from the leaves of `traced` to those of `function(static, traced)`.
 
-    Where derivatives are defined by `jax.custom_jvp`, it is the flow of the tangents.
+    If the function contains `jax.custom_jvp`, the data flow of its tangents.
     """
-    closed = jax.make_jaxpr(function)(static, followed)
-    leaves, skip = jax.tree.leaves(followed), len(jax.tree.leaves(static))
-    numbers = list(range(len(leaves)))
+    closed = jax.make_jaxpr(function)(static, traced)
+    leaves, skip = jax.tree.leaves(traced), len(jax.tree.leaves(static))
+    indices = list(range(len(leaves)))
     if any(eqn.primitive.name == "custom_jvp_call" for eqn in _equations(closed.jaxpr)):
-        numbers, _ = of_floats(partial(function, static), followed)
+        indices, _ = restrict_to_floats(partial(function, static), traced)
 
-        def tangents(given: Any, moves: list[Any]) -> Any:
-            static, followed = given
-            _, moved = of_floats(partial(function, static), followed)
-            leaves = jax.tree.leaves(followed)
-            return jax.jvp(moved, [leaves[n] for n in numbers], moves)[1]
+        def jvp(args: Any, tangents: list[Any]) -> Any:
+            static, traced = args
+            _, restricted = restrict_to_floats(partial(function, static), traced)
+            leaves = jax.tree.leaves(traced)
+            return jax.jvp(restricted, [leaves[n] for n in indices], tangents)[1]
 
-        closed = jax.make_jaxpr(tangents)((static, followed), [leaves[n] for n in numbers])
+        closed = jax.make_jaxpr(jvp)((static, traced), [leaves[n] for n in indices])
         skip += len(leaves)
     jaxpr = closed.jaxpr
-    env = {v: frozenset([n]) for n, v in zip(numbers, jaxpr.invars[skip:], strict=True)}
-    elementwise, outs = _follow(jaxpr, env)
+    env = {v: frozenset([n]) for n, v in zip(indices, jaxpr.invars[skip:], strict=True)}
+    elementwise, outs = _propagate_sources(jaxpr, env)
     return Flow(elementwise, tuple(outs))
 
 
 def update_is_elementwise(cell: Cell, params: Params, carry: Carry, z: Gates, u: Gates) -> bool:
-    """Whether `update` does nothing but elementwise operations and broadcasts with its gates."""
+    """Whether `update` consists of elementwise operations and broadcasts of carry and gates."""
     function = lambda p, rest: cell.update(p, *rest)
     return flow(function, params, (carry, z, u)).elementwise
 
 
 def jacobian_kind(cell: Cell, params: Params, carry: Carry, z: Gates) -> JacobianKind | None:
-    """The structure of the derivative of the new carry by the old one, if it has any.
+    """The structure of the Jacobian of the new carry by the old carry.
 
-    "diagonal": each number of the new carry depends on the same number of the old one alone;
-    "block": unit k of each leaf depends on unit k of all leaves alone; None: it is dense, or the
-    leaves of the carry are not all of one shape and floating.
+    "diagonal": each element of the new carry depends only on the same element of the old carry;
+    "block": unit k of each leaf depends only on unit k of all leaves; None: the Jacobian is dense,
+    or the leaves of the carry differ in shape or are not all floating.
     """
     leaves = jax.tree.leaves(carry)
     if not leaves or any(leaf.shape != leaves[0].shape for leaf in leaves):
@@ -95,28 +95,28 @@ def jacobian_kind(cell: Cell, params: Params, carry: Carry, z: Gates) -> Jacobia
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves):
         return None
 
-    def step(given: Any, carry: Carry) -> Carry:
-        params, z = given
+    def step(args: Any, carry: Carry) -> Carry:
+        params, z = args
         return cell.update(params, carry, z, cell.recur(params, carry))
 
-    found = flow(step, (params, z), carry)
-    if not found.elementwise:
+    carry_flow = flow(step, (params, z), carry)
+    if not carry_flow.elementwise:
         return None
-    own = all(sources <= {n} for n, sources in enumerate(found.sources))
-    return "diagonal" if own else "block"
+    diagonal = all(sources <= {n} for n, sources in enumerate(carry_flow.sources))
+    return "diagonal" if diagonal else "block"
 
 
 def has_reverse_mode_only(function: Callable[..., Any], *args: Any) -> bool:
-    """Whether some operation has a derivative of reverse mode alone (`jax.custom_vjp`)."""
+    """Whether some operation has no forward-mode derivative (`jax.custom_vjp`)."""
     closed = jax.make_jaxpr(function)(*args)
     return any(eqn.primitive.name.startswith("custom_vjp_call") for eqn in _equations(closed.jaxpr))
 
 
 def multiplies_by_params(function: Callable[..., Any], params: Params, *args: Any) -> bool:
-    """Whether parameters enter a matrix product or a convolution, at any depth."""
+    """Whether a matrix product or a convolution depends on parameters, at any nesting depth."""
     closed = jax.make_jaxpr(function)(params, *args)
-    held = set(closed.jaxpr.invars[: len(jax.tree.leaves(params))])
-    return _params_in_product(closed.jaxpr, held)
+    param_vars = set(closed.jaxpr.invars[: len(jax.tree.leaves(params))])
+    return _params_in_product(closed.jaxpr, param_vars)
 
 
 def leaves_read(function: Callable[..., Any], params: Params, carry: Carry, z: Gates) -> Reads:
@@ -135,36 +135,36 @@ def _equations(jaxpr: core.Jaxpr) -> Iterator[Any]:
             yield from _equations(inner.jaxpr)
 
 
-def _follow(
+def _propagate_sources(
     jaxpr: core.Jaxpr, sources: dict[Any, frozenset[int]]
 ) -> tuple[bool, list[frozenset[int]]]:
-    """Whether all is elementwise, and what the outputs depend on."""
+    """Whether all operations are elementwise, and the sources of each output."""
     env, elementwise, none = dict(sources), True, frozenset[int]()
     read = lambda v: none if isinstance(v, core.Literal) else env.get(v, none)
     for eqn in jaxpr.eqns:
-        given = [read(v) for v in eqn.invars]
-        together = none.union(*given)
-        outs = [together] * len(eqn.outvars)
-        if together:
+        in_sources = [read(v) for v in eqn.invars]
+        all_sources = none.union(*in_sources)
+        outs = [all_sources] * len(eqn.outvars)
+        if all_sources:
             closed = inner_jaxprs(eqn) if eqn.primitive.name in CALLS else ()
             inner = [one.jaxpr for one in closed]
-            if len(inner) == 1 and len(inner[0].invars) == len(given):
-                followed = {v: s for v, s in zip(inner[0].invars, given, strict=True) if s}
-                fine, outs = _follow(inner[0], followed)
+            if len(inner) == 1 and len(inner[0].invars) == len(in_sources):
+                inner_env = {v: s for v, s in zip(inner[0].invars, in_sources, strict=True) if s}
+                eqn_elementwise, outs = _propagate_sources(inner[0], inner_env)
             else:
-                fine = _is_elementwise(eqn, given)
-            elementwise = elementwise and fine
+                eqn_elementwise = _is_elementwise(eqn, in_sources)
+            elementwise = elementwise and eqn_elementwise
         env.update(zip(eqn.outvars, outs, strict=True))
     return elementwise, [read(v) for v in jaxpr.outvars]
 
 
-def _is_elementwise(eqn: Any, given: list[frozenset[int]]) -> bool:
+def _is_elementwise(eqn: Any, in_sources: list[frozenset[int]]) -> bool:
     name = eqn.primitive.name
     if name in ELEMENTWISE:
         return True
-    shapes = [v.aval.shape for v, s in zip(eqn.invars, given, strict=True) if s]
+    shapes = [v.aval.shape for v, s in zip(eqn.invars, in_sources, strict=True) if s]
     if name in ("broadcast_in_dim", "reshape", "squeeze", "expand_dims"):
-        # Axes of size one may come and go; an axis may be repeated.
+        # Axes of size 1 may be added, removed or broadcast.
         (shape,), out = shapes, eqn.outvars[0].aval.shape
         if name == "broadcast_in_dim":
             dims = eqn.params["broadcast_dimensions"]
@@ -173,29 +173,32 @@ def _is_elementwise(eqn: Any, given: list[frozenset[int]]) -> bool:
     return False
 
 
-def _params_in_product(jaxpr: core.Jaxpr, held: set[Any]) -> bool:
-    held = set(held)
+def _params_in_product(jaxpr: core.Jaxpr, param_vars: set[Any]) -> bool:
+    dependent = set(param_vars)
     for eqn in jaxpr.eqns:
-        given = [not isinstance(v, core.Literal) and v in held for v in eqn.invars]
+        depends = [not isinstance(v, core.Literal) and v in dependent for v in eqn.invars]
         inner = [one.jaxpr for one in inner_jaxprs(eqn)]
-        if eqn.primitive.name in ("dot_general", "conv_general_dilated") and any(given):
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated") and any(depends):
             return True
         for one in inner:
-            same = len(one.invars) == len(given)
-            mine = {v for v, g in zip(one.invars, given, strict=True) if g} if same else set()
-            if any(given) and (not same or _params_in_product(one, mine)):
+            same = len(one.invars) == len(depends)
+            inner_vars = (
+                {v for v, d in zip(one.invars, depends, strict=True) if d} if same else set()
+            )
+            if any(depends) and (not same or _params_in_product(one, inner_vars)):
                 return True
-        if any(given):
-            held.update(eqn.outvars)
+        if any(depends):
+            dependent.update(eqn.outvars)
     return False
 
 
 def adds_bias_last(
     function: Callable[..., Any], name: str, size: int, params: Params, *args: Any
 ) -> bool:
-    """Whether the field `name` `[size]` of the parameters is added last, once, to all outputs.
+    """Whether the parameter `name` `[size]` is added last, once, to all outputs.
 
-    That is: `function(params, ...)` is a value without it, plus it, cut into the outputs.
+    That is, `function(params, ...)` adds it to a value that does not depend on it, and splits the
+    sum into the outputs.
     """
     bias = getattr(params, name, None)
     if bias is None or bias.shape != (size,):
@@ -206,42 +209,42 @@ def adds_bias_last(
     return _only_added(jaxpr, {jaxpr.invars[position]}) == set(range(len(jaxpr.outvars)))
 
 
-_CUTS = frozenset(
+_SPLITS = frozenset(
     "split slice squeeze reshape broadcast_in_dim convert_element_type name copy".split()
 )
 
 
 def _only_added(jaxpr: core.Jaxpr, biases: set[Any]) -> set[int] | None:
-    """The outputs that are cut from a sum with the bias; None where it is used otherwise."""
+    """Indices of the outputs that are split from a sum with the bias; None for any other use."""
     sums: set[Any] = set()
     for eqn in jaxpr.eqns:
-        given = [v for v in eqn.invars if not isinstance(v, core.Literal)]
+        operands = [v for v in eqn.invars if not isinstance(v, core.Literal)]
         name = eqn.primitive.name
-        if any(v in sums for v in given):
-            if name not in _CUTS:
+        if any(v in sums for v in operands):
+            if name not in _SPLITS:
                 inner = [one.jaxpr for one in inner_jaxprs(eqn)] if name in CALLS else []
-                if len(inner) != 1 or not _only_cuts(inner[0]):
+                if len(inner) != 1 or not _only_splits(inner[0]):
                     return None
             sums.update(eqn.outvars)
-        elif any(v in biases for v in given):
+        elif any(v in biases for v in operands):
             if name in ("add", "add_any"):
                 sums.update(eqn.outvars)
-            elif name in _CUTS:
+            elif name in _SPLITS:
                 biases.update(eqn.outvars)
             else:
                 return None
     return {n for n, v in enumerate(jaxpr.outvars) if v in sums}
 
 
-def _only_cuts(jaxpr: core.Jaxpr) -> bool:
-    return all(eqn.primitive.name in _CUTS for eqn in jaxpr.eqns)
+def _only_splits(jaxpr: core.Jaxpr) -> bool:
+    return all(eqn.primitive.name in _SPLITS for eqn in jaxpr.eqns)
 
 
 def recurrence(cell: Cell, input_size: int) -> Recurrence:
-    """How the new carry of a cell depends on the old one.
+    """How the new carry of a cell depends on the old carry.
 
-    "linear": the cell has coefficients; "diagonal" and "block_diagonal": as `jacobian_kind` says;
-    "dense": anything else.
+    "linear": the cell has coefficients; "diagonal" and "block_diagonal": `jacobian_kind` is
+    "diagonal" or "block"; "dense": any other cell.
     """
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), input_size))
     carry = jax.eval_shape(lambda p: cell.init_carry(p, ()), params)

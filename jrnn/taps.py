@@ -1,9 +1,9 @@
-"""Named values inside a cell's `update`, which code around it may read or replace.
+"""Named values inside a cell's `update`, which analysis and transforms can capture or replace.
 
-A tap is an identity operation with a name. It stays in the jaxpr, so reading or replacing it does
-not depend on what was traced or cached before: `update` may be under `jax.jit` or `jax.checkpoint`,
-and so may be the function that reads the taps. Under `jax.vmap` within `update` a tapped value has
-the mapped axis where JAX puts it, so that only leading axes may be mapped there.
+A tap is an identity operation with a name, which is part of the jaxpr. Captures therefore do not
+depend on JAX's caches: both `update` and the function that captures may be under `jax.jit` or
+`jax.checkpoint`. Inside `jax.vmap` within `update`, a tapped value has the mapped axis where JAX
+puts it, so only leading axes may be mapped there.
 """
 
 from collections import OrderedDict
@@ -24,8 +24,8 @@ class Tap(NamedTuple):
 
     Attributes:
       name: unique within the cell, such as "f".
-      role: "candidate" for what a cell may write, after its activation; "cell_state" for the state
-        on its way to the output, before its activation; or "".
+      role: "candidate" for the candidate state, after its activation; "cell_state" for the cell
+        state that the output is computed from, before its activation; or "" for no role.
     """
 
     name: str
@@ -38,13 +38,13 @@ Action = Callable[[Tap, jax.Array], jax.Array]
 def tap(name: str, value: jax.Array, *, role: str = "") -> jax.Array:
     """Names a value within `update`; returns it unchanged.
 
-    `jrnn.analysis.capture_gates` returns what is tapped at each step. Transforms act on roles:
-    `dropout(candidate=...)` on "candidate", `layer_norm` on "cell_state".
+    `jrnn.analysis.capture_gates` returns the tapped values of each step. Transforms replace values
+    by role: `dropout(candidate=...)` replaces "candidate", `layer_norm` "cell_state".
 
     Args:
-      name: of the value, such as "f" for a forget gate; "" for one that is not captured.
+      name: the name of the value, such as "f" for a forget gate; "" if it is not captured.
       value: `[..., hidden]`.
-      role: what transforms may do with it: "candidate", "cell_state" or nothing.
+      role: "candidate", "cell_state", or "" for a value that no transform replaces.
 
     >>> import jax.numpy as jnp
     >>> tap("f", jnp.ones(2)).tolist()
@@ -54,7 +54,7 @@ def tap(name: str, value: jax.Array, *, role: str = "") -> jax.Array:
 
 
 def capture_taps(function: Callable[..., Any]) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
-    """A function that returns what `function` returns, and every tapped value by its name."""
+    """Wraps a function so that it also returns its tapped values, by name."""
 
     def captured(*args: Any) -> tuple[Any, dict[str, jax.Array]]:
         out, values = _interpret(function, args, lambda tap, value: value)
@@ -66,7 +66,7 @@ def capture_taps(function: Callable[..., Any]) -> Callable[..., tuple[Any, dict[
 def replace_taps(
     function: Callable[..., Any], role: str, action: Callable[[jax.Array], jax.Array]
 ) -> Callable[..., Any]:
-    """A function like `function` with `action` applied to every tapped value of a role."""
+    """Wraps a function so that `action` is applied to every tapped value with this role."""
 
     def replaced(*args: Any) -> Any:
         return _interpret(
@@ -77,22 +77,22 @@ def replace_taps(
 
 
 def tapped_shapes(function: Callable[..., Any], role: str, *args: Any) -> list[Any]:
-    """The shape and dtype of each tapped value of a role, in order."""
-    found = []
+    """Shapes and dtypes of the tapped values with this role, in order of execution."""
+    shapes = []
 
-    def note(tap: Tap, value: jax.Array) -> jax.Array:
+    def record(tap: Tap, value: jax.Array) -> jax.Array:
         if tap.role == role:
-            found.append(jax.ShapeDtypeStruct(value.shape, value.dtype))
+            shapes.append(jax.ShapeDtypeStruct(value.shape, value.dtype))
         return value
 
-    jax.eval_shape(lambda *given: _interpret(function, given, note)[0], *args)
-    return found
+    jax.eval_shape(lambda *args: _interpret(function, args, record)[0], *args)
+    return shapes
 
 
 def _interpret(
     function: Callable[..., Any], args: Any, action: Action
 ) -> tuple[Any, OrderedDict[Tap, jax.Array]]:
-    """Evaluates a function with an action at each tap; returns the tapped values as well."""
+    """Evaluates a function, applies `action` at each tap, and also returns the tapped values."""
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
     outs, values = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), action)
     return jax.tree.unflatten(jax.tree.structure(shape), outs), values
@@ -102,7 +102,7 @@ def _evaluate(
     jaxpr: core.Jaxpr, consts: Any, args: Any, action: Action
 ) -> tuple[list[Any], OrderedDict[Tap, jax.Array]]:
     env: dict[Any, Any] = {}
-    values: OrderedDict[Tap, jax.Array] = OrderedDict()  # JAX sorts plain ones by their keys
+    values: OrderedDict[Tap, jax.Array] = OrderedDict()  # JAX sorts a plain dict by its keys
     read = lambda v: v.val if isinstance(v, core.Literal) else env[v]
     env.update(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
@@ -112,14 +112,14 @@ def _evaluate(
         if label is not None:
             if label.name in (other.name for other in values if other.name):
                 raise ValueError(
-                    f"jrnn.tap: the name {label.name!r} is tapped twice in one step; names must be "
-                    "unique within a cell"
+                    f"jrnn.tap: names must be unique within a cell, got {label.name!r} "
+                    "twice in one step; rename one of the taps"
                 )
             outs = [tap(label.name, action(label, inputs[0]), role=label.role)]
             values[label] = outs[0]
         elif any(_has_tap(inner) for inner in inner_jaxprs(eqn)):
-            outs, found = _evaluate_inner(eqn, inputs, action)
-            values.update(found)
+            outs, inner_values = _evaluate_inner(eqn, inputs, action)
+            values.update(inner_values)
         else:
             params = eqn.primitive.get_bind_params(eqn.params)
             outs = eqn.primitive.bind(*inputs, **params)
@@ -131,20 +131,20 @@ def _evaluate(
 def _evaluate_inner(
     eqn: Any, inputs: list[Any], action: Action
 ) -> tuple[list[Any], OrderedDict[Tap, jax.Array]]:
-    """An equation that calls a jaxpr with taps in it."""
+    """Evaluates an equation that calls a jaxpr with taps."""
     name = eqn.primitive.name
     if name in INLINED:
         (inner,) = inner_jaxprs(eqn)
         return _evaluate(inner.jaxpr, inner.consts, inputs, action)
     if name in REMATERIALIZED:
         run = lambda *args: _evaluate(eqn.params["jaxpr"], (), args, action)
-        again = jax.checkpoint(
+        checkpointed = jax.checkpoint(
             run, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"]
         )
-        return again(*inputs)
+        return checkpointed(*inputs)
     raise TypeError(
-        f"jrnn.tap: a value tapped inside of {name} can be neither read nor replaced; call "
-        "jrnn.tap outside of loops, branches and custom derivatives"
+        "jrnn.tap: must be called outside of loops, branches and custom derivatives, got a tap "
+        f"inside {name}; move it out of {name}"
     )
 
 

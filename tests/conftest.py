@@ -12,7 +12,7 @@ import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from jrnn import Engine  # noqa: E402
-from tests.helpers import mostly_exhaustive  # noqa: E402
+from tests.helpers import mark_exhaustive  # noqa: E402
 from tests.table import CELLS, ENGINES, KINDS, Row  # noqa: E402
 
 for name, value in SETTINGS.items():
@@ -31,7 +31,7 @@ def row(request: pytest.FixtureRequest) -> Iterator[Row]:
     yield CELLS[request.param]
 
 
-@pytest.fixture(scope="module", params=mostly_exhaustive(CELLS, but=KINDS))
+@pytest.fixture(scope="module", params=mark_exhaustive(CELLS, always=KINDS))
 def kind_or_row(request: pytest.FixtureRequest) -> Iterator[Row]:
     """The rows of `kind`; in the exhaustive suite, each row."""
     yield CELLS[request.param]

@@ -224,7 +224,8 @@ def selections(mutants: list[Mutant]) -> list[tuple[str, ...]]:
         if len(mutant.tests) > 1:
             others.add(mutant.tests)
         else:
-            by_file.setdefault(next(iter(mutant.tests)).partition("::")[0], set()).update(mutant.tests)
+            file = next(iter(mutant.tests)).partition("::")[0]
+            by_file.setdefault(file, set()).update(mutant.tests)
     return [tuple(sorted(tests)) for tests in by_file.values()] + sorted(others)
 
 

@@ -1,7 +1,7 @@
-"""The one table of cells: a new cell is a new row of its family, and is tested for every property.
+"""The table of all cells. A new cell is a new row, and all properties are tested on it.
 
-What is true of a cell is tested for every row; what an engine does with cells of one kind, for the
-rows of `KINDS` alone, one or two of each kind: compiles are the time of this suite.
+Properties of cells are tested on every row, and engines only on the rows of `KINDS`, which has one
+or two rows of each kind, since compilation dominates the time of the suite.
 """
 
 from jrnn import Engine, Fused, Scan
@@ -40,7 +40,7 @@ CELLS: dict[str, Row] = {name: row for family in FAMILIES for name, row in famil
 
 KINDS: tuple[str, ...] = (
     "lstm-peepholes",  # two leaves of a carry; parameters that update uses
-    "gru",  # gates of z and u that are not added
+    "gru",  # gates of z and u that are not only added
     "gru-reset-before",  # a product within update
     "elman-relu",  # no smooth derivative
     "mingru-log",  # linear, coefficients as logarithms
@@ -53,4 +53,4 @@ ENGINES: dict[str, tuple[Engine, ...]] = {
     "scan": (Scan(), Scan(unroll=2), Scan(unroll=3), Scan(unroll=4)),
     "fused": (Fused(), Fused(chunk=2), Fused(chunk=3, remat=True)),
 }
-"""Every engine that runs all cells, with variants: the first alone is tested in every way."""
+"""Every engine that runs all cells, with variants. Most tests only use the first variant."""

@@ -199,7 +199,8 @@ def _capture_cell(
 
     steps = (run.xs, run.masks.valid, run.masks.resets)
     final, (ys, carries, gates) = lax.scan(body, run.carry, steps, reverse=run.reverse)
-    return run.restore(gates), run.restore_carries(carries), run.result(final), run.restore(ys)
+    gates, ys = run.restore_nans((gates, ys))
+    return gates, run.restore_nan_carries(carries), run.cast_carry(final), ys
 
 
 def _check_gates(cell: Cell, gates: dict[str, jax.Array], *, batch: int) -> None:

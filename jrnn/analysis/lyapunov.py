@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jrnn.cell import Carry, Cell, Inputs, Params
-from jrnn.engines.inputs import Prepared, canonicalize
+from jrnn.engines.inputs import CanonicalInputs, canonicalize
 from jrnn.layer import SequenceInputs
 from jrnn.masking import apply_resets, tree_where, zero_where
 
@@ -211,11 +211,11 @@ def _lyapunov(
     state = (run.carry, start, jnp.zeros_like(start[:, 0]), zeros, zeros + skip)
     xs = (run.xs, run.masks.valid, run.masks.resets, run.nan_carries)
     (carry, _, sums, steps, _), history = lax.scan(body, state, xs, reverse=run.reverse)
-    return LyapunovSpectrum(_mean(sums, steps[:, None]), steps, run.result(carry), history)
+    return LyapunovSpectrum(_mean(sums, steps[:, None]), steps, run.cast_carry(carry), history)
 
 
 def _push_forward(
-    run: Prepared, prev: Carry, x: Inputs, frame: jax.Array
+    run: CanonicalInputs, prev: Carry, x: Inputs, frame: jax.Array
 ) -> tuple[Carry, jax.Array]:
     """Returns the carry after a step, and J times each column of the frame `[B, n, count]`."""
 

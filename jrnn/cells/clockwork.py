@@ -82,7 +82,7 @@ class Clockwork(Cell):
                     f"{-(-self.hidden_size // MAX_MODULES) * MAX_MODULES}, or set periods=(1,)"
                 )
             return
-        checks.growing_ints("Clockwork", "periods", self.periods)
+        checks.increasing_ints("Clockwork", "periods", self.periods)
         if self.hidden_size % len(self.periods):
             raise ValueError(
                 f"Clockwork: hidden_size must be a multiple of the number of periods, "

@@ -16,10 +16,10 @@ from jrnn.engines.engine import Engine
 from jrnn.engines.precision import BoundCell
 from jrnn.engines.pullback import even_chunk, scan_chunks
 from jrnn.engines.scan import Scan
-from jrnn.masking import Masks, expand_mask, step_of, zero_where
+from jrnn.masking import Masks, expand_mask, step_shapes, zero_where
 
-CACHED = 2**17
-"""Numbers in the states of a block on a CPU: at 65536 steps 2^15 to 2^18 were equally fast."""
+BLOCK_ELEMENTS = 2**17
+"""Elements in the states of a block on a CPU; 2^15 to 2^18 are equally fast at 65536 steps."""
 
 Steps = tuple[Inputs, jax.Array | None, jax.Array | None]
 """Inputs, valid steps and resets, each `[T, ...]` or None."""
@@ -27,45 +27,45 @@ Steps = tuple[Inputs, jax.Array | None, jax.Array | None]
 
 @dataclass(frozen=True)
 class Associative(Engine):
-    r"""Runs a linear cell, s' = a * s + b with (a, b) = `coefficients`, by a prefix over time.
+    r"""Runs a linear cell, s' = a * s + b with (a, b) = `coefficients`, by an associative scan.
 
     ::
 
         (a_2, b_2) after (a_1, b_1) = (a_2 a_1, a_2 b_1 + b_2)
-        a reset:  nothing passes, b = a * initial + b;      padding:  a = 1, b = 0
+        reset:  a = 0, b = a * initial + b;      padding:  a = 1, b = 0
 
-    The input products of all steps are one product, and so are those of the readout. The prefix
-    over time has logarithmic depth on accelerators; on a CPU it runs step by step, as one pass over
-    memory. Its derivative is one more prefix, in the other direction, and derivatives of every mode
-    and order work. Half-precision carries are accumulated in float32.
+    Inputs of all steps are projected by one matrix product, and so is the readout. The scan has
+    logarithmic depth on accelerators; on a CPU it is sequential, with one pass over memory. Its
+    derivative is another scan, in the other direction; derivatives of every mode and order work.
+    Half-precision carries are accumulated in float32.
 
-    A cell may return `LogDiagonal` coefficients, so that they are accurate however small they are;
-    the prefix takes their exponentials. It multiplies and adds and never divides by a product of
-    gates, for which other forms of the prefix need logarithms throughout.
+    A cell may return `LogDiagonal` coefficients, which are accurate for very small values; the scan
+    uses their exponentials. It never divides by a product of gates, so it needs no logarithms.
 
-    Where `Scan` has inf, a product of elements may be NaN; neither passes a reset.
+    Where `Scan` overflows to inf, a product of elements may be NaN; neither passes a reset.
 
-    With a `mesh`, time is split over devices: each runs its own part, they exchange what a part
-    does to the carry, and each corrects its part by the carry that comes in. Inputs may have
-    any sharding; outputs are sharded over time, and the carry is replicated::
+    With a `mesh`, time is sharded over devices: each device solves its own steps, the devices
+    exchange the effect of their steps on the carry, and each adds the effect of its incoming carry.
+    Inputs may have any sharding; outputs are sharded over time, and the carry is replicated::
 
         mesh = jax.make_mesh((8,), ("time",))
         carry, ys = jrnn.unroll(cell, params, xs, engine=jrnn.Associative(mesh=mesh))
 
     Args:
-      chunk: steps that run one by one between two that are combined in parallel; 1 is the
-        associative scan alone, T or more a sequential loop. By default T on a CPU, else 1.
-      block: steps whose states exist at one time; blocks of them are run one after another, and
-        once more in the backward pass. T or more is all at once. By default on a CPU as many as fit
-        its cache, `CACHED` numbers of states, which is twice as fast as all at once, and elsewhere
-        T; give less for states that are large, such as matrices.
-      mesh: devices over which time is split, or None.
-      axis: the axis of the mesh that time is split over.
+      chunk: number of consecutive steps that are computed sequentially; chunks are combined by an
+        associative scan. 1 is a pure associative scan, T or more a sequential loop. By default T on
+        a CPU, else 1.
+      block: number of steps whose states are in memory at a time. Blocks run one after another, and
+        are recomputed in the backward pass; T or more is a single block. By default T, but on a CPU
+        as many as fit into the cache (`BLOCK_ELEMENTS`), which is twice as fast as a single block.
+        Use less for large states, such as matrices.
+      mesh: devices over which time is sharded, or None.
+      axis: the axis of the mesh over which time is sharded.
 
     Raises:
-      TypeError: `mesh` is no mesh; or, when run, the cell has no `coefficients`.
-      ValueError: `chunk` or `block` is no positive int, both `block` and `mesh` are given, the mesh
-        has no such axis, or, when run, the number of steps cannot be split evenly.
+      TypeError: `mesh` is not a mesh; or, when run, the cell has no `coefficients`.
+      ValueError: `chunk` or `block` is not a positive int, both `block` and `mesh` are given, the
+        mesh has no such axis, or, when run, the devices do not divide the number of steps.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = jrnn.MinGRU(hidden_size=4)
@@ -94,20 +94,20 @@ class Associative(Engine):
             return
         if not isinstance(self.mesh, Mesh):
             raise TypeError(
-                "Associative: mesh must be a jax.sharding.Mesh, as jax.make_mesh((8,), ('time',)) "
-                f"makes, got {self.mesh!r}"
+                "Associative: mesh must be a jax.sharding.Mesh such as jax.make_mesh((8,), "
+                f"('time',)), got {self.mesh!r}"
             )
         if self.block is not None:
-            raise ValueError("Associative: give either block or mesh; with a mesh, leave block out")
+            raise ValueError("Associative: block must be None with a mesh, got both; remove block")
         checks.one_of("Associative", "axis", self.axis, self.mesh.axis_names)
 
     def run(
         self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
     ) -> tuple[Carry, Any]:
-        if not bound.is_linear(step_of(xs)):
+        if not bound.is_linear(step_shapes(xs)):
             raise TypeError(
                 f"Associative: the cell must be linear in its carry and have `coefficients`, got "
-                f"{bound.cell!r}; use engine='fused', or engine='newton' for all steps at once"
+                f"{bound.cell!r}; use engine='fused', or engine='newton' for parallel steps"
             )
         steps = (xs, masks.valid, masks.resets)
         count = len(jax.tree.leaves(xs)[0])
@@ -120,21 +120,21 @@ class Associative(Engine):
             return self._run(bound, carry, steps, masks.initial, reverse)
 
         @jax.checkpoint
-        def one(carry: Carry, steps: Steps, _: None) -> Any:
+        def run_block(carry: Carry, steps: Steps, _: None) -> Any:
             carry, ys = self._run(bound, carry, steps, masks.initial, reverse)
             return carry, (ys, None)
 
-        carry, (ys, _) = scan_chunks(one, carry, steps, None, block, reverse=reverse)
+        carry, (ys, _) = scan_chunks(run_block, carry, steps, None, block, reverse=reverse)
         return carry, ys
 
     def block_of(self, steps: int, carry: Carry) -> int:
-        """The number of steps of a block, by default a divisor of T where there is one."""
+        """The number of steps of a block; the default divides T if possible."""
         if self.block is not None:
             return self.block
         if jax.default_backend() != "cpu":
             return steps
-        numbers = sum(leaf.size for leaf in jax.tree.leaves(carry))
-        return even_chunk(steps, max(16, CACHED // max(1, numbers)))
+        size = sum(leaf.size for leaf in jax.tree.leaves(carry))
+        return even_chunk(steps, max(16, BLOCK_ELEMENTS // max(1, size)))
 
     def _run(
         self, bound: BoundCell, carry: Carry, steps: Steps, initial: Carry | None, reverse: bool
@@ -157,13 +157,15 @@ class Associative(Engine):
             raise ValueError(
                 f"Associative: the number of steps must be a multiple of the {devices} devices of "
                 f"axis {self.axis!r}, got {count}; pad xs to {-(-count // devices) * devices} "
-                "steps, and give lengths"
+                "steps and pass lengths"
             )
-        split, same = PartitionSpec(self.axis), PartitionSpec()
+        sharded, replicated = PartitionSpec(self.axis), PartitionSpec()
 
         def local(bound: BoundCell, carry: Carry, steps: Steps, initial: Carry | None) -> Any:
             z, leaves = _recurrences(bound, carry, steps, initial)
-            leaves = [leaf.after_others(self.axis, reverse, self.chunk) for leaf in leaves]
+            leaves = [
+                leaf.start_after_other_devices(self.axis, reverse, self.chunk) for leaf in leaves
+            ]
             states = [leaf.solve(reverse, self.chunk) for leaf in leaves]
             carry, ys = _finish(bound, carry, steps[1], reverse, z, states)
             final = lambda leaf: lax.all_gather(leaf, self.axis)[0 if reverse else -1]
@@ -171,13 +173,13 @@ class Associative(Engine):
 
         if AxisType.Explicit in mesh.axis_types:  # cotangents must have the sharding of the inputs
             reshard = lambda tree, spec: jax.sharding.reshard(tree, NamedSharding(mesh, spec))
-            steps = reshard(steps, split)
-            bound, carry, initial = (reshard(tree, same) for tree in (bound, carry, initial))
+            steps = reshard(steps, sharded)
+            bound, carry, initial = (reshard(tree, replicated) for tree in (bound, carry, initial))
         return jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(same, same, split, same),
-            out_specs=(same, split),
+            in_specs=(replicated, replicated, sharded, replicated),
+            out_specs=(replicated, sharded),
             check_vma=False,
         )(bound, carry, steps, initial)
 
@@ -186,9 +188,9 @@ class _Recurrence(NamedTuple):
     """One leaf of the carry over time: s_t = a_t s_{t-1} + b_t, from `start`.
 
     Attributes:
-      algebra: of a, without regard to resets.
-      a: numbers `[T, B, ...]`, or matrices `[T, B, ..., n, n]`, or either with 1 for T and B.
-      keep: `[T, B]` bool, False where nothing of the state before passes; or None.
+      algebra: the algebra of a, without resets.
+      a: scalars `[T, B, ...]` or matrices `[T, B, ..., n, n]`; T and B may be 1 for broadcasting.
+      keep: `[T, B]` bool, False at resets, where the previous state is discarded; or None.
       b: `[T, B, ...]`.
       start: `[B, ...]`.
     """
@@ -200,31 +202,33 @@ class _Recurrence(NamedTuple):
     start: jax.Array
 
     def solve(self, reverse: bool, chunk: int | None) -> jax.Array:
-        """The states after each step."""
+        """The state after each step."""
         algebra, a = self.algebra, self.a
         if self.keep is not None:
             algebra, a = prefix.with_resets(algebra), (a, self.keep)
         return prefix.solve(algebra, a, self.b, self.start, reverse=reverse, chunk=chunk)
 
-    def after_others(self, axis: str, reverse: bool, chunk: int | None) -> "_Recurrence":
-        """The same, from the state in which the devices before this one leave it."""
+    def start_after_other_devices(
+        self, axis: str, reverse: bool, chunk: int | None
+    ) -> "_Recurrence":
+        """Replaces `start` by the state after the steps of all previous devices."""
 
-        def end(b: jax.Array, start: jax.Array) -> jax.Array:
+        def last_state(b: jax.Array, start: jax.Array) -> jax.Array:
             states = self._replace(b=b, start=start).solve(reverse, chunk)
             return prefix.last(states, reverse)
 
-        through = partial(end, jnp.zeros_like(self.b))
+        apply_product = partial(last_state, jnp.zeros_like(self.b))
         if self.algebra is prefix.DENSE:
             units = jnp.eye(self.start.shape[-1], dtype=self.start.dtype)
-            images = jax.vmap(lambda e: through(jnp.broadcast_to(e, self.start.shape)))(units)
+            images = jax.vmap(lambda e: apply_product(jnp.broadcast_to(e, self.start.shape)))(units)
             product = jnp.moveaxis(images, 0, -1)
         else:
-            product = through(jnp.ones_like(self.start))
-        added = end(self.b, jnp.zeros_like(self.start))
-        # What the steps of each device do to the carry; then the carry before each device.
-        products, sums = (lax.all_gather(leaf, axis) for leaf in (product, added))
-        devices = self._replace(a=products, b=sums)
-        if self.keep is not None:  # inf and NaN must not pass a reset either
+            product = apply_product(jnp.ones_like(self.start))
+        offset = last_state(self.b, jnp.zeros_like(self.start))
+        # A recurrence over devices, whose elements are the composed steps of each device.
+        products, offsets = (lax.all_gather(leaf, axis) for leaf in (product, offset))
+        devices = self._replace(a=products, b=offsets)
+        if self.keep is not None:  # resets must stop inf and NaN as well
             devices = devices._replace(keep=lax.all_gather(self.keep.all(axis=0), axis))
         ends = devices.solve(reverse, None)
         return self._replace(start=prefix.shift(ends, self.start, reverse)[lax.axis_index(axis)])
@@ -233,19 +237,22 @@ class _Recurrence(NamedTuple):
 def _recurrences(
     bound: BoundCell, carry: Carry, steps: Steps, initial: Carry | None
 ) -> tuple[Gates, list[_Recurrence]]:
-    """Gates z of all steps, and for each leaf of the carry its recurrence, masks folded in."""
+    """Gates z of all steps, and the recurrence of each leaf of the carry, with masks applied."""
     xs, valid, resets = steps
     z = bound.project(zero_where(valid, xs))
-    given: Any = bound.coefficients(z)  # not None: `run` has refused such a cell
-    given = given.exp() if isinstance(given, LogDiagonal) else given
-    dense = isinstance(given, Dense)
+    coefficients: Any = bound.coefficients(z)  # not None, as checked by `run`
+    if isinstance(coefficients, LogDiagonal):
+        coefficients = coefficients.exp()
+    dense = isinstance(coefficients, Dense)
     time = jax.tree.leaves(xs)[0].shape[:1]
 
-    def of_leaf(a: jax.Array, b: jax.Array, start: jax.Array, first: jax.Array) -> _Recurrence:
-        a, b, start = (leaf.astype(_wide(start.dtype)) for leaf in (a, b, start))
+    def leaf_recurrence(
+        a: jax.Array, b: jax.Array, start: jax.Array, first: jax.Array
+    ) -> _Recurrence:
+        a, b, start = (leaf.astype(_accum_dtype(start.dtype)) for leaf in (a, b, start))
         algebra = prefix.DENSE if dense else prefix.DIAGONAL
         shape = (*time, *start.shape)
-        if not dense and any(_extends(leaf.shape, shape) for leaf in (a, b)):
+        if not dense and any(_cannot_broadcast(leaf.shape, shape) for leaf in (a, b)):
             raise ValueError(
                 f"{type(bound.cell).__name__}.coefficients must broadcast against the carry, "
                 f"{shape} with time and batch, got a {a.shape} and b {b.shape}; for matrices "
@@ -260,11 +267,13 @@ def _recurrences(
             b = b + zero_where(resets, algebra.act(a, jnp.broadcast_to(first, b.shape)))
         return _Recurrence(algebra, a, None if resets is None else ~resets, b, start)
 
-    trees = (*given, carry, carry if initial is None else initial)
-    return z, [of_leaf(*leaves) for leaves in zip(*map(jax.tree.leaves, trees), strict=True)]
+    trees = (*coefficients, carry, carry if initial is None else initial)
+    return z, [
+        leaf_recurrence(*leaves) for leaves in zip(*map(jax.tree.leaves, trees), strict=True)
+    ]
 
 
-def _extends(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
+def _cannot_broadcast(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
     """Whether a shape cannot be broadcast to another."""
     pairs = zip(reversed(shape), reversed(other), strict=False)
     return len(shape) > len(other) or any(n not in (1, m) for n, m in pairs)
@@ -278,12 +287,12 @@ def _finish(
     z: Gates,
     states: list[jax.Array],
 ) -> tuple[Carry, Any]:
-    """The last carry and the outputs, from the states after each step."""
+    """The last carry and the outputs, from the state after each step."""
     tree = jax.tree.unflatten(jax.tree.structure(carry), states)
-    # In the dtypes of the carry, which may be integers.
-    carries = jax.tree.map(lambda leaf, own: leaf.astype(own.dtype), tree, carry)
+    # The carry may have integer leaves.
+    carries = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, carry)
     return prefix.last(carries, reverse), zero_where(valid, bound.readout(carries, z))
 
 
-def _wide(dtype: jnp.dtype) -> jnp.dtype:
+def _accum_dtype(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)

@@ -1,12 +1,12 @@
 """The damped step of Newton's method over time: least squares by a Kalman smoother.
 
-With Jacobians A_t and residuals r_t, the steps d_t minimise::
+With Jacobians A_t and residuals r_t, the steps d_t minimize::
 
     sum over t of |d_t - A_t d_{t-1} - r_t|^2 + damping |d_t|^2
 
-from d = 0 before the first step. So they are the means of a smoother for a state d_t with
-transition A_t, offset r_t and unit noise, where zeros are observed with variance 1/damping. The
-means are linear recurrences; the covariances are not, but they are an associative scan too.
+from d = 0 before the first step. They are the smoothed means of a state d_t with transition A_t,
+offset r_t and unit noise, given observations of zero with variance 1/damping. The means are linear
+recurrences. The covariances are not, but they can be computed by an associative scan as well.
 """
 
 from collections.abc import Callable
@@ -17,45 +17,45 @@ import jax.numpy as jnp
 from jax import lax
 
 from jrnn.engines import prefix
-from jrnn.engines.jacobian import Kind, Leaves, join, part
+from jrnn.engines.jacobian import Kind, Leaves, concat_leaves, split_leaves
 
 
-class Field(NamedTuple):
-    """The type of the entries of covariances: single numbers, or matrices `[..., n, n]`."""
+class EntryOps(NamedTuple):
+    """Arithmetic on covariances, which are scalars or matrices `[..., n, n]`."""
 
     algebra: prefix.Algebra
     times: Callable[[jax.Array, jax.Array], jax.Array]
     adjoint: Callable[[jax.Array], jax.Array]
-    inverse: Callable[[jax.Array], jax.Array]  # of a positive definite one
+    inverse: Callable[[jax.Array], jax.Array]  # of positive definite matrices
     any_inverse: Callable[[jax.Array], jax.Array]
     one: Callable[[jax.Array], jax.Array]
 
 
 def positive_inverse(a: jax.Array) -> jax.Array:
-    """The inverse of positive definite matrices `[..., n, n]`, by elimination without pivots.
+    """The inverse of positive definite matrices `[..., n, n]`, by elimination without pivoting.
 
-    In place of `jnp.linalg.inv`: two of its batched calls that run at the same time wait for each
-    other for ever on a CPU with two cores (jaxlib 0.10.2).
+    It replaces `jnp.linalg.inv`, two concurrent batched calls of which deadlock on a CPU with two
+    cores (jaxlib 0.10.2).
     """
     n = a.shape[-1]
     index = jnp.arange(n)
 
     def sweep(k: jax.Array, a: jax.Array) -> jax.Array:
-        here = index == k
+        is_pivot = index == k
         row, column = a[..., k, :], a[..., :, k]
         pivot = 1 / row[..., k, None]
-        row = jnp.where(here, 1, row) * pivot
-        column = jnp.where(here, 0, column)
-        rest = jnp.where(here, 0, a) - column[..., :, None] * row[..., None, :]
-        return jnp.where(here[:, None], row[..., None, :], rest)
+        row = jnp.where(is_pivot, 1, row) * pivot
+        column = jnp.where(is_pivot, 0, column)
+        rest = jnp.where(is_pivot, 0, a) - column[..., :, None] * row[..., None, :]
+        return jnp.where(is_pivot[:, None], row[..., None, :], rest)
 
     return lax.fori_loop(0, n, sweep, a)
 
 
-NUMBERS = Field(
+SCALARS = EntryOps(
     prefix.DIAGONAL, jnp.multiply, jnp.conj, jnp.reciprocal, jnp.reciprocal, jnp.ones_like
 )
-MATRICES = Field(
+MATRICES = EntryOps(
     algebra=prefix.DENSE,
     times=prefix.DENSE.times,
     adjoint=lambda a: jnp.conj(jnp.swapaxes(a, -1, -2)),
@@ -65,12 +65,12 @@ MATRICES = Field(
 )
 
 
-def damped(kind: Kind, a: Any, r: Leaves, damping: jax.Array, reverse: bool) -> Leaves:
+def damped_step(kind: Kind, a: Any, r: Leaves, damping: jax.Array, reverse: bool) -> Leaves:
     """The change of the states in one damped step.
 
     Args:
-      kind: of the Jacobians.
-      a: the Jacobians, as `System.linearised` gives them.
+      kind: the kind of the Jacobians.
+      a: the Jacobians, from `System.linearize`.
       r: the residuals, leaves `[T, B, hidden]`.
       damping: `[B]`, at least 0.
       reverse: whether the scan runs in reverse.
@@ -80,65 +80,65 @@ def damped(kind: Kind, a: Any, r: Leaves, damping: jax.Array, reverse: bool) -> 
       Särkkä and García-Fernández, 2021, Temporal parallelization of Bayesian smoothers.
     """
     if kind == "full":
-        return part(smoothed(MATRICES, a, join(r), damping, reverse), r)
+        return split_leaves(smooth(MATRICES, a, concat_leaves(r), damping, reverse), r)
     if kind == "block":
         rows = jnp.stack([jnp.stack(row, axis=-1) for row in a], axis=-2)
-        moves = smoothed(MATRICES, rows, jnp.stack(r, axis=-1), damping, reverse)
-        return [moves[..., k] for k in range(len(r))]
+        deltas = smooth(MATRICES, rows, jnp.stack(r, axis=-1), damping, reverse)
+        return [deltas[..., k] for k in range(len(r))]
     pairs = zip(a, r, strict=True)
-    return [smoothed(NUMBERS, leaf, residual, damping, reverse) for leaf, residual in pairs]
+    return [smooth(SCALARS, leaf, residual, damping, reverse) for leaf, residual in pairs]
 
 
-def smoothed(
-    field: Field, a: jax.Array, r: jax.Array, damping: jax.Array, reverse: bool
+def smooth(
+    ops: EntryOps, a: jax.Array, r: jax.Array, damping: jax.Array, reverse: bool
 ) -> jax.Array:
-    """The moves d `[T, B, ..., n]` for Jacobians a `[T, B, ..., n, n]`, or all without n."""
-    times, act = field.times, field.algebra.act
+    """The steps d `[T, B, ..., n]` for Jacobians a `[T, B, ..., n, n]`, or all without n."""
+    times, act = ops.times, ops.algebra.act
     weight = damping.reshape(-1, *(1,) * (a.ndim - 2))
-    find = covariances if jax.default_backend() == "cpu" else parallel_covariances
-    predicted, updated = find(field, a, weight, reverse)
+    compute = covariances if jax.default_backend() == "cpu" else parallel_covariances
+    predicted, updated = compute(ops, a, weight, reverse)
     zero = jnp.zeros_like(r[0])
-    gain = field.inverse(field.one(predicted) + weight * predicted)
-    means = prefix.solve(field.algebra, times(gain, a), act(gain, r), zero, reverse=reverse)
+    gain = ops.inverse(ops.one(predicted) + weight * predicted)
+    means = prefix.solve(ops.algebra, times(gain, a), act(gain, r), zero, reverse=reverse)
     # The values of the following step; zeros after the last one.
     after = lambda leaf, end: prefix.shift(leaf, end, not reverse)
     a_next, r_next = after(a, jnp.zeros_like(a[0])), after(r, zero)
-    predicted_next = after(predicted, field.one(a[0]))
-    back = times(times(updated, field.adjoint(a_next)), field.inverse(predicted_next))
+    predicted_next = after(predicted, ops.one(a[0]))
+    back = times(times(updated, ops.adjoint(a_next)), ops.inverse(predicted_next))
     b = means - act(back, act(a_next, means) + r_next)
-    return prefix.solve(field.algebra, back, b, zero, reverse=not reverse)
+    return prefix.solve(ops.algebra, back, b, zero, reverse=not reverse)
 
 
 def covariances(
-    field: Field, a: jax.Array, weight: jax.Array, reverse: bool
+    ops: EntryOps, a: jax.Array, weight: jax.Array, reverse: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """Covariances of each d_t before and after it is observed, step by step."""
+    """Covariances of each d_t before and after its observation, sequentially."""
 
-    def step(before: jax.Array, a: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        one = field.one(a)
-        predicted = field.times(field.times(a, before), field.adjoint(a)) + one
-        updated = field.times(predicted, field.inverse(one + weight * predicted))
+    def step(prev: jax.Array, a: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        one = ops.one(a)
+        predicted = ops.times(ops.times(a, prev), ops.adjoint(a)) + one
+        updated = ops.times(predicted, ops.inverse(one + weight * predicted))
         return updated, (predicted, updated)
 
     return lax.scan(step, jnp.zeros_like(a[0]), a, reverse=reverse)[1]
 
 
 def parallel_covariances(
-    field: Field, a: jax.Array, weight: jax.Array, reverse: bool
+    ops: EntryOps, a: jax.Array, weight: jax.Array, reverse: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """The same in logarithmic depth."""
-    times, adjoint = field.times, field.adjoint
-    one = field.one(a)
+    """The same as `covariances`, by an associative scan."""
+    times, adjoint = ops.times, ops.adjoint
+    one = ops.one(a)
     squares = times(adjoint(a), a)
     elements = (a / (1 + weight), one / (1 + weight), weight / (1 + weight) * squares)
 
-    def after(early: Any, late: Any) -> Any:
+    def combine(early: Any, late: Any) -> Any:
         (a_1, c_1, j_1), (a_2, c_2, j_2) = early, late
-        through = field.any_inverse(field.one(a_1) + times(c_1, j_2))
-        passed = times(a_2, through)
-        seen = times(times(adjoint(a_1), j_2), times(through, a_1))
-        return times(passed, a_1), times(times(passed, c_1), adjoint(a_2)) + c_2, seen + j_1
+        inverse = ops.any_inverse(ops.one(a_1) + times(c_1, j_2))
+        gain = times(a_2, inverse)
+        information = times(times(adjoint(a_1), j_2), times(inverse, a_1))
+        return times(gain, a_1), times(times(gain, c_1), adjoint(a_2)) + c_2, information + j_1
 
-    _, updated, _ = lax.associative_scan(after, elements, reverse=reverse)
-    before = prefix.shift(updated, jnp.zeros_like(a[0]), reverse)
-    return times(times(a, before), adjoint(a)) + one, updated
+    _, updated, _ = lax.associative_scan(combine, elements, reverse=reverse)
+    prev = prefix.shift(updated, jnp.zeros_like(a[0]), reverse)
+    return times(times(a, prev), adjoint(a)) + one, updated

@@ -1,4 +1,4 @@
-"""What an engine is: a frozen dataclass of its options that runs a cell over a sequence."""
+"""The base class of engines, which run a cell over a sequence."""
 
 import abc
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ class Engine(abc.ABC):
     """A way to run a cell over time. Subclasses are frozen dataclasses of their options.
 
     Attributes:
-      general: whether it runs every cell; otherwise it raises for some, and says why.
+      general: whether it runs every cell; if False, it raises for cells that it does not support.
     """
 
     general: ClassVar[bool] = True
@@ -21,14 +21,14 @@ class Engine(abc.ABC):
     def run(
         self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
     ) -> tuple[Carry, Any]:
-        """Runs all steps. `jrnn.unroll` has validated and canonicalized every argument.
+        """Runs all steps, on arguments that `jrnn.unroll` has validated and canonicalized.
 
         Args:
           bound: the cell with its parameters.
           carry: the first carry, leaves `[B, ...]`.
           xs: inputs, leaves `[T, B, ...]`.
           masks: padding and resets.
-          reverse: scan from the last step to the first.
+          reverse: whether to scan from the last step to the first.
 
         Returns:
           The last carry in scan order, and outputs `[T, B, ...]` in the order of time.

@@ -1,4 +1,4 @@
-"""The engine for training: one scan, and a backward pass of its own, derived for every cell."""
+"""The engine for training: one scan with a custom backward pass, derived for every cell."""
 
 import dataclasses
 import math
@@ -13,54 +13,54 @@ from jrnn import checks
 from jrnn.cell import Carry, Inputs
 from jrnn.dtypes import cast
 from jrnn.engines.engine import Engine
-from jrnn.engines.linearise import Plan, linearise, plan_of
+from jrnn.engines.linearise import BackwardPlan, linearize, make_plan
 from jrnn.engines.precision import BoundCell
 from jrnn.engines.pullback import add, even_chunk, floats, pullback, scan_chunks, zeros
 from jrnn.engines.readout import LoopReadout, loop_readout
 from jrnn.engines.scan import Scan, scan_steps
-from jrnn.masking import Masks, apply_resets, step_of, tree_where, zero_where
+from jrnn.masking import Masks, apply_resets, step_shapes, tree_where, zero_where
 
-ROWS = 256
-"""Rows of a weight gradient's product where no chunk is given: enough for a good product, and few
-enough that what is multiplied is still in the cache."""
+CHUNK_ROWS = 256
+"""Rows of the matrix product of a weight gradient by default: a product of this size is efficient,
+and its operands fit into the cache."""
 
-SMALL = 32768
-"""With fewer weights than this, and a batch of 32 or more, a chunk is one step."""
+SMALL_CELL = 32768
+"""With fewer weights than this, and a batch of at least 32, a chunk is one step."""
 
 
 @dataclass(frozen=True)
 class Fused(Engine):
-    r"""One scan as in `Scan`, with a backward pass that carries no weight gradient.
+    r"""One scan as in `Scan`, with a backward pass whose carry contains no weight gradients.
 
-    With s_t the carry before step t, p = project, q = recur, and primes for cotangents::
+    With s_t the carry before step t, p = project, q = recur, and primes denoting cotangents::
 
         s'_t, z'_t, u'_t = transpose(d update)(s'_{t+1}, y'_t)      step by step, backwards
         s'_t             = s'_t + transpose(d q)(u'_t)
         w' = sum over chunks of transpose(d p, d q by w)(z'_chunk, u'_chunk)
 
-    JAX's own derivative adds to the gradient of every weight at every step. Here a chunk of
-    steps is one matrix product, and one step is a chunk only where a small cell has a large batch.
-    The forward pass saves s_t and what `update` computes by anything more expensive than an
-    addition or a product, such as the gates. A readout with products by parameters is one product
-    for all steps, forward and backward; on a CPU with a larger batch it stays in the loop (see
-    `jrnn.engines.readout`), and its weight gradients are accumulated step by step.
+    JAX's derivative of `lax.scan` adds to all weight gradients at every step. This engine computes
+    them by one matrix product for each chunk of steps; a chunk is a single step only for a small
+    cell with a large batch. The forward pass saves s_t and those results of `update` that are more
+    expensive than an addition or a product, such as the gates. A readout that multiplies by
+    parameters is one product for all steps, forward and backward, except on a CPU with a larger
+    batch, where it stays in the loop (see `jrnn.engines.readout`) and its weight gradients are
+    accumulated step by step. Gradients of parameters that `update` uses, such as peepholes, are
+    also accumulated step by step.
 
-    The gradient of a parameter that `update` itself uses (a peephole) is accumulated step by step.
+    With `remat` only the carry before each chunk is saved, and each chunk is recomputed in the
+    backward pass. This takes O(sqrt(T)) memory and about a third more time.
 
-    With `remat` only the carry before each chunk is saved, and each chunk is run again in the
-    backward pass: memory O(sqrt(T)), and about a third more time.
-
-    Gradients of any order work, and `jax.hessian`; forward mode of the values themselves
-    (`jax.jvp`, `jax.jacfwd`) does not: JAX refuses it, and it needs `engine="scan"`.
+    Gradients of any order and `jax.hessian` work. Forward mode (`jax.jvp`, `jax.jacfwd`) raises:
+    use `engine="scan"`.
 
     Args:
       chunk: number of steps whose weight gradients are one product; with `remat` also the number of
-        steps between two saved carries. By default it depends on the sizes of batch and cell; with
+        steps between saved carries. The default depends on the sizes of batch and cell; with
         `remat` it is sqrt(T).
-      remat: whether to save memory at the cost of time.
+      remat: whether to recompute each chunk in the backward pass, to save memory.
 
     Raises:
-      ValueError: `chunk` is neither None nor a positive int, or `remat` is no bool.
+      ValueError: `chunk` is neither None nor a positive int, or `remat` is not a bool.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = jrnn.GRU(hidden_size=4)
@@ -91,19 +91,19 @@ class Fused(Engine):
         steps, _ = _time_and_batch(xs)
         if steps == 0:
             return Scan().run(bound, carry, xs, masks, reverse)
-        readout = loop_readout(bound, carry, step_of(xs))
-        ran: Any = _run(self, readout, reverse, bound, carry, xs, masks)
-        carry, outs = ran
+        readout = loop_readout(bound, carry, step_shapes(xs))
+        result: Any = _run(self, readout, reverse, bound, carry, xs, masks)
+        carry, outs = result
         return carry, readout.outputs(bound, outs, masks.valid)
 
-    def chunk_of(self, steps: int, batch: int, weights: int = SMALL) -> int:
-        """The number of steps of a chunk, by default a divisor of T where there is one."""
+    def chunk_of(self, steps: int, batch: int, weights: int = SMALL_CELL) -> int:
+        """The number of steps of a chunk; the default divides T if possible."""
         if self.chunk is not None:
             return self.chunk
-        if not self.remat and batch >= 32 and weights < SMALL:
+        if not self.remat and batch >= 32 and weights < SMALL_CELL:
             return 1
-        wanted = math.isqrt(steps) if self.remat else ROWS // max(1, batch)
-        return even_chunk(steps, wanted)
+        target = math.isqrt(steps) if self.remat else CHUNK_ROWS // max(1, batch)
+        return even_chunk(steps, target)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -129,9 +129,11 @@ def _forward(
     masks: Masks,
 ) -> tuple[tuple[Carry, Any], Any]:
     if not options.remat:
-        plan = plan_of(readout, bound, jax.tree.map(lambda a: a[None], carry), xs, masks)
+        plan = make_plan(readout, bound, jax.tree.map(lambda a: a[None], carry), xs, masks)
         steps = (xs, masks.valid, masks.resets)
-        last, (outs, saved) = _saving(plan, bound, masks.initial, carry, steps, reverse)
+        last, (outs, saved) = _scan_with_residuals(
+            plan, bound, masks.initial, carry, steps, reverse
+        )
         return (last, outs), (bound, xs, masks, saved, None)
 
     def run_chunk(carry: Carry, steps: Any, _: None) -> Any:
@@ -151,36 +153,38 @@ def _backward(
     bound, xs, masks, saved, starts = residuals
     ct_carry, ct_outs = floats(cotangents)
     prev_carries = starts if saved is None else saved[0]
-    plan = plan_of(readout, bound, prev_carries, xs, masks)
+    plan = make_plan(readout, bound, prev_carries, xs, masks)
     wide = bound.precision.accum
 
-    def chunk_back(state: Any, steps: Any, start: Carry) -> Any:
+    def backward_chunk(state: Any, steps: Any, start: Carry) -> Any:
         *state, totals = state
         xs, valid, resets, saved, ct_outs = steps
         if saved is None:
-            again = (xs, valid, resets)
-            _, (_, saved) = _saving(plan, bound, masks.initial, start, again, reverse)
-        body = partial(_step_back, plan, bound)
+            inputs = (xs, valid, resets)
+            _, (_, saved) = _scan_with_residuals(plan, bound, masks.initial, start, inputs, reverse)
+        body = partial(_backward_step, plan, bound)
         inputs = (saved, valid, resets, ct_outs)
-        state, ct_joined = lax.scan(body, tuple(state), inputs, reverse=not reverse)
+        state, ct_merged = lax.scan(body, tuple(state), inputs, reverse=not reverse)
         products = lambda bound, xs: (bound.project(zero_where(valid, xs)), bound.recur(saved[0]))
         _, pull = pullback(products, bound, xs)
-        share, ct_xs = pull(plan.part(ct_joined, lambda ct: ct))
-        return (*state, add(totals, cast(share.compute_params, wide))), (ct_xs, None)
+        ct_chunk, ct_xs = pull(plan.split_gates(ct_merged, lambda ct: ct))
+        return (*state, add(totals, cast(ct_chunk.compute_params, wide))), (ct_xs, None)
 
-    in_update = plan.used(zeros(bound.accum_params))
+    in_update = plan.select_used(zeros(bound.accum_params))
     totals = cast(zeros(bound.compute_params), wide)
     state = (ct_carry, in_update, zeros(masks.initial), totals)
     steps = (xs, masks.valid, masks.resets, saved, ct_outs)
     chunk = options.chunk_of(*_time_and_batch(xs), bound.size)
-    state, (ct_xs, _) = scan_chunks(chunk_back, state, steps, starts, chunk, reverse=not reverse)
+    state, (ct_xs, _) = scan_chunks(
+        backward_chunk, state, steps, starts, chunk, reverse=not reverse
+    )
     ct_carry, in_update, ct_initial, totals = state
     ct_bound = dataclasses.replace(
         bound,
         compute_params=jax.tree.map(
             lambda ct, w: ct.astype(w.dtype), totals, floats(bound.compute_params)
         ),
-        accum_params=plan.all(in_update, zeros(bound.accum_params)),
+        accum_params=plan.fill_unused(in_update, zeros(bound.accum_params)),
     )
     return ct_bound, ct_carry, ct_xs, Masks(None, None, None, ct_initial)
 
@@ -188,36 +192,41 @@ def _backward(
 _run.defvjp(_forward, _backward)
 
 
-def _saving(
-    plan: Plan, bound: BoundCell, initial: Carry | None, carry: Carry, steps: Any, reverse: bool
+def _scan_with_residuals(
+    plan: BackwardPlan,
+    bound: BoundCell,
+    initial: Carry | None,
+    carry: Carry,
+    steps: Any,
+    reverse: bool,
 ) -> Any:
-    """The scan that saves, for each step, the carry before it and the residuals of its pullback."""
+    """Scans over time, and saves the carry before each step and the residuals of its pullback."""
 
     def body(carry: Carry, inputs: Any) -> Any:
         x, valid, reset = inputs
         prev = apply_resets(reset, initial, carry)
-        joined = plan.join(bound.project(zero_where(valid, x)), bound.recur(prev))
-        (carry, out), pull = linearise(plan, bound, prev, joined)
+        merged = plan.merge_gates(bound.project(zero_where(valid, x)), bound.recur(prev))
+        (carry, out), pull = linearize(plan, bound, prev, merged)
         carry = tree_where(valid, carry, prev)
         return carry, (plan.readout.pad(valid, out), (prev, plan.residuals(pull)))
 
     return lax.scan(body, carry, steps, reverse=reverse)
 
 
-def _step_back(plan: Plan, bound: BoundCell, state: Any, inputs: Any) -> Any:
-    """One step of the backward scan: cotangents of the carry alone, and of small parameters."""
+def _backward_step(plan: BackwardPlan, bound: BoundCell, state: Any, inputs: Any) -> Any:
+    """One step of the backward scan: cotangents of the carry and of parameters in `update`."""
     ct_carry, in_update, ct_initial = state
     (prev, residuals), valid, reset, ct_out = inputs
     pull = plan.pullback(bound, prev, residuals)
-    share, ct_prev, ct_joined = pull((zero_where(valid, ct_carry), zero_where(valid, ct_out)))
+    ct_step, ct_prev, ct_merged = pull((zero_where(valid, ct_carry), zero_where(valid, ct_out)))
     if valid is not None:
         ct_prev = add(ct_prev, zero_where(~valid, ct_carry))
     _, pull = pullback(bound.recur, prev)
-    ct_prev = add(ct_prev, pull(plan.part(ct_joined, lambda ct: ct)[1])[0])
+    ct_prev = add(ct_prev, pull(plan.split_gates(ct_merged, lambda ct: ct)[1])[0])
     if reset is not None:
         ct_initial = add(ct_initial, zero_where(reset, ct_prev))
         ct_prev = zero_where(~reset, ct_prev)
-    return (ct_prev, add(in_update, plan.used(share)), ct_initial), ct_joined
+    return (ct_prev, add(in_update, plan.select_used(ct_step)), ct_initial), ct_merged
 
 
 def _time_and_batch(xs: Inputs) -> tuple[int, int]:

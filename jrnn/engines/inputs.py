@@ -1,4 +1,4 @@
-"""Validates and canonicalizes the inputs of every engine: masks, dtypes and noise."""
+"""Validation and canonicalization of the inputs of engines: masks, dtypes and noise."""
 
 from typing import Any, NamedTuple
 
@@ -13,8 +13,8 @@ from jrnn.layer import SequenceInputs
 from jrnn.masking import Masks
 
 
-class Prepared(NamedTuple):
-    """Everything that an engine runs on, validated.
+class CanonicalInputs(NamedTuple):
+    """The validated arguments of `Engine.run`, and how to convert its results.
 
     Attributes:
       bound: the cell with its parameters.
@@ -22,9 +22,8 @@ class Prepared(NamedTuple):
       xs: inputs, leaves `[T, B, ...]`.
       masks: padding and resets.
       reverse: whether to scan from the last step to the first.
-      nan_carries: `[T, B]` bool, the steps after which the carry is a NaN that was isolated, or
-        None.
-      given: the first carry as the caller gave it, or None.
+      nan_carries: `[T, B]` bool, True on steps after which the carry is an isolated NaN; or None.
+      user_carry: the first carry that the user passed, or None.
     """
 
     bound: BoundCell
@@ -33,39 +32,39 @@ class Prepared(NamedTuple):
     masks: Masks
     reverse: bool
     nan_carries: jax.Array | None
-    given: Carry | None
+    user_carry: Carry | None
 
-    def restore(self, ys: Any) -> Any:
-        """Outputs of an engine with the NaNs that were isolated."""
+    def restore_nans(self, ys: Any) -> Any:
+        """Sets the outputs to NaN on the steps whose NaNs were isolated."""
         if self.nan_carries is None:
             return ys
         valid = self.masks.valid
         nan_steps = self.nan_carries if valid is None else self.nan_carries & valid
         return masking.restore_nans(nan_steps, ys)
 
-    def restore_carries(self, carries: Carry) -> Carry:
-        """The carry after each step with the NaNs that were isolated."""
+    def restore_nan_carries(self, carries: Carry) -> Carry:
+        """Sets the carries after these steps to NaN, also on the padding that repeats them."""
         if self.nan_carries is None:
             return carries
         return masking.restore_nans(self.nan_carries, carries)
 
-    def result(self, carry: Carry) -> Carry:
-        """The last carry, in the dtypes of the one that the caller gave."""
-        if self.given is None:
+    def cast_carry(self, carry: Carry) -> Carry:
+        """Casts the last carry to the dtypes of `user_carry`."""
+        if self.user_carry is None:
             return carry
-        return jax.tree.map(lambda a, old: a.astype(jnp.result_type(old)), carry, self.given)
+        return jax.tree.map(lambda a, old: a.astype(jnp.result_type(old)), carry, self.user_carry)
 
 
 def canonicalize(
     cell: Cell, params: Params, inputs: SequenceInputs, *, return_carries: bool = False
-) -> Prepared:
-    """Validates the inputs of a run and makes of them what engines take.
+) -> CanonicalInputs:
+    """Validates the inputs of a run and converts them to the arguments of `Engine.run`.
 
     Args:
       cell: the cell.
       params: its parameters.
       inputs: the sequences.
-      return_carries: whether outputs are to be pairs of output and carry.
+      return_carries: whether the outputs are pairs of outputs and carries.
 
     Raises:
       ValueError: a shape does not fit.
@@ -80,7 +79,7 @@ def canonicalize(
     if carry is None:
         carry = initial
     else:
-        carry = checked_like("unroll: carry", f"{type(cell).__name__}.init_carry", carry, initial)
+        carry = cast_like("unroll: carry", f"{type(cell).__name__}.init_carry", carry, initial)
     masks = Masks(lengths, valid, resets, None if resets is None else initial)
 
     nan_carries = None
@@ -91,11 +90,11 @@ def canonicalize(
         params, noise = cell.sample_noise(params, shapes, (steps, batch), inputs.key)
         xs = add_noise(xs, cast(noise, precision.compute))
     bound = bind(cell, params, precision, return_carries)
-    return Prepared(bound, carry, xs, masks, inputs.reverse, nan_carries, inputs.carry)
+    return CanonicalInputs(bound, carry, xs, masks, inputs.reverse, nan_carries, inputs.carry)
 
 
 def time_and_batch(xs: Inputs) -> tuple[int, int]:
-    """The number of steps and of sequences, after a check of the inputs."""
+    """Validates the inputs, and returns the number of steps and of sequences."""
     leaves = jax.tree.leaves(xs)
     if not leaves:
         raise ValueError("unroll: xs must hold at least one array [time, batch, ...], got none")
@@ -121,21 +120,21 @@ def time_and_batch(xs: Inputs) -> tuple[int, int]:
 def _masks(
     inputs: SequenceInputs, steps: int, batch: int
 ) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
-    """Lengths, valid steps and resets, checked; lengths are None where a mask is given."""
+    """Validates and returns lengths, valid steps and resets; lengths are None with a mask."""
     lengths, valid, resets = inputs.lengths, None, inputs.resets
     if lengths is not None:
-        lengths = _checked_lengths(lengths, steps, batch)
+        lengths = _validate_lengths(lengths, steps, batch)
         valid = masking.valid_steps(lengths, steps)
     if inputs.mask is not None:
-        mask = _checked_bools("mask", inputs.mask, steps, batch)
+        mask = _validate_bools("mask", inputs.mask, steps, batch)
         lengths, valid = None, mask if valid is None else mask & valid
     if resets is not None:
-        resets = _checked_bools("resets", resets, steps, batch)
+        resets = _validate_bools("resets", resets, steps, batch)
         resets = resets if valid is None else resets & valid
     return lengths, valid, resets
 
 
-def _checked_lengths(lengths: jax.Array, steps: int, batch: int) -> jax.Array:
+def _validate_lengths(lengths: jax.Array, steps: int, batch: int) -> jax.Array:
     if lengths.shape != (batch,):
         raise ValueError(
             f"unroll: lengths must have shape (batch,) = ({batch},), got {lengths.shape}"
@@ -144,11 +143,11 @@ def _checked_lengths(lengths: jax.Array, steps: int, batch: int) -> jax.Array:
         raise TypeError(
             f"unroll: lengths must be ints, the number of valid steps, got {lengths.dtype}"
         )
-    most = min(steps, jnp.iinfo(lengths.dtype).max)
-    return jnp.clip(lengths, 0, most).astype(jnp.int32)  # an int32 of more could be negative
+    max_length = min(steps, jnp.iinfo(lengths.dtype).max)
+    return jnp.clip(lengths, 0, max_length).astype(jnp.int32)  # clipped first: int32 may overflow
 
 
-def _checked_bools(name: str, value: jax.Array, steps: int, batch: int) -> jax.Array:
+def _validate_bools(name: str, value: jax.Array, steps: int, batch: int) -> jax.Array:
     if value.shape != (steps, batch):
         raise ValueError(
             f"unroll: {name} must have shape (time, batch) = ({steps}, {batch}), got {value.shape}"
@@ -158,20 +157,20 @@ def _checked_bools(name: str, value: jax.Array, steps: int, batch: int) -> jax.A
     return value
 
 
-def checked_like(subject: str, source: str, given: Any, like: Any) -> Any:
-    """A tree from the caller, cast to the dtypes of the tree that it must resemble."""
-    expected, got = jax.tree.structure(like), jax.tree.structure(given)
+def cast_like(subject: str, source: str, tree: Any, like: Any) -> Any:
+    """Validates a user's tree against the structure and shapes of `like`, and casts its dtypes."""
+    expected, got = jax.tree.structure(like), jax.tree.structure(tree)
     if expected != got:
         raise TypeError(f"{subject} must have the structure of {source}, {expected}, got {got}")
-    given = jax.tree.map(jnp.asarray, given)
-    wanted, have = ([a.shape for a in jax.tree.leaves(tree)] for tree in (like, given))
-    if wanted != have:
-        raise ValueError(f"{subject} must have leaves of shapes {wanted}, got {have}")
-    kinds, have = ([_kind(a) for a in jax.tree.leaves(tree)] for tree in (like, given))
-    if kinds != have:
-        dtypes = ([a.dtype.name for a in jax.tree.leaves(tree)] for tree in (like, given))
-        raise TypeError("{} must have leaves of dtypes {}, got {}".format(subject, *dtypes))
-    return jax.tree.map(lambda a, leaf: a.astype(leaf.dtype), given, like)
+    tree = jax.tree.map(jnp.asarray, tree)
+    both = jax.tree.leaves(like), jax.tree.leaves(tree)
+    expected, got = ([leaf.shape for leaf in leaves] for leaves in both)
+    if expected != got:
+        raise ValueError(f"{subject} must have leaves of shapes {expected}, got {got}")
+    if any(_kind(a) != _kind(leaf) for leaf, a in zip(*both, strict=True)):
+        expected, got = ([leaf.dtype.name for leaf in leaves] for leaves in both)
+        raise TypeError(f"{subject} must have leaves of dtypes {expected}, got {got}")
+    return jax.tree.map(lambda a, leaf: a.astype(leaf.dtype), tree, like)
 
 
 def _kind(leaf: jax.Array) -> int:

@@ -1,4 +1,4 @@
-"""The derivative of a cell's gate arithmetic, with as few residuals as it needs."""
+"""The pullback of `update` of a cell, with few residuals."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -18,23 +18,23 @@ RECOMPUTED = frozenset(
     "convert_element_type slice reshape transpose squeeze expand_dims split concatenate "
     "complex real imag conj".split()
 )
-"""Primitives that the backward pass computes again, since saving their results costs more."""
+"""Primitives that the backward pass recomputes, since saving their results costs more."""
 
 
-class Plan(NamedTuple):
-    """What a trace of one step tells about a cell.
+class BackwardPlan(NamedTuple):
+    """The structure of the pullback of a step, found by tracing the cell.
 
-    Gates are "joined" to one list: where `update` uses z_k and u_k only in their sum, as most
-    gates do, the sum stands for both, and so does its cotangent.
+    Gates z and u are merged into one list. If `update` uses z_k and u_n only in their sum, as most
+    cells do, the list contains the sum, whose cotangent is that of both.
 
     Attributes:
       readout: the part of the readout that is computed in the loop.
-      params: the structure of the parameters.
-      z: the structure of z.
-      u: the structure of u.
-      pairs: for each leaf of u that is added to a leaf of z, and to nothing else: which one.
-      pull: the structure of the pullback of `update`.
-      sources: where each leaf of that comes from: ("bound", "prev" or "residual", its number).
+      params: the tree structure of the parameters.
+      z: the tree structure of z.
+      u: the tree structure of u.
+      pairs: maps the index of each leaf of u that is only added to a leaf of z to the latter's.
+      pull: the tree structure of the pullback of `update`.
+      sources: the origin of each leaf of `pull`: ("bound", "prev" or "residual", index).
       in_update: for each leaf of the parameters, whether `update` uses it.
     """
 
@@ -47,28 +47,28 @@ class Plan(NamedTuple):
     sources: tuple[tuple[str, int], ...] = ()
     in_update: tuple[bool, ...] = ()
 
-    def join(self, z: Gates, u: Gates) -> list[Any]:
-        """Gates z, with u added where it is paired, and then the rest of u."""
-        joined, us = jax.tree.leaves(z), jax.tree.leaves(u)
+    def merge_gates(self, z: Gates, u: Gates) -> list[Any]:
+        """The leaves of z, with paired leaves of u added, followed by the other leaves of u."""
+        merged, us = jax.tree.leaves(z), jax.tree.leaves(u)
         for n, k in self.pairs.items():
-            joined[k] = joined[k] + us[n]
-        return joined + [a for n, a in enumerate(us) if n not in self.pairs]
+            merged[k] = merged[k] + us[n]
+        return merged + [a for n, a in enumerate(us) if n not in self.pairs]
 
-    def part(self, joined: list[Any], twin: Callable[[Any], Any]) -> tuple[Gates, Gates]:
-        """Gates z and u, with `twin` of its sum for each u that has been added."""
+    def split_gates(self, merged: list[Any], copy: Callable[[Any], Any]) -> tuple[Gates, Gates]:
+        """The inverse of `merge_gates`; paired leaves of u are `copy` of the merged leaf."""
         count = self.z.num_leaves
-        zs, rest = joined[:count], iter(joined[count:])
+        zs, rest = merged[:count], iter(merged[count:])
         leaves = range(self.u.num_leaves)
-        us = [twin(zs[self.pairs[n]]) if n in self.pairs else next(rest) for n in leaves]
+        us = [copy(zs[self.pairs[n]]) if n in self.pairs else next(rest) for n in leaves]
         return jax.tree.unflatten(self.z, zs), jax.tree.unflatten(self.u, us)
 
     def residuals(self, pull: Any) -> list[Any]:
-        """What must be saved of a pullback: the leaves that are neither parameters nor carry."""
+        """The leaves of a pullback that must be saved: neither parameters nor carry."""
         leaves = zip(jax.tree.leaves(pull), self.sources, strict=True)
         return [leaf for leaf, (source, _) in leaves if source == "residual"]
 
     def pullback(self, bound: BoundCell, prev: Carry, residuals: list[Any]) -> Callable[..., Any]:
-        """The pullback, from its residuals."""
+        """Rebuilds the pullback from its residuals."""
         leaves = {
             "bound": jax.tree.leaves(bound),
             "prev": jax.tree.leaves(prev),
@@ -76,25 +76,27 @@ class Plan(NamedTuple):
         }
         return jax.tree.unflatten(self.pull, [leaves[source][k] for source, k in self.sources])
 
-    def used(self, ct_params: Any) -> list[Any]:
-        """The cotangents of those parameters that `update` uses."""
+    def select_used(self, ct_params: Any) -> list[Any]:
+        """The cotangents of the parameters that `update` uses."""
         leaves = self.params.flatten_up_to(ct_params)
         return [ct for ct, used in zip(leaves, self.in_update, strict=True) if used]
 
-    def all(self, in_update: list[Any], ct_params: Any) -> Any:
-        """The inverse of `used`: these cotangents, and `ct_params` for all other leaves."""
-        leaves, these = self.params.flatten_up_to(ct_params), iter(in_update)
+    def fill_unused(self, in_update: list[Any], ct_params: Any) -> Any:
+        """The inverse of `select_used`; all other leaves are those of `ct_params`."""
+        leaves, used_leaves = self.params.flatten_up_to(ct_params), iter(in_update)
         pairs = zip(leaves, self.in_update, strict=True)
-        return jax.tree.unflatten(self.params, [next(these) if used else ct for ct, used in pairs])
+        return jax.tree.unflatten(
+            self.params, [next(used_leaves) if used else ct for ct, used in pairs]
+        )
 
 
-def plan_of(
+def make_plan(
     readout: LoopReadout, bound: BoundCell, prev_carries: Carry, xs: Inputs, masks: Masks
-) -> Plan:
-    """Traces one step without computing it, the first along a leading axis of carry and input.
+) -> BackwardPlan:
+    """Traces the first step along a leading axis of carry and inputs, without computing it.
 
-    The types must be those of a real step, with the mesh that arrays are sharded over: otherwise
-    the conversions that JAX adds to a step would become residuals as well.
+    Shapes, dtypes and shardings must be those of a real step. Otherwise the conversions that JAX
+    inserts would become residuals.
     """
     plans = []
 
@@ -103,15 +105,15 @@ def plan_of(
         prev = apply_resets(reset, masks.initial, prev)
         z, u = bound.project(zero_where(valid, x)), bound.recur(prev)
         plan = _plan_of_update(readout, bound, prev, z, u)
-        _, pull = linearise(plan, bound, prev, plan.join(z, u))
+        _, pull = linearize(plan, bound, prev, plan.merge_gates(z, u))
         leaves, structure = jax.tree.flatten(pull)
-        known = {
+        origins = {
             id(leaf): (name, k)
             for name, tree in (("bound", bound), ("prev", prev))
             for k, leaf in enumerate(jax.tree.leaves(tree))
         }
-        number = iter(range(len(leaves)))
-        sources = tuple(known.get(id(leaf)) or ("residual", next(number)) for leaf in leaves)
+        index = iter(range(len(leaves)))
+        sources = tuple(origins.get(id(leaf)) or ("residual", next(index)) for leaf in leaves)
         plans.append(plan._replace(pull=structure, sources=sources))
 
     jax.eval_shape(trace, bound, prev_carries, xs, masks.valid, masks.resets)
@@ -120,8 +122,8 @@ def plan_of(
 
 def _plan_of_update(
     readout: LoopReadout, bound: BoundCell, prev: Carry, z: Gates, u: Gates
-) -> Plan:
-    """Which gates `update` only adds to each other, and which parameters it reads."""
+) -> BackwardPlan:
+    """Finds the gates that `update` only adds to each other, and the parameters that it uses."""
     step = lambda params, *rest: _update(readout, bound, params, *rest)
     jaxpr = jax.make_jaxpr(step)(bound.accum_params, prev, z, u).jaxpr
     reads = Counter(id(v) for eqn in jaxpr.eqns for v in eqn.invars)
@@ -134,51 +136,53 @@ def _plan_of_update(
     pairs = {}
     for eqn in jaxpr.eqns:
         operands = {id(v) for v in eqn.invars}
-        once = eqn.primitive.name == "add" and all(reads[v] == 1 for v in operands)
-        if once and operands & set(zs) and operands & set(us):
+        only_added = eqn.primitive.name == "add" and all(reads[v] == 1 for v in operands)
+        if only_added and operands & set(zs) and operands & set(us):
             (n,) = (n for n, v in enumerate(us) if v in operands)
             (k,) = (k for k, v in enumerate(zs) if v in operands)
             pairs[n] = k
     in_update = tuple(reads[v] > 0 for v in params)
     structures = [jax.tree.structure(tree) for tree in (bound.accum_params, z, u)]
-    return Plan(readout, structures[0], structures[1], structures[2], pairs, in_update=in_update)
+    return BackwardPlan(
+        readout, structures[0], structures[1], structures[2], pairs, in_update=in_update
+    )
 
 
 def _update(
     readout: LoopReadout, bound: BoundCell, params: Params, prev: Carry, z: Gates, u: Gates
 ) -> tuple[Carry, Any]:
-    """`update` with these parameters, and the loop's part of the readout."""
-    # Both copies of the parameters come from the one that is differentiated.
+    """`update` with these parameters, and the part of the readout in the loop."""
+    # Both copies of the parameters must depend on `params`, which is differentiated.
     bound = bind(bound.cell, params, bound.precision, bound.return_carries)
     carry = bound.update(prev, z, u)
     return carry, readout.emit(bound, carry, z)
 
 
-def linearise(plan: Plan, bound: BoundCell, prev: Carry, joined: list[Any]) -> Any:
-    """Value and pullback of `update` by parameters, carry and joined gates.
+def linearize(plan: BackwardPlan, bound: BoundCell, prev: Carry, merged: list[Any]) -> Any:
+    """Value and pullback of `update`, with respect to parameters, carry and merged gates.
 
-    Results of `RECOMPUTED` primitives are no residuals of the pullback.
+    Results of `RECOMPUTED` primitives are not residuals of the pullback.
 
     Args:
-      plan: only its readout, structures and pairs are read.
+      plan: only its readout, structures and pairs are used.
       bound: the cell with its parameters.
       prev: the carry before the step.
-      joined: `plan.join` of its gates.
+      merged: the gates, from `plan.merge_gates`.
 
     Returns:
-      The new carry and the loop's output; and the pullback, as `jrnn.engines.pullback` returns it.
+      The pair of the new carry and the output of the loop, and its pullback.
     """
 
-    def update(params: Params, prev: Carry, joined: list[Any]) -> Any:
-        z, u = plan.part(joined, jnp.zeros_like)
+    def update(params: Params, prev: Carry, merged: list[Any]) -> Any:
+        z, u = plan.split_gates(merged, jnp.zeros_like)
         return _update(plan.readout, bound, params, prev, z, u)
 
     update = jax.checkpoint(update, policy=_save, prevent_cse=False)
-    return pullback(update, bound.accum_params, prev, joined)
+    return pullback(update, bound.accum_params, prev, merged)
 
 
 def _save(primitive: Any, *operands: Any, **_: Any) -> bool:
-    """Whether to save what a primitive computes; never complex numbers, which JAX fails to save."""
-    # jax.checkpoint puts a reduce_precision on what it saves, which refuses them (jax 0.10).
-    made_of_complex = any(jnp.issubdtype(a.dtype, jnp.complexfloating) for a in operands)
-    return primitive.name not in RECOMPUTED and not made_of_complex
+    """The policy of `jax.checkpoint`: whether to save the result of a primitive."""
+    # jax.checkpoint applies reduce_precision to saved values, which raises for complex (jax 0.10).
+    has_complex = any(jnp.issubdtype(a.dtype, jnp.complexfloating) for a in operands)
+    return primitive.name not in RECOMPUTED and not has_complex

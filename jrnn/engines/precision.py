@@ -1,4 +1,4 @@
-"""Mixed precision: products in the dtype of the inputs, carry and gates in the wider one."""
+"""Mixed precision: matrix products in the dtype of the inputs, carry and gates in a wider one."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -9,15 +9,15 @@ import jax.numpy as jnp
 
 from jrnn import structure
 from jrnn.cell import Carry, Cell, Coefficients, Gates, Inputs, Params
-from jrnn.dtypes import cast, widest
+from jrnn.dtypes import cast, widest_dtype
 
 
 class Precision(NamedTuple):
     """The two dtypes of a run.
 
     Attributes:
-      compute: that of the inputs: matrix products and outputs are in it.
-      accum: the wider one of inputs and parameters: carry and gate arithmetic are in it.
+      compute: the dtype of the inputs, for matrix products and outputs.
+      accum: the wider dtype of inputs and parameters, for carry and gate arithmetic.
     """
 
     compute: jnp.dtype
@@ -25,8 +25,8 @@ class Precision(NamedTuple):
 
 
 def precision_of(params: Params, xs: Inputs) -> Precision:
-    """Reads the two dtypes off the parameters and the inputs."""
-    return Precision(widest(xs), widest(xs, params))
+    """The two dtypes of a run with these parameters and inputs."""
+    return Precision(widest_dtype(xs), widest_dtype(xs, params))
 
 
 @partial(
@@ -36,16 +36,16 @@ def precision_of(params: Params, xs: Inputs) -> Precision:
 )
 @dataclass(frozen=True)
 class BoundCell:
-    """The functions of a cell with parameters bound, each in its dtype; a pytree of these.
+    """A cell with its parameters, whose methods compute in the dtypes of `precision`; a pytree.
 
-    A cell knows nothing of mixed precision: it computes in whatever it is given.
+    The cell itself computes in the dtypes of its arguments.
 
     Attributes:
       cell: the cell.
       precision: the dtypes.
       compute_params: the parameters for products, in `precision.compute`.
       accum_params: the parameters for the gate arithmetic, in `precision.accum`.
-      return_carries: whether an output is the pair of the cell's output and its carry.
+      return_carries: whether the output is a pair of the cell's output and its carry.
     """
 
     cell: Cell
@@ -73,7 +73,7 @@ class BoundCell:
         return cast(self.cell.update(self.accum_params, carry, z, u), self.precision.accum)
 
     def readout(self, carry: Carry, z: Gates) -> Any:
-        """`Cell.readout`: in the compute dtype if it multiplies by parameters, else the wider."""
+        """`Cell.readout`, in the compute dtype if it multiplies by parameters, else in `accum`."""
         if self.readout_has_products(carry, z):
             narrow = cast((carry, z), self.precision.compute)
             y = self.cell.readout(self.compute_params, *narrow)
@@ -83,32 +83,33 @@ class BoundCell:
         return (y, carry) if self.return_carries else y
 
     def readout_has_products(self, carry: Carry, z: Gates) -> bool:
-        """Whether `readout` multiplies by parameters, so that one product over time is faster."""
+        """Whether `readout` multiplies by parameters."""
         if type(self.cell).readout is Cell.readout:
             return False
         return structure.multiplies_by_params(self.cell.readout, self.accum_params, carry, z)
 
     def coefficients(self, z: Gates) -> Coefficients | None:
-        """Those of a linear cell, with the structure of its carry; None for any other cell."""
-        given = self.cell.coefficients(self.accum_params, z)
-        if given is None:
+        """`Cell.coefficients`, validated; None for a cell that is not linear."""
+        coefficients = self.cell.coefficients(self.accum_params, z)
+        if coefficients is None:
             return None
         carry = jax.eval_shape(lambda: self.cell.init_carry(self.accum_params, ()))
-        expected, got = jax.tree.structure((carry, carry)), jax.tree.structure(tuple(given))
-        if not isinstance(given, Coefficients) or expected != got:
+        expected = jax.tree.structure((carry, carry))
+        got = jax.tree.structure(tuple(coefficients))
+        if not isinstance(coefficients, Coefficients) or expected != got:
             raise TypeError(
                 f"{type(self.cell).__name__}.coefficients must return Diagonal(a, b), "
                 "LogDiagonal(log_a, log_b) or Dense(a, b), both with the structure of init_carry, "
-                f"{expected}, got {type(given).__name__} of {got}"
+                f"{expected}, got {type(coefficients).__name__} of {got}"
             )
-        return jax.tree.map(jnp.asarray, given)
+        return jax.tree.map(jnp.asarray, coefficients)
 
     def is_linear(self, x: Inputs) -> bool:
         """Whether the cell has coefficients, for inputs of these shapes."""
         if type(self.cell).coefficients is Cell.coefficients:
             return False
-        find = lambda x: self.cell.coefficients(self.accum_params, self.project(x))
-        return jax.eval_shape(find, x) is not None
+        coefficients = lambda x: self.cell.coefficients(self.accum_params, self.project(x))
+        return jax.eval_shape(coefficients, x) is not None
 
     def step(self, carry: Carry, x: Inputs) -> tuple[Carry, Any]:
         """Project, recur, update and readout."""
@@ -120,6 +121,6 @@ class BoundCell:
 def bind(
     cell: Cell, params: Params, precision: Precision, return_carries: bool = False
 ) -> BoundCell:
-    """A cell with its parameters, which are cast once, outside every loop."""
+    """Binds a cell to its parameters, which are cast once, outside of all loops."""
     narrow, wide = cast(params, precision.compute), cast(params, precision.accum)
     return BoundCell(cell, precision, narrow, wide, return_carries)

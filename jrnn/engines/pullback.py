@@ -1,4 +1,4 @@
-"""Reverse mode over trees that hold more than floats, and a scan over chunks of steps."""
+"""Reverse mode over trees with leaves that are not floating, and a scan over chunks of steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,62 +12,62 @@ Chunk = Callable[[Carry, Any, Any], tuple[Carry, tuple[Any, Any]]]
 
 
 def floats(tree: Any) -> Any:
-    """The tree with None for every leaf that has no cotangent: integers, bools, keys."""
+    """Replaces every leaf without a cotangent (integers, bools, keys) by None."""
     return jax.tree.map(lambda a: a if jnp.issubdtype(a.dtype, jnp.inexact) else None, tree)
 
 
 def zeros(tree: Any) -> Any:
-    """The cotangent zero of a tree."""
+    """The zero cotangent of a tree."""
     return jax.tree.map(jnp.zeros_like, floats(tree))
 
 
 def add(a: Any, b: Any) -> Any:
-    """The sum of two cotangents."""
+    """Adds two cotangents."""
     return jax.tree.map(jnp.add, a, b)
 
 
 def pullback(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Callable[..., Any]]:
-    """`jax.vjp`, where cotangents have None for every leaf that is no float, in and out.
+    """`jax.vjp` whose cotangents are None for leaves that are not floating.
 
     Args:
-      function: of the arguments, to any tree.
+      function: a function of `arguments` to any tree.
       *arguments: any trees.
 
     Returns:
-      The value, and a pytree that is the function from a cotangent `floats(value)` to those of all
-      arguments.
+      The value, and its pullback, a pytree that maps a cotangent of `floats(value)` to the
+      cotangents of all arguments.
     """
 
-    def of_floats(*floating: Any) -> tuple[Any, Any]:
-        given = jax.tree.map(lambda a, b: a if b is None else b, arguments, floating)
-        value = function(*given)
+    def restricted(*floating: Any) -> tuple[Any, Any]:
+        args = jax.tree.map(lambda a, b: a if b is None else b, arguments, floating)
+        value = function(*args)
         return floats(value), value
 
-    _, pull, value = jax.vjp(of_floats, *floats(arguments), has_aux=True)
+    _, pull, value = jax.vjp(restricted, *floats(arguments), has_aux=True)
     return value, pull
 
 
-def even_chunk(steps: int, wanted: int) -> int:
-    """The largest divisor of T from `wanted` down to half of it; `wanted` where there is none."""
-    wanted = max(1, min(wanted, steps))
-    return next((n for n in range(wanted, wanted // 2, -1) if steps % n == 0), wanted)
+def even_chunk(steps: int, target: int) -> int:
+    """The largest divisor of T in (target / 2, target], or `target` if there is none."""
+    target = max(1, min(target, steps))
+    return next((n for n in range(target, target // 2, -1) if steps % n == 0), target)
 
 
 def scan_chunks(
-    function: Chunk, carry: Carry, xs: Any, marks: Any, chunk: int, *, reverse: bool
+    function: Chunk, carry: Carry, xs: Any, chunk_xs: Any, chunk: int, *, reverse: bool
 ) -> tuple[Carry, tuple[Any, Any]]:
-    """`lax.scan` over chunks of steps; the last chunk in time is shorter where it must be.
+    """`lax.scan` over chunks of steps; the last chunk in time may be shorter.
 
     Args:
-      function: `(carry, xs of a chunk, mark of a chunk) -> (carry, (ys of a chunk, its mark))`.
+      function: `(carry, xs, chunk_x) -> (carry, (ys, chunk_y))` for the steps of one chunk.
       carry: the first carry.
       xs: leaves `[T, ...]`.
-      marks: leaves `[ceil(T / chunk), ...]`.
+      chunk_xs: inputs of each chunk, leaves `[ceil(T / chunk), ...]`.
       chunk: steps of a chunk, at least 1.
-      reverse: go from the last chunk to the first.
+      reverse: whether to scan from the last chunk to the first.
 
     Returns:
-      The last carry, and ys `[T, ...]` and marks `[ceil(T / chunk), ...]` that the chunks gave.
+      The last carry, and the pair of ys `[T, ...]` and chunk_ys `[ceil(T / chunk), ...]`.
     """
     steps = len(jax.tree.leaves(xs)[0])
     full = steps // chunk
@@ -75,14 +75,16 @@ def scan_chunks(
     flat = lambda a: a.reshape(full * chunk, *a.shape[2:])
 
     def head(carry: Carry) -> Any:
-        chunks = (jax.tree.map(cut, xs), jax.tree.map(lambda a: a[:full], marks))
-        carry, (ys, given) = lax.scan(lambda c, x: function(c, *x), carry, chunks, reverse=reverse)
-        return carry, (jax.tree.map(flat, ys), given)
+        chunks = (jax.tree.map(cut, xs), jax.tree.map(lambda a: a[:full], chunk_xs))
+        carry, (ys, chunk_ys) = lax.scan(
+            lambda c, x: function(c, *x), carry, chunks, reverse=reverse
+        )
+        return carry, (jax.tree.map(flat, ys), chunk_ys)
 
     def tail(carry: Carry) -> Any:
         rest = jax.tree.map(lambda a: a[full * chunk :], xs)
-        carry, (ys, mark) = function(carry, rest, jax.tree.map(lambda a: a[full], marks))
-        return carry, (ys, jax.tree.map(lambda a: a[None], mark))
+        carry, (ys, chunk_y) = function(carry, rest, jax.tree.map(lambda a: a[full], chunk_xs))
+        return carry, (ys, jax.tree.map(lambda a: a[None], chunk_y))
 
     if steps == full * chunk:
         return head(carry)
@@ -91,5 +93,5 @@ def scan_chunks(
     first, second = (tail, head) if reverse else (head, tail)
     carry, early = first(carry)
     carry, late = second(carry)
-    in_time = (late, early) if reverse else (early, late)
-    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *in_time)
+    in_order_of_time = (late, early) if reverse else (early, late)
+    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *in_order_of_time)

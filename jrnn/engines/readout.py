@@ -12,22 +12,22 @@ from jrnn.engines.precision import BoundCell
 from jrnn.masking import zero_where
 
 LARGE_BATCH = 4
-"""Sequences from which products of a readout stay in the loop on a CPU; see `LoopReadout`."""
+"""Batch size from which readout products stay in the loop on a CPU; see `LoopReadout`."""
 
 
 class LoopReadout(NamedTuple):
-    """`readout` divided between the loop over time and what comes after it.
+    """The readout of a cell, split into a part in the loop over time and a part after the loop.
 
-    A readout without products by parameters is computed in the loop. Otherwise the loop returns
-    the arrays that it needs, and after the loop it is one product over all steps, forward and
-    backward. On a CPU a batch of `LARGE_BATCH` or more makes good products by itself, and the
-    memory for the arrays of all steps costs more than larger products save.
+    A readout that does not multiply by parameters is computed in the loop. Otherwise the loop
+    returns the arrays that it reads, and it is one product over all steps after the loop, forward
+    and backward. On a CPU with a batch of `LARGE_BATCH` or more the products of single steps are
+    large enough, and the memory traffic of storing these arrays costs more than it saves.
 
     Attributes:
       emit: `(bound, carry, z) -> out`, in the loop.
       finish: `(bound, outs) -> ys`, after the loop, over leaves `[T, B, ...]`.
-      deferred: whether `finish` has something to compute. Then `out` is not zero on padding but
-        what a step on zero inputs returns, at which the readout has finite derivatives.
+      deferred: whether `finish` computes the readout. On padding `out` is then not zero but the
+        result of a step on zero inputs, where the readout has finite derivatives.
     """
 
     emit: Callable[[BoundCell, Carry, Gates], Any]
@@ -35,7 +35,7 @@ class LoopReadout(NamedTuple):
     deferred: bool = False
 
     def pad(self, valid: jax.Array | None, out: Any) -> Any:
-        """What a step of the loop returns: zero on padding, if it is the output itself."""
+        """Sets `out` of a step to zero on padding, if it is the output."""
         return out if self.deferred else zero_where(valid, out)
 
     def outputs(self, bound: BoundCell, outs: Any, valid: jax.Array | None) -> Any:
@@ -48,31 +48,31 @@ def loop_readout(bound: BoundCell, carry: Carry, x: Inputs) -> LoopReadout:
 
     Args:
       bound: the cell.
-      carry: of one step, leaves `[B, ...]`; shapes and dtypes alone are used.
-      x: the input of one step, likewise.
+      carry: the carry of one step, leaves `[B, ...]`; only shapes and dtypes are used.
+      x: the input of one step; only shapes and dtypes are used.
     """
     z = jax.eval_shape(bound.project, x)
     carry = jax.eval_shape(lambda: carry)
-    whole = LoopReadout(lambda bound, carry, z: bound.readout(carry, z), lambda bound, outs: outs)
+    in_loop = LoopReadout(lambda bound, carry, z: bound.readout(carry, z), lambda bound, outs: outs)
     batch = jax.tree.leaves(x)[0].shape[0]
     on_cpu = jax.default_backend() == "cpu"
     if (on_cpu and batch >= LARGE_BATCH) or not bound.readout_has_products(carry, z):
-        return whole
+        return in_loop
     reads = structure.leaves_read(bound.cell.readout, bound.accum_params, carry, z)
     flags = ((True,) * len(reads.carry) if bound.return_carries else reads.carry) + reads.z
     shapes, tree = jax.tree.flatten((carry, z))
     if not any(flags):
-        return whole
+        return in_loop
 
     def emit(bound: BoundCell, carry: Carry, z: Gates) -> list[jax.Array]:
         leaves = jax.tree.leaves((carry, z))
         return [leaf for leaf, read in zip(leaves, flags, strict=True) if read]
 
     def finish(bound: BoundCell, outs: list[jax.Array]) -> Any:
-        steps, given = outs[0].shape[:1], iter(outs)
-        absent = lambda shape: jnp.zeros((*steps, *shape.shape), shape.dtype)
+        steps, emitted = outs[0].shape[:1], iter(outs)
+        unused = lambda shape: jnp.zeros((*steps, *shape.shape), shape.dtype)
         pairs = zip(shapes, flags, strict=True)
-        leaves = [next(given) if read else absent(shape) for shape, read in pairs]
+        leaves = [next(emitted) if read else unused(shape) for shape, read in pairs]
         return bound.readout(*jax.tree.unflatten(tree, leaves))
 
     return LoopReadout(emit, finish, deferred=True)

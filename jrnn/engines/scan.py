@@ -1,4 +1,4 @@
-"""The reference engine: one `lax.scan`, and JAX's own derivatives of it."""
+"""The reference engine: one `lax.scan`, differentiated by JAX."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,20 +10,19 @@ from jrnn.cell import Carry, Inputs
 from jrnn.engines.engine import Engine
 from jrnn.engines.precision import BoundCell, bind
 from jrnn.engines.readout import LoopReadout, loop_readout
-from jrnn.masking import Masks, apply_resets, step_of, tree_where, zero_where
+from jrnn.masking import Masks, apply_resets, step_shapes, tree_where, zero_where
 
 
 @dataclass(frozen=True)
 class Scan(Engine):
-    """One `lax.scan` over time; derivatives of every order and mode work.
+    """One `lax.scan` over time, with derivatives of every order and mode.
 
-    The input is projected inside the loop: on a CPU this is faster than one product for all steps
-    once that product no longer fits the cache. A readout with products by parameters is one
-    product for all steps, after the loop; on a CPU with a larger batch it stays in the loop (see
-    `jrnn.engines.readout`).
+    Inputs are projected inside the loop: on a CPU this is faster than one product for all steps,
+    which may exceed the cache. A readout that multiplies by parameters is computed for all steps
+    after the loop, except on a CPU with a larger batch (see `jrnn.engines.readout`).
 
     Args:
-      unroll: steps in the body of the loop, as in `lax.scan`.
+      unroll: number of steps in the loop body, as in `lax.scan`.
 
     Raises:
       ValueError: `unroll` is not a positive int.
@@ -37,7 +36,7 @@ class Scan(Engine):
     def run(
         self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
     ) -> tuple[Carry, Any]:
-        readout = loop_readout(bound, carry, step_of(xs))
+        readout = loop_readout(bound, carry, step_shapes(xs))
         carry, outs = scan_steps(readout, bound, carry, xs, masks, reverse, self.unroll)
         return carry, readout.outputs(bound, outs, masks.valid)
 
@@ -51,10 +50,10 @@ def scan_steps(
     reverse: bool,
     unroll: int = 1,
 ) -> tuple[Carry, Any]:
-    """The loop over time: the last carry, and what the loop's part of the readout returns."""
+    """Scans over time; returns the last carry and the outputs of `readout.emit`."""
 
     def body(carry: Carry, inputs: Any) -> tuple[Carry, Any]:
-        # Weights are narrowed in the loop, so that JAX accumulates their gradients in the wide
+        # Weights are cast inside the loop, so that their gradients are accumulated in the wide
         # dtype.
         narrow = bind(bound.cell, bound.accum_params, bound.precision, bound.return_carries)
         x, valid, reset = inputs

@@ -1,4 +1,4 @@
-"""The engine that lets each device of a mesh run its own part of a batch."""
+"""The engine that shards the batch over the devices of a mesh."""
 
 import math
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from jrnn.masking import Masks
 
 @dataclass(frozen=True)
 class Sharded(Engine):
-    """Splits the batch over axes of the mesh in context, and runs each part by another engine.
+    """Shards the batch over axes of the current mesh, and runs each shard on another engine.
 
-    No step waits for another device: gradients of weights, which are replicated, are summed over
-    the devices once, after all steps. XLA alone, given arrays that are sharded over a mesh, may sum
-    them at every step of time; and `Native`, which XLA cannot split, runs here on each device.
+    The devices communicate once: gradients of weights, which are replicated, are summed over the
+    devices after all steps. Without this engine, XLA may sum them at every step. `Native`, which
+    XLA cannot partition, also runs on each device.
 
-    Without a mesh that has these axes, or where they do not divide the batch, the whole batch is
-    run by the other engine, or by `Fused` in place of `Native`. Noise is drawn before the batch is
-    split, so it is the noise of a run on one device.
+    If the current mesh lacks these axes, or if they do not divide the batch, `engine` runs the
+    whole batch; `Fused` then replaces `Native`. Noise is drawn before the batch is
+    sharded, so it equals that of a run on one device.
 
     Args:
-      engine: the engine that runs each part.
+      engine: the engine that runs each shard.
       axes: axes of the mesh, of the type `jax.sharding.AxisType.Auto`.
 
     Raises:
@@ -67,13 +67,18 @@ class Sharded(Engine):
         if jax.tree.leaves(xs)[0].shape[1] % devices:
             engine = Fused() if isinstance(self.engine, Native) else self.engine
             return engine.run(bound, carry, xs, masks, reverse)
-        there = tuple(axis for axis in self.axes if axis in sizes)
-        rows: Any = PartitionSpec(there)
-        steps: Any = PartitionSpec(None, there)
+        axes = tuple(axis for axis in self.axes if axis in sizes)
+        batch: Any = PartitionSpec(axes)
+        time_batch: Any = PartitionSpec(None, axes)
         return jax.shard_map(
             run,
-            in_specs=(PartitionSpec(), rows, steps, Masks(rows, steps, steps, rows)),
-            out_specs=(rows, steps),
-            axis_names=set(there),
+            in_specs=(
+                PartitionSpec(),
+                batch,
+                time_batch,
+                Masks(batch, time_batch, time_batch, batch),
+            ),
+            out_specs=(batch, time_batch),
+            axis_names=set(axes),
             check_vma=False,
         )(bound, carry, xs, masks)

@@ -1,4 +1,4 @@
-"""`jrnn.unroll`: the one way to run a layer over a batch of sequences."""
+"""`jrnn.unroll`, which runs a layer over a batch of sequences."""
 
 from functools import partial
 from typing import Any, Literal, overload
@@ -85,42 +85,45 @@ def unroll(
         s = carry
         for t = 0 .. T-1 (T-1 .. 0 if reverse):
             s = init_carry where resets[t], else s
-            s, ys[t] = step(params, s, xs[t]);  on padding: s kept, ys[t] = 0
+            s, ys[t] = step(params, s, xs[t]);  on padding: s unchanged, ys[t] = 0
 
-    Products are computed in the dtype of `xs`; the carry and the gate arithmetic are in the wider
-    one of `xs` and `params`, and so is a product inside `update`, as in `GRU(reset_after=False)`.
-    So float32 parameters with bfloat16 inputs give bfloat16 products and a float32 carry. The last
-    carry has the dtypes of `carry` where one is given, so that windows can be run in `lax.scan`.
+    Matrix products are computed in the dtype of `xs`. The carry, the gate arithmetic and products
+    inside `update`, as in `GRU(reset_after=False)`, are in the wider dtype of `xs` and `params`.
+    For example, float32 parameters with bfloat16 inputs give bfloat16 products and a float32 carry.
+    The last carry has the dtypes of `carry` if it is not None, so that windows of a long sequence
+    can be run in `lax.scan`.
 
-    A NaN in the padding reaches neither outputs nor gradients; one before a reset reaches no output
-    from the reset on, nor a gradient of those outputs.
+    A NaN on padding reaches neither outputs nor gradients. A NaN before a reset reaches no output
+    after the reset, and no gradient of these outputs.
 
     Args:
       layer: a cell, or a layer such as `jrnn.stack([...])`.
       params: its parameters, from `layer.init`.
       xs: inputs `[T, B, input]`, or a pytree of leaves `[T, B, ...]`. T and B may be 0.
       carry: the first carry, leaves `[B, ...]`; by default `layer.init_carry`.
-      lengths: `[B]` ints, the number of valid steps of each sequence; the steps after them are
-        padding, on which the carry is kept and the output is zero. A length over T counts as T.
-      mask: `[T, B]` bool, True on valid steps, in any pattern; with `lengths`, steps are valid
-        where both say so.
-      resets: `[T, B]` bool; True replaces the carry by the cell's own initial carry before step t,
-        in scan order. On padding it has no effect. For packed sequences see `jrnn.segment_resets`.
+      lengths: `[B]` ints, the number of valid steps of each sequence; all later
+        steps are padding, where the carry does not change and the output is zero. A length above T
+        counts as T.
+      mask: `[T, B]` bool, True on valid steps, in any pattern. With `lengths`, a step is valid only
+        if it is valid in both.
+      resets: `[T, B]` bool; True replaces the carry by the initial carry of the cell before step t,
+        in scan order. Resets on padding have no effect. For packed sequences see
+        `jrnn.segment_resets`.
       reverse: scan from the last valid step to the first; outputs stay in the order of time.
-      key: randomness for stochastic cells; None means deterministic, at the expected value.
+      key: a PRNG key for stochastic cells; None means the deterministic expected value.
       engine: an engine such as `jrnn.Scan(unroll=2)`, or a name: "auto", "native", "fused",
         "associative", "newton" or "scan". "native" and "fused", which "auto" may choose, have no
         forward-mode derivatives, and "native" has first derivatives only.
-      return_carries: whether to return the carry after each step as well, of one cell.
+      return_carries: whether to also return the carry after each step; for a single cell only.
 
     Returns:
       The carry after the last valid step, and the outputs `[T, B, output]`. With `return_carries`
-      also the carries, leaves `[T, B, ...]` in the order of time; on padding the carry is repeated.
+      also the carries, leaves `[T, B, ...]` in the order of time, repeated on padding.
 
     Raises:
       ValueError: a shape does not fit, or the engine is unknown.
-      TypeError: a dtype or the structure of the carry does not fit, or `return_carries` is asked
-        of a layer that is no cell.
+      TypeError: a dtype or the structure of the carry does not fit, or `return_carries` is True for
+        a layer that is not a cell.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = jrnn.LSTM(hidden_size=4)
@@ -135,24 +138,25 @@ def unroll(
         )
     if return_carries and not isinstance(layer, Cell):
         raise TypeError(
-            f"unroll: return_carries needs a single cell, got {layer!r}; run its layers one by one"
+            f"unroll: layer must be a single cell for return_carries, got {layer!r}; run its "
+            "layers one by one"
         )
     inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse)
     engine = choose_engine(engine)
     try:
         carry, ys = _unroll(layer, params, inputs, engine, bool(return_carries))
     except TypeError as error:
-        if "forward-mode" in str(error):  # JAX's own message, which does not mention engines
+        if "forward-mode" in str(error):  # the message of JAX does not mention engines
             error.add_note(
-                f"jrnn: {engine} has derivatives of reverse mode only; for jax.jvp, jax.jacfwd "
-                "and jax.linearize use engine='scan'"
+                f"jrnn: {engine} has reverse-mode derivatives only; for jax.jvp, jax.jacfwd and "
+                "jax.linearize use engine='scan'"
             )
         raise
     return (carry, *ys) if return_carries else (carry, ys)
 
 
 def choose_engine(engine: Engine | str) -> Engine:
-    """The engine with a name."""
+    """Returns the engine with this name, or the engine itself."""
     if isinstance(engine, Engine):
         return engine
     checks.one_of("unroll", "engine", engine, REGISTRY)
@@ -177,12 +181,13 @@ def _run_cell(
     path: tuple[str, ...] = (),
     return_carries: bool = False,
 ) -> tuple[Carry, Any]:
-    """Runs one cell by an engine, as `RunCell`."""
-    del path  # engines have no use for it
-    given = canonicalize(cell, params, inputs, return_carries=return_carries)
-    carry, ys = engine.run(given.bound, given.carry, given.xs, given.masks, given.reverse)
+    """Runs one cell on an engine; implements `RunCell`."""
+    del path
+    args = canonicalize(cell, params, inputs, return_carries=return_carries)
+    carry, ys = engine.run(args.bound, args.carry, args.xs, args.masks, args.reverse)
     if return_carries:
         ys, carries = ys
-        carries = hold_on_padding(given.masks.valid, carries, given.carry, given.reverse)
-        return given.result(carry), (given.restore(ys), given.restore_carries(carries))
-    return given.result(carry), given.restore(ys)
+        carries = hold_on_padding(args.masks.valid, carries, args.carry, args.reverse)
+        ys = args.restore_nans(ys), args.restore_nan_carries(carries)
+        return args.cast_carry(carry), ys
+    return args.cast_carry(carry), args.restore_nans(ys)

@@ -9,4 +9,4 @@ bidirectional = Bidirectional
 stack = Stack
 
 REGISTRY: dict[str, type[Layer]] = {"stack": Stack, "bidirectional": Bidirectional}
-"""Every layer by its name."""
+"""Every layer by name."""

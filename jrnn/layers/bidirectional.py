@@ -1,4 +1,4 @@
-"""A layer in each direction of time."""
+"""The layer that scans in both directions of time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ MERGES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 
 
 class BidirectionalParams(NamedTuple):
-    """Parameters, or carries, of both directions."""
+    """Parameters or carries of both directions."""
 
     forward: Any
     backward: Any
@@ -36,18 +36,19 @@ class Bidirectional(Layer):
 
         ys = merge(unroll(forward, xs), unroll(backward, xs, reverse=True))
 
-    It is not causal: an output needs the whole sequence. Lengths, masks and resets are those of the
-    forward direction; the backward one is reset at the last step of each segment. Each input keeps
-    its own `Timed` time in both directions.
+    It is not causal: an output depends on the whole sequence. Resets are given for the forward
+    direction; the backward direction is reset at the last step of each segment. `Timed` inputs have
+    the same time steps in both directions.
 
     Args:
       forward: the layer that scans forward.
-      backward: the layer that scans in reverse; by default like `forward`, with its own weights.
-      merge: "concat", "sum", "mul" or "ave" of the two outputs.
+      backward: the layer that scans in reverse; by default `forward`, with separate parameters.
+      merge: how the outputs are combined: "concat", "sum", "mul" or "ave".
 
     Raises:
-      TypeError: one of the two is no layer.
-      ValueError: unknown `merge`; a direction is not causal itself; or, when run, `reverse=True`.
+      TypeError: `forward` or `backward` is not a layer.
+      ValueError: `merge` is unknown, `forward` or `backward` is not causal, or, when run,
+        `reverse=True`.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> layer = Bidirectional(jrnn.LSTM(hidden_size=4))
@@ -106,8 +107,8 @@ class Bidirectional(Layer):
         widths = [layer.output_shape(p, input_size).shape for layer, p in pairs]
         if self.merge != "concat" and widths[0] != widths[1]:
             raise ValueError(
-                f"Bidirectional: merge={self.merge!r} needs outputs of one size, got {widths[0]} "
-                f"and {widths[1]}; use merge='concat', or layers of one size"
+                f"Bidirectional: outputs must have the same size for merge={self.merge!r}, got "
+                f"{widths[0]} and {widths[1]}; use merge='concat', or layers of the same size"
             )
         return params
 
@@ -138,8 +139,8 @@ class Bidirectional(Layer):
     ) -> tuple[BidirectionalParams, Any]:
         if inputs.reverse:
             raise ValueError(
-                "unroll: a bidirectional layer scans in both directions; reverse must be False, "
-                "got True"
+                "unroll: reverse must be False for a bidirectional layer, got True; it scans in "
+                "both directions"
             )
         expected = "a Bidirectional must be a tuple with the carries of both directions"
         firsts = split_carry(inputs.carry, 2, expected)
@@ -148,16 +149,18 @@ class Bidirectional(Layer):
             inputs.replace(xs=_inputs_for(layer, inputs.xs), carry=carry, key=key)
             for layer, carry, key in zip(self._pair, firsts, keys, strict=True)
         )
-        ahead, behind = self._pair
-        last, ys = ahead.apply(run, params.forward, forward, path=(*path, "forward"))
+        forward_layer, backward_layer = self._pair
+        last, ys = forward_layer.apply(run, params.forward, forward, path=(*path, "forward"))
         resets = inputs.resets
         if resets is not None:
             resets = reverse_resets(resets, inputs.lengths, inputs.mask)
         backward = backward.replace(resets=resets, reverse=True)
-        first, others = behind.apply(run, params.backward, backward, path=(*path, "backward"))
-        return BidirectionalParams(last, first), MERGES[self.merge](ys, others)
+        first, reverse_ys = backward_layer.apply(
+            run, params.backward, backward, path=(*path, "backward")
+        )
+        return BidirectionalParams(last, first), MERGES[self.merge](ys, reverse_ys)
 
 
 def _inputs_for(layer: Layer, xs: Inputs) -> Inputs:
-    """Inputs without their times for a layer that takes none."""
+    """Removes the time steps of `Timed` inputs for a layer that does not accept them."""
     return xs.x if isinstance(xs, Timed) and Timed not in layer.input_types else xs

@@ -1,4 +1,4 @@
-"""Layers one above another."""
+"""The layer that composes layers sequentially."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,16 +23,16 @@ from jrnn.layer import (
 
 @dataclass(frozen=True)
 class Stack(Layer):
-    r"""Layers one above another: each takes the outputs of the one below.
+    r"""A sequence of layers: each layer receives the outputs of the layer below.
 
     ::
 
         ys_1 = layer_1(xs),   ys_2 = layer_2(ys_1),   ...   ys = ys_n
 
-    The layers run one after another, each over the whole sequence, on the engine that fits it. A
-    cell that takes it, such as `jrnn.DepthGatedLSTM`, is also given the cell state of the layer
-    below; and where inputs are `Timed`, all layers that take times, such as `jrnn.CfC`, are given
-    them.
+    The layers run one after another, each over the whole sequence; `engine="auto"` chooses an
+    engine for each layer. Cells that accept `Below`, such as `jrnn.DepthGatedLSTM`, also receive
+    the cell state of the layer below. If the inputs are `Timed`, all layers that accept time steps,
+    such as `jrnn.CfC`, receive them.
 
     Parameters and carry are tuples with one entry for each layer.
 
@@ -41,8 +41,9 @@ class Stack(Layer):
         `Bidirectional`.
 
     Raises:
-      TypeError: one of them is no layer.
-      ValueError: there are none; or, when run, a cell takes a state that the one below lacks.
+      TypeError: an entry of `layers` is not a layer.
+      ValueError: `layers` is empty, or, when run, a cell accepts `Below` and the layer below has no
+        cell state.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> network = Stack([jrnn.LSTM(hidden_size=4), jrnn.GRU(hidden_size=5)])
@@ -69,11 +70,11 @@ class Stack(Layer):
                     f"{layer!r}"
                 )
         for n, layer in enumerate(self.layers[1:], 1):
-            given = jax.eval_shape(lambda layer=layer: layer.inputs(1, ()))
-            if not isinstance(given, jax.ShapeDtypeStruct):
+            inputs = jax.eval_shape(lambda layer=layer: layer.inputs(1, ()))
+            if not isinstance(inputs, jax.ShapeDtypeStruct):
                 raise ValueError(
-                    f"Stack: layers[{n}] must take one array, the outputs of the layer below, and "
-                    f"{layer!r} takes {type(given).__name__}; only the first layer may"
+                    f"Stack: layers[{n}] must accept one array, got {layer!r}, which accepts "
+                    f"{type(inputs).__name__}; use it as the first layer"
                 )
         object.__setattr__(self, "layers", tuple(self.layers))
 
@@ -135,13 +136,13 @@ class Stack(Layer):
             xs, dt = xs.x, xs.dt
         carries = []
         for n, key in enumerate(split_key(inputs.key, count)):
-            layer, here = self.layers[n], (*path, str(n))
+            layer, layer_path = self.layers[n], (*path, str(n))
             x = _timed(xs, dt) if Timed in layer.input_types else xs
-            given = inputs.replace(xs=x, carry=firsts[n], key=key)
+            layer_inputs = inputs.replace(xs=x, carry=firsts[n], key=key)
             if n + 1 < count and Below in self.layers[n + 1].input_types:
-                last, xs = _run_with_state(run, layer, params[n], given, here)
+                last, xs = _run_with_state(run, layer, params[n], layer_inputs, layer_path)
             else:
-                last, xs = layer.apply(run, params[n], given, path=here)
+                last, xs = layer.apply(run, params[n], layer_inputs, path=layer_path)
             carries.append(last)
         return tuple(carries), xs
 
@@ -153,12 +154,12 @@ def _timed(xs: Any, dt: Any) -> Inputs:
 def _run_with_state(
     run: RunCell, layer: Layer, params: Params, inputs: SequenceInputs, path: tuple[str, ...]
 ) -> tuple[Carry, Below]:
-    """Runs a layer whose outputs and cell states the layer above takes."""
+    """Runs a layer, and returns outputs with the cell state of each step for the layer above."""
     carry = jax.eval_shape(lambda p: layer.init_carry(p, ()), params)
     if not isinstance(layer, Cell) or "c" not in getattr(carry, "_fields", ()):
         raise ValueError(
-            "Stack: the cell above takes the cell state c of the layer below, and the carry of "
-            f"{layer!r} has none; put a cell such as jrnn.LSTM there"
+            "Stack: the layer below a cell that accepts Below must have a cell state c, got "
+            f"{layer!r}; use a cell such as jrnn.LSTM instead"
         )
     last, (ys, carries) = run(layer, params, inputs, path=path, return_carries=True)
     return last, Below(ys, carries.c)

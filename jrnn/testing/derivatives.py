@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jrnn import structure
-from jrnn.dtypes import of_floats
+from jrnn.dtypes import restrict_to_floats
 from jrnn.engines import unroll
 from jrnn.engines.pullback import floats
 from jrnn.testing.case import (
@@ -97,7 +97,7 @@ def _is_unitwise(function: Callable[[Any], Any], tree: Any, per_leaf: bool = Fal
       tree: leaves `[..., hidden]`.
       per_leaf: whether each element of a leaf may depend only on the same element of that leaf.
     """
-    indices, restricted = of_floats(function, tree)
+    indices, restricted = restrict_to_floats(function, tree)
     leaves = jax.tree.leaves(tree)
     point = [leaves[n] for n in indices]
     outputs = jax.eval_shape(restricted, *point)

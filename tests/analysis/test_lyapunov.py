@@ -12,7 +12,15 @@ import jrnn
 from jrnn.analysis import LyapunovSpectrum, lyapunov
 from jrnn.analysis.lyapunov import _initial_frame
 from tests.cells.toys import Counter, Leaky, Noisy, Timed
-from tests.helpers import Batch, Way, assert_close, random_batch, random_params, sequence, travel
+from tests.helpers import (
+    Batch,
+    Scenario,
+    assert_close,
+    random_batch,
+    random_params,
+    scan_order,
+    select_sequence,
+)
 from tests.table import CELLS, Row
 
 T, B, INPUT, HIDDEN = 9, 5, 2, 3
@@ -41,7 +49,7 @@ def jacobian(step: Any, carry: Any, eps: float = 1e-6) -> np.ndarray:
 
 
 def reference(
-    row: Row, way: Way, params: Any, batch: Batch, skip: int, count: int | None = None
+    row: Row, way: Scenario, params: Any, batch: Batch, skip: int, count: int | None = None
 ) -> Any:
     """Loops over sequences; returns exponents, steps, history, final carries, Jacobians and ranks.
 
@@ -54,10 +62,10 @@ def reference(
     exponents, steps, history, jacobians = [], [], np.full(batch.xs.shape[:2], np.nan), []
     carries, ranks = [], np.full(B, size)
     for b in range(B):
-        carry, q, wait = sequence(batch.carry, b) if way.carry else start, first, skip
+        carry, q, wait = select_sequence(batch.carry, b) if way.carry else start, first, skip
         logs: list[Any] = []
         jacobians.append([])
-        order = travel(way, batch, b)
+        order = scan_order(way, batch, b)
         for t in order:
             if way.resets and batch.resets[t, b]:
                 carry, q, wait = start, first, max(skip, 1)
@@ -237,11 +245,11 @@ def test_pytree_inputs_and_integer_carry_match_the_mean(x64: None, reverse: bool
 
 @pytest.mark.parametrize(
     ("way", "skip"),
-    [(Way(False, False, False), 0), (Way(), 2), (Way(reverse=True), 1)],
+    [(Scenario(False, False, False), 0), (Scenario(), 2), (Scenario(reverse=True), 1)],
     ids=["plain", "masked", "masked-reverse"],
 )
 def test_exponents_equal_a_loop_over_full_jacobians(
-    kind: Row, way: Way, skip: int, x64: None
+    kind: Row, way: Scenario, skip: int, x64: None
 ) -> None:
     cell, params, batch = make_example(kind)
     if any(np.iscomplexobj(leaf) for leaf in jax.tree.leaves(batch.carry)):
@@ -268,7 +276,7 @@ def test_exponents_equal_a_loop_over_full_jacobians(
             mean = np.mean([np.linalg.slogdet(j)[1] for j in jacobians[b]])
             np.testing.assert_allclose(got.sum(), mean, rtol=1e-6)
         if rank > 0 and steps[b]:
-            at = travel(way, batch, b) if way.reverse else slice(None)
+            at = scan_order(way, batch, b) if way.reverse else slice(None)
             np.testing.assert_allclose(
                 spectrum.history[at, b], history[at, b], rtol=1e-6, atol=1e-6
             )
@@ -494,7 +502,7 @@ def test_jit_and_vmap_equal_separate_calls() -> None:
     assert isinstance(spectrum, LyapunovSpectrum)
     for n, params in enumerate(all_params):
         expected = lyapunov(cell, params, xs, lengths=jnp.arange(5, 10))
-        assert_close(sequence(spectrum, n), expected, 1e-4)
+        assert_close(select_sequence(spectrum, n), expected, 1e-4)
         assert_close(spectrum.dimension[n], expected.dimension, 1e-4)
 
 

@@ -29,7 +29,7 @@ from jrnn.structure import update_is_elementwise
 from jrnn.taps import capture_taps
 from tests.helpers import (
     assert_close,
-    counterpart,
+    complex_dtype,
     input_size_of,
     is_complex,
     normal_like,
@@ -184,7 +184,7 @@ def test_init_carry_has_requested_batch_axes_and_dtype(row: Row) -> None:
             assert jax.tree.structure(carry) == jax.tree.structure(start)
             for leaf, expected in zip(jax.tree.leaves(carry), jax.tree.leaves(start), strict=True):
                 if jnp.issubdtype(leaf.dtype, jnp.inexact):
-                    assert leaf.dtype == (counterpart(dtype) if is_complex(leaf) else dtype)
+                    assert leaf.dtype == (complex_dtype(dtype) if is_complex(leaf) else dtype)
                 assert is_complex(leaf) == is_complex(expected)
                 assert leaf.shape == (*leading, *np.shape(expected))
                 np.testing.assert_array_equal(leaf, np.broadcast_to(expected, leaf.shape))
@@ -215,7 +215,7 @@ def test_parameters_do_not_share_buffers(kind: Row) -> None:
 
 
 def test_overriding_step_raises() -> None:
-    with pytest.raises(TypeError, match="OverridesStep: step is derived and never overridden"):
+    with pytest.raises(TypeError, match="OverridesStep: step must not be overridden"):
 
         class OverridesStep(LSTM):
             def step(self, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore
@@ -226,7 +226,7 @@ def test_overriding_step_by_a_mixin_raises() -> None:
     class Mixin:
         def step(self) -> None: ...
 
-    with pytest.raises(TypeError, match="OverridesStep: step is derived and never overridden"):
+    with pytest.raises(TypeError, match="OverridesStep: step must not be overridden"):
 
         class OverridesStep(Mixin, Elman):  # pyright: ignore
             pass

@@ -69,7 +69,7 @@ def test_chrono_biases_are_in_the_forget_gate(cls: Any) -> None:
     np.testing.assert_array_equal(other, 0)
     with pytest.raises(ValueError, match="t_max must be an int of at least 3 steps, got 2"):
         cls(4, t_max=2)
-    with pytest.raises(ValueError, match="t_max=9 sets the forget bias .*leave out forget_bias"):
+    with pytest.raises(ValueError, match="t_max=9 determines the forget bias.*remove forget_bias"):
         cls(4, t_max=9, forget_bias=2.0)
 
 

@@ -87,7 +87,9 @@ def test_clockwork_has_most_modules_that_divide_hidden_size(hidden: int, modules
 def test_newton_does_not_support_clockwork() -> None:
     cell = Clockwork(4)
     params = cell.init(jax.random.key(0), 2)
-    with pytest.raises(TypeError, match="must have floating leaves alone, .*int32.*; use engine="):
+    with pytest.raises(
+        TypeError, match="all leaves of the carry must be floating, .*int32.*; use engine="
+    ):
         jrnn.unroll(cell, params, jnp.ones((5, 1, 2)), engine="newton")
 
 
@@ -116,7 +118,7 @@ INVALID_OPTIONS = [
     (CoRNN, {"epsilon": "1"}, "epsilon must be a number of at least 0"),
     (LEM, {"dt": -1}, "dt must be a number above 0"),
     (FastGRNN, {"t_max": 2}, "t_max must be an int of at least 3 steps"),
-    (FastGRNN, {"t_max": 9, "forget_bias": 2.0}, "leave out forget_bias"),
+    (FastGRNN, {"t_max": 9, "forget_bias": 2.0}, "remove forget_bias"),
 ]
 
 

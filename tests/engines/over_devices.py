@@ -1,4 +1,4 @@
-"""`Associative` over devices against `Scan`; a program of its own, for devices are set at start.
+"""`Associative` over devices against `Scan`; run in a new process with several CPU devices.
 
 `XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.engines.over_devices`
 """
@@ -15,11 +15,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import jrnn
 from jrnn import Associative, Scan
 from tests.cells.linear_toys import TOYS, Growth, GrowthParams
-from tests.helpers import Way, assert_close, call, random_batch, random_params
+from tests.helpers import Scenario, assert_close, call, random_batch, random_params
 from tests.table import CELLS
 
 STEPS = 16
-WAYS = (Way(carry=False), Way(reverse=True))
+SCENARIOS = (Scenario(carry=False), Scenario(reverse=True))
 
 
 def meshes() -> dict[str, Mesh]:
@@ -34,14 +34,14 @@ def meshes() -> dict[str, Mesh]:
 
 
 def results(cell: Any, engines: Any, params: Any, batch: Any) -> Any:
-    """Values and gradients of each engine, each way."""
+    """Values and gradients of each engine for each scenario."""
 
-    def one(engine: Any, way: Way) -> Any:
-        run = lambda p, xs, c: call(cell, engine, way, p, batch._replace(xs=xs, carry=c))
+    def one(engine: Any, scenario: Scenario) -> Any:
+        run = lambda p, xs, c: call(cell, engine, scenario, p, batch._replace(xs=xs, carry=c))
         values, vjp = jax.vjp(run, params, batch.xs, batch.carry)
         return values, vjp((batch.ct_carry, batch.ct_ys))
 
-    return [[one(engine, way) for way in WAYS] for engine in engines]
+    return [[one(engine, scenario) for scenario in SCENARIOS] for engine in engines]
 
 
 def check_values_and_gradients() -> None:
@@ -62,7 +62,7 @@ def check_values_and_gradients() -> None:
 
 
 def check_placement() -> None:
-    """Wherever xs lie, jitted or not, with gradients; axes auto and explicit."""
+    """All shardings of xs, with and without jit, with auto and explicit axes."""
     cell = CELLS["mingru"].make(2)
     params = random_params(cell, 1, 2)
     batch = random_batch(cell, params, 2, STEPS, 4)
@@ -74,16 +74,16 @@ def check_placement() -> None:
 
     want = jax.jit(jax.value_and_grad(partial(loss, Scan()), (0, 1)))(params, batch.xs)
 
-    def entered(run: Any) -> Any:
-        """As JAX asks for outside of jit, on a mesh of explicit axes."""
+    def with_mesh(run: Any) -> Any:
+        """Sets the mesh, as JAX requires outside of jit for explicit axes."""
 
-        def in_mesh(*given: Any) -> Any:
+        def in_mesh(*args: Any) -> Any:
             with jax.set_mesh(meshes()["explicit"]):
-                return run(*given)
+                return run(*args)
 
         return in_mesh
 
-    entered_and_jitted = lambda run: entered(jax.jit(run))
+    jitted_in_mesh = lambda run: with_mesh(jax.jit(run))
     time, both = PartitionSpec("time"), PartitionSpec("time", "data")
     for name, spec, wrap in (
         ("8", time, jax.jit),
@@ -92,9 +92,9 @@ def check_placement() -> None:
         ("explicit", None, jax.jit),
         ("explicit", time, jax.jit),
         ("explicit", both, jax.jit),
-        ("explicit", both, entered),
-        ("explicit", both, entered_and_jitted),
-        ("explicit", None, entered_and_jitted),
+        ("explicit", both, with_mesh),
+        ("explicit", both, jitted_in_mesh),
+        ("explicit", None, jitted_in_mesh),
     ):
         mesh = meshes()[name]
         run = wrap(jax.value_and_grad(partial(loss, Associative(mesh=mesh)), (0, 1)))
@@ -107,7 +107,7 @@ def check_placement() -> None:
 
 
 def check_collectives() -> None:
-    """Devices exchange what a part does to the carry, and never the inputs."""
+    """Devices only exchange arrays of the size of a carry, never the inputs."""
     cell = CELLS["mingru"].make(3)
     params = random_params(cell, 1, 5)
     mesh = meshes()["8"]
@@ -133,7 +133,7 @@ def check_collectives() -> None:
 
 
 def check_overflow() -> None:
-    """What is not finite stays on its side of a reset, on other devices too."""
+    """inf and NaN do not pass a reset, also between devices."""
     params = GrowthParams(np.ones((1, 1), np.float32))
     xs = np.full((64, 2, 1), 0.5, np.float32)
     xs[:20, 0] = 1e10

@@ -1,4 +1,4 @@
-"""`Associative` against the NumPy oracles, and its choice by `Auto`."""
+"""`Associative` against the NumPy oracles, and when `Auto` chooses it."""
 
 import itertools
 import logging
@@ -28,18 +28,18 @@ from tests.cells.linear_toys import (
 from tests.compilation import environment_with_devices
 from tests.engines import test_nan
 from tests.helpers import (
-    HALF,
-    WAYS,
+    HALF_OF_SCENARIOS,
+    SCENARIOS,
     Batch,
     Results,
-    Way,
+    Scenario,
     as_dtype,
     assert_close,
     call,
     differentiate_all,
     inner,
     loop_grads,
-    mostly_exhaustive,
+    mark_exhaustive,
     oracle,
     random_batch,
     random_params,
@@ -56,7 +56,7 @@ VARIANTS = {
     "block=3": Associative(block=3),
     "block=4,chunk=2": Associative(block=4, chunk=2),
 }
-EVERYTHING = (Way(), Way(reverse=True))
+EVERYTHING = (Scenario(), Scenario(reverse=True))
 FEW = ("minlstm-log", "lru", "moving", "pair")
 
 
@@ -66,25 +66,27 @@ def example(row: Row, steps: int = 7, batch: int = 3, dtype: Any = np.float64) -
     return cell, params, random_batch(cell, params, 2, steps, batch, dtype)
 
 
-def assert_true(row: Row, ways: Any, results: list[Results], params: Any, batch: Batch) -> None:
+def assert_equals_loop(
+    row: Row, scenarios: Any, results: list[Results], params: Any, batch: Batch
+) -> None:
     cell = row.make(2)
-    for way, got in zip(ways, results, strict=True):
-        assert_close((got.carry, got.ys), oracle(row, way, params, batch), 1e-9)
-        assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-9)
+    for scenario, got in zip(scenarios, results, strict=True):
+        assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), 1e-9)
+        assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 1e-9)
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_values_and_gradients_equal_a_loop(name: str, x64: None) -> None:
-    # Many ways for each kind of recurrence: compiles are the time of this file.
-    ways = HALF if name in FEW else EVERYTHING
+    # Many scenarios only for one cell of each kind, since compilation dominates the time.
+    scenarios = HALF_OF_SCENARIOS if name in FEW else EVERYTHING
     cell, params, batch = example(ROWS[name])
-    results = differentiate_all(cell, Associative(), ways, params, batch)
-    assert_true(ROWS[name], ways, results, params, batch)
+    results = differentiate_all(cell, Associative(), scenarios, params, batch)
+    assert_equals_loop(ROWS[name], scenarios, results, params, batch)
 
 
 @pytest.mark.parametrize(
     ("name", "variant"),
-    mostly_exhaustive(
+    mark_exhaustive(
         [
             ("lru", "chunk=1"),
             ("pair", "chunk=1"),
@@ -94,7 +96,7 @@ def test_values_and_gradients_equal_a_loop(name: str, x64: None) -> None:
             ("pair", "block=3"),
             ("lru", "block=4,chunk=2"),
         ],
-        but=[
+        always=[
             ("pair", "chunk=1"),
             ("moving", "chunk=3"),
             ("mixer", "block=3"),
@@ -103,21 +105,21 @@ def test_values_and_gradients_equal_a_loop(name: str, x64: None) -> None:
     ),
 )
 def test_variants_equal_a_loop(name: str, variant: str, x64: None) -> None:
-    ways = (*EVERYTHING, Way(lengths=False, carry=False))
+    scenarios = (*EVERYTHING, Scenario(lengths=False, carry=False))
     cell, params, batch = example(ROWS[name])
-    results = differentiate_all(cell, VARIANTS[variant], ways, params, batch)
-    assert_true(ROWS[name], ways, results, params, batch)
+    results = differentiate_all(cell, VARIANTS[variant], scenarios, params, batch)
+    assert_equals_loop(ROWS[name], scenarios, results, params, batch)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ROWS)
-def test_every_way_equals_a_loop(name: str, x64: None) -> None:
+def test_every_scenario_equals_a_loop(name: str, x64: None) -> None:
     cell, params, batch = example(ROWS[name])
-    results = differentiate_all(cell, Associative(), WAYS, params, batch)
-    assert_true(ROWS[name], WAYS, results, params, batch)
+    results = differentiate_all(cell, Associative(), SCENARIOS, params, batch)
+    assert_equals_loop(ROWS[name], SCENARIOS, results, params, batch)
 
 
-@pytest.mark.parametrize("name", mostly_exhaustive(ROWS, but=FEW))
+@pytest.mark.parametrize("name", mark_exhaustive(ROWS, always=FEW))
 def test_values_and_gradients_equal_a_loop_in_float32(name: str) -> None:
     row = ROWS[name]
     cell, params, batch = example(row, dtype=np.float32)
@@ -125,23 +127,23 @@ def test_values_and_gradients_equal_a_loop_in_float32(name: str) -> None:
     results = differentiate_all(cell, engine, EVERYTHING, params, batch)
     with jax.enable_x64(True):
         wide = as_dtype((params, batch), np.float64)
-        truths = [loop_grads(cell, way, *wide) for way in EVERYTHING]
-    for way, got, truth in zip(EVERYTHING, results, truths, strict=True):
+        truths = [loop_grads(cell, scenario, *wide) for scenario in EVERYTHING]
+    for scenario, got, truth in zip(EVERYTHING, results, truths, strict=True):
         assert got.ys.dtype == np.float32
-        assert_close((got.carry, got.ys), oracle(row, way, *wide), 1e-4)
+        assert_close((got.carry, got.ys), oracle(row, scenario, *wide), 1e-4)
         assert_close(tuple(got[2:]), truth, 1e-4)
 
 
 @pytest.mark.parametrize(
     ("name", "steps", "batch", "engine"),
-    mostly_exhaustive(
+    mark_exhaustive(
         (
             (name, *shape, engine)
             for name in ("minlstm-log", "mixer")
             for shape in [(0, 2), (1, 2), (5, 0), (0, 0)]
             for engine in (Associative(), Associative(chunk=3, block=2))
         ),
-        but=[
+        always=[
             ("mixer", 0, 2, Associative(chunk=3, block=2)),
             ("mixer", 1, 2, Associative()),
             ("mixer", 5, 0, Associative(chunk=3, block=2)),
@@ -152,15 +154,15 @@ def test_values_and_gradients_equal_a_loop_in_float32(name: str) -> None:
     ),
     ids=repr,
 )
-def test_no_steps_one_step_and_no_sequences(
+def test_empty_time_or_batch_equals_a_loop(
     name: str, steps: int, batch: int, engine: Associative, x64: None
 ) -> None:
     cell, params, given = example(ROWS[name], steps, batch)
     results = differentiate_all(cell, engine, EVERYTHING, params, given)
-    assert_true(ROWS[name], EVERYTHING, results, params, given)
+    assert_equals_loop(ROWS[name], EVERYTHING, results, params, given)
 
 
-def test_noise_is_that_of_the_key(x64: None) -> None:
+def test_noise_depends_only_on_the_key(x64: None) -> None:
     cell, (steps, batch, hidden) = NoisyLinear(3), (5, 2, 3)
     rng = np.random.default_rng(1)
     params = NoisyLinearParams(rng.normal(size=(2, hidden)), rng.normal(size=hidden))
@@ -181,11 +183,11 @@ LONG = 10_000
 
 @pytest.mark.parametrize(
     ("cell", "engine", "reverse"),
-    mostly_exhaustive(
+    mark_exhaustive(
         itertools.product(
             [MinGRU(2), LRU(2, r_min=0.99)], [Associative(), Associative(chunk=100)], [False, True]
         ),
-        but=[
+        always=[
             (MinGRU(2), Associative(chunk=100), False),
             (LRU(2, r_min=0.99), Associative(), True),
         ],
@@ -196,19 +198,19 @@ def test_ten_thousand_steps_equal_scan(cell: Any, engine: Associative, reverse: 
     params = cell.init(jax.random.key(0), 2)
     params = as_dtype(params, np.float32)
     batch = random_batch(cell, params, 2, LONG, 2, np.float32)
-    way = Way(resets=False, reverse=reverse)
-    narrow = differentiate_all(cell, engine, (way,), params, batch)[0]
+    scenario = Scenario(resets=False, reverse=reverse)
+    narrow = differentiate_all(cell, engine, (scenario,), params, batch)[0]
     with jax.enable_x64(True):
         wide = as_dtype((params, batch), np.float64)
-        truth = differentiate_all(cell, Scan(), (way,), *wide)[0]
-        assert_close(differentiate_all(cell, engine, (way,), *wide)[0], truth, 1e-9)
+        truth = differentiate_all(cell, Scan(), (scenario,), *wide)[0]
+        assert_close(differentiate_all(cell, engine, (scenario,), *wide)[0], truth, 1e-9)
     assert_close((narrow.carry, narrow.ys), (truth.carry, truth.ys), 1e-4)
-    # The eigenvalues of an LRU, rounded, are no better known: Scan in float32 is as far off.
+    # The rounding of eigenvalues limits the accuracy of an LRU; Scan in float32 has the same error.
     assert_close(tuple(narrow[2:]), tuple(truth[2:]), 1e-3)
 
 
 def test_bfloat16_is_accumulated_in_float32() -> None:
-    # s' = a s + 1 with an a that is a bfloat16: no rounding but that of the sum.
+    # s' = a s + 1 with a exact in bfloat16, so that only the sum is rounded.
     a, params = 1 - 2.0**-8, GrowthParams(np.ones((1, 1), jnp.bfloat16))
     xs = np.full((1000, 1, 1), a, jnp.bfloat16)
     want = (1 - a ** np.arange(1, 1001)) / (1 - a)
@@ -216,7 +218,7 @@ def test_bfloat16_is_accumulated_in_float32() -> None:
     error = lambda ys: np.abs(np.asarray(ys, np.float64)[:, 0, 0] / want - 1).max()
     for engine in (Associative(), Associative(chunk=1)):
         assert run(engine).dtype == jnp.bfloat16
-        assert error(run(engine)) < 2**-6  # rounded before and after the last step
+        assert error(run(engine)) < 2**-6  # rounding of the inputs and of the output
     assert error(run(Scan())) > 2**-4
 
 
@@ -227,24 +229,24 @@ def kind(request: pytest.FixtureRequest) -> Row:
 
 @pytest.fixture
 def engine(kind: Row) -> Associative:
-    """Each row on another variant."""
+    """A different variant for each row."""
     engines = (Associative(), Associative(chunk=1), Associative(chunk=2), Associative(block=4))
     return engines[
         [CELLS["mingru"], CELLS["minlstm-log"], CELLS["lru"], TOYS["moving"]].index(kind)
     ]
 
 
-# The rules of NaN, here on the rows and engines above.
+# The tests of NaNs, on the rows and engines above.
 setting = test_nan.setting
-test_nan_in_padding = test_nan.test_nan_in_padding_leaves_no_trace
-test_nan_before_a_reset = test_nan.test_nan_before_a_reset_stays_before_it
+test_nan_on_padding = test_nan.test_nan_on_padding_has_no_effect
+test_nan_before_a_reset = test_nan.test_nan_before_a_reset_does_not_pass_it
 test_nan_in_a_loss = test_nan.test_a_loss_that_reads_a_nan_before_a_reset_has_a_nan_gradient
-test_nan_in_the_carry = test_nan.test_nan_in_the_carry_stays_before_a_reset
-test_nan_in_the_carry_at_once = (
-    test_nan.test_nan_in_the_carry_is_gone_after_a_reset_at_the_first_step
+test_nan_in_the_carry = test_nan.test_nan_in_the_carry_does_not_pass_a_reset
+test_nan_in_the_carry_with_reset_at_the_first_step = (
+    test_nan.test_reset_at_the_first_step_discards_nan_in_the_carry
 )
-test_nan_without_a_reset = test_nan.test_nan_without_a_reset_after_it_is_seen
-test_nan_in_the_carry_without_a_reset = test_nan.test_nan_in_the_carry_without_a_reset_is_seen
+test_nan_without_a_reset = test_nan.test_nan_without_a_later_reset_propagates
+test_nan_in_the_carry_without_a_reset = test_nan.test_nan_in_the_carry_without_a_reset_propagates
 
 
 GROWTH = GrowthParams(np.ones((1, 1), np.float32))
@@ -255,7 +257,7 @@ GROWTH = GrowthParams(np.ones((1, 1), np.float32))
     [Associative(), Associative(chunk=1), Associative(chunk=3), Associative(block=5)],
     ids=repr,
 )
-def test_overflow_before_a_reset_does_not_survive_it(engine: Associative, reverse: bool) -> None:
+def test_overflow_does_not_pass_a_reset(engine: Associative, reverse: bool) -> None:
     xs = np.full((64, 2, 1), 0.5, np.float32)
     xs[:20, 0] = 1e10
     resets = np.zeros((64, 2), bool)
@@ -271,7 +273,7 @@ def test_overflow_before_a_reset_does_not_survive_it(engine: Associative, revers
     np.testing.assert_allclose(ys[20:, 0, 0], 2 - 0.5 ** np.arange(44), rtol=1e-6)
 
 
-def test_integers_of_the_carry_stay_so() -> None:
+def test_integer_carry_leaves_keep_their_dtype() -> None:
     xs = np.ones((9, 2, 1), np.float32)
     options = {"lengths": np.array([9, 4]), "resets": np.eye(9, 2, -3, dtype=bool)}
     carry, _ = jrnn.unroll(Counting(1), GROWTH, xs, engine=Associative(), **options)
@@ -281,12 +283,12 @@ def test_integers_of_the_carry_stay_so() -> None:
 
 @pytest.mark.parametrize(
     ("name", "engine"),
-    mostly_exhaustive(
+    mark_exhaustive(
         itertools.product(
             ["mingru", "mingru-log", "minlstm", "minlstm-log"],
             [Associative(), Associative(chunk=1)],
         ),
-        but=[
+        always=[
             ("mingru-log", Associative(chunk=1)),
             ("minlstm", Associative(chunk=1)),
             ("minlstm-log", Associative()),
@@ -294,7 +296,7 @@ def test_integers_of_the_carry_stay_so() -> None:
     ),
     ids=repr,
 )
-def test_gates_that_are_shut_or_open_stay_right(name: str, engine: Associative) -> None:
+def test_saturated_gates_are_accurate(name: str, engine: Associative) -> None:
     row = CELLS[name]
     cell, params, _ = example(row, dtype=np.float32)
     gates = params.b.shape[0] // 2
@@ -302,23 +304,23 @@ def test_gates_that_are_shut_or_open_stay_right(name: str, engine: Associative) 
     params = params._replace(w_ih=np.tile(np.eye(2, dtype=np.float32) * 100, gates))
     batch = random_batch(cell, params, 3, 1000, 3, np.float32)
     batch = batch._replace(xs=rng.choice([-1.0, 0.02, 1.0], batch.xs.shape).astype(np.float32))
-    way = Way(lengths=False, resets=False, carry=False)
-    (got,) = differentiate_all(cell, engine, (way,), params, batch)
+    scenario = Scenario(lengths=False, resets=False, carry=False)
+    (got,) = differentiate_all(cell, engine, (scenario,), params, batch)
     with np.errstate(over="ignore", invalid="raise"):
-        want = oracle(row, way, *as_dtype((params, batch), np.float64))
+        want = oracle(row, scenario, *as_dtype((params, batch), np.float64))
     assert_close((got.carry, got.ys), want, 1e-5)
     for leaf in jax.tree.leaves(got[2:]):
         assert np.isfinite(leaf).all()
 
 
-def test_cell_without_coefficients_is_refused() -> None:
+def test_cell_without_coefficients_raises() -> None:
     cell = LSTM(3)
     with pytest.raises(TypeError, match="must be linear in its carry and have `coefficients`.*LST"):
         jrnn.unroll(cell, cell.init(jax.random.key(0), 2), np.ones((3, 1, 2)), engine="associative")
 
 
-def test_a_mesh_that_is_none_is_refused() -> None:
-    with pytest.raises(TypeError, match="mesh must be a jax.sharding.Mesh, .*got 'time'"):
+def test_invalid_mesh_type_raises() -> None:
+    with pytest.raises(TypeError, match="mesh must be a jax.sharding.Mesh .*got 'time'"):
         Associative(mesh="time")  # pyright: ignore
 
 
@@ -329,9 +331,9 @@ def test_chunk_and_block_must_be_positive_ints(name: str, value: Any) -> None:
         Associative(**{name: value})
 
 
-def test_wrong_mesh_is_refused() -> None:
+def test_invalid_mesh_options_raise() -> None:
     mesh = Mesh(np.array(jax.devices()[:1]), ("time",))
-    with pytest.raises(ValueError, match="give either block or mesh"):
+    with pytest.raises(ValueError, match="block must be None with a mesh, got both"):
         Associative(block=2, mesh=mesh)
     with pytest.raises(ValueError, match="axis must be one of time, got 'tiem'; did you mean 'ti"):
         Associative(mesh=mesh, axis="tiem")
@@ -351,31 +353,31 @@ def test_second_call_compiles_nothing(caplog: pytest.LogCaptureFixture) -> None:
             assert [r for r in caplog.records if r.name.startswith("jax")] == []
 
 
-def test_one_device_equals_a_loop(x64: None) -> None:
+def test_mesh_of_one_device_equals_a_loop(x64: None) -> None:
     engine = Associative(mesh=Mesh(np.array(jax.devices()[:1]), ("time",)))
     cell, params, batch = example(TOYS["pair"])
     results = differentiate_all(cell, engine, EVERYTHING, params, batch)
-    assert_true(TOYS["pair"], EVERYTHING, results, params, batch)
+    assert_equals_loop(TOYS["pair"], EVERYTHING, results, params, batch)
 
 
 @pytest.mark.parametrize(
     "engine",
-    mostly_exhaustive(
-        [Associative(), Associative(block=2, chunk=1)], but=[Associative(block=2, chunk=1)]
+    mark_exhaustive(
+        [Associative(), Associative(block=2, chunk=1)], always=[Associative(block=2, chunk=1)]
     ),
     ids=repr,
 )
 def test_derivatives_of_all_modes_equal_those_of_scan(engine: Associative, x64: None) -> None:
     row = TOYS["pair"]
     cell, params, batch = example(row, steps=5, batch=2)
-    moved = random_params(cell, 7, input_size=2)
+    direction = random_params(cell, 7, input_size=2)
 
     def all_modes(engine: Any) -> Any:
-        run = lambda p: call(cell, engine, Way(), p, batch)
+        run = lambda p: call(cell, engine, Scenario(), p, batch)
         loss = lambda p: inner(run(p), (batch.ct_carry, batch.ct_ys)) ** 2
         hessian = jax.hessian(lambda w: loss(params._replace(fast=w)))(params.fast)
-        second = jax.grad(lambda p: inner(jax.grad(loss)(p), moved))(params)
-        return jax.jvp(run, (params,), (moved,)), hessian, second
+        second = jax.grad(lambda p: inner(jax.grad(loss)(p), direction))(params)
+        return jax.jvp(run, (params,), (direction,)), hessian, second
 
     got, want = jax.jit(lambda: (all_modes(engine), all_modes(Scan())))()
     assert_close(got, want, 1e-9)
@@ -383,49 +385,49 @@ def test_derivatives_of_all_modes_equal_those_of_scan(engine: Associative, x64: 
 
 @pytest.mark.parametrize(
     "engine",
-    mostly_exhaustive(
-        [Associative(), Associative(block=3, chunk=2)], but=[Associative(block=3, chunk=2)]
+    mark_exhaustive(
+        [Associative(), Associative(block=3, chunk=2)], always=[Associative(block=3, chunk=2)]
     ),
     ids=repr,
 )
 def test_vmap_over_models_equals_a_loop(engine: Associative, x64: None) -> None:
-    row, way = TOYS["moving"], Way()
+    row, scenario = TOYS["moving"], Scenario()
     cell = row.make(2)
     params = [random_params(cell, seed, input_size=2) for seed in (1, 2)]
     batches = [random_batch(cell, p, 4, 7, 3) for p in params]
     stack = partial(jax.tree.map, lambda *leaves: np.stack(leaves))
-    run = lambda p, b: differentiate_all(cell, engine, (way,), p, b)[0]
+    run = lambda p, b: differentiate_all(cell, engine, (scenario,), p, b)[0]
     mapped = jax.jit(jax.vmap(run))(stack(*params), stack(*batches))
     for n in range(2):
         got = jax.tree.map(lambda leaf, n=n: leaf[n], mapped)
-        assert_true(row, (way,), [got], params[n], batches[n])
+        assert_equals_loop(row, (scenario,), [got], params[n], batches[n])
 
 
-def test_coefficients_are_given_all_steps_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    really = Mixer.coefficients
+def test_coefficients_receive_all_steps_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+    coefficients = Mixer.coefficients
 
-    def watch(self: Mixer, params: Any, z: jax.Array) -> Any:
-        seen.append(z.shape)
-        return really(self, params, z)
+    def record(self: Mixer, params: Any, z: jax.Array) -> Any:
+        shapes.append(z.shape)
+        return coefficients(self, params, z)
 
-    monkeypatch.setattr(Mixer, "coefficients", watch)
+    monkeypatch.setattr(Mixer, "coefficients", record)
     cell = Mixer(4)
     params = cell.init(jax.random.key(0), 2)
     run = lambda engine: jax.eval_shape(
         lambda xs: jrnn.unroll(cell, params, xs, engine=engine), np.ones((13, 3, 2), np.float32)
     )
     run(Associative())
-    one = (3, 4)  # asked whether the cell is linear, with the shapes of one step
-    assert seen == [one, (13, 3, 4)]
-    seen.clear()
+    one = (3, 4)  # the check that the cell is linear, on one step
+    assert shapes == [one, (13, 3, 4)]
+    shapes.clear()
     run(Associative(block=5))
-    assert set(seen) == {one, (5, 3, 4), (3, 3, 4)}
+    assert set(shapes) == {one, (5, 3, 4), (3, 3, 4)}
 
 
 @pytest.mark.parametrize("steps", [auto.MANY_STEPS - 1, auto.MANY_STEPS])
 @pytest.mark.parametrize(("batch", "short"), [(1, "Fused("), (32, "Scan(")])
-def test_auto_takes_it_for_long_sequences_of_linear_cells(
+def test_auto_chooses_associative_for_long_sequences_of_linear_cells(
     steps: int, batch: int, short: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     cell = LRU(6)
@@ -436,7 +438,9 @@ def test_auto_takes_it_for_long_sequences_of_linear_cells(
     assert f"engine='auto' chose {choice}" in caplog.text
 
 
-def test_auto_never_takes_it_for_other_cells(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_does_not_choose_associative_for_nonlinear_cells(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     cell = jrnn.IndRNN(6)
     params = cell.init(jax.random.key(0), 2)
     with caplog.at_level("DEBUG", logger="jrnn"):
@@ -446,7 +450,7 @@ def test_auto_never_takes_it_for_other_cells(caplog: pytest.LogCaptureFixture) -
     assert "engine='auto' chose Fused(" in caplog.text
 
 
-def test_auto_takes_it_for_short_ones_where_there_is_no_cpu(
+def test_auto_chooses_associative_for_short_sequences_on_accelerators(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cell = LRU(6)
@@ -457,7 +461,7 @@ def test_auto_takes_it_for_short_ones_where_there_is_no_cpu(
     assert "engine='auto' chose Associative(" in caplog.text
 
 
-def test_time_is_split_over_devices() -> None:
+def test_time_is_sharded_over_devices() -> None:
     environment = environment_with_devices(8)
     command = [sys.executable, "-W", "error", "-m", "tests.engines.over_devices"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -24,26 +24,27 @@ class Model:
 
 
 @pytest.fixture
-def compiled(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What JAX says of traces and compiles; `clear()` it before the call to be watched."""
+def jax_log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """Captures the log messages of JAX about tracing and compilation."""
     caplog.set_level(logging.WARNING)
     return caplog
 
 
 def messages(log: pytest.LogCaptureFixture) -> list[str]:
-    said = [record.getMessage() for record in log.records if record.name.startswith("jax")]
+    """Returns the captured messages of JAX, and clears them."""
+    result = [record.getMessage() for record in log.records if record.name.startswith("jax")]
     log.clear()
-    return said
+    return result
 
 
 @pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
 def test_second_call_compiles_nothing(
-    kind: Row, engine: Engine, jitted: bool, compiled: pytest.LogCaptureFixture
+    kind: Row, engine: Engine, jitted: bool, jax_log: pytest.LogCaptureFixture
 ) -> None:
     def run(params: object, batch: Batch, key: jax.Array) -> object:
         lengths, resets = batch.lengths, batch.resets
         return jrnn.unroll(
-            # A new but equal cell and engine each time: both are values.
+            # New but equal cells and engines must hit the cache.
             kind.make(2),
             params,
             batch.xs,
@@ -58,16 +59,16 @@ def test_second_call_compiles_nothing(
     keys = jax.random.key(0), jax.random.key(1)
     with jax.log_compiles():
         first, second = Model(kind, 1), Model(kind, 2)
-        messages(compiled)
+        messages(jax_log)
         before = run(first.params, first.batch, keys[0])
-        assert messages(compiled), "nothing is watched"
+        assert messages(jax_log), "no compilation was captured"
         after = run(second.params, second.batch, keys[1])
-        assert messages(compiled) == []
+        assert messages(jax_log) == []
     assert jax.tree.structure(before) == jax.tree.structure(after)
 
 
 def test_gradient_step_compiles_once(
-    kind: Row, engine: Engine, compiled: pytest.LogCaptureFixture
+    kind: Row, engine: Engine, jax_log: pytest.LogCaptureFixture
 ) -> None:
     @jax.jit
     def grads(params: object, batch: Batch) -> object:
@@ -79,6 +80,6 @@ def test_gradient_step_compiles_once(
     with jax.log_compiles():
         first, second = Model(kind, 1), Model(kind, 2)
         grads(first.params, first.batch)
-        assert messages(compiled), "nothing is watched"
+        assert messages(jax_log), "no compilation was captured"
         grads(second.params, second.batch)
-        assert messages(compiled) == []
+        assert messages(jax_log) == []

@@ -10,14 +10,14 @@ import pytest
 import jrnn
 from jrnn import GRU, LSTM, Elman, Newton
 from jrnn.engines import damping
-from tests.helpers import mostly_exhaustive
+from tests.helpers import mark_exhaustive
 
 STEPS, BATCH = 7, 4
 DAMPINGS = np.array([0.0, 1e-3, 1.0, 50.0])
 
 
 def matrices(complex_: bool, n: int | None, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Jacobians `[T, B, n, n]` and residuals `[T, B, n]`; or numbers `[T, B, 3]` for n None."""
+    """Jacobians `[T, B, n, n]` and residuals `[T, B, n]`; or scalars `[T, B, 3]` if n is None."""
     rng = np.random.default_rng(0)
     normal = lambda *shape: (
         rng.normal(size=shape) + (1j * rng.normal(size=shape) if complex_ else 0)
@@ -33,11 +33,11 @@ def least_squares(a: np.ndarray, r: np.ndarray, weight: float, reverse: bool) ->
     steps, n = r.shape
     order = list(range(steps))[:: -1 if reverse else 1]
     rows = np.eye(steps * n, dtype=a.dtype)
-    for before, t in zip(order, order[1:], strict=False):
-        rows[t * n : (t + 1) * n, before * n : (before + 1) * n] = -a[t]
+    for prev, t in zip(order, order[1:], strict=False):
+        rows[t * n : (t + 1) * n, prev * n : (prev + 1) * n] = -a[t]
     system = np.concatenate([rows, np.sqrt(weight) * np.eye(steps * n)])
-    wanted = np.concatenate([r.ravel(), np.zeros(steps * n)])
-    return np.linalg.lstsq(system, wanted, rcond=None)[0].reshape(steps, n)
+    target = np.concatenate([r.ravel(), np.zeros(steps * n)])
+    return np.linalg.lstsq(system, target, rcond=None)[0].reshape(steps, n)
 
 
 @pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])
@@ -46,7 +46,7 @@ def test_matrices_equal_dense_least_squares(
     n: int, complex_: bool, reverse: bool, x64: None
 ) -> None:
     a, r = matrices(complex_, n)
-    got = damping.smoothed(damping.MATRICES, *map(jnp.asarray, (a, r, DAMPINGS)), reverse)
+    got = damping.smooth(damping.MATRICES, *map(jnp.asarray, (a, r, DAMPINGS)), reverse)
     for b, weight in enumerate(DAMPINGS):
         want = least_squares(a[:, b], r[:, b], weight, reverse)
         np.testing.assert_allclose(got[:, b], want, rtol=1e-9, atol=1e-9 * np.abs(want).max())
@@ -55,7 +55,7 @@ def test_matrices_equal_dense_least_squares(
 @pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])
 def test_numbers_equal_dense_least_squares(complex_: bool, reverse: bool, x64: None) -> None:
     a, r = matrices(complex_, None)
-    got = damping.smoothed(damping.NUMBERS, *map(jnp.asarray, (a, r, DAMPINGS)), reverse)
+    got = damping.smooth(damping.SCALARS, *map(jnp.asarray, (a, r, DAMPINGS)), reverse)
     for b, weight in enumerate(DAMPINGS):
         each = [
             least_squares(a[:, b, k, None, None], r[:, b, k, None], weight, reverse)
@@ -65,7 +65,7 @@ def test_numbers_equal_dense_least_squares(complex_: bool, reverse: bool, x64: N
 
 
 @pytest.mark.parametrize("kind", ["full", "block", "diagonal"])
-def test_each_kind_of_jacobian_is_damped_as_its_matrix(kind: Any, x64: None) -> None:
+def test_jacobian_kinds_equal_their_full_matrices(kind: Any, x64: None) -> None:
     rng = np.random.default_rng(1)
     leaves = [rng.normal(size=(STEPS, BATCH, 2)) for _ in range(2)]
     parts = rng.normal(size=(2, 2, STEPS, BATCH, 2))
@@ -80,7 +80,9 @@ def test_each_kind_of_jacobian_is_damped_as_its_matrix(kind: Any, x64: None) -> 
         "block": tuple(tuple(map(jnp.asarray, row)) for row in parts),
         "diagonal": tuple(jnp.asarray(parts[i, i]) for i in range(2)),
     }[kind]
-    got = damping.damped(kind, given, [jnp.asarray(a) for a in leaves], jnp.asarray(DAMPINGS), True)
+    got = damping.damped_step(
+        kind, given, [jnp.asarray(a) for a in leaves], jnp.asarray(DAMPINGS), True
+    )
     r = np.concatenate(leaves, axis=-1)
     for b, weight in enumerate(DAMPINGS):
         want = least_squares(dense[:, b], r[:, b], weight, True)
@@ -89,27 +91,27 @@ def test_each_kind_of_jacobian_is_damped_as_its_matrix(kind: Any, x64: None) -> 
         )
 
 
-# By NumPy: two batched calls of LAPACK from XLA at a time can wait for each other for ever.
+# By NumPy, since two concurrent batched LAPACK calls of XLA can deadlock.
 INVERSE = lambda a: jnp.asarray(np.linalg.inv(np.asarray(a)))
 
 
-@pytest.mark.parametrize("n", mostly_exhaustive([None, 1, 3], but=[None, 3]))
+@pytest.mark.parametrize("n", mark_exhaustive([None, 1, 3], always=[None, 3]))
 @pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])
-def test_parallel_covariances_equal_those_step_by_step(
+def test_parallel_covariances_equal_sequential(
     n: int | None, complex_: bool, reverse: bool, x64: None
 ) -> None:
     a, _ = matrices(complex_, n)
-    field = damping.NUMBERS if n is None else damping.MATRICES._replace(any_inverse=INVERSE)
+    ops = damping.SCALARS if n is None else damping.MATRICES._replace(any_inverse=INVERSE)
     weight = jnp.asarray(DAMPINGS).reshape(-1, *(1,) * (a.ndim - 2))
-    given = field, jnp.asarray(a), weight, reverse
+    given = ops, jnp.asarray(a), weight, reverse
     for got, want in zip(
         damping.parallel_covariances(*given), damping.covariances(*given), strict=True
     ):
         np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9 * np.abs(want).max())
 
 
-def test_covariances_are_those_of_the_normal_equations(x64: None) -> None:
-    # The last state has no future: its covariance is the last block of the inverse.
+def test_covariances_equal_the_normal_equations(x64: None) -> None:
+    # No observation follows the last state: its covariance is the last block of the inverse.
     a, _ = matrices(False, 2)
     weight = jnp.asarray(DAMPINGS).reshape(-1, 1, 1)
     predicted, updated = damping.covariances(damping.MATRICES, jnp.asarray(a), weight, False)
@@ -135,8 +137,8 @@ def test_positive_inverse_equals_numpy(n: int, complex_: bool, x64: None) -> Non
 
 
 @pytest.mark.parametrize("kind", ["full", "diagonal"])
-@pytest.mark.parametrize("name", mostly_exhaustive(["elman", "lstm", "gru"], but=["elman", "gru"]))
-def test_damped_steps_converge_to_the_loop_or_say_not(name: str, kind: Any, x64: None) -> None:
+@pytest.mark.parametrize("name", mark_exhaustive(["elman", "lstm", "gru"], always=["elman", "gru"]))
+def test_converged_damped_solutions_equal_scan(name: str, kind: Any, x64: None) -> None:
     gain, cell = {"elman": (1.5, Elman(8)), "lstm": (3.0, LSTM(8)), "gru": (3.0, GRU(8))}[name]
     params = cell.init(jax.random.key(0), 2, np.float64)
     params = params._replace(w_hh=gain * params.w_hh)
@@ -154,8 +156,8 @@ def test_damped_steps_converge_to_the_loop_or_say_not(name: str, kind: Any, x64:
     assert np.isfinite(solution.ys).all()
 
 
-def test_a_damped_step_never_makes_the_residual_larger(x64: None) -> None:
-    # Where plain Newton leaps about: the sum of squares, by an oracle, falls step by step.
+def test_damped_steps_never_increase_the_residual(x64: None) -> None:
+    # The sum of squares, by an oracle, decreases at each step; without damping it does not.
     cell = Elman(8)
     params = cell.init(jax.random.key(0), 2, np.float64)
     params = params._replace(w_hh=2.5 * params.w_hh)
@@ -163,16 +165,16 @@ def test_a_damped_step_never_makes_the_residual_larger(x64: None) -> None:
     p = jax.tree.map(np.asarray, params)
 
     def merit(**options: Any) -> np.ndarray:
-        found = []
+        sums = []
         for k in (1, 2, 3, 5):
             engine = Newton(max_steps=k, tol=1e-12, **options)
             states = np.asarray(jrnn.newton(cell, params, xs, engine=engine).carries)
             prev_carries = np.concatenate([np.zeros((1, 2, 8)), states[:-1]])
             residuals = np.tanh(xs @ p.w_ih + prev_carries @ p.w_hh + p.b) - states
-            found.append(np.square(residuals).sum(axis=(0, 2)))
-        return np.stack(found)
+            sums.append(np.square(residuals).sum(axis=(0, 2)))
+        return np.stack(sums)
 
-    fallen, free = merit(damping=1.0), merit()
-    assert (np.diff(fallen, axis=0) <= 1e-20).all()
-    assert fallen[-1].sum() < fallen[0].sum() / 2
-    assert (np.diff(free, axis=0) > 0).any(), "plain steps do as well: the test shows nothing"
+    damped, undamped = merit(damping=1.0), merit()
+    assert (np.diff(damped, axis=0) <= 1e-20).all()
+    assert damped[-1].sum() < damped[0].sum() / 2
+    assert (np.diff(undamped, axis=0) > 0).any(), "undamped steps never increase the residual"

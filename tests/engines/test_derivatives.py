@@ -1,4 +1,4 @@
-"""Forward mode, second derivatives and vmap of `unroll`, against differences and loops."""
+"""Forward mode, second derivatives and vmap of `unroll`, against finite differences and loops."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 from jrnn import Cell, Engine, Scan
 from tests.helpers import (
     Batch,
-    Way,
+    Scenario,
     assert_close,
     call,
     differentiate_all,
@@ -22,12 +22,12 @@ from tests.helpers import (
 from tests.table import Row
 
 EPS = 1e-5
-SCAN = Scan()  # the engine that promises derivatives of any order and mode
+SCAN = Scan()  # supports derivatives of any order and mode
 Point = tuple[Any, Any, Any]  # params, xs, carry
 
 
 def example(cell: Cell, seed: int = 1) -> tuple[Batch, Point, Point]:
-    """A batch, the point in it that is moved, and the direction."""
+    """A batch, the point at which it is differentiated, and a direction."""
     params = random_params(cell, seed, 2)
     batch = random_batch(cell, params, seed + 1, steps=5, batch=3)
     point = (params, batch.xs, batch.carry)
@@ -50,30 +50,30 @@ def difference(function: Any, point: Point, direction: Point) -> Any:
 
 
 def test_forward_mode_equals_finite_differences(kind: Row, reverse: bool, x64: None) -> None:
-    cell, way = kind.make(3), Way(reverse=reverse)
+    cell, scenario = kind.make(3), Scenario(reverse=reverse)
     batch, point, direction = example(cell)
-    run = lambda *point: call(cell, SCAN, way, *at(batch, point))
+    run = lambda *point: call(cell, SCAN, scenario, *at(batch, point))
     jvp = jax.jit(lambda p, v: jax.jvp(run, p, v))
-    truth = difference(lambda p: oracle(kind, way, *at(batch, p)), point, direction)
+    truth = difference(lambda p: oracle(kind, scenario, *at(batch, p)), point, direction)
     assert_close(jvp(point, direction)[1], truth, 1e-8)
 
 
 def test_second_derivatives_equal_finite_differences(kind: Row, x64: None) -> None:
-    cell, way = kind.make(3), Way()
+    cell, scenario = kind.make(3), Scenario()
     batch, point, direction = example(cell)
-    loss = lambda p: inner(call(cell, SCAN, way, *at(batch, p)), (batch.ct_carry, batch.ct_ys))
+    loss = lambda p: inner(call(cell, SCAN, scenario, *at(batch, p)), (batch.ct_carry, batch.ct_ys))
     product = lambda p, v: jax.grad(lambda p: inner(jax.grad(loss)(p), v))(p)
-    truth = difference(lambda p: loop_grads(cell, way, *at(batch, p)), point, direction)
+    truth = difference(lambda p: loop_grads(cell, scenario, *at(batch, p)), point, direction)
     assert_close(jax.jit(product)(point, direction), truth, 1e-7)
 
 
 def test_vmap_equals_a_loop(kind: Row, engine: Engine, x64: None) -> None:
-    cell, way = kind.make(3), Way()
+    cell, scenario = kind.make(3), Scenario()
     models = [at(batch, point) for batch, point, _ in (example(cell, seed) for seed in (1, 2, 3))]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *models)
-    run = lambda params, batch: differentiate_all(cell, engine, (way,), params, batch)[0]
+    run = lambda params, batch: differentiate_all(cell, engine, (scenario,), params, batch)[0]
     mapped = jax.jit(jax.vmap(run))(*stacked)
     for n, (params, batch) in enumerate(models):
         got = jax.tree.map(lambda leaf, n=n: leaf[n], mapped)
-        assert_close((got.carry, got.ys), oracle(kind, way, params, batch), 1e-10)
-        assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-10)
+        assert_close((got.carry, got.ys), oracle(kind, scenario, params, batch), 1e-10)
+        assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 1e-10)

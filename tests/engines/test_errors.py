@@ -1,4 +1,4 @@
-"""What a user may get wrong is refused with what was expected, what was got, and what to do."""
+"""Invalid arguments of `unroll` raise with the expected value, the actual value and a remedy."""
 
 from typing import Any
 
@@ -75,36 +75,36 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), WRONG, ids=lambda part: str(part)[:40])
-def test_wrong_argument_is_refused(changes: Any, error: type[Exception], message: str) -> None:
+def test_invalid_argument_raises(changes: Any, error: type[Exception], message: str) -> None:
     if isinstance(changes.get("layer"), GRU):
         changes = changes | {"params": changes["layer"].init(jax.random.key(0), 2)}
     with pytest.raises(error, match=message):
         unroll(**changes)
 
 
-def test_wrong_argument_is_refused_under_jit() -> None:
+def test_invalid_argument_raises_under_jit() -> None:
     with pytest.raises(ValueError, match="lengths must have shape"):
         jax.jit(lambda lengths: unroll(lengths=lengths))(jnp.ones(3, int))
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5, True, "2"])
-def test_scan_refuses_an_unroll_that_is_no_positive_int(steps: Any) -> None:
+def test_scan_unroll_must_be_a_positive_int(steps: Any) -> None:
     with pytest.raises(ValueError, match="Scan: unroll must be a positive int, got"):
         Scan(unroll=steps)
 
 
-def test_segment_resets_refuse_a_single_sequence() -> None:
+def test_segment_ids_must_have_two_axes() -> None:
     with pytest.raises(ValueError, match=r"segment_ids must .* \(time, batch\), got \(3,\)"):
         jrnn.segment_resets(jnp.array([0, 0, 1]))
 
 
-def test_isolate_nans_refuses_to_run_without_resets() -> None:
-    with pytest.raises(ValueError, match="isolate_nans: needs resets over at least one step"):
+def test_isolate_nans_requires_resets() -> None:
+    with pytest.raises(ValueError, match="isolate_nans: masks.resets must cover at least one step"):
         masking.isolate_nans(XS, XS[0], masking.Masks(None, None, None, None), reverse=False)
 
 
 @pytest.mark.parametrize("kind", [list, np.asarray, jnp.asarray])
-def test_masks_may_be_lists_and_arrays(kind: Any) -> None:
+def test_masks_accept_lists_and_arrays(kind: Any) -> None:
     lengths, resets = [5, 0, 3, 1], np.eye(5, 4, dtype=bool).tolist()
     want = unroll(lengths=jnp.array(lengths), resets=jnp.array(resets))
     got = unroll(lengths=kind(lengths), resets=kind(resets))
@@ -112,21 +112,23 @@ def test_masks_may_be_lists_and_arrays(kind: Any) -> None:
         np.testing.assert_array_equal(g, w)
 
 
-def test_engine_may_be_given_by_name() -> None:
+def test_engine_accepts_names() -> None:
     for engine in ("auto", "scan", Scan(), Scan(unroll=2)):
         np.testing.assert_allclose(unroll(engine=engine)[1], unroll()[1], rtol=1e-6)
 
 
-def test_auto_says_what_it_chose(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_logs_its_choice(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("DEBUG", logger="jrnn"):
-        unroll(engine="auto", xs=np.ones((7, 5, 2), np.float32))  # a new shape: chosen in tracing
+        unroll(
+            engine="auto", xs=np.ones((7, 5, 2), np.float32)
+        )  # a new shape, since Auto logs when it is traced
     assert "engine='auto' chose " in caplog.text
 
 
 @pytest.mark.parametrize(
     ("hidden", "batch", "choice"), [(16, 32, "Scan("), (16, 31, "Fused("), (128, 32, "Fused(")]
 )
-def test_auto_without_kernels_goes_by_size(
+def test_auto_without_kernels_chooses_by_size(
     hidden: int, batch: int, choice: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     cell = GRU(hidden, reset_after=False)
@@ -136,7 +138,7 @@ def test_auto_without_kernels_goes_by_size(
     assert f"engine='auto' chose {choice}" in caplog.text
 
 
-def test_auto_under_a_mesh_adds_gradients_up_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_under_a_mesh_chooses_fused(caplog: pytest.LogCaptureFixture) -> None:
     cell = GRU(16, reset_after=False)
     params = cell.init(jax.random.key(0), 2)
     mesh = jax.sharding.AbstractMesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -1,4 +1,4 @@
-"""What the engine `Fused` alone promises: memory, derivatives of its derivative, what it saves."""
+"""`Fused`: memory, second derivatives, residuals and options."""
 
 import itertools
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jrnn
 from jrnn import GRU, LSTM, Engine, Fused, Scan
-from jrnn.engines.linearise import plan_of
+from jrnn.engines.linearise import make_plan
 from jrnn.engines.precision import bind, precision_of
 from jrnn.engines.readout import loop_readout
 from jrnn.masking import Masks
 from tests.cells.toys import Learned
 from tests.helpers import (
     Batch,
-    Way,
+    Scenario,
     as_dtype,
     assert_close,
     call,
     differentiate_all,
     inner,
-    mostly_exhaustive,
+    mark_exhaustive,
     random_batch,
     random_params,
 )
@@ -55,7 +55,7 @@ def test_gradient_of_a_gradient_norm_equals_that_of_scan(
 
     def loss(engine: Engine, point: Any) -> Any:
         params, xs = point
-        results = call(cell, engine, Way(), params, batch._replace(xs=xs))
+        results = call(cell, engine, Scenario(), params, batch._replace(xs=xs))
         return inner(results, (batch.ct_carry, batch.ct_ys))
 
     def norm(engine: Engine, point: Any) -> Any:
@@ -69,13 +69,13 @@ def test_gradient_of_a_gradient_norm_equals_that_of_scan(
 
 @pytest.mark.parametrize(
     ("steps", "chunk", "remat", "reverse"),
-    mostly_exhaustive(
+    mark_exhaustive(
         (
             (*shape, *options)
             for shape in [(0, 3), (1, 3), (6, 3), (7, 3), (7, 50), (9, None)]
             for options in itertools.product([False, True], repeat=2)
         ),
-        but=[
+        always=[
             (0, 3, False, False),
             (1, 3, True, True),
             (6, 3, False, True),
@@ -86,17 +86,17 @@ def test_gradient_of_a_gradient_norm_equals_that_of_scan(
         ],
     ),
 )
-def test_any_chunk_gives_the_gradients_of_scan(
+def test_gradients_for_any_chunk_equal_scan(
     steps: int, chunk: int | None, remat: bool, reverse: bool, x64: None
 ) -> None:
-    cell, ways = LSTM(3, peepholes=True), (Way(reverse=reverse),)
+    cell, scenarios = LSTM(3, peepholes=True), (Scenario(reverse=reverse),)
     params, batch = example(cell, steps)
-    run = lambda engine: differentiate_all(cell, engine, ways, params, batch)
+    run = lambda engine: differentiate_all(cell, engine, scenarios, params, batch)
     assert_close(run(Fused(chunk, remat)), run(Scan()), 1e-10)
 
 
 def temp_bytes(engine: Engine, steps: int) -> int:
-    """The memory that a training step needs besides what it is given and what it returns."""
+    """The memory of a training step besides its arguments and results."""
     cell = LSTM(16)
     params = jax.eval_shape(lambda key: cell.init(key, 4), jax.random.key(0))
 
@@ -111,7 +111,7 @@ def temp_bytes(engine: Engine, steps: int) -> int:
     return analysis.temp_size_in_bytes
 
 
-def test_remat_trains_long_sequences_in_a_tenth_of_the_memory() -> None:
+def test_remat_needs_less_than_a_tenth_of_the_memory_of_scan() -> None:
     assert temp_bytes(Fused(remat=True), 16384) < temp_bytes(Scan(), 16384) / 10
 
 
@@ -131,67 +131,65 @@ def test_memory_is_less_than_that_of_scan() -> None:
     ],
     ids=repr,
 )
-def test_what_is_saved_is_the_gates_alone(cell: jrnn.Cell, pairs: int, saved: int) -> None:
+def test_residuals_are_only_the_gates(cell: jrnn.Cell, pairs: int, saved: int) -> None:
     params = cell.init(jax.random.key(0), 2)
     xs = jnp.ones((1, 4, 2))
     bound = bind(cell, params, precision_of(params, xs))
     carry = cell.init_carry(params, (4,))
     readout = loop_readout(bound, carry, xs[0])
     prev_carries = jax.tree.map(lambda a: a[None], carry)
-    plan = plan_of(readout, bound, prev_carries, xs, Masks(None, None, None, None))
+    plan = make_plan(readout, bound, prev_carries, xs, Masks(None, None, None, None))
     assert len(plan.pairs) == pairs
     assert sum(source == "residual" for source, _ in plan.sources) == saved
 
 
 @dataclass(frozen=True)
-class Straight(Learned):
-    """h' = tanh(W x + U h) + round(W x), of which the last has no derivative."""
+class StraightThrough(Learned):
+    """h' = tanh(W x + U h) + round(W x), where the last term has no derivative."""
 
     def update(self, params: Any, carry: jax.Array, z: jax.Array, u: jax.Array) -> Any:
         return jnp.tanh(z + u) + lax.stop_gradient(jnp.round(z))
 
 
-def test_gates_that_are_used_apart_are_kept_apart(x64: None) -> None:
-    # z and u have the same cotangent here, and yet their sum is not enough.
-    cell = Straight(3)
+def test_gates_used_separately_are_not_merged(x64: None) -> None:
+    # z and u have the same cotangent, but `update` does not only use their sum.
+    cell = StraightThrough(3)
     params, batch = example(cell, steps=5)
-    run = lambda engine: differentiate_all(cell, engine, (Way(),), params, batch)
+    run = lambda engine: differentiate_all(cell, engine, (Scenario(),), params, batch)
     assert_close(run(Fused()), run(Scan()), 1e-10)
 
 
-def test_forward_mode_is_refused() -> None:
+def test_forward_mode_raises() -> None:
     cell = LSTM(3)
     params, batch = example(cell, steps=2)
     xs = batch.xs.astype(np.float32)
-    run = lambda xs: call(cell, Fused(), Way(), params, batch._replace(xs=xs))
-    with pytest.raises(TypeError, match="forward-mode") as refused:
+    run = lambda xs: call(cell, Fused(), Scenario(), params, batch._replace(xs=xs))
+    with pytest.raises(TypeError, match="forward-mode") as caught:
         jax.jvp(run, (xs,), (xs,))
-    assert "use engine='scan'" in refused.value.__notes__[0]
+    assert "use engine='scan'" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize("chunk", [0, -1, 1.5, True, "2"])
-def test_chunk_that_is_no_positive_int_is_refused(chunk: Any) -> None:
+def test_chunk_must_be_a_positive_int(chunk: Any) -> None:
     with pytest.raises(ValueError, match="Fused: chunk must be a positive int, got"):
         Fused(chunk=chunk)
 
 
 @pytest.mark.parametrize("remat", [None, 1, "yes"])
-def test_remat_that_is_no_bool_is_refused(remat: Any) -> None:
+def test_remat_must_be_a_bool(remat: Any) -> None:
     with pytest.raises(ValueError, match="Fused: remat must be True or False, got"):
         Fused(remat=remat)
 
 
 @pytest.mark.parametrize("cell", [LSTM(3, peepholes=True), GRU(3)], ids=repr)
-def test_a_small_cell_under_a_large_batch_adds_its_gradients_step_by_step(
-    cell: jrnn.Cell, x64: None
-) -> None:
+def test_small_cell_with_large_batch_uses_chunks_of_one_step(cell: jrnn.Cell, x64: None) -> None:
     params, batch = example(cell, steps=4, batch=33)
     assert Fused().chunk_of(4, 33, weights=100) == 1
-    run = lambda engine: differentiate_all(cell, engine, (Way(),), params, batch)
+    run = lambda engine: differentiate_all(cell, engine, (Scenario(),), params, batch)
     assert_close(run(Fused()), run(Scan()), 1e-10)
 
 
-def test_inputs_on_a_mesh_that_the_parameters_are_not_on() -> None:
+def test_sharded_inputs_with_unsharded_parameters() -> None:
     cell = GRU(3)
     params, batch = example(cell, steps=4)
     params, xs = as_dtype((params, batch.xs), np.float32)
@@ -208,5 +206,5 @@ def test_inputs_on_a_mesh_that_the_parameters_are_not_on() -> None:
 
 
 @pytest.mark.parametrize(("steps", "batch", "want"), [(128, 32, 8), (0, 0, 1), (784, 64, 4)])
-def test_chunk_by_default_is_of_the_size_of_the_batch(steps: int, batch: int, want: int) -> None:
+def test_default_chunk_depends_on_the_batch_size(steps: int, batch: int, want: int) -> None:
     assert Fused().chunk_of(steps, batch) == want

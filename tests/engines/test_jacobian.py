@@ -1,4 +1,4 @@
-"""The Jacobians of `Newton`, against forward mode of one step and differences of oracles."""
+"""The Jacobians of `Newton`, against forward mode of one step and finite differences."""
 
 import itertools
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ from tests.cells.toys import Learned
 from tests.helpers import (
     Batch,
     assert_close,
-    mostly_exhaustive,
+    mark_exhaustive,
     random_batch,
     random_params,
 )
@@ -44,7 +44,7 @@ from tests.table import CELLS, Row
 STEPS, BATCH, HIDDEN = 4, 2, 3
 
 
-def step_of(cell: Cell, params: Any, xs: Any, tree: Any) -> Step:
+def make_step(cell: Cell, params: Any, xs: Any, tree: Any) -> Step:
     precision = precision_of(params, xs)
     bound = bind(cell, params, precision)
     return Step(bound, tree, bound.project(xs), jacobian.exact_kind(bound, xs))
@@ -56,23 +56,23 @@ def flat(tree: Any) -> Any:
 
 @partial(jax.jit, static_argnames="cell")
 def everything(cell: Cell, params: Any, xs: Any, prev_carries: Any) -> Any:
-    """All three kinds, and the truth `[T, B, n, n]`: forward mode of one step at a time.
+    """Jacobians of all kinds, and the reference `[T, B, n, n]`, by forward mode of single steps.
 
-    Of a carry whose leaves differ in size `Newton` asks for no blocks, and there are none.
+    Blocks are None if the leaves of the carry differ in shape.
     """
     leaves, treedef = jax.tree.flatten(prev_carries)
-    step = step_of(cell, params, xs, treedef)
-    alike = len({leaf.shape for leaf in leaves}) == 1
-    blocks = jacobian.blocks(step, leaves) if alike else None
+    step = make_step(cell, params, xs, treedef)
+    same_shape = len({leaf.shape for leaf in leaves}) == 1
+    blocks = jacobian.blocks(step, leaves) if same_shape else None
     kinds = jacobian.full(step, leaves), blocks, jacobian.diagonal(step, leaves)
     holomorphic = jnp.issubdtype(leaves[0].dtype, jnp.complexfloating)
 
-    def alone(prev: Any, x: Any) -> Any:
-        joined, back = ravel_pytree(prev)
-        after = lambda joined: flat(cell.step(params, back(joined), x)[0])
-        return after(joined), jax.jacfwd(after, holomorphic=holomorphic)(joined)
+    def one_step(prev: Any, x: Any) -> Any:
+        vector, unravel = ravel_pytree(prev)
+        after = lambda vector: flat(cell.step(params, unravel(vector), x)[0])
+        return after(vector), jax.jacfwd(after, holomorphic=holomorphic)(vector)
 
-    return kinds, jax.vmap(jax.vmap(alone))(prev_carries, xs)
+    return kinds, jax.vmap(jax.vmap(one_step))(prev_carries, xs)
 
 
 def setting(cell: Cell, seed: int = 1) -> tuple[Any, Batch, Any]:
@@ -83,33 +83,33 @@ def setting(cell: Cell, seed: int = 1) -> tuple[Any, Batch, Any]:
     return params, batch, prev_carries
 
 
-def numbers(leaf: Any) -> np.ndarray:
-    """`[T, B, n]`, of states that lie in space too."""
+def flatten_units(leaf: Any) -> np.ndarray:
+    """Reshapes a leaf to `[T, B, n]`."""
     return np.asarray(leaf).reshape(STEPS, BATCH, -1)
 
 
-def joined(leaves: Any) -> np.ndarray:
-    return np.concatenate([numbers(leaf) for leaf in leaves], axis=-1)
+def concat(leaves: Any) -> np.ndarray:
+    return np.concatenate([flatten_units(leaf) for leaf in leaves], axis=-1)
 
 
-def assert_right(cell: Cell) -> None:
+def assert_jacobians_equal_forward_mode(cell: Cell) -> None:
     params, batch, prev_carries = setting(cell)
     (full, blocks, diagonal), (after, truth) = everything(cell, params, batch.xs, prev_carries)
-    for found in (full, blocks, diagonal):
-        if found is not None:
-            np.testing.assert_allclose(joined(found[0]), after, atol=1e-13)
+    for result in (full, blocks, diagonal):
+        if result is not None:
+            np.testing.assert_allclose(concat(result[0]), after, atol=1e-13)
     np.testing.assert_allclose(full[1], truth, atol=1e-12)
-    own = np.diagonal(truth, axis1=-2, axis2=-1)
-    np.testing.assert_allclose(joined(diagonal[1]), own, atol=1e-12)
+    want = np.diagonal(truth, axis1=-2, axis2=-1)
+    np.testing.assert_allclose(concat(diagonal[1]), want, atol=1e-12)
     if blocks is None:
         return
-    width = numbers(jax.tree.leaves(prev_carries)[0]).shape[-1]
+    width = flatten_units(jax.tree.leaves(prev_carries)[0]).shape[-1]
     count = truth.shape[-1] // width
     units = np.arange(width)
     for i in range(count):
         for j in range(count):
             entries = np.asarray(truth)[..., i * width + units, j * width + units]
-            np.testing.assert_allclose(numbers(blocks[1][i][j]), entries, atol=1e-12)
+            np.testing.assert_allclose(flatten_units(blocks[1][i][j]), entries, atol=1e-12)
 
 
 def test_jacobians_equal_forward_mode_of_one_step(kind_or_row: Row, x64: None) -> None:
@@ -117,17 +117,17 @@ def test_jacobians_equal_forward_mode_of_one_step(kind_or_row: Row, x64: None) -
     carry = jax.eval_shape(lambda p: cell.init_carry(p, ()), random_params(cell, 1, 2))
     allowed = jnp.inexact if structure.recurrence(cell, 2) == "linear" else jnp.floating
     if not all(jnp.issubdtype(leaf.dtype, allowed) for leaf in jax.tree.leaves(carry)):
-        pytest.skip("an integer, or complex numbers in a nonlinear cell, which Newton refuses")
-    assert_right(cell)
+        pytest.skip("Newton raises for integer carries, and for complex carries of nonlinear cells")
+    assert_jacobians_equal_forward_mode(cell)
 
 
 def test_jacobians_of_one_unit_equal_forward_mode(x64: None) -> None:
     for cell in (LSTM(1), GRU(1, reset_after=False)):
-        assert_right(cell)
+        assert_jacobians_equal_forward_mode(cell)
 
 
-def test_jacobians_of_a_cell_of_a_user_equal_forward_mode(x64: None) -> None:
-    assert_right(Learned(HIDDEN))
+def test_jacobians_of_a_custom_cell_equal_forward_mode(x64: None) -> None:
+    assert_jacobians_equal_forward_mode(Learned(HIDDEN))
 
 
 @pytest.mark.parametrize("name", ["lstm", "lstm-peepholes", "gru", "gru-reset-before", "paralstm"])
@@ -153,16 +153,16 @@ def test_full_jacobians_equal_differences_of_the_oracle(name: str, x64: None) ->
             np.testing.assert_allclose(full[1][t, b], np.stack(columns, axis=-1), atol=1e-8)
 
 
-CLAIMS = {
+EXACT_KINDS = {
     "diagonal": [ParaGRU(3), MinGRU(3), LRU(3)],
     "block": [ParaLSTM(3)],
     None: [LSTM(3), GRU(3), Elman(3), GRU(3, reset_after=False)],
 }
 
 
-@pytest.mark.parametrize("kind", CLAIMS)
-def test_what_is_read_as_exact_is_exact(kind: str | None, x64: None) -> None:
-    for cell in CLAIMS[kind]:
+@pytest.mark.parametrize("kind", EXACT_KINDS)
+def test_exact_kinds_are_exact(kind: str | None, x64: None) -> None:
+    for cell in EXACT_KINDS[kind]:
         params, batch, prev_carries = setting(cell)
         bound = bind(cell, params, precision_of(params, batch.xs))
         assert jacobian.exact_kind(bound, batch.xs) == kind
@@ -177,7 +177,7 @@ def test_what_is_read_as_exact_is_exact(kind: str | None, x64: None) -> None:
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "block", "full"])
-def test_masks_cut_at_resets_and_keep_on_padding(kind: Any, x64: None) -> None:
+def test_jacobians_are_zero_at_resets_and_identity_on_padding(kind: Any, x64: None) -> None:
     cell = LSTM(2)
     params, batch, prev_carries = setting(cell)
     valid = np.ones((STEPS, BATCH), bool)
@@ -189,7 +189,7 @@ def test_masks_cut_at_resets_and_keep_on_padding(kind: Any, x64: None) -> None:
     bound = bind(cell, params, precision_of(params, batch.xs))
     system = system_of(bound, batch.carry, batch.xs, masks, False)
     states = jax.tree.leaves(prev_carries)
-    after, matrices = system.linearised(kind, states)
+    after, matrices = system.linearize(kind, states)
     if kind == "full":
         dense = np.asarray(matrices)
         units = [dense[..., k, k] for k in range(4)]
@@ -205,18 +205,18 @@ def test_masks_cut_at_resets_and_keep_on_padding(kind: Any, x64: None) -> None:
         assert (np.asarray(unit)[0] != 0).any()
     assert (np.asarray(rest)[1, 0] == 0).all()
     assert (np.asarray(rest)[2:, 1] == 0).all()
-    for leaf, past in zip(after, states, strict=True):
-        np.testing.assert_array_equal(leaf[2:, 1], past[1:-1, 1])
+    for leaf, prev in zip(after, states, strict=True):
+        np.testing.assert_array_equal(leaf[2:, 1], prev[1:-1, 1])
 
 
-# Cells that claim little: their gradients must be right all the same.
+# Cells whose structure is not recognized; their gradients must still be exact.
 
 KINDS_OF_NEWTON = ("auto", "full", "diagonal")
 
 
 @dataclass(frozen=True)
 class Biased(jrnn.Elman):
-    """A bias in `recur`, as PyTorch has it, which contributes no derivative."""
+    """A bias in `recur`, as in PyTorch, which does not affect the Jacobian."""
 
     def recur(self, params: Any, carry: Any) -> Any:
         return super().recur(params, carry) + params.b
@@ -224,7 +224,7 @@ class Biased(jrnn.Elman):
 
 @dataclass(frozen=True)
 class Heads(jrnn.Cell):
-    """A carry [B, 3, hidden] whose rows mix: unit k of each row with unit k of the others."""
+    """A carry [B, 3, hidden] where unit k of each row depends on unit k of another row."""
 
     hidden_size: int
 
@@ -250,9 +250,9 @@ class Heads(jrnn.Cell):
 
 @pytest.mark.parametrize(
     ("cell", "kind"),
-    mostly_exhaustive(
+    mark_exhaustive(
         itertools.product([Biased(3), Heads(3), Mixer(3), Pair(3)], KINDS_OF_NEWTON),
-        but=[
+        always=[
             (Biased(3), "auto"),
             (Heads(3), "auto"),
             (Heads(3), "diagonal"),
@@ -262,7 +262,7 @@ class Heads(jrnn.Cell):
     ),
     ids=repr,
 )
-def test_gradients_of_unusual_cells_are_those_of_scan(cell: Any, kind: Any, x64: None) -> None:
+def test_gradients_of_unusual_cells_equal_scan(cell: Any, kind: Any, x64: None) -> None:
     params = cell.init(jax.random.key(0), 2, jnp.float64)
     params = jax.tree.map(lambda p: p + 0.1, params)
     xs = np.random.default_rng(0).normal(size=(9, 3, 2))

@@ -1,4 +1,4 @@
-"""Masks of any pattern: against loops over the valid steps alone, on every engine and layer."""
+"""Masks of any pattern, against loops over the valid steps, on every engine and layer."""
 
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from jrnn.nn import RNN, StackedRNN
 from jrnn.transforms import dropout, highway, zoneout
 from tests.helpers import (
     Batch,
-    Way,
+    Scenario,
     as_dtype,
     assert_close,
     differentiate_all,
@@ -38,7 +38,7 @@ from tests.helpers import (
 )
 from tests.table import CELLS, Row
 
-# One sequence a column: none valid, holes, both ends, the last one, all.
+# One sequence per column: no valid step, gaps in the mask, and all steps valid.
 MASK = np.array(
     [
         [0, 1, 0, 0, 1],
@@ -54,12 +54,12 @@ STEPS, BATCH = MASK.shape
 LENGTHS = np.array([6, 4, 3, 6, 2], np.int32)
 RESETS = np.random.default_rng(3).random(MASK.shape) < 0.4
 RESETS[3, 1] = RESETS[2, 2] = True  # on valid steps
-RESETS[1, 1] = RESETS[4, 3] = True  # in holes
-WAYS = (
-    Way(lengths=False, resets=False, carry=True),
-    Way(lengths=False, resets=True, carry=False, reverse=True),
-    Way(lengths=True, resets=True, carry=True),
-    Way(lengths=True, resets=False, carry=False, reverse=True),
+RESETS[1, 1] = RESETS[4, 3] = True  # on masked steps
+SCENARIOS = (
+    Scenario(lengths=False, resets=False, carry=True),
+    Scenario(lengths=False, resets=True, carry=False, reverse=True),
+    Scenario(lengths=True, resets=True, carry=True),
+    Scenario(lengths=True, resets=False, carry=False, reverse=True),
 )
 CASES: list[tuple[str, Engine]] = [
     ("lstm-peepholes", Scan()),
@@ -80,7 +80,7 @@ NATIVE = ["lstm-peepholes", "gru", "elman-relu"]
 
 
 def setting(row: Row) -> tuple[Any, Any, Batch]:
-    """A cell with NaN on every masked step, which must reach neither outputs nor gradients."""
+    """A batch with NaN on every masked step, which must reach neither outputs nor gradients."""
     cell = row.make(3)
     params = random_params(cell, 1, input_size=2)
     batch = random_batch(cell, params, 2, STEPS, BATCH)
@@ -88,20 +88,22 @@ def setting(row: Row) -> tuple[Any, Any, Batch]:
     return cell, params, batch._replace(xs=xs, mask=MASK, lengths=LENGTHS, resets=RESETS)
 
 
-def assert_like_the_loop(
+def assert_equals_loop(
     row: Row, cell: Any, engine: Engine, params: Any, batch: Batch, given: Any, tolerance: float
 ) -> None:
     assert np.isnan(batch.xs).any()
-    for way, got in zip(WAYS, differentiate_all(cell, engine, WAYS, *given), strict=True):
-        assert_close((got.carry, got.ys), oracle(row, way, params, batch), tolerance)
-        assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 5 * tolerance)
+    for scenario, got in zip(
+        SCENARIOS, differentiate_all(cell, engine, SCENARIOS, *given), strict=True
+    ):
+        assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), tolerance)
+        assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 5 * tolerance)
 
 
 @pytest.mark.parametrize(("name", "engine"), ALL_CASES, ids=str)
 def test_a_mask_equals_a_loop_over_valid_steps(name: str, engine: Engine, x64: None) -> None:
     cell, params, batch = setting(CELLS[name])
     tolerance = 1e-8 if isinstance(engine, Newton) else 1e-10
-    assert_like_the_loop(CELLS[name], cell, engine, params, batch, (params, batch), tolerance)
+    assert_equals_loop(CELLS[name], cell, engine, params, batch, (params, batch), tolerance)
 
 
 @pytest.mark.parametrize("name", NATIVE)
@@ -110,14 +112,14 @@ def test_a_mask_on_the_native_engine_equals_a_loop(name: str, x64: None) -> None
     cell, params, batch = setting(CELLS[name])
     narrow = as_dtype((params, batch), np.float32)
     params, batch = as_dtype(narrow, np.float64)
-    assert_like_the_loop(CELLS[name], cell, Native(), params, batch, narrow, 2e-6)
+    assert_equals_loop(CELLS[name], cell, Native(), params, batch, narrow, 2e-6)
 
 
 # --- layers --------------------------------------------------------------------------------------
 
 
 class Packed(NamedTuple):
-    """Valid steps moved to the front, in NumPy, and where each of them was."""
+    """Moves valid steps to the front, in NumPy, and back."""
 
     lengths: np.ndarray  # [B]
     source: np.ndarray  # [T, B], the step of the n-th valid one
@@ -157,13 +159,13 @@ LAYERS: dict[str, Layer] = {
         for name in LAYERS
     ],
 )
-def test_a_layer_with_a_mask_is_one_without_the_masked_steps(name: str, engine: str) -> None:
+def test_layers_with_a_mask_equal_layers_without_masked_steps(name: str, engine: str) -> None:
     layer = LAYERS[name]
     rng = np.random.default_rng(0)
     params = random_params(layer, 1, 3, np.float32)
     xs = rng.normal(size=(STEPS, BATCH, 3)).astype(np.float32)
-    both = Packed.of(MASK & (np.arange(STEPS)[:, None] < LENGTHS))
-    alone = Packed.of(MASK)
+    mask_and_lengths = Packed.of(MASK & (np.arange(STEPS)[:, None] < LENGTHS))
+    mask_only = Packed.of(MASK)
 
     @jax.jit
     def run(params: Any, xs: Any, clean: Any) -> Any:
@@ -174,11 +176,11 @@ def test_a_layer_with_a_mask_is_one_without_the_masked_steps(name: str, engine: 
 
         def packed(params: Any, xs: Any) -> Any:
             results = []
-            for where, resets in ((alone, RESETS), (both, None)):
-                resets = None if resets is None else where.pack(resets)
-                options = {"lengths": where.lengths, "resets": resets, "engine": "scan"}
-                carry, ys = jrnn.unroll(layer, params, where.pack(xs), **options)
-                results.append((carry, where.unpack(ys)))
+            for packing, resets in ((mask_only, RESETS), (mask_and_lengths, None)):
+                resets = None if resets is None else packing.pack(resets)
+                options = {"lengths": packing.lengths, "resets": resets, "engine": "scan"}
+                carry, ys = jrnn.unroll(layer, params, packing.pack(xs), **options)
+                results.append((carry, packing.unpack(ys)))
             return tuple(results)
 
         def by(function: Any, xs: Any) -> Any:
@@ -191,17 +193,17 @@ def test_a_layer_with_a_mask_is_one_without_the_masked_steps(name: str, engine: 
     assert_close(got, want, 1e-5)
 
 
-def test_modules_take_masks_in_the_order_of_their_inputs() -> None:
+def test_modules_accept_masks_in_the_layout_of_their_inputs() -> None:
     rng = np.random.default_rng(0)
     xs = rng.normal(size=(BATCH, STEPS, 3)).astype(np.float32)
     options = {"lengths": LENGTHS, "mask": MASK.T, "resets": RESETS.T}
     core = {"lengths": LENGTHS, "mask": MASK, "resets": RESETS}
     layer = bidirectional(LSTM(4))
     rnn = RNN(layer, 3, rngs=nnx.Rngs(0))
-    turned = RNN(layer, 3, rngs=nnx.Rngs(0), time_major=True)
+    time_major = RNN(layer, 3, rngs=nnx.Rngs(0), time_major=True)
     carry, ys = jrnn.unroll(layer, rnn.params, xs.swapaxes(0, 1), **core)
     assert_close(rnn(xs, **options), (carry, ys.swapaxes(0, 1)), 1e-6)
-    assert_close(turned(xs.swapaxes(0, 1), **core), (carry, ys), 1e-6)
+    assert_close(time_major(xs.swapaxes(0, 1), **core), (carry, ys), 1e-6)
 
     layers = StackedRNN(GRU(4), 3, 2, bidirectional=True, rngs=nnx.Rngs(0))
     params = [rnn.params for rnn in layers.rnns]
@@ -215,7 +217,7 @@ def test_modules_take_masks_in_the_order_of_their_inputs() -> None:
         rnn(xs, mask=MASK)
 
 
-def test_noise_on_masked_steps_reaches_nothing() -> None:
+def test_masked_inputs_have_no_effect_with_noise() -> None:
     layer = stack([dropout(LSTM(4), x=0.5, y=0.5, each_step=True), GRU(3)])
     params = random_params(layer, 1, 3, np.float32)
     xs = np.random.default_rng(0).normal(size=(STEPS, BATCH, 3)).astype(np.float32)
@@ -236,17 +238,17 @@ def test_noise_on_masked_steps_reaches_nothing() -> None:
 
 
 def reversed_by_loop(resets: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """At the last step of each segment but the last: segments by a list of their valid steps."""
-    found = np.zeros_like(resets)
+    """True at the last valid step before each reset, by a loop over valid steps."""
+    result = np.zeros_like(resets)
     for b in range(resets.shape[1]):
         steps = np.flatnonzero(valid[:, b])
-        for before, step in zip(steps[:-1], steps[1:], strict=True):
-            found[before, b] = resets[step, b]
-    return found
+        for prev, step in zip(steps[:-1], steps[1:], strict=True):
+            result[prev, b] = resets[step, b]
+    return result
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 9])
-def test_resets_in_reverse_are_at_the_valid_step_before(steps: int) -> None:
+def test_reverse_resets_are_at_the_previous_valid_step(steps: int) -> None:
     rng = np.random.default_rng(steps)
     for share in (0.0, 0.3, 0.7, 1.0):
         mask = rng.random((steps, 12)) < share
@@ -261,7 +263,7 @@ def test_resets_in_reverse_are_at_the_valid_step_before(steps: int) -> None:
         np.testing.assert_array_equal(got, reversed_by_loop(resets, inside))
 
 
-def test_a_mask_of_true_is_no_mask_and_one_of_lengths_is_lengths() -> None:
+def test_mask_of_lengths_equals_lengths() -> None:
     cell = LSTM(3)
     params = random_params(cell, 1, 2, np.float32)
     xs = np.random.default_rng(0).normal(size=(STEPS, BATCH, 2)).astype(np.float32)
@@ -272,7 +274,7 @@ def test_a_mask_of_true_is_no_mask_and_one_of_lengths_is_lengths() -> None:
             assert_close(got, jrnn.unroll(cell, params, xs, lengths=lengths, engine=engine), 1e-6)
 
 
-def test_masks_are_checked_and_may_be_lists() -> None:
+def test_masks_are_validated_and_may_be_lists() -> None:
     cell = GRU(3)
     params = random_params(cell, 1, 2, np.float32)
     xs = np.ones((STEPS, BATCH, 2), np.float32)

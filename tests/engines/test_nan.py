@@ -1,4 +1,4 @@
-"""A NaN in the padding or before a reset leaves no trace; any other one is seen."""
+"""NaNs on padding or before a reset have no effect on later results; all others propagate."""
 
 from typing import NamedTuple
 
@@ -11,143 +11,142 @@ from tests.helpers import Batch, Results, differentiate, random_batch, random_pa
 from tests.table import Row
 
 STEPS = 6
-ROW = 1  # the sequence that gets the NaN; the others must not notice it
+ROW = 1  # the sequence with the NaN
 LENGTH = 5  # of that sequence
-# Steps of that sequence in the order of travel, from 0: which of them starts anew.
-RESET = 3
+RESET = 3  # the step of its reset, in scan order from 0
 
 
 class Setting(NamedTuple):
-    """A clean batch and its results, to be compared with those after a NaN is planted."""
+    """A batch without NaN and its results."""
 
     cell: Cell
     engine: Engine
     params: object
     batch: Batch
     reverse: bool
-    travel: list[int]  # the valid steps of sequence ROW, as they are met
+    scan_order: list[int]  # the valid steps of sequence ROW
     clean: Results
 
 
 @pytest.fixture
 def setting(kind: Row, engine: Engine, reverse: bool) -> Setting:
-    """Lengths 6, 5, 0, 3; sequence ROW with one reset, and one in the padding that is none."""
+    """Lengths 6, 5, 0, 3; sequence ROW has one reset on a valid step and one on padding."""
     cell = kind.make(3)
     params = random_params(cell, 1, 2, np.float32)
     batch = random_batch(cell, params, 2, STEPS, 4, np.float32)
-    travel = list(range(LENGTH))[:: -1 if reverse else 1]
+    scan_order = list(range(LENGTH))[:: -1 if reverse else 1]
     resets = np.zeros((STEPS, 4), bool)
-    resets[travel[RESET], ROW] = True
+    resets[scan_order[RESET], ROW] = True
     resets[LENGTH:, ROW] = True
     resets[2, 3] = True
     batch = batch._replace(lengths=np.array([STEPS, LENGTH, 0, 3], np.int32), resets=resets)
     clean = differentiate(cell, engine, params, batch, reverse)
-    return Setting(cell, engine, params, batch, reverse, travel, clean)
+    return Setting(cell, engine, params, batch, reverse, scan_order, clean)
 
 
 def run(s: Setting, batch: Batch) -> Results:
     return differentiate(s.cell, s.engine, s.params, batch, s.reverse)
 
 
-def plant(s: Setting, t: int, row: int = ROW) -> Batch:
-    """A NaN in one number of the inputs."""
+def with_nan(s: Setting, t: int, row: int = ROW) -> Batch:
+    """Sets one element of the inputs to NaN."""
     xs = s.batch.xs.copy()
     xs[t, row, 0] = np.nan
     return s.batch._replace(xs=xs)
 
 
-def plant_in_carry(batch: Batch, row: int = ROW) -> Batch:
-    """A NaN in one number of each leaf of the first carry."""
+def with_nan_in_carry(batch: Batch, row: int = ROW) -> Batch:
+    """Sets one element of each leaf of the first carry to NaN."""
     carry = jax.tree.map(np.copy, batch.carry)
     for leaf in jax.tree.leaves(carry):
         leaf[row, 0] = np.nan
     return batch._replace(carry=carry)
 
 
-def silence(s: Setting, batch: Batch, row: int = ROW) -> Batch:
-    """No loss on the outputs of `row` that come before its reset."""
+def mask_loss(s: Setting, batch: Batch, row: int = ROW) -> Batch:
+    """Removes the outputs of `row` before its reset from the loss."""
     ct_ys = batch.ct_ys.copy()
-    ct_ys[s.travel[:RESET], row] = 0
+    ct_ys[s.scan_order[:RESET], row] = 0
     return batch._replace(ct_ys=ct_ys)
 
 
 def assert_same(got: object, want: object) -> None:
-    """Equal to the last bit, and so free of NaN."""
+    """Bitwise equal and finite."""
     for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert np.isfinite(w).all()
         np.testing.assert_array_equal(g, w)
 
 
 def without(ys: object, steps: list[int], row: int = ROW) -> np.ndarray:
-    """The outputs with those of some steps of one sequence set to zero."""
+    """Sets the outputs of some steps of one sequence to zero."""
     ys = np.array(ys)
     ys[steps, row] = 0
     return ys
 
 
-def test_nan_in_padding_leaves_no_trace(setting: Setting) -> None:
-    batch = plant(setting, LENGTH)
+def test_nan_on_padding_has_no_effect(setting: Setting) -> None:
+    batch = with_nan(setting, LENGTH)
     batch.xs[:, 2] = np.nan  # the sequence of length 0
     batch.xs[3:, 3] = np.nan
     assert_same(run(setting, batch), setting.clean)
 
 
 @pytest.mark.parametrize("when", range(RESET))
-def test_nan_before_a_reset_stays_before_it(setting: Setting, when: int) -> None:
-    quiet = silence(setting, setting.batch)
-    clean = run(setting, quiet)
-    got = run(setting, plant(setting, setting.travel[when])._replace(ct_ys=quiet.ct_ys))
-    hit = setting.travel[when:RESET]
-    assert np.isnan(np.asarray(got.ys)[hit, ROW]).all(), "outputs before the reset hide the NaN"
-    assert_same(without(got.ys, hit), without(clean.ys, hit))
+def test_nan_before_a_reset_does_not_pass_it(setting: Setting, when: int) -> None:
+    masked = mask_loss(setting, setting.batch)
+    clean = run(setting, masked)
+    got = run(setting, with_nan(setting, setting.scan_order[when])._replace(ct_ys=masked.ct_ys))
+    affected = setting.scan_order[when:RESET]
+    assert np.isnan(np.asarray(got.ys)[affected, ROW]).all(), "outputs before the reset must be NaN"
+    assert_same(without(got.ys, affected), without(clean.ys, affected))
     assert_same(got._replace(ys=0), clean._replace(ys=0))
 
 
 def test_a_loss_that_reads_a_nan_before_a_reset_has_a_nan_gradient(setting: Setting) -> None:
-    s, bad = setting, plant(setting, setting.travel[0])
-    spread = np.where(np.isnan(run(s, bad).ys), np.nan, s.batch.ct_ys)  # as of a squared error
-    assert np.isnan(spread).any()
-    got = run(s, bad._replace(ct_ys=spread))
+    s, bad = setting, with_nan(setting, setting.scan_order[0])
+    ct_ys = np.where(np.isnan(run(s, bad).ys), np.nan, s.batch.ct_ys)  # as of a squared error
+    assert np.isnan(ct_ys).any()
+    got = run(s, bad._replace(ct_ys=ct_ys))
     assert all(np.isnan(leaf).any() for leaf in jax.tree.leaves(got.params_grad))
 
 
-def test_nan_in_the_carry_stays_before_a_reset(setting: Setting) -> None:
-    quiet = silence(setting, setting.batch)
-    clean, got = run(setting, quiet), run(setting, plant_in_carry(quiet))
-    hit = setting.travel[:RESET]
-    assert np.isnan(np.asarray(got.ys)[hit, ROW]).all(), "outputs before the reset hide the NaN"
-    assert_same(without(got.ys, hit), without(clean.ys, hit))
+def test_nan_in_the_carry_does_not_pass_a_reset(setting: Setting) -> None:
+    masked = mask_loss(setting, setting.batch)
+    clean, got = run(setting, masked), run(setting, with_nan_in_carry(masked))
+    affected = setting.scan_order[:RESET]
+    assert np.isnan(np.asarray(got.ys)[affected, ROW]).all(), "outputs before the reset must be NaN"
+    assert_same(without(got.ys, affected), without(clean.ys, affected))
     assert_same(got._replace(ys=0), clean._replace(ys=0))
 
 
-def test_nan_in_the_carry_is_gone_after_a_reset_at_the_first_step(setting: Setting) -> None:
+def test_reset_at_the_first_step_discards_nan_in_the_carry(setting: Setting) -> None:
     resets = setting.batch.resets.copy()
-    resets[setting.travel[0], ROW] = True
+    resets[setting.scan_order[0], ROW] = True
     batch = setting.batch._replace(resets=resets)
-    assert_same(run(setting, plant_in_carry(batch)), run(setting, batch))
+    assert_same(run(setting, with_nan_in_carry(batch)), run(setting, batch))
 
 
 @pytest.mark.parametrize("when", [RESET, LENGTH - 1])
-def test_nan_without_a_reset_after_it_is_seen(setting: Setting, when: int) -> None:
-    # RESET is the very step that is reset: its input comes after the reset.
-    got = run(setting, plant(setting, setting.travel[when]))
-    hit = setting.travel[when:]
-    assert np.isnan(np.asarray(got.ys)[hit, ROW]).any(axis=-1).all()
-    assert_same(without(got.ys, hit), without(setting.clean.ys, hit))
-    assert_seen(setting, got)
+def test_nan_without_a_later_reset_propagates(setting: Setting, when: int) -> None:
+    # The input of step RESET is used after the reset.
+    got = run(setting, with_nan(setting, setting.scan_order[when]))
+    affected = setting.scan_order[when:]
+    assert np.isnan(np.asarray(got.ys)[affected, ROW]).any(axis=-1).all()
+    assert_same(without(got.ys, affected), without(setting.clean.ys, affected))
+    assert_propagated(setting, got)
 
 
-def test_nan_in_the_carry_without_a_reset_is_seen(setting: Setting) -> None:
-    # The resets that sequence ROW has left are in its padding, and do nothing.
+def test_nan_in_the_carry_without_a_reset_propagates(setting: Setting) -> None:
+    # The remaining resets of sequence ROW are on padding.
     resets = setting.batch.resets.copy()
     resets[:LENGTH, ROW] = False
-    got = run(setting, plant_in_carry(setting.batch._replace(resets=resets)))
+    got = run(setting, with_nan_in_carry(setting.batch._replace(resets=resets)))
     assert np.isnan(np.asarray(got.ys)[:LENGTH, ROW]).any(axis=-1).all()
-    assert_seen(setting, got)
+    assert_propagated(setting, got)
 
 
-def assert_seen(s: Setting, got: Results) -> None:
-    """The NaN is in the final carry of its sequence and in the gradient, and in no other carry."""
+def assert_propagated(s: Setting, got: Results) -> None:
+    """NaN is in the last carry of sequence ROW and in the gradient, and in no other carry."""
     others = np.arange(4) != ROW
     for leaf, clean in zip(jax.tree.leaves(got.carry), jax.tree.leaves(s.clean.carry), strict=True):
         assert np.isnan(leaf[ROW]).any()
@@ -157,15 +156,15 @@ def assert_seen(s: Setting, got: Results) -> None:
 
 
 def test_nan_in_the_carry_of_an_empty_sequence_is_returned(setting: Setting) -> None:
-    got = run(setting, plant_in_carry(setting.batch, row=2))
+    got = run(setting, with_nan_in_carry(setting.batch, row=2))
     for leaf in jax.tree.leaves(got.carry):
         assert np.isnan(leaf[2, 0])
     assert_same(got.ys, setting.clean.ys)
 
 
-def test_the_largest_number_shows_a_nan() -> None:
-    # jnp.max drops it on a CPU, of arrays of this shape (jaxlib 0.10.2).
+def test_max_propagates_nan() -> None:
+    # jnp.max drops it on a CPU for this shape (jaxlib 0.10.2).
     a = np.ones((512, 1, 32), np.float32)
     a[6:, 0, 3] = np.nan
-    got = jax.jit(lambda a: masking.largest(a, axis=0))(a)
+    got = jax.jit(lambda a: masking.max_propagating_nan(a, axis=0))(a)
     np.testing.assert_array_equal(got, np.where(np.arange(32) == 3, np.nan, 1)[None])

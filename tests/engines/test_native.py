@@ -1,4 +1,4 @@
-"""What is special to the kernels in C++: tiles, instruction sets, threads, vmap and errors."""
+"""The C++ kernels: shapes, instruction sets, threads, vmap and errors."""
 
 import itertools
 import os
@@ -17,13 +17,13 @@ import jrnn
 from jrnn import Native, Scan
 from jrnn.engines import native
 from tests.helpers import (
-    HALF,
-    WAYS,
+    HALF_OF_SCENARIOS,
+    SCENARIOS,
     as_dtype,
     assert_close,
     differentiate_all,
     loop_grads,
-    mostly_exhaustive,
+    mark_exhaustive,
     oracle,
     random_batch,
     random_params,
@@ -34,8 +34,8 @@ from tests.table import CELLS, Row
 kernels = pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
 ROWS = [name for name, row in CELLS.items() if row.make(1).kernel_name() is not None]
 
-# Time, batch, input, hidden: less than a vector, rows and units left over from tiles, one sequence
-# (its units are shared by threads), few inputs and many, more rows than a chunk holds.
+# Time, batch, input, hidden: less than a vector, remainders of tiles, a single sequence (threads
+# divide its units), few and many inputs, more rows than a chunk.
 SHAPES = [(5, 3, 2, 3), (9, 13, 5, 37), (40, 1, 9, 70), (3, 130, 1, 33), (4, 17, 70, 16)]
 
 
@@ -44,24 +44,27 @@ def kernel_row(request: pytest.FixtureRequest) -> Row:
     return CELLS[request.param]
 
 
-def test_values_and_gradients_equal_the_slow_truth(kernel_row: Row, x64: None) -> None:
+def test_values_and_gradients_equal_a_loop(kernel_row: Row, x64: None) -> None:
     cell = kernel_row.make(3)
     params = random_params(cell, 1, input_size=2)
     batch = random_batch(cell, params, 2, steps=5, batch=3)
     narrow = as_dtype((params, batch), np.float32)
     params, batch = as_dtype(narrow, np.float64)
     assert len(jax.tree.leaves(narrow)) == len(jax.tree.leaves((params, batch)))
-    inference = unroll_all(cell, Native(), HALF, *narrow)
-    for way, got, alone in zip(
-        HALF, differentiate_all(cell, Native(), HALF, *narrow), inference, strict=True
+    values = unroll_all(cell, Native(), HALF_OF_SCENARIOS, *narrow)
+    for scenario, got, value in zip(
+        HALF_OF_SCENARIOS,
+        differentiate_all(cell, Native(), HALF_OF_SCENARIOS, *narrow),
+        values,
+        strict=True,
     ):
         assert got.ys.dtype == np.float32
-        assert_close((got.carry, got.ys), oracle(kernel_row, way, params, batch), 1e-6)
-        assert_close(tuple(alone), oracle(kernel_row, way, params, batch), 1e-6)
-        assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 5e-6)
+        assert_close((got.carry, got.ys), oracle(kernel_row, scenario, params, batch), 1e-6)
+        assert_close(tuple(value), oracle(kernel_row, scenario, params, batch), 1e-6)
+        assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 5e-6)
 
 
-# All shapes of one row, and two of each other.
+# All shapes of one row, and two shapes of each other row.
 FEW = [
     (name, shape)
     for n, name in enumerate(ROWS)
@@ -71,7 +74,7 @@ FEW = [
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), mostly_exhaustive(itertools.product(ROWS, SHAPES), but=FEW), ids=str
+    ("name", "shape"), mark_exhaustive(itertools.product(ROWS, SHAPES), always=FEW), ids=str
 )
 def test_any_shape_equals_scan_in_float64(name: str, shape: Any, x64: None) -> None:
     steps, size, inputs, hidden = shape
@@ -79,9 +82,9 @@ def test_any_shape_equals_scan_in_float64(name: str, shape: Any, x64: None) -> N
     params = jax.tree.map(lambda a: a / np.sqrt(hidden), random_params(cell, 1, inputs))
     batch = random_batch(cell, params, 2, steps, size)
     narrow = as_dtype((params, batch), np.float32)
-    wanted = differentiate_all(cell, Scan(), WAYS[-1:], *as_dtype(narrow, np.float64))
+    wanted = differentiate_all(cell, Scan(), SCENARIOS[-1:], *as_dtype(narrow, np.float64))
     for want, got in zip(
-        wanted, differentiate_all(cell, Native(), WAYS[-1:], *narrow), strict=True
+        wanted, differentiate_all(cell, Native(), SCENARIOS[-1:], *narrow), strict=True
     ):
         assert_close(as_dtype(tuple(got), np.float64), tuple(want), 1e-5)
 
@@ -105,7 +108,7 @@ for cell in (*lstms, jrnn.GRU(21), jrnn.Elman(21)):
 
 
 @pytest.mark.parametrize("isa", kernels.available_isas())
-def test_every_instruction_set_agrees(isa: str) -> None:
+def test_all_instruction_sets_agree(isa: str) -> None:
     environment = os.environ | {"JRNN_ISA": isa}
     subprocess.run([sys.executable, "-c", AGREE.format(isa=isa)], check=True, env=environment)
 
@@ -128,7 +131,7 @@ def test_activations_are_accurate(activation: Any, truth: Any) -> None:
     assert not np.signbit(ys[0, 4, 0])
 
 
-def test_nan_and_infinity_go_on() -> None:
+def test_nan_and_inf_propagate() -> None:
     cell = jrnn.LSTM(5)
     params = cell.init(jax.random.key(0), 1)
     xs = jnp.array([[[np.nan], [np.inf], [-np.inf], [1.0]]])
@@ -167,7 +170,7 @@ def test_vmap_equals_scan(axes: tuple[int | None, ...]) -> None:
     assert_close(got, jax.vmap(loss("scan"), in_axes=axes)(*given), 1e-5)
 
 
-def test_vmap_twice_is_one_call() -> None:
+def test_nested_vmap_is_one_call() -> None:
     params = random_params(jrnn.GRU(4), 0, 2, np.float32)
     xs = np.random.default_rng(0).normal(size=(2, 3, 5, 4, 2)).astype(np.float32)
     run = lambda xs, engine: jrnn.unroll(jrnn.GRU(4), params, xs, engine=engine)[1]
@@ -176,7 +179,7 @@ def test_vmap_twice_is_one_call() -> None:
     assert str(jax.make_jaxpr(twice("native"))(xs)).count("jrnn_forward") == 1
 
 
-def test_vmap_over_nothing() -> None:
+def test_vmap_over_an_empty_axis() -> None:
     params = random_params(jrnn.GRU(4), 0, 2, np.float32)
     run = lambda xs: jrnn.unroll(jrnn.GRU(4), params, xs, engine="native")[1].sum()
     value, grad = jax.vmap(jax.value_and_grad(run))(jnp.zeros((0, 5, 3, 2)))
@@ -184,7 +187,7 @@ def test_vmap_over_nothing() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (2, 12), "int32"], ids=str)
-def test_parameters_that_only_broadcast_are_left_to_others(shape: Any) -> None:
+def test_broadcast_parameters_raise_and_auto_falls_back(shape: Any) -> None:
     cell = jrnn.GRU(4)
     params = random_params(cell, 0, 2, np.float32)
     b = jnp.ones(12, jnp.int32) if shape == "int32" else jnp.full(shape, 0.3)
@@ -195,13 +198,13 @@ def test_parameters_that_only_broadcast_are_left_to_others(shape: Any) -> None:
     assert_close(run("auto"), run("scan"), 1e-6)
 
 
-def test_the_order_of_sums_does_not_hang_on_who_came() -> None:
+def test_gradients_do_not_depend_on_thread_scheduling() -> None:
     cell = jrnn.LSTM(40, peepholes=True)
     params = random_params(cell, 0, 8, np.float32)
     xs = jnp.asarray(np.random.default_rng(0).normal(size=(50, 64, 8)), jnp.float32)
     run = jax.jit(jax.grad(lambda p: jnp.sum(jrnn.unroll(cell, p, xs, engine="native")[1] ** 2)))
     first = jax.tree.map(np.asarray, run(params))
-    with ThreadPoolExecutor(4) as pool:  # they take each other's threads
+    with ThreadPoolExecutor(4) as pool:  # calls compete for threads
         for grads in pool.map(lambda _: jax.tree.map(np.asarray, run(params)), range(100)):
             jax.tree.map(np.testing.assert_array_equal, grads, first)
 
@@ -219,7 +222,7 @@ def test_sums_over_many_rows_are_accurate() -> None:
         assert np.abs(got - want).max() < 2e-6 * np.abs(want).max()
 
 
-def test_a_share_of_a_mesh() -> None:
+def test_shard_map_equals_unsharded() -> None:
     cell = jrnn.GRU(5)
     params = cell.init(jax.random.key(0), 3)
     xs = jax.random.normal(jax.random.key(1), (6, 4, 3))
@@ -232,7 +235,7 @@ def test_a_share_of_a_mesh() -> None:
     assert_close(jax.jit(shared)(params, xs), run(params, xs), 1e-6)
 
 
-def test_calls_at_the_same_time_do_not_disturb_each_other() -> None:
+def test_concurrent_calls_are_independent() -> None:
     cell = jrnn.LSTM(48)
     params = cell.init(jax.random.key(0), 8)
     xs = jax.random.normal(jax.random.key(1), (8, 30, 5, 8))
@@ -247,34 +250,38 @@ def test_calls_at_the_same_time_do_not_disturb_each_other() -> None:
 
 
 WRONG = [
-    (jrnn.GRU(3, reset_after=False), np.float32, "no kernel for GRU.*kernels for lstm, lstm-peep"),
+    (
+        jrnn.GRU(3, reset_after=False),
+        np.float32,
+        "no kernel supports GRU.*kernels are lstm",
+    ),
     (jrnn.LSTM(3), jnp.bfloat16, "must be float32, got bfloat16 and float32"),
 ]
 
 
 @pytest.mark.parametrize(("cell", "dtype", "message"), WRONG, ids=str)
-def test_what_has_no_kernel_is_refused(cell: jrnn.Cell, dtype: Any, message: str) -> None:
+def test_unsupported_cells_raise(cell: jrnn.Cell, dtype: Any, message: str) -> None:
     params = cell.init(jax.random.key(0), 2)
     with pytest.raises(ValueError, match=f"engine 'native': .*{message}.*engine='auto'"):
         jrnn.unroll(cell, params, jnp.ones((2, 3, 2), dtype), engine="native")
 
 
-def test_second_derivatives_are_refused() -> None:
+def test_second_derivatives_raise() -> None:
     cell = jrnn.GRU(3)
     params, xs = cell.init(jax.random.key(0), 2), jnp.ones((4, 1, 2))
     loss = lambda xs: jrnn.unroll(cell, params, xs, engine="native")[1].sum()
-    with pytest.raises(ValueError, match="for second ones use engine='fused'"):
+    with pytest.raises(ValueError, match="for second derivatives use engine='fused'"):
         jax.jit(jax.hessian(loss))(xs)
 
 
-def test_a_missing_build_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extension_raises_and_auto_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     native._load.cache_clear()
     monkeypatch.setitem(sys.modules, "jrnn._kernels", None)
     monkeypatch.delattr(jrnn, "_kernels", raising=False)
     cell = jrnn.LSTM(3)
     params = cell.init(jax.random.key(0), 2)
     try:
-        with pytest.raises(ValueError, match="code in C.* is not there.*install jrnn again where"):
+        with pytest.raises(ValueError, match="extension is not installed.*reinstall jrnn where"):
             jrnn.unroll(cell, params, jnp.ones((11, 3, 2)), engine="native")
         _, ys = jrnn.unroll(cell, params, jnp.ones((12, 3, 2)))
     finally:

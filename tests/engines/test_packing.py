@@ -1,4 +1,4 @@
-"""Sequences packed one behind another, cut by resets, against the same sequences alone."""
+"""Packed sequences with resets, against separate sequences."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from tests.table import Row
 IDS: Any = np.array([[0, 0, 0, 1, 1, 2, 2, 2], [5, 4, 4, 4, 4, 4, 5, 5]]).T
 
 
-def test_resets_are_at_the_borders_of_segments() -> None:
+def test_segment_resets_are_at_segment_boundaries() -> None:
     forward, backward = jrnn.segment_resets(jnp.asarray(IDS))
     starts = [[0, 0, 0, 1, 0, 1, 0, 0], [0, 1, 0, 0, 0, 0, 1, 0]]
     ends = [[0, 0, 1, 0, 1, 0, 0, 0], [1, 0, 0, 0, 0, 1, 0, 0]]
@@ -24,18 +24,18 @@ def test_resets_are_at_the_borders_of_segments() -> None:
     assert forward.dtype == backward.dtype == bool
 
 
-def test_reverse_resets_take_a_list() -> None:
+def test_reverse_resets_accept_lists() -> None:
     got = jrnn.reverse_resets([[False], [True], [False]])
     np.testing.assert_array_equal(got, [[True], [False], [False]])
 
 
-def test_resets_of_no_steps_are_none() -> None:
+def test_resets_of_zero_steps_are_empty() -> None:
     for resets in jrnn.segment_resets(jnp.zeros((0, 3), int)):
         assert resets.shape == (0, 3)
     assert jrnn.reverse_resets(jnp.zeros((0, 3), bool)).shape == (0, 3)
 
 
-def test_packed_segments_equal_sequences_alone(kind: Row, engine: Engine, reverse: bool) -> None:
+def test_packed_segments_equal_separate_sequences(kind: Row, engine: Engine, reverse: bool) -> None:
     cell = kind.make(3)
     params = random_params(cell, 1, 2, np.float32)
     batch = random_batch(cell, params, 2, len(IDS), len(IDS.T), np.float32)
@@ -45,9 +45,9 @@ def test_packed_segments_equal_sequences_alone(kind: Row, engine: Engine, revers
     )
     step = jax.jit(cell.step)
     for b, ids in enumerate(IDS.T):
-        borders = [0, *(np.flatnonzero(np.diff(ids)) + 1), len(ids)]
-        segments = list(zip(borders[:-1], borders[1:], strict=True))[:: -1 if reverse else 1]
-        # The segment met first begins with the carry given, every other one with the cell's own.
+        boundaries = [0, *(np.flatnonzero(np.diff(ids)) + 1), len(ids)]
+        segments = list(zip(boundaries[:-1], boundaries[1:], strict=True))[:: -1 if reverse else 1]
+        # The first segment starts from the first carry, all others from the initial carry.
         s = last = jax.tree.map(lambda leaf, b=b: leaf[b], batch.carry)
         for start, end in segments:
             for t in range(start, end)[:: -1 if reverse else 1]:

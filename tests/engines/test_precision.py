@@ -1,4 +1,4 @@
-"""Products and outputs in the dtype of the inputs; carry and arithmetic in the wider one."""
+"""Mixed precision: dtypes of products, outputs, carries and gradients."""
 
 import re
 from functools import partial
@@ -14,11 +14,11 @@ from jrnn import GRU, LSTM, Cell, Elman, Engine, structure
 from jrnn.cells import ElmanParams
 from tests.cells.toys import Integrator
 from tests.helpers import (
-    Way,
+    Scenario,
     as_dtype,
     assert_close,
     call,
-    counterpart,
+    complex_dtype,
     differentiate_all,
     is_complex,
     loop_grads,
@@ -29,9 +29,9 @@ from tests.helpers import (
 )
 from tests.table import CELLS, Row
 
-WAY = Way(lengths=False, resets=False)
+SCENARIO = Scenario(lengths=False, resets=False)
 
-# Dtypes of params and xs; of the outputs and the carry; and how near to float64 they must be.
+# Dtypes of params, xs, outputs and carry; and the tolerance against float64.
 MIXED = {
     "f32-bf16": (jnp.float32, jnp.bfloat16, jnp.bfloat16, jnp.float32, 3e-2),
     "bf16-f32": (jnp.bfloat16, jnp.float32, jnp.float32, jnp.float32, 1e-5),
@@ -53,20 +53,20 @@ def test_dtypes_and_values_of_mixed_precision(kind: Row, engine: Engine, mix: st
         ct_ys=batch.ct_ys.astype(of_ys),
         ct_carry=as_dtype(batch.ct_carry, of_carry),
     )
-    truth = oracle(kind, WAY, *as_dtype((params, batch), np.float64))
+    truth = oracle(kind, SCENARIO, *as_dtype((params, batch), np.float64))
     with jax.enable_x64("f64" in mix):
-        got = unroll_all(cell, engine, (WAY,), params, batch)[0]
+        got = unroll_all(cell, engine, (SCENARIO,), params, batch)[0]
         grads, without = jax.eval_shape(
             lambda p, b: (
-                differentiate_all(cell, engine, (WAY,), p, b)[0],
-                call(cell, engine, WAY._replace(carry=False), p, b),
+                differentiate_all(cell, engine, (SCENARIO,), p, b)[0],
+                call(cell, engine, SCENARIO._replace(carry=False), p, b),
             ),
             params,
             batch,
         )
     assert_close(got, truth, tolerance)
     complex_carry = any(map(is_complex, jax.tree.leaves(batch.carry)))
-    kind = counterpart if complex_carry else jnp.dtype
+    kind = complex_dtype if complex_carry else jnp.dtype
     for carry, ys in (got, without):
         assert ys.dtype == of_ys
         assert dtypes(carry) == {kind(of_carry)}
@@ -77,12 +77,12 @@ def test_dtypes_and_values_of_mixed_precision(kind: Row, engine: Engine, mix: st
 
 @pytest.mark.parametrize("given", [jnp.bfloat16, jnp.float32])
 def test_the_last_carry_has_the_dtype_of_the_first(kind: Row, engine: Engine, given: Any) -> None:
-    # So that windows of a long sequence can be run in `lax.scan`.
+    # It makes windows of a long sequence possible in `lax.scan`.
     cell = kind.make(4)
     params = random_params(cell, 1, 3, np.float32)
     batch = random_batch(cell, params, 2, steps=6, batch=3, dtype=np.float32)
     batch = batch._replace(carry=as_dtype(batch.carry, given))
-    carry, ys = jax.eval_shape(lambda p, b: call(cell, engine, WAY, p, b), params, batch)
+    carry, ys = jax.eval_shape(lambda p, b: call(cell, engine, SCENARIO, p, b), params, batch)
     assert dtypes(carry) == dtypes(batch.carry)
     assert ys.dtype == np.float32
 
@@ -97,53 +97,53 @@ def test_products_are_in_the_dtype_of_the_inputs(kind: Row, engine: Engine) -> N
     batch = random_batch(cell, params, 2, steps=6, batch=3)
     z, u = jax.eval_shape(cell.project, params, batch.xs[0]), cell.recur(params, batch.carry)
     if structure.multiplies_by_params(cell.update, params, batch.carry, z, u):
-        pytest.skip("the product within update is part of its arithmetic")
+        pytest.skip("products inside update are in the wider dtype")
     batch = batch._replace(xs=batch.xs.astype(jnp.bfloat16))
-    jaxpr = str(jax.make_jaxpr(lambda p, b: call(cell, engine, WAY, p, b))(params, batch))
+    jaxpr = str(jax.make_jaxpr(lambda p, b: call(cell, engine, SCENARIO, p, b))(params, batch))
     products = re.findall(r":(\w+)\[[\d,]*\] = dot_general", jaxpr)
     assert set(products) == {"bf16"}
 
 
 @pytest.mark.parametrize("mix", ["f32-bf16", "bf16-f32"])
 @pytest.mark.parametrize("cell", [GRU(2), LSTM(2, proj_size=1)], ids=["gru", "projected"])
-def test_each_part_is_given_its_dtype(
+def test_each_method_receives_its_dtype(
     cell: Cell, engine: Engine, mix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of_params, of_xs, _, wide, _ = MIXED[mix]
-    seen = {}
+    received = {}
 
-    def watched(part: str) -> Any:
-        really = getattr(type(cell), part)
+    def recorded(name: str) -> Any:
+        method = getattr(type(cell), name)
 
-        def watch(self: Cell, *given: Any) -> Any:
-            seen[part] = dtypes(given)
-            return really(self, *given)
+        def record(self: Cell, *args: Any) -> Any:
+            received[name] = dtypes(args)
+            return method(self, *args)
 
-        return watch
+        return record
 
-    for part in ("project", "recur", "update", "readout"):
-        monkeypatch.setattr(type(cell), part, watched(part))
+    for name in ("project", "recur", "update", "readout"):
+        monkeypatch.setattr(type(cell), name, recorded(name))
     params = random_params(cell, 1, 3, of_params)
     jax.eval_shape(partial(jrnn.unroll, cell, engine=engine), params, np.ones((5, 1, 3), of_xs))
     narrow, wide = {jnp.dtype(of_xs)}, {jnp.dtype(wide)}
-    # A readout with products is given the narrow dtype too.
+    # A readout with products also receives the narrow dtype.
     readout = narrow if isinstance(cell, LSTM) else wide
-    assert seen == {"project": narrow, "recur": narrow, "update": wide, "readout": readout}
+    assert received == {"project": narrow, "recur": narrow, "update": wide, "readout": readout}
 
 
-def test_gradients_of_mixed_precision_are_near_those_of_float32(kind: Row, engine: Engine) -> None:
+def test_gradients_of_mixed_precision_are_close_to_float32(kind: Row, engine: Engine) -> None:
     cell = kind.make(4)
     params = random_params(cell, 1, 3, np.float32)
     batch = random_batch(cell, params, 2, steps=6, batch=3, dtype=np.float32)
     rounded = batch._replace(
         xs=batch.xs.astype(jnp.bfloat16), ct_ys=batch.ct_ys.astype(jnp.bfloat16)
     )
-    (got,) = differentiate_all(cell, engine, (WAY,), params, rounded)
-    assert_close(tuple(got[2:]), loop_grads(cell, WAY, params, batch), 5e-2)
+    (got,) = differentiate_all(cell, engine, (SCENARIO,), params, rounded)
+    assert_close(tuple(got[2:]), loop_grads(cell, SCENARIO, params, batch), 5e-2)
 
 
 def test_the_carry_is_accumulated_in_the_wider_dtype(engine: Engine) -> None:
-    # From 1 on a bfloat16 has no room for 1/1024, and a float32 none for 1e-8: both would stall.
+    # 1 + 1/1024 is 1 in bfloat16, and 1 + 1e-8 is 1 in float32: sums in these dtypes stall.
     cell = Integrator(hidden_size=1)
     xs = np.full((2048, 1, 1), 2.0**-10)
     ones = np.ones((1, 1), np.float32)
@@ -156,8 +156,8 @@ def test_the_carry_is_accumulated_in_the_wider_dtype(engine: Engine) -> None:
         np.testing.assert_allclose(carry - 1, 4e-8, rtol=1e-5)
 
 
-def test_gradients_of_weights_are_added_in_the_wider_dtype(engine: Engine) -> None:
-    # A bfloat16 stalls at 256 where ones are added to it.
+def test_weight_gradients_are_accumulated_in_the_wider_dtype(engine: Engine) -> None:
+    # A sum of ones in bfloat16 stalls at 256.
     cell = Elman(1, activation="relu")
     one = np.ones((1, 1), np.float32)
     params = ElmanParams(w_ih=one, w_hh=0 * one, b=np.zeros(1, np.float32))
@@ -172,19 +172,19 @@ def test_gradients_of_weights_are_added_in_the_wider_dtype(engine: Engine) -> No
 
 
 @pytest.mark.parametrize("cell", [LSTM(1), GRU(1)])
-def test_a_slow_cell_creeps_on_where_bfloat16_would_stall(cell: Cell, engine: Engine) -> None:
-    # The gate that keeps is all but shut, so that a step adds less than half a unit in the last
-    # place of a bfloat16.
+def test_slow_cells_do_not_stall_with_bfloat16_inputs(cell: Cell, engine: Engine) -> None:
+    # The forget gate is almost 1, so that a step adds less than half a unit in the last place of
+    # bfloat16.
     row = CELLS[type(cell).__name__.lower()]
     params = jax.tree.map(np.zeros_like, random_params(cell, 1, 1, np.float32))
     b = {"LSTM": [8.0, 12.0, 0.003, 8.0], "GRU": [0.0, 6.9, 0.5]}[type(cell).__name__]
     params = params._replace(b=np.array(b, np.float32))
     batch = random_batch(cell, params, 1, 1000, 1)
     batch = batch._replace(xs=batch.xs.astype(jnp.bfloat16))
-    way = Way(lengths=False, resets=False, carry=False)
-    want = oracle(row, way, *as_dtype((params, batch), np.float64))
-    got = unroll_all(cell, engine, (way,), params, batch)[0]
+    scenario = Scenario(lengths=False, resets=False, carry=False)
+    want = oracle(row, scenario, *as_dtype((params, batch), np.float64))
+    got = unroll_all(cell, engine, (scenario,), params, batch)[0]
     assert_close(got[0], want[0], 1e-2)
-    narrow = unroll_all(cell, engine, (way,), as_dtype(params, jnp.bfloat16), batch)[0]
+    narrow = unroll_all(cell, engine, (scenario,), as_dtype(params, jnp.bfloat16), batch)[0]
     with pytest.raises(AssertionError):
         assert_close(narrow[0], want[0], 0.2)

@@ -10,12 +10,12 @@ import pytest
 from jax import lax
 
 from jrnn.engines import prefix
-from tests.helpers import assert_close, mostly_exhaustive
+from tests.helpers import assert_close, mark_exhaustive
 
 BATCH, UNITS = 2, 3
 CHUNKS = {12: (1, 2, 3, 11, 12, 20, None), 7: (1, 3), 2: (1, 2, None), 1: (1, 3), 0: (1, 4)}
-"""Chunks to be tested by the number of steps."""
-FEW = (1, 5, None)  # the associative scan alone, chunks with a rest, the walk alone
+"""Tested chunk sizes by number of steps."""
+FEW = (1, 5, None)  # pure associative scan, chunks with a remainder, sequential
 
 Tree = Any
 
@@ -24,11 +24,11 @@ class Case(NamedTuple):
     """One kind of recurrence.
 
     Attributes:
-      algebra: that of prefix.
-      a, b: shapes of the leaves after the axis of time.
+      algebra: the algebra of A.
+      a, b: shapes of the leaves, without the time axis.
       constant: whether A is the same at all steps.
-      number: what the leaves are made of, for A and for b.
-      resets: whether A is a pair with what is kept.
+      number: float or complex, for A and for b.
+      resets: whether A is a pair (A, keep).
     """
 
     algebra: prefix.Algebra
@@ -45,7 +45,7 @@ def block_case(k: int, **options: Any) -> Case:
 
 
 class Shape(tuple):
-    """A leaf: to JAX a tuple proper would be a tree."""
+    """The shape of a leaf; JAX would treat a plain tuple as a tree."""
 
 
 ROWS, MATRICES = Shape((BATCH, UNITS)), Shape((BATCH, UNITS, UNITS))
@@ -67,7 +67,7 @@ CASES = {
 
 
 class Problem(NamedTuple):
-    """A recurrence, and a cotangent for its states."""
+    """A recurrence, and a cotangent of its states."""
 
     a: Tree
     b: Tree
@@ -76,7 +76,7 @@ class Problem(NamedTuple):
 
 
 def problem(case: Case, steps: int, seed: int = 1) -> tuple[Problem, np.ndarray]:
-    """Normal numbers, and `keep [T, B]`, False at a third of the steps."""
+    """A random problem, and `keep [T, B]`, False at a third of the steps."""
     rng = np.random.default_rng(seed)
 
     def draw(shape: tuple[int, ...], number: type) -> np.ndarray:
@@ -127,19 +127,19 @@ def loop(case: Case, p: Problem, keep: np.ndarray, reverse: bool) -> Tree:
 
 
 def plain(case: Case, p: Problem, keep: Any, reverse: bool) -> Tree:
-    """The states by a scan that has nothing of its own but `times`, for JAX to differentiate."""
+    """The states by a plain `lax.scan`, differentiated by JAX."""
     steps = len(keep)
     a = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (steps, *leaf.shape[1:])), p.a)
 
     def body(state: Tree, inputs: Tree) -> tuple[Tree, Tree]:
         a, b, keep = inputs
         if case.algebra is prefix.DENSE:
-            moved = jnp.einsum("...ij,...j->...i", a, state)
+            product = jnp.einsum("...ij,...j->...i", a, state)
         else:
-            moved = times(case, a, state)
+            product = times(case, a, state)
         if case.resets:
-            moved = jax.tree.map(lambda s: s * keep[:, None], moved)
-        state = jax.tree.map(jnp.add, moved, b)
+            product = jax.tree.map(lambda s: s * keep[:, None], product)
+        state = jax.tree.map(jnp.add, product, b)
         return state, state
 
     return lax.scan(body, p.start, (a, p.b, keep), reverse=reverse)[1]
@@ -160,7 +160,7 @@ def pull(run: Solver, p: Problem) -> tuple[Tree, Tree]:
     return states, vjp(p.ct)
 
 
-# Blocks multiply out to many operations, which take long to compile.
+# Blocks expand to many operations, which compile slowly.
 SETTINGS = [
     (name, steps, chunks)
     for name in CASES
@@ -169,7 +169,7 @@ SETTINGS = [
 SETTINGS += [("blocks-1", 12, CHUNKS[12]), ("blocks-2", 12, (2, 3, 11))]
 
 
-# The kinds of numbers and the numbers of steps; all pairs of them are in the exhaustive suite.
+# Every case and every number of steps; the exhaustive suite has all combinations.
 FEWER = {
     *((name, 7) for name in CASES if "blocks-3" not in name),
     *(("diagonal", steps) for steps in CHUNKS),
@@ -183,7 +183,7 @@ FEWER = {
 
 @pytest.mark.parametrize(
     ("name", "steps", "chunks"),
-    mostly_exhaustive(SETTINGS, but=[s for s in SETTINGS if s[:2] in FEWER]),
+    mark_exhaustive(SETTINGS, always=[s for s in SETTINGS if s[:2] in FEWER]),
 )
 def test_states_and_gradients_equal_a_loop(
     name: str, steps: int, chunks: tuple[int | None, ...], x64: None
@@ -213,7 +213,7 @@ SECOND = ("diagonal", "complex", "blocks-2", "dense")
 
 @pytest.mark.parametrize("name", SECOND)
 def test_derivatives_of_all_modes_equal_those_of_a_scan(name: str, x64: None) -> None:
-    # Forward mode; reverse over reverse; forward over reverse, which is what hessian does.
+    # Forward mode, reverse over reverse, and forward over reverse as in jax.hessian.
     case, p, keep = small(name)
     direction, _ = problem(case, 7, seed=2)
     direction = direction._replace(ct=jax.tree.map(np.zeros_like, p.ct))
@@ -275,15 +275,15 @@ def test_gradients_equal_central_differences(x64: None) -> None:
             index = tuple(size // 2 for size in leaf.shape)
             ends = []
             for step in (eps, -eps):
-                moved = [other.copy() for other in leaves]
-                moved[n][index] += step
-                ends.append(loss(p._replace(**{field: jax.tree.unflatten(structure, moved)})))
+                perturbed = [other.copy() for other in leaves]
+                perturbed[n][index] += step
+                ends.append(loss(p._replace(**{field: jax.tree.unflatten(structure, perturbed)})))
             slope = (ends[0] - ends[1]) / (2 * eps)
             np.testing.assert_allclose(jax.tree.leaves(grads)[n][index], slope, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", ("complex", "blocks-2", "dense"))
-def test_vmap_equals_one_by_one(name: str, x64: None) -> None:
+def test_vmap_equals_separate_calls(name: str, x64: None) -> None:
     case = CASES[name]
     problems, keeps = zip(*(problem(case, 7, seed) for seed in (1, 2)), strict=True)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *problems)
@@ -306,7 +306,7 @@ def test_vmap_equals_one_by_one(name: str, x64: None) -> None:
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
 @pytest.mark.parametrize("name", ("diagonal-broadcast", "blocks-2", "dense"))
-def test_what_is_not_finite_does_not_pass_a_reset(name: str, bad: float, reverse: bool) -> None:
+def test_inf_and_nan_do_not_pass_a_reset(name: str, bad: float, reverse: bool) -> None:
     case = CASES[name]
     p, keep = problem(case, 12)
     keep[:], keep[5, 0] = True, False
@@ -336,7 +336,7 @@ def as_single(tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: leaf.astype(np.float32), tree)
 
 
-def test_a_mixture_of_constant_and_moving_blocks_equals_a_loop(x64: None) -> None:
+def test_constant_and_varying_blocks_equal_a_loop(x64: None) -> None:
     case = CASES["blocks-2"]._replace(resets=False)
     p, keep = problem(case, 7)
     (first, second), last_row = p.a
@@ -358,7 +358,7 @@ LONG = 10_000
 
 
 @pytest.mark.parametrize("chunk", [1, 64, None])
-def test_ten_thousand_steps_stay_accurate(chunk: int | None, reverse: bool) -> None:
+def test_ten_thousand_steps_are_accurate(chunk: int | None, reverse: bool) -> None:
     rng = np.random.default_rng(3)
     a = 1 - 10 ** rng.uniform(-5, 0, (LONG, BATCH, UNITS))
     b, start = rng.normal(size=a.shape), rng.normal(size=a.shape[1:])
@@ -373,7 +373,7 @@ def test_ten_thousand_steps_stay_accurate(chunk: int | None, reverse: bool) -> N
         assert_close(jax.jit(run)(p.a, p.b, p.start), truth, 1e-9)
 
 
-def test_what_is_carried_last_and_before() -> None:
+def test_shift_and_last_follow_the_scan_order() -> None:
     states, start = np.arange(1.0, 4)[:, None], np.zeros(1)
     np.testing.assert_array_equal(prefix.shift(states, start, False)[:, 0], [0, 1, 2])
     np.testing.assert_array_equal(prefix.shift(states, start, True)[:, 0], [2, 3, 0])
@@ -381,7 +381,7 @@ def test_what_is_carried_last_and_before() -> None:
     assert prefix.last(states, True) == 1
 
 
-def test_chunk_is_all_steps_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_chunk_is_all_steps_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     assert [prefix.default_chunk(n) for n in (0, 1, 9)] == [1, 1, 9]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

@@ -1,4 +1,4 @@
-"""`unroll` of cells with noise, with a pytree of inputs, and with integers in the carry."""
+"""`unroll` of stochastic cells, of cells with pytree inputs, and with integers in the carry."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ from tests.helpers import assert_close
 STEPS, BATCH, INPUT, HIDDEN = 6, 4, 2, 3
 LENGTHS = np.array([6, 4, 0, 1], np.int32)
 RESETS = np.random.default_rng(5).random((STEPS, BATCH)) < 0.4
-RESETS[1, 0], RESETS[4:, 1] = True, True  # the latter on padding
+RESETS[1, 0], RESETS[4:, 1] = True, True  # on a valid step, on padding
 
 
 def normal(*shape: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def travel(b: int, reverse: bool) -> list[int]:
+def scan_order(b: int, reverse: bool) -> list[int]:
     return list(range(LENGTHS[b]))[:: -1 if reverse else 1]
 
 
@@ -30,14 +30,14 @@ def noisy_loop(params: NoisyParams, xs: Any, masks: Any, reverse: bool) -> tuple
     """h' = tanh(m_t * (W x) + U h), with ones for the first carry, in NumPy."""
     masks, ys, last = np.asarray(masks), np.zeros((STEPS, BATCH, HIDDEN)), np.ones((BATCH, HIDDEN))
     for b in range(BATCH):
-        for t in travel(b, reverse):
+        for t in scan_order(b, reverse):
             h = np.ones(HIDDEN) if RESETS[t, b] else last[b]
             last[b] = np.tanh(masks[t, b] * (xs[t, b] @ params.w_ih) + h @ params.w_hh)
             ys[t, b] = last[b]
     return last, ys
 
 
-def test_noise_is_that_of_the_key(engines: tuple[Engine, ...], reverse: bool) -> None:
+def test_noise_depends_only_on_the_key(engines: tuple[Engine, ...], reverse: bool) -> None:
     cell = Noisy(HIDDEN)
     params = NoisyParams(normal(INPUT, HIDDEN), normal(HIDDEN, HIDDEN, seed=1))
     xs = normal(STEPS, BATCH, INPUT, seed=2)
@@ -56,7 +56,7 @@ def test_noise_is_that_of_the_key(engines: tuple[Engine, ...], reverse: bool) ->
     np.testing.assert_array_equal(first, run(engines[0], keys[0])[1])
 
 
-def test_a_step_with_noise_is_that_of_the_key() -> None:
+def test_step_noise_depends_only_on_the_key() -> None:
     cell = Noisy(HIDDEN)
     params = NoisyParams(normal(INPUT, HIDDEN), normal(HIDDEN, HIDDEN, seed=1))
     x, h = normal(BATCH, INPUT), normal(BATCH, HIDDEN, seed=2)
@@ -78,7 +78,7 @@ def leaky_loop(params: Any, xs: Timed, carry: Clock, reverse: bool) -> tuple[Clo
     ys = np.zeros((STEPS, BATCH, HIDDEN))
     leaks, counts = carry.inner["leak"].copy(), carry.steps.copy()
     for b in range(BATCH):
-        for t in travel(b, reverse):
+        for t in scan_order(b, reverse):
             if RESETS[t, b]:
                 leaks[b], counts[b] = 0.5, 100
             leaks[b] = np.exp(-xs.dt[t, b]) * leaks[b] + xs.x[t, b] @ params
@@ -87,7 +87,7 @@ def leaky_loop(params: Any, xs: Timed, carry: Clock, reverse: bool) -> tuple[Clo
     return Clock({"leak": leaks}, counts), ys
 
 
-def test_pytree_of_inputs_and_of_carry_equals_a_loop(engine: Engine, reverse: bool) -> None:
+def test_pytree_inputs_and_carry_equal_a_loop(engine: Engine, reverse: bool) -> None:
     params, xs = normal(INPUT, HIDDEN), timed()
     counts: Any = np.array([7, 8, 9, 10], np.int32)
     carry = Clock({"leak": normal(BATCH, HIDDEN)}, counts)
@@ -98,10 +98,10 @@ def test_pytree_of_inputs_and_of_carry_equals_a_loop(engine: Engine, reverse: bo
 
 
 @pytest.mark.parametrize("part", ["x", "dt"])
-def test_nan_in_any_part_of_the_inputs_leaves_no_trace(engine: Engine, part: str) -> None:
+def test_nan_in_any_input_leaf_has_no_effect(engine: Engine, part: str) -> None:
     params, xs = normal(INPUT, HIDDEN), timed()
     planted = getattr(xs, part).copy()
-    planted[4:, 1], planted[0, 0] = np.nan, np.nan  # padding; a step before a reset
+    planted[4:, 1], planted[0, 0] = np.nan, np.nan  # on padding; before a reset
     options = {"lengths": LENGTHS, "resets": RESETS, "engine": engine}
 
     @jax.jit
@@ -114,8 +114,8 @@ def test_nan_in_any_part_of_the_inputs_leaves_no_trace(engine: Engine, part: str
     assert_close(got, want, 1e-6)
 
 
-def test_integers_of_the_carry_stay_so_under_half_precision(engine: Engine) -> None:
-    # 100 + 257 steps is no bfloat16.
+def test_integer_carry_leaves_keep_their_dtype_in_half_precision(engine: Engine) -> None:
+    # The initial value 100 plus 257 steps has no exact bfloat16.
     xs = Timed(jnp.zeros((257, 1, INPUT), jnp.bfloat16), jnp.zeros((257, 1), jnp.bfloat16))
     params = np.zeros((INPUT, HIDDEN), jnp.bfloat16)
     carry, _ = jrnn.unroll(Leaky(HIDDEN), params, xs, engine=engine)
@@ -124,13 +124,13 @@ def test_integers_of_the_carry_stay_so_under_half_precision(engine: Engine) -> N
     assert carry.inner["leak"].dtype == jnp.bfloat16
 
 
-def test_a_carry_without_floats_obeys_resets(engine: Engine, reverse: bool) -> None:
+def test_integer_carry_obeys_resets(engine: Engine, reverse: bool) -> None:
     xs = normal(STEPS, BATCH, 1)
     options = {"lengths": LENGTHS, "resets": RESETS, "reverse": reverse, "engine": engine}
     carry, ys = jrnn.unroll(Counter(), np.float32(0), xs, **options)
     want, last = np.zeros((STEPS, BATCH)), np.zeros(BATCH)
     for b in range(BATCH):
-        for t in travel(b, reverse):
+        for t in scan_order(b, reverse):
             last[b] = 1 if RESETS[t, b] else last[b] + 1
             want[t, b] = last[b]
     np.testing.assert_array_equal(ys[..., 0], want)

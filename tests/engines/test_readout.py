@@ -1,4 +1,4 @@
-"""Where a readout is computed: in the loop, or once over all steps after it; with one result."""
+"""Readouts computed in the loop over time, and for all steps after the loop."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +12,9 @@ import jrnn
 from jrnn import Fused, Scan
 from jrnn.engines.precision import bind, precision_of
 from jrnn.engines.readout import LARGE_BATCH, loop_readout
-from jrnn.masking import step_of
+from jrnn.masking import step_shapes
 from tests.helpers import (
-    Way,
+    Scenario,
     assert_close,
     differentiate_all,
     loop_grads,
@@ -25,25 +25,23 @@ from tests.helpers import (
 from tests.table import CELLS
 
 WITH_PRODUCTS = ("lru", "s5", "lstm-projected", "projection-gru")
-WAYS = (Way(lengths=True, resets=True, carry=True), Way(reverse=True, lengths=True))
+SCENARIOS = (Scenario(lengths=True, resets=True, carry=True), Scenario(reverse=True, lengths=True))
 
 
 @pytest.mark.parametrize(
     "batch", [LARGE_BATCH - 1, LARGE_BATCH + 1], ids=["after the loop", "in the loop"]
 )
 @pytest.mark.parametrize("name", WITH_PRODUCTS)
-def test_readout_has_its_gradients_wherever_it_is_computed(
-    name: str, batch: int, x64: None
-) -> None:
+def test_values_and_gradients_equal_a_loop(name: str, batch: int, x64: None) -> None:
     row = CELLS[name]
     cell = row.make(3)
     params = random_params(cell, 1, input_size=2)
     given = random_batch(cell, params, 2, steps=4, batch=batch)
     for engine in (Scan(), Fused(chunk=3), Fused(chunk=2, remat=True)):
-        results = differentiate_all(cell, engine, WAYS, params, given)
-        for way, got in zip(WAYS, results, strict=True):
-            assert_close((got.carry, got.ys), oracle(row, way, params, given), 1e-10)
-            assert_close(tuple(got[2:]), loop_grads(cell, way, params, given), 1e-10)
+        results = differentiate_all(cell, engine, SCENARIOS, params, given)
+        for scenario, got in zip(SCENARIOS, results, strict=True):
+            assert_close((got.carry, got.ys), oracle(row, scenario, params, given), 1e-10)
+            assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, given), 1e-10)
 
 
 @pytest.mark.parametrize(
@@ -51,32 +49,30 @@ def test_readout_has_its_gradients_wherever_it_is_computed(
     [
         *((name, LARGE_BATCH - 1, True) for name in WITH_PRODUCTS),
         *((name, LARGE_BATCH, False) for name in WITH_PRODUCTS),
-        ("mlstm", 1, False),  # its readout multiplies a matrix by the query, and no parameters
+        ("mlstm", 1, False),  # its readout has a product, but not by parameters
         ("lstm", 1, False),
         ("zoneout-lstm", 1, False),
     ],
 )
-def test_products_by_parameters_leave_the_loop_for_small_batches(
-    name: str, batch: int, deferred: bool
-) -> None:
+def test_products_are_deferred_for_small_batches(name: str, batch: int, deferred: bool) -> None:
     cell = CELLS[name].make(4)
     params = cell.init(jax.random.key(0), 2)
     xs = cell.inputs(2, (5, batch))
     bound = bind(cell, params, precision_of(params, xs))
     carry = cell.init_carry(params, (batch,))
-    readout = loop_readout(bound, carry, step_of(xs))
+    readout = loop_readout(bound, carry, step_shapes(xs))
     z = bound.project(jax.tree.map(lambda leaf: leaf[0], xs))
     out = jax.eval_shape(readout.emit, bound, carry, z)
     y = jax.eval_shape(bound.readout, carry, z)
     assert (jax.tree.structure(out) != jax.tree.structure(y)) is deferred
 
 
-def test_only_what_a_readout_reads_is_stacked_over_time() -> None:
+def test_only_leaves_that_readout_reads_are_stacked() -> None:
     cell = CELLS["projection-gru"].make(4)
     params = cell.init(jax.random.key(0), 2)
     xs: Any = np.ones((5, 1, 2), np.float32)
     bound = bind(cell, params, precision_of(params, xs))
-    readout = loop_readout(bound, cell.init_carry(params, (1,)), step_of(xs))
+    readout = loop_readout(bound, cell.init_carry(params, (1,)), step_shapes(xs))
     z = bound.project(xs[0])
     emitted = jax.eval_shape(readout.emit, bound, cell.init_carry(params, (1,)), z)
     assert [leaf.shape for leaf in jax.tree.leaves(emitted)] == [(1, 4)]
@@ -84,7 +80,7 @@ def test_only_what_a_readout_reads_is_stacked_over_time() -> None:
 
 @dataclass(frozen=True)
 class UnitNorm(jrnn.Elman):
-    """An output of norm 1 times a matrix: it has no derivative at a state of zeros."""
+    """A normalized output times a matrix, which has no derivative at zero."""
 
     def readout(self, params: Any, carry: Any, z: Any) -> Any:
         return (carry / jnp.linalg.norm(carry, axis=-1, keepdims=True)) @ params.w_hh
@@ -92,9 +88,7 @@ class UnitNorm(jrnn.Elman):
 
 @pytest.mark.parametrize("engine", ["scan", "fused", "native", "newton"])
 @pytest.mark.parametrize("batch", [LARGE_BATCH - 2, LARGE_BATCH + 1])
-def test_padding_reaches_no_gradient_of_a_readout_that_is_singular_at_zero(
-    engine: str, batch: int
-) -> None:
+def test_gradients_ignore_padding_if_readout_is_singular_at_zero(engine: str, batch: int) -> None:
     cell = UnitNorm(3)
     params = random_params(cell, 1, 2, np.float32)
     xs = random_batch(cell, params, 2, 4, batch, np.float32).xs
@@ -104,15 +98,15 @@ def test_padding_reaches_no_gradient_of_a_readout_that_is_singular_at_zero(
         return (jrnn.unroll(cell, params, xs, lengths=lengths, engine=engine)[1] ** 3).sum()
 
     grads = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
-    alone = [
+    separate = [
         jax.grad(loss_of_one, argnums=(0, 1))(params, xs[:n, b], cell)
         for b, n in enumerate(lengths)
     ]
-    want = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *(g for g, _ in alone))
+    want = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *(g for g, _ in separate))
     got, by_xs = grads(params, xs, engine)
     assert_close(got, want, 1e-5)
     for b, n in enumerate(lengths):
-        assert_close(by_xs[:n, b], alone[b][1], 1e-5)
+        assert_close(by_xs[:n, b], separate[b][1], 1e-5)
         assert not by_xs[n:, b].any()
 
 

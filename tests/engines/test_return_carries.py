@@ -21,8 +21,8 @@ RESETS = np.random.default_rng(3).random(MASK.shape) < 0.4
 XS = np.random.default_rng(0).normal(size=(STEPS, BATCH, SIZE))
 
 
-class Way(NamedTuple):
-    """Which of the optional arguments are given."""
+class Scenario(NamedTuple):
+    """The optional arguments of `unroll`."""
 
     lengths: Any = None
     mask: Any = None
@@ -31,11 +31,11 @@ class Way(NamedTuple):
     reverse: bool = False
 
 
-WAYS = (
-    Way(),
-    Way(LENGTHS, resets=RESETS, carry=False),
-    Way(mask=MASK, resets=RESETS, reverse=True),
-    Way(LENGTHS, MASK, carry=False, reverse=True),
+SCENARIOS = (
+    Scenario(),
+    Scenario(LENGTHS, resets=RESETS, carry=False),
+    Scenario(mask=MASK, resets=RESETS, reverse=True),
+    Scenario(LENGTHS, MASK, carry=False, reverse=True),
 )
 
 CELLS: dict[str, Cell] = {
@@ -68,14 +68,14 @@ ALL_CASES = CASES + [pytest.param(*case, marks=pytest.mark.exhaustive) for case 
 
 
 def weights(tree: Any) -> Any:
-    """Cotangents: numbers that differ, for leaves of these shapes."""
+    """Distinct cotangents for leaves of these shapes."""
     return jax.tree.map(lambda a: np.cos(np.arange(a.size)).reshape(a.shape).astype(a.dtype), tree)
 
 
-def loop(cell: Cell, way: Way, params: Any, xs: Any, first: Any, ct: Any) -> Any:
-    """Each sequence alone, step by step: results as of `unroll`, and their cotangents pulled back.
+def loop(cell: Cell, scenario: Scenario, params: Any, xs: Any, first: Any, ct: Any) -> Any:
+    """The results of `unroll` and their gradients, for each sequence separately, step by step.
 
-    On padding the carry is repeated, and so its cotangents add up.
+    The carry is repeated on padding, so its cotangents are summed.
     """
     ct_last, ct_ys, ct_carries = ct
     zeros, add = partial(jax.tree.map, np.zeros_like), partial(jax.tree.map, np.add)
@@ -89,17 +89,17 @@ def loop(cell: Cell, way: Way, params: Any, xs: Any, first: Any, ct: Any) -> Any
 
     for b in range(BATCH):
         start, _ = start_vjp(cell, params, pick(ct_last, b))
-        carry = pick(first, b) if way.carry else start
-        order = range(STEPS)[:: -1 if way.reverse else 1]
-        inside = [t for t in order if way.lengths is None or t < way.lengths[b]]
-        valid = [t for t in inside if way.mask is None or way.mask[t, b]]
-        resets = [t for t in valid if way.resets is not None and way.resets[t, b]]
+        carry = pick(first, b) if scenario.carry else start
+        order = range(STEPS)[:: -1 if scenario.reverse else 1]
+        inside = [t for t in order if scenario.lengths is None or t < scenario.lengths[b]]
+        valid = [t for t in inside if scenario.mask is None or scenario.mask[t, b]]
+        resets = [t for t in valid if scenario.resets is not None and scenario.resets[t, b]]
         prev = {}
         for t in order:
             if t in valid:
                 prev[t] = start if t in resets else carry
-                given = params, prev[t], xs[t, b], ct_ys[t, b], pick(ct_last, b)
-                (carry, y), _ = step_vjp(cell, *given)
+                args = params, prev[t], xs[t, b], ct_ys[t, b], pick(ct_last, b)
+                (carry, y), _ = step_vjp(cell, *args)
                 put(ys, y, t, b)
             put(carries, carry, t, b)
         put(last, carry, b)
@@ -108,12 +108,12 @@ def loop(cell: Cell, way: Way, params: Any, xs: Any, first: Any, ct: Any) -> Any
         for t in reversed(order):
             cotangent = add(cotangent, pick(ct_carries, t, b))
             if t in valid:
-                given = params, prev[t], xs[t, b], ct_ys[t, b], cotangent
-                _, (share, cotangent, xs_grad[t, b]) = step_vjp(cell, *given)
-                params_grad = add(params_grad, share)
+                args = params, prev[t], xs[t, b], ct_ys[t, b], cotangent
+                _, (step_grad, cotangent, xs_grad[t, b]) = step_vjp(cell, *args)
+                params_grad = add(params_grad, step_grad)
             if t in resets:
                 ct_start, cotangent = add(ct_start, cotangent), zeros(cotangent)
-        if way.carry:
+        if scenario.carry:
             put(first_grad, cotangent, b)
         else:
             ct_start = add(ct_start, cotangent)
@@ -123,20 +123,20 @@ def loop(cell: Cell, way: Way, params: Any, xs: Any, first: Any, ct: Any) -> Any
 
 @partial(jax.jit, static_argnames=("cell", "engine"))
 def by_engine(cell: Cell, engine: Engine, params: Any, xs: Any, first: Any) -> Any:
-    """Results and gradients of all ways, in one compilation."""
+    """Results and gradients of all scenarios, in one compilation."""
     results = []
-    for way in WAYS:
+    for scenario in SCENARIOS:
 
-        def run(params: Any, xs: Any, first: Any, way: Way = way) -> Any:
+        def run(params: Any, xs: Any, first: Any, scenario: Scenario = scenario) -> Any:
             return jrnn.unroll(
                 cell,
                 params,
                 xs,
-                first if way.carry else None,
-                lengths=way.lengths,
-                mask=way.mask,
-                resets=way.resets,
-                reverse=way.reverse,
+                first if scenario.carry else None,
+                lengths=scenario.lengths,
+                mask=scenario.mask,
+                resets=scenario.resets,
+                reverse=scenario.reverse,
                 engine=engine,
                 return_carries=True,
             )
@@ -146,10 +146,10 @@ def by_engine(cell: Cell, engine: Engine, params: Any, xs: Any, first: Any) -> A
     return results
 
 
-def assert_like_the_loop(cell: Cell, engine: Engine, dtype: Any, tolerance: float) -> None:
+def assert_equals_loop(cell: Cell, engine: Engine, dtype: Any, tolerance: float) -> None:
     params, xs, first = setting(cell, dtype)
-    for way, got in zip(WAYS, by_engine(cell, engine, params, xs, first), strict=True):
-        want = loop(cell, way, params, xs, first, weights(got[0]))
+    for scenario, got in zip(SCENARIOS, by_engine(cell, engine, params, xs, first), strict=True):
+        want = loop(cell, scenario, params, xs, first, weights(got[0]))
         assert_close(got, want, tolerance)
 
 
@@ -162,7 +162,7 @@ def setting(cell: Cell, dtype: Any) -> Any:
 @pytest.mark.parametrize(("name", "engine"), ALL_CASES, ids=str)
 def test_carries_equal_a_loop(name: str, engine: Engine, x64: None) -> None:
     tolerance = 1e-8 if isinstance(engine, Newton) else 1e-10
-    assert_like_the_loop(CELLS[name], engine, np.float64, tolerance)
+    assert_equals_loop(CELLS[name], engine, np.float64, tolerance)
 
 
 @pytest.mark.parametrize(
@@ -170,11 +170,11 @@ def test_carries_equal_a_loop(name: str, engine: Engine, x64: None) -> None:
 )
 def test_carries_of_the_native_engine_equal_a_loop(cell: Cell) -> None:
     pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
-    assert_like_the_loop(cell, Native(), np.float32, 2e-5)
+    assert_equals_loop(cell, Native(), np.float32, 2e-5)
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_no_steps_give_no_carries(name: str) -> None:
+def test_zero_steps_return_empty_carries(name: str) -> None:
     cell = CELLS[name]
     params, xs, first = setting(cell, np.float32)
     for reverse in (False, True):
@@ -187,7 +187,7 @@ def test_no_steps_give_no_carries(name: str) -> None:
         assert got == [a.shape for a in jax.tree.leaves(want)]
 
 
-def test_carries_and_outputs_are_those_without_carries() -> None:
+def test_outputs_do_not_depend_on_return_carries() -> None:
     cell = dropout(LSTM(3), x=0.5, y=0.5)
     params, xs, first = setting(cell, np.float32)
     options = {"mask": MASK, "resets": RESETS, "key": jax.random.key(0)}
@@ -212,12 +212,12 @@ CHOICES = [
     (GRU(3), 5, 4, "Native", ""),
     (jrnn.Elman(3), 5, 40, "Native", ""),
     (projection(GRU(3), size=2), 5, 4, "Native", ""),
-    (MinGRU(3), 300, 4, "Associative", "there is no kernel for MinGRU"),
+    (MinGRU(3), 300, 4, "Associative", "no kernel supports MinGRU"),
 ]
 
 
 @pytest.mark.parametrize(("cell", "steps", "batch", "engine", "reason"), CHOICES, ids=str)
-def test_auto_chooses_an_engine_that_has_the_carries(
+def test_auto_chooses_an_engine_that_supports_carries(
     cell: Cell, steps: int, batch: int, engine: str, reason: str, caplog: Any
 ) -> None:
     pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
@@ -226,11 +226,11 @@ def test_auto_chooses_an_engine_that_has_the_carries(
     run = lambda params, xs: jrnn.unroll(cell, params, xs, return_carries=True)
     with caplog.at_level(logging.INFO, "jrnn"):
         jax.eval_shape(run, params, xs)
-    (said,) = [r.getMessage() for r in caplog.records if r.name == "jrnn"]
-    assert said.startswith(f"engine='auto' chose {engine}(") and reason in said
+    (message,) = [r.getMessage() for r in caplog.records if r.name == "jrnn"]
+    assert message.startswith(f"engine='auto' chose {engine}(") and reason in message
 
 
-def test_native_refuses_to_return_a_cell_state() -> None:
+def test_native_raises_for_cell_states() -> None:
     pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
     params, xs, first = setting(LSTM(3), np.float32)
     with pytest.raises(
@@ -239,9 +239,9 @@ def test_native_refuses_to_return_a_cell_state() -> None:
         jrnn.unroll(LSTM(3), params, xs, first, engine="native", return_carries=True)
 
 
-def test_layers_that_are_no_cells_have_no_carry_after_each_step() -> None:
+def test_return_carries_raises_for_layers_that_are_not_cells() -> None:
     layer = jrnn.stack([GRU(3)])
-    with pytest.raises(TypeError, match="return_carries needs a single cell, got Stack"):
+    with pytest.raises(TypeError, match="must be a single cell for return_carries, got Stack"):
         jrnn.unroll(layer, layer.init(jax.random.key(0), SIZE), XS, return_carries=True)
 
 

@@ -1,4 +1,4 @@
-"""`Sharded`: each device runs its own rows, and what comes out is what one device makes."""
+"""`Sharded` on several devices against a run on one device."""
 
 import re
 import subprocess
@@ -15,18 +15,18 @@ from jrnn import Associative, Fused, Native, Newton, Scan, Sharded
 from jrnn.transforms import dropout, weight_drop, zoneout
 from tests.compilation import environment_with_devices
 from tests.helpers import (
-    Way,
+    Scenario,
     assert_close,
     call,
     cotangents,
-    moving,
+    differentiable_leaves,
     random_batch,
     random_params,
 )
 from tests.table import CELLS
 
 STEPS, ROWS, DEVICES = 6, 8, 4
-WAYS = (Way(carry=False), Way(reverse=True))
+SCENARIOS = (Scenario(carry=False), Scenario(reverse=True))
 CASES = {
     "lstm-peepholes": Fused(),
     "gru": Fused(remat=True),
@@ -43,21 +43,25 @@ def mesh():
 
 
 def results(cell, engine, params, batch):
-    """Values and gradients, each way."""
+    """Values and gradients for each scenario."""
 
-    def one(way):
-        run = lambda p, xs, c: call(cell, engine, way, p, batch._replace(xs=xs, carry=c))
+    def one(scenario):
+        run = lambda p, xs, c: call(cell, engine, scenario, p, batch._replace(xs=xs, carry=c))
         (carry, ys), vjp = jax.vjp(run, params, batch.xs, batch.carry)
-        return carry, ys, moving(vjp((cotangents(carry, batch.ct_carry), batch.ct_ys)))
+        return (
+            carry,
+            ys,
+            differentiable_leaves(vjp((cotangents(carry, batch.ct_carry), batch.ct_ys))),
+        )
 
-    return [one(way) for way in WAYS]
+    return [one(scenario) for scenario in SCENARIOS]
 
 
 def check_values_and_gradients():
     for name, engine in CASES.items():
         check_case(CELLS[name].make(2), engine, ROWS, ("data", "model"))
     gru = CELLS["gru"].make(2)
-    check_case(gru, Fused(), 6, ("data", "model"))  # which 4 devices do not divide
+    check_case(gru, Fused(), 6, ("data", "model"))  # 4 devices do not divide the batch
     check_case(gru, Fused(), 6, ("data", "nowhere"))
 
 
@@ -72,7 +76,7 @@ def check_case(cell, engine, rows, axes):
 
 
 def check_noise():
-    """It is that of the whole batch."""
+    """The noise equals that of one device."""
     cell = weight_drop(zoneout(dropout(jrnn.LSTM(3), x=0.4), h=0.3, c=0.2), 0.3)
     params = cell.init(jax.random.key(0), 2)
     xs = np.random.default_rng(0).normal(size=(STEPS, ROWS, 2)).astype(np.float32)
@@ -84,7 +88,7 @@ def check_noise():
 
 
 def check_native():
-    """The kernels on each device; and where rows are not divided something else than these."""
+    """`Native` on each device, and its replacement if devices do not divide the batch."""
     cell = jrnn.LSTM(8)
     params = cell.init(jax.random.key(0), 3)
     for rows in (ROWS, 6):
@@ -96,7 +100,7 @@ def check_native():
 
 
 def check_collectives():
-    """Gradients of weights are added up once, and nothing else goes from device to device."""
+    """Weight gradients are summed over devices once, without any other communication."""
     cell = jrnn.GRU(8, reset_after=False)
     params = cell.init(jax.random.key(0), 3)
     xs = np.ones((STEPS, ROWS, 3), np.float32)
@@ -106,12 +110,12 @@ def check_collectives():
         for engine, once in ((Sharded(Scan()), True), (Scan(), False)):
             loss = lambda p, xs, e=engine: (jrnn.unroll(cell, p, xs, engine=e)[1] ** 2).sum()
             text = jax.jit(jax.grad(loss)).lower(params, xs).compile().as_text()
-            found = re.findall(r" (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", text)
+            collectives = re.findall(r" (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", text)
             in_loops = [
                 part for part in re.split(r"\n(?=%|ENTRY)", text) if "all-reduce(" in part[:100000]
             ]
             outside = all(part.startswith("ENTRY") for part in in_loops)
-            assert (set(found) == {"all-reduce"} and outside) == once, (engine, found)
+            assert (set(collectives) == {"all-reduce"} and outside) == once, (engine, collectives)
 
 
 SCRIPT = f"""
@@ -128,12 +132,12 @@ with jax.enable_x64(True):
 """
 
 
-def test_rows_are_split_over_devices():
+def test_batch_is_sharded_over_devices():
     command = [sys.executable, "-W", "error", "-c", SCRIPT]
     subprocess.run(command, env=environment_with_devices(DEVICES), check=True, timeout=300)
 
 
-def test_without_a_mesh_it_is_the_other_engine():
+def test_without_a_mesh_equals_the_inner_engine():
     cell = jrnn.GRU(3)
     params = random_params(cell, 1, 2)
     batch = random_batch(cell, params, 2, STEPS, 3)
@@ -144,7 +148,7 @@ def test_without_a_mesh_it_is_the_other_engine():
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-def test_what_is_no_engine_is_refused():
+def test_invalid_engine_raises():
     with pytest.raises(
         TypeError, match="engine must be an engine such as jrnn.Fused\\(\\), got 'fused'"
     ):

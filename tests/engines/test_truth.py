@@ -1,4 +1,4 @@
-"""`unroll` against slow truths: the papers' equations in NumPy, a Python loop, differences."""
+"""`unroll` against slow references: NumPy steps from the papers, loops, finite differences."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,10 +15,10 @@ from jrnn import Engine
 from tests.cells.toys import Learned
 from tests.compilation import OPTIMIZED
 from tests.helpers import (
-    HALF,
-    WAYS,
+    HALF_OF_SCENARIOS,
+    SCENARIOS,
     Batch,
-    Way,
+    Scenario,
     as_dtype,
     assert_close,
     central_differences,
@@ -31,7 +31,7 @@ from tests.helpers import (
 )
 from tests.table import CELLS, KINDS, Row
 
-EVERYTHING = (Way(), Way(reverse=True))
+EVERYTHING = (Scenario(), Scenario(reverse=True))
 
 
 def example(row: Row) -> tuple[jrnn.Cell, object, Batch]:
@@ -42,84 +42,86 @@ def example(row: Row) -> tuple[jrnn.Cell, object, Batch]:
 
 def test_values_and_gradients_equal_a_loop_in_float64(kind: Row, engine: Engine, x64: None) -> None:
     cell, params, batch = example(kind)
-    results = differentiate_all(cell, engine, HALF, params, batch)
-    for way, got in zip(HALF, results, strict=True):
-        assert_close((got.carry, got.ys), oracle(kind, way, params, batch), 1e-10)
-        assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-10)
-        if way in (HALF[0], HALF[-1]):
-            assert_close(tuple(got[2:]), central_differences(kind, way, params, batch), 1e-8)
+    results = differentiate_all(cell, engine, HALF_OF_SCENARIOS, params, batch)
+    for scenario, got in zip(HALF_OF_SCENARIOS, results, strict=True):
+        assert_close((got.carry, got.ys), oracle(kind, scenario, params, batch), 1e-10)
+        assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 1e-10)
+        if scenario in (HALF_OF_SCENARIOS[0], HALF_OF_SCENARIOS[-1]):
+            assert_close(tuple(got[2:]), central_differences(kind, scenario, params, batch), 1e-8)
 
 
 @pytest.mark.parametrize("name", [name for name in CELLS if name not in KINDS])
 def test_values_and_gradients_equal_finite_differences(
     name: str, engine: Engine, x64: None
 ) -> None:
-    # One direction on each engine; all ways of these rows are in the exhaustive suite.
-    row, way = CELLS[name], Way(reverse=isinstance(engine, jrnn.Fused))
+    # One scan direction for each engine; the exhaustive suite has all scenarios.
+    row, scenario = CELLS[name], Scenario(reverse=isinstance(engine, jrnn.Fused))
     cell, params, batch = example(row)
-    (got,) = differentiate_all(cell, engine, (way,), params, batch)
-    assert_close((got.carry, got.ys), oracle(row, way, params, batch), 1e-10)
-    assert_close(tuple(got[2:]), central_differences(row, way, params, batch), 1e-8)
+    (got,) = differentiate_all(cell, engine, (scenario,), params, batch)
+    assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), 1e-10)
+    assert_close(tuple(got[2:]), central_differences(row, scenario, params, batch), 1e-8)
 
 
 @pytest.mark.exhaustive
-def test_every_row_equals_a_loop_every_way(row: Row, engine: Engine, x64: None) -> None:
+def test_every_cell_equals_a_loop_in_every_scenario(row: Row, engine: Engine, x64: None) -> None:
     cell, params, batch = example(row)
-    results = differentiate_all(cell, engine, WAYS, params, batch)
-    for way, got in zip(WAYS, results, strict=True):
-        assert_close((got.carry, got.ys), oracle(row, way, params, batch), 1e-10)
-        assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-10)
-        if way in EVERYTHING:
-            assert_close(tuple(got[2:]), central_differences(row, way, params, batch), 1e-8)
+    results = differentiate_all(cell, engine, SCENARIOS, params, batch)
+    for scenario, got in zip(SCENARIOS, results, strict=True):
+        assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), 1e-10)
+        assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 1e-10)
+        if scenario in EVERYTHING:
+            assert_close(tuple(got[2:]), central_differences(row, scenario, params, batch), 1e-8)
 
 
 @pytest.mark.exhaustive
 def test_values_equal_the_oracle_in_float32(kind: Row, engine: Engine) -> None:
     cell, params, batch = as_dtype(example(kind), np.float32)
     wide = as_dtype((params, batch), np.float64)
-    for way, got in zip(WAYS, unroll_all(cell, engine, WAYS, params, batch), strict=True):
+    for scenario, got in zip(
+        SCENARIOS, unroll_all(cell, engine, SCENARIOS, params, batch), strict=True
+    ):
         assert jax.tree.leaves(got)[0].real.dtype == np.float32
-        assert_close(got, oracle(kind, way, *wide), 1e-5)
+        assert_close(got, oracle(kind, scenario, *wide), 1e-5)
 
 
 @partial(jax.jit, static_argnums=(0, 1), compiler_options=OPTIMIZED)
-def as_users_run_it(cell: jrnn.Cell, engine: Engine, params: Any, batch: Batch) -> Any:
-    """Values alone, and values with gradients, in optimised code."""
-    given = cell, engine, EVERYTHING, params, batch
-    return unroll_all(*given), differentiate_all(*given)
+def run_optimized(cell: jrnn.Cell, engine: Engine, params: Any, batch: Batch) -> Any:
+    """Values, and values with gradients, with the default optimizations of XLA."""
+    args = cell, engine, EVERYTHING, params, batch
+    return unroll_all(*args), differentiate_all(*args)
 
 
 def test_values_and_gradients_equal_a_loop_in_float32(kind: Row, engine: Engine) -> None:
     cell, params, batch = as_dtype(example(kind), np.float32)
-    values, results = as_users_run_it(cell, engine, params, batch)
+    values, results = run_optimized(cell, engine, params, batch)
     with jax.enable_x64(True):
         wide = as_dtype((params, batch), np.float64)
-        truths = [loop_grads(cell, way, *wide) for way in EVERYTHING]
-    for way, alone, got, truth in zip(EVERYTHING, values, results, truths, strict=True):
-        assert jax.tree.leaves(alone)[0].real.dtype == np.float32
-        assert_close(alone, oracle(kind, way, *wide), 1e-5)
-        assert_close((got.carry, got.ys), oracle(kind, way, *wide), 1e-5)
+        truths = [loop_grads(cell, scenario, *wide) for scenario in EVERYTHING]
+    for scenario, value, got, truth in zip(EVERYTHING, values, results, truths, strict=True):
+        assert jax.tree.leaves(value)[0].real.dtype == np.float32
+        assert_close(value, oracle(kind, scenario, *wide), 1e-5)
+        assert_close((got.carry, got.ys), oracle(kind, scenario, *wide), 1e-5)
         assert_close(tuple(got[2:]), truth, 1e-5)
 
 
-class Drawn(NamedTuple):
-    """What a compile depends on."""
+class Shape(NamedTuple):
+    """Everything that determines a compilation."""
 
     steps: int
     batch: int
     input_size: int
     hidden_size: int
-    way: Way
+    scenario: Scenario
     variant: int
 
 
-def shapes(row: Row) -> list[Drawn]:
-    """Two for each cell, others for every cell: the masks drawn for them cost no compile."""
+def shapes(row: Row) -> list[Shape]:
+    """Two shapes, different for each cell; new masks for them need no compilation."""
     rng = np.random.default_rng(list(CELLS.values()).index(row))
     return [
-        Drawn(
+        Shape(
             *(int(n) for n in rng.integers([0, 0, 1, 1], [18, 5, 6, 8])),
-            way=WAYS[rng.integers(len(WAYS))],
+            scenario=SCENARIOS[rng.integers(len(SCENARIOS))],
             variant=int(rng.integers(100)),
         )
         for _ in range(2)
@@ -141,12 +143,12 @@ def test_any_shape_equals_a_loop(
     batch = batch._replace(lengths=data.draw(lengths), resets=data.draw(resets))
     engine = engines[drawn.variant % len(engines)]
     with jax.enable_x64(True):
-        (got,) = differentiate_all(cell, engine, (drawn.way,), params, batch)
-        assert_close((got.carry, got.ys), oracle(kind, drawn.way, params, batch), 1e-10)
-        assert_close(tuple(got[2:]), loop_grads(cell, drawn.way, params, batch), 1e-10)
+        (got,) = differentiate_all(cell, engine, (drawn.scenario,), params, batch)
+        assert_close((got.carry, got.ys), oracle(kind, drawn.scenario, params, batch), 1e-10)
+        assert_close(tuple(got[2:]), loop_grads(cell, drawn.scenario, params, batch), 1e-10)
 
 
-def test_no_steps_return_the_carry_given(kind: Row, engine: Engine, x64: None) -> None:
+def test_zero_steps_return_the_first_carry(kind: Row, engine: Engine, x64: None) -> None:
     cell = kind.make(3)
     params = random_params(cell, 1, input_size=2)
     batch = random_batch(cell, params, 2, steps=0, batch=2)
@@ -158,13 +160,13 @@ def test_no_steps_return_the_carry_given(kind: Row, engine: Engine, x64: None) -
         assert_close((results.params_grad, results.carry_grad), (zeros, batch.ct_carry), 0)
 
 
-def test_a_learned_first_carry_gets_its_gradient(engine: Engine, x64: None) -> None:
-    # From the start without a carry given, and from every reset.
+def test_gradients_of_a_learned_first_carry_equal_a_loop(engine: Engine, x64: None) -> None:
+    # The carry is used at the start if none is passed, and at every reset.
     step = lambda params, h, x: (np.tanh(params.w_ih.T @ x + params.w_hh.T @ h),) * 2
     row = Row(Learned, step, start=lambda params: params.h0)
     cell, params, batch = example(row)
-    results = differentiate_all(cell, engine, HALF, params, batch)
-    for way, got in zip(HALF, results, strict=True):
-        assert_close((got.carry, got.ys), oracle(row, way, params, batch), 1e-10)
-        assert_close(tuple(got[2:]), loop_grads(cell, way, params, batch), 1e-10)
-        assert_close(tuple(got[2:]), central_differences(row, way, params, batch), 1e-8)
+    results = differentiate_all(cell, engine, HALF_OF_SCENARIOS, params, batch)
+    for scenario, got in zip(HALF_OF_SCENARIOS, results, strict=True):
+        assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), 1e-10)
+        assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 1e-10)
+        assert_close(tuple(got[2:]), central_differences(row, scenario, params, batch), 1e-8)

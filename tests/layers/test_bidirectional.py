@@ -1,4 +1,4 @@
-"""A layer in each direction of time: against two runs."""
+"""`Bidirectional` against separate runs in each direction."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ RESETS = np.random.default_rng(1).random((STEPS, BATCH)) < 0.3
 
 
 @pytest.mark.parametrize("merge", ["concat", "sum", "mul", "ave"])
-def test_both_directions_are_two_runs(merge: Any) -> None:
+def test_bidirectional_equals_two_runs(merge: Any) -> None:
     layer = bidirectional(LSTM(SIZE), GRU(SIZE), merge)
     params = random_params(layer, 1, SIZE, np.float32)
     first = jax.tree.map(lambda a: a + 0.3, layer.init_carry(params, (BATCH,)))
@@ -48,7 +48,7 @@ def test_both_directions_are_two_runs(merge: Any) -> None:
     assert_close(tuple(got), (last, other), 1e-6)
 
 
-def test_both_directions_go_into_a_stack_and_a_module() -> None:
+def test_bidirectional_in_a_stack_and_a_module() -> None:
     both = bidirectional(LSTM(SIZE))
     layer = stack([both, GRU(2)])
     params = random_params(layer, 1, SIZE, np.float32)
@@ -59,16 +59,16 @@ def test_both_directions_go_into_a_stack_and_a_module() -> None:
     assert rnn.output_size == 2 and rnn(XS)[1].shape == (STEPS, BATCH, 2)
 
 
-def test_a_stack_may_be_each_direction() -> None:
+def test_stack_as_a_direction_equals_separate_runs() -> None:
     layer = bidirectional(stack([LSTM(SIZE), GRU(2)]), GRU(2), merge="sum")
     params = random_params(layer, 1, SIZE, np.float32)
     got = jrnn.unroll(layer, params, XS, lengths=LENGTHS)[1]
-    ahead = jrnn.unroll(stack([LSTM(SIZE), GRU(2)]), params.forward, XS, lengths=LENGTHS)[1]
-    back = jrnn.unroll(GRU(2), params.backward, XS, lengths=LENGTHS, reverse=True)[1]
-    assert_close(got, ahead + back, 1e-6)
+    forward = jrnn.unroll(stack([LSTM(SIZE), GRU(2)]), params.forward, XS, lengths=LENGTHS)[1]
+    backward = jrnn.unroll(GRU(2), params.backward, XS, lengths=LENGTHS, reverse=True)[1]
+    assert_close(got, forward + backward, 1e-6)
 
 
-def test_what_scans_in_both_directions_takes_no_direction() -> None:
+def test_reverse_raises_for_bidirectional_layers() -> None:
     both = bidirectional(LSTM(SIZE))
     params = random_params(both, 1, SIZE, np.float32)
     with pytest.raises(ValueError, match="reverse must be False"):
@@ -86,7 +86,7 @@ def test_what_scans_in_both_directions_takes_no_direction() -> None:
         bidirectional(GRU(2), both)
 
 
-def test_a_first_carry_has_one_entry_for_each_direction() -> None:
+def test_first_carry_must_have_one_entry_for_each_direction() -> None:
     layer = bidirectional(GRU(SIZE))
     params = random_params(layer, 1, SIZE, np.float32)
     one = np.zeros((BATCH, SIZE), np.float32)
@@ -96,14 +96,14 @@ def test_a_first_carry_has_one_entry_for_each_direction() -> None:
     assert_close(jrnn.unroll(layer, params, XS, (one, one)), jrnn.unroll(layer, params, XS), 0)
 
 
-def test_a_bidirectional_layer_is_no_cell() -> None:
+def test_bidirectional_layer_is_not_a_cell() -> None:
     both = bidirectional(GRU(SIZE))
     assert not isinstance(both, jrnn.Cell) and not hasattr(both, "step")
-    with pytest.raises(TypeError, match="return_carries needs a single cell"):
+    with pytest.raises(TypeError, match="must be a single cell for return_carries"):
         jrnn.unroll(both, random_params(both, 1, SIZE, np.float32), XS, return_carries=True)
 
 
-def test_modules_know_the_directions_of_each_part_of_an_output() -> None:
+def test_modules_report_output_directions() -> None:
     both = bidirectional(LSTM(SIZE))
     assert RNN(both, SIZE, rngs=nnx.Rngs(0)).output_directions == (False, True)
     layers = StackedRNN(both, SIZE, num_layers=2, rngs=nnx.Rngs(0))
@@ -113,12 +113,12 @@ def test_modules_know_the_directions_of_each_part_of_an_output() -> None:
     assert stack([GRU(2), both]).output_directions == (False, True)
 
 
-def test_outputs_that_are_added_are_of_one_size() -> None:
-    with pytest.raises(ValueError, match=r"merge='sum' needs outputs of one size, got \(4,\)"):
+def test_merge_sum_requires_outputs_of_one_size() -> None:
+    with pytest.raises(ValueError, match=r"must have the same size for merge='sum', got \(4,\)"):
         bidirectional(LSTM(4), LSTM(1), merge="sum").init(jax.random.key(0), SIZE)
 
 
-def test_bad_arguments_are_refused() -> None:
+def test_invalid_arguments_raise() -> None:
     with pytest.raises(ValueError, match="Bidirectional: merge must be one of concat, sum, mul"):
         bidirectional(LSTM(2), merge="max")  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="Bidirectional: forward must be a cell .*or a layer, got"):
@@ -142,10 +142,10 @@ def test_noise_is_drawn_at_each_call_in_training_mode(layer: Any, merge: str) ->
     first, second = (np.asarray(rnn(XS)[1]) for _ in range(2))
     assert (first != second).any()
     rnn.eval()
-    quiet = np.asarray(rnn(XS)[1])
-    np.testing.assert_array_equal(quiet, rnn(XS)[1])
-    assert (first != quiet).any() and (second != quiet).any()
-    assert_close(quiet, jrnn.unroll(rnn.cell, rnn.params, XS)[1], 1e-6)
+    deterministic = np.asarray(rnn(XS)[1])
+    np.testing.assert_array_equal(deterministic, rnn(XS)[1])
+    assert (first != deterministic).any() and (second != deterministic).any()
+    assert_close(deterministic, jrnn.unroll(rnn.cell, rnn.params, XS)[1], 1e-6)
 
 
 def test_directions_draw_different_noise() -> None:
@@ -155,7 +155,7 @@ def test_directions_draw_different_noise() -> None:
     xs, key = np.broadcast_to(XS[:1], XS.shape), jax.random.key(0)
     _, ys = jrnn.unroll(layer, same, xs, key=key)
     forward, backward = np.split(np.asarray(ys), 2, axis=-1)
-    # Of constant inputs the two halves are each other in reverse, but for the masks.
-    quiet = np.split(np.asarray(jrnn.unroll(layer, same, xs)[1]), 2, axis=-1)
-    np.testing.assert_allclose(quiet[0], quiet[1][::-1], rtol=1e-6)
+    # For constant inputs and without noise, the two halves are reversals of each other.
+    deterministic = np.split(np.asarray(jrnn.unroll(layer, same, xs)[1]), 2, axis=-1)
+    np.testing.assert_allclose(deterministic[0], deterministic[1][::-1], rtol=1e-6)
     assert not np.allclose(forward, backward[::-1])

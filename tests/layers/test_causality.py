@@ -1,4 +1,4 @@
-"""Which layers read the future, and that nothing that must not read it accepts them."""
+"""Which layers are causal, and that code that needs a causal layer raises for all others."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -43,71 +43,71 @@ NOT_CAUSAL: dict[str, Layer] = {
 
 
 def changed_past(layer: Layer, seed: int = 1) -> np.ndarray:
-    """`[T]` bool: whether other inputs from step t on change an output before it."""
+    """`[T]` bool: whether changing the inputs from step t on changes an earlier output."""
     params = random_params(layer, seed, SIZE, np.float32)
     rng = np.random.default_rng(seed)
     like = layer.inputs(SIZE, (STEPS, STEPS))
     draw = lambda leaf: rng.normal(size=leaf.shape[:1] + (1, *leaf.shape[2:])).astype(np.float32)
     one, other = (jax.tree.map(draw, like) for _ in range(2))
-    # In sequence b of the batch the inputs from step b on are others.
+    # In sequence b of the batch the inputs differ from step b on.
     later = np.arange(STEPS)[:, None] >= np.arange(STEPS)
     mix = lambda a, b: np.where(later.reshape(later.shape + (1,) * (a.ndim - 2)), b, a)
     xs = jax.tree.map(mix, one, other)
     ys = np.asarray(jrnn.unroll(layer, params, xs, engine="scan")[1])
-    whole = jax.tree.map(lambda a: np.broadcast_to(a, (STEPS, STEPS, *a.shape[2:])), one)
-    same = np.asarray(jrnn.unroll(layer, params, whole, engine="scan")[1])
+    unchanged = jax.tree.map(lambda a: np.broadcast_to(a, (STEPS, STEPS, *a.shape[2:])), one)
+    same = np.asarray(jrnn.unroll(layer, params, unchanged, engine="scan")[1])
     assert (ys != same).any(), "the inputs change no output at all"
     differ = (ys != same).reshape(STEPS, STEPS, -1).any(axis=-1)
     return (differ & ~later).any(axis=0)
 
 
-def test_no_cell_reads_the_future(kind_or_row: Row) -> None:
+def test_cells_do_not_depend_on_future_inputs(kind_or_row: Row) -> None:
     cell = kind_or_row.make(SIZE)
     assert cell.causal
     assert not changed_past(cell).any()
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_a_causal_layer_does_not_read_the_future(name: str) -> None:
+def test_causal_layers_do_not_depend_on_future_inputs(name: str) -> None:
     assert CAUSAL[name].causal
     assert not changed_past(CAUSAL[name]).any()
 
 
 @pytest.mark.parametrize("name", NOT_CAUSAL)
-def test_a_layer_that_is_not_causal_reads_the_future(name: str) -> None:
+def test_noncausal_layers_depend_on_future_inputs(name: str) -> None:
     assert not NOT_CAUSAL[name].causal
     assert changed_past(NOT_CAUSAL[name])[1:].all()
 
 
-def test_causality_of_a_cell_cannot_be_overridden() -> None:
-    # What mixes time is no cell.
+def test_cell_causality_is_final() -> None:
+    # A layer that mixes steps is not a cell.
     members: Any = vars(jrnn.Cell)
     assert members["causal"].fget.__final__ and members["apply"].__final__
 
 
-# --- what needs a causal layer -------------------------------------------------------------------
+# --- code that needs a causal layer --------------------------------------------------------------
 
 
 @pytest.fixture(params=NOT_CAUSAL)
-def reader(request: pytest.FixtureRequest) -> Layer:
-    """Each layer that reads the future."""
+def noncausal(request: pytest.FixtureRequest) -> Layer:
+    """Each layer that is not causal."""
     return NOT_CAUSAL[request.param]
 
 
-def test_modules_say_whether_they_are_causal(reader: Layer) -> None:
+def test_modules_report_causality(noncausal: Layer) -> None:
     rngs = nnx.Rngs(0)
-    assert not RNN(reader, SIZE, rngs=rngs).causal
-    assert not StackedRNN(reader, SIZE, rngs=rngs).causal
-    assert not Network(reader).causal
+    assert not RNN(noncausal, SIZE, rngs=rngs).causal
+    assert not StackedRNN(noncausal, SIZE, rngs=rngs).causal
+    assert not Network(noncausal).causal
     assert RNN(GRU(4), SIZE, rngs=rngs).causal and Network(stack([GRU(4), GRU(4)])).causal
     assert not RNN(GRU(4), SIZE, rngs=rngs, reverse=True).causal
     assert not StackedRNN(GRU(4), SIZE, rngs=rngs, bidirectional=True).causal
     assert not Network(GRU(4), bidirectional=True).causal
 
 
-def test_streams_and_generation_refuse_it(reader: Layer) -> None:
+def test_streaming_and_generation_raise_for_noncausal_layers(noncausal: Layer) -> None:
     rngs = nnx.Rngs(0)
-    for body in (RNN(reader, SIZE, rngs=rngs), StackedRNN(reader, SIZE, rngs=rngs)):
+    for body in (RNN(noncausal, SIZE, rngs=rngs), StackedRNN(noncausal, SIZE, rngs=rngs)):
         with pytest.raises(ValueError, match="stream: the network must be causal"):
             jrnn.stream(body)
         model = SequenceToSequence(body, 5, embedding=nnx.Embed(5, SIZE, rngs=rngs), rngs=rngs)
@@ -117,7 +117,7 @@ def test_streams_and_generation_refuse_it(reader: Layer) -> None:
             generate(model, jnp.zeros((1, 2), int), 3, key=jax.random.key(0))
 
 
-def test_a_stack_of_causal_layers_is_streamed() -> None:
+def test_stack_of_causal_layers_streams() -> None:
     model = RNN(CAUSAL["transformed"], SIZE, rngs=nnx.Rngs(0))
     model.eval()
     xs = np.random.default_rng(0).normal(size=(2, STEPS, SIZE)).astype(np.float32)
@@ -139,7 +139,9 @@ def table_task(folder: Path) -> Table:
 
 
 @pytest.mark.parametrize("task", [text_task, table_task])
-def test_tasks_that_predict_their_inputs_refuse_it(task: Any, tmp_path: Path) -> None:
+def test_tasks_that_predict_their_inputs_raise_for_noncausal_layers(
+    task: Any, tmp_path: Path
+) -> None:
     data = task(tmp_path).load()
     for layer in NOT_CAUSAL.values():
         with pytest.raises(ValueError, match="Network: this task needs a causal network"):
@@ -147,7 +149,7 @@ def test_tasks_that_predict_their_inputs_refuse_it(task: Any, tmp_path: Path) ->
     assert isinstance(Network(CAUSAL["stack"]).build(data, 0), SequenceToSequence)
 
 
-def test_truncated_backpropagation_refuses_it(tmp_path: Path) -> None:
+def test_tbptt_raises_for_noncausal_layers(tmp_path: Path) -> None:
     task = table_task(tmp_path)
     data = replace(task.load(), causal=False)  # the task itself would allow any network
     options: Any = {"steps": 4, "batch_size": 2, "eval_every": 2, "tbptt": TBPTT(4)}

@@ -1,4 +1,4 @@
-"""Layers one above another: against a composition by hand."""
+"""`Stack` against an explicit composition of its layers."""
 
 from functools import partial
 from typing import Any
@@ -35,7 +35,7 @@ KEY = jax.random.key(4)
 
 
 def test_auto_chooses_the_associative_engine_for_a_linear_cell_in_a_stack() -> None:
-    # Layer by layer: the linear one alone can be solved by a prefix.
+    # Only the linear layer can be run by an associative scan.
     layer = stack([LSTM(SIZE), MinGRU(SIZE)])
     params = random_params(layer, 1, SIZE, np.float32)
     xs = jnp.ones((300, 1, SIZE))
@@ -44,7 +44,7 @@ def test_auto_chooses_the_associative_engine_for_a_linear_cell_in_a_stack() -> N
 
 
 @pytest.mark.parametrize("engine", ["scan", "fused", "auto"])
-def test_a_stack_passes_the_cell_state_up(engine: str, x64: None) -> None:
+def test_stack_passes_cell_states_to_the_layer_above(engine: str, x64: None) -> None:
     lower, upper = LSTM(SIZE), DepthGatedLSTM(SIZE)
     layer = stack([lower, upper])
     params = random_params(layer, 1, SIZE)
@@ -61,7 +61,7 @@ def test_a_stack_passes_the_cell_state_up(engine: str, x64: None) -> None:
         assert_close(jax.tree.map(lambda a, b=b: a[b], last), second, 1e-9)
 
 
-def test_a_stack_passes_the_times_up(x64: None) -> None:
+def test_stack_passes_time_steps_to_all_layers(x64: None) -> None:
     xs = Timed(XS.astype(np.float64), DT)
     layers = [GRU(SIZE), CfC(SIZE, backbone_units=3), zoneout(CfC(SIZE, None), h=0.2)]
     for order in (layers, layers[:0:-1]):
@@ -87,7 +87,7 @@ def test_a_stack_passes_the_times_up(x64: None) -> None:
         assert_close(jrnn.unroll(both, params, xs)[1], np.concatenate(want, -1), 1e-12)
 
 
-def test_residuals_in_a_stack_add_the_output_below_alone(x64: None) -> None:
+def test_residual_in_a_stack_adds_only_the_output_below(x64: None) -> None:
     inner = [residual(DepthGatedLSTM(SIZE)), residual(CfC(SIZE, None))]
     layer = stack([LSTM(SIZE), *inner])
     params = random_params(layer, 1, SIZE)
@@ -118,7 +118,7 @@ def test_the_cell_state_passes_through_transforms_and_stacks(x64: None) -> None:
     assert_close(skipped - want, jrnn.unroll(LSTM(SIZE), params[0], xs)[1], 1e-10)
 
 
-def test_zoneout_in_a_stack_is_that_of_each_cell(x64: None) -> None:
+def test_zoneout_in_a_stack_equals_separate_layers(x64: None) -> None:
     layer = stack([zoneout(LSTM(SIZE), h=0.25), zoneout(GRU(SIZE), h=0.5)])
     params, xs = random_params(layer, 1, SIZE), XS.astype(np.float64)
     got = jrnn.unroll(layer, params, xs, lengths=LENGTHS)
@@ -127,7 +127,7 @@ def test_zoneout_in_a_stack_is_that_of_each_cell(x64: None) -> None:
     assert_close(got, ((first, second), ys), 1e-12)
 
 
-def test_layers_of_a_stack_draw_noise_of_their_own(x64: None) -> None:
+def test_layers_of_a_stack_draw_independent_noise(x64: None) -> None:
     cells = [dropout(LSTM(SIZE), x=0.4, y=0.4), weight_drop(GRU(SIZE)), zoneout(LRU(2), h=0.3)]
     layer = stack(cells)
     params, xs = random_params(layer, 1, SIZE), XS.astype(np.float64)
@@ -136,7 +136,7 @@ def test_layers_of_a_stack_draw_noise_of_their_own(x64: None) -> None:
     def run(params: Any) -> Any:
         return jrnn.unroll(layer, params, xs, lengths=LENGTHS, key=KEY, engine="scan")
 
-    def by_hand(params: Any) -> Any:
+    def composed(params: Any) -> Any:
         carries, ys = [], xs
         for cell, p, key in zip(cells, params, jax.random.split(KEY, 3), strict=True):
             carry, ys = jrnn.unroll(cell, p, ys, lengths=LENGTHS, key=key, engine="scan")
@@ -146,7 +146,7 @@ def test_layers_of_a_stack_draw_noise_of_their_own(x64: None) -> None:
     @jax.jit
     def everything(params: Any) -> Any:
         loss = lambda p, run: ((run(p)[1] ** 2).sum(), run(p))
-        return [jax.grad(partial(loss, run=run), has_aux=True)(params) for run in (run, by_hand)]
+        return [jax.grad(partial(loss, run=run), has_aux=True)(params) for run in (run, composed)]
 
     got, want = everything(params)
     assert_close(got, want, 1e-10)
@@ -156,36 +156,38 @@ def test_layers_of_a_stack_draw_noise_of_their_own(x64: None) -> None:
 def test_gates_are_captured_by_layer() -> None:
     layer = stack([LSTM(SIZE), bidirectional(GRU(5))])
     params = random_params(layer, 1, SIZE, np.float32)
-    seen = jrnn.analysis.capture_gates(layer, params, XS, lengths=LENGTHS)
+    captured = jrnn.analysis.capture_gates(layer, params, XS, lengths=LENGTHS)
     below = jrnn.analysis.capture_gates(LSTM(SIZE), params[0], XS, lengths=LENGTHS)
     names = [f"0.{gate}" for gate in "ifgo"]
     names += [f"1.{half}.{gate}" for half in ("forward", "backward") for gate in "rzn"]
-    assert list(seen.gates) == names
-    assert_close({gate: seen.gates[f"0.{gate}"] for gate in "ifgo"}, dict(below.gates), 1e-6)
+    assert list(captured.gates) == names
+    assert_close({gate: captured.gates[f"0.{gate}"] for gate in "ifgo"}, dict(below.gates), 1e-6)
     above = jrnn.analysis.capture_gates(
         GRU(5), params[1].backward, below.ys, lengths=LENGTHS, reverse=True
     )
-    got = {gate: seen.gates[f"1.backward.{gate}"] for gate in "rzn"}
+    got = {gate: captured.gates[f"1.backward.{gate}"] for gate in "rzn"}
     assert_close(got, dict(above.gates), 1e-6)
-    assert_close(seen.carries[1].backward, above.carries, 1e-6)
-    assert_close((seen.carry, seen.ys), jrnn.unroll(layer, params, XS, lengths=LENGTHS), 1e-5)
+    assert_close(captured.carries[1].backward, above.carries, 1e-6)
+    assert_close(
+        (captured.carry, captured.ys), jrnn.unroll(layer, params, XS, lengths=LENGTHS), 1e-5
+    )
 
 
-def test_only_the_first_layer_may_take_more_than_outputs() -> None:
+def test_only_the_first_layer_may_accept_other_inputs() -> None:
     stack([jrnn.GRUD(SIZE), GRU(SIZE)])
-    with pytest.raises(ValueError, match="must take one array, the outputs of the layer below"):
+    with pytest.raises(ValueError, match="must accept one array, got GRUD"):
         stack([GRU(SIZE), jrnn.GRUD(SIZE)])
 
 
-def test_a_stack_needs_a_cell_state_to_pass_up() -> None:
+def test_below_requires_a_layer_with_cell_state() -> None:
     for lower in (GRU(SIZE), stack([LSTM(SIZE)]), bidirectional(LSTM(SIZE), merge="sum")):
         layer = stack([lower, DepthGatedLSTM(SIZE)])
         params = layer.init(jax.random.key(0), SIZE)
-        with pytest.raises(ValueError, match=r"takes the cell state c of the layer below, and the"):
+        with pytest.raises(ValueError, match=r"accepts Below must have a cell state c, got"):
             jrnn.unroll(layer, params, XS)
 
 
-def test_a_stack_by_newton_solves_each_layer(x64: None) -> None:
+def test_newton_on_a_stack_equals_scan(x64: None) -> None:
     layer = stack([LSTM(SIZE), LRU(SIZE)])
     params = random_params(layer, 1, SIZE)
     xs = XS.astype(np.float64)
@@ -193,7 +195,7 @@ def test_a_stack_by_newton_solves_each_layer(x64: None) -> None:
     assert_close(got, want, 1e-9)
 
 
-def test_a_first_carry_has_one_entry_for_each_layer() -> None:
+def test_first_carry_must_have_one_entry_for_each_layer() -> None:
     layer = stack([LSTM(SIZE), GRU(2)])
     params = random_params(layer, 1, SIZE, np.float32)
     first = jax.tree.map(lambda a: a + 0.3, layer.init_carry(params, (BATCH,)))
@@ -205,7 +207,7 @@ def test_a_first_carry_has_one_entry_for_each_layer() -> None:
         jrnn.unroll(layer, params, XS, first[:1])
 
 
-def test_a_stack_refuses_what_is_no_layer() -> None:
+def test_stack_raises_for_invalid_layers() -> None:
     with pytest.raises(ValueError, match="Stack: layers must be a non-empty list of cells or la"):
         stack([])
     with pytest.raises(
@@ -214,7 +216,7 @@ def test_a_stack_refuses_what_is_no_layer() -> None:
         stack([LSTM])  # pyright: ignore[reportArgumentType]
 
 
-def test_a_stack_prints_as_what_makes_it() -> None:
+def test_stack_repr_can_be_evaluated() -> None:
     layer = stack([zoneout(LSTM(4), h=0.1), bidirectional(GRU(2))])
     names = dict(vars(jrnn)) | dict(vars(jrnn.transforms)) | dict(vars(jrnn.layers))
     assert eval(repr(layer), names) == layer and hash(eval(repr(layer), names)) == hash(layer)

@@ -131,7 +131,7 @@ def test_dropout_preserves_the_expected_value():
     ("options", "message"),
     [
         ({"dropout": 0.5}, "acts between layers"),
-        ({"dropout": 1.0, "num_layers": 2}, r"dropout must lie in \[0, 1\)"),
+        ({"dropout": 1.0, "num_layers": 2}, r"dropout must be in \[0, 1\)"),
         ({"num_layers": 0}, "num_layers must be a positive int"),
     ],
 )

@@ -1,5 +1,7 @@
 """`jrnn.nn.RNN`, and cells in the recurrent modules of flax."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,7 +161,7 @@ def test_jit_grad_split_and_merge_equal_the_functional_core(cell):
 def test_flax_cell_in_nnx_rnn_equals_unroll(cell):
     adapter = randomize_params(FlaxCell(cell, I, rngs=nnx.Rngs(0)))
     xs, lengths, _ = batch()
-    carry, ys = cast(Any, nnx.RNN(adapter, return_carry=True))(xs, seq_lengths=lengths)
+    carry, ys = nnx.RNN(adapter, return_carry=True)(xs, seq_lengths=lengths)
     expected_carry, expected = jrnn.unroll(
         cell, adapter.rnn.params, xs.swapaxes(0, 1), lengths=lengths
     )
@@ -183,7 +185,8 @@ def test_flax_cell_in_nnx_bidirectional_equals_unroll():
 
 def test_flax_cell_in_bfloat16_has_a_float32_carry():
     adapter = FlaxCell(jrnn.LSTM(H), I, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
-    carry, ys = nnx.RNN(adapter, return_carry=True)(jnp.ones((B, T, I)))
+    rnn: Any = nnx.RNN(adapter, return_carry=True)
+    carry, ys = rnn(jnp.ones((B, T, I)))
     assert ys.dtype == jnp.bfloat16 and carry.c.dtype == jnp.float32
 
 

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, checker, helper
 
 from jrnn import GRU, LSTM, Cell, Elman, Engine, LSTMCarry
-from tests.helpers import Batch, Way, assert_close, random_batch, random_params, unroll_all
+from tests.helpers import Batch, Scenario, assert_close, random_batch, random_params, unroll_all
 from tests.table import Row
 
 STEPS, BATCH, INPUT, HIDDEN = 7, 4, 3, 5
@@ -76,7 +76,7 @@ def has_operator(cell: Cell) -> bool:
     return type(cell) in NODES and getattr(cell, "heads", 1) == 1
 
 
-def onnx_unroll(cell: Cell, params: Any, batch: Batch, way: Way) -> tuple[Any, np.ndarray]:
+def onnx_unroll(cell: Cell, params: Any, batch: Batch, way: Scenario) -> tuple[Any, np.ndarray]:
     """The final carry and outputs of the operator, in the layout of jrnn."""
     attributes, inputs = NODES[type(cell)](cell, params)
     is_lstm = isinstance(batch.carry, LSTMCarry)
@@ -117,8 +117,8 @@ def serialize(node: Any, inputs: dict[str, np.ndarray]) -> bytes:
     return model.SerializeToString()
 
 
-WAYS = tuple(
-    Way(lengths=lengths, resets=False, carry=True, reverse=reverse)
+SCENARIOS = tuple(
+    Scenario(lengths=lengths, resets=False, carry=True, reverse=reverse)
     for lengths in (False, True)
     for reverse in (False, True)
 )
@@ -132,5 +132,5 @@ def test_cell_equals_the_onnx_operator(row: Row, engine: Engine) -> None:
     batch = random_batch(cell, params, 2, STEPS, BATCH, np.float32)
     # No length of 0, for which ONNX Runtime returns a zero carry, not the initial carry.
     batch = batch._replace(lengths=np.array([7, 1, 4, 6], np.int32))
-    for way, got in zip(WAYS, unroll_all(cell, engine, WAYS, params, batch), strict=True):
+    for way, got in zip(SCENARIOS, unroll_all(cell, engine, SCENARIOS, params, batch), strict=True):
         assert_close(got, onnx_unroll(cell, params, batch, way), 1e-5)

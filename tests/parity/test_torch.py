@@ -13,7 +13,14 @@ import pytest
 
 from jrnn import Engine
 from jrnn.cells import GRUParams, LSTMParams
-from tests.helpers import Batch, Way, assert_close, differentiate_all, random_batch, random_params
+from tests.helpers import (
+    Batch,
+    Scenario,
+    assert_close,
+    differentiate_all,
+    random_batch,
+    random_params,
+)
 from tests.table import CELLS
 
 torch = pytest.importorskip("torch")
@@ -77,7 +84,7 @@ def as_torch(params: Any, carry: Any) -> list[Any]:
     return [leaves[0] @ params.w_hr, *leaves[1:]] if is_projected(params) else leaves
 
 
-def move_ct_to_last_output(batch: Batch, ct_h: Any, way: Way) -> Batch:
+def move_ct_to_last_output(batch: Batch, ct_h: Any, way: Scenario) -> Batch:
     """Moves the cotangent of the final h of torch to the last output, which equals it."""
     last = 0 if way.reverse else (LENGTHS if way.lengths else STEPS) - 1
     ct_ys = batch.ct_ys.copy()
@@ -129,7 +136,7 @@ def test_cell_equals_torch(name: str, engine: Engine, lengths: bool) -> None:
 
     xs_grad = np.zeros_like(batches[0].xs)
     for n, (params, batch) in enumerate(zip(all_params, batches, strict=True)):
-        way = Way(lengths=lengths, resets=False, reverse=n == 1)
+        way = Scenario(lengths=lengths, resets=False, reverse=n == 1)
         if is_projected(params):
             batch = move_ct_to_last_output(batch, ct_carries[n][0], way)
         (got,) = differentiate_all(cell, engine, (way,), params, batch)

@@ -1,5 +1,7 @@
 """Layers of `jrnn.nn` equal those of torch.nn with the same arguments, with gradients."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np

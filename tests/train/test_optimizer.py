@@ -59,7 +59,7 @@ def test_each_algorithm_is_that_of_optax():
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"learning_rate": float("nan")}, "learning_rate must be above 0"),
-        ({"warmup": 1.0}, r"warmup must lie in \[0, 1\)"),
+        ({"warmup": 1.0}, r"warmup must be in \[0, 1\)"),
         ({"clip_norm": 0.0}, "clip_norm must be above 0"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
         ({"weight_decay": 0.1}, "needs algorithm='adamw'"),

@@ -17,7 +17,7 @@ from jrnn.sweep.sweep import sweep
 from jrnn.train import train
 from jrnn.train.data.loader import PrefetchedBatches
 from tests.distributed.test_mesh import CASES
-from tests.helpers import free_port, mostly_exhaustive
+from tests.helpers import free_port, mark_exhaustive
 from tests.sweep.test_sweep import lines
 from tests.train.test_resume import finished, jrnn, steps_of, wait_until
 
@@ -111,7 +111,7 @@ def test_four_processes_give_the_losses_of_one_and_one_of_them_writes(alone, tmp
     assert files(folder) == files(shorter)
 
 
-@pytest.mark.parametrize("name", mostly_exhaustive(["data", "windows"], but=["data"]))
+@pytest.mark.parametrize("name", mark_exhaustive(["data", "windows"], always=["data"]))
 def test_each_process_reads_its_own_rows(name, pair, tmp_path):
     """And runs of examples with dropout, and of windows with lengths, are those of one process."""
     e = CASES[name][0]

@@ -239,7 +239,7 @@ def test_every_kind_of_target_is_trained_and_drawn(target, tmp_path):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
         ({"pool": "sum"}, "pool must be one of"),
         ({"dtype": "float16"}, "dtype must be one of"),
         ({"num_layers": 0}, "num_layers must be a positive int"),
