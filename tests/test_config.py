@@ -58,13 +58,13 @@ def test_a_shipped_config_is_found_from_anywhere(tmp_path, monkeypatch):
 
 
 def test_there_is_a_config_for_every_task():
-    shipped = config.shipped()
+    shipped = config.list_configs()
     assert len(shipped) == len(TASKS) + 1
     tasks = {type(config.load(str(path)).task) for path in shipped}
     assert tasks == set(TASKS.values())
 
 
-@pytest.mark.parametrize("path", config.shipped(), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", config.list_configs(), ids=lambda path: path.name)
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_shipped_config_builds_with_every_cell(path, cell):
     experiment = config.load(f"{path}:cell={cell},hidden=7,runlocal=true")
@@ -168,7 +168,7 @@ def test_bad_config_files_are_refused(tmp_path, text, message):
 
 
 def test_json_round_trip_keeps_every_field(tmp_path):
-    for path in config.shipped():
+    for path in config.list_configs():
         experiment = config.load(str(path))
         config.save(experiment, str(path), tmp_path / "config.json")
         assert config.read(tmp_path / "config.json") == experiment

@@ -30,7 +30,7 @@ def test_files_of_the_readme_exist():
 
 
 def test_every_shipped_config_is_in_the_readme():
-    assert [path.name for path in config.shipped() if f"configs/{path.name}" not in TEXT] == []
+    assert [path.name for path in config.list_configs() if f"configs/{path.name}" not in TEXT] == []
 
 
 def test_table_of_cells_is_that_of_the_command():

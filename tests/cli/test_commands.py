@@ -177,7 +177,7 @@ def test_sample_refuses_what_it_cannot_do(text_run, tmp_path, capsys):
         ("transforms", list(TRANSFORMS)),
         ("tasks", list(TASKS)),
         ("engines", list(ENGINES)),
-        ("configs", [f"configs/{path.name}" for path in config.shipped()]),
+        ("configs", [f"configs/{path.name}" for path in config.list_configs()]),
     ],
 )
 def test_ls_prints_one_line_each(kind, names, capsys):

@@ -143,7 +143,7 @@ def test_damaged_ones_are_put_aside_and_others_go_on(two, tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(two, folder)
     checkpoints = Checkpointer(folder, writing=True)
-    checkpoints.quarantine(after=1)
+    checkpoints.move_damaged(after=1)
     assert checkpoints.steps() == [1]
     assert (tmp_path / "damaged/2/record").is_dir()
     checkpoints.save(Checkpoint(2, arrays(7), {}))

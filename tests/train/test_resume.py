@@ -23,7 +23,7 @@ from jrnn.train import (
     CheckpointError,
     Interrupted,
     Optimizer,
-    check,
+    check_experiment,
     restore,
     train,
 )
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 
 def last(e, data, folder):
     """All arrays of the newest checkpoint, keys as their data."""
-    _, like = check(e, data)
+    _, like = check_experiment(e, data)
     like = {"state": like._asdict(), "best": {"params": like.params, "rest": like.rest}}
     checkpoints = Checkpointer(folder / "checkpoints")
     found = checkpoints.newest(like)

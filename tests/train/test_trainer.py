@@ -15,7 +15,7 @@ from jrnn.tasks.task import Data, Split, Task
 from jrnn.train import Checkpointer, Experiment, Network, NonFiniteLoss, Optimizer, restore, train
 from jrnn.train.data.sampler import shuffled_batches
 from jrnn.train.run.metrics_logger import MetricsFile
-from jrnn.train.run.summary import figure, summarize, table
+from jrnn.train.run.summary import make_table, save_figure, summarize
 from jrnn.train.step.evaluate import make_evaluate
 from jrnn.train.step.loss import Objective, apply_model
 from jrnn.train.step.state import init_state
@@ -232,8 +232,8 @@ def test_every_kind_of_target_is_trained_and_drawn(target, tmp_path):
     if target == "class":
         want = np.mean(outputs.argmax(-1) == data.test.ys)
         assert result["test"] == pytest.approx(want)
-    assert table(result).row_count >= 6
-    assert figure(data, trained, tmp_path).read_bytes().startswith(b"\x89PNG")
+    assert make_table(result).row_count >= 6
+    assert save_figure(data, trained, tmp_path).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from flax import nnx
 
 import jrnn
 from jrnn.tasks.task import Data, Split, Task
-from jrnn.train import TBPTT, Experiment, Network, Optimizer, check, restore, train
+from jrnn.train import TBPTT, Experiment, Network, Optimizer, check_experiment, restore, train
 from jrnn.train.data.windows import (
     Window,
     WindowIndex,
@@ -280,7 +280,7 @@ def test_whole_examples_take_their_resets_from_the_task():
 def test_what_cannot_be_streamed_is_refused(changes, message):
     e = replace(experiment(), **changes)
     with pytest.raises(ValueError, match=message):
-        check(e, e.task.load())
+        check_experiment(e, e.task.load())
 
 
 @pytest.mark.parametrize("k", [0, -1, 2.5, True])
