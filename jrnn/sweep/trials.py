@@ -20,8 +20,8 @@ def group_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data])
     """Groups experiments that one compilation can train.
 
     The experiments of a group differ only in the seed, in scalars of the optimizer, in rates of
-    dropout above 0, and in options that are read only at initialization, such as the forget bias. Such
-    options of any cell are detected by comparing the lowered code of a training step.
+    dropout above 0, and in options that are read only at initialization, such as the forget bias.
+    Such options of any cell are detected by comparing the lowered code of a training step.
 
     Args:
       experiments: in any order.

@@ -1,4 +1,4 @@
-"""Runs that are stopped, or killed, and go on: bit for bit what they would have been."""
+"""Runs that are stopped or killed, and resumed: bitwise equal to uninterrupted runs."""
 
 import json
 import os
@@ -35,35 +35,35 @@ from tests.train.test_trainer import Sign, experiment
 ROOT = Path(__file__).parents[2]
 
 
-def last(e, data, folder):
-    """All arrays of the newest checkpoint, keys as their data."""
+def newest_arrays(e, data, folder):
+    """The step and all arrays of the newest checkpoint, with the data of random keys."""
     _, like = check_experiment(e, data)
     like = {"state": like._asdict(), "best": {"params": like.params, "rest": like.rest}}
     checkpoints = Checkpointer(folder / "checkpoints")
-    found = checkpoints.newest(like)
+    checkpoint = checkpoints.newest(like)
     checkpoints.close()
-    return found.step, jax.tree.map(plain, found.arrays)
+    return checkpoint.step, jax.tree.map(key_data, checkpoint.arrays)
 
 
-def plain(array):
+def key_data(array):
     is_key = jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(array) if is_key else array
 
 
 def assert_same_run(e, data, one, other):
     assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
-    steps, arrays = zip(last(e, data, one), last(e, data, other), strict=True)
+    steps, arrays = zip(newest_arrays(e, data, one), newest_arrays(e, data, other), strict=True)
     assert steps == (e.steps, e.steps)
     jax.tree.map(np.testing.assert_array_equal, *arrays)
 
 
 def signal_at(step, monkeypatch):
-    """Sends SIGTERM to this process when a run has come to a step."""
+    """Sends SIGTERM to this process when a run has reached a step."""
     train_steps = Trainer.train_steps
 
-    def stopping(run):
-        train_steps(run)
-        if run.step >= step:
+    def stopping(trainer):
+        train_steps(trainer)
+        if trainer.step >= step:
             monkeypatch.setattr(Trainer, "train_steps", train_steps)
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -73,11 +73,11 @@ def signal_at(step, monkeypatch):
 @pytest.mark.parametrize(
     "optimizer", [Optimizer(3e-2), Optimizer(3e-2, "adamw", "cosine", 0.1, 0.1)]
 )
-def test_a_run_that_is_stopped_goes_on_as_if_it_had_not(optimizer, tmp_path, monkeypatch):
+def test_resumed_run_equals_uninterrupted_run(optimizer, tmp_path, monkeypatch):
     e = replace(experiment(Sign("class_per_step"), steps=4001), optimizer=optimizer, eval_every=131)
     data = e.task.load()
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    want = train(e, data, whole)
+    expected = train(e, data, whole)
     stops = []
     for number in range(3):
         signal_at(20 + 1500 * number, monkeypatch)
@@ -86,22 +86,26 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not(optimizer, tmp_path, mon
         assert str(stop.value).endswith(f"resume with: jrnn train --resume {parts}")
         stops.append(max(steps_of(parts / "checkpoints")))
     assert stops == sorted(set(stops)) and any(stop % 20 for stop in stops), stops
-    got = train(e, data, parts, resume=True)
-    assert (got.step, got.validation, got.test) == (want.step, want.validation, want.test)
+    actual = train(e, data, parts, resume=True)
+    assert (actual.step, actual.validation, actual.test) == (
+        expected.step,
+        expected.validation,
+        expected.test,
+    )
     assert_same_run(e, data, whole, parts)
 
 
-def test_a_finished_run_is_read_back_by_resume(tmp_path):
+def test_resume_of_finished_run_returns_its_result(tmp_path):
     e = experiment(steps=30)
     data = e.task.load()
     first = train(e, data, tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text()
-    again = train(e, data, tmp_path, resume=True)
-    assert again[1:] == first[1:]
+    resumed = train(e, data, tmp_path, resume=True)
+    assert resumed[1:] == first[1:]
     assert (tmp_path / "metrics.jsonl").read_text() == lines
 
 
-def test_resume_of_what_never_began_begins(tmp_path):
+def test_resume_without_checkpoint_starts_a_run(tmp_path):
     e = experiment(steps=30)
     data = e.task.load()
     (tmp_path / "a").mkdir()
@@ -111,9 +115,7 @@ def test_resume_of_what_never_began_begins(tmp_path):
     assert_same_run(e, data, tmp_path / "a", tmp_path / "b")
 
 
-def test_a_damaged_checkpoint_is_put_aside_and_the_run_goes_on_from_the_one_before(
-    tmp_path, caplog
-):
+def test_resume_skips_damaged_checkpoint(tmp_path, caplog):
     e = experiment(steps=60, save_every=1e-9)
     data = e.task.load()
     train(e, data, tmp_path / "whole")
@@ -127,7 +129,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_run_goes_on_from_the_one_befo
     assert_same_run(e, data, tmp_path / "whole", tmp_path / "damaged")
 
 
-def test_missing_lines_of_metrics_are_said(tmp_path):
+def test_resume_with_missing_metrics_raises(tmp_path):
     e = experiment(steps=30)
     data = e.task.load()
     train(e, data, tmp_path)
@@ -136,7 +138,7 @@ def test_missing_lines_of_metrics_are_said(tmp_path):
         train(e, data, tmp_path, resume=True)
 
 
-def test_metrics_without_checkpoints_are_not_thrown_away(tmp_path):
+def test_metrics_without_checkpoints_raise(tmp_path):
     e = experiment(steps=30)
     data = e.task.load()
     train(e, data, tmp_path)
@@ -148,8 +150,8 @@ def test_metrics_without_checkpoints_are_not_thrown_away(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == lines
 
 
-def test_a_checkpoint_of_the_first_form_is_refused(tmp_path):
-    """It held `state` and `metrics`."""
+def test_checkpoint_of_first_format_raises(tmp_path):
+    """The first format had no `record`."""
     e = experiment(steps=30)
     data = e.task.load()
     train(e, data, tmp_path)
@@ -160,21 +162,23 @@ def test_a_checkpoint_of_the_first_form_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("tbptt", [None, TBPTT(2)])
-def test_data_that_do_not_fit_the_device_give_the_same_run(tbptt, tmp_path, monkeypatch):
+def test_streamed_run_matches_run_on_device(tbptt, tmp_path, monkeypatch):
     e = replace(experiment(Sign("class_per_step"), steps=60), tbptt=tbptt)
     data = e.task.load()
-    want = train(e, data, tmp_path / "whole")
+    expected = train(e, data, tmp_path / "whole")
     monkeypatch.setattr(sampler, "DEVICE_BYTES", 0)
     monkeypatch.setattr(loader, "STREAMED_BYTES", 2000)
-    got = train(e, data, tmp_path / "sent")
-    assert got.test == pytest.approx(want.test, rel=1e-4)
-    whole, sent = (MetricsFile(tmp_path / name / "metrics.jsonl") for name in ("whole", "sent"))
+    actual = train(e, data, tmp_path / "streamed")
+    assert actual.test == pytest.approx(expected.test, rel=1e-4)
+    whole, streamed = (
+        MetricsFile(tmp_path / name / "metrics.jsonl") for name in ("whole", "streamed")
+    )
     np.testing.assert_allclose(
-        whole.read("train", "loss")[1], sent.read("train", "loss")[1], rtol=1e-4
+        whole.read("train", "loss")[1], streamed.read("train", "loss")[1], rtol=1e-4
     )
 
 
-def test_patience_ends_a_run_and_resume_leaves_it_ended(tmp_path):
+def test_patience_ends_run_and_resume_does_not_continue(tmp_path):
     e = experiment(steps=4000, eval_every=20, patience=3)
     data = e.task.load()
     first = train(e, data, tmp_path)
@@ -184,7 +188,7 @@ def test_patience_ends_a_run_and_resume_leaves_it_ended(tmp_path):
     assert train(e, data, tmp_path, resume=True)[1:] == first[1:]
 
 
-def test_another_network_is_refused(tmp_path):
+def test_resume_with_another_network_raises(tmp_path):
     e = experiment(steps=30)
     data = e.task.load()
     train(e, data, tmp_path)
@@ -194,31 +198,31 @@ def test_another_network_is_refused(tmp_path):
     assert_same_run(e, data, tmp_path, tmp_path)
 
 
-def test_two_runs_on_one_folder_are_refused(tmp_path):
+def test_second_run_on_one_folder_raises(tmp_path):
     e = experiment(steps=200_000)
     data = e.task.load()
-    raised = []
+    errors = []
 
-    def second():
+    def train_again():
         try:
             while not (tmp_path / "checkpoints/0").is_dir():
                 time.sleep(0.02)
             train(e, data, tmp_path, resume=True)
         except Exception as error:
-            raised.append(error)
+            errors.append(error)
         os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=second)
+    thread = threading.Thread(target=train_again)
     thread.start()
     with pytest.raises(Interrupted, match="stopped by SIGINT"):
         train(e, data, tmp_path)
     thread.join()
-    assert isinstance(raised[0], BlockingIOError)
-    assert "another process trains in" in str(raised[0])
+    assert isinstance(errors[0], BlockingIOError)
+    assert "another process trains in" in str(errors[0])
 
 
 def jrnn(*args, cache):
-    """The command, with what it compiled before."""
+    """Starts the command with a compilation cache."""
     environment = {
         **os.environ,
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -234,7 +238,7 @@ def jrnn(*args, cache):
     )
 
 
-def finished(process):
+def wait_for_success(process):
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
@@ -258,13 +262,13 @@ def wait_until(condition, process):
     ("kills", "total"),
     [(3, 18_000), pytest.param(20, 120_000, marks=pytest.mark.exhaustive)],
 )
-def test_kills_at_random_moments_change_nothing(kills, total, tmp_path):
-    """`kill -9` at any time, in half of the cases while a checkpoint is being written."""
-    draw = random.Random(0)
+def test_killed_and_resumed_run_equals_uninterrupted_run(kills, total, tmp_path):
+    """SIGKILL at random times, in half of the cases while a checkpoint is written."""
+    rng = random.Random(0)
     options = ["--steps", str(total), "--eval-every", "500"]
     start = ["train", "configs/digits.py:order=row,hidden=32", *options]
     whole, parts, cache = tmp_path / "whole", tmp_path / "parts", tmp_path / "cache"
-    finished(jrnn(*start, "--run-dir", str(whole), cache=cache))
+    wait_for_success(jrnn(*start, "--run-dir", str(whole), cache=cache))
     checkpoints = parts / "checkpoints"
     while_saving = 0
     command = [*start, "--save-every", "0.02", "--run-dir", str(parts)]
@@ -272,7 +276,7 @@ def test_kills_at_random_moments_change_nothing(kills, total, tmp_path):
         process = jrnn(*command, cache=cache)
         before = max(steps_of(checkpoints), default=-1)
         wait_until(lambda b=before: max(steps_of(checkpoints), default=-1) > max(b, 0), process)
-        time.sleep(0.1 * draw.random())
+        time.sleep(0.1 * rng.random())
         if kill % 2:
             wait_until(lambda: list(checkpoints.glob("*tmp*")), process)
         process.kill()
@@ -281,7 +285,7 @@ def test_kills_at_random_moments_change_nothing(kills, total, tmp_path):
         command = ["train", "--resume", str(parts)]
     assert while_saving >= kills // 4
     assert max(steps_of(checkpoints)) < total
-    finished(jrnn(*command, cache=cache))
+    wait_for_success(jrnn(*command, cache=cache))
     results = [json.loads((run / "result.json").read_text()) for run in (whole, parts)]
     for result in results:
         del result["seconds"]
