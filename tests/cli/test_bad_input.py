@@ -32,16 +32,16 @@ def ragged_array():
 
 
 INVALID_ARRAYS = {
-    "nan": ({"xs": with_entry(np.nan), "ys": YS}, "actual nan at xs[3, 2, 1]"),
-    "infinite": ({"xs": with_entry(-np.inf), "ys": YS}, "actual -inf at xs[3, 2, 1]"),
-    "missing": ({"xs": XS}, "must have the arrays xs and ys, actual xs"),
+    "nan": ({"xs": with_entry(np.nan), "ys": YS}, "got nan at xs[3, 2, 1]"),
+    "infinite": ({"xs": with_entry(-np.inf), "ys": YS}, "got -inf at xs[3, 2, 1]"),
+    "missing": ({"xs": XS}, "must have the arrays xs and ys, got xs"),
     "negative": ({"xs": XS, "ys": YS - 1}, "ys must be ids from 0 to"),
     "no ints": ({"xs": XS, "ys": YS * 1.0}, "needs ys of ints"),
     "long": ({"xs": XS, "ys": YS, "lengths": np.full(60, 8)}, "lengths must be in 1..T = 1..7"),
-    "axes": ({"xs": XS, "ys": YS[:50]}, "needs ys of shape [N] with N = 60 as in xs, actual (50,)"),
+    "axes": ({"xs": XS, "ys": YS[:50]}, "needs ys of shape [N] with N = 60 as in xs, got (50,)"),
     "few": ({"xs": XS[:2], "ys": YS[:2]}, "must have at least 1 examples each"),
-    "none": ({"xs": XS[:0], "ys": YS[:0]}, "without empty axes, actual (0, 7, 3)"),
-    "ragged_array": ({"xs": ragged_array(), "ys": np.arange(3)}, "pad them and save their lengths"),
+    "none": ({"xs": XS[:0], "ys": YS[:0]}, "without empty axes, got (0, 7, 3)"),
+    "ragged": ({"xs": ragged_array(), "ys": np.arange(3)}, "pad them and save their lengths"),
 }
 
 
@@ -143,10 +143,10 @@ TOO_LONG[5] = 9
 TOKENS = [np.zeros((n, 7), np.int32) for n in (40, 10, 10)]
 TOKENS[1][2, 6] = 3
 INVALID_DATA = {
-    "labels": (data(output_size=1), "train.ys must be in 0..output_size - 1 = 0..0, actual 1 at"),
+    "labels": (data(output_size=1), "train.ys must be in 0..output_size - 1 = 0..0, got 1 at"),
     "empty": (data(test=Split(XS[:0], YS[:0])), "the test split must have at least one example"),
     "axes": (data(train=VALID.train._replace(ys=YS)), "train.ys must have shape (40,)"),
-    "lengths": (data(train=VALID.train._replace(lengths=TOO_LONG)), "actual 9 at example 5"),
+    "lengths": (data(train=VALID.train._replace(lengths=TOO_LONG)), "got 9 at example 5"),
     "floats": (data(train=VALID.train._replace(ys=YS[:40] * 1.0)), "train.ys must be labels"),
     "nan": (data(test=Split(with_entry(np.nan)[:10], YS[:10])), "test.xs must be finite"),
     "list": (data(test=Split(XS[:10].tolist(), YS[:10])), "test.xs must be an array"),
@@ -168,7 +168,7 @@ def test_entries_beyond_lengths_are_ignored():
     names = ("train", "validation", "test")
     splits = {n: getattr(VALID, n)._replace(xs=xs) for n, xs in zip(names, TOKENS, strict=True)}
     UserTask.data = data(**splits, tokens=True)
-    with pytest.raises(ValueError, match="validation.xs .* actual 3 at example 2, step 6"):
+    with pytest.raises(ValueError, match="validation.xs .* got 3 at example 2, step 6"):
         tasks.load(UserTask())
     short = splits["validation"]._replace(lengths=np.full(10, 6, np.int32))
     UserTask.data = data(**{**splits, "validation": short}, tokens=True)

@@ -200,108 +200,108 @@ LENGTHS = np.full(N, T)
     "kind, arrays, error, message",
     [
         # xs
-        ("classification", {"ys": LABELS}, ValueError, "must have the arrays xs and ys, actual ys"),
-        ("classification", {"xs": XS}, ValueError, "must have the arrays xs and ys, actual xs"),
+        ("classification", {"ys": LABELS}, ValueError, "must have the arrays xs and ys, got ys"),
+        ("classification", {"xs": XS}, ValueError, "must have the arrays xs and ys, got xs"),
         (
             "classification",
             {"x": XS, "ys": LABELS},
             ValueError,
-            "must have the arrays xs and ys, actual x, ys",
+            "must have the arrays xs and ys, got x, ys",
         ),
         ("classification", {"xs": XS[0, 0], "ys": LABELS}, ValueError, r"xs must have .* \(3,\)"),
-        ("classification", {"xs": XS[:, :0], "ys": LABELS}, ValueError, r"actual \(40, 0, 3\)"),
-        ("classification", {"xs": XS[:0], "ys": LABELS[:0]}, ValueError, r"actual \(0, 6, 3\)"),
+        ("classification", {"xs": XS[:, :0], "ys": LABELS}, ValueError, r"got \(40, 0, 3\)"),
+        ("classification", {"xs": XS[:0], "ys": LABELS[:0]}, ValueError, r"got \(0, 6, 3\)"),
         ("classification", {"xs": XS[:, :, 0], "ys": LABELS}, TypeError, r"xs\[:, :, None\]"),
-        ("classification", {"xs": XS * 1j, "ys": LABELS}, TypeError, "actual dtype complex128"),
-        ("classification", {"xs": XS.astype(str), "ys": LABELS}, TypeError, "actual dtype <U"),
+        ("classification", {"xs": XS * 1j, "ys": LABELS}, TypeError, "got dtype complex128"),
+        ("classification", {"xs": XS.astype(str), "ys": LABELS}, TypeError, "got dtype <U"),
         (
             "classification",
             {"xs": _with_entry(XS, np.nan, 4, 2, 1), "ys": LABELS},
             ValueError,
-            r"Arrays: xs must be finite in float32, actual nan at xs\[4, 2, 1\]",
+            r"Arrays: xs must be finite in float32, got nan at xs\[4, 2, 1\]",
         ),
         (
             "classification",
             {"xs": _with_entry(XS, -np.inf, 4, 2, 1), "ys": LABELS},
             ValueError,
-            r"actual -inf at xs\[4, 2, 1\]",
+            r"got -inf at xs\[4, 2, 1\]",
         ),
         (
             "classification",
             {"xs": _with_entry(XS, 1e39, 4, 2, 1), "ys": LABELS},
             ValueError,
-            r"actual 1e\+39 at xs\[4, 2, 1\]",
+            r"got 1e\+39 at xs\[4, 2, 1\]",
         ),
         (
             "classification",
             {"xs": _with_entry(TOKENS, -2, 3, 1), "ys": LABELS},
             ValueError,
-            r"Arrays: xs must be ids from 0 to 2147483647, actual -2 at xs\[3, 1\]",
+            r"Arrays: xs must be ids from 0 to 2147483647, got -2 at xs\[3, 1\]",
         ),
         (
             "classification",
             {"xs": _with_entry(TOKENS, 2**31, 3, 1), "ys": LABELS},
             ValueError,
-            r"actual 2147483648 at xs\[3, 1\]",
+            r"got 2147483648 at xs\[3, 1\]",
         ),
         # lengths
         (
             "classification",
             {"xs": XS, "ys": LABELS, "lengths": _with_entry(LENGTHS, 0, 3)},
             ValueError,
-            r"Arrays: lengths must be in 1\.\.T = 1\.\.6, actual 0 at example 3",
+            r"Arrays: lengths must be in 1\.\.T = 1\.\.6, got 0 at example 3",
         ),
         (
             "classification",
             {"xs": XS, "ys": LABELS, "lengths": _with_entry(LENGTHS, T + 1, 5)},
             ValueError,
-            "actual 7 at example 5",
+            "got 7 at example 5",
         ),
         (
             "classification",
             {"xs": XS, "ys": LABELS, "lengths": LENGTHS[1:]},
             ValueError,
-            r"lengths must have shape \[N\] = \(40,\) .* actual \(39,\)",
+            r"lengths must have shape \[N\] = \(40,\) .* got \(39,\)",
         ),
         (
             "classification",
             {"xs": XS, "ys": LABELS, "lengths": LENGTHS * 1.0},
             TypeError,
-            "lengths must be ints, actual dtype float64",
+            "lengths must be ints, got dtype float64",
         ),
         (
             "classification",
             {"xs": XS, "ys": LABELS, "length": LENGTHS},
             ValueError,
-            "may only have the arrays xs, ys, lengths, actual 'length'; did you mean 'lengths'",
+            "may only have the arrays xs, ys, lengths, got 'length'; did you mean 'lengths'",
         ),
         # ys
         (
             "classification",
             {"xs": XS, "ys": REALS},
             TypeError,
-            "kind='classification' needs ys of ints, the class labels, actual dtype float64",
+            "kind='classification' needs ys of ints, the class labels, got dtype float64",
         ),
         (
             "classification",
             {"xs": XS, "ys": _with_entry(LABELS, -1, 2)},
             ValueError,
-            r"ys must be ids from 0 .* actual -1 at ys\[2\]",
+            r"ys must be ids from 0 .* got -1 at ys\[2\]",
         ),
         (
             "classification",
             {"xs": XS, "ys": LABELS[:-1]},
             ValueError,
-            r"needs ys of shape \[N\] with N = 40 as in xs, actual \(39,\)",
+            r"needs ys of shape \[N\] with N = 40 as in xs, got \(39,\)",
         ),
-        ("classification", {"xs": XS, "ys": TOKENS}, ValueError, r"\[N\] .* actual \(40, 6\)"),
+        ("classification", {"xs": XS, "ys": TOKENS}, ValueError, r"\[N\] .* got \(40, 6\)"),
         (
             "sequence_classification",
             {"xs": XS, "ys": TOKENS[:, 1:]},
             ValueError,
-            r"needs ys of shape \[N, T\] with N = 40, T = 6 as in xs, actual \(40, 5\)",
+            r"needs ys of shape \[N, T\] with N = 40, T = 6 as in xs, got \(40, 5\)",
         ),
-        ("sequence_classification", {"xs": XS, "ys": LABELS}, ValueError, r"actual \(40,\)"),
+        ("sequence_classification", {"xs": XS, "ys": LABELS}, ValueError, r"got \(40,\)"),
         (
             "sequence_classification",
             {"xs": XS, "ys": TOKENS * 1.0},
@@ -312,34 +312,34 @@ LENGTHS = np.full(N, T)
             "regression",
             {"xs": XS, "ys": LABELS},
             TypeError,
-            "kind='regression' needs ys of floats, actual dtype int64; .* a kind of classification",
+            "kind='regression' needs ys of floats, got dtype int64; .* a kind of classification",
         ),
         (
             "regression",
             {"xs": XS, "ys": REALS[:-1]},
             ValueError,
-            r"needs ys of shape \[N\] or \[N, K\] with N = 40 as in xs, actual \(39,\)",
+            r"needs ys of shape \[N\] or \[N, K\] with N = 40 as in xs, got \(39,\)",
         ),
-        ("regression", {"xs": XS, "ys": XS}, ValueError, r"actual \(40, 6, 3\)"),
-        ("regression", {"xs": XS, "ys": XS[:, 0, :0]}, ValueError, r"actual \(40, 0\)"),
+        ("regression", {"xs": XS, "ys": XS}, ValueError, r"got \(40, 6, 3\)"),
+        ("regression", {"xs": XS, "ys": XS[:, 0, :0]}, ValueError, r"got \(40, 0\)"),
         (
             "regression",
             {"xs": XS, "ys": _with_entry(REALS, np.nan, 7)},
             ValueError,
-            r"ys must be finite .* actual nan at ys\[7, 0\]",
+            r"ys must be finite .* got nan at ys\[7, 0\]",
         ),
         (
             "sequence_regression",
             {"xs": XS, "ys": XS[:, 1:]},
             ValueError,
-            r"\[N, T\] or \[N, T, K\] with N = 40, T = 6 as in xs, actual \(40, 5, 3\)",
+            r"\[N, T\] or \[N, T, K\] with N = 40, T = 6 as in xs, got \(40, 5, 3\)",
         ),
-        ("sequence_regression", {"xs": XS, "ys": REALS}, ValueError, r"actual \(40,\)"),
+        ("sequence_regression", {"xs": XS, "ys": REALS}, ValueError, r"got \(40,\)"),
         (
             "sequence_regression",
             {"xs": XS, "ys": XS, "lengths": LENGTHS - 1, "names": LABELS},
             ValueError,
-            "may only have the arrays .*, actual 'names'",
+            "may only have the arrays .*, got 'names'",
         ),
     ],
 )
@@ -354,7 +354,7 @@ def test_invalid_arrays_raise(
 def test_nan_in_valid_step_raises_despite_nan_padding(tmp_path: Path):
     xs = _with_entry(_with_entry(XS, np.nan, 1, T - 1, 0), np.nan, 9, 0, 2)
     path = _save(tmp_path, xs=xs, ys=LABELS, lengths=LENGTHS - 1)
-    with pytest.raises(ValueError, match=r"actual nan at xs\[9, 0, 2\]"):
+    with pytest.raises(ValueError, match=r"got nan at xs\[9, 0, 2\]"):
         Arrays(path, "classification").load()
 
 
@@ -368,7 +368,7 @@ def test_ragged_arrays_raise_with_advice(tmp_path: Path):
 def test_too_few_examples_raise(tmp_path: Path):
     path = _save(tmp_path, xs=XS[:4], ys=LABELS[:4])
     with pytest.raises(
-        ValueError, match="Arrays: .* at least 1 examples each, actual 3, 0 and 1 of 4; 10 examples"
+        ValueError, match="Arrays: .* at least 1 examples each, got 3, 0 and 1 of 4; 10 examples"
     ):
         Arrays(path, "classification").load()
 
@@ -393,22 +393,22 @@ def test_damaged_npz_file_raises(tmp_path: Path, save: Any, at: int):
     with pytest.raises(ValueError, match="Arrays: .* is damaged"):
         Arrays(str(path), "classification").load()
     path.write_bytes(whole[:1000])
-    with pytest.raises(ValueError, match="Arrays: .* must be an .npz file, actual .* truncated"):
+    with pytest.raises(ValueError, match="Arrays: .* must be an .npz file, got .* truncated"):
         Arrays(str(path), "classification").load()
 
 
 @pytest.mark.parametrize(
     "options, error, message",
     [
-        ({"path": 1}, TypeError, "Arrays: path must be a non-empty string, actual 1"),
+        ({"path": 1}, TypeError, "Arrays: path must be a non-empty string, got 1"),
         (
             {"kind": "classify"},
             ValueError,
-            "Arrays: kind must be one of classification, .* actual 'classify'",
+            "Arrays: kind must be one of classification, .* got 'classify'",
         ),
         ({"test_fraction": -0.1}, ValueError, "Arrays: test_fraction must be between 0 and 1"),
-        ({"validation_fraction": 0.8}, ValueError, "must be below 1, actual 0.8"),
-        ({"seed": -3}, ValueError, "Arrays: seed must be an int of at least 0, actual -3"),
+        ({"validation_fraction": 0.8}, ValueError, "must be below 1, got 0.8"),
+        ({"seed": -3}, ValueError, "Arrays: seed must be an int of at least 0, got -3"),
     ],
 )
 def test_invalid_options_raise(options: dict[str, Any], error: type[Exception], message: str):

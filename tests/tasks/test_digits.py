@@ -120,5 +120,5 @@ def test_missing_scikit_learn_raises_with_install_command(monkeypatch: pytest.Mo
 def test_unknown_order_raises_with_suggestion():
     with pytest.raises(ValueError, match="Digits: order must be one of .* did you mean 'permuted'"):
         Digits(order="permute")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="Digits: seed must be an int of at least 0, actual -1"):
+    with pytest.raises(ValueError, match="Digits: seed must be an int of at least 0, got -1"):
         Digits(seed=-1)

@@ -178,7 +178,7 @@ def nan_loss(model, batch):
     [
         (examples(), {"loss": None}, ValueError, "loss must be a function of .model, batch."),
         (examples(), {"patience": 2}, ValueError, "patience needs validation data"),
-        (examples(), {"batch_size": 21}, ValueError, "at most the 20 training examples, actual 21"),
+        (examples(), {"batch_size": 21}, ValueError, "at most the 20 training examples, got 21"),
         (examples(), {"steps": 0}, ValueError, "steps must be a positive int"),
         ((np.zeros((3, 3)), np.zeros(4)), {}, ValueError, "the same first axis"),
         ((), {}, ValueError, "the same first axis"),

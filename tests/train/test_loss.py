@@ -85,7 +85,7 @@ def test_shuffled_batches_keep_examples_together():
 
 
 def test_batch_larger_than_data_raises():
-    with pytest.raises(ValueError, match="at most the 5 training examples, actual 6"):
+    with pytest.raises(ValueError, match="at most the 5 training examples, got 6"):
         check_batch_size(split(5), 6)
 
 

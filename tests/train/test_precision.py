@@ -35,7 +35,7 @@ def all_equations(jaxpr):
 
 
 def make_step(e):
-    """A training step of an experiment, its arguments, and the dtypes of its grad_dtypes."""
+    """A training step of an experiment, its arguments, and the dtypes of its gradients."""
     data = e.task.load()
     optimizer = e.optimizer.build(e.steps)
     graphdef, state = init_state(e.network.build(data, e.seed), optimizer)

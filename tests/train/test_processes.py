@@ -76,7 +76,7 @@ def test_run_resumes_with_other_numbers_of_processes(single_run, tmp_path, cache
     killed_at = time.monotonic()
     codes, outputs = wait_for(two)
     assert codes == [1, -signal.SIGKILL] and time.monotonic() - killed_at < 30, outputs
-    assert "process 1 of 2 has wait_for or cannot be reached" in outputs[0]
+    assert "process 1 of 2 has ended or cannot be reached" in outputs[0]
     assert f"again with: jrnn train --resume {folder}" in outputs[0]
 
     before = max(steps_of(checkpoints))
