@@ -2,7 +2,7 @@
 
 A config file has a function `get_config(...)` with typed arguments and defaults, which returns a
 `jrnn.train.Experiment`. The text after a colon gives its arguments, and flags change single fields
-of what it returns::
+of the experiment::
 
     jrnn train configs/digits.py:cell=gru,hidden=64 --optimizer.learning-rate 1e-3
 """

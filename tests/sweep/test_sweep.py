@@ -71,13 +71,13 @@ def assert_same_lines(one, other, abs=1e-6):
         assert actual == pytest.approx(expected, rel=1e-5, abs=abs)
 
 
-def assert_equals_separate_run(e, trial, folder, alone):
+def assert_equals_separate_run(e, trial, folder, separate):
     """Asserts that a trial equals its separate run, in metrics and result."""
-    assert_same_run(train(e, e.task.load(), alone), trial, folder, alone)
+    assert_same_run(train(e, e.task.load(), separate), trial, folder, separate)
 
 
-def assert_same_run(trained, trial, folder, alone):
-    assert_same_lines(folder, alone)
+def assert_same_run(trained, trial, folder, separate):
+    assert_same_lines(folder, separate)
     assert trial.step == trained.step
     assert trial.validation == pytest.approx(trained.validation, rel=1e-5)
     assert trial.test == pytest.approx(trained.test, rel=1e-5)
@@ -93,22 +93,23 @@ VARIED = [
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def separate(tmp_path_factory):
     """The folder and the result of the separate run of each of these."""
-    folder = tmp_path_factory.mktemp("alone")
-    places = [folder / str(number) for number in range(len(VARIED))]
+    folder = tmp_path_factory.mktemp("separate")
+    run_folders = [folder / str(number) for number in range(len(VARIED))]
     return [
-        (place, train(e, e.task.load(), place)) for e, place in zip(VARIED, places, strict=True)
+        (run_folder, train(e, e.task.load(), run_folder))
+        for e, run_folder in zip(VARIED, run_folders, strict=True)
     ]
 
 
 @pytest.mark.parametrize("width", [None, 2, 5])
-def test_each_trial_equals_its_separate_run(width, alone, tmp_path):
+def test_each_trial_equals_its_separate_run(width, separate, tmp_path):
     assert group_trials(VARIED, loaded(VARIED)) == [[0, 1, 2, 3, 4]]
     result = sweep(VARIED, tmp_path / "sweep", width=width)
-    for number, (place, trained) in enumerate(alone):
+    for number, (run_folder, trained) in enumerate(separate):
         folder = trial_folder(tmp_path / "sweep", number)
-        assert_same_run(trained, result.trials[number], folder, place)
+        assert_same_run(trained, result.trials[number], folder, run_folder)
     losses = [trial.validation["loss"] for trial in result.trials]
     assert len(set(losses)) == len(losses)
 
@@ -181,13 +182,13 @@ def test_groups_keep_the_order_of_trials(tmp_path):
 def test_diverging_trial_does_not_affect_others(tmp_path):
     sgd = lambda rate: experiment(optimizer=Optimizer(rate, "sgd", clip_norm=None), dropout=0.0)
     good = [sgd(1e-2), sgd(3e-2)]
-    alone = sweep(good, tmp_path / "alone")
+    separate = sweep(good, tmp_path / "separate")
     result = sweep([good[0], sgd(1e38), good[1]], tmp_path / "with", width=3)
     assert result.groups == [[0, 1, 2]]
     assert "at step" in result.trials[1].stopped and result.best != 1
-    for number, place in enumerate((0, 2)):
-        assert result.trials[place].stopped == ""
-        assert result.trials[place].test == pytest.approx(alone.trials[number].test, rel=1e-5)
+    for number, index in enumerate((0, 2)):
+        assert result.trials[index].stopped == ""
+        assert result.trials[index].test == pytest.approx(separate.trials[number].test, rel=1e-5)
     assert all(np.isfinite(line["loss"]) for line in lines(trial_folder(tmp_path / "with", 1)))
 
 
@@ -207,12 +208,12 @@ def test_best_trial_is_saved_as_a_run(tmp_path):
     metrics = [trial.validation["metric"] for trial in result.trials]
     assert best == int(np.argmax(metrics))
     e = VARIED[best]
-    again = restore(e, e.task.load(), tmp_path / "sweep" / BEST)
-    assert again.step == result.trials[best].step
-    assert again.test == pytest.approx(result.trials[best].test, rel=1e-5)
+    restored = restore(e, e.task.load(), tmp_path / "sweep" / BEST)
+    assert restored.step == result.trials[best].step
+    assert restored.test == pytest.approx(result.trials[best].test, rel=1e-5)
     assert lines(tmp_path / "sweep" / BEST) == lines(trial_folder(tmp_path / "sweep", best))
     longer = train(e, e.task.load(), tmp_path / "sweep" / BEST, resume=True)
-    assert longer.test == pytest.approx(again.test, rel=1e-6)
+    assert longer.test == pytest.approx(restored.test, rel=1e-6)
 
 
 def read_metrics(folder, count):
@@ -222,7 +223,7 @@ def read_metrics(folder, count):
 def test_resumed_sweep_equals_uninterrupted_sweep(tmp_path, monkeypatch):
     cells = [jrnn.GRU(3), jrnn.GRU(4), jrnn.GRU(3)]
     trials = [experiment(cell, seed=k, steps=200) for k, cell in enumerate(cells)]
-    whole = sweep(trials, tmp_path / "whole")
+    reference = sweep(trials, tmp_path / "reference")
     train_steps, calls = Trainer.train_steps, []
 
     def stopping(trainer):
@@ -235,14 +236,14 @@ def test_resumed_sweep_equals_uninterrupted_sweep(tmp_path, monkeypatch):
     stops = 0
     while True:
         try:
-            again = sweep(trials, tmp_path / "parts", resume=stops > 0)
+            resumed = sweep(trials, tmp_path / "resumed", resume=stops > 0)
             break
         except Interrupted as error:
             assert "jrnn sweep --resume" in str(error)
             stops += 1
     assert stops >= 3
-    assert read_metrics(tmp_path / "parts", 3) == read_metrics(tmp_path / "whole", 3)
-    assert again.trials == whole.trials and again.best == whole.best
+    assert read_metrics(tmp_path / "resumed", 3) == read_metrics(tmp_path / "reference", 3)
+    assert resumed.trials == reference.trials and resumed.best == reference.best
 
 
 def count_compilations(trials, folder):

@@ -388,11 +388,11 @@ def test_missing_or_non_npz_file_raises(tmp_path: Path):
 def test_damaged_npz_file_raises(tmp_path: Path, save: Any, at: int):
     path = tmp_path / "mine.npz"
     save(path, xs=XS, ys=LABELS)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:at] + b"\xff" * 60 + whole[at + 60 :])
+    content = path.read_bytes()
+    path.write_bytes(content[:at] + b"\xff" * 60 + content[at + 60 :])
     with pytest.raises(ValueError, match="Arrays: .* is damaged"):
         Arrays(str(path), "classification").load()
-    path.write_bytes(whole[:1000])
+    path.write_bytes(content[:1000])
     with pytest.raises(ValueError, match="Arrays: .* must be an .npz file, got .* truncated"):
         Arrays(str(path), "classification").load()
 

@@ -76,23 +76,23 @@ def signal_at(step, monkeypatch):
 def test_resumed_run_equals_uninterrupted_run(optimizer, tmp_path, monkeypatch):
     e = replace(experiment(Sign("class_per_step"), steps=4001), optimizer=optimizer, eval_every=131)
     data = e.task.load()
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    expected = train(e, data, whole)
+    reference, resumed = tmp_path / "reference", tmp_path / "resumed"
+    expected = train(e, data, reference)
     stops = []
     for number in range(3):
         signal_at(20 + 1500 * number, monkeypatch)
         with pytest.raises(Interrupted, match="stopped by SIGTERM at step .* of 4001") as stop:
-            train(e, data, parts, resume=bool(stops))
-        assert str(stop.value).endswith(f"resume with: jrnn train --resume {parts}")
-        stops.append(max(steps_of(parts / "checkpoints")))
+            train(e, data, resumed, resume=bool(stops))
+        assert str(stop.value).endswith(f"resume with: jrnn train --resume {resumed}")
+        stops.append(max(steps_of(resumed / "checkpoints")))
     assert stops == sorted(set(stops)) and any(stop % 20 for stop in stops), stops
-    actual = train(e, data, parts, resume=True)
+    actual = train(e, data, resumed, resume=True)
     assert (actual.step, actual.validation, actual.test) == (
         expected.step,
         expected.validation,
         expected.test,
     )
-    assert_same_run(e, data, whole, parts)
+    assert_same_run(e, data, reference, resumed)
 
 
 def test_resume_of_finished_run_returns_its_result(tmp_path):
@@ -118,7 +118,7 @@ def test_resume_without_checkpoint_starts_a_run(tmp_path):
 def test_resume_skips_damaged_checkpoint(tmp_path, caplog):
     e = experiment(steps=60, save_every=1e-9)
     data = e.task.load()
-    train(e, data, tmp_path / "whole")
+    train(e, data, tmp_path / "reference")
     train(e, data, tmp_path / "damaged")
     for path in (tmp_path / "damaged/checkpoints/60/record").iterdir():
         path.write_text("{}")
@@ -126,7 +126,7 @@ def test_resume_skips_damaged_checkpoint(tmp_path, caplog):
     train(e, data, tmp_path / "damaged", resume=True)
     assert "checkpoint of step 60 is damaged" in caplog.text
     assert (tmp_path / "damaged/damaged/60").is_dir()
-    assert_same_run(e, data, tmp_path / "whole", tmp_path / "damaged")
+    assert_same_run(e, data, tmp_path / "reference", tmp_path / "damaged")
 
 
 def test_resume_with_missing_metrics_raises(tmp_path):
@@ -165,16 +165,16 @@ def test_checkpoint_of_first_format_raises(tmp_path):
 def test_streamed_run_matches_run_on_device(tbptt, tmp_path, monkeypatch):
     e = replace(experiment(Sign("class_per_step"), steps=60), tbptt=tbptt)
     data = e.task.load()
-    expected = train(e, data, tmp_path / "whole")
+    expected = train(e, data, tmp_path / "reference")
     monkeypatch.setattr(sampler, "DEVICE_BYTES", 0)
     monkeypatch.setattr(loader, "STREAMED_BYTES", 2000)
     actual = train(e, data, tmp_path / "streamed")
     assert actual.test == pytest.approx(expected.test, rel=1e-4)
-    whole, streamed = (
-        MetricsFile(tmp_path / name / "metrics.jsonl") for name in ("whole", "streamed")
+    reference, streamed = (
+        MetricsFile(tmp_path / name / "metrics.jsonl") for name in ("reference", "streamed")
     )
     np.testing.assert_allclose(
-        whole.read("train", "loss")[1], streamed.read("train", "loss")[1], rtol=1e-4
+        reference.read("train", "loss")[1], streamed.read("train", "loss")[1], rtol=1e-4
     )
 
 
@@ -267,11 +267,11 @@ def test_killed_and_resumed_run_equals_uninterrupted_run(kills, total, tmp_path)
     rng = random.Random(0)
     options = ["--steps", str(total), "--eval-every", "500"]
     start = ["train", "configs/digits.py:order=row,hidden=32", *options]
-    whole, parts, cache = tmp_path / "whole", tmp_path / "parts", tmp_path / "cache"
-    wait_for_success(jrnn(*start, "--run-dir", str(whole), cache=cache))
-    checkpoints = parts / "checkpoints"
+    reference, resumed, cache = tmp_path / "reference", tmp_path / "resumed", tmp_path / "cache"
+    wait_for_success(jrnn(*start, "--run-dir", str(reference), cache=cache))
+    checkpoints = resumed / "checkpoints"
     while_saving = 0
-    command = [*start, "--save-every", "0.02", "--run-dir", str(parts)]
+    command = [*start, "--save-every", "0.02", "--run-dir", str(resumed)]
     for kill in range(kills):
         process = jrnn(*command, cache=cache)
         before = max(steps_of(checkpoints), default=-1)
@@ -282,13 +282,13 @@ def test_killed_and_resumed_run_equals_uninterrupted_run(kills, total, tmp_path)
         process.kill()
         process.communicate()
         while_saving += bool(list(checkpoints.glob("*tmp*")))
-        command = ["train", "--resume", str(parts)]
+        command = ["train", "--resume", str(resumed)]
     assert while_saving >= kills // 4
     assert max(steps_of(checkpoints)) < total
     wait_for_success(jrnn(*command, cache=cache))
-    results = [json.loads((run / "result.json").read_text()) for run in (whole, parts)]
+    results = [json.loads((run / "result.json").read_text()) for run in (reference, resumed)]
     for result in results:
         del result["seconds"]
     assert results[0] == results[1]
-    e = config.read(whole / "config.json")
-    assert_same_run(e, e.task.load(), whole, parts)
+    e = config.read(reference / "config.json")
+    assert_same_run(e, e.task.load(), reference, resumed)

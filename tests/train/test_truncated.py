@@ -144,7 +144,7 @@ def test_gradients_flow_exactly_k2_steps(task, k1, k2):
 
     @partial(jax.jit, static_argnums=(1, 2, 3))
     @jax.value_and_grad
-    def whole(params, begin, end, through):
+    def sequence_loss(params, begin, end, through):
         """Errors of the steps from `begin` to `end`, with gradients back to step `through`."""
         model = nnx.merge(graphdef, params, state.rest, copy=True)
         before = nnx.merge(graphdef, state.params, state.rest, copy=True)
@@ -169,7 +169,7 @@ def test_gradients_flow_exactly_k2_steps(task, k1, k2):
         begin, through = end - min(k1, k2), max(end - max(k1, k2), 0)
         if k2 < k1:
             through = begin
-        expected_value, expected = whole(state.params, begin, end, through)
+        expected_value, expected = sequence_loss(state.params, begin, end, through)
         assert float(value) == pytest.approx(float(expected_value), rel=1e-5, abs=1e-6)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), grads, expected

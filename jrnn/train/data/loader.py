@@ -36,7 +36,7 @@ class Loader(Protocol):
     max_steps: int
 
     def next(self, first: int, count: int) -> tuple[Examples, BatchPlan]:
-        """Examples on the device, and plans `[max_steps, ...]`, of which `count` are used."""
+        """Examples on the device, and plans `[max_steps, ...]`; the first `count` are used."""
         ...
 
     def batch(self, examples: Examples, plan: BatchPlan) -> Any:
@@ -105,7 +105,7 @@ class DataLoader:
         self.max_steps = max_steps
 
     def next(self, first: int, count: int) -> tuple[Examples, BatchPlan]:
-        """Examples on the device, and plans `[max_steps, ...]`, of which `count` are used."""
+        """Examples on the device, and plans `[max_steps, ...]`; the first `count` are used."""
         if self._on_device:
             plan = self._sampler.plan(first, count)
             return self._examples, pad_first_axis(plan, self.max_steps)
@@ -133,7 +133,7 @@ class IteratorLoader:
           ValueError: the iterable is empty, or its first batch has no arrays.
         """
         self._batches, self._mesh = _repeat(batches), mesh or Mesh()
-        self._taken = 0
+        self._position = 0
         first = next(self._batches, None)
         if not jax.tree.leaves(first):
             raise ValueError(f"fit: data must yield batches of arrays, got {first!r}")
@@ -150,9 +150,9 @@ class IteratorLoader:
         Raises:
           ValueError: the iterable has ended, or a batch differs in shapes or dtypes from the first.
         """
-        skipped = first - self._taken
+        skipped = first - self._position
         batches = list(itertools.islice(self._batches, skipped, skipped + count))
-        self._taken = first + count
+        self._position = first + count
         if len(batches) < count:
             raise ValueError(
                 f"fit: data ended after {first + len(batches)} batches, and the run has more "
