@@ -68,9 +68,8 @@ def _train(args: list[str], group: ProcessGroup) -> None:
     )
     if group.is_first:
         write_fingerprints(folder, [data])
-        config.save(
-            experiment, spec, folder / "config.json"
-        )  # last, since it makes the folder a run
+        # Written last, since it makes the folder a run.
+        config.save(experiment, spec, folder / "config.json")
         stdout.print(escape(f"run folder: {folder}"), soft_wrap=True)
     _train_and_report(folder, experiment, data, group, resume=False)
 
