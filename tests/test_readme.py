@@ -34,7 +34,7 @@ def test_every_shipped_config_is_in_the_readme():
 
 
 def test_table_of_cells_is_that_of_the_command():
-    assert inspect.markdown() in TEXT
+    assert inspect.cells_markdown() in TEXT
 
 
 def test_table_of_transforms_is_complete():

@@ -306,5 +306,5 @@ def test_invalid_sweep_raises(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="trial 1: train: batch_size must be at most"):
         sweep([experiment(), experiment(batch_size=1000)], tmp_path)
     monkeypatch.setattr("jrnn.train.data.sampler.DEVICE_BYTES", 10)
-    with pytest.raises(ValueError, match="too large for that"):
+    with pytest.raises(ValueError, match="are too large"):
         sweep([experiment()], tmp_path)

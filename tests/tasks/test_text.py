@@ -119,12 +119,12 @@ def test_short_text_raises_and_suggested_length_is_enough(
     task = Text(path, 9, validation, test)
     with pytest.raises(ValueError, match="Text: .* at least 10 characters each") as caught:
         task.load()
-    suggested = int(str(caught.value).split(" characters are suggested")[0].split()[-1])
+    suggested = int(str(caught.value).split(" characters are enough")[0].split()[-1])
     _write(tmp_path, "a" * suggested)
     data = task.load()
     assert min(len(split.xs) for split in (data.train, data.validation, data.test)) == 1
     _write(tmp_path, "a" * int(suggested * 0.8))
-    with pytest.raises(ValueError, match="are suggested"):
+    with pytest.raises(ValueError, match="are enough"):
         task.load()
 
 

@@ -258,7 +258,7 @@ def test_network_incompatible_with_task_raises():
     data = Sign().load()
     with pytest.raises(ValueError, match="needs a task with tokens"):
         Network(jrnn.GRU(4), embedding_size=8).build(data, 0)
-    with pytest.raises(ValueError, match="needs a causal network: .* has to predict"):
+    with pytest.raises(ValueError, match="needs a causal network, .* has to predict"):
         Network(jrnn.GRU(4), bidirectional=True).build(replace(data, causal=True), 0)
 
 
