@@ -1,8 +1,8 @@
-"""Configs: Python files that return an `Experiment`, flags over it, and its JSON.
+"""Configs: Python files that return an `Experiment`, flags that override it, and its JSON.
 
 A config file has a function `get_config(...)` with typed arguments and defaults, which returns a
 `jrnn.train.Experiment`. The text after a colon gives its arguments, and flags change single fields
-of what it returns::
+of the experiment::
 
     jrnn train configs/digits.py:cell=gru,hidden=64 --optimizer.learning-rate 1e-3
 """
@@ -33,26 +33,26 @@ from jrnn.transforms import REGISTRY as TRANSFORMS
 T = TypeVar("T")
 
 MODULE = "jrnn_config"
-"""Name under which the classes of a config file are known while it is in use."""
-_OTHER = "was edited, or written by another version of jrnn or of a class it names"
+"""Name of the module that a config file is imported as."""
+_INCOMPATIBLE = "was edited, or written by another version of jrnn or of one of its classes"
 
 
 class ConfigError(ValueError):
-    """A config that cannot be used; the message says why and what to do."""
+    """A config is missing or invalid."""
 
 
 def make_cell(name: str, hidden_size: int, **options: Any) -> Cell:
-    """A cell by its name in `jrnn.cells.REGISTRY`, in transforms by theirs.
+    """Makes a cell from its name, with transforms by their names.
 
     Args:
-      name: such as "gru"; or with transforms before it, the outermost first, such as
-        "zoneout+layer_norm+gru". Their options are flags, such as `--network.cell.h 0.1`;
-        without them the rates of zoneout and dropout are 0.
+      name: a key of `jrnn.cells.REGISTRY`, such as "gru", optionally after transforms, the
+        outermost first, such as "zoneout+layer_norm+gru". Options of transforms are set by flags,
+        such as `--network.cell.h 0.1`; the rates of zoneout and dropout are 0 by default.
       hidden_size: number of hidden units.
-      **options: of the cell.
+      **options: options of the cell.
 
     Raises:
-      ValueError: no such cell, or no transform that goes round one cell; suggests the nearest name.
+      ValueError: the cell is unknown, or the transform is unknown or does not wrap a single cell.
 
     >>> make_cell("gru", 64).hidden_size
     64
@@ -61,16 +61,16 @@ def make_cell(name: str, hidden_size: int, **options: Any) -> Cell:
     """
     *outer, inner = name.split("+")
     checks.one_of("config", "cell", inner, CELLS)
-    kind: Any = CELLS[inner]
-    cell = kind(hidden_size=hidden_size, **options)
+    cls: Any = CELLS[inner]
+    cell = cls(hidden_size=hidden_size, **options)
     for transform in reversed(outer):
-        checks.one_of("config", "transform", transform, _AROUND_ONE)
-        cell = _AROUND_ONE[transform](cell)
+        checks.one_of("config", "transform", transform, _CELL_TRANSFORMS)
+        cell = _CELL_TRANSFORMS[transform](cell)
     return cell
 
 
-def _goes_round_one(transform: Any) -> bool:
-    """Whether it needs nothing but a cell."""
+def _wraps_one_cell(transform: Any) -> bool:
+    """Whether a cell is the only required argument."""
     cell: Any = CELLS["lstm"]
     try:
         transform(cell(hidden_size=1))
@@ -79,28 +79,28 @@ def _goes_round_one(transform: Any) -> bool:
     return dataclasses.fields(transform)[0].name == "cell"
 
 
-_AROUND_ONE: dict[str, Any] = {n: kind for n, kind in TRANSFORMS.items() if _goes_round_one(kind)}
+_CELL_TRANSFORMS: dict[str, Any] = {n: t for n, t in TRANSFORMS.items() if _wraps_one_cell(t)}
 
 
-def folder() -> Path:
+def configs_folder() -> Path:
     """The folder of the configs that are installed with jrnn."""
     package = Path(__file__).parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def shipped() -> list[Path]:
-    """All configs that are installed with jrnn, at any depth."""
-    return sorted(folder().rglob("*.py"))
+def list_configs() -> list[Path]:
+    """All configs that are installed with jrnn, including subfolders."""
+    return sorted(configs_folder().rglob("*.py"))
 
 
 @dataclasses.dataclass(frozen=True)
 class ConfigFile:
-    """A config file and arguments of its function.
+    """A config file and the arguments of its `get_config`.
 
     Attributes:
-      path: of the file.
-      arguments: as text, by name.
+      path: path of the file.
+      arguments: the arguments as text, by name.
     """
 
     path: Path
@@ -114,10 +114,10 @@ class ConfigFile:
           spec: the text; a path that does not exist is looked up among the configs of jrnn.
 
         Raises:
-          ConfigError: there is no such file, or the text has another form.
+          ConfigError: the file does not exist, or the text has another form.
         """
         name, colon, text = spec.partition(".py:") if ".py:" in spec else (spec, "", "")
-        path = find(name + ".py" if colon else name)
+        path = find_config(name + ".py" if colon else name)
         arguments = {}
         for pair in filter(None, text.split(",")):
             key, equals, value = pair.partition("=")
@@ -130,39 +130,39 @@ class ConfigFile:
 
     @property
     def argument_names(self) -> list[str]:
-        """The names of the arguments of its function."""
+        """The names of the arguments of `get_config`."""
         return list(inspect.signature(self._get_config()).parameters)
 
     def help(self) -> str:
-        """The arguments of its function, with types and defaults."""
+        """The arguments of `get_config`, with types and defaults."""
         get_config = self._get_config()
         signature = "".join(f"  {p}\n" for p in inspect.signature(get_config).parameters.values())
         usage = f"{self.path}:name=value,... with\n{signature}\n"
         return f"{usage}{inspect.getdoc(get_config) or ''}\n"
 
     def load(self, arguments: dict[str, str], flags: Sequence[str]) -> Experiment:
-        """The experiment that its function returns, with flags for single fields.
+        """The experiment that `get_config` returns, with fields changed by flags.
 
         Args:
-          arguments: of the function, in addition to those of the file.
+          arguments: arguments of `get_config`, in addition to `self.arguments`.
           flags: such as `["--optimizer.learning-rate", "1e-3"]`.
 
         Raises:
           ConfigError: the file has no function `get_config` that returns an experiment.
-          SystemExit: an unknown argument or flag, or a bad value, with code 2; the message is on
-            standard error.
+          SystemExit: an argument or flag is unknown, or a value is invalid, with code 2; the
+            message is on standard error.
         """
         arguments = self.arguments | arguments
         get_config = self._get_config()
         try:
             experiment = tyro.cli(
                 get_config,
-                args=_typed(get_config, arguments),
+                args=_to_flags(get_config, arguments),
                 prog=f"jrnn train {self.path}",
                 config=(tyro.conf.FlagConversionOff,),
             )
         except (ValueError, TypeError):
-            raise  # these say what is wrong, and with what
+            raise  # the message of these is specific enough
         except Exception as error:
             message = f"{self.path}: get_config: {type(error).__name__}: {error}"
             raise ConfigError(message) from error
@@ -187,7 +187,7 @@ class ConfigFile:
 
 
 def load(spec: str, flags: Sequence[str] = ()) -> Experiment:
-    """Reads a config file, with its arguments and with flags for its fields.
+    """Loads the experiment of a config file, with arguments and with flags for its fields.
 
     Args:
       spec: `path.py` or `path.py:name=value,...`; a path that does not exist is looked up among the
@@ -195,47 +195,47 @@ def load(spec: str, flags: Sequence[str] = ()) -> Experiment:
       flags: such as `["--optimizer.learning-rate", "1e-3"]`.
 
     Raises:
-      ConfigError: there is no such file, or its `get_config` does not return an experiment.
-      SystemExit: an unknown argument or flag, or a bad value, with code 2; the message is on
-        standard error.
+      ConfigError: the file does not exist, or its `get_config` does not return an experiment.
+      SystemExit: an argument or flag is unknown, or a value is invalid, with code 2; the message is
+        on standard error.
     """
     return ConfigFile.parse(spec).load({}, flags)
 
 
-def _typed(get_config: Callable[..., Any], arguments: dict[str, str]) -> list[str]:
-    """The arguments as tyro reads them; bools may be written true and false."""
-    kinds = {name: p.annotation for name, p in inspect.signature(get_config).parameters.items()}
+def _to_flags(get_config: Callable[..., Any], arguments: dict[str, str]) -> list[str]:
+    """The arguments as flags for tyro; bools may be written true and false."""
+    types = {name: p.annotation for name, p in inspect.signature(get_config).parameters.items()}
     flags = []
     for key, value in arguments.items():
-        is_bool = kinds.get(key.replace("-", "_")) in (bool, "bool")
+        is_bool = types.get(key.replace("-", "_")) in (bool, "bool")
         value = value.title() if is_bool else value
-        # Joined, a value may begin with a dash; apart, a wrong name gets a better suggestion.
+        # A value that begins with a dash needs `=`; without it tyro suggests better names.
         flags += [f"--{key}={value}"] if value.startswith("-") else [f"--{key}", value]
     return flags
 
 
-def find(name: str) -> Path:
-    """The config file at a path; or of a name, such as `configs/text.py`, that comes with jrnn."""
-    here = Path(name)
-    inside = here.relative_to("configs") if here.parts[:1] == ("configs",) else here
-    for path in (here, folder() / inside):
-        if path.is_file() and path.suffix == ".py":
-            return path
-    known = [f"configs/{path.relative_to(folder())}" for path in shipped()]
-    near = checks.suggestion(name, known)
-    raise ConfigError(f"{name}: no such config file{near or '; there are ' + ', '.join(known)}")
+def find_config(name: str) -> Path:
+    """Finds a config file by its path, or by its name among the installed ones."""
+    path = Path(name)
+    relative = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    for candidate in (path, configs_folder() / relative):
+        if candidate.is_file() and candidate.suffix == ".py":
+            return candidate
+    names = [f"configs/{config.relative_to(configs_folder())}" for config in list_configs()]
+    hint = checks.suggestion(name, names) or f"; the configs of jrnn are {', '.join(names)}"
+    raise ConfigError(f"{name}: no such config file{hint}")
 
 
 def _import(path: Path) -> ModuleType:
-    """Runs a config file as the module `jrnn_config`."""
+    """Imports a config file as the module `jrnn_config`."""
     spec = importlib.util.spec_from_file_location(MODULE, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path}: cannot be imported as Python")
     module = importlib.util.module_from_spec(spec)
     sys.modules[MODULE] = module
-    beside = str(path.parent.absolute())
-    if beside not in sys.path:
-        sys.path.append(beside)
+    parent = str(path.parent.absolute())
+    if parent not in sys.path:
+        sys.path.append(parent)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -244,62 +244,62 @@ def _import(path: Path) -> ModuleType:
 
 
 def save(experiment: Experiment, spec: str, path: Path) -> None:
-    """Writes an experiment as JSON, and its config file beside it, for classes of its own.
+    """Writes an experiment as JSON, and a copy of its config file, which may define classes.
 
     Args:
-      experiment: what `load` returned.
-      spec: what `load` was given.
-      path: the JSON file.
+      experiment: the experiment, from `load`.
+      spec: the argument of `load`.
+      path: the JSON file; the copy has the same name with the suffix `.py`.
     """
     write({"spec": spec, "experiment": encode(experiment)}, spec, path)
 
 
 def write(content: dict[str, Any], spec: str, path: Path) -> None:
-    """Writes JSON that holds what `encode` gave, whole or not at all, and its config file."""
+    """Writes results of `encode` as JSON, atomically, and a copy of the config file."""
     shutil.copyfile(ConfigFile.parse(spec).path, path.with_suffix(".py"))
     write_json(content, path)
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:
-    """Writes JSON, whole or not at all."""
+    """Writes JSON atomically."""
     partial = path.with_suffix(".part")
     partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     partial.replace(path)
 
 
 def read(path: Path) -> Experiment:
-    """Reads what `save` wrote.
+    """Reads an experiment that `save` wrote.
 
     Raises:
-      ConfigError: not such a file, or written by a version whose fields were others.
+      ConfigError: the file is invalid, or another version of jrnn wrote it.
     """
-    return read_saved(path, lambda saved: _experiment(saved["experiment"]))
+    return read_saved(path, lambda saved: _decode_experiment(saved["experiment"]))
 
 
-def _experiment(saved: Any) -> Experiment:
-    """An experiment of what `encode` gave, if its parts are what they should be."""
-    experiment = _of_kind("experiment", decode(saved), Experiment)
-    for name, kind in (("task", Task), ("network", Network), ("optimizer", Optimizer)):
-        _of_kind(name, getattr(experiment, name), kind)
-    _of_kind("cell", experiment.network.cell, Cell)
+def _decode_experiment(saved: Any) -> Experiment:
+    """Decodes an experiment; raises TypeError if a part has the wrong class."""
+    experiment = _check_class("experiment", decode(saved), Experiment)
+    for name, cls in (("task", Task), ("network", Network), ("optimizer", Optimizer)):
+        _check_class(name, getattr(experiment, name), cls)
+    _check_class("cell", experiment.network.cell, Cell)
     return experiment
 
 
-def _of_kind(name: str, value: Any, kind: type[T]) -> T:
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} must be of the class {kind.__name__}, got {value!r}")
+def _check_class(name: str, value: Any, cls: type[T]) -> T:
+    if not isinstance(value, cls):
+        raise TypeError(f"{name} must be a {cls.__name__}, got {value!r}")
     return value
 
 
-def read_saved(path: Path, use: Callable[[dict[str, Any]], T]) -> T:
-    """Reads what `write` wrote.
+def read_saved(path: Path, decode_content: Callable[[dict[str, Any]], T]) -> T:
+    """Reads a file that `write` wrote.
 
     Args:
       path: the JSON file.
-      use: makes something of its content, by `decode`.
+      decode_content: function that decodes its content, by `decode`.
 
     Raises:
-      ConfigError: not such a file, or written by a version whose fields were others.
+      ConfigError: the file is invalid, or another version of jrnn wrote it.
     """
     try:
         saved = json.loads(path.read_text("utf-8"))
@@ -309,26 +309,26 @@ def read_saved(path: Path, use: Callable[[dict[str, Any]], T]) -> T:
     try:
         if source.is_file():
             _import(source)
-        return use(saved)
+        return decode_content(saved)
     except KeyError as error:
-        raise ConfigError(f"{path}: {_OTHER}: it lacks {error}") from error
+        raise ConfigError(f"{path}: {_INCOMPATIBLE}: it lacks {error}") from error
     except (ValueError, TypeError, AttributeError, ImportError) as error:
-        raise ConfigError(f"{path}: {_OTHER}: {error}") from error
+        raise ConfigError(f"{path}: {_INCOMPATIBLE}: {error}") from error
 
 
 def encode(value: Any) -> Any:
-    """A frozen dataclass as JSON: its fields, and under "type" its class."""
+    """Encodes a frozen dataclass as JSON: its fields, and its class as "type"."""
     if dataclasses.is_dataclass(value):
-        kind = type(value)
+        cls = type(value)
         fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": f"{kind.__module__}:{kind.__qualname__}", **fields}
+        return {"type": f"{cls.__module__}:{cls.__qualname__}", **fields}
     if isinstance(value, tuple):
         return [encode(item) for item in value]
     return value
 
 
 def decode(value: Any) -> Any:
-    """What `encode` gave, made again; lists become tuples.
+    """The inverse of `encode`; lists become tuples.
 
     >>> import jrnn
     >>> decode(encode(jrnn.LSTM(8))) == jrnn.LSTM(8)

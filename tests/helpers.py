@@ -30,6 +30,11 @@ def compiled() -> Iterator[list[str]]:
         jax.monitoring.unregister_event_duration_listener(listener)
 
 
+def cache_size(jitted: Any) -> int:
+    """The number of compilations of a jitted function."""
+    return jitted._cache_size()
+
+
 class Scenario(NamedTuple):
     """Which optional arguments are passed to `unroll`."""
 

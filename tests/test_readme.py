@@ -30,11 +30,11 @@ def test_mentioned_files_exist():
 
 
 def test_every_shipped_config_is_mentioned():
-    assert [path.name for path in config.shipped() if f"configs/{path.name}" not in TEXT] == []
+    assert [path.name for path in config.list_configs() if f"configs/{path.name}" not in TEXT] == []
 
 
 def test_table_of_cells_matches_the_command():
-    assert inspect.markdown() in TEXT
+    assert inspect.cells_markdown() in TEXT
 
 
 def test_table_of_transforms_is_complete():

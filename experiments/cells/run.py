@@ -330,7 +330,7 @@ class CellTrainer:
             )
             with contextlib.closing(trainer):
                 trainer.begin()
-                trainer.fit(signals, Progress(self.options.steps, plan.metric, shown=False))
+                trainer.fit(signals, Progress(self.options.steps, plan.metric, enabled=False))
                 results = [trainer.evaluate(split) for split in splits]
         return [
             [None if index in trainer.stopped else finite_metric(each[index]) for each in results]

@@ -3,7 +3,7 @@
 
 def bench_command(args: list[str]) -> None:
     """`jrnn bench [newton|train] [--flag value ...]`."""
-    # Imported on use: the benchmarks import libraries that other commands do not need.
+    # Imported lazily: the benchmarks import libraries that other commands do not need.
     if args and args[0] == "newton":
         from jrnn.bench import newton
 

@@ -1,4 +1,4 @@
-"""Commands that look and change nothing."""
+"""Read-only commands: `jrnn ls` and `jrnn validate`."""
 
 import ast
 import inspect
@@ -28,7 +28,7 @@ stdout = Console()
 def ls_command(args: list[str]) -> None:
     """`jrnn ls cells|transforms|tasks|engines|configs`; `jrnn ls cells --markdown`."""
     if args == ["cells", "--markdown"]:
-        print(markdown())
+        print(cells_markdown())
         return
     kinds = {
         "cells": _cells,
@@ -38,35 +38,35 @@ def ls_command(args: list[str]) -> None:
         "configs": _configs,
     }
     if len(args) != 1 or args[0] in ("-h", "--help"):
-        raise ValueError(f"ls: name one of {', '.join(kinds)}, as in: jrnn ls cells")
+        raise ValueError(f"ls: needs one of {', '.join(kinds)}, as in: jrnn ls cells")
     checks.one_of("ls", "the kind", args[0], kinds)
     stdout.print(kinds[args[0]]())
 
 
 def validate_command(args: list[str]) -> None:
-    """`jrnn validate CONFIG ...`: loads each config, and counts those that fail."""
+    """`jrnn validate CONFIG ...`: loads each config; exit code 2 if any of them fails."""
     if not args:
-        raise ValueError("validate: name one or more configs, as in: jrnn validate configs/*.py")
-    bad = 0
+        raise ValueError("validate: needs one or more configs, as in: jrnn validate configs/*.py")
+    failed = False
     for spec in args:
         try:
             experiment = config.load(spec)
         except (ValueError, TypeError, OSError, SystemExit) as error:
-            bad += 1
-            said = "see above" if isinstance(error, SystemExit) else escape(str(error))
-            stdout.print(f"[red]bad[/red]  {escape(spec)}: {said}", soft_wrap=True)
+            failed = True
+            message = "see above" if isinstance(error, SystemExit) else escape(str(error))
+            stdout.print(f"[red]bad[/red]  {escape(spec)}: {message}", soft_wrap=True)
         else:
             cell = experiment.network.cell
             stdout.print(
                 f"[green]good[/green] {escape(f'{spec}: {experiment.task}, {cell}')}",
                 soft_wrap=True,
             )
-    if bad:
+    if failed:
         sys.exit(2)
 
 
 def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    """One line a row; the last column is cut short where the terminal is narrow."""
+    """A table with one line per row; the last column is truncated on a narrow terminal."""
     table = Table(box=None, header_style="bold", pad_edge=False, expand=True)
     for number, column in enumerate(columns[:-1]):
         width = max(len(cell) for cell in (column, *(row[number] for row in rows)))
@@ -88,15 +88,15 @@ def _cells() -> Table:
 def cell_rows() -> list[tuple[str, str, str, str, str]]:
     """Name, kind of recurrence, number of parameters, paper and first line of each cell."""
     rows = []
-    for name, kind in CELLS.items():
+    for name, cls in CELLS.items():
         cell = config.make_cell(name, HIDDEN)
-        found = structure.recurrence(cell, HIDDEN)
-        rows.append((name, found, f"{_count(cell):,}", paper(kind), first_line(kind)))
+        kind = structure.recurrence(cell, HIDDEN)
+        rows.append((name, kind, f"{_count_params(cell):,}", first_reference(cls), first_line(cls)))
     return rows
 
 
-def markdown() -> str:
-    """The table of cells as the README has it."""
+def cells_markdown() -> str:
+    """The table of cells in the README."""
     lines = [("name", "cell", "", "parameters", "recurrence", "paper")]
     lines.append(("---", "---", "---", "---:", "---", "---"))
     for name, kind, count, source, line in cell_rows():
@@ -104,47 +104,48 @@ def markdown() -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def paper(kind: type) -> str:
+def first_reference(cls: type) -> str:
     """The first reference of a docstring, as "Elman, 1990" or "Cho et al., 2014"."""
-    _, _, references = (inspect.getdoc(kind) or "").partition("References:")
-    found = re.match(r"\s*(.*?),\s+(\d{4})", references, re.DOTALL)
-    if found is None:
+    _, _, references = (inspect.getdoc(cls) or "").partition("References:")
+    match = re.match(r"\s*(.*?),\s+(\d{4})", references, re.DOTALL)
+    if match is None:
         return ""
-    authors = re.split(r",\s+|\s+and\s+", found[1])
+    authors = re.split(r",\s+|\s+and\s+", match[1])
     names = " and ".join(authors) if len(authors) < 3 else f"{authors[0]} et al."
-    return f"{' '.join(names.split())}, {found[2]}"
+    return f"{' '.join(names.split())}, {match[2]}"
 
 
 def _transforms() -> Table:
-    rows = [(name, first_line(kind)) for name, kind in (TRANSFORMS | LAYERS).items()]
+    rows = [(name, first_line(cls)) for name, cls in (TRANSFORMS | LAYERS).items()]
     return _table(("name", "transform"), rows)
 
 
-def _count(cell: Cell) -> int:
+def _count_params(cell: Cell) -> int:
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), HIDDEN))
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def _tasks() -> Table:
-    return _table(("name", "task"), [(name, first_line(kind)) for name, kind in TASKS.items()])
+    return _table(("name", "task"), [(name, first_line(cls)) for name, cls in TASKS.items()])
 
 
 def _engines() -> Table:
-    return _table(("name", "engine"), [(name, first_line(kind)) for name, kind in ENGINES.items()])
+    return _table(("name", "engine"), [(name, first_line(cls)) for name, cls in ENGINES.items()])
 
 
 def _configs() -> Table:
     rows = [
-        (f"configs/{path.relative_to(config.folder())}", _docstring(path))
-        for path in config.shipped()
+        (f"configs/{path.relative_to(config.configs_folder())}", _module_docstring(path))
+        for path in config.list_configs()
     ]
     return _table(("config", "what it trains"), rows)
 
 
-def first_line(thing: Any) -> str:
+def first_line(object: Any) -> str:
     """The first line of a docstring."""
-    return (inspect.getdoc(thing) or "").partition("\n")[0]
+    return (inspect.getdoc(object) or "").partition("\n")[0]
 
 
-def _docstring(path: Path) -> str:
+def _module_docstring(path: Path) -> str:
+    """The first line of the docstring of a Python file, which is not run."""
     return (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")[0]

@@ -1,4 +1,4 @@
-"""Chooses the command, and turns what a user can mend into one line and exit code 2."""
+"""Runs a command; errors of the user become one line of text and exit code 2."""
 
 import io
 import logging
@@ -19,13 +19,13 @@ HELP = """\
 [bold]jrnn[/bold] trains and compares recurrent networks.
 
   jrnn train CONFIG\\[:name=value,...] \\[--flag value ...]   train; --help lists the flags
-  jrnn train --resume RUN \\[--mesh AXES]                 go on with a run that was stopped
+  jrnn train --resume RUN \\[--mesh AXES]                 resume a run that was stopped
   jrnn train ... --coordinator HOST:PORT --processes N --process I
                                                          one of N processes that train together
-  jrnn sweep CONFIG --over NAME=VALUES ...                many runs at once; --help says more
+  jrnn sweep CONFIG --over NAME=VALUES ...                train many runs at once; see --help
   jrnn eval RUN                                          evaluate the best checkpoint of a run
-  jrnn sample RUN \\[--prompt TEXT]                        print text drawn from a run on text
-  jrnn ls cells|transforms|tasks|engines|configs         what there is
+  jrnn sample RUN \\[--prompt TEXT]                        print text sampled from a run on text
+  jrnn ls cells|transforms|tasks|engines|configs         list what is available
   jrnn validate CONFIG ...                               check configs without training
   jrnn bench \\[newton|train] \\[--flag value ...]           time layers, Newton or training
 
@@ -42,7 +42,7 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character is no failure
+            stream.reconfigure(errors="replace")  # a terminal may lack characters
     if args == ["--version"]:
         print(f"jrnn {jrnn.__version__}")
         return
@@ -52,29 +52,29 @@ def main(args: list[str] | None = None) -> None:
     commands = _commands()
     name, *rest = args
     if name not in commands:
-        near = checks.suggestion(name, commands)
-        _fail(f"no command {name!r}{near or '; there are ' + ', '.join(commands)}", 2)
-    # Orbax logs the traceback of what it raises too.
+        hint = checks.suggestion(name, commands) or f"; the commands are {', '.join(commands)}"
+        _fail(f"unknown command {name!r}{hint}", 2)
+    # Orbax also logs the tracebacks of errors that it raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         commands[name](rest)
     except FloatingPointError as error:
-        _fail(_said(error), 1)
+        _fail(_message(error), 1)
     except KeyboardInterrupt as error:
-        number = getattr(error, "signal", signal.SIGINT)
-        _fail(_said(error, "interrupted; what was saved is whole"), 128 + number)
+        received = getattr(error, "signal", signal.SIGINT)
+        _fail(_message(error, "interrupted; saved checkpoints are intact"), 128 + received)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if os.environ.get("JRNN_DEBUG") or not _lacks_memory(error):
+        if os.environ.get("JRNN_DEBUG") or not _is_out_of_memory(error):
             raise
         _fail(
-            f"there is not enough memory ({str(error).splitlines()[0] if str(error) else 'none'}); "
-            "make the batch or the network smaller, or number classes and tokens without gaps",
+            f"out of memory ({str(error).splitlines()[0] if str(error) else 'no message'}); use a "
+            "smaller batch or network, or number classes and tokens without gaps",
             1,
         )
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("JRNN_DEBUG"):
             raise
-        _fail(_said(error), 2)
+        _fail(_message(error), 2)
 
 
 def _commands() -> dict[str, Callable[[list[str]], None]]:
@@ -91,7 +91,7 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
     }
 
 
-def _lacks_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
@@ -100,6 +100,6 @@ def _fail(message: str, code: int) -> NoReturn:
     distributed.exit_process(code)
 
 
-def _said(error: BaseException, otherwise: str = "") -> str:
-    """What an error says, and in which process it was if there are several."""
-    return " ".join([str(error) or otherwise, *getattr(error, "__notes__", [])])
+def _message(error: BaseException, default: str = "") -> str:
+    """The message of an error with its notes, such as the process that raised it."""
+    return " ".join([str(error) or default, *getattr(error, "__notes__", [])])

@@ -1,4 +1,4 @@
-"""Commands that make a run or use one."""
+"""Commands that train a run or use a trained one."""
 
 import os
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from jrnn import config, tasks
 from jrnn.distributed import Launcher, ProcessGroup, init_process_group
 from jrnn.nn import SequenceToSequence, generate
 from jrnn.tasks.task import Data
-from jrnn.train import FitResult, check, load_best, restore, train
+from jrnn.train import FitResult, check_experiment, load_best, restore, train
 from jrnn.train.config.experiment import Experiment
-from jrnn.train.run.summary import figure, summarize, table
+from jrnn.train.run.summary import make_table, save_figure, summarize
 
 stdout = Console()
 
@@ -27,25 +27,25 @@ stdout = Console()
 def train_command(args: list[str]) -> None:
     """`jrnn train CONFIG[:name=value,...] [--flag value ...]`, or `jrnn train --resume RUN`.
 
-    In either case `--coordinator HOST:PORT --processes N --process I` is one of N processes that
-    train together; the environment may say so instead.
+    With `--coordinator HOST:PORT --processes N --process I`, or the environment variables of a
+    launcher, the process is one of N processes that train together.
     """
     if args and args[0] in ("-h", "--help"):
         stdout.print(
             "jrnn train CONFIG --help lists the arguments and flags of a config; "
-            "jrnn ls configs lists the configs; jrnn train --resume RUN goes on with a run, and "
-            "--mesh data=8 beside it on other devices; --coordinator HOST:PORT --processes N "
-            "--process I makes it one of N processes that train together"
+            "jrnn ls configs lists the configs; jrnn train --resume RUN resumes a run, on other "
+            "devices with --mesh data=8; --coordinator HOST:PORT --processes N --process I makes "
+            "it one of N processes that train together"
         )
         return
-    given, args = _pop_flags(split_flags(args), ("coordinator", "processes", "process"))
-    with init_process_group(Launcher.find(given, os.environ)) as group:
-        doing = "--resume" if "--resume" in args else "a new run"
-        # Before anything touches a device, where each process would wait for the others.
-        if len(said := set(group.all_gather("command", doing))) > 1:
+    options, args = _pop_flags(split_flags(args), ("coordinator", "processes", "process"))
+    with init_process_group(Launcher.find(options, os.environ)) as group:
+        mode = "--resume" if "--resume" in args else "a new run"
+        # Checked before any use of a device, which would wait for all processes.
+        if len(modes := set(group.all_gather("command", mode))) > 1:
             raise ValueError(
-                f"train: some processes were started with {' and some with '.join(sorted(said))}; "
-                "start all of them alike"
+                f"train: some processes were started with {' and some with '.join(sorted(modes))}; "
+                "start all processes with the same arguments"
             )
         _resume(args, group) if "--resume" in args else _train(args, group)
 
@@ -53,7 +53,7 @@ def train_command(args: list[str]) -> None:
 def _train(args: list[str], group: ProcessGroup) -> None:
     if not args or args[0].startswith("-"):
         raise ValueError(
-            "train: name a config first, as in: jrnn train configs/digits.py; "
+            "train: the first argument must be a config, as in: jrnn train configs/digits.py; "
             "jrnn ls configs lists them"
         )
     spec, *flags = args
@@ -61,90 +61,91 @@ def _train(args: list[str], group: ProcessGroup) -> None:
         print(config.ConfigFile.parse(spec).help())
     experiment = config.load(spec, flags)
     data = tasks.load(experiment.task)
-    check(experiment, data)  # before there is any folder
-    _check_alike(experiment, data, group)
+    check_experiment(experiment, data)  # before any folder is created
+    _check_same(experiment, data, group)
     folder = Path(
         group.broadcast("folder", str(new_folder(experiment)) if group.is_first else None)
     )
     if group.is_first:
         write_fingerprints(folder, [data])
-        config.save(experiment, spec, folder / "config.json")  # last: it makes the folder a run
+        # Written last, since it makes the folder a run.
+        config.save(experiment, spec, folder / "config.json")
         stdout.print(escape(f"run folder: {folder}"), soft_wrap=True)
-    _train_in(folder, experiment, data, group, resume=False)
+    _train_and_report(folder, experiment, data, group, resume=False)
 
 
-def _train_in(
+def _train_and_report(
     folder: Path, experiment: Experiment, data: Data, group: ProcessGroup, *, resume: bool
-):
-    """Trains, and reports what came of it."""
+) -> None:
+    """Trains, and reports the result."""
     result = train(experiment, data, folder, resume=resume, group=group)
     if group.is_first:
         report_run(experiment, data, result, folder)
 
 
-def _check_alike(experiment: Experiment, data: Data, group: ProcessGroup) -> None:
-    """Refuses processes that do not do the same."""
+def _check_same(experiment: Experiment, data: Data, group: ProcessGroup) -> None:
+    """Raises unless all processes have the same experiment and data."""
     if group.count == 1:
         return
     for name, own in {"config": config.encode(experiment), "data": data.fingerprint}.items():
-        said = group.all_gather(name, own)
-        if others := [str(index) for index, other in enumerate(said) if other != said[0]]:
+        values = group.all_gather(name, own)
+        if others := [str(index) for index, value in enumerate(values) if value != values[0]]:
             raise ValueError(
-                f"train: the {name} of process {', '.join(others)} is not that of process 0; start "
-                "all processes with the same arguments and files"
+                f"train: the {name} of process {', '.join(others)} differs from that of process 0; "
+                "start all processes with the same arguments and files"
             )
 
 
-OPTIONS = ("resume", "mesh", "coordinator", "processes", "process")
-"""Flags of `jrnn train` that are none of a config."""
+RUN_FLAGS = ("resume", "mesh", "coordinator", "processes", "process")
+"""Flags of `jrnn train` that do not belong to a config."""
 
 
 def split_flags(args: list[str]) -> list[str]:
-    """Arguments with `--resume=RUN` and the like as two of them."""
-    joint = tuple(f"--{name}=" for name in OPTIONS)
+    """Splits `--resume=RUN`, and the same for other `RUN_FLAGS`, into two arguments."""
+    prefixes = tuple(f"--{name}=" for name in RUN_FLAGS)
     return [
-        part for arg in args for part in (arg.split("=", 1) if arg.startswith(joint) else [arg])
+        part for arg in args for part in (arg.split("=", 1) if arg.startswith(prefixes) else [arg])
     ]
 
 
 def _pop_flags(args: list[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Takes flags out of arguments, with their values.
+    """Returns the values of some flags by name, and the other arguments.
 
     Raises:
-      ValueError: one has no value.
+      ValueError: a flag has no value.
     """
-    taken, rest, words = {}, [], iter(args)
-    for word in words:
-        name = word.removeprefix("--")
-        if word == name or name not in names:
-            rest.append(word)
-        elif (value := next(words, None)) is None:
+    values, rest, remaining = {}, [], iter(args)
+    for arg in remaining:
+        name = arg.removeprefix("--")
+        if arg == name or name not in names:
+            rest.append(arg)
+        elif (value := next(remaining, None)) is None:
             raise ValueError(f"train: --{name} needs a value")
         else:
-            taken[name] = value
-    return taken, rest
+            values[name] = value
+    return values, rest
 
 
 def _resume(args: list[str], group: ProcessGroup) -> None:
     options = dict(zip(args[::2], args[1::2], strict=False))
     if len(args) % 2 or "--resume" not in options or not options.keys() <= {"--resume", "--mesh"}:
         raise ValueError(
-            "train: --resume takes the folder of a run and nothing else but --mesh, since the run "
-            "keeps its own config, as in: jrnn train --resume runs/mine"
+            "train: --resume takes the folder of a run and no other flag than --mesh, since the "
+            "run has its own config, as in: jrnn train --resume runs/mine"
         )
     folder = Path(options["--resume"])
-    experiment, data = _open(folder)
+    experiment, data = _load_run(folder)
     if "--mesh" in options:
         experiment = replace(experiment, mesh=options["--mesh"])
-    _check_alike(experiment, data, group)
-    _train_in(folder, experiment, data, group, resume=True)
+    _check_same(experiment, data, group)
+    _train_and_report(folder, experiment, data, group, resume=True)
 
 
 def eval_command(args: list[str]) -> None:
     """`jrnn eval RUN`."""
-    folder = Path(tyro.cli(_run, args=args, prog="jrnn eval"))
-    experiment, data = _open(folder)
-    stdout.print(table(summarize(experiment, data, restore(experiment, data, folder))))
+    folder = Path(tyro.cli(_parse_eval, args=args, prog="jrnn eval"))
+    experiment, data = _load_run(folder)
+    stdout.print(make_table(summarize(experiment, data, restore(experiment, data, folder))))
 
 
 def sample_command(args: list[str]) -> None:
@@ -152,7 +153,7 @@ def sample_command(args: list[str]) -> None:
     tyro.cli(_sample, args=args, prog="jrnn sample")
 
 
-def _run(run: tyro.conf.Positional[str]) -> str:
+def _parse_eval(run: tyro.conf.Positional[str]) -> str:
     """Evaluates the best checkpoint of a run on its test split.
 
     Args:
@@ -168,26 +169,31 @@ def _sample(
     temperature: float = 0.7,
     seed: int = 0,
 ) -> None:
-    """Prints text drawn from a run on text.
+    """Prints text sampled from a run on text.
 
     Args:
         run: the run's folder.
-        prompt: text to begin with; by default a new line.
-        length: number of characters to draw.
-        temperature: 1 draws as the network predicts, less is bolder, 0 takes the likeliest.
-        seed: of the draw.
+        prompt: text to start with; by default a new line.
+        length: number of characters to sample.
+        temperature: divides the logits; 0 chooses the most probable character.
+        seed: of the samples.
     """
-    experiment, data = _open(Path(run))
+    experiment, data = _load_run(Path(run))
     if data.vocabulary is None:
-        raise ValueError(f"sample: {run} is not a run on text")
+        raise ValueError(
+            f"sample: {run} must be a run on text, got {type(experiment.task).__name__}"
+        )
     if prompt is None:
         prompt = "\n" if "\n" in data.vocabulary else data.vocabulary[0]
     if not prompt:
-        raise ValueError("sample: the prompt must have at least one character")
-    ids = {character: number for number, character in enumerate(data.vocabulary)}
+        raise ValueError("sample: prompt must have at least one character")
+    ids = {character: id for id, character in enumerate(data.vocabulary)}
     unknown = sorted({character for character in prompt if character not in ids})
     if unknown:
-        raise ValueError(f"sample: the training text has no {' '.join(map(repr, unknown))}")
+        raise ValueError(
+            "sample: prompt must have characters of the training text, got "
+            f"{' '.join(map(repr, unknown))}"
+        )
     model = load_best(experiment, data, Path(run)).model
     if not isinstance(model, SequenceToSequence):
         raise ValueError(f"sample: the network of {run} does not predict a token at each step")
@@ -201,8 +207,8 @@ def _sample(
     print(prompt + "".join(data.vocabulary[token] for token in np.asarray(tokens[0])))
 
 
-def _open(folder: Path) -> tuple[Experiment, Data]:
-    """The config of a run and its data, if they are still what the run was trained on."""
+def _load_run(folder: Path) -> tuple[Experiment, Data]:
+    """Loads the config of a run and its data; raises if the data have changed."""
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is not a run: it has no config.json")
     experiment = config.read(folder / "config.json")
@@ -212,27 +218,27 @@ def _open(folder: Path) -> tuple[Experiment, Data]:
 
 
 def write_fingerprints(folder: Path, data: Sequence[Data]) -> None:
-    """Writes down what the data of a run are, for `check_fingerprints`."""
+    """Writes the fingerprints of the data of a run, for `check_fingerprints`."""
     (folder / "data.txt").write_text("".join(each.fingerprint + "\n" for each in data))
 
 
 def check_fingerprints(folder: Path, data: Sequence[Data]) -> None:
-    """Refuses data that are not what they were when the run began."""
-    known = folder / "data.txt"
-    if known.is_file() and known.read_text().split() != [each.fingerprint for each in data]:
+    """Raises if the data have changed since the run began."""
+    path = folder / "data.txt"
+    if path.is_file() and path.read_text().split() != [each.fingerprint for each in data]:
         raise ValueError(
-            f"{folder}: the data of this run are not what they were when it was trained; restore "
-            f"them, or train anew"
+            f"{folder}: the data of this run have changed since it was trained; restore them, or "
+            "start a new run"
         )
 
 
 def new_folder(experiment: Experiment, prefix: str = "") -> Path:
-    """Makes the folder of a new run, and never uses one that holds something."""
+    """Creates the folder of a new run; raises FileExistsError if it exists and is not empty."""
     if experiment.run_dir is not None:
         folder = Path(experiment.run_dir)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise FileExistsError(
-                f"train: {folder} holds something already; name another folder by --run-dir"
+                f"train: --run-dir must be a new or empty folder, got {folder}; use another folder"
             )
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -245,16 +251,16 @@ def new_folder(experiment: Experiment, prefix: str = "") -> Path:
         except FileExistsError:
             continue
         return folder
-    raise FileExistsError(f"train: there are too many folders runs/{stem}-*")
+    raise FileExistsError(f"train: too many folders runs/{stem}-*; remove some of them")
 
 
 def report_run(experiment: Experiment, data: Data, result: FitResult, folder: Path) -> None:
-    """Writes the result and the figure of a run into its folder, and prints the result."""
+    """Writes the result and the figure of a run to its folder, and prints the result."""
     summary = summarize(experiment, data, result)
     config.write_json(summary, folder / "result.json")
-    stdout.print(table(summary))
+    stdout.print(make_table(summary))
     stdout.print(escape(f"run folder: {folder}"), soft_wrap=True)
     try:
-        stdout.print(escape(f"figure:     {figure(data, result, folder)}"), soft_wrap=True)
+        stdout.print(escape(f"figure:     {save_figure(data, result, folder)}"), soft_wrap=True)
     except ImportError as error:
         stdout.print(escape(f"no figure:  {error}"), soft_wrap=True)

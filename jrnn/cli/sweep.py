@@ -19,7 +19,7 @@ from jrnn.cli.runs import (
 )
 from jrnn.distributed import Launcher
 from jrnn.sweep.search_space import Trial, make_trials
-from jrnn.sweep.summary import figure, rows, table
+from jrnn.sweep.summary import make_rows, make_table, save_figure
 from jrnn.sweep.sweep import BEST, check_trials, load_tasks, sweep
 from jrnn.tasks.task import Data, Task
 from jrnn.train import Experiment, restore
@@ -133,12 +133,12 @@ def _train(
         "best": result.best,
         "groups": result.groups,
         "seconds": result.seconds,
-        "trials": rows(values, result),
+        "trials": make_rows(values, result),
     }
     config.write_json(summary, folder / "result.json")
-    stdout.print(table(values, result, data.metric))
+    stdout.print(make_table(values, result, data.metric))
     try:
-        path = figure(values, result, data, folder)
+        path = save_figure(values, result, data, folder)
         stdout.print(escape(f"figure:       {path}"), soft_wrap=True)
     except ImportError as error:
         stdout.print(escape(f"no figure:    {error}"), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The report of a sweep: a table and a figure."""
+"""The summary of a sweep: a table and a figure."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +14,14 @@ from jrnn.train.run.progress import METRIC_NAMES
 from jrnn.train.step.loss import HIGHER_IS_BETTER
 
 MAX_ROWS = 20
-"""Number of trials that the table shows: the best of them."""
+"""Maximum number of trials in the table, which shows the best ones."""
 
 Values = Sequence[dict[str, str]]
 """For each trial its values as text, by name."""
 
 
-def rows(values: Values, result: SweepResult) -> list[dict[str, Any]]:
-    """The result of each trial as values of JSON; None if it was never evaluated."""
+def make_rows(values: Values, result: SweepResult) -> list[dict[str, Any]]:
+    """The result of each trial as JSON values; metrics are None if it was never evaluated."""
     return [
         {
             "trial": index,
@@ -35,15 +35,15 @@ def rows(values: Values, result: SweepResult) -> list[dict[str, Any]]:
     ]
 
 
-def ranked(values: Values, result: SweepResult, metric: str) -> list[dict[str, Any]]:
+def rank_rows(values: Values, result: SweepResult, metric: str) -> list[dict[str, Any]]:
     """The rows, the best on the validation split first, and those never evaluated last."""
     sign = -1 if HIGHER_IS_BETTER[metric] else 1
     worst = float("inf")
-    order = lambda r: worst if r["validation"] is None else sign * r["validation"]
-    return sorted(rows(values, result), key=order)
+    key = lambda row: worst if row["validation"] is None else sign * row["validation"]
+    return sorted(make_rows(values, result), key=key)
 
 
-def table(values: Values, result: SweepResult, metric: str) -> Table:
+def make_table(values: Values, result: SweepResult, metric: str) -> Table:
     """The best trials as a rich table."""
     groups, trials = len(result.groups), len(result.trials)
     table = Table(
@@ -54,23 +54,27 @@ def table(values: Values, result: SweepResult, metric: str) -> Table:
     name = METRIC_NAMES[metric]
     for column in ("trial", *values[0], f"validation {name}", f"test {name}", "best at", "stopped"):
         table.add_column(column)
-    number = lambda value: "-" if value is None else f"{value:.4f}"
-    for row in ranked(values, result, metric)[:MAX_ROWS]:
-        results = number(row["validation"]), number(row["test"]), str(row["best_step"])
+    format_metric = lambda value: "-" if value is None else f"{value:.4f}"
+    for row in rank_rows(values, result, metric)[:MAX_ROWS]:
+        results = (
+            format_metric(row["validation"]),
+            format_metric(row["test"]),
+            str(row["best_step"]),
+        )
         table.add_row(str(row["trial"]), *row["values"].values(), *results, row["stopped"] or "-")
     if trials > MAX_ROWS:
         table.caption = f"the best {MAX_ROWS}; all are in result.json"
     return table
 
 
-def figure(values: Values, result: SweepResult, data: Data, folder: Path) -> Path:
-    """Writes `figure.png`: the curve of each trial, and its result over each of its values.
+def save_figure(values: Values, result: SweepResult, data: Data, folder: Path) -> Path:
+    """Saves `figure.png`: the curve of each trial, and its result over each of its values.
 
     Args:
-      values: those of the trials.
-      result: that of the sweep.
+      values: the values of the trials.
+      result: the result of the sweep.
       data: the loaded task, or one of them.
-      folder: that of the sweep.
+      folder: the folder of the sweep.
 
     Returns:
       The path of the figure.
@@ -79,13 +83,13 @@ def figure(values: Values, result: SweepResult, data: Data, folder: Path) -> Pat
       ImportError: matplotlib is not installed.
     """
     names = list(values[0])
-    drawn = new_figure(4 * (len(names) + 1), 3.6)
-    panels = drawn.subplots(1, len(names) + 1, squeeze=False)[0]
+    figure = new_figure(4 * (len(names) + 1), 3.6)
+    panels = figure.subplots(1, len(names) + 1, squeeze=False)[0]
     _draw_curves(panels[0], result, data, folder)
     for ax, name in zip(panels[1:], names, strict=True):
         _draw_values(ax, name, values, result)
     path = folder / "figure.png"
-    drawn.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120)
     return path
 
 
@@ -103,10 +107,10 @@ def _draw_curves(ax: Any, result: SweepResult, data: Data, folder: Path) -> None
 
 
 def _draw_values(ax: Any, name: str, values: Values, result: SweepResult) -> None:
-    """The results of the trials over one value, without those that were never evaluated."""
-    found = [(v[name], t) for v, t in zip(values, result.trials, strict=True) if t.validation]
-    texts = [text for text, _ in found]
-    metrics = [trial.validation["metric"] for _, trial in found]
+    """Draws the results of the trials over one value, without trials that were never evaluated."""
+    points = [(v[name], t) for v, t in zip(values, result.trials, strict=True) if t.validation]
+    texts = [text for text, _ in points]
+    metrics = [trial.validation["metric"] for _, trial in points]
     numbers = _as_numbers(texts)
     positions = texts if numbers is None else numbers
     ax.plot(positions, metrics, "o", color="0.6", ms=4)

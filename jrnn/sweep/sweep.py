@@ -23,20 +23,20 @@ from jrnn.train.run.progress import Progress
 from jrnn.train.run.signals import Signals, run_lock
 from jrnn.train.run.trainer import Trainer
 from jrnn.train.step.loss import HIGHER_IS_BETTER
-from jrnn.train.train import check
+from jrnn.train.train import check_experiment
 
 BEST = "best"
-"""Name of the folder in that of a sweep that holds the run of its best trial."""
+"""Subfolder of a sweep with the run of its best trial."""
 
 
 class TrialResult(NamedTuple):
     """The result of one trial of a sweep.
 
     Attributes:
-      step: of its best weights on the validation split.
-      validation: loss and metric there on the validation split; empty if it was never evaluated.
-      test: loss and metric there on the test split.
-      stopped: why it stopped before its last step; empty if it did not.
+      step: training step of the weights with the best metric on the validation split.
+      validation: loss and metric of these on the validation split; empty if never evaluated.
+      test: loss and metric of these on the test split; empty if never evaluated.
+      stopped: why the trial stopped before its last step; empty if it did not.
     """
 
     step: int
@@ -70,7 +70,7 @@ def sweep(
     resume: bool = False,
     width: int | None = None,
 ) -> SweepResult:
-    """Trains all trials of a sweep, and keeps the best one as a run of its own.
+    """Trains all trials of a sweep, and saves the best one as a run.
 
     Trials that differ in the seed, in scalars of the optimizer, in rates of dropout or in what is
     read only at initialization are one group, trained in one compilation and spread over all
@@ -90,7 +90,7 @@ def sweep(
       The result of each trial, and the best of them.
 
     Raises:
-      ValueError: there are no experiments, or options and data do not fit; says which trial.
+      ValueError: there are no experiments, or the options and data of a trial are incompatible.
       Interrupted, CheckpointError, BlockingIOError: as for `fit`.
     """
     loaded = load_tasks(experiments) if loaded is None else loaded
@@ -104,15 +104,15 @@ def sweep(
     process = ProcessGroup(resume_command=f"jrnn sweep --resume {shlex.quote(str(folder))}")
     with run_lock(folder), Signals() as signals:
         for number, indices in enumerate(groups):
-            members = [experiments[index] for index in indices]
-            first, data = members[0], loaded[members[0].task]
+            group = [experiments[index] for index in indices]
+            first, data = group[0], loaded[group[0].task]
             runs = VmappedRuns(
-                [partial(member.network.build, data, member.seed) for member in members],
+                [partial(e.network.build, data, e.seed) for e in group],
                 plan_task(data, first, first.tbptt),
                 first.optimizer,
-                scalars_of([member.optimizer for member in members]),
+                scalars_of([e.optimizer for e in group]),
                 first,
-                [member.seed for member in members],
+                [e.seed for e in group],
                 TrialDevices(devices[: len(indices)], width),
             )
             trainer = Trainer(
@@ -121,9 +121,9 @@ def sweep(
                 HIGHER_IS_BETTER[data.metric],
                 folder / "groups" / str(number),
                 process,
-                descriptions=[member.network.description() for member in members],
+                descriptions=[e.network.description() for e in group],
                 metrics_folders=[trial_folder(folder, index) for index in indices],
-                patience=[member.patience for member in members],
+                patience=[e.patience for e in group],
                 stop_all_if_non_finite=False,
             )
             title = f"group {number + 1} of {len(groups)}, {len(indices)} trials:"
@@ -136,10 +136,10 @@ def sweep(
                 results |= zip(indices, _results(trainer, data), strict=True)
                 trackers |= zip(indices, trainer.trackers, strict=True)
                 seconds += trainer.seconds
-                # Only the best trial of all groups so far is kept, since states may be large.
-                leader = _index_of_best(trackers)
-                if leader in indices:
-                    best = leader, trainer.checkpoint_of(indices.index(leader))
+                # Only the best trial so far stays in memory, since states may be large.
+                index = _index_of_best(trackers)
+                if index in indices:
+                    best = index, trainer.checkpoint_of(indices.index(index))
         if best is not None:
             index, checkpoint = best
             _write_run(checkpoint, trial_folder(folder, index), folder / BEST)
@@ -153,11 +153,11 @@ def load_tasks(experiments: Sequence[Experiment]) -> dict[Task, Data]:
 
 
 def check_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data]) -> None:
-    """Raises unless all trials can be trained; it draws and compiles nothing.
+    """Raises unless all trials can be trained, without drawing or compiling anything.
 
     Args:
       experiments: the trials.
-      loaded: the same as from `load_tasks`.
+      loaded: the data of their tasks, from `load_tasks`.
 
     Raises:
       ValueError: there are no trials, one cannot be trained, or their metrics differ.
@@ -171,10 +171,11 @@ def check_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data])
         experiment = experiments[index]
         if experiment.mesh is not None:
             raise ValueError(
-                f"sweep: trial {index}: trials are spread over all devices already; remove mesh"
+                f"sweep: trial {index}: mesh must be None, since trials are spread over all "
+                f"devices, got {experiment.mesh!r}; remove mesh"
             )
         try:
-            check(experiment, loaded[experiment.task])
+            check_experiment(experiment, loaded[experiment.task])
         except ValueError as error:
             raise ValueError(f"sweep: trial {index}: {error}") from error
     metrics = sorted({data.metric for data in loaded.values()})

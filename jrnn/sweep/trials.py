@@ -1,4 +1,4 @@
-"""Which trials of a sweep share a compilation: they differ only in scalar hyper-parameters."""
+"""Groups of trials that share a compilation: they differ only in scalar hyper-parameters."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -20,8 +20,8 @@ def group_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data])
     """Groups experiments that one compilation can train.
 
     The experiments of a group differ only in the seed, in scalars of the optimizer, in rates of
-    dropout above 0, and in what is read only at initialization, such as the forget bias. No list
-    says which options of a cell are of that kind: the lowered code of a training step is compared.
+    dropout above 0, and in options that are read only at initialization, such as the forget bias.
+    Such options of any cell are detected by comparing the lowered code of a training step.
 
     Args:
       experiments: in any order.
@@ -30,15 +30,15 @@ def group_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data])
     Returns:
       For each group the indices of its experiments.
     """
-    by_code: dict[Experiment, list[int]] = {}
+    candidates: dict[Experiment, list[int]] = {}
     for index, experiment in enumerate(experiments):
-        by_code.setdefault(without_scalars(experiment), []).append(index)
-    found: dict[Hashable, list[int]] = {}
-    for experiment, indices in by_code.items():
+        candidates.setdefault(without_scalars(experiment), []).append(index)
+    groups: dict[Hashable, list[int]] = {}
+    for experiment, indices in candidates.items():
         rest = [getattr(experiment, f.name) for f in fields(experiment) if f.name != "network"]
-        code = _lower(experiment, loaded[experiment.task]) if len(by_code) > 1 else ""
-        found.setdefault((code, *rest), []).extend(indices)
-    return [sorted(indices) for indices in found.values()]
+        code = _lower(experiment, loaded[experiment.task]) if len(candidates) > 1 else ""
+        groups.setdefault((code, *rest), []).extend(indices)
+    return [sorted(indices) for indices in groups.values()]
 
 
 def without_scalars(experiment: Experiment) -> Experiment:
@@ -50,7 +50,7 @@ def without_scalars(experiment: Experiment) -> Experiment:
         run_dir=None,
         patience=None,
         save_every=1.0,
-        optimizer=_fixed(experiment.optimizer),
+        optimizer=_fix_scalars(experiment.optimizer),
         network=replace(network, dropout=0.5 if network.dropout else 0.0),
     )
 
@@ -62,14 +62,14 @@ def scalars_of(optimizers: Sequence[Optimizer]) -> ScalarHyperparams:
     return {name: jnp.array(values(name), jnp.float32) for name in names}
 
 
-def _fixed(optimizer: Optimizer) -> Optimizer:
+def _fix_scalars(optimizer: Optimizer) -> Optimizer:
     present = {name: 0.5 for name in ARRAYS if getattr(optimizer, name)}
     decay = 0.5 if optimizer.algorithm == "adamw" else 0.0
     return replace(optimizer, **(present | {"weight_decay": decay}))
 
 
 def _lower(experiment: Experiment, data: Data) -> str:
-    """The lowered code of a training step and of an evaluation, which is not compiled."""
+    """The lowered code of a training step and of an evaluation, without compilation."""
     optimizer = experiment.optimizer.build(experiment.steps)
     make_model = lambda: experiment.network.build(data, experiment.seed)
     graphdef, state = abstract_state(make_model, optimizer)
@@ -79,10 +79,10 @@ def _lower(experiment: Experiment, data: Data) -> str:
     step = TrainStep(graphdef, plan.loss, optimizer, experiment.accumulate)
     first = jax.tree.map(lambda array: array[0], sampler.plan(0, 1))
     train = lambda state, examples, plan: step(state, sampler.batch(examples, plan))
-    some = jax.tree.map(lambda array: array[: experiment.batch_size], data.validation)
+    batch = jax.tree.map(lambda array: array[: experiment.batch_size], data.validation)
     evaluation = plan.evaluation(graphdef)
     lowered = [
         jax.jit(train).lower(state, plan.examples, first),
-        jax.jit(evaluation.sums).lower(state.weights, *next(evaluation.parts(some))),
+        jax.jit(evaluation.sums).lower(state.weights, *next(evaluation.parts(batch))),
     ]
     return "".join(part.as_text() for part in lowered)

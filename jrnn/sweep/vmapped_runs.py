@@ -32,15 +32,15 @@ class TrialDevices:
     compilation; on other devices all trials of a device run at once.
 
     Args:
-      devices: that trials are spread over.
-      width: number of trials of one `vmap`; None chooses.
+      devices: the devices.
+      width: number of trials of one `vmap`; None means 1 on a CPU, else all trials of a device.
     """
 
     devices: tuple[Any, ...]
     width: int | None = None
 
-    def padded(self, trials: int) -> int:
-        """The number of trials with padding, the same for each device."""
+    def padded_count(self, trials: int) -> int:
+        """The number of trials with padding, a multiple of the number of devices."""
         return -(-trials // len(self.devices)) * len(self.devices)
 
     def shard(self, tree: Any) -> Any:
@@ -48,28 +48,28 @@ class TrialDevices:
         return jax.device_put(tree, self._sharding(AXIS))
 
     def replicate(self, tree: Any) -> Any:
-        """Puts what all trials share on every device."""
+        """Copies arrays that all trials share to every device."""
         return jax.device_put(tree, self._sharding())
 
     def map(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-        """From a function of one trial and of what is shared to one of all trials."""
+        """Maps a function `(trial, shared)` over all trials."""
 
         def map_on_device(trials: Any, shared: Any) -> Any:
-            of_one = lambda trial: function(trial, shared)
+            apply = lambda trial: function(trial, shared)
             count = len(jax.tree.leaves(trials)[0])
             width = self.width or (1 if self.devices[0].platform == "cpu" else count)
             if width >= count:
-                return jax.vmap(of_one)(trials)
-            return jax.lax.map(of_one, trials, batch_size=None if width == 1 else width)
+                return jax.vmap(apply)(trials)
+            return jax.lax.map(apply, trials, batch_size=None if width == 1 else width)
 
         if len(self.devices) == 1:
             return map_on_device
-        split, whole = PartitionSpec(AXIS), PartitionSpec()
+        sharded, replicated = PartitionSpec(AXIS), PartitionSpec()
         return jax.shard_map(
             map_on_device,
             mesh=self._mesh(),
-            in_specs=(split, whole),
-            out_specs=split,
+            in_specs=(sharded, replicated),
+            out_specs=sharded,
             check_vma=False,
         )
 
@@ -119,18 +119,18 @@ class VmappedRuns:
         self._devices, self._count = devices, len(make_models)
         if not (fits_on_device(plan.examples) and fits_on_device(plan.validation)):
             raise ValueError(
-                "sweep: the trials share splits that are on the device, and those of this task are "
-                "too large for that; train the trials one by one with jrnn train"
+                "sweep: the training and validation splits must fit on the device, and those of "
+                "this task are too large; train the trials one by one with jrnn train"
             )
-        # The index of the trial at each place; padding repeats the last trial.
-        places = np.minimum(np.arange(devices.padded(self._count)), self._count - 1)
+        # The trial at each position; padding repeats the last trial.
+        indices = np.minimum(np.arange(devices.padded_count(self._count)), self._count - 1)
         transformation = optimizer.build(options.steps)
-        drawn = [init_state(make_models[place](), transformation) for place in places]
-        graphdef, state = drawn[0]
+        states = [init_state(make_models[index](), transformation) for index in indices]
+        graphdef, state = states[0]
         carry = plan.first_carry(graphdef, state.weights)
-        self._first = devices.shard(_stack([s._replace(carry=carry) for _, s in drawn]))
-        self._scalars = devices.shard({name: each[places] for name, each in scalars.items()})
-        self._samplers = [plan.make_sampler(seeds[place]) for place in places]
+        self._first = devices.shard(_stack([s._replace(carry=carry) for _, s in states]))
+        self._scalars = devices.shard({name: each[indices] for name, each in scalars.items()})
+        self._samplers = [plan.make_sampler(seeds[index]) for index in indices]
         self.max_steps = max_steps_of(options)
         self._examples = devices.replicate(plan.examples)
         self._validation = devices.replicate(plan.validation)
@@ -160,7 +160,7 @@ class VmappedRuns:
         """Dispatches some steps of the active trials; see `Placement`."""
         each = [pad_first_axis(s.plan(first, count), self.max_steps) for s in self._samplers]
         plans = jax.tree.map(lambda *plans: np.stack(plans), *each)
-        counts = np.where(self._padded(active), count, 0).astype(np.int32)
+        counts = np.where(self._pad_flags(active), count, 0).astype(np.int32)
         shard = self._devices.shard
         return self._train_steps(state, self._scalars, shard(plans), shard(counts), self._examples)
 
@@ -181,18 +181,18 @@ class VmappedRuns:
 
     def copy_where(self, chosen: Sequence[bool], new: Weights, old: Weights) -> Weights:
         """For each trial the new weights where it is chosen, else the old ones."""
-        return _where(self._devices.shard(self._padded(chosen)), new, old)
+        return _where(self._devices.shard(self._pad_flags(chosen)), new, old)
 
     def fetch(self, tree: Any) -> Any:
-        """The arrays as they are: all devices belong to this process."""
+        """Returns the arrays unchanged, since all devices belong to this process."""
         return tree
 
     def restore(self, state: TrainState, best: Weights) -> tuple[TrainState, Weights]:
         """Puts arrays that were read from a checkpoint on the devices."""
         return self._devices.shard(state), self._devices.shard(best)
 
-    def _padded(self, flags: Sequence[bool]) -> np.ndarray:
-        padded = np.zeros(self._devices.padded(self._count), bool)
+    def _pad_flags(self, flags: Sequence[bool]) -> np.ndarray:
+        padded = np.zeros(self._devices.padded_count(self._count), bool)
         padded[: self._count] = flags
         return padded
 

@@ -1,4 +1,4 @@
-"""The tasks: what to learn, one to a file."""
+"""The tasks: data sets with a kind of target and a metric."""
 
 from jrnn.tasks.adding import Adding as Adding
 from jrnn.tasks.arrays import Arrays as Arrays
@@ -21,4 +21,4 @@ REGISTRY: dict[str, type[Task]] = {
     "arrays": Arrays,
     "table": Table,
 }
-"""Every task by the name that a config takes; its fields are its options."""
+"""All tasks, by the name that a config takes; the fields of a task are its options."""

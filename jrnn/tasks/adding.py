@@ -1,4 +1,4 @@
-"""The adding problem: find two marked numbers far apart and give their sum."""
+"""The adding problem: the sum of two marked numbers in a long sequence."""
 
 from dataclasses import dataclass
 
@@ -11,17 +11,17 @@ from jrnn.tasks.task import Data, Split, Task
 
 @dataclass(frozen=True)
 class Adding(Task):
-    """A long sequence of numbers, two of them marked: the target is the sum of those two.
+    """A long sequence of numbers, two of them marked; the target is the sum of these two.
 
     Channel 0 holds values drawn uniformly from [0, 1). Channel 1 is 1 at two steps, one drawn from
-    each half of the sequence, and 0 elsewhere. The metric is the mean squared error; always
-    guessing the mean reaches 1/6, the variance of a sum of two uniform numbers.
+    each half of the sequence, and 0 elsewhere. The metric is the mean squared error; a constant
+    prediction of the mean reaches 1/6, the variance of the sum of two uniform numbers.
 
     Args:
-      length: T, steps of a sequence; the first half has T // 2 of them.
+      length: T, number of steps of a sequence; the first half has T // 2 steps.
       train_size: number of training examples.
       eval_size: number of validation examples, and of test examples.
-      seed: of the random draws; each split has a stream of its own.
+      seed: of the random draws; each split has its own random stream.
 
     Raises:
       ValueError: `length` is below 2, a size is not a positive int, or `seed` is negative.
@@ -42,10 +42,10 @@ class Adding(Task):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        common.at_least("Adding", "length", self.length, 2)
+        common.check_at_least("Adding", "length", self.length, 2)
         checks.positive_int("Adding", "train_size", self.train_size)
         checks.positive_int("Adding", "eval_size", self.eval_size)
-        common.at_least("Adding", "seed", self.seed, 0)
+        common.check_at_least("Adding", "seed", self.seed, 0)
 
     def load(self) -> Data:
         sizes = (self.train_size, self.eval_size, self.eval_size)
@@ -59,7 +59,7 @@ class Adding(Task):
             metric="mse",
             input_size=2,
             output_size=1,
-            baseline=common.constant_guess(train.ys, test.ys),
+            baseline=common.constant_baseline(train.ys, test.ys),
         )
 
     def _draw(self, rng: np.random.Generator, size: int) -> Split:
@@ -69,5 +69,5 @@ class Adding(Task):
         second = rng.integers(self.length // 2, self.length, size)
         markers = np.zeros_like(values)
         markers[examples, first] = markers[examples, second] = 1
-        total = values[examples, first] + values[examples, second]
-        return Split(xs=np.stack([values, markers], axis=-1), ys=total[:, None])
+        sums = values[examples, first] + values[examples, second]
+        return Split(xs=np.stack([values, markers], axis=-1), ys=sums[:, None])

@@ -1,4 +1,4 @@
-"""Your own sequences, from an .npz file."""
+"""Sequences of the user, from an .npz file."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -21,40 +21,40 @@ _TARGETS: dict[str, Target] = {
 
 @dataclass(frozen=True)
 class Arrays(Task):
-    """Sequences of your own: the arrays `xs`, `ys` and perhaps `lengths` of one .npz file.
+    """Sequences from one .npz file, with the arrays `xs`, `ys` and optionally `lengths`.
 
-    `xs` is `[N, T, input]` of real numbers, or `[N, T]` of ints, which are tokens. What `ys` is,
-    `kind` says; it is never guessed from shapes::
+    `xs` is `[N, T, input]` of real numbers, or `[N, T]` of ints, which are tokens. The form of
+    `ys` is set by `kind`, never inferred from shapes::
 
         classification             [N] ints, labels from 0              accuracy
         regression                 [N] or [N, K] floats                 mean squared error
         sequence_classification    [N, T] ints, a label for each step   accuracy
         sequence_regression        [N, T] or [N, T, K] floats           mean squared error
 
-    `lengths [N]` ints, from 1 to T, are the valid steps of each example. What `xs` and `ys` hold
-    beyond them is padding: it may be anything, counts for nothing and comes out as zero.
+    `lengths [N]` ints, from 1 to T, are the numbers of valid steps. Values of `xs` and `ys` after
+    the valid steps are padding: they may be arbitrary, are ignored, and are replaced by zeros.
 
-    The examples are shuffled and split; each is in exactly one part. The size of a vocabulary and
-    the number of classes are one more than the largest id in the file; a label for a whole sequence
-    lies below N. The baseline is the most
-    frequent class of the training part, or the mean of its targets.
+    The examples are shuffled and split into disjoint parts. The size of the vocabulary and the
+    number of classes are one more than the largest id in the file; labels of whole sequences must
+    be below N. The baseline is the most frequent class of the training part, or the mean of its
+    targets.
 
     Args:
       path: the .npz file, as `np.savez(path, xs=xs, ys=ys, lengths=lengths)` writes it.
-      kind: what there is to predict.
-      validation_fraction: share of the examples for validation.
-      test_fraction: share of the examples for testing.
-      normalize: whether features, and targets that are real, are brought to mean 0 and standard
-        deviation 1, by channel, by the valid steps of the training part. The metric is then in
-        these units, and `target_scale` leads back to yours.
+      kind: the form of the targets.
+      validation_fraction: fraction of the examples for validation.
+      test_fraction: fraction of the examples for testing.
+      normalize: whether to normalize features and real-valued targets to mean 0 and standard
+        deviation 1 per channel, with the statistics of the valid steps of the training part. The
+        metric is then in these units; multiply by `target_scale` for the units of the file.
       seed: of the shuffling.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      TypeError: `path` is not a string, or an array has the wrong type of numbers for `kind`.
-      ValueError: an option is out of range; the file is no .npz or lacks an array or holds others;
-        shapes do not fit each other and `kind`; a valid entry is NaN, infinite or a negative id; a
-        length is out of range; or a split would be empty.
+      FileNotFoundError: the file does not exist.
+      TypeError: `path` is not a string, or an array has the wrong dtype for `kind`.
+      ValueError: an option is out of range; the file is not an .npz file, or has missing or unknown
+        arrays; shapes are inconsistent with each other or with `kind`; a valid entry is NaN,
+        infinite or a negative id; a length is out of range; or a split would be empty.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -73,26 +73,26 @@ class Arrays(Task):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        common.file_path("Arrays", "path", self.path)
+        common.check_path("Arrays", "path", self.path)
         checks.one_of("Arrays", "kind", self.kind, get_args(Kind))
-        common.fractions("Arrays", self.validation_fraction, self.test_fraction)
-        common.at_least("Arrays", "seed", self.seed, 0)
+        common.check_fractions("Arrays", self.validation_fraction, self.test_fraction)
+        common.check_at_least("Arrays", "seed", self.seed, 0)
 
     def load(self) -> Data:
         arrays = npz.read(self.path)
-        xs = npz.inputs(arrays["xs"])
-        examples, steps = xs.shape[:2]
-        lengths = npz.sequence_lengths(arrays.get("lengths"), examples, steps)
-        valid = np.ones((examples, steps), bool)
+        xs = npz.check_inputs(arrays["xs"])
+        num_examples, steps = xs.shape[:2]
+        lengths = npz.check_lengths(arrays.get("lengths"), num_examples, steps)
+        valid = np.ones((num_examples, steps), bool)
         if lengths is not None:
             valid = np.arange(steps) < lengths[:, None]
-        parts = self._parts(examples)
+        parts = self._split_indices(num_examples)
         tokens = xs.ndim == 2
         if tokens:
-            xs = npz.ids("xs", _blank(xs, valid))
+            xs = npz.to_ids("xs", _zero_padding(xs, valid))
         else:
-            xs, _ = self._reals("xs", xs, valid, parts[0])
-        ys, output_size, baseline, scale = self._targets(arrays["ys"], valid, parts)
+            xs, _ = self._to_float("xs", xs, valid, parts[0])
+        ys, output_size, baseline, scaler = self._targets(arrays["ys"], valid, parts)
         train, validation, test = (
             Split(xs=xs[part], ys=ys[part], lengths=None if lengths is None else lengths[part])
             for part in parts
@@ -108,49 +108,51 @@ class Arrays(Task):
             output_size=output_size,
             baseline=baseline,
             tokens=tokens,
-            target_scale=None if scale is None else scale.std,
+            target_scale=None if scaler is None else scaler.std,
         )
 
-    def _parts(self, examples: int) -> list[np.ndarray]:
-        """The examples of train, validation and test."""
-        order = np.random.default_rng(self.seed).permutation(examples)
+    def _split_indices(self, num_examples: int) -> list[np.ndarray]:
+        """The indices of the examples of train, validation and test."""
+        order = np.random.default_rng(self.seed).permutation(num_examples)
         fractions = (self.validation_fraction, self.test_fraction)
-        pieces = common.split_rows("Arrays", "examples", examples, *fractions, least=1)
-        return [order[piece] for piece in pieces]
+        slices = common.split_rows("Arrays", "examples", num_examples, *fractions, min_rows=1)
+        return [order[part] for part in slices]
 
     def _targets(
         self, ys: np.ndarray, valid: np.ndarray, parts: list[np.ndarray]
-    ) -> tuple[np.ndarray, int, tuple[str, float], common.Scale | None]:
-        """The targets, their size, what a trivial predictor reaches on them, and their scale."""
-        # A length is at least 1, so that every example counts where there is one target for each.
-        counted = valid if self.kind.startswith("sequence") else valid[:, 0]
-        scale = None
+    ) -> tuple[np.ndarray, int, tuple[str, float], common.StandardScaler | None]:
+        """The targets, their size, their baseline, and their scaler."""
+        # A length is at least 1, so the first step of every example is valid.
+        mask = valid if self.kind.startswith("sequence") else valid[:, 0]
+        scaler = None
         if self.kind.endswith("classification"):
-            ys = npz.labels(ys, self.kind, counted.shape)
-            ys = npz.ids("ys", _blank(ys, counted))
-            ys = npz.dense(ys) if self.kind == "classification" else ys
+            ys = npz.check_labels(ys, self.kind, mask.shape)
+            ys = npz.to_ids("ys", _zero_padding(ys, mask))
+            ys = npz.check_dense(ys) if self.kind == "classification" else ys
             size = int(ys.max()) + 1
         else:
-            ys = npz.values(ys, self.kind, counted.shape)
-            ys, scale = self._reals("ys", ys, counted, parts[0])
+            ys = npz.check_values(ys, self.kind, mask.shape)
+            ys, scaler = self._to_float("ys", ys, mask, parts[0])
             size = ys.shape[-1]
-        train, test = (ys[part][counted[part]] for part in (parts[0], parts[2]))
+        train, test = (ys[part][mask[part]] for part in (parts[0], parts[2]))
         if self.kind.endswith("classification"):
-            return ys, size, common.most_frequent("most frequent class", train, test), scale
-        return ys, size, common.constant_guess(train, test), scale
+            baseline = common.most_frequent_baseline("most frequent class", train, test)
+        else:
+            baseline = common.constant_baseline(train, test)
+        return ys, size, baseline, scaler
 
-    def _reals(
-        self, name: str, array: np.ndarray, counted: np.ndarray, train: np.ndarray
-    ) -> tuple[np.ndarray, common.Scale | None]:
-        """Real numbers as float32, zero where they do not count; their scale, if there is one."""
-        array = npz.finite(name, _blank(array, counted))
+    def _to_float(
+        self, name: str, array: np.ndarray, mask: np.ndarray, train: np.ndarray
+    ) -> tuple[np.ndarray, common.StandardScaler | None]:
+        """The array as float32, normalized if `normalize`, with zeros where masked; its scaler."""
+        array = npz.to_finite(name, _zero_padding(array, mask))
         if not self.normalize:
             return array.astype(np.float32), None
-        scale = common.Scale.of(array[train][counted[train]])
-        return _blank(scale.normalize(array), counted), scale
+        scaler = common.StandardScaler.fit(array[train][mask[train]])
+        return _zero_padding(scaler.transform(array), mask), scaler
 
 
-def _blank(array: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Zeros where `counted`, which covers the leading axes, is False."""
-    cover = counted.reshape(counted.shape + (1,) * (array.ndim - counted.ndim))
-    return np.where(cover, array, np.zeros((), array.dtype))
+def _zero_padding(array: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Zeros where `mask`, which has the leading axes of the array, is False."""
+    mask = mask.reshape(mask.shape + (1,) * (array.ndim - mask.ndim))
+    return np.where(mask, array, np.zeros((), array.dtype))

@@ -1,4 +1,4 @@
-"""What tasks share: checks of their fields, files, splits, normalisation, trivial predictors."""
+"""Shared parts of the tasks: checks of options, files, splits, normalization and baselines."""
 
 import math
 from pathlib import Path
@@ -9,47 +9,49 @@ import numpy as np
 from jrnn import checks
 
 
-def at_least(owner: str, name: str, value: Any, least: int) -> None:
-    """Refuses everything but a Python int of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{owner}: {name} must be an int of at least {least}, got {value!r}")
+def check_at_least(owner: str, name: str, value: Any, minimum: int) -> None:
+    """Raises ValueError unless the value is a Python int of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{owner}: {name} must be an int of at least {minimum}, got {value!r}")
 
 
-def fractions(owner: str, validation: Any, test: Any) -> None:
-    """Refuses fractions that leave one of the three splits with nothing."""
+def check_fractions(owner: str, validation: Any, test: Any) -> None:
+    """Raises ValueError if the fractions make one of the three splits empty."""
     for name, value in (("validation_fraction", validation), ("test_fraction", test)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-            raise ValueError(f"{owner}: {name} must lie between 0 and 1, got {value!r}")
+            raise ValueError(f"{owner}: {name} must be between 0 and 1, got {value!r}")
     if validation + test >= 1:
         raise ValueError(
-            f"{owner}: validation_fraction + test_fraction must leave something to train on, got "
-            f"{validation} + {test}; make one of them smaller"
+            f"{owner}: validation_fraction + test_fraction must be below 1, got "
+            f"{validation} + {test}"
         )
 
 
-def file_path(owner: str, name: str, value: Any) -> None:
-    """Refuses a path that is no text, or empty; whether the file exists shows when it is read."""
+def check_path(owner: str, name: str, value: Any) -> None:
+    """Raises TypeError unless the path is a non-empty string; the file need not exist."""
     if not isinstance(value, str) or not value:
-        raise TypeError(f"{owner}: {name} must be a path as a string, got {value!r}")
+        raise TypeError(f"{owner}: {name} must be a non-empty string, got {value!r}")
 
 
-def existing_file(owner: str, path: str) -> Path:
-    """The path, if a file is there; else an error that names a file like it in the same folder."""
-    found = Path(path).expanduser()
-    if found.is_file():
-        return found
-    if found.is_dir():
+def find_file(owner: str, path: str) -> Path:
+    """Returns the path of a file; the error for a missing file suggests one of a similar name."""
+    file = Path(path).expanduser()
+    if file.is_file():
+        return file
+    if file.is_dir():
         raise FileNotFoundError(f"{owner}: path must be a file, got the folder {path!r}")
-    if not found.parent.is_dir():
-        raise FileNotFoundError(f"{owner}: no file {path!r}: there is no folder {found.parent}")
-    neighbours = sorted(entry.name for entry in found.parent.iterdir() if entry.is_file())
-    near = checks.suggestion(found.name, neighbours)
-    raise FileNotFoundError(f"{owner}: no file {path!r} in {found.parent.resolve()}{near}")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(
+            f"{owner}: no file {path!r}: the folder {file.parent} does not exist"
+        )
+    names = sorted(entry.name for entry in file.parent.iterdir() if entry.is_file())
+    hint = checks.suggestion(file.name, names)
+    raise FileNotFoundError(f"{owner}: no file {path!r} in {file.parent.resolve()}{hint}")
 
 
 def read_text(owner: str, path: str) -> str:
-    """The text of a UTF-8 file, its line ends untouched and without a byte order mark."""
-    raw = existing_file(owner, path).read_bytes()
+    """Reads a UTF-8 file, with its original line ends and without a byte order mark."""
+    raw = find_file(owner, path).read_bytes()
     try:
         return raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -60,7 +62,7 @@ def read_text(owner: str, path: str) -> str:
 
 
 def split_sizes(total: int, validation: float, test: float) -> tuple[int, int, int]:
-    """How many of `total` go to train, validation and test.
+    """The sizes of train, validation and test.
 
     >>> split_sizes(50, 0.1, 0.2)
     (35, 5, 10)
@@ -70,62 +72,61 @@ def split_sizes(total: int, validation: float, test: float) -> tuple[int, int, i
 
 
 def split_rows(
-    owner: str, rows: str, total: int, validation: float, test: float, least: int
+    owner: str, rows: str, total: int, validation: float, test: float, min_rows: int
 ) -> tuple[slice, slice, slice]:
-    """Train, validation and test as slices one after another, each of at least `least` rows."""
+    """Train, validation and test as consecutive slices of at least `min_rows` rows each."""
     sizes = split_sizes(total, validation, test)
-    if min(sizes) < least:
-        # Enough for rounding too, which takes from the training part up to one row.
+    if min(sizes) < min_rows:
+        # Rounding takes up to one row from the training part.
         train = 1 - validation - test
-        needed = math.ceil(max(least / validation, least / test, (least + 1) / train))
+        needed = math.ceil(max(min_rows / validation, min_rows / test, (min_rows + 1) / train))
         raise ValueError(
-            f"{owner}: train, validation and test must have at least {least} {rows} each, got "
+            f"{owner}: train, validation and test must have at least {min_rows} {rows} each, got "
             f"{sizes[0]}, {sizes[1]} and {sizes[2]} of {total}; {needed} {rows} are enough"
         )
     first, second = sizes[0], sizes[0] + sizes[1]
     return slice(0, first), slice(first, second), slice(second, total)
 
 
-class Scale(NamedTuple):
-    """Where the training part lies, by channel: mean and standard deviation, `[channels]` float64.
+class StandardScaler(NamedTuple):
+    """Mean and standard deviation of the training part per channel, `[channels]` float64.
 
-    A constant channel has standard deviation 1: it becomes zeros, and anything else that it takes
-    outside the training part keeps its distance from them.
+    A channel that is constant in the training part gets standard deviation 1, and is only shifted.
     """
 
     mean: np.ndarray
     std: np.ndarray
 
     @classmethod
-    def of(cls, train: np.ndarray) -> "Scale":
-        """The scale of `train [rows, channels]`."""
+    def fit(cls, train: np.ndarray) -> "StandardScaler":
+        """The scaler of `train [rows, channels]`."""
         mean, std = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
-        # By the range, as rounding may leave the std of a constant such as 0.1 just above 0.
+        # Compares minimum and maximum: by rounding the std of a constant 0.1 may be just above 0.
         low, high = train.min(axis=0), train.max(axis=0)
         return cls(np.where(low == high, low, mean), np.where(low == high, 1.0, std))
 
-    def normalize(self, values: np.ndarray) -> np.ndarray:
-        """Values `[..., channels]` in standard deviations from the mean, float32."""
+    def transform(self, values: np.ndarray) -> np.ndarray:
+        """Normalizes values `[..., channels]` to float32."""
         return ((values - self.mean) / self.std).astype(np.float32)
 
 
-def most_frequent(name: str, train: np.ndarray, test: np.ndarray) -> tuple[str, float]:
-    """A baseline: accuracy on the ids `test` of the id that is most frequent in `train`."""
+def most_frequent_baseline(name: str, train: np.ndarray, test: np.ndarray) -> tuple[str, float]:
+    """The baseline of the most frequent id in `train`: its accuracy on `test`."""
     return name, float(np.mean(test == np.bincount(train.ravel()).argmax()))
 
 
-def constant_guess(train: np.ndarray, test: np.ndarray) -> tuple[str, float]:
-    """A baseline: squared error on `test [rows, K]` of the mean of `train [rows, K]`."""
-    guess = train.mean(axis=0, dtype=np.float64)
-    return "constant guess", mean_squared_error(guess, test)
+def constant_baseline(train: np.ndarray, test: np.ndarray) -> tuple[str, float]:
+    """The baseline of the mean of `train [rows, K]`: its squared error on `test [rows, K]`."""
+    mean = train.mean(axis=0, dtype=np.float64)
+    return "constant guess", mean_squared_error(mean, test)
 
 
-def mean_squared_error(guess: np.ndarray, truth: np.ndarray) -> float:
-    """The mean over all entries of the squared difference, in float64."""
-    return float(np.mean(np.square(truth.astype(np.float64) - guess)))
+def mean_squared_error(predictions: np.ndarray, targets: np.ndarray) -> float:
+    """The mean squared error over all entries, in float64."""
+    return float(np.mean(np.square(targets.astype(np.float64) - predictions)))
 
 
 def unigram_bits(train: np.ndarray, test: np.ndarray, size: int) -> float:
-    """Bits per id that the frequencies in `train` need on `test`, with one added to each count."""
+    """Bits per id on `test` of the frequencies in `train`, with add-one smoothing."""
     counts = np.bincount(train.ravel(), minlength=size) + 1
     return float(-np.mean(np.log2(counts[test] / counts.sum())))

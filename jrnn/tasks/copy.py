@@ -1,4 +1,4 @@
-"""The copy memory problem: hold a few symbols over a long blank, then say them in order."""
+"""The copy memory problem: recall a few symbols in order after a long delay."""
 
 from dataclasses import dataclass
 
@@ -11,25 +11,25 @@ from jrnn.tasks.task import Data, Split, Task
 
 @dataclass(frozen=True)
 class Copy(Task):
-    """Symbols to remember, a long blank, a delimiter: then the symbols must be said again.
+    """Symbols to remember, blanks and a delimiter; the targets are then the symbols again.
 
-    With S symbols (ids 0..S-1), blank S and delimiter S + 1, K symbols to copy and a delay D, an
+    With S symbols (ids 0..S-1), blank S, delimiter S + 1, K symbols to copy and a delay D, an
     example has D + 2·K steps::
 
         input    K symbols | blank D - 1 times, delimiter | blank K times
         target             blank D + K times              | the K symbols
 
-    The loss counts every step. The metric is the accuracy over the last K steps alone (`scored`),
-    since saying blank at all others is no feat. Without memory the best guess there is one symbol
-    for all, right about once in S.
+    The loss counts every step. The metric is the accuracy over the last K steps only (`scored`),
+    since the targets of all others are blank. Without memory the best accuracy there is about 1/S,
+    with one symbol for all steps.
 
     Args:
-      delay: D, steps from the last symbol to the first one recalled, with the delimiter as last.
+      delay: D, number of steps between the symbols and their recall; the delimiter is the last one.
       symbols: S, number of different symbols.
-      copy_length: K, symbols to remember.
+      copy_length: K, number of symbols to remember.
       train_size: number of training examples.
       eval_size: number of validation examples, and of test examples.
-      seed: of the random draws; each split has a stream of its own.
+      seed: of the random draws; each split has its own random stream.
 
     Raises:
       ValueError: `symbols` is below 2, another size is not a positive int, or `seed` is negative.
@@ -52,10 +52,10 @@ class Copy(Task):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        common.at_least("Copy", "symbols", self.symbols, 2)
+        common.check_at_least("Copy", "symbols", self.symbols, 2)
         for name in ("delay", "copy_length", "train_size", "eval_size"):
             checks.positive_int("Copy", name, getattr(self, name))
-        common.at_least("Copy", "seed", self.seed, 0)
+        common.check_at_least("Copy", "seed", self.seed, 0)
 
     def load(self) -> Data:
         sizes = (self.train_size, self.eval_size, self.eval_size)
@@ -70,7 +70,7 @@ class Copy(Task):
             metric="accuracy",
             input_size=self.symbols + 2,
             output_size=self.symbols + 1,
-            baseline=common.most_frequent(
+            baseline=common.most_frequent_baseline(
                 "memoryless guess", train.ys[:, recalled], test.ys[:, recalled]
             ),
             tokens=True,

@@ -1,4 +1,4 @@
-"""Columns of numbers out of a CSV file, with errors that name the line and the column."""
+"""Reads columns of numbers from a CSV file; errors name the line and the column."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ class CsvFile(NamedTuple):
 
     Attributes:
       header: the names of the columns.
-      rows: the number of its line in the file, from 1, and the cells of each row.
+      rows: for each row the number of its line in the file, from 1, and its cells.
     """
 
     header: tuple[str, ...]
@@ -24,7 +24,7 @@ class CsvFile(NamedTuple):
 
 
 def read(path: str) -> CsvFile:
-    """Reads the file, and refuses a bad header and rows that do not fit it."""
+    """Reads a file; raises ValueError if the header is invalid or a row has another length."""
     reader = csv.reader(io.StringIO(common.read_text("Table", path), newline=""))
     try:
         lines = [(reader.line_num, cells) for cells in reader]
@@ -35,8 +35,10 @@ def read(path: str) -> CsvFile:
     while lines and not lines[-1][1]:
         lines.pop()
     if not lines:
-        raise ValueError(f"Table: {path!r} must have a line of column names and rows, got nothing")
-    header = _header(path, lines[0][1])
+        raise ValueError(
+            f"Table: {path!r} must have a line of column names and rows, got an empty file"
+        )
+    header = _parse_header(path, lines[0][1])
     for line, cells in lines[1:]:
         if len(cells) != len(header):
             raise ValueError(
@@ -46,24 +48,33 @@ def read(path: str) -> CsvFile:
     return CsvFile(header, lines[1:])
 
 
-def numbers(file: CsvFile, option: str, names: tuple[str, ...]) -> np.ndarray:
-    """The columns called `names`, `[rows, names]` float64; `option` is where the user gave them."""
-    places = [_place(file.header, option, name) for name in names]
+def parse_columns(file: CsvFile, option: str, names: tuple[str, ...]) -> np.ndarray:
+    """Parses columns as `[rows, names]` float64.
+
+    Args:
+      file: the file.
+      option: name of the option that names the columns, for error messages.
+      names: names of the columns.
+
+    Raises:
+      ValueError: a column does not exist, or a cell is not a finite number.
+    """
+    indices = [_column_index(file.header, option, name) for name in names]
     values = np.empty((len(file.rows), len(names)))
     for row, (line, cells) in enumerate(file.rows):
-        for i, (name, place) in enumerate(zip(names, places, strict=True)):
-            values[row, i] = _number(cells[place], line, name)
+        for i, (name, index) in enumerate(zip(names, indices, strict=True)):
+            values[row, i] = _parse_finite(cells[index], line, name)
     return values
 
 
-def refuse_twice(owner: str, names: tuple[str, ...]) -> None:
-    """Refuses a name that comes twice."""
-    twice = [name for i, name in enumerate(names) if name in names[:i]]
-    if twice:
-        raise ValueError(f"{owner} must name each column once, got {twice[0]!r} twice")
+def check_unique(owner: str, names: tuple[str, ...]) -> None:
+    """Raises ValueError if a name occurs more than once."""
+    repeated = [name for i, name in enumerate(names) if name in names[:i]]
+    if repeated:
+        raise ValueError(f"{owner} must name each column once, got {repeated[0]!r} twice")
 
 
-def _header(path: str, cells: list[str]) -> tuple[str, ...]:
+def _parse_header(path: str, cells: list[str]) -> tuple[str, ...]:
     header = tuple(cell.strip() for cell in cells)
     for separator in (";", "\t"):
         if len(header) == 1 and separator in header[0]:
@@ -74,31 +85,31 @@ def _header(path: str, cells: list[str]) -> tuple[str, ...]:
     if all(_parse(name) is not None for name in header):
         raise ValueError(
             f"Table: the first line of {path!r} must name the columns, got the numbers "
-            f"{', '.join(header)}; put a line of names above them"
+            f"{', '.join(header)}; add a line of names above them"
         )
     if "" in header:
         raise ValueError(
             f"Table: every column must have a name, got none for column {header.index('') + 1} of "
             f"{path!r}; if it is a pandas index, save with index=False"
         )
-    refuse_twice(f"Table: the first line of {path!r}", header)
+    check_unique(f"Table: the first line of {path!r}", header)
     return header
 
 
-def _place(header: tuple[str, ...], option: str, name: str) -> int:
+def _column_index(header: tuple[str, ...], option: str, name: str) -> int:
     if name not in header:
-        near = checks.suggestion(name, header)
-        raise ValueError(f"Table: {option} must be among {', '.join(header)}, got {name!r}{near}")
+        hint = checks.suggestion(name, header)
+        raise ValueError(f"Table: {option} must be among {', '.join(header)}, got {name!r}{hint}")
     return header.index(name)
 
 
-def _number(cell: str, line: int, name: str) -> float:
+def _parse_finite(cell: str, line: int, name: str) -> float:
     value = _parse(cell)
     if value is None or not math.isfinite(value):
         got = repr(cell) if cell.strip() else "an empty cell"
         raise ValueError(
             f"Table: line {line}, column {name!r} must be a finite number, got {got}; fill "
-            "it, or leave the column out of columns and targets"
+            "it, or remove the column from columns and targets"
         )
     return value
 

@@ -13,20 +13,20 @@ from jrnn.tasks.task import Data, Split, Task
 Order = Literal["pixel", "row", "permuted"]
 
 _SIDE = 8
-_PERMUTATION_SEED = 8 * 8  # Of its own, so that every run permutes alike whatever its seed.
+_PERMUTATION_SEED = 8 * 8  # fixed, so that the permutation does not depend on the seed of a run
 
 
 @dataclass(frozen=True)
 class Digits(Task):
-    """Which digit a sequence of pixels shows: scikit-learn's 1797 images of 8 by 8 pixels.
+    """Classification of digits from their pixels: the 1797 images of 8 by 8 pixels of scikit-learn.
 
-    About 70% of each class are for training, 10% for validation and 20% for testing. Grey values
-    (0 to 16 in the source) are normalised by the mean and the standard deviation of the training
-    part. The metric is the accuracy.
+    About 70% of each class are for training, 10% for validation and 20% for testing. Gray values
+    (0 to 16 in the source) are normalized by the mean and standard deviation of the training part.
+    The metric is the accuracy.
 
     Args:
       order: "pixel": T = 64 steps of one pixel, row after row; "permuted": the same in one fixed
-        random order, so that neighbours lie far apart; "row": T = 8 steps of one row of 8 pixels.
+        random order, so that neighboring pixels are far apart; "row": T = 8 steps of 8 pixels.
       seed: of the split.
 
     Raises:
@@ -48,17 +48,17 @@ class Digits(Task):
 
     def __post_init__(self) -> None:
         checks.one_of("Digits", "order", self.order, get_args(Order))
-        common.at_least("Digits", "seed", self.seed, 0)
+        common.check_at_least("Digits", "seed", self.seed, 0)
 
     def load(self) -> Data:
         images, labels = _read()
         permutation = np.arange(_SIDE * _SIDE)
         if self.order == "permuted":
             permutation = np.random.default_rng(_PERMUTATION_SEED).permutation(permutation)
-        parts = _stratified(labels, np.random.default_rng(self.seed))
-        scale = common.Scale.of(images[parts[0]].reshape(-1, 1))
+        parts = _stratified_split(labels, np.random.default_rng(self.seed))
+        scaler = common.StandardScaler.fit(images[parts[0]].reshape(-1, 1))
         shape = (_SIDE, _SIDE) if self.order == "row" else (_SIDE * _SIDE, 1)
-        xs = scale.normalize(images[:, permutation, None]).reshape(-1, *shape)
+        xs = scaler.transform(images[:, permutation, None]).reshape(-1, *shape)
         train, validation, test = (Split(xs=xs[part], ys=labels[part]) for part in parts)
         return Data(
             train=train,
@@ -68,39 +68,39 @@ class Digits(Task):
             metric="accuracy",
             input_size=shape[1],
             output_size=10,
-            baseline=common.most_frequent("most frequent class", train.ys, test.ys),
-            image=partial(_picture, permutation=permutation, scale=scale),
+            baseline=common.most_frequent_baseline("most frequent class", train.ys, test.ys),
+            image=partial(_to_image, permutation=permutation, scaler=scaler),
             class_names=tuple("0123456789"),
         )
 
 
 def _read() -> tuple[np.ndarray, np.ndarray]:
-    """The images `[N, 64]` with the rows of each joined, and the labels `[N]` int32."""
+    """The flattened images `[N, 64]`, and the labels `[N]` int32."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            "Digits: the images come with scikit-learn, which is not installed; run "
+            "Digits: the images are part of scikit-learn, which is not installed; run "
             "pip install 'jrnn[demo]'"
         ) from error
     images, labels = load_digits(return_X_y=True)
     return np.asarray(images), np.asarray(labels).astype(np.int32)
 
 
-def _stratified(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """Indices of train, validation and test, each with its share of every class."""
+def _stratified_split(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Indices of train, validation and test, with the same fractions of every class."""
     parts: list[list[np.ndarray]] = [[], [], []]
     for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        n_train, n_validation, _ = common.split_sizes(len(members), validation=0.1, test=0.2)
-        pieces = np.split(members, [n_train, n_train + n_validation])
+        indices = rng.permutation(np.flatnonzero(labels == label))
+        n_train, n_validation, _ = common.split_sizes(len(indices), validation=0.1, test=0.2)
+        pieces = np.split(indices, [n_train, n_train + n_validation])
         for part, piece in zip(parts, pieces, strict=True):
             part.append(piece)
     return tuple(np.sort(np.concatenate(part)) for part in parts)
 
 
-def _picture(x: np.ndarray, permutation: np.ndarray, scale: common.Scale) -> np.ndarray:
-    """From one example back to the image `[8, 8]` in the grey values of the source, 0 to 16."""
+def _to_image(x: np.ndarray, permutation: np.ndarray, scaler: common.StandardScaler) -> np.ndarray:
+    """The image `[8, 8]` of one example in the gray values of the source, 0 to 16."""
     pixels = np.empty(_SIDE * _SIDE)
-    pixels[permutation] = np.asarray(x).reshape(-1) * scale.std + scale.mean
+    pixels[permutation] = np.asarray(x).reshape(-1) * scaler.std + scaler.mean
     return pixels.reshape(_SIDE, _SIDE)

@@ -1,4 +1,4 @@
-"""What a task is: options that load into three splits of one data set."""
+"""The interface of tasks: options, and a method that loads three splits of a data set."""
 
 import abc
 import hashlib
@@ -14,17 +14,17 @@ Metric = Literal["accuracy", "mse", "bits_per_character"]
 
 
 class Split(NamedTuple):
-    """One part of a data set: NumPy arrays with the example axis first.
+    """One part of a data set: NumPy arrays with the examples on the first axis.
 
     Attributes:
-      xs: inputs, `[N, T, input]` float32, or `[N, T]` int32 where they are tokens.
+      xs: inputs, `[N, T, input]` float32, or tokens, `[N, T]` int32.
       ys: targets, by `Data.target`: "class" `[N]` int32; "value" `[N, K]` float32;
         "class_per_step" `[N, T]` int32; "value_per_step" `[N, T, K]` float32.
-      lengths: `[N]` int32, the number of valid steps of each example; None: all T of them.
-      scored: `[N, T]` bool, the steps that the metric counts where targets are per step; None:
+      lengths: `[N]` int32, the number of valid steps of each example; None means all T steps.
+      scored: `[N, T]` bool, the steps that the metric counts, for targets per step; None means
         every valid step. The loss counts every valid step.
-      resets: `[N, T]` bool, the steps before which the carry starts anew, such as the first of a
-        document; None: none. For targets per step.
+      resets: `[N, T]` bool, the steps before which the carry is reset, such as the first step of a
+        document, for targets per step; None means no resets.
     """
 
     xs: np.ndarray
@@ -36,27 +36,27 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A data set in its three splits, and what a model needs to know of it.
+    """A data set in three splits, with the properties that determine the model and the loss.
 
     Attributes:
-      train: what a model learns from; every statistic comes from it alone.
-      validation: what choices are made by.
-      test: what is reported.
-      target: what there is to predict, and the form of `ys`.
-      metric: how well it is predicted.
-      input_size: channels of a feature input, or size of the vocabulary of tokens.
-      output_size: number of classes, or K of a value.
-      baseline: name of a trivial predictor and what it reaches on the test split, in `metric`.
-      tokens: whether `xs` holds ids instead of features.
-      image: from the `xs` of one example to its picture `[rows, columns]`, where it has one.
+      train: the training split; all statistics are computed on it.
+      validation: the split that the best weights are chosen by.
+      test: the split that results are reported on.
+      target: the kind of target, and the form of `ys`.
+      metric: name of the metric.
+      input_size: number of channels of features, or size of the vocabulary of tokens.
+      output_size: number of classes, or K for values.
+      baseline: name of a trivial predictor, and its `metric` on the test split.
+      tokens: whether `xs` are tokens instead of features.
+      image: function from the `xs` of one example to its image `[rows, columns]`, or None.
       vocabulary: the characters of a text, by id.
-      target_scale: `[K]`, factor from a normalised target back to the user's units; None where
-        targets are in their own units.
-      class_names: what the classes are called, by id.
-      causal: whether the inputs of later steps give the target of a step away, so that no model may
-        read them.
-      contiguous: whether examples follow one another without a gap, as windows of one series; a run
-        may then hand the carry over from one to the next.
+      target_scale: `[K]`, factor from normalized targets to the units of the user; None if targets
+        are not normalized.
+      class_names: names of the classes, by id.
+      causal: whether inputs of later steps reveal the target of a step, so that the model must be
+        causal.
+      contiguous: whether examples are consecutive windows of one series, so that a run may pass the
+        carry on from one to the next.
     """
 
     train: Split
@@ -77,7 +77,7 @@ class Data:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A short digest of all examples, which differs if the data have changed."""
+        """A short hash of all examples, to detect that the data have changed."""
         digest = hashlib.sha256()
         for array in (*self.train, *self.validation, *self.test):
             if array is not None:
@@ -89,12 +89,12 @@ class Data:
 
 @dataclass(frozen=True)
 class Task(abc.ABC):
-    """What to learn. Subclasses are frozen dataclasses of options, and so their own config.
+    """A task to learn. Subclasses are frozen dataclasses, whose fields are the options.
 
-    Every field is of a simple type, so that a task can be written as flags or as JSON. Making a
-    task checks its fields and reads nothing; `load` does the work.
+    All fields have simple types, so that a task can be set by flags and saved as JSON. The
+    constructor checks the fields, and `load` reads or generates the data.
     """
 
     @abc.abstractmethod
     def load(self) -> Data:
-        """Reads or draws the data: the same for the same fields."""
+        """Reads or generates the data, deterministically for the same fields."""

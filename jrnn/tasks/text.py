@@ -1,4 +1,4 @@
-"""Text, character by character: predict the next one."""
+"""Character-level language modeling."""
 
 from dataclasses import dataclass
 
@@ -9,29 +9,28 @@ from jrnn.tasks import common
 from jrnn.tasks.task import Data, Split, Task
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-"""What stands for a character that the training part does not have."""
+"""The token of characters that do not occur in the training part."""
 
 
 @dataclass(frozen=True)
 class Text(Task):
-    """The next character of a text, at every step.
+    """Prediction of the next character of a text, at every step.
 
     The text is cut into train, validation and test, in this order. Each part is cut into windows
-    that do not overlap: T = `window` characters as input, and the same moved on by one as target.
-    What is left at the end of a part is dropped. The vocabulary is the characters of the training
-    part, sorted, and last U+FFFD, which stands for all others. The metric is the cross entropy in
-    bits per character; the baseline knows how frequent each character is in the training part (with
-    one added to each count, for those that it lacks) and nothing of their order.
+    that do not overlap: T = `window` characters as input, shifted by one as target. Remaining
+    characters at the end of a part are dropped. The vocabulary is the sorted characters of the
+    training part, and last U+FFFD for all others. The metric is the cross-entropy in bits per
+    character; the baseline is a unigram model of the training part with add-one smoothing.
 
     Args:
-      path: a UTF-8 file; None takes the help pages that come with Python (`pydoc_data.topics`,
-        about 465,000 characters of English; they differ a little between versions of Python).
-      window: T, characters of an example.
-      validation_fraction: share of the text for validation.
-      test_fraction: share of the text for testing.
+      path: a UTF-8 file; None means the help pages of Python (`pydoc_data.topics`, about 465,000
+        characters of English, which differ slightly between versions of Python).
+      window: T, number of characters of an example.
+      validation_fraction: fraction of the text for validation.
+      test_fraction: fraction of the text for testing.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      FileNotFoundError: the file does not exist.
       TypeError: `path` is neither None nor a string.
       ValueError: `window` is not a positive int, a fraction is out of range, the file is not UTF-8,
         or a part of the text is too short for one window.
@@ -52,9 +51,9 @@ class Text(Task):
 
     def __post_init__(self) -> None:
         if self.path is not None:
-            common.file_path("Text", "path", self.path)
+            common.check_path("Text", "path", self.path)
         checks.positive_int("Text", "window", self.window)
-        common.fractions("Text", self.validation_fraction, self.test_fraction)
+        common.check_fractions("Text", self.validation_fraction, self.test_fraction)
 
     def load(self) -> Data:
         text = _help_pages() if self.path is None else common.read_text("Text", self.path)
@@ -64,7 +63,7 @@ class Text(Task):
             len(text),
             self.validation_fraction,
             self.test_fraction,
-            least=self.window + 1,
+            min_rows=self.window + 1,
         )
         vocabulary = (*sorted(set(text[parts[0]]) - {UNKNOWN}), UNKNOWN)
         ids = _encode(text, vocabulary)
@@ -93,12 +92,12 @@ def _help_pages() -> str:
 
 
 def _encode(text: str, vocabulary: tuple[str, ...]) -> np.ndarray:
-    """The id of each character, int32; that of `UNKNOWN` for one not in the vocabulary."""
+    """The id of each character, int32; unknown characters have the id of `UNKNOWN`."""
     index = {character: i for i, character in enumerate(vocabulary)}
     codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
-    distinct, places = np.unique(codes, return_inverse=True)
+    distinct, inverse = np.unique(codes, return_inverse=True)
     ids = [index.get(chr(code), index[UNKNOWN]) for code in distinct]
-    return np.array(ids, np.int32)[places]
+    return np.array(ids, np.int32)[inverse]
 
 
 def _windows(ids: np.ndarray, window: int) -> Split:

@@ -1,4 +1,4 @@
-"""State tracking: read permutations of a few things, and say at each step how they lie by now."""
+"""State tracking: the product of a sequence of permutations, at each step."""
 
 import itertools
 import math
@@ -10,34 +10,33 @@ from jrnn import checks
 from jrnn.tasks import common
 from jrnn.tasks.task import Data, Split, Task
 
-MOST = 6
+MAX_DEGREE = 6
 
 
 @dataclass(frozen=True)
 class Tracking(Task):
-    """Permutations of a few things, one a step; the target is their product so far, at each step.
+    """A sequence of permutations; the target at each step is their product so far.
 
-    Inputs and targets are ids of permutations, which are in lexical order, so that 0 changes
-    nothing::
+    Inputs and targets are ids of permutations in lexicographic order, so that 0 is the identity::
 
         target_0 = input_0,   target_t = input_t after target_{t-1}
 
-    Degree 2 is parity: 1 swaps two things, and the target is whether the number of swaps is odd.
-    Degree 3 is the group S3, where the order of inputs counts; the group of degree 5 is not
-    solvable. The loss counts every step. The metric is the accuracy at the last step alone
-    (`scored`), where nothing but the whole past tells; a guess is right there one time in degree!.
+    Degree 2 is parity: 1 is the swap, and the target is whether the number of swaps is odd. Degree
+    3 is the group S3, which is not commutative; the group of degree 5 is not solvable. The loss
+    counts every step. The metric is the accuracy at the last step only (`scored`), which depends
+    on all inputs; the accuracy of chance is 1 / degree!.
 
     Args:
-      degree: number of things that are permuted, from 2 to 6.
-      length: T, steps of a sequence.
-      test_length: that of test sequences, by which one sees whether a network has learned the rule;
+      degree: number of elements that are permuted, from 2 to 6.
+      length: T, number of steps of a sequence.
+      test_length: number of steps of a test sequence, to measure generalization to other lengths;
         None means `length`.
       train_size: number of training examples.
       eval_size: number of validation examples, and of test examples.
-      seed: of the random draws; each split has a stream of its own.
+      seed: of the random draws; each split has its own random stream.
 
     Raises:
-      ValueError: `degree` is not from 2 to 6, a length or size is no positive int, or `seed` is
+      ValueError: `degree` is not from 2 to 6, a length or size is not a positive int, or `seed` is
         negative.
 
     >>> data = Tracking(degree=2, length=6, train_size=4, eval_size=2).load()
@@ -58,17 +57,17 @@ class Tracking(Task):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        common.at_least("Tracking", "degree", self.degree, 2)
-        if self.degree > MOST:
+        common.check_at_least("Tracking", "degree", self.degree, 2)
+        if self.degree > MAX_DEGREE:
             raise ValueError(
-                f"Tracking: degree must be at most {MOST}, with its {math.factorial(MOST)} "
-                f"permutations, got {self.degree}"
+                f"Tracking: degree must be at most {MAX_DEGREE}, which has "
+                f"{math.factorial(MAX_DEGREE)} permutations, got {self.degree}"
             )
         for name in ("length", "train_size", "eval_size"):
             checks.positive_int("Tracking", name, getattr(self, name))
         if self.test_length is not None:
             checks.positive_int("Tracking", "test_length", self.test_length)
-        common.at_least("Tracking", "seed", self.seed, 0)
+        common.check_at_least("Tracking", "seed", self.seed, 0)
 
     def load(self) -> Data:
         streams = np.random.default_rng(self.seed).spawn(3)
@@ -84,12 +83,14 @@ class Tracking(Task):
             metric="accuracy",
             input_size=size,
             output_size=size,
-            baseline=common.most_frequent("constant guess", train.ys[:, -1], test.ys[:, -1]),
+            baseline=common.most_frequent_baseline(
+                "constant guess", train.ys[:, -1], test.ys[:, -1]
+            ),
             tokens=True,
         )
 
     def _draw(self, rng: np.random.Generator, size: int, length: int) -> Split:
-        products = _products(self.degree)
+        products = _product_table(self.degree)
         xs = rng.integers(0, len(products), (size, length), np.int32)
         ys = xs.copy()
         for t in range(1, length):
@@ -99,9 +100,9 @@ class Tracking(Task):
         return Split(xs=xs, ys=ys, scored=scored)
 
 
-def _products(degree: int) -> np.ndarray:
-    """`[i, j]`: the id of permutation i done after permutation j."""
-    all_of_them = list(itertools.permutations(range(degree)))
-    ids = {permutation: number for number, permutation in enumerate(all_of_them)}
-    after = lambda p, q: tuple(p[place] for place in q)
-    return np.array([[ids[after(p, q)] for q in all_of_them] for p in all_of_them], np.int32)
+def _product_table(degree: int) -> np.ndarray:
+    """The ids of all products: entry `[i, j]` is permutation i after permutation j."""
+    permutations = list(itertools.permutations(range(degree)))
+    ids = {permutation: id for id, permutation in enumerate(permutations)}
+    compose = lambda p, q: tuple(p[k] for k in q)
+    return np.array([[ids[compose(p, q)] for q in permutations] for p in permutations], np.int32)

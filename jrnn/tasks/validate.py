@@ -1,4 +1,4 @@
-"""Whether data are what their task says: looked at before anything is trained on them."""
+"""Checks of the data of a task before training."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,44 +8,45 @@ import numpy as np
 
 from jrnn.tasks.task import Data, Split, Task
 
-_MOST = float(np.finfo(np.float32).max)
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 def load(task: Task) -> Data:
-    """The data of a task, if all of them can be trained on.
+    """Loads and checks the data of a task.
 
     Raises:
-      TypeError: as for `check`.
-      ValueError: as for `check`; or an entry that counts is NaN, infinite or beyond float32, and
-        where it is.
+      TypeError: as for `check_arrays`.
+      ValueError: as for `check_arrays`; or a valid entry is NaN, infinite or too large for float32.
     """
     data = task.load()
-    check(data)
+    check_arrays(data)
     for name, split in _splits(data):
-        _finite(f"{name}.xs", split.xs, split, per_step=True)
-        _finite(f"{name}.ys", split.ys, split, per_step=data.target.endswith("per_step"))
+        _check_finite(f"{name}.xs", split.xs, split, per_step=True)
+        _check_finite(f"{name}.ys", split.ys, split, per_step=data.target.endswith("per_step"))
     return data
 
 
-def check(data: Data) -> None:
-    """Refuses arrays that do not fit one another, or what the data say of themselves.
+def check_arrays(data: Data) -> None:
+    """Raises unless the arrays are consistent with each other and with the attributes of the data.
 
-    What lies beyond the length of an example is not looked at.
+    Entries beyond the length of an example are ignored.
 
     Raises:
-      TypeError: what should be an array is none, or holds other things than it should.
-      ValueError: a split is empty, shapes do not fit, or a label, token or length is out of range.
+      TypeError: a field is not an array, or has the wrong dtype.
+      ValueError: a split is empty, a shape is wrong, or a label, token or length is out of range.
     """
     for name, split in _splits(data):
-        _check_kinds(name, split, data)
+        _check_dtypes(name, split, data)
         _check_shapes(name, split, data)
         if split.lengths is not None:
-            _in_range(f"{name}.lengths", split.lengths, split.xs.shape[1], None, "T")
+            _check_range(f"{name}.lengths", split.lengths, split.xs.shape[1], None, "T")
         if data.tokens:
-            _in_range(f"{name}.xs", split.xs, data.input_size - 1, _valid(split), "input_size - 1")
+            _check_range(
+                f"{name}.xs", split.xs, data.input_size - 1, _valid_steps(split), "input_size - 1"
+            )
         if data.target.startswith("class"):
-            valid = _valid(split) if data.target == "class_per_step" else None
-            _in_range(f"{name}.ys", split.ys, data.output_size - 1, valid, "output_size - 1")
+            valid = _valid_steps(split) if data.target == "class_per_step" else None
+            _check_range(f"{name}.ys", split.ys, data.output_size - 1, valid, "output_size - 1")
 
 
 def _splits(data: Data) -> Iterator[tuple[str, Split]]:
@@ -53,30 +54,30 @@ def _splits(data: Data) -> Iterator[tuple[str, Split]]:
         yield name, getattr(data, name)
 
 
-def _check_kinds(name: str, split: Split, data: Data) -> None:
+def _check_dtypes(name: str, split: Split, data: Data) -> None:
     labels = data.target.startswith("class")
-    wanted = {
+    expected = {
         "xs": ("iu", "tokens, which are ints") if data.tokens else ("biuf", "real numbers"),
         "ys": ("iu", "labels, which are ints") if labels else ("biuf", "real numbers"),
         "lengths": ("iu", "ints"),
         "scored": ("b", "bools"),
         "resets": ("b", "bools"),
     }
-    for field, (kinds, words) in wanted.items():
+    for field, (kinds, content) in expected.items():
         array: Any = getattr(split, field)
         if array is None and field not in ("xs", "ys"):
             continue
         if not isinstance(array, np.ndarray | jax.Array):
             raise TypeError(
-                f"data: {name}.{field} must be an array of {words}, got {type(array).__name__}"
+                f"data: {name}.{field} must be an array of {content}, got {type(array).__name__}"
             )
         if array.dtype == object:
             raise TypeError(
-                f"data: {name}.{field} must be one array of {words}, got objects; if the examples "
-                "differ in length, pad them to one and give their lengths"
+                f"data: {name}.{field} must be one array of {content}, got objects; if the "
+                "examples differ in length, pad them and set lengths"
             )
         if array.dtype.kind not in kinds:
-            raise TypeError(f"data: {name}.{field} must hold {words}, got dtype {array.dtype}")
+            raise TypeError(f"data: {name}.{field} must be {content}, got dtype {array.dtype}")
 
 
 def _check_shapes(name: str, split: Split, data: Data) -> None:
@@ -95,8 +96,8 @@ def _check_shapes(name: str, split: Split, data: Data) -> None:
         )
     values = (data.output_size,) if data.target.startswith("value") else ()
     steps = xs[:2] if data.target.endswith("per_step") else xs[:1]
-    wanted = {"ys": steps + values, "lengths": xs[:1], "scored": xs[:2], "resets": xs[:2]}
-    for field, shape in wanted.items():
+    expected = {"ys": steps + values, "lengths": xs[:1], "scored": xs[:2], "resets": xs[:2]}
+    for field, shape in expected.items():
         array = getattr(split, field)
         if array is not None and array.shape != shape:
             raise ValueError(
@@ -105,42 +106,46 @@ def _check_shapes(name: str, split: Split, data: Data) -> None:
             )
 
 
-def _valid(split: Split) -> np.ndarray | None:
-    """The steps `[N, T]` that count, or None if all do."""
+def _valid_steps(split: Split) -> np.ndarray | None:
+    """A mask `[N, T]` of the valid steps, or None if all steps are valid."""
     if split.lengths is None:
         return None
     return np.arange(split.xs.shape[1]) < np.asarray(split.lengths)[:, None]
 
 
-def _in_range(name: str, array: Any, most: int, valid: np.ndarray | None, words: str) -> None:
-    """Refuses ints outside 0..most."""
+def _check_range(
+    name: str, array: Any, maximum: int, valid: np.ndarray | None, description: str
+) -> None:
+    """Raises unless all valid ints are in 0..maximum; `description` is the maximum in words."""
     array = np.asarray(array)
-    if array.min() >= 0 and array.max() <= most:
+    if array.min() >= 0 and array.max() <= maximum:
         return
-    bad = (array < 0) | (array > most)
+    bad = (array < 0) | (array > maximum)
     bad = bad if valid is None else bad & valid
-    _refuse(name, array, bad, f"lie in 0..{words} = 0..{most}", per_step=True)
+    _raise_at_first(name, array, bad, f"be in 0..{description} = 0..{maximum}", per_step=True)
 
 
-def _finite(name: str, array: Any, split: Split, *, per_step: bool) -> None:
-    """Refuses numbers that are not finite in float32."""
+def _check_finite(name: str, array: Any, split: Split, *, per_step: bool) -> None:
+    """Raises unless all valid numbers are finite in float32."""
     array = np.asarray(array)
-    # NaN is handed on by min and max, so that no array of bools is made where all is well.
-    fits = array.dtype.kind != "f" or not array.size
-    if fits or (-_MOST <= array.min() and array.max() <= _MOST):
+    # min and max propagate NaN, so that a mask is allocated for invalid data only.
+    is_finite = array.dtype.kind != "f" or not array.size
+    if is_finite or (-_FLOAT32_MAX <= array.min() and array.max() <= _FLOAT32_MAX):
         return
-    bad = ~(np.abs(array) <= _MOST)
-    valid = _valid(split) if per_step else None
+    bad = ~(np.abs(array) <= _FLOAT32_MAX)
+    valid = _valid_steps(split) if per_step else None
     if valid is not None:
         bad &= valid.reshape(valid.shape + (1,) * (array.ndim - 2))
-    _refuse(name, array, bad, "be finite and within float32", per_step=per_step)
+    _raise_at_first(name, array, bad, "be finite in float32", per_step=per_step)
 
 
-def _refuse(name: str, array: np.ndarray, bad: np.ndarray, must: str, *, per_step: bool) -> None:
-    """Raises if there is a bad entry, and says where the first is."""
+def _raise_at_first(
+    name: str, array: np.ndarray, bad: np.ndarray, requirement: str, *, per_step: bool
+) -> None:
+    """Raises ValueError if there is a bad entry; the message has the index of the first one."""
     if not bad.any():
         return
-    place = np.unravel_index(int(bad.argmax()), bad.shape)
+    index = np.unravel_index(int(bad.argmax()), bad.shape)
     axes = ["example", "step", "channel"] if per_step else ["example", "channel"]
-    where = ", ".join(f"{axis} {index}" for axis, index in zip(axes, place, strict=False))
-    raise ValueError(f"data: {name} must {must}, got {array[place]} at {where}")
+    where = ", ".join(f"{axis} {k}" for axis, k in zip(axes, index, strict=False))
+    raise ValueError(f"data: {name} must {requirement}, got {array[index]} at {where}")

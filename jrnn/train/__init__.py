@@ -1,4 +1,4 @@
-"""Training: `fit` for any model and data, `train` for an experiment, and what they are made of."""
+"""Training: `fit` for any model and data, `train` for an experiment, and their parts."""
 
 from jrnn.train.config.experiment import Experiment as Experiment
 from jrnn.train.config.network import Network as Network
@@ -18,7 +18,7 @@ from jrnn.train.step.state import StepMetrics as StepMetrics
 from jrnn.train.step.state import TrainState as TrainState
 from jrnn.train.step.state import init_state as init_state
 from jrnn.train.step.step import make_train_step as make_train_step
-from jrnn.train.train import check as check
+from jrnn.train.train import check_experiment as check_experiment
 from jrnn.train.train import load_best as load_best
 from jrnn.train.train import restore as restore
 from jrnn.train.train import train as train

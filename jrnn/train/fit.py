@@ -69,7 +69,7 @@ def fit(
     description: str = "",
     group: ProcessGroup | None = None,
 ) -> FitResult:
-    """Trains a model, evaluates it on the way, saves it, and returns the best one.
+    """Trains, evaluates and saves a model, and returns the one with the best metric.
 
     A run that is stopped, by a signal or by force, and then resumed continues exactly as it would
     have without the stop: on the same device and versions, parameters and metrics are the same bit
@@ -124,7 +124,7 @@ def fit(
       Interrupted: SIGINT or SIGTERM was received; everything is saved.
       CheckpointError: a checkpoint could not be written or read; says which are intact.
       TypeError: an array of the data has another dtype than it must have.
-      ValueError: arguments and data do not fit, or there are several processes and no group.
+      ValueError: arguments and data are incompatible, or several processes have no group.
       FileExistsError: the folder has checkpoints already, and `resume` is not set.
       BlockingIOError: another process trains in the folder.
 
@@ -161,14 +161,14 @@ def fit(
         description = description or type(model).__qualname__
         trainer = make_trainer(network, options, plan, folder, group, description)
         stack.enter_context(contextlib.closing(trainer))
-        shown = progress and group.is_first
-        bar = stack.enter_context(Progress(steps, plan.metric, shown=shown))
+        enabled = progress and group.is_first
+        bar = stack.enter_context(Progress(steps, plan.metric, enabled=enabled))
         trainer.resume() if resume else trainer.begin()
         trainer.fit(signals, bar)
-        tested = {} if test is None else trainer.evaluate(_evaluated(test))[0]
-        best = trainer.trackers[0]
+        test_metrics = {} if test is None else trainer.evaluate(_reusable(test))[0]
+        tracker = trainer.trackers[0]
         model = network.model(trainer.best_weights())
-        return FitResult(model, best.step, best.best, tested, trainer.seconds)
+        return FitResult(model, tracker.step, tracker.best, test_metrics, trainer.seconds)
 
 
 def make_trainer(
@@ -214,7 +214,7 @@ def _plan(
     metric: str,
     higher_is_better: bool,
 ) -> DataPlan:
-    """Checks which arguments go together, and returns what the run reads."""
+    """Checks that the arguments are compatible, and returns the plan of the data."""
     if isinstance(data, Data):
         if validation is not None:
             raise ValueError("fit: the data of a task have a validation split; remove validation")
@@ -261,17 +261,17 @@ def check_group(group: ProcessGroup) -> None:
 
 
 def check_data(data: Data, options: RunOptions, tbptt: TBPTT | None) -> None:
-    """Raises unless the data of a task, options and devices fit; it computes nothing.
+    """Raises unless the data of a task, options and devices are compatible.
 
     Raises:
       TypeError: an array of the data has another dtype than it must have.
-      ValueError: options and data do not fit, or the arrays of the data do not fit one another.
+      ValueError: options and data, or the arrays of the data, are incompatible.
     """
     if tbptt is None:
         check_batch_size(data.train, options.batch_size)
     else:
         check_streams(data, tbptt.window(data), options.batch_size)
-    validate.check(data)
+    validate.check_arrays(data)
     Mesh.of(options.mesh).validate(options.batch_size // options.accumulate)
 
 
@@ -287,5 +287,6 @@ def _folder(run_dir: str | Path | None, group: ProcessGroup) -> Iterator[Path]:
         yield folder
 
 
-def _evaluated(examples: Any) -> Any:
+def _reusable(examples: Any) -> Any:
+    """The examples, with an iterable of batches as a list."""
     return [*examples] if is_iterable_of_batches(examples) else examples

@@ -1,4 +1,4 @@
-"""Trains the network of an experiment; checks before, and reads back afterwards."""
+"""Checks an experiment, trains its network, and restores the best network of a run."""
 
 import contextlib
 import shlex
@@ -28,7 +28,7 @@ def train(
     """Trains the network of an experiment by `fit`, evaluates it and saves it.
 
     Args:
-      experiment: what to do.
+      experiment: the experiment.
       data: the loaded task of the experiment.
       folder: for all that the run writes; see `fit`.
       resume: whether to continue from the newest intact checkpoint in the folder.
@@ -38,12 +38,12 @@ def train(
       The best network, by the metric on the validation split, and its metrics.
 
     Raises:
-      ValueError, TypeError: as for `check`.
+      ValueError, TypeError: as for `check_experiment`.
       NonFiniteLoss, Interrupted, CheckpointError, FileExistsError, BlockingIOError: as for `fit`.
     """
     group = group or ProcessGroup()
     check_group(group)
-    check(experiment, data)
+    check_experiment(experiment, data)
     group.resume_command = f"jrnn train --resume {shlex.quote(str(folder))}"
     engine = Mesh.of(experiment.mesh).engine(experiment.network.engine)
     return fit(
@@ -66,8 +66,8 @@ def train(
     )
 
 
-def check(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]:
-    """Raises unless an experiment and its data fit; it draws and compiles nothing.
+def check_experiment(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]:
+    """Raises unless an experiment and its data are compatible; it draws and compiles nothing.
 
     Whether all values are finite is checked by `jrnn.tasks.load`, not here.
 
@@ -76,27 +76,27 @@ def check(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]
 
     Raises:
       TypeError: an array of the data has another dtype than it must have.
-      ValueError: options and data do not fit, or the arrays of the data do not fit one another.
+      ValueError: options and data, or the arrays of the data, are incompatible.
     """
     check_data(data, experiment, experiment.tbptt)
     optimizer = experiment.optimizer.build(experiment.steps)
     make_model = lambda: experiment.network.build(data, experiment.seed)
-    found = abstract_state(make_model, optimizer)
+    graphdef, state = abstract_state(make_model, optimizer)
     if experiment.tbptt is not None and not experiment.network.causal:
         raise ValueError(
             "TBPTT: the network must be causal, since other layers have no carry to pass on; set "
             "bidirectional=False and use a causal cell, or remove tbptt"
         )
-    return found
+    return graphdef, state
 
 
 def restore(experiment: Experiment, data: Data, folder: Path) -> FitResult:
-    """Reads back the best network of a run, and evaluates it on the test split.
+    """Restores the best network of a run, and evaluates it on the test split.
 
     Args:
-      experiment: that of the run.
+      experiment: the experiment of the run.
       data: the loaded task of the experiment.
-      folder: that of the run.
+      folder: the folder of the run.
 
     Returns:
       The same as `train`, without the time.
@@ -113,29 +113,30 @@ def restore(experiment: Experiment, data: Data, folder: Path) -> FitResult:
 
 
 def load_best(experiment: Experiment, data: Data, folder: Path) -> FitResult:
-    """Reads back the best network of a run from its newest checkpoint, and does not evaluate it.
+    """Restores the best network of a run from its newest checkpoint, without evaluating it.
 
     Args:
-      experiment: that of the run.
+      experiment: the experiment of the run.
       data: the loaded task of the experiment.
-      folder: that of the run.
+      folder: the folder of the run.
 
     Raises:
       FileNotFoundError: no checkpoint of the run has an evaluated network.
       CheckpointError: all checkpoints are damaged.
     """
-    graphdef, like = check(replace(experiment, mesh=None), data)  # one device is enough
-    found = None
+    graphdef, like = check_experiment(replace(experiment, mesh=None), data)  # needs one device only
+    checkpoint = None
     if (folder / "checkpoints").is_dir():
         with contextlib.closing(Checkpointer(folder / "checkpoints")) as checkpoints:
-            found = checkpoints.newest({"best": like.weights._asdict()})
+            checkpoint = checkpoints.newest({"best": like.weights._asdict()})
     best = {}
-    if found is not None:
-        best = Record.decode(found.record, [experiment.network.description()]).trials[0].best
-    if found is None or not best["best"]:
+    if checkpoint is not None:
+        record = Record.decode(checkpoint.record, [experiment.network.description()])
+        best = record.trials[0].best
+    if checkpoint is None or not best["best"]:
         raise FileNotFoundError(
             f"restore: {folder / 'checkpoints'} has no evaluated network; train the run first, or "
             "resume it with --resume"
         )
-    model = merge_model(graphdef, Weights(**found.arrays["best"]))
+    model = merge_model(graphdef, Weights(**checkpoint.arrays["best"]))
     return FitResult(model, best["step"], best["best"], {})

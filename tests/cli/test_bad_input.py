@@ -1,8 +1,9 @@
-"""Bad data and runs that are not what they seem: one line, exit code 2, nothing harmed."""
+"""Invalid data and edited runs: one line of text, exit code 2, and files unchanged."""
 
 import json
 import re
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,46 +26,46 @@ def with_entry(value):
     return xs
 
 
-def ragged():
+def ragged_array():
     rows = np.empty(3, object)
     rows[:] = [np.ones(2), np.ones(3), np.ones(1)]
     return rows
 
 
-BAD = {
+INVALID_ARRAYS = {
     "nan": ({"xs": with_entry(np.nan), "ys": YS}, "got nan at xs[3, 2, 1]"),
     "infinite": ({"xs": with_entry(-np.inf), "ys": YS}, "got -inf at xs[3, 2, 1]"),
-    "missing": ({"xs": XS}, "must hold the arrays xs and ys, got xs"),
-    "negative": ({"xs": XS, "ys": YS - 1}, "ys must hold ids from 0 to"),
+    "missing": ({"xs": XS}, "must have the arrays xs and ys, got xs"),
+    "negative": ({"xs": XS, "ys": YS - 1}, "ys must be ids from 0 to"),
     "no ints": ({"xs": XS, "ys": YS * 1.0}, "needs ys of ints"),
-    "long": ({"xs": XS, "ys": YS, "lengths": np.full(60, 8)}, "lengths must lie in 1..T = 1..7"),
+    "long": ({"xs": XS, "ys": YS, "lengths": np.full(60, 8)}, "lengths must be in 1..T = 1..7"),
     "axes": ({"xs": XS, "ys": YS[:50]}, "needs ys of shape [N] with N = 60 as in xs, got (50,)"),
     "few": ({"xs": XS[:2], "ys": YS[:2]}, "must have at least 1 examples each"),
-    "none": ({"xs": XS[:0], "ys": YS[:0]}, "none of them 0, got (0, 7, 3)"),
-    "ragged": ({"xs": ragged(), "ys": np.arange(3)}, "pad them to one and save their lengths"),
+    "none": ({"xs": XS[:0], "ys": YS[:0]}, "without empty axes, got (0, 7, 3)"),
+    "ragged": ({"xs": ragged_array(), "ys": np.arange(3)}, "pad them and save their lengths"),
 }
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
+def run_in_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def said(args, capsys):
-    with pytest.raises(SystemExit) as stopped:
+def run_and_fail(args, capsys):
+    with pytest.raises(SystemExit) as exit_info:
         main(args)
-    assert stopped.value.code == 2
+    assert exit_info.value.code == 2
     errors = capsys.readouterr().err
     assert "Traceback" not in errors
     return errors
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_bad_arrays_are_refused_before_there_is_a_folder(name, tmp_path, capsys):
-    arrays, message = BAD[name]
+@pytest.mark.parametrize("name", INVALID_ARRAYS)
+def test_invalid_arrays_exit_before_any_folder_is_created(name, tmp_path, capsys):
+    arrays, message = INVALID_ARRAYS[name]
     np.savez("mine.npz", **arrays)
     args = ["train", "configs/arrays.py:path=mine.npz,kind=classification", *FLAGS]
-    assert message in said(args, capsys)
+    assert message in run_and_fail(args, capsys)
     assert not (tmp_path / "runs").exists()
 
 
@@ -85,14 +86,14 @@ def edit(run, change):
 
 
 GRU = {"type": "jrnn.cells.gru:GRU", "hidden_size": 4, "reset_after": True, "t_max": None}
-RUNS = {
+CONFIG_EDITS = {
     "another cell": (
         lambda e: e["network"].update(cell=GRU | {"heads": 1}),
-        "holds a run of another network",
+        "has a run of another network",
     ),
     "another size": (
         lambda e: e["network"]["cell"].update(hidden_size=5),
-        "float32[16] there, and float32[20] by this config",
+        "float32[16] in the checkpoint, and float32[20] in this config",
     ),
     "another gate, of the same size": (
         lambda e: e["network"]["cell"].update(input_activation="linear"),
@@ -111,14 +112,14 @@ RUNS = {
 
 
 @pytest.mark.parametrize("command", [["eval"], ["train", "--resume"]], ids=" ".join)
-@pytest.mark.parametrize("name", RUNS)
-def test_a_run_of_another_config_is_refused_and_stays_whole(name, command, run, capsys):
-    change, message = RUNS[name]
-    before = (run / "config.json").read_text()
+@pytest.mark.parametrize("name", CONFIG_EDITS)
+def test_edited_config_exits_and_run_stays_intact(name, command, run, capsys):
+    change, message = CONFIG_EDITS[name]
+    original = (run / "config.json").read_text()
     edit(run, change)
-    errors = said([*command, "run"], capsys)
+    errors = run_and_fail([*command, "run"], capsys)
     assert message in errors and "damaged" not in errors
-    (run / "config.json").write_text(before)
+    (run / "config.json").write_text(original)
     main(["eval", "run"])
 
 
@@ -130,58 +131,60 @@ def data(**changes):
 
 
 @dataclass(frozen=True)
-class Mine(Task):
-    """A task of one's own, which looks at nothing itself."""
+class UserTask(Task):
+    """A task of a user, without checks of its own."""
+
+    data: ClassVar[Any] = None
 
     def load(self):
-        return Mine.data
+        return UserTask.data
 
 
-GOOD = data()
-LONG = np.full(40, 7, np.int32)
-LONG[5] = 9
+VALID = data()
+TOO_LONG = np.full(40, 7, np.int32)
+TOO_LONG[5] = 9
 TOKENS = [np.zeros((n, 7), np.int32) for n in (40, 10, 10)]
 TOKENS[1][2, 6] = 3
-OWN = {
-    "labels": (data(output_size=1), "train.ys must lie in 0..output_size - 1 = 0..0, got 1 at"),
+INVALID_DATA = {
+    "labels": (data(output_size=1), "train.ys must be in 0..output_size - 1 = 0..0, got 1 at"),
     "empty": (data(test=Split(XS[:0], YS[:0])), "the test split must have at least one example"),
-    "axes": (data(train=GOOD.train._replace(ys=YS)), "train.ys must have shape (40,)"),
-    "lengths": (data(train=GOOD.train._replace(lengths=LONG)), "got 9 at example 5"),
-    "floats": (data(train=GOOD.train._replace(ys=YS[:40] * 1.0)), "train.ys must hold labels"),
+    "axes": (data(train=VALID.train._replace(ys=YS)), "train.ys must have shape (40,)"),
+    "lengths": (data(train=VALID.train._replace(lengths=TOO_LONG)), "got 9 at example 5"),
+    "floats": (data(train=VALID.train._replace(ys=YS[:40] * 1.0)), "train.ys must be labels"),
     "nan": (data(test=Split(with_entry(np.nan)[:10], YS[:10])), "test.xs must be finite"),
     "list": (data(test=Split(XS[:10].tolist(), YS[:10])), "test.xs must be an array"),
 }
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_data_of_a_task_of_ones_own_are_checked(name):
-    Mine.data, message = OWN[name]
+@pytest.mark.parametrize("name", INVALID_DATA)
+def test_data_of_user_tasks_are_checked(name):
+    UserTask.data, message = INVALID_DATA[name]
     with pytest.raises((ValueError, TypeError), match=re.escape(message)):
-        tasks.load(Mine())
+        tasks.load(UserTask())
 
 
-def test_what_lies_beyond_a_length_is_not_looked_at():
+def test_entries_beyond_lengths_are_ignored():
     lengths = np.full(10, 2, np.int32)
     padded = Split(with_entry(np.nan)[:10], YS[:10], lengths)
-    Mine.data = data(test=padded)
-    assert tasks.load(Mine()) is Mine.data
+    UserTask.data = data(test=padded)
+    assert tasks.load(UserTask()) is UserTask.data
     names = ("train", "validation", "test")
-    splits = {n: getattr(GOOD, n)._replace(xs=xs) for n, xs in zip(names, TOKENS, strict=True)}
-    Mine.data = data(**splits, tokens=True)
+    splits = {n: getattr(VALID, n)._replace(xs=xs) for n, xs in zip(names, TOKENS, strict=True)}
+    UserTask.data = data(**splits, tokens=True)
     with pytest.raises(ValueError, match="validation.xs .* got 3 at example 2, step 6"):
-        tasks.load(Mine())
+        tasks.load(UserTask())
     short = splits["validation"]._replace(lengths=np.full(10, 6, np.int32))
-    Mine.data = data(**{**splits, "validation": short}, tokens=True)
-    assert tasks.load(Mine()) is Mine.data
+    UserTask.data = data(**{**splits, "validation": short}, tokens=True)
+    assert tasks.load(UserTask()) is UserTask.data
 
 
-def test_nan_on_padding_disturbs_no_gradient():
+def test_nan_in_padding_does_not_affect_gradients():
     ys = np.ones((2, 3, 1), np.float32)
-    clean, spoilt = (Split(ys, ys.copy(), np.array([3, 2], np.int32)) for _ in range(2))
-    spoilt.ys[1, 2] = np.nan
+    clean, with_nan = (Split(ys, ys.copy(), np.array([3, 2], np.int32)) for _ in range(2))
+    with_nan.ys[1, 2] = np.nan
     objective = Objective("value_per_step", "mse")
     loss = lambda outputs, batch: objective.sums(outputs, batch).loss
     outputs = jnp.full((2, 3, 1), 0.5)
-    want, got = (jax.grad(loss)(outputs, batch) for batch in (clean, spoilt))
-    np.testing.assert_array_equal(got, want)
-    assert want[1, 2] == 0 and want[1, 1] != 0
+    expected, actual = (jax.grad(loss)(outputs, batch) for batch in (clean, with_nan))
+    np.testing.assert_array_equal(actual, expected)
+    assert expected[1, 2] == 0 and expected[1, 1] != 0

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it prints, what it leaves, and its exit codes."""
+"""The command line: output, files and exit codes."""
 
 import json
 import re
@@ -19,13 +19,13 @@ SMALL = ["--steps", "4", "--eval-every", "2", "--network.cell.hidden-size", "8"]
 
 
 def words(text):
-    """What was printed, without the lines of tables and the breaks of a narrow terminal."""
+    """The printed words, without the lines of tables and line breaks."""
     return " ".join(re.sub("[─-╿]", " ", text).split())
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Every command runs in a folder of its own, as after an installation."""
+def run_in_tmp_path(tmp_path, monkeypatch):
+    """Runs every command in an empty folder, as after an installation."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -40,23 +40,23 @@ def text_run(tmp_path_factory):
     return run
 
 
-def refused(args, capsys, code=2):
-    """Runs a command that must fail; returns what it said, which is no traceback."""
-    with pytest.raises(SystemExit) as stopped:
+def run_and_fail(args, capsys, code=2):
+    """Runs a command that must fail, and returns its message."""
+    with pytest.raises(SystemExit) as exit_info:
         main(args)
-    assert stopped.value.code == code
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    return words(said)
+    assert exit_info.value.code == code
+    output = capsys.readouterr().err
+    assert "Traceback" not in output
+    return words(output)
 
 
-def test_train_leaves_a_run_that_eval_reads(tmp_path, capsys):
+def test_train_writes_a_run_that_eval_reads(tmp_path, capsys):
     main(["train", "configs/digits.py:cell=gru,order=row", "--run-dir", "run", *SMALL])
-    said = words(capsys.readouterr().out)
+    output = words(capsys.readouterr().out)
     run = tmp_path / "run"
     result = json.loads((run / "result.json").read_text())
-    assert f"{result['test']:.4f}" in said and "run folder: run" in said
-    assert "run/figure.png" in said and (run / "figure.png").stat().st_size > 10_000
+    assert f"{result['test']:.4f}" in output and "run folder: run" in output
+    assert "run/figure.png" in output and (run / "figure.png").stat().st_size > 10_000
     assert {p.name for p in run.iterdir()} == {
         "config.json",
         "config.py",
@@ -75,13 +75,13 @@ def test_train_leaves_a_run_that_eval_reads(tmp_path, capsys):
 SWEEP = ["sweep", "configs/digits.py:order=row", "--over", "seed=0:2", "network.dropout=0.1,0.2"]
 
 
-def test_sweep_leaves_a_table_a_figure_and_its_best_member_as_a_run(tmp_path, capsys):
+def test_sweep_writes_table_figure_and_run_of_best_trial(tmp_path, capsys):
     main([*SWEEP, *SMALL, "--run-dir", "all"])
-    said = words(capsys.readouterr().out)
-    assert "4 trials, 1 compilation" in said and "all/figure.png" in said
+    output = words(capsys.readouterr().out)
+    assert "4 trials, 1 compilation" in output and "all/figure.png" in output
     result = json.loads((tmp_path / "all/result.json").read_text())
-    reached = [trial["validation"] for trial in result["trials"]]
-    assert reached[result["best"]] == max(reached)
+    metrics = [trial["validation"] for trial in result["trials"]]
+    assert metrics[result["best"]] == max(metrics)
     assert result["trials"][3]["values"] == {"seed": "1", "network.dropout": "0.2"}
     assert (tmp_path / "all/figure.png").stat().st_size > 10_000
     main(["eval", "all/best"])
@@ -103,26 +103,26 @@ def test_sweep_leaves_a_table_a_figure_and_its_best_member_as_a_run(tmp_path, ca
         (["sweep", "--resume"], "takes the folder of a sweep"),
     ],
 )
-def test_what_a_user_gets_wrong_in_a_sweep_is_said_in_a_line(args, message, capsys, tmp_path):
-    assert message in refused(args, capsys)
+def test_invalid_sweep_command_exits_with_message(args, message, capsys, tmp_path):
+    assert message in run_and_fail(args, capsys)
     assert not (tmp_path / "runs").exists()
 
 
-def test_train_makes_a_new_folder_each_time(tmp_path):
+def test_train_creates_a_new_folder_each_time(tmp_path):
     for _ in range(2):
         main(["train", "configs/adding.py:runlocal=true", *SMALL])
     assert len(list((tmp_path / "runs").glob("adding-lstm-*"))) == 2
 
 
-def test_train_never_writes_into_a_folder_that_holds_something(tmp_path, capsys):
+def test_train_into_non_empty_folder_exits(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("mine")
-    said = refused(["train", "configs/digits.py", "--run-dir", "run"], capsys)
-    assert "holds something already" in said
+    output = run_and_fail(["train", "configs/digits.py", "--run-dir", "run"], capsys)
+    assert "must be a new or empty folder" in output
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
-def test_a_run_on_arrays_of_ones_own(tmp_path, capsys):
+def test_train_on_user_arrays(tmp_path, capsys):
     rng = np.random.default_rng(0)
     np.savez("mine.npz", xs=rng.normal(size=(60, 5, 2)), ys=rng.integers(0, 3, 60))
     spec = "configs/arrays.py:path=mine.npz,kind=classification"
@@ -130,7 +130,7 @@ def test_a_run_on_arrays_of_ones_own(tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["metric"] == "accuracy"
 
 
-def test_a_run_on_a_table_of_ones_own(tmp_path, capsys):
+def test_train_on_user_table(tmp_path, capsys):
     rows = "\n".join(f"{np.sin(k / 5):.4f},{k % 7}" for k in range(400))
     (tmp_path / "mine.csv").write_text(f"load,day\n{rows}\n")
     spec = "configs/table.py:path=mine.csv,window=16,horizon=3"
@@ -140,34 +140,34 @@ def test_a_run_on_a_table_of_ones_own(tmp_path, capsys):
     assert "test RMSE in your units" in words(capsys.readouterr().out)
 
 
-def test_a_run_whose_data_have_changed_is_refused(tmp_path, capsys):
+def test_run_with_changed_data_exits(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("the cat sat on the mat. " * 400)
     spec = "configs/text.py:path=mine.txt"
     main(["train", spec, "--run-dir", "run", *SMALL, "--task.window", "16"])
     (tmp_path / "mine.txt").write_text("the kat sat on the mat. " * 400)
     capsys.readouterr()
     for command in ("eval", "sample"):
-        assert "are not what they were" in refused([command, "run"], capsys)
+        assert "have changed" in run_and_fail([command, "run"], capsys)
 
 
-def test_sample_prints_the_prompt_and_repeats_by_seed(text_run, capsys):
-    drawn = []
+def test_sample_prints_prompt_and_is_reproducible(text_run, capsys):
+    samples = []
     for seed in ("1", "1", "2"):
         main(["sample", str(text_run), "--prompt", "the ", "--length", "30", "--seed", seed])
-        drawn.append(capsys.readouterr().out)
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert drawn[0].startswith("the ") and len(drawn[0]) == len("the ") + 30 + 1
+        samples.append(capsys.readouterr().out)
+    assert samples[0] == samples[1] != samples[2]
+    assert samples[0].startswith("the ") and len(samples[0]) == len("the ") + 30 + 1
 
 
-def test_sample_refuses_what_it_cannot_do(text_run, tmp_path, capsys):
-    assert "has no 'Ж'" in refused(["sample", str(text_run), "--prompt", "Ж"], capsys)
-    assert "at least one" in refused(["sample", str(text_run), "--prompt", ""], capsys)
-    assert "length must be" in refused(
+def test_invalid_sample_command_exits_with_message(text_run, tmp_path, capsys):
+    assert "got 'Ж'" in run_and_fail(["sample", str(text_run), "--prompt", "Ж"], capsys)
+    assert "at least one" in run_and_fail(["sample", str(text_run), "--prompt", ""], capsys)
+    assert "length must be" in run_and_fail(
         ["sample", str(text_run), "--prompt", "t", "--length", "0"], capsys
     )
     main(["train", "configs/adding.py:runlocal=true", "--run-dir", "adding", *SMALL])
     capsys.readouterr()
-    assert "not a run on text" in refused(["sample", "adding"], capsys)
+    assert "must be a run on text, got Adding" in run_and_fail(["sample", "adding"], capsys)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_sample_refuses_what_it_cannot_do(text_run, tmp_path, capsys):
         ("transforms", list(TRANSFORMS)),
         ("tasks", list(TASKS)),
         ("engines", list(ENGINES)),
-        ("configs", [f"configs/{path.name}" for path in config.shipped()]),
+        ("configs", [f"configs/{path.name}" for path in config.list_configs()]),
     ],
 )
 def test_ls_prints_one_line_each(kind, names, capsys):
@@ -187,43 +187,43 @@ def test_ls_prints_one_line_each(kind, names, capsys):
         assert sum(line.split()[:1] == [name] for line in lines) == 1
 
 
-def test_ls_counts_the_parameters(capsys):
+def test_ls_cells_counts_parameters(capsys):
     main(["ls", "cells"])
     assert f"{4 * 128 * (128 + 128 + 1):,}" in capsys.readouterr().out
 
 
-def test_every_cell_has_a_paper():
+def test_every_cell_has_a_reference():
     papers = {name: source for name, _, _, source, _ in inspect.cell_rows()}
     assert papers["lstm"] == "Hochreiter and Schmidhuber, 1997"
     assert papers["mut1"] == "Jozefowicz et al., 2015"
     assert [name for name, source in papers.items() if not source] == []
 
 
-def test_validate_says_good_and_bad(capsys):
+def test_validate_reports_good_and_bad_configs(capsys):
     main(["validate", "configs/digits.py", "configs/text.py:cell=gru"])
     assert capsys.readouterr().out.count("good") == 2
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as exit_info:
         main(["validate", "configs/digits.py:hiden=3", "configs/digit.py", "configs/text.py"])
-    assert stopped.value.code == 2
+    assert exit_info.value.code == 2
     out = words(capsys.readouterr().out)
     assert out.count("bad ") == 2 and out.count("good ") == 1
     assert "did you mean 'configs/digits.py'" in out
 
 
 def test_bench_lists_its_flags(capsys):
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as exit_info:
         main(["bench", "--help"])
-    assert stopped.value.code == 0
-    said = words(capsys.readouterr().out)
+    assert exit_info.value.code == 0
+    output = words(capsys.readouterr().out)
     for flag in ("--cells", "--shapes", "--engines", "--peers", "--sweep", "--out", "--figure"):
-        assert flag in said
+        assert flag in output
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["trian"], "did you mean 'train'"),
-        (["train"], "name a config first"),
+        (["train"], "the first argument must be a config"),
         (["train", "configs/digit.py"], "did you mean 'configs/digits.py'"),
         (["train", "configs/digits.py:cell=lstn"], "did you mean 'lstm'"),
         (["train", "configs/digits.py:order=rows"], "row"),
@@ -239,20 +239,20 @@ def test_bench_lists_its_flags(capsys):
         (["train", "configs/digits.py", "--seed", "-1"], "seed must be at least 0"),
         (["eval", "nowhere"], "is not a run"),
         (["eval"], "the run's folder"),
-        (["ls"], "name one of cells"),
+        (["ls"], "needs one of cells"),
         (["ls", "cell"], "did you mean 'cells'"),
-        (["validate"], "name one or more configs"),
+        (["validate"], "needs one or more configs"),
         (["bench", "--peers", "haiko"], "did you mean 'haiku'"),
         (["bench", "--cells", "gro"], "did you mean 'gru'"),
         (["bench", "--shapes", "7"], "shape must be an index from 0 to 4"),
     ],
 )
-def test_what_a_user_gets_wrong_is_said_in_a_line(args, message, capsys, tmp_path):
-    assert message in refused(args, capsys)
+def test_invalid_command_exits_with_message(args, message, capsys, tmp_path):
+    assert message in run_and_fail(args, capsys)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_loss_that_is_not_finite_ends_with_code_1(capsys):
+def test_non_finite_loss_exits_with_code_1(capsys):
     args = ["train", "configs/adding.py:runlocal=true", "--run-dir", "run", *SMALL]
     args += [
         "--optimizer.algorithm",
@@ -262,30 +262,30 @@ def test_a_loss_that_is_not_finite_ends_with_code_1(capsys):
         "--optimizer.clip-norm",
         "None",
     ]
-    assert "at step" in refused(args, capsys, code=1)
+    assert "at step" in run_and_fail(args, capsys, code=1)
 
 
-def test_help_names_the_commands(capsys):
+def test_help_lists_the_commands(capsys):
     main(["--help"])
     out = capsys.readouterr().out
     assert all(f"jrnn {name} " in out for name in ("train", "eval", "sample", "ls", "validate"))
 
 
-def test_help_of_a_config_lists_its_arguments_and_its_flags(capsys):
-    with pytest.raises(SystemExit) as stopped:
+def test_config_help_lists_arguments_and_flags(capsys):
+    with pytest.raises(SystemExit) as exit_info:
         main(["train", "configs/digits.py", "--help"])
-    assert stopped.value.code == 0
+    assert exit_info.value.code == 0
     out = capsys.readouterr().out
     assert "order: Literal" in out.replace("typing.", "") and "--optimizer.learning-rate" in out
 
 
-def test_version_is_said(capsys):
+def test_version_is_printed(capsys):
     main(["--version"])
     assert capsys.readouterr().out.startswith("jrnn ")
 
 
 def test_the_installed_command_runs():
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "jrnn", "ls", "engines"], capture_output=True, text=True, check=True
     )
-    assert "scan" in done.stdout
+    assert "scan" in process.stdout

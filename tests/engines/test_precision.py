@@ -66,13 +66,13 @@ def test_dtypes_and_values_of_mixed_precision(kind: Row, engine: Engine, mix: st
         )
     assert_close(got, truth, tolerance)
     complex_carry = any(map(is_complex, jax.tree.leaves(batch.carry)))
-    kind = complex_dtype if complex_carry else jnp.dtype
+    to_dtype = complex_dtype if complex_carry else jnp.dtype
     for carry, ys in (got, without):
         assert ys.dtype == of_ys
-        assert dtypes(carry) == {kind(of_carry)}
+        assert dtypes(carry) == {to_dtype(of_carry)}
     assert dtypes(grads.params_grad) == {jnp.dtype(of_params)}
     assert dtypes(grads.xs_grad) == {jnp.dtype(of_xs)}
-    assert dtypes(grads.carry_grad) == {kind(of_carry)}
+    assert dtypes(grads.carry_grad) == {to_dtype(of_carry)}
 
 
 @pytest.mark.parametrize("given", [jnp.bfloat16, jnp.float32])

@@ -221,11 +221,11 @@ def test_derivatives_of_all_modes_equal_those_of_a_scan(name: str, x64: None) ->
     def modes(run: Solver) -> Tree:
         def loss(q: Problem) -> jax.Array:
             cubed = jax.tree.map(lambda s, ct: jnp.sum(s**3 * ct).real, run(q), p.ct)
-            return sum(jax.tree.leaves(cubed))
+            return sum(jax.tree.leaves(cubed), jnp.zeros(()))
 
         def slope(q: Problem) -> jax.Array:
             products = jax.tree.map(lambda g, v: jnp.sum(g * v).real, jax.grad(loss)(q), direction)
-            return sum(jax.tree.leaves(products))
+            return sum(jax.tree.leaves(products), jnp.zeros(()))
 
         return (
             jax.jvp(run, (p,), (direction,)),

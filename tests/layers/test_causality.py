@@ -14,7 +14,7 @@ import jrnn
 from jrnn import GRU, LSTM, Layer, MinGRU, bidirectional, stack
 from jrnn.nn import RNN, SequenceToSequence, StackedRNN, generate
 from jrnn.tasks import Table, Text
-from jrnn.train import TBPTT, Experiment, Network, Optimizer, check
+from jrnn.train import TBPTT, Experiment, Network, Optimizer, check_experiment
 from jrnn.transforms import dropout, highway, layer_norm, learned_carry, residual, zoneout
 from tests.helpers import random_params
 from tests.table import Row
@@ -155,5 +155,7 @@ def test_tbptt_raises_for_noncausal_layers(tmp_path: Path) -> None:
     options: Any = {"steps": 4, "batch_size": 2, "eval_every": 2, "tbptt": TBPTT(4)}
     for name in ("sum", "lowest"):
         with pytest.raises(ValueError, match="TBPTT: the network must be causal"):
-            check(Experiment(task, Network(NOT_CAUSAL[name]), Optimizer(1e-2), **options), data)
-    check(Experiment(task, Network(CAUSAL["stack"]), Optimizer(1e-2), **options), data)
+            check_experiment(
+                Experiment(task, Network(NOT_CAUSAL[name]), Optimizer(1e-2), **options), data
+            )
+    check_experiment(Experiment(task, Network(CAUSAL["stack"]), Optimizer(1e-2), **options), data)

@@ -58,7 +58,7 @@ def fill(layer: Any, all_params: list[Any]) -> None:
             "bias_hh": b_hh,
         }
         if is_projected(params):
-            values["weight_hr"] = params.w_hr.T
+            values["weight_hr"] = getattr(params, "w_hr").T  # noqa: B009
         for name, value in values.items():
             getattr(layer, f"{name}_{suffix}").data.copy_(torch.tensor(value))
 

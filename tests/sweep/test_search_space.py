@@ -1,4 +1,4 @@
-"""What sweeps go over: grids, ranges, draws, and names of fields and of arguments."""
+"""The search space of sweeps: grids, ranges, random values, and names."""
 
 import numpy as np
 import pytest
@@ -15,22 +15,22 @@ def trials(spec, *args, **options) -> list[Trial]:
 
 
 def values(over, **options):
-    return [m.values for m in trials(CONFIG, [], over, **options)]
+    return [t.values for t in trials(CONFIG, [], over, **options)]
 
 
-def test_a_grid_is_every_combination_with_the_last_name_fastest():
-    found = trials(CONFIG, ["--steps", "7"], ["seed=0:2", "optimizer.learning-rate=0.1,0.2"])
-    assert [(m.experiment.seed, m.experiment.optimizer.learning_rate) for m in found] == [
+def test_grid_has_all_combinations_last_name_fastest():
+    grid = trials(CONFIG, ["--steps", "7"], ["seed=0:2", "optimizer.learning-rate=0.1,0.2"])
+    assert [(t.experiment.seed, t.experiment.optimizer.learning_rate) for t in grid] == [
         (0, 0.1),
         (0, 0.2),
         (1, 0.1),
         (1, 0.2),
     ]
-    assert {m.experiment.steps for m in found} == {7}
-    assert found[1].values == {"seed": "0", "optimizer.learning_rate": "0.2"}
+    assert {t.experiment.steps for t in grid} == {7}
+    assert grid[1].values == {"seed": "0", "optimizer.learning_rate": "0.2"}
 
 
-def test_ranges_are_even_on_their_scale():
+def test_ranges_are_evenly_spaced_on_their_scale():
     logs = [
         float(v["optimizer.learning_rate"])
         for v in values(["optimizer.learning_rate=1e-4:1e-1:log4"])
@@ -44,9 +44,9 @@ def test_ranges_are_even_on_their_scale():
     assert [v["seed"] for v in values(["seed=3:6"])] == ["3", "4", "5"]
 
 
-def test_names_are_fields_or_arguments_of_the_config():
+def test_names_can_be_fields_or_config_arguments():
     over = ["cell=gru,elman", "hidden=4,5", "order=row", "network.num_layers=2"]
-    networks = [m.experiment.network for m in trials(CONFIG, [], over)]
+    networks = [t.experiment.network for t in trials(CONFIG, [], over)]
     assert [n.cell for n in networks] == [
         jrnn.GRU(4),
         jrnn.GRU(5),
@@ -54,19 +54,19 @@ def test_names_are_fields_or_arguments_of_the_config():
         jrnn.Elman(5),
     ]
     assert {n.num_layers for n in networks} == {2}
-    given = trials(f"{CONFIG}:cell=gru,hidden=9", [], ["cell=lstm", "seed=5"])
-    assert given[0].experiment.network.cell == jrnn.LSTM(9)
+    with_arguments = trials(f"{CONFIG}:cell=gru,hidden=9", [], ["cell=lstm", "seed=5"])
+    assert with_arguments[0].experiment.network.cell == jrnn.LSTM(9)
 
 
-def test_draws_are_repeatable_and_even_on_their_scale():
+def test_random_values_are_reproducible_and_uniform_on_their_scale():
     over = ["optimizer.learning_rate=1e-4:1:log", "network.dropout=0.2:0.4:lin", "seed=0:3"]
-    found = values(over, random=400, draw_seed=1)
-    assert found == values(over, random=400, draw_seed=1) != values(over, random=400, draw_seed=2)
-    rates = np.log10([float(v["optimizer.learning_rate"]) for v in found])
+    drawn = values(over, random=400, draw_seed=1)
+    assert drawn == values(over, random=400, draw_seed=1) != values(over, random=400, draw_seed=2)
+    rates = np.log10([float(v["optimizer.learning_rate"]) for v in drawn])
     assert -4 <= rates.min() and rates.max() <= 0 and abs(rates.mean() + 2) < 0.2
-    rates = np.array([float(v["network.dropout"]) for v in found])
+    rates = np.array([float(v["network.dropout"]) for v in drawn])
     assert 0.2 <= rates.min() and rates.max() <= 0.4 and abs(rates.mean() - 0.3) < 0.01
-    assert {v["seed"] for v in found} == {"0", "1", "2"}
+    assert {v["seed"] for v in drawn} == {"0", "1", "2"}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_draws_are_repeatable_and_even_on_their_scale():
         (["sed=1"], "must name a field of the experiment or an argument .*did you mean 'seed'"),
     ],
 )
-def test_what_cannot_be_read_is_refused(over, message):
+def test_invalid_axes_raise(over, message):
     with pytest.raises(ValueError, match=message):
         trials(CONFIG, [], over)
 
@@ -95,7 +95,7 @@ def test_what_cannot_be_read_is_refused(over, message):
     "over",
     ["seed=x", "seed=1,,2", "optimizer.lr=1", "optimizer.algorithm=adm", "optimizer.algorithm=sgd"],
 )
-def test_a_value_that_is_refused_ends_as_a_flag_would(over, capsys):
-    with pytest.raises(SystemExit) as ended:
+def test_invalid_value_exits_like_a_flag(over, capsys):
+    with pytest.raises(SystemExit) as exit_info:
         trials(CONFIG, [], [over])
-    assert ended.value.code == 2 and capsys.readouterr().err
+    assert exit_info.value.code == 2 and capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Sweeps: each member goes as its run by itself would, whatever becomes of the others."""
+"""Sweeps: each trial equals its separate run, independently of the others."""
 
 import json
 import os
@@ -68,22 +68,22 @@ def lines(folder):
 
 
 def assert_same_lines(one, other, abs=1e-6):
-    """Lines of metrics, equal to 1e-5."""
-    for got, want in zip(lines(one), lines(other), strict=True):
-        assert got.pop("split") == want.pop("split")
-        assert got == pytest.approx(want, rel=1e-5, abs=abs)
+    """Asserts that lines of metrics are equal up to a relative error of 1e-5."""
+    for actual, expected in zip(lines(one), lines(other), strict=True):
+        assert actual.pop("split") == expected.pop("split")
+        assert actual == pytest.approx(expected, rel=1e-5, abs=abs)
 
 
-def assert_as_alone(e, outcome, folder, alone):
-    """A member against its run by itself: every line of metrics, and what it ended with."""
-    assert_same_run(train(e, e.task.load(), alone), outcome, folder, alone)
+def assert_equals_separate_run(e, trial, folder, separate):
+    """Asserts that a trial equals its separate run, in metrics and result."""
+    assert_same_run(train(e, e.task.load(), separate), trial, folder, separate)
 
 
-def assert_same_run(trained, outcome, folder, alone):
-    assert_same_lines(folder, alone)
-    assert outcome.step == trained.step
-    assert outcome.validation == pytest.approx(trained.validation, rel=1e-5)
-    assert outcome.test == pytest.approx(trained.test, rel=1e-5)
+def assert_same_run(trained, trial, folder, separate):
+    assert_same_lines(folder, separate)
+    assert trial.step == trained.step
+    assert trial.validation == pytest.approx(trained.validation, rel=1e-5)
+    assert trial.test == pytest.approx(trained.test, rel=1e-5)
 
 
 VARIED = [
@@ -96,52 +96,53 @@ VARIED = [
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """The folder of each of these as a run by itself, and what it ended with."""
-    folder = tmp_path_factory.mktemp("alone")
-    places = [folder / str(number) for number in range(len(VARIED))]
+def separate(tmp_path_factory):
+    """The folder and the result of the separate run of each of these."""
+    folder = tmp_path_factory.mktemp("separate")
+    run_folders = [folder / str(number) for number in range(len(VARIED))]
     return [
-        (place, train(e, e.task.load(), place)) for e, place in zip(VARIED, places, strict=True)
+        (run_folder, train(e, e.task.load(), run_folder))
+        for e, run_folder in zip(VARIED, run_folders, strict=True)
     ]
 
 
 @pytest.mark.parametrize("width", [None, 2, 5])
-def test_each_member_is_as_its_run_by_itself(width, alone, tmp_path):
+def test_each_trial_equals_its_separate_run(width, separate, tmp_path):
     assert group_trials(VARIED, loaded(VARIED)) == [[0, 1, 2, 3, 4]]
-    swept = sweep(VARIED, tmp_path / "sweep", width=width)
-    for number, (place, trained) in enumerate(alone):
+    result = sweep(VARIED, tmp_path / "sweep", width=width)
+    for number, (run_folder, trained) in enumerate(separate):
         folder = trial_folder(tmp_path / "sweep", number)
-        assert_same_run(trained, swept.trials[number], folder, place)
-    losses = [outcome.validation["loss"] for outcome in swept.trials]
+        assert_same_run(trained, result.trials[number], folder, run_folder)
+    losses = [trial.validation["loss"] for trial in result.trials]
     assert len(set(losses)) == len(losses)
 
 
 @pytest.mark.parametrize("algorithm", ["sgd", "rmsprop"])
-def test_momentum_and_schedules_may_differ_in_numbers(algorithm, tmp_path):
+def test_trials_with_different_momentum_and_learning_rate(algorithm, tmp_path):
     optims = [
         Optimizer(rate, algorithm, "linear", warmup=0.2, momentum=momentum, clip_norm=None)
         for rate, momentum in ((1e-1, 0.5), (1e-2, 0.9))
     ]
-    members = [experiment(jrnn.GRU(4), optimizer=o, dropout=0.0) for o in optims]
-    assert group_trials(members, loaded(members)) == [[0, 1]]
-    swept = sweep(members, tmp_path / "sweep")
-    for number, e in enumerate(members):
+    trials = [experiment(jrnn.GRU(4), optimizer=o, dropout=0.0) for o in optims]
+    assert group_trials(trials, loaded(trials)) == [[0, 1]]
+    result = sweep(trials, tmp_path / "sweep")
+    for number, e in enumerate(trials):
         folder = trial_folder(tmp_path / "sweep", number)
-        assert_as_alone(e, swept.trials[number], folder, tmp_path / str(number))
+        assert_equals_separate_run(e, result.trials[number], folder, tmp_path / str(number))
 
 
-def test_windows_of_streams_are_swept(tmp_path):
+def test_sweep_supports_tbptt(tmp_path):
     changes = {"task": Signs(per_step=True), "tbptt": TBPTT(k1=2, k2=3)}
-    members = [experiment(jrnn.GRU(4), seed=seed, **changes) for seed in range(3)]
-    swept = sweep(members, tmp_path / "sweep", width=2)
-    assert len(swept.groups) == 1
-    for number, e in enumerate(members):
+    trials = [experiment(jrnn.GRU(4), seed=seed, **changes) for seed in range(3)]
+    result = sweep(trials, tmp_path / "sweep", width=2)
+    assert len(result.groups) == 1
+    for number, e in enumerate(trials):
         folder = trial_folder(tmp_path / "sweep", number)
-        assert_as_alone(e, swept.trials[number], folder, tmp_path / str(number))
+        assert_equals_separate_run(e, result.trials[number], folder, tmp_path / str(number))
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "together"),
+    ("one", "other", "same_group"),
     [
         ({"cell": jrnn.LSTM(5)}, {"cell": jrnn.LSTM(5, t_max=9)}, True),
         ({"cell": jrnn.Elman(5)}, {"cell": jrnn.Elman(5, identity=1.0)}, True),
@@ -165,32 +166,32 @@ def test_windows_of_streams_are_swept(tmp_path):
         ({"optimizer": Optimizer(1e-2)}, {"optimizer": Optimizer(1e-3, clip_norm=5.0)}, True),
     ],
 )
-def test_what_is_trained_together(one, other, together):
-    members = [experiment(**one), experiment(**other)]
-    expected = [[0, 1]] if together else [[0], [1]]
-    assert group_trials(members, loaded(members)) == expected
+def test_group_trials_by_compilation(one, other, same_group):
+    trials = [experiment(**one), experiment(**other)]
+    expected = [[0, 1]] if same_group else [[0], [1]]
+    assert group_trials(trials, loaded(trials)) == expected
 
 
-def test_groups_keep_the_order_of_the_members(tmp_path):
+def test_groups_keep_the_order_of_trials(tmp_path):
     cells = [jrnn.GRU(3), jrnn.GRU(4), jrnn.GRU(3)]
-    members = [experiment(cell, seed=number) for number, cell in enumerate(cells)]
-    swept = sweep(members, tmp_path / "sweep")
-    assert swept.groups == [[0, 2], [1]]
-    assert_as_alone(
-        members[1], swept.trials[1], trial_folder(tmp_path / "sweep", 1), tmp_path / "1"
+    trials = [experiment(cell, seed=number) for number, cell in enumerate(cells)]
+    result = sweep(trials, tmp_path / "sweep")
+    assert result.groups == [[0, 2], [1]]
+    assert_equals_separate_run(
+        trials[1], result.trials[1], trial_folder(tmp_path / "sweep", 1), tmp_path / "1"
     )
 
 
-def test_a_member_that_diverges_disturbs_no_other(tmp_path):
+def test_diverging_trial_does_not_affect_others(tmp_path):
     sgd = lambda rate: experiment(optimizer=Optimizer(rate, "sgd", clip_norm=None), dropout=0.0)
     good = [sgd(1e-2), sgd(3e-2)]
-    alone = sweep(good, tmp_path / "alone")
-    swept = sweep([good[0], sgd(1e38), good[1]], tmp_path / "with", width=3)
-    assert swept.groups == [[0, 1, 2]]
-    assert "at step" in swept.trials[1].stopped and swept.best != 1
-    for number, place in enumerate((0, 2)):
-        assert swept.trials[place].stopped == ""
-        assert swept.trials[place].test == pytest.approx(alone.trials[number].test, rel=1e-5)
+    separate = sweep(good, tmp_path / "separate")
+    result = sweep([good[0], sgd(1e38), good[1]], tmp_path / "with", width=3)
+    assert result.groups == [[0, 1, 2]]
+    assert "at step" in result.trials[1].stopped and result.best != 1
+    for number, index in enumerate((0, 2)):
+        assert result.trials[index].stopped == ""
+        assert result.trials[index].test == pytest.approx(separate.trials[number].test, rel=1e-5)
     assert all(np.isfinite(line["loss"]) for line in lines(trial_folder(tmp_path / "with", 1)))
 
 
@@ -211,38 +212,38 @@ def test_a_trial_that_has_stopped_takes_no_steps():
     assert [float(each.loss.sum()) > 0 for each in runs.split_metrics(metrics, 5)] == [1, 0, 1]
 
 
-def test_patience_ends_one_member_alone(tmp_path):
-    members = [
+def test_patience_ends_a_single_trial(tmp_path):
+    trials = [
         experiment(optimizer=Optimizer(rate), patience=1, dropout=0.0, eval_every=5, seed=4)
         for rate in (1e-9, 3e-2)
     ]
-    swept = sweep(members, tmp_path / "sweep")
-    assert swept.trials[0].stopped == "patience exhausted at step 10"
+    result = sweep(trials, tmp_path / "sweep")
+    assert result.trials[0].stopped == "patience exhausted at step 10"
     assert lines(trial_folder(tmp_path / "sweep", 1))[-1]["step"] > 10
 
 
-def test_the_best_member_is_a_run(tmp_path):
-    swept = sweep(VARIED, tmp_path / "sweep")
-    best = swept.best
-    metrics = [outcome.validation["metric"] for outcome in swept.trials]
+def test_best_trial_is_saved_as_a_run(tmp_path):
+    result = sweep(VARIED, tmp_path / "sweep")
+    best = result.best
+    metrics = [trial.validation["metric"] for trial in result.trials]
     assert best == int(np.argmax(metrics))
     e = VARIED[best]
-    again = restore(e, e.task.load(), tmp_path / "sweep" / BEST)
-    assert again.step == swept.trials[best].step
-    assert again.test == pytest.approx(swept.trials[best].test, rel=1e-5)
+    restored = restore(e, e.task.load(), tmp_path / "sweep" / BEST)
+    assert restored.step == result.trials[best].step
+    assert restored.test == pytest.approx(result.trials[best].test, rel=1e-5)
     assert lines(tmp_path / "sweep" / BEST) == lines(trial_folder(tmp_path / "sweep", best))
     longer = train(e, e.task.load(), tmp_path / "sweep" / BEST, resume=True)
-    assert longer.test == pytest.approx(again.test, rel=1e-6)
+    assert longer.test == pytest.approx(restored.test, rel=1e-6)
 
 
-def everything(folder, count):
+def read_metrics(folder, count):
     return [(trial_folder(folder, k) / "metrics.jsonl").read_bytes() for k in range(count)]
 
 
-def test_a_sweep_that_was_stopped_goes_on_exactly(tmp_path, monkeypatch):
+def test_resumed_sweep_equals_uninterrupted_sweep(tmp_path, monkeypatch):
     cells = [jrnn.GRU(3), jrnn.GRU(4), jrnn.GRU(3)]
-    members = [experiment(cell, seed=k, steps=200) for k, cell in enumerate(cells)]
-    whole = sweep(members, tmp_path / "whole")
+    trials = [experiment(cell, seed=k, steps=200) for k, cell in enumerate(cells)]
+    reference = sweep(trials, tmp_path / "reference")
     train_steps, calls = Trainer.train_steps, []
 
     def stopping(trainer):
@@ -255,31 +256,31 @@ def test_a_sweep_that_was_stopped_goes_on_exactly(tmp_path, monkeypatch):
     stops = 0
     while True:
         try:
-            again = sweep(members, tmp_path / "parts", resume=stops > 0)
+            resumed = sweep(trials, tmp_path / "resumed", resume=stops > 0)
             break
         except Interrupted as error:
             assert "jrnn sweep --resume" in str(error)
             stops += 1
     assert stops >= 3
-    assert everything(tmp_path / "parts", 3) == everything(tmp_path / "whole", 3)
-    assert again.trials == whole.trials and again.best == whole.best
+    assert read_metrics(tmp_path / "resumed", 3) == read_metrics(tmp_path / "reference", 3)
+    assert resumed.trials == reference.trials and resumed.best == reference.best
 
 
-def compilations(members, folder):
-    """Programs that a sweep compiles, beside those that draw the networks."""
+def count_compilations(trials, folder):
+    """Number of programs that a sweep compiles."""
     jax.clear_caches()
-    with compiled() as found:
-        sweep(members, folder)
-    return len(found)
+    with compiled() as programs:
+        sweep(trials, folder)
+    return len(programs)
 
 
-def test_more_members_compile_nothing_more(tmp_path):
-    few = compilations([experiment(seed=seed) for seed in range(2)], tmp_path / "few")
-    many = compilations([experiment(seed=seed) for seed in range(8)], tmp_path / "many")
+def test_number_of_trials_does_not_change_compilations(tmp_path):
+    few = count_compilations([experiment(seed=seed) for seed in range(2)], tmp_path / "few")
+    many = count_compilations([experiment(seed=seed) for seed in range(8)], tmp_path / "many")
     assert few == many > 0
 
 
-SPREAD = """
+SPREAD_SCRIPT = """
 import sys
 from pathlib import Path
 import jax
@@ -293,17 +294,17 @@ def spread(folder):
     sweep([experiment(seed=seed) for seed in range(6)], folder)
 
 
-def test_members_are_spread_over_devices(tmp_path):
+def test_sweep_on_four_devices_equals_one(tmp_path):
     environment = environment_with_devices(4)
-    command = [sys.executable, "-c", SPREAD, str(tmp_path / "four")]
+    command = [sys.executable, "-c", SPREAD_SCRIPT, str(tmp_path / "four")]
     subprocess.run(command, env=environment, check=True, timeout=300)
     spread(tmp_path / "one")
     for number in range(6):
         assert_same_lines(*(trial_folder(tmp_path / name, number) for name in ("four", "one")))
 
 
-def test_devices_that_share_threads_do_not_wait_for_each_other(tmp_path):
-    """Both run kernels in threads of the runtime, which then has none to help them: once a hang."""
+def test_devices_that_share_threads_do_not_deadlock(tmp_path):
+    """Regression test: kernels of both devices once used all threads of the runtime, and hung."""
     environment = environment_with_devices(2)
     options = [
         "--over",
@@ -319,11 +320,11 @@ def test_devices_that_share_threads_do_not_wait_for_each_other(tmp_path):
     subprocess.run([*command, *options], env=environment, cwd=ROOT, check=True, timeout=200)
 
 
-def test_what_cannot_be_swept_is_refused(tmp_path, monkeypatch):
+def test_invalid_sweep_raises(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="at least one trial"):
         sweep([], tmp_path)
     with pytest.raises(ValueError, match="trial 1: train: batch_size must be at most"):
         sweep([experiment(), experiment(batch_size=1000)], tmp_path)
     monkeypatch.setattr("jrnn.train.data.sampler.DEVICE_BYTES", 10)
-    with pytest.raises(ValueError, match="too large for that"):
+    with pytest.raises(ValueError, match="are too large"):
         sweep([experiment()], tmp_path)

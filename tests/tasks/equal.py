@@ -1,4 +1,4 @@
-"""Equality of what tasks load."""
+"""Equality of loaded data."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from jrnn.tasks import Data, Split
 
 
 def same_split(one: Split, other: Split) -> bool:
-    """Whether all arrays of the two are equal, None included."""
+    """Whether all arrays are equal, or both None."""
     return all(
         (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b))
         for a, b in zip(one, other, strict=True)
@@ -14,7 +14,7 @@ def same_split(one: Split, other: Split) -> bool:
 
 
 def same_data(one: Data, other: Data) -> bool:
-    """Whether all three splits of the two are equal."""
+    """Whether all three splits are equal."""
     return all(
         same_split(getattr(one, part), getattr(other, part))
         for part in ("train", "validation", "test")

@@ -1,4 +1,4 @@
-"""The adding problem: against sums made by hand."""
+"""The adding problem, against explicit sums."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_values_are_uniform_and_markers_reach_every_step():
     np.testing.assert_allclose(marked[4:], 1 / 5, atol=0.03)
 
 
-def test_parts_are_drawn_apart_and_each_from_its_own_stream():
+def test_splits_are_drawn_from_separate_streams():
     data = Adding(length=10, train_size=50, eval_size=50).load()
     assert not np.array_equal(data.train.xs, data.validation.xs)
     assert not np.array_equal(data.validation.xs, data.test.xs)
@@ -37,7 +37,7 @@ def test_parts_are_drawn_apart_and_each_from_its_own_stream():
     assert np.array_equal(longer.test.xs, data.test.xs)
 
 
-def test_baseline_is_the_mean_of_training_and_close_to_a_sixth():
+def test_baseline_predicts_training_mean_and_is_about_one_sixth():
     data = Adding(length=5).load()
     guess = sum(map(float, data.train.ys[:, 0])) / len(data.train.ys)
     expected = sum((float(y) - guess) ** 2 for y in data.test.ys[:, 0]) / len(data.test.ys)
@@ -58,6 +58,6 @@ def test_baseline_is_the_mean_of_training_and_close_to_a_sixth():
         ({"seed": True}, "Adding: seed must be an int of at least 0, got True"),
     ],
 )
-def test_bad_options_are_refused(options: dict, message: str):
+def test_invalid_options_raise(options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         Adding(**options)

@@ -1,4 +1,4 @@
-"""Arrays: the user's own data, tracked example by example, and every way it can be wrong."""
+"""Arrays: data of the user, and errors for invalid data."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def _splits(data: Data) -> tuple[Split, Split, Split]:
 
 
 def _features() -> np.ndarray:
-    """Values of which the first channel of the first step names the example."""
+    """Random values; the first channel of the first step is the index of the example."""
     xs = RNG.normal(3, 2, (N, T, C))
     xs[:, 0, 0] = np.arange(N)
     return xs
@@ -35,7 +35,7 @@ def _examples(data: Data) -> list[list[int]]:
     return [np.round(split.xs[:, 0, 0]).astype(int).tolist() for split in _splits(data)]
 
 
-def test_every_example_is_in_exactly_one_part_with_its_target_and_length(tmp_path: Path):
+def test_every_example_is_in_one_split_with_its_target_and_length(tmp_path: Path):
     xs, ys = _features(), RNG.integers(0, 4, N)
     lengths = RNG.integers(1, T + 1, N)
     path = _save(tmp_path, xs=xs, ys=ys, lengths=lengths)
@@ -54,7 +54,7 @@ def test_every_example_is_in_exactly_one_part_with_its_target_and_length(tmp_pat
     assert (data.input_size, data.output_size) == (C, 4)
 
 
-def test_the_seed_shuffles(tmp_path: Path):
+def test_seed_determines_the_split(tmp_path: Path):
     path = _save(tmp_path, xs=_features(), ys=np.arange(N) % 2)
     parts = [
         _examples(Arrays(path, "classification", normalize=False, seed=seed).load())
@@ -64,40 +64,42 @@ def test_the_seed_shuffles(tmp_path: Path):
     assert parts[0][0] != sorted(parts[0][0])
 
 
-def test_normalisation_is_by_channel_from_valid_training_steps(tmp_path: Path):
+def test_normalization_uses_valid_training_steps_per_channel(tmp_path: Path):
     xs, ys = _features(), RNG.normal(-5, 3, (N, T, 2))
     lengths = RNG.integers(1, T + 1, N)
     path = _save(tmp_path, xs=xs, ys=ys, lengths=lengths)
     data = Arrays(path, "sequence_regression").load()
     train = _examples(Arrays(path, "sequence_regression", normalize=False).load())[0]
-    for array, got in ((xs, data.train.xs), (ys, data.train.ys)):
+    for array, actual in ((xs, data.train.xs), (ys, data.train.ys)):
         for channel in range(array.shape[-1]):
             values = [array[n, t, channel] for n in train for t in range(lengths[n])]
             mean = sum(values) / len(values)
             std = (sum((v - mean) ** 2 for v in values) / len(values)) ** 0.5
             for row, n in enumerate(train):
-                want = (array[n, : lengths[n], channel] - mean) / std
-                np.testing.assert_allclose(got[row, : lengths[n], channel], want, atol=1e-5)
-                assert (got[row, lengths[n] :, channel] == 0).all()
+                expected_values = (array[n, : lengths[n], channel] - mean) / std
+                np.testing.assert_allclose(
+                    actual[row, : lengths[n], channel], expected_values, atol=1e-5
+                )
+                assert (actual[row, lengths[n] :, channel] == 0).all()
             if array is ys:
                 assert data.target_scale is not None
                 assert data.target_scale[channel] == pytest.approx(std)
     assert (data.target, data.metric, data.output_size) == ("value_per_step", "mse", 2)
 
 
-def test_an_outlier_in_the_test_part_does_not_move_the_training_part(tmp_path: Path):
+def test_outlier_in_test_split_does_not_change_training_split(tmp_path: Path):
     xs, ys = _features(), RNG.normal(size=N)
     path = _save(tmp_path, xs=xs, ys=ys)
-    tested = _examples(Arrays(path, "regression", normalize=False).load())[2]
+    test_indices = _examples(Arrays(path, "regression", normalize=False).load())[2]
     before = Arrays(path, "regression").load()
-    xs[tested[0]], ys[tested[0]] = 1e9, -1e9
+    xs[test_indices[0]], ys[test_indices[0]] = 1e9, -1e9
     after = Arrays(_save(tmp_path, xs=xs, ys=ys), "regression").load()
     for one, other in zip(_splits(before)[:2], _splits(after)[:2], strict=True):
         assert np.array_equal(one.xs, other.xs) and np.array_equal(one.ys, other.ys)
     assert after.test.xs.max() > 1e6 and after.test.ys.min() < -1e6
 
 
-def test_padding_may_hold_anything_and_counts_for_nothing(tmp_path: Path):
+def test_padding_is_ignored(tmp_path: Path):
     xs, lengths = _features(), np.full(N, T - 2)
     reals, labels = RNG.normal(size=(N, T)), RNG.integers(0, 3, (N, T))
     tokens = RNG.integers(0, 7, (N, T))
@@ -123,8 +125,8 @@ def test_two_axes_of_ints_are_tokens(tmp_path: Path):
     assert data.tokens and (data.input_size, data.output_size) == (12, 4)
     assert data.target == "class_per_step" and data.target_scale is None
     assert all(np.array_equal(split.xs % 4, split.ys) for split in _splits(data))
-    joined = np.concatenate([split.xs for split in _splits(data)])
-    assert sorted(joined.tolist()) == sorted(xs.tolist())
+    all_xs = np.concatenate([split.xs for split in _splits(data)])
+    assert sorted(all_xs.tolist()) == sorted(xs.tolist())
 
 
 def test_three_axes_of_ints_are_features(tmp_path: Path):
@@ -135,7 +137,7 @@ def test_three_axes_of_ints_are_features(tmp_path: Path):
 
 
 @pytest.mark.parametrize("shape", [(N,), (N, 1)])
-def test_one_value_for_each_example_gets_an_axis(tmp_path: Path, shape: tuple[int, ...]):
+def test_one_value_per_example_gets_a_channel_axis(tmp_path: Path, shape: tuple[int, ...]):
     xs, ys = _features(), np.arange(N) * 1.0
     path = _save(tmp_path, xs=xs, ys=ys.reshape(shape))
     data = Arrays(path, "regression", normalize=False).load()
@@ -144,7 +146,7 @@ def test_one_value_for_each_example_gets_an_axis(tmp_path: Path, shape: tuple[in
         assert np.array_equal(split.ys, np.array(part, np.float32)[:, None])
 
 
-def test_a_constant_channel_becomes_zeros(tmp_path: Path):
+def test_constant_channel_becomes_zeros(tmp_path: Path):
     xs = _features()
     xs[..., 1] = 0.1
     data = Arrays(_save(tmp_path, xs=xs, ys=np.full(N, 7.7)), "regression").load()
@@ -153,14 +155,14 @@ def test_a_constant_channel_becomes_zeros(tmp_path: Path):
     assert data.target_scale is not None and data.target_scale.tolist() == [1.0]
 
 
-def test_a_large_offset_does_not_eat_the_digits(tmp_path: Path):
+def test_large_offset_does_not_lose_precision(tmp_path: Path):
     xs = _features()
     plain = Arrays(_save(tmp_path, xs=xs, ys=np.arange(N) % 2), "classification").load()
     shifted = Arrays(_save(tmp_path, xs=xs + 1.7e9, ys=np.arange(N) % 2), "classification").load()
     np.testing.assert_allclose(plain.train.xs, shifted.train.xs, atol=1e-5)
 
 
-def test_baselines_are_those_of_valid_training_targets(tmp_path: Path):
+def test_baselines_use_valid_training_targets(tmp_path: Path):
     xs, lengths = _features(), RNG.integers(1, T + 1, N)
     labels = np.where(RNG.random((N, T)) < 0.6, 2, RNG.integers(0, 4, (N, T)))
     data = Arrays(_save(tmp_path, xs=xs, ys=labels, lengths=lengths), "sequence_classification")
@@ -183,9 +185,9 @@ def _valid_targets(split: Split) -> list[float]:
     return [y for row, n in zip(ys, split.lengths, strict=True) for y in row[:n]]
 
 
-def _with(array: np.ndarray, value: Any, *place: int) -> np.ndarray:
+def _with_entry(array: np.ndarray, value: Any, *index: int) -> np.ndarray:
     array = array.copy()
-    array[place] = value
+    array[index] = value
     return array
 
 
@@ -198,13 +200,13 @@ LENGTHS = np.full(N, T)
     "kind, arrays, error, message",
     [
         # xs
-        ("classification", {"ys": LABELS}, ValueError, "must hold the arrays xs and ys, got ys"),
-        ("classification", {"xs": XS}, ValueError, "must hold the arrays xs and ys, got xs"),
+        ("classification", {"ys": LABELS}, ValueError, "must have the arrays xs and ys, got ys"),
+        ("classification", {"xs": XS}, ValueError, "must have the arrays xs and ys, got xs"),
         (
             "classification",
             {"x": XS, "ys": LABELS},
             ValueError,
-            "must hold the arrays xs and ys, got x, ys",
+            "must have the arrays xs and ys, got x, ys",
         ),
         ("classification", {"xs": XS[0, 0], "ys": LABELS}, ValueError, r"xs must have .* \(3,\)"),
         ("classification", {"xs": XS[:, :0], "ys": LABELS}, ValueError, r"got \(40, 0, 3\)"),
@@ -214,44 +216,44 @@ LENGTHS = np.full(N, T)
         ("classification", {"xs": XS.astype(str), "ys": LABELS}, TypeError, "got dtype <U"),
         (
             "classification",
-            {"xs": _with(XS, np.nan, 4, 2, 1), "ys": LABELS},
+            {"xs": _with_entry(XS, np.nan, 4, 2, 1), "ys": LABELS},
             ValueError,
-            r"Arrays: xs must be finite and within float32, got nan at xs\[4, 2, 1\]",
+            r"Arrays: xs must be finite in float32, got nan at xs\[4, 2, 1\]",
         ),
         (
             "classification",
-            {"xs": _with(XS, -np.inf, 4, 2, 1), "ys": LABELS},
+            {"xs": _with_entry(XS, -np.inf, 4, 2, 1), "ys": LABELS},
             ValueError,
             r"got -inf at xs\[4, 2, 1\]",
         ),
         (
             "classification",
-            {"xs": _with(XS, 1e39, 4, 2, 1), "ys": LABELS},
+            {"xs": _with_entry(XS, 1e39, 4, 2, 1), "ys": LABELS},
             ValueError,
             r"got 1e\+39 at xs\[4, 2, 1\]",
         ),
         (
             "classification",
-            {"xs": _with(TOKENS, -2, 3, 1), "ys": LABELS},
+            {"xs": _with_entry(TOKENS, -2, 3, 1), "ys": LABELS},
             ValueError,
-            r"Arrays: xs must hold ids from 0 to 2147483647, got -2 at xs\[3, 1\]",
+            r"Arrays: xs must be ids from 0 to 2147483647, got -2 at xs\[3, 1\]",
         ),
         (
             "classification",
-            {"xs": _with(TOKENS, 2**31, 3, 1), "ys": LABELS},
+            {"xs": _with_entry(TOKENS, 2**31, 3, 1), "ys": LABELS},
             ValueError,
             r"got 2147483648 at xs\[3, 1\]",
         ),
         # lengths
         (
             "classification",
-            {"xs": XS, "ys": LABELS, "lengths": _with(LENGTHS, 0, 3)},
+            {"xs": XS, "ys": LABELS, "lengths": _with_entry(LENGTHS, 0, 3)},
             ValueError,
-            r"Arrays: lengths must lie in 1\.\.T = 1\.\.6, got 0 at example 3",
+            r"Arrays: lengths must be in 1\.\.T = 1\.\.6, got 0 at example 3",
         ),
         (
             "classification",
-            {"xs": XS, "ys": LABELS, "lengths": _with(LENGTHS, T + 1, 5)},
+            {"xs": XS, "ys": LABELS, "lengths": _with_entry(LENGTHS, T + 1, 5)},
             ValueError,
             "got 7 at example 5",
         ),
@@ -265,13 +267,13 @@ LENGTHS = np.full(N, T)
             "classification",
             {"xs": XS, "ys": LABELS, "lengths": LENGTHS * 1.0},
             TypeError,
-            "lengths must hold ints, got dtype float64",
+            "lengths must be ints, got dtype float64",
         ),
         (
             "classification",
             {"xs": XS, "ys": LABELS, "length": LENGTHS},
             ValueError,
-            "may hold xs, ys, lengths and nothing else, got 'length'; did you mean 'lengths'",
+            "may only have the arrays xs, ys, lengths, got 'length'; did you mean 'lengths'",
         ),
         # ys
         (
@@ -282,9 +284,9 @@ LENGTHS = np.full(N, T)
         ),
         (
             "classification",
-            {"xs": XS, "ys": _with(LABELS, -1, 2)},
+            {"xs": XS, "ys": _with_entry(LABELS, -1, 2)},
             ValueError,
-            r"ys must hold ids from 0 .* got -1 at ys\[2\]",
+            r"ys must be ids from 0 .* got -1 at ys\[2\]",
         ),
         (
             "classification",
@@ -322,7 +324,7 @@ LENGTHS = np.full(N, T)
         ("regression", {"xs": XS, "ys": XS[:, 0, :0]}, ValueError, r"got \(40, 0\)"),
         (
             "regression",
-            {"xs": XS, "ys": _with(REALS, np.nan, 7)},
+            {"xs": XS, "ys": _with_entry(REALS, np.nan, 7)},
             ValueError,
             r"ys must be finite .* got nan at ys\[7, 0\]",
         ),
@@ -337,11 +339,11 @@ LENGTHS = np.full(N, T)
             "sequence_regression",
             {"xs": XS, "ys": XS, "lengths": LENGTHS - 1, "names": LABELS},
             ValueError,
-            "and nothing else, got 'names'",
+            "may only have the arrays .*, got 'names'",
         ),
     ],
 )
-def test_bad_arrays_are_refused(
+def test_invalid_arrays_raise(
     tmp_path: Path, kind: Any, arrays: dict, error: type[Exception], message: str
 ):
     with pytest.raises(error, match=message) as caught:
@@ -349,21 +351,21 @@ def test_bad_arrays_are_refused(
     assert str(caught.value).startswith("Arrays: ")
 
 
-def test_a_nan_in_a_valid_step_is_found_behind_padding(tmp_path: Path):
-    xs = _with(_with(XS, np.nan, 1, T - 1, 0), np.nan, 9, 0, 2)
+def test_nan_in_valid_step_raises_despite_nan_padding(tmp_path: Path):
+    xs = _with_entry(_with_entry(XS, np.nan, 1, T - 1, 0), np.nan, 9, 0, 2)
     path = _save(tmp_path, xs=xs, ys=LABELS, lengths=LENGTHS - 1)
     with pytest.raises(ValueError, match=r"got nan at xs\[9, 0, 2\]"):
         Arrays(path, "classification").load()
 
 
-def test_ragged_arrays_are_refused_with_what_to_do(tmp_path: Path):
+def test_ragged_arrays_raise_with_advice(tmp_path: Path):
     ragged = np.empty(2, object)
     ragged[:] = [np.zeros(2), np.zeros(3)]
-    with pytest.raises(ValueError, match="Arrays: xs must be one array .* pad them to one and"):
+    with pytest.raises(ValueError, match="Arrays: xs must be one array .* pad them and save"):
         Arrays(_save(tmp_path, xs=ragged, ys=LABELS), "classification").load()
 
 
-def test_too_few_examples_for_three_parts_are_refused(tmp_path: Path):
+def test_too_few_examples_raise(tmp_path: Path):
     path = _save(tmp_path, xs=XS[:4], ys=LABELS[:4])
     with pytest.raises(
         ValueError, match="Arrays: .* at least 1 examples each, got 3, 0 and 1 of 4; 10 examples"
@@ -371,7 +373,7 @@ def test_too_few_examples_for_three_parts_are_refused(tmp_path: Path):
         Arrays(path, "classification").load()
 
 
-def test_files_that_are_no_archive_are_refused(tmp_path: Path):
+def test_missing_or_non_npz_file_raises(tmp_path: Path):
     np.save(tmp_path / "one.npy", XS)
     with pytest.raises(ValueError, match=r"Arrays: .*one.npy' must be an .npz file"):
         Arrays(str(tmp_path / "one.npy"), "classification").load()
@@ -383,32 +385,32 @@ def test_files_that_are_no_archive_are_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     "save, at", [(np.savez, 1000), (np.savez_compressed, 56), (np.savez_compressed, 1000)]
 )
-def test_damaged_archives_are_refused(tmp_path: Path, save: Any, at: int):
+def test_damaged_npz_file_raises(tmp_path: Path, save: Any, at: int):
     path = tmp_path / "mine.npz"
     save(path, xs=XS, ys=LABELS)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:at] + b"\xff" * 60 + whole[at + 60 :])
+    content = path.read_bytes()
+    path.write_bytes(content[:at] + b"\xff" * 60 + content[at + 60 :])
     with pytest.raises(ValueError, match="Arrays: .* is damaged"):
         Arrays(str(path), "classification").load()
-    path.write_bytes(whole[:1000])
-    with pytest.raises(ValueError, match="Arrays: .* must be an .npz file, got .* half of one"):
+    path.write_bytes(content[:1000])
+    with pytest.raises(ValueError, match="Arrays: .* must be an .npz file, got .* truncated"):
         Arrays(str(path), "classification").load()
 
 
 @pytest.mark.parametrize(
     "options, error, message",
     [
-        ({"path": 1}, TypeError, "Arrays: path must be a path as a string, got 1"),
+        ({"path": 1}, TypeError, "Arrays: path must be a non-empty string, got 1"),
         (
             {"kind": "classify"},
             ValueError,
             "Arrays: kind must be one of classification, .* got 'classify'",
         ),
-        ({"test_fraction": -0.1}, ValueError, "Arrays: test_fraction must lie between 0 and 1"),
-        ({"validation_fraction": 0.8}, ValueError, "must leave something to train on, got 0.8"),
+        ({"test_fraction": -0.1}, ValueError, "Arrays: test_fraction must be between 0 and 1"),
+        ({"validation_fraction": 0.8}, ValueError, "must be below 1, got 0.8"),
         ({"seed": -3}, ValueError, "Arrays: seed must be an int of at least 0, got -3"),
     ],
 )
-def test_bad_options_are_refused(options: dict[str, Any], error: type[Exception], message: str):
+def test_invalid_options_raise(options: dict[str, Any], error: type[Exception], message: str):
     with pytest.raises(error, match=message):
         Arrays(**{"path": "mine.npz", "kind": "regression", **options})

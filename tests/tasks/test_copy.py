@@ -1,4 +1,4 @@
-"""Copy memory: against the layout of the paper, step by step."""
+"""Copy memory, against the layout of the paper."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from jrnn.tasks import Copy
 
 
-def _slow_layout(message: list[int], delay: int, symbols: int):
+def _reference_layout(message: list[int], delay: int, symbols: int):
     """Inputs, targets and scored steps, as Arjovsky et al. describe them."""
     blank, delimiter, k = symbols, symbols + 1, len(message)
     xs, ys, scored = [], [], []
@@ -27,23 +27,23 @@ def test_examples_have_the_layout_of_the_paper(delay: int, symbols: int, k: int)
         for x, y, scored in zip(split.xs, split.ys, split.scored, strict=True):
             message = x[:k].tolist()
             assert set(message) <= set(range(symbols))
-            expected = _slow_layout(message, delay, symbols)
+            expected = _reference_layout(message, delay, symbols)
             assert (x.tolist(), y.tolist(), scored.tolist()) == expected
 
 
-def test_symbols_are_uniform_at_every_place():
+def test_symbols_are_uniform_at_every_position():
     xs = Copy(delay=1, symbols=4, copy_length=3, train_size=8000, eval_size=1).load().train.xs
-    for place in range(3):
-        np.testing.assert_allclose(np.bincount(xs[:, place]) / 8000, 1 / 4, atol=0.03)
+    for position in range(3):
+        np.testing.assert_allclose(np.bincount(xs[:, position]) / 8000, 1 / 4, atol=0.03)
 
 
-def test_parts_are_drawn_apart():
+def test_splits_are_different():
     data = Copy(delay=2, train_size=40, eval_size=40).load()
     assert not np.array_equal(data.train.xs, data.validation.xs)
     assert not np.array_equal(data.validation.xs, data.test.xs)
 
 
-def test_baseline_is_one_symbol_for_all_recalled_steps():
+def test_baseline_predicts_most_frequent_symbol():
     data = Copy(delay=3, symbols=5, copy_length=4, train_size=200, eval_size=300).load()
     counts = [int((data.train.ys[:, -4:] == s).sum()) for s in range(5)]
     guess = counts.index(max(counts))
@@ -63,6 +63,6 @@ def test_baseline_is_one_symbol_for_all_recalled_steps():
         ({"seed": 0.5}, "Copy: seed must be an int of at least 0, got 0.5"),
     ],
 )
-def test_bad_options_are_refused(options: dict, message: str):
+def test_invalid_options_raise(options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         Copy(**options)

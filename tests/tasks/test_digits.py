@@ -1,4 +1,4 @@
-"""Digits: against scikit-learn's own images."""
+"""Digits, against the images of scikit-learn."""
 
 import sys
 
@@ -24,65 +24,65 @@ def _splits(data: Data):
     return (data.train, data.validation, data.test)
 
 
-def _pictures(data: Data, xs: np.ndarray) -> np.ndarray:
+def _to_images(data: Data, xs: np.ndarray) -> np.ndarray:
     assert data.image is not None
     return np.stack([data.image(x) for x in xs])
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_image_leads_back_to_every_source_image_exactly_once(loaded: dict[str, Data], order: str):
+def test_image_recovers_every_source_image_once(loaded: dict[str, Data], order: str):
     data = loaded[order]
-    pictures = np.concatenate([_pictures(data, split.xs) for split in _splits(data)])
-    np.testing.assert_allclose(pictures, np.round(pictures), atol=1e-4)
+    images = np.concatenate([_to_images(data, split.xs) for split in _splits(data)])
+    np.testing.assert_allclose(images, np.round(images), atol=1e-4)
     labels = np.concatenate([split.ys for split in _splits(data)])
-    got = sorted((label, *row) for label, row in zip(labels, _rows(pictures), strict=True))
-    want = sorted((label, *row) for label, row in zip(LABELS, _rows(IMAGES), strict=True))
-    assert np.array_equal(got, want)
+    actual = sorted((label, *row) for label, row in zip(labels, _rows(images), strict=True))
+    expected = sorted((label, *row) for label, row in zip(LABELS, _rows(IMAGES), strict=True))
+    assert np.array_equal(actual, expected)
 
 
 def _rows(images: np.ndarray) -> list[list[int]]:
     return np.round(images).astype(int).reshape(-1, 64).tolist()
 
 
-def test_pixels_come_row_after_row(loaded: dict[str, Data]):
+def test_pixels_are_in_row_major_order(loaded: dict[str, Data]):
     data = loaded["pixel"]
-    picture = _pictures(data, data.test.xs[:1])[0]
-    by_hand = [picture[row, column] for row in range(8) for column in range(8)]
-    order = np.argsort(by_hand, kind="stable")
+    picture = _to_images(data, data.test.xs[:1])[0]
+    pixels = [picture[row, column] for row in range(8) for column in range(8)]
+    order = np.argsort(pixels, kind="stable")
     assert data.test.xs.shape[1:] == (64, 1)
     assert (np.diff(data.test.xs[0, order, 0]) >= 0).all()
     assert np.array_equal(loaded["row"].test.xs.reshape(-1, 64, 1), data.test.xs)
 
 
-def test_permuted_is_one_permutation_of_the_pixels_whatever_the_seed(loaded: dict[str, Data]):
+def test_permutation_does_not_depend_on_the_seed(loaded: dict[str, Data]):
     plain, permuted = loaded["pixel"].train.xs[..., 0], loaded["permuted"].train.xs[..., 0]
     assert np.array_equal(np.sort(plain), np.sort(permuted))
-    # Columns that only a permutation of steps, one for all examples, can have brought there.
+    # The same columns in another order: one permutation of the steps for all examples.
     assert sorted(map(tuple, plain.T.tolist())) == sorted(map(tuple, permuted.T.tolist()))
     assert np.mean(plain == permuted) < 0.6
-    moved = Digits(order="permuted", seed=7).load()
-    assert moved.image is not None and loaded["permuted"].image is not None
+    other_seed = Digits(order="permuted", seed=7).load()
+    assert other_seed.image is not None and loaded["permuted"].image is not None
     x = np.arange(64.0)
-    one, other = (image(x).ravel() for image in (moved.image, loaded["permuted"].image))
+    one, other = (image(x).ravel() for image in (other_seed.image, loaded["permuted"].image))
     assert np.array_equal(np.argsort(one), np.argsort(other))
 
 
-def test_parts_are_stratified(loaded: dict[str, Data]):
+def test_splits_are_stratified(loaded: dict[str, Data]):
     data = loaded["pixel"]
-    for split, share in zip(_splits(data), (0.7, 0.1, 0.2), strict=True):
+    for split, fraction in zip(_splits(data), (0.7, 0.1, 0.2), strict=True):
         for digit in range(10):
-            members = np.sum(LABELS == digit)
-            assert abs(np.sum(split.ys == digit) - share * members) <= 1
+            class_size = np.sum(LABELS == digit)
+            assert abs(np.sum(split.ys == digit) - fraction * class_size) <= 1
 
 
-def test_parts_do_not_depend_on_the_order_but_on_the_seed(loaded: dict[str, Data]):
+def test_split_depends_on_seed_and_not_on_order(loaded: dict[str, Data]):
     assert np.array_equal(loaded["row"].train.ys, loaded["permuted"].train.ys)
     other = Digits(seed=1).load()
     assert other.train.ys.shape == loaded["pixel"].train.ys.shape
     assert not np.array_equal(other.train.xs, loaded["pixel"].train.xs)
 
 
-def test_normalisation_is_that_of_the_training_part(loaded: dict[str, Data]):
+def test_normalization_uses_the_training_split(loaded: dict[str, Data]):
     data = loaded["pixel"]
     assert abs(data.train.xs.mean(dtype=np.float64)) < 1e-6
     assert abs(data.train.xs.std(dtype=np.float64) - 1) < 1e-6
@@ -90,20 +90,20 @@ def test_normalisation_is_that_of_the_training_part(loaded: dict[str, Data]):
         assert abs(split.xs.mean(dtype=np.float64)) > 1e-6
 
 
-def test_an_outlier_in_the_test_part_does_not_move_the_training_part(
+def test_outlier_in_test_split_does_not_change_training_split(
     loaded: dict[str, Data], monkeypatch: pytest.MonkeyPatch
 ):
     images, labels = IMAGES.reshape(-1, 64), LABELS.astype(np.int32)
-    target = _rows(_pictures(loaded["pixel"], loaded["pixel"].test.xs[:1]))[0]
-    planted = images.copy()
-    planted[(images == target).all(axis=1)] += 1e6
-    monkeypatch.setattr("jrnn.tasks.digits._read", lambda: (planted, labels))
+    target = _rows(_to_images(loaded["pixel"], loaded["pixel"].test.xs[:1]))[0]
+    modified = images.copy()
+    modified[(images == target).all(axis=1)] += 1e6
+    monkeypatch.setattr("jrnn.tasks.digits._read", lambda: (modified, labels))
     data = Digits().load()
     assert np.array_equal(data.train.xs, loaded["pixel"].train.xs)
     assert data.test.xs.max() > 1e4
 
 
-def test_baseline_is_the_most_frequent_class_of_training(loaded: dict[str, Data]):
+def test_baseline_predicts_most_frequent_training_class(loaded: dict[str, Data]):
     data = loaded["row"]
     counts = [list(data.train.ys).count(digit) for digit in range(10)]
     guess = counts.index(max(counts))
@@ -111,13 +111,13 @@ def test_baseline_is_the_most_frequent_class_of_training(loaded: dict[str, Data]
     assert data.baseline == ("most frequent class", pytest.approx(expected))
 
 
-def test_missing_scikit_learn_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+def test_missing_scikit_learn_raises_with_install_command(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r"pip install 'jrnn\[demo\]'"):
         Digits().load()
 
 
-def test_unknown_order_is_refused_with_a_suggestion():
+def test_unknown_order_raises_with_suggestion():
     with pytest.raises(ValueError, match="Digits: order must be one of .* did you mean 'permuted'"):
         Digits(order="permute")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="Digits: seed must be an int of at least 0, got -1"):

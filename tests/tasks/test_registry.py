@@ -1,4 +1,4 @@
-"""What holds for every task: options as flags and as JSON, light imports, documented forms."""
+"""Properties of every task: options as flags and JSON, documented shapes, fast imports."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ FLAGS = {
 
 @pytest.fixture(params=REGISTRY)
 def task(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
-    """Each task, with options of its own and a file where it needs one."""
+    """Each task, with non-default options and its file if it needs one."""
     rng = np.random.default_rng(0)
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("the quick brown fox\n" * 30, "utf-8")
@@ -49,33 +49,33 @@ def _name(task: Task) -> str:
     return next(name for name, kind in REGISTRY.items() if kind is type(task))
 
 
-def test_options_are_in_this_test_for_every_task():
+def test_tables_cover_every_task():
     assert OPTIONS.keys() == FLAGS.keys() == REGISTRY.keys()
 
 
-def test_tasks_are_read_from_flags(task: Task):
+def test_tasks_parse_from_flags(task: Task):
     assert tyro.cli(type(task), args=FLAGS[_name(task)]) == task
 
 
-def test_tasks_survive_json_and_hash(task: Task):
+def test_tasks_round_trip_through_json_and_hash(task: Task):
     options = json.loads(json.dumps(dataclasses.asdict(task)))
     options = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
     assert type(task)(**options) == task
     assert hash(type(task)(**options)) == hash(task)
 
 
-def test_loading_twice_gives_the_same_data(task: Task):
+def test_load_is_deterministic(task: Task):
     assert same_data(task.load(), task.load())
 
 
 @pytest.mark.parametrize("name", ["digits", "adding", "copy", "tracking"])
-def test_another_seed_gives_other_data(name: str):
+def test_seed_changes_data(name: str):
     options = OPTIONS[name] | {"seed": 4}
     other = REGISTRY[name](**(options | {"seed": 5}))
     assert not same_data(REGISTRY[name](**options).load(), other.load())
 
 
-def test_splits_have_the_documented_forms(task: Task):
+def test_splits_have_documented_shapes_and_dtypes(task: Task):
     data = task.load()
     for split in (data.train, data.validation, data.test):
         examples, steps = split.xs.shape[:2]
@@ -97,12 +97,12 @@ def test_splits_have_the_documented_forms(task: Task):
             assert split.scored.shape == (examples, steps) and split.scored.dtype == bool
 
 
-def test_baseline_is_a_float_of_its_own(task: Task):
+def test_baseline_is_a_named_positive_float(task: Task):
     name, value = task.load().baseline
     assert name and type(value) is float and value > 0
 
 
-def test_data_is_not_compared_array_by_array():
+def test_data_compares_by_identity():
     split = REGISTRY["adding"](**OPTIONS["adding"]).load().train
     one, other = (
         Data(split, split, split, "value", "mse", 2, 1, ("constant guess", 1.0)) for _ in range(2)
@@ -110,7 +110,7 @@ def test_data_is_not_compared_array_by_array():
     assert one == one and one != other
 
 
-def test_import_of_tasks_is_light():
+def test_import_of_tasks_is_fast():
     heavy = ("sklearn", "flax", "optax", "orbax", "matplotlib", "pydoc_data")
     code = f"import sys, jrnn.tasks; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

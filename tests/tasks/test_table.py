@@ -1,4 +1,4 @@
-"""Table: windows against a slow loop over the file, and every way a CSV can be wrong."""
+"""Table: windows against an explicit loop, and errors for invalid files."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def _write(folder: Path, columns: dict[str, list[float]]) -> str:
     return str(path)
 
 
-def _raw(folder: Path, text: str) -> str:
+def _write_text(folder: Path, text: str) -> str:
     path = folder / "grid.csv"
     path.write_bytes(text.encode("utf-8"))
     return str(path)
@@ -43,7 +43,7 @@ def _mean_std(values: list[float]) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("window, horizon, stride", [(1, 1, 1), (5, 1, 1), (4, 3, 2), (6, 2, 9)])
-def test_windows_match_a_slow_loop_that_stays_within_each_part(
+def test_windows_match_a_loop_within_each_split(
     tmp_path: Path, window: int, horizon: int, stride: int
 ):
     columns = _columns(100)
@@ -58,9 +58,9 @@ def test_windows_match_a_slow_loop_that_stays_within_each_part(
         xs, ys, start = [], [], begin
         while start + window - 1 + horizon < end:
             rows = range(start, start + window)
-            xs.append([[_scaled(columns, scales, name, r) for name in names] for r in rows])
+            xs.append([[_normalize(columns, scales, name, r) for name in names] for r in rows])
             ys.append(
-                [[_scaled(columns, scales, name, r + horizon) for name in targets] for r in rows]
+                [[_normalize(columns, scales, name, r + horizon) for name in targets] for r in rows]
             )
             start += step
         assert len(xs) > 0
@@ -71,12 +71,12 @@ def test_windows_match_a_slow_loop_that_stays_within_each_part(
     assert (data.input_size, data.output_size) == (3, 2)
 
 
-def _scaled(columns: dict, scales: dict, name: str, row: int) -> float:
+def _normalize(columns: dict, scales: dict, name: str, row: int) -> float:
     mean, std = scales[name]
     return (columns[name][row] - mean) / std
 
 
-def test_a_change_in_the_test_rows_moves_nothing_else(tmp_path: Path):
+def test_test_rows_do_not_affect_other_splits(tmp_path: Path):
     columns = _columns(100)
     before = Table(_write(tmp_path, columns), ("load", "wind"), window=3).load()
     columns["load"][85:] = [1e9] * 15
@@ -89,7 +89,7 @@ def test_a_change_in_the_test_rows_moves_nothing_else(tmp_path: Path):
 
 
 def test_all_columns_are_inputs_and_targets_by_default(tmp_path: Path):
-    path = _raw(tmp_path, "\ufeffb, a\r\n" + "".join(f"{i},{-i}\r\n" for i in range(40)))
+    path = _write_text(tmp_path, "\ufeffb, a\r\n" + "".join(f"{i},{-i}\r\n" for i in range(40)))
     data = Table(path, window=2).load()
     assert (data.input_size, data.output_size) == (2, 2)
     np.testing.assert_allclose(data.train.xs[..., 0], -data.train.xs[..., 1], atol=1e-6)
@@ -99,21 +99,21 @@ def test_all_columns_are_inputs_and_targets_by_default(tmp_path: Path):
     assert (np.diff(only.train.ys[0, :, 0]) < 0).all()
 
 
-def test_a_target_need_not_be_an_input(tmp_path: Path):
+def test_target_need_not_be_an_input(tmp_path: Path):
     data = Table(_write(tmp_path, _columns(60)), ("wind",), ("load",), window=2).load()
     assert (data.input_size, data.output_size) == (1, 1)
     both = Table(_write(tmp_path, _columns(60)), ("wind", "load"), ("load",), window=2).load()
     assert np.array_equal(data.test.ys, both.test.ys)
 
 
-def test_a_constant_column_becomes_zeros_with_scale_one(tmp_path: Path):
+def test_constant_column_becomes_zeros_with_scale_one(tmp_path: Path):
     data = Table(_write(tmp_path, _columns(60)), ("price",), window=2).load()
     assert (data.train.xs == 0).all()
     assert data.target_scale is not None and data.target_scale.tolist() == [1.0]
 
 
 @pytest.mark.parametrize("horizon", [1, 4])
-def test_baseline_is_that_the_present_value_stays(tmp_path: Path, horizon: int):
+def test_baseline_is_persistence(tmp_path: Path, horizon: int):
     columns = _columns(100)
     data = Table(_write(tmp_path, columns), ("load",), window=5, horizon=horizon).load()
     _, std = _mean_std(columns["load"][:70])
@@ -123,7 +123,7 @@ def test_baseline_is_that_the_present_value_stays(tmp_path: Path, horizon: int):
     assert data.baseline == ("persistence", pytest.approx(sum(errors) / len(errors), rel=1e-4))
 
 
-def test_too_few_rows_says_how_many_are_enough(tmp_path: Path):
+def test_too_few_rows_raises_with_required_number(tmp_path: Path):
     task = Table(_write(tmp_path, _columns(50)), ("load",), window=8, horizon=2)
     with pytest.raises(
         ValueError, match="Table: .* at least 10 rows each, got 34, 8 and 8 of 50; 67 rows are"
@@ -132,7 +132,7 @@ def test_too_few_rows_says_how_many_are_enough(tmp_path: Path):
     _write(tmp_path, _columns(67))
     assert len(task.load().test.xs) == 1
     with pytest.raises(ValueError, match="got 0, 0 and 0 of 0"):
-        Table(_raw(tmp_path, "a,b\n"), window=8).load()
+        Table(_write_text(tmp_path, "a,b\n"), window=8).load()
 
 
 @pytest.mark.parametrize(
@@ -151,28 +151,28 @@ def test_too_few_rows_says_how_many_are_enough(tmp_path: Path):
         ("1,2\n3,4\n", "must name the columns, got the numbers 1, 2"),
         ("a;b\n1;2\n", "must be separated by commas, got the first line 'a;b'"),
         ("a\tb\n1\t2\n", "must be separated by commas"),
-        ("", "must have a line of column names and rows, got nothing"),
-        ("\n\n", "must have a line of column names and rows, got nothing"),
+        ("", "must have a line of column names and rows, got an empty"),
+        ("\n\n", "must have a line of column names and rows, got an empty"),
     ],
 )
-def test_bad_files_are_refused_at_their_line_and_column(tmp_path: Path, text: str, message: str):
+def test_invalid_files_raise_with_line_and_column(tmp_path: Path, text: str, message: str):
     with pytest.raises(ValueError, match=message):
-        Table(_raw(tmp_path, text), window=2).load()
+        Table(_write_text(tmp_path, text), window=2).load()
 
 
-def test_cells_of_columns_that_are_not_used_may_hold_anything(tmp_path: Path):
+def test_unused_columns_are_not_parsed(tmp_path: Path):
     text = "day,a\n" + "".join(f"day {i},{i}\n" for i in range(40))
-    assert Table(_raw(tmp_path, text), columns=("a",), window=2).load().input_size == 1
-    with pytest.raises(ValueError, match="line 2, column 'day' .* leave the column out"):
-        Table(_raw(tmp_path, text), window=2).load()
+    assert Table(_write_text(tmp_path, text), columns=("a",), window=2).load().input_size == 1
+    with pytest.raises(ValueError, match="line 2, column 'day' .* remove the column"):
+        Table(_write_text(tmp_path, text), window=2).load()
 
 
-def test_a_field_too_large_for_csv_is_refused_at_its_line(tmp_path: Path):
+def test_too_large_csv_field_raises_with_line(tmp_path: Path):
     with pytest.raises(ValueError, match="Table: .* must be CSV, got an error at line 2"):
-        Table(_raw(tmp_path, "a\n" + "1" * 200_000 + "\n")).load()
+        Table(_write_text(tmp_path, "a\n" + "1" * 200_000 + "\n")).load()
 
 
-def test_unknown_columns_are_refused_with_a_suggestion(tmp_path: Path):
+def test_unknown_columns_raise_with_suggestion(tmp_path: Path):
     path = _write(tmp_path, _columns(60))
     with pytest.raises(
         ValueError, match="Table: columns must be among .*, got 'wint'; did you mean 'wind'"
@@ -182,7 +182,7 @@ def test_unknown_columns_are_refused_with_a_suggestion(tmp_path: Path):
         Table(path, columns=("wind",), targets=("x",)).load()
 
 
-def test_missing_and_undecodable_files_are_refused(tmp_path: Path):
+def test_missing_and_undecodable_files_raise(tmp_path: Path):
     _write(tmp_path, _columns(10))
     with pytest.raises(FileNotFoundError, match="Table: no file .* did you mean 'grid.csv'"):
         Table(str(tmp_path / "grit.csv")).load()
@@ -194,7 +194,7 @@ def test_missing_and_undecodable_files_are_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     "options, error, message",
     [
-        ({"path": None}, TypeError, "Table: path must be a path as a string, got None"),
+        ({"path": None}, TypeError, "Table: path must be a non-empty string, got None"),
         ({"columns": "ab"}, TypeError, "Table: columns must be a tuple of strings .* got 'ab'"),
         ({"columns": ["a"]}, TypeError, r"Table: columns must be a tuple .* got \['a'\]"),
         ({"targets": (1,)}, TypeError, r"Table: targets must be a tuple .* got \(1,\)"),
@@ -202,10 +202,10 @@ def test_missing_and_undecodable_files_are_refused(tmp_path: Path):
         ({"window": 0}, ValueError, "Table: window must be a positive int, got 0"),
         ({"horizon": 0}, ValueError, "Table: horizon must be a positive int, got 0"),
         ({"stride": 0}, ValueError, "Table: stride must be a positive int, got 0"),
-        ({"test_fraction": 1.0}, ValueError, "Table: test_fraction must lie between 0 and 1"),
-        ({"validation_fraction": 0.9}, ValueError, "must leave something to train on"),
+        ({"test_fraction": 1.0}, ValueError, "Table: test_fraction must be between 0 and 1"),
+        ({"validation_fraction": 0.9}, ValueError, "must be below 1"),
     ],
 )
-def test_bad_options_are_refused(options: dict[str, Any], error: type[Exception], message: str):
+def test_invalid_options_raise(options: dict[str, Any], error: type[Exception], message: str):
     with pytest.raises(error, match=message):
         Table(**{"path": "grid.csv", **options})

@@ -1,4 +1,4 @@
-"""Batches in parts: the step is that of the whole batch, in the memory of a part."""
+"""Gradient accumulation: equal to the step of the whole batch, with the memory of one part."""
 
 import itertools
 from dataclasses import replace
@@ -37,8 +37,8 @@ def experiment(**changes):
         always=[(None, 3), (TBPTT(4, 6), 2)],
     ),
 )
-def test_a_run_in_parts_is_that_of_whole_batches(tbptt, parts, tmp_path):
-    """Lengths differ, so that means of means would be another loss."""
+def test_accumulated_run_equals_run_of_whole_batches(tbptt, parts, tmp_path):
+    """Lengths differ, so that a mean of the means of parts would be another loss."""
     e = experiment(tbptt=tbptt)
     data = e.task.load()
     train(e, data, tmp_path / "whole")
@@ -46,7 +46,7 @@ def test_a_run_in_parts_is_that_of_whole_batches(tbptt, parts, tmp_path):
     assert_same_lines(tmp_path / "parts", tmp_path / "whole", abs=None)
 
 
-def test_a_step_in_parts_is_that_of_a_loop_by_hand():
+def test_accumulated_step_equals_explicit_loop():
     e = experiment(tbptt=None)
     data = e.task.load()
     graphdef, state = init_state(e.network.build(data, 0), optax.sgd(0.5))
@@ -62,35 +62,35 @@ def test_a_step_in_parts_is_that_of_a_loop_by_hand():
 
     grads = [jax.grad(squares)(state.params, row) for row in range(6)]
     total = float(batch.lengths.sum())
-    want = jax.tree.map(lambda p, *g: p - 0.5 * sum(g) / total, state.params, *grads)
+    expected = jax.tree.map(lambda p, *g: p - 0.5 * sum(g) / total, state.params, *grads)
     step = TrainStep(graphdef, loss, optax.sgd(0.5), accumulate=3)
-    new, report = jax.jit(step)(state, batch)
+    new, metrics = jax.jit(step)(state, batch)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), new.params, want
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), new.params, expected
     )
-    want = sum(float(squares(state.params, row)) for row in range(6)) / total
-    assert float(report.loss) == pytest.approx(want, rel=1e-5)
+    expected = sum(float(squares(state.params, row)) for row in range(6)) / total
+    assert float(metrics.loss) == pytest.approx(expected, rel=1e-5)
 
 
-def test_each_part_draws_noise_of_its_own():
+def test_each_part_has_its_own_dropout_noise():
     e = replace(experiment(tbptt=None), network=Network(jrnn.GRU(5), dropout=0.5))
     data = e.task.load()
     graphdef, state = init_state(e.network.build(data, 0), optax.sgd(0.0))
-    same = take(data.train, np.zeros(6, int))
+    repeated = take(data.train, np.zeros(6, int))
     losses = []
     for parts in (1, 6):
         step = TrainStep(graphdef, SequenceLoss(Objective.of(data)), optax.sgd(0.0), parts)
-        new, report = jax.jit(step)(state, same)
-        losses.append(float(report.loss))
-    before, after = (
+        new, metrics = jax.jit(step)(state, repeated)
+        losses.append(float(metrics.loss))
+    counts_before, counts_after = (
         [int(leaf) for leaf in jax.tree.leaves(s.rest) if leaf.dtype == np.uint32]
         for s in (state, new)
     )
-    assert [b - a for a, b in zip(before, after, strict=True)].count(6) == 1
+    assert [b - a for a, b in zip(counts_before, counts_after, strict=True)].count(6) == 1
     assert losses[0] != losses[1]
 
 
-def test_a_step_in_parts_needs_the_memory_of_a_part():
+def test_accumulation_reduces_memory():
     e = experiment(tbptt=None, batch_size=64, accumulate=1)
     data = e.task.load()
     graphdef, state = init_state(e.network.build(data, 0), optax.sgd(0.1))
@@ -103,13 +103,13 @@ def test_a_step_in_parts_needs_the_memory_of_a_part():
     assert sizes[1] < sizes[0] / 4
 
 
-def test_parts_are_swept_too(tmp_path):
-    members = [experiment(accumulate=3, seed=seed) for seed in range(2)]
-    sweep(members, tmp_path / "sweep")
-    train(members[1], members[1].task.load(), tmp_path / "alone")
+def test_sweep_supports_accumulation(tmp_path):
+    trials = [experiment(accumulate=3, seed=seed) for seed in range(2)]
+    sweep(trials, tmp_path / "sweep")
+    train(trials[1], trials[1].task.load(), tmp_path / "alone")
     assert_same_lines(trial_folder(tmp_path / "sweep", 1), tmp_path / "alone", abs=None)
 
 
-def test_parts_that_do_not_divide_a_batch_are_refused():
+def test_accumulate_must_divide_batch_size():
     with pytest.raises(ValueError, match="accumulate must divide batch_size=6, got 4"):
         experiment(accumulate=4)

@@ -1,4 +1,4 @@
-"""Checkpointer come back bit for bit, and damaged ones are found out."""
+"""Checkpoints are restored exactly, and damaged ones are detected."""
 
 import gc
 import logging
@@ -27,17 +27,17 @@ def arrays(seed):
     }
 
 
-def assert_same(got, want):
+def assert_same(actual, expected):
     def compare(a, b):
         assert a.dtype == b.dtype
-        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             a, b = jax.random.key_data(a), jax.random.key_data(b)
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
-    jax.tree.map(compare, got, want)
+    jax.tree.map(compare, actual, expected)
 
 
-def saved(folder, steps):
+def save(folder, steps):
     checkpoints = Checkpointer(folder, writing=True)
     for step in steps:
         checkpoints.save(Checkpoint(step, arrays(step), {"best": {"loss": 1 / 3}, "step": step}))
@@ -47,8 +47,8 @@ def saved(folder, steps):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    return saved(tmp_path_factory.mktemp("two") / "checkpoints", [1, 2])
+def two_checkpoints(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("two_checkpoints") / "checkpoints", [1, 2])
 
 
 def newest(folder):
@@ -59,27 +59,27 @@ def newest(folder):
         checkpoints.close()
 
 
-def test_arrays_and_record_come_back_bit_for_bit(two):
-    found = newest(two)
-    assert found.step == 2
-    assert found.record == {"best": {"loss": 1 / 3}, "step": 2}
-    assert_same(found.arrays, arrays(2))
+def test_arrays_and_record_are_restored_exactly(two_checkpoints):
+    checkpoint = newest(two_checkpoints)
+    assert checkpoint.step == 2
+    assert checkpoint.record == {"best": {"loss": 1 / 3}, "step": 2}
+    assert_same(checkpoint.arrays, arrays(2))
 
 
-def test_a_part_can_be_read_alone(two):
-    checkpoints = Checkpointer(two)
-    found = checkpoints.newest({"best": arrays(0)["best"]})
+def test_one_pytree_can_be_read_alone(two_checkpoints):
+    checkpoints = Checkpointer(two_checkpoints)
+    checkpoint = checkpoints.newest({"best": arrays(0)["best"]})
     checkpoints.close()
-    assert_same(found.arrays, {"best": arrays(2)["best"]})
+    assert_same(checkpoint.arrays, {"best": arrays(2)["best"]})
 
 
-def test_the_two_newest_are_kept(tmp_path):
-    checkpoints = Checkpointer(saved(tmp_path, [1, 2, 5, 9]))
+def test_two_newest_checkpoints_are_kept(tmp_path):
+    checkpoints = Checkpointer(save(tmp_path, [1, 2, 5, 9]))
     assert checkpoints.steps() == [5, 9]
     checkpoints.close()
 
 
-def test_an_empty_folder_has_none(tmp_path):
+def test_newest_of_empty_folder_is_none(tmp_path):
     assert newest(tmp_path) is None
 
 
@@ -93,44 +93,48 @@ def halve(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-# A read that fails leaves others under way, which find the event loop of orbax closed.
+# A failed read leaves others in flight, which then find the event loop of orbax closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [flip, halve, Path.unlink])
-def test_no_damage_of_any_file_goes_unseen(damage, two, tmp_path, caplog):
-    names = [path.relative_to(two) for path in (two / "2").rglob("*") if path.is_file()]
-    found_out = 0
+def test_damage_of_any_file_is_detected(damage, two_checkpoints, tmp_path, caplog):
+    names = [
+        path.relative_to(two_checkpoints)
+        for path in (two_checkpoints / "2").rglob("*")
+        if path.is_file()
+    ]
+    num_detected = 0
     for number, name in enumerate(names):
         folder = tmp_path / str(number)
-        shutil.copytree(two, folder)
+        shutil.copytree(two_checkpoints, folder)
         damage(folder / name)
         caplog.clear()
         with caplog.at_level(logging.WARNING, "jrnn"):
-            found = newest(folder)
-        # What only describes the rest may be spoilt; what is read must be as it was.
-        assert_same(found.arrays, arrays(found.step))
-        assert found.record["step"] == found.step
-        said = [r.message for r in caplog.records if r.name == "jrnn"]
-        assert bool(said) == (found.step == 1)
-        if said:
-            assert said[0].startswith("checkpoint of step 2 is damaged: ")
-            found_out += 1
-    assert found_out >= 3, names
+            checkpoint = newest(folder)
+        # Files that are not read may be damaged; what is read must be intact.
+        assert_same(checkpoint.arrays, arrays(checkpoint.step))
+        assert checkpoint.record["step"] == checkpoint.step
+        warnings = [r.message for r in caplog.records if r.name == "jrnn"]
+        assert bool(warnings) == (checkpoint.step == 1)
+        if warnings:
+            assert warnings[0].startswith("checkpoint of step 2 is damaged: ")
+            num_detected += 1
+    assert num_detected >= 3, names
     gc.collect()
 
 
-def test_numbers_that_changed_within_a_sound_file_are_seen(two, tmp_path):
-    """Written anew by orbax itself, so that only our checksums can tell."""
-    other = saved(tmp_path / "other", [3])
+def test_changed_arrays_in_valid_files_are_detected(two_checkpoints, tmp_path):
+    """The files are written by orbax, so that only the checksums of jrnn differ."""
+    other = save(tmp_path / "other", [3])
     folder = tmp_path / "checkpoints"
-    shutil.copytree(two, folder)
+    shutil.copytree(two_checkpoints, folder)
     shutil.rmtree(folder / "2/state")
     shutil.copytree(other / "3/state", folder / "2/state")
     assert newest(folder).step == 1
 
 
-def test_all_damaged_is_an_error(two, tmp_path):
+def test_newest_raises_if_all_are_damaged(two_checkpoints, tmp_path):
     folder = tmp_path / "checkpoints"
-    shutil.copytree(two, folder)
+    shutil.copytree(two_checkpoints, folder)
     for path in folder.rglob("record/*"):
         path.write_text("{}")
     with pytest.raises(
@@ -139,11 +143,11 @@ def test_all_damaged_is_an_error(two, tmp_path):
         newest(folder)
 
 
-def test_damaged_ones_are_put_aside_and_others_go_on(two, tmp_path):
+def test_damaged_checkpoints_are_moved_and_saving_continues(two_checkpoints, tmp_path):
     folder = tmp_path / "checkpoints"
-    shutil.copytree(two, folder)
+    shutil.copytree(two_checkpoints, folder)
     checkpoints = Checkpointer(folder, writing=True)
-    checkpoints.quarantine(after=1)
+    checkpoints.move_damaged(after=1)
     assert checkpoints.steps() == [1]
     assert (tmp_path / "damaged/2/record").is_dir()
     checkpoints.save(Checkpoint(2, arrays(7), {}))
@@ -152,13 +156,15 @@ def test_damaged_ones_are_put_aside_and_others_go_on(two, tmp_path):
     checkpoints.close()
 
 
-def test_a_full_disk_is_said_and_harms_nothing(two, tmp_path, monkeypatch):
+def test_full_disk_raises_and_keeps_checkpoints(two_checkpoints, tmp_path, monkeypatch):
     folder = tmp_path / "checkpoints"
-    shutil.copytree(two, folder)
+    shutil.copytree(two_checkpoints, folder)
     checkpoints = Checkpointer(folder, writing=True)
     usage = shutil.disk_usage(folder)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(CheckpointError, match=r"steps \[1, 2\] are whole.* No space left on dev"):
+    with pytest.raises(
+        CheckpointError, match=r"No space left on device; .*steps \[1, 2\] are intact"
+    ):
         checkpoints.save(Checkpoint(3, arrays(3), {}))
     checkpoints.close()
     assert_same(newest(folder).arrays, arrays(2))

@@ -1,4 +1,4 @@
-"""Nothing is compiled after the first evaluation and the first save, whatever comes later."""
+"""Nothing is compiled after the first evaluation and the first save."""
 
 import jax
 import pytest
@@ -10,7 +10,7 @@ from tests.helpers import compiled
 from tests.sweep.test_sweep import Signs
 
 pytestmark = pytest.mark.usefixtures("uncached")
-TRAINED, VALIDATED = 120, 40
+NUM_TRAIN = 120
 
 
 def experiment(**changes):
@@ -20,7 +20,7 @@ def experiment(**changes):
     return Experiment(task, network, Optimizer(1e-2, schedule="cosine"), **{**options, **changes})
 
 
-PLACES = [
+CASES = [
     pytest.param(2**30, {}, id="on the device"),
     pytest.param(10, {}, id="streamed"),
     pytest.param(2**30, {"tbptt": TBPTT(2, 3)}, id="windows"),
@@ -28,47 +28,47 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize(("on_device", "changes"), PLACES)
+@pytest.mark.parametrize(("device_bytes", "changes"), CASES)
 def test_nothing_is_compiled_after_the_first_evaluation_and_save(
-    on_device, changes, tmp_path, monkeypatch
+    device_bytes, changes, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("jrnn.train.data.sampler.DEVICE_BYTES", on_device)
+    monkeypatch.setattr("jrnn.train.data.sampler.DEVICE_BYTES", device_bytes)
     counts = []
     validate, save = Trainer.validate, Trainer.save
 
-    def validating(run):
-        found = validate(run)
-        counts.append((run.step, len(programs)))
-        return found
+    def counting_validate(trainer):
+        metrics = validate(trainer)
+        counts.append((trainer.step, len(programs)))
+        return metrics
 
-    def saving(run):
-        save(run)
-        counts.append((run.step, len(programs)))
+    def counting_save(trainer):
+        save(trainer)
+        counts.append((trainer.step, len(programs)))
 
-    monkeypatch.setattr(Trainer, "validate", validating)
-    monkeypatch.setattr(Trainer, "save", saving)
+    monkeypatch.setattr(Trainer, "validate", counting_validate)
+    monkeypatch.setattr(Trainer, "save", counting_save)
     e = experiment(**changes)
     data = e.task.load()
     jax.clear_caches()
     with compiled() as programs:
         train(e, data, tmp_path)
-    first = next(place for place, (step, _) in enumerate(counts) if step == e.eval_every)
+    first = next(index for index, (step, _) in enumerate(counts) if step == e.eval_every)
     after = counts[first + 1 :]
     assert after[0][0] == e.eval_every, "the first save after an evaluation"
     assert len({step for step, _ in after}) > 5 and after[-1][0] == e.steps
     assert after[0][1] > 0 and {count for _, count in after} == {after[0][1]}
 
 
-@pytest.mark.parametrize(("on_device", "changes"), PLACES)
-def test_a_longer_run_compiles_nothing_more(on_device, changes, tmp_path, monkeypatch):
-    monkeypatch.setattr("jrnn.train.data.sampler.DEVICE_BYTES", on_device)
-    epoch = TRAINED // 8 * (2 if "tbptt" in changes else 1)
-    found = []
+@pytest.mark.parametrize(("device_bytes", "changes"), CASES)
+def test_longer_run_compiles_nothing_more(device_bytes, changes, tmp_path, monkeypatch):
+    monkeypatch.setattr("jrnn.train.data.sampler.DEVICE_BYTES", device_bytes)
+    steps_per_epoch = NUM_TRAIN // 8 * (2 if "tbptt" in changes else 1)
+    num_compiled = []
     for epochs in (2, 6):
-        e = experiment(steps=epochs * epoch, **changes)
+        e = experiment(steps=epochs * steps_per_epoch, **changes)
         data = e.task.load()
         jax.clear_caches()
         with compiled() as programs:
             train(e, data, tmp_path / str(epochs))
-        found.append(len(programs))
-    assert found[0] == found[1] > 0
+        num_compiled.append(len(programs))
+    assert num_compiled[0] == num_compiled[1] > 0

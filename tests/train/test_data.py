@@ -18,10 +18,10 @@ def split(size=50, steps=6):
 
 
 def samplers():
-    whole = split()
-    windows = Split(whole.xs[:, None], whole.ys[:, None], whole.lengths)
+    examples = split()
+    windows = Split(examples.xs[:, None], examples.ys[:, None], examples.lengths)
     return {
-        "examples": (whole, lambda: EpochSampler(50, 8, 3)),
+        "examples": (examples, lambda: EpochSampler(50, 8, 3)),
         "windows": (windows, lambda: WindowSampler(Window(6, 6), windows, 8, 3)),
     }
 
@@ -29,36 +29,36 @@ def samplers():
 @pytest.mark.parametrize("kind", ["examples", "windows"])
 @pytest.mark.parametrize("counts", [(1, 2, 4, 8, 3, 8), (8, 8, 8)], ids=str)
 def test_streamed_batches_equal_those_on_the_device(kind, counts, monkeypatch):
-    """Whatever the threads do, and from any step on, as after a run was resumed."""
-    whole, make_sampler = samplers()[kind]
+    """For any scheduling of threads, and from any first step, as in a resumed run."""
+    examples, make_sampler = samplers()[kind]
     monkeypatch.setattr(sampler, "DEVICE_BYTES", 0)
     for first in (0, 5, 33):
-        batches = DataLoader(whole, make_sampler(), 8)
+        batches = DataLoader(examples, make_sampler(), 8)
         step = first
         for count in counts:
-            source, places = batches.next(step, count)
+            source, positions = batches.next(step, count)
             for k in range(count):
                 plan = jax.tree.map(lambda array: array[0], make_sampler().plan(step + k, 1))
-                want = make_sampler().batch(whole, plan)
-                got = take(source, places[k])
-                for one, other in zip(got, want, strict=True):
+                expected = make_sampler().batch(examples, plan)
+                actual = take(source, positions[k])
+                for one, other in zip(actual, expected, strict=True):
                     np.testing.assert_array_equal(one, other)
             step += count
 
 
-def test_steps_may_be_read_again_from_anywhere(monkeypatch):
-    whole, make_sampler = samplers()["examples"]
+def test_steps_can_be_read_in_any_order(monkeypatch):
+    examples, make_sampler = samplers()["examples"]
     monkeypatch.setattr(sampler, "DEVICE_BYTES", 0)
-    batches = DataLoader(whole, make_sampler(), 4)
+    batches = DataLoader(examples, make_sampler(), 4)
     first, _ = batches.next(0, 4)
     batches.next(9, 4)
-    again, _ = batches.next(0, 4)
-    np.testing.assert_array_equal(first.xs, again.xs)
+    repeated, _ = batches.next(0, 4)
+    np.testing.assert_array_equal(first.xs, repeated.xs)
 
 
 def test_streamed_bytes_are_bounded(monkeypatch):
-    whole, make_sampler = samplers()["examples"]
+    examples, make_sampler = samplers()["examples"]
     monkeypatch.setattr(sampler, "DEVICE_BYTES", 0)
-    one = sum(a.nbytes for a in take(whole, np.arange(8)) if a is not None)
-    monkeypatch.setattr(loader, "STREAMED_BYTES", 3 * one)
-    assert DataLoader(whole, make_sampler(), 256).max_steps == 3
+    batch_bytes = sum(a.nbytes for a in take(examples, np.arange(8)) if a is not None)
+    monkeypatch.setattr(loader, "STREAMED_BYTES", 3 * batch_bytes)
+    assert DataLoader(examples, make_sampler(), 256).max_steps == 3

@@ -1,4 +1,4 @@
-"""`fit` with models, losses and data of users, against loops by hand."""
+"""`fit` with models, losses and data of users, against explicit loops."""
 
 import itertools
 
@@ -19,8 +19,8 @@ STEPS = 12
 ADAM = optax.adam(3e-2)
 
 
-class Net(nnx.Module):
-    """A layer, dropout and a layer: not a network of jrnn."""
+class MLP(nnx.Module):
+    """A model that is not a network of jrnn: linear, dropout, linear."""
 
     def __init__(self, rngs, rate=0.0):
         self.first = nnx.Linear(3, 8, rngs=rngs)
@@ -48,8 +48,8 @@ def mse_and_accuracy(model, batch):
     return ((outputs - ys) ** 2).mean(), ((outputs > 0.5) == (ys > 0.5)).mean()
 
 
-def by_hand(model, batches, loss=mse):
-    """The parameters after a plain loop."""
+def reference_loop(model, batches, loss=mse):
+    """The parameters and losses of an explicit loop."""
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     state = ADAM.init(params)
     gradient = jax.jit(
@@ -68,8 +68,10 @@ def params_of(model):
     return nnx.state(model, nnx.Param)
 
 
-def assert_close(got, want, rtol=2e-5):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6), got, want)
+def assert_close(actual, expected, rtol=2e-5):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6), actual, expected
+    )
 
 
 def run(model, data, **options):
@@ -77,21 +79,21 @@ def run(model, data, **options):
     return fit(model, data, progress=False, **options)
 
 
-def test_arrays_are_trained_as_by_a_loop(tmp_path):
-    model, data = Net(nnx.Rngs(0)), examples()
+def test_fit_on_arrays_matches_a_loop(tmp_path):
+    model, data = MLP(nnx.Rngs(0)), examples()
     rows = EpochSampler(20, 8, seed=5).plan(0, STEPS)
-    want, losses = by_hand(model, [(data[0][r], data[1][r]) for r in rows])
-    before = jax.tree.map(np.array, params_of(model))
+    expected, losses = reference_loop(model, [(data[0][r], data[1][r]) for r in rows])
+    initial = jax.tree.map(np.array, params_of(model))
     result = run(model, data, seed=5, run_dir=tmp_path)
-    assert_close(params_of(result.model), want)
-    jax.tree.map(np.testing.assert_array_equal, params_of(model), before)
+    assert_close(params_of(result.model), expected)
+    jax.tree.map(np.testing.assert_array_equal, params_of(model), initial)
     _, means = MetricsFile(tmp_path / "metrics.jsonl").read("train", "loss")
     assert means == pytest.approx([np.mean(losses)], rel=1e-5)
     assert result.step == STEPS and result.validation == result.test == {}
 
 
-def test_parts_of_a_batch_give_the_step_of_the_whole_batch():
-    model, data = Net(nnx.Rngs(0)), examples()
+def test_accumulate_matches_whole_batch():
+    model, data = MLP(nnx.Rngs(0)), examples()
     whole, parts = run(model, data), run(model, data, accumulate=4)
     assert_close(params_of(parts.model), params_of(whole.model))
 
@@ -102,34 +104,36 @@ def batches(count, size=8):
 
 
 @pytest.mark.parametrize("kind", ["list", "generator"])
-def test_batches_are_trained_on_in_their_order(kind):
-    model = Net(nnx.Rngs(0))
-    given = list(batches(5))
-    want, _ = by_hand(model, itertools.islice(itertools.cycle(given), STEPS))
-    data = given if kind == "list" else itertools.cycle(given)
-    assert_close(params_of(run(model, data).model), want)
+def test_fit_on_batches_matches_a_loop(kind):
+    model = MLP(nnx.Rngs(0))
+    batch_list = list(batches(5))
+    expected, _ = reference_loop(model, itertools.islice(itertools.cycle(batch_list), STEPS))
+    data = batch_list if kind == "list" else itertools.cycle(batch_list)
+    assert_close(params_of(run(model, data).model), expected)
 
 
-def test_a_stopped_run_skips_the_batches_that_it_has_used(tmp_path, monkeypatch):
-    model, given = Net(nnx.Rngs(0), rate=0.3), list(batches(7))
-    whole = run(model, given, steps=400)
+def test_resumed_run_skips_used_batches(tmp_path, monkeypatch):
+    model, batch_list = MLP(nnx.Rngs(0), rate=0.3), list(batches(7))
+    uninterrupted = run(model, batch_list, steps=400)
     signal_at(150, monkeypatch)
     with pytest.raises(Interrupted, match="stopped by SIGTERM"):
-        run(model, given, steps=400, run_dir=tmp_path)
-    parts = run(model, iter(given * 60), steps=400, run_dir=tmp_path, resume=True)
-    jax.tree.map(np.testing.assert_array_equal, params_of(parts.model), params_of(whole.model))
+        run(model, batch_list, steps=400, run_dir=tmp_path)
+    resumed = run(model, iter(batch_list * 60), steps=400, run_dir=tmp_path, resume=True)
+    jax.tree.map(
+        np.testing.assert_array_equal, params_of(resumed.model), params_of(uninterrupted.model)
+    )
 
 
 @pytest.mark.parametrize("form", ["arrays", "batches"])
-def test_the_best_weights_are_those_of_the_best_metric(form, tmp_path):
-    model, data, held_out = Net(nnx.Rngs(0)), examples(), examples(1, 13)
-    given = [(held_out[0][:8], held_out[1][:8]), (held_out[0][8:], held_out[1][8:])]
+def test_fit_returns_weights_with_the_best_metric(form, tmp_path):
+    model, data, held_out = MLP(nnx.Rngs(0)), examples(), examples(1, 13)
+    batch_list = [(held_out[0][:8], held_out[1][:8]), (held_out[0][8:], held_out[1][8:])]
     result = run(
         model,
         data,
         loss=mse_and_accuracy,
-        validation=held_out if form == "arrays" else given,
-        test=held_out if form == "arrays" else iter(given),
+        validation=held_out if form == "arrays" else batch_list,
+        test=held_out if form == "arrays" else iter(batch_list),
         metric="accuracy",
         higher_is_better=True,
         eval_every=3,
@@ -144,14 +148,14 @@ def test_the_best_weights_are_those_of_the_best_metric(form, tmp_path):
     assert result.test == pytest.approx({"loss": float(loss), "metric": float(accuracy)}, rel=1e-5)
 
 
-def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
+def test_fit_without_run_dir_leaves_no_files(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    run(Net(nnx.Rngs(0)), examples())
+    run(MLP(nnx.Rngs(0)), examples())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_data_of_a_task_take_a_loss_of_the_user():
-    """Its splits are given to the loss as they are."""
+def test_fit_on_task_data_with_user_loss():
+    """The loss gets batches of the splits unchanged."""
     data = Signs().load()
     model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
     objective = Objective.of(data)
@@ -185,12 +189,12 @@ def nan_loss(model, batch):
         (examples(), {"loss": nan_loss}, NonFiniteLoss, "the loss is nan at step 1;"),
     ],
 )
-def test_bad_arguments_are_refused(data, options, error, message):
+def test_invalid_arguments_raise(data, options, error, message):
     with pytest.raises(error, match=message):
-        run(Net(nnx.Rngs(0)), data, **options)
+        run(MLP(nnx.Rngs(0)), data, **options)
 
 
-def test_another_model_is_not_resumed(tmp_path):
-    run(Net(nnx.Rngs(0)), examples(), run_dir=tmp_path)
+def test_resume_with_another_model_raises(tmp_path):
+    run(MLP(nnx.Rngs(0)), examples(), run_dir=tmp_path)
     with pytest.raises(OSError, match="another network"):
         run(nnx.Linear(3, 1, rngs=nnx.Rngs(0)), examples(), run_dir=tmp_path, resume=True)

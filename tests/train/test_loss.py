@@ -1,4 +1,4 @@
-"""Losses and metrics against slow loops, and batches."""
+"""Losses and metrics against explicit loops, and batches."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +16,8 @@ def cross_entropy(scores, label):
     return np.log(np.exp(scores).sum()) - scores[label]
 
 
-def by_hand(target, metric, outputs, batch, present):
-    """Each item for itself."""
+def reference_means(target, metric, outputs, batch, present):
+    """Means by a loop over all items."""
     losses, metrics = [], []
     per_step = target.endswith("per_step")
     for b in np.flatnonzero(present):
@@ -57,9 +57,9 @@ def test_means_match_a_loop(target, metric, masked):
     batch = Split(np.zeros((B, T, 1)), ys, LENGTHS if masked else None, scored)
     present = np.array([True, True, True, not masked])
     sums = Objective(target, metric).sums(jnp.asarray(outputs), batch, jnp.asarray(present))
-    want = by_hand(target, metric, outputs, batch, present)
-    got = sums.means()
-    assert got == pytest.approx(want, rel=1e-5)
+    expected = reference_means(target, metric, outputs, batch, present)
+    actual = sums.means()
+    assert actual == pytest.approx(expected, rel=1e-5)
 
 
 def split(size):
@@ -72,8 +72,8 @@ def test_shuffled_batches_cover_each_epoch_once_and_repeat_by_seed():
     for epoch in epochs:
         assert len(set(epoch)) == 9
     assert list(epochs[0]) != list(epochs[1])
-    again = shuffled_batches(split(10), 3, seed=1)
-    np.testing.assert_array_equal(epochs[0], np.concatenate([next(again).ys for _ in range(3)]))
+    repeated = shuffled_batches(split(10), 3, seed=1)
+    np.testing.assert_array_equal(epochs[0], np.concatenate([next(repeated).ys for _ in range(3)]))
     other = shuffled_batches(split(10), 3, seed=2)
     assert list(next(other).ys) != list(epochs[0][:3])
 
@@ -84,12 +84,12 @@ def test_shuffled_batches_keep_examples_together():
     np.testing.assert_array_equal(batch.lengths, batch.ys)
 
 
-def test_a_batch_larger_than_the_data_is_refused():
+def test_batch_larger_than_data_raises():
     with pytest.raises(ValueError, match="at most the 5 training examples, got 6"):
         check_batch_size(split(5), 6)
 
 
-def test_rows_in_order_hold_every_example_once():
+def test_rows_in_order_has_every_example_once():
     rows, present = rows_in_order(10, 4)
     assert rows.shape == present.shape == (3, 4)
     np.testing.assert_array_equal(rows[present], np.arange(10))

@@ -1,4 +1,4 @@
-"""bfloat16 in training: products are narrow, and all that adds up over time stays wide."""
+"""bfloat16 in training: products are bfloat16, and everything that accumulates is float32."""
 
 import jax
 import optax
@@ -21,8 +21,8 @@ def experiment(dtype, cell=None, engine="fused", **changes):
     return Experiment(Signs("tbptt" in changes), network, Optimizer(3e-2, "adamw"), **options)
 
 
-def inner(jaxpr):
-    """All equations of a jaxpr, with those of loops and calls within it."""
+def all_equations(jaxpr):
+    """All equations of a jaxpr, including those of nested loops and calls."""
     for equation in jaxpr.eqns:
         yield equation
         for part in jax.tree.leaves(
@@ -31,11 +31,11 @@ def inner(jaxpr):
             if hasattr(part, "jaxpr"):
                 part = part.jaxpr
             if hasattr(part, "eqns"):
-                yield from inner(part)
+                yield from all_equations(part)
 
 
-def one_step(e):
-    """A training step of an experiment, what it is called with, and its gradients' dtypes."""
+def make_step(e):
+    """A training step of an experiment, its arguments, and the dtypes of its gradients."""
     data = e.task.load()
     optimizer = e.optimizer.build(e.steps)
     graphdef, state = init_state(e.network.build(data, e.seed), optimizer)
@@ -43,18 +43,18 @@ def one_step(e):
     carry = plan.first_carry(graphdef, state.weights)
     sampler = plan.make_sampler(e.seed)
     batch = jax.tree.map(lambda array: array[0], sampler.plan(0, 1))
-    seen = []
+    grad_dtypes = []
 
     def update(grads, state, params):
-        seen.append(floats(grads))
+        grad_dtypes.append(float_dtypes(grads))
         return optimizer.update(grads, state, params)
 
-    watched = optax.GradientTransformation(optimizer.init, update)
-    step = TrainStep(graphdef, plan.loss, watched)
-    return step, state._replace(carry=carry), sampler.batch(plan.examples, batch), seen
+    recording = optax.GradientTransformation(optimizer.init, update)
+    step = TrainStep(graphdef, plan.loss, recording)
+    return step, state._replace(carry=carry), sampler.batch(plan.examples, batch), grad_dtypes
 
 
-def floats(tree):
+def float_dtypes(tree):
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jax.numpy.issubdtype(leaf.dtype, FLOAT)]
     return {str(leaf.dtype) for leaf in leaves}
 
@@ -68,10 +68,10 @@ CHANGES = [
 @pytest.mark.parametrize("engine", ["fused", "scan"])
 @pytest.mark.parametrize("changes", CHANGES)
 @pytest.mark.parametrize("cell", [jrnn.LSTM(6), jrnn.GRU(6)], ids=["lstm", "gru"])
-def test_products_are_narrow_and_all_that_is_kept_is_wide(cell, changes, engine):
-    step, state, batch, gradients = one_step(experiment("bfloat16", cell, engine, **changes))
-    equations = [*inner(jax.make_jaxpr(step)(state, batch).jaxpr)]
-    # Every product of a layer has an axis of all gates; the head, which is float32, has none.
+def test_bfloat16_products_with_float32_state(cell, changes, engine):
+    step, state, batch, grad_dtypes = make_step(experiment("bfloat16", cell, engine, **changes))
+    equations = [*all_equations(jax.make_jaxpr(step)(state, batch).jaxpr)]
+    # Only products of layers have an axis for all gates; the head is float32.
     gates = 6 * (4 if isinstance(cell, jrnn.LSTM) else 3)
     products = [
         {str(operand.aval.dtype) for operand in equation.invars}
@@ -79,27 +79,27 @@ def test_products_are_narrow_and_all_that_is_kept_is_wide(cell, changes, engine)
         if equation.primitive.name == "dot_general"
         and any(gates in v.aval.shape for v in (*equation.invars, *equation.outvars))
     ]
-    # Of two layers, and for each with input and carry: forward, and for both operands backward;
-    # the inputs of the network have no gradient.
+    # Two layers with products of input and carry: forward, and backward for both operands, except
+    # for the inputs of the network, which have no gradient.
     assert len(products) >= 2 * 2 * 3 - 1 and all(kinds == {"bfloat16"} for kinds in products)
-    after, report = jax.jit(step)(state, batch)
-    assert gradients[0] == floats(report) == {"float32"}
-    for kept in (state, after):
-        assert floats(kept.params) == floats(kept.opt_state) == {"float32"}
-        assert floats(kept.carry) == ({"float32"} if changes else set())
+    after, metrics = jax.jit(step)(state, batch)
+    assert grad_dtypes[0] == float_dtypes(metrics) == {"float32"}
+    for each in (state, after):
+        assert float_dtypes(each.params) == float_dtypes(each.opt_state) == {"float32"}
+        assert float_dtypes(each.carry) == ({"float32"} if changes else set())
     loops = [equation for equation in equations if equation.primitive.name == "scan"]
     carries = [loop.invars[loop.params["num_consts"] :] for loop in loops]
     carries = [c[: loop.params["num_carry"]] for c, loop in zip(carries, loops, strict=True)]
-    assert loops and all(floats([v.aval for v in c]) <= {"float32"} for c in carries)
+    assert loops and all(float_dtypes([v.aval for v in c]) <= {"float32"} for c in carries)
 
 
 @pytest.mark.parametrize("changes", CHANGES)
-def test_training_in_bfloat16_reaches_what_float32_does(changes, tmp_path):
-    trained = {}
+def test_bfloat16_training_matches_float32_accuracy(changes, tmp_path):
+    results = {}
     for dtype in ("float32", "bfloat16"):
         e = experiment(dtype, **changes)
-        trained[dtype] = train(e, e.task.load(), tmp_path / dtype)
-    wide, narrow = (trained[dtype].test for dtype in ("float32", "bfloat16"))
-    assert wide["metric"] > 0.9 and narrow["metric"] > wide["metric"] - 0.05
-    assert wide["loss"] != narrow["loss"]
-    assert floats(nnx.state(trained["bfloat16"].model, nnx.Param)) == {"float32"}
+        results[dtype] = train(e, e.task.load(), tmp_path / dtype)
+    float32, bfloat16 = (results[dtype].test for dtype in ("float32", "bfloat16"))
+    assert float32["metric"] > 0.9 and bfloat16["metric"] > float32["metric"] - 0.05
+    assert float32["loss"] != bfloat16["loss"]
+    assert float_dtypes(nnx.state(results["bfloat16"].model, nnx.Param)) == {"float32"}

@@ -1,4 +1,4 @@
-"""Several processes train one network: real ones, each with its own rows of every batch."""
+"""Several processes train one network, each with its own rows of every batch."""
 
 import json
 import signal
@@ -19,24 +19,24 @@ from jrnn.train.data.loader import PrefetchedBatches
 from tests.distributed.test_mesh import CASES
 from tests.helpers import free_port, mark_exhaustive
 from tests.sweep.test_sweep import lines
-from tests.train.test_resume import finished, jrnn, steps_of, wait_until
+from tests.train.test_resume import jrnn, steps_of, wait_for_success, wait_until
 
 ROOT = Path(__file__).parents[2]
 STEPS = 2000
 CONFIG = "configs/digits.py:order=row,hidden=32"
-SPARE = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 
 
 def start(count, *args, cache):
-    """A command in each of some processes."""
-    meet = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(count)]
-    return [jrnn(*args, *meet, "--process", str(index), cache=cache) for index in range(count)]
+    """Starts a command in each of `count` processes."""
+    flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(count)]
+    return [jrnn(*args, *flags, "--process", str(index), cache=cache) for index in range(count)]
 
 
-def ended(processes, timeout=120):
-    """Exit codes, and what was said."""
-    said = [process.communicate(timeout=timeout)[0] for process in processes]
-    return [process.returncode for process in processes], said
+def wait_for(processes, timeout=120):
+    """Waits for processes, and returns their exit codes and outputs."""
+    outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+    return [process.returncode for process in processes], outputs
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +45,18 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, cache):
+def single_run(tmp_path_factory, cache):
     """The run of a single process."""
-    folder = tmp_path_factory.mktemp("alone") / "run"
-    finished(jrnn("train", CONFIG, "--steps", str(STEPS), "--run-dir", str(folder), cache=cache))
+    folder = tmp_path_factory.mktemp("single_run") / "run"
+    wait_for_success(
+        jrnn("train", CONFIG, "--steps", str(STEPS), "--run-dir", str(folder), cache=cache)
+    )
     return folder
 
 
-def assert_same_losses(folder, alone, steps, tolerance):
+def assert_same_losses(folder, single_run, steps, tolerance):
     got, want = (
-        [line for line in lines(path) if line["step"] <= steps] for path in (folder, alone)
+        [line for line in lines(path) if line["step"] <= steps] for path in (folder, single_run)
     )
     assert [(line["step"], line["split"]) for line in got] == [
         (line["step"], line["split"]) for line in want
@@ -63,19 +65,19 @@ def assert_same_losses(folder, alone, steps, tolerance):
         assert one["loss"] == pytest.approx(other["loss"], rel=tolerance, abs=0)
 
 
-def test_a_run_goes_from_two_processes_to_four_and_to_one(alone, tmp_path, cache):
-    """It loses one of its processes, is stopped by a signal to another, and ends as any run."""
+def test_run_resumes_with_other_numbers_of_processes(single_run, tmp_path, cache):
+    """From two to four processes after one was killed, and to one after a signal."""
     folder = tmp_path / "run"
     checkpoints = folder / "checkpoints"
     options = ["--steps", str(STEPS), "--save-every", "0.5", "--run-dir", str(folder)]
     two = start(2, "train", CONFIG, *options, cache=cache)
     wait_until(lambda: max(steps_of(checkpoints), default=0) > 0, two[0])
     two[1].kill()
-    died = time.monotonic()
-    codes, said = ended(two)
-    assert codes == [1, -signal.SIGKILL] and time.monotonic() - died < 30, said
-    assert "process 1 of 2 has ended or cannot be reached" in said[0]
-    assert f"again with: jrnn train --resume {folder}" in said[0]
+    killed_at = time.monotonic()
+    codes, outputs = wait_for(two)
+    assert codes == [1, -signal.SIGKILL] and time.monotonic() - killed_at < 30, outputs
+    assert "process 1 of 2 has ended or cannot be reached" in outputs[0]
+    assert f"again with: jrnn train --resume {folder}" in outputs[0]
 
     before = max(steps_of(checkpoints))
     assert 0 < before < STEPS
@@ -83,69 +85,69 @@ def test_a_run_goes_from_two_processes_to_four_and_to_one(alone, tmp_path, cache
     four = start(4, *resume, "--mesh", "data=2,model=2", cache=cache)
     wait_until(lambda: max(steps_of(checkpoints)) > before, four[0])
     four[2].send_signal(signal.SIGTERM)
-    codes, said = ended(four)
-    assert codes == [128 + signal.SIGTERM] * 4, said
-    assert all("stopped by SIGTERM at step" in text for text in said)
+    codes, outputs = wait_for(four)
+    assert codes == [128 + signal.SIGTERM] * 4, outputs
+    assert all("stopped by SIGTERM at step" in text for text in outputs)
     assert before < max(steps_of(checkpoints)) < STEPS
 
-    assert "run folder" in finished(jrnn(*resume, cache=cache))
-    assert_same_losses(folder, alone, 100, 1e-6)
-    # Sums in another order grow apart as training goes on.
-    assert_same_losses(folder, alone, STEPS, 1e-3)
-    results = [json.loads((path / "result.json").read_text()) for path in (folder, alone)]
+    assert "run folder" in wait_for_success(jrnn(*resume, cache=cache))
+    assert_same_losses(folder, single_run, 100, 1e-6)
+    # Rounding differences grow during training.
+    assert_same_losses(folder, single_run, STEPS, 1e-3)
+    results = [json.loads((path / "result.json").read_text()) for path in (folder, single_run)]
     assert results[0]["test"] == pytest.approx(results[1]["test"], abs=0.02)
 
 
 @pytest.mark.exhaustive
-def test_four_processes_give_the_losses_of_one_and_one_of_them_writes(alone, tmp_path, cache):
+def test_four_processes_match_one_and_only_first_writes(single_run, tmp_path, cache):
     folder = tmp_path / "run"
     options = ["--steps", "100", "--run-dir", str(folder)]
-    codes, said = ended(start(4, "train", CONFIG, *options, cache=cache))
-    assert codes == [0] * 4, said
-    assert "accuracy" in said[0] and not any("accuracy" in text for text in said[1:])
+    codes, outputs = wait_for(start(4, "train", CONFIG, *options, cache=cache))
+    assert codes == [0] * 4, outputs
+    assert "accuracy" in outputs[0] and not any("accuracy" in text for text in outputs[1:])
     shorter = tmp_path / "one"
     options[-1] = str(shorter)
-    finished(jrnn("train", CONFIG, *options, cache=cache))
+    wait_for_success(jrnn("train", CONFIG, *options, cache=cache))
     assert_same_losses(folder, shorter, 100, 1e-6)
     files = lambda path: sorted(p.name for p in path.iterdir())
     assert files(folder) == files(shorter)
 
 
 @pytest.mark.parametrize("name", mark_exhaustive(["data", "windows"], always=["data"]))
-def test_each_process_reads_its_own_rows(name, pair, tmp_path):
-    """And runs of examples with dropout, and of windows with lengths, are those of one process."""
+def test_each_process_reads_only_its_rows(name, pair, tmp_path):
+    """And the losses equal those of one process, for examples with dropout and for windows."""
     e = CASES[name][0]
     first, second = (json.loads((pair / f"{name}-{i}.json").read_text()) for i in range(2))
     for step in map(str, range(e.steps)):
         assert len(first[step]) == len(second[step]) == e.batch_size // 2
         assert len({*first[step], *second[step]}) == e.batch_size
-    train(e, e.task.load(), tmp_path / "alone")
-    assert_same_losses(pair / name, tmp_path / "alone", e.steps, 1e-6)
+    train(e, e.task.load(), tmp_path / "single_run")
+    assert_same_losses(pair / name, tmp_path / "single_run", e.steps, 1e-6)
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """The folder that two processes have left."""
+    """The folder of a run of two processes."""
     folder, port = tmp_path_factory.mktemp("pair"), str(free_port())
     script = "from tests.train.test_processes import one_of_two; one_of_two()"
     command = [sys.executable, "-c", script, str(folder), port]
-    processes = [subprocess.Popen([*command, str(i)], cwd=ROOT, **SPARE) for i in range(2)]
-    codes, said = ended(processes)
-    assert codes == [0, 0], said
+    processes = [subprocess.Popen([*command, str(i)], cwd=ROOT, **PIPES) for i in range(2)]
+    codes, outputs = wait_for(processes)
+    assert codes == [0, 0], outputs
     return folder
 
 
 def one_of_two():
-    """One of these processes: trains, and writes down what it reads."""
+    """One of two processes: trains, and writes checksums of the rows that it reads."""
     folder, port, index = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     take, read = PrefetchedBatches.__getitem__, {}
 
-    def watched(batches, step):
+    def recording(batches, step):
         rows = take(batches, step)
         read[step] = [zlib.crc32(row.tobytes()) for row in rows.xs]
         return rows
 
-    PrefetchedBatches.__getitem__ = watched
+    setattr(PrefetchedBatches, "__getitem__", recording)  # noqa: B010
     with init_process_group(Launcher("127.0.0.1", port, 2, index), 60) as group:
         for name in ("data", "windows"):
             e = CASES[name][0]
@@ -154,34 +156,38 @@ def one_of_two():
             (folder / f"{name}-{index}.json").write_text(json.dumps(read))
 
 
-def test_processes_that_do_not_fit_are_refused_and_leave_nothing(tmp_path, cache):
-    """The same error in both; and one that only their comparison shows."""
+def test_mismatched_processes_raise_and_create_no_folder(tmp_path, cache):
+    """The same error in both processes, or different arguments."""
     port = free_port()
-    meet = ["--coordinator", f"127.0.0.1:{port}", "--processes", "2"]
+    flags = ["--coordinator", f"127.0.0.1:{port}", "--processes", "2"]
     for one, other, message in (
-        (["--seed", "1"], ["--seed", "2"], "the config of process 1 is not that of process 0"),
+        (
+            ["--seed", "1"],
+            ["--seed", "2"],
+            "the config of process 1 differs from that of process 0",
+        ),
         (["--mesh", "data=4"], ["--mesh", "data=4"], "needs 4 devices, and there are 2 in 2 proc"),
         (["--batch-size", "3"], ["--batch-size", "3"], "2 devices must divide the 3 examples"),
     ):
-        command = ["train", CONFIG, "--run-dir", str(tmp_path / "run"), *meet, "--process"]
+        command = ["train", CONFIG, "--run-dir", str(tmp_path / "run"), *flags, "--process"]
         both = [jrnn(*command, "0", *one, cache=cache), jrnn(*command, "1", *other, cache=cache)]
-        codes, said = ended(both)
-        assert codes == [2, 2] and all(message in text for text in said), said
-        assert all(f"(process {index} of 2)" in text for index, text in enumerate(said))
+        codes, outputs = wait_for(both)
+        assert codes == [2, 2] and all(message in text for text in outputs), outputs
+        assert all(f"(process {index} of 2)" in text for index, text in enumerate(outputs))
         assert not (tmp_path / "run").exists()
 
 
-def test_one_that_starts_anew_while_another_resumes_is_refused(tmp_path, cache):
-    meet = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--process"]
-    begin = ["train", CONFIG, "--run-dir", str(tmp_path / "run"), *meet, "0"]
-    resume = ["train", "--resume", str(tmp_path / "run"), *meet, "1"]
-    codes, said = ended([jrnn(*begin, cache=cache), jrnn(*resume, cache=cache)])
-    assert codes == [2, 2], said
-    assert all("with --resume and some with a new run" in text for text in said)
+def test_mixing_new_and_resumed_processes_raises(tmp_path, cache):
+    flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--process"]
+    begin = ["train", CONFIG, "--run-dir", str(tmp_path / "run"), *flags, "0"]
+    resume = ["train", "--resume", str(tmp_path / "run"), *flags, "1"]
+    codes, outputs = wait_for([jrnn(*begin, cache=cache), jrnn(*resume, cache=cache)])
+    assert codes == [2, 2], outputs
+    assert all("with --resume and some with a new run" in text for text in outputs)
     assert not (tmp_path / "run").exists()
 
 
-def test_several_processes_and_no_team_are_refused(tmp_path, monkeypatch):
+def test_several_processes_without_group_raise(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     e = CASES["data"][0]
     with pytest.raises(
@@ -193,7 +199,7 @@ def test_several_processes_and_no_team_are_refused(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sweep_takes_one_process(capsys, monkeypatch):
+def test_sweep_on_several_processes_raises(capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("MASTER_ADDR", "here")

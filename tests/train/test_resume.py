@@ -1,4 +1,4 @@
-"""Runs that are stopped, or killed, and go on: bit for bit what they would have been."""
+"""Runs that are stopped or killed, and resumed: bitwise equal to uninterrupted runs."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from jrnn.train import (
     CheckpointError,
     Interrupted,
     Optimizer,
-    check,
+    check_experiment,
     restore,
     train,
 )
@@ -35,35 +35,35 @@ from tests.train.test_trainer import Sign, experiment
 ROOT = Path(__file__).parents[2]
 
 
-def last(e, data, folder):
-    """All arrays of the newest checkpoint, keys as their data."""
-    _, like = check(e, data)
+def newest_arrays(e, data, folder):
+    """The step and all arrays of the newest checkpoint, with the data of random keys."""
+    _, like = check_experiment(e, data)
     like = {"state": like._asdict(), "best": {"params": like.params, "rest": like.rest}}
     checkpoints = Checkpointer(folder / "checkpoints")
-    found = checkpoints.newest(like)
+    checkpoint = checkpoints.newest(like)
     checkpoints.close()
-    return found.step, jax.tree.map(plain, found.arrays)
+    return checkpoint.step, jax.tree.map(key_data, checkpoint.arrays)
 
 
-def plain(array):
-    is_key = jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+def key_data(array):
+    is_key = jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(array) if is_key else array
 
 
 def assert_same_run(e, data, one, other):
     assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
-    steps, arrays = zip(last(e, data, one), last(e, data, other), strict=True)
+    steps, arrays = zip(newest_arrays(e, data, one), newest_arrays(e, data, other), strict=True)
     assert steps == (e.steps, e.steps)
     jax.tree.map(np.testing.assert_array_equal, *arrays)
 
 
 def signal_at(step, monkeypatch):
-    """Sends SIGTERM to this process when a run has come to a step."""
+    """Sends SIGTERM to this process when a run has reached a step."""
     train_steps = Trainer.train_steps
 
-    def stopping(run):
-        train_steps(run)
-        if run.step >= step:
+    def stopping(trainer):
+        train_steps(trainer)
+        if trainer.step >= step:
             monkeypatch.setattr(Trainer, "train_steps", train_steps)
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -73,35 +73,39 @@ def signal_at(step, monkeypatch):
 @pytest.mark.parametrize(
     "optimizer", [Optimizer(3e-2), Optimizer(3e-2, "adamw", "cosine", 0.1, 0.1)]
 )
-def test_a_run_that_is_stopped_goes_on_as_if_it_had_not(optimizer, tmp_path, monkeypatch):
+def test_resumed_run_equals_uninterrupted_run(optimizer, tmp_path, monkeypatch):
     e = replace(experiment(Sign("class_per_step"), steps=4001), optimizer=optimizer, eval_every=131)
     data = e.task.load()
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    want = train(e, data, whole)
+    reference, resumed = tmp_path / "reference", tmp_path / "resumed"
+    expected = train(e, data, reference)
     stops = []
     for number in range(3):
         signal_at(20 + 1500 * number, monkeypatch)
         with pytest.raises(Interrupted, match="stopped by SIGTERM at step .* of 4001") as stop:
-            train(e, data, parts, resume=bool(stops))
-        assert str(stop.value).endswith(f"resume with: jrnn train --resume {parts}")
-        stops.append(max(steps_of(parts / "checkpoints")))
+            train(e, data, resumed, resume=bool(stops))
+        assert str(stop.value).endswith(f"resume with: jrnn train --resume {resumed}")
+        stops.append(max(steps_of(resumed / "checkpoints")))
     assert stops == sorted(set(stops)) and any(stop % 20 for stop in stops), stops
-    got = train(e, data, parts, resume=True)
-    assert (got.step, got.validation, got.test) == (want.step, want.validation, want.test)
-    assert_same_run(e, data, whole, parts)
+    actual = train(e, data, resumed, resume=True)
+    assert (actual.step, actual.validation, actual.test) == (
+        expected.step,
+        expected.validation,
+        expected.test,
+    )
+    assert_same_run(e, data, reference, resumed)
 
 
-def test_a_finished_run_is_read_back_by_resume(tmp_path):
+def test_resume_of_finished_run_returns_its_result(tmp_path):
     e = experiment(steps=30)
     data = e.task.load()
     first = train(e, data, tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text()
-    again = train(e, data, tmp_path, resume=True)
-    assert again[1:] == first[1:]
+    resumed = train(e, data, tmp_path, resume=True)
+    assert resumed[1:] == first[1:]
     assert (tmp_path / "metrics.jsonl").read_text() == lines
 
 
-def test_resume_of_what_never_began_begins(tmp_path):
+def test_resume_without_checkpoint_starts_a_run(tmp_path):
     e = experiment(steps=30)
     data = e.task.load()
     (tmp_path / "a").mkdir()
@@ -111,12 +115,10 @@ def test_resume_of_what_never_began_begins(tmp_path):
     assert_same_run(e, data, tmp_path / "a", tmp_path / "b")
 
 
-def test_a_damaged_checkpoint_is_put_aside_and_the_run_goes_on_from_the_one_before(
-    tmp_path, caplog
-):
+def test_resume_skips_damaged_checkpoint(tmp_path, caplog):
     e = experiment(steps=60, save_every=1e-9)
     data = e.task.load()
-    train(e, data, tmp_path / "whole")
+    train(e, data, tmp_path / "reference")
     train(e, data, tmp_path / "damaged")
     for path in (tmp_path / "damaged/checkpoints/60/record").iterdir():
         path.write_text("{}")
@@ -124,10 +126,10 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_run_goes_on_from_the_one_befo
     train(e, data, tmp_path / "damaged", resume=True)
     assert "checkpoint of step 60 is damaged" in caplog.text
     assert (tmp_path / "damaged/damaged/60").is_dir()
-    assert_same_run(e, data, tmp_path / "whole", tmp_path / "damaged")
+    assert_same_run(e, data, tmp_path / "reference", tmp_path / "damaged")
 
 
-def test_missing_lines_of_metrics_are_said(tmp_path):
+def test_resume_with_missing_metrics_raises(tmp_path):
     e = experiment(steps=30)
     data = e.task.load()
     train(e, data, tmp_path)
@@ -136,7 +138,7 @@ def test_missing_lines_of_metrics_are_said(tmp_path):
         train(e, data, tmp_path, resume=True)
 
 
-def test_metrics_without_checkpoints_are_not_thrown_away(tmp_path):
+def test_metrics_without_checkpoints_raise(tmp_path):
     e = experiment(steps=30)
     data = e.task.load()
     train(e, data, tmp_path)
@@ -148,8 +150,8 @@ def test_metrics_without_checkpoints_are_not_thrown_away(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == lines
 
 
-def test_a_checkpoint_of_the_first_form_is_refused(tmp_path):
-    """It held `state` and `metrics`."""
+def test_checkpoint_of_first_format_raises(tmp_path):
+    """The first format had no `record`."""
     e = experiment(steps=30)
     data = e.task.load()
     train(e, data, tmp_path)
@@ -173,21 +175,23 @@ def test_a_run_of_another_version_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("tbptt", [None, TBPTT(2)])
-def test_data_that_do_not_fit_the_device_give_the_same_run(tbptt, tmp_path, monkeypatch):
+def test_streamed_run_matches_run_on_device(tbptt, tmp_path, monkeypatch):
     e = replace(experiment(Sign("class_per_step"), steps=60), tbptt=tbptt)
     data = e.task.load()
-    want = train(e, data, tmp_path / "whole")
+    expected = train(e, data, tmp_path / "reference")
     monkeypatch.setattr(sampler, "DEVICE_BYTES", 0)
     monkeypatch.setattr(loader, "STREAMED_BYTES", 2000)
-    got = train(e, data, tmp_path / "sent")
-    assert got.test == pytest.approx(want.test, rel=1e-4)
-    whole, sent = (MetricsFile(tmp_path / name / "metrics.jsonl") for name in ("whole", "sent"))
+    actual = train(e, data, tmp_path / "streamed")
+    assert actual.test == pytest.approx(expected.test, rel=1e-4)
+    reference, streamed = (
+        MetricsFile(tmp_path / name / "metrics.jsonl") for name in ("reference", "streamed")
+    )
     np.testing.assert_allclose(
-        whole.read("train", "loss")[1], sent.read("train", "loss")[1], rtol=1e-4
+        reference.read("train", "loss")[1], streamed.read("train", "loss")[1], rtol=1e-4
     )
 
 
-def test_patience_ends_a_run_and_resume_leaves_it_ended(tmp_path):
+def test_patience_ends_run_and_resume_does_not_continue(tmp_path):
     e = experiment(steps=4000, eval_every=20, patience=3)
     data = e.task.load()
     first = train(e, data, tmp_path)
@@ -197,7 +201,7 @@ def test_patience_ends_a_run_and_resume_leaves_it_ended(tmp_path):
     assert train(e, data, tmp_path, resume=True)[1:] == first[1:]
 
 
-def test_another_network_is_refused(tmp_path):
+def test_resume_with_another_network_raises(tmp_path):
     e = experiment(steps=30)
     data = e.task.load()
     train(e, data, tmp_path)
@@ -207,31 +211,31 @@ def test_another_network_is_refused(tmp_path):
     assert_same_run(e, data, tmp_path, tmp_path)
 
 
-def test_two_runs_on_one_folder_are_refused(tmp_path):
+def test_second_run_on_one_folder_raises(tmp_path):
     e = experiment(steps=200_000)
     data = e.task.load()
-    raised = []
+    errors = []
 
-    def second():
+    def train_again():
         try:
             while not (tmp_path / "checkpoints/0").is_dir():
                 time.sleep(0.02)
             train(e, data, tmp_path, resume=True)
         except Exception as error:
-            raised.append(error)
+            errors.append(error)
         os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=second)
+    thread = threading.Thread(target=train_again)
     thread.start()
     with pytest.raises(Interrupted, match="stopped by SIGINT"):
         train(e, data, tmp_path)
     thread.join()
-    assert isinstance(raised[0], BlockingIOError)
-    assert "another process trains in" in str(raised[0])
+    assert isinstance(errors[0], BlockingIOError)
+    assert "another process trains in" in str(errors[0])
 
 
 def jrnn(*args, cache):
-    """The command, with what it compiled before."""
+    """Starts the command with a compilation cache."""
     environment = {
         **os.environ,
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -247,7 +251,7 @@ def jrnn(*args, cache):
     )
 
 
-def finished(process):
+def wait_for_success(process):
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
@@ -271,33 +275,33 @@ def wait_until(condition, process):
     ("kills", "total"),
     [(3, 18_000), pytest.param(20, 120_000, marks=pytest.mark.exhaustive)],
 )
-def test_kills_at_random_moments_change_nothing(kills, total, tmp_path):
-    """`kill -9` at any time, in half of the cases while a checkpoint is being written."""
-    draw = random.Random(0)
+def test_killed_and_resumed_run_equals_uninterrupted_run(kills, total, tmp_path):
+    """SIGKILL at random times, in half of the cases while a checkpoint is written."""
+    rng = random.Random(0)
     options = ["--steps", str(total), "--eval-every", "500"]
     start = ["train", "configs/digits.py:order=row,hidden=32", *options]
-    whole, parts, cache = tmp_path / "whole", tmp_path / "parts", tmp_path / "cache"
-    finished(jrnn(*start, "--run-dir", str(whole), cache=cache))
-    checkpoints = parts / "checkpoints"
+    reference, resumed, cache = tmp_path / "reference", tmp_path / "resumed", tmp_path / "cache"
+    wait_for_success(jrnn(*start, "--run-dir", str(reference), cache=cache))
+    checkpoints = resumed / "checkpoints"
     while_saving = 0
-    command = [*start, "--save-every", "0.02", "--run-dir", str(parts)]
+    command = [*start, "--save-every", "0.02", "--run-dir", str(resumed)]
     for kill in range(kills):
         process = jrnn(*command, cache=cache)
         before = max(steps_of(checkpoints), default=-1)
         wait_until(lambda b=before: max(steps_of(checkpoints), default=-1) > max(b, 0), process)
-        time.sleep(0.1 * draw.random())
+        time.sleep(0.1 * rng.random())
         if kill % 2:
             wait_until(lambda: list(checkpoints.glob("*tmp*")), process)
         process.kill()
         process.communicate()
         while_saving += bool(list(checkpoints.glob("*tmp*")))
-        command = ["train", "--resume", str(parts)]
+        command = ["train", "--resume", str(resumed)]
     assert while_saving >= kills // 4
     assert max(steps_of(checkpoints)) < total
-    finished(jrnn(*command, cache=cache))
-    results = [json.loads((run / "result.json").read_text()) for run in (whole, parts)]
+    wait_for_success(jrnn(*command, cache=cache))
+    results = [json.loads((run / "result.json").read_text()) for run in (reference, resumed)]
     for result in results:
         del result["seconds"]
     assert results[0] == results[1]
-    e = config.read(whole / "config.json")
-    assert_same_run(e, e.task.load(), whole, parts)
+    e = config.read(reference / "config.json")
+    assert_same_run(e, e.task.load(), reference, resumed)

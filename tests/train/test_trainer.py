@@ -1,4 +1,4 @@
-"""Runs from first step to last: repeatable, saved, restored, and stopped when they fail."""
+"""Whole runs: reproducible, saved, restored, and stopped at non-finite losses."""
 
 import json
 from dataclasses import dataclass, replace
@@ -15,19 +15,20 @@ from jrnn.tasks.task import Data, Split, Task
 from jrnn.train import Checkpointer, Experiment, Network, NonFiniteLoss, Optimizer, restore, train
 from jrnn.train.data.sampler import shuffled_batches
 from jrnn.train.run.metrics_logger import MetricsFile
-from jrnn.train.run.summary import figure, summarize, table
+from jrnn.train.run.summary import make_table, save_figure, summarize
 from jrnn.train.step.evaluate import make_evaluate
 from jrnn.train.step.loss import Objective, apply_model
 from jrnn.train.step.state import init_state
 from jrnn.train.step.step import make_train_step
 from jrnn.transforms import zoneout
+from tests.helpers import cache_size
 
-CUTS = ((0, 200), (200, 300), (300, 400))
+SPLIT_BOUNDS = ((0, 200), (200, 300), (300, 400))
 
 
 @dataclass(frozen=True)
 class Sign(Task):
-    """Whether the first input of a sequence is positive; or that input itself; or at each step."""
+    """The sign or the value of the first input of a sequence, once or at each step."""
 
     target: str = "class"
     nan_in_row: int | None = None
@@ -45,7 +46,7 @@ class Sign(Task):
         }[self.target]
         if self.nan_in_row is not None:
             xs[self.nan_in_row, 0, 0] = np.nan
-        parts = [Split(xs[a:b], ys[a:b], lengths[a:b]) for a, b in CUTS]
+        parts = [Split(xs[a:b], ys[a:b], lengths[a:b]) for a, b in SPLIT_BOUNDS]
         classes = self.target.startswith("class")
         return Data(
             *parts,
@@ -80,25 +81,25 @@ def test_training_learns_and_beats_the_baseline(run):
     assert losses[-1] < losses[0]
 
 
-def test_the_same_run_twice_is_the_same(run, tmp_path):
+def test_runs_are_reproducible(run, tmp_path):
     e, data, folder, trained = run
-    again = train(e, data, tmp_path)
+    repeated = train(e, data, tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == (folder / "metrics.jsonl").read_text()
-    assert again.test == trained.test
+    assert repeated.test == trained.test
     other = train(replace(e, seed=1), data, tmp_path / "other")
     assert other.test["loss"] != trained.test["loss"]
 
 
-def test_restore_gives_the_best_network_back(run):
+def test_restore_returns_the_best_network(run):
     e, data, folder, trained = run
-    again = restore(e, data, folder)
-    assert again[1:4] == trained[1:4]
-    got, want = (nnx.state(t.model, nnx.Param) for t in (again, trained))
-    jax.tree.map(np.testing.assert_array_equal, got, want)
+    repeated = restore(e, data, folder)
+    assert repeated[1:4] == trained[1:4]
+    actual, expected = (nnx.state(t.model, nnx.Param) for t in (repeated, trained))
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 @pytest.mark.parametrize(("target", "best_of"), [("class", max), ("value", min)])
-def test_the_best_network_is_that_of_the_best_evaluation(target, best_of, tmp_path):
+def test_best_network_has_the_best_evaluation(target, best_of, tmp_path):
     """At a high learning rate the last evaluation is not the best."""
     e = replace(experiment(Sign(target), steps=60, eval_every=5), optimizer=Optimizer(1.0))
     data = e.task.load()
@@ -107,11 +108,11 @@ def test_the_best_network_is_that_of_the_best_evaluation(target, best_of, tmp_pa
     assert trained.validation["metric"] == best_of(metrics)
     assert trained.step < e.steps
     graphdef, state = init_state(trained.model, e.optimizer.build(e.steps))
-    got = make_evaluate(graphdef, Objective.of(data), 8)(state, data.validation)
-    assert got == pytest.approx(trained.validation, rel=1e-5)
+    actual = make_evaluate(graphdef, Objective.of(data), 8)(state, data.validation)
+    assert actual == pytest.approx(trained.validation, rel=1e-5)
 
 
-def test_metrics_are_lines_of_json_with_train_and_validation(run):
+def test_metrics_file_has_train_and_validation_lines(run):
     _, _, folder, trained = run
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     validation = [line for line in lines if line["split"] == "validation"]
@@ -125,11 +126,11 @@ def test_evaluation_does_not_depend_on_the_batch_size(run):
     graphdef, state = init_state(trained.model, e.optimizer.build(e.steps))
     objective = Objective.of(data)
     for size in (7, 100, 128):
-        got = make_evaluate(graphdef, objective, size)(state, data.test)
-        assert got == pytest.approx(trained.test, rel=1e-5)
+        actual = make_evaluate(graphdef, objective, size)(state, data.test)
+        assert actual == pytest.approx(trained.test, rel=1e-5)
 
 
-def test_second_step_does_not_compile_again():
+def test_second_step_does_not_recompile():
     e = experiment()
     data = e.task.load()
     optimizer = e.optimizer.build(e.steps)
@@ -137,7 +138,7 @@ def test_second_step_does_not_compile_again():
     step = make_train_step(graphdef, Objective.of(data), optimizer)
     for batch, _ in zip(shuffled_batches(data.train, 8, 0), range(3), strict=False):
         state, _ = step(state, batch)
-    assert step._cache_size() == 1
+    assert cache_size(step) == 1
     assert int(state.step) == 3
 
 
@@ -154,19 +155,19 @@ def test_noise_differs_from_step_to_step(noise):
     batch = next(shuffled_batches(data.train, 8, 0))
     losses = []
     for _ in range(2):
-        state, report = step(state, batch)
-        losses.append(float(report.loss))
+        state, metrics = step(state, batch)
+        losses.append(float(metrics.loss))
     assert losses[0] != losses[1]
     evaluate = make_evaluate(graphdef, Objective.of(data), 8)
     assert evaluate(state, data.test) == evaluate(state, data.test)
 
 
-def test_non_finite_loss_stops_and_names_step_and_checkpoint(tmp_path):
+def test_non_finite_loss_raises_with_step_and_checkpoint(tmp_path):
     e = experiment(eval_every=4, batch_size=4, save_every=1e-9)
     row = np.random.default_rng((e.seed, 0)).permutation(200)[5 * 4 + 1]
     e = replace(e, task=Sign(nan_in_row=int(row)))
     data = e.task.load()
-    step = 6  # the sixth batch holds the row
+    step = 6  # the sixth batch has the row
     batches = list(islice(shuffled_batches(data.train, 4, e.seed), 8))
     assert [np.isnan(batch.xs).any() for batch in batches] == [k == 6 for k in range(1, 9)]
     with pytest.raises(
@@ -175,27 +176,29 @@ def test_non_finite_loss_stops_and_names_step_and_checkpoint(tmp_path):
         train(e, data, tmp_path)
     checkpoints = Checkpointer(tmp_path / "checkpoints")
     _, like = init_state(e.network.build(data, 0), e.optimizer.build(e.steps))
-    back = checkpoints.newest({"state": like._asdict()})
-    assert back.step < step and f"is of step {back.step}." in str(caught.value)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(back.arrays["state"]["params"]))
+    checkpoint = checkpoints.newest({"state": like._asdict()})
+    assert checkpoint.step < step and f"is of step {checkpoint.step}." in str(caught.value)
+    assert all(
+        np.isfinite(leaf).all() for leaf in jax.tree.leaves(checkpoint.arrays["state"]["params"])
+    )
     checkpoints.close()
 
 
 @dataclass(frozen=True)
 class RootOfZero(jrnn.Elman):
-    """Its state is 0, and the gradient of that is NaN."""
+    """A cell whose state is 0 with a NaN gradient."""
 
     def update(self, params, carry, z, u):
         return jnp.sqrt(0 * super().update(params, carry, z, u))
 
 
-def test_a_gradient_that_is_not_finite_stops_at_its_step(tmp_path):
+def test_non_finite_gradient_raises_at_its_step(tmp_path):
     e = experiment(network=Network(RootOfZero(4)))
     with pytest.raises(NonFiniteLoss, match="the gradient is nan at step 1;"):
         train(e, e.task.load(), tmp_path)
 
 
-def test_a_diverging_run_stops(tmp_path):
+def test_diverging_run_raises(tmp_path):
     e = replace(
         experiment(Sign("value"), steps=60), optimizer=Optimizer(1e30, "sgd", clip_norm=None)
     )
@@ -203,7 +206,7 @@ def test_a_diverging_run_stops(tmp_path):
         train(e, e.task.load(), tmp_path)
 
 
-def test_a_folder_with_checkpoints_is_refused_and_stays_as_it_was(run):
+def test_folder_with_checkpoints_raises_and_is_unchanged(run):
     e, data, folder, trained = run
     lines = (folder / "metrics.jsonl").read_text()
     with pytest.raises(FileExistsError, match="has the checkpoints of a run already"):
@@ -212,14 +215,14 @@ def test_a_folder_with_checkpoints_is_refused_and_stays_as_it_was(run):
     assert restore(e, data, folder).test == trained.test
 
 
-def test_restore_of_an_empty_folder_is_refused(tmp_path):
+def test_restore_of_empty_folder_raises(tmp_path):
     e = experiment()
     with pytest.raises(FileNotFoundError, match="no evaluated network"):
         restore(e, e.task.load(), tmp_path)
 
 
 @pytest.mark.parametrize("target", ["class", "value", "class_per_step", "value_per_step"])
-def test_every_kind_of_target_is_trained_and_drawn(target, tmp_path):
+def test_every_kind_of_target_can_be_trained_and_plotted(target, tmp_path):
     e = experiment(Sign(target))
     data = e.task.load()
     trained = train(e, data, tmp_path)
@@ -227,13 +230,13 @@ def test_every_kind_of_target_is_trained_and_drawn(target, tmp_path):
     json.dumps(result)
     outputs = np.asarray(apply_model(trained.model, data.test))
     if target == "value":
-        want = np.sqrt(np.mean((outputs - data.test.ys) ** 2)) * 2.0
-        assert result["test_rmse_in_units"] == pytest.approx(want, rel=1e-5)
+        expected = np.sqrt(np.mean((outputs - data.test.ys) ** 2)) * 2.0
+        assert result["test_rmse_in_units"] == pytest.approx(expected, rel=1e-5)
     if target == "class":
-        want = np.mean(outputs.argmax(-1) == data.test.ys)
-        assert result["test"] == pytest.approx(want)
-    assert table(result).row_count >= 6
-    assert figure(data, trained, tmp_path).read_bytes().startswith(b"\x89PNG")
+        expected = np.mean(outputs.argmax(-1) == data.test.ys)
+        assert result["test"] == pytest.approx(expected)
+    assert make_table(result).row_count >= 6
+    assert save_figure(data, trained, tmp_path).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -247,12 +250,12 @@ def test_every_kind_of_target_is_trained_and_drawn(target, tmp_path):
         ({"embedding_size": 0}, "embedding_size must be a positive int"),
     ],
 )
-def test_odd_networks_are_refused(network, message):
+def test_invalid_network_options_raise(network, message):
     with pytest.raises(ValueError, match=message):
         Network(jrnn.GRU(4), **network)
 
 
-def test_network_refuses_what_does_not_fit_the_task():
+def test_network_incompatible_with_task_raises():
     data = Sign().load()
     with pytest.raises(ValueError, match="needs a task with tokens"):
         Network(jrnn.GRU(4), embedding_size=8).build(data, 0)
@@ -260,7 +263,7 @@ def test_network_refuses_what_does_not_fit_the_task():
         Network(jrnn.GRU(4), bidirectional=True).build(replace(data, causal=True), 0)
 
 
-def test_network_in_bfloat16_keeps_float32_parameters():
+def test_bfloat16_network_has_float32_parameters():
     model = Network(jrnn.LSTM(4), dtype="bfloat16").build(Sign().load(), 0)
     assert {str(a.dtype) for a in jax.tree.leaves(nnx.state(model, nnx.Param))} == {"float32"}
     _, ys = model.body(Sign().load().test.xs)

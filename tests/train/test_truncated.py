@@ -1,4 +1,4 @@
-"""Truncated backpropagation through time, against whole sequences and against gradients by hand."""
+"""Truncated backpropagation through time, against whole sequences and explicit gradients."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +12,7 @@ from flax import nnx
 
 import jrnn
 from jrnn.tasks.task import Data, Split, Task
-from jrnn.train import TBPTT, Experiment, Network, Optimizer, check, restore, train
+from jrnn.train import TBPTT, Experiment, Network, Optimizer, check_experiment, restore, train
 from jrnn.train.data.windows import (
     Window,
     WindowIndex,
@@ -26,7 +26,7 @@ from jrnn.train.step.loss import Objective, SequenceLoss
 from jrnn.train.step.state import init_state
 from jrnn.train.step.step import TrainStep
 from jrnn.train.step.truncated import TruncatedLoss, apply_to_window, zero_carry
-from tests.helpers import mark_exhaustive
+from tests.helpers import cache_size, mark_exhaustive
 
 T, N = 12, 10
 
@@ -71,26 +71,26 @@ def experiment(task=KINDS[0], **changes):
 
 
 def network(e, data, seed=0):
-    """One whose biases and first carry are not zero."""
+    """A network with non-zero biases and a non-zero initial carry."""
     graphdef, state = init_state(e.network.build(data, seed), optax.sgd(1.0))
     keys = iter(jax.random.split(jax.random.key(seed), 100))
-    move = lambda a: a + 0.3 * jax.random.normal(next(keys), a.shape, a.dtype)
-    return graphdef, state._replace(params=jax.tree.map(move, state.params))
+    perturb = lambda a: a + 0.3 * jax.random.normal(next(keys), a.shape, a.dtype)
+    return graphdef, state._replace(params=jax.tree.map(perturb, state.params))
 
 
 @pytest.mark.parametrize("task", KINDS, ids=repr)
 @pytest.mark.parametrize("k1", [1, 4, 12])
-def test_stateful_evaluation_is_that_of_whole_streams(task, k1):
-    """The metric is the same for any window, and that of a loop over NumPy arrays."""
+def test_stateful_evaluation_equals_evaluation_of_whole_streams(task, k1):
+    """For any window, against a loop over NumPy arrays."""
     e = experiment(task, tbptt=TBPTT(k1))
     data = e.task.load()
     graphdef, state = network(e, data)
-    found = plan_task(data, e, e.tbptt).evaluation(graphdef).compiled()(state, data.test)
+    metrics = plan_task(data, e, e.tbptt).evaluation(graphdef).compiled()(state, data.test)
     model = nnx.merge(graphdef, state.params, state.rest)
     model.eval()
     split = data.test
     if task.contiguous:
-        # Windows of k1 in as many streams as rows: each stream is one long sequence.
+        # Each stream of consecutive windows is one long sequence.
         cut = cut_streams(data, split, k1, 3, keep_last=True)
         join = lambda a: a.reshape(3, -1, *a.shape[3:])
         lengths = cut.lengths
@@ -101,7 +101,7 @@ def test_stateful_evaluation_is_that_of_whole_streams(task, k1):
     _, ys = model(split.xs, lengths=split.lengths, resets=split.resets)
     lengths = np.full(len(split.xs), split.xs.shape[1]) if split.lengths is None else split.lengths
     errors = [(np.asarray(ys[b, :n]) - split.ys[b, :n]) ** 2 for b, n in enumerate(lengths)]
-    assert found["metric"] == pytest.approx(np.concatenate(errors).mean(), rel=1e-5)
+    assert metrics["metric"] == pytest.approx(np.concatenate(errors).mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_stateful_evaluation_is_that_of_whole_streams(task, k1):
         ],
     ),
 )
-def test_gradients_flow_k2_steps_and_no_further(task, k1, k2):
-    """Window after window without learning, against the derivative of one long sequence."""
+def test_gradients_flow_exactly_k2_steps(task, k1, k2):
+    """All windows without updates, against the gradient of one long sequence."""
     e = experiment(task, tbptt=TBPTT(k1, k2))
     data = e.task.load()
     graphdef, state = network(e, data)
@@ -144,8 +144,8 @@ def test_gradients_flow_k2_steps_and_no_further(task, k1, k2):
 
     @partial(jax.jit, static_argnums=(1, 2, 3))
     @jax.value_and_grad
-    def whole(params, begin, end, through):
-        """Errors of steps from `begin` to `end`, whose gradient goes back to `through`."""
+    def sequence_loss(params, begin, end, through):
+        """Errors of the steps from `begin` to `end`, with gradients back to step `through`."""
         model = nnx.merge(graphdef, params, state.rest, copy=True)
         before = nnx.merge(graphdef, state.params, state.rest, copy=True)
         part = lambda a, b: {
@@ -161,34 +161,36 @@ def test_gradients_flow_k2_steps_and_no_further(task, k1, k2):
         errors = (out[:, begin - through :] - ys[:, begin:end]) ** 2
         return jnp.where(counted[..., None], errors, 0).sum()
 
-    first_without_resets = min(max(k2 // k1, 1) + 1, length // k1 - 1)
-    for w in range(first_without_resets + 1):
+    last_window = min(max(k2 // k1, 1) + 1, length // k1 - 1)
+    for w in range(last_window + 1):
         index = WindowIndex(jnp.asarray(rows), jnp.int32(w))
-        (value, (carry, _)), got = loss(state.params, carry, index)
+        (value, (carry, _)), grads = loss(state.params, carry, index)
         end = (w + 1) * k1
         begin, through = end - min(k1, k2), max(end - max(k1, k2), 0)
         if k2 < k1:
             through = begin
-        wanted, want = whole(state.params, begin, end, through)
-        assert float(value) == pytest.approx(float(wanted), rel=1e-5, abs=1e-6)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), got, want)
+        expected_value, expected = sequence_loss(state.params, begin, end, through)
+        assert float(value) == pytest.approx(float(expected_value), rel=1e-5, abs=1e-6)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), grads, expected
+        )
 
 
-def test_windows_of_examples_come_in_order_and_each_stream_once_an_epoch():
+def test_windows_are_in_order_and_each_stream_once_per_epoch():
     data = Sums(lengths=True).load()
     split = cut_streams(data, data.train, 4, 3, keep_last=False)
     windows = WindowSampler(Window(4, 4), split, 3, seed=1)
     counts = -(-data.train.lengths // 4)
-    seen, step = [], 0
+    all_rows, step = [], 0
     for _ in range(3):
         rows = windows.plan(step, 1).rows[0]
         for k in range(counts[rows].max()):
-            place = windows.plan(step, 1)
-            assert place.window[0] == k
-            np.testing.assert_array_equal(place.rows[0], rows)
+            index = windows.plan(step, 1)
+            assert index.window[0] == k
+            np.testing.assert_array_equal(index.rows[0], rows)
             step += 1
-        seen += list(rows)
-    assert len(set(seen)) == 9
+        all_rows += list(rows)
+    assert len(set(all_rows)) == 9
     later = windows.plan(0, step)
     again = WindowSampler(Window(4, 4), split, 3, seed=1).plan(step - 2, 2)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[-2:], b), later, again)
@@ -196,8 +198,8 @@ def test_windows_of_examples_come_in_order_and_each_stream_once_an_epoch():
 
 
 @pytest.mark.parametrize("task", [KINDS[0], KINDS[3]], ids=repr)
-def test_training_by_windows_is_training_by_hand(task):
-    """Against a plain loop: model, optax, carry handed over."""
+def test_training_on_windows_matches_explicit_loop(task):
+    """Against an explicit loop that passes the carry on."""
     e = experiment(task, tbptt=TBPTT(4, 6))
     data = e.task.load()
     optimizer = e.optimizer.build(e.steps)
@@ -228,11 +230,11 @@ def test_training_by_windows_is_training_by_hand(task):
     steps = jax.jit(step.repeat(windows.batch))
     state, metrics = steps(state, jax.tree.map(jnp.asarray, split), plans, 12)
     np.testing.assert_allclose(metrics.loss, losses, rtol=1e-4)
-    assert steps._cache_size() == 1
+    assert cache_size(steps) == 1
 
 
 @pytest.mark.parametrize("task", KINDS[1:3], ids=repr)
-def test_a_run_learns_and_is_read_back(task, tmp_path):
+def test_run_learns_and_can_be_restored(task, tmp_path):
     e = experiment(task, steps=300, eval_every=100, tbptt=TBPTT(4, 8))
     data = e.task.load()
     trained = train(e, data, tmp_path)
@@ -241,17 +243,17 @@ def test_a_run_learns_and_is_read_back(task, tmp_path):
     assert restore(e, data, tmp_path)[1:4] == trained[1:4]
 
 
-def test_whole_examples_take_their_resets_from_the_task():
+def test_whole_examples_use_resets_of_the_task():
     e = experiment(Sums(resets=True), tbptt=None)
     data = e.task.load()
     graphdef, state = network(e, data)
     model = nnx.merge(graphdef, state.params, state.rest)
     _, ys = model(data.test.xs, resets=data.test.resets)
-    want = np.mean((np.asarray(ys) - data.test.ys) ** 2)
+    expected = np.mean((np.asarray(ys) - data.test.ys) ** 2)
     evaluate = make_evaluate(graphdef, Objective.of(data), 3)
-    assert evaluate(state, data.test)["metric"] == pytest.approx(want, rel=1e-5)
+    assert evaluate(state, data.test)["metric"] == pytest.approx(expected, rel=1e-5)
     without = data.test._replace(resets=None)
-    assert evaluate(state, without)["metric"] != pytest.approx(want, rel=1e-3)
+    assert evaluate(state, without)["metric"] != pytest.approx(expected, rel=1e-3)
     carry, sums = SequenceLoss(Objective.of(data))(model, (), data.test)
     assert carry == () and float(sums.loss_weight) == 7 * T
 
@@ -277,14 +279,14 @@ def test_whole_examples_take_their_resets_from_the_task():
         ),
     ],
 )
-def test_what_cannot_be_streamed_is_refused(changes, message):
+def test_incompatible_tbptt_raises(changes, message):
     e = replace(experiment(), **changes)
     with pytest.raises(ValueError, match=message):
-        check(e, e.task.load())
+        check_experiment(e, e.task.load())
 
 
 @pytest.mark.parametrize("k", [0, -1, 2.5, True])
-def test_odd_numbers_are_refused(k):
+def test_invalid_k1_and_k2_raise(k):
     with pytest.raises(ValueError, match="TBPTT: k[12] must be a positive int"):
         TBPTT(k1=k)
     with pytest.raises(ValueError, match="TBPTT: k2 must be a positive int"):

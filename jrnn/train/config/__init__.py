@@ -1,4 +1,4 @@
-"""What is trained and how: the experiment, its network, optimizer and truncation."""
+"""The configuration of a run: the experiment, its network, optimizer and truncation."""
 
 from jrnn.train.config.experiment import Experiment as Experiment
 from jrnn.train.config.experiment import RunOptions as RunOptions

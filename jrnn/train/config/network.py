@@ -1,4 +1,4 @@
-"""The network of a run: layers of a cell, and the head that a task's target asks for."""
+"""The network of a run: layers of a cell, and the head for the target of a task."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,17 +21,17 @@ class Network:
     """Layers of one cell, from the inputs of a task to its outputs.
 
     Args:
-      cell: the cell, or layer, the same in every layer.
+      cell: the cell or layer; all layers have the same options.
       num_layers: number of layers.
-      bidirectional: run each layer in both directions.
-      dropout: rate between layers and before the head.
-      pool: for one output a sequence, what is read: "last", "mean" or "max".
+      bidirectional: whether each layer scans in both directions.
+      dropout: rate of dropout between layers and before the head.
+      pool: "last", "mean" or "max": the pooling over time for tasks with one target per sequence.
       embedding_size: width of the embedding of tokens; None means 64. Only for tasks with tokens.
-      dtype: of inputs and products: "float32" or "bfloat16"; parameters are float32.
+      dtype: "float32" or "bfloat16": the dtype of inputs and products; parameters are float32.
       engine: name of the engine.
 
     Raises:
-      ValueError: a number out of range or an unknown name.
+      ValueError: a number is out of range, or a name is unknown.
     """
 
     cell: Layer
@@ -54,22 +54,22 @@ class Network:
 
     @property
     def causal(self) -> bool:
-        """Whether an output depends on the inputs up to its own step alone."""
+        """Whether each output depends only on inputs up to its own step."""
         return self.cell.causal and not self.bidirectional
 
     def description(self) -> str:
-        """Its options, but for what a run may go on without: the engine, and rates of dropout."""
+        """The options as text, without those that may change on resume: engine and dropout."""
         return repr(replace(self, engine="auto", dropout=0.0))
 
     def build(
         self, data: Data, seed: int, engine: Engine | None = None
     ) -> Classifier | SequenceToSequence:
-        """Draws the network for a task's data.
+        """Builds the network for the data of a task, with random parameters.
 
         Args:
-          data: the loaded task; its target chooses the head.
+          data: the loaded task; its target determines the head.
           seed: of the parameters and of dropout.
-          engine: what runs the cells in place of `engine` of the options.
+          engine: the engine to use instead of `self.engine`.
 
         Raises:
           ValueError: an option does not fit the task.
@@ -89,9 +89,9 @@ class Network:
         embedding, size = None, data.input_size
         if data.tokens:
             size = self.embedding_size or EMBEDDING_SIZE
-            # Of unit variance, as the input weights of cells expect; flax's default is smaller.
-            unit = nnx.initializers.normal(1.0)
-            embedding = nnx.Embed(data.input_size, size, embedding_init=unit, rngs=rngs)
+            # The input weights of cells expect unit variance; the default of flax is smaller.
+            embedding_init = nnx.initializers.normal(1.0)
+            embedding = nnx.Embed(data.input_size, size, embedding_init=embedding_init, rngs=rngs)
         body = StackedRNN(
             self.cell,
             size,
@@ -102,7 +102,7 @@ class Network:
             engine=engine or self.engine,
             dtype=jnp.dtype(self.dtype),
         )
-        head = {"embedding": embedding, "dropout": self.dropout, "rngs": rngs}
+        options = {"embedding": embedding, "dropout": self.dropout, "rngs": rngs}
         if data.target in ("class_per_step", "value_per_step"):
-            return SequenceToSequence(body, data.output_size, **head)
-        return Classifier(body, data.output_size, pool=self.pool, **head)
+            return SequenceToSequence(body, data.output_size, **options)
+        return Classifier(body, data.output_size, pool=self.pool, **options)

@@ -1,4 +1,4 @@
-"""The optimiser of a run: optax, chosen by a frozen dataclass."""
+"""The optimizer of a run: a frozen dataclass that builds an optax transformation."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -12,7 +12,7 @@ from jrnn import checks
 Algorithm = Literal["adam", "adamw", "sgd", "rmsprop"]
 Schedule = Literal["constant", "cosine", "linear"]
 ARRAYS = ("learning_rate", "weight_decay", "momentum", "clip_norm")
-"""Fields of `Optimizer` that may be arrays: trials that differ in them share a compilation."""
+"""Fields of `Optimizer` that may be traced: trials that differ only in them share a compilation."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Optimizer:
       learning_rate: the highest rate.
       algorithm: "adam", "adamw", "sgd" or "rmsprop".
       schedule: "constant", "cosine" or "linear".
-      warmup: share of all steps, in [0, 1), over which the rate rises from 0.
-      weight_decay: decoupled decay for adamw alone.
-      momentum: for sgd and rmsprop alone.
-      clip_norm: largest global norm of a gradient; None does not clip.
+      warmup: fraction of all steps, in [0, 1), over which the rate rises from 0.
+      weight_decay: decoupled weight decay, for adamw only.
+      momentum: for sgd and rmsprop only.
+      clip_norm: maximum global norm of the gradient; None does not clip.
 
     Raises:
-      ValueError: an unknown name, a number out of range, or an option that the algorithm lacks.
+      ValueError: a name is unknown, a number is out of range, or the algorithm lacks an option.
     """
 
     learning_rate: float = 1e-3
@@ -72,33 +72,33 @@ class Optimizer:
                 f"got {self.algorithm!r}"
             )
 
-    def rate(self, steps: int, highest: ArrayLike | None = None) -> optax.Schedule:
+    def rate(self, steps: int, peak: ArrayLike | None = None) -> optax.Schedule:
         """The learning rate as a function of the step, over a run of `steps` steps.
 
         Args:
-          steps: of the run.
-          highest: in place of `learning_rate`.
+          steps: number of steps of the run.
+          peak: the highest rate; by default `learning_rate`.
         """
-        highest = self.learning_rate if highest is None else highest
-        rising = round(self.warmup * steps)
-        falling = max(steps - rising, 1)
-        after = {
-            "constant": optax.constant_schedule(highest),
-            "cosine": optax.cosine_decay_schedule(highest, falling),
-            "linear": optax.linear_schedule(highest, 0.0, falling),
+        peak = self.learning_rate if peak is None else peak
+        warmup_steps = round(self.warmup * steps)
+        decay_steps = max(steps - warmup_steps, 1)
+        decay = {
+            "constant": optax.constant_schedule(peak),
+            "cosine": optax.cosine_decay_schedule(peak, decay_steps),
+            "linear": optax.linear_schedule(peak, 0.0, decay_steps),
         }[self.schedule]
-        if rising == 0:
-            return after
-        rise = optax.linear_schedule(0.0, highest, rising)
-        return optax.join_schedules([rise, after], [rising])
+        if warmup_steps == 0:
+            return decay
+        warmup = optax.linear_schedule(0.0, peak, warmup_steps)
+        return optax.join_schedules([warmup, decay], [warmup_steps])
 
     def build(self, steps: int, **arrays: jax.Array) -> optax.GradientTransformation:
         """The optax chain for a run of `steps` steps.
 
         Args:
-          steps: of the run.
-          **arrays: in place of fields in `ARRAYS`, whose own values then only say whether there is
-            such a part at all; they may be traced.
+          steps: number of steps of the run.
+          **arrays: values for the fields in `ARRAYS`, which may be traced; the values of the fields
+            themselves then only determine whether the chain has such a part.
         """
         value: Any = lambda name: arrays.get(name, getattr(self, name))
         rate = self.rate(steps, value("learning_rate"))

@@ -1,1 +1,1 @@
-"""Which examples each step takes, and how they reach the device."""
+"""Sampling of the examples of each step, and their transfer to the device."""

@@ -1,4 +1,4 @@
-"""How the examples of training steps reach the device."""
+"""Transfer of the examples of training steps to the device."""
 
 import itertools
 import threading
@@ -27,7 +27,7 @@ THREADS = 4
 
 
 class Loader(Protocol):
-    """Gives the examples of the next steps to a compiled function of many steps.
+    """Provides the examples of the next steps to a compiled function of many steps.
 
     Attributes:
       max_steps: largest number of steps that `next` takes.
@@ -36,7 +36,7 @@ class Loader(Protocol):
     max_steps: int
 
     def next(self, first: int, count: int) -> tuple[Examples, BatchPlan]:
-        """Examples on the device, and plans `[max_steps, ...]`, of which `count` are used."""
+        """Examples on the device, and plans `[max_steps, ...]`; the first `count` are used."""
         ...
 
     def batch(self, examples: Examples, plan: BatchPlan) -> Any:
@@ -51,7 +51,7 @@ class PrefetchedBatches:
     """
 
     def __init__(self, examples: Examples, sampler: Sampler, ahead: int, rows: np.ndarray):
-        """Reads the given rows of each batch, and at most `ahead` steps before they are used."""
+        """Reads `rows` of each batch, at most `ahead` steps before they are used."""
         self._examples, self._sampler, self._ahead = examples, sampler, ahead
         self._rows = rows
         self._planning = threading.Lock()
@@ -64,8 +64,8 @@ class PrefetchedBatches:
         """The rows of the batch of a step, counted from 0."""
         with self._planning:  # a sampler draws the order of an epoch on first use
             plan = self._sampler.plan(step, 1)
-        own = lambda array: array[0] if array.ndim == 1 else array[0][self._rows]
-        return self._sampler.batch(self._examples, jax.tree.map(own, plan))
+        local = lambda array: array[0] if array.ndim == 1 else array[0][self._rows]
+        return self._sampler.batch(self._examples, jax.tree.map(local, plan))
 
     def take(self, first: int, count: int) -> list[Any]:
         """The batches of the steps `first, ..., first + count - 1`."""
@@ -81,7 +81,7 @@ class PrefetchedBatches:
 
 
 class DataLoader:
-    """The examples of a split, by the plans of a sampler.
+    """Provides the examples that a sampler chooses from a split.
 
     A split that fits is put on the device once. The batches of a larger one are streamed: those of
     the next steps are sent before each dispatch, and each of several processes reads and sends the
@@ -98,14 +98,14 @@ class DataLoader:
             self._examples = self._mesh.replicate(examples)
         else:
             rows = self._mesh.local_rows(sampler.batch_size)
-            row = num_bytes(PrefetchedBatches(examples, sampler, 1, rows[:1])[0])
-            fitting = STREAMED_BYTES // max(row * sampler.batch_size, 1)
-            max_steps = min(max_steps, max(1, fitting))
+            row_bytes = num_bytes(PrefetchedBatches(examples, sampler, 1, rows[:1])[0])
+            streamed_steps = STREAMED_BYTES // max(row_bytes * sampler.batch_size, 1)
+            max_steps = min(max_steps, max(1, streamed_steps))
             self._batches = PrefetchedBatches(examples, sampler, max_steps, rows)
         self.max_steps = max_steps
 
     def next(self, first: int, count: int) -> tuple[Examples, BatchPlan]:
-        """Examples on the device, and plans `[max_steps, ...]`, of which `count` are used."""
+        """Examples on the device, and plans `[max_steps, ...]`; the first `count` are used."""
         if self._on_device:
             plan = self._sampler.plan(first, count)
             return self._examples, pad_first_axis(plan, self.max_steps)
@@ -119,7 +119,7 @@ class DataLoader:
 
 
 class IteratorLoader:
-    """The batches of an iterable, in its order; a run that is resumed skips those it has used.
+    """Provides the batches of an iterable in order; a resumed run skips those it has used.
 
     An iterable that can be iterated over again, such as a list or a `DataLoader` of PyTorch, starts
     again at its end; an iterator is used once. The shapes and dtypes of all batches must be the
@@ -130,10 +130,10 @@ class IteratorLoader:
         """For at most `max_steps` steps at once, or fewer if these are too large to be sent.
 
         Raises:
-          ValueError: the iterable is empty, or a batch is without arrays.
+          ValueError: the iterable is empty, or its first batch has no arrays.
         """
-        self._batches, self._mesh = _repeated(batches), mesh or Mesh()
-        self._taken = 0
+        self._batches, self._mesh = _repeat(batches), mesh or Mesh()
+        self._position = 0
         first = next(self._batches, None)
         if not jax.tree.leaves(first):
             raise ValueError(f"fit: data must yield batches of arrays, got {first!r}")
@@ -141,8 +141,8 @@ class IteratorLoader:
         first = jax.tree.map(np.asarray, first)
         self.batch_size = num_examples(first)
         self._shapes = _shapes(first)
-        fitting = STREAMED_BYTES // max(num_bytes(first), 1)
-        self.max_steps = min(max_steps, max(1, fitting))
+        streamed_steps = STREAMED_BYTES // max(num_bytes(first), 1)
+        self.max_steps = min(max_steps, max(1, streamed_steps))
 
     def next(self, first: int, count: int) -> tuple[Examples, BatchPlan]:
         """The next batches on the device, and their positions.
@@ -150,9 +150,9 @@ class IteratorLoader:
         Raises:
           ValueError: the iterable has ended, or a batch differs in shapes or dtypes from the first.
         """
-        skipped = first - self._taken
+        skipped = first - self._position
         batches = list(itertools.islice(self._batches, skipped, skipped + count))
-        self._taken = first + count
+        self._position = first + count
         if len(batches) < count:
             raise ValueError(
                 f"fit: data ended after {first + len(batches)} batches, and the run has more "
@@ -179,8 +179,8 @@ def _send(
     return mesh.shard_batches(pad_first_axis(stacked, max_steps), batch_size), np.arange(max_steps)
 
 
-def _repeated(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches, again and again if they can be iterated over again."""
+def _repeat(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yields the batches, without end if they can be iterated over again."""
     while True:
         iterator, is_empty = iter(batches), True
         for batch in iterator:

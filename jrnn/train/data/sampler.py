@@ -1,4 +1,4 @@
-"""Which examples each training step takes: a function of a seed and the number of the step."""
+"""The examples of each training step: a function of a seed and the number of the step."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -35,7 +35,7 @@ class Sampler(Protocol):
 
 
 class EpochSampler:
-    """Whole examples, each epoch in a new order that depends only on (seed, epoch).
+    """Samples whole examples, each epoch in a new order that depends only on (seed, epoch).
 
     The last, smaller batch of an epoch is dropped, so that all batches have the same shape.
     """

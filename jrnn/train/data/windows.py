@@ -24,7 +24,7 @@ class Window(NamedTuple):
 
 
 class WindowIndex(NamedTuple):
-    """Which windows a batch holds.
+    """The windows of a batch.
 
     Attributes:
       rows: `[..., batch]`, the streams.
@@ -58,7 +58,7 @@ def cut_streams(data: Data, split: Split, k1: int, rows: int, *, keep_last: bool
     """Cuts a split into windows of streams.
 
     Args:
-      data: says whether examples are contiguous.
+      data: determines whether examples are contiguous.
       split: the training split or another one.
       k1: steps of a window; divides the steps of an example.
       rows: number of streams that contiguous examples are cut into.
@@ -89,7 +89,7 @@ def cut_streams(data: Data, split: Split, k1: int, rows: int, *, keep_last: bool
 
 
 class WindowSampler:
-    """The windows of a batch of streams in order, then those of the next batch of streams.
+    """Samples the windows of a batch of streams in order, then those of the next batch.
 
     Each epoch has the streams in a new order that depends only on (seed, epoch). Streams that do
     not fill a batch are dropped, and so are windows after the end of all streams of a batch.

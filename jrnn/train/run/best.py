@@ -23,12 +23,12 @@ class BestTracker:
     best: dict[str, float] = field(default_factory=dict)
     worse: int = 0
 
-    def update(self, step: int, found: dict[str, float]) -> bool:
-        """Takes in an evaluation, and returns whether it is the best so far."""
-        if self.best and not self._is_better(found, self.best):
+    def update(self, step: int, metrics: dict[str, float]) -> bool:
+        """Records an evaluation, and returns whether it is the best so far."""
+        if self.best and not self._is_better(metrics, self.best):
             self.worse += 1
             return False
-        self.step, self.best, self.worse = step, found, 0
+        self.step, self.best, self.worse = step, metrics, 0
         return True
 
     def should_stop(self) -> bool:

@@ -1,4 +1,4 @@
-"""Checkpointer of a run by orbax: written whole or not at all, and checked when they are read."""
+"""Checkpoints of a run by orbax: written atomically, and verified by checksums when read."""
 
 import errno
 import json
@@ -17,29 +17,29 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 log = logging.getLogger("jrnn")
 
-KEPT = 2
-"""The newest checkpoints that are kept: the second is for when the first is damaged."""
-PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM)
-"""Errors of reading that say nothing of what is on the disk."""
-SLACK = 2**20
-"""Bytes beside the arrays that a checkpoint may take."""
+MAX_TO_KEEP = 2
+"""Number of checkpoints to keep: the second newest is read if the newest is damaged."""
+TRANSIENT_ERRNOS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM)
+"""Read errors that do not mean that the files are damaged."""
+METADATA_BYTES = 2**20
+"""Upper bound of the bytes that a checkpoint needs in addition to its arrays."""
 
 
 class CheckpointError(OSError):
-    """A checkpoint could not be written, or none could be read; says what to do."""
+    """A checkpoint could not be written, or none could be read."""
 
 
-class OtherNetwork(CheckpointError):
-    """A checkpoint is of another network than that which is to be restored."""
+class NetworkMismatch(CheckpointError):
+    """A checkpoint belongs to another network than the one to restore."""
 
 
 class Checkpoint(NamedTuple):
-    """All that moves in a run.
+    """The complete state of a run.
 
     Attributes:
-      step: training steps done.
-      arrays: by name, trees of arrays.
-      record: by name, what JSON holds.
+      step: number of training steps done.
+      arrays: pytrees of arrays, by name.
+      record: JSON values, by name.
     """
 
     step: int
@@ -55,20 +55,20 @@ class Checkpointer:
 
         Args:
           folder: the run's folder `checkpoints`.
-          writing: whether anything is to be saved; the folder is then made if need be, and what a
-            killed run left half written is removed.
+          writing: whether to open the folder for writing; this creates it if it does not exist, and
+            removes incomplete checkpoints of a run that was killed.
 
         Raises:
-          CheckpointError: it cannot be opened, or not be written to.
+          CheckpointError: the folder cannot be opened or written to.
         """
         self._folder = folder.absolute()
-        alone = jax.process_index()  # of several processes no other one comes here
+        process = jax.process_index()  # only one process opens the folder
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.LatestN(KEPT),
+            preservation_policy=policies.LatestN(MAX_TO_KEEP),
             cleanup_tmp_directories=writing,
             create=False,
             multiprocessing_options=ocp.options.MultiprocessingOptions(
-                primary_host=alone, active_processes={alone}
+                primary_host=process, active_processes={process}
             ),
         )
         try:
@@ -76,33 +76,33 @@ class Checkpointer:
                 self._folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except Exception as error:
-            doing = "written to" if writing else "opened"
-            raise CheckpointError(f"{folder} cannot be {doing}: {_cause(error)}") from error
+            action = "written to" if writing else "opened"
+            raise CheckpointError(f"{folder} cannot be {action}: {_cause(error)}") from error
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Writes a checkpoint in the background.
 
         Raises:
-          CheckpointError: this one or the one before could not be written.
+          CheckpointError: this or the previous checkpoint could not be written.
         """
         arrays = {name: to_numpy(tree) for name, tree in checkpoint.arrays.items()}
         args: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
-        described = {"record": checkpoint.record, "kinds": kinds(checkpoint.arrays)}
-        sealed = {
-            **described,
-            "checksum": _checksum_of_json(described),
+        content = {"record": checkpoint.record, "kinds": leaf_specs(checkpoint.arrays)}
+        saved = {
+            **content,
+            "checksum": _checksum_of_json(content),
             "checksums": checksums(arrays),
         }
-        args["record"] = ocp.args.JsonSave(sealed)
+        args["record"] = ocp.args.JsonSave(saved)
         try:
             self._manager.wait_until_finished()
-            self._check_room(arrays)
+            self._check_disk_space(arrays)
             self._manager.save(checkpoint.step, args=ocp.args.Composite(**args))
         except Exception as error:
             raise self._failure(error) from error
 
     def wait(self) -> None:
-        """Waits for all writing.
+        """Waits until all checkpoints are written.
 
         Raises:
           CheckpointError: a checkpoint could not be written.
@@ -114,101 +114,104 @@ class Checkpointer:
             raise self._failure(error) from error
 
     def steps(self) -> list[int]:
-        """The steps of which there are checkpoints, whether damaged or not."""
+        """The steps that have a checkpoint, damaged or not."""
         return sorted(self._manager.all_steps())
 
     def newest(self, like: dict[str, Any]) -> Checkpoint | None:
-        """The newest checkpoint that is not damaged; of a damaged one it says so in the log.
+        """Reads the newest checkpoint that is not damaged, and logs a warning for each damaged one.
 
         Args:
-          like: trees of the shapes and dtypes that are expected, by name; only these are read.
+          like: by name, pytrees with the expected shapes and dtypes; only these are read.
 
         Returns:
-          The checkpoint, or None where there is none at all.
+          The checkpoint, or None if the folder has none.
 
         Raises:
-          CheckpointError: all of them are damaged, or none can be read now.
+          NetworkMismatch: shapes or dtypes differ from those of `like`.
+          CheckpointError: all checkpoints are damaged, or the folder cannot be read at the moment.
         """
         steps = self.steps()
         for step in reversed(steps):
             try:
                 return self._read(step, like)
-            except (MemoryError, OtherNetwork):
+            except (MemoryError, NetworkMismatch):
                 raise
-            except Exception as error:  # bytes that have changed make any error at all
-                if isinstance(error, OSError) and error.errno in PASSING:
+            except Exception as error:  # corrupted bytes may raise any exception
+                if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS:
                     raise CheckpointError(f"{self._folder} cannot be read now: {error}") from error
                 log.warning("checkpoint of step %d is damaged: %s", step, _cause(error))
         if steps:
             raise CheckpointError(
                 f"{self._folder}: no checkpoint can be read; those of steps {steps} are damaged, "
-                "or of another network or version of jrnn. Restore the folder from a copy, or "
-                "train anew"
+                "or of another network or version of jrnn; restore the folder from a copy, or "
+                "start a new run"
             )
         return None
 
-    def quarantine(self, after: int) -> None:
-        """Moves the checkpoints after a step, which are damaged, into the folder `damaged`."""
+    def move_damaged(self, after: int) -> None:
+        """Moves all checkpoints after a step, which are damaged, into the folder `damaged`."""
         for step in [step for step in self.steps() if step > after]:
-            aside = self._folder.parent / "damaged" / str(step)
-            aside.parent.mkdir(exist_ok=True)
-            if aside.exists():
-                shutil.rmtree(aside)
-            (self._folder / str(step)).rename(aside)
+            target = self._folder.parent / "damaged" / str(step)
+            target.parent.mkdir(exist_ok=True)
+            if target.exists():
+                shutil.rmtree(target)
+            (self._folder / str(step)).rename(target)
         self._manager.reload()
 
     def close(self) -> None:
-        """Waits for all writing and lets go of the folder."""
+        """Waits until all checkpoints are written, and closes the folder."""
         self._manager.close()
 
     def _read(self, step: int, like: dict[str, Any]) -> Checkpoint:
-        shapes = {name: shapes_of(tree) for name, tree in like.items()}
-        args = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
+        abstract = {name: abstract_numpy(tree) for name, tree in like.items()}
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         json_args: Any = ocp.args.JsonRestore()
-        sealed = self._manager.restore(step, args=ocp.args.Composite(record=json_args))["record"]
-        described = {name: sealed[name] for name in ("record", "kinds")}
-        if _checksum_of_json(described) != sealed["checksum"]:
-            raise ValueError("its record has changed since it was written")
-        self._check_kinds(sealed["kinds"], kinds(like))
-        found = self._manager.restore(step, args=ocp.args.Composite(**args))
-        arrays = {name: found[name] for name in like}
-        if kinds(arrays) != kinds(shapes):
-            raise ValueError("its arrays are not of the kinds that were written")
+        saved = self._manager.restore(step, args=ocp.args.Composite(record=json_args))["record"]
+        content = {name: saved[name] for name in ("record", "kinds")}
+        if _checksum_of_json(content) != saved["checksum"]:
+            raise ValueError("the record does not match its checksum")
+        self._check_leaf_specs(saved["kinds"], leaf_specs(like))
+        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        arrays = {name: restored[name] for name in like}
+        if leaf_specs(arrays) != leaf_specs(abstract):
+            raise ValueError("the arrays do not have the shapes and dtypes that were written")
         for name, sums in checksums(arrays).items():
-            if sums != sealed["checksums"][name]:
-                raise ValueError(f"the numbers of its {name} have changed since they were written")
-        return Checkpoint(step, restore_keys(arrays, like), sealed["record"])
+            if sums != saved["checksums"][name]:
+                raise ValueError(f"the arrays of {name} do not match their checksums")
+        return Checkpoint(step, from_numpy(arrays, like), saved["record"])
 
-    def _check_kinds(self, found: dict[str, dict[str, str]], wanted: dict[str, dict[str, str]]):
-        """Refuses arrays of other names, shapes or dtypes, and names the first of them."""
-        for name, leaves in wanted.items():
-            for leaf in sorted(leaves.keys() | found[name].keys()):
-                was, now = found[name].get(leaf, "no such array"), leaves.get(leaf, "none")
-                if was != now:
-                    raise OtherNetwork(
-                        f"{self._folder} holds a run of another network: {name}{leaf} is {was} "
-                        f"there, and {now} by this config. Use the config that the run was trained "
-                        "by, or train anew"
+    def _check_leaf_specs(
+        self, saved: dict[str, dict[str, str]], expected: dict[str, dict[str, str]]
+    ) -> None:
+        """Raises if names, shapes or dtypes differ, and names the first array that does."""
+        for name, leaves in expected.items():
+            for path in sorted(leaves.keys() | saved[name].keys()):
+                old, new = saved[name].get(path, "missing"), leaves.get(path, "missing")
+                if old != new:
+                    raise NetworkMismatch(
+                        f"{self._folder} has a run of another network: {name}{path} is {old} in "
+                        f"the checkpoint, and {new} in this config; use the config of the run, or "
+                        "start a new run"
                     )
 
-    def _check_room(self, arrays: dict[str, Any]) -> None:
-        """Refuses what cannot fit, before orbax has half of it on the disk."""
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + SLACK
+    def _check_disk_space(self, arrays: dict[str, Any]) -> None:
+        """Raises before orbax writes an incomplete checkpoint to a full disk."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + METADATA_BYTES
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed} bytes are needed")
 
     def _failure(self, error: Exception) -> CheckpointError:
-        kept = self.steps()
-        whole = f"those of steps {kept} are whole" if kept else "there is none before it"
+        steps = self.steps()
+        intact = f"those of steps {steps} are intact" if steps else "there is no earlier one"
         return CheckpointError(
-            f"{self._folder}: a checkpoint could not be written, {whole}. Make room or mend the "
-            f"folder, and go on with --resume. The cause: {_cause(error)}"
+            f"{self._folder}: a checkpoint could not be written: {_cause(error)}; {intact}; free "
+            "disk space or repair the folder, and continue with --resume"
         )
 
 
 def checksums(arrays: dict[str, Any]) -> dict[str, list[int]]:
-    """The CRC-32 of every leaf, by the name of its tree."""
+    """The CRC-32 of every leaf, by the name of its pytree."""
     checksum = lambda leaf: zlib.crc32(np.ascontiguousarray(leaf).tobytes())
     return {name: [checksum(leaf) for leaf in jax.tree.leaves(t)] for name, t in arrays.items()}
 
@@ -218,25 +221,25 @@ def _is_key(leaf: Any) -> bool:
 
 
 def to_numpy(tree: Any) -> Any:
-    """The arrays of NumPy that are written, which no number of devices or processes changes."""
-    plain = lambda leaf: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-    return jax.tree.map(plain, tree)
+    """NumPy arrays, and the data of random keys; independent of devices and processes."""
+    convert = lambda leaf: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return jax.tree.map(convert, tree)
 
 
-def shapes_of(tree: Any) -> Any:
-    """Arrays as `to_numpy` makes them, each in the memory of one number."""
+def abstract_numpy(tree: Any) -> Any:
+    """Zeros with the shapes and dtypes of `to_numpy`, each in the memory of one element."""
 
-    def of(leaf: Any) -> np.ndarray:
+    def zeros(leaf: Any) -> np.ndarray:
         if _is_key(leaf):
             leaf = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
             leaf = jax.eval_shape(jax.random.key_data, leaf)
         return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
-    return jax.tree.map(of, tree)
+    return jax.tree.map(zeros, tree)
 
 
-def restore_keys(arrays: Any, like: Any) -> Any:
-    """What `to_numpy` was made of, from the keys among leaves of the same kinds."""
+def from_numpy(arrays: Any, like: Any) -> Any:
+    """The inverse of `to_numpy`; random keys are those that are keys in `like`."""
     wrap = lambda a, leaf: jax.random.wrap_key_data(a) if _is_key(leaf) else jnp.asarray(a)
     return jax.tree.map(wrap, arrays, like)
 
@@ -245,8 +248,8 @@ def _checksum_of_json(record: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
-def kinds(arrays: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """The dtype and shape of every leaf by its path, by the name of its tree."""
+def leaf_specs(arrays: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """The dtype and shape of every leaf, by the name of its pytree and by its path."""
     describe = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
     return {
         name: {
@@ -258,7 +261,7 @@ def kinds(arrays: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def _cause(error: Exception) -> str:
-    """The system's words for it where they are in the message, else its first line."""
+    """The error message of the operating system if there is one, else the first line."""
     text = str(error)
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
         if os.strerror(number) in text:

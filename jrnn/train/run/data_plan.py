@@ -1,4 +1,4 @@
-"""What a run reads: its examples in training and in evaluation, and the loss on them."""
+"""The data of a run: examples for training and evaluation, and the loss on them."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from jrnn.train.step.truncated import TruncatedLoss, stateful_evaluation, zero_c
 
 
 class DataPlan(NamedTuple):
-    """What a run reads.
+    """The data of a run, and its loss and metric.
 
     Attributes:
       examples: for training: a pytree of arrays, or an iterable of batches.
@@ -58,11 +58,11 @@ class DataPlan(NamedTuple):
         return self.sampler(seed)
 
     def loader(self, options: RunOptions, mesh: Mesh) -> Loader:
-        """Gives the examples of each step to a single network."""
-        most = max_steps_of(options)
+        """The loader of the examples of each step, for a single network."""
+        max_steps = max_steps_of(options)
         if self.sampler is None:
-            return IteratorLoader(self.examples, most, mesh)
-        return DataLoader(self.examples, self.make_sampler(options.seed), most, mesh)
+            return IteratorLoader(self.examples, max_steps, mesh)
+        return DataLoader(self.examples, self.make_sampler(options.seed), max_steps, mesh)
 
 
 def plan_task(data: Data, options: RunOptions, tbptt: TBPTT | None) -> DataPlan:

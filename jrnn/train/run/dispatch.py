@@ -59,14 +59,14 @@ class Dispatcher:
           The state after them, and their number.
         """
         every, last = self._options.eval_every, self._options.steps
-        most = -self._group.all_max("steps of a dispatch", -self._count)[0]
-        count = min(every - step % every, last - step, most)
+        max_count = -self._group.all_max("steps of a dispatch", -self._count)[0]
+        count = min(every - step % every, last - step, max_count)
         state, metrics = self._train_steps(state, step, count)
         self._in_flight.append(Dispatched(step + 1, count, metrics))
         return state, count
 
     def in_flight(self) -> int:
-        """The number of dispatches whose metrics were not read yet."""
+        """The number of dispatches whose metrics have not been read yet."""
         return len(self._in_flight)
 
     def read(self) -> Dispatched:
@@ -75,8 +75,8 @@ class Dispatcher:
         metrics = jax.device_get(on_device)
         now = time.perf_counter()
         step_seconds, self._timer = (now - self._timer) / count, now
-        fitting = int(MAX_SECONDS / max(step_seconds, 1e-9))
-        self._count = max(1, min(self._max_steps, 2 * self._count, fitting))
+        max_count = int(MAX_SECONDS / max(step_seconds, 1e-9))
+        self._count = max(1, min(self._max_steps, 2 * self._count, max_count))
         return Dispatched(first, count, metrics)
 
     def reset_timer(self) -> None:

@@ -15,7 +15,7 @@ LINE_EVERY = 20
 
 
 class MetricsFile:
-    """Lines such as `{"step": 20, "split": "train", "loss": 2.3, "metric": 0.1}`, only appended."""
+    """Lines such as `{"step": 20, "split": "train", "loss": 2.3, "metric": 0.1}`; append-only."""
 
     def __init__(self, path: Path):
         """Uses the file at `path`, and creates its folder if it does not exist."""
@@ -46,20 +46,20 @@ class MetricsFile:
         Raises:
           ValueError: the file has fewer bytes than that.
         """
-        found = self._path.stat().st_size if self._path.exists() else 0
-        if found < size:
+        current = self._path.stat().st_size if self._path.exists() else 0
+        if current < size:
             raise ValueError(
-                f"{self._path} has {found} bytes, and had {size} when the run was saved: lines are "
-                "missing; restore the file from a copy"
+                f"{self._path} has {current} bytes, and had {size} when the run was saved: lines "
+                "are missing; restore the file from a copy"
             )
-        if found > size:
+        if current > size:
             os.truncate(self._path, size)
 
     def read(self, split: str, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one curve."""
         lines = [json.loads(line) for line in self._path.read_text("utf-8").splitlines()]
-        chosen = [line for line in lines if line["split"] == split]
-        return [line["step"] for line in chosen], [line[name] for line in chosen]
+        lines = [line for line in lines if line["split"] == split]
+        return [line["step"] for line in lines], [line[name] for line in lines]
 
 
 class MetricsLogger:
@@ -107,9 +107,9 @@ class MetricsLogger:
                 self._pending = []
         self._write("train", lines)
 
-    def log_validation(self, step: int, found: dict[str, float]) -> None:
+    def log_validation(self, step: int, metrics: dict[str, float]) -> None:
         """Writes the line of an evaluation."""
-        self._write("validation", {step: found})
+        self._write("validation", {step: metrics})
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint saves, for `restore`; all lines are on the disk afterwards."""

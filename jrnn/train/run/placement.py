@@ -1,4 +1,4 @@
-"""Where the networks of a run are computed: what the trainer asks of one network, or of many."""
+"""The interface between the trainer and one or many networks on their devices."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -45,7 +45,7 @@ class Placement(Protocol):
         ...
 
     def fetch(self, tree: Any) -> Any:
-        """Arrays that this process can read all of."""
+        """Arrays that are fully addressable by this process."""
         ...
 
     def restore(self, state: TrainState, best: Weights) -> tuple[TrainState, Weights]:

@@ -1,4 +1,4 @@
-"""The progress bar of a run: loss, metric, steps a second, time left."""
+"""The progress bar of a run: loss, metric, steps per second, remaining time."""
 
 from types import TracebackType
 
@@ -8,10 +8,10 @@ METRIC_NAMES = {"accuracy": "accuracy", "mse": "MSE", "bits_per_character": "bit
 
 
 class Progress:
-    """A context manager around one run, drawn by rich."""
+    """Context manager that shows the progress bar of a run by rich."""
 
-    def __init__(self, steps: int, metric: str, title: str = "", *, shown: bool = True):
-        """For a run of `steps` steps, with the metric under its name."""
+    def __init__(self, steps: int, metric: str, title: str = "", *, enabled: bool = True):
+        """For a run of `steps` steps; `metric` is the name of its metric."""
         name = METRIC_NAMES.get(metric, metric)
         self._bar = bars.Progress(
             *([bars.TextColumn(title)] if title else []),
@@ -21,7 +21,7 @@ class Progress:
             bars.TextColumn(f"validation {name} {{task.fields[validation]}}"),
             bars.TextColumn("{task.fields[speed]} steps/s"),
             bars.TimeRemainingColumn(compact=True),
-            disable=not shown,
+            disable=not enabled,
         )
         self._task = self._bar.add_task("", total=steps, loss="-", validation="-", speed="-")
 
@@ -37,8 +37,8 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def trained(self, step: int, means: dict[str, float]) -> None:
-        """Shows the step, and the loss where there is one in `means`."""
+    def update_training(self, step: int, means: dict[str, float]) -> None:
+        """Shows the step, and the loss if `means` is not empty."""
         speed = self._bar.tasks[0].speed
         self._bar.update(
             self._task,
@@ -47,7 +47,7 @@ class Progress:
             speed="-" if speed is None else f"{speed:.0f}",
         )
 
-    def validated(self, metrics: dict[str, float]) -> None:
-        """Shows the metric on the validation split, if there is one."""
-        shown = f"{metrics['metric']:.4f}" if metrics else "-"
-        self._bar.update(self._task, validation=shown)
+    def update_validation(self, metrics: dict[str, float]) -> None:
+        """Shows the metric on the validation data, if `metrics` is not empty."""
+        text = f"{metrics['metric']:.4f}" if metrics else "-"
+        self._bar.update(self._task, validation=text)

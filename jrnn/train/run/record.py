@@ -1,12 +1,12 @@
-"""What a checkpoint holds besides arrays."""
+"""The JSON part of a checkpoint."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jrnn.train.run.checkpoint import OtherNetwork
+from jrnn.train.run.checkpoint import NetworkMismatch
 
 FORMAT = 2
-"""Version of the record; a run of another version is refused."""
+"""Version of the record; a run of another version cannot be resumed."""
 
 
 class TrialRecord(NamedTuple):
@@ -55,7 +55,7 @@ class Record(NamedTuple):
 
         Raises:
           ValueError: another version of jrnn wrote it.
-          OtherNetwork: it is of other networks, even if their arrays have the same shapes.
+          NetworkMismatch: it is of other networks, even if their arrays have the same shapes.
         """
         if saved.get("format") != FORMAT:
             raise ValueError(
@@ -66,7 +66,7 @@ class Record(NamedTuple):
         trials = [TrialRecord(**trial) for trial in saved["trials"]]
         for trial, network in zip(trials, networks, strict=True):
             if trial.network != network:
-                raise OtherNetwork(
+                raise NetworkMismatch(
                     f"the run is of another network: it has trained {trial.network}, and this "
                     f"config has {network}; use the config of the run, or start a new run"
                 )

@@ -1,4 +1,4 @@
-"""What keeps a run from harm: one process a folder, and signals that end it in order."""
+"""A lock that allows one process per run folder, and signals that stop a run gracefully."""
 
 import contextlib
 import signal
@@ -13,25 +13,25 @@ LOCK = ".lock"
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended a run after all of it was saved.
+    """A signal stopped a run, and everything was saved.
 
     Attributes:
       signal: SIGINT or SIGTERM.
     """
 
-    def __init__(self, message: str, number: signal.Signals):
-        """With what to tell the user."""
+    def __init__(self, message: str, received: signal.Signals):
+        """Takes the message for the user and the signal."""
         super().__init__(message)
-        self.signal = number
+        self.signal = received
 
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Keeps others from training in a folder; the system lets go of it when the process ends.
+    """Locks a folder for training; the system releases the lock when the process ends.
 
     Raises:
-      BlockingIOError: another process trains there.
-      OSError: the folder cannot be written to, or its file system has no locks.
+      BlockingIOError: another process trains in the folder.
+      OSError: the folder cannot be written to, or its file system does not support locks.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -40,11 +40,11 @@ def run_lock(folder: Path) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:
         if not isinstance(error, Timeout):
             raise OSError(
-                f"train: {folder} cannot be written to or locked: {error}; mend it, or name "
+                f"train: {folder} cannot be written to or locked: {error}; fix this, or pass "
                 "another folder"
             ) from error
         raise BlockingIOError(
-            f"train: another process trains in {folder} now; wait for it to end, or stop it"
+            f"train: another process trains in {folder}; wait until it ends, or stop it"
         ) from error
     try:
         yield
@@ -53,21 +53,21 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 class Signals:
-    """A context in which SIGINT and SIGTERM ask for an end; a second SIGINT ends at once.
+    """Context manager that records SIGINT and SIGTERM; a second SIGINT raises KeyboardInterrupt.
 
     Attributes:
-      received: the signal that came, or None. In other threads than the main one none is seen.
+      received: the signal that was received, or None. Always None outside of the main thread.
     """
 
     def __init__(self):
-        """Before the context nothing is changed."""
+        """Handlers are installed when the context is entered."""
         self.received: signal.Signals | None = None
-        self._before = {}
+        self._old_handlers = {}
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._receive)
+                self._old_handlers[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(
@@ -76,7 +76,7 @@ class Signals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

@@ -40,7 +40,7 @@ class SingleNetwork:
         mesh: Mesh,
         group: ProcessGroup,
     ):
-        """For a model with its first parameters, which are copied."""
+        """For a model with its initial parameters, which are copied."""
         self._mesh = mesh
         self._graphdef, state = init_state(model, optimizer)
         state = broadcast_arrays(jax.tree.map(jax.numpy.copy, state), group)
@@ -84,7 +84,7 @@ class SingleNetwork:
         return jax.tree.map(jax.numpy.copy, new) if chosen[0] else old
 
     def fetch(self, tree: Any) -> Any:
-        """Arrays that this process can read all of."""
+        """Arrays that are fully addressable by this process."""
         return self._mesh.fetch(tree)
 
     def restore(self, state: TrainState, best: Weights) -> tuple[TrainState, Weights]:

@@ -1,4 +1,4 @@
-"""The report of a run: a table and a figure."""
+"""The summary of a run: a table and a figure."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 from rich.table import Table
 
 from jrnn.plotting import hide_spines, new_figure
-from jrnn.tasks.task import Data
+from jrnn.tasks.task import Data, Split
 from jrnn.train.config.experiment import Experiment
 from jrnn.train.data.sampler import take
 from jrnn.train.fit import FitResult
@@ -16,19 +16,19 @@ from jrnn.train.run.progress import METRIC_NAMES
 from jrnn.train.step.evaluate import predict
 from jrnn.train.step.state import count_params
 
-EXAMPLES = 8
+IMAGES_PER_ROW = 8
 
 
 def summarize(experiment: Experiment, data: Data, result: FitResult) -> dict[str, Any]:
-    """The result of a run as plain values, which are written to `result.json`.
+    """Returns the result of a run as JSON values, for `result.json`.
 
     Args:
-      experiment: that of the run.
+      experiment: the experiment of the run.
       data: the loaded task.
       result: what `train` returned.
 
     Returns:
-      Names and values of JSON.
+      JSON values, by name.
     """
     name, baseline = data.baseline
     summary = {
@@ -49,7 +49,7 @@ def summarize(experiment: Experiment, data: Data, result: FitResult) -> dict[str
     return summary
 
 
-def table(summary: dict[str, Any]) -> Table:
+def make_table(summary: dict[str, Any]) -> Table:
     """The summary as a rich table."""
     metric = METRIC_NAMES[summary["metric"]]
     rows = {
@@ -70,13 +70,13 @@ def table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def figure(data: Data, result: FitResult, folder: Path) -> Path:
-    """Writes `figure.png`: the curves of loss and metric, and some test examples.
+def save_figure(data: Data, result: FitResult, folder: Path) -> Path:
+    """Saves `figure.png`: the curves of loss and metric, and some test examples.
 
     Args:
       data: the loaded task.
       result: what `train` returned.
-      folder: that of the run, with its `metrics.jsonl`.
+      folder: the folder of the run, with its `metrics.jsonl`.
 
     Returns:
       The path of the figure.
@@ -84,8 +84,8 @@ def figure(data: Data, result: FitResult, folder: Path) -> Path:
     Raises:
       ImportError: matplotlib is not installed.
     """
-    drawn = new_figure(10, 6)
-    panels: Any = drawn.subfigures(2, 1, height_ratios=(3, 2))
+    figure = new_figure(10, 6)
+    panels: Any = figure.subfigures(2, 1, height_ratios=(3, 2))
     curves, examples = panels
     left, right = curves.subplots(1, 2)
     _draw_curves(left, right, data, result, MetricsFile(folder / "metrics.jsonl"))
@@ -97,7 +97,7 @@ def figure(data: Data, result: FitResult, folder: Path) -> Path:
     }[data.target]
     draw(examples, data, result)
     path = folder / "figure.png"
-    drawn.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120)
     return path
 
 
@@ -122,32 +122,35 @@ def _draw_curves(left, right, data: Data, result: FitResult, metrics: MetricsFil
         ax.legend(frameon=False)
 
 
-def _outputs(data: Data, result: FitResult, count: int):
+def _outputs(data: Data, result: FitResult, count: int) -> tuple[Split, np.ndarray]:
+    """The first test examples, and the outputs of the network for them."""
     examples = take(data.test, np.arange(min(count, len(data.test.xs))))
     return examples, predict(result.model, examples)
 
 
 def _draw_classes(panel, data: Data, result: FitResult) -> None:
-    """Images with their predictions if the task has images, else the confusion matrix."""
+    """Draws images with their predictions if the task has images, else the confusion matrix."""
     if data.image is None:
         _draw_confusion(panel, data, result)
         return
     examples, scores = _outputs(data, result, len(data.test.xs))
-    guesses = scores.argmax(axis=-1)
-    wrong = np.flatnonzero(guesses != examples.ys)
-    right = np.flatnonzero(guesses == examples.ys)
-    shown = np.concatenate([right[:EXAMPLES], wrong[:EXAMPLES]])
-    axes = panel.subplots(2, EXAMPLES)
+    predictions = scores.argmax(axis=-1)
+    correct = np.flatnonzero(predictions == examples.ys)[:IMAGES_PER_ROW]
+    wrong = np.flatnonzero(predictions != examples.ys)
+    num_wrong, wrong = len(wrong), wrong[:IMAGES_PER_ROW]
+    axes = panel.subplots(2, IMAGES_PER_ROW)
     for ax in axes.flat:
         ax.set_axis_off()
-    places = [*axes[0][: len(right[:EXAMPLES])], *axes[1][: len(wrong[:EXAMPLES])]]
-    for ax, row in zip(places, shown, strict=True):
-        good = guesses[row] == examples.ys[row]
+    used_axes = [*axes[0][: len(correct)], *axes[1][: len(wrong)]]
+    for ax, row in zip(used_axes, [*correct, *wrong], strict=True):
+        is_correct = predictions[row] == examples.ys[row]
         ax.imshow(data.image(examples.xs[row]), cmap="gray_r")
-        title = f"{guesses[row]}" if good else f"{guesses[row]}, not {examples.ys[row]}"
-        ax.set_title(title, color="tab:green" if good else "tab:red", fontsize=10)
+        title = (
+            f"{predictions[row]}" if is_correct else f"{predictions[row]}, not {examples.ys[row]}"
+        )
+        ax.set_title(title, color="tab:green" if is_correct else "tab:red", fontsize=10)
     panel.suptitle(
-        f"test examples: correct (above) and wrong (below, {len(wrong)} of {len(guesses)})",
+        f"test examples: correct (above) and wrong (below, {num_wrong} of {len(predictions)})",
         fontsize=10,
     )
 
@@ -172,22 +175,22 @@ def _draw_values(panel, data: Data, result: FitResult) -> None:
 
 
 def _draw_classes_per_step(panel, data: Data, result: FitResult) -> None:
-    """The fraction of correct outputs at each step."""
+    """Draws the accuracy at each step."""
     examples, scores = _outputs(data, result, 256)
-    right = scores.argmax(axis=-1) == examples.ys
-    counted = np.ones(right.shape, bool) if examples.scored is None else examples.scored
+    correct = scores.argmax(axis=-1) == examples.ys
+    mask = np.ones(correct.shape, bool) if examples.scored is None else examples.scored
     if examples.lengths is not None:
-        counted = counted & (np.arange(right.shape[1]) < examples.lengths[:, None])
-    steps = np.flatnonzero(counted.any(axis=0))
-    share = [right[counted[:, t], t].mean() for t in steps]
+        mask = mask & (np.arange(correct.shape[1]) < examples.lengths[:, None])
+    steps = np.flatnonzero(mask.any(axis=0))
+    accuracies = [correct[mask[:, t], t].mean() for t in steps]
     ax = panel.subplots()
-    ax.plot(steps, share, marker="." if len(steps) < 40 else None)
+    ax.plot(steps, accuracies, marker="." if len(steps) < 40 else None)
     ax.set(xlabel="step of the sequence", ylabel="accuracy", ylim=(0, 1.02))
     hide_spines(ax)
 
 
 def _draw_values_per_step(panel, data: Data, result: FitResult) -> None:
-    """The first value of some windows, true and predicted, in the user's units."""
+    """Draws the true and predicted first value of some windows, in the units of the user."""
     examples, values = _outputs(data, result, 3)
     scale = 1.0 if data.target_scale is None else data.target_scale[0]
     axes = np.atleast_1d(panel.subplots(1, len(examples.xs), sharey=True))

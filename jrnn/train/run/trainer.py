@@ -1,4 +1,4 @@
-"""The trainer: a run from its first step, or from where it was stopped, to its last."""
+"""The trainer: a run from its first step, or from a checkpoint, to its last step."""
 
 import contextlib
 import signal
@@ -61,10 +61,10 @@ class Trainer:
           options: how long they are trained, and how often they are evaluated and saved.
           higher_is_better: whether a higher metric is better.
           folder: for `checkpoints`.
-          group: the processes that do it together, of which the first writes.
-          descriptions: of each network, what must be the same when the run is resumed.
+          group: the processes that train together; only the first one writes.
+          descriptions: for each network a text that must be the same when the run is resumed.
           metrics_folders: for each network, where its `metrics.jsonl` is.
-          patience: of each network.
+          patience: for each network, as in `RunOptions`.
           stop_all_if_non_finite: whether a NaN or infinite loss raises instead of stopping the
             network alone.
 
@@ -115,21 +115,21 @@ class Trainer:
           CheckpointError: all checkpoints are damaged.
           ValueError: lines of the metrics are missing, or another version of jrnn wrote the run.
         """
-        found = self._checkpoints.newest(self._arrays())
-        if found is None:
+        checkpoint = self._checkpoints.newest(self._arrays())
+        if checkpoint is None:
             self.begin()
             return
-        record = Record.decode(found.record, self._descriptions)
+        record = Record.decode(checkpoint.record, self._descriptions)
         for trial, logger, tracker in zip(record.trials, self._loggers, self.trackers, strict=True):
             logger.restore(trial.metrics)
             tracker.restore(trial.best)
-        self._checkpoints.quarantine(after=found.step)
-        state, best = TrainState(**found.arrays["state"]), Weights(**found.arrays["best"])
+        self._checkpoints.move_damaged(after=checkpoint.step)
+        state, best = TrainState(**checkpoint.arrays["state"]), Weights(**checkpoint.arrays["best"])
         self._state, self._best = self._placement.restore(state, best)
-        self.step, self.stopped, self.seconds = found.step, record.stopped, record.seconds
+        self.step, self.stopped, self.seconds = checkpoint.step, record.stopped, record.seconds
 
     def fit(self, signals: Signals, progress: Progress) -> None:
-        """Trains to the end, and saves on the way and at the end.
+        """Trains until the last step, with evaluations and checkpoints.
 
         Args:
           signals: of this process; a signal to any of the processes ends the run.
@@ -146,9 +146,9 @@ class Trainer:
             received, due = self._group.all_max("signal, save", signals.received or 0, due)
             if not received:
                 self.train_steps()
-                progress.trained(self.step, self._mean_of_active())
+                progress.update_training(self.step, self._mean_of_active())
                 if self.step % options.eval_every == 0 or self.step == options.steps:
-                    progress.validated(self.validate())
+                    progress.update_validation(self.validate())
             if received or due or self.should_stop():
                 self.save()
             if received and not self.should_stop():
@@ -194,13 +194,13 @@ class Trainer:
           NonFiniteLoss: as for `train_steps`.
         """
         self.finish_steps()
-        found = self._group.broadcast("validation", self._placement.validate(self._state.weights))
+        results = self._group.broadcast("validation", self._placement.validate(self._state.weights))
         improved = [False] * len(self.trackers)
         for index in self._active_indices():
-            if found is None:
+            if results is None:
                 improved[index], self.trackers[index].step = True, self.step
                 continue
-            result, tracker = found[index], self.trackers[index]
+            result, tracker = results[index], self.trackers[index]
             if not np.isfinite(result["loss"]):
                 self._stop_non_finite(index, f"loss is {result['loss']} at step {self.step}")
                 continue
@@ -210,8 +210,8 @@ class Trainer:
                 self.stopped[index] = f"patience exhausted at step {self.step}"
         self._best = self._placement.copy_where(improved, self._state.weights, self._best)
         self._dispatcher.reset_timer()
-        leader = index_of_best(self.trackers)
-        return {} if leader is None else self.trackers[leader].best
+        best = index_of_best(self.trackers)
+        return {} if best is None else self.trackers[best].best
 
     def save(self) -> None:
         """Saves everything in the background.
@@ -306,7 +306,7 @@ class Trainer:
 def _non_finite(first: int, metrics: StepMetrics) -> str | None:
     """Describes the first loss or gradient that is NaN or infinite, of the steps from `first` on.
 
-    A gradient that is NaN would spoil the parameters, which only the loss of the next step shows.
+    The gradient is checked too: without this a NaN in it would show in the next loss only.
     """
     bad = np.flatnonzero(~np.isfinite(metrics.loss) | ~np.isfinite(metrics.grad_norm))
     if not len(bad):

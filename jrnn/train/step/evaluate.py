@@ -34,8 +34,8 @@ class Evaluation(NamedTuple):
         compiled = jax.jit(self.sums)
 
         def evaluate(weights: Weights | TrainState, examples: Examples) -> dict[str, float]:
-            pair = Weights(weights.params, weights.rest)
-            sums = [compiled(pair, *part) for part in self.parts(examples)]
+            weights = Weights(weights.params, weights.rest)
+            sums = [compiled(weights, *part) for part in self.parts(examples)]
             return jax.tree.map(lambda *each: sum(each), *sums).means()
 
         return evaluate
@@ -63,16 +63,16 @@ def evaluation(graphdef: nnx.GraphDef, loss: Loss, batch_size: int) -> Evaluatio
             yield examples, rows, present
             return
         positions = np.arange(batch_size, dtype=np.int32)[None]
-        for chosen, there in zip(rows, present, strict=True):
-            yield take(examples, chosen), positions, there[None]
+        for batch_rows, batch_present in zip(rows, present, strict=True):
+            yield take(examples, batch_rows), positions, batch_present[None]
 
     return Evaluation(sums, parts)
 
 
 def evaluation_by_batches(graphdef: nnx.GraphDef, loss: Loss, batch_size: int) -> Evaluation:
-    """Evaluation by a loss that knows no padding: the last batch is smaller than the others.
+    """Evaluation by a loss without support for padding: the last batch may be smaller.
 
-    The examples are a pytree of arrays, or an iterable of batches that is used as it is.
+    The examples are a pytree of arrays, or a list of batches.
     """
 
     def sums(weights: Weights, batch: Any) -> MetricSums:

@@ -1,4 +1,4 @@
-"""What a step minimizes and reports: losses of tasks, and those that users write."""
+"""The loss and metric of a training step: those of tasks, and those of users."""
 
 import math
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class Loss(Protocol):
 
         Args:
           model: an `nnx.Module` in training or evaluation mode.
-          carry: that of the batch before, if it is passed on; else empty.
+          carry: the carry of the previous batch, if it is passed on; else empty.
           batch: the examples.
           present: `[B]` bool, False for rows that pad the batch; None if there are none.
 

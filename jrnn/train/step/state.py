@@ -32,16 +32,16 @@ class TrainState(NamedTuple):
 
     @property
     def weights(self) -> "Weights":
-        """What the model computes with."""
+        """The parameters and other variables of the model."""
         return Weights(self.params, self.rest)
 
 
 class Weights(NamedTuple):
-    """What a model computes with.
+    """The parameters and other variables of a model.
 
     Attributes:
-      params: its parameters.
-      rest: its other variables.
+      params: the parameters.
+      rest: the other variables.
     """
 
     params: nnx.State
@@ -49,7 +49,7 @@ class Weights(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """What a training step reports: loss and metric of the batch, and the norm of the gradient."""
+    """The metrics of a training step: loss and metric of the batch, and norm of the gradient."""
 
     loss: jax.Array
     metric: jax.Array

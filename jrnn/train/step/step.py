@@ -30,7 +30,7 @@ class TrainStep:
 
     Args:
       graphdef: the structure of the model.
-      loss: what is minimized.
+      loss: the loss to minimize.
       optimizer: an optax transformation.
       accumulate: number of parts of a batch.
       mesh: devices that the state and the batches are sharded over.
@@ -60,12 +60,12 @@ class TrainStep:
         """A pure function of several steps, by a loop on the device.
 
         Args:
-          batch_of: from examples and the plan of a step to its batch.
+          batch_of: function from examples and the plan of a step to the batch of the step.
 
         Returns:
           A function `(state, examples, plans, count) -> (state, metrics)`. The plans have a first
-          axis, of which the first `count` entries are used; the metrics have the same first axis
-          and are 0 after these. Any count is the same compilation.
+          axis for the steps, and only the first `count` entries are used; the metrics have the same
+          first axis and are 0 after these. All counts share one compilation.
         """
 
         def train_steps(state: TrainState, examples: Examples, plans: BatchPlan, count: Any):

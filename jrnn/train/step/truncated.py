@@ -109,8 +109,8 @@ def stateful_evaluation(
             return loss(merge_model(graphdef, weights), carry, batch, present)
 
         def add(total: tuple[Carry, MetricSums], one: tuple[WindowIndex, jax.Array]) -> Any:
-            carry, found = of_window(total[0], *one)
-            return (carry, jax.tree.map(jnp.add, total[1], found)), None
+            carry, sums = of_window(total[0], *one)
+            return (carry, jax.tree.map(jnp.add, total[1], sums)), None
 
         carry = zero_carry(graphdef, weights, streams, present.shape[1])
         first = jax.tree.map(lambda array: array[0], (index, present))
@@ -119,8 +119,8 @@ def stateful_evaluation(
         return jax.lax.scan(add, (carry, zeros), (index, present))[0][1]
 
     def parts(split: Split) -> Iterator[tuple[Any, ...]]:
-        most = count_windows(split, k1) if data.contiguous else len(split.xs)
-        rows = min(batch_size, most)
+        max_rows = count_windows(split, k1) if data.contiguous else len(split.xs)
+        rows = min(batch_size, max_rows)
         streams = cut_streams(data, split, k1, rows, keep_last=True)
         batches, present = rows_in_order(len(streams.xs), rows)
         windows = streams.xs.shape[1]
