@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,6 @@ from jrnn.transforms import layer_norm, zoneout
 OWN_CONFIG = """
 from dataclasses import dataclass
 import jax.numpy as jnp
-from typing import Any
 import jrnn
 from jrnn.tasks import Adding
 from jrnn.train import Experiment, Network
