@@ -114,7 +114,7 @@ def lyapunov(
     over all segments.
 
     *Singular steps.* If J_t is singular (dead relu units), an exponent is minus infinity, and is
-    req as such. The QR of LAPACK remains orthonormal then: a column that becomes exactly zero
+    returned as such. LAPACK's QR still returns an orthonormal Q: a column that becomes exactly zero
     is replaced by a direction orthogonal to the previous columns. But rounding often turns a zero
     of R into about 1e-8 (float32) or 1e-17 (float64) of the largest entry, so that exponents of
     minus infinity may become large negative numbers. Do not rely on exponents that are more than

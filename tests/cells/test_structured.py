@@ -95,7 +95,9 @@ def test_newton_does_not_support_clockwork() -> None:
 
 @pytest.mark.parametrize("periods", [(), (0, 1), (2, 1), (1, 1), (1, 2.0), [1, 2], 3, (True, 2)])
 def test_periods_must_be_increasing_ints(periods: Any) -> None:
-    with pytest.raises(ValueError, match="Clockwork: periods must be a tuple of positive ints"):
+    with pytest.raises(
+        ValueError, match="Clockwork: periods must be a tuple of increasing positive ints"
+    ):
         Clockwork(6, periods=periods)
 
 

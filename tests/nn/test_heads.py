@@ -90,7 +90,7 @@ def test_head_dropout_applies_in_training_only():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"pool": "first"}, "pool must be one of"), ({"dropout": -0.1}, r"lie in \[0, 1\)")],
+    [({"pool": "first"}, "pool must be one of"), ({"dropout": -0.1}, r"be in \[0, 1\)")],
 )
 def test_invalid_head_arguments_raise(options, message):
     with pytest.raises(ValueError, match=message):
