@@ -55,8 +55,8 @@ class LyapunovSpectrum(NamedTuple):
 
             D = k + (e_1 + ... + e_k) / |e_k+1|,   k the largest with e_1 + ... + e_k >= 0
 
-        If all partial sums are positive it is `count`, which is a lower bound when `count` is less
-        than the size of the carry.
+        If all partial sums are non-negative it is `count`, a lower bound if `count` is below the
+        size of the carry.
         """
         exponents = jnp.sort(self.exponents, axis=-1, descending=True)
         sums = jnp.cumsum(exponents, axis=-1)
@@ -97,7 +97,7 @@ def lyapunov(
     log |det J_t|.
 
     The carry of one sequence is treated as a vector of n real numbers, with two for each complex
-    one. Integer leaves have no derivative and are held fixed. J_t is never formed: `jax.jvp` of the
+    one. Integer leaves are not perturbed. J_t is never formed: `jax.jvp` of the
     step is applied to the columns of Q. Memory is B·n·count numbers for Q, independent of T. The
     exponents are differentiable with respect to `params`, `xs` and `carry` while they are finite,
     and can be used as a regularizer (Engelken, gradient flossing).

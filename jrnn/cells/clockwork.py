@@ -47,7 +47,7 @@ class Clockwork(Cell):
     the same or a longer period, so that M * U is block upper triangular; the masked weights of w_hh
     are initialized to 0 and have no gradient. At the first step, t = 0, all modules are active. The
     clock is part of the carry, counts modulo the least common multiple of the periods, and restarts
-    at every reset. It is an integer without a derivative, so `Newton` does not support this cell.
+    at every reset. It is an integer and has no derivative, so `Newton` does not support this cell.
 
     Args:
       hidden_size: number of units.
@@ -97,7 +97,7 @@ class Clockwork(Cell):
         return np.repeat(np.asarray(periods, np.int32), self.hidden_size // len(periods))
 
     def _masked(self, w_hh: jax.Array) -> jax.Array:
-        """Recurrent weights; those to units with a longer period are 0."""
+        """Recurrent weights, with 0 for connections from faster to slower units."""
         periods = self.unit_periods
         return w_hh * jnp.asarray(periods[:, None] >= periods, w_hh.dtype)
 

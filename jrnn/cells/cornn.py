@@ -43,8 +43,8 @@ class CoRNN(Cell):
     not specify whether the damping uses the old or the new velocity; this cell uses the old one, as
     in the authors' code.
 
-    The defaults of `dt`, `gamma` and `epsilon` are those of that code for sequential MNIST. Tune
-    them for each task: they determine which time scales the cell can learn.
+    The defaults of `dt`, `gamma` and `epsilon` are those of the authors' code for sequential MNIST.
+    Tune them for each task: they determine which time scales the cell can learn.
 
     Args:
       hidden_size: number of oscillators.
@@ -53,7 +53,7 @@ class CoRNN(Cell):
       epsilon: damping.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, `dt` is not above 0, or `gamma` or `epsilon`
+      ValueError: `hidden_size` is not a positive int, `dt` is not positive, or `gamma` or `epsilon`
         is below 0.
 
     >>> import jax, jax.numpy as jnp

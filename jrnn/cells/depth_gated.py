@@ -46,7 +46,7 @@ GATES = ("i", "f", "g", "o")
 class DepthGatedLSTM(Cell):
     r"""The depth-gated LSTM: a gate adds the cell state of the layer below to its own.
 
-    With x the output and c_below the new cell state of the layer below at this step::
+    x is the output of the layer below and c_below its cell state, both at this step::
 
         f = sigmoid(W_f x + U_f h + b_f + p_f * c)          forget gate
         i = sigmoid(W_i x + U_i h + b_i + p_i * c)          input gate
@@ -63,7 +63,7 @@ class DepthGatedLSTM(Cell):
 
     Args:
       hidden_size: number of units.
-      forget_bias: initial value of b_f; 1 lets the initial cell remember.
+      forget_bias: initial value of b_f; 1 keeps the forget gate open at initialization.
 
     Raises:
       ValueError: `hidden_size` is not a positive int.

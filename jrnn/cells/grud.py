@@ -116,7 +116,7 @@ class GRUD(Cell):
             w_hh=initializers.recurrent_weights(key_hh, hidden, 3, dtype),
             w_mh=initializers.input_weights(key_mh, input_size, hidden, 3, dtype),
             b=jnp.zeros((3 * hidden,), dtype),
-            # Positive, because with a negative weight the decay has no gradient.
+            # Positive: with a negative weight the ReLU is 0, and so is the gradient.
             w_decay_x=initializers.uniform(key_x, input_size, 0.0, 1.0, dtype),
             b_decay_x=jnp.zeros((input_size,), dtype),
             w_decay_h=initializers.input_weights(key_h, input_size, hidden, 1, dtype),

@@ -169,4 +169,4 @@ def test_runs_from_the_source_tree_and_exits_with_2_on_a_cpu():
     command = [sys.executable, "-c", WITHOUT_OPTIONAL_PACKAGES]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "0+unknown"
-    assert done.returncode == 2 and "JAX sees no GPU" in done.stderr
+    assert done.returncode == 2 and "JAX found no GPU" in done.stderr

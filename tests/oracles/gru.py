@@ -10,7 +10,7 @@ from tests.oracles.common import Affine, Row, block_diagonal, sigmoid, zeros_car
 
 
 def gru_reset_after(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Cho et al., 2014, with the reset gate after the product, as in cuDNN."""
+    """Cho et al., 2014, with the reset gate applied after the recurrent product, as in cuDNN."""
     a = Affine(params, "rzn")
     r = sigmoid(a("r", x, h))
     z = sigmoid(a("z", x, h))

@@ -36,7 +36,7 @@ def lstm_peepholes(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndar
 
 
 def lstm_coupled(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Greff et al., 2017, CIFG, with the weights of the forget gate: i = 1 - f."""
+    """Greff et al., 2017, CIFG without peepholes: i = 1 - f."""
     h, c = carry
     a = Affine(params, "fgo")
     f = sigmoid(a("f", x, h))

@@ -63,7 +63,7 @@ def coefficients_of(cell: jrnn.Cell) -> Any:
     return cell.coefficients(params, cell.project(params, jnp.ones(SIZE)))
 
 
-def test_transforms_forward_capabilities_of_the_inner_cell() -> None:
+def test_transforms_delegate_properties_of_the_inner_cell() -> None:
     linear = residual(zoneout(dropout(layer_norm(MinGRU(SIZE)), x=0.1), h=0.1))
     assert recurrence(linear, SIZE) == "linear"
     assert is_elementwise(linear) and not is_elementwise(layer_norm(LSTM(SIZE)))
@@ -239,7 +239,7 @@ def test_transforms_raise_for_layers(name: str, layer: Layer) -> None:
         wrap(name)(layer)
 
 
-def test_coupled_carry_raises() -> None:
+def test_transforms_raise_for_dependent_carry_leaves() -> None:
     for cell in (jrnn.CTRNN(SIZE), jrnn.SLSTM(SIZE)):
         for wrap in (zoneout, learned_carry, lambda cell: clip(cell, carry=1.0)):
             with pytest.raises(ValueError, match="one leaf is a function or the scale of another"):
@@ -316,7 +316,7 @@ class DictGates(GRU):
         return super().update(params, carry, GRUGates(**z), u)
 
 
-def test_layer_norm_assigns_biases_in_any_order_of_gates() -> None:
+def test_layer_norm_matches_biases_to_gates_by_name() -> None:
     params = layer_norm(GRU(SIZE), per_gate=True).init(jax.random.key(0), SIZE)
     b = jnp.linspace(-1, 1, 3 * SIZE)
     params = params._replace(cell=params.cell._replace(b=b))
@@ -324,7 +324,7 @@ def test_layer_norm_assigns_biases_in_any_order_of_gates() -> None:
     np.testing.assert_allclose(run(DictGates(SIZE)), run(GRU(SIZE)), atol=1e-6)
 
 
-def test_weight_drop_of_no_parameter_is_refused_where_it_would_drop():
+def test_weight_drop_raises_for_unknown_names_when_a_key_is_given() -> None:
     cell = weight_drop(jrnn.Elman(SIZE), 0.5, names=("none",))
     params = jrnn.Elman(SIZE).init(jax.random.key(0), 3)
     with pytest.raises(ValueError, match="no parameter of Elman.* is named none"):

@@ -14,5 +14,6 @@ engine of jrnn is wrong or fails. `--tiny` runs the same on a CPU in seconds, fo
 
 Matrix products have the default precision of JAX and cuDNN, which is TF32 for float32 on a GPU;
 only the check uses full precision. In bfloat16 all arrays are bfloat16, including the parameters.
-Many programs are compiled in parallel, so `compile_seconds` are longer than for one program.
+Many programs are compiled in parallel, so `compile_seconds` is larger than for a program that is
+compiled alone.
 """

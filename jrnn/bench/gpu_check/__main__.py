@@ -31,7 +31,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="a few seconds on a CPU")
     options = parser.parse_args(args)
     if jax.default_backend() == "cpu" and not options.tiny:
-        parser.error("JAX sees no GPU; use --tiny on a CPU")
+        parser.error("JAX found no GPU; use --tiny on a CPU")
     out = options.out or _default_out()
     result = run(TINY if options.tiny else FULL, out, Deadline(options.budget))
     print(f"\n{table.text(result)}\n\nwritten to {out}")
