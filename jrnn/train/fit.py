@@ -17,7 +17,13 @@ from jrnn.train.config.experiment import RunOptions
 from jrnn.train.config.tbptt import TBPTT
 from jrnn.train.data.sampler import check_batch_size
 from jrnn.train.data.windows import check_streams
-from jrnn.train.run.data_plan import DataPlan, is_iterable_of_batches, plan_examples, plan_task
+from jrnn.train.run.data_plan import (
+    DataPlan,
+    for_evaluation,
+    is_iterable_of_batches,
+    plan_examples,
+    plan_task,
+)
 from jrnn.train.run.progress import Progress
 from jrnn.train.run.signals import Signals, run_lock
 from jrnn.train.run.single import SingleNetwork
@@ -165,7 +171,7 @@ def fit(
         bar = stack.enter_context(Progress(steps, plan.metric, enabled=enabled))
         trainer.resume() if resume else trainer.begin()
         trainer.fit(signals, bar)
-        test_metrics = {} if test is None else trainer.evaluate(_reusable(test))[0]
+        test_metrics = {} if test is None else trainer.evaluate(for_evaluation(test))[0]
         tracker = trainer.trackers[0]
         model = network.model(trainer.best_weights())
         return FitResult(model, tracker.step, tracker.best, test_metrics, trainer.seconds)
@@ -285,8 +291,3 @@ def _folder(run_dir: str | Path | None, group: ProcessGroup) -> Iterator[Path]:
         if group.is_first:
             stack.enter_context(run_lock(folder))
         yield folder
-
-
-def _reusable(examples: Any) -> Any:
-    """The examples, with an iterable of batches as a list."""
-    return [*examples] if is_iterable_of_batches(examples) else examples

@@ -60,24 +60,14 @@ class RunOptions:
 class Experiment(RunOptions):
     """A run of the command `jrnn train`: what to learn, with which network, how and how long.
 
+    The other fields are those of `RunOptions`.
+
     Args:
       task: what to learn.
       network: the network; its `cell` is the cell.
       optimizer: the optimizer.
       tbptt: truncated backpropagation through time, which passes the carry on from one window to
         the next; None trains on whole examples.
-      steps: number of training steps.
-      batch_size: number of examples of a step.
-      accumulate: number of parts of a batch, which run one after another with the memory of one;
-        the step equals that of the whole batch. Must divide batch_size.
-      eval_every: steps between evaluations on the validation split.
-      patience: number of evaluations without improvement after which the run ends; None never ends
-        it early.
-      save_every: seconds between checkpoints; the first and the last step are always saved.
-      seed: of the parameters, of dropout, and of the order of the examples.
-      mesh: devices to train on, such as "data=8", which splits each batch over eight devices, or
-        "data=4,model=2", which also shards the parameters over two; None means one device, or all
-        devices if there are several processes.
       run_dir: folder for all that the run writes; None means a new one under `runs`.
 
     Raises:

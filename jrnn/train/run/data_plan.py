@@ -109,13 +109,11 @@ def plan_examples(
 ) -> DataPlan:
     """The plan of a user's own data and loss."""
     is_stream = is_iterable_of_batches(examples)
-    if validation is not None and is_iterable_of_batches(validation):
-        validation = [*validation]
     rows = options.batch_size
     return DataPlan(
         examples,
         None if is_stream else lambda seed: EpochSampler(num_examples(examples), rows, seed),
-        validation,
+        for_evaluation(validation),
         loss,
         lambda graphdef: evaluation_by_batches(graphdef, loss, rows),
         lambda graphdef, weights: (),
@@ -128,3 +126,8 @@ def is_iterable_of_batches(data: Any) -> bool:
     """Whether data are a list or another iterable of batches, and not a pytree of arrays."""
     is_pytree = data is None or isinstance(data, tuple | dict | np.ndarray | jax.Array)
     return not is_pytree and isinstance(data, Iterable)
+
+
+def for_evaluation(examples: Any) -> Any:
+    """Data that can be evaluated several times: an iterable of batches as a list."""
+    return [*examples] if is_iterable_of_batches(examples) else examples
