@@ -1,79 +1,42 @@
 """The processes of a run: collectives of Python values, and detection of lost processes.
 
-Every process has a connection to process 0. If a process dies, JAX alone would let the others block
-in a collective; here a thread of each process detects the loss and exits.
+Both use the coordination service of `jax.distributed`, which runs in process 0: its key-value store
+carries the values, and its heartbeats show which processes are alive.
 """
 
 import atexit
 import contextlib
+import ctypes
 import json
 import os
-import queue
+import re
+import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any, NoReturn
 
 import jax
+from jax._src.distributed import global_state  # the only access to the client of the service
 
 from jrnn.distributed.launcher import Launcher
 
 START_TIMEOUT = 300.0
 """Seconds that processes wait for one another at the start."""
-HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT = 2.0, 20.0
-"""Seconds between heartbeats, and without any until a process counts as lost."""
+POLL_INTERVAL = 1.0
+"""Seconds between two queries of the processes that are alive."""
+HEARTBEAT_TIMEOUT = 10
+"""Seconds without a heartbeat after which a process is lost."""
 FAILURE_TIMEOUT = 4.0
 """Seconds in which processes that fail with the same error may each report it."""
-DETECTION_DELAY = 0.5
-"""Seconds in which a loss is detected; it may cause errors in other processes that it explains."""
-
-
-class Connection:
-    """A connection to another process, for messages of one line of JSON each.
-
-    Attributes:
-      peer: index of the other process.
-      inbox: values received from it.
-      peer_failed: set when the other process has announced that it fails.
-      closed: set when the connection has ended.
-    """
-
-    def __init__(self, connection: socket.socket, peer: int):
-        """Wraps an open socket."""
-        self.peer = peer
-        self.inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self.peer_failed, self.closed = threading.Event(), threading.Event()
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connection, self._lines = connection, connection.makefile("rb")
-        self._send_lock = threading.Lock()
-
-    def send(self, **message: Any) -> None:
-        """Sends a message; the receiving thread detects a broken connection, not this method."""
-        with self._send_lock, contextlib.suppress(OSError):
-            self._connection.sendall(json.dumps(message).encode() + b"\n")
-
-    def receive(self, timeout: float) -> dict[str, Any]:
-        """Returns the next message, an empty one at the end.
-
-        Raises:
-          OSError: the connection broke, or no message arrived in `timeout` seconds.
-          ValueError: the message is invalid.
-        """
-        self._connection.settimeout(timeout)
-        message = json.loads(self._lines.readline() or "{}")
-        if not isinstance(message, dict):
-            raise ValueError(f"not a message: {message!r}")
-        return message
-
-    def close(self) -> None:
-        """Closes the connection."""
-        with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
-        self._lines.close()
-        self._connection.close()
+RUNTIME_ERROR = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
+"""The start of errors that the loss of a process may cause."""
+MAX_WAIT_MS = 2**31 - 1
+"""The longest time for which the key-value store waits for a key: 24 days."""
 
 
 class ProcessGroup:
@@ -85,22 +48,16 @@ class ProcessGroup:
       resume_command: the command that resumes the run.
     """
 
-    def __init__(
-        self,
-        index: int = 0,
-        count: int = 1,
-        connections: Sequence[Connection] = (),
-        *,
-        resume_command: str = "",
-    ):
-        """A single process, or one with connections: from process 0 to all others, or to it."""
+    def __init__(self, index: int = 0, count: int = 1, *, resume_command: str = ""):
+        """A single process, or one of several that `jax.distributed` has connected."""
         self.index, self.count, self.resume_command = index, count, resume_command
-        self._connections, self._loss_lock = connections, threading.Lock()
-        self._failed, self._closed = threading.Event(), threading.Event()
-        for connection in connections:
-            threading.Thread(target=self._receive_messages, args=(connection,), daemon=True).start()
-        if connections:
-            threading.Thread(target=self._send_heartbeats, daemon=True).start()
+        self._client: Any = global_state.client if count > 1 else None
+        self._calls, self._alive, self._exit_code = 0, count, 1
+        self._loss_lock = threading.Lock()
+        self._failed, self._closing, self._alone = (threading.Event() for _ in range(3))
+        self._monitor = threading.Thread(target=self._watch, daemon=True)
+        if count > 1:
+            self._monitor.start()
 
     @property
     def is_first(self) -> bool:
@@ -117,15 +74,25 @@ class ProcessGroup:
         Raises:
           RuntimeError: another process gathers a value of another name.
         """
-        if not self._connections:
+        if self.count == 1:
             return [value]
-        if not self.is_first:
-            self._connections[0].send(what=what, value=value)
-            return self._receive_value(self._connections[0], what)
-        values = [value, *(self._receive_value(each, what) for each in self._connections)]
-        for connection in self._connections:
-            connection.send(what=what, value=values)
-        return values
+        self._calls += 1
+        self._set(f"value/{self._calls}/{self.index}", [what, value])
+        if self.is_first:
+            gathered = [self._get(f"value/{self._calls}/{k}") for k in range(self.count)]
+            self._set(f"values/{self._calls}", gathered)
+            # Each process has read the previous values before it sets its own.
+            self._client.key_value_delete(f"jrnn/value/{self._calls}")
+            self._client.key_value_delete(f"jrnn/values/{self._calls - 1}")
+        else:
+            gathered = self._get(f"values/{self._calls}")
+        for peer, (name, _) in enumerate(gathered):
+            if name != what:
+                raise RuntimeError(
+                    f"process {self.index} exchanges {what!r}, but process {peer} {name!r}; run "
+                    "the same code in all processes"
+                )
+        return [each for _, each in gathered]
 
     def broadcast(self, what: str, value: Any) -> Any:
         """Returns the value of process 0."""
@@ -137,71 +104,112 @@ class ProcessGroup:
 
     def close(self) -> None:
         """Shuts down together with all other processes."""
+        if self.count == 1:
+            return
         self.all_gather("end", None)
+        self._closing.set()
+        if self.is_first:  # the service must outlive its clients
+            self._alone.wait(HEARTBEAT_TIMEOUT)
         jax.distributed.shutdown()
-        self.all_gather("ended", None)
-        self._closed.set()
-        for connection in self._connections:
-            connection.send(bye=True)
-            connection.close()
+        self._monitor.join(HEARTBEAT_TIMEOUT)
 
-    def announce_failure(self) -> None:
-        """Tells the other processes that this one is about to exit with an error."""
-        time.sleep(DETECTION_DELAY)
+    def check_same(self, name: str, value: str) -> None:
+        """Raises ValueError if a process was started with another value.
+
+        Unlike `all_gather`, this works before the number of processes is known to be the same.
+        """
+        self._set(f"start/{name}/{self.index}", value)
+        for peer in range(1, self.count) if self.is_first else (0,):
+            other = self._get(f"start/{name}/{peer}")
+            if other != value:
+                first, last, process = (
+                    (value, other, peer) if self.is_first else (other, value, self.index)
+                )
+                raise ValueError(
+                    f"processes: the {name} is {first} in process 0, but {last} in process "
+                    f"{process}"
+                )
+
+    def announce_failure(self, error: BaseException | None = None) -> None:
+        """Tells the other processes that this one is about to exit with an error.
+
+        If the error comes from the runtime of JAX, the loss of another process may have caused it.
+        Then this method waits until the loss is detected, which ends this process.
+        """
+        if RUNTIME_ERROR.match(str(error)):
+            time.sleep(2 * HEARTBEAT_TIMEOUT)
         self._failed.set()
-        for connection in self._connections:
-            connection.send(end=True)
+        self._announce(self.index)
 
     def exit(self, code: int) -> NoReturn:
-        """Exits this process once the others know of it; process 0 exits last.
+        """Exits this process once all others that are alive have announced that they exit too.
 
-        Otherwise the others would report a failed collective, or that JAX has lost its coordinator.
+        Otherwise JAX would abort them without process 0, and wait for heartbeats without another.
         """
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
+        self._exit_code = code
         deadline = time.monotonic() + 2 * FAILURE_TIMEOUT
-        for connection in self._connections:
-            event = connection.closed if self.is_first else connection.peer_failed
-            event.wait(max(0, deadline - time.monotonic()))
+        while len(self._announced()) < self._alive and time.monotonic() < deadline:
+            time.sleep(POLL_INTERVAL / 4)
         os._exit(code)
 
-    def _receive_value(self, connection: Connection, what: str) -> Any:
-        message = connection.inbox.get()
-        if message["what"] != what:
-            raise RuntimeError(
-                f"process {self.index} exchanges {what!r}, but process {connection.peer} "
-                f"{message['what']!r}; run the same code in all processes"
-            )
-        return message["value"]
+    def handle_abort(self) -> None:
+        """Exits this process, which JAX aborts because process 0 has ended.
 
-    def _send_heartbeats(self) -> None:
-        while not self._closed.wait(HEARTBEAT_INTERVAL):
-            for connection in self._connections:
-                connection.send(alive=True)
+        It must not use the service, which has ended with process 0: a call would not return.
+        """
+        if self.is_first:
+            os.write(2, b"jrnn: JAX has aborted process 0; see its message above\n")
+        elif self._failed.wait(FAILURE_TIMEOUT):
+            time.sleep(FAILURE_TIMEOUT)  # the main thread reports its own error
+        else:
+            self._report_loss(0)
+        os._exit(self._exit_code)
 
-    def _receive_messages(self, connection: Connection) -> None:
-        """Receives from another process until it ends; exits if it was lost."""
-        lost = connection.peer
-        with contextlib.suppress(OSError, ValueError):
-            while message := connection.receive(HEARTBEAT_TIMEOUT):
-                if "what" in message:
-                    connection.inbox.put(message)
-                if "bye" in message:
+    def _set(self, key: str, value: Any) -> None:
+        self._client.key_value_set(f"jrnn/{key}", json.dumps(value))
+
+    def _get(self, key: str) -> Any:
+        return json.loads(self._client.blocking_key_value_get(f"jrnn/{key}", MAX_WAIT_MS))
+
+    def _announce(self, lost: int) -> None:
+        """Stores that this process exits because `lost`, which may be itself, has ended."""
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._client.key_value_set(f"jrnn/failed/{self.index}", str(lost), True)
+
+    def _announced(self) -> list[int]:
+        """The cause that each exiting process has announced."""
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            return [int(lost) for _, lost in self._client.key_value_dir_get("jrnn/failed")]
+        return []
+
+    def _watch(self) -> None:
+        """Monitors the other processes until the group is closed; exits if one was lost."""
+        everyone = range(self.count)
+        while True:
+            try:
+                # Returns when every live process has called it.
+                alive = self._client.get_live_nodes(list(everyone))
+                self._alive = len(alive)
+            except jax.errors.JaxRuntimeError:  # the client or the service shuts down
+                return
+            if self._closing.is_set():
+                if not self.is_first or len(alive) == 1:
+                    self._alone.set()
                     return
-                if "end" in message:
-                    connection.peer_failed.set()
-                    self._failed.wait(FAILURE_TIMEOUT)
-                if "lost" in message or ("end" in message and not self._failed.is_set()):
-                    lost = message.get("lost", lost)
-                    break
-        connection.peer_failed.set()
-        connection.closed.set()
-        if not self._failed.is_set() and not self._closed.is_set():
-            self._exit_after_loss(lost)
+                continue
+            announced = self._announced()
+            lost = min([*announced, *(k for k in everyone if k not in alive)], default=None)
+            if lost is not None and not self._failed.wait(FAILURE_TIMEOUT if announced else 0):
+                self._report_loss(lost)
+                self._announce(lost)
+                self.exit(1)
+            time.sleep(POLL_INTERVAL)
 
-    def _exit_after_loss(self, lost: int) -> NoReturn:
-        """Exits this process because another one has ended."""
+    def _report_loss(self, lost: int) -> None:
+        """Prints that this process exits because another one has ended."""
         self._loss_lock.acquire()  # never released: only one thread reports
         show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
         advice = (
@@ -216,9 +224,7 @@ class ProcessGroup:
         with contextlib.suppress(OSError, ValueError):  # the streams may be closed
             sys.stdout.flush()
             sys.stderr.write(message)
-        for connection in self._connections:
-            connection.send(lost=lost)
-        self.exit(1)
+            sys.stderr.flush()
 
 
 _active_groups: list[ProcessGroup] = []
@@ -230,42 +236,40 @@ def init_process_group(
 ) -> Iterator[ProcessGroup]:
     """Joins the other processes of a launcher, before JAX runs any computation.
 
-    If another process is lost within the context, this process prints a message and exits with
-    code 1: a computation that waits for the other process cannot be interrupted.
+    It calls `jax.distributed.initialize`. If another process is lost within the context, this
+    process prints a message and exits with code 1: a computation that waits for the other process
+    cannot be interrupted.
 
     Args:
       launcher: how to join the others; None for a single process.
-      timeout: seconds to wait for the others.
+      timeout: seconds to wait for the others. If one is missing then, JAX aborts the process: it
+        prints a message and exits with code 2.
 
     Raises:
-      TimeoutError: a process did not connect in time.
       OSError: process 0 cannot listen on its port.
       ValueError: the processes differ in their number or in the versions of jrnn or JAX.
     """
     if launcher is None:
         yield ProcessGroup()
         return
-    group = _connect(launcher, timeout)
+    _connect(launcher, timeout)
+    group = ProcessGroup(launcher.index, launcher.count)
     _active_groups.append(group)
+    _on_abort(group.handle_abort)
     try:
-        port = group.broadcast("port", _free_port() if group.is_first else None)
-        jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM
-        jax.distributed.initialize(
-            f"[{launcher.host}]:{port}" if ":" in launcher.host else f"{launcher.host}:{port}",
-            launcher.count,
-            launcher.index,
-            launcher.device,
-            cluster_detection_method="deactivate",
-        )
+        group.check_same("number of processes", str(launcher.count))
+        for name in ("jrnn", "jax"):
+            group.check_same(f"version of {name}", version(name))
         yield group
         group.close()
+        _on_abort(None)
         _active_groups.remove(group)
     except BaseException as error:
         error.add_note(f"(process {group.index} of {group.count})")
         code = error.code if isinstance(error, SystemExit) else 1
         # Runs however the process ends, and before JAX waits there for the others.
         atexit.register(group.exit, code if isinstance(code, int) else 1)
-        group.announce_failure()
+        group.announce_failure(error)
         raise
 
 
@@ -276,108 +280,75 @@ def exit_process(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _connect(launcher: Launcher, timeout: float) -> ProcessGroup:
-    deadline = time.monotonic() + timeout
+def _connect(launcher: Launcher, timeout: float) -> None:
+    """Calls `jax.distributed.initialize`; hides the log of its C++ code, a stack trace."""
+    address = f"[{launcher.host}]" if ":" in launcher.host else launcher.host
+    address = f"{address}:{launcher.port}"
     if launcher.index == 0:
-        connections = _accept_connections(launcher, deadline)
-    else:
-        connections = [_connect_to_first(launcher, deadline)]
-    return ProcessGroup(launcher.index, launcher.count, connections)
+        _check_port(launcher.host, launcher.port)
+    jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM
+    jax.config.update("jax_enable_recoverability", True)  # else a loss aborts all other processes
+    with tempfile.TemporaryFile() as log, _redirected_stderr(log.fileno()) as stderr:
+
+        def report() -> NoReturn:
+            message = (
+                f"jrnn: processes: process {launcher.index} of {launcher.count} could not join the "
+                f"others at {address} in {timeout:.0f} s; start the missing processes with the "
+                "same --coordinator, each with its own --process\n"
+            )
+            os.write(stderr, message.encode())
+            os._exit(2)
+
+        _on_abort(report)
+        jax.distributed.initialize(
+            address,
+            launcher.count,
+            launcher.index,
+            launcher.device,
+            cluster_detection_method="deactivate",
+            initialization_timeout=max(1, round(timeout)),
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+            coordinator_bind_address=address,
+        )
 
 
-def _handshake(launcher: Launcher) -> dict[str, Any]:
-    """Values that must be equal in all processes."""
-    versions = {f"version of {name}": version(name) for name in ("jrnn", "jax")}
-    return {"number of processes": launcher.count, **versions}
-
-
-def _accept_connections(launcher: Launcher, deadline: float) -> list[Connection]:
-    """In process 0: the connections to all other processes."""
-    connections = dict[int, Connection]()
-    dual_stack = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if dual_stack else socket.AF_INET
+def _check_port(host: str, port: int) -> None:
+    """Raises OSError if process 0 cannot listen; JAX would end with a segmentation fault."""
     try:
-        server = socket.create_server(("", launcher.port), family=family, dualstack_ipv6=dual_stack)
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.create_server(address[:2], family=family):
+            pass
     except OSError as error:
         raise OSError(
-            f"processes: process 0 cannot listen on port {launcher.port}: {error.strerror}; set "
-            "another port in --coordinator"
+            f"processes: process 0 cannot listen at {host}, port {port}: {error.strerror}; set an "
+            "address of its machine and a free port in --coordinator"
         ) from error
-    with server:
-        while missing := sorted(set(range(1, launcher.count)) - connections.keys()):
-            server.settimeout(max(0.01, deadline - time.monotonic()))
-            try:
-                accepted, _ = server.accept()
-            except TimeoutError:
-                reason = f"of {launcher.count} processes {missing} did not connect in time"
-                _reject(connections, reason)
-                raise TimeoutError(f"processes: {reason}") from None
-            connection = Connection(accepted, -1)
-            try:
-                handshake = connection.receive(timeout=5)
-                connection.peer = int(handshake.pop("process"))
-            except (OSError, ValueError, KeyError, TypeError):
-                connection.close()  # it is not a process of this run
-                continue
-            if reason := _mismatch(connection.peer, handshake, launcher, missing):
-                _reject({**connections, -1: connection}, reason)
-                raise ValueError(f"processes: {reason}")
-            connections[connection.peer] = connection
-    for connection in connections.values():
-        connection.send(welcome=True)
-    return [connections[index] for index in sorted(connections)]
 
 
-def _mismatch(
-    peer: int, handshake: dict[str, Any], launcher: Launcher, missing: list[int]
-) -> str | None:
-    for name, expected in _handshake(launcher).items():
-        if handshake.get(name) != expected:
-            got = handshake.get(name)
-            return f"the {name} is {expected} in process 0, but {got} in process {peer}"
-    return None if peer in missing else f"two processes have the index {peer}"
-
-
-def _reject(connections: dict[int, Connection], reason: str) -> None:
-    for connection in connections.values():
-        connection.send(rejected=reason)
-        connection.close()
-
-
-def _connect_to_first(launcher: Launcher, deadline: float) -> Connection:
-    """In every other process: the connection to process 0."""
-    address = launcher.host, launcher.port
-    name = f"{launcher.host}:{launcher.port}"
-    while True:
-        try:
-            opened = socket.create_connection(address, timeout=HEARTBEAT_INTERVAL)
-            connection = Connection(opened, 0)
-            break
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"processes: process {launcher.index} cannot reach process 0 at {name}: "
-                    f"{error}; start process 0, or correct --coordinator"
-                ) from error
-            time.sleep(0.1)
-    connection.send(process=launcher.index, **_handshake(launcher))
+@contextlib.contextmanager
+def _redirected_stderr(target: int) -> Iterator[int]:
+    """Redirects what this process writes to stderr; yields a descriptor of the original."""
+    sys.stderr.flush()
+    original = os.dup(2)
+    os.dup2(target, 2)
     try:
-        answer = connection.receive(max(0.01, deadline - time.monotonic()) + HEARTBEAT_INTERVAL)
-    except TimeoutError:
-        connection.close()
-        raise TimeoutError(
-            f"processes: process 0 at {name} did not answer in time; start the missing processes"
-        ) from None
-    except (OSError, ValueError):
-        answer = {}
-    if "welcome" not in answer:
-        connection.close()
-        reason = answer.get("rejected", f"process 0 at {name} has ended, or is another program")
-        raise ValueError(f"processes: {reason}")
-    return connection
+        yield original
+    finally:
+        os.dup2(original, 2)
+        os.close(original)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
+_abort_handlers: list[Any] = []  # keeps the callback alive, which C code calls
+
+
+def _on_abort(report: Callable[[], None] | None) -> None:
+    """Calls a function that exits when C++ code aborts this process; None aborts as usual.
+
+    JAX aborts a process that cannot join the others or that has lost process 0 (openxla/xla#38624),
+    and its callback `missed_heartbeat_callback` fails in C++ (std::bad_cast). A handler of
+    `signal.signal` would never run, since the aborting thread does not return to Python.
+    """
+    handler_type = ctypes.CFUNCTYPE(None, ctypes.c_int)
+    handler = handler_type(lambda _: report()) if report else handler_type(int(signal.SIG_DFL))
+    _abort_handlers[:] = [handler]
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
