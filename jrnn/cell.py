@@ -22,8 +22,8 @@ from jrnn.layer import Params as Params
 Gates = Any
 
 
-class Below(NamedTuple):
-    """The input of a cell that takes the state of the layer below it.
+class WithCellState(NamedTuple):
+    """The input of a cell that also takes the cell state of the layer below it.
 
     Attributes:
       x: the output of that layer, `[..., input]`.

@@ -19,7 +19,7 @@ from tests.table import Row
 
 
 @contextlib.contextmanager
-def compiled() -> Iterator[list[str]]:
+def record_compilations() -> Iterator[list[str]]:
     """Records the compilations within the context, one entry each."""
     names: list[str] = []
     listener = lambda name, seconds, **_: names.append(name) if "backend_compile" in name else None
@@ -176,7 +176,7 @@ def assert_close(got: Any, want: Any, tolerance: float) -> None:
         )
 
 
-def call(
+def unroll_scenario(
     cell: Cell, engine: Engine, scenario: Scenario, params: Any, batch: Batch
 ) -> tuple[Any, Any]:
     """Calls `unroll` with the optional arguments of the scenario."""
@@ -198,7 +198,7 @@ def unroll_all(
     cell: Cell, engine: Engine, scenarios: tuple[Scenario, ...], params: Any, batch: Batch
 ) -> list[tuple[Any, Any]]:
     """The values of `unroll` for each scenario, in one compilation."""
-    return [call(cell, engine, scenario, params, batch) for scenario in scenarios]
+    return [unroll_scenario(cell, engine, scenario, params, batch) for scenario in scenarios]
 
 
 def _differentiate_all(
@@ -207,7 +207,9 @@ def _differentiate_all(
     """The values and gradients of `unroll` for each scenario, in one compilation."""
 
     def one(scenario: Scenario) -> Results:
-        run = lambda p, xs, c: call(cell, engine, scenario, p, batch._replace(xs=xs, carry=c))
+        run = lambda p, xs, c: unroll_scenario(
+            cell, engine, scenario, p, batch._replace(xs=xs, carry=c)
+        )
         (carry, ys), vjp = jax.vjp(run, params, batch.xs, batch.carry)
         return Results(
             carry, ys, *differentiable_leaves(vjp((cotangents(carry, batch.ct_carry), batch.ct_ys)))
@@ -268,10 +270,10 @@ def oracle(row: Row, scenario: Scenario, params: Any, batch: Batch) -> tuple[Any
 
 def oracle_loss(row: Row, scenario: Scenario, params: Any, batch: Batch) -> float:
     """The inner product of the results of the oracle with the cotangents of the batch."""
-    return inner(oracle(row, scenario, params, batch), (batch.ct_carry, batch.ct_ys))
+    return inner_product(oracle(row, scenario, params, batch), (batch.ct_carry, batch.ct_ys))
 
 
-def inner(tree: Any, other: Any) -> Any:
+def inner_product(tree: Any, other: Any) -> Any:
     """The inner product of two trees, without conjugation; the real part, as in `jax.vjp`."""
     leaves, structure = jax.tree.flatten(tree)
     pairs = zip(leaves, structure.flatten_up_to(other), strict=True)
@@ -313,7 +315,7 @@ def step_vjp(cell: Cell, params: Any, carry: Any, x: Any, ct_y: Any, ct_carry: A
 
 
 @partial(jax.jit, static_argnames="cell")
-def start_vjp(cell: Cell, params: Any, cotangent: Any) -> tuple[Any, Any]:
+def init_carry_vjp(cell: Cell, params: Any, cotangent: Any) -> tuple[Any, Any]:
     """The initial carry of one sequence, and the gradient of the parameters through it."""
     start, vjp = jax.vjp(lambda p: cell.init_carry(p, ()), params)
     return start, vjp(cotangents(start, cotangent))[0]
@@ -337,7 +339,7 @@ def sequence_grads(cell: Cell, scenario: Scenario, params: Any, batch: Batch, b:
     """Backpropagation through time step by step, for sequence b."""
     zeros, add = partial(jax.tree.map, np.zeros_like), partial(jax.tree.map, np.add)
     first_carry, ct_carry = select_sequence((batch.carry, batch.ct_carry), b)
-    start, _ = start_vjp(cell, params, ct_carry)
+    start, _ = init_carry_vjp(cell, params, ct_carry)
     xs = jax.tree.map(lambda leaf: leaf[:, b], batch.xs)
     params_grad, ct_start, xs_grad = zeros((params, ct_carry, xs))
     steps = scan_order(scenario, batch, b)
@@ -359,7 +361,7 @@ def sequence_grads(cell: Cell, scenario: Scenario, params: Any, batch: Batch, b:
             ct_start, ct_carry = add(ct_start, ct_carry), zeros(ct_carry)
     if not scenario.carry:
         ct_start, ct_carry = add(ct_start, ct_carry), zeros(ct_carry)
-    return add(params_grad, start_vjp(cell, params, ct_start)[1]), xs_grad, ct_carry
+    return add(params_grad, init_carry_vjp(cell, params, ct_start)[1]), xs_grad, ct_carry
 
 
 def free_port() -> int:

@@ -174,9 +174,9 @@ def train(cell: jrnn.Cell, engine: jrnn.Newton, data: Any, steps: int) -> dict[s
         rows = rng.choice(len(data.train.xs), 32, replace=False)
         xs = jnp.moveaxis(jnp.asarray(data.train.xs[rows]), 0, 1)
         if number % max(1, steps // 20) == 0:
-            exponents = lyapunov(cell, weights[0], xs[:, :4], count=1)
+            exponents = lyapunov(cell, weights[0], xs[:, :4], num_exponents=1)
             row["exponent_steps"].append(number)
-            row["exponents"].append(float(exponents.largest.mean()))
+            row["exponents"].append(float(exponents.largest_exponent.mean()))
         targets = jnp.asarray(data.train.ys[rows]).reshape(-1)
         weights, state, value, status = step(weights, state, xs, targets)
         row["losses"].append(float(value))

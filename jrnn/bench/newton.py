@@ -141,13 +141,13 @@ def measure(name: str, bench: Bench) -> dict[str, Any]:
         bench.repeats,
         bench.seconds,
     )
-    exponents = lyapunov(case.cell, params, xs[:LYAPUNOV_STEPS], count=1)
+    exponents = lyapunov(case.cell, params, xs[:LYAPUNOV_STEPS], num_exponents=1)
     return {
         "cell": name,
         "hidden": case.cell.hidden_size,
         "jacobian": case.jacobian,
         "steps": steps,
-        "exponent": float(exponents.largest[0]),
+        "exponent": float(exponents.largest_exponent[0]),
         "converged": bool(solution.status.converged.all()),
         "iterations": int(solution.status.iterations),
         "residuals": [float(r) for r in solution.status.residuals[:, 0]],

@@ -342,7 +342,7 @@ def _raise_if_not_converged(
     last = residuals[int(np.max(iterations))]
     if np.isfinite(last).all():
         advice = (
-            "If jrnn.analysis.lyapunov(cell, params, xs).largest is near 0 or above, use "
+            "If jrnn.analysis.lyapunov(cell, params, xs).largest_exponent is near 0 or above, use "
             "engine='fused'. Otherwise increase max_steps, or use damping=1.0, which is slow, or "
             "fallback='scan' or 'none'"
         )

@@ -17,13 +17,13 @@ from jrnn import (
     MUT2,
     MUT3,
     UGRNN,
-    Below,
     Cell,
     DepthGatedLSTM,
     Elman,
     MinimalRNN,
     MogrifierLSTM,
     MultiplicativeLSTM,
+    WithCellState,
 )
 from jrnn.cells import GRUParams, LSTMParams
 from jrnn.taps import capture_taps
@@ -132,13 +132,15 @@ def test_mut2_equals_gru_with_reset_before_and_negated_z(x64: None) -> None:
     assert_close(MUT2(3).step(params, h, x), GRU(3, reset_after=False).step(gru, h, x), 1e-12)
 
 
-def random_below(key: jax.Array, leading: tuple[int, ...]) -> Below:
+def random_below(key: jax.Array, leading: tuple[int, ...]) -> WithCellState:
     keys = jax.random.split(key)
-    return Below(*(jax.random.normal(k, (*leading, n)) for k, n in zip(keys, (3, 2), strict=True)))
+    return WithCellState(
+        *(jax.random.normal(k, (*leading, n)) for k, n in zip(keys, (3, 2), strict=True))
+    )
 
 
 def test_depth_gated_lstm_with_layer_below_satisfies_the_contract() -> None:
-    check_cell(DepthGatedLSTM(2), inputs=random_below)
+    check_cell(DepthGatedLSTM(2), sample_inputs=random_below)
 
 
 @pytest.mark.parametrize("engine", ["scan", "fused"])
@@ -174,14 +176,14 @@ def test_layer_below_must_have_the_same_hidden_size() -> None:
     params = cell.init(jax.random.key(0), 3)
     message = r"DepthGatedLSTM: c must have a last axis of 2 \(hidden_size\), got shape \(3,\)"
     with pytest.raises(ValueError, match=message):
-        cell.project(params, Below(jnp.ones(3), jnp.ones(3)))
+        cell.project(params, WithCellState(jnp.ones(3), jnp.ones(3)))
 
 
 def test_depth_gated_lstm_accepts_inputs_with_and_without_layer_below() -> None:
-    assert DepthGatedLSTM(2).traits.input_types == (Below,)
+    assert DepthGatedLSTM(2).traits.input_types == (WithCellState,)
     assert not Elman(2).traits.input_types
     cell, zeros = DepthGatedLSTM(2), jnp.zeros(2)
     params = cell.init(jax.random.key(0), 3)
-    for x, names in ((jnp.ones(3), "ifgo"), (Below(jnp.ones(3), zeros), "difgo")):
+    for x, names in ((jnp.ones(3), "ifgo"), (WithCellState(jnp.ones(3), zeros), "difgo")):
         _, gates = capture_taps(cell.step)(params, cell.init_carry(params, ()), x)
         assert "".join(gates) == names

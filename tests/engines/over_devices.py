@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import jrnn
 from jrnn import Associative, Scan
 from tests.cells.linear_toys import TOYS, Growth, GrowthParams
-from tests.helpers import Scenario, assert_close, call, random_batch, random_params
+from tests.helpers import Scenario, assert_close, random_batch, random_params, unroll_scenario
 from tests.table import CELLS
 
 STEPS = 16
@@ -37,7 +37,9 @@ def results(cell: Any, engines: Any, params: Any, batch: Any) -> Any:
     """Values and gradients of each engine for each scenario."""
 
     def one(engine: Any, scenario: Scenario) -> Any:
-        run = lambda p, xs, c: call(cell, engine, scenario, p, batch._replace(xs=xs, carry=c))
+        run = lambda p, xs, c: unroll_scenario(
+            cell, engine, scenario, p, batch._replace(xs=xs, carry=c)
+        )
         values, vjp = jax.vjp(run, params, batch.xs, batch.carry)
         return values, vjp((batch.ct_carry, batch.ct_ys))
 

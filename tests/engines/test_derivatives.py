@@ -10,14 +10,14 @@ from tests.helpers import (
     Batch,
     Scenario,
     assert_close,
-    call,
     differentiate_all,
-    inner,
+    inner_product,
     loop_grads,
     normal_like,
     oracle,
     random_batch,
     random_params,
+    unroll_scenario,
 )
 from tests.table import Row
 
@@ -52,7 +52,7 @@ def difference(function: Any, point: Point, direction: Point) -> Any:
 def test_forward_mode_equals_finite_differences(kind: Row, reverse: bool, x64: None) -> None:
     cell, scenario = kind.make(3), Scenario(reverse=reverse)
     batch, point, direction = example(cell)
-    run = lambda *point: call(cell, SCAN, scenario, *at(batch, point))
+    run = lambda *point: unroll_scenario(cell, SCAN, scenario, *at(batch, point))
     jvp = jax.jit(lambda p, v: jax.jvp(run, p, v))
     truth = difference(lambda p: oracle(kind, scenario, *at(batch, p)), point, direction)
     assert_close(jvp(point, direction)[1], truth, 1e-8)
@@ -61,8 +61,10 @@ def test_forward_mode_equals_finite_differences(kind: Row, reverse: bool, x64: N
 def test_second_derivatives_equal_finite_differences(kind: Row, x64: None) -> None:
     cell, scenario = kind.make(3), Scenario()
     batch, point, direction = example(cell)
-    loss = lambda p: inner(call(cell, SCAN, scenario, *at(batch, p)), (batch.ct_carry, batch.ct_ys))
-    product = lambda p, v: jax.grad(lambda p: inner(jax.grad(loss)(p), v))(p)
+    loss = lambda p: inner_product(
+        unroll_scenario(cell, SCAN, scenario, *at(batch, p)), (batch.ct_carry, batch.ct_ys)
+    )
+    product = lambda p, v: jax.grad(lambda p: inner_product(jax.grad(loss)(p), v))(p)
     truth = difference(lambda p: loop_grads(cell, scenario, *at(batch, p)), point, direction)
     assert_close(jax.jit(product)(point, direction), truth, 1e-7)
 

@@ -26,15 +26,15 @@ from tests.helpers import (
     Scenario,
     as_dtype,
     assert_close,
-    call,
     differentiate_all,
-    inner,
+    inner_product,
     loop_grads,
     mark_exhaustive,
     normal_like,
     oracle,
     random_batch,
     random_params,
+    unroll_scenario,
 )
 from tests.table import CELLS, Row
 
@@ -224,7 +224,7 @@ ENGINES = {"auto": NEWTON, "diagonal": KINDS["diagonal"]}
 def test_forward_mode_equals_finite_differences(name: str, kind: str, x64: None) -> None:
     row, scenario, engine = CELLS[name], Scenario(reverse=True), ENGINES[kind]
     cell, batch, point, direction = differentiated(name)
-    run = lambda *point: call(cell, engine, scenario, *at(batch, point))
+    run = lambda *point: unroll_scenario(cell, engine, scenario, *at(batch, point))
     jvp = jax.jit(lambda p, v: jax.jvp(run, p, v))
     truth = difference(lambda p: oracle(row, scenario, *at(batch, p)), point, direction)
     assert_close(jvp(point, direction)[1], truth, 1e-8)
@@ -237,10 +237,10 @@ def test_forward_mode_equals_finite_differences(name: str, kind: str, x64: None)
 def test_second_derivatives_equal_finite_differences(name: str, kind: str, x64: None) -> None:
     scenario, engine = Scenario(), ENGINES[kind]
     cell, batch, point, direction = differentiated(name)
-    loss = lambda p: inner(
-        call(cell, engine, scenario, *at(batch, p)), (batch.ct_carry, batch.ct_ys)
+    loss = lambda p: inner_product(
+        unroll_scenario(cell, engine, scenario, *at(batch, p)), (batch.ct_carry, batch.ct_ys)
     )
-    over = lambda p, v: jax.grad(lambda p: inner(jax.grad(loss)(p), v))(p)
+    over = lambda p, v: jax.grad(lambda p: inner_product(jax.grad(loss)(p), v))(p)
     ahead = lambda p, v: jax.jvp(jax.grad(loss), (p,), (v,))[1]
     truth = difference(lambda p: loop_grads(cell, scenario, *at(batch, p)), point, direction)
     both = jax.jit(lambda p, v: (over(p, v), ahead(p, v)))

@@ -12,7 +12,7 @@ import pytest
 import jrnn
 from jrnn import GRU, LSTM, Associative, Cell, Engine, Fused, MinGRU, Native, Newton, Scan
 from jrnn.transforms import dropout, learned_carry, projection, zoneout
-from tests.helpers import assert_close, random_params, start_vjp, step_vjp
+from tests.helpers import assert_close, init_carry_vjp, random_params, step_vjp
 
 STEPS, BATCH, SIZE = 5, 4, 2
 MASK = np.array([[0, 1, 1, 1], [1, 0, 1, 0], [1, 1, 0, 0], [0, 1, 1, 0], [1, 1, 1, 0]], bool)
@@ -88,7 +88,7 @@ def loop(cell: Cell, scenario: Scenario, params: Any, xs: Any, first: Any, ct: A
             leaf[index] = part
 
     for b in range(BATCH):
-        start, _ = start_vjp(cell, params, pick(ct_last, b))
+        start, _ = init_carry_vjp(cell, params, pick(ct_last, b))
         carry = pick(first, b) if scenario.carry else start
         order = range(STEPS)[:: -1 if scenario.reverse else 1]
         inside = [t for t in order if scenario.lengths is None or t < scenario.lengths[b]]
@@ -117,7 +117,7 @@ def loop(cell: Cell, scenario: Scenario, params: Any, xs: Any, first: Any, ct: A
             put(first_grad, cotangent, b)
         else:
             ct_start = add(ct_start, cotangent)
-        params_grad = add(params_grad, start_vjp(cell, params, ct_start)[1])
+        params_grad = add(params_grad, init_carry_vjp(cell, params, ct_start)[1])
     return (last, ys, carries), (params_grad, xs_grad, first_grad)
 
 

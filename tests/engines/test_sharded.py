@@ -17,11 +17,11 @@ from tests.compilation import environment_with_devices
 from tests.helpers import (
     Scenario,
     assert_close,
-    call,
     cotangents,
     differentiable_leaves,
     random_batch,
     random_params,
+    unroll_scenario,
 )
 from tests.table import CELLS
 
@@ -46,7 +46,9 @@ def results(cell, engine, params, batch):
     """Values and gradients for each scenario."""
 
     def one(scenario):
-        run = lambda p, xs, c: call(cell, engine, scenario, p, batch._replace(xs=xs, carry=c))
+        run = lambda p, xs, c: unroll_scenario(
+            cell, engine, scenario, p, batch._replace(xs=xs, carry=c)
+        )
         (carry, ys), vjp = jax.vjp(run, params, batch.xs, batch.carry)
         return (
             carry,

@@ -78,9 +78,9 @@ def test_reverse_raises_for_bidirectional_layers() -> None:
     for inner in (both, stack([both, GRU(2)])):
         with pytest.raises(ValueError, match="Bidirectional: forward must be causal, got"):
             bidirectional(inner)
-        with pytest.raises(ValueError, match="already scans in both directions; remove"):
+        with pytest.raises(ValueError, match="cell must be causal for reverse=True or"):
             RNN(inner, SIZE, rngs=nnx.Rngs(0), reverse=True)
-    with pytest.raises(ValueError, match="already scans in both directions; remove"):
+    with pytest.raises(ValueError, match="cell must be causal for reverse=True or"):
         StackedRNN(both, SIZE, rngs=nnx.Rngs(0), bidirectional=True)
     with pytest.raises(ValueError, match="Bidirectional: backward must be causal, got"):
         bidirectional(GRU(2), both)

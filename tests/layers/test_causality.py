@@ -108,12 +108,12 @@ def test_modules_report_causality(noncausal: Layer) -> None:
 def test_streaming_and_generation_raise_for_noncausal_layers(noncausal: Layer) -> None:
     rngs = nnx.Rngs(0)
     for body in (RNN(noncausal, SIZE, rngs=rngs), StackedRNN(noncausal, SIZE, rngs=rngs)):
-        with pytest.raises(ValueError, match="stream: the network must be causal"):
+        with pytest.raises(ValueError, match="stream: model must be causal"):
             jrnn.stream(body)
         model = SequenceToSequence(body, 5, embedding=nnx.Embed(5, SIZE, rngs=rngs), rngs=rngs)
-        with pytest.raises(ValueError, match="stream: the network must be causal"):
+        with pytest.raises(ValueError, match="stream: model must be causal"):
             jrnn.stream(model)
-        with pytest.raises(ValueError, match="generate: the body must be batch-major and causal"):
+        with pytest.raises(ValueError, match="generate: model.body must be batch-major and causal"):
             generate(model, jnp.zeros((1, 2), int), 3, key=jax.random.key(0))
 
 

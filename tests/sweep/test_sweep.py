@@ -23,7 +23,7 @@ from jrnn.train.run.data_plan import plan_task
 from jrnn.train.run.trainer import Trainer
 from jrnn.transforms import clip, zoneout
 from tests.compilation import environment_with_devices
-from tests.helpers import compiled
+from tests.helpers import record_compilations
 
 ROOT = Path(__file__).parents[2]
 
@@ -269,7 +269,7 @@ def test_resumed_sweep_equals_uninterrupted_sweep(tmp_path, monkeypatch):
 def count_compilations(trials, folder):
     """Number of programs that a sweep compiles."""
     jax.clear_caches()
-    with compiled() as programs:
+    with record_compilations() as programs:
         sweep(trials, folder)
     return len(programs)
 
