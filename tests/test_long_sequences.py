@@ -1,15 +1,12 @@
-"""The study of long sequences and `jrnn bench newton` write complete results."""
+"""Tests that the study of long sequences and `jrnn bench newton` write complete results."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from experiments.long_sequences import run as study
 from jrnn.bench import newton
 from jrnn.cli import main
-
-RESULTS = Path(__file__).parent.parent / "experiments"
 
 
 def test_study_writes_growth_training_and_a_figure(tmp_path, monkeypatch):

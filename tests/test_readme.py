@@ -1,4 +1,4 @@
-"""README: its Python code runs, its files exist, and its tables match the results."""
+"""Tests that the Python code of README runs, its files exist, and its tables match the results."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def test_mentioned_files_exist():
     assert [path for path in paths if not (ROOT / path).is_file()] == []
 
 
-def test_every_shipped_config_is_mentioned():
+def test_every_config_is_mentioned():
     assert [path.name for path in config.list_configs() if f"configs/{path.name}" not in TEXT] == []
 
 

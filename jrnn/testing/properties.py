@@ -56,7 +56,7 @@ def _check_step(case: Case) -> None:
     step = compute_step(case, carry, case.xs(2, BATCH))
     assert_close(step.from_parts, step.from_step, 0)
     new_carry, _ = step.from_parts
-    chex.assert_trees_all_equal_shapes_and_dtype_names(new_carry, carry)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new_carry, carry)
 
 
 def _check_recur(case: Case) -> None:
@@ -103,7 +103,7 @@ def _check_taps(case: Case) -> None:
         # A new function, because JAX does not trace the same function twice.
         capture(jax.jit(lambda *args: step(*args))),
     )
-    chex.assert_trees_all_equal_shapes_and_dtype_names(got, expected)
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, expected)
     require(got_taps == expected_taps, f"taps are {expected_taps}, but under jax.jit {got_taps}")
 
 

@@ -55,20 +55,20 @@ def reference(row: Row, scenario: Scenario, params: Any, batch: Batch, skip: int
     the Jacobians of all its steps; exponents after the first `rank` are minus infinity or rounding
     errors.
     """
-    start = row.start(params)
-    size = len(flatten(start))
+    initial_carry = row.start(params)
+    size = len(flatten(initial_carry))
     initial_q = np.asarray(_initial_q(size, size, 1, jnp.dtype("float64")))[0]
     exponents, steps, history, jacobians = [], [], np.full(batch.xs.shape[:2], np.nan), []
     carries, ranks = [], np.full(B, size)
     for b in range(B):
-        carry = select_sequence(batch.carry, b) if scenario.carry else start
+        carry = select_sequence(batch.carry, b) if scenario.carry else initial_carry
         q, num_to_skip = initial_q, skip
         logs: list[Any] = []
         jacobians.append([])
         order = scan_order(scenario, batch, b)
         for t in order:
             if scenario.resets and batch.resets[t, b]:
-                carry, q, num_to_skip = start, initial_q, max(skip, 1)
+                carry, q, num_to_skip = initial_carry, initial_q, max(skip, 1)
             j = jacobian(lambda c, t=t, b=b: row.step(params, c, batch.xs[t, b])[0], carry)
             q, r = np.linalg.qr(j @ q)
             ranks[b] = min(ranks[b], np.linalg.matrix_rank(j))
