@@ -94,13 +94,13 @@ RESETS = jnp.zeros((T, B), bool).at[3].set(True).at[5, 1].set(True).at[0, 0].set
 
 def add_noise(tree, key):
     """Adds noise to every leaf, so that no bias and no peephole is zero."""
-    leaves, structure = jax.tree.flatten(tree)
+    leaves, treedef = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
     noisy = [
         leaf + 0.5 * jax.random.normal(k, leaf.shape, leaf.dtype)
         for k, leaf in zip(keys, leaves, strict=True)
     ]
-    return jax.tree.unflatten(structure, noisy)
+    return jax.tree.unflatten(treedef, noisy)
 
 
 def make_example(cell, seed=0):

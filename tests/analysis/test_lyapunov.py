@@ -35,7 +35,7 @@ def flatten(carry: Any) -> np.ndarray:
 
 def jacobian(step: Any, carry: Any, eps: float = 1e-6) -> np.ndarray:
     """The Jacobian of the new carry with respect to the old one, by central differences."""
-    leaves, structure = jax.tree.flatten(carry)
+    leaves, treedef = jax.tree.flatten(carry)
     columns = []
     for k, leaf in enumerate(leaves):
         for index in np.ndindex(leaf.shape):
@@ -43,7 +43,7 @@ def jacobian(step: Any, carry: Any, eps: float = 1e-6) -> np.ndarray:
             for sign in (1, -1):
                 shifted = [np.array(a) for a in leaves]
                 shifted[k][index] += sign * eps
-                perturbed.append(flatten(step(jax.tree.unflatten(structure, shifted))))
+                perturbed.append(flatten(step(jax.tree.unflatten(treedef, shifted))))
             columns.append((perturbed[0] - perturbed[1]) / (2 * eps))
     return np.stack(columns, axis=-1)
 

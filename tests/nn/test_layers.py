@@ -113,11 +113,11 @@ def test_dropout_applies_between_layers_in_training_only():
     _, deterministic = model(xs)
     assert_close(deterministic, without_dropout(xs)[1], 1e-6)
     model.train()
-    _, one = model(xs)
-    _, two = model(xs)
-    assert not np.allclose(one, deterministic) and not np.allclose(one, two)
+    _, first_ys = model(xs)
+    _, second_ys = model(xs)
+    assert not np.allclose(first_ys, deterministic) and not np.allclose(first_ys, second_ys)
     # Dropout is not applied to the outputs of the top layer, so none of them is zero.
-    assert (np.abs(one) > 0).all()
+    assert (np.abs(first_ys) > 0).all()
 
 
 def test_dropout_preserves_the_expected_value():

@@ -150,8 +150,8 @@ def test_jit_grad_split_and_merge_equal_the_functional_core(cell):
 
     expected = jax.grad(functional)(rnn.params)
     got = nnx.jit(nnx.grad(loss))(rnn)["weights"]
-    named = {name: value for name, value in expected._asdict().items() if value is not None}
-    assert_close({name: got[name][...] for name in named}, named, 1e-5)
+    expected = {name: value for name, value in expected._asdict().items() if value is not None}
+    assert_close({name: got[name][...] for name in expected}, expected, 1e-5)
     graphdef, state = nnx.split(rnn)
     doubled = nnx.merge(graphdef, jax.tree.map(lambda a: 2 * a, state))
     assert_close(doubled.params, jax.tree.map(lambda a: 2 * a, rnn.params), 1e-6)
