@@ -1,4 +1,4 @@
-"""jrnn: recurrent networks in JAX.
+"""Recurrent networks in JAX.
 
 The gate arithmetic of a cell is written once, as pure functions. Engines, gradients, training and
 analysis are derived from these functions.
