@@ -25,7 +25,7 @@ def build(case: Case) -> list[Implementation]:
 
 
 def make_model(case: Case) -> JaxModel:
-    """One layer in one mode."""
+    """Makes a unidirectional LSTM of one layer."""
     batch, steps, inputs, hidden = case.shape
     weights = rnn.init_lstm_weight(jax.random.key(0), inputs, hidden, 1, bidirectional=False)
 
