@@ -44,8 +44,8 @@ class Bench:
       engines: engines of jrnn, by their names in `jrnn ls engines`.
       peers: other libraries: nnx, linen, haiku, equinox, keras, torch, onnxruntime or cudnn.
       repeats: maximum number of rounds for each group; a round times every implementation.
-      seconds: time limit for starting a round of a group; 3 rounds always run.
-      sweep: also time series of shapes in which the steps or the hidden size grow.
+      seconds: time limit for starting a round of a group; the first 3 rounds ignore it.
+      sweep: also time shapes with growing numbers of steps and growing hidden sizes.
       out: path of the JSON file, written after each group.
       figure: save figures of the ratios and the sweeps next to the JSON file.
     """

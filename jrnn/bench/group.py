@@ -28,7 +28,7 @@ def measure(
       engine_names: engines of jrnn.
       peer_names: other libraries, keys of `peers.PEERS`.
       repeats: maximum number of rounds.
-      seconds: time limit for starting a round; `timing.MIN_ROUNDS` rounds always run.
+      seconds: time limit for starting a round; the first `timing.MIN_ROUNDS` ignore it.
     """
     jax.clear_caches()  # otherwise, a cell that an earlier case traced would compile faster
     implementations, missing = _prepare(case, engine_names, peer_names)

@@ -107,7 +107,7 @@ class JaxModel:
     Args:
       name: name in tables and results.
       apply: `(params, xs) -> outputs`.
-      params: a tree of arrays, to all of which gradients are computed.
+      params: a tree of arrays; gradients are computed for all of them.
       time_major: whether `xs` and the outputs are `[T, B, ...]`.
     """
 

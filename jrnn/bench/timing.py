@@ -65,7 +65,7 @@ def time_interleaved(
     Args:
       implementations: the implementations; each must have been called once.
       repeats: maximum number of rounds.
-      seconds: time limit for starting a round; `MIN_ROUNDS` rounds always run.
+      seconds: time limit for starting a round; the first `MIN_ROUNDS` rounds ignore it.
       warmup: minimum time of calls that are not timed; with 0 there are none.
     """
     seconds_by_name: dict[str, list[float]] = {

@@ -84,11 +84,11 @@ static inline void jrnn_relax(void) {
 extern "C" {
 
 struct JrnnKernels {
-  int32_t (*gates)(int32_t cell);
-  int32_t (*saved)(int32_t cell);
-  // Chooses `parts` for `threads` threads, and `slices` and `workers` for the `available` ones of
-  // them. Therefore the order of sums does not depend on which threads are available. Returns the
-  // size of the scratch memory in floats.
+  int32_t (*gates)(int32_t cell);  // number of gates; 0 for an unknown cell
+  int32_t (*saved)(int32_t cell);  // number of residual arrays of each step
+  // Sets `parts`, `slices` and `workers`. `threads` is the size of the thread pool, and `available`
+  // the number of its threads that can run now. `parts` only depends on `threads`, so that the order
+  // of sums over the batch is deterministic. Returns the size of the scratch memory in floats.
   int64_t (*plan)(JrnnRun* run, int32_t threads, int32_t available, int32_t backward);
   // Called by run->workers threads concurrently, with worker = 0 .. run->workers - 1.
   void (*forward)(const JrnnRun* run, int32_t worker);

@@ -50,6 +50,7 @@ struct Backward {
 
   static constexpr int64_t round_up(int64_t n) { return (n + W - 1) / W * W; }
 
+  // Assigns the arrays to the scratch memory; returns its size in floats.
   int64_t layout() {
     Arena arena(run.scratch);
     w_x = arena.floats(x_columns() * round_up(run.I));
@@ -68,7 +69,7 @@ struct Backward {
     return arena.used;
   }
 
-  // The arrays of consecutive parts have a fixed distance, part_stride().
+  // Allocates the arrays of one part. part_stride() is their distance to those of the next part.
   void allocate_part(Arena& arena, bool is_own) {
     float* a = arena.floats(capacity * ld);
     float* b = arena.floats(part_rows * sizes.Hp);

@@ -27,8 +27,8 @@ namespace {
 
 constexpr size_t kHugePage = 2 << 20;
 
-// Requests huge pages for a buffer and for the rest of its pages. Page faults for every 4 KiB of
-// newly allocated memory can take longer than the layer.
+// Requests huge pages for a buffer, including other data on its first page. Page faults for every
+// 4 KiB of newly allocated memory can take longer than the layer.
 void request_huge_pages([[maybe_unused]] const float* p, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__)
   if (!p || bytes < kHugePage / 8) return;

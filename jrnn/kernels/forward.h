@@ -16,13 +16,14 @@ struct Forward {
   const S sizes;
   float *w_x, *w_h, *bias;  // packed weights, shared by all work items
   // Private to a work item.
-  float* hoisted;                 // input products of a chunk of steps: [panel][step][row][column]
+  float* hoisted;                  // input products of a chunk of steps: [panel][step][row][column]
   const float **x_rows, **h_rows;  // pointers to the inputs and carries of a step
-  int32_t* sequences;             // the sequences for which a step is valid
-  int64_t chunk;                  // number of steps whose input products are hoisted, or 0
+  int32_t* sequences;              // the sequences for which a step is valid
+  int64_t chunk;                   // number of steps whose input products are hoisted, or 0
 
   Forward(const JrnnRun& r, int32_t m) : item(r, m), run(r), rows{r}, sizes(r) { layout(); }
 
+  // Assigns the arrays to the scratch memory; returns its size in floats.
   int64_t layout() {
     Arena arena(run.scratch);
     w_x = arena.floats(sizes.panels * run.I * S::XV * W);

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "cells.h"
-#include "product.h"
 #include "partition.h"
+#include "product.h"
 
 namespace {
 

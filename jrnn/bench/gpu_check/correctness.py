@@ -112,7 +112,7 @@ def _float0_to_none(leaf: jax.Array) -> jax.Array | None:
 
 
 def reference(cell: jrnn.Layer, problem: Problem) -> Results:
-    """Computes values and gradients by `scan` in float64 on the CPU."""
+    """Computes the expected values and gradients, by `scan` in float64 on the CPU."""
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         run = jax.jit(partial(differentiate, cell, "scan"), compiler_options=FAST_COMPILE)
         return jax.tree.map(np.asarray, run(jax.tree.map(_as_float64, problem)))

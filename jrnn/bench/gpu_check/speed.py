@@ -104,7 +104,7 @@ def measure(suite: Suite, seconds: float, deadline: Deadline) -> Iterator[Row]:
 
     Args:
       suite: the cases.
-      seconds: time limit for starting a round of a case; `timing.MIN_ROUNDS` rounds always run.
+      seconds: time limit for starting a round of a case; the first `timing.MIN_ROUNDS` ignore it.
       deadline: when to stop; the remaining implementations are listed as missing.
     """
     if deadline.remaining() < MIN_SECONDS:
