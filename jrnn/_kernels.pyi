@@ -9,4 +9,4 @@ def isa() -> str:
     """Returns the selected instruction set: `base`, `v3` or `v4`; `JRNN_ISA` limits it."""
 
 def available_isas() -> tuple[str, ...]:
-    """Returns the compiled instruction sets that this CPU supports, from the oldest to the newest."""
+    """Returns the compiled instruction sets that this CPU supports, from oldest to newest."""
