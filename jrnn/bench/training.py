@@ -125,7 +125,7 @@ def main(args: list[str]) -> None:
     for row in result["rows"]:
         table.add_row(*(format_value(row, key) for key in COLUMNS))
     lines = stream_line(result), sweep_line(result), f"written to {bench.out}"
-    stdout.print("", table, "", *lines, sep="\n", markup=False)
+    stdout.print("", table, "", *lines, sep="\n", markup=False, soft_wrap=True)
 
 
 def measure(name: str, bench: Bench) -> dict[str, Any]:
