@@ -33,7 +33,7 @@ from experiments.cells import report
 from experiments.cells.contenders import CONTENDERS, cell_of_size, hidden_units, recurrence_of
 from jrnn import checks
 from jrnn.bench import machine
-from jrnn.bench.contenders import Contender
+from jrnn.bench.implementations import Implementation
 from jrnn.bench.timing import time_interleaved
 from jrnn.distributed import ProcessGroup
 from jrnn.nn import RNN, Classifier, SequenceToSequence
@@ -246,7 +246,8 @@ def step_times(study: Study, cells: list[str]) -> dict[str, float]:
     """Median milliseconds of a training step on digits, by cell, in interleaved rounds."""
     data = TASK_CONFIGS["digits"].task.load()
     ready = [
-        Contender(name, "jrnn", _one_step(CellTrainer(study, name, data, 1000))) for name in cells
+        Implementation(name, "jrnn", _one_step(CellTrainer(study, name, data, 1000)))
+        for name in cells
     ]
     return {
         name: 1e3 * t.median for name, t in time_interleaved(ready, repeats=9, seconds=120).items()

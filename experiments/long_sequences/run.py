@@ -25,7 +25,7 @@ import tyro
 import jrnn
 from jrnn.analysis import lyapunov
 from jrnn.bench import machine
-from jrnn.bench.contenders import Contender
+from jrnn.bench.implementations import Implementation
 from jrnn.bench.timing import time_interleaved
 from jrnn.plotting import new_figure
 from jrnn.tasks import Adding
@@ -122,7 +122,7 @@ def measure_growth(case: Growth, steps: int, repeats: int) -> dict[str, Any]:
     calls = {"parallel": compiled(case.engine), "scan": compiled("scan")}
     results = {name: jax.block_until_ready(call(params, xs)) for name, call in calls.items()}
     ready = [
-        Contender(name, "jrnn", lambda call=call: jax.block_until_ready(call(params, xs)))
+        Implementation(name, "jrnn", lambda call=call: jax.block_until_ready(call(params, xs)))
         for name, call in calls.items()
     ]
     times = time_interleaved(ready, repeats, seconds=0)

@@ -74,9 +74,9 @@ double check(int32_t cell, Shape shape, bool reverse, bool lengths, bool resets,
 
   auto run_one = [&](bool backward) {
     run.scratch = nullptr;
-    // Fewer seats than threads half of the time.
-    const int32_t seats = 1 + (int32_t)(generator() % threads);
-    const int64_t floats = kernels.plan(&run, threads, seats, backward);
+    // Often fewer than `threads`.
+    const int32_t available = 1 + (int32_t)(generator() % threads);
+    const int64_t floats = kernels.plan(&run, threads, available, backward);
     void* scratch = std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64);
     run.scratch = (float*)scratch;
     std::vector<JrnnBarrier> barriers(1 + run.parts);
