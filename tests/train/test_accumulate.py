@@ -51,7 +51,7 @@ def test_accumulated_step_equals_explicit_loop():
     data = e.task.load()
     graphdef, state = init_state(e.network.build(data, 0), optax.sgd(0.5))
     batch = take(data.train, np.arange(6))
-    loss = SequenceLoss(Objective.of(data))
+    loss = SequenceLoss(Objective.from_data(data))
 
     def squares(params, row):
         model = nnx.merge(graphdef, params, state.rest)
@@ -79,7 +79,7 @@ def test_each_part_has_its_own_dropout_noise():
     repeated = take(data.train, np.zeros(6, int))
     losses = []
     for parts in (1, 6):
-        step = TrainStep(graphdef, SequenceLoss(Objective.of(data)), optax.sgd(0.0), parts)
+        step = TrainStep(graphdef, SequenceLoss(Objective.from_data(data)), optax.sgd(0.0), parts)
         new, metrics = jax.jit(step)(state, repeated)
         losses.append(float(metrics.loss))
     counts_before, counts_after = (
@@ -97,7 +97,7 @@ def test_accumulation_reduces_memory():
     batch = take(data.train, np.arange(512) % 10)
     sizes = []
     for parts in (1, 16):
-        step = TrainStep(graphdef, SequenceLoss(Objective.of(data)), optax.sgd(0.1), parts)
+        step = TrainStep(graphdef, SequenceLoss(Objective.from_data(data)), optax.sgd(0.1), parts)
         analysis = jax.jit(step).lower(state, batch).compile().memory_analysis()
         sizes.append(analysis.temp_size_in_bytes)
     assert sizes[1] < sizes[0] / 4

@@ -54,7 +54,7 @@ def two_checkpoints(tmp_path_factory):
 def newest(folder):
     checkpoints = Checkpointer(folder)
     try:
-        return checkpoints.newest(arrays(0))
+        return checkpoints.read_newest(arrays(0))
     finally:
         checkpoints.close()
 
@@ -68,7 +68,7 @@ def test_arrays_and_record_are_restored_exactly(two_checkpoints):
 
 def test_one_pytree_can_be_read_alone(two_checkpoints):
     checkpoints = Checkpointer(two_checkpoints)
-    checkpoint = checkpoints.newest({"best": arrays(0)["best"]})
+    checkpoint = checkpoints.read_newest({"best": arrays(0)["best"]})
     checkpoints.close()
     assert_same(checkpoint.arrays, {"best": arrays(2)["best"]})
 
@@ -152,7 +152,7 @@ def test_damaged_checkpoints_are_moved_and_saving_continues(two_checkpoints, tmp
     assert (tmp_path / "damaged/2/record").is_dir()
     checkpoints.save(Checkpoint(2, arrays(7), {}))
     checkpoints.wait()
-    assert_same(checkpoints.newest(arrays(0)).arrays, arrays(7))
+    assert_same(checkpoints.read_newest(arrays(0)).arrays, arrays(7))
     checkpoints.close()
 
 

@@ -158,10 +158,10 @@ def test_fit_on_task_data_with_user_loss():
     """The loss gets batches of the splits unchanged."""
     data = Signs().load()
     model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
-    objective = Objective.of(data)
+    objective = Objective.from_data(data)
 
     def loss(model, batch: Split):
-        sums = objective.sums(model(batch.xs[:, 0]), batch)
+        sums = objective.compute_sums(model(batch.xs[:, 0]), batch)
         return sums.loss / sums.loss_weight, sums.metric / sums.metric_weight
 
     result = run(model, data, loss=loss, steps=60, higher_is_better=True)

@@ -40,7 +40,7 @@ def make_step(e):
     optimizer = e.optimizer.build(e.steps)
     graphdef, state = init_state(e.network.build(data, e.seed), optimizer)
     plan = plan_task(data, e, e.tbptt)
-    carry = plan.first_carry(graphdef, state.weights)
+    carry = plan.init_carry(graphdef, state.weights)
     sampler = plan.make_sampler(e.seed)
     batch = jax.tree.map(lambda array: array[0], sampler.plan(0, 1))
     grad_dtypes = []
@@ -51,7 +51,7 @@ def make_step(e):
 
     recording = optax.GradientTransformation(optimizer.init, update)
     step = TrainStep(graphdef, plan.loss, recording)
-    return step, state._replace(carry=carry), sampler.batch(plan.examples, batch), grad_dtypes
+    return step, state._replace(carry=carry), sampler.get_batch(plan.examples, batch), grad_dtypes
 
 
 def float_dtypes(tree):

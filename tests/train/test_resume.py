@@ -40,7 +40,7 @@ def newest_arrays(e, data, folder):
     _, like = check_experiment(e, data)
     like = {"state": like._asdict(), "best": {"params": like.params, "rest": like.rest}}
     checkpoints = Checkpointer(folder / "checkpoints")
-    checkpoint = checkpoints.newest(like)
+    checkpoint = checkpoints.read_newest(like)
     checkpoints.close()
     return checkpoint.step, jax.tree.map(key_data, checkpoint.arrays)
 

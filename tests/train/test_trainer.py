@@ -108,7 +108,7 @@ def test_best_network_has_the_best_evaluation(target, best_of, tmp_path):
     assert trained.validation["metric"] == best_of(metrics)
     assert trained.step < e.steps
     graphdef, state = init_state(trained.model, e.optimizer.build(e.steps))
-    actual = make_evaluate(graphdef, Objective.of(data), 8)(state, data.validation)
+    actual = make_evaluate(graphdef, Objective.from_data(data), 8)(state, data.validation)
     assert actual == pytest.approx(trained.validation, rel=1e-5)
 
 
@@ -124,7 +124,7 @@ def test_metrics_file_has_train_and_validation_lines(run):
 def test_evaluation_does_not_depend_on_the_batch_size(run):
     e, data, _, trained = run
     graphdef, state = init_state(trained.model, e.optimizer.build(e.steps))
-    objective = Objective.of(data)
+    objective = Objective.from_data(data)
     for size in (7, 100, 128):
         actual = make_evaluate(graphdef, objective, size)(state, data.test)
         assert actual == pytest.approx(trained.test, rel=1e-5)
@@ -135,7 +135,7 @@ def test_second_step_does_not_recompile():
     data = e.task.load()
     optimizer = e.optimizer.build(e.steps)
     graphdef, state = init_state(e.network.build(data, 0), optimizer)
-    step = make_train_step(graphdef, Objective.of(data), optimizer)
+    step = make_train_step(graphdef, Objective.from_data(data), optimizer)
     for batch, _ in zip(shuffled_batches(data.train, 8, 0), range(3), strict=False):
         state, _ = step(state, batch)
     assert cache_size(step) == 1
@@ -151,14 +151,14 @@ def test_noise_differs_from_step_to_step(noise):
     data = e.task.load()
     optimizer = e.optimizer.build(e.steps)
     graphdef, state = init_state(e.network.build(data, 0), optimizer)
-    step = make_train_step(graphdef, Objective.of(data), optimizer)
+    step = make_train_step(graphdef, Objective.from_data(data), optimizer)
     batch = next(shuffled_batches(data.train, 8, 0))
     losses = []
     for _ in range(2):
         state, metrics = step(state, batch)
         losses.append(float(metrics.loss))
     assert losses[0] != losses[1]
-    evaluate = make_evaluate(graphdef, Objective.of(data), 8)
+    evaluate = make_evaluate(graphdef, Objective.from_data(data), 8)
     assert evaluate(state, data.test) == evaluate(state, data.test)
 
 
@@ -176,7 +176,7 @@ def test_non_finite_loss_raises_with_step_and_checkpoint(tmp_path):
         train(e, data, tmp_path)
     checkpoints = Checkpointer(tmp_path / "checkpoints")
     _, like = init_state(e.network.build(data, 0), e.optimizer.build(e.steps))
-    checkpoint = checkpoints.newest({"state": like._asdict()})
+    checkpoint = checkpoints.read_newest({"state": like._asdict()})
     assert checkpoint.step < step and f"is of step {checkpoint.step}." in str(caught.value)
     assert all(
         np.isfinite(leaf).all() for leaf in jax.tree.leaves(checkpoint.arrays["state"]["params"])

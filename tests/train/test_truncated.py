@@ -17,8 +17,8 @@ from jrnn.train.data.windows import (
     Window,
     WindowIndex,
     WindowSampler,
-    batch_of_windows,
     cut_streams,
+    take_windows,
 )
 from jrnn.train.run.data_plan import plan_task
 from jrnn.train.step.evaluate import make_evaluate
@@ -85,7 +85,7 @@ def test_stateful_evaluation_equals_evaluation_of_whole_streams(task, k1):
     e = experiment(task, tbptt=TBPTT(k1))
     data = e.task.load()
     graphdef, state = network(e, data)
-    metrics = plan_task(data, e, e.tbptt).evaluation(graphdef).compiled()(state, data.test)
+    metrics = plan_task(data, e, e.tbptt).make_evaluator(graphdef).compile()(state, data.test)
     model = nnx.merge(graphdef, state.params, state.rest)
     model.eval()
     split = data.test
@@ -124,7 +124,7 @@ def test_gradients_flow_exactly_k2_steps(task, k1, k2):
     graphdef, state = network(e, data)
     split = cut_streams(data, data.train, k1, 3, keep_last=False)
     window = TBPTT(k1, k2).window(data)
-    objective = Objective.of(data)
+    objective = Objective.from_data(data)
     rows = np.array([2, 0, 1])
     carry = zero_carry(graphdef, state.weights, split, 3)
 
@@ -132,9 +132,9 @@ def test_gradients_flow_exactly_k2_steps(task, k1, k2):
     @partial(jax.value_and_grad, has_aux=True)
     def loss(params, carry, index):
         model = nnx.merge(graphdef, params, state.rest, copy=True)
-        batch = batch_of_windows(window, jax.tree.map(jnp.asarray, split), index)
+        batch = take_windows(window, jax.tree.map(jnp.asarray, split), index)
         carry, outputs, targets = apply_to_window(window, model, carry, batch)
-        sums = objective.sums(outputs, targets)
+        sums = objective.compute_sums(outputs, targets)
         return sums.loss, (carry, sums)
 
     join = lambda a: None if a is None else a[rows].reshape(3, -1, *a.shape[3:])
@@ -213,7 +213,7 @@ def test_training_on_windows_matches_explicit_loop(task):
     losses = []
     plans = windows.plan(0, 12)
     for k in range(12):
-        batch = windows.batch(split, WindowIndex(plans.rows[k], plans.window[k]))
+        batch = windows.get_batch(split, WindowIndex(plans.rows[k], plans.window[k]))
 
         def loss(params, carry=carry, batch=batch):
             model = nnx.merge(graphdef, params, state.rest, copy=True)
@@ -226,8 +226,8 @@ def test_training_on_windows_matches_explicit_loop(task):
         updates, opt_state = optimizer.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
         losses.append(float(value))
-    step = TrainStep(graphdef, TruncatedLoss(Objective.of(data), window), optimizer)
-    steps = jax.jit(step.repeat(windows.batch))
+    step = TrainStep(graphdef, TruncatedLoss(Objective.from_data(data), window), optimizer)
+    steps = jax.jit(step.make_loop(windows.get_batch))
     state, metrics = steps(state, jax.tree.map(jnp.asarray, split), plans, 12)
     np.testing.assert_allclose(metrics.loss, losses, rtol=1e-4)
     assert cache_size(steps) == 1
@@ -250,11 +250,11 @@ def test_whole_examples_use_resets_of_the_task():
     model = nnx.merge(graphdef, state.params, state.rest)
     _, ys = model(data.test.xs, resets=data.test.resets)
     expected = np.mean((np.asarray(ys) - data.test.ys) ** 2)
-    evaluate = make_evaluate(graphdef, Objective.of(data), 3)
+    evaluate = make_evaluate(graphdef, Objective.from_data(data), 3)
     assert evaluate(state, data.test)["metric"] == pytest.approx(expected, rel=1e-5)
     without = data.test._replace(resets=None)
     assert evaluate(state, without)["metric"] != pytest.approx(expected, rel=1e-3)
-    carry, sums = SequenceLoss(Objective.of(data))(model, (), data.test)
+    carry, sums = SequenceLoss(Objective.from_data(data))(model, (), data.test)
     assert carry == () and float(sums.loss_weight) == 7 * T
 
 
@@ -266,7 +266,7 @@ def test_whole_examples_use_resets_of_the_task():
         ({"batch_size": 11}, "batch_size must be at most the 10 training examples"),
         (
             {"task": KINDS[1], "batch_size": 31},
-            "batch_size must be at most the 30 windows of 4 steps",
+            "batch_size must be at most the 30 windows of 4 time steps",
         ),
         (
             {"task": Sums(True, lengths=True)},
