@@ -20,7 +20,7 @@ def arrays(seed):
             "step": jnp.int32(seed),
             "key": key,
             "w": jax.random.normal(key, (3, 5)),
-            "half": jax.random.normal(key, (4,), jnp.bfloat16),
+            "bfloat16": jax.random.normal(key, (4,), jnp.bfloat16),
             "flags": jnp.array([True, False]),
         },
         "best": {"w": jax.random.normal(key, (2,))},
@@ -83,19 +83,19 @@ def test_newest_of_empty_folder_is_none(tmp_path):
     assert newest(tmp_path) is None
 
 
-def flip(path):
+def flip_bit(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 16
     path.write_bytes(content)
 
 
-def halve(path):
+def truncate_to_half(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-# A failed read leaves others in flight, which then find the event loop of orbax closed.
+# A failed read cancels other reads of orbax, which then raise in the closed event loop.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("damage", [flip, halve, Path.unlink])
+@pytest.mark.parametrize("damage", [flip_bit, truncate_to_half, Path.unlink])
 def test_damage_of_any_file_is_detected(damage, two_checkpoints, tmp_path, caplog):
     names = [
         path.relative_to(two_checkpoints)
@@ -110,7 +110,7 @@ def test_damage_of_any_file_is_detected(damage, two_checkpoints, tmp_path, caplo
         caplog.clear()
         with caplog.at_level(logging.WARNING, "jrnn"):
             checkpoint = newest(folder)
-        # Files that are not read may be damaged; what is read must be intact.
+        # Damage of a file that is not read has no effect.
         assert_same(checkpoint.arrays, arrays(checkpoint.step))
         assert checkpoint.record["step"] == checkpoint.step
         warnings = [r.message for r in caplog.records if r.name == "jrnn"]

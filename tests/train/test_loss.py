@@ -1,4 +1,4 @@
-"""Losses and metrics against explicit loops, and batches."""
+"""Losses and metrics, compared with explicit loops; batches."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +17,7 @@ def cross_entropy(scores, label):
 
 
 def reference_means(target, metric, outputs, batch, row_mask):
-    """Means by a loop over all items."""
+    """Returns the mean loss and metric, computed by a loop over examples and time steps."""
     losses, metrics = [], []
     per_step = target.endswith("per_step")
     for b in np.flatnonzero(row_mask):

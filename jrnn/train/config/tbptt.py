@@ -21,7 +21,7 @@ class TBPTT:
     The loss is 0 if none of its time steps is valid. A stream is one example of the task. If the
     examples of the task are contiguous, as those of `Text`, they are concatenated and cut into as
     many streams as a batch has rows. Each stream begins with the initial carry of the cell.
-    Evaluations include all time steps of all streams, and also pass the carry from window to window.
+    Evaluations include all time steps of all streams; they also pass the carry between windows.
 
     Args:
       k1: number of time steps between two updates, which must divide the length of an example; None
