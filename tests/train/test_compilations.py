@@ -60,7 +60,7 @@ def test_nothing_is_compiled_after_the_first_evaluation_and_save(
 
 
 @pytest.mark.parametrize(("device_bytes", "changes"), CASES)
-def test_longer_run_compiles_nothing_more(device_bytes, changes, tmp_path, monkeypatch):
+def test_longer_run_does_not_recompile(device_bytes, changes, tmp_path, monkeypatch):
     monkeypatch.setattr("jrnn.train.data.sampler.DEVICE_BYTES", device_bytes)
     steps_per_epoch = NUM_TRAIN // 8 * (2 if "tbptt" in changes else 1)
     num_compiled = []

@@ -273,7 +273,10 @@ def test_whole_examples_use_resets_of_the_task():
             {"task": Sums(True, lengths=True)},
             "contiguous examples must not have lengths",
         ),
-        ({"task": Sums(test_steps=10)}, "k1 must divide the 10 time steps of a test example, got 4"),
+        (
+            {"task": Sums(test_steps=10)},
+            "k1 must divide the 10 time steps of a test example, got 4",
+        ),
         (
             {"network": Network(jrnn.GRU(5), bidirectional=True)},
             "other layers have no carry to pass on",

@@ -1,4 +1,4 @@
-"""The interface of what a trainer trains: one or many networks on their devices."""
+"""The protocol of the networks that a `Trainer` trains."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol

@@ -1,4 +1,4 @@
-"""The pure training step."""
+"""A training step as a pure function."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
