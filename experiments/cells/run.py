@@ -257,7 +257,7 @@ def step_times(study: Study, cells: list[str]) -> dict[str, float]:
 def _one_step(trainer: "CellTrainer") -> Callable[[], Any]:
     optimizer = trainer.optimizer.build(trainer.options.steps)
     graphdef, state = init_state(trainer.network(0), optimizer)
-    train_step = make_train_step(graphdef, Objective.of(trainer.data), optimizer)
+    train_step = make_train_step(graphdef, Objective.from_data(trainer.data), optimizer)
     batch = next(shuffled_batches(trainer.data.train, trainer.options.batch_size, 0))
 
     def step() -> None:

@@ -47,7 +47,7 @@ from jrnn.train.data.sampler import EpochSampler, shuffled_batches
 from jrnn.train.fit import make_trainer
 from jrnn.train.run.data_plan import plan_task
 from jrnn.train.run.dispatch import MAX_STEPS
-from jrnn.train.run.metrics_logger import LINE_EVERY
+from jrnn.train.run.metrics_logger import LOG_EVERY
 from jrnn.train.run.single import SingleNetwork
 from jrnn.train.run.trainer import Trainer
 from jrnn.train.step.loss import Objective, SequenceLoss
@@ -181,9 +181,9 @@ def open_trainer(experiment: Experiment, data: Data, folder: Path) -> Trainer:
     network = experiment.network.build(data, experiment.seed)
     optimizer = experiment.optimizer.build(experiment.steps)
     plan, group = plan_task(data, experiment, experiment.tbptt), ProcessGroup()
-    placement = SingleNetwork(network, plan, optimizer, experiment, Mesh(), group)
+    trainable = SingleNetwork(network, plan, optimizer, experiment, Mesh(), group)
     description = experiment.network.description()
-    return make_trainer(placement, experiment, plan, folder, group, description)
+    return make_trainer(trainable, experiment, plan, folder, group, description)
 
 
 def jrnn_loop(trainer: Trainer, end: float) -> int:
@@ -201,14 +201,14 @@ def compiled_loop(experiment: Experiment, data: Data) -> Loop:
     graphdef, state = init_state(experiment.network.build(data, 0), optimizer)
     sampler = EpochSampler(len(data.train.xs), experiment.batch_size, 0)
     loader = DataLoader(data.train, sampler, MAX_STEPS)
-    step = TrainStep(graphdef, SequenceLoss(Objective.of(data)), optimizer)
-    train_steps = jax.jit(step.repeat(loader.batch), donate_argnums=0)
+    step = TrainStep(graphdef, SequenceLoss(Objective.from_data(data)), optimizer)
+    train_steps = jax.jit(step.make_loop(loader.get_batch), donate_argnums=0)
     examples, plans = loader.next(0, loader.max_steps)
     plans = jax.device_put(plans)
 
     def loop(end: float) -> int:
         nonlocal state
-        steps, count = 0, LINE_EVERY
+        steps, count = 0, LOG_EVERY
         while time.perf_counter() < end:
             state, metrics = train_steps(state, examples, plans, count)
             jax.block_until_ready(metrics)
@@ -222,7 +222,7 @@ def handwritten_loop(experiment: Experiment, data: Data) -> Loop:
     """Makes a loop of jitted training steps over the network of jrnn."""
     optimizer = experiment.optimizer.build(experiment.steps)
     graphdef, state = init_state(experiment.network.build(data, 0), optimizer)
-    step = make_train_step(graphdef, Objective.of(data), optimizer)
+    step = make_train_step(graphdef, Objective.from_data(data), optimizer)
     batches = shuffled_batches(data.train, experiment.batch_size, 0)
 
     def next_step() -> jax.Array:
@@ -276,14 +276,14 @@ def flax_loop(experiment: Experiment, data: Data) -> Loop:
 
 
 def make_loop(next_step: Callable[[], jax.Array]) -> Loop:
-    """Makes a loop that fetches the losses every `LINE_EVERY` steps."""
+    """Makes a loop that fetches the losses every `LOG_EVERY` steps."""
 
     def loop(end: float) -> int:
         steps = 0
         while time.perf_counter() < end:
-            losses = [next_step() for _ in range(LINE_EVERY)]
+            losses = [next_step() for _ in range(LOG_EVERY)]
             jax.device_get(losses)
-            steps += LINE_EVERY
+            steps += LOG_EVERY
         return steps
 
     return loop

@@ -139,7 +139,7 @@ def sweep(
                 # Only the best trial so far stays in memory, since states may be large.
                 index = _index_of_best(trackers)
                 if index in indices:
-                    best = index, trainer.checkpoint_of(indices.index(index))
+                    best = index, trainer.trial_checkpoint(indices.index(index))
         if best is not None:
             index, checkpoint = best
             _write_run(checkpoint, trial_folder(folder, index), folder / BEST)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jrnn.tasks.task import Data, Task
 from jrnn.train.config.experiment import Experiment
-from jrnn.train.config.optimizer import ARRAYS, Optimizer
+from jrnn.train.config.optimizer import TRACEABLE_FIELDS, Optimizer
 from jrnn.train.run.data_plan import plan_task
 from jrnn.train.step.state import abstract_state
 from jrnn.train.step.step import TrainStep
@@ -57,13 +57,13 @@ def without_scalars(experiment: Experiment) -> Experiment:
 
 def scalars_of(optimizers: Sequence[Optimizer]) -> ScalarHyperparams:
     """The scalars of the optimizers of one group, as arrays `[trials]`."""
-    names = [name for name in ARRAYS if getattr(optimizers[0], name) is not None]
+    names = [name for name in TRACEABLE_FIELDS if getattr(optimizers[0], name) is not None]
     values = lambda name: [getattr(optimizer, name) for optimizer in optimizers]
     return {name: jnp.array(values(name), jnp.float32) for name in names}
 
 
 def _fix_scalars(optimizer: Optimizer) -> Optimizer:
-    present = {name: 0.5 for name in ARRAYS if getattr(optimizer, name)}
+    present = {name: 0.5 for name in TRACEABLE_FIELDS if getattr(optimizer, name)}
     decay = 0.5 if optimizer.algorithm == "adamw" else 0.0
     return replace(optimizer, **(present | {"weight_decay": decay}))
 
@@ -74,15 +74,17 @@ def _lower(experiment: Experiment, data: Data) -> str:
     make_model = lambda: experiment.network.build(data, experiment.seed)
     graphdef, state = abstract_state(make_model, optimizer)
     plan = plan_task(data, experiment, experiment.tbptt)
-    state = state._replace(carry=plan.first_carry(graphdef, state.weights))
+    state = state._replace(carry=plan.init_carry(graphdef, state.weights))
     sampler = plan.make_sampler(0)
     step = TrainStep(graphdef, plan.loss, optimizer, experiment.accumulate)
     first = jax.tree.map(lambda array: array[0], sampler.plan(0, 1))
-    train = lambda state, examples, plan: step(state, sampler.batch(examples, plan))
+    train = lambda state, examples, plan: step(state, sampler.get_batch(examples, plan))
     batch = jax.tree.map(lambda array: array[: experiment.batch_size], data.validation)
-    evaluation = plan.evaluation(graphdef)
+    evaluator = plan.make_evaluator(graphdef)
     lowered = [
         jax.jit(train).lower(state, plan.examples, first),
-        jax.jit(evaluation.sums).lower(state.weights, *next(evaluation.parts(batch))),
+        jax.jit(evaluator.compute_sums).lower(
+            state.weights, *next(evaluator.iterate_chunks(batch))
+        ),
     ]
     return "".join(part.as_text() for part in lowered)

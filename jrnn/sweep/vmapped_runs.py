@@ -15,8 +15,8 @@ from jrnn.train.config.experiment import RunOptions
 from jrnn.train.config.optimizer import Optimizer
 from jrnn.train.data.sampler import fits_on_device, pad_first_axis
 from jrnn.train.run.data_plan import DataPlan
-from jrnn.train.run.dispatch import max_steps_of
-from jrnn.train.step.evaluate import Evaluation
+from jrnn.train.run.dispatch import max_dispatch_steps
+from jrnn.train.step.evaluate import Evaluator
 from jrnn.train.step.loss import MetricSums
 from jrnn.train.step.state import StepMetrics, TrainState, Weights, init_state
 from jrnn.train.step.step import TrainStep
@@ -83,9 +83,9 @@ class TrialDevices:
 
 
 class VmappedRuns:
-    """The placement of many models of the same structure, trained with different scalars.
+    """Many models of the same structure, trained with different scalars.
 
-    All arrays have a first axis for the trials; see `Placement`. Trials that pad the devices are
+    All arrays have a first axis for the trials; see `Trainable`. Trials that pad the devices are
     copies of the last one, and take no steps.
 
     Attributes:
@@ -127,20 +127,20 @@ class VmappedRuns:
         transformation = optimizer.build(options.steps)
         states = [init_state(make_models[index](), transformation) for index in indices]
         graphdef, state = states[0]
-        carry = plan.first_carry(graphdef, state.weights)
+        carry = plan.init_carry(graphdef, state.weights)
         self._first = devices.shard(_stack([s._replace(carry=carry) for _, s in states]))
         self._scalars = devices.shard({name: each[indices] for name, each in scalars.items()})
         self._samplers = [plan.make_sampler(seeds[index]) for index in indices]
-        self.max_steps = max_steps_of(options)
+        self.max_steps = max_dispatch_steps(options)
         self._examples = devices.replicate(plan.examples)
         self._validation = devices.replicate(plan.validation)
-        batch_of = self._samplers[0].batch
+        get_batch = self._samplers[0].get_batch
 
         def train_one(trial: Any, examples: Any) -> tuple[TrainState, StepMetrics]:
             state, scalars, plans, count = trial
             transformation = optimizer.build(options.steps, **scalars)
             step = TrainStep(graphdef, plan.loss, transformation, options.accumulate)
-            return step.repeat(batch_of)(state, examples, plans, count)
+            return step.make_loop(get_batch)(state, examples, plans, count)
 
         train_all = devices.map(train_one)
 
@@ -148,7 +148,7 @@ class VmappedRuns:
             return train_all((state, scalars, plans, counts), examples)
 
         self._train_steps = jax.jit(train_steps, donate_argnums=0)
-        self._evaluate = _evaluate_all(plan.evaluation(graphdef), devices)
+        self._evaluate = _evaluate_all(plan.make_evaluator(graphdef), devices)
 
     def init_state(self) -> TrainState:
         """The state before the first step, whose arrays the first step donates."""
@@ -157,7 +157,7 @@ class VmappedRuns:
     def train_steps(
         self, state: TrainState, first: int, count: int, active: Sequence[bool]
     ) -> tuple[TrainState, StepMetrics]:
-        """Dispatches some steps of the active trials; see `Placement`."""
+        """Dispatches some steps of the active trials; see `Trainable`."""
         each = [pad_first_axis(s.plan(first, count), self.max_steps) for s in self._samplers]
         plans = jax.tree.map(lambda *plans: np.stack(plans), *each)
         counts = np.where(self._pad_flags(active), count, 0).astype(np.int32)
@@ -202,13 +202,13 @@ def _stack(trees: Sequence[Any]) -> Any:
 
 
 def _evaluate_all(
-    evaluation: Evaluation, devices: TrialDevices
+    evaluator: Evaluator, devices: TrialDevices
 ) -> Callable[[Weights, Any], list[dict[str, float]]]:
     """A function from the weights of all trials and a split to the loss and metric of each."""
-    compiled = jax.jit(devices.map(lambda weights, part: evaluation.sums(weights, *part)))
+    compiled = jax.jit(devices.map(lambda weights, part: evaluator.compute_sums(weights, *part)))
 
     def evaluate(weights: Weights, examples: Any) -> list[dict[str, float]]:
-        each = [compiled(weights, part) for part in evaluation.parts(examples)]
+        each = [compiled(weights, part) for part in evaluator.iterate_chunks(examples)]
         sums: MetricSums = jax.device_get(jax.tree.map(lambda *parts: sum(parts), *each))
         return [MetricSums(*values).means() for values in zip(*sums, strict=True)]
 

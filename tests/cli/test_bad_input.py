@@ -183,7 +183,7 @@ def test_nan_in_padding_does_not_affect_gradients():
     clean, with_nan = (Split(ys, ys.copy(), np.array([3, 2], np.int32)) for _ in range(2))
     with_nan.ys[1, 2] = np.nan
     objective = Objective("value_per_step", "mse")
-    loss = lambda outputs, batch: objective.sums(outputs, batch).loss
+    loss = lambda outputs, batch: objective.compute_sums(outputs, batch).loss
     outputs = jnp.full((2, 3, 1), 0.5)
     expected, actual = (jax.grad(loss)(outputs, batch) for batch in (clean, with_nan))
     np.testing.assert_array_equal(actual, expected)

@@ -137,7 +137,7 @@ def test_train_on_user_table(tmp_path, capsys):
     main(["train", spec, "--run-dir", "run", *SMALL, "--task.targets", "load"])
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["baseline"]["name"] == "persistence"
-    assert "test RMSE in your units" in words(capsys.readouterr().out)
+    assert "test RMSE in original units" in words(capsys.readouterr().out)
 
 
 def test_run_with_changed_data_exits(tmp_path, capsys):

@@ -51,8 +51,8 @@ def on_many_devices(folder):
         network = e.network.build(data, e.seed)
         optimizer = e.optimizer.build(e.steps)
         plan = plan_task(data, e, e.tbptt)
-        placement = SingleNetwork(network, plan, optimizer, e, devices, ProcessGroup())
-        w_hh = placement.init_state().params["body"]["rnns"][0]["weights"]["w_hh"]
+        trainable = SingleNetwork(network, plan, optimizer, e, devices, ProcessGroup())
+        w_hh = trainable.init_state().params["body"]["rnns"][0]["weights"]["w_hh"]
         shard_size = w_hh[...].sharding.shard_shape(w_hh[...].shape)[-1]
         assert shard_size == w_hh[...].shape[-1] // devices.model
         train(replace(e, mesh=mesh), e.task.load(), folder / name)
