@@ -35,11 +35,12 @@ class Below(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """The input of a cell that takes irregular time steps.
+    """An input with its time step, for cells such as `CfC` that accept irregular time steps.
 
     Attributes:
       x: the input, `[..., input]`.
-      dt: the time since the previous input, `[...]`, the same for all layers of a stack.
+      dt: the time since the previous input, `[...]`, in any unit. All layers of a stack receive the
+        same time steps.
     """
 
     x: jax.Array

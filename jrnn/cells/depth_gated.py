@@ -1,4 +1,4 @@
-"""The depth-gated LSTM: a gate between the cell states of adjacent layers."""
+"""The depth-gated LSTM: a gate connects the cell states of adjacent layers."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,13 +10,13 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Below, Cell, Traits
-from jrnn.cells.common import affine, split_gates
+from jrnn.cells.common import affine, split_gates, tap_cell_state
 from jrnn.cells.lstm import LSTMCarry
 from jrnn.taps import tap
 
 
 class DepthGatedLSTMParams(NamedTuple):
-    """Weights with the gates concatenated in the order i, f, g, o, d; w_hh has no d."""
+    """Weights, with the gates concatenated in the order i, f, g, o, d; w_hh has no weights of d."""
 
     w_ih: jax.Array  # [input, 5·hidden]
     w_hh: jax.Array  # [hidden, 4·hidden]
@@ -29,14 +29,17 @@ class DepthGatedLSTMParams(NamedTuple):
 
 
 class DepthGatedLSTMGates(NamedTuple):
-    """Pre-activations, and the state of the layer below, each `[..., hidden]`."""
+    """Pre-activations, and the cell state of the layer below, each `[..., hidden]`.
+
+    `d` and `below` are None in the result of `recur`, and if there is no layer below.
+    """
 
     i: jax.Array
     f: jax.Array
     g: jax.Array
     o: jax.Array
-    d: Any  # array, or None (in u, or without a layer below)
-    below: Any  # as d
+    d: Any  # array or None
+    below: Any  # array or None
 
 
 GATES = ("i", "f", "g", "o")
@@ -46,7 +49,7 @@ GATES = ("i", "f", "g", "o")
 class DepthGatedLSTM(Cell):
     r"""The depth-gated LSTM: a gate adds the cell state of the layer below to its own.
 
-    x is the output of the layer below and c_below its cell state, both at this step::
+    x is the output of the layer below and c_below its cell state, at the same step::
 
         f = sigmoid(W_f x + U_f h + b_f + p_f * c)          forget gate
         i = sigmoid(W_i x + U_i h + b_i + p_i * c)          input gate
@@ -56,10 +59,10 @@ class DepthGatedLSTM(Cell):
         o = sigmoid(W_o x + U_o h + b_o + p_o * c')         output gate
         h' = o * tanh(c'),   y = h'
 
-    Inputs are `Below(x, c_below)`, or an array x if there is no layer below; the cell is then the
-    LSTM with peepholes, and the weights of d have no effect. The layer below must have the same
-    number of units. Peepholes are vectors, as in Gers and Schmidhuber; the first author's code has
-    matrices in the peepholes of i and o, and i = 1 - f.
+    The input is `Below(x, c_below)`, or an array x if there is no layer below. In the second case
+    the cell is the LSTM with peepholes, and the weights of d have no effect. The layer below must
+    have the same number of units. Peephole weights are vectors, as in Gers and Schmidhuber. The
+    first author's code has peephole matrices for i and o, and i = 1 - f.
 
     Args:
       hidden_size: number of units.
@@ -137,7 +140,7 @@ class DepthGatedLSTM(Cell):
         g = tap("g", jnp.tanh(z.g + u.g), role="candidate")
         c = from_below + f * carry.c + i * g
         o = tap("o", sigmoid(z.o + u.o + params.p_o * c))
-        h = o * jnp.tanh(tap("", c, role="cell_state"))
+        h = o * jnp.tanh(tap_cell_state(c))
         return LSTMCarry(h, c)
 
     def readout(

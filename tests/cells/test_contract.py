@@ -87,7 +87,7 @@ def run_functions(cell: Cell, params: Any, carry: Any, x: Any) -> tuple[Any, Any
     return z, u, result, cell.step(params, carry, x), cell.recur(params, double)
 
 
-def test_parts_accept_any_leading_axes(row: Row) -> None:
+def test_functions_accept_any_leading_axes(row: Row) -> None:
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
     for leading in LEADING:

@@ -114,7 +114,9 @@ def test_modules_report_output_directions() -> None:
 
 
 def test_merge_sum_requires_outputs_of_one_size() -> None:
-    with pytest.raises(ValueError, match=r"must have the same size for merge='sum', got \(4,\)"):
+    with pytest.raises(
+        ValueError, match=r"must have the same size for merge='sum', got shapes \(4,\)"
+    ):
         bidirectional(LSTM(4), LSTM(1), merge="sum").init(jax.random.key(0), SIZE)
 
 

@@ -208,17 +208,21 @@ def test_linear_cell_with_zoneout_remains_linear(x64: None) -> None:
 
 def test_candidate_dropout_raises_without_a_candidate() -> None:
     cell = dropout(Elman(SIZE), candidate=0.5)
-    with pytest.raises(ValueError, match=r"Dropout: Elman\(.* has no candidate to drop"):
+    with pytest.raises(
+        ValueError, match=r"Dropout: candidate must be 0 .*0.5 for Elman\(.*set x or y"
+    ):
         run(cell, make_params(cell))
 
 
 def test_zoneout_raises_for_a_rate_without_a_leaf() -> None:
     cell = zoneout(GRU(SIZE), c=0.5)
-    message = r"carry of GRU\(.* has the rate c; that of one array is h: write h=0.5"
+    message = r"c must be 0 for GRU\(.*, whose carry is one array, got c=0.5; set h=0.5 instead"
     with pytest.raises(ValueError, match=message):
         run(cell, make_params(cell))
     cell = zoneout(jrnn.LEM(SIZE), h=0.5)
-    with pytest.raises(ValueError, match="the rate h; that of y, z is c: write c=0.5"):
+    with pytest.raises(
+        ValueError, match="h must be 0 for LEM.* carry is y, z, got h=0.5; set c=0.5 instead"
+    ):
         run(cell, make_params(cell))
 
 
@@ -253,7 +257,9 @@ def test_step_with_noise_accepts_any_batch_axes(batch: tuple[int, ...]) -> None:
 
 
 def test_weight_drop_raises_for_unknown_names() -> None:
-    with pytest.raises(ValueError, match=r"WeightDrop: no parameter of MinGRU\(.* is named w_hh"):
+    with pytest.raises(
+        ValueError, match=r"WeightDrop: names must contain a parameter of MinGRU\(.*w_hh"
+    ):
         weight_drop(MinGRU(3)).init(KEY, 2)
 
 
