@@ -35,12 +35,11 @@ class Below(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """An input with its time step, for cells such as `CfC` that accept irregular time steps.
+    """The input of a cell that takes irregular time steps.
 
     Attributes:
       x: the input, `[..., input]`.
-      dt: the time since the previous input, `[...]`, in any unit. All layers of a stack receive the
-        same time steps.
+      dt: the time since the previous input, `[...]`, the same for all layers of a stack.
     """
 
     x: jax.Array

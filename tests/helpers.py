@@ -254,7 +254,7 @@ def oracle(row: Row, scenario: Scenario, params: Any, batch: Batch) -> tuple[Any
     steps, rows = shape_of(batch)
     ys, carries = np.zeros_like(batch.ct_ys, np.float64), []
     for b in range(rows):
-        start = row.start(params)
+        start = row.init_carry(params)
         carry = select_sequence(batch.carry, b) if scenario.carry else start
         for t in scan_order(scenario, batch, b):
             if scenario.resets and batch.resets[t, b]:

@@ -36,7 +36,7 @@ FAMILIES = (
     xlstm,
 )
 
-CELLS: dict[str, Row] = {name: row for family in FAMILIES for name, row in family.ROWS.items()}
+CELLS: dict[str, Row] = {name: row for family in FAMILIES for name, row in family.CELLS.items()}
 
 KINDS: tuple[str, ...] = (
     "lstm-peepholes",  # two leaves of a carry; parameters that update uses

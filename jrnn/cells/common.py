@@ -1,4 +1,4 @@
-"""Helpers for several cells: matrix products, splitting arrays into gates, and taps."""
+"""Helpers for several cells: matrix products, and splitting arrays into gates."""
 
 from typing import Any, TypeVar
 
@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from jrnn import checks
 from jrnn.cell import Cell
-from jrnn.taps import tap
 
 GatesT = TypeVar("GatesT", bound=tuple)
 
@@ -83,11 +82,3 @@ def _fill_gates(values: list[jax.Array], gates: type[GatesT], names: tuple[str, 
     by_name = dict(zip(names, values, strict=True))
     constructor: Any = gates
     return constructor(**{name: by_name.get(name) for name in constructor._fields})
-
-
-def tap_cell_state(c: jax.Array) -> jax.Array:
-    """Marks the cell state for transforms such as `layer_norm`, and returns it unchanged.
-
-    The tap has no name, so `capture_gates` does not return it: the cell state is in the carry.
-    """
-    return tap("", c, role="cell_state")

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Below, Cell, Traits
-from jrnn.cells.common import affine, split_gates, tap_cell_state
+from jrnn.cells.common import affine, split_gates
 from jrnn.cells.lstm import LSTMCarry
 from jrnn.taps import tap
 
@@ -140,7 +140,7 @@ class DepthGatedLSTM(Cell):
         g = tap("g", jnp.tanh(z.g + u.g), role="candidate")
         c = from_below + f * carry.c + i * g
         o = tap("o", sigmoid(z.o + u.o + params.p_o * c))
-        h = o * jnp.tanh(tap_cell_state(c))
+        h = o * jnp.tanh(tap("", c, role="cell_state"))
         return LSTMCarry(h, c)
 
     def readout(

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell, Traits
-from jrnn.cells.common import affine, recurrent_matmul, split_gates, tap_cell_state
+from jrnn.cells.common import affine, recurrent_matmul, split_gates
 from jrnn.cells.lstm_options import ACTIVATIONS, LSTMActivation, validate_options
 from jrnn.taps import tap
 
@@ -250,7 +250,7 @@ class LSTM(Cell):
         c = f * carry.c + i * g
         # Output: the part of the cell state to expose.
         o = tap("o", _gate(a.o, params.p_o, c))
-        h = o * ACTIVATIONS[self.output_activation](tap_cell_state(c))
+        h = o * ACTIVATIONS[self.output_activation](tap("", c, role="cell_state"))
         return LSTMGateCarry(h, c, i, f, o) if self.gate_recurrence else LSTMCarry(h, c)
 
     def readout(

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell
-from jrnn.cells.common import split_gates, tap_cell_state
+from jrnn.cells.common import split_gates
 from jrnn.cells.lstm import LSTMCarry, LSTMGates
 from jrnn.taps import tap
 
@@ -151,7 +151,7 @@ class MogrifierLSTM(Cell):
         g = tap("g", jnp.tanh(a.g), role="candidate")
         c = f * carry.c + i * g
         o = tap("o", sigmoid(a.o))
-        h = o * jnp.tanh(tap_cell_state(c))
+        h = o * jnp.tanh(tap("", c, role="cell_state"))
         return LSTMCarry(h, c)
 
     def readout(self, params: MogrifierLSTMParams, carry: LSTMCarry, z: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell
-from jrnn.cells.common import input_matmul, split_gates, tap_cell_state
+from jrnn.cells.common import input_matmul, split_gates
 from jrnn.cells.lstm import LSTMCarry
 from jrnn.taps import tap
 
@@ -119,7 +119,7 @@ class MultiplicativeLSTM(Cell):
         g = tap("g", jnp.tanh(z.g + v.g), role="candidate")
         c = f * carry.c + i * g
         o = tap("o", sigmoid(z.o + v.o))
-        h = o * jnp.tanh(tap_cell_state(c))
+        h = o * jnp.tanh(tap("", c, role="cell_state"))
         return LSTMCarry(h, c)
 
     def readout(

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell
-from jrnn.cells.common import affine, split_gates, tap_cell_state
+from jrnn.cells.common import affine, split_gates
 from jrnn.cells.gru import GRUGates
 from jrnn.cells.lstm import LSTMCarry, LSTMGates
 from jrnn.taps import tap
@@ -197,7 +197,7 @@ class ParaLSTM(Cell):
         g = tap("g", jnp.tanh(z.g + a.g * carry.h), role="candidate")
         c = f * carry.c + (1 - f) * g
         o = tap("o", sigmoid(z.o + a.o * carry.h + params.p_o * c))
-        h = o * jnp.tanh(tap_cell_state(c))
+        h = o * jnp.tanh(tap("", c, role="cell_state"))
         return LSTMCarry(h, c)
 
     def readout(self, params: ParaLSTMParams, carry: LSTMCarry, z: LSTMGates) -> jax.Array:

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell, Diagonal, Traits
-from jrnn.cells.common import affine, recurrent_matmul, split_gates, tap_cell_state
+from jrnn.cells.common import affine, recurrent_matmul, split_gates
 from jrnn.cells.lstm import LSTMGates
 from jrnn.taps import tap
 
@@ -159,7 +159,7 @@ class SLSTM(Cell):
         c = f * carry.c + i * g
         n = f * carry.n + i
         o = tap("o", sigmoid(a.o))
-        h = o * tap_cell_state(c / jnp.maximum(n, 1))
+        h = o * tap("", c / jnp.maximum(n, 1), role="cell_state")
         return SLSTMCarry(h, c, n, m)
 
     def readout(self, params: SLSTMParams, carry: SLSTMCarry, z: LSTMGates) -> jax.Array:

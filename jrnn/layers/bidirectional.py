@@ -142,8 +142,8 @@ class Bidirectional(Layer):
     ) -> tuple[BidirectionalParams, Any]:
         if inputs.reverse:
             raise ValueError(
-                "unroll: reverse must be False for a bidirectional layer, got True; remove reverse, "
-                "since the layer already scans in both directions"
+                "unroll: reverse must be False for a bidirectional layer, got True; remove "
+                "reverse, since the layer already scans in both directions"
             )
         expected = "a Bidirectional must be a tuple with the carries of both directions"
         init_carries = split_carry(inputs.carry, 2, expected)

@@ -88,9 +88,9 @@ class Stack(Layer):
 
     @property
     def input_types(self) -> tuple[type, ...]:
-        has_timed = any(Timed in layer.input_types for layer in self.layers)
-        has_below = Below in self.layers[0].input_types
-        return (Timed,) * has_timed + (Below,) * has_below
+        timed = any(Timed in layer.input_types for layer in self.layers)
+        below = Below in self.layers[0].input_types
+        return (Timed,) * timed + (Below,) * below
 
     @property
     def is_stochastic(self) -> bool:
@@ -162,5 +162,5 @@ def _run_with_cell_states(
             "Stack: the layer below a cell that accepts Below must have a cell state c, got "
             f"{layer!r}; use a cell such as jrnn.LSTM instead"
         )
-    last_carry, (ys, carries) = run(layer, params, inputs, path=path, return_carries=True)
-    return last_carry, Below(ys, carries.c)
+    last, (ys, carries) = run(layer, params, inputs, path=path, return_carries=True)
+    return last, Below(ys, carries.c)

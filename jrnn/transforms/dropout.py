@@ -221,10 +221,11 @@ class WeightDrop(Wrapper):
     def _params_with_paths(self, params: Params) -> list[tuple[Any, Any]]:
         """Returns all parameters with their paths; raises if no name in `names` occurs."""
         named, _ = jax.tree_util.tree_flatten_with_path(params)
-        if not any(_field_name(path) in self.names for path, _ in named):
+        existing = {_field_name(path) for path, _ in named}
+        if existing.isdisjoint(self.names):
             raise ValueError(
                 f"{self.owner}: names must contain a parameter of {self.cell!r}, got "
-                f"{self.names!r}; choose from {', '.join(sorted({_field_name(path) for path, _ in named}))}"
+                f"{self.names!r}; choose from {', '.join(sorted(existing))}"
             )
         return named
 

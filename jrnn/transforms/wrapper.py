@@ -139,7 +139,7 @@ class Wrapper(Cell):
 
     @final
     def project(self, params: Params, x: Inputs) -> WrapperGates:
-        x, extra = self._transform_noisy_input(params, x)
+        x, extra = self._input(params, x)
         return WrapperGates(self.transform_gates(params, x), extra)
 
     @final
@@ -155,11 +155,11 @@ class Wrapper(Cell):
     def core(self, params: Params, x: Inputs) -> Core:
         if not self.forwards_update:
             return Core(self, params, x, lambda y: y)
-        x, extra = self._transform_noisy_input(params, x)
+        x, extra = self._input(params, x)
         core = self.cell.core(self.cell_params(params), x)
         return core._replace(finish=lambda y: self.transform_output(params, core.finish(y), extra))
 
-    def _transform_noisy_input(self, params: Params, x: Inputs) -> tuple[Inputs, Any]:
+    def _input(self, params: Params, x: Inputs) -> tuple[Inputs, Any]:
         """Calls `transform_input` with the noise of the transform; keeps that of the inner cell."""
         x, noise = split_noise(x)
         own, inner = WrapperNoise(None, None) if noise is None else noise

@@ -56,7 +56,7 @@ def reference(
     The Jacobians are those of the steps that count. From the lowest rank of any step on, exponents
     are minus infinity or rounding errors.
     """
-    start = row.start(params)
+    start = row.init_carry(params)
     size = len(flat(start))
     first = np.asarray(_initial_frame(size, count or size, 1, jnp.dtype("float64")))[0]
     exponents, steps, history, jacobians = [], [], np.full(batch.xs.shape[:2], np.nan), []

@@ -59,8 +59,8 @@ def test_noise_has_the_standard_deviation_of_sigma() -> None:
 def test_potential_decays_with_time_constant_tau() -> None:
     cell = CTRNN(1, tau=100.0, dt=1.0, activation="tanh")
     params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 1))
-    start = jrnn.CTRNNCarry(h=jnp.ones((1, 1)), r=jnp.tanh(jnp.ones((1, 1))))
-    last, _ = jrnn.unroll(cell, params, jnp.zeros((100, 1, 1)), start)
+    init_carry = jrnn.CTRNNCarry(h=jnp.ones((1, 1)), r=jnp.tanh(jnp.ones((1, 1))))
+    last, _ = jrnn.unroll(cell, params, jnp.zeros((100, 1, 1)), init_carry)
     np.testing.assert_allclose(last.h, np.exp(-1), rtol=0.01)
 
 

@@ -1,4 +1,4 @@
-"""Transforms: capabilities, errors and values."""
+"""Transforms: derived properties, error messages, and values."""
 
 import typing
 from dataclasses import dataclass
@@ -40,10 +40,10 @@ from jrnn.transforms import (
     weight_drop,
     zoneout,
 )
-from tests.cells.toys import Learned
+from tests.cells.toys import LearnedInitialCarry
 from tests.helpers import assert_close, random_batch, random_params
 from tests.oracles.common import sigmoid
-from tests.oracles.lstm import lstm, lstm_start
+from tests.oracles.lstm import lstm, lstm_init_carry
 
 SIZE = 3
 XS = np.random.default_rng(0).normal(size=(7, 4, SIZE)).astype(np.float32)
@@ -80,27 +80,27 @@ def test_transforms_delegate_properties_of_the_inner_cell() -> None:
     assert residual(dropout(LSTM(SIZE))).is_stochastic and weight_drop(LSTM(SIZE)).is_stochastic
 
 
-@pytest.mark.parametrize("wrap", [residual, highway])
-def test_residual_and_highway_raise_for_different_sizes(wrap: Any) -> None:
+@pytest.mark.parametrize("transform", [residual, highway])
+def test_residual_and_highway_raise_for_different_sizes(transform: Any) -> None:
     with pytest.raises(
         ValueError,
         match=r"cell must have outputs of size input_size=2, got size 3; set hidden_size=2",
     ):
-        wrap(LSTM(SIZE)).init(jax.random.key(0), 2)
+        transform(LSTM(SIZE)).init(jax.random.key(0), 2)
 
 
 def test_residual_and_highway_equal_their_equations(x64: None) -> None:
-    for wrap in (residual, highway):
-        cell = wrap(LSTM(SIZE))
+    for transform in (residual, highway):
+        cell = transform(LSTM(SIZE))
         params = random_params(cell, 1, SIZE)
         xs = XS.astype(np.float64)
         got = jrnn.unroll(cell, params, xs)[1]
-        inside = params if wrap is residual else params.cell
+        inner_params = params if transform is residual else params.cell
         for b in range(4):
-            carry = lstm_start(inside)
+            carry = lstm_init_carry(inner_params)
             for t in range(7):
-                carry, y = lstm(inside, carry, xs[t, b])
-                if wrap is residual:
+                carry, y = lstm(inner_params, carry, xs[t, b])
+                if transform is residual:
                     expected = y + xs[t, b]
                 else:
                     gate = sigmoid(params.w_t.T @ xs[t, b] + params.b_t)
@@ -124,7 +124,7 @@ def test_layer_norm_raises_for_unsupported_cells() -> None:
             match="cell must be deterministic and not a transform, got .*apply layer_norm",
         ):
             layer_norm(cell)
-    for cell in (jrnn.MinimalRNN(SIZE), Learned(2)):
+    for cell in (jrnn.MinimalRNN(SIZE), LearnedInitialCarry(2)):
         with pytest.raises(
             ValueError, match=rf"cell must have gates W x \+ b .* got {type(cell).__name__}\("
         ):
@@ -135,8 +135,8 @@ def test_layer_norm_is_invariant_to_weight_scale(x64: None) -> None:
     cell = layer_norm(LSTM(SIZE), epsilon=1e-12)
     params = random_params(cell, 1, SIZE)
     batch = random_batch(cell, params, 2, 5, 2)
-    inside = params.cell._replace(w_ih=3 * params.cell.w_ih, w_hh=0.5 * params.cell.w_hh)
-    scaled = params._replace(cell=inside)
+    inner_params = params.cell._replace(w_ih=3 * params.cell.w_ih, w_hh=0.5 * params.cell.w_hh)
+    scaled = params._replace(cell=inner_params)
     got, expected = (jrnn.unroll(cell, p, batch.xs, batch.carry) for p in (scaled, params))
     assert_close(got, expected, 1e-8)
 
@@ -224,8 +224,9 @@ def test_newton_raises_for_clipped_gradients() -> None:
 
 
 def test_wrapper_defines_every_member_of_the_contract() -> None:
-    # A new member of the contract must be forwarded or added to this set.
-    not_forwarded = {"kernel_name", "output_directions"}  # these differ from the inner cell's
+    # A new member must be forwarded to the inner cell, or added to this set of properties that a
+    # transformed cell does not share with its inner cell.
+    not_forwarded = {"kernel_name", "output_directions"}
     final = lambda value: getattr(getattr(value, "fget", value), "__final__", False)
     for base in (Layer, jrnn.Cell):
         for name, value in vars(base).items():
@@ -238,16 +239,16 @@ def test_wrapper_defines_every_member_of_the_contract() -> None:
 @pytest.mark.parametrize("name", REGISTRY)
 def test_transforms_raise_for_layers(name: str, layer: Layer) -> None:
     with pytest.raises(TypeError, match=rf"{REGISTRY[name].__name__}: cell must be .* cells in it"):
-        wrap(name)(layer)
+        make_transform(name)(layer)
 
 
-def test_transforms_raise_for_dependent_carry_leaves() -> None:
+def test_transforms_raise_for_a_coupled_carry() -> None:
     for cell in (jrnn.CTRNN(SIZE), jrnn.SLSTM(SIZE)):
-        for wrap in (zoneout, learned_carry, lambda cell: clip(cell, carry=1.0)):
+        for transform in (zoneout, learned_carry, lambda cell: clip(cell, carry=1.0)):
             with pytest.raises(
                 ValueError, match="cell must have a carry of independent arrays for"
             ):
-                wrap(cell)
+                transform(cell)
         check_cell(clip(cell, gradient=100.0))
 
 
@@ -274,14 +275,14 @@ def test_clip_raises_for_a_complex_carry() -> None:
         jrnn.unroll(cell, random_params(cell, 1, SIZE, np.float32), XS)
 
 
-def wrap(name: str) -> Any:
+def make_transform(name: str) -> Any:
     return partial(REGISTRY[name], size=2) if name == "projection" else REGISTRY[name]
 
 
 @pytest.mark.parametrize("name", REGISTRY)
 def test_transforms_raise_for_a_class(name: str) -> None:
     with pytest.raises(TypeError, match=r"cell must be a cell such as jrnn.LSTM\(64\), got <class"):
-        wrap(name)(LSTM)
+        make_transform(name)(LSTM)
 
 
 def test_invalid_arguments_raise() -> None:
