@@ -47,7 +47,7 @@ GATES = ("i", "f", "g", "o")
 
 @dataclass(frozen=True)
 class DepthGatedLSTM(Cell):
-    r"""The depth-gated LSTM: a gate adds the cell state of the layer below to its own.
+    r"""The depth-gated LSTM: a gate adds the cell state of the layer below to the cell state.
 
     x is the output of the layer below and c_below its cell state, at the same step::
 

@@ -36,7 +36,7 @@ class GRUGates(NamedTuple):
 
 @dataclass(frozen=True)
 class GRU(Cell):
-    r"""The GRU: one update gate in place of the forget and input gates, one state in place of two.
+    r"""The GRU: a gated cell with a reset gate, an update gate and one state.
 
     ::
 

@@ -36,7 +36,7 @@ class LRUGates(NamedTuple):
 
 @dataclass(frozen=True)
 class LRU(Cell):
-    r"""The linear recurrent unit: complex states that rotate and decay, each at its own rate.
+    r"""The linear recurrent unit: a linear recurrence with learned complex eigenvalues.
 
     ::
 

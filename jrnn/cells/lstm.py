@@ -106,7 +106,7 @@ class LSTM(Cell):
       proj_size: size of the output y; None for no projection.
       heads: number of blocks on the diagonal of each U; must divide `hidden_size` and `proj_size`.
         With one unit in each head and no projection, unit k of the new carry depends only on unit k
-        of the old one.
+        of the old carry.
 
     Raises:
       ValueError: a size is not a positive int, `heads` does not divide it, `t_max` is below 3, an

@@ -115,7 +115,7 @@ class MinGRU(Cell):
 
 @dataclass(frozen=True)
 class MinLSTM(Cell):
-    r"""The minLSTM: gates depend only on the input and sum to one, hence linear in its state.
+    r"""The minLSTM: an LSTM whose gates depend only on the input, hence linear in its state.
 
     ::
 

@@ -195,7 +195,7 @@ class UGRNN(Cell):
 
 @dataclass(frozen=True)
 class MinimalRNN(Cell):
-    r"""The minimal RNN: an embedding of the input, and one gate between it and the state.
+    r"""The minimal RNN: one gate interpolates between the state and an embedding of the input.
 
     ::
 

@@ -31,9 +31,11 @@ class Dropout(Wrapper):
 
     ::
 
-        s', y = cell(s, m_x * x), with m_n * n in place of its candidate n;   y = m_y * y
-        m ~ Bernoulli(1 - rate) / (1 - rate)       with a key
-        m = 1, the expected value                  without a key
+        x~ = m_x * x                                    input of the inner cell
+        n~ = m_n * n                                    replaces the candidate n in `update`
+        y~ = m_y * y                                    output
+        m ~ Bernoulli(1 - rate) / (1 - rate)            with a key
+        m = 1                                           without a key, the expected value
 
     By default, a sequence has the same mask at all steps (variational dropout). With `each_step`, a
     new mask is drawn at each step. Dropout of the candidate does not change the values that are
@@ -92,7 +94,7 @@ class Dropout(Wrapper):
                 f"{self.owner}: candidate must be 0 for a cell without a candidate state, got "
                 f"candidate={self.candidate} for {self.cell!r}; set x or y instead"
             )
-        x_leaves = self._dropped_leaves(xs) if self.x else []
+        x_leaves = self._leaves_to_drop(xs) if self.x else []
         return params, DropoutMasks(
             x=self._sample_masks(next(keys), self.x, x_leaves),
             candidate=self._sample_masks(
@@ -121,7 +123,7 @@ class Dropout(Wrapper):
             masks.append(jnp.broadcast_to(mask, leaf.shape))
         return masks
 
-    def _dropped_leaves(self, x: Inputs) -> list[Any]:
+    def _leaves_to_drop(self, x: Inputs) -> list[Any]:
         """Returns the leaves of the input to drop: not time steps and not observation masks."""
         named, _ = jax.tree_util.tree_flatten_with_path(x)
         return [leaf for path, leaf in named if _is_x(path)]

@@ -19,7 +19,8 @@ class Residual(Wrapper):
 
     ::
 
-        s', y = cell(s, x);   y = y + x
+        s', y~ = cell(s, x)
+        y = y~ + x
 
     Args:
       cell: a cell whose output has the size of its input.
@@ -66,7 +67,8 @@ class Highway(Wrapper):
     ::
 
         t = sigmoid(W_t x + b_t)
-        s', y = cell(s, x);   y = t * y + (1 - t) * x
+        s', y~ = cell(s, x)
+        y = t * y~ + (1 - t) * x
 
     Args:
       cell: a cell whose output has the size of its input.
@@ -127,7 +129,8 @@ class Projection(Wrapper):
 
     ::
 
-        s', y = cell(s, x);   y = W_y y
+        s', y~ = cell(s, x)
+        y = W_y y~
 
     The carry does not change. To project the recurrent state of an LSTM, use the option `proj_size`
     of `jrnn.LSTM`.

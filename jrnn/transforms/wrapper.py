@@ -45,7 +45,7 @@ class Wrapper(Cell):
     - `transform_input` changes the input of the inner cell;
     - `transform_gates` changes the gates that the inner cell computes from its input;
     - `transform_output` changes the output of the inner cell;
-    - `update`, `init_carry` and `coefficients` are methods of `Cell`.
+    - `update`, `init_carry` and `coefficients` replace these methods of the inner cell.
 
     By default each hook delegates to the inner cell.
 
@@ -86,8 +86,8 @@ class Wrapper(Cell):
 
     @property
     def is_stochastic(self) -> bool:
-        own = type(self).sample_own_noise is not Wrapper.sample_own_noise
-        return own or self.cell.is_stochastic
+        has_own_noise = type(self).sample_own_noise is not Wrapper.sample_own_noise
+        return has_own_noise or self.cell.is_stochastic
 
     def cell_params(self, params: Params) -> Params:
         """Returns the parameters of the inner cell."""

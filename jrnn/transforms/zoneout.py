@@ -122,14 +122,15 @@ class Zoneout(Wrapper):
         inner = self.cell.coefficients(self.cell_params(params), z.inner)
         if inner is None:
             return None
-        kind = Dense if isinstance(inner, Dense) else Diagonal
+        is_dense = isinstance(inner, Dense)
         a, b = inner.exp() if isinstance(inner, LogDiagonal) else inner
         keep_masks = self._keep_masks(b, z.extra)
         structure = jax.tree.structure(b)
-        pairs = list(zip(keep_masks, jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-        decays = [_decay(keep, a, kind is Dense) for keep, a, _ in pairs]
-        offsets = [b if keep is None else _mix(keep, jnp.zeros_like(b), b) for keep, _, b in pairs]
-        return kind(jax.tree.unflatten(structure, decays), jax.tree.unflatten(structure, offsets))
+        leaves = list(zip(keep_masks, jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+        decays = [_decay(keep, a, is_dense) for keep, a, _ in leaves]
+        offsets = [b if keep is None else _mix(keep, jnp.zeros_like(b), b) for keep, _, b in leaves]
+        a, b = (jax.tree.unflatten(structure, leaves) for leaves in (decays, offsets))
+        return Dense(a, b) if is_dense else Diagonal(a, b)
 
 
 def _is_h(path: tuple[Any, ...]) -> bool:
@@ -144,11 +145,11 @@ def _mix(keep: Any, old: jax.Array, new: jax.Array) -> jax.Array:
     return jnp.where(keep, old, new)
 
 
-def _decay(keep: Any, a: jax.Array, dense: bool) -> jax.Array:
-    """Returns a, or 1 (the identity matrix if dense) where the previous state is kept."""
+def _decay(keep: Any, a: jax.Array, is_dense: bool) -> jax.Array:
+    """Returns a, or 1 (if `is_dense` the identity matrix) where the previous state is kept."""
     if keep is None:
         return a
-    if not dense:
+    if not is_dense:
         return _mix(keep, jnp.ones((), a.dtype), a)
     keep = keep if isinstance(keep, float | int) else keep[..., None]
     return _mix(keep, jnp.eye(a.shape[-1], dtype=a.dtype), a)

@@ -1,8 +1,8 @@
 """Cells equal those of torch.nn, with gradients of params, inputs and initial state.
 
 A bidirectional layer of torch tests both directions, each with its own weights. With a projection,
-the carry contains h after the projection in torch, and before it in jrnn. Therefore the initial h is
-zero, and the final h is projected before the comparison.
+the carry contains h after the projection in torch, and before it in jrnn. So the initial h is zero,
+and the final h is projected before the comparison.
 """
 
 from typing import Any
