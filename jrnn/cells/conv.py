@@ -58,8 +58,8 @@ class ConvLSTM(Cell):
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `spatial_shape` is not a tuple of one to
-        three positive ints, or `kernel_size` is not a positive odd int. `project` raises it if x
-        has another spatial shape.
+        three positive ints, `kernel_size` is not a positive odd int, `forget_bias` is not a finite
+        number, or `peepholes` is not a bool. `project` raises it if x has another spatial shape.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = ConvLSTM(hidden_size=4, spatial_shape=(6, 5))

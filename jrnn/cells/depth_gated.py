@@ -69,7 +69,8 @@ class DepthGatedLSTM(Cell):
       forget_bias: initial value of b_f; 1 keeps the forget gate open at initialization.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int.
+      ValueError: `hidden_size` is not a positive int, or `forget_bias` is not a finite number.
+        `project` raises it if c_below does not have size `hidden_size`.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = DepthGatedLSTM(hidden_size=4)

@@ -53,8 +53,8 @@ class FastGRNN(Cell):
         b_z = log U[1, t_max - 1]. It replaces `forget_bias`.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, `t_max` is below 3, or `t_max` is given with
-        a non-default `forget_bias`.
+      ValueError: `hidden_size` is not a positive int, `forget_bias` is not a finite number, `t_max`
+        is below 3, or `t_max` is given with a non-default `forget_bias`.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = FastGRNN(hidden_size=4)

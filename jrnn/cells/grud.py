@@ -90,7 +90,8 @@ class GRUD(Cell):
       hidden_size: number of units.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int.
+      ValueError: `hidden_size` is not a positive int. `project` raises it if the input is not an
+        `Observed` whose arrays have the right size.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = GRUD(hidden_size=4)

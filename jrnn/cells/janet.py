@@ -51,8 +51,8 @@ class JANET(Cell):
         in the paper: b_f = log U[1, t_max - 1]. It replaces `forget_bias`.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, `beta` is not a finite number, `t_max` is
-        below 3, or `t_max` is given with a non-default `forget_bias`.
+      ValueError: `hidden_size` is not a positive int, `beta` or `forget_bias` is not a finite
+        number, `t_max` is below 3, or `t_max` is given with a non-default `forget_bias`.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = JANET(hidden_size=4, t_max=100)

@@ -109,9 +109,9 @@ class LSTM(Cell):
         of the old carry.
 
     Raises:
-      ValueError: a size is not a positive int, `heads` does not divide it, `t_max` is below 3, an
-        activation is unknown, or options are incompatible, such as `t_max` with a non-default
-        `forget_bias`, or a forget bias without a forget gate.
+      ValueError: a size is not a positive int, `heads` does not divide it, `forget_bias` is not a
+        finite number, `t_max` is below 3, an activation is unknown, or options are incompatible,
+        such as `t_max` with a non-default `forget_bias`, or `t_max` without a forget gate.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = LSTM(hidden_size=4)

@@ -136,8 +136,9 @@ class MinLSTM(Cell):
         steps: b_f = log U[1, t_max - 1] and b_i = -b_f. It replaces `forget_bias`.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, `log_space` is not a bool, `t_max` is below
-        3, or `t_max` is given with a non-default `forget_bias`.
+      ValueError: `hidden_size` is not a positive int, `log_space` is not a bool, `forget_bias` is
+        not a finite number, `t_max` is below 3, or `t_max` is given with a non-default
+        `forget_bias`.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = MinLSTM(hidden_size=4)

@@ -54,18 +54,19 @@ class MogrifierLSTM(Cell):
         o = sigmoid(W_o x + U_o h + b_o)                    output gate
         h' = o * tanh(c'),   y = h'
 
-    The rounds have no biases. With `rank=k` each Q and R is a product of two matrices of rank k.
+    The rounds have no biases. With `rank=k` each Q and R is a product of two factors of width k.
     `update` computes the matrix products with the modulated x and h, so it is not elementwise.
     `recur` computes the product of round 1.
 
     Args:
       hidden_size: number of units.
       rounds: number of rounds, at least 1.
-      rank: rank of each Q and R; None for full matrices.
+      rank: width k of the two factors of each Q and R; None for full matrices.
       forget_bias: initial value of b_f; 1 keeps the forget gate open at initialization.
 
     Raises:
-      ValueError: `hidden_size`, `rounds` or `rank` is not a positive int.
+      ValueError: `hidden_size`, `rounds` or `rank` is not a positive int, or `forget_bias` is not a
+        finite number.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = MogrifierLSTM(hidden_size=4, rank=2)

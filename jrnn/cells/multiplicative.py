@@ -62,7 +62,7 @@ class MultiplicativeLSTM(Cell):
       forget_bias: initial value of b_f; 1 keeps the forget gate open at initialization.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int.
+      ValueError: `hidden_size` is not a positive int, or `forget_bias` is not a finite number.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = MultiplicativeLSTM(hidden_size=4)
