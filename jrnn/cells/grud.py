@@ -173,7 +173,7 @@ def _validate_input(x: Any, input_size: int) -> None:
     if not isinstance(x, Observed):
         raise ValueError(
             "GRUD: x must be jrnn.Observed(x, mask, delta), each array [..., input], got "
-            f"{type(x).__name__} of shape {jnp.shape(x)}"
+            f"shape {jnp.shape(x)}"
         )
     for name, leaf in x._asdict().items():
         checks.last_axis("GRUD", name, leaf, input_size, "input_size of the parameters")

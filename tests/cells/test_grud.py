@@ -42,7 +42,7 @@ def test_missing_values_are_ignored_and_decay_to_the_mean() -> None:
 def test_input_of_wrong_type_or_size_raises() -> None:
     cell = GRUD(3)
     params = cell.init(jax.random.key(0), 2)
-    with pytest.raises(ValueError, match=r"GRUD: x must be jrnn.Observed.*, got .* of shape \(2"):
+    with pytest.raises(ValueError, match=r"GRUD: x must be jrnn.Observed.*, got shape \(2"):
         cell.project(params, jnp.ones(2))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"GRUD: delta must have a last axis of 2 .*\(1,\)"):
         cell.project(params, Observed(jnp.ones(2), jnp.ones(2), jnp.ones(1)))
