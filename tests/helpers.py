@@ -259,7 +259,7 @@ def oracle(row: Row, scenario: Scenario, params: Any, batch: Batch) -> tuple[Any
     _, batch_size = shape_of(batch)
     ys, carries = np.zeros_like(batch.ct_ys, np.float64), []
     for b in range(batch_size):
-        initial_carry = row.start(params)
+        initial_carry = row.init_carry(params)
         carry = select_sequence(batch.carry, b) if scenario.carry else initial_carry
         for t in scan_order(scenario, batch, b):
             if scenario.resets and batch.resets[t, b]:

@@ -36,7 +36,7 @@ FAMILIES = (
     xlstm,
 )
 
-CELLS: dict[str, Row] = {name: row for family in FAMILIES for name, row in family.ROWS.items()}
+CELLS: dict[str, Row] = {name: row for family in FAMILIES for name, row in family.CELLS.items()}
 
 KINDS: tuple[str, ...] = (
     "lstm-peepholes",  # carry with two leaves; update reads parameters

@@ -1,4 +1,4 @@
-"""Recurrent cells, one family per file."""
+"""Recurrent cells, one module for each cell or family of similar cells."""
 
 from jrnn.cell import Cell
 from jrnn.cells.antisymmetric import AntisymmetricGates as AntisymmetricGates
@@ -129,4 +129,4 @@ REGISTRY: dict[str, type[Cell]] = {
     "s5": S5,
     "mlstm": MLSTM,
 }
-"""All cells by their names in configs; each can be constructed as `cls(hidden_size=...)`."""
+"""Maps the names that configs use to cell classes; all accept `cls(hidden_size=...)`."""

@@ -1,4 +1,4 @@
-"""The depth-gated LSTM: a gate between the cell states of adjacent layers."""
+"""The depth-gated LSTM: a gate connects the cell states of adjacent layers."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from jrnn.taps import tap
 
 
 class DepthGatedLSTMParams(NamedTuple):
-    """Weights with the gates concatenated in the order i, f, g, o, d; w_hh has no d."""
+    """Weights, with the gates concatenated in the order i, f, g, o, d; w_hh has no weights of d."""
 
     w_ih: jax.Array  # [input, 5·hidden]
     w_hh: jax.Array  # [hidden, 4·hidden]
@@ -29,14 +29,17 @@ class DepthGatedLSTMParams(NamedTuple):
 
 
 class DepthGatedLSTMGates(NamedTuple):
-    """Pre-activations, and the state of the layer below, each `[..., hidden]`."""
+    """Pre-activations, and the cell state of the layer below, each `[..., hidden]`.
+
+    `d` and `below` are None in the result of `recur`, and if there is no layer below.
+    """
 
     i: jax.Array
     f: jax.Array
     g: jax.Array
     o: jax.Array
-    d: Any  # array, or None (in u, or without a layer below)
-    below: Any  # as d
+    d: Any  # array or None
+    below: Any  # array or None
 
 
 GATES = ("i", "f", "g", "o")
@@ -44,9 +47,9 @@ GATES = ("i", "f", "g", "o")
 
 @dataclass(frozen=True)
 class DepthGatedLSTM(Cell):
-    r"""The depth-gated LSTM: a gate adds the cell state of the layer below to its own.
+    r"""The depth-gated LSTM: a gate adds the cell state of the layer below to the cell state.
 
-    x is the output of the layer below and c_below its cell state, both at this step::
+    x is the output of the layer below and c_below its cell state, at the same step::
 
         f = sigmoid(W_f x + U_f h + b_f + p_f * c)          forget gate
         i = sigmoid(W_i x + U_i h + b_i + p_i * c)          input gate
@@ -56,17 +59,18 @@ class DepthGatedLSTM(Cell):
         o = sigmoid(W_o x + U_o h + b_o + p_o * c')         output gate
         h' = o * tanh(c'),   y = h'
 
-    Inputs are `WithCellState(x, c_below)`, or an array x if there is no layer below; the cell is
-    then the LSTM with peepholes, and the weights of d have no effect. The layer below must have the
-    same number of units. Peepholes are vectors, as in Gers and Schmidhuber; the first author's code
-    has matrices in the peepholes of i and o, and i = 1 - f.
+    The input is `WithCellState(x, c_below)`, or an array x if there is no layer below. In the second case
+    the cell is the LSTM with peepholes, and the weights of d have no effect. The layer below must
+    have the same number of units. Peephole weights are vectors, as in Gers and Schmidhuber. The
+    first author's code has peephole matrices for i and o, and i = 1 - f.
 
     Args:
       hidden_size: number of units.
       forget_bias: initial value of b_f; 1 keeps the forget gate open at initialization.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int.
+      ValueError: `hidden_size` is not a positive int, or `forget_bias` is not a finite number.
+        `project` raises it if c_below does not have size `hidden_size`.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = DepthGatedLSTM(hidden_size=4)

@@ -55,7 +55,7 @@ def reference(row: Row, scenario: Scenario, params: Any, batch: Batch, skip: int
     the Jacobians of all its steps; exponents after the first `rank` are minus infinity or rounding
     errors.
     """
-    initial_carry = row.start(params)
+    initial_carry = row.init_carry(params)
     size = len(flatten(initial_carry))
     initial_q = np.asarray(_initial_q(size, size, 1, jnp.dtype("float64")))[0]
     exponents, steps, history, jacobians = [], [], np.full(batch.xs.shape[:2], np.nan), []

@@ -1,4 +1,4 @@
-"""Variants of the GRU and of the LSTM: properties beyond the table of cells."""
+"""Variants of the GRU and of the LSTM: initialization, options, and equalities between cells."""
 
 from typing import Any
 
@@ -46,26 +46,27 @@ INITIAL_BIASES = [
 ]
 
 
-def blocks(array: Any) -> list[np.ndarray]:
+def split_gates(array: Any) -> list[np.ndarray]:
     return np.split(np.asarray(array, np.float64), array.shape[-1] // HIDDEN, axis=-1)
 
 
 @pytest.mark.parametrize(("cell", "biases"), INITIAL_BIASES, ids=str)
 def test_weights_and_biases_are_initialized_as_in_the_lstm(cell: Cell, biases: dict) -> None:
     params = cell.init(jax.random.key(0), INPUT)
-    for gate in blocks(params.w_hh):
+    for gate in split_gates(params.w_hh):
         np.testing.assert_allclose(gate.T @ gate, np.eye(HIDDEN), atol=1e-5)
     limit = np.sqrt(6 / (INPUT + HIDDEN))
-    for gate in blocks(params.w_ih):
+    for gate in split_gates(params.w_ih):
         assert 0.9 * limit < np.abs(gate).max() <= limit
-    for n, bias in enumerate(blocks(params.b)):
+    for n, bias in enumerate(split_gates(params.b)):
         np.testing.assert_array_equal(bias, biases.get(n, 0.0))
 
 
 @pytest.mark.parametrize("cls", [JANET, UGRNN])
 def test_chrono_biases_are_in_the_forget_gate(cls: Any) -> None:
-    keep, other = blocks(cls(HIDDEN, t_max=50).init(jax.random.key(0), INPUT).b)
-    assert (keep > 0).all() and (keep <= np.log(49)).all() and len(set(keep)) == HIDDEN
+    forget, other = split_gates(cls(HIDDEN, t_max=50).init(jax.random.key(0), INPUT).b)
+    assert (forget > 0).all() and (forget <= np.log(49)).all()
+    assert len(set(forget)) == HIDDEN
     np.testing.assert_array_equal(other, 0)
     with pytest.raises(ValueError, match="t_max must be an int of at least 3 steps, got 2"):
         cls(4, t_max=2)
@@ -121,7 +122,7 @@ def test_mogrifier_with_zero_round_weights_equals_lstm(x64: None) -> None:
     assert_close(cell.step(params, carry, x), LSTM(3).step(plain, carry, x), 1e-12)
 
 
-def test_mut2_equals_gru_with_reset_before_and_negated_z(x64: None) -> None:
+def test_mut2_equals_gru_with_reset_after_false_and_negated_z(x64: None) -> None:
     params, h, x = step_args(MUT2(3))
 
     def to_gru(leaf: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The structure of a cell derived from its jaxprs, against brute force and by hand."""
+"""The structure of cells derived from jaxprs, compared with brute force and known cases."""
 
 from functools import partial
 from typing import Any
@@ -34,10 +34,15 @@ def draw(cell: Cell, seed: int) -> tuple[Any, Any, Any, Any]:
 
 
 def dependence(function: Any, tree: Any) -> list[list[np.ndarray]]:
-    """For each pair of leaves of the result and of `tree`, which numbers depend on which."""
+    """Finds the dependences of `function(tree)` on `tree` by changing one entry at a time.
+
+    Returns:
+      For each leaf of the result and each leaf of `tree`, a bool matrix `[result.size, leaf.size]`,
+      True where an entry of the result depends on an entry of the leaf.
+    """
     leaves, structure = jax.tree.flatten(tree)
     ends = np.cumsum([jnp.size(leaf) for leaf in leaves])
-    # One copy of the tree per number, with that number changed, and an unchanged copy at the end.
+    # One copy of the tree for each entry, with this entry changed, and last an unchanged copy.
     copies, start = [], 0
     for leaf, end in zip(leaves, ends, strict=True):
         leaf = np.asarray(leaf)
@@ -56,7 +61,7 @@ def dependence(function: Any, tree: Any) -> list[list[np.ndarray]]:
 
 
 def union(draws: list[Any]) -> Any:
-    """Where a number changes in any of the draws: relu and clocks may hide a change."""
+    """Combines the dependences of several draws: relu or a step counter may hide one in a draw."""
     return [
         [np.logical_or.reduce(leaves) for leaves in zip(*rows, strict=True)]
         for rows in zip(*draws, strict=True)
@@ -69,7 +74,7 @@ def test_update_is_elementwise_equals_brute_force(row: Row) -> None:
     dependences = union(
         [dependence(lambda s, p=params: cell.update(p, *s), rest) for params, *rest in draws]
     )
-    # Each number of the new carry depends on at most one number of each array.
+    # Each entry of the new carry depends on at most one entry of each array.
     expected = all((depends.sum(axis=1) <= 1).all() for leaf in dependences for depends in leaf)
     assert update_is_elementwise(cell, *draws[0]) == expected
 

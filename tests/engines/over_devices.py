@@ -52,7 +52,7 @@ def check_values_and_gradients() -> None:
         "minlstm": Associative(mesh=four, chunk=1),
         "lru": Associative(mesh=eight),
         "mixer": Associative(mesh=eight, chunk=1),
-        "moving": Associative(mesh=four),
+        "varying-mixer": Associative(mesh=four),
         "pair": Associative(mesh=eight),
     }.items():
         cell = (CELLS | TOYS)[name].make(2)

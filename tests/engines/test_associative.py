@@ -57,7 +57,7 @@ VARIANTS = {
     "block=4,chunk=2": Associative(block=4, chunk=2),
 }
 EVERYTHING = (Scenario(), Scenario(reverse=True))
-FEW = ("minlstm-log", "lru", "moving", "pair")
+FEW = ("minlstm-log", "lru", "varying-mixer", "pair")
 
 
 def example(row: Row, steps: int = 7, batch: int = 3, dtype: Any = np.float64) -> Any:
@@ -91,14 +91,14 @@ def test_values_and_gradients_equal_a_loop(name: str, x64: None) -> None:
             ("lru", "chunk=1"),
             ("pair", "chunk=1"),
             ("minlstm", "chunk=3"),
-            ("moving", "chunk=3"),
+            ("varying-mixer", "chunk=3"),
             ("mixer", "block=3"),
             ("pair", "block=3"),
             ("lru", "block=4,chunk=2"),
         ],
         always=[
             ("pair", "chunk=1"),
-            ("moving", "chunk=3"),
+            ("varying-mixer", "chunk=3"),
             ("mixer", "block=3"),
             ("lru", "block=4,chunk=2"),
         ],
@@ -222,7 +222,7 @@ def test_bfloat16_is_accumulated_in_float32() -> None:
     assert error(run(Scan())) > 2**-4
 
 
-@pytest.fixture(params=["mingru", "minlstm-log", "lru", "moving"])
+@pytest.fixture(params=["mingru", "minlstm-log", "lru", "varying-mixer"])
 def kind(request: pytest.FixtureRequest) -> Row:
     return ROWS[request.param]
 
@@ -232,7 +232,7 @@ def engine(kind: Row) -> Associative:
     """A different variant for each row."""
     engines = (Associative(), Associative(chunk=1), Associative(chunk=2), Associative(block=4))
     return engines[
-        [CELLS["mingru"], CELLS["minlstm-log"], CELLS["lru"], TOYS["moving"]].index(kind)
+        [CELLS["mingru"], CELLS["minlstm-log"], CELLS["lru"], TOYS["varying-mixer"]].index(kind)
     ]
 
 
@@ -391,7 +391,7 @@ def test_derivatives_of_all_modes_equal_those_of_scan(engine: Associative, x64: 
     ids=repr,
 )
 def test_vmap_over_models_equals_a_loop(engine: Associative, x64: None) -> None:
-    row, scenario = TOYS["moving"], Scenario()
+    row, scenario = TOYS["varying-mixer"], Scenario()
     cell = row.make(2)
     params = [random_params(cell, seed, input_size=2) for seed in (1, 2)]
     batches = [random_batch(cell, p, 4, 7, 3) for p in params]

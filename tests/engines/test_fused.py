@@ -18,7 +18,7 @@ from jrnn.engines.linearise import make_plan
 from jrnn.engines.precision import bind, precision_of
 from jrnn.engines.readout import loop_readout
 from jrnn.masking import Masks
-from tests.cells.toys import Learned
+from tests.cells.toys import LearnedInitialCarry
 from tests.helpers import (
     Batch,
     Scenario,
@@ -44,7 +44,7 @@ def example(cell: jrnn.Cell, steps: int, batch: int = 3) -> tuple[Any, Batch]:
         (LSTM(3, peepholes=True), Fused(chunk=2)),
         (GRU(3), Fused()),
         (GRU(3, reset_after=False), Fused()),
-        (Learned(3), Fused(remat=True)),
+        (LearnedInitialCarry(3), Fused(remat=True)),
     ],
     ids=repr,
 )
@@ -144,7 +144,7 @@ def test_residuals_are_only_the_gates(cell: jrnn.Cell, pairs: int, saved: int) -
 
 
 @dataclass(frozen=True)
-class StraightThrough(Learned):
+class StraightThrough(LearnedInitialCarry):
     """h' = tanh(W x + U h) + round(W x), where the last term has no derivative."""
 
     def update(self, params: Any, carry: jax.Array, z: jax.Array, u: jax.Array) -> Any:

@@ -31,7 +31,7 @@ from jrnn.engines.jacobian import Step
 from jrnn.engines.precision import bind, precision_of
 from jrnn.masking import Masks
 from tests.cells.linear_toys import Mixer, Pair
-from tests.cells.toys import Learned
+from tests.cells.toys import LearnedInitialCarry
 from tests.helpers import (
     Batch,
     assert_close,
@@ -127,7 +127,7 @@ def test_jacobians_of_one_unit_equal_forward_mode(x64: None) -> None:
 
 
 def test_jacobians_of_a_custom_cell_equal_forward_mode(x64: None) -> None:
-    assert_jacobians_equal_forward_mode(Learned(HIDDEN))
+    assert_jacobians_equal_forward_mode(LearnedInitialCarry(HIDDEN))
 
 
 @pytest.mark.parametrize("name", ["lstm", "lstm-peepholes", "gru", "gru-reset-before", "paralstm"])

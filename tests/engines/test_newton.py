@@ -18,7 +18,7 @@ from jrnn import (
     ParaLSTM,
     Scan,
 )
-from tests.cells.toys import Learned, Noisy
+from tests.cells.toys import LearnedInitialCarry, Noisy
 from tests.engines.newton_helpers import NEWTON, example, solve
 from tests.helpers import (
     SCENARIOS,
@@ -132,7 +132,7 @@ def test_zero_steps_converge() -> None:
 
 def test_gradients_of_a_learned_first_carry_equal_a_loop(x64: None) -> None:
     step = lambda params, h, x: (np.tanh(params.w_ih.T @ x + params.w_hh.T @ h),) * 2
-    row = Row(Learned, step, start=lambda params: params.h0)
+    row = Row(LearnedInitialCarry, step, init_carry=lambda params: params.h0)
     cell, params, batch = example(row)
     results = differentiate_all(cell, NEWTON, FEW, params, batch)
     for scenario, got in zip(FEW, results, strict=True):

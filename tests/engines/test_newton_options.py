@@ -19,7 +19,7 @@ from jrnn import (
     Newton,
     Scan,
 )
-from tests.cells.toys import Counter, Integrator, Leaky, Learned, Timed
+from tests.cells.toys import Counter, Integrator, Leaky, LearnedInitialCarry, Timed
 from tests.engines.newton_helpers import NEWTON, example
 from tests.helpers import (
     Scenario,
@@ -110,7 +110,7 @@ def test_carry_that_is_not_real_raises() -> None:
         jrnn.unroll(cell, cell.init(jax.random.key(0), 1), xs, engine="newton")
 
 
-class UnequalLeaves(Learned):
+class UnequalLeaves(LearnedInitialCarry):
     """A second leaf that is smaller than the first: n' = tanh(0.5 n + h')."""
 
     def init_carry(self, params: Any, batch_shape: tuple[int, ...]) -> Any:

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 import jrnn
 from jrnn import Engine
-from tests.cells.toys import Learned
+from tests.cells.toys import LearnedInitialCarry
 from tests.compilation import OPTIMIZED
 from tests.helpers import (
     HALF_OF_SCENARIOS,
@@ -163,7 +163,7 @@ def test_zero_steps_return_the_first_carry(kind: Row, engine: Engine, x64: None)
 def test_gradients_of_a_learned_first_carry_equal_a_loop(engine: Engine, x64: None) -> None:
     # The carry is used at the start if none is passed, and at every reset.
     step = lambda params, h, x: (np.tanh(params.w_ih.T @ x + params.w_hh.T @ h),) * 2
-    row = Row(Learned, step, start=lambda params: params.h0)
+    row = Row(LearnedInitialCarry, step, start=lambda params: params.h0)
     cell, params, batch = example(row)
     results = differentiate_all(cell, engine, HALF_OF_SCENARIOS, params, batch)
     for scenario, got in zip(HALF_OF_SCENARIOS, results, strict=True):

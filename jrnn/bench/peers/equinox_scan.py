@@ -22,7 +22,6 @@ def build(case: Case) -> list[Implementation]:
         cell = jax.vmap(eqx.combine(params, static))
         zeros = jnp.zeros((xs.shape[1], case.shape.hidden), xs.dtype)
         carry = (zeros, zeros) if case.cell == "lstm" else zeros
-        carry = (zeros, zeros) if case.cell == "lstm" else zeros
 
         def step(carry: Any, x: jax.Array) -> tuple[Any, jax.Array]:
             carry = cell(x, carry)

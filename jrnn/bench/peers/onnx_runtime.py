@@ -26,8 +26,8 @@ def build(case: Case) -> list[Implementation]:
     if jax.default_backend() != "cpu":
         raise Unavailable(f"the backend of JAX must be cpu, got {jax.default_backend()}")
     session = onnxruntime.InferenceSession(
-        _make_make_model(case, operator, attributes),
-        _session_session_options(),
+        _make_model(case, operator, attributes),
+        _session_options(),
         providers=["CPUExecutionProvider"],
     )
     feed = {"X": case.inputs()}
@@ -35,7 +35,7 @@ def build(case: Case) -> list[Implementation]:
     return [Implementation(f"onnxruntime {operator}", "onnxruntime", call)]
 
 
-def _session_session_options() -> onnxruntime.SessionOptions:
+def _session_options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = machine.cores()
     # Otherwise its threads spin after a call, and slow down the next implementation.
@@ -43,7 +43,7 @@ def _session_session_options() -> onnxruntime.SessionOptions:
     return options
 
 
-def _make_make_model(case: Case, operator: str, attributes: dict[str, Any]) -> bytes:
+def _make_model(case: Case, operator: str, attributes: dict[str, Any]) -> bytes:
     batch, steps, inputs, hidden = case.shape
     rng, size = np.random.default_rng(1), NUM_GATES[case.cell] * hidden
     shapes = {"W": (1, size, inputs), "R": (1, size, hidden), "B": (1, 2 * size)}
