@@ -13,12 +13,12 @@ import pytest
 import jrnn
 from experiments.cells import report
 from experiments.cells import run as study
-from experiments.cells.contenders import (
-    CONTENDERS,
+from experiments.cells.cell_configs import (
+    CELL_CONFIGS,
     POSITIONS,
-    cell_of_size,
+    match_parameter_count,
     count_parameters,
-    hidden_units,
+    get_hidden_size,
 )
 from jrnn.cells import REGISTRY
 
@@ -41,11 +41,11 @@ def verdicts(*rows: dict[str, Any]) -> dict[str, str]:
 
 
 def test_every_cell_is_a_contender():
-    assert REGISTRY.keys() <= CONTENDERS.keys()
+    assert REGISTRY.keys() <= CELL_CONFIGS.keys()
 
 
 def test_convlstm_gets_its_input_at_each_position():
-    cell: Any = CONTENDERS["convlstm"].make(3)
+    cell: Any = CELL_CONFIGS["convlstm"].make(3)
     params = cell.init(jax.random.key(0), 2)
     x = jax.random.normal(jax.random.key(1), (5, 2))
     _, y = cell.step(params, cell.init_carry(params, (5,)), x)
@@ -62,15 +62,15 @@ def test_networks_have_approximately_the_given_number_of_parameters(
 ):
     inputs, outputs = sizes
     count = study.Study().parameters
-    cell = cell_of_size(CONTENDERS[name], inputs, outputs, count)
+    cell = match_parameter_count(CELL_CONFIGS[name], inputs, outputs, count)
     params = jax.eval_shape(lambda key: cell.init(key, inputs), jax.random.key(0))
-    actual = count_parameters(params) + (hidden_units(cell) + 1) * outputs
+    actual = count_parameters(params) + (get_hidden_size(cell) + 1) * outputs
     assert abs(actual - count) <= 0.06 * count
 
 
 def test_unreachable_number_of_parameters_raises():
     with pytest.raises(ValueError, match="no hidden size has 20 parameters: .* is the nearest"):
-        cell_of_size(CONTENDERS["mlstm"], 2, 2, 20)
+        match_parameter_count(CELL_CONFIGS["mlstm"], 2, 2, 20)
 
 
 def test_study_writes_results_and_resumes(tmp_path, capsys):
@@ -200,5 +200,5 @@ def test_saved_table_matches_the_results():
     for part in (report.conditions, report.markdown, report.claims_markdown):
         assert part(result) in text
     keys = {(row["cell"], row["task"]) for row in result["rows"]}
-    assert keys >= {(cell, task) for cell in CONTENDERS for task in ("digits", "parity")}
+    assert keys >= {(cell, task) for cell in CELL_CONFIGS for task in ("digits", "parity")}
     assert all(len(row["test"]) >= 5 for row in result["rows"])

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from scipy.stats import mannwhitneyu
 
-from experiments.cells.contenders import CONTENDERS, GREFF
+from experiments.cells.cell_configs import CELL_CONFIGS, GREFF
 from jrnn.plotting import new_figure
 
 SOLVED = {"adding": 0.01, "parity": 0.95, "s3": 0.95}
@@ -78,8 +78,8 @@ def _milliseconds(result: dict[str, Any]) -> str:
 
 
 def by_key(result: dict[str, Any]) -> dict[Key, Row]:
-    """The rows by cell and task, in the order of `CONTENDERS` and `COLUMNS`."""
-    cells, tasks = list(CONTENDERS), list(COLUMNS)
+    """The rows by cell and task, in the order of `CELL_CONFIGS` and `COLUMNS`."""
+    cells, tasks = list(CELL_CONFIGS), list(COLUMNS)
     order = lambda row: (cells.index(row["cell"]), tasks.index(row["task"]))
     rows = sorted(result["rows"], key=order)
     return {(row["cell"], row["task"]): row for row in rows}

@@ -30,14 +30,14 @@ import tyro
 from flax import nnx
 
 from experiments.cells import report
-from experiments.cells.contenders import CONTENDERS, cell_of_size, hidden_units, recurrence_of
+from experiments.cells.cell_configs import CELL_CONFIGS, match_parameter_count, get_hidden_size, get_recurrence
 from jrnn import checks
 from jrnn.bench import machine
 from jrnn.bench.contenders import Contender
 from jrnn.bench.timing import time_interleaved
 from jrnn.distributed import ProcessGroup
 from jrnn.nn import RNN, Classifier, SequenceToSequence
-from jrnn.sweep.trials import scalars_of
+from jrnn.sweep.trials import stack_scalars
 from jrnn.sweep.vmapped_runs import TrialDevices, VmappedRuns
 from jrnn.tasks import Adding, Data, Digits, Split, Task, Tracking
 from jrnn.train.config import Optimizer, RunOptions
@@ -84,7 +84,7 @@ class Study:
     """The options of the study.
 
     Args:
-      cells: names in `contenders.CONTENDERS`; all by default.
+      cells: names in `cell_configs.CELL_CONFIGS`; all by default.
       tasks: names in `TASK_CONFIGS`; by default all but S3.
       seeds: number of seeds for the results; seed 0 selects the learning rate.
       rates: peak learning rates to select from.
@@ -95,7 +95,7 @@ class Study:
       out: folder for the JSON file, the figure and the table.
     """
 
-    cells: tuple[str, ...] = tuple(CONTENDERS)
+    cells: tuple[str, ...] = tuple(CELL_CONFIGS)
     tasks: tuple[str, ...] = ("digits", "adding", "parity")
     seeds: int = 5
     rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
@@ -107,7 +107,7 @@ class Study:
 
     def __post_init__(self) -> None:
         for name in self.cells:
-            checks.one_of("Study", "cells", name, CONTENDERS)
+            checks.one_of("Study", "cells", name, CELL_CONFIGS)
         for name in self.tasks:
             checks.one_of("Study", "tasks", name, TASK_CONFIGS)
         for name in ("seeds", "parameters", "batch_size", "shorten", "jobs"):
@@ -227,10 +227,10 @@ def row(study: Study, name: str, task: str) -> dict[str, Any]:
     return {
         "cell": name,
         "task": task,
-        "options": CONTENDERS[name].options,
-        "hidden": hidden_units(trainer.cell),
+        "options": CELL_CONFIGS[name].options,
+        "hidden": get_hidden_size(trainer.cell),
         "parameters": trainer.parameters,
-        "recurrence": recurrence_of(trainer.cell, data.input_size),
+        "recurrence": get_recurrence(trainer.cell, data.input_size),
         "steps": trainer.options.steps,
         "baseline": data.baseline[1],
         "trials": {str(r): value for r, value in trials.items()},
@@ -277,9 +277,9 @@ class CellTrainer:
     """
 
     def __init__(self, study: Study, name: str, data: Data, steps: int):
-        contender = CONTENDERS[name]
+        contender = CELL_CONFIGS[name]
         self.data, self.inputs = data, contender.inputs
-        self.cell = cell_of_size(contender, data.input_size, data.output_size, study.parameters)
+        self.cell = match_parameter_count(contender, data.input_size, data.output_size, study.parameters)
         self.optimizer = Optimizer(1e-3, "adam", "cosine", warmup=WARMUP)
         self.options = RunOptions(steps=steps, eval_every=steps, batch_size=study.batch_size)
         self.parameters = count_params(self.network(0))
@@ -311,7 +311,7 @@ class CellTrainer:
             [partial(self.network, seed) for seed in seeds],
             plan._replace(validation=None),
             self.optimizer,
-            scalars_of(optimizers),
+            stack_scalars(optimizers),
             self.options,
             seeds,
             devices,

@@ -89,7 +89,7 @@ def main(args: list[str] | None = None) -> None:
         "training": [],
     }
     study.out.mkdir(parents=True, exist_ok=True)
-    path = study.out / "long.json"
+    path = study.out / "long_sequences.json"
     for kind, rows in (("training", training(study)), ("growth", growth(study))):
         for row in rows:
             result[kind].append(row)

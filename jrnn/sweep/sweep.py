@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 
 from jrnn.distributed import ProcessGroup
-from jrnn.sweep.trials import group_trials, scalars_of, without_scalars
+from jrnn.sweep.trials import group_trials, stack_scalars, fix_scalars
 from jrnn.sweep.vmapped_runs import TrialDevices, VmappedRuns
 from jrnn.tasks import load
 from jrnn.tasks.task import Data, Task
@@ -110,7 +110,7 @@ def sweep(
                 [partial(e.network.build, data, e.seed) for e in group],
                 plan_task(data, first, first.tbptt),
                 first.optimizer,
-                scalars_of([e.optimizer for e in group]),
+                stack_scalars([e.optimizer for e in group]),
                 first,
                 [e.seed for e in group],
                 TrialDevices(devices[: len(indices)], width),
@@ -166,7 +166,7 @@ def check_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data])
         raise ValueError("sweep: there must be at least one trial")
     if jax.process_count() > 1:
         raise ValueError("sweep: uses the devices of one process, but there are several processes")
-    first = {without_scalars(e): index for index, e in reversed([*enumerate(experiments)])}
+    first = {fix_scalars(e): index for index, e in reversed([*enumerate(experiments)])}
     for index in sorted(first.values()):
         experiment = experiments[index]
         if experiment.mesh is not None:

@@ -32,7 +32,7 @@ def group_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data])
     """
     candidates: dict[Experiment, list[int]] = {}
     for index, experiment in enumerate(experiments):
-        candidates.setdefault(without_scalars(experiment), []).append(index)
+        candidates.setdefault(fix_scalars(experiment), []).append(index)
     groups: dict[Hashable, list[int]] = {}
     for experiment, indices in candidates.items():
         rest = [getattr(experiment, f.name) for f in fields(experiment) if f.name != "network"]
@@ -41,7 +41,7 @@ def group_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data])
     return [sorted(indices) for indices in groups.values()]
 
 
-def without_scalars(experiment: Experiment) -> Experiment:
+def fix_scalars(experiment: Experiment) -> Experiment:
     """The experiment with a fixed value in place of each scalar hyper-parameter."""
     network = experiment.network
     return replace(
@@ -55,7 +55,7 @@ def without_scalars(experiment: Experiment) -> Experiment:
     )
 
 
-def scalars_of(optimizers: Sequence[Optimizer]) -> ScalarHyperparams:
+def stack_scalars(optimizers: Sequence[Optimizer]) -> ScalarHyperparams:
     """The scalars of the optimizers of one group, as arrays `[trials]`."""
     names = [name for name in ARRAYS if getattr(optimizers[0], name) is not None]
     values = lambda name: [getattr(optimizer, name) for optimizer in optimizers]

@@ -108,7 +108,7 @@ class VmappedRuns:
           make_models: for each trial a function that draws its model.
           plan: the data, the same for all trials.
           optimizer: the optimizer; its scalars are replaced by those of a trial.
-          scalars: by field of the optimizer, arrays `[trials]`; see `trials.scalars_of`.
+          scalars: by field of the optimizer, arrays `[trials]`; see `trials.stack_scalars`.
           options: the same for all trials; `seed` is not used.
           seeds: for each trial, of the order of its examples.
           devices: that the trials are spread over.

@@ -118,7 +118,7 @@ def most_frequent_baseline(name: str, train: np.ndarray, test: np.ndarray) -> tu
 def constant_baseline(train: np.ndarray, test: np.ndarray) -> tuple[str, float]:
     """The baseline of the mean of `train [rows, K]`: its squared error on `test [rows, K]`."""
     mean = train.mean(axis=0, dtype=np.float64)
-    return "constant guess", mean_squared_error(mean, test)
+    return "constant prediction", mean_squared_error(mean, test)
 
 
 def mean_squared_error(predictions: np.ndarray, targets: np.ndarray) -> float:

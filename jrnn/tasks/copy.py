@@ -71,7 +71,7 @@ class Copy(Task):
             input_size=self.symbols + 2,
             output_size=self.symbols + 1,
             baseline=common.most_frequent_baseline(
-                "memoryless guess", train.ys[:, recalled], test.ys[:, recalled]
+                "most frequent symbol", train.ys[:, recalled], test.ys[:, recalled]
             ),
             tokens=True,
         )

@@ -84,7 +84,7 @@ class Tracking(Task):
             input_size=size,
             output_size=size,
             baseline=common.most_frequent_baseline(
-                "constant guess", train.ys[:, -1], test.ys[:, -1]
+                "constant prediction", train.ys[:, -1], test.ys[:, -1]
             ),
             tokens=True,
         )

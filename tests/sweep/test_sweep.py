@@ -15,7 +15,7 @@ import pytest
 
 import jrnn
 from jrnn.sweep.sweep import BEST, sweep, trial_folder
-from jrnn.sweep.trials import group_trials, scalars_of
+from jrnn.sweep.trials import group_trials, stack_scalars
 from jrnn.sweep.vmapped_runs import TrialDevices, VmappedRuns
 from jrnn.tasks.task import Data, Split, Task
 from jrnn.train import TBPTT, Experiment, Interrupted, Network, Optimizer, restore, train
@@ -202,7 +202,7 @@ def test_a_trial_that_has_stopped_takes_no_steps():
         [partial(e.network.build, data, e.seed) for e in trials],
         plan_task(data, first, None),
         first.optimizer,
-        scalars_of([e.optimizer for e in trials]),
+        stack_scalars([e.optimizer for e in trials]),
         first,
         [e.seed for e in trials],
         TrialDevices((jax.devices()[0],), 2),

@@ -42,7 +42,7 @@ def test_baseline_predicts_training_mean_and_is_about_one_sixth():
     guess = sum(map(float, data.train.ys[:, 0])) / len(data.train.ys)
     expected = sum((float(y) - guess) ** 2 for y in data.test.ys[:, 0]) / len(data.test.ys)
     name, value = data.baseline
-    assert name == "constant guess"
+    assert name == "constant prediction"
     assert value == pytest.approx(expected, rel=1e-5)
     assert value == pytest.approx(1 / 6, rel=0.1)
 

@@ -176,7 +176,7 @@ def test_baselines_use_valid_training_targets(tmp_path: Path):
     train, test = (_valid_targets(split) for split in _splits(data.load())[::2])
     mean = sum(train) / len(train)
     expected = sum((y - mean) ** 2 for y in test) / len(test)
-    assert data.load().baseline == ("constant guess", pytest.approx(expected, rel=1e-5))
+    assert data.load().baseline == ("constant prediction", pytest.approx(expected, rel=1e-5))
 
 
 def _valid_targets(split: Split) -> list[float]:

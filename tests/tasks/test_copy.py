@@ -48,7 +48,7 @@ def test_baseline_predicts_most_frequent_symbol():
     counts = [int((data.train.ys[:, -4:] == s).sum()) for s in range(5)]
     guess = counts.index(max(counts))
     expected = sum(int(y) == guess for row in data.test.ys for y in row[-4:]) / (300 * 4)
-    assert data.baseline == ("memoryless guess", pytest.approx(expected))
+    assert data.baseline == ("most frequent symbol", pytest.approx(expected))
     assert data.baseline[1] == pytest.approx(1 / 5, abs=0.05)
 
 

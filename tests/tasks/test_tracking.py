@@ -49,7 +49,7 @@ def test_splits_are_different():
 
 def test_baseline_predicts_most_frequent_permutation_at_last_step():
     data = Tracking(3, length=6, train_size=3000, eval_size=3000).load()
-    assert data.baseline == ("constant guess", pytest.approx(1 / 6, abs=0.03))
+    assert data.baseline == ("constant prediction", pytest.approx(1 / 6, abs=0.03))
     guess = np.bincount(data.train.ys[:, -1]).argmax()
     assert data.baseline[1] == np.mean(data.test.ys[:, -1] == guess)
 

@@ -29,8 +29,8 @@ PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 
 def start(count, *args, cache):
     """Starts a command in each of `count` processes."""
-    flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(count)]
-    return [jrnn(*args, *flags, "--process", str(index), cache=cache) for index in range(count)]
+    flags = ["--coordinator-address", f"127.0.0.1:{free_port()}", "--num-processes", str(count)]
+    return [jrnn(*args, *flags, "--process-id", str(index), cache=cache) for index in range(count)]
 
 
 def wait_for(processes, timeout=120):
@@ -159,7 +159,7 @@ def one_of_two():
 def test_mismatched_processes_raise_and_create_no_folder(tmp_path, cache):
     """The same error in both processes, or different arguments."""
     port = free_port()
-    flags = ["--coordinator", f"127.0.0.1:{port}", "--processes", "2"]
+    flags = ["--coordinator-address", f"127.0.0.1:{port}", "--num-processes", "2"]
     for one, other, message in (
         (
             ["--seed", "1"],
@@ -169,7 +169,7 @@ def test_mismatched_processes_raise_and_create_no_folder(tmp_path, cache):
         (["--mesh", "data=4"], ["--mesh", "data=4"], "needs 4 devices, and there are 2 in 2 proc"),
         (["--batch-size", "3"], ["--batch-size", "3"], "2 devices must divide the 3 examples"),
     ):
-        command = ["train", CONFIG, "--run-dir", str(tmp_path / "run"), *flags, "--process"]
+        command = ["train", CONFIG, "--run-dir", str(tmp_path / "run"), *flags, "--process-id"]
         both = [jrnn(*command, "0", *one, cache=cache), jrnn(*command, "1", *other, cache=cache)]
         codes, outputs = wait_for(both)
         assert codes == [2, 2] and all(message in text for text in outputs), outputs
@@ -178,7 +178,7 @@ def test_mismatched_processes_raise_and_create_no_folder(tmp_path, cache):
 
 
 def test_mixing_new_and_resumed_processes_raises(tmp_path, cache):
-    flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--process"]
+    flags = ["--coordinator-address", f"127.0.0.1:{free_port()}", "--num-processes", "2", "--process-id"]
     begin = ["train", CONFIG, "--run-dir", str(tmp_path / "run"), *flags, "0"]
     resume = ["train", "--resume", str(tmp_path / "run"), *flags, "1"]
     codes, outputs = wait_for([jrnn(*begin, cache=cache), jrnn(*resume, cache=cache)])

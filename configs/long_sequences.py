@@ -1,8 +1,8 @@
 """The adding problem over long sequences, for cells that run in parallel over time.
 
-    jrnn train configs/long.py                              # minGRU, by the associative engine
-    jrnn train configs/long.py:cell=minlstm,length=4000
-    jrnn train configs/long.py:cell=paragru,engine=newton
+    jrnn train configs/long_sequences.py                              # minGRU, by the associative engine
+    jrnn train configs/long_sequences.py:cell=minlstm,length=4000
+    jrnn train configs/long_sequences.py:cell=paragru,engine=newton
 
 From Hochreiter and Schmidhuber, 1997, at lengths of Martin and Cundy, 2018, Parallelizing linear
 recurrent neural nets over sequence length. A constant prediction has a mean squared error of 0.167;

@@ -27,7 +27,7 @@ GREFF = tuple(name for name in VARIANTS if name != "vanilla")
 
 
 @dataclass(frozen=True)
-class Contender:
+class CellConfig:
     """A cell of any hidden size.
 
     Attributes:
@@ -54,7 +54,7 @@ def observed(xs: jax.Array) -> jrnn.Observed:
 
 
 @dataclass(frozen=True)
-class OverPositions(Wrapper):
+class RepeatOverPositions(Wrapper):
     """A convolutional cell that gets the same input at each position, and flattens its output.
 
     With a single position a ConvLSTM would be an LSTM; with several, padding at the border matters.
@@ -72,42 +72,42 @@ class OverPositions(Wrapper):
         return y.reshape(*y.shape[:-2], -1)
 
 
-_SPECIAL = {
-    "clockwork": Contender(
+_OVERRIDES = {
+    "clockwork": CellConfig(
         lambda hidden: jrnn.Clockwork(hidden, periods=PERIODS),
         options="periods 1 to 16; of w_hh 2/5 is masked, and counted",
     ),
-    "cfc": Contender(lambda hidden: jrnn.CfC(hidden, backbone_units=32), options="backbone of 32"),
-    "depthgatedlstm": Contender(
+    "cfc": CellConfig(lambda hidden: jrnn.CfC(hidden, backbone_units=32), options="backbone of 32"),
+    "depthgatedlstm": CellConfig(
         lambda hidden: jrnn.stack((jrnn.LSTM(hidden), jrnn.DepthGatedLSTM(hidden))),
         options="on a layer of LSTM",
     ),
-    "mlstm": Contender(mlstm, options=f"heads of {HEAD_SIZE}"),
-    "grud": Contender(jrnn.GRUD, observed, "without holes"),
-    "convlstm": Contender(
-        lambda hidden: OverPositions(jrnn.ConvLSTM(hidden, (POSITIONS,))),
+    "mlstm": CellConfig(mlstm, options=f"heads of {HEAD_SIZE}"),
+    "grud": CellConfig(jrnn.GRUD, observed, "without holes"),
+    "convlstm": CellConfig(
+        lambda hidden: RepeatOverPositions(jrnn.ConvLSTM(hidden, (POSITIONS,))),
         options=f"each input at {POSITIONS} places in a row, kernels of 3",
     ),
 }
 
-CONTENDERS: dict[str, Contender] = {
-    name: _SPECIAL.get(name) or Contender(partial(cls)) for name, cls in REGISTRY.items()
+CELL_CONFIGS: dict[str, CellConfig] = {
+    name: _OVERRIDES.get(name) or CellConfig(partial(cls)) for name, cls in REGISTRY.items()
 }
-CONTENDERS |= {
-    "lstm-bias-0": Contender(partial(jrnn.LSTM, forget_bias=0.0), options="forget bias 0"),
-    "irnn": Contender(
+CELL_CONFIGS |= {
+    "lstm-bias-0": CellConfig(partial(jrnn.LSTM, forget_bias=0.0), options="forget bias 0"),
+    "irnn": CellConfig(
         partial(jrnn.Elman, activation="relu", identity=1.0), options="Elman, relu, identity"
     ),
-    "lstm-peepholes": Contender(partial(jrnn.LSTM, peepholes=True), options="V of the odyssey"),
+    "lstm-peepholes": CellConfig(partial(jrnn.LSTM, peepholes=True), options="V of the odyssey"),
 }
-CONTENDERS |= {
-    f"lstm-{name}": Contender(partial(jrnn.lstm_variant, name), options="odyssey, with peepholes")
+CELL_CONFIGS |= {
+    f"lstm-{name}": CellConfig(partial(jrnn.lstm_variant, name), options="odyssey, with peepholes")
     for name in GREFF
 }
 """Contenders by name, including every cell of `jrnn.cells.REGISTRY`."""
 
 
-def cell_of_size(contender: Contender, input_size: int, output_size: int, count: int) -> jrnn.Layer:
+def match_parameter_count(config: CellConfig, input_size: int, output_size: int, count: int) -> jrnn.Layer:
     """The cell whose network, with a linear readout, has nearest to `count` parameters.
 
     Raises:
@@ -117,7 +117,7 @@ def cell_of_size(contender: Contender, input_size: int, output_size: int, count:
     def deficit(hidden: int) -> int | None:
         """`count` minus the parameters at a hidden size; None if the size is not supported."""
         try:
-            cell = contender.make(hidden)
+            cell = config.make(hidden)
             params = jax.eval_shape(lambda key: cell.init(key, input_size), jax.random.key(0))
         except ValueError:
             return None
@@ -141,13 +141,13 @@ def cell_of_size(contender: Contender, input_size: int, output_size: int, count:
     best = min(deviations, key=lambda size: deviations[size])
     if deviations[best] > MAX_DEVIATION * count:
         raise ValueError(
-            f"no hidden size has {count} parameters: {contender.make(best)!r} is the nearest, with "
+            f"no hidden size has {count} parameters: {config.make(best)!r} is the nearest, with "
             f"a deviation of {deviations[best]}; choose another number"
         )
-    return contender.make(best)
+    return config.make(best)
 
 
-def hidden_units(layer: jrnn.Layer) -> int:
+def get_hidden_size(layer: jrnn.Layer) -> int:
     """The hidden size of a cell, or of the top cell in a layer."""
     inner: Any = layer
     while not hasattr(inner, "hidden_size"):
@@ -155,7 +155,7 @@ def hidden_units(layer: jrnn.Layer) -> int:
     return inner.hidden_size
 
 
-def recurrence_of(layer: jrnn.Layer, input_size: int) -> str:
+def get_recurrence(layer: jrnn.Layer, input_size: int) -> str:
     """The structure of the recurrence of a cell; "dense" for a layer of several cells."""
     return structure.recurrence(layer, input_size) if isinstance(layer, jrnn.Cell) else "dense"
 
