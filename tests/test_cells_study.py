@@ -16,9 +16,9 @@ from experiments.cells import run as study
 from experiments.cells.cell_configs import (
     CELL_CONFIGS,
     POSITIONS,
-    match_parameter_count,
     count_parameters,
     get_hidden_size,
+    match_parameter_count,
 )
 from jrnn.cells import REGISTRY
 

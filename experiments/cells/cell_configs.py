@@ -107,7 +107,9 @@ CELL_CONFIGS |= {
 """Contenders by name, including every cell of `jrnn.cells.REGISTRY`."""
 
 
-def match_parameter_count(config: CellConfig, input_size: int, output_size: int, count: int) -> jrnn.Layer:
+def match_parameter_count(
+    config: CellConfig, input_size: int, output_size: int, count: int
+) -> jrnn.Layer:
     """The cell whose network, with a linear readout, has nearest to `count` parameters.
 
     Raises:

@@ -30,7 +30,12 @@ import tyro
 from flax import nnx
 
 from experiments.cells import report
-from experiments.cells.cell_configs import CELL_CONFIGS, match_parameter_count, get_hidden_size, get_recurrence
+from experiments.cells.cell_configs import (
+    CELL_CONFIGS,
+    get_hidden_size,
+    get_recurrence,
+    match_parameter_count,
+)
 from jrnn import checks
 from jrnn.bench import machine
 from jrnn.bench.contenders import Contender
@@ -279,14 +284,16 @@ class CellTrainer:
     def __init__(self, study: Study, name: str, data: Data, steps: int):
         contender = CELL_CONFIGS[name]
         self.data, self.inputs = data, contender.inputs
-        self.cell = match_parameter_count(contender, data.input_size, data.output_size, study.parameters)
+        self.cell = match_parameter_count(
+            contender, data.input_size, data.output_size, study.parameters
+        )
         self.optimizer = Optimizer(1e-3, "adam", "cosine", warmup=WARMUP)
         self.options = RunOptions(steps=steps, eval_every=steps, batch_size=study.batch_size)
         self.parameters = count_params(self.network(0))
 
     def embedding(self, xs: jax.Array) -> Any:
         """The inputs of the cell; tokens are one-hot."""
-        return self.inputs(jax.nn.one_hot(xs, self.data.input_size) if self.data.tokens else xs)
+        return self.inputs(jax.nn.one_hot(xs, self.data.input_size) if self.data.has_tokens else xs)
 
     def network(self, seed: int) -> Classifier | SequenceToSequence:
         """One layer and a linear readout."""

@@ -76,7 +76,7 @@ def test_run_resumes_with_other_numbers_of_processes(single_run, tmp_path, cache
     killed_at = time.monotonic()
     codes, outputs = wait_for(two)
     assert codes == [1, -signal.SIGKILL] and time.monotonic() - killed_at < 30, outputs
-    assert "process 1 of 2 has ended or cannot be reached" in outputs[0]
+    assert "process 1 of 2 has exited or is unreachable" in outputs[0]
     assert f"again with: jrnn train --resume {folder}" in outputs[0]
 
     before = max(steps_of(checkpoints))
@@ -113,9 +113,9 @@ def test_four_processes_match_one_and_only_first_writes(single_run, tmp_path, ca
     assert files(folder) == files(shorter)
 
 
-@pytest.mark.parametrize("name", mark_exhaustive(["data", "windows"], always=["data"]))
+@pytest.mark.parametrize("name", mark_exhaustive(["data", "tbptt"], always=["data"]))
 def test_each_process_reads_only_its_rows(name, pair, tmp_path):
-    """And the losses equal those of one process, for examples with dropout and for windows."""
+    """And the losses equal those of one process, with dropout and with truncated backpropagation."""
     e = CASES[name][0]
     first, second = (json.loads((pair / f"{name}-{i}.json").read_text()) for i in range(2))
     for step in map(str, range(e.steps)):
@@ -149,7 +149,7 @@ def one_of_two():
 
     setattr(PrefetchedBatches, "__getitem__", recording)  # noqa: B010
     with init_process_group(Launcher("127.0.0.1", port, 2, index), 60) as group:
-        for name in ("data", "windows"):
+        for name in ("data", "tbptt"):
             e = CASES[name][0]
             read.clear()
             train(e, e.task.load(), folder / name, group=group)
@@ -166,8 +166,8 @@ def test_mismatched_processes_raise_and_create_no_folder(tmp_path, cache):
             ["--seed", "2"],
             "the config of process 1 differs from that of process 0",
         ),
-        (["--mesh", "data=4"], ["--mesh", "data=4"], "needs 4 devices, and there are 2 in 2 proc"),
-        (["--batch-size", "3"], ["--batch-size", "3"], "2 devices must divide the 3 examples"),
+        (["--mesh", "data=4"], ["--mesh", "data=4"], "needs 4 devices, got 2 in 2 processes"),
+        (["--batch-size", "3"], ["--batch-size", "3"], "got 2 devices and a size of 3"),
     ):
         command = ["train", CONFIG, "--run-dir", str(tmp_path / "run"), *flags, "--process-id"]
         both = [jrnn(*command, "0", *one, cache=cache), jrnn(*command, "1", *other, cache=cache)]
@@ -178,7 +178,13 @@ def test_mismatched_processes_raise_and_create_no_folder(tmp_path, cache):
 
 
 def test_mixing_new_and_resumed_processes_raises(tmp_path, cache):
-    flags = ["--coordinator-address", f"127.0.0.1:{free_port()}", "--num-processes", "2", "--process-id"]
+    flags = [
+        "--coordinator-address",
+        f"127.0.0.1:{free_port()}",
+        "--num-processes",
+        "2",
+        "--process-id",
+    ]
     begin = ["train", CONFIG, "--run-dir", str(tmp_path / "run"), *flags, "0"]
     resume = ["train", "--resume", str(tmp_path / "run"), *flags, "1"]
     codes, outputs = wait_for([jrnn(*begin, cache=cache), jrnn(*resume, cache=cache)])
@@ -194,7 +200,7 @@ def test_several_processes_without_group_raise(tmp_path, monkeypatch):
         ValueError, match="2 processes and 1 in the group; pass the group of jrnn.dist"
     ):
         train(e, e.task.load(), tmp_path)
-    with pytest.raises(ValueError, match="uses the devices of one process"):
+    with pytest.raises(ValueError, match="the number of processes must be 1, got 2"):
         sweep([e], tmp_path)
     assert list(tmp_path.iterdir()) == []
 

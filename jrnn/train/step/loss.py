@@ -107,7 +107,7 @@ class Objective(NamedTuple):
             counted &= valid
         if present is not None:
             counted &= present.reshape(present.shape + (1,) * (losses.ndim - 1))
-        scored = counted if batch.scored is None else counted & jnp.asarray(batch.scored)
+        scored = counted if batch.metric_mask is None else counted & jnp.asarray(batch.metric_mask)
         return MetricSums(
             jnp.where(counted, losses, 0).sum(),
             counted.sum(),

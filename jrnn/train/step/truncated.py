@@ -71,7 +71,7 @@ def apply_to_window(
         xs=batch.xs[:, -counted:],
         ys=batch.ys[:, -counted:],
         lengths=_clip_lengths(batch.lengths, length - counted, length),
-        scored=None if batch.scored is None else batch.scored[:, -counted:],
+        metric_mask=None if batch.metric_mask is None else batch.metric_mask[:, -counted:],
     )
     return next_carry, jnp.concatenate(outputs, axis=1)[:, -counted:], targets
 
