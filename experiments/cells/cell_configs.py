@@ -1,4 +1,4 @@
-"""The compared cells: every cell of jrnn, and ablations of the LSTM."""
+"""The compared cells: every cell of jrnn, and variants of the LSTM."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,48 +16,49 @@ from jrnn.cells.lstm_variants import VARIANTS
 from jrnn.layers import Stack
 from jrnn.transforms.wrapper import Wrapper
 
-PERIODS = (1, 2, 4, 8, 16)
-HEAD_SIZE = 4
-POSITIONS = 4
+CLOCKWORK_PERIODS = (1, 2, 4, 8, 16)
+MLSTM_HEAD_SIZE = 4
+CONVLSTM_POSITIONS = 4
 SIZE_STEP = 16
-"""A cell supports at least one hidden size in this many consecutive ones."""
+"""Of this many consecutive hidden sizes, every cell supports at least one."""
 MAX_DEVIATION = 0.06
-"""The maximum relative deviation from the number of parameters."""
-GREFF = tuple(name for name in VARIANTS if name != "vanilla")
+"""Maximum relative deviation from the requested number of parameters."""
+GREFF_VARIANTS = tuple(name for name in VARIANTS if name != "vanilla")
+"""Names of the variants of Greff et al., 2017, LSTM: A search space odyssey."""
 
 
 @dataclass(frozen=True)
 class CellConfig:
-    """A cell of any hidden size.
+    """How to make a cell of any hidden size.
 
     Attributes:
-      make: from the hidden size to the cell; raises a ValueError if that size is not supported.
-      inputs: from the inputs of a task to those of the cell.
-      options: a description of options that differ from the defaults.
+      make: function from a hidden size to the cell; raises ValueError for an unsupported size.
+      transform_inputs: function from the inputs of a task to the inputs of the cell.
+      description: description of the options that differ from the defaults.
     """
 
     make: Callable[[int], jrnn.Layer]
-    inputs: Callable[[jax.Array], Any] = field(default=lambda xs: xs)
-    options: str = ""
+    transform_inputs: Callable[[jax.Array], Any] = field(default=lambda xs: xs)
+    description: str = ""
 
 
-def mlstm(hidden: int) -> jrnn.MLSTM:
-    """An mLSTM with a fixed head size, since the memory of a head grows quadratically with it."""
-    if hidden % HEAD_SIZE:
-        raise ValueError(f"mlstm: hidden must be a multiple of {HEAD_SIZE}, got {hidden}")
-    return jrnn.MLSTM(hidden, heads=hidden // HEAD_SIZE)
+def make_mlstm(hidden: int) -> jrnn.MLSTM:
+    """Makes an mLSTM with a constant head size; memory is quadratic in the head size."""
+    if hidden % MLSTM_HEAD_SIZE:
+        raise ValueError(f"mlstm: hidden must be a multiple of {MLSTM_HEAD_SIZE}, got {hidden}")
+    return jrnn.MLSTM(hidden, heads=hidden // MLSTM_HEAD_SIZE)
 
 
-def observed(xs: jax.Array) -> jrnn.Observed:
-    """A time series without missing values, with one unit of time per step."""
+def add_observation_mask(xs: jax.Array) -> jrnn.Observed:
+    """Converts inputs to a time series without missing values, sampled at intervals of 1."""
     return jrnn.Observed(xs, jnp.ones_like(xs), jnp.ones_like(xs))
 
 
 @dataclass(frozen=True)
 class RepeatOverPositions(Wrapper):
-    """A convolutional cell that gets the same input at each position, and flattens its output.
+    """Wraps a convolutional cell: repeats its input at each position, and flattens its output.
 
-    With a single position a ConvLSTM would be an LSTM; with several, padding at the border matters.
+    With one position, a ConvLSTM is equivalent to an LSTM.
     """
 
     def inputs(
@@ -66,7 +67,7 @@ class RepeatOverPositions(Wrapper):
         return jnp.zeros((*batch_shape, input_size), dtype)
 
     def transform_input(self, params: Any, x: jax.Array, noise: Any) -> tuple[Any, Any]:
-        return jnp.repeat(x[..., None, :], POSITIONS, axis=-2), None
+        return jnp.repeat(x[..., None, :], CONVLSTM_POSITIONS, axis=-2), None
 
     def transform_output(self, params: Any, y: Any, extra: Any) -> Any:
         return y.reshape(*y.shape[:-2], -1)
@@ -74,19 +75,21 @@ class RepeatOverPositions(Wrapper):
 
 _OVERRIDES = {
     "clockwork": CellConfig(
-        lambda hidden: jrnn.Clockwork(hidden, periods=PERIODS),
-        options="periods 1 to 16; of w_hh 2/5 is masked, and counted",
+        lambda hidden: jrnn.Clockwork(hidden, periods=CLOCKWORK_PERIODS),
+        description="periods 1 to 16; the count includes the masked 2/5 of w_hh",
     ),
-    "cfc": CellConfig(lambda hidden: jrnn.CfC(hidden, backbone_units=32), options="backbone of 32"),
+    "cfc": CellConfig(
+        lambda hidden: jrnn.CfC(hidden, backbone_units=32), description="32 backbone units"
+    ),
     "depthgatedlstm": CellConfig(
         lambda hidden: jrnn.stack((jrnn.LSTM(hidden), jrnn.DepthGatedLSTM(hidden))),
-        options="on a layer of LSTM",
+        description="on top of an LSTM layer",
     ),
-    "mlstm": CellConfig(mlstm, options=f"heads of {HEAD_SIZE}"),
-    "grud": CellConfig(jrnn.GRUD, observed, "without holes"),
+    "mlstm": CellConfig(make_mlstm, description=f"head size {MLSTM_HEAD_SIZE}"),
+    "grud": CellConfig(jrnn.GRUD, add_observation_mask, "no missing values"),
     "convlstm": CellConfig(
-        lambda hidden: RepeatOverPositions(jrnn.ConvLSTM(hidden, (POSITIONS,))),
-        options=f"each input at {POSITIONS} places in a row, kernels of 3",
+        lambda hidden: RepeatOverPositions(jrnn.ConvLSTM(hidden, (CONVLSTM_POSITIONS,))),
+        description=f"input repeated at {CONVLSTM_POSITIONS} positions, kernel size 3",
     ),
 }
 
@@ -94,30 +97,38 @@ CELL_CONFIGS: dict[str, CellConfig] = {
     name: _OVERRIDES.get(name) or CellConfig(partial(cls)) for name, cls in REGISTRY.items()
 }
 CELL_CONFIGS |= {
-    "lstm-bias-0": CellConfig(partial(jrnn.LSTM, forget_bias=0.0), options="forget bias 0"),
+    "lstm-bias-0": CellConfig(partial(jrnn.LSTM, forget_bias=0.0), description="forget bias 0"),
     "irnn": CellConfig(
-        partial(jrnn.Elman, activation="relu", identity=1.0), options="Elman, relu, identity"
+        partial(jrnn.Elman, activation="relu", identity=1.0),
+        description="Elman, ReLU, identity initialization",
     ),
-    "lstm-peepholes": CellConfig(partial(jrnn.LSTM, peepholes=True), options="V of the odyssey"),
+    "lstm-peepholes": CellConfig(
+        partial(jrnn.LSTM, peepholes=True), description="vanilla LSTM of Greff et al."
+    ),
 }
 CELL_CONFIGS |= {
-    f"lstm-{name}": CellConfig(partial(jrnn.lstm_variant, name), options="odyssey, with peepholes")
-    for name in GREFF
+    f"lstm-{name}": CellConfig(
+        partial(jrnn.lstm_variant, name), description="variant of Greff et al."
+    )
+    for name in GREFF_VARIANTS
 }
-"""Contenders by name, including every cell of `jrnn.cells.REGISTRY`."""
+"""The compared cells by name; includes every cell of `jrnn.cells.REGISTRY`."""
 
 
 def match_parameter_count(
     config: CellConfig, input_size: int, output_size: int, count: int
 ) -> jrnn.Layer:
-    """The cell whose network, with a linear readout, has nearest to `count` parameters.
+    """Returns the cell of the hidden size at which a network has about `count` parameters.
+
+    The network is the cell with a linear readout.
 
     Raises:
-      ValueError: the nearest number deviates by more than `MAX_DEVIATION`.
+      ValueError: the number of parameters of every hidden size deviates by more than
+        `MAX_DEVIATION`.
     """
 
-    def deficit(hidden: int) -> int | None:
-        """`count` minus the parameters at a hidden size; None if the size is not supported."""
+    def compute_deficit(hidden: int) -> int | None:
+        """Returns `count` minus the parameters at a hidden size; None for an unsupported size."""
         try:
             cell = config.make(hidden)
             params = jax.eval_shape(lambda key: cell.init(key, input_size), jax.random.key(0))
@@ -126,31 +137,32 @@ def match_parameter_count(
         width = cell.output_shape(params, input_size).shape[-1]
         return count - count_parameters(params) - (width + 1) * output_size
 
-    def too_small(size: int) -> bool:
-        """Whether the first supported size from this one on has fewer than `count` parameters."""
-        deficits = (deficit(each) for each in range(size, size + SIZE_STEP))
-        return next((each for each in deficits if each is not None), 0) > 0
+    def is_too_small(size: int) -> bool:
+        """Whether the next supported size has fewer than `count` parameters."""
+        deficits = (compute_deficit(s) for s in range(size, size + SIZE_STEP))
+        return next((deficit for deficit in deficits if deficit is not None), 0) > 0
 
-    # The number of parameters grows with the size: bisect.
+    # Bisection, since the number of parameters increases with the hidden size.
     low, high = 0, SIZE_STEP
-    while too_small(high):
+    while is_too_small(high):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if too_small(middle) else (low, middle)
-    deficits = {size: deficit(size) for size in range(max(1, low - SIZE_STEP), high + SIZE_STEP)}
-    deviations = {size: abs(each) for size, each in deficits.items() if each is not None}
+        low, high = (middle, high) if is_too_small(middle) else (low, middle)
+    sizes = range(max(1, low - SIZE_STEP), high + SIZE_STEP)
+    deficits = {size: compute_deficit(size) for size in sizes}
+    deviations = {size: abs(d) for size, d in deficits.items() if d is not None}
     best = min(deviations, key=lambda size: deviations[size])
     if deviations[best] > MAX_DEVIATION * count:
         raise ValueError(
-            f"no hidden size has {count} parameters: {config.make(best)!r} is the nearest, with "
-            f"a deviation of {deviations[best]}; choose another number"
+            f"match_parameter_count: count must be possible for a hidden size, got {count}; the "
+            f"nearest is {config.make(best)!r}, with a deviation of {deviations[best]}"
         )
     return config.make(best)
 
 
 def get_hidden_size(layer: jrnn.Layer) -> int:
-    """The hidden size of a cell, or of the top cell in a layer."""
+    """Returns the hidden size of a cell, or of the top cell of a layer."""
     inner: Any = layer
     while not hasattr(inner, "hidden_size"):
         inner = inner.layers[-1] if isinstance(inner, Stack) else inner.cell
@@ -158,10 +170,10 @@ def get_hidden_size(layer: jrnn.Layer) -> int:
 
 
 def get_recurrence(layer: jrnn.Layer, input_size: int) -> str:
-    """The structure of the recurrence of a cell; "dense" for a layer of several cells."""
+    """Returns the structure of the recurrence of a cell; "dense" for a layer of several cells."""
     return structure.recurrence(layer, input_size) if isinstance(layer, jrnn.Cell) else "dense"
 
 
 def count_parameters(tree: Any) -> int:
-    """The total number of elements in a tree of arrays."""
+    """Returns the total number of elements in a pytree of arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -182,8 +182,8 @@ def make_trials(
         ranges = [axis.name for axis in axes if axis.scale]
         if ranges:
             raise ValueError(
-                f"sweep: in a grid, the range of {', '.join(ranges)} must have a number of values, as "
-                "in 1e-4:1e-2:log8; or use random trials, as in --random 16"
+                f"sweep: the range of {', '.join(ranges)} must have a number of values, as in "
+                "1e-4:1e-2:log8; or use random trials, as in --random 16"
             )
         combinations = itertools.product(*(axis.choices for axis in axes))
     else:
@@ -195,13 +195,13 @@ def make_trials(
 
 
 class _TrialBuilder:
-    """Builds trials. It parses each distinct value once, in the same way as the flag of this name."""
+    """Builds trials; parses each distinct value once, in the same way as the flag of its name."""
 
     def __init__(self, source: ExperimentSource, flags: Sequence[str], names: Sequence[str]):
         self._source, self._flags = source, list(flags)
         self._load_cached = lru_cache(maxsize=None)(self._load)
         self._parse_cached = lru_cache(maxsize=None)(self._parse)
-        # A field of the experiment, such as `seed`, takes precedence over an argument of the config.
+        # A field of the experiment, such as `seed`, has precedence over an argument of the config.
         arguments = source.argument_names
         default = source.load({}, flags)
         self._config_arguments = {n for n in names if n in arguments and not _has_field(default, n)}

@@ -36,7 +36,7 @@ def make_rows(values: Values, result: SweepResult) -> list[dict[str, Any]]:
 
 
 def rank_rows(values: Values, result: SweepResult, metric: str) -> list[dict[str, Any]]:
-    """Returns the rows from the best to the worst on the validation split; unevaluated trials last."""
+    """Returns the rows sorted by validation metric, the best first; unevaluated trials are last."""
     sign = -1 if HIGHER_IS_BETTER[metric] else 1
     worst = float("inf")
     key = lambda row: worst if row["validation"] is None else sign * row["validation"]

@@ -170,15 +170,15 @@ def check_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data])
         raise ValueError("sweep: experiments must have at least one trial, got none")
     if jax.process_count() > 1:
         raise ValueError(
-            f"sweep: the number of processes must be 1, got {jax.process_count()}; start one process"
+            f"sweep: number of processes must be 1, got {jax.process_count()}; start one process"
         )
     first = {fix_scalars(e): index for index, e in reversed([*enumerate(experiments)])}
     for index in sorted(first.values()):
         experiment = experiments[index]
         if experiment.mesh is not None:
             raise ValueError(
-                f"sweep: trial {index}: mesh must be None, since a sweep distributes its trials over "
-                f"all devices, got {experiment.mesh!r}; remove mesh"
+                f"sweep: trial {index}: mesh must be None, since trials are distributed over all "
+                f"devices, got {experiment.mesh!r}; remove mesh"
             )
         try:
             check_experiment(experiment, loaded[experiment.task])

@@ -28,8 +28,8 @@ AXIS = "trials"
 class TrialDevices:
     """Distributes trials over devices, and vectorizes the trials of a device by `jax.vmap`.
 
-    By default, the trials of a GPU run in one `jax.vmap`. On a CPU, where larger matrix products are
-    not faster, they run one after another in one `jax.lax.map`.
+    By default, all trials of a GPU run in one `jax.vmap`. On a CPU, where this is not faster, they
+    run one after another in one `jax.lax.map`.
 
     Args:
       devices: the devices.

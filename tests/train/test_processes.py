@@ -115,7 +115,7 @@ def test_four_processes_match_one_and_only_first_writes(single_run, tmp_path, ca
 
 @pytest.mark.parametrize("name", mark_exhaustive(["data", "tbptt"], always=["data"]))
 def test_each_process_reads_only_its_rows(name, pair, tmp_path):
-    """And the losses equal those of one process, with dropout and with truncated backpropagation."""
+    """And the losses equal those of one process, with dropout and with truncated BPTT."""
     e = CASES[name][0]
     first, second = (json.loads((pair / f"{name}-{i}.json").read_text()) for i in range(2))
     for step in map(str, range(e.steps)):
@@ -164,7 +164,7 @@ def test_mismatched_processes_raise_and_create_no_folder(tmp_path, cache):
         (
             ["--seed", "1"],
             ["--seed", "2"],
-            "the config of process 1 differs from that of process 0",
+            "the config must be the same in all processes, got another one in process 1 than in",
         ),
         (["--mesh", "data=4"], ["--mesh", "data=4"], "needs 4 devices, got 2 in 2 processes"),
         (["--batch-size", "3"], ["--batch-size", "3"], "got 2 devices and a size of 3"),
@@ -189,7 +189,7 @@ def test_mixing_new_and_resumed_processes_raises(tmp_path, cache):
     resume = ["train", "--resume", str(tmp_path / "run"), *flags, "1"]
     codes, outputs = wait_for([jrnn(*begin, cache=cache), jrnn(*resume, cache=cache)])
     assert codes == [2, 2], outputs
-    assert all("with --resume and some with a new run" in text for text in outputs)
+    assert all("same arguments, got --resume and a new run" in text for text in outputs)
     assert not (tmp_path / "run").exists()
 
 
@@ -200,7 +200,7 @@ def test_several_processes_without_group_raise(tmp_path, monkeypatch):
         ValueError, match="2 processes and 1 in the group; pass the group of jrnn.dist"
     ):
         train(e, e.task.load(), tmp_path)
-    with pytest.raises(ValueError, match="the number of processes must be 1, got 2"):
+    with pytest.raises(ValueError, match="number of processes must be 1, got 2"):
         sweep([e], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
