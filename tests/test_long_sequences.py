@@ -16,7 +16,7 @@ def test_study_writes_growth_training_and_a_figure(tmp_path, monkeypatch):
     monkeypatch.setattr(
         study, "GROWTH_CASES", {k: study.GROWTH_CASES[k] for k in ("minGRU", "GRU")}
     )
-    flags = "--longest 1024 --repeats 1 --training-steps 2 --length 12 --out".split()
+    flags = "--max-steps 1024 --repeats 1 --training-steps 2 --length 12 --out".split()
     study.main([*flags, str(tmp_path)])
     result = json.loads((tmp_path / "long_sequences.json").read_text("utf-8"))
     assert [row["cell"] for row in result["growth"]] == ["minGRU", "GRU"]

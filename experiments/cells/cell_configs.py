@@ -45,17 +45,17 @@ class CellConfig:
 def make_mlstm(hidden: int) -> jrnn.MLSTM:
     """Makes an mLSTM with a constant head size; memory is quadratic in the head size."""
     if hidden % MLSTM_HEAD_SIZE:
-        raise ValueError(f"mlstm: hidden must be a multiple of {MLSTM_HEAD_SIZE}, got {hidden}")
+        raise ValueError(f"make_mlstm: hidden must be divisible by {MLSTM_HEAD_SIZE}, got {hidden}")
     return jrnn.MLSTM(hidden, heads=hidden // MLSTM_HEAD_SIZE)
 
 
 def add_observation_mask(xs: jax.Array) -> jrnn.Observed:
-    """Converts inputs to a time series without missing values, sampled at intervals of 1."""
+    """Converts inputs to a time series without missing values, sampled at unit intervals."""
     return jrnn.Observed(xs, jnp.ones_like(xs), jnp.ones_like(xs))
 
 
 @dataclass(frozen=True)
-class RepeatOverPositions(Wrapper):
+class InputRepeater(Wrapper):
     """Wraps a convolutional cell: repeats its input at each position, and flattens its output.
 
     With one position, a ConvLSTM is equivalent to an LSTM.
@@ -88,10 +88,11 @@ _OVERRIDES = {
     "mlstm": CellConfig(make_mlstm, description=f"head size {MLSTM_HEAD_SIZE}"),
     "grud": CellConfig(jrnn.GRUD, add_observation_mask, "no missing values"),
     "convlstm": CellConfig(
-        lambda hidden: RepeatOverPositions(jrnn.ConvLSTM(hidden, (CONVLSTM_POSITIONS,))),
+        lambda hidden: InputRepeater(jrnn.ConvLSTM(hidden, (CONVLSTM_POSITIONS,))),
         description=f"input repeated at {CONVLSTM_POSITIONS} positions, kernel size 3",
     ),
 }
+"""Configs of the cells that need other inputs or options than the defaults."""
 
 CELL_CONFIGS: dict[str, CellConfig] = {
     name: _OVERRIDES.get(name) or CellConfig(partial(cls)) for name, cls in REGISTRY.items()

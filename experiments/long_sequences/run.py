@@ -1,7 +1,7 @@
 """Engines that are parallel over time: cost over the sequence length, and Newton in training.
 
     python -m experiments.long_sequences.run                # about 15 minutes on two cores
-    python -m experiments.long_sequences.run --longest 4096 --training-steps 20
+    python -m experiments.long_sequences.run --max-steps 4096 --training-steps 20
 
 The study has two parts. "Growth" measures time and memory of `Scan` and of a parallel engine, with
 gradients, from 1024 to 65536 steps, for linear cells to 2^20. "Training" measures the number of
@@ -64,14 +64,14 @@ class Study:
     """The options of the study.
 
     Args:
-      longest: maximum sequence length of the growth curves.
+      max_steps: maximum sequence length of the growth curves.
       repeats: number of timing rounds, at least 3; results are medians.
       training_steps: number of training steps of each cell.
       length: length of the training sequences.
       out: folder for the JSON file and the figure.
     """
 
-    longest: int = 2**20
+    max_steps: int = 2**20
     repeats: int = 3
     training_steps: int = 600
     length: int = 200
@@ -104,7 +104,7 @@ def growth(study: Study) -> Iterator[dict[str, Any]]:
     """Yields time and memory of both engines, for one sequence of each length."""
     for name, case in GROWTH_CASES.items():
         steps = 1024
-        while steps <= min(case.max_steps, study.longest):
+        while steps <= min(case.max_steps, study.max_steps):
             yield {"cell": name, "hidden": case.cell.hidden_size, "steps": steps} | measure_growth(
                 case, steps, study.repeats
             )
