@@ -65,7 +65,7 @@ def test_table_of_training_matches_the_results():
 
 
 def test_ratios_of_long_sequences_match_the_results():
-    results = ROOT / "experiments/long_sequences/results/long.json"
+    results = ROOT / "experiments/long_sequences/results/long_sequences.json"
     growth = json.loads(results.read_text("utf-8"))["growth"]
     ratio = {(r["cell"], r["steps"]): r["parallel_ms"] / r["scan_ms"] for r in growth}
     match = re.search(r"minGRU takes (0\.\d+) and LRU (0\.\d+) of the time of `Scan`", TEXT)

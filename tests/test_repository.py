@@ -152,7 +152,7 @@ def test_paths_of_documents_exist(name: str) -> None:
         ("tests/table.py", ["FAMILIES", "KINDS", "ENGINES"]),
         ("tests/oracles/transforms.py", ["CELLS"]),
         ("tests/tasks/test_registry.py", ["OPTIONS", "FLAGS"]),
-        ("experiments/cells/contenders.py", ["_SPECIAL"]),
+        ("experiments/cells/cell_configs.py", ["_OVERRIDES"]),
         ("jrnn/bench/gpu_check/plan.py", ["TIMED_ENGINES"]),
     ],
 )

@@ -1,7 +1,8 @@
-"""The processes of a run: collectives of Python values, and detection of lost processes.
+"""Process groups: collectives of Python values, and detection of lost processes.
 
-Every process has a connection to process 0. If a process dies, JAX alone would let the others block
-in a collective; here a thread of each process detects the loss and exits.
+Every process has a connection to process 0. If a process dies, the collectives of JAX in the others
+may block forever. Therefore a thread of each process monitors its connections, and exits the
+process if another one is lost.
 """
 
 import atexit
@@ -22,23 +23,27 @@ import jax
 from jrnn.distributed.launcher import Launcher
 
 START_TIMEOUT = 300.0
-"""Seconds that processes wait for one another at the start."""
+"""Seconds that a process waits for the others at the start."""
 HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT = 2.0, 20.0
-"""Seconds between heartbeats, and without any until a process counts as lost."""
+"""Seconds between heartbeats, and seconds without a heartbeat after which a process is lost."""
 FAILURE_TIMEOUT = 4.0
-"""Seconds in which processes that fail with the same error may each report it."""
+"""Seconds that a process waits, after another one has failed, for its own failure."""
 DETECTION_DELAY = 0.5
-"""Seconds in which a loss is detected; it may cause errors in other processes that it explains."""
+"""Seconds that a failed process waits before it announces its failure.
+
+The loss of another process may have caused the failure; then that loss is detected and reported
+first.
+"""
 
 
 class Connection:
-    """A connection to another process, for messages of one line of JSON each.
+    """A connection to another process. Each message is one line of JSON.
 
     Attributes:
       peer: index of the other process.
-      inbox: values received from it.
-      peer_failed: set when the other process has announced that it fails.
-      closed: set when the connection has ended.
+      inbox: values received from the other process.
+      peer_failed: set when the other process has announced a failure.
+      closed: set when the connection is closed.
     """
 
     def __init__(self, connection: socket.socket, peer: int):
@@ -56,16 +61,16 @@ class Connection:
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self, timeout: float) -> dict[str, Any]:
-        """Returns the next message, an empty one at the end.
+        """Returns the next message; {} if the other process has closed the connection.
 
         Raises:
-          OSError: the connection broke, or no message arrived in `timeout` seconds.
+          OSError: the connection is broken, or no message arrives within `timeout` seconds.
           ValueError: the message is invalid.
         """
         self._connection.settimeout(timeout)
         message = json.loads(self._lines.readline() or "{}")
         if not isinstance(message, dict):
-            raise ValueError(f"not a message: {message!r}")
+            raise ValueError(f"receive: a message must be a JSON object, got {message!r}")
         return message
 
     def close(self) -> None:
@@ -77,7 +82,7 @@ class Connection:
 
 
 class ProcessGroup:
-    """The processes of a run.
+    """The processes of a run, with collectives of Python values.
 
     Attributes:
       index: index of this process, from 0.
@@ -93,7 +98,15 @@ class ProcessGroup:
         *,
         resume_command: str = "",
     ):
-        """A single process, or one with connections: from process 0 to all others, or to it."""
+        """Creates the group.
+
+        Args:
+          index: index of this process.
+          count: number of processes.
+          connections: in process 0, to all others; in the others, to process 0; empty for a single
+            process.
+          resume_command: the command that resumes the run, for error messages.
+        """
         self.index, self.count, self.resume_command = index, count, resume_command
         self._connections, self._loss_lock = connections, threading.Lock()
         self._failed, self._closed = threading.Event(), threading.Event()
@@ -104,58 +117,62 @@ class ProcessGroup:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is process 0, which writes the files of the run."""
+        """Whether this is process 0, the only one that writes files."""
         return self.index == 0
 
-    def all_gather(self, what: str, value: Any) -> list[Any]:
-        """Returns the values of all processes by index; blocks until all have called it.
+    def all_gather(self, name: str, value: Any) -> list[Any]:
+        """Returns the values of all processes, in the order of their indices.
+
+        Blocks until all processes have called it.
 
         Args:
-          what: a name of the value, the same in all processes.
+          name: name of the value; must be the same in all processes.
           value: a value that JSON can represent.
 
         Raises:
-          RuntimeError: another process gathers a value of another name.
+          RuntimeError: another process gathers a value with a different name.
         """
         if not self._connections:
             return [value]
         if not self.is_first:
-            self._connections[0].send(what=what, value=value)
-            return self._receive_value(self._connections[0], what)
-        values = [value, *(self._receive_value(each, what) for each in self._connections)]
+            self._connections[0].send(name=name, value=value)
+            return self._receive_value(self._connections[0], name)
+        received = [self._receive_value(connection, name) for connection in self._connections]
+        values = [value, *received]
         for connection in self._connections:
-            connection.send(what=what, value=values)
+            connection.send(name=name, value=values)
         return values
 
-    def broadcast(self, what: str, value: Any) -> Any:
-        """Returns the value of process 0."""
-        return self.all_gather(what, value if self.is_first else None)[0]
+    def broadcast(self, name: str, value: Any) -> Any:
+        """Returns the value of process 0; `value` is ignored in other processes."""
+        return self.all_gather(name, value if self.is_first else None)[0]
 
-    def all_max(self, what: str, *numbers: float) -> list[Any]:
-        """Returns the maximum of each number over all processes."""
-        return [max(each) for each in zip(*self.all_gather(what, numbers), strict=True)]
+    def all_max(self, name: str, *numbers: float) -> list[Any]:
+        """Returns the maximum over all processes of each of the numbers."""
+        return [max(values) for values in zip(*self.all_gather(name, numbers), strict=True)]
 
     def close(self) -> None:
-        """Shuts down together with all other processes."""
-        self.all_gather("end", None)
+        """Closes the group; blocks until all processes have called it."""
+        self.all_gather("before shutdown", None)
         jax.distributed.shutdown()
-        self.all_gather("ended", None)
+        self.all_gather("after shutdown", None)
         self._closed.set()
         for connection in self._connections:
-            connection.send(bye=True)
+            connection.send(closing=True)
             connection.close()
 
     def announce_failure(self) -> None:
-        """Tells the other processes that this one is about to exit with an error."""
+        """Announces to the other processes that this one will exit with an error."""
         time.sleep(DETECTION_DELAY)
         self._failed.set()
         for connection in self._connections:
-            connection.send(end=True)
+            connection.send(failed=True)
 
     def exit(self, code: int) -> NoReturn:
-        """Exits this process once the others know of it; process 0 exits last.
+        """Exits this process when the others have received its failure; process 0 exits last.
 
-        Otherwise the others would report a failed collective, or that JAX has lost its coordinator.
+        Without this order, the other processes could report a failed collective, or that JAX has
+        lost its coordinator, instead of the cause.
         """
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
@@ -166,33 +183,34 @@ class ProcessGroup:
             event.wait(max(0, deadline - time.monotonic()))
         os._exit(code)
 
-    def _receive_value(self, connection: Connection, what: str) -> Any:
+    def _receive_value(self, connection: Connection, name: str) -> Any:
         message = connection.inbox.get()
-        if message["what"] != what:
+        if message["name"] != name:
             raise RuntimeError(
-                f"process {self.index} exchanges {what!r}, but process {connection.peer} "
-                f"{message['what']!r}; run the same code in all processes"
+                f"all_gather: name must be the same in all processes, got {name!r} in process "
+                f"{self.index} and {message['name']!r} in process {connection.peer}; run the same "
+                "code in all processes"
             )
         return message["value"]
 
     def _send_heartbeats(self) -> None:
         while not self._closed.wait(HEARTBEAT_INTERVAL):
             for connection in self._connections:
-                connection.send(alive=True)
+                connection.send(heartbeat=True)
 
     def _receive_messages(self, connection: Connection) -> None:
-        """Receives from another process until it ends; exits if it was lost."""
+        """Receives messages until the connection is closed; exits if the other process is lost."""
         lost = connection.peer
         with contextlib.suppress(OSError, ValueError):
             while message := connection.receive(HEARTBEAT_TIMEOUT):
-                if "what" in message:
+                if "name" in message:
                     connection.inbox.put(message)
-                if "bye" in message:
+                if "closing" in message:
                     return
-                if "end" in message:
+                if "failed" in message:
                     connection.peer_failed.set()
                     self._failed.wait(FAILURE_TIMEOUT)
-                if "lost" in message or ("end" in message and not self._failed.is_set()):
+                if "lost" in message or ("failed" in message and not self._failed.is_set()):
                     lost = message.get("lost", lost)
                     break
         connection.peer_failed.set()
@@ -201,8 +219,8 @@ class ProcessGroup:
             self._exit_after_loss(lost)
 
     def _exit_after_loss(self, lost: int) -> NoReturn:
-        """Exits this process because another one has ended."""
-        self._loss_lock.acquire()  # never released: only one thread reports
+        """Exits this process because the process with index `lost` is lost."""
+        self._loss_lock.acquire()  # never released, so that only one thread reports the loss
         show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
         advice = (
             f"; start all processes again with: {self.resume_command}"
@@ -210,10 +228,10 @@ class ProcessGroup:
             else ""
         )
         message = (
-            f"{show_cursor}\njrnn: process {lost} of {self.count} has ended or cannot be reached, "
-            f"so process {self.index} exits too. Saved checkpoints are intact{advice}\n"
+            f"{show_cursor}\njrnn: process {lost} of {self.count} has exited or is unreachable, so "
+            f"process {self.index} exits too. Saved checkpoints are intact{advice}\n"
         )
-        with contextlib.suppress(OSError, ValueError):  # the streams may be closed
+        with contextlib.suppress(OSError, ValueError):  # stdout or stderr may be closed
             sys.stdout.flush()
             sys.stderr.write(message)
         for connection in self._connections:
@@ -228,19 +246,23 @@ _active_groups: list[ProcessGroup] = []
 def init_process_group(
     launcher: Launcher | None, timeout: float = START_TIMEOUT
 ) -> Iterator[ProcessGroup]:
-    """Joins the other processes of a launcher, before JAX runs any computation.
+    """Context manager that connects the processes of a run, and initializes `jax.distributed`.
 
-    If another process is lost within the context, this process prints a message and exits with
-    code 1: a computation that waits for the other process cannot be interrupted.
+    It must be entered before JAX runs any computation. If another process is lost within the
+    context, this process prints a message and exits with code 1, since a JAX computation that waits
+    for another process cannot be interrupted.
 
     Args:
-      launcher: how to join the others; None for a single process.
-      timeout: seconds to wait for the others.
+      launcher: settings of this process, from `Launcher.find`; None for a single process.
+      timeout: seconds to wait for the other processes.
+
+    Yields:
+      The process group.
 
     Raises:
-      TimeoutError: a process did not connect in time.
+      TimeoutError: a process does not connect in time.
       OSError: process 0 cannot listen on its port.
-      ValueError: the processes differ in their number or in the versions of jrnn or JAX.
+      ValueError: the processes have different numbers of processes, or versions of jrnn or JAX.
     """
     if launcher is None:
         yield ProcessGroup()
@@ -248,13 +270,13 @@ def init_process_group(
     group = _connect(launcher, timeout)
     _active_groups.append(group)
     try:
-        port = group.broadcast("port", _free_port() if group.is_first else None)
-        jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM
+        port = group.broadcast("port", _find_free_port() if group.is_first else None)
+        jax.config.update("jax_enable_preemption_service", False)  # jrnn handles SIGTERM
         jax.distributed.initialize(
             f"[{launcher.host}]:{port}" if ":" in launcher.host else f"{launcher.host}:{port}",
-            launcher.count,
-            launcher.index,
-            launcher.device,
+            launcher.num_processes,
+            launcher.process_id,
+            launcher.local_device_id,
             cluster_detection_method="deactivate",
         )
         yield group
@@ -263,14 +285,14 @@ def init_process_group(
     except BaseException as error:
         error.add_note(f"(process {group.index} of {group.count})")
         code = error.code if isinstance(error, SystemExit) else 1
-        # Runs however the process ends, and before JAX waits there for the others.
+        # The exit handler of JAX waits for the other processes; this one runs before it.
         atexit.register(group.exit, code if isinstance(code, int) else 1)
         group.announce_failure()
         raise
 
 
 def exit_process(code: int) -> NoReturn:
-    """Exits this process, without waiting in JAX for the others if it has failed."""
+    """Exits this process; skips the exit handler of JAX, which waits for the other processes."""
     for group in _active_groups:
         group.exit(code)
     sys.exit(code)
@@ -278,21 +300,21 @@ def exit_process(code: int) -> NoReturn:
 
 def _connect(launcher: Launcher, timeout: float) -> ProcessGroup:
     deadline = time.monotonic() + timeout
-    if launcher.index == 0:
+    if launcher.process_id == 0:
         connections = _accept_connections(launcher, deadline)
     else:
-        connections = [_connect_to_first(launcher, deadline)]
-    return ProcessGroup(launcher.index, launcher.count, connections)
+        connections = [_connect_to_process_0(launcher, deadline)]
+    return ProcessGroup(launcher.process_id, launcher.num_processes, connections)
 
 
-def _handshake(launcher: Launcher) -> dict[str, Any]:
-    """Values that must be equal in all processes."""
+def _make_handshake(launcher: Launcher) -> dict[str, Any]:
+    """Returns values that must be equal in all processes."""
     versions = {f"version of {name}": version(name) for name in ("jrnn", "jax")}
-    return {"number of processes": launcher.count, **versions}
+    return {"number of processes": launcher.num_processes, **versions}
 
 
 def _accept_connections(launcher: Launcher, deadline: float) -> list[Connection]:
-    """In process 0: the connections to all other processes."""
+    """In process 0: accepts the connections of all other processes."""
     connections = dict[int, Connection]()
     dual_stack = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual_stack else socket.AF_INET
@@ -301,41 +323,48 @@ def _accept_connections(launcher: Launcher, deadline: float) -> list[Connection]
     except OSError as error:
         raise OSError(
             f"processes: process 0 cannot listen on port {launcher.port}: {error.strerror}; set "
-            "another port in --coordinator"
+            "another port in --coordinator-address"
         ) from error
     with server:
-        while missing := sorted(set(range(1, launcher.count)) - connections.keys()):
+        while missing := sorted(set(range(1, launcher.num_processes)) - connections.keys()):
             server.settimeout(max(0.01, deadline - time.monotonic()))
             try:
                 accepted, _ = server.accept()
             except TimeoutError:
-                reason = f"of {launcher.count} processes {missing} did not connect in time"
+                reason = (
+                    f"{len(missing)} of {launcher.num_processes} processes did not connect in time"
+                    f": {', '.join(map(str, missing))}"
+                )
                 _reject(connections, reason)
                 raise TimeoutError(f"processes: {reason}") from None
             connection = Connection(accepted, -1)
             try:
                 handshake = connection.receive(timeout=5)
-                connection.peer = int(handshake.pop("process"))
+                connection.peer = int(handshake.pop("process_id"))
             except (OSError, ValueError, KeyError, TypeError):
-                connection.close()  # it is not a process of this run
+                connection.close()  # another program has connected
                 continue
-            if reason := _mismatch(connection.peer, handshake, launcher, missing):
+            if reason := _find_mismatch(connection.peer, handshake, launcher, missing):
                 _reject({**connections, -1: connection}, reason)
                 raise ValueError(f"processes: {reason}")
             connections[connection.peer] = connection
     for connection in connections.values():
-        connection.send(welcome=True)
+        connection.send(accepted=True)
     return [connections[index] for index in sorted(connections)]
 
 
-def _mismatch(
+def _find_mismatch(
     peer: int, handshake: dict[str, Any], launcher: Launcher, missing: list[int]
 ) -> str | None:
-    for name, expected in _handshake(launcher).items():
+    """Returns why a process is rejected, or None if it is accepted."""
+    for name, expected in _make_handshake(launcher).items():
         if handshake.get(name) != expected:
             got = handshake.get(name)
-            return f"the {name} is {expected} in process 0, but {got} in process {peer}"
-    return None if peer in missing else f"two processes have the index {peer}"
+            return (
+                f"the {name} must be the same in all processes, got {expected} in process 0 and "
+                f"{got} in process {peer}"
+            )
+    return None if peer in missing else f"process-id must be unique, got {peer} in two processes"
 
 
 def _reject(connections: dict[int, Connection], reason: str) -> None:
@@ -344,40 +373,42 @@ def _reject(connections: dict[int, Connection], reason: str) -> None:
         connection.close()
 
 
-def _connect_to_first(launcher: Launcher, deadline: float) -> Connection:
-    """In every other process: the connection to process 0."""
-    address = launcher.host, launcher.port
-    name = f"{launcher.host}:{launcher.port}"
+def _connect_to_process_0(launcher: Launcher, deadline: float) -> Connection:
+    """In all other processes: connects to process 0."""
+    address = f"{launcher.host}:{launcher.port}"
     while True:
         try:
-            opened = socket.create_connection(address, timeout=HEARTBEAT_INTERVAL)
+            opened = socket.create_connection(
+                (launcher.host, launcher.port), timeout=HEARTBEAT_INTERVAL
+            )
             connection = Connection(opened, 0)
             break
         except OSError as error:
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"processes: process {launcher.index} cannot reach process 0 at {name}: "
-                    f"{error}; start process 0, or correct --coordinator"
+                    f"processes: process {launcher.process_id} cannot reach process 0 at "
+                    f"{address}: {error}; start process 0, or correct --coordinator-address"
                 ) from error
             time.sleep(0.1)
-    connection.send(process=launcher.index, **_handshake(launcher))
+    connection.send(process_id=launcher.process_id, **_make_handshake(launcher))
     try:
         answer = connection.receive(max(0.01, deadline - time.monotonic()) + HEARTBEAT_INTERVAL)
     except TimeoutError:
         connection.close()
         raise TimeoutError(
-            f"processes: process 0 at {name} did not answer in time; start the missing processes"
+            f"processes: process 0 at {address} did not answer in time; start all other processes"
         ) from None
     except (OSError, ValueError):
         answer = {}
-    if "welcome" not in answer:
+    if "accepted" not in answer:
         connection.close()
-        reason = answer.get("rejected", f"process 0 at {name} has ended, or is another program")
+        default = f"process 0 at {address} has exited, or another program uses this port"
+        reason = answer.get("rejected", default)
         raise ValueError(f"processes: {reason}")
     return connection
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return probe.getsockname()[1]

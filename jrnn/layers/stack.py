@@ -30,8 +30,8 @@ class Stack(Layer):
         ys_1 = layer_1(xs),   ys_2 = layer_2(ys_1),   ...   ys = ys_n
 
     Each layer runs over the whole sequence before the next one starts. `engine="auto"` chooses an
-    engine for each layer. A cell that accepts `WithCellState` inputs, such as `jrnn.DepthGatedLSTM`, also
-    receives the cell state of the layer below. If the inputs are `Timed`, all layers that accept
+    engine for each layer. A cell that accepts `WithCellState` inputs, such as
+    `jrnn.DepthGatedLSTM`, also receives the cell state of the layer below. If the inputs are `Timed`, all layers that accept
     time steps, such as `jrnn.CfC`, receive them.
 
     The parameters and the carry are tuples with one entry for each layer.
@@ -155,7 +155,7 @@ def _add_time_steps(xs: Any, dt: Any) -> Inputs:
 def _run_with_cell_states(
     run: RunCell, layer: Layer, params: Params, inputs: SequenceInputs, path: tuple[str, ...]
 ) -> tuple[Carry, WithCellState]:
-    """Runs a cell, and returns its outputs and cell states as `WithCellState` inputs of the next layer."""
+    """Runs a cell, and returns its outputs with its cell states as inputs of the next layer."""
     carry = jax.eval_shape(lambda p: layer.init_carry(p, ()), params)
     if not isinstance(layer, Cell) or "c" not in getattr(carry, "_fields", ()):
         raise ValueError(

@@ -192,7 +192,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_open_run_dir(run_dir, group))
         signals = stack.enter_context(Signals())
-        network = SingleNetwork(model, plan, optimizer, options, Mesh.of(mesh), group)
+        network = SingleNetwork(model, plan, optimizer, options, Mesh.parse_or_default(mesh), group)
         description = description or type(model).__qualname__
         trainer = make_trainer(network, options, plan, folder, group, description)
         stack.enter_context(contextlib.closing(trainer))
@@ -277,7 +277,7 @@ def _make_plan(
     if not is_iterable_of_batches(data):
         _check_examples("data", data)
         check_batch_size(data, options.batch_size)
-        Mesh.of(options.mesh).validate(options.batch_size // options.accumulate)
+        Mesh.parse_or_default(options.mesh).validate(options.batch_size // options.accumulate)
     elif jax.process_count() > 1:
         raise ValueError(
             "fit: data must be arrays if there are several processes, got an iterable of batches; "
@@ -320,7 +320,7 @@ def check_data(data: Data, options: RunOptions, tbptt: TBPTT | None) -> None:
     else:
         check_streams(data, tbptt.window(data), options.batch_size)
     validate.check_arrays(data)
-    Mesh.of(options.mesh).validate(options.batch_size // options.accumulate)
+    Mesh.parse_or_default(options.mesh).validate(options.batch_size // options.accumulate)
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ def train(
     check_group(group)
     check_experiment(experiment, data)
     group.resume_command = f"jrnn train --resume {shlex.quote(str(folder))}"
-    engine = Mesh.of(experiment.mesh).engine(experiment.network.engine)
+    engine = Mesh.parse_or_default(experiment.mesh).make_engine(experiment.network.engine)
     return fit(
         experiment.network.build(data, experiment.seed, engine),
         data,

@@ -1,4 +1,4 @@
-"""Process groups of real processes that connect over the loopback interface."""
+"""Process groups of processes on one machine."""
 
 import re
 import signal
@@ -41,7 +41,7 @@ try:
         if event == "mismatch":
             group.all_gather("one" if index else "other", 1)
         if event != "end":
-            sync_global_devices("never reached by all")
+            sync_global_devices("not reached by all processes")
         print("done", flush=True)
 except (ValueError, RuntimeError) as error:
     print(type(error).__name__, error, *error.__notes__, file=sys.stderr, flush=True)
@@ -50,7 +50,7 @@ except (ValueError, RuntimeError) as error:
 
 
 def run(event, count=2, timeout=60):
-    """Exit codes, the standard error of each process, and the time in seconds."""
+    """Runs `PROGRAM` in each process; returns exit codes, standard errors and seconds."""
     port, begin = free_port(), time.monotonic()
     processes = [
         subprocess.Popen(
@@ -72,9 +72,9 @@ def run(event, count=2, timeout=60):
     return [process.returncode for process in processes], errors, time.monotonic() - begin
 
 
-def lost(index, peer, count=2):
+def loss_message(index, peer, count=2):
     return (
-        f"jrnn: process {peer} of {count} has ended or cannot be reached, so process {index} exits "
+        f"jrnn: process {peer} of {count} has exited or is unreachable, so process {index} exits "
         "too. Saved checkpoints are intact; start all processes again with: the command"
     )
 
@@ -87,21 +87,21 @@ def test_collectives_agree_and_processes_exit_with_0():
 def test_others_exit_after_a_process_is_killed():
     codes, errors, _ = run("kill 1", 3)
     assert codes == [1, -signal.SIGKILL, 1]
-    assert lost(0, 1, 3) in errors[0] and lost(2, 1, 3) in errors[2], errors
+    assert loss_message(0, 1, 3) in errors[0] and loss_message(2, 1, 3) in errors[2], errors
 
 
 def test_others_exit_after_the_first_process_is_killed():
     codes, errors, seconds = run("kill 0")
-    # JAX, which has lost its coordinator, may detect it first.
+    # JAX may detect the loss of its coordinator first.
     assert codes[0] == -signal.SIGKILL and codes[1] not in (0, 2), errors
-    assert lost(1, 0) in errors[1] or "another task died" in errors[1], errors
+    assert loss_message(1, 0) in errors[1] or "another task died" in errors[1], errors
     assert seconds < 30
 
 
 def test_others_exit_after_a_process_sends_no_heartbeat():
     codes, errors, seconds = run("stop 1")
-    assert codes[0] == 1 and lost(0, 1) in errors[0], errors
-    assert seconds < 45  # the timeout of 20, and the start
+    assert codes[0] == 1 and loss_message(0, 1) in errors[0], errors
+    assert seconds < 45  # HEARTBEAT_TIMEOUT, and the time to start the processes
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -110,7 +110,7 @@ def test_error_in_one_process_is_reported_by_that_process_only(index):
     other = 1 - index
     assert codes[index] == 2 and codes[other] == 1, errors
     assert f"ValueError my own error (process {index} of 2)" in errors[index]
-    assert lost(other, index) in errors[other] and "Error" not in errors[other]
+    assert loss_message(other, index) in errors[other] and "Error" not in errors[other]
 
 
 @pytest.mark.parametrize(("event", "code"), [("unhandled 0", 1), ("exit 0", 3), ("unhandled 1", 1)])
@@ -118,20 +118,20 @@ def test_process_that_exits_does_not_wait_for_the_others(event, code):
     codes, errors, seconds = run(event)
     index = int(event[-1])
     assert codes[index] == code and codes[1 - index] == 1 and seconds < 40, errors
-    assert lost(1 - index, index) in errors[1 - index], errors
+    assert loss_message(1 - index, index) in errors[1 - index], errors
     assert ("KeyError" in errors[index]) == ("unhandled" in event)
 
 
 def test_error_in_all_processes_is_reported_by_all():
     codes, errors, _ = run("error")
     assert codes == [2, 2], errors
-    assert all("my own error" in text and "has ended" not in text for text in errors.values())
+    assert all("my own error" in text and "has exited" not in text for text in errors.values())
 
 
 def test_mismatched_collectives_raise():
     codes, errors, _ = run("mismatch")
     assert codes[0] == 2
-    assert re.search("process 0 exchanges 'other', but process 1 'one'", errors[0])
+    assert re.search("got 'other' in process 0 and 'one' in process 1", errors[0])
 
 
 def test_single_process_is_a_group():
@@ -143,7 +143,7 @@ def test_single_process_is_a_group():
 
 
 def connect(launchers, timeout=10.0):
-    """The group, or the message of the error, of each process; here a process is a thread."""
+    """Connects one thread per launcher; returns the process group or error message of each."""
     results = [None] * len(launchers)
 
     def connect_one(index):
@@ -163,7 +163,7 @@ def connect(launchers, timeout=10.0):
 def test_missing_processes_raise_in_all_others():
     port = free_port()
     results = connect([Launcher("127.0.0.1", port, 4, index) for index in (0, 2)], timeout=1.5)
-    assert results == ["processes: of 4 processes [1, 3] did not connect in time"] * 2
+    assert results == ["processes: 2 of 4 processes did not connect in time: 1, 3"] * 2
     with pytest.raises(TimeoutError, match=f"process 1 cannot reach process 0 at 127.0.0.1:{port}"):
         process_group._connect(Launcher("127.0.0.1", port, 2, 1), 0.3)
 
@@ -171,10 +171,13 @@ def test_missing_processes_raise_in_all_others():
 def test_processes_of_another_run_or_version_raise(monkeypatch):
     port = free_port()
     results = connect([Launcher("127.0.0.1", port, 2, 0), Launcher("127.0.0.1", port, 3, 1)])
-    message = "processes: the number of processes is 2 in process 0, but 3 in process 1"
+    message = (
+        "processes: the number of processes must be the same in all processes, got 2 in process 0 "
+        "and 3 in process 1"
+    )
     assert results == [message] * 2
     results = connect([Launcher("127.0.0.1", port, 3, index) for index in (0, 1, 1)])
-    assert results[0] == "processes: two processes have the index 1"
+    assert results[0] == "processes: process-id must be unique, got 1 in two processes"
     versions = iter(["1", "1", "1", "2"])
     monkeypatch.setattr(process_group, "version", lambda name: next(versions))
     results = connect([Launcher("127.0.0.1", port, 2, index) for index in (0, 1)])

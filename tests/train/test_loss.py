@@ -27,7 +27,7 @@ def reference_means(target, metric, outputs, batch, row_mask):
             is_class = target.startswith("class")
             loss = cross_entropy(o, y) if is_class else np.mean((o - y) ** 2)
             losses.append(loss)
-            if t is not None and batch.scored is not None and not batch.scored[b, t]:
+            if t is not None and batch.metric_mask is not None and not batch.metric_mask[b, t]:
                 continue
             metrics.append(
                 {"accuracy": float(is_class and np.argmax(o) == y), "mse": loss}.get(

@@ -29,9 +29,9 @@ PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 
 def start_processes(count, *args, cache):
     """Starts the command `jrnn` in each of `count` processes."""
-    flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(count)]
+    flags = ["--coordinator-address", f"127.0.0.1:{free_port()}", "--num-processes", str(count)]
     return [
-        start_jrnn(*args, *flags, "--process", str(index), cache=cache) for index in range(count)
+        start_jrnn(*args, *flags, "--process-id", str(index), cache=cache) for index in range(count)
     ]
 
 
@@ -78,7 +78,7 @@ def test_run_resumes_with_other_numbers_of_processes(single_run, tmp_path, cache
     killed_at = time.monotonic()
     codes, outputs = wait_for_exit(two)
     assert codes == [1, -signal.SIGKILL] and time.monotonic() - killed_at < 30, outputs
-    assert "process 1 of 2 has ended or cannot be reached" in outputs[0]
+    assert "process 1 of 2 has exited or is unreachable" in outputs[0]
     assert f"again with: jrnn train --resume {folder}" in outputs[0]
 
     before = max(checkpoint_steps(checkpoints))
@@ -115,9 +115,9 @@ def test_four_processes_match_one_and_only_first_writes(single_run, tmp_path, ca
     assert files(folder) == files(shorter)
 
 
-@pytest.mark.parametrize("name", mark_exhaustive(["data", "windows"], always=["data"]))
+@pytest.mark.parametrize("name", mark_exhaustive(["data", "tbptt"], always=["data"]))
 def test_each_process_reads_only_its_rows(name, two_process_folder, tmp_path):
-    """The losses also equal those of one process, for examples with dropout and for windows."""
+    """The losses also equal those of one process, with dropout and with truncated BPTT."""
     experiment = CASES[name][0]
     first, second = (
         json.loads((two_process_folder / f"{name}-{i}.json").read_text()) for i in range(2)
@@ -153,7 +153,7 @@ def train_and_record_rows():
 
     setattr(PrefetchedBatches, "__getitem__", recording)  # noqa: B010
     with init_process_group(Launcher("127.0.0.1", port, 2, index), 60) as group:
-        for name in ("data", "windows"):
+        for name in ("data", "tbptt"):
             experiment = CASES[name][0]
             checksums.clear()
             train(experiment, experiment.task.load(), folder / name, group=group)
@@ -163,17 +163,17 @@ def train_and_record_rows():
 def test_mismatched_processes_raise_and_create_no_folder(tmp_path, cache):
     """Invalid options in both processes, or different options."""
     port = free_port()
-    flags = ["--coordinator", f"127.0.0.1:{port}", "--processes", "2"]
+    flags = ["--coordinator-address", f"127.0.0.1:{port}", "--num-processes", "2"]
     for first_flags, second_flags, message in (
         (
             ["--seed", "1"],
             ["--seed", "2"],
-            "the config of process 1 differs from that of process 0",
+            "the config must be the same in all processes, got another one in process 1 than in",
         ),
-        (["--mesh", "data=4"], ["--mesh", "data=4"], "needs 4 devices, and there are 2 in 2 proc"),
-        (["--batch-size", "3"], ["--batch-size", "3"], "2 devices must divide the 3 examples"),
+        (["--mesh", "data=4"], ["--mesh", "data=4"], "needs 4 devices, got 2 in 2 processes"),
+        (["--batch-size", "3"], ["--batch-size", "3"], "got 2 devices and a size of 3"),
     ):
-        command = ["train", CONFIG, "--run-dir", str(tmp_path / "run"), *flags, "--process"]
+        command = ["train", CONFIG, "--run-dir", str(tmp_path / "run"), *flags, "--process-id"]
         processes = [
             start_jrnn(*command, "0", *first_flags, cache=cache),
             start_jrnn(*command, "1", *second_flags, cache=cache),
@@ -185,14 +185,20 @@ def test_mismatched_processes_raise_and_create_no_folder(tmp_path, cache):
 
 
 def test_mixing_new_and_resumed_processes_raises(tmp_path, cache):
-    flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--process"]
+    flags = [
+        "--coordinator-address",
+        f"127.0.0.1:{free_port()}",
+        "--num-processes",
+        "2",
+        "--process-id",
+    ]
     begin = ["train", CONFIG, "--run-dir", str(tmp_path / "run"), *flags, "0"]
     resume = ["train", "--resume", str(tmp_path / "run"), *flags, "1"]
     codes, outputs = wait_for_exit(
         [start_jrnn(*begin, cache=cache), start_jrnn(*resume, cache=cache)]
     )
     assert codes == [2, 2], outputs
-    assert all("with --resume and some with a new run" in text for text in outputs)
+    assert all("same arguments, got --resume and a new run" in text for text in outputs)
     assert not (tmp_path / "run").exists()
 
 
@@ -203,7 +209,7 @@ def test_several_processes_without_group_raise(tmp_path, monkeypatch):
         ValueError, match="2 processes and 1 in the group; pass the group of jrnn.dist"
     ):
         train(experiment, experiment.task.load(), tmp_path)
-    with pytest.raises(ValueError, match="uses the devices of one process"):
+    with pytest.raises(ValueError, match="number of processes must be 1, got 2"):
         sweep([experiment], tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -85,14 +85,14 @@ class Network:
                 "predict; set bidirectional=False, and use a causal cell, got "
                 f"bidirectional={self.bidirectional}, cell={self.cell!r}"
             )
-        if self.embedding_size is not None and not data.tokens:
+        if self.embedding_size is not None and not data.has_tokens:
             raise ValueError(
                 f"Network: embedding_size={self.embedding_size} needs a task with tokens; this one "
                 "has real-valued inputs"
             )
         rngs = nnx.Rngs(seed)
         embedding, size = None, data.input_size
-        if data.tokens:
+        if data.has_tokens:
             size = self.embedding_size or EMBEDDING_SIZE
             # Cells are initialized for inputs of unit variance; the default of flax is smaller.
             embedding_init = nnx.initializers.normal(1.0)

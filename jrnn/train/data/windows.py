@@ -185,6 +185,6 @@ def take_windows(window: Window, streams: Any, plan: WindowIndex) -> Split:
         xs=join(streams.xs),
         ys=streams.ys[rows, plan.window],
         lengths=None if streams.lengths is None else streams.lengths[rows] - begin,
-        scored=None if streams.scored is None else streams.scored[rows, plan.window],
+        metric_mask=None if streams.metric_mask is None else streams.metric_mask[rows, plan.window],
         resets=resets if streams.resets is None else resets | join(streams.resets),
     )

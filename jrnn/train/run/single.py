@@ -59,9 +59,9 @@ class SingleNetwork:
         self.max_steps = self._loader.max_steps
         step = TrainStep(self._graphdef, plan.loss, optimizer, options.accumulate, mesh)
         train_steps = jax.jit(step.make_loop(self._loader.get_batch), donate_argnums=0)
-        self._train_steps = mesh.in_context(train_steps)
+        self._train_steps = mesh.wrap_with_context(train_steps)
         evaluator = shard_evaluator(plan.make_evaluator(self._graphdef), mesh)
-        self._evaluate = mesh.in_context(evaluator.compile())
+        self._evaluate = mesh.wrap_with_context(evaluator.compile())
         self._validation = plan.validation
         if isinstance(plan.validation, tuple) and fits_on_device(plan.validation):
             self._validation = mesh.replicate(plan.validation)
@@ -98,7 +98,7 @@ class SingleNetwork:
 
     def restore(self, state: TrainState, best: Weights) -> tuple[TrainState, Weights]:
         """Puts the arrays of a checkpoint on the devices."""
-        return place_state(self._mesh, state), self._mesh.place(best)
+        return place_state(self._mesh, state), self._mesh.device_put(best)
 
     def model(self, weights: Weights) -> Any:
         """Returns the network with these weights, in evaluation mode."""

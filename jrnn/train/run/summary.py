@@ -179,7 +179,7 @@ def _draw_classes_per_step(panel, data: Data, result: FitResult) -> None:
     """Draws the accuracy at each time step."""
     examples, scores = _predict_examples(data, result, 256)
     correct = scores.argmax(axis=-1) == examples.ys
-    mask = np.ones(correct.shape, bool) if examples.scored is None else examples.scored
+    mask = np.ones(correct.shape, bool) if examples.metric_mask is None else examples.metric_mask
     if examples.lengths is not None:
         mask = mask & (np.arange(correct.shape[1]) < examples.lengths[:, None])
     steps = np.flatnonzero(mask.any(axis=0))

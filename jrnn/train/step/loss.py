@@ -121,8 +121,8 @@ class Objective(NamedTuple):
         if row_mask is not None:
             loss_mask &= row_mask.reshape(row_mask.shape + (1,) * (losses.ndim - 1))
         metric_mask = loss_mask
-        if batch.scored is not None:
-            metric_mask = loss_mask & jnp.asarray(batch.scored)
+        if batch.metric_mask is not None:
+            metric_mask = loss_mask & jnp.asarray(batch.metric_mask)
         return MetricSums(
             jnp.where(loss_mask, losses, 0).sum(),
             loss_mask.sum(),

@@ -99,8 +99,8 @@ def merge_model(graphdef: nnx.GraphDef, weights: Weights) -> Any:
 
 def place_state(mesh: Mesh, state: TrainState) -> TrainState:
     """Puts a state on the devices of a mesh: replicates the carry, shards the rest."""
-    placed = mesh.place(state._replace(carry=()))
-    return placed._replace(carry=mesh.place(state.carry, sharded=False))
+    placed = mesh.device_put(state._replace(carry=()))
+    return placed._replace(carry=mesh.device_put(state.carry, sharded=False))
 
 
 def constrain_state(mesh: Mesh, state: TrainState) -> TrainState:

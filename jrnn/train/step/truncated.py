@@ -80,7 +80,7 @@ def apply_to_window(
         xs=batch.xs[:, -loss_steps:],
         ys=batch.ys[:, -loss_steps:],
         lengths=_clip_lengths(batch.lengths, length - loss_steps, length),
-        scored=None if batch.scored is None else batch.scored[:, -loss_steps:],
+        metric_mask=None if batch.metric_mask is None else batch.metric_mask[:, -loss_steps:],
     )
     return next_carry, jnp.concatenate(outputs, axis=1)[:, -loss_steps:], targets
 
