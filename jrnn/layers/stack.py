@@ -31,8 +31,8 @@ class Stack(Layer):
 
     Each layer runs over the whole sequence before the next one starts. `engine="auto"` chooses an
     engine for each layer. A cell that accepts `WithCellState` inputs, such as
-    `jrnn.DepthGatedLSTM`, also receives the cell state of the layer below. If the inputs are `Timed`, all layers that accept
-    time steps, such as `jrnn.CfC`, receive them.
+    `jrnn.DepthGatedLSTM`, also receives the cell state of the layer below. If the inputs are
+    `Timed`, all layers that accept time steps, such as `jrnn.CfC`, receive them.
 
     The parameters and the carry are tuples with one entry for each layer.
 
