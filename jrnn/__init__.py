@@ -13,14 +13,13 @@ from typing import Any
 from jrnn import initializers as initializers
 from jrnn import layers as layers
 from jrnn import transforms as transforms
-from jrnn.cell import Below as Below
 from jrnn.cell import Cell as Cell
 from jrnn.cell import Dense as Dense
 from jrnn.cell import Diagonal as Diagonal
 from jrnn.cell import LogDiagonal as LogDiagonal
+from jrnn.cell import LowerLayerState as LowerLayerState
 from jrnn.cell import Noisy as Noisy
 from jrnn.cell import Timed as Timed
-from jrnn.cell import Traits as Traits
 from jrnn.cells import CTRNN as CTRNN
 from jrnn.cells import GRU as GRU
 from jrnn.cells import GRUD as GRUD

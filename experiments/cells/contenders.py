@@ -157,7 +157,7 @@ def hidden_units(layer: jrnn.Layer) -> int:
 
 def recurrence_of(layer: jrnn.Layer, input_size: int) -> str:
     """The structure of the recurrence of a cell; "dense" for a layer of several cells."""
-    return structure.recurrence(layer, input_size) if isinstance(layer, jrnn.Cell) else "dense"
+    return structure.recurrence_kind(layer, input_size) if isinstance(layer, jrnn.Cell) else "dense"
 
 
 def count_parameters(tree: Any) -> int:

@@ -19,10 +19,10 @@ from jrnn.cells.cornn import CoRNNParams as CoRNNParams
 from jrnn.cells.ctrnn import CTRNN as CTRNN
 from jrnn.cells.ctrnn import CTRNNCarry as CTRNNCarry
 from jrnn.cells.ctrnn import CTRNNParams as CTRNNParams
-from jrnn.cells.depth_gated import Below as Below
 from jrnn.cells.depth_gated import DepthGatedLSTM as DepthGatedLSTM
 from jrnn.cells.depth_gated import DepthGatedLSTMGates as DepthGatedLSTMGates
 from jrnn.cells.depth_gated import DepthGatedLSTMParams as DepthGatedLSTMParams
+from jrnn.cells.depth_gated import LowerLayerState as LowerLayerState
 from jrnn.cells.elman import Elman as Elman
 from jrnn.cells.elman import ElmanParams as ElmanParams
 from jrnn.cells.fastgrnn import FastGRNN as FastGRNN

@@ -9,7 +9,7 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Below, Cell, Traits
+from jrnn.cell import Cell, LowerLayerState
 from jrnn.cells.common import affine, split_gates
 from jrnn.cells.lstm import LSTMCarry
 from jrnn.taps import tap
@@ -56,10 +56,10 @@ class DepthGatedLSTM(Cell):
         o = sigmoid(W_o x + U_o h + b_o + p_o * c')         output gate
         h' = o * tanh(c'),   y = h'
 
-    Inputs are `Below(x, c_below)`, or an array x if there is no layer below; the cell is then the
-    LSTM with peepholes, and the weights of d have no effect. The layer below must have the same
-    number of units. Peepholes are vectors, as in Gers and Schmidhuber; the first author's code has
-    matrices in the peepholes of i and o, and i = 1 - f.
+    Inputs are `LowerLayerState(x, c_below)`, or an array x if there is no layer below; the cell is
+    then the LSTM with peepholes, and the weights of d have no effect. The layer below must have the
+    same number of units. Peepholes are vectors, as in Gers and Schmidhuber; the first author's code
+    has matrices in the peepholes of i and o, and i = 1 - f.
 
     Args:
       hidden_size: number of units.
@@ -71,7 +71,7 @@ class DepthGatedLSTM(Cell):
     >>> import jax, jax.numpy as jnp
     >>> cell = DepthGatedLSTM(hidden_size=4)
     >>> params = cell.init(jax.random.key(0), input_size=3)
-    >>> below = Below(x=jnp.ones((2, 3)), c=jnp.ones((2, 4)))
+    >>> below = LowerLayerState(x=jnp.ones((2, 3)), c=jnp.ones((2, 4)))
     >>> carry, y = cell.step(params, cell.init_carry(params, (2,)), below)
     >>> y.shape, carry.c.shape
     ((2, 4), (2, 4))
@@ -88,8 +88,8 @@ class DepthGatedLSTM(Cell):
         checks.finite_number("DepthGatedLSTM", "forget_bias", self.forget_bias)
 
     @property
-    def traits(self) -> Traits:
-        return Traits(input_types=(Below,))
+    def input_types(self) -> tuple[type, ...]:
+        return (LowerLayerState,)
 
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
@@ -108,8 +108,10 @@ class DepthGatedLSTM(Cell):
         zeros = jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
         return LSTMCarry(h=zeros, c=zeros)
 
-    def project(self, params: DepthGatedLSTMParams, x: jax.Array | Below) -> DepthGatedLSTMGates:
-        if isinstance(x, Below):
+    def project(
+        self, params: DepthGatedLSTMParams, x: jax.Array | LowerLayerState
+    ) -> DepthGatedLSTMGates:
+        if isinstance(x, LowerLayerState):
             checks.last_axis("DepthGatedLSTM", "c", x.c, self.hidden_size, "hidden_size")
             a = affine(self, x.x, params.w_ih, params.b)
             gates = split_gates(a, DepthGatedLSTMGates, (*GATES, "d"))
@@ -137,7 +139,7 @@ class DepthGatedLSTM(Cell):
         g = tap("g", jnp.tanh(z.g + u.g), role="candidate")
         c = from_below + f * carry.c + i * g
         o = tap("o", sigmoid(z.o + u.o + params.p_o * c))
-        h = o * jnp.tanh(tap("", c, role="cell_state"))
+        h = o * jnp.tanh(tap(None, c, role="cell_state"))
         return LSTMCarry(h, c)
 
     def readout(

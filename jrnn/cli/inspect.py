@@ -90,7 +90,7 @@ def cell_rows() -> list[tuple[str, str, str, str, str]]:
     rows = []
     for name, cls in CELLS.items():
         cell = config.make_cell(name, HIDDEN)
-        kind = structure.recurrence(cell, HIDDEN)
+        kind = structure.recurrence_kind(cell, HIDDEN)
         rows.append((name, kind, f"{_count_params(cell):,}", first_reference(cls), first_line(cls)))
     return rows
 

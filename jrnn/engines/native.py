@@ -81,7 +81,7 @@ class Native(Engine):
         CPU, or the kernels were not built.
     """
 
-    general: ClassVar[bool] = False
+    supports_every_cell: ClassVar[bool] = False
 
     def run(
         self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
@@ -98,8 +98,8 @@ class Native(Engine):
             return Scan().run(bound, carry, xs, masks, reverse)
         # The kernels skip padding, but transforms do not.
         xs = xs if cell is bound.cell else zero_where(masks.valid, xs)
-        core = bound.cell.core(bound.accum_params, xs)
-        carry, hs = _run_masked(kernel, core.params, carry, core.x, masks, reverse)
+        inner = bound.cell.inner_cell(bound.accum_params, xs)
+        carry, hs = _run_masked(kernel, inner.params, carry, inner.x, masks, reverse)
         if cell is bound.cell and _reads_h_alone(cell) and not bound.return_carries:
             return carry, hs  # already zero on padding
         # Not zero, where a readout or a transform may have no derivative.
@@ -107,8 +107,8 @@ class Native(Engine):
         # The kernels do not return the cell state of each step, and readouts here do not read it.
         placeholder = lambda leaf: jnp.zeros((*hs.shape[:2], *leaf.shape[2:]), leaf.dtype)
         carries = type(carry)(hs, placeholder(hs)) if kernel.cell_state else hs
-        z = jax.tree.map(placeholder, jax.eval_shape(cell.project, core.params, core.x))
-        ys = core.finish(cell.readout(core.params, carries, z))
+        z = jax.tree.map(placeholder, jax.eval_shape(cell.project, inner.params, inner.x))
+        ys = inner.transform_output(cell.readout(inner.params, carries, z))
         return carry, zero_where(masks.valid, (ys, carries) if bound.return_carries else ys)
 
 
@@ -157,7 +157,7 @@ def _unavailable_reason(bound: BoundCell, cell: Cell, params: Any, x: Any) -> st
         return "it does not return the cell state of each step"
     if _reads_more_than_h(cell, params, x):
         return f"readout must only read h, got {cell}, whose readout reads more"
-    return _load()
+    return _register_kernels()
 
 
 def _innermost_cell(bound: BoundCell, xs: Inputs) -> tuple[Cell, Any, Any]:
@@ -165,9 +165,9 @@ def _innermost_cell(bound: BoundCell, xs: Inputs) -> tuple[Cell, Any, Any]:
     cells = []
 
     def trace(params: Any, xs: Inputs) -> tuple[Any, Inputs]:
-        core = bound.cell.core(params, xs)
-        cells.append(core.cell)
-        return core.params, core.x
+        inner = bound.cell.inner_cell(params, xs)
+        cells.append(inner.cell)
+        return inner.params, inner.x
 
     params, x = jax.eval_shape(trace, bound.accum_params, xs)
     return cells[0], params, x
@@ -177,7 +177,7 @@ def _reads_more_than_h(cell: Cell, params: Any, xs: Any) -> bool:
     """Whether the readout of a cell reads z or carry leaves besides h."""
     carry = jax.eval_shape(lambda p: cell.init_carry(p, ()), params)
     z = jax.eval_shape(cell.project, params, jax.ShapeDtypeStruct(xs.shape[2:], xs.dtype))
-    reads = structure.leaves_read(cell.readout, params, carry, z)
+    reads = structure.find_used_leaves(cell.readout, params, carry, z)
     return any(reads.carry[1:]) or any(reads.z)
 
 
@@ -203,7 +203,7 @@ def _shape_mismatch(kernel: _Kernel, params: Any, xs: Any) -> str | None:
 
 
 @functools.cache
-def _load() -> str | None:
+def _register_kernels() -> str | None:
     """Registers the kernels with XLA; returns the reason if this fails, else None."""
     try:
         from jrnn import _kernels

@@ -9,7 +9,7 @@ import numpy as np
 from jrnn import structure
 from jrnn.dtypes import restrict_to_floats
 from jrnn.engines import unroll
-from jrnn.engines.pullback import floats
+from jrnn.engines.vjp import float_leaves
 from jrnn.testing.case import (
     BATCH,
     STEPS,
@@ -34,7 +34,7 @@ def check_gradients(case: Case) -> None:
     def outputs(leaves):
         tree = jax.tree.unflatten(structure, leaves)
         results = unroll(case.cell, tree["params"], tree["xs"], tree["carry"])
-        return jax.tree.leaves(floats(results))
+        return jax.tree.leaves(float_leaves(results))
 
     zeros = [np.zeros(y.shape, y.dtype) for y in jax.eval_shape(outputs, leaves)]
     weights = randomize(zeros, case.key, 1.0)
@@ -81,7 +81,7 @@ def check_structure(case: Case) -> None:
             _is_unitwise(update, (carry, z, u)),
             "update is elementwise by its jaxpr, but its derivative mixes hidden units",
         )
-    kind = structure.jacobian_kind(cell, params, carry, z)
+    kind = structure.jacobian_sparsity(cell, params, carry, z)
     if kind is not None:
         require(
             _is_unitwise(step, carry, per_leaf=kind == "diagonal"),

@@ -47,7 +47,9 @@ from tests.helpers import (
 from tests.table import CELLS, Row
 
 LINEAR = {
-    name: row for name, row in CELLS.items() if structure.recurrence(row.make(2), 2) == "linear"
+    name: row
+    for name, row in CELLS.items()
+    if structure.recurrence_kind(row.make(2), 2) == "linear"
 }
 ROWS = LINEAR | TOYS
 VARIANTS = {
@@ -425,7 +427,7 @@ def test_coefficients_receive_all_steps_at_once(monkeypatch: pytest.MonkeyPatch)
     assert set(shapes) == {one, (5, 3, 4), (3, 3, 4)}
 
 
-@pytest.mark.parametrize("steps", [auto.MANY_STEPS - 1, auto.MANY_STEPS])
+@pytest.mark.parametrize("steps", [auto.ASSOCIATIVE_MIN_STEPS - 1, auto.ASSOCIATIVE_MIN_STEPS])
 @pytest.mark.parametrize(("batch", "short"), [(1, "Fused("), (32, "Scan(")])
 def test_auto_chooses_associative_for_long_sequences_of_linear_cells(
     steps: int, batch: int, short: str, caplog: pytest.LogCaptureFixture
@@ -434,7 +436,7 @@ def test_auto_chooses_associative_for_long_sequences_of_linear_cells(
     params = cell.init(jax.random.key(0), 2)
     with caplog.at_level("DEBUG", logger="jrnn"):
         jax.eval_shape(lambda xs: jrnn.unroll(cell, params, xs), jnp.ones((steps, batch, 2)))
-    choice = "Associative(" if steps == auto.MANY_STEPS else short
+    choice = "Associative(" if steps == auto.ASSOCIATIVE_MIN_STEPS else short
     assert f"engine='auto' chose {choice}" in caplog.text
 
 
@@ -445,7 +447,8 @@ def test_auto_does_not_choose_associative_for_nonlinear_cells(
     params = cell.init(jax.random.key(0), 2)
     with caplog.at_level("DEBUG", logger="jrnn"):
         jax.eval_shape(
-            lambda xs: jrnn.unroll(cell, params, xs), jnp.ones((2 * auto.MANY_STEPS, 1, 2))
+            lambda xs: jrnn.unroll(cell, params, xs),
+            jnp.ones((2 * auto.ASSOCIATIVE_MIN_STEPS, 1, 2)),
         )
     assert "engine='auto' chose Fused(" in caplog.text
 

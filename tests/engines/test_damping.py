@@ -101,7 +101,7 @@ def test_parallel_covariances_equal_sequential(
     n: int | None, complex_: bool, reverse: bool, x64: None
 ) -> None:
     a, _ = matrices(complex_, n)
-    ops = damping.SCALARS if n is None else damping.MATRICES._replace(any_inverse=INVERSE)
+    ops = damping.SCALARS if n is None else damping.MATRICES._replace(general_inverse=INVERSE)
     weight = jnp.asarray(DAMPINGS).reshape(-1, *(1,) * (a.ndim - 2))
     given = ops, jnp.asarray(a), weight, reverse
     for got, want in zip(

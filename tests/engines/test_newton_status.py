@@ -22,7 +22,7 @@ from jrnn import (
     Scan,
     structure,
 )
-from jrnn.engines import iterate
+from jrnn.engines import newton_iteration
 from tests.engines.newton_helpers import NEWTON, all_carries, example, solve
 from tests.helpers import (
     Scenario,
@@ -85,7 +85,7 @@ def test_a_contracting_cell_takes_few_iterations(name: str) -> None:
     cell, steps, inputs = CONTRACTING[name]
     params = cell.init(jax.random.key(0), inputs)
     xs = jax.random.normal(jax.random.key(1), (steps, 1, inputs))
-    kind = "full" if structure.recurrence(cell, inputs) == "dense" else "auto"
+    kind = "full" if structure.recurrence_kind(cell, inputs) == "dense" else "auto"
     solution = jrnn.newton(cell, params, xs, engine=Newton(jacobian=kind, tol=1e-6))
     assert bool(solution.status.converged.all())
     assert int(solution.status.iterations) <= 8
@@ -231,13 +231,15 @@ def test_fallback_none_returns_the_last_iterate() -> None:
     assert want.status.converged.tolist() == [False, True, False]
 
 
-def test_errors_propagate_nan() -> None:
+def test_residuals_propagate_nan() -> None:
     # jnp.max drops NaNs on a CPU for this shape (jaxlib 0.10.2).
     residuals = np.zeros((200, 2, 32), np.float32)
     residuals[100, 1, 5] = np.nan
-    point = iterate.Point([jnp.zeros_like(residuals)], [jnp.asarray(residuals)], None)
-    np.testing.assert_array_equal(point.error(), [0, np.nan])
-    assert np.isnan(point.errors()[100, 1])
+    linearization = newton_iteration.Linearization(
+        [jnp.zeros_like(residuals)], [jnp.asarray(residuals)], None
+    )
+    np.testing.assert_array_equal(linearization.max_residual(), [0, np.nan])
+    assert np.isnan(linearization.step_residuals()[100, 1])
 
 
 @pytest.mark.parametrize("hidden", [3, 32])

@@ -1,4 +1,4 @@
-"""`prefix.solve` against a loop in NumPy, and its derivatives against those of a plain scan."""
+"""`recurrence.solve` against a loop in NumPy, and its derivatives against those of a plain scan."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jrnn.engines import prefix
+from jrnn.engines import recurrence
 from tests.helpers import assert_close, mark_exhaustive
 
 BATCH, UNITS = 2, 3
@@ -31,7 +31,7 @@ class Case(NamedTuple):
       resets: whether A is a pair (A, keep).
     """
 
-    algebra: prefix.Algebra
+    algebra: recurrence.Algebra
     a: Tree
     b: Tree
     constant: bool = False
@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
 def block_case(k: int, **options: Any) -> Case:
     leaf = Shape((BATCH, UNITS))
-    return Case(prefix.BLOCKS, ((leaf,) * k,) * k, (leaf,) * k, **options)
+    return Case(recurrence.BLOCKS, ((leaf,) * k,) * k, (leaf,) * k, **options)
 
 
 class Shape(tuple):
@@ -50,18 +50,18 @@ class Shape(tuple):
 
 ROWS, MATRICES = Shape((BATCH, UNITS)), Shape((BATCH, UNITS, UNITS))
 CASES = {
-    "diagonal": Case(prefix.DIAGONAL, ROWS, ROWS),
-    "diagonal-constant": Case(prefix.DIAGONAL, Shape((1, UNITS)), ROWS, constant=True),
-    "diagonal-broadcast": Case(prefix.DIAGONAL, Shape((BATCH, 1)), ROWS, resets=True),
-    "complex": Case(prefix.DIAGONAL, ROWS, ROWS, number=(complex, complex), resets=True),
-    "complex-by-real": Case(prefix.DIAGONAL, ROWS, ROWS, number=(float, complex)),
+    "diagonal": Case(recurrence.DIAGONAL, ROWS, ROWS),
+    "diagonal-constant": Case(recurrence.DIAGONAL, Shape((1, UNITS)), ROWS, constant=True),
+    "diagonal-broadcast": Case(recurrence.DIAGONAL, Shape((BATCH, 1)), ROWS, resets=True),
+    "complex": Case(recurrence.DIAGONAL, ROWS, ROWS, number=(complex, complex), resets=True),
+    "complex-by-real": Case(recurrence.DIAGONAL, ROWS, ROWS, number=(float, complex)),
     "blocks-1": block_case(1),
     "blocks-2": block_case(2, resets=True),
     "blocks-3-constant": block_case(3, constant=True),
-    "dense": Case(prefix.DENSE, MATRICES, ROWS, resets=True),
-    "dense-complex": Case(prefix.DENSE, MATRICES, ROWS, number=(complex, complex)),
+    "dense": Case(recurrence.DENSE, MATRICES, ROWS, resets=True),
+    "dense-complex": Case(recurrence.DENSE, MATRICES, ROWS, number=(complex, complex)),
     "dense-constant": Case(
-        prefix.DENSE, Shape((1, UNITS, UNITS)), ROWS, constant=True, resets=True
+        recurrence.DENSE, Shape((1, UNITS, UNITS)), ROWS, constant=True, resets=True
     ),
 }
 
@@ -103,9 +103,9 @@ def matrices(case: Case, a: Tree, keep: Any) -> Tree:
 
 def times(case: Case, a: Tree, s: Tree) -> Tree:
     """A s of one step, in NumPy."""
-    if case.algebra is prefix.DIAGONAL:
+    if case.algebra is recurrence.DIAGONAL:
         return a * s
-    if case.algebra is prefix.DENSE:
+    if case.algebra is recurrence.DENSE:
         return np.einsum("...ij,...j->...i", a, s)
     return tuple(sum(a[i][j] * s[j] for j in range(len(s))) for i in range(len(s)))
 
@@ -133,7 +133,7 @@ def plain(case: Case, p: Problem, keep: Any, reverse: bool) -> Tree:
 
     def body(state: Tree, inputs: Tree) -> tuple[Tree, Tree]:
         a, b, keep = inputs
-        if case.algebra is prefix.DENSE:
+        if case.algebra is recurrence.DENSE:
             product = jnp.einsum("...ij,...j->...i", a, state)
         else:
             product = times(case, a, state)
@@ -146,9 +146,9 @@ def plain(case: Case, p: Problem, keep: Any, reverse: bool) -> Tree:
 
 
 def solve(case: Case, p: Problem, keep: Any, reverse: bool, chunk: int | None) -> Tree:
-    algebra = prefix.with_resets(case.algebra) if case.resets else case.algebra
+    algebra = recurrence.with_resets(case.algebra) if case.resets else case.algebra
     a = matrices(case, p.a, keep)
-    return prefix.solve(algebra, a, p.b, p.start, reverse=reverse, chunk=chunk)
+    return recurrence.solve(algebra, a, p.b, p.start, reverse=reverse, chunk=chunk)
 
 
 Solver = Callable[[Problem], Tree]
@@ -365,8 +365,8 @@ def test_ten_thousand_steps_are_accurate(chunk: int | None, reverse: bool) -> No
     given = as_single((a, b, start))
     p = Problem(*jax.tree.map(np.float64, given), ct=b)
     truth = loop(CASES["diagonal"], p, np.ones(LONG), reverse)
-    run = lambda a, b, start: prefix.solve(
-        prefix.DIAGONAL, a, b, start, reverse=reverse, chunk=chunk
+    run = lambda a, b, start: recurrence.solve(
+        recurrence.DIAGONAL, a, b, start, reverse=reverse, chunk=chunk
     )
     assert_close(jax.jit(run)(*given), truth, 1e-4)
     with jax.enable_x64(True):
@@ -375,14 +375,14 @@ def test_ten_thousand_steps_are_accurate(chunk: int | None, reverse: bool) -> No
 
 def test_shift_and_last_follow_the_scan_order() -> None:
     states, start = np.arange(1.0, 4)[:, None], np.zeros(1)
-    np.testing.assert_array_equal(prefix.shift(states, start, False)[:, 0], [0, 1, 2])
-    np.testing.assert_array_equal(prefix.shift(states, start, True)[:, 0], [2, 3, 0])
-    assert prefix.last(states, False) == 3
-    assert prefix.last(states, True) == 1
+    np.testing.assert_array_equal(recurrence.shift(states, start, False)[:, 0], [0, 1, 2])
+    np.testing.assert_array_equal(recurrence.shift(states, start, True)[:, 0], [2, 3, 0])
+    assert recurrence.last(states, False) == 3
+    assert recurrence.last(states, True) == 1
 
 
 def test_default_chunk_is_all_steps_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    assert [prefix.default_chunk(n) for n in (0, 1, 9)] == [1, 1, 9]
+    assert [recurrence.default_chunk(n) for n in (0, 1, 9)] == [1, 1, 9]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert [prefix.default_chunk(n) for n in (0, 1, 9)] == [1, 1, 1]
+    assert [recurrence.default_chunk(n) for n in (0, 1, 9)] == [1, 1, 1]
