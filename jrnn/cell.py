@@ -227,7 +227,8 @@ class Cell(Layer):
     def has_coupled_carry(self) -> bool:
         """Whether one leaf of the carry determines or scales another, as in `CTRNN` and `SLSTM`.
 
-        Transforms such as `zoneout` must not change one of these leaves alone, and therefore raise.
+        Transforms such as `zoneout` raise for such a cell, since they would change only one of
+        these leaves.
         """
         return False
 

@@ -6,8 +6,8 @@ With Jacobians A_t and residuals r_t, the changes d_t of the states minimize::
 
 with d = 0 before the first step. They are the smoothed means of a linear Gaussian state space model
 with states d_t, transitions A_t, offsets r_t and unit noise, given that every d_t is observed as
-zero with variance 1/damping. The means satisfy linear recurrences. The covariances do not, but an
-associative scan can compute them as well.
+zero with variance 1/damping. The means satisfy linear recurrences. The covariances do not, but they
+can also be computed by an associative scan.
 """
 
 from collections.abc import Callable

@@ -86,7 +86,7 @@ class Newton(Engine):
         dense cell it is "full" for a carry of up to 64 elements, otherwise "block", or "diagonal"
         if the leaves of the carry differ in shape.
       damping: the initial damping, such as 1.0, or None for no damping. On a CPU, a damped step
-        with full Jacobians takes tens of times as long as an undamped one.
+        with full Jacobians is tens of times slower than an undamped step.
       max_steps: the maximum number of iterations.
       tol: a sequence has converged if all residuals, relative to 1 + |s_t|, are at most `tol`. The
         default is 64 times the machine epsilon of the carry: 8e-6 in float32, 1.4e-14 in float64.

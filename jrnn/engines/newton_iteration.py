@@ -88,7 +88,7 @@ class Linearization(NamedTuple):
         return (count < other_count) | ((count == other_count) & (loss < other_loss))
 
     def _merit(self) -> tuple[jax.Array, jax.Array]:
-        """Returns, `[B]`, the number of non-finite residuals, and the squared sum of the others."""
+        """Returns the number of non-finite residuals and the sum of squares of the others."""
         residuals = jacobian.concat_leaves(self.residuals)
         finite = jnp.isfinite(residuals)
         squares = jnp.square(jnp.abs(jnp.where(finite, residuals, 0)))
@@ -103,7 +103,7 @@ class _State(NamedTuple):
       linearization: the equations at the current states.
       damping: `[B]`.
       history: `[max_steps + 1, B]`, the residuals of `NewtonStatus`.
-      done: `[B]` bool, whether the states of a sequence no longer change.
+      done: `[B]` bool, whether the states of a sequence are final.
     """
 
     num_steps: jax.Array

@@ -28,7 +28,7 @@ class BackwardPlan(NamedTuple):
     in most cells, the list contains the sum. The cotangent of the sum is that of both.
 
     Attributes:
-      readout: the readout, of which the loop computes one part.
+      readout: the readout, split into a part in the loop and a part after the loop.
       params: the tree structure of the parameters.
       z: the tree structure of z.
       u: the tree structure of u.

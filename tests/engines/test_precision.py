@@ -79,7 +79,7 @@ def test_dtypes_and_values_of_mixed_precision(kind: Row, engine: Engine, mix: st
 def test_the_last_carry_has_the_dtype_of_the_first(
     kind: Row, engine: Engine, carry_dtype: Any
 ) -> None:
-    # It makes windows of a long sequence possible in `lax.scan`.
+    # So that windows of a long sequence can be run in `lax.scan`.
     cell = kind.make(4)
     params = random_params(cell, 1, 3, np.float32)
     batch = random_batch(cell, params, 2, steps=6, batch=3, dtype=np.float32)
@@ -111,7 +111,7 @@ def test_products_are_in_the_dtype_of_the_inputs(kind: Row, engine: Engine) -> N
 def test_each_method_receives_its_dtype(
     cell: Cell, engine: Engine, mix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    params_dtype, xs_dtype, _, wide, _ = MIXED[mix]
+    params_dtype, xs_dtype, _, carry_dtype, _ = MIXED[mix]
     received = {}
 
     def recorded(name: str) -> Any:
@@ -127,10 +127,10 @@ def test_each_method_receives_its_dtype(
         monkeypatch.setattr(type(cell), name, recorded(name))
     params = random_params(cell, 1, 3, params_dtype)
     jax.eval_shape(partial(jrnn.unroll, cell, engine=engine), params, np.ones((5, 1, 3), xs_dtype))
-    narrow, wide = {jnp.dtype(xs_dtype)}, {jnp.dtype(wide)}
-    # A readout with products also receives the narrow dtype.
-    readout = narrow if isinstance(cell, LSTM) else wide
-    assert received == {"project": narrow, "recur": narrow, "update": wide, "readout": readout}
+    compute, accum = {jnp.dtype(xs_dtype)}, {jnp.dtype(carry_dtype)}
+    # A readout with products also receives the compute dtype.
+    readout = compute if isinstance(cell, LSTM) else accum
+    assert received == {"project": compute, "recur": compute, "update": accum, "readout": readout}
 
 
 def test_gradients_of_mixed_precision_are_close_to_float32(kind: Row, engine: Engine) -> None:
