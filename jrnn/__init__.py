@@ -17,7 +17,7 @@ from jrnn.cell import Cell as Cell
 from jrnn.cell import Dense as Dense
 from jrnn.cell import Diagonal as Diagonal
 from jrnn.cell import LogDiagonal as LogDiagonal
-from jrnn.cell import LowerLayerState as LowerLayerState
+from jrnn.cell import WithCellState as WithCellState
 from jrnn.cell import Noisy as Noisy
 from jrnn.cell import Timed as Timed
 from jrnn.cells import CTRNN as CTRNN

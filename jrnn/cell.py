@@ -22,7 +22,7 @@ from jrnn.layer import Params as Params
 Gates = Any
 
 
-class LowerLayerState(NamedTuple):
+class WithCellState(NamedTuple):
     """The input of a cell that also reads the cell state of the layer below, as in a stack.
 
     Attributes:

@@ -22,7 +22,7 @@ from jrnn.cells.ctrnn import CTRNNParams as CTRNNParams
 from jrnn.cells.depth_gated import DepthGatedLSTM as DepthGatedLSTM
 from jrnn.cells.depth_gated import DepthGatedLSTMGates as DepthGatedLSTMGates
 from jrnn.cells.depth_gated import DepthGatedLSTMParams as DepthGatedLSTMParams
-from jrnn.cells.depth_gated import LowerLayerState as LowerLayerState
+from jrnn.cells.depth_gated import WithCellState as WithCellState
 from jrnn.cells.elman import Elman as Elman
 from jrnn.cells.elman import ElmanParams as ElmanParams
 from jrnn.cells.fastgrnn import FastGRNN as FastGRNN

@@ -9,7 +9,7 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, LowerLayerState
+from jrnn.cell import Cell, WithCellState
 from jrnn.cells.common import affine, split_gates
 from jrnn.cells.lstm import LSTMCarry
 from jrnn.taps import tap
@@ -56,7 +56,7 @@ class DepthGatedLSTM(Cell):
         o = sigmoid(W_o x + U_o h + b_o + p_o * c')         output gate
         h' = o * tanh(c'),   y = h'
 
-    Inputs are `LowerLayerState(x, c_below)`, or an array x if there is no layer below; the cell is
+    Inputs are `WithCellState(x, c_below)`, or an array x if there is no layer below; the cell is
     then the LSTM with peepholes, and the weights of d have no effect. The layer below must have the
     same number of units. Peepholes are vectors, as in Gers and Schmidhuber; the first author's code
     has matrices in the peepholes of i and o, and i = 1 - f.
@@ -71,7 +71,7 @@ class DepthGatedLSTM(Cell):
     >>> import jax, jax.numpy as jnp
     >>> cell = DepthGatedLSTM(hidden_size=4)
     >>> params = cell.init(jax.random.key(0), input_size=3)
-    >>> below = LowerLayerState(x=jnp.ones((2, 3)), c=jnp.ones((2, 4)))
+    >>> below = WithCellState(x=jnp.ones((2, 3)), c=jnp.ones((2, 4)))
     >>> carry, y = cell.step(params, cell.init_carry(params, (2,)), below)
     >>> y.shape, carry.c.shape
     ((2, 4), (2, 4))
@@ -89,7 +89,7 @@ class DepthGatedLSTM(Cell):
 
     @property
     def input_types(self) -> tuple[type, ...]:
-        return (LowerLayerState,)
+        return (WithCellState,)
 
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
@@ -109,9 +109,9 @@ class DepthGatedLSTM(Cell):
         return LSTMCarry(h=zeros, c=zeros)
 
     def project(
-        self, params: DepthGatedLSTMParams, x: jax.Array | LowerLayerState
+        self, params: DepthGatedLSTMParams, x: jax.Array | WithCellState
     ) -> DepthGatedLSTMGates:
-        if isinstance(x, LowerLayerState):
+        if isinstance(x, WithCellState):
             checks.last_axis("DepthGatedLSTM", "c", x.c, self.hidden_size, "hidden_size")
             a = affine(self, x.x, params.w_ih, params.b)
             gates = split_gates(a, DepthGatedLSTMGates, (*GATES, "d"))

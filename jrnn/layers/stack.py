@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jrnn.cell import Cell, LowerLayerState, Timed
+from jrnn.cell import Cell, WithCellState, Timed
 from jrnn.layer import (
     Carry,
     Inputs,
@@ -30,7 +30,7 @@ class Stack(Layer):
         ys_1 = layer_1(xs),   ys_2 = layer_2(ys_1),   ...   ys = ys_n
 
     The layers run one after another, each over the whole sequence; `engine="auto"` chooses an
-    engine for each layer. Cells that accept `LowerLayerState`, such as
+    engine for each layer. Cells that accept `WithCellState`, such as
     `jrnn.DepthGatedLSTM`, also receive the cell state of the layer below. If the inputs are
     `Timed`, all layers that accept time steps, such as `jrnn.CfC`, receive them.
 
@@ -42,7 +42,7 @@ class Stack(Layer):
 
     Raises:
       TypeError: an entry of `layers` is not a layer.
-      ValueError: `layers` is empty, or, when run, a cell accepts `LowerLayerState` and the layer
+      ValueError: `layers` is empty, or, when run, a cell accepts `WithCellState` and the layer
         below has no cell state.
 
     >>> import jax, jax.numpy as jnp, jrnn
@@ -89,8 +89,8 @@ class Stack(Layer):
     @property
     def input_types(self) -> tuple[type, ...]:
         timed = any(Timed in layer.input_types for layer in self.layers)
-        below = LowerLayerState in self.layers[0].input_types
-        return (Timed,) * timed + (LowerLayerState,) * below
+        below = WithCellState in self.layers[0].input_types
+        return (Timed,) * timed + (WithCellState,) * below
 
     @property
     def is_stochastic(self) -> bool:
@@ -139,7 +139,7 @@ class Stack(Layer):
             layer, layer_path = self.layers[n], (*path, str(n))
             x = _timed(xs, dt) if Timed in layer.input_types else xs
             layer_inputs = inputs.replace(xs=x, carry=firsts[n], key=key)
-            if n + 1 < count and LowerLayerState in self.layers[n + 1].input_types:
+            if n + 1 < count and WithCellState in self.layers[n + 1].input_types:
                 last, xs = _run_with_state(run, layer, params[n], layer_inputs, layer_path)
             else:
                 last, xs = layer.apply(run, params[n], layer_inputs, path=layer_path)
@@ -153,13 +153,13 @@ def _timed(xs: Any, dt: Any) -> Inputs:
 
 def _run_with_state(
     run: RunCell, layer: Layer, params: Params, inputs: SequenceInputs, path: tuple[str, ...]
-) -> tuple[Carry, LowerLayerState]:
+) -> tuple[Carry, WithCellState]:
     """Runs a layer, and returns outputs with the cell state of each step for the layer above."""
     carry = jax.eval_shape(lambda p: layer.init_carry(p, ()), params)
     if not isinstance(layer, Cell) or "c" not in getattr(carry, "_fields", ()):
         raise ValueError(
-            "Stack: the layer below a cell that accepts LowerLayerState must have a cell state c, "
+            "Stack: the layer below a cell that accepts WithCellState must have a cell state c, "
             f"got {layer!r}; use a cell such as jrnn.LSTM instead"
         )
     last, (ys, carries) = run(layer, params, inputs, path=path, return_carries=True)
-    return last, LowerLayerState(ys, carries.c)
+    return last, WithCellState(ys, carries.c)

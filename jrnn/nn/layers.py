@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
 from jrnn import cells, checks
-from jrnn.cell import Carry, Inputs, LowerLayerState, Timed
+from jrnn.cell import Carry, Inputs, WithCellState, Timed
 from jrnn.engines import Engine, reverse_resets
 from jrnn.layer import Layer
 from jrnn.nn.dropout import Dropout
@@ -35,7 +35,7 @@ class _Layers(nnx.Module):
         owner = type(self).__name__
         checks.positive_int(owner, "num_layers", num_layers)
         checks.rate(owner, "dropout", dropout)
-        if num_layers > 1 and LowerLayerState in cell.input_types:
+        if num_layers > 1 and WithCellState in cell.input_types:
             raise ValueError(
                 f"{owner}: {cell!r} needs the cell state of the layer below, which this module "
                 "does not provide; use jrnn.nn.RNN(jrnn.stack([...]), ...)"

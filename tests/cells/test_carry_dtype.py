@@ -71,7 +71,7 @@ def test_loop_over_steps_keeps_carry_dtype(
 
 def test_init_carry_like_has_batch_axes_and_dtype_of_inputs() -> None:
     timed = jrnn.Timed(jnp.ones((4, 5, SIZE)), jnp.ones((4, 5)))
-    below = jrnn.LowerLayerState(jnp.ones((4, 5, SIZE)), jnp.ones((4, 5, 3)))
+    below = jrnn.WithCellState(jnp.ones((4, 5, SIZE)), jnp.ones((4, 5, 3)))
     observed = jrnn.GRUD(3).inputs(SIZE, (4, 5))
     cells: list[tuple[Any, Any]] = [
         (jrnn.CfC(3), timed),

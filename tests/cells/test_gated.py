@@ -20,7 +20,7 @@ from jrnn import (
     Cell,
     DepthGatedLSTM,
     Elman,
-    LowerLayerState,
+    WithCellState,
     MinimalRNN,
     MogrifierLSTM,
     MultiplicativeLSTM,
@@ -132,10 +132,10 @@ def test_mut2_equals_gru_with_reset_before_and_negated_z(x64: None) -> None:
     assert_close(MUT2(3).step(params, h, x), GRU(3, reset_after=False).step(gru, h, x), 1e-12)
 
 
-def random_below(key: jax.Array, leading: tuple[int, ...]) -> LowerLayerState:
+def random_below(key: jax.Array, leading: tuple[int, ...]) -> WithCellState:
     keys = jax.random.split(key)
     leaves = (jax.random.normal(k, (*leading, n)) for k, n in zip(keys, (3, 2), strict=True))
-    return LowerLayerState(*leaves)
+    return WithCellState(*leaves)
 
 
 def test_depth_gated_lstm_with_layer_below_satisfies_the_contract() -> None:
@@ -175,14 +175,14 @@ def test_layer_below_must_have_the_same_hidden_size() -> None:
     params = cell.init(jax.random.key(0), 3)
     message = r"DepthGatedLSTM: c must have a last axis of 2 \(hidden_size\), got shape \(3,\)"
     with pytest.raises(ValueError, match=message):
-        cell.project(params, LowerLayerState(jnp.ones(3), jnp.ones(3)))
+        cell.project(params, WithCellState(jnp.ones(3), jnp.ones(3)))
 
 
 def test_depth_gated_lstm_accepts_inputs_with_and_without_layer_below() -> None:
-    assert DepthGatedLSTM(2).input_types == (LowerLayerState,)
+    assert DepthGatedLSTM(2).input_types == (WithCellState,)
     assert not Elman(2).input_types
     cell, zeros = DepthGatedLSTM(2), jnp.zeros(2)
     params = cell.init(jax.random.key(0), 3)
-    for x, names in ((jnp.ones(3), "ifgo"), (LowerLayerState(jnp.ones(3), zeros), "difgo")):
+    for x, names in ((jnp.ones(3), "ifgo"), (WithCellState(jnp.ones(3), zeros), "difgo")):
         _, gates = capture_taps(cell.step)(params, cell.init_carry(params, ()), x)
         assert "".join(gates) == names

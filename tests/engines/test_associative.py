@@ -376,10 +376,10 @@ def test_derivatives_of_all_modes_equal_those_of_scan(engine: Associative, x64: 
     direction = random_params(cell, 7, input_size=2)
 
     def all_modes(engine: Any) -> Any:
-        run = lambda p: call(cell, engine, Scenario(), p, batch)
-        loss = lambda p: inner(run(p), (batch.ct_carry, batch.ct_ys)) ** 2
+        run = lambda p: unroll_scenario(cell, engine, Scenario(), p, batch)
+        loss = lambda p: inner_product(run(p), (batch.ct_carry, batch.ct_ys)) ** 2
         hessian = jax.hessian(lambda w: loss(params._replace(fast=w)))(params.fast)
-        second = jax.grad(lambda p: inner(jax.grad(loss)(p), direction))(params)
+        second = jax.grad(lambda p: inner_product(jax.grad(loss)(p), direction))(params)
         return jax.jvp(run, (params,), (direction,)), hessian, second
 
     got, want = jax.jit(lambda: (all_modes(engine), all_modes(Scan())))()

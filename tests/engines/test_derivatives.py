@@ -52,7 +52,7 @@ def central_difference(function: Any, point: Point, direction: Point) -> Any:
 def test_forward_mode_equals_finite_differences(kind: Row, reverse: bool, x64: None) -> None:
     cell, scenario = kind.make(3), Scenario(reverse=reverse)
     batch, point, direction = example(cell)
-    run = lambda *point: call(cell, SCAN, scenario, *replace_point(batch, point))
+    run = lambda *point: unroll_scenario(cell, SCAN, scenario, *replace_point(batch, point))
     jvp = jax.jit(lambda p, v: jax.jvp(run, p, v))
     truth = central_difference(
         lambda p: oracle(kind, scenario, *replace_point(batch, p)), point, direction
@@ -63,10 +63,10 @@ def test_forward_mode_equals_finite_differences(kind: Row, reverse: bool, x64: N
 def test_second_derivatives_equal_finite_differences(kind: Row, x64: None) -> None:
     cell, scenario = kind.make(3), Scenario()
     batch, point, direction = example(cell)
-    loss = lambda p: inner(
-        call(cell, SCAN, scenario, *replace_point(batch, p)), (batch.ct_carry, batch.ct_ys)
+    loss = lambda p: inner_product(
+        unroll_scenario(cell, SCAN, scenario, *replace_point(batch, p)), (batch.ct_carry, batch.ct_ys)
     )
-    hessian_product = lambda p, v: jax.grad(lambda p: inner(jax.grad(loss)(p), v))(p)
+    hessian_product = lambda p, v: jax.grad(lambda p: inner_product(jax.grad(loss)(p), v))(p)
     truth = central_difference(
         lambda p: loop_grads(cell, scenario, *replace_point(batch, p)), point, direction
     )

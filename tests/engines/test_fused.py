@@ -55,12 +55,12 @@ def test_gradient_of_a_gradient_norm_equals_that_of_scan(
 
     def loss(engine: Engine, point: Any) -> Any:
         params, xs = point
-        results = call(cell, engine, Scenario(), params, batch._replace(xs=xs))
-        return inner(results, (batch.ct_carry, batch.ct_ys))
+        results = unroll_scenario(cell, engine, Scenario(), params, batch._replace(xs=xs))
+        return inner_product(results, (batch.ct_carry, batch.ct_ys))
 
     def norm(engine: Engine, point: Any) -> Any:
         grads = jax.grad(partial(loss, engine))(point)
-        return inner(grads, grads)
+        return inner_product(grads, grads)
 
     grad = jax.jit(jax.grad(norm, argnums=1), static_argnums=0)
     point = (params, batch.xs)
@@ -163,7 +163,7 @@ def test_forward_mode_raises() -> None:
     cell = LSTM(3)
     params, batch = example(cell, steps=2)
     xs = batch.xs.astype(np.float32)
-    run = lambda xs: call(cell, Fused(), Scenario(), params, batch._replace(xs=xs))
+    run = lambda xs: unroll_scenario(cell, Fused(), Scenario(), params, batch._replace(xs=xs))
     with pytest.raises(TypeError, match="forward-mode") as caught:
         jax.jvp(run, (xs,), (xs,))
     assert "use engine='scan'" in caught.value.__notes__[0]

@@ -224,7 +224,7 @@ ENGINES = {"auto": NEWTON, "diagonal": VARIANTS["diagonal"]}
 def test_forward_mode_equals_finite_differences(name: str, kind: str, x64: None) -> None:
     row, scenario, engine = CELLS[name], Scenario(reverse=True), ENGINES[kind]
     cell, batch, point, direction = make_point(name)
-    run = lambda *point: call(cell, engine, scenario, *replace_point(batch, point))
+    run = lambda *point: unroll_scenario(cell, engine, scenario, *replace_point(batch, point))
     jvp = jax.jit(lambda p, v: jax.jvp(run, p, v))
     truth = central_difference(
         lambda p: oracle(row, scenario, *replace_point(batch, p)), point, direction
@@ -239,10 +239,10 @@ def test_forward_mode_equals_finite_differences(name: str, kind: str, x64: None)
 def test_second_derivatives_equal_finite_differences(name: str, kind: str, x64: None) -> None:
     scenario, engine = Scenario(), ENGINES[kind]
     cell, batch, point, direction = make_point(name)
-    loss = lambda p: inner(
-        call(cell, engine, scenario, *replace_point(batch, p)), (batch.ct_carry, batch.ct_ys)
+    loss = lambda p: inner_product(
+        unroll_scenario(cell, engine, scenario, *replace_point(batch, p)), (batch.ct_carry, batch.ct_ys)
     )
-    reverse_over_reverse = lambda p, v: jax.grad(lambda p: inner(jax.grad(loss)(p), v))(p)
+    reverse_over_reverse = lambda p, v: jax.grad(lambda p: inner_product(jax.grad(loss)(p), v))(p)
     forward_over_reverse = lambda p, v: jax.jvp(jax.grad(loss), (p,), (v,))[1]
     truth = central_difference(
         lambda p: loop_grads(cell, scenario, *replace_point(batch, p)), point, direction

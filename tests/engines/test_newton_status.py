@@ -317,7 +317,7 @@ def test_guess_does_not_affect_value_or_gradient(x64: None) -> None:
             cell, p, xs, carry, lengths=batch.lengths, resets=batch.resets, guess=guess
         )
         results = (solution.carry, solution.ys)
-        return inner(results, (batch.ct_carry, batch.ct_ys)), solution
+        return inner_product(results, (batch.ct_carry, batch.ct_ys)), solution
 
     point = (params, batch.xs, batch.carry, guess)
     grads, solution = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True))(*point)

@@ -59,7 +59,7 @@ def test_dtypes_and_values_of_mixed_precision(kind: Row, engine: Engine, mix: st
         grads, default_carry_results = jax.eval_shape(
             lambda p, b: (
                 differentiate_all(cell, engine, (SCENARIO,), p, b)[0],
-                call(cell, engine, SCENARIO._replace(carry=False), p, b),
+                unroll_scenario(cell, engine, SCENARIO._replace(carry=False), p, b),
             ),
             params,
             batch,
@@ -84,7 +84,7 @@ def test_the_last_carry_has_the_dtype_of_the_first(
     params = random_params(cell, 1, 3, np.float32)
     batch = random_batch(cell, params, 2, steps=6, batch=3, dtype=np.float32)
     batch = batch._replace(carry=as_dtype(batch.carry, carry_dtype))
-    carry, ys = jax.eval_shape(lambda p, b: call(cell, engine, SCENARIO, p, b), params, batch)
+    carry, ys = jax.eval_shape(lambda p, b: unroll_scenario(cell, engine, SCENARIO, p, b), params, batch)
     assert dtypes(carry) == dtypes(batch.carry)
     assert ys.dtype == np.float32
 
@@ -101,7 +101,7 @@ def test_products_are_in_the_dtype_of_the_inputs(kind: Row, engine: Engine) -> N
     if structure.multiplies_by_params(cell.update, params, batch.carry, z, u):
         pytest.skip("products inside update are in the wider dtype")
     batch = batch._replace(xs=batch.xs.astype(jnp.bfloat16))
-    jaxpr = str(jax.make_jaxpr(lambda p, b: call(cell, engine, SCENARIO, p, b))(params, batch))
+    jaxpr = str(jax.make_jaxpr(lambda p, b: unroll_scenario(cell, engine, SCENARIO, p, b))(params, batch))
     products = re.findall(r":(\w+)\[[\d,]*\] = dot_general", jaxpr)
     assert set(products) == {"bf16"}
 

@@ -88,7 +88,7 @@ def loop(cell: Cell, scenario: Scenario, params: Any, xs: Any, first: Any, ct: A
             leaf[index] = part
 
     for b in range(BATCH):
-        start, _ = start_vjp(cell, params, index_leaves(ct_last, b))
+        start, _ = init_carry_vjp(cell, params, index_leaves(ct_last, b))
         carry = index_leaves(first, b) if scenario.carry else start
         order = range(STEPS)[:: -1 if scenario.reverse else 1]
         inside = [t for t in order if scenario.lengths is None or t < scenario.lengths[b]]
@@ -117,7 +117,7 @@ def loop(cell: Cell, scenario: Scenario, params: Any, xs: Any, first: Any, ct: A
             assign(first_grad, cotangent, b)
         else:
             ct_start = add(ct_start, cotangent)
-        params_grad = add(params_grad, start_vjp(cell, params, ct_start)[1])
+        params_grad = add(params_grad, init_carry_vjp(cell, params, ct_start)[1])
     return (last, ys, carries), (params_grad, xs_grad, first_grad)
 
 

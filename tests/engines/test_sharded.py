@@ -46,7 +46,7 @@ def results(cell, engine, params, batch):
     """Values and gradients for each scenario."""
 
     def run_scenario(scenario):
-        run = lambda p, xs, c: call(cell, engine, scenario, p, batch._replace(xs=xs, carry=c))
+        run = lambda p, xs, c: unroll_scenario(cell, engine, scenario, p, batch._replace(xs=xs, carry=c))
         (carry, ys), vjp = jax.vjp(run, params, batch.xs, batch.carry)
         return (
             carry,

@@ -39,7 +39,7 @@ def results(cell: Any, engines: Any, params: Any, batch: Any) -> Any:
     """Values and gradients of each engine for each scenario."""
 
     def run_scenario(engine: Any, scenario: Scenario) -> Any:
-        run = lambda p, xs, c: call(cell, engine, scenario, p, batch._replace(xs=xs, carry=c))
+        run = lambda p, xs, c: unroll_scenario(cell, engine, scenario, p, batch._replace(xs=xs, carry=c))
         values, vjp = jax.vjp(run, params, batch.xs, batch.carry)
         return values, vjp((batch.ct_carry, batch.ct_ys))
 

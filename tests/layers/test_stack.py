@@ -56,7 +56,7 @@ def test_stack_passes_cell_states_to_the_layer_above(engine: str, x64: None) -> 
             if RESETS[t, b]:
                 first, second = lower.init_carry(params[0], ()), upper.init_carry(params[1], ())
             first, y = lower.step(params[0], first, xs[t, b])
-            second, y = upper.step(params[1], second, jrnn.LowerLayerState(y, first.c))
+            second, y = upper.step(params[1], second, jrnn.WithCellState(y, first.c))
             np.testing.assert_allclose(ys[t, b], y, rtol=1e-9, atol=1e-12)
         assert_close(jax.tree.map(lambda a, b=b: a[b], last), second, 1e-9)
 
@@ -97,7 +97,7 @@ def test_residual_in_a_stack_adds_only_the_output_below(x64: None) -> None:
     got = jrnn.unroll(layer, params, xs)[1]
     for t in range(STEPS):
         first, low = lowest.step(params[0], first, xs.x[t])
-        given = jrnn.LowerLayerState(low, first.c)
+        given = jrnn.WithCellState(low, first.c)
         second, middle = DepthGatedLSTM(SIZE).step(params[1], second, given)
         middle = middle + low
         third, top = CfC(SIZE, None).step(params[2], third, Timed(middle, xs.dt[t]))
@@ -183,7 +183,7 @@ def test_below_requires_a_layer_with_cell_state() -> None:
     for lower in (GRU(SIZE), stack([LSTM(SIZE)]), bidirectional(LSTM(SIZE), merge="sum")):
         layer = stack([lower, DepthGatedLSTM(SIZE)])
         params = layer.init(jax.random.key(0), SIZE)
-        with pytest.raises(ValueError, match="LowerLayerState must have a cell state c, got"):
+        with pytest.raises(ValueError, match="WithCellState must have a cell state c, got"):
             jrnn.unroll(layer, params, XS)
 
 

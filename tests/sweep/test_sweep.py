@@ -269,7 +269,7 @@ def test_resumed_sweep_equals_uninterrupted_sweep(tmp_path, monkeypatch):
 def count_compilations(trials, folder):
     """Number of programs that a sweep compiles."""
     jax.clear_caches()
-    with compiled() as programs:
+    with record_compilations() as programs:
         sweep(trials, folder)
     return len(programs)
 

@@ -50,7 +50,7 @@ def test_nothing_is_compiled_after_the_first_evaluation_and_save(
     e = experiment(**changes)
     data = e.task.load()
     jax.clear_caches()
-    with compiled() as programs:
+    with record_compilations() as programs:
         train(e, data, tmp_path)
     first = next(index for index, (step, _) in enumerate(counts) if step == e.eval_every)
     after = counts[first + 1 :]
@@ -68,7 +68,7 @@ def test_longer_run_compiles_nothing_more(device_bytes, changes, tmp_path, monke
         e = experiment(steps=epochs * steps_per_epoch, **changes)
         data = e.task.load()
         jax.clear_caches()
-        with compiled() as programs:
+        with record_compilations() as programs:
             train(e, data, tmp_path / str(epochs))
         num_compiled.append(len(programs))
     assert num_compiled[0] == num_compiled[1] > 0
