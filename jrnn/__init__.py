@@ -76,7 +76,6 @@ from jrnn.cell import Diagonal as Diagonal
 from jrnn.cell import LogDiagonal as LogDiagonal
 from jrnn.cell import Noisy as Noisy
 from jrnn.cell import Timed as Timed
-from jrnn.cell import Traits as Traits
 from jrnn.cell import WithCellState as WithCellState
 from jrnn.cells import CTRNN as CTRNN
 from jrnn.cells import GRU as GRU

@@ -453,7 +453,7 @@ def test_wrong_coefficients_fail(cell):
 def test_correct_jacobian_structure_passes(cell, kind):
     case = make_case(cell)
     z = cell.project(case.params, case.xs())
-    assert structure.jacobian_kind(cell, case.params, case.carry(), z) == kind
+    assert structure.jacobian_sparsity(cell, case.params, case.carry(), z) == kind
     check("structure", cell)
 
 
@@ -469,7 +469,7 @@ def test_correct_jacobian_structure_passes(cell, kind):
     **CLASS_NAMES,
 )
 def test_wrong_jacobian_structure_fails(cell, kind, monkeypatch):
-    monkeypatch.setattr(structure, "jacobian_kind", lambda *_: kind)
+    monkeypatch.setattr(structure, "jacobian_sparsity", lambda *_: kind)
     with pytest.raises(
         AssertionError,
         match=f"the Jacobian of a step is '{kind}' by its jaxpr, but its values are not",

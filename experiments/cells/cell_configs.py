@@ -172,7 +172,7 @@ def get_hidden_size(layer: jrnn.Layer) -> int:
 
 def get_recurrence(layer: jrnn.Layer, input_size: int) -> str:
     """Returns the structure of the recurrence of a cell; "dense" for a layer of several cells."""
-    return structure.recurrence(layer, input_size) if isinstance(layer, jrnn.Cell) else "dense"
+    return structure.recurrence_kind(layer, input_size) if isinstance(layer, jrnn.Cell) else "dense"
 
 
 def count_parameters(tree: Any) -> int:

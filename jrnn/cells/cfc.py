@@ -9,7 +9,7 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, Timed, Traits
+from jrnn.cell import Cell, Timed
 from jrnn.cells.common import affine, split_gates
 from jrnn.taps import tap
 
@@ -103,8 +103,8 @@ class CfC(Cell):
         checks.one_of("CfC", "mode", self.mode, MODES)
 
     @property
-    def traits(self) -> Traits:
-        return Traits(input_types=(Timed,))
+    def input_types(self) -> tuple[type, ...]:
+        return (Timed,)
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> CfCParams:
         hidden, units = self.hidden_size, self.backbone_units

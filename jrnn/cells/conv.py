@@ -161,7 +161,7 @@ class ConvLSTM(Cell):
         g = tap("g", jnp.tanh(a.g), role="candidate")
         c = f * carry.c + i * g
         o = tap("o", sigmoid(a.o + peephole(params.p_o, c)))
-        h = o * jnp.tanh(tap("", c, role="cell_state"))
+        h = o * jnp.tanh(tap(None, c, role="cell_state"))
         return LSTMCarry(h, c)
 
     def readout(self, params: ConvLSTMParams, carry: LSTMCarry, z: LSTMGates) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, Traits, split_noise
+from jrnn.cell import Cell, split_noise
 from jrnn.cells.common import ACTIVATIONS, affine
 from jrnn.taps import tap
 
@@ -114,8 +114,8 @@ class CTRNN(Cell):
         return self.sigma > 0
 
     @property
-    def traits(self) -> Traits:
-        return Traits(coupled_carry=True)
+    def has_coupled_carry(self) -> bool:
+        return True
 
     def sample_noise(
         self, params: CTRNNParams, xs: jax.Array, leading: tuple[int, ...], key: jax.Array

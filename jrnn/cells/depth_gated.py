@@ -9,7 +9,7 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, Traits, WithCellState
+from jrnn.cell import Cell, WithCellState
 from jrnn.cells.common import affine, split_gates
 from jrnn.cells.lstm import LSTMCarry
 from jrnn.taps import tap
@@ -92,8 +92,8 @@ class DepthGatedLSTM(Cell):
         checks.finite_number("DepthGatedLSTM", "forget_bias", self.forget_bias)
 
     @property
-    def traits(self) -> Traits:
-        return Traits(input_types=(WithCellState,))
+    def input_types(self) -> tuple[type, ...]:
+        return (WithCellState,)
 
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
@@ -143,7 +143,7 @@ class DepthGatedLSTM(Cell):
         g = tap("g", jnp.tanh(z.g + u.g), role="candidate")
         c = from_below + f * carry.c + i * g
         o = tap("o", sigmoid(z.o + u.o + params.p_o * c))
-        h = o * jnp.tanh(tap("", c, role="cell_state"))
+        h = o * jnp.tanh(tap(None, c, role="cell_state"))
         return LSTMCarry(h, c)
 
     def readout(

@@ -9,7 +9,7 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, Traits
+from jrnn.cell import Cell
 from jrnn.cells.common import affine, recurrent_matmul, split_gates
 from jrnn.cells.lstm_options import ACTIVATIONS, LSTMActivation, validate_options
 from jrnn.taps import tap
@@ -168,8 +168,8 @@ class LSTM(Cell):
         return tuple(gate for gate, value in has_weights.items() if value)
 
     @property
-    def traits(self) -> Traits:
-        return Traits(coupled_carry=self.gate_recurrence)
+    def has_coupled_carry(self) -> bool:
+        return self.gate_recurrence
 
     def kernel_name(self) -> str | None:
         all_gates = self.input_gate and self.forget_gate and self.output_gate
@@ -250,7 +250,7 @@ class LSTM(Cell):
         c = f * carry.c + i * g
         # Output: the part of the cell state to expose.
         o = tap("o", _gate(a.o, params.p_o, c))
-        h = o * ACTIVATIONS[self.output_activation](tap("", c, role="cell_state"))
+        h = o * ACTIVATIONS[self.output_activation](tap(None, c, role="cell_state"))
         return LSTMGateCarry(h, c, i, f, o) if self.gate_recurrence else LSTMCarry(h, c)
 
     def readout(

@@ -152,7 +152,7 @@ class MogrifierLSTM(Cell):
         g = tap("g", jnp.tanh(a.g), role="candidate")
         c = f * carry.c + i * g
         o = tap("o", sigmoid(a.o))
-        h = o * jnp.tanh(tap("", c, role="cell_state"))
+        h = o * jnp.tanh(tap(None, c, role="cell_state"))
         return LSTMCarry(h, c)
 
     def readout(self, params: MogrifierLSTMParams, carry: LSTMCarry, z: jax.Array) -> jax.Array:

@@ -119,7 +119,7 @@ class MultiplicativeLSTM(Cell):
         g = tap("g", jnp.tanh(z.g + v.g), role="candidate")
         c = f * carry.c + i * g
         o = tap("o", sigmoid(z.o + v.o))
-        h = o * jnp.tanh(tap("", c, role="cell_state"))
+        h = o * jnp.tanh(tap(None, c, role="cell_state"))
         return LSTMCarry(h, c)
 
     def readout(

@@ -197,7 +197,7 @@ class ParaLSTM(Cell):
         g = tap("g", jnp.tanh(z.g + a.g * carry.h), role="candidate")
         c = f * carry.c + (1 - f) * g
         o = tap("o", sigmoid(z.o + a.o * carry.h + params.p_o * c))
-        h = o * jnp.tanh(tap("", c, role="cell_state"))
+        h = o * jnp.tanh(tap(None, c, role="cell_state"))
         return LSTMCarry(h, c)
 
     def readout(self, params: ParaLSTMParams, carry: LSTMCarry, z: LSTMGates) -> jax.Array:

@@ -10,7 +10,7 @@ from jax.nn import log_sigmoid, sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, Diagonal, Traits
+from jrnn.cell import Cell, Diagonal
 from jrnn.cells.common import affine, recurrent_matmul, split_gates
 from jrnn.cells.lstm import LSTMGates
 from jrnn.taps import tap
@@ -120,8 +120,8 @@ class SLSTM(Cell):
         checks.one_of("SLSTM", "forget_activation", self.forget_activation, LOG_FORGET)
 
     @property
-    def traits(self) -> Traits:
-        return Traits(coupled_carry=True)
+    def has_coupled_carry(self) -> bool:
+        return True
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> SLSTMParams:
         key_ih, key_hh = jax.random.split(key)
@@ -159,7 +159,7 @@ class SLSTM(Cell):
         c = f * carry.c + i * g
         n = f * carry.n + i
         o = tap("o", sigmoid(a.o))
-        h = o * tap("", c / jnp.maximum(n, 1), role="cell_state")
+        h = o * tap(None, c / jnp.maximum(n, 1), role="cell_state")
         return SLSTMCarry(h, c, n, m)
 
     def readout(self, params: SLSTMParams, carry: SLSTMCarry, z: LSTMGates) -> jax.Array:

@@ -116,7 +116,7 @@ def make_cell_rows() -> list[tuple[str, str, str, str, str]]:
     rows = []
     for name, cls in CELLS.items():
         cell = config.make_cell(name, HIDDEN_SIZE)
-        recurrence = structure.recurrence(cell, HIDDEN_SIZE)
+        recurrence = structure.recurrence_kind(cell, HIDDEN_SIZE)
         count = f"{_count_params(cell):,}"
         rows.append((name, recurrence, count, first_reference(cls), first_line(cls)))
     return rows

@@ -6,7 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jrnn.cell import Carry, Cell
-from jrnn.engines.precision import bind, precision_of
+from jrnn.engines.precision import bind, infer_precision
 from jrnn.nn.rnn import RNN
 
 
@@ -94,4 +94,4 @@ class FlaxCell(nnx.RNNCellBase):
         """
         x = jnp.asarray(inputs, self.rnn.dtype)
         cell, params = self.cell, self.rnn.params
-        return bind(cell, params, precision_of(params, x)).step(carry, x)
+        return bind(cell, params, infer_precision(params, x)).step(carry, x)

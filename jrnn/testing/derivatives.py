@@ -9,7 +9,7 @@ import numpy as np
 from jrnn import structure
 from jrnn.dtypes import restrict_to_floats
 from jrnn.engines import unroll
-from jrnn.engines.pullback import floats
+from jrnn.engines.vjp import float_leaves
 from jrnn.testing.case import (
     BATCH,
     STEPS,
@@ -37,7 +37,7 @@ def check_gradients(case: Case) -> None:
     def outputs(leaves):
         tree = jax.tree.unflatten(treedef, leaves)
         results = unroll(case.cell, tree["params"], tree["xs"], tree["carry"])
-        return jax.tree.leaves(floats(results))
+        return jax.tree.leaves(float_leaves(results))
 
     zeros = [np.zeros(y.shape, y.dtype) for y in jax.eval_shape(outputs, leaves)]
     weights = randomize(zeros, case.key, 1.0)
@@ -84,7 +84,7 @@ def check_structure(case: Case) -> None:
             _units_are_independent(update, (carry, z, u)),
             "update is elementwise by its jaxpr, but its derivative is not: hidden units interact",
         )
-    kind = structure.jacobian_kind(cell, params, carry, z)
+    kind = structure.jacobian_sparsity(cell, params, carry, z)
     if kind is not None:
         require(
             _units_are_independent(step, carry, per_leaf=kind == "diagonal"),

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jrnn.cell import Carry, Inputs, Params
 from jrnn.engines import REGISTRY as ENGINES
 from jrnn.engines import unroll
-from jrnn.engines.pullback import floats
+from jrnn.engines.vjp import float_leaves
 from jrnn.taps import capture_taps
 from jrnn.testing.case import (
     BATCH,
@@ -123,7 +123,7 @@ def _check_sequence(case: Case) -> None:
     resets = np.zeros((STEPS, BATCH), bool)
     resets[2, 0] = resets[1, 1] = resets[STEPS - 1, 1] = True
     masks = {"lengths": lengths, "resets": resets}
-    engines = [name for name, kind in ENGINES.items() if kind.general]
+    engines = [name for name, kind in ENGINES.items() if kind.supports_every_cell]
     engines += ["associative"] * is_linear(case)
     variants = [(engine, reverse) for engine in engines for reverse in (False, True)]
 
@@ -200,7 +200,9 @@ def _check_dtype(case: Case) -> None:
             partial(init_and_step, dtype=dtype), _cast(case.xs(BATCH), dtype)
         ):
             expected = {True: jnp.complex64, False: dtype}
-            equal = [a.dtype == expected[is_complex(a)] for a in jax.tree.leaves(floats(tree))]
+            equal = [
+                a.dtype == expected[is_complex(a)] for a in jax.tree.leaves(float_leaves(tree))
+            ]
             require(all(equal), f"expected {jnp.dtype(dtype).name}, got {_dtype_names(tree)}")
     for dtype in (jnp.float32, jnp.bfloat16):
         params = jax.eval_shape(partial(case.cell.init, case.key, case.input_size, dtype))
@@ -263,7 +265,7 @@ def _check_noise(case: Case) -> None:
 
     @jit_unoptimized
     def run_all(params: Params, xs: Inputs, key: jax.Array) -> list[Any]:
-        engines = [name for name, kind in ENGINES.items() if kind.general]
+        engines = [name for name, kind in ENGINES.items() if kind.supports_every_cell]
         run = partial(unroll, cell, params, xs)
         return [run(key=key, engine=engine) for engine in engines] + [run(engine="scan")]
 

@@ -11,11 +11,10 @@ from jrnn.cell import (
     Carry,
     Cell,
     Coefficients,
-    Core,
     Gates,
+    InnerCell,
     Inputs,
     Params,
-    Traits,
     add_noise,
     split_noise,
 )
@@ -72,8 +71,12 @@ class Wrapper(Cell):
         return type(self).__name__
 
     @property
-    def traits(self) -> Traits:
-        return self.cell.traits
+    def has_coupled_carry(self) -> bool:
+        return self.cell.has_coupled_carry
+
+    @property
+    def input_types(self) -> tuple[type, ...]:
+        return self.cell.input_types
 
     @property
     def forwards_update(self) -> bool:
@@ -152,12 +155,16 @@ class Wrapper(Cell):
         return self.transform_output(params, y, z.extra)
 
     @final
-    def core(self, params: Params, x: Inputs) -> Core:
+    def inner_cell(self, params: Params, x: Inputs) -> InnerCell:
         if not self.forwards_update:
-            return Core(self, params, x, lambda y: y)
+            return InnerCell(self, params, x, lambda y: y)
         x, extra = self._input(params, x)
-        core = self.cell.core(self.cell_params(params), x)
-        return core._replace(finish=lambda y: self.transform_output(params, core.finish(y), extra))
+        inner = self.cell.inner_cell(self.cell_params(params), x)
+        return inner._replace(
+            transform_output=lambda y: self.transform_output(
+                params, inner.transform_output(y), extra
+            )
+        )
 
     def _input(self, params: Params, x: Inputs) -> tuple[Inputs, Any]:
         """Calls `transform_input` with the noise of the transform; keeps that of the inner cell."""
@@ -198,7 +205,7 @@ def check_independent_carry(transform: Wrapper, operation: str) -> None:
       transform: a transform that changes the arrays of the carry independently.
       operation: what it does, such as "zoneout", for the message.
     """
-    if transform.cell.traits.coupled_carry:
+    if transform.cell.has_coupled_carry:
         raise ValueError(
             f"{transform.owner}: cell must have a carry of independent arrays for {operation}, got "
             f"{transform.cell!r}, whose carry has an array that is computed from another one; use "

@@ -135,9 +135,8 @@ def test_mut2_equals_gru_with_reset_after_false_and_negated_z(x64: None) -> None
 
 def random_below(key: jax.Array, leading: tuple[int, ...]) -> WithCellState:
     keys = jax.random.split(key)
-    return WithCellState(
-        *(jax.random.normal(k, (*leading, n)) for k, n in zip(keys, (3, 2), strict=True))
-    )
+    leaves = (jax.random.normal(k, (*leading, n)) for k, n in zip(keys, (3, 2), strict=True))
+    return WithCellState(*leaves)
 
 
 def test_depth_gated_lstm_with_layer_below_satisfies_the_contract() -> None:
@@ -181,8 +180,8 @@ def test_layer_below_must_have_the_same_hidden_size() -> None:
 
 
 def test_depth_gated_lstm_accepts_inputs_with_and_without_layer_below() -> None:
-    assert DepthGatedLSTM(2).traits.input_types == (WithCellState,)
-    assert not Elman(2).traits.input_types
+    assert DepthGatedLSTM(2).input_types == (WithCellState,)
+    assert not Elman(2).input_types
     cell, zeros = DepthGatedLSTM(2), jnp.zeros(2)
     params = cell.init(jax.random.key(0), 3)
     for x, names in ((jnp.ones(3), "ifgo"), (WithCellState(jnp.ones(3), zeros), "difgo")):

@@ -45,7 +45,7 @@ def mesh():
 def results(cell, engine, params, batch):
     """Values and gradients for each scenario."""
 
-    def one(scenario):
+    def run_scenario(scenario):
         run = lambda p, xs, c: unroll_scenario(
             cell, engine, scenario, p, batch._replace(xs=xs, carry=c)
         )
@@ -56,7 +56,7 @@ def results(cell, engine, params, batch):
             differentiable_leaves(vjp((cotangents(carry, batch.ct_carry), batch.ct_ys))),
         )
 
-    return [one(scenario) for scenario in SCENARIOS]
+    return [run_scenario(scenario) for scenario in SCENARIOS]
 
 
 def check_values_and_gradients():

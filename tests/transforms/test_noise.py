@@ -10,7 +10,7 @@ import pytest
 
 import jrnn
 from jrnn import GRU, LSTM, Associative, Cell, Elman, Fused, MinGRU, Newton, Scan
-from jrnn.structure import recurrence
+from jrnn.structure import recurrence_kind
 from jrnn.transforms import dropout, highway, layer_norm, residual, weight_drop, zoneout
 from tests.helpers import assert_close, random_params
 from tests.oracles.common import sigmoid
@@ -72,7 +72,7 @@ def test_noise_is_equal_on_every_engine(name: str, x64: None) -> None:
     cell = NOISY[name]
     params = make_params(cell)
     engines = [Fused(), Fused(chunk=2, remat=True), Newton()]
-    engines += [Associative()] if recurrence(cell, SIZE) == "linear" else []
+    engines += [Associative()] if recurrence_kind(cell, SIZE) == "linear" else []
 
     @jax.jit
     def run_all(params: Any) -> Any:
@@ -204,7 +204,7 @@ def test_linear_cell_with_zoneout_remains_linear(x64: None) -> None:
         h = np.where(mask[t, b], h, mingru(params, h, XS[t, b])[0])
         return h, h
 
-    assert recurrence(cell, SIZE) == "linear"
+    assert recurrence_kind(cell, SIZE) == "linear"
     for engine in (Associative(), Associative(chunk=2)):
         assert_close(run(cell, params, engine)[1], loop(step, np.zeros(SIZE)), 1e-12)
 

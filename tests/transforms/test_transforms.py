@@ -25,7 +25,7 @@ from jrnn import (
     stack,
 )
 from jrnn.cells.gru import GRUGates
-from jrnn.structure import recurrence, update_is_elementwise
+from jrnn.structure import recurrence_kind, update_is_elementwise
 from jrnn.testing import check_cell
 from jrnn.transforms import (
     REGISTRY,
@@ -65,13 +65,14 @@ def coefficients_of(cell: jrnn.Cell) -> Any:
 
 def test_transforms_delegate_properties_of_the_inner_cell() -> None:
     linear = residual(zoneout(dropout(layer_norm(MinGRU(SIZE)), x=0.1), h=0.1))
-    assert recurrence(linear, SIZE) == "linear"
+    assert recurrence_kind(linear, SIZE) == "linear"
     assert is_elementwise(linear) and not is_elementwise(layer_norm(LSTM(SIZE)))
     assert isinstance(coefficients_of(linear), Diagonal)
     assert (
-        recurrence(layer_norm(ParaLSTM(SIZE), normalize_cell_state=False), SIZE) == "block_diagonal"
+        recurrence_kind(layer_norm(ParaLSTM(SIZE), normalize_cell_state=False), SIZE)
+        == "block_diagonal"
     )
-    assert recurrence(clip(MinGRU(SIZE), carry=1.0), SIZE) == "diagonal"
+    assert recurrence_kind(clip(MinGRU(SIZE), carry=1.0), SIZE) == "diagonal"
     assert coefficients_of(clip(MinGRU(SIZE), carry=1.0)) is None
     assert zoneout(LSTM(SIZE), h=0.1).kernel_name() is None
     assert isinstance(coefficients_of(zoneout(MinGRU(SIZE, log_space=True), h=0.1)), Diagonal)
