@@ -42,7 +42,6 @@ Write a cell:
   Diagonal, LogDiagonal, Dense: the coefficients of a cell that is linear in its carry.
   Noisy, Timed, Observed, WithCellState: inputs with noise, time intervals, missing values, or the
     cell state of the layer below.
-  Traits: properties of a cell that cannot be derived by tracing.
   SequenceInputs: the arguments of a layer for a batch of sequences.
   Carries of several arrays are NamedTuples, such as LSTMCarry.
 
