@@ -1,4 +1,4 @@
-# Everything runs in .venv; each target installs the extras that it needs, once.
+# All targets run in .venv. Each target first installs the extras that it needs.
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -12,25 +12,26 @@ PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 setup: $(VENV)/with-demo
 
-# With another cell: make demo cell=gru
+# Trains on handwritten digits. With another cell: make demo cell=gru
 demo: $(VENV)/with-demo
 	$(BIN)/jrnn train configs/digits.py$(if $(cell),:cell=$(cell))
 
 test: $(VENV)/with-test
 	$(PYTEST) $(TESTS)
 
-# A subset of the tests that takes three minutes, for other versions of Python and JAX:
+# A subset of the tests that takes three minutes, for example with another version of Python:
 # make test-fast VENV=build/python3.12 PYTHON=python3.12
 FAST := tests/cells/test_contract.py tests/engines/test_native.py tests/nn \
 	tests/train/test_checkpoint.py tests/test_testing.py tests/engines/test_truth.py
 test-fast: $(VENV)/with-test
 	$(PYTEST) -k "not finite_differences and not cost_little" $(FAST)
 
-# All cells on all engines with all masks, twenty killed runs, and sanitizers: an hour.
+# The tests marked `exhaustive` (all cells on all engines with all masks, twenty killed runs) and
+# the sanitizers; takes an hour.
 test-all: $(VENV)/with-test sanitize
 	$(PYTEST) -m "not slow" $(TESTS)
 
-# Trains networks to the accuracies in README: an hour.
+# Trains networks and checks the accuracies in README; takes an hour.
 accuracy: $(VENV)/with-test
 	$(BIN)/pytest -m slow tests/train/test_targets.py
 
@@ -42,17 +43,18 @@ lint: $(VENV)/with-lint $(VENV)/with-test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# With other cases: make bench args="--shapes 0 1 --engines scan"; see jrnn bench --help
+# With options: make bench args="--shapes 0 1 --engines scan"; see jrnn bench --help
 bench: $(VENV)/with-bench $(VENV)/with-parity
 	$(BIN)/jrnn bench $(args)
 
-# On a machine with a GPU and JAX: installs nothing, and jrnn need not be installed. It takes at most
-# six minutes and writes JSON to docs/benchmarks/gpu/. See make gpu-check args=--help
+# Checks and times jrnn on a machine with a GPU and JAX. Installs nothing; jrnn need not be
+# installed. Takes at most six minutes, and writes a JSON file to docs/benchmarks/gpu. For options:
+# make gpu-check args=--help
 gpu-check:
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m jrnn.bench.gpu_check $(args)
 
-# Runs the kernels under the sanitizers of GCC or Clang for memory errors, undefined behavior and data
-# races; takes minutes. On other machines than x86-64: make sanitize flags="-DPORTABLE -mcpu=native"
+# Runs the kernels with the sanitizers of GCC or Clang for memory errors, undefined behavior and data
+# races; takes minutes. On CPUs other than x86-64: make sanitize flags="-DPORTABLE -mcpu=native"
 flags ?= -DPORTABLE -march=x86-64-v3 -march=native
 sanitize:
 	mkdir -p build
@@ -67,21 +69,21 @@ notebooks: $(VENV)/with-notebooks
 clean:
 	rm -rf .venv build runs .pytest_cache .ruff_cache
 
-# One stamp file for each extra, rebuilt when the dependencies change.
+# Stamp files, one for each extra; an extra is installed again when the dependencies change.
 $(VENV)/with-%: pyproject.toml $(VENV)/built
 	$(BIN)/pip install --quiet 'jrnn[$*]'
 	touch $@
 
-# jrnn itself, also rebuilt when its optional kernels change. Without build isolation: in a new
-# environment for each build, all kernels would be compiled every time.
+# Installs jrnn, and installs it again when the sources of the C++ kernels change. With build
+# isolation, pip would use a new environment for each build and compile all kernels again.
 $(VENV)/built: pyproject.toml $(wildcard jrnn/kernels/*) | $(VENV)/bin/python
 	$(BIN)/pip install --quiet 'scikit-build-core[wheels]>=1.0' 'jaxlib>=0.10'
 	$(BIN)/pip install --quiet --no-build-isolation -e .
-	@$(BIN)/python -c 'import jrnn._kernels' 2>/dev/null || echo 'The kernels in C++ were not built;' \
-		'jrnn works without them. For the reason: $(BIN)/pip install -v --no-build-isolation -e .'
+	@$(BIN)/python -c 'import jrnn._kernels' 2>/dev/null || echo 'The C++ kernels were not built;' \
+		'jrnn works without them. To see the reason, run $(BIN)/pip install -v --no-build-isolation -e .'
 	touch $@
 
 $(VENV)/bin/python:
-	@test -n "$(PYTHON)" || { echo "jrnn needs Python 3.11 or newer; set one: make PYTHON=..."; exit 1; }
+	@test -n "$(PYTHON)" || { echo "make: jrnn requires Python 3.11 or newer; pass one with PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip

@@ -1,4 +1,4 @@
-"""Your own sequences from an .npz file with arrays xs, ys and optionally lengths.
+"""Your own sequences, from an .npz file with arrays xs, ys and optionally lengths.
 
 jrnn train configs/arrays.py:path=mine.npz,kind=classification
 jrnn train configs/arrays.py:path=mine.npz,kind=sequence_regression,cell=gru
@@ -17,15 +17,15 @@ def get_config(
     hidden: int = 64,
     runlocal: bool = False,
 ) -> Experiment:
-    """Returns the experiment.
+    """Returns the experiment of this config.
 
     Args:
       path: path of the file.
-      kind: kind of targets in ys: "classification" or "regression", one for each sequence;
-        "sequence_classification" or "sequence_regression", one for each step.
+      kind: kind of targets: "classification" or "regression" for one target per sequence,
+        "sequence_classification" or "sequence_regression" for one target per step.
       cell: name of the cell.
       hidden: number of hidden units.
-      runlocal: whether to run only a few steps, as a smoke test.
+      runlocal: whether to train for a few steps only, as a smoke test.
     """
     return Experiment(
         task=Arrays(path, kind),

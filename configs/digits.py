@@ -1,11 +1,11 @@
-"""Classification of handwritten digits, with one pixel or one row of pixels per step.
+"""Classification of handwritten digits, pixel by pixel or row by row.
 
-    jrnn train configs/digits.py                              # LSTM, pixel by pixel
+    jrnn train configs/digits.py                         # LSTM, pixel by pixel
     jrnn train configs/digits.py:cell=gru
     jrnn train configs/digits.py:order=row,cell=elman
 
-The data are the 1797 images of 8 by 8 pixels in scikit-learn. Le, Jaitly and Hinton, 2015, A simple
-way to initialize recurrent networks of rectified linear units, use MNIST in the same way.
+The data are the 1797 images of 8 by 8 pixels in scikit-learn. The task is from Le, Jaitly and
+Hinton, 2015, A simple way to initialize recurrent networks of rectified linear units, with MNIST.
 """
 
 from jrnn.config import make_cell
@@ -17,13 +17,13 @@ from jrnn.train import Experiment, Network, Optimizer
 def get_config(
     cell: str = "lstm", order: Order = "pixel", hidden: int = 96, runlocal: bool = False
 ) -> Experiment:
-    """Returns the experiment.
+    """Returns the experiment of this config.
 
     Args:
       cell: name of the cell.
-      order: "pixel", "row" or "permuted".
+      order: "pixel", "row" or "permuted", which is "pixel" in a fixed random order.
       hidden: number of hidden units.
-      runlocal: whether to run only a few steps, as a smoke test.
+      runlocal: whether to train for a few steps only, as a smoke test.
     """
     return Experiment(
         task=Digits(order=order),

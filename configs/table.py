@@ -1,4 +1,4 @@
-"""Forecasting of your own time series from a .csv file with a header.
+"""Forecasting of your own time series, from a .csv file with a header.
 
 jrnn train configs/table.py:path=mine.csv,horizon=24
 jrnn train configs/table.py:path=mine.csv --task.columns load temperature --task.targets load
@@ -17,15 +17,15 @@ def get_config(
     hidden: int = 64,
     runlocal: bool = False,
 ) -> Experiment:
-    """Returns the experiment.
+    """Returns the experiment of this config.
 
     Args:
       path: path of the file.
-      window: number of rows in an input.
-      horizon: number of rows ahead to forecast.
+      window: number of rows in an input sequence.
+      horizon: number of rows ahead to predict.
       cell: name of the cell.
       hidden: number of hidden units.
-      runlocal: whether to run only a few steps, as a smoke test.
+      runlocal: whether to train for a few steps only, as a smoke test.
     """
     return Experiment(
         task=Table(path, window=window, horizon=horizon),

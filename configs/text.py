@@ -1,11 +1,11 @@
-"""Character-level language modeling of a text file, or of the documentation of Python.
+"""Character-level language modeling of a text file, or of the help topics of Python.
 
-The text is split into 32 streams, read in windows of 128 characters; the carry is passed from
-window to window.
+    jrnn train configs/text.py
+    jrnn train configs/text.py:path=my.txt,cell=gru,hidden=512
+    jrnn sample RUN --prompt "The "
 
-jrnn train configs/text.py
-jrnn train configs/text.py:path=my.txt,cell=gru,hidden=512
-jrnn sample RUN --prompt "The "
+Training uses truncated backpropagation through time: the text is split into 32 streams, one for
+each row of a batch, and the carry is passed from each window of 128 characters to the next.
 """
 
 from jrnn.config import make_cell
@@ -16,13 +16,13 @@ from jrnn.train import TBPTT, Experiment, Network, Optimizer
 def get_config(
     cell: str = "lstm", path: str | None = None, hidden: int = 256, runlocal: bool = False
 ) -> Experiment:
-    """Returns the experiment.
+    """Returns the experiment of this config.
 
     Args:
       cell: name of the cell.
-      path: path of a UTF-8 file; None uses a text that is included in Python, 0.46 MB of English.
+      path: path of a UTF-8 file; None means the help topics of Python, 0.46 MB of English.
       hidden: number of hidden units.
-      runlocal: whether to run only a few steps, as a smoke test.
+      runlocal: whether to train for a few steps only, as a smoke test.
     """
     return Experiment(
         task=Text(path),

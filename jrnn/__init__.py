@@ -1,26 +1,81 @@
-"""jrnn: recurrent networks in JAX. Write the gate arithmetic of a cell once; run it on any engine.
+"""Recurrent networks in JAX.
 
-This module exports the functional core: cells, engines and `unroll`. The other modules are imported
-on first use, so that `import jrnn` is fast: `jrnn.nn` (flax modules), `jrnn.stream`, `jrnn.tasks`,
-`jrnn.train`, `jrnn.analysis`, `jrnn.testing`.
+The gate arithmetic of a cell is written once, as pure functions. Engines, gradients, training and
+analysis are derived from these functions.
+
+>>> import jax, jax.numpy as jnp, jrnn
+>>> cell = jrnn.LSTM(hidden_size=4)
+>>> params = cell.init(jax.random.key(0), input_size=3)
+>>> carry, ys = jrnn.unroll(cell, params, jnp.ones((5, 2, 3)))  # [time, batch, input]
+>>> ys.shape
+(5, 2, 4)
+
+Run a cell or a layer:
+  unroll: runs over a batch of sequences, with lengths, masks, resets and in both directions.
+  stream: runs a network of `jrnn.nn` one step at a time.
+  segment_resets, reverse_resets: resets for packed sequences.
+
+Cells with dense recurrent matrices:
+  LSTM and its variants: LSTM, lstm_variant, JANET, MultiplicativeLSTM, MogrifierLSTM,
+    DepthGatedLSTM, SLSTM, ConvLSTM.
+  GRU and its variants: GRU, MGU, UGRNN, MUT1, MUT2, MUT3, MinimalRNN, GRUD.
+  Other cells: Elman, FastGRNN, AntisymmetricRNN, Clockwork, CoRNN, LEM, CTRNN, CfC.
+
+Cells with diagonal or block-diagonal recurrence: IndRNN, ParaGRU, ParaLSTM.
+
+Cells that are linear in their carry: MinGRU, MinLSTM, LRU, RGLRU, S5, MLSTM.
+
+Layers, which map sequences to sequences:
+  stack, bidirectional: combine cells and layers.
+  Layer: the base class of layers and cells.
+
+Engines, which `unroll` takes as the argument `engine`:
+  Engine: the base class.
+  Scan, Fused, Native: run step by step.
+  Associative, Newton: run in parallel over time.
+  Sharded: runs another engine on each device of a mesh.
+  newton: runs `Newton`, and returns a Solution with a NewtonStatus.
+
+Write a cell:
+  Cell: the base class.
+  tap: names a value, such as a gate, for `jrnn.analysis.capture_gates`.
+  Diagonal, LogDiagonal, Dense: the coefficients of a cell that is linear in its carry.
+  Noisy, Timed, Observed, WithCellState: inputs with noise, time intervals, missing values, or the
+    cell state of the layer below.
+  SequenceInputs: the arguments of a layer for a batch of sequences.
+  Carries of several arrays are NamedTuples, such as LSTMCarry.
+
+Modules:
+  jrnn.transforms: functions from a cell to a cell, such as dropout, zoneout and layer_norm.
+  jrnn.layers: the classes of stack and bidirectional.
+  jrnn.initializers: initial values of weights and biases.
+  jrnn.nn: flax modules. It needs flax.
+  jrnn.train: training with optax, and checkpoints.
+  jrnn.tasks: data sets and synthetic problems.
+  jrnn.config: Python config files of the command `jrnn`.
+  jrnn.analysis: gates, Lyapunov exponents, and figures.
+  jrnn.testing: the conformance suite for your own cells.
+  jrnn.sweep, jrnn.distributed: hyper-parameter sweeps, and training on several devices or hosts.
+
+`import jrnn` is fast: `jrnn.nn`, `jrnn.stream`, `jrnn.tasks`, `jrnn.train`, `jrnn.config`,
+`jrnn.analysis` and `jrnn.testing` are imported on first use.
 """
 
-import importlib
+import importlib as _importlib
 from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
-from typing import Any
+from typing import Any as _Any
 
 from jrnn import initializers as initializers
 from jrnn import layers as layers
 from jrnn import transforms as transforms
-from jrnn.cell import Below as Below
 from jrnn.cell import Cell as Cell
 from jrnn.cell import Dense as Dense
 from jrnn.cell import Diagonal as Diagonal
 from jrnn.cell import LogDiagonal as LogDiagonal
 from jrnn.cell import Noisy as Noisy
 from jrnn.cell import Timed as Timed
-from jrnn.cell import Traits as Traits
+from jrnn.cell import WithCellState as WithCellState
 from jrnn.cells import CTRNN as CTRNN
 from jrnn.cells import GRU as GRU
 from jrnn.cells import GRUD as GRUD
@@ -85,17 +140,17 @@ from jrnn.taps import tap as tap
 
 try:
     __version__ = _version("jrnn")
-except _PackageNotFoundError:  # a source tree that is not installed
+except _PackageNotFoundError:  # jrnn is imported from a source tree and is not installed
     __version__ = "0+unknown"
 
 _LAZY_MODULES = ("analysis", "config", "nn", "stream", "tasks", "testing", "train")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _Any:
     if name == "stream":
-        return importlib.import_module("jrnn.nn").stream
+        return _importlib.import_module("jrnn.nn").stream
     if name in _LAZY_MODULES:
-        return importlib.import_module(f"jrnn.{name}")
+        return _importlib.import_module(f"jrnn.{name}")
     raise AttributeError(f"module 'jrnn' has no attribute {name!r}")
 
 

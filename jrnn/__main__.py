@@ -1,4 +1,4 @@
-"""`python -m jrnn`: the command, where the script is not on the path."""
+"""Runs the command `jrnn` as `python -m jrnn`."""
 
 from jrnn.cli import main
 

@@ -1,12 +1,12 @@
-"""Kernels for CPUs in C++ (jrnn/kernels); not there where jrnn was installed without a compiler."""
+"""C++ kernels for CPUs (jrnn/kernels); missing if jrnn was installed without a compiler."""
 
 from typing import Any
 
 def registrations() -> dict[str, Any]:
-    """The handlers by name, as capsules for `jax.ffi.register_ffi_target`."""
+    """Returns the XLA FFI handlers by name, as capsules for `jax.ffi.register_ffi_target`."""
 
 def isa() -> str:
-    """The instruction set in use: `base`, `v3` or `v4`; `JRNN_ISA` may ask for a smaller one."""
+    """Returns the selected instruction set: `base`, `v3` or `v4`; `JRNN_ISA` limits it."""
 
 def available_isas() -> tuple[str, ...]:
-    """The instruction sets that were compiled and that this machine runs, the smallest first."""
+    """Returns the compiled instruction sets that this CPU supports, from oldest to newest."""

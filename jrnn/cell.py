@@ -1,6 +1,6 @@
 """The base class of cells: gate arithmetic, written once as pure functions.
 
-A cell is a frozen dataclass of hyper-parameters. It holds no arrays: those are in `params` and in
+A cell is a frozen dataclass of hyper-parameters. It holds no arrays: these are in `params` and in
 `carry`. A step consists of four methods, `project`, `recur`, `update` and `readout`, each of which
 accepts any leading axes. Every engine is derived from these four.
 """
@@ -22,12 +22,12 @@ from jrnn.layer import Params as Params
 Gates = Any
 
 
-class Below(NamedTuple):
-    """The input of a cell that takes the state of the layer below it.
+class WithCellState(NamedTuple):
+    """The input of a cell that also reads the cell state of the layer below, as in a stack.
 
     Attributes:
-      x: the output of that layer, `[..., input]`.
-      c: its cell state after this step, `[..., hidden]`.
+      x: the output of the layer below, `[..., input]`.
+      c: the cell state of the layer below after the same step, `[..., hidden]`.
     """
 
     x: jax.Array
@@ -35,11 +35,11 @@ class Below(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """The input of a cell that takes irregular time steps.
+    """The input of a cell for irregularly sampled sequences.
 
     Attributes:
       x: the input, `[..., input]`.
-      dt: the time since the previous input, `[...]`, the same for all layers of a stack.
+      dt: the time since the previous input, `[...]`. All layers of a stack receive the same `dt`.
     """
 
     x: jax.Array
@@ -47,11 +47,11 @@ class Timed(NamedTuple):
 
 
 class Noisy(NamedTuple):
-    """The input of a cell together with the noise that its `sample_noise` drew.
+    """The input of a stochastic cell, with the noise from its `sample_noise`.
 
     Attributes:
       x: the input.
-      noise: a pytree of leaves with the same leading axes as the input.
+      noise: a pytree; its leaves have the leading axes of the input.
     """
 
     x: Any
@@ -62,90 +62,78 @@ class Diagonal(NamedTuple):
     """Coefficients of a linear cell: s' = a * s + b, elementwise.
 
     Attributes:
-      a: a tree with the structure of the carry; leaves broadcast against those of the carry, and
-        may lack leading axes or have axes of size 1.
-      b: as `a`.
+      a: a pytree with the structure of the carry. Its leaves broadcast against those of the carry;
+        they may lack leading axes or have axes of size 1.
+      b: the same structure and shapes as `a`.
     """
 
     a: Any
     b: Any
 
     def apply(self, carry: Carry) -> Carry:
-        """The carry after the step."""
+        """Returns the carry after the step."""
         return jax.tree.map(lambda a, s, b: a * s + b, self.a, carry, self.b)
 
 
 class LogDiagonal(NamedTuple):
-    """Positive coefficients of a linear cell, as logarithms.
+    """The logarithms of the coefficients of a linear cell whose coefficients are all positive.
 
     ::
 
         s' = exp(log_a) * s + exp(log_b)
 
     Attributes:
-      log_a: as `Diagonal.a`.
-      log_b: as `Diagonal.b`.
+      log_a: the logarithm of `Diagonal.a`.
+      log_b: the logarithm of `Diagonal.b`.
     """
 
     log_a: Any
     log_b: Any
 
     def apply(self, carry: Carry) -> Carry:
-        """The carry after the step."""
+        """Returns the carry after the step."""
         return self.exp().apply(carry)
 
     def exp(self) -> Diagonal:
-        """The coefficients as `Diagonal`."""
+        """Returns the coefficients as `Diagonal`."""
         return Diagonal(*jax.tree.map(jnp.exp, (self.log_a, self.log_b)))
 
 
 class Dense(NamedTuple):
-    """Coefficients of a linear cell with a matrix: s' = a @ s + b.
+    """Coefficients of a linear cell with a transition matrix: s' = a @ s + b.
 
     Attributes:
-      a: a tree with the structure of the carry; leaves `[..., n, n]` for leaves `[..., n]` of the
-        carry, with all leading axes, which have size 1 where the matrices are the same.
-      b: a tree with the structure of the carry, as `Diagonal.b`.
+      a: a pytree with the structure of the carry, leaves `[..., n, n]` for leaves `[..., n]` of the
+        carry. All leading axes must be present; an axis has size 1 if the matrices do not depend on
+        it.
+      b: a pytree with the structure of the carry, as in `Diagonal.b`.
     """
 
     a: Any
     b: Any
 
     def apply(self, carry: Carry) -> Carry:
-        """The carry after the step."""
+        """Returns the carry after the step."""
         return jax.tree.map(lambda a, s, b: (a @ s[..., None])[..., 0] + b, self.a, carry, self.b)
 
 
 Coefficients = Diagonal | LogDiagonal | Dense
 
 
-class Core(NamedTuple):
-    """The innermost cell of a chain of transforms that do not change its `update`.
+class InnerCell(NamedTuple):
+    """The cell inside a chain of transforms that do not change `recur` and `update`.
 
     Attributes:
-      cell: the innermost cell.
-      params: its parameters.
-      x: its input.
-      finish: maps its output to that of the transformed cell.
+      cell: the inner cell.
+      params: the parameters of the inner cell.
+      x: the input of the inner cell.
+      transform_output: maps the output of the inner cell to that of the transformed cell.
     """
 
     cell: "Cell"
     params: Params
     x: Inputs
-    finish: Callable[[Any], Any]
-
-
-class Traits(NamedTuple):
-    """Properties of a cell that cannot be derived by tracing its methods.
-
-    Attributes:
-      coupled_carry: whether one leaf of the carry is a function or the scale of another, such as a
-        potential and its rate, so that a transform must not change one of them alone.
-      input_types: input types that the cell accepts besides arrays, such as `Timed`.
-    """
-
-    coupled_carry: bool = False
-    input_types: tuple[type, ...] = ()
+    transform_output: Callable[[Any], Any]
 
 
 class Cell(Layer):
@@ -158,17 +146,18 @@ class Cell(Layer):
         s' = update(params, s, z, u)           the gate arithmetic, elementwise
         y  = readout(params, s', z)            the output; by default s' itself
 
-    Subclasses are frozen dataclasses, so that a cell is hashable (a static argument of `jax.jit`),
-    printable, picklable and its own config. Each of the four functions accepts any leading axes;
-    `z` and `u` are pytrees with one array `[..., hidden]` for each gate, and `recur` is linear in
-    the carry.
+    Subclasses must be frozen dataclasses. A cell is then hashable, so that it can be a static
+    argument of `jax.jit`; it is also printable and picklable, and serves as its own config. Each of
+    the four functions accepts any leading axes. `z` and `u` are pytrees with one array
+    `[..., hidden]` for each gate, and `recur` is linear in the carry.
 
     A subclass implements `init`, `init_carry`, `project`, `recur` and `update`, and `readout` if
     the output is not the carry. Optional methods add capabilities: `coefficients` for a cell that
     is linear in its carry, `sample_noise` for a stochastic cell, `inputs` for a cell whose input is
-    not a single array, `traits` for properties that cannot be traced. All other properties that an
-    engine uses, such as whether `update` is elementwise or the Jacobian diagonal, are derived from
-    the jaxprs of these functions (see `jrnn.structure`).
+    not a single array. Two properties must be declared if their default is wrong:
+    `has_coupled_carry` and `input_types`. All other properties that an engine uses, such as whether
+    `update` is elementwise or the Jacobian diagonal, are derived from the jaxprs of these functions
+    (see `jrnn.structure`).
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -181,18 +170,18 @@ class Cell(Layer):
 
     @abc.abstractmethod
     def project(self, params: Params, x: Inputs) -> Gates:
-        """Everything that depends on `x [..., input]` alone: one array for each gate."""
+        """Computes everything that depends on `x [..., input]` alone: one array for each gate."""
 
     @abc.abstractmethod
     def recur(self, params: Params, carry: Carry) -> Gates:
-        """Every matrix product with the carry, and nothing else: one array for each gate."""
+        """Computes the matrix products with the carry and nothing else: one array for each gate."""
 
     @abc.abstractmethod
     def update(self, params: Params, carry: Carry, z: Gates, u: Gates) -> Carry:
-        """The gate arithmetic, elementwise: the new carry."""
+        """Computes the new carry from the old one and the gates, elementwise."""
 
     def readout(self, params: Params, carry: Carry, z: Gates) -> Any:
-        """The output `y [..., output]` from the new carry: the carry itself by default."""
+        """Computes the output `y [..., output]` from the new carry; by default the carry itself."""
         if len(jax.tree.leaves(carry)) != 1:
             raise TypeError(
                 f"{type(self).__name__}: the carry must be one array for the default readout, "
@@ -202,19 +191,20 @@ class Cell(Layer):
         return carry
 
     def coefficients(self, params: Params, z: Gates) -> Coefficients | None:
-        """The coefficients of a cell that is linear in its carry; None for any other cell.
+        """Returns the coefficients of a cell that is linear in its carry; None for any other cell.
 
-        `update` of such a cell is `coefficients(params, z).apply(carry)`, and `recur` returns None.
+        `update` of a linear cell is `coefficients(params, z).apply(carry)`, and its `recur` returns
+        None.
         """
         return None
 
     def sample_noise(
         self, params: Params, xs: Inputs, leading: tuple[int, ...], key: jax.Array
     ) -> tuple[Params, Any]:
-        """Draws all noise once, before the loop, so that it is the same on every engine.
+        """Draws the noise of all steps before the loop, so that it is the same on every engine.
 
-        `project` then receives `Noisy(x, noise)` at each step. Without a key it receives the plain
-        input, and the cell returns its expected value.
+        `project` then receives `Noisy(x, noise)` at each step. If no key is passed, this method is
+        not called: `project` receives the plain input, and the cell must return its expected value.
 
         Args:
           params: the parameters.
@@ -223,8 +213,8 @@ class Cell(Layer):
           key: a PRNG key.
 
         Returns:
-          The parameters, with noise that is shared by all steps and sequences applied to them, such
-          as dropped weights; and a pytree of leaves `[*leading, ...]`, or None.
+          The parameters, changed by noise that all steps and sequences share, such as dropped
+          weights; and the noise of each step, a pytree of leaves `[*leading, ...]`, or None.
         """
         return params, None
 
@@ -234,23 +224,32 @@ class Cell(Layer):
         return type(self).sample_noise is not Cell.sample_noise
 
     @property
-    def traits(self) -> Traits:
-        """Properties that cannot be derived from the methods of the cell."""
-        return Traits()
+    def has_coupled_carry(self) -> bool:
+        """Whether one leaf of the carry determines or scales another, as in `CTRNN` and `SLSTM`.
+
+        Transforms such as `zoneout` raise for such a cell, since they would change only one of
+        these leaves.
+        """
+        return False
 
     def kernel_name(self) -> str | None:
-        """The hand-written kernel of `Native` that computes this cell's `update`, or None.
+        """Returns the name of the `Native` kernel that computes this cell's `update`, or None.
 
         Parameters and carry must have the fields that this kernel reads.
         """
         return None
 
-    def core(self, params: Params, x: Inputs) -> Core:
-        """The innermost cell with the same `recur` and `update`, and how to run it instead.
+    def inner_cell(self, params: Params, x: Inputs) -> InnerCell:
+        """Returns the innermost cell that has the `recur` and `update` of this cell.
 
-        An engine with a kernel for that cell applies the transforms to all steps at once.
+        `Native` runs its kernel on the inner cell, and applies the transforms to all steps at once.
+        A cell that is not a transform returns itself.
+
+        Args:
+          params: the parameters of this cell.
+          x: the inputs of this cell, with any leading axes.
         """
-        return Core(self, params, x, lambda y: y)
+        return InnerCell(self, params, x, lambda y: y)
 
     def inputs(
         self, input_size: int, batch_shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
@@ -260,14 +259,8 @@ class Cell(Layer):
     @property
     @final
     def causal(self) -> bool:
-        """True: an output depends on the inputs up to its own step only."""
+        """Always True: an output of a cell does not depend on inputs of later steps."""
         return True
-
-    @property
-    @final
-    def input_types(self) -> tuple[type, ...]:
-        """Input types that the cell accepts besides arrays; see `traits`."""
-        return self.traits.input_types
 
     @final
     def apply(
@@ -282,34 +275,39 @@ class Cell(Layer):
 
     @final
     def output_shape(self, params: Params, input_size: int) -> Any:
-        """The output of one step without batch axes, as `jax.eval_shape` returns it."""
+        """Shape and dtype of the output of one step, without batch axes, as `jax.ShapeDtypeStruct`.
 
-        def one(params: Params) -> Any:
+        Args:
+          params: the parameters, or their shapes and dtypes.
+          input_size: the size of the last axis of the inputs.
+        """
+
+        def step_output(params: Params) -> Any:
             return self.step(params, self.init_carry(params, ()), self.inputs(input_size, ()))[1]
 
-        return jax.eval_shape(one, params)
+        return jax.eval_shape(step_output, params)
 
     @final
     def init_carry_like(self, params: Params, x: Inputs) -> Carry:
-        """The carry before the first step, in the wider dtype of parameters and inputs.
+        """Returns the initial carry, in the wider dtype of parameters and inputs.
 
-        `init_carry` returns the dtype of the parameters. A custom loop over `step` that starts from
-        this carry keeps the wider dtype, as `unroll` does.
+        `init_carry` uses the dtype of the parameters only. A custom loop over `step` that starts
+        from this carry keeps the wider dtype, as `unroll` does.
 
         Args:
           params: the parameters.
           x: inputs of one step, `[*batch, input]`.
         """
-        one = jax.tree.leaves(jax.eval_shape(lambda: self.inputs(1, ())))[0]
+        unbatched = jax.tree.leaves(jax.eval_shape(lambda: self.inputs(1, ())))[0]
         leaf = jax.tree.leaves(x)[0]
-        carry = self.init_carry(params, leaf.shape[: leaf.ndim - one.ndim])
+        carry = self.init_carry(params, leaf.shape[: leaf.ndim - unbatched.ndim])
         return cast(carry, widest_dtype(params, x))
 
     @final
     def step(
         self, params: Params, carry: Carry, x: Inputs, *, key: jax.Array | None = None
     ) -> tuple[Carry, Any]:
-        """One step, derived from the four functions: project, recur, update, readout.
+        """Runs one step: `project`, `recur`, `update` and `readout` in this order.
 
         Args:
           params: the parameters, from `init`.
@@ -331,7 +329,7 @@ class Cell(Layer):
     def _with_noise(
         self, params: Params, carry: Carry, x: Inputs, *, key: jax.Array | None
     ) -> tuple[Params, Carry, Inputs]:
-        """Parameters, carry and input of one step, with noise if `key` is not None."""
+        """Returns the arguments of one step, with noise if `key` is not None."""
         if key is None or not self.is_stochastic:
             return params, carry, x
         unbatched = jax.eval_shape(lambda p: self.init_carry(p, ()), params)
@@ -343,10 +341,10 @@ class Cell(Layer):
 
 
 def add_noise(x: Inputs, noise: Any) -> Inputs:
-    """The input with its noise, or the input itself if there is no noise."""
+    """Returns `Noisy(x, noise)`, or the input itself if `noise` has no leaves."""
     return Noisy(x, noise) if jax.tree.leaves(noise) else x
 
 
 def split_noise(x: Inputs) -> tuple[Inputs, Any]:
-    """The input and its noise, or None for the noise if there is none."""
+    """Splits an input into the plain input and its noise, which may be None."""
     return tuple(x) if isinstance(x, Noisy) else (x, None)

@@ -1,4 +1,8 @@
-"""Validation of user arguments, at trace time; messages state the expected and the actual value."""
+"""Validation of user arguments, at trace time.
+
+Each function raises unless the value of an argument is valid. `owner` is the class or function that
+the user called, and `name` the argument. Messages state the expected and the actual value.
+"""
 
 import difflib
 import math
@@ -95,7 +99,7 @@ def float_dtype(owner: str, dtype: DTypeLike) -> jnp.dtype:
 
 
 def last_axis(owner: str, name: str, array: jax.Array, size: int, source: str) -> None:
-    """Raises unless the last axis of an array has size `size`, which `source` determines."""
+    """Raises unless the last axis of an array has size `size`; `source` says where that is set."""
     if array.ndim == 0 or array.shape[-1] != size:
         raise ValueError(
             f"{owner}: {name} must have a last axis of {size} ({source}), got shape {array.shape}"
@@ -105,8 +109,14 @@ def last_axis(owner: str, name: str, array: jax.Array, size: int, source: str) -
 def t_max(owner: str, value: int, forget_bias: float = 0.0, default: float = 0.0) -> None:
     """Raises unless `t_max` of the chrono initialization is an int of at least 3 steps.
 
-    Below 3 the range of log U[1, t_max - 1] is empty. Raises as well if `forget_bias` is not the
-    default, since `t_max` determines it.
+    For less than 3 steps the range of log U[1, t_max - 1] is empty.
+
+    Args:
+      owner: the class that has the argument.
+      value: the value of `t_max`.
+      forget_bias: the value of the argument `forget_bias`, which must be the default, since `t_max`
+        determines the forget bias.
+      default: the default of `forget_bias`.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 3:
         raise ValueError(f"{owner}: t_max must be an int of at least 3 steps, got {value!r}")

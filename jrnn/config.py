@@ -1,7 +1,7 @@
-"""Configs: Python files that return an `Experiment`, flags that override it, and its JSON.
+"""Configs: Python files that return an `Experiment`, flags that override it, and JSON files.
 
-A config file has a function `get_config(...)` with typed arguments and defaults, which returns a
-`jrnn.train.Experiment`. The text after a colon gives its arguments, and flags change single fields
+A config file defines a function `get_config(...)` with typed arguments and defaults, which returns
+a `jrnn.train.Experiment`. Its arguments are given after a colon, and flags override single fields
 of the experiment::
 
     jrnn train configs/digits.py:cell=gru,hidden=64 --optimizer.learning-rate 1e-3
@@ -32,45 +32,45 @@ from jrnn.transforms import REGISTRY as TRANSFORMS
 
 T = TypeVar("T")
 
-MODULE = "jrnn_config"
-"""Name of the module that a config file is imported as."""
-_INCOMPATIBLE = "was edited, or written by another version of jrnn or of one of its classes"
+MODULE_NAME = "jrnn_config"
+"""The module name of an imported config file."""
+_INCOMPATIBLE = "the file was edited, or written by another version of jrnn or of a class in it"
 
 
 class ConfigError(ValueError):
-    """A config is missing or invalid."""
+    """Raised if a config is missing or invalid."""
 
 
 def make_cell(name: str, hidden_size: int, **options: Any) -> Cell:
-    """Makes a cell from its name, with transforms by their names.
+    """Makes a cell, optionally with transforms, from names.
 
     Args:
-      name: a key of `jrnn.cells.REGISTRY`, such as "gru", optionally after transforms, the
-        outermost first, such as "zoneout+layer_norm+gru". Options of transforms are set by flags,
-        such as `--network.cell.h 0.1`; the rates of zoneout and dropout are 0 by default.
+      name: a key of `jrnn.cells.REGISTRY`, such as "gru", or transforms and a cell, the outermost
+        transform first, such as "zoneout+layer_norm+gru". Transforms have their default options,
+        which flags can override, such as `--network.cell.h 0.1` for zoneout.
       hidden_size: number of hidden units.
       **options: options of the cell.
 
     Raises:
-      ValueError: the cell is unknown, or the transform is unknown or does not wrap a single cell.
+      ValueError: the cell is unknown, or a transform is unknown or needs more than a cell.
 
     >>> make_cell("gru", 64).hidden_size
     64
     >>> make_cell("residual+gru", 64)
     Residual(cell=GRU(hidden_size=64, reset_after=True, t_max=None, heads=1))
     """
-    *outer, inner = name.split("+")
-    checks.one_of("config", "cell", inner, CELLS)
-    cls: Any = CELLS[inner]
+    *transforms, cell_name = name.split("+")
+    checks.one_of("config", "cell", cell_name, CELLS)
+    cls: Any = CELLS[cell_name]
     cell = cls(hidden_size=hidden_size, **options)
-    for transform in reversed(outer):
+    for transform in reversed(transforms):
         checks.one_of("config", "transform", transform, _CELL_TRANSFORMS)
         cell = _CELL_TRANSFORMS[transform](cell)
     return cell
 
 
-def _wraps_one_cell(transform: Any) -> bool:
-    """Whether a cell is the only required argument."""
+def _needs_only_a_cell(transform: Any) -> bool:
+    """Whether a cell is the only required argument of a transform."""
     cell: Any = CELLS["lstm"]
     try:
         transform(cell(hidden_size=1))
@@ -79,19 +79,19 @@ def _wraps_one_cell(transform: Any) -> bool:
     return dataclasses.fields(transform)[0].name == "cell"
 
 
-_CELL_TRANSFORMS: dict[str, Any] = {n: t for n, t in TRANSFORMS.items() if _wraps_one_cell(t)}
+_CELL_TRANSFORMS: dict[str, Any] = {n: t for n, t in TRANSFORMS.items() if _needs_only_a_cell(t)}
 
 
-def configs_folder() -> Path:
-    """The folder of the configs that are installed with jrnn."""
+def find_configs_folder() -> Path:
+    """Returns the folder of the configs that are installed with jrnn."""
     package = Path(__file__).parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 def list_configs() -> list[Path]:
-    """All configs that are installed with jrnn, including subfolders."""
-    return sorted(configs_folder().rglob("*.py"))
+    """Returns the paths of all configs that are installed with jrnn."""
+    return sorted(find_configs_folder().rglob("*.py"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +108,10 @@ class ConfigFile:
 
     @classmethod
     def parse(cls, spec: str) -> "ConfigFile":
-        """Reads `path.py` or `path.py:name=value,...`.
+        """Parses `path.py` or `path.py:name=value,...`.
 
         Args:
-          spec: the text; a path that does not exist is looked up among the configs of jrnn.
+          spec: the text. If the path does not exist, it is searched in the configs of jrnn.
 
         Raises:
           ConfigError: the file does not exist, or the text has another form.
@@ -123,7 +123,8 @@ class ConfigFile:
             key, equals, value = pair.partition("=")
             if not equals or not key:
                 raise ConfigError(
-                    f"{spec}: arguments after the colon must be name=value,..., got {pair!r}"
+                    f"{spec}: arguments after the colon must have the form name=value,..., got "
+                    f"{pair!r}"
                 )
             arguments[key] = value
         return cls(path, arguments)
@@ -134,23 +135,24 @@ class ConfigFile:
         return list(inspect.signature(self._get_config()).parameters)
 
     def help(self) -> str:
-        """The arguments of `get_config`, with types and defaults."""
+        """Returns a text with the types, defaults and descriptions of the arguments."""
         get_config = self._get_config()
         signature = "".join(f"  {p}\n" for p in inspect.signature(get_config).parameters.values())
-        usage = f"{self.path}:name=value,... with\n{signature}\n"
-        return f"{usage}{inspect.getdoc(get_config) or ''}\n"
+        usage = f"usage: jrnn train {self.path}[:NAME=VALUE,...] [--FLAG VALUE ...]"
+        return f"{usage}\n\narguments:\n{signature}\n{inspect.getdoc(get_config) or ''}\n"
 
     def load(self, arguments: dict[str, str], flags: Sequence[str]) -> Experiment:
-        """The experiment that `get_config` returns, with fields changed by flags.
+        """Returns the experiment of `get_config`, with fields that flags override.
 
         Args:
-          arguments: arguments of `get_config`, in addition to `self.arguments`.
-          flags: such as `["--optimizer.learning-rate", "1e-3"]`.
+          arguments: arguments of `get_config` that override or extend `self.arguments`.
+          flags: flags for fields, such as `["--optimizer.learning-rate", "1e-3"]`.
 
         Raises:
-          ConfigError: the file has no function `get_config` that returns an experiment.
-          SystemExit: an argument or flag is unknown, or a value is invalid, with code 2; the
-            message is on standard error.
+          ConfigError: the file cannot be imported, or has no function `get_config` that returns an
+            experiment.
+          SystemExit: an argument or flag is unknown, or a value is invalid. The exit code is 2, and
+            the message is printed on standard error.
         """
         arguments = self.arguments | arguments
         get_config = self._get_config()
@@ -162,7 +164,7 @@ class ConfigFile:
                 config=(tyro.conf.FlagConversionOff,),
             )
         except (ValueError, TypeError):
-            raise  # the message of these is specific enough
+            raise  # these are errors of jrnn about invalid options
         except Exception as error:
             message = f"{self.path}: get_config: {type(error).__name__}: {error}"
             raise ConfigError(message) from error
@@ -170,12 +172,12 @@ class ConfigFile:
             raise ConfigError(
                 f"{self.path}: get_config must return a jrnn.train.Experiment, got {experiment!r}"
             )
-        text = ",".join(f"{name}={value}" for name, value in arguments.items())
+        assignments = ",".join(f"{name}={value}" for name, value in arguments.items())
         return tyro.cli(
             Experiment,
             default=experiment,
             args=list(flags),
-            prog=f"jrnn train {self.path}{text and ':'}{text}",
+            prog=f"jrnn train {self.path}{assignments and ':'}{assignments}",
             config=(tyro.conf.AvoidSubcommands,),
         )
 
@@ -183,56 +185,61 @@ class ConfigFile:
         get_config: Any = getattr(_import(self.path), "get_config", None)
         if callable(get_config):
             return get_config
-        raise ConfigError(f"{self.path}: a config file must define get_config(...)")
+        raise ConfigError(f"{self.path}: a config file must define a function get_config(...)")
 
 
 def load(spec: str, flags: Sequence[str] = ()) -> Experiment:
-    """Loads the experiment of a config file, with arguments and with flags for its fields.
+    """Loads the experiment of a config file.
 
     Args:
-      spec: `path.py` or `path.py:name=value,...`; a path that does not exist is looked up among the
+      spec: `path.py` or `path.py:name=value,...`. If the path does not exist, it is searched in the
         configs of jrnn.
-      flags: such as `["--optimizer.learning-rate", "1e-3"]`.
+      flags: flags for fields of the experiment, such as `["--optimizer.learning-rate", "1e-3"]`.
 
     Raises:
-      ConfigError: the file does not exist, or its `get_config` does not return an experiment.
-      SystemExit: an argument or flag is unknown, or a value is invalid, with code 2; the message is
-        on standard error.
+      ConfigError: the file does not exist, cannot be imported, or has no function `get_config` that
+        returns an experiment.
+      SystemExit: an argument or flag is unknown, or a value is invalid. The exit code is 2, and the
+        message is printed on standard error.
     """
     return ConfigFile.parse(spec).load({}, flags)
 
 
 def _to_flags(get_config: Callable[..., Any], arguments: dict[str, str]) -> list[str]:
-    """The arguments as flags for tyro; bools may be written true and false."""
+    """Converts arguments to flags for tyro; bools may be written as true and false."""
     types = {name: p.annotation for name, p in inspect.signature(get_config).parameters.items()}
     flags = []
     for key, value in arguments.items():
         is_bool = types.get(key.replace("-", "_")) in (bool, "bool")
         value = value.title() if is_bool else value
-        # A value that begins with a dash needs `=`; without it tyro suggests better names.
+        # `=` is needed for a value that begins with a dash; tyro suggests names only without `=`.
         flags += [f"--{key}={value}"] if value.startswith("-") else [f"--{key}", value]
     return flags
 
 
 def find_config(name: str) -> Path:
-    """Finds a config file by its path, or by its name among the installed ones."""
+    """Finds a config file by its path, or by its name among the configs of jrnn.
+
+    Raises:
+      ConfigError: the file does not exist; the message suggests a similar name.
+    """
     path = Path(name)
     relative = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
-    for candidate in (path, configs_folder() / relative):
+    for candidate in (path, find_configs_folder() / relative):
         if candidate.is_file() and candidate.suffix == ".py":
             return candidate
-    names = [f"configs/{config.relative_to(configs_folder())}" for config in list_configs()]
+    names = [f"configs/{config.relative_to(find_configs_folder())}" for config in list_configs()]
     hint = checks.suggestion(name, names) or f"; the configs of jrnn are {', '.join(names)}"
     raise ConfigError(f"{name}: no such config file{hint}")
 
 
 def _import(path: Path) -> ModuleType:
-    """Imports a config file as the module `jrnn_config`."""
-    spec = importlib.util.spec_from_file_location(MODULE, path)
+    """Imports a config file as the module `MODULE_NAME`."""
+    spec = importlib.util.spec_from_file_location(MODULE_NAME, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path}: cannot be imported as Python")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[MODULE] = module
+    sys.modules[MODULE_NAME] = module
     parent = str(path.parent.absolute())
     if parent not in sys.path:
         sys.path.append(parent)
@@ -244,18 +251,20 @@ def _import(path: Path) -> ModuleType:
 
 
 def save(experiment: Experiment, spec: str, path: Path) -> None:
-    """Writes an experiment as JSON, and a copy of its config file, which may define classes.
+    """Writes an experiment as JSON, and a copy of its config file.
+
+    The copy is needed for reading if the config file defines classes, such as a cell.
 
     Args:
       experiment: the experiment, from `load`.
-      spec: the argument of `load`.
-      path: the JSON file; the copy has the same name with the suffix `.py`.
+      spec: the `spec` that was passed to `load`.
+      path: path of the JSON file; the copy has the same name with the suffix `.py`.
     """
     write({"spec": spec, "experiment": encode(experiment)}, spec, path)
 
 
 def write(content: dict[str, Any], spec: str, path: Path) -> None:
-    """Writes results of `encode` as JSON, atomically, and a copy of the config file."""
+    """Writes a dict of encoded values as JSON, atomically, and a copy of the config file."""
     shutil.copyfile(ConfigFile.parse(spec).path, path.with_suffix(".py"))
     write_json(content, path)
 
@@ -268,16 +277,16 @@ def write_json(content: dict[str, Any], path: Path) -> None:
 
 
 def read(path: Path) -> Experiment:
-    """Reads an experiment that `save` wrote.
+    """Reads an experiment that was written by `save`.
 
     Raises:
-      ConfigError: the file is invalid, or another version of jrnn wrote it.
+      ConfigError: the file is invalid, or was written by an incompatible version of jrnn.
     """
     return read_saved(path, lambda saved: _decode_experiment(saved["experiment"]))
 
 
 def _decode_experiment(saved: Any) -> Experiment:
-    """Decodes an experiment; raises TypeError if a part has the wrong class."""
+    """Decodes an experiment; raises TypeError if a value has the wrong class."""
     experiment = _check_class("experiment", decode(saved), Experiment)
     for name, cls in (("task", Task), ("network", Network), ("optimizer", Optimizer)):
         _check_class(name, getattr(experiment, name), cls)
@@ -292,14 +301,14 @@ def _check_class(name: str, value: Any, cls: type[T]) -> T:
 
 
 def read_saved(path: Path, decode_content: Callable[[dict[str, Any]], T]) -> T:
-    """Reads a file that `write` wrote.
+    """Reads a file that was written by `write`.
 
     Args:
-      path: the JSON file.
-      decode_content: function that decodes its content, by `decode`.
+      path: path of the JSON file.
+      decode_content: function that decodes the content of the file; it calls `decode`.
 
     Raises:
-      ConfigError: the file is invalid, or another version of jrnn wrote it.
+      ConfigError: the file is invalid, or was written by an incompatible version of jrnn.
     """
     try:
         saved = json.loads(path.read_text("utf-8"))
@@ -311,13 +320,13 @@ def read_saved(path: Path, decode_content: Callable[[dict[str, Any]], T]) -> T:
             _import(source)
         return decode_content(saved)
     except KeyError as error:
-        raise ConfigError(f"{path}: {_INCOMPATIBLE}: it lacks {error}") from error
+        raise ConfigError(f"{path}: {_INCOMPATIBLE}: {error} is missing") from error
     except (ValueError, TypeError, AttributeError, ImportError) as error:
         raise ConfigError(f"{path}: {_INCOMPATIBLE}: {error}") from error
 
 
 def encode(value: Any) -> Any:
-    """Encodes a frozen dataclass as JSON: its fields, and its class as "type"."""
+    """Encodes a frozen dataclass as a JSON object: its fields, and its class as "type"."""
     if dataclasses.is_dataclass(value):
         cls = type(value)
         fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -328,7 +337,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """The inverse of `encode`; lists become tuples.
+    """Decodes a value of `encode`; lists become tuples.
 
     >>> import jrnn
     >>> decode(encode(jrnn.LSTM(8))) == jrnn.LSTM(8)

@@ -1,4 +1,4 @@
-"""Floating leaves of pytrees: their widest dtype, casts, and functions restricted to them."""
+"""Functions on the floating leaves of pytrees: the promoted dtype, casts, and restriction."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,15 +8,16 @@ import jax.numpy as jnp
 
 
 def widest_dtype(*trees: Any) -> jnp.dtype:
-    """The dtype to which the real floating leaves of all trees promote."""
+    """Returns the dtype to which the real floating leaves of all trees promote."""
     dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(trees)]
     return jnp.result_type(*(d for d in dtypes if jnp.issubdtype(d, jnp.floating)))
 
 
 def cast(tree: Any, dtype: jnp.dtype) -> Any:
-    """Casts floating leaves to `dtype`, and complex leaves to its complex dtype; keeps all others.
+    """Casts real floating leaves to `dtype`, and complex leaves to the complex dtype of `dtype`.
 
-    The complex dtype is complex128 for float64, and complex64 for all narrower dtypes.
+    This is complex128 for float64, and complex64 for all narrower dtypes. Other leaves, such as
+    ints and bools, are returned unchanged.
     """
 
     def cast_leaf(leaf: jax.Array) -> jax.Array:
@@ -33,8 +34,10 @@ def restrict_to_floats(
 ) -> tuple[list[int], Callable[..., list[jax.Array]]]:
     """Restricts a function to the floating leaves of its argument and of its result.
 
+    The restricted function can be differentiated. Leaves include complex ones.
+
     Args:
-      function: a function of one tree.
+      function: a function of one pytree.
       tree: its argument; leaves that are not floating are constants of the restricted function.
 
     Returns:

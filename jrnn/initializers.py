@@ -1,4 +1,4 @@
-"""Initializers of the weights and biases of gates, drawn gate by gate and concatenated."""
+"""Initializers of cell parameters; weights are drawn for each gate separately and concatenated."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,15 +15,15 @@ def per_gate(
 ) -> jax.Array:
     """Draws one matrix for each gate and concatenates them.
 
-    Applied to the concatenated matrix, an orthogonal or variance-scaling initializer would use the
-    wrong shape: its rows, not its gates, would be orthogonal, and the fan-out would include every
-    gate. Half-precision weights are drawn in float32 and rounded.
+    An orthogonal initializer must be applied to the square matrix of each gate, and a
+    variance-scaling initializer must not count the columns of other gates as fan-out. Weights in
+    half precision are drawn in float32 and rounded.
 
     Args:
       initializer: `(key, shape, dtype) -> array`, as in `jax.nn.initializers`.
       key: a random key.
-      rows: input or hidden size.
-      columns: hidden size, the width of one gate.
+      rows: number of rows, such as the input size.
+      columns: number of columns of each gate, such as the hidden size.
       gates: number of gates, G.
       dtype: dtype of the result.
 
@@ -39,7 +39,7 @@ def per_gate(
 def input_weights(
     key: jax.Array, input_size: int, hidden_size: int, gates: int, dtype: DTypeLike
 ) -> jax.Array:
-    """Draws Glorot-uniform weights `[input, G·hidden]`, gate by gate.
+    """Draws Glorot-uniform weights `[input, G·hidden]`, each gate separately.
 
     References:
       Glorot and Bengio, 2010, Understanding the difficulty of training deep feedforward networks.
@@ -58,7 +58,7 @@ def recurrent_weights(
     heads: int = 1,
     rows: int | None = None,
 ) -> jax.Array:
-    """Draws orthogonal weights `[hidden, G·hidden]`, gate by gate.
+    """Draws orthogonal weights `[rows, G·hidden]`, each gate separately.
 
     Args:
       key: a random key.
@@ -66,8 +66,8 @@ def recurrent_weights(
       gates: number of gates, G.
       dtype: dtype of the result.
       heads: number of blocks on the diagonal of each gate's matrix. With more than one, the result
-        contains only these blocks, `[heads, hidden/heads, G·hidden/heads]`, each orthogonal.
-      rows: number of rows; None means `hidden_size`.
+        contains only these blocks, `[heads, rows/heads, G·hidden/heads]`, each orthogonal.
+      rows: number of rows; by default `hidden_size`.
 
     References:
       Saxe, McClelland and Ganguli, 2014, Exact solutions to the nonlinear dynamics of learning in
@@ -83,15 +83,15 @@ def recurrent_weights(
 
 
 def chrono(key: jax.Array, hidden_size: int, t_max: int, dtype: DTypeLike) -> jax.Array:
-    """Draws chrono biases of a forget gate, b = log U[1, t_max - 1], for memories of t_max steps.
+    """Draws chrono biases of a forget gate, b = log U[1, t_max - 1].
 
-    A forget gate with bias b multiplies the state by sigmoid(b) at each step, so the cell forgets
-    in about 1 + exp(b) steps. The bias of the input gate is -b.
+    A forget gate with bias b multiplies the state by sigmoid(b) at each step, so the state decays
+    within about 1 + exp(b) steps. The bias of the input gate must be -b.
 
     Args:
       key: a random key.
       hidden_size: number of units.
-      t_max: longest expected dependency, in steps; at least 3.
+      t_max: longest expected dependency in steps, at least 3.
       dtype: dtype of the result.
 
     Returns:
@@ -107,13 +107,13 @@ def chrono(key: jax.Array, hidden_size: int, t_max: int, dtype: DTypeLike) -> ja
 
 
 def uniform(key: jax.Array, size: int, low: float, high: float, dtype: DTypeLike) -> jax.Array:
-    """Draws diagonal recurrent weights `[size]` from U[low, high)."""
+    """Draws an array `[size]` from U[low, high)."""
     draw_dtype = jnp.promote_types(dtype, jnp.float32)
     return jax.random.uniform(key, (size,), draw_dtype, low, high).astype(dtype)
 
 
 class Ring(NamedTuple):
-    """Eigenvalues exp(-exp(nu_log) + i·exp(theta_log)), and the scales of their inputs."""
+    """Complex eigenvalues exp(-exp(nu_log) + i·exp(theta_log)) and input scales exp(gamma_log)."""
 
     nu_log: jax.Array  # [hidden]
     theta_log: jax.Array  # [hidden]
@@ -128,26 +128,26 @@ def ring(
     max_phase: float,
     dtype: DTypeLike,
 ) -> Ring:
-    """Draws complex eigenvalues uniformly from the area between two circles.
+    """Draws complex eigenvalues lambda uniformly from the ring between two circles.
 
-    With u and v from U[0, 1] and lambda an eigenvalue::
+    With u and v from U[0, 1]::
 
         |lambda|^2 = r_min^2 + u (r_max^2 - r_min^2),   arg lambda = max_phase v
         gamma = sqrt(1 - |lambda|^2)
 
-    so that the state has the variance of the input if that is white noise.
+    With the input scale gamma, white noise at the input produces a state of the same variance.
 
     Args:
       key: a random key.
       hidden_size: number of eigenvalues.
       r_min: radius of the inner circle.
       r_max: radius of the outer circle, at most 1.
-      max_phase: the largest angle, in radians.
+      max_phase: largest argument of lambda, in radians.
       dtype: dtype of the result.
 
     Returns:
-      The logarithms of nu = -log |lambda|, of the angle and of gamma, all finite, since radii of
-      exactly 0 or 1 and an angle of exactly 0 are excluded.
+      The logarithms of nu = -log |lambda|, of theta = arg lambda and of gamma. They are finite,
+      since |lambda| = 0, |lambda| = 1 and theta = 0 are excluded.
 
     References:
       Orvieto et al., 2023, Resurrecting recurrent neural networks for long sequences.
@@ -159,8 +159,8 @@ def ring(
         jax.random.uniform(k, (hidden_size,), draw_dtype, float(info.eps), 1 - float(info.eps))
         for k in keys
     )
-    squared = jnp.clip(r_min**2 + u * (r_max**2 - r_min**2), info.tiny, 1 - info.eps)
-    nu = -0.5 * jnp.log(squared)
+    squared_radius = jnp.clip(r_min**2 + u * (r_max**2 - r_min**2), info.tiny, 1 - info.eps)
+    nu = -0.5 * jnp.log(squared_radius)
     gamma_log = 0.5 * jnp.log(-jnp.expm1(-2 * nu))
     logs = jnp.log(nu), jnp.log(max_phase * v), gamma_log
     return Ring(*(leaf.astype(dtype) for leaf in logs))
@@ -169,7 +169,7 @@ def ring(
 def forget_gate_bias(
     key: jax.Array, hidden_size: int, t_max: int | None, bias: float, dtype: DTypeLike
 ) -> jax.Array:
-    """Initial biases `[hidden]` of a forget gate: `chrono` with a `t_max`, else constant `bias`."""
+    """Returns initial forget gate biases `[hidden]`: `chrono` if `t_max` is given, else `bias`."""
     if t_max is None:
         return jnp.full((hidden_size,), bias, dtype)
     return chrono(key, hidden_size, t_max, dtype)
@@ -178,6 +178,6 @@ def forget_gate_bias(
 def gate_biases(
     hidden_size: int, gates: tuple[str, ...], forget_bias: float, dtype: DTypeLike
 ) -> jax.Array:
-    """Initial biases `[G·hidden]` of the named gates: `forget_bias` for f, 0 for the others."""
+    """Returns initial biases `[G·hidden]` of the named gates: `forget_bias` for f, 0 for others."""
     values = [forget_bias if gate == "f" else 0.0 for gate in gates]
     return jnp.repeat(jnp.array(values, dtype), hidden_size)

@@ -1,4 +1,4 @@
-"""Jaxprs nested in equations; shared by `taps` and `structure`."""
+"""Access to the jaxprs that are nested in equations, such as those of `jax.jit`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from jax.extend import core
 
 INLINED = frozenset({"jit", "pjit", "closed_call", "core_call"})
-"""Primitives that only call one jaxpr."""
+"""Primitives that call one jaxpr and have no other effect."""
 
 REMATERIALIZED = frozenset({"remat2", "checkpoint", "remat"})
 """Primitives of `jax.checkpoint`."""
@@ -16,7 +16,7 @@ CALLS = INLINED | REMATERIALIZED | {"custom_jvp_call", "custom_vjp_call", "custo
 
 
 def inner_jaxprs(eqn: Any) -> Iterator[core.ClosedJaxpr]:
-    """The jaxprs among the parameters of an equation."""
+    """Yields the jaxprs among the parameters of an equation."""
     for value in eqn.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, core.ClosedJaxpr):

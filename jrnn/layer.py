@@ -1,4 +1,4 @@
-"""The base class of layers, which map sequences to sequences. A cell is the simplest layer."""
+"""The base class of layers, which map sequences to sequences. Every cell is also a layer."""
 
 import abc
 import dataclasses
@@ -26,11 +26,12 @@ Inputs = Any
 )
 @dataclass(frozen=True)
 class SequenceInputs:
-    """A batch of sequences, with its first carry, masks, key and scan direction.
+    """A batch of sequences with all arguments of a run: first carry, masks, key and direction.
 
     Attributes:
       xs: inputs `[T, B, input]`, or a pytree of leaves `[T, B, ...]`.
-      carry: the first carry, leaves `[B, ...]`; None means `init_carry`.
+      carry: the first carry, which is the carry before the first step in scan order, leaves
+        `[B, ...]`; None means `init_carry`.
       lengths: `[B]` ints, the number of valid steps of each sequence, or None.
       mask: `[T, B]` bool, True on valid steps, in any pattern, or None.
       resets: `[T, B]` bool, True where the carry is replaced before the step, or None.
@@ -47,7 +48,7 @@ class SequenceInputs:
     reverse: bool = False
 
     def __post_init__(self) -> None:
-        # Lists are converted here, so that no other function has to.
+        # Lists are converted here, so that all other functions receive arrays.
         for name in ("lengths", "mask", "resets"):
             value = getattr(self, name)
             if isinstance(value, list | tuple):
@@ -55,12 +56,15 @@ class SequenceInputs:
         object.__setattr__(self, "reverse", bool(self.reverse))
 
     def replace(self, **changes: Any) -> "SequenceInputs":
-        """A copy with some fields changed."""
+        """Returns a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
 
 class RunCell(Protocol):
-    """Runs one cell over a batch of sequences, as `unroll` or `capture_gates` does."""
+    """A function that runs one cell over a batch of sequences, as in `unroll`.
+
+    `Layer.apply` calls it for each cell of the layer.
+    """
 
     def __call__(
         self,
@@ -77,11 +81,12 @@ class RunCell(Protocol):
           cell: a `jrnn.Cell`.
           params: its parameters.
           inputs: the sequences.
-          path: the path of the cell within the outermost layer, such as ("0", "forward").
+          path: the names of the layers that contain the cell, from the outermost, such as
+            ("0", "forward").
           return_carries: whether the outputs are pairs (outputs, carries after each step).
 
         Returns:
-          The last carry, which a layer may return but must not use, and the outputs.
+          The last carry, which a layer may return but must not read, and the outputs.
         """
         ...
 
@@ -103,11 +108,14 @@ class Layer(abc.ABC):
     @property
     @abc.abstractmethod
     def causal(self) -> bool:
-        """Whether an output depends on the inputs up to its own step only."""
+        """Whether outputs do not depend on inputs of later steps."""
 
     @property
     def output_directions(self) -> tuple[bool, ...]:
-        """For each equal part of the output's last axis, whether it is scanned in reverse."""
+        """For each equal part of the outputs' last axis, whether its layer scans in reverse.
+
+        `(False, True)` for the concatenated outputs of a bidirectional layer.
+        """
         return (False,)
 
     @property
@@ -131,17 +139,22 @@ class Layer(abc.ABC):
 
     @abc.abstractmethod
     def init_carry(self, params: Params, batch_shape: tuple[int, ...]) -> Carry:
-        """The carry before the first step, leaves `[*batch_shape, ...]` with the params' dtype."""
+        """Returns the initial carry, leaves `[*batch_shape, ...]` in the dtype of `params`."""
 
     @abc.abstractmethod
     def inputs(
         self, input_size: int, batch_shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
     ) -> Inputs:
-        """Zeros in the shape of one input, by default `[*batch_shape, input]`."""
+        """Returns zeros in the shape of the input of one step, such as `[*batch_shape, input]`."""
 
     @abc.abstractmethod
     def output_shape(self, params: Params, input_size: int) -> Any:
-        """The output of one step without batch axes, as `jax.eval_shape` returns it."""
+        """Shape and dtype of the output of one step, without batch axes, as `jax.ShapeDtypeStruct`.
+
+        Args:
+          params: the parameters, or their shapes and dtypes.
+          input_size: the size of the last axis of the inputs.
+        """
 
     @abc.abstractmethod
     def apply(
@@ -152,11 +165,11 @@ class Layer(abc.ABC):
         *,
         path: tuple[str, ...] = (),
     ) -> tuple[Carry, Any]:
-        """Runs over a batch of sequences, by calling `apply` of the inner layers.
+        """Runs the layer over a batch of sequences, by calling `apply` of the inner layers.
 
         Args:
-          run: runs one cell, on the engine of the outermost layer; it must not be called
-            inside `jax.jit`, `jax.vmap` or `lax.scan`.
+          run: the function that runs one cell; it must not be called inside `jax.jit`, `jax.vmap`
+            or `lax.scan`.
           params: the parameters of this layer.
           inputs: the sequences.
           path: the path of this layer; inner layers receive `(*path, name)`.
@@ -167,12 +180,12 @@ class Layer(abc.ABC):
 
 
 def split_carry(carry: Carry | None, count: int, expected: str) -> tuple[Carry | None, ...]:
-    """Splits the first carry of a layer into those of its `count` inner layers; None into Nones.
+    """Splits the first carry of a layer into those of its inner layers.
 
     Args:
-      carry: a tuple of `count` carries, or None.
+      carry: a tuple of `count` carries, or None, which gives `count` times None.
       count: the number of inner layers.
-      expected: the requirement, for the error message.
+      expected: the expected structure in words, for the error message.
 
     Raises:
       TypeError: `carry` is not a tuple of `count` entries.
@@ -185,12 +198,12 @@ def split_carry(carry: Carry | None, count: int, expected: str) -> tuple[Carry |
 
 
 def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
-    """Splits a key into `count` keys; None into Nones."""
+    """Splits a key into `count` keys; None gives `count` times None."""
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
 def _validate_init_args(init: Callable[..., Params]) -> Callable[..., Params]:
-    """Wraps `init` so that its arguments are validated first."""
+    """Returns a function that validates the arguments of `init` and then calls it."""
 
     @functools.wraps(init)
     def validated_init(

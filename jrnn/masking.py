@@ -1,4 +1,4 @@
-"""Padding, resets and the isolation of NaNs, for every engine."""
+"""Padding, resets and isolation of NaNs; shared by all engines."""
 
 import functools
 from typing import Any, NamedTuple
@@ -13,11 +13,11 @@ from jrnn.layer import Carry, Inputs
 
 
 class Masks(NamedTuple):
-    """Padding and resets of each step. Fields that are None cost nothing.
+    """Padding and resets of each step. A field that is None adds no operations.
 
     Attributes:
-      lengths: `[B]` ints, the number of valid steps of each sequence, if these come first; None for
-        any other pattern.
+      lengths: `[B]` ints, the number of valid steps of each sequence. None if there is no padding,
+        or if the valid steps are not always the first ones.
       valid: `[T, B]` bool, False on padding, where the carry does not change and the output is
         zero. Inputs on padding may be NaN: pass them through `zero_where` before use.
       resets: `[T, B]` bool, False on padding; where True, `initial` replaces the carry before the
@@ -31,36 +31,46 @@ class Masks(NamedTuple):
     initial: Carry | None
 
 
-def tree_where(mask: jax.Array | None, chosen: Any, other: Any) -> Any:
-    """`jnp.where(mask, chosen, other)` over pytrees; the mask has the leading axes of each leaf.
+def tree_where(mask: jax.Array | None, if_true: Any, if_false: Any) -> Any:
+    """Applies `jnp.where` to the leaves of two pytrees; no mask selects the first pytree.
 
-    Either tree may lack leading axes, as a first carry lacks the time axis.
+    The mask has the leading axes of each leaf. One of the pytrees may lack leading axes: a first
+    carry lacks the time axis.
     """
     if mask is None:
-        return chosen
+        return if_true
     where = lambda a, b: jnp.where(expand_mask(mask, max(a, b, key=jnp.ndim)), a, b)
-    return jax.tree.map(where, chosen, other)
+    return jax.tree.map(where, if_true, if_false)
 
 
 def zero_where(mask: jax.Array | None, tree: Any) -> Any:
-    """Replaces values by zero where the mask is False, which also stops their gradient."""
+    """Replaces values by zero where the mask is False; no gradient reaches the replaced values."""
     if mask is None:
         return tree
     return jax.tree.map(lambda a: jnp.where(expand_mask(mask, a), a, jnp.zeros((), a.dtype)), tree)
 
 
 def apply_resets(reset: jax.Array | None, initial: Carry | None, carry: Carry) -> Carry:
-    """The carry before a step: the initial carry where `reset` is True."""
+    """Replaces the carry by the initial carry where `reset` is True."""
     return carry if reset is None else tree_where(reset, initial, carry)
 
 
 def step_shapes(xs: Any) -> Any:
-    """Shapes and dtypes of one step, from leaves `[T, ...]`."""
+    """Returns shapes and dtypes of one step, from leaves `[T, ...]`."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
 
 
-def hold_on_padding(valid: jax.Array | None, carries: Carry, first: Carry, reverse: bool) -> Carry:
-    """Repeats the carry of the last valid step on padding, for carries `[T, B, ...]`."""
+def repeat_on_padding(
+    valid: jax.Array | None, carries: Carry, first: Carry, reverse: bool
+) -> Carry:
+    """Replaces the carries on padding by that of the last valid step before it in scan order.
+
+    Args:
+      valid: `[T, B]` bool, or None without padding.
+      carries: the carry after each step, leaves `[T, B, ...]`.
+      first: the first carry, leaves `[B, ...]`, used on padding before the first valid step.
+      reverse: whether the scan runs in reverse.
+    """
     if valid is None or len(valid) == 0:
         return carries
     steps = jnp.arange(len(valid), dtype=jnp.int32)[:, None]
@@ -68,29 +78,29 @@ def hold_on_padding(valid: jax.Array | None, carries: Carry, first: Carry, rever
         source = lax.cummin(jnp.where(valid, steps, len(valid)), axis=0, reverse=True)
     else:
         source = lax.cummax(jnp.where(valid, steps, -1), axis=0)
-    inside = (source >= 0) & (source < len(valid))
-    rows = jnp.arange(valid.shape[1])
-    source = jnp.where(inside, source, 0)
-    held = jax.tree.map(lambda leaf: _gather(leaf, source, rows), carries)
-    return tree_where(inside, held, first)
+    exists = (source >= 0) & (source < len(valid))
+    batch_indices = jnp.arange(valid.shape[1])
+    source = jnp.where(exists, source, 0)
+    repeated = jax.tree.map(lambda leaf: _gather(leaf, source, batch_indices), carries)
+    return tree_where(exists, repeated, first)
 
 
 def valid_steps(lengths: jax.Array, steps: int) -> jax.Array:
-    """`[T, B]` bool, True on the first `lengths[b]` steps of sequence b."""
+    """Returns `[T, B]` bool, True on the first `lengths[b]` steps of sequence b."""
     return jnp.arange(steps)[:, None] < lengths
 
 
 def segment_resets(segment_ids: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Resets for packed sequences, for both scan directions.
+    """Computes the resets for packed sequences, for both scan directions.
 
     Args:
-      segment_ids: `[T, B]` ints; a new value starts a new segment.
+      segment_ids: `[T, B]` ints; a step with another id than the previous step starts a segment.
 
     Returns:
-      `[T, B]` bool for a forward pass, True at the start of each segment but the first; and
-      `[T, B]` bool for a `reverse` pass, True at the end of each segment but the last. The first
-      segment of a pass starts from the first carry. For padded sequences, compute the second from
-      the first by `reverse_resets` with `lengths` instead.
+      `[T, B]` bool for a forward scan, True at the start of each segment except the first; and
+      `[T, B]` bool for a `reverse` scan, True at the end of each segment except the last. The first
+      segment in scan order starts from the first carry. For padded sequences, use only the former,
+      and compute the latter by `reverse_resets` with `lengths`.
 
     Raises:
       ValueError: `segment_ids` does not have two axes.
@@ -113,10 +123,10 @@ def segment_resets(segment_ids: ArrayLike) -> tuple[jax.Array, jax.Array]:
 def reverse_resets(
     resets: ArrayLike, lengths: ArrayLike | None = None, mask: ArrayLike | None = None
 ) -> jax.Array:
-    """The resets for a `reverse` pass that match those for a forward pass.
+    """Computes the resets for a `reverse` scan from those for a forward scan.
 
     Args:
-      resets: `[T, B]` bool, True at the start of each segment.
+      resets: `[T, B]` bool, the resets for a forward scan: True at the start of each segment.
       lengths: `[B]` ints, the number of valid steps, or None. Resets on padding have no effect.
       mask: `[T, B]` bool, True on valid steps, or None.
 
@@ -130,7 +140,7 @@ def reverse_resets(
         return jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
     mask = jnp.asarray(mask)
     steps = jnp.arange(len(resets), dtype=jnp.int32)[:, None]
-    # The first valid step at or after each step, and strictly after it.
+    # For each step, the first valid step at or after it, and the first one after it.
     at_or_after = lax.cummin(jnp.where(mask, steps, len(resets)), axis=0, reverse=True)
     after = jnp.concatenate([at_or_after[1:], jnp.full_like(at_or_after[:1], len(resets))])
     exists = after < len(resets)
@@ -141,36 +151,43 @@ def reverse_resets(
 def isolate_nans(
     xs: Inputs, carry: Carry, masks: Masks, reverse: bool
 ) -> tuple[Inputs, Carry, jax.Array]:
-    """Replaces NaNs that a later reset discards, so that they reach no gradient.
+    """Replaces inputs by zeros from each NaN to the next reset, so that it reaches no gradient.
 
-    The steps from a NaN to the next reset do not affect later outputs, but they contribute 0 * NaN
-    to the gradients of parameters. These steps therefore run on zeros, and the caller restores the
-    NaNs of their outputs by `restore_nans`. A NaN without a later reset is not replaced: it must
-    reach the last carry and the gradient.
+    These steps do not affect outputs after the reset, but they would contribute 0 * NaN to the
+    gradients of parameters. The caller sets their outputs to NaN again by `restore_nans`. A NaN
+    without a later reset is not replaced, since it must reach the last carry and the gradient.
 
     Args:
       xs: inputs, leaves `[T, B, ...]`.
       carry: the first carry, leaves `[B, ...]`.
-      masks: with `resets` and `initial`.
+      masks: padding and resets; `resets` and `initial` must not be None.
       reverse: whether the scan runs in reverse.
 
     Returns:
-      The cleaned inputs and first carry, and `[T, B]` bool: the steps after which the carry would
-      have been NaN, padding included.
+      The inputs and the first carry without these NaNs; and `[T, B]` bool, True on the steps after
+      which the carry would have been NaN, padding included.
+
+    Raises:
+      ValueError: there are no resets, or no steps.
     """
     resets = masks.resets
     if resets is None or len(resets) == 0:
-        raise ValueError("isolate_nans: masks.resets must cover at least one step, got none")
+        raise ValueError(
+            "isolate_nans: masks.resets must be an array of at least one step, got "
+            + ("None" if resets is None else "0 steps")
+        )
     steps = jnp.arange(len(resets))[:, None]
-    bad = _has_nan(xs, 2) if masks.valid is None else _has_nan(xs, 2) & masks.valid
-    resets, bad = (lax.rev(a, (0,)) if reverse else a for a in (resets, bad))
+    nan_inputs = _has_nan(xs, 2) if masks.valid is None else _has_nan(xs, 2) & masks.valid
+    nan_first = _has_nan(carry, 1)
+    resets, nan_inputs = (lax.rev(a, (0,)) if reverse else a for a in (resets, nan_inputs))
+    # Steps in scan order; -1 is before the first step, and -2 means never.
     last_reset = lax.cummax(jnp.where(resets, steps, -1))
-    bad_carry = _has_nan(carry, 1)
-    last_bad = jnp.maximum(lax.cummax(jnp.where(bad, steps, -2)), jnp.where(bad_carry, -1, -2))
+    last_nan = lax.cummax(jnp.where(nan_inputs, steps, -2))
+    last_nan = jnp.maximum(last_nan, jnp.where(nan_first, -1, -2))
     reset_follows = jnp.cumsum(resets, axis=0) < jnp.sum(resets, axis=0)
-    nan_carries = (last_bad >= last_reset) & reset_follows
+    nan_carries = (last_nan >= last_reset) & reset_follows
     nan_carries = lax.rev(nan_carries, (0,)) if reverse else nan_carries
-    carry = tree_where(~(bad_carry & resets.any(axis=0)), carry, masks.initial)
+    carry = tree_where(~(nan_first & resets.any(axis=0)), carry, masks.initial)
     return zero_where(~nan_carries, xs), carry, nan_carries
 
 
@@ -180,16 +197,17 @@ def restore_nans(nan_steps: jax.Array, ys: Any) -> Any:
     def restore(y: jax.Array) -> jax.Array:
         if not jnp.issubdtype(y.dtype, jnp.inexact):
             return y
-        # A sum instead of `where`: the gradient of a loss that reads these NaNs must be NaN, too.
+        # Added instead of selected by `where`, so that a loss that reads these outputs has a NaN
+        # gradient.
         return y + jnp.where(expand_mask(nan_steps, y), jnp.nan, 0).astype(y.dtype)
 
     return jax.tree.map(restore, ys)
 
 
 def max_propagating_nan(a: jax.Array, axis: int) -> jax.Array:
-    """The maximum along an axis, or NaN if any element is NaN.
+    """Returns the maximum along an axis, or NaN if any element is NaN.
 
-    `jnp.max` may drop NaNs on a CPU (jaxlib 0.10.2), and returns -inf if all elements are NaN.
+    It replaces `jnp.max`, which does not always propagate NaN on a CPU (jaxlib 0.10.2).
     """
     return jnp.where(jnp.isnan(a).any(axis=axis), jnp.nan, a.max(axis=axis))
 
@@ -199,15 +217,15 @@ def expand_mask(mask: jax.Array, leaf: jax.Array) -> jax.Array:
     return mask.reshape(mask.shape + (1,) * (leaf.ndim - mask.ndim))
 
 
-def _gather(leaf: jax.Array, steps: jax.Array, rows: jax.Array) -> jax.Array:
-    """`leaf[steps, rows]`; on a mesh of explicit axes the result is sharded as the leaf is."""
+def _gather(leaf: jax.Array, steps: jax.Array, batch_indices: jax.Array) -> jax.Array:
+    """Returns `leaf[steps, batch_indices]`, with the sharding of the leaf on an explicit mesh."""
     sharding = jax.typeof(leaf).sharding
     explicit = AxisType.Explicit in sharding.mesh.axis_types
-    return leaf.at[steps, rows].get(out_sharding=sharding if explicit else None)
+    return leaf.at[steps, batch_indices].get(out_sharding=sharding if explicit else None)
 
 
 def _has_nan(tree: Any, leading: int) -> jax.Array:
-    """Whether any leaf is NaN, as bool with the leading axes; False for a tree without floats."""
+    """Whether any leaf has a NaN, as bool of the leading axes; False for a tree without floats."""
     is_nan = [
         jnp.isnan(leaf).any(axis=tuple(range(leading, leaf.ndim)))
         for leaf in jax.tree.leaves(tree)

@@ -1,4 +1,4 @@
-"""Helpers for figures. matplotlib is optional and imported on first use."""
+"""Helpers for figures. matplotlib is an optional dependency, imported on first use."""
 
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,14 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Creates an empty figure that pyplot does not manage; width and height are in inches.
+    """Creates an empty figure that is not registered with pyplot, so that it needs no `close`.
+
+    Args:
+      width: width in inches.
+      height: height in inches.
+
+    Returns:
+      A figure with constrained layout.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -16,11 +23,13 @@ def new_figure(width: float, height: float) -> "Figure":
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'jrnn[demo]'") from error
+        raise ImportError(
+            "figures need matplotlib; install it with: pip install 'jrnn[demo]'"
+        ) from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def hide_spines(*axes: "Axes") -> None:
-    """Hides the top and right spines of the given axes."""
+    """Hides the top and right spines of the axes."""
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)

@@ -1,8 +1,8 @@
-"""Analysis of the functions of a cell by their jaxprs.
+"""Properties of cells that are derived from the jaxprs of their methods.
 
-It replaces flags on the cell: whether `update` is elementwise, which parameters it reads, whether
-the Jacobian of a step is diagonal. For an unknown primitive, every output is assumed to depend on
-every input, so that the analysis is conservative.
+Cells need not declare whether `update` is elementwise, which parameters it reads, or whether the
+Jacobian of a step is diagonal. The analysis is conservative: every output of an unknown primitive
+is assumed to depend on every input.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,8 +17,8 @@ from jrnn.cell import Carry, Cell, Gates, Params
 from jrnn.dtypes import restrict_to_floats
 from jrnn.jaxprs import CALLS, inner_jaxprs
 
-JacobianKind = Literal["diagonal", "block"]
-Recurrence = Literal["dense", "block_diagonal", "diagonal", "linear"]
+JacobianSparsity = Literal["diagonal", "block"]
+RecurrenceKind = Literal["dense", "block_diagonal", "diagonal", "linear"]
 
 ELEMENTWISE = frozenset(
     "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp complex conj "
@@ -30,31 +30,31 @@ ELEMENTWISE = frozenset(
 """Primitives where each output element depends only on the same element of each input."""
 
 
-class Flow(NamedTuple):
-    """How the outputs of a function depend on its arguments.
+class Dependencies(NamedTuple):
+    """How the outputs of a function depend on its traced argument.
 
     Attributes:
-      elementwise: whether all operations on the traced arguments are elementwise; other arguments,
-        such as parameters, may be sliced and reshaped.
+      is_elementwise: whether all operations on values that depend on the traced argument are
+        elementwise. Values that do not depend on it, such as parameters, may be used in any way.
       sources: for each output leaf, the indices of the traced leaves that it depends on.
     """
 
-    elementwise: bool
+    is_elementwise: bool
     sources: tuple[frozenset[int], ...]
 
 
-class Reads(NamedTuple):
-    """Which leaves of its arguments a function uses."""
+class UsedLeaves(NamedTuple):
+    """For each leaf of each argument of a function, whether the function uses it."""
 
     params: tuple[bool, ...]
     carry: tuple[bool, ...]
     z: tuple[bool, ...]
 
 
-def flow(function: Callable[..., Any], static: Any, traced: Any) -> Flow:
-    """The data flow from the leaves of `traced` to those of `function(static, traced)`.
+def trace_dependencies(function: Callable[..., Any], static: Any, traced: Any) -> Dependencies:
+    """Finds how the leaves of `function(static, traced)` depend on those of `traced`.
 
-    If the function contains `jax.custom_jvp`, the data flow of its tangents.
+    If the function contains `jax.custom_jvp`, the dependencies are those of its tangents.
     """
     closed = jax.make_jaxpr(function)(static, traced)
     leaves, skip = jax.tree.leaves(traced), len(jax.tree.leaves(static))
@@ -72,21 +72,23 @@ def flow(function: Callable[..., Any], static: Any, traced: Any) -> Flow:
         skip += len(leaves)
     jaxpr = closed.jaxpr
     env = {v: frozenset([n]) for n, v in zip(indices, jaxpr.invars[skip:], strict=True)}
-    elementwise, outs = _propagate_sources(jaxpr, env)
-    return Flow(elementwise, tuple(outs))
+    is_elementwise, outs = _propagate_sources(jaxpr, env)
+    return Dependencies(is_elementwise, tuple(outs))
 
 
 def update_is_elementwise(cell: Cell, params: Params, carry: Carry, z: Gates, u: Gates) -> bool:
     """Whether `update` consists of elementwise operations and broadcasts of carry and gates."""
     function = lambda p, rest: cell.update(p, *rest)
-    return flow(function, params, (carry, z, u)).elementwise
+    return trace_dependencies(function, params, (carry, z, u)).is_elementwise
 
 
-def jacobian_kind(cell: Cell, params: Params, carry: Carry, z: Gates) -> JacobianKind | None:
-    """The structure of the Jacobian of the new carry by the old carry.
+def jacobian_sparsity(
+    cell: Cell, params: Params, carry: Carry, z: Gates
+) -> JacobianSparsity | None:
+    """Returns the sparsity of the Jacobian of the new carry with respect to the old carry.
 
-    "diagonal": each element of the new carry depends only on the same element of the old carry;
-    "block": unit k of each leaf depends only on unit k of all leaves; None: the Jacobian is dense,
+    "diagonal": each element of the new carry depends only on the same element of the old carry.
+    "block": unit k of each leaf depends only on units k of the leaves. None: the Jacobian is dense,
     or the leaves of the carry differ in shape or are not all floating.
     """
     leaves = jax.tree.leaves(carry)
@@ -99,15 +101,15 @@ def jacobian_kind(cell: Cell, params: Params, carry: Carry, z: Gates) -> Jacobia
         params, z = args
         return cell.update(params, carry, z, cell.recur(params, carry))
 
-    carry_flow = flow(step, (params, z), carry)
-    if not carry_flow.elementwise:
+    dependencies = trace_dependencies(step, (params, z), carry)
+    if not dependencies.is_elementwise:
         return None
-    diagonal = all(sources <= {n} for n, sources in enumerate(carry_flow.sources))
+    diagonal = all(sources <= {n} for n, sources in enumerate(dependencies.sources))
     return "diagonal" if diagonal else "block"
 
 
 def has_reverse_mode_only(function: Callable[..., Any], *args: Any) -> bool:
-    """Whether some operation has no forward-mode derivative (`jax.custom_vjp`)."""
+    """Whether the function contains `jax.custom_vjp`, which has no forward-mode derivative."""
     closed = jax.make_jaxpr(function)(*args)
     return any(eqn.primitive.name.startswith("custom_vjp_call") for eqn in _equations(closed.jaxpr))
 
@@ -119,13 +121,15 @@ def multiplies_by_params(function: Callable[..., Any], params: Params, *args: An
     return _params_in_product(closed.jaxpr, param_vars)
 
 
-def leaves_read(function: Callable[..., Any], params: Params, carry: Carry, z: Gates) -> Reads:
-    """Which leaves of `params`, `carry` and `z` the function `(params, carry, z)` uses."""
+def find_used_leaves(
+    function: Callable[..., Any], params: Params, carry: Carry, z: Gates
+) -> UsedLeaves:
+    """Finds the leaves of `params`, `carry` and `z` that `function(params, carry, z)` uses."""
     jaxpr = jax.make_jaxpr(function)(params, carry, z).jaxpr
     used = {id(v) for eqn in jaxpr.eqns for v in eqn.invars}
     used |= {id(v) for v in jaxpr.outvars}
     flags = iter([id(v) in used for v in jaxpr.invars])
-    return Reads(*(tuple(next(flags) for _ in jax.tree.leaves(t)) for t in (params, carry, z)))
+    return UsedLeaves(*(tuple(next(flags) for _ in jax.tree.leaves(t)) for t in (params, carry, z)))
 
 
 def _equations(jaxpr: core.Jaxpr) -> Iterator[Any]:
@@ -138,8 +142,8 @@ def _equations(jaxpr: core.Jaxpr) -> Iterator[Any]:
 def _propagate_sources(
     jaxpr: core.Jaxpr, sources: dict[Any, frozenset[int]]
 ) -> tuple[bool, list[frozenset[int]]]:
-    """Whether all operations are elementwise, and the sources of each output."""
-    env, elementwise, none = dict(sources), True, frozenset[int]()
+    """Returns whether all operations are elementwise, and the sources of each output."""
+    env, is_elementwise, none = dict(sources), True, frozenset[int]()
     read = lambda v: none if isinstance(v, core.Literal) else env.get(v, none)
     for eqn in jaxpr.eqns:
         in_sources = [read(v) for v in eqn.invars]
@@ -147,15 +151,15 @@ def _propagate_sources(
         outs = [all_sources] * len(eqn.outvars)
         if all_sources:
             closed = inner_jaxprs(eqn) if eqn.primitive.name in CALLS else ()
-            inner = [one.jaxpr for one in closed]
+            inner = [inner_jaxpr.jaxpr for inner_jaxpr in closed]
             if len(inner) == 1 and len(inner[0].invars) == len(in_sources):
                 inner_env = {v: s for v, s in zip(inner[0].invars, in_sources, strict=True) if s}
                 eqn_elementwise, outs = _propagate_sources(inner[0], inner_env)
             else:
                 eqn_elementwise = _is_elementwise(eqn, in_sources)
-            elementwise = elementwise and eqn_elementwise
+            is_elementwise = is_elementwise and eqn_elementwise
         env.update(zip(eqn.outvars, outs, strict=True))
-    return elementwise, [read(v) for v in jaxpr.outvars]
+    return is_elementwise, [read(v) for v in jaxpr.outvars]
 
 
 def _is_elementwise(eqn: Any, in_sources: list[frozenset[int]]) -> bool:
@@ -174,18 +178,18 @@ def _is_elementwise(eqn: Any, in_sources: list[frozenset[int]]) -> bool:
 
 
 def _params_in_product(jaxpr: core.Jaxpr, param_vars: set[Any]) -> bool:
+    """Whether an operand of a matrix product or convolution depends on `param_vars`."""
     dependent = set(param_vars)
     for eqn in jaxpr.eqns:
         depends = [not isinstance(v, core.Literal) and v in dependent for v in eqn.invars]
-        inner = [one.jaxpr for one in inner_jaxprs(eqn)]
+        inner_list = [closed.jaxpr for closed in inner_jaxprs(eqn)]
         if eqn.primitive.name in ("dot_general", "conv_general_dilated") and any(depends):
             return True
-        for one in inner:
-            same = len(one.invars) == len(depends)
-            inner_vars = (
-                {v for v, d in zip(one.invars, depends, strict=True) if d} if same else set()
-            )
-            if any(depends) and (not same or _params_in_product(one, inner_vars)):
+        for inner in inner_list if any(depends) else ():
+            if len(inner.invars) != len(depends):  # unknown mapping of operands to arguments
+                return True
+            inner_vars = {v for v, d in zip(inner.invars, depends, strict=True) if d}
+            if _params_in_product(inner, inner_vars):
                 return True
         if any(depends):
             dependent.update(eqn.outvars)
@@ -195,10 +199,16 @@ def _params_in_product(jaxpr: core.Jaxpr, param_vars: set[Any]) -> bool:
 def adds_bias_last(
     function: Callable[..., Any], name: str, size: int, params: Params, *args: Any
 ) -> bool:
-    """Whether the parameter `name` `[size]` is added last, once, to all outputs.
+    """Whether a function adds a bias once, as its last operation, to all outputs.
 
-    That is, `function(params, ...)` adds it to a value that does not depend on it, and splits the
-    sum into the outputs.
+    The outputs must be slices of one sum of the bias and a value that does not depend on it.
+
+    Args:
+      function: a function of `params` and `args`.
+      name: the field of `params` with the bias.
+      size: the expected size of the bias; for a bias of another shape the result is False.
+      params: the parameters.
+      *args: the other arguments.
     """
     bias = getattr(params, name, None)
     if bias is None or bias.shape != (size,):
@@ -215,14 +225,14 @@ _SPLITS = frozenset(
 
 
 def _only_added(jaxpr: core.Jaxpr, biases: set[Any]) -> set[int] | None:
-    """Indices of the outputs that are split from a sum with the bias; None for any other use."""
+    """Indices of the outputs that are slices of a sum with a bias; None if it has other uses."""
     sums: set[Any] = set()
     for eqn in jaxpr.eqns:
         operands = [v for v in eqn.invars if not isinstance(v, core.Literal)]
         name = eqn.primitive.name
         if any(v in sums for v in operands):
             if name not in _SPLITS:
-                inner = [one.jaxpr for one in inner_jaxprs(eqn)] if name in CALLS else []
+                inner = [closed.jaxpr for closed in inner_jaxprs(eqn)] if name in CALLS else []
                 if len(inner) != 1 or not _only_splits(inner[0]):
                     return None
             sums.update(eqn.outvars)
@@ -240,11 +250,11 @@ def _only_splits(jaxpr: core.Jaxpr) -> bool:
     return all(eqn.primitive.name in _SPLITS for eqn in jaxpr.eqns)
 
 
-def recurrence(cell: Cell, input_size: int) -> Recurrence:
-    """How the new carry of a cell depends on the old carry.
+def recurrence_kind(cell: Cell, input_size: int) -> RecurrenceKind:
+    """Classifies how the new carry of a cell depends on the old carry.
 
-    "linear": the cell has coefficients; "diagonal" and "block_diagonal": `jacobian_kind` is
-    "diagonal" or "block"; "dense": any other cell.
+    "linear": the cell has `coefficients`. "diagonal" and "block_diagonal": `jacobian_sparsity` is
+    "diagonal" or "block". "dense": any other cell.
     """
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), input_size))
     carry = jax.eval_shape(lambda p: cell.init_carry(p, ()), params)
@@ -252,5 +262,5 @@ def recurrence(cell: Cell, input_size: int) -> Recurrence:
     z = jax.eval_shape(cell.project, params, x)
     if jax.eval_shape(cell.coefficients, params, z) is not None:
         return "linear"
-    kind = jacobian_kind(cell, params, carry, z)
+    kind = jacobian_sparsity(cell, params, carry, z)
     return "dense" if kind is None else "block_diagonal" if kind == "block" else "diagonal"

@@ -1,9 +1,9 @@
-"""Named values inside a cell's `update`, which analysis and transforms can capture or replace.
+"""Named values inside a cell's `update`, which analysis can capture and transforms can replace.
 
-A tap is an identity operation with a name, which is part of the jaxpr. Captures therefore do not
-depend on JAX's caches: both `update` and the function that captures may be under `jax.jit` or
-`jax.checkpoint`. Inside `jax.vmap` within `update`, a tapped value has the mapped axis where JAX
-puts it, so only leading axes may be mapped there.
+A tap is an identity operation with a name, like `jax.ad_checkpoint.checkpoint_name`, on which it is
+based. The name is part of the jaxpr and does not depend on side effects, so both `update` and the
+function that captures may be under `jax.jit` or `jax.checkpoint`. If `update` itself uses
+`jax.vmap`, it may only map leading axes: JAX decides where a tapped value has the mapped axis.
 """
 
 from collections import OrderedDict
@@ -23,38 +23,42 @@ class Tap(NamedTuple):
     """The name of a tapped value, and its role in the cell.
 
     Attributes:
-      name: unique within the cell, such as "f".
+      name: the name, unique within the cell, such as "f"; None for a value that is not captured.
       role: "candidate" for the candidate state, after its activation; "cell_state" for the cell
-        state that the output is computed from, before its activation; or "" for no role.
+        state that the output is computed from, before its activation; None for no role.
     """
 
-    name: str
-    role: str = ""
+    name: str | None
+    role: str | None = None
 
 
-Action = Callable[[Tap, jax.Array], jax.Array]
+TapHandler = Callable[[Tap, jax.Array], jax.Array]
+"""Maps a tap and its value to the value that replaces it."""
 
 
-def tap(name: str, value: jax.Array, *, role: str = "") -> jax.Array:
-    """Names a value within `update`; returns it unchanged.
+def tap(name: str | None, value: jax.Array, *, role: str | None = None) -> jax.Array:
+    """Names a value within `update`, and returns it unchanged.
 
-    `jrnn.analysis.capture_gates` returns the tapped values of each step. Transforms replace values
-    by role: `dropout(candidate=...)` replaces "candidate", `layer_norm` "cell_state".
+    `jrnn.analysis.capture_gates` returns the tapped values of each step by name. Transforms replace
+    values by role: `dropout(candidate=...)` replaces "candidate", `layer_norm` "cell_state".
 
     Args:
-      name: the name of the value, such as "f" for a forget gate; "" if it is not captured.
+      name: the name of the value, such as "f" for a forget gate; None if it is not captured.
       value: `[..., hidden]`.
-      role: "candidate", "cell_state", or "" for a value that no transform replaces.
+      role: "candidate", "cell_state", or None for a value that no transform replaces.
+
+    Returns:
+      `value`.
 
     >>> import jax.numpy as jnp
     >>> tap("f", jnp.ones(2)).tolist()
     [1.0, 1.0]
     """
-    return checkpoint_name(value, f"{_PREFIX}{role}:{name}")
+    return checkpoint_name(value, f"{_PREFIX}{role or ''}:{name or ''}")
 
 
 def capture_taps(function: Callable[..., Any]) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
-    """Wraps a function so that it also returns its tapped values, by name."""
+    """Returns a function that also returns the tapped values of `function`, by name."""
 
     def captured(*args: Any) -> tuple[Any, dict[str, jax.Array]]:
         out, values = _interpret(function, args, lambda tap, value: value)
@@ -66,18 +70,18 @@ def capture_taps(function: Callable[..., Any]) -> Callable[..., tuple[Any, dict[
 def replace_taps(
     function: Callable[..., Any], role: str, action: Callable[[jax.Array], jax.Array]
 ) -> Callable[..., Any]:
-    """Wraps a function so that `action` is applied to every tapped value with this role."""
+    """Returns a function that applies `action` to every tapped value with this role."""
 
     def replaced(*args: Any) -> Any:
         return _interpret(
-            function, args, lambda t, value: action(value) if t.role == role else value
+            function, args, lambda tap, value: action(value) if tap.role == role else value
         )[0]
 
     return replaced
 
 
 def tapped_shapes(function: Callable[..., Any], role: str, *args: Any) -> list[Any]:
-    """Shapes and dtypes of the tapped values with this role, in order of execution."""
+    """Returns shapes and dtypes of the tapped values with this role, in order of execution."""
     shapes = []
 
     def record(tap: Tap, value: jax.Array) -> jax.Array:
@@ -90,16 +94,16 @@ def tapped_shapes(function: Callable[..., Any], role: str, *args: Any) -> list[A
 
 
 def _interpret(
-    function: Callable[..., Any], args: Any, action: Action
+    function: Callable[..., Any], args: Any, handler: TapHandler
 ) -> tuple[Any, OrderedDict[Tap, jax.Array]]:
-    """Evaluates a function, applies `action` at each tap, and also returns the tapped values."""
+    """Evaluates a function, applies the handler at each tap, and also returns the tapped values."""
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-    outs, values = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), action)
+    outs, values = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), handler)
     return jax.tree.unflatten(jax.tree.structure(shape), outs), values
 
 
 def _evaluate(
-    jaxpr: core.Jaxpr, consts: Any, args: Any, action: Action
+    jaxpr: core.Jaxpr, consts: Any, args: Any, handler: TapHandler
 ) -> tuple[list[Any], OrderedDict[Tap, jax.Array]]:
     env: dict[Any, Any] = {}
     values: OrderedDict[Tap, jax.Array] = OrderedDict()  # JAX sorts a plain dict by its keys
@@ -108,17 +112,17 @@ def _evaluate(
     env.update(zip(jaxpr.invars, args, strict=True))
     for eqn in jaxpr.eqns:
         inputs = [read(v) for v in eqn.invars]
-        label = _label(eqn)
-        if label is not None:
-            if label.name in (other.name for other in values if other.name):
+        found = _parse_tap(eqn)
+        if found is not None:
+            if found.name is not None and found.name in (other.name for other in values):
                 raise ValueError(
-                    f"jrnn.tap: names must be unique within a cell, got {label.name!r} "
+                    f"jrnn.tap: names must be unique within a cell, got {found.name!r} "
                     "twice in one step; rename one of the taps"
                 )
-            outs = [tap(label.name, action(label, inputs[0]), role=label.role)]
-            values[label] = outs[0]
+            outs = [tap(found.name, handler(found, inputs[0]), role=found.role)]
+            values[found] = outs[0]
         elif any(_has_tap(inner) for inner in inner_jaxprs(eqn)):
-            outs, inner_values = _evaluate_inner(eqn, inputs, action)
+            outs, inner_values = _evaluate_inner(eqn, inputs, handler)
             values.update(inner_values)
         else:
             params = eqn.primitive.get_bind_params(eqn.params)
@@ -129,15 +133,15 @@ def _evaluate(
 
 
 def _evaluate_inner(
-    eqn: Any, inputs: list[Any], action: Action
+    eqn: Any, inputs: list[Any], handler: TapHandler
 ) -> tuple[list[Any], OrderedDict[Tap, jax.Array]]:
     """Evaluates an equation that calls a jaxpr with taps."""
     name = eqn.primitive.name
     if name in INLINED:
         (inner,) = inner_jaxprs(eqn)
-        return _evaluate(inner.jaxpr, inner.consts, inputs, action)
+        return _evaluate(inner.jaxpr, inner.consts, inputs, handler)
     if name in REMATERIALIZED:
-        run = lambda *args: _evaluate(eqn.params["jaxpr"], (), args, action)
+        run = lambda *args: _evaluate(eqn.params["jaxpr"], (), args, handler)
         checkpointed = jax.checkpoint(
             run, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"]
         )
@@ -148,15 +152,16 @@ def _evaluate_inner(
     )
 
 
-def _label(eqn: Any) -> Tap | None:
+def _parse_tap(eqn: Any) -> Tap | None:
+    """Returns the tap of an equation, or None if the equation is not a tap."""
     if eqn.primitive.name != "name" or not eqn.params["name"].startswith(_PREFIX):
         return None
     role, _, name = eqn.params["name"][len(_PREFIX) :].partition(":")
-    return Tap(name, role)
+    return Tap(name or None, role or None)
 
 
 def _has_tap(closed: core.ClosedJaxpr) -> bool:
     return any(
-        _label(eqn) is not None or any(map(_has_tap, inner_jaxprs(eqn)))
+        _parse_tap(eqn) is not None or any(map(_has_tap, inner_jaxprs(eqn)))
         for eqn in closed.jaxpr.eqns
     )

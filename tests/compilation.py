@@ -1,15 +1,15 @@
-"""Settings of JAX and XLA for tests, some of which JAX reads when it is imported.
+"""Settings of JAX and XLA for the tests.
 
-The suite spends nearly all of its time on compilation, so most tests run code that XLA has not
-optimized. With `compiler_options=OPTIMIZED` a test runs the same code as users.
+Compilation takes nearly all of the time of the test suite, so XLA's optimizations are disabled by
+default. A test that passes `compiler_options=OPTIMIZED` runs the same code as users.
 """
 
 import os
 from importlib.metadata import version
 from pathlib import Path
 
-# JAX 0.10 has two emitters of elementwise code, and the older one compiles in half of the time.
-# Later releases do not have this flag, and XLA aborts on unknown flags.
+# The older of the two emitters of elementwise code in jaxlib 0.10 compiles twice as fast. Only this
+# version gets the flag, because XLA aborts on unknown flags.
 HAS_OLD_EMITTERS = version("jaxlib").startswith("0.10.")
 XLA_FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"] + (
     ["--xla_cpu_use_fusion_emitters=false"] if HAS_OLD_EMITTERS else []
@@ -30,7 +30,7 @@ SETTINGS = UNOPTIMIZED | (CACHE if os.environ.get("JRNN_TEST_CACHE", "1") != "0"
 
 
 def set_environment() -> None:
-    """Sets the environment variables of this process and of those that tests start."""
+    """Sets environment variables, which also apply to processes that tests start."""
     flags = os.environ.get("XLA_FLAGS", "").split()
     os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys([*XLA_FLAGS, *flags]))
     for name, value in SETTINGS.items():
@@ -38,6 +38,6 @@ def set_environment() -> None:
 
 
 def environment_with_devices(count: int) -> dict[str, str]:
-    """The environment of a process in which JAX sees `count` CPU devices."""
+    """Returns the environment variables of a process in which JAX has `count` CPU devices."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
     return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}

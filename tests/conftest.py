@@ -1,10 +1,10 @@
-"""Shared fixtures over the tables of cells and engines, and settings of JAX and hypothesis."""
+"""Settings of JAX and hypothesis, fixtures for the tables of cells and engines, and test order."""
 
 from collections.abc import Iterator
 
 from tests.compilation import SETTINGS, set_environment
 
-set_environment()  # JAX may have been imported already, so its settings are also updated below
+set_environment()  # before JAX is imported, which reads some of the variables
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -15,48 +15,49 @@ from jrnn import Engine  # noqa: E402
 from tests.helpers import mark_exhaustive  # noqa: E402
 from tests.table import CELLS, ENGINES, KINDS, Row  # noqa: E402
 
+# A plugin may have imported JAX already, before the environment variables were set.
 for name, value in SETTINGS.items():
     jax.config.update(name, value)
 
-# The examples are the same on every run, so that no test fails at random. There is no deadline,
-# because compilation can take long.
+# With derandomize, hypothesis generates the same examples in every run. There is no deadline,
+# because an example may include a compilation.
 hypothesis.settings.register_profile("jrnn", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("jrnn")
 
 
-# Module scope makes pytest group the tests of a module by cell, so that they share compilations.
+# With module scope, pytest groups the tests of a module by cell, so that they share compilations.
 @pytest.fixture(scope="module", params=CELLS)
 def row(request: pytest.FixtureRequest) -> Iterator[Row]:
-    """Each row of the table of cells."""
+    """All rows of the table of cells."""
     yield CELLS[request.param]
 
 
 @pytest.fixture(scope="module", params=mark_exhaustive(CELLS, always=KINDS))
 def kind_or_row(request: pytest.FixtureRequest) -> Iterator[Row]:
-    """The rows of `kind`; in the exhaustive suite, each row."""
+    """The rows of the fixture `kind`; all rows in the exhaustive tests."""
     yield CELLS[request.param]
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> Iterator[Row]:
-    """One row for each kind of cell that engines treat differently."""
+    """The rows of `KINDS`, which cover the kinds of cells that engines treat differently."""
     yield CELLS[request.param]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def clear_jax_caches() -> Iterator[None]:
-    """Clears JAX's caches when the process has many memory mappings.
+    """Clears JAX's caches if the process has many memory mappings.
 
-    Each compiled program has several mappings. Linux limits them to 65530 per process, and XLA
-    crashes at the limit.
+    Each compiled program has several mappings. Linux allows 65530 mappings per process, and XLA
+    crashes at this limit.
     """
     yield
-    if memory_maps() > 5_000:
+    if count_memory_mappings() > 5_000:
         jax.clear_caches()
 
 
-def memory_maps() -> int:
-    """The number of memory mappings of this process; 0 on systems without /proc."""
+def count_memory_mappings() -> int:
+    """Returns the number of memory mappings of this process; 0 on systems without /proc."""
     try:
         with open("/proc/self/maps", "rb") as lines:
             return sum(1 for _ in lines)
@@ -66,13 +67,13 @@ def memory_maps() -> int:
 
 @pytest.fixture(scope="module", params=ENGINES)
 def engines(request: pytest.FixtureRequest) -> tuple[Engine, ...]:
-    """Each engine that runs every cell, with its variants."""
+    """Variants of each engine that supports every cell."""
     return ENGINES[request.param]
 
 
 @pytest.fixture(scope="module")
 def engine(engines: tuple[Engine, ...]) -> Engine:
-    """Each engine that runs every cell, with default options."""
+    """Each engine that supports every cell, with default options."""
     return engines[0]
 
 
@@ -84,7 +85,7 @@ def reverse(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def x64() -> Iterator[None]:
-    """Enables float64 for one test; it is disabled by default, as for users."""
+    """Enables float64 in one test; as in JAX, it is disabled by default."""
     with jax.enable_x64(True):
         yield
 
@@ -94,27 +95,27 @@ def uncached() -> Iterator[None]:
     """Disables the compilation cache, for tests that count compilations."""
     enabled = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # JAX reads the setting only once
+    compilation_cache.reset_cache()  # otherwise JAX ignores the change
     yield
     jax.config.update("jax_enable_compilation_cache", enabled)
     compilation_cache.reset_cache()
 
 
-# With --dist loadgroup each file is a group, whose tests share compilations and module fixtures.
-# Files that start processes form one group, so that only one runs at a time.
-PROCESSES = (
+# With `--dist loadgroup`, the tests of a file run on one worker and share compilations and
+# fixtures. The files that start processes form one group, so that they run one after another.
+MULTIPROCESS_FILES = (
     "tests/distributed/test_process_group.py",
     "tests/train/test_processes.py",
     "tests/train/test_resume.py",
     "tests/sweep/test_sweep.py",
 )
-# The longest files run first, so that no worker waits for another at the end.
-FIRST = (*PROCESSES, "tests/test_testing.py", "tests/engines/test_")
+# The slowest files run first, which reduces idle time of workers at the end.
+FIRST_FILES = (*MULTIPROCESS_FILES, "tests/test_testing.py", "tests/engines/test_")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     path = lambda item: item.nodeid.partition("::")[0]
-    items.sort(key=lambda item: not path(item).startswith(FIRST))
+    items.sort(key=lambda item: not path(item).startswith(FIRST_FILES))
     for item in items:
-        name = "processes" if path(item) in PROCESSES else path(item)
+        name = "multiprocess" if path(item) in MULTIPROCESS_FILES else path(item)
         item.add_marker(pytest.mark.xdist_group(name))

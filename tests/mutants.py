@@ -3,11 +3,11 @@
 ::
 
     python tests/mutants.py                      all mutants
-    python tests/mutants.py --only gru lstm:     mutants whose names contain one of these texts
+    python tests/mutants.py --only gru lstm:     mutants whose names contain "gru" or "lstm:"
 
-A mutant replaces a text that occurs exactly once in a file of `jrnn`, in a copy of the repository.
-One test of `make test` runs there; it must pass without the mutant and fail with it. The exit
-status is 1 if a mutant survives. `make test` does not run this file.
+In a copy of the repository, a mutant replaces a text that occurs exactly once in a file of `jrnn`.
+The tests of the mutant must pass without the change and fail with it. The exit status is 1 if a
+mutant survives. `make test` does not run this file.
 """
 
 import argparse
@@ -32,10 +32,10 @@ ROOT = Path(__file__).parents[1]
 TABLE = Path(__file__).with_suffix(".toml")
 COPIED = ("jrnn", "tests", "configs", "experiments", "pyproject.toml", "README.md")
 TIMEOUT = 600
-"""Maximum seconds for the tests of one mutant."""
+"""Time limit in seconds for the tests of one mutant."""
 
-# Without this, the editable install would import jrnn from the repository instead of the copy.
-SITE = """
+# Removes the import hook of the editable install, which would import jrnn from the repository.
+SITECUSTOMIZE = """
 import sys
 
 sys.meta_path[:] = [f for f in sys.meta_path if "jrnn" not in getattr(f, "known_source_files", {})]
@@ -46,11 +46,11 @@ class Mutant(NamedTuple):
     """An entry of mutants.toml.
 
     Attributes:
-      name: description of the fault.
+      name: description of the error.
       file: path of the file.
       old: text that occurs exactly once in the file.
       new: the replacement.
-      tests: arguments of pytest, usually the id of one test, which must fail.
+      tests: arguments of pytest, usually the id of one test that must fail.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Mutant(NamedTuple):
 
 
 def read_mutants() -> list[Mutant]:
-    """Reads the mutants, and checks that each applies to the code and compiles."""
+    """Reads the mutants, and checks that each can be applied and is valid Python."""
     entries = tomllib.loads(TABLE.read_text())["mutant"]
     mutants = [Mutant(**entry)._replace(tests=tuple(entry["tests"])) for entry in entries]
     names = [mutant.name for mutant in mutants]
@@ -79,8 +79,8 @@ class Outcome(NamedTuple):
       mutant: name of the mutant.
       file: path of the mutated file.
       killed_by: the first failing test, or the reason that the mutant survived.
-      killed: whether a test fails.
-      message: the first line of the failure.
+      killed: whether a test failed.
+      message: the first line of the error.
       seconds: duration of the tests.
     """
 
@@ -112,7 +112,7 @@ def apply_mutant(mutant: Mutant, text: str) -> str:
 
 
 def make_copy(folder: Path) -> Path:
-    """Copies the repository, with compiled kernels, so that Python imports jrnn from the copy."""
+    """Copies the repository and the compiled kernels, so that Python imports jrnn from the copy."""
     ignored = shutil.ignore_patterns("__pycache__", "results", "*.so")
     for name in COPIED:
         source = ROOT / name
@@ -121,7 +121,7 @@ def make_copy(folder: Path) -> Path:
     kernels = importlib.util.find_spec("jrnn._kernels")
     if kernels is not None and kernels.origin is not None:
         shutil.copy2(kernels.origin, folder / "jrnn")
-    (folder / "sitecustomize.py").write_text(SITE)
+    (folder / "sitecustomize.py").write_text(SITECUSTOMIZE)
     imported = run_python(folder, "-c", "import jrnn; print(jrnn.__file__)").stdout
     if not Path(imported.strip()).is_relative_to(folder):
         raise SystemExit(f"mutants.py: jrnn must be imported from {folder}, got {imported}")
@@ -129,7 +129,10 @@ def make_copy(folder: Path) -> Path:
 
 
 def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python in a copy, without bytecode, since a file may change within a second."""
+    """Runs Python in a copy.
+
+    Bytecode is not written, because Python does not notice that a file changes within a second.
+    """
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
         [sys.executable, *arguments],
@@ -143,7 +146,7 @@ def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 def run_tests(folder: Path, *arguments: str) -> PytestResult:
-    """Runs pytest in a copy, with the tests of `make test`."""
+    """Runs pytest in a copy."""
     options = ("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider")
     try:
         done = run_python(folder, *options, *arguments)
@@ -154,7 +157,7 @@ def run_tests(folder: Path, *arguments: str) -> PytestResult:
 
 
 def log(line: str) -> None:
-    """Prints progress to standard error; the table goes to standard output."""
+    """Prints a line to standard error; standard output only has the table."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -180,7 +183,11 @@ def try_mutant(folder: Path, mutant: Mutant) -> Outcome:
 
 
 def run_all(folder: Path, mutants: list[Mutant], jobs: int) -> tuple[list[Outcome], list[str]]:
-    """Returns the outcomes, and tests that fail without a mutant; their mutants are skipped."""
+    """Runs all mutants in parallel copies.
+
+    Returns:
+      The outcomes, and the tests that fail without a mutant, whose mutants are skipped.
+    """
     copies: queue.Queue[Path] = queue.Queue()
     for number in range(jobs):
         (folder / str(number)).mkdir()
@@ -209,15 +216,15 @@ def run_all(folder: Path, mutants: list[Mutant], jobs: int) -> tuple[list[Outcom
         return outcome
 
     with ThreadPoolExecutor(jobs) as pool:
-        failed = sum(pool.map(failed_tests, selections(mutants)), [])
-        # A failure may be that of a file, and tests may be all cases of a function.
-        same = lambda test, name: name.startswith(test) or test.startswith(name)
-        usable = [m for m in mutants if not any(same(m.tests[0], name) for name in failed)]
+        failed = sum(pool.map(failed_tests, group_tests_by_file(mutants)), [])
+        # `name` may be a file that failed to import, and `test` a function with several parameters.
+        matches = lambda test, name: name.startswith(test) or test.startswith(name)
+        usable = [m for m in mutants if not any(matches(m.tests[0], name) for name in failed)]
         return list(pool.map(outcome_of, usable)), failed
 
 
-def selections(mutants: list[Mutant]) -> list[tuple[str, ...]]:
-    """The arguments of pytest that run all tests once, with one run for each file."""
+def group_tests_by_file(mutants: list[Mutant]) -> list[tuple[str, ...]]:
+    """Returns the arguments of pytest runs that run each test once, one run for each file."""
     by_file: dict[str, set[str]] = {}
     others = set()
     for mutant in mutants:
@@ -229,8 +236,8 @@ def selections(mutants: list[Mutant]) -> list[tuple[str, ...]]:
     return [tuple(sorted(tests)) for tests in by_file.values()] + sorted(others)
 
 
-def table(outcomes: list[Outcome]) -> str:
-    """A Markdown table of the outcomes."""
+def format_table(outcomes: list[Outcome]) -> str:
+    """Formats the outcomes as a Markdown table."""
     lines = ["| mutant | file | killed by | s |", "| --- | --- | --- | ---: |"]
     for outcome in outcomes:
         killed_by = f"`{outcome.killed_by}`" if outcome.killed else f"**{outcome.killed_by}**"
@@ -242,11 +249,13 @@ def table(outcomes: list[Outcome]) -> str:
 def main() -> int:
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", nargs="+", default=[""], help="texts in names of mutants")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="run mutants whose names contain one of these"
+    )
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="number of parallel jobs"
     )
-    parser.add_argument("--json", type=Path, help="file for the outcomes")
+    parser.add_argument("--json", type=Path, help="path of a JSON file for the outcomes")
     options = parser.parse_args()
     mutants = [m for m in read_mutants() if any(text in m.name for text in options.only)]
     begin = time.perf_counter()
@@ -255,7 +264,7 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps([o._asdict() for o in outcomes], indent=2) + "\n")
     killed = sum(outcome.killed for outcome in outcomes)
-    print(table(outcomes))
+    print(format_table(outcomes))
     print(
         f"\n{killed} of {len(mutants)} killed in {(time.perf_counter() - begin) / 60:.0f} minutes"
     )

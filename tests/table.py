@@ -1,7 +1,7 @@
-"""The table of all cells. A new cell is a new row, and all properties are tested on it.
+"""The table of all cells. Each row is tested for all properties of a cell.
 
-Properties of cells are tested on every row, and engines only on the rows of `KINDS`, which has one
-or two rows of each kind, since compilation dominates the time of the suite.
+Engines are only tested on the rows of `KINDS`, one or two for each kind of cell, because
+compilation takes most of the time of the test suite.
 """
 
 from jrnn import Engine, Fused, Scan
@@ -36,21 +36,21 @@ FAMILIES = (
     xlstm,
 )
 
-CELLS: dict[str, Row] = {name: row for family in FAMILIES for name, row in family.ROWS.items()}
+CELLS: dict[str, Row] = {name: row for family in FAMILIES for name, row in family.CELLS.items()}
 
 KINDS: tuple[str, ...] = (
-    "lstm-peepholes",  # two leaves of a carry; parameters that update uses
-    "gru",  # gates of z and u that are not only added
-    "gru-reset-before",  # a product within update
-    "elman-relu",  # no smooth derivative
-    "mingru-log",  # linear, coefficients as logarithms
-    "lru",  # a complex carry
-    "indrnn",  # diagonal
-    "paralstm",  # blocks
+    "lstm-peepholes",  # carry with two leaves; update reads parameters
+    "gru",  # update does more than add z and u
+    "gru-reset-before",  # matrix product in update
+    "elman-relu",  # non-smooth activation
+    "mingru-log",  # linear, with logarithmic coefficients
+    "lru",  # linear, with a complex carry
+    "indrnn",  # diagonal Jacobian
+    "paralstm",  # block-diagonal Jacobian
 )
 
 ENGINES: dict[str, tuple[Engine, ...]] = {
     "scan": (Scan(), Scan(unroll=2), Scan(unroll=3), Scan(unroll=4)),
     "fused": (Fused(), Fused(chunk=2), Fused(chunk=3, remat=True)),
 }
-"""Every engine that runs all cells, with variants. Most tests only use the first variant."""
+"""Engines that support every cell, with variants. Most tests only use the first variant."""

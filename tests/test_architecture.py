@@ -1,4 +1,4 @@
-"""The architecture of the package: allowed imports, forbidden code, and docstrings."""
+"""Tests of the architecture of the package: allowed imports, forbidden code, and docstrings."""
 
 import ast
 import importlib
@@ -20,16 +20,16 @@ import jrnn
 
 PACKAGE = Path(jrnn.__file__).parent
 
-# The levels from the bottom up, by files and folders of the package. A part may import parts of
-# lower levels and itself, but no other part of its own level.
+# The parts of the package, which are its files and folders, by level from the bottom up. A part may
+# import parts of lower levels and itself, but no other part of its own level.
 LEVELS: list[set[str]] = [
-    # _kernels is compiled.
+    # _kernels is a compiled extension module.
     {"checks", "dtypes", "initializers", "jaxprs", "plotting", "_kernels"},
     {"layer", "taps"},
     {"cell", "masking"},
     {"structure"},
     {"cells", "transforms", "engines", "layers"},
-    {"jrnn"},  # what `import jrnn` gives
+    {"jrnn"},  # the names that jrnn/__init__.py exports
     {"nn", "analysis", "testing", "distributed"},
     {"tasks"},
     {"train"},
@@ -42,8 +42,8 @@ LEVELS: list[set[str]] = [
 RANK = {name: rank for rank, level in enumerate(LEVELS) for name in level}
 
 
-# The parts that may import a library; other libraries, except the standard library, are forbidden.
-EVERYWHERE = {"jax", "numpy"}
+# The parts that may import each library. Other libraries are forbidden, except the standard one.
+ALLOWED_EVERYWHERE = {"jax", "numpy"}
 LIBRARIES = {
     "flax": {"nn", "train", "sweep", "bench"},
     "optax": {"train", "bench"},
@@ -55,14 +55,16 @@ LIBRARIES = {
     "chex": {"testing"},
     "equinox": {"bench"},
 }
-# Slow to import or not installed with jrnn: imported only inside functions, in any part.
+# Libraries that are slow to import, or are not installed with jrnn. Any part may import them, but
+# only inside functions.
 INSIDE_FUNCTIONS = {"matplotlib", "sklearn", "torch", "onnx", "onnxruntime", "keras", "haiku"}
-# Each file of this folder imports the library that it is named after, and is imported on use.
+# Each file of this folder imports the library that it is named after. The files themselves are
+# imported inside functions.
 PEERS = "bench/peers/"
 
 MAX_LINES = 700
 MAX_IGNORED = 5  # comments that disable pyright
-NOT_LOADED = [
+NOT_IMPORTED = [
     "flax",
     "grain",
     "optax",
@@ -77,49 +79,50 @@ NOT_LOADED = [
 
 
 def violations(path: str, source: str) -> list[str]:
-    """Lists violations in a file; `path` is relative to the package, as in cells/lstm.py."""
+    """Lists the violations in a file; `path` is relative to the package, as in cells/lstm.py."""
     tree = ast.parse(source)
     messages = [f"{path}:{line}: {message}" for line, message in sorted(_violations(path, tree))]
     if (lines := len(source.splitlines())) > MAX_LINES:
-        messages.append(f"{path}: {lines} lines; split it before {MAX_LINES}")
+        messages.append(f"{path}: must have at most {MAX_LINES} lines, got {lines}; split the file")
     return messages
 
 
 def _violations(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
     part = part_of(path)
     if part not in RANK:
-        yield 1, f"{part} is on no level; add it to LEVELS"
+        yield 1, f"{part} must be on a level; add it to LEVELS"
         return
     for line, name, at_import in imports(path, tree):
         top, *rest = name.split(".")
         if top == "jrnn":
             target = rest[0] if rest and rest[0] in RANK else "jrnn"
-            below = target == part or RANK[target] < RANK[part]
-            if not below:
+            is_allowed = target == part or RANK[target] < RANK[part]
+            if not is_allowed:
                 yield line, f"{part} must not import {target}"
         elif top in INSIDE_FUNCTIONS:
             if at_import and not path.startswith(PEERS):
-                yield line, f"import {top} inside the function that needs it"
+                yield line, f"{top} must be imported inside the function that uses it"
         elif top in LIBRARIES:
             if part not in LIBRARIES[top]:
-                yield line, f"{top} belongs in {', '.join(sorted(LIBRARIES[top]))}, not in {part}"
-        elif top not in EVERYWHERE and top not in sys.stdlib_module_names:
-            yield line, f"{top} is in no table of libraries"
+                allowed = ", ".join(sorted(LIBRARIES[top]))
+                yield line, f"{top} must be imported in {allowed} only, not in {part}"
+        elif top not in ALLOWED_EVERYWHERE and top not in sys.stdlib_module_names:
+            yield line, f"{top} is not an allowed library; add it to LIBRARIES"
     for node in ast.walk(tree):
         if isinstance(node, ast.Assert) and part != "testing":
-            yield node.lineno, "raise an error instead of using assert"
+            yield node.lineno, "assert must not be used; raise an error"
         if isinstance(node, ast.Name) and node.id == "hasattr":
-            yield node.lineno, "do not use hasattr; declare an attribute"
+            yield node.lineno, "hasattr must not be used; declare an attribute"
 
 
 def part_of(path: str) -> str:
-    """The part of a file: its folder, or the file itself; `jrnn` for the package's `__init__`."""
+    """Returns the part of a file: its folder, or the file itself; `jrnn` for jrnn/__init__.py."""
     parts = Path(path).with_suffix("").parts
     return "jrnn" if parts == ("__init__",) else parts[0]
 
 
 def imports(path: str, tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
-    """Yields line, full name, and whether it runs when the file is imported, for each import."""
+    """Yields line and full name of each import, and whether it runs when the file is imported."""
     package = ["jrnn", *Path(path).parts[:-1]]
     for node, at_import in walk(tree, True):
         if isinstance(node, ast.Import):
@@ -127,22 +130,22 @@ def imports(path: str, tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
                 yield node.lineno, alias.name, at_import
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
-            start = ".".join([*base, *([node.module] if node.module else [])])
+            module = ".".join([*base, *([node.module] if node.module else [])])
             # RANK distinguishes `from jrnn import cells` from `from jrnn import LSTM`.
             names = (
-                [f"{start}.{alias.name}" for alias in node.names] if start == "jrnn" else [start]
+                [f"{module}.{alias.name}" for alias in node.names] if module == "jrnn" else [module]
             )
             for name in names:
                 yield node.lineno, name, at_import
 
 
 def walk(node: ast.AST, at_import: bool) -> Iterator[tuple[ast.AST, bool]]:
-    """Yields all nodes, with whether they run when the file is imported."""
+    """Yields each node, and whether it runs when the file is imported."""
     yield node, at_import
-    lazy = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-    lazy = lazy or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    is_lazy = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    is_lazy = is_lazy or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     for child in ast.iter_child_nodes(node):
-        yield from walk(child, at_import and not lazy)
+        yield from walk(child, at_import and not is_lazy)
 
 
 @pytest.mark.parametrize("part", sorted(RANK))
@@ -170,7 +173,7 @@ def test_type_errors_are_rarely_ignored() -> None:
     assert len(ignored) <= MAX_IGNORED, ignored
 
 
-BAD = [
+INVALID_FILES = [
     ("cell.py", "from jrnn.cells import LSTM", "cell must not import cells"),
     ("cells/mut.py", "from jrnn.engines import unroll", "cells must not import engines"),
     ("cells/mut.py", "from jrnn import LSTM", "cells must not import jrnn"),
@@ -194,30 +197,38 @@ BAD = [
     ("train/loop.py", "from jrnn import config", "train must not import config"),
     ("config.py", "from jrnn.cli import main", "config must not import cli"),
     ("__init__.py", "from jrnn import nn", "jrnn must not import nn"),
-    ("novel.py", "", "novel is on no level; add it"),
+    ("novel.py", "", "novel must be on a level; add it"),
     (
         "cells/lstm.py",
         "from flax import nnx",
-        "flax belongs in bench, nn, sweep, train, not in cells",
+        "flax must be imported in bench, nn, sweep, train only, not in cells",
     ),
-    ("nn/rnn.py", "import optax", "optax belongs in bench, train, not in nn"),
-    ("tasks/copy.py", "import orbax.checkpoint", "orbax belongs in train, not in tasks"),
-    ("analysis/plots.py", "import matplotlib.pyplot", "import matplotlib inside the function"),
-    ("nn/torch.py", "class A:\n    import torch", "import torch inside the function"),
-    ("cells/lstm.py", "import trax", "trax is in no table of libraries"),
-    ("cells/lstm.py", "def f(x):\n    assert x", "cells/lstm.py:2: raise an error instead"),
-    ("cells/lstm.py", "hasattr(1, 'real')", "do not use hasattr"),
-    ("cells/lstm.py", "x = 1\n" * 701, "701 lines; split it before 700"),
+    ("nn/rnn.py", "import optax", "optax must be imported in bench, train only, not in nn"),
+    (
+        "tasks/copy.py",
+        "import orbax.checkpoint",
+        "orbax must be imported in train only, not in tasks",
+    ),
+    (
+        "analysis/plots.py",
+        "import matplotlib.pyplot",
+        "matplotlib must be imported inside the function",
+    ),
+    ("nn/torch.py", "class A:\n    import torch", "torch must be imported inside the function"),
+    ("cells/lstm.py", "import trax", "trax is not an allowed library"),
+    ("cells/lstm.py", "def f(x):\n    assert x", "cells/lstm.py:2: assert must not be used"),
+    ("cells/lstm.py", "hasattr(1, 'real')", "hasattr must not be used"),
+    ("cells/lstm.py", "x = 1\n" * 701, "must have at most 700 lines, got 701"),
 ]
 
 
-@pytest.mark.parametrize(("path", "source", "expected"), BAD)
-def test_violation_is_reported(path: str, source: str, expected: str) -> None:
+@pytest.mark.parametrize(("path", "source", "expected"), INVALID_FILES)
+def test_invalid_file_is_reported(path: str, source: str, expected: str) -> None:
     (message,) = violations(path, source)
     assert expected in message
 
 
-GOOD = [
+VALID_FILES = [
     (
         "cells/lstm.py",
         "from jrnn import checks, initializers\nfrom jrnn.cells import common",
@@ -235,12 +246,12 @@ GOOD = [
 ]
 
 
-@pytest.mark.parametrize(("path", "source"), GOOD)
+@pytest.mark.parametrize(("path", "source"), VALID_FILES)
 def test_valid_file_has_no_violations(path: str, source: str) -> None:
     assert violations(path, source) == []
 
 
-MEASURE = """
+MEASURE_IMPORT = """
 import json, time
 start = time.process_time()
 import jax
@@ -259,21 +270,23 @@ print(json.dumps({
 def test_import_is_fast_and_changes_no_setting() -> None:
     runs = []
     for _ in range(3):
-        output = subprocess.run([sys.executable, "-c", MEASURE], check=True, capture_output=True)
+        output = subprocess.run(
+            [sys.executable, "-c", MEASURE_IMPORT], check=True, capture_output=True
+        )
         runs.append(json.loads(output.stdout))
-    assert not set(NOT_LOADED) & set(runs[0]["loaded"])
+    assert not set(NOT_IMPORTED) & set(runs[0]["loaded"])
     assert runs[0]["changed"] == []
     assert statistics.median(run["seconds"] for run in runs) < 0.3
 
 
 def public_modules() -> list[ModuleType]:
-    """The package, and its parts that are imported on first use."""
+    """Returns the package, and its parts that are imported on first use."""
     parts = [name for name in dir(jrnn) if (PACKAGE / name).is_dir() or name in RANK]
     return [jrnn, *(importlib.import_module(f"jrnn.{name}") for name in parts)]
 
 
 def undocumented(name: str, value: Any, package: str = "jrnn") -> list[str]:
-    """The undocumented public names of a class or function, including itself."""
+    """Returns the names without docstrings: of a class or function, and of its public members."""
     is_own = lambda a: (getattr(a, "__module__", None) or "").split(".")[0] == package
     if not (inspect.isclass(value) or inspect.isfunction(value)):
         return []
@@ -289,9 +302,9 @@ def undocumented(name: str, value: Any, package: str = "jrnn") -> list[str]:
 
 
 def has_docstring(value: Any) -> bool:
-    """Whether there is a docstring other than the generated `Name(field, ...)` of a dataclass."""
-    text = inspect.getdoc(value)
-    return bool(text) and not text.startswith(f"{getattr(value, '__name__', '')}(")
+    """Whether there is a docstring that is not the generated `Name(field, ...)` of a dataclass."""
+    docstring = inspect.getdoc(value)
+    return bool(docstring) and not docstring.startswith(f"{getattr(value, '__name__', '')}(")
 
 
 def is_described(cls: type, key: str) -> bool:
@@ -342,6 +355,19 @@ class Inherits(Documented):
 @dataclass
 class WithGeneratedDocstring:
     size: int
+
+
+def test_docstring_of_jrnn_mentions_every_public_name() -> None:
+    names = [
+        name
+        for name, value in vars(jrnn).items()
+        if not name.startswith("_")
+        and not isinstance(value, ModuleType)
+        and not name.endswith("Carry")
+    ]
+    assert len(names) > 50
+    docstring = jrnn.__doc__ or ""
+    assert [name for name in names if not re.search(rf"\b{name}\b", docstring)] == []
 
 
 def test_missing_docstrings_are_reported() -> None:

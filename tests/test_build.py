@@ -1,4 +1,4 @@
-"""The extension module `jrnn._kernels`, and importing jrnn without it."""
+"""The extension module `jrnn._kernels`, and the import of jrnn without it."""
 
 import importlib.util
 import os
@@ -7,15 +7,15 @@ import sys
 
 import pytest
 
-ORDER = ["base", "v3", "v4"]
+ISAS = ["base", "v3", "v4"]  # from the oldest to the newest
 
 needs_kernels = pytest.mark.skipif(
     importlib.util.find_spec("jrnn._kernels") is None,
-    reason="jrnn was installed without its C++ kernels: no compiler, or the build failed",
+    reason="the C++ kernels are not installed",
 )
 
 
-def run(code: str, isa: str | None = None) -> subprocess.CompletedProcess[str]:
+def run_python(code: str, isa: str | None = None) -> subprocess.CompletedProcess[str]:
     """Runs code in a new process, because the instruction set is selected once per process."""
     env = {name: value for name, value in os.environ.items() if name != "JRNN_ISA"}
     env |= {} if isa is None else {"JRNN_ISA": isa}
@@ -23,36 +23,36 @@ def run(code: str, isa: str | None = None) -> subprocess.CompletedProcess[str]:
 
 
 def selected_isa(requested: str | None) -> str:
-    done = run("from jrnn import _kernels; print(_kernels.isa())", requested)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    process = run_python("from jrnn import _kernels; print(_kernels.isa())", requested)
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()
 
 
 @needs_kernels
-def test_best_instruction_set_is_the_default() -> None:
+def test_newest_instruction_set_is_the_default() -> None:
     from jrnn import _kernels
 
     available = list(_kernels.available_isas())
-    assert available == [name for name in ORDER if name in available]
+    assert available == [name for name in ISAS if name in available]
     assert available[0] == "base"
     assert selected_isa(None) == selected_isa("") == available[-1]
 
 
 @needs_kernels
-@pytest.mark.parametrize("requested", ORDER)
+@pytest.mark.parametrize("requested", ISAS)
 def test_jrnn_isa_limits_the_instruction_set(requested: str) -> None:
     from jrnn import _kernels
 
-    allowed = ORDER[: ORDER.index(requested) + 1]
+    allowed = ISAS[: ISAS.index(requested) + 1]
     expected = [name for name in _kernels.available_isas() if name in allowed][-1]
     assert selected_isa(requested) == expected
 
 
 @needs_kernels
 def test_unknown_jrnn_isa_raises() -> None:
-    done = run("from jrnn import _kernels", "avx2")
-    assert done.returncode != 0
-    assert "JRNN_ISA: expected base, v3 or v4, got 'avx2'" in done.stderr
+    process = run_python("from jrnn import _kernels", "avx2")
+    assert process.returncode != 0
+    assert "JRNN_ISA must be base, v3 or v4, got 'avx2'" in process.stderr
 
 
 @needs_kernels
@@ -64,11 +64,11 @@ for name, handler in _kernels.registrations().items():
     jax.ffi.register_ffi_target(name, handler, platform="cpu")
     print(name)
 """
-    done = run(code)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["jrnn_forward", "jrnn_backward"]
+    process = run_python(code)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split() == ["jrnn_forward", "jrnn_backward"]
 
 
 def test_import_of_jrnn_does_not_load_the_kernels() -> None:
-    done = run("import sys, jrnn; sys.exit('jrnn._kernels' in sys.modules)")
-    assert done.returncode == 0, done.stderr
+    process = run_python("import sys, jrnn; sys.exit('jrnn._kernels' in sys.modules)")
+    assert process.returncode == 0, process.stderr

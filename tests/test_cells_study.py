@@ -1,4 +1,4 @@
-"""The comparison of cells: contenders, results, and verdicts on claims."""
+"""The comparison of cells: sizes, results, and verdicts on claims."""
 
 import json
 from dataclasses import replace
@@ -13,12 +13,12 @@ import pytest
 import jrnn
 from experiments.cells import report
 from experiments.cells import run as study
-from experiments.cells.contenders import (
-    CONTENDERS,
-    POSITIONS,
-    cell_of_size,
+from experiments.cells.cell_configs import (
+    CELL_CONFIGS,
+    CONVLSTM_POSITIONS,
     count_parameters,
-    hidden_units,
+    get_hidden_size,
+    match_parameter_count,
 )
 from jrnn.cells import REGISTRY
 
@@ -35,24 +35,24 @@ def row(cell: str, task: str, test: list[Any], more: list[Any] | None = None) ->
 
 
 def verdicts(*rows: dict[str, Any]) -> dict[str, str]:
-    """The verdicts on the claims that the rows cover, by claim."""
+    """The verdicts, by claim, on all claims that the rows can decide."""
     result = {"rows": list(rows), "step_ms": {}}
-    return {verdict.claim: verdict.verdict for verdict in report.claims(result)}
+    return {verdict.claim: verdict.verdict for verdict in report.judge_claims(result)}
 
 
-def test_every_cell_is_a_contender():
-    assert REGISTRY.keys() <= CONTENDERS.keys()
+def test_every_cell_is_compared():
+    assert REGISTRY.keys() <= CELL_CONFIGS.keys()
 
 
-def test_convlstm_gets_its_input_at_each_position():
-    cell: Any = CONTENDERS["convlstm"].make(3)
+def test_input_of_convlstm_is_repeated_at_each_position():
+    cell: Any = CELL_CONFIGS["convlstm"].make(3)
     params = cell.init(jax.random.key(0), 2)
     x = jax.random.normal(jax.random.key(1), (5, 2))
     _, y = cell.step(params, cell.init_carry(params, (5,)), x)
-    plain = jrnn.ConvLSTM(3, (POSITIONS,))
-    repeated = jnp.stack([x] * POSITIONS, axis=1)
-    _, want = plain.step(params, plain.init_carry(params, (5,)), repeated)
-    assert jnp.array_equal(y, want.reshape(5, POSITIONS * 3))
+    plain = jrnn.ConvLSTM(3, (CONVLSTM_POSITIONS,))
+    repeated = jnp.stack([x] * CONVLSTM_POSITIONS, axis=1)
+    _, expected = plain.step(params, plain.init_carry(params, (5,)), repeated)
+    assert jnp.array_equal(y, expected.reshape(5, CONVLSTM_POSITIONS * 3))
 
 
 @pytest.mark.parametrize("sizes", [(1, 10), (2, 1), (2, 2), (6, 6)], ids=str)
@@ -62,15 +62,17 @@ def test_networks_have_approximately_the_given_number_of_parameters(
 ):
     inputs, outputs = sizes
     count = study.Study().parameters
-    cell = cell_of_size(CONTENDERS[name], inputs, outputs, count)
+    cell = match_parameter_count(CELL_CONFIGS[name], inputs, outputs, count)
     params = jax.eval_shape(lambda key: cell.init(key, inputs), jax.random.key(0))
-    actual = count_parameters(params) + (hidden_units(cell) + 1) * outputs
+    actual = count_parameters(params) + (get_hidden_size(cell) + 1) * outputs
     assert abs(actual - count) <= 0.06 * count
 
 
-def test_unreachable_number_of_parameters_raises():
-    with pytest.raises(ValueError, match="no hidden size has 20 parameters: .* is the nearest"):
-        cell_of_size(CONTENDERS["mlstm"], 2, 2, 20)
+def test_impossible_number_of_parameters_raises():
+    with pytest.raises(
+        ValueError, match="count must be possible for a hidden size, got 20; the nearest is"
+    ):
+        match_parameter_count(CELL_CONFIGS["mlstm"], 2, 2, 20)
 
 
 def test_study_writes_results_and_resumes(tmp_path, capsys):
@@ -86,7 +88,7 @@ def test_study_writes_results_and_resumes(tmp_path, capsys):
         assert 0 <= row["test"][0] <= 1 and row["rate"] == 0.01
     assert (tmp_path / "cells.png").stat().st_size > 10_000
     assert "| `mingru` | linear |" in (tmp_path / "cells.md").read_text("utf-8")
-    with pytest.raises(SystemExit, match="has results with other options"):
+    with pytest.raises(SystemExit, match="results with different options"):
         study.main([*flags.split(), "--seeds", "2"])
 
 
@@ -98,10 +100,10 @@ def test_results_of_other_versions_or_steps_raise(tmp_path):
     resume = lambda saved, **options: study.resume(study.Study(**options), new, saved, tmp_path)
     assert resume(saved) is saved
     assert [row["cpu"] for row in saved["rows"]] == ["one"]
-    message = "other versions: must be {'jax': '1'}, got {'jax': '0'}"
+    message = "different versions: must be {'jax': '1'}, got {'jax': '0'}"
     with pytest.raises(SystemExit, match=message):
         resume(saved | {"versions": {"jax": "0"}})
-    message = "results of gru on s3 with another number of steps: must be 200, got 2000"
+    message = "steps of gru on s3 must be 200, got 2000"
     with pytest.raises(SystemExit, match=message):
         resume(saved, shorten=10)
 
@@ -116,9 +118,9 @@ def test_metric_of_nan_loss_is_none():
     assert study.finite_metric({"loss": float("nan"), "metric": 0.1}) is None
 
 
-def test_diverged_run_counts_as_the_worst():
-    assert report.values(row("gru", "adding", [0.1, None])) == [0.1, float("inf")]
-    assert report.values(row("gru", "digits", [0.1, None])) == [0.1, 0.0]
+def test_diverged_run_has_the_worst_metric():
+    assert report.get_metrics(row("gru", "adding", [0.1, None])) == [0.1, float("inf")]
+    assert report.get_metrics(row("gru", "digits", [0.1, None])) == [0.1, 0.0]
     assert report.count_solved(row("gru", "adding", [0.009, 0.01, None])) == 1
     assert report.count_solved(row("gru", "s3", [0.95, 0.94, None])) == 1
 
@@ -158,8 +160,8 @@ def test_claim_about_two_cells_is_tested_on_all_seeds(one, other, verdict):
         ({}, "not confirmed"),
     ],
 )
-def test_worst_variants_must_be_significantly_worse(worst, verdict):
-    rows = [row(f"lstm-{name}", "digits", worst.get(name, HIGH)) for name in report.GREFF]
+def test_claim_about_the_worst_variants_requires_significance(worst, verdict):
+    rows = [row(f"lstm-{name}", "digits", worst.get(name, HIGH)) for name in report.GREFF_VARIANTS]
     rows.append(row("lstm-peepholes", "digits", HIGH))
     assert verdicts(*rows)["NFG and NOAF are the worst of the eight variants"] == verdict
 
@@ -200,5 +202,5 @@ def test_saved_table_matches_the_results():
     for part in (report.conditions, report.markdown, report.claims_markdown):
         assert part(result) in text
     keys = {(row["cell"], row["task"]) for row in result["rows"]}
-    assert keys >= {(cell, task) for cell in CONTENDERS for task in ("digits", "parity")}
+    assert keys >= {(cell, task) for cell in CELL_CONFIGS for task in ("digits", "parity")}
     assert all(len(row["test"]) >= 5 for row in result["rows"])

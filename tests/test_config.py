@@ -1,4 +1,4 @@
-"""Config files: all installed ones load, and errors name what is invalid."""
+"""Config files: all configs of jrnn load, and errors name the invalid value."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from jrnn.tasks import REGISTRY as TASKS
 from jrnn.train import Experiment, Network, Optimizer
 from jrnn.transforms import layer_norm, zoneout
 
-OWN_CONFIG = """
+USER_CONFIG = """
 from dataclasses import dataclass
 import jax.numpy as jnp
 import jrnn
@@ -20,7 +20,7 @@ from jrnn.tasks import Adding
 from jrnn.train import Experiment, Network
 
 @dataclass(frozen=True)
-class Mine(jrnn.Cell):
+class UserCell(jrnn.Cell):
     hidden_size: int
     rate: float = 0.5
 
@@ -41,18 +41,18 @@ class Mine(jrnn.Cell):
 
 def get_config(hidden: int = 3, names: str = "a", flag: bool = False) -> Experiment:
     run_dir = f"{names}, {flag}"
-    return Experiment(Adding(4, 20, 10), Network(Mine(hidden)), steps=2, run_dir=run_dir)
+    return Experiment(Adding(4, 20, 10), Network(UserCell(hidden)), steps=2, run_dir=run_dir)
 """
 
 
 @pytest.fixture
-def own(tmp_path):
-    path = tmp_path / "own.py"
-    path.write_text(OWN_CONFIG)
+def user_config(tmp_path):
+    path = tmp_path / "user.py"
+    path.write_text(USER_CONFIG)
     return path
 
 
-def test_installed_config_is_found_from_any_folder(tmp_path, monkeypatch):
+def test_config_of_jrnn_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert config.load("digits.py") == config.load("configs/digits.py")
 
@@ -74,7 +74,7 @@ def test_every_config_builds_with_every_cell(path, cell):
     assert config.load(str(path)).steps > 100
 
 
-def test_cell_name_may_have_transforms():
+def test_cell_name_may_contain_transforms():
     flags = ["--network.cell.h", "0.1", "--network.cell.cell.cell.t-max", "9"]
     experiment = config.load("configs/digits.py:cell=zoneout+layer_norm+gru,hidden=5", flags)
     expected = zoneout(layer_norm(jrnn.GRU(5, t_max=9)), h=0.1)
@@ -97,7 +97,7 @@ def test_unknown_transform_raises(name, message):
         config.make_cell(name, 4)
 
 
-def test_flags_change_single_fields():
+def test_flags_override_single_fields():
     flags = ["--optimizer.learning-rate", "1e-4", "--network.cell.forget-bias", "2", "--steps", "9"]
     experiment = config.load("configs/digits.py", flags)
     default = config.load("configs/digits.py")
@@ -111,11 +111,11 @@ def test_flags_change_single_fields():
     )
 
 
-def test_arguments_after_the_colon_are_typed(own):
-    experiment = config.load(f"{own}:hidden=5,flag=true,names=true")
+def test_arguments_after_the_colon_are_typed(user_config):
+    experiment = config.load(f"{user_config}:hidden=5,flag=true,names=true")
     assert getattr(experiment.network.cell, "hidden_size") == 5  # noqa: B009
     assert experiment.run_dir == "true, True"
-    assert config.load(f"{own}:names=-x=y").run_dir == "-x=y, False"
+    assert config.load(f"{user_config}:names=-x=y").run_dir == "-x=y, False"
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_unknown_arguments_and_flags_exit_with_a_suggestion(arguments, flags, wo
     ("spec", "message"),
     [
         ("configs/digit.py", "did you mean 'configs/digits.py'"),
-        ("configs/digits.py:cell", "name=value"),
+        ("configs/digits.py:cell", "must have the form name=value"),
         ("configs/digits.py:cell=gro", "did you mean 'gru'"),
         ("nowhere/at/all.toml", "the configs of jrnn are configs/adding.py"),
         ("nowhere/digits.py", "no such config file"),
@@ -153,15 +153,15 @@ def test_invalid_specs_raise(spec, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x = 1", "must define get_config"),
+        ("x = 1", "must define a function get_config"),
         ("def get_config(): return 3", "must return a jrnn.train.Experiment, got 3"),
         ("import nothing_of_the_kind", "ModuleNotFoundError: No module named"),
         ("def get_config(:", "SyntaxError"),
-        ("def get_config(): return {}['gone']", "get_config: KeyError: 'gone'"),
+        ("def get_config(): return {}['key']", "get_config: KeyError: 'key'"),
     ],
 )
 def test_invalid_config_files_raise(tmp_path, text, message):
-    path = tmp_path / "bad.py"
+    path = tmp_path / "invalid.py"
     path.write_text(text)
     with pytest.raises(config.ConfigError, match=message):
         config.load(str(path))
@@ -180,10 +180,10 @@ def test_json_round_trip_preserves_tuples_and_none(tmp_path):
     assert config.decode(json.loads(json.dumps(config.encode(experiment)))) == experiment
 
 
-def test_saved_config_with_own_cell_does_not_need_its_file(own, tmp_path):
-    experiment = config.load(str(own))
-    config.save(experiment, str(own), tmp_path / "config.json")
-    own.unlink()
+def test_saved_config_with_user_cell_does_not_need_its_file(user_config, tmp_path):
+    experiment = config.load(str(user_config))
+    config.save(experiment, str(user_config), tmp_path / "config.json")
+    user_config.unlink()
     restored = config.read(tmp_path / "config.json")
     assert repr(restored) == repr(experiment)
     assert getattr(restored.network.cell, "rate") == 0.5  # noqa: B009
@@ -192,9 +192,9 @@ def test_saved_config_with_own_cell_does_not_need_its_file(own, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda saved: saved["experiment"].update(colour=1), "another version"),
+        (lambda saved: saved["experiment"].update(unknown=1), "another version"),
         (
-            lambda saved: saved["experiment"]["task"].update(type="jrnn:Gone"),
+            lambda saved: saved["experiment"]["task"].update(type="jrnn:Unknown"),
             "another version",
         ),
         (lambda saved: saved.pop("experiment"), "another version"),

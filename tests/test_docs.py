@@ -1,4 +1,4 @@
-"""The documentation names files that exist."""
+"""Tests that the files and functions that the documentation names exist."""
 
 import re
 from itertools import groupby
@@ -12,24 +12,23 @@ INTERNALS = (ROOT / "docs/internals.md").read_text("utf-8")
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
 def test_named_files_exist(page):
-    named = re.findall(
+    paths = re.findall(
         r"`((?:jrnn|tests|docs|configs|experiments)/[\w./-]+\.\w+)`", page.read_text("utf-8")
     )
-    assert [name for name in named if not (ROOT / name).is_file()] == []
+    assert [path for path in paths if not (ROOT / path).is_file()] == []
 
 
-def test_the_path_of_a_batch_enters_each_package_once():
-    path = re.findall(r"^\| \d+ \| `([\w/.]+)`", INTERNALS, re.MULTILINE)
-    assert len(path) > 15
-    packages = [package for package, _ in groupby(path, key=lambda name: name.rpartition("/")[0])]
+def test_table_of_internals_lists_the_files_of_a_package_together():
+    paths = re.findall(r"^\| \d+ \| `([\w/.]+)`", INTERNALS, re.MULTILINE)
+    assert len(paths) > 15
+    packages = [package for package, _ in groupby(paths, key=lambda name: name.rpartition("/")[0])]
     assert len(packages) == len(set(packages)), packages
 
 
-def test_functions_of_the_path_exist():
+def test_functions_in_the_table_of_internals_exist():
     rows = re.findall(r"^\| \d+ \| `([\w/.]+\.py)` \| `([\w.]+)`", INTERNALS, re.MULTILINE)
     assert len(rows) > 15
-    for name, function in rows:
-        source = (ROOT / name).read_text("utf-8")
-        assert re.search(rf"^\s*(def|class) {function.split('.')[-1]}\b", source, re.MULTILINE), (
-            name
-        )
+    for path, function in rows:
+        source = (ROOT / path).read_text("utf-8")
+        definition = rf"^\s*(def|class) {function.split('.')[-1]}\b"
+        assert re.search(definition, source, re.MULTILINE), path

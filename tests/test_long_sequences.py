@@ -1,7 +1,6 @@
-"""The study of long sequences and `jrnn bench newton` write complete results."""
+"""Tests that the study of long sequences and `jrnn bench newton` write complete results."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -9,16 +8,14 @@ from experiments.long_sequences import run as study
 from jrnn.bench import newton
 from jrnn.cli import main
 
-RESULTS = Path(__file__).parent.parent / "experiments"
-
 
 def test_study_writes_growth_training_and_a_figure(tmp_path, monkeypatch):
     monkeypatch.setattr(
         study, "GROWTH_CASES", {k: study.GROWTH_CASES[k] for k in ("minGRU", "GRU")}
     )
-    flags = "--longest 1024 --repeats 1 --training-steps 2 --length 12 --out".split()
+    flags = "--max-steps 1024 --repeats 1 --training-steps 2 --length 12 --out".split()
     study.main([*flags, str(tmp_path)])
-    result = json.loads((tmp_path / "long.json").read_text("utf-8"))
+    result = json.loads((tmp_path / "long_sequences.json").read_text("utf-8"))
     assert [row["cell"] for row in result["growth"]] == ["minGRU", "GRU"]
     for row in result["growth"]:
         assert row["steps"] == 1024 and 0 < row["parallel_ms"] and 0 < row["scan_mib"]
@@ -28,7 +25,7 @@ def test_study_writes_growth_training_and_a_figure(tmp_path, monkeypatch):
     for row in result["training"]:
         assert row["converged"] and len(row["losses"]) == len(row["iterations"]) == 2
         assert row["exponent_steps"] == [0, 1]
-    assert (tmp_path / "long.png").stat().st_size > 10_000
+    assert (tmp_path / "long_sequences.png").stat().st_size > 10_000
 
 
 def test_bench_newton_reports_iterations_and_divergence(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""README: its Python code runs, its files exist, and its tables match the results."""
+"""Tests that the Python code of README runs, its files exist, and its tables match the results."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def test_mentioned_files_exist():
     assert [path for path in paths if not (ROOT / path).is_file()] == []
 
 
-def test_every_shipped_config_is_mentioned():
+def test_every_config_is_mentioned():
     assert [path.name for path in config.list_configs() if f"configs/{path.name}" not in TEXT] == []
 
 
@@ -65,7 +65,7 @@ def test_table_of_training_matches_the_results():
 
 
 def test_ratios_of_long_sequences_match_the_results():
-    results = ROOT / "experiments/long_sequences/results/long.json"
+    results = ROOT / "experiments/long_sequences/results/long_sequences.json"
     growth = json.loads(results.read_text("utf-8"))["growth"]
     ratio = {(r["cell"], r["steps"]): r["parallel_ms"] / r["scan_ms"] for r in growth}
     match = re.search(r"minGRU takes (0\.\d+) and LRU (0\.\d+) of the time of `Scan`", TEXT)

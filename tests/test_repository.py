@@ -1,4 +1,4 @@
-"""The files around the code: workflows, metadata and documents name what exists, and agree."""
+"""Tests that workflows, metadata and documents name existing files, and agree with each other."""
 
 import fnmatch
 import re
@@ -31,28 +31,28 @@ def jobs(workflow: Path) -> dict[str, dict[str, Any]]:
 
 
 def commands(workflow: Path) -> Iterator[str]:
-    """Every line of the shell steps of a workflow."""
+    """Yields each line of the shell commands of a workflow."""
     for job in jobs(workflow).values():
         for step in job["steps"]:
             yield from step.get("run", "").splitlines()
 
 
 def make_targets(text: str) -> list[str]:
-    """The targets that a text calls make for."""
+    """Returns the targets of all calls of make in a text."""
     calls = re.findall(r"^(?:[\w.]+=\S+ )*make ([^#|;&\n]*)", text, re.MULTILINE)
     words = [word for call in calls for word in call.split()]
     return [word for word in words if "=" not in word and not word.startswith("-")]
 
 
-def rules() -> list[str]:
-    """The targets of the Makefile, as patterns of `fnmatch`."""
+def makefile_targets() -> list[str]:
+    """Returns the targets of the Makefile, as patterns of `fnmatch`."""
     text = read("Makefile").replace("$(VENV)", ".venv")
     names = re.findall(r"^([\w./%-]+):(?!=)", text, re.MULTILINE)
     return [name.replace("%", "*") for name in names]
 
 
-def is_rule(target: str) -> bool:
-    return any(fnmatch.fnmatchcase(target, rule) for rule in rules())
+def is_makefile_target(target: str) -> bool:
+    return any(fnmatch.fnmatchcase(target, pattern) for pattern in makefile_targets())
 
 
 @pytest.mark.parametrize("path", YAML, ids=lambda path: path.name)
@@ -63,14 +63,18 @@ def test_yaml_is_parsed(path: Path) -> None:
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_workflows_call_targets_of_the_makefile(path: Path) -> None:
     called = make_targets("\n".join(commands(path)))
-    assert [target for target in called if not is_rule(target)] == []
+    assert [target for target in called if not is_makefile_target(target)] == []
 
 
 def test_calls_of_make_are_found() -> None:
     text = "make .venv/bin/python\nA=1 make lint JOBS=4 -k # make x\nmake test-fast\nremake y"
     assert make_targets(text) == [".venv/bin/python", "lint", "test-fast"]
-    assert is_rule("lint") and is_rule(".venv/with-test") and is_rule(".venv/bin/python")
-    assert not is_rule("tests") and not is_rule("FAST")
+    assert (
+        is_makefile_target("lint")
+        and is_makefile_target(".venv/with-test")
+        and is_makefile_target(".venv/bin/python")
+    )
+    assert not is_makefile_target("tests") and not is_makefile_target("FAST")
     assert make_targets("\n".join(commands(ROOT / ".github/workflows/ci.yml"))) != []
 
 
@@ -80,7 +84,7 @@ def test_documents_name_targets_of_the_makefile(name: str) -> None:
     blocks = re.findall(r"```\n(.*?)```", text, re.DOTALL)
     called = make_targets("\n".join(re.findall(r"`(make [^`]*)`", text) + blocks))
     assert len(called) >= 6
-    assert [target for target in called if not is_rule(target)] == []
+    assert [target for target in called if not is_makefile_target(target)] == []
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
@@ -88,7 +92,7 @@ def test_workflows_have_least_permissions_and_a_time_limit(path: Path) -> None:
     assert load(path)["permissions"] == {"contents": "read"}
     for name, job in jobs(path).items():
         assert int(job["timeout-minutes"]) <= 60, name
-        # What may publish runs no code of this repository, and nothing else may.
+        # Only this job may publish, and it runs no code of the repository.
         if "permissions" in job:
             assert (path.name, name) == ("wheels.yml", "publish")
             assert job["permissions"] == {"id-token": "write"} and job["environment"] == "pypi"
@@ -107,30 +111,32 @@ def test_actions_are_pinned_to_a_major_version(path: Path) -> None:
 def test_versions_and_dates_agree() -> None:
     version = PROJECT["project"]["version"]
     citation = load(ROOT / "CITATION.cff")
-    heads = re.findall(r"^## (.*)$", read("CHANGELOG.md"), re.MULTILINE)
+    headings = re.findall(r"^## (.*)$", read("CHANGELOG.md"), re.MULTILINE)
     assert citation["version"] == version
-    assert heads[:2] == ["Unreleased", f"{version} - {citation['date-released']}"]
+    assert headings[:2] == ["Unreleased", f"{version} - {citation['date-released']}"]
     assert citation["license"] == PROJECT["project"]["license"]
 
 
-def test_oldest_jax_is_the_one_that_the_package_allows() -> None:
+def test_oldest_tested_jax_is_the_oldest_that_the_package_allows() -> None:
     pinned = re.findall(r"^(\w+)==([\d.]+)$", read(".github/oldest.txt"), re.M)
-    (least,) = re.findall(r"^jax>=([\d.]+)$", "\n".join(PROJECT["project"]["dependencies"]), re.M)
-    assert pinned == [("jax", f"{least}.0"), ("jaxlib", f"{least}.0")]
+    (oldest,) = re.findall(r"^jax>=([\d.]+)$", "\n".join(PROJECT["project"]["dependencies"]), re.M)
+    assert pinned == [("jax", f"{oldest}.0"), ("jaxlib", f"{oldest}.0")]
 
 
-def test_wheels_are_built_for_the_versions_of_python_that_the_package_names() -> None:
+def test_wheels_are_built_for_the_python_versions_in_the_metadata() -> None:
     classifiers = "\n".join(PROJECT["project"]["classifiers"])
-    named = [version.replace(".", "") for version in re.findall(r":: (3\.\d+)$", classifiers, re.M)]
-    assert PROJECT["tool"]["cibuildwheel"]["build"] == [f"cp{version}-*" for version in named]
+    versions = [
+        version.replace(".", "") for version in re.findall(r":: (3\.\d+)$", classifiers, re.M)
+    ]
+    assert PROJECT["tool"]["cibuildwheel"]["build"] == [f"cp{version}-*" for version in versions]
 
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md"])
 def test_paths_of_documents_exist(name: str) -> None:
-    """All in backticks that looks like a path of the repository; `NAME.py` is yet to be written."""
+    """Paths are texts in backticks that begin like a path; `NAME.py` is a placeholder."""
     text = read(name)
-    start = r"(?:jrnn|tests|configs|experiments|docs|\.github)/"
-    paths = re.findall(rf"`({start}[\w./-]*|[\w.-]+\.(?:md|toml|cff))`", text)
+    folder = r"(?:jrnn|tests|configs|experiments|docs|\.github)/"
+    paths = re.findall(rf"`({folder}[\w./-]*|[\w.-]+\.(?:md|toml|cff))`", text)
     paths = [path for path in paths if "NAME" not in path]
     assert len(paths) >= (20 if name == "CONTRIBUTING.md" else 0)
     assert [path for path in paths if not (ROOT / path).exists()] == []
@@ -144,13 +150,13 @@ def test_paths_of_documents_exist(name: str) -> None:
         ("jrnn/engines/unroll.py", ["REGISTRY"]),
         ("jrnn/tasks/__init__.py", ["REGISTRY"]),
         ("tests/table.py", ["FAMILIES", "KINDS", "ENGINES"]),
-        ("tests/oracles/transforms.py", ["ROWS"]),
+        ("tests/oracles/transforms.py", ["CELLS"]),
         ("tests/tasks/test_registry.py", ["OPTIONS", "FLAGS"]),
-        ("experiments/cells/contenders.py", ["_SPECIAL"]),
-        ("jrnn/bench/gpu_check/plan.py", ["ENGINES"]),
+        ("experiments/cells/cell_configs.py", ["_OVERRIDES"]),
+        ("jrnn/bench/gpu_check/plan.py", ["TIMED_ENGINES"]),
     ],
 )
-def test_tables_that_contributing_names_exist(path: str, names: list[str]) -> None:
+def test_tables_that_contributing_mentions_exist(path: str, names: list[str]) -> None:
     assert f"`{path}`" in read("CONTRIBUTING.md")
     defined = re.findall(r"^(\w+)\b.* = ", read(path), re.MULTILINE)
     assert [name for name in names if name not in defined] == []

@@ -1,4 +1,4 @@
-"""`check_cell` accepts every cell of the table, and reports the properties that a cell violates."""
+"""Tests that `check_cell` accepts valid cells, and reports the properties that a cell violates."""
 
 import itertools
 from dataclasses import dataclass, field
@@ -22,16 +22,16 @@ def test_every_cell_passes_check_cell(kind_or_row):
     check_cell(kind_or_row.make(3))
 
 
-# Other properties are tested in tests/cells/test_contract.py and tests/engines/test_truth.py.
-CHEAP_PROPERTIES = ("frozen", "no_recompilation", "dtype", "taps", "structure", "coefficients")
+# Other properties of all cells: tests/cells/test_contract.py and tests/engines/test_truth.py.
+FAST_CHECKS = ("frozen", "no_recompilation", "dtype", "taps", "structure", "coefficients")
 
 
-@pytest.mark.parametrize("name", CHEAP_PROPERTIES)
-def test_every_cell_has_the_cheap_properties(row, name):
+@pytest.mark.parametrize("name", FAST_CHECKS)
+def test_every_cell_passes_the_fast_checks(row, name):
     PROPERTIES[name](make_case(row.make(3)))
 
 
-NAMES = {"ids": lambda value: type(value).__name__ if isinstance(value, jrnn.Layer) else None}
+CLASS_NAMES = {"ids": lambda value: type(value).__name__ if isinstance(value, jrnn.Layer) else None}
 
 
 class Params(NamedTuple):
@@ -87,7 +87,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class NarrowsALeaf(ValidCell):
-    """`update` returns a leaf whose dtype differs from that of the carry."""
+    """Its `update` returns a leaf whose dtype differs from the dtype in the carry."""
 
     def init_carry(self, params, batch_shape):
         h = super().init_carry(params, batch_shape)
@@ -103,19 +103,19 @@ class NarrowsALeaf(ValidCell):
         return carry.h
 
 
-STATE = []
+PREVIOUS_CALLS = []
 
 
 @dataclass(frozen=True)
 class ReadoutDependsOnUpdateCall(ValidCell):
-    """`readout` returns another value if `update` was not called just before."""
+    """Its `readout` returns another value if `update` is not called immediately before."""
 
     def update(self, params, carry, z, u):
-        STATE[:] = ["update"]
+        PREVIOUS_CALLS[:] = ["update"]
         return jnp.tanh(z + u)
 
     def readout(self, params, carry, z):
-        return carry if STATE and STATE.pop() else 2 * carry
+        return carry if PREVIOUS_CALLS and PREVIOUS_CALLS.pop() else 2 * carry
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,13 @@ class MixesTheBatch(ValidCell):
 
 
 @dataclass(frozen=True)
-class TakesOneLeadingAxis(ValidCell):
+class DependsOnNumberOfAxes(ValidCell):
     def update(self, params, carry, z, u):
         return jnp.tanh(z + u) - (jnp.mean(u, axis=0) if u.ndim > 2 else 0)
 
 
 @dataclass(frozen=True)
-class CarryDependsOnTheBatch(ValidCell):
+class InitialCarryDependsOnTheBatch(ValidCell):
     """The initial carry is zeros for a single sequence, and ones for a batch."""
 
     def init_carry(self, params, batch_shape):
@@ -169,9 +169,9 @@ class WidensTheCarry(ValidCell):
 
 @dataclass(frozen=True)
 class HashesByIdentity(ValidCell):
-    """Each copy has a different hash, and so a different key in the cache of jit."""
+    """Each copy has a different hash, and therefore a different key in the cache of jit."""
 
-    mark: Any = field(default_factory=object)
+    identity: Any = field(default_factory=object)
 
 
 @dataclass(frozen=True)
@@ -186,13 +186,13 @@ class StopsTheGradient(ValidCell):
         return carry @ jax.lax.stop_gradient(params.u)
 
 
-CALLS = itertools.count()
+COUNTER = itertools.count()
 
 
 @dataclass(frozen=True)
 class NotPure(ValidCell):
     def update(self, params, carry, z, u):
-        return jnp.sin(z + u + next(CALLS))
+        return jnp.sin(z + u + next(COUNTER))
 
 
 @dataclass(frozen=True)
@@ -203,15 +203,15 @@ class BranchesOnValues(ValidCell):
 
 @dataclass(frozen=True)
 class TapsByNumber(ValidCell):
-    """Each trace has a different name of the tap."""
+    """The name of the tap differs for each trace."""
 
     def update(self, params, carry, z, u):
-        return jrnn.tap(f"h{next(CALLS)}", jnp.tanh(z + u))
+        return jrnn.tap(f"h{next(COUNTER)}", jnp.tanh(z + u))
 
 
 @dataclass(frozen=True)
 class TapsInALoop(ValidCell):
-    """A value tapped in a loop is not unique."""
+    """Taps a value within a loop, so that the tap has several values."""
 
     def update(self, params, carry, z, u):
         body = lambda n, h: jrnn.tap("h", jnp.tanh(h))
@@ -240,15 +240,15 @@ class MixesInBackward(ValidCell):
 
 @dataclass(frozen=True)
 class Halves(ValidCell):
-    """h' = (h + z) / 2 with coefficients; `wrong` is added to a without leading axes."""
+    """h' = (h + z) / 2; `unbatched_error` is added to coefficients without leading axes."""
 
-    wrong: float = 0.0
+    unbatched_error: float = 0.0
 
     def recur(self, params, carry):
         return None
 
     def coefficients(self, params, z):
-        a = 0.5 + (self.wrong if z.ndim == 1 else 0.0)
+        a = 0.5 + (self.unbatched_error if z.ndim == 1 else 0.0)
         return Diagonal(jnp.full((self.hidden_size,), a, z.dtype), z / 2)
 
     def update(self, params, carry, z, u):
@@ -257,7 +257,7 @@ class Halves(ValidCell):
 
 @dataclass(frozen=True)
 class WrongCoefficients(Halves):
-    """A `Halves` with wrong coefficients for any leading axes."""
+    """Its coefficients are wrong for any leading axes."""
 
     def coefficients(self, params, z):
         a, b = super().coefficients(params, z)
@@ -265,7 +265,9 @@ class WrongCoefficients(Halves):
 
 
 @dataclass(frozen=True)
-class MissesTheLogarithm(Halves):
+class ForgetsTheLogarithm(Halves):
+    """Returns coefficients as `LogDiagonal` without taking their logarithms."""
+
     def coefficients(self, params, z):
         return LogDiagonal(*super().coefficients(params, z))
 
@@ -284,7 +286,7 @@ class LogCoefficients(Halves):
 
 @dataclass(frozen=True)
 class DenseLinear(Halves):
-    """h' = A h + z with a constant matrix A; `transposed` makes the coefficients wrong."""
+    """h' = A h + z with a matrix A. If `transposed`, the coefficients contain its transpose."""
 
     transposed: bool = False
 
@@ -301,7 +303,7 @@ class DenseLinear(Halves):
 
 @dataclass(frozen=True)
 class NotCausal(Halves):
-    """Not causal: with a time axis, all steps depend on the last input."""
+    """All steps depend on the last input, if the inputs have a time axis."""
 
     def project(self, params, x):
         large = jax.nn.relu(jnp.max(x[-1:]) - 2.0) if x.ndim == 3 and len(x) > 2 else 0.0
@@ -324,7 +326,7 @@ class NoisyCell(ValidCell):
 @dataclass(frozen=True)
 class NoiseDependsOnTheCall(NoisyCell):
     def sample_noise(self, params, xs, leading, key):
-        return super().sample_noise(params, xs, leading, jax.random.fold_in(key, next(CALLS)))
+        return super().sample_noise(params, xs, leading, jax.random.fold_in(key, next(COUNTER)))
 
 
 @dataclass(frozen=True)
@@ -369,7 +371,7 @@ class MixesTheLastUnits(ValidCell):
 
 @dataclass(frozen=True)
 class ComplexCell(ValidCell):
-    """s' = i s + z, y = |s'|^2, with a complex carry; `mixed` makes units depend on each other."""
+    """s' = i s + z, y = |s'|^2, with a complex carry. If `mixed`, a unit depends on other units."""
 
     mixed: bool = False
 
@@ -380,8 +382,8 @@ class ComplexCell(ValidCell):
         return None
 
     def update(self, params, carry, z, u):
-        past = jnp.roll(carry.imag, 1, axis=-1) if self.mixed else carry
-        return (1j * past + z.astype(jnp.float32)).astype(jnp.complex64)
+        state = jnp.roll(carry.imag, 1, axis=-1) if self.mixed else carry
+        return (1j * state + z.astype(jnp.float32)).astype(jnp.complex64)
 
     def readout(self, params, carry, z):
         return (carry.real**2 + carry.imag**2).astype(z.dtype)
@@ -398,7 +400,7 @@ class UsesAtProperty(ValidCell):
         return carry.at[..., 1].set(z[..., 0])
 
 
-@pytest.mark.parametrize("cell", [ValidCell(), ComplexCell(), UsesAtProperty()], **NAMES)
+@pytest.mark.parametrize("cell", [ValidCell(), ComplexCell(), UsesAtProperty()], **CLASS_NAMES)
 def test_valid_cell_passes(cell):
     check_cell(cell)
 
@@ -407,24 +409,29 @@ def make_case(cell):
     key = jax.random.key(0)
     shapes = jax.eval_shape(lambda: cell.init(key, 3))
     params = randomize(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), key)
-    inputs = lambda k, leading: randomize(cell.inputs(3, leading), k, 1.0)
-    return Case(cell, params, inputs, key, 3)
+    sample_inputs = lambda k, leading: randomize(cell.inputs(3, leading), k, 1.0)
+    return Case(cell, params, sample_inputs, key, 3)
 
 
 def check(name, cell):
-    """Checks one property, because all of them take seconds."""
+    """Checks one property, because checking all of them takes seconds."""
     PROPERTIES[name](make_case(cell))
 
 
-@pytest.mark.parametrize("cell", [Halves(), LogCoefficients(), DenseLinear()], **NAMES)
+@pytest.mark.parametrize("cell", [Halves(), LogCoefficients(), DenseLinear()], **CLASS_NAMES)
 def test_correct_coefficients_pass(cell):
     check("coefficients", cell)
 
 
 @pytest.mark.parametrize(
     "cell",
-    [Halves(wrong=0.1), WrongCoefficients(), MissesTheLogarithm(), DenseLinear(transposed=True)],
-    **NAMES,
+    [
+        Halves(unbatched_error=0.1),
+        WrongCoefficients(),
+        ForgetsTheLogarithm(),
+        DenseLinear(transposed=True),
+    ],
+    **CLASS_NAMES,
 )
 def test_wrong_coefficients_fail(cell):
     with pytest.raises(AssertionError, match="coefficients do not reproduce step"):
@@ -441,12 +448,12 @@ def test_wrong_coefficients_fail(cell):
         (MixesTheLastUnits(), None),
         (Halves(), "diagonal"),
     ],
-    **NAMES,
+    **CLASS_NAMES,
 )
-def test_structure_of_the_jaxpr_passes(cell, kind):
+def test_correct_jacobian_structure_passes(cell, kind):
     case = make_case(cell)
     z = cell.project(case.params, case.xs())
-    assert structure.jacobian_kind(cell, case.params, case.carry(), z) == kind
+    assert structure.jacobian_sparsity(cell, case.params, case.carry(), z) == kind
     check("structure", cell)
 
 
@@ -459,21 +466,22 @@ def test_structure_of_the_jaxpr_passes(cell, kind):
         (ComplexCell(mixed=True), "block"),
         (ValidCell(), "diagonal"),
     ],
-    **NAMES,
+    **CLASS_NAMES,
 )
 def test_wrong_jacobian_structure_fails(cell, kind, monkeypatch):
-    monkeypatch.setattr(structure, "jacobian_kind", lambda *_: kind)
+    monkeypatch.setattr(structure, "jacobian_sparsity", lambda *_: kind)
     with pytest.raises(
-        AssertionError, match=f"the Jacobian of a step is '{kind}' by its jaxpr, but not"
+        AssertionError,
+        match=f"the Jacobian of a step is '{kind}' by its jaxpr, but its values are not",
     ):
         check("structure", cell)
 
 
-@pytest.mark.parametrize("cell", [MixesTheLastUnits(), ComplexCell(mixed=True)], **NAMES)
+@pytest.mark.parametrize("cell", [MixesTheLastUnits(), ComplexCell(mixed=True)], **CLASS_NAMES)
 def test_update_that_is_not_elementwise_fails(cell, monkeypatch):
     monkeypatch.setattr(structure, "update_is_elementwise", lambda *_: True)
     with pytest.raises(
-        AssertionError, match="update is elementwise by its jaxpr, but its derivative mixes"
+        AssertionError, match="update is elementwise by its jaxpr, but its derivative is not"
     ):
         check("structure", cell)
 
@@ -499,9 +507,9 @@ INVALID = [
     (WrongRepr(), {"frozen"}),
     (NarrowsALeaf(), {"step"}),
     (ReadoutDependsOnUpdateCall(), {"readout", "sequence"}),
-    (TakesOneLeadingAxis(), {"leading_axes"}),
+    (DependsOnNumberOfAxes(), {"leading_axes"}),
     (MixesTheBatch(), {"leading_axes", "sequence", "vmap"}),
-    (CarryDependsOnTheBatch(), {"sequence"}),
+    (InitialCarryDependsOnTheBatch(), {"sequence"}),
     (BranchesOnTracers(), {"jit"}),
     (DoublesUnderVmap(), {"vmap"}),
     (HashesByIdentity(), {"frozen", "no_recompilation"}),
@@ -511,7 +519,7 @@ INVALID = [
     (TapsByNumber(), {"taps"}),
     (TapsInALoop(), {"taps"}),
     (MixesInBackward(), {"structure"}),
-    (Halves(wrong=0.1), {"coefficients"}),
+    (Halves(unbatched_error=0.1), {"coefficients"}),
     (NoiseDependsOnTheCall(), {"noise"}),
     (SquaresInRecur(), {"recur"}),
     (NotPure(), {"step", "jit"}),
@@ -519,7 +527,7 @@ INVALID = [
 ]
 
 
-@pytest.mark.parametrize(("cell", "expected"), INVALID, **NAMES)
+@pytest.mark.parametrize(("cell", "expected"), INVALID, **CLASS_NAMES)
 def test_invalid_cell_reports_its_failures(cell, expected):
     with pytest.raises(AssertionError) as raised:
         check_cell(cell)
@@ -531,10 +539,10 @@ def test_invalid_cell_reports_its_failures(cell, expected):
         assert failures == expected
 
 
-def test_every_property_has_an_invalid_cell():
+def test_every_property_is_violated_by_an_invalid_cell():
     assert set.union(*(names for _, names in INVALID)) == set(PROPERTIES)
-    violated_alone = {name for _, names in INVALID if len(names) == 1 for name in names}
-    assert set(PROPERTIES) - violated_alone == {"no_recompilation", "readout"}
+    only_failures = {name for _, names in INVALID if len(names) == 1 for name in names}
+    assert set(PROPERTIES) - only_failures == {"no_recompilation", "readout"}
 
 
 @dataclass(frozen=True)
@@ -575,7 +583,7 @@ class WrongOutputShape(Stack):
         jrnn.stack([ValidCell(), ValidCell(3)]),
         jrnn.bidirectional(ValidCell(), merge="sum"),
     ],
-    **NAMES,
+    **CLASS_NAMES,
 )
 def test_valid_layer_passes(layer):
     check_layer(layer)
@@ -591,7 +599,7 @@ def test_valid_layer_passes(layer):
             r"check_layer.*output_shape is wrong: .*\(2,\) != \(7,\)",
         ),
     ],
-    **NAMES,
+    **CLASS_NAMES,
 )
 def test_invalid_layer_reports_its_failure(layer, message):
     with pytest.raises(AssertionError, match=message):
@@ -604,7 +612,7 @@ def test_check_cell_raises_for_a_layer():
 
 
 @dataclass(frozen=True)
-class TakesTime(ValidCell):
+class TakesTimeIntervals(ValidCell):
     """Inputs are pairs of features and time intervals."""
 
     def project(self, params, x):
@@ -613,11 +621,11 @@ class TakesTime(ValidCell):
 
 
 def test_custom_inputs_are_used():
-    inputs = lambda key, leading: (
+    sample_inputs = lambda key, leading: (
         jax.random.normal(key, (*leading, 3)),
         jax.random.uniform(key, leading),
     )
-    check_cell(TakesTime(), inputs=inputs)
+    check_cell(TakesTimeIntervals(), sample_inputs=sample_inputs)
 
 
 @dataclass(frozen=True)
@@ -647,7 +655,7 @@ class Decay(jrnn.Cell):
 
 def test_cell_without_parameters_is_checked():
     with pytest.raises(AssertionError, match="1 of 15 properties fail\n- dtype: .*bfloat16"):
-        check_cell(Decay())  # its carry is always float32
+        check_cell(Decay())  # its carry is float32 for any dtype of the parameters
 
 
 def test_randomize_changes_zeros_but_not_integers():

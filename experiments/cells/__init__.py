@@ -1,1 +1,1 @@
-"""The comparison of all cells: `python -m experiments.cells.run`."""
+"""A comparison of all cells: `python -m experiments.cells.run`."""

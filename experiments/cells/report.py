@@ -1,4 +1,4 @@
-"""The report of the comparison of cells: a table, a figure, and claims of the literature."""
+"""The report of the comparison of cells: a table, a figure, and a test of published claims."""
 
 import math
 import statistics
@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 
 from scipy.stats import mannwhitneyu
 
-from experiments.cells.contenders import CONTENDERS, GREFF
+from experiments.cells.cell_configs import CELL_CONFIGS, GREFF_VARIANTS
 from jrnn.plotting import new_figure
 
 SOLVED = {"adding": 0.01, "parity": 0.95, "s3": 0.95}
-"""Thresholds of the accuracy, and for adding of the error, at which a task counts as solved."""
+"""For each task the accuracy, for adding the error, from which it counts as solved."""
 SIGNIFICANCE = 0.05
+"""Significance level of the Mann-Whitney U test."""
 LONGER = "at 128"
+"""Label of the test on sequences of 128 steps."""
 COLUMNS = {
     "digits": "digits, accuracy %",
     "adding": "adding, error (solved)",
@@ -35,14 +37,19 @@ Key = tuple[str, str]
 
 def write(result: dict[str, Any], out: Path) -> None:
     """Writes `cells.md` and `cells.png`."""
-    parts = ("# Every cell", conditions(result), markdown(result), claims_markdown(result))
+    parts = (
+        "# Comparison of all cells",
+        conditions(result),
+        markdown(result),
+        claims_markdown(result),
+    )
     text = "\n\n".join(parts) + "\n"
     (out / "cells.md").write_text(text, "utf-8")
     draw(result).savefig(out / "cells.png", dpi=110, bbox_inches="tight")
 
 
 def conditions(result: dict[str, Any]) -> str:
-    """A paragraph on how the results were computed."""
+    """Returns a paragraph that describes how the results were computed."""
     options, versions, rows = result["options"], result["versions"], result["rows"]
     rates = sorted(options["rates"])
     selected = [row["rate"] for row in rows]
@@ -57,51 +64,56 @@ def conditions(result: dict[str, Any]) -> str:
         f"{len(selected)}); the seeds 1 to {options['seeds']} give the test results below. "
         f"Accuracies are means with standard deviations; errors are medians, with the number of "
         f"seeds below {SOLVED['adding']}. The time of a training step is measured on digits, "
-        f"relative to the LSTM, {_milliseconds(result)}float32, engine auto, on "
+        f"relative to the LSTM, {_format_lstm_time(result)}float32, engine auto, on "
         f"{result['machine']['cores']} cores of {result['machine']['cpu']}; trained on "
-        f"{_processors(result)}. Python {versions['python']}, JAX {versions['jax']}, "
+        f"{_format_cpus(result)}. Python {versions['python']}, JAX {versions['jax']}, "
         f"jrnn {versions['jrnn']}. Command: `python -m experiments.cells.run`."
     )
 
 
-def _processors(result: dict[str, Any]) -> str:
-    """The processors of the rows, with the number of rows on each if there are several."""
+def _format_cpus(result: dict[str, Any]) -> str:
+    """Returns the names of the CPUs, with the number of rows on each if there are several."""
     counts = Counter(row.get("cpu", result["machine"]["cpu"]) for row in result["rows"])
     if len(counts) == 1:
         return next(iter(counts))
     return " and ".join(f"{cpu} ({count} of {counts.total()})" for cpu, count in counts.items())
 
 
-def _milliseconds(result: dict[str, Any]) -> str:
+def _format_lstm_time(result: dict[str, Any]) -> str:
     lstm = result["step_ms"].get("lstm")
     return f"{lstm:.2f} ms; " if lstm else ""
 
 
-def by_key(result: dict[str, Any]) -> dict[Key, Row]:
-    """The rows by cell and task, in the order of `CONTENDERS` and `COLUMNS`."""
-    cells, tasks = list(CONTENDERS), list(COLUMNS)
+def index_rows(result: dict[str, Any]) -> dict[Key, Row]:
+    """Returns the rows by cell and task, in the order of `CELL_CONFIGS` and `COLUMNS`."""
+    cells, tasks = list(CELL_CONFIGS), list(COLUMNS)
     order = lambda row: (cells.index(row["cell"]), tasks.index(row["task"]))
     rows = sorted(result["rows"], key=order)
     return {(row["cell"], row["task"]): row for row in rows}
 
 
-def values(row: Row, more: str | None = None) -> list[float]:
-    """The metric of each seed; the worst possible value if training diverged."""
+def get_metrics(row: Row, more: str | None = None) -> list[float]:
+    """Returns the metric of each seed; the worst possible value if training diverged.
+
+    Args:
+      row: a row of the results.
+      more: label of a further test; None means the test split of the task.
+    """
     worst = math.inf if row["task"] == "adding" else 0.0
     metrics = row["test"] if more is None else row["more"][more]
     return [worst if value is None else value for value in metrics]
 
 
 def count_solved(row: Row, more: str | None = None) -> int:
-    """The number of seeds that solve the task."""
+    """Returns the number of seeds that solve the task."""
     threshold = SOLVED[row["task"]]
     is_error = row["task"] == "adding"
-    return sum(v < threshold if is_error else v >= threshold for v in values(row, more))
+    return sum(v < threshold if is_error else v >= threshold for v in get_metrics(row, more))
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """A table with one line for each cell."""
-    rows = by_key(result)
+    """Returns a table with one line per cell."""
+    rows = index_rows(result)
     lstm = result["step_ms"].get("lstm")
     tasks = [task for task in COLUMNS if any(task == name for _, name in rows)]
     columns = ("cell", "recurrence", "hidden", "parameters")
@@ -114,7 +126,9 @@ def markdown(result: dict[str, Any]) -> str:
         time = result["step_ms"].get(cell)
         metrics = [_format_row(own[task]) if task in own else "-" for task in tasks]
         relative_time = f"{time / lstm:.1f}" if time and lstm else "-"
-        sizes = (_range(row[name] for row in own.values()) for name in ("hidden", "parameters"))
+        sizes = (
+            _format_range(row[name] for row in own.values()) for name in ("hidden", "parameters")
+        )
         lines.append((title, first["recurrence"], *sizes, *metrics, relative_time))
     return _table(header, lines)
 
@@ -124,26 +138,28 @@ def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
 
 
-def _range(numbers: Iterable[int]) -> str:
-    least, *_, most = sorted([*numbers] * 2)
-    return str(least) if least == most else f"{least} to {most}"
+def _format_range(numbers: Iterable[int]) -> str:
+    minimum, *_, maximum = sorted([*numbers] * 2)
+    return str(minimum) if minimum == maximum else f"{minimum} to {maximum}"
 
 
 def _format_row(row: Row) -> str:
-    """Formats the metrics of a row."""
+    """Formats the metrics of a row: the median for adding, otherwise mean and std."""
     if row["task"] == "adding":
-        return f"{statistics.median(values(row)):.2g} ({count_solved(row)} of {len(row['test'])})"
-    return " / ".join(_mean_and_std(values(row, more)) for more in (None, *row["more"]))
+        return (
+            f"{statistics.median(get_metrics(row)):.2g} ({count_solved(row)} of {len(row['test'])})"
+        )
+    return " / ".join(_format_mean_and_std(get_metrics(row, more)) for more in (None, *row["more"]))
 
 
-def _mean_and_std(accuracies: list[float]) -> str:
+def _format_mean_and_std(accuracies: list[float]) -> str:
     percent = [100 * value for value in accuracies]
     spread = statistics.stdev(percent) if len(percent) > 1 else 0.0
     return f"{statistics.mean(percent):.1f} ± {spread:.1f}"
 
 
 class Verdict(NamedTuple):
-    """A claim, its source, the results here, and whether they confirm it."""
+    """A published claim, its source, our results, and whether they confirm the claim."""
 
     claim: str
     source: str
@@ -152,14 +168,14 @@ class Verdict(NamedTuple):
 
 
 def claims_markdown(result: dict[str, Any]) -> str:
-    """A table with one line for each claim."""
-    return _table(("claim", "source", "result here", "verdict"), claims(result))
+    """Returns a table with one line per claim."""
+    return _table(("claim", "source", "our result", "verdict"), judge_claims(result))
 
 
-def claims(result: dict[str, Any]) -> list[Verdict]:
-    """The verdicts on all claims whose rows are available."""
-    rows = by_key(result)
-    greff = "Greff et al. 2015"
+def judge_claims(result: dict[str, Any]) -> list[Verdict]:
+    """Returns the verdicts on all claims whose rows are available."""
+    rows = index_rows(result)
+    greff = "Greff et al. 2017"
     verdicts = [
         *(
             _compare_pair(rows, task, "lstm", "lstm-bias-0", claim, source)
@@ -196,19 +212,19 @@ def claims(result: dict[str, Any]) -> list[Verdict]:
 
 
 def _compare_medians(one: Row, other: Row) -> tuple[float, float]:
-    """The advantage of one row's median over another's, and its p-value."""
+    """Returns by how much the median of one row is better than that of another, and the p-value."""
     sign = -1 if one["task"] == "adding" else 1
-    mine, theirs = ([sign * value for value in values(row)] for row in (one, other))
-    medians = statistics.median(mine), statistics.median(theirs)
-    # Both may be infinite, and the difference of infinities would be NaN.
+    first, second = ([sign * value for value in get_metrics(row)] for row in (one, other))
+    medians = statistics.median(first), statistics.median(second)
+    # If both are infinite, their difference is NaN.
     advantage = 0.0 if medians[0] == medians[1] else medians[0] - medians[1]
-    return advantage, float(mannwhitneyu(mine, theirs).pvalue)
+    return advantage, float(mannwhitneyu(first, second).pvalue)
 
 
 def _compare_pair(
     rows: dict[Key, Row], task: str, one: str, other: str, claim: str, source: str
 ) -> Verdict | None:
-    """The verdict on a claim that one cell is better than another, or no worse."""
+    """Returns the verdict on the claim that one cell is better than another, or not worse."""
     if not {(one, task), (other, task)} <= rows.keys():
         return None
     pair = rows[one, task], rows[other, task]
@@ -223,8 +239,8 @@ def _compare_pair(
 
 
 def _judge_variants(rows: dict[Key, Row], task: str) -> Verdict | None:
-    """The verdict on the claim that two ablations are the worst, compared with the full LSTM."""
-    names = [f"lstm-{name}" for name in GREFF]
+    """Returns the verdict on the claim that two variants are the worst."""
+    names = [f"lstm-{name}" for name in GREFF_VARIANTS]
     if not {(name, task) for name in [*names, "lstm-peepholes"]} <= rows.keys():
         return None
     full = rows["lstm-peepholes", task]
@@ -239,11 +255,11 @@ def _judge_variants(rows: dict[Key, Row], task: str) -> Verdict | None:
     worst = (f"`{n}` {_format_row(rows[n, task])} (p = {compared[n][1]:.3f})" for n in ranked[:3])
     result = f"{task}, worst first: {', '.join(worst)}; `lstm-peepholes` {_format_row(full)}"
     claim = "NFG and NOAF are the worst of the eight variants"
-    return Verdict(claim, "Greff et al. 2015", result, verdict)
+    return Verdict(claim, "Greff et al. 2017", result, verdict)
 
 
 def _judge_identity(rows: dict[Key, Row]) -> Verdict | None:
-    """The verdict on the claim about a ReLU network that is initialized to the identity."""
+    """Returns the verdict on the claim about a ReLU network with identity initialization."""
     if not {("irnn", "adding"), ("elman", "adding")} <= rows.keys():
         return None
     irnn, elman = rows["irnn", "adding"], rows["elman", "adding"]
@@ -255,7 +271,7 @@ def _judge_identity(rows: dict[Key, Row]) -> Verdict | None:
 
 
 def _judge_tracking(rows: dict[Key, Row], task: str) -> Verdict | None:
-    """The verdict on linear cells, whose factors are positive or do not depend on the input."""
+    """Returns the verdict on the claim that linear cells do not track state."""
     by_cell = {cell: row for (cell, name), row in rows.items() if name == task}
     linear = {cell: row for cell, row in by_cell.items() if row["recurrence"] == "linear"}
     if not {"lstm", "slstm"} <= by_cell.keys() or not linear:
@@ -263,25 +279,27 @@ def _judge_tracking(rows: dict[Key, Row], task: str) -> Verdict | None:
     counts = lambda rows: ", ".join(
         f"`{cell}` {count_solved(row)} / {count_solved(row, LONGER)}" for cell, row in rows.items()
     )
-    gated = {cell: by_cell[cell] for cell in ("lstm", "slstm")}
+    nonlinear = {cell: by_cell[cell] for cell in ("lstm", "slstm")}
     fails = [cell for cell, row in linear.items() if count_solved(row) == 0]
-    solves = [cell for cell, row in gated.items() if count_solved(row) == len(row["test"])]
+    solves = [cell for cell, row in nonlinear.items() if count_solved(row) == len(row["test"])]
     verdict = "partly confirmed" if fails and solves else "not confirmed"
-    if len(fails) == len(linear) and len(solves) == len(gated):
+    if len(fails) == len(linear) and len(solves) == len(nonlinear):
         verdict = "confirmed"
-    result = f"{task}, seeds that solve it at 32 / 128: {counts(gated)}; {counts(linear)}"
+    result = f"{task}, seeds that solve it at 32 / 128: {counts(nonlinear)}; {counts(linear)}"
     claim = "linear cells do not track state where LSTM and sLSTM do"
     source = "Beck et al. 2024; Sarrof et al. 2024; Grazzi et al. 2024"
     return Verdict(claim, source, result, verdict)
 
 
 def draw(result: dict[str, Any]) -> Any:
-    """One panel for each task and one for the time; a line for each cell, a dot for each seed."""
+    """Draws one panel per task and one for the time; each line is a cell, and each dot a seed."""
     from matplotlib.lines import Line2D
 
-    rows = by_key(result)
+    rows = index_rows(result)
     names = list(dict.fromkeys(cell for cell, _ in rows))
-    digits = {cell: statistics.median(values(r)) for (cell, t), r in rows.items() if t == "digits"}
+    digits = {
+        cell: statistics.median(get_metrics(r)) for (cell, t), r in rows.items() if t == "digits"
+    }
     names.sort(key=lambda name: digits.get(name, 0.0))
     positions = {name: position for position, name in enumerate(names)}
     colors = {row["recurrence"]: "" for row in rows.values()}
@@ -293,7 +311,7 @@ def draw(result: dict[str, Any]) -> Any:
     for axes, task in zip(panels, tasks, strict=True):
         for name in names:
             if (name, task) in rows:
-                _dots(axes, rows[name, task], positions[name], colors)
+                _draw_dots(axes, rows[name, task], positions[name], colors)
         axes.axvline(tasks[task]["baseline"], color="gray", linestyle=":", linewidth=1)
         axes.set(title=TITLES[task], xlabel="squared error" if task == "adding" else "accuracy")
         if task == "adding":
@@ -320,11 +338,11 @@ def draw(result: dict[str, Any]) -> Any:
     return figure
 
 
-def _dots(axes: Any, row: Row, position: int, colors: dict[str, str]) -> None:
-    """Draws the seeds of one cell; hollow if longer sequences were tested too."""
+def _draw_dots(axes: Any, row: Row, position: int, colors: dict[str, str]) -> None:
+    """Draws the seeds of one cell; dots are hollow if filled ones show longer sequences."""
     color = colors[row["recurrence"]]
     for number, more in enumerate((None, *row["more"])):
-        finite = [value for value in values(row, more) if math.isfinite(value)]
+        finite = [value for value in get_metrics(row, more) if math.isfinite(value)]
         is_hollow = number == 0 and row["more"]
         style = {"mfc": "none" if is_hollow else color, "mec": color, "alpha": 0.7}
         axes.plot(finite, [position] * len(finite), "o", markersize=5, **style)

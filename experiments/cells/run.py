@@ -3,11 +3,11 @@
     python -m experiments.cells.run                         # several hours on two cores
     python -m experiments.cells.run --cells lstm gru --seeds 3 --tasks digits
 
-For each cell and task, one seed and the validation split select the peak learning rate from
-`rates`; other seeds then give the results on the test split. At the end, training steps of all
-cells are timed in interleaved rounds. Results that are in the JSON file already are not computed
-again, so that an interrupted study can be resumed. Each worker uses one core. It writes
-`cells.json`, `cells.png` and `cells.md` to `--out`.
+For each cell and task, the peak learning rate is selected from `rates` with one seed, by the metric
+on the validation split. Training with the other seeds gives the results on the test split. At the
+end, the training steps of all cells are timed in interleaved rounds. Results that are already in
+the JSON file are not computed again, so an interrupted study can be resumed. Each worker process
+uses one core. The study writes `cells.json`, `cells.png` and `cells.md` to `--out`.
 """
 
 import contextlib
@@ -30,14 +30,19 @@ import tyro
 from flax import nnx
 
 from experiments.cells import report
-from experiments.cells.contenders import CONTENDERS, cell_of_size, hidden_units, recurrence_of
+from experiments.cells.cell_configs import (
+    CELL_CONFIGS,
+    get_hidden_size,
+    get_recurrence,
+    match_parameter_count,
+)
 from jrnn import checks
 from jrnn.bench import machine
-from jrnn.bench.contenders import Contender
+from jrnn.bench.implementations import Implementation
 from jrnn.bench.timing import time_interleaved
 from jrnn.distributed import ProcessGroup
 from jrnn.nn import RNN, Classifier, SequenceToSequence
-from jrnn.sweep.trials import scalars_of
+from jrnn.sweep.trials import stack_scalars
 from jrnn.sweep.vmapped_runs import TrialDevices, VmappedRuns
 from jrnn.tasks import Adding, Data, Digits, Split, Task, Tracking
 from jrnn.train.config import Optimizer, RunOptions
@@ -52,15 +57,22 @@ from jrnn.train.step.step import make_train_step
 
 HERE = Path(__file__).parent
 WARMUP = 0.05
+"""Fraction of the training steps for warmup."""
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """A task, the number of training steps, and further tasks for tests."""
+    """A task and how to train on it.
+
+    Attributes:
+      task: the task.
+      steps: number of training steps.
+      more_tests: further tasks whose test splits are evaluated, by label.
+    """
 
     task: Task
     steps: int
-    tests: dict[str, Task]
+    more_tests: dict[str, Task]
 
 
 TASK_CONFIGS = {
@@ -84,9 +96,10 @@ class Study:
     """The options of the study.
 
     Args:
-      cells: names in `contenders.CONTENDERS`; all by default.
-      tasks: names in `TASK_CONFIGS`; by default all but S3.
-      seeds: number of seeds for the results; seed 0 selects the learning rate.
+      cells: names in `cell_configs.CELL_CONFIGS`; all by default.
+      tasks: names in `TASK_CONFIGS`; all except "s3" by default.
+      seeds: number of seeds for the test results, 1 to `seeds`; seed 0 is for the selection of the
+        learning rate.
       rates: peak learning rates to select from.
       parameters: approximate number of parameters of a network.
       batch_size: number of examples per step.
@@ -95,7 +108,7 @@ class Study:
       out: folder for the JSON file, the figure and the table.
     """
 
-    cells: tuple[str, ...] = tuple(CONTENDERS)
+    cells: tuple[str, ...] = tuple(CELL_CONFIGS)
     tasks: tuple[str, ...] = ("digits", "adding", "parity")
     seeds: int = 5
     rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
@@ -107,7 +120,7 @@ class Study:
 
     def __post_init__(self) -> None:
         for name in self.cells:
-            checks.one_of("Study", "cells", name, CONTENDERS)
+            checks.one_of("Study", "cells", name, CELL_CONFIGS)
         for name in self.tasks:
             checks.one_of("Study", "tasks", name, TASK_CONFIGS)
         for name in ("seeds", "parameters", "batch_size", "shorten", "jobs"):
@@ -115,10 +128,10 @@ class Study:
         for rate in self.rates:
             checks.positive_number("Study", "each of rates", rate)
         if not self.rates:
-            raise ValueError("Study: rates must hold at least one learning rate")
+            raise ValueError("Study: rates must have at least one learning rate, got none")
 
     def steps(self, task: str) -> int:
-        """The number of training steps on a task."""
+        """Returns the number of training steps on a task."""
         return max(1, TASK_CONFIGS[task].steps // self.shorten)
 
 
@@ -127,12 +140,12 @@ def main(args: list[str] | None = None) -> None:
     study = tyro.cli(Study, args=args)
     study.out.mkdir(parents=True, exist_ok=True)
     path = study.out / "cells.json"
-    scope = ("cells", "tasks", "jobs", "out")
+    resumable = ("cells", "tasks", "jobs", "out")  # may differ when a study is resumed
     result: dict[str, Any] = {
         "machine": machine.describe(),
         "versions": machine.versions(),
         "options": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(study).items()
-                    if k not in scope},
+                    if k not in resumable},
         "rows": [],
         "step_ms": {},
     }  # fmt: skip
@@ -142,32 +155,32 @@ def main(args: list[str] | None = None) -> None:
     todo = [
         (cell, task) for task in study.tasks for cell in study.cells if (cell, task) not in done
     ]
-    for row in rows(study, todo):
+    for row in compute_rows(study, todo):
         result["rows"].append(row)
         save(result, path)
         print({k: v for k, v in row.items() if not isinstance(v, list)}, flush=True)
     times: dict[str, float] = result["step_ms"]
     if missing := [cell for cell in study.cells if cell not in times]:
-        # All cells are timed again: only times of the same run are comparable.
-        result["step_ms"] = step_times(study, list(times) + missing)
+        # All cells are timed again, since times of different runs are not comparable.
+        result["step_ms"] = measure_step_times(study, list(times) + missing)
         result["machine"] = machine.describe()
         save(result, path)
     report.write(result, study.out)
 
 
 def resume(study: Study, new: dict[str, Any], saved: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Returns the saved results, if they have the same options and versions as the new ones."""
+    """Returns the saved results; raises SystemExit if their options or versions are different."""
     for name in ("options", "versions"):
         if saved[name] != new[name]:
             raise SystemExit(
-                f"{path} has results with other {name}: must be {new[name]}, got {saved[name]}; "
+                f"{path}: results with different {name}: must be {new[name]}, got {saved[name]}; "
                 "set another --out"
             )
     for row in saved["rows"]:
         if row["steps"] != study.steps(row["task"]):
             raise SystemExit(
-                f"{path} has results of {row['cell']} on {row['task']} with another number of "
-                f"steps: must be {study.steps(row['task'])}, got {row['steps']}; set another --out"
+                f"{path}: the steps of {row['cell']} on {row['task']} must be "
+                f"{study.steps(row['task'])}, got {row['steps']}; set another --out"
             )
         row.setdefault("cpu", saved["machine"]["cpu"])
     return saved
@@ -180,15 +193,16 @@ def save(result: dict[str, Any], path: Path) -> None:
     partial.replace(path)
 
 
-def rows(study: Study, todo: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    """Yields the row of each cell and task when it is finished."""
-    # JAX has threads, so workers are spawned; each sets its core before JAX starts threads.
+def compute_rows(study: Study, todo: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    """Yields the row of results of each pair of a cell and a task, as soon as it is finished."""
+    # A process with the threads of JAX must not be forked. Each worker sets its core before JAX
+    # starts its threads.
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
     for job in range(study.jobs):
         cores.put(job)
     with ProcessPoolExecutor(study.jobs, context, _set_core, (cores,)) as pool:
-        futures = {pool.submit(row, study, *key): key for key in todo}
+        futures = {pool.submit(compute_row, study, *key): key for key in todo}
         failed = {}
         try:
             for future in as_completed(futures):
@@ -199,64 +213,65 @@ def rows(study: Study, todo: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
         finally:
             pool.shutdown(cancel_futures=True)
     if failed:
-        raise RuntimeError(f"some cells failed; run the command again to retry them: {failed}")
+        raise RuntimeError(f"some cells have failed; run the command again to retry them: {failed}")
 
 
 def _set_core(cores: Any) -> None:
     if sys.platform != "linux":
-        return  # other systems have no such call; their workers share all cores
+        return  # other systems cannot set the core, so the workers share all cores
     allowed = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {allowed[cores.get() % len(allowed)]})
 
 
-def row(study: Study, name: str, task: str) -> dict[str, Any]:
-    """Selects a learning rate for a cell on a task, and trains it with every seed."""
+def compute_row(study: Study, name: str, task: str) -> dict[str, Any]:
+    """Selects the learning rate of a cell on a task, trains all seeds, and returns the results."""
     task_config = TASK_CONFIGS[task]
     data = task_config.task.load()
-    begin = time.perf_counter()
+    start = time.perf_counter()
     trainer = CellTrainer(study, name, data, study.steps(task))
     metrics = trainer.train([0] * len(study.rates), study.rates, [data.validation])
     trials = {rate: value for rate, (value,) in zip(study.rates, metrics, strict=True)}
     finite = {rate: value for rate, value in trials.items() if value is not None}
     better = max if HIGHER_IS_BETTER[data.metric] else min
     rate = better(finite, key=lambda r: finite[r]) if finite else study.rates[0]
-    others = {label: other.load().test for label, other in task_config.tests.items()}
+    more_splits = {label: other.load().test for label, other in task_config.more_tests.items()}
     seeds = range(1, study.seeds + 1)
-    metrics = trainer.train(seeds, [rate] * len(seeds), [data.test, *others.values()])
+    metrics = trainer.train(seeds, [rate] * len(seeds), [data.test, *more_splits.values()])
     tests, *more = zip(*metrics, strict=True)
     return {
         "cell": name,
         "task": task,
-        "options": CONTENDERS[name].options,
-        "hidden": hidden_units(trainer.cell),
+        "options": CELL_CONFIGS[name].description,
+        "hidden": get_hidden_size(trainer.cell),
         "parameters": trainer.parameters,
-        "recurrence": recurrence_of(trainer.cell, data.input_size),
+        "recurrence": get_recurrence(trainer.cell, data.input_size),
         "steps": trainer.options.steps,
         "baseline": data.baseline[1],
         "trials": {str(r): value for r, value in trials.items()},
         "rate": rate,
         "test": [*tests],
-        "more": {label: [*each] for label, each in zip(others, more, strict=True)},
-        "seconds": time.perf_counter() - begin,
+        "more": {label: [*each] for label, each in zip(more_splits, more, strict=True)},
+        "seconds": time.perf_counter() - start,
         "cpu": machine.describe()["cpu"],
     }
 
 
-def step_times(study: Study, cells: list[str]) -> dict[str, float]:
-    """Median milliseconds of a training step on digits, by cell, in interleaved rounds."""
+def measure_step_times(study: Study, cells: list[str]) -> dict[str, float]:
+    """Returns the median time of a training step on digits in milliseconds, by cell."""
     data = TASK_CONFIGS["digits"].task.load()
     ready = [
-        Contender(name, "jrnn", _one_step(CellTrainer(study, name, data, 1000))) for name in cells
+        Implementation(name, "jrnn", _make_timed_step(CellTrainer(study, name, data, 1000)))
+        for name in cells
     ]
     return {
         name: 1e3 * t.median for name, t in time_interleaved(ready, repeats=9, seconds=120).items()
     }
 
 
-def _one_step(trainer: "CellTrainer") -> Callable[[], Any]:
+def _make_timed_step(trainer: "CellTrainer") -> Callable[[], Any]:
     optimizer = trainer.optimizer.build(trainer.options.steps)
-    graphdef, state = init_state(trainer.network(0), optimizer)
-    train_step = make_train_step(graphdef, Objective.of(trainer.data), optimizer)
+    graphdef, state = init_state(trainer.make_network(0), optimizer)
+    train_step = make_train_step(graphdef, Objective.from_data(trainer.data), optimizer)
     batch = next(shuffled_batches(trainer.data.train, trainer.options.batch_size, 0))
 
     def step() -> None:
@@ -269,27 +284,31 @@ def _one_step(trainer: "CellTrainer") -> Callable[[], Any]:
 
 
 class CellTrainer:
-    """Trains one cell on one task with several seeds and learning rates in one compilation.
+    """Trains one cell on one task, with several seeds and learning rates in one compilation.
 
-    `jrnn sweep` trains the networks of an `Experiment`, which embed tokens and give a cell only its
-    inputs. Here tokens are one-hot and some cells also get times or masks, so the trainer of
-    `jrnn sweep` is used with other networks. The last weights are evaluated, not the best ones.
+    It uses the trainer of `jrnn sweep`, but not the networks of an `Experiment`: here tokens are
+    one-hot, and some cells have times or masks as additional inputs. The last weights are
+    evaluated, not the best ones.
     """
 
     def __init__(self, study: Study, name: str, data: Data, steps: int):
-        contender = CONTENDERS[name]
-        self.data, self.inputs = data, contender.inputs
-        self.cell = cell_of_size(contender, data.input_size, data.output_size, study.parameters)
+        config = CELL_CONFIGS[name]
+        self.data, self.transform_inputs = data, config.transform_inputs
+        self.cell = match_parameter_count(
+            config, data.input_size, data.output_size, study.parameters
+        )
         self.optimizer = Optimizer(1e-3, "adam", "cosine", warmup=WARMUP)
         self.options = RunOptions(steps=steps, eval_every=steps, batch_size=study.batch_size)
-        self.parameters = count_params(self.network(0))
+        self.parameters = count_params(self.make_network(0))
 
     def embedding(self, xs: jax.Array) -> Any:
-        """The inputs of the cell; tokens are one-hot."""
-        return self.inputs(jax.nn.one_hot(xs, self.data.input_size) if self.data.tokens else xs)
+        """Returns the inputs of the cell; tokens are one-hot."""
+        return self.transform_inputs(
+            jax.nn.one_hot(xs, self.data.input_size) if self.data.has_tokens else xs
+        )
 
-    def network(self, seed: int) -> Classifier | SequenceToSequence:
-        """One layer and a linear readout."""
+    def make_network(self, seed: int) -> Classifier | SequenceToSequence:
+        """Makes a network of one layer and a linear readout."""
         rngs = nnx.Rngs(seed)
         body = RNN(self.cell, self.data.input_size, rngs=rngs)
         head = SequenceToSequence if self.data.target.endswith("per_step") else Classifier
@@ -298,20 +317,20 @@ class CellTrainer:
     def train(
         self, seeds: Sequence[int], rates: Sequence[float], splits: list[Split]
     ) -> list[list[float | None]]:
-        """Trains a network for each pair of a seed and a learning rate.
+        """Trains one network for each seed, with the learning rate at the same index.
 
         Returns:
           For each network its metric on each split; None if its loss was not finite, since the
-          accuracy of such a network looks like that of random guessing.
+          accuracy of such a network is meaningless.
         """
         optimizers = [replace(self.optimizer, learning_rate=rate) for rate in rates]
         plan = plan_task(self.data, self.options, None)
         devices = TrialDevices(tuple(jax.local_devices()[:1]))
         runs = VmappedRuns(
-            [partial(self.network, seed) for seed in seeds],
+            [partial(self.make_network, seed) for seed in seeds],
             plan._replace(validation=None),
             self.optimizer,
-            scalars_of(optimizers),
+            stack_scalars(optimizers),
             self.options,
             seeds,
             devices,
@@ -339,7 +358,7 @@ class CellTrainer:
 
 
 def finite_metric(result: dict[str, float]) -> float | None:
-    """The metric; None if the loss is not finite."""
+    """Returns the metric; None if the loss is not finite."""
     return result["metric"] if math.isfinite(result["loss"]) else None
 
 

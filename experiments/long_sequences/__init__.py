@@ -1,1 +1,1 @@
-"""The study of long sequences: `python -m experiments.long_sequences.run`."""
+"""Benchmarks of long sequences: `python -m experiments.long_sequences.run`."""

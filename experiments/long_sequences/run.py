@@ -1,12 +1,12 @@
-"""Engines that are parallel in time: cost at growing sequence lengths, and convergence in training.
+"""Engines that are parallel over time: cost over the sequence length, and Newton in training.
 
     python -m experiments.long_sequences.run                # about 15 minutes on two cores
-    python -m experiments.long_sequences.run --longest 4096 --training-steps 20
+    python -m experiments.long_sequences.run --max-steps 4096 --training-steps 20
 
-Growth: time and memory of `Scan` and of the parallel engine, with gradients, in the same run, from
-1024 steps to 65536, for linear cells to 2^20. Training: the number of Newton iterations and the
-largest Lyapunov exponent during training on the adding problem. It writes a JSON file and a figure
-to `experiments/long_sequences/results`.
+The study has two parts. "Growth" measures time and memory of `Scan` and of a parallel engine, with
+gradients, from 1024 to 65536 steps, for linear cells to 2^20. "Training" measures the number of
+Newton iterations and the largest Lyapunov exponent during training on the adding problem. The study
+writes a JSON file and a figure to `--out`, by default `experiments/long_sequences/results`.
 """
 
 import json
@@ -25,31 +25,32 @@ import tyro
 import jrnn
 from jrnn.analysis import lyapunov
 from jrnn.bench import machine
-from jrnn.bench.contenders import Contender
+from jrnn.bench.implementations import Implementation
 from jrnn.bench.timing import time_interleaved
 from jrnn.plotting import new_figure
 from jrnn.tasks import Adding
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-6
-INPUT = 32
+"""Tolerance of Newton's method."""
+INPUT_SIZE = 32
 
 
 @dataclass(frozen=True)
-class Growth:
+class GrowthCase:
     """A cell, its parallel engine, and the maximum sequence length."""
 
     cell: Any
     engine: jrnn.Engine
-    longest: int
+    max_steps: int
 
 
 GROWTH_CASES = {
-    "minGRU": Growth(jrnn.MinGRU(64), jrnn.Associative(), 2**20),
-    "LRU": Growth(jrnn.LRU(64), jrnn.Associative(), 2**20),
-    "ParaGRU": Growth(jrnn.ParaGRU(64), jrnn.Newton(tol=TOLERANCE), 2**16),
-    "ParaLSTM": Growth(jrnn.ParaLSTM(64), jrnn.Newton(tol=TOLERANCE), 2**16),
-    "GRU": Growth(jrnn.GRU(16), jrnn.Newton("full", tol=TOLERANCE), 2**16),
+    "minGRU": GrowthCase(jrnn.MinGRU(64), jrnn.Associative(), 2**20),
+    "LRU": GrowthCase(jrnn.LRU(64), jrnn.Associative(), 2**20),
+    "ParaGRU": GrowthCase(jrnn.ParaGRU(64), jrnn.Newton(tol=TOLERANCE), 2**16),
+    "ParaLSTM": GrowthCase(jrnn.ParaLSTM(64), jrnn.Newton(tol=TOLERANCE), 2**16),
+    "GRU": GrowthCase(jrnn.GRU(16), jrnn.Newton("full", tol=TOLERANCE), 2**16),
 }
 
 TRAINING_CASES = {
@@ -63,14 +64,14 @@ class Study:
     """The options of the study.
 
     Args:
-      longest: maximum sequence length.
+      max_steps: maximum sequence length of the growth curves.
       repeats: number of timing rounds, at least 3; results are medians.
       training_steps: number of training steps of each cell.
       length: length of the training sequences.
       out: folder for the JSON file and the figure.
     """
 
-    longest: int = 2**20
+    max_steps: int = 2**20
     repeats: int = 3
     training_steps: int = 600
     length: int = 200
@@ -89,40 +90,43 @@ def main(args: list[str] | None = None) -> None:
         "training": [],
     }
     study.out.mkdir(parents=True, exist_ok=True)
-    path = study.out / "long.json"
+    path = study.out / "long_sequences.json"
     for kind, rows in (("training", training(study)), ("growth", growth(study))):
         for row in rows:
             result[kind].append(row)
             path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
             print({k: v for k, v in row.items() if not isinstance(v, list)}, flush=True)
     draw(result).savefig(path.with_suffix(".png"), dpi=150, bbox_inches="tight")
-    print(f"written to {path} and {path.with_suffix('.png').name}")
+    print(f"results: {path} and {path.with_suffix('.png').name}")
 
 
 def growth(study: Study) -> Iterator[dict[str, Any]]:
-    """Yields time and memory of both engines, with gradients, for one sequence of each length."""
+    """Yields time and memory of both engines, for one sequence of each length."""
     for name, case in GROWTH_CASES.items():
         steps = 1024
-        while steps <= min(case.longest, study.longest):
+        while steps <= min(case.max_steps, study.max_steps):
             yield {"cell": name, "hidden": case.cell.hidden_size, "steps": steps} | measure_growth(
                 case, steps, study.repeats
             )
             steps *= 4
 
 
-def measure_growth(case: Growth, steps: int, repeats: int) -> dict[str, Any]:
-    """Median times, XLA's memory estimates, and the error, at one sequence length."""
-    params = case.cell.init(jax.random.key(0), INPUT)
-    xs = jax.random.normal(jax.random.key(1), (steps, 1, INPUT))
+def measure_growth(case: GrowthCase, steps: int, repeats: int) -> dict[str, Any]:
+    """Returns median times, memory estimates of XLA, and the relative error of the parallel engine.
 
-    def compiled(engine: jrnn.Engine | str) -> Any:
+    All of them are for the loss and its gradients, at one sequence length.
+    """
+    params = case.cell.init(jax.random.key(0), INPUT_SIZE)
+    xs = jax.random.normal(jax.random.key(1), (steps, 1, INPUT_SIZE))
+
+    def compile_loss(engine: jrnn.Engine | str) -> Any:
         loss = lambda p, xs: jnp.square(jrnn.unroll(case.cell, p, xs, engine=engine)[1]).mean()
         return jax.jit(jax.value_and_grad(loss)).lower(params, xs).compile()
 
-    calls = {"parallel": compiled(case.engine), "scan": compiled("scan")}
+    calls = {"parallel": compile_loss(case.engine), "scan": compile_loss("scan")}
     results = {name: jax.block_until_ready(call(params, xs)) for name, call in calls.items()}
     ready = [
-        Contender(name, "jrnn", lambda call=call: jax.block_until_ready(call(params, xs)))
+        Implementation(name, "jrnn", lambda call=call: jax.block_until_ready(call(params, xs)))
         for name, call in calls.items()
     ]
     times = time_interleaved(ready, repeats, seconds=0)
@@ -139,7 +143,7 @@ def measure_growth(case: Growth, steps: int, repeats: int) -> dict[str, Any]:
 
 
 def training(study: Study) -> Iterator[dict[str, Any]]:
-    """Yields losses, iterations and exponents during training with Newton."""
+    """Yields for each cell its losses, Newton iterations and Lyapunov exponents during training."""
     data = Adding(study.length, 8000, 1000).load()
     for name, (make, kind) in TRAINING_CASES.items():
         yield {"cell": name, "length": study.length} | train(
@@ -148,7 +152,7 @@ def training(study: Study) -> Iterator[dict[str, Any]]:
 
 
 def train(cell: jrnn.Cell, engine: jrnn.Newton, data: Any, steps: int) -> dict[str, Any]:
-    """Trains one layer and a linear readout of its last output; returns a row of the results."""
+    """Trains one layer with a linear readout of its last output; returns a row of the results."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(5e-3))
     key = jax.random.key(0)
     params = cell.init(key, data.input_size)
@@ -169,28 +173,28 @@ def train(cell: jrnn.Cell, engine: jrnn.Newton, data: Any, steps: int) -> dict[s
 
     rng = np.random.default_rng(0)
     row: dict[str, Any] = {"losses": [], "iterations": [], "exponent_steps": [], "exponents": []}
-    converged, begin = True, time.perf_counter()
+    converged, start = True, time.perf_counter()
     for number in range(steps):
         rows = rng.choice(len(data.train.xs), 32, replace=False)
         xs = jnp.moveaxis(jnp.asarray(data.train.xs[rows]), 0, 1)
         if number % max(1, steps // 20) == 0:
-            exponents = lyapunov(cell, weights[0], xs[:, :4], count=1)
+            exponents = lyapunov(cell, weights[0], xs[:, :4], num_exponents=1)
             row["exponent_steps"].append(number)
-            row["exponents"].append(float(exponents.largest.mean()))
+            row["exponents"].append(float(exponents.largest_exponent.mean()))
         targets = jnp.asarray(data.train.ys[rows]).reshape(-1)
         weights, state, value, status = step(weights, state, xs, targets)
         row["losses"].append(float(value))
         row["iterations"].append(int(status.iterations))
         converged &= bool(status.converged.all())
-    row["seconds"] = time.perf_counter() - begin
+    row["seconds"] = time.perf_counter() - start
     row["converged"] = converged
     xs = jnp.moveaxis(jnp.asarray(data.test.xs), 0, 1)
     value, _ = jax.jit(loss)(weights, xs, jnp.asarray(data.test.ys).reshape(-1))
-    return row | {"test_mse": float(value), "most_iterations": max(row["iterations"])}
+    return row | {"test_mse": float(value), "max_iterations": max(row["iterations"])}
 
 
 def draw(result: dict[str, Any]) -> Any:
-    """Draws time and memory over the sequence length, and iterations and loss over training."""
+    """Draws time and memory over the sequence length, and iterations and loss over the steps."""
     figure = new_figure(14, 8)
     (times, memory), (counts, losses) = figure.subplots(2, 2)
     for number, name in enumerate(dict.fromkeys(row["cell"] for row in result["growth"])):
@@ -202,8 +206,8 @@ def draw(result: dict[str, Any]) -> Any:
                 label = f"{name}, {'Scan' if engine == 'scan' else parallel}"
                 values = [row[f"{engine}_{unit}"] for row in rows]
                 axes.loglog(steps, values, style, color=f"C{number}", label=label, markersize=4)
-    times.set(xlabel="steps", ylabel="ms, forward and gradients")
-    memory.set(xlabel="steps", ylabel="MiB of temporaries")
+    times.set(xlabel="steps", ylabel="time of forward and backward, ms")
+    memory.set(xlabel="steps", ylabel="temporary memory, MiB")
     times.legend(fontsize=8)
     for row in result["training"]:
         counts.plot(row["iterations"], label=row["cell"], linewidth=1)

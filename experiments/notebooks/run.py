@@ -1,9 +1,9 @@
-"""Runs the notebooks of this folder and saves the executed copies; an error fails the run.
+"""Executes notebooks of this folder, and saves the executed copies.
 
-    python experiments/notebooks/run.py [name ...]
+    python experiments/notebooks/run.py [NAME ...]
 
-A name is that of a notebook, with or without `.ipynb`; by default all are run. The copies are saved
-in `build/notebooks/`. The exit code is 1 if any notebook fails.
+NAME is the name of a notebook, with or without `.ipynb`; by default all are executed. The copies
+are saved in `build/notebooks/`. The exit code is 1 if a notebook raises an error.
 """
 
 import sys
@@ -19,19 +19,23 @@ TIMEOUT = 600  # seconds per notebook
 
 
 def find(names: list[str]) -> list[Path]:
-    """The named notebooks; by default all in this folder and its subfolders."""
+    """Returns the paths of the named notebooks, by default of all in this folder and subfolders."""
     paths = sorted(p for p in HERE.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
     if not paths:
-        raise SystemExit(f"run.py: no notebooks in {HERE}")
-    known = ", ".join(p.stem for p in paths)
+        raise SystemExit(f"run.py: there are no notebooks in {HERE}")
+    choices = ", ".join(p.stem for p in paths)
     if unknown := [name for name in names if Path(name).stem not in {p.stem for p in paths}]:
-        raise SystemExit(f"run.py: name must be one of {known}, got {', '.join(unknown)}")
+        raise SystemExit(f"run.py: name must be one of {choices}, got {', '.join(unknown)}")
     stems = {Path(name).stem for name in names}
     return [p for p in paths if not names or p.stem in stems]
 
 
 def execute(path: Path) -> str | None:
-    """Runs a notebook in its folder, and saves the copy even if it fails; returns the error."""
+    """Executes a notebook in its folder, and saves the copy.
+
+    Returns:
+      The error message if a cell raises an error; the copy is saved then too.
+    """
     notebook = nbformat.read(path, as_version=4)
     deadline = time.monotonic() + TIMEOUT
     client = NotebookClient(
@@ -44,7 +48,7 @@ def execute(path: Path) -> str | None:
     )
     try:
         client.execute()
-    except Exception as error:  # the other notebooks still run
+    except Exception as error:  # so that the other notebooks are executed too
         return f"{type(error).__name__}: {error}".strip()
     finally:
         copy = BUILD / path.relative_to(HERE)
@@ -54,6 +58,7 @@ def execute(path: Path) -> str | None:
 
 
 def main(names: list[str]) -> int:
+    """Executes the named notebooks; returns the exit code."""
     failed = 0
     for path in find(names):
         start = time.perf_counter()

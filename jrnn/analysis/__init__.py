@@ -1,4 +1,4 @@
-"""Analysis of recurrent networks: gates of every step, Lyapunov exponents, and figures."""
+"""Analysis of recurrent networks: gates at every step, Lyapunov exponents, and figures."""
 
 from jrnn.analysis.capture import GateCapture as GateCapture
 from jrnn.analysis.capture import capture_gates as capture_gates

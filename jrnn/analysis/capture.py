@@ -1,4 +1,4 @@
-"""Captures the gates and carries of every step of a layer; a gate is a `jrnn.tap` of a cell."""
+"""Captures the gates and carries of a layer at every step; gates are values named by `jrnn.tap`."""
 
 from collections import OrderedDict
 from functools import partial
@@ -19,8 +19,8 @@ class GateCapture(NamedTuple):
     """The values that a layer computed at each step. A pytree, for use with jit and vmap.
 
     Attributes:
-      gates: the tapped values by name, in the order of the taps, each `[T, B, hidden]`; zero on
-        padding. Empty for a cell without taps.
+      gates: the tapped values by name, in the order in which the cell taps them, each
+        `[T, B, hidden]`; zero on padding. Empty for a cell without taps.
       carries: the carry after each step, leaves `[T, B, ...]`; constant on padding.
       carry: the final carry, leaves `[B, ...]`, as `jrnn.unroll` returns it.
       ys: the outputs `[T, B, output]`, as `jrnn.unroll` returns them.
@@ -59,10 +59,10 @@ def capture_gates(
         for each t in scan order:
             carries[t], ys[t], gates[name][t] = step(params, carries[t-1], xs[t])
 
-    The gates are the values that a cell taps by `jrnn.tap(name, value)` in its `update` or
-    `readout`. Gates and carries have the dtype of the gate arithmetic, outputs that of `xs`. In a
-    layer of several cells the names are prefixed by the layer, as "0.f" for the first layer of a
-    stack and "forward.f" for a direction.
+    The gates are the values that a cell names by `jrnn.tap(name, value)` in its `update` or
+    `readout`. Gates and carries have the wider dtype of parameters and inputs; outputs have the
+    dtype of `xs`. In a layer of several cells the names have the path of the cell as a prefix, such
+    as "0.f" for the first layer of a stack, and "forward.f" for the forward direction.
 
     Args:
       layer: a cell, or a layer such as a stack.
@@ -107,25 +107,25 @@ def capture_gates(
 def retention(
     forget: jax.Array, resets: jax.Array | None = None, *, reverse: bool = False
 ) -> jax.Array:
-    """The fraction of the state of each step that remains at each later step.
+    """Computes the fraction of the state of each step that remains at each later step.
 
     ::
 
         retention[s, t] = f[s+1] * f[s+2] * ... * f[t]    for t >= s (1 at t = s), 0 for t < s
 
-    For an LSTM this is the derivative of c_t with respect to c_s with the gates held fixed.
-    The result has T·T·hidden elements, so pass a single sequence.
+    For an LSTM this is the derivative of c_t with respect to c_s if the gates are constant.
+    The result has T·T·hidden elements, so pass a single sequence, not a batch.
 
     Args:
-      forget: the gate that multiplies the old state, `[T, ...]`: f of an LSTM, z of a GRU.
+      forget: the gate that multiplies the previous state, `[T, ...]`: f of an LSTM, z of a GRU.
       resets: `[T]` bool, or None; a reset sets the retention to 0.
-      reverse: whether the scan ran in reverse; if so, s is later than t.
+      reverse: whether the scan ran in reverse; if so, t is before s in time.
 
     Returns:
-      `[T, T, ...]`, indexed by the step s of the state and the later step t.
+      `[T, T, ...]`, indexed by the step s of the state and the step t that follows in scan order.
 
     Raises:
-      ValueError: `forget` has no time axis, or `resets` has not the shape `[T]`.
+      ValueError: `forget` has no time axis, or `resets` does not have the shape `[T]`.
 
     >>> import jax.numpy as jnp
     >>> retention(jnp.array([0.9, 0.5, 0.5])).tolist()
@@ -144,13 +144,16 @@ def retention(
         forget = tree_where(~resets, forget, jnp.zeros_like(forget))
     if reverse:
         return lax.rev(retention(lax.rev(forget, (0,))), (0, 1))
-    later = steps > steps[:, None]
-    factors = tree_where(later, jnp.broadcast_to(forget, later.shape + forget.shape[1:]), 1)
+    is_later = steps > steps[:, None]
+    factors = tree_where(is_later, jnp.broadcast_to(forget, is_later.shape + forget.shape[1:]), 1)
     return zero_where(steps >= steps[:, None], jnp.cumprod(factors, axis=1))
 
 
 class _Carries(NamedTuple):
-    """A placeholder for the final carry of a cell while a layer combines its carries."""
+    """The final carry of a cell, with the carries of all steps.
+
+    `Layer.apply` combines the final carries of its cells; these pairs are passed in their place.
+    """
 
     final: Carry
     all_steps: Carry
@@ -160,8 +163,8 @@ class _Carries(NamedTuple):
 def _capture(
     layer: Layer, params: Params, inputs: SequenceInputs
 ) -> tuple[OrderedDict[str, jax.Array], Carry, Carry, Any]:
-    """Returns gates, carries, final carry and outputs."""
-    # jit sorts the keys of a plain dict.
+    """Returns gates, carries of all steps, final carry and outputs."""
+    # An OrderedDict, because jit sorts the keys of a dict.
     gates: OrderedDict[str, jax.Array] = OrderedDict()
 
     def run(
@@ -185,15 +188,15 @@ def _capture(
 def _capture_cell(
     cell: Cell, params: Params, inputs: SequenceInputs
 ) -> tuple[dict[str, jax.Array], Carry, Carry, Any]:
-    """The `Scan` engine for one cell, which also returns gates and carries of each step."""
+    """Scans one cell; returns gates, carries of all steps, final carry and outputs."""
     run = canonicalize(cell, params, inputs)
 
     def body(carry: Carry, step: Any) -> tuple[Carry, Any]:
         x, valid, reset = step
-        prev = apply_resets(reset, run.masks.initial, carry)
-        (carry, y), gates = capture_taps(run.bound.step)(prev, zero_where(valid, x))
+        prev_carry = apply_resets(reset, run.masks.initial, carry)
+        (new_carry, y), gates = capture_taps(run.bound.step)(prev_carry, zero_where(valid, x))
         _check_gates(cell, gates, batch=jax.tree.leaves(y)[0].shape[0])
-        carry = tree_where(valid, carry, prev)
+        carry = tree_where(valid, new_carry, prev_carry)
         y, gates = zero_where(valid, (y, OrderedDict(gates)))
         return carry, (y, carry, gates)
 
@@ -204,6 +207,7 @@ def _capture_cell(
 
 
 def _check_gates(cell: Cell, gates: dict[str, jax.Array], *, batch: int) -> None:
+    """Raises unless every gate has a batch axis."""
     for name, gate in gates.items():
         if jnp.shape(gate)[:1] != (batch,):
             raise ValueError(

@@ -21,13 +21,13 @@ from jrnn.analysis.panels import (
     Annotation,
     color_scale,
     draw_heatmap,
-    finish_time_axis,
+    draw_time_axis,
+    format_line_plot,
     heatmap_height,
     label_units,
     make_panels,
     order_by_peak,
     root_figure,
-    style_lines,
 )
 from jrnn.plotting import new_figure
 
@@ -48,9 +48,9 @@ def plot_gates(
 ) -> "Figure":
     """Plots a heat map of each gate of one sequence, with units as rows and steps as columns.
 
-    Gates that are never negative have a scale from 0 (closed) to 1 (open), the others one from -1
-    to 1 that is white at 0; a gate that exceeds 1, such as a relu, has a larger scale. Padding is
-    not shown, and a dashed line marks each reset of the carry.
+    The color scale of a gate without negative values is from 0 (closed) to 1 (open). The scale of
+    other gates is from -1 to 1 and white at 0. If an absolute value exceeds 1, as with relu, the
+    scale extends to it. Padding is not shown, and a dashed line marks each reset of the carry.
 
     Args:
       capture: the result of `jrnn.analysis.capture_gates`.
@@ -61,7 +61,7 @@ def plot_gates(
         is furthest from its mean over time. By default units are in the order of their indices.
 
     Returns:
-      The figure, with an axes for each gate, and one for `inputs` if it is an array.
+      The figure, with one axes for each gate, and one for `inputs` if it is an array.
 
     Raises:
       TypeError: `capture` is not a `GateCapture`.
@@ -93,7 +93,7 @@ def plot_gates(
         draw_heatmap(panel, values[:steps, example, rows].T, color_scale(values))
         panel.set_ylabel(name, rotation=0, fontsize="large", labelpad=14)
         label_units(panel, rows)
-    finish_time_axis(
+    draw_time_axis(
         panels, feature_axes, steps, annotation, _reset_positions(capture, example, steps)
     )
     return figure
@@ -107,14 +107,14 @@ def plot_cell_state(
     units: int | Sequence[int] = 4,
     inputs: str | Sequence[str] | Any = None,
 ) -> "Figure":
-    """Plots a state over time: a heat map of all units, and lines for some of them.
+    """Plots a state over time, with a heat map of all units and lines for some of them.
 
     Args:
       capture: the result of `jrnn.analysis.capture_gates`.
       example: index of the sequence in the batch.
       state: name of an array of the carry, such as "c" or "h"; by default "c", or the only array.
-      units: indices of units to draw as lines, or the number of units, those with the largest
-        variance over time.
+      units: indices of the units to draw as lines, or a number of units: then those with the
+        largest variance over time are drawn.
       inputs: annotation of the time axis: T characters or words, or an array `[T, features]`.
 
     Returns:
@@ -137,18 +137,17 @@ def plot_cell_state(
         checks.positive_int(owner, "units", units)
         selected = np.argsort(-values.var(axis=0), kind="stable")[:units].tolist()
 
-    figure, (above, below), feature_axes = make_panels(
-        [heatmap_height(values.shape[-1]), 1.8], annotation
-    )
+    figure, panels, feature_axes = make_panels([heatmap_height(values.shape[-1]), 1.8], annotation)
+    heatmap_axes, line_axes = panels
     limit = float(np.nanmax(np.abs(values), initial=1e-6))
-    draw_heatmap(above, values.T, (-limit, limit, "RdBu_r"))
-    above.set_ylabel(name, rotation=0, fontsize="large", labelpad=14)
-    label_units(above, np.arange(values.shape[-1]))
+    draw_heatmap(heatmap_axes, values.T, (-limit, limit, "RdBu_r"))
+    heatmap_axes.set_ylabel(name, rotation=0, fontsize="large", labelpad=14)
+    label_units(heatmap_axes, np.arange(values.shape[-1]))
     for unit in selected:
-        below.plot(values[:, unit], drawstyle="steps-mid", label=f"{name}[{unit}]")
-    style_lines(below)
-    finish_time_axis(
-        [above, below], feature_axes, steps, annotation, _reset_positions(capture, example, steps)
+        line_axes.plot(values[:, unit], drawstyle="steps-mid", label=f"{name}[{unit}]")
+    format_line_plot(line_axes)
+    draw_time_axis(
+        panels, feature_axes, steps, annotation, _reset_positions(capture, example, steps)
     )
     return figure
 
@@ -188,20 +187,24 @@ def plot_unit(
     values = values[:steps, example, unit]
     annotation = _annotation(owner, inputs, len(capture.ys), steps)
 
-    figure, (above, below), feature_axes = make_panels([2.2, 1.3], annotation)
+    figure, panels, feature_axes = make_panels([2.2, 1.3], annotation)
+    gate_axes, state_axes = panels
     for gate in _gate_names(owner, capture, gates):
-        line = _gate(owner, capture, gate)
-        _index(owner, f"unit of gate {gate!r}", unit, line.shape[-1])
-        above.plot(
-            line[:steps, example, unit], drawstyle="steps-mid", label=gate, color=COLORS.get(gate)
+        gate_values = _gate(owner, capture, gate)
+        _index(owner, f"unit of gate {gate!r}", unit, gate_values.shape[-1])
+        gate_axes.plot(
+            gate_values[:steps, example, unit],
+            drawstyle="steps-mid",
+            label=gate,
+            color=COLORS.get(gate),
         )
-    style_lines(above)
-    above.set_ylabel(f"gates of\nunit {unit}")
-    below.fill_between(np.arange(steps), values, step="mid", color="0.8")
-    below.plot(values, drawstyle="steps-mid", color="black", label=f"{name}[{unit}]")
-    style_lines(below)
-    finish_time_axis(
-        [above, below], feature_axes, steps, annotation, _reset_positions(capture, example, steps)
+    format_line_plot(gate_axes)
+    gate_axes.set_ylabel(f"gates of\nunit {unit}")
+    state_axes.fill_between(np.arange(steps), values, step="mid", color="0.8")
+    state_axes.plot(values, drawstyle="steps-mid", color="black", label=f"{name}[{unit}]")
+    format_line_plot(state_axes)
+    draw_time_axis(
+        panels, feature_axes, steps, annotation, _reset_positions(capture, example, steps)
     )
     return figure
 
@@ -221,16 +224,16 @@ def plot_retention(
 
         retention[s, t] = f[s+1] * ... * f[t],   a row for each s, a column for each t
 
-    A row that remains bright is a long memory; a column at which all rows become dark is a step
-    that forgets the state. See `retention`.
+    A row that remains bright shows a state that is kept for many steps. A column at which all rows
+    become dark shows a step that forgets the state. See `retention`.
 
     Args:
       capture: the result of `jrnn.analysis.capture_gates`.
       example: index of the sequence in the batch.
-      gate: name of the gate that multiplies the old state: "f" of an LSTM, "z" of a GRU.
+      gate: name of the gate that multiplies the previous state: "f" of an LSTM, "z" of a GRU.
       unit: index of a unit; by default the mean over all units is shown.
       inputs: annotation of both axes: T characters or words.
-      ax: the axes to draw into; by default that of a new figure.
+      ax: the axes to draw into; by default those of a new figure.
 
     Returns:
       The figure.
@@ -245,12 +248,17 @@ def plot_retention(
     steps = _valid_steps(owner, capture, example)
     forget = _gate(owner, capture, gate)[:steps, example]
     if forget.min(initial=0.0) < 0 or forget.max(initial=1.0) > 1:
-        raise ValueError(f"{owner}: gate {gate!r} must be between 0 and 1")
+        raise ValueError(
+            f"{owner}: gate {gate!r} must be between 0 and 1, got values from {forget.min():.3g} "
+            f"to {forget.max():.3g}; choose the gate that multiplies the previous state"
+        )
     if unit is not None:
         forget = forget[:, [_index(owner, "unit", unit, forget.shape[-1])]]
     labels = _annotation(owner, inputs, len(capture.ys), steps)
     if isinstance(labels, np.ndarray):
-        raise ValueError(f"{owner}: inputs must be characters or words, got an array")
+        raise ValueError(
+            f"{owner}: inputs must be characters or words, got an array of shape {labels.shape}"
+        )
     resets = None if capture.resets is None else capture.resets[:steps, example]
     reverse = bool(capture.reverse)
     values = np.asarray(retention(jnp.asarray(forget), resets, reverse=reverse)).mean(axis=-1)
@@ -259,7 +267,7 @@ def plot_retention(
 
     if ax is None:
         ax = new_figure(6.0, 5.2).add_subplot()
-    image = draw_heatmap(ax, values, (0.0, 1.0, "viridis"), bar=False)
+    image = draw_heatmap(ax, values, (0.0, 1.0, "viridis"), colorbar=False)
     ax.set_aspect("equal")
     units = "mean of all units" if unit is None else f"unit {unit}"
     ax.figure.colorbar(image, ax=ax, label=f"retention by {gate} ({units})")
@@ -273,7 +281,7 @@ def plot_retention(
 
 
 def _valid_steps(owner: str, capture: GateCapture, example: int) -> int:
-    """The number of valid steps of one example."""
+    """Returns the number of valid steps of one example."""
     if not isinstance(capture, GateCapture):
         raise TypeError(
             f"{owner}: capture must be a GateCapture, the result of "
@@ -290,6 +298,7 @@ def _valid_steps(owner: str, capture: GateCapture, example: int) -> int:
 
 
 def _index(owner: str, name: str, value: Any, size: int) -> int:
+    """Returns the value as an int; raises unless it is from 0 to size - 1."""
     try:
         index = operator.index(value)
     except TypeError:
@@ -300,10 +309,11 @@ def _index(owner: str, name: str, value: Any, size: int) -> int:
 
 
 def _gate_names(owner: str, capture: GateCapture, gates: Sequence[str] | None) -> Sequence[str]:
+    """Returns the names of the selected gates; None selects all."""
     if not capture.gates:
         raise ValueError(
-            f"{owner}: the cell taps no gates; call jrnn.tap(name, value) in its update, or use "
-            "plot_cell_state"
+            f"{owner}: capture must have at least one gate, but the cell taps none; call "
+            "jrnn.tap(name, value) in its update, or use plot_cell_state"
         )
     if gates is None:
         return list(capture.gates)
@@ -315,14 +325,15 @@ def _gate_names(owner: str, capture: GateCapture, gates: Sequence[str] | None) -
 
 
 def _gate(owner: str, capture: GateCapture, name: str) -> np.ndarray:
+    """Returns the values of a gate `[T, B, hidden]`."""
     checks.one_of(owner, "a gate", name, _gate_names(owner, capture, None))
     return _as_float64(owner, f"gate {name!r}", capture.gates[name])
 
 
 def _state(owner: str, capture: GateCapture, state: str | None) -> tuple[str, np.ndarray]:
-    """The name and the values of one array of the carry."""
+    """Returns the name of one array of the carry, and its values `[T, B, hidden]`."""
     paths = jax.tree.leaves_with_path(capture.carries)
-    # A carry that is one array is called h.
+    # The path of a carry that is a single array is empty.
     leaves = {keystr(path, simple=True, separator=".") or "h": leaf for path, leaf in paths}
     if state is None:
         state = "c" if "c" in leaves else next(iter(leaves)) if len(leaves) == 1 else None
@@ -335,6 +346,7 @@ def _state(owner: str, capture: GateCapture, state: str | None) -> tuple[str, np
 
 
 def _as_float64(owner: str, name: str, array: jax.Array) -> np.ndarray:
+    """Converts an array `[T, B, hidden]` to NumPy; raises if it has other axes."""
     if array.ndim != 3:
         raise ValueError(
             f"{owner}: {name} must have shape (time, batch, hidden), got {array.shape}; if "
@@ -344,14 +356,14 @@ def _as_float64(owner: str, name: str, array: jax.Array) -> np.ndarray:
 
 
 def _reset_positions(capture: GateCapture, example: int, steps: int) -> np.ndarray:
-    """The positions of the resets on the time axis, between two steps."""
+    """Returns the positions of the resets on the time axis, between two steps."""
     if capture.resets is None:
         return np.zeros(0)
     return np.flatnonzero(capture.resets[:steps, example]) + (0.5 if capture.reverse else -0.5)
 
 
 def _annotation(owner: str, inputs: Any, time: int, steps: int) -> Annotation:
-    """The annotation of the valid steps; `inputs` may have T entries or one for each valid step."""
+    """Returns the annotation of the valid steps from T entries, or one entry per valid step."""
     if inputs is None:
         return None
     if isinstance(inputs, str) or (
@@ -368,6 +380,6 @@ def _annotation(owner: str, inputs: Any, time: int, steps: int) -> Annotation:
     if len(annotation) not in (time, steps):
         raise ValueError(
             f"{owner}: inputs must have one entry for each of the {time} steps, got "
-            f"{len(annotation)}"
+            f"{len(annotation)} entries"
         )
     return annotation[:steps]

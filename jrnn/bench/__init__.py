@@ -1,1 +1,1 @@
-"""The benchmarks of `jrnn bench`."""
+"""Benchmarks: the command `jrnn bench`, and the GPU checks of `make gpu-check`."""

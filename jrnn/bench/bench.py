@@ -3,10 +3,11 @@
     jrnn bench
     jrnn bench --engines scan auto --cells gru --shapes 0 8x64x16x32 --sweep --figure
 
-Every contender is compiled and checked first. Then rounds of calls are interleaved, so that other
-load on the machine affects all contenders equally. Ratios are the peer's median time over jrnn's:
-above 1, jrnn is faster. A library that is not installed, or has no such layer, is listed as
-missing. The extras `bench` and `parity` of jrnn install all peers.
+Every implementation is compiled and checked first. Then the calls of all implementations are timed
+in interleaved rounds, so that other load on the machine affects all of them equally. A ratio is the
+median time of another library divided by that of jrnn: above 1, jrnn is faster. A library that is
+not installed, or has no layer for a cell, is listed as missing. The extras `bench` and `parity` of
+jrnn install all libraries.
 """
 
 import json
@@ -23,7 +24,7 @@ from rich.markup import escape
 
 from jrnn import checks
 from jrnn.bench import figure, group, machine, report
-from jrnn.bench.cases import SHAPES, cases, read_shape
+from jrnn.bench.cases import SHAPES, cases, parse_shape
 from jrnn.bench.engines import ResultMismatch
 from jrnn.bench.peers import PEERS
 
@@ -32,23 +33,25 @@ stdout = Console(width=max(Console().width, report.WIDTH))
 
 @dataclass(frozen=True)
 class Bench:
-    """Times layers of jrnn and of other libraries, interleaved, and compares them.
+    """Times layers of jrnn and of other libraries in interleaved rounds.
+
+    The implementations of one case (a cell, a mode and a shape) form a group.
 
     Args:
       cells: lstm, gru or elman.
-      directions: forward or forward+backward.
-      shapes: batch x steps x input x hidden, as in 32x128x32x64, or an index of the default ones.
-      engines: the engines of jrnn, as `jrnn ls engines` names them.
-      peers: nnx, linen, haiku, equinox, keras, torch, onnxruntime or cudnn.
-      repeats: maximum number of rounds of a group; a round times every contender.
-      seconds: time after which no round of a group starts, except for the first 3.
-      sweep: also measure growth curves over the steps and over the hidden size.
-      out: the JSON file, written after each group.
-      figure: draw the ratios and the growth curves next to the JSON file.
+      modes: forward, or forward+backward, which also computes gradients.
+      shapes: batch x time x input x hidden, as in 32x128x32x64, or indices of the defaults.
+      engines: engines of jrnn, by their names in `jrnn ls engines`.
+      peers: other libraries: nnx, linen, haiku, equinox, keras, torch, onnxruntime or cudnn.
+      repeats: maximum number of rounds for each group; a round times every implementation.
+      seconds: time limit for starting a round of a group; the first 3 rounds ignore it.
+      sweep: also time shapes with growing numbers of steps and growing hidden sizes.
+      out: path of the JSON file, written after each group.
+      figure: save figures of the ratios and the sweeps next to the JSON file.
     """
 
     cells: tuple[str, ...] = ("lstm", "gru")
-    directions: tuple[str, ...] = ("forward", "forward+backward")
+    modes: tuple[str, ...] = ("forward", "forward+backward")
     shapes: tuple[str, ...] = tuple(shape.text for shape in SHAPES)
     engines: tuple[str, ...] = ("auto",)
     peers: tuple[str, ...] = tuple(PEERS)
@@ -65,11 +68,12 @@ class Bench:
 
 
 def main(args: list[str]) -> None:
-    """Times all contenders, prints tables, and writes the JSON file and the figures.
+    """Times all implementations, prints tables, and writes the JSON file and the figures.
 
     Raises:
       ValueError: an argument is invalid.
-      FloatingPointError: the results of an engine differ from Scan; the files are written first.
+      FloatingPointError: the results of an engine differ from those of Scan. The files are written
+        first.
     """
     bench = tyro.cli(Bench, args=args, prog="jrnn bench")
     result = run(bench)
@@ -83,34 +87,34 @@ def main(args: list[str]) -> None:
 
 def run(bench: Bench) -> dict[str, Any]:
     """Times all groups, and writes the JSON file after each."""
-    todo = list(cases(bench.cells, bench.directions, map(read_shape, bench.shapes), bench.sweep))
+    pending = list(cases(bench.cells, bench.modes, map(parse_shape, bench.shapes), bench.sweep))
     result = {
         "machine": machine.describe(),
         "versions": machine.versions(),
         "options": asdict(bench) | {"out": bench.out.name},
-        "product_gflops": {},
+        "matmul_gflops": {},
         "groups": [],
     }
     with _no_compilation_cache():
-        for case in todo:
-            _measure_product(result["product_gflops"])
-            done = group.measure(case, bench.engines, bench.peers, bench.repeats, bench.seconds)
-            result["groups"].append(done)
+        for case in pending:
+            _update_matmul_gflops(result["matmul_gflops"])
+            results = group.measure(case, bench.engines, bench.peers, bench.repeats, bench.seconds)
+            result["groups"].append(results)
             _save(result, bench.out)
-            stdout.print(report.group_table(done), "", highlight=False, soft_wrap=True)
+            stdout.print(report.group_table(results), "", highlight=False, soft_wrap=True)
     return result
 
 
-def _measure_product(best: dict[str, float]) -> None:
-    """Updates the best rates; called before each group, because the load of the machine varies."""
-    for name, rate in machine.product_rates().items():
-        best[name] = max(rate, best.get(name, 0.0))
+def _update_matmul_gflops(best: dict[str, float]) -> None:
+    """Keeps the best of all measurements; the load of the machine varies between groups."""
+    for name, gflops in machine.matmul_gflops().items():
+        best[name] = max(gflops, best.get(name, 0.0))
 
 
 def _save(result: dict[str, Any], out: Path) -> None:
-    rate = max(result["product_gflops"].values())
-    for row in (row for done in result["groups"] for row in done["contenders"]):
-        row["percent_of_product_rate"] = 100 * row["gflops"] / rate
+    best = max(result["matmul_gflops"].values())
+    for row in (row for entry in result["groups"] for row in entry["implementations"]):
+        row["percent_of_matmul"] = 100 * row["gflops"] / best
     result["summary"] = report.summary(result["groups"])
     result["missing"] = report.missing(result["groups"])
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -119,10 +123,10 @@ def _save(result: dict[str, Any], out: Path) -> None:
 
 @contextmanager
 def _no_compilation_cache() -> Iterator[None]:
-    """Disables JAX's persistent cache, since compile times would otherwise be cache reads."""
-    before = jax.config.values["jax_enable_compilation_cache"]
+    """Disables JAX's persistent compilation cache, which would make compile times meaningless."""
+    enabled = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         yield
     finally:
-        jax.config.update("jax_enable_compilation_cache", before)
+        jax.config.update("jax_enable_compilation_cache", enabled)

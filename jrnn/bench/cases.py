@@ -1,9 +1,9 @@
-"""The cases that are timed: default shapes, shapes of the growth curves, and shapes from flags."""
+"""The cases that are timed: default shapes, sweeps over one axis, and shapes from flags."""
 
 from collections.abc import Iterable, Iterator
 
 from jrnn import checks
-from jrnn.bench.contenders import DIRECTIONS, GATES, Case, Shape
+from jrnn.bench.implementations import MODES, NUM_GATES, Case, Shape
 
 SHAPES = (
     Shape(32, 128, 32, 64),
@@ -16,33 +16,33 @@ SWEEPS = {
     "steps": tuple(Shape(32, 2**k, 64, 64) for k in range(5, 12)),
     "hidden": tuple(Shape(32, 64, 2**k, 2**k) for k in range(4, 11)),
 }
-"""Shapes of the growth curves, by the axis that grows; `hidden` also sets the input size."""
+"""Series of shapes, by the axis that grows. In `hidden`, the input size grows equally."""
 
 
 def cases(
-    cells: Iterable[str], directions: Iterable[str], shapes: Iterable[Shape], sweep: bool
+    cells: Iterable[str], modes: Iterable[str], shapes: Iterable[Shape], sweep: bool
 ) -> Iterator[Case]:
-    """Yields every cell in every direction at every shape, then the cases of the growth curves."""
+    """Yields all combinations of cells, modes and shapes, then those of the sweeps."""
     for name in cells:
-        checks.one_of("bench", "cell", name, GATES)
-    for name in directions:
-        checks.one_of("bench", "direction", name, DIRECTIONS)
-    curves: list[tuple[str | None, Iterable[Shape]]] = [(None, shapes)]
-    curves += list(SWEEPS.items()) if sweep else []
-    for axis, points in curves:
-        for shape in points:
+        checks.one_of("bench", "cell", name, NUM_GATES)
+    for name in modes:
+        checks.one_of("bench", "mode", name, MODES)
+    series: list[tuple[str | None, Iterable[Shape]]] = [(None, shapes)]
+    series += list(SWEEPS.items()) if sweep else []
+    for axis, series_shapes in series:
+        for shape in series_shapes:
             for cell in cells:
-                for direction in directions:
-                    yield Case(cell, direction, shape, axis)
+                for mode in modes:
+                    yield Case(cell, mode, shape, axis)
 
 
-def read_shape(text: str) -> Shape:
-    """Parses an index in `SHAPES`, or a shape written as BxTxIxH.
+def parse_shape(text: str) -> Shape:
+    """Parses an index of `SHAPES`, or a shape written as BxTxIxH.
 
     Raises:
       ValueError: the text is neither.
 
-    >>> read_shape("0") == read_shape("32x128x32x64")
+    >>> parse_shape("0") == parse_shape("32x128x32x64")
     True
     """
     parts = text.split("x")
@@ -51,6 +51,6 @@ def read_shape(text: str) -> Shape:
     if len(parts) == 4 and all(part.isdecimal() and int(part) > 0 for part in parts):
         return Shape(*map(int, parts))
     raise ValueError(
-        f"bench: each shape must be an index from 0 to {len(SHAPES) - 1}, or batch x steps x input "
+        f"bench: each shape must be an index from 0 to {len(SHAPES) - 1}, or batch x time x input "
         f"x hidden as in 32x128x32x64, got {text!r}"
     )

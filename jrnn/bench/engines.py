@@ -1,4 +1,4 @@
-"""The engines of jrnn as contenders, each compared with the values and gradients of Scan."""
+"""Compiles the engines of jrnn, and compares their values and gradients with those of Scan."""
 
 from typing import Any
 
@@ -8,18 +8,19 @@ import numpy as np
 
 import jrnn
 from jrnn import checks
-from jrnn.bench.contenders import Case, Contender, JaxModel, Unavailable, compile_model
+from jrnn.bench.implementations import Case, Implementation, JaxModel, Unavailable, compile_model
 from jrnn.cells import REGISTRY as CELLS
 from jrnn.engines import REGISTRY as ENGINES
 
 MAX_DIFFERENCE = 1e-4
+"""Relative to the largest value of each array."""
 
 
 class ResultMismatch(Unavailable):
     """The results of an engine differ from those of Scan."""
 
 
-def build(engine: str, case: Case) -> list[Contender]:
+def build(engine: str, case: Case) -> list[Implementation]:
     """Compiles an engine for a case.
 
     Raises:
@@ -29,29 +30,29 @@ def build(engine: str, case: Case) -> list[Contender]:
         raise Unavailable(f"jrnn has no such engine{checks.suggestion(engine, ENGINES)}")
     try:
         return [compile_model(model(engine, case), case, "jrnn")]
-    except Exception as error:  # for example, the native kernels were not built
+    except Exception as error:  # for example, the C++ kernels were not built
         raise Unavailable(f"failed: {type(error).__name__}: {error}") from error
 
 
 def reference(case: Case) -> Any:
     """The results of Scan for a case."""
-    (contender,) = build("scan", case)
-    return contender.call()
+    (implementation,) = build("scan", case)
+    return implementation.call()
 
 
-def check_against_scan(contender: Contender, expected: Any) -> None:
-    """Compares an engine with Scan, leaf by leaf, relative to the largest value of the leaf.
+def check_against_scan(implementation: Implementation, expected: Any) -> None:
+    """Compares the results of an engine with those of Scan.
 
     Raises:
-      ResultMismatch: a difference exceeds `MAX_DIFFERENCE`.
+      ResultMismatch: the relative difference of an array exceeds `MAX_DIFFERENCE`.
     """
-    pairs = zip(jax.tree.leaves(contender.call()), jax.tree.leaves(expected), strict=True)
-    worst = max(_difference(np.asarray(got), np.asarray(want)) for got, want in pairs)
+    pairs = zip(jax.tree.leaves(implementation.call()), jax.tree.leaves(expected), strict=True)
+    worst = max(_max_relative_difference(np.asarray(got), np.asarray(want)) for got, want in pairs)
     if not worst <= MAX_DIFFERENCE:
         raise ResultMismatch(f"differs from Scan by {worst:.1e}, above {MAX_DIFFERENCE:.0e}")
 
 
-def _difference(got: np.ndarray, want: np.ndarray) -> float:
+def _max_relative_difference(got: np.ndarray, want: np.ndarray) -> float:
     scale = np.abs(want).max()
     return float(np.abs(got - want).max() / (scale or 1))
 
@@ -64,7 +65,7 @@ def model(
     Args:
       engine: an engine of `unroll`, or its name.
       case: the cell, its sizes and dtype.
-      name: name in tables; by default the name of the engine.
+      name: name in tables and results; by default the name of the engine.
       params: the parameters; by default those of `init_params`.
     """
     cell = make_cell(case)
@@ -83,7 +84,7 @@ def make_cell(case: Case) -> jrnn.Cell:
 
 
 def init_params(cell: jrnn.Cell, case: Case) -> Any:
-    """Initial parameters plus noise: zero biases would hide errors."""
+    """Initial parameters plus noise, because zero biases would hide errors."""
     leaves, structure = jax.tree.flatten(
         cell.init(jax.random.key(0), case.shape.input, jnp.dtype(case.dtype))
     )

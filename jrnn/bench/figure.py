@@ -1,4 +1,4 @@
-"""Figures of the results: ratios at each shape, and growth curves."""
+"""Figures of the results: ratios at each shape, and times over the axis of a sweep."""
 
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,11 @@ from jrnn.plotting import new_figure
 
 
 def save(result: dict[str, Any], out: Path) -> list[Path]:
-    """Draws the figures that have data next to the JSON file; returns their paths."""
+    """Saves the figures that have data next to the JSON file; returns their paths."""
     paths = []
     for suffix, draw, groups in (
-        ("", _ratios, [g for g in result["groups"] if g["sweep"] is None and g["ratios"]]),
-        ("-growth", _growth, [g for g in result["groups"] if g["sweep"] is not None]),
+        ("", _draw_ratios, [g for g in result["groups"] if g["sweep"] is None and g["ratios"]]),
+        ("-growth", _draw_sweeps, [g for g in result["groups"] if g["sweep"] is not None]),
     ):
         if groups:
             path = out.with_name(f"{out.stem}{suffix}.png")
@@ -22,7 +22,7 @@ def save(result: dict[str, Any], out: Path) -> list[Path]:
 
 
 def _panels(groups: list[dict[str, Any]], key: Any) -> tuple[Any, dict[Any, Any]]:
-    """A figure with one axes for each value of `key`, in two columns."""
+    """Creates a figure with one axes for each value of `key`, in two columns."""
     keys = list(dict.fromkeys(map(key, groups)))
     rows = -(-len(keys) // 2)
     figure = new_figure(12, 3.8 * rows)
@@ -30,18 +30,18 @@ def _panels(groups: list[dict[str, Any]], key: Any) -> tuple[Any, dict[Any, Any]
     return figure, {name: next(axes) for name in keys}
 
 
-def _ratios(groups: list[dict[str, Any]]) -> Any:
-    """Bars, starting at 1, of the times of the peers over that of the fastest engine."""
+def _draw_ratios(groups: list[dict[str, Any]]) -> Any:
+    """Draws bars of the times of peers, relative to that of the fastest engine of jrnn."""
     from matplotlib.patches import Patch
 
-    key = lambda group: (group["cell"], group["direction"])
+    key = lambda group: (group["cell"], group["mode"])
     figure, panels = _panels(groups, key)
     for name, axes in panels.items():
-        ours = [group for group in groups if key(group) == name]
-        present = [family for family in PEER_FAMILIES if any(_best_ratio(g, family) for g in ours)]
-        for number, family in enumerate(present):
-            offset = 0.27 * (number - (len(present) - 1) / 2)
-            for position, group in enumerate(ours):
+        selected = [group for group in groups if key(group) == name]
+        families = [f for f in PEER_FAMILIES if any(_best_ratio(group, f) for group in selected)]
+        for number, family in enumerate(families):
+            offset = 0.27 * (number - (len(families) - 1) / 2)
+            for position, group in enumerate(selected):
                 ratio = _best_ratio(group, family)
                 if ratio:
                     color = f"C{list(PEER_FAMILIES).index(family)}"
@@ -53,7 +53,7 @@ def _ratios(groups: list[dict[str, Any]]) -> Any:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.margins(y=0.12)
         axes.axhline(1, color="black", linewidth=0.8)
-        axes.set_xticks(range(len(ours)), ["\n".join(_sizes(group)) for group in ours])
+        axes.set_xticks(range(len(selected)), ["\n".join(_size_labels(g)) for g in selected])
         axes.set_title(f"{name[0].upper()}, {name[1]}")
         axes.set_ylabel("time of the peer / time of jrnn")
     patches = [Patch(color=f"C{k}", label=label) for k, label in enumerate(PEER_FAMILIES.values())]
@@ -62,27 +62,28 @@ def _ratios(groups: list[dict[str, Any]]) -> Any:
 
 
 def _best_ratio(group: dict[str, Any], family: str) -> float:
+    """The ratio of the fastest engine to a family of peers; 0 if the family is missing."""
     return max(family_ratios(group, engine).get(family, 0.0) for engine in group["ratios"])
 
 
-def _sizes(group: dict[str, Any]) -> list[str]:
+def _size_labels(group: dict[str, Any]) -> list[str]:
     shape = group["shape"]
     return [f"B {shape['batch']} T {shape['steps']}", f"I {shape['input']} H {shape['hidden']}"]
 
 
-def _growth(groups: list[dict[str, Any]]) -> Any:
-    """Median time over the axis that grows, one line for each contender."""
-    key = lambda group: (group["cell"], group["direction"], group["sweep"])
+def _draw_sweeps(groups: list[dict[str, Any]]) -> Any:
+    """Draws the median time over the axis that grows, one line for each implementation."""
+    key = lambda group: (group["cell"], group["mode"], group["sweep"])
     figure, panels = _panels(groups, key)
     for name, axes in panels.items():
         lines: dict[str, list[tuple[int, float]]] = {}
         for group in (group for group in groups if key(group) == name):
-            for row in group["contenders"]:
+            for row in group["implementations"]:
                 point = (group["shape"][name[2]], 1e3 * row["median_seconds"])
                 lines.setdefault(row["name"], []).append(point)
         for label, points in lines.items():
-            own = label.startswith("jrnn")
-            axes.loglog(*zip(*points, strict=True), label=label, linewidth=2.5 if own else 1)
+            is_jrnn = label.startswith("jrnn")
+            axes.loglog(*zip(*points, strict=True), label=label, linewidth=2.5 if is_jrnn else 1)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_title(f"{name[0].upper()}, {name[1]}")

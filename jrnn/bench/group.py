@@ -1,4 +1,4 @@
-"""A group: all contenders of a case, checked, timed and returned as a row of the JSON file."""
+"""A group: the implementations of one case, which are checked and timed together."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jrnn.bench import engines, machine, peers, timing
-from jrnn.bench.contenders import Case, Contender, Unavailable
+from jrnn.bench.implementations import Case, Implementation, Unavailable
 from jrnn.bench.timing import Timing
 
 Missing = list[dict[str, str]]
@@ -21,29 +21,32 @@ def measure(
     repeats: int,
     seconds: float,
 ) -> dict[str, Any]:
-    """Returns the results of a case, as in the JSON file.
+    """Times all implementations of a case; returns an entry of `groups` in the JSON file.
 
     Args:
-      case: the computation that is timed.
+      case: the computation to time.
       engine_names: engines of jrnn.
-      peer_names: keys of `peers.PEERS`.
+      peer_names: other libraries, keys of `peers.PEERS`.
       repeats: maximum number of rounds.
-      seconds: time after which no round starts.
+      seconds: time limit for starting a round; the first `timing.MIN_ROUNDS` ignore it.
     """
-    jax.clear_caches()  # a cell traced for an earlier case would compile faster
-    contenders, missing = _prepare(case, engine_names, peer_names)
+    jax.clear_caches()  # otherwise, a cell that an earlier case traced would compile faster
+    implementations, missing = _prepare(case, engine_names, peer_names)
     before, start = machine.other_process_seconds(), time.perf_counter()
-    timings = timing.time_interleaved(contenders, repeats, seconds)
+    timings = timing.time_interleaved(implementations, repeats, seconds)
     after, wall = machine.other_process_seconds(), time.perf_counter() - start
-    rows = [row(case, contender, timings[contender.name]) for contender in contenders]
+    rows = [
+        row(case, implementation, timings[implementation.name])
+        for implementation in implementations
+    ]
     return {
         "cell": case.cell,
-        "direction": case.direction,
+        "mode": case.mode,
         "shape": case.shape._asdict(),
         "sweep": case.sweep,
         "flops": case.flops,
-        "others_cores": None if before is None or after is None else (after - before) / wall,
-        "contenders": rows,
+        "other_process_cores": None if before is None or after is None else (after - before) / wall,
+        "implementations": rows,
         "ratios": ratios(rows),
         "missing": missing,
     }
@@ -51,31 +54,32 @@ def measure(
 
 def _prepare(
     case: Case, engine_names: Iterable[str], peer_names: Iterable[str]
-) -> tuple[list[Contender], Missing]:
-    """Builds and checks all contenders; returns them, and those that fail with the reason."""
-    own, missing_engines = _try_builds(
+) -> tuple[list[Implementation], Missing]:
+    """Builds and checks all implementations; returns those that pass, and the others as missing."""
+    engine_implementations, missing_engines = _try_builds(
         {f"jrnn {name}": partial(engines.build, name, case) for name in engine_names}
     )
-    others, missing_peers = _try_builds(
+    peer_implementations, missing_peers = _try_builds(
         {name: partial(peers.build, name, case) for name in peer_names}
     )
-    expected = engines.reference(case) if own else None
+    expected = engines.reference(case) if engine_implementations else None
 
-    def check(contender: Contender) -> list[Contender]:
-        timing.check_results(contender, case)
-        if contender.family == "jrnn":
-            engines.check_against_scan(contender, expected)
-        return [contender]
+    def check(implementation: Implementation) -> list[Implementation]:
+        timing.check_results(implementation, case)
+        if implementation.family == "jrnn":
+            engines.check_against_scan(implementation, expected)
+        return [implementation]
 
-    ready, failed = _try_builds({each.name: partial(check, each) for each in [*own, *others]})
+    built = [*engine_implementations, *peer_implementations]
+    ready, failed = _try_builds({each.name: partial(check, each) for each in built})
     return ready, missing_engines + missing_peers + failed
 
 
 def _try_builds(
-    builds: dict[str, Callable[[], list[Contender]]],
-) -> tuple[list[Contender], Missing]:
-    """Returns what was built, and the names of those that failed with the reasons."""
-    built: list[Contender] = []
+    builds: dict[str, Callable[[], list[Implementation]]],
+) -> tuple[list[Implementation], Missing]:
+    """Calls all functions; returns their results, and the names and reasons of those that fail."""
+    built: list[Implementation] = []
     missing: Missing = []
     for name, build in builds.items():
         try:
@@ -85,28 +89,28 @@ def _try_builds(
     return built, missing
 
 
-def row(case: Case, contender: Contender, times: Timing) -> dict[str, Any]:
-    """The results of one contender."""
+def row(case: Case, implementation: Implementation, times: Timing) -> dict[str, Any]:
+    """The results of one implementation."""
     return {
-        "name": contender.name,
-        "family": contender.family,
-        "time_major": contender.time_major,
+        "name": implementation.name,
+        "family": implementation.family,
+        "time_major": implementation.time_major,
         "median_seconds": times.median,
         "min_seconds": times.minimum,
         "calls": times.calls,
         "gflops": 1e-9 * case.flops / times.median,
-        "compile_seconds": contender.compile_seconds,
-        "memory_bytes": contender.memory_bytes,
+        "compile_seconds": implementation.compile_seconds,
+        "memory_bytes": implementation.memory_bytes,
     }
 
 
 def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """For each engine, the median of every peer over its own: above 1, jrnn is faster."""
-    own = [row for row in rows if row["family"] == "jrnn"]
-    others = [row for row in rows if row["family"] != "jrnn"]
+    """For each engine, the median time of every peer divided by that of the engine."""
+    engine_rows = [row for row in rows if row["family"] == "jrnn"]
+    peer_rows = [row for row in rows if row["family"] != "jrnn"]
     return {
         engine["name"]: {
-            peer["name"]: peer["median_seconds"] / engine["median_seconds"] for peer in others
+            peer["name"]: peer["median_seconds"] / engine["median_seconds"] for peer in peer_rows
         }
-        for engine in own
+        for engine in engine_rows
     }

@@ -1,4 +1,4 @@
-"""The machine: its hardware, the versions of libraries, and the rate of matrix products."""
+"""The machine: its hardware, the versions of libraries, and the speed of matrix products."""
 
 import importlib.metadata
 import os
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 PACKAGES = "jrnn jax jaxlib flax dm-haiku equinox keras torch onnxruntime onnx numpy".split()
-SIZES = (2048, 1024, 2048)
+MATMUL_SIZES = (2048, 1024, 2048)
 
 
 def cores() -> int:
@@ -76,7 +76,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def other_process_seconds() -> float | None:
-    """CPU seconds so far of all other processes; None on systems without /proc/stat."""
+    """CPU seconds that all other processes have used since boot; None without /proc/stat."""
     path = Path("/proc/stat")
     if not path.is_file():
         return None
@@ -85,26 +85,31 @@ def other_process_seconds() -> float | None:
     return ticks / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
-def product_rates(sizes: tuple[int, int, int] = SIZES, repeats: int = 8) -> dict[str, float]:
-    """GFLOP/s of a float32 product of `m x k` by `k x n`, by XLA and, if installed, PyTorch."""
+def matmul_gflops(sizes: tuple[int, int, int] = MATMUL_SIZES, repeats: int = 8) -> dict[str, float]:
+    """GFLOP/s of a float32 matrix product by XLA and, if installed, by PyTorch.
+
+    Args:
+      sizes: m, k and n of a product of `[m, k]` and `[k, n]`.
+      repeats: number of timed calls.
+    """
     m, k, n = sizes
     rng = np.random.default_rng(0)
     a, b = (rng.normal(size=size).astype(np.float32) for size in ((m, k), (k, n)))
-    calls = {"xla": _xla_product(a, b), "torch": _torch_product(a, b)}
-    rates = {}
+    calls = {"xla": _xla_matmul(a, b), "torch": _torch_matmul(a, b)}
+    gflops = {}
     for name, call in calls.items():
         if call is not None:
-            rates[name] = 2e-9 * m * k * n / _median_seconds(call, repeats)
-    return rates
+            gflops[name] = 2e-9 * m * k * n / _median_seconds(call, repeats)
+    return gflops
 
 
-def _xla_product(a: np.ndarray, b: np.ndarray) -> Callable[[], Any]:
+def _xla_matmul(a: np.ndarray, b: np.ndarray) -> Callable[[], Any]:
     product, left, right = jax.jit(jnp.matmul), jnp.asarray(a), jnp.asarray(b)
     return lambda: jax.block_until_ready(product(left, right))
 
 
-def _torch_product(a: np.ndarray, b: np.ndarray) -> Callable[[], Any] | None:
-    """The call; None if PyTorch is not installed, or if JAX does not run on the CPU."""
+def _torch_matmul(a: np.ndarray, b: np.ndarray) -> Callable[[], Any] | None:
+    """None if PyTorch is not installed, or if JAX does not run on the CPU."""
     if _version("torch") is None or jax.default_backend() != "cpu":
         return None
     import torch  # pyright: ignore[reportMissingImports]

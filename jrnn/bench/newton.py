@@ -1,12 +1,13 @@
-"""Iterations and time of Newton's method over time, compared with `Scan`: `jrnn bench newton`.
+"""Iterations and times of the engine `Newton`, compared with `Scan`: `jrnn bench newton`.
 
     jrnn bench newton
     jrnn bench newton --cells paragru gru --steps 16384 --damping 1.0
 
-Each cell has its default initialization and normal inputs, and is solved to a residual of 1e-6. The
-cells with recurrent matrices three times as large amplify small differences, permanently or
-transiently; Newton must report that it has not converged. The largest Lyapunov exponent, which
-predicts this, and the time of `Scan` are measured in the same run.
+Each cell has its default initialization and normally distributed inputs, and is solved to a
+residual of 1e-6. In the cases `*-times-3` the recurrent matrices are three times as large. These
+cells amplify small differences, permanently or transiently, and Newton must report that it has not
+converged. The largest Lyapunov exponent predicts this. It is measured in the same run, and so is
+the time of `Scan`.
 """
 
 import json
@@ -26,16 +27,25 @@ import jrnn
 from jrnn import checks
 from jrnn.analysis import lyapunov
 from jrnn.bench import machine, report
-from jrnn.bench.contenders import Contender
+from jrnn.bench.implementations import Implementation
 from jrnn.bench.timing import time_interleaved
 
 TOLERANCE = 1e-6
 LYAPUNOV_STEPS = 1024
+"""Number of steps over which the Lyapunov exponent is averaged."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A cell, its sizes, and the factor of its recurrent weights."""
+    """A cell to solve.
+
+    Args:
+      cell: the cell.
+      jacobian: the structure of the Jacobian that Newton uses.
+      steps: sequence length.
+      input_size: number of inputs.
+      gain: factor of the recurrent weights, relative to the default initialization.
+    """
 
     cell: Any
     jacobian: Literal["diagonal", "block", "full"]
@@ -74,16 +84,16 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Bench:
-    """Counts the iterations of Newton's method over time, and times it against Scan.
+    """Counts the iterations of Newton's method over time, and compares its time with Scan.
 
     Args:
-      cells: names of cases, as in the table that is printed.
-      steps: sequence length of every case; None uses that of each case.
-      damping: initial damping; None for plain Newton.
+      cells: names of cases, the first column of the table.
+      steps: sequence length for all cases; None uses the default of each case.
+      damping: initial damping; None for undamped Newton steps.
       max_steps: maximum number of iterations.
       repeats: maximum number of timing rounds.
-      seconds: time of the timing rounds of each case.
-      out: the JSON file.
+      seconds: time limit for starting a timing round of a case.
+      out: path of the JSON file.
     """
 
     cells: tuple[str, ...] = tuple(CASES)
@@ -135,19 +145,19 @@ def measure(name: str, bench: Bench) -> dict[str, Any]:
     solve = jax.jit(lambda p, xs: jrnn.newton(case.cell, p, xs, engine=engine))
     scan = jax.jit(lambda p, xs: jrnn.unroll(case.cell, p, xs, engine="scan"))
     solution, (_, ys) = jax.block_until_ready((solve(params, xs), scan(params, xs)))
-    call: Callable[..., Any] = lambda f: lambda: jax.block_until_ready(f(params, xs))
+    bind: Callable[..., Any] = lambda f: lambda: jax.block_until_ready(f(params, xs))
     times = time_interleaved(
-        [Contender("newton", "jrnn", call(solve)), Contender("scan", "jrnn", call(scan))],
+        [Implementation("newton", "jrnn", bind(solve)), Implementation("scan", "jrnn", bind(scan))],
         bench.repeats,
         bench.seconds,
     )
-    exponents = lyapunov(case.cell, params, xs[:LYAPUNOV_STEPS], count=1)
+    exponents = lyapunov(case.cell, params, xs[:LYAPUNOV_STEPS], num_exponents=1)
     return {
         "cell": name,
         "hidden": case.cell.hidden_size,
         "jacobian": case.jacobian,
         "steps": steps,
-        "exponent": float(exponents.largest[0]),
+        "exponent": float(exponents.largest_exponent[0]),
         "converged": bool(solution.status.converged.all()),
         "iterations": int(solution.status.iterations),
         "residuals": [float(r) for r in solution.status.residuals[:, 0]],
@@ -168,7 +178,7 @@ def format_value(row: dict[str, Any], key: str) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The rows as a Markdown table."""
-    head = [tuple(COLUMNS.values()), ("---",) * len(COLUMNS)]
-    rows = head + [tuple(format_value(row, key) for key in COLUMNS) for row in result["rows"]]
+    """Formats the rows as a Markdown table."""
+    header = [tuple(COLUMNS.values()), ("---",) * len(COLUMNS)]
+    rows = header + [tuple(format_value(row, key) for key in COLUMNS) for row in result["rows"]]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)

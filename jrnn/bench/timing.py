@@ -1,4 +1,4 @@
-"""Checks contenders, and times them in interleaved rounds."""
+"""Checks implementations, and times them in interleaved rounds."""
 
 import gc
 import statistics
@@ -8,61 +8,69 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from jrnn.bench.contenders import Case, Contender, Unavailable
+from jrnn.bench.implementations import Case, Implementation, Unavailable
 
 MIN_ROUNDS = 3
 WARMUP_SECONDS = 0.01
-TURN_SECONDS = 0.02
+TIMED_SECONDS = 0.02
+"""Minimum time of the timed calls of one implementation in a round."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of the calls of one contender, and their number."""
+    """The median and minimum time of a call in seconds, and the number of timed calls."""
 
     median: float
     minimum: float
     calls: int
 
 
-def check_results(contender: Contender, case: Case) -> None:
-    """Calls a contender once, and checks shapes and finiteness: its weights differ from the others.
+def check_results(implementation: Implementation, case: Case) -> None:
+    """Calls an implementation once, and checks that its results are finite and have valid shapes.
+
+    Values are not compared, because each library initializes its own weights.
 
     Raises:
       Unavailable: the outputs, or the gradient of the inputs, have the wrong shape, or a result is
         not finite.
     """
     batch, steps, inputs, hidden = case.shape
-    leaves = [_array(leaf) for leaf in jax.tree.leaves(contender.call())]
-    time_and_batch = (steps, batch) if contender.time_major else (batch, steps)
-    shape = (*time_and_batch, inputs if case.backward else hidden)
+    leaves = [_to_numpy(leaf) for leaf in jax.tree.leaves(implementation.call())]
+    time_and_batch = (steps, batch) if implementation.time_major else (batch, steps)
+    shape = (*time_and_batch, inputs if case.has_backward else hidden)
     if leaves[-1].shape != shape:
-        raise Unavailable(f"returned the shape {leaves[-1].shape}, expected {shape}")
+        raise Unavailable(f"results must have shape {shape}, got {leaves[-1].shape}")
     if not all(np.isfinite(leaf).all() for leaf in leaves):
-        raise Unavailable("returned values that are not finite")
+        raise Unavailable("results are not finite")
 
 
-def _array(leaf: object) -> np.ndarray:
+def _to_numpy(leaf: object) -> np.ndarray:
     if type(leaf).__module__.partition(".")[0] == "torch":
         leaf = leaf.float().cpu()  # pyright: ignore[reportAttributeAccessIssue]
     return np.asarray(leaf)
 
 
 def time_interleaved(
-    contenders: list[Contender], repeats: int, seconds: float, warmup: float = WARMUP_SECONDS
+    implementations: list[Implementation],
+    repeats: int,
+    seconds: float,
+    warmup: float = WARMUP_SECONDS,
 ) -> dict[str, Timing]:
-    """Times all contenders in each round, so that other load on the machine affects all equally.
+    """Times all implementations in interleaved rounds, so that other load affects all equally.
 
-    In a round, a contender is first called without timing for at least `warmup` seconds, until the
-    threads of the previous one sleep and the caches hold its own data. Then its calls are timed for
-    at least `TURN_SECONDS`. Both are at least one call.
+    In each round, an implementation is first called without timing for `warmup` seconds, so that
+    the threads of the previous one become idle and the CPU caches hold its own data. Then its calls
+    are timed for `TIMED_SECONDS`. Both periods include at least one call.
 
     Args:
-      contenders: contenders that have been called once.
+      implementations: the implementations; each must have been called once.
       repeats: maximum number of rounds.
-      seconds: time after which no round starts, except for the first `MIN_ROUNDS`.
-      warmup: seconds of calls that are not timed; 0 for none.
+      seconds: time limit for starting a round; the first `MIN_ROUNDS` rounds ignore it.
+      warmup: minimum time of calls that are not timed; with 0 there are none.
     """
-    times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    seconds_by_name: dict[str, list[float]] = {
+        implementation.name: [] for implementation in implementations
+    }
     gc.collect()
     gc.disable()
     try:
@@ -70,23 +78,24 @@ def time_interleaved(
         for done in range(repeats):
             if done >= MIN_ROUNDS and time.perf_counter() > end:
                 break
-            for contender in contenders:
+            for implementation in implementations:
                 if warmup:
-                    _seconds(contender, warmup)
-                times[contender.name] += _seconds(contender, TURN_SECONDS)
+                    _time_calls(implementation, warmup)
+                seconds_by_name[implementation.name] += _time_calls(implementation, TIMED_SECONDS)
     finally:
         gc.enable()
     return {
-        name: Timing(statistics.median(each), min(each), len(each)) for name, each in times.items()
+        name: Timing(statistics.median(times), min(times), len(times))
+        for name, times in seconds_by_name.items()
     }
 
 
-def _seconds(contender: Contender, until: float) -> list[float]:
-    """The times of repeated calls, at least one, until `until` seconds have passed."""
+def _time_calls(implementation: Implementation, seconds: float) -> list[float]:
+    """Repeats the call for `seconds`, at least once; returns the time of each call."""
     times: list[float] = []
-    end = time.perf_counter() + until
+    end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
         start = time.perf_counter()
-        contender.call()
+        implementation.call()
         times.append(time.perf_counter() - start)
     return times

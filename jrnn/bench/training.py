@@ -1,13 +1,17 @@
-"""Speed of training, saving, resuming and streaming: `jrnn bench train`.
+"""Times training, checkpoints, streaming and sweeps: `jrnn bench train`.
 
     jrnn bench train
-    jrnn bench train --cases digits-row --seconds 20
+    jrnn bench train --networks digits-row --seconds 20
 
-Each network is trained, in interleaved rounds, by the trainer of jrnn, by a handwritten loop over
-the same network, and by such a loop over flax's layers. A handwritten loop calls a jitted step for
-each batch, gathered by NumPy, and fetches the losses every 20 steps. The compiled steps alone are
-timed too, as an upper bound. A sweep is compared with as many runs as it has trials; both are timed
-as commands.
+Four loops train each network in interleaved rounds:
+
+- the trainer of jrnn;
+- the compiled training steps of jrnn without logging or checkpoints, as an upper bound;
+- a handwritten loop over the network of jrnn;
+- a handwritten loop over the same network made of flax's layers.
+
+A handwritten loop calls a jitted training step for each batch, which NumPy gathers, and fetches the
+losses every 20 steps. The time of `jrnn sweep` is compared with that of one `jrnn train` per trial.
 """
 
 import json
@@ -43,67 +47,73 @@ from jrnn.train.data.sampler import EpochSampler, shuffled_batches
 from jrnn.train.fit import make_trainer
 from jrnn.train.run.data_plan import plan_task
 from jrnn.train.run.dispatch import MAX_STEPS
-from jrnn.train.run.metrics_logger import LINE_EVERY
+from jrnn.train.run.metrics_logger import LOG_EVERY
 from jrnn.train.run.single import SingleNetwork
 from jrnn.train.run.trainer import Trainer
 from jrnn.train.step.loss import Objective, SequenceLoss
 from jrnn.train.step.state import init_state
 from jrnn.train.step.step import TrainStep, make_train_step
 
-CASES = {
+NETWORKS = {
     "digits-row": "configs/digits.py:order=row,hidden=32",
     "digits-pixel": "configs/digits.py",
 }
+"""Specs of the configs, by name."""
+
 COLUMNS = {
-    "case": "network",
-    "jrnn": "jrnn steps/s",
-    "hand": "handwritten loop",
-    "flax": "flax and optax",
-    "compiled": "share of compiled steps",
+    "network": "network",
+    "steps_per_second": "jrnn, training steps/s",
+    "vs_handwritten": "jrnn / handwritten loop",
+    "vs_flax": "jrnn / flax and optax",
+    "vs_compiled": "jrnn / compiled steps alone",
     "save_ms": "save, ms",
-    "save_share": "share of 30 s",
+    "save_fraction": "save / 30 s",
     "resume_ms": "resume, ms",
 }
+"""Headers of the table, by key of a row."""
+
 SAVE_EVERY = 30.0
-SWEEP_CONFIG, TRIALS = "configs/digits.py:order=row,hidden=32", 16
+"""Default interval of checkpoints in seconds."""
+
+SWEEP_CONFIG, NUM_TRIALS = "configs/digits.py:order=row,hidden=32", 16
 STREAM_HIDDEN = (32, 128, 512)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Times training against handwritten loops, and saving, resuming and streaming.
+    """Times training against handwritten loops, and checkpoints, streaming and sweeps.
 
     Args:
-      cases: names of networks.
+      networks: networks to train.
       rounds: number of interleaved rounds.
       seconds: approximate time of each loop in a round.
-      sweeps: how often a sweep, and a run of one of its trials, are timed.
-      out: the JSON file.
+      sweeps: number of times that a sweep and a single run are timed.
+      out: path of the JSON file.
     """
 
-    cases: tuple[str, ...] = tuple(CASES)
+    networks: tuple[str, ...] = tuple(NETWORKS)
     rounds: int = 7
     seconds: float = 1.0
     sweeps: int = 3
     out: Path = Path("build/training.json")
 
     def __post_init__(self) -> None:
-        for name in self.cases:
-            checks.one_of("bench train", "cases", name, CASES)
+        for name in self.networks:
+            checks.one_of("bench train", "networks", name, NETWORKS)
         checks.positive_int("bench train", "rounds", self.rounds)
         checks.positive_int("bench train", "sweeps", self.sweeps)
         checks.positive_number("bench train", "seconds", self.seconds)
 
 
 def main(args: list[str]) -> None:
-    """Measures everything, prints the tables and writes the JSON file."""
+    """Runs all measurements, prints the table and writes the JSON file."""
     bench = tyro.cli(Bench, args=args, prog="jrnn bench train")
     stdout = Console(width=max(Console().width, report.WIDTH))
     result: dict[str, Any] = {
         "machine": machine.describe(),
         "versions": machine.versions(),
         "options": asdict(bench) | {"out": bench.out.name},
-        "rows": [measure(name, bench) for name in bench.cases],
+        "rows": [measure(name, bench) for name in bench.networks],
         "stream_us": {str(hidden): stream_microseconds(hidden) for hidden in STREAM_HIDDEN},
         "sweep": sweep_seconds(bench.sweeps),
     }
@@ -115,21 +125,21 @@ def main(args: list[str]) -> None:
     for row in result["rows"]:
         table.add_row(*(format_value(row, key) for key in COLUMNS))
     lines = stream_line(result), sweep_line(result), f"written to {bench.out}"
-    stdout.print("", table, "", *lines, sep="\n", markup=False)
+    stdout.print("", table, "", *lines, sep="\n", markup=False, soft_wrap=True)
 
 
 def measure(name: str, bench: Bench) -> dict[str, Any]:
-    """Times all loops of one network, then saving and resuming; returns a row of the table."""
-    experiment = config.load(CASES[name], ["--eval-every", str(10**9), "--steps", str(10**9)])
+    """Times the loops of one network, and saving and resuming; returns a row of the table."""
+    experiment = config.load(NETWORKS[name], ["--eval-every", str(10**9), "--steps", str(10**9)])
     data = experiment.task.load()
     folder = Path(tempfile.mkdtemp())
     try:
         trainer = open_trainer(experiment, data, folder)
         trainer.begin()
         loops = {
-            "jrnn": lambda until: jrnn_loop(trainer, until),
+            "jrnn": lambda end: jrnn_loop(trainer, end),
             "compiled": compiled_loop(experiment, data),
-            "hand": handwritten_loop(experiment, data),
+            "handwritten": handwritten_loop(experiment, data),
             "flax": flax_loop(experiment, data),
         }
         rates = measure_rates(loops, bench)
@@ -139,67 +149,67 @@ def measure(name: str, bench: Bench) -> dict[str, Any]:
     finally:
         shutil.rmtree(folder)
     return {
-        "case": name,
-        "spec": CASES[name],
-        "jrnn": rates["jrnn"],
-        "hand": rates["jrnn"] / rates["hand"],
-        "flax": rates["jrnn"] / rates["flax"],
-        "compiled": rates["jrnn"] / rates["compiled"],
+        "network": name,
+        "spec": NETWORKS[name],
+        "steps_per_second": rates["jrnn"],
+        "vs_handwritten": rates["jrnn"] / rates["handwritten"],
+        "vs_flax": rates["jrnn"] / rates["flax"],
+        "vs_compiled": rates["jrnn"] / rates["compiled"],
         "save_ms": 1e3 * save,
-        "save_share": save / SAVE_EVERY,
+        "save_fraction": save / SAVE_EVERY,
         "resume_ms": 1e3 * statistics.median(resumes),
     }
 
 
 Loop = Callable[[float], int]
-"""Trains until a time of `time.perf_counter`, or slightly longer; returns the number of steps."""
+"""Trains until `time.perf_counter()` reaches the argument; returns the number of training steps."""
 
 
 def measure_rates(loops: dict[str, Loop], bench: Bench) -> dict[str, float]:
-    """Steps per second of each loop: the median over the rounds after the first."""
+    """Training steps per second of each loop: the median over all rounds but the first."""
     rates: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(bench.rounds + 1):
         for name, loop in loops.items():
-            begin = time.perf_counter()
-            steps = loop(begin + bench.seconds)
-            rates[name].append(steps / (time.perf_counter() - begin))
-    return {name: statistics.median(each[1:]) for name, each in rates.items()}
+            start = time.perf_counter()
+            steps = loop(start + bench.seconds)
+            rates[name].append(steps / (time.perf_counter() - start))
+    return {name: statistics.median(values[1:]) for name, values in rates.items()}
 
 
 def open_trainer(experiment: Experiment, data: Data, folder: Path) -> Trainer:
-    """The trainer of `jrnn train`, before its first step."""
+    """Makes the trainer of `jrnn train`."""
     network = experiment.network.build(data, experiment.seed)
     optimizer = experiment.optimizer.build(experiment.steps)
     plan, group = plan_task(data, experiment, experiment.tbptt), ProcessGroup()
-    placement = SingleNetwork(network, plan, optimizer, experiment, Mesh(), group)
+    trainable = SingleNetwork(network, plan, optimizer, experiment, Mesh(), group)
     description = experiment.network.description()
-    return make_trainer(placement, experiment, plan, folder, group, description)
+    return make_trainer(trainable, experiment, plan, folder, group, description)
 
 
-def jrnn_loop(trainer: Trainer, until: float) -> int:
-    """Trains as `jrnn train` does, with logged metrics; returns the number of steps."""
-    begin = trainer.step
-    while time.perf_counter() < until:
+def jrnn_loop(trainer: Trainer, end: float) -> int:
+    """Trains as `jrnn train` does, with logged metrics; returns the number of training steps."""
+    first_step = trainer.step
+    while time.perf_counter() < end:
         trainer.train_steps()
     trainer.finish_steps()
-    return trainer.step - begin
+    return trainer.step - first_step
 
 
 def compiled_loop(experiment: Experiment, data: Data) -> Loop:
-    """A loop of calls of the compiled steps, without logging."""
+    """Makes a loop that only calls the compiled training steps of jrnn."""
     optimizer = experiment.optimizer.build(experiment.steps)
     graphdef, state = init_state(experiment.network.build(data, 0), optimizer)
     sampler = EpochSampler(len(data.train.xs), experiment.batch_size, 0)
     loader = DataLoader(data.train, sampler, MAX_STEPS)
-    step = TrainStep(graphdef, SequenceLoss(Objective.of(data)), optimizer)
-    train_steps = jax.jit(step.repeat(loader.batch), donate_argnums=0)
+    step = TrainStep(graphdef, SequenceLoss(Objective.from_data(data)), optimizer)
+    train_steps = jax.jit(step.make_loop(loader.get_batch), donate_argnums=0)
     examples, plans = loader.next(0, loader.max_steps)
     plans = jax.device_put(plans)
 
-    def loop(until: float) -> int:
+    def loop(end: float) -> int:
         nonlocal state
-        steps, count = 0, LINE_EVERY
-        while time.perf_counter() < until:
+        steps, count = 0, LOG_EVERY
+        while time.perf_counter() < end:
             state, metrics = train_steps(state, examples, plans, count)
             jax.block_until_ready(metrics)
             steps, count = steps + count, loader.max_steps
@@ -209,10 +219,10 @@ def compiled_loop(experiment: Experiment, data: Data) -> Loop:
 
 
 def handwritten_loop(experiment: Experiment, data: Data) -> Loop:
-    """A loop of jitted steps over jrnn's network."""
+    """Makes a loop of jitted training steps over the network of jrnn."""
     optimizer = experiment.optimizer.build(experiment.steps)
     graphdef, state = init_state(experiment.network.build(data, 0), optimizer)
-    step = make_train_step(graphdef, Objective.of(data), optimizer)
+    step = make_train_step(graphdef, Objective.from_data(data), optimizer)
     batches = shuffled_batches(data.train, experiment.batch_size, 0)
 
     def next_step() -> jax.Array:
@@ -224,23 +234,23 @@ def handwritten_loop(experiment: Experiment, data: Data) -> Loop:
 
 
 class FlaxNetwork(nnx.Module):
-    """The same network made of flax's layers."""
+    """The network of a config, made of flax's layers."""
 
     def __init__(self, hidden: int, data: Data, dropout: float, rngs: nnx.Rngs):
-        """An LSTM and a linear layer."""
+        """Creates an LSTM, dropout and a linear layer."""
         cell = nnx.OptimizedLSTMCell(data.input_size, hidden, rngs=rngs)
         self.rnn = nnx.RNN(cell, rngs=rngs)
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
         self.head = nnx.Linear(hidden, data.output_size, rngs=rngs)
 
     def __call__(self, xs: jax.Array) -> jax.Array:
-        """Logits from the last output."""
+        """Returns logits computed from the last output of the LSTM."""
         ys: Any = self.rnn(xs)
         return self.head(self.dropout(ys[:, -1]))
 
 
 def flax_loop(experiment: Experiment, data: Data) -> Loop:
-    """A loop of jitted steps over flax's layers, as in the guide of flax."""
+    """Makes a loop of jitted training steps over flax's layers, as in the flax guides."""
     network: Any = experiment.network
     model = FlaxNetwork(network.cell.hidden_size, data, network.dropout, nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, experiment.optimizer.build(experiment.steps), wrt=nnx.Param)
@@ -266,69 +276,69 @@ def flax_loop(experiment: Experiment, data: Data) -> Loop:
 
 
 def make_loop(next_step: Callable[[], jax.Array]) -> Loop:
-    """A loop of steps that fetches the losses every 20 steps."""
+    """Makes a loop that fetches the losses every `LOG_EVERY` steps."""
 
-    def loop(until: float) -> int:
+    def loop(end: float) -> int:
         steps = 0
-        while time.perf_counter() < until:
-            losses = [next_step() for _ in range(LINE_EVERY)]
+        while time.perf_counter() < end:
+            losses = [next_step() for _ in range(LOG_EVERY)]
             jax.device_get(losses)
-            steps += LINE_EVERY
+            steps += LOG_EVERY
         return steps
 
     return loop
 
 
 def save_seconds(trainer: Trainer, rate: float, bench: Bench) -> float:
-    """The overhead of a save: the extra time of steps that include one."""
+    """The overhead of a checkpoint: the additional time of training steps that include one save."""
     steps = max(1, int(rate * bench.seconds))
     overheads = []
     for _ in range(bench.rounds):
         times = []
-        for saving in (False, True):
-            begin, until = time.perf_counter(), trainer.step + steps
-            if saving:
+        for saves in (False, True):
+            start, last_step = time.perf_counter(), trainer.step + steps
+            if saves:
                 trainer.save()
-            while trainer.step < until:
+            while trainer.step < last_step:
                 trainer.train_steps()
             trainer.finish_steps()
             trainer.wait()
-            count = trainer.step - until + steps
-            times.append((time.perf_counter() - begin) / count * steps)
+            count = trainer.step - last_step + steps
+            times.append((time.perf_counter() - start) / count * steps)
         overheads.append(times[1] - times[0])
     return statistics.median(overheads)
 
 
 def resume_seconds(experiment: Experiment, data: Data, folder: Path) -> float:
-    """The time from loaded data to a resumed trainer, without compilation."""
-    begin = time.perf_counter()
+    """The time to create a trainer and restore a checkpoint, without loading data or compiling."""
+    start = time.perf_counter()
     trainer = open_trainer(experiment, data, folder)
     trainer.resume()
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - start
     trainer.close()
     return seconds
 
 
 def stream_microseconds(hidden: int) -> float:
-    """The median latency of a step of an LSTM with batch size 1 and 32 inputs."""
+    """The median latency of `jrnn.stream` for an LSTM with batch size 1 and 32 inputs."""
     stream = jrnn.stream(RNN(jrnn.LSTM(hidden), 32, rngs=nnx.Rngs(0)))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 32)), jnp.float32)
     seconds = []
     for _ in range(3000):
-        begin = time.perf_counter()
+        start = time.perf_counter()
         stream.step(x).block_until_ready()
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.perf_counter() - start)
     return 1e6 * statistics.median(seconds[100:])
 
 
 def sweep_seconds(repeats: int) -> dict[str, float]:
-    """Median times of the commands of a sweep, and of a run of one of its trials."""
+    """Median times of `jrnn sweep`, and of `jrnn train` for one of its trials."""
 
     def run_seconds(*args: str) -> float:
-        begin = time.perf_counter()
+        start = time.perf_counter()
         command = [sys.executable, "-m", "jrnn", *args, "--run-dir", str(folder / "run")]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        seconds = time.perf_counter() - begin
+        seconds = time.perf_counter() - start
         shutil.rmtree(folder / "run")
         return seconds
 
@@ -345,32 +355,36 @@ def sweep_seconds(repeats: int) -> dict[str, float]:
 def format_value(row: dict[str, Any], key: str) -> str:
     """Formats a value of the table."""
     value = row[key]
-    if key in ("compiled", "save_share"):
+    if key in ("vs_compiled", "save_fraction"):
         return f"{100 * value:.1f} %"
-    if key in ("hand", "flax"):
+    if key in ("vs_handwritten", "vs_flax"):
         return f"{value:.2f}"
     return f"{value:.0f}" if isinstance(value, float) else str(value)
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The rows as a Markdown table."""
-    head = [tuple(COLUMNS.values()), ("---",) + ("---:",) * (len(COLUMNS) - 1)]
-    rows = head + [tuple(format_value(row, key) for key in COLUMNS) for row in result["rows"]]
+    """Formats the rows as a Markdown table."""
+    header = [tuple(COLUMNS.values()), ("---",) + ("---:",) * (len(COLUMNS) - 1)]
+    rows = header + [tuple(format_value(row, key) for key in COLUMNS) for row in result["rows"]]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def stream_line(result: dict[str, Any]) -> str:
-    """The latencies as a sentence."""
-    each = [f"{value:.0f} us at {hidden}" for hidden, value in result["stream_us"].items()]
-    latencies = ", ".join(each)
-    return f"Latency of a step of `jrnn.stream`, LSTM, batch size 1, by hidden size: {latencies}."
+    """Formats the latencies of `jrnn.stream` as a sentence."""
+    values = [f"{value:.0f} us at {hidden}" for hidden, value in result["stream_us"].items()]
+    latencies = ", ".join(values)
+    return (
+        f"Latency of one time step of `jrnn.stream` with an LSTM and batch size 1, by hidden size: "
+        f"{latencies}."
+    )
 
 
 def sweep_line(result: dict[str, Any]) -> str:
-    """The time of a sweep as a sentence."""
+    """Formats the times of a sweep and of a run as a sentence."""
     sweep, run = result["sweep"]["sweep_s"], result["sweep"]["run_s"]
-    share = sweep / (TRIALS * run)
+    fraction = sweep / (NUM_TRIALS * run)
     return (
-        f"`jrnn sweep` with {TRIALS} trials of digits-row takes {sweep:.1f} s, and `jrnn train` of "
-        f"one trial {run:.1f} s: the sweep takes {share:.2f} of the time of {TRIALS} runs."
+        f"`jrnn sweep` with {NUM_TRIALS} trials of digits-row takes {sweep:.1f} s, and "
+        f"`jrnn train` of one trial takes {run:.1f} s: the sweep takes {fraction:.2f} of the time "
+        f"of {NUM_TRIALS} separate runs."
     )

@@ -1,4 +1,4 @@
-"""Recurrent cells, one family per file."""
+"""Recurrent cells, one module for each cell or family of similar cells."""
 
 from jrnn.cell import Cell
 from jrnn.cells.antisymmetric import AntisymmetricGates as AntisymmetricGates
@@ -19,10 +19,10 @@ from jrnn.cells.cornn import CoRNNParams as CoRNNParams
 from jrnn.cells.ctrnn import CTRNN as CTRNN
 from jrnn.cells.ctrnn import CTRNNCarry as CTRNNCarry
 from jrnn.cells.ctrnn import CTRNNParams as CTRNNParams
-from jrnn.cells.depth_gated import Below as Below
 from jrnn.cells.depth_gated import DepthGatedLSTM as DepthGatedLSTM
 from jrnn.cells.depth_gated import DepthGatedLSTMGates as DepthGatedLSTMGates
 from jrnn.cells.depth_gated import DepthGatedLSTMParams as DepthGatedLSTMParams
+from jrnn.cells.depth_gated import WithCellState as WithCellState
 from jrnn.cells.elman import Elman as Elman
 from jrnn.cells.elman import ElmanParams as ElmanParams
 from jrnn.cells.fastgrnn import FastGRNN as FastGRNN
@@ -129,4 +129,4 @@ REGISTRY: dict[str, type[Cell]] = {
     "s5": S5,
     "mlstm": MLSTM,
 }
-"""All cells by their names in configs; each can be constructed as `cls(hidden_size=...)`."""
+"""Maps the names that configs use to cell classes; all accept `cls(hidden_size=...)`."""

@@ -15,15 +15,15 @@ from jrnn.taps import tap
 
 
 class AntisymmetricParams(NamedTuple):
-    """Weights with the gates concatenated in the order z, n; only n if not gated."""
+    """Weights, with the gates concatenated in the order z, n; without z if `gated=False`."""
 
     w_ih: jax.Array  # [input, G·hidden]
-    w_hh: jax.Array  # [hidden, hidden], transposed M, shared by all gates
+    w_hh: jax.Array  # [hidden, hidden], the transpose of M
     b: jax.Array  # [G·hidden]
 
 
 class AntisymmetricGates(NamedTuple):
-    """Pre-activations from the input, each `[..., hidden]`; z is None if not gated."""
+    """Pre-activations from the input, each `[..., hidden]`; z is None if `gated=False`."""
 
     z: jax.Array | None
     n: jax.Array
@@ -37,19 +37,21 @@ class AntisymmetricRNN(Cell):
 
         u = (M - M^T - gamma I) h
         n = tanh(u + V_n x + b_n)
-        z = sigmoid(u + V_z x + b_z)                        if gated, else z = 1
+        z = sigmoid(u + V_z x + b_z)                        with `gated`; otherwise z = 1
         h' = h + epsilon * z * n,   y = h'
 
-    This is Euler's method for dh/dt = tanh(u + V x + b). The eigenvalues of M - M^T are imaginary;
-    `gamma` shifts them to negative real parts, since Euler's method is unstable without damping.
+    The paper writes W_h for M. Without the gate this is Euler's method with step size epsilon for
+    dh/dt = tanh((M - M^T) h + V_n x + b_n). The eigenvalues of M - M^T are imaginary. The damping
+    term -gamma I gives them negative real parts, because Euler's method is unstable for imaginary
+    eigenvalues.
 
     M is initialized from N(0, 1/hidden) and V from N(0, 1/input).
 
     Args:
       hidden_size: number of units.
-      epsilon: step size.
-      gamma: damping.
-      gated: whether a gate z scales the step of each unit.
+      epsilon: step size of Euler's method.
+      gamma: damping coefficient.
+      gated: whether a gate z multiplies the change of each unit.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `epsilon` is not above 0, `gamma` is below 0,

@@ -1,4 +1,4 @@
-"""The closed-form continuous-time network: time steps of any duration, without an ODE solver."""
+"""The closed-form continuous-time network: irregular time steps without an ODE solver."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -9,7 +9,7 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, Timed, Traits
+from jrnn.cell import Cell, Timed
 from jrnn.cells.common import affine, split_gates
 from jrnn.taps import tap
 
@@ -17,10 +17,10 @@ MODES = ("default", "no_gate")
 
 
 class CfCParams(NamedTuple):
-    """Weights of the backbone and of the heads, concatenated in the order ff1, ff2, time_a, time_b.
+    """Weights of the backbone, and of the four heads in the order ff1, ff2, time_a, time_b.
 
-    Without a backbone the heads depend directly on the input and the state: w_ih and w_hh have
-    4·hidden units, and w_heads and b_heads are None.
+    Without a backbone, w_ih, w_hh and b are the weights of the heads, with units = 4·hidden, and
+    w_heads and b_heads are None.
     """
 
     w_ih: jax.Array  # [input, units]
@@ -40,9 +40,12 @@ class CfCGates(NamedTuple):
 
 
 class CfCInputs(NamedTuple):
-    """Pre-activations `a` from the input, of the backbone if there is one, else of the heads.
+    """The part of the pre-activations that depends on the input, and the time steps.
 
-    The time steps `dt [..., hidden]` are the same for all units.
+    Attributes:
+      a: pre-activations of the backbone `[..., backbone_units]`, or of the heads if there is no
+        backbone.
+      dt: time steps `[..., hidden]`, equal for all units.
     """
 
     a: jax.Array | CfCGates
@@ -55,23 +58,24 @@ class CfC(Cell):
 
     ::
 
-        v = 1.7159 tanh(0.666 (W [x, h] + b))               backbone, shared by all heads
-        f1, f2 = tanh(W_1 v + b_1), tanh(W_2 v + b_2)       ff1 and ff2, the candidates
-        t = sigmoid((W_a v + b_a) * dt + W_b v + b_b)       time_a and time_b, the gate
+        v = 1.7159 tanh(0.666 (W [x, h] + b))               backbone; v = [x, h] without one
+        f1, f2 = tanh(W_1 v + b_1), tanh(W_2 v + b_2)       candidates ff1 and ff2
+        t = sigmoid((W_a v + b_a) * dt + W_b v + b_b)       gate, from time_a and time_b
         h' = (1 - t) * f1 + t * f2,   y = h'                mode "default"
         h' = f1 + t * f2                                    mode "no_gate"
 
-    These are the equations of the authors' code, whose gate has an offset, W_b v + b_b, and the
-    opposite sign of time_a; the paper has sigmoid(-f dt) in place of 1 - t.
+    These equations follow the authors' code. The paper has sigmoid(-f dt) in place of 1 - t: its
+    gate has no offset W_b v + b_b, and its f corresponds to W_a v + b_a.
 
-    Inputs are arrays, with dt = 1, or `Timed(x, dt)` for measurements at irregular times. With a
-    backbone `update` computes the product with v, so it is not elementwise; without one v = [x, h],
-    and `update` is elementwise. All weights are Glorot-uniform, W as one matrix of [x, h].
+    The input is an array, for which dt = 1, or `Timed(x, dt)` for samples at irregular times. With
+    a backbone, `update` computes the matrix products with v, so it is not elementwise. Without a
+    backbone `update` is elementwise. All weights are Glorot-uniform; the fan-in of W is
+    input + hidden.
 
     Args:
       hidden_size: number of units.
-      backbone_units: width of the backbone, which has one layer; None means no backbone.
-      mode: "default" or "no_gate".
+      backbone_units: width of the backbone, which has one layer; None for no backbone.
+      mode: "default" or "no_gate", as in the equations.
 
     Raises:
       ValueError: `hidden_size` or `backbone_units` is not a positive int, or `mode` is unknown.
@@ -99,8 +103,8 @@ class CfC(Cell):
         checks.one_of("CfC", "mode", self.mode, MODES)
 
     @property
-    def traits(self) -> Traits:
-        return Traits(input_types=(Timed,))
+    def input_types(self) -> tuple[type, ...]:
+        return (Timed,)
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> CfCParams:
         hidden, units = self.hidden_size, self.backbone_units
@@ -123,8 +127,8 @@ class CfC(Cell):
     def project(self, params: CfCParams, x: jax.Array | Timed) -> CfCInputs:
         features = x.x if isinstance(x, Timed) else x
         a = affine(self, features, params.w_ih, params.b)
-        dt = _time_steps(x) if isinstance(x, Timed) else jnp.ones((1,))
-        # One time step for each unit, so that all arrays in `update` have the same shape.
+        dt = _expand_time_steps(x) if isinstance(x, Timed) else jnp.ones((1,))
+        # Broadcast over units, so that all arrays in `update` have the same shape.
         dt = jnp.broadcast_to(dt, (*features.shape[:-1], self.hidden_size))
         return CfCInputs(self._split_heads(a), dt.astype(a.dtype))
 
@@ -132,29 +136,29 @@ class CfC(Cell):
         return self._split_heads(carry @ params.w_hh)
 
     def _split_heads(self, a: jax.Array) -> jax.Array | CfCGates:
-        """The pre-activations, split into heads if the cell has no backbone."""
+        """Splits pre-activations into heads if the cell has no backbone."""
         return split_gates(a, CfCGates, CfCGates._fields) if self.backbone_units is None else a
 
     def update(
         self, params: CfCParams, carry: jax.Array, z: CfCInputs, u: jax.Array | CfCGates
     ) -> jax.Array:
-        a = _heads(params, jax.tree.map(jnp.add, z.a, u))
+        a = _compute_heads(params, jax.tree.map(jnp.add, z.a, u))
         ff1 = tap("ff1", jnp.tanh(a.ff1))
         ff2 = tap("ff2", jnp.tanh(a.ff2))
         t = tap("t", sigmoid(a.time_a * z.dt + a.time_b))
         return ff1 + t * ff2 if self.mode == "no_gate" else (1 - t) * ff1 + t * ff2
 
 
-def _heads(params: CfCParams, a: jax.Array | CfCGates) -> CfCGates:
-    """The pre-activations of the heads, from those of the backbone if the cell has one."""
+def _compute_heads(params: CfCParams, a: jax.Array | CfCGates) -> CfCGates:
+    """Returns the pre-activations of the heads, after the backbone if the cell has one."""
     if isinstance(a, CfCGates):
         return a
     v = 1.7159 * jnp.tanh(0.666 * a)
     return split_gates(v @ params.w_heads + params.b_heads, CfCGates, CfCGates._fields)
 
 
-def _time_steps(timed: Timed) -> jax.Array:
-    """Validates the shape of the time steps, and returns them as `[..., 1]`."""
+def _expand_time_steps(timed: Timed) -> jax.Array:
+    """Validates the shape of dt, and appends an axis: `[...]` becomes `[..., 1]`."""
     if jnp.shape(timed.dt) != timed.x.shape[:-1]:
         raise ValueError(
             f"CfC: dt must have the leading axes of x, {timed.x.shape[:-1]}, got shape "

@@ -1,4 +1,4 @@
-"""The clockwork RNN: modules of units, each updated with its own period."""
+"""The clockwork RNN: groups of units (modules), each updated with its own period."""
 
 import math
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from jrnn.cells.common import affine
 from jrnn.taps import tap
 
 MAX_MODULES = 8
-"""The maximum number of modules if `periods` is None."""
+"""The maximum number of modules that is chosen if `periods` is None."""
 
 
 class ClockworkCarry(NamedTuple):
-    """Hidden state `h [..., hidden]`, and the clock `t [...]`, int32, which counts steps."""
+    """Hidden state `h [..., hidden]`, and the step counter `t [...]`, int32."""
 
     h: jax.Array
     t: jax.Array
@@ -29,7 +29,7 @@ class ClockworkParams(NamedTuple):
     """Weights of the candidate."""
 
     w_ih: jax.Array  # [input, hidden]
-    w_hh: jax.Array  # [hidden, hidden]; blocks from faster to slower modules are unused
+    w_hh: jax.Array  # [hidden, hidden]; the masked blocks have no effect
     b: jax.Array  # [hidden]
 
 
@@ -40,23 +40,28 @@ class Clockwork(Cell):
     ::
 
         n = tanh(W x + (M * U) h + b)                       candidate
-        h'_k = n_k  where t mod T_k = 0,  else h_k          T_k: period of unit k
+        h'_k = n_k if t mod T_k = 0, else h_k               T_k is the period of unit k
         t' = t + 1,   y = h'
 
-    All modules have the same number of units. The mask M lets a module depend only on modules of
-    the same or a longer period, so that M * U is block upper triangular; the masked weights of w_hh
-    are initialized to 0 and have no gradient. At the first step, t = 0, all modules are active. The
-    clock is part of the carry, counts modulo the least common multiple of the periods, and restarts
-    at every reset. It is an integer and has no derivative, so `Newton` does not support this cell.
+    The units are divided into modules of equal size, and all units of a module have the same
+    period. M is a binary mask: M_kj = 1 where T_j >= T_k, else 0. So a module depends only on
+    modules with the same or a longer period, and M * U is block upper triangular. The masked
+    weights of w_hh are initialized to 0 and have zero gradients.
+
+    The step counter t is part of the carry. It is 0 at the first step and after a reset, so that
+    all modules are updated there, and wraps around at the least common multiple of the periods.
+    Since t is an integer, the `Newton` engine does not support this cell.
 
     Args:
       hidden_size: number of units.
-      periods: period of each module in steps, in increasing order; None means 1, 2, 4, ..., for the
-        largest number of modules up to 8 that divides `hidden_size`.
+      periods: the period of each module in steps, in increasing order. By default there are n
+        modules with the periods 1, 2, 4, ..., 2^(n - 1), where n is the largest number up to 8
+        that divides `hidden_size`.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, `periods` are not increasing positive ints,
-        or `hidden_size` is not a multiple of their number (without periods: of one from 2 to 8).
+      ValueError: `hidden_size` is not a positive int, `periods` is not a tuple of increasing
+        positive ints, or `hidden_size` is not a multiple of their number. With `periods=None`:
+        `hidden_size` is above 8 and not a multiple of any number from 2 to 8.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = Clockwork(hidden_size=4, periods=(1, 3))
@@ -96,8 +101,8 @@ class Clockwork(Cell):
         periods = self.periods or tuple(2**n for n in range(modules))
         return np.repeat(np.asarray(periods, np.int32), self.hidden_size // len(periods))
 
-    def _masked(self, w_hh: jax.Array) -> jax.Array:
-        """Recurrent weights, with 0 for connections from faster to slower units."""
+    def _mask_recurrent_weights(self, w_hh: jax.Array) -> jax.Array:
+        """Sets the weights from units to units with a longer period to 0."""
         periods = self.unit_periods
         return w_hh * jnp.asarray(periods[:, None] >= periods, w_hh.dtype)
 
@@ -108,7 +113,7 @@ class Clockwork(Cell):
         w_hh = initializers.recurrent_weights(key_hh, self.hidden_size, 1, dtype)
         return ClockworkParams(
             w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 1, dtype),
-            w_hh=self._masked(w_hh),
+            w_hh=self._mask_recurrent_weights(w_hh),
             b=jnp.zeros((self.hidden_size,), dtype),
         )
 
@@ -122,7 +127,7 @@ class Clockwork(Cell):
         return affine(self, x, params.w_ih, params.b)
 
     def recur(self, params: ClockworkParams, carry: ClockworkCarry) -> jax.Array:
-        return carry.h @ self._masked(params.w_hh)
+        return carry.h @ self._mask_recurrent_weights(params.w_hh)
 
     def update(
         self, params: ClockworkParams, carry: ClockworkCarry, z: jax.Array, u: jax.Array
@@ -132,7 +137,7 @@ class Clockwork(Cell):
         n = tap("n", jnp.tanh(z + u), role="candidate")
         h = jnp.where(active, n, carry.h)
         tap("active", active.astype(h.dtype))
-        # Without the modulus the int32 counter would overflow after 2^31 steps.
+        # Without wrapping around, the int32 counter would overflow after 2^31 steps.
         common_period = math.lcm(*periods.tolist())
         return ClockworkCarry(h, (carry.t + 1) % common_period)
 

@@ -1,4 +1,4 @@
-"""Helpers that several cells share: matrix products, and splitting an array into gates."""
+"""Helpers for several cells: matrix products, and splitting arrays into gates."""
 
 from typing import Any, TypeVar
 
@@ -14,12 +14,12 @@ ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 
 
 def affine(cell: Cell, x: jax.Array, w_ih: jax.Array, b: jax.Array) -> jax.Array:
-    """Validates the input size, and returns x·w_ih + b, of shape `[..., G·hidden]`."""
+    """Returns x·w_ih + b `[..., G·hidden]`, after validating the input size."""
     return input_matmul(cell, x, w_ih) + b
 
 
 def input_matmul(cell: Cell, x: jax.Array, w_ih: jax.Array) -> jax.Array:
-    """Validates the input size, and returns x·w_ih, of shape `[..., G·hidden]`."""
+    """Returns x·w_ih `[..., G·hidden]`, after validating the input size."""
     owner = type(cell).__name__
     checks.last_axis(owner, "x", x, w_ih.shape[0], "input_size of the parameters")
     is_column = w_ih.shape[0] == 1 and jnp.issubdtype(x.dtype, jnp.floating)
@@ -28,7 +28,7 @@ def input_matmul(cell: Cell, x: jax.Array, w_ih: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _column_matmul(x: jax.Array, w_ih: jax.Array) -> jax.Array:
-    """x·w_ih for an input of size 1, padded with zeros to size 2.
+    """Returns x·w_ih for inputs of size 1, which it pads with a zero to size 2.
 
     XLA rewrites a product with one column as an elementwise multiplication, and fuses it with the
     operations around it into a loop that is not vectorized. With two columns it stays a matrix
@@ -45,7 +45,10 @@ def _(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> Any:
 
 
 def split_gates(array: jax.Array, gates: type[GatesT], names: tuple[str, ...]) -> GatesT:
-    """Splits `[..., G·hidden]` into the named gates `[..., hidden]`; other fields are None."""
+    """Splits `[..., G·hidden]` into the named gates, each `[..., hidden]`.
+
+    Fields of `gates` that are not in `names` are None.
+    """
     parts = jnp.split(array, len(names), axis=-1)
     return _fill_gates(parts, gates, names)
 
@@ -55,14 +58,14 @@ def recurrent_matmul(
 ) -> GatesT:
     """Returns h·w_hh, split into the named gates, each `[..., hidden]`.
 
-    If each head has one unit, the product is computed elementwise, and so is its derivative.
+    With one unit per head, the product and its derivative are elementwise multiplications.
 
     Args:
-      h: `[..., rows]`; rows is the hidden size, or the size of the projected state.
-      w_hh: `[rows, G·hidden]`; or `[heads, rows/heads, G·hidden/heads]`, the blocks of a
-        block-diagonal matrix. The units of the first head come first.
-      gates: type of the result.
-      names: gates in the order of concatenation; other fields are None.
+      h: `[..., rows]`, where rows is the hidden size, or the size of a projected state.
+      w_hh: a full matrix `[rows, G·hidden]`, or the blocks of a block-diagonal matrix
+        `[heads, rows/heads, G·hidden/heads]`, in the order of the units.
+      gates: NamedTuple type of the result.
+      names: the gates in the order of concatenation; other fields of `gates` are None.
     """
     if w_hh.ndim == 2:
         return split_gates(h @ w_hh, gates, names)

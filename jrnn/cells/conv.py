@@ -1,4 +1,4 @@
-"""The convolutional LSTM: states with spatial axes, and convolutions as matrix products."""
+"""The convolutional LSTM: states have spatial axes, and gates are computed by convolutions."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ GATES = ("i", "f", "g", "o")
 
 
 class ConvLSTMParams(NamedTuple):
-    """Kernels with the gates concatenated in the order i, f, g, o."""
+    """Kernels, with the gates concatenated in the order i, f, g, o."""
 
     w_ih: jax.Array  # [*kernel, input, 4·hidden]
     w_hh: jax.Array  # [*kernel, hidden, 4·hidden]
@@ -36,29 +36,30 @@ class ConvLSTM(Cell):
 
     ::
 
-        f = sigmoid(W_f ∗ x + U_f ∗ h + b_f  [+ p_f * c])   ∗ is a convolution, and x, h and c are
-        i = sigmoid(W_i ∗ x + U_i ∗ h + b_i  [+ p_i * c])   [..., *spatial, channels]
-        g = tanh(W_g ∗ x + U_g ∗ h + b_g)
-        c' = f * c + i * g
-        o = sigmoid(W_o ∗ x + U_o ∗ h + b_o  [+ p_o * c'])
+        f = sigmoid(W_f ∗ x + U_f ∗ h + b_f  [+ p_f * c])   forget gate
+        i = sigmoid(W_i ∗ x + U_i ∗ h + b_i  [+ p_i * c])   input gate
+        g = tanh(W_g ∗ x + U_g ∗ h + b_g)                   candidate
+        c' = f * c + i * g                                  cell state
+        o = sigmoid(W_o ∗ x + U_o ∗ h + b_o  [+ p_o * c'])  output gate
         h' = o * tanh(c'),   y = h'
 
-    Inputs are `[..., *spatial, input]` and outputs `[..., *spatial, hidden]`, channels last. Zero
-    padding preserves the spatial shape. As usual in deep learning ∗ is a cross-correlation: kernels
-    are not flipped. Peepholes have one weight for each channel; in the paper they have one for each
-    channel and position, which fixes the spatial shape of a model.
+    ∗ is a convolution over the spatial axes with zero padding, which preserves the spatial shape.
+    Kernels are not flipped, as in `jax.lax.conv`. Inputs are `[..., *spatial, input]`, and
+    outputs, h and c are `[..., *spatial, hidden]`: channels are last. `peepholes` adds the terms
+    in brackets. They have one weight for each channel; in the paper they have one for each channel
+    and position.
 
     Args:
       hidden_size: number of channels of the state.
       spatial_shape: sizes of the one to three spatial axes.
       kernel_size: size of the kernels along each spatial axis; must be odd.
-      forget_bias: initial value of b_f; 1 lets the initial cell remember.
-      peepholes: whether gates depend on the cell state, by weights that are initially 0.
+      forget_bias: initial value of b_f; 1 keeps the forget gate open at initialization.
+      peepholes: whether the gates i, f and o depend on the cell state; initial weights are 0.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `spatial_shape` is not a tuple of one to
-        three positive ints, or `kernel_size` is not a positive odd int; also raised by `project` if
-        x has another spatial shape.
+        three positive ints, `kernel_size` is not a positive odd int, `forget_bias` is not a finite
+        number, or `peepholes` is not a bool. `project` raises it if x has another spatial shape.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = ConvLSTM(hidden_size=4, spatial_shape=(6, 5))
@@ -120,7 +121,7 @@ class ConvLSTM(Cell):
     def _init_kernels(
         self, initializer: initializers.Initializer, key: jax.Array, channels: int, dtype: DTypeLike
     ) -> jax.Array:
-        """Draws kernels `[*kernel, channels, 4·hidden]`, gate by gate."""
+        """Draws kernels `[*kernel, channels, 4·hidden]`, each gate separately."""
         shape, hidden = (*self.kernel_shape, channels), self.hidden_size
         draw = lambda k, flat_shape, t: initializer(k, (*shape, hidden), t).reshape(flat_shape)
         weights = initializers.per_gate(draw, key, math.prod(shape), hidden, len(GATES), dtype)
@@ -142,7 +143,7 @@ class ConvLSTM(Cell):
         axes = len(self.spatial_shape) + 1
         if x.shape[-axes:-1] != self.spatial_shape:
             raise ValueError(
-                f"ConvLSTM: x must be [..., *spatial_shape, input] with spatial_shape "
+                f"ConvLSTM: x must have shape [..., *spatial_shape, input] with spatial_shape "
                 f"{self.spatial_shape}, got shape {x.shape}"
             )
         return split_gates(convolve(x, params.w_ih) + params.b, LSTMGates, GATES)
@@ -160,7 +161,7 @@ class ConvLSTM(Cell):
         g = tap("g", jnp.tanh(a.g), role="candidate")
         c = f * carry.c + i * g
         o = tap("o", sigmoid(a.o + peephole(params.p_o, c)))
-        h = o * jnp.tanh(tap("", c, role="cell_state"))
+        h = o * jnp.tanh(tap(None, c, role="cell_state"))
         return LSTMCarry(h, c)
 
     def readout(self, params: ConvLSTMParams, carry: LSTMCarry, z: LSTMGates) -> jax.Array:
@@ -168,7 +169,7 @@ class ConvLSTM(Cell):
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves the spatial axes, with zero padding.
+    """Convolves over the spatial axes, with zero padding and without flipping the kernel.
 
     Args:
       x: `[..., *spatial, channels]`.

@@ -14,18 +14,18 @@ from jrnn.taps import tap
 
 
 class CoRNNCarry(NamedTuple):
-    """Positions `y [..., hidden]` of the oscillators, and their velocities `z [..., hidden]`."""
+    """Positions `y [..., hidden]` and velocities `z [..., hidden]` of the oscillators."""
 
     y: jax.Array
     z: jax.Array
 
 
 class CoRNNParams(NamedTuple):
-    """Weights of the force on each oscillator."""
+    """Weights of the force n."""
 
-    w_ih: jax.Array  # [input, hidden]
-    w_hh: jax.Array  # [hidden, hidden], of the positions
-    w_zh: jax.Array  # [hidden, hidden], of the velocities
+    w_ih: jax.Array  # [input, hidden], V of the equations
+    w_hh: jax.Array  # [hidden, hidden], W, multiplies the positions
+    w_zh: jax.Array  # [hidden, hidden], Wz, multiplies the velocities
     b: jax.Array  # [hidden]
 
 
@@ -37,20 +37,24 @@ class CoRNN(Cell):
 
         n = tanh(W y + Wz z + V x + b)                      force
         z' = z + dt * (n - gamma * y - epsilon * z)         velocity
-        y' = y + dt * z'                                    position, the output
+        y' = y + dt * z'                                    position; the output is y'
 
-    It discretizes y'' = tanh(W y + Wz y' + V x + b) - gamma y - epsilon y'. The paper does
-    not specify whether the damping uses the old or the new velocity; this cell uses the old one, as
-    in the authors' code.
+    These equations discretize, with step size dt, the second-order system
+
+        d²y/dt² = tanh(W y + Wz dy/dt + V x + b) - gamma y - epsilon dy/dt
+
+    The symbols are those of the paper, except that it writes u for the input x, and a calligraphic
+    W for Wz. It allows the damping term to use the old or the new velocity; this cell uses the old
+    velocity z, as the authors' code does.
 
     The defaults of `dt`, `gamma` and `epsilon` are those of the authors' code for sequential MNIST.
-    Tune them for each task: they determine which time scales the cell can learn.
+    Tune them for each task, since they determine the time scales that the cell can represent.
 
     Args:
       hidden_size: number of oscillators.
       dt: step size.
-      gamma: stiffness, the square of the frequency.
-      epsilon: damping.
+      gamma: stiffness of each oscillator, the square of its angular frequency.
+      epsilon: damping coefficient of each oscillator.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `dt` is not positive, or `gamma` or `epsilon`

@@ -1,4 +1,4 @@
-"""The continuous-time RNN of neuroscience: leaky potentials, and firing rates as the output."""
+"""The continuous-time RNN of neuroscience: leaky membrane potentials with rates as outputs."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, Traits, split_noise
+from jrnn.cell import Cell, split_noise
 from jrnn.cells.common import ACTIVATIONS, affine
 from jrnn.taps import tap
 
@@ -17,14 +17,14 @@ RATE_ACTIVATIONS = {**ACTIVATIONS, "softplus": jax.nn.softplus}
 
 
 class CTRNNCarry(NamedTuple):
-    """Potentials `h [..., hidden]` and their rates `r = activation(h) [..., hidden]`."""
+    """Potentials `h [..., hidden]` and firing rates `r = activation(h) [..., hidden]`."""
 
     h: jax.Array
     r: jax.Array
 
 
 class CTRNNParams(NamedTuple):
-    """Weights of the current into each unit."""
+    """Weights of the input current W x + U r + b."""
 
     w_ih: jax.Array  # [input, hidden]
     w_hh: jax.Array  # [hidden, hidden]
@@ -37,26 +37,29 @@ class CTRNN(Cell):
 
     ::
 
-        tau dh/dt = -h + W x + U r + b + sqrt(2 tau) sigma xi,   r = activation(h)
-
         h' = (1 - alpha) * h + alpha * (W x + U r + b) + sqrt(2 alpha) sigma N(0, 1)
         r' = activation(h'),   y = r',   alpha = dt / tau
 
-    Noise is drawn from the `key` of a run, independently at each step; without a key the cell is
-    deterministic. The carry contains the rates as well as the potentials, so that `recur` is linear
-    in it. A custom initial carry must contain both: `CTRNNCarry(h, activation(h))`.
+    This is the Euler-Maruyama method for the stochastic differential equation
+
+        tau dh/dt = -h + W x + U r + b + sqrt(2 tau) sigma xi,   r = activation(h)
+
+    with white noise xi. The noise is drawn independently at each step from the `key` argument of
+    `unroll` or `step`; without a key the cell is deterministic. The carry contains both potentials
+    and rates, so that `recur` is linear in the carry. A custom initial carry must be consistent:
+    `CTRNNCarry(h, activation(h))`.
 
     Args:
       hidden_size: number of units.
       tau: time constant of the units, such as 100 ms.
       dt: duration of a step, in the units of `tau`; at most `tau`.
-      sigma: noise level: the standard deviation of a potential without any other input, in the
-        limit of short steps.
+      sigma: noise level, the stationary standard deviation of a potential that receives only
+        noise, in the limit dt -> 0.
       activation: "relu", "tanh", "sigmoid" or "softplus".
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, not 0 < `dt` <= `tau`, `sigma` is below 0, or
-        `activation` is unknown.
+      ValueError: `hidden_size` is not a positive int, 0 < `dt` <= `tau` does not hold, `sigma` is
+        below 0, or `activation` is unknown.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = CTRNN(hidden_size=4, sigma=0.1)
@@ -86,12 +89,12 @@ class CTRNN(Cell):
         if self.dt > self.tau:
             raise ValueError(
                 f"CTRNN: dt must be at most tau, got dt={self.dt!r}, tau={self.tau!r}; use "
-                "shorter steps"
+                "a smaller dt"
             )
 
     @property
     def alpha(self) -> float:
-        """The fraction of a potential that is replaced at each step, dt / tau."""
+        """The step size relative to the time constant, dt / tau."""
         return self.dt / self.tau
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> CTRNNParams:
@@ -111,8 +114,8 @@ class CTRNN(Cell):
         return self.sigma > 0
 
     @property
-    def traits(self) -> Traits:
-        return Traits(coupled_carry=True)
+    def has_coupled_carry(self) -> bool:
+        return True
 
     def sample_noise(
         self, params: CTRNNParams, xs: jax.Array, leading: tuple[int, ...], key: jax.Array

@@ -1,4 +1,4 @@
-"""The depth-gated LSTM: a gate between the cell states of adjacent layers."""
+"""The depth-gated LSTM: a gate connects the cell states of adjacent layers."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,14 +9,14 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Below, Cell, Traits
+from jrnn.cell import Cell, WithCellState
 from jrnn.cells.common import affine, split_gates
 from jrnn.cells.lstm import LSTMCarry
 from jrnn.taps import tap
 
 
 class DepthGatedLSTMParams(NamedTuple):
-    """Weights with the gates concatenated in the order i, f, g, o, d; w_hh has no d."""
+    """Weights, with the gates concatenated in the order i, f, g, o, d; w_hh has no weights of d."""
 
     w_ih: jax.Array  # [input, 5·hidden]
     w_hh: jax.Array  # [hidden, 4·hidden]
@@ -29,14 +29,17 @@ class DepthGatedLSTMParams(NamedTuple):
 
 
 class DepthGatedLSTMGates(NamedTuple):
-    """Pre-activations, and the state of the layer below, each `[..., hidden]`."""
+    """Pre-activations, and the cell state of the layer below, each `[..., hidden]`.
+
+    `d` and `below` are None in the result of `recur`, and if there is no layer below.
+    """
 
     i: jax.Array
     f: jax.Array
     g: jax.Array
     o: jax.Array
-    d: Any  # array, or None (in u, or without a layer below)
-    below: Any  # as d
+    d: Any  # array or None
+    below: Any  # array or None
 
 
 GATES = ("i", "f", "g", "o")
@@ -44,9 +47,9 @@ GATES = ("i", "f", "g", "o")
 
 @dataclass(frozen=True)
 class DepthGatedLSTM(Cell):
-    r"""The depth-gated LSTM: a gate adds the cell state of the layer below to its own.
+    r"""The depth-gated LSTM: a gate adds the cell state of the layer below to the cell state.
 
-    x is the output of the layer below and c_below its cell state, both at this step::
+    x is the output of the layer below and c_below its cell state, at the same step::
 
         f = sigmoid(W_f x + U_f h + b_f + p_f * c)          forget gate
         i = sigmoid(W_i x + U_i h + b_i + p_i * c)          input gate
@@ -56,22 +59,23 @@ class DepthGatedLSTM(Cell):
         o = sigmoid(W_o x + U_o h + b_o + p_o * c')         output gate
         h' = o * tanh(c'),   y = h'
 
-    Inputs are `Below(x, c_below)`, or an array x if there is no layer below; the cell is then the
-    LSTM with peepholes, and the weights of d have no effect. The layer below must have the same
-    number of units. Peepholes are vectors, as in Gers and Schmidhuber; the first author's code has
-    matrices in the peepholes of i and o, and i = 1 - f.
+    The input is `WithCellState(x, c_below)`, or an array x if there is no layer below. Then the
+    cell is the LSTM with peepholes, and the weights of d have no effect. The layer below
+    must have the same number of units. Peephole weights are vectors, as in Gers and Schmidhuber.
+    The first author's code has peephole matrices for i and o, and i = 1 - f.
 
     Args:
       hidden_size: number of units.
       forget_bias: initial value of b_f; 1 keeps the forget gate open at initialization.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int.
+      ValueError: `hidden_size` is not a positive int, or `forget_bias` is not a finite number.
+        `project` raises it if c_below does not have size `hidden_size`.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = DepthGatedLSTM(hidden_size=4)
     >>> params = cell.init(jax.random.key(0), input_size=3)
-    >>> below = Below(x=jnp.ones((2, 3)), c=jnp.ones((2, 4)))
+    >>> below = WithCellState(x=jnp.ones((2, 3)), c=jnp.ones((2, 4)))
     >>> carry, y = cell.step(params, cell.init_carry(params, (2,)), below)
     >>> y.shape, carry.c.shape
     ((2, 4), (2, 4))
@@ -88,8 +92,8 @@ class DepthGatedLSTM(Cell):
         checks.finite_number("DepthGatedLSTM", "forget_bias", self.forget_bias)
 
     @property
-    def traits(self) -> Traits:
-        return Traits(input_types=(Below,))
+    def input_types(self) -> tuple[type, ...]:
+        return (WithCellState,)
 
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
@@ -108,8 +112,10 @@ class DepthGatedLSTM(Cell):
         zeros = jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
         return LSTMCarry(h=zeros, c=zeros)
 
-    def project(self, params: DepthGatedLSTMParams, x: jax.Array | Below) -> DepthGatedLSTMGates:
-        if isinstance(x, Below):
+    def project(
+        self, params: DepthGatedLSTMParams, x: jax.Array | WithCellState
+    ) -> DepthGatedLSTMGates:
+        if isinstance(x, WithCellState):
             checks.last_axis("DepthGatedLSTM", "c", x.c, self.hidden_size, "hidden_size")
             a = affine(self, x.x, params.w_ih, params.b)
             gates = split_gates(a, DepthGatedLSTMGates, (*GATES, "d"))
@@ -137,7 +143,7 @@ class DepthGatedLSTM(Cell):
         g = tap("g", jnp.tanh(z.g + u.g), role="candidate")
         c = from_below + f * carry.c + i * g
         o = tap("o", sigmoid(z.o + u.o + params.p_o * c))
-        h = o * jnp.tanh(tap("", c, role="cell_state"))
+        h = o * jnp.tanh(tap(None, c, role="cell_state"))
         return LSTMCarry(h, c)
 
     def readout(

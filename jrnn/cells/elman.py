@@ -14,7 +14,7 @@ from jrnn.taps import tap
 
 
 class ElmanParams(NamedTuple):
-    """Weights of the state."""
+    """Weights of the pre-activation W x + U h + b."""
 
     w_ih: jax.Array  # [input, hidden]
     w_hh: jax.Array  # [hidden, hidden]
@@ -30,13 +30,13 @@ class Elman(Cell):
         h' = activation(W x + U h + b),   y = h'
 
     With `identity` the cell is initialized as the IRNN: U = identity · I, and W from N(0, 0.001²).
-    With `activation="relu"` and `identity=1` the initial network copies its state.
+    With `activation="relu"` and `identity=1`, the initial network approximately copies its state.
 
     Args:
       hidden_size: number of units.
       activation: "tanh", "relu" or "sigmoid"; the IRNN uses "relu".
-      identity: if given, U is initialized to this number times the identity matrix: 1 in the IRNN,
-        or less, such as 0.01, for short memories. By default U is orthogonal.
+      identity: if given, U is initialized to this number times the identity matrix. The IRNN uses
+        1, or a smaller value such as 0.01 for short dependencies. By default U is orthogonal.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `activation` is unknown, or `identity` is not

@@ -1,4 +1,4 @@
-"""FastGRNN: a gated cell whose gate and candidate share their weights."""
+"""FastGRNN: a gated cell whose gate and candidate have the same weights."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from jrnn.taps import tap
 
 
 class FastGRNNParams(NamedTuple):
-    """Weights that the gate and the candidate share, and their biases in the order z, n."""
+    """Weights of both z and n, and their biases concatenated in the order z, n."""
 
     w_ih: jax.Array  # [input, hidden]
     w_hh: jax.Array  # [hidden, hidden]
@@ -25,7 +25,7 @@ class FastGRNNParams(NamedTuple):
 
 
 class FastGRNNGates(NamedTuple):
-    """Pre-activations of the gate and of the candidate from the input, each `[..., hidden]`."""
+    """Pre-activations of z and n from the input, each `[..., hidden]`."""
 
     z: jax.Array
     n: jax.Array
@@ -42,19 +42,19 @@ class FastGRNN(Cell):
         n = tanh(a + b_n)                                   candidate
         h' = (sigmoid(zeta) * (1 - z) + sigmoid(nu)) * n + z * h,   y = h'
 
-    As in the authors' code, zeta is initialized to 1, nu to -4 and both biases to 1. The weights
-    have full rank and are initialized as those of the other cells; that code draws them from
-    N(0, 0.1²).
+    The paper writes zeta and nu for sigmoid(zeta) and sigmoid(nu). As in the authors' code, zeta
+    is initialized to 1, nu to -4 and both biases to 1. W and U are full matrices, Glorot-uniform
+    and orthogonal; the authors' code also supports low-rank matrices, and draws from N(0, 0.1²).
 
     Args:
       hidden_size: number of units.
-      forget_bias: initial value of b_z.
-      t_max: if given, chrono initialization for dependencies up to `t_max` steps: b_z = log U[1,
-        t_max - 1], in place of `forget_bias`.
+      forget_bias: initial value of b_z; 1 keeps most of the state at initialization.
+      t_max: if given, b_z has the chrono initialization for dependencies of up to `t_max` steps:
+        b_z = log U[1, t_max - 1]. It replaces `forget_bias`.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, `t_max` is below 3, or `t_max` is given with
-        a non-default `forget_bias`.
+      ValueError: `hidden_size` is not a positive int, `forget_bias` is not a finite number, `t_max`
+        is below 3, or `t_max` is given with a non-default `forget_bias`.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = FastGRNN(hidden_size=4)
@@ -107,7 +107,7 @@ class FastGRNN(Cell):
     def update(
         self, params: FastGRNNParams, carry: jax.Array, z: FastGRNNGates, u: jax.Array
     ) -> jax.Array:
-        keep = tap("z", sigmoid(z.z + u))
+        update_gate = tap("z", sigmoid(z.z + u))
         n = tap("n", jnp.tanh(z.n + u), role="candidate")
-        write = sigmoid(params.zeta) * (1 - keep) + sigmoid(params.nu)
-        return write * n + keep * carry
+        scale = sigmoid(params.zeta) * (1 - update_gate) + sigmoid(params.nu)
+        return scale * n + update_gate * carry

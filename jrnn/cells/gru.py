@@ -1,4 +1,4 @@
-"""The gated recurrent unit, with the reset gate after or before the matrix product."""
+"""The gated recurrent unit, with the reset gate after or before the recurrent product."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from jrnn.taps import tap
 
 
 class GRUParams(NamedTuple):
-    """Weights with the gates concatenated in the order r, z, n."""
+    """Weights, with the gates concatenated in the order r, z, n."""
 
     w_ih: jax.Array  # [input, 3·hidden]
     w_hh: jax.Array  # [hidden, 3·hidden], or [heads, hidden/heads, 3·hidden/heads]
@@ -24,7 +24,10 @@ class GRUParams(NamedTuple):
 
 
 class GRUGates(NamedTuple):
-    """Pre-activations of the gates, each `[..., hidden]`; n of u is None with reset_after=False."""
+    """Pre-activations, each `[..., hidden]`.
+
+    With `reset_after=False`, n is None in the result of `recur`.
+    """
 
     r: jax.Array
     z: jax.Array
@@ -33,7 +36,7 @@ class GRUGates(NamedTuple):
 
 @dataclass(frozen=True)
 class GRU(Cell):
-    r"""The GRU: one update gate in place of the forget and input gates, one state in place of two.
+    r"""The GRU: a gated cell with a reset gate, an update gate and one state.
 
     ::
 
@@ -43,19 +46,20 @@ class GRU(Cell):
         n = tanh(W_n x + b_n + U_n (r * h))                 candidate, reset_after=False
         h' = (1 - z) * n + z * h,   y = h'
 
-    `reset_after=True` is the convention of PyTorch and cuDNN, and faster. `reset_after=False` is
-    that of Cho et al.: `update` computes the product with r * h, so it is not elementwise.
+    `reset_after=True` is the convention of PyTorch and cuDNN, and is faster. `reset_after=False` is
+    the convention of Cho et al.; then `update` computes the matrix product with r * h, so it is not
+    elementwise.
 
     With `heads` above 1 each U is block-diagonal: a unit depends only on the units of its own head.
 
     Args:
       hidden_size: number of units.
-      reset_after: whether the reset gate is applied after the product with U_n, or before it.
-      t_max: if given, chrono initialization for dependencies up to `t_max` steps: b_z = log U[1,
-        t_max - 1].
+      reset_after: whether the reset gate is applied after the product with U_n, instead of before.
+      t_max: if given, b_z has the chrono initialization for dependencies of up to `t_max` steps:
+        b_z = log U[1, t_max - 1].
       heads: number of blocks on the diagonal of each U; must divide `hidden_size`. With one unit
-        in each head, every unit depends only on itself, and `update` is elementwise in both
-        conventions.
+        in each head, every unit depends only on itself, and `update` is elementwise with either
+        value of `reset_after`.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `t_max` is below 3, or `heads` does not
@@ -111,20 +115,21 @@ class GRU(Cell):
     def recur(self, params: GRUParams, carry: jax.Array) -> GRUGates:
         if self.reset_after:
             return recurrent_matmul(carry, params.w_hh, GRUGates, ("r", "z", "n"))
-        gates, _ = self._split_weights(params)
-        return recurrent_matmul(carry, gates, GRUGates, ("r", "z"))
+        w_rz, _ = self._split_weights(params)
+        return recurrent_matmul(carry, w_rz, GRUGates, ("r", "z"))
 
     def update(self, params: GRUParams, carry: jax.Array, z: GRUGates, u: GRUGates) -> jax.Array:
-        reset = tap("r", sigmoid(z.r + u.r))
-        keep = tap("z", sigmoid(z.z + u.z))
+        reset_gate = tap("r", sigmoid(z.r + u.r))
+        update_gate = tap("z", sigmoid(z.z + u.z))
         if self.reset_after:
-            past = reset * (u.n + params.b_hn)
+            recurrent = reset_gate * (u.n + params.b_hn)
         else:
-            _, candidate = self._split_weights(params)
-            past = recurrent_matmul(reset * carry, candidate, GRUGates, ("n",)).n
-        n = tap("n", jnp.tanh(z.n + past), role="candidate")
-        return (1 - keep) * n + keep * carry
+            _, w_n = self._split_weights(params)
+            h = reset_gate * carry
+            recurrent = recurrent_matmul(h, w_n, GRUGates, ("n",)).n
+        n = tap("n", jnp.tanh(z.n + recurrent), role="candidate")
+        return (1 - update_gate) * n + update_gate * carry
 
     def _split_weights(self, params: GRUParams) -> list[jax.Array]:
-        """The recurrent weights of r and z, and those of n."""
+        """Splits w_hh into the weights of r and z, and those of n."""
         return jnp.split(params.w_hh, [2 * self.hidden_size // self.heads], axis=-1)

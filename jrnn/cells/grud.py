@@ -1,4 +1,4 @@
-"""GRU-D: the GRU for time series with missing values; its state decays between observations."""
+"""GRU-D: a GRU for time series with missing values, whose state decays between observations."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,48 +15,50 @@ from jrnn.taps import tap
 
 
 class Observed(NamedTuple):
-    """One step of a time series with missing values, each array `[..., input]`.
+    """The input of `GRUD`: one step of a time series with missing values.
+
+    All arrays are `[..., input]`, with one entry for each variable.
 
     Attributes:
-      x: observed values; any finite number, such as 0, where a value is missing.
-      mask: 1 where the value was observed, else 0.
-      since: time since the previous observation of each variable.
+      x: the observed values; where a value is missing, any finite number such as 0.
+      mask: 1 where a value is observed, 0 where it is missing.
+      delta: the time since the previous observation of the variable, in any unit.
     """
 
     x: jax.Array
     mask: jax.Array
-    since: jax.Array
+    delta: jax.Array
 
 
 class GRUDCarry(NamedTuple):
-    """Hidden state `h [..., hidden]` and the last observed values, `x [..., input]`."""
+    """Hidden state `h [..., hidden]` and the last observed values `x_last [..., input]`."""
 
     h: jax.Array
-    x: jax.Array
+    x_last: jax.Array
 
 
 class GRUDParams(NamedTuple):
-    """Weights with the gates concatenated in the order r, z, n, and those of the decays."""
+    """Weights of the gates, concatenated in the order r, z, n, and of the decay rates."""
 
     w_ih: jax.Array  # [input, 3·hidden]
     w_hh: jax.Array  # [hidden, 3·hidden]
-    w_mh: jax.Array  # [input, 3·hidden], of the mask
+    w_mh: jax.Array  # [input, 3·hidden], V of the equations, multiplies the mask
     b: jax.Array  # [3·hidden]
     w_decay_x: jax.Array  # [input]
     b_decay_x: jax.Array  # [input]
     w_decay_h: jax.Array  # [input, hidden]
     b_decay_h: jax.Array  # [hidden]
-    mean: jax.Array  # [input]
+    mean: jax.Array  # [input], mean of each variable
 
 
 class GRUDGates(NamedTuple):
-    """Pre-activations from the mask `[..., hidden]`, the decays, and the observed values."""
+    """Pre-activations from the mask `[..., hidden]`, decay factors, and observed values."""
 
     r: jax.Array
     z: jax.Array
     n: jax.Array
-    decay_h: Any  # [..., hidden]
-    decay_x: Any  # [..., input]
+    gamma_h: Any  # [..., hidden]
+    gamma_x: Any  # [..., input]
     observed: Any  # [..., input]: x * mask
     missing: Any  # [..., input]: 1 - mask
 
@@ -65,38 +67,39 @@ class GRUDGates(NamedTuple):
 class GRUD(Cell):
     r"""The GRU with decay: input and state decay with the time since the last observation.
 
-    With an input x, its mask m and the time s since the last observation of each variable::
+    With an input x, its mask m, and the time delta since the last observation of each variable::
 
-        a = exp(-max(0, w_x * s + b_x))                     decay of each variable ...
-        k = exp(-max(0, W_h s + b_h))                       ... and of each unit
-        x^ = m * x + (1 - m) * (a * x_last + (1 - a) * mean)       the imputed input
-        h^ = k * h                                          the decayed state
+        gamma_x = exp(-max(0, w_x * delta + b_x))           decay factor of each variable
+        gamma_h = exp(-max(0, W_h delta + b_h))             decay factor of each unit
+        x^ = m * x + (1 - m) * (gamma_x * x_last + (1 - gamma_x) * mean)    imputed input
+        h^ = gamma_h * h                                    decayed state
         r = sigmoid(W_r x^ + U_r h^ + V_r m + b_r)          reset gate
         z = sigmoid(W_z x^ + U_z h^ + V_z m + b_z)          update gate
         n = tanh(W_n x^ + U_n (r * h^) + V_n m + b_n)       candidate
         h' = (1 - z) * n + z * h^,   y = h'
         x_last' = m * x + (1 - m) * x_last
 
-    z weights the old state, as in `GRU`; in the paper it weights the candidate, which is the same
-    cell with the weights of z negated. The mean of the variables is a parameter, `mean`,
-    initialized to 0 for standardized data; set it for other data. It is also the initial x_last.
-    `update` computes the products with x^, h^ and r * h^, so it is not elementwise.
+    z multiplies the old state, as in `GRU`. In the paper it multiplies the candidate, which is
+    equivalent with negated weights of z. The parameter `mean` is the mean of each variable, and
+    also the initial x_last. It is initialized to 0, for standardized data; set it for other data.
+    `update` computes the matrix products with x^, h^ and r * h^, so it is not elementwise.
 
-    Inputs are `Observed(x, mask, since)`.
+    The input is `Observed(x, mask, delta)`.
 
     Args:
       hidden_size: number of units.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int.
+      ValueError: `hidden_size` is not a positive int. `project` raises it if the input is not an
+        `Observed` whose arrays have the right size.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = GRUD(hidden_size=4)
     >>> params = cell.init(jax.random.key(0), input_size=3)
     >>> x = Observed(x=jnp.ones((2, 3)), mask=jnp.array([1.0, 0.0, 1.0]) * jnp.ones((2, 3)),
-    ...              since=jnp.full((2, 3), 0.5))
+    ...              delta=jnp.full((2, 3), 0.5))
     >>> carry, y = cell.step(params, cell.init_carry(params, (2,)), x)
-    >>> y.shape, carry.x[0].tolist()
+    >>> y.shape, carry.x_last[0].tolist()
     ((2, 4), [1.0, 0.0, 1.0])
 
     References:
@@ -116,7 +119,7 @@ class GRUD(Cell):
             w_hh=initializers.recurrent_weights(key_hh, hidden, 3, dtype),
             w_mh=initializers.input_weights(key_mh, input_size, hidden, 3, dtype),
             b=jnp.zeros((3 * hidden,), dtype),
-            # Positive: with a negative weight the ReLU is 0, and so is the gradient.
+            # Positive, because the ReLU and its gradient are 0 for negative weights.
             w_decay_x=initializers.uniform(key_x, input_size, 0.0, 1.0, dtype),
             b_decay_x=jnp.zeros((input_size,), dtype),
             w_decay_h=initializers.input_weights(key_h, input_size, hidden, 1, dtype),
@@ -136,10 +139,10 @@ class GRUD(Cell):
     def project(self, params: GRUDParams, x: Observed) -> GRUDGates:
         _validate_input(x, params.w_ih.shape[0])
         a = input_matmul(self, x.mask, params.w_mh) + params.b
-        decay_h = input_matmul(self, x.since, params.w_decay_h) + params.b_decay_h
+        decay_rate = input_matmul(self, x.delta, params.w_decay_h) + params.b_decay_h
         return split_gates(a, GRUDGates, ("r", "z", "n"))._replace(
-            decay_h=jnp.exp(-relu(decay_h)),
-            decay_x=jnp.exp(-relu(x.since * params.w_decay_x + params.b_decay_x)),
+            gamma_h=jnp.exp(-relu(decay_rate)),
+            gamma_x=jnp.exp(-relu(x.delta * params.w_decay_x + params.b_decay_x)),
             observed=x.mask * x.x,
             missing=1 - x.mask,
         )
@@ -148,17 +151,18 @@ class GRUD(Cell):
         return None
 
     def update(self, params: GRUDParams, carry: GRUDCarry, z: GRUDGates, u: None) -> GRUDCarry:
-        imputed = z.decay_x * carry.x + (1 - z.decay_x) * params.mean
+        imputed = z.gamma_x * carry.x_last + (1 - z.gamma_x) * params.mean
         a = (z.observed + z.missing * imputed) @ params.w_ih
         x = split_gates(a, GRUDGates, ("r", "z", "n"))
-        decayed, gates = z.decay_h * carry.h, 2 * self.hidden_size
-        past = split_gates(decayed @ params.w_hh[:, :gates], GRUDGates, ("r", "z"))
-        reset = tap("r", sigmoid(z.r + x.r + past.r))
-        keep = tap("z", sigmoid(z.z + x.z + past.z))
-        n = jnp.tanh(z.n + x.n + (reset * decayed) @ params.w_hh[:, gates:])
+        h = z.gamma_h * carry.h
+        w_rz, w_n = jnp.split(params.w_hh, [2 * self.hidden_size], axis=-1)
+        u_rz = split_gates(h @ w_rz, GRUDGates, ("r", "z"))
+        reset_gate = tap("r", sigmoid(z.r + x.r + u_rz.r))
+        update_gate = tap("z", sigmoid(z.z + x.z + u_rz.z))
+        n = jnp.tanh(z.n + x.n + (reset_gate * h) @ w_n)
         n = tap("n", n, role="candidate")
-        h = (1 - keep) * n + keep * decayed
-        return GRUDCarry(h, z.observed + z.missing * carry.x)
+        h = (1 - update_gate) * n + update_gate * h
+        return GRUDCarry(h, z.observed + z.missing * carry.x_last)
 
     def readout(self, params: GRUDParams, carry: GRUDCarry, z: GRUDGates) -> jax.Array:
         return carry.h
@@ -168,7 +172,7 @@ def _validate_input(x: Any, input_size: int) -> None:
     """Raises a ValueError unless the input is an `Observed` of the right size."""
     if not isinstance(x, Observed):
         raise ValueError(
-            "GRUD: x must be jrnn.Observed(x, mask, since), each array [..., input], got "
+            "GRUD: x must be jrnn.Observed(x, mask, delta), each array [..., input], got "
             f"shape {jnp.shape(x)}"
         )
     for name, leaf in x._asdict().items():

@@ -14,7 +14,7 @@ from jrnn.taps import tap
 
 
 class IndRNNParams(NamedTuple):
-    """Weights, with one recurrent weight for each unit."""
+    """Weights; w_hh has one entry for each unit."""
 
     w_ih: jax.Array  # [input, hidden]
     w_hh: jax.Array  # [hidden]
@@ -29,10 +29,11 @@ class IndRNN(Cell):
 
         h' = activation(W x + w_hh * h + b),   y = h'
 
-    Over T steps the gradient of a unit grows as |w_hh|^T. The paper bounds it by epsilon and
-    gamma with |w_hh| in [epsilon^(1/T), gamma^(1/T)]. w_hh is initialized uniformly in [0, 1],
-    which gives the units different memory lengths; with `t_max`, uniformly in the range above for
-    T = t_max, epsilon = 1/2 and gamma = 2, so that all units remember for `t_max` steps.
+    The paper writes u for w_hh. Over T steps the gradient of a unit changes by a factor of
+    |w_hh|^T, which the paper keeps in [epsilon, gamma] by |w_hh| in [epsilon^(1/T), gamma^(1/T)].
+    By default w_hh is initialized uniformly in [0, 1], so that units have different time scales.
+    With `t_max` it is initialized uniformly in that range, with T = t_max, epsilon = 1/2 and
+    gamma = 2, so that the gradients of all units neither vanish nor explode over `t_max` steps.
 
     Args:
       hidden_size: number of units.
@@ -74,7 +75,7 @@ class IndRNN(Cell):
 
     @property
     def _init_range(self) -> tuple[float, float]:
-        """The range of the initial recurrent weights."""
+        """The range `(low, high)` of the initial recurrent weights."""
         return (0, 1) if self.t_max is None else (2 ** (-1 / self.t_max), 2 ** (1 / self.t_max))
 
     def init_carry(self, params: IndRNNParams, batch_shape: tuple[int, ...]) -> jax.Array:

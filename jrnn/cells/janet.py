@@ -15,7 +15,7 @@ from jrnn.taps import tap
 
 
 class JANETParams(NamedTuple):
-    """Weights with the gates concatenated in the order f, g."""
+    """Weights, with the gates concatenated in the order f, g."""
 
     w_ih: jax.Array  # [input, 2·hidden]
     w_hh: jax.Array  # [hidden, 2·hidden]
@@ -37,22 +37,22 @@ class JANET(Cell):
 
         s = W_f x + U_f h + b_f
         f = sigmoid(s)                                      forget gate
-        i = 1 - sigmoid(s - beta)                           input gate, larger than 1 - f
+        i = 1 - sigmoid(s - beta)                           input gate, above 1 - f if beta > 0
         g = tanh(W_g x + U_g h + b_g)                       candidate
         h' = f * h + i * g,   y = h'
 
-    With beta = 0 this is the LSTM with coupled gates and without an output gate.
+    The paper writes c for h and c~ for g. With beta = 0 the gates are coupled: i = 1 - f.
 
     Args:
       hidden_size: number of units.
-      beta: offset between the pre-activations of the two gates; a constant, not learned.
-      forget_bias: initial value of b_f; 1 lets the initial cell remember.
-      t_max: if given, chrono initialization for dependencies up to `t_max` steps, as in the paper:
-        b_f = log U[1, t_max - 1], in place of `forget_bias`.
+      beta: constant offset between the pre-activations of f and 1 - i.
+      forget_bias: initial value of b_f; 1 keeps the forget gate open at initialization.
+      t_max: if given, b_f has the chrono initialization for dependencies of up to `t_max` steps, as
+        in the paper: b_f = log U[1, t_max - 1]. It replaces `forget_bias`.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, `beta` is not a finite number, `t_max` is
-        below 3, or `t_max` is given with a non-default `forget_bias`.
+      ValueError: `hidden_size` is not a positive int, `beta` or `forget_bias` is not a finite
+        number, `t_max` is below 3, or `t_max` is given with a non-default `forget_bias`.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = JANET(hidden_size=4, t_max=100)

@@ -1,4 +1,4 @@
-"""Long expressive memory: two states, each with a learned time step for every unit."""
+"""Long expressive memory: two states, with learned step sizes for each unit."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,15 +22,15 @@ class LEMCarry(NamedTuple):
 
 
 class LEMParams(NamedTuple):
-    """Weights with the gates concatenated in the order dt, dt_bar, z, y."""
+    """Weights, with the gates concatenated in the order dt, dt_bar, z, y."""
 
     w_ih: jax.Array  # [input, 4·hidden]
-    w_hh: jax.Array  # [hidden, 4·hidden]: the first three multiply y, the last the new z
+    w_hh: jax.Array  # [hidden, 4·hidden]; dt, dt_bar and z read y, and y reads the new z
     b: jax.Array  # [4·hidden]
 
 
 class LEMGates(NamedTuple):
-    """Pre-activations, each `[..., hidden]`; y of u is None (see `update`)."""
+    """Pre-activations, each `[..., hidden]`; y is None in the result of `recur`."""
 
     dt: jax.Array
     dt_bar: jax.Array
@@ -44,17 +44,19 @@ class LEM(Cell):
 
     ::
 
-        s = dt * sigmoid(W_1 y + V_1 x + b_1)               time steps of the memory
-        r = dt * sigmoid(W_2 y + V_2 x + b_2)               time steps of the state (dt_bar)
-        z' = (1 - s) * z + s * tanh(W_z y + V_z x + b_z)    memory
-        y' = (1 - r) * y + r * tanh(W_y z' + V_y x + b_y)   state, the output
+        dt_n = dt * sigmoid(W_1 y + V_1 x + b_1)            step sizes of z
+        dt_bar = dt * sigmoid(W_2 y + V_2 x + b_2)          step sizes of y
+        z' = (1 - dt_n) * z + dt_n * tanh(W_z y + V_z x + b_z)        memory
+        y' = (1 - dt_bar) * y + dt_bar * tanh(W_y z' + V_y x + b_y)   state; the output is y'
 
-    `update` computes the product with the new memory z', so it is not elementwise. Some packages
-    use the old z instead; the paper and its authors' code use the new one.
+    dt is the option, and the gates "dt" and "dt_bar" of the parameters compute dt_n and dt_bar.
+    The symbols are those of the paper, except that it writes u for the input x. `update` computes
+    the matrix product with the new memory z', so it is not elementwise. Some packages use the old
+    z instead; the paper and its authors' code use the new one.
 
     Args:
       hidden_size: number of units of each state.
-      dt: largest time step; with 1 each new state is a weighted mean of the old one and the
+      dt: largest step size. With 1, a new state is a weighted mean of the old state and the
         candidate.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The linear recurrent unit: a linear recurrence with input-independent decay."""
+"""The linear recurrent unit: a linear recurrence with constant complex eigenvalues."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from jrnn.taps import tap
 
 
 class LRUParams(NamedTuple):
-    """Weights, all real: complex matrices are stored as their real and imaginary parts."""
+    """Real weights; complex matrices are stored as their real and imaginary parts."""
 
     w_ih: jax.Array  # [input, 3·hidden]: Re B, Im B, D
     nu_log: jax.Array  # [hidden]
@@ -27,7 +27,7 @@ class LRUParams(NamedTuple):
 
 
 class LRUGates(NamedTuple):
-    """Real and imaginary part of B x, and D x, each `[..., hidden]`."""
+    """The real and imaginary parts of B x, and D x, each `[..., hidden]`."""
 
     re: jax.Array
     im: jax.Array
@@ -36,32 +36,33 @@ class LRUGates(NamedTuple):
 
 @dataclass(frozen=True)
 class LRU(Cell):
-    r"""The linear recurrent unit: complex states that rotate and decay, each at its own rate.
+    r"""The linear recurrent unit: a linear recurrence with learned complex eigenvalues.
 
     ::
 
-        lambda = exp(-exp(nu_log) + i exp(theta_log))       |lambda| < 1 for all parameters
+        lambda = exp(-exp(nu_log) + i exp(theta_log))       |lambda| < 1
         s' = lambda * s + exp(gamma_log) * (B x)            complex state
         y = Re(C s') + D x                                  real output
 
-    The state is complex64, or complex128 with float64 parameters; parameters are real. Gradients
-    with respect to the state follow JAX's convention, dL/dRe - i dL/dIm. `readout` holds the
-    product with C. As in the paper the cell is a linear layer: nonlinearities come between
-    layers.
+    The paper writes x for the state s, and u for the input x. The parameters are real. The state is
+    complex64, or complex128 with float64 parameters. Gradients with respect to the state follow
+    JAX's convention, dL/dRe - i dL/dIm. `readout` computes the product with C. The cell is a linear
+    map of its inputs: in the paper, nonlinearities are between the layers.
 
-    Both parts of B are initialized from N(0, 1/(2·input)) and those of C from N(0, 1/hidden), as in
-    the code of the paper's appendix, and D from N(0, 1/input). D is diagonal in the paper; here
-    it is a full matrix, since output and input sizes may differ.
+    The real and imaginary parts of B are initialized from N(0, 1/(2·input)), those of C from
+    N(0, 1/hidden), as in the code in the paper's appendix, and D from N(0, 1/input). In the paper
+    D is diagonal; here it is a full matrix, since input and output may have different sizes.
 
     Args:
       hidden_size: number of complex states, and of outputs.
       r_min: smallest initial |lambda|.
-      r_max: largest initial |lambda|; close to 1 for long memories.
-      max_phase: largest initial angle of lambda, in radians; small for long sequences.
+      r_max: largest initial |lambda|; choose a value close to 1 for long dependencies.
+      max_phase: largest initial argument of lambda, in radians; choose a small value for long
+        sequences.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, not 0 <= r_min < r_max <= 1, or `max_phase`
-        is not positive.
+      ValueError: `hidden_size` is not a positive int, 0 <= r_min < r_max <= 1 does not hold, or
+        `max_phase` is not positive.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = LRU(hidden_size=4, r_min=0.9)
@@ -129,7 +130,7 @@ class LRU(Cell):
 
 
 def update_complex(coefficients: Diagonal, carry: jax.Array) -> jax.Array:
-    """Returns the new complex state, and taps its real and imaginary parts."""
+    """Returns the new complex state, and names its real and imaginary parts as taps."""
     s = coefficients.apply(carry)
     tap("re", s.real)
     tap("im", s.imag)
@@ -139,11 +140,11 @@ def update_complex(coefficients: Diagonal, carry: jax.Array) -> jax.Array:
 def readout_complex(
     s: jax.Array, c_re: jax.Array, c_im: jax.Array, d: jax.Array, scale: int = 1
 ) -> jax.Array:
-    """Returns scale * Re(C s) + d, in the dtype of d."""
+    """Returns scale · Re(C s) + d, in the dtype of d."""
     re, im = s.real.astype(d.dtype), s.imag.astype(d.dtype)
     return (scale * (re @ c_re - im @ c_im) + d).astype(d.dtype)
 
 
 def promote_to_float32(a: jax.Array) -> jax.Array:
-    """Casts to float32 or wider, since JAX has no complex dtype of half precision."""
+    """Casts half precision to float32, since JAX has no half-precision complex dtype."""
     return a.astype(jnp.promote_types(a.dtype, jnp.float32))

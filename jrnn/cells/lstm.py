@@ -1,4 +1,4 @@
-"""Long short-term memory (LSTM), with options for its gates, projection and heads."""
+"""Long short-term memory (LSTM), and its variants by options."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,9 +9,9 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, Traits
+from jrnn.cell import Cell
 from jrnn.cells.common import affine, recurrent_matmul, split_gates
-from jrnn.cells.lstm_switches import ACTIVATIONS, LSTMActivation, validate_options
+from jrnn.cells.lstm_options import ACTIVATIONS, LSTMActivation, validate_options
 from jrnn.taps import tap
 
 
@@ -33,10 +33,11 @@ class LSTMGateCarry(NamedTuple):
 
 
 class LSTMParams(NamedTuple):
-    """Weights of the G gates of the cell, concatenated in the order i, f, g, o.
+    """Weights of the G gates that the cell has, concatenated in the order i, f, g, o.
 
-    With heads, w_hh is `[heads, hidden/heads, G·hidden/heads]`, or `[heads, proj/heads, ...]`, and
-    w_gates has the same blocks.
+    With several heads, w_hh contains only the blocks of a block-diagonal matrix,
+    `[heads, rows/heads, G·hidden/heads]`, where rows is hidden or proj. w_gates then contains the
+    blocks `[3, heads, hidden/heads, 3·hidden/heads]`.
     """
 
     w_ih: jax.Array  # [input, G·hidden]
@@ -50,12 +51,12 @@ class LSTMParams(NamedTuple):
 
 
 class LSTMGates(NamedTuple):
-    """Pre-activations of the gates, each `[..., hidden]`; None where a gate has no weights."""
+    """Pre-activations of the gates, each `[..., hidden]`; None for a gate without weights."""
 
     i: Any  # array or None
-    f: Any
+    f: Any  # array or None
     g: jax.Array
-    o: Any
+    o: Any  # array or None
 
 
 @dataclass(frozen=True)
@@ -72,43 +73,45 @@ class LSTM(Cell):
         h' = o * tanh(c'),   y = h'
 
     `peepholes` adds the terms in brackets: i and f depend on the old cell state, o on the new one.
-    With `coupled`, i = 1 - f, and i has no weights. A disabled gate is 1 and has no weights.
+    With `coupled`, i = 1 - f, and i has no weights. A gate that is disabled by an option is 1 and
+    has no weights.
 
-    With `gate_recurrence` each of i, f and o depends on all three gates of the previous step, which
-    are initially 0: i = sigmoid(... + V_ii i + V_fi f + V_oi o), and similarly f and o. The carry
-    is then an `LSTMGateCarry`.
+    With `gate_recurrence`, each of i, f and o also depends on the values of i, f and o at the
+    previous step, which are initially 0: i = sigmoid(... + V_ii i + V_fi f + V_oi o), and similarly
+    f and o. The carry is then an `LSTMGateCarry`.
 
-    With `proj_size` the output is the projection y = R h', and each U multiplies R h in place of h.
-    The carry contains h before the projection, so that `update` is elementwise: `readout` projects
-    it for the output, and `recur` for the gates.
+    With `proj_size`, the output is the projection y = R h', and each U multiplies R h instead of h.
+    The carry contains h before the projection, so that `update` is elementwise; `readout` and
+    `recur` compute the product with R.
 
-    With `heads` above 1 each U (and V) is block-diagonal: a unit depends only on the units of its
+    With `heads` above 1, each U (and V) is block-diagonal: a unit depends only on the units of its
     own head.
 
     `jrnn.lstm_variant` returns the variants of Greff et al. by name.
 
     Args:
       hidden_size: number of units.
-      forget_bias: initial value of b_f; 1 lets the initial cell remember.
-      peepholes: whether gates depend on the cell state, by one weight for each unit, initially 0.
-      coupled: whether i = 1 - f.
-      t_max: if given, chrono initialization for dependencies up to `t_max` steps: b_f = log U[1,
-        t_max - 1] and b_i = -b_f, in place of `forget_bias`.
+      forget_bias: initial value of b_f; 1 keeps the forget gate open at initialization.
+      peepholes: whether the gates i, f and o depend on the cell state, with one weight for each
+        unit, which is initially 0.
+      coupled: whether the input gate is i = 1 - f.
+      t_max: if given, the biases have the chrono initialization for dependencies of up to `t_max`
+        steps: b_f = log U[1, t_max - 1] and b_i = -b_f. It replaces `forget_bias`.
       input_gate: whether the cell has the gate i; otherwise i = 1.
-      forget_gate: whether the cell has the gate f; otherwise f = 1, as in the LSTM of 1997.
+      forget_gate: whether the cell has the gate f; otherwise f = 1, as in the original LSTM.
       output_gate: whether the cell has the gate o; otherwise o = 1.
       input_activation: activation of the candidate: "tanh", "relu", "sigmoid" or "linear".
-      output_activation: activation of the cell state in h'; same choices.
+      output_activation: activation of the cell state in h'; the same choices.
       gate_recurrence: whether i, f and o depend on i, f and o of the previous step.
-      proj_size: size of y; None means no projection.
+      proj_size: size of the output y; None for no projection.
       heads: number of blocks on the diagonal of each U; must divide `hidden_size` and `proj_size`.
         With one unit in each head and no projection, unit k of the new carry depends only on unit k
-        of the old one.
+        of the old carry.
 
     Raises:
-      ValueError: a size is not a positive int, `heads` does not divide it, `t_max` is below 3, an
-        activation is unknown, or options are incompatible, such as `t_max` with a non-default
-        `forget_bias`, or a forget bias without a forget gate.
+      ValueError: a size is not a positive int, `heads` does not divide it, `forget_bias` is not a
+        finite number, `t_max` is below 3, an activation is unknown, or options are incompatible,
+        such as `t_max` with a non-default `forget_bias`, or `t_max` without a forget gate.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = LSTM(hidden_size=4)
@@ -165,14 +168,14 @@ class LSTM(Cell):
         return tuple(gate for gate, value in has_weights.items() if value)
 
     @property
-    def traits(self) -> Traits:
-        return Traits(coupled_carry=self.gate_recurrence)
+    def has_coupled_carry(self) -> bool:
+        return self.gate_recurrence
 
     def kernel_name(self) -> str | None:
         all_gates = self.input_gate and self.forget_gate and self.output_gate
         all_tanh = self.input_activation == self.output_activation == "tanh"
-        plain = not self.gate_recurrence and self.proj_size is None and self.heads == 1
-        if not (all_gates and all_tanh and plain):
+        has_kernel_shape = not self.gate_recurrence and self.proj_size is None and self.heads == 1
+        if not (all_gates and all_tanh and has_kernel_shape):
             return None
         return "lstm" + "-peepholes" * self.peepholes + "-coupled" * self.coupled
 
@@ -237,17 +240,17 @@ class LSTM(Cell):
         self, params: LSTMParams, carry: LSTMCarry | LSTMGateCarry, z: LSTMGates, u: LSTMGates
     ) -> LSTMCarry | LSTMGateCarry:
         a = jax.tree.map(jnp.add, z, u)
-        # Forget: how much of the old cell state to keep.
+        # Forget: the fraction of the old cell state to keep.
         f = _gate(a.f, params.p_f, carry.c)
-        # Input: what to add to the cell state.
+        # Input: the candidate values to add to the cell state.
         i = 1 - f if self.coupled else _gate(a.i, params.p_i, carry.c)
         i, f = tap("i", i), tap("f", f)
         g = tap("g", ACTIVATIONS[self.input_activation](a.g), role="candidate")
         # Update the cell state.
         c = f * carry.c + i * g
-        # Output.
+        # Output: the part of the cell state to expose.
         o = tap("o", _gate(a.o, params.p_o, c))
-        h = o * ACTIVATIONS[self.output_activation](tap("", c, role="cell_state"))
+        h = o * ACTIVATIONS[self.output_activation](tap(None, c, role="cell_state"))
         return LSTMGateCarry(h, c, i, f, o) if self.gate_recurrence else LSTMCarry(h, c)
 
     def readout(
@@ -262,7 +265,7 @@ def _project_state(params: LSTMParams, h: jax.Array) -> jax.Array:
 
 
 def _gate(a: jax.Array | None, p: jax.Array | None, c: jax.Array) -> jax.Array:
-    """Computes a gate from its pre-activation and its peephole; a disabled gate is 1."""
+    """Returns sigmoid(a + p * c), without p if p is None; 1 if a is None (a disabled gate)."""
     if a is None:
         return jnp.ones_like(c)
     return sigmoid(a if p is None else a + p * c)

@@ -1,4 +1,4 @@
-"""The minGRU and the minLSTM, gated cells whose gates depend only on the input."""
+"""The minGRU and the minLSTM, whose gates depend only on the input."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from jrnn.taps import tap
 
 
 class MinParams(NamedTuple):
-    """Weights with the gates concatenated: z, n in `MinGRU`; f, i, n in `MinLSTM`."""
+    """Weights, with the gates concatenated in the order z, n (`MinGRU`) or f, i, n (`MinLSTM`)."""
 
     w_ih: jax.Array  # [input, G·hidden]
     b: jax.Array  # [G·hidden]
@@ -46,17 +46,17 @@ class MinGRU(Cell):
         n = W_n x + b_n                                     candidate
         h' = (1 - z) * h + z * n,   y = h'
 
-    z weights the candidate, as in the paper; the z of `GRU` weights the old state.
+    z multiplies the candidate, as in the paper; in `GRU` it multiplies the old state.
 
-    With `log_space` the candidate is positive, g(W_n x + b_n) with g(v) = v + 0.5 where v >= 0,
-    else sigmoid(v), and `coefficients` returns logarithms, which neither overflow nor underflow on
-    long sequences.
+    With `log_space` the candidate is positive: n = g(W_n x + b_n), where g(v) = v + 0.5 for v >= 0
+    and sigmoid(v) for v < 0. `coefficients` then returns logarithms, whose products over long
+    sequences do not overflow or underflow.
 
     Args:
       hidden_size: number of units.
       log_space: whether the candidate is positive and the coefficients are logarithms.
-      t_max: if given, chrono initialization for dependencies up to `t_max` steps: b_z = -log U[1,
-        t_max - 1], so that z is small.
+      t_max: if given, b_z has the chrono initialization for dependencies of up to `t_max` steps:
+        b_z = -log U[1, t_max - 1], so that z is small.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `log_space` is not a bool, or `t_max` is
@@ -101,13 +101,13 @@ class MinGRU(Cell):
         return None
 
     def coefficients(self, params: MinParams, z: MinGRUGates) -> Diagonal | LogDiagonal:
-        write = tap("z", sigmoid(z.z))
+        update_gate = tap("z", sigmoid(z.z))
         if self.log_space:
             log_n = log_positive(z.n)
             tap("n", jnp.exp(log_n))
             return LogDiagonal(-softplus(z.z), -softplus(-z.z) + log_n)
         n = tap("n", z.n, role="candidate")
-        return Diagonal(1 - write, write * n)
+        return Diagonal(1 - update_gate, update_gate * n)
 
     def update(self, params: MinParams, carry: jax.Array, z: MinGRUGates, u: None) -> jax.Array:
         return self.coefficients(params, z).apply(carry)
@@ -115,7 +115,7 @@ class MinGRU(Cell):
 
 @dataclass(frozen=True)
 class MinLSTM(Cell):
-    r"""The minLSTM: gates depend only on the input and sum to one, hence linear in its state.
+    r"""The minLSTM: an LSTM whose gates depend only on the input, hence linear in its state.
 
     ::
 
@@ -124,20 +124,21 @@ class MinLSTM(Cell):
         n = W_n x + b_n                                     candidate
         h' = f * h + i * n,   y = h'
 
-    With `log_space` the candidate is positive, g(W_n x + b_n) with g(v) = v + 0.5 where v >= 0,
-    else sigmoid(v), and `coefficients` returns logarithms, which neither overflow nor underflow on
-    long sequences.
+    With `log_space` the candidate is positive: n = g(W_n x + b_n), where g(v) = v + 0.5 for v >= 0
+    and sigmoid(v) for v < 0. `coefficients` then returns logarithms, whose products over long
+    sequences do not overflow or underflow.
 
     Args:
       hidden_size: number of units.
       log_space: whether the candidate is positive and the coefficients are logarithms.
-      forget_bias: initial value of b_f; if above 0, f > i initially.
-      t_max: if given, chrono initialization for dependencies up to `t_max` steps: b_f = log U[1,
-        t_max - 1] and b_i = -b_f, in place of `forget_bias`.
+      forget_bias: initial value of b_f; with a positive value f > i at initialization.
+      t_max: if given, the biases have the chrono initialization for dependencies of up to `t_max`
+        steps: b_f = log U[1, t_max - 1] and b_i = -b_f. It replaces `forget_bias`.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, `log_space` is not a bool, `t_max` is below
-        3, or `t_max` is given with a non-default `forget_bias`.
+      ValueError: `hidden_size` is not a positive int, `log_space` is not a bool, `forget_bias` is
+        not a finite number, `t_max` is below 3, or `t_max` is given with a non-default
+        `forget_bias`.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = MinLSTM(hidden_size=4)
@@ -183,7 +184,7 @@ class MinLSTM(Cell):
         return None
 
     def coefficients(self, params: MinParams, z: MinLSTMGates) -> Diagonal | LogDiagonal:
-        # log(i / f): the quotients of the equations would be 0 / 0 where both gates are 0.
+        # log(i / f). Dividing by f + i, as in the equations, gives 0 / 0 where both underflow.
         d = softplus(-z.f) - softplus(-z.i)
         if self.log_space:
             log_n = log_positive(z.n)
@@ -202,7 +203,7 @@ class MinLSTM(Cell):
 
 
 def log_positive(v: jax.Array) -> jax.Array:
-    """Returns log g(v), g(v) = v + 0.5 where v >= 0, else sigmoid(v), with finite derivatives."""
+    """Returns log(v + 0.5) for v >= 0 and log sigmoid(v) for v < 0, with finite derivatives."""
     non_negative = v >= 0
-    # The inner where keeps the derivative of the unused branch finite; JAX multiplies it by 0.
+    # JAX multiplies the derivative of the unused branch by 0, so the inner `where` keeps it finite.
     return jnp.where(non_negative, jnp.log(jnp.where(non_negative, v, 0) + 0.5), -softplus(-v))

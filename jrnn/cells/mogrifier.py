@@ -1,4 +1,4 @@
-"""The mogrifier LSTM: input and state scale each other before the gates of an LSTM."""
+"""The mogrifier LSTM: input and state modulate each other before an LSTM step."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,17 +16,18 @@ from jrnn.taps import tap
 
 
 class MogrifierLSTMParams(NamedTuple):
-    """Weights with the gates concatenated in the order i, f, g, o, and those of the rounds.
+    """Weights of the gates, concatenated in the order i, f, g, o, and of the modulation rounds.
 
-    q contains the weights of rounds 1, 3, ... and r those of rounds 2, 4, ... With a rank k they
-    are the left factors, and `q_right` and `r_right` the right ones. With one round r is None.
+    q contains the matrices Q of rounds 1, 3, ..., and r the matrices R of rounds 2, 4, ... With a
+    rank k, q and r contain the left factors, and q_right and r_right the right factors. With one
+    round, r is None.
     """
 
     w_ih: jax.Array  # [input, 4·hidden]
     w_hh: jax.Array  # [hidden, 4·hidden]
     b: jax.Array  # [4·hidden]
-    q: jax.Array  # [ceil(rounds / 2), hidden, input], with a rank [..., hidden, k]
-    r: Any  # [floor(rounds / 2), input, hidden], with a rank [..., input, k]
+    q: jax.Array  # [ceil(rounds / 2), hidden, input], or [..., hidden, k]
+    r: Any  # [floor(rounds / 2), input, hidden], or [..., input, k]
     q_right: jax.Array | None = None  # [ceil(rounds / 2), k, input]
     r_right: jax.Array | None = None  # [floor(rounds / 2), k, hidden]
 
@@ -40,10 +41,11 @@ class MogrifierLSTM(Cell):
 
     ::
 
-        x^i = 2 sigmoid(Q^i h) * x                          rounds i = 1, 3, 5, ...
-        h^i = 2 sigmoid(R^i x) * h                          rounds i = 2, 4, ...
+        x <- 2 sigmoid(Q^i h) * x                           rounds i = 1, 3, 5, ...
+        h <- 2 sigmoid(R^i x) * h                           rounds i = 2, 4, ...
 
-    each with the x and h of the previous round; then, with those of the last round::
+    Each round modulates the result of the previous rounds. The LSTM step uses the modulated
+    x and h::
 
         f = sigmoid(W_f x + U_f h + b_f)                    forget gate
         i = sigmoid(W_i x + U_i h + b_i)                    input gate
@@ -52,18 +54,19 @@ class MogrifierLSTM(Cell):
         o = sigmoid(W_o x + U_o h + b_o)                    output gate
         h' = o * tanh(c'),   y = h'
 
-    The rounds have no biases. With a `rank` k each Q and R is a product of two factors of width k.
-    `update` computes the products with the modulated x and h, so it is not elementwise; `recur`
-    computes that of round 1.
+    The rounds have no biases. With `rank=k` each Q and R is a product of two factors of width k.
+    `update` computes the matrix products with the modulated x and h, so it is not elementwise.
+    `recur` computes the product of round 1.
 
     Args:
       hidden_size: number of units.
-      rounds: number of rounds; at least 1.
-      rank: width of the factors of Q and R; None for full matrices.
-      forget_bias: initial value of b_f; 1 lets the initial cell remember.
+      rounds: number of rounds, at least 1.
+      rank: width k of the two factors of each Q and R; None for full matrices.
+      forget_bias: initial value of b_f; 1 keeps the forget gate open at initialization.
 
     Raises:
-      ValueError: `hidden_size`, `rounds` or `rank` is not a positive int.
+      ValueError: `hidden_size`, `rounds` or `rank` is not a positive int, or `forget_bias` is not a
+        finite number.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = MogrifierLSTM(hidden_size=4, rank=2)
@@ -108,7 +111,7 @@ class MogrifierLSTM(Cell):
     def _init_rounds(
         self, key: jax.Array, count: int, rows: int, columns: int, dtype: DTypeLike
     ) -> tuple[Any, Any]:
-        """Draws Glorot-uniform weights of `count` rounds, as two factors if `rank` is given."""
+        """Draws Glorot-uniform matrices for `count` rounds; with a rank, their two factors."""
         if count == 0:
             return None, None
         draw = lambda key, rows, columns: jnp.stack(
@@ -149,7 +152,7 @@ class MogrifierLSTM(Cell):
         g = tap("g", jnp.tanh(a.g), role="candidate")
         c = f * carry.c + i * g
         o = tap("o", sigmoid(a.o))
-        h = o * jnp.tanh(tap("", c, role="cell_state"))
+        h = o * jnp.tanh(tap(None, c, role="cell_state"))
         return LSTMCarry(h, c)
 
     def readout(self, params: MogrifierLSTMParams, carry: LSTMCarry, z: jax.Array) -> jax.Array:
@@ -157,6 +160,6 @@ class MogrifierLSTM(Cell):
 
 
 def _modulate(a: jax.Array, weights: jax.Array, right: jax.Array | None, n: int) -> jax.Array:
-    """Multiplies by the n-th stacked matrix, or by its two factors."""
+    """Multiplies by the n-th matrix of a stack, or by its two factors."""
     a = a @ weights[n]
     return a if right is None else a @ right[n]

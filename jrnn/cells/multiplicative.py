@@ -1,4 +1,4 @@
-"""The multiplicative LSTM: its recurrent weights depend on the input."""
+"""The multiplicative LSTM: its recurrent transition depends on the input."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from jrnn.taps import tap
 
 
 class MultiplicativeLSTMParams(NamedTuple):
-    """Weights with the gates concatenated in the order i, f, g, o, followed by m in w_ih."""
+    """Weights, with the gates concatenated in the order i, f, g, o; in w_ih, m is last."""
 
     w_ih: jax.Array  # [input, 5·hidden]
     w_hh: jax.Array  # [hidden, hidden], from h to m
@@ -25,7 +25,10 @@ class MultiplicativeLSTMParams(NamedTuple):
 
 
 class MultiplicativeLSTMGates(NamedTuple):
-    """Pre-activations and a factor of m, each `[..., hidden]`; u has only m."""
+    """Pre-activations of the gates, and one factor of m, each `[..., hidden]`.
+
+    The result of `recur` has only m; the other fields are None.
+    """
 
     i: jax.Array
     f: jax.Array
@@ -43,7 +46,7 @@ class MultiplicativeLSTM(Cell):
 
     ::
 
-        m = (W_m x) * (U_m h)                               state, weighted by the input
+        m = (W_m x) * (U_m h)                               intermediate state
         f = sigmoid(W_f x + V_f m + b_f)                    forget gate
         i = sigmoid(W_i x + V_i m + b_i)                    input gate
         g = tanh(W_g x + V_g m + b_g)                       candidate
@@ -51,14 +54,15 @@ class MultiplicativeLSTM(Cell):
         o = sigmoid(W_o x + V_o m + b_o)                    output gate
         h' = o * tanh(c'),   y = h'
 
-    The factors of m have no biases. `update` computes the product with m, so it is not elementwise.
+    The factors of m have no biases. `update` computes the matrix product with m, so it is not
+    elementwise.
 
     Args:
       hidden_size: number of units of h, c and m.
-      forget_bias: initial value of b_f; 1 lets the initial cell remember.
+      forget_bias: initial value of b_f; 1 keeps the forget gate open at initialization.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int.
+      ValueError: `hidden_size` is not a positive int, or `forget_bias` is not a finite number.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = MultiplicativeLSTM(hidden_size=4)
@@ -115,7 +119,7 @@ class MultiplicativeLSTM(Cell):
         g = tap("g", jnp.tanh(z.g + v.g), role="candidate")
         c = f * carry.c + i * g
         o = tap("o", sigmoid(z.o + v.o))
-        h = o * jnp.tanh(tap("", c, role="cell_state"))
+        h = o * jnp.tanh(tap(None, c, role="cell_state"))
         return LSTMCarry(h, c)
 
     def readout(

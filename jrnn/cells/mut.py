@@ -1,4 +1,4 @@
-"""The three mutants of the GRU found by a search over architectures: MUT1, MUT2 and MUT3."""
+"""MUT1, MUT2 and MUT3, variants of the GRU found by an evolutionary architecture search."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,15 +15,18 @@ from jrnn.taps import tap
 
 
 class MUTParams(NamedTuple):
-    """Weights with the gates concatenated in the order z, r, n; w_hh of `MUT1` has no z."""
+    """Weights, with the gates concatenated in the order z, r, n; w_hh of `MUT1` has no z."""
 
     w_ih: jax.Array  # [input, 3·hidden]
-    w_hh: jax.Array  # [hidden, 3·hidden], in MUT1 [hidden, 2·hidden]
+    w_hh: jax.Array  # [hidden, 3·hidden]; [hidden, 2·hidden] in MUT1
     b: jax.Array  # [3·hidden]
 
 
 class MUTGates(NamedTuple):
-    """Pre-activations, each `[..., hidden]`; u has no gates whose product is in `update`."""
+    """Pre-activations, each `[..., hidden]`.
+
+    In the result of `recur`, gates whose recurrent product is computed in `update` are None.
+    """
 
     z: jax.Array
     r: jax.Array
@@ -41,11 +44,11 @@ class MUT1(Cell):
         n = tanh(tanh(W_n x) + U_n (r * h) + b_n)           candidate
         h' = z * n + (1 - z) * h,   y = h'
 
-    In the paper tanh(x) has no weights, so the input must have the size of the state. Like other
-    implementations this cell adds W_n, with a single bias outside of the inner tanh.
+    In the paper, tanh(x) has no weights, so x must have the size of h. Like other implementations,
+    this cell has W_n, and one bias outside of the inner tanh.
 
-    z weights the candidate, as in the paper; in `GRU` it weights the old state. `update` computes
-    the product with r * h, so it is not elementwise.
+    z multiplies the candidate, as in the paper; in `GRU` it multiplies the old state. `update`
+    computes the matrix product with r * h, so it is not elementwise.
 
     Args:
       hidden_size: number of units.
@@ -85,8 +88,8 @@ class MUT1(Cell):
         return split_gates(carry @ params.w_hh[:, : self.hidden_size], MUTGates, ("r",))
 
     def update(self, params: MUTParams, carry: jax.Array, z: MUTGates, u: MUTGates) -> jax.Array:
-        write, reset = sigmoid(z.z), sigmoid(z.r + u.r)
-        return _next_state(params, carry, write, reset, z.n)
+        update_gate, reset_gate = sigmoid(z.z), sigmoid(z.r + u.r)
+        return _next_state(params, carry, update_gate, reset_gate, z.n)
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,11 @@ class MUT2(Cell):
         n = tanh(W_n x + U_n (r * h) + b_n)                 candidate
         h' = z * n + (1 - z) * h,   y = h'
 
-    In the paper W_r is the identity, so the input must have the size of the state. Like other
-    implementations this cell has a learned W_r. It then equals `GRU` with `reset_after=False`,
-    except that z weights the candidate, while in `GRU` it weights the old state.
+    In the paper, W_r is the identity matrix, so x must have the size of h. Like other
+    implementations, this cell has a learned W_r. It then equals `GRU` with `reset_after=False`,
+    except that z multiplies the candidate, while in `GRU` it multiplies the old state.
 
-    `update` computes the product with r * h, so it is not elementwise.
+    `update` computes the matrix product with r * h, so it is not elementwise.
 
     Args:
       hidden_size: number of units.
@@ -142,8 +145,8 @@ class MUT2(Cell):
         return split_gates(carry @ params.w_hh[:, : 2 * self.hidden_size], MUTGates, ("z", "r"))
 
     def update(self, params: MUTParams, carry: jax.Array, z: MUTGates, u: MUTGates) -> jax.Array:
-        write, reset = sigmoid(z.z + u.z), sigmoid(z.r + u.r)
-        return _next_state(params, carry, write, reset, z.n)
+        update_gate, reset_gate = sigmoid(z.z + u.z), sigmoid(z.r + u.r)
+        return _next_state(params, carry, update_gate, reset_gate, z.n)
 
 
 @dataclass(frozen=True)
@@ -157,8 +160,8 @@ class MUT3(Cell):
         n = tanh(W_n x + U_n (r * h) + b_n)                 candidate
         h' = z * n + (1 - z) * h,   y = h'
 
-    z weights the candidate, as in the paper; in `GRU` it weights the old state. `update` computes
-    the products with tanh(h) and r * h, so it is not elementwise.
+    z multiplies the candidate, as in the paper; in `GRU` it multiplies the old state. `update`
+    computes the matrix products with tanh(h) and r * h, so it is not elementwise.
 
     Args:
       hidden_size: number of units.
@@ -197,10 +200,10 @@ class MUT3(Cell):
         return split_gates(carry @ params.w_hh[:, hidden : 2 * hidden], MUTGates, ("r",))
 
     def update(self, params: MUTParams, carry: jax.Array, z: MUTGates, u: MUTGates) -> jax.Array:
-        # The product is with tanh(h), so it cannot be in `recur`, which is linear in the carry.
+        # `recur` must be linear in the carry, so the product with tanh(h) is computed here.
         u_z = jnp.tanh(carry) @ params.w_hh[:, : self.hidden_size]
-        write, reset = sigmoid(z.z + u_z), sigmoid(z.r + u.r)
-        return _next_state(params, carry, write, reset, z.n)
+        update_gate, reset_gate = sigmoid(z.z + u_z), sigmoid(z.r + u.r)
+        return _next_state(params, carry, update_gate, reset_gate, z.n)
 
 
 def _init_params(
@@ -215,10 +218,14 @@ def _init_params(
 
 
 def _next_state(
-    params: MUTParams, carry: jax.Array, write: jax.Array, reset: jax.Array, z_n: jax.Array
+    params: MUTParams,
+    carry: jax.Array,
+    update_gate: jax.Array,
+    reset_gate: jax.Array,
+    z_n: jax.Array,
 ) -> jax.Array:
-    """Computes the new state from the gates and the projected input of the candidate."""
-    write, reset = tap("z", write), tap("r", reset)
-    u_n = (reset * carry) @ params.w_hh[:, -carry.shape[-1] :]
+    """Returns the new state, given the gates and the input part of the candidate `z_n`."""
+    update_gate, reset_gate = tap("z", update_gate), tap("r", reset_gate)
+    u_n = (reset_gate * carry) @ params.w_hh[:, -carry.shape[-1] :]
     n = tap("n", jnp.tanh(z_n + u_n), role="candidate")
-    return write * n + (1 - write) * carry
+    return update_gate * n + (1 - update_gate) * carry

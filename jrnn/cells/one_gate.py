@@ -15,7 +15,7 @@ from jrnn.taps import tap
 
 
 class MGUParams(NamedTuple):
-    """Weights with the gates concatenated in the order f, n."""
+    """Weights, with the gates concatenated in the order f, n."""
 
     w_ih: jax.Array  # [input, 2·hidden]
     w_hh: jax.Array  # [hidden, 2·hidden]
@@ -23,14 +23,14 @@ class MGUParams(NamedTuple):
 
 
 class MGUGates(NamedTuple):
-    """Pre-activations, each `[..., hidden]`; n of u is None (see `update`)."""
+    """Pre-activations, each `[..., hidden]`; n is None in the result of `recur`."""
 
     f: jax.Array
     n: jax.Array
 
 
 class UGRNNParams(NamedTuple):
-    """Weights with the gates concatenated in the order z, n."""
+    """Weights, with the gates concatenated in the order z, n."""
 
     w_ih: jax.Array  # [input, 2·hidden]
     w_hh: jax.Array  # [hidden, 2·hidden]
@@ -45,16 +45,19 @@ class UGRNNGates(NamedTuple):
 
 
 class MinimalRNNParams(NamedTuple):
-    """Weights of the candidate n and of the gate z; biases are concatenated in the order z, n."""
+    """Weights of the candidate n and of the gate z, and biases in the order z, n."""
 
-    w_ih: jax.Array  # [input, hidden]
-    w_nz: jax.Array  # [hidden, hidden]
-    w_hh: jax.Array  # [hidden, hidden]
+    w_ih: jax.Array  # [input, hidden], W_n of the equations
+    w_nz: jax.Array  # [hidden, hidden], W_z
+    w_hh: jax.Array  # [hidden, hidden], U_z
     b: jax.Array  # [2·hidden]
 
 
 class MinimalRNNGates(NamedTuple):
-    """Pre-activation of z, and n after its tanh, each `[..., hidden]`; u has only z."""
+    """Pre-activation of z, and the candidate n, each `[..., hidden]`.
+
+    In the result of `recur`, n is None.
+    """
 
     z: jax.Array
     n: jax.Array
@@ -70,7 +73,7 @@ class MGU(Cell):
         n = tanh(W_n x + U_n (f * h) + b_n)                 candidate
         h' = (1 - f) * h + f * n,   y = h'
 
-    `update` computes the product with f * h, so it is not elementwise.
+    `update` computes the matrix product with f * h, so it is not elementwise.
 
     Args:
       hidden_size: number of units.
@@ -113,8 +116,8 @@ class MGU(Cell):
 
     def update(self, params: MGUParams, carry: jax.Array, z: MGUGates, u: MGUGates) -> jax.Array:
         f = tap("f", sigmoid(z.f + u.f))
-        past = (f * carry) @ params.w_hh[:, self.hidden_size :]
-        n = tap("n", jnp.tanh(z.n + past), role="candidate")
+        u_n = (f * carry) @ params.w_hh[:, self.hidden_size :]
+        n = tap("n", jnp.tanh(z.n + u_n), role="candidate")
         return (1 - f) * carry + f * n
 
 
@@ -128,17 +131,17 @@ class UGRNN(Cell):
         n = tanh(W_n x + U_n h + b_n)                       candidate
         h' = z * h + (1 - z) * n,   y = h'
 
-    The paper writes g for z.
+    The paper writes g for z and c for n.
 
     Args:
       hidden_size: number of units.
-      forget_bias: initial value of b_z; 1 lets the initial cell remember.
-      t_max: if given, chrono initialization for dependencies up to `t_max` steps: b_z = log U[1,
-        t_max - 1], in place of `forget_bias`.
+      forget_bias: initial value of b_z; 1 keeps most of the state at initialization.
+      t_max: if given, b_z has the chrono initialization for dependencies of up to `t_max` steps:
+        b_z = log U[1, t_max - 1]. It replaces `forget_bias`.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, `t_max` is below 3, or `t_max` is given with
-        a non-default `forget_bias`.
+      ValueError: `hidden_size` is not a positive int, `forget_bias` is not a finite number, `t_max`
+        is below 3, or `t_max` is given with a non-default `forget_bias`.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = UGRNN(hidden_size=4)
@@ -185,14 +188,14 @@ class UGRNN(Cell):
     def update(
         self, params: UGRNNParams, carry: jax.Array, z: UGRNNGates, u: UGRNNGates
     ) -> jax.Array:
-        keep = tap("z", sigmoid(z.z + u.z))
+        update_gate = tap("z", sigmoid(z.z + u.z))
         n = tap("n", jnp.tanh(z.n + u.n), role="candidate")
-        return keep * carry + (1 - keep) * n
+        return update_gate * carry + (1 - update_gate) * n
 
 
 @dataclass(frozen=True)
 class MinimalRNN(Cell):
-    r"""The minimal RNN: an embedding of the input, and one gate between it and the state.
+    r"""The minimal RNN: one gate interpolates between the state and an embedding of the input.
 
     ::
 
@@ -200,8 +203,8 @@ class MinimalRNN(Cell):
         z = sigmoid(W_z n + U_z h + b_z)                    update gate
         h' = z * h + (1 - z) * n,   y = h'
 
-    The paper writes z for n, and u for z. It allows any network as the map from x to n, and uses
-    one layer, as this cell does.
+    The paper writes z for n, and u for z. It allows any network for the map from x to n; this cell
+    has one layer, as in the paper's experiments.
 
     Args:
       hidden_size: number of units.
@@ -251,6 +254,6 @@ class MinimalRNN(Cell):
     def update(
         self, params: MinimalRNNParams, carry: jax.Array, z: MinimalRNNGates, u: MinimalRNNGates
     ) -> jax.Array:
-        keep = tap("z", sigmoid(z.z + u.z))
+        update_gate = tap("z", sigmoid(z.z + u.z))
         n = tap("n", z.n, role="candidate")
-        return keep * carry + (1 - keep) * n
+        return update_gate * carry + (1 - update_gate) * n

@@ -1,4 +1,4 @@
-"""ParaGRU and ParaLSTM: gated cells with a diagonal recurrence, for Newton's method over time."""
+"""ParaGRU and ParaLSTM: cells with diagonal recurrent weights, for Newton's method over time."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,16 +16,16 @@ from jrnn.cells.lstm import LSTMCarry, LSTMGates
 from jrnn.taps import tap
 
 CONTRACTION_BOUND = 1 / 3
-"""A step of either cell is a contraction on [-1, 1] if its recurrent weights are below this value.
+"""Bound on |w_hh| that makes a step of either cell a contraction for states in [-1, 1].
 
-ParaGRU: |dh'/dh| <= z + (1 - z) (2 z |a_z| + |a_n|) < 1. ParaLSTM without peepholes, in the maximum
-norm: |dc'| <= f + (1 - f) (2 f |a_f| + |a_g|) < 1, and similarly for h'.
-Newton's method over time then converges.
+Newton's method over time then converges. For ParaGRU, |dh'/dh| <= z + (1 - z) (2 z |a_z| + |a_n|),
+which is below 1. For ParaLSTM without peepholes, in the maximum norm, the derivative of c' is at
+most f + (1 - f) (2 f |a_f| + |a_g|) < 1, and a similar bound holds for h'.
 """
 
 
 class ParaGRUParams(NamedTuple):
-    """Weights with the gates concatenated in the order r, z, n."""
+    """Weights, with the gates concatenated in the order r, z, n."""
 
     w_ih: jax.Array  # [input, 3·hidden]
     w_hh: jax.Array  # [3·hidden]
@@ -33,7 +33,7 @@ class ParaGRUParams(NamedTuple):
 
 
 class ParaLSTMParams(NamedTuple):
-    """Weights with the gates concatenated in the order f, g, o."""
+    """Weights, with the gates concatenated in the order f, g, o."""
 
     w_ih: jax.Array  # [input, 3·hidden]
     w_hh: jax.Array  # [3·hidden]
@@ -53,14 +53,14 @@ class ParaGRU(Cell):
         n = tanh(W_n x + a_n * (r * h) + b_n)               candidate
         h' = (1 - z) * n + z * h,   y = h'
 
-    z weights the old state, as in `GRU`; in the paper it weights the candidate, which is the same
-    cell with the weights of z negated. w_hh (a_r, a_z, a_n) is initialized uniformly in
-    [-1/3, 1/3], so that every step is a contraction.
+    z multiplies the old state, as in `GRU`. In the paper it multiplies the candidate, which is
+    equivalent with negated weights of z. The recurrent weights a_r, a_z and a_n (w_hh) are
+    initialized uniformly in [-1/3, 1/3], so that every step is a contraction.
 
     Args:
       hidden_size: number of units.
-      t_max: if given, chrono initialization for dependencies up to `t_max` steps: b_z = log U[1,
-        t_max - 1].
+      t_max: if given, b_z has the chrono initialization for dependencies of up to `t_max` steps:
+        b_z = log U[1, t_max - 1].
 
     Raises:
       ValueError: `hidden_size` is not a positive int, or `t_max` is below 3.
@@ -111,10 +111,10 @@ class ParaGRU(Cell):
 
     def update(self, params: ParaGRUParams, carry: jax.Array, z: GRUGates, u: None) -> jax.Array:
         a = split_gates(params.w_hh, GRUGates, ("r", "z", "n"))
-        reset = tap("r", sigmoid(z.r + a.r * carry))
-        keep = tap("z", sigmoid(z.z + a.z * carry))
-        n = tap("n", jnp.tanh(z.n + a.n * (reset * carry)), role="candidate")
-        return (1 - keep) * n + keep * carry
+        reset_gate = tap("r", sigmoid(z.r + a.r * carry))
+        update_gate = tap("z", sigmoid(z.z + a.z * carry))
+        n = tap("n", jnp.tanh(z.n + a.n * (reset_gate * carry)), role="candidate")
+        return (1 - update_gate) * n + update_gate * carry
 
 
 @dataclass(frozen=True)
@@ -129,19 +129,19 @@ class ParaLSTM(Cell):
         o = sigmoid(W_o x + a_o * h + p_o * c' + b_o)       output gate
         h' = o * tanh(c'),   y = h'
 
-    Unit k of the new h and c depends only on unit k of the old ones: the Jacobian consists of 2x2
-    blocks. w_hh (a_f, a_g, a_o) is initialized uniformly in [-1/3, 1/3] and the peepholes to 0, so
-    that every step is a contraction.
+    Unit k of the new h and c depends only on unit k of the old h and c, so the Jacobian consists of
+    2x2 blocks. The recurrent weights a_f, a_g and a_o (w_hh) are initialized uniformly in
+    [-1/3, 1/3], and the peephole weights p_f and p_o to 0, so that every step is a contraction.
 
     Args:
       hidden_size: number of units.
-      forget_bias: initial value of b_f; 1 lets the initial cell remember.
-      t_max: if given, chrono initialization for dependencies up to `t_max` steps: b_f = log U[1,
-        t_max - 1], in place of `forget_bias`.
+      forget_bias: initial value of b_f; 1 keeps the forget gate open at initialization.
+      t_max: if given, b_f has the chrono initialization for dependencies of up to `t_max` steps:
+        b_f = log U[1, t_max - 1]. It replaces `forget_bias`.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, `t_max` is below 3, or `t_max` is given with
-        a non-default `forget_bias`.
+      ValueError: `hidden_size` is not a positive int, `forget_bias` is not a finite number, `t_max`
+        is below 3, or `t_max` is given with a non-default `forget_bias`.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = ParaLSTM(hidden_size=4)
@@ -197,7 +197,7 @@ class ParaLSTM(Cell):
         g = tap("g", jnp.tanh(z.g + a.g * carry.h), role="candidate")
         c = f * carry.c + (1 - f) * g
         o = tap("o", sigmoid(z.o + a.o * carry.h + params.p_o * c))
-        h = o * jnp.tanh(tap("", c, role="cell_state"))
+        h = o * jnp.tanh(tap(None, c, role="cell_state"))
         return LSTMCarry(h, c)
 
     def readout(self, params: ParaLSTMParams, carry: LSTMCarry, z: LSTMGates) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The real-gated linear recurrent unit of Griffin."""
+"""The real-gated linear recurrent unit (RG-LRU) of Griffin."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,11 +15,11 @@ from jrnn.cells.linear import promote_to_float32
 from jrnn.taps import tap
 
 DECAY_SCALE = 8.0
-"""The constant c of the paper, which scales log a."""
+"""The constant c of the paper, a factor of log a."""
 
 
 class RGLRUParams(NamedTuple):
-    """Weights with the gates concatenated in the order r, i, v."""
+    """Weights, with the gates concatenated in the order r, i, v, and the decay parameter lam."""
 
     w_ih: jax.Array  # [input, 3·hidden]
     b: jax.Array  # [3·hidden]
@@ -46,24 +46,25 @@ class RGLRU(Cell):
         log a = -8 r * softplus(lam)                        a = sigmoid(-lam)^(8 r)
         h' = a * h + sqrt(1 - a^2) * (i * v),   y = h'
 
-    In the paper v is the input itself, after a linear layer of the surrounding block. Here that
-    layer is part of the cell, since input and hidden sizes may differ. The paper's appendix has
-    both a = sigmoid(lam) and log a = -8 r softplus(lam), which differ in the sign of lam; this cell
-    uses the second, as the authors' code does. Their code also clips the derivative of the square
-    root and omits the root at the first step of a sequence. The paper and this cell do neither; the
-    derivative is exact and finite.
+    The paper writes Lambda for lam, and c for 8. In the paper v is the input of the cell, which the
+    surrounding block computes by a linear layer. Here that layer is part of the cell, since the
+    input and hidden sizes may differ. The paper's appendix contains both a = sigmoid(lam) and
+    log a = -8 r softplus(lam), which differ in the sign of lam; this cell uses the second formula,
+    as the authors' code does. Unlike that code, and like the paper, this cell does not clip the
+    derivative of the square root, and applies the square root at the first step too. Its derivative
+    is exact and finite.
 
-    lam is initialized so that sigmoid(-lam)^8, the decay at r = 1, is uniform in [r_min, r_max];
-    the weights are LeCun-normal, with variance 1/input. a is computed in float32 or wider, since
-    0.999 rounds to 1 in bfloat16.
+    lam is initialized so that sigmoid(-lam)^8, the value of a at r = 1, is uniform in
+    [r_min, r_max]. The weights are LeCun-normal, with variance 1/input. a is computed in float32 or
+    wider, since 0.999 rounds to 1 in bfloat16.
 
     Args:
       hidden_size: number of units.
-      r_min: smallest initial decay at r = 1.
-      r_max: largest initial decay at r = 1; close to 1 for long memories.
+      r_min: smallest initial value of a at r = 1.
+      r_max: largest initial value of a at r = 1; choose a value close to 1 for long dependencies.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, or not 0 < r_min < r_max < 1.
+      ValueError: `hidden_size` is not a positive int, or 0 < r_min < r_max < 1 does not hold.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = RGLRU(hidden_size=4)
@@ -97,7 +98,7 @@ class RGLRU(Cell):
         return RGLRUParams(
             w_ih=initializers.per_gate(lecun, key_ih, input_size, hidden, 3, dtype),
             b=jnp.zeros((3 * hidden,), dtype),
-            # The inverse of softplus at -log(decay) / 8.
+            # The inverse of decay = exp(-8 softplus(lam)).
             lam=jnp.log(jnp.expm1(-jnp.log(decay) / DECAY_SCALE)).astype(dtype),
         )
 
@@ -123,8 +124,8 @@ class RGLRU(Cell):
 def safe_sqrt(a: jax.Array) -> jax.Array:
     """Returns the square root of non-negative numbers, with derivative 0 at 0.
 
-    At a = 0 the recurrence gate and its derivative are 0; multiplied by the infinite derivative of
-    a square root, this would be NaN.
+    The argument 1 - a^2 is 0 where the recurrence gate underflows to 0. There the derivative of the
+    gate is also 0, and its product with the infinite derivative of the square root would be NaN.
     """
     positive = a > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, a, 1)), 0)

@@ -16,7 +16,7 @@ from jrnn.cells.linear import LRUGates, promote_to_float32, readout_complex, upd
 
 
 class S5Params(NamedTuple):
-    """Weights, all real: complex matrices are stored as their real and imaginary parts."""
+    """Real weights; complex matrices are stored as their real and imaginary parts."""
 
     w_ih: jax.Array  # [input, 2·state + hidden]: Re B, Im B, D
     lambda_re: jax.Array  # [state]
@@ -32,30 +32,35 @@ class S5(Cell):
 
     ::
 
+        step = exp(log_step)
         a = exp(lambda * step)                              zero-order hold
-        s' = a * s + (a - 1) / lambda * (B x)               step = exp(log_step)
-        y = 2 Re(C s') + D x                                or Re(C s') + D x
+        s' = a * s + (a - 1) / lambda * (B x)
+        y = 2 Re(C s') + D x                                with `conjugate`
+        y = Re(C s') + D x                                  without
 
-    The state is complex64, or complex128 with float64 parameters; parameters are real. With
-    `conjugate` each state represents itself and its conjugate, hence the 2 in the output. `readout`
-    computes the product with C. As in the paper the cell is a linear layer: nonlinearities come
-    between layers. Re lambda, initially -1/2, is not constrained to stay below 0.
+    The paper writes Delta for step, x for the state s, and u for the input x. The parameters are
+    real. The state is complex64, or complex128 with float64 parameters. With `conjugate`, only one
+    state of each conjugate pair is stored, and the factor 2 accounts for the other. `readout`
+    computes the product with C. The cell is a linear map of its inputs: in the paper,
+    nonlinearities are between the layers. Re lambda is initially -1/2; it is not constrained to be
+    negative.
 
-    lambda is initialized to the eigenvalues of the normal part of the HiPPO-LegS matrix, in one
-    block. With its eigenvectors V, B = V* B_0 and C = C_0 V, for real B_0 of variance 1/input and
-    C_0 of variance 1/states. D is drawn from N(0, 1/input). It is diagonal in the paper; here
-    it is a full matrix, since output and input sizes may differ.
+    lambda is initialized to the eigenvalues of the normal part of the HiPPO-LegS matrix, as one
+    block. Let V be its eigenvectors. Then B = V* B_0 and C = C_0 V, where B_0 and C_0 are real with
+    variances 1/input and 1/states. D is drawn from N(0, 1/input). In the paper D is diagonal; here
+    it is a full matrix, since input and output may have different sizes.
 
     Args:
       hidden_size: number of outputs.
-      state_size: number of complex states; `hidden_size` if None.
-      conjugate: whether each state represents its conjugate too.
+      state_size: number of stored complex states; by default `hidden_size`.
+      conjugate: whether each stored state stands for a conjugate pair.
       step_min: smallest initial step size.
-      step_max: largest initial step size; log_step is uniform between the logarithms of the two.
+      step_max: largest initial step size. log_step is initialized uniformly in
+        [log step_min, log step_max].
 
     Raises:
       ValueError: `hidden_size` or `state_size` is not a positive int, `conjugate` is not a bool, or
-        not 0 < step_min < step_max.
+        0 < step_min < step_max does not hold.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = S5(hidden_size=4, state_size=6)
@@ -88,18 +93,19 @@ class S5(Cell):
 
     @property
     def num_states(self) -> int:
-        """The number of complex states."""
+        """The number of stored complex states."""
         return self.hidden_size if self.state_size is None else self.state_size
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> S5Params:
         key_b, key_c, key_d, key_step = jax.random.split(key, 4)
-        count = self.num_states * (1 + self.conjugate)
+        num_eigenvalues = self.num_states * (1 + self.conjugate)
         draw_dtype = jnp.promote_types(dtype, jnp.float32)
-        # With `conjugate`, of each conjugate pair the one with a positive imaginary part.
-        eigenvalues, v = (array[..., -self.num_states :] for array in hippo_legs_eig(count))
+        # With `conjugate`, keep the eigenvalue of each pair that has a positive imaginary part.
+        eig = hippo_legs_eig(num_eigenvalues)
+        eigenvalues, v = (array[..., -self.num_states :] for array in eig)
         lecun = jax.nn.initializers.lecun_normal()
-        b = lecun(key_b, (input_size, count), draw_dtype) @ v.conj()
-        c = v.T @ lecun(key_c, (count, self.hidden_size), draw_dtype)
+        b = lecun(key_b, (input_size, num_eigenvalues), draw_dtype) @ v.conj()
+        c = v.T @ lecun(key_c, (num_eigenvalues, self.hidden_size), draw_dtype)
         d = lecun(key_d, (input_size, self.hidden_size), draw_dtype)
         log_step = initializers.uniform(
             key_step, self.num_states, np.log(self.step_min), np.log(self.step_max), draw_dtype
@@ -143,20 +149,24 @@ class S5(Cell):
 
 def expm1_quotient(m: jax.Array) -> jax.Array:
     """Returns (exp(m) - 1) / m, which is 1 at m = 0."""
-    small = jnp.abs(m) < 0.1
-    safe_m = jnp.where(small, 1, m)
-    # The quotient is inaccurate for small m; the series is 1 + m / 2 (1 + m / 3 (1 + ...)).
+    is_small = jnp.abs(m) < 0.1
+    safe_m = jnp.where(is_small, 1, m)
+    # The quotient is inaccurate for small m, so use the series 1 + m / 2 (1 + m / 3 (1 + ...)).
     series = jnp.ones_like(m)
     for n in range(11, 1, -1):
         series = 1 + m / n * series
-    return jnp.where(small, series, jnp.expm1(safe_m) / safe_m)
+    return jnp.where(is_small, series, jnp.expm1(safe_m) / safe_m)
 
 
 def hippo_legs_eig(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues `[size]` and eigenvectors `[size, size]` of the normal part of HiPPO-LegS.
+    """Diagonalizes the normal part of the HiPPO-LegS matrix A.
 
-    With p_n = sqrt(n + 1/2) the normal part is A + p p^T, the sum of -1/2 I and a skew-symmetric
-    matrix: p_n p_k above the diagonal, -p_n p_k below it. Eigenvalues are sorted by imaginary part.
+    With p_n = sqrt(n + 1/2) the normal part is A + p p^T = -1/2 I + S. S is skew-symmetric, with
+    the entries p_n p_k above the diagonal and -p_n p_k below it.
+
+    Returns:
+      Eigenvalues `[size]`, sorted by their imaginary parts, and eigenvectors `[size, size]`, in
+      columns.
     """
     p = np.sqrt(np.arange(size) + 0.5)
     skew = np.triu(np.outer(p, p), 1) - np.tril(np.outer(p, p), -1)

@@ -1,4 +1,4 @@
-"""The cells of xLSTM: sLSTM, with exponential gates, and mLSTM, with a matrix memory."""
+"""The cells of xLSTM: the sLSTM with exponential gates, and the mLSTM with a matrix memory."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from jax.nn import log_sigmoid, sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
-from jrnn.cell import Cell, Diagonal, Traits
+from jrnn.cell import Cell, Diagonal
 from jrnn.cells.common import affine, recurrent_matmul, split_gates
 from jrnn.cells.lstm import LSTMGates
 from jrnn.taps import tap
@@ -18,14 +18,14 @@ from jrnn.taps import tap
 GATES = ("i", "f", "g", "o")
 
 LOG_FORGET = {"sigmoid": log_sigmoid, "exp": lambda a: a}
-"""The logarithm of the forget gate as a function of its pre-activation."""
+"""Maps activations of the forget gate to their logarithms, as functions of the pre-activation."""
 
 FORGET_BIAS_RANGE = 3.0, 6.0
-"""The range of the initial forget biases, as in the authors' code."""
+"""The range of the initial forget gate biases, as in the authors' code."""
 
 
 class SLSTMCarry(NamedTuple):
-    """Hidden state, cell state, normalizer and stabilizer, each `[..., hidden]`."""
+    """Hidden state h, cell state c, normalizer n and stabilizer m, each `[..., hidden]`."""
 
     h: jax.Array
     c: jax.Array
@@ -34,10 +34,10 @@ class SLSTMCarry(NamedTuple):
 
 
 class SLSTMParams(NamedTuple):
-    """Weights with the gates concatenated in the order i, f, g, o."""
+    """Weights, with the gates concatenated in the order i, f, g, o."""
 
     w_ih: jax.Array  # [input, 4·hidden]
-    w_hh: jax.Array  # [heads, hidden/heads, 4·hidden/heads]
+    w_hh: jax.Array  # [heads, hidden/heads, 4·hidden/heads], blocks of U
     b: jax.Array  # [4·hidden]
 
 
@@ -49,14 +49,14 @@ class MLSTMCarry(NamedTuple):
 
 
 class MLSTMParams(NamedTuple):
-    """Weights concatenated in the order q, k, v, o, `[hidden]` each, and i, f, `[heads]` each."""
+    """Weights, concatenated in the order q, k, v, o (hidden columns each), i, f (heads each)."""
 
     w_ih: jax.Array  # [input, 4·hidden + 2·heads]
     b: jax.Array  # [4·hidden + 2·heads]
 
 
 class MLSTMGates(NamedTuple):
-    """Query, key and value `[..., heads, d]`; pre-activations of the gates."""
+    """Query, key and value `[..., heads, d]`, and pre-activations of the gates."""
 
     q: jax.Array
     k: jax.Array
@@ -79,19 +79,20 @@ class SLSTM(Cell):
         n' = f' * n + i'                                    normalizer
         h' = sigmoid(a_o) * c' / n',   y = h'
 
-    m is the logarithm of a common scale of c and n, which cancels in h; it prevents overflow of the
-    exponentials. Where n = 0, as in the initial carry, c is 0 too and any scale is exact; the cell
-    then uses that of the input. Afterwards n' >= 1. The division is by max(n', 1), so that it is
-    finite for every carry, also for one that no sequence produces, such as an iterate of `Newton`.
+    The paper writes z for tanh(a_g). c and n are stored divided by exp(m), which cancels in h; this
+    prevents overflow of the exponentials. Where n = 0, as in the initial carry, c is also 0 and m
+    has no effect, so m' = a_i is exact. After one step n' >= 1. The cell divides by max(n', 1), so
+    that h is finite for every carry, including those that no sequence produces, such as the
+    iterates of the `Newton` engine.
 
-    g is called z in the paper. The authors' code also sets m' = a_i at the first step, which it
-    detects by n = 0 in the whole batch; this cell tests each unit separately, so that resets are
-    exact. The blocks of U are initialized orthogonal, and b_f evenly spaced from 3 to 6 over the
-    units of a head. With `forget_activation="exp"` b_f is initialized to 0, so that f = 1.
+    The authors' code also sets m' = a_i at the first step, which it detects by n = 0 in the whole
+    batch. This cell tests each unit separately, so that resets are exact. The blocks of U are
+    initialized to orthogonal matrices, and b_f to evenly spaced values from 3 to 6 over the units
+    of each head. With `forget_activation="exp"`, b_f is initialized to 0, so that f is near 1.
 
     Args:
       hidden_size: number of units.
-      heads: number of blocks of U; a unit depends only on the units of its own head.
+      heads: number of diagonal blocks of U; a unit depends only on the units of its own head.
       forget_activation: activation of the forget gate, "sigmoid" or "exp".
 
     Raises:
@@ -119,8 +120,8 @@ class SLSTM(Cell):
         checks.one_of("SLSTM", "forget_activation", self.forget_activation, LOG_FORGET)
 
     @property
-    def traits(self) -> Traits:
-        return Traits(coupled_carry=True)
+    def has_coupled_carry(self) -> bool:
+        return True
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> SLSTMParams:
         key_ih, key_hh = jax.random.split(key)
@@ -150,7 +151,7 @@ class SLSTM(Cell):
         self, params: SLSTMParams, carry: SLSTMCarry, z: LSTMGates, u: LSTMGates
     ) -> SLSTMCarry:
         a = jax.tree.map(jnp.add, z, u)
-        # Both gates are divided by the larger of the two.
+        # Subtracting the maximum bounds both gates by 1.
         log_f = jnp.where(carry.n == 0, a.i, LOG_FORGET[self.forget_activation](a.f) + carry.m)
         m = jnp.maximum(log_f, a.i)
         i, f = tap("i", jnp.exp(a.i - m)), tap("f", jnp.exp(log_f - m))
@@ -158,7 +159,7 @@ class SLSTM(Cell):
         c = f * carry.c + i * g
         n = f * carry.n + i
         o = tap("o", sigmoid(a.o))
-        h = o * tap("", c / jnp.maximum(n, 1), role="cell_state")
+        h = o * tap(None, c / jnp.maximum(n, 1), role="cell_state")
         return SLSTMCarry(h, c, n, m)
 
     def readout(self, params: SLSTMParams, carry: SLSTMCarry, z: LSTMGates) -> jax.Array:
@@ -178,24 +179,24 @@ class MLSTM(Cell):
         h = (C' q) / max(|n' . q|, 1)
         y = sigmoid(W_o x + b_o) * h                                   of all heads, concatenated
 
-    with cap(a) = soft_cap tanh(a / soft_cap), as in xLSTM 7B, for both gates. The paper has no cap:
-    it divides C and n by exp(m), with m a running maximum, and has exp(-m) in place of 1. Without
-    overflow that is the same function. Without m the cell is linear in its carry, so `Associative`
-    supports it. The cap bounds i by exp(15), about 3e6, which overflows in float16; without a cap
-    the caller must bound the gate.
+    with cap(a) = soft_cap tanh(a / soft_cap), as in xLSTM 7B, for both gates. The xLSTM paper has
+    no cap. It divides C and n by exp(m), where m is a running maximum, and has exp(-m) in place of
+    1, which is equivalent as long as nothing overflows. This cell has no m, so that it is linear in
+    its carry and the `Associative` engine supports it. The default cap bounds i by exp(15), about
+    3e6, which overflows in float16. With `soft_cap=None` the caller must prevent overflow.
 
-    `update` computes C and n, elementwise; `readout` computes the product with the query, the
+    `update` computes C and n elementwise. `readout` computes the product with the query, the
     normalization and the output gate.
 
-    k is scaled after adding its bias, as in the authors' code; the paper scales only W_k x. The
-    block around the cell, with its convolution and its norm of h, is not included: gates depend on
-    x. The weights of i and f and b_i are initialized to 0, and b_f evenly spaced from 3 to 6 over
-    the heads.
+    k is scaled after its bias is added, as in the authors' code; the paper scales only W_k x. The
+    convolution and the normalization of h in the surrounding block of the paper are not part of
+    this cell: all gates depend on x. The weights of i and f, and b_i, are initialized to 0, and b_f
+    to evenly spaced values from 3 to 6 over the heads.
 
     Args:
       hidden_size: total number of units of all heads.
-      heads: number of memories.
-      soft_cap: bound on the pre-activations of the gates i and f; None means no bound.
+      heads: number of heads, each with its own matrix memory.
+      soft_cap: bound on the pre-activations of the gates i and f; None for no bound.
 
     Raises:
       ValueError: `hidden_size` or `heads` is not a positive int, `heads` does not divide

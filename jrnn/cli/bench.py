@@ -1,9 +1,9 @@
-"""`jrnn bench`."""
+"""The command `jrnn bench`."""
 
 
 def bench_command(args: list[str]) -> None:
-    """`jrnn bench [newton|train] [--flag value ...]`."""
-    # Imported lazily: the benchmarks import libraries that other commands do not need.
+    """Runs `jrnn bench`, `jrnn bench newton` or `jrnn bench train` with flags."""
+    # Imported here, because the benchmarks import libraries that other commands do not need.
     if args and args[0] == "newton":
         from jrnn.bench import newton
 

@@ -1,4 +1,4 @@
-"""Read-only commands: `jrnn ls` and `jrnn validate`."""
+"""The commands `jrnn ls` and `jrnn validate`."""
 
 import ast
 import inspect
@@ -20,56 +20,82 @@ from jrnn.layers import REGISTRY as LAYERS
 from jrnn.tasks import REGISTRY as TASKS
 from jrnn.transforms import REGISTRY as TRANSFORMS
 
-HIDDEN = 128
+HIDDEN_SIZE = 128
+"""Input size and hidden size of the cells whose parameters are counted."""
+
+LS_HELP = """\
+usage: jrnn ls cells|transforms|tasks|engines|configs
+       jrnn ls cells --markdown
+
+Lists what is available: names and one-line descriptions, for cells also the kind of recurrence, the
+number of parameters and the paper.
+"""
+VALIDATE_HELP = """\
+usage: jrnn validate CONFIG[:NAME=VALUE,...] ...
+
+Loads each config without training. The exit code is 2 if a config is invalid.
+"""
 
 stdout = Console()
 
 
 def ls_command(args: list[str]) -> None:
-    """`jrnn ls cells|transforms|tasks|engines|configs`; `jrnn ls cells --markdown`."""
+    """`jrnn ls cells|transforms|tasks|engines|configs`, or `jrnn ls cells --markdown`."""
+    if args and args[0] in ("-h", "--help"):
+        print(LS_HELP, end="")
+        return
     if args == ["cells", "--markdown"]:
         print(cells_markdown())
         return
-    kinds = {
-        "cells": _cells,
-        "transforms": _transforms,
-        "tasks": _tasks,
-        "engines": _engines,
-        "configs": _configs,
+    tables = {
+        "cells": _make_cells_table,
+        "transforms": _make_transforms_table,
+        "tasks": _make_tasks_table,
+        "engines": _make_engines_table,
+        "configs": _make_configs_table,
     }
-    if len(args) != 1 or args[0] in ("-h", "--help"):
-        raise ValueError(f"ls: needs one of {', '.join(kinds)}, as in: jrnn ls cells")
-    checks.one_of("ls", "the kind", args[0], kinds)
-    stdout.print(kinds[args[0]]())
+    if len(args) != 1:
+        raise ValueError(
+            f"ls: the argument must be one of {', '.join(tables)}, got {' '.join(args) or 'none'}; "
+            "run for example: jrnn ls cells"
+        )
+    checks.one_of("ls", "the argument", args[0], tables)
+    stdout.print(tables[args[0]]())
 
 
 def validate_command(args: list[str]) -> None:
-    """`jrnn validate CONFIG ...`: loads each config; exit code 2 if any of them fails."""
+    """`jrnn validate CONFIG ...`: loads each config; exits with code 2 if one is invalid."""
+    if args and args[0] in ("-h", "--help"):
+        print(VALIDATE_HELP, end="")
+        return
     if not args:
-        raise ValueError("validate: needs one or more configs, as in: jrnn validate configs/*.py")
-    failed = False
+        raise ValueError(
+            "validate: there must be at least one config, got none; run for example: "
+            "jrnn validate configs/*.py"
+        )
+    has_failed = False
     for spec in args:
         try:
             experiment = config.load(spec)
         except (ValueError, TypeError, OSError, SystemExit) as error:
-            failed = True
+            has_failed = True
             message = "see above" if isinstance(error, SystemExit) else escape(str(error))
-            stdout.print(f"[red]bad[/red]  {escape(spec)}: {message}", soft_wrap=True)
+            stdout.print(f"[red]invalid[/red] {escape(spec)}: {message}", soft_wrap=True)
         else:
             cell = experiment.network.cell
             stdout.print(
-                f"[green]good[/green] {escape(f'{spec}: {experiment.task}, {cell}')}",
+                f"[green]valid[/green]   {escape(f'{spec}: {experiment.task}, {cell}')}",
                 soft_wrap=True,
             )
-    if failed:
+    if has_failed:
         sys.exit(2)
 
 
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    """A table with one line per row; the last column is truncated on a narrow terminal."""
+def _make_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    """Makes a table with one line per row; a narrow terminal truncates the last column."""
     table = Table(box=None, header_style="bold", pad_edge=False, expand=True)
-    for number, column in enumerate(columns[:-1]):
-        width = max(len(cell) for cell in (column, *(row[number] for row in rows)))
+    for index, column in enumerate(columns[:-1]):
+        width = max(len(text) for text in (column, *(row[index] for row in rows)))
         table.add_column(column, no_wrap=True, min_width=width)
     table.add_column(columns[-1], no_wrap=True, overflow="ellipsis", ratio=1)
     for row in rows:
@@ -77,35 +103,37 @@ def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
     return table
 
 
-def _cells() -> Table:
-    rows = [(name, kind, count, source) for name, kind, count, source, _ in cell_rows()]
-    table = _table(("name", "recurrence", "parameters", "paper"), rows)
-    table.caption = f"parameters with {HIDDEN} inputs and {HIDDEN} hidden units"
+def _make_cells_table() -> Table:
+    rows = [row[:-1] for row in make_cell_rows()]
+    table = _make_table(("name", "recurrence", "parameters", "paper"), rows)
+    table.caption = f"parameters: for {HIDDEN_SIZE} inputs and {HIDDEN_SIZE} hidden units"
     table.caption_justify = "left"
     return table
 
 
-def cell_rows() -> list[tuple[str, str, str, str, str]]:
-    """Name, kind of recurrence, number of parameters, paper and first line of each cell."""
+def make_cell_rows() -> list[tuple[str, str, str, str, str]]:
+    """Returns name, recurrence, number of parameters, paper and description of each cell."""
     rows = []
     for name, cls in CELLS.items():
-        cell = config.make_cell(name, HIDDEN)
-        kind = structure.recurrence(cell, HIDDEN)
-        rows.append((name, kind, f"{_count_params(cell):,}", first_reference(cls), first_line(cls)))
+        cell = config.make_cell(name, HIDDEN_SIZE)
+        recurrence = structure.recurrence_kind(cell, HIDDEN_SIZE)
+        count = f"{_count_params(cell):,}"
+        rows.append((name, recurrence, count, first_reference(cls), first_line(cls)))
     return rows
 
 
 def cells_markdown() -> str:
-    """The table of cells in the README."""
+    """Returns the table of cells in the README."""
     lines = [("name", "cell", "", "parameters", "recurrence", "paper")]
     lines.append(("---", "---", "---", "---:", "---", "---"))
-    for name, kind, count, source, line in cell_rows():
-        lines.append((f"`{name}`", f"`{CELLS[name].__name__}`", line, count, kind, source))
+    for name, recurrence, count, paper, description in make_cell_rows():
+        cls = CELLS[name].__name__
+        lines.append((f"`{name}`", f"`{cls}`", description, count, recurrence, paper))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def first_reference(cls: type) -> str:
-    """The first reference of a docstring, as "Elman, 1990" or "Cho et al., 2014"."""
+    """Returns the first reference in a docstring, as "Elman, 1990" or "Cho et al., 2014"."""
     _, _, references = (inspect.getdoc(cls) or "").partition("References:")
     match = re.match(r"\s*(.*?),\s+(\d{4})", references, re.DOTALL)
     if match is None:
@@ -115,37 +143,39 @@ def first_reference(cls: type) -> str:
     return f"{' '.join(names.split())}, {match[2]}"
 
 
-def _transforms() -> Table:
+def _make_transforms_table() -> Table:
     rows = [(name, first_line(cls)) for name, cls in (TRANSFORMS | LAYERS).items()]
-    return _table(("name", "transform"), rows)
+    return _make_table(("name", "description"), rows)
 
 
 def _count_params(cell: Cell) -> int:
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), HIDDEN))
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), HIDDEN_SIZE))
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _tasks() -> Table:
-    return _table(("name", "task"), [(name, first_line(cls)) for name, cls in TASKS.items()])
+def _make_tasks_table() -> Table:
+    rows = [(name, first_line(cls)) for name, cls in TASKS.items()]
+    return _make_table(("name", "description"), rows)
 
 
-def _engines() -> Table:
-    return _table(("name", "engine"), [(name, first_line(cls)) for name, cls in ENGINES.items()])
+def _make_engines_table() -> Table:
+    rows = [(name, first_line(cls)) for name, cls in ENGINES.items()]
+    return _make_table(("name", "description"), rows)
 
 
-def _configs() -> Table:
+def _make_configs_table() -> Table:
     rows = [
-        (f"configs/{path.relative_to(config.configs_folder())}", _module_docstring(path))
+        (f"configs/{path.relative_to(config.find_configs_folder())}", _read_first_line(path))
         for path in config.list_configs()
     ]
-    return _table(("config", "what it trains"), rows)
+    return _make_table(("config", "description"), rows)
 
 
 def first_line(object: Any) -> str:
-    """The first line of a docstring."""
+    """Returns the first line of a docstring."""
     return (inspect.getdoc(object) or "").partition("\n")[0]
 
 
-def _module_docstring(path: Path) -> str:
-    """The first line of the docstring of a Python file, which is not run."""
+def _read_first_line(path: Path) -> str:
+    """Returns the first line of the docstring of a Python file, without importing the file."""
     return (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")[0]

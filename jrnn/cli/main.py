@@ -1,4 +1,7 @@
-"""Runs a command; errors of the user become one line of text and exit code 2."""
+"""The entry point of the command `jrnn`.
+
+Errors that a user can cause are printed as one line, without a traceback; the exit code is 2.
+"""
 
 import io
 import logging
@@ -16,68 +19,89 @@ import jrnn
 from jrnn import checks, distributed
 
 HELP = """\
-[bold]jrnn[/bold] trains and compares recurrent networks.
+usage: jrnn COMMAND [ARGUMENTS]
 
-  jrnn train CONFIG\\[:name=value,...] \\[--flag value ...]   train; --help lists the flags
-  jrnn train --resume RUN \\[--mesh AXES]                 resume a run that was stopped
-  jrnn train ... --coordinator HOST:PORT --processes N --process I
-                                                         one of N processes that train together
-  jrnn sweep CONFIG --over NAME=VALUES ...                train many runs at once; see --help
-  jrnn eval RUN                                          evaluate the best checkpoint of a run
-  jrnn sample RUN \\[--prompt TEXT]                        print text sampled from a run on text
-  jrnn ls cells|transforms|tasks|engines|configs         list what is available
-  jrnn validate CONFIG ...                               check configs without training
-  jrnn bench \\[newton|train] \\[--flag value ...]           time layers, Newton or training
+Trains and compares recurrent networks.
 
+commands:
+  jrnn train CONFIG[:NAME=VALUE,...] [--FLAG VALUE ...]   train a network
+  jrnn train --resume RUN [--mesh MESH]                   resume an interrupted run
+  jrnn sweep CONFIG --over NAME=VALUES ...                train many variants of a config
+  jrnn sweep --resume SWEEP                               resume an interrupted sweep
+  jrnn eval RUN                                           evaluate a run on its test split
+  jrnn sample RUN [--prompt TEXT]                         sample text from a language model
+  jrnn ls cells|transforms|tasks|engines|configs          list the cells, transforms, ...
+  jrnn validate CONFIG ...                                validate configs without training
+  jrnn bench [newton|train] [--FLAG VALUE ...]            benchmark layers, Newton or training
+
+arguments:
+  CONFIG   a config file, such as configs/digits.py; `jrnn ls configs` lists those of jrnn
+  RUN      the folder of a run, which `jrnn train` prints
+  SWEEP    the folder of a sweep, which `jrnn sweep` prints
+
+options:
+  -h, --help   show this message; `jrnn COMMAND --help` shows the options of a command
+  --version    show the version
+
+environment variables:
+  JRNN_DEBUG=1   show the traceback of an error
+
+example:
   jrnn train configs/digits.py:cell=gru,hidden=64 --optimizer.learning-rate 1e-3
-
-With JRNN_DEBUG=1 in the environment an error shows its traceback.
 """
 
 stderr = Console(stderr=True)
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs the command line; exit code 2 for bad input, 1 for a run that failed."""
+    """Runs a command.
+
+    Args:
+      args: the command and its arguments; None means those of this process.
+
+    Raises:
+      SystemExit: the exit code is 2 for invalid input, 1 if training failed or memory is exhausted,
+        and 128 plus the number of the signal if the command was interrupted.
+    """
     args = sys.argv[1:] if args is None else args
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal may lack characters
+            stream.reconfigure(errors="replace")  # the encoding may lack characters
     if args == ["--version"]:
         print(f"jrnn {jrnn.__version__}")
         return
     if not args or args[0] in ("-h", "--help"):
-        Console().print(HELP, highlight=False, soft_wrap=True)
+        print(HELP, end="")
         return
-    commands = _commands()
+    commands = _load_commands()
     name, *rest = args
     if name not in commands:
-        hint = checks.suggestion(name, commands) or f"; the commands are {', '.join(commands)}"
-        _fail(f"unknown command {name!r}{hint}", 2)
-    # Orbax also logs the tracebacks of errors that it raises.
+        hint = checks.suggestion(name, commands) or "; see jrnn --help"
+        _fail(f"command must be one of {', '.join(commands)}, got {name!r}{hint}", 2)
+    # Orbax logs tracebacks of errors that it also raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         commands[name](rest)
     except FloatingPointError as error:
-        _fail(_message(error), 1)
+        _fail(_format_message(error), 1)
     except KeyboardInterrupt as error:
         received = getattr(error, "signal", signal.SIGINT)
-        _fail(_message(error, "interrupted; saved checkpoints are intact"), 128 + received)
+        _fail(_format_message(error, "interrupted; saved checkpoints are intact"), 128 + received)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if os.environ.get("JRNN_DEBUG") or not _is_out_of_memory(error):
             raise
         _fail(
             f"out of memory ({str(error).splitlines()[0] if str(error) else 'no message'}); use a "
-            "smaller batch or network, or number classes and tokens without gaps",
+            "smaller batch or network, or number the classes and tokens without gaps",
             1,
         )
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("JRNN_DEBUG"):
             raise
-        _fail(_message(error), 2)
+        _fail(_format_message(error), 2)
 
 
-def _commands() -> dict[str, Callable[[list[str]], None]]:
+def _load_commands() -> dict[str, Callable[[list[str]], None]]:
     from jrnn.cli import bench, inspect, runs, sweep
 
     return {
@@ -96,10 +120,11 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _fail(message: str, code: int) -> NoReturn:
+    """Prints an error message, and exits."""
     stderr.print(f"[bold red]jrnn:[/bold red] {escape(message)}", highlight=False, soft_wrap=True)
     distributed.exit_process(code)
 
 
-def _message(error: BaseException, default: str = "") -> str:
-    """The message of an error with its notes, such as the process that raised it."""
+def _format_message(error: BaseException, default: str = "") -> str:
+    """Returns the message of an error and its notes, such as the process that raised it."""
     return " ".join([str(error) or default, *getattr(error, "__notes__", [])])

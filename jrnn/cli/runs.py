@@ -1,10 +1,11 @@
-"""Commands that train a run or use a trained one."""
+"""The commands `jrnn train`, `jrnn eval` and `jrnn sample`."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -23,29 +24,50 @@ from jrnn.train.run.summary import make_table, save_figure, summarize
 
 stdout = Console()
 
+TRAIN_HELP = """\
+usage: jrnn train CONFIG[:NAME=VALUE,...] [--FLAG VALUE ...]
+       jrnn train --resume RUN [--mesh MESH]
+
+Trains the network of a config on its task, and writes the folder of a run.
+
+arguments:
+  CONFIG       a config file, such as configs/digits.py; `jrnn ls configs` lists those of jrnn
+  NAME=VALUE   arguments of the function get_config in this file
+
+options:
+  --FLAG VALUE    set a field of the experiment; `jrnn train CONFIG --help` lists all flags
+  --resume RUN    continue an interrupted run from its latest checkpoint
+  --mesh MESH     devices to train on, such as data=8 or data=4,model=2
+  -h, --help      show this message
+
+options of a run with several processes, which torchrun and SLURM set by environment variables:
+  --coordinator-address HOST:PORT   host of process 0 and a free port (JAX_COORDINATOR_ADDRESS)
+  --num-processes N                 number of processes (JAX_NUM_PROCESSES)
+  --process-id I                    index of this process, from 0 (JAX_PROCESS_ID)
+
+examples:
+  jrnn train configs/digits.py:cell=gru,hidden=64 --optimizer.learning-rate 1e-3
+  jrnn train --resume runs/mine --mesh data=8
+"""
+
 
 def train_command(args: list[str]) -> None:
     """`jrnn train CONFIG[:name=value,...] [--flag value ...]`, or `jrnn train --resume RUN`.
 
-    With `--coordinator HOST:PORT --processes N --process I`, or the environment variables of a
-    launcher, the process is one of N processes that train together.
+    With flags for several processes, or the environment variables of a launcher, this process is
+    one of several that train the same run.
     """
     if args and args[0] in ("-h", "--help"):
-        stdout.print(
-            "jrnn train CONFIG --help lists the arguments and flags of a config; "
-            "jrnn ls configs lists the configs; jrnn train --resume RUN resumes a run, on other "
-            "devices with --mesh data=8; --coordinator HOST:PORT --processes N --process I makes "
-            "it one of N processes that train together"
-        )
+        print(TRAIN_HELP, end="")
         return
-    options, args = _pop_flags(split_flags(args), ("coordinator", "processes", "process"))
+    options, args = _pop_flags(split_flags(args), PROCESS_FLAGS)
     with init_process_group(Launcher.find(options, os.environ)) as group:
         mode = "--resume" if "--resume" in args else "a new run"
-        # Checked before any use of a device, which would wait for all processes.
-        if len(modes := set(group.all_gather("command", mode))) > 1:
+        # Checked before any use of a device, which blocks until all processes use it.
+        if len(modes := set(group.all_gather("mode", mode))) > 1:
             raise ValueError(
-                f"train: some processes were started with {' and some with '.join(sorted(modes))}; "
-                "start all processes with the same arguments"
+                "train: all processes must have the same arguments, got "
+                f"{' and '.join(sorted(modes))}; start all processes with the same arguments"
             )
         _resume(args, group) if "--resume" in args else _train(args, group)
 
@@ -53,22 +75,22 @@ def train_command(args: list[str]) -> None:
 def _train(args: list[str], group: ProcessGroup) -> None:
     if not args or args[0].startswith("-"):
         raise ValueError(
-            "train: the first argument must be a config, as in: jrnn train configs/digits.py; "
-            "jrnn ls configs lists them"
+            f"train: the first argument must be a config, got {args[0] if args else 'none'}; run "
+            "for example: jrnn train configs/digits.py; jrnn ls configs lists the configs"
         )
     spec, *flags = args
     if "--help" in flags or "-h" in flags:
         print(config.ConfigFile.parse(spec).help())
     experiment = config.load(spec, flags)
     data = tasks.load(experiment.task)
-    check_experiment(experiment, data)  # before any folder is created
-    _check_same(experiment, data, group)
+    check_experiment(experiment, data)  # so that an invalid run creates no folder
+    _check_equal(experiment, data, group)
     folder = Path(
         group.broadcast("folder", str(new_folder(experiment)) if group.is_first else None)
     )
     if group.is_first:
         write_fingerprints(folder, [data])
-        # Written last, since it makes the folder a run.
+        # Written last, since a folder with this file is a run.
         config.save(experiment, spec, folder / "config.json")
         stdout.print(escape(f"run folder: {folder}"), soft_wrap=True)
     _train_and_report(folder, experiment, data, group, resume=False)
@@ -77,31 +99,34 @@ def _train(args: list[str], group: ProcessGroup) -> None:
 def _train_and_report(
     folder: Path, experiment: Experiment, data: Data, group: ProcessGroup, *, resume: bool
 ) -> None:
-    """Trains, and reports the result."""
+    """Trains; the first process reports the result."""
     result = train(experiment, data, folder, resume=resume, group=group)
     if group.is_first:
         report_run(experiment, data, result, folder)
 
 
-def _check_same(experiment: Experiment, data: Data, group: ProcessGroup) -> None:
-    """Raises unless all processes have the same experiment and data."""
+def _check_equal(experiment: Experiment, data: Data, group: ProcessGroup) -> None:
+    """Raises unless all processes have the same config and data."""
     if group.count == 1:
         return
     for name, own in {"config": config.encode(experiment), "data": data.fingerprint}.items():
         values = group.all_gather(name, own)
         if others := [str(index) for index, value in enumerate(values) if value != values[0]]:
             raise ValueError(
-                f"train: the {name} of process {', '.join(others)} differs from that of process 0; "
-                "start all processes with the same arguments and files"
+                f"train: the {name} must be the same in all processes, got another one in process "
+                f"{', '.join(others)} than in process 0; start all processes with the same "
+                "arguments and files"
             )
 
 
-RUN_FLAGS = ("resume", "mesh", "coordinator", "processes", "process")
-"""Flags of `jrnn train` that do not belong to a config."""
+PROCESS_FLAGS = ("coordinator-address", "num-processes", "process-id")
+"""Flags of a run with several processes."""
+RUN_FLAGS = ("resume", "mesh", *PROCESS_FLAGS)
+"""Flags of `jrnn train` that a config does not define."""
 
 
 def split_flags(args: list[str]) -> list[str]:
-    """Splits `--resume=RUN`, and the same for other `RUN_FLAGS`, into two arguments."""
+    """Splits each argument such as `--resume=RUN`, with one of `RUN_FLAGS`, into two arguments."""
     prefixes = tuple(f"--{name}=" for name in RUN_FLAGS)
     return [
         part for arg in args for part in (arg.split("=", 1) if arg.startswith(prefixes) else [arg])
@@ -109,7 +134,7 @@ def split_flags(args: list[str]) -> list[str]:
 
 
 def _pop_flags(args: list[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Returns the values of some flags by name, and the other arguments.
+    """Returns the values of the named flags, by name, and the other arguments.
 
     Raises:
       ValueError: a flag has no value.
@@ -120,7 +145,7 @@ def _pop_flags(args: list[str], names: Sequence[str]) -> tuple[dict[str, str], l
         if arg == name or name not in names:
             rest.append(arg)
         elif (value := next(remaining, None)) is None:
-            raise ValueError(f"train: --{name} needs a value")
+            raise ValueError(f"train: --{name} must have a value, got none")
         else:
             values[name] = value
     return values, rest
@@ -130,73 +155,78 @@ def _resume(args: list[str], group: ProcessGroup) -> None:
     options = dict(zip(args[::2], args[1::2], strict=False))
     if len(args) % 2 or "--resume" not in options or not options.keys() <= {"--resume", "--mesh"}:
         raise ValueError(
-            "train: --resume takes the folder of a run and no other flag than --mesh, since the "
-            "run has its own config, as in: jrnn train --resume runs/mine"
+            "train: --resume must have the folder of a run, and no other flag than --mesh, got "
+            f"{' '.join(args)}; run for example: jrnn train --resume runs/mine"
         )
     folder = Path(options["--resume"])
     experiment, data = _load_run(folder)
     if "--mesh" in options:
         experiment = replace(experiment, mesh=options["--mesh"])
-    _check_same(experiment, data, group)
+    _check_equal(experiment, data, group)
     _train_and_report(folder, experiment, data, group, resume=True)
 
 
 def eval_command(args: list[str]) -> None:
-    """`jrnn eval RUN`."""
+    """`jrnn eval RUN`: prints the test metrics of the best checkpoint of a run."""
     folder = Path(tyro.cli(_parse_eval, args=args, prog="jrnn eval"))
     experiment, data = _load_run(folder)
     stdout.print(make_table(summarize(experiment, data, restore(experiment, data, folder))))
 
 
 def sample_command(args: list[str]) -> None:
-    """`jrnn sample RUN [--prompt TEXT] [--length N] [--temperature X] [--seed N]`."""
+    """`jrnn sample RUN [--prompt TEXT] [--length N] [--temperature X] [--seed N]`: samples text."""
     tyro.cli(_sample, args=args, prog="jrnn sample")
 
 
-def _parse_eval(run: tyro.conf.Positional[str]) -> str:
-    """Evaluates the best checkpoint of a run on its test split.
+def _parse_eval(
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+) -> str:
+    """Evaluates the best checkpoint of a run on the test split.
 
     Args:
-        run: the run's folder.
+        run: the folder of the run.
     """
     return run
 
 
 def _sample(
-    run: tyro.conf.Positional[str],
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     prompt: str | None = None,
     length: int = 400,
     temperature: float = 0.7,
     seed: int = 0,
 ) -> None:
-    """Prints text sampled from a run on text.
+    """Samples text from the language model of a run, such as a run of configs/text.py.
 
     Args:
-        run: the run's folder.
-        prompt: text to start with; by default a new line.
+        run: the folder of the run.
+        prompt: text to continue; None means a newline.
         length: number of characters to sample.
-        temperature: divides the logits; 0 chooses the most probable character.
-        seed: of the samples.
+        temperature: divisor of the logits; 0 always selects the most probable character.
+        seed: seed of the samples.
     """
     experiment, data = _load_run(Path(run))
     if data.vocabulary is None:
         raise ValueError(
-            f"sample: {run} must be a run on text, got {type(experiment.task).__name__}"
+            f"sample: {run} must be a run of a text task, got {type(experiment.task).__name__}"
         )
     if prompt is None:
         prompt = "\n" if "\n" in data.vocabulary else data.vocabulary[0]
     if not prompt:
-        raise ValueError("sample: prompt must have at least one character")
+        raise ValueError("sample: prompt must have at least one character, got an empty text")
     ids = {character: id for id, character in enumerate(data.vocabulary)}
     unknown = sorted({character for character in prompt if character not in ids})
     if unknown:
         raise ValueError(
-            "sample: prompt must have characters of the training text, got "
+            "sample: prompt must contain only characters of the training text, got "
             f"{' '.join(map(repr, unknown))}"
         )
     model = load_best(experiment, data, Path(run)).model
     if not isinstance(model, SequenceToSequence):
-        raise ValueError(f"sample: the network of {run} does not predict a token at each step")
+        raise ValueError(
+            f"sample: the network of {run} must predict a token at each step, got "
+            f"{type(model).__name__}"
+        )
     tokens = generate(
         model,
         jnp.array([[ids[character] for character in prompt]], jnp.int32),
@@ -208,9 +238,14 @@ def _sample(
 
 
 def _load_run(folder: Path) -> tuple[Experiment, Data]:
-    """Loads the config of a run and its data; raises if the data have changed."""
+    """Loads the config and the data of a run.
+
+    Raises:
+      FileNotFoundError: the folder is not a run.
+      ValueError: the config is invalid, or the data have changed.
+    """
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is not a run: it has no config.json")
+        raise FileNotFoundError(f"{folder} must be the folder of a run, got no config.json in it")
     experiment = config.read(folder / "config.json")
     data = tasks.load(experiment.task)
     check_fingerprints(folder, [data])
@@ -219,21 +254,29 @@ def _load_run(folder: Path) -> tuple[Experiment, Data]:
 
 def write_fingerprints(folder: Path, data: Sequence[Data]) -> None:
     """Writes the fingerprints of the data of a run, for `check_fingerprints`."""
-    (folder / "data.txt").write_text("".join(each.fingerprint + "\n" for each in data))
+    (folder / "data.txt").write_text("".join(d.fingerprint + "\n" for d in data))
 
 
 def check_fingerprints(folder: Path, data: Sequence[Data]) -> None:
-    """Raises if the data have changed since the run began."""
+    """Raises ValueError if the data have changed since the run was created."""
     path = folder / "data.txt"
-    if path.is_file() and path.read_text().split() != [each.fingerprint for each in data]:
+    if path.is_file() and path.read_text().split() != [d.fingerprint for d in data]:
         raise ValueError(
-            f"{folder}: the data of this run have changed since it was trained; restore them, or "
-            "start a new run"
+            f"{folder}: the data of this run have changed; restore the original data, or start a "
+            "new run"
         )
 
 
 def new_folder(experiment: Experiment, prefix: str = "") -> Path:
-    """Creates the folder of a new run; raises FileExistsError if it exists and is not empty."""
+    """Creates the folder of a new run.
+
+    Args:
+      experiment: the experiment; its `run_dir` is the folder, by default a new one in `runs`.
+      prefix: prefix of the name of a new folder in `runs`.
+
+    Raises:
+      FileExistsError: `run_dir` exists and is not an empty folder.
+    """
     if experiment.run_dir is not None:
         folder = Path(experiment.run_dir)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -251,7 +294,7 @@ def new_folder(experiment: Experiment, prefix: str = "") -> Path:
         except FileExistsError:
             continue
         return folder
-    raise FileExistsError(f"train: too many folders runs/{stem}-*; remove some of them")
+    raise FileExistsError(f"train: there are too many folders runs/{stem}-*; remove some of them")
 
 
 def report_run(experiment: Experiment, data: Data, result: FitResult, folder: Path) -> None:

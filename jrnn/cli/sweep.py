@@ -1,4 +1,4 @@
-"""`jrnn sweep`: trains many runs in one compilation, and compares them."""
+"""The command `jrnn sweep`: trains many variants of a config, and compares them."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -25,22 +25,27 @@ from jrnn.tasks.task import Data, Task
 from jrnn.train import Experiment, restore
 
 stdout = Console()
-SWEEP = "sweep.json"
+SWEEP_FILE = "sweep.json"
+"""Name of the file with the options and the trials of a sweep."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """Trains many runs of a config; those that differ only in scalars share a compilation.
+class SweepOptions:
+    """Trains many variants of a config, and compares them.
 
-    Further flags set fields of the experiment, as for `jrnn train`.
+    Trials that differ only in scalar hyper-parameters share a compilation. All other flags set
+    fields of the experiment, as in `jrnn train`. `jrnn sweep --resume SWEEP` resumes an interrupted
+    sweep.
 
     Args:
-      over: names and values: seed=0:16, optimizer.learning_rate=1e-4:1e-2:log8 (or lin8),
-        network.dropout=0.1,0.2, cell=lstm,gru (an argument of the config); every combination is a
-        trial.
-      random: number of random trials, for which ranges may be 1e-4:1e-2:log (or lin).
-      draw_seed: of the random trials.
-      width: trials in one vmap; by default all trials of a device, and on a CPU one.
+      over: one or more axes NAME=VALUES of the search space. NAME is a field of the experiment or
+        an argument of the config. VALUES is a list such as 0.1,0.2 or lstm,gru, a range of ints
+        such as 0:16, or a spaced range such as 1e-4:1e-2:log8 or 0:0.5:lin6.
+      random: number of random trials, for which VALUES may also be a distribution such as
+        1e-4:1e-2:log or 0:0.5:lin; None means a grid of all combinations of values.
+      draw_seed: seed of the random trials.
+      width: number of trials in one jax.vmap; None means all trials of a device, or one trial on a
+        CPU.
     """
 
     over: tuple[str, ...] = ()
@@ -58,29 +63,29 @@ def sweep_command(args: list[str]) -> None:
     """`jrnn sweep CONFIG --over NAME=VALUES ... [--flag value ...]`, or `--resume SWEEP`."""
     args = split_flags(args)
     if args and args[0] in ("-h", "--help"):
-        tyro.cli(Options, args=["--help"], prog="jrnn sweep CONFIG")
+        tyro.cli(SweepOptions, args=["--help"], prog="jrnn sweep CONFIG")
     if Launcher.find({}, os.environ) is not None:
         raise ValueError(
-            "sweep: uses the devices of one process, but the environment names several processes; "
-            "start one process, in SLURM with JAX_NUM_PROCESSES=1"
+            "sweep: number of processes must be 1, got environment variables for several "
+            "processes; start one process, in SLURM with JAX_NUM_PROCESSES=1"
         )
     if "--resume" in args:
         _resume(args)
         return
     if not args or args[0].startswith("-"):
         raise ValueError(
-            "sweep: the first argument must be a config, as in: jrnn sweep configs/digits.py "
-            "--over seed=0:4"
+            f"sweep: the first argument must be a config, got {args[0] if args else 'none'}; run "
+            "for example: jrnn sweep configs/digits.py --over seed=0:4"
         )
     spec, *rest = args
     options, flags = tyro.cli(
-        Options, args=rest, prog=f"jrnn sweep {spec}", return_unknown_args=True
+        SweepOptions, args=rest, prog=f"jrnn sweep {spec}", return_unknown_args=True
     )
     source = config.ConfigFile.parse(spec)
     trials = make_trials(source, flags, options.over, options.random, options.draw_seed)
     experiments = [trial.experiment for trial in trials]
     loaded = load_tasks(experiments)
-    check_trials(experiments, loaded)  # before any folder is created
+    check_trials(experiments, loaded)  # so that an invalid sweep creates no folder
     folder = new_folder(experiments[0], "sweep-")
     write_fingerprints(folder, [*loaded.values()])
     content = {
@@ -89,7 +94,8 @@ def sweep_command(args: list[str]) -> None:
         "options": asdict(options),
         "trials": [{**t._asdict(), "experiment": config.encode(t.experiment)} for t in trials],
     }
-    config.write(content, spec, folder / SWEEP)  # last, since it makes the folder a sweep
+    # Written last, since a folder with this file is a sweep.
+    config.write(content, spec, folder / SWEEP_FILE)
     stdout.print(escape(f"sweep folder: {folder}, {len(trials)} trials"), soft_wrap=True)
     _train(trials, loaded, spec, options.width, folder, resume=False)
 
@@ -97,19 +103,22 @@ def sweep_command(args: list[str]) -> None:
 def _resume(args: list[str]) -> None:
     if len(args) != 2 or args[0] != "--resume":
         raise ValueError(
-            "sweep: --resume takes the folder of a sweep and no other arguments, since the sweep "
-            "has its own config, as in: jrnn sweep --resume runs/sweep-mine"
+            f"sweep: --resume must have the folder of a sweep, and no other arguments, got "
+            f"{' '.join(args)}; run for example: jrnn sweep --resume runs/sweep-mine"
         )
     folder = Path(args[1])
-    if not (folder / SWEEP).is_file():
-        raise FileNotFoundError(f"{folder} is not a sweep: it has no {SWEEP}")
-    spec, width, trials = config.read_saved(folder / SWEEP, _decode)
+    if not (folder / SWEEP_FILE).is_file():
+        raise FileNotFoundError(
+            f"{folder} must be the folder of a sweep, got no {SWEEP_FILE} in it"
+        )
+    spec, width, trials = config.read_saved(folder / SWEEP_FILE, _decode)
     loaded = load_tasks([trial.experiment for trial in trials])
     check_fingerprints(folder, [*loaded.values()])
     _train(trials, loaded, spec, width, folder, resume=True)
 
 
 def _decode(saved: dict[str, Any]) -> tuple[str, int | None, list[Trial]]:
+    """Decodes a sweep file; returns the config, the width and the trials."""
     trials = [Trial(t["values"], config.decode(t["experiment"])) for t in saved["trials"]]
     return saved["spec"], saved["options"]["width"], trials
 
@@ -123,7 +132,7 @@ def _train(
     *,
     resume: bool,
 ) -> None:
-    """Trains and compares all trials, and writes the folder of a run of the best one."""
+    """Trains and compares all trials, and writes the best one as the folder of a run."""
     experiments = [trial.experiment for trial in trials]
     result = sweep(experiments, folder, loaded=loaded, resume=resume, width=width)
     values = [trial.values for trial in trials]

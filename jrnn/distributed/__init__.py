@@ -1,4 +1,4 @@
-"""Many devices and many processes: meshes, launchers and process groups."""
+"""Training on many devices and in many processes: meshes, launchers and process groups."""
 
 from jrnn.distributed.launcher import Launcher as Launcher
 from jrnn.distributed.mesh import Mesh as Mesh

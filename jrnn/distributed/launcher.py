@@ -1,4 +1,4 @@
-"""The number of processes and the coordinator's address, from flags, SLURM or torchrun."""
+"""Settings of a multi-process run, from flags or the environment variables of a launcher."""
 
 import re
 from collections.abc import Mapping
@@ -6,53 +6,55 @@ from dataclasses import dataclass
 from typing import Any
 
 FLAG_VARIABLES = {
-    "coordinator": "JAX_COORDINATOR_ADDRESS",
-    "processes": "JAX_NUM_PROCESSES",
-    "process": "JAX_PROCESS_ID",
+    "coordinator-address": "JAX_COORDINATOR_ADDRESS",
+    "num-processes": "JAX_NUM_PROCESSES",
+    "process-id": "JAX_PROCESS_ID",
 }
-"""The environment variable that sets each flag."""
-SLURM_PORTS = 2**12
-"""Number of ports, the highest ones, that SLURM jobs are distributed over by their id."""
+"""The environment variable for each flag."""
+NUM_SLURM_PORTS = 2**12
+"""A SLURM job uses one of this many ports below 65536, chosen by the id of the job."""
 
 
 @dataclass(frozen=True)
 class Launcher:
-    """How one process of a run joins the others.
+    """The address of the coordinator, and the position of this process among all processes.
 
     Args:
       host: host name of process 0, the coordinator.
       port: a free port on that host.
-      count: number of processes on all machines.
-      index: index of this process, from 0.
-      device: the local accelerator that this process uses; None means all.
+      num_processes: number of processes on all machines.
+      process_id: index of this process, from 0 to `num_processes` - 1.
+      local_device_id: index of the local accelerator that this process uses; None means all.
 
     Raises:
-      ValueError: the index or the port is out of range.
+      ValueError: `process_id` or `port` is out of range.
     """
 
     host: str
     port: int
-    count: int
-    index: int
-    device: int | None = None
+    num_processes: int
+    process_id: int
+    local_device_id: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.index < self.count:
+        if not 0 <= self.process_id < self.num_processes:
             raise ValueError(
-                f"processes: process must be from 0 to {self.count - 1} for {self.count} "
-                f"processes, got {self.index}"
+                f"processes: process-id must be from 0 to {self.num_processes - 1} for "
+                f"{self.num_processes} processes, got {self.process_id}"
             )
         if not 0 < self.port < 2**16:
             raise ValueError(f"processes: port must be from 1 to 65535, got {self.port}")
 
     @classmethod
     def find(cls, flags: Mapping[str, str], environ: Mapping[str, str]) -> "Launcher | None":
-        """Reads flags, else the variables of JAX, of launchers like torchrun, or of SLURM.
+        """Reads flags, or the environment variables of JAX, of torchrun, or of SLURM.
+
+        Flags and the variables of JAX override those of torchrun and SLURM.
 
         Args:
-          flags: any of `coordinator` as "host:port", `processes` and `process`. The variables in
-            `FLAG_VARIABLES` set those that are missing.
-          environ: the environment of this process.
+          flags: values of "coordinator-address", in the form "host:port", "num-processes" and
+            "process-id". The variables in `FLAG_VARIABLES` replace missing flags.
+          environ: the environment variables of this process.
 
         Returns:
           The launcher; None for a single process.
@@ -62,11 +64,13 @@ class Launcher:
         """
         explicit = {flag: environ[key] for flag, key in FLAG_VARIABLES.items() if key in environ}
         explicit |= flags
-        has_counts = explicit.keys() & {"processes", "process"}
+        has_indices = explicit.keys() & {"num-processes", "process-id"}
         options = (
-            explicit if has_counts else {**(_torchrun(environ) or _slurm(environ)), **explicit}
+            explicit
+            if has_indices
+            else {**(_read_torchrun(environ) or _read_slurm(environ)), **explicit}
         )
-        if not options or options.get("processes") == "1":
+        if not options or options.get("num-processes") == "1":
             return None
         if missing := [flag for flag in FLAG_VARIABLES if flag not in options]:
             present = ", ".join(
@@ -74,22 +78,23 @@ class Launcher:
             )
             absent = ", ".join(f"--{flag} ({FLAG_VARIABLES[flag]})" for flag in missing)
             raise ValueError(
-                f"processes: got {present} without {absent}; set all three, or none for a single "
-                "process"
+                f"processes: all three flags must be set, got {present} without {absent}; set all "
+                "three, or none for a single process"
             )
-        host, port = _parse_address(options["coordinator"])
-        count, index = (_parse_int(flag, options[flag]) for flag in ("processes", "process"))
-        device = options.get("device")
-        device = None if device is None else _parse_int("device", device)
-        return cls(host, port, count, index, device)
+        host, port = _parse_address(options["coordinator-address"])
+        num_processes = _parse_int("num-processes", options["num-processes"])
+        process_id = _parse_int("process-id", options["process-id"])
+        device = options.get("local-device-id")
+        local_device_id = None if device is None else _parse_int("local-device-id", device)
+        return cls(host, port, num_processes, process_id, local_device_id)
 
 
 def _parse_address(text: str) -> tuple[str, int]:
     match = re.fullmatch(r"\[?([^\[\]]+?)\]?:(\d+)", text)
     if match is None:
         raise ValueError(
-            f"processes: coordinator must be the host and a free port of process 0, such as "
-            f"node1:9876, got {text!r}"
+            f"processes: coordinator-address must be the host and a free port of process 0, such "
+            f"as node1:9876, got {text!r}"
         )
     return match[1], int(match[2])
 
@@ -100,41 +105,46 @@ def _parse_int(name: str, text: str) -> int:
     return int(text)
 
 
-def _torchrun(environ: Mapping[str, str]) -> dict[str, str]:
-    """The options of a launcher that sets the variables of PyTorch; empty without one."""
+def _read_torchrun(environ: Mapping[str, str]) -> dict[str, str]:
+    """Reads the variables of torchrun and similar launchers; returns {} if they are not set."""
     if environ.get("WORLD_SIZE", "1") == "1":
         return {}
-    names = {"processes": "WORLD_SIZE", "process": "RANK"}
+    names = {"num-processes": "WORLD_SIZE", "process-id": "RANK"}
     options = {name: environ[key] for name, key in names.items() if key in environ}
     if "MASTER_ADDR" in environ and "MASTER_PORT" in environ:
         port = _parse_int("MASTER_PORT", environ["MASTER_PORT"])
-        # The launcher may listen on that port itself.
+        # The agent of torchrun may itself listen on that port.
         port += environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        options["coordinator"] = f"{environ['MASTER_ADDR']}:{port}"
-    is_shared = environ.get("LOCAL_WORLD_SIZE", "1") != "1"
-    return options | _device(environ, is_shared, environ.get("LOCAL_RANK"))
+        options["coordinator-address"] = f"{environ['MASTER_ADDR']}:{port}"
+    is_shared_node = environ.get("LOCAL_WORLD_SIZE", "1") != "1"
+    return options | _choose_device(environ, is_shared_node, environ.get("LOCAL_RANK"))
 
 
-def _slurm(environ: Mapping[str, str]) -> dict[str, str]:
-    """The options of a task of `srun`; empty without one, as in the batch script of a job."""
+def _read_slurm(environ: Mapping[str, str]) -> dict[str, str]:
+    """Reads the variables of `srun`; returns {} for one task, as in the batch script of a job."""
     if environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":
         return {}
-    names = {"processes": "SLURM_STEP_NUM_TASKS", "process": "SLURM_PROCID"}
+    names = {"num-processes": "SLURM_STEP_NUM_TASKS", "process-id": "SLURM_PROCID"}
     options = {name: environ[key] for name, key in names.items() if key in environ}
     if "SLURM_STEP_NODELIST" in environ and "SLURM_JOB_ID" in environ:
-        # The first node of a list such as node1,node2 or node[001-004,007],other.
+        # Matches the first node of a list such as node1,node2 or node[001-004,007],other.
         first = re.match(r"([^\[,]+)(?:\[(\w+))?", environ["SLURM_STEP_NODELIST"])
-        job = _parse_int("SLURM_JOB_ID", environ["SLURM_JOB_ID"])
+        job_id = _parse_int("SLURM_JOB_ID", environ["SLURM_JOB_ID"])
         host = "".join(part or "" for part in first.groups()) if first else "localhost"
-        options["coordinator"] = f"{host}:{2**16 - SLURM_PORTS + job % SLURM_PORTS}"
-    is_shared = any(
+        port = 2**16 - NUM_SLURM_PORTS + job_id % NUM_SLURM_PORTS
+        options["coordinator-address"] = f"{host}:{port}"
+    is_shared_node = any(
         int(tasks) > 1
         for tasks in re.findall(r"(\d+)(?:\(x\d+\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
     )
-    return options | _device(environ, is_shared, environ.get("SLURM_LOCALID"))
+    return options | _choose_device(environ, is_shared_node, environ.get("SLURM_LOCALID"))
 
 
-def _device(environ: Mapping[str, str], is_shared: bool, local: str | None) -> dict[str, Any]:
-    """One accelerator for each process of a shared machine, unless the launcher assigned them."""
+def _choose_device(
+    environ: Mapping[str, str], is_shared_node: bool, local_rank: str | None
+) -> dict[str, Any]:
+    """Assigns one accelerator to each process of a node, unless the launcher has assigned it."""
     is_assigned = environ.get("CUDA_VISIBLE_DEVICES", ",").count(",") == 0
-    return {} if local is None or not is_shared or is_assigned else {"device": local}
+    if local_rank is None or not is_shared_node or is_assigned:
+        return {}
+    return {"local-device-id": local_rank}

@@ -1,8 +1,8 @@
-"""The devices of a run: one, or a mesh of them that batches and parameters are sharded over.
+"""Data parallelism and sharded parameters: the device mesh of a run.
 
-The devices may belong to several processes. All processes run the same code on the same values, and
-each holds the shards of its own devices. Before it is sharded, an array is complete in every
-process, except for batches: a process reads only the rows of its own devices.
+The devices may belong to several processes. All processes run the same code, and each stores the
+shards of its own devices. Before an array is sharded, every process has the whole array. Batches
+are different: each process reads only the rows of its own devices.
 """
 
 import re
@@ -25,15 +25,15 @@ AXES = ("data", "model")
 
 @dataclass(frozen=True)
 class Mesh:
-    """A grid of devices; each computes its own rows of every batch.
+    """The shape of a device mesh. Each device computes its own rows of every batch.
 
     Gradients are summed over all devices once per step.
 
     Args:
-      data: number of devices along the batch; each has all parameters if `model` is 1.
-      model: number of devices that share one copy of the parameters and of the optimizer state:
-        each stores a shard of every array whose last axis is divisible by this number, and gathers
-        the other shards during a step. This saves memory, not time.
+      data: number of copies of the parameters and of the optimizer state.
+      model: number of devices that each copy is sharded over: a device stores one shard of every
+        floating-point array whose last axis is divisible by this number, and gathers the other
+        shards during a step. This saves memory, but not time.
 
     References:
       Rajbhandari et al., 2020, ZeRO: memory optimizations toward training trillion parameter
@@ -51,8 +51,8 @@ class Mesh:
             checks.positive_int("mesh", name, getattr(self, name))
 
     @classmethod
-    def of(cls, text: str | None) -> "Mesh":
-        """The mesh of a run; None means one device, or all devices if there are several processes.
+    def parse_or_default(cls, text: str | None) -> "Mesh":
+        """Parses a mesh; None means one device, or all devices if there are several processes.
 
         Raises:
           ValueError: as for `parse`.
@@ -73,12 +73,12 @@ class Mesh:
             match = re.fullmatch(r"(\w+)=(\d+)", part.strip())
             if match is None:
                 raise ValueError(
-                    f"mesh: must be of the form data=8 or data=4,model=2, got {text!r}"
+                    f"mesh: mesh must be of the form data=8 or data=4,model=2, got {text!r}"
                 )
             axis, size = match.groups()
-            checks.one_of("mesh", "an axis", axis, AXES)
+            checks.one_of("mesh", "axis", axis, AXES)
             if axis in sizes:
-                raise ValueError(f"mesh: {axis} must be given once, got {text!r}")
+                raise ValueError(f"mesh: {axis} must occur once, got {text!r}")
             sizes[axis] = int(size)
         return cls(**sizes)
 
@@ -88,52 +88,57 @@ class Mesh:
         return self.data * self.model
 
     def validate(self, batch_size: int) -> None:
-        """Checks that the devices exist and divide a batch.
+        """Validates the number of devices.
 
         Args:
-          batch_size: number of examples that are computed at once: those of a step, or of a part of
-            it if gradients are accumulated.
+          batch_size: number of examples of a step, or of a microbatch if gradients are accumulated.
 
         Raises:
-          ValueError: they do not.
+          ValueError: there are too few devices, the mesh does not have all devices of several
+            processes, or `batch_size` is not divisible by the number of devices.
         """
         available, processes = len(jax.devices()), jax.process_count()
-        needs = f"mesh: data={self.data},model={self.model} needs {self.size} devices, and there"
+        requirement = f"mesh: data={self.data},model={self.model} needs {self.size} devices, got"
         if processes > 1 and jax.local_device_count() * processes != available:
             raise ValueError(
-                f"mesh: all {processes} processes must have the same number of devices; this one "
-                f"has {jax.local_device_count()} of {available}"
+                f"mesh: all {processes} processes must have the same number of devices, got "
+                f"{jax.local_device_count()} of {available} in this process"
             )
         if processes > 1 and self.size != available:
             raise ValueError(
-                f"{needs} are {available} in {processes} processes; use all devices, or start "
+                f"{requirement} {available} in {processes} processes; use all devices, or start "
                 "fewer processes"
             )
         if self.size > available:
             raise ValueError(
-                f"{needs} are {available}; to simulate devices on a CPU, set the environment "
+                f"{requirement} {available}; to simulate devices on a CPU, set the environment "
                 f"variable XLA_FLAGS=--xla_force_host_platform_device_count={self.size}"
             )
         if batch_size % self.size:
             raise ValueError(
-                f"mesh: the {self.size} devices must divide the {batch_size} examples of a batch "
-                f"(or of a part of it, with accumulate); set batch_size to a multiple of "
-                f"{self.size}"
+                f"mesh: the number of devices must divide the batch size, or that of a microbatch "
+                f"with accumulate, got {self.size} devices and a size of {batch_size}; set "
+                f"batch_size to a multiple of {self.size}"
             )
 
-    def engine(self, name: str) -> Engine:
-        """The engine for this mesh, given the name of the engine for one device."""
+    def make_engine(self, name: str) -> Engine:
+        """Returns the engine for this mesh, given the name of the engine for each device."""
         engine = choose_engine(name)
         return engine if self.size == 1 else Sharded(engine, AXES)
 
-    def place(self, tree: Any, *, sharded: bool = True) -> Any:
-        """Puts arrays on the devices: floating-point arrays sharded over `model`, or replicated."""
+    def device_put(self, tree: Any, *, sharded: bool = True) -> Any:
+        """Puts arrays on the devices of the mesh.
+
+        Args:
+          tree: a pytree of arrays.
+          sharded: whether to shard floating-point arrays over `model`; other arrays are replicated.
+        """
         if self.size == 1:
             return tree
         return jax.tree.map(_put, tree, self._shardings(tree, sharded))
 
     def constrain(self, tree: Any, *, sharded: bool = True) -> Any:
-        """Within `jax.jit`: constrains arrays to the shardings of `place`."""
+        """Within `jax.jit`: constrains arrays to the shardings of `device_put`."""
         if self.size == 1:
             return tree
         return jax.lax.with_sharding_constraint(tree, self._shardings(tree, sharded))
@@ -151,24 +156,27 @@ class Mesh:
         return jax.tree.map(lambda leaf: _put(leaf, self._named_sharding()), tree)
 
     def fetch(self, tree: Any) -> Any:
-        """Gathers arrays whose shards may be in other processes, so that this one can read them."""
+        """Gathers arrays from all processes, so that this process can read all of their shards."""
         if jax.process_count() == 1:
             return tree
         return jax.tree.map(_fetch, tree)
 
     def local_rows(self, batch_size: int) -> np.ndarray:
-        """The indices of the rows of a batch that are on devices of this process."""
+        """Returns the indices of the rows of a batch that are on the devices of this process."""
         sharding = self._named_sharding(AXES)
         slices = sharding.addressable_devices_indices_map((batch_size,)).values()
         rows = np.arange(batch_size)
-        return np.unique(np.concatenate([rows[each] for each in slices]))
+        return np.unique(np.concatenate([rows[index] for index in slices]))
 
     def shard_batches(self, local: Any, batch_size: int) -> Any:
-        """Puts batches on the devices, given the rows of this process.
+        """Makes global batches, given the rows of this process.
 
         Args:
-          local: arrays `[steps, rows, ...]`, with the rows of `local_rows`.
+          local: arrays `[steps, rows, ...]` with the rows in `local_rows`.
           batch_size: number of rows of a global batch.
+
+        Returns:
+          Arrays `[steps, batch_size, ...]` whose rows are sharded over the devices.
         """
         if self.size == 1:
             return local
@@ -186,30 +194,30 @@ class Mesh:
             return batch
         return jax.lax.with_sharding_constraint(batch, self._named_sharding(AXES))
 
-    def shard_rows(self, plan: Any) -> jax.Array:
-        """Puts integers `[batches, batch]` on the devices, sharded over the batch if possible."""
-        divisible = plan.ndim == 2 and plan.shape[1] % self.size == 0
-        axes = (None, AXES) if divisible else ()
-        return _put(plan, self._named_sharding(*axes))
+    def shard_rows(self, rows: Any) -> jax.Array:
+        """Puts row indices `[batches, batch]` on the devices, sharded if the batch is divisible."""
+        is_divisible = rows.ndim == 2 and rows.shape[1] % self.size == 0
+        axes = (None, AXES) if is_divisible else ()
+        return _put(rows, self._named_sharding(*axes))
 
-    def in_context(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Wraps a function to run in the context of the mesh, which engines read."""
+    def wrap_with_context(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Wraps a function to run under `jax.set_mesh`, which the engine `Sharded` requires."""
         if self.size == 1:
             return function
 
-        def wrapped(*args: Any) -> Any:
+        def wrapper(*args: Any) -> Any:
             with jax.set_mesh(self._mesh):
                 return function(*args)
 
-        return wrapped
+        return wrapper
 
     def _shardings(self, tree: Any, sharded: bool) -> Any:
         replicated = lambda leaf: self._named_sharding()
         return jax.tree.map(self._sharding if sharded else replicated, tree)
 
     def _sharding(self, leaf: Any) -> NamedSharding:
-        eligible = self.model > 1 and leaf.ndim > 0 and jnp.issubdtype(leaf.dtype, jnp.floating)
-        if eligible and leaf.shape[-1] % self.model == 0:
+        is_eligible = self.model > 1 and leaf.ndim > 0 and jnp.issubdtype(leaf.dtype, jnp.floating)
+        if is_eligible and leaf.shape[-1] % self.model == 0:
             return self._named_sharding(*[None] * (leaf.ndim - 1), "model")
         return self._named_sharding()
 
@@ -224,7 +232,7 @@ class Mesh:
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    """Puts an array, which all processes have, on devices."""
+    """Puts an array that is complete in every process on the devices of a sharding."""
     if sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding)
     if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
@@ -238,6 +246,8 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def _fetch(leaf: jax.Array) -> jax.Array:
+    """Returns an array that is complete in this process."""
+
     def fetch(array: jax.Array) -> jax.Array:
         if not array.is_fully_replicated:
             return jnp.asarray(multihost_utils.process_allgather(array, tiled=True))
@@ -247,7 +257,7 @@ def _fetch(leaf: jax.Array) -> jax.Array:
 
 
 def _map_key_data(function: Callable[[Any], jax.Array], leaf: Any) -> jax.Array:
-    """Applies a function to an array, or to the integers of an array of random keys."""
+    """Applies a function to an array, or to the key data of an array of PRNG keys."""
     if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return function(leaf)
     data = function(jax.random.key_data(leaf))

@@ -1,4 +1,4 @@
-"""The processes of a run: collectives of Python values, and detection of lost processes.
+"""Process groups: collectives of Python values, and detection of lost processes.
 
 Both use the coordination service of `jax.distributed`, which runs in process 0: its key-value store
 carries the values, and its heartbeats show which processes are alive.
@@ -26,13 +26,13 @@ from jax._src.distributed import global_state  # the only access to the client o
 from jrnn.distributed.launcher import Launcher
 
 START_TIMEOUT = 300.0
-"""Seconds that processes wait for one another at the start."""
+"""Seconds that a process waits for the others at the start."""
 POLL_INTERVAL = 1.0
 """Seconds between two queries of the processes that are alive."""
 HEARTBEAT_TIMEOUT = 10
 """Seconds without a heartbeat after which a process is lost."""
 FAILURE_TIMEOUT = 4.0
-"""Seconds in which processes that fail with the same error may each report it."""
+"""Seconds that a process waits, after another one has failed, for its own failure."""
 RUNTIME_ERROR = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 """The start of errors that the loss of a process may cause."""
 MAX_WAIT_MS = 2**31 - 1
@@ -40,7 +40,7 @@ MAX_WAIT_MS = 2**31 - 1
 
 
 class ProcessGroup:
-    """The processes of a run.
+    """The processes of a run, with collectives of Python values.
 
     Attributes:
       index: index of this process, from 0.
@@ -49,7 +49,7 @@ class ProcessGroup:
     """
 
     def __init__(self, index: int = 0, count: int = 1, *, resume_command: str = ""):
-        """A single process, or one of several that `jax.distributed` has connected."""
+        """Creates the group, of the processes that `jax.distributed` has connected."""
         self.index, self.count, self.resume_command = index, count, resume_command
         self._client: Any = global_state.client if count > 1 else None
         self._calls, self._alive, self._exit_code = 0, count, 1
@@ -61,23 +61,25 @@ class ProcessGroup:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is process 0, which writes the files of the run."""
+        """Whether this is process 0, the only one that writes files."""
         return self.index == 0
 
-    def all_gather(self, what: str, value: Any) -> list[Any]:
-        """Returns the values of all processes by index; blocks until all have called it.
+    def all_gather(self, name: str, value: Any) -> list[Any]:
+        """Returns the values of all processes, in the order of their indices.
+
+        Blocks until all processes have called it.
 
         Args:
-          what: a name of the value, the same in all processes.
+          name: name of the value; must be the same in all processes.
           value: a value that JSON can represent.
 
         Raises:
-          RuntimeError: another process gathers a value of another name.
+          RuntimeError: another process gathers a value with a different name.
         """
         if self.count == 1:
             return [value]
         self._calls += 1
-        self._set(f"value/{self._calls}/{self.index}", [what, value])
+        self._set(f"value/{self._calls}/{self.index}", [name, value])
         if self.is_first:
             gathered = [self._get(f"value/{self._calls}/{k}") for k in range(self.count)]
             self._set(f"values/{self._calls}", gathered)
@@ -86,24 +88,25 @@ class ProcessGroup:
             self._client.key_value_delete(f"jrnn/values/{self._calls - 1}")
         else:
             gathered = self._get(f"values/{self._calls}")
-        for peer, (name, _) in enumerate(gathered):
-            if name != what:
+        for peer, (other, _) in enumerate(gathered):
+            if other != name:
                 raise RuntimeError(
-                    f"process {self.index} exchanges {what!r}, but process {peer} {name!r}; run "
-                    "the same code in all processes"
+                    f"all_gather: name must be the same in all processes, got {name!r} in process "
+                    f"{self.index} and {other!r} in process {peer}; run the same code in all "
+                    "processes"
                 )
         return [each for _, each in gathered]
 
-    def broadcast(self, what: str, value: Any) -> Any:
-        """Returns the value of process 0."""
-        return self.all_gather(what, value if self.is_first else None)[0]
+    def broadcast(self, name: str, value: Any) -> Any:
+        """Returns the value of process 0; `value` is ignored in other processes."""
+        return self.all_gather(name, value if self.is_first else None)[0]
 
-    def all_max(self, what: str, *numbers: float) -> list[Any]:
-        """Returns the maximum of each number over all processes."""
-        return [max(each) for each in zip(*self.all_gather(what, numbers), strict=True)]
+    def all_max(self, name: str, *numbers: float) -> list[Any]:
+        """Returns the maximum over all processes of each of the numbers."""
+        return [max(each) for each in zip(*self.all_gather(name, numbers), strict=True)]
 
     def close(self) -> None:
-        """Shuts down together with all other processes."""
+        """Closes the group; blocks until all processes have called it."""
         if self.count == 1:
             return
         self.all_gather("end", None)
@@ -126,8 +129,8 @@ class ProcessGroup:
                     (value, other, peer) if self.is_first else (other, value, self.index)
                 )
                 raise ValueError(
-                    f"processes: the {name} is {first} in process 0, but {last} in process "
-                    f"{process}"
+                    f"processes: the {name} must be the same in all processes, got {first} in "
+                    f"process 0 and {last} in process {process}"
                 )
 
     def announce_failure(self, error: BaseException | None = None) -> None:
@@ -218,8 +221,8 @@ class ProcessGroup:
             else ""
         )
         message = (
-            f"{show_cursor}\njrnn: process {lost} of {self.count} has ended or cannot be reached, "
-            f"so process {self.index} exits too. Saved checkpoints are intact{advice}\n"
+            f"{show_cursor}\njrnn: process {lost} of {self.count} has exited or is unreachable, so "
+            f"process {self.index} exits too. Saved checkpoints are intact{advice}\n"
         )
         with contextlib.suppress(OSError, ValueError):  # the streams may be closed
             sys.stdout.flush()
@@ -234,16 +237,19 @@ _active_groups: list[ProcessGroup] = []
 def init_process_group(
     launcher: Launcher | None, timeout: float = START_TIMEOUT
 ) -> Iterator[ProcessGroup]:
-    """Joins the other processes of a launcher, before JAX runs any computation.
+    """Context manager that initializes `jax.distributed` for the processes of a run.
 
-    It calls `jax.distributed.initialize`. If another process is lost within the context, this
-    process prints a message and exits with code 1: a computation that waits for the other process
-    cannot be interrupted.
+    It must be entered before JAX runs any computation. If another process is lost within the
+    context, this process prints a message and exits with code 1, since a JAX computation that waits
+    for another process cannot be interrupted.
 
     Args:
-      launcher: how to join the others; None for a single process.
-      timeout: seconds to wait for the others. If one is missing then, JAX aborts the process: it
+      launcher: settings of this process, from `Launcher.find`; None for a single process.
+      timeout: seconds to wait for the other processes. If one does not join in time, this process
         prints a message and exits with code 2.
+
+    Yields:
+      The process group.
 
     Raises:
       OSError: process 0 cannot listen on its port.
@@ -253,11 +259,11 @@ def init_process_group(
         yield ProcessGroup()
         return
     _connect(launcher, timeout)
-    group = ProcessGroup(launcher.index, launcher.count)
+    group = ProcessGroup(launcher.process_id, launcher.num_processes)
     _active_groups.append(group)
     _on_abort(group.handle_abort)
     try:
-        group.check_same("number of processes", str(launcher.count))
+        group.check_same("number of processes", str(launcher.num_processes))
         for name in ("jrnn", "jax"):
             group.check_same(f"version of {name}", version(name))
         yield group
@@ -284,7 +290,7 @@ def _connect(launcher: Launcher, timeout: float) -> None:
     """Calls `jax.distributed.initialize`; hides the log of its C++ code, a stack trace."""
     address = f"[{launcher.host}]" if ":" in launcher.host else launcher.host
     address = f"{address}:{launcher.port}"
-    if launcher.index == 0:
+    if launcher.process_id == 0:
         _check_port(launcher.host, launcher.port)
     jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM
     jax.config.update("jax_enable_recoverability", True)  # else a loss aborts all other processes
@@ -292,9 +298,9 @@ def _connect(launcher: Launcher, timeout: float) -> None:
 
         def report() -> NoReturn:
             message = (
-                f"jrnn: processes: process {launcher.index} of {launcher.count} could not join the "
-                f"others at {address} in {timeout:.0f} s; start the missing processes with the "
-                "same --coordinator, each with its own --process\n"
+                f"jrnn: processes: process {launcher.process_id} of {launcher.num_processes} could "
+                f"not join the others at {address} in {timeout:.0f} s; start the missing processes "
+                "with the same --coordinator-address, each with its own --process-id\n"
             )
             os.write(stderr, message.encode())
             os._exit(2)
@@ -302,9 +308,9 @@ def _connect(launcher: Launcher, timeout: float) -> None:
         _on_abort(report)
         jax.distributed.initialize(
             address,
-            launcher.count,
-            launcher.index,
-            launcher.device,
+            launcher.num_processes,
+            launcher.process_id,
+            launcher.local_device_id,
             cluster_detection_method="deactivate",
             initialization_timeout=max(1, round(timeout)),
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
@@ -321,7 +327,7 @@ def _check_port(host: str, port: int) -> None:
     except OSError as error:
         raise OSError(
             f"processes: process 0 cannot listen at {host}, port {port}: {error.strerror}; set an "
-            "address of its machine and a free port in --coordinator"
+            "address of its machine and a free port in --coordinator-address"
         ) from error
 
 

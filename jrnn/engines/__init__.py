@@ -1,13 +1,13 @@
-"""The engines: ways to run any cell over time, with the same values and gradients."""
+"""Engines: different algorithms that run a cell over time, with the same values and gradients."""
 
 from jrnn.engines.associative import Associative as Associative
 from jrnn.engines.engine import Engine as Engine
 from jrnn.engines.fused import Fused as Fused
-from jrnn.engines.iterate import NewtonStatus as NewtonStatus
 from jrnn.engines.native import Native as Native
 from jrnn.engines.newton import Newton as Newton
 from jrnn.engines.newton import Solution as Solution
 from jrnn.engines.newton import newton as newton
+from jrnn.engines.newton_iteration import NewtonStatus as NewtonStatus
 from jrnn.engines.scan import Scan as Scan
 from jrnn.engines.sharded import Sharded as Sharded
 from jrnn.engines.unroll import REGISTRY as REGISTRY

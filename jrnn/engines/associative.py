@@ -11,15 +11,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jrnn import checks
 from jrnn.cell import Carry, Dense, Gates, Inputs, LogDiagonal
-from jrnn.engines import prefix
+from jrnn.engines import recurrence
+from jrnn.engines.chunks import choose_chunk_size, scan_chunks
 from jrnn.engines.engine import Engine
 from jrnn.engines.precision import BoundCell
-from jrnn.engines.pullback import even_chunk, scan_chunks
 from jrnn.engines.scan import Scan
 from jrnn.masking import Masks, expand_mask, step_shapes, zero_where
 
 BLOCK_ELEMENTS = 2**17
-"""Elements in the states of a block on a CPU; 2^15 to 2^18 are equally fast at 65536 steps."""
+"""The default number of state elements in a block on a CPU; the states of a block then fit into the
+cache. 2^15 to 2^18 are equally fast at 65536 steps."""
 
 Steps = tuple[Inputs, jax.Array | None, jax.Array | None]
 """Inputs, valid steps and resets, each `[T, ...]` or None."""
@@ -34,19 +35,19 @@ class Associative(Engine):
         (a_2, b_2) after (a_1, b_1) = (a_2 a_1, a_2 b_1 + b_2)
         reset:  a = 0, b = a * initial + b;      padding:  a = 1, b = 0
 
-    Inputs of all steps are projected by one matrix product, and so is the readout. The scan has
-    logarithmic depth on accelerators; on a CPU it is sequential, with one pass over memory. Its
-    derivative is another scan, in the other direction; derivatives of every mode and order work.
-    Half-precision carries are accumulated in float32.
+    The projections of all steps are one matrix product, and so are the readouts. The scan has
+    logarithmic depth on accelerators. On a CPU it is sequential, with one pass over memory. Its
+    derivative is another scan, in the other direction. Derivatives of every mode and order are
+    supported. Half-precision carries are accumulated in float32.
 
-    A cell may return `LogDiagonal` coefficients, which are accurate for very small values; the scan
-    uses their exponentials. It never divides by a product of gates, so it needs no logarithms.
+    `LogDiagonal` coefficients are converted to their exponentials. The scan never divides by a
+    product of gates, so it does not need logarithms for numerical stability.
 
-    Where `Scan` overflows to inf, a product of elements may be NaN; neither passes a reset.
+    If `Scan` overflows to inf, this engine may return NaN. Neither affects outputs after a reset.
 
-    With a `mesh`, time is sharded over devices: each device solves its own steps, the devices
-    exchange the effect of their steps on the carry, and each adds the effect of its incoming carry.
-    Inputs may have any sharding; outputs are sharded over time, and the carry is replicated::
+    With a `mesh`, time is sharded over devices. Each device composes its own steps, all devices
+    exchange the composed steps, and each device computes its states from its incoming carry. Inputs
+    may have any sharding; outputs are sharded over time, and the carry is replicated::
 
         mesh = jax.make_mesh((8,), ("time",))
         carry, ys = jrnn.unroll(cell, params, xs, engine=jrnn.Associative(mesh=mesh))
@@ -55,10 +56,11 @@ class Associative(Engine):
       chunk: number of consecutive steps that are computed sequentially; chunks are combined by an
         associative scan. 1 is a pure associative scan, T or more a sequential loop. By default T on
         a CPU, else 1.
-      block: number of steps whose states are in memory at a time. Blocks run one after another, and
-        are recomputed in the backward pass; T or more is a single block. By default T, but on a CPU
-        as many as fit into the cache (`BLOCK_ELEMENTS`), which is twice as fast as a single block.
-        Use less for large states, such as matrices.
+      block: number of steps whose states are in memory at the same time. Blocks run one after
+        another, and are recomputed in the backward pass; T or more is a single block. The default
+        is T on accelerators. On a CPU it is the number of steps that fit into the cache
+        (`BLOCK_ELEMENTS`), which is twice as fast as a single block. Use a smaller number for large
+        states, such as matrices.
       mesh: devices over which time is sharded, or None.
       axis: the axis of the mesh over which time is sharded.
 
@@ -79,7 +81,7 @@ class Associative(Engine):
       Martin and Cundy, 2018, Parallelizing linear recurrent neural nets over sequence length.
     """
 
-    general: ClassVar[bool] = False
+    supports_every_cell: ClassVar[bool] = False
 
     chunk: int | None = None
     block: int | None = None
@@ -114,8 +116,8 @@ class Associative(Engine):
         if count == 0:
             return Scan().run(bound, carry, xs, masks, reverse)
         if self.mesh is not None:
-            return self._over_devices(self.mesh, bound, carry, steps, masks.initial, reverse)
-        block = self.block_of(count, carry)
+            return self._run_sharded(self.mesh, bound, carry, steps, masks.initial, reverse)
+        block = self.block_size(count, carry)
         if block >= count:
             return self._run(bound, carry, steps, masks.initial, reverse)
 
@@ -127,14 +129,14 @@ class Associative(Engine):
         carry, (ys, _) = scan_chunks(run_block, carry, steps, None, block, reverse=reverse)
         return carry, ys
 
-    def block_of(self, steps: int, carry: Carry) -> int:
-        """The number of steps of a block; the default divides T if possible."""
+    def block_size(self, steps: int, carry: Carry) -> int:
+        """Returns the number of steps of a block; the default divides T if possible."""
         if self.block is not None:
             return self.block
         if jax.default_backend() != "cpu":
             return steps
         size = sum(leaf.size for leaf in jax.tree.leaves(carry))
-        return even_chunk(steps, max(16, BLOCK_ELEMENTS // max(1, size)))
+        return choose_chunk_size(steps, max(16, BLOCK_ELEMENTS // max(1, size)))
 
     def _run(
         self, bound: BoundCell, carry: Carry, steps: Steps, initial: Carry | None, reverse: bool
@@ -143,7 +145,7 @@ class Associative(Engine):
         states = [leaf.solve(reverse, self.chunk) for leaf in leaves]
         return _finish(bound, carry, steps[1], reverse, z, states)
 
-    def _over_devices(
+    def _run_sharded(
         self,
         mesh: Mesh,
         bound: BoundCell,
@@ -161,22 +163,23 @@ class Associative(Engine):
             )
         sharded, replicated = PartitionSpec(self.axis), PartitionSpec()
 
-        def local(bound: BoundCell, carry: Carry, steps: Steps, initial: Carry | None) -> Any:
+        def run_shard(bound: BoundCell, carry: Carry, steps: Steps, initial: Carry | None) -> Any:
             z, leaves = _recurrences(bound, carry, steps, initial)
             leaves = [
-                leaf.start_after_other_devices(self.axis, reverse, self.chunk) for leaf in leaves
+                leaf.after_previous_devices(self.axis, reverse, self.chunk) for leaf in leaves
             ]
             states = [leaf.solve(reverse, self.chunk) for leaf in leaves]
             carry, ys = _finish(bound, carry, steps[1], reverse, z, states)
-            final = lambda leaf: lax.all_gather(leaf, self.axis)[0 if reverse else -1]
-            return jax.tree.map(final, carry), ys
+            last_device = 0 if reverse else -1
+            carry = jax.tree.map(lambda a: lax.all_gather(a, self.axis)[last_device], carry)
+            return carry, ys
 
         if AxisType.Explicit in mesh.axis_types:  # cotangents must have the sharding of the inputs
             reshard = lambda tree, spec: jax.sharding.reshard(tree, NamedSharding(mesh, spec))
             steps = reshard(steps, sharded)
             bound, carry, initial = (reshard(tree, replicated) for tree in (bound, carry, initial))
         return jax.shard_map(
-            local,
+            run_shard,
             mesh=mesh,
             in_specs=(replicated, replicated, sharded, replicated),
             out_specs=(replicated, sharded),
@@ -185,73 +188,73 @@ class Associative(Engine):
 
 
 class _Recurrence(NamedTuple):
-    """One leaf of the carry over time: s_t = a_t s_{t-1} + b_t, from `start`.
+    """The recurrence of one leaf of the carry: s_t = a_t s_{t-1} + b_t, from s = init.
 
     Attributes:
-      algebra: the algebra of a, without resets.
+      algebra: the products of a with b, without resets.
       a: scalars `[T, B, ...]` or matrices `[T, B, ..., n, n]`; T and B may be 1 for broadcasting.
-      keep: `[T, B]` bool, False at resets, where the previous state is discarded; or None.
+      keep: `[T, B]` bool, False at resets, which discard the previous state; None without resets.
       b: `[T, B, ...]`.
-      start: `[B, ...]`.
+      init: the state before the first step, `[B, ...]`.
     """
 
-    algebra: prefix.Algebra
+    algebra: recurrence.Algebra
     a: jax.Array
     keep: jax.Array | None
     b: jax.Array
-    start: jax.Array
+    init: jax.Array
 
     def solve(self, reverse: bool, chunk: int | None) -> jax.Array:
-        """The state after each step."""
+        """Computes the state after each step."""
         algebra, a = self.algebra, self.a
         if self.keep is not None:
-            algebra, a = prefix.with_resets(algebra), (a, self.keep)
-        return prefix.solve(algebra, a, self.b, self.start, reverse=reverse, chunk=chunk)
+            algebra, a = recurrence.with_resets(algebra), (a, self.keep)
+        return recurrence.solve(algebra, a, self.b, self.init, reverse=reverse, chunk=chunk)
 
-    def start_after_other_devices(
-        self, axis: str, reverse: bool, chunk: int | None
-    ) -> "_Recurrence":
-        """Replaces `start` by the state after the steps of all previous devices."""
+    def after_previous_devices(self, axis: str, reverse: bool, chunk: int | None) -> "_Recurrence":
+        """Replaces `init` by the state after the steps of all previous devices."""
 
-        def last_state(b: jax.Array, start: jax.Array) -> jax.Array:
-            states = self._replace(b=b, start=start).solve(reverse, chunk)
-            return prefix.last(states, reverse)
+        def last_state(b: jax.Array, init: jax.Array) -> jax.Array:
+            states = self._replace(b=b, init=init).solve(reverse, chunk)
+            return recurrence.last(states, reverse)
 
-        apply_product = partial(last_state, jnp.zeros_like(self.b))
-        if self.algebra is prefix.DENSE:
-            units = jnp.eye(self.start.shape[-1], dtype=self.start.dtype)
-            images = jax.vmap(lambda e: apply_product(jnp.broadcast_to(e, self.start.shape)))(units)
-            product = jnp.moveaxis(images, 0, -1)
+        # The composed steps of this device map a state s to product * s + offset.
+        multiply_all = partial(last_state, jnp.zeros_like(self.b))
+        if self.algebra is recurrence.DENSE:
+            basis = jnp.eye(self.init.shape[-1], dtype=self.init.dtype)
+            columns = jax.vmap(lambda e: multiply_all(jnp.broadcast_to(e, self.init.shape)))(basis)
+            product = jnp.moveaxis(columns, 0, -1)
         else:
-            product = apply_product(jnp.ones_like(self.start))
-        offset = last_state(self.b, jnp.zeros_like(self.start))
-        # A recurrence over devices, whose elements are the composed steps of each device.
+            product = multiply_all(jnp.ones_like(self.init))
+        offset = last_state(self.b, jnp.zeros_like(self.init))
+        # A recurrence over devices, with one element for the composed steps of each device.
         products, offsets = (lax.all_gather(leaf, axis) for leaf in (product, offset))
         devices = self._replace(a=products, b=offsets)
-        if self.keep is not None:  # resets must stop inf and NaN as well
+        if self.keep is not None:  # inf and NaN must not pass a reset
             devices = devices._replace(keep=lax.all_gather(self.keep.all(axis=0), axis))
-        ends = devices.solve(reverse, None)
-        return self._replace(start=prefix.shift(ends, self.start, reverse)[lax.axis_index(axis)])
+        last_states = devices.solve(reverse, None)
+        first_states = recurrence.shift(last_states, self.init, reverse)
+        return self._replace(init=first_states[lax.axis_index(axis)])
 
 
 def _recurrences(
     bound: BoundCell, carry: Carry, steps: Steps, initial: Carry | None
 ) -> tuple[Gates, list[_Recurrence]]:
-    """Gates z of all steps, and the recurrence of each leaf of the carry, with masks applied."""
+    """Returns the gates z, and the recurrence of each leaf of the carry, with masks applied."""
     xs, valid, resets = steps
     z = bound.project(zero_where(valid, xs))
-    coefficients: Any = bound.coefficients(z)  # not None, as checked by `run`
+    coefficients: Any = bound.coefficients(z)  # not None, as `run` has validated
     if isinstance(coefficients, LogDiagonal):
         coefficients = coefficients.exp()
     dense = isinstance(coefficients, Dense)
     time = jax.tree.leaves(xs)[0].shape[:1]
 
     def leaf_recurrence(
-        a: jax.Array, b: jax.Array, start: jax.Array, first: jax.Array
+        a: jax.Array, b: jax.Array, first: jax.Array, initial: jax.Array
     ) -> _Recurrence:
-        a, b, start = (leaf.astype(_accum_dtype(start.dtype)) for leaf in (a, b, start))
-        algebra = prefix.DENSE if dense else prefix.DIAGONAL
-        shape = (*time, *start.shape)
+        a, b, first = (leaf.astype(_accum_dtype(first.dtype)) for leaf in (a, b, first))
+        algebra = recurrence.DENSE if dense else recurrence.DIAGONAL
+        shape = (*time, *first.shape)
         if not dense and any(_cannot_broadcast(leaf.shape, shape) for leaf in (a, b)):
             raise ValueError(
                 f"{type(bound.cell).__name__}.coefficients must broadcast against the carry, "
@@ -260,12 +263,12 @@ def _recurrences(
             )
         b = jnp.broadcast_to(b, shape)
         a = a.reshape((1,) * (b.ndim + dense - a.ndim) + a.shape)
-        one = jnp.eye(a.shape[-1], dtype=a.dtype) if dense else jnp.ones((), a.dtype)
+        identity = jnp.eye(a.shape[-1], dtype=a.dtype) if dense else jnp.ones((), a.dtype)
         if valid is not None:
-            a, b = jnp.where(expand_mask(valid, a), a, one), zero_where(valid, b)
+            a, b = jnp.where(expand_mask(valid, a), a, identity), zero_where(valid, b)
         if resets is not None:
-            b = b + zero_where(resets, algebra.act(a, jnp.broadcast_to(first, b.shape)))
-        return _Recurrence(algebra, a, None if resets is None else ~resets, b, start)
+            b = b + zero_where(resets, algebra.matvec(a, jnp.broadcast_to(initial, b.shape)))
+        return _Recurrence(algebra, a, None if resets is None else ~resets, b, first)
 
     trees = (*coefficients, carry, carry if initial is None else initial)
     return z, [
@@ -287,11 +290,11 @@ def _finish(
     z: Gates,
     states: list[jax.Array],
 ) -> tuple[Carry, Any]:
-    """The last carry and the outputs, from the state after each step."""
+    """Returns the last carry and the outputs, from the state after each step."""
     tree = jax.tree.unflatten(jax.tree.structure(carry), states)
-    # The carry may have integer leaves.
+    # The carry may have leaves that are not floating, or in half precision.
     carries = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, carry)
-    return prefix.last(carries, reverse), zero_where(valid, bound.readout(carries, z))
+    return recurrence.last(carries, reverse), zero_where(valid, bound.readout(carries, z))
 
 
 def _accum_dtype(dtype: jnp.dtype) -> jnp.dtype:

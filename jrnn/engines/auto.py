@@ -1,4 +1,4 @@
-"""The engine that chooses another engine."""
+"""The engine that selects another engine."""
 
 import logging
 from dataclasses import dataclass
@@ -17,32 +17,36 @@ from jrnn.masking import Masks, step_shapes
 
 log = logging.getLogger("jrnn")
 
-SMALL_CELL, LARGE_BATCH, MANY_STEPS = 16384, 32, 256
-"""Thresholds: weights of a cell, sequences of a batch, steps of a linear cell; see `Auto`."""
+SCAN_MAX_WEIGHTS, SCAN_MIN_BATCH, ASSOCIATIVE_MIN_STEPS = 16384, 32, 256
+"""Thresholds of `Auto`: weights of a cell, batch size, and number of steps."""
 
 
 @dataclass(frozen=True)
 class Auto(Engine):
-    """Chooses an engine by platform, cell and dtype at trace time; logs it to the logger `jrnn`.
+    """Selects an engine at trace time, and logs it to the logger `jrnn`.
 
-    - `Native` if it has a kernel: LSTM, GRU (reset after) or Elman, in float32, on a CPU, with the
-      C++ extension built.
-    - Otherwise `Associative` for a cell with `coefficients`; on a CPU from `MANY_STEPS` steps.
-    - Otherwise `Fused`, except on a CPU for a cell of less than `SMALL_CELL` weights and a batch of
-      at least `LARGE_BATCH`, where it is `Scan`. If XLA partitions the computation over a mesh, it
-      is `Fused` for these as well, since with `Scan` XLA sums gradients over the devices at every
-      step.
+    The first of these rules that applies selects the engine:
 
-    The rules follow from the tables of `jrnn bench` in docs/benchmarks. `Native` is the fastest of
-    the three at every shape, forward and with gradients. Without gradients `Fused` and `Scan` are
-    the same; with gradients, times of `Scan` / `Fused` at batch 32 and 64 steps are::
+    - `Native` if it has a kernel: for LSTM, GRU (reset after) and Elman, in float32, on a CPU, if
+      the C++ extension is installed.
+    - `Associative` if the cell has `coefficients`; on a CPU only from `ASSOCIATIVE_MIN_STEPS`
+      steps.
+    - `Scan` on a CPU if the cell has less than `SCAN_MAX_WEIGHTS` weights and the batch at least
+      `SCAN_MIN_BATCH` sequences. This rule does not apply if XLA partitions the computation over a
+      mesh, because XLA would then sum the gradients of `Scan` over the devices at every step.
+    - `Fused`.
+
+    The thresholds follow from the tables of `jrnn bench` in docs/benchmarks. `Native` is the
+    fastest of the engines for LSTM, GRU and Elman at every shape, with and without gradients.
+    Without gradients, `Fused` and `Scan` run the same computation. With gradients, the ratios of
+    the times of `Scan` and `Fused` at batch 32 and 64 steps are::
 
         input = hidden     16    32    64    128   256   512   1024
         LSTM               0.66  0.88  0.87  1.04  0.99  1.14  1.19
         GRU                0.89  0.80  1.03  1.08  1.00  1.40
 
-    Times of `Fused` / `Associative` with gradients, on a CPU, with 64 inputs and 128 hidden units,
-    by the number of steps::
+    The ratios of the times of `Fused` and `Associative` with gradients, on a CPU, with 64 inputs
+    and 128 hidden units, by number of steps, are::
 
         steps              16    64    256   1024  4096
         MinGRU  batch 1    1.09  1.50  0.99  1.37  1.50
@@ -50,23 +54,28 @@ class Auto(Engine):
         LRU     batch 1    1.76  2.20  1.62  2.64  2.97
                 batch 32   1.54  1.32  1.44  1.22  1.37
 
-    `Native` supports neither second derivatives nor `jax.export`: use `engine="fused"` for these.
-    `Native` and `Fused` have no forward mode: use `engine="scan"` for `jax.jvp`.
+    `Native` supports neither second derivatives nor `jax.export`: use `engine="fused"` for them.
+    `Native` and `Fused` do not support forward mode: use `engine="scan"` for `jax.jvp`.
     """
 
     def run(
         self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
     ) -> tuple[Carry, Any]:
         reason = unavailable_reason(bound, xs)
-        chosen = Native() if reason is None else _without_kernels(bound, xs)
+        chosen = Native() if reason is None else _select_without_kernels(bound, xs)
         log.info("engine='auto' chose %r%s", chosen, "" if reason is None else f": {reason}")
         return chosen.run(bound, carry, xs, masks, reverse)
 
 
-def _without_kernels(bound: BoundCell, xs: Inputs) -> Engine:
+def _select_without_kernels(bound: BoundCell, xs: Inputs) -> Engine:
     steps, batch = jax.tree.leaves(xs)[0].shape[:2]
     on_cpu = jax.default_backend() == "cpu"
-    if (steps >= MANY_STEPS or not on_cpu) and bound.is_linear(step_shapes(xs)):
+    if (steps >= ASSOCIATIVE_MIN_STEPS or not on_cpu) and bound.is_linear(step_shapes(xs)):
         return Associative()
-    use_scan = on_cpu and bound.size < SMALL_CELL and batch >= LARGE_BATCH and not is_partitioned()
+    use_scan = (
+        on_cpu
+        and bound.size < SCAN_MAX_WEIGHTS
+        and batch >= SCAN_MIN_BATCH
+        and not is_partitioned()
+    )
     return Scan() if use_scan else Fused()

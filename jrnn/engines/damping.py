@@ -1,12 +1,13 @@
-"""The damped step of Newton's method over time: least squares by a Kalman smoother.
+"""The damped step of Newton's method over time, computed by a Kalman smoother.
 
-With Jacobians A_t and residuals r_t, the steps d_t minimize::
+With Jacobians A_t and residuals r_t, the changes d_t of the states minimize::
 
     sum over t of |d_t - A_t d_{t-1} - r_t|^2 + damping |d_t|^2
 
-from d = 0 before the first step. They are the smoothed means of a state d_t with transition A_t,
-offset r_t and unit noise, given observations of zero with variance 1/damping. The means are linear
-recurrences. The covariances are not, but they can be computed by an associative scan as well.
+with d = 0 before the first step. They are the smoothed means of a linear Gaussian state space model
+with states d_t, transitions A_t, offsets r_t and unit noise, given that every d_t is observed as
+zero with variance 1/damping. The means satisfy linear recurrences. The covariances do not, but they
+can also be computed by an associative scan.
 """
 
 from collections.abc import Callable
@@ -16,25 +17,34 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jrnn.engines import prefix
-from jrnn.engines.jacobian import Kind, Leaves, concat_leaves, split_leaves
+from jrnn.engines import recurrence
+from jrnn.engines.jacobian import JacobianKind, Leaves, concat_leaves, split_leaves
 
 
-class EntryOps(NamedTuple):
-    """Arithmetic on covariances, which are scalars or matrices `[..., n, n]`."""
+class CovarianceOps(NamedTuple):
+    """Operations on covariances, which are scalars or matrices `[..., n, n]`.
 
-    algebra: prefix.Algebra
-    times: Callable[[jax.Array, jax.Array], jax.Array]
+    Attributes:
+      algebra: the products of Jacobians and vectors.
+      matmul: the product of two covariances or Jacobians.
+      adjoint: the conjugate transpose.
+      positive_inverse: the inverse of positive definite matrices.
+      general_inverse: the inverse of invertible matrices.
+      identity: identity matrices in the shape of the argument.
+    """
+
+    algebra: recurrence.Algebra
+    matmul: Callable[[jax.Array, jax.Array], jax.Array]
     adjoint: Callable[[jax.Array], jax.Array]
-    inverse: Callable[[jax.Array], jax.Array]  # of positive definite matrices
-    any_inverse: Callable[[jax.Array], jax.Array]
-    one: Callable[[jax.Array], jax.Array]
+    positive_inverse: Callable[[jax.Array], jax.Array]
+    general_inverse: Callable[[jax.Array], jax.Array]
+    identity: Callable[[jax.Array], jax.Array]
 
 
 def positive_inverse(a: jax.Array) -> jax.Array:
-    """The inverse of positive definite matrices `[..., n, n]`, by elimination without pivoting.
+    """Inverts positive definite matrices `[..., n, n]`, by Gauss-Jordan elimination.
 
-    It replaces `jnp.linalg.inv`, two concurrent batched calls of which deadlock on a CPU with two
+    It replaces `jnp.linalg.inv`: two concurrent batched calls of it deadlock on a CPU with two
     cores (jaxlib 0.10.2).
     """
     n = a.shape[-1]
@@ -52,21 +62,21 @@ def positive_inverse(a: jax.Array) -> jax.Array:
     return lax.fori_loop(0, n, sweep, a)
 
 
-SCALARS = EntryOps(
-    prefix.DIAGONAL, jnp.multiply, jnp.conj, jnp.reciprocal, jnp.reciprocal, jnp.ones_like
+SCALARS = CovarianceOps(
+    recurrence.DIAGONAL, jnp.multiply, jnp.conj, jnp.reciprocal, jnp.reciprocal, jnp.ones_like
 )
-MATRICES = EntryOps(
-    algebra=prefix.DENSE,
-    times=prefix.DENSE.times,
+MATRICES = CovarianceOps(
+    algebra=recurrence.DENSE,
+    matmul=recurrence.DENSE.matmul,
     adjoint=lambda a: jnp.conj(jnp.swapaxes(a, -1, -2)),
-    inverse=positive_inverse,
-    any_inverse=jnp.linalg.inv,
-    one=lambda a: jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), a.shape),
+    positive_inverse=positive_inverse,
+    general_inverse=jnp.linalg.inv,
+    identity=lambda a: jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), a.shape),
 )
 
 
-def damped_step(kind: Kind, a: Any, r: Leaves, damping: jax.Array, reverse: bool) -> Leaves:
-    """The change of the states in one damped step.
+def damped_step(kind: JacobianKind, a: Any, r: Leaves, damping: jax.Array, reverse: bool) -> Leaves:
+    """Computes the change of the states in one damped step.
 
     Args:
       kind: the kind of the Jacobians.
@@ -74,6 +84,9 @@ def damped_step(kind: Kind, a: Any, r: Leaves, damping: jax.Array, reverse: bool
       r: the residuals, leaves `[T, B, hidden]`.
       damping: `[B]`, at least 0.
       reverse: whether the scan runs in reverse.
+
+    Returns:
+      The changes d of the states, leaves `[T, B, hidden]`.
 
     References:
       Gonzalez et al., 2024, Towards scalable and stable parallelization of nonlinear RNNs (ELK).
@@ -90,55 +103,71 @@ def damped_step(kind: Kind, a: Any, r: Leaves, damping: jax.Array, reverse: bool
 
 
 def smooth(
-    ops: EntryOps, a: jax.Array, r: jax.Array, damping: jax.Array, reverse: bool
+    ops: CovarianceOps, a: jax.Array, r: jax.Array, damping: jax.Array, reverse: bool
 ) -> jax.Array:
-    """The steps d `[T, B, ..., n]` for Jacobians a `[T, B, ..., n, n]`, or all without n."""
-    times, act = ops.times, ops.algebra.act
+    """Computes the smoothed means d; see the module docstring for the symbols.
+
+    Args:
+      ops: `SCALARS` or `MATRICES`.
+      a: the Jacobians, `[T, B, ..., n, n]`; for scalars `[T, B, ...]`.
+      r: the residuals, `[T, B, ..., n]`; for scalars `[T, B, ...]`.
+      damping: `[B]`.
+      reverse: whether the scan runs in reverse.
+
+    Returns:
+      d, in the shape of r.
+    """
+    matmul, matvec = ops.matmul, ops.algebra.matvec
     weight = damping.reshape(-1, *(1,) * (a.ndim - 2))
-    compute = covariances if jax.default_backend() == "cpu" else parallel_covariances
-    predicted, updated = compute(ops, a, weight, reverse)
+    covariances_of = covariances if jax.default_backend() == "cpu" else parallel_covariances
+    predicted, updated = covariances_of(ops, a, weight, reverse)
     zero = jnp.zeros_like(r[0])
-    gain = ops.inverse(ops.one(predicted) + weight * predicted)
-    means = prefix.solve(ops.algebra, times(gain, a), act(gain, r), zero, reverse=reverse)
-    # The values of the following step; zeros after the last one.
-    after = lambda leaf, end: prefix.shift(leaf, end, not reverse)
-    a_next, r_next = after(a, jnp.zeros_like(a[0])), after(r, zero)
-    predicted_next = after(predicted, ops.one(a[0]))
-    back = times(times(updated, ops.adjoint(a_next)), ops.inverse(predicted_next))
-    b = means - act(back, act(a_next, means) + r_next)
-    return prefix.solve(ops.algebra, back, b, zero, reverse=not reverse)
+    gain = ops.positive_inverse(ops.identity(predicted) + weight * predicted)
+    means = recurrence.solve(ops.algebra, matmul(gain, a), matvec(gain, r), zero, reverse=reverse)
+    # The values of the next step in scan order; `end` after the last step.
+    shift_back = lambda leaf, end: recurrence.shift(leaf, end, not reverse)
+    a_next, r_next = shift_back(a, jnp.zeros_like(a[0])), shift_back(r, zero)
+    predicted_next = shift_back(predicted, ops.identity(a[0]))
+    smoother_gain = matmul(
+        matmul(updated, ops.adjoint(a_next)), ops.positive_inverse(predicted_next)
+    )
+    b = means - matvec(smoother_gain, matvec(a_next, means) + r_next)
+    return recurrence.solve(ops.algebra, smoother_gain, b, zero, reverse=not reverse)
 
 
 def covariances(
-    ops: EntryOps, a: jax.Array, weight: jax.Array, reverse: bool
+    ops: CovarianceOps, a: jax.Array, weight: jax.Array, reverse: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """Covariances of each d_t before and after its observation, sequentially."""
+    """Computes the covariances of each d_t before and after its observation, sequentially."""
 
     def step(prev: jax.Array, a: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        one = ops.one(a)
-        predicted = ops.times(ops.times(a, prev), ops.adjoint(a)) + one
-        updated = ops.times(predicted, ops.inverse(one + weight * predicted))
+        identity = ops.identity(a)
+        predicted = ops.matmul(ops.matmul(a, prev), ops.adjoint(a)) + identity
+        updated = ops.matmul(predicted, ops.positive_inverse(identity + weight * predicted))
         return updated, (predicted, updated)
 
     return lax.scan(step, jnp.zeros_like(a[0]), a, reverse=reverse)[1]
 
 
 def parallel_covariances(
-    ops: EntryOps, a: jax.Array, weight: jax.Array, reverse: bool
+    ops: CovarianceOps, a: jax.Array, weight: jax.Array, reverse: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """The same as `covariances`, by an associative scan."""
-    times, adjoint = ops.times, ops.adjoint
-    one = ops.one(a)
-    squares = times(adjoint(a), a)
-    elements = (a / (1 + weight), one / (1 + weight), weight / (1 + weight) * squares)
+    """Computes the same as `covariances`, by an associative scan.
 
-    def combine(early: Any, late: Any) -> Any:
-        (a_1, c_1, j_1), (a_2, c_2, j_2) = early, late
-        inverse = ops.any_inverse(ops.one(a_1) + times(c_1, j_2))
-        gain = times(a_2, inverse)
-        information = times(times(adjoint(a_1), j_2), times(inverse, a_1))
-        return times(gain, a_1), times(times(gain, c_1), adjoint(a_2)) + c_2, information + j_1
+    The elements (a, c, j) and their composition are those of Särkkä and García-Fernández.
+    """
+    matmul, adjoint = ops.matmul, ops.adjoint
+    identity = ops.identity(a)
+    squares = matmul(adjoint(a), a)
+    elements = (a / (1 + weight), identity / (1 + weight), weight / (1 + weight) * squares)
+
+    def combine(first: Any, second: Any) -> Any:
+        (a_1, c_1, j_1), (a_2, c_2, j_2) = first, second
+        inverse = ops.general_inverse(ops.identity(a_1) + matmul(c_1, j_2))
+        gain = matmul(a_2, inverse)
+        information = matmul(matmul(adjoint(a_1), j_2), matmul(inverse, a_1))
+        return matmul(gain, a_1), matmul(matmul(gain, c_1), adjoint(a_2)) + c_2, information + j_1
 
     _, updated, _ = lax.associative_scan(combine, elements, reverse=reverse)
-    prev = prefix.shift(updated, jnp.zeros_like(a[0]), reverse)
-    return times(times(a, prev), adjoint(a)) + one, updated
+    prev = recurrence.shift(updated, jnp.zeros_like(a[0]), reverse)
+    return matmul(matmul(a, prev), adjoint(a)) + identity, updated

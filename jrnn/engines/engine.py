@@ -1,4 +1,4 @@
-"""The base class of engines, which run a cell over a sequence."""
+"""The base class of engines, which run a cell over a batch of sequences."""
 
 import abc
 from typing import Any, ClassVar
@@ -9,13 +9,16 @@ from jrnn.masking import Masks
 
 
 class Engine(abc.ABC):
-    """A way to run a cell over time. Subclasses are frozen dataclasses of their options.
+    """An algorithm that runs a cell over a batch of sequences.
+
+    Subclasses are frozen dataclasses, whose fields are the options of the engine.
 
     Attributes:
-      general: whether it runs every cell; if False, it raises for cells that it does not support.
+      supports_every_cell: whether the engine runs every cell; otherwise it raises for cells that it
+        does not support.
     """
 
-    general: ClassVar[bool] = True
+    supports_every_cell: ClassVar[bool] = True
 
     @abc.abstractmethod
     def run(

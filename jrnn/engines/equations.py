@@ -1,4 +1,4 @@
-"""The equations s_t = step(s_{t-1}, x_t) of all steps, and their linearization."""
+"""The equations s_t = step(s_{t-1}, x_t) of all steps, and their linearization, for `Newton`."""
 
 from typing import Any, NamedTuple
 
@@ -7,60 +7,64 @@ import jax.numpy as jnp
 from jax import lax
 
 from jrnn.cell import Carry, Inputs
-from jrnn.engines import jacobian, prefix
-from jrnn.engines.jacobian import Kind, Leaves, Step
+from jrnn.engines import jacobian, recurrence
+from jrnn.engines.jacobian import JacobianKind, Leaves, Step
 from jrnn.engines.precision import BoundCell
 from jrnn.masking import Masks, apply_resets, expand_mask, tree_where, zero_where
 
-MATRICES = {"diagonal": jacobian.diagonal, "block": jacobian.blocks, "full": jacobian.full}
+JACOBIANS = {"diagonal": jacobian.diagonal, "block": jacobian.blocks, "full": jacobian.full}
 
 
 class System(NamedTuple):
-    """The equations; their unknowns are the leaves `[T, B, ...]` of the carry after each step.
+    """The equations s_t = step(s_{t-1}, x_t) for all t.
+
+    The states s_t are the unknowns: the leaves `[T, B, ...]` of the carry after each step.
 
     Attributes:
-      step: the cell at all steps.
-      steps: the number of steps.
-      start: the leaves of the first carry.
-      masks: padding, where the equation becomes s_t = s_{t-1}, and resets.
+      step: the step function, for all t at once.
+      num_steps: the number of steps T.
+      first_carry: the leaves of the first carry.
+      masks: resets and padding; on padding the equation is s_t = s_{t-1}.
       reverse: whether the scan runs in reverse.
     """
 
     step: Step
-    steps: int
-    start: Leaves
+    num_steps: int
+    first_carry: Leaves
     masks: Masks
     reverse: bool
 
     def prev_states(self, states: Leaves) -> Leaves:
-        """The previous state of each step, without resets."""
-        return prefix.shift(states, self.start, self.reverse)
+        """Returns the state before each step, before resets are applied."""
+        return recurrence.shift(states, self.first_carry, self.reverse)
 
     def prev_carries(self, states: Leaves) -> Leaves:
-        """The previous state of each step, after resets."""
+        """Returns the state before each step, after resets are applied."""
         return apply_resets(
             self.masks.resets, jax.tree.leaves(self.masks.initial), self.prev_states(states)
         )
 
-    def _apply_padding(self, states: Leaves, after: Leaves) -> Leaves:
-        """Replaces the states after each step by the previous ones on padding."""
-        return tree_where(self.masks.valid, after, self.prev_states(states))
+    def _apply_padding(self, states: Leaves, next_states: Leaves) -> Leaves:
+        """Replaces the next state on padding by the previous state."""
+        return tree_where(self.masks.valid, next_states, self.prev_states(states))
 
     def step_all(self, states: Leaves) -> tuple[Leaves, Any]:
-        """The states after one step from each of the states, and the outputs."""
+        """Runs one step from the state before each step; returns next states and outputs."""
         prev, bound, z = self.step.carry(self.prev_carries(states)), self.step.bound, self.step.z
         carry = bound.update(prev, z, bound.recur(prev))
         ys = zero_where(self.masks.valid, bound.readout(carry, z))
         return self._apply_padding(states, jax.tree.leaves(carry)), ys
 
     def outputs(self, states: Leaves) -> Any:
-        """The outputs `[T, B, output]`."""
+        """Computes the outputs `[T, B, output]`."""
         return self.step_all(states)[1]
 
     def initial_guess(self, init: str) -> Leaves:
-        """The first carry at all steps, or the state after one step from it."""
-        same = [jnp.broadcast_to(leaf, (self.steps, *leaf.shape)) for leaf in self.start]
-        return same if init == "carry" else self.step_all(same)[0]
+        """Returns the first carry at all steps, or the result of one step from it at each t."""
+        constant = [
+            jnp.broadcast_to(leaf, (self.num_steps, *leaf.shape)) for leaf in self.first_carry
+        ]
+        return constant if init == "carry" else self.step_all(constant)[0]
 
     def solve_sequentially(self) -> Leaves:
         """Solves the equations step by step, by `lax.scan`."""
@@ -73,83 +77,91 @@ class System(NamedTuple):
             return carry, jax.tree.leaves(carry)
 
         steps = (self.step.z, masks.valid, masks.resets)
-        return lax.scan(body, self.step.carry(self.start), steps, reverse=self.reverse)[1]
+        return lax.scan(body, self.step.carry(self.first_carry), steps, reverse=self.reverse)[1]
 
-    def linearize(self, kind: Kind, states: Leaves) -> tuple[Leaves, Any]:
-        """The states after one step from each of the states, and the Jacobians.
+    def linearize(self, kind: JacobianKind, states: Leaves) -> tuple[Leaves, Any]:
+        """Runs one step from the state before each step, and computes its Jacobians.
 
         Jacobians are zero at resets and the identity on padding.
+
+        Args:
+          kind: the kind of the Jacobians.
+          states: the states, leaves `[T, B, ...]`.
+
+        Returns:
+          The next states, and the Jacobians in the format of `jacobian.diagonal`, `blocks` or
+          `full`.
         """
-        after, matrices = MATRICES[kind](self.step, self.prev_carries(states))
+        next_states, jacobians = JACOBIANS[kind](self.step, self.prev_carries(states))
         if kind == "block":
-            matrices = tuple(
+            jacobians = tuple(
                 tuple(self._apply_masks(a, float(i == j)) for j, a in enumerate(row))
-                for i, row in enumerate(matrices)
+                for i, row in enumerate(jacobians)
             )
         elif kind == "full":
-            matrices = self._apply_masks(
-                matrices, jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
+            jacobians = self._apply_masks(
+                jacobians, jnp.eye(jacobians.shape[-1], dtype=jacobians.dtype)
             )
         else:
-            matrices = tuple(self._apply_masks(a, 1.0) for a in matrices)
-        return self._apply_padding(states, after), matrices
+            jacobians = tuple(self._apply_masks(a, 1.0) for a in jacobians)
+        return self._apply_padding(states, next_states), jacobians
 
-    def _apply_masks(self, a: jax.Array, one: Any) -> jax.Array:
+    def _apply_masks(self, a: jax.Array, identity: Any) -> jax.Array:
         valid, resets = self.masks.valid, self.masks.resets
         if resets is not None:
             a = jnp.where(expand_mask(resets, a), 0, a)
-        return a if valid is None else jnp.where(expand_mask(valid, a), a, one)
+        return a if valid is None else jnp.where(expand_mask(valid, a), a, identity)
 
-    def solve_linear(self, kind: Kind, matrices: Any, b: Leaves) -> Leaves:
-        """Solves d_t = A_t d_{t-1} + b_t, d = 0 before the first step, with A from `linearize`."""
+    def solve_linear(self, kind: JacobianKind, jacobians: Any, b: Leaves) -> Leaves:
+        """Solves d_t = J_t d_{t-1} + b_t from d = 0, with the Jacobians J of `linearize`."""
         if kind == "full":
-            flat = self._prefix(prefix.DENSE, matrices, jacobian.concat_leaves(b))
+            flat = self._solve_recurrence(recurrence.DENSE, jacobians, jacobian.concat_leaves(b))
             return jacobian.split_leaves(flat, b)
         if kind == "block":
-            return list(self._prefix(prefix.BLOCKS, matrices, tuple(b)))
-        pairs = zip(matrices, b, strict=True)
-        return [self._prefix(prefix.DIAGONAL, a, leaf) for a, leaf in pairs]
+            return list(self._solve_recurrence(recurrence.BLOCKS, jacobians, tuple(b)))
+        pairs = zip(jacobians, b, strict=True)
+        return [self._solve_recurrence(recurrence.DIAGONAL, a, leaf) for a, leaf in pairs]
 
-    def _prefix(self, algebra: prefix.Algebra, a: Any, b: Any) -> Any:
+    def _solve_recurrence(self, algebra: recurrence.Algebra, a: Any, b: Any) -> Any:
         if self.masks.resets is not None:
-            algebra, a = prefix.with_resets(algebra), (a, ~self.masks.resets)
+            algebra, a = recurrence.with_resets(algebra), (a, ~self.masks.resets)
         zero = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), b)
-        return prefix.solve(algebra, a, b, zero, reverse=self.reverse)
+        return recurrence.solve(algebra, a, b, zero, reverse=self.reverse)
 
-    def solve_tangents(self, kind: Kind, states: Leaves, b: Leaves) -> Leaves:
-        """`solve_linear` with the exact Jacobians at the states, even if `kind` is approximate."""
+    def solve_tangents(self, kind: JacobianKind, states: Leaves, b: Leaves) -> Leaves:
+        """Solves d_t = J_t d_{t-1} + b_t from d = 0, with the exact Jacobians for any `kind`."""
         exact = "full" if self.step.exact is None and kind == "full" else self.step.exact
         if exact is not None:
             return self.solve_linear(exact, self.linearize(exact, states)[1], b)
         return self._sequential_tangents(states, b)
 
     def _sequential_tangents(self, states: Leaves, b: Leaves) -> Leaves:
-        """`solve_tangents` by `lax.scan`, without matrices `[n, n]`."""
+        """Computes `solve_tangents` by `lax.scan`, without forming Jacobians `[n, n]`."""
         prev_carries, masks = self.prev_carries(states), self.masks
         if jacobian.is_elementwise(self.step, prev_carries):
-            _, local = jacobian.partials(self.step, prev_carries)
-            jvp = lambda local, deltas: local.apply(self.step, deltas)
+            _, linearization = jacobian.partials(self.step, prev_carries)
+            jvp = lambda linearization, deltas: linearization.apply(self.step, deltas)
         else:
-            local = (self.step.z, prev_carries)
-            jvp = lambda local, deltas: jax.jvp(
-                self.step._replace(z=local[0]).next_carries, (local[1],), (deltas,)
+            linearization = (self.step.z, prev_carries)
+            jvp = lambda point, deltas: jax.jvp(
+                self.step._replace(z=point[0]).next_carries, (point[1],), (deltas,)
             )[1]
 
         def body(deltas: Leaves, inputs: Any) -> tuple[Leaves, Leaves]:
-            local, b, valid, reset = inputs
+            linearization, b, valid, reset = inputs
             prev = deltas if reset is None else zero_where(~reset, deltas)
-            after = tree_where(valid, jvp(local, prev), deltas)
-            after = jax.tree.map(jnp.add, after, b)
-            return after, after
+            product = tree_where(valid, jvp(linearization, prev), deltas)
+            deltas = jax.tree.map(jnp.add, product, b)
+            return deltas, deltas
 
         zero = [jnp.zeros_like(leaf[0]) for leaf in b]
-        steps = (local, b, masks.valid, masks.resets)
+        steps = (linearization, b, masks.valid, masks.resets)
         return lax.scan(body, zero, steps, reverse=self.reverse)[1]
 
 
-def system_of(bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool) -> System:
-    """The equations of a run; the arguments are those of `Engine.run`."""
-    start, structure = jax.tree.flatten(carry)
+def build_system(bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool) -> System:
+    """Builds the equations of a run from the arguments of `Engine.run`."""
+    first_carry, structure = jax.tree.flatten(carry)
     z, exact = bound.project(zero_where(masks.valid, xs)), jacobian.exact_kind(bound, xs)
     step = Step(bound, structure, z, exact)
-    return System(step, len(jax.tree.leaves(xs)[0]), start, masks, reverse)
+    return System(step, len(jax.tree.leaves(xs)[0]), first_carry, masks, reverse)

@@ -1,4 +1,4 @@
-"""The engine for training: one scan with a custom backward pass, derived for every cell."""
+"""The default engine for training: one scan with a custom backward pass, for every cell."""
 
 import dataclasses
 import math
@@ -12,51 +12,53 @@ from jax import lax
 from jrnn import checks
 from jrnn.cell import Carry, Inputs
 from jrnn.dtypes import cast
+from jrnn.engines.chunks import choose_chunk_size, scan_chunks
 from jrnn.engines.engine import Engine
-from jrnn.engines.linearise import BackwardPlan, linearize, make_plan
 from jrnn.engines.precision import BoundCell
-from jrnn.engines.pullback import add, even_chunk, floats, pullback, scan_chunks, zeros
-from jrnn.engines.readout import LoopReadout, loop_readout
+from jrnn.engines.readout import SplitReadout, split_readout
 from jrnn.engines.scan import Scan, scan_steps
+from jrnn.engines.update_vjp import BackwardPlan, make_plan, update_vjp
+from jrnn.engines.vjp import add_cotangents, float_leaves, vjp, zero_cotangents
 from jrnn.masking import Masks, apply_resets, step_shapes, tree_where, zero_where
 
 CHUNK_ROWS = 256
-"""Rows of the matrix product of a weight gradient by default: a product of this size is efficient,
-and its operands fit into the cache."""
+"""The default number of rows (steps times batch) of the matrix product of a weight gradient: such a
+product is efficient, and its operands fit into the cache."""
 
-SMALL_CELL = 32768
-"""With fewer weights than this, and a batch of at least 32, a chunk is one step."""
+SINGLE_STEP_MAX_WEIGHTS, SINGLE_STEP_MIN_BATCH = 32768, 32
+"""Below this number of weights, from this batch size, the default chunk is one step."""
 
 
 @dataclass(frozen=True)
 class Fused(Engine):
-    r"""One scan as in `Scan`, with a backward pass whose carry contains no weight gradients.
+    r"""One scan over time, with a backward pass that computes weight gradients by chunks of steps.
 
-    With s_t the carry before step t, p = project, q = recur, and primes denoting cotangents::
+    With s_t the carry before step t, p = project, q = recur, w the weights, and primes denoting
+    cotangents, the backward pass is::
 
-        s'_t, z'_t, u'_t = transpose(d update)(s'_{t+1}, y'_t)      step by step, backwards
-        s'_t             = s'_t + transpose(d q)(u'_t)
-        w' = sum over chunks of transpose(d p, d q by w)(z'_chunk, u'_chunk)
+        s'_t, z'_t, u'_t = vjp(update)(s'_{t+1}, y'_t)              step by step, in reverse
+        s'_t             = s'_t + vjp(q)(u'_t)
+        w' = sum over chunks of vjp(p, q with respect to w)(z'_chunk, u'_chunk)
 
-    JAX's derivative of `lax.scan` adds to all weight gradients at every step. This engine computes
-    them by one matrix product for each chunk of steps; a chunk is a single step only for a small
-    cell with a large batch. The forward pass saves s_t and those results of `update` that are more
-    expensive than an addition or a product, such as the gates. A readout that multiplies by
-    parameters is one product for all steps, forward and backward, except on a CPU with a larger
-    batch, where it stays in the loop (see `jrnn.engines.readout`) and its weight gradients are
-    accumulated step by step. Gradients of parameters that `update` uses, such as peepholes, are
-    also accumulated step by step.
+    The gradient of `lax.scan` in JAX adds to all weight gradients at every step. This engine
+    computes them by one matrix product for each chunk of steps. By default a chunk is a single step
+    only for small cells with large batches. The forward pass saves s_t and those results of
+    `update` that are more expensive than an addition or a product, such as the gates.
 
-    With `remat` only the carry before each chunk is saved, and each chunk is recomputed in the
-    backward pass. This takes O(sqrt(T)) memory and about a third more time.
+    A readout that multiplies by parameters is one product for all steps, forward and backward,
+    except for larger batches on a CPU (see `jrnn.engines.readout`). Gradients of parameters that
+    `update` or a readout in the loop uses, such as peepholes, are accumulated step by step.
 
-    Gradients of any order and `jax.hessian` work. Forward mode (`jax.jvp`, `jax.jacfwd`) raises:
-    use `engine="scan"`.
+    With `remat` the forward pass saves only the carry before each chunk, and the backward pass
+    recomputes each chunk. This takes O(sqrt(T)) memory and about a third more time.
+
+    Reverse-mode derivatives of any order and `jax.hessian` are supported. Forward mode (`jax.jvp`,
+    `jax.jacfwd`) raises: use `engine="scan"`.
 
     Args:
       chunk: number of steps whose weight gradients are one product; with `remat` also the number of
         steps between saved carries. The default depends on the sizes of batch and cell; with
-        `remat` it is sqrt(T).
+        `remat` it is about sqrt(T).
       remat: whether to recompute each chunk in the backward pass, to save memory.
 
     Raises:
@@ -91,25 +93,26 @@ class Fused(Engine):
         steps, _ = _time_and_batch(xs)
         if steps == 0:
             return Scan().run(bound, carry, xs, masks, reverse)
-        readout = loop_readout(bound, carry, step_shapes(xs))
+        readout = split_readout(bound, carry, step_shapes(xs))
         result: Any = _run(self, readout, reverse, bound, carry, xs, masks)
         carry, outs = result
         return carry, readout.outputs(bound, outs, masks.valid)
 
-    def chunk_of(self, steps: int, batch: int, weights: int = SMALL_CELL) -> int:
-        """The number of steps of a chunk; the default divides T if possible."""
+    def chunk_size(self, steps: int, batch: int, weights: int = SINGLE_STEP_MAX_WEIGHTS) -> int:
+        """Returns the number of steps of a chunk; the default divides T if possible."""
         if self.chunk is not None:
             return self.chunk
-        if not self.remat and batch >= 32 and weights < SMALL_CELL:
+        is_small = batch >= SINGLE_STEP_MIN_BATCH and weights < SINGLE_STEP_MAX_WEIGHTS
+        if is_small and not self.remat:
             return 1
         target = math.isqrt(steps) if self.remat else CHUNK_ROWS // max(1, batch)
-        return even_chunk(steps, target)
+        return choose_chunk_size(steps, target)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _run(
     options: Fused,
-    readout: LoopReadout,
+    readout: SplitReadout,
     reverse: bool,
     bound: BoundCell,
     carry: Carry,
@@ -121,7 +124,7 @@ def _run(
 
 def _forward(
     options: Fused,
-    readout: LoopReadout,
+    readout: SplitReadout,
     reverse: bool,
     bound: BoundCell,
     carry: Carry,
@@ -138,53 +141,58 @@ def _forward(
 
     def run_chunk(carry: Carry, steps: Any, _: None) -> Any:
         xs, valid, resets = steps
-        inner = masks._replace(valid=valid, resets=resets)
-        last, outs = scan_steps(readout, bound, carry, xs, inner, reverse)
+        chunk_masks = masks._replace(valid=valid, resets=resets)
+        last, outs = scan_steps(readout, bound, carry, xs, chunk_masks, reverse)
         return last, (outs, carry)
 
-    steps, chunk = (xs, masks.valid, masks.resets), options.chunk_of(*_time_and_batch(xs))
-    last, (outs, starts) = scan_chunks(run_chunk, carry, steps, None, chunk, reverse=reverse)
-    return (last, outs), (bound, xs, masks, None, starts)
+    steps, chunk = (xs, masks.valid, masks.resets), options.chunk_size(*_time_and_batch(xs))
+    last, (outs, chunk_carries) = scan_chunks(run_chunk, carry, steps, None, chunk, reverse=reverse)
+    return (last, outs), (bound, xs, masks, None, chunk_carries)
 
 
 def _backward(
-    options: Fused, readout: LoopReadout, reverse: bool, residuals: Any, cotangents: Any
+    options: Fused, readout: SplitReadout, reverse: bool, residuals: Any, cotangents: Any
 ) -> Any:
-    bound, xs, masks, saved, starts = residuals
-    ct_carry, ct_outs = floats(cotangents)
-    prev_carries = starts if saved is None else saved[0]
+    # Without remat, `saved` has the carry before each step and its residuals; with remat,
+    # `chunk_carries` has the carry before each chunk.
+    bound, xs, masks, saved, chunk_carries = residuals
+    ct_carry, ct_outs = float_leaves(cotangents)
+    prev_carries = chunk_carries if saved is None else saved[0]
     plan = make_plan(readout, bound, prev_carries, xs, masks)
-    wide = bound.precision.accum
+    accum = bound.precision.accum
 
-    def backward_chunk(state: Any, steps: Any, start: Carry) -> Any:
-        *state, totals = state
+    def backward_chunk(state: Any, steps: Any, chunk_carry: Carry) -> Any:
+        *state, ct_weights = state
         xs, valid, resets, saved, ct_outs = steps
         if saved is None:
             inputs = (xs, valid, resets)
-            _, (_, saved) = _scan_with_residuals(plan, bound, masks.initial, start, inputs, reverse)
+            _, (_, saved) = _scan_with_residuals(
+                plan, bound, masks.initial, chunk_carry, inputs, reverse
+            )
         body = partial(_backward_step, plan, bound)
         inputs = (saved, valid, resets, ct_outs)
         state, ct_merged = lax.scan(body, tuple(state), inputs, reverse=not reverse)
         products = lambda bound, xs: (bound.project(zero_where(valid, xs)), bound.recur(saved[0]))
-        _, pull = pullback(products, bound, xs)
-        ct_chunk, ct_xs = pull(plan.split_gates(ct_merged, lambda ct: ct))
-        return (*state, add(totals, cast(ct_chunk.compute_params, wide))), (ct_xs, None)
+        _, vjp_fn = vjp(products, bound, xs)
+        ct_bound, ct_xs = vjp_fn(plan.split_gates(ct_merged, lambda ct: ct))
+        ct_weights = add_cotangents(ct_weights, cast(ct_bound.compute_params, accum))
+        return (*state, ct_weights), (ct_xs, None)
 
-    in_update = plan.select_used(zeros(bound.accum_params))
-    totals = cast(zeros(bound.compute_params), wide)
-    state = (ct_carry, in_update, zeros(masks.initial), totals)
+    ct_used = plan.select_used(zero_cotangents(bound.accum_params))
+    ct_weights = cast(zero_cotangents(bound.compute_params), accum)
+    state = (ct_carry, ct_used, zero_cotangents(masks.initial), ct_weights)
     steps = (xs, masks.valid, masks.resets, saved, ct_outs)
-    chunk = options.chunk_of(*_time_and_batch(xs), bound.size)
+    chunk = options.chunk_size(*_time_and_batch(xs), bound.size)
     state, (ct_xs, _) = scan_chunks(
-        backward_chunk, state, steps, starts, chunk, reverse=not reverse
+        backward_chunk, state, steps, chunk_carries, chunk, reverse=not reverse
     )
-    ct_carry, in_update, ct_initial, totals = state
+    ct_carry, ct_used, ct_initial, ct_weights = state
     ct_bound = dataclasses.replace(
         bound,
         compute_params=jax.tree.map(
-            lambda ct, w: ct.astype(w.dtype), totals, floats(bound.compute_params)
+            lambda ct, w: ct.astype(w.dtype), ct_weights, float_leaves(bound.compute_params)
         ),
-        accum_params=plan.fill_unused(in_update, zeros(bound.accum_params)),
+        accum_params=plan.fill_unused(ct_used, zero_cotangents(bound.accum_params)),
     )
     return ct_bound, ct_carry, ct_xs, Masks(None, None, None, ct_initial)
 
@@ -200,33 +208,46 @@ def _scan_with_residuals(
     steps: Any,
     reverse: bool,
 ) -> Any:
-    """Scans over time, and saves the carry before each step and the residuals of its pullback."""
+    """Scans over time, and returns the carry before each step and the residuals of `update` too."""
 
     def body(carry: Carry, inputs: Any) -> Any:
         x, valid, reset = inputs
         prev = apply_resets(reset, initial, carry)
         merged = plan.merge_gates(bound.project(zero_where(valid, x)), bound.recur(prev))
-        (carry, out), pull = linearize(plan, bound, prev, merged)
+        (carry, out), vjp_fn = update_vjp(plan, bound, prev, merged)
         carry = tree_where(valid, carry, prev)
-        return carry, (plan.readout.pad(valid, out), (prev, plan.residuals(pull)))
+        return carry, (plan.readout.pad(valid, out), (prev, plan.residuals(vjp_fn)))
 
     return lax.scan(body, carry, steps, reverse=reverse)
 
 
 def _backward_step(plan: BackwardPlan, bound: BoundCell, state: Any, inputs: Any) -> Any:
-    """One step of the backward scan: cotangents of the carry and of parameters in `update`."""
-    ct_carry, in_update, ct_initial = state
+    """Runs one step of the backward scan.
+
+    Args:
+      plan: the plan.
+      bound: the cell.
+      state: cotangents of the carry after the step, of the parameters that `update` uses, and of
+        the initial carry.
+      inputs: for this step, the saved carry and residuals, the masks, and the cotangent of the
+        output.
+
+    Returns:
+      The new state, and the cotangents of the merged gates.
+    """
+    ct_carry, ct_used, ct_initial = state
     (prev, residuals), valid, reset, ct_out = inputs
-    pull = plan.pullback(bound, prev, residuals)
-    ct_step, ct_prev, ct_merged = pull((zero_where(valid, ct_carry), zero_where(valid, ct_out)))
+    vjp_fn = plan.restore_vjp(bound, prev, residuals)
+    ct_params, ct_prev, ct_merged = vjp_fn((zero_where(valid, ct_carry), zero_where(valid, ct_out)))
     if valid is not None:
-        ct_prev = add(ct_prev, zero_where(~valid, ct_carry))
-    _, pull = pullback(bound.recur, prev)
-    ct_prev = add(ct_prev, pull(plan.split_gates(ct_merged, lambda ct: ct)[1])[0])
+        ct_prev = add_cotangents(ct_prev, zero_where(~valid, ct_carry))
+    _, vjp_fn = vjp(bound.recur, prev)
+    ct_prev = add_cotangents(ct_prev, vjp_fn(plan.split_gates(ct_merged, lambda ct: ct)[1])[0])
     if reset is not None:
-        ct_initial = add(ct_initial, zero_where(reset, ct_prev))
+        ct_initial = add_cotangents(ct_initial, zero_where(reset, ct_prev))
         ct_prev = zero_where(~reset, ct_prev)
-    return (ct_prev, add(in_update, plan.select_used(ct_step)), ct_initial), ct_merged
+    ct_used = add_cotangents(ct_used, plan.select_used(ct_params))
+    return (ct_prev, ct_used, ct_initial), ct_merged
 
 
 def _time_and_batch(xs: Inputs) -> tuple[int, int]:

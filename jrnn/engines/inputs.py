@@ -1,4 +1,4 @@
-"""Validation and canonicalization of the inputs of engines: masks, dtypes and noise."""
+"""Validation and canonicalization of the inputs of a run: masks, dtypes and noise."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jrnn import masking
 from jrnn.cell import Carry, Cell, Inputs, Params, add_noise
 from jrnn.dtypes import cast
-from jrnn.engines.precision import BoundCell, bind, precision_of
+from jrnn.engines.precision import BoundCell, bind, infer_precision
 from jrnn.layer import SequenceInputs
 from jrnn.masking import Masks
 
@@ -22,7 +22,8 @@ class CanonicalInputs(NamedTuple):
       xs: inputs, leaves `[T, B, ...]`.
       masks: padding and resets.
       reverse: whether to scan from the last step to the first.
-      nan_carries: `[T, B]` bool, True on steps after which the carry is an isolated NaN; or None.
+      nan_carries: `[T, B]` bool, True on steps after which the carry should be NaN, but is not,
+        since `isolate_nans` replaced the inputs; or None.
       user_carry: the first carry that the user passed, or None.
     """
 
@@ -35,7 +36,7 @@ class CanonicalInputs(NamedTuple):
     user_carry: Carry | None
 
     def restore_nans(self, ys: Any) -> Any:
-        """Sets the outputs to NaN on the steps whose NaNs were isolated."""
+        """Sets the outputs of the steps that `isolate_nans` replaced to NaN."""
         if self.nan_carries is None:
             return ys
         valid = self.masks.valid
@@ -43,13 +44,13 @@ class CanonicalInputs(NamedTuple):
         return masking.restore_nans(nan_steps, ys)
 
     def restore_nan_carries(self, carries: Carry) -> Carry:
-        """Sets the carries after these steps to NaN, also on the padding that repeats them."""
+        """Sets the carries after these steps to NaN, also on padding that repeats them."""
         if self.nan_carries is None:
             return carries
         return masking.restore_nans(self.nan_carries, carries)
 
     def cast_carry(self, carry: Carry) -> Carry:
-        """Casts the last carry to the dtypes of `user_carry`."""
+        """Casts the last carry to the dtypes of `user_carry`, if there is one."""
         if self.user_carry is None:
             return carry
         return jax.tree.map(lambda a, old: a.astype(jnp.result_type(old)), carry, self.user_carry)
@@ -64,17 +65,17 @@ def canonicalize(
       cell: the cell.
       params: its parameters.
       inputs: the sequences.
-      return_carries: whether the outputs are pairs of outputs and carries.
+      return_carries: whether the run returns pairs of outputs and carries.
 
     Raises:
-      ValueError: a shape does not fit.
-      TypeError: a dtype or the structure of the carry does not fit.
+      ValueError: a shape is wrong.
+      TypeError: a dtype or the structure of the carry is wrong.
     """
     xs, carry = inputs.xs, inputs.carry
     steps, batch = time_and_batch(xs)
     lengths, valid, resets = _masks(inputs, steps, batch)
 
-    precision = precision_of(params, xs)
+    precision = infer_precision(params, xs)
     initial = cast(cell.init_carry(params, (batch,)), precision.accum)
     if carry is None:
         carry = initial
@@ -94,7 +95,7 @@ def canonicalize(
 
 
 def time_and_batch(xs: Inputs) -> tuple[int, int]:
-    """Validates the inputs, and returns the number of steps and of sequences."""
+    """Validates the inputs, and returns the number of steps and the batch size."""
     leaves = jax.tree.leaves(xs)
     if not leaves:
         raise ValueError("unroll: xs must hold at least one array [time, batch, ...], got none")
@@ -120,7 +121,7 @@ def time_and_batch(xs: Inputs) -> tuple[int, int]:
 def _masks(
     inputs: SequenceInputs, steps: int, batch: int
 ) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
-    """Validates and returns lengths, valid steps and resets; lengths are None with a mask."""
+    """Validates the masks, and returns lengths, valid steps and resets of `Masks`."""
     lengths, valid, resets = inputs.lengths, None, inputs.resets
     if lengths is not None:
         lengths = _validate_lengths(lengths, steps, batch)
@@ -144,7 +145,8 @@ def _validate_lengths(lengths: jax.Array, steps: int, batch: int) -> jax.Array:
             f"unroll: lengths must be ints, the number of valid steps, got {lengths.dtype}"
         )
     max_length = min(steps, jnp.iinfo(lengths.dtype).max)
-    return jnp.clip(lengths, 0, max_length).astype(jnp.int32)  # clipped first: int32 may overflow
+    # Clipped before the cast, since int64 lengths may overflow int32.
+    return jnp.clip(lengths, 0, max_length).astype(jnp.int32)
 
 
 def _validate_bools(name: str, value: jax.Array, steps: int, batch: int) -> jax.Array:
@@ -158,7 +160,18 @@ def _validate_bools(name: str, value: jax.Array, steps: int, batch: int) -> jax.
 
 
 def cast_like(subject: str, source: str, tree: Any, like: Any) -> Any:
-    """Validates a user's tree against the structure and shapes of `like`, and casts its dtypes."""
+    """Validates a tree that the user passed, and casts it to the dtypes of `like`.
+
+    Args:
+      subject: the function and its argument, for error messages.
+      source: where `like` comes from, for error messages.
+      tree: the tree that the user passed.
+      like: a tree with the expected structure, shapes and dtypes.
+
+    Raises:
+      ValueError: the shapes differ.
+      TypeError: the structures differ, or dtypes differ in more than precision.
+    """
     expected, got = jax.tree.structure(like), jax.tree.structure(tree)
     if expected != got:
         raise TypeError(f"{subject} must have the structure of {source}, {expected}, got {got}")
@@ -174,6 +187,6 @@ def cast_like(subject: str, source: str, tree: Any, like: Any) -> Any:
 
 
 def _kind(leaf: jax.Array) -> int:
-    """Bool, int, float or complex: a carry may change its precision, but not its kind."""
+    """Returns whether a leaf is bool, int, float or complex, as an index from 0 to 3."""
     kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
     return next(k for k, kind in enumerate(kinds) if jnp.issubdtype(leaf.dtype, kind))

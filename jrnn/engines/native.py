@@ -27,61 +27,62 @@ class _Kernel(NamedTuple):
     """The description of a C++ kernel.
 
     Attributes:
-      number: its value of `JrnnCell` in kernels/api.h.
-      gates: number of gates, whose blocks are the columns of w_ih, w_hh and b.
-      saved: number of residual arrays of each step.
-      extra: parameters besides w_ih, w_hh and b, by the order of arguments; None if absent.
-      cell_state: whether the carry is (h, c).
+      cell_id: its value of the enum `JrnnCell` in kernels/api.h.
+      num_gates: number of gates, which are the column blocks of w_ih, w_hh and b.
+      num_residuals: number of arrays that the forward kernel saves for each step.
+      extra_params: names of the parameters besides w_ih, w_hh and b, in the order of the kernel's
+        arguments; None for an argument that this kernel does not use.
+      has_cell_state: whether the carry is (h, c) instead of h.
     """
 
-    number: int
-    gates: int
-    saved: int
-    extra: tuple[str | None, str | None, str | None] = (None, None, None)
-    cell_state: bool = False
+    cell_id: int
+    num_gates: int
+    num_residuals: int
+    extra_params: tuple[str | None, str | None, str | None] = (None, None, None)
+    has_cell_state: bool = False
 
 
 KERNELS: dict[str, _Kernel] = {
-    "lstm": _Kernel(0, 4, 5, cell_state=True),
-    "lstm-peepholes": _Kernel(1, 4, 5, ("p_i", "p_f", "p_o"), cell_state=True),
-    "lstm-coupled": _Kernel(2, 3, 4, cell_state=True),
-    "lstm-peepholes-coupled": _Kernel(3, 3, 4, (None, "p_f", "p_o"), cell_state=True),
+    "lstm": _Kernel(0, 4, 5, has_cell_state=True),
+    "lstm-peepholes": _Kernel(1, 4, 5, ("p_i", "p_f", "p_o"), has_cell_state=True),
+    "lstm-coupled": _Kernel(2, 3, 4, has_cell_state=True),
+    "lstm-peepholes-coupled": _Kernel(3, 3, 4, (None, "p_f", "p_o"), has_cell_state=True),
     "gru": _Kernel(4, 3, 4, ("b_hn", None, None)),
     "elman-tanh": _Kernel(5, 1, 0),
     "elman-relu": _Kernel(6, 1, 0),
     "elman-sigmoid": _Kernel(7, 1, 0),
 }
-"""All kernels, by `cell.kernel_name()`."""
+"""The kernels, by the name that `Cell.kernel_name` returns."""
 
 
 @dataclass(frozen=True)
 class Native(Engine):
     """C++ kernels for LSTM (peepholes, coupled), GRU (reset after) and Elman on a CPU.
 
-    Weights are packed for the vector units in each call. The gate arithmetic is fused into the
-    matrix product, tile by tile. The carry of the backward pass contains only cotangents of the
-    carry; weight gradients of a chunk of steps are computed while it is in the cache. The threads
-    of the runtime divide the batch, or the units if the batch is small. Padding is skipped.
+    Each call packs the weights into the layout of the vector instructions. The gate arithmetic is
+    fused into the matrix product, tile by tile. The loop of the backward pass computes only
+    cotangents of the carry; the weight gradients of a chunk of steps follow while the chunk is in
+    the cache. Threads divide the batch, or the units if the batch is small. Padding is skipped.
 
-    Transforms that only change inputs, outputs, weights or the first carry (dropout of inputs and
+    Transforms that change only inputs, outputs, weights or the initial carry (dropout of inputs and
     outputs, weight_drop, residual, highway, projection, learned_carry) are applied to all steps at
     once, and the kernel runs the inner cell.
 
-    The best available instruction set is chosen when the extension is loaded: AVX-512, AVX2 or the
-    baseline. The environment variable JRNN_ISA (v4, v3, base) selects a lower one.
+    When the extension is loaded, it selects the best available instruction set: AVX-512, AVX2 or
+    the baseline. The environment variable JRNN_ISA (v4, v3 or base) selects a lower one.
 
     Only float32 is supported; float64 runs on `Fused`. Only first derivatives in reverse mode are
     supported: use `engine="fused"` for second derivatives, and `engine="scan"` for forward mode.
-    `jax.export` raises. Results do not depend on thread scheduling, but may depend on the number of
-    threads of the runtime, which determines the order of sums over the batch. Inside
-    `jax.shard_map`, gradients need `check_vma=False`.
+    `jax.export` raises. Results do not depend on thread scheduling. They may depend on the number
+    of threads, which determines the order of sums over the batch. Inside `jax.shard_map`, gradients
+    need `check_vma=False`.
 
     Raises:
-      ValueError: when run, the cell has no kernel, a dtype is not supported, the platform is not a
-        CPU, or the kernels were not built.
+      ValueError: when run, the cell has no kernel, a shape or dtype is not supported, the platform
+        is not a CPU, or the C++ extension is not installed.
     """
 
-    general: ClassVar[bool] = False
+    supports_every_cell: ClassVar[bool] = False
 
     def run(
         self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
@@ -96,24 +97,28 @@ class Native(Engine):
         steps, batch = jax.tree.leaves(xs)[0].shape[:2]
         if steps == 0 or batch == 0:
             return Scan().run(bound, carry, xs, masks, reverse)
-        # The kernels skip padding, but transforms do not.
+        # The kernels skip padding, but the transforms read it.
         xs = xs if cell is bound.cell else zero_where(masks.valid, xs)
-        core = bound.cell.core(bound.accum_params, xs)
-        carry, hs = _run_masked(kernel, core.params, carry, core.x, masks, reverse)
-        if cell is bound.cell and _reads_h_alone(cell) and not bound.return_carries:
+        inner = bound.cell.inner_cell(bound.accum_params, xs)
+        carry, hs = _run_masked(kernel, inner.params, carry, inner.x, masks, reverse)
+        if cell is bound.cell and _readout_returns_h(cell) and not bound.return_carries:
             return carry, hs  # already zero on padding
-        # Not zero, where a readout or a transform may have no derivative.
+        # Outputs on padding are set to a value other than zero, since the derivative of a readout
+        # or a transform may not be finite at zero.
         hs = tree_where(masks.valid, hs, jnp.full_like(hs, 0.5))
-        # The kernels do not return the cell state of each step, and readouts here do not read it.
+        # The kernels do not return the cell state of each step, and the readout does not use it.
         placeholder = lambda leaf: jnp.zeros((*hs.shape[:2], *leaf.shape[2:]), leaf.dtype)
-        carries = type(carry)(hs, placeholder(hs)) if kernel.cell_state else hs
-        z = jax.tree.map(placeholder, jax.eval_shape(cell.project, core.params, core.x))
-        ys = core.finish(cell.readout(core.params, carries, z))
+        carries = type(carry)(hs, placeholder(hs)) if kernel.has_cell_state else hs
+        z = jax.tree.map(placeholder, jax.eval_shape(cell.project, inner.params, inner.x))
+        ys = inner.transform_output(cell.readout(inner.params, carries, z))
         return carry, zero_where(masks.valid, (ys, carries) if bound.return_carries else ys)
 
 
 def find_kernel(cell: Cell) -> _Kernel | None:
-    """The kernel of a cell, or None; also None if a subclass overrides what the kernel computes."""
+    """Returns the kernel of a cell, or None.
+
+    A cell has no kernel if its class overrides a method that the kernel computes.
+    """
     bases, owner = type(cell).__mro__, _defining_level(cell, "kernel_name")
     allowed = {"init", "init_carry", "readout"} | set(getattr(cell, "__dataclass_fields__", ()))
     public = {name for base in bases[owner:-1] for name in vars(base) if not name.startswith("_")}
@@ -122,22 +127,22 @@ def find_kernel(cell: Cell) -> _Kernel | None:
 
 
 def _defining_level(cell: Cell, name: str) -> int:
-    """The index of the first class in the MRO of a cell that defines a method."""
+    """Returns the index of the first class in the MRO of a cell that defines a method."""
     return next(n for n, base in enumerate(type(cell).__mro__) if name in vars(base))
 
 
-def _reads_h_alone(cell: Cell) -> bool:
-    """Whether the readout returns h: the class with the kernel, or a base of it, defines it."""
+def _readout_returns_h(cell: Cell) -> bool:
+    """Whether the readout returns h: no subclass of the class with the kernel overrides it."""
     return _defining_level(cell, "readout") >= _defining_level(cell, "kernel_name")
 
 
 def unavailable_reason(bound: BoundCell, xs: Inputs) -> str | None:
-    """Why no kernel can run a cell on these inputs, or None if one can."""
+    """Returns the reason why no kernel can run a cell on these inputs, or None if one can."""
     return _unavailable_reason(bound, *_innermost_cell(bound, xs))
 
 
 def _unavailable_reason(bound: BoundCell, cell: Cell, params: Any, x: Any) -> str | None:
-    """`unavailable_reason`, from the innermost cell and shapes."""
+    """Returns the `unavailable_reason`, from the results of `_innermost_cell`."""
     kernel = find_kernel(cell)
     if kernel is None:
         return f"no kernel supports {cell}; the kernels are {', '.join(KERNELS)}"
@@ -149,40 +154,40 @@ def _unavailable_reason(bound: BoundCell, cell: Cell, params: Any, x: Any) -> st
     if jax.default_backend() != "cpu":
         return f"the default backend must be cpu, got {jax.default_backend()}"
     if is_partitioned():
-        return "XLA cannot partition it over a mesh; run it inside jax.shard_map"
+        return "XLA cannot partition the kernels over a mesh; run them inside jax.shard_map"
     mismatch = _shape_mismatch(kernel, params, x)
     if mismatch is not None:
         return mismatch
-    if kernel.cell_state and bound.return_carries:
-        return "it does not return the cell state of each step"
-    if _reads_more_than_h(cell, params, x):
-        return f"readout must only read h, got {cell}, whose readout reads more"
-    return _load()
+    if kernel.has_cell_state and bound.return_carries:
+        return "return_carries must be False, since the kernels return h but not c of each step"
+    if _readout_uses_more_than_h(cell, params, x):
+        return f"readout must use only h, got {cell}, whose readout uses other values"
+    return _register_kernels()
 
 
 def _innermost_cell(bound: BoundCell, xs: Inputs) -> tuple[Cell, Any, Any]:
-    """The innermost cell of transforms, with the shapes of its parameters and inputs."""
+    """Returns `Cell.inner_cell`, with the shapes of its parameters and inputs."""
     cells = []
 
     def trace(params: Any, xs: Inputs) -> tuple[Any, Inputs]:
-        core = bound.cell.core(params, xs)
-        cells.append(core.cell)
-        return core.params, core.x
+        inner = bound.cell.inner_cell(params, xs)
+        cells.append(inner.cell)
+        return inner.params, inner.x
 
     params, x = jax.eval_shape(trace, bound.accum_params, xs)
     return cells[0], params, x
 
 
-def _reads_more_than_h(cell: Cell, params: Any, xs: Any) -> bool:
-    """Whether the readout of a cell reads z or carry leaves besides h."""
+def _readout_uses_more_than_h(cell: Cell, params: Any, xs: Any) -> bool:
+    """Whether the readout of a cell uses z, or leaves of the carry besides h."""
     carry = jax.eval_shape(lambda p: cell.init_carry(p, ()), params)
     z = jax.eval_shape(cell.project, params, jax.ShapeDtypeStruct(xs.shape[2:], xs.dtype))
-    reads = structure.leaves_read(cell.readout, params, carry, z)
-    return any(reads.carry[1:]) or any(reads.z)
+    used = structure.find_used_leaves(cell.readout, params, carry, z)
+    return any(used.carry[1:]) or any(used.z)
 
 
 def is_partitioned() -> bool:
-    """Whether XLA partitions the traced computation over devices, as under `jax.set_mesh`."""
+    """Whether XLA partitions the traced computation over devices, as with `jax.set_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
     return any(size > 1 and kind != AxisType.Manual for size, kind in kinds)
@@ -191,9 +196,9 @@ def is_partitioned() -> bool:
 def _shape_mismatch(kernel: _Kernel, params: Any, xs: Any) -> str | None:
     """Describes a parameter whose shape or dtype the kernel does not support, or returns None."""
     hidden = jnp.shape(params.w_hh)[0]
-    columns = kernel.gates * hidden
+    columns = kernel.num_gates * hidden
     expected = {"w_ih": (xs.shape[-1], columns), "w_hh": (hidden, columns), "b": (columns,)}
-    expected |= {name: (hidden,) for name in kernel.extra if name is not None}
+    expected |= {name: (hidden,) for name in kernel.extra_params if name is not None}
     for name, shape in expected.items():
         leaf = getattr(params, name)
         if leaf.shape != shape or leaf.dtype != jnp.float32:
@@ -203,8 +208,8 @@ def _shape_mismatch(kernel: _Kernel, params: Any, xs: Any) -> str | None:
 
 
 @functools.cache
-def _load() -> str | None:
-    """Registers the kernels with XLA; returns the reason if this fails, else None."""
+def _register_kernels() -> str | None:
+    """Registers the kernels with XLA; returns the reason if this fails, otherwise None."""
     try:
         from jrnn import _kernels
     except ImportError as error:
@@ -213,7 +218,7 @@ def _load() -> str | None:
             "compiler"
         )
     try:
-        # Initialize the backend first: otherwise a failed registration breaks JAX as a whole.
+        # The backend is initialized first: otherwise no JAX function works after a failure.
         jax.local_devices(backend="cpu")
         for name, handler in _kernels.registrations().items():
             jax.ffi.register_ffi_target(name, handler, platform="cpu")
@@ -228,16 +233,16 @@ def _load() -> str | None:
 def _run_masked(
     kernel: _Kernel, params: Any, carry: Carry, xs: jax.Array, masks: Masks, reverse: bool
 ) -> tuple[Carry, jax.Array]:
-    """`_run` with any mask: moves valid steps to the front, and their outputs back."""
+    """Runs the kernel with any mask: moves valid steps to the front, and their outputs back."""
     if masks.valid is None or masks.lengths is not None:
         return _run(kernel, params, carry, xs, masks, reverse)
     order = jnp.argsort(~masks.valid, axis=0, stable=True)
-    move = lambda a: jnp.take_along_axis(a, expand_mask(order, a), axis=0)
-    front_masks = masks._replace(
+    move_to_front = lambda a: jnp.take_along_axis(a, expand_mask(order, a), axis=0)
+    moved_masks = masks._replace(
         lengths=masks.valid.sum(axis=0, dtype=jnp.int32),
-        resets=None if masks.resets is None else move(masks.resets),
+        resets=None if masks.resets is None else move_to_front(masks.resets),
     )
-    carry, hs = _run(kernel, params, carry, move(xs), front_masks, reverse)
+    carry, hs = _run(kernel, params, carry, move_to_front(xs), moved_masks, reverse)
     inverse = jnp.argsort(order, axis=0)
     return carry, jnp.take_along_axis(hs, expand_mask(inverse, hs), axis=0)
 
@@ -247,18 +252,26 @@ def _run(
 ) -> tuple[Carry, jax.Array]:
     absent = jnp.zeros((0,), xs.dtype)
 
-    def pair(tree: Any) -> tuple[jax.Array, jax.Array]:
+    def h_and_c(tree: Any) -> tuple[jax.Array, jax.Array]:
         if tree is None:
             return absent, absent
-        return tree if kernel.cell_state else (tree, absent)
+        return tree if kernel.has_cell_state else (tree, absent)
 
     lengths = jnp.zeros((0,), jnp.int32) if masks.lengths is None else masks.lengths
     resets = jnp.zeros((0,), bool) if masks.resets is None else masks.resets
-    extra = [absent if name is None else getattr(params, name) for name in kernel.extra]
-    operands = (xs, params.w_ih, params.w_hh, params.b, *extra, *pair(carry), *pair(masks.initial))
+    extra = [absent if name is None else getattr(params, name) for name in kernel.extra_params]
+    operands = (
+        xs,
+        params.w_ih,
+        params.w_hh,
+        params.b,
+        *extra,
+        *h_and_c(carry),
+        *h_and_c(masks.initial),
+    )
     results: Any = _call_kernel(kernel, reverse, lengths, resets, operands)
     ys, h, c = results
-    return type(carry)(h, c) if kernel.cell_state else h, ys
+    return type(carry)(h, c) if kernel.has_cell_state else h, ys
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -278,17 +291,18 @@ def _call_kernel_fwd(
 def _call_kernel_bwd(kernel: _Kernel, reverse: bool, residuals: Any, cotangents: Any) -> Any:
     lengths, resets, operands, ys, saved = residuals
     grads = _backward(kernel, reverse, 1)(lengths, resets, *operands, ys, saved, *cotangents)
-    first = lambda kind, grad: grad[0] if kind == "param" else grad
-    return None, None, tuple(map(first, FLOATS, grads))
+    drop_groups = lambda kind, grad: grad[0] if kind == "param" else grad
+    return None, None, tuple(map(drop_groups, OPERAND_AXES, grads))
 
 
 _call_kernel.defvjp(_call_kernel_fwd, _call_kernel_bwd)
 
-# Leading axes of the operands: time and batch, batch, or none. The floating operands are xs, w_ih,
-# w_hh, b, three extras, h0, c0, and the initial h and c.
-FLOATS: tuple[AxisKind, ...] = ("time", *("param",) * 6, *("batch",) * 4)  # pyright: ignore
-MASKS: tuple[AxisKind, ...] = ("batch", "time")
-RESULTS: tuple[AxisKind, ...] = ("time", "batch", "batch")
+# Leading axes of arrays: "time" stands for time and batch, "batch" for batch, and "param" for none.
+# Masks are lengths and resets. Operands are xs, w_ih, w_hh, b, three extra parameters, h and c
+# of the first carry, and h and c of the initial carry. Results are ys and the last h and c.
+OPERAND_AXES: tuple[AxisKind, ...] = ("time", *("param",) * 6, *("batch",) * 4)  # pyright: ignore
+MASK_AXES: tuple[AxisKind, ...] = ("batch", "time")
+RESULT_AXES: tuple[AxisKind, ...] = ("time", "batch", "batch")
 
 
 @functools.cache
@@ -296,44 +310,53 @@ def _forward(kernel: _Kernel, reverse: bool, save: bool) -> Callable[..., Any]:
     def call(lengths: jax.Array, resets: jax.Array, xs: jax.Array, *rest: jax.Array) -> Any:
         (steps, batch, _), hidden = xs.shape, rest[1].shape[0]
         ys = (steps, batch, hidden)
-        saved = (steps, batch, kernel.saved, hidden) if save and kernel.saved else (0,)
-        # The kernel uses huge pages for all results. The last result is unused, so that XLA reuses
-        # its buffer for the cotangents of ys, which have the same size.
+        saved = (
+            (steps, batch, kernel.num_residuals, hidden) if save and kernel.num_residuals else (0,)
+        )
+        # The kernel requests huge pages for the memory of all results. Nothing reads the last
+        # result: XLA can reuse its buffer for the cotangents of ys, which have the same size.
         scratch = ys if save else (0,)
         shapes = [
             ys,
             (batch, hidden),
-            (batch, hidden) if kernel.cell_state else (0,),
+            (batch, hidden) if kernel.has_cell_state else (0,),
             saved,
             scratch,
         ]
         results = [jax.ShapeDtypeStruct(shape, xs.dtype) for shape in shapes]
         target: Any = jax.ffi.ffi_call("jrnn_forward", results)
-        cell = np.int32(kernel.number)
+        cell = np.int32(kernel.cell_id)
         return tuple(target(lengths, resets, xs, *rest, cell=cell, reverse=reverse)[:-1])
 
     return _fold_vmap_into_batch(
-        call, MASKS + FLOATS, (*RESULTS, "time"), lambda _: _forward(kernel, reverse, save)
+        call,
+        MASK_AXES + OPERAND_AXES,
+        (*RESULT_AXES, "time"),
+        lambda _: _forward(kernel, reverse, save),
     )
 
 
 @functools.cache
 def _backward(kernel: _Kernel, reverse: bool, groups: int) -> Callable[..., Any]:
-    """The backward kernel; gradients of parameters have a leading axis of size `groups`."""
+    """Returns the call of the backward kernel.
+
+    `groups` is the number of batches that `vmap` folded into one. Gradients of parameters have a
+    leading axis of this size.
+    """
 
     def call(lengths: jax.Array, resets: jax.Array, *rest: jax.Array) -> Any:
         shapes = [
             (groups, *leaf.shape) if kind == "param" else leaf.shape
-            for kind, leaf in zip(FLOATS, rest, strict=False)
+            for kind, leaf in zip(OPERAND_AXES, rest, strict=False)
         ]
         results = [jax.ShapeDtypeStruct(shape, rest[0].dtype) for shape in shapes]
-        attributes = {"cell": np.int32(kernel.number), "groups": np.int32(groups)}
+        attributes = {"cell": np.int32(kernel.cell_id), "groups": np.int32(groups)}
         target: Any = jax.ffi.ffi_call("jrnn_backward", results)
         return tuple(target(lengths, resets, *rest, reverse=reverse, **attributes))
 
-    kinds = MASKS + FLOATS + ("time", "time") + RESULTS
+    kinds = MASK_AXES + OPERAND_AXES + ("time", "time") + RESULT_AXES
     return _fold_vmap_into_batch(
-        call, kinds, FLOATS, lambda size: _backward(kernel, reverse, size * groups)
+        call, kinds, OPERAND_AXES, lambda size: _backward(kernel, reverse, size * groups)
     )
 
 
@@ -343,9 +366,10 @@ def _fold_vmap_into_batch(
     result_kinds: tuple[AxisKind, ...],
     with_batch_size: Callable[[int], Callable[..., Any]],
 ) -> Callable[..., Any]:
-    """Adds a `vmap` rule that folds the mapped axis into the batch, if parameters are not mapped.
+    """Adds a `vmap` rule that folds the mapped axis into the batch axis.
 
-    Differentiation raises; first derivatives are defined by `_call_kernel`.
+    If parameters are mapped, the rule runs the calls one after another instead. Differentiating the
+    returned function raises, since `_call_kernel` defines the first derivatives.
 
     Args:
       call: the kernel call.
@@ -353,17 +377,17 @@ def _fold_vmap_into_batch(
       result_kinds: the leading axes of each result.
       with_batch_size: maps n to the call for a batch that is n times as large.
     """
-    wrapped = custom_vmap(call)
-    once = jax.custom_jvp(wrapped)
+    with_vmap_rule = custom_vmap(call)
+    without_second_derivative = jax.custom_jvp(with_vmap_rule)
 
-    @once.defjvp
+    @without_second_derivative.defjvp
     def raise_second_derivative(*_):
         raise ValueError(
             "engine 'native' has first derivatives only; for second derivatives use "
             "engine='fused', or engine='scan' for forward mode"
         )
 
-    @wrapped.def_vmap
+    @with_vmap_rule.def_vmap
     def rule(size, batched, *operands):
         all_batched = tuple(True for _ in result_kinds)
         if size == 0:
@@ -376,7 +400,7 @@ def _fold_vmap_into_batch(
             def call_one(slices):
                 rest = iter(slices)
                 full = [next(rest) if on else a for a, on in zip(operands, batched, strict=True)]
-                return wrapped(*full)
+                return with_vmap_rule(*full)
 
             return lax.map(call_one, mapped), all_batched
         broadcast = [
@@ -388,11 +412,11 @@ def _fold_vmap_into_batch(
         unfolded = [_unfold(kind, a, size) for kind, a in zip(result_kinds, results, strict=True)]
         return tuple(unfolded), all_batched
 
-    return once
+    return without_second_derivative
 
 
 def _fold(kind: AxisKind, a: jax.Array) -> jax.Array:
-    """`[N, T, B, ...]` to `[T, N·B, ...]`, or `[N, B, ...]` to `[N·B, ...]`."""
+    """Folds the mapped axis: `[N, T, B, ...]` to `[T, N·B, ...]`, `[N, B, ...]` to `[N·B, ...]`."""
     if kind == "param":
         return a
     if a.shape[1:] == (0,):  # the placeholder of an absent array
@@ -403,6 +427,7 @@ def _fold(kind: AxisKind, a: jax.Array) -> jax.Array:
 
 
 def _unfold(kind: AxisKind, a: jax.Array, size: int) -> jax.Array:
+    """Inverts `_fold`; `size` is that of the mapped axis."""
     if a.shape == (0,):
         return jnp.zeros((size, 0), a.dtype)
     if kind == "time":

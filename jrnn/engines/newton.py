@@ -1,4 +1,4 @@
-"""The engine that solves for the carries of all steps at once, by Newton's method."""
+"""The engine that computes the carries of all steps at once, by Newton's method."""
 
 import math
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from jax import lax
 
 from jrnn import checks, structure
 from jrnn.cell import Carry, Cell, Inputs, Params
-from jrnn.engines import jacobian, prefix
+from jrnn.engines import jacobian, recurrence
 from jrnn.engines.engine import Engine
-from jrnn.engines.equations import system_of
+from jrnn.engines.equations import build_system
 from jrnn.engines.inputs import canonicalize, cast_like
-from jrnn.engines.iterate import NewtonStatus as NewtonStatus
-from jrnn.engines.iterate import empty_status, iterate
-from jrnn.engines.jacobian import Kind, Leaves
+from jrnn.engines.jacobian import JacobianKind, Leaves
+from jrnn.engines.newton_iteration import NewtonStatus as NewtonStatus
+from jrnn.engines.newton_iteration import empty_status, run_newton
 from jrnn.engines.precision import BoundCell
 from jrnn.engines.scan import Scan
 from jrnn.layer import SequenceInputs
@@ -29,7 +29,7 @@ INITS = ("step", "carry")
 FALLBACKS = ("error", "scan", "none")
 
 MAX_FULL_SIZE = 64
-"""Size of a carry up to which `jacobian="auto"` uses full Jacobians for a dense cell."""
+"""The largest carry for which `jacobian="auto"` uses full Jacobians for a dense cell."""
 
 
 class Solution(NamedTuple):
@@ -38,8 +38,9 @@ class Solution(NamedTuple):
     Attributes:
       carry: the last carry, leaves `[B, ...]`.
       ys: the outputs `[T, B, output]`.
-      carries: the carry after each step, leaves `[T, B, ...]`; may be the `guess` of another solve.
-      status: a `NewtonStatus`.
+      carries: the carry after each step, leaves `[T, B, ...]`, such as for the `guess` of another
+        call.
+      status: convergence, iterations and residuals.
     """
 
     carry: Carry
@@ -58,44 +59,45 @@ class Newton(Engine):
         J_t = d step / d s_{t-1}
         d_t = J_t d_{t-1} + r_t,    s_t = s_t + d_t         a linear recurrence, by a parallel scan
 
-    Each iteration is parallel in time. It is efficient if the device has idle parallelism and the
-    cell is contracting: with a largest Lyapunov exponent (`jrnn.analysis.lyapunov`) well below
-    zero, a few iterations are enough for any T. Above zero the number of iterations grows with T;
-    near zero it may. After k iterations without damping the first k states are exact, so T
-    iterations are always enough.
+    Each iteration is parallel in time. This engine is faster than a scan only if one step does not
+    use the whole device and the cell is contracting. If the largest Lyapunov exponent
+    (`jrnn.analysis.lyapunov`) is well below zero, a few iterations are enough for any T. If it is
+    above zero, the number of iterations grows with T; if it is near zero, it may grow. After k
+    iterations without damping the first k states are exact, so T iterations are always enough.
 
-    "full" Jacobians have T·n² elements for a carry of size n. "block" couples unit k of each leaf
-    only with unit k of the other leaves, "diagonal" couples no units. Each is exact for cells whose
-    Jacobian has this structure, which `jrnn.structure` finds in the jaxpr. For all other cells they
-    are approximations, with more iterations and the same solution.
+    "full" Jacobians have T·n² elements for a carry of size n. "block" Jacobians couple unit k of
+    each leaf only with unit k of the other leaves; "diagonal" Jacobians do not couple units. They
+    are exact for cells whose Jacobian has this sparsity (see `jrnn.structure`). For all other cells
+    they are approximations, which need more iterations and lead to the same solution.
 
-    With `damping` each step is a Levenberg-Marquardt step, a Kalman smoother over time (ELK): a
-    step that does not reduce the residual is rejected, and the damping is increased.
+    With `damping` each step is a Levenberg-Marquardt step, computed by a Kalman smoother over time
+    (ELK). A step that does not reduce the residual is rejected, and the damping is increased.
 
-    The gradient is given by the implicit function theorem, and is exact for any `jacobian`. It is
-    a linear recurrence in the other direction, parallel in time if the Jacobian is exact, and
-    otherwise sequential. Derivatives of every mode and order work.
+    The gradient follows from the implicit function theorem, and is exact for any `jacobian`. It is
+    a linear recurrence in the other direction: parallel in time if the Jacobian is exact, otherwise
+    sequential. Derivatives of every mode and order are supported.
 
-    For sequences that have not converged see `fallback`; `jrnn.newton` returns their status. The
-    states of a chaotic cell may satisfy the equations to the last bit and still differ from those
-    of `Scan`, since any rounding error changes them.
+    `fallback` defines the result for sequences that have not converged; `jrnn.newton` returns their
+    status. For a chaotic cell, a converged solution may differ from the result of `Scan`, because
+    the states amplify rounding errors.
 
     Args:
       jacobian: "auto", "full", "block" or "diagonal". "auto" is the cheapest exact kind; for a
         dense cell it is "full" for a carry of up to 64 elements, otherwise "block", or "diagonal"
         if the leaves of the carry differ in shape.
-      damping: None for no damping, or the initial damping, such as 1.0. A damped step with full
-        Jacobians takes tens of times as long on a CPU.
+      damping: the initial damping, such as 1.0, or None for no damping. On a CPU, a damped step
+        with full Jacobians is tens of times slower than an undamped step.
       max_steps: the maximum number of iterations.
-      tol: the residual, relative to 1 + |s_t|, at which a sequence has converged. The default is 64
-        times the machine epsilon of the carry, 8e-6 in float32 and 1.4e-14 in float64; if carry or
-        products are in half precision, its machine epsilon, 8e-3 in bfloat16.
-      init: the initial guess: "step", one step from the first carry at each t, or "carry", the
-        first carry itself.
+      tol: a sequence has converged if all residuals, relative to 1 + |s_t|, are at most `tol`. The
+        default is 64 times the machine epsilon of the carry: 8e-6 in float32, 1.4e-14 in float64.
+        If the carry or the products are in half precision, it is the machine epsilon of that dtype:
+        8e-3 in bfloat16.
+      init: the initial guess of each s_t: "step" is the result of one step from the first carry on
+        x_t, "carry" the first carry.
       fallback: for sequences that have not converged: "error" raises when the result is computed,
-        "scan" runs them step by step, "none" returns the last iterate.
-      max_bytes: the maximum memory of one copy of full Jacobians, checked at trace time. A solve
-        needs two or three copies, and about eight with damping.
+        "scan" runs them step by step, "none" returns the last run_newton.
+      max_bytes: the maximum size of the full Jacobians of all steps, validated at trace time. The
+        solver allocates two or three arrays of this size, and about eight with damping.
 
     Raises:
       ValueError: an option is invalid; or, when run, Jacobians take more than `max_bytes`.
@@ -118,7 +120,7 @@ class Newton(Engine):
       Gonzalez et al., 2025, Predictability enables parallelization of nonlinear state space models.
     """
 
-    general: ClassVar[bool] = False
+    supports_every_cell: ClassVar[bool] = False
 
     jacobian: Literal["auto", "full", "block", "diagonal"] = "auto"
     damping: float | None = None
@@ -155,7 +157,16 @@ class Newton(Engine):
         reverse: bool,
         guess: Carry | None = None,
     ) -> Solution:
-        """The solution with its status; the arguments are those of `run`, and an initial guess."""
+        """Solves the equations.
+
+        Args:
+          bound: as in `run`.
+          carry: as in `run`.
+          xs: as in `run`.
+          masks: as in `run`.
+          reverse: as in `run`.
+          guess: the initial guess of the carry after each step, leaves `[T, B, ...]`, or None.
+        """
         kind = self.choose_jacobian(bound, carry, xs)
         if len(jax.tree.leaves(xs)[0]) == 0:
             carry, ys = Scan().run(bound, carry, xs, masks, reverse)
@@ -163,10 +174,15 @@ class Newton(Engine):
             return Solution(carry, ys, empty, empty_status(jax.tree.leaves(carry), self.max_steps))
         leaves, ys, status = _root(self, kind, reverse, bound, carry, xs, masks, guess)
         carries = jax.tree.unflatten(jax.tree.structure(carry), leaves)
-        return Solution(prefix.last(carries, reverse), ys, carries, status)
+        return Solution(recurrence.last(carries, reverse), ys, carries, status)
 
-    def choose_jacobian(self, bound: BoundCell, carry: Carry, xs: Inputs) -> Kind:
-        """Validates carry and memory, and returns the kind of Jacobian."""
+    def choose_jacobian(self, bound: BoundCell, carry: Carry, xs: Inputs) -> JacobianKind:
+        """Chooses the kind of Jacobian for a cell, and validates that the cell supports it.
+
+        Raises:
+          ValueError: "block" is not possible, or full Jacobians take more than `max_bytes`.
+          TypeError: the carry is not floating, or the cell has no forward-mode derivatives.
+        """
         cell, leaves = bound.cell, jax.tree.leaves(carry)
         if _has_reverse_mode_only(bound, carry, xs):
             raise TypeError(
@@ -217,19 +233,21 @@ def newton(
     engine: Newton | None = None,
     guess: Carry | None = None,
 ) -> Solution:
-    """Runs a cell as `jrnn.unroll(engine=Newton(...))` does, and returns the solver status as well.
+    """Runs a cell like `jrnn.unroll(engine=Newton(...))`, and also returns the solver status.
 
     Args:
       cell: the cell.
       params: its parameters, from `cell.init`.
       xs: inputs `[T, B, input]`, or a pytree of leaves `[T, B, ...]`.
-      carry: the first carry, leaves `[B, ...]`; by default `cell.init_carry`.
+      carry: the carry before the first step in scan order, leaves `[B, ...]`; by default
+        `cell.init_carry`.
       lengths: `[B]` ints, the number of valid steps of each sequence.
       mask: `[T, B]` bool, True on valid steps, in any pattern.
       resets: `[T, B]` bool; True replaces the carry by the initial carry of the cell before step t.
-      reverse: scan from the last valid step to the first.
+      reverse: whether to scan from the last valid step to the first.
       key: a PRNG key for stochastic cells; None means the deterministic expected value.
-      engine: the options; `fallback="error"` does not raise here, check the status instead.
+      engine: the options of the solver. This function does not raise for `fallback="error"`; check
+        the status instead.
       guess: the initial guess of the carry after each step, leaves `[T, B, ...]`, such as `carries`
         of a solution with similar parameters or inputs. It does not affect the gradient.
 
@@ -237,8 +255,8 @@ def newton(
       A `Solution`.
 
     Raises:
-      ValueError: a shape does not fit, or full Jacobians would take too much memory.
-      TypeError: a dtype or the structure of the carry or of the guess does not fit.
+      ValueError: a shape is wrong, or full Jacobians would take more than `max_bytes`.
+      TypeError: a dtype or the structure of the carry or of the guess is wrong.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = jrnn.ParaGRU(hidden_size=4)
@@ -282,7 +300,7 @@ def _newton(
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _root(
     options: Newton,
-    kind: Kind,
+    kind: JacobianKind,
     reverse: bool,
     bound: BoundCell,
     carry: Carry,
@@ -291,13 +309,15 @@ def _root(
     guess: Carry | None,
 ) -> tuple[Leaves, Any, NewtonStatus]:
     """The states that solve the equations, the outputs, and the status."""
-    system = system_of(bound, carry, xs, masks, reverse)
+    system = build_system(bound, carry, xs, masks, reverse)
     if guess is None:
         first = system.initial_guess(options.init)
-    else:  # without the parts of a failed solve
+    else:  # a solve that has not converged may have returned inf or NaN
         pairs = zip(jax.tree.leaves(guess), system.initial_guess("carry"), strict=True)
         first = [jnp.where(jnp.isfinite(leaf), leaf, default) for leaf, default in pairs]
-    states, status = iterate(system, kind, first, options.damping, options.max_steps, options.tol)
+    states, status = run_newton(
+        system, kind, first, options.damping, options.max_steps, options.tol
+    )
     if options.fallback == "scan":
         converged = status.converged
         sequential = lax.cond(converged.all(), lambda: states, system.solve_sequentially)
@@ -307,15 +327,14 @@ def _root(
 
 
 @_root.defjvp
-def _(options: Newton, kind: Kind, reverse: bool, primals: Any, tangents: Any) -> Any:
-    """ds_t = J_t ds_{t-1} + (the tangent of the step at fixed states)."""
+def _(options: Newton, kind: JacobianKind, reverse: bool, primals: Any, tangents: Any) -> Any:
+    """Computes the tangents: ds_t = J_t ds_{t-1} + (tangent of the step at fixed states)."""
     states, ys, status = _root(options, kind, reverse, *primals)
     args, tangents = primals[:4], tangents[:4]  # the solution does not depend on the guess
 
-    make_system = partial(system_of, reverse=reverse)
-    step_all = lambda *args: make_system(*args).step_all(states)
+    step_all = lambda *args: build_system(*args, reverse=reverse).step_all(states)
     _, (deltas, y_deltas) = jax.jvp(step_all, args, tangents)
-    system = make_system(*args)
+    system = build_system(*args, reverse=reverse)
     d_states = system.solve_tangents(kind, states, deltas)
     _, d_ys = jax.jvp(system.outputs, (states,), (d_states,))
     d_status = jax.tree.map(_zero_tangent, status)
@@ -323,7 +342,7 @@ def _(options: Newton, kind: Kind, reverse: bool, primals: Any, tangents: Any) -
 
 
 def _has_reverse_mode_only(bound: BoundCell, carry: Carry, xs: Inputs) -> bool:
-    """Whether a step contains an operation without forward-mode derivative."""
+    """Whether a step contains an operation without a forward-mode derivative."""
     like = jax.eval_shape(lambda: carry)
     return structure.has_reverse_mode_only(bound.step, like, step_shapes(xs))
 
@@ -342,7 +361,7 @@ def _raise_if_not_converged(
     last = residuals[int(np.max(iterations))]
     if np.isfinite(last).all():
         advice = (
-            "If jrnn.analysis.lyapunov(cell, params, xs).largest is near 0 or above, use "
+            "If jrnn.analysis.lyapunov(cell, params, xs).largest_exponent is near 0 or above, use "
             "engine='fused'. Otherwise increase max_steps, or use damping=1.0, which is slow, or "
             "fallback='scan' or 'none'"
         )

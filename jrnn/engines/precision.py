@@ -1,4 +1,4 @@
-"""Mixed precision: matrix products in the dtype of the inputs, carry and gates in a wider one."""
+"""Mixed precision: matrix products in the compute dtype, carry and gates in a wider dtype."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -16,16 +16,17 @@ class Precision(NamedTuple):
     """The two dtypes of a run.
 
     Attributes:
-      compute: the dtype of the inputs, for matrix products and outputs.
-      accum: the wider dtype of inputs and parameters, for carry and gate arithmetic.
+      compute: the compute dtype, for matrix products and outputs. It is the dtype of the inputs.
+      accum: the accumulation dtype, for carry and gate arithmetic. It is the wider of the dtypes of
+        inputs and parameters.
     """
 
     compute: jnp.dtype
     accum: jnp.dtype
 
 
-def precision_of(params: Params, xs: Inputs) -> Precision:
-    """The two dtypes of a run with these parameters and inputs."""
+def infer_precision(params: Params, xs: Inputs) -> Precision:
+    """Returns the dtypes of a run with these parameters and inputs."""
     return Precision(widest_dtype(xs), widest_dtype(xs, params))
 
 
@@ -36,16 +37,16 @@ def precision_of(params: Params, xs: Inputs) -> Precision:
 )
 @dataclass(frozen=True)
 class BoundCell:
-    """A cell with its parameters, whose methods compute in the dtypes of `precision`; a pytree.
+    """A cell with its parameters, whose methods compute in the dtypes of `precision`.
 
-    The cell itself computes in the dtypes of its arguments.
+    It is a pytree; its leaves are the parameters.
 
     Attributes:
       cell: the cell.
       precision: the dtypes.
-      compute_params: the parameters for products, in `precision.compute`.
-      accum_params: the parameters for the gate arithmetic, in `precision.accum`.
-      return_carries: whether the output is a pair of the cell's output and its carry.
+      compute_params: the parameters in the compute dtype, for matrix products.
+      accum_params: the parameters in the accumulation dtype, for the gate arithmetic.
+      return_carries: whether `readout` returns a pair of the output and the carry.
     """
 
     cell: Cell
@@ -65,18 +66,21 @@ class BoundCell:
 
     def recur(self, carry: Carry) -> Gates:
         """`Cell.recur` in the compute dtype; the gates are cast to the accumulation dtype."""
-        narrow = cast(carry, self.precision.compute)
-        return cast(self.cell.recur(self.compute_params, narrow), self.precision.accum)
+        carry = cast(carry, self.precision.compute)
+        return cast(self.cell.recur(self.compute_params, carry), self.precision.accum)
 
     def update(self, carry: Carry, z: Gates, u: Gates) -> Carry:
         """`Cell.update` in the accumulation dtype."""
         return cast(self.cell.update(self.accum_params, carry, z, u), self.precision.accum)
 
     def readout(self, carry: Carry, z: Gates) -> Any:
-        """`Cell.readout`, in the compute dtype if it multiplies by parameters, else in `accum`."""
+        """`Cell.readout`, in the compute dtype if it multiplies by parameters.
+
+        Otherwise in the accumulation dtype. The output is cast to the compute dtype.
+        """
         if self.readout_has_products(carry, z):
-            narrow = cast((carry, z), self.precision.compute)
-            y = self.cell.readout(self.compute_params, *narrow)
+            operands = cast((carry, z), self.precision.compute)
+            y = self.cell.readout(self.compute_params, *operands)
         else:
             y = self.cell.readout(self.accum_params, carry, z)
         y = cast(y, self.precision.compute)
@@ -112,7 +116,7 @@ class BoundCell:
         return jax.eval_shape(coefficients, x) is not None
 
     def step(self, carry: Carry, x: Inputs) -> tuple[Carry, Any]:
-        """Project, recur, update and readout."""
+        """Runs `project`, `recur`, `update` and `readout`."""
         z = self.project(x)
         carry = self.update(carry, z, self.recur(carry))
         return carry, self.readout(carry, z)
@@ -121,6 +125,6 @@ class BoundCell:
 def bind(
     cell: Cell, params: Params, precision: Precision, return_carries: bool = False
 ) -> BoundCell:
-    """Binds a cell to its parameters, which are cast once, outside of all loops."""
-    narrow, wide = cast(params, precision.compute), cast(params, precision.accum)
-    return BoundCell(cell, precision, narrow, wide, return_carries)
+    """Binds a cell to its parameters, and casts them to both dtypes of `precision`."""
+    compute_params, accum_params = (cast(params, dtype) for dtype in precision)
+    return BoundCell(cell, precision, compute_params, accum_params, return_carries)

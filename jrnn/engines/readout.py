@@ -1,4 +1,4 @@
-"""Where the readout of a cell is computed: in the loop over time, or after it."""
+"""Splits the readout of a cell between the loop over time and the computation after the loop."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,40 +11,42 @@ from jrnn.cell import Carry, Gates, Inputs
 from jrnn.engines.precision import BoundCell
 from jrnn.masking import zero_where
 
-LARGE_BATCH = 4
-"""Batch size from which readout products stay in the loop on a CPU; see `LoopReadout`."""
+IN_LOOP_MIN_BATCH = 4
+"""The smallest batch for which a CPU computes readout products in the loop; see `SplitReadout`."""
 
 
-class LoopReadout(NamedTuple):
+class SplitReadout(NamedTuple):
     """The readout of a cell, split into a part in the loop over time and a part after the loop.
 
-    A readout that does not multiply by parameters is computed in the loop. Otherwise the loop
-    returns the arrays that it reads, and it is one product over all steps after the loop, forward
-    and backward. On a CPU with a batch of `LARGE_BATCH` or more the products of single steps are
-    large enough, and the memory traffic of storing these arrays costs more than it saves.
+    A readout that does not multiply by parameters is computed in the loop. Any other readout is
+    deferred: the loop returns the arrays that it reads, and one matrix product after the loop
+    computes the outputs of all steps, forward and backward. On a CPU, readouts for batches of
+    `IN_LOOP_MIN_BATCH` or more are not deferred: the products of single steps are then efficient,
+    and storing the arrays would take longer.
 
     Attributes:
-      emit: `(bound, carry, z) -> out`, in the loop.
-      finish: `(bound, outs) -> ys`, after the loop, over leaves `[T, B, ...]`.
-      deferred: whether `finish` computes the readout. On padding `out` is then not zero but the
-        result of a step on zero inputs, where the readout has finite derivatives.
+      in_loop: `(bound, carry, z) -> out`, the part in the loop.
+      after_loop: `(bound, outs) -> ys`, the part after the loop, on leaves `[T, B, ...]`.
+      is_deferred: whether `after_loop` computes the readout. On padding `out` is then the result of
+        a step on zero inputs instead of zero, since the derivative of a readout may not be finite
+        at zero.
     """
 
-    emit: Callable[[BoundCell, Carry, Gates], Any]
-    finish: Callable[[BoundCell, Any], Any]
-    deferred: bool = False
+    in_loop: Callable[[BoundCell, Carry, Gates], Any]
+    after_loop: Callable[[BoundCell, Any], Any]
+    is_deferred: bool = False
 
     def pad(self, valid: jax.Array | None, out: Any) -> Any:
-        """Sets `out` of a step to zero on padding, if it is the output."""
-        return out if self.deferred else zero_where(valid, out)
+        """Sets the `out` of a step to zero on padding, unless the readout is deferred."""
+        return out if self.is_deferred else zero_where(valid, out)
 
     def outputs(self, bound: BoundCell, outs: Any, valid: jax.Array | None) -> Any:
-        """The outputs of all steps `[T, B, ...]`, zero on padding."""
-        return zero_where(valid, self.finish(bound, outs)) if self.deferred else outs
+        """Returns the outputs of all steps `[T, B, ...]`, zero on padding."""
+        return zero_where(valid, self.after_loop(bound, outs)) if self.is_deferred else outs
 
 
-def loop_readout(bound: BoundCell, carry: Carry, x: Inputs) -> LoopReadout:
-    """How a loop computes the readout of a cell.
+def split_readout(bound: BoundCell, carry: Carry, x: Inputs) -> SplitReadout:
+    """Decides which part of the readout of a cell is computed in the loop.
 
     Args:
       bound: the cell.
@@ -53,26 +55,28 @@ def loop_readout(bound: BoundCell, carry: Carry, x: Inputs) -> LoopReadout:
     """
     z = jax.eval_shape(bound.project, x)
     carry = jax.eval_shape(lambda: carry)
-    in_loop = LoopReadout(lambda bound, carry, z: bound.readout(carry, z), lambda bound, outs: outs)
+    not_deferred = SplitReadout(
+        lambda bound, carry, z: bound.readout(carry, z), lambda bound, outs: outs
+    )
     batch = jax.tree.leaves(x)[0].shape[0]
     on_cpu = jax.default_backend() == "cpu"
-    if (on_cpu and batch >= LARGE_BATCH) or not bound.readout_has_products(carry, z):
-        return in_loop
-    reads = structure.leaves_read(bound.cell.readout, bound.accum_params, carry, z)
-    flags = ((True,) * len(reads.carry) if bound.return_carries else reads.carry) + reads.z
+    if (on_cpu and batch >= IN_LOOP_MIN_BATCH) or not bound.readout_has_products(carry, z):
+        return not_deferred
+    used = structure.find_used_leaves(bound.cell.readout, bound.accum_params, carry, z)
+    is_used = ((True,) * len(used.carry) if bound.return_carries else used.carry) + used.z
     shapes, tree = jax.tree.flatten((carry, z))
-    if not any(flags):
-        return in_loop
+    if not any(is_used):
+        return not_deferred
 
-    def emit(bound: BoundCell, carry: Carry, z: Gates) -> list[jax.Array]:
+    def in_loop(bound: BoundCell, carry: Carry, z: Gates) -> list[jax.Array]:
         leaves = jax.tree.leaves((carry, z))
-        return [leaf for leaf, read in zip(leaves, flags, strict=True) if read]
+        return [leaf for leaf, used in zip(leaves, is_used, strict=True) if used]
 
-    def finish(bound: BoundCell, outs: list[jax.Array]) -> Any:
-        steps, emitted = outs[0].shape[:1], iter(outs)
-        unused = lambda shape: jnp.zeros((*steps, *shape.shape), shape.dtype)
-        pairs = zip(shapes, flags, strict=True)
-        leaves = [next(emitted) if read else unused(shape) for shape, read in pairs]
+    def after_loop(bound: BoundCell, outs: list[jax.Array]) -> Any:
+        steps, rest = outs[0].shape[:1], iter(outs)
+        placeholder = lambda shape: jnp.zeros((*steps, *shape.shape), shape.dtype)
+        pairs = zip(shapes, is_used, strict=True)
+        leaves = [next(rest) if used else placeholder(shape) for shape, used in pairs]
         return bound.readout(*jax.tree.unflatten(tree, leaves))
 
-    return LoopReadout(emit, finish, deferred=True)
+    return SplitReadout(in_loop, after_loop, is_deferred=True)

@@ -9,7 +9,7 @@ from jrnn import checks
 from jrnn.cell import Carry, Inputs
 from jrnn.engines.engine import Engine
 from jrnn.engines.precision import BoundCell, bind
-from jrnn.engines.readout import LoopReadout, loop_readout
+from jrnn.engines.readout import SplitReadout, split_readout
 from jrnn.masking import Masks, apply_resets, step_shapes, tree_where, zero_where
 
 
@@ -18,11 +18,12 @@ class Scan(Engine):
     """One `lax.scan` over time, with derivatives of every order and mode.
 
     Inputs are projected inside the loop: on a CPU this is faster than one product for all steps,
-    which may exceed the cache. A readout that multiplies by parameters is computed for all steps
-    after the loop, except on a CPU with a larger batch (see `jrnn.engines.readout`).
+    whose result may not fit into the cache. A readout that multiplies by parameters is computed for
+    all steps after the loop, except for larger batches on a CPU (see `jrnn.engines.readout`).
 
     Args:
-      unroll: number of steps in the loop body, as in `lax.scan`.
+      unroll: the argument `unroll` of `lax.scan`: the number of steps in one iteration of the
+        compiled loop. It changes the speed, and not the results.
 
     Raises:
       ValueError: `unroll` is not a positive int.
@@ -36,13 +37,13 @@ class Scan(Engine):
     def run(
         self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
     ) -> tuple[Carry, Any]:
-        readout = loop_readout(bound, carry, step_shapes(xs))
+        readout = split_readout(bound, carry, step_shapes(xs))
         carry, outs = scan_steps(readout, bound, carry, xs, masks, reverse, self.unroll)
         return carry, readout.outputs(bound, outs, masks.valid)
 
 
 def scan_steps(
-    readout: LoopReadout,
+    readout: SplitReadout,
     bound: BoundCell,
     carry: Carry,
     xs: Inputs,
@@ -50,17 +51,30 @@ def scan_steps(
     reverse: bool,
     unroll: int = 1,
 ) -> tuple[Carry, Any]:
-    """Scans over time; returns the last carry and the outputs of `readout.emit`."""
+    """Scans over time.
+
+    Args:
+      readout: the part of the readout to compute in the loop.
+      bound: as in `Engine.run`.
+      carry: as in `Engine.run`.
+      xs: as in `Engine.run`.
+      masks: as in `Engine.run`.
+      reverse: as in `Engine.run`.
+      unroll: as in `lax.scan`.
+
+    Returns:
+      The last carry, and the results of `readout.in_loop` for all steps.
+    """
 
     def body(carry: Carry, inputs: Any) -> tuple[Carry, Any]:
-        # Weights are cast inside the loop, so that their gradients are accumulated in the wide
-        # dtype.
-        narrow = bind(bound.cell, bound.accum_params, bound.precision, bound.return_carries)
+        # Parameters are cast inside the loop, so that their gradients are accumulated in the
+        # accumulation dtype.
+        cell = bind(bound.cell, bound.accum_params, bound.precision, bound.return_carries)
         x, valid, reset = inputs
         prev = apply_resets(reset, masks.initial, carry)
-        z = narrow.project(zero_where(valid, x))
-        carry = narrow.update(prev, z, narrow.recur(prev))
-        out = readout.pad(valid, readout.emit(narrow, carry, z))
+        z = cell.project(zero_where(valid, x))
+        carry = cell.update(prev, z, cell.recur(prev))
+        out = readout.pad(valid, readout.in_loop(cell, carry, z))
         return tree_where(valid, carry, prev), out
 
     steps = (xs, masks.valid, masks.resets)

@@ -20,17 +20,17 @@ from jrnn.masking import Masks
 class Sharded(Engine):
     """Shards the batch over axes of the current mesh, and runs each shard on another engine.
 
-    The devices communicate once: gradients of weights, which are replicated, are summed over the
-    devices after all steps. Without this engine, XLA may sum them at every step. `Native`, which
-    XLA cannot partition, also runs on each device.
+    Parameters are replicated. The devices communicate only once, to sum the gradients of the
+    parameters after all steps. Without this engine, XLA may sum them at every step. XLA cannot
+    partition the kernels of `Native`; this engine runs them on each device.
 
-    If the current mesh lacks these axes, or if they do not divide the batch, `engine` runs the
-    whole batch; `Fused` then replaces `Native`. Noise is drawn before the batch is
-    sharded, so it equals that of a run on one device.
+    If the current mesh does not have these axes, or if their number of devices does not divide the
+    batch, `engine` runs the whole batch, and `Fused` replaces `Native`. Noise is drawn before the
+    batch is sharded, so it is the same as on one device.
 
     Args:
       engine: the engine that runs each shard.
-      axes: axes of the mesh, of the type `jax.sharding.AxisType.Auto`.
+      axes: names of axes of the mesh, which must have the type `jax.sharding.AxisType.Auto`.
 
     Raises:
       TypeError: `engine` is not an engine.

@@ -17,7 +17,7 @@ from jrnn.engines.native import Native
 from jrnn.engines.newton import Newton
 from jrnn.engines.scan import Scan
 from jrnn.layer import Layer, SequenceInputs
-from jrnn.masking import hold_on_padding
+from jrnn.masking import repeat_on_padding
 
 REGISTRY: dict[str, type[Engine]] = {
     "auto": Auto,
@@ -27,7 +27,7 @@ REGISTRY: dict[str, type[Engine]] = {
     "associative": Associative,
     "newton": Newton,
 }
-"""Every engine by the name that `unroll(engine=...)` takes."""
+"""The names of engines in `unroll(engine=...)`."""
 
 
 @overload
@@ -80,50 +80,51 @@ def unroll(
 ) -> Any:
     """Runs a layer over a batch of sequences, like `lax.scan` with masks and resets.
 
-    ::
+    For a cell, it computes::
 
         s = carry
         for t = 0 .. T-1 (T-1 .. 0 if reverse):
             s = init_carry where resets[t], else s
             s, ys[t] = step(params, s, xs[t]);  on padding: s unchanged, ys[t] = 0
 
-    Matrix products are computed in the dtype of `xs`. The carry, the gate arithmetic and products
-    inside `update`, as in `GRU(reset_after=False)`, are in the wider dtype of `xs` and `params`.
-    For example, float32 parameters with bfloat16 inputs give bfloat16 products and a float32 carry.
-    The last carry has the dtypes of `carry` if it is not None, so that windows of a long sequence
-    can be run in `lax.scan`.
+    Matrix products are computed in the dtype of `xs`. The carry and the gate arithmetic are in the
+    wider dtype of `xs` and `params`; so are matrix products inside `update`, as in
+    `GRU(reset_after=False)`. For example, float32 parameters with bfloat16 inputs give bfloat16
+    products and a float32 carry. If `carry` is not None, the last carry has its dtypes, so that
+    windows of a long sequence can be run in `lax.scan`.
 
-    A NaN on padding reaches neither outputs nor gradients. A NaN before a reset reaches no output
-    after the reset, and no gradient of these outputs.
+    A NaN on padding affects neither outputs nor gradients. A NaN before a reset does not affect
+    outputs after the reset, nor their gradients.
 
     Args:
       layer: a cell, or a layer such as `jrnn.stack([...])`.
       params: its parameters, from `layer.init`.
       xs: inputs `[T, B, input]`, or a pytree of leaves `[T, B, ...]`. T and B may be 0.
-      carry: the first carry, leaves `[B, ...]`; by default `layer.init_carry`.
-      lengths: `[B]` ints, the number of valid steps of each sequence; all later
-        steps are padding, where the carry does not change and the output is zero. A length above T
-        counts as T.
+      carry: the first carry, which is the carry before the first step in scan order, leaves
+        `[B, ...]`; by default `layer.init_carry`.
+      lengths: `[B]` ints, the number of valid steps of each sequence. All later steps are padding,
+        where the carry does not change and the output is zero. Lengths are clipped to [0, T].
       mask: `[T, B]` bool, True on valid steps, in any pattern. With `lengths`, a step is valid only
-        if it is valid in both.
-      resets: `[T, B]` bool; True replaces the carry by the initial carry of the cell before step t,
-        in scan order. Resets on padding have no effect. For packed sequences see
-        `jrnn.segment_resets`.
-      reverse: scan from the last valid step to the first; outputs stay in the order of time.
+        if it is valid according to both.
+      resets: `[T, B]` bool, True where `init_carry` replaces the carry before the step, in scan
+        order. Resets on padding have no effect. For packed sequences see `jrnn.segment_resets`.
+      reverse: whether to scan from the last valid step to the first. Outputs stay in the order of
+        time.
       key: a PRNG key for stochastic cells; None means the deterministic expected value.
-      engine: an engine such as `jrnn.Scan(unroll=2)`, or a name: "auto", "native", "fused",
-        "associative", "newton" or "scan". "native" and "fused", which "auto" may choose, have no
-        forward-mode derivatives, and "native" has first derivatives only.
+      engine: the algorithm: an engine such as `jrnn.Scan(unroll=2)`, or a name: "auto", "native",
+        "fused", "associative", "newton" or "scan". "auto" may select "native" or "fused", which
+        have no forward-mode derivatives; "native" has only first derivatives.
       return_carries: whether to also return the carry after each step; for a single cell only.
 
     Returns:
-      The carry after the last valid step, and the outputs `[T, B, output]`. With `return_carries`
-      also the carries, leaves `[T, B, ...]` in the order of time, repeated on padding.
+      The carry after the last valid step in scan order, and the outputs `[T, B, output]`. With
+      `return_carries` also the carry after each step, leaves `[T, B, ...]` in the order of time; on
+      padding it is that of the previous step.
 
     Raises:
-      ValueError: a shape does not fit, or the engine is unknown.
-      TypeError: a dtype or the structure of the carry does not fit, or `return_carries` is True for
-        a layer that is not a cell.
+      ValueError: a shape is wrong, or the engine is unknown.
+      TypeError: a dtype or the structure of the carry is wrong, or `return_carries` is True for a
+        layer that is not a cell.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = jrnn.LSTM(hidden_size=4)
@@ -181,13 +182,13 @@ def _run_cell(
     path: tuple[str, ...] = (),
     return_carries: bool = False,
 ) -> tuple[Carry, Any]:
-    """Runs one cell on an engine; implements `RunCell`."""
+    """Runs one cell on an engine; with the engine bound, it is a `RunCell`."""
     del path
     args = canonicalize(cell, params, inputs, return_carries=return_carries)
     carry, ys = engine.run(args.bound, args.carry, args.xs, args.masks, args.reverse)
     if return_carries:
         ys, carries = ys
-        carries = hold_on_padding(args.masks.valid, carries, args.carry, args.reverse)
+        carries = repeat_on_padding(args.masks.valid, carries, args.carry, args.reverse)
         ys = args.restore_nans(ys), args.restore_nan_carries(carries)
         return args.cast_carry(carry), ys
     return args.cast_carry(carry), args.restore_nans(ys)

@@ -1,14 +1,14 @@
-// What the kernels and their callers share: plain data and a table of functions.
+// The interface between the kernels and their callers: plain structs and a table of functions.
 //
-// It is read by code for the oldest machine and by code for the newest, so it holds no templates, no
-// methods, and no functions that the linker could see.
+// It is included by code for all instruction sets, so it must not contain templates, methods, or
+// functions with external linkage.
 
 #ifndef JRNN_KERNELS_API_H_
 #define JRNN_KERNELS_API_H_
 
 #include <stdint.h>
 
-// The cells, as jrnn/engines/native.py numbers them.
+// The cells; jrnn/engines/native.py uses the same numbers.
 enum JrnnCell : int32_t {
   kLstm,
   kLstmPeepholes,
@@ -20,15 +20,16 @@ enum JrnnCell : int32_t {
   kElmanSigmoid,
 };
 
-// Meets all threads of a team again and again.
+// A reusable barrier for threads.
 struct JrnnBarrier {
   alignas(64) int32_t arrived;
   alignas(64) int32_t phase;
 };
 
-// One call, forward or backward. Arrays are row-major; G gates, S saved arrays for each step.
-// A pointer is null where an array is absent. `stride` is the number of sequences that lie beside
-// each other in the arrays with axes T and B, of which the B here are a part.
+// The arguments of one kernel run, forward or backward. Arrays are row-major. T is the number of
+// steps, B the batch size, I and H the input and hidden sizes, G the number of gates, and S the
+// number of residual arrays of each step. Absent arrays are null. `stride` is the batch size of
+// arrays with the axes [T, B]; it is larger than B if a run only processes a part of the batch.
 struct JrnnRun {
   int32_t cell;
   int32_t reverse;
@@ -40,14 +41,14 @@ struct JrnnRun {
   const float* w_hh;       // [H, G·H]
   const float* b;          // [G·H]
   const float* extra[3];   // [H]: p_i, p_f, p_o, or b_hn
-  const float* h0;         // [B, H], as are c0 and, with resets, the initial carry
+  const float* h0;         // [B, H], like c0 and, with resets, h_initial and c_initial
   const float* c0;
   const float* h_initial;
   const float* c_initial;
   float* ys;      // [T, B, H]
   float* h_last;  // [B, H]
   float* c_last;
-  float* saved;  // [T, B, S, H], or null if no gradient is wanted
+  float* saved;  // residuals [T, B, S, H], or null without gradients
 
   const float* d_ys;
   const float* d_h_last;
@@ -62,14 +63,15 @@ struct JrnnRun {
   float* d_h_initial;
   float* d_c_initial;
 
-  // Set by `plan`: the batch is cut into `parts`, the units of each into `slices`. With more than one
-  // slice each is a worker's of its own; else a worker may have several parts.
+  // Set by `plan`: the batch is divided into `parts`, and the hidden units of each part into
+  // `slices`. With more than one slice, each slice has its own worker. Otherwise a worker may run
+  // several parts.
   int32_t parts, slices, workers;
   float* scratch;
-  JrnnBarrier* barriers;  // one for all, then one for each part
+  JrnnBarrier* barriers;  // one for all workers, then one for each part
 };
 
-// What a thread does while it waits, and how often before it sleeps for moments.
+// Waiting threads call jrnn_relax() JRNN_SPINS times, then sleep in short intervals.
 #define JRNN_SPINS 10000
 static inline void jrnn_relax(void) {
 #if defined(__x86_64__)
@@ -82,17 +84,19 @@ static inline void jrnn_relax(void) {
 extern "C" {
 
 struct JrnnKernels {
-  int32_t (*gates)(int32_t cell);
-  int32_t (*saved)(int32_t cell);
-  // Chooses parts for `threads` threads, and slices and workers for the `seats` of them that came, so
-  // that the order of all sums is the same whoever came; returns the floats of scratch it needs.
-  int64_t (*plan)(JrnnRun* run, int32_t threads, int32_t seats, int32_t backward);
-  // To be called by run->workers threads at once, each with its own number.
+  int32_t (*gates)(int32_t cell);  // number of gates; 0 for an unknown cell
+  int32_t (*saved)(int32_t cell);  // number of residual arrays of each step
+  // Sets `parts`, `slices` and `workers`. `threads` is the size of the thread pool, and `available`
+  // the number of its threads that can run now. `parts` only depends on `threads`, so that the order
+  // of sums over the batch is deterministic. Returns the size of the scratch memory in floats.
+  int64_t (*plan)(JrnnRun* run, int32_t threads, int32_t available, int32_t backward);
+  // Called by run->workers threads concurrently, with worker = 0 .. run->workers - 1.
   void (*forward)(const JrnnRun* run, int32_t worker);
   void (*backward)(const JrnnRun* run, int32_t worker);
 };
 
-// One for each instruction set that CMakeLists.txt compiles; choose by jrnn_kernels(), dispatch.h.
+// One for each instruction set that CMakeLists.txt compiles. jrnn_kernels() in dispatch.h selects
+// one.
 const JrnnKernels* jrnn_kernels_base();
 const JrnnKernels* jrnn_kernels_v3();
 const JrnnKernels* jrnn_kernels_v4();

@@ -13,7 +13,7 @@ bool always() { return true; }
 
 #if defined(JRNN_HAS_v3) || defined(JRNN_HAS_v4)
 
-// Those that Clang had no name for in __builtin_cpu_supports for long.
+// Older versions of Clang do not accept these features in __builtin_cpu_supports.
 bool has_f16c_movbe_lzcnt() {
   unsigned int a, b, c, d;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return false;
@@ -23,7 +23,7 @@ bool has_f16c_movbe_lzcnt() {
   return f16c && movbe && lzcnt;
 }
 
-// All that -march=x86-64-v3 lets the compiler use; the builtins ask the operating system too.
+// All features of -march=x86-64-v3. The builtins also check the support of the operating system.
 bool has_v3() {
   __builtin_cpu_init();
   return __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("sse4.2") &&
@@ -44,7 +44,7 @@ bool has_v4() {
 
 #endif
 
-// The oldest first; each needs what those before it need.
+// From the oldest to the newest; each includes the features of those before it.
 const JrnnIsa kBuilt[] = {
     {"base", jrnn_kernels_base, always},
 #if defined(JRNN_HAS_v3)
@@ -54,7 +54,7 @@ const JrnnIsa kBuilt[] = {
     {"v4", jrnn_kernels_v4, has_v4},
 #endif
 };
-constexpr int kMost = sizeof(kBuilt) / sizeof(kBuilt[0]);
+constexpr int kNumBuilt = sizeof(kBuilt) / sizeof(kBuilt[0]);
 
 const char* const kNames[] = {"base", "v3", "v4"};
 
@@ -65,9 +65,9 @@ int rank(const char* name) {
   return -1;
 }
 
-const JrnnIsa* choose() {
-  const char* wanted = getenv("JRNN_ISA");
-  const int limit = wanted && *wanted ? rank(wanted) : 2;
+const JrnnIsa* select_isa() {
+  const char* requested = getenv("JRNN_ISA");
+  const int limit = requested && *requested ? rank(requested) : 2;
   if (limit < 0) return nullptr;
   const JrnnIsa* best = &kBuilt[0];
   for (const JrnnIsa* const* isa = jrnn_available_isas(); *isa; ++isa) {
@@ -79,7 +79,7 @@ const JrnnIsa* choose() {
 }  // namespace
 
 const JrnnIsa* const* jrnn_available_isas() {
-  static const JrnnIsa* list[kMost + 1] = {};
+  static const JrnnIsa* list[kNumBuilt + 1] = {};
   static const bool filled = [] {
     int n = 0;
     for (const JrnnIsa& isa : kBuilt) {
@@ -92,11 +92,11 @@ const JrnnIsa* const* jrnn_available_isas() {
 }
 
 const JrnnIsa* jrnn_isa() {
-  static const JrnnIsa* const chosen = choose();
-  return chosen;
+  static const JrnnIsa* const selected = select_isa();
+  return selected;
 }
 
 const JrnnKernels* jrnn_kernels() {
-  static const JrnnKernels* const chosen = jrnn_isa()->kernels();
-  return chosen;
+  static const JrnnKernels* const selected = jrnn_isa()->kernels();
+  return selected;
 }

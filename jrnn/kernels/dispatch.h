@@ -1,4 +1,4 @@
-// Which instruction set this machine runs.
+// Selects the kernels of an instruction set that this CPU supports.
 
 #ifndef JRNN_KERNELS_DISPATCH_H_
 #define JRNN_KERNELS_DISPATCH_H_
@@ -11,12 +11,13 @@ struct JrnnIsa {
   bool (*supported)();
 };
 
-// What was compiled and runs here: a null-terminated list, the oldest, base, first.
+// The instruction sets that were compiled and that this CPU supports, from the oldest (base) to the
+// newest, as a null-terminated list.
 const JrnnIsa* const* jrnn_available_isas();
 
-// The best that is available, or what the environment variable JRNN_ISA names, or the best below
-// that. Chosen at the first call, which module.cc makes when the module is loaded. Null when
-// JRNN_ISA is none of base, v3, v4; then the module is not loaded.
+// The newest available instruction set, or the newest one up to that of the environment variable
+// JRNN_ISA. It is selected at the first call, when module.cc loads the Python module. Null if
+// JRNN_ISA is not base, v3 or v4; importing the module then raises ValueError.
 const JrnnIsa* jrnn_isa();
 
 // The kernels of jrnn_isa().

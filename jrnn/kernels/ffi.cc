@@ -1,5 +1,5 @@
-// The handlers that XLA calls: they read buffers into a JrnnRun, gather a team of threads, and run
-// the kernels of the best instruction set. Compiled for the oldest machine.
+// The handlers that XLA calls. They read buffers into a JrnnRun, request threads, and run the
+// kernels of the selected instruction set. This file is compiled for the baseline instruction set.
 #if defined(__linux__)
 #include <sched.h>
 #include <sys/mman.h>
@@ -25,136 +25,141 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-constexpr size_t kLargePage = 2 << 20;
+constexpr size_t kHugePage = 2 << 20;
 
-// Asks for large pages for all of the memory, where the system gives them on request: a fault for
-// each 4 KiB of fresh memory can cost more than the layer. What shares a page with it has its part.
-void advise([[maybe_unused]] const float* p, [[maybe_unused]] size_t bytes) {
+// Requests huge pages for a buffer, including other data on its first page. Page faults for every
+// 4 KiB of newly allocated memory can take longer than the layer.
+void request_huge_pages([[maybe_unused]] const float* p, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__)
-  if (!p || bytes < kLargePage / 8) return;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(p) / kLargePage * kLargePage;
+  if (!p || bytes < kHugePage / 8) return;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(p) / kHugePage * kHugePage;
   madvise(reinterpret_cast<void*>(begin), reinterpret_cast<uintptr_t>(p) + bytes - begin,
           MADV_HUGEPAGE);
 #endif
 }
 
-// Scratch memory is kept from call to call: fresh pages cost more than most calls compute.
-class Pool {
+// Reuses scratch memory between calls, because page faults of new memory take longer than most
+// calls.
+class ScratchPool {
  public:
   struct Free {
     void operator()(float* p) const { std::free(p); }
   };
-  using Block = std::unique_ptr<float, Free>;
-  struct Held {
-    Block block;
+  struct Buffer {
+    std::unique_ptr<float, Free> data;
     size_t bytes;
   };
 
-  Held take(size_t bytes) {
+  // Returns a buffer of at least `bytes`, whose data is null if the allocation fails.
+  Buffer acquire(size_t bytes) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      for (size_t k = 0; k < kept_.size(); ++k) {
-        if (kept_[k].bytes < bytes) continue;
-        Held held = std::move(kept_[k]);
-        kept_.erase(kept_.begin() + k);
-        return held;
+      for (size_t k = 0; k < unused_.size(); ++k) {
+        if (unused_[k].bytes < bytes) continue;
+        Buffer buffer = std::move(unused_[k]);
+        unused_.erase(unused_.begin() + k);
+        return buffer;
       }
     }
-    const size_t alignment = bytes < kLargePage / 8 ? 4096 : kLargePage;
+    const size_t alignment = bytes < kHugePage / 8 ? 4096 : kHugePage;
     bytes = (bytes + alignment - 1) / alignment * alignment;
-    Held held{Block(static_cast<float*>(std::aligned_alloc(alignment, bytes))), bytes};
-    advise(held.block.get(), bytes);
-    return held;
+    Buffer buffer{nullptr, bytes};
+    buffer.data.reset(static_cast<float*>(std::aligned_alloc(alignment, bytes)));
+    request_huge_pages(buffer.data.get(), bytes);
+    return buffer;
   }
 
-  Pool() { kept_.reserve(kMostBlocks); }
+  ScratchPool() { unused_.reserve(kMaxBuffers); }
 
-  void give(Held held) {
+  // Makes a buffer available to later calls, or frees it if it is large.
+  void release(Buffer buffer) {
     std::lock_guard<std::mutex> lock(mutex_);
-    if (!held.block || held.bytes > kMostBytes) return;
-    if (kept_.size() == kMostBlocks) kept_.erase(kept_.begin());
-    kept_.push_back(std::move(held));
+    if (!buffer.data || buffer.bytes > kMaxBytes) return;
+    if (unused_.size() == kMaxBuffers) unused_.erase(unused_.begin());
+    unused_.push_back(std::move(buffer));
   }
 
  private:
-  static constexpr size_t kMostBlocks = 4, kMostBytes = 64 << 20;
+  static constexpr size_t kMaxBuffers = 4, kMaxBytes = 64 << 20;
   std::mutex mutex_;
-  std::vector<Held> kept_;
+  std::vector<Buffer> unused_;
 };
 
-Pool& pool() {
-  static Pool* pool = new Pool;  // never destroyed: a thread may still run when the process ends
+ScratchPool& scratch_pool() {
+  // Never destroyed, because a thread may still run when the process exits.
+  static ScratchPool* pool = new ScratchPool;
   return *pool;
 }
 
-// Threads that run at the same time, since the kernels make them wait for each other. Those of the
-// runtime's pool that come within a moment take a seat; then the door closes, and who is late goes.
-// So a busy pool costs speed and never hangs. While it stays busy, as where several devices of one
-// CPU run at once, it is asked now and then alone.
-class Team {
+// A team of threads that run concurrently, because the kernels have barriers. Threads of XLA's pool
+// may join the team for 300 microseconds; then it is closed, and threads that arrive later return
+// at once. A busy pool therefore makes a call slower but never blocks it. If no thread joins in
+// several calls in a row, for example because several CPU devices run concurrently, only some of
+// the following calls request threads.
+class ThreadTeam {
  public:
-  // Runs f(worker) for 0 <= worker < n, with n = prepare(seats taken) at most the seats taken, and 0
-  // to run nothing. Neither may throw.
+  // Runs f(worker) for 0 <= worker < n, where n = prepare(size of the team) is at most that size,
+  // or 0 to run nothing. Neither function may throw.
   template <class Prepare, class F>
-  static void run(ffi::ThreadPool& threads, int64_t most, Prepare prepare, F f) {
-    auto team = std::make_shared<Team>();
+  static void run(ffi::ThreadPool& pool, int64_t max_threads, Prepare prepare, F f) {
+    auto team = std::make_shared<ThreadTeam>();
     std::function<void(int32_t)> work = f;
     team->work_ = &work;
-    const bool asking = most > 1 && worth_asking();
-    for (int64_t k = 1; asking && k < most; ++k) threads.Schedule([team] { team->join(); });
-    if (asking) team->wait_for_seats(most);
-    const int32_t seats = team->seats_.exchange(kClosed);
-    if (asking) refusals() = seats > 1 ? 0 : refusals() + 1;
-    team->workers_ = prepare(seats);
-    team->cores_.claim();
-    team->go_.store(true, std::memory_order_release);
+    const bool requests = max_threads > 1 && should_request_threads();
+    for (int64_t k = 1; requests && k < max_threads; ++k) pool.Schedule([team] { team->join(); });
+    if (requests) team->wait_for_threads(max_threads);
+    const int32_t size = team->size_.exchange(kClosed);
+    if (requests) failed_requests() = size > 1 ? 0 : failed_requests() + 1;
+    team->workers_ = prepare(size);
+    team->cores_.move_to_free_core();
+    team->started_.store(true, std::memory_order_release);
     if (team->workers_ > 0) f(0);
-    spin([&] { return team->done_.load(std::memory_order_acquire) == seats - 1; });
+    spin_until([&] { return team->finished_.load(std::memory_order_acquire) == size - 1; });
   }
 
  private:
   static constexpr int32_t kClosed = -(1 << 30);
-  static constexpr int32_t kPatience = 8, kRarely = 16;
+  static constexpr int32_t kMaxFailedRequests = 8, kRetryInterval = 16;
 
-  // How often in a row nobody has come.
-  static std::atomic<int32_t>& refusals() {
+  // The number of successive requests after which no thread joined.
+  static std::atomic<int32_t>& failed_requests() {
     static std::atomic<int32_t> count{0};
     return count;
   }
 
-  static bool worth_asking() {
+  static bool should_request_threads() {
     static std::atomic<uint32_t> calls{0};
-    return refusals() < kPatience || calls++ % kRarely == 0;
+    return failed_requests() < kMaxFailedRequests || calls++ % kRetryInterval == 0;
   }
 
   void join() {
-    // A pool whose queue is full runs what it is given at once, in the thread that gave it.
+    // If its queue is full, the pool runs the function in the thread that schedules it.
     if (std::this_thread::get_id() == leader_) return;
-    int32_t seat = seats_.load();
+    int32_t worker = size_.load();
     do {
-      if (seat < 0) return;
-    } while (!seats_.compare_exchange_weak(seat, seat + 1));
+      if (worker < 0) return;
+    } while (!size_.compare_exchange_weak(worker, worker + 1));
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      taken_.notify_one();
+      joined_.notify_one();
     }
-    spin([&] { return go_.load(std::memory_order_acquire); });
-    if (seat < workers_) {
-      cores_.claim();
-      (*work_)(seat);
+    spin_until([&] { return started_.load(std::memory_order_acquire); });
+    if (worker < workers_) {
+      cores_.move_to_free_core();
+      (*work_)(worker);
     }
-    done_.fetch_add(1, std::memory_order_release);
+    finished_.fetch_add(1, std::memory_order_release);
   }
 
-  // A thread that is woken may be put behind this one on the same core, and stay there for as long
-  // as this one spins; so it sleeps soon.
-  void wait_for_seats(int64_t most) {
+  // Spins only for a short time: the system may schedule a joining thread on the core of this
+  // thread, where it cannot run until this one sleeps.
+  void wait_for_threads(int64_t max_threads) {
     const auto start = std::chrono::steady_clock::now();
-    auto complete = [&] { return seats_.load() >= most; };
-    while (!complete()) {
+    auto is_complete = [&] { return size_.load() >= max_threads; };
+    while (!is_complete()) {
       if (std::chrono::steady_clock::now() > start + std::chrono::microseconds(20)) {
         std::unique_lock<std::mutex> lock(mutex_);
-        taken_.wait_until(lock, start + std::chrono::microseconds(300), complete);
+        joined_.wait_until(lock, start + std::chrono::microseconds(300), is_complete);
         return;
       }
       jrnn_relax();
@@ -162,49 +167,51 @@ class Team {
   }
 
   template <class F>
-  static void spin(F done) {
-    for (int spins = 0; !done(); ++spins)
+  static void spin_until(F condition) {
+    for (int spins = 0; !condition(); ++spins)
       spins < JRNN_SPINS ? jrnn_relax() : std::this_thread::sleep_for(std::chrono::microseconds(1));
   }
 
-  // The system may wake two threads on one core, and leave them there for longer than a call takes.
-  // Who finds its core taken is moved to one that is not, if it may run on one, and is then as free
-  // to be moved as before.
+  // The system may wake two threads on the same core, and leave them there for longer than a call
+  // takes. A thread whose core is used by another thread of the team moves to a free core that its
+  // affinity mask allows. The mask is restored afterwards.
   class Cores {
    public:
-    void claim() {
+    void move_to_free_core() {
 #if defined(__linux__)
-      if (take(sched_getcpu())) return;
+      if (mark_used(sched_getcpu())) return;
       cpu_set_t allowed, others;
       if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
       CPU_ZERO(&others);
       for (int core = 0; core < kCores; ++core)
-        if (CPU_ISSET(core, &allowed) && !taken_[core].load()) CPU_SET(core, &others);
+        if (CPU_ISSET(core, &allowed) && !used_[core].load()) CPU_SET(core, &others);
       if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return;
       sched_setaffinity(0, sizeof allowed, &allowed);
-      take(sched_getcpu());
+      mark_used(sched_getcpu());
 #endif
     }
 
    private:
-    static constexpr int kCores = 1024;  // of a cpu_set_t
+    static constexpr int kCores = 1024;  // size of a cpu_set_t
 
-    bool take(int core) { return core < 0 || core >= kCores || !taken_[core].exchange(true); }
+    // Returns false if the core was already marked.
+    bool mark_used(int core) { return core < 0 || core >= kCores || !used_[core].exchange(true); }
 
-    std::atomic<bool> taken_[kCores]{};
+    std::atomic<bool> used_[kCores]{};
   };
 
   const std::thread::id leader_ = std::this_thread::get_id();
   Cores cores_;
-  std::atomic<int32_t> seats_{1}, done_{0};
-  std::atomic<bool> go_{false};
+  std::atomic<int32_t> size_{1}, finished_{0};
+  std::atomic<bool> started_{false};
   std::mutex mutex_;
-  std::condition_variable taken_;
+  std::condition_variable joined_;
   int32_t workers_ = 0;
   std::function<void(int32_t)>* work_ = nullptr;
 };
 
-// Steps through the buffers of a call; one without elements stands for an absent array.
+// Iterates over the operands of a call. An operand without elements is an absent array, read as
+// null.
 class Arguments {
  public:
   explicit Arguments(ffi::RemainingArgs args) : args_(args) {}
@@ -220,6 +227,7 @@ class Arguments {
   size_t index_ = 0;
 };
 
+// Iterates over the results of a call, like Arguments.
 class Results {
  public:
   explicit Results(ffi::RemainingRets rets) : rets_(rets) {}
@@ -227,7 +235,7 @@ class Results {
     auto buffer = rets_.get<ffi::AnyBuffer>(index_++);
     if (!buffer.has_value() || (*buffer)->element_count() == 0) return nullptr;
     auto* p = static_cast<float*>((*buffer)->untyped_data());
-    advise(p, (*buffer)->size_bytes());
+    request_huge_pages(p, (*buffer)->size_bytes());
     return p;
   }
 
@@ -236,12 +244,13 @@ class Results {
   size_t index_ = 0;
 };
 
-// What both passes are given first.
+// Reads the operands that the forward and the backward pass have in common.
 ffi::Error read_inputs(ffi::RemainingArgs args, Arguments& inputs, JrnnRun& run) {
   auto xs = args.get<ffi::AnyBuffer>(2), w_hh = args.get<ffi::AnyBuffer>(4);
   if (!xs.has_value() || !w_hh.has_value() || xs->dimensions().size() != 3 ||
       w_hh->dimensions().size() != 2)
-    return ffi::Error::InvalidArgument("jrnn: xs must be [T, B, I] and w_hh [H, G*H]");
+    return ffi::Error::InvalidArgument(
+        "jrnn: xs must have shape [T, B, I], and w_hh shape [H, G*H]");
   run.T = xs->dimensions()[0];
   run.B = run.stride = xs->dimensions()[1];
   run.I = xs->dimensions()[2];
@@ -260,33 +269,35 @@ ffi::Error read_inputs(ffi::RemainingArgs args, Arguments& inputs, JrnnRun& run)
   return ffi::Error::Success();
 }
 
-ffi::Error no_memory() {
-  return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jrnn: no memory for the kernels to work in");
+ffi::Error out_of_memory() {
+  return ffi::Error(ffi::ErrorCode::kResourceExhausted,
+                    "jrnn: the scratch memory of the kernels cannot be allocated");
 }
 
-ffi::Error execute(ffi::ThreadPool& threads, JrnnRun run, bool backward) {
+ffi::Error execute(ffi::ThreadPool& pool, JrnnRun run, bool backward) {
   const JrnnKernels* kernels = jrnn_kernels();
-  const double work = 2.0 * run.T * run.B * (run.I + run.H) * kernels->gates(run.cell) * run.H;
-  const int64_t most = work < 1e6 || threads.num_threads() < 1 ? 1 : threads.num_threads();
-  std::vector<JrnnBarrier> barriers(1 + most);
+  const double flops = 2.0 * run.T * run.B * (run.I + run.H) * kernels->gates(run.cell) * run.H;
+  const int64_t max_threads = flops < 1e6 || pool.num_threads() < 1 ? 1 : pool.num_threads();
+  std::vector<JrnnBarrier> barriers(1 + max_threads);
   run.barriers = barriers.data();
-  Pool::Held scratch{nullptr, 0};
-  auto prepare = [&](int32_t seats) -> int32_t {
-    const int64_t floats = kernels->plan(&run, static_cast<int32_t>(most), seats, backward);
-    scratch = pool().take(static_cast<size_t>(floats) * sizeof(float));
-    run.scratch = scratch.block.get();
+  ScratchPool::Buffer scratch{nullptr, 0};
+  auto prepare = [&](int32_t available) -> int32_t {
+    const int64_t floats =
+        kernels->plan(&run, static_cast<int32_t>(max_threads), available, backward);
+    scratch = scratch_pool().acquire(static_cast<size_t>(floats) * sizeof(float));
+    run.scratch = scratch.data.get();
     return run.scratch ? run.workers : 0;
   };
-  auto body = [&](int32_t worker) {
+  auto run_kernel = [&](int32_t worker) {
     backward ? kernels->backward(&run, worker) : kernels->forward(&run, worker);
   };
-  Team::run(threads, most, prepare, body);
-  if (!run.scratch) return no_memory();
-  pool().give(std::move(scratch));
+  ThreadTeam::run(pool, max_threads, prepare, run_kernel);
+  if (!run.scratch) return out_of_memory();
+  scratch_pool().release(std::move(scratch));
   return ffi::Error::Success();
 }
 
-ffi::Error Forward(ffi::ThreadPool threads, int32_t cell, bool reverse, ffi::RemainingArgs args,
+ffi::Error Forward(ffi::ThreadPool pool, int32_t cell, bool reverse, ffi::RemainingArgs args,
                    ffi::RemainingRets rets) try {
   const JrnnKernels* kernels = jrnn_kernels();
   JrnnRun run{};
@@ -299,16 +310,18 @@ ffi::Error Forward(ffi::ThreadPool threads, int32_t cell, bool reverse, ffi::Rem
   run.h_last = outputs.next();
   run.c_last = outputs.next();
   run.saved = outputs.next();
-  if (kernels->gates(cell) == 0) return ffi::Error::InvalidArgument("jrnn: there is no such cell");
+  if (kernels->gates(cell) == 0)
+    return ffi::Error::InvalidArgument("jrnn: the number of the cell is unknown");
   if (run.saved && rets.get<ffi::AnyBuffer>(3).value()->dimensions()[2] != kernels->saved(cell))
-    return ffi::Error::InvalidArgument("jrnn: `saved` must be [T, B, saved arrays of the cell, H]");
-  outputs.next();  // room: not written, only asked for in large pages
-  return execute(threads, run, false);
+    return ffi::Error::InvalidArgument("jrnn: `saved` must have shape [T, B, saved arrays, H]");
+  // This result is not written. XLA later reuses its memory, which gets huge pages here.
+  outputs.next();
+  return execute(pool, run, false);
 } catch (const std::bad_alloc&) {
-  return no_memory();
+  return out_of_memory();
 }
 
-ffi::Error Backward(ffi::ThreadPool threads, int32_t cell, bool reverse, int32_t groups,
+ffi::Error Backward(ffi::ThreadPool pool, int32_t cell, bool reverse, int32_t groups,
                     ffi::RemainingArgs args, ffi::RemainingRets rets) try {
   JrnnRun run{};
   run.cell = cell;
@@ -331,32 +344,32 @@ ffi::Error Backward(ffi::ThreadPool threads, int32_t cell, bool reverse, int32_t
   run.d_h_initial = outputs.next();
   run.d_c_initial = outputs.next();
 
-  // Each group of sequences has gradients of the parameters of its own.
+  // The batch consists of groups of sequences, each with its own gradients of the parameters.
   run.B /= groups;
   const int64_t gates = jrnn_kernels()->gates(cell), saved = jrnn_kernels()->saved(cell);
-  auto move = [](auto*& p, int64_t by) {
+  auto advance = [](auto*& p, int64_t by) {
     if (p) p += by;
   };
   for (int32_t g = 0; g < groups; ++g) {
-    if (ffi::Error error = execute(threads, run, true); error.failure()) return error;
-    move(run.lengths, run.B);
-    move(run.resets, run.B);
-    move(run.xs, run.B * run.I);
-    move(run.d_xs, run.B * run.I);
-    move(run.saved, run.B * saved * run.H);
+    if (ffi::Error error = execute(pool, run, true); error.failure()) return error;
+    advance(run.lengths, run.B);
+    advance(run.resets, run.B);
+    advance(run.xs, run.B * run.I);
+    advance(run.d_xs, run.B * run.I);
+    advance(run.saved, run.B * saved * run.H);
     for (float** p : {&run.ys, &run.d_h0, &run.d_c0, &run.d_h_initial, &run.d_c_initial})
-      move(*p, run.B * run.H);
+      advance(*p, run.B * run.H);
     for (const float** p : {&run.h0, &run.c0, &run.h_initial, &run.c_initial, &run.d_ys,
                             &run.d_h_last, &run.d_c_last})
-      move(*p, run.B * run.H);
-    move(run.d_w_ih, run.I * gates * run.H);
-    move(run.d_w_hh, run.H * gates * run.H);
-    move(run.d_b, gates * run.H);
-    for (auto& d_extra : run.d_extra) move(d_extra, run.H);
+      advance(*p, run.B * run.H);
+    advance(run.d_w_ih, run.I * gates * run.H);
+    advance(run.d_w_hh, run.H * gates * run.H);
+    advance(run.d_b, gates * run.H);
+    for (auto& d_extra : run.d_extra) advance(d_extra, run.H);
   }
   return ffi::Error::Success();
 } catch (const std::bad_alloc&) {
-  return no_memory();
+  return out_of_memory();
 }
 
 }  // namespace

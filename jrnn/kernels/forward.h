@@ -1,4 +1,4 @@
-// The forward pass: each thread takes its rows and its panels of units through all steps.
+// The forward pass: each work item computes all steps of its sequences and its panels of units.
 #pragma once
 
 #include "sequence.h"
@@ -8,54 +8,57 @@ namespace {
 template <class Cell>
 struct Forward {
   using S = Sizes<Cell>;
-  static constexpr int UB = S::UB, CV = S::CV, MOST = tile_rows(CV);
+  static constexpr int UB = S::UB, CV = S::CV, MAX_ROWS = tile_rows(CV);
 
-  const Member member;
+  const WorkItem item;
   const JrnnRun& run;
   const Rows<Cell> rows;
   const S sizes;
-  // Shared by all: packed weights. Private: what the rows of a step read, and hoisted products.
-  float *w_x, *w_h, *bias, *hoisted;
-  const float **xs, **hs;
-  int32_t* batch;
-  int64_t chunk;
+  float *w_x, *w_h, *bias;  // packed weights, shared by all work items
+  // Private to a work item.
+  float* hoisted;                  // input products of a chunk of steps: [panel][step][row][column]
+  const float **x_rows, **h_rows;  // pointers to the inputs and carries of a step
+  int32_t* sequences;              // the sequences for which a step is valid
+  int64_t chunk;                   // number of steps whose input products are hoisted, or 0
 
-  Forward(const JrnnRun& r, int32_t m) : member(r, m), run(r), rows{r}, sizes(r) { layout(); }
+  Forward(const JrnnRun& r, int32_t m) : item(r, m), run(r), rows{r}, sizes(r) { layout(); }
 
+  // Assigns the arrays to the scratch memory; returns its size in floats.
   int64_t layout() {
     Arena arena(run.scratch);
     w_x = arena.floats(sizes.panels * run.I * S::XV * W);
     w_h = arena.floats(sizes.panels * run.H * S::HV * W);
     bias = arena.floats(sizes.panels * CV * W);
-    chunk = hoist_steps();
-    const int64_t most = (run.B + run.parts - 1) / run.parts;
+    chunk = num_hoisted_steps();
+    const int64_t part_rows = (run.B + run.parts - 1) / run.parts;
     const int64_t panels = (sizes.panels + run.slices - 1) / run.slices;
-    for (int32_t m = 0; m < member.size(); ++m) {
+    for (int32_t m = 0; m < item.count(); ++m) {
       const int64_t steps = chunk ? chunk : 1;
-      float* z = arena.floats(chunk * most * panels * CV * W);
-      auto** x = arena.pointers<const float*>(most * steps);
-      auto** h = arena.pointers<const float*>(most);
-      auto* b = arena.pointers<int32_t>(most);
-      if (m == member.number) hoisted = z, xs = x, hs = h, batch = b;
+      float* z = arena.floats(chunk * part_rows * panels * CV * W);
+      auto** x = arena.pointers<const float*>(part_rows * steps);
+      auto** h = arena.pointers<const float*>(part_rows);
+      auto* b = arena.pointers<int32_t>(part_rows);
+      if (m == item.index) hoisted = z, x_rows = x, h_rows = h, sequences = b;
     }
     return arena.used;
   }
 
-  // With few rows, or many weights, a step is bound by reading weights: those of the input are then
-  // read once for several steps. Otherwise, and where steps have padding, the input's product stays
-  // in the tile, and costs no memory.
-  int64_t hoist_steps() const {
-    const int64_t most = (run.B + run.parts - 1) / run.parts;
+  // With few rows or many weights, reading the weights limits the speed of a step. The input
+  // weights are then read once for several steps. Otherwise, and with padding, the input product is
+  // computed in the tile, which needs no memory for it.
+  int64_t num_hoisted_steps() const {
+    const int64_t part_rows = (run.B + run.parts - 1) / run.parts;
     const int64_t panels = (sizes.panels + run.slices - 1) / run.slices;
     const int64_t weights = run.I * S::XV * W * panels;
-    if (run.I < 8 || run.lengths || (most >= 6 && weights < (1 << 17))) return 0;
-    const int64_t steps = 48 / most < 4 ? 4 : 48 / most;
-    if (steps * most * panels * CV * W > (1 << 22)) return 0;
+    if (run.I < 8 || run.lengths || (part_rows >= 6 && weights < (1 << 17))) return 0;
+    const int64_t steps = 48 / part_rows < 4 ? 4 : 48 / part_rows;
+    if (steps * part_rows * panels * CV * W > (1 << 22)) return 0;
     return steps < run.T ? steps : run.T;
   }
 
+  // Packs the weights and biases; the work items divide the panels among them.
   void pack() {
-    for (int64_t p = member.number; p < sizes.panels; p += member.size()) {
+    for (int64_t p = item.index; p < sizes.panels; p += item.count()) {
       pack_panel<Cell, Cell::XN>(run.w_ih, run.I, run.H, p, [](int j) { return j; },
                                  w_x + p * run.I * S::XV * W);
       pack_panel<Cell, Cell::HN>(run.w_hh, run.H, run.H, p, h_gate<Cell>,
@@ -76,63 +79,64 @@ struct Forward {
   }
 
   static constexpr int PHASES = 2;
-  void phase(int number) { number == 0 ? prepare() : walk(); }
+  void phase(int number) { number == 0 ? initialize() : run_steps(); }
 
-  void prepare() {
+  void initialize() {
     pack();
-    if (Cell::CELL_STATE && !run.saved && member.slice == 0)
-      memcpy(run.c_last + member.rows.first * run.H, run.c0 + member.rows.first * run.H,
-             member.rows.size() * run.H * sizeof(float));
+    if (Cell::CELL_STATE && !run.saved && item.slice == 0)
+      memcpy(run.c_last + item.rows.first * run.H, run.c0 + item.rows.first * run.H,
+             item.rows.size() * run.H * sizeof(float));
   }
 
-  void walk() {
-    const Range panels = share(sizes.panels, member.slice, run.slices);
+  void run_steps() {
+    const Range panels = split_range(sizes.panels, item.slice, run.slices);
     for (int64_t s = 0; s < run.T; ++s) {
-      if (chunk && s % chunk == 0) hoist(s, panels);
+      if (chunk && s % chunk == 0) hoist_input_products(s, panels);
       const int64_t t = run.reverse ? run.T - 1 - s : s;
-      const int64_t active = gather(t);
+      const int64_t num_rows = list_valid_rows(t);
       for (int64_t p = panels.first; p < panels.last; ++p) {
         const float* z = chunk ? hoisted + ((p - panels.first) * chunk + s % chunk) *
-                                               member.rows.size() * CV * W
+                                               item.rows.size() * CV * W
                                : nullptr;
-        for_tiles<MOST>(active, [&](int64_t first, int r) {
-          with_constant<MOST>(r, [&](auto R) { tile<decltype(R)::value>(t, p, first, z); });
+        for_tiles<MAX_ROWS>(num_rows, [&](int64_t first, int r) {
+          with_constant<MAX_ROWS>(
+              r, [&](auto R) { compute_tile<decltype(R)::value>(t, p, first, z); });
         });
       }
-      member.meet_part();
+      item.wait_for_part();
     }
-    finish();
+    store_last_carry();
   }
 
-  // Lists the rows of step t that are no padding, and zeroes the outputs of those that are.
-  int64_t gather(int64_t t) {
+  // Lists the sequences for which step t is valid, and sets the outputs on padding to zero.
+  int64_t list_valid_rows(int64_t t) {
     int64_t n = 0;
-    for (int64_t b = member.rows.first; b < member.rows.last; ++b) {
+    for (int64_t b = item.rows.first; b < item.rows.last; ++b) {
       if (t >= rows.length(b)) {
-        if (member.slice == 0) memset(rows.y(t, b), 0, run.H * sizeof(float));
+        if (item.slice == 0) memset(rows.y(t, b), 0, run.H * sizeof(float));
         continue;
       }
-      xs[n] = rows.x(t, b);
-      hs[n] = rows.h(t, b);
-      batch[n++] = (int32_t)b;
+      x_rows[n] = rows.x(t, b);
+      h_rows[n] = rows.h(t, b);
+      sequences[n++] = (int32_t)b;
     }
     return n;
   }
 
-  // The input's products for the next steps: [panel][step][row][column].
-  void hoist(int64_t s, Range panels) {
-    const int64_t steps = run.T - s < chunk ? run.T - s : chunk, n = member.rows.size();
+  // Computes the input products of the next `chunk` steps.
+  void hoist_input_products(int64_t s, Range panels) {
+    const int64_t steps = run.T - s < chunk ? run.T - s : chunk, n = item.rows.size();
     for (int64_t k = 0; k < steps; ++k)
       for (int64_t i = 0; i < n; ++i)
-        xs[k * n + i] = rows.x(run.reverse ? run.T - 1 - s - k : s + k, member.rows.first + i);
+        x_rows[k * n + i] = rows.x(run.reverse ? run.T - 1 - s - k : s + k, item.rows.first + i);
     for (int64_t p = panels.first; p < panels.last; ++p) {
       float* z = hoisted + (p - panels.first) * chunk * n * CV * W;
-      for_tiles<MOST>(steps * n, [&](int64_t first, int r) {
-        with_constant<MOST>(r, [&](auto R) {
+      for_tiles<MAX_ROWS>(steps * n, [&](int64_t first, int r) {
+        with_constant<MAX_ROWS>(r, [&](auto R) {
           constexpr int N = decltype(R)::value;
           vf acc[N][CV];
-          start<N>(acc, p, nullptr);
-          accumulate<N, S::XV, Cell::XF * Cell::UV, CV>(acc, xs + first, run.I,
+          init_accumulators<N>(acc, p, nullptr);
+          accumulate<N, S::XV, Cell::XF * Cell::UV, CV>(acc, x_rows + first, run.I,
                                                         w_x + p * run.I * S::XV * W);
           for (int i = 0; i < N; ++i)
             for (int v = 0; v < CV; ++v) store(z + ((first + i) * CV + v) * W, acc[i][v]);
@@ -141,29 +145,32 @@ struct Forward {
     }
   }
 
+  // Initializes a tile with hoisted input products `z` or, if null, with the biases.
   template <int R>
-  inline __attribute__((always_inline)) void start(vf (&acc)[R][CV], int64_t p, const float* z) {
+  inline __attribute__((always_inline)) void init_accumulators(vf (&acc)[R][CV], int64_t p,
+                                                               const float* z) {
     const float* from = z ? z : bias + p * CV * W;
     for (int i = 0; i < R; ++i)
       for (int v = 0; v < CV; ++v) acc[i][v] = load(from + ((z ? i * CV : 0) + v) * W);
   }
 
+  // Computes R rows of one panel of units: the products, then the gate arithmetic.
   template <int R>
-  void tile(int64_t t, int64_t p, int64_t first, const float* z) {
+  void compute_tile(int64_t t, int64_t p, int64_t first, const float* z) {
     alignas(64) float a[R][CV * W];
     {
       vf acc[R][CV];
-      start<R>(acc, p, z ? z + first * CV * W : nullptr);
+      init_accumulators<R>(acc, p, z ? z + first * CV * W : nullptr);
       if (!z)
-        accumulate<R, S::XV, Cell::XF * Cell::UV, CV>(acc, xs + first, run.I,
+        accumulate<R, S::XV, Cell::XF * Cell::UV, CV>(acc, x_rows + first, run.I,
                                                       w_x + p * run.I * S::XV * W);
-      accumulate<R, S::HV, Cell::HF * Cell::UV, CV>(acc, hs + first, run.H,
+      accumulate<R, S::HV, Cell::HF * Cell::UV, CV>(acc, h_rows + first, run.H,
                                                     w_h + p * run.H * S::HV * W);
       for (int i = 0; i < R; ++i)
         for (int v = 0; v < CV; ++v) store(a[i] + v * W, acc[i][v]);
     }
     for (int i = 0; i < R; ++i) {
-      const int64_t b = batch[first + i];
+      const int64_t b = sequences[first + i];
       const float* c = rows.c(t, b);
       float* saved = run.saved ? rows.saved(t, b) : nullptr;
       float* c_new = !Cell::CELL_STATE ? nullptr
@@ -175,7 +182,7 @@ struct Forward {
         Step step;
         step.a = a[i] + v * W;
         step.stride = UB;
-        step.h = hs[first + i] + u;
+        step.h = h_rows[first + i] + u;
         step.c = c ? c + u : nullptr;
         for (int e = 0; e < 3; ++e) step.extra[e] = run.extra[e] ? run.extra[e] + u : nullptr;
         step.y = rows.y(t, b) + u;
@@ -188,10 +195,10 @@ struct Forward {
     }
   }
 
-  // The last carry, which is that of the last step that was no padding.
-  void finish() {
-    if (member.slice != 0) return;
-    for (int64_t b = member.rows.first; b < member.rows.last; ++b) {
+  // Stores the carry of the last valid step of each sequence.
+  void store_last_carry() {
+    if (item.slice != 0) return;
+    for (int64_t b = item.rows.first; b < item.rows.last; ++b) {
       const int64_t n = rows.length(b), last = run.reverse ? 0 : n - 1;
       memcpy(run.h_last + b * run.H, n ? rows.y(last, b) : run.h0 + b * run.H,
              run.H * sizeof(float));

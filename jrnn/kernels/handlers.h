@@ -1,4 +1,4 @@
-// The handlers of XLA FFI that ffi.cc defines and module.cc gives to Python.
+// The XLA FFI handlers, which ffi.cc defines and module.cc exports to Python.
 
 #ifndef JRNN_KERNELS_HANDLERS_H_
 #define JRNN_KERNELS_HANDLERS_H_
@@ -8,6 +8,6 @@ struct JrnnHandler {
   void* function;    // XLA_FFI_Handler*
 };
 
-extern const JrnnHandler jrnn_handlers[];  // the last one is {nullptr, nullptr}
+extern const JrnnHandler jrnn_handlers[];  // terminated by {nullptr, nullptr}
 
 #endif  // JRNN_KERNELS_HANDLERS_H_

@@ -1,4 +1,4 @@
-// The Python module jrnn._kernels; its functions are described in jrnn/_kernels.pyi.
+// The Python module jrnn._kernels. Its functions are documented in jrnn/_kernels.pyi.
 
 #include <Python.h>
 #include <stdlib.h>
@@ -9,19 +9,19 @@
 namespace {
 
 PyObject* registrations(PyObject*, PyObject*) {
-  PyObject* found = PyDict_New();
-  if (!found) return nullptr;
+  PyObject* handlers = PyDict_New();
+  if (!handlers) return nullptr;
   for (const JrnnHandler* handler = jrnn_handlers; handler->name; ++handler) {
-    // The name that jax.ffi.register_ffi_target asks for.
+    // jax.ffi.register_ffi_target requires this name.
     PyObject* capsule = PyCapsule_New(handler->function, "xla._CUSTOM_CALL_TARGET", nullptr);
-    if (!capsule || PyDict_SetItemString(found, handler->name, capsule) < 0) {
+    if (!capsule || PyDict_SetItemString(handlers, handler->name, capsule) < 0) {
       Py_XDECREF(capsule);
-      Py_DECREF(found);
+      Py_DECREF(handlers);
       return nullptr;
     }
     Py_DECREF(capsule);
   }
-  return found;
+  return handlers;
 }
 
 PyObject* isa(PyObject*, PyObject*) { return PyUnicode_FromString(jrnn_isa()->name); }
@@ -50,7 +50,9 @@ PyMethodDef kMethods[] = {
 
 int load(PyObject*) {
   if (jrnn_isa()) return 0;
-  PyErr_Format(PyExc_ValueError, "JRNN_ISA: expected base, v3 or v4, got '%s'", getenv("JRNN_ISA"));
+  PyErr_Format(PyExc_ValueError,
+               "jrnn: the environment variable JRNN_ISA must be base, v3 or v4, got '%s'",
+               getenv("JRNN_ISA"));
   return -1;
 }
 
@@ -65,7 +67,7 @@ PyModuleDef_Slot kSlots[] = {
     {0, nullptr},
 };
 
-PyModuleDef kModule = {PyModuleDef_HEAD_INIT, "jrnn._kernels", "Kernels for CPUs, in C++.", 0,
+PyModuleDef kModule = {PyModuleDef_HEAD_INIT, "jrnn._kernels", "C++ kernels for CPUs.", 0,
                        kMethods, kSlots, nullptr, nullptr, nullptr};
 
 }  // namespace

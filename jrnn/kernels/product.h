@@ -1,12 +1,13 @@
-// Matrix products in register tiles: a few rows by a few vectors of columns, kept in registers over
-// the whole inner axis.
+// Matrix products in register tiles. A tile is a few rows by a few vectors of columns; it stays in
+// registers during the loop over the inner axis.
 #pragma once
 
 #include "simd.h"
 
 namespace {
 
-// Rows of a tile that is NV vectors wide: the accumulators, one broadcast and NV weights must fit.
+// The number of rows of a tile of NV vectors. The accumulators, one broadcast value and NV vectors
+// of weights must fit the registers.
 constexpr int tile_rows(int nv) {
   int rows = (JRNN_REGISTERS - nv - 1) / nv;
   return rows > 8 ? 8 : rows < 1 ? 1 : rows;
@@ -29,7 +30,7 @@ JRNN_INLINE void accumulate(vf (&acc)[R][NV], const float* const* rows, int64_t 
   }
 }
 
-// out[r][v] (+)= sum_k rows[r][k] * w[k][v], of which the first n columns are stored.
+// out[r][v] (+)= sum_k rows[r][k] * w[k][v] for the first n columns.
 template <int R, int NV>
 void product_tile(const float* const* rows, int64_t K, const float* w, float* const* out, bool add,
                   int64_t n) {
@@ -68,10 +69,10 @@ void outer_tile(const float* const* a, int64_t m, const float* d, int64_t ld, in
     }
 }
 
-// Calls f<R>(first) for tiles of at most MOST rows that cover `count` rows as evenly as can be.
-template <int MOST, class F>
+// Calls f(first, rows) for tiles of nearly equal size, at most MAX_ROWS, that cover `count` rows.
+template <int MAX_ROWS, class F>
 JRNN_INLINE void for_tiles(int64_t count, F&& f) {
-  const int64_t tiles = (count + MOST - 1) / MOST;
+  const int64_t tiles = (count + MAX_ROWS - 1) / MAX_ROWS;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t first = count * i / tiles, rows = count * (i + 1) / tiles - first;
     f(first, (int)rows);
@@ -79,55 +80,55 @@ JRNN_INLINE void for_tiles(int64_t count, F&& f) {
 }
 
 template <int N>
-struct Int {
+struct IntConstant {
   static constexpr int value = N;
 };
 
-// Calls f(Int<n>) for 1 <= n <= MOST.
-template <int MOST, class F>
+// Calls f(IntConstant<n>{}) for 1 <= n <= MAX_ROWS, so that f can use n as a template argument.
+template <int MAX_ROWS, class F>
 JRNN_INLINE void with_constant(int n, F&& f) {
-  if constexpr (MOST >= 1) {
-    if (n == MOST) return f(Int<MOST>{});
-    with_constant<MOST - 1>(n, static_cast<F&&>(f));
+  if constexpr (MAX_ROWS >= 1) {
+    if (n == MAX_ROWS) return f(IntConstant<MAX_ROWS>{});
+    with_constant<MAX_ROWS - 1>(n, static_cast<F&&>(f));
   }
 }
 
-// out[r] (+)= rows[r] · w for all rows; w is one panel, NV vectors wide; n columns are stored.
+// out[r] (+)= rows[r] · w for all rows and the first n columns; w is a panel of NV vectors.
 template <int NV>
 void product(const float* const* rows, int64_t count, int64_t K, const float* w, float* const* out,
              bool add, int64_t n) {
-  constexpr int MOST = tile_rows(NV);
-  for_tiles<MOST>(count, [&](int64_t first, int r) {
-    with_constant<MOST>(r, [&](auto R) {
+  constexpr int MAX_ROWS = tile_rows(NV);
+  for_tiles<MAX_ROWS>(count, [&](int64_t first, int r) {
+    with_constant<MAX_ROWS>(r, [&](auto R) {
       product_tile<decltype(R)::value, NV>(rows + first, K, w, out + first, add, n);
     });
   });
 }
 
-// c (+)= aᵀ · d for M rows of c and NV vectors of columns.
+// c (+)= aᵀ · d for M rows and NV vectors of columns of c.
 template <int NV>
 void outer(const float* const* a, int64_t M, const float* d, int64_t ld, int64_t K, float* c,
            int64_t ldc, bool add) {
-  constexpr int MOST = tile_rows(NV);
-  for_tiles<MOST>(M, [&](int64_t m, int r) {
-    with_constant<MOST>(r, [&](auto R) {
+  constexpr int MAX_ROWS = tile_rows(NV);
+  for_tiles<MAX_ROWS>(M, [&](int64_t m, int r) {
+    with_constant<MAX_ROWS>(r, [&](auto R) {
       outer_tile<decltype(R)::value, NV>(a, m, d, ld, K, c + m * ldc, ldc, add);
     });
   });
 }
 
-constexpr int kWide = 4;  // vectors in a panel
+constexpr int kPanelVectors = 4;  // maximum number of vectors of a panel
 
 JRNN_INLINE void product(int nv, const float* const* rows, int64_t count, int64_t K, const float* w,
                          float* const* out, bool add, int64_t n) {
-  with_constant<kWide>(nv, [&](auto NV) {
+  with_constant<kPanelVectors>(nv, [&](auto NV) {
     product<decltype(NV)::value>(rows, count, K, w, out, add, n);
   });
 }
 
 JRNN_INLINE void outer(int nv, const float* const* a, int64_t M, const float* d, int64_t ld,
                        int64_t K, float* c, int64_t ldc, bool add) {
-  with_constant<kWide>(nv, [&](auto NV) {
+  with_constant<kPanelVectors>(nv, [&](auto NV) {
     outer<decltype(NV)::value>(a, M, d, ld, K, c, ldc, add);
   });
 }

@@ -1,13 +1,15 @@
-// A cell over a sequence: which row reads what at which step, and the panels of packed weights.
+// Runs a cell over sequences: the arrays that each step reads and writes, and panels of weights.
 #pragma once
 
 #include "cells.h"
+#include "partition.h"
 #include "product.h"
-#include "team.h"
 
 namespace {
 
-// The sizes of a run of one cell. Units come in panels of UB; Hp is H rounded up to whole panels.
+// The sizes of a run. Hidden units are divided into panels of UB; Hp is H rounded up to whole
+// panels. XV, HV and CV are the vectors per panel of the input product, the recurrent product and
+// both.
 template <class Cell>
 struct Sizes {
   static constexpr int UB = Cell::UV * W;
@@ -16,40 +18,41 @@ struct Sizes {
   explicit Sizes(const JrnnRun& run) : panels((run.H + UB - 1) / UB), Hp(panels * UB) {}
 };
 
-// Where the arrays of a run hold sequence b at step t.
+// Addresses of the arrays of a run for sequence b at step t.
 template <class Cell>
 struct Rows {
   const JrnnRun& r;
 
   int64_t length(int64_t b) const {
     if (!r.lengths) return r.T;
-    const int64_t given = r.lengths[b];
-    return given < 0 ? 0 : given > r.T ? r.T : given;
+    const int64_t n = r.lengths[b];
+    return n < 0 ? 0 : n > r.T ? r.T : n;
   }
-  int64_t at(int64_t t, int64_t b) const { return t * r.stride + b; }
-  bool reset(int64_t t, int64_t b) const { return r.resets && r.resets[at(t, b)]; }
-  bool first(int64_t t, int64_t b) const { return t == (r.reverse ? length(b) - 1 : 0); }
-  int64_t before(int64_t t) const { return r.reverse ? t + 1 : t - 1; }
-  const float* x(int64_t t, int64_t b) const { return r.xs + at(t, b) * r.I; }
-  float* y(int64_t t, int64_t b) const { return r.ys + at(t, b) * r.H; }
-  float* saved(int64_t t, int64_t b) const { return r.saved + at(t, b) * Cell::SAVED * r.H; }
+  int64_t index(int64_t t, int64_t b) const { return t * r.stride + b; }
+  bool reset(int64_t t, int64_t b) const { return r.resets && r.resets[index(t, b)]; }
+  bool is_first(int64_t t, int64_t b) const { return t == (r.reverse ? length(b) - 1 : 0); }
+  int64_t previous(int64_t t) const { return r.reverse ? t + 1 : t - 1; }
+  const float* x(int64_t t, int64_t b) const { return r.xs + index(t, b) * r.I; }
+  float* y(int64_t t, int64_t b) const { return r.ys + index(t, b) * r.H; }
+  float* saved(int64_t t, int64_t b) const { return r.saved + index(t, b) * Cell::SAVED * r.H; }
   float* saved_c(int64_t t, int64_t b) const { return saved(t, b) + (Cell::SAVED - 1) * r.H; }
 
+  // The carry before step t.
   const float* h(int64_t t, int64_t b) const {
     if (reset(t, b)) return r.h_initial + b * r.H;
-    return first(t, b) ? r.h0 + b * r.H : y(before(t), b);
+    return is_first(t, b) ? r.h0 + b * r.H : y(previous(t), b);
   }
-  // Without saved arrays the cell state lives in c_last.
+  // Without saved arrays, c_last holds the current cell state.
   const float* c(int64_t t, int64_t b) const {
     if (!Cell::CELL_STATE) return nullptr;
     if (reset(t, b)) return r.c_initial + b * r.H;
     if (!r.saved) return r.c_last + b * r.H;
-    return first(t, b) ? r.c0 + b * r.H : saved_c(before(t), b);
+    return is_first(t, b) ? r.c0 + b * r.H : saved_c(previous(t), b);
   }
 };
 
-// One panel of weights: for each k, the gates' units side by side; columns beyond H are zero.
-// `gate_at(j)` is the gate in the j-th of the panel's columns.
+// Packs one panel of weights: for each row k, the UB units of each gate in turn. Units beyond H are
+// zero. `gate_at(j)` is the gate of column j of the panel.
 template <class Cell, int N, class GateAt>
 void pack_panel(const float* w, int64_t K, int64_t H, int64_t panel, GateAt gate_at, float* out) {
   constexpr int UB = Cell::UV * W;
@@ -66,6 +69,7 @@ void pack_panel(const float* w, int64_t K, int64_t H, int64_t panel, GateAt gate
   }
 }
 
+// The gate of column j of the recurrent product.
 template <class Cell>
 int h_gate(int j) {
   for (int g = 0; g < Cell::G; ++g)

@@ -1,5 +1,5 @@
-// Vectors of floats of the width of the instruction set that this file is compiled for, and the
-// activations on them. Nothing here has external linkage: the same source is compiled several times.
+// Vectors of floats, as wide as those of the instruction set that this file is compiled for, and
+// activations. All names have internal linkage, because the file is compiled several times.
 #pragma once
 
 #include <stdint.h>
@@ -37,7 +37,7 @@ JRNN_INLINE vf load(const float* p) {
 
 JRNN_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
 
-// The first n lanes, none if n < 1; the others are zero and their memory is not touched.
+// Loads the first n lanes. The other lanes are zero, and their memory is not read.
 JRNN_INLINE vf load(const float* p, int64_t n) {
   if (n >= W) return load(p);
   vf v = {};
@@ -45,17 +45,18 @@ JRNN_INLINE vf load(const float* p, int64_t n) {
   return v;
 }
 
+// Stores the first n lanes.
 JRNN_INLINE void store(float* p, vf v, int64_t n) {
   if (n >= W) return store(p, v);
   for (int64_t k = 0; k < n; ++k) p[k] = v[k];
 }
 
-// `vf{} + a` would add, since it turns -0 into 0.
+// Not `vf{} + a`, which turns -0 into 0 and therefore is not optimized into a broadcast.
 JRNN_INLINE vf splat(float a) { return a - vf{}; }
 
-// a < b ? a : b and a > b ? a : b, so that a NaN in b goes on. Compilers make two operations of the
-// expressions, since they see no reason to look for one.
-JRNN_INLINE vf least(vf a, vf b) {
+// a < b ? a : b and a > b ? a : b, which propagate a NaN in b. Compilers generate two instructions
+// for these expressions; the intrinsics are one.
+JRNN_INLINE vf min(vf a, vf b) {
 #if defined(__AVX512F__)
   return (vf)_mm512_min_ps((__m512)a, (__m512)b);
 #elif defined(__AVX2__)
@@ -67,7 +68,7 @@ JRNN_INLINE vf least(vf a, vf b) {
 #endif
 }
 
-JRNN_INLINE vf greatest(vf a, vf b) {
+JRNN_INLINE vf max(vf a, vf b) {
 #if defined(__AVX512F__)
   return (vf)_mm512_max_ps((__m512)a, (__m512)b);
 #elif defined(__AVX2__)
@@ -85,8 +86,8 @@ JRNN_INLINE float sum(vf v) {
   return total;
 }
 
-// e^x - 1 = scale * p + (scale - 1) for -88 <= x <= 88: Cody and Waite's reduction by n ln 2, then
-// the Taylor series on |r| <= ln(2)/2, whose rest is below 2^-27.
+// e^x - 1 = scale * p + (scale - 1) for -88 <= x <= 88. Cody-Waite range reduction by n ln 2, then
+// the Taylor series on |r| <= ln(2)/2, with a remainder below 2^-27.
 struct Exp {
   vf p, scale;
 };
@@ -109,16 +110,16 @@ JRNN_INLINE Exp reduced_exp(vf x) {
 }
 
 JRNN_INLINE vf sigmoid(vf x) {
-  Exp e = reduced_exp(greatest(splat(-87.0f), least(splat(87.0f), -x)));
+  Exp e = reduced_exp(max(splat(-87.0f), min(splat(87.0f), -x)));
   return 1.0f / (1.0f + (e.scale * e.p + e.scale));
 }
 
 JRNN_INLINE vf tanh(vf x) {
   const vi sign = (vi)x & (int32_t)0x80000000;
   vf a = (vf)((vi)x & 0x7fffffff);
-  Exp e = reduced_exp(-2.0f * least(splat(9.5f), a));
+  Exp e = reduced_exp(-2.0f * min(splat(9.5f), a));
   vf m = e.scale * e.p + (e.scale - 1.0f);
-  return (vf)((vi)((0.0f - m) / (m + 2.0f)) | sign);  // not -m, which is -0 where m is 0
+  return (vf)((vi)((0.0f - m) / (m + 2.0f)) | sign);  // -m would be -0 where m is 0
 }
 
 }  // namespace

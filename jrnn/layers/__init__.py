@@ -1,4 +1,4 @@
-"""Layers that contain layers."""
+"""Layers that combine layers: `Stack` and `Bidirectional`."""
 
 from jrnn.layer import Layer
 from jrnn.layers.bidirectional import Bidirectional as Bidirectional
@@ -9,4 +9,4 @@ bidirectional = Bidirectional
 stack = Stack
 
 REGISTRY: dict[str, type[Layer]] = {"stack": Stack, "bidirectional": Bidirectional}
-"""Every layer by name."""
+"""Maps the names that configs use to layers."""

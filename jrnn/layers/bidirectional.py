@@ -1,4 +1,4 @@
-"""The layer that scans in both directions of time."""
+"""The bidirectional layer, which scans a sequence forward and in reverse."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ MERGES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 
 
 class BidirectionalParams(NamedTuple):
-    """Parameters or carries of both directions."""
+    """The parameters, or the carries, of both directions."""
 
     forward: Any
     backward: Any
@@ -36,19 +36,22 @@ class Bidirectional(Layer):
 
         ys = merge(unroll(forward, xs), unroll(backward, xs, reverse=True))
 
-    It is not causal: an output depends on the whole sequence. Resets are given for the forward
-    direction; the backward direction is reset at the last step of each segment. `Timed` inputs have
-    the same time steps in both directions.
+    The layer is not causal: an output depends on the whole sequence. The argument `resets` of
+    `unroll` marks the first step of each segment. The backward layer is reset at the last step of
+    each segment instead, so that both directions have the same segments. With `Timed` inputs, both
+    directions use the same time steps.
 
     Args:
       forward: the layer that scans forward.
-      backward: the layer that scans in reverse; by default `forward`, with separate parameters.
-      merge: how the outputs are combined: "concat", "sum", "mul" or "ave".
+      backward: the layer that scans in reverse; by default the same layer as `forward`, with its
+        own parameters.
+      merge: how the outputs of the two directions are combined: "concat" along the last axis,
+        "sum", "mul" (product) or "ave" (mean).
 
     Raises:
       TypeError: `forward` or `backward` is not a layer.
-      ValueError: `merge` is unknown, `forward` or `backward` is not causal, or, when run,
-        `reverse=True`.
+      ValueError: `merge` is unknown, or `forward` or `backward` is not causal. `init` raises it if
+        outputs have different sizes and `merge` is not "concat", and `unroll` if `reverse=True`.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> layer = Bidirectional(jrnn.LSTM(hidden_size=4))
@@ -68,7 +71,7 @@ class Bidirectional(Layer):
     def __post_init__(self) -> None:
         if self.backward is None:
             object.__setattr__(self, "backward", self.forward)
-        for name, layer in zip(("forward", "backward"), self._pair, strict=True):
+        for name, layer in zip(("forward", "backward"), self._directions, strict=True):
             if not isinstance(layer, Layer):
                 raise TypeError(
                     f"Bidirectional: {name} must be a cell such as jrnn.LSTM(64), or a layer, got "
@@ -79,7 +82,7 @@ class Bidirectional(Layer):
         checks.one_of("Bidirectional", "merge", self.merge, MERGES)
 
     @property
-    def _pair(self) -> tuple[Layer, Any]:
+    def _directions(self) -> tuple[Layer, Any]:
         return self.forward, self.backward
 
     @property
@@ -92,30 +95,30 @@ class Bidirectional(Layer):
 
     @property
     def input_types(self) -> tuple[type, ...]:
-        return (Timed,) if any(Timed in layer.input_types for layer in self._pair) else ()
+        return (Timed,) if any(Timed in layer.input_types for layer in self._directions) else ()
 
     @property
     def is_stochastic(self) -> bool:
-        return any(layer.is_stochastic for layer in self._pair)
+        return any(layer.is_stochastic for layer in self._directions)
 
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> BidirectionalParams:
-        pairs = zip(self._pair, jax.random.split(key), strict=True)
+        pairs = zip(self._directions, jax.random.split(key), strict=True)
         params = BidirectionalParams(*(layer.init(k, input_size, dtype) for layer, k in pairs))
-        pairs = zip(self._pair, params, strict=True)
-        widths = [layer.output_shape(p, input_size).shape for layer, p in pairs]
-        if self.merge != "concat" and widths[0] != widths[1]:
+        pairs = zip(self._directions, params, strict=True)
+        shapes = [layer.output_shape(p, input_size).shape for layer, p in pairs]
+        if self.merge != "concat" and shapes[0] != shapes[1]:
             raise ValueError(
                 f"Bidirectional: outputs must have the same size for merge={self.merge!r}, got "
-                f"{widths[0]} and {widths[1]}; use merge='concat', or layers of the same size"
+                f"shapes {shapes[0]} and {shapes[1]}; use merge='concat', or layers of one size"
             )
         return params
 
     def init_carry(
         self, params: BidirectionalParams, batch_shape: tuple[int, ...]
     ) -> BidirectionalParams:
-        pairs = zip(self._pair, params, strict=True)
+        pairs = zip(self._directions, params, strict=True)
         return BidirectionalParams(*(layer.init_carry(p, batch_shape) for layer, p in pairs))
 
     def inputs(
@@ -124,7 +127,7 @@ class Bidirectional(Layer):
         return self.forward.inputs(input_size, batch_shape, dtype)
 
     def output_shape(self, params: BidirectionalParams, input_size: int) -> Any:
-        pairs = zip(self._pair, params, strict=True)
+        pairs = zip(self._directions, params, strict=True)
         return jax.eval_shape(
             MERGES[self.merge], *(layer.output_shape(p, input_size) for layer, p in pairs)
         )
@@ -139,26 +142,29 @@ class Bidirectional(Layer):
     ) -> tuple[BidirectionalParams, Any]:
         if inputs.reverse:
             raise ValueError(
-                "unroll: reverse must be False for a bidirectional layer, got True; it scans in "
-                "both directions"
+                "unroll: reverse must be False for a bidirectional layer, got True; remove "
+                "reverse, since the layer already scans in both directions"
             )
         expected = "a Bidirectional must be a tuple with the carries of both directions"
-        firsts = split_carry(inputs.carry, 2, expected)
+        init_carries = split_carry(inputs.carry, 2, expected)
         keys = split_key(inputs.key, 2)
         forward, backward = (
             inputs.replace(xs=_inputs_for(layer, inputs.xs), carry=carry, key=key)
-            for layer, carry, key in zip(self._pair, firsts, keys, strict=True)
+            for layer, carry, key in zip(self._directions, init_carries, keys, strict=True)
         )
-        forward_layer, backward_layer = self._pair
-        last, ys = forward_layer.apply(run, params.forward, forward, path=(*path, "forward"))
+        forward_layer, backward_layer = self._directions
+        forward_carry, ys = forward_layer.apply(
+            run, params.forward, forward, path=(*path, "forward")
+        )
         resets = inputs.resets
         if resets is not None:
             resets = reverse_resets(resets, inputs.lengths, inputs.mask)
         backward = backward.replace(resets=resets, reverse=True)
-        first, reverse_ys = backward_layer.apply(
+        backward_carry, backward_ys = backward_layer.apply(
             run, params.backward, backward, path=(*path, "backward")
         )
-        return BidirectionalParams(last, first), MERGES[self.merge](ys, reverse_ys)
+        carry = BidirectionalParams(forward_carry, backward_carry)
+        return carry, MERGES[self.merge](ys, backward_ys)
 
 
 def _inputs_for(layer: Layer, xs: Inputs) -> Inputs:

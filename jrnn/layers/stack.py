@@ -1,4 +1,4 @@
-"""The layer that composes layers sequentially."""
+"""The stack, which composes layers sequentially."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jrnn.cell import Below, Cell, Timed
+from jrnn.cell import Cell, Timed, WithCellState
 from jrnn.layer import (
     Carry,
     Inputs,
@@ -29,21 +29,21 @@ class Stack(Layer):
 
         ys_1 = layer_1(xs),   ys_2 = layer_2(ys_1),   ...   ys = ys_n
 
-    The layers run one after another, each over the whole sequence; `engine="auto"` chooses an
-    engine for each layer. Cells that accept `Below`, such as `jrnn.DepthGatedLSTM`, also receive
-    the cell state of the layer below. If the inputs are `Timed`, all layers that accept time steps,
-    such as `jrnn.CfC`, receive them.
+    Each layer runs over the whole sequence before the next one starts. `engine="auto"` chooses an
+    engine for each layer. A cell that accepts `WithCellState` inputs, such as
+    `jrnn.DepthGatedLSTM`, also receives the cell state of the layer below. If the inputs are
+    `Timed`, all layers that accept time steps, such as `jrnn.CfC`, receive them.
 
-    Parameters and carry are tuples with one entry for each layer.
+    The parameters and the carry are tuples with one entry for each layer.
 
     Args:
-      layers: the layers, the lowest first: cells, transformed cells, and layers such as
-        `Bidirectional`.
+      layers: the layers in order, from input to output: cells, transformed cells, and layers such
+        as `Bidirectional`.
 
     Raises:
       TypeError: an entry of `layers` is not a layer.
-      ValueError: `layers` is empty, or, when run, a cell accepts `Below` and the layer below has no
-        cell state.
+      ValueError: `layers` is empty, or an entry after the first does not accept an array as input.
+        `unroll` raises it if a cell accepts `WithCellState` and the layer below has no cell state.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> network = Stack([jrnn.LSTM(hidden_size=4), jrnn.GRU(hidden_size=5)])
@@ -89,8 +89,8 @@ class Stack(Layer):
     @property
     def input_types(self) -> tuple[type, ...]:
         timed = any(Timed in layer.input_types for layer in self.layers)
-        below = Below in self.layers[0].input_types
-        return (Timed,) * timed + (Below,) * below
+        below = WithCellState in self.layers[0].input_types
+        return (Timed,) * timed + (WithCellState,) * below
 
     @property
     def is_stochastic(self) -> bool:
@@ -129,7 +129,7 @@ class Stack(Layer):
     ) -> tuple[Carry, Any]:
         count = len(self.layers)
         expected = f"a Stack must be a tuple with one carry for each of its {count} layers"
-        firsts = split_carry(inputs.carry, count, expected)
+        init_carries = split_carry(inputs.carry, count, expected)
         xs: Any = inputs.xs
         dt: Any = None
         if isinstance(xs, Timed) and Timed in self.input_types:
@@ -137,29 +137,30 @@ class Stack(Layer):
         carries = []
         for n, key in enumerate(split_key(inputs.key, count)):
             layer, layer_path = self.layers[n], (*path, str(n))
-            x = _timed(xs, dt) if Timed in layer.input_types else xs
-            layer_inputs = inputs.replace(xs=x, carry=firsts[n], key=key)
-            if n + 1 < count and Below in self.layers[n + 1].input_types:
-                last, xs = _run_with_state(run, layer, params[n], layer_inputs, layer_path)
+            x = _add_time_steps(xs, dt) if Timed in layer.input_types else xs
+            layer_inputs = inputs.replace(xs=x, carry=init_carries[n], key=key)
+            if n + 1 < count and WithCellState in self.layers[n + 1].input_types:
+                carry, xs = _run_with_cell_states(run, layer, params[n], layer_inputs, layer_path)
             else:
-                last, xs = layer.apply(run, params[n], layer_inputs, path=layer_path)
-            carries.append(last)
+                carry, xs = layer.apply(run, params[n], layer_inputs, path=layer_path)
+            carries.append(carry)
         return tuple(carries), xs
 
 
-def _timed(xs: Any, dt: Any) -> Inputs:
+def _add_time_steps(xs: Any, dt: Any) -> Inputs:
+    """Returns the inputs as `Timed`, or unchanged if there are no time steps."""
     return xs if dt is None else Timed(xs, dt)
 
 
-def _run_with_state(
+def _run_with_cell_states(
     run: RunCell, layer: Layer, params: Params, inputs: SequenceInputs, path: tuple[str, ...]
-) -> tuple[Carry, Below]:
-    """Runs a layer, and returns outputs with the cell state of each step for the layer above."""
+) -> tuple[Carry, WithCellState]:
+    """Runs a cell, and returns its outputs with its cell states as inputs of the next layer."""
     carry = jax.eval_shape(lambda p: layer.init_carry(p, ()), params)
     if not isinstance(layer, Cell) or "c" not in getattr(carry, "_fields", ()):
         raise ValueError(
-            "Stack: the layer below a cell that accepts Below must have a cell state c, got "
-            f"{layer!r}; use a cell such as jrnn.LSTM instead"
+            "Stack: the layer below a cell that accepts WithCellState must have a cell state c, "
+            f"got {layer!r}; use a cell such as jrnn.LSTM instead"
         )
     last, (ys, carries) = run(layer, params, inputs, path=path, return_carries=True)
-    return last, Below(ys, carries.c)
+    return last, WithCellState(ys, carries.c)

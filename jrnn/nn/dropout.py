@@ -1,32 +1,32 @@
-"""Dropout whose rate is an array, so that networks with different rates share a compilation."""
+"""Dropout whose rate is an array, so that networks with different rates share one compilation."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 
-class Rate(nnx.Variable):
-    """A dropout rate: part of the state of a network, but not a parameter."""
+class DropoutRate(nnx.Variable):
+    """A dropout rate, which is part of the state of a module but is not trained."""
 
 
 class Dropout(nnx.Module):
-    """Dropout that returns the same values as `nnx.Dropout`, bit for bit.
+    """Dropout with the same values as `nnx.Dropout`, bit for bit.
 
     Attributes:
-      rate: in [0, 1), a float32 scalar.
-      deterministic: whether it returns its inputs unchanged, as after `eval()`.
+      rate: the probability of setting an element to zero, in [0, 1), a float32 scalar.
+      deterministic: whether the inputs are returned unchanged; set by `eval()` and `train()`.
     """
 
     def __init__(self, rate: float, *, rngs: nnx.Rngs):
-        """Forks the stream `dropout` of `rngs`."""
-        self.rate = Rate(jnp.float32(rate))
+        """Stores the rate, and forks the stream `dropout` of `rngs`."""
+        self.rate = DropoutRate(jnp.float32(rate))
         self.rngs = rngs.dropout.fork()
         self.deterministic = False
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Drops elements of the inputs in training mode."""
+        """Sets random elements to zero and divides the others by 1 - rate, in training mode."""
         if self.deterministic:
             return inputs
-        keep = 1 - self.rate[...]
-        mask = jax.random.bernoulli(self.rngs(), keep, inputs.shape)
-        return jnp.where(mask, inputs / keep.astype(inputs.dtype), jnp.zeros_like(inputs))
+        keep_prob = 1 - self.rate[...]
+        mask = jax.random.bernoulli(self.rngs(), keep_prob, inputs.shape)
+        return jnp.where(mask, inputs / keep_prob.astype(inputs.dtype), jnp.zeros_like(inputs))

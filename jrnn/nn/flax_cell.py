@@ -1,4 +1,4 @@
-"""An adapter from cells of jrnn to the recurrent modules of flax."""
+"""An adapter that makes a cell of jrnn a cell of flax."""
 
 import jax
 import jax.numpy as jnp
@@ -6,15 +6,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jrnn.cell import Carry, Cell
-from jrnn.engines.precision import bind, precision_of
+from jrnn.engines.precision import bind, infer_precision
 from jrnn.nn.rnn import RNN
 
 
 class FlaxCell(nnx.RNNCellBase):
-    """Adapts any cell to `nnx.RNN` and `nnx.Bidirectional`.
+    """Makes any cell usable in `nnx.RNN` and `nnx.Bidirectional`.
 
-    Masks, resets, noise and engines are available in `jrnn.nn.RNN` only. A stochastic cell returns
-    its expected value here.
+    Masks, resets, noise and engines are only available in `jrnn.nn.RNN`. In this class a stochastic
+    cell returns its expected value.
 
     >>> import jax.numpy as jnp, jrnn
     >>> from flax import nnx
@@ -51,20 +51,23 @@ class FlaxCell(nnx.RNNCellBase):
             )
         self.cell = cell
         self.rnn = RNN(cell, input_size, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-        self.rnn.rngs = nnx.data(None)  # this adapter draws no noise
+        self.rnn.rngs = nnx.data(None)  # no noise is sampled
 
     @property
     def num_feature_axes(self) -> int:
-        """Inputs have one axis of features."""
+        """The number of feature axes of the inputs, which is 1."""
         return 1
 
     def initialize_carry(self, input_shape, rngs=None, carry_init=None) -> Carry:
         """Returns the initial carry of the cell for inputs `[*batch, input]`.
 
         Args:
-          input_shape: shape of one step of the inputs.
-          rngs: ignored: the initial carry is a function of the parameters.
+          input_shape: shape of the inputs of one step, `(*batch, input)`.
+          rngs: not used, because the initial carry is a function of the parameters.
           carry_init: must be None, for the same reason.
+
+        Returns:
+          The carry, leaves `[*batch, ...]`.
 
         Raises:
           ValueError: `carry_init` is not None.
@@ -80,7 +83,15 @@ class FlaxCell(nnx.RNNCellBase):
         return self.cell.init_carry_like(params, x)
 
     def __call__(self, carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
-        """Takes one step and returns the new carry and the output."""
+        """Takes one step.
+
+        Args:
+          carry: leaves `[*batch, ...]`.
+          inputs: `[*batch, input]`.
+
+        Returns:
+          The new carry, and the output `[*batch, output]`.
+        """
         x = jnp.asarray(inputs, self.rnn.dtype)
         cell, params = self.cell, self.rnn.params
-        return bind(cell, params, precision_of(params, x)).step(carry, x)
+        return bind(cell, params, infer_precision(params, x)).step(carry, x)

@@ -1,4 +1,4 @@
-"""Sampling from a language model."""
+"""Sampling of tokens from a language model."""
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +10,19 @@ from jrnn.nn.heads import SequenceToSequence
 
 @nnx.jit(static_argnames=("length",))
 def _generate(model, prompt, length, key, temperature):
-    def sample(logits, key):
+    def sample_token(logits, key):
         token = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
         return jnp.where(temperature > 0, token, logits.argmax(axis=-1)).astype(prompt.dtype)
 
     def body(state, key):
         carry, logits = state
-        token = sample(logits, key)
+        token = sample_token(logits, key)
         carry, outputs = model(token[:, None], carry)
         return (carry, outputs[:, -1].astype(jnp.float32)), token
 
     carry, outputs = model(prompt)
-    first = (carry, outputs[:, -1].astype(jnp.float32))
-    _, tokens = lax.scan(body, first, jax.random.split(key, length))
+    initial_state = (carry, outputs[:, -1].astype(jnp.float32))
+    _, tokens = lax.scan(body, initial_state, jax.random.split(key, length))
     return tokens.T
 
 
@@ -41,27 +41,29 @@ def generate(
         token ~ softmax(logits / temperature)
 
     Args:
-      model: maps tokens to logits of the next token; it runs in evaluation mode.
-      prompt: `[B, P]` ints, the first tokens, P at least 1.
-      length: number of tokens to sample.
-      temperature: below 1 favors likely tokens; 0 takes the most likely one.
+      model: maps tokens to logits of the next token; a copy of it runs in evaluation mode.
+      prompt: `[B, P]` ints, the first tokens, with P of at least 1.
+      length: number of tokens to sample for each sequence.
+      temperature: 1 samples from the predicted distribution, a lower value favors likely tokens,
+        and 0 selects the most likely token.
       key: PRNG key.
 
     Returns:
-      `[B, length]` tokens, without the prompt.
+      `[B, length]` tokens with the dtype of the prompt, without the prompt.
 
     Raises:
-      ValueError: the prompt is empty, the length is below 1, the temperature is negative, or the
-        body is time-major or not causal.
+      ValueError: the prompt is empty, `length` is below 1, `temperature` is negative, or the body
+        of the model is time-major or not causal.
     """
     if model.body.time_major or not model.body.causal:
         raise ValueError(
-            "generate: the body must be batch-major and causal, got "
+            "generate: model.body must be batch-major and causal, got "
             f"time_major={model.body.time_major}, causal={model.body.causal}"
         )
     if prompt.ndim != 2 or prompt.shape[1] == 0:
         raise ValueError(
-            f"generate: prompt must have shape (batch, length of at least 1), got {prompt.shape}"
+            "generate: prompt must have shape (batch, time) with at least 1 step, got "
+            f"{prompt.shape}"
         )
     if length < 1:
         raise ValueError(f"generate: length must be at least 1, got {length}")

@@ -45,19 +45,20 @@ class Classifier(nnx.Module):
           body: an `RNN`, `LSTM`, `GRU` or `StackedRNN`.
           output_size: number of classes, or of values.
           rngs: the streams `params` and `dropout` are used.
-          pool: pooling over valid steps: the output at the last one (for a layer that scans in
-            reverse, the first), the mean, or the maximum.
-          embedding: maps the inputs to those of the body, such as `nnx.Embed` for tokens.
+          pool: pooling over the valid steps. "last" is the output of the last step in scan order,
+            which is the first step for a layer that scans in reverse; "mean" and "max" are the
+            mean and the maximum over steps.
+          embedding: maps the inputs to the inputs of the body, such as `nnx.Embed` for tokens.
           dropout: dropout rate of the pooled outputs in training mode.
 
         Raises:
-          ValueError: `pool` is unknown, or the rate is outside [0, 1).
+          ValueError: `pool` is unknown, or `dropout` is outside [0, 1).
         """
         checks.one_of("Classifier", "pool", pool, POOLS)
         self.body = body
         self.embedding = embedding
         self.pool = pool
-        self.dropout = _dropout("Classifier", dropout, rngs)
+        self.dropout = _make_dropout("Classifier", dropout, rngs)
         self.head = nnx.Linear(body.output_size, output_size, rngs=rngs)
 
     def __call__(self, xs: jax.Array, *, lengths: ArrayLike | None = None) -> jax.Array:
@@ -66,10 +67,10 @@ class Classifier(nnx.Module):
         Args:
           xs: inputs `[B, T, input]`, or the inputs of the embedding (first axes `[T, B]` if the
             body is time_major).
-          lengths: `[B]`, valid steps of each sequence.
+          lengths: `[B]` ints, the number of valid steps of each sequence; by default T.
 
         Returns:
-          `[B, output_size]`.
+          `[B, output_size]`. For a sequence without valid steps it is the bias of the head.
         """
         _, ys = self.body(_embed(self.embedding, xs), lengths=lengths)
         ys = ys if self.body.time_major else swap_time_and_batch(ys)
@@ -101,15 +102,15 @@ class SequenceToSequence(nnx.Module):
           body: an `RNN`, `LSTM`, `GRU` or `StackedRNN`.
           output_size: number of classes, or of values, at each step.
           rngs: the streams `params` and `dropout` are used.
-          embedding: maps the inputs to those of the body, such as `nnx.Embed` for tokens.
+          embedding: maps the inputs to the inputs of the body, such as `nnx.Embed` for tokens.
           dropout: dropout rate of the outputs of the body in training mode.
 
         Raises:
-          ValueError: the rate is outside [0, 1).
+          ValueError: `dropout` is outside [0, 1).
         """
         self.body = body
         self.embedding = embedding
-        self.dropout = _dropout("SequenceToSequence", dropout, rngs)
+        self.dropout = _make_dropout("SequenceToSequence", dropout, rngs)
         self.head = nnx.Linear(body.output_size, output_size, rngs=rngs)
 
     def __call__(
@@ -123,9 +124,10 @@ class SequenceToSequence(nnx.Module):
         """Computes the outputs of each step.
 
         Args:
-          xs: inputs `[B, T, input]`, or the inputs of the embedding.
+          xs: inputs `[B, T, input]`, or the inputs of the embedding (first axes `[T, B]` here and
+            below if the body is time_major).
           carry: the initial carry; by default that of the body.
-          lengths: `[B]`, valid steps of each sequence.
+          lengths: `[B]` ints, the number of valid steps of each sequence; by default T.
           resets: `[B, T]` bool, True where the carry is reset before the step.
 
         Returns:
@@ -140,7 +142,8 @@ def _embed(embedding: Embedding | None, xs: jax.Array) -> jax.Array:
     return xs if embedding is None else embedding(xs)
 
 
-def _dropout(owner: str, rate: float, rngs: nnx.Rngs) -> Dropout | None:
+def _make_dropout(owner: str, rate: float, rngs: nnx.Rngs) -> Dropout | None:
+    """Returns a dropout module, or None for rate 0; raises if the rate is outside [0, 1)."""
     checks.rate(owner, "dropout", rate)
     return Dropout(rate, rngs=rngs) if rate else None
 
@@ -148,9 +151,16 @@ def _dropout(owner: str, rate: float, rngs: nnx.Rngs) -> Dropout | None:
 def _pool(
     pool: str, ys: jax.Array, lengths: ArrayLike | None, directions: tuple[bool, ...]
 ) -> jax.Array:
-    """Pools outputs `[T, B, output]`, zero on padding, to `[B, output]`.
+    """Pools outputs `[T, B, output]` over the valid steps, to `[B, output]`.
 
-    The result of an empty sequence is zero.
+    Args:
+      pool: one of `POOLS`.
+      ys: the outputs, zero on padding.
+      lengths: `[B]` ints, the number of valid steps of each sequence; None for T.
+      directions: `output_directions` of the body.
+
+    Returns:
+      `[B, output]`, zero for a sequence without valid steps.
     """
     steps, batch = ys.shape[:2]
     if steps == 0:

@@ -1,4 +1,4 @@
-"""Stacked and bidirectional layers of cells, with the options of PyTorch."""
+"""Stacked and bidirectional recurrent layers, with the options of PyTorch."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
 from jrnn import cells, checks
-from jrnn.cell import Below, Carry, Inputs, Timed
+from jrnn.cell import Carry, Inputs, Timed, WithCellState
 from jrnn.engines import Engine, reverse_resets
 from jrnn.layer import Layer
 from jrnn.nn.dropout import Dropout
 from jrnn.nn.rnn import RNN, swap_time_and_batch, to_time_major
 
 
-class _Layers(nnx.Module):
-    """The base class of stacked layers; a subclass chooses the cell in its constructor."""
+class _StackedLayers(nnx.Module):
+    """The base class of stacked layers; the constructors of subclasses call `_build`."""
 
     def _build(
         self,
@@ -32,18 +32,19 @@ class _Layers(nnx.Module):
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
     ) -> None:
+        """Validates the options, and creates an `RNN` for each layer and direction."""
         owner = type(self).__name__
         checks.positive_int(owner, "num_layers", num_layers)
         checks.rate(owner, "dropout", dropout)
-        if num_layers > 1 and Below in cell.input_types:
+        if num_layers > 1 and WithCellState in cell.input_types:
             raise ValueError(
-                f"{owner}: {cell!r} needs the cell state of the layer below, which this module "
-                "does not provide; use jrnn.nn.RNN(jrnn.stack([...]), ...)"
+                f"{owner}: cell must not require the cell state of the layer below, got "
+                f"{cell!r}; use jrnn.nn.RNN(jrnn.stack([...]), ...)"
             )
         if dropout and num_layers == 1:
             raise ValueError(
-                f"{owner}: dropout acts between layers and needs num_layers of at least 2, got "
-                f"dropout={dropout} and num_layers=1; use nnx.Dropout on the outputs"
+                f"{owner}: dropout must be 0 for a single layer, since it is applied between "
+                f"layers, got {dropout}; use nnx.Dropout on the outputs"
             )
         self.input_size = input_size
         self.num_layers = num_layers
@@ -86,15 +87,15 @@ class _Layers(nnx.Module):
         As in `lax.scan`, and unlike PyTorch, the carry is the first result.
 
         Args:
-          xs: inputs `[B, T, input]` (`[T, B, input]` if time_major), or the inputs of the
-            cell; the time intervals of `jrnn.Timed` are passed to all layers.
+          xs: inputs `[B, T, input]` (`[T, B, input]` if time_major), or a pytree of inputs that the
+            cell accepts. The time intervals of `jrnn.Timed` are passed to all layers.
           carry: leaves `[num_layers·directions, B, ...]`, in the order of PyTorch: for each
             layer the forward direction, then the backward one. By default that of the cell.
           lengths: `[B]` ints, the number of valid steps of each sequence.
           mask: `[B, T]` bool (`[T, B]` if time_major), True on valid steps, in any pattern.
-          resets: `[B, T]` bool (`[T, B]` if time_major), True on the first step of a new segment:
-            the forward direction is reset before this step, the backward direction before the last
-            step of the previous segment.
+          resets: `[B, T]` bool (`[T, B]` if time_major), True on the first step of a new segment.
+            The forward direction is reset before this step, and the backward direction before the
+            last step of the previous segment.
           key: PRNG key for stochastic cells, split over the layers; by default as in `RNN`.
 
         Returns:
@@ -137,16 +138,26 @@ class _Layers(nnx.Module):
         return carry, ys if self.time_major else swap_time_and_batch(ys)
 
     def _check_carry(self, carry: Carry) -> None:
+        """Raises unless the first axis of each leaf is over layers and directions."""
         for leaf in jax.tree.leaves(carry):
             if jnp.ndim(leaf) == 0 or leaf.shape[0] != len(self.rnns):
                 raise ValueError(
-                    f"{type(self).__name__}: carry must have leaves (num_layers·directions, batch, "
-                    f"...) = ({len(self.rnns)}, batch, ...), got shape {jnp.shape(leaf)}"
+                    f"{type(self).__name__}: carry must have leaves of shape "
+                    f"(num_layers·directions, batch, ...) = ({len(self.rnns)}, batch, ...), got "
+                    f"shape {jnp.shape(leaf)}"
                 )
 
 
-class StackedRNN(_Layers):
-    """Stacked layers of any cell, optionally bidirectional."""
+class StackedRNN(_StackedLayers):
+    """Stacked layers of any cell, optionally bidirectional.
+
+    >>> import jax.numpy as jnp, jrnn
+    >>> from flax import nnx
+    >>> layers = StackedRNN(jrnn.Elman(8), 3, num_layers=2, rngs=nnx.Rngs(0))
+    >>> carry, ys = layers(jnp.ones((4, 7, 3)))
+    >>> ys.shape, carry.shape
+    ((4, 7, 8), (2, 4, 8))
+    """
 
     def __init__(
         self, cell: Layer, input_size: int, num_layers: int = 1, *, rngs: nnx.Rngs, **options: Any
@@ -158,19 +169,19 @@ class StackedRNN(_Layers):
           input_size: last axis of the inputs.
           num_layers: number of layers; the inputs of each are the outputs of the layer below.
           rngs: the streams `params` and `dropout` are used.
-          **options: bidirectional (False): scan each layer in both directions and concatenate the
-            outputs; dropout (0.0): dropout rate between layers in training mode; time_major
-            (False): use `[T, B, ...]` instead of `[B, T, ...]`; engine, dtype and param_dtype: as
-            in `RNN`.
+          **options: `bidirectional` (default False) scans each layer in both directions and
+            concatenates the outputs; `dropout` (0.0) is the dropout rate between layers in training
+            mode; `time_major` (False) uses `[T, B, ...]` instead of `[B, T, ...]`; `engine`,
+            `dtype` and `param_dtype` are as in `RNN`.
 
         Raises:
-          ValueError: `num_layers` is below 1, the dropout rate is outside [0, 1), or dropout is set
-            with a single layer.
+          ValueError: `num_layers` is below 1, `dropout` is outside [0, 1) or is not 0 for a single
+            layer, or the cell requires the cell state of the layer below.
         """
         self._build(cell, input_size, num_layers, rngs=rngs, **options)
 
 
-class LSTM(_Layers):
+class LSTM(_StackedLayers):
     """Layers of `jrnn.LSTM`, with the arguments of `torch.nn.LSTM`."""
 
     def __init__(
@@ -212,7 +223,7 @@ class LSTM(_Layers):
         self._build(cell, input_size, num_layers, rngs=rngs, **options)
 
 
-class GRU(_Layers):
+class GRU(_StackedLayers):
     """Layers of `jrnn.GRU`, with the arguments of `torch.nn.GRU`."""
 
     def __init__(

@@ -14,20 +14,26 @@ from jrnn.layer import Layer
 
 
 class RNN(nnx.Module):
-    """Scans a cell or a layer over a batch of sequences, and holds its parameters.
+    """Scans a cell or a layer over a batch of sequences, and contains its parameters.
 
     The parameters have the names of the cell: `rnn.weights.w_ih` etc. are `nnx.Param`s, and
-    `rnn.params` is the pytree of arrays for the functional core.
+    `rnn.params` is the pytree of arrays that `jrnn.unroll` takes.
 
     Attributes:
       cell: the cell or layer.
       input_size: last axis of the inputs.
       output_size: last axis of the outputs.
       causal: whether an output depends only on the inputs up to its step.
-      output_directions: for each of the equal parts of the last axis of the outputs, whether it is
-        scanned in reverse.
-      deterministic: whether a stochastic cell returns its expected value, as after `eval()`;
-        initially, and after `train()`, each call samples noise.
+      output_directions: the last axis of the outputs consists of equal parts, one for each entry;
+        an entry is True if the part is scanned in reverse.
+      deterministic: if True, as after `eval()`, a stochastic cell returns its expected value; if
+        False, initially and after `train()`, each call samples noise.
+
+    >>> import jax.numpy as jnp, jrnn
+    >>> rnn = RNN(jrnn.GRU(8), 3, rngs=nnx.Rngs(0))
+    >>> carry, ys = rnn(jnp.ones((4, 7, 3)))
+    >>> carry.shape, ys.shape
+    ((4, 8), (4, 7, 8))
     """
 
     def __init__(
@@ -47,17 +53,20 @@ class RNN(nnx.Module):
         Args:
           cell: any cell, such as `jrnn.LSTM(64)`, or a layer, such as `jrnn.stack([...])`.
           input_size: last axis of the inputs.
-          rngs: the stream `params` is used, and the stream `dropout` for noise.
+          rngs: the stream `params` is used for the parameters, and `dropout` for noise.
           reverse: scan from the last valid step to the first.
           time_major: use `[T, B, ...]` instead of `[B, T, ...]` for inputs and outputs.
           engine: as in `jrnn.unroll`.
           dtype: dtype of inputs, products and outputs; None uses that of the inputs.
           param_dtype: dtype of the parameters; the carry has the wider of the two.
+
+        Raises:
+          ValueError: `engine` is unknown, or `reverse` is True for a layer that is not causal.
         """
         if reverse and not cell.causal:
             raise ValueError(
-                f"{type(self).__name__}: {cell!r} already scans in both directions; remove "
-                "reverse=True or bidirectional=True"
+                f"{type(self).__name__}: cell must be causal for reverse=True or "
+                f"bidirectional=True, got {cell!r}; remove the option"
             )
         params = cell.init(rngs.params(), input_size, param_dtype)
         self.cell = cell
@@ -75,7 +84,7 @@ class RNN(nnx.Module):
 
     @property
     def params(self) -> Params:
-        """The parameters as plain arrays, for the functional core."""
+        """The parameters as a pytree of arrays, as `jrnn.unroll` takes them."""
         return jax.tree.map(
             lambda weight: weight[...], self.weights, is_leaf=lambda w: isinstance(w, nnx.Param)
         )
@@ -90,7 +99,7 @@ class RNN(nnx.Module):
         resets: ArrayLike | None = None,
         key: jax.Array | None = None,
     ) -> tuple[Carry, jax.Array]:
-        """Scans over all steps; the carry is the first result, as in `lax.scan`.
+        """Scans over all steps. The carry is the first result, as in `lax.scan`.
 
         Args:
           xs: inputs `[B, T, input]` (`[T, B, input]` if time_major).
@@ -99,14 +108,14 @@ class RNN(nnx.Module):
           mask: `[B, T]` bool (`[T, B]` if time_major), True on valid steps, in any pattern.
           resets: `[B, T]` bool (`[T, B]` if time_major), True where the carry is reset before the
             step.
-          key: PRNG key for stochastic cells; by default from the stream of the module in training
-            mode, and None in evaluation mode.
+          key: PRNG key for stochastic cells; by default from the stream `dropout` in training mode,
+            and None in evaluation mode.
 
         Returns:
           The final carry, and the outputs `[B, T, output]` (`[T, B, output]` if time_major).
 
         Raises:
-          ValueError: a shape does not fit.
+          ValueError: a shape does not fit, or `rngs` had no stream for the noise of the cell.
           TypeError: a dtype or the structure of the carry does not fit.
         """
         if not self.time_major:
@@ -114,7 +123,7 @@ class RNN(nnx.Module):
         if self.dtype is not None:
             xs = cast(jax.tree.map(jnp.asarray, xs), jnp.dtype(self.dtype))
         if key is None and self.cell.is_stochastic and not self.deterministic:
-            key = self._draw_key()
+            key = self._make_noise_key()
         carry, ys = unroll(
             self.cell,
             self.params,
@@ -129,26 +138,30 @@ class RNN(nnx.Module):
         )
         return carry, ys if self.time_major else swap_time_and_batch(ys)
 
-    def _draw_key(self) -> jax.Array:
-        """Returns a key for the noise of one call."""
+    def _make_noise_key(self) -> jax.Array:
+        """Returns the PRNG key for the noise of one call."""
         if self.rngs is None:
             raise ValueError(
-                f"{type(self).__name__}: {self.cell!r} samples noise, but rngs had no stream "
-                "for it; create the module with rngs=nnx.Rngs(params=..., dropout=...), pass a "
-                "key, or call eval() for the expected value"
+                f"{type(self).__name__}: rngs must have the stream 'dropout' for the noise of "
+                f"{self.cell!r}, got none; create the module with rngs=nnx.Rngs(params=..., "
+                "dropout=...), pass key, or call eval() to use the expected value"
             )
         return self.rngs()
 
 
 def _fork_noise_stream(rngs: nnx.Rngs) -> nnx.RngStream | None:
-    """Forks a stream for noise, if `rngs` has one."""
+    """Forks the stream `dropout` or `default` of `rngs`; returns None if there is neither."""
     return rngs.dropout.fork() if "dropout" in rngs or "default" in rngs else None
 
 
 def to_time_major(
     owner: str, xs: Inputs, mask: ArrayLike | None, resets: ArrayLike | None
 ) -> tuple[Inputs, Any, Any]:
-    """Checks the shapes of batch-major inputs, mask and resets, and makes them time-major."""
+    """Converts batch-major inputs, mask and resets to time-major.
+
+    Raises:
+      ValueError: a leaf of `xs` lacks axes, or the shape of `mask` or `resets` does not fit.
+    """
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(xs)]
     if any(len(shape) < 2 for shape in shapes):
         raise ValueError(f"{owner}: xs must have shape (batch, time, ...), got {shapes}")

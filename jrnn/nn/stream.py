@@ -1,4 +1,4 @@
-"""Streaming inference: runs a network one time step at a time."""
+"""Streaming inference: a network runs one time step per call."""
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +11,20 @@ from jrnn.nn.heads import Body, SequenceToSequence
 
 
 class Stream:
-    """A network in evaluation mode and its carry; created by `stream`."""
+    """A network in evaluation mode with its current carry; created by `stream`."""
 
     def __init__(self, model: Body | SequenceToSequence, batch_size: int):
-        """See `stream`."""
+        """Copies the weights of the model; see `stream`."""
         body = model.body if isinstance(model, SequenceToSequence) else model
         if not body.causal:
             raise ValueError(
-                "stream: the network must be causal, but an output of it may depend on later "
-                "inputs; use causal layers, which are not reversed or bidirectional"
+                "stream: model must be causal, got a model whose outputs may depend on later "
+                "inputs; use layers that are neither reversed nor bidirectional"
             )
         checks.positive_int("stream", "batch_size", batch_size)
         graphdef, state = nnx.split(model)
-        # A list of leaves has less dispatch overhead in jit than a flax state.
-        self._leaves, tree = jax.tree.flatten(jax.tree.map(jnp.copy, state))
+        # jit dispatches a list of arrays faster than a flax state.
+        self._leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.copy, state))
         axis = 0 if body.time_major else 1
         self._all_rows, self._no_rows = jnp.ones(batch_size, bool), jnp.zeros(batch_size, bool)
         self._resets = self._all_rows
@@ -32,7 +32,7 @@ class Stream:
 
         def run(leaves: list[jax.Array], carry: Carry, x: Inputs, resets: jax.Array):
             _check_batch(x, batch_size)
-            eval_model = nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
+            eval_model = nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
             eval_model.eval()
             xs = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, axis), x)
             carry, ys = eval_model(xs, carry, resets=jnp.expand_dims(resets, axis))
@@ -43,10 +43,10 @@ class Stream:
 
     @property
     def carry(self) -> Carry:
-        """The carry after the last step; None before the first.
+        """The carry after the previous step, leaves `[B, ...]`; None before the first step.
 
-        It may be set to any carry of the network, such as the one returned for a prompt; the next
-        step continues from it.
+        It can be set to any carry of the network, such as the final carry of a prompt; the next
+        step then starts from it, and earlier calls of `reset` have no effect.
         """
         return self._carry
 
@@ -58,13 +58,14 @@ class Stream:
         """Takes one step.
 
         Args:
-          x: inputs of one step `[B, input]`, or a pytree or tokens `[B]`, as the network expects.
+          x: inputs of one step as the network expects them, without a time axis: `[B, input]`,
+            tokens `[B]`, or a pytree.
 
         Returns:
-          Outputs `[B, output]`, equal to those of the network on the whole sequence at this step.
+          Outputs `[B, output]`, equal to the outputs for the whole sequence at this step.
 
         Raises:
-          ValueError: the batch size differs from `batch_size`.
+          ValueError: the first axis of `x` is not `batch_size`.
         """
         if self._carry is None:
             x = jax.tree.map(jnp.asarray, x)
@@ -77,7 +78,10 @@ class Stream:
         """Resets the carry before the next step.
 
         Args:
-          rows: `[B]` bool, the sequences to reset; by default all.
+          rows: `[B]` bool, True for the sequences to reset; by default all.
+
+        Raises:
+          ValueError: `rows` is not bool of shape `[B]`.
         """
         selected = self._all_rows if rows is None else jnp.asarray(rows)
         if selected.shape != self._all_rows.shape or selected.dtype != bool:
@@ -89,27 +93,32 @@ class Stream:
 
 
 def _check_batch(x: Inputs, batch_size: int) -> None:
+    """Raises unless the first axis of each leaf has size `batch_size`."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
     if any(shape[:1] != (batch_size,) for shape in shapes):
         raise ValueError(
             f"stream: leaves of x must have a first axis of batch_size={batch_size}, got shapes "
-            f"{shapes}; pass the batch size as batch_size= to stream"
+            f"{shapes}; set batch_size when calling jrnn.stream"
         )
 
 
 def stream(model: Body | SequenceToSequence, batch_size: int = 1) -> Stream:
-    """Runs a network one time step at a time; each step calls one compiled function.
+    """Returns a `Stream`, which runs a network one time step at a time.
 
     ::
 
         carry, y_t = model(x_t, carry)
 
-    The outputs equal those of the network on the whole sequence. The current weights are copied,
-    and the copy runs in evaluation mode.
+    The outputs equal those of the network for the whole sequence. The current weights are copied,
+    so later training does not affect the stream. The copy runs in evaluation mode, and each step
+    calls one compiled function.
 
     Args:
       model: a causal `RNN`, `StackedRNN`, `LSTM`, `GRU` or `SequenceToSequence`.
-      batch_size: number of sequences.
+      batch_size: number of sequences that run in parallel.
+
+    Returns:
+      The `Stream`: `step(x)` takes one step, `reset()` restores the initial carry.
 
     Raises:
       ValueError: the model is not causal, or `batch_size` is below 1.

@@ -1,4 +1,4 @@
-"""The summary of a sweep: a table and a figure."""
+"""The summary of a sweep, as a table and as a figure."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +14,14 @@ from jrnn.train.run.progress import METRIC_NAMES
 from jrnn.train.step.loss import HIGHER_IS_BETTER
 
 MAX_ROWS = 20
-"""Maximum number of trials in the table, which shows the best ones."""
+"""Maximum number of rows in the table, which shows the best trials."""
 
 Values = Sequence[dict[str, str]]
-"""For each trial its values as text, by name."""
+"""For each trial the value of each axis as text, by name of the axis."""
 
 
 def make_rows(values: Values, result: SweepResult) -> list[dict[str, Any]]:
-    """The result of each trial as JSON values; metrics are None if it was never evaluated."""
+    """Returns the result of each trial as a JSON object; metrics are None without an evaluation."""
     return [
         {
             "trial": index,
@@ -36,7 +36,7 @@ def make_rows(values: Values, result: SweepResult) -> list[dict[str, Any]]:
 
 
 def rank_rows(values: Values, result: SweepResult, metric: str) -> list[dict[str, Any]]:
-    """The rows, the best on the validation split first, and those never evaluated last."""
+    """Returns the rows sorted by validation metric, the best first; unevaluated trials are last."""
     sign = -1 if HIGHER_IS_BETTER[metric] else 1
     worst = float("inf")
     key = lambda row: worst if row["validation"] is None else sign * row["validation"]
@@ -44,7 +44,7 @@ def rank_rows(values: Values, result: SweepResult, metric: str) -> list[dict[str
 
 
 def make_table(values: Values, result: SweepResult, metric: str) -> Table:
-    """The best trials as a rich table."""
+    """Makes a table of the best trials."""
     groups, trials = len(result.groups), len(result.trials)
     table = Table(
         title=f"{trials} trials, {groups} compilation{'s' if groups > 1 else ''}, "
@@ -52,7 +52,14 @@ def make_table(values: Values, result: SweepResult, metric: str) -> Table:
         title_justify="left",
     )
     name = METRIC_NAMES[metric]
-    for column in ("trial", *values[0], f"validation {name}", f"test {name}", "best at", "stopped"):
+    for column in (
+        "trial",
+        *values[0],
+        f"validation {name}",
+        f"test {name}",
+        "best step",
+        "stopped",
+    ):
         table.add_column(column)
     format_metric = lambda value: "-" if value is None else f"{value:.4f}"
     for row in rank_rows(values, result, metric)[:MAX_ROWS]:
@@ -63,17 +70,17 @@ def make_table(values: Values, result: SweepResult, metric: str) -> Table:
         )
         table.add_row(str(row["trial"]), *row["values"].values(), *results, row["stopped"] or "-")
     if trials > MAX_ROWS:
-        table.caption = f"the best {MAX_ROWS}; all are in result.json"
+        table.caption = f"the best {MAX_ROWS} trials; result.json contains all"
     return table
 
 
 def save_figure(values: Values, result: SweepResult, data: Data, folder: Path) -> Path:
-    """Saves `figure.png`: the curve of each trial, and its result over each of its values.
+    """Saves `figure.png`: validation curves of all trials, and their best metric over each axis.
 
     Args:
       values: the values of the trials.
       result: the result of the sweep.
-      data: the loaded task, or one of them.
+      data: the data of the first trial, for the metric and the baseline.
       folder: the folder of the sweep.
 
     Returns:
@@ -96,9 +103,9 @@ def save_figure(values: Values, result: SweepResult, data: Data, folder: Path) -
 def _draw_curves(ax: Any, result: SweepResult, data: Data, folder: Path) -> None:
     for index in range(len(result.trials)):
         curve = MetricsFile(trial_folder(folder, index) / "metrics.jsonl")
-        best = index == result.best
-        style = {"color": "k", "lw": 2, "zorder": 3} if best else {"color": "0.6", "lw": 0.8}
-        label = f"trial {index}, the best" if best else None
+        is_best = index == result.best
+        style = {"color": "k", "lw": 2, "zorder": 3} if is_best else {"color": "0.6", "lw": 0.8}
+        label = f"trial {index} (best)" if is_best else None
         ax.plot(*curve.read("validation", "metric"), label=label, **style)
     ax.axhline(data.baseline[1], color="tab:red", ls=":", lw=1, label=data.baseline[0])
     ax.set(xlabel="step", ylabel=f"validation {METRIC_NAMES[data.metric]}")
@@ -107,11 +114,11 @@ def _draw_curves(ax: Any, result: SweepResult, data: Data, folder: Path) -> None
 
 
 def _draw_values(ax: Any, name: str, values: Values, result: SweepResult) -> None:
-    """Draws the results of the trials over one value, without trials that were never evaluated."""
+    """Draws the metrics of all evaluated trials over the values of one axis."""
     points = [(v[name], t) for v, t in zip(values, result.trials, strict=True) if t.validation]
     texts = [text for text, _ in points]
     metrics = [trial.validation["metric"] for _, trial in points]
-    numbers = _as_numbers(texts)
+    numbers = _parse_floats(texts)
     positions = texts if numbers is None else numbers
     ax.plot(positions, metrics, "o", color="0.6", ms=4)
     if result.best is not None:
@@ -124,7 +131,8 @@ def _draw_values(ax: Any, name: str, values: Values, result: SweepResult) -> Non
     hide_spines(ax)
 
 
-def _as_numbers(texts: list[str]) -> list[float] | None:
+def _parse_floats(texts: list[str]) -> list[float] | None:
+    """Returns the numbers, or None if a text is not a number."""
     try:
         return [float(text) for text in texts]
     except ValueError:

@@ -1,4 +1,4 @@
-"""Trains many runs, those that differ only in scalar hyper-parameters in one compilation."""
+"""Trains the trials of a sweep; those that differ only in scalars share a compilation."""
 
 import contextlib
 import shlex
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 
 from jrnn.distributed import ProcessGroup
-from jrnn.sweep.trials import group_trials, scalars_of, without_scalars
+from jrnn.sweep.trials import fix_scalars, group_trials, stack_scalars
 from jrnn.sweep.vmapped_runs import TrialDevices, VmappedRuns
 from jrnn.tasks import load
 from jrnn.tasks.task import Data, Task
@@ -26,17 +26,19 @@ from jrnn.train.step.loss import HIGHER_IS_BETTER
 from jrnn.train.train import check_experiment
 
 BEST = "best"
-"""Subfolder of a sweep with the run of its best trial."""
+"""Name of the subfolder of a sweep that contains its best trial as a run."""
 
 
 class TrialResult(NamedTuple):
     """The result of one trial of a sweep.
 
     Attributes:
-      step: training step of the weights with the best metric on the validation split.
-      validation: loss and metric of these on the validation split; empty if never evaluated.
-      test: loss and metric of these on the test split; empty if never evaluated.
-      stopped: why the trial stopped before its last step; empty if it did not.
+      step: training step of the best weights, those with the best metric on the validation split.
+      validation: loss and metric of the best weights on the validation split; empty if the trial
+        was not evaluated.
+      test: loss and metric of the best weights on the test split; empty if the trial was not
+        evaluated.
+      stopped: reason why the trial stopped early; empty if it did not.
     """
 
     step: int
@@ -49,11 +51,11 @@ class SweepResult(NamedTuple):
     """The result of a sweep.
 
     Attributes:
-      trials: one result for each trial.
-      best: the index of the trial with the best metric on the validation split; None if none was
+      trials: the result of each trial.
+      best: index of the trial with the best metric on the validation split; None if no trial was
         evaluated.
-      groups: the indices of the trials of each compilation.
-      seconds: wall time of the training, over all parts of a sweep that was resumed.
+      groups: for each compilation the indices of its trials.
+      seconds: wall time of training, including the time before the sweep was resumed.
     """
 
     trials: list[TrialResult]
@@ -72,25 +74,26 @@ def sweep(
 ) -> SweepResult:
     """Trains all trials of a sweep, and saves the best one as a run.
 
-    Trials that differ in the seed, in scalars of the optimizer, in rates of dropout or in what is
-    read only at initialization are one group, trained in one compilation and spread over all
-    devices of this process; any other difference makes another group. Each trial is trained as it
-    would be alone: with its own parameters, noise, order of examples, and end.
+    Trials form one group if they differ only in the seed, in scalars of the optimizer, in dropout
+    rates, or in options that are read only at initialization; any other difference makes another
+    group. A group is trained in one compilation, distributed over all devices of this process. Each
+    trial is trained as in a separate run: with its own parameters, noise, order of examples, and
+    early stopping.
 
     Args:
-      experiments: the trials; `run_dir` is not used.
-      folder: for `trials/NUMBER/metrics.jsonl`, `groups/NUMBER/checkpoints`, and `best`, which has
-        the checkpoint and the metrics of the best trial, in the same form as `train` writes them.
-      loaded: the data of their tasks, if `load_tasks` has loaded them already.
-      resume: whether to continue from the newest checkpoints in the folder.
-      width: number of trials of one `jax.vmap`; by default all trials of a device, and on a CPU,
-        which gains nothing from it, one.
+      experiments: the trials; `run_dir` is ignored.
+      folder: folder for `trials/NUMBER/metrics.jsonl`, `groups/NUMBER/checkpoints`, and `best`,
+        which contains the checkpoint and the metrics of the best trial as `train` writes them.
+      loaded: the data of the tasks, from `load_tasks`; None loads them.
+      resume: whether to continue from the latest checkpoints in the folder.
+      width: number of trials in one `jax.vmap`; None means all trials of a device, or one trial on
+        a CPU, where larger batches are not faster.
 
     Returns:
-      The result of each trial, and the best of them.
+      The results.
 
     Raises:
-      ValueError: there are no experiments, or the options and data of a trial are incompatible.
+      ValueError: as for `check_trials`.
       Interrupted, CheckpointError, BlockingIOError: as for `fit`.
     """
     loaded = load_tasks(experiments) if loaded is None else loaded
@@ -101,7 +104,7 @@ def sweep(
     best: tuple[int, Checkpoint] | None = None
     seconds = 0.0
     devices = tuple(jax.local_devices())
-    process = ProcessGroup(resume_command=f"jrnn sweep --resume {shlex.quote(str(folder))}")
+    process_group = ProcessGroup(resume_command=f"jrnn sweep --resume {shlex.quote(str(folder))}")
     with run_lock(folder), Signals() as signals:
         for number, indices in enumerate(groups):
             group = [experiments[index] for index in indices]
@@ -110,7 +113,7 @@ def sweep(
                 [partial(e.network.build, data, e.seed) for e in group],
                 plan_task(data, first, first.tbptt),
                 first.optimizer,
-                scalars_of([e.optimizer for e in group]),
+                stack_scalars([e.optimizer for e in group]),
                 first,
                 [e.seed for e in group],
                 TrialDevices(devices[: len(indices)], width),
@@ -120,7 +123,7 @@ def sweep(
                 first,
                 HIGHER_IS_BETTER[data.metric],
                 folder / "groups" / str(number),
-                process,
+                process_group,
                 descriptions=[e.network.description() for e in group],
                 metrics_folders=[trial_folder(folder, index) for index in indices],
                 patience=[e.patience for e in group],
@@ -133,13 +136,13 @@ def sweep(
             ):
                 trainer.resume() if resume else trainer.begin()
                 trainer.fit(signals, progress)
-                results |= zip(indices, _results(trainer, data), strict=True)
+                results |= zip(indices, _make_results(trainer, data), strict=True)
                 trackers |= zip(indices, trainer.trackers, strict=True)
                 seconds += trainer.seconds
-                # Only the best trial so far stays in memory, since states may be large.
-                index = _index_of_best(trackers)
+                # Only the weights of the best trial so far stay in memory, since they may be large.
+                index = _find_best(trackers)
                 if index in indices:
-                    best = index, trainer.checkpoint_of(indices.index(index))
+                    best = index, trainer.trial_checkpoint(indices.index(index))
         if best is not None:
             index, checkpoint = best
             _write_run(checkpoint, trial_folder(folder, index), folder / BEST)
@@ -148,30 +151,33 @@ def sweep(
 
 
 def load_tasks(experiments: Sequence[Experiment]) -> dict[Task, Data]:
-    """The data of the tasks of some experiments, each loaded once."""
+    """Loads the data of the tasks of all experiments, each task once."""
     return {task: load(task) for task in dict.fromkeys(e.task for e in experiments)}
 
 
 def check_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data]) -> None:
-    """Raises unless all trials can be trained, without drawing or compiling anything.
+    """Raises unless all trials can be trained; initializes and compiles nothing.
 
     Args:
       experiments: the trials.
       loaded: the data of their tasks, from `load_tasks`.
 
     Raises:
-      ValueError: there are no trials, one cannot be trained, or their metrics differ.
+      ValueError: there are no trials, the options and data of a trial are incompatible, the metrics
+        of the trials differ, or there are several processes.
     """
     if not experiments:
-        raise ValueError("sweep: there must be at least one trial")
+        raise ValueError("sweep: experiments must have at least one trial, got none")
     if jax.process_count() > 1:
-        raise ValueError("sweep: uses the devices of one process, but there are several processes")
-    first = {without_scalars(e): index for index, e in reversed([*enumerate(experiments)])}
+        raise ValueError(
+            f"sweep: number of processes must be 1, got {jax.process_count()}; start one process"
+        )
+    first = {fix_scalars(e): index for index, e in reversed([*enumerate(experiments)])}
     for index in sorted(first.values()):
         experiment = experiments[index]
         if experiment.mesh is not None:
             raise ValueError(
-                f"sweep: trial {index}: mesh must be None, since trials are spread over all "
+                f"sweep: trial {index}: mesh must be None, since trials are distributed over all "
                 f"devices, got {experiment.mesh!r}; remove mesh"
             )
         try:
@@ -187,17 +193,17 @@ def check_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data])
 
 
 def trial_folder(folder: Path, index: int) -> Path:
-    """The folder of the metrics of a trial."""
+    """Returns the folder with the metrics of a trial."""
     return folder / "trials" / f"{index:03d}"
 
 
-def _index_of_best(trackers: dict[int, BestTracker]) -> int | None:
+def _find_best(trackers: dict[int, BestTracker]) -> int | None:
     indices = sorted(trackers)
     best = index_of_best([trackers[index] for index in indices])
     return None if best is None else indices[best]
 
 
-def _results(trainer: Trainer, data: Data) -> list[TrialResult]:
+def _make_results(trainer: Trainer, data: Data) -> list[TrialResult]:
     tests = trainer.evaluate(data.test)
     return [
         TrialResult(t.step, t.best, test if t.best else {}, trainer.stopped.get(index, ""))
@@ -206,7 +212,7 @@ def _results(trainer: Trainer, data: Data) -> list[TrialResult]:
 
 
 def _write_run(checkpoint: Checkpoint, trial: Path, folder: Path) -> None:
-    """Writes the folder of a run of one trial."""
+    """Writes one trial as the folder of a run."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Groups of trials that share a compilation: they differ only in scalar hyper-parameters."""
+"""Groups trials that can share a compilation, since they differ only in scalars."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -8,41 +8,43 @@ import jax.numpy as jnp
 
 from jrnn.tasks.task import Data, Task
 from jrnn.train.config.experiment import Experiment
-from jrnn.train.config.optimizer import ARRAYS, Optimizer
+from jrnn.train.config.optimizer import TRACEABLE_FIELDS, Optimizer
 from jrnn.train.run.data_plan import plan_task
 from jrnn.train.step.state import abstract_state
 from jrnn.train.step.step import TrainStep
 
 ScalarHyperparams = dict[str, jax.Array]
+"""For each field of the optimizer, its values `[trials]`."""
 
 
 def group_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data]) -> list[list[int]]:
-    """Groups experiments that one compilation can train.
+    """Groups experiments that can be trained in one compilation.
 
-    The experiments of a group differ only in the seed, in scalars of the optimizer, in rates of
-    dropout above 0, and in options that are read only at initialization, such as the forget bias.
-    Such options of any cell are detected by comparing the lowered code of a training step.
+    The experiments of a group differ only in the seed, in scalars of the optimizer, in dropout
+    rates above 0, and in options that are read only at initialization, such as the forget bias.
+    Options that are read only at initialization do not change the lowered code of a training step,
+    so the lowered codes of the experiments are compared.
 
     Args:
-      experiments: in any order.
-      loaded: the data of their tasks.
+      experiments: the experiments.
+      loaded: the data of their tasks, from `load_tasks`.
 
     Returns:
-      For each group the indices of its experiments.
+      For each group the indices of its experiments, in increasing order.
     """
     candidates: dict[Experiment, list[int]] = {}
     for index, experiment in enumerate(experiments):
-        candidates.setdefault(without_scalars(experiment), []).append(index)
+        candidates.setdefault(fix_scalars(experiment), []).append(index)
     groups: dict[Hashable, list[int]] = {}
     for experiment, indices in candidates.items():
-        rest = [getattr(experiment, f.name) for f in fields(experiment) if f.name != "network"]
+        options = [getattr(experiment, f.name) for f in fields(experiment) if f.name != "network"]
         code = _lower(experiment, loaded[experiment.task]) if len(candidates) > 1 else ""
-        groups.setdefault((code, *rest), []).extend(indices)
+        groups.setdefault((code, *options), []).extend(indices)
     return [sorted(indices) for indices in groups.values()]
 
 
-def without_scalars(experiment: Experiment) -> Experiment:
-    """The experiment with a fixed value in place of each scalar hyper-parameter."""
+def fix_scalars(experiment: Experiment) -> Experiment:
+    """Replaces each scalar hyper-parameter of an experiment by a constant."""
     network = experiment.network
     return replace(
         experiment,
@@ -50,39 +52,41 @@ def without_scalars(experiment: Experiment) -> Experiment:
         run_dir=None,
         patience=None,
         save_every=1.0,
-        optimizer=_fix_scalars(experiment.optimizer),
+        optimizer=_fix_optimizer_scalars(experiment.optimizer),
         network=replace(network, dropout=0.5 if network.dropout else 0.0),
     )
 
 
-def scalars_of(optimizers: Sequence[Optimizer]) -> ScalarHyperparams:
-    """The scalars of the optimizers of one group, as arrays `[trials]`."""
-    names = [name for name in ARRAYS if getattr(optimizers[0], name) is not None]
+def stack_scalars(optimizers: Sequence[Optimizer]) -> ScalarHyperparams:
+    """Stacks the scalars of the optimizers of one group into arrays `[trials]`."""
+    names = [name for name in TRACEABLE_FIELDS if getattr(optimizers[0], name) is not None]
     values = lambda name: [getattr(optimizer, name) for optimizer in optimizers]
     return {name: jnp.array(values(name), jnp.float32) for name in names}
 
 
-def _fix_scalars(optimizer: Optimizer) -> Optimizer:
-    present = {name: 0.5 for name in ARRAYS if getattr(optimizer, name)}
+def _fix_optimizer_scalars(optimizer: Optimizer) -> Optimizer:
+    present = {name: 0.5 for name in TRACEABLE_FIELDS if getattr(optimizer, name)}
     decay = 0.5 if optimizer.algorithm == "adamw" else 0.0
     return replace(optimizer, **(present | {"weight_decay": decay}))
 
 
 def _lower(experiment: Experiment, data: Data) -> str:
-    """The lowered code of a training step and of an evaluation, without compilation."""
+    """Lowers a training step and an evaluation; returns their code as text."""
     optimizer = experiment.optimizer.build(experiment.steps)
     make_model = lambda: experiment.network.build(data, experiment.seed)
     graphdef, state = abstract_state(make_model, optimizer)
     plan = plan_task(data, experiment, experiment.tbptt)
-    state = state._replace(carry=plan.first_carry(graphdef, state.weights))
+    state = state._replace(carry=plan.init_carry(graphdef, state.weights))
     sampler = plan.make_sampler(0)
     step = TrainStep(graphdef, plan.loss, optimizer, experiment.accumulate)
     first = jax.tree.map(lambda array: array[0], sampler.plan(0, 1))
-    train = lambda state, examples, plan: step(state, sampler.batch(examples, plan))
+    train = lambda state, examples, plan: step(state, sampler.get_batch(examples, plan))
     batch = jax.tree.map(lambda array: array[: experiment.batch_size], data.validation)
-    evaluation = plan.evaluation(graphdef)
+    evaluator = plan.make_evaluator(graphdef)
     lowered = [
         jax.jit(train).lower(state, plan.examples, first),
-        jax.jit(evaluation.sums).lower(state.weights, *next(evaluation.parts(batch))),
+        jax.jit(evaluator.compute_sums).lower(
+            state.weights, *next(evaluator.iterate_chunks(batch))
+        ),
     ]
     return "".join(part.as_text() for part in lowered)

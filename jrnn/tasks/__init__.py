@@ -1,4 +1,4 @@
-"""The tasks: data sets with a kind of target and a metric."""
+"""Tasks: data sets, each with a kind of target and a metric."""
 
 from jrnn.tasks.adding import Adding as Adding
 from jrnn.tasks.arrays import Arrays as Arrays
@@ -21,4 +21,4 @@ REGISTRY: dict[str, type[Task]] = {
     "arrays": Arrays,
     "table": Table,
 }
-"""All tasks, by the name that a config takes; the fields of a task are its options."""
+"""All tasks by name; the fields of a task are its options."""

@@ -1,4 +1,4 @@
-"""The adding problem: the sum of two marked numbers in a long sequence."""
+"""The adding problem: the sum of the two marked numbers of a long sequence."""
 
 from dataclasses import dataclass
 
@@ -11,17 +11,18 @@ from jrnn.tasks.task import Data, Split, Task
 
 @dataclass(frozen=True)
 class Adding(Task):
-    """A long sequence of numbers, two of them marked; the target is the sum of these two.
+    """The adding problem: the target is the sum of the two marked numbers of a sequence.
 
-    Channel 0 holds values drawn uniformly from [0, 1). Channel 1 is 1 at two steps, one drawn from
-    each half of the sequence, and 0 elsewhere. The metric is the mean squared error; a constant
-    prediction of the mean reaches 1/6, the variance of the sum of two uniform numbers.
+    Channel 0 contains values drawn uniformly from [0, 1). Channel 1 is 1 at the two marked steps,
+    one in each half of the sequence, and 0 elsewhere. The metric is the mean squared error. The
+    baseline is the prediction of the mean, whose error is about 1/6, the variance of the sum of two
+    uniform numbers.
 
     Args:
       length: T, number of steps of a sequence; the first half has T // 2 steps.
       train_size: number of training examples.
       eval_size: number of validation examples, and of test examples.
-      seed: of the random draws; each split has its own random stream.
+      seed: seed of the random generator; each split has its own random stream.
 
     Raises:
       ValueError: `length` is below 2, a size is not a positive int, or `seed` is negative.
@@ -49,8 +50,8 @@ class Adding(Task):
 
     def load(self) -> Data:
         sizes = (self.train_size, self.eval_size, self.eval_size)
-        streams = np.random.default_rng(self.seed).spawn(3)
-        train, validation, test = map(self._draw, streams, sizes)
+        rngs = np.random.default_rng(self.seed).spawn(3)
+        train, validation, test = map(self._sample, rngs, sizes)
         return Data(
             train=train,
             validation=validation,
@@ -62,7 +63,7 @@ class Adding(Task):
             baseline=common.constant_baseline(train.ys, test.ys),
         )
 
-    def _draw(self, rng: np.random.Generator, size: int) -> Split:
+    def _sample(self, rng: np.random.Generator, size: int) -> Split:
         examples = np.arange(size)
         values = rng.random((size, self.length), np.float32)
         first = rng.integers(0, self.length // 2, size)

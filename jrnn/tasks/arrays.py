@@ -1,4 +1,4 @@
-"""Sequences of the user, from an .npz file."""
+"""Sequences from an .npz file."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -21,33 +21,33 @@ _TARGETS: dict[str, Target] = {
 
 @dataclass(frozen=True)
 class Arrays(Task):
-    """Sequences from one .npz file, with the arrays `xs`, `ys` and optionally `lengths`.
+    """Sequences from an .npz file with the arrays `xs`, `ys` and optionally `lengths`.
 
-    `xs` is `[N, T, input]` of real numbers, or `[N, T]` of ints, which are tokens. The form of
-    `ys` is set by `kind`, never inferred from shapes::
+    `xs` contains features, `[N, T, input]` real numbers, or tokens, `[N, T]` ints. The `kind`
+    determines the shape and dtype of `ys`, and the metric::
 
         classification             [N] ints, labels from 0              accuracy
         regression                 [N] or [N, K] floats                 mean squared error
         sequence_classification    [N, T] ints, a label for each step   accuracy
         sequence_regression        [N, T] or [N, T, K] floats           mean squared error
 
-    `lengths [N]` ints, from 1 to T, are the numbers of valid steps. Values of `xs` and `ys` after
-    the valid steps are padding: they may be arbitrary, are ignored, and are replaced by zeros.
+    `lengths`, `[N]` ints from 1 to T, contains the number of valid steps of each example. Later
+    entries of `xs` and `ys` are padding: they may have any value, and are replaced by zeros.
 
     The examples are shuffled and split into disjoint parts. The size of the vocabulary and the
-    number of classes are one more than the largest id in the file; labels of whole sequences must
-    be below N. The baseline is the most frequent class of the training part, or the mean of its
-    targets.
+    number of classes are one more than the largest id in the file. Labels of whole sequences must
+    be below N. The baseline predicts the most frequent class of the training part, or the mean of
+    its targets.
 
     Args:
-      path: the .npz file, as `np.savez(path, xs=xs, ys=ys, lengths=lengths)` writes it.
-      kind: the form of the targets.
+      path: path of the .npz file, as written by `np.savez(path, xs=xs, ys=ys, lengths=lengths)`.
+      kind: kind of targets; see the table above.
       validation_fraction: fraction of the examples for validation.
       test_fraction: fraction of the examples for testing.
       normalize: whether to normalize features and real-valued targets to mean 0 and standard
-        deviation 1 per channel, with the statistics of the valid steps of the training part. The
-        metric is then in these units; multiply by `target_scale` for the units of the file.
-      seed: of the shuffling.
+        deviation 1 per channel, by the statistics of the valid steps of the training part. The
+        metric is then in normalized units; `Data.target_scale` converts to the units of the file.
+      seed: seed of the shuffling.
 
     Raises:
       FileNotFoundError: the file does not exist.
@@ -87,8 +87,8 @@ class Arrays(Task):
         if lengths is not None:
             valid = np.arange(steps) < lengths[:, None]
         parts = self._split_indices(num_examples)
-        tokens = xs.ndim == 2
-        if tokens:
+        has_tokens = xs.ndim == 2
+        if has_tokens:
             xs = npz.to_ids("xs", _zero_padding(xs, valid))
         else:
             xs, _ = self._to_float("xs", xs, valid, parts[0])
@@ -104,15 +104,15 @@ class Arrays(Task):
             test=test,
             target=target,
             metric="accuracy" if target.startswith("class") else "mse",
-            input_size=int(xs.max()) + 1 if tokens else xs.shape[2],
+            input_size=int(xs.max()) + 1 if has_tokens else xs.shape[2],
             output_size=output_size,
             baseline=baseline,
-            tokens=tokens,
+            has_tokens=has_tokens,
             target_scale=None if scaler is None else scaler.std,
         )
 
     def _split_indices(self, num_examples: int) -> list[np.ndarray]:
-        """The indices of the examples of train, validation and test."""
+        """Returns the indices of the train, validation and test examples."""
         order = np.random.default_rng(self.seed).permutation(num_examples)
         fractions = (self.validation_fraction, self.test_fraction)
         slices = common.split_rows("Arrays", "examples", num_examples, *fractions, min_rows=1)
@@ -121,14 +121,14 @@ class Arrays(Task):
     def _targets(
         self, ys: np.ndarray, valid: np.ndarray, parts: list[np.ndarray]
     ) -> tuple[np.ndarray, int, tuple[str, float], common.StandardScaler | None]:
-        """The targets, their size, their baseline, and their scaler."""
+        """Returns the targets, their output size, their baseline and their scaler."""
         # A length is at least 1, so the first step of every example is valid.
         mask = valid if self.kind.startswith("sequence") else valid[:, 0]
         scaler = None
         if self.kind.endswith("classification"):
             ys = npz.check_labels(ys, self.kind, mask.shape)
             ys = npz.to_ids("ys", _zero_padding(ys, mask))
-            ys = npz.check_dense(ys) if self.kind == "classification" else ys
+            ys = npz.check_max_label(ys) if self.kind == "classification" else ys
             size = int(ys.max()) + 1
         else:
             ys = npz.check_values(ys, self.kind, mask.shape)
@@ -144,7 +144,11 @@ class Arrays(Task):
     def _to_float(
         self, name: str, array: np.ndarray, mask: np.ndarray, train: np.ndarray
     ) -> tuple[np.ndarray, common.StandardScaler | None]:
-        """The array as float32, normalized if `normalize`, with zeros where masked; its scaler."""
+        """Returns the array as float32, normalized if `normalize`, and its scaler if any.
+
+        Entries where `mask` is False become 0. `train` contains the indices of the training
+        examples.
+        """
         array = npz.to_finite(name, _zero_padding(array, mask))
         if not self.normalize:
             return array.astype(np.float32), None
@@ -153,6 +157,6 @@ class Arrays(Task):
 
 
 def _zero_padding(array: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Zeros where `mask`, which has the leading axes of the array, is False."""
+    """Sets the array to zero where `mask`, which has its leading axes, is False."""
     mask = mask.reshape(mask.shape + (1,) * (array.ndim - mask.ndim))
     return np.where(mask, array, np.zeros((), array.dtype))

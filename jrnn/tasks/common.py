@@ -1,4 +1,4 @@
-"""Shared parts of the tasks: checks of options, files, splits, normalization and baselines."""
+"""Functions that tasks share: validation of options, files, splits, normalization, baselines."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ def check_at_least(owner: str, name: str, value: Any, minimum: int) -> None:
 
 
 def check_fractions(owner: str, validation: Any, test: Any) -> None:
-    """Raises ValueError if the fractions make one of the three splits empty."""
+    """Raises ValueError unless the fractions are above 0 and their sum is below 1."""
     for name, value in (("validation_fraction", validation), ("test_fraction", test)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
             raise ValueError(f"{owner}: {name} must be between 0 and 1, got {value!r}")
@@ -34,7 +34,7 @@ def check_path(owner: str, name: str, value: Any) -> None:
 
 
 def find_file(owner: str, path: str) -> Path:
-    """Returns the path of a file; the error for a missing file suggests one of a similar name."""
+    """Returns the path of a file; raises FileNotFoundError with a suggestion if it is missing."""
     file = Path(path).expanduser()
     if file.is_file():
         return file
@@ -50,7 +50,7 @@ def find_file(owner: str, path: str) -> Path:
 
 
 def read_text(owner: str, path: str) -> str:
-    """Reads a UTF-8 file, with its original line ends and without a byte order mark."""
+    """Reads a UTF-8 file; preserves its line endings and removes a byte order mark."""
     raw = find_file(owner, path).read_bytes()
     try:
         return raw.decode("utf-8").removeprefix("\ufeff")
@@ -62,7 +62,7 @@ def read_text(owner: str, path: str) -> str:
 
 
 def split_sizes(total: int, validation: float, test: float) -> tuple[int, int, int]:
-    """The sizes of train, validation and test.
+    """Returns the sizes of the train, validation and test splits.
 
     >>> split_sizes(50, 0.1, 0.2)
     (35, 5, 10)
@@ -74,10 +74,13 @@ def split_sizes(total: int, validation: float, test: float) -> tuple[int, int, i
 def split_rows(
     owner: str, rows: str, total: int, validation: float, test: float, min_rows: int
 ) -> tuple[slice, slice, slice]:
-    """Train, validation and test as consecutive slices of at least `min_rows` rows each."""
+    """Returns train, validation and test as consecutive slices of at least `min_rows` rows each.
+
+    `rows` is the name of a row in the error message.
+    """
     sizes = split_sizes(total, validation, test)
     if min(sizes) < min_rows:
-        # Rounding takes up to one row from the training part.
+        # Rounding may reduce the training part by one row.
         train = 1 - validation - test
         needed = math.ceil(max(min_rows / validation, min_rows / test, (min_rows + 1) / train))
         raise ValueError(
@@ -89,9 +92,13 @@ def split_rows(
 
 
 class StandardScaler(NamedTuple):
-    """Mean and standard deviation of the training part per channel, `[channels]` float64.
+    """Normalizes each channel by the mean and standard deviation of the training part.
 
-    A channel that is constant in the training part gets standard deviation 1, and is only shifted.
+    A channel that is constant in the training part has `std` 1, so that it is only shifted.
+
+    Attributes:
+      mean: `[channels]` float64.
+      std: `[channels]` float64.
     """
 
     mean: np.ndarray
@@ -99,9 +106,9 @@ class StandardScaler(NamedTuple):
 
     @classmethod
     def fit(cls, train: np.ndarray) -> "StandardScaler":
-        """The scaler of `train [rows, channels]`."""
+        """Computes the statistics of `train [rows, channels]`."""
         mean, std = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
-        # Compares minimum and maximum: by rounding the std of a constant 0.1 may be just above 0.
+        # Compares minimum and maximum, since rounding may make the std of a constant nonzero.
         low, high = train.min(axis=0), train.max(axis=0)
         return cls(np.where(low == high, low, mean), np.where(low == high, 1.0, std))
 
@@ -111,22 +118,25 @@ class StandardScaler(NamedTuple):
 
 
 def most_frequent_baseline(name: str, train: np.ndarray, test: np.ndarray) -> tuple[str, float]:
-    """The baseline of the most frequent id in `train`: its accuracy on `test`."""
+    """Returns the name, and the accuracy on `test` of the most frequent id of `train`."""
     return name, float(np.mean(test == np.bincount(train.ravel()).argmax()))
 
 
 def constant_baseline(train: np.ndarray, test: np.ndarray) -> tuple[str, float]:
-    """The baseline of the mean of `train [rows, K]`: its squared error on `test [rows, K]`."""
+    """Returns a name, and the mean squared error on `test` of the mean of `train [rows, K]`."""
     mean = train.mean(axis=0, dtype=np.float64)
-    return "constant guess", mean_squared_error(mean, test)
+    return "constant prediction", mean_squared_error(mean, test)
 
 
 def mean_squared_error(predictions: np.ndarray, targets: np.ndarray) -> float:
-    """The mean squared error over all entries, in float64."""
+    """Returns the mean squared error over all entries, computed in float64."""
     return float(np.mean(np.square(targets.astype(np.float64) - predictions)))
 
 
-def unigram_bits(train: np.ndarray, test: np.ndarray, size: int) -> float:
-    """Bits per id on `test` of the frequencies in `train`, with add-one smoothing."""
+def unigram_cross_entropy(train: np.ndarray, test: np.ndarray, size: int) -> float:
+    """Returns the cross-entropy on `test` of a unigram model of `train`, in bits per id.
+
+    The model has add-one smoothing over `size` ids.
+    """
     counts = np.bincount(train.ravel(), minlength=size) + 1
     return float(-np.mean(np.log2(counts[test] / counts.sum())))

@@ -1,4 +1,4 @@
-"""The copy memory problem: recall a few symbols in order after a long delay."""
+"""The copy memory problem: repeat a few symbols in order after a long delay."""
 
 from dataclasses import dataclass
 
@@ -11,25 +11,25 @@ from jrnn.tasks.task import Data, Split, Task
 
 @dataclass(frozen=True)
 class Copy(Task):
-    """Symbols to remember, blanks and a delimiter; the targets are then the symbols again.
+    """The copy memory problem: the target is the first symbols of the input, after a delay.
 
-    With S symbols (ids 0..S-1), blank S, delimiter S + 1, K symbols to copy and a delay D, an
-    example has D + 2·K steps::
+    An example has K symbols to copy, a delay of D steps, and K steps for the copy, D + 2·K steps in
+    total. The S symbols have the ids 0 to S - 1; blank has the id S, and the delimiter S + 1::
 
         input    K symbols | blank D - 1 times, delimiter | blank K times
         target             blank D + K times              | the K symbols
 
-    The loss counts every step. The metric is the accuracy over the last K steps only (`scored`),
-    since the targets of all others are blank. Without memory the best accuracy there is about 1/S,
-    with one symbol for all steps.
+    The loss includes every step. The metric is the accuracy at the last K steps only
+    (`metric_mask`), since all other targets are blank. The baseline always predicts the most
+    frequent symbol; its accuracy is about 1/S.
 
     Args:
-      delay: D, number of steps between the symbols and their recall; the delimiter is the last one.
+      delay: D, number of steps between the symbols and their copy; the last one is the delimiter.
       symbols: S, number of different symbols.
-      copy_length: K, number of symbols to remember.
+      copy_length: K, number of symbols to copy.
       train_size: number of training examples.
       eval_size: number of validation examples, and of test examples.
-      seed: of the random draws; each split has its own random stream.
+      seed: seed of the random generator; each split has its own random stream.
 
     Raises:
       ValueError: `symbols` is below 2, another size is not a positive int, or `seed` is negative.
@@ -41,7 +41,7 @@ class Copy(Task):
     References:
       Hochreiter and Schmidhuber, 1997, Long short-term memory.
       Arjovsky, Shah and Bengio, 2016, Unitary evolution recurrent neural networks (the form used
-      here, with 8 symbols and 10 of them to copy).
+      here, with 8 symbols and a copy length of 10).
     """
 
     delay: int = 100
@@ -59,9 +59,9 @@ class Copy(Task):
 
     def load(self) -> Data:
         sizes = (self.train_size, self.eval_size, self.eval_size)
-        streams = np.random.default_rng(self.seed).spawn(3)
-        train, validation, test = map(self._draw, streams, sizes)
-        recalled = slice(-self.copy_length, None)
+        rngs = np.random.default_rng(self.seed).spawn(3)
+        train, validation, test = map(self._sample, rngs, sizes)
+        copied = slice(-self.copy_length, None)
         return Data(
             train=train,
             validation=validation,
@@ -71,19 +71,19 @@ class Copy(Task):
             input_size=self.symbols + 2,
             output_size=self.symbols + 1,
             baseline=common.most_frequent_baseline(
-                "memoryless guess", train.ys[:, recalled], test.ys[:, recalled]
+                "most frequent symbol", train.ys[:, copied], test.ys[:, copied]
             ),
-            tokens=True,
+            has_tokens=True,
         )
 
-    def _draw(self, rng: np.random.Generator, size: int) -> Split:
+    def _sample(self, rng: np.random.Generator, size: int) -> Split:
         blank, delimiter = self.symbols, self.symbols + 1
-        message = rng.integers(0, self.symbols, (size, self.copy_length), np.int32)
+        symbols = rng.integers(0, self.symbols, (size, self.copy_length), np.int32)
         xs = np.full((size, self.delay + 2 * self.copy_length), blank, np.int32)
         ys = xs.copy()
-        scored = np.zeros(xs.shape, bool)
-        xs[:, : self.copy_length] = message
+        metric_mask = np.zeros(xs.shape, bool)
+        xs[:, : self.copy_length] = symbols
         xs[:, -self.copy_length - 1] = delimiter
-        ys[:, -self.copy_length :] = message
-        scored[:, -self.copy_length :] = True
-        return Split(xs=xs, ys=ys, scored=scored)
+        ys[:, -self.copy_length :] = symbols
+        metric_mask[:, -self.copy_length :] = True
+        return Split(xs=xs, ys=ys, metric_mask=metric_mask)

@@ -15,8 +15,8 @@ class CsvFile(NamedTuple):
     """The cells of a CSV file as text.
 
     Attributes:
-      header: the names of the columns.
-      rows: for each row the number of its line in the file, from 1, and its cells.
+      header: names of the columns.
+      rows: for each row its line number in the file, from 1, and its cells.
     """
 
     header: tuple[str, ...]
@@ -24,7 +24,13 @@ class CsvFile(NamedTuple):
 
 
 def read(path: str) -> CsvFile:
-    """Reads a file; raises ValueError if the header is invalid or a row has another length."""
+    """Reads a CSV file.
+
+    Raises:
+      FileNotFoundError: the file does not exist.
+      ValueError: the file is not CSV, the header is invalid, or a row has a different number of
+        cells than the header.
+    """
     reader = csv.reader(io.StringIO(common.read_text("Table", path), newline=""))
     try:
         lines = [(reader.line_num, cells) for cells in reader]
@@ -36,24 +42,24 @@ def read(path: str) -> CsvFile:
         lines.pop()
     if not lines:
         raise ValueError(
-            f"Table: {path!r} must have a line of column names and rows, got an empty file"
+            f"Table: {path!r} must have a header line of column names, and rows, got an empty file"
         )
     header = _parse_header(path, lines[0][1])
     for line, cells in lines[1:]:
         if len(cells) != len(header):
             raise ValueError(
-                f"Table: every line must have {len(header)} cells, one for each name in the first, "
-                f"got {len(cells)} at line {line} of {path!r}"
+                f"Table: every line must have {len(header)} cells, as many as the header, got "
+                f"{len(cells)} at line {line} of {path!r}"
             )
     return CsvFile(header, lines[1:])
 
 
 def parse_columns(file: CsvFile, option: str, names: tuple[str, ...]) -> np.ndarray:
-    """Parses columns as `[rows, names]` float64.
+    """Parses columns as a float64 array `[rows, names]`.
 
     Args:
       file: the file.
-      option: name of the option that names the columns, for error messages.
+      option: name of the option that contains the names, for error messages.
       names: names of the columns.
 
     Raises:
@@ -62,16 +68,16 @@ def parse_columns(file: CsvFile, option: str, names: tuple[str, ...]) -> np.ndar
     indices = [_column_index(file.header, option, name) for name in names]
     values = np.empty((len(file.rows), len(names)))
     for row, (line, cells) in enumerate(file.rows):
-        for i, (name, index) in enumerate(zip(names, indices, strict=True)):
-            values[row, i] = _parse_finite(cells[index], line, name)
+        for column, (name, index) in enumerate(zip(names, indices, strict=True)):
+            values[row, column] = _parse_finite(cells[index], line, name)
     return values
 
 
 def check_unique(owner: str, names: tuple[str, ...]) -> None:
-    """Raises ValueError if a name occurs more than once."""
+    """Raises ValueError if a name occurs more than once; `owner` begins the message."""
     repeated = [name for i, name in enumerate(names) if name in names[:i]]
     if repeated:
-        raise ValueError(f"{owner} must name each column once, got {repeated[0]!r} twice")
+        raise ValueError(f"{owner} must name each column once, got {repeated[0]!r} more than once")
 
 
 def _parse_header(path: str, cells: list[str]) -> tuple[str, ...]:
@@ -82,15 +88,15 @@ def _parse_header(path: str, cells: list[str]) -> tuple[str, ...]:
                 f"Table: cells must be separated by commas, got the first line {header[0]!r} of "
                 f"{path!r}; save the file with commas instead of {separator!r}"
             )
-    if all(_parse(name) is not None for name in header):
+    if all(_parse_float(name) is not None for name in header):
         raise ValueError(
-            f"Table: the first line of {path!r} must name the columns, got the numbers "
-            f"{', '.join(header)}; add a line of names above them"
+            f"Table: the first line of {path!r} must contain the column names, got the numbers "
+            f"{', '.join(header)}; add a header line"
         )
     if "" in header:
         raise ValueError(
             f"Table: every column must have a name, got none for column {header.index('') + 1} of "
-            f"{path!r}; if it is a pandas index, save with index=False"
+            f"{path!r}; if it is a pandas index, save the file with index=False"
         )
     check_unique(f"Table: the first line of {path!r}", header)
     return header
@@ -99,22 +105,22 @@ def _parse_header(path: str, cells: list[str]) -> tuple[str, ...]:
 def _column_index(header: tuple[str, ...], option: str, name: str) -> int:
     if name not in header:
         hint = checks.suggestion(name, header)
-        raise ValueError(f"Table: {option} must be among {', '.join(header)}, got {name!r}{hint}")
+        raise ValueError(f"Table: {option} must be one of {', '.join(header)}, got {name!r}{hint}")
     return header.index(name)
 
 
 def _parse_finite(cell: str, line: int, name: str) -> float:
-    value = _parse(cell)
+    value = _parse_float(cell)
     if value is None or not math.isfinite(value):
         got = repr(cell) if cell.strip() else "an empty cell"
         raise ValueError(
-            f"Table: line {line}, column {name!r} must be a finite number, got {got}; fill "
-            "it, or remove the column from columns and targets"
+            f"Table: line {line}, column {name!r} must be a finite number, got {got}; "
+            "replace it, or remove the column from columns and targets"
         )
     return value
 
 
-def _parse(cell: str) -> float | None:
+def _parse_float(cell: str) -> float | None:
     try:
         return float(cell)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Handwritten digits, read pixel by pixel or row by row."""
+"""Classification of handwritten digits, pixel by pixel or row by row."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -13,21 +13,21 @@ from jrnn.tasks.task import Data, Split, Task
 Order = Literal["pixel", "row", "permuted"]
 
 _SIDE = 8
-_PERMUTATION_SEED = 8 * 8  # fixed, so that the permutation does not depend on the seed of a run
+_PERMUTATION_SEED = 64  # constant, so that the permutation does not depend on `Digits.seed`
 
 
 @dataclass(frozen=True)
 class Digits(Task):
-    """Classification of digits from their pixels: the 1797 images of 8 by 8 pixels of scikit-learn.
+    """Classification of handwritten digits: the 1797 images of 8 by 8 pixels in scikit-learn.
 
-    About 70% of each class are for training, 10% for validation and 20% for testing. Gray values
-    (0 to 16 in the source) are normalized by the mean and standard deviation of the training part.
-    The metric is the accuracy.
+    Of each class, about 70% of the images are for training, 10% for validation and 20% for testing.
+    Gray values (0 to 16 in scikit-learn) are normalized by the mean and standard deviation of the
+    training part. The metric is the accuracy.
 
     Args:
-      order: "pixel": T = 64 steps of one pixel, row after row; "permuted": the same in one fixed
-        random order, so that neighboring pixels are far apart; "row": T = 8 steps of 8 pixels.
-      seed: of the split.
+      order: "pixel", T = 64 steps of one pixel each, in row-major order; "permuted", the same but
+        in a fixed random order; or "row", T = 8 steps of 8 pixels each.
+      seed: seed of the split.
 
     Raises:
       ImportError: scikit-learn is not installed.
@@ -40,7 +40,7 @@ class Digits(Task):
     References:
       Alpaydin and Kaynak, 1998, Optical recognition of handwritten digits (the images).
       Le, Jaitly and Hinton, 2015, A simple way to initialize recurrent networks of rectified linear
-      units (pixel by pixel, plain and permuted, on the larger MNIST).
+      units (the orders "pixel" and "permuted", on MNIST).
     """
 
     order: Order = "pixel"
@@ -51,7 +51,7 @@ class Digits(Task):
         common.check_at_least("Digits", "seed", self.seed, 0)
 
     def load(self) -> Data:
-        images, labels = _read()
+        images, labels = _load_images()
         permutation = np.arange(_SIDE * _SIDE)
         if self.order == "permuted":
             permutation = np.random.default_rng(_PERMUTATION_SEED).permutation(permutation)
@@ -74,13 +74,13 @@ class Digits(Task):
         )
 
 
-def _read() -> tuple[np.ndarray, np.ndarray]:
-    """The flattened images `[N, 64]`, and the labels `[N]` int32."""
+def _load_images() -> tuple[np.ndarray, np.ndarray]:
+    """Returns the flattened images `[N, 64]`, and the labels `[N]` int32."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            "Digits: the images are part of scikit-learn, which is not installed; run "
+            "Digits: the images are in scikit-learn, which is not installed; run "
             "pip install 'jrnn[demo]'"
         ) from error
     images, labels = load_digits(return_X_y=True)
@@ -88,7 +88,7 @@ def _read() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _stratified_split(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """Indices of train, validation and test, with the same fractions of every class."""
+    """Returns the indices of train, validation and test, with the same fractions of every class."""
     parts: list[list[np.ndarray]] = [[], [], []]
     for label in np.unique(labels):
         indices = rng.permutation(np.flatnonzero(labels == label))
@@ -100,7 +100,7 @@ def _stratified_split(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.
 
 
 def _to_image(x: np.ndarray, permutation: np.ndarray, scaler: common.StandardScaler) -> np.ndarray:
-    """The image `[8, 8]` of one example in the gray values of the source, 0 to 16."""
+    """Returns the image `[8, 8]` of one example, with the original gray values, 0 to 16."""
     pixels = np.empty(_SIDE * _SIDE)
     pixels[permutation] = np.asarray(x).reshape(-1) * scaler.std + scaler.mean
     return pixels.reshape(_SIDE, _SIDE)

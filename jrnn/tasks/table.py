@@ -1,4 +1,4 @@
-"""Forecasting of a time series from a CSV file."""
+"""Forecasting of time series from a CSV file."""
 
 from dataclasses import dataclass
 
@@ -11,28 +11,28 @@ from jrnn.tasks.task import Data, Split, Task
 
 @dataclass(frozen=True)
 class Table(Task):
-    r"""Forecasts of some columns of a time series, a number of rows ahead, at every step.
+    r"""Forecasting: predicts columns of a time series, a number of rows ahead, at every step.
 
-    The file is CSV with commas; its first line names the columns, and its rows are in temporal
-    order. The first rows are for training, the next for validation, the last for testing. An
-    example is a window of T = `window` rows w, ..., w + T - 1 of one part; its target at row r is
-    the `targets` of row r + `horizon` of the same part, so that no data leak between parts.
-    Windows for training start at every `stride`-th row; those of validation and test do not
-    overlap, so that no row is counted twice. Remaining rows at the end of a part are dropped.
+    The file is comma-separated; its first line contains the names of the columns, and its rows are
+    in temporal order. The rows are split into consecutive parts: train, validation and test. An
+    example is a window of T = `window` consecutive rows of one part. Its target at row r contains
+    the `targets` columns of row r + `horizon` of the same part, so that no data leak between the
+    parts. Training windows start at every `stride`-th row. Validation and test windows do not
+    overlap, so that no row is evaluated twice. Remaining rows at the end of a part are dropped.
 
     Every column is normalized by the mean and standard deviation of the training rows. The metric
-    is the mean squared error in these units; multiply by `target_scale` for the units of the file.
-    The baseline is persistence: the prediction is the current value.
+    is the mean squared error in normalized units; `Data.target_scale` converts to the units of the
+    file. The baseline is persistence, which predicts the current value.
 
     Args:
-      path: the CSV file, UTF-8.
+      path: path of the CSV file, in UTF-8.
       columns: names of the input columns; empty means all columns.
-      targets: names of the columns to predict; empty means those of `columns`.
+      targets: names of the columns to predict; empty means `columns`.
       window: T, number of rows of an example.
       horizon: number of rows ahead to predict.
       validation_fraction: fraction of the rows for validation.
       test_fraction: fraction of the rows for testing.
-      stride: number of rows from the start of one training window to the next.
+      stride: number of rows between the starts of consecutive training windows.
 
     Raises:
       FileNotFoundError: the file does not exist.
@@ -86,10 +86,12 @@ class Table(Task):
         inputs = common.StandardScaler.fit(inputs[parts[0]]).transform(inputs)
         outputs = scaler.transform(outputs)
         train, validation, test = (
-            self._windows(inputs[part], outputs[part], stride)
+            self._make_windows(inputs[part], outputs[part], stride)
             for part, stride in zip(parts, (self.stride, self.window, self.window), strict=True)
         )
-        current = outputs[parts[2]][self._window_rows(parts[2].stop - parts[2].start, self.window)]
+        current = outputs[parts[2]][
+            self._window_indices(parts[2].stop - parts[2].start, self.window)
+        ]
         return Data(
             train=train,
             validation=validation,
@@ -103,13 +105,13 @@ class Table(Task):
             target_scale=scaler.std,
         )
 
-    def _window_rows(self, total: int, stride: int) -> np.ndarray:
-        """The rows of every window in a part of `total` rows, `[windows, T]`."""
+    def _window_indices(self, total: int, stride: int) -> np.ndarray:
+        """Returns the row indices `[windows, T]` of every window in a part of `total` rows."""
         starts = np.arange(0, total - self.window - self.horizon + 1, stride)
         return starts[:, None] + np.arange(self.window)
 
-    def _windows(self, inputs: np.ndarray, outputs: np.ndarray, stride: int) -> Split:
-        rows = self._window_rows(len(inputs), stride)
+    def _make_windows(self, inputs: np.ndarray, outputs: np.ndarray, stride: int) -> Split:
+        rows = self._window_indices(len(inputs), stride)
         return Split(xs=inputs[rows], ys=outputs[rows + self.horizon])
 
 

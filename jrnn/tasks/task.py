@@ -1,4 +1,4 @@
-"""The interface of tasks: options, and a method that loads three splits of a data set."""
+"""The interface of tasks: options, and a method that loads the three splits of a data set."""
 
 import abc
 import hashlib
@@ -21,16 +21,16 @@ class Split(NamedTuple):
       ys: targets, by `Data.target`: "class" `[N]` int32; "value" `[N, K]` float32;
         "class_per_step" `[N, T]` int32; "value_per_step" `[N, T, K]` float32.
       lengths: `[N]` int32, the number of valid steps of each example; None means all T steps.
-      scored: `[N, T]` bool, the steps that the metric counts, for targets per step; None means
-        every valid step. The loss counts every valid step.
-      resets: `[N, T]` bool, the steps before which the carry is reset, such as the first step of a
-        document, for targets per step; None means no resets.
+      metric_mask: `[N, T]` bool, for targets per step, whether the metric includes a step; None
+        means every valid step. The loss always includes every valid step.
+      resets: `[N, T]` bool, for targets per step, whether the carry is reset before a step, such as
+        the first step of a document; None means no resets.
     """
 
     xs: np.ndarray
     ys: np.ndarray
     lengths: np.ndarray | None = None
-    scored: np.ndarray | None = None
+    metric_mask: np.ndarray | None = None
     resets: np.ndarray | None = None
 
 
@@ -40,23 +40,23 @@ class Data:
 
     Attributes:
       train: the training split; all statistics are computed on it.
-      validation: the split that the best weights are chosen by.
-      test: the split that results are reported on.
-      target: the kind of target, and the form of `ys`.
+      validation: the split that selects the best weights.
+      test: the split for the final results.
+      target: kind of target, which determines the shape of `ys`; see `Split`.
       metric: name of the metric.
       input_size: number of channels of features, or size of the vocabulary of tokens.
-      output_size: number of classes, or K for values.
+      output_size: number of classes, or K, the number of channels of real-valued targets.
       baseline: name of a trivial predictor, and its `metric` on the test split.
-      tokens: whether `xs` are tokens instead of features.
+      has_tokens: whether `xs` are tokens instead of features.
       image: function from the `xs` of one example to its image `[rows, columns]`, or None.
-      vocabulary: the characters of a text, by id.
-      target_scale: `[K]`, factor from normalized targets to the units of the user; None if targets
-        are not normalized.
-      class_names: names of the classes, by id.
-      causal: whether inputs of later steps reveal the target of a step, so that the model must be
-        causal.
-      contiguous: whether examples are consecutive windows of one series, so that a run may pass the
-        carry on from one to the next.
+      vocabulary: the characters of a text, by id; None for other tasks.
+      target_scale: `[K]`, factors that convert normalized targets to their original units; None if
+        the targets are not normalized.
+      class_names: names of the classes, by id, or None.
+      causal: whether the model must be causal, because the inputs of later steps contain the target
+        of a step.
+      contiguous: whether the examples are consecutive windows of one series, so that the carry may
+        be passed from one example to the next.
     """
 
     train: Split
@@ -67,7 +67,7 @@ class Data:
     input_size: int
     output_size: int
     baseline: tuple[str, float]
-    tokens: bool = False
+    has_tokens: bool = False
     image: Callable[[np.ndarray], np.ndarray] | None = None
     vocabulary: tuple[str, ...] | None = None
     target_scale: np.ndarray | None = None
@@ -77,7 +77,7 @@ class Data:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A short hash of all examples, to detect that the data have changed."""
+        """A short hash of all examples, which detects changes of the data."""
         digest = hashlib.sha256()
         for array in (*self.train, *self.validation, *self.test):
             if array is not None:
@@ -89,12 +89,12 @@ class Data:
 
 @dataclass(frozen=True)
 class Task(abc.ABC):
-    """A task to learn. Subclasses are frozen dataclasses, whose fields are the options.
+    """A task to learn. Subclasses are frozen dataclasses whose fields are the options.
 
     All fields have simple types, so that a task can be set by flags and saved as JSON. The
-    constructor checks the fields, and `load` reads or generates the data.
+    constructor validates the fields, and `load` reads or generates the data.
     """
 
     @abc.abstractmethod
     def load(self) -> Data:
-        """Reads or generates the data, deterministically for the same fields."""
+        """Reads or generates the data; the same fields always give the same data."""

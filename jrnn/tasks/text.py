@@ -9,22 +9,23 @@ from jrnn.tasks import common
 from jrnn.tasks.task import Data, Split, Task
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-"""The token of characters that do not occur in the training part."""
+"""The token for characters that do not occur in the training part."""
 
 
 @dataclass(frozen=True)
 class Text(Task):
-    """Prediction of the next character of a text, at every step.
+    """Character-level language modeling: predicts the next character of a text at every step.
 
-    The text is cut into train, validation and test, in this order. Each part is cut into windows
-    that do not overlap: T = `window` characters as input, shifted by one as target. Remaining
-    characters at the end of a part are dropped. The vocabulary is the sorted characters of the
-    training part, and last U+FFFD for all others. The metric is the cross-entropy in bits per
-    character; the baseline is a unigram model of the training part with add-one smoothing.
+    The text is split into consecutive parts: train, validation and test. Each part is split into
+    windows of T = `window` characters that do not overlap; the targets are the inputs shifted by
+    one. Remaining characters at the end of a part are dropped. The vocabulary contains the sorted
+    characters of the training part, and U+FFFD as the last one for all unknown characters. The
+    metric is the cross-entropy in bits per character; the baseline is a unigram model of the
+    training part with add-one smoothing.
 
     Args:
-      path: a UTF-8 file; None means the help pages of Python (`pydoc_data.topics`, about 465,000
-        characters of English, which differ slightly between versions of Python).
+      path: path of a UTF-8 file; None means the help topics of Python (`pydoc_data.topics`, about
+        465,000 characters of English, which differ slightly between versions of Python).
       window: T, number of characters of an example.
       validation_fraction: fraction of the text for validation.
       test_fraction: fraction of the text for testing.
@@ -56,7 +57,7 @@ class Text(Task):
         common.check_fractions("Text", self.validation_fraction, self.test_fraction)
 
     def load(self) -> Data:
-        text = _help_pages() if self.path is None else common.read_text("Text", self.path)
+        text = _python_help_topics() if self.path is None else common.read_text("Text", self.path)
         parts = common.split_rows(
             "Text",
             "characters",
@@ -67,8 +68,8 @@ class Text(Task):
         )
         vocabulary = (*sorted(set(text[parts[0]]) - {UNKNOWN}), UNKNOWN)
         ids = _encode(text, vocabulary)
-        train, validation, test = (_windows(ids[part], self.window) for part in parts)
-        bits = common.unigram_bits(ids[parts[0]], test.ys, len(vocabulary))
+        train, validation, test = (_split_into_windows(ids[part], self.window) for part in parts)
+        bits = common.unigram_cross_entropy(ids[parts[0]], test.ys, len(vocabulary))
         return Data(
             train=train,
             validation=validation,
@@ -80,19 +81,19 @@ class Text(Task):
             input_size=len(vocabulary),
             output_size=len(vocabulary),
             baseline=("unigram model", bits),
-            tokens=True,
+            has_tokens=True,
             vocabulary=vocabulary,
         )
 
 
-def _help_pages() -> str:
+def _python_help_topics() -> str:
     from pydoc_data.topics import topics
 
     return "\n".join(topics[name] for name in sorted(topics))
 
 
 def _encode(text: str, vocabulary: tuple[str, ...]) -> np.ndarray:
-    """The id of each character, int32; unknown characters have the id of `UNKNOWN`."""
+    """Returns the id of each character as int32; unknown characters have the id of `UNKNOWN`."""
     index = {character: i for i, character in enumerate(vocabulary)}
     codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
     distinct, inverse = np.unique(codes, return_inverse=True)
@@ -100,7 +101,7 @@ def _encode(text: str, vocabulary: tuple[str, ...]) -> np.ndarray:
     return np.array(ids, np.int32)[inverse]
 
 
-def _windows(ids: np.ndarray, window: int) -> Split:
+def _split_into_windows(ids: np.ndarray, window: int) -> Split:
     count = (len(ids) - 1) // window
     used = ids[: count * window + 1]
     return Split(xs=used[:-1].reshape(count, window), ys=used[1:].reshape(count, window))

@@ -15,25 +15,26 @@ MAX_DEGREE = 6
 
 @dataclass(frozen=True)
 class Tracking(Task):
-    """A sequence of permutations; the target at each step is their product so far.
+    """State tracking: the target at each step is the product of all permutations so far.
 
-    Inputs and targets are ids of permutations in lexicographic order, so that 0 is the identity::
+    Inputs and targets are ids of permutations in lexicographic order; 0 is the identity. The
+    product p * q applies q first::
 
-        target_0 = input_0,   target_t = input_t after target_{t-1}
+        target_0 = input_0,   target_t = input_t * target_{t-1}
 
     Degree 2 is parity: 1 is the swap, and the target is whether the number of swaps is odd. Degree
-    3 is the group S3, which is not commutative; the group of degree 5 is not solvable. The loss
-    counts every step. The metric is the accuracy at the last step only (`scored`), which depends
-    on all inputs; the accuracy of chance is 1 / degree!.
+    3 is the symmetric group S3, which is not commutative; S5 is not solvable. The loss includes
+    every step. The metric is the accuracy at the last step only (`metric_mask`), whose target
+    depends on all inputs. Random predictions have an accuracy of 1 / degree!.
 
     Args:
       degree: number of elements that are permuted, from 2 to 6.
       length: T, number of steps of a sequence.
-      test_length: number of steps of a test sequence, to measure generalization to other lengths;
-        None means `length`.
+      test_length: number of steps of a test sequence, to measure length generalization; None means
+        `length`.
       train_size: number of training examples.
       eval_size: number of validation examples, and of test examples.
-      seed: of the random draws; each split has its own random stream.
+      seed: seed of the random generator; each split has its own random stream.
 
     Raises:
       ValueError: `degree` is not from 2 to 6, a length or size is not a positive int, or `seed` is
@@ -45,8 +46,8 @@ class Tracking(Task):
 
     References:
       Barrington, 1989, Bounded-width polynomial-size branching programs recognize exactly those
-        languages in NC1 (products in a group that is not solvable).
-      Merrill, Petty and Sabharwal, 2024, The illusion of state in state-space models (as a task).
+        languages in NC1 (products in non-solvable groups).
+      Merrill, Petty and Sabharwal, 2024, The illusion of state in state-space models (the task).
     """
 
     degree: int = 3
@@ -70,10 +71,10 @@ class Tracking(Task):
         common.check_at_least("Tracking", "seed", self.seed, 0)
 
     def load(self) -> Data:
-        streams = np.random.default_rng(self.seed).spawn(3)
-        train = self._draw(streams[0], self.train_size, self.length)
-        validation = self._draw(streams[1], self.eval_size, self.length)
-        test = self._draw(streams[2], self.eval_size, self.test_length or self.length)
+        rngs = np.random.default_rng(self.seed).spawn(3)
+        train = self._sample(rngs[0], self.train_size, self.length)
+        validation = self._sample(rngs[1], self.eval_size, self.length)
+        test = self._sample(rngs[2], self.eval_size, self.test_length or self.length)
         size = math.factorial(self.degree)
         return Data(
             train=train,
@@ -84,24 +85,24 @@ class Tracking(Task):
             input_size=size,
             output_size=size,
             baseline=common.most_frequent_baseline(
-                "constant guess", train.ys[:, -1], test.ys[:, -1]
+                "most frequent class", train.ys[:, -1], test.ys[:, -1]
             ),
-            tokens=True,
+            has_tokens=True,
         )
 
-    def _draw(self, rng: np.random.Generator, size: int, length: int) -> Split:
+    def _sample(self, rng: np.random.Generator, size: int, length: int) -> Split:
         products = _product_table(self.degree)
         xs = rng.integers(0, len(products), (size, length), np.int32)
         ys = xs.copy()
         for t in range(1, length):
             ys[:, t] = products[xs[:, t], ys[:, t - 1]]
-        scored = np.zeros(xs.shape, bool)
-        scored[:, -1] = True
-        return Split(xs=xs, ys=ys, scored=scored)
+        metric_mask = np.zeros(xs.shape, bool)
+        metric_mask[:, -1] = True
+        return Split(xs=xs, ys=ys, metric_mask=metric_mask)
 
 
 def _product_table(degree: int) -> np.ndarray:
-    """The ids of all products: entry `[i, j]` is permutation i after permutation j."""
+    """The ids of all products: entry `[i, j]` is the id of permutation i * permutation j."""
     permutations = list(itertools.permutations(range(degree)))
     ids = {permutation: id for id, permutation in enumerate(permutations)}
     compose = lambda p, q: tuple(p[k] for k in q)

@@ -1,4 +1,4 @@
-"""Checks of the data of a task before training."""
+"""Validates the data of a task before training."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,35 +12,36 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 def load(task: Task) -> Data:
-    """Loads and checks the data of a task.
+    """Loads and validates the data of a task.
 
     Raises:
       TypeError: as for `check_arrays`.
-      ValueError: as for `check_arrays`; or a valid entry is NaN, infinite or too large for float32.
+      ValueError: as for `check_arrays`; also if a valid entry is NaN, infinite or too large for
+        float32.
     """
     data = task.load()
     check_arrays(data)
-    for name, split in _splits(data):
+    for name, split in _named_splits(data):
         _check_finite(f"{name}.xs", split.xs, split, per_step=True)
         _check_finite(f"{name}.ys", split.ys, split, per_step=data.target.endswith("per_step"))
     return data
 
 
 def check_arrays(data: Data) -> None:
-    """Raises unless the arrays are consistent with each other and with the attributes of the data.
+    """Raises unless the arrays are consistent with each other and with the attributes of `data`.
 
-    Entries beyond the length of an example are ignored.
+    Entries on padding, after the valid steps of an example, are ignored.
 
     Raises:
       TypeError: a field is not an array, or has the wrong dtype.
       ValueError: a split is empty, a shape is wrong, or a label, token or length is out of range.
     """
-    for name, split in _splits(data):
+    for name, split in _named_splits(data):
         _check_dtypes(name, split, data)
         _check_shapes(name, split, data)
         if split.lengths is not None:
             _check_range(f"{name}.lengths", split.lengths, split.xs.shape[1], None, "T")
-        if data.tokens:
+        if data.has_tokens:
             _check_range(
                 f"{name}.xs", split.xs, data.input_size - 1, _valid_steps(split), "input_size - 1"
             )
@@ -49,18 +50,18 @@ def check_arrays(data: Data) -> None:
             _check_range(f"{name}.ys", split.ys, data.output_size - 1, valid, "output_size - 1")
 
 
-def _splits(data: Data) -> Iterator[tuple[str, Split]]:
+def _named_splits(data: Data) -> Iterator[tuple[str, Split]]:
     for name in ("train", "validation", "test"):
         yield name, getattr(data, name)
 
 
 def _check_dtypes(name: str, split: Split, data: Data) -> None:
-    labels = data.target.startswith("class")
+    has_labels = data.target.startswith("class")
     expected = {
-        "xs": ("iu", "tokens, which are ints") if data.tokens else ("biuf", "real numbers"),
-        "ys": ("iu", "labels, which are ints") if labels else ("biuf", "real numbers"),
+        "xs": ("iu", "int tokens") if data.has_tokens else ("biuf", "real numbers"),
+        "ys": ("iu", "int labels") if has_labels else ("biuf", "real numbers"),
         "lengths": ("iu", "ints"),
-        "scored": ("b", "bools"),
+        "metric_mask": ("b", "bools"),
         "resets": ("b", "bools"),
     }
     for field, (kinds, content) in expected.items():
@@ -73,11 +74,11 @@ def _check_dtypes(name: str, split: Split, data: Data) -> None:
             )
         if array.dtype == object:
             raise TypeError(
-                f"data: {name}.{field} must be one array of {content}, got objects; if the "
+                f"data: {name}.{field} must be an array of {content}, got objects; if the "
                 "examples differ in length, pad them and set lengths"
             )
         if array.dtype.kind not in kinds:
-            raise TypeError(f"data: {name}.{field} must be {content}, got dtype {array.dtype}")
+            raise TypeError(f"data: {name}.{field} must contain {content}, got dtype {array.dtype}")
 
 
 def _check_shapes(name: str, split: Split, data: Data) -> None:
@@ -86,17 +87,17 @@ def _check_shapes(name: str, split: Split, data: Data) -> None:
         raise ValueError(
             f"data: the {name} split must have at least one example, got xs of shape {xs}"
         )
-    axes = "[N, T] of tokens" if data.tokens else "[N, T, input]"
-    if (len(xs) != 2) if data.tokens else (len(xs) < 3) or xs[1] == 0:
+    axes = "[N, T] of tokens" if data.has_tokens else "[N, T, input]"
+    if (len(xs) != 2) if data.has_tokens else (len(xs) < 3) or xs[1] == 0:
         raise ValueError(f"data: {name}.xs must have shape {axes} with T of at least 1, got {xs}")
-    if not data.tokens and len(xs) == 3 and xs[2] != data.input_size:
+    if not data.has_tokens and len(xs) == 3 and xs[2] != data.input_size:
         raise ValueError(
             f"data: {name}.xs must have shape {axes} with input = input_size = {data.input_size}, "
             f"got {xs}"
         )
     values = (data.output_size,) if data.target.startswith("value") else ()
     steps = xs[:2] if data.target.endswith("per_step") else xs[:1]
-    expected = {"ys": steps + values, "lengths": xs[:1], "scored": xs[:2], "resets": xs[:2]}
+    expected = {"ys": steps + values, "lengths": xs[:1], "metric_mask": xs[:2], "resets": xs[:2]}
     for field, shape in expected.items():
         array = getattr(split, field)
         if array is not None and array.shape != shape:
@@ -107,7 +108,7 @@ def _check_shapes(name: str, split: Split, data: Data) -> None:
 
 
 def _valid_steps(split: Split) -> np.ndarray | None:
-    """A mask `[N, T]` of the valid steps, or None if all steps are valid."""
+    """Returns a mask `[N, T]` of the valid steps, or None if all steps are valid."""
     if split.lengths is None:
         return None
     return np.arange(split.xs.shape[1]) < np.asarray(split.lengths)[:, None]
@@ -116,7 +117,7 @@ def _valid_steps(split: Split) -> np.ndarray | None:
 def _check_range(
     name: str, array: Any, maximum: int, valid: np.ndarray | None, description: str
 ) -> None:
-    """Raises unless all valid ints are in 0..maximum; `description` is the maximum in words."""
+    """Raises unless all valid ints are in 0..maximum; the message describes the maximum."""
     array = np.asarray(array)
     if array.min() >= 0 and array.max() <= maximum:
         return
@@ -126,9 +127,9 @@ def _check_range(
 
 
 def _check_finite(name: str, array: Any, split: Split, *, per_step: bool) -> None:
-    """Raises unless all valid numbers are finite in float32."""
+    """Raises unless all valid entries are finite in float32."""
     array = np.asarray(array)
-    # min and max propagate NaN, so that a mask is allocated for invalid data only.
+    # min and max propagate NaN, so a mask is needed only for invalid data.
     is_finite = array.dtype.kind != "f" or not array.size
     if is_finite or (-_FLOAT32_MAX <= array.min() and array.max() <= _FLOAT32_MAX):
         return
@@ -142,7 +143,7 @@ def _check_finite(name: str, array: Any, split: Split, *, per_step: bool) -> Non
 def _raise_at_first(
     name: str, array: np.ndarray, bad: np.ndarray, requirement: str, *, per_step: bool
 ) -> None:
-    """Raises ValueError if there is a bad entry; the message has the index of the first one."""
+    """Raises ValueError if `bad` is True anywhere; the message has the first such index."""
     if not bad.any():
         return
     index = np.unravel_index(int(bad.argmax()), bad.shape)

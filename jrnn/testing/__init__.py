@@ -1,6 +1,6 @@
-"""The conformance suite: properties that every cell must satisfy.
+"""The conformance suite: tests of the properties that every cell must have.
 
-Use it to test a custom cell: `jrnn.testing.check_cell(MyCell(hidden_size=8))`.
+Use it to test your own cell: `jrnn.testing.check_cell(MyCell(hidden_size=8))`.
 """
 
 from jrnn.testing.case import Case as Case

@@ -1,4 +1,4 @@
-"""Helpers of the properties: a cell with random parameters, its steps, and comparisons."""
+"""Helpers of the property checks: a cell with random parameters, its steps, and comparisons."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,29 +12,39 @@ import numpy as np
 from jrnn.cell import Carry, Cell, Inputs, Params
 from jrnn.layer import Layer
 
-MakeInputs = Callable[[jax.Array, tuple[int, ...]], Inputs]
+InputSampler = Callable[[jax.Array, tuple[int, ...]], Inputs]
+"""A function `(key, leading) -> x` that samples inputs with the leading axes `leading`."""
 
 STEPS, BATCH = 5, 3
 RTOL = 1e-5
 
-# Compilation takes most of the time of a check, and is twice as fast without optimization. So the
-# properties share compiled functions, and use NumPy outside of jit, where each jax.numpy function
-# would be compiled for each shape.
+# Most of the time of a check is compilation, which is twice as fast without optimization. To
+# compile little, the checks share jitted functions and use NumPy outside of jit, where each
+# jax.numpy function would be compiled for each shape.
 jit_unoptimized = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class Case(NamedTuple):
-    """A cell with random parameters, and a function that samples inputs."""
+    """A cell with random parameters, and a function that samples inputs.
+
+    Attributes:
+      cell: the cell.
+      params: its parameters, all random.
+      sample_inputs: a function `(key, leading) -> x`, where `leading` are the sizes of the axes
+        before the last one of x.
+      key: PRNG key.
+      input_size: the size of the last axis of the inputs.
+    """
 
     cell: Cell
     params: Params
-    inputs: MakeInputs
+    sample_inputs: InputSampler
     key: jax.Array
     input_size: int
 
     def xs(self, *leading: int, seed: int = 0) -> Inputs:
         """Samples inputs with the given leading axes."""
-        return as_numpy(self.inputs(jax.random.fold_in(self.key, seed), leading))
+        return as_numpy(self.sample_inputs(jax.random.fold_in(self.key, seed), leading))
 
     def carry(self, *leading: int, seed: int = 0) -> Carry:
         """Samples a carry with the given leading axes."""
@@ -42,12 +52,12 @@ class Case(NamedTuple):
         return as_numpy(randomize(self.cell.init_carry(self.params, leading), key))
 
 
-class Step(NamedTuple):
+class StepResults(NamedTuple):
     """The results of one step."""
 
-    gates: Any  # z and u
-    from_parts: Any  # the carry of `update` and the output of `readout`
-    from_step: Any  # what `step` returns
+    gates: Any  # z and u, the results of `project` and `recur`
+    from_parts: Any  # the carry that `update` returns, and the output that `readout` returns
+    from_step: Any  # the carry and the output that `step` returns
 
 
 def randomize(tree: Any, key: jax.Array, scale: float = 0.3) -> Any:
@@ -57,6 +67,9 @@ def randomize(tree: Any, key: jax.Array, scale: float = 0.3) -> Any:
       tree: parameters or a carry.
       key: PRNG key.
       scale: standard deviation of the noise.
+
+    Returns:
+      A tree with the same structure, shapes and dtypes.
     """
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
@@ -71,65 +84,80 @@ def randomize(tree: Any, key: jax.Array, scale: float = 0.3) -> Any:
     return jax.tree.map(add_noise, tree)
 
 
-def normal_inputs(layer: Layer, input_size: int) -> MakeInputs:
-    """Returns a function that samples normal inputs of a layer."""
+def normal_inputs(layer: Layer, input_size: int) -> InputSampler:
+    """Returns a function that samples normal inputs with the shapes of `layer.inputs`."""
     return lambda key, leading: randomize(layer.inputs(input_size, leading), key, 1.0)
 
 
 def change_last_step(xs: Inputs) -> Inputs:
-    """Changes the inputs at the last step."""
-    change = lambda leaf: np.concatenate([leaf[:-1], leaf[-1:] + np.ones((), leaf.dtype)])
-    floating = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
-    return jax.tree.map(lambda leaf: change(leaf) if floating(leaf) else leaf, xs)
+    """Adds 1 to the floating inputs at the last step."""
+    add_one = lambda leaf: np.concatenate([leaf[:-1], leaf[-1:] + np.ones((), leaf.dtype)])
+    is_floating = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jax.tree.map(lambda leaf: add_one(leaf) if is_floating(leaf) else leaf, xs)
 
 
 @partial(jit_unoptimized, static_argnums=0)
-def _compiled_step(cell: Cell, params: Params, carry: Carry, x: Inputs) -> Step:
+def _compiled_step(cell: Cell, params: Params, carry: Carry, x: Inputs) -> StepResults:
     z, u = cell.project(params, x), cell.recur(params, carry)
     new_carry = cell.update(params, carry, z, u)
     from_parts = new_carry, cell.readout(params, new_carry, z)
-    return Step((z, u), from_parts, cell.step(params, carry, x))
+    return StepResults((z, u), from_parts, cell.step(params, carry, x))
 
 
-def compute_step(case: Case, carry: Carry, x: Inputs) -> Step:
-    """Computes the results of a compiled step as NumPy arrays."""
+def compute_step(case: Case, carry: Carry, x: Inputs) -> StepResults:
+    """Computes one step in a jitted function, and returns NumPy arrays."""
     return as_numpy(_compiled_step(case.cell, case.params, carry, x))
 
 
 def run_step_loop(
     case: Case, xs: Inputs, carry: Carry, lengths: np.ndarray, resets: np.ndarray, reverse: bool
 ) -> tuple[Carry, Any]:
-    """Runs each sequence separately in a Python loop over steps."""
-    initial = as_numpy(case.cell.init_carry(case.params, ()))
-    _, y = compute_step(case, initial, take(xs, 0, 0)).from_step
+    """Runs each sequence separately in a Python loop over steps.
+
+    Args:
+      case: the cell.
+      xs: inputs, leaves `[T, B, ...]`.
+      carry: the initial carry, leaves `[B, ...]`.
+      lengths: `[B]` ints.
+      resets: `[T, B]` bool.
+      reverse: whether to scan from the last valid step to the first.
+
+    Returns:
+      The final carry, leaves `[B, ...]`, and the outputs, leaves `[T, B, ...]`.
+    """
+    initial_carry = as_numpy(case.cell.init_carry(case.params, ()))
+    _, y = compute_step(case, initial_carry, take(xs, 0, 0)).from_step
     final_carries, outputs = [], []
     for b, length in enumerate(lengths):
-        s = take(carry, b)
+        state = take(carry, b)
         ys = [jax.tree.map(np.zeros_like, y) for _ in resets]
         for t in reversed(range(length)) if reverse else range(length):
             if resets[t, b]:
-                s = initial
-            s, ys[t] = compute_step(case, s, take(xs, t, b)).from_step
-        final_carries.append(s)
+                state = initial_carry
+            state, ys[t] = compute_step(case, state, take(xs, t, b)).from_step
+        final_carries.append(state)
         outputs.append(stack_trees(ys))
     ys = jax.tree.map(lambda y: np.swapaxes(y, 0, 1), stack_trees(outputs))
     return stack_trees(final_carries), ys
 
 
 def is_linear(case: Case) -> bool:
-    """Whether the cell has coefficients."""
+    """Whether the cell is linear in its carry, so that it has coefficients."""
     coefficients = lambda params, x: case.cell.coefficients(params, case.cell.project(params, x))
     return jax.eval_shape(coefficients, case.params, case.xs(BATCH)) is not None
 
 
 def require(condition: bool, message: str) -> None:
-    """Asserts a condition, also under `python -O`."""
+    """Raises `AssertionError` unless the condition is true, also under `python -O`."""
     if not condition:
         raise AssertionError(message)
 
 
 def assert_close(got: Any, expected: Any, rtol: float = RTOL) -> None:
-    """Asserts that leaves are close, relative to the largest absolute value of each leaf."""
+    """Raises `AssertionError` unless two trees are equal up to rounding errors.
+
+    The tolerance of a leaf is relative to its largest absolute value.
+    """
     chex.assert_trees_all_equal_structs(got, expected)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         dtype = np.complex128 if is_complex(b) else np.float64
@@ -143,7 +171,7 @@ def as_numpy(tree: Any) -> Any:
 
 
 def as_jax(tree: Any) -> Any:
-    """Converts the leaves to JAX arrays, since a cell may use `.at` outside of `jit`."""
+    """Converts the leaves to JAX arrays, because a cell may use `.at`, which NumPy lacks."""
     return jax.tree.map(jnp.asarray, tree)
 
 

@@ -1,4 +1,4 @@
-"""`check_cell` and `check_layer`, the functions that run the conformance suite."""
+"""The functions `check_cell` and `check_layer`, which run the conformance suite."""
 
 import chex
 import jax
@@ -11,7 +11,7 @@ from jrnn.testing.case import (
     BATCH,
     STEPS,
     Case,
-    MakeInputs,
+    InputSampler,
     as_jax,
     as_numpy,
     assert_close,
@@ -26,53 +26,60 @@ from jrnn.testing.properties import PROPERTIES
 
 
 def check_cell(
-    cell: Cell, input_size: int = 3, *, inputs: MakeInputs | None = None, seed: int = 0
+    cell: Cell, input_size: int = 3, *, sample_inputs: InputSampler | None = None, seed: int = 0
 ) -> None:
-    """Checks that a cell satisfies the contract of `jrnn.Cell`, so that every engine can run it.
+    """Checks that a cell obeys the contract of `jrnn.Cell`, so that every engine can run it.
 
-    All parameters are random, including biases. The properties are:
+    All parameters are random, including biases. The checked properties are:
 
     - frozen: the cell is a hashable frozen dataclass with a complete repr, and can be pickled;
-    - step: equals project, recur, update and readout, and keeps the structure of the carry;
-    - readout: depends only on the parameters, the new carry and z;
+    - step: `step` returns the results of `project`, `recur`, `update` and `readout`, and preserves
+      the structure, shapes and dtypes of the carry;
+    - recur: `recur` is linear in the carry;
+    - readout: `readout` depends only on the parameters, the new carry and z;
     - leading_axes: results do not depend on the number of leading axes;
     - sequence: `unroll` equals a loop of steps, with lengths, resets and reverse, on every engine
-      that runs any cell, and for a linear cell on `Associative`; an earlier output does not depend
-      on the last input;
+      that runs all cells, and for a linear cell also on `Associative`; an output does not depend on
+      later inputs;
     - jit: results are the same with and without compilation;
-    - vmap: equals a loop over the batch, and a batched step;
-    - no_recompilation: an equal cell with new values does not compile again;
+    - vmap: `jax.vmap` of `step` equals a loop over the batch, and a step of the batch;
+    - no_recompilation: a second call with an equal cell and other arrays does not retrace;
     - dtype: carry and output have the dtype of the parameters and inputs, for float32 and bfloat16
-      (complex64 if complex); a `lax.scan` over `step` accepts the initial carry;
-    - gradients: those of parameters, inputs and carry are finite and equal finite differences;
+      (complex64 for complex leaves); a `lax.scan` over `step` accepts the initial carry;
+    - gradients: the gradients of parameters, inputs and carry are finite and equal finite
+      differences;
     - taps: values tapped in `update` and `readout` can be captured, also under `jax.jit`;
     - structure: the derivatives have the structure that `jrnn.structure` infers from the jaxpr;
-    - coefficients: those of a linear cell reproduce the step;
-    - noise: that of a stochastic cell has the leading axes, depends only on the key, and is the
-      same on every engine; without a key the cell is deterministic.
+    - coefficients: the coefficients of a linear cell reproduce the step;
+    - noise: the noise of a stochastic cell has the leading axes, depends only on the key, and is
+      the same on every engine; without a key the cell is deterministic.
 
     Args:
       cell: the cell.
       input_size: passed to `cell.init`.
-      inputs: a function `(key, leading) -> x` that samples inputs; by default normal numbers with
-        the shapes of `cell.inputs`.
+      sample_inputs: a function `(key, leading) -> x` that samples inputs `[*leading, input]`; by
+        default normal numbers with the shapes of `cell.inputs`.
       seed: random seed.
 
     Raises:
-      AssertionError: a property fails; the message describes all failures.
+      AssertionError: a property does not hold; the message describes all failures.
+      TypeError: `cell` is not a `jrnn.Cell`.
 
     >>> import jrnn
     >>> check_cell(jrnn.Elman(hidden_size=2))
     """
     if not isinstance(cell, Cell):
-        raise TypeError(f"check_cell: cell must be a jrnn.Cell, got {cell!r}; use check_layer")
+        raise TypeError(
+            f"check_cell: cell must be a jrnn.Cell, got {cell!r}; use check_layer for a layer"
+        )
     key = jax.random.key(seed)
-    inputs = normal_inputs(cell, input_size) if inputs is None else inputs
+    if sample_inputs is None:
+        sample_inputs = normal_inputs(cell, input_size)
     failures = []
     try:
         init = jit_unoptimized(lambda key: cell.init(key, input_size, jnp.float32))
         params = randomize(init(key), key)
-        case = Case(cell, params, inputs, key, input_size)
+        case = Case(cell, params, sample_inputs, key, input_size)
         with jax.disable_jit():
             cell.step(params, *as_jax((case.carry(BATCH), case.xs(BATCH))))
     except Exception as error:
@@ -90,17 +97,17 @@ def check_cell(
 
 
 def check_layer(
-    layer: Layer, input_size: int = 3, *, inputs: MakeInputs | None = None, seed: int = 0
+    layer: Layer, input_size: int = 3, *, sample_inputs: InputSampler | None = None, seed: int = 0
 ) -> None:
     """Checks that `causal` and `output_shape` of a layer are correct.
 
-    If `causal` is True, earlier outputs must not depend on the last input; if it is False, they
-    must.
+    Outputs at earlier steps must not depend on the last input if `causal` is True, and must depend
+    on it if `causal` is False.
 
     Args:
       layer: the layer, or a cell.
       input_size: passed to `layer.init`.
-      inputs: as in `check_cell`.
+      sample_inputs: as in `check_cell`.
       seed: random seed.
 
     Raises:
@@ -110,13 +117,14 @@ def check_layer(
     >>> check_layer(jrnn.bidirectional(jrnn.Elman(hidden_size=2)))
     """
     key = jax.random.key(seed)
-    inputs = normal_inputs(layer, input_size) if inputs is None else inputs
+    if sample_inputs is None:
+        sample_inputs = normal_inputs(layer, input_size)
     params = randomize(
         jit_unoptimized(lambda key: layer.init(key, input_size, jnp.float32))(key), key
     )
-    xs = as_numpy(inputs(jax.random.fold_in(key, 0), (STEPS, BATCH)))
+    xs = as_numpy(sample_inputs(jax.random.fold_in(key, 0), (STEPS, BATCH)))
     run = jit_unoptimized(lambda xs: unroll(layer, params, xs)[1])
-    ys, changed_ys = (as_numpy(run(inputs)) for inputs in (xs, change_last_step(xs)))
+    ys, changed_ys = as_numpy(run(xs)), as_numpy(run(change_last_step(xs)))
     try:
         assert_close(take(changed_ys, slice(STEPS - 1)), take(ys, slice(STEPS - 1)), 0)
         depends = False

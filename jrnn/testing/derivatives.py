@@ -1,4 +1,4 @@
-"""The properties of the derivatives of a cell."""
+"""Checks of the derivatives of a cell."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 from jrnn import structure
 from jrnn.dtypes import restrict_to_floats
 from jrnn.engines import unroll
-from jrnn.engines.pullback import floats
+from jrnn.engines.vjp import float_leaves
 from jrnn.testing.case import (
     BATCH,
     STEPS,
@@ -22,80 +22,86 @@ from jrnn.testing.case import (
     require,
 )
 
-EPSILON = 1e-3
+EPSILON = 1e-3  # step size of finite differences
 
 
 def check_gradients(case: Case) -> None:
-    """Gradients are finite and equal finite differences in a random direction for each leaf."""
+    """Checks that gradients are finite, and equal finite differences.
+
+    For each leaf, the derivative in one random direction is compared.
+    """
     args = {"params": case.params, "xs": case.xs(STEPS, BATCH), "carry": case.carry(BATCH)}
-    named, structure = jax.tree.flatten_with_path(args)
-    leaves = [leaf for _, leaf in named]
+    leaves_with_path, treedef = jax.tree.flatten_with_path(args)
+    leaves = [leaf for _, leaf in leaves_with_path]
 
     def outputs(leaves):
-        tree = jax.tree.unflatten(structure, leaves)
+        tree = jax.tree.unflatten(treedef, leaves)
         results = unroll(case.cell, tree["params"], tree["xs"], tree["carry"])
-        return jax.tree.leaves(floats(results))
+        return jax.tree.leaves(float_leaves(results))
 
     zeros = [np.zeros(y.shape, y.dtype) for y in jax.eval_shape(outputs, leaves)]
     weights = randomize(zeros, case.key, 1.0)
 
-    def total(leaves):
+    def loss(leaves):
         return sum((y * w).sum().real for y, w in zip(outputs(leaves), weights, strict=True))
 
-    value_and_grad = jit_unoptimized(jax.value_and_grad(total, allow_int=True))
+    value_and_grad = jit_unoptimized(jax.value_and_grad(loss, allow_int=True))
     leaves = as_numpy(leaves)
     _, grads = value_and_grad(leaves)
     for k, grad in enumerate(as_numpy(grads)):
         if grad.dtype == jax.dtypes.float0:
             continue
-        name = "d loss / d " + jax.tree_util.keystr(named[k][0])
+        name = "d loss / d " + jax.tree_util.keystr(leaves_with_path[k][0])
         require(bool(np.isfinite(grad).all()), f"{name} is not finite")
         signs = _random_signs(k, grad)
-        perturb = lambda size, k=k, signs=signs: float(
+        perturbed_loss = lambda size, k=k, signs=signs: float(
             value_and_grad(
                 [*leaves[:k], leaves[k] + signs * leaves[k].dtype.type(size), *leaves[k + 1 :]]
             )[0]
         )
-        slope = (perturb(EPSILON) - perturb(-EPSILON)) / (2 * EPSILON)
+        slope = (perturbed_loss(EPSILON) - perturbed_loss(-EPSILON)) / (2 * EPSILON)
         np.testing.assert_allclose(
             (grad * signs).sum().real, slope, rtol=2e-2, atol=2e-2, err_msg=f"{name} is wrong"
         )
 
 
 def _random_signs(seed: int, like: np.ndarray) -> np.ndarray:
-    """Samples 1 and -1, for real and imaginary parts if the array is complex."""
+    """Samples from 1 and -1; both the real and the imaginary part if the array is complex."""
     parts = np.random.default_rng(seed).choice([-1.0, 1.0], (2, *like.shape))
     return (parts[0] + 1j * parts[1] if is_complex(like) else parts[0]).astype(like.dtype)
 
 
 def check_structure(case: Case) -> None:
-    """The structure inferred from the jaxpr holds for the derivatives."""
+    """Checks that derivatives have the structure that is inferred from the jaxpr."""
     cell, params, carry, x = case.cell, case.params, case.carry(), case.xs()
     z, u = compute_step(case, carry, x).gates
     update = lambda tree: cell.update(params, *tree)
     step = lambda carry: cell.step(params, carry, x)[0]
     leaves = jax.tree.leaves((carry, z, u))
-    same = len({np.shape(leaf) for leaf in leaves}) == 1
-    if same and structure.update_is_elementwise(cell, params, carry, z, u):
+    have_same_shape = len({np.shape(leaf) for leaf in leaves}) == 1
+    if have_same_shape and structure.update_is_elementwise(cell, params, carry, z, u):
         require(
-            _is_unitwise(update, (carry, z, u)),
-            "update is elementwise by its jaxpr, but its derivative mixes hidden units",
+            _units_are_independent(update, (carry, z, u)),
+            "update is elementwise by its jaxpr, but its derivative is not: hidden units interact",
         )
-    kind = structure.jacobian_kind(cell, params, carry, z)
+    kind = structure.jacobian_sparsity(cell, params, carry, z)
     if kind is not None:
         require(
-            _is_unitwise(step, carry, per_leaf=kind == "diagonal"),
-            f"the Jacobian of a step is {kind!r} by its jaxpr, but not in fact",
+            _units_are_independent(step, carry, per_leaf=kind == "diagonal"),
+            f"the Jacobian of a step is {kind!r} by its jaxpr, but its values are not",
         )
 
 
-def _is_unitwise(function: Callable[[Any], Any], tree: Any, per_leaf: bool = False) -> bool:
+def _units_are_independent(
+    function: Callable[[Any], Any], tree: Any, per_leaf: bool = False
+) -> bool:
     """Whether each unit of the outputs depends only on the same unit of the inputs.
 
     Args:
-      function: a function from tree to tree.
+      function: maps a tree to a tree.
       tree: leaves `[..., hidden]`.
-      per_leaf: whether each element of a leaf may depend only on the same element of that leaf.
+      per_leaf: if True, each element of an output leaf may depend only on the same element of the
+        same leaf of the input.
     """
     indices, restricted = restrict_to_floats(function, tree)
     leaves = jax.tree.leaves(tree)
@@ -103,7 +109,7 @@ def _is_unitwise(function: Callable[[Any], Any], tree: Any, per_leaf: bool = Fal
     outputs = jax.eval_shape(restricted, *point)
 
     def allowed(k: int, m: int) -> np.ndarray:
-        """Where the Jacobian of output m with respect to input k may be nonzero."""
+        """Returns where the Jacobian of output m with respect to input k may be nonzero."""
         columns, rows = np.arange(point[k].size), np.arange(outputs[m].size)[:, None]
         if per_leaf:
             return columns == rows if k == m else np.zeros((), bool)
@@ -111,7 +117,7 @@ def _is_unitwise(function: Callable[[Any], Any], tree: Any, per_leaf: bool = Fal
 
     @jit_unoptimized
     def jacobians(*point):
-        """Pairs of the index of an output and the Jacobians of its real or imaginary part."""
+        """Returns pairs of the index of an output and the Jacobians of one of its parts."""
         # Reverse mode, because a step may not support forward mode.
         _, vjp = jax.vjp(restricted, *point)
         results = []

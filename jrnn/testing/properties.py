@@ -1,4 +1,4 @@
-"""The properties of the contract of a cell, one function each."""
+"""Checks of the properties that the contract of a cell requires, with one function for each."""
 
 import copy
 import pickle
@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jrnn.cell import Carry, Inputs, Params
 from jrnn.engines import REGISTRY as ENGINES
 from jrnn.engines import unroll
-from jrnn.engines.pullback import floats
+from jrnn.engines.vjp import float_leaves
 from jrnn.taps import capture_taps
 from jrnn.testing.case import (
     BATCH,
@@ -37,7 +37,8 @@ from jrnn.testing.case import (
 from jrnn.testing.derivatives import check_gradients, check_structure
 
 
-def _frozen(case: Case) -> None:
+def _check_frozen(case: Case) -> None:
+    """Checks that the cell is a hashable frozen dataclass that can be pickled."""
     cell = case.cell
     params = getattr(type(cell), "__dataclass_params__", None)
     frozen = params is not None and params.frozen
@@ -49,7 +50,8 @@ def _frozen(case: Case) -> None:
     require(type(cell).__name__ in repr(cell), "the repr of a cell must have its name and fields")
 
 
-def _step(case: Case) -> None:
+def _check_step(case: Case) -> None:
+    """Checks that `step` equals the four functions, and preserves the structure of the carry."""
     carry = case.carry(2, BATCH)
     step = compute_step(case, carry, case.xs(2, BATCH))
     assert_close(step.from_parts, step.from_step, 0)
@@ -57,21 +59,24 @@ def _step(case: Case) -> None:
     chex.assert_trees_all_equal_shapes_and_dtypes(new_carry, carry)
 
 
-def _recur(case: Case) -> None:
-    """Linear in the carry: engines take its transpose for its derivative."""
+def _check_recur(case: Case) -> None:
+    """Checks that `recur` is linear in the carry, because engines transpose it."""
     x = case.xs(2, BATCH)
-    one, other = case.carry(2, BATCH), case.carry(2, BATCH, seed=1)
+    first, second = case.carry(2, BATCH), case.carry(2, BATCH, seed=1)
     add = lambda a, b: a + b if jnp.issubdtype(a.dtype, jnp.inexact) else a
-    total = jax.tree.map(add, one, other)
-    parts = [compute_step(case, carry, x).gates[1] for carry in (one, other, total)]
+    total = jax.tree.map(add, first, second)
+    us = [compute_step(case, carry, x).gates[1] for carry in (first, second, total)]
     try:
-        assert_close(parts[2], jax.tree.map(add, *parts[:2]))
+        assert_close(us[2], jax.tree.map(add, *us[:2]))
     except AssertionError as error:
         raise AssertionError(f"recur is not linear in the carry: {error}") from error
 
 
-def _readout(case: Case) -> None:
-    """A separate call equals that in the step, so it does not depend on the old carry or on u."""
+def _check_readout(case: Case) -> None:
+    """Checks that a separate call of `readout` equals the call within the step.
+
+    The separate call shows that `readout` does not depend on the previous carry or on u.
+    """
     carry, x = case.carry(2, BATCH), case.xs(2, BATCH)
     step = compute_step(case, carry, x)
     (z, _), (new_carry, y) = step.gates, step.from_parts
@@ -80,8 +85,8 @@ def _readout(case: Case) -> None:
     assert_close(as_numpy(separate_y), y)
 
 
-def _taps(case: Case) -> None:
-    """A tap is part of the jaxpr, so that capturing it also works under jit."""
+def _check_taps(case: Case) -> None:
+    """Checks that the same taps are captured with and without jit."""
     cell = case.cell
 
     def step(params: Params, carry: Carry, x: Inputs) -> tuple[Carry, Any]:
@@ -95,14 +100,15 @@ def _taps(case: Case) -> None:
 
     (expected, expected_taps), (got, got_taps) = (
         capture(step),
-        # A new function, because JAX would not trace `step` again.
+        # A new function, because JAX does not trace the same function twice.
         capture(jax.jit(lambda *args: step(*args))),
     )
     chex.assert_trees_all_equal_shapes_and_dtypes(got, expected)
-    require(got_taps == expected_taps, f"taps are {expected_taps}, but {got_taps} under jax.jit")
+    require(got_taps == expected_taps, f"taps are {expected_taps}, but under jax.jit {got_taps}")
 
 
-def _leading_axes(case: Case) -> None:
+def _check_leading_axes(case: Case) -> None:
+    """Checks that a batched step equals a step for each element of the batch."""
     carry, xs = case.carry(2, BATCH), case.xs(2, BATCH)
     batched = compute_step(case, carry, xs)
     for index in np.ndindex(2, BATCH):
@@ -110,13 +116,14 @@ def _leading_axes(case: Case) -> None:
         assert_close(take(batched[:2], *index), single[:2])
 
 
-def _sequence(case: Case) -> None:
+def _check_sequence(case: Case) -> None:
+    """Checks that every engine equals a loop of steps, and is causal."""
     cell, params, carry, xs = case.cell, case.params, case.carry(BATCH), case.xs(STEPS, BATCH)
     lengths = np.array([STEPS, STEPS - 2, 0])
     resets = np.zeros((STEPS, BATCH), bool)
     resets[2, 0] = resets[1, 1] = resets[STEPS - 1, 1] = True
     masks = {"lengths": lengths, "resets": resets}
-    engines = [name for name, kind in ENGINES.items() if kind.general]
+    engines = [name for name, kind in ENGINES.items() if kind.supports_every_cell]
     engines += ["associative"] * is_linear(case)
     variants = [(engine, reverse) for engine in engines for reverse in (False, True)]
 
@@ -149,14 +156,16 @@ def _sequence(case: Case) -> None:
                 ) from error
 
 
-def _jit(case: Case) -> None:
+def _check_jit(case: Case) -> None:
+    """Checks that a step is the same with and without jit."""
     carry, x = case.carry(BATCH), case.xs(BATCH)
     with jax.disable_jit():
         expected = case.cell.step(case.params, *as_jax((carry, x)))
     assert_close(compute_step(case, carry, x).from_step, expected)
 
 
-def _vmap(case: Case) -> None:
+def _check_vmap(case: Case) -> None:
+    """Checks that a step under vmap equals a loop over the batch, and a batched step."""
     carry, x = case.carry(BATCH), case.xs(BATCH)
     mapped = jit_unoptimized(jax.vmap(case.cell.step, in_axes=(None, 0, 0)))(case.params, carry, x)
     rows = [compute_step(case, take(carry, b), take(x, b)).from_step for b in range(BATCH)]
@@ -164,30 +173,37 @@ def _vmap(case: Case) -> None:
     assert_close(mapped, compute_step(case, carry, x).from_step)
 
 
-def _no_recompilation(case: Case) -> None:
+def _check_no_recompilation(case: Case) -> None:
+    """Checks that a call with an equal cell and other arrays does not retrace."""
     traced = []
 
     def run(cell, params, xs):
         traced.append(cell)
         return unroll(cell, params, xs)
 
-    run = jax.jit(run, static_argnums=0)  # tracing suffices: one trace is one compilation
+    run = jax.jit(run, static_argnums=0)  # traced but not compiled, to save time
     run.trace(case.cell, case.params, case.xs(STEPS, BATCH))
     run.trace(copy.deepcopy(case.cell), case.params, case.xs(STEPS, BATCH, seed=1))
-    require(len(traced) == 1, "an equal cell with new values was traced again")
+    require(len(traced) == 1, "a call with an equal cell and other arrays traces again")
 
 
-def _dtype(case: Case) -> None:
-    def step(x, dtype):
+def _check_dtype(case: Case) -> None:
+    """Checks that carry and output have the dtype of parameters and inputs."""
+
+    def init_and_step(x, dtype):
         params = case.cell.init(case.key, case.input_size, dtype)
         carry = case.cell.init_carry(params, (BATCH,))
         return params, carry, case.cell.step(params, carry, x)
 
     for dtype in (jnp.float32, jnp.bfloat16):
-        for tree in jax.eval_shape(partial(step, dtype=dtype), _cast(case.xs(BATCH), dtype)):
+        for tree in jax.eval_shape(
+            partial(init_and_step, dtype=dtype), _cast(case.xs(BATCH), dtype)
+        ):
             expected = {True: jnp.complex64, False: dtype}
-            equal = [a.dtype == expected[is_complex(a)] for a in jax.tree.leaves(floats(tree))]
-            require(all(equal), f"expected {jnp.dtype(dtype).name}, got {_dtypes(tree)}")
+            equal = [
+                a.dtype == expected[is_complex(a)] for a in jax.tree.leaves(float_leaves(tree))
+            ]
+            require(all(equal), f"expected {jnp.dtype(dtype).name}, got {_dtype_names(tree)}")
     for dtype in (jnp.float32, jnp.bfloat16):
         params = jax.eval_shape(partial(case.cell.init, case.key, case.input_size, dtype))
         for init_carry in (
@@ -201,16 +217,18 @@ def _dtype(case: Case) -> None:
 
 
 def _cast(tree: Any, dtype: DTypeLike) -> Any:
-    real = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if real(leaf) else leaf, tree)
+    """Casts the leaves that are real and floating."""
+    is_floating = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if is_floating(leaf) else leaf, tree)
 
 
-def _dtypes(tree: Any) -> Any:
+def _dtype_names(tree: Any) -> Any:
+    """Replaces the leaves by the names of their dtypes."""
     return jax.tree.map(lambda leaf: leaf.dtype.name, tree)
 
 
-def _coefficients(case: Case) -> None:
-    """`coefficients` reproduces the step, for a batch of sequences and for a single one."""
+def _check_coefficients(case: Case) -> None:
+    """Checks that `coefficients` reproduces the step, for a single sequence and for a batch."""
     if not is_linear(case):
         return
     cell = case.cell
@@ -232,8 +250,8 @@ def _coefficients(case: Case) -> None:
             raise AssertionError(f"coefficients do not reproduce step: {error}") from error
 
 
-def _noise(case: Case) -> None:
-    """The noise of a stochastic cell depends only on the key."""
+def _check_noise(case: Case) -> None:
+    """Checks that noise has the leading axes, and depends on the key but not on the engine."""
     cell, params, xs = case.cell, case.params, case.xs(STEPS, BATCH)
     if not cell.is_stochastic:
         return
@@ -247,41 +265,41 @@ def _noise(case: Case) -> None:
 
     @jit_unoptimized
     def run_all(params: Params, xs: Inputs, key: jax.Array) -> list[Any]:
-        engines = [name for name, kind in ENGINES.items() if kind.general]
+        engines = [name for name, kind in ENGINES.items() if kind.supports_every_cell]
         run = partial(unroll, cell, params, xs)
         return [run(key=key, engine=engine) for engine in engines] + [run(engine="scan")]
 
     *first, deterministic = as_numpy(run_all(params, xs, case.key))
     *second, _ = as_numpy(run_all(params, xs, case.key))
-    for one, other in zip(first, second, strict=True):
-        assert_close(one, other, 0)
-        assert_close(one, first[0])
-    steps = run_step_loop(
-        case, xs, as_numpy(cell.init_carry(params, (BATCH,))), *_no_masks(), False
+    for result, repeated in zip(first, second, strict=True):
+        assert_close(result, repeated, 0)
+        assert_close(result, first[0])
+    expected = run_step_loop(
+        case, xs, as_numpy(cell.init_carry(params, (BATCH,))), *_make_trivial_masks(), False
     )
-    assert_close(deterministic, steps)
+    assert_close(deterministic, expected)
 
 
-def _no_masks() -> tuple[np.ndarray, np.ndarray]:
-    """Returns lengths and resets without padding and resets."""
+def _make_trivial_masks() -> tuple[np.ndarray, np.ndarray]:
+    """Returns lengths and resets for a batch with neither padding nor resets."""
     return np.full(BATCH, STEPS), np.zeros((STEPS, BATCH), bool)
 
 
 PROPERTIES: dict[str, Callable[[Case], None]] = {
-    "frozen": _frozen,
-    "step": _step,
-    "recur": _recur,
-    "readout": _readout,
-    "leading_axes": _leading_axes,
-    "sequence": _sequence,
-    "jit": _jit,
-    "vmap": _vmap,
-    "no_recompilation": _no_recompilation,
-    "dtype": _dtype,
+    "frozen": _check_frozen,
+    "step": _check_step,
+    "recur": _check_recur,
+    "readout": _check_readout,
+    "leading_axes": _check_leading_axes,
+    "sequence": _check_sequence,
+    "jit": _check_jit,
+    "vmap": _check_vmap,
+    "no_recompilation": _check_no_recompilation,
+    "dtype": _check_dtype,
     "gradients": check_gradients,
-    "taps": _taps,
+    "taps": _check_taps,
     "structure": check_structure,
-    "coefficients": _coefficients,
-    "noise": _noise,
+    "coefficients": _check_coefficients,
+    "noise": _check_noise,
 }
-"""Maps names to properties; each takes a `Case` and raises if the property does not hold."""
+"""Maps the names of properties to checks, which take a `Case` and raise if the property fails."""

@@ -1,4 +1,4 @@
-"""Training: `fit` for any model and data, `train` for an experiment, and their parts."""
+"""Training: `fit` trains any model on any data, and `train` trains an experiment."""
 
 from jrnn.train.config.experiment import Experiment as Experiment
 from jrnn.train.config.network import Network as Network

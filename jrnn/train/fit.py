@@ -19,8 +19,8 @@ from jrnn.train.data.sampler import check_batch_size
 from jrnn.train.data.windows import check_streams
 from jrnn.train.run.data_plan import (
     DataPlan,
-    for_evaluation,
     is_iterable_of_batches,
+    materialize_batches,
     plan_examples,
     plan_task,
 )
@@ -35,12 +35,14 @@ class FitResult(NamedTuple):
     """The result of a run.
 
     Attributes:
-      model: the network with the best weights, in evaluation mode.
-      step: the training step that these are from.
-      validation: loss and metric there on the validation data; empty without validation data.
-      test: loss and metric there on the test data; empty without test data.
-      seconds: wall time of the training, with compilation, evaluation and saving, over all parts of
-        a run that was resumed; None for a run that was read back.
+      model: the model with the best weights, in evaluation mode; the last weights if there is no
+        validation data.
+      step: the training step of these weights.
+      validation: `{"loss": float, "metric": float}` of these weights on the validation data; empty
+        without validation data.
+      test: the same on the test data; empty without test data.
+      seconds: wall time of the training, which includes compilation, evaluation, saving and the
+        time before the run was resumed; None if the result is restored from a checkpoint.
     """
 
     model: Any
@@ -75,72 +77,99 @@ def fit(
     description: str = "",
     group: ProcessGroup | None = None,
 ) -> FitResult:
-    """Trains, evaluates and saves a model, and returns the one with the best metric.
+    """Trains a model, saves checkpoints, and returns the model with the best validation metric.
 
-    A run that is stopped, by a signal or by force, and then resumed continues exactly as it would
-    have without the stop: on the same device and versions, parameters and metrics are the same bit
-    for bit.
+    A training step is one update of the parameters with the gradient of one batch.
 
-    Several processes train one model together if each of them calls `fit` with the same arguments
-    within `jrnn.distributed.init_process_group`, which returns `group`. Only the first of them
-    reads and writes the folder; a signal to any of them stops all.
+    A run that was stopped, even by SIGKILL, can be resumed exactly: on the same device and with the
+    same versions of all libraries, its parameters and metrics are bitwise equal to those of an
+    uninterrupted run.
+
+    To train one model on several processes, call `fit` in each process with the same arguments, in
+    the context of `jrnn.distributed.init_process_group`, and pass its value as `group`. Only the
+    first process reads and writes `run_dir`. A signal to any process stops all of them.
 
     Args:
-      model: any `nnx.Module`. It is not changed.
-      data: the training data. Either a pytree of arrays with the examples on the first axis, such
-        as `(xs, ys)`; each epoch has a new order that depends only on the seed. Or an iterable of
-        batches, such as a list, a generator or a `DataLoader` of PyTorch; all batches have the same
-        shapes, and a run that is resumed skips the batches it has used. Or the data of a task, from
-        `jrnn.tasks.load`, with their validation and test splits.
-      loss: `loss(model, batch)` returns the mean loss of a batch, or `(loss, metric)`. May be None
-        for the data of a task, whose target and metric say what the loss is; the model is then a
-        `jrnn.nn.Classifier` or `SequenceToSequence`.
-      optimizer: any optax transformation.
+      model: any `nnx.Module`, which is not changed. Parameters are its variables of type
+        `nnx.Param`.
+      data: the training data, in one of three forms. A pytree of arrays `[N, ...]` with N examples
+        on the first axis, such as a tuple `(xs, ys)`; it is shuffled in each epoch. An iterable of
+        batches, such as a list, a generator or a PyTorch `DataLoader`; each batch is a pytree of
+        arrays, and all batches have the same shapes. The data of a task, from `jrnn.tasks.load`,
+        which includes validation and test splits.
+      loss: a function `loss(model, batch)` that returns the mean loss of the batch, a real scalar,
+        or a tuple `(loss, metric)` of two means. It is called within `jax.jit`. `model` has the
+        type of the argument `model`, and is in training mode (`model.train()`) or, in evaluations,
+        in evaluation mode (`model.eval()`). `batch` has the structure of `data`, with `batch_size`
+        examples in training, `batch_size / accumulate` if gradients are accumulated, and possibly
+        fewer in the last batch of an evaluation. For the data of a task, `batch` is a `Split`, and
+        None selects the loss and metric of the task; the model must then be a
+        `jrnn.nn.Classifier` or `jrnn.nn.SequenceToSequence`.
+      optimizer: any optax gradient transformation.
       steps: number of training steps.
-      run_dir: folder for `metrics.jsonl`, `checkpoints`, a lock, and `damaged` for checkpoints that
-        cannot be read; created if it does not exist. None keeps nothing after the run.
-      validation: as `data`, for evaluation; the best weights are chosen by its metric. Without it,
-        the last weights are the best ones.
-      test: as `data`, for the evaluation of the best weights at the end.
-      metric: name of the metric that `loss` returns.
-      higher_is_better: whether a higher metric is better.
-      batch_size: number of examples of a step; an iterable sets its own.
-      accumulate: number of parts of a batch, which run one after another with the memory of one.
-      tbptt: truncated backpropagation through time; for the data of a task.
-      eval_every: steps between evaluations.
-      patience: number of evaluations without improvement after which the run ends; None never ends
-        it early.
-      save_every: seconds between checkpoints; the first and the last step are always saved.
-      seed: of the order of the examples.
-      mesh: devices, such as "data=8" or "data=4,model=2"; None means one device, or all devices if
-        there are several processes.
-      resume: whether to continue from the newest intact checkpoint in `run_dir`; without any, the
-        run starts from the beginning.
+      run_dir: the folder of the run, created if it does not exist. `fit` writes `metrics.jsonl` and
+        `checkpoints`, moves damaged checkpoints to `damaged`, and locks the folder. None saves
+        nothing after the run.
+      validation: validation data, a pytree of arrays or an iterable of batches, which is converted
+        to a list. None means no validation: the last weights are returned. Must be None for the
+        data of a task.
+      test: test data in the same forms, for one evaluation of the best weights at the end. Not used
+        for the data of a task, which has a test split.
+      metric: the name of the metric that `loss` returns, for the progress bar.
+      higher_is_better: whether a higher metric is better. Not used if `loss` is None.
+      batch_size: number of examples per training step, at most N. Not used for an iterable of
+        batches.
+      accumulate: number of micro-batches that each batch is split into. They are computed one after
+        another, which saves memory; the gradient is that of the whole batch. Must divide
+        `batch_size`.
+      tbptt: options of truncated backpropagation through time, for the data of a task with
+        `loss=None`. None trains on whole sequences.
+      eval_every: number of training steps between evaluations on the validation data.
+      patience: number of evaluations without improvement of the metric after which the run stops
+        early. None disables early stopping.
+      save_every: seconds between checkpoints. A run is also saved at its first and last step and
+        when a signal stops it.
+      seed: seed of the order of the examples. It does not affect the model, whose parameters and
+        random streams are those of `model`.
+      mesh: devices to train on: "data=8" shards each batch over 8 devices; "data=4,model=2" also
+        shards the parameters over 2. The size of a micro-batch must be divisible by the number of
+        devices. None means one device, or all devices if there are several processes.
+      resume: whether to continue from the newest intact checkpoint in `run_dir`. Batches that the
+        run has used are skipped. If there is no checkpoint, a new run starts.
       progress: whether to show a progress bar.
-      description: of the model; a run of another description is not resumed. By default the names
-        of its class and of its parameters with their shapes are compared.
-      group: the processes that train together; by default this one alone.
+      description: a text that must be the same when the run is resumed, such as the options of the
+        model. By default the name of the class of the model. The names, shapes and dtypes of the
+        arrays must always be the same.
+      group: the processes that train together. None means this process alone.
 
     Returns:
-      The best model and its metrics.
+      The model with the best metric on the validation data, and its metrics.
 
     Raises:
-      NonFiniteLoss: a loss or a gradient was NaN or infinite; says at which step, and names the
-        last good checkpoint.
-      Interrupted: SIGINT or SIGTERM was received; everything is saved.
-      CheckpointError: a checkpoint could not be written or read; says which are intact.
-      TypeError: an array of the data has another dtype than it must have.
-      ValueError: arguments and data are incompatible, or several processes have no group.
-      FileExistsError: the folder has checkpoints already, and `resume` is not set.
-      BlockingIOError: another process trains in the folder.
+      NonFiniteLoss: a loss or a gradient is NaN or infinite. The message has the training step and
+        the step of the last good checkpoint.
+      Interrupted: SIGINT or SIGTERM was received; the run is saved.
+      CheckpointError: a checkpoint could not be written, or none could be read. The message lists
+        the checkpoints.
+      TypeError: an array in the data of a task has a wrong dtype.
+      ValueError: arguments and data are incompatible, the loss does not return a real scalar, or
+        there are several processes without a group.
+      FileExistsError: `run_dir` has checkpoints already, and `resume` is False.
+      BlockingIOError: another process trains in `run_dir`.
+      OSError: `run_dir` cannot be written to or locked.
 
-    >>> import numpy as np, optax
+    >>> import numpy as np
+    >>> import optax
     >>> from flax import nnx
-    >>> xs = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
+    >>> from jrnn.train import fit
+    >>> xs = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]  # 64 examples
+    >>> ys = 3 * xs
+    >>> def mse(model, batch):
+    ...     xs, ys = batch
+    ...     return ((model(xs) - ys) ** 2).mean()
     >>> model = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
-    >>> mse = lambda model, batch: ((model(batch[0]) - batch[1]) ** 2).mean()
-    >>> result = fit(model, (xs, 3 * xs), loss=mse, optimizer=optax.adam(0.1), steps=200,
-    ...              progress=False)
+    >>> optimizer = optax.adam(0.1)
+    >>> result = fit(model, (xs, ys), loss=mse, optimizer=optimizer, steps=200, progress=False)
     >>> round(float(result.model.kernel[0, 0]), 2)
     3.0
     """
@@ -156,22 +185,25 @@ def fit(
     )
     group = group or ProcessGroup()
     check_group(group)
-    plan = _plan(data, validation, loss, options, tbptt, metric, higher_is_better)
+    plan = _make_plan(data, validation, loss, options, tbptt, metric, higher_is_better)
     if isinstance(data, Data):
         check_data(data, options, tbptt)
         test = data.test
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(_folder(run_dir, group))
+        folder = stack.enter_context(_open_run_dir(run_dir, group))
         signals = stack.enter_context(Signals())
-        network = SingleNetwork(model, plan, optimizer, options, Mesh.of(mesh), group)
+        network = SingleNetwork(model, plan, optimizer, options, Mesh.parse_or_default(mesh), group)
         description = description or type(model).__qualname__
         trainer = make_trainer(network, options, plan, folder, group, description)
         stack.enter_context(contextlib.closing(trainer))
         enabled = progress and group.is_first
         bar = stack.enter_context(Progress(steps, plan.metric, enabled=enabled))
-        trainer.resume() if resume else trainer.begin()
+        if resume:
+            trainer.resume()
+        else:
+            trainer.begin()
         trainer.fit(signals, bar)
-        test_metrics = {} if test is None else trainer.evaluate(for_evaluation(test))[0]
+        test_metrics = {} if test is None else trainer.evaluate(materialize_batches(test))[0]
         tracker = trainer.trackers[0]
         model = network.model(trainer.best_weights())
         return FitResult(model, tracker.step, tracker.best, test_metrics, trainer.seconds)
@@ -185,15 +217,15 @@ def make_trainer(
     group: ProcessGroup,
     description: str,
 ) -> Trainer:
-    """The trainer of a single network, which raises if the loss is NaN or infinite.
+    """Creates the trainer of a single network, which raises if the loss is NaN or infinite.
 
     Args:
-      network: what is trained.
-      options: how long it is trained, and how often it is evaluated and saved.
-      plan: its data.
-      folder: for `metrics.jsonl` and `checkpoints`.
+      network: the network to train.
+      options: number of steps, and how often the network is evaluated and saved.
+      plan: the data of the network.
+      folder: the folder for `metrics.jsonl` and `checkpoints`.
       group: the processes that train together.
-      description: of the network; a run of another description is not resumed.
+      description: a text that must be the same when the run is resumed.
 
     Raises:
       CheckpointError: the folder cannot be written to.
@@ -211,7 +243,7 @@ def make_trainer(
     )
 
 
-def _plan(
+def _make_plan(
     data: Any,
     validation: Any | None,
     loss: UserLoss | None,
@@ -220,70 +252,80 @@ def _plan(
     metric: str,
     higher_is_better: bool,
 ) -> DataPlan:
-    """Checks that the arguments are compatible, and returns the plan of the data."""
+    """Checks that the arguments are compatible, and returns the data plan."""
     if isinstance(data, Data):
         if validation is not None:
-            raise ValueError("fit: the data of a task have a validation split; remove validation")
+            raise ValueError(
+                "fit: validation must be None for the data of a task, which has a validation "
+                "split; remove validation"
+            )
         if loss is None:
             return plan_task(data, options, tbptt)
         data, validation = data.train, data.validation
     if loss is None:
         raise ValueError(
-            "fit: loss must be a function of (model, batch), got None, which needs the data of a "
-            "task from jrnn.tasks.load"
+            "fit: loss must be a function of (model, batch), got None; pass a loss, or the data "
+            "of a task from jrnn.tasks.load"
         )
     if tbptt is not None:
-        raise ValueError("fit: tbptt needs the data of a task and its own loss; remove tbptt")
+        raise ValueError(
+            "fit: tbptt needs the data of a task and loss=None; remove tbptt, or pass such data "
+            "and remove loss"
+        )
     if options.patience is not None and validation is None:
         raise ValueError("fit: patience needs validation data; pass validation")
     if not is_iterable_of_batches(data):
         _check_examples("data", data)
         check_batch_size(data, options.batch_size)
-        Mesh.of(options.mesh).validate(options.batch_size // options.accumulate)
+        Mesh.parse_or_default(options.mesh).validate(options.batch_size // options.accumulate)
     elif jax.process_count() > 1:
-        raise ValueError("fit: several processes need arrays, got an iterable of batches")
+        raise ValueError(
+            "fit: data must be arrays if there are several processes, got an iterable of batches; "
+            "pass arrays"
+        )
     if validation is not None and not is_iterable_of_batches(validation):
         _check_examples("validation", validation)
     return plan_examples(data, validation, BatchLoss(loss), options, metric, higher_is_better)
 
 
 def _check_examples(name: str, examples: Any) -> None:
+    """Raises ValueError unless all arrays have the same number of examples on the first axis."""
     sizes = [len(leaf) if getattr(leaf, "ndim", 0) else None for leaf in jax.tree.leaves(examples)]
     if not sizes or None in sizes or len({*sizes}) > 1:
         raise ValueError(
-            f"fit: the arrays of {name} must have the same first axis, the examples; got "
+            f"fit: the arrays of {name} must have the same first axis, the examples; got shapes "
             f"{jax.tree.map(lambda leaf: getattr(leaf, 'shape', leaf), examples)}"
         )
 
 
 def check_group(group: ProcessGroup) -> None:
-    """Raises ValueError unless all processes of JAX are in a group."""
+    """Raises ValueError unless all processes of JAX are in `group`."""
     if jax.process_count() != group.count:
         raise ValueError(
-            f"fit: there are {jax.process_count()} processes and {group.count} in the group; pass "
-            "the group of jrnn.distributed.init_process_group, and do not call "
-            "jax.distributed.initialize"
+            f"fit: group must have all processes, got {jax.process_count()} processes and "
+            f"{group.count} in the group; pass the group of jrnn.distributed.init_process_group, "
+            "and do not call jax.distributed.initialize"
         )
 
 
 def check_data(data: Data, options: RunOptions, tbptt: TBPTT | None) -> None:
-    """Raises unless the data of a task, options and devices are compatible.
+    """Checks that the data of a task, the options and the devices are compatible.
 
     Raises:
-      TypeError: an array of the data has another dtype than it must have.
-      ValueError: options and data, or the arrays of the data, are incompatible.
+      TypeError: an array of the data has a wrong dtype.
+      ValueError: the data, the options or the devices are incompatible.
     """
     if tbptt is None:
         check_batch_size(data.train, options.batch_size)
     else:
         check_streams(data, tbptt.window(data), options.batch_size)
     validate.check_arrays(data)
-    Mesh.of(options.mesh).validate(options.batch_size // options.accumulate)
+    Mesh.parse_or_default(options.mesh).validate(options.batch_size // options.accumulate)
 
 
 @contextlib.contextmanager
-def _folder(run_dir: str | Path | None, group: ProcessGroup) -> Iterator[Path]:
-    """The folder of a run, locked by the first process; a temporary one if there is no name."""
+def _open_run_dir(run_dir: str | Path | None, group: ProcessGroup) -> Iterator[Path]:
+    """Creates and locks the folder of a run; None creates a temporary folder."""
     with contextlib.ExitStack() as stack:
         if run_dir is None:
             run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="jrnn-"))

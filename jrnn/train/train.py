@@ -1,4 +1,4 @@
-"""Checks an experiment, trains its network, and restores the best network of a run."""
+"""Trains the network of an experiment, and restores the best network of a run."""
 
 import contextlib
 import shlex
@@ -25,27 +25,28 @@ def train(
     resume: bool = False,
     group: ProcessGroup | None = None,
 ) -> FitResult:
-    """Trains the network of an experiment by `fit`, evaluates it and saves it.
+    """Builds the network of an experiment, and trains, evaluates and saves it by `fit`.
 
     Args:
       experiment: the experiment.
-      data: the loaded task of the experiment.
-      folder: for all that the run writes; see `fit`.
+      data: the data of its task, from `jrnn.tasks.load`.
+      folder: the folder of the run, the `run_dir` of `fit`; created if it does not exist.
       resume: whether to continue from the newest intact checkpoint in the folder.
-      group: the processes that train together; by default this one alone.
+      group: the processes that train together, from `jrnn.distributed.init_process_group`; None
+        means this process alone.
 
     Returns:
-      The best network, by the metric on the validation split, and its metrics.
+      The network with the best metric on the validation split, and its metrics.
 
     Raises:
-      ValueError, TypeError: as for `check_experiment`.
-      NonFiniteLoss, Interrupted, CheckpointError, FileExistsError, BlockingIOError: as for `fit`.
+      ValueError, TypeError: see `check_experiment`.
+      NonFiniteLoss, Interrupted, CheckpointError, FileExistsError, BlockingIOError: see `fit`.
     """
     group = group or ProcessGroup()
     check_group(group)
     check_experiment(experiment, data)
     group.resume_command = f"jrnn train --resume {shlex.quote(str(folder))}"
-    engine = Mesh.of(experiment.mesh).engine(experiment.network.engine)
+    engine = Mesh.parse_or_default(experiment.mesh).make_engine(experiment.network.engine)
     return fit(
         experiment.network.build(data, experiment.seed, engine),
         data,
@@ -67,16 +68,21 @@ def train(
 
 
 def check_experiment(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]:
-    """Raises unless an experiment and its data are compatible; it draws and compiles nothing.
+    """Checks that an experiment and its data are compatible, without sampling or compiling.
 
-    Whether all values are finite is checked by `jrnn.tasks.load`, not here.
+    It does not check for NaN and infinity in the data; `jrnn.tasks.load` does.
+
+    Args:
+      experiment: the experiment.
+      data: the data of its task, from `jrnn.tasks.load`.
 
     Returns:
-      The structure of the network and the state of the run, with shapes in place of arrays.
+      The `nnx.GraphDef` of the network, and the initial state of the run with
+      `jax.ShapeDtypeStruct` leaves instead of arrays.
 
     Raises:
-      TypeError: an array of the data has another dtype than it must have.
-      ValueError: options and data, or the arrays of the data, are incompatible.
+      TypeError: an array of the data has a wrong dtype.
+      ValueError: options and data are incompatible, or a shape of the data is wrong.
     """
     check_data(data, experiment, experiment.tbptt)
     optimizer = experiment.optimizer.build(experiment.steps)
@@ -95,20 +101,20 @@ def restore(experiment: Experiment, data: Data, folder: Path) -> FitResult:
 
     Args:
       experiment: the experiment of the run.
-      data: the loaded task of the experiment.
+      data: the data of its task, from `jrnn.tasks.load`.
       folder: the folder of the run.
 
     Returns:
-      The same as `train`, without the time.
+      The same result as `train` returned, but `seconds` is None.
 
     Raises:
-      FileNotFoundError: no checkpoint of the run has an evaluated network.
+      FileNotFoundError: the folder has no checkpoint, or the run ended before its first evaluation.
       CheckpointError: all checkpoints are damaged.
     """
     best = load_best(experiment, data, folder)
     plan = plan_task(data, experiment, experiment.tbptt)
     graphdef, params, rest = nnx.split(best.model, nnx.Param, ...)
-    evaluate = plan.evaluation(graphdef).compiled()
+    evaluate = plan.make_evaluator(graphdef).compile()
     return best._replace(test=evaluate(Weights(params, rest), data.test))
 
 
@@ -117,26 +123,29 @@ def load_best(experiment: Experiment, data: Data, folder: Path) -> FitResult:
 
     Args:
       experiment: the experiment of the run.
-      data: the loaded task of the experiment.
+      data: the data of its task, from `jrnn.tasks.load`.
       folder: the folder of the run.
 
+    Returns:
+      The same result as `train` returned, but `test` is empty and `seconds` is None.
+
     Raises:
-      FileNotFoundError: no checkpoint of the run has an evaluated network.
+      FileNotFoundError: the folder has no checkpoint, or the run ended before its first evaluation.
       CheckpointError: all checkpoints are damaged.
     """
-    graphdef, like = check_experiment(replace(experiment, mesh=None), data)  # needs one device only
+    graphdef, like = check_experiment(replace(experiment, mesh=None), data)  # one device suffices
     checkpoint = None
     if (folder / "checkpoints").is_dir():
         with contextlib.closing(Checkpointer(folder / "checkpoints")) as checkpoints:
-            checkpoint = checkpoints.newest({"best": like.weights._asdict()})
+            checkpoint = checkpoints.read_newest({"best": like.weights._asdict()})
     best = {}
     if checkpoint is not None:
         record = Record.decode(checkpoint.record, [experiment.network.description()])
         best = record.trials[0].best
     if checkpoint is None or not best["best"]:
         raise FileNotFoundError(
-            f"restore: {folder / 'checkpoints'} has no evaluated network; train the run first, or "
-            "resume it with --resume"
+            f"restore: {folder / 'checkpoints'} has no evaluated network; train the run until its "
+            "first evaluation, or resume it"
         )
     model = merge_model(graphdef, Weights(**checkpoint.arrays["best"]))
     return FitResult(model, best["step"], best["best"], {})

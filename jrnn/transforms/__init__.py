@@ -1,4 +1,4 @@
-"""Transforms: functions from a cell to a cell."""
+"""Transforms: wrappers that take a cell and return a cell, such as `dropout(LSTM(64), x=0.2)`."""
 
 from jrnn.cell import Cell
 from jrnn.transforms.carry import Clip as Clip
@@ -16,7 +16,8 @@ from jrnn.transforms.residual import Residual as Residual
 from jrnn.transforms.wrapper import Wrapper as Wrapper
 from jrnn.transforms.zoneout import Zoneout as Zoneout
 
-# A transform is a class, so that the repr of a transformed cell is the expression that makes it.
+# Lower-case aliases for composition. The transforms are dataclasses, so that the repr of a
+# transformed cell is an expression that constructs it.
 clip = Clip
 dropout = Dropout
 highway = Highway
@@ -38,4 +39,4 @@ REGISTRY: dict[str, type[Cell]] = {
     "learned_carry": LearnedCarry,
     "clip": Clip,
 }
-"""Maps names to transforms."""
+"""Maps the names that configs use to transforms."""

@@ -14,7 +14,7 @@ from jrnn.transforms.wrapper import Wrapper, WrapperGates, check_independent_car
 
 
 class LearnedCarryParams(NamedTuple):
-    """The parameters of the cell, and the initial carry."""
+    """The parameters of the inner cell, and the initial carry."""
 
     cell: Params
     carry: Carry  # leaves without batch axes
@@ -22,19 +22,21 @@ class LearnedCarryParams(NamedTuple):
 
 @dataclass(frozen=True)
 class LearnedCarry(Wrapper):
-    r"""Learns the initial carry, which is used at the start of a sequence and after a reset.
+    r"""Makes the initial carry a parameter; it is used at the first step and after a reset.
 
     ::
 
         s_0 = params.carry
 
-    It is initialized to the initial carry of the cell.
+    The parameter is initialized to the initial carry of the inner cell.
 
     Args:
-      cell: the cell.
+      cell: the inner cell.
 
     Raises:
-      TypeError: `cell` is not a `Cell`; or, at `init`, its carry has integer or complex leaves.
+      TypeError: `cell` is not a `Cell`. `init` raises it if the carry has integer or complex
+        arrays.
+      ValueError: an array in the carry is computed from another one, as in `CTRNN`.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = LearnedCarry(jrnn.GRU(hidden_size=4))
@@ -43,7 +45,7 @@ class LearnedCarry(Wrapper):
     ((4,), (2, 4))
     """
 
-    nested = True
+    has_own_params = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,11 +58,11 @@ class LearnedCarry(Wrapper):
         carry = self.cell.init_carry(inner, ())
         if not all(jnp.issubdtype(a.dtype, jnp.floating) for a in jax.tree.leaves(carry)):
             raise TypeError(
-                f"{self.owner}: all leaves of the carry must be real and floating, got "
-                f"{[a.dtype.name for a in jax.tree.leaves(carry)]} of {self.cell!r}; "
-                "pass a carry to unroll, or choose another cell"
+                f"{self.owner}: cell must have a carry of real floating arrays, got {self.cell!r} "
+                f"with {', '.join(a.dtype.name for a in jax.tree.leaves(carry))}; use another "
+                "cell, or pass an initial carry to unroll instead"
             )
-        # Leaves of a carry may share a buffer, which can be donated only once, so copy them.
+        # Copy the arrays, since they may share a buffer, which can be donated only once.
         return LearnedCarryParams(inner, jax.tree.map(jnp.copy, carry))
 
     def init_carry(self, params: LearnedCarryParams, batch_shape: tuple[int, ...]) -> Carry:
@@ -77,18 +79,20 @@ class Clip(Wrapper):
         s' = min(max(update(s, x), -carry), carry),   y = readout(s')
         backward pass: ds' = min(max(ds', -gradient), gradient) at each step
 
-    ds' is the full cotangent of the new carry, from the next step and from the output. A clipped
-    cotangent is not a derivative: forward-mode differentiation is not supported, and engines that
-    solve a linear equation for all gradients at once raise an error.
+    ds' is the full cotangent of the new carry, which comes from the next step and from the output.
+    With `gradient`, forward-mode differentiation is not supported, since a clipped cotangent is not
+    the derivative of any function, and the `Newton` engine raises a TypeError. A clipped cell is
+    not linear in its carry, so the `Associative` engine does not support it.
 
     Args:
-      cell: the cell.
-      carry: limit of the carry; None does not clip it.
-      gradient: limit of the cotangent of the new carry; None does not clip it.
+      cell: the inner cell.
+      carry: largest absolute value of the carry; None for no clipping.
+      gradient: largest absolute value of the cotangent of the new carry; None for no clipping.
 
     Raises:
-      TypeError: `cell` is not a `Cell`; or, when it runs, its carry is complex.
-      ValueError: a limit is not above 0, or both are None.
+      TypeError: `cell` is not a `Cell`. `update` raises it if the carry is complex.
+      ValueError: `carry` or `gradient` is not above 0, or both are None; or `carry` is given and an
+        array in the carry is computed from another one, as in `CTRNN`.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = Clip(jrnn.LSTM(hidden_size=4), carry=3.0, gradient=1.0)
@@ -114,7 +118,10 @@ class Clip(Wrapper):
         if self.carry is not None:
             check_independent_carry(self, "elementwise clipping")
         if self.carry is None and self.gradient is None:
-            raise ValueError(f"{self.owner}: carry or gradient must be a number, got None for both")
+            raise ValueError(
+                f"{self.owner}: carry or gradient must be a number, got None for both; set "
+                "one of them"
+            )
 
     def coefficients(self, params: Params, z: WrapperGates) -> None:
         return None
@@ -123,8 +130,8 @@ class Clip(Wrapper):
         new = self.cell.update(self.cell_params(params), carry, z.inner, u)
         if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(new)):
             raise TypeError(
-                f"{self.owner}: the carry of {self.cell!r} must be real to be clipped, got a "
-                "complex one; its eigenvalues already bound it"
+                f"{self.owner}: cell must have a real carry, got {self.cell!r} with a complex "
+                "carry; use the cell without clip, since its state is bounded for bounded inputs"
             )
         return jax.tree.map(
             lambda leaf: _clip_cotangent(self.gradient, self._clip_carry(leaf)), new

@@ -15,7 +15,10 @@ from jrnn.transforms.wrapper import Wrapper, WrapperGates
 
 
 class DropoutMasks(NamedTuple):
-    """Boolean masks `[*leading, ...]`, True where values are kept."""
+    """Boolean masks `[T, *batch, ...]`, which are True where values are kept.
+
+    `x` and `candidate` have one mask for each array that is dropped.
+    """
 
     x: list[jax.Array]
     candidate: list[jax.Array]
@@ -28,25 +31,27 @@ class Dropout(Wrapper):
 
     ::
 
-        s', y = cell(s, m_x * x), with m_n * n in place of its candidate n;   y = m_y * y
-        m ~ Bernoulli(1 - rate) / (1 - rate)       with a key
-        m = 1, the expected value                  without a key
+        x~ = m_x * x                                    input of the inner cell
+        n~ = m_n * n                                    replaces the candidate n in `update`
+        y~ = m_y * y                                    output
+        m ~ Bernoulli(1 - rate) / (1 - rate)            with a key
+        m = 1                                           without a key, the expected value
 
-    By default each sequence has one mask for all its steps (variational dropout); with `each_step`
-    a new mask is drawn at each step. Dropout of the candidate does not change the values that are
+    By default, a sequence has the same mask at all steps (variational dropout). With `each_step`, a
+    new mask is drawn at each step. Dropout of the candidate does not change the values that are
     already stored in the carry.
 
     Args:
-      cell: the cell.
-      x: rate of the inputs; if these are a pytree, of its field `x`.
-      y: rate of the outputs; the recurrent connection is not dropped.
-      candidate: rate of the candidate: g of an LSTM, n of a GRU.
+      cell: the inner cell.
+      x: dropout rate of the input; if the input is a NamedTuple such as `Timed`, of its field `x`.
+      y: dropout rate of the output, but not of the carry.
+      candidate: dropout rate of the candidate state, such as g of an LSTM or n of a GRU.
       each_step: whether to draw new masks at each step.
 
     Raises:
       TypeError: `cell` is not a `Cell`.
-      ValueError: a rate is outside [0, 1), or `each_step` is not a bool; or, when it runs with a
-        key, `candidate` is above 0 and the cell has no candidate.
+      ValueError: a rate is outside [0, 1), or `each_step` is not a bool. `sample_noise` raises it
+        if `candidate` is above 0 and the cell has no candidate state.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = Dropout(jrnn.GRU(hidden_size=4), x=0.2, candidate=0.25)
@@ -74,8 +79,9 @@ class Dropout(Wrapper):
 
     @property
     def forwards_update(self) -> bool:
-        forwarded = type(self).transform_gates is Wrapper.transform_gates
-        return forwarded and type(self).update is Dropout.update and not self.candidate
+        own = type(self)
+        inherited = own.update is Dropout.update
+        return inherited and own.transform_gates is Wrapper.transform_gates and not self.candidate
 
     def sample_own_noise(
         self, params: Params, xs: Inputs, noise: Any, leading: tuple[int, ...], key: jax.Array
@@ -85,10 +91,10 @@ class Dropout(Wrapper):
         keys = iter(jax.random.split(key, 3))
         if self.candidate and not candidates:
             raise ValueError(
-                f"{self.owner}: {self.cell!r} has no candidate to drop, got "
-                f"candidate={self.candidate}; remove it, or set x= to drop inputs"
+                f"{self.owner}: candidate must be 0 for a cell without a candidate state, got "
+                f"candidate={self.candidate} for {self.cell!r}; set x or y instead"
             )
-        x_leaves = self._dropped_leaves(xs) if self.x else []
+        x_leaves = self._leaves_to_drop(xs) if self.x else []
         return params, DropoutMasks(
             x=self._sample_masks(next(keys), self.x, x_leaves),
             candidate=self._sample_masks(
@@ -100,7 +106,7 @@ class Dropout(Wrapper):
     def _candidate_and_output_shapes(
         self, leading: tuple[int, ...], params: Params, xs: Inputs
     ) -> tuple[list[Any], Any]:
-        """Shapes of the candidates and of the output, with the leading axes of all steps."""
+        """Returns the shapes of candidates and output, with leading axes `[T, *batch]`."""
         cell = self.cell
         carry = jax.eval_shape(lambda p: cell.init_carry(p, leading), params)
         z = jax.eval_shape(cell.project, params, xs)
@@ -109,6 +115,7 @@ class Dropout(Wrapper):
         return candidates, jax.eval_shape(cell.readout, params, carry, z)
 
     def _sample_masks(self, key: jax.Array, rate: float, like: list[Any]) -> list[jax.Array]:
+        """Draws one mask for each array in `like`, `[T, *batch, ...]`."""
         masks = []
         for n, leaf in enumerate(like):
             shape = leaf.shape if self.each_step else (1, *leaf.shape[1:])
@@ -116,8 +123,8 @@ class Dropout(Wrapper):
             masks.append(jnp.broadcast_to(mask, leaf.shape))
         return masks
 
-    def _dropped_leaves(self, x: Inputs) -> list[Any]:
-        """The leaves of the input that are dropped: no time intervals and no observation masks."""
+    def _leaves_to_drop(self, x: Inputs) -> list[Any]:
+        """Returns the leaves of the input to drop: not time steps and not observation masks."""
         named, _ = jax.tree_util.tree_flatten_with_path(x)
         return [leaf for path, leaf in named if _is_x(path)]
 
@@ -126,8 +133,8 @@ class Dropout(Wrapper):
     ) -> tuple[Inputs, Any]:
         if noise is None:
             return x, None
-        each = iter(noise.x)
-        drop = lambda path, a: _drop(next(each), self.x, a) if _is_x(path) else a
+        masks = iter(noise.x)
+        drop = lambda path, a: _drop(next(masks), self.x, a) if _is_x(path) else a
         x = jax.tree_util.tree_map_with_path(drop, x) if noise.x else x
         return x, noise._replace(x=[])
 
@@ -145,17 +152,17 @@ class Dropout(Wrapper):
     def _with_candidate_dropout(
         self, function: Callable[..., Any], masks: DropoutMasks | None
     ) -> Callable[..., Any]:
-        """The function with dropout of its candidates, if there are masks for these."""
+        """Wraps a function so that its candidates are dropped, if there are masks for them."""
         if masks is None or not masks.candidate:
             return function
-        each = iter(masks.candidate)
-        action = lambda value: _drop(next(each), self.candidate, value)
-        return taps.replace_taps(function, "candidate", action)
+        candidate_masks = iter(masks.candidate)
+        drop = lambda value: _drop(next(candidate_masks), self.candidate, value)
+        return taps.replace_taps(function, "candidate", drop)
 
 
 @dataclass(frozen=True)
 class WeightDrop(Wrapper):
-    r"""Drops recurrent weights, with one mask for all steps and sequences.
+    r"""DropConnect of recurrent weights, with one mask for all steps and sequences.
 
     ::
 
@@ -163,13 +170,14 @@ class WeightDrop(Wrapper):
         w_hh                                                          without a key
 
     Args:
-      cell: the cell; if it is a transformed one, weights of the inner cell are dropped as well.
-      rate: rate of the weights.
-      names: names of the parameters that are dropped.
+      cell: the inner cell; parameters of a cell inside a transform are found by name as well.
+      rate: dropout rate of the weights.
+      names: names of the parameters to drop.
 
     Raises:
       TypeError: `cell` is not a `Cell`.
-      ValueError: `rate` is outside [0, 1); or, at `init`, no parameter has one of the names.
+      ValueError: `rate` is outside [0, 1), or `names` is a str. `init` and `sample_noise` raise it
+        if no parameter has one of the names.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = WeightDrop(jrnn.LSTM(hidden_size=4), rate=0.5)
@@ -197,13 +205,13 @@ class WeightDrop(Wrapper):
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> Params:
         params = self.cell.init(key, input_size, dtype)
-        self._named(params)
+        self._params_with_paths(params)
         return params
 
     def sample_own_noise(
         self, params: Params, xs: Inputs, noise: Any, leading: tuple[int, ...], key: jax.Array
     ) -> tuple[Params, None]:
-        named, structure = self._named(params), jax.tree.structure(params)
+        named, structure = self._params_with_paths(params), jax.tree.structure(params)
         keys = jax.random.split(key, len(named))
         drop = lambda k, w: _drop(jax.random.bernoulli(k, 1 - self.rate, w.shape), self.rate, w)
         weights = [
@@ -212,26 +220,28 @@ class WeightDrop(Wrapper):
         ]
         return jax.tree.unflatten(structure, weights), None
 
-    def _named(self, params: Params) -> list[tuple[Any, Any]]:
-        """All parameters with their paths; raises if none has one of the names."""
+    def _params_with_paths(self, params: Params) -> list[tuple[Any, Any]]:
+        """Returns all parameters with their paths; raises if no name in `names` occurs."""
         named, _ = jax.tree_util.tree_flatten_with_path(params)
-        if not any(_field_name(path) in self.names for path, _ in named):
+        existing = {_field_name(path) for path, _ in named}
+        if existing.isdisjoint(self.names):
             raise ValueError(
-                f"{self.owner}: no parameter of {self.cell!r} is named {' or '.join(self.names)}; "
-                f"choose names from {', '.join(sorted({_field_name(path) for path, _ in named}))}"
+                f"{self.owner}: names must contain a parameter of {self.cell!r}, got "
+                f"{self.names!r}; choose from {', '.join(sorted(existing))}"
             )
         return named
 
 
 def _drop(mask: jax.Array, rate: float, a: jax.Array) -> jax.Array:
-    """Zero where the mask is False, else scaled so that the expected value does not change."""
+    """Sets values to 0 where the mask is False, and divides the others by 1 - rate."""
     return jnp.where(mask, a / (1 - rate), jnp.zeros((), a.dtype))
 
 
 def _is_x(path: tuple[Any, ...]) -> bool:
+    """Whether a leaf of the input is the whole input or a field `x`."""
     return not path or _field_name(path) == "x"
 
 
 def _field_name(path: tuple[Any, ...]) -> str:
-    """The name of the field that holds a leaf."""
+    """Returns the name of the field that contains a leaf."""
     return jax.tree_util.keystr(path[-1:]).strip(".[]'")

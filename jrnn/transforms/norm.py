@@ -1,4 +1,4 @@
-"""Layer normalization inside the recurrence."""
+"""Layer normalization inside a recurrent cell."""
 
 import functools
 from dataclasses import dataclass
@@ -15,13 +15,16 @@ from jrnn.transforms.wrapper import Wrapper, WrapperGates
 
 
 class LayerNormParams(NamedTuple):
-    """The parameters of the cell, whose b is the shift of all gates, and gains."""
+    """The parameters of the inner cell, and gains and shifts of the normalization.
+
+    The bias `b` of the inner cell is the shift of the gates.
+    """
 
     cell: Params
     gain_ih: jax.Array  # [G·hidden]
-    gain_hh: jax.Array | None  # [G·hidden], of the gates that depend on the carry
-    gain_c: jax.Array | None  # [hidden], if the cell has a cell state
-    shift_c: jax.Array | None  # [hidden]
+    gain_hh: jax.Array | None  # [G·hidden], or None if the cell has no recurrent product
+    gain_c: jax.Array | None  # [hidden], or None if no cell state is normalized
+    shift_c: jax.Array | None  # [hidden], or None
 
 
 @dataclass(frozen=True)
@@ -30,27 +33,29 @@ class LayerNorm(Wrapper):
 
     ::
 
-        gain_ih * norm(W x) + gain_hh * norm(U h) + b       in place of W x + U h + b of all gates
-        h' = o * tanh(gain_c * norm(c') + shift_c)          if the cell has a cell state
-        norm(v) = (v - mean v) / sqrt(var v + epsilon)
+        gain_ih * norm(W x) + gain_hh * norm(U h) + b       replaces W x + U h + b
+        h' = o * tanh(gain_c * norm(c') + shift_c)          replaces h' = o * tanh(c')
+        norm(v) = (v - mean(v)) / sqrt(var(v) + epsilon)
 
-    Mean and variance are over all gates of a product jointly, as in the LSTM of the paper and in
-    haste, or with `per_gate` over each gate separately. The shifts of the paper are omitted, since
-    b has the same effect. A bias inside a gate, such as b_hn of a GRU, is added after the norm.
+    The second line applies to cells with a cell state. By default the mean and variance are over
+    all gates of a product, as in the paper's LSTM and in haste; with `per_gate` they are over each
+    gate separately. The paper's shifts of the two products are omitted, since b has the same
+    effect. A bias inside a gate, such as b_hn of a GRU, is added after the normalization.
 
     It must be the innermost transform: `zoneout(layer_norm(LSTM(64)))`.
 
     Args:
-      cell: a cell whose parameters have a bias `b`, and whose `update` is elementwise.
+      cell: a cell whose gates are W x + b, with one bias `b` for all gates, and whose `update` is
+        elementwise.
       per_gate: whether to normalize each gate separately.
-      normalize_cell_state: whether to normalize the cell state before the output is computed;
-        without effect for cells that have no cell state.
+      normalize_cell_state: whether to normalize the cell state in the computation of h'; has no
+        effect for a cell without a cell state.
       epsilon: added to the variance.
 
     Raises:
       TypeError: `cell` is not a `Cell`.
-      ValueError: `update` is not elementwise; the gates are not W x + b with one bias `b` for all
-        of them; the cell is a transform or stochastic; `epsilon` is not above 0.
+      ValueError: the gates of `cell` are not W x + b, its `update` is not elementwise, it is a
+        transform or is stochastic; an option is not a bool; or `epsilon` is not above 0.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = LayerNorm(jrnn.LSTM(hidden_size=4))
@@ -60,13 +65,13 @@ class LayerNorm(Wrapper):
 
     References:
       Ba, Kiros and Hinton, 2016, Layer normalization.
-      Haste, LayerNormLSTM and LayerNormGRU (joint statistics, and b as the only shift).
+      Haste library, LayerNormLSTM and LayerNormGRU (joint statistics, and b as the only shift).
     """
 
     per_gate: bool = False
     normalize_cell_state: bool = True
     epsilon: float = 1e-5
-    nested = True
+    has_own_params = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,39 +80,40 @@ class LayerNorm(Wrapper):
         checks.positive_number(self.owner, "epsilon", self.epsilon)
         if isinstance(self.cell, Wrapper) or self.cell.is_stochastic:
             raise ValueError(
-                f"{self.owner}: must be the innermost transform, of a cell without noise, got "
-                f"{self.cell!r}; write zoneout(layer_norm(...)), not layer_norm(zoneout(...))"
+                f"{self.owner}: cell must be deterministic and not a transform, got {self.cell!r}; "
+                "apply layer_norm first, as in zoneout(layer_norm(jrnn.LSTM(64)))"
             )
-        facts = _trace_facts(self.cell)
-        if not facts.affine_gates:
+        info = _trace_cell(self.cell)
+        if not info.has_affine_gates:
             raise ValueError(
-                f"{self.owner}: the gates of {self.cell!r} are not W x + b with one bias b for "
-                "all of them, so there is no product to normalize; choose another cell"
+                f"{self.owner}: cell must have gates W x + b with one bias b for all gates, got "
+                f"{self.cell!r}; use another cell"
             )
-        if not facts.elementwise:
+        if not info.is_elementwise:
             raise ValueError(
-                f"{self.owner}: update of {self.cell!r} must be elementwise, got a matrix product, "
-                "which cannot be normalized; choose another cell or option, such as "
-                "GRU(reset_after=True)"
+                f"{self.owner}: cell must have an elementwise update, got {self.cell!r}, whose "
+                "update computes a matrix product; use another cell or option, such as "
+                "GRU(64, reset_after=True)"
             )
 
     def init(
         self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32
     ) -> LayerNormParams:
         inner = self.cell.init(key, input_size, dtype)
-        facts = _trace_facts(self.cell)
+        info = _trace_cell(self.cell)
         ones = lambda size: jnp.ones((size,), dtype) if size else None
-        size = facts.cell_state if self.normalize_cell_state else None
+        size = info.cell_state_size if self.normalize_cell_state else None
         return LayerNormParams(
             cell=inner,
-            gain_ih=jnp.ones((sum(facts.ih),), dtype),
-            gain_hh=ones(sum(facts.hh)),
+            gain_ih=jnp.ones((sum(info.input_sizes),), dtype),
+            gain_hh=ones(sum(info.recurrent_sizes)),
             gain_c=ones(size),
             shift_c=None if size is None else jnp.zeros((size,), dtype),
         )
 
     def transform_gates(self, params: LayerNormParams, x: Inputs) -> Gates:
-        # The tangent along b is b itself, split into gates by the cell.
+        # `project` adds b, so its value at b = 0 is W x, and its tangent along b is b, split into
+        # the gates of the cell.
         project = lambda b: self.cell.project(params.cell._replace(b=b), x)
         b = params.cell.b
         z, shift = jax.jvp(project, (jnp.zeros_like(b),), (b,))
@@ -119,8 +125,8 @@ class LayerNorm(Wrapper):
         gain, shift = params.gain_c, params.shift_c
         if gain is None or shift is None:
             return self.cell.update(params.cell, carry, z.inner, u)
-        norm = lambda c: gain * _norm([c], self.epsilon)[0] + shift
-        update = taps.replace_taps(self.cell.update, "cell_state", norm)
+        normalize = lambda c: gain * _normalize_jointly([c], self.epsilon)[0] + shift
+        update = taps.replace_taps(self.cell.update, "cell_state", normalize)
         return update(params.cell, carry, z.inner, u)
 
     def coefficients(self, params: LayerNormParams, z: WrapperGates) -> Coefficients | None:
@@ -130,50 +136,51 @@ class LayerNorm(Wrapper):
 
     def _normalize(self, gates: Gates, gain: jax.Array) -> Gates:
         leaves, structure = jax.tree.flatten(gates)
-        each = [[leaf] for leaf in leaves] if self.per_gate else [leaves]
-        normalized = [a for group in each for a in _norm(group, self.epsilon)]
+        groups = [[leaf] for leaf in leaves] if self.per_gate else [leaves]
+        normalized = [a for group in groups for a in _normalize_jointly(group, self.epsilon)]
         gains = _split_like(gain, leaves)
         return jax.tree.unflatten(structure, map(jnp.multiply, gains, normalized))
 
 
-class _CellFacts(NamedTuple):
-    """Facts from the trace of a cell: whether it can be normalized, and the sizes of its gates.
+class _CellInfo(NamedTuple):
+    """Properties of a cell that `LayerNorm` needs, derived from its jaxprs.
 
     Attributes:
-      affine_gates: whether `project` is W x + b with a bias for all gates.
-      elementwise: whether `update` is elementwise.
-      ih: sizes of the gates of the input product.
-      hh: sizes of the gates of the recurrent product.
-      cell_state: size of the cell state, or None.
+      has_affine_gates: whether `project` is W x + b, with one bias `b` for all gates.
+      is_elementwise: whether `update` is elementwise.
+      input_sizes: sizes of the gates in the result of `project`.
+      recurrent_sizes: sizes of the gates in the result of `recur`.
+      cell_state_size: size of the cell state, or None.
     """
 
-    affine_gates: bool
-    elementwise: bool
-    ih: tuple[int, ...]
-    hh: tuple[int, ...]
-    cell_state: int | None
+    has_affine_gates: bool
+    is_elementwise: bool
+    input_sizes: tuple[int, ...]
+    recurrent_sizes: tuple[int, ...]
+    cell_state_size: int | None
 
 
 @functools.cache
-def _trace_facts(cell: Cell) -> _CellFacts:
+def _trace_cell(cell: Cell) -> _CellInfo:
+    """Traces the methods of a cell, without computing anything."""
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 1))
     carry = jax.eval_shape(lambda p: cell.init_carry(p, ()), params)
     x = jax.eval_shape(lambda: cell.inputs(1, ()))
     z = jax.eval_shape(cell.project, params, x)
     u = jax.eval_shape(cell.recur, params, carry)
     cell_states = taps.tapped_shapes(cell.update, "cell_state", params, carry, z, u)
-    ih, hh = (tuple(a.shape[-1] for a in jax.tree.leaves(gates)) for gates in (z, u))
-    return _CellFacts(
-        affine_gates=structure.adds_bias_last(cell.project, "b", sum(ih), params, x),
-        elementwise=structure.update_is_elementwise(cell, params, carry, z, u),
-        ih=ih,
-        hh=hh,
-        cell_state=cell_states[0].shape[-1] if cell_states else None,
+    sizes = lambda gates: tuple(a.shape[-1] for a in jax.tree.leaves(gates))
+    return _CellInfo(
+        has_affine_gates=structure.adds_bias_last(cell.project, "b", sum(sizes(z)), params, x),
+        is_elementwise=structure.update_is_elementwise(cell, params, carry, z, u),
+        input_sizes=sizes(z),
+        recurrent_sizes=sizes(u),
+        cell_state_size=cell_states[0].shape[-1] if cell_states else None,
     )
 
 
-def _norm(group: list[jax.Array], epsilon: float) -> list[jax.Array]:
-    """Arrays `[..., n]` minus their joint mean, over their joint deviation, computed in float32."""
+def _normalize_jointly(group: list[jax.Array], epsilon: float) -> list[jax.Array]:
+    """Normalizes arrays `[..., n]` by their joint mean and standard deviation, in float32."""
     dtypes = [a.dtype for a in group]
     group = [a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in group]
     count = sum(a.shape[-1] for a in group)
@@ -185,6 +192,6 @@ def _norm(group: list[jax.Array], epsilon: float) -> list[jax.Array]:
 
 
 def _split_like(array: jax.Array, like: list[jax.Array]) -> list[jax.Array]:
-    """Splits the last axis into parts of the sizes of the arrays `like`."""
+    """Splits the last axis into parts with the sizes of the last axes of `like`."""
     ends = [sum(a.shape[-1] for a in like[: n + 1]) for n in range(len(like) - 1)]
     return jnp.split(array, ends, axis=-1)

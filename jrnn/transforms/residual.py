@@ -1,4 +1,4 @@
-"""Residual and highway connections around a cell, and a linear projection of its output."""
+"""Residual and highway connections around a cell, and linear projection of its output."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,18 +15,19 @@ from jrnn.transforms.wrapper import Wrapper, input_array
 
 @dataclass(frozen=True)
 class Residual(Wrapper):
-    r"""Adds the input to the output.
+    r"""A residual connection: adds the input to the output.
 
     ::
 
-        s', y = cell(s, x);   y = y + x
+        s', y~ = cell(s, x)
+        y = y~ + x
 
     Args:
       cell: a cell whose output has the size of its input.
 
     Raises:
       TypeError: `cell` is not a `Cell`.
-      ValueError: at `init`, input and output differ in size.
+      ValueError: `init` raises it if input and output have different sizes.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = Residual(jrnn.LSTM(hidden_size=4))
@@ -52,7 +53,7 @@ class Residual(Wrapper):
 
 
 class HighwayParams(NamedTuple):
-    """The parameters of the cell, and the weights of the gate."""
+    """The parameters of the inner cell, and the weights of the gate."""
 
     cell: Params
     w_t: jax.Array  # [input, input]
@@ -61,20 +62,21 @@ class HighwayParams(NamedTuple):
 
 @dataclass(frozen=True)
 class Highway(Wrapper):
-    r"""Mixes the output with the input by a gate that depends on the input.
+    r"""A highway connection: a gate interpolates between the output and the input.
 
     ::
 
         t = sigmoid(W_t x + b_t)
-        s', y = cell(s, x);   y = t * y + (1 - t) * x
+        s', y~ = cell(s, x)
+        y = t * y~ + (1 - t) * x
 
     Args:
       cell: a cell whose output has the size of its input.
-      bias: initial value of b_t; if it is below 0, the gate favors the input at first.
+      bias: initial value of b_t; with a negative value the output is initially close to the input.
 
     Raises:
       TypeError: `cell` is not a `Cell`.
-      ValueError: at `init`, input and output differ in size.
+      ValueError: `init` raises it if input and output have different sizes.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = Highway(jrnn.LSTM(hidden_size=4))
@@ -87,7 +89,7 @@ class Highway(Wrapper):
     """
 
     bias: float = -1.0
-    nested = True
+    has_own_params = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,25 +117,27 @@ class Highway(Wrapper):
 
 
 class ProjectionParams(NamedTuple):
-    """The parameters of the cell, and the weights of the projection."""
+    """The parameters of the inner cell, and the weights of the projection."""
 
     cell: Params
-    w_y: jax.Array  # [hidden, size]
+    w_y: jax.Array  # [output, size]
 
 
 @dataclass(frozen=True)
 class Projection(Wrapper):
-    r"""Linear projection of the output to another size.
+    r"""Projects the output linearly to another size.
 
     ::
 
-        s', y = cell(s, x);   y = W_y y
+        s', y~ = cell(s, x)
+        y = W_y y~
 
-    The carry is not projected; for that see `proj_size` of `jrnn.LSTM`.
+    The carry does not change. To project the recurrent state of an LSTM, use the option `proj_size`
+    of `jrnn.LSTM`.
 
     Args:
-      cell: the cell.
-      size: the size of the output.
+      cell: the inner cell.
+      size: size of the projected output.
 
     Raises:
       TypeError: `cell` is not a `Cell`.
@@ -147,7 +151,7 @@ class Projection(Wrapper):
     """
 
     size: int
-    nested = True
+    has_own_params = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -167,10 +171,10 @@ class Projection(Wrapper):
 
 
 def _check_output_size(transform: Wrapper, params: Params, input_size: int) -> None:
+    """Raises unless the inner cell has outputs of size `input_size`."""
     size = transform.cell.output_shape(params, input_size).shape[-1]
     if size != input_size:
         raise ValueError(
-            f"{transform.owner}: input and output must have the same size, got "
-            f"input_size={input_size} and outputs of size {size}; "
-            f"set hidden_size={input_size}, or project the output"
+            f"{transform.owner}: cell must have outputs of size input_size={input_size}, got size "
+            f"{size}; set hidden_size={input_size}, or use projection(cell, size={input_size})"
         )

@@ -1,4 +1,4 @@
-"""The base class of transforms: a cell that wraps a cell, with hooks."""
+"""The base class of transforms: a cell that wraps another cell."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
@@ -11,25 +11,24 @@ from jrnn.cell import (
     Carry,
     Cell,
     Coefficients,
-    Core,
     Gates,
+    InnerCell,
     Inputs,
     Params,
-    Traits,
     add_noise,
     split_noise,
 )
 
 
 class WrapperNoise(NamedTuple):
-    """The noise of a transform, and that of the inner cell."""
+    """The noise of a transform, and the noise of its inner cell."""
 
     own: Any
     inner: Any
 
 
 class WrapperGates(NamedTuple):
-    """The gates of the inner cell, and values that the transform computed from the input."""
+    """The gates of the inner cell, and `extra`, the second result of `transform_input`."""
 
     inner: Gates
     extra: Any
@@ -39,24 +38,25 @@ class WrapperGates(NamedTuple):
 class Wrapper(Cell):
     """A cell that wraps another cell.
 
-    A transform implements the hooks for what it changes:
+    A transform overrides the hooks for the parts that it changes:
 
-    - `sample_own_noise`: its noise, or changed parameters;
-    - `transform_input`: the input of the inner cell, and values that later hooks need;
-    - `transform_gates`: the gates that the inner cell computes from its input;
-    - `transform_output`: the output;
-    - `update`, `init_carry`, `coefficients`: the methods of `Cell`.
+    - `sample_own_noise` draws the noise of the transform, or changes parameters at random;
+    - `transform_input` changes the input of the inner cell;
+    - `transform_gates` changes the gates that the inner cell computes from its input;
+    - `transform_output` changes the output of the inner cell;
+    - `update`, `init_carry` and `coefficients` replace these methods of the inner cell.
 
-    By default each hook returns the values of the inner cell.
+    By default each hook delegates to the inner cell.
 
     Attributes:
       cell: the inner cell.
-      nested: whether the parameters have a field `cell` with those of the inner cell, and other
-        fields; if not, they are those of the inner cell.
+      has_own_params: whether the transform has parameters. If so, `params` is a NamedTuple whose
+        field `cell` contains the parameters of the inner cell. If not, `params` are those of the
+        inner cell.
     """
 
     cell: Cell
-    nested = False
+    has_own_params = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.cell, Cell):
@@ -71,50 +71,59 @@ class Wrapper(Cell):
         return type(self).__name__
 
     @property
-    def traits(self) -> Traits:
-        return self.cell.traits
+    def has_coupled_carry(self) -> bool:
+        return self.cell.has_coupled_carry
+
+    @property
+    def input_types(self) -> tuple[type, ...]:
+        return self.cell.input_types
 
     @property
     def forwards_update(self) -> bool:
-        """Whether `project` and `update` are those of the inner cell, on a changed input."""
+        """Whether the transform leaves `project` and `update` to the inner cell.
+
+        If so, `Native` can use the kernel of the inner cell.
+        """
         own = type(self)
         return own.update is Wrapper.update and own.transform_gates is Wrapper.transform_gates
 
     @property
     def is_stochastic(self) -> bool:
-        own = type(self).sample_own_noise is not Wrapper.sample_own_noise
-        return own or self.cell.is_stochastic
+        has_own_noise = type(self).sample_own_noise is not Wrapper.sample_own_noise
+        return has_own_noise or self.cell.is_stochastic
 
     def cell_params(self, params: Params) -> Params:
         """Returns the parameters of the inner cell."""
-        return params.cell if self.nested else params
+        return params.cell if self.has_own_params else params
 
     def replace_cell_params(self, params: Params, inner: Params) -> Params:
         """Replaces the parameters of the inner cell."""
-        return params._replace(cell=inner) if self.nested else inner
+        return params._replace(cell=inner) if self.has_own_params else inner
 
     def sample_own_noise(
         self, params: Params, xs: Inputs, noise: Any, leading: tuple[int, ...], key: jax.Array
     ) -> tuple[Params, Any]:
-        """Hook: the noise of the transform; arguments and result as in `Cell.sample_noise`.
+        """Hook that draws the noise of the transform.
 
-        `noise` is that of the inner cell.
+        The arguments and the result are those of `Cell.sample_noise`. In addition, `noise` is the
+        noise of the inner cell.
         """
         return params, None
 
     def transform_input(self, params: Params, x: Inputs, noise: Any) -> tuple[Inputs, Any]:
-        """Hook: the input of the inner cell, and a pytree that `update` and the output may use.
+        """Hook that returns the input of the inner cell, and a pytree `extra` for later hooks.
 
-        `noise` is that of `sample_own_noise`, or None.
+        `noise` is the result of `sample_own_noise`, or None without a key. `transform_output`
+        receives `extra` as an argument, and `update` as `z.extra`.
         """
         return x, None
 
     def transform_gates(self, params: Params, x: Inputs) -> Gates:
-        """Hook: the gates of the inner cell, from its input."""
+        """Hook that returns the gates of the inner cell, given its input."""
         return self.cell.project(self.cell_params(params), x)
 
     def transform_output(self, params: Params, y: Any, extra: Any) -> Any:
-        """Hook: the output, from that of the inner cell."""
+        """Hook that returns the output, given the output `y` of the inner cell."""
         return y
 
     @final
@@ -146,14 +155,19 @@ class Wrapper(Cell):
         return self.transform_output(params, y, z.extra)
 
     @final
-    def core(self, params: Params, x: Inputs) -> Core:
+    def inner_cell(self, params: Params, x: Inputs) -> InnerCell:
         if not self.forwards_update:
-            return Core(self, params, x, lambda y: y)
+            return InnerCell(self, params, x, lambda y: y)
         x, extra = self._input(params, x)
-        core = self.cell.core(self.cell_params(params), x)
-        return core._replace(finish=lambda y: self.transform_output(params, core.finish(y), extra))
+        inner = self.cell.inner_cell(self.cell_params(params), x)
+        return inner._replace(
+            transform_output=lambda y: self.transform_output(
+                params, inner.transform_output(y), extra
+            )
+        )
 
     def _input(self, params: Params, x: Inputs) -> tuple[Inputs, Any]:
+        """Calls `transform_input` with the noise of the transform; keeps that of the inner cell."""
         x, noise = split_noise(x)
         own, inner = WrapperNoise(None, None) if noise is None else noise
         x, extra = self.transform_input(params, x, own)
@@ -178,17 +192,22 @@ class Wrapper(Cell):
 
 
 def input_array(x: Inputs) -> jax.Array:
-    """Returns the array of features: the inputs, or the field `x` of a pytree of inputs."""
+    """Returns the array of input features: x itself, or the field `x` of a NamedTuple."""
     while "x" in getattr(x, "_fields", ()):
         x = x.x
     return x
 
 
 def check_independent_carry(transform: Wrapper, operation: str) -> None:
-    """Raises if the leaves of the carry depend on each other, so that none may change alone."""
-    if transform.cell.traits.coupled_carry:
+    """Raises if the arrays in the carry of the inner cell depend on each other.
+
+    Args:
+      transform: a transform that changes the arrays of the carry independently.
+      operation: what it does, such as "zoneout", for the message.
+    """
+    if transform.cell.has_coupled_carry:
         raise ValueError(
-            f"{transform.owner}: in the carry of {transform.cell!r} one leaf is a function or the "
-            f"scale of another, and {operation} would change one without the other; choose another "
-            "transform for this cell"
+            f"{transform.owner}: cell must have a carry of independent arrays for {operation}, got "
+            f"{transform.cell!r}, whose carry has an array that is computed from another one; use "
+            "another cell, or a transform that does not change the carry"
         )

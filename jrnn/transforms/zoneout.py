@@ -1,4 +1,4 @@
-"""Zoneout: random units keep their previous state."""
+"""Zoneout: randomly chosen elements of the carry keep their previous values."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,21 +17,24 @@ class Zoneout(Wrapper):
 
     ::
 
-        s~, y = cell(s, x)
-        s' = m * s + (1 - m) * s~,   m_t ~ Bernoulli(rate)      with a key
-        s' = rate * s + (1 - rate) * s~                         without a key: the expected value
+        s~ = update(s, x)                                       of the inner cell
+        s' = m * s + (1 - m) * s~,   m ~ Bernoulli(rate)        with a key
+        s' = rate * s + (1 - rate) * s~                         without a key, the expected value
+        y = readout(s')
 
-    The output is read from s', so that y = h' for cells whose output is h.
+    A new mask m is drawn at each step. The output is computed from s', so that y = h' for cells
+    whose output is h.
 
     Args:
-      cell: the cell.
-      h: rate of h, or of a carry that is one array.
-      c: rate of all other leaves, such as c of an LSTM; leaves of the same shape have the same
-        mask.
+      cell: the inner cell.
+      h: zoneout rate of the field `h` of the carry, or of a carry that is one array.
+      c: zoneout rate of all other arrays of the carry, such as the field `c` of an LSTM; arrays
+        with the same shape have the same mask.
 
     Raises:
       TypeError: `cell` is not a `Cell`.
-      ValueError: a rate is outside [0, 1), or no leaf of the carry has the rate.
+      ValueError: a rate is outside [0, 1), or an array in the carry is computed from another one,
+        as in `CTRNN`. `update` raises it if a rate is above 0 and applies to no array.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = Zoneout(jrnn.LSTM(hidden_size=4), h=0.05, c=0.5)
@@ -64,22 +67,22 @@ class Zoneout(Wrapper):
     def _sample_masks(
         self, params: Params, leading: tuple[int, ...], key: jax.Array
     ) -> list[jax.Array]:
-        """One mask for each floating leaf of the carry, True where the previous value is kept."""
+        """Draws a mask for each floating leaf of the carry, True to keep the previous value."""
         carry = jax.eval_shape(lambda: self.cell.init_carry(self.cell_params(params), leading))
         named, _ = jax.tree_util.tree_flatten_with_path(carry)
-        masks, masks_by_kind = [], {}
-        for (path, leaf), r in zip(named, self._rates(carry), strict=True):
-            if r is None:
+        masks, masks_by_group = [], {}
+        for (path, leaf), rate in zip(named, self._rates(carry), strict=True):
+            if rate is None:
                 continue
-            kind = _is_h(path), leaf.shape
-            if kind not in masks_by_kind:
-                mask_key = jax.random.fold_in(key, len(masks_by_kind))
-                masks_by_kind[kind] = jax.random.bernoulli(mask_key, r, leaf.shape)
-            masks.append(masks_by_kind[kind])
+            group = _is_h(path), leaf.shape
+            if group not in masks_by_group:
+                mask_key = jax.random.fold_in(key, len(masks_by_group))
+                masks_by_group[group] = jax.random.bernoulli(mask_key, rate, leaf.shape)
+            masks.append(masks_by_group[group])
         return masks
 
     def _rates(self, carry: Carry) -> list[float | None]:
-        """The rate of each leaf; None for integers, such as a clock."""
+        """Returns the rate of each leaf; None for an integer leaf, such as a step counter."""
         named, _ = jax.tree_util.tree_flatten_with_path(carry)
         is_inexact = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)
         groups = ["h" if _is_h(path) else "c" for path, _ in named]
@@ -88,61 +91,65 @@ class Zoneout(Wrapper):
                 leaves = [jax.tree_util.keystr(path).strip(".") or "one array" for path, _ in named]
                 other = "c" if name == "h" else "h"
                 raise ValueError(
-                    f"{self.owner}: no leaf of the carry of {self.cell!r} has the rate {name}; "
-                    f"that of {', '.join(leaves)} is {other}: write {other}={getattr(self, name)}"
+                    f"{self.owner}: {name} must be 0 for {self.cell!r}, whose carry is "
+                    f"{', '.join(leaves)}, got {name}={getattr(self, name)}; set "
+                    f"{other}={getattr(self, name)} instead"
                 )
         rates = [self.h if group == "h" else self.c for group in groups]
-        return [r if is_inexact(leaf) else None for r, (_, leaf) in zip(rates, named, strict=True)]
+        return [
+            rate if is_inexact(leaf) else None for rate, (_, leaf) in zip(rates, named, strict=True)
+        ]
 
     def update(self, params: Params, carry: Carry, z: WrapperGates, u: Gates) -> Carry:
         new = self.cell.update(self.cell_params(params), carry, z.inner, u)
         leaves, structure = jax.tree.flatten(new)
-        prev, keeps = jax.tree.leaves(carry), self._keep_masks(carry, z.extra)
+        keep_masks = self._keep_masks(carry, z.extra)
         mixed = [
-            leaf if keep is None else _mix(keep, old, leaf)
-            for keep, old, leaf in zip(keeps, prev, leaves, strict=True)
+            leaf if keep is None else _mix(keep, prev, leaf)
+            for keep, prev, leaf in zip(keep_masks, jax.tree.leaves(carry), leaves, strict=True)
         ]
         return jax.tree.unflatten(structure, mixed)
 
     def _keep_masks(self, carry: Carry, masks: list[jax.Array] | None) -> list[Any]:
-        """For each leaf a mask or a rate, or None for a leaf that is never kept."""
+        """Returns a mask for each leaf; without noise its rate; None for an integer leaf."""
         rates = self._rates(carry)
         if masks is None:
             return rates
-        each = iter(masks)
-        return [None if r is None else next(each) for r in rates]
+        remaining = iter(masks)
+        return [None if rate is None else next(remaining) for rate in rates]
 
     def coefficients(self, params: Params, z: WrapperGates) -> Coefficients | None:
         inner = self.cell.coefficients(self.cell_params(params), z.inner)
         if inner is None:
             return None
-        kind = Dense if isinstance(inner, Dense) else Diagonal
+        is_dense = isinstance(inner, Dense)
         a, b = inner.exp() if isinstance(inner, LogDiagonal) else inner
-        keeps = self._keep_masks(b, z.extra)
+        keep_masks = self._keep_masks(b, z.extra)
         structure = jax.tree.structure(b)
-        pairs = list(zip(keeps, jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-        decays = [_decay(keep, a, kind is Dense) for keep, a, _ in pairs]
-        offsets = [b if keep is None else _mix(keep, jnp.zeros_like(b), b) for keep, _, b in pairs]
-        return kind(jax.tree.unflatten(structure, decays), jax.tree.unflatten(structure, offsets))
+        leaves = list(zip(keep_masks, jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+        decays = [_decay(keep, a, is_dense) for keep, a, _ in leaves]
+        offsets = [b if keep is None else _mix(keep, jnp.zeros_like(b), b) for keep, _, b in leaves]
+        a, b = (jax.tree.unflatten(structure, leaves) for leaves in (decays, offsets))
+        return Dense(a, b) if is_dense else Diagonal(a, b)
 
 
 def _is_h(path: tuple[Any, ...]) -> bool:
-    """Whether a leaf is the field h, or is the whole carry."""
+    """Whether a leaf of the carry is the field h or the whole carry."""
     return not path or jax.tree_util.keystr(path[-1:]) == ".h"
 
 
 def _mix(keep: Any, old: jax.Array, new: jax.Array) -> jax.Array:
-    """The old value where a mask is True, or a weighted mean for a rate."""
+    """Returns old where the mask `keep` is True, else new; for a rate, their weighted mean."""
     if isinstance(keep, float | int):
         return keep * old + (1 - keep) * new if keep else new
     return jnp.where(keep, old, new)
 
 
-def _decay(keep: Any, a: jax.Array, dense: bool) -> jax.Array:
-    """The coefficient of the state: 1, or the identity matrix, where the state is kept."""
+def _decay(keep: Any, a: jax.Array, is_dense: bool) -> jax.Array:
+    """Returns a, or 1 (if `is_dense` the identity matrix) where the previous state is kept."""
     if keep is None:
         return a
-    if not dense:
+    if not is_dense:
         return _mix(keep, jnp.ones((), a.dtype), a)
     keep = keep if isinstance(keep, float | int) else keep[..., None]
     return _mix(keep, jnp.eye(a.shape[-1], dtype=a.dtype), a)

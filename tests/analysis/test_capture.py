@@ -1,4 +1,4 @@
-"""`capture_gates`, compared with NumPy loops of the equations and with `jrnn.unroll`."""
+"""Tests of `capture_gates`, against NumPy loops of the equations and against `jrnn.unroll`."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,12 +29,12 @@ def lstm_step(cell, p, carry, x):
     h, c = carry
     names = ["f", "g", "o"] if cell.coupled else ["i", "f", "g", "o"]
     a = dict(zip(names, np.split(x @ p.w_ih + h @ p.w_hh + p.b, len(names), axis=-1), strict=True))
-    peep = (p.p_i, p.p_f, p.p_o) if cell.peepholes else (0.0, 0.0, 0.0)
-    f = sigmoid(a["f"] + peep[1] * c)
-    i = 1 - f if cell.coupled else sigmoid(a["i"] + peep[0] * c)
+    peepholes = (p.p_i, p.p_f, p.p_o) if cell.peepholes else (0.0, 0.0, 0.0)
+    f = sigmoid(a["f"] + peepholes[1] * c)
+    i = 1 - f if cell.coupled else sigmoid(a["i"] + peepholes[0] * c)
     g = np.tanh(a["g"])
     c = f * c + i * g
-    o = sigmoid(a["o"] + peep[2] * c)
+    o = sigmoid(a["o"] + peepholes[2] * c)
     h = o * np.tanh(c)
     return (h, c), h, {"i": i, "f": f, "g": g, "o": o}
 
@@ -94,13 +94,13 @@ RESETS = jnp.zeros((T, B), bool).at[3].set(True).at[5, 1].set(True).at[0, 0].set
 
 def add_noise(tree, key):
     """Adds noise to every leaf, so that no bias and no peephole is zero."""
-    leaves, structure = jax.tree.flatten(tree)
+    leaves, treedef = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
     noisy = [
         leaf + 0.5 * jax.random.normal(k, leaf.shape, leaf.dtype)
         for k, leaf in zip(keys, leaves, strict=True)
     ]
-    return jax.tree.unflatten(structure, noisy)
+    return jax.tree.unflatten(treedef, noisy)
 
 
 def make_example(cell, seed=0):
@@ -125,7 +125,7 @@ def assert_close(got, expected, tol=2e-5):
 @pytest.mark.parametrize(
     ("masked", "reverse"),
     [(False, False), (True, False), (True, True)],
-    ids=["plain", "masked", "masked-reverse"],
+    ids=["unmasked", "masked", "masked-reverse"],
 )
 @pytest.mark.parametrize("name", CELLS)
 def test_capture_equals_a_loop_of_the_equations(name, masked, reverse):
@@ -171,13 +171,13 @@ def test_gradients_of_capture_equal_unroll():
     params, xs, carry = make_example(cell)
     options: dict[str, Any] = {"lengths": LENGTHS, "resets": RESETS}
     weights = jax.random.normal(jax.random.key(9), (T, B, HIDDEN), jnp.float32)
-    by_capture = jax.grad(
+    grad_of_capture = jax.grad(
         lambda p: (weights * capture_gates(cell, p, xs, carry, **options).ys).sum()
     )
-    by_unroll = jax.grad(
+    grad_of_unroll = jax.grad(
         lambda p: (weights * jrnn.unroll(cell, p, xs, carry, engine="scan", **options)[1]).sum()
     )
-    assert_close(by_capture(params), by_unroll(params), tol=1e-5)
+    assert_close(grad_of_capture(params), grad_of_unroll(params), tol=1e-5)
 
 
 def test_coupled_input_gate_is_one_minus_the_forget_gate():
@@ -198,7 +198,7 @@ def test_default_carry_is_the_initial_carry_of_the_cell():
     )
 
 
-def test_capture_has_the_mask_arguments():
+def test_capture_contains_lengths_resets_and_reverse():
     cell = jrnn.GRU(HIDDEN)
     params, xs, _ = make_example(cell)
     capture = capture_gates(cell, params, xs, lengths=LENGTHS, resets=RESETS, reverse=True)
@@ -239,25 +239,25 @@ def test_mixed_precision_gates_and_carries_have_the_wider_dtype():
 
 # --- custom cells --------------------------------------------------------------------------------
 
-calls = []
+update_calls = []  # one entry for each trace of `LeakyCell.update`
 
 
-class LeakParams(NamedTuple):
+class LeakyCellParams(NamedTuple):
     w: jax.Array
     leak: jax.Array
 
 
 @dataclass(frozen=True)
-class Leak(jrnn.Cell):
+class LeakyCell(jrnn.Cell):
     """h' = a * h + (1 - a) * W x with a = sigmoid(leak + h)."""
 
     hidden_size: int
-    name: str | None = "a"
+    tap_name: str | None = "a"
     broadcast: bool = True
 
     def init(self, key, input_size, dtype=jnp.float32):
         w = jax.random.normal(key, (input_size, self.hidden_size), dtype)
-        return LeakParams(w, jnp.full((self.hidden_size,), 0.5, dtype))
+        return LeakyCellParams(w, jnp.full((self.hidden_size,), 0.5, dtype))
 
     def init_carry(self, params, batch_shape):
         return {"memory": jnp.zeros((*batch_shape, self.hidden_size), params.w.dtype)}
@@ -269,11 +269,11 @@ class Leak(jrnn.Cell):
         return ()
 
     def update(self, params, carry, z, u):
-        calls.append(self)
+        update_calls.append(self)
         h = carry["memory"]
         a = jax.nn.sigmoid(params.leak + h)
-        if self.name is not None:
-            jrnn.tap(self.name, a if self.broadcast else params.leak)
+        if self.tap_name is not None:
+            jrnn.tap(self.tap_name, a if self.broadcast else params.leak)
         return {"memory": a * h + (1 - a) * z}
 
     def readout(self, params, carry, z):
@@ -281,8 +281,8 @@ class Leak(jrnn.Cell):
 
 
 @dataclass(frozen=True)
-class Noisy(Leak):
-    """A `Leak` with dropout of the inputs."""
+class NoisyLeakyCell(LeakyCell):
+    """A `LeakyCell` with dropout of the inputs."""
 
     def sample_noise(self, params, xs, leading, key):
         return params, jax.random.bernoulli(key, 0.5, leading).astype(jnp.float32)
@@ -293,7 +293,7 @@ class Noisy(Leak):
 
 
 def test_custom_cell_returns_its_taps():
-    cell = Leak(HIDDEN, name="leak")
+    cell = LeakyCell(HIDDEN, tap_name="leak")
     params, xs, _ = make_example(cell)
     capture = capture_gates(cell, params, xs)
     h = np.zeros((B, HIDDEN))
@@ -306,7 +306,7 @@ def test_custom_cell_returns_its_taps():
 
 
 def test_cell_without_taps_returns_carries_and_outputs():
-    cell = Leak(HIDDEN, name=None)
+    cell = LeakyCell(HIDDEN, tap_name=None)
     params, xs, _ = make_example(cell)
     capture = capture_gates(cell, params, xs, lengths=LENGTHS)
     assert capture.gates == {}
@@ -318,7 +318,7 @@ def test_cell_without_taps_returns_carries_and_outputs():
 
 @pytest.mark.parametrize("key", [None, 3])
 def test_noise_equals_that_of_unroll(key):
-    cell = Noisy(HIDDEN)
+    cell = NoisyLeakyCell(HIDDEN)
     params, xs, _ = make_example(cell)
     key = None if key is None else jax.random.key(key)
     capture = capture_gates(cell, params, xs, key=key)
@@ -343,13 +343,13 @@ def test_unroll_returns_no_gates():
 
 
 def test_second_call_with_an_equal_cell_does_not_retrace():
-    params, xs, _ = make_example(Leak(HIDDEN))
-    capture_gates(Leak(HIDDEN), params, xs)
-    num_traces = len(calls)
-    capture_gates(Leak(HIDDEN), params, 2 * xs)
-    assert len(calls) == num_traces
-    capture_gates(Leak(HIDDEN), params, xs, reverse=True)
-    assert len(calls) > num_traces
+    params, xs, _ = make_example(LeakyCell(HIDDEN))
+    capture_gates(LeakyCell(HIDDEN), params, xs)
+    num_traces = len(update_calls)
+    capture_gates(LeakyCell(HIDDEN), params, 2 * xs)
+    assert len(update_calls) == num_traces
+    capture_gates(LeakyCell(HIDDEN), params, xs, reverse=True)
+    assert len(update_calls) > num_traces
 
 
 def test_jit_returns_an_equal_capture():
@@ -373,9 +373,9 @@ def test_vmap_over_parameters_equals_separate_captures():
 
 
 def test_gate_without_batch_axis_raises():
-    cell = Leak(HIDDEN, broadcast=False)
+    cell = LeakyCell(HIDDEN, broadcast=False)
     params, xs, _ = make_example(cell)
-    with pytest.raises(ValueError, match=r"Leak must tap 'a' with shape \(batch, hidden\)"):
+    with pytest.raises(ValueError, match=r"LeakyCell must tap 'a' with shape \(batch, hidden\)"):
         capture_gates(cell, params, xs)
 
 

@@ -1,4 +1,4 @@
-"""`lyapunov`, compared with NumPy loops over full Jacobians and with known exponents."""
+"""Tests of `lyapunov`, against NumPy loops over full Jacobians and against known exponents."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 
 import jrnn
 from jrnn.analysis import LyapunovSpectrum, lyapunov
-from jrnn.analysis.lyapunov import _initial_frame
+from jrnn.analysis.lyapunov import _initial_q
 from tests.cells.toys import Counter, Leaky, Noisy, Timed
 from tests.helpers import (
     Batch,
@@ -29,13 +29,13 @@ T, B, INPUT, HIDDEN = 9, 5, 2, 3
 # --- reference -----------------------------------------------------------------------------------
 
 
-def flat(carry: Any) -> np.ndarray:
+def flatten(carry: Any) -> np.ndarray:
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(carry)])
 
 
 def jacobian(step: Any, carry: Any, eps: float = 1e-6) -> np.ndarray:
     """The Jacobian of the new carry with respect to the old one, by central differences."""
-    leaves, structure = jax.tree.flatten(carry)
+    leaves, treedef = jax.tree.flatten(carry)
     columns = []
     for k, leaf in enumerate(leaves):
         for index in np.ndindex(leaf.shape):
@@ -43,45 +43,45 @@ def jacobian(step: Any, carry: Any, eps: float = 1e-6) -> np.ndarray:
             for sign in (1, -1):
                 shifted = [np.array(a) for a in leaves]
                 shifted[k][index] += sign * eps
-                perturbed.append(flat(step(jax.tree.unflatten(structure, shifted))))
+                perturbed.append(flatten(step(jax.tree.unflatten(treedef, shifted))))
             columns.append((perturbed[0] - perturbed[1]) / (2 * eps))
     return np.stack(columns, axis=-1)
 
 
-def reference(
-    row: Row, way: Scenario, params: Any, batch: Batch, skip: int, count: int | None = None
-) -> Any:
+def reference(row: Row, scenario: Scenario, params: Any, batch: Batch, skip: int) -> Any:
     """Loops over sequences; returns exponents, steps, history, final carries, Jacobians and ranks.
 
-    The Jacobians are those of the steps that count. From the lowest rank of any step on, exponents
-    are minus infinity or rounding errors.
+    The Jacobians are those of the steps in the mean. The rank of a sequence is the lowest rank of
+    the Jacobians of all its steps; exponents after the first `rank` are minus infinity or rounding
+    errors.
     """
-    start = row.start(params)
-    size = len(flat(start))
-    first = np.asarray(_initial_frame(size, count or size, 1, jnp.dtype("float64")))[0]
+    initial_carry = row.init_carry(params)
+    size = len(flatten(initial_carry))
+    initial_q = np.asarray(_initial_q(size, size, 1, jnp.dtype("float64")))[0]
     exponents, steps, history, jacobians = [], [], np.full(batch.xs.shape[:2], np.nan), []
     carries, ranks = [], np.full(B, size)
     for b in range(B):
-        carry, q, wait = select_sequence(batch.carry, b) if way.carry else start, first, skip
+        carry = select_sequence(batch.carry, b) if scenario.carry else initial_carry
+        q, num_to_skip = initial_q, skip
         logs: list[Any] = []
         jacobians.append([])
-        order = scan_order(way, batch, b)
+        order = scan_order(scenario, batch, b)
         for t in order:
-            if way.resets and batch.resets[t, b]:
-                carry, q, wait = start, first, max(skip, 1)
+            if scenario.resets and batch.resets[t, b]:
+                carry, q, num_to_skip = initial_carry, initial_q, max(skip, 1)
             j = jacobian(lambda c, t=t, b=b: row.step(params, c, batch.xs[t, b])[0], carry)
             q, r = np.linalg.qr(j @ q)
             ranks[b] = min(ranks[b], np.linalg.matrix_rank(j))
             carry, _ = row.step(params, carry, batch.xs[t, b])
-            if wait == 0:
+            if num_to_skip == 0:
                 with np.errstate(divide="ignore"):
                     logs.append(np.log(np.abs(np.diagonal(r))))
                 jacobians[b].append(j)
-            wait = max(wait - 1, 0)
+            num_to_skip = max(num_to_skip - 1, 0)
             history[t, b] = np.mean(logs, axis=0)[0] if logs else np.nan
-        if not way.reverse and order:
+        if not scenario.reverse and order:
             history[len(order) :, b] = history[order[-1], b]
-        mean = np.mean(logs, axis=0) if logs else np.full(first.shape[1], np.nan)
+        mean = np.mean(logs, axis=0) if logs else np.full(size, np.nan)
         exponents.append(mean)
         steps.append(len(logs))
         carries.append(carry)
@@ -93,7 +93,7 @@ def make_example(row: Row, seed: int = 3, steps: int = T) -> tuple[Any, Any, Bat
     cell = row.make(HIDDEN)
     params = random_params(cell, seed=seed, input_size=INPUT)
     if row is CELLS["elman-relu"]:
-        params = params._replace(b=params.b + 4)  # keeps units alive at all steps
+        params = params._replace(b=params.b + 4)  # so that relu is active at all steps
     batch = random_batch(cell, params, seed=seed + 1, steps=steps, batch=B)
     return cell, params, batch
 
@@ -102,8 +102,8 @@ def make_example(row: Row, seed: int = 3, steps: int = T) -> tuple[Any, Any, Bat
 
 
 @dataclass(frozen=True)
-class Toy(jrnn.Cell):
-    """A cell with one array of parameters, whose carry starts at a constant."""
+class CellWithoutWeights(jrnn.Cell):
+    """The base class of cells with one array of parameters and a constant initial carry."""
 
     hidden_size: int
 
@@ -123,7 +123,7 @@ class Toy(jrnn.Cell):
         raise NotImplementedError
 
 
-class Henon(Toy):
+class Henon(CellWithoutWeights):
     """x' = 1 - a·x² + y, y' = b·x."""
 
     def update(self, params: Any, carry: Any, z: Any, u: Any) -> Any:
@@ -131,14 +131,14 @@ class Henon(Toy):
         return jnp.stack([1 - params[0] * x**2 + y + z[..., 0], params[1] * x], axis=-1)
 
 
-class Logistic(Toy):
+class Logistic(CellWithoutWeights):
     """x' = r·x·(1 - x)."""
 
     def update(self, params: Any, carry: Any, z: Any, u: Any) -> Any:
         return params * carry * (1 - carry) + z
 
 
-class Linear(Toy):
+class Linear(CellWithoutWeights):
     """h' = A h + x."""
 
     def recur(self, params: Any, carry: Any) -> Any:
@@ -148,18 +148,18 @@ class Linear(Toy):
         return z + u
 
 
-calls = []
+update_calls = []  # one entry for each trace of `Multiply.update`
 
 
-class Scale(Toy):
+class Multiply(CellWithoutWeights):
     """h' = x * h, whose derivative is the input."""
 
     def update(self, params: Any, carry: Any, z: Any, u: Any) -> Any:
-        calls.append(self)
+        update_calls.append(self)
         return z * carry
 
 
-class Spin(Toy):
+class ComplexLinear(CellWithoutWeights):
     """s' = a·s + c·conj(s) + x, with a complex carry."""
 
     def init_carry(self, params: Any, batch_shape: tuple[int, ...]) -> Any:
@@ -178,7 +178,7 @@ def test_henon_map_has_published_exponents(x64: None) -> None:
     np.testing.assert_allclose(spectrum.exponents, [[0.41922, -1.62319]] * 2, rtol=0.01)
     np.testing.assert_allclose(spectrum.exponents.sum(axis=-1), np.log(0.3), rtol=1e-9)
     np.testing.assert_allclose(spectrum.dimension, 1.258, rtol=0.005)
-    np.testing.assert_allclose(spectrum.entropy, spectrum.largest)
+    np.testing.assert_allclose(spectrum.entropy, spectrum.largest_exponent)
     np.testing.assert_array_equal(spectrum.steps, 19_900)
     assert spectrum.exponents.dtype == np.float64
 
@@ -190,7 +190,7 @@ def test_logistic_map_has_exponent_ln_2(x64: None) -> None:
     np.testing.assert_allclose(spectrum.dimension, 1)
 
 
-def test_linear_cell_has_log_moduli_of_its_eigenvalues(x64: None) -> None:
+def test_exponents_of_a_linear_cell_are_log_moduli_of_eigenvalues(x64: None) -> None:
     basis = np.random.default_rng(0).normal(size=(4, 4))
     rotation = 0.6 * np.array([[np.cos(1), -np.sin(1)], [np.sin(1), np.cos(1)]])
     a = np.zeros((4, 4))
@@ -202,10 +202,14 @@ def test_linear_cell_has_log_moduli_of_its_eigenvalues(x64: None) -> None:
 
 
 @pytest.mark.parametrize("lower", [False, True])
-def test_triangular_cell_has_the_log_of_its_largest_eigenvalue(lower: bool, x64: None) -> None:
+def test_largest_exponent_of_a_triangular_matrix_is_the_log_of_its_largest_eigenvalue(
+    lower: bool, x64: None
+) -> None:
     a = np.diag([0.2, 0.9, 0.5]) + np.triu(np.ones((3, 3)), 1)
-    spectrum = lyapunov(Linear(3), a.T if lower else a, np.zeros((500, 1, 3)), count=1, skip=100)
-    np.testing.assert_allclose(spectrum.largest, np.log(0.9), atol=1e-3)
+    spectrum = lyapunov(
+        Linear(3), a.T if lower else a, np.zeros((500, 1, 3)), num_exponents=1, skip=100
+    )
+    np.testing.assert_allclose(spectrum.largest_exponent, np.log(0.9), atol=1e-3)
 
 
 def test_complex_carry_has_two_exponents_per_unit(x64: None) -> None:
@@ -214,13 +218,13 @@ def test_complex_carry_has_two_exponents_per_unit(x64: None) -> None:
     columns = [a * s + c * np.conj(s) for s in (1, 1j)]
     j = np.array([[s.real for s in columns], [s.imag for s in columns]])
     moduli = np.sort(np.abs(np.linalg.eigvals(j)))[::-1]
-    spectrum = lyapunov(Spin(1), params, np.zeros((500, 2, 1)), skip=200)
+    spectrum = lyapunov(ComplexLinear(1), params, np.zeros((500, 2, 1)), skip=200)
     np.testing.assert_allclose(spectrum.exponents, [np.log(moduli)] * 2, atol=1e-6)
     assert spectrum.carry.dtype == np.complex128
 
 
-def test_pytree_inputs_and_integer_carry_match_the_mean(x64: None, reverse: bool) -> None:
-    """J_t = exp(-dt) I, so each exponent is the mean of -dt over the steps that count."""
+def test_pytree_inputs_and_integer_carry_have_known_exponents(x64: None, reverse: bool) -> None:
+    """J_t = exp(-dt) I, so each exponent is the mean of -dt over the steps that are not skipped."""
     rng = np.random.default_rng(1)
     dt, resets = rng.uniform(0.1, 2, (T, 3)), rng.random((T, 3)) < 0.2
     lengths, skip = np.array([T, 5, 0]), 1
@@ -230,13 +234,13 @@ def test_pytree_inputs_and_integer_carry_match_the_mean(x64: None, reverse: bool
         Leaky(HIDDEN), params, xs, skip=skip, lengths=lengths, resets=resets, reverse=reverse
     )
     for b in range(3):
-        wait, counted = skip, []
+        num_to_skip, rates = skip, []
         for t in list(range(lengths[b]))[:: -1 if reverse else 1]:
-            wait = 1 if resets[t, b] else wait
-            counted += [-dt[t, b]] if wait == 0 else []
-            wait = max(wait - 1, 0)
-        assert spectrum.steps[b] == len(counted)
-        mean = np.mean(counted) if counted else np.nan
+            num_to_skip = 1 if resets[t, b] else num_to_skip
+            rates += [-dt[t, b]] if num_to_skip == 0 else []
+            num_to_skip = max(num_to_skip - 1, 0)
+        assert spectrum.steps[b] == len(rates)
+        mean = np.mean(rates) if rates else np.nan
         np.testing.assert_allclose(spectrum.exponents[b], [mean] * HIDDEN, rtol=1e-12)
 
 
@@ -244,12 +248,12 @@ def test_pytree_inputs_and_integer_carry_match_the_mean(x64: None, reverse: bool
 
 
 @pytest.mark.parametrize(
-    ("way", "skip"),
+    ("scenario", "skip"),
     [(Scenario(False, False, False), 0), (Scenario(), 2), (Scenario(reverse=True), 1)],
-    ids=["plain", "masked", "masked-reverse"],
+    ids=["unmasked", "masked", "masked-reverse"],
 )
 def test_exponents_equal_a_loop_over_full_jacobians(
-    kind: Row, way: Scenario, skip: int, x64: None
+    kind: Row, scenario: Scenario, skip: int, x64: None
 ) -> None:
     cell, params, batch = make_example(kind)
     if any(np.iscomplexobj(leaf) for leaf in jax.tree.leaves(batch.carry)):
@@ -258,13 +262,15 @@ def test_exponents_equal_a_loop_over_full_jacobians(
         cell,
         params,
         batch.xs,
-        batch.carry if way.carry else None,
+        batch.carry if scenario.carry else None,
         skip=skip,
-        lengths=batch.lengths if way.lengths else None,
-        resets=batch.resets if way.resets else None,
-        reverse=way.reverse,
+        lengths=batch.lengths if scenario.lengths else None,
+        resets=batch.resets if scenario.resets else None,
+        reverse=scenario.reverse,
     )
-    exponents, steps, history, carry, jacobians, ranks = reference(kind, way, params, batch, skip)
+    exponents, steps, history, carry, jacobians, ranks = reference(
+        kind, scenario, params, batch, skip
+    )
     np.testing.assert_array_equal(spectrum.steps, steps)
     assert_close(spectrum.carry, carry, 1e-12)
     assert (steps * ranks).any()
@@ -276,24 +282,28 @@ def test_exponents_equal_a_loop_over_full_jacobians(
             mean = np.mean([np.linalg.slogdet(j)[1] for j in jacobians[b]])
             np.testing.assert_allclose(got.sum(), mean, rtol=1e-6)
         if rank > 0 and steps[b]:
-            at = scan_order(way, batch, b) if way.reverse else slice(None)
+            steps_at = scan_order(scenario, batch, b) if scenario.reverse else slice(None)
             np.testing.assert_allclose(
-                spectrum.history[at, b], history[at, b], rtol=1e-6, atol=1e-6
+                spectrum.history[steps_at, b], history[steps_at, b], rtol=1e-6, atol=1e-6
             )
 
 
 def test_one_exponent_equals_the_first_of_all(kind: Row, x64: None) -> None:
     cell, params, batch = make_example(kind)
-    all_exponents, few = (lyapunov(cell, params, batch.xs, count=c) for c in (None, 1))
-    assert few.exponents.shape == (B, 1)
-    np.testing.assert_allclose(few.exponents, all_exponents.exponents[:, :1], rtol=1e-9)
-    np.testing.assert_allclose(few.history, all_exponents.history, rtol=1e-9)
+    all_exponents, first = (
+        lyapunov(cell, params, batch.xs, num_exponents=num) for num in (None, 1)
+    )
+    assert first.exponents.shape == (B, 1)
+    np.testing.assert_allclose(first.exponents, all_exponents.exponents[:, :1], rtol=1e-9)
+    np.testing.assert_allclose(first.history, all_exponents.history, rtol=1e-9)
 
 
 def test_two_exponents_equal_the_first_of_all(x64: None) -> None:
     cell, params, batch = make_example(CELLS["lstm"])
-    all_exponents, few = (lyapunov(cell, params, batch.xs, count=c) for c in (None, 2))
-    np.testing.assert_allclose(few.exponents, all_exponents.exponents[:, :2], rtol=1e-9)
+    all_exponents, first = (
+        lyapunov(cell, params, batch.xs, num_exponents=num) for num in (None, 2)
+    )
+    np.testing.assert_allclose(first.exponents, all_exponents.exponents[:, :2], rtol=1e-9)
 
 
 def test_segments_and_padding_equal_separate_runs(reverse: bool, x64: None) -> None:
@@ -305,19 +315,21 @@ def test_segments_and_padding_equal_separate_runs(reverse: bool, x64: None) -> N
         params,
         batch.xs,
         batch.carry,
-        count=1,
+        num_exponents=1,
         lengths=lengths,
         resets=resets,
         reverse=reverse,
     )
     parts = [batch.xs[:6], batch.xs[6:10]]
     first, second = (part[::-1] for part in reversed(parts)) if reverse else parts
-    before = lyapunov(cell, params, first, batch.carry, count=1)
-    after = lyapunov(cell, params, second, count=1, skip=1)
-    total = before.steps * before.largest + after.steps * after.largest
+    before = lyapunov(cell, params, first, batch.carry, num_exponents=1)
+    after = lyapunov(cell, params, second, num_exponents=1, skip=1)
+    total = before.steps * before.largest_exponent + after.steps * after.largest_exponent
     np.testing.assert_array_equal(spectrum.steps, 9)
-    np.testing.assert_allclose(spectrum.largest, total / 9, rtol=1e-12)
-    np.testing.assert_allclose(spectrum.history[0 if reverse else -1], spectrum.largest, rtol=1e-12)
+    np.testing.assert_allclose(spectrum.largest_exponent, total / 9, rtol=1e-12)
+    np.testing.assert_allclose(
+        spectrum.history[0 if reverse else -1], spectrum.largest_exponent, rtol=1e-12
+    )
 
 
 def random_network(gain: float, hidden: int, seed: int) -> Any:
@@ -333,15 +345,15 @@ def test_random_network_becomes_chaotic_with_large_gain() -> None:
     xs = np.zeros((2000, 1, 1), np.float32)
     for gain, hidden in [(0.5, 32), (0.8, 32), (0.8, 128)]:
         params, carry = random_network(gain, hidden, 0)
-        spectrum = lyapunov(jrnn.Elman(hidden), params, xs, carry, count=1, skip=200)
+        spectrum = lyapunov(jrnn.Elman(hidden), params, xs, carry, num_exponents=1, skip=200)
         radius = np.abs(np.linalg.eigvals(np.asarray(params.w_hh))).max()
-        # At the fixed point 0 the Jacobian is w_hh.
-        np.testing.assert_allclose(spectrum.largest, np.log(radius), atol=5e-3)
-        assert spectrum.largest[0] < 0
+        # The carry converges to the fixed point 0, where the Jacobian is w_hh.
+        np.testing.assert_allclose(spectrum.largest_exponent, np.log(radius), atol=5e-3)
+        assert spectrum.largest_exponent[0] < 0
     for gain, hidden in [(3.0, 32), (1.5, 128), (3.0, 128)]:
         params, carry = random_network(gain, hidden, 0)
-        spectrum = lyapunov(jrnn.Elman(hidden), params, xs, carry, count=1, skip=200)
-        assert spectrum.largest[0] > 0.02
+        spectrum = lyapunov(jrnn.Elman(hidden), params, xs, carry, num_exponents=1, skip=200)
+        assert spectrum.largest_exponent[0] > 0.02
         assert spectrum.exponents.dtype == np.float32
 
 
@@ -352,9 +364,11 @@ def test_largest_exponent_equals_the_divergence_rate_of_two_runs(
     params, carry = random_network(gain, 32, 0)
     params = jax.tree.map(lambda a: a.astype(np.float64), params)
     xs = np.random.default_rng(1).normal(size=(3000, 1, 1))
-    largest = lyapunov(jrnn.Elman(32), params, xs, carry, count=1, skip=100).largest
+    largest = lyapunov(
+        jrnn.Elman(32), params, xs, carry, num_exponents=1, skip=100
+    ).largest_exponent
     w_hh, w_ih = np.asarray(params.w_hh), np.asarray(params.w_ih)
-    # With rounding errors, chaotic runs agree only in their means.
+    # Rounding errors make the chaotic trajectories differ, so the growth rates agree only roughly.
     h, eps, growth = carry[0].astype(np.float64), 1e-7, []
     perturbed = h + eps / np.sqrt(32)
     for t in range(3000):
@@ -368,25 +382,25 @@ def test_largest_exponent_equals_the_divergence_rate_of_two_runs(
 # --- singular steps, NaN, no steps ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_zero_derivative_returns_minus_infinity(count: int) -> None:
+@pytest.mark.parametrize("num_exponents", [1, 3])
+def test_zero_derivative_returns_minus_infinity(num_exponents: int) -> None:
     params, xs = jnp.zeros(()), np.full((6, 2, 3), 0.5, np.float32)
     xs[2, 0] = 0
-    spectrum = lyapunov(Scale(3), params, xs, count=count)
+    spectrum = lyapunov(Multiply(3), params, xs, num_exponents=num_exponents)
     np.testing.assert_array_equal(spectrum.exponents[0], -np.inf)
     np.testing.assert_allclose(spectrum.exponents[1], np.log(0.5), rtol=1e-6)
     np.testing.assert_allclose(spectrum.history[:, 0], [np.log(0.5)] * 2 + [-np.inf] * 4, rtol=1e-6)
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_frame_remains_orthonormal_after_a_zero_derivative(count: int) -> None:
+@pytest.mark.parametrize("num_exponents", [1, 3])
+def test_q_remains_orthonormal_after_a_zero_derivative(num_exponents: int) -> None:
     xs = np.full((6, 2, 3), 0.5, np.float32)
     xs[2, 0] = 0
-    spectrum = lyapunov(Scale(3), jnp.zeros(()), xs, skip=3, count=count)
+    spectrum = lyapunov(Multiply(3), jnp.zeros(()), xs, skip=3, num_exponents=num_exponents)
     np.testing.assert_allclose(spectrum.exponents, np.log(0.5), rtol=1e-6)
 
 
-def test_dead_unit_does_not_change_other_exponents(x64: None) -> None:
+def test_inactive_relu_unit_does_not_change_other_exponents(x64: None) -> None:
     row = CELLS["elman-relu"]
     cell, params, batch = make_example(row, steps=40)
     w_hh = np.linalg.qr(np.random.default_rng(0).normal(size=(HIDDEN, HIDDEN)))[0] * 0.5
@@ -394,7 +408,7 @@ def test_dead_unit_does_not_change_other_exponents(x64: None) -> None:
     params = params._replace(w_hh=w_hh, b=bias)
     spectrum = lyapunov(cell, params, batch.xs, skip=5)
     active = w_hh[np.ix_([0, 2], [0, 2])]
-    # The test requires that both other units are active at all steps.
+    # Check the assumption that units 0 and 2 are active, and unit 1 is inactive, at all steps.
     *_, ys = jrnn.unroll(cell, params, batch.xs, engine="scan")
     assert (np.asarray(ys)[..., [0, 2]] > 0).all() and (np.asarray(ys)[..., 1] == 0).all()
     sums = spectrum.exponents[:, :2].sum(axis=-1)
@@ -407,8 +421,10 @@ def test_nan_in_one_sequence_does_not_change_others(kind: Row, x64: None) -> Non
     xs = batch.xs.copy()
     xs[3, 1] = np.nan
     others = np.array([b for b in range(B) if b != 1])
-    for count in (None, 1):
-        got, expected = (lyapunov(cell, params, a, count=count) for a in (xs, batch.xs))
+    for num_exponents in (None, 1):
+        got, expected = (
+            lyapunov(cell, params, a, num_exponents=num_exponents) for a in (xs, batch.xs)
+        )
         assert np.isnan(got.exponents[1]).all() and np.isnan(got.history[3:, 1]).all()
         np.testing.assert_array_equal(got.exponents[others], expected.exponents[others])
         np.testing.assert_array_equal(got.history[:3], expected.history[:3])
@@ -449,15 +465,17 @@ def test_zero_steps_return_nan_and_the_initial_carry() -> None:
 # --- transformations, dtypes, errors -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [None, 1])
-def test_gradients_equal_finite_differences(count: int | None, x64: None) -> None:
+@pytest.mark.parametrize("num_exponents", [None, 1])
+def test_gradients_equal_finite_differences(num_exponents: int | None, x64: None) -> None:
     cell, params, batch = make_example(CELLS["elman-tanh"])
     lengths = np.array([T, 4, 2, 6, 0])
 
     @jax.jit
     def loss(p: Any) -> jax.Array:
-        spectrum = lyapunov(cell, p, batch.xs, batch.carry, count=count, lengths=lengths)
-        return jnp.where(spectrum.steps > 0, jnp.nan_to_num(spectrum.largest), 0).sum()
+        spectrum = lyapunov(
+            cell, p, batch.xs, batch.carry, num_exponents=num_exponents, lengths=lengths
+        )
+        return jnp.where(spectrum.steps > 0, jnp.nan_to_num(spectrum.largest_exponent), 0).sum()
 
     gradient, eps = jax.grad(loss)(params), 1e-6
     for index in np.ndindex(params.w_hh.shape):
@@ -469,13 +487,13 @@ def test_gradients_equal_finite_differences(count: int | None, x64: None) -> Non
 
 
 def test_gradients_are_finite_with_singular_padding() -> None:
-    """On padding the input, and so the derivative of `Scale`, is zero."""
+    """On padding the input, and so the derivative of `Multiply`, is zero."""
     xs = jnp.full((4, 2, 2), 0.5)
-    loss = lambda xs, count: lyapunov(
-        Scale(2), jnp.zeros(()), xs, count=count, lengths=jnp.array([4, 2])
-    ).largest.sum()
-    for count in (1, 2):
-        gradient = np.asarray(jax.grad(loss)(xs, count))
+    loss = lambda xs, num_exponents: lyapunov(
+        Multiply(2), jnp.zeros(()), xs, num_exponents=num_exponents, lengths=jnp.array([4, 2])
+    ).largest_exponent.sum()
+    for num_exponents in (1, 2):
+        gradient = np.asarray(jax.grad(loss)(xs, num_exponents))
         assert np.isfinite(gradient).all()
         np.testing.assert_array_equal(gradient[2:, 1], 0)
         np.testing.assert_allclose(gradient[:2, 1].sum(), 2.0, rtol=1e-5)
@@ -483,12 +501,12 @@ def test_gradients_are_finite_with_singular_padding() -> None:
 
 def test_second_call_with_an_equal_cell_does_not_retrace() -> None:
     xs = np.full((6, 2, 3), 0.5, np.float32)
-    lyapunov(Scale(3), jnp.zeros(()), xs)
-    num_traces = len(calls)
-    lyapunov(Scale(3), jnp.zeros(()), 2 * xs, skip=2)
-    assert len(calls) == num_traces
-    lyapunov(Scale(3), jnp.zeros(()), xs, reverse=True)
-    assert len(calls) > num_traces
+    lyapunov(Multiply(3), jnp.zeros(()), xs)
+    num_traces = len(update_calls)
+    lyapunov(Multiply(3), jnp.zeros(()), 2 * xs, skip=2)
+    assert len(update_calls) == num_traces
+    lyapunov(Multiply(3), jnp.zeros(()), xs, reverse=True)
+    assert len(update_calls) > num_traces
 
 
 def test_jit_and_vmap_equal_separate_calls() -> None:
@@ -517,23 +535,24 @@ def test_noise_depends_on_the_key() -> None:
     assert (spectrum.exponents != lyapunov(cell, params, xs).exponents).any()
 
 
-def test_narrow_floats_are_computed_in_float32() -> None:
+def test_bfloat16_inputs_and_parameters_give_float32_exponents() -> None:
     cell = jrnn.GRU(HIDDEN)
-    wide = random_params(cell, 1, INPUT, np.float32)
-    xs = random_batch(cell, wide, 2, 50, B, np.float32).xs
-    expected = lyapunov(cell, wide, xs)
-    for params in (wide, jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), wide)):
+    float32_params = random_params(cell, 1, INPUT, np.float32)
+    xs = random_batch(cell, float32_params, 2, 50, B, np.float32).xs
+    expected = lyapunov(cell, float32_params, xs)
+    bfloat16_params = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), float32_params)
+    for params in (float32_params, bfloat16_params):
         spectrum = lyapunov(cell, params, jnp.asarray(xs, jnp.bfloat16))
         assert spectrum.exponents.dtype == np.float32
-        np.testing.assert_allclose(spectrum.largest, expected.largest, atol=0.03)
+        np.testing.assert_allclose(spectrum.largest_exponent, expected.largest_exponent, atol=0.03)
 
 
-def test_initial_frame_is_orthonormal_and_independent_of_count() -> None:
-    frame = np.asarray(_initial_frame(6, 6, 2, jnp.dtype("float32")))
-    np.testing.assert_allclose(frame[0].T @ frame[0], np.eye(6), atol=1e-6)
-    assert np.abs(frame).min() > 1e-3
-    few = np.asarray(_initial_frame(6, 1, 2, jnp.dtype("float32")))
-    np.testing.assert_allclose(np.abs(few), np.abs(frame[..., :1]), rtol=1e-5)
+def test_initial_q_is_orthonormal_and_independent_of_num_exponents() -> None:
+    q = np.asarray(_initial_q(6, 6, 2, jnp.dtype("float32")))
+    np.testing.assert_allclose(q[0].T @ q[0], np.eye(6), atol=1e-6)
+    assert np.abs(q).min() > 1e-3
+    column = np.asarray(_initial_q(6, 1, 2, jnp.dtype("float32")))
+    np.testing.assert_allclose(np.abs(column), np.abs(q[..., :1]), rtol=1e-5)
 
 
 def test_dimension_and_entropy_equal_known_values() -> None:
@@ -545,12 +564,12 @@ def test_dimension_and_entropy_equal_known_values() -> None:
     np.testing.assert_allclose(spectrum._replace(exponents=exponents[:, :2]).dimension, [2, 0, 1])
 
 
-@pytest.mark.parametrize("count", [0, -1, 7, 1.0, True])
-def test_count_out_of_range_raises(count: Any) -> None:
+@pytest.mark.parametrize("num_exponents", [0, -1, 7, 1.0, True])
+def test_num_exponents_out_of_range_raises(num_exponents: Any) -> None:
     cell = jrnn.LSTM(HIDDEN)
     params = random_params(cell, 3, INPUT, np.float32)
-    with pytest.raises(ValueError, match=rf"count must be an int in 1 to 6.*LSTM, got {count}"):
-        lyapunov(cell, params, np.zeros((2, 1, INPUT), np.float32), count=count)
+    with pytest.raises(ValueError, match=rf"must be an int from 1 to 6.*LSTM, got {num_exponents}"):
+        lyapunov(cell, params, np.zeros((2, 1, INPUT), np.float32), num_exponents=num_exponents)
 
 
 def test_invalid_arguments_raise() -> None:

@@ -1,4 +1,4 @@
-"""The figures of `jrnn.analysis` show the values of the capture."""
+"""Tests that the figures of `jrnn.analysis` show the values of a capture."""
 
 import subprocess
 import sys
@@ -62,7 +62,7 @@ def test_plot_gates_shows_all_gates_without_padding(capture, example):
         np.testing.assert_array_equal(image_of(a), expected)
 
 
-def test_plot_gates_uses_one_scale_per_range(capture):
+def test_plot_gates_scale_depends_on_the_sign_of_the_values(capture):
     limits = {
         a.get_ylabel(): (*a.images[0].get_clim(), a.images[0].get_cmap().name)
         for a in plot_gates(capture).axes
@@ -100,10 +100,10 @@ def test_plot_gates_shows_selected_gates_in_order(capture):
 @pytest.mark.parametrize("inputs", ["abcdef", list("abcdef")])
 @pytest.mark.parametrize("example", [0, 1])
 def test_characters_are_labels_of_steps(capture, inputs, example):
-    lowest = plot_gates(capture, example, inputs=inputs).axes[3]
-    labels = [label.get_text() for label in lowest.get_xticklabels()]
+    bottom_axes = plot_gates(capture, example, inputs=inputs).axes[3]
+    labels = [label.get_text() for label in bottom_axes.get_xticklabels()]
     assert labels == list("abcdef")[: LENGTHS[example]]
-    np.testing.assert_array_equal(lowest.get_xticks(), np.arange(LENGTHS[example]))
+    np.testing.assert_array_equal(bottom_axes.get_xticks(), np.arange(LENGTHS[example]))
 
 
 def test_features_are_shown_below_the_gates(capture):
@@ -126,9 +126,9 @@ def test_resets_are_lines_before_their_step(capture):
 
 
 def test_plot_cell_state_shows_all_units_and_selected_lines(capture):
-    heat, lines = plot_cell_state(capture, 1, units=(3, 0)).axes[:2]
+    heatmap, lines = plot_cell_state(capture, 1, units=(3, 0)).axes[:2]
     c = np.asarray(capture.carries.c)[: LENGTHS[1], 1]
-    np.testing.assert_array_equal(image_of(heat), c.T)
+    np.testing.assert_array_equal(image_of(heatmap), c.T)
     drawn = {line.get_label(): line.get_ydata() for line in lines.lines}
     np.testing.assert_array_equal(drawn["c[3]"], c[:, 3])
     np.testing.assert_array_equal(drawn["c[0]"], c[:, 0])
@@ -145,20 +145,21 @@ def test_plot_cell_state_selects_units_of_largest_variance(capture):
 @pytest.mark.parametrize(("cell", "state"), [(jrnn.GRU(HIDDEN), None), (jrnn.GRU(HIDDEN), "h")])
 def test_carry_of_one_array_is_named_h(cell, state):
     capture = make_capture(cell)
-    heat = plot_cell_state(capture, state=state).axes[0]
-    np.testing.assert_array_equal(image_of(heat), np.asarray(capture.carries)[:, 0].T)
-    assert heat.get_ylabel() == "h"
+    heatmap = plot_cell_state(capture, state=state).axes[0]
+    np.testing.assert_array_equal(image_of(heatmap), np.asarray(capture.carries)[:, 0].T)
+    assert heatmap.get_ylabel() == "h"
 
 
 def test_plot_cell_state_shows_the_named_array(capture):
-    heat = plot_cell_state(capture, state="h").axes[0]
-    np.testing.assert_array_equal(image_of(heat), np.asarray(capture.carries.h)[:, 0].T)
+    heatmap = plot_cell_state(capture, state="h").axes[0]
+    np.testing.assert_array_equal(image_of(heatmap), np.asarray(capture.carries.h)[:, 0].T)
 
 
 def test_plot_unit_shows_gates_and_state(capture):
-    above, below = plot_unit(capture, 2, 1).axes[:2]
+    gate_axes, state_axes = plot_unit(capture, 2, 1).axes[:2]
     drawn = {
-        line.get_label(): np.asarray(line.get_ydata()) for line in (*above.lines, *below.lines)
+        line.get_label(): np.asarray(line.get_ydata())
+        for line in (*gate_axes.lines, *state_axes.lines)
     }
     for name, gate in capture.gates.items():
         np.testing.assert_array_equal(drawn[name], gate[:4, 1, 2])
@@ -175,9 +176,9 @@ def test_plot_retention_shows_the_mean_over_units(capture, example, reverse):
     figure = plot_retention(capture._replace(reverse=reverse), example)
     resets = capture.resets[:steps, example]
     expected = retention(capture.gates["f"][:steps, example], resets, reverse=reverse).mean(axis=-1)
-    defined = np.tri(steps, dtype=bool) if reverse else np.tri(steps, dtype=bool).T
+    is_drawn = np.tri(steps, dtype=bool) if reverse else np.tri(steps, dtype=bool).T
     np.testing.assert_allclose(
-        image_of(figure.axes[0]), np.where(defined, expected, np.nan), rtol=1e-5, atol=1e-7
+        image_of(figure.axes[0]), np.where(is_drawn, expected, np.nan), rtol=1e-5, atol=1e-7
     )
 
 
@@ -208,7 +209,7 @@ def test_figures_can_be_saved_without_pyplot(capture, plot, tmp_path):
     assert plt.get_fignums() == fignums
 
 
-def test_long_sequences_have_no_character_labels():
+def test_character_labels_are_omitted_for_long_sequences():
     gate = {"f": jnp.full((200, 1, 2), 0.5)}
     capture = GateCapture(gate, jnp.zeros((200, 1, 2)), jnp.zeros((1, 2)), jnp.zeros((200, 1, 2)))
     assert plot_gates(capture, inputs="a" * 200).axes[0].get_xlabel() == "step"
@@ -226,35 +227,91 @@ def test_missing_matplotlib_raises_with_install_command(capture, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "message", "call"),
+    ("error", "message", "plot"),
     [
-        (TypeError, "capture must be a GateCapture", lambda s: plot_gates(s.gates)),
-        (ValueError, "example must be from 0 to 2, got 3", lambda s: plot_gates(s, 3)),
-        (ValueError, "example must be from 0 to 2, got -1", lambda s: plot_unit(s, 0, -1)),
-        (TypeError, "example must be an int, got None", lambda s: plot_unit(s, 0, NOT_AN_INT)),
-        (ValueError, "example 2 must have at least 1 valid step", lambda s: plot_gates(s, 2)),
-        (ValueError, "one of i, f, g, o, got 'F'; did you", lambda s: plot_gates(s, gates=["F"])),
-        (ValueError, "gates must be a list of names", lambda s: plot_gates(s, gates="fi")),
-        (ValueError, "gates must be a list of names", lambda s: plot_gates(s, gates=())),
-        (ValueError, "got 'q'", lambda s: plot_gates(s, sort_by="q")),
-        (ValueError, "each of the 6 steps, got 3", lambda s: plot_gates(s, inputs="abc")),
-        (ValueError, "got shape", lambda s: plot_gates(s, inputs=np.zeros(T))),
-        (ValueError, "taps no gates", lambda s: plot_gates(s._replace(gates={}))),
-        (ValueError, "'h', 'c', got 'd'", lambda s: plot_cell_state(s, state="d")),
-        (ValueError, "unit must be from 0 to 4, got 5", lambda s: plot_cell_state(s, units=[5])),
-        (ValueError, "units must be a positive int", lambda s: plot_cell_state(s, units=0)),
-        (ValueError, "unit must be from 0 to 4, got 9", lambda s: plot_unit(s, 9)),
-        (ValueError, "unit must be from 0 to 4, got 9", lambda s: plot_retention(s, unit=9)),
-        (ValueError, "gate 'g' must be between", lambda s: plot_retention(s, gate="g")),
-        (ValueError, "one of i, f, g, o, got 'z'", lambda s: plot_retention(s, gate="z")),
-        (ValueError, "characters", lambda s: plot_retention(s, inputs=np.zeros((T, 2)))),
+        (TypeError, "capture must be a GateCapture", lambda capture: plot_gates(capture.gates)),
+        (ValueError, "example must be from 0 to 2, got 3", lambda capture: plot_gates(capture, 3)),
+        (
+            ValueError,
+            "example must be from 0 to 2, got -1",
+            lambda capture: plot_unit(capture, 0, -1),
+        ),
+        (
+            TypeError,
+            "example must be an int, got None",
+            lambda capture: plot_unit(capture, 0, NOT_AN_INT),
+        ),
+        (
+            ValueError,
+            "example 2 must have at least 1 valid step",
+            lambda capture: plot_gates(capture, 2),
+        ),
+        (
+            ValueError,
+            "one of i, f, g, o, got 'F'; did you",
+            lambda capture: plot_gates(capture, gates=["F"]),
+        ),
+        (
+            ValueError,
+            "gates must be a list of names",
+            lambda capture: plot_gates(capture, gates="fi"),
+        ),
+        (
+            ValueError,
+            "gates must be a list of names",
+            lambda capture: plot_gates(capture, gates=()),
+        ),
+        (ValueError, "got 'q'", lambda capture: plot_gates(capture, sort_by="q")),
+        (
+            ValueError,
+            "each of the 6 steps, got 3",
+            lambda capture: plot_gates(capture, inputs="abc"),
+        ),
+        (ValueError, "got shape", lambda capture: plot_gates(capture, inputs=np.zeros(T))),
+        (
+            ValueError,
+            "must have at least one gate, but the cell taps none",
+            lambda capture: plot_gates(capture._replace(gates={})),
+        ),
+        (ValueError, "'h', 'c', got 'd'", lambda capture: plot_cell_state(capture, state="d")),
+        (
+            ValueError,
+            "unit must be from 0 to 4, got 5",
+            lambda capture: plot_cell_state(capture, units=[5]),
+        ),
+        (
+            ValueError,
+            "units must be a positive int",
+            lambda capture: plot_cell_state(capture, units=0),
+        ),
+        (ValueError, "unit must be from 0 to 4, got 9", lambda capture: plot_unit(capture, 9)),
+        (
+            ValueError,
+            "unit must be from 0 to 4, got 9",
+            lambda capture: plot_retention(capture, unit=9),
+        ),
+        (
+            ValueError,
+            "gate 'g' must be between 0 and 1, got values from -",
+            lambda capture: plot_retention(capture, gate="g"),
+        ),
+        (
+            ValueError,
+            "one of i, f, g, o, got 'z'",
+            lambda capture: plot_retention(capture, gate="z"),
+        ),
+        (
+            ValueError,
+            "characters",
+            lambda capture: plot_retention(capture, inputs=np.zeros((T, 2))),
+        ),
         (
             ValueError,
             r"time, batch, hidden\), got \(2, 6, 3, 5\); if vmap stacked several",
-            lambda s: plot_gates(s._replace(gates={"f": jnp.zeros((2, T, B, HIDDEN))})),
+            lambda capture: plot_gates(capture._replace(gates={"f": jnp.zeros((2, T, B, HIDDEN))})),
         ),
     ],
 )
-def test_invalid_arguments_raise(capture, error, message, call):
+def test_invalid_arguments_raise(capture, error, message, plot):
     with pytest.raises(error, match=message):
-        call(capture)
+        plot(capture)

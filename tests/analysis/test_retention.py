@@ -1,4 +1,4 @@
-"""`jrnn.analysis.retention`, compared with a loop of products and with a derivative."""
+"""Tests of `jrnn.analysis.retention`, against a loop of products and against a derivative."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def test_retention_equals_the_derivative_of_the_cell_state():
     cell = jrnn.LSTM(HIDDEN)
     params = cell.init(jax.random.key(0), 2)
     noise = jax.random.normal(jax.random.key(1), params.b.shape, jnp.float32)
-    # Without recurrent weights the gates do not depend on the carry.
+    # Without recurrent weights, the gates are constant with respect to the carry.
     params = params._replace(w_hh=jnp.zeros_like(params.w_hh), b=noise)
     xs = jax.random.normal(jax.random.key(2), (T, 1, 2), jnp.float32)
 

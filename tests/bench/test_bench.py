@@ -1,4 +1,4 @@
-"""The benchmarks: results, ratios, and reports of missing contenders."""
+"""The benchmarks: results, ratios, and reports of missing implementations."""
 
 import json
 import subprocess
@@ -11,10 +11,10 @@ import pytest
 
 from jrnn.bench import (
     cases,
-    contenders,
     engines,
     figure,
     group,
+    implementations,
     machine,
     peers,
     report,
@@ -24,13 +24,13 @@ from jrnn.bench import (
 from jrnn.cli import main
 
 SHAPE = "2x5x3x4"
-CASE = contenders.Case("lstm", "forward+backward", contenders.Shape(2, 5, 3, 4))
+CASE = implementations.Case("lstm", "forward+backward", implementations.Shape(2, 5, 3, 4))
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Runs the benchmark at a tiny shape without keras; returns its JSON."""
-    monkeypatch.setattr(machine, "product_rates", lambda: {"xla": 100.0, "torch": 50.0})
+    """Runs the benchmark on a small shape without keras; returns the contents of the JSON file."""
+    monkeypatch.setattr(machine, "matmul_gflops", lambda: {"xla": 100.0, "torch": 50.0})
     monkeypatch.setitem(sys.modules, "keras", None)
     monkeypatch.delitem(sys.modules, f"{peers.__name__}.keras_jax", raising=False)
 
@@ -43,31 +43,34 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-def test_results_list_all_contenders_and_missing_ones(run, tmp_path, capsys):
+def test_results_list_all_implementations_and_missing_ones(run, tmp_path, capsys):
     result = run(
-        *"--cells gru --peers nnx keras --engines auto bcan --directions forward+backward".split(),
+        *"--cells gru --peers nnx keras --engines auto bcan --modes forward+backward".split(),
         "--figure",
     )
-    (done,) = result["groups"]
-    assert done["shape"] == {"batch": 2, "steps": 5, "input": 3, "hidden": 4}
-    assert done["flops"] == 3 * 2 * 5 * 2 * (3 + 4) * 3 * 4
-    rows = {row["name"]: row for row in done["contenders"]}
+    (timed,) = result["groups"]
+    assert timed["shape"] == {"batch": 2, "steps": 5, "input": 3, "hidden": 4}
+    assert timed["flops"] == 3 * 2 * 5 * 2 * (3 + 4) * 3 * 4
+    rows = {row["name"]: row for row in timed["implementations"]}
     assert set(rows) == {"jrnn auto", "nnx GRUCell"}
     for row in rows.values():
         assert row["calls"] >= 3 and 0 < row["min_seconds"] <= row["median_seconds"]
         assert row["compile_seconds"] > 0 and row["memory_bytes"] > 0
-        rate = done["flops"] / row["median_seconds"] / 1e9
+        rate = timed["flops"] / row["median_seconds"] / 1e9
         assert row["gflops"] == pytest.approx(rate)
-        assert row["percent_of_product_rate"] == pytest.approx(rate)  # of 100 GFLOP/s
+        assert row["percent_of_matmul"] == pytest.approx(rate)  # of 100 GFLOP/s
     assert {entry["name"]: entry["cases"] for entry in result["missing"]} == {
         "keras": ["gru forward+backward 2x5x3x4"],
         "jrnn bcan": ["gru forward+backward 2x5x3x4"],
     }
-    assert "others_cores" in done and result["product_gflops"] == {"xla": 100.0, "torch": 50.0}
+    assert "other_process_cores" in timed and result["matmul_gflops"] == {
+        "xla": 100.0,
+        "torch": 50.0,
+    }
     assert {"cpu", "cores", "vector_flags", "kernels", "device"} <= set(result["machine"])
     assert result["versions"]["jax"] and result["options"]["repeats"] == 3
     ratio = rows["nnx GRUCell"]["median_seconds"] / rows["jrnn auto"]["median_seconds"]
-    assert done["ratios"] == {"jrnn auto": {"nnx GRUCell": pytest.approx(ratio)}}
+    assert timed["ratios"] == {"jrnn auto": {"nnx GRUCell": pytest.approx(ratio)}}
     (mean,) = result["summary"]
     assert mean["geometric_mean"] == {"jax": pytest.approx(ratio)}
     output = capsys.readouterr().out
@@ -79,24 +82,26 @@ def test_engine_with_wrong_results_exits_with_1(run, monkeypatch, capsys):
     reference = engines.reference
     monkeypatch.setattr(engines, "reference", lambda case: 1.001 * reference(case))
     with pytest.raises(SystemExit) as exit_info:
-        run("--cells", "lstm", "--directions", "forward", "--peers")
+        run("--cells", "lstm", "--modes", "forward", "--peers")
     assert exit_info.value.code == 1
     assert "auto differs from Scan by 1.0e-03" in capsys.readouterr().err
 
 
-def contender_row(name, family, seconds):
+def implementation_row(name, family, seconds):
     row = {"name": name, "family": family, "time_major": True, "median_seconds": seconds}
-    return row | {"gflops": 1.0, "percent_of_product_rate": 1.0}
+    return row | {"gflops": 1.0, "percent_of_matmul": 1.0}
 
 
 def test_summary_is_geometric_mean_of_the_fastest_peer():
     groups = []
     for seconds, sweep in (((1.0, 8.0, 2.0, 3.0), None), ((2.0, 16.0, 20.0, 1.5), None)):
         names = [("jrnn auto", "jrnn"), ("a", "jax"), ("b", "jax"), ("torch LSTM", "torch")]
-        rows = [contender_row(*name, second) for name, second in zip(names, seconds, strict=True)]
+        rows = [
+            implementation_row(*name, second) for name, second in zip(names, seconds, strict=True)
+        ]
         shape = {"batch": 1, "steps": 1, "input": 1, "hidden": 1}
-        case = {"cell": "lstm", "direction": "forward", "shape": shape, "sweep": sweep}
-        groups.append(case | {"contenders": rows, "ratios": group.ratios(rows)})
+        case = {"cell": "lstm", "mode": "forward", "shape": shape, "sweep": sweep}
+        groups.append(case | {"implementations": rows, "ratios": group.ratios(rows)})
     groups.append(groups[0] | {"sweep": "steps"})  # excluded from the means
     (mean,) = report.summary(groups)
     assert mean["geometric_mean"] == {
@@ -106,7 +111,7 @@ def test_summary_is_geometric_mean_of_the_fastest_peer():
     assert mean["shapes"] == {"jax": 2, "torch": 2}
 
 
-def test_sweep_adds_growth_curves_and_a_figure(tmp_path):
+def test_sweep_adds_cases_and_a_figure(tmp_path):
     plain = list(cases.cases(["gru"], ["forward"], [CASE.shape], sweep=False))
     swept = list(cases.cases(["gru"], ["forward"], [CASE.shape], sweep=True))
     assert [case.sweep for case in plain] == [None]
@@ -114,12 +119,12 @@ def test_sweep_adds_growth_curves_and_a_figure(tmp_path):
     groups = [
         {
             "cell": case.cell,
-            "direction": case.direction,
+            "mode": case.mode,
             "shape": case.shape._asdict(),
             "sweep": case.sweep,
-            "contenders": [
-                contender_row("jrnn scan", "jrnn", 1.0),
-                contender_row("torch GRU", "torch", 2.0),
+            "implementations": [
+                implementation_row("jrnn scan", "jrnn", 1.0),
+                implementation_row("torch GRU", "torch", 2.0),
             ],
             "ratios": {"jrnn scan": {"torch GRU": 2.0}},
         }
@@ -133,58 +138,60 @@ def test_sweep_adds_growth_curves_and_a_figure(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "value", "message"), [((5, 2, 4), 0.0, "shape"), ((5, 2, 3), jnp.nan, "not finite")]
 )
-def test_contender_with_wrong_shape_or_nan_raises(shape, value, message):
+def test_implementation_with_wrong_shape_or_nan_raises(shape, value, message):
     call = lambda: (jnp.float32(0), jnp.full(shape, value))
-    with pytest.raises(contenders.Unavailable, match=message):
-        timing.check_results(contenders.Contender("bad", "jax", call), CASE)
+    with pytest.raises(implementations.Unavailable, match=message):
+        timing.check_results(implementations.Implementation("bad", "jax", call), CASE)
 
 
-def test_contenders_are_interleaved_until_the_time_limit():
+def test_implementations_are_interleaved_until_the_time_limit():
     order = []
 
-    def slow(name):
-        time.sleep(timing.TURN_SECONDS)
+    def call(name):
+        time.sleep(timing.TIMED_SECONDS)
         order.append(name)
 
-    both = [contenders.Contender(n, "jax", lambda n=n: slow(n)) for n in "ab"]
+    both = [implementations.Implementation(n, "jax", lambda n=n: call(n)) for n in "ab"]
     timings = timing.time_interleaved(both, repeats=20, seconds=0.0)
     warmup_and_timed = ["a", "a", "b", "b"]
     assert order == warmup_and_timed * timing.MIN_ROUNDS
     assert timings["a"].calls == timing.MIN_ROUNDS
-    assert timings["a"].minimum >= timing.TURN_SECONDS
+    assert timings["a"].minimum >= timing.TIMED_SECONDS
     assert timing.time_interleaved(both, repeats=5, seconds=60.0)["b"].calls == 5
 
 
 def test_short_calls_are_repeated_within_a_round():
-    nap = contenders.Contender("nap", "jax", lambda: time.sleep(timing.TURN_SECONDS / 10))
+    sleep = implementations.Implementation(
+        "sleep", "jax", lambda: time.sleep(timing.TIMED_SECONDS / 10)
+    )
     assert (
         timing.MIN_ROUNDS
-        < timing.time_interleaved([nap], 3, 0.0)["nap"].calls
+        < timing.time_interleaved([sleep], 3, 0.0)["sleep"].calls
         <= 10 * timing.MIN_ROUNDS
     )
 
 
-def test_load_of_other_processes_marks_a_group_as_disturbed():
-    assert not report.is_disturbed({"others_cores": None})
-    assert not report.is_disturbed({"others_cores": 0.01})
-    assert report.is_disturbed({"others_cores": 0.9})
+def test_group_is_disturbed_if_other_processes_use_the_cores():
+    assert not report.is_disturbed({"other_process_cores": None})
+    assert not report.is_disturbed({"other_process_cores": 0.01})
+    assert report.is_disturbed({"other_process_cores": 0.9})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
-def test_cpu_time_of_other_processes_is_counted():
+def test_cpu_time_of_other_processes_is_measured():
     before = machine.other_process_seconds()
     busy_loop = "import time\nwhile time.process_time() < 0.8: pass"
     subprocess.run([sys.executable, "-c", busy_loop], check=True)
     assert machine.other_process_seconds() - before > 0.5
 
 
-def test_product_rate_is_measured(monkeypatch):
+def test_matmul_gflops_are_measured(monkeypatch):
     monkeypatch.setattr(machine, "_version", lambda package: None)
-    rates = machine.product_rates((64, 32, 64), repeats=3)
-    assert set(rates) == {"xla"} and rates["xla"] > 0
+    gflops = machine.matmul_gflops((64, 32, 64), repeats=3)
+    assert set(gflops) == {"xla"} and gflops["xla"] > 0
 
 
-def test_every_peer_has_a_file():
+def test_peers_are_all_files_of_the_package():
     files = {path.stem for path in Path(peers.__file__).parent.glob("*.py")}
     assert files == {"__init__", *peers.PEERS.values()}
 
@@ -192,10 +199,13 @@ def test_every_peer_has_a_file():
 @pytest.mark.exhaustive
 def test_bench_train_writes_all_columns(tmp_path, capsys):
     out = tmp_path / "training.json"
-    flags = "--cases digits-row --rounds 1 --seconds 0.05 --sweeps 1".split()
+    flags = "--networks digits-row --rounds 1 --seconds 0.05 --sweeps 1".split()
     main(["bench", "train", *flags, "--out", str(out)])
     (row,) = json.loads(out.read_text("utf-8"))["rows"]
     assert set(training.COLUMNS) < set(row)
-    assert all(row[name] > 0 for name in ("jrnn", "hand", "flax", "compiled", "resume_ms"))
+    assert all(
+        row[name] > 0
+        for name in ("steps_per_second", "vs_handwritten", "vs_flax", "vs_compiled", "resume_ms")
+    )
     output = capsys.readouterr().out
-    assert "digits-row" in output and "of the time of 16 runs" in output
+    assert "digits-row" in output and "of the time of 16 separate runs" in output

@@ -14,7 +14,7 @@ from tests.oracles.common import Row, sigmoid
 
 
 class Linear(Cell):
-    """Base class of the toys: normal parameters, no product with the carry."""
+    """Base class: parameters are drawn from N(0, 1), and `recur` returns None."""
 
     hidden_size: int
 
@@ -147,7 +147,7 @@ class PairParams(NamedTuple):
 
 @dataclass(frozen=True)
 class Pair(Linear):
-    """Two leaves with a learned initial carry; one decays by a gate, one by a parameter."""
+    """A carry of two arrays, initialized from parameters; decays are a gate and a parameter."""
 
     hidden_size: int
 
@@ -234,7 +234,7 @@ class CountingCarry(NamedTuple):
 
 @dataclass(frozen=True)
 class Counting(Growth):
-    """`Growth` with a counter of steps, an integer."""
+    """`Growth` with an integer step counter in the carry."""
 
     hidden_size: int
 
@@ -257,7 +257,7 @@ def zeros(params: Any) -> np.ndarray:
 
 TOYS = {
     "mixer": Row(Mixer, mixer, zeros),
-    "moving": Row(VaryingMixer, varying_mixer, zeros),
+    "varying-mixer": Row(VaryingMixer, varying_mixer, zeros),
     "memory": Row(Memory, memory, lambda params: np.zeros(2 * params.q.shape)),
     "pair": Row(Pair, pair, lambda params: PairCarry(params.fast, params.slow)),
 }

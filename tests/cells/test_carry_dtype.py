@@ -30,11 +30,11 @@ def make_params_and_inputs(cell: Any, params_dtype: Any, xs_dtype: Any) -> tuple
     return as_dtype(exact(params), params_dtype), as_dtype(exact(xs), xs_dtype)
 
 
-def loop_over_steps(cell: Cell, params: Any, xs: Any, like_inputs: bool) -> Any:
-    """A user-written loop, from either initial carry."""
+def loop_over_steps(cell: Cell, params: Any, xs: Any, use_init_carry_like: bool) -> Any:
+    """A user-written loop, from `init_carry_like` or from `init_carry`."""
     first = (
         cell.init_carry_like(params, jax.tree.map(lambda a: a[0], xs))
-        if like_inputs
+        if use_init_carry_like
         else cell.init_carry(params, (BATCH,))
     )
     last, ys = lax.scan(lambda carry, x: cell.step(params, carry, x), first, xs)
@@ -56,8 +56,8 @@ def test_loop_over_steps_keeps_carry_dtype(
     @jax.jit
     def run(params: Any, xs: Any) -> Any:
         return (
-            loop_over_steps(cell, params, xs, like_inputs=False),
-            loop_over_steps(cell, params, xs, like_inputs=True),
+            loop_over_steps(cell, params, xs, use_init_carry_like=False),
+            loop_over_steps(cell, params, xs, use_init_carry_like=True),
             jrnn.unroll(cell, params, xs, engine="scan"),
         )
 
@@ -71,7 +71,7 @@ def test_loop_over_steps_keeps_carry_dtype(
 
 def test_init_carry_like_has_batch_axes_and_dtype_of_inputs() -> None:
     timed = jrnn.Timed(jnp.ones((4, 5, SIZE)), jnp.ones((4, 5)))
-    below = jrnn.Below(jnp.ones((4, 5, SIZE)), jnp.ones((4, 5, 3)))
+    below = jrnn.WithCellState(jnp.ones((4, 5, SIZE)), jnp.ones((4, 5, 3)))
     observed = jrnn.GRUD(3).inputs(SIZE, (4, 5))
     cells: list[tuple[Any, Any]] = [
         (jrnn.CfC(3), timed),

@@ -59,8 +59,8 @@ def test_noise_has_the_standard_deviation_of_sigma() -> None:
 def test_potential_decays_with_time_constant_tau() -> None:
     cell = CTRNN(1, tau=100.0, dt=1.0, activation="tanh")
     params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 1))
-    start = jrnn.CTRNNCarry(h=jnp.ones((1, 1)), r=jnp.tanh(jnp.ones((1, 1))))
-    last, _ = jrnn.unroll(cell, params, jnp.zeros((100, 1, 1)), start)
+    init_carry = jrnn.CTRNNCarry(h=jnp.ones((1, 1)), r=jnp.tanh(jnp.ones((1, 1))))
+    last, _ = jrnn.unroll(cell, params, jnp.zeros((100, 1, 1)), init_carry)
     np.testing.assert_allclose(last.h, np.exp(-1), rtol=0.01)
 
 
@@ -138,7 +138,7 @@ def test_time_steps_of_wrong_shape_raise() -> None:
 INVALID_OPTIONS = [
     (CTRNN, {"tau": 0}, "tau must be a number above 0"),
     (CTRNN, {"dt": -1.0}, "dt must be a number above 0"),
-    (CTRNN, {"tau": 10.0, "dt": 11.0}, "dt must be at most tau, .*use shorter steps"),
+    (CTRNN, {"tau": 10.0, "dt": 11.0}, "dt must be at most tau, .*use a smaller dt"),
     (CTRNN, {"sigma": -0.1}, "sigma must be a number of at least 0"),
     (CTRNN, {"activation": "rleu"}, "activation must be one of .*did you mean 'relu'"),
     (CfC, {"backbone_units": 0}, "backbone_units must be a positive int"),

@@ -87,7 +87,7 @@ def run_functions(cell: Cell, params: Any, carry: Any, x: Any) -> tuple[Any, Any
     return z, u, result, cell.step(params, carry, x), cell.recur(params, double)
 
 
-def test_parts_accept_any_leading_axes(row: Row) -> None:
+def test_functions_accept_any_leading_axes(row: Row) -> None:
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
     for leading in LEADING:
@@ -120,7 +120,7 @@ def test_step_equals_composition_of_the_four_functions(row: Row) -> None:
 
 
 def test_recur_is_linear_in_the_carry(row: Row) -> None:
-    # Engines that defer the weight gradients require it.
+    # Required by engines that compute weight gradients after the backward loop.
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
     _, once, _, _, twice = run_functions(cell, params, *draw(cell, params, (2, 3)))
@@ -180,7 +180,7 @@ def test_init_carry_has_requested_batch_axes_and_dtype(row: Row) -> None:
         params = random_params(cell, 1, 2, dtype)
         carries = jax.jit(lambda p: [cell.init_carry(p, leading) for leading in LEADING])(params)
         for leading, carry in zip(LEADING, carries, strict=True):
-            start = row.start(params)
+            start = row.init_carry(params)
             assert jax.tree.structure(carry) == jax.tree.structure(start)
             for leaf, expected in zip(jax.tree.leaves(carry), jax.tree.leaves(start), strict=True):
                 if jnp.issubdtype(leaf.dtype, jnp.inexact):

@@ -42,7 +42,7 @@ def test_kernels_are_initialized_per_gate() -> None:
 def test_wrong_spatial_shape_of_input_raises() -> None:
     cell = ConvLSTM(2, spatial_shape=(3, 4))
     params = cell.init(jax.random.key(0), 1)
-    message = r"x must be \[..., \*spatial_shape, input\] with spatial_shape \(3, 4\), got .*4, 3"
+    message = r"x must have shape \[..., \*spatial_shape, input\] with .* \(3, 4\), got .*4, 3"
     with pytest.raises(ValueError, match=message):
         cell.step(params, cell.init_carry(params, (5,)), jnp.ones((5, 4, 3, 1)))
 

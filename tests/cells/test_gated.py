@@ -1,4 +1,4 @@
-"""Variants of the GRU and of the LSTM: properties beyond the table of cells."""
+"""Variants of the GRU and of the LSTM: initialization, options, and equalities between cells."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ from jrnn import (
     MUT2,
     MUT3,
     UGRNN,
-    Below,
     Cell,
     DepthGatedLSTM,
     Elman,
     MinimalRNN,
     MogrifierLSTM,
     MultiplicativeLSTM,
+    WithCellState,
 )
 from jrnn.cells import GRUParams, LSTMParams
 from jrnn.taps import capture_taps
@@ -46,26 +46,27 @@ INITIAL_BIASES = [
 ]
 
 
-def blocks(array: Any) -> list[np.ndarray]:
+def split_gates(array: Any) -> list[np.ndarray]:
     return np.split(np.asarray(array, np.float64), array.shape[-1] // HIDDEN, axis=-1)
 
 
 @pytest.mark.parametrize(("cell", "biases"), INITIAL_BIASES, ids=str)
 def test_weights_and_biases_are_initialized_as_in_the_lstm(cell: Cell, biases: dict) -> None:
     params = cell.init(jax.random.key(0), INPUT)
-    for gate in blocks(params.w_hh):
+    for gate in split_gates(params.w_hh):
         np.testing.assert_allclose(gate.T @ gate, np.eye(HIDDEN), atol=1e-5)
     limit = np.sqrt(6 / (INPUT + HIDDEN))
-    for gate in blocks(params.w_ih):
+    for gate in split_gates(params.w_ih):
         assert 0.9 * limit < np.abs(gate).max() <= limit
-    for n, bias in enumerate(blocks(params.b)):
+    for n, bias in enumerate(split_gates(params.b)):
         np.testing.assert_array_equal(bias, biases.get(n, 0.0))
 
 
 @pytest.mark.parametrize("cls", [JANET, UGRNN])
 def test_chrono_biases_are_in_the_forget_gate(cls: Any) -> None:
-    keep, other = blocks(cls(HIDDEN, t_max=50).init(jax.random.key(0), INPUT).b)
-    assert (keep > 0).all() and (keep <= np.log(49)).all() and len(set(keep)) == HIDDEN
+    forget, other = split_gates(cls(HIDDEN, t_max=50).init(jax.random.key(0), INPUT).b)
+    assert (forget > 0).all() and (forget <= np.log(49)).all()
+    assert len(set(forget)) == HIDDEN
     np.testing.assert_array_equal(other, 0)
     with pytest.raises(ValueError, match="t_max must be an int of at least 3 steps, got 2"):
         cls(4, t_max=2)
@@ -121,7 +122,7 @@ def test_mogrifier_with_zero_round_weights_equals_lstm(x64: None) -> None:
     assert_close(cell.step(params, carry, x), LSTM(3).step(plain, carry, x), 1e-12)
 
 
-def test_mut2_equals_gru_with_reset_before_and_negated_z(x64: None) -> None:
+def test_mut2_equals_gru_with_reset_after_false_and_negated_z(x64: None) -> None:
     params, h, x = step_args(MUT2(3))
 
     def to_gru(leaf: Any) -> Any:
@@ -132,13 +133,14 @@ def test_mut2_equals_gru_with_reset_before_and_negated_z(x64: None) -> None:
     assert_close(MUT2(3).step(params, h, x), GRU(3, reset_after=False).step(gru, h, x), 1e-12)
 
 
-def random_below(key: jax.Array, leading: tuple[int, ...]) -> Below:
+def random_below(key: jax.Array, leading: tuple[int, ...]) -> WithCellState:
     keys = jax.random.split(key)
-    return Below(*(jax.random.normal(k, (*leading, n)) for k, n in zip(keys, (3, 2), strict=True)))
+    leaves = (jax.random.normal(k, (*leading, n)) for k, n in zip(keys, (3, 2), strict=True))
+    return WithCellState(*leaves)
 
 
 def test_depth_gated_lstm_with_layer_below_satisfies_the_contract() -> None:
-    check_cell(DepthGatedLSTM(2), inputs=random_below)
+    check_cell(DepthGatedLSTM(2), sample_inputs=random_below)
 
 
 @pytest.mark.parametrize("engine", ["scan", "fused"])
@@ -174,14 +176,14 @@ def test_layer_below_must_have_the_same_hidden_size() -> None:
     params = cell.init(jax.random.key(0), 3)
     message = r"DepthGatedLSTM: c must have a last axis of 2 \(hidden_size\), got shape \(3,\)"
     with pytest.raises(ValueError, match=message):
-        cell.project(params, Below(jnp.ones(3), jnp.ones(3)))
+        cell.project(params, WithCellState(jnp.ones(3), jnp.ones(3)))
 
 
 def test_depth_gated_lstm_accepts_inputs_with_and_without_layer_below() -> None:
-    assert DepthGatedLSTM(2).traits.input_types == (Below,)
-    assert not Elman(2).traits.input_types
+    assert DepthGatedLSTM(2).input_types == (WithCellState,)
+    assert not Elman(2).input_types
     cell, zeros = DepthGatedLSTM(2), jnp.zeros(2)
     params = cell.init(jax.random.key(0), 3)
-    for x, names in ((jnp.ones(3), "ifgo"), (Below(jnp.ones(3), zeros), "difgo")):
+    for x, names in ((jnp.ones(3), "ifgo"), (WithCellState(jnp.ones(3), zeros), "difgo")):
         _, gates = capture_taps(cell.step)(params, cell.init_carry(params, ()), x)
         assert "".join(gates) == names

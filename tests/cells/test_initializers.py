@@ -1,4 +1,4 @@
-"""Initial parameters, gate by gate."""
+"""Initial parameters of each gate."""
 
 from typing import Any
 
@@ -53,12 +53,12 @@ NAMES = [
 
 @pytest.fixture(params=NAMES)
 def row(request: pytest.FixtureRequest) -> Row:
-    """The cells with the common initialization."""
+    """Each cell that uses the default initializers."""
     return CELLS[request.param]
 
 
-def blocks(array: Any) -> list[np.ndarray]:
-    """The gates of a concatenated array, in float64."""
+def split_gates(array: Any) -> list[np.ndarray]:
+    """Splits a concatenated array into gates, in float64."""
     return np.split(np.asarray(array, np.float64), array.shape[-1] // HIDDEN, axis=-1)
 
 
@@ -67,9 +67,9 @@ def test_recurrent_weights_of_each_gate_are_orthogonal(row: Row) -> None:
     params = cell.init(jax.random.key(0), INPUT)
     if cell.recur(params, cell.init_carry(params, ())) is None:
         pytest.skip("no recurrent matrix")
-    for gate in blocks(params.w_hh):
+    for gate in split_gates(params.w_hh):
         np.testing.assert_allclose(gate.T @ gate, np.eye(HIDDEN), atol=1e-5)
-    assert_all_differ(blocks(params.w_hh))
+    assert_all_differ(split_gates(params.w_hh))
 
 
 def test_input_weights_have_glorot_limit_of_one_gate(row: Row) -> None:
@@ -78,10 +78,10 @@ def test_input_weights_have_glorot_limit_of_one_gate(row: Row) -> None:
     if isinstance(cell, LRU):
         pytest.skip("normal weights, as in its paper")
     params = cell.init(jax.random.key(0), INPUT)
-    for gate in blocks(params.w_ih):
+    for gate in split_gates(params.w_ih):
         assert 0.9 * limit < np.abs(gate).max() <= limit
         np.testing.assert_allclose(gate.std(), limit / np.sqrt(3), rtol=0.2)
-    assert_all_differ(blocks(params.w_ih))
+    assert_all_differ(split_gates(params.w_ih))
 
 
 def assert_all_differ(gates: list[np.ndarray]) -> None:
@@ -109,7 +109,7 @@ def test_biases_and_peepholes_are_zero_except_forget_bias(row: Row) -> None:
         return
     gates = cell.gates if isinstance(cell, LSTM) else GATES[type(cell)]
     forget_bias = 0.0 if isinstance(cell, MinLSTM) else 1.0
-    for gate, bias in zip(gates, blocks(params.b), strict=True):
+    for gate, bias in zip(gates, split_gates(params.b), strict=True):
         np.testing.assert_array_equal(bias, forget_bias if gate == "f" else 0.0)
 
 
@@ -117,7 +117,7 @@ def test_biases_and_peepholes_are_zero_except_forget_bias(row: Row) -> None:
 def test_forget_bias_applies_only_to_f(coupled: bool) -> None:
     cell = LSTM(HIDDEN, forget_bias=-2.5, coupled=coupled)
     params = cell.init(jax.random.key(0), INPUT)
-    for gate, bias in zip(cell.gates, blocks(params.b), strict=True):
+    for gate, bias in zip(cell.gates, split_gates(params.b), strict=True):
         np.testing.assert_array_equal(bias, -2.5 if gate == "f" else 0.0)
 
 
@@ -126,7 +126,7 @@ def test_forget_bias_applies_only_to_f(coupled: bool) -> None:
 )
 def test_forget_bias_of_elementwise_cells_applies_only_to_f(cell: Any) -> None:
     params = cell.init(jax.random.key(0), INPUT)
-    for gate, bias in zip(GATES[type(cell)], blocks(params.b), strict=True):
+    for gate, bias in zip(GATES[type(cell)], split_gates(params.b), strict=True):
         np.testing.assert_array_equal(bias, 2.5 if gate == "f" else 0.0)
 
 
@@ -142,7 +142,7 @@ def test_chrono_biases_are_logarithms_of_uniform_times(t_max: int) -> None:
 
 def test_lstm_chrono_biases_of_i_are_negated_biases_of_f() -> None:
     params = LSTM(HIDDEN, t_max=50).init(jax.random.key(0), INPUT)
-    i, f, g, o = blocks(params.b)
+    i, f, g, o = split_gates(params.b)
     np.testing.assert_array_equal(i, -f)
     assert (f > 0).all() and (f <= np.log(49)).all() and len(set(f)) == HIDDEN
     np.testing.assert_array_equal((g, o), np.zeros((2, HIDDEN)))
@@ -150,7 +150,7 @@ def test_lstm_chrono_biases_of_i_are_negated_biases_of_f() -> None:
 
 def test_coupled_lstm_chrono_biases_are_in_f() -> None:
     params = LSTM(HIDDEN, t_max=50, coupled=True).init(jax.random.key(0), INPUT)
-    f, g, o = blocks(params.b)
+    f, g, o = split_gates(params.b)
     assert (f > 0).all() and (f <= np.log(49)).all()
     np.testing.assert_array_equal((g, o), np.zeros((2, HIDDEN)))
 
@@ -158,7 +158,7 @@ def test_coupled_lstm_chrono_biases_are_in_f() -> None:
 @pytest.mark.parametrize("reset_after", [True, False])
 def test_gru_chrono_biases_are_in_z(reset_after: bool) -> None:
     params = GRU(HIDDEN, reset_after, t_max=50).init(jax.random.key(0), INPUT)
-    r, z, n = blocks(params.b)
+    r, z, n = split_gates(params.b)
     assert (z > 0).all() and (z <= np.log(49)).all() and len(set(z)) == HIDDEN
     np.testing.assert_array_equal((r, n), np.zeros((2, HIDDEN)))
 
@@ -272,7 +272,7 @@ def test_initial_para_cells_are_contractions(cell: Cell) -> None:
     assert norms.max() > 0.5
 
 
-# The sign of the chrono biases of each gate; 0 if it has none.
+# For each gate, the sign of its chrono biases; 0 for a gate without.
 CHRONO = {"MinGRU": (-1, 0), "MinLSTM": (1, -1, 0), "ParaGRU": (0, 1, 0), "ParaLSTM": (1, 0, 0)}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from jrnn import GRU, LSTM, Cell, lstm_variant
 from jrnn.cells.lstm_variants import VARIANTS
-from jrnn.structure import jacobian_kind, update_is_elementwise
+from jrnn.structure import jacobian_sparsity, update_is_elementwise
 from tests.helpers import assert_close, normal_like, random_params
 from tests.oracles.common import block_diagonal
 
@@ -106,7 +106,7 @@ def cell_structure(cell: Cell) -> tuple[bool, str | None]:
     params = cell.init(jax.random.key(0), 2)
     carry, z = cell.init_carry(params, (3,)), cell.project(params, jnp.ones((3, 2)))
     u = cell.recur(params, carry)
-    kind = jacobian_kind(cell, params, carry, z)
+    kind = jacobian_sparsity(cell, params, carry, z)
     return update_is_elementwise(cell, params, carry, z, u), kind
 
 

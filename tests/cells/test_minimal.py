@@ -1,4 +1,4 @@
-"""Minimal cells with saturated gates and extreme candidates."""
+"""The minGRU and the minLSTM with saturated gates and extreme candidates."""
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,13 @@ EXTREME = np.array([-1e4, -200, -1e-30, 0, 1e-30, 200, 1e4], np.float32)
 
 def test_log_positive_and_its_derivative_equal_numpy() -> None:
     value, derivative = jax.vmap(jax.value_and_grad(log_positive))(EXTREME)
-    low = np.minimum(EXTREME, 0).astype(np.float64)
-    above = EXTREME >= 0
-    expected = np.where(above, np.log(np.maximum(EXTREME, 0) + 0.5), low - np.log1p(np.exp(low)))
+    negative_part = np.minimum(EXTREME, 0).astype(np.float64)
+    non_negative = EXTREME >= 0
+    log_sigmoid = negative_part - np.log1p(np.exp(negative_part))
+    expected = np.where(non_negative, np.log(np.maximum(EXTREME, 0) + 0.5), log_sigmoid)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
-    expected = np.where(above, 1 / (np.maximum(EXTREME, 0) + 0.5), 1 / (1 + np.exp(low)))
+    derivatives = 1 / (np.maximum(EXTREME, 0) + 0.5), 1 / (1 + np.exp(negative_part))
+    expected = np.where(non_negative, *derivatives)
     np.testing.assert_allclose(derivative, expected, rtol=1e-6)
 
 
@@ -33,5 +35,5 @@ def test_saturated_gates_have_finite_outputs_and_gradients(
         step = lambda p: cell.step(p, jnp.ones((1,)), jnp.ones((1,)))[1].sum()
         y, grads = jax.value_and_grad(step)(saturated)
         assert jnp.isfinite(y) and jnp.isfinite(grads.b).all()
-        if cls is MinLSTM:  # equal gates are one half each
+        if cls is MinLSTM:  # the two gates are equal, so each is 1/2
             np.testing.assert_allclose(y, 0.5 + 0.5 * (2.5 if log_space else 2.0), rtol=1e-6)

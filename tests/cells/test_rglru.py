@@ -1,4 +1,4 @@
-"""The RG-LRU: initial decays, and closed gates."""
+"""The RG-LRU: initial decays, closed gates, and half precision."""
 
 import jax
 import jax.numpy as jnp

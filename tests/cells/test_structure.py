@@ -1,4 +1,4 @@
-"""The structure of a cell derived from its jaxprs, against brute force and by hand."""
+"""The structure of cells derived from jaxprs, compared with brute force and known cases."""
 
 from functools import partial
 from typing import Any
@@ -11,11 +11,11 @@ from jax import lax
 
 from jrnn import GRU, LSTM, MGU, Cell, Elman, LSTMCarry, MinGRU, MinimalRNN
 from jrnn.structure import (
-    flow,
+    find_used_leaves,
     has_reverse_mode_only,
-    jacobian_kind,
-    leaves_read,
+    jacobian_sparsity,
     multiplies_by_params,
+    trace_dependencies,
     update_is_elementwise,
 )
 from tests.helpers import input_size_of, normal_like, random_params
@@ -34,10 +34,15 @@ def draw(cell: Cell, seed: int) -> tuple[Any, Any, Any, Any]:
 
 
 def dependence(function: Any, tree: Any) -> list[list[np.ndarray]]:
-    """For each pair of leaves of the result and of `tree`, which numbers depend on which."""
+    """Finds the dependences of `function(tree)` on `tree` by changing one entry at a time.
+
+    Returns:
+      For each leaf of the result and each leaf of `tree`, a bool matrix `[result.size, leaf.size]`,
+      True where an entry of the result depends on an entry of the leaf.
+    """
     leaves, structure = jax.tree.flatten(tree)
     ends = np.cumsum([jnp.size(leaf) for leaf in leaves])
-    # One copy of the tree per number, with that number changed, and an unchanged copy at the end.
+    # One copy of the tree for each entry, with this entry changed, and last an unchanged copy.
     copies, start = [], 0
     for leaf, end in zip(leaves, ends, strict=True):
         leaf = np.asarray(leaf)
@@ -56,7 +61,7 @@ def dependence(function: Any, tree: Any) -> list[list[np.ndarray]]:
 
 
 def union(draws: list[Any]) -> Any:
-    """Where a number changes in any of the draws: relu and clocks may hide a change."""
+    """Combines the dependences of several draws: relu or a step counter may hide one in a draw."""
     return [
         [np.logical_or.reduce(leaves) for leaves in zip(*rows, strict=True)]
         for rows in zip(*draws, strict=True)
@@ -69,12 +74,12 @@ def test_update_is_elementwise_equals_brute_force(row: Row) -> None:
     dependences = union(
         [dependence(lambda s, p=params: cell.update(p, *s), rest) for params, *rest in draws]
     )
-    # Each number of the new carry depends on at most one number of each array.
+    # Each entry of the new carry depends on at most one entry of each array.
     expected = all((depends.sum(axis=1) <= 1).all() for leaf in dependences for depends in leaf)
     assert update_is_elementwise(cell, *draws[0]) == expected
 
 
-def test_jacobian_kind_equals_brute_force(row: Row) -> None:
+def test_jacobian_sparsity_equals_brute_force(row: Row) -> None:
     cell = row.make(HIDDEN)
     draws = [draw(cell, seed) for seed in range(3)]
 
@@ -93,7 +98,7 @@ def test_jacobian_kind_equals_brute_force(row: Row) -> None:
         )
         expected = None if not is_block else "diagonal" if is_separable else "block"
     params, carry, z, _ = draws[0]
-    assert jacobian_kind(cell, params, carry, z) == expected
+    assert jacobian_sparsity(cell, params, carry, z) == expected
 
 
 def test_leading_axes_do_not_change_the_structure(row: Row) -> None:
@@ -102,7 +107,7 @@ def test_leading_axes_do_not_change_the_structure(row: Row) -> None:
     batch = jax.tree.map(lambda leaf: jnp.stack([leaf] * HIDDEN), (carry, z, u))
     is_elementwise = update_is_elementwise(cell, params, carry, z, u)
     assert update_is_elementwise(cell, params, *batch) == is_elementwise
-    assert jacobian_kind(cell, params, *batch[:2]) == jacobian_kind(cell, params, carry, z)
+    assert jacobian_sparsity(cell, params, *batch[:2]) == jacobian_sparsity(cell, params, carry, z)
 
 
 S = np.ones((3, 3), np.float32)
@@ -142,22 +147,22 @@ MIXING = {
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_elementwise_operations_are_detected(name: str) -> None:
-    assert flow(ELEMENTWISE[name], S, S).elementwise
+    assert trace_dependencies(ELEMENTWISE[name], S, S).is_elementwise
 
 
 @pytest.mark.parametrize("name", MIXING)
 def test_mixing_operations_are_not_elementwise(name: str) -> None:
-    result = flow(MIXING[name], S, S)
-    assert not result.elementwise and result.sources == (frozenset({0}),)
+    result = trace_dependencies(MIXING[name], S, S)
+    assert not result.is_elementwise and result.sources == (frozenset({0}),)
 
 
-def test_flow_tracks_each_array_separately() -> None:
+def test_trace_dependencies_tracks_each_array_separately() -> None:
     def function(p: Any, arrays: Any) -> Any:
         a, b, c = arrays
         return jax.jit(lambda x, y: (y, x * p))(a, b), p, a * c
 
-    result = flow(function, S, (S, S, S))
-    assert result.elementwise
+    result = trace_dependencies(function, S, (S, S, S))
+    assert result.is_elementwise
     assert [sorted(source) for source in result.sources] == [[1], [0], [], [0, 2]]
 
 
@@ -170,7 +175,7 @@ def test_mixing_of_parameters_and_gates_keeps_jacobian_diagonal() -> None:
     cell = Weighted(HIDDEN)
     params, carry, z, u = draw(cell, 0)
     assert not update_is_elementwise(cell, params, carry, z, u)
-    assert jacobian_kind(cell, params, carry, z) == "diagonal"
+    assert jacobian_sparsity(cell, params, carry, z) == "diagonal"
 
 
 def test_products_with_parameters_are_detected_at_any_depth() -> None:
@@ -194,10 +199,10 @@ def test_products_with_parameters_are_detected_at_any_depth() -> None:
         assert multiplies_by_params(function, params, S) == expected
 
 
-def test_leaves_read_returns_leaves_that_a_function_uses() -> None:
+def test_find_used_leaves_returns_leaves_that_a_function_uses() -> None:
     cell = LSTM(HIDDEN, peepholes=True)
     params, carry, z, u = draw(cell, 0)
-    update = leaves_read(lambda p, s, z: cell.update(p, s, z, u), params, carry, z)
+    update = find_used_leaves(lambda p, s, z: cell.update(p, s, z, u), params, carry, z)
     names = [name for name, leaf in params._asdict().items() if leaf is not None]
     assert {n for n, read in zip(names, update.params, strict=True) if read} == {
         "p_i",
@@ -205,7 +210,7 @@ def test_leaves_read_returns_leaves_that_a_function_uses() -> None:
         "p_o",
     }
     assert update.carry == (False, True) and all(update.z)
-    readout = leaves_read(cell.readout, params, carry, z)
+    readout = find_used_leaves(cell.readout, params, carry, z)
     assert readout.carry == (True, False) and not any(readout.params + readout.z)
     assert LSTMCarry._fields == ("h", "c")
 

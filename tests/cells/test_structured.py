@@ -1,4 +1,4 @@
-"""Properties of cells with a structured recurrence from their papers, and invalid options."""
+"""Cells with a structured recurrence: properties claimed in their papers, and invalid options."""
 
 from typing import Any
 
@@ -26,15 +26,15 @@ def test_antisymmetric_damping_decays_the_state() -> None:
     params = cell.init(jax.random.key(0), 2)
     h = 0.1 * jax.random.normal(jax.random.key(1), (1, 6))
     last, _ = jrnn.unroll(cell, params, jnp.zeros((100, 1, 2)), h)
-    # About exp(-epsilon gamma t), up to errors of Euler's method and of tanh.
+    # The decay is exp(-epsilon gamma t), up to errors of Euler's method and of linearizing tanh.
     np.testing.assert_allclose(np.linalg.norm(last) / np.linalg.norm(h), np.exp(-1.0), rtol=0.05)
 
 
 def test_cornn_without_input_oscillates_at_sqrt_gamma() -> None:
     cell = CoRNN(1, dt=0.01, gamma=4.0, epsilon=0.0)
     params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 1))
-    start = jrnn.CoRNNCarry(y=jnp.ones((1, 1)), z=jnp.zeros((1, 1)))
-    _, ys = jrnn.unroll(cell, params, jnp.zeros((1000, 1, 1)), start)
+    init_carry = jrnn.CoRNNCarry(y=jnp.ones((1, 1)), z=jnp.zeros((1, 1)))
+    _, ys = jrnn.unroll(cell, params, jnp.zeros((1000, 1, 1)), init_carry)
     times = 0.01 * np.arange(1, 1001)
     np.testing.assert_allclose(ys[:, 0, 0], np.cos(2 * times), atol=0.02)
 
@@ -58,7 +58,7 @@ def test_clockwork_modules_change_only_at_their_periods() -> None:
     np.testing.assert_array_equal(changed, np.stack([t % 1 == 0, t % 2 == 0, t % 6 == 0], axis=-1))
 
 
-def test_clock_restarts_at_resets_and_counts_modulo_common_period() -> None:
+def test_step_counter_is_reset_and_wraps_around() -> None:
     cell = Clockwork(4, periods=(2, 3))
     params = random_params(cell, 0, 2, np.float32)
     resets = np.zeros((10, 2), bool)
@@ -79,7 +79,7 @@ def test_slow_clockwork_modules_do_not_depend_on_fast_ones() -> None:
 
 
 @pytest.mark.parametrize(("hidden", "modules"), [(1, 1), (7, 7), (12, 6), (128, 8), (3, 3)])
-def test_clockwork_has_most_modules_that_divide_hidden_size(hidden: int, modules: int) -> None:
+def test_clockwork_uses_the_most_modules_that_divide_hidden_size(hidden: int, modules: int) -> None:
     expected = np.repeat(2 ** np.arange(modules), hidden // modules)
     np.testing.assert_array_equal(Clockwork(hidden).unit_periods, expected)
 

@@ -28,7 +28,7 @@ def update(a: jax.Array, b: jax.Array) -> jax.Array:
     """Names are not in alphabetical order; relu has a custom derivative in JAX."""
     z = tap("z", jax.nn.sigmoid(a))
     n = tap("n", jnp.tanh(b), role="candidate")
-    c = tap("", jax.nn.relu(z * n), role="cell_state")
+    c = tap(None, jax.nn.relu(z * n), role="cell_state")
     return jnp.exp(c)
 
 

@@ -1,4 +1,4 @@
-"""The cells of xLSTM: stabilization, heads, and initial forget biases."""
+"""The sLSTM and the mLSTM: stabilization, heads, and initial forget biases."""
 
 from typing import Any
 

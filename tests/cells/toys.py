@@ -1,4 +1,4 @@
-"""Small cells for tests: with noise, and with pytrees as inputs and carries."""
+"""Small cells for tests, with noise, integer carries, and pytrees as inputs and carries."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from jrnn.taps import tap
 
 @dataclass(frozen=True)
 class Integrator(Cell):
-    """c' = c + x, y = c': no products, and no rounding except that of the carry."""
+    """c' = c + x, y = c': without products, so that only the carry is rounded."""
 
     hidden_size: int
 
@@ -152,7 +152,7 @@ class Counter(Cell):
 
 
 class LearnedParams(NamedTuple):
-    """Weights of `Learned`."""
+    """Weights of `LearnedInitialCarry`."""
 
     w_ih: jax.Array
     w_hh: jax.Array
@@ -160,7 +160,7 @@ class LearnedParams(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Learned(Cell):
+class LearnedInitialCarry(Cell):
     """h' = tanh(W x + U h), with a learned initial carry."""
 
     hidden_size: int

@@ -1,4 +1,4 @@
-"""Invalid data and edited runs: one line of text, exit code 2, and files unchanged."""
+"""Invalid data and edited configs of runs: a one-line message, exit code 2, no changed files."""
 
 import json
 import re
@@ -35,14 +35,20 @@ def ragged_array():
 INVALID_ARRAYS = {
     "nan": ({"xs": with_entry(np.nan), "ys": YS}, "got nan at xs[3, 2, 1]"),
     "infinite": ({"xs": with_entry(-np.inf), "ys": YS}, "got -inf at xs[3, 2, 1]"),
-    "missing": ({"xs": XS}, "must have the arrays xs and ys, got xs"),
-    "negative": ({"xs": XS, "ys": YS - 1}, "ys must be ids from 0 to"),
-    "no ints": ({"xs": XS, "ys": YS * 1.0}, "needs ys of ints"),
-    "long": ({"xs": XS, "ys": YS, "lengths": np.full(60, 8)}, "lengths must be in 1..T = 1..7"),
-    "axes": ({"xs": XS, "ys": YS[:50]}, "needs ys of shape [N] with N = 60 as in xs, got (50,)"),
-    "few": ({"xs": XS[:2], "ys": YS[:2]}, "must have at least 1 examples each"),
-    "none": ({"xs": XS[:0], "ys": YS[:0]}, "without empty axes, got (0, 7, 3)"),
-    "ragged": ({"xs": ragged_array(), "ys": np.arange(3)}, "pad them and save their lengths"),
+    "missing ys": ({"xs": XS}, "must contain the arrays xs and ys, got xs"),
+    "negative label": ({"xs": XS, "ys": YS - 1}, "ys must contain ids from 0 to"),
+    "float labels": ({"xs": XS, "ys": YS * 1.0}, "needs int class labels in ys"),
+    "too large length": (
+        {"xs": XS, "ys": YS, "lengths": np.full(60, 8)},
+        "lengths must be in 1..T = 1..7",
+    ),
+    "wrong shape": (
+        {"xs": XS, "ys": YS[:50]},
+        "needs ys of shape [N] with N = 60 as in xs, got (50,)",
+    ),
+    "too few examples": ({"xs": XS[:2], "ys": YS[:2]}, "must have at least 1 examples each"),
+    "no examples": ({"xs": XS[:0], "ys": YS[:0]}, "without empty axes, got (0, 7, 3)"),
+    "ragged array": ({"xs": ragged_array(), "ys": np.arange(3)}, "pad them and save their lengths"),
 }
 
 
@@ -78,7 +84,7 @@ def run(tmp_path, capsys):
     return tmp_path / "run"
 
 
-def edit(run, change):
+def edit_config(run, change):
     path = run / "config.json"
     saved = json.loads(path.read_text())
     change(saved["experiment"])
@@ -87,24 +93,24 @@ def edit(run, change):
 
 GRU = {"type": "jrnn.cells.gru:GRU", "hidden_size": 4, "reset_after": True, "t_max": None}
 CONFIG_EDITS = {
-    "another cell": (
+    "other cell": (
         lambda e: e["network"].update(cell=GRU | {"heads": 1}),
         "has a run of another network",
     ),
-    "another size": (
+    "other hidden size": (
         lambda e: e["network"]["cell"].update(hidden_size=5),
         "float32[16] in the checkpoint, and float32[20] in this config",
     ),
-    "another gate, of the same size": (
+    "other activation": (
         lambda e: e["network"]["cell"].update(input_activation="linear"),
         "is of another network: it has trained Network(cell=LSTM(",
     ),
-    "another pool": (lambda e: e["network"].update(pool="max"), "and this config has Network("),
-    "a field too many": (
-        lambda e: e["network"].update(gone=3),
+    "other pooling": (lambda e: e["network"].update(pool="max"), "and this config has Network("),
+    "unknown field": (
+        lambda e: e["network"].update(unknown=3),
         "written by another version of jrnn",
     ),
-    "a class too many": (
+    "unknown class": (
         lambda e: e["network"]["cell"].update(type="jrnn.cells.lstm:LSTN"),
         "written by another version of jrnn",
     ),
@@ -113,26 +119,26 @@ CONFIG_EDITS = {
 
 @pytest.mark.parametrize("command", [["eval"], ["train", "--resume"]], ids=" ".join)
 @pytest.mark.parametrize("name", CONFIG_EDITS)
-def test_edited_config_exits_and_run_stays_intact(name, command, run, capsys):
+def test_edited_config_exits_and_run_remains_valid(name, command, run, capsys):
     change, message = CONFIG_EDITS[name]
     original = (run / "config.json").read_text()
-    edit(run, change)
+    edit_config(run, change)
     errors = run_and_fail([*command, "run"], capsys)
     assert message in errors and "damaged" not in errors
     (run / "config.json").write_text(original)
     main(["eval", "run"])
 
 
-def data(**changes):
-    parts = {"train": Split(XS[:40], YS[:40]), "validation": Split(XS[40:50], YS[40:50])}
-    parts |= {"test": Split(XS[50:], YS[50:])}
-    sizes = {"input_size": 3, "output_size": 2, "baseline": ("guess", 0.5)}
-    return Data(**{**parts, "target": "class", "metric": "accuracy", **sizes, **changes})
+def make_data(**changes):
+    splits = {"train": Split(XS[:40], YS[:40]), "validation": Split(XS[40:50], YS[40:50])}
+    splits |= {"test": Split(XS[50:], YS[50:])}
+    sizes = {"input_size": 3, "output_size": 2, "baseline": ("constant prediction", 0.5)}
+    return Data(**{**splits, "target": "class", "metric": "accuracy", **sizes, **changes})
 
 
 @dataclass(frozen=True)
 class UserTask(Task):
-    """A task of a user, without checks of its own."""
+    """A task that does not validate its data."""
 
     data: ClassVar[Any] = None
 
@@ -140,19 +146,31 @@ class UserTask(Task):
         return UserTask.data
 
 
-VALID = data()
-TOO_LONG = np.full(40, 7, np.int32)
-TOO_LONG[5] = 9
+VALID = make_data()
+LENGTHS = np.full(40, 7, np.int32)
+LENGTHS[5] = 9
 TOKENS = [np.zeros((n, 7), np.int32) for n in (40, 10, 10)]
 TOKENS[1][2, 6] = 3
 INVALID_DATA = {
-    "labels": (data(output_size=1), "train.ys must be in 0..output_size - 1 = 0..0, got 1 at"),
-    "empty": (data(test=Split(XS[:0], YS[:0])), "the test split must have at least one example"),
-    "axes": (data(train=VALID.train._replace(ys=YS)), "train.ys must have shape (40,)"),
-    "lengths": (data(train=VALID.train._replace(lengths=TOO_LONG)), "got 9 at example 5"),
-    "floats": (data(train=VALID.train._replace(ys=YS[:40] * 1.0)), "train.ys must be labels"),
-    "nan": (data(test=Split(with_entry(np.nan)[:10], YS[:10])), "test.xs must be finite"),
-    "list": (data(test=Split(XS[:10].tolist(), YS[:10])), "test.xs must be an array"),
+    "too large label": (
+        make_data(output_size=1),
+        "train.ys must be in 0..output_size - 1 = 0..0, got 1 at",
+    ),
+    "empty split": (
+        make_data(test=Split(XS[:0], YS[:0])),
+        "the test split must have at least one example",
+    ),
+    "wrong shape": (make_data(train=VALID.train._replace(ys=YS)), "train.ys must have shape (40,)"),
+    "too large length": (
+        make_data(train=VALID.train._replace(lengths=LENGTHS)),
+        "got 9 at example 5",
+    ),
+    "float labels": (
+        make_data(train=VALID.train._replace(ys=YS[:40] * 1.0)),
+        "train.ys must contain int labels",
+    ),
+    "nan": (make_data(test=Split(with_entry(np.nan)[:10], YS[:10])), "test.xs must be finite"),
+    "list": (make_data(test=Split(XS[:10].tolist(), YS[:10])), "test.xs must be an array"),
 }
 
 
@@ -163,18 +181,18 @@ def test_data_of_user_tasks_are_checked(name):
         tasks.load(UserTask())
 
 
-def test_entries_beyond_lengths_are_ignored():
+def test_entries_on_padding_are_ignored():
     lengths = np.full(10, 2, np.int32)
     padded = Split(with_entry(np.nan)[:10], YS[:10], lengths)
-    UserTask.data = data(test=padded)
+    UserTask.data = make_data(test=padded)
     assert tasks.load(UserTask()) is UserTask.data
     names = ("train", "validation", "test")
     splits = {n: getattr(VALID, n)._replace(xs=xs) for n, xs in zip(names, TOKENS, strict=True)}
-    UserTask.data = data(**splits, tokens=True)
+    UserTask.data = make_data(**splits, has_tokens=True)
     with pytest.raises(ValueError, match="validation.xs .* got 3 at example 2, step 6"):
         tasks.load(UserTask())
-    short = splits["validation"]._replace(lengths=np.full(10, 6, np.int32))
-    UserTask.data = data(**{**splits, "validation": short}, tokens=True)
+    without_last = splits["validation"]._replace(lengths=np.full(10, 6, np.int32))
+    UserTask.data = make_data(**{**splits, "validation": without_last}, has_tokens=True)
     assert tasks.load(UserTask()) is UserTask.data
 
 
@@ -183,7 +201,7 @@ def test_nan_in_padding_does_not_affect_gradients():
     clean, with_nan = (Split(ys, ys.copy(), np.array([3, 2], np.int32)) for _ in range(2))
     with_nan.ys[1, 2] = np.nan
     objective = Objective("value_per_step", "mse")
-    loss = lambda outputs, batch: objective.sums(outputs, batch).loss
+    loss = lambda outputs, batch: objective.compute_sums(outputs, batch).loss
     outputs = jnp.full((2, 3, 1), 0.5)
     expected, actual = (jax.grad(loss)(outputs, batch) for batch in (clean, with_nan))
     np.testing.assert_array_equal(actual, expected)

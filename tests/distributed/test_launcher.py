@@ -1,4 +1,4 @@
-"""Launchers, from flags and from environment variables."""
+"""`Launcher.find`, with flags and with environment variables."""
 
 import pytest
 
@@ -26,7 +26,7 @@ JAX = {
     "JAX_NUM_PROCESSES": "3",
     "JAX_PROCESS_ID": "0",
 }
-FLAGS = {"coordinator": "[fe80::1]:99", "processes": "2", "process": "1"}
+FLAGS = {"coordinator-address": "[fe80::1]:99", "num-processes": "2", "process-id": "1"}
 
 
 @pytest.mark.parametrize(
@@ -36,26 +36,26 @@ FLAGS = {"coordinator": "[fe80::1]:99", "processes": "2", "process": "1"}
         ({}, JAX, Launcher("10.0.0.1", 1234, 3, 0)),
         (FLAGS, {}, Launcher("fe80::1", 99, 2, 1)),
         (FLAGS, JAX | TORCHRUN | SLURM, Launcher("fe80::1", 99, 2, 1)),
-        ({"process": "2"}, JAX, Launcher("10.0.0.1", 1234, 3, 2)),
+        ({"process-id": "2"}, JAX, Launcher("10.0.0.1", 1234, 3, 2)),
         ({}, TORCHRUN, Launcher("node7", 29500, 4, 3, 1)),
         ({}, TORCHRUN | SLURM, Launcher("node7", 29500, 4, 3, 1)),
         ({}, TORCHRUN | {"LOCAL_WORLD_SIZE": "1"}, Launcher("node7", 29500, 4, 3)),
-        # The launcher listens on its port itself, and assigns an accelerator to each process.
+        # torchrun itself listens on MASTER_PORT, and assigns an accelerator to each process.
         (
             {},
             TORCHRUN | {"TORCHELASTIC_USE_AGENT_STORE": "True", "CUDA_VISIBLE_DEVICES": "3"},
             Launcher("node7", 29501, 4, 3),
         ),
-        ({"coordinator": "other:7"}, TORCHRUN, Launcher("other", 7, 4, 3, 1)),
+        ({"coordinator-address": "other:7"}, TORCHRUN, Launcher("other", 7, 4, 3, 1)),
         ({}, SLURM, Launcher("gpu012", 61444, 8, 5, 1)),
         ({}, SLURM | {"SLURM_STEP_NODELIST": "a-1,b"}, Launcher("a-1", 61444, 8, 5, 1)),
         ({}, SLURM | {"SLURM_STEP_NODELIST": "c[7]"}, Launcher("c7", 61444, 8, 5, 1)),
         ({}, SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x8)"}, Launcher("gpu012", 61444, 8, 5)),
-        # A single process: a batch script, a launcher of one process, and explicit settings.
+        # A single process: a batch script, one launched process, and explicit settings.
         ({}, SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, None),
         ({}, {"WORLD_SIZE": "1", "RANK": "0"}, None),
         ({}, {"RANK": "1", "MASTER_ADDR": "stale"}, None),
-        ({"processes": "1"}, SLURM, None),
+        ({"num-processes": "1"}, SLURM, None),
         ({}, SLURM | {"JAX_NUM_PROCESSES": "1"}, None),
     ],
 )
@@ -66,22 +66,38 @@ def test_find_reads_flags_and_environment(flags, environ, expected):
 @pytest.mark.parametrize(
     ("flags", "environ", "message"),
     [
-        ({"process": "1"}, {}, "got process=1 without --coordinator .*--processes .*; set all"),
-        ({"coordinator": "a:1"}, {}, "got coordinator=a:1 without --processes"),
-        ({"processes": "2", "process": "0"}, TORCHRUN, "without .*JAX_COORDINATOR_ADDRESS"),
-        ({}, {"WORLD_SIZE": "2"}, "got processes=2 without --coordinator"),
-        ({}, {k: v for k, v in TORCHRUN.items() if k != "RANK"}, "without --process "),
-        ({}, {k: v for k, v in SLURM.items() if k != "SLURM_JOB_ID"}, "without --coordinator"),
-        (FLAGS | {"process": "2"}, {}, "process must be from 0 to 1 for 2 processes, got 2"),
-        (FLAGS | {"process": "-1"}, {}, "process must be a non-negative int, got '-1'"),
-        (FLAGS | {"processes": "two"}, {}, "processes must be a non-negative int, got 'two'"),
-        (FLAGS | {"processes": "0"}, {}, "process must be from 0"),
-        (FLAGS | {"coordinator": "here"}, {}, "must be the host and a free port of process 0"),
-        (FLAGS | {"coordinator": ":9"}, {}, "must be the host and a free port of process 0"),
-        (FLAGS | {"coordinator": "a:99999"}, {}, "port must be from 1 to 65535, got 99999"),
+        (
+            {"process-id": "1"},
+            {},
+            "got process-id=1 without --coordinator.*--num-processes .*; set",
+        ),
+        ({"coordinator-address": "a:1"}, {}, "got coordinator-address=a:1 without --num-processes"),
+        ({"num-processes": "2", "process-id": "0"}, TORCHRUN, "without .*JAX_COORDINATOR_ADDRESS"),
+        ({}, {"WORLD_SIZE": "2"}, "got num-processes=2 without --coordinator-address"),
+        ({}, {k: v for k, v in TORCHRUN.items() if k != "RANK"}, "without --process-id "),
+        ({}, {k: v for k, v in SLURM.items() if k != "SLURM_JOB_ID"}, "without --coordinator-a"),
+        (FLAGS | {"process-id": "2"}, {}, "process-id must be from 0 to 1 for 2 processes, got 2"),
+        (FLAGS | {"process-id": "-1"}, {}, "process-id must be a non-negative int, got '-1'"),
+        (
+            FLAGS | {"num-processes": "two"},
+            {},
+            "num-processes must be a non-negative int, got 'two'",
+        ),
+        (FLAGS | {"num-processes": "0"}, {}, "process-id must be from 0"),
+        (
+            FLAGS | {"coordinator-address": "here"},
+            {},
+            "must be the host and a free port of process 0",
+        ),
+        (
+            FLAGS | {"coordinator-address": ":9"},
+            {},
+            "must be the host and a free port of process 0",
+        ),
+        (FLAGS | {"coordinator-address": "a:99999"}, {}, "port must be from 1 to 65535, got 99999"),
         ({}, TORCHRUN | {"MASTER_PORT": "x"}, "MASTER_PORT must be a non-negative int, got 'x'"),
     ],
 )
-def test_missing_or_invalid_values_raise(flags, environ, message):
+def test_missing_or_invalid_flags_and_variables_raise(flags, environ, message):
     with pytest.raises(ValueError, match=message):
         Launcher.find(flags, environ)

@@ -1,4 +1,4 @@
-"""Runs on a mesh have the losses of a run on one device."""
+"""A run on a mesh has the same losses as on one device."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def experiment(**changes):
     return Experiment(Signs(), network, Optimizer(1e-2, "adamw", weight_decay=0.1), **options)
 
 
-WINDOWS = replace(
+WITH_TBPTT = replace(
     experiment(batch_size=8, tbptt=TBPTT(4, 6)),
     task=Sums(lengths=True, resets=True),
     network=Network(jrnn.GRU(8)),
@@ -37,22 +37,22 @@ WINDOWS = replace(
 CASES = {
     "data": (experiment(), "data=8"),
     "model": (experiment(), "data=4,model=2"),
-    "parts": (experiment(accumulate=2), "data=4"),
-    "windows": (WINDOWS, "data=4,model=2"),
+    "accumulate": (experiment(accumulate=2), "data=4"),
+    "tbptt": (WITH_TBPTT, "data=4,model=2"),
 }
-LAYOUTS = ("data=8", "data=2,model=4", None)
+MESHES = ("data=8", "data=2,model=4", None)
 
 
-def on_many_devices(folder):
-    """Trains all cases on a mesh, and one run that is stopped and resumed on other meshes."""
+def train_on_many_devices(folder):
+    """Trains all cases on a mesh, and one run that is interrupted and resumed on other meshes."""
     assert len(jax.devices()) == DEVICES
     for name, (e, mesh) in CASES.items():
         data, devices = e.task.load(), Mesh.parse(mesh)
         network = e.network.build(data, e.seed)
         optimizer = e.optimizer.build(e.steps)
         plan = plan_task(data, e, e.tbptt)
-        placement = SingleNetwork(network, plan, optimizer, e, devices, ProcessGroup())
-        w_hh = placement.init_state().params["body"]["rnns"][0]["weights"]["w_hh"]
+        trainable = SingleNetwork(network, plan, optimizer, e, devices, ProcessGroup())
+        w_hh = trainable.init_state().params["body"]["rnns"][0]["weights"]["w_hh"]
         shard_size = w_hh[...].sharding.shard_shape(w_hh[...].shape)[-1]
         assert shard_size == w_hh[...].shape[-1] // devices.model
         train(replace(e, mesh=mesh), e.task.load(), folder / name)
@@ -64,18 +64,18 @@ def on_many_devices(folder):
             os.kill(os.getpid(), signal.SIGINT)
 
     setattr(Trainer, "train_steps", train_steps_then_interrupt)  # noqa: B010
-    for stop, mesh in zip((1, 30), LAYOUTS, strict=False):
+    for stop, mesh in zip((1, 30), MESHES, strict=False):
         with pytest.raises(Interrupted):
             train(replace(e, mesh=mesh), e.task.load(), folder / "resumed", resume=stop > 1)
     Trainer.train_steps = train_steps
-    train(replace(e, mesh=LAYOUTS[-1]), e.task.load(), folder / "resumed", resume=True)
+    train(replace(e, mesh=MESHES[-1]), e.task.load(), folder / "resumed", resume=True)
 
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from tests.distributed.test_mesh import on_many_devices
-on_many_devices(Path(sys.argv[1]))
+from tests.distributed.test_mesh import train_on_many_devices
+train_on_many_devices(Path(sys.argv[1]))
 """
 
 
@@ -88,13 +88,13 @@ def mesh_runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [*CASES, "resumed"])
-def test_mesh_has_the_losses_of_one_device(name, mesh_runs, tmp_path):
+def test_mesh_has_the_same_losses_as_one_device(name, mesh_runs, tmp_path):
     e = CASES[name][0] if name in CASES else experiment()
     expected = train(e, e.task.load(), tmp_path)
     assert_same_lines(mesh_runs / name, tmp_path)
-    for got, want in zip(lines(mesh_runs / name), lines(tmp_path), strict=True):
-        assert got["loss"] == pytest.approx(want["loss"], rel=1e-6, abs=0)
-    # One device can restore a run that was trained on a mesh.
+    for actual, line in zip(lines(mesh_runs / name), lines(tmp_path), strict=True):
+        assert actual["loss"] == pytest.approx(line["loss"], rel=1e-6, abs=0)
+    # A checkpoint of a run on a mesh can be restored on one device.
     e = replace(e, mesh=f"data={DEVICES}") if name == "resumed" else replace(e, mesh=CASES[name][1])
     restored = restore(e, e.task.load(), mesh_runs / name)
     assert restored.step == expected.step
@@ -108,7 +108,7 @@ def test_mesh_has_the_losses_of_one_device(name, mesh_runs, tmp_path):
         ("data=x", "must be of the form data=8"),
         ("data=0", "data must be a positive int"),
         ("dato=8", "did you mean 'data'"),
-        ("data=2,data=2", "data must be given once"),
+        ("data=2,data=2", "data must occur once"),
     ],
 )
 def test_invalid_mesh_text_raises(mesh, message):
@@ -116,14 +116,14 @@ def test_invalid_mesh_text_raises(mesh, message):
         experiment(mesh=mesh)
 
 
-def test_mesh_that_does_not_fit_raises(tmp_path, monkeypatch):
+def test_mesh_that_does_not_match_the_devices_or_batch_raises(tmp_path, monkeypatch):
     data = Signs().load()
-    with pytest.raises(ValueError, match="needs 4096 devices, and there are 1"):
+    with pytest.raises(ValueError, match="needs 4096 devices, got 1"):
         train(experiment(mesh="data=4096"), data, tmp_path)
     monkeypatch.setattr(jax, "devices", lambda: [None] * DEVICES)
-    with pytest.raises(ValueError, match="3 devices must divide the 16 examples"):
+    with pytest.raises(ValueError, match="got 3 devices and a size of 16"):
         train(experiment(mesh="data=3"), data, tmp_path)
-    with pytest.raises(ValueError, match="8 devices must divide the 4 examples"):
+    with pytest.raises(ValueError, match="got 8 devices and a size of 4"):
         train(experiment(mesh="data=8", accumulate=4), data, tmp_path)
     with pytest.raises(ValueError, match="remove mesh"):
         sweep([experiment(mesh="data=8")], tmp_path)

@@ -1,4 +1,4 @@
-"""Process groups of real processes that connect over the loopback interface."""
+"""Process groups of processes on one machine."""
 
 import contextlib
 import re
@@ -46,7 +46,7 @@ try:
         if event == "mismatch":
             group.all_gather("one" if index else "other", 1)
         if event != "end":
-            sync_global_devices("never reached by all")
+            sync_global_devices("not reached by all processes")
         print("done", flush=True)
 except (ValueError, RuntimeError, OSError) as error:
     notes = getattr(error, "__notes__", [])
@@ -56,7 +56,7 @@ except (ValueError, RuntimeError, OSError) as error:
 
 
 def run(event, count=2, timeout=60, *, port=None, indices=None, counts=None, start_timeout=60):
-    """Exit codes, the standard error of each process, and the time in seconds.
+    """Runs `PROGRAM` in each process; returns exit codes, standard errors and seconds.
 
     Args:
       event: what happens to which process; see `PROGRAM`.
@@ -94,9 +94,9 @@ def run(event, count=2, timeout=60, *, port=None, indices=None, counts=None, sta
     return [process.returncode for process in processes], errors, time.monotonic() - begin
 
 
-def lost(index, peer, count=2):
+def loss_message(index, peer, count=2):
     return (
-        f"jrnn: process {peer} of {count} has ended or cannot be reached, so process {index} exits "
+        f"jrnn: process {peer} of {count} has exited or is unreachable, so process {index} exits "
         "too. Saved checkpoints are intact; start all processes again with: the command"
     )
 
@@ -109,19 +109,19 @@ def test_collectives_agree_and_processes_exit_with_0():
 def test_others_exit_after_a_process_is_killed():
     codes, errors, _ = run("kill 1", 3)
     assert codes == [1, -signal.SIGKILL, 1]
-    assert lost(0, 1, 3) in errors[0] and lost(2, 1, 3) in errors[2], errors
+    assert loss_message(0, 1, 3) in errors[0] and loss_message(2, 1, 3) in errors[2], errors
 
 
 def test_others_exit_after_the_first_process_is_killed():
     codes, errors, seconds = run("kill 0")
     assert codes == [-signal.SIGKILL, 1], errors
-    assert lost(1, 0) in errors[1], errors
+    assert loss_message(1, 0) in errors[1], errors
     assert seconds < 30
 
 
 def test_others_exit_after_a_process_sends_no_heartbeat():
     codes, errors, seconds = run("stop 1")
-    assert codes[0] == 1 and lost(0, 1) in errors[0], errors
+    assert codes[0] == 1 and loss_message(0, 1) in errors[0], errors
     assert seconds < 45  # the timeout of 6, and the start
 
 
@@ -131,7 +131,7 @@ def test_error_in_one_process_is_reported_by_that_process_only(index):
     other = 1 - index
     assert codes[index] == 2 and codes[other] == 1, errors
     assert f"ValueError my own error (process {index} of 2)" in errors[index]
-    assert lost(other, index) in errors[other] and "Error" not in errors[other]
+    assert loss_message(other, index) in errors[other] and "Error" not in errors[other]
 
 
 @pytest.mark.parametrize(("event", "code"), [("unhandled 0", 1), ("exit 0", 3), ("unhandled 1", 1)])
@@ -139,20 +139,20 @@ def test_process_that_exits_does_not_wait_for_the_others(event, code):
     codes, errors, seconds = run(event)
     index = int(event[-1])
     assert codes[index] == code and codes[1 - index] == 1 and seconds < 40, errors
-    assert lost(1 - index, index) in errors[1 - index], errors
+    assert loss_message(1 - index, index) in errors[1 - index], errors
     assert ("KeyError" in errors[index]) == ("unhandled" in event)
 
 
 def test_error_in_all_processes_is_reported_by_all():
     codes, errors, _ = run("error")
     assert codes == [2, 2], errors
-    assert all("my own error" in text and "has ended" not in text for text in errors.values())
+    assert all("my own error" in text and "has exited" not in text for text in errors.values())
 
 
 def test_mismatched_collectives_raise():
     codes, errors, _ = run("mismatch")
     assert codes[0] == 2
-    assert re.search("process 0 exchanges 'other', but process 1 'one'", errors[0])
+    assert re.search("got 'other' in process 0 and 'one' in process 1", errors[0])
 
 
 def test_single_process_is_a_group():
@@ -163,7 +163,7 @@ def test_single_process_is_a_group():
     assert ProcessGroup().resume_command == ""
 
 
-def lines(text):
+def log_lines(text):
     return [line for line in text.splitlines() if "Gloo" not in line]
 
 
@@ -173,23 +173,23 @@ def test_missing_process_ends_the_others_with_one_line():
     for index in (0, 2):
         assert re.fullmatch(
             f"jrnn: processes: process {index} of 3 could not join the others at 127.0.0.1:.* in "
-            "3 s; start the missing processes with the same --coordinator, each with its own "
-            "--process",
-            "\n".join(lines(errors[index])),
+            "3 s; start the missing processes with the same --coordinator-address, each with its "
+            "own --process-id",
+            "\n".join(log_lines(errors[index])),
         )
 
 
 def test_processes_with_the_same_index_end_with_one_line():
     codes, errors, _ = run("end", 3, indices=(0, 1, 1), start_timeout=3)
-    assert codes == [2, 2, 2] and all(len(lines(text)) == 1 for text in errors.values()), errors
+    assert codes == [2, 2, 2] and all(len(log_lines(text)) == 1 for text in errors.values()), errors
 
 
 def test_processes_of_another_number_or_version_raise():
     codes, errors, _ = run("end", counts=(2, 3))
-    message = "processes: the number of processes is 2 in process 0, but 3 in process 1"
+    message = "number of processes must be the same in all processes, got 2 in process 0 and 3 in"
     assert codes == [2, 2] and all(message in text for text in errors.values()), errors
     codes, errors, _ = run("another version")
-    message = "processes: the version of jrnn is 0 in process 0, but 1 in process 1"
+    message = "version of jrnn must be the same in all processes, got 0 in process 0 and 1 in"
     assert codes == [2, 2] and all(message in text for text in errors.values()), errors
 
 

@@ -1,6 +1,6 @@
-// Runs every kernel on arrays that end where they must, so that AddressSanitizer sees each access
-// beyond them, ThreadSanitizer each access that is not ordered, and all that is undefined. Compiled
-// and run by `make sanitize`, once for each instruction set.
+// Runs every kernel under AddressSanitizer, ThreadSanitizer and UndefinedBehaviorSanitizer. Each array
+// is a separate allocation of its exact size, so that AddressSanitizer detects accesses out of bounds.
+// `make sanitize` compiles and runs this file once for each instruction set.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -16,7 +16,7 @@ namespace {
 std::mt19937 generator(0);
 
 struct Arrays {
-  std::vector<std::vector<float>> kept;
+  std::vector<std::vector<float>> buffers;
 
   float* random(int64_t count) {
     float* values = nan(count);
@@ -27,9 +27,9 @@ struct Arrays {
 
   float* nan(int64_t count) {
     std::vector<float> values(count, std::nanf(""));
-    kept.push_back(std::move(values));
-    kept.back().shrink_to_fit();
-    return kept.back().data();
+    buffers.push_back(std::move(values));
+    buffers.back().shrink_to_fit();
+    return buffers.back().data();
   }
 };
 
@@ -44,8 +44,9 @@ struct Shape {
   int64_t T, B, I, H;
 };
 
-// The sum of all results, each of which was NaN before: not finite if one was not written.
-double check(int32_t cell, Shape shape, bool reverse, bool lengths, bool resets, int32_t threads) {
+// Returns the sum of the absolute values of all results. All of them are NaN before the run, so the
+// sum is not finite if a kernel does not write an element.
+double run_all(int32_t cell, Shape shape, bool reverse, bool lengths, bool resets, int32_t threads) {
   const int64_t G = kernels.gates(cell), S = kernels.saved(cell);
   const int64_t T = shape.T, B = shape.B, I = shape.I, H = shape.H;
   const bool cell_state = cell <= kLstmPeepholesCoupled;
@@ -74,9 +75,9 @@ double check(int32_t cell, Shape shape, bool reverse, bool lengths, bool resets,
 
   auto run_one = [&](bool backward) {
     run.scratch = nullptr;
-    // Fewer seats than threads half of the time.
-    const int32_t seats = 1 + (int32_t)(generator() % threads);
-    const int64_t floats = kernels.plan(&run, threads, seats, backward);
+    // Often fewer than `threads`.
+    const int32_t available = 1 + (int32_t)(generator() % threads);
+    const int64_t floats = kernels.plan(&run, threads, available, backward);
     void* scratch = std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64);
     run.scratch = (float*)scratch;
     std::vector<JrnnBarrier> barriers(1 + run.parts);
@@ -95,7 +96,7 @@ double check(int32_t cell, Shape shape, bool reverse, bool lengths, bool resets,
   run_one(true);
 
   double total = 0;
-  for (const auto& values : out.kept)
+  for (const auto& values : out.buffers)
     for (float value : values) total += std::fabs(value);
   return total;
 }
@@ -110,7 +111,7 @@ int main() {
     for (int32_t cell = kLstm; cell <= kElmanSigmoid; ++cell)
       for (int masks = 0; masks < 8; ++masks)
         for (int32_t threads = 1; threads <= 3; ++threads) {
-          const double total = check(cell, shape, masks & 1, masks & 2, masks & 4, threads);
+          const double total = run_all(cell, shape, masks & 1, masks & 2, masks & 4, threads);
           if (!std::isfinite(total)) {
             std::printf("cell %d, H %d, masks %d, threads %d: not finite\n", cell, (int)shape.H,
                         masks, threads);

@@ -1,4 +1,4 @@
-"""`Associative` against the NumPy oracles, and when `Auto` chooses it."""
+"""`Associative` against NumPy references, and its selection by `Auto`."""
 
 import itertools
 import logging
@@ -35,19 +35,21 @@ from tests.helpers import (
     Scenario,
     as_dtype,
     assert_close,
-    call,
     differentiate_all,
-    inner,
+    inner_product,
     loop_grads,
     mark_exhaustive,
     oracle,
     random_batch,
     random_params,
+    unroll_scenario,
 )
 from tests.table import CELLS, Row
 
 LINEAR = {
-    name: row for name, row in CELLS.items() if structure.recurrence(row.make(2), 2) == "linear"
+    name: row
+    for name, row in CELLS.items()
+    if structure.recurrence_kind(row.make(2), 2) == "linear"
 }
 ROWS = LINEAR | TOYS
 VARIANTS = {
@@ -56,8 +58,9 @@ VARIANTS = {
     "block=3": Associative(block=3),
     "block=4,chunk=2": Associative(block=4, chunk=2),
 }
-EVERYTHING = (Scenario(), Scenario(reverse=True))
-FEW = ("minlstm-log", "lru", "moving", "pair")
+# All optional arguments of `unroll`, in both directions.
+FULL_SCENARIOS = (Scenario(), Scenario(reverse=True))
+DEFAULT_CELLS = ("minlstm-log", "lru", "varying-mixer", "pair")
 
 
 def example(row: Row, steps: int = 7, batch: int = 3, dtype: Any = np.float64) -> Any:
@@ -77,8 +80,8 @@ def assert_equals_loop(
 
 @pytest.mark.parametrize("name", ROWS)
 def test_values_and_gradients_equal_a_loop(name: str, x64: None) -> None:
-    # Many scenarios only for one cell of each kind, since compilation dominates the time.
-    scenarios = HALF_OF_SCENARIOS if name in FEW else EVERYTHING
+    # Only some cells run many scenarios, since compilation takes most of the time.
+    scenarios = HALF_OF_SCENARIOS if name in DEFAULT_CELLS else FULL_SCENARIOS
     cell, params, batch = example(ROWS[name])
     results = differentiate_all(cell, Associative(), scenarios, params, batch)
     assert_equals_loop(ROWS[name], scenarios, results, params, batch)
@@ -91,21 +94,21 @@ def test_values_and_gradients_equal_a_loop(name: str, x64: None) -> None:
             ("lru", "chunk=1"),
             ("pair", "chunk=1"),
             ("minlstm", "chunk=3"),
-            ("moving", "chunk=3"),
+            ("varying-mixer", "chunk=3"),
             ("mixer", "block=3"),
             ("pair", "block=3"),
             ("lru", "block=4,chunk=2"),
         ],
         always=[
             ("pair", "chunk=1"),
-            ("moving", "chunk=3"),
+            ("varying-mixer", "chunk=3"),
             ("mixer", "block=3"),
             ("lru", "block=4,chunk=2"),
         ],
     ),
 )
 def test_variants_equal_a_loop(name: str, variant: str, x64: None) -> None:
-    scenarios = (*EVERYTHING, Scenario(lengths=False, carry=False))
+    scenarios = (*FULL_SCENARIOS, Scenario(lengths=False, carry=False))
     cell, params, batch = example(ROWS[name])
     results = differentiate_all(cell, VARIANTS[variant], scenarios, params, batch)
     assert_equals_loop(ROWS[name], scenarios, results, params, batch)
@@ -119,16 +122,16 @@ def test_every_scenario_equals_a_loop(name: str, x64: None) -> None:
     assert_equals_loop(ROWS[name], SCENARIOS, results, params, batch)
 
 
-@pytest.mark.parametrize("name", mark_exhaustive(ROWS, always=FEW))
+@pytest.mark.parametrize("name", mark_exhaustive(ROWS, always=DEFAULT_CELLS))
 def test_values_and_gradients_equal_a_loop_in_float32(name: str) -> None:
     row = ROWS[name]
     cell, params, batch = example(row, dtype=np.float32)
     engine = Associative(chunk=2)
-    results = differentiate_all(cell, engine, EVERYTHING, params, batch)
+    results = differentiate_all(cell, engine, FULL_SCENARIOS, params, batch)
     with jax.enable_x64(True):
         wide = as_dtype((params, batch), np.float64)
-        truths = [loop_grads(cell, scenario, *wide) for scenario in EVERYTHING]
-    for scenario, got, truth in zip(EVERYTHING, results, truths, strict=True):
+        truths = [loop_grads(cell, scenario, *wide) for scenario in FULL_SCENARIOS]
+    for scenario, got, truth in zip(FULL_SCENARIOS, results, truths, strict=True):
         assert got.ys.dtype == np.float32
         assert_close((got.carry, got.ys), oracle(row, scenario, *wide), 1e-4)
         assert_close(tuple(got[2:]), truth, 1e-4)
@@ -157,9 +160,9 @@ def test_values_and_gradients_equal_a_loop_in_float32(name: str) -> None:
 def test_empty_time_or_batch_equals_a_loop(
     name: str, steps: int, batch: int, engine: Associative, x64: None
 ) -> None:
-    cell, params, given = example(ROWS[name], steps, batch)
-    results = differentiate_all(cell, engine, EVERYTHING, params, given)
-    assert_equals_loop(ROWS[name], EVERYTHING, results, params, given)
+    cell, params, inputs = example(ROWS[name], steps, batch)
+    results = differentiate_all(cell, engine, FULL_SCENARIOS, params, inputs)
+    assert_equals_loop(ROWS[name], FULL_SCENARIOS, results, params, inputs)
 
 
 def test_noise_depends_only_on_the_key(x64: None) -> None:
@@ -167,8 +170,8 @@ def test_noise_depends_only_on_the_key(x64: None) -> None:
     rng = np.random.default_rng(1)
     params = NoisyLinearParams(rng.normal(size=(2, hidden)), rng.normal(size=hidden))
     xs, key = rng.normal(size=(steps, batch, 2)), jax.random.key(3)
-    given = cell.sample_noise(params, xs, (steps, batch), key)
-    dropped, masks = jax.tree.map(np.asarray, given)
+    noise = cell.sample_noise(params, xs, (steps, batch), key)
+    dropped, masks = jax.tree.map(np.asarray, noise)
     want, s = [], np.zeros((batch, hidden))
     for t in range(steps):
         s = np.tanh(dropped.decay) * s + masks[t] * (xs[t] @ params.w_ih)
@@ -178,7 +181,7 @@ def test_noise_depends_only_on_the_key(x64: None) -> None:
         assert_close((carry, ys), (s, np.array(want)), 1e-12)
 
 
-LONG = 10_000
+NUM_STEPS = 10_000
 
 
 @pytest.mark.parametrize(
@@ -197,7 +200,7 @@ LONG = 10_000
 def test_ten_thousand_steps_equal_scan(cell: Any, engine: Associative, reverse: bool) -> None:
     params = cell.init(jax.random.key(0), 2)
     params = as_dtype(params, np.float32)
-    batch = random_batch(cell, params, 2, LONG, 2, np.float32)
+    batch = random_batch(cell, params, 2, NUM_STEPS, 2, np.float32)
     scenario = Scenario(resets=False, reverse=reverse)
     narrow = differentiate_all(cell, engine, (scenario,), params, batch)[0]
     with jax.enable_x64(True):
@@ -222,7 +225,7 @@ def test_bfloat16_is_accumulated_in_float32() -> None:
     assert error(run(Scan())) > 2**-4
 
 
-@pytest.fixture(params=["mingru", "minlstm-log", "lru", "moving"])
+@pytest.fixture(params=["mingru", "minlstm-log", "lru", "varying-mixer"])
 def kind(request: pytest.FixtureRequest) -> Row:
     return ROWS[request.param]
 
@@ -232,11 +235,11 @@ def engine(kind: Row) -> Associative:
     """A different variant for each row."""
     engines = (Associative(), Associative(chunk=1), Associative(chunk=2), Associative(block=4))
     return engines[
-        [CELLS["mingru"], CELLS["minlstm-log"], CELLS["lru"], TOYS["moving"]].index(kind)
+        [CELLS["mingru"], CELLS["minlstm-log"], CELLS["lru"], TOYS["varying-mixer"]].index(kind)
     ]
 
 
-# The tests of NaNs, on the rows and engines above.
+# The tests of test_nan.py, with the fixtures `kind` and `engine` above.
 setting = test_nan.setting
 test_nan_on_padding = test_nan.test_nan_on_padding_has_no_effect
 test_nan_before_a_reset = test_nan.test_nan_before_a_reset_does_not_pass_it
@@ -249,7 +252,7 @@ test_nan_without_a_reset = test_nan.test_nan_without_a_later_reset_propagates
 test_nan_in_the_carry_without_a_reset = test_nan.test_nan_in_the_carry_without_a_reset_propagates
 
 
-GROWTH = GrowthParams(np.ones((1, 1), np.float32))
+GROWTH_PARAMS = GrowthParams(np.ones((1, 1), np.float32))
 
 
 @pytest.mark.parametrize(
@@ -265,7 +268,7 @@ def test_overflow_does_not_pass_a_reset(engine: Associative, reverse: bool) -> N
     if reverse:
         xs, resets = xs[::-1].copy(), resets[::-1].copy()
     options = {"resets": resets, "reverse": reverse}
-    carry, ys = jrnn.unroll(Growth(1), GROWTH, xs, engine=engine, **options)
+    carry, ys = jrnn.unroll(Growth(1), GROWTH_PARAMS, xs, engine=engine, **options)
     ys = np.asarray(ys)[:: -1 if reverse else 1]
     assert not np.isfinite(ys[10:20, 0]).any()
     assert np.isfinite(ys[20:]).all()
@@ -276,7 +279,7 @@ def test_overflow_does_not_pass_a_reset(engine: Associative, reverse: bool) -> N
 def test_integer_carry_leaves_keep_their_dtype() -> None:
     xs = np.ones((9, 2, 1), np.float32)
     options = {"lengths": np.array([9, 4]), "resets": np.eye(9, 2, -3, dtype=bool)}
-    carry, _ = jrnn.unroll(Counting(1), GROWTH, xs, engine=Associative(), **options)
+    carry, _ = jrnn.unroll(Counting(1), GROWTH_PARAMS, xs, engine=Associative(), **options)
     assert carry.steps.dtype == np.int32
     assert carry.steps.tolist() == [6, 4]
 
@@ -344,20 +347,20 @@ def test_second_call_compiles_nothing(caplog: pytest.LogCaptureFixture) -> None:
     cell = MinGRU(5)
     params, xs = cell.init(jax.random.key(0), 3), np.ones((11, 2, 3), np.float32)
     mesh = lambda: Mesh(np.array(jax.devices()[:1]), ("time",))
-    for new in (lambda: Associative(chunk=3), lambda: Associative(mesh=mesh())):
+    for make_engine in (lambda: Associative(chunk=3), lambda: Associative(mesh=mesh())):
         with jax.log_compiles():
-            jrnn.unroll(cell, params, xs, engine=new())
+            jrnn.unroll(cell, params, xs, engine=make_engine())
             assert any("ompil" in record.getMessage() for record in caplog.records)
             caplog.clear()
-            jrnn.unroll(MinGRU(5), params, xs, engine=new())
+            jrnn.unroll(MinGRU(5), params, xs, engine=make_engine())
             assert [r for r in caplog.records if r.name.startswith("jax")] == []
 
 
 def test_mesh_of_one_device_equals_a_loop(x64: None) -> None:
     engine = Associative(mesh=Mesh(np.array(jax.devices()[:1]), ("time",)))
     cell, params, batch = example(TOYS["pair"])
-    results = differentiate_all(cell, engine, EVERYTHING, params, batch)
-    assert_equals_loop(TOYS["pair"], EVERYTHING, results, params, batch)
+    results = differentiate_all(cell, engine, FULL_SCENARIOS, params, batch)
+    assert_equals_loop(TOYS["pair"], FULL_SCENARIOS, results, params, batch)
 
 
 @pytest.mark.parametrize(
@@ -373,10 +376,10 @@ def test_derivatives_of_all_modes_equal_those_of_scan(engine: Associative, x64: 
     direction = random_params(cell, 7, input_size=2)
 
     def all_modes(engine: Any) -> Any:
-        run = lambda p: call(cell, engine, Scenario(), p, batch)
-        loss = lambda p: inner(run(p), (batch.ct_carry, batch.ct_ys)) ** 2
+        run = lambda p: unroll_scenario(cell, engine, Scenario(), p, batch)
+        loss = lambda p: inner_product(run(p), (batch.ct_carry, batch.ct_ys)) ** 2
         hessian = jax.hessian(lambda w: loss(params._replace(fast=w)))(params.fast)
-        second = jax.grad(lambda p: inner(jax.grad(loss)(p), direction))(params)
+        second = jax.grad(lambda p: inner_product(jax.grad(loss)(p), direction))(params)
         return jax.jvp(run, (params,), (direction,)), hessian, second
 
     got, want = jax.jit(lambda: (all_modes(engine), all_modes(Scan())))()
@@ -391,7 +394,7 @@ def test_derivatives_of_all_modes_equal_those_of_scan(engine: Associative, x64: 
     ids=repr,
 )
 def test_vmap_over_models_equals_a_loop(engine: Associative, x64: None) -> None:
-    row, scenario = TOYS["moving"], Scenario()
+    row, scenario = TOYS["varying-mixer"], Scenario()
     cell = row.make(2)
     params = [random_params(cell, seed, input_size=2) for seed in (1, 2)]
     batches = [random_batch(cell, p, 4, 7, 3) for p in params]
@@ -418,24 +421,24 @@ def test_coefficients_receive_all_steps_at_once(monkeypatch: pytest.MonkeyPatch)
         lambda xs: jrnn.unroll(cell, params, xs, engine=engine), np.ones((13, 3, 2), np.float32)
     )
     run(Associative())
-    one = (3, 4)  # the check that the cell is linear, on one step
-    assert shapes == [one, (13, 3, 4)]
+    one_step = (3, 4)  # `is_linear` calls `coefficients` for one step
+    assert shapes == [one_step, (13, 3, 4)]
     shapes.clear()
     run(Associative(block=5))
-    assert set(shapes) == {one, (5, 3, 4), (3, 3, 4)}
+    assert set(shapes) == {one_step, (5, 3, 4), (3, 3, 4)}
 
 
-@pytest.mark.parametrize("steps", [auto.MANY_STEPS - 1, auto.MANY_STEPS])
-@pytest.mark.parametrize(("batch", "short"), [(1, "Fused("), (32, "Scan(")])
+@pytest.mark.parametrize("steps", [auto.ASSOCIATIVE_MIN_STEPS - 1, auto.ASSOCIATIVE_MIN_STEPS])
+@pytest.mark.parametrize(("batch", "choice_if_short"), [(1, "Fused("), (32, "Scan(")])
 def test_auto_chooses_associative_for_long_sequences_of_linear_cells(
-    steps: int, batch: int, short: str, caplog: pytest.LogCaptureFixture
+    steps: int, batch: int, choice_if_short: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     cell = LRU(6)
     params = cell.init(jax.random.key(0), 2)
     with caplog.at_level("DEBUG", logger="jrnn"):
         jax.eval_shape(lambda xs: jrnn.unroll(cell, params, xs), jnp.ones((steps, batch, 2)))
-    choice = "Associative(" if steps == auto.MANY_STEPS else short
-    assert f"engine='auto' chose {choice}" in caplog.text
+    expected = "Associative(" if steps == auto.ASSOCIATIVE_MIN_STEPS else choice_if_short
+    assert f"engine='auto' chose {expected}" in caplog.text
 
 
 def test_auto_does_not_choose_associative_for_nonlinear_cells(
@@ -445,7 +448,8 @@ def test_auto_does_not_choose_associative_for_nonlinear_cells(
     params = cell.init(jax.random.key(0), 2)
     with caplog.at_level("DEBUG", logger="jrnn"):
         jax.eval_shape(
-            lambda xs: jrnn.unroll(cell, params, xs), jnp.ones((2 * auto.MANY_STEPS, 1, 2))
+            lambda xs: jrnn.unroll(cell, params, xs),
+            jnp.ones((2 * auto.ASSOCIATIVE_MIN_STEPS, 1, 2)),
         )
     assert "engine='auto' chose Fused(" in caplog.text
 
@@ -463,6 +467,6 @@ def test_auto_chooses_associative_for_short_sequences_on_accelerators(
 
 def test_time_is_sharded_over_devices() -> None:
     environment = environment_with_devices(8)
-    command = [sys.executable, "-W", "error", "-m", "tests.engines.over_devices"]
+    command = [sys.executable, "-W", "error", "-m", "tests.engines.time_sharding"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-6000:]

@@ -13,14 +13,14 @@ from jrnn.engines import damping
 from tests.helpers import mark_exhaustive
 
 STEPS, BATCH = 7, 4
-DAMPINGS = np.array([0.0, 1e-3, 1.0, 50.0])
+DAMPING = np.array([0.0, 1e-3, 1.0, 50.0])
 
 
-def matrices(complex_: bool, n: int | None, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def matrices(is_complex: bool, n: int | None, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """Jacobians `[T, B, n, n]` and residuals `[T, B, n]`; or scalars `[T, B, 3]` if n is None."""
     rng = np.random.default_rng(0)
     normal = lambda *shape: (
-        rng.normal(size=shape) + (1j * rng.normal(size=shape) if complex_ else 0)
+        rng.normal(size=shape) + (1j * rng.normal(size=shape) if is_complex else 0)
     )
     shape = (3,) if n is None else (n, n)
     a, r = normal(STEPS, BATCH, *shape), normal(STEPS, BATCH, shape[0])
@@ -40,28 +40,30 @@ def least_squares(a: np.ndarray, r: np.ndarray, weight: float, reverse: bool) ->
     return np.linalg.lstsq(system, target, rcond=None)[0].reshape(steps, n)
 
 
-@pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])
+@pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
 @pytest.mark.parametrize("n", [1, 3])
 def test_matrices_equal_dense_least_squares(
-    n: int, complex_: bool, reverse: bool, x64: None
+    n: int, is_complex: bool, reverse: bool, x64: None
 ) -> None:
-    a, r = matrices(complex_, n)
-    got = damping.smooth(damping.MATRICES, *map(jnp.asarray, (a, r, DAMPINGS)), reverse)
-    for b, weight in enumerate(DAMPINGS):
+    a, r = matrices(is_complex, n)
+    got = damping.smooth(damping.MATRICES, *map(jnp.asarray, (a, r, DAMPING)), reverse)
+    for b, weight in enumerate(DAMPING):
         want = least_squares(a[:, b], r[:, b], weight, reverse)
         np.testing.assert_allclose(got[:, b], want, rtol=1e-9, atol=1e-9 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])
-def test_numbers_equal_dense_least_squares(complex_: bool, reverse: bool, x64: None) -> None:
-    a, r = matrices(complex_, None)
-    got = damping.smooth(damping.SCALARS, *map(jnp.asarray, (a, r, DAMPINGS)), reverse)
-    for b, weight in enumerate(DAMPINGS):
-        each = [
+@pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
+def test_scalars_equal_dense_least_squares(is_complex: bool, reverse: bool, x64: None) -> None:
+    a, r = matrices(is_complex, None)
+    got = damping.smooth(damping.SCALARS, *map(jnp.asarray, (a, r, DAMPING)), reverse)
+    for b, weight in enumerate(DAMPING):
+        columns = [
             least_squares(a[:, b, k, None, None], r[:, b, k, None], weight, reverse)
             for k in range(3)
         ]
-        np.testing.assert_allclose(got[:, b], np.concatenate(each, axis=-1), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            got[:, b], np.concatenate(columns, axis=-1), rtol=1e-9, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("kind", ["full", "block", "diagonal"])
@@ -75,37 +77,37 @@ def test_jacobian_kinds_equal_their_full_matrices(kind: Any, x64: None) -> None:
             for k in range(2):
                 if i == j or kind != "diagonal":
                     dense[..., 2 * i + k, 2 * j + k] = parts[i, j, ..., k]
-    given = {
+    jacobians = {
         "full": jnp.asarray(dense),
         "block": tuple(tuple(map(jnp.asarray, row)) for row in parts),
         "diagonal": tuple(jnp.asarray(parts[i, i]) for i in range(2)),
     }[kind]
     got = damping.damped_step(
-        kind, given, [jnp.asarray(a) for a in leaves], jnp.asarray(DAMPINGS), True
+        kind, jacobians, [jnp.asarray(a) for a in leaves], jnp.asarray(DAMPING), True
     )
     r = np.concatenate(leaves, axis=-1)
-    for b, weight in enumerate(DAMPINGS):
+    for b, weight in enumerate(DAMPING):
         want = least_squares(dense[:, b], r[:, b], weight, True)
         np.testing.assert_allclose(
             np.concatenate(got, axis=-1)[:, b], want, rtol=1e-9, atol=1e-9 * np.abs(want).max()
         )
 
 
-# By NumPy, since two concurrent batched LAPACK calls of XLA can deadlock.
+# Computed by NumPy, since two concurrent batched LAPACK calls of XLA can deadlock.
 INVERSE = lambda a: jnp.asarray(np.linalg.inv(np.asarray(a)))
 
 
 @pytest.mark.parametrize("n", mark_exhaustive([None, 1, 3], always=[None, 3]))
-@pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])
+@pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
 def test_parallel_covariances_equal_sequential(
-    n: int | None, complex_: bool, reverse: bool, x64: None
+    n: int | None, is_complex: bool, reverse: bool, x64: None
 ) -> None:
-    a, _ = matrices(complex_, n)
-    ops = damping.SCALARS if n is None else damping.MATRICES._replace(any_inverse=INVERSE)
-    weight = jnp.asarray(DAMPINGS).reshape(-1, *(1,) * (a.ndim - 2))
-    given = ops, jnp.asarray(a), weight, reverse
+    a, _ = matrices(is_complex, n)
+    ops = damping.SCALARS if n is None else damping.MATRICES._replace(general_inverse=INVERSE)
+    weight = jnp.asarray(DAMPING).reshape(-1, *(1,) * (a.ndim - 2))
+    arguments = ops, jnp.asarray(a), weight, reverse
     for got, want in zip(
-        damping.parallel_covariances(*given), damping.covariances(*given), strict=True
+        damping.parallel_covariances(*arguments), damping.covariances(*arguments), strict=True
     ):
         np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9 * np.abs(want).max())
 
@@ -113,23 +115,23 @@ def test_parallel_covariances_equal_sequential(
 def test_covariances_equal_the_normal_equations(x64: None) -> None:
     # No observation follows the last state: its covariance is the last block of the inverse.
     a, _ = matrices(False, 2)
-    weight = jnp.asarray(DAMPINGS).reshape(-1, 1, 1)
+    weight = jnp.asarray(DAMPING).reshape(-1, 1, 1)
     predicted, updated = damping.covariances(damping.MATRICES, jnp.asarray(a), weight, False)
-    for b, w in enumerate(DAMPINGS):
+    for b, w in enumerate(DAMPING):
         rows = np.eye(2 * STEPS)
         for t in range(1, STEPS):
             rows[2 * t : 2 * t + 2, 2 * t - 2 : 2 * t] = -a[t, b]
         inverse = np.linalg.inv(rows.T @ rows + w * np.eye(2 * STEPS))
         np.testing.assert_allclose(updated[-1, b], inverse[-2:, -2:], rtol=1e-7)
-        seen = rows.T @ rows + w * np.diag([1.0] * (2 * STEPS - 2) + [0.0] * 2)
-        np.testing.assert_allclose(predicted[-1, b], np.linalg.inv(seen)[-2:, -2:], rtol=1e-7)
+        precision = rows.T @ rows + w * np.diag([1.0] * (2 * STEPS - 2) + [0.0] * 2)
+        np.testing.assert_allclose(predicted[-1, b], np.linalg.inv(precision)[-2:, -2:], rtol=1e-7)
 
 
-@pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])
+@pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
 @pytest.mark.parametrize("n", [1, 2, 7])
-def test_positive_inverse_equals_numpy(n: int, complex_: bool, x64: None) -> None:
+def test_positive_inverse_equals_numpy(n: int, is_complex: bool, x64: None) -> None:
     rng = np.random.default_rng(0)
-    half = rng.normal(size=(4, n, n)) + (1j * rng.normal(size=(4, n, n)) if complex_ else 0)
+    half = rng.normal(size=(4, n, n)) + (1j * rng.normal(size=(4, n, n)) if is_complex else 0)
     a = half @ np.conj(np.swapaxes(half, -1, -2)) + 0.1 * np.eye(n)
     np.testing.assert_allclose(
         damping.positive_inverse(jnp.asarray(a)), np.linalg.inv(a), rtol=1e-8, atol=1e-8
@@ -157,7 +159,8 @@ def test_converged_damped_solutions_equal_scan(name: str, kind: Any, x64: None) 
 
 
 def test_damped_steps_never_increase_the_residual(x64: None) -> None:
-    # The sum of squares, by an oracle, decreases at each step; without damping it does not.
+    # The sum of squared residuals, computed in NumPy, decreases at each step; without damping it
+    # does not.
     cell = Elman(8)
     params = cell.init(jax.random.key(0), 2, np.float64)
     params = params._replace(w_hh=2.5 * params.w_hh)

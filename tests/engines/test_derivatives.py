@@ -10,14 +10,14 @@ from tests.helpers import (
     Batch,
     Scenario,
     assert_close,
-    call,
     differentiate_all,
-    inner,
+    inner_product,
     loop_grads,
     normal_like,
     oracle,
     random_batch,
     random_params,
+    unroll_scenario,
 )
 from tests.table import Row
 
@@ -35,12 +35,12 @@ def example(cell: Cell, seed: int = 1) -> tuple[Batch, Point, Point]:
     return batch, point, jax.tree.map(lambda leaf: normal_like(rng, leaf, np.float64), point)
 
 
-def at(batch: Batch, point: Point) -> tuple[Any, Batch]:
+def replace_point(batch: Batch, point: Point) -> tuple[Any, Batch]:
     params, xs, carry = point
     return params, batch._replace(xs=xs, carry=carry)
 
 
-def difference(function: Any, point: Point, direction: Point) -> Any:
+def central_difference(function: Any, point: Point, direction: Point) -> Any:
     """The central difference of a function along the direction."""
     ahead, behind = (
         function(jax.tree.map(lambda p, v, e=step: p + e * v, point, direction))
@@ -52,24 +52,34 @@ def difference(function: Any, point: Point, direction: Point) -> Any:
 def test_forward_mode_equals_finite_differences(kind: Row, reverse: bool, x64: None) -> None:
     cell, scenario = kind.make(3), Scenario(reverse=reverse)
     batch, point, direction = example(cell)
-    run = lambda *point: call(cell, SCAN, scenario, *at(batch, point))
+    run = lambda *point: unroll_scenario(cell, SCAN, scenario, *replace_point(batch, point))
     jvp = jax.jit(lambda p, v: jax.jvp(run, p, v))
-    truth = difference(lambda p: oracle(kind, scenario, *at(batch, p)), point, direction)
+    truth = central_difference(
+        lambda p: oracle(kind, scenario, *replace_point(batch, p)), point, direction
+    )
     assert_close(jvp(point, direction)[1], truth, 1e-8)
 
 
 def test_second_derivatives_equal_finite_differences(kind: Row, x64: None) -> None:
     cell, scenario = kind.make(3), Scenario()
     batch, point, direction = example(cell)
-    loss = lambda p: inner(call(cell, SCAN, scenario, *at(batch, p)), (batch.ct_carry, batch.ct_ys))
-    product = lambda p, v: jax.grad(lambda p: inner(jax.grad(loss)(p), v))(p)
-    truth = difference(lambda p: loop_grads(cell, scenario, *at(batch, p)), point, direction)
-    assert_close(jax.jit(product)(point, direction), truth, 1e-7)
+    loss = lambda p: inner_product(
+        unroll_scenario(cell, SCAN, scenario, *replace_point(batch, p)),
+        (batch.ct_carry, batch.ct_ys),
+    )
+    hessian_product = lambda p, v: jax.grad(lambda p: inner_product(jax.grad(loss)(p), v))(p)
+    truth = central_difference(
+        lambda p: loop_grads(cell, scenario, *replace_point(batch, p)), point, direction
+    )
+    assert_close(jax.jit(hessian_product)(point, direction), truth, 1e-7)
 
 
 def test_vmap_equals_a_loop(kind: Row, engine: Engine, x64: None) -> None:
     cell, scenario = kind.make(3), Scenario()
-    models = [at(batch, point) for batch, point, _ in (example(cell, seed) for seed in (1, 2, 3))]
+    models = [
+        replace_point(batch, point)
+        for batch, point, _ in (example(cell, seed) for seed in (1, 2, 3))
+    ]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *models)
     run = lambda params, batch: differentiate_all(cell, engine, (scenario,), params, batch)[0]
     mapped = jax.jit(jax.vmap(run))(*stacked)

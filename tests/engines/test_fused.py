@@ -14,22 +14,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jrnn
 from jrnn import GRU, LSTM, Engine, Fused, Scan
-from jrnn.engines.linearise import make_plan
-from jrnn.engines.precision import bind, precision_of
-from jrnn.engines.readout import loop_readout
+from jrnn.engines.precision import bind, infer_precision
+from jrnn.engines.readout import split_readout
+from jrnn.engines.update_vjp import make_plan
 from jrnn.masking import Masks
-from tests.cells.toys import Learned
+from tests.cells.toys import LearnedInitialCarry
 from tests.helpers import (
     Batch,
     Scenario,
     as_dtype,
     assert_close,
-    call,
     differentiate_all,
-    inner,
+    inner_product,
     mark_exhaustive,
     random_batch,
     random_params,
+    unroll_scenario,
 )
 
 
@@ -44,7 +44,7 @@ def example(cell: jrnn.Cell, steps: int, batch: int = 3) -> tuple[Any, Batch]:
         (LSTM(3, peepholes=True), Fused(chunk=2)),
         (GRU(3), Fused()),
         (GRU(3, reset_after=False), Fused()),
-        (Learned(3), Fused(remat=True)),
+        (LearnedInitialCarry(3), Fused(remat=True)),
     ],
     ids=repr,
 )
@@ -55,12 +55,12 @@ def test_gradient_of_a_gradient_norm_equals_that_of_scan(
 
     def loss(engine: Engine, point: Any) -> Any:
         params, xs = point
-        results = call(cell, engine, Scenario(), params, batch._replace(xs=xs))
-        return inner(results, (batch.ct_carry, batch.ct_ys))
+        results = unroll_scenario(cell, engine, Scenario(), params, batch._replace(xs=xs))
+        return inner_product(results, (batch.ct_carry, batch.ct_ys))
 
     def norm(engine: Engine, point: Any) -> Any:
         grads = jax.grad(partial(loss, engine))(point)
-        return inner(grads, grads)
+        return inner_product(grads, grads)
 
     grad = jax.jit(jax.grad(norm, argnums=1), static_argnums=0)
     point = (params, batch.xs)
@@ -134,9 +134,9 @@ def test_memory_is_less_than_that_of_scan() -> None:
 def test_residuals_are_only_the_gates(cell: jrnn.Cell, pairs: int, saved: int) -> None:
     params = cell.init(jax.random.key(0), 2)
     xs = jnp.ones((1, 4, 2))
-    bound = bind(cell, params, precision_of(params, xs))
+    bound = bind(cell, params, infer_precision(params, xs))
     carry = cell.init_carry(params, (4,))
-    readout = loop_readout(bound, carry, xs[0])
+    readout = split_readout(bound, carry, xs[0])
     prev_carries = jax.tree.map(lambda a: a[None], carry)
     plan = make_plan(readout, bound, prev_carries, xs, Masks(None, None, None, None))
     assert len(plan.pairs) == pairs
@@ -144,7 +144,7 @@ def test_residuals_are_only_the_gates(cell: jrnn.Cell, pairs: int, saved: int) -
 
 
 @dataclass(frozen=True)
-class StraightThrough(Learned):
+class StraightThrough(LearnedInitialCarry):
     """h' = tanh(W x + U h) + round(W x), where the last term has no derivative."""
 
     def update(self, params: Any, carry: jax.Array, z: jax.Array, u: jax.Array) -> Any:
@@ -163,7 +163,7 @@ def test_forward_mode_raises() -> None:
     cell = LSTM(3)
     params, batch = example(cell, steps=2)
     xs = batch.xs.astype(np.float32)
-    run = lambda xs: call(cell, Fused(), Scenario(), params, batch._replace(xs=xs))
+    run = lambda xs: unroll_scenario(cell, Fused(), Scenario(), params, batch._replace(xs=xs))
     with pytest.raises(TypeError, match="forward-mode") as caught:
         jax.jvp(run, (xs,), (xs,))
     assert "use engine='scan'" in caught.value.__notes__[0]
@@ -184,7 +184,7 @@ def test_remat_must_be_a_bool(remat: Any) -> None:
 @pytest.mark.parametrize("cell", [LSTM(3, peepholes=True), GRU(3)], ids=repr)
 def test_small_cell_with_large_batch_uses_chunks_of_one_step(cell: jrnn.Cell, x64: None) -> None:
     params, batch = example(cell, steps=4, batch=33)
-    assert Fused().chunk_of(4, 33, weights=100) == 1
+    assert Fused().chunk_size(4, 33, weights=100) == 1
     run = lambda engine: differentiate_all(cell, engine, (Scenario(),), params, batch)
     assert_close(run(Fused()), run(Scan()), 1e-10)
 
@@ -207,4 +207,4 @@ def test_sharded_inputs_with_unsharded_parameters() -> None:
 
 @pytest.mark.parametrize(("steps", "batch", "want"), [(128, 32, 8), (0, 0, 1), (784, 64, 4)])
 def test_default_chunk_depends_on_the_batch_size(steps: int, batch: int, want: int) -> None:
-    assert Fused().chunk_of(steps, batch) == want
+    assert Fused().chunk_size(steps, batch) == want

@@ -26,12 +26,12 @@ from jrnn import (
     structure,
 )
 from jrnn.engines import jacobian
-from jrnn.engines.equations import system_of
+from jrnn.engines.equations import build_system
 from jrnn.engines.jacobian import Step
-from jrnn.engines.precision import bind, precision_of
+from jrnn.engines.precision import bind, infer_precision
 from jrnn.masking import Masks
 from tests.cells.linear_toys import Mixer, Pair
-from tests.cells.toys import Learned
+from tests.cells.toys import LearnedInitialCarry
 from tests.helpers import (
     Batch,
     assert_close,
@@ -45,7 +45,7 @@ STEPS, BATCH, HIDDEN = 4, 2, 3
 
 
 def make_step(cell: Cell, params: Any, xs: Any, tree: Any) -> Step:
-    precision = precision_of(params, xs)
+    precision = infer_precision(params, xs)
     bound = bind(cell, params, precision)
     return Step(bound, tree, bound.project(xs), jacobian.exact_kind(bound, xs))
 
@@ -115,7 +115,7 @@ def assert_jacobians_equal_forward_mode(cell: Cell) -> None:
 def test_jacobians_equal_forward_mode_of_one_step(kind_or_row: Row, x64: None) -> None:
     cell = kind_or_row.make(HIDDEN)
     carry = jax.eval_shape(lambda p: cell.init_carry(p, ()), random_params(cell, 1, 2))
-    allowed = jnp.inexact if structure.recurrence(cell, 2) == "linear" else jnp.floating
+    allowed = jnp.inexact if structure.recurrence_kind(cell, 2) == "linear" else jnp.floating
     if not all(jnp.issubdtype(leaf.dtype, allowed) for leaf in jax.tree.leaves(carry)):
         pytest.skip("Newton raises for integer carries, and for complex carries of nonlinear cells")
     assert_jacobians_equal_forward_mode(cell)
@@ -127,7 +127,7 @@ def test_jacobians_of_one_unit_equal_forward_mode(x64: None) -> None:
 
 
 def test_jacobians_of_a_custom_cell_equal_forward_mode(x64: None) -> None:
-    assert_jacobians_equal_forward_mode(Learned(HIDDEN))
+    assert_jacobians_equal_forward_mode(LearnedInitialCarry(HIDDEN))
 
 
 @pytest.mark.parametrize("name", ["lstm", "lstm-peepholes", "gru", "gru-reset-before", "paralstm"])
@@ -164,7 +164,7 @@ EXACT_KINDS = {
 def test_exact_kinds_are_exact(kind: str | None, x64: None) -> None:
     for cell in EXACT_KINDS[kind]:
         params, batch, prev_carries = setting(cell)
-        bound = bind(cell, params, precision_of(params, batch.xs))
+        bound = bind(cell, params, infer_precision(params, batch.xs))
         assert jacobian.exact_kind(bound, batch.xs) == kind
         _, (_, truth) = everything(cell, params, batch.xs, prev_carries)
         count = len(jax.tree.leaves(prev_carries))
@@ -186,8 +186,8 @@ def test_jacobians_are_zero_at_resets_and_identity_on_padding(kind: Any, x64: No
     resets[1, 0] = True
     initial = cell.init_carry(params, (BATCH,))
     masks = Masks(None, jnp.asarray(valid), jnp.asarray(resets), initial)
-    bound = bind(cell, params, precision_of(params, batch.xs))
-    system = system_of(bound, batch.carry, batch.xs, masks, False)
+    bound = bind(cell, params, infer_precision(params, batch.xs))
+    system = build_system(bound, batch.carry, batch.xs, masks, False)
     states = jax.tree.leaves(prev_carries)
     after, matrices = system.linearize(kind, states)
     if kind == "full":

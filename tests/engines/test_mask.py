@@ -76,7 +76,7 @@ MORE_CASES: list[tuple[str, Engine]] = [
     ("lru", Newton()),
 ]
 ALL_CASES = CASES + [pytest.param(*case, marks=pytest.mark.exhaustive) for case in MORE_CASES]
-NATIVE = ["lstm-peepholes", "gru", "elman-relu"]
+NATIVE_CELLS = ["lstm-peepholes", "gru", "elman-relu"]
 
 
 def setting(row: Row) -> tuple[Any, Any, Batch]:
@@ -89,11 +89,11 @@ def setting(row: Row) -> tuple[Any, Any, Batch]:
 
 
 def assert_equals_loop(
-    row: Row, cell: Any, engine: Engine, params: Any, batch: Batch, given: Any, tolerance: float
+    row: Row, cell: Any, engine: Engine, params: Any, batch: Batch, arguments: Any, tolerance: float
 ) -> None:
     assert np.isnan(batch.xs).any()
     for scenario, got in zip(
-        SCENARIOS, differentiate_all(cell, engine, SCENARIOS, *given), strict=True
+        SCENARIOS, differentiate_all(cell, engine, SCENARIOS, *arguments), strict=True
     ):
         assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), tolerance)
         assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 5 * tolerance)
@@ -106,7 +106,7 @@ def test_a_mask_equals_a_loop_over_valid_steps(name: str, engine: Engine, x64: N
     assert_equals_loop(CELLS[name], cell, engine, params, batch, (params, batch), tolerance)
 
 
-@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize("name", NATIVE_CELLS)
 def test_a_mask_on_the_native_engine_equals_a_loop(name: str, x64: None) -> None:
     pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
     cell, params, batch = setting(CELLS[name])
@@ -125,7 +125,7 @@ class Packed(NamedTuple):
     source: np.ndarray  # [T, B], the step of the n-th valid one
 
     @staticmethod
-    def of(valid: np.ndarray) -> "Packed":
+    def from_mask(valid: np.ndarray) -> "Packed":
         source = np.zeros(valid.shape, int)
         for b in range(valid.shape[1]):
             steps = np.flatnonzero(valid[:, b])
@@ -164,8 +164,8 @@ def test_layers_with_a_mask_equal_layers_without_masked_steps(name: str, engine:
     rng = np.random.default_rng(0)
     params = random_params(layer, 1, 3, np.float32)
     xs = rng.normal(size=(STEPS, BATCH, 3)).astype(np.float32)
-    mask_and_lengths = Packed.of(MASK & (np.arange(STEPS)[:, None] < LENGTHS))
-    mask_only = Packed.of(MASK)
+    mask_and_lengths = Packed.from_mask(MASK & (np.arange(STEPS)[:, None] < LENGTHS))
+    mask_only = Packed.from_mask(MASK)
 
     @jax.jit
     def run(params: Any, xs: Any, clean: Any) -> Any:
@@ -183,11 +183,11 @@ def test_layers_with_a_mask_equal_layers_without_masked_steps(name: str, engine:
                 results.append((carry, packing.unpack(ys)))
             return tuple(results)
 
-        def by(function: Any, xs: Any) -> Any:
+        def with_gradients(function: Any, xs: Any) -> Any:
             out, vjp = jax.vjp(function, params, xs)
             return out, vjp(jax.tree.map(jnp.cos, out))
 
-        return by(masked, xs), by(packed, clean)
+        return with_gradients(masked, xs), with_gradients(packed, clean)
 
     got, want = run(params, np.where(MASK[..., None], xs, np.nan), xs)
     assert_close(got, want, 1e-5)

@@ -65,7 +65,7 @@ def test_values_and_gradients_equal_a_loop(kernel_row: Row, x64: None) -> None:
 
 
 # All shapes of one row, and two shapes of each other row.
-FEW = [
+DEFAULT_SHAPES = [
     (name, shape)
     for n, name in enumerate(ROWS)
     for k, shape in enumerate(SHAPES)
@@ -74,7 +74,9 @@ FEW = [
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), mark_exhaustive(itertools.product(ROWS, SHAPES), always=FEW), ids=str
+    ("name", "shape"),
+    mark_exhaustive(itertools.product(ROWS, SHAPES), always=DEFAULT_SHAPES),
+    ids=str,
 )
 def test_any_shape_equals_scan_in_float64(name: str, shape: Any, x64: None) -> None:
     steps, size, inputs, hidden = shape
@@ -82,14 +84,14 @@ def test_any_shape_equals_scan_in_float64(name: str, shape: Any, x64: None) -> N
     params = jax.tree.map(lambda a: a / np.sqrt(hidden), random_params(cell, 1, inputs))
     batch = random_batch(cell, params, 2, steps, size)
     narrow = as_dtype((params, batch), np.float32)
-    wanted = differentiate_all(cell, Scan(), SCENARIOS[-1:], *as_dtype(narrow, np.float64))
+    expected = differentiate_all(cell, Scan(), SCENARIOS[-1:], *as_dtype(narrow, np.float64))
     for want, got in zip(
-        wanted, differentiate_all(cell, Native(), SCENARIOS[-1:], *narrow), strict=True
+        expected, differentiate_all(cell, Native(), SCENARIOS[-1:], *narrow), strict=True
     ):
         assert_close(as_dtype(tuple(got), np.float64), tuple(want), 1e-5)
 
 
-AGREE = """
+COMPARE_ENGINES = """
 import jax, jax.numpy as jnp, numpy as np, jrnn
 from jrnn import _kernels
 assert _kernels.isa() == {isa!r}, _kernels.isa()
@@ -110,7 +112,9 @@ for cell in (*lstms, jrnn.GRU(21), jrnn.Elman(21)):
 @pytest.mark.parametrize("isa", kernels.available_isas())
 def test_all_instruction_sets_agree(isa: str) -> None:
     environment = os.environ | {"JRNN_ISA": isa}
-    subprocess.run([sys.executable, "-c", AGREE.format(isa=isa)], check=True, env=environment)
+    subprocess.run(
+        [sys.executable, "-c", COMPARE_ENGINES.format(isa=isa)], check=True, env=environment
+    )
 
 
 @pytest.mark.parametrize(("activation", "truth"), [("tanh", np.tanh), ("sigmoid", None)])
@@ -165,9 +169,9 @@ def test_vmap_equals_scan(axes: tuple[int | None, ...]) -> None:
         rng.random((2, 7, 4)) < 0.3,
     )
     pick = lambda a, axis: a if axis == 0 else jax.tree.map(lambda leaf: leaf[0], a)
-    given = [pick(a, axis) for a, axis in zip(full, axes, strict=True)]
-    got = jax.jit(jax.vmap(loss("native"), in_axes=axes))(*given)
-    assert_close(got, jax.vmap(loss("scan"), in_axes=axes)(*given), 1e-5)
+    arguments = [pick(a, axis) for a, axis in zip(full, axes, strict=True)]
+    got = jax.jit(jax.vmap(loss("native"), in_axes=axes))(*arguments)
+    assert_close(got, jax.vmap(loss("scan"), in_axes=axes)(*arguments), 1e-5)
 
 
 def test_nested_vmap_is_one_call() -> None:
@@ -242,14 +246,14 @@ def test_concurrent_calls_are_independent() -> None:
     run = jax.jit(
         jax.grad(lambda p, xs: jnp.sum(jrnn.unroll(cell, p, xs, engine="native")[1] ** 2))
     )
-    wanted = [run(params, x) for x in xs]
+    expected = [run(params, x) for x in xs]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(5):
-            for got, want in zip(pool.map(lambda x: run(params, x), xs), wanted, strict=True):
+            for got, want in zip(pool.map(lambda x: run(params, x), xs), expected, strict=True):
                 assert_close(got, want, 1e-5)
 
 
-WRONG = [
+UNSUPPORTED = [
     (
         jrnn.GRU(3, reset_after=False),
         np.float32,
@@ -259,7 +263,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("cell", "dtype", "message"), WRONG, ids=str)
+@pytest.mark.parametrize(("cell", "dtype", "message"), UNSUPPORTED, ids=str)
 def test_unsupported_cells_raise(cell: jrnn.Cell, dtype: Any, message: str) -> None:
     params = cell.init(jax.random.key(0), 2)
     with pytest.raises(ValueError, match=f"engine 'native': .*{message}.*engine='auto'"):
@@ -275,7 +279,7 @@ def test_second_derivatives_raise() -> None:
 
 
 def test_missing_extension_raises_and_auto_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    native._load.cache_clear()
+    native._register_kernels.cache_clear()
     monkeypatch.setitem(sys.modules, "jrnn._kernels", None)
     monkeypatch.delattr(jrnn, "_kernels", raising=False)
     cell = jrnn.LSTM(3)
@@ -285,5 +289,5 @@ def test_missing_extension_raises_and_auto_falls_back(monkeypatch: pytest.Monkey
             jrnn.unroll(cell, params, jnp.ones((11, 3, 2)), engine="native")
         _, ys = jrnn.unroll(cell, params, jnp.ones((12, 3, 2)))
     finally:
-        native._load.cache_clear()
+        native._register_kernels.cache_clear()
     assert ys.shape == (12, 3, 3)

@@ -1,4 +1,4 @@
-"""`Newton` against the oracles and a loop: values, gradients and other derivatives."""
+"""`Newton` against NumPy references and a loop: values, gradients and other derivatives."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from jrnn import (
     ParaLSTM,
     Scan,
 )
-from tests.cells.toys import Learned, Noisy
+from tests.cells.toys import LearnedInitialCarry, Noisy
 from tests.engines.newton_helpers import NEWTON, example, solve
 from tests.helpers import (
     SCENARIOS,
@@ -26,20 +26,20 @@ from tests.helpers import (
     Scenario,
     as_dtype,
     assert_close,
-    call,
     differentiate_all,
-    inner,
+    inner_product,
     loop_grads,
     mark_exhaustive,
     normal_like,
     oracle,
     random_batch,
     random_params,
+    unroll_scenario,
 )
 from tests.table import CELLS, Row
 
-FEW = SCENARIOS[::5]
-KINDS = {
+FEW_SCENARIOS = SCENARIOS[::5]
+VARIANTS = {
     "full": Newton(jacobian="full"),
     "block": Newton(jacobian="block"),
     "diagonal": Newton(jacobian="diagonal"),
@@ -48,24 +48,24 @@ KINDS = {
     "carry": Newton(init="carry"),
     "scan": Newton(fallback="scan"),
 }
-SOME = ("lstm", "gru-reset-before", "paralstm", "lru", "gru", "elman-relu")
-# Each kind on one cell, and on three cells in the exhaustive suite.
-PAIRS = mark_exhaustive(
-    [(SOME[(n + 2 * k) % 6], kind) for n, kind in enumerate(KINDS) for k in range(3)],
-    always=[(SOME[n % 6], kind) for n, kind in enumerate(KINDS)],
+DEFAULT_CELLS = ("lstm", "gru-reset-before", "paralstm", "lru", "gru", "elman-relu")
+# Each variant on one cell, and on three cells in the exhaustive suite.
+CELLS_AND_VARIANTS = mark_exhaustive(
+    [(DEFAULT_CELLS[(n + 2 * k) % 6], kind) for n, kind in enumerate(VARIANTS) for k in range(3)],
+    always=[(DEFAULT_CELLS[n % 6], kind) for n, kind in enumerate(VARIANTS)],
 )
 
 
 Point = tuple[Any, Any, Any]  # params, xs, carry
 
 
-@pytest.mark.parametrize("name", mark_exhaustive(CELLS, always=SOME))
+@pytest.mark.parametrize("name", mark_exhaustive(CELLS, always=DEFAULT_CELLS))
 def test_values_and_gradients_equal_a_loop_in_float64(name: str, x64: None) -> None:
     row = CELLS[name]
     cell, params, batch = example(row)
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(batch.carry)):
         pytest.skip("Newton raises for integers in the carry")
-    scenarios = FEW if name in SOME else FEW[-1:]
+    scenarios = FEW_SCENARIOS if name in DEFAULT_CELLS else FEW_SCENARIOS[-1:]
     results = differentiate_all(cell, NEWTON, scenarios, params, batch)
     for scenario, got in zip(scenarios, results, strict=True):
         assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), 1e-9)
@@ -73,7 +73,7 @@ def test_values_and_gradients_equal_a_loop_in_float64(name: str, x64: None) -> N
 
 
 @pytest.mark.parametrize(
-    "name", mark_exhaustive((*SOME, "paragru", "indrnn"), always=("lstm", "lru", "indrnn"))
+    "name", mark_exhaustive((*DEFAULT_CELLS, "paragru", "indrnn"), always=("lstm", "lru", "indrnn"))
 )
 def test_values_and_gradients_equal_a_loop_in_float32(name: str) -> None:
     row, scenario = CELLS[name], Scenario(reverse=True)
@@ -87,12 +87,12 @@ def test_values_and_gradients_equal_a_loop_in_float32(name: str) -> None:
     assert_close(tuple(got[2:]), truth, 1e-4)
 
 
-@pytest.mark.parametrize(("name", "kind"), PAIRS)
+@pytest.mark.parametrize(("name", "kind"), CELLS_AND_VARIANTS)
 def test_every_variant_equals_a_loop(name: str, kind: str, x64: None) -> None:
     # The solution and its gradient are exact even if the Jacobian is approximate.
     row, scenario = CELLS[name], Scenario(reverse=kind in ("block", "damped"))
     cell, params, batch = example(row)
-    (got,) = differentiate_all(cell, KINDS[kind], (scenario,), params, batch)
+    (got,) = differentiate_all(cell, VARIANTS[kind], (scenario,), params, batch)
     assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), 1e-9)
     assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 1e-9)
 
@@ -114,10 +114,10 @@ def test_empty_batch_returns_empty_results(kind: str) -> None:
     cell = LSTM(3)
     params = random_params(cell, 1, 2, np.float32)
     batch = random_batch(cell, params, 2, 4, 0, np.float32)
-    (got,) = differentiate_all(cell, KINDS[kind], (Scenario(),), params, batch)
+    (got,) = differentiate_all(cell, VARIANTS[kind], (Scenario(),), params, batch)
     assert got.ys.shape == (4, 0, 3)
     assert_close(got.params_grad, jax.tree.map(np.zeros_like, params), 0)
-    status = solve(cell, KINDS[kind], Scenario(), params, batch).status
+    status = solve(cell, VARIANTS[kind], Scenario(), params, batch).status
     assert status.converged.shape == (0,)
     assert int(status.iterations) == 0
 
@@ -132,10 +132,10 @@ def test_zero_steps_converge() -> None:
 
 def test_gradients_of_a_learned_first_carry_equal_a_loop(x64: None) -> None:
     step = lambda params, h, x: (np.tanh(params.w_ih.T @ x + params.w_hh.T @ h),) * 2
-    row = Row(Learned, step, start=lambda params: params.h0)
+    row = Row(LearnedInitialCarry, step, init_carry=lambda params: params.h0)
     cell, params, batch = example(row)
-    results = differentiate_all(cell, NEWTON, FEW, params, batch)
-    for scenario, got in zip(FEW, results, strict=True):
+    results = differentiate_all(cell, NEWTON, FEW_SCENARIOS, params, batch)
+    for scenario, got in zip(FEW_SCENARIOS, results, strict=True):
         assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), 1e-9)
         assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 1e-9)
 
@@ -164,7 +164,7 @@ def test_noise_equals_other_engines(key: int | None, x64: None) -> None:
     assert_close(run(NEWTON), run(Scan()), 1e-9)
 
 
-LONG = {
+LONG_SEQUENCE_CELLS = {
     "paragru": ParaGRU(8),
     "paralstm": ParaLSTM(8),
     "indrnn": IndRNN(8, activation="tanh"),
@@ -173,9 +173,9 @@ LONG = {
 
 
 @pytest.mark.parametrize("wide", [True, False], ids=["float64", "float32"])
-@pytest.mark.parametrize("name", mark_exhaustive(LONG, always=("paralstm",)))
+@pytest.mark.parametrize("name", mark_exhaustive(LONG_SEQUENCE_CELLS, always=("paralstm",)))
 def test_ten_thousand_steps_equal_scan(name: str, wide: bool) -> None:
-    cell, dtype = LONG[name], np.float64 if wide else np.float32
+    cell, dtype = LONG_SEQUENCE_CELLS[name], np.float64 if wide else np.float32
     with jax.enable_x64(wide):
         params = cell.init(jax.random.key(0), 3, dtype)
         batch = random_batch(cell, params, 2, 10_000, 1, dtype)
@@ -192,7 +192,7 @@ def test_ten_thousand_steps_equal_scan(name: str, wide: bool) -> None:
 EPS = 1e-5
 
 
-def differentiated(name: str, seed: int = 1) -> tuple[Cell, Batch, Point, Point]:
+def make_point(name: str, seed: int = 1) -> tuple[Cell, Batch, Point, Point]:
     cell = CELLS[name].make(3)
     params = random_params(cell, seed, 2)
     batch = random_batch(cell, params, seed + 1, steps=5, batch=3)
@@ -201,12 +201,12 @@ def differentiated(name: str, seed: int = 1) -> tuple[Cell, Batch, Point, Point]
     return cell, batch, point, jax.tree.map(lambda a: normal_like(rng, a, np.float64), point)
 
 
-def at(batch: Batch, point: Point) -> tuple[Any, Batch]:
+def replace_point(batch: Batch, point: Point) -> tuple[Any, Batch]:
     params, xs, carry = point
     return params, batch._replace(xs=xs, carry=carry)
 
 
-def difference(function: Any, point: Point, direction: Point) -> Any:
+def central_difference(function: Any, point: Point, direction: Point) -> Any:
     ahead, behind = (
         function(jax.tree.map(lambda p, v, e=step: p + e * v, point, direction))
         for step in (EPS, -EPS)
@@ -214,7 +214,7 @@ def difference(function: Any, point: Point, direction: Point) -> Any:
     return jax.tree.map(lambda a, b: (a - b) / (2 * EPS), ahead, behind)
 
 
-ENGINES = {"auto": NEWTON, "diagonal": KINDS["diagonal"]}
+ENGINES = {"auto": NEWTON, "diagonal": VARIANTS["diagonal"]}
 
 
 @pytest.mark.parametrize("kind", ENGINES)
@@ -223,10 +223,12 @@ ENGINES = {"auto": NEWTON, "diagonal": KINDS["diagonal"]}
 )
 def test_forward_mode_equals_finite_differences(name: str, kind: str, x64: None) -> None:
     row, scenario, engine = CELLS[name], Scenario(reverse=True), ENGINES[kind]
-    cell, batch, point, direction = differentiated(name)
-    run = lambda *point: call(cell, engine, scenario, *at(batch, point))
+    cell, batch, point, direction = make_point(name)
+    run = lambda *point: unroll_scenario(cell, engine, scenario, *replace_point(batch, point))
     jvp = jax.jit(lambda p, v: jax.jvp(run, p, v))
-    truth = difference(lambda p: oracle(row, scenario, *at(batch, p)), point, direction)
+    truth = central_difference(
+        lambda p: oracle(row, scenario, *replace_point(batch, p)), point, direction
+    )
     assert_close(jvp(point, direction)[1], truth, 1e-8)
 
 
@@ -236,21 +238,24 @@ def test_forward_mode_equals_finite_differences(name: str, kind: str, x64: None)
 )
 def test_second_derivatives_equal_finite_differences(name: str, kind: str, x64: None) -> None:
     scenario, engine = Scenario(), ENGINES[kind]
-    cell, batch, point, direction = differentiated(name)
-    loss = lambda p: inner(
-        call(cell, engine, scenario, *at(batch, p)), (batch.ct_carry, batch.ct_ys)
+    cell, batch, point, direction = make_point(name)
+    loss = lambda p: inner_product(
+        unroll_scenario(cell, engine, scenario, *replace_point(batch, p)),
+        (batch.ct_carry, batch.ct_ys),
     )
-    over = lambda p, v: jax.grad(lambda p: inner(jax.grad(loss)(p), v))(p)
-    ahead = lambda p, v: jax.jvp(jax.grad(loss), (p,), (v,))[1]
-    truth = difference(lambda p: loop_grads(cell, scenario, *at(batch, p)), point, direction)
-    both = jax.jit(lambda p, v: (over(p, v), ahead(p, v)))
+    reverse_over_reverse = lambda p, v: jax.grad(lambda p: inner_product(jax.grad(loss)(p), v))(p)
+    forward_over_reverse = lambda p, v: jax.jvp(jax.grad(loss), (p,), (v,))[1]
+    truth = central_difference(
+        lambda p: loop_grads(cell, scenario, *replace_point(batch, p)), point, direction
+    )
+    both = jax.jit(lambda p, v: (reverse_over_reverse(p, v), forward_over_reverse(p, v)))
     for got in both(point, direction):
         assert_close(got, truth, 1e-7)
 
 
 @pytest.mark.parametrize("kind", ["auto", "damped"])
 def test_vmap_over_parameters_equals_a_loop(kind: str, x64: None) -> None:
-    row, scenario, engine = CELLS["gru"], Scenario(), {**KINDS, "auto": NEWTON}[kind]
+    row, scenario, engine = CELLS["gru"], Scenario(), {**VARIANTS, "auto": NEWTON}[kind]
     cell = row.make(3)
     params = [random_params(cell, seed, 2) for seed in (1, 2)]
     params = [
@@ -260,8 +265,8 @@ def test_vmap_over_parameters_equals_a_loop(kind: str, x64: None) -> None:
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *params)
     run = lambda p: differentiate_all(cell, engine, (scenario,), p, batch)[0]
     mapped = jax.jit(jax.vmap(run))(stacked)
-    given = {"lengths": batch.lengths, "resets": batch.resets, "engine": engine}
-    solve_status = lambda p: jrnn.newton(cell, p, batch.xs, batch.carry, **given).status
+    options = {"lengths": batch.lengths, "resets": batch.resets, "engine": engine}
+    solve_status = lambda p: jrnn.newton(cell, p, batch.xs, batch.carry, **options).status
     status = jax.vmap(solve_status)(stacked)
     assert bool(status.converged.all())
     for n, p in enumerate(params):

@@ -19,7 +19,7 @@ from jrnn import (
     Newton,
     Scan,
 )
-from tests.cells.toys import Counter, Integrator, Leaky, Learned, Timed
+from tests.cells.toys import Counter, Integrator, Leaky, LearnedInitialCarry, Timed
 from tests.engines.newton_helpers import NEWTON, example
 from tests.helpers import (
     Scenario,
@@ -110,7 +110,7 @@ def test_carry_that_is_not_real_raises() -> None:
         jrnn.unroll(cell, cell.init(jax.random.key(0), 1), xs, engine="newton")
 
 
-class UnequalLeaves(Learned):
+class UnequalLeaves(LearnedInitialCarry):
     """A second leaf that is smaller than the first: n' = tanh(0.5 n + h')."""
 
     def init_carry(self, params: Any, batch_shape: tuple[int, ...]) -> Any:
@@ -158,8 +158,8 @@ def test_newton_requires_a_newton_engine(engine: Any) -> None:
 
 def test_newton_by_name_equals_the_default_engine() -> None:
     cell, params, batch = example(CELLS["gru"], np.float32)
-    named, given = (jrnn.unroll(cell, params, batch.xs, engine=e) for e in ("newton", Newton()))
-    assert_close(named, given, 0)
+    named, default = (jrnn.unroll(cell, params, batch.xs, engine=e) for e in ("newton", Newton()))
+    assert_close(named, default, 0)
 
 
 def test_second_call_compiles_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -193,16 +193,16 @@ MIXED = {
     "name", mark_exhaustive(["lstm", "gru-reset-before", "lru"], always=("lstm",))
 )
 def test_dtypes_and_values_of_mixed_precision(name: str, mix: str) -> None:
-    of_params, of_xs, of_ys, of_carry, tolerance = MIXED[mix]
+    params_dtype, xs_dtype, ys_dtype, carry_dtype, tolerance = MIXED[mix]
     row, scenario = CELLS[name], Scenario(lengths=False, resets=False)
     cell = row.make(4)
-    params = random_params(cell, 1, 3, of_params)
+    params = random_params(cell, 1, 3, params_dtype)
     batch = random_batch(cell, params, 2, steps=20, batch=3)
     batch = batch._replace(
-        xs=batch.xs.astype(of_xs),
-        carry=as_dtype(batch.carry, of_carry),
-        ct_ys=batch.ct_ys.astype(of_ys),
-        ct_carry=as_dtype(batch.ct_carry, of_carry),
+        xs=batch.xs.astype(xs_dtype),
+        carry=as_dtype(batch.carry, carry_dtype),
+        ct_ys=batch.ct_ys.astype(ys_dtype),
+        ct_carry=as_dtype(batch.ct_carry, carry_dtype),
     )
     truth = oracle(row, scenario, *as_dtype((params, batch), np.float64))
     with jax.enable_x64("f64" in mix):
@@ -213,21 +213,21 @@ def test_dtypes_and_values_of_mixed_precision(name: str, mix: str) -> None:
     assert_close(got, truth, tolerance)
     kind = complex_dtype if any(map(is_complex, jax.tree.leaves(batch.carry))) else jnp.dtype
     dtypes = lambda tree: {leaf.dtype for leaf in jax.tree.leaves(tree)}
-    assert got[1].dtype == of_ys
-    assert dtypes(got[0]) == {kind(of_carry)}
-    assert dtypes(shapes.params_grad) == {jnp.dtype(of_params)}
-    assert dtypes(shapes.xs_grad) == {jnp.dtype(of_xs)}
-    assert dtypes(shapes.carry_grad) == {kind(of_carry)}
+    assert got[1].dtype == ys_dtype
+    assert dtypes(got[0]) == {kind(carry_dtype)}
+    assert dtypes(shapes.params_grad) == {jnp.dtype(params_dtype)}
+    assert dtypes(shapes.xs_grad) == {jnp.dtype(xs_dtype)}
+    assert dtypes(shapes.carry_grad) == {kind(carry_dtype)}
 
 
-@pytest.mark.parametrize("of_params", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("params_dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     "cell", mark_exhaustive([GRU(16), LSTM(16), Elman(16)], always=[GRU(16)]), ids=repr
 )
-def test_long_bfloat16_sequences_are_as_accurate_as_scan(cell: Cell, of_params: Any) -> None:
+def test_long_bfloat16_sequences_are_as_accurate_as_scan(cell: Cell, params_dtype: Any) -> None:
     # A tolerance below the rounding error of products would need one iteration per step.
     wide = cell.init(jax.random.key(0), 3)
-    params = jax.tree.map(lambda leaf: leaf.astype(of_params), wide)
+    params = jax.tree.map(lambda leaf: leaf.astype(params_dtype), wide)
     xs = jax.random.normal(jax.random.key(1), (500, 2, 3))
     truth = jrnn.unroll(cell, wide, xs, engine="scan")[1]
     solution = jrnn.newton(cell, params, xs.astype(jnp.bfloat16))

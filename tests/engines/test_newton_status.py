@@ -22,14 +22,14 @@ from jrnn import (
     Scan,
     structure,
 )
-from jrnn.engines import iterate
+from jrnn.engines import newton_iteration
 from tests.engines.newton_helpers import NEWTON, all_carries, example, solve
 from tests.helpers import (
     Scenario,
     as_dtype,
     assert_close,
     differentiate_all,
-    inner,
+    inner_product,
     loop_grads,
     mark_exhaustive,
     oracle,
@@ -85,7 +85,7 @@ def test_a_contracting_cell_takes_few_iterations(name: str) -> None:
     cell, steps, inputs = CONTRACTING[name]
     params = cell.init(jax.random.key(0), inputs)
     xs = jax.random.normal(jax.random.key(1), (steps, 1, inputs))
-    kind = "full" if structure.recurrence(cell, inputs) == "dense" else "auto"
+    kind = "full" if structure.recurrence_kind(cell, inputs) == "dense" else "auto"
     solution = jrnn.newton(cell, params, xs, engine=Newton(jacobian=kind, tol=1e-6))
     assert bool(solution.status.converged.all())
     assert int(solution.status.iterations) <= 8
@@ -112,7 +112,9 @@ def test_chaotic_cell_converges_after_t_iterations(gain: float) -> None:
 # Status
 
 
-def chaos(dtype: Any = np.float64, steps: int = 200, batch: int = 3) -> tuple[Cell, Any, Any]:
+def chaotic_example(
+    dtype: Any = np.float64, steps: int = 200, batch: int = 3
+) -> tuple[Cell, Any, Any]:
     """Sequence 1 is not chaotic, since its inputs saturate the cell."""
     cell = Elman(32)
     params = cell.init(jax.random.key(0), 2, dtype)
@@ -123,7 +125,7 @@ def chaos(dtype: Any = np.float64, steps: int = 200, batch: int = 3) -> tuple[Ce
 
 
 def test_status_reports_chaos_with_residuals(x64: None) -> None:
-    cell, params, xs = chaos()
+    cell, params, xs = chaotic_example()
     solution = jrnn.newton(cell, params, xs, engine=Newton(max_steps=20))
     status = solution.status
     assert status.converged.tolist() == [False, True, False]
@@ -170,14 +172,14 @@ def test_residuals_beyond_the_last_iteration_are_nan() -> None:
     assert (status.residuals[k] <= 8e-6).all() and (status.residuals[k - 1] > 8e-6).any()
 
 
-def wait_for_effects() -> None:
-    """Waits for pending callbacks, so that their errors do not reach a later test."""
+def suppress_pending_errors() -> None:
+    """Waits for pending callbacks and ignores their errors, which would fail a later test."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         jax.effects_barrier()
 
 
-def unroll_chaos(transform: str) -> Any:
-    cell, params, xs = chaos(np.float32)
+def unroll_chaotic_cell(transform: str) -> Any:
+    cell, params, xs = chaotic_example(np.float32)
     engine = Newton(max_steps=5)
     run = lambda params: jrnn.unroll(cell, params, xs, engine=engine)[1]
     loss = lambda params: run(params).sum()
@@ -196,16 +198,16 @@ def unroll_chaos(transform: str) -> Any:
 @pytest.mark.parametrize("transform", ["eager", "jit", "grad", "jit-grad", "jvp", "vmap", "remat"])
 def test_unconverged_sequences_raise(transform: str) -> None:
     with pytest.raises(jax.errors.JaxRuntimeError) as caught:
-        jax.block_until_ready(unroll_chaos(transform))
+        jax.block_until_ready(unroll_chaotic_cell(transform))
     message = str(caught.value)
     for words in ("FloatingPointError", "2 of 3 sequences", "lyapunov", "fallback='scan'"):
         assert words in message
-    wait_for_effects()
+    suppress_pending_errors()
 
 
 @pytest.mark.parametrize("kind", ["full", "diagonal"])
 def test_fallback_scan_equals_scan(kind: Any, x64: None) -> None:
-    cell, params, xs = chaos(steps=60)
+    cell, params, xs = chaotic_example(steps=60)
     engine = Newton(jacobian=kind, max_steps=5, fallback="scan")
     rng = np.random.default_rng(1)
     batch = random_batch(cell, params, 1, 60, 3)
@@ -222,7 +224,7 @@ def test_fallback_scan_equals_scan(kind: Any, x64: None) -> None:
 
 
 def test_fallback_none_returns_the_last_iterate() -> None:
-    cell, params, xs = chaos(np.float32)
+    cell, params, xs = chaotic_example(np.float32)
     engine = Newton(max_steps=5, fallback="none")
     _, ys = jrnn.unroll(cell, params, xs, engine=engine)
     want = jrnn.newton(cell, params, xs, engine=engine)
@@ -231,13 +233,15 @@ def test_fallback_none_returns_the_last_iterate() -> None:
     assert want.status.converged.tolist() == [False, True, False]
 
 
-def test_errors_propagate_nan() -> None:
-    # jnp.max drops NaNs on a CPU for this shape (jaxlib 0.10.2).
+def test_residuals_propagate_nan() -> None:
+    # jnp.max does not propagate NaN on a CPU for this shape (jaxlib 0.10.2).
     residuals = np.zeros((200, 2, 32), np.float32)
     residuals[100, 1, 5] = np.nan
-    point = iterate.Point([jnp.zeros_like(residuals)], [jnp.asarray(residuals)], None)
-    np.testing.assert_array_equal(point.error(), [0, np.nan])
-    assert np.isnan(point.errors()[100, 1])
+    linearization = newton_iteration.Linearization(
+        [jnp.zeros_like(residuals)], [jnp.asarray(residuals)], None
+    )
+    np.testing.assert_array_equal(linearization.max_residual(), [0, np.nan])
+    assert np.isnan(linearization.step_residuals()[100, 1])
 
 
 @pytest.mark.parametrize("hidden", [3, 32])
@@ -270,7 +274,7 @@ def test_nan_in_the_inputs_raises() -> None:
     xs[3, 0] = np.nan
     with pytest.raises(jax.errors.JaxRuntimeError, match="1 of 2 sequences"):
         jax.block_until_ready(jrnn.unroll(cell, params, xs, engine="newton"))
-    wait_for_effects()
+    suppress_pending_errors()
 
 
 # Initial guesses
@@ -313,7 +317,7 @@ def test_guess_does_not_affect_value_or_gradient(x64: None) -> None:
             cell, p, xs, carry, lengths=batch.lengths, resets=batch.resets, guess=guess
         )
         results = (solution.carry, solution.ys)
-        return inner(results, (batch.ct_carry, batch.ct_ys)), solution
+        return inner_product(results, (batch.ct_carry, batch.ct_ys)), solution
 
     point = (params, batch.xs, batch.carry, guess)
     grads, solution = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True))(*point)

@@ -17,7 +17,6 @@ from tests.helpers import (
     Scenario,
     as_dtype,
     assert_close,
-    call,
     complex_dtype,
     differentiate_all,
     is_complex,
@@ -26,6 +25,7 @@ from tests.helpers import (
     random_batch,
     random_params,
     unroll_all,
+    unroll_scenario,
 )
 from tests.table import CELLS, Row
 
@@ -43,23 +43,23 @@ MIXED = {
 
 @pytest.mark.parametrize("mix", MIXED)
 def test_dtypes_and_values_of_mixed_precision(kind: Row, engine: Engine, mix: str) -> None:
-    of_params, of_xs, of_ys, of_carry, tolerance = MIXED[mix]
+    params_dtype, xs_dtype, ys_dtype, carry_dtype, tolerance = MIXED[mix]
     cell = kind.make(4)
-    params = random_params(cell, 1, 3, of_params)
+    params = random_params(cell, 1, 3, params_dtype)
     batch = random_batch(cell, params, 2, steps=6, batch=3)
     batch = batch._replace(
-        xs=batch.xs.astype(of_xs),
-        carry=as_dtype(batch.carry, of_carry),
-        ct_ys=batch.ct_ys.astype(of_ys),
-        ct_carry=as_dtype(batch.ct_carry, of_carry),
+        xs=batch.xs.astype(xs_dtype),
+        carry=as_dtype(batch.carry, carry_dtype),
+        ct_ys=batch.ct_ys.astype(ys_dtype),
+        ct_carry=as_dtype(batch.ct_carry, carry_dtype),
     )
     truth = oracle(kind, SCENARIO, *as_dtype((params, batch), np.float64))
     with jax.enable_x64("f64" in mix):
         got = unroll_all(cell, engine, (SCENARIO,), params, batch)[0]
-        grads, without = jax.eval_shape(
+        grads, default_carry_results = jax.eval_shape(
             lambda p, b: (
                 differentiate_all(cell, engine, (SCENARIO,), p, b)[0],
-                call(cell, engine, SCENARIO._replace(carry=False), p, b),
+                unroll_scenario(cell, engine, SCENARIO._replace(carry=False), p, b),
             ),
             params,
             batch,
@@ -67,22 +67,26 @@ def test_dtypes_and_values_of_mixed_precision(kind: Row, engine: Engine, mix: st
     assert_close(got, truth, tolerance)
     complex_carry = any(map(is_complex, jax.tree.leaves(batch.carry)))
     to_dtype = complex_dtype if complex_carry else jnp.dtype
-    for carry, ys in (got, without):
-        assert ys.dtype == of_ys
-        assert dtypes(carry) == {to_dtype(of_carry)}
-    assert dtypes(grads.params_grad) == {jnp.dtype(of_params)}
-    assert dtypes(grads.xs_grad) == {jnp.dtype(of_xs)}
-    assert dtypes(grads.carry_grad) == {to_dtype(of_carry)}
+    for carry, ys in (got, default_carry_results):
+        assert ys.dtype == ys_dtype
+        assert dtypes(carry) == {to_dtype(carry_dtype)}
+    assert dtypes(grads.params_grad) == {jnp.dtype(params_dtype)}
+    assert dtypes(grads.xs_grad) == {jnp.dtype(xs_dtype)}
+    assert dtypes(grads.carry_grad) == {to_dtype(carry_dtype)}
 
 
-@pytest.mark.parametrize("given", [jnp.bfloat16, jnp.float32])
-def test_the_last_carry_has_the_dtype_of_the_first(kind: Row, engine: Engine, given: Any) -> None:
-    # It makes windows of a long sequence possible in `lax.scan`.
+@pytest.mark.parametrize("carry_dtype", [jnp.bfloat16, jnp.float32])
+def test_the_last_carry_has_the_dtype_of_the_first(
+    kind: Row, engine: Engine, carry_dtype: Any
+) -> None:
+    # So that windows of a long sequence can be run in `lax.scan`.
     cell = kind.make(4)
     params = random_params(cell, 1, 3, np.float32)
     batch = random_batch(cell, params, 2, steps=6, batch=3, dtype=np.float32)
-    batch = batch._replace(carry=as_dtype(batch.carry, given))
-    carry, ys = jax.eval_shape(lambda p, b: call(cell, engine, SCENARIO, p, b), params, batch)
+    batch = batch._replace(carry=as_dtype(batch.carry, carry_dtype))
+    carry, ys = jax.eval_shape(
+        lambda p, b: unroll_scenario(cell, engine, SCENARIO, p, b), params, batch
+    )
     assert dtypes(carry) == dtypes(batch.carry)
     assert ys.dtype == np.float32
 
@@ -99,7 +103,9 @@ def test_products_are_in_the_dtype_of_the_inputs(kind: Row, engine: Engine) -> N
     if structure.multiplies_by_params(cell.update, params, batch.carry, z, u):
         pytest.skip("products inside update are in the wider dtype")
     batch = batch._replace(xs=batch.xs.astype(jnp.bfloat16))
-    jaxpr = str(jax.make_jaxpr(lambda p, b: call(cell, engine, SCENARIO, p, b))(params, batch))
+    jaxpr = str(
+        jax.make_jaxpr(lambda p, b: unroll_scenario(cell, engine, SCENARIO, p, b))(params, batch)
+    )
     products = re.findall(r":(\w+)\[[\d,]*\] = dot_general", jaxpr)
     assert set(products) == {"bf16"}
 
@@ -109,7 +115,7 @@ def test_products_are_in_the_dtype_of_the_inputs(kind: Row, engine: Engine) -> N
 def test_each_method_receives_its_dtype(
     cell: Cell, engine: Engine, mix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    of_params, of_xs, _, wide, _ = MIXED[mix]
+    params_dtype, xs_dtype, _, carry_dtype, _ = MIXED[mix]
     received = {}
 
     def recorded(name: str) -> Any:
@@ -123,12 +129,12 @@ def test_each_method_receives_its_dtype(
 
     for name in ("project", "recur", "update", "readout"):
         monkeypatch.setattr(type(cell), name, recorded(name))
-    params = random_params(cell, 1, 3, of_params)
-    jax.eval_shape(partial(jrnn.unroll, cell, engine=engine), params, np.ones((5, 1, 3), of_xs))
-    narrow, wide = {jnp.dtype(of_xs)}, {jnp.dtype(wide)}
-    # A readout with products also receives the narrow dtype.
-    readout = narrow if isinstance(cell, LSTM) else wide
-    assert received == {"project": narrow, "recur": narrow, "update": wide, "readout": readout}
+    params = random_params(cell, 1, 3, params_dtype)
+    jax.eval_shape(partial(jrnn.unroll, cell, engine=engine), params, np.ones((5, 1, 3), xs_dtype))
+    compute, accum = {jnp.dtype(xs_dtype)}, {jnp.dtype(carry_dtype)}
+    # A readout with products also receives the compute dtype.
+    readout = compute if isinstance(cell, LSTM) else accum
+    assert received == {"project": compute, "recur": compute, "update": accum, "readout": readout}
 
 
 def test_gradients_of_mixed_precision_are_close_to_float32(kind: Row, engine: Engine) -> None:

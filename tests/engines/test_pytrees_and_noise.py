@@ -69,7 +69,7 @@ def test_step_noise_depends_only_on_the_key() -> None:
     assert_close(cell.step(params, h, x)[1], expected, 1e-5)
 
 
-def timed(dtype: Any = np.float32) -> Timed:
+def timed_inputs(dtype: Any = np.float32) -> Timed:
     dt = np.abs(normal(STEPS, BATCH, seed=3))
     return Timed(normal(STEPS, BATCH, INPUT, seed=2).astype(dtype), dt.astype(dtype))
 
@@ -88,7 +88,7 @@ def leaky_loop(params: Any, xs: Timed, carry: Clock, reverse: bool) -> tuple[Clo
 
 
 def test_pytree_inputs_and_carry_equal_a_loop(engine: Engine, reverse: bool) -> None:
-    params, xs = normal(INPUT, HIDDEN), timed()
+    params, xs = normal(INPUT, HIDDEN), timed_inputs()
     counts: Any = np.array([7, 8, 9, 10], np.int32)
     carry = Clock({"leak": normal(BATCH, HIDDEN)}, counts)
     options = {"lengths": LENGTHS, "resets": RESETS, "reverse": reverse, "engine": engine}
@@ -99,9 +99,9 @@ def test_pytree_inputs_and_carry_equal_a_loop(engine: Engine, reverse: bool) -> 
 
 @pytest.mark.parametrize("part", ["x", "dt"])
 def test_nan_in_any_input_leaf_has_no_effect(engine: Engine, part: str) -> None:
-    params, xs = normal(INPUT, HIDDEN), timed()
-    planted = getattr(xs, part).copy()
-    planted[4:, 1], planted[0, 0] = np.nan, np.nan  # on padding; before a reset
+    params, xs = normal(INPUT, HIDDEN), timed_inputs()
+    with_nan = getattr(xs, part).copy()
+    with_nan[4:, 1], with_nan[0, 0] = np.nan, np.nan  # on padding; before a reset
     options = {"lengths": LENGTHS, "resets": RESETS, "engine": engine}
 
     @jax.jit
@@ -110,7 +110,7 @@ def test_nan_in_any_input_leaf_has_no_effect(engine: Engine, part: str) -> None:
         return ys[1:].sum() + carry.inner["leak"].sum()
 
     grads = jax.jit(jax.value_and_grad(loss, (0, 1)))
-    got, want = grads(params, xs._replace(**{part: planted})), grads(params, xs)
+    got, want = grads(params, xs._replace(**{part: with_nan})), grads(params, xs)
     assert_close(got, want, 1e-6)
 
 

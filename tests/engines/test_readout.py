@@ -10,8 +10,8 @@ import pytest
 
 import jrnn
 from jrnn import Fused, Scan
-from jrnn.engines.precision import bind, precision_of
-from jrnn.engines.readout import LARGE_BATCH, loop_readout
+from jrnn.engines.precision import bind, infer_precision
+from jrnn.engines.readout import IN_LOOP_MIN_BATCH, split_readout
 from jrnn.masking import step_shapes
 from tests.helpers import (
     Scenario,
@@ -29,7 +29,7 @@ SCENARIOS = (Scenario(lengths=True, resets=True, carry=True), Scenario(reverse=T
 
 
 @pytest.mark.parametrize(
-    "batch", [LARGE_BATCH - 1, LARGE_BATCH + 1], ids=["after the loop", "in the loop"]
+    "batch", [IN_LOOP_MIN_BATCH - 1, IN_LOOP_MIN_BATCH + 1], ids=["after-loop", "in-loop"]
 )
 @pytest.mark.parametrize("name", WITH_PRODUCTS)
 def test_values_and_gradients_equal_a_loop(name: str, batch: int, x64: None) -> None:
@@ -47,8 +47,8 @@ def test_values_and_gradients_equal_a_loop(name: str, batch: int, x64: None) -> 
 @pytest.mark.parametrize(
     ("name", "batch", "deferred"),
     [
-        *((name, LARGE_BATCH - 1, True) for name in WITH_PRODUCTS),
-        *((name, LARGE_BATCH, False) for name in WITH_PRODUCTS),
+        *((name, IN_LOOP_MIN_BATCH - 1, True) for name in WITH_PRODUCTS),
+        *((name, IN_LOOP_MIN_BATCH, False) for name in WITH_PRODUCTS),
         ("mlstm", 1, False),  # its readout has a product, but not by parameters
         ("lstm", 1, False),
         ("zoneout-lstm", 1, False),
@@ -58,11 +58,11 @@ def test_products_are_deferred_for_small_batches(name: str, batch: int, deferred
     cell = CELLS[name].make(4)
     params = cell.init(jax.random.key(0), 2)
     xs = cell.inputs(2, (5, batch))
-    bound = bind(cell, params, precision_of(params, xs))
+    bound = bind(cell, params, infer_precision(params, xs))
     carry = cell.init_carry(params, (batch,))
-    readout = loop_readout(bound, carry, step_shapes(xs))
+    readout = split_readout(bound, carry, step_shapes(xs))
     z = bound.project(jax.tree.map(lambda leaf: leaf[0], xs))
-    out = jax.eval_shape(readout.emit, bound, carry, z)
+    out = jax.eval_shape(readout.in_loop, bound, carry, z)
     y = jax.eval_shape(bound.readout, carry, z)
     assert (jax.tree.structure(out) != jax.tree.structure(y)) is deferred
 
@@ -71,10 +71,10 @@ def test_only_leaves_that_readout_reads_are_stacked() -> None:
     cell = CELLS["projection-gru"].make(4)
     params = cell.init(jax.random.key(0), 2)
     xs: Any = np.ones((5, 1, 2), np.float32)
-    bound = bind(cell, params, precision_of(params, xs))
-    readout = loop_readout(bound, cell.init_carry(params, (1,)), step_shapes(xs))
+    bound = bind(cell, params, infer_precision(params, xs))
+    readout = split_readout(bound, cell.init_carry(params, (1,)), step_shapes(xs))
     z = bound.project(xs[0])
-    emitted = jax.eval_shape(readout.emit, bound, cell.init_carry(params, (1,)), z)
+    emitted = jax.eval_shape(readout.in_loop, bound, cell.init_carry(params, (1,)), z)
     assert [leaf.shape for leaf in jax.tree.leaves(emitted)] == [(1, 4)]
 
 
@@ -87,7 +87,7 @@ class UnitNorm(jrnn.Elman):
 
 
 @pytest.mark.parametrize("engine", ["scan", "fused", "native", "newton"])
-@pytest.mark.parametrize("batch", [LARGE_BATCH - 2, LARGE_BATCH + 1])
+@pytest.mark.parametrize("batch", [IN_LOOP_MIN_BATCH - 2, IN_LOOP_MIN_BATCH + 1])
 def test_gradients_ignore_padding_if_readout_is_singular_at_zero(engine: str, batch: int) -> None:
     cell = UnitNorm(3)
     params = random_params(cell, 1, 2, np.float32)

@@ -12,7 +12,7 @@ import pytest
 import jrnn
 from jrnn import GRU, LSTM, Associative, Cell, Engine, Fused, MinGRU, Native, Newton, Scan
 from jrnn.transforms import dropout, learned_carry, projection, zoneout
-from tests.helpers import assert_close, random_params, start_vjp, step_vjp
+from tests.helpers import assert_close, init_carry_vjp, random_params, step_vjp
 
 STEPS, BATCH, SIZE = 5, 4, 2
 MASK = np.array([[0, 1, 1, 1], [1, 0, 1, 0], [1, 1, 0, 0], [0, 1, 1, 0], [1, 1, 1, 0]], bool)
@@ -67,7 +67,7 @@ MORE_CASES: list[tuple[str, Engine]] = [
 ALL_CASES = CASES + [pytest.param(*case, marks=pytest.mark.exhaustive) for case in MORE_CASES]
 
 
-def weights(tree: Any) -> Any:
+def make_cotangents(tree: Any) -> Any:
     """Distinct cotangents for leaves of these shapes."""
     return jax.tree.map(lambda a: np.cos(np.arange(a.size)).reshape(a.shape).astype(a.dtype), tree)
 
@@ -81,15 +81,15 @@ def loop(cell: Cell, scenario: Scenario, params: Any, xs: Any, first: Any, ct: A
     zeros, add = partial(jax.tree.map, np.zeros_like), partial(jax.tree.map, np.add)
     last, ys, carries = zeros((ct_last, ct_ys, ct_carries))
     params_grad, xs_grad, first_grad = zeros((params, xs, first))
-    pick = lambda tree, *index: jax.tree.map(lambda a: a[index], tree)
+    index_leaves = lambda tree, *index: jax.tree.map(lambda a: a[index], tree)
 
-    def put(tree: Any, value: Any, *index: int) -> None:
+    def assign(tree: Any, value: Any, *index: int) -> None:
         for leaf, part in zip(jax.tree.leaves(tree), jax.tree.leaves(value), strict=True):
             leaf[index] = part
 
     for b in range(BATCH):
-        start, _ = start_vjp(cell, params, pick(ct_last, b))
-        carry = pick(first, b) if scenario.carry else start
+        start, _ = init_carry_vjp(cell, params, index_leaves(ct_last, b))
+        carry = index_leaves(first, b) if scenario.carry else start
         order = range(STEPS)[:: -1 if scenario.reverse else 1]
         inside = [t for t in order if scenario.lengths is None or t < scenario.lengths[b]]
         valid = [t for t in inside if scenario.mask is None or scenario.mask[t, b]]
@@ -98,15 +98,15 @@ def loop(cell: Cell, scenario: Scenario, params: Any, xs: Any, first: Any, ct: A
         for t in order:
             if t in valid:
                 prev[t] = start if t in resets else carry
-                args = params, prev[t], xs[t, b], ct_ys[t, b], pick(ct_last, b)
+                args = params, prev[t], xs[t, b], ct_ys[t, b], index_leaves(ct_last, b)
                 (carry, y), _ = step_vjp(cell, *args)
-                put(ys, y, t, b)
-            put(carries, carry, t, b)
-        put(last, carry, b)
+                assign(ys, y, t, b)
+            assign(carries, carry, t, b)
+        assign(last, carry, b)
 
-        cotangent, ct_start = pick(ct_last, b), zeros(pick(ct_last, b))
+        cotangent, ct_start = index_leaves(ct_last, b), zeros(index_leaves(ct_last, b))
         for t in reversed(order):
-            cotangent = add(cotangent, pick(ct_carries, t, b))
+            cotangent = add(cotangent, index_leaves(ct_carries, t, b))
             if t in valid:
                 args = params, prev[t], xs[t, b], ct_ys[t, b], cotangent
                 _, (step_grad, cotangent, xs_grad[t, b]) = step_vjp(cell, *args)
@@ -114,15 +114,15 @@ def loop(cell: Cell, scenario: Scenario, params: Any, xs: Any, first: Any, ct: A
             if t in resets:
                 ct_start, cotangent = add(ct_start, cotangent), zeros(cotangent)
         if scenario.carry:
-            put(first_grad, cotangent, b)
+            assign(first_grad, cotangent, b)
         else:
             ct_start = add(ct_start, cotangent)
-        params_grad = add(params_grad, start_vjp(cell, params, ct_start)[1])
+        params_grad = add(params_grad, init_carry_vjp(cell, params, ct_start)[1])
     return (last, ys, carries), (params_grad, xs_grad, first_grad)
 
 
 @partial(jax.jit, static_argnames=("cell", "engine"))
-def by_engine(cell: Cell, engine: Engine, params: Any, xs: Any, first: Any) -> Any:
+def run_engine(cell: Cell, engine: Engine, params: Any, xs: Any, first: Any) -> Any:
     """Results and gradients of all scenarios, in one compilation."""
     results = []
     for scenario in SCENARIOS:
@@ -142,14 +142,14 @@ def by_engine(cell: Cell, engine: Engine, params: Any, xs: Any, first: Any) -> A
             )
 
         out, vjp = jax.vjp(run, params, xs, first)
-        results.append((out, vjp(weights(out))))
+        results.append((out, vjp(make_cotangents(out))))
     return results
 
 
 def assert_equals_loop(cell: Cell, engine: Engine, dtype: Any, tolerance: float) -> None:
     params, xs, first = setting(cell, dtype)
-    for scenario, got in zip(SCENARIOS, by_engine(cell, engine, params, xs, first), strict=True):
-        want = loop(cell, scenario, params, xs, first, weights(got[0]))
+    for scenario, got in zip(SCENARIOS, run_engine(cell, engine, params, xs, first), strict=True):
+        want = loop(cell, scenario, params, xs, first, make_cotangents(got[0]))
         assert_close(got, want, tolerance)
 
 
@@ -196,7 +196,7 @@ def test_outputs_do_not_depend_on_return_carries() -> None:
     assert_close(jax.tree.map(lambda a: a[-1], carries), last, 0)
 
 
-def test_carries_are_in_the_wide_dtype() -> None:
+def test_carries_are_in_the_accumulation_dtype() -> None:
     cell = LSTM(3)
     params, xs, first = setting(cell, np.float32)
     last, ys, carries = jrnn.unroll(
@@ -207,8 +207,8 @@ def test_carries_are_in_the_wide_dtype() -> None:
 
 
 CHOICES = [
-    (LSTM(3), 5, 4, "Fused", "it does not return the cell state of each step"),
-    (LSTM(3), 5, 40, "Scan", "it does not return the cell state of each step"),
+    (LSTM(3), 5, 4, "Fused", "return_carries must be False"),
+    (LSTM(3), 5, 40, "Scan", "return_carries must be False"),
     (GRU(3), 5, 4, "Native", ""),
     (jrnn.Elman(3), 5, 40, "Native", ""),
     (projection(GRU(3), size=2), 5, 4, "Native", ""),
@@ -234,7 +234,7 @@ def test_native_raises_for_cell_states() -> None:
     pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
     params, xs, first = setting(LSTM(3), np.float32)
     with pytest.raises(
-        ValueError, match="engine 'native': it does not return the cell state of each step"
+        ValueError, match="engine 'native': return_carries must be False, .*; use engine='auto'"
     ):
         jrnn.unroll(LSTM(3), params, xs, first, engine="native", return_carries=True)
 

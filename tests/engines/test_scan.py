@@ -10,7 +10,7 @@ from jrnn import Elman, Scan
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("steps", [1, 3])
-def test_options_reach_lax_scan(steps: int, reverse: bool) -> None:
+def test_options_are_passed_to_lax_scan(steps: int, reverse: bool) -> None:
     cell = Elman(2)
     params = cell.init(jax.random.key(0), 1)
     run = lambda xs: jrnn.unroll(cell, params, xs, reverse=reverse, engine=Scan(unroll=steps))

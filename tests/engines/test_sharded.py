@@ -17,11 +17,11 @@ from tests.compilation import environment_with_devices
 from tests.helpers import (
     Scenario,
     assert_close,
-    call,
     cotangents,
     differentiable_leaves,
     random_batch,
     random_params,
+    unroll_scenario,
 )
 from tests.table import CELLS
 
@@ -45,8 +45,10 @@ def mesh():
 def results(cell, engine, params, batch):
     """Values and gradients for each scenario."""
 
-    def one(scenario):
-        run = lambda p, xs, c: call(cell, engine, scenario, p, batch._replace(xs=xs, carry=c))
+    def run_scenario(scenario):
+        run = lambda p, xs, c: unroll_scenario(
+            cell, engine, scenario, p, batch._replace(xs=xs, carry=c)
+        )
         (carry, ys), vjp = jax.vjp(run, params, batch.xs, batch.carry)
         return (
             carry,
@@ -54,7 +56,7 @@ def results(cell, engine, params, batch):
             differentiable_leaves(vjp((cotangents(carry, batch.ct_carry), batch.ct_ys))),
         )
 
-    return [one(scenario) for scenario in SCENARIOS]
+    return [run_scenario(scenario) for scenario in SCENARIOS]
 
 
 def check_values_and_gradients():

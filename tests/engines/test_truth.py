@@ -1,4 +1,4 @@
-"""`unroll` against slow references: NumPy steps from the papers, loops, finite differences."""
+"""`unroll` against slow references: equations in NumPy, loops, and finite differences."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 import jrnn
 from jrnn import Engine
-from tests.cells.toys import Learned
+from tests.cells.toys import LearnedInitialCarry
 from tests.compilation import OPTIMIZED
 from tests.helpers import (
     HALF_OF_SCENARIOS,
@@ -31,7 +31,8 @@ from tests.helpers import (
 )
 from tests.table import CELLS, KINDS, Row
 
-EVERYTHING = (Scenario(), Scenario(reverse=True))
+# All optional arguments of `unroll`, in both directions.
+FULL_SCENARIOS = (Scenario(), Scenario(reverse=True))
 
 
 def example(row: Row) -> tuple[jrnn.Cell, object, Batch]:
@@ -69,7 +70,7 @@ def test_every_cell_equals_a_loop_in_every_scenario(row: Row, engine: Engine, x6
     for scenario, got in zip(SCENARIOS, results, strict=True):
         assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), 1e-10)
         assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 1e-10)
-        if scenario in EVERYTHING:
+        if scenario in FULL_SCENARIOS:
             assert_close(tuple(got[2:]), central_differences(row, scenario, params, batch), 1e-8)
 
 
@@ -87,7 +88,7 @@ def test_values_equal_the_oracle_in_float32(kind: Row, engine: Engine) -> None:
 @partial(jax.jit, static_argnums=(0, 1), compiler_options=OPTIMIZED)
 def run_optimized(cell: jrnn.Cell, engine: Engine, params: Any, batch: Batch) -> Any:
     """Values, and values with gradients, with the default optimizations of XLA."""
-    args = cell, engine, EVERYTHING, params, batch
+    args = cell, engine, FULL_SCENARIOS, params, batch
     return unroll_all(*args), differentiate_all(*args)
 
 
@@ -96,8 +97,8 @@ def test_values_and_gradients_equal_a_loop_in_float32(kind: Row, engine: Engine)
     values, results = run_optimized(cell, engine, params, batch)
     with jax.enable_x64(True):
         wide = as_dtype((params, batch), np.float64)
-        truths = [loop_grads(cell, scenario, *wide) for scenario in EVERYTHING]
-    for scenario, value, got, truth in zip(EVERYTHING, values, results, truths, strict=True):
+        truths = [loop_grads(cell, scenario, *wide) for scenario in FULL_SCENARIOS]
+    for scenario, value, got, truth in zip(FULL_SCENARIOS, values, results, truths, strict=True):
         assert jax.tree.leaves(value)[0].real.dtype == np.float32
         assert_close(value, oracle(kind, scenario, *wide), 1e-5)
         assert_close((got.carry, got.ys), oracle(kind, scenario, *wide), 1e-5)
@@ -116,7 +117,7 @@ class Shape(NamedTuple):
 
 
 def shapes(row: Row) -> list[Shape]:
-    """Two shapes, different for each cell; new masks for them need no compilation."""
+    """Two shapes for each cell. Only a new shape needs a compilation, not a new mask."""
     rng = np.random.default_rng(list(CELLS.values()).index(row))
     return [
         Shape(
@@ -137,7 +138,7 @@ def test_any_shape_equals_a_loop(
     cell = kind.make(drawn.hidden_size)
     params = random_params(cell, 3, drawn.input_size)
     batch = random_batch(cell, params, 4, drawn.steps, drawn.batch)
-    # A length over T counts as T.
+    # Lengths are clipped to T.
     lengths = arrays(np.int32, drawn.batch, elements=st.integers(0, drawn.steps + 1))
     resets = arrays(np.bool_, (drawn.steps, drawn.batch))
     batch = batch._replace(lengths=data.draw(lengths), resets=data.draw(resets))
@@ -152,7 +153,7 @@ def test_zero_steps_return_the_first_carry(kind: Row, engine: Engine, x64: None)
     cell = kind.make(3)
     params = random_params(cell, 1, input_size=2)
     batch = random_batch(cell, params, 2, steps=0, batch=2)
-    got = differentiate_all(cell, engine, EVERYTHING, params, batch)
+    got = differentiate_all(cell, engine, FULL_SCENARIOS, params, batch)
     zeros = jax.tree.map(np.zeros_like, params)
     for results in got:
         assert results.ys.shape == batch.ct_ys.shape
@@ -161,9 +162,9 @@ def test_zero_steps_return_the_first_carry(kind: Row, engine: Engine, x64: None)
 
 
 def test_gradients_of_a_learned_first_carry_equal_a_loop(engine: Engine, x64: None) -> None:
-    # The carry is used at the start if none is passed, and at every reset.
+    # The learned carry is the default of the first carry, and the carry after every reset.
     step = lambda params, h, x: (np.tanh(params.w_ih.T @ x + params.w_hh.T @ h),) * 2
-    row = Row(Learned, step, start=lambda params: params.h0)
+    row = Row(LearnedInitialCarry, step, start=lambda params: params.h0)
     cell, params, batch = example(row)
     results = differentiate_all(cell, engine, HALF_OF_SCENARIOS, params, batch)
     for scenario, got in zip(HALF_OF_SCENARIOS, results, strict=True):

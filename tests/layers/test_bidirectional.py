@@ -1,4 +1,4 @@
-"""`Bidirectional` against separate runs in each direction."""
+"""`Bidirectional`, compared with separate runs in each direction."""
 
 from typing import Any
 
@@ -53,8 +53,8 @@ def test_bidirectional_in_a_stack_and_a_module() -> None:
     layer = stack([both, GRU(2)])
     params = random_params(layer, 1, SIZE, np.float32)
     _, ys = jrnn.unroll(layer, params, XS, lengths=LENGTHS)
-    below = jrnn.unroll(both, params[0], XS, lengths=LENGTHS)[1]
-    assert_close(ys, jrnn.unroll(GRU(2), params[1], below, lengths=LENGTHS)[1], 1e-6)
+    hidden = jrnn.unroll(both, params[0], XS, lengths=LENGTHS)[1]
+    assert_close(ys, jrnn.unroll(GRU(2), params[1], hidden, lengths=LENGTHS)[1], 1e-6)
     rnn = RNN(layer, SIZE, time_major=True, rngs=nnx.Rngs(0))
     assert rnn.output_size == 2 and rnn(XS)[1].shape == (STEPS, BATCH, 2)
 
@@ -78,9 +78,9 @@ def test_reverse_raises_for_bidirectional_layers() -> None:
     for inner in (both, stack([both, GRU(2)])):
         with pytest.raises(ValueError, match="Bidirectional: forward must be causal, got"):
             bidirectional(inner)
-        with pytest.raises(ValueError, match="already scans in both directions; remove"):
+        with pytest.raises(ValueError, match="cell must be causal for reverse=True or"):
             RNN(inner, SIZE, rngs=nnx.Rngs(0), reverse=True)
-    with pytest.raises(ValueError, match="already scans in both directions; remove"):
+    with pytest.raises(ValueError, match="cell must be causal for reverse=True or"):
         StackedRNN(both, SIZE, rngs=nnx.Rngs(0), bidirectional=True)
     with pytest.raises(ValueError, match="Bidirectional: backward must be causal, got"):
         bidirectional(GRU(2), both)
@@ -113,8 +113,10 @@ def test_modules_report_output_directions() -> None:
     assert stack([GRU(2), both]).output_directions == (False, True)
 
 
-def test_merge_sum_requires_outputs_of_one_size() -> None:
-    with pytest.raises(ValueError, match=r"must have the same size for merge='sum', got \(4,\)"):
+def test_merge_sum_raises_for_outputs_of_different_sizes() -> None:
+    with pytest.raises(
+        ValueError, match=r"must have the same size for merge='sum', got shapes \(4,\)"
+    ):
         bidirectional(LSTM(4), LSTM(1), merge="sum").init(jax.random.key(0), SIZE)
 
 
@@ -155,7 +157,7 @@ def test_directions_draw_different_noise() -> None:
     xs, key = np.broadcast_to(XS[:1], XS.shape), jax.random.key(0)
     _, ys = jrnn.unroll(layer, same, xs, key=key)
     forward, backward = np.split(np.asarray(ys), 2, axis=-1)
-    # For constant inputs and without noise, the two halves are reversals of each other.
+    # With constant inputs and without noise, each direction is the time reversal of the other.
     deterministic = np.split(np.asarray(jrnn.unroll(layer, same, xs)[1]), 2, axis=-1)
     np.testing.assert_allclose(deterministic[0], deterministic[1][::-1], rtol=1e-6)
     assert not np.allclose(forward, backward[::-1])

@@ -1,4 +1,4 @@
-"""Which layers are causal, and that code that needs a causal layer raises for all others."""
+"""Causality of layers, and errors of functions that require a causal layer."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -42,8 +42,8 @@ NOT_CAUSAL: dict[str, Layer] = {
 }
 
 
-def changed_past(layer: Layer, seed: int = 1) -> np.ndarray:
-    """`[T]` bool: whether changing the inputs from step t on changes an earlier output."""
+def find_noncausal_steps(layer: Layer, seed: int = 1) -> np.ndarray:
+    """Returns `[T]` bool: whether inputs from step t on affect an output before step t."""
     params = random_params(layer, seed, SIZE, np.float32)
     rng = np.random.default_rng(seed)
     like = layer.inputs(SIZE, (STEPS, STEPS))
@@ -64,19 +64,19 @@ def changed_past(layer: Layer, seed: int = 1) -> np.ndarray:
 def test_cells_do_not_depend_on_future_inputs(kind_or_row: Row) -> None:
     cell = kind_or_row.make(SIZE)
     assert cell.causal
-    assert not changed_past(cell).any()
+    assert not find_noncausal_steps(cell).any()
 
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_causal_layers_do_not_depend_on_future_inputs(name: str) -> None:
     assert CAUSAL[name].causal
-    assert not changed_past(CAUSAL[name]).any()
+    assert not find_noncausal_steps(CAUSAL[name]).any()
 
 
 @pytest.mark.parametrize("name", NOT_CAUSAL)
 def test_noncausal_layers_depend_on_future_inputs(name: str) -> None:
     assert not NOT_CAUSAL[name].causal
-    assert changed_past(NOT_CAUSAL[name])[1:].all()
+    assert find_noncausal_steps(NOT_CAUSAL[name])[1:].all()
 
 
 def test_cell_causality_is_final() -> None:
@@ -85,7 +85,7 @@ def test_cell_causality_is_final() -> None:
     assert members["causal"].fget.__final__ and members["apply"].__final__
 
 
-# --- code that needs a causal layer --------------------------------------------------------------
+# --- functions that require a causal layer -------------------------------------------------------
 
 
 @pytest.fixture(params=NOT_CAUSAL)
@@ -108,12 +108,12 @@ def test_modules_report_causality(noncausal: Layer) -> None:
 def test_streaming_and_generation_raise_for_noncausal_layers(noncausal: Layer) -> None:
     rngs = nnx.Rngs(0)
     for body in (RNN(noncausal, SIZE, rngs=rngs), StackedRNN(noncausal, SIZE, rngs=rngs)):
-        with pytest.raises(ValueError, match="stream: the network must be causal"):
+        with pytest.raises(ValueError, match="stream: model must be causal"):
             jrnn.stream(body)
         model = SequenceToSequence(body, 5, embedding=nnx.Embed(5, SIZE, rngs=rngs), rngs=rngs)
-        with pytest.raises(ValueError, match="stream: the network must be causal"):
+        with pytest.raises(ValueError, match="stream: model must be causal"):
             jrnn.stream(model)
-        with pytest.raises(ValueError, match="generate: the body must be batch-major and causal"):
+        with pytest.raises(ValueError, match="generate: model.body must be batch-major and causal"):
             generate(model, jnp.zeros((1, 2), int), 3, key=jax.random.key(0))
 
 

@@ -1,4 +1,4 @@
-"""`Stack` against an explicit composition of its layers."""
+"""`Stack`, compared with running its layers one after another."""
 
 from functools import partial
 from typing import Any
@@ -56,7 +56,7 @@ def test_stack_passes_cell_states_to_the_layer_above(engine: str, x64: None) -> 
             if RESETS[t, b]:
                 first, second = lower.init_carry(params[0], ()), upper.init_carry(params[1], ())
             first, y = lower.step(params[0], first, xs[t, b])
-            second, y = upper.step(params[1], second, jrnn.Below(y, first.c))
+            second, y = upper.step(params[1], second, jrnn.WithCellState(y, first.c))
             np.testing.assert_allclose(ys[t, b], y, rtol=1e-9, atol=1e-12)
         assert_close(jax.tree.map(lambda a, b=b: a[b], last), second, 1e-9)
 
@@ -67,24 +67,24 @@ def test_stack_passes_time_steps_to_all_layers(x64: None) -> None:
     for order in (layers, layers[:0:-1]):
         layer = stack(order)
         params = random_params(layer, 1, SIZE)
-        want = xs.x
-        for one, p in zip(order, params, strict=True):
-            takes = not isinstance(one, GRU)
-            want = jrnn.unroll(one, p, Timed(want, xs.dt) if takes else want)[1]
-        assert_close(jrnn.unroll(layer, params, xs)[1], want, 1e-12)
+        expected = xs.x
+        for cell, p in zip(order, params, strict=True):
+            inputs = expected if isinstance(cell, GRU) else Timed(expected, xs.dt)
+            expected = jrnn.unroll(cell, p, inputs)[1]
+        assert_close(jrnn.unroll(layer, params, xs)[1], expected, 1e-12)
         noisy = jrnn.unroll(layer, params, xs, key=KEY)[1]
-        assert not np.allclose(noisy, want)
-    for half in (None, GRU(SIZE)):
-        both = stack([GRU(SIZE), bidirectional(CfC(SIZE, None), half)])
+        assert not np.allclose(noisy, expected)
+    for backward_cell in (None, GRU(SIZE)):
+        both = stack([GRU(SIZE), bidirectional(CfC(SIZE, None), backward_cell)])
         params = random_params(both, 2, SIZE)
         below = Timed(jrnn.unroll(GRU(SIZE), params[0], xs.x)[1], xs.dt)
-        forward, backward = CfC(SIZE, None), half or CfC(SIZE, None)
-        given = below if half is None else below.x
-        want = [
+        forward, backward = CfC(SIZE, None), backward_cell or CfC(SIZE, None)
+        backward_inputs = below if backward_cell is None else below.x
+        expected = [
             jrnn.unroll(forward, params[1].forward, below)[1],
-            jrnn.unroll(backward, params[1].backward, given, reverse=True)[1],
+            jrnn.unroll(backward, params[1].backward, backward_inputs, reverse=True)[1],
         ]
-        assert_close(jrnn.unroll(both, params, xs)[1], np.concatenate(want, -1), 1e-12)
+        assert_close(jrnn.unroll(both, params, xs)[1], np.concatenate(expected, -1), 1e-12)
 
 
 def test_residual_in_a_stack_adds_only_the_output_below(x64: None) -> None:
@@ -93,29 +93,31 @@ def test_residual_in_a_stack_adds_only_the_output_below(x64: None) -> None:
     params = random_params(layer, 1, SIZE)
     xs = Timed(XS.astype(np.float64), DT)
     lowest, first = LSTM(SIZE), LSTM(SIZE).init_carry(params[0], (BATCH,))
-    second, third = (one.init_carry(p, (BATCH,)) for one, p in zip(inner, params[1:], strict=True))
+    second, third = (
+        cell.init_carry(p, (BATCH,)) for cell, p in zip(inner, params[1:], strict=True)
+    )
     got = jrnn.unroll(layer, params, xs)[1]
     for t in range(STEPS):
         first, low = lowest.step(params[0], first, xs.x[t])
-        given = jrnn.Below(low, first.c)
-        second, middle = DepthGatedLSTM(SIZE).step(params[1], second, given)
+        inputs = jrnn.WithCellState(low, first.c)
+        second, middle = DepthGatedLSTM(SIZE).step(params[1], second, inputs)
         middle = middle + low
         third, top = CfC(SIZE, None).step(params[2], third, Timed(middle, xs.dt[t]))
         assert_close(got[t], top + middle, 1e-9)
 
 
-def test_the_cell_state_passes_through_transforms_and_stacks(x64: None) -> None:
+def test_cell_state_passes_through_transforms_and_stacks(x64: None) -> None:
     plain = stack([LSTM(SIZE), DepthGatedLSTM(SIZE)])
     params, xs = random_params(plain, 1, SIZE), XS.astype(np.float64)
-    want = jrnn.unroll(plain, params, xs)[1]
-    for layer, given in [
+    expected = jrnn.unroll(plain, params, xs)[1]
+    for layer, layer_params in [
         (stack([LSTM(SIZE), dropout(DepthGatedLSTM(SIZE))]), params),
         (stack([dropout(LSTM(SIZE)), DepthGatedLSTM(SIZE)]), params),
         (stack([LSTM(SIZE), stack([DepthGatedLSTM(SIZE)])]), (params[0], (params[1],))),
     ]:
-        assert_close(jrnn.unroll(layer, given, xs)[1], want, 1e-12)
+        assert_close(jrnn.unroll(layer, layer_params, xs)[1], expected, 1e-12)
     skipped = jrnn.unroll(stack([LSTM(SIZE), residual(DepthGatedLSTM(SIZE))]), params, xs)[1]
-    assert_close(skipped - want, jrnn.unroll(LSTM(SIZE), params[0], xs)[1], 1e-10)
+    assert_close(skipped - expected, jrnn.unroll(LSTM(SIZE), params[0], xs)[1], 1e-10)
 
 
 def test_zoneout_in_a_stack_equals_separate_layers(x64: None) -> None:
@@ -144,13 +146,13 @@ def test_layers_of_a_stack_draw_independent_noise(x64: None) -> None:
         return tuple(carries), ys
 
     @jax.jit
-    def everything(params: Any) -> Any:
+    def run_both(params: Any) -> Any:
         loss = lambda p, run: ((run(p)[1] ** 2).sum(), run(p))
         return [jax.grad(partial(loss, run=run), has_aux=True)(params) for run in (run, composed)]
 
-    got, want = everything(params)
-    assert_close(got, want, 1e-10)
-    assert (np.asarray(want[1][1]) != np.asarray(jrnn.unroll(layer, params, xs)[1])).any()
+    got, expected = run_both(params)
+    assert_close(got, expected, 1e-10)
+    assert (np.asarray(expected[1][1]) != np.asarray(jrnn.unroll(layer, params, xs)[1])).any()
 
 
 def test_gates_are_captured_by_layer() -> None:
@@ -159,7 +161,7 @@ def test_gates_are_captured_by_layer() -> None:
     captured = jrnn.analysis.capture_gates(layer, params, XS, lengths=LENGTHS)
     below = jrnn.analysis.capture_gates(LSTM(SIZE), params[0], XS, lengths=LENGTHS)
     names = [f"0.{gate}" for gate in "ifgo"]
-    names += [f"1.{half}.{gate}" for half in ("forward", "backward") for gate in "rzn"]
+    names += [f"1.{direction}.{gate}" for direction in ("forward", "backward") for gate in "rzn"]
     assert list(captured.gates) == names
     assert_close({gate: captured.gates[f"0.{gate}"] for gate in "ifgo"}, dict(below.gates), 1e-6)
     above = jrnn.analysis.capture_gates(
@@ -183,7 +185,7 @@ def test_below_requires_a_layer_with_cell_state() -> None:
     for lower in (GRU(SIZE), stack([LSTM(SIZE)]), bidirectional(LSTM(SIZE), merge="sum")):
         layer = stack([lower, DepthGatedLSTM(SIZE)])
         params = layer.init(jax.random.key(0), SIZE)
-        with pytest.raises(ValueError, match=r"accepts Below must have a cell state c, got"):
+        with pytest.raises(ValueError, match="WithCellState must have a cell state c, got"):
             jrnn.unroll(layer, params, XS)
 
 
@@ -191,8 +193,8 @@ def test_newton_on_a_stack_equals_scan(x64: None) -> None:
     layer = stack([LSTM(SIZE), LRU(SIZE)])
     params = random_params(layer, 1, SIZE)
     xs = XS.astype(np.float64)
-    got, want = (jrnn.unroll(layer, params, xs, engine=e) for e in (Newton(), Scan()))
-    assert_close(got, want, 1e-9)
+    got, expected = (jrnn.unroll(layer, params, xs, engine=e) for e in (Newton(), Scan()))
+    assert_close(got, expected, 1e-9)
 
 
 def test_first_carry_must_have_one_entry_for_each_layer() -> None:

@@ -1,4 +1,4 @@
-"""Models with a head, and sampling of tokens."""
+"""Tests of models with an output layer, and of sampling tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ def test_padding_does_not_change_a_classifier():
         assert_close(model(jnp.asarray(xs_with_nan), lengths=lengths), expected, 0)
 
 
-def test_sequence_to_sequence_in_two_parts_equals_one_run():
+def test_sequence_to_sequence_in_two_calls_equals_one_call():
     model = SequenceToSequence(body(num_layers=2), K, rngs=nnx.Rngs(1))
     xs, _, resets = batch()
     last, outputs = model(xs, resets=resets)
@@ -104,13 +104,13 @@ def language_model():
     return randomize_params(SequenceToSequence(body(), K, embedding=embedding, rngs=rngs), seed=5)
 
 
-def test_generate_at_temperature_zero_takes_the_most_likely_token(language_model):
+def test_generate_at_temperature_zero_selects_the_most_likely_token(language_model):
     prompt = jnp.array([[0, 1], [2, 2]])
     tokens = generate(language_model, prompt, 6, temperature=0.0, key=jax.random.key(0))
     sequence = np.asarray(prompt)
     for _ in range(6):  # run the whole sequence again for each token
-        _, scores = language_model(jnp.asarray(sequence))
-        sequence = np.concatenate([sequence, np.asarray(scores[:, -1].argmax(-1))[:, None]], 1)
+        _, logits = language_model(jnp.asarray(sequence))
+        sequence = np.concatenate([sequence, np.asarray(logits[:, -1].argmax(-1))[:, None]], 1)
     np.testing.assert_array_equal(tokens, sequence[:, 2:])
 
 
@@ -120,15 +120,15 @@ def test_generate_disables_dropout(language_model):
     )
     noisy.train()
     prompt, key = jnp.array([[0, 1]]), jax.random.key(0)
-    one, two = (generate(noisy, prompt, 20, temperature=0.0, key=key) for _ in range(2))
-    np.testing.assert_array_equal(one, two)
-    assert not noisy.dropout.deterministic  # the model itself stays as it was
+    first, second = (generate(noisy, prompt, 20, temperature=0.0, key=key) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert not noisy.dropout.deterministic  # the model itself remains in training mode
 
 
 @pytest.mark.parametrize("options", [{"bidirectional": True}, {"time_major": True}])
 def test_generate_raises_for_a_noncausal_or_time_major_body(options):
     model = SequenceToSequence(body(**options), K, rngs=nnx.Rngs(1))
-    with pytest.raises(ValueError, match="must be batch-major and causal"):
+    with pytest.raises(ValueError, match="model.body must be batch-major and causal"):
         generate(model, jnp.zeros((1, 2), int), 3, key=jax.random.key(0))
 
 
@@ -136,18 +136,18 @@ def test_empty_sequence_pools_to_zeros():
     xs, _, _ = batch()
     for pool in ("last", "mean", "max"):
         model = randomize_params(Classifier(body(), K, pool=pool, rngs=nnx.Rngs(1)))
-        scores = model(xs, lengths=np.array([0, T, 2]))
-        assert_close(scores[0], model.head.bias[...], 1e-6)
+        logits = model(xs, lengths=np.array([0, T, 2]))
+        assert_close(logits[0], model.head.bias[...], 1e-6)
         assert_close(model(xs[:, :0])[0], model.head.bias[...], 1e-6)
         assert_close(model(xs, lengths=np.full(B, T + 9)), model(xs), 1e-6)
 
 
 def test_generate_samples_the_predicted_distribution(language_model):
-    _, scores = language_model(jnp.array([[0, 1]]))
+    _, logits = language_model(jnp.array([[0, 1]]))
     prompt = jnp.tile(jnp.array([[0, 1]]), (4000, 1))
     tokens = generate(language_model, prompt, 1, temperature=0.5, key=jax.random.key(0))
     frequencies = np.bincount(np.asarray(tokens[:, 0]), minlength=K) / len(tokens)
-    np.testing.assert_allclose(frequencies, jax.nn.softmax(scores[0, -1] / 0.5), atol=0.03)
+    np.testing.assert_allclose(frequencies, jax.nn.softmax(logits[0, -1] / 0.5), atol=0.03)
     repeated = generate(language_model, prompt, 1, temperature=0.5, key=jax.random.key(0))
     np.testing.assert_array_equal(tokens, repeated)
 

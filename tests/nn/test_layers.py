@@ -1,4 +1,4 @@
-"""Stacked and bidirectional layers."""
+"""Tests of stacked and bidirectional layers."""
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ from tests.helpers import assert_close
 from tests.nn.test_rnn import B, H, I, T, batch, randomize_params
 
 
-def compose_unrolls(model, cell, xs, lengths, resets, directions, first=None):
-    """Composes `unroll` of all layers; the backward direction is reset at segment ends."""
+def compose_unrolls(model, cell, xs, lengths, resets, directions, initial_carry=None):
+    """Calls `unroll` for each layer and direction; the backward one is reset at segment ends."""
     ends = np.zeros_like(resets)
     ends[:, :-1] = resets[:, 1:]
     ys, carries = xs.swapaxes(0, 1), []
@@ -25,7 +25,7 @@ def compose_unrolls(model, cell, xs, lengths, resets, directions, first=None):
                 cell,
                 model.rnns[k].params,
                 ys,
-                None if first is None else jax.tree.map(lambda a, k=k: a[k], first),
+                None if initial_carry is None else jax.tree.map(lambda a, k=k: a[k], initial_carry),
                 lengths=lengths,
                 resets=(ends if direction else resets).T,
                 reverse=bool(direction),
@@ -37,31 +37,33 @@ def compose_unrolls(model, cell, xs, lengths, resets, directions, first=None):
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("kind", [LSTM, GRU])
-def test_layers_equal_composed_unrolls(kind, bidirectional):
+@pytest.mark.parametrize("module", [LSTM, GRU])
+def test_layers_equal_composed_unrolls(module, bidirectional):
     model = randomize_params(
-        kind(I, H, num_layers=2, bidirectional=bidirectional, rngs=nnx.Rngs(0))
+        module(I, H, num_layers=2, bidirectional=bidirectional, rngs=nnx.Rngs(0))
     )
-    cell = {LSTM: jrnn.LSTM(H), GRU: jrnn.GRU(H)}[kind]
+    cell = {LSTM: jrnn.LSTM(H), GRU: jrnn.GRU(H)}[module]
     directions = 1 + bidirectional
     xs, lengths, resets = batch()
-    first = jax.tree.map(
+    initial_carry = jax.tree.map(
         lambda a: jax.random.normal(jax.random.key(3), (2 * directions, *a.shape)),
         cell.init_carry(model.rnns[0].params, (B,)),
     )
-    got = model(xs, first, lengths=lengths, resets=resets)
-    assert_close(got, compose_unrolls(model, cell, xs, lengths, resets, directions, first), 1e-5)
+    got = model(xs, initial_carry, lengths=lengths, resets=resets)
+    assert_close(
+        got, compose_unrolls(model, cell, xs, lengths, resets, directions, initial_carry), 1e-5
+    )
     assert got[1].shape == (B, T, directions * H)
 
 
 def test_reset_on_padding_has_no_effect_in_both_directions():
     model = randomize_params(GRU(I, H, bidirectional=True, rngs=nnx.Rngs(0)))
     xs, lengths, _ = batch()
-    first = jnp.ones((2, B, H))
+    initial_carry = jnp.ones((2, B, H))
     resets = np.zeros((B, T), bool)
-    plain = model(xs, first, lengths=lengths, resets=resets)
+    without_resets = model(xs, initial_carry, lengths=lengths, resets=resets)
     resets[1, lengths[1]] = resets[2, T - 1] = True
-    assert_close(model(xs, first, lengths=lengths, resets=resets), plain, 0)
+    assert_close(model(xs, initial_carry, lengths=lengths, resets=resets), without_resets, 0)
 
 
 def test_layers_and_directions_have_different_weights():
@@ -94,7 +96,7 @@ def test_time_major_equals_batch_major():
     assert_close((time_major_carry, time_major_ys), (carry, ys.swapaxes(0, 1)), 1e-6)
 
 
-def test_two_parts_with_carry_equal_one_run():
+def test_two_calls_with_the_carry_equal_one_call():
     model = LSTM(I, H, num_layers=2, rngs=nnx.Rngs(0))
     xs, _, _ = batch()
     last, ys = model(xs)
@@ -111,11 +113,11 @@ def test_dropout_applies_between_layers_in_training_only():
     _, deterministic = model(xs)
     assert_close(deterministic, without_dropout(xs)[1], 1e-6)
     model.train()
-    _, one = model(xs)
-    _, two = model(xs)
-    assert not np.allclose(one, deterministic) and not np.allclose(one, two)
-    # The outputs of the top layer are not dropped, so none of them is zero.
-    assert (np.abs(one) > 0).all()
+    _, first_ys = model(xs)
+    _, second_ys = model(xs)
+    assert not np.allclose(first_ys, deterministic) and not np.allclose(first_ys, second_ys)
+    # Dropout is not applied to the outputs of the top layer, so none of them is zero.
+    assert (np.abs(first_ys) > 0).all()
 
 
 def test_dropout_preserves_the_expected_value():
@@ -130,7 +132,7 @@ def test_dropout_preserves_the_expected_value():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dropout": 0.5}, "acts between layers"),
+        ({"dropout": 0.5}, "dropout must be 0 for a single layer"),
         ({"dropout": 1.0, "num_layers": 2}, r"dropout must be in \[0, 1\)"),
         ({"num_layers": 0}, "num_layers must be a positive int"),
     ],

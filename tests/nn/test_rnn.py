@@ -1,4 +1,4 @@
-"""`jrnn.nn.RNN`, and cells in the recurrent modules of flax."""
+"""Tests of `jrnn.nn.RNN`, and of cells in the recurrent modules of flax."""
 
 from typing import Any
 
@@ -45,13 +45,13 @@ def batch(seed=0):
 def test_rnn_equals_unroll(cell, reverse):
     rnn = randomize_params(RNN(cell, I, rngs=nnx.Rngs(0), reverse=reverse))
     xs, lengths, resets = batch()
-    first = randomize(cell.init_carry(rnn.params, (B,)), jax.random.key(1))
-    carry, ys = rnn(xs, first, lengths=lengths, resets=resets)
+    initial_carry = randomize(cell.init_carry(rnn.params, (B,)), jax.random.key(1))
+    carry, ys = rnn(xs, initial_carry, lengths=lengths, resets=resets)
     expected_carry, expected = jrnn.unroll(
         cell,
         rnn.params,
         xs.swapaxes(0, 1),
-        first,
+        initial_carry,
         lengths=lengths,
         resets=resets.T,
         reverse=reverse,
@@ -76,7 +76,7 @@ def test_noise_is_sampled_in_training_only():
 def test_noise_requires_an_rng_stream_in_training_only():
     rnn = RNN(Noisy(H), I, rngs=nnx.Rngs(params=0))
     xs, _, _ = batch()
-    with pytest.raises(ValueError, match=r"RNN: Noisy\(.* samples noise, but rngs had no stream"):
+    with pytest.raises(ValueError, match=r"RNN: rngs must have the stream 'dropout' .* Noisy\("):
         rnn(xs)
     assert not np.allclose(rnn(xs, key=jax.random.key(0))[1], rnn(xs, key=jax.random.key(1))[1])
     rnn.eval()
@@ -99,9 +99,9 @@ def test_layers_and_calls_have_different_noise():
         return model(xs)[1], nnx.state(model)
 
     xs = jnp.ones((B, T, H))
-    one, state = run(state, xs)
-    two, _ = run(state, xs)
-    assert not np.allclose(one, two)
+    ys_of_first_call, state = run(state, xs)
+    ys_of_second_call, _ = run(state, xs)
+    assert not np.allclose(ys_of_first_call, ys_of_second_call)
 
 
 def test_deterministic_cell_uses_no_rng_stream():
@@ -150,8 +150,8 @@ def test_jit_grad_split_and_merge_equal_the_functional_core(cell):
 
     expected = jax.grad(functional)(rnn.params)
     got = nnx.jit(nnx.grad(loss))(rnn)["weights"]
-    named = {name: value for name, value in expected._asdict().items() if value is not None}
-    assert_close({name: got[name][...] for name in named}, named, 1e-5)
+    expected = {name: value for name, value in expected._asdict().items() if value is not None}
+    assert_close({name: got[name][...] for name in expected}, expected, 1e-5)
     graphdef, state = nnx.split(rnn)
     doubled = nnx.merge(graphdef, jax.tree.map(lambda a: 2 * a, state))
     assert_close(doubled.params, jax.tree.map(lambda a: 2 * a, rnn.params), 1e-6)
@@ -165,7 +165,7 @@ def test_flax_cell_in_nnx_rnn_equals_unroll(cell):
     expected_carry, expected = jrnn.unroll(
         cell, adapter.rnn.params, xs.swapaxes(0, 1), lengths=lengths
     )
-    valid = np.arange(T) < lengths[:, None]  # flax does not zero the padding
+    valid = np.arange(T) < lengths[:, None]  # flax does not set outputs on padding to zero
     assert_close(carry, expected_carry, 1e-6)
     assert_close(np.where(valid[..., None], ys, 0), expected.swapaxes(0, 1), 1e-6)
 

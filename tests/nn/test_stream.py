@@ -1,4 +1,4 @@
-"""`jrnn.stream`: single steps equal a run of the whole sequence."""
+"""Tests that single steps of `jrnn.stream` equal a call on the whole sequence."""
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +34,11 @@ def token_model():
 
 MODELS = {
     "rnn": lambda: RNN(jrnn.LSTM(4), INPUT, rngs=nnx.Rngs(0)),
-    "learned": lambda: RNN(learned_carry(jrnn.GRU(4)), INPUT, rngs=nnx.Rngs(0)),
-    "noisy": lambda: RNN(zoneout(jrnn.GRU(4), h=0.5), INPUT, rngs=nnx.Rngs(0)),
+    "learned-carry": lambda: RNN(learned_carry(jrnn.GRU(4)), INPUT, rngs=nnx.Rngs(0)),
+    "zoneout": lambda: RNN(zoneout(jrnn.GRU(4), h=0.5), INPUT, rngs=nnx.Rngs(0)),
     "linear": lambda: RNN(jrnn.LRU(4), INPUT, rngs=nnx.Rngs(0)),
     "lstm": lambda: LSTM(INPUT, 4, 2, rngs=nnx.Rngs(0), dropout=0.3),
-    "gru, time-major": lambda: GRU(INPUT, 4, 2, rngs=nnx.Rngs(0), time_major=True),
+    "gru-time-major": lambda: GRU(INPUT, 4, 2, rngs=nnx.Rngs(0), time_major=True),
     "tokens": token_model,
 }
 
@@ -60,8 +60,8 @@ def test_steps_equal_the_whole_sequence(name):
     assert streamed._run._cache_size() == 1
 
 
-def test_reset_applies_to_the_given_rows():
-    model = add_noise(MODELS["learned"]())
+def test_reset_applies_to_the_selected_rows():
+    model = add_noise(MODELS["learned-carry"]())
     streamed = jrnn.stream(model, B)
     for t in range(3):
         streamed.step(XS[:, t])
@@ -79,10 +79,10 @@ def test_carry_can_be_set_and_training_does_not_change_the_stream():
     model.eval()
     carry, _ = model(XS[:, :4])
     expected = model(XS)[1][:, 4]
-    new, used = jrnn.stream(model, B), jrnn.stream(model, B)
-    used.step(XS[:, 0])
+    new_stream, used_stream = jrnn.stream(model, B), jrnn.stream(model, B)
+    used_stream.step(XS[:, 0])
     add_noise(model)
-    for streamed in (new, used, used):
+    for streamed in (new_stream, used_stream, used_stream):
         streamed.carry = carry
         np.testing.assert_allclose(streamed.step(XS[:, 4]), expected, rtol=1e-5, atol=1e-6)
     model.train()
@@ -90,7 +90,9 @@ def test_carry_can_be_set_and_training_does_not_change_the_stream():
 
 
 def test_invalid_streams_raise():
-    with pytest.raises(ValueError, match="must be causal, but an output of it may depend on later"):
+    with pytest.raises(
+        ValueError, match="model must be causal, got a model whose outputs may depend"
+    ):
         jrnn.stream(LSTM(INPUT, 4, rngs=nnx.Rngs(0), bidirectional=True))
     with pytest.raises(ValueError, match="batch_size must be a positive int, got 0"):
         jrnn.stream(MODELS["rnn"](), batch_size=0)

@@ -1,7 +1,10 @@
-"""Helpers of the oracles, and the rows of the table of cells.
+"""Helpers for the oracles, and the type of the rows in the table of cells.
 
-An oracle is a step of one sequence in NumPy, written gate by gate from the paper. It uses nothing
-of the cell except the names of its parameters and the order of its gates.
+An oracle computes one step of one sequence in NumPy, gate by gate, from the equations of the paper.
+The names of the parameters and the order of the gates are the only things that it has in common
+with the implementation.
+
+Each module in this folder has a dict `CELLS` of rows, which `tests.table` combines.
 """
 
 from collections.abc import Callable
@@ -13,17 +16,17 @@ from jrnn import Cell
 
 
 class Row(NamedTuple):
-    """One cell and its oracle.
+    """A row of the table of cells: a cell and its oracle.
 
     Attributes:
-      make: `hidden_size -> cell`.
-      step: the oracle `(params, carry, x [input]) -> (carry, y [output])`, all NumPy.
-      start: the oracle's initial carry, `(params) -> carry`.
+      make: constructs the cell, `hidden_size -> cell`.
+      step: the oracle in NumPy, `(params, carry, x [input]) -> (carry, y [output])`.
+      init_carry: the initial carry in NumPy, `params -> carry`.
     """
 
     make: Callable[[int], Cell]
     step: Callable[[Any, Any, np.ndarray], tuple[Any, np.ndarray]]
-    start: Callable[[Any], Any]
+    init_carry: Callable[[Any], Any]
 
 
 def sigmoid(a: np.ndarray) -> np.ndarray:
@@ -31,12 +34,12 @@ def sigmoid(a: np.ndarray) -> np.ndarray:
 
 
 def relu(a: np.ndarray) -> np.ndarray:
-    # np.maximum, unlike (a > 0) * a, propagates NaN.
+    # Unlike (a > 0) * a, np.maximum propagates NaN.
     return np.maximum(a, 0)
 
 
 class Affine:
-    """W_k x + U_k h + b_k for gate k, with weights concatenated in the given order."""
+    """Computes W_k x + U_k h + b_k for a gate k; `order` is the order of concatenation."""
 
     def __init__(self, params: Any, order: str) -> None:
         width = params.w_hh.shape[0]
@@ -49,15 +52,15 @@ class Affine:
         return self.W[k] @ x + self.U[k] @ h + self.b[k]
 
 
-def blocks(leaf: np.ndarray, order: str) -> dict[str, np.ndarray]:
-    """Splits weights that are concatenated in the given order into gates."""
-    return dict(zip(order, np.split(leaf, len(order), axis=-1), strict=True))
+def split_gates(array: np.ndarray, order: str) -> dict[str, np.ndarray]:
+    """Splits `[..., G·hidden]` into gates by name; `order` is the order of concatenation."""
+    return dict(zip(order, np.split(array, len(order), axis=-1), strict=True))
 
 
 def block_diagonal(leaf: np.ndarray, order: str) -> np.ndarray:
     """Expands weights `[heads, head, G·head]` to block-diagonal matrices `[hidden, G·hidden]`."""
     gates = []
-    for weights in blocks(leaf, order).values():
+    for weights in split_gates(leaf, order).values():
         heads, rows, columns = weights.shape
         full = np.zeros((heads * rows, heads * columns))
         for n, block in enumerate(weights):
@@ -66,16 +69,17 @@ def block_diagonal(leaf: np.ndarray, order: str) -> np.ndarray:
     return np.concatenate(gates, axis=-1)
 
 
-def inputs(params: Any, order: str, x: np.ndarray) -> dict[str, np.ndarray]:
+def project_input(params: Any, order: str, x: np.ndarray) -> dict[str, np.ndarray]:
     """Returns W_k x + b_k for each gate k."""
-    W, b = blocks(params.w_ih, order), blocks(params.b, order)
+    W, b = split_gates(params.w_ih, order), split_gates(params.b, order)
     return {k: W[k].T @ x + b[k] for k in order}
 
 
-def zeros_carry(params: Any) -> np.ndarray:
+def zero_carry(params: Any) -> np.ndarray:
+    """Returns zeros `[hidden]`, for a cell with weights w_hh `[hidden, ...]`."""
     return np.zeros(params.w_hh.shape[0])
 
 
-def zeros_like_bias(gates: int) -> Callable[[Any], np.ndarray]:
-    """Returns an initial carry of zeros, for biases `[gates·hidden]`."""
-    return lambda params: np.zeros(len(params.b) // gates)
+def zero_carry_from_bias(num_gates: int) -> Callable[[Any], np.ndarray]:
+    """Returns a function like `zero_carry`, for a cell with biases `[num_gates·hidden]`."""
+    return lambda params: np.zeros(len(params.b) // num_gates)

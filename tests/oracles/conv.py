@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jrnn import ConvLSTM, LSTMCarry
-from tests.oracles.common import Row, blocks, sigmoid
+from tests.oracles.common import Row, sigmoid, split_gates
 
 
 def convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
@@ -23,7 +23,7 @@ def convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 def convlstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
     """Shi et al., 2015, equation 3, with peepholes of one weight for each channel."""
     h, c = carry
-    a = blocks(convolve(x, params.w_ih) + convolve(h, params.w_hh) + params.b, "ifgo")
+    a = split_gates(convolve(x, params.w_ih) + convolve(h, params.w_hh) + params.b, "ifgo")
     p_i, p_f, p_o = (0 if p is None else p for p in (params.p_i, params.p_f, params.p_o))
     i = sigmoid(a["i"] + p_i * c)
     f = sigmoid(a["f"] + p_f * c)
@@ -33,18 +33,18 @@ def convlstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
     return LSTMCarry(h, c), h
 
 
-def convlstm_start(params: Any, spatial: tuple[int, ...]) -> LSTMCarry:
+def convlstm_init_carry(params: Any, spatial: tuple[int, ...]) -> LSTMCarry:
     zeros: Any = np.zeros((*spatial, len(params.b) // 4))
     return LSTMCarry(zeros, zeros)
 
 
-ROWS = {
+CELLS = {
     "convlstm": Row(
-        partial(ConvLSTM, spatial_shape=(4,)), convlstm, partial(convlstm_start, spatial=(4,))
+        partial(ConvLSTM, spatial_shape=(4,)), convlstm, partial(convlstm_init_carry, spatial=(4,))
     ),
     "convlstm-peepholes": Row(
         partial(ConvLSTM, spatial_shape=(2, 2), peepholes=True),
         convlstm,
-        partial(convlstm_start, spatial=(2, 2)),
+        partial(convlstm_init_carry, spatial=(2, 2)),
     ),
 }

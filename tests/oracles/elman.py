@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jrnn import Elman, IndRNN
-from tests.oracles.common import Row, relu, sigmoid, zeros_carry, zeros_like_bias
+from tests.oracles.common import Row, relu, sigmoid, zero_carry, zero_carry_from_bias
 
 
 def elman(
@@ -26,13 +26,13 @@ def indrnn(
     return h, h
 
 
-ROWS = {
-    "elman-tanh": Row(Elman, partial(elman, activation=np.tanh), zeros_carry),
+CELLS = {
+    "elman-tanh": Row(Elman, partial(elman, activation=np.tanh), zero_carry),
     "elman-relu": Row(
-        partial(Elman, activation="relu"), partial(elman, activation=relu), zeros_carry
+        partial(Elman, activation="relu"), partial(elman, activation=relu), zero_carry
     ),
     "elman-sigmoid": Row(
-        partial(Elman, activation="sigmoid"), partial(elman, activation=sigmoid), zeros_carry
+        partial(Elman, activation="sigmoid"), partial(elman, activation=sigmoid), zero_carry
     ),
-    "indrnn": Row(IndRNN, partial(indrnn, activation=relu), zeros_like_bias(1)),
+    "indrnn": Row(IndRNN, partial(indrnn, activation=relu), zero_carry_from_bias(num_gates=1)),
 }

@@ -17,8 +17,8 @@ from jrnn import (
     MogrifierLSTM,
     MultiplicativeLSTM,
 )
-from tests.oracles.common import Affine, Row, blocks, sigmoid, zeros_carry
-from tests.oracles.lstm import lstm_start
+from tests.oracles.common import Affine, Row, sigmoid, split_gates, zero_carry
+from tests.oracles.lstm import lstm_init_carry
 
 
 def mgu(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
@@ -41,7 +41,7 @@ def ugrnn(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
 
 def minimal_rnn(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
     """Chen, 2017, where z is the embedding of the input, and u the gate."""
-    b = blocks(params.b, "uz")
+    b = split_gates(params.b, "uz")
     z = np.tanh(params.w_ih.T @ x + b["z"])
     u = sigmoid(params.w_hh.T @ h + params.w_nz.T @ z + b["u"])
     h = u * h + (1 - u) * z
@@ -60,7 +60,8 @@ def janet(params: Any, c: np.ndarray, x: np.ndarray, beta: float) -> tuple[Any, 
 def multiplicative_lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
     """Krause et al., 2016."""
     h, c = carry
-    W, V, b = blocks(params.w_ih, "ifgom"), blocks(params.w_mh, "ifgo"), blocks(params.b, "ifgo")
+    W, V = split_gates(params.w_ih, "ifgom"), split_gates(params.w_mh, "ifgo")
+    b = split_gates(params.b, "ifgo")
     m = (W["m"].T @ x) * (params.w_hh.T @ h)
     i, f, g, o = (W[k].T @ x + V[k].T @ m + b[k] for k in "ifgo")
     c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
@@ -69,7 +70,7 @@ def multiplicative_lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np
 
 
 def mogrifier_lstm(params: Any, carry: Any, x: np.ndarray, rounds: int) -> tuple[Any, np.ndarray]:
-    """Melis et al., 2020, equations 1 and 2, and 3 with a rank."""
+    """Melis et al., 2020, equations 1 and 2; with a rank, equation 3."""
     h, c = carry
 
     def matrix(left: np.ndarray, right: np.ndarray | None, n: int) -> np.ndarray:
@@ -91,7 +92,8 @@ def depth_gated_lstm(
 ) -> tuple[Any, np.ndarray]:
     """Yao et al., 2015; without a layer below there is no depth gate."""
     h, c = carry
-    W, U, b = blocks(params.w_ih, "ifgod"), blocks(params.w_hh, "ifgo"), blocks(params.b, "ifgod")
+    W, U = split_gates(params.w_ih, "ifgod"), split_gates(params.w_hh, "ifgo")
+    b = split_gates(params.b, "ifgod")
     a = {k: W[k].T @ x + U[k].T @ h + b[k] for k in "ifgo"}
     f = sigmoid(a["f"] + params.p_f * c)
     i = sigmoid(a["i"] + params.p_i * c)
@@ -105,37 +107,37 @@ def depth_gated_lstm(
 
 
 def grud(params: Any, carry: Any, x: Any) -> tuple[Any, np.ndarray]:
-    """Che et al., 2018, whose z is 1 - z of the cell."""
-    h, last = carry
-    W, U, V = (blocks(leaf, "rzn") for leaf in (params.w_ih, params.w_hh, params.w_mh))
-    b = blocks(params.b, "rzn")
+    """Che et al., 2018, whose z is 1 - z of `jrnn.GRUD`."""
+    h, x_last = carry
+    W, U, V = (split_gates(leaf, "rzn") for leaf in (params.w_ih, params.w_hh, params.w_mh))
+    b = split_gates(params.b, "rzn")
     value, m, delta = x
     gamma_x = np.exp(-np.maximum(0, params.w_decay_x * delta + params.b_decay_x))
     gamma_h = np.exp(-np.maximum(0, params.w_decay_h.T @ delta + params.b_decay_h))
-    imputed = m * value + (1 - m) * gamma_x * last + (1 - m) * (1 - gamma_x) * params.mean
+    imputed = m * value + (1 - m) * gamma_x * x_last + (1 - m) * (1 - gamma_x) * params.mean
     h = gamma_h * h
     r = sigmoid(W["r"].T @ imputed + U["r"].T @ h + V["r"].T @ m + b["r"])
     z = sigmoid(-(W["z"].T @ imputed + U["z"].T @ h + V["z"].T @ m + b["z"]))
     n = np.tanh(W["n"].T @ imputed + U["n"].T @ (r * h) + V["n"].T @ m + b["n"])
     h = (1 - z) * h + z * n
-    return GRUDCarry(h, m * value + (1 - m) * last), h
+    return GRUDCarry(h, m * value + (1 - m) * x_last), h
 
 
-def grud_start(params: Any) -> GRUDCarry:
+def grud_init_carry(params: Any) -> GRUDCarry:
     zeros: Any = np.zeros(params.w_hh.shape[0])
     return GRUDCarry(zeros, params.mean)
 
 
-ROWS = {
-    "mgu": Row(MGU, mgu, zeros_carry),
-    "ugrnn": Row(UGRNN, ugrnn, zeros_carry),
-    "minimalrnn": Row(MinimalRNN, minimal_rnn, zeros_carry),
-    "janet": Row(JANET, partial(janet, beta=1.0), zeros_carry),
-    "multiplicativelstm": Row(MultiplicativeLSTM, multiplicative_lstm, lstm_start),
-    "mogrifierlstm": Row(MogrifierLSTM, partial(mogrifier_lstm, rounds=5), lstm_start),
+CELLS = {
+    "mgu": Row(MGU, mgu, zero_carry),
+    "ugrnn": Row(UGRNN, ugrnn, zero_carry),
+    "minimalrnn": Row(MinimalRNN, minimal_rnn, zero_carry),
+    "janet": Row(JANET, partial(janet, beta=1.0), zero_carry),
+    "multiplicativelstm": Row(MultiplicativeLSTM, multiplicative_lstm, lstm_init_carry),
+    "mogrifierlstm": Row(MogrifierLSTM, partial(mogrifier_lstm, rounds=5), lstm_init_carry),
     "mogrifierlstm-rank": Row(
-        partial(MogrifierLSTM, rounds=4, rank=2), partial(mogrifier_lstm, rounds=4), lstm_start
+        partial(MogrifierLSTM, rounds=4, rank=2), partial(mogrifier_lstm, rounds=4), lstm_init_carry
     ),
-    "depthgatedlstm": Row(DepthGatedLSTM, depth_gated_lstm, lstm_start),
-    "grud": Row(GRUD, grud, grud_start),
+    "depthgatedlstm": Row(DepthGatedLSTM, depth_gated_lstm, lstm_init_carry),
+    "grud": Row(GRUD, grud, grud_init_carry),
 }

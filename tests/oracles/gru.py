@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 
 from jrnn import GRU
-from tests.oracles.common import Affine, Row, block_diagonal, sigmoid, zeros_carry, zeros_like_bias
+from tests.oracles.common import (
+    Affine,
+    Row,
+    block_diagonal,
+    sigmoid,
+    zero_carry,
+    zero_carry_from_bias,
+)
 
 
 def gru_reset_after(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
@@ -35,17 +42,17 @@ def with_block_diagonal(step: Any) -> Any:
     return lambda params, h, x: step(expand(params), h, x)
 
 
-ROWS = {
-    "gru": Row(GRU, gru_reset_after, zeros_carry),
-    "gru-reset-before": Row(partial(GRU, reset_after=False), gru_reset_before, zeros_carry),
+CELLS = {
+    "gru": Row(GRU, gru_reset_after, zero_carry),
+    "gru-reset-before": Row(partial(GRU, reset_after=False), gru_reset_before, zero_carry),
     "gru-heads": Row(
         lambda hidden: GRU(2 * hidden, heads=2),
         with_block_diagonal(gru_reset_after),
-        zeros_like_bias(3),
+        zero_carry_from_bias(num_gates=3),
     ),
     "gru-heads-reset-before": Row(
         lambda hidden: GRU(2 * hidden, reset_after=False, heads=2),
         with_block_diagonal(gru_reset_before),
-        zeros_like_bias(3),
+        zero_carry_from_bias(num_gates=3),
     ),
 }

@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 
 from jrnn import LRU, RGLRU, S5, MinGRU, MinLSTM
-from tests.oracles.common import Row, inputs, sigmoid, zeros_like_bias
+from tests.oracles.common import Row, project_input, sigmoid, zero_carry_from_bias
 
 
 def positive(v: np.ndarray) -> np.ndarray:
-    """Feng et al., 2024, the g of appendix B."""
+    """Feng et al., 2024, the function g of appendix B."""
     return np.where(v >= 0, v + 0.5, sigmoid(v))
 
 
 def mingru(
     params: Any, h: np.ndarray, x: np.ndarray, g: Callable[[np.ndarray], np.ndarray] = np.asarray
 ) -> tuple[Any, np.ndarray]:
-    """Feng et al., 2024, minGRU; its log-space form computed in plain space."""
-    a = inputs(params, "zn", x)
+    """Feng et al., 2024, minGRU; with g the log-space form, without logarithms."""
+    a = project_input(params, "zn", x)
     z = sigmoid(a["z"])
     h = (1 - z) * h + z * g(a["n"])
     return h, h
@@ -28,8 +28,8 @@ def mingru(
 def minlstm(
     params: Any, h: np.ndarray, x: np.ndarray, g: Callable[[np.ndarray], np.ndarray] = np.asarray
 ) -> tuple[Any, np.ndarray]:
-    """Feng et al., 2024, minLSTM; its log-space form computed in plain space."""
-    a = inputs(params, "fin", x)
+    """Feng et al., 2024, minLSTM; with g the log-space form, without logarithms."""
+    a = project_input(params, "fin", x)
     f, i = sigmoid(a["f"]), sigmoid(a["i"])
     h = f / (f + i) * h + i / (f + i) * g(a["n"])
     return h, h
@@ -44,13 +44,13 @@ def lru(params: Any, s: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
     return s, (c @ s).real + d.T @ x
 
 
-def lru_start(params: Any) -> np.ndarray:
+def lru_init_carry(params: Any) -> np.ndarray:
     return np.zeros(len(params.nu_log), np.complex128)
 
 
 def rglru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
     """De et al., 2024, equations 1 to 4, with a as a power of sigmoid(-lam)."""
-    u = inputs(params, "riv", x)
+    u = project_input(params, "riv", x)
     base = sigmoid(-params.lam)
     a = base ** (8 * sigmoid(u["r"]))
     h = a * h + np.sqrt(1 - a**2) * (sigmoid(u["i"]) * u["v"])
@@ -58,7 +58,7 @@ def rglru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
 
 
 def s5(params: Any, s: np.ndarray, x: np.ndarray, conjugates: bool) -> tuple[Any, np.ndarray]:
-    """Smith et al., 2023, equation 6, with the conjugate states written out."""
+    """Smith et al., 2023, equation 6, with both states of each conjugate pair."""
     b_re, b_im, d = np.split(params.w_ih, [len(s), 2 * len(s)], axis=-1)
     eigenvalues, step = params.lambda_re + 1j * params.lambda_im, np.exp(params.log_step)
     b, c = (b_re + 1j * b_im).T, (params.c_re + 1j * params.c_im).T
@@ -68,25 +68,29 @@ def s5(params: Any, s: np.ndarray, x: np.ndarray, conjugates: bool) -> tuple[Any
     return s, y.real + d.T @ x
 
 
-def s5_start(params: Any) -> np.ndarray:
+def s5_init_carry(params: Any) -> np.ndarray:
     return np.zeros(len(params.log_step), np.complex128)
 
 
-ROWS = {
-    "mingru": Row(MinGRU, mingru, zeros_like_bias(2)),
+CELLS = {
+    "mingru": Row(MinGRU, mingru, zero_carry_from_bias(num_gates=2)),
     "mingru-log": Row(
-        partial(MinGRU, log_space=True), partial(mingru, g=positive), zeros_like_bias(2)
+        partial(MinGRU, log_space=True),
+        partial(mingru, g=positive),
+        zero_carry_from_bias(num_gates=2),
     ),
-    "minlstm": Row(MinLSTM, minlstm, zeros_like_bias(3)),
+    "minlstm": Row(MinLSTM, minlstm, zero_carry_from_bias(num_gates=3)),
     "minlstm-log": Row(
-        partial(MinLSTM, log_space=True), partial(minlstm, g=positive), zeros_like_bias(3)
+        partial(MinLSTM, log_space=True),
+        partial(minlstm, g=positive),
+        zero_carry_from_bias(num_gates=3),
     ),
-    "lru": Row(LRU, lru, lru_start),
-    "rglru": Row(RGLRU, rglru, zeros_like_bias(3)),
-    "s5": Row(S5, partial(s5, conjugates=True), s5_start),
-    "s5-alone": Row(
+    "lru": Row(LRU, lru, lru_init_carry),
+    "rglru": Row(RGLRU, rglru, zero_carry_from_bias(num_gates=3)),
+    "s5": Row(S5, partial(s5, conjugates=True), s5_init_carry),
+    "s5-no-conjugate": Row(
         lambda hidden: S5(hidden, state_size=hidden + 1, conjugate=False),
         partial(s5, conjugates=False),
-        s5_start,
+        s5_init_carry,
     ),
 }

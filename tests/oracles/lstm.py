@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jrnn import LSTM, LSTMCarry, LSTMGateCarry, lstm_variant
-from tests.oracles.common import Affine, Row, block_diagonal, blocks, inputs, sigmoid
+from tests.oracles.common import Affine, Row, block_diagonal, project_input, sigmoid, split_gates
 
 
 def lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
@@ -119,7 +119,7 @@ def lstm_fgr(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
     R = {
         source + target: block.T
         for source, weights in zip("ifo", params.w_gates, strict=True)
-        for target, block in blocks(weights, "ifo").items()
+        for target, block in split_gates(weights, "ifo").items()
     }
     prev = dict(zip("ifo", prev_gates, strict=True))
     recur = lambda k: R["i" + k] @ prev["i"] + R["f" + k] @ prev["f"] + R["o" + k] @ prev["o"]
@@ -138,7 +138,7 @@ def lstm_projected(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndar
     """
     m, c = carry
     r = params.w_hr.T @ m
-    a, U = inputs(params, "ifgo", x), blocks(params.w_hh, "ifgo")
+    a, U = project_input(params, "ifgo", x), split_gates(params.w_hh, "ifgo")
     i, f, o = (sigmoid(a[k] + U[k].T @ r) for k in "ifo")
     c = f * c + i * np.tanh(a["g"] + U["g"].T @ r)
     m = o * np.tanh(c)
@@ -150,41 +150,41 @@ def lstm_heads(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]
     return lstm(params._replace(w_hh=block_diagonal(params.w_hh, "ifgo")), carry, x)
 
 
-def lstm_start(params: Any) -> LSTMCarry:
+def lstm_init_carry(params: Any) -> LSTMCarry:
     zeros: Any = np.zeros(params.w_hh.shape[0])
     return LSTMCarry(zeros, zeros)
 
 
-def lstm_fgr_start(params: Any) -> LSTMGateCarry:
+def lstm_fgr_init_carry(params: Any) -> LSTMGateCarry:
     zeros: Any = np.zeros(params.w_hh.shape[0])
     return LSTMGateCarry(zeros, zeros, zeros, zeros, zeros)
 
 
-def lstm_projected_start(params: Any) -> LSTMCarry:
+def lstm_projected_init_carry(params: Any) -> LSTMCarry:
     zeros: Any = np.zeros(len(params.w_hr))
     return LSTMCarry(zeros, zeros)
 
 
-def lstm_heads_start(params: Any) -> LSTMCarry:
+def lstm_heads_init_carry(params: Any) -> LSTMCarry:
     zeros: Any = np.zeros(len(params.b) // 4)
     return LSTMCarry(zeros, zeros)
 
 
-ROWS = {
-    "lstm": Row(LSTM, lstm, lstm_start),
-    "lstm-peepholes": Row(partial(LSTM, peepholes=True), lstm_peepholes, lstm_start),
-    "lstm-coupled": Row(partial(LSTM, coupled=True), lstm_coupled, lstm_start),
+CELLS = {
+    "lstm": Row(LSTM, lstm, lstm_init_carry),
+    "lstm-peepholes": Row(partial(LSTM, peepholes=True), lstm_peepholes, lstm_init_carry),
+    "lstm-coupled": Row(partial(LSTM, coupled=True), lstm_coupled, lstm_init_carry),
     "lstm-peepholes-coupled": Row(
-        partial(LSTM, peepholes=True, coupled=True), lstm_peepholes_coupled, lstm_start
+        partial(LSTM, peepholes=True, coupled=True), lstm_peepholes_coupled, lstm_init_carry
     ),
-    "lstm-nig": Row(partial(lstm_variant, "NIG"), lstm_nig, lstm_start),
-    "lstm-nfg": Row(partial(lstm_variant, "NFG"), lstm_nfg, lstm_start),
-    "lstm-nog": Row(partial(lstm_variant, "NOG"), lstm_nog, lstm_start),
-    "lstm-niaf": Row(partial(lstm_variant, "NIAF"), lstm_niaf, lstm_start),
-    "lstm-noaf": Row(partial(lstm_variant, "NOAF"), lstm_noaf, lstm_start),
-    "lstm-fgr": Row(partial(lstm_variant, "FGR"), lstm_fgr, lstm_fgr_start),
+    "lstm-nig": Row(partial(lstm_variant, "NIG"), lstm_nig, lstm_init_carry),
+    "lstm-nfg": Row(partial(lstm_variant, "NFG"), lstm_nfg, lstm_init_carry),
+    "lstm-nog": Row(partial(lstm_variant, "NOG"), lstm_nog, lstm_init_carry),
+    "lstm-niaf": Row(partial(lstm_variant, "NIAF"), lstm_niaf, lstm_init_carry),
+    "lstm-noaf": Row(partial(lstm_variant, "NOAF"), lstm_noaf, lstm_init_carry),
+    "lstm-fgr": Row(partial(lstm_variant, "FGR"), lstm_fgr, lstm_fgr_init_carry),
     "lstm-projected": Row(
-        lambda hidden: LSTM(hidden + 1, proj_size=hidden), lstm_projected, lstm_projected_start
+        lambda hidden: LSTM(hidden + 1, proj_size=hidden), lstm_projected, lstm_projected_init_carry
     ),
-    "lstm-heads": Row(lambda hidden: LSTM(2 * hidden, heads=2), lstm_heads, lstm_heads_start),
+    "lstm-heads": Row(lambda hidden: LSTM(2 * hidden, heads=2), lstm_heads, lstm_heads_init_carry),
 }

@@ -1,16 +1,17 @@
-"""The mutants of the GRU."""
+"""MUT1, MUT2 and MUT3."""
 
 from typing import Any
 
 import numpy as np
 
 from jrnn import MUT1, MUT2, MUT3
-from tests.oracles.common import Row, blocks, sigmoid, zeros_carry
+from tests.oracles.common import Row, sigmoid, split_gates, zero_carry
 
 
 def mut1(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Jozefowicz et al., 2015, MUT1, with weights for the bare x."""
-    W, U, b = blocks(params.w_ih, "zrn"), blocks(params.w_hh, "rn"), blocks(params.b, "zrn")
+    """Jozefowicz et al., 2015, MUT1, with weights W_n for x in the inner tanh."""
+    W, U = split_gates(params.w_ih, "zrn"), split_gates(params.w_hh, "rn")
+    b = split_gates(params.b, "zrn")
     z = sigmoid(W["z"].T @ x + b["z"])
     r = sigmoid(W["r"].T @ x + U["r"].T @ h + b["r"])
     h = np.tanh(U["n"].T @ (r * h) + np.tanh(W["n"].T @ x) + b["n"]) * z + h * (1 - z)
@@ -18,8 +19,9 @@ def mut1(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
 
 
 def mut2(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Jozefowicz et al., 2015, MUT2, with weights for the bare x."""
-    W, U, b = blocks(params.w_ih, "zrn"), blocks(params.w_hh, "zrn"), blocks(params.b, "zrn")
+    """Jozefowicz et al., 2015, MUT2, with weights W_r for x in the reset gate."""
+    W, U = split_gates(params.w_ih, "zrn"), split_gates(params.w_hh, "zrn")
+    b = split_gates(params.b, "zrn")
     z = sigmoid(W["z"].T @ x + U["z"].T @ h + b["z"])
     r = sigmoid(W["r"].T @ x + U["r"].T @ h + b["r"])
     h = np.tanh(U["n"].T @ (r * h) + W["n"].T @ x + b["n"]) * z + h * (1 - z)
@@ -28,15 +30,16 @@ def mut2(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
 
 def mut3(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
     """Jozefowicz et al., 2015, MUT3."""
-    W, U, b = blocks(params.w_ih, "zrn"), blocks(params.w_hh, "zrn"), blocks(params.b, "zrn")
+    W, U = split_gates(params.w_ih, "zrn"), split_gates(params.w_hh, "zrn")
+    b = split_gates(params.b, "zrn")
     z = sigmoid(W["z"].T @ x + U["z"].T @ np.tanh(h) + b["z"])
     r = sigmoid(W["r"].T @ x + U["r"].T @ h + b["r"])
     h = np.tanh(U["n"].T @ (r * h) + W["n"].T @ x + b["n"]) * z + h * (1 - z)
     return h, h
 
 
-ROWS = {
-    "mut1": Row(MUT1, mut1, zeros_carry),
-    "mut2": Row(MUT2, mut2, zeros_carry),
-    "mut3": Row(MUT3, mut3, zeros_carry),
+CELLS = {
+    "mut1": Row(MUT1, mut1, zero_carry),
+    "mut2": Row(MUT2, mut2, zero_carry),
+    "mut3": Row(MUT3, mut3, zero_carry),
 }

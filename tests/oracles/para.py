@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 
 from jrnn import LSTMCarry, ParaGRU, ParaLSTM
-from tests.oracles.common import Row, blocks, inputs, sigmoid, zeros_like_bias
+from tests.oracles.common import Row, project_input, sigmoid, split_gates, zero_carry_from_bias
 
 
 def paragru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Danieli et al., 2025, ParaGRU, whose z is 1 - z of the cell."""
-    w, a = inputs(params, "rzn", x), blocks(params.w_hh, "rzn")
+    """Danieli et al., 2025, ParaGRU, whose z is 1 - z of `jrnn.ParaGRU`."""
+    w, a = project_input(params, "rzn", x), split_gates(params.w_hh, "rzn")
     r = sigmoid(w["r"] + a["r"] * h)
     z = sigmoid(-w["z"] - a["z"] * h)
     n = np.tanh(w["n"] + a["n"] * (r * h))
@@ -21,7 +21,7 @@ def paragru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]
 def paralstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
     """Danieli et al., 2025, ParaLSTM: coupled gates, peepholes, diagonal matrices."""
     h, c = carry
-    w, a = inputs(params, "fgo", x), blocks(params.w_hh, "fgo")
+    w, a = project_input(params, "fgo", x), split_gates(params.w_hh, "fgo")
     f = sigmoid(w["f"] + a["f"] * h + params.p_f * c)
     g = np.tanh(w["g"] + a["g"] * h)
     c = f * c + (1 - f) * g
@@ -30,12 +30,12 @@ def paralstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
     return LSTMCarry(h, c), h
 
 
-def paralstm_start(params: Any) -> LSTMCarry:
+def paralstm_init_carry(params: Any) -> LSTMCarry:
     zeros: Any = np.zeros(len(params.p_f))
     return LSTMCarry(zeros, zeros)
 
 
-ROWS = {
-    "paragru": Row(ParaGRU, paragru, zeros_like_bias(3)),
-    "paralstm": Row(ParaLSTM, paralstm, paralstm_start),
+CELLS = {
+    "paragru": Row(ParaGRU, paragru, zero_carry_from_bias(num_gates=3)),
+    "paralstm": Row(ParaLSTM, paralstm, paralstm_init_carry),
 }

@@ -1,4 +1,4 @@
-"""Transformed cells at their expected value, that is, without a key."""
+"""Transformed cells without a key, which compute the expected value of the noise."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +15,10 @@ from jrnn.transforms import (
     weight_drop,
     zoneout,
 )
-from tests.oracles.common import Row, blocks, sigmoid, zeros_carry
+from tests.oracles.common import Row, sigmoid, split_gates, zero_carry
 from tests.oracles.gru import gru_reset_after
-from tests.oracles.linear import lru, lru_start, mingru, positive
-from tests.oracles.lstm import lstm, lstm_start
+from tests.oracles.linear import lru, lru_init_carry, mingru, positive
+from tests.oracles.lstm import lstm, lstm_init_carry
 
 Step = Callable[[Any, Any, np.ndarray], tuple[Any, np.ndarray]]
 
@@ -35,7 +35,7 @@ def layer_norm_lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.nda
     h, c = carry
     p = params.cell
     from_input = params.gain_ih * norm(p.w_ih.T @ x)
-    a = blocks(from_input + params.gain_hh * norm(p.w_hh.T @ h) + p.b, "ifgo")
+    a = split_gates(from_input + params.gain_hh * norm(p.w_hh.T @ h) + p.b, "ifgo")
     c = sigmoid(a["f"]) * c + sigmoid(a["i"]) * np.tanh(a["g"])
     h = sigmoid(a["o"]) * np.tanh(params.gain_c * norm(c) + params.shift_c)
     return LSTMCarry(h, c), h
@@ -44,8 +44,8 @@ def layer_norm_lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.nda
 def layer_norm_gru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
     """Each gate is normalized separately; b_hn is added after the norm."""
     p = params.cell
-    W, U, b = blocks(p.w_ih, "rzn"), blocks(p.w_hh, "rzn"), blocks(p.b, "rzn")
-    gain_x, gain_h = blocks(params.gain_ih, "rzn"), blocks(params.gain_hh, "rzn")
+    W, U, b = split_gates(p.w_ih, "rzn"), split_gates(p.w_hh, "rzn"), split_gates(p.b, "rzn")
+    gain_x, gain_h = split_gates(params.gain_ih, "rzn"), split_gates(params.gain_hh, "rzn")
     from_input = {k: gain_x[k] * norm(W[k].T @ x) + b[k] for k in "rzn"}
     from_state = {k: gain_h[k] * norm(U[k].T @ h) for k in "rzn"}
     r = sigmoid(from_input["r"] + from_state["r"])
@@ -58,14 +58,14 @@ def layer_norm_gru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.n
 def layer_norm_mingru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
     """All gates are normalized together; there is no recurrent matrix."""
     p = params.cell
-    a = blocks(params.gain_ih * norm(p.w_ih.T @ x) + p.b, "zn")
+    a = split_gates(params.gain_ih * norm(p.w_ih.T @ x) + p.b, "zn")
     z = sigmoid(a["z"])
     h = (1 - z) * h + z * a["n"]
     return h, h
 
 
 def zoneout_lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Krueger et al., 2017, at its expectation: h at rate 0.25, c at rate 0.5."""
+    """Krueger et al., 2017, with expected values, h at rate 0.25 and c at rate 0.5."""
     new, _ = lstm(params, carry, x)
     h = 0.25 * carry.h + 0.75 * new.h
     return LSTMCarry(h, 0.5 * carry.c + 0.5 * new.c), h
@@ -97,16 +97,16 @@ def clipped_lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarra
     return LSTMCarry(h, c), h
 
 
-ROWS = {
+CELLS = {
     "layer_norm-lstm": Row(
         lambda hidden: layer_norm(LSTM(hidden)),
         layer_norm_lstm,
-        lambda params: lstm_start(params.cell),
+        lambda params: lstm_init_carry(params.cell),
     ),
     "layer_norm-gru": Row(
         lambda hidden: layer_norm(GRU(hidden), per_gate=True),
         layer_norm_gru,
-        lambda params: zeros_carry(params.cell),
+        lambda params: zero_carry(params.cell),
     ),
     "layer_norm-mingru": Row(
         lambda hidden: layer_norm(MinGRU(hidden)),
@@ -114,28 +114,28 @@ ROWS = {
         lambda params: np.zeros(len(params.cell.b) // 2),
     ),
     "zoneout-lstm": Row(
-        lambda hidden: zoneout(LSTM(hidden), h=0.25, c=0.5), zoneout_lstm, lstm_start
+        lambda hidden: zoneout(LSTM(hidden), h=0.25, c=0.5), zoneout_lstm, lstm_init_carry
     ),
     "zoneout-mingru": Row(
         lambda hidden: zoneout(MinGRU(hidden, log_space=True), h=0.25),
         zoneout_mingru,
         lambda params: np.zeros(len(params.b) // 2),
     ),
-    "zoneout-lru": Row(lambda hidden: zoneout(LRU(hidden), h=0.25), zoneout_lru, lru_start),
+    "zoneout-lru": Row(lambda hidden: zoneout(LRU(hidden), h=0.25), zoneout_lru, lru_init_carry),
     "dropped-lstm": Row(
         lambda hidden: dropout(weight_drop(LSTM(hidden)), x=0.5, y=0.5, candidate=0.5),
         lstm,
-        lstm_start,
+        lstm_init_carry,
     ),
     "projection-gru": Row(
         lambda hidden: projection(GRU(hidden), size=2),
         projection_gru,
-        lambda params: zeros_carry(params.cell),
+        lambda params: zero_carry(params.cell),
     ),
     "learned_carry-gru": Row(
         lambda hidden: learned_carry(GRU(hidden)),
         lambda params, h, x: gru_reset_after(params.cell, h, x),
         lambda params: params.carry,
     ),
-    "clip-lstm": Row(lambda hidden: clip(LSTM(hidden), carry=0.4), clipped_lstm, lstm_start),
+    "clip-lstm": Row(lambda hidden: clip(LSTM(hidden), carry=0.4), clipped_lstm, lstm_init_carry),
 }

@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 
 from jrnn import MLSTM, SLSTM, MLSTMCarry, SLSTMCarry
-from tests.oracles.common import Row, inputs, sigmoid
+from tests.oracles.common import Row, project_input, sigmoid
 
 
 def slstm(params: Any, carry: Any, x: np.ndarray, forget: Any = sigmoid) -> tuple[Any, np.ndarray]:
     """Beck et al., 2024, equations 8 to 14; the carry is scaled as in equations 15 to 17.
 
-    A normalizer below its scale, which no sequence produces, is replaced by the scale.
+    The denominator is at least the scale; a smaller normalizer occurs in no sequence.
     """
     h, c, n, m = carry
-    a = inputs(params, "ifgo", x)
+    a = project_input(params, "ifgo", x)
     heads, units = params.w_hh.shape[:2]
     for head in range(heads):
         own = slice(head * units, (head + 1) * units)
@@ -30,7 +30,7 @@ def slstm(params: Any, carry: Any, x: np.ndarray, forget: Any = sigmoid) -> tupl
     return SLSTMCarry(h, c / scale, n / scale, m), h
 
 
-def slstm_start(params: Any) -> SLSTMCarry:
+def slstm_init_carry(params: Any) -> SLSTMCarry:
     zeros: Any = np.zeros(len(params.b) // 4)
     return SLSTMCarry(zeros, zeros, zeros, zeros)
 
@@ -52,28 +52,28 @@ def mlstm(
     return MLSTMCarry(C, n), h.reshape(-1)
 
 
-def mlstm_start(params: Any, heads: int) -> MLSTMCarry:
+def mlstm_init_carry(params: Any, heads: int) -> MLSTMCarry:
     units = (len(params.b) - 2 * heads) // 4 // heads
     c: Any = np.zeros((heads, units, units))
     n: Any = np.zeros((heads, units))
     return MLSTMCarry(c, n)
 
 
-ROWS = {
-    "slstm": Row(SLSTM, slstm, slstm_start),
+CELLS = {
+    "slstm": Row(SLSTM, slstm, slstm_init_carry),
     "slstm-heads-exp": Row(
         lambda hidden: SLSTM(2 * hidden, heads=2, forget_activation="exp"),
         partial(slstm, forget=np.exp),
-        slstm_start,
+        slstm_init_carry,
     ),
     "mlstm": Row(
         lambda hidden: MLSTM(2 * hidden, heads=2),
         partial(mlstm, heads=2),
-        partial(mlstm_start, heads=2),
+        partial(mlstm_init_carry, heads=2),
     ),
     "mlstm-no-cap": Row(
         partial(MLSTM, soft_cap=None),
         partial(mlstm, heads=1, cap=np.asarray),
-        partial(mlstm_start, heads=1),
+        partial(mlstm_init_carry, heads=1),
     ),
 }

@@ -22,7 +22,7 @@ from tests.helpers import assert_close, random_batch, random_params
 
 STEPS, BATCH, INPUT, HIDDEN = 7, 4, 3, 5
 
-# Runs a cell of a library: (weights, initial states (h, c), xs, mask) -> (final states, ys).
+# Runs a cell of a library: (weights, [h, c] or [h], xs, mask) -> (final states, ys).
 Run = Callable[[Any, list[Any], Any, Any], tuple[list[Any], Any]]
 
 
@@ -82,14 +82,14 @@ def run_equinox(kind: str) -> Run:
     return run
 
 
-def run_keras(kind: str, *sizes: Any, space: tuple[int, ...] = (), **options: Any) -> Run:
+def run_keras(kind: str, *sizes: Any, spatial_shape: tuple[int, ...] = (), **options: Any) -> Run:
     os.environ.setdefault("KERAS_BACKEND", "jax")  # keras reads it when imported
     keras = pytest.importorskip("keras")
     if keras.backend.backend() != "jax":
         pytest.skip(f"the backend of keras is {keras.backend.backend()}")
     options = {"return_sequences": True, "return_state": True, **options}
     layer = getattr(keras.layers, kind)(*sizes, **options)
-    layer.build((BATCH, STEPS, *space, INPUT))
+    layer.build((BATCH, STEPS, *spatial_shape, INPUT))
     rest = [variable.value for variable in layer.non_trainable_variables]
 
     def run(weights: Any, states: list[Any], xs: Any, mask: Any) -> tuple[list[Any], Any]:
@@ -111,7 +111,7 @@ def reorder(leaf: Any, ours: str, theirs: str) -> Any:
 
 
 def subtract_forget_bias(b: Any) -> Any:
-    """Biases i, f, g, o for a library that adds 1 to the bias of f in each step."""
+    """Subtracts 1 from the bias of f, for a library that adds it at each step."""
     return b - jnp.repeat(jnp.array([0.0, 1, 0, 0]), HIDDEN)
 
 
@@ -143,7 +143,7 @@ def linen_gru(p: Any) -> Any:
 
 
 def convolutions(p: Any, layers: tuple[str, str], names: tuple[str, str]) -> Any:
-    """Kernels and biases of flax and haiku, which have the same equations with two biases."""
+    """Returns the weights of flax and haiku, which have two biases and add 1 to that of f."""
     b = subtract_forget_bias(p.b)
     values = zip(layers, ((p.w_ih, 0.75 * b), (p.w_hh, 0.25 * b)), strict=True)
     in_order = lambda leaves: [reorder(leaf, "ifgo", "igfo") for leaf in leaves]
@@ -164,7 +164,7 @@ def haiku_lstm(p: Any) -> Any:
 
 
 def haiku_gru(p: Any) -> Any:
-    # The z of haiku is 1 - z of jrnn.
+    # z in haiku is 1 - z in jrnn.
     negated = lambda leaf: leaf * jnp.repeat(jnp.array([1.0, -1, 1]), HIDDEN)
     names = {"w_i": p.w_ih, "w_h": p.w_hh, "b": p.b}
     return {"core": {name: reorder(negated(leaf), "rzn", "zrn") for name, leaf in names.items()}}
@@ -196,81 +196,92 @@ def keras_gru(p: Any) -> Any:
     return weights
 
 
-class Pair(NamedTuple):
-    """A cell, a factory of the equivalent run in a library, and the conversion of the weights."""
+class LibraryCase(NamedTuple):
+    """A cell, and the equivalent cell of a library.
+
+    Attributes:
+      cell: the cell of jrnn.
+      make: returns a function that runs the cell of the library.
+      weights: converts parameters of jrnn to weights of the library.
+      missing: parameters that the library does not have; they are set to 0 in jrnn.
+    """
 
     cell: Cell
     make: Callable[[], Run]
     weights: Callable[[Any], Any]
-    missing: tuple[str, ...] = ()  # parameters that the library lacks; zero in jrnn
+    missing: tuple[str, ...] = ()
 
 
 LSTM, ELMAN = jrnn.LSTM(HIDDEN), jrnn.Elman(HIDDEN)
 GRU, GRU_BEFORE = jrnn.GRU(HIDDEN), jrnn.GRU(HIDDEN, reset_after=False)
 RELU, UGRNN = jrnn.Elman(HIDDEN, activation="relu"), jrnn.UGRNN(HIDDEN)
 
-PAIRS = {
-    "nnx-LSTMCell": Pair(LSTM, partial(run_nnx, "LSTMCell"), nnx_lstm),
-    "nnx-OptimizedLSTMCell": Pair(LSTM, partial(run_nnx, "OptimizedLSTMCell"), nnx_optimized_lstm),
-    "nnx-SimpleCell": Pair(ELMAN, partial(run_nnx, "SimpleCell"), nnx_concatenated),
-    "nnx-GRUCell": Pair(GRU, partial(run_nnx, "GRUCell"), nnx_concatenated, ("b_hn",)),
-    "linen-GRUCell": Pair(GRU, partial(run_linen, "GRUCell", HIDDEN), linen_gru),
-    "linen-MGUCell-without-reset": Pair(
+CASES = {
+    "nnx-LSTMCell": LibraryCase(LSTM, partial(run_nnx, "LSTMCell"), nnx_lstm),
+    "nnx-OptimizedLSTMCell": LibraryCase(
+        LSTM, partial(run_nnx, "OptimizedLSTMCell"), nnx_optimized_lstm
+    ),
+    "nnx-SimpleCell": LibraryCase(ELMAN, partial(run_nnx, "SimpleCell"), nnx_concatenated),
+    "nnx-GRUCell": LibraryCase(GRU, partial(run_nnx, "GRUCell"), nnx_concatenated, ("b_hn",)),
+    "linen-GRUCell": LibraryCase(GRU, partial(run_linen, "GRUCell", HIDDEN), linen_gru),
+    "linen-MGUCell-without-reset": LibraryCase(
         UGRNN,
         partial(run_linen, "MGUCell", HIDDEN, reset_gate=False),
         partial(linen_separate, ours="zn", theirs="fn"),
     ),
-    "haiku-LSTM": Pair(LSTM, partial(run_haiku, "LSTM", HIDDEN), haiku_lstm),
-    "haiku-GRU": Pair(GRU_BEFORE, partial(run_haiku, "GRU", HIDDEN), haiku_gru),
-    "haiku-VanillaRNN": Pair(RELU, partial(run_haiku, "VanillaRNN", HIDDEN), haiku_elman),
-    "equinox-LSTMCell": Pair(LSTM, partial(run_equinox, "LSTMCell"), equinox_lstm),
-    "equinox-GRUCell": Pair(GRU, partial(run_equinox, "GRUCell"), equinox_gru),
+    "haiku-LSTM": LibraryCase(LSTM, partial(run_haiku, "LSTM", HIDDEN), haiku_lstm),
+    "haiku-GRU": LibraryCase(GRU_BEFORE, partial(run_haiku, "GRU", HIDDEN), haiku_gru),
+    "haiku-VanillaRNN": LibraryCase(RELU, partial(run_haiku, "VanillaRNN", HIDDEN), haiku_elman),
+    "equinox-LSTMCell": LibraryCase(LSTM, partial(run_equinox, "LSTMCell"), equinox_lstm),
+    "equinox-GRUCell": LibraryCase(GRU, partial(run_equinox, "GRUCell"), equinox_gru),
 }
 
 KERAS = {
-    "LSTM": Pair(LSTM, partial(run_keras, "LSTM", HIDDEN), keras_concatenated),
-    "GRU": Pair(GRU, partial(run_keras, "GRU", HIDDEN), keras_gru),
-    "GRU-reset-before": Pair(
+    "LSTM": LibraryCase(LSTM, partial(run_keras, "LSTM", HIDDEN), keras_concatenated),
+    "GRU": LibraryCase(GRU, partial(run_keras, "GRU", HIDDEN), keras_gru),
+    "GRU-reset-before": LibraryCase(
         GRU_BEFORE, partial(run_keras, "GRU", HIDDEN, reset_after=False), keras_gru
     ),
-    "SimpleRNN": Pair(ELMAN, partial(run_keras, "SimpleRNN", HIDDEN), keras_concatenated),
+    "SimpleRNN": LibraryCase(ELMAN, partial(run_keras, "SimpleRNN", HIDDEN), keras_concatenated),
 }
-PAIRS |= {f"keras-{name}": pair for name, pair in KERAS.items()}
+CASES |= {f"keras-{name}": case for name, case in KERAS.items()}
 
 SAME: Any = {"padding": "same", "recurrent_activation": "sigmoid"}
 
 
-def conv_lstm_pairs(space: tuple[int, ...]) -> dict[str, Pair]:
-    """The pairs of ConvLSTM for a spatial shape."""
-    axes, cell = len(space), jrnn.ConvLSTM(HIDDEN, spatial_shape=space)
-    of_linen = partial(run_linen, "ConvLSTMCell", HIDDEN, (3,) * axes)
-    of_haiku = partial(run_haiku, f"Conv{axes}DLSTM", space, HIDDEN, 3)
-    of_keras = partial(run_keras, f"ConvLSTM{axes}D", HIDDEN, 3, space=space, **SAME)
+def conv_lstm_cases(spatial_shape: tuple[int, ...]) -> dict[str, LibraryCase]:
+    """The cases of ConvLSTM for a spatial shape."""
+    axes, cell = len(spatial_shape), jrnn.ConvLSTM(HIDDEN, spatial_shape=spatial_shape)
+    make_linen = partial(run_linen, "ConvLSTMCell", HIDDEN, (3,) * axes)
+    make_haiku = partial(run_haiku, f"Conv{axes}DLSTM", spatial_shape, HIDDEN, 3)
+    make_keras = partial(
+        run_keras, f"ConvLSTM{axes}D", HIDDEN, 3, spatial_shape=spatial_shape, **SAME
+    )
     return {
-        f"linen-ConvLSTMCell-{axes}d": Pair(cell, of_linen, linen_convolutions),
-        f"haiku-Conv{axes}DLSTM": Pair(cell, of_haiku, haiku_convolutions),
-        f"keras-ConvLSTM{axes}D": Pair(cell, of_keras, keras_concatenated),
+        f"linen-ConvLSTMCell-{axes}d": LibraryCase(cell, make_linen, linen_convolutions),
+        f"haiku-Conv{axes}DLSTM": LibraryCase(cell, make_haiku, haiku_convolutions),
+        f"keras-ConvLSTM{axes}D": LibraryCase(cell, make_keras, keras_concatenated),
     }
 
 
-for space in ((6,), (4, 5), (3, 2, 4)):
-    PAIRS |= conv_lstm_pairs(space)
+for spatial_shape in ((6,), (4, 5), (3, 2, 4)):
+    CASES |= conv_lstm_cases(spatial_shape)
 
 
-def compare(pair: Pair, theirs: Run, masked: bool = False) -> None:
+def compare(case: LibraryCase, library_run: Run, masked: bool = False) -> None:
     """Compares final carry, outputs, and gradients of params, inputs and initial carry."""
-    params = random_params(pair.cell, 1, INPUT, np.float32)
-    batch = random_batch(pair.cell, params, 2, STEPS, BATCH, np.float32)
+    params = random_params(case.cell, 1, INPUT, np.float32)
+    batch = random_batch(case.cell, params, 2, STEPS, BATCH, np.float32)
     lengths = batch.lengths if masked else None
     mask = np.arange(STEPS) < batch.lengths[:, None] if masked else None
-    shared = lambda p: p._replace(**{name: 0 * getattr(p, name) for name in pair.missing})
+    zero_missing = lambda p: p._replace(**{name: 0 * getattr(p, name) for name in case.missing})
 
     def run_ours(p: Any, xs: Any, carry: Any) -> Any:
-        return jrnn.unroll(pair.cell, shared(p), xs, carry, lengths=lengths)
+        return jrnn.unroll(case.cell, zero_missing(p), xs, carry, lengths=lengths)
 
-    def run_theirs(p: Any, xs: Any, carry: Any) -> Any:
+    def run_library(p: Any, xs: Any, carry: Any) -> Any:
         states, structure = jax.tree.flatten(carry)
-        last, ys = theirs(pair.weights(shared(p)), states, xs, mask)
+        last, ys = library_run(case.weights(zero_missing(p)), states, xs, mask)
         return jax.tree.unflatten(structure, last), ys
 
     def run_and_differentiate(run: Callable[..., Any]) -> Any:
@@ -278,18 +289,18 @@ def compare(pair: Pair, theirs: Run, masked: bool = False) -> None:
         return results, vjp((batch.ct_carry, batch.ct_ys))
 
     got, expected = (
-        jax.jit(partial(run_and_differentiate, run))() for run in (run_ours, run_theirs)
+        jax.jit(partial(run_and_differentiate, run))() for run in (run_ours, run_library)
     )
     assert_close(got, expected, 1e-5)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", CASES)
 def test_cell_equals_the_library(name: str) -> None:
-    compare(PAIRS[name], PAIRS[name].make())
+    compare(CASES[name], CASES[name].make())
 
 
 # The mask of keras does not broadcast over spatial axes, so ConvLSTM is excluded.
 @pytest.mark.parametrize("name", KERAS)
-def test_lengths_equal_the_mask_of_keras(name: str) -> None:
+def test_lengths_equal_the_mask_make_keras(name: str) -> None:
     make: Any = KERAS[name].make
     compare(KERAS[name], make(zero_output_for_mask=True), masked=True)

@@ -19,8 +19,11 @@ ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid", "linear": "
 def onnx_weights(params: Any, gates: str, order: str, signs: dict[str, int]) -> list[np.ndarray]:
     """W and R `[1, G·hidden, ...]` in the gate order of ONNX, and the bias `[1, G·hidden]`.
 
-    `order` names the gates of ONNX by those of jrnn; a sign of -1 turns sigmoid(a) into
-    1 - sigmoid(a).
+    Args:
+      params: the parameters of jrnn.
+      gates: the gates of jrnn in the order of concatenation.
+      order: for each gate of ONNX, the corresponding gate of jrnn.
+      signs: factors of the weights; -1 turns sigmoid(a) into 1 - sigmoid(a).
     """
 
     def part(weights: np.ndarray, gate: str) -> np.ndarray:
@@ -31,8 +34,8 @@ def onnx_weights(params: Any, gates: str, order: str, signs: dict[str, int]) -> 
 
 
 def lstm_node(cell: LSTM, params: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    # Coupled gates: ONNX computes f = 1 - i from the weights of i, jrnn computes i = 1 - f from
-    # those of f. So the i of ONNX is the f of jrnn with its sign changed, and its f is unused.
+    # With coupled gates, ONNX computes f = 1 - i from the weights of i, and jrnn computes i = 1 - f
+    # from those of f. So i in ONNX has the negated weights of f in jrnn; those of f are unused.
     order, signs = ("fofg", {"f": -1}) if cell.coupled else ("iofg", {})
     w, r, b = onnx_weights(params, "".join(cell.gates), order, signs)
     inputs: dict[str, Any] = {"W": w, "R": r, "B": np.concatenate([b, np.zeros_like(b)], axis=-1)}
@@ -76,7 +79,9 @@ def has_operator(cell: Cell) -> bool:
     return type(cell) in NODES and getattr(cell, "heads", 1) == 1
 
 
-def onnx_unroll(cell: Cell, params: Any, batch: Batch, way: Scenario) -> tuple[Any, np.ndarray]:
+def onnx_unroll(
+    cell: Cell, params: Any, batch: Batch, scenario: Scenario
+) -> tuple[Any, np.ndarray]:
     """The final carry and outputs of the operator, in the layout of jrnn."""
     attributes, inputs = NODES[type(cell)](cell, params)
     is_lstm = isinstance(batch.carry, LSTMCarry)
@@ -84,13 +89,13 @@ def onnx_unroll(cell: Cell, params: Any, batch: Batch, way: Scenario) -> tuple[A
     for name, leaf in zip(["initial_h", "initial_c"], jax.tree.leaves(batch.carry), strict=False):
         inputs[name] = leaf[None]
     inputs = {name: array.astype(np.float32) for name, array in inputs.items()}
-    if way.lengths:
+    if scenario.lengths:
         inputs["sequence_lens"] = batch.lengths
 
     names = ["X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"]
     names = [name if name in inputs else "" for name in names[: 8 if is_lstm else 6]]
     outputs = ["Y", "Y_h", "Y_c"][: 3 if is_lstm else 2]
-    direction = "reverse" if way.reverse else "forward"
+    direction = "reverse" if scenario.reverse else "forward"
     node = helper.make_node(
         inputs=names, outputs=outputs, hidden_size=HIDDEN, direction=direction, **attributes
     )
@@ -130,7 +135,9 @@ def test_cell_equals_the_onnx_operator(row: Row, engine: Engine) -> None:
         pytest.skip(f"ONNX has no operator for {cell}")
     params = random_params(cell, 1, INPUT, np.float32)
     batch = random_batch(cell, params, 2, STEPS, BATCH, np.float32)
-    # No length of 0, for which ONNX Runtime returns a zero carry, not the initial carry.
+    # For a length of 0, ONNX Runtime returns a zero carry instead of the initial carry.
     batch = batch._replace(lengths=np.array([7, 1, 4, 6], np.int32))
-    for way, got in zip(SCENARIOS, unroll_all(cell, engine, SCENARIOS, params, batch), strict=True):
-        assert_close(got, onnx_unroll(cell, params, batch, way), 1e-5)
+    for scenario, got in zip(
+        SCENARIOS, unroll_all(cell, engine, SCENARIOS, params, batch), strict=True
+    ):
+        assert_close(got, onnx_unroll(cell, params, batch, scenario), 1e-5)

@@ -1,8 +1,8 @@
 """Cells equal those of torch.nn, with gradients of params, inputs and initial state.
 
-A bidirectional layer of torch tests both directions, each with its own weights. With a projection
-the carry of torch has the projected h, and that of jrnn the h before it: so the initial h is zero,
-and the final one is compared after `readout`.
+A bidirectional layer of torch tests both directions, each with its own weights. With a projection,
+the carry contains h after the projection in torch, and before it in jrnn. So the initial h is zero,
+and the final h is projected before the comparison.
 """
 
 from typing import Any
@@ -44,12 +44,12 @@ LAYERS: dict[str, Any] = {
 
 
 def fill(layer: Any, all_params: list[Any]) -> None:
-    """Copies the parameters to torch, which has the same order of gates and transposed weights."""
+    """Copies the parameters to torch, which has the same order of gates; weights are transposed."""
     for params, suffix in zip(all_params, SUFFIXES, strict=True):
-        # torch has two biases, whose sum must be that of jrnn ...
+        # torch has two biases, whose sum is the bias of jrnn.
         b_ih, b_hh = 0.75 * params.b, 0.25 * params.b
         if isinstance(params, GRUParams):
-            # ... except for n of the GRU, which has two biases in jrnn as well.
+            # For n of the GRU, jrnn has two biases as well.
             b_ih[2 * HIDDEN :], b_hh[2 * HIDDEN :] = params.b[2 * HIDDEN :], params.b_hn
         values = {
             "weight_ih": params.w_ih.T,
@@ -63,8 +63,8 @@ def fill(layer: Any, all_params: list[Any]) -> None:
             getattr(layer, f"{name}_{suffix}").data.copy_(torch.tensor(value))
 
 
-def params_grads(layer: Any, params: Any, suffix: str) -> Any:
-    """The gradients of torch in the layout of jrnn."""
+def get_params_grads(layer: Any, params: Any, suffix: str) -> Any:
+    """Returns the gradients of torch in the layout of jrnn."""
     grad = lambda name: getattr(layer, f"{name}_{suffix}").grad.numpy()
     ours = params._replace(w_ih=grad("weight_ih").T, w_hh=grad("weight_hh").T, b=grad("bias_ih"))
     if isinstance(params, GRUParams):
@@ -78,15 +78,15 @@ def is_projected(params: Any) -> bool:
     return isinstance(params, LSTMParams) and params.w_hr is not None
 
 
-def as_torch(params: Any, carry: Any) -> list[Any]:
-    """The states of torch for a carry of jrnn, with h after the projection."""
+def to_torch_states(params: Any, carry: Any) -> list[Any]:
+    """Converts a carry of jrnn to the states of torch, by projecting h."""
     leaves = jax.tree.leaves(carry)
     return [leaves[0] @ params.w_hr, *leaves[1:]] if is_projected(params) else leaves
 
 
-def move_ct_to_last_output(batch: Batch, ct_h: Any, way: Scenario) -> Batch:
+def move_ct_to_last_output(batch: Batch, ct_h: Any, scenario: Scenario) -> Batch:
     """Moves the cotangent of the final h of torch to the last output, which equals it."""
-    last = 0 if way.reverse else (LENGTHS if way.lengths else STEPS) - 1
+    last = 0 if scenario.reverse else (LENGTHS if scenario.lengths else STEPS) - 1
     ct_ys = batch.ct_ys.copy()
     ct_ys[last, np.arange(BATCH)] += ct_h
     ct_carry = batch.ct_carry._replace(h=np.zeros_like(batch.ct_carry.h))
@@ -98,7 +98,7 @@ def run_torch(
 ) -> tuple[Any, Any, Any, Any]:
     """Returns inputs, initial states `[2, B, hidden]`, final states and outputs as tensors."""
     pairs = zip(all_params, batches, strict=True)
-    carries = [as_torch(params, batch.carry) for params, batch in pairs]
+    carries = [to_torch_states(params, batch.carry) for params, batch in pairs]
     states = [
         torch.tensor(np.stack(leaves), requires_grad=True) for leaves in zip(*carries, strict=True)
     ]
@@ -136,13 +136,15 @@ def test_cell_equals_torch(name: str, engine: Engine, lengths: bool) -> None:
 
     xs_grad = np.zeros_like(batches[0].xs)
     for n, (params, batch) in enumerate(zip(all_params, batches, strict=True)):
-        way = Scenario(lengths=lengths, resets=False, reverse=n == 1)
+        scenario = Scenario(lengths=lengths, resets=False, reverse=n == 1)
         if is_projected(params):
-            batch = move_ct_to_last_output(batch, ct_carries[n][0], way)
-        (got,) = differentiate_all(cell, engine, (way,), params, batch)
+            batch = move_ct_to_last_output(batch, ct_carries[n][0], scenario)
+        (got,) = differentiate_all(cell, engine, (scenario,), params, batch)
         assert_close(got.ys, np.split(ys.detach().numpy(), 2, axis=-1)[n], 1e-5)
-        assert_close(as_torch(params, got.carry), [c.detach().numpy()[n] for c in carries], 1e-5)
-        assert_close(got.params_grad, params_grads(layer, params, SUFFIXES[n]), 1e-5)
+        assert_close(
+            to_torch_states(params, got.carry), [c.detach().numpy()[n] for c in carries], 1e-5
+        )
+        assert_close(got.params_grad, get_params_grads(layer, params, SUFFIXES[n]), 1e-5)
         state_grads = [s.grad.numpy()[n] for s in states]
         if is_projected(params):
             state_grads[0] = state_grads[0] @ params.w_hr.T

@@ -61,8 +61,8 @@ def test_bidirectional_layers_equal_torch(name, options, padded):
     weights = rng.normal(size=(BATCH, STEPS, 2 * output)).astype(np.float32)
     draw = lambda size: rng.normal(size=(2 * LAYERS, BATCH, size)).astype(np.float32)
     first = (draw(output), draw(HIDDEN)) if name == "LSTM" else draw(HIDDEN)
-    projected = "proj_size" in options
-    if projected:  # the carry of torch has h after the projection, that of jrnn h before it
+    is_projected = "proj_size" in options
+    if is_projected:  # the carry of torch has h after the projection, that of jrnn h before it
         first = (np.zeros_like(first[0]), first[1])
 
     torch_xs = torch.tensor(xs, requires_grad=True)
@@ -78,24 +78,24 @@ def test_bidirectional_layers_equal_torch(name, options, padded):
     (out * torch.tensor(weights)).sum().backward()
 
     carry: Any = nn_carry(name, first)
-    if projected:
+    if is_projected:
         carry = carry._replace(h=np.zeros((2 * LAYERS, BATCH, HIDDEN), np.float32))
     lengths = LENGTHS if padded else None
     got_last, got = ours(jnp.asarray(xs), carry, lengths=lengths)
     assert_close(got, out.detach().numpy(), 1e-5)
-    if projected:
+    if is_projected:
         w_hr = np.stack([rnn.params.w_hr for rnn in ours.rnns])
         got_last = got_last._replace(h=got_last.h @ w_hr)
     assert_close(got_last, nn_carry(name, jax.tree.map(lambda a: a.detach().numpy(), last)), 1e-5)
 
     loss = lambda model, xs: jnp.sum(model(xs, carry, lengths=lengths)[1] * weights)
-    got_xs = jax.grad(lambda xs: loss(ours, xs))(jnp.asarray(xs))
-    assert_close(got_xs, torch_xs.grad.numpy(), 1e-5)
+    xs_grad = jax.grad(lambda xs: loss(ours, xs))(jnp.asarray(xs))
+    assert_close(xs_grad, torch_xs.grad.numpy(), 1e-5)
     grads = nnx.grad(loss)(ours, jnp.asarray(xs))
     for k in range(2 * LAYERS):
         suffix = f"l{k // 2}" + ("_reverse" if k % 2 else "")
-        got_w = grads["rnns"][k]["weights"]["w_hh"][...]
-        assert_close(got_w, getattr(theirs, f"weight_hh_{suffix}").grad.numpy().T, 1e-5)
+        w_hh_grad = grads["rnns"][k]["weights"]["w_hh"][...]
+        assert_close(w_hh_grad, getattr(theirs, f"weight_hh_{suffix}").grad.numpy().T, 1e-5)
 
 
 def nn_carry(name, state):

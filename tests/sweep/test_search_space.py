@@ -1,4 +1,4 @@
-"""The search space of sweeps: grids, ranges, random values, and names."""
+"""The search space of sweeps: grids, ranges, random samples, and names."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def values(over, **options):
     return [t.values for t in trials(CONFIG, [], over, **options)]
 
 
-def test_grid_has_all_combinations_last_name_fastest():
+def test_grid_has_all_combinations_and_last_axis_changes_fastest():
     grid = trials(CONFIG, ["--steps", "7"], ["seed=0:2", "optimizer.learning-rate=0.1,0.2"])
     assert [(t.experiment.seed, t.experiment.optimizer.learning_rate) for t in grid] == [
         (0, 0.1),
@@ -31,11 +31,11 @@ def test_grid_has_all_combinations_last_name_fastest():
 
 
 def test_ranges_are_evenly_spaced_on_their_scale():
-    logs = [
+    rates = [
         float(v["optimizer.learning_rate"])
         for v in values(["optimizer.learning_rate=1e-4:1e-1:log4"])
     ]
-    assert logs == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1])
+    assert rates == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1])
     assert [v["network.dropout"] for v in values(["network.dropout=0:0.5:lin3"])] == [
         "0.0",
         "0.25",
@@ -60,27 +60,27 @@ def test_names_can_be_fields_or_config_arguments():
 
 def test_random_values_are_reproducible_and_uniform_on_their_scale():
     over = ["optimizer.learning_rate=1e-4:1:log", "network.dropout=0.2:0.4:lin", "seed=0:3"]
-    drawn = values(over, random=400, draw_seed=1)
-    assert drawn == values(over, random=400, draw_seed=1) != values(over, random=400, draw_seed=2)
-    rates = np.log10([float(v["optimizer.learning_rate"]) for v in drawn])
-    assert -4 <= rates.min() and rates.max() <= 0 and abs(rates.mean() + 2) < 0.2
-    rates = np.array([float(v["network.dropout"]) for v in drawn])
+    samples = values(over, random=400, draw_seed=1)
+    assert samples == values(over, random=400, draw_seed=1) != values(over, random=400, draw_seed=2)
+    exponents = np.log10([float(v["optimizer.learning_rate"]) for v in samples])
+    assert -4 <= exponents.min() and exponents.max() <= 0 and abs(exponents.mean() + 2) < 0.2
+    rates = np.array([float(v["network.dropout"]) for v in samples])
     assert 0.2 <= rates.min() and rates.max() <= 0.4 and abs(rates.mean() - 0.3) < 0.01
-    assert {v["seed"] for v in drawn} == {"0", "1", "2"}
+    assert {v["seed"] for v in samples} == {"0", "1", "2"}
 
 
 @pytest.mark.parametrize(
     ("over", "message"),
     [
         ([], "--over must be given at least once"),
-        (["seed"], "--over must be name=values"),
-        (["=1"], "--over must be name=values"),
-        (["seed=5:5"], "a range must have values"),
-        (["seed=a:b"], "a range must be first:last with ints"),
-        (["optimizer.learning_rate=1:2:sin3"], "a range must be first:last"),
+        (["seed"], "--over must be NAME=VALUES"),
+        (["=1"], "--over must be NAME=VALUES"),
+        (["seed=5:5"], "a range must not be empty"),
+        (["seed=a:b"], "a range must have the form FIRST:LAST with ints"),
+        (["optimizer.learning_rate=1:2:sin3"], "a range must have the form FIRST:LAST"),
         (["optimizer.learning_rate=0:1:log3"], "positive on a log scale"),
         (["optimizer.learning_rate=1:inf:lin3"], "must be finite"),
-        (["optimizer.learning_rate=1e-4:1e-2:log"], "draw random trials with --random"),
+        (["optimizer.learning_rate=1e-4:1e-2:log"], "use random trials, as in --random"),
         (["seed=1", "seed=2"], "got seed twice"),
         (["optimizer.algorithm=adamw", "optimizer.learning_rate=-1"], "must be above 0, got -1.0"),
         (["sed=1"], "must name a field of the experiment or an argument .*did you mean 'seed'"),
@@ -95,7 +95,7 @@ def test_invalid_axes_raise(over, message):
     "over",
     ["seed=x", "seed=1,,2", "optimizer.lr=1", "optimizer.algorithm=adm", "optimizer.algorithm=sgd"],
 )
-def test_invalid_value_exits_like_a_flag(over, capsys):
+def test_invalid_value_exits_with_code_2(over, capsys):
     with pytest.raises(SystemExit) as exit_info:
         trials(CONFIG, [], [over])
     assert exit_info.value.code == 2 and capsys.readouterr().err

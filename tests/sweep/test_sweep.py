@@ -1,4 +1,4 @@
-"""Sweeps: each trial equals its separate run, independently of the others."""
+"""Sweeps: each trial equals a separate run of its experiment."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 
 import jrnn
 from jrnn.sweep.sweep import BEST, sweep, trial_folder
-from jrnn.sweep.trials import group_trials, scalars_of
+from jrnn.sweep.trials import group_trials, stack_scalars
 from jrnn.sweep.vmapped_runs import TrialDevices, VmappedRuns
 from jrnn.tasks.task import Data, Split, Task
 from jrnn.train import TBPTT, Experiment, Interrupted, Network, Optimizer, restore, train
@@ -23,11 +23,11 @@ from jrnn.train.run.data_plan import plan_task
 from jrnn.train.run.trainer import Trainer
 from jrnn.transforms import clip, zoneout
 from tests.compilation import environment_with_devices
-from tests.helpers import compiled
+from tests.helpers import record_compilations
 
 ROOT = Path(__file__).parents[2]
 
-CUTS = ((0, 120), (120, 160), (160, 200))
+SPLIT_BOUNDS = ((0, 120), (120, 160), (160, 200))
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Signs(Task):
         ys = ys if self.per_step else ys[:, 0]
         lengths = rng.integers(1, 5, 200).astype(np.int32)
         return Data(
-            *[Split(xs[a:b], ys[a:b], lengths[a:b]) for a, b in CUTS],
+            *[Split(xs[a:b], ys[a:b], lengths[a:b]) for a, b in SPLIT_BOUNDS],
             target="class_per_step" if self.per_step else "class",
             metric="accuracy",
             input_size=2,
             output_size=2,
-            baseline=("guess", 0.5),
+            baseline=("constant prediction", 0.5),
         )
 
 
@@ -68,14 +68,14 @@ def lines(folder):
 
 
 def assert_same_lines(one, other, abs=1e-6):
-    """Asserts that lines of metrics are equal up to a relative error of 1e-5."""
+    """Asserts that the metrics of two runs are equal up to a relative error of 1e-5."""
     for actual, expected in zip(lines(one), lines(other), strict=True):
         assert actual.pop("split") == expected.pop("split")
         assert actual == pytest.approx(expected, rel=1e-5, abs=abs)
 
 
 def assert_equals_separate_run(e, trial, folder, separate):
-    """Asserts that a trial equals its separate run, in metrics and result."""
+    """Asserts that a trial has the metrics and the result of a separate run."""
     assert_same_run(train(e, e.task.load(), separate), trial, folder, separate)
 
 
@@ -97,7 +97,7 @@ VARIED = [
 
 @pytest.fixture(scope="module")
 def separate(tmp_path_factory):
-    """The folder and the result of the separate run of each of these."""
+    """The folder and the result of a separate run of each experiment in `VARIED`."""
     folder = tmp_path_factory.mktemp("separate")
     run_folders = [folder / str(number) for number in range(len(VARIED))]
     return [
@@ -184,15 +184,15 @@ def test_groups_keep_the_order_of_trials(tmp_path):
 
 def test_diverging_trial_does_not_affect_others(tmp_path):
     sgd = lambda rate: experiment(optimizer=Optimizer(rate, "sgd", clip_norm=None), dropout=0.0)
-    good = [sgd(1e-2), sgd(3e-2)]
-    separate = sweep(good, tmp_path / "separate")
-    result = sweep([good[0], sgd(1e38), good[1]], tmp_path / "with", width=3)
+    stable = [sgd(1e-2), sgd(3e-2)]
+    separate = sweep(stable, tmp_path / "separate")
+    result = sweep([stable[0], sgd(1e38), stable[1]], tmp_path / "diverging", width=3)
     assert result.groups == [[0, 1, 2]]
     assert "at step" in result.trials[1].stopped and result.best != 1
     for number, index in enumerate((0, 2)):
         assert result.trials[index].stopped == ""
         assert result.trials[index].test == pytest.approx(separate.trials[number].test, rel=1e-5)
-    assert all(np.isfinite(line["loss"]) for line in lines(trial_folder(tmp_path / "with", 1)))
+    assert all(np.isfinite(line["loss"]) for line in lines(trial_folder(tmp_path / "diverging", 1)))
 
 
 def test_a_trial_that_has_stopped_takes_no_steps():
@@ -202,7 +202,7 @@ def test_a_trial_that_has_stopped_takes_no_steps():
         [partial(e.network.build, data, e.seed) for e in trials],
         plan_task(data, first, None),
         first.optimizer,
-        scalars_of([e.optimizer for e in trials]),
+        stack_scalars([e.optimizer for e in trials]),
         first,
         [e.seed for e in trials],
         TrialDevices((jax.devices()[0],), 2),
@@ -212,7 +212,7 @@ def test_a_trial_that_has_stopped_takes_no_steps():
     assert [float(each.loss.sum()) > 0 for each in runs.split_metrics(metrics, 5)] == [1, 0, 1]
 
 
-def test_patience_ends_a_single_trial(tmp_path):
+def test_patience_stops_only_its_trial(tmp_path):
     trials = [
         experiment(optimizer=Optimizer(rate), patience=1, dropout=0.0, eval_every=5, seed=4)
         for rate in (1e-9, 3e-2)
@@ -232,8 +232,8 @@ def test_best_trial_is_saved_as_a_run(tmp_path):
     assert restored.step == result.trials[best].step
     assert restored.test == pytest.approx(result.trials[best].test, rel=1e-5)
     assert lines(tmp_path / "sweep" / BEST) == lines(trial_folder(tmp_path / "sweep", best))
-    longer = train(e, e.task.load(), tmp_path / "sweep" / BEST, resume=True)
-    assert longer.test == pytest.approx(restored.test, rel=1e-6)
+    resumed = train(e, e.task.load(), tmp_path / "sweep" / BEST, resume=True)
+    assert resumed.test == pytest.approx(restored.test, rel=1e-6)
 
 
 def read_metrics(folder, count):
@@ -246,30 +246,30 @@ def test_resumed_sweep_equals_uninterrupted_sweep(tmp_path, monkeypatch):
     reference = sweep(trials, tmp_path / "reference")
     train_steps, calls = Trainer.train_steps, []
 
-    def stopping(trainer):
+    def train_steps_or_interrupt(trainer):
         calls.append(trainer)
         if len(calls) % 9 == 0:
             os.kill(os.getpid(), signal.SIGINT)
         train_steps(trainer)
 
-    monkeypatch.setattr(Trainer, "train_steps", stopping)
-    stops = 0
+    monkeypatch.setattr(Trainer, "train_steps", train_steps_or_interrupt)
+    interruptions = 0
     while True:
         try:
-            resumed = sweep(trials, tmp_path / "resumed", resume=stops > 0)
+            resumed = sweep(trials, tmp_path / "resumed", resume=interruptions > 0)
             break
         except Interrupted as error:
             assert "jrnn sweep --resume" in str(error)
-            stops += 1
-    assert stops >= 3
+            interruptions += 1
+    assert interruptions >= 3
     assert read_metrics(tmp_path / "resumed", 3) == read_metrics(tmp_path / "reference", 3)
     assert resumed.trials == reference.trials and resumed.best == reference.best
 
 
 def count_compilations(trials, folder):
-    """Number of programs that a sweep compiles."""
+    """Returns the number of programs that a sweep compiles."""
     jax.clear_caches()
-    with compiled() as programs:
+    with record_compilations() as programs:
         sweep(trials, folder)
     return len(programs)
 
@@ -280,31 +280,31 @@ def test_number_of_trials_does_not_change_compilations(tmp_path):
     assert few == many > 0
 
 
-SPREAD_SCRIPT = """
+FOUR_DEVICES_SCRIPT = """
 import sys
 from pathlib import Path
 import jax
-from tests.sweep.test_sweep import spread
+from tests.sweep.test_sweep import sweep_six_trials
 assert len(jax.devices()) == 4
-spread(Path(sys.argv[1]))
+sweep_six_trials(Path(sys.argv[1]))
 """
 
 
-def spread(folder):
+def sweep_six_trials(folder):
     sweep([experiment(seed=seed) for seed in range(6)], folder)
 
 
-def test_sweep_on_four_devices_equals_one(tmp_path):
+def test_sweep_on_four_devices_equals_sweep_on_one(tmp_path):
     environment = environment_with_devices(4)
-    command = [sys.executable, "-c", SPREAD_SCRIPT, str(tmp_path / "four")]
+    command = [sys.executable, "-c", FOUR_DEVICES_SCRIPT, str(tmp_path / "four")]
     subprocess.run(command, env=environment, check=True, timeout=300)
-    spread(tmp_path / "one")
+    sweep_six_trials(tmp_path / "one")
     for number in range(6):
         assert_same_lines(*(trial_folder(tmp_path / name, number) for name in ("four", "one")))
 
 
 def test_devices_that_share_threads_do_not_deadlock(tmp_path):
-    """Regression test: kernels of both devices once used all threads of the runtime, and hung."""
+    """Regression test for kernels of two devices that wait for the same threads of the runtime."""
     environment = environment_with_devices(2)
     options = [
         "--over",
@@ -321,7 +321,7 @@ def test_devices_that_share_threads_do_not_deadlock(tmp_path):
 
 
 def test_invalid_sweep_raises(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="at least one trial"):
+    with pytest.raises(ValueError, match="at least one trial, got none"):
         sweep([], tmp_path)
     with pytest.raises(ValueError, match="trial 1: train: batch_size must be at most"):
         sweep([experiment(), experiment(batch_size=1000)], tmp_path)

@@ -7,7 +7,7 @@ from jrnn.tasks import Adding
 
 
 @pytest.mark.parametrize("length", [2, 3, 7, 40])
-def test_target_is_the_sum_of_two_marked_values_one_in_each_half(length: int):
+def test_target_is_the_sum_of_one_marked_value_in_each_half(length: int):
     data = Adding(length=length, train_size=200, eval_size=50).load()
     for split, size in ((data.train, 200), (data.validation, 50), (data.test, 50)):
         assert split.xs.shape == (size, length, 2)
@@ -22,14 +22,14 @@ def test_target_is_the_sum_of_two_marked_values_one_in_each_half(length: int):
 def test_values_are_uniform_and_markers_reach_every_step():
     xs = Adding(length=9, train_size=4000, eval_size=1).load().train.xs
     assert 0 <= xs[..., 0].min() and xs[..., 0].max() < 1
-    tenths = np.histogram(xs[..., 0], bins=10, range=(0, 1))[0] / xs[..., 0].size
-    np.testing.assert_allclose(tenths, 0.1, atol=0.01)
+    fractions = np.histogram(xs[..., 0], bins=10, range=(0, 1))[0] / xs[..., 0].size
+    np.testing.assert_allclose(fractions, 0.1, atol=0.01)
     marked = xs[..., 1].mean(axis=0)
     np.testing.assert_allclose(marked[:4], 1 / 4, atol=0.03)
     np.testing.assert_allclose(marked[4:], 1 / 5, atol=0.03)
 
 
-def test_splits_are_drawn_from_separate_streams():
+def test_splits_have_separate_random_streams():
     data = Adding(length=10, train_size=50, eval_size=50).load()
     assert not np.array_equal(data.train.xs, data.validation.xs)
     assert not np.array_equal(data.validation.xs, data.test.xs)
@@ -39,10 +39,10 @@ def test_splits_are_drawn_from_separate_streams():
 
 def test_baseline_predicts_training_mean_and_is_about_one_sixth():
     data = Adding(length=5).load()
-    guess = sum(map(float, data.train.ys[:, 0])) / len(data.train.ys)
-    expected = sum((float(y) - guess) ** 2 for y in data.test.ys[:, 0]) / len(data.test.ys)
+    prediction = sum(map(float, data.train.ys[:, 0])) / len(data.train.ys)
+    expected = sum((float(y) - prediction) ** 2 for y in data.test.ys[:, 0]) / len(data.test.ys)
     name, value = data.baseline
-    assert name == "constant guess"
+    assert name == "constant prediction"
     assert value == pytest.approx(expected, rel=1e-5)
     assert value == pytest.approx(1 / 6, rel=0.1)
 

@@ -1,4 +1,4 @@
-"""Arrays: data of the user, and errors for invalid data."""
+"""Arrays: splits, normalization, padding, and errors for invalid files."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 
 from jrnn.tasks import Arrays, Data, Split
 from jrnn.tasks.arrays import Kind
-from tests.tasks.equal import same_data
+from tests.tasks.compare import data_are_equal
 
 N, T, C = 40, 6, 3
 RNG = np.random.default_rng(5)
@@ -31,7 +31,7 @@ def _features() -> np.ndarray:
     return xs
 
 
-def _examples(data: Data) -> list[list[int]]:
+def _indices_of_examples(data: Data) -> list[list[int]]:
     return [np.round(split.xs[:, 0, 0]).astype(int).tolist() for split in _splits(data)]
 
 
@@ -40,7 +40,7 @@ def test_every_example_is_in_one_split_with_its_target_and_length(tmp_path: Path
     lengths = RNG.integers(1, T + 1, N)
     path = _save(tmp_path, xs=xs, ys=ys, lengths=lengths)
     data = Arrays(path, "classification", 0.1, 0.25, normalize=False).load()
-    parts = _examples(data)
+    parts = _indices_of_examples(data)
     assert [len(part) for part in parts] == [26, 4, 10]
     assert sorted(sum(parts, [])) == list(range(N))
     for part, split in zip(parts, _splits(data), strict=True):
@@ -57,7 +57,7 @@ def test_every_example_is_in_one_split_with_its_target_and_length(tmp_path: Path
 def test_seed_determines_the_split(tmp_path: Path):
     path = _save(tmp_path, xs=_features(), ys=np.arange(N) % 2)
     parts = [
-        _examples(Arrays(path, "classification", normalize=False, seed=seed).load())
+        _indices_of_examples(Arrays(path, "classification", normalize=False, seed=seed).load())
         for seed in (0, 0, 1)
     ]
     assert parts[0] == parts[1] != parts[2]
@@ -69,7 +69,7 @@ def test_normalization_uses_valid_training_steps_per_channel(tmp_path: Path):
     lengths = RNG.integers(1, T + 1, N)
     path = _save(tmp_path, xs=xs, ys=ys, lengths=lengths)
     data = Arrays(path, "sequence_regression").load()
-    train = _examples(Arrays(path, "sequence_regression", normalize=False).load())[0]
+    train = _indices_of_examples(Arrays(path, "sequence_regression", normalize=False).load())[0]
     for array, actual in ((xs, data.train.xs), (ys, data.train.ys)):
         for channel in range(array.shape[-1]):
             values = [array[n, t, channel] for n in train for t in range(lengths[n])]
@@ -90,7 +90,7 @@ def test_normalization_uses_valid_training_steps_per_channel(tmp_path: Path):
 def test_outlier_in_test_split_does_not_change_training_split(tmp_path: Path):
     xs, ys = _features(), RNG.normal(size=N)
     path = _save(tmp_path, xs=xs, ys=ys)
-    test_indices = _examples(Arrays(path, "regression", normalize=False).load())[2]
+    test_indices = _indices_of_examples(Arrays(path, "regression", normalize=False).load())[2]
     before = Arrays(path, "regression").load()
     xs[test_indices[0]], ys[test_indices[0]] = 1e9, -1e9
     after = Arrays(_save(tmp_path, xs=xs, ys=ys), "regression").load()
@@ -108,31 +108,31 @@ def test_padding_is_ignored(tmp_path: Path):
         ("sequence_classification", xs, labels, 1e300, -1),
         ("sequence_classification", tokens, labels, -1, 99),
     ]
-    for kind, x, y, junk_x, junk_y in cases:
+    for kind, x, y, padding_x, padding_y in cases:
         clean = Arrays(_save(tmp_path, xs=x, ys=y, lengths=lengths), kind).load()
-        x[:, T - 2 :], y[:, T - 2 :] = junk_x, junk_y
-        junk = Arrays(_save(tmp_path, xs=x, ys=y, lengths=lengths), kind).load()
-        assert same_data(clean, junk)
-        assert (junk.input_size, junk.output_size) == (clean.input_size, clean.output_size)
-        assert junk.baseline == clean.baseline
-        assert all((split.ys[:, T - 2 :] == 0).all() for split in _splits(junk))
+        x[:, T - 2 :], y[:, T - 2 :] = padding_x, padding_y
+        padded = Arrays(_save(tmp_path, xs=x, ys=y, lengths=lengths), kind).load()
+        assert data_are_equal(clean, padded)
+        assert (padded.input_size, padded.output_size) == (clean.input_size, clean.output_size)
+        assert padded.baseline == clean.baseline
+        assert all((split.ys[:, T - 2 :] == 0).all() for split in _splits(padded))
 
 
-def test_two_axes_of_ints_are_tokens(tmp_path: Path):
+def test_two_dimensional_ints_are_tokens(tmp_path: Path):
     xs = RNG.integers(0, 9, (N, T)).astype(np.uint8)
     xs[0, 0] = 11
     data = Arrays(_save(tmp_path, xs=xs, ys=xs % 4), "sequence_classification").load()
-    assert data.tokens and (data.input_size, data.output_size) == (12, 4)
+    assert data.has_tokens and (data.input_size, data.output_size) == (12, 4)
     assert data.target == "class_per_step" and data.target_scale is None
     assert all(np.array_equal(split.xs % 4, split.ys) for split in _splits(data))
     all_xs = np.concatenate([split.xs for split in _splits(data)])
     assert sorted(all_xs.tolist()) == sorted(xs.tolist())
 
 
-def test_three_axes_of_ints_are_features(tmp_path: Path):
+def test_three_dimensional_ints_are_features(tmp_path: Path):
     xs = RNG.integers(0, 255, (N, T, C)).astype(np.uint8)
     data = Arrays(_save(tmp_path, xs=xs, ys=np.arange(N) % 2), "classification").load()
-    assert not data.tokens and data.input_size == C
+    assert not data.has_tokens and data.input_size == C
     assert abs(data.train.xs.mean()) < 1e-5
 
 
@@ -142,7 +142,7 @@ def test_one_value_per_example_gets_a_channel_axis(tmp_path: Path, shape: tuple[
     path = _save(tmp_path, xs=xs, ys=ys.reshape(shape))
     data = Arrays(path, "regression", normalize=False).load()
     assert data.output_size == 1 and data.target_scale is None
-    for part, split in zip(_examples(data), _splits(data), strict=True):
+    for part, split in zip(_indices_of_examples(data), _splits(data), strict=True):
         assert np.array_equal(split.ys, np.array(part, np.float32)[:, None])
 
 
@@ -167,8 +167,8 @@ def test_baselines_use_valid_training_targets(tmp_path: Path):
     labels = np.where(RNG.random((N, T)) < 0.6, 2, RNG.integers(0, 4, (N, T)))
     data = Arrays(_save(tmp_path, xs=xs, ys=labels, lengths=lengths), "sequence_classification")
     train, test = (_valid_targets(split) for split in _splits(data.load())[::2])
-    guess = max(set(train), key=train.count)
-    expected = sum(y == guess for y in test) / len(test)
+    prediction = max(set(train), key=train.count)
+    expected = sum(y == prediction for y in test) / len(test)
     assert data.load().baseline == ("most frequent class", pytest.approx(expected))
 
     reals = RNG.normal(size=(N, T)) + lengths[:, None]
@@ -176,7 +176,7 @@ def test_baselines_use_valid_training_targets(tmp_path: Path):
     train, test = (_valid_targets(split) for split in _splits(data.load())[::2])
     mean = sum(train) / len(train)
     expected = sum((y - mean) ** 2 for y in test) / len(test)
-    assert data.load().baseline == ("constant guess", pytest.approx(expected, rel=1e-5))
+    assert data.load().baseline == ("constant prediction", pytest.approx(expected, rel=1e-5))
 
 
 def _valid_targets(split: Split) -> list[float]:
@@ -200,13 +200,13 @@ LENGTHS = np.full(N, T)
     "kind, arrays, error, message",
     [
         # xs
-        ("classification", {"ys": LABELS}, ValueError, "must have the arrays xs and ys, got ys"),
-        ("classification", {"xs": XS}, ValueError, "must have the arrays xs and ys, got xs"),
+        ("classification", {"ys": LABELS}, ValueError, "must contain the arrays xs and ys, got ys"),
+        ("classification", {"xs": XS}, ValueError, "must contain the arrays xs and ys, got xs"),
         (
             "classification",
             {"x": XS, "ys": LABELS},
             ValueError,
-            "must have the arrays xs and ys, got x, ys",
+            "must contain the arrays xs and ys, got x, ys",
         ),
         ("classification", {"xs": XS[0, 0], "ys": LABELS}, ValueError, r"xs must have .* \(3,\)"),
         ("classification", {"xs": XS[:, :0], "ys": LABELS}, ValueError, r"got \(40, 0, 3\)"),
@@ -236,7 +236,7 @@ LENGTHS = np.full(N, T)
             "classification",
             {"xs": _with_entry(TOKENS, -2, 3, 1), "ys": LABELS},
             ValueError,
-            r"Arrays: xs must be ids from 0 to 2147483647, got -2 at xs\[3, 1\]",
+            r"Arrays: xs must contain ids from 0 to 2147483647, got -2 at xs\[3, 1\]",
         ),
         (
             "classification",
@@ -261,7 +261,7 @@ LENGTHS = np.full(N, T)
             "classification",
             {"xs": XS, "ys": LABELS, "lengths": LENGTHS[1:]},
             ValueError,
-            r"lengths must have shape \[N\] = \(40,\) .* got \(39,\)",
+            r"lengths must have shape \[N\] = \(40,\), .* got \(39,\)",
         ),
         (
             "classification",
@@ -273,20 +273,20 @@ LENGTHS = np.full(N, T)
             "classification",
             {"xs": XS, "ys": LABELS, "length": LENGTHS},
             ValueError,
-            "may only have the arrays xs, ys, lengths, got 'length'; did you mean 'lengths'",
+            "may only contain the arrays xs, ys, lengths, got 'length'; did you mean 'lengths'",
         ),
         # ys
         (
             "classification",
             {"xs": XS, "ys": REALS},
             TypeError,
-            "kind='classification' needs ys of ints, the class labels, got dtype float64",
+            "kind='classification' needs int class labels in ys, got dtype float64",
         ),
         (
             "classification",
             {"xs": XS, "ys": _with_entry(LABELS, -1, 2)},
             ValueError,
-            r"ys must be ids from 0 .* got -1 at ys\[2\]",
+            r"ys must contain ids from 0 .* got -1 at ys\[2\]",
         ),
         (
             "classification",
@@ -306,13 +306,13 @@ LENGTHS = np.full(N, T)
             "sequence_classification",
             {"xs": XS, "ys": TOKENS * 1.0},
             TypeError,
-            "choose a kind of regression",
+            "use a regression kind",
         ),
         (
             "regression",
             {"xs": XS, "ys": LABELS},
             TypeError,
-            "kind='regression' needs ys of floats, got dtype int64; .* a kind of classification",
+            "'regression' needs float values in ys, got dtype int64; .* use a classification kind",
         ),
         (
             "regression",
@@ -339,16 +339,16 @@ LENGTHS = np.full(N, T)
             "sequence_regression",
             {"xs": XS, "ys": XS, "lengths": LENGTHS - 1, "names": LABELS},
             ValueError,
-            "may only have the arrays .*, got 'names'",
+            "may only contain the arrays .*, got 'names'",
         ),
     ],
 )
 def test_invalid_arrays_raise(
     tmp_path: Path, kind: Any, arrays: dict, error: type[Exception], message: str
 ):
-    with pytest.raises(error, match=message) as caught:
+    with pytest.raises(error, match=message) as exc_info:
         Arrays(_save(tmp_path, **arrays), kind).load()
-    assert str(caught.value).startswith("Arrays: ")
+    assert str(exc_info.value).startswith("Arrays: ")
 
 
 def test_nan_in_valid_step_raises_despite_nan_padding(tmp_path: Path):
@@ -358,10 +358,12 @@ def test_nan_in_valid_step_raises_despite_nan_padding(tmp_path: Path):
         Arrays(path, "classification").load()
 
 
-def test_ragged_arrays_raise_with_advice(tmp_path: Path):
+def test_ragged_arrays_raise_and_suggest_padding(tmp_path: Path):
     ragged = np.empty(2, object)
     ragged[:] = [np.zeros(2), np.zeros(3)]
-    with pytest.raises(ValueError, match="Arrays: xs must be one array .* pad them and save"):
+    with pytest.raises(
+        ValueError, match="Arrays: xs must be a numeric array, got .* pad them and save"
+    ):
         Arrays(_save(tmp_path, xs=ragged, ys=LABELS), "classification").load()
 
 
@@ -383,14 +385,14 @@ def test_missing_or_non_npz_file_raises(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "save, at", [(np.savez, 1000), (np.savez_compressed, 56), (np.savez_compressed, 1000)]
+    "save, offset", [(np.savez, 1000), (np.savez_compressed, 56), (np.savez_compressed, 1000)]
 )
-def test_damaged_npz_file_raises(tmp_path: Path, save: Any, at: int):
+def test_corrupted_npz_file_raises(tmp_path: Path, save: Any, offset: int):
     path = tmp_path / "mine.npz"
     save(path, xs=XS, ys=LABELS)
     content = path.read_bytes()
-    path.write_bytes(content[:at] + b"\xff" * 60 + content[at + 60 :])
-    with pytest.raises(ValueError, match="Arrays: .* is damaged"):
+    path.write_bytes(content[:offset] + b"\xff" * 60 + content[offset + 60 :])
+    with pytest.raises(ValueError, match="Arrays: .* is corrupted"):
         Arrays(str(path), "classification").load()
     path.write_bytes(content[:1000])
     with pytest.raises(ValueError, match="Arrays: .* must be an .npz file, got .* truncated"):

@@ -1,4 +1,4 @@
-"""Copy memory, against the layout of the paper."""
+"""The copy memory problem, against the sequence layout of the paper."""
 
 import numpy as np
 import pytest
@@ -7,14 +7,14 @@ from jrnn.tasks import Copy
 
 
 def _reference_layout(message: list[int], delay: int, symbols: int):
-    """Inputs, targets and scored steps, as Arjovsky et al. describe them."""
+    """Inputs, targets and metric mask, as Arjovsky et al. describe them."""
     blank, delimiter, k = symbols, symbols + 1, len(message)
-    xs, ys, scored = [], [], []
+    xs, ys, metric_mask = [], [], []
     for t in range(delay + 2 * k):
         xs.append(message[t] if t < k else delimiter if t == k + delay - 1 else blank)
         ys.append(message[t - delay - k] if t >= delay + k else blank)
-        scored.append(t >= delay + k)
-    return xs, ys, scored
+        metric_mask.append(t >= delay + k)
+    return xs, ys, metric_mask
 
 
 @pytest.mark.parametrize("delay, symbols, k", [(1, 2, 1), (7, 3, 4), (30, 8, 10)])
@@ -23,12 +23,12 @@ def test_examples_have_the_layout_of_the_paper(delay: int, symbols: int, k: int)
     data = task.load()
     assert (data.input_size, data.output_size) == (symbols + 2, symbols + 1)
     for split, size in ((data.train, 20), (data.validation, 6), (data.test, 6)):
-        assert split.scored is not None and len(split.xs) == size
-        for x, y, scored in zip(split.xs, split.ys, split.scored, strict=True):
+        assert split.metric_mask is not None and len(split.xs) == size
+        for x, y, mask in zip(split.xs, split.ys, split.metric_mask, strict=True):
             message = x[:k].tolist()
             assert set(message) <= set(range(symbols))
             expected = _reference_layout(message, delay, symbols)
-            assert (x.tolist(), y.tolist(), scored.tolist()) == expected
+            assert (x.tolist(), y.tolist(), mask.tolist()) == expected
 
 
 def test_symbols_are_uniform_at_every_position():
@@ -46,9 +46,9 @@ def test_splits_are_different():
 def test_baseline_predicts_most_frequent_symbol():
     data = Copy(delay=3, symbols=5, copy_length=4, train_size=200, eval_size=300).load()
     counts = [int((data.train.ys[:, -4:] == s).sum()) for s in range(5)]
-    guess = counts.index(max(counts))
-    expected = sum(int(y) == guess for row in data.test.ys for y in row[-4:]) / (300 * 4)
-    assert data.baseline == ("memoryless guess", pytest.approx(expected))
+    prediction = counts.index(max(counts))
+    expected = sum(int(y) == prediction for row in data.test.ys for y in row[-4:]) / (300 * 4)
+    assert data.baseline == ("most frequent symbol", pytest.approx(expected))
     assert data.baseline[1] == pytest.approx(1 / 5, abs=0.05)
 
 

@@ -46,8 +46,8 @@ def _rows(images: np.ndarray) -> list[list[int]]:
 
 def test_pixels_are_in_row_major_order(loaded: dict[str, Data]):
     data = loaded["pixel"]
-    picture = _to_images(data, data.test.xs[:1])[0]
-    pixels = [picture[row, column] for row in range(8) for column in range(8)]
+    image = _to_images(data, data.test.xs[:1])[0]
+    pixels = [image[row, column] for row in range(8) for column in range(8)]
     order = np.argsort(pixels, kind="stable")
     assert data.test.xs.shape[1:] == (64, 1)
     assert (np.diff(data.test.xs[0, order, 0]) >= 0).all()
@@ -57,7 +57,7 @@ def test_pixels_are_in_row_major_order(loaded: dict[str, Data]):
 def test_permutation_does_not_depend_on_the_seed(loaded: dict[str, Data]):
     plain, permuted = loaded["pixel"].train.xs[..., 0], loaded["permuted"].train.xs[..., 0]
     assert np.array_equal(np.sort(plain), np.sort(permuted))
-    # The same columns in another order: one permutation of the steps for all examples.
+    # The columns are equal up to their order, so all examples have the same permutation.
     assert sorted(map(tuple, plain.T.tolist())) == sorted(map(tuple, permuted.T.tolist()))
     assert np.mean(plain == permuted) < 0.6
     other_seed = Digits(order="permuted", seed=7).load()
@@ -97,7 +97,7 @@ def test_outlier_in_test_split_does_not_change_training_split(
     target = _rows(_to_images(loaded["pixel"], loaded["pixel"].test.xs[:1]))[0]
     modified = images.copy()
     modified[(images == target).all(axis=1)] += 1e6
-    monkeypatch.setattr("jrnn.tasks.digits._read", lambda: (modified, labels))
+    monkeypatch.setattr("jrnn.tasks.digits._load_images", lambda: (modified, labels))
     data = Digits().load()
     assert np.array_equal(data.train.xs, loaded["pixel"].train.xs)
     assert data.test.xs.max() > 1e4
@@ -106,8 +106,8 @@ def test_outlier_in_test_split_does_not_change_training_split(
 def test_baseline_predicts_most_frequent_training_class(loaded: dict[str, Data]):
     data = loaded["row"]
     counts = [list(data.train.ys).count(digit) for digit in range(10)]
-    guess = counts.index(max(counts))
-    expected = sum(int(y) == guess for y in data.test.ys) / len(data.test.ys)
+    prediction = counts.index(max(counts))
+    expected = sum(int(y) == prediction for y in data.test.ys) / len(data.test.ys)
     assert data.baseline == ("most frequent class", pytest.approx(expected))
 
 

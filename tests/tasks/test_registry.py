@@ -1,4 +1,4 @@
-"""Properties of every task: options as flags and JSON, documented shapes, fast imports."""
+"""Properties of every task: flags, JSON, documented shapes, and fast imports."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ import pytest
 import tyro
 
 from jrnn.tasks import REGISTRY, Data, Task
-from tests.tasks.equal import same_data
+from tests.tasks.compare import data_are_equal
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "digits": {"order": "permuted", "seed": 3},
@@ -36,7 +36,7 @@ FLAGS = {
 
 @pytest.fixture(params=REGISTRY)
 def task(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
-    """Each task, with non-default options and its file if it needs one."""
+    """Each task with non-default options, and its file if it reads one."""
     rng = np.random.default_rng(0)
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("the quick brown fox\n" * 30, "utf-8")
@@ -45,16 +45,16 @@ def task(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     return REGISTRY[request.param](**OPTIONS[request.param])
 
 
-def _name(task: Task) -> str:
-    return next(name for name, kind in REGISTRY.items() if kind is type(task))
+def _registry_name(task: Task) -> str:
+    return next(name for name, cls in REGISTRY.items() if cls is type(task))
 
 
-def test_tables_cover_every_task():
+def test_options_and_flags_cover_every_task():
     assert OPTIONS.keys() == FLAGS.keys() == REGISTRY.keys()
 
 
 def test_tasks_parse_from_flags(task: Task):
-    assert tyro.cli(type(task), args=FLAGS[_name(task)]) == task
+    assert tyro.cli(type(task), args=FLAGS[_registry_name(task)]) == task
 
 
 def test_tasks_round_trip_through_json_and_hash(task: Task):
@@ -65,14 +65,14 @@ def test_tasks_round_trip_through_json_and_hash(task: Task):
 
 
 def test_load_is_deterministic(task: Task):
-    assert same_data(task.load(), task.load())
+    assert data_are_equal(task.load(), task.load())
 
 
 @pytest.mark.parametrize("name", ["digits", "adding", "copy", "tracking"])
 def test_seed_changes_data(name: str):
     options = OPTIONS[name] | {"seed": 4}
     other = REGISTRY[name](**(options | {"seed": 5}))
-    assert not same_data(REGISTRY[name](**options).load(), other.load())
+    assert not data_are_equal(REGISTRY[name](**options).load(), other.load())
 
 
 def test_splits_have_documented_shapes_and_dtypes(task: Task):
@@ -80,7 +80,7 @@ def test_splits_have_documented_shapes_and_dtypes(task: Task):
     for split in (data.train, data.validation, data.test):
         examples, steps = split.xs.shape[:2]
         assert examples > 0
-        if data.tokens:
+        if data.has_tokens:
             assert split.xs.shape == (examples, steps) and split.xs.dtype == np.int32
             assert 0 <= split.xs.min() and split.xs.max() < data.input_size
         else:
@@ -93,8 +93,8 @@ def test_splits_have_documented_shapes_and_dtypes(task: Task):
         else:
             assert split.ys.shape == (*leading, data.output_size)
             assert split.ys.dtype == np.float32
-        if split.scored is not None:
-            assert split.scored.shape == (examples, steps) and split.scored.dtype == bool
+        if split.metric_mask is not None:
+            assert split.metric_mask.shape == (examples, steps) and split.metric_mask.dtype == bool
 
 
 def test_baseline_is_a_named_positive_float(task: Task):
@@ -105,13 +105,14 @@ def test_baseline_is_a_named_positive_float(task: Task):
 def test_data_compares_by_identity():
     split = REGISTRY["adding"](**OPTIONS["adding"]).load().train
     one, other = (
-        Data(split, split, split, "value", "mse", 2, 1, ("constant guess", 1.0)) for _ in range(2)
+        Data(split, split, split, "value", "mse", 2, 1, ("constant prediction", 1.0))
+        for _ in range(2)
     )
     assert one == one and one != other
 
 
-def test_import_of_tasks_is_fast():
-    heavy = ("sklearn", "flax", "optax", "orbax", "matplotlib", "pydoc_data")
-    code = f"import sys, jrnn.tasks; print([m for m in {heavy} if m in sys.modules])"
+def test_import_of_tasks_does_not_import_slow_packages():
+    slow = ("sklearn", "flax", "optax", "orbax", "matplotlib", "pydoc_data")
+    code = f"import sys, jrnn.tasks; print([m for m in {slow} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -94,16 +94,16 @@ def test_all_columns_are_inputs_and_targets_by_default(tmp_path: Path):
     assert (data.input_size, data.output_size) == (2, 2)
     np.testing.assert_allclose(data.train.xs[..., 0], -data.train.xs[..., 1], atol=1e-6)
     assert (np.diff(data.train.xs[0, :, 0]) > 0).all()
-    only = Table(path, columns=("a",), window=2).load()
-    assert (only.input_size, only.output_size) == (1, 1)
-    assert (np.diff(only.train.ys[0, :, 0]) < 0).all()
+    single = Table(path, columns=("a",), window=2).load()
+    assert (single.input_size, single.output_size) == (1, 1)
+    assert (np.diff(single.train.ys[0, :, 0]) < 0).all()
 
 
-def test_target_need_not_be_an_input(tmp_path: Path):
+def test_targets_may_differ_from_inputs(tmp_path: Path):
     data = Table(_write(tmp_path, _columns(60)), ("wind",), ("load",), window=2).load()
     assert (data.input_size, data.output_size) == (1, 1)
-    both = Table(_write(tmp_path, _columns(60)), ("wind", "load"), ("load",), window=2).load()
-    assert np.array_equal(data.test.ys, both.test.ys)
+    two_inputs = Table(_write(tmp_path, _columns(60)), ("wind", "load"), ("load",), window=2).load()
+    assert np.array_equal(data.test.ys, two_inputs.test.ys)
 
 
 def test_constant_column_becomes_zeros_with_scale_one(tmp_path: Path):
@@ -146,13 +146,16 @@ def test_too_few_rows_raises_with_required_number(tmp_path: Path):
         ("a,b\n1,-inf\n", "line 2, column 'b' must be a finite number, got '-inf'"),
         ('"a","b"\n"1\n",2\nx,3\n', "line 4, column 'a'"),
         ("a,b\n1,2,3\n", "must have 2 cells, .* got 3 at line 2"),
-        ("a,b,a\n1,2,3\n", "the first line of .* must name each column once, got 'a' twice"),
+        (
+            "a,b,a\n1,2,3\n",
+            "the first line of .* must name each column once, got 'a' more than once",
+        ),
         ("a,,b\n1,2,3\n", "every column must have a name, got none for column 2"),
-        ("1,2\n3,4\n", "must name the columns, got the numbers 1, 2"),
+        ("1,2\n3,4\n", "must contain the column names, got the numbers 1, 2"),
         ("a;b\n1;2\n", "must be separated by commas, got the first line 'a;b'"),
         ("a\tb\n1\t2\n", "must be separated by commas"),
-        ("", "must have a line of column names and rows, got an empty"),
-        ("\n\n", "must have a line of column names and rows, got an empty"),
+        ("", "must have a header line of column names, and rows, got an empty"),
+        ("\n\n", "must have a header line of column names, and rows, got an empty"),
     ],
 )
 def test_invalid_files_raise_with_line_and_column(tmp_path: Path, text: str, message: str):
@@ -167,7 +170,7 @@ def test_unused_columns_are_not_parsed(tmp_path: Path):
         Table(_write_text(tmp_path, text), window=2).load()
 
 
-def test_too_large_csv_field_raises_with_line(tmp_path: Path):
+def test_too_large_csv_cell_raises_with_line_number(tmp_path: Path):
     with pytest.raises(ValueError, match="Table: .* must be CSV, got an error at line 2"):
         Table(_write_text(tmp_path, "a\n" + "1" * 200_000 + "\n")).load()
 
@@ -175,14 +178,14 @@ def test_too_large_csv_field_raises_with_line(tmp_path: Path):
 def test_unknown_columns_raise_with_suggestion(tmp_path: Path):
     path = _write(tmp_path, _columns(60))
     with pytest.raises(
-        ValueError, match="Table: columns must be among .*, got 'wint'; did you mean 'wind'"
+        ValueError, match="Table: columns must be one of .*, got 'wint'; did you mean 'wind'"
     ):
         Table(path, columns=("wint",)).load()
-    with pytest.raises(ValueError, match="Table: targets must be among date, load, wind, price"):
+    with pytest.raises(ValueError, match="Table: targets must be one of date, load, wind, price"):
         Table(path, columns=("wind",), targets=("x",)).load()
 
 
-def test_missing_and_undecodable_files_raise(tmp_path: Path):
+def test_missing_and_non_utf8_files_raise(tmp_path: Path):
     _write(tmp_path, _columns(10))
     with pytest.raises(FileNotFoundError, match="Table: no file .* did you mean 'grid.csv'"):
         Table(str(tmp_path / "grit.csv")).load()
@@ -198,7 +201,7 @@ def test_missing_and_undecodable_files_raise(tmp_path: Path):
         ({"columns": "ab"}, TypeError, "Table: columns must be a tuple of strings .* got 'ab'"),
         ({"columns": ["a"]}, TypeError, r"Table: columns must be a tuple .* got \['a'\]"),
         ({"targets": (1,)}, TypeError, r"Table: targets must be a tuple .* got \(1,\)"),
-        ({"columns": ("a", "a")}, ValueError, "columns must name each column once, got 'a' twice"),
+        ({"columns": ("a", "a")}, ValueError, "must name each column once, got 'a' more than once"),
         ({"window": 0}, ValueError, "Table: window must be a positive int, got 0"),
         ({"horizon": 0}, ValueError, "Table: horizon must be a positive int, got 0"),
         ({"stride": 0}, ValueError, "Table: stride must be a positive int, got 0"),

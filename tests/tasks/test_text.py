@@ -42,7 +42,7 @@ def test_windows_concatenate_to_text_and_targets_are_shifted_by_one(tmp_path: Pa
     assert start == len(text)
 
 
-def test_default_text_is_python_help_pages_sorted_by_name():
+def test_default_text_is_python_help_topics_sorted_by_name():
     data = Text(window=100).load()
     text = "\n".join(topics[name] for name in sorted(topics))
     assert _decode(data, data.train.xs) == text[: data.train.xs.size]
@@ -50,7 +50,7 @@ def test_default_text_is_python_help_pages_sorted_by_name():
     assert 3 < data.baseline[1] < 7
 
 
-def test_line_ends_are_kept_and_byte_order_mark_is_removed(tmp_path: Path):
+def test_line_endings_are_preserved_and_byte_order_mark_is_removed(tmp_path: Path):
     data = Text(_write(tmp_path, "\ufeff" + "a\r\n" * 40), window=3).load()
     assert _decode(data, data.train.xs[:2]) == "a\r\na\r\n"
     assert data.vocabulary == ("\n", "\r", "a", UNKNOWN)
@@ -74,7 +74,7 @@ def test_vocabulary_uses_the_training_split_only(tmp_path: Path):
     assert np.array_equal(plain.train.xs, modified.train.xs)
 
 
-def test_unknown_in_training_text_is_once_in_vocabulary(tmp_path: Path):
+def test_replacement_character_in_training_text_is_once_in_vocabulary(tmp_path: Path):
     data = Text(_write(tmp_path, UNKNOWN * 100), window=4).load()
     assert data.vocabulary == (UNKNOWN,)
     assert (data.train.xs == 0).all()
@@ -104,7 +104,7 @@ def test_missing_file_raises_with_suggestion(tmp_path: Path):
         Text(str(tmp_path / "nowhere" / "story.txt")).load()
 
 
-def test_other_encodings_raise_with_byte_offset(tmp_path: Path):
+def test_other_encodings_raise_with_offset_of_the_invalid_byte(tmp_path: Path):
     path = tmp_path / "latin.txt"
     path.write_bytes("üüé".encode() + "é".encode("latin-1") + b"abc")
     with pytest.raises(ValueError, match=r"Text: .*UTF-8.* 0xe9 at byte offset 6"):
@@ -117,9 +117,9 @@ def test_short_text_raises_and_suggested_length_is_enough(
 ):
     path = _write(tmp_path, "a" * 30)
     task = Text(path, 9, validation, test)
-    with pytest.raises(ValueError, match="Text: .* at least 10 characters each") as caught:
+    with pytest.raises(ValueError, match="Text: .* at least 10 characters each") as exc_info:
         task.load()
-    suggested = int(str(caught.value).split(" characters are enough")[0].split()[-1])
+    suggested = int(str(exc_info.value).split(" characters are enough")[0].split()[-1])
     _write(tmp_path, "a" * suggested)
     data = task.load()
     assert min(len(split.xs) for split in (data.train, data.validation, data.test)) == 1

@@ -1,4 +1,4 @@
-"""State tracking, against explicit permutations of a list."""
+"""State tracking, against a list whose elements are permuted step by step."""
 
 import itertools
 
@@ -34,11 +34,11 @@ def test_degree_three_is_not_commutative():
     assert any(products[a, b] != products[b, a] for a, b in itertools.combinations(range(6), 2))
 
 
-def test_test_length_and_scoring_of_the_last_step():
+def test_test_length_and_metric_of_the_last_step():
     data = Tracking(3, length=5, test_length=9, train_size=20, eval_size=6).load()
     for split, length in ((data.train, 5), (data.validation, 5), (data.test, 9)):
-        assert split.xs.shape[1] == length and split.scored is not None
-        assert split.scored[:, -1].all() and split.scored.sum() == len(split.xs)
+        assert split.xs.shape[1] == length and split.metric_mask is not None
+        assert split.metric_mask[:, -1].all() and split.metric_mask.sum() == len(split.xs)
 
 
 def test_splits_are_different():
@@ -49,9 +49,9 @@ def test_splits_are_different():
 
 def test_baseline_predicts_most_frequent_permutation_at_last_step():
     data = Tracking(3, length=6, train_size=3000, eval_size=3000).load()
-    assert data.baseline == ("constant guess", pytest.approx(1 / 6, abs=0.03))
-    guess = np.bincount(data.train.ys[:, -1]).argmax()
-    assert data.baseline[1] == np.mean(data.test.ys[:, -1] == guess)
+    assert data.baseline == ("most frequent class", pytest.approx(1 / 6, abs=0.03))
+    prediction = np.bincount(data.train.ys[:, -1]).argmax()
+    assert data.baseline[1] == np.mean(data.test.ys[:, -1] == prediction)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Gradient accumulation: equal to the step of the whole batch, with the memory of one part."""
+"""Gradient accumulation gives the update of the whole batch, in the memory of a micro-batch."""
 
 import itertools
 from dataclasses import replace
@@ -20,7 +20,7 @@ from tests.sweep.test_sweep import assert_same_lines
 from tests.train.test_truncated import Sums
 
 
-def experiment(**changes):
+def make_experiment(**changes):
     options = {"steps": 20, "batch_size": 6, "eval_every": 10, "tbptt": TBPTT(4, 6)}
     return Experiment(
         Sums(lengths=True, resets=True),
@@ -31,36 +31,36 @@ def experiment(**changes):
 
 
 @pytest.mark.parametrize(
-    ("tbptt", "parts"),
+    ("tbptt", "accumulate"),
     mark_exhaustive(
         itertools.product([None, TBPTT(4, 6)], [2, 3, 6]),
         always=[(None, 3), (TBPTT(4, 6), 2)],
     ),
 )
-def test_accumulated_run_equals_run_of_whole_batches(tbptt, parts, tmp_path):
-    """Lengths differ, so that a mean of the means of parts would be another loss."""
-    e = experiment(tbptt=tbptt)
-    data = e.task.load()
-    train(e, data, tmp_path / "whole")
-    train(replace(e, accumulate=parts), data, tmp_path / "parts")
-    assert_same_lines(tmp_path / "parts", tmp_path / "whole", abs=None)
+def test_accumulated_run_equals_run_of_whole_batches(tbptt, accumulate, tmp_path):
+    """Lengths differ, so that the mean of the means of micro-batches differs from the loss."""
+    experiment = make_experiment(tbptt=tbptt)
+    data = experiment.task.load()
+    train(experiment, data, tmp_path / "whole")
+    train(replace(experiment, accumulate=accumulate), data, tmp_path / "accumulated")
+    assert_same_lines(tmp_path / "accumulated", tmp_path / "whole", abs=None)
 
 
 def test_accumulated_step_equals_explicit_loop():
-    e = experiment(tbptt=None)
-    data = e.task.load()
-    graphdef, state = init_state(e.network.build(data, 0), optax.sgd(0.5))
+    experiment = make_experiment(tbptt=None)
+    data = experiment.task.load()
+    graphdef, state = init_state(experiment.network.build(data, 0), optax.sgd(0.5))
     batch = take(data.train, np.arange(6))
-    loss = SequenceLoss(Objective.of(data))
+    loss = SequenceLoss(Objective.from_data(data))
 
-    def squares(params, row):
+    def squared_error(params, row):
         model = nnx.merge(graphdef, params, state.rest)
         example = take(data.train, np.array([row]))
         _, ys = model(example.xs, lengths=example.lengths, resets=example.resets)
         length = int(example.lengths[0])
         return ((ys[0, :length] - example.ys[0, :length]) ** 2).sum()
 
-    grads = [jax.grad(squares)(state.params, row) for row in range(6)]
+    grads = [jax.grad(squared_error)(state.params, row) for row in range(6)]
     total = float(batch.lengths.sum())
     expected = jax.tree.map(lambda p, *g: p - 0.5 * sum(g) / total, state.params, *grads)
     step = TrainStep(graphdef, loss, optax.sgd(0.5), accumulate=3)
@@ -68,18 +68,20 @@ def test_accumulated_step_equals_explicit_loop():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), new.params, expected
     )
-    expected = sum(float(squares(state.params, row)) for row in range(6)) / total
+    expected = sum(float(squared_error(state.params, row)) for row in range(6)) / total
     assert float(metrics.loss) == pytest.approx(expected, rel=1e-5)
 
 
-def test_each_part_has_its_own_dropout_noise():
-    e = replace(experiment(tbptt=None), network=Network(jrnn.GRU(5), dropout=0.5))
-    data = e.task.load()
-    graphdef, state = init_state(e.network.build(data, 0), optax.sgd(0.0))
+def test_each_microbatch_has_its_own_dropout_noise():
+    experiment = replace(make_experiment(tbptt=None), network=Network(jrnn.GRU(5), dropout=0.5))
+    data = experiment.task.load()
+    graphdef, state = init_state(experiment.network.build(data, 0), optax.sgd(0.0))
     repeated = take(data.train, np.zeros(6, int))
     losses = []
-    for parts in (1, 6):
-        step = TrainStep(graphdef, SequenceLoss(Objective.of(data)), optax.sgd(0.0), parts)
+    for accumulate in (1, 6):
+        step = TrainStep(
+            graphdef, SequenceLoss(Objective.from_data(data)), optax.sgd(0.0), accumulate
+        )
         new, metrics = jax.jit(step)(state, repeated)
         losses.append(float(metrics.loss))
     counts_before, counts_after = (
@@ -91,20 +93,22 @@ def test_each_part_has_its_own_dropout_noise():
 
 
 def test_accumulation_reduces_memory():
-    e = experiment(tbptt=None, batch_size=64, accumulate=1)
-    data = e.task.load()
-    graphdef, state = init_state(e.network.build(data, 0), optax.sgd(0.1))
+    experiment = make_experiment(tbptt=None, batch_size=64, accumulate=1)
+    data = experiment.task.load()
+    graphdef, state = init_state(experiment.network.build(data, 0), optax.sgd(0.1))
     batch = take(data.train, np.arange(512) % 10)
     sizes = []
-    for parts in (1, 16):
-        step = TrainStep(graphdef, SequenceLoss(Objective.of(data)), optax.sgd(0.1), parts)
+    for accumulate in (1, 16):
+        step = TrainStep(
+            graphdef, SequenceLoss(Objective.from_data(data)), optax.sgd(0.1), accumulate
+        )
         analysis = jax.jit(step).lower(state, batch).compile().memory_analysis()
         sizes.append(analysis.temp_size_in_bytes)
     assert sizes[1] < sizes[0] / 4
 
 
 def test_sweep_supports_accumulation(tmp_path):
-    trials = [experiment(accumulate=3, seed=seed) for seed in range(2)]
+    trials = [make_experiment(accumulate=3, seed=seed) for seed in range(2)]
     sweep(trials, tmp_path / "sweep")
     train(trials[1], trials[1].task.load(), tmp_path / "alone")
     assert_same_lines(trial_folder(tmp_path / "sweep", 1), tmp_path / "alone", abs=None)
@@ -112,4 +116,4 @@ def test_sweep_supports_accumulation(tmp_path):
 
 def test_accumulate_must_divide_batch_size():
     with pytest.raises(ValueError, match="accumulate must divide batch_size=6, got 4"):
-        experiment(accumulate=4)
+        make_experiment(accumulate=4)

@@ -20,7 +20,7 @@ def arrays(seed):
             "step": jnp.int32(seed),
             "key": key,
             "w": jax.random.normal(key, (3, 5)),
-            "half": jax.random.normal(key, (4,), jnp.bfloat16),
+            "bfloat16": jax.random.normal(key, (4,), jnp.bfloat16),
             "flags": jnp.array([True, False]),
         },
         "best": {"w": jax.random.normal(key, (2,))},
@@ -54,7 +54,7 @@ def two_checkpoints(tmp_path_factory):
 def newest(folder):
     checkpoints = Checkpointer(folder)
     try:
-        return checkpoints.newest(arrays(0))
+        return checkpoints.read_newest(arrays(0))
     finally:
         checkpoints.close()
 
@@ -68,7 +68,7 @@ def test_arrays_and_record_are_restored_exactly(two_checkpoints):
 
 def test_one_pytree_can_be_read_alone(two_checkpoints):
     checkpoints = Checkpointer(two_checkpoints)
-    checkpoint = checkpoints.newest({"best": arrays(0)["best"]})
+    checkpoint = checkpoints.read_newest({"best": arrays(0)["best"]})
     checkpoints.close()
     assert_same(checkpoint.arrays, {"best": arrays(2)["best"]})
 
@@ -83,19 +83,19 @@ def test_newest_of_empty_folder_is_none(tmp_path):
     assert newest(tmp_path) is None
 
 
-def flip(path):
+def flip_bit(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 16
     path.write_bytes(content)
 
 
-def halve(path):
+def truncate_to_half(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-# A failed read leaves others in flight, which then find the event loop of orbax closed.
+# A failed read cancels other reads of orbax, which then raise in the closed event loop.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("damage", [flip, halve, Path.unlink])
+@pytest.mark.parametrize("damage", [flip_bit, truncate_to_half, Path.unlink])
 def test_damage_of_any_file_is_detected(damage, two_checkpoints, tmp_path, caplog):
     names = [
         path.relative_to(two_checkpoints)
@@ -110,7 +110,7 @@ def test_damage_of_any_file_is_detected(damage, two_checkpoints, tmp_path, caplo
         caplog.clear()
         with caplog.at_level(logging.WARNING, "jrnn"):
             checkpoint = newest(folder)
-        # Files that are not read may be damaged; what is read must be intact.
+        # Damage of a file that is not read has no effect.
         assert_same(checkpoint.arrays, arrays(checkpoint.step))
         assert checkpoint.record["step"] == checkpoint.step
         warnings = [r.message for r in caplog.records if r.name == "jrnn"]
@@ -152,7 +152,7 @@ def test_damaged_checkpoints_are_moved_and_saving_continues(two_checkpoints, tmp
     assert (tmp_path / "damaged/2/record").is_dir()
     checkpoints.save(Checkpoint(2, arrays(7), {}))
     checkpoints.wait()
-    assert_same(checkpoints.newest(arrays(0)).arrays, arrays(7))
+    assert_same(checkpoints.read_newest(arrays(0)).arrays, arrays(7))
     checkpoints.close()
 
 

@@ -6,14 +6,14 @@ import pytest
 import jrnn
 from jrnn.train import TBPTT, Experiment, Network, Optimizer, train
 from jrnn.train.run.trainer import Trainer
-from tests.helpers import compiled
+from tests.helpers import record_compilations
 from tests.sweep.test_sweep import Signs
 
 pytestmark = pytest.mark.usefixtures("uncached")
 NUM_TRAIN = 120
 
 
-def experiment(**changes):
+def make_experiment(**changes):
     options = {"steps": 92, "batch_size": 8, "eval_every": 13, "save_every": 1e-9}
     task = Signs(per_step="tbptt" in changes)
     network = Network(jrnn.LSTM(5), dropout=0.1)
@@ -21,10 +21,10 @@ def experiment(**changes):
 
 
 CASES = [
-    pytest.param(2**30, {}, id="on the device"),
+    pytest.param(2**30, {}, id="on-device"),
     pytest.param(10, {}, id="streamed"),
     pytest.param(2**30, {"tbptt": TBPTT(2, 3)}, id="windows"),
-    pytest.param(10, {"tbptt": TBPTT(2, 3)}, id="streamed windows"),
+    pytest.param(10, {"tbptt": TBPTT(2, 3)}, id="streamed-windows"),
 ]
 
 
@@ -47,28 +47,28 @@ def test_nothing_is_compiled_after_the_first_evaluation_and_save(
 
     monkeypatch.setattr(Trainer, "validate", counting_validate)
     monkeypatch.setattr(Trainer, "save", counting_save)
-    e = experiment(**changes)
-    data = e.task.load()
+    experiment = make_experiment(**changes)
+    data = experiment.task.load()
     jax.clear_caches()
-    with compiled() as programs:
-        train(e, data, tmp_path)
-    first = next(index for index, (step, _) in enumerate(counts) if step == e.eval_every)
-    after = counts[first + 1 :]
-    assert after[0][0] == e.eval_every, "the first save after an evaluation"
-    assert len({step for step, _ in after}) > 5 and after[-1][0] == e.steps
-    assert after[0][1] > 0 and {count for _, count in after} == {after[0][1]}
+    with record_compilations() as programs:
+        train(experiment, data, tmp_path)
+    first = next(index for index, (step, _) in enumerate(counts) if step == experiment.eval_every)
+    later = counts[first + 1 :]
+    assert later[0][0] == experiment.eval_every, "the first save after an evaluation"
+    assert len({step for step, _ in later}) > 5 and later[-1][0] == experiment.steps
+    assert later[0][1] > 0 and {count for _, count in later} == {later[0][1]}
 
 
 @pytest.mark.parametrize(("device_bytes", "changes"), CASES)
-def test_longer_run_compiles_nothing_more(device_bytes, changes, tmp_path, monkeypatch):
+def test_longer_run_does_not_recompile(device_bytes, changes, tmp_path, monkeypatch):
     monkeypatch.setattr("jrnn.train.data.sampler.DEVICE_BYTES", device_bytes)
     steps_per_epoch = NUM_TRAIN // 8 * (2 if "tbptt" in changes else 1)
     num_compiled = []
     for epochs in (2, 6):
-        e = experiment(steps=epochs * steps_per_epoch, **changes)
-        data = e.task.load()
+        experiment = make_experiment(steps=epochs * steps_per_epoch, **changes)
+        data = experiment.task.load()
         jax.clear_caches()
-        with compiled() as programs:
-            train(e, data, tmp_path / str(epochs))
+        with record_compilations() as programs:
+            train(experiment, data, tmp_path / str(epochs))
         num_compiled.append(len(programs))
     assert num_compiled[0] == num_compiled[1] > 0

@@ -39,7 +39,7 @@ def test_streamed_batches_equal_those_on_the_device(kind, counts, monkeypatch):
             source, positions = batches.next(step, count)
             for k in range(count):
                 plan = jax.tree.map(lambda array: array[0], make_sampler().plan(step + k, 1))
-                expected = make_sampler().batch(examples, plan)
+                expected = make_sampler().get_batch(examples, plan)
                 actual = take(source, positions[k])
                 for one, other in zip(actual, expected, strict=True):
                     np.testing.assert_array_equal(one, other)

@@ -1,4 +1,4 @@
-"""`fit` with models, losses and data of users, against explicit loops."""
+"""`fit` with user models, losses and data, compared with explicit training loops."""
 
 import itertools
 
@@ -20,7 +20,7 @@ ADAM = optax.adam(3e-2)
 
 
 class MLP(nnx.Module):
-    """A model that is not a network of jrnn: linear, dropout, linear."""
+    """A model without layers of jrnn."""
 
     def __init__(self, rngs, rate=0.0):
         self.first = nnx.Linear(3, 8, rngs=rngs)
@@ -49,15 +49,15 @@ def mse_and_accuracy(model, batch):
 
 
 def reference_loop(model, batches, loss=mse):
-    """The parameters and losses of an explicit loop."""
+    """Returns the parameters and losses of an explicit training loop."""
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     state = ADAM.init(params)
-    gradient = jax.jit(
+    grad_fn = jax.jit(
         jax.value_and_grad(lambda p, batch: loss(nnx.merge(graphdef, p, rest, copy=True), batch))
     )
     losses = []
     for batch in batches:
-        value, grads = gradient(params, batch)
+        value, grads = grad_fn(params, batch)
         updates, state = ADAM.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         losses.append(float(value))
@@ -94,8 +94,8 @@ def test_fit_on_arrays_matches_a_loop(tmp_path):
 
 def test_accumulate_matches_whole_batch():
     model, data = MLP(nnx.Rngs(0)), examples()
-    whole, parts = run(model, data), run(model, data, accumulate=4)
-    assert_close(params_of(parts.model), params_of(whole.model))
+    expected, actual = run(model, data), run(model, data, accumulate=4)
+    assert_close(params_of(actual.model), params_of(expected.model))
 
 
 def batches(count, size=8):
@@ -155,13 +155,13 @@ def test_fit_without_run_dir_leaves_no_files(tmp_path, monkeypatch):
 
 
 def test_fit_on_task_data_with_user_loss():
-    """The loss gets batches of the splits unchanged."""
+    """The batches that the loss receives are `Split`s."""
     data = Signs().load()
     model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
-    objective = Objective.of(data)
+    objective = Objective.from_data(data)
 
     def loss(model, batch: Split):
-        sums = objective.sums(model(batch.xs[:, 0]), batch)
+        sums = objective.compute_sums(model(batch.xs[:, 0]), batch)
         return sums.loss / sums.loss_weight, sums.metric / sums.metric_weight
 
     result = run(model, data, loss=loss, steps=60, higher_is_better=True)

@@ -1,4 +1,4 @@
-"""Losses and metrics against explicit loops, and batches."""
+"""Losses and metrics, compared with explicit loops; batches."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,18 +16,18 @@ def cross_entropy(scores, label):
     return np.log(np.exp(scores).sum()) - scores[label]
 
 
-def reference_means(target, metric, outputs, batch, present):
-    """Means by a loop over all items."""
+def reference_means(target, metric, outputs, batch, row_mask):
+    """Returns the mean loss and metric, computed by a loop over examples and time steps."""
     losses, metrics = [], []
     per_step = target.endswith("per_step")
-    for b in np.flatnonzero(present):
+    for b in np.flatnonzero(row_mask):
         length = T if batch.lengths is None else batch.lengths[b]
         for t in range(length) if per_step else [None]:
             o, y = (outputs[b], batch.ys[b]) if t is None else (outputs[b, t], batch.ys[b, t])
             is_class = target.startswith("class")
             loss = cross_entropy(o, y) if is_class else np.mean((o - y) ** 2)
             losses.append(loss)
-            if t is not None and batch.scored is not None and not batch.scored[b, t]:
+            if t is not None and batch.metric_mask is not None and not batch.metric_mask[b, t]:
                 continue
             metrics.append(
                 {"accuracy": float(is_class and np.argmax(o) == y), "mse": loss}.get(
@@ -55,9 +55,11 @@ def test_means_match_a_loop(target, metric, masked):
     ys = rng.integers(0, K, shape) if target.startswith("class") else rng.normal(size=(*shape, K))
     scored = (rng.random((B, T)) < 0.5) if masked and len(shape) == 2 else None
     batch = Split(np.zeros((B, T, 1)), ys, LENGTHS if masked else None, scored)
-    present = np.array([True, True, True, not masked])
-    sums = Objective(target, metric).sums(jnp.asarray(outputs), batch, jnp.asarray(present))
-    expected = reference_means(target, metric, outputs, batch, present)
+    row_mask = np.array([True, True, True, not masked])
+    sums = Objective(target, metric).compute_sums(
+        jnp.asarray(outputs), batch, jnp.asarray(row_mask)
+    )
+    expected = reference_means(target, metric, outputs, batch, row_mask)
     actual = sums.means()
     assert actual == pytest.approx(expected, rel=1e-5)
 
@@ -90,7 +92,7 @@ def test_batch_larger_than_data_raises():
 
 
 def test_rows_in_order_has_every_example_once():
-    rows, present = rows_in_order(10, 4)
-    assert rows.shape == present.shape == (3, 4)
-    np.testing.assert_array_equal(rows[present], np.arange(10))
+    rows, row_mask = rows_in_order(10, 4)
+    assert rows.shape == row_mask.shape == (3, 4)
+    np.testing.assert_array_equal(rows[row_mask], np.arange(10))
     assert rows.max() == 9

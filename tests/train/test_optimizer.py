@@ -16,7 +16,7 @@ def test_schedules_follow_their_equations():
         "linear": lambda s: 1 - s,
     }.items():
         for warmup in (0.0, 0.2):
-            rate = Optimizer(peak, schedule=name, warmup=warmup).rate(steps)
+            rate = Optimizer(peak, schedule=name, warmup=warmup).make_schedule(steps)
             warmup_steps = round(warmup * steps)
             for t in (0, 3, 20, 21, 60, 100):
                 fraction = (t - warmup_steps) / (steps - warmup_steps)

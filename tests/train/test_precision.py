@@ -1,4 +1,4 @@
-"""bfloat16 in training: products are bfloat16, and everything that accumulates is float32."""
+"""Training in bfloat16: matrix products are bfloat16; carries, gradients and state are float32."""
 
 import jax
 import optax
@@ -15,14 +15,14 @@ from tests.sweep.test_sweep import Signs
 FLOAT = jax.numpy.floating
 
 
-def experiment(dtype, cell=None, engine="fused", **changes):
+def make_experiment(dtype, cell=None, engine="fused", **changes):
     network = Network(cell or jrnn.LSTM(6), num_layers=2, dtype=dtype, engine=engine)
     options = {"steps": 120, "batch_size": 16, "eval_every": 60, **changes}
     return Experiment(Signs("tbptt" in changes), network, Optimizer(3e-2, "adamw"), **options)
 
 
 def all_equations(jaxpr):
-    """All equations of a jaxpr, including those of nested loops and calls."""
+    """Yields all equations of a jaxpr, including those of nested loops and calls."""
     for equation in jaxpr.eqns:
         yield equation
         for part in jax.tree.leaves(
@@ -34,14 +34,14 @@ def all_equations(jaxpr):
                 yield from all_equations(part)
 
 
-def make_step(e):
-    """A training step of an experiment, its arguments, and the dtypes of its gradients."""
-    data = e.task.load()
-    optimizer = e.optimizer.build(e.steps)
-    graphdef, state = init_state(e.network.build(data, e.seed), optimizer)
-    plan = plan_task(data, e, e.tbptt)
-    carry = plan.first_carry(graphdef, state.weights)
-    sampler = plan.make_sampler(e.seed)
+def make_step(experiment):
+    """Returns a training step, a state, a batch, and a list that records dtypes of gradients."""
+    data = experiment.task.load()
+    optimizer = experiment.optimizer.build(experiment.steps)
+    graphdef, state = init_state(experiment.network.build(data, experiment.seed), optimizer)
+    plan = plan_task(data, experiment, experiment.tbptt)
+    carry = plan.init_carry(graphdef, state.weights)
+    sampler = plan.make_sampler(experiment.seed)
     batch = jax.tree.map(lambda array: array[0], sampler.plan(0, 1))
     grad_dtypes = []
 
@@ -51,7 +51,7 @@ def make_step(e):
 
     recording = optax.GradientTransformation(optimizer.init, update)
     step = TrainStep(graphdef, plan.loss, recording)
-    return step, state._replace(carry=carry), sampler.batch(plan.examples, batch), grad_dtypes
+    return step, state._replace(carry=carry), sampler.get_batch(plan.examples, batch), grad_dtypes
 
 
 def float_dtypes(tree):
@@ -60,7 +60,7 @@ def float_dtypes(tree):
 
 
 CHANGES = [
-    pytest.param({}, id="whole"),
+    pytest.param({}, id="sequences"),
     pytest.param({"tbptt": TBPTT(2, 3)}, id="windows"),
 ]
 
@@ -69,9 +69,11 @@ CHANGES = [
 @pytest.mark.parametrize("changes", CHANGES)
 @pytest.mark.parametrize("cell", [jrnn.LSTM(6), jrnn.GRU(6)], ids=["lstm", "gru"])
 def test_bfloat16_products_with_float32_state(cell, changes, engine):
-    step, state, batch, grad_dtypes = make_step(experiment("bfloat16", cell, engine, **changes))
+    step, state, batch, grad_dtypes = make_step(
+        make_experiment("bfloat16", cell, engine, **changes)
+    )
     equations = [*all_equations(jax.make_jaxpr(step)(state, batch).jaxpr)]
-    # Only products of layers have an axis for all gates; the head is float32.
+    # Only recurrent layers have an axis of this size; the head computes in float32.
     gates = 6 * (4 if isinstance(cell, jrnn.LSTM) else 3)
     products = [
         {str(operand.aval.dtype) for operand in equation.invars}
@@ -79,9 +81,9 @@ def test_bfloat16_products_with_float32_state(cell, changes, engine):
         if equation.primitive.name == "dot_general"
         and any(gates in v.aval.shape for v in (*equation.invars, *equation.outvars))
     ]
-    # Two layers with products of input and carry: forward, and backward for both operands, except
-    # for the inputs of the network, which have no gradient.
-    assert len(products) >= 2 * 2 * 3 - 1 and all(kinds == {"bfloat16"} for kinds in products)
+    # Two layers multiply inputs and carries by weights, forward and backward for both operands. The
+    # inputs of the network have no gradient.
+    assert len(products) >= 2 * 2 * 3 - 1 and all(dtypes == {"bfloat16"} for dtypes in products)
     after, metrics = jax.jit(step)(state, batch)
     assert grad_dtypes[0] == float_dtypes(metrics) == {"float32"}
     for each in (state, after):
@@ -97,8 +99,8 @@ def test_bfloat16_products_with_float32_state(cell, changes, engine):
 def test_bfloat16_training_matches_float32_accuracy(changes, tmp_path):
     results = {}
     for dtype in ("float32", "bfloat16"):
-        e = experiment(dtype, **changes)
-        results[dtype] = train(e, e.task.load(), tmp_path / dtype)
+        experiment = make_experiment(dtype, **changes)
+        results[dtype] = train(experiment, experiment.task.load(), tmp_path / dtype)
     float32, bfloat16 = (results[dtype].test for dtype in ("float32", "bfloat16"))
     assert float32["metric"] > 0.9 and bfloat16["metric"] > float32["metric"] - 0.05
     assert float32["loss"] != bfloat16["loss"]

@@ -1,4 +1,4 @@
-"""Several processes train one network, each with its own rows of every batch."""
+"""Training of one network on several processes, each with its own rows of every batch."""
 
 import json
 import signal
@@ -19,7 +19,7 @@ from jrnn.train.data.loader import PrefetchedBatches
 from tests.distributed.test_mesh import CASES
 from tests.helpers import free_port, mark_exhaustive
 from tests.sweep.test_sweep import lines
-from tests.train.test_resume import jrnn, steps_of, wait_for_success, wait_until
+from tests.train.test_resume import checkpoint_steps, start_jrnn, wait_for_success, wait_until
 
 ROOT = Path(__file__).parents[2]
 STEPS = 2000
@@ -27,14 +27,16 @@ CONFIG = "configs/digits.py:order=row,hidden=32"
 PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 
 
-def start(count, *args, cache):
-    """Starts a command in each of `count` processes."""
-    flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(count)]
-    return [jrnn(*args, *flags, "--process", str(index), cache=cache) for index in range(count)]
+def start_processes(count, *args, cache):
+    """Starts the command `jrnn` in each of `count` processes."""
+    flags = ["--coordinator-address", f"127.0.0.1:{free_port()}", "--num-processes", str(count)]
+    return [
+        start_jrnn(*args, *flags, "--process-id", str(index), cache=cache) for index in range(count)
+    ]
 
 
-def wait_for(processes, timeout=120):
-    """Waits for processes, and returns their exit codes and outputs."""
+def wait_for_exit(processes, timeout=120):
+    """Waits for processes to exit, and returns their exit codes and outputs."""
     outputs = [process.communicate(timeout=timeout)[0] for process in processes]
     return [process.returncode for process in processes], outputs
 
@@ -46,51 +48,51 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def single_run(tmp_path_factory, cache):
-    """The run of a single process."""
+    """The folder of a run on a single process."""
     folder = tmp_path_factory.mktemp("single_run") / "run"
     wait_for_success(
-        jrnn("train", CONFIG, "--steps", str(STEPS), "--run-dir", str(folder), cache=cache)
+        start_jrnn("train", CONFIG, "--steps", str(STEPS), "--run-dir", str(folder), cache=cache)
     )
     return folder
 
 
 def assert_same_losses(folder, single_run, steps, tolerance):
-    got, want = (
+    actual, expected = (
         [line for line in lines(path) if line["step"] <= steps] for path in (folder, single_run)
     )
-    assert [(line["step"], line["split"]) for line in got] == [
-        (line["step"], line["split"]) for line in want
+    assert [(line["step"], line["split"]) for line in actual] == [
+        (line["step"], line["split"]) for line in expected
     ]
-    for one, other in zip(got, want, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=tolerance, abs=0)
 
 
 def test_run_resumes_with_other_numbers_of_processes(single_run, tmp_path, cache):
-    """From two to four processes after one was killed, and to one after a signal."""
+    """Two processes, of which one is killed, then four, which are stopped, then one."""
     folder = tmp_path / "run"
     checkpoints = folder / "checkpoints"
     options = ["--steps", str(STEPS), "--save-every", "0.5", "--run-dir", str(folder)]
-    two = start(2, "train", CONFIG, *options, cache=cache)
-    wait_until(lambda: max(steps_of(checkpoints), default=0) > 0, two[0])
+    two = start_processes(2, "train", CONFIG, *options, cache=cache)
+    wait_until(lambda: max(checkpoint_steps(checkpoints), default=0) > 0, two[0])
     two[1].kill()
     killed_at = time.monotonic()
-    codes, outputs = wait_for(two)
+    codes, outputs = wait_for_exit(two)
     assert codes == [1, -signal.SIGKILL] and time.monotonic() - killed_at < 30, outputs
-    assert "process 1 of 2 has ended or cannot be reached" in outputs[0]
+    assert "process 1 of 2 has exited or is unreachable" in outputs[0]
     assert f"again with: jrnn train --resume {folder}" in outputs[0]
 
-    before = max(steps_of(checkpoints))
+    before = max(checkpoint_steps(checkpoints))
     assert 0 < before < STEPS
     resume = ["train", "--resume", str(folder)]
-    four = start(4, *resume, "--mesh", "data=2,model=2", cache=cache)
-    wait_until(lambda: max(steps_of(checkpoints)) > before, four[0])
+    four = start_processes(4, *resume, "--mesh", "data=2,model=2", cache=cache)
+    wait_until(lambda: max(checkpoint_steps(checkpoints)) > before, four[0])
     four[2].send_signal(signal.SIGTERM)
-    codes, outputs = wait_for(four)
+    codes, outputs = wait_for_exit(four)
     assert codes == [128 + signal.SIGTERM] * 4, outputs
     assert all("stopped by SIGTERM at step" in text for text in outputs)
-    assert before < max(steps_of(checkpoints)) < STEPS
+    assert before < max(checkpoint_steps(checkpoints)) < STEPS
 
-    assert "run folder" in wait_for_success(jrnn(*resume, cache=cache))
+    assert "run folder" in wait_for_success(start_jrnn(*resume, cache=cache))
     assert_same_losses(folder, single_run, 100, 1e-6)
     # Rounding differences grow during training.
     assert_same_losses(folder, single_run, STEPS, 1e-3)
@@ -102,100 +104,113 @@ def test_run_resumes_with_other_numbers_of_processes(single_run, tmp_path, cache
 def test_four_processes_match_one_and_only_first_writes(single_run, tmp_path, cache):
     folder = tmp_path / "run"
     options = ["--steps", "100", "--run-dir", str(folder)]
-    codes, outputs = wait_for(start(4, "train", CONFIG, *options, cache=cache))
+    codes, outputs = wait_for_exit(start_processes(4, "train", CONFIG, *options, cache=cache))
     assert codes == [0] * 4, outputs
     assert "accuracy" in outputs[0] and not any("accuracy" in text for text in outputs[1:])
     shorter = tmp_path / "one"
     options[-1] = str(shorter)
-    wait_for_success(jrnn("train", CONFIG, *options, cache=cache))
+    wait_for_success(start_jrnn("train", CONFIG, *options, cache=cache))
     assert_same_losses(folder, shorter, 100, 1e-6)
     files = lambda path: sorted(p.name for p in path.iterdir())
     assert files(folder) == files(shorter)
 
 
-@pytest.mark.parametrize("name", mark_exhaustive(["data", "windows"], always=["data"]))
-def test_each_process_reads_only_its_rows(name, pair, tmp_path):
-    """And the losses equal those of one process, for examples with dropout and for windows."""
-    e = CASES[name][0]
-    first, second = (json.loads((pair / f"{name}-{i}.json").read_text()) for i in range(2))
-    for step in map(str, range(e.steps)):
-        assert len(first[step]) == len(second[step]) == e.batch_size // 2
-        assert len({*first[step], *second[step]}) == e.batch_size
-    train(e, e.task.load(), tmp_path / "single_run")
-    assert_same_losses(pair / name, tmp_path / "single_run", e.steps, 1e-6)
+@pytest.mark.parametrize("name", mark_exhaustive(["data", "tbptt"], always=["data"]))
+def test_each_process_reads_only_its_rows(name, two_process_folder, tmp_path):
+    """The losses also equal those of one process, with dropout and with truncated BPTT."""
+    experiment = CASES[name][0]
+    first, second = (
+        json.loads((two_process_folder / f"{name}-{i}.json").read_text()) for i in range(2)
+    )
+    for step in map(str, range(experiment.steps)):
+        assert len(first[step]) == len(second[step]) == experiment.batch_size // 2
+        assert len({*first[step], *second[step]}) == experiment.batch_size
+    train(experiment, experiment.task.load(), tmp_path / "single_run")
+    assert_same_losses(two_process_folder / name, tmp_path / "single_run", experiment.steps, 1e-6)
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """The folder of a run of two processes."""
+def two_process_folder(tmp_path_factory):
+    """A folder with two runs on two processes, and the checksums of the rows that each reads."""
     folder, port = tmp_path_factory.mktemp("pair"), str(free_port())
-    script = "from tests.train.test_processes import one_of_two; one_of_two()"
+    script = "from tests.train.test_processes import train_and_record_rows; train_and_record_rows()"
     command = [sys.executable, "-c", script, str(folder), port]
     processes = [subprocess.Popen([*command, str(i)], cwd=ROOT, **PIPES) for i in range(2)]
-    codes, outputs = wait_for(processes)
+    codes, outputs = wait_for_exit(processes)
     assert codes == [0, 0], outputs
     return folder
 
 
-def one_of_two():
-    """One of two processes: trains, and writes checksums of the rows that it reads."""
+def train_and_record_rows():
+    """Trains as one of two processes, and writes checksums of the rows that it reads."""
     folder, port, index = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    take, read = PrefetchedBatches.__getitem__, {}
+    get_item, checksums = PrefetchedBatches.__getitem__, {}
 
     def recording(batches, step):
-        rows = take(batches, step)
-        read[step] = [zlib.crc32(row.tobytes()) for row in rows.xs]
+        rows = get_item(batches, step)
+        checksums[step] = [zlib.crc32(row.tobytes()) for row in rows.xs]
         return rows
 
     setattr(PrefetchedBatches, "__getitem__", recording)  # noqa: B010
     with init_process_group(Launcher("127.0.0.1", port, 2, index), 60) as group:
-        for name in ("data", "windows"):
-            e = CASES[name][0]
-            read.clear()
-            train(e, e.task.load(), folder / name, group=group)
-            (folder / f"{name}-{index}.json").write_text(json.dumps(read))
+        for name in ("data", "tbptt"):
+            experiment = CASES[name][0]
+            checksums.clear()
+            train(experiment, experiment.task.load(), folder / name, group=group)
+            (folder / f"{name}-{index}.json").write_text(json.dumps(checksums))
 
 
 def test_mismatched_processes_raise_and_create_no_folder(tmp_path, cache):
-    """The same error in both processes, or different arguments."""
+    """Invalid options in both processes, or different options."""
     port = free_port()
-    flags = ["--coordinator", f"127.0.0.1:{port}", "--processes", "2"]
-    for one, other, message in (
+    flags = ["--coordinator-address", f"127.0.0.1:{port}", "--num-processes", "2"]
+    for first_flags, second_flags, message in (
         (
             ["--seed", "1"],
             ["--seed", "2"],
-            "the config of process 1 differs from that of process 0",
+            "the config must be the same in all processes, got another one in process 1 than in",
         ),
-        (["--mesh", "data=4"], ["--mesh", "data=4"], "needs 4 devices, and there are 2 in 2 proc"),
-        (["--batch-size", "3"], ["--batch-size", "3"], "2 devices must divide the 3 examples"),
+        (["--mesh", "data=4"], ["--mesh", "data=4"], "needs 4 devices, got 2 in 2 processes"),
+        (["--batch-size", "3"], ["--batch-size", "3"], "got 2 devices and a size of 3"),
     ):
-        command = ["train", CONFIG, "--run-dir", str(tmp_path / "run"), *flags, "--process"]
-        both = [jrnn(*command, "0", *one, cache=cache), jrnn(*command, "1", *other, cache=cache)]
-        codes, outputs = wait_for(both)
+        command = ["train", CONFIG, "--run-dir", str(tmp_path / "run"), *flags, "--process-id"]
+        processes = [
+            start_jrnn(*command, "0", *first_flags, cache=cache),
+            start_jrnn(*command, "1", *second_flags, cache=cache),
+        ]
+        codes, outputs = wait_for_exit(processes)
         assert codes == [2, 2] and all(message in text for text in outputs), outputs
         assert all(f"(process {index} of 2)" in text for index, text in enumerate(outputs))
         assert not (tmp_path / "run").exists()
 
 
 def test_mixing_new_and_resumed_processes_raises(tmp_path, cache):
-    flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--process"]
+    flags = [
+        "--coordinator-address",
+        f"127.0.0.1:{free_port()}",
+        "--num-processes",
+        "2",
+        "--process-id",
+    ]
     begin = ["train", CONFIG, "--run-dir", str(tmp_path / "run"), *flags, "0"]
     resume = ["train", "--resume", str(tmp_path / "run"), *flags, "1"]
-    codes, outputs = wait_for([jrnn(*begin, cache=cache), jrnn(*resume, cache=cache)])
+    codes, outputs = wait_for_exit(
+        [start_jrnn(*begin, cache=cache), start_jrnn(*resume, cache=cache)]
+    )
     assert codes == [2, 2], outputs
-    assert all("with --resume and some with a new run" in text for text in outputs)
+    assert all("same arguments, got --resume and a new run" in text for text in outputs)
     assert not (tmp_path / "run").exists()
 
 
 def test_several_processes_without_group_raise(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    e = CASES["data"][0]
+    experiment = CASES["data"][0]
     with pytest.raises(
         ValueError, match="2 processes and 1 in the group; pass the group of jrnn.dist"
     ):
-        train(e, e.task.load(), tmp_path)
-    with pytest.raises(ValueError, match="uses the devices of one process"):
-        sweep([e], tmp_path)
+        train(experiment, experiment.task.load(), tmp_path)
+    with pytest.raises(ValueError, match="number of processes must be 1, got 2"):
+        sweep([experiment], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

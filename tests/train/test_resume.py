@@ -1,4 +1,4 @@
-"""Runs that are stopped or killed, and resumed: bitwise equal to uninterrupted runs."""
+"""Runs that are stopped or killed and then resumed are bitwise equal to uninterrupted runs."""
 
 import json
 import os
@@ -30,17 +30,17 @@ from jrnn.train import (
 from jrnn.train.data import loader, sampler
 from jrnn.train.run.metrics_logger import MetricsFile
 from jrnn.train.run.trainer import Trainer
-from tests.train.test_trainer import Sign, experiment
+from tests.train.test_trainer import Sign, make_experiment
 
 ROOT = Path(__file__).parents[2]
 
 
-def newest_arrays(e, data, folder):
-    """The step and all arrays of the newest checkpoint, with the data of random keys."""
-    _, like = check_experiment(e, data)
+def newest_arrays(experiment, data, folder):
+    """Returns the step and the arrays of the newest checkpoint; random keys as integers."""
+    _, like = check_experiment(experiment, data)
     like = {"state": like._asdict(), "best": {"params": like.params, "rest": like.rest}}
     checkpoints = Checkpointer(folder / "checkpoints")
-    checkpoint = checkpoints.newest(like)
+    checkpoint = checkpoints.read_newest(like)
     checkpoints.close()
     return checkpoint.step, jax.tree.map(key_data, checkpoint.arrays)
 
@@ -50,138 +50,142 @@ def key_data(array):
     return jax.random.key_data(array) if is_key else array
 
 
-def assert_same_run(e, data, one, other):
+def assert_same_run(experiment, data, one, other):
     assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
-    steps, arrays = zip(newest_arrays(e, data, one), newest_arrays(e, data, other), strict=True)
-    assert steps == (e.steps, e.steps)
+    steps, arrays = zip(
+        newest_arrays(experiment, data, one), newest_arrays(experiment, data, other), strict=True
+    )
+    assert steps == (experiment.steps, experiment.steps)
     jax.tree.map(np.testing.assert_array_equal, *arrays)
 
 
 def signal_at(step, monkeypatch):
-    """Sends SIGTERM to this process when a run has reached a step."""
+    """Sends SIGTERM to this process when a run reaches a training step."""
     train_steps = Trainer.train_steps
 
-    def stopping(trainer):
+    def train_steps_then_signal(trainer):
         train_steps(trainer)
         if trainer.step >= step:
             monkeypatch.setattr(Trainer, "train_steps", train_steps)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Trainer, "train_steps", stopping)
+    monkeypatch.setattr(Trainer, "train_steps", train_steps_then_signal)
 
 
 @pytest.mark.parametrize(
     "optimizer", [Optimizer(3e-2), Optimizer(3e-2, "adamw", "cosine", 0.1, 0.1)]
 )
 def test_resumed_run_equals_uninterrupted_run(optimizer, tmp_path, monkeypatch):
-    e = replace(experiment(Sign("class_per_step"), steps=4001), optimizer=optimizer, eval_every=131)
-    data = e.task.load()
+    experiment = replace(
+        make_experiment(Sign("class_per_step"), steps=4001), optimizer=optimizer, eval_every=131
+    )
+    data = experiment.task.load()
     reference, resumed = tmp_path / "reference", tmp_path / "resumed"
-    expected = train(e, data, reference)
+    expected = train(experiment, data, reference)
     stops = []
     for number in range(3):
         signal_at(20 + 1500 * number, monkeypatch)
         with pytest.raises(Interrupted, match="stopped by SIGTERM at step .* of 4001") as stop:
-            train(e, data, resumed, resume=bool(stops))
+            train(experiment, data, resumed, resume=bool(stops))
         assert str(stop.value).endswith(f"resume with: jrnn train --resume {resumed}")
-        stops.append(max(steps_of(resumed / "checkpoints")))
+        stops.append(max(checkpoint_steps(resumed / "checkpoints")))
     assert stops == sorted(set(stops)) and any(stop % 20 for stop in stops), stops
-    actual = train(e, data, resumed, resume=True)
+    actual = train(experiment, data, resumed, resume=True)
     assert (actual.step, actual.validation, actual.test) == (
         expected.step,
         expected.validation,
         expected.test,
     )
-    assert_same_run(e, data, reference, resumed)
+    assert_same_run(experiment, data, reference, resumed)
 
 
 def test_resume_of_finished_run_returns_its_result(tmp_path):
-    e = experiment(steps=30)
-    data = e.task.load()
-    first = train(e, data, tmp_path)
+    experiment = make_experiment(steps=30)
+    data = experiment.task.load()
+    first = train(experiment, data, tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text()
-    resumed = train(e, data, tmp_path, resume=True)
+    resumed = train(experiment, data, tmp_path, resume=True)
     assert resumed[1:] == first[1:]
     assert (tmp_path / "metrics.jsonl").read_text() == lines
 
 
 def test_resume_without_checkpoint_starts_a_run(tmp_path):
-    e = experiment(steps=30)
-    data = e.task.load()
+    experiment = make_experiment(steps=30)
+    data = experiment.task.load()
     (tmp_path / "a").mkdir()
-    (tmp_path / "a/metrics.jsonl").write_text("half a li")
-    train(e, data, tmp_path / "a", resume=True)
-    train(e, data, tmp_path / "b")
-    assert_same_run(e, data, tmp_path / "a", tmp_path / "b")
+    (tmp_path / "a/metrics.jsonl").write_text("incomplete")
+    train(experiment, data, tmp_path / "a", resume=True)
+    train(experiment, data, tmp_path / "b")
+    assert_same_run(experiment, data, tmp_path / "a", tmp_path / "b")
 
 
 def test_resume_skips_damaged_checkpoint(tmp_path, caplog):
-    e = experiment(steps=60, save_every=1e-9)
-    data = e.task.load()
-    train(e, data, tmp_path / "reference")
-    train(e, data, tmp_path / "damaged")
+    experiment = make_experiment(steps=60, save_every=1e-9)
+    data = experiment.task.load()
+    train(experiment, data, tmp_path / "reference")
+    train(experiment, data, tmp_path / "damaged")
     for path in (tmp_path / "damaged/checkpoints/60/record").iterdir():
         path.write_text("{}")
     caplog.clear()
-    train(e, data, tmp_path / "damaged", resume=True)
+    train(experiment, data, tmp_path / "damaged", resume=True)
     assert "checkpoint of step 60 is damaged" in caplog.text
     assert (tmp_path / "damaged/damaged/60").is_dir()
-    assert_same_run(e, data, tmp_path / "reference", tmp_path / "damaged")
+    assert_same_run(experiment, data, tmp_path / "reference", tmp_path / "damaged")
 
 
 def test_resume_with_missing_metrics_raises(tmp_path):
-    e = experiment(steps=30)
-    data = e.task.load()
-    train(e, data, tmp_path)
+    experiment = make_experiment(steps=30)
+    data = experiment.task.load()
+    train(experiment, data, tmp_path)
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match=r"has 3 bytes, and had \d+ when the run was saved"):
-        train(e, data, tmp_path, resume=True)
+        train(experiment, data, tmp_path, resume=True)
 
 
 def test_metrics_without_checkpoints_raise(tmp_path):
-    e = experiment(steps=30)
-    data = e.task.load()
-    train(e, data, tmp_path)
+    experiment = make_experiment(steps=30)
+    data = experiment.task.load()
+    train(experiment, data, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
     lines = (tmp_path / "metrics.jsonl").read_text()
     for resume in (False, True):
         with pytest.raises(ValueError, match="metrics.jsonl but no checkpoint"):
-            train(e, data, tmp_path, resume=resume)
+            train(experiment, data, tmp_path, resume=resume)
     assert (tmp_path / "metrics.jsonl").read_text() == lines
 
 
 def test_checkpoint_of_first_format_raises(tmp_path):
-    """The first format had no `record`."""
-    e = experiment(steps=30)
-    data = e.task.load()
-    train(e, data, tmp_path)
+    """Checkpoints of format 1 have no `record`."""
+    experiment = make_experiment(steps=30)
+    data = experiment.task.load()
+    train(experiment, data, tmp_path)
     for step in (0, 30):
         shutil.rmtree(tmp_path / f"checkpoints/{step}/record")
     with pytest.raises(CheckpointError, match="of another network or version of jrnn"):
-        restore(e, data, tmp_path)
+        restore(experiment, data, tmp_path)
 
 
-def test_a_run_of_another_version_is_refused(tmp_path, monkeypatch):
-    e = experiment(steps=30)
-    data = e.task.load()
-    train(e, data, tmp_path)
+def test_run_of_another_version_raises(tmp_path, monkeypatch):
+    experiment = make_experiment(steps=30)
+    data = experiment.task.load()
+    train(experiment, data, tmp_path)
     monkeypatch.setattr("jrnn.train.run.record.FORMAT", 3)
-    for again in (
-        lambda: train(e, data, tmp_path, resume=True),
-        lambda: restore(e, data, tmp_path),
+    for read_run in (
+        lambda: train(experiment, data, tmp_path, resume=True),
+        lambda: restore(experiment, data, tmp_path),
     ):
         with pytest.raises(ValueError, match="have format 2, and this version reads format 3"):
-            again()
+            read_run()
 
 
 @pytest.mark.parametrize("tbptt", [None, TBPTT(2)])
 def test_streamed_run_matches_run_on_device(tbptt, tmp_path, monkeypatch):
-    e = replace(experiment(Sign("class_per_step"), steps=60), tbptt=tbptt)
-    data = e.task.load()
-    expected = train(e, data, tmp_path / "reference")
+    experiment = replace(make_experiment(Sign("class_per_step"), steps=60), tbptt=tbptt)
+    data = experiment.task.load()
+    expected = train(experiment, data, tmp_path / "reference")
     monkeypatch.setattr(sampler, "DEVICE_BYTES", 0)
     monkeypatch.setattr(loader, "STREAMED_BYTES", 2000)
-    actual = train(e, data, tmp_path / "streamed")
+    actual = train(experiment, data, tmp_path / "streamed")
     assert actual.test == pytest.approx(expected.test, rel=1e-4)
     reference, streamed = (
         MetricsFile(tmp_path / name / "metrics.jsonl") for name in ("reference", "streamed")
@@ -192,50 +196,50 @@ def test_streamed_run_matches_run_on_device(tbptt, tmp_path, monkeypatch):
 
 
 def test_patience_ends_run_and_resume_does_not_continue(tmp_path):
-    e = experiment(steps=4000, eval_every=20, patience=3)
-    data = e.task.load()
-    first = train(e, data, tmp_path)
+    experiment = make_experiment(steps=4000, eval_every=20, patience=3)
+    data = experiment.task.load()
+    first = train(experiment, data, tmp_path)
     steps, losses = MetricsFile(tmp_path / "metrics.jsonl").read("validation", "metric")
     assert steps[-1] == first.step + 60 < 4000
     assert max(losses) == losses[steps.index(first.step)]
-    assert train(e, data, tmp_path, resume=True)[1:] == first[1:]
+    assert train(experiment, data, tmp_path, resume=True)[1:] == first[1:]
 
 
 def test_resume_with_another_network_raises(tmp_path):
-    e = experiment(steps=30)
-    data = e.task.load()
-    train(e, data, tmp_path)
-    other = replace(e, network=replace(e.network, num_layers=2))
+    experiment = make_experiment(steps=30)
+    data = experiment.task.load()
+    train(experiment, data, tmp_path)
+    other = replace(experiment, network=replace(experiment.network, num_layers=2))
     with pytest.raises(CheckpointError, match=r"steps \[0, 30\] are damaged|other"):
         train(other, data, tmp_path, resume=True)
-    assert_same_run(e, data, tmp_path, tmp_path)
+    assert_same_run(experiment, data, tmp_path, tmp_path)
 
 
 def test_second_run_on_one_folder_raises(tmp_path):
-    e = experiment(steps=200_000)
-    data = e.task.load()
+    experiment = make_experiment(steps=200_000)
+    data = experiment.task.load()
     errors = []
 
-    def train_again():
+    def resume_in_thread():
         try:
             while not (tmp_path / "checkpoints/0").is_dir():
                 time.sleep(0.02)
-            train(e, data, tmp_path, resume=True)
+            train(experiment, data, tmp_path, resume=True)
         except Exception as error:
             errors.append(error)
         os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=train_again)
+    thread = threading.Thread(target=resume_in_thread)
     thread.start()
     with pytest.raises(Interrupted, match="stopped by SIGINT"):
-        train(e, data, tmp_path)
+        train(experiment, data, tmp_path)
     thread.join()
     assert isinstance(errors[0], BlockingIOError)
     assert "another process trains in" in str(errors[0])
 
 
-def jrnn(*args, cache):
-    """Starts the command with a compilation cache."""
+def start_jrnn(*args, cache):
+    """Starts the command `jrnn` with a compilation cache."""
     environment = {
         **os.environ,
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -257,7 +261,7 @@ def wait_for_success(process):
     return output
 
 
-def steps_of(checkpoints):
+def checkpoint_steps(checkpoints):
     return (
         [int(p.name) for p in checkpoints.iterdir() if p.name.isdigit()]
         if checkpoints.is_dir()
@@ -272,36 +276,38 @@ def wait_until(condition, process):
 
 
 @pytest.mark.parametrize(
-    ("kills", "total"),
+    ("num_kills", "steps"),
     [(3, 18_000), pytest.param(20, 120_000, marks=pytest.mark.exhaustive)],
 )
-def test_killed_and_resumed_run_equals_uninterrupted_run(kills, total, tmp_path):
-    """SIGKILL at random times, in half of the cases while a checkpoint is written."""
+def test_killed_and_resumed_run_equals_uninterrupted_run(num_kills, steps, tmp_path):
+    """SIGKILL at random times; every second one while a checkpoint is written."""
     rng = random.Random(0)
-    options = ["--steps", str(total), "--eval-every", "500"]
+    options = ["--steps", str(steps), "--eval-every", "500"]
     start = ["train", "configs/digits.py:order=row,hidden=32", *options]
     reference, resumed, cache = tmp_path / "reference", tmp_path / "resumed", tmp_path / "cache"
-    wait_for_success(jrnn(*start, "--run-dir", str(reference), cache=cache))
+    wait_for_success(start_jrnn(*start, "--run-dir", str(reference), cache=cache))
     checkpoints = resumed / "checkpoints"
-    while_saving = 0
+    num_during_save = 0
     command = [*start, "--save-every", "0.02", "--run-dir", str(resumed)]
-    for kill in range(kills):
-        process = jrnn(*command, cache=cache)
-        before = max(steps_of(checkpoints), default=-1)
-        wait_until(lambda b=before: max(steps_of(checkpoints), default=-1) > max(b, 0), process)
+    for kill in range(num_kills):
+        process = start_jrnn(*command, cache=cache)
+        before = max(checkpoint_steps(checkpoints), default=-1)
+        wait_until(
+            lambda b=before: max(checkpoint_steps(checkpoints), default=-1) > max(b, 0), process
+        )
         time.sleep(0.1 * rng.random())
         if kill % 2:
             wait_until(lambda: list(checkpoints.glob("*tmp*")), process)
         process.kill()
         process.communicate()
-        while_saving += bool(list(checkpoints.glob("*tmp*")))
+        num_during_save += bool(list(checkpoints.glob("*tmp*")))
         command = ["train", "--resume", str(resumed)]
-    assert while_saving >= kills // 4
-    assert max(steps_of(checkpoints)) < total
-    wait_for_success(jrnn(*command, cache=cache))
+    assert num_during_save >= num_kills // 4
+    assert max(checkpoint_steps(checkpoints)) < steps
+    wait_for_success(start_jrnn(*command, cache=cache))
     results = [json.loads((run / "result.json").read_text()) for run in (reference, resumed)]
     for result in results:
         del result["seconds"]
     assert results[0] == results[1]
-    e = config.read(reference / "config.json")
-    assert_same_run(e, e.task.load(), reference, resumed)
+    experiment = config.read(reference / "config.json")
+    assert_same_run(experiment, experiment.task.load(), reference, resumed)

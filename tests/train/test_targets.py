@@ -1,4 +1,4 @@
-"""The results in README, by the installed configs; slow, run by `make accuracy`."""
+"""Training by the shipped configs reaches the results in README; slow, run by `make accuracy`."""
 
 import pytest
 

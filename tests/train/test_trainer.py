@@ -1,4 +1,4 @@
-"""Whole runs: reproducible, saved, restored, and stopped at non-finite losses."""
+"""Runs are reproducible, are saved and restored, and raise at non-finite losses."""
 
 import json
 from dataclasses import dataclass, replace
@@ -59,83 +59,85 @@ class Sign(Task):
         )
 
 
-def experiment(task=Sign(), **changes):
+def make_experiment(task=Sign(), **changes):
     options = {"steps": 50, "batch_size": 8, "eval_every": 25}
     options |= {"network": Network(jrnn.GRU(6), dropout=0.1), "optimizer": Optimizer(3e-2)}
     return Experiment(task, **{**options, **changes})
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """One finished run: its experiment, data, folder and result."""
-    e, folder = experiment(steps=60), tmp_path_factory.mktemp("run")
-    data = e.task.load()
-    return e, data, folder, train(e, data, folder)
+def finished_run(tmp_path_factory):
+    """The experiment, data, folder and result of a finished run."""
+    experiment, folder = make_experiment(steps=60), tmp_path_factory.mktemp("run")
+    data = experiment.task.load()
+    return experiment, data, folder, train(experiment, data, folder)
 
 
-def test_training_learns_and_beats_the_baseline(run):
-    _, data, folder, trained = run
-    assert trained.test["metric"] > 0.8 > data.baseline[1]
+def test_training_learns_and_beats_the_baseline(finished_run):
+    _, data, folder, result = finished_run
+    assert result.test["metric"] > 0.8 > data.baseline[1]
     steps, losses = MetricsFile(folder / "metrics.jsonl").read("train", "loss")
     assert steps == [20, 25, 40, 50, 60]
     assert losses[-1] < losses[0]
 
 
-def test_runs_are_reproducible(run, tmp_path):
-    e, data, folder, trained = run
-    repeated = train(e, data, tmp_path)
+def test_runs_are_reproducible(finished_run, tmp_path):
+    experiment, data, folder, result = finished_run
+    repeated = train(experiment, data, tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == (folder / "metrics.jsonl").read_text()
-    assert repeated.test == trained.test
-    other = train(replace(e, seed=1), data, tmp_path / "other")
-    assert other.test["loss"] != trained.test["loss"]
+    assert repeated.test == result.test
+    other = train(replace(experiment, seed=1), data, tmp_path / "other")
+    assert other.test["loss"] != result.test["loss"]
 
 
-def test_restore_returns_the_best_network(run):
-    e, data, folder, trained = run
-    repeated = restore(e, data, folder)
-    assert repeated[1:4] == trained[1:4]
-    actual, expected = (nnx.state(t.model, nnx.Param) for t in (repeated, trained))
+def test_restore_returns_the_best_network(finished_run):
+    experiment, data, folder, result = finished_run
+    repeated = restore(experiment, data, folder)
+    assert repeated[1:4] == result[1:4]
+    actual, expected = (nnx.state(t.model, nnx.Param) for t in (repeated, result))
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 @pytest.mark.parametrize(("target", "best_of"), [("class", max), ("value", min)])
 def test_best_network_has_the_best_evaluation(target, best_of, tmp_path):
     """At a high learning rate the last evaluation is not the best."""
-    e = replace(experiment(Sign(target), steps=60, eval_every=5), optimizer=Optimizer(1.0))
-    data = e.task.load()
-    trained = train(e, data, tmp_path)
+    experiment = replace(
+        make_experiment(Sign(target), steps=60, eval_every=5), optimizer=Optimizer(1.0)
+    )
+    data = experiment.task.load()
+    result = train(experiment, data, tmp_path)
     _, metrics = MetricsFile(tmp_path / "metrics.jsonl").read("validation", "metric")
-    assert trained.validation["metric"] == best_of(metrics)
-    assert trained.step < e.steps
-    graphdef, state = init_state(trained.model, e.optimizer.build(e.steps))
-    actual = make_evaluate(graphdef, Objective.of(data), 8)(state, data.validation)
-    assert actual == pytest.approx(trained.validation, rel=1e-5)
+    assert result.validation["metric"] == best_of(metrics)
+    assert result.step < experiment.steps
+    graphdef, state = init_state(result.model, experiment.optimizer.build(experiment.steps))
+    actual = make_evaluate(graphdef, Objective.from_data(data), 8)(state, data.validation)
+    assert actual == pytest.approx(result.validation, rel=1e-5)
 
 
-def test_metrics_file_has_train_and_validation_lines(run):
-    _, _, folder, trained = run
+def test_metrics_file_has_train_and_validation_lines(finished_run):
+    _, _, folder, result = finished_run
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     validation = [line for line in lines if line["split"] == "validation"]
     assert [line["step"] for line in validation] == [25, 50, 60]
     assert set(lines[0]) == {"step", "split", "loss", "metric", "grad_norm"}
-    assert trained.validation["metric"] == max(line["metric"] for line in validation)
+    assert result.validation["metric"] == max(line["metric"] for line in validation)
 
 
-def test_evaluation_does_not_depend_on_the_batch_size(run):
-    e, data, _, trained = run
-    graphdef, state = init_state(trained.model, e.optimizer.build(e.steps))
-    objective = Objective.of(data)
+def test_evaluation_does_not_depend_on_the_batch_size(finished_run):
+    experiment, data, _, result = finished_run
+    graphdef, state = init_state(result.model, experiment.optimizer.build(experiment.steps))
+    objective = Objective.from_data(data)
     for size in (7, 100, 128):
         actual = make_evaluate(graphdef, objective, size)(state, data.test)
-        assert actual == pytest.approx(trained.test, rel=1e-5)
+        assert actual == pytest.approx(result.test, rel=1e-5)
 
 
 def test_second_step_does_not_recompile():
-    e = experiment()
-    data = e.task.load()
-    optimizer = e.optimizer.build(e.steps)
-    graphdef, state = init_state(e.network.build(data, 0), optimizer)
-    step = make_train_step(graphdef, Objective.of(data), optimizer)
+    experiment = make_experiment()
+    data = experiment.task.load()
+    optimizer = experiment.optimizer.build(experiment.steps)
+    graphdef, state = init_state(experiment.network.build(data, 0), optimizer)
+    step = make_train_step(graphdef, Objective.from_data(data), optimizer)
     for batch, _ in zip(shuffled_batches(data.train, 8, 0), range(3), strict=False):
         state, _ = step(state, batch)
     assert cache_size(step) == 1
@@ -146,37 +148,41 @@ def test_second_step_does_not_recompile():
     "noise", [{"dropout": 0.5}, {"cell": zoneout(jrnn.GRU(8), h=0.5)}], ids=["head", "cell"]
 )
 def test_noise_differs_from_step_to_step(noise):
-    e = experiment()
-    e = replace(e, network=replace(e.network, **noise), optimizer=Optimizer(1e-9))
-    data = e.task.load()
-    optimizer = e.optimizer.build(e.steps)
-    graphdef, state = init_state(e.network.build(data, 0), optimizer)
-    step = make_train_step(graphdef, Objective.of(data), optimizer)
+    experiment = make_experiment()
+    experiment = replace(
+        experiment, network=replace(experiment.network, **noise), optimizer=Optimizer(1e-9)
+    )
+    data = experiment.task.load()
+    optimizer = experiment.optimizer.build(experiment.steps)
+    graphdef, state = init_state(experiment.network.build(data, 0), optimizer)
+    step = make_train_step(graphdef, Objective.from_data(data), optimizer)
     batch = next(shuffled_batches(data.train, 8, 0))
     losses = []
     for _ in range(2):
         state, metrics = step(state, batch)
         losses.append(float(metrics.loss))
     assert losses[0] != losses[1]
-    evaluate = make_evaluate(graphdef, Objective.of(data), 8)
+    evaluate = make_evaluate(graphdef, Objective.from_data(data), 8)
     assert evaluate(state, data.test) == evaluate(state, data.test)
 
 
 def test_non_finite_loss_raises_with_step_and_checkpoint(tmp_path):
-    e = experiment(eval_every=4, batch_size=4, save_every=1e-9)
-    row = np.random.default_rng((e.seed, 0)).permutation(200)[5 * 4 + 1]
-    e = replace(e, task=Sign(nan_in_row=int(row)))
-    data = e.task.load()
+    experiment = make_experiment(eval_every=4, batch_size=4, save_every=1e-9)
+    row = np.random.default_rng((experiment.seed, 0)).permutation(200)[5 * 4 + 1]
+    experiment = replace(experiment, task=Sign(nan_in_row=int(row)))
+    data = experiment.task.load()
     step = 6  # the sixth batch has the row
-    batches = list(islice(shuffled_batches(data.train, 4, e.seed), 8))
+    batches = list(islice(shuffled_batches(data.train, 4, experiment.seed), 8))
     assert [np.isnan(batch.xs).any() for batch in batches] == [k == 6 for k in range(1, 9)]
     with pytest.raises(
         NonFiniteLoss, match=f"nan at step {step}; .*checkpoint is of step"
     ) as caught:
-        train(e, data, tmp_path)
+        train(experiment, data, tmp_path)
     checkpoints = Checkpointer(tmp_path / "checkpoints")
-    _, like = init_state(e.network.build(data, 0), e.optimizer.build(e.steps))
-    checkpoint = checkpoints.newest({"state": like._asdict()})
+    _, like = init_state(
+        experiment.network.build(data, 0), experiment.optimizer.build(experiment.steps)
+    )
+    checkpoint = checkpoints.read_newest({"state": like._asdict()})
     assert checkpoint.step < step and f"is of step {checkpoint.step}." in str(caught.value)
     assert all(
         np.isfinite(leaf).all() for leaf in jax.tree.leaves(checkpoint.arrays["state"]["params"])
@@ -193,50 +199,50 @@ class RootOfZero(jrnn.Elman):
 
 
 def test_non_finite_gradient_raises_at_its_step(tmp_path):
-    e = experiment(network=Network(RootOfZero(4)))
+    experiment = make_experiment(network=Network(RootOfZero(4)))
     with pytest.raises(NonFiniteLoss, match="the gradient is nan at step 1;"):
-        train(e, e.task.load(), tmp_path)
+        train(experiment, experiment.task.load(), tmp_path)
 
 
 def test_diverging_run_raises(tmp_path):
-    e = replace(
-        experiment(Sign("value"), steps=60), optimizer=Optimizer(1e30, "sgd", clip_norm=None)
+    experiment = replace(
+        make_experiment(Sign("value"), steps=60), optimizer=Optimizer(1e30, "sgd", clip_norm=None)
     )
     with pytest.raises(NonFiniteLoss, match="last good checkpoint is of step 0"):
-        train(e, e.task.load(), tmp_path)
+        train(experiment, experiment.task.load(), tmp_path)
 
 
-def test_folder_with_checkpoints_raises_and_is_unchanged(run):
-    e, data, folder, trained = run
+def test_folder_with_checkpoints_raises_and_is_unchanged(finished_run):
+    experiment, data, folder, result = finished_run
     lines = (folder / "metrics.jsonl").read_text()
     with pytest.raises(FileExistsError, match="has the checkpoints of a run already"):
-        train(replace(e, seed=1), data, folder)
+        train(replace(experiment, seed=1), data, folder)
     assert (folder / "metrics.jsonl").read_text() == lines
-    assert restore(e, data, folder).test == trained.test
+    assert restore(experiment, data, folder).test == result.test
 
 
 def test_restore_of_empty_folder_raises(tmp_path):
-    e = experiment()
+    experiment = make_experiment()
     with pytest.raises(FileNotFoundError, match="no evaluated network"):
-        restore(e, e.task.load(), tmp_path)
+        restore(experiment, experiment.task.load(), tmp_path)
 
 
 @pytest.mark.parametrize("target", ["class", "value", "class_per_step", "value_per_step"])
 def test_every_kind_of_target_can_be_trained_and_plotted(target, tmp_path):
-    e = experiment(Sign(target))
-    data = e.task.load()
-    trained = train(e, data, tmp_path)
-    result = summarize(e, data, trained)
-    json.dumps(result)
-    outputs = np.asarray(apply_model(trained.model, data.test))
+    experiment = make_experiment(Sign(target))
+    data = experiment.task.load()
+    result = train(experiment, data, tmp_path)
+    summary = summarize(experiment, data, result)
+    json.dumps(summary)
+    outputs = np.asarray(apply_model(result.model, data.test))
     if target == "value":
         expected = np.sqrt(np.mean((outputs - data.test.ys) ** 2)) * 2.0
-        assert result["test_rmse_in_units"] == pytest.approx(expected, rel=1e-5)
+        assert summary["test_rmse_in_units"] == pytest.approx(expected, rel=1e-5)
     if target == "class":
         expected = np.mean(outputs.argmax(-1) == data.test.ys)
-        assert result["test"] == pytest.approx(expected)
-    assert make_table(result).row_count >= 6
-    assert save_figure(data, trained, tmp_path).read_bytes().startswith(b"\x89PNG")
+        assert summary["test"] == pytest.approx(expected)
+    assert make_table(summary).row_count >= 6
+    assert save_figure(data, result, tmp_path).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Truncated backpropagation through time, against whole sequences and explicit gradients."""
+"""Truncated backpropagation through time, compared with whole sequences and explicit loops."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,8 +17,8 @@ from jrnn.train.data.windows import (
     Window,
     WindowIndex,
     WindowSampler,
-    batch_of_windows,
     cut_streams,
+    take_windows,
 )
 from jrnn.train.run.data_plan import plan_task
 from jrnn.train.step.evaluate import make_evaluate
@@ -33,7 +33,7 @@ T, N = 12, 10
 
 @dataclass(frozen=True)
 class Sums(Task):
-    """The sum of all inputs so far, at each step."""
+    """A task whose target at each time step is the sum of all inputs so far."""
 
     contiguous: bool = False
     lengths: bool = False
@@ -61,31 +61,32 @@ class Sums(Task):
         )
 
 
-KINDS = [Sums(), Sums(True), Sums(lengths=True), Sums(True, resets=True), Sums(False, True, True)]
+TASKS = [Sums(), Sums(True), Sums(lengths=True), Sums(True, resets=True), Sums(False, True, True)]
 
 
-def experiment(task=KINDS[0], **changes):
+def make_experiment(task=TASKS[0], **changes):
     cell = jrnn.transforms.learned_carry(jrnn.GRU(5))
     options = {"steps": 40, "batch_size": 3, "eval_every": 20, "tbptt": TBPTT(4)}
     return Experiment(task, Network(cell), Optimizer(1e-2), **{**options, **changes})
 
 
-def network(e, data, seed=0):
-    """A network with non-zero biases and a non-zero initial carry."""
-    graphdef, state = init_state(e.network.build(data, seed), optax.sgd(1.0))
+def random_network(experiment, data, seed=0):
+    """Returns a network with random non-zero biases and initial carry."""
+    graphdef, state = init_state(experiment.network.build(data, seed), optax.sgd(1.0))
     keys = iter(jax.random.split(jax.random.key(seed), 100))
-    perturb = lambda a: a + 0.3 * jax.random.normal(next(keys), a.shape, a.dtype)
-    return graphdef, state._replace(params=jax.tree.map(perturb, state.params))
+    add_noise = lambda a: a + 0.3 * jax.random.normal(next(keys), a.shape, a.dtype)
+    return graphdef, state._replace(params=jax.tree.map(add_noise, state.params))
 
 
-@pytest.mark.parametrize("task", KINDS, ids=repr)
+@pytest.mark.parametrize("task", TASKS, ids=repr)
 @pytest.mark.parametrize("k1", [1, 4, 12])
 def test_stateful_evaluation_equals_evaluation_of_whole_streams(task, k1):
-    """For any window, against a loop over NumPy arrays."""
-    e = experiment(task, tbptt=TBPTT(k1))
-    data = e.task.load()
-    graphdef, state = network(e, data)
-    metrics = plan_task(data, e, e.tbptt).evaluation(graphdef).compiled()(state, data.test)
+    """For any length of the windows, compared with a NumPy mean over all time steps."""
+    experiment = make_experiment(task, tbptt=TBPTT(k1))
+    data = experiment.task.load()
+    graphdef, state = random_network(experiment, data)
+    evaluator = plan_task(data, experiment, experiment.tbptt).make_evaluator(graphdef)
+    metrics = evaluator.compile()(state, data.test)
     model = nnx.merge(graphdef, state.params, state.rest)
     model.eval()
     split = data.test
@@ -107,24 +108,24 @@ def test_stateful_evaluation_equals_evaluation_of_whole_streams(task, k1):
 @pytest.mark.parametrize(
     ("task", "k1", "k2"),
     mark_exhaustive(
-        ((t, *k) for t in KINDS[2:] for k in [(4, 4), (4, 6), (2, 9), (4, 3), (12, 12)]),
+        ((t, *k) for t in TASKS[2:] for k in [(4, 4), (4, 6), (2, 9), (4, 3), (12, 12)]),
         always=[
-            (KINDS[2], 4, 6),
-            (KINDS[3], 4, 3),
-            (KINDS[3], 4, 6),
-            (KINDS[4], 4, 4),
-            (KINDS[4], 12, 12),
+            (TASKS[2], 4, 6),
+            (TASKS[3], 4, 3),
+            (TASKS[3], 4, 6),
+            (TASKS[4], 4, 4),
+            (TASKS[4], 12, 12),
         ],
     ),
 )
 def test_gradients_flow_exactly_k2_steps(task, k1, k2):
-    """All windows without updates, against the gradient of one long sequence."""
-    e = experiment(task, tbptt=TBPTT(k1, k2))
-    data = e.task.load()
-    graphdef, state = network(e, data)
+    """Compares each window, without updates, with the gradient of one long sequence."""
+    experiment = make_experiment(task, tbptt=TBPTT(k1, k2))
+    data = experiment.task.load()
+    graphdef, state = random_network(experiment, data)
     split = cut_streams(data, data.train, k1, 3, keep_last=False)
     window = TBPTT(k1, k2).window(data)
-    objective = Objective.of(data)
+    objective = Objective.from_data(data)
     rows = np.array([2, 0, 1])
     carry = zero_carry(graphdef, state.weights, split, 3)
 
@@ -132,9 +133,9 @@ def test_gradients_flow_exactly_k2_steps(task, k1, k2):
     @partial(jax.value_and_grad, has_aux=True)
     def loss(params, carry, index):
         model = nnx.merge(graphdef, params, state.rest, copy=True)
-        batch = batch_of_windows(window, jax.tree.map(jnp.asarray, split), index)
+        batch = take_windows(window, jax.tree.map(jnp.asarray, split), index)
         carry, outputs, targets = apply_to_window(window, model, carry, batch)
-        sums = objective.sums(outputs, targets)
+        sums = objective.compute_sums(outputs, targets)
         return sums.loss, (carry, sums)
 
     join = lambda a: None if a is None else a[rows].reshape(3, -1, *a.shape[3:])
@@ -144,32 +145,32 @@ def test_gradients_flow_exactly_k2_steps(task, k1, k2):
 
     @partial(jax.jit, static_argnums=(1, 2, 3))
     @jax.value_and_grad
-    def sequence_loss(params, begin, end, through):
-        """Errors of the steps from `begin` to `end`, with gradients back to step `through`."""
+    def sequence_loss(params, begin, end, grad_begin):
+        """Sums errors of time steps [begin, end), with gradients back to `grad_begin`."""
         model = nnx.merge(graphdef, params, state.rest, copy=True)
-        before = nnx.merge(graphdef, state.params, state.rest, copy=True)
+        constant_model = nnx.merge(graphdef, state.params, state.rest, copy=True)
         part = lambda a, b: {
             "lengths": (valid - a).clip(0, b - a),
             "resets": None if resets is None else resets[:, a:b],
         }
         carry = None
-        if through > 0:
-            carry, _ = before(xs[:, :through], **part(0, through))
+        if grad_begin > 0:
+            carry, _ = constant_model(xs[:, :grad_begin], **part(0, grad_begin))
             carry = jax.lax.stop_gradient(carry)
-        _, out = model(xs[:, through:end], carry, **part(through, end))
-        counted = np.arange(begin, end) < valid[:, None]
-        errors = (out[:, begin - through :] - ys[:, begin:end]) ** 2
-        return jnp.where(counted[..., None], errors, 0).sum()
+        _, out = model(xs[:, grad_begin:end], carry, **part(grad_begin, end))
+        is_valid = np.arange(begin, end) < valid[:, None]
+        errors = (out[:, begin - grad_begin :] - ys[:, begin:end]) ** 2
+        return jnp.where(is_valid[..., None], errors, 0).sum()
 
     last_window = min(max(k2 // k1, 1) + 1, length // k1 - 1)
     for w in range(last_window + 1):
         index = WindowIndex(jnp.asarray(rows), jnp.int32(w))
         (value, (carry, _)), grads = loss(state.params, carry, index)
         end = (w + 1) * k1
-        begin, through = end - min(k1, k2), max(end - max(k1, k2), 0)
+        begin, grad_begin = end - min(k1, k2), max(end - max(k1, k2), 0)
         if k2 < k1:
-            through = begin
-        expected_value, expected = sequence_loss(state.params, begin, end, through)
+            grad_begin = begin
+        expected_value, expected = sequence_loss(state.params, begin, end, grad_begin)
         assert float(value) == pytest.approx(float(expected_value), rel=1e-5, abs=1e-6)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), grads, expected
@@ -197,13 +198,13 @@ def test_windows_are_in_order_and_each_stream_once_per_epoch():
     assert list(windows.plan(step, 1).rows[0]) != list(later.rows[0])
 
 
-@pytest.mark.parametrize("task", [KINDS[0], KINDS[3]], ids=repr)
+@pytest.mark.parametrize("task", [TASKS[0], TASKS[3]], ids=repr)
 def test_training_on_windows_matches_explicit_loop(task):
-    """Against an explicit loop that passes the carry on."""
-    e = experiment(task, tbptt=TBPTT(4, 6))
-    data = e.task.load()
-    optimizer = e.optimizer.build(e.steps)
-    graphdef, state = init_state(e.network.build(data, 0), optimizer)
+    """Compares with an explicit loop that passes the carry from window to window."""
+    experiment = make_experiment(task, tbptt=TBPTT(4, 6))
+    data = experiment.task.load()
+    optimizer = experiment.optimizer.build(experiment.steps)
+    graphdef, state = init_state(experiment.network.build(data, 0), optimizer)
     split = cut_streams(data, data.train, 4, 3, keep_last=False)
     window = TBPTT(4, 6).window(data)
     windows = WindowSampler(window, split, 3, seed=0)
@@ -213,7 +214,7 @@ def test_training_on_windows_matches_explicit_loop(task):
     losses = []
     plans = windows.plan(0, 12)
     for k in range(12):
-        batch = windows.batch(split, WindowIndex(plans.rows[k], plans.window[k]))
+        batch = windows.get_batch(split, WindowIndex(plans.rows[k], plans.window[k]))
 
         def loss(params, carry=carry, batch=batch):
             model = nnx.merge(graphdef, params, state.rest, copy=True)
@@ -226,53 +227,56 @@ def test_training_on_windows_matches_explicit_loop(task):
         updates, opt_state = optimizer.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
         losses.append(float(value))
-    step = TrainStep(graphdef, TruncatedLoss(Objective.of(data), window), optimizer)
-    steps = jax.jit(step.repeat(windows.batch))
+    step = TrainStep(graphdef, TruncatedLoss(Objective.from_data(data), window), optimizer)
+    steps = jax.jit(step.make_loop(windows.get_batch))
     state, metrics = steps(state, jax.tree.map(jnp.asarray, split), plans, 12)
     np.testing.assert_allclose(metrics.loss, losses, rtol=1e-4)
     assert cache_size(steps) == 1
 
 
-@pytest.mark.parametrize("task", KINDS[1:3], ids=repr)
+@pytest.mark.parametrize("task", TASKS[1:3], ids=repr)
 def test_run_learns_and_can_be_restored(task, tmp_path):
-    e = experiment(task, steps=300, eval_every=100, tbptt=TBPTT(4, 8))
-    data = e.task.load()
-    trained = train(e, data, tmp_path)
-    before = train(replace(e, steps=1), data, tmp_path / "one")
-    assert trained.validation["loss"] < 0.7 * before.validation["loss"]
-    assert restore(e, data, tmp_path)[1:4] == trained[1:4]
+    experiment = make_experiment(task, steps=300, eval_every=100, tbptt=TBPTT(4, 8))
+    data = experiment.task.load()
+    result = train(experiment, data, tmp_path)
+    before = train(replace(experiment, steps=1), data, tmp_path / "one")
+    assert result.validation["loss"] < 0.7 * before.validation["loss"]
+    assert restore(experiment, data, tmp_path)[1:4] == result[1:4]
 
 
 def test_whole_examples_use_resets_of_the_task():
-    e = experiment(Sums(resets=True), tbptt=None)
-    data = e.task.load()
-    graphdef, state = network(e, data)
+    experiment = make_experiment(Sums(resets=True), tbptt=None)
+    data = experiment.task.load()
+    graphdef, state = random_network(experiment, data)
     model = nnx.merge(graphdef, state.params, state.rest)
     _, ys = model(data.test.xs, resets=data.test.resets)
     expected = np.mean((np.asarray(ys) - data.test.ys) ** 2)
-    evaluate = make_evaluate(graphdef, Objective.of(data), 3)
+    evaluate = make_evaluate(graphdef, Objective.from_data(data), 3)
     assert evaluate(state, data.test)["metric"] == pytest.approx(expected, rel=1e-5)
-    without = data.test._replace(resets=None)
-    assert evaluate(state, without)["metric"] != pytest.approx(expected, rel=1e-3)
-    carry, sums = SequenceLoss(Objective.of(data))(model, (), data.test)
+    no_resets = data.test._replace(resets=None)
+    assert evaluate(state, no_resets)["metric"] != pytest.approx(expected, rel=1e-3)
+    carry, sums = SequenceLoss(Objective.from_data(data))(model, (), data.test)
     assert carry == () and float(sums.loss_weight) == 7 * T
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tbptt": TBPTT(5)}, "k1 must divide the 12 steps of a train example, got 5"),
-        ({"task": Sums(target="value")}, "the task must have a target at each step"),
+        ({"tbptt": TBPTT(5)}, "k1 must divide the 12 time steps of a train example, got 5"),
+        ({"task": Sums(target="value")}, "the task must have a target at each time step"),
         ({"batch_size": 11}, "batch_size must be at most the 10 training examples"),
         (
-            {"task": KINDS[1], "batch_size": 31},
-            "batch_size must be at most the 30 windows of 4 steps",
+            {"task": TASKS[1], "batch_size": 31},
+            "batch_size must be at most the 30 windows of 4 time steps",
         ),
         (
             {"task": Sums(True, lengths=True)},
             "contiguous examples must not have lengths",
         ),
-        ({"task": Sums(test_steps=10)}, "k1 must divide the 10 steps of a test example, got 4"),
+        (
+            {"task": Sums(test_steps=10)},
+            "k1 must divide the 10 time steps of a test example, got 4",
+        ),
         (
             {"network": Network(jrnn.GRU(5), bidirectional=True)},
             "other layers have no carry to pass on",
@@ -280,9 +284,9 @@ def test_whole_examples_use_resets_of_the_task():
     ],
 )
 def test_incompatible_tbptt_raises(changes, message):
-    e = replace(experiment(), **changes)
+    experiment = replace(make_experiment(), **changes)
     with pytest.raises(ValueError, match=message):
-        check_experiment(e, e.task.load())
+        check_experiment(experiment, experiment.task.load())
 
 
 @pytest.mark.parametrize("k", [0, -1, 2.5, True])

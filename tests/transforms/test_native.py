@@ -1,4 +1,4 @@
-"""Transforms that use the native kernel of the inner cell, compared with `scan`."""
+"""Transforms whose inner cell runs on a native kernel, compared with the `scan` engine."""
 
 import logging
 from dataclasses import dataclass
@@ -44,10 +44,10 @@ WITH_KERNEL: dict[str, Cell] = {
     "highway": highway(Elman(SIZE, activation="relu")),
     "learned_carry": learned_carry(LSTM(SIZE)),
     "regularized": residual(dropout(weight_drop(LSTM(SIZE), rate=0.3), x=0.3, y=0.4)),
-    "everything": highway(
+    "five-transforms": highway(
         projection(dropout(learned_carry(weight_drop(GRU(5), rate=0.3)), x=0.3, y=0.4), size=SIZE)
     ),
-    "twice": dropout(residual(dropout(Elman(SIZE), x=0.3, y=0.3)), x=0.3, y=0.3),
+    "nested-dropout": dropout(residual(dropout(Elman(SIZE), x=0.3, y=0.3)), x=0.3, y=0.3),
 }
 WITHOUT_KERNEL: dict[str, Cell] = {
     "zoneout": zoneout(LSTM(SIZE), h=0.2, c=0.1),
@@ -60,7 +60,7 @@ WITHOUT_KERNEL: dict[str, Cell] = {
 }
 
 
-class Way(NamedTuple):
+class UnrollArgs(NamedTuple):
     """The optional arguments of `unroll`."""
 
     lengths: Any = None
@@ -70,48 +70,48 @@ class Way(NamedTuple):
     key: Any = None
 
 
-WAYS = (
-    Way(LENGTHS, reverse=True),
-    Way(LENGTHS, resets=RESETS, key=KEY),
-    Way(mask=MASK, resets=RESETS, key=KEY),
+UNROLL_ARGS = (
+    UnrollArgs(LENGTHS, reverse=True),
+    UnrollArgs(LENGTHS, resets=RESETS, key=KEY),
+    UnrollArgs(mask=MASK, resets=RESETS, key=KEY),
 )
-FEW = ("regularized", "everything", "learned_carry")
+ALWAYS = ("regularized", "five-transforms", "learned_carry")
 
 
-def padded(way: Way) -> np.ndarray:
-    """Inputs with NaN on padding, which must reach neither outputs nor gradients."""
-    valid = np.ones((STEPS, BATCH), bool) if way.mask is None else way.mask
-    if way.lengths is not None:
-        valid = valid & (np.arange(STEPS)[:, None] < way.lengths)
+def padded_inputs(args: UnrollArgs) -> np.ndarray:
+    """Returns inputs that are NaN on padding, which must not affect outputs or gradients."""
+    valid = np.ones((STEPS, BATCH), bool) if args.mask is None else args.mask
+    if args.lengths is not None:
+        valid = valid & (np.arange(STEPS)[:, None] < args.lengths)
     return np.where(valid[..., None], XS, np.float32(np.nan))
 
 
-def run(cell: Cell, engine: str, way: Way, params: Any, xs: Any) -> Any:
-    return jrnn.unroll(cell, params, xs, engine=engine, **way._asdict())
+def run(cell: Cell, engine: str, args: UnrollArgs, params: Any, xs: Any) -> Any:
+    return jrnn.unroll(cell, params, xs, engine=engine, **args._asdict())
 
 
 def run_auto_and_scan(cell: Cell, params: Any) -> Any:
-    """Values and gradients for all `WAYS` with `auto` and with `scan`, in one compilation."""
+    """Returns values and gradients for all `UNROLL_ARGS`, with `auto` and with `scan`."""
 
     @jax.jit
     def run_all(params: Any) -> Any:
         results = []
         for engine in ("auto", "scan"):
-            for way in WAYS:
-                function = lambda p, xs, engine=engine, way=way: run(cell, engine, way, p, xs)
-                out, vjp = jax.vjp(function, params, padded(way))
+            for args in UNROLL_ARGS:
+                function = lambda p, xs, engine=engine, args=args: run(cell, engine, args, p, xs)
+                out, vjp = jax.vjp(function, params, padded_inputs(args))
                 results.append((out, vjp(jax.tree.map(jnp.cos, out))))
         return results
 
     results = run_all(params)
-    return results[: len(WAYS)], results[len(WAYS) :]
+    return results[: len(UNROLL_ARGS)], results[len(UNROLL_ARGS) :]
 
 
-def logged_choice(cell: Cell, way: Way, caplog: pytest.LogCaptureFixture) -> str:
-    """The log message of `auto` about its choice."""
+def logged_engine(cell: Cell, args: UnrollArgs, caplog: pytest.LogCaptureFixture) -> str:
+    """Returns the message that `auto` logs about its choice."""
     params = random_params(cell, 1, SIZE, np.float32)
     with caplog.at_level(logging.INFO, "jrnn"):
-        jax.eval_shape(lambda p, xs: run(cell, "auto", way, p, xs), params, XS)
+        jax.eval_shape(lambda p, xs: run(cell, "auto", args, p, xs), params, XS)
     return next(r.getMessage() for r in reversed(caplog.records) if r.name == "jrnn")
 
 
@@ -119,21 +119,21 @@ def logged_choice(cell: Cell, way: Way, caplog: pytest.LogCaptureFixture) -> str
 def test_auto_selects_the_kernel_inside_transforms(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for way in (Way(), *WAYS):
-        assert logged_choice(WITH_KERNEL[name], way, caplog) == "engine='auto' chose Native()"
+    for args in (UnrollArgs(), *UNROLL_ARGS):
+        assert logged_engine(WITH_KERNEL[name], args, caplog) == "engine='auto' chose Native()"
 
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in FEW else pytest.param(n, marks=pytest.mark.exhaustive) for n in WITH_KERNEL],
+    [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.exhaustive) for n in WITH_KERNEL],
 )
 def test_kernel_inside_transforms_equals_scan(name: str) -> None:
     cell = WITH_KERNEL[name]
     params = random_params(cell, 1, SIZE, np.float32)
-    for one, other in zip(*run_auto_and_scan(cell, params), strict=True):
-        assert_close(one, other, 1e-5)
+    for got, expected in zip(*run_auto_and_scan(cell, params), strict=True):
+        assert_close(got, expected, 1e-5)
     if cell.is_stochastic:
-        sampled, mean = (run(cell, "native", Way(key=k), params, XS)[1] for k in (KEY, None))
+        sampled, mean = (run(cell, "native", UnrollArgs(key=k), params, XS)[1] for k in (KEY, None))
         assert (np.asarray(sampled) != np.asarray(mean)).any()
 
 
@@ -141,10 +141,10 @@ def test_kernel_inside_transforms_equals_scan(name: str) -> None:
 def test_transform_of_the_update_has_no_kernel(name: str, caplog: pytest.LogCaptureFixture) -> None:
     cell = WITHOUT_KERNEL[name]
     params = random_params(cell, 1, SIZE, np.float32)
-    message = logged_choice(cell, Way(key=KEY), caplog)
+    message = logged_engine(cell, UnrollArgs(key=KEY), caplog)
     assert "Native" not in message and "no kernel supports" in message
     with pytest.raises(ValueError, match="engine 'native': no kernel supports"):
-        run(cell, "native", Way(), params, XS)
+        run(cell, "native", UnrollArgs(), params, XS)
 
 
 class DoubledUpdate(LSTM):
@@ -179,8 +179,8 @@ def test_subclass_uses_the_kernel_only_if_equivalent(
     params = random_params(cell, 1, SIZE, np.float32)
     for transformed in (cell, residual(dropout(cell, x=0.3, y=0.3))):
         with caplog.at_level(logging.INFO, "jrnn"):
-            got = run(transformed, "auto", Way(LENGTHS, key=KEY), params, XS)
-        assert_close(got, run(transformed, "scan", Way(LENGTHS, key=KEY), params, XS), 1e-5)
+            got = run(transformed, "auto", UnrollArgs(LENGTHS, key=KEY), params, XS)
+        assert_close(got, run(transformed, "scan", UnrollArgs(LENGTHS, key=KEY), params, XS), 1e-5)
     used_kernel = ["Native()" in r.getMessage() for r in caplog.records if r.name == "jrnn"]
     assert used_kernel == [has_kernel, has_kernel]
 
@@ -189,15 +189,15 @@ def test_float64_has_no_kernel(x64: None) -> None:
     cell = residual(dropout(LSTM(SIZE), x=0.3))
     params = random_params(cell, 1, SIZE, np.float64)
     xs = XS.astype(np.float64)
-    got = run(cell, "native", Way(LENGTHS, key=KEY), params, xs)
-    assert_close(got, run(cell, "scan", Way(LENGTHS, key=KEY), params, xs), 1e-10)
+    got = run(cell, "native", UnrollArgs(LENGTHS, key=KEY), params, xs)
+    assert_close(got, run(cell, "scan", UnrollArgs(LENGTHS, key=KEY), params, xs), 1e-10)
     with pytest.raises(ValueError, match="engine 'native': products and gates must be float32"):
-        run(cell, "native", Way(), params, XS)
+        run(cell, "native", UnrollArgs(), params, XS)
 
 
 @dataclass(frozen=True)
 class OtherOrder(jrnn.LSTM):
-    """An LSTM with another order of gates."""
+    """An LSTM whose gates are concatenated in another order."""
 
     @property
     def gates(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Transforms: capabilities, errors and values."""
+"""Transforms: derived properties, error messages, and values."""
 
 import typing
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from jrnn import (
     stack,
 )
 from jrnn.cells.gru import GRUGates
-from jrnn.structure import recurrence, update_is_elementwise
+from jrnn.structure import recurrence_kind, update_is_elementwise
 from jrnn.testing import check_cell
 from jrnn.transforms import (
     REGISTRY,
@@ -40,10 +40,10 @@ from jrnn.transforms import (
     weight_drop,
     zoneout,
 )
-from tests.cells.toys import Learned
+from tests.cells.toys import LearnedInitialCarry
 from tests.helpers import assert_close, random_batch, random_params
 from tests.oracles.common import sigmoid
-from tests.oracles.lstm import lstm, lstm_start
+from tests.oracles.lstm import lstm, lstm_init_carry
 
 SIZE = 3
 XS = np.random.default_rng(0).normal(size=(7, 4, SIZE)).astype(np.float32)
@@ -65,13 +65,14 @@ def coefficients_of(cell: jrnn.Cell) -> Any:
 
 def test_transforms_delegate_properties_of_the_inner_cell() -> None:
     linear = residual(zoneout(dropout(layer_norm(MinGRU(SIZE)), x=0.1), h=0.1))
-    assert recurrence(linear, SIZE) == "linear"
+    assert recurrence_kind(linear, SIZE) == "linear"
     assert is_elementwise(linear) and not is_elementwise(layer_norm(LSTM(SIZE)))
     assert isinstance(coefficients_of(linear), Diagonal)
     assert (
-        recurrence(layer_norm(ParaLSTM(SIZE), normalize_cell_state=False), SIZE) == "block_diagonal"
+        recurrence_kind(layer_norm(ParaLSTM(SIZE), normalize_cell_state=False), SIZE)
+        == "block_diagonal"
     )
-    assert recurrence(clip(MinGRU(SIZE), carry=1.0), SIZE) == "diagonal"
+    assert recurrence_kind(clip(MinGRU(SIZE), carry=1.0), SIZE) == "diagonal"
     assert coefficients_of(clip(MinGRU(SIZE), carry=1.0)) is None
     assert zoneout(LSTM(SIZE), h=0.1).kernel_name() is None
     assert isinstance(coefficients_of(zoneout(MinGRU(SIZE, log_space=True), h=0.1)), Diagonal)
@@ -80,26 +81,27 @@ def test_transforms_delegate_properties_of_the_inner_cell() -> None:
     assert residual(dropout(LSTM(SIZE))).is_stochastic and weight_drop(LSTM(SIZE)).is_stochastic
 
 
-@pytest.mark.parametrize("wrap", [residual, highway])
-def test_residual_and_highway_raise_for_different_sizes(wrap: Any) -> None:
+@pytest.mark.parametrize("transform", [residual, highway])
+def test_residual_and_highway_raise_for_different_sizes(transform: Any) -> None:
     with pytest.raises(
-        ValueError, match=r"must have the same size, got input_size=2 and outputs of size 3"
+        ValueError,
+        match=r"cell must have outputs of size input_size=2, got size 3; set hidden_size=2",
     ):
-        wrap(LSTM(SIZE)).init(jax.random.key(0), 2)
+        transform(LSTM(SIZE)).init(jax.random.key(0), 2)
 
 
 def test_residual_and_highway_equal_their_equations(x64: None) -> None:
-    for wrap in (residual, highway):
-        cell = wrap(LSTM(SIZE))
+    for transform in (residual, highway):
+        cell = transform(LSTM(SIZE))
         params = random_params(cell, 1, SIZE)
         xs = XS.astype(np.float64)
         got = jrnn.unroll(cell, params, xs)[1]
-        inside = params if wrap is residual else params.cell
+        inner_params = params if transform is residual else params.cell
         for b in range(4):
-            carry = lstm_start(inside)
+            carry = lstm_init_carry(inner_params)
             for t in range(7):
-                carry, y = lstm(inside, carry, xs[t, b])
-                if wrap is residual:
+                carry, y = lstm(inner_params, carry, xs[t, b])
+                if transform is residual:
                     expected = y + xs[t, b]
                 else:
                     gate = sigmoid(params.w_t.T @ xs[t, b] + params.b_t)
@@ -114,17 +116,18 @@ def test_residual_and_highway_pass_check_cell(cell: jrnn.Cell) -> None:
 
 def test_layer_norm_raises_for_unsupported_cells() -> None:
     with pytest.raises(
-        ValueError, match=r"update of GRU\(.* must be elementwise, got a matrix product"
+        ValueError, match=r"cell must have an elementwise update, got GRU\(.*a matrix product"
     ):
         layer_norm(GRU(SIZE, reset_after=False))
     for cell in (learned_carry(LSTM(SIZE)), jrnn.CTRNN(SIZE, sigma=1.0)):
         with pytest.raises(
-            ValueError, match="must be the innermost transform, of a cell without noise"
+            ValueError,
+            match="cell must be deterministic and not a transform, got .*apply layer_norm",
         ):
             layer_norm(cell)
-    for cell in (jrnn.MinimalRNN(SIZE), Learned(2)):
+    for cell in (jrnn.MinimalRNN(SIZE), LearnedInitialCarry(2)):
         with pytest.raises(
-            ValueError, match=rf"gates of {type(cell).__name__}\(.* are not W x \+ b"
+            ValueError, match=rf"cell must have gates W x \+ b .* got {type(cell).__name__}\("
         ):
             layer_norm(cell)
 
@@ -133,8 +136,8 @@ def test_layer_norm_is_invariant_to_weight_scale(x64: None) -> None:
     cell = layer_norm(LSTM(SIZE), epsilon=1e-12)
     params = random_params(cell, 1, SIZE)
     batch = random_batch(cell, params, 2, 5, 2)
-    inside = params.cell._replace(w_ih=3 * params.cell.w_ih, w_hh=0.5 * params.cell.w_hh)
-    scaled = params._replace(cell=inside)
+    inner_params = params.cell._replace(w_ih=3 * params.cell.w_ih, w_hh=0.5 * params.cell.w_hh)
+    scaled = params._replace(cell=inner_params)
     got, expected = (jrnn.unroll(cell, p, batch.xs, batch.carry) for p in (scaled, params))
     assert_close(got, expected, 1e-8)
 
@@ -145,7 +148,7 @@ def test_learned_carry_has_gradients() -> None:
     grads = jax.grad(lambda p: jrnn.unroll(cell, p, XS, resets=RESETS)[1].sum())(params)
     assert (np.asarray(grads.carry) != 0).all()
     with pytest.raises(
-        TypeError, match="all leaves of the carry must be real and floating, got .*complex64"
+        TypeError, match="cell must have a carry of real floating arrays, got .*complex64"
     ):
         learned_carry(LRU(SIZE)).init(jax.random.key(0), 2)
 
@@ -222,8 +225,9 @@ def test_newton_raises_for_clipped_gradients() -> None:
 
 
 def test_wrapper_defines_every_member_of_the_contract() -> None:
-    # A new member of the contract must be forwarded or added to this set.
-    not_forwarded = {"kernel_name", "output_directions"}  # these differ from the inner cell's
+    # A new member must be forwarded to the inner cell, or added to this set of properties that a
+    # transformed cell does not share with its inner cell.
+    not_forwarded = {"kernel_name", "output_directions"}
     final = lambda value: getattr(getattr(value, "fget", value), "__final__", False)
     for base in (Layer, jrnn.Cell):
         for name, value in vars(base).items():
@@ -236,14 +240,16 @@ def test_wrapper_defines_every_member_of_the_contract() -> None:
 @pytest.mark.parametrize("name", REGISTRY)
 def test_transforms_raise_for_layers(name: str, layer: Layer) -> None:
     with pytest.raises(TypeError, match=rf"{REGISTRY[name].__name__}: cell must be .* cells in it"):
-        wrap(name)(layer)
+        make_transform(name)(layer)
 
 
-def test_transforms_raise_for_dependent_carry_leaves() -> None:
+def test_transforms_raise_for_a_coupled_carry() -> None:
     for cell in (jrnn.CTRNN(SIZE), jrnn.SLSTM(SIZE)):
-        for wrap in (zoneout, learned_carry, lambda cell: clip(cell, carry=1.0)):
-            with pytest.raises(ValueError, match="one leaf is a function or the scale of another"):
-                wrap(cell)
+        for transform in (zoneout, learned_carry, lambda cell: clip(cell, carry=1.0)):
+            with pytest.raises(
+                ValueError, match="cell must have a carry of independent arrays for"
+            ):
+                transform(cell)
         check_cell(clip(cell, gradient=100.0))
 
 
@@ -264,18 +270,20 @@ def test_layer_norm_in_float16_is_close_to_float32() -> None:
 
 def test_clip_raises_for_a_complex_carry() -> None:
     cell = clip(LRU(SIZE), carry=1.0)
-    with pytest.raises(TypeError, match="must be real to be clipped, got a complex one"):
+    with pytest.raises(
+        TypeError, match="Clip: cell must have a real carry, got LRU.* with a complex carry"
+    ):
         jrnn.unroll(cell, random_params(cell, 1, SIZE, np.float32), XS)
 
 
-def wrap(name: str) -> Any:
+def make_transform(name: str) -> Any:
     return partial(REGISTRY[name], size=2) if name == "projection" else REGISTRY[name]
 
 
 @pytest.mark.parametrize("name", REGISTRY)
 def test_transforms_raise_for_a_class(name: str) -> None:
     with pytest.raises(TypeError, match=r"cell must be a cell such as jrnn.LSTM\(64\), got <class"):
-        wrap(name)(LSTM)
+        make_transform(name)(LSTM)
 
 
 def test_invalid_arguments_raise() -> None:
@@ -327,5 +335,5 @@ def test_layer_norm_matches_biases_to_gates_by_name() -> None:
 def test_weight_drop_raises_for_unknown_names_when_a_key_is_given() -> None:
     cell = weight_drop(jrnn.Elman(SIZE), 0.5, names=("none",))
     params = jrnn.Elman(SIZE).init(jax.random.key(0), 3)
-    with pytest.raises(ValueError, match="no parameter of Elman.* is named none"):
+    with pytest.raises(ValueError, match="names must contain a parameter of Elman.*'none'"):
         jrnn.unroll(cell, params, jnp.ones((2, 1, 3)), key=jax.random.key(1))

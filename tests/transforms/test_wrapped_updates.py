@@ -1,4 +1,7 @@
-"""An `update` under `jax.jit` or `jax.checkpoint`: results do not depend on the first trace."""
+"""Cells whose `update` is wrapped in `jax.jit` or `jax.checkpoint`.
+
+Results must not depend on which use of a cell is traced first.
+"""
 
 import functools
 from collections.abc import Callable
@@ -62,22 +65,22 @@ def expected(use: str) -> Any:
     return USES[use](LSTM(SIZE))
 
 
-def make_cell(wrap: Callable[[Any], Any]) -> LSTM:
+def make_cell(wrapper: Callable[[Any], Any]) -> LSTM:
     """An LSTM whose `update` is wrapped and has never been traced."""
 
     def update(self: LSTM, params: Any, carry: Any, z: Any, u: Any) -> Any:
         return LSTM.update(self, params, carry, z, u)
 
-    return dataclass(frozen=True)(type("Wrapped", (LSTM,), {"update": wrap(update)}))(SIZE)
+    return dataclass(frozen=True)(type("Wrapped", (LSTM,), {"update": wrapper(update)}))(SIZE)
 
 
-FEW = [("jit", 1), ("jit", -1)]
+ALWAYS = [("jit", 1), ("jit", -1)]
 
 
 @pytest.mark.parametrize(
     ("name", "order"),
     [
-        pytest.param(name, order, marks=[pytest.mark.exhaustive] * ((name, order) not in FEW))
+        pytest.param(name, order, marks=[pytest.mark.exhaustive] * ((name, order) not in ALWAYS))
         for name in WRAPPERS
         for order in (1, -1)
     ],

@@ -4,16 +4,20 @@ Run `make gpu-check`, or from the root of the repository::
 
     python -m jrnn.bench.gpu_check --out gpu.json
 
-It needs JAX with CUDA, NumPy and flax; jrnn need not be installed. PyTorch is timed if it is
-installed. First, every engine runs every cell that it supports, and values and gradients are
-compared with `scan` in float64 on the CPU (`agreement.py`). Then cells are timed against flax,
-cuDNN called from JAX, and PyTorch (`speed.py`). Sizes are in `plan.py`. A failure is a row of the
-results with its reason, and does not stop the run. The JSON file is written after each row, so that
-an interrupted run keeps its results; a run stops after `--budget` seconds. The exit code is 1 if an
-engine of jrnn is wrong or fails. `--tiny` runs the same on a CPU in seconds, for tests.
+It requires JAX with CUDA, NumPy and flax; jrnn need not be installed. PyTorch is timed if it is
+installed.
 
-Matrix products have the default precision of JAX and cuDNN, which is TF32 for float32 on a GPU;
-only the check uses full precision. In bfloat16 all arrays are bfloat16, including the parameters.
-Many programs are compiled in parallel, so `compile_seconds` is larger than for a program that is
-compiled alone.
+1. `correctness.py` runs every cell on every engine that supports it, and compares values and
+   gradients with `scan` in float64 on the CPU.
+2. `speed.py` times cells against flax, PyTorch, and cuDNN called from JAX.
+
+`plan.py` lists the cells and sizes. A failure does not stop the run; it is a row of the results
+that states the reason. The JSON file is written after each row, so an interrupted run keeps its
+results. A run stops after `--budget` seconds. The exit code is 1 if an engine of jrnn fails or
+gives wrong results. `--tiny` runs small cases on a CPU in seconds, for tests.
+
+Timed matrix products have the default precision of JAX and cuDNN, which is TF32 for float32 on a
+GPU; the comparison with float64 uses full precision. In bfloat16 all arrays are bfloat16, including
+the parameters. Programs are compiled in parallel, so `compile_seconds` is larger than it is for a
+program that is compiled alone.
 """

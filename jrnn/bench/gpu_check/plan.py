@@ -4,20 +4,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jrnn
-from jrnn.bench.contenders import DIRECTIONS, Shape
+from jrnn.bench.implementations import MODES, Shape
 from jrnn.cells import REGISTRY as CELLS
 
-TIMED = ("lstm", "gru", "paragru", "mingru", "lru", "slstm")
+TIMED_CELLS = ("lstm", "gru", "paragru", "mingru", "lru", "slstm")
 
-ENGINES: dict[str, str | jrnn.Engine] = {
+TIMED_ENGINES: dict[str, str | jrnn.Engine] = {
     "scan": "scan",
     "fused": "fused",
     "associative": "associative",
-    "newton": jrnn.Newton(fallback="none"),  # no Python callback in timed code
+    "newton": jrnn.Newton(fallback="none"),  # a fallback would add a Python callback
 }
-"""The engines that are timed."""
+"""The engines that are timed, by name."""
 
-TIMED_ENGINES = {
+ENGINES_BY_CELL = {
     "lstm": ("scan", "fused"),
     "gru": ("scan", "fused"),
     "paragru": ("scan", "fused", "newton"),
@@ -25,9 +25,12 @@ TIMED_ENGINES = {
     "lru": ("scan", "fused", "associative"),
     "slstm": ("scan", "fused"),
 }
-PEERS = {"lstm": ("nnx", "torch", "cudnn"), "gru": ("nnx", "torch")}
+"""Names of the engines on which each cell is timed."""
 
-TRANSFORMS: Mapping[str, Callable[[int], jrnn.Layer]] = {
+PEERS_BY_CELL = {"lstm": ("nnx", "torch", "cudnn"), "gru": ("nnx", "torch")}
+"""Names of the peer libraries that have each cell."""
+
+UNTIMED_LAYERS: Mapping[str, Callable[[int], jrnn.Layer]] = {
     "layer_norm-lstm": lambda hidden: jrnn.transforms.LayerNorm(jrnn.LSTM(hidden)),
     "zoneout-gru": lambda hidden: jrnn.transforms.Zoneout(jrnn.GRU(hidden), h=0.25),
     "projection-lstm": lambda hidden: jrnn.transforms.Projection(jrnn.LSTM(hidden), size=3),
@@ -36,7 +39,7 @@ TRANSFORMS: Mapping[str, Callable[[int], jrnn.Layer]] = {
     "stack-lstm-gru": lambda hidden: jrnn.stack((jrnn.LSTM(hidden), jrnn.GRU(hidden))),
     "bidirectional-gru": lambda hidden: jrnn.bidirectional(jrnn.GRU(hidden)),
 }
-"""Functions from a hidden size to a transformed cell or a layer; checked but not timed."""
+"""Functions from a hidden size to a layer, by name. These layers are checked but not timed."""
 
 
 @dataclass(frozen=True)
@@ -44,54 +47,54 @@ class Plan:
     """The cells and sizes of a run.
 
     Args:
-      checked: the cells whose values and gradients are checked, keys of `LAYERS`.
-      checked_shape: the sizes of the check.
-      timed: the cells that are timed, keys of `TIMED_ENGINES`, the most informative first.
-      shapes: the sizes at which each is timed.
-      directions: keys of `contenders.DIRECTIONS`.
-      dtypes: the dtypes in which each is timed; the first also with CUDA graphs.
-      long: the sizes at which ParaGRU is timed by Newton.
-      seconds: timing duration for each cell, shape, dtype and direction.
+      checked_layers: keys of `LAYERS` whose values and gradients are checked.
+      checked_shape: the sizes of the checked layers.
+      timed_cells: keys of `ENGINES_BY_CELL` that are timed, in order of priority.
+      shapes: the sizes at which each cell is timed.
+      modes: keys of `implementations.MODES`.
+      dtypes: the dtypes in which each cell is timed. CUDA graphs are timed in the first one.
+      newton_shape: the sizes of an additional case, ParaGRU on a long sequence by Newton.
+      seconds: time limit of each case, a combination of cell, shape, dtype and mode.
     """
 
-    checked: tuple[str, ...]
+    checked_layers: tuple[str, ...]
     checked_shape: Shape
-    timed: tuple[str, ...]
+    timed_cells: tuple[str, ...]
     shapes: tuple[Shape, ...]
-    directions: tuple[str, ...]
+    modes: tuple[str, ...]
     dtypes: tuple[str, ...]
-    long: Shape
+    newton_shape: Shape
     seconds: float
 
 
 LAYERS: Mapping[str, Callable[[int], jrnn.Layer]] = {
     **{name: lambda hidden, make=make: make(hidden) for name, make in CELLS.items()},  # pyright: ignore
-    **TRANSFORMS,
+    **UNTIMED_LAYERS,
 }
-"""Functions from a hidden size to a layer, by name, for all layers that are checked."""
+"""Functions from a hidden size to a layer, by name, for all cells and all of `UNTIMED_LAYERS`."""
 
 FULL = Plan(
-    # The timed cells come first, in case the time does not suffice for all.
-    checked=tuple(dict.fromkeys((*TIMED, *LAYERS))),
+    # The timed cells come first, because the deadline may be too early for all layers.
+    checked_layers=tuple(dict.fromkeys((*TIMED_CELLS, *LAYERS))),
     checked_shape=Shape(4, 24, 3, 8),
-    timed=TIMED,
+    timed_cells=TIMED_CELLS,
     shapes=(
         Shape(256, 128, 128, 128),
         Shape(16, 1024, 768, 768),
         Shape(64, 4096, 256, 256),
     ),
-    directions=tuple(DIRECTIONS),
+    modes=tuple(MODES),
     dtypes=("float32", "bfloat16"),
-    long=Shape(8, 16384, 256, 256),
+    newton_shape=Shape(8, 16384, 256, 256),
     seconds=0.5,
 )
 TINY = Plan(
-    checked=("mingru",),
+    checked_layers=("mingru",),
     checked_shape=Shape(3, 5, 3, 4),
-    timed=("gru",),
+    timed_cells=("gru",),
     shapes=(Shape(2, 4, 3, 3),),
-    directions=("forward+backward",),
+    modes=("forward+backward",),
     dtypes=("bfloat16",),
-    long=Shape(1, 8, 3, 3),
+    newton_shape=Shape(1, 8, 3, 3),
     seconds=0.0,
 )

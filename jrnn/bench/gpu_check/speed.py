@@ -11,181 +11,186 @@ import jax.numpy as jnp
 
 import jrnn
 from jrnn.bench import engines, peers, timing
-from jrnn.bench.contenders import Case, Contender, Shape, Unavailable, compile_model
-from jrnn.bench.gpu_check.compiling import (
+from jrnn.bench.gpu_check.compilation import (
     FAST_COMPILE,
     Deadline,
-    OutOfTime,
+    DeadlineExceeded,
     build_all,
-    once,
-    reason,
+    call_once,
+    format_error,
 )
-from jrnn.bench.gpu_check.plan import ENGINES, PEERS, TIMED_ENGINES, Plan
+from jrnn.bench.gpu_check.plan import ENGINES_BY_CELL, PEERS_BY_CELL, TIMED_ENGINES, Plan
 from jrnn.bench.group import ratios
+from jrnn.bench.implementations import Case, Implementation, Shape, Unavailable, compile_model
 from jrnn.bench.timing import Timing
 
-GRAPHS = {
+CUDA_GRAPH_OPTIONS = {
     "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,"
     "DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
 }
 """Compiler options that include loops in CUDA graphs; XLA excludes them by default."""
 
 MAX_ROUNDS = 10
-"""Maximum number of rounds."""
+"""Maximum number of rounds for each case."""
 
-STATUS = "status of Newton"
+NEWTON_STATUS = "Newton status"
+"""The key of the convergence status of Newton, next to those of the implementations."""
 
 MIN_SECONDS = 10.0
-"""Remaining seconds below which nothing is compiled."""
+"""No suite is compiled if fewer seconds remain."""
 
 COMPILE_FRACTION = 0.6
-"""The fraction of the remaining time for compilation."""
+"""The fraction of the remaining time that may be used for compilation."""
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Cases that are compiled in parallel, and then timed one by one.
+class Suite:
+    """Cases of one cell and dtype, which are compiled in parallel and then timed one by one.
 
     Args:
       cell: name of a cell.
       dtype: dtype of parameters and inputs.
       shapes: the shapes of the cases.
-      directions: the directions in which each shape is timed.
+      modes: the modes in which each shape is timed.
       peers: the peer libraries.
-      graphs: whether jrnn's programs run as CUDA graphs.
-      status: whether to record the status of Newton.
+      cuda_graphs: whether the programs of jrnn run as CUDA graphs.
+      solves_newton: whether to add the convergence status of Newton to the results.
     """
 
     cell: str
     dtype: str
     shapes: tuple[Shape, ...]
-    directions: tuple[str, ...]
+    modes: tuple[str, ...]
     peers: tuple[str, ...] = ()
-    graphs: bool = False
-    status: bool = False
+    cuda_graphs: bool = False
+    solves_newton: bool = False
 
     @property
     def title(self) -> str:
         """A title for progress messages."""
-        kind = " as CUDA graphs" if self.graphs else ""
-        return f"{self.cell} {self.dtype}{kind} {' '.join(shape.text for shape in self.shapes)}"
+        suffix = " as CUDA graphs" if self.cuda_graphs else ""
+        return f"{self.cell} {self.dtype}{suffix} {' '.join(shape.text for shape in self.shapes)}"
 
     def cases(self) -> list[Case]:
-        """The cases: each direction at each shape."""
+        """All combinations of shapes and modes."""
         return [
-            Case(self.cell, direction, shape, dtype=self.dtype)
+            Case(self.cell, mode, shape, dtype=self.dtype)
             for shape in self.shapes
-            for direction in self.directions
+            for mode in self.modes
         ]
 
 
-def batches(plan: Plan) -> Iterator[Batch]:
-    """Yields the batches of a run, the most informative first."""
-    first, *others = plan.dtypes
-    with_peers = [cell for cell in plan.timed if cell in PEERS]
+def suites(plan: Plan) -> Iterator[Suite]:
+    """Yields the suites of a run, in order of priority."""
+    first_dtype, *other_dtypes = plan.dtypes
+    with_peers = [cell for cell in plan.timed_cells if cell in PEERS_BY_CELL]
+    without_peers = [cell for cell in plan.timed_cells if cell not in PEERS_BY_CELL]
 
-    def batch(cell: str, dtype: str = first) -> Batch:
-        return Batch(cell, dtype, plan.shapes, plan.directions, PEERS.get(cell, ()))
+    def suite(cell: str, dtype: str = first_dtype) -> Suite:
+        return Suite(cell, dtype, plan.shapes, plan.modes, PEERS_BY_CELL.get(cell, ()))
 
-    without_peers = [cell for cell in plan.timed if cell not in PEERS]
-    yield from map(batch, with_peers)
-    yield replace(batch("paragru"), shapes=(plan.long,), status=True)
-    yield from (batch(cell, dtype) for dtype in others for cell in with_peers)
-    yield from map(batch, without_peers)
-    yield from (replace(batch(cell), peers=(), graphs=True) for cell in with_peers)
-    yield from (batch(cell, dtype) for dtype in others for cell in without_peers)
+    yield from map(suite, with_peers)
+    yield replace(suite("paragru"), shapes=(plan.newton_shape,), solves_newton=True)
+    yield from (suite(cell, dtype) for dtype in other_dtypes for cell in with_peers)
+    yield from map(suite, without_peers)
+    yield from (replace(suite(cell), peers=(), cuda_graphs=True) for cell in with_peers)
+    yield from (suite(cell, dtype) for dtype in other_dtypes for cell in without_peers)
 
 
-def measure(batch: Batch, seconds: float, deadline: Deadline) -> Iterator[Row]:
+def measure(suite: Suite, seconds: float, deadline: Deadline) -> Iterator[Row]:
     """Yields one group of results for each case.
 
     Args:
-      batch: the cases.
-      seconds: timing duration of each case, except for the minimum number of rounds.
-      deadline: when to stop; later contenders are skipped with a reason.
+      suite: the cases.
+      seconds: time limit for starting a round of a case; the first `timing.MIN_ROUNDS` ignore it.
+      deadline: when to stop; the remaining implementations are listed as missing.
     """
     if deadline.remaining() < MIN_SECONDS:
-        skipped = [_missing("all", OutOfTime("not compiled before the deadline"))]
-        yield from (_group(batch, case, [], skipped) for case in batch.cases())
+        skipped = [_missing("all", DeadlineExceeded("not compiled before the deadline"))]
+        yield from (_group(suite, case, [], skipped) for case in suite.cases())
         return
-    for shape in batch.shapes:
-        Case(batch.cell, "forward", shape).inputs()  # fills the cache before threads use it
-    builds = {(case, name): build for case in batch.cases() for name, build in _builds(batch, case)}
+    for shape in suite.shapes:
+        Case(suite.cell, "forward", shape).inputs()  # fills the cache before threads read it
+    builds = {
+        (case, name): build for case in suite.cases() for name, build in _make_builds(suite, case)
+    }
     built = dict(build_all(builds, Deadline(COMPILE_FRACTION * deadline.remaining())))
-    for case in batch.cases():
-        # pop: the device arrays of one case must be freed before the next.
+    for case in suite.cases():
+        # Popping frees the device arrays of each case before the next one.
         results = {name: built.pop((case, name)) for key, name in builds if key == case}
-        status = results.pop(STATUS, None)
-        group = measure_case(batch, case, results, seconds, deadline)
+        status = results.pop(NEWTON_STATUS, None)
+        group = measure_case(suite, case, results, seconds, deadline)
         if status is not None:
-            group["newton"] = {"error": reason(status)} if isinstance(status, Exception) else status
+            group["newton"] = (
+                {"error": format_error(status)} if isinstance(status, Exception) else status
+            )
         yield group
 
 
-def _builds(batch: Batch, case: Case) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Yields names, and functions that compile the contenders of a case."""
-    options = GRAPHS if batch.graphs else None
-    suffix = " graphs" if batch.graphs else ""
-    params = once(partial(_params, case))
+def _make_builds(suite: Suite, case: Case) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yields the names of the implementations of a case, and functions that compile them."""
+    options = CUDA_GRAPH_OPTIONS if suite.cuda_graphs else None
+    suffix = " (CUDA graphs)" if suite.cuda_graphs else ""
+    params = call_once(partial(_init_params, case))
 
-    def build(engine: str, name: str) -> list[Contender]:
-        model = engines.model(ENGINES[engine], case, name, params())
+    def build(engine: str, name: str) -> list[Implementation]:
+        model = engines.model(TIMED_ENGINES[engine], case, name, params())
         return [compile_model(model, case, "jrnn", options)]
 
-    for engine in TIMED_ENGINES[batch.cell]:
+    for engine in ENGINES_BY_CELL[suite.cell]:
         yield f"jrnn {engine}{suffix}", partial(build, engine, engine + suffix)
-    for peer in batch.peers:
+    for peer in suite.peers:
         yield peer, partial(peers.build, peer, case)
-    if batch.status and case.direction == batch.directions[0]:
-        yield STATUS, lambda: newton_status(case, params())
+    if suite.solves_newton and case.mode == suite.modes[0]:
+        yield NEWTON_STATUS, lambda: newton_status(case, params())
 
 
-def _params(case: Case) -> Any:
-    """Initial parameters, drawn on the CPU, where initializers compile faster."""
+def _init_params(case: Case) -> Any:
+    """Initial parameters, computed on the CPU, where initializers compile faster."""
     with jax.default_device(jax.devices("cpu")[0]):
-        draw = lambda: engines.init_params(engines.make_cell(case), case)
-        params = jax.jit(draw, compiler_options=FAST_COMPILE)()
+        init = lambda: engines.init_params(engines.make_cell(case), case)
+        params = jax.jit(init, compiler_options=FAST_COMPILE)()
     return jax.device_put(params, jax.devices()[0])
 
 
 def measure_case(
-    batch: Batch,
+    suite: Suite,
     case: Case,
     built: dict[str, Any],
     seconds: float,
     deadline: Deadline,
 ) -> Row:
-    """Calls each contender once, then times all in interleaved rounds."""
+    """Calls each implementation once, then times all in interleaved rounds."""
     ready, missing, start = [], [], time.monotonic()
     for name, result in built.items():
         if isinstance(result, Exception):
             missing.append(_missing(name, result))
             continue
-        for contender in result:
+        for implementation in result:
             try:
                 if not deadline.remaining():
-                    raise OutOfTime("not called before the deadline")
-                timing.check_results(contender, case)
-                ready.append(contender)
+                    raise DeadlineExceeded("not called before the deadline")
+                timing.check_results(implementation, case)
+                ready.append(implementation)
             except Exception as error:
-                missing.append(_missing(contender.name, error))
+                missing.append(_missing(implementation.name, error))
     try:
         if timing.MIN_ROUNDS * (time.monotonic() - start) > deadline.remaining():
-            raise OutOfTime("not timed: the calls would take longer than the remaining time")
+            raise DeadlineExceeded("not timed: the calls would not end before the deadline")
         timings = timing.time_interleaved(
             ready, MAX_ROUNDS, min(seconds, deadline.remaining()), warmup=0
         )
-    except Exception as error:  # an unknown contender failed after its first call
-        missing += [_missing(contender.name, error) for contender in ready]
+    except Exception as error:  # an implementation failed after its first call; it is unknown which
+        missing += [_missing(implementation.name, error) for implementation in ready]
         ready, timings = [], {}
-    rows = [_row(contender, timings[contender.name]) for contender in ready]
-    return _group(batch, case, rows, missing)
+    rows = [_row(implementation, timings[implementation.name]) for implementation in ready]
+    return _group(suite, case, rows, missing)
 
 
 def newton_status(case: Case, params: Any) -> Row:
-    """Convergence and iterations of Newton, and its largest difference from Scan."""
+    """Convergence and iterations of Newton, and the largest difference of an output from Scan."""
     cell = engines.make_cell(case)
 
     @jax.jit
@@ -203,23 +208,23 @@ def newton_status(case: Case, params: Any) -> Row:
 
 
 def _missing(name: str, error: Exception) -> dict[str, str]:
-    text = str(error) if isinstance(error, Unavailable | OutOfTime) else reason(error)
+    text = str(error) if isinstance(error, Unavailable | DeadlineExceeded) else format_error(error)
     return {"name": name, "reason": text[:400], "kind": type(error).__name__}
 
 
-def _row(contender: Contender, times: Timing) -> Row:
+def _row(implementation: Implementation, times: Timing) -> Row:
     return {
-        "name": contender.name,
-        "family": contender.family,
+        "name": implementation.name,
+        "family": implementation.family,
         "median_seconds": times.median,
         "min_seconds": times.minimum,
         "calls": times.calls,
-        "compile_seconds": contender.compile_seconds,
-        "memory_bytes": contender.memory_bytes,
+        "compile_seconds": implementation.compile_seconds,
+        "memory_bytes": implementation.memory_bytes,
     }
 
 
-def _group(batch: Batch, case: Case, rows: list[Row], missing: list[dict[str, str]]) -> Row:
-    fields = asdict(case) | {"shape": case.shape._asdict(), "graphs": batch.graphs}
+def _group(suite: Suite, case: Case, rows: list[Row], missing: list[dict[str, str]]) -> Row:
+    fields = asdict(case) | {"shape": case.shape._asdict(), "cuda_graphs": suite.cuda_graphs}
     del fields["sweep"]
-    return fields | {"contenders": rows, "ratios": ratios(rows), "missing": missing}
+    return fields | {"implementations": rows, "ratios": ratios(rows), "missing": missing}

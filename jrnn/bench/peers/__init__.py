@@ -1,8 +1,8 @@
-"""The peer libraries: `build(case)` in each file returns the contenders of one library."""
+"""Peer libraries. Each module has a function `build(case)`, which returns its implementations."""
 
 import importlib
 
-from jrnn.bench.contenders import Case, Contender, Unavailable
+from jrnn.bench.implementations import Case, Implementation, Unavailable
 
 PEERS = {
     "nnx": "flax_nnx",
@@ -14,20 +14,20 @@ PEERS = {
     "onnxruntime": "onnx_runtime",
     "cudnn": "jax_cudnn",
 }
-"""The file of each library, by its name in `--peers`."""
+"""Modules of this package, by the name of the library in `--peers`."""
 
 BFLOAT16 = ("nnx", "torch")
-"""The libraries that are also timed in bfloat16."""
+"""Libraries that are also timed in bfloat16."""
 
 
-def build(peer: str, case: Case) -> list[Contender]:
-    """Returns the contenders of a library for a case.
+def build(peer: str, case: Case) -> list[Implementation]:
+    """Returns the implementations of a library for a case.
 
     Raises:
       Unavailable: the library is not installed, fails, or has no such layer.
     """
     if case.dtype != "float32" and peer not in BFLOAT16:
-        raise Unavailable(f"is timed only in float32, got {case.dtype}")
+        raise Unavailable(f"dtype must be float32, got {case.dtype}")
     try:
         adapter = importlib.import_module(f".{PEERS[peer]}", __package__)
         return adapter.build(case)

@@ -1,11 +1,11 @@
-"""`flax.linen.RNN`."""
+"""`flax.linen.RNN` with several cells."""
 
 from typing import Any
 
 import flax.linen as nn
 import jax
 
-from jrnn.bench.contenders import Case, Contender, JaxModel, compile_model, select_layer
+from jrnn.bench.implementations import Case, Implementation, JaxModel, compile_model, select_layer
 
 CELLS: dict[str, tuple[Any, ...]] = {
     "lstm": (nn.LSTMCell, nn.OptimizedLSTMCell),
@@ -14,14 +14,15 @@ CELLS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def build(case: Case) -> list[Contender]:
-    """One contender for each cell class."""
+def build(case: Case) -> list[Implementation]:
+    """Returns one implementation for each cell class."""
     return [
-        compile_model(_model(kind, case), case) for kind in select_layer("flax linen", case, CELLS)
+        compile_model(_make_model(cell_class, case), case)
+        for cell_class in select_layer("flax linen", case, CELLS)
     ]
 
 
-def _model(kind: Any, case: Case) -> JaxModel:
-    layer: Any = nn.RNN(kind(case.shape.hidden), time_major=True)
+def _make_model(cell_class: Any, case: Case) -> JaxModel:
+    layer: Any = nn.RNN(cell_class(case.shape.hidden), time_major=True)
     params = layer.init(jax.random.key(0), case.inputs()[:1])
-    return JaxModel(f"linen {kind.__name__}", layer.apply, params)
+    return JaxModel(f"linen {cell_class.__name__}", layer.apply, params)

@@ -1,4 +1,4 @@
-"""`flax.nnx.RNN`, as a pure function of the parameters."""
+"""`flax.nnx.RNN` with several cells, as a pure function of the parameters."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jrnn.bench.contenders import Case, Contender, JaxModel, compile_model, select_layer
+from jrnn.bench.implementations import Case, Implementation, JaxModel, compile_model, select_layer
 
 CELLS: dict[str, tuple[Any, ...]] = {
     "lstm": (nnx.LSTMCell, nnx.OptimizedLSTMCell),
@@ -15,17 +15,18 @@ CELLS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def build(case: Case) -> list[Contender]:
-    """One contender for each cell class."""
+def build(case: Case) -> list[Implementation]:
+    """Returns one implementation for each cell class."""
     return [
-        compile_model(_model(kind, case), case) for kind in select_layer("flax nnx", case, CELLS)
+        compile_model(_make_model(cell_class, case), case)
+        for cell_class in select_layer("flax nnx", case, CELLS)
     ]
 
 
-def _model(kind: Any, case: Case) -> JaxModel:
+def _make_model(cell_class: Any, case: Case) -> JaxModel:
     dtype = jnp.dtype(case.dtype)
     sizes = case.shape.input, case.shape.hidden
-    cell = kind(
+    cell = cell_class(
         *sizes,
         dtype=dtype,
         param_dtype=dtype,
@@ -38,9 +39,9 @@ def _model(kind: Any, case: Case) -> JaxModel:
         layer: Any = nnx.merge(graphdef, params, rest, copy=True)
         return layer(xs)
 
-    return JaxModel(f"nnx {kind.__name__}", apply, params)
+    return JaxModel(f"nnx {cell_class.__name__}", apply, params)
 
 
 def _orthogonal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """The default initializer, in float32: JAX has no QR decomposition in bfloat16."""
+    """The default initializer, in float32 because JAX has no QR decomposition in bfloat16."""
     return nnx.initializers.orthogonal()(key, shape, jnp.float32).astype(dtype)

@@ -1,4 +1,4 @@
-"""`jax.experimental.rnn`: the LSTM of cuDNN, called from JAX. Its inputs are `[B, T, input]`."""
+"""The LSTM of cuDNN, called by `jax.experimental.rnn`. It is batch-major."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import rnn
 
-from jrnn.bench.contenders import (
+from jrnn.bench.implementations import (
     Case,
-    Contender,
+    Implementation,
     JaxModel,
     Unavailable,
     compile_model,
@@ -16,22 +16,22 @@ from jrnn.bench.contenders import (
 )
 
 
-def build(case: Case) -> list[Contender]:
-    """The layer of the case."""
+def build(case: Case) -> list[Implementation]:
+    """Returns one implementation."""
     select_layer("jax.experimental.rnn", case, {"lstm": rnn.lstm})
     if jax.default_backend() != "gpu":
-        raise Unavailable(f"needs a GPU, but JAX runs on {jax.default_backend()}")
-    return [compile_model(model(case), case)]
+        raise Unavailable(f"the backend of JAX must be gpu, got {jax.default_backend()}")
+    return [compile_model(make_model(case), case)]
 
 
-def model(case: Case) -> JaxModel:
-    """One layer in one direction."""
+def make_model(case: Case) -> JaxModel:
+    """Makes a unidirectional LSTM of one layer."""
     batch, steps, inputs, hidden = case.shape
     weights = rnn.init_lstm_weight(jax.random.key(0), inputs, hidden, 1, bidirectional=False)
 
     def apply(weights: Any, xs: jax.Array) -> jax.Array:
         zeros = jnp.zeros((1, batch, hidden), xs.dtype)
-        lstm: Any = rnn.lstm  # it has no usable type annotations
+        lstm: Any = rnn.lstm  # its type annotations are not usable
         ys, _, _ = lstm(
             xs,
             zeros,

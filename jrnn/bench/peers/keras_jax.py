@@ -1,4 +1,4 @@
-"""A layer of Keras on its JAX backend, stateless. Its inputs are `[B, T, input]`."""
+"""Layers of Keras on its JAX backend, called by `stateless_call`. They are batch-major."""
 # pyright: reportMissingImports=false
 
 import os
@@ -6,16 +6,16 @@ from typing import Any
 
 import jax
 
-from jrnn.bench.contenders import (
+from jrnn.bench.implementations import (
     Case,
-    Contender,
+    Implementation,
     JaxModel,
     Unavailable,
     compile_model,
     select_layer,
 )
 
-os.environ.setdefault("KERAS_BACKEND", "jax")  # keras reads it when imported
+os.environ.setdefault("KERAS_BACKEND", "jax")  # Keras reads this when it is imported
 
 import keras
 
@@ -26,8 +26,8 @@ LAYERS: dict[str, Any] = {
 }
 
 
-def build(case: Case) -> list[Contender]:
-    """The layer of the case, with default options."""
+def build(case: Case) -> list[Implementation]:
+    """Returns one implementation, with the layer of the case and its default options."""
     if keras.backend.backend() != "jax":
         raise Unavailable(
             f"backend must be jax, got {keras.backend.backend()}; set KERAS_BACKEND=jax"
@@ -36,10 +36,10 @@ def build(case: Case) -> list[Contender]:
     layer = layer_class(case.shape.hidden, return_sequences=True)
     layer.build((None, None, case.shape.input))
     params = [variable.value for variable in layer.trainable_variables]
-    rest = [variable.value for variable in layer.non_trainable_variables]
+    state = [variable.value for variable in layer.non_trainable_variables]
 
     def apply(params: Any, xs: jax.Array) -> jax.Array:
-        ys, _ = layer.stateless_call(params, rest, xs)
+        ys, _ = layer.stateless_call(params, state, xs)
         return ys
 
     model = JaxModel(f"keras {layer_class.__name__}", apply, params, time_major=False)

@@ -1,4 +1,4 @@
-"""The layers of PyTorch, on the same kind of device as JAX."""
+"""Recurrent layers of PyTorch, on the same type of device as JAX."""
 # pyright: reportMissingImports=false
 
 from collections.abc import Callable
@@ -9,38 +9,42 @@ import numpy as np
 import torch
 
 from jrnn.bench import machine
-from jrnn.bench.contenders import Case, Contender, Unavailable, select_layer
+from jrnn.bench.implementations import Case, Implementation, Unavailable, select_layer
 
 LAYERS: dict[str, Any] = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "elman": torch.nn.RNN}
 
 
-def build(case: Case) -> list[Contender]:
-    """The layer of the case."""
+def build(case: Case) -> list[Implementation]:
+    """Returns one implementation, with the layer of the case."""
     torch.set_num_threads(machine.cores())
     torch.manual_seed(0)
     layer_class = select_layer("torch", case, LAYERS)
     dtype = getattr(torch, case.dtype)
     layer = layer_class(case.shape.input, case.shape.hidden).to(device(), dtype)
-    # PyTorch cannot read bfloat16 arrays of NumPy; it must copy, because the inputs are shared.
+    # PyTorch does not support NumPy's bfloat16 arrays. `torch.tensor` copies the shared inputs.
     xs = torch.tensor(case.inputs().astype(np.float32), dtype=dtype, device=device())
-    call = _backward(layer, xs.requires_grad_()) if case.backward else _forward(layer, xs)
-    return [Contender(f"torch {layer_class.__name__}", "torch", _synchronize(call))]
+    call = (
+        _make_backward(layer, xs.requires_grad_())
+        if case.has_backward
+        else _make_forward(layer, xs)
+    )
+    return [Implementation(f"torch {layer_class.__name__}", "torch", _synchronize(call))]
 
 
 def device() -> str:
-    """`cpu` or `cuda`.
+    """Returns `cpu` or `cuda`, the device type that JAX uses.
 
     Raises:
-      Unavailable: PyTorch does not support the device that JAX uses.
+      Unavailable: PyTorch does not support it.
     """
     if jax.default_backend() == "cpu":
         return "cpu"
     if jax.default_backend() == "gpu" and torch.cuda.is_available():
         return "cuda"
-    raise Unavailable(f"has no {jax.default_backend()}, on which JAX runs")
+    raise Unavailable(f"does not support the backend of JAX, {jax.default_backend()}")
 
 
-def _forward(layer: Any, xs: Any) -> Callable[[], Any]:
+def _make_forward(layer: Any, xs: Any) -> Callable[[], Any]:
     def call() -> Any:
         with torch.no_grad():
             return layer(xs)[0]
@@ -48,7 +52,7 @@ def _forward(layer: Any, xs: Any) -> Callable[[], Any]:
     return call
 
 
-def _backward(layer: Any, xs: Any) -> Callable[[], Any]:
+def _make_backward(layer: Any, xs: Any) -> Callable[[], Any]:
     leaves = [*layer.parameters(), xs]
 
     def call() -> Any:
@@ -65,9 +69,9 @@ def _synchronize(call: Callable[[], Any]) -> Callable[[], Any]:
     if device() == "cpu":
         return call
 
-    def synchronized() -> Any:
+    def call_and_synchronize() -> Any:
         result = call()
         torch.cuda.synchronize()
         return result
 
-    return synchronized
+    return call_and_synchronize

@@ -1,4 +1,4 @@
-"""The configuration of a run: the experiment, its network, optimizer and truncation."""
+"""Configuration: frozen dataclasses of an experiment, its network, its optimizer and TBPTT."""
 
 from jrnn.train.config.experiment import Experiment as Experiment
 from jrnn.train.config.experiment import RunOptions as RunOptions

@@ -1,4 +1,4 @@
-"""Everything that defines a run, in one frozen dataclass."""
+"""The configuration of a run, as a frozen dataclass."""
 
 from dataclasses import KW_ONLY, dataclass, field
 
@@ -12,24 +12,26 @@ from jrnn.train.config.tbptt import TBPTT
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How long a run trains, on which batches, and how often it is evaluated and saved.
+    """Options of the training loop: steps, batches, evaluations, checkpoints and devices.
 
     Args:
-      steps: number of training steps.
-      batch_size: number of examples of a step.
-      accumulate: number of parts of a batch, which run one after another with the memory of one;
-        the step equals that of the whole batch. Must divide batch_size.
-      eval_every: steps between evaluations on the validation split.
-      patience: number of evaluations without improvement after which the run ends; None never ends
-        it early.
+      steps: number of training steps; each is one update of the parameters.
+      batch_size: number of examples per training step.
+      accumulate: number of micro-batches that each batch is split into. They are computed one after
+        another, which saves memory; the gradient is that of the whole batch. Must divide
+        batch_size.
+      eval_every: number of training steps between evaluations on the validation split.
+      patience: number of evaluations without improvement of the metric after which the run stops
+        early; None disables early stopping.
       save_every: seconds between checkpoints; the first and the last step are always saved.
-      seed: of the parameters, of dropout, and of the order of the examples.
-      mesh: devices to train on, such as "data=8", which splits each batch over eight devices, or
-        "data=4,model=2", which also shards the parameters over two; None means one device, or all
-        devices if there are several processes.
+      seed: seed of the parameters, of dropout, and of the order of the examples.
+      mesh: devices to train on: "data=8" shards each batch over 8 devices, "data=4,model=2" also
+        shards the parameters over 2; None means one device, or all devices if there are several
+        processes.
 
     Raises:
-      ValueError: a number is not positive, or the seed is negative.
+      ValueError: a number is not positive, accumulate does not divide batch_size, mesh cannot be
+        parsed, or the seed is negative.
     """
 
     _: KW_ONLY
@@ -44,8 +46,8 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        for number in ("steps", "batch_size", "eval_every"):
-            checks.positive_int(name, number, getattr(self, number))
+        for field_name in ("steps", "batch_size", "eval_every"):
+            checks.positive_int(name, field_name, getattr(self, field_name))
         checks.divides(name, "accumulate", self.accumulate, "batch_size", self.batch_size)
         if self.patience is not None:
             checks.positive_int(name, "patience", self.patience)
@@ -58,20 +60,19 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Experiment(RunOptions):
-    """A run of the command `jrnn train`: what to learn, with which network, how and how long.
+    """The configuration of `jrnn train`: task, network, optimizer and options of the run.
 
     The other fields are those of `RunOptions`.
 
     Args:
-      task: what to learn.
-      network: the network; its `cell` is the cell.
-      optimizer: the optimizer.
-      tbptt: truncated backpropagation through time, which passes the carry on from one window to
-        the next; None trains on whole examples.
-      run_dir: folder for all that the run writes; None means a new one under `runs`.
+      task: the task to learn.
+      network: the options of the network, which include the cell.
+      optimizer: the options of the optimizer.
+      tbptt: options of truncated backpropagation through time; None trains on whole sequences.
+      run_dir: the folder of the run; None means a new folder in `runs`.
 
     Raises:
-      ValueError: a number is not positive, or the seed is negative.
+      ValueError: see `RunOptions`.
     """
 
     task: Task

@@ -1,4 +1,4 @@
-"""The network of a run: layers of a cell, and the head for the target of a task."""
+"""The network of a run: stacked recurrent layers, and a head for the target of the task."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,21 +14,23 @@ from jrnn.nn.heads import POOLS
 from jrnn.tasks.task import Data
 
 EMBEDDING_SIZE = 64
+"""Default size of the embedding vectors of tokens."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """Layers of one cell, from the inputs of a task to its outputs.
+    """Options of the network: an embedding for tokens, stacked recurrent layers, and a head.
 
     Args:
       cell: the cell or layer; all layers have the same options.
       num_layers: number of layers.
       bidirectional: whether each layer scans in both directions.
-      dropout: rate of dropout between layers and before the head.
-      pool: "last", "mean" or "max": the pooling over time for tasks with one target per sequence.
-      embedding_size: width of the embedding of tokens; None means 64. Only for tasks with tokens.
-      dtype: "float32" or "bfloat16": the dtype of inputs and products; parameters are float32.
-      engine: name of the engine.
+      dropout: dropout rate between layers and before the head, in [0, 1).
+      pool: pooling over time for tasks with one target per sequence: "last", "mean" or "max".
+      embedding_size: size of the embedding vectors of tokens; None means 64. Only for tasks with
+        tokens.
+      dtype: dtype of inputs and matrix products: "float32" or "bfloat16"; parameters are float32.
+      engine: name of the engine, such as "auto" or "scan"; see `jrnn.unroll`.
 
     Raises:
       ValueError: a number is out of range, or a name is unknown.
@@ -58,7 +60,7 @@ class Network:
         return self.cell.causal and not self.bidirectional
 
     def description(self) -> str:
-        """The options as text, without those that may change on resume: engine and dropout."""
+        """Returns the options as text, except engine and dropout, which may change on resume."""
         return repr(replace(self, engine="auto", dropout=0.0))
 
     def build(
@@ -67,12 +69,15 @@ class Network:
         """Builds the network for the data of a task, with random parameters.
 
         Args:
-          data: the loaded task; its target determines the head.
-          seed: of the parameters and of dropout.
-          engine: the engine to use instead of `self.engine`.
+          data: the data of the task; its target determines the head.
+          seed: seed of the parameters and of dropout.
+          engine: an engine that replaces `self.engine`.
+
+        Returns:
+          A `SequenceToSequence` if the task has a target at each time step, else a `Classifier`.
 
         Raises:
-          ValueError: an option does not fit the task.
+          ValueError: the options and the task are incompatible.
         """
         if data.causal and not self.causal:
             raise ValueError(
@@ -80,16 +85,16 @@ class Network:
                 "predict; set bidirectional=False, and use a causal cell, got "
                 f"bidirectional={self.bidirectional}, cell={self.cell!r}"
             )
-        if self.embedding_size is not None and not data.tokens:
+        if self.embedding_size is not None and not data.has_tokens:
             raise ValueError(
                 f"Network: embedding_size={self.embedding_size} needs a task with tokens; this one "
                 "has real-valued inputs"
             )
         rngs = nnx.Rngs(seed)
         embedding, size = None, data.input_size
-        if data.tokens:
+        if data.has_tokens:
             size = self.embedding_size or EMBEDDING_SIZE
-            # The input weights of cells expect unit variance; the default of flax is smaller.
+            # Cells are initialized for inputs of unit variance; the default of flax is smaller.
             embedding_init = nnx.initializers.normal(1.0)
             embedding = nnx.Embed(data.input_size, size, embedding_init=embedding_init, rngs=rngs)
         body = StackedRNN(

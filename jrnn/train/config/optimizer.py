@@ -11,32 +11,34 @@ from jrnn import checks
 
 Algorithm = Literal["adam", "adamw", "sgd", "rmsprop"]
 Schedule = Literal["constant", "cosine", "linear"]
-ARRAYS = ("learning_rate", "weight_decay", "momentum", "clip_norm")
-"""Fields of `Optimizer` that may be traced: trials that differ only in them share a compilation."""
+TRACEABLE_FIELDS = ("learning_rate", "weight_decay", "momentum", "clip_norm")
+"""Fields of `Optimizer` that may be traced arrays, so that runs can be vectorized over them."""
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Clip by global norm, then an algorithm, with a schedule for its learning rate.
+    """Options of the optimizer: an algorithm, a learning rate schedule and gradient clipping.
 
-    ::
+    The learning rate at training step t of T, with w = warmup * T warm-up steps and
+    s = (t - w) / (T - w), is::
 
-        rate(t) = learning_rate * t / w                        over the w warm-up steps, then
-                  learning_rate                                "constant"
-                  learning_rate * (1 + cos(pi s)) / 2          "cosine", s from 0 to 1 over the rest
-                  learning_rate * (1 - s)                      "linear"
+        rate(t) = learning_rate * t / w                        if t < w, else
+                  learning_rate                                for "constant"
+                  learning_rate * (1 + cos(pi * s)) / 2        for "cosine"
+                  learning_rate * (1 - s)                      for "linear"
 
     Args:
-      learning_rate: the highest rate.
+      learning_rate: the maximum of the learning rate, above 0.
       algorithm: "adam", "adamw", "sgd" or "rmsprop".
       schedule: "constant", "cosine" or "linear".
-      warmup: fraction of all steps, in [0, 1), over which the rate rises from 0.
-      weight_decay: decoupled weight decay, for adamw only.
-      momentum: for sgd and rmsprop only.
-      clip_norm: maximum global norm of the gradient; None does not clip.
+      warmup: fraction of all training steps with linear warm-up from 0, in [0, 1).
+      weight_decay: decoupled weight decay, at least 0; only for "adamw".
+      momentum: momentum, in [0, 1); only for "sgd" and "rmsprop".
+      clip_norm: maximum global norm of the gradient, above 0; None disables clipping.
 
     Raises:
-      ValueError: a name is unknown, a number is out of range, or the algorithm lacks an option.
+      ValueError: a name is unknown, a number is out of range, or the algorithm does not support an
+        option.
     """
 
     learning_rate: float = 1e-3
@@ -72,12 +74,12 @@ class Optimizer:
                 f"got {self.algorithm!r}"
             )
 
-    def rate(self, steps: int, peak: ArrayLike | None = None) -> optax.Schedule:
-        """The learning rate as a function of the step, over a run of `steps` steps.
+    def make_schedule(self, steps: int, peak: ArrayLike | None = None) -> optax.Schedule:
+        """Returns the learning rate as a function of the training step.
 
         Args:
-          steps: number of steps of the run.
-          peak: the highest rate; by default `learning_rate`.
+          steps: number of training steps of the run.
+          peak: the maximum of the learning rate, which may be traced; None means `learning_rate`.
         """
         peak = self.learning_rate if peak is None else peak
         warmup_steps = round(self.warmup * steps)
@@ -93,15 +95,16 @@ class Optimizer:
         return optax.join_schedules([warmup, decay], [warmup_steps])
 
     def build(self, steps: int, **arrays: jax.Array) -> optax.GradientTransformation:
-        """The optax chain for a run of `steps` steps.
+        """Builds the optax transformation for a run of `steps` training steps.
 
         Args:
-          steps: number of steps of the run.
-          **arrays: values for the fields in `ARRAYS`, which may be traced; the values of the fields
-            themselves then only determine whether the chain has such a part.
+          steps: number of training steps of the run.
+          **arrays: scalar arrays, which may be traced, that replace fields in `TRACEABLE_FIELDS`.
+            The field itself then only determines whether the transformation has momentum or
+            clipping.
         """
         value: Any = lambda name: arrays.get(name, getattr(self, name))
-        rate = self.rate(steps, value("learning_rate"))
+        rate = self.make_schedule(steps, value("learning_rate"))
         momentum = value("momentum") if self.momentum else None
         algorithm = {
             "adam": lambda: optax.adam(rate),

@@ -9,31 +9,31 @@ from jrnn.train.data.windows import Window
 
 @dataclass(frozen=True)
 class TBPTT:
-    """Updates the parameters every k1 steps, with gradients through the last k2 steps.
+    """Updates the parameters every k1 time steps, with gradients through the last k2 time steps.
 
-    ::
+    A stream of time steps 1, 2, ... is cut into windows w = 0, 1, ... of k1 time steps. Each window
+    is one training step, whose last time step is e = (w + 1)·k1::
 
-        window w:   loss over the steps w·k1 + 1, ..., (w + 1)·k1
-                    gradient through the steps (w + 1)·k1 - max(k1, k2) + 1, ..., (w + 1)·k1
-                    carry before them: from window w - 1, without gradient
+        loss:      of time steps e - min(k1, k2) + 1, ..., e
+        gradient:  through time steps e - k2 + 1, ..., e
+        carry:     computed by the previous training steps; no gradient flows through it
 
-    With k2 < k1 the loss counts only the last k2 steps of a window, and is 0 if none of them is
-    valid. A stream is one example of the task or, for tasks with contiguous examples such as
-    `Text`, all examples together, cut into as many streams as a batch has rows. A stream begins
-    with the initial carry of the cell. Evaluation on validation and test data goes through all
-    steps of all streams and carries the state from window to window.
+    The loss is 0 if none of its time steps is valid. A stream is one example of the task. If the
+    examples of the task are contiguous, as those of `Text`, they are concatenated and cut into as
+    many streams as a batch has rows. Each stream begins with the initial carry of the cell.
+    Evaluations include all time steps of all streams; they also pass the carry between windows.
 
     Args:
-      k1: steps between two updates; None means all steps of an example. Must divide the number of
-        steps of an example.
-      k2: steps that gradients flow back through; None means k1.
+      k1: number of time steps between two updates, which must divide the length of an example; None
+        means the length of an example.
+      k2: number of time steps that gradients flow back through; None means k1.
 
     Raises:
       ValueError: k1 or k2 is not a positive int.
 
     References:
       Williams and Peng, 1990, An efficient gradient-based algorithm for on-line training of
-      recurrent network trajectories. This is their BPTT(h; h') with h = k2 and h' = k1.
+      recurrent network trajectories. Their BPTT(h; h') is this algorithm with h = k2, h' = k1.
     """
 
     k1: int | None = None
@@ -45,24 +45,25 @@ class TBPTT:
                 checks.positive_int("TBPTT", name, getattr(self, name))
 
     def window(self, data: Data) -> Window:
-        """k1 and k2 for the data of a task.
+        """Returns k1 and k2 for the data of a task, without None.
 
         Raises:
-          ValueError: k1 does not divide the steps of an example, the task has one target for a
-            whole sequence, or its examples are contiguous and have lengths.
+          ValueError: k1 does not divide the length of an example, the task has one target per
+            sequence, or its examples are contiguous and have lengths.
         """
         if not data.target.endswith("per_step"):
             raise ValueError(
-                f"TBPTT: the task must have a target at each step, got target={data.target!r}; "
-                "remove tbptt"
+                "TBPTT: the task must have a target at each time step, got "
+                f"target={data.target!r}; remove tbptt"
             )
         k1 = data.train.xs.shape[1] if self.k1 is None else self.k1
         for name in ("train", "validation", "test"):
             split: Split = getattr(data, name)
-            steps = split.xs.shape[1]
-            if k1 == 0 or steps % k1:
+            length = split.xs.shape[1]
+            if k1 == 0 or length % k1:
                 raise ValueError(
-                    f"TBPTT: k1 must divide the {steps} steps of a {name} example, got {k1}"
+                    f"TBPTT: k1 must divide the {length} time steps of a {name} example, got {k1}; "
+                    "choose a divisor"
                 )
             if data.contiguous and split.lengths is not None:
                 raise ValueError(

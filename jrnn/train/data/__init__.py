@@ -1,1 +1,1 @@
-"""Sampling of the examples of each step, and their transfer to the device."""
+"""Samples the examples of each training step, and transfers them to the device."""

@@ -1,1 +1,1 @@
-"""A run: the trainer, its dispatches, checkpoints, metrics and signals."""
+"""Runs: the training loop, asynchronous dispatch, checkpoints, metrics and signals."""

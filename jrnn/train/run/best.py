@@ -1,42 +1,43 @@
-"""The best evaluation of a run, and its patience."""
+"""The best evaluation of a run, and early stopping."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass
 class BestTracker:
-    """Keeps the best evaluation, and counts those since then.
+    """Stores the best evaluation, and counts the evaluations without improvement.
 
     Attributes:
       higher_is_better: whether a higher metric is better.
-      patience: number of evaluations without improvement after which a run should stop, or None.
-      step: the step of the best evaluation.
-      best: loss and metric of it; empty before the first evaluation.
-      worse: number of evaluations since then.
+      patience: number of evaluations without improvement after which a run stops early; None
+        disables early stopping.
+      step: the training step of the best evaluation.
+      best: the loss and metric of the best evaluation; empty before the first one.
+      num_without_improvement: number of evaluations since the best one.
     """
 
     higher_is_better: bool
     patience: int | None
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
-    worse: int = 0
+    num_without_improvement: int = 0
 
     def update(self, step: int, metrics: dict[str, float]) -> bool:
         """Records an evaluation, and returns whether it is the best so far."""
         if self.best and not self._is_better(metrics, self.best):
-            self.worse += 1
+            self.num_without_improvement += 1
             return False
-        self.step, self.best, self.worse = step, metrics, 0
+        self.step, self.best, self.num_without_improvement = step, metrics, 0
         return True
 
     def should_stop(self) -> bool:
-        """Whether the patience is exhausted."""
-        return self.patience is not None and self.worse >= self.patience
+        """Returns whether the patience is exhausted."""
+        return self.patience is not None and self.num_without_improvement >= self.patience
 
     def is_better_than(self, other: "BestTracker") -> bool:
-        """Whether the best evaluation is better than that of another network."""
+        """Returns whether the best evaluation is better than that of another network."""
         return self._is_better(self.best, other.best)
 
     def _is_better(self, one: dict[str, float], other: dict[str, float]) -> bool:
@@ -44,16 +45,20 @@ class BestTracker:
         return a > b if self.higher_is_better else a < b
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint saves, for `restore`."""
-        return {name: asdict(self)[name] for name in ("step", "best", "worse")}
+        """Returns JSON values to save in a checkpoint, for `restore`."""
+        return {"step": self.step, "best": {**self.best}, "worse": self.num_without_improvement}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Continues from what `state` returned."""
-        self.step, self.best, self.worse = saved["step"], saved["best"], saved["worse"]
+        """Restores what `state` returned."""
+        self.step, self.best = saved["step"], saved["best"]
+        self.num_without_improvement = saved["worse"]
 
 
 def index_of_best(trackers: Sequence[BestTracker]) -> int | None:
-    """The index of the tracker with the best metric; the first of equals, None if there is none."""
+    """Returns the index of the tracker with the best metric, the first one if several are equal.
+
+    Returns None if no tracker has an evaluation.
+    """
     best = None
     for index, tracker in enumerate(trackers):
         if tracker.best and (best is None or tracker.is_better_than(trackers[best])):

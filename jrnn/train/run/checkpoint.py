@@ -1,4 +1,4 @@
-"""Checkpoints of a run by orbax: written atomically, and verified by checksums when read."""
+"""Checkpoints, written atomically by orbax and verified by checksums when they are read."""
 
 import errno
 import json
@@ -18,28 +18,28 @@ from orbax.checkpoint import checkpoint_managers as policies
 log = logging.getLogger("jrnn")
 
 MAX_TO_KEEP = 2
-"""Number of checkpoints to keep: the second newest is read if the newest is damaged."""
+"""Number of checkpoints to keep; an older one is read if the newest is damaged."""
 TRANSIENT_ERRNOS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM)
-"""Read errors that do not mean that the files are damaged."""
+"""Errors of the operating system that do not mean that a checkpoint is damaged."""
 METADATA_BYTES = 2**20
-"""Upper bound of the bytes that a checkpoint needs in addition to its arrays."""
+"""Upper bound on the size of a checkpoint without its arrays."""
 
 
 class CheckpointError(OSError):
-    """A checkpoint could not be written, or none could be read."""
+    """Raised when a checkpoint cannot be written, or no checkpoint can be read."""
 
 
 class NetworkMismatch(CheckpointError):
-    """A checkpoint belongs to another network than the one to restore."""
+    """Raised when a checkpoint is of another network than the one to restore."""
 
 
 class Checkpoint(NamedTuple):
     """The complete state of a run.
 
     Attributes:
-      step: number of training steps done.
-      arrays: pytrees of arrays, by name.
-      record: JSON values, by name.
+      step: number of training steps so far.
+      arrays: pytrees of arrays, by name: "state" and "best".
+      record: JSON values, by name; see `Record`.
     """
 
     step: int
@@ -48,21 +48,21 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpointer:
-    """The folder of a run's checkpoints."""
+    """Reads and writes the checkpoints in a folder."""
 
     def __init__(self, folder: Path, *, writing: bool = False):
         """Opens the folder.
 
         Args:
-          folder: the run's folder `checkpoints`.
-          writing: whether to open the folder for writing; this creates it if it does not exist, and
+          folder: the folder `checkpoints` in the folder of a run.
+          writing: whether to open the folder for writing. This creates it if it does not exist, and
             removes incomplete checkpoints of a run that was killed.
 
         Raises:
           CheckpointError: the folder cannot be opened or written to.
         """
         self._folder = folder.absolute()
-        process = jax.process_index()  # only one process opens the folder
+        process = jax.process_index()  # only this process reads and writes, without barriers
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.LatestN(MAX_TO_KEEP),
             cleanup_tmp_directories=writing,
@@ -77,7 +77,10 @@ class Checkpointer:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except Exception as error:
             action = "written to" if writing else "opened"
-            raise CheckpointError(f"{folder} cannot be {action}: {_cause(error)}") from error
+            raise CheckpointError(
+                f"train: {folder} cannot be {action}: {_describe_error(error)}; check that the "
+                "folder exists, and its permissions"
+            ) from error
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Writes a checkpoint in the background.
@@ -91,7 +94,7 @@ class Checkpointer:
         saved = {
             **content,
             "checksum": _checksum_of_json(content),
-            "checksums": checksums(arrays),
+            "checksums": compute_checksums(arrays),
         }
         args["record"] = ocp.args.JsonSave(saved)
         try:
@@ -99,7 +102,7 @@ class Checkpointer:
             self._check_disk_space(arrays)
             self._manager.save(checkpoint.step, args=ocp.args.Composite(**args))
         except Exception as error:
-            raise self._failure(error) from error
+            raise self._write_error(error) from error
 
     def wait(self) -> None:
         """Waits until all checkpoints are written.
@@ -111,24 +114,26 @@ class Checkpointer:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:
-            raise self._failure(error) from error
+            raise self._write_error(error) from error
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, damaged or not."""
+        """Returns the steps that have a checkpoint, damaged or not."""
         return sorted(self._manager.all_steps())
 
-    def newest(self, like: dict[str, Any]) -> Checkpoint | None:
+    def read_newest(self, like: dict[str, Any]) -> Checkpoint | None:
         """Reads the newest checkpoint that is not damaged, and logs a warning for each damaged one.
 
         Args:
-          like: by name, pytrees with the expected shapes and dtypes; only these are read.
+          like: pytrees with the expected shapes and dtypes, by name; pytrees with other names are
+            not read.
 
         Returns:
           The checkpoint, or None if the folder has none.
 
         Raises:
-          NetworkMismatch: shapes or dtypes differ from those of `like`.
-          CheckpointError: all checkpoints are damaged, or the folder cannot be read at the moment.
+          NetworkMismatch: paths, shapes or dtypes differ from those of `like`.
+          CheckpointError: all checkpoints are damaged, or an error of the operating system, such as
+            missing permissions, prevents reading.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -138,18 +143,23 @@ class Checkpointer:
                 raise
             except Exception as error:  # corrupted bytes may raise any exception
                 if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS:
-                    raise CheckpointError(f"{self._folder} cannot be read now: {error}") from error
-                log.warning("checkpoint of step %d is damaged: %s", step, _cause(error))
+                    raise CheckpointError(
+                        f"train: {self._folder} cannot be read: {error}; fix this, and try again"
+                    ) from error
+                log.warning("checkpoint of step %d is damaged: %s", step, _describe_error(error))
         if steps:
             raise CheckpointError(
-                f"{self._folder}: no checkpoint can be read; those of steps {steps} are damaged, "
-                "or of another network or version of jrnn; restore the folder from a copy, or "
-                "start a new run"
+                f"train: no checkpoint in {self._folder} can be read; those of steps {steps} are "
+                "damaged, or of another network or version of jrnn; restore the folder from a "
+                "copy, or start a new run"
             )
         return None
 
     def move_damaged(self, after: int) -> None:
-        """Moves all checkpoints after a step, which are damaged, into the folder `damaged`."""
+        """Moves all checkpoints after step `after` to the folder `damaged`.
+
+        They are damaged if `after` is the step of the newest intact checkpoint.
+        """
         for step in [step for step in self.steps() if step > after]:
             target = self._folder.parent / "damaged" / str(step)
             target.parent.mkdir(exist_ok=True)
@@ -175,7 +185,7 @@ class Checkpointer:
         arrays = {name: restored[name] for name in like}
         if leaf_specs(arrays) != leaf_specs(abstract):
             raise ValueError("the arrays do not have the shapes and dtypes that were written")
-        for name, sums in checksums(arrays).items():
+        for name, sums in compute_checksums(arrays).items():
             if sums != saved["checksums"][name]:
                 raise ValueError(f"the arrays of {name} do not match their checksums")
         return Checkpoint(step, from_numpy(arrays, like), saved["record"])
@@ -183,35 +193,36 @@ class Checkpointer:
     def _check_leaf_specs(
         self, saved: dict[str, dict[str, str]], expected: dict[str, dict[str, str]]
     ) -> None:
-        """Raises if names, shapes or dtypes differ, and names the first array that does."""
+        """Raises NetworkMismatch for the first array whose path, shape or dtype differs."""
         for name, leaves in expected.items():
             for path in sorted(leaves.keys() | saved[name].keys()):
                 old, new = saved[name].get(path, "missing"), leaves.get(path, "missing")
                 if old != new:
                     raise NetworkMismatch(
-                        f"{self._folder} has a run of another network: {name}{path} is {old} in "
-                        f"the checkpoint, and {new} in this config; use the config of the run, or "
-                        "start a new run"
+                        f"train: {self._folder} has a run of another network: {name}{path} is "
+                        f"{old} in the checkpoint, and {new} in this config; use the config of "
+                        "the run, or start a new run"
                     )
 
     def _check_disk_space(self, arrays: dict[str, Any]) -> None:
-        """Raises before orbax writes an incomplete checkpoint to a full disk."""
+        """Raises OSError if the disk is too full; orbax would write an incomplete checkpoint."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + METADATA_BYTES
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed} bytes are needed")
 
-    def _failure(self, error: Exception) -> CheckpointError:
+    def _write_error(self, error: Exception) -> CheckpointError:
         steps = self.steps()
         intact = f"those of steps {steps} are intact" if steps else "there is no earlier one"
         return CheckpointError(
-            f"{self._folder}: a checkpoint could not be written: {_cause(error)}; {intact}; free "
-            "disk space or repair the folder, and continue with --resume"
+            f"train: a checkpoint could not be written to {self._folder}: "
+            f"{_describe_error(error)}; {intact}; free disk space or repair the folder, and resume "
+            "the run"
         )
 
 
-def checksums(arrays: dict[str, Any]) -> dict[str, list[int]]:
-    """The CRC-32 of every leaf, by the name of its pytree."""
+def compute_checksums(arrays: dict[str, Any]) -> dict[str, list[int]]:
+    """Returns the CRC-32 of every leaf, by the name of its pytree."""
     checksum = lambda leaf: zlib.crc32(np.ascontiguousarray(leaf).tobytes())
     return {name: [checksum(leaf) for leaf in jax.tree.leaves(t)] for name, t in arrays.items()}
 
@@ -221,13 +232,16 @@ def _is_key(leaf: Any) -> bool:
 
 
 def to_numpy(tree: Any) -> Any:
-    """NumPy arrays, and the data of random keys; independent of devices and processes."""
+    """Converts arrays to NumPy, and random keys to NumPy arrays of their key data."""
     convert = lambda leaf: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
     return jax.tree.map(convert, tree)
 
 
 def abstract_numpy(tree: Any) -> Any:
-    """Zeros with the shapes and dtypes of `to_numpy`, each in the memory of one element."""
+    """Returns arrays with the shapes and dtypes of the result of `to_numpy`.
+
+    Each is a single zero broadcast to the shape, which takes almost no memory.
+    """
 
     def zeros(leaf: Any) -> np.ndarray:
         if _is_key(leaf):
@@ -239,7 +253,7 @@ def abstract_numpy(tree: Any) -> Any:
 
 
 def from_numpy(arrays: Any, like: Any) -> Any:
-    """The inverse of `to_numpy`; random keys are those that are keys in `like`."""
+    """Inverts `to_numpy`; a leaf becomes a random key if it is one in `like`."""
     wrap = lambda a, leaf: jax.random.wrap_key_data(a) if _is_key(leaf) else jnp.asarray(a)
     return jax.tree.map(wrap, arrays, like)
 
@@ -249,19 +263,19 @@ def _checksum_of_json(record: dict[str, Any]) -> int:
 
 
 def leaf_specs(arrays: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """The dtype and shape of every leaf, by the name of its pytree and by its path."""
-    describe = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
+    """Returns the dtype and shape of every leaf, by the name of its pytree and by its path."""
+    spec = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
     return {
         name: {
-            jax.tree_util.keystr(path): describe(leaf)
+            jax.tree_util.keystr(path): spec(leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
         for name, tree in arrays.items()
     }
 
 
-def _cause(error: Exception) -> str:
-    """The error message of the operating system if there is one, else the first line."""
+def _describe_error(error: Exception) -> str:
+    """Returns the error message of the operating system if there is one, else the first line."""
     text = str(error)
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
         if os.strerror(number) in text:

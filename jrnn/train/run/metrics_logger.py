@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one line of JSON for each evaluation, and for every few training steps."""
+"""`metrics.jsonl`: one JSON object per line, for training metrics and for evaluations."""
 
 import json
 import os
@@ -10,30 +10,30 @@ import numpy as np
 from jrnn.train.config.experiment import RunOptions
 from jrnn.train.step.state import StepMetrics
 
-LINE_EVERY = 20
-"""Number of training steps that a line is the mean of."""
+LOG_EVERY = 20
+"""Training metrics are averaged over this many training steps and then logged."""
 
 
 class MetricsFile:
-    """Lines such as `{"step": 20, "split": "train", "loss": 2.3, "metric": 0.1}`; append-only."""
+    """An append-only file with lines such as `{"step": 20, "split": "train", "loss": 2.3}`."""
 
     def __init__(self, path: Path):
-        """Uses the file at `path`, and creates its folder if it does not exist."""
+        """Opens the file at `path`, and creates its folder if it does not exist."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
 
     def write(self, split: str, lines: dict[int, dict[str, float]]) -> None:
-        """Appends lines, given by their steps."""
+        """Appends one line per training step in `lines`."""
         text = [json.dumps({"step": step, "split": split, **lines[step]}) + "\n" for step in lines]
         with self._path.open("a", encoding="utf-8") as file:
             file.write("".join(text))
 
     def num_lines(self) -> int:
-        """The number of complete lines."""
+        """Returns the number of complete lines."""
         return self._path.read_bytes().count(b"\n") if self._path.exists() else 0
 
     def sync(self) -> int:
-        """Writes the file to the disk, and returns its size in bytes."""
+        """Flushes the file to disk, and returns its size in bytes."""
         if not self._path.exists():
             return 0
         with self._path.open("ab") as file:
@@ -44,33 +44,39 @@ class MetricsFile:
         """Removes everything after the first `size` bytes.
 
         Raises:
-          ValueError: the file has fewer bytes than that.
+          ValueError: the file has fewer than `size` bytes.
         """
         current = self._path.stat().st_size if self._path.exists() else 0
         if current < size:
             raise ValueError(
-                f"{self._path} has {current} bytes, and had {size} when the run was saved: lines "
-                "are missing; restore the file from a copy"
+                f"train: {self._path} has {current} bytes, and had {size} when the run was saved; "
+                "restore the missing lines from a copy of the file"
             )
         if current > size:
             os.truncate(self._path, size)
 
     def read(self, split: str, name: str) -> tuple[list[int], list[float]]:
-        """Steps and values of one curve."""
+        """Returns the steps and values of one metric, for plotting.
+
+        Args:
+          split: "train" or "validation".
+          name: "loss", "metric" or, for the training split, "grad_norm".
+        """
         lines = [json.loads(line) for line in self._path.read_text("utf-8").splitlines()]
         lines = [line for line in lines if line["split"] == split]
         return [line["step"] for line in lines], [line[name] for line in lines]
 
 
 class MetricsLogger:
-    """Writes the metrics of one network in training to `metrics.jsonl`.
+    """Writes the metrics of one network to `metrics.jsonl`.
 
     Attributes:
-      means: loss, metric and gradient norm of the newest line of training; empty at first.
+      means: the newest logged means of loss, metric and gradient norm over training steps; empty
+        before the first line.
     """
 
     def __init__(self, options: RunOptions, folder: Path | None):
-        """Writes to `folder`, or nothing if it is None."""
+        """Opens `metrics.jsonl` in `folder`; None disables writing."""
         self.means = dict[str, float]()
         self._options, self._folder = options, folder
         self._pending: list[list[float]] = []
@@ -87,42 +93,44 @@ class MetricsLogger:
         if self._file.num_lines():
             raise ValueError(
                 f"train: {self._folder} has a metrics.jsonl but no checkpoint, so its run cannot "
-                "be resumed; remove metrics.jsonl to start a new run, or name another folder"
+                "be resumed; remove metrics.jsonl to start a new run, or pass another folder"
             )
         self._file.truncate(0)
 
     def log_steps(self, first: int, metrics: StepMetrics) -> None:
-        """Writes the lines of some steps.
+        """Averages the metrics of training steps, and writes a line every `LOG_EVERY` steps.
+
+        A line is also written at every evaluation and at the last step.
 
         Args:
           first: the first of these steps, counted from 1.
-          metrics: arrays `[steps]`.
+          metrics: arrays with one entry per step.
         """
-        every, steps = self._options.eval_every, self._options.steps
+        eval_every, last = self._options.eval_every, self._options.steps
         lines = dict[int, dict[str, float]]()
         for step, values in enumerate(np.stack(metrics, 1).tolist(), first):
             self._pending.append(values)
-            if step % LINE_EVERY == 0 or step % every == 0 or step == steps:
+            if step % LOG_EVERY == 0 or step % eval_every == 0 or step == last:
                 lines[step] = self.means = _means(self._pending)
                 self._pending = []
         self._write("train", lines)
 
     def log_validation(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes the line of an evaluation."""
+        """Writes a line for an evaluation."""
         self._write("validation", {step: metrics})
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint saves, for `restore`; all lines are on the disk afterwards."""
+        """Flushes the file, and returns JSON values to save in a checkpoint, for `restore`."""
         return {
             "pending": [*self._pending],
             "bytes": 0 if self._file is None else self._file.sync(),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Continues from what `state` returned, and removes the lines after it.
+        """Restores what `state` returned, and removes lines that were written later.
 
         Raises:
-          ValueError: lines are missing.
+          ValueError: lines of the file are missing.
         """
         self._pending = saved["pending"]
         if self._file is not None:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run of several processes: only the first process accesses the folder."""
+"""Checkpoints of a run on several processes: only the first process accesses the folder."""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from jrnn.train.run.checkpoint import Checkpoint, Checkpointer, abstract_numpy, 
 
 
 class MultiProcessCheckpointer:
-    """Checkpointer of the first process of a group, which broadcasts what it reads.
+    """Wraps the `Checkpointer` of the first process, which broadcasts what it reads.
 
-    All processes must call the same methods in the same order, with unsharded arrays. Only the
-    first process raises errors of reading and writing.
+    All processes must call the same methods in the same order, with unsharded arrays. Errors of
+    reading and writing are raised in the first process only.
     """
 
     def __init__(self, folder: Path, group: ProcessGroup):
@@ -46,14 +46,14 @@ class MultiProcessCheckpointer:
             self._checkpointer.wait()
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, damaged or not."""
+        """Returns the steps that have a checkpoint, damaged or not."""
         return self._group.broadcast(
             "steps", None if self._checkpointer is None else self._checkpointer.steps()
         )
 
-    def newest(self, like: dict[str, Any]) -> Checkpoint | None:
-        """Reads the newest checkpoint that is not damaged; see `Checkpointer.newest`."""
-        own = None if self._checkpointer is None else self._checkpointer.newest(like)
+    def read_newest(self, like: dict[str, Any]) -> Checkpoint | None:
+        """Reads the newest checkpoint that is not damaged; see `Checkpointer.read_newest`."""
+        own = None if self._checkpointer is None else self._checkpointer.read_newest(like)
         message = self._group.broadcast(
             "checkpoint", None if own is None else [own.step, own.record]
         )
@@ -64,7 +64,7 @@ class MultiProcessCheckpointer:
         return Checkpoint(step, from_numpy(_broadcast(arrays), like), record)
 
     def move_damaged(self, after: int) -> None:
-        """Moves all checkpoints after a step, which are damaged, into the folder `damaged`."""
+        """Moves all checkpoints after step `after` to the folder `damaged`."""
         if self._checkpointer is not None:
             self._checkpointer.move_damaged(after)
 
@@ -75,14 +75,15 @@ class MultiProcessCheckpointer:
 
 
 def broadcast_arrays(tree: Any, group: ProcessGroup) -> Any:
-    """The arrays of the first process, since those of others may differ by rounding."""
+    """Returns the arrays of the first process; those of other processes may differ by rounding."""
     return tree if group.count == 1 else from_numpy(_broadcast(to_numpy(tree)), tree)
 
 
 def _broadcast(arrays: Any) -> Any:
-    """The arrays of the first process; all processes pass arrays of the same shapes and dtypes.
+    """Returns the arrays of the first process; shapes and dtypes must agree in all processes.
 
-    They are sent as bytes, since the broadcast is a sum over processes, which turns -0 into 0.
+    `broadcast_one_to_all` sums over processes, which turns -0.0 into 0.0. The arrays are therefore
+    sent as bytes.
     """
     leaves, structure = jax.tree.flatten(arrays)
     own = np.frombuffer(b"".join(leaf.tobytes() for leaf in leaves), np.uint8)

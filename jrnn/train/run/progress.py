@@ -1,26 +1,33 @@
-"""The progress bar of a run: loss, metric, steps per second, remaining time."""
+"""The progress bar of a run: loss, metric, steps per second and remaining time."""
 
 from types import TracebackType
 
-from rich import progress as bars
+from rich import progress as rich_progress
 
 METRIC_NAMES = {"accuracy": "accuracy", "mse": "MSE", "bits_per_character": "bits/char"}
 
 
 class Progress:
-    """Context manager that shows the progress bar of a run by rich."""
+    """Context manager that shows the progress bar of a run, by rich."""
 
     def __init__(self, steps: int, metric: str, title: str = "", *, enabled: bool = True):
-        """For a run of `steps` steps; `metric` is the name of its metric."""
+        """Creates a progress bar.
+
+        Args:
+          steps: total number of training steps.
+          metric: name of the metric.
+          title: text before the bar.
+          enabled: whether to show the bar.
+        """
         name = METRIC_NAMES.get(metric, metric)
-        self._bar = bars.Progress(
-            *([bars.TextColumn(title)] if title else []),
-            bars.TextColumn("step {task.completed}/{task.total}"),
-            bars.BarColumn(bar_width=None),
-            bars.TextColumn("loss {task.fields[loss]}"),
-            bars.TextColumn(f"validation {name} {{task.fields[validation]}}"),
-            bars.TextColumn("{task.fields[speed]} steps/s"),
-            bars.TimeRemainingColumn(compact=True),
+        self._bar = rich_progress.Progress(
+            *([rich_progress.TextColumn(title)] if title else []),
+            rich_progress.TextColumn("step {task.completed}/{task.total}"),
+            rich_progress.BarColumn(bar_width=None),
+            rich_progress.TextColumn("loss {task.fields[loss]}"),
+            rich_progress.TextColumn(f"validation {name} {{task.fields[validation]}}"),
+            rich_progress.TextColumn("{task.fields[speed]} steps/s"),
+            rich_progress.TimeRemainingColumn(compact=True),
             disable=not enabled,
         )
         self._task = self._bar.add_task("", total=steps, loss="-", validation="-", speed="-")
@@ -38,7 +45,7 @@ class Progress:
         self._bar.stop()
 
     def update_training(self, step: int, means: dict[str, float]) -> None:
-        """Shows the step, and the loss if `means` is not empty."""
+        """Updates the step, and the loss if `means` is not empty."""
         speed = self._bar.tasks[0].speed
         self._bar.update(
             self._task,
@@ -48,6 +55,6 @@ class Progress:
         )
 
     def update_validation(self, metrics: dict[str, float]) -> None:
-        """Shows the metric on the validation data, if `metrics` is not empty."""
+        """Updates the metric on the validation data; "-" if `metrics` is empty."""
         text = f"{metrics['metric']:.4f}" if metrics else "-"
         self._bar.update(self._task, validation=text)

@@ -1,4 +1,4 @@
-"""The JSON part of a checkpoint."""
+"""The JSON values of a checkpoint."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 from jrnn.train.run.checkpoint import NetworkMismatch
 
 FORMAT = 2
-"""Version of the record; a run of another version cannot be resumed."""
+"""Version of the format of a record; runs with another version cannot be resumed."""
 
 
 class TrialRecord(NamedTuple):
     """The record of one network.
 
     Attributes:
-      network: its description, which must be the same when the run is resumed.
+      network: the description of the network, which must be the same when the run is resumed.
       metrics: from `MetricsLogger.state`.
       best: from `BestTracker.state`.
     """
@@ -27,9 +27,9 @@ class Record(NamedTuple):
     """The record of a run.
 
     Attributes:
-      trials: one for each network.
-      stopped: for each network that has stopped early, by its index, the reason.
-      seconds: time spent.
+      trials: one record per network; a run of `fit` has one, a sweep has one per trial.
+      stopped: the reasons of the networks that have stopped early, by their indices.
+      seconds: wall time of the training so far.
     """
 
     trials: list[TrialRecord]
@@ -37,7 +37,7 @@ class Record(NamedTuple):
     seconds: float
 
     def encode(self) -> dict[str, Any]:
-        """The record as values of JSON."""
+        """Returns the record as JSON values."""
         return {
             "format": FORMAT,
             "trials": [trial._asdict() for trial in self.trials],
@@ -47,19 +47,20 @@ class Record(NamedTuple):
 
     @classmethod
     def decode(cls, saved: dict[str, Any], networks: Sequence[str]) -> "Record":
-        """Reads what `encode` returned.
+        """Creates a record from the JSON values that `encode` returned.
 
         Args:
-          saved: the record of a checkpoint.
-          networks: the descriptions of the networks that are to be restored.
+          saved: the JSON values of a checkpoint.
+          networks: the expected descriptions of the networks.
 
         Raises:
-          ValueError: another version of jrnn wrote it.
-          NetworkMismatch: it is of other networks, even if their arrays have the same shapes.
+          ValueError: another version of jrnn wrote the checkpoint.
+          NetworkMismatch: the descriptions differ, which is possible even if all arrays have the
+            same shapes.
         """
         if saved.get("format") != FORMAT:
             raise ValueError(
-                f"the run was saved by another version of jrnn: its checkpoints have format "
+                "train: another version of jrnn saved the run: its checkpoints have format "
                 f"{saved.get('format', 1)}, and this version reads format {FORMAT}; resume it with "
                 "that version, or start a new run"
             )
@@ -67,8 +68,9 @@ class Record(NamedTuple):
         for trial, network in zip(trials, networks, strict=True):
             if trial.network != network:
                 raise NetworkMismatch(
-                    f"the run is of another network: it has trained {trial.network}, and this "
-                    f"config has {network}; use the config of the run, or start a new run"
+                    "train: the run is of another network: it has trained "
+                    f"{trial.network}, and this config has {network}; use the config of the run, "
+                    "or start a new run"
                 )
         stopped = {int(index): reason for index, reason in saved["stopped"].items()}
         return cls(trials, stopped, saved["seconds"])

@@ -1,4 +1,4 @@
-"""A lock that allows one process per run folder, and signals that stop a run gracefully."""
+"""A lock for the folder of a run, and signal handlers that stop a run gracefully."""
 
 import contextlib
 import signal
@@ -9,25 +9,27 @@ from types import FrameType, TracebackType
 
 from filelock import FileLock, Timeout
 
-LOCK = ".lock"
+LOCK_NAME = ".lock"
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped a run, and everything was saved.
+    """Raised when a signal stops a run; the run is saved and can be resumed.
 
     Attributes:
-      signal: SIGINT or SIGTERM.
+      signal: the signal, SIGINT or SIGTERM.
     """
 
     def __init__(self, message: str, received: signal.Signals):
-        """Takes the message for the user and the signal."""
+        """Stores the message for the user and the signal."""
         super().__init__(message)
         self.signal = received
 
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Locks a folder for training; the system releases the lock when the process ends.
+    """Context manager that locks the folder of a run, so that one process at a time trains in it.
+
+    The operating system releases the lock when the process ends, even if it is killed.
 
     Raises:
       BlockingIOError: another process trains in the folder.
@@ -35,13 +37,13 @@ def run_lock(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK)
+        lock = FileLock(folder / LOCK_NAME)
         lock.acquire(blocking=False)
     except (OSError, NotImplementedError) as error:
         if not isinstance(error, Timeout):
             raise OSError(
-                f"train: {folder} cannot be written to or locked: {error}; fix this, or pass "
-                "another folder"
+                f"train: {folder} cannot be written to or locked: {error}; check its permissions, "
+                "or pass another folder"
             ) from error
         raise BlockingIOError(
             f"train: another process trains in {folder}; wait until it ends, or stop it"
@@ -56,11 +58,12 @@ class Signals:
     """Context manager that records SIGINT and SIGTERM; a second SIGINT raises KeyboardInterrupt.
 
     Attributes:
-      received: the signal that was received, or None. Always None outside of the main thread.
+      received: the signal that was received, or None; always None outside of the main thread,
+        where Python cannot install signal handlers.
     """
 
     def __init__(self):
-        """Handlers are installed when the context is entered."""
+        """Creates the object; the handlers are installed when the context is entered."""
         self.received: signal.Signals | None = None
         self._old_handlers = {}
 

@@ -1,4 +1,4 @@
-"""A single network, on one device or on a mesh."""
+"""A single network to train, on one device or on a mesh."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from jrnn.train.config.experiment import RunOptions
 from jrnn.train.data.sampler import fits_on_device
 from jrnn.train.run.data_plan import DataPlan
 from jrnn.train.run.multi_process import broadcast_arrays
-from jrnn.train.step.evaluate import shard_evaluation
+from jrnn.train.step.evaluate import shard_evaluator
 from jrnn.train.step.state import (
     StepMetrics,
     TrainState,
@@ -25,10 +25,10 @@ from jrnn.train.step.step import TrainStep
 
 
 class SingleNetwork:
-    """The placement of a single network; see `Placement`.
+    """A single network on one device or on a mesh; implements `Trainable`.
 
     Attributes:
-      max_steps: largest number of steps of one call of `train_steps`.
+      max_steps: maximum number of steps per call of `train_steps`.
     """
 
     def __init__(
@@ -40,57 +40,66 @@ class SingleNetwork:
         mesh: Mesh,
         group: ProcessGroup,
     ):
-        """For a model with its initial parameters, which are copied."""
+        """Copies the parameters to the devices, and creates the functions of training.
+
+        Args:
+          model: the model with its initial parameters; it is not changed.
+          plan: the data and the loss.
+          optimizer: an optax transformation.
+          options: batch size, accumulation and seed.
+          mesh: the devices.
+          group: the processes that train together; all use the parameters of the first one.
+        """
         self._mesh = mesh
         self._graphdef, state = init_state(model, optimizer)
         state = broadcast_arrays(jax.tree.map(jax.numpy.copy, state), group)
-        carry = plan.first_carry(self._graphdef, state.weights)
-        self._first = place_state(mesh, state._replace(carry=carry))
-        self._loader = plan.loader(options, mesh)
+        carry = plan.init_carry(self._graphdef, state.weights)
+        self._initial_state = place_state(mesh, state._replace(carry=carry))
+        self._loader = plan.make_loader(options, mesh)
         self.max_steps = self._loader.max_steps
         step = TrainStep(self._graphdef, plan.loss, optimizer, options.accumulate, mesh)
-        train_steps = jax.jit(step.repeat(self._loader.batch), donate_argnums=0)
-        self._train_steps = mesh.in_context(train_steps)
-        evaluation = shard_evaluation(plan.evaluation(self._graphdef), mesh)
-        self._evaluate = mesh.in_context(evaluation.compiled())
+        train_steps = jax.jit(step.make_loop(self._loader.get_batch), donate_argnums=0)
+        self._train_steps = mesh.wrap_with_context(train_steps)
+        evaluator = shard_evaluator(plan.make_evaluator(self._graphdef), mesh)
+        self._evaluate = mesh.wrap_with_context(evaluator.compile())
         self._validation = plan.validation
         if isinstance(plan.validation, tuple) and fits_on_device(plan.validation):
             self._validation = mesh.replicate(plan.validation)
 
     def init_state(self) -> TrainState:
-        """The state before the first step, whose arrays the first step donates."""
-        return self._first
+        """Returns the state before the first step; the first step donates its arrays."""
+        return self._initial_state
 
     def train_steps(
         self, state: TrainState, first: int, count: int, active: Sequence[bool]
     ) -> tuple[TrainState, StepMetrics]:
-        """Dispatches some steps; see `Placement`."""
+        """Dispatches several steps; see `Trainable`."""
         return self._train_steps(state, *self._loader.next(first, count), count)
 
     def split_metrics(self, metrics: StepMetrics, count: int) -> list[StepMetrics]:
-        """The metrics `[count]`, in a list."""
+        """Returns the metrics of the first `count` steps, in a list of length 1."""
         return [jax.tree.map(lambda values: values[:count], metrics)]
 
     def validate(self, weights: Weights) -> list[dict[str, float]] | None:
-        """Loss and metric on the validation data, in a list; None if there are none."""
+        """Returns loss and metric on the validation data, in a list, or None."""
         return None if self._validation is None else self.evaluate(weights, self._validation)
 
     def evaluate(self, weights: Weights, examples: Any) -> list[dict[str, float]]:
-        """Loss and metric on other data, in a list."""
+        """Returns loss and metric on other data, in a list of length 1."""
         return [self._evaluate(weights, examples)]
 
     def copy_where(self, chosen: Sequence[bool], new: Weights, old: Weights) -> Weights:
-        """A copy of the new weights, or the old ones."""
+        """Returns a copy of the new weights if `chosen[0]`, else the old weights."""
         return jax.tree.map(jax.numpy.copy, new) if chosen[0] else old
 
     def fetch(self, tree: Any) -> Any:
-        """Arrays that are fully addressable by this process."""
+        """Gathers arrays, so that this process can read all of their values."""
         return self._mesh.fetch(tree)
 
     def restore(self, state: TrainState, best: Weights) -> tuple[TrainState, Weights]:
-        """Puts arrays that were read from a checkpoint on the devices."""
-        return place_state(self._mesh, state), self._mesh.place(best)
+        """Puts the arrays of a checkpoint on the devices."""
+        return place_state(self._mesh, state), self._mesh.device_put(best)
 
     def model(self, weights: Weights) -> Any:
-        """The network with the given weights, in evaluation mode."""
+        """Returns the network with these weights, in evaluation mode."""
         return merge_model(self._graphdef, weights)

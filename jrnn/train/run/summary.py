@@ -1,4 +1,4 @@
-"""The summary of a run: a table and a figure."""
+"""The summary of a run: JSON values, a table and a figure."""
 
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,19 @@ from jrnn.train.step.evaluate import predict
 from jrnn.train.step.state import count_params
 
 IMAGES_PER_ROW = 8
+"""Number of images per row of the figure: one row of correct and one of wrong predictions."""
 
 
 def summarize(experiment: Experiment, data: Data, result: FitResult) -> dict[str, Any]:
-    """Returns the result of a run as JSON values, for `result.json`.
+    """Summarizes a run as JSON values, for `result.json`.
 
     Args:
       experiment: the experiment of the run.
-      data: the loaded task.
-      result: what `train` returned.
+      data: the data of the task.
+      result: the result of `train`.
 
     Returns:
-      JSON values, by name.
+      JSON values by name, such as "test", the metric on the test split.
     """
     name, baseline = data.baseline
     summary = {
@@ -50,7 +51,7 @@ def summarize(experiment: Experiment, data: Data, result: FitResult) -> dict[str
 
 
 def make_table(summary: dict[str, Any]) -> Table:
-    """The summary as a rich table."""
+    """Returns the values from `summarize` as a rich table."""
     metric = METRIC_NAMES[summary["metric"]]
     rows = {
         "cell": summary["cell"],
@@ -58,12 +59,12 @@ def make_table(summary: dict[str, Any]) -> Table:
         f"test {metric}": f"[bold]{summary['test']:.4f}[/bold]",
         f"validation {metric}": f"{summary['validation']:.4f}",
         f"baseline: {summary['baseline']['name']}": f"{summary['baseline']['value']:.4f}",
-        "best at step": f"{summary['best_step']} of {summary['steps']}",
+        "best step": f"{summary['best_step']} of {summary['steps']}",
     }
     if summary["seconds"] is not None:
-        rows["training took"] = f"{summary['seconds']:.0f} s"
+        rows["training time"] = f"{summary['seconds']:.0f} s"
     if "test_rmse_in_units" in summary:
-        rows["test RMSE in your units"] = f"{summary['test_rmse_in_units']:.4g}"
+        rows["test RMSE in original units"] = f"{summary['test_rmse_in_units']:.4g}"
     table = Table(title=summary["task"], show_header=False, title_justify="left")
     for name, value in rows.items():
         table.add_row(name, value)
@@ -71,12 +72,12 @@ def make_table(summary: dict[str, Any]) -> Table:
 
 
 def save_figure(data: Data, result: FitResult, folder: Path) -> Path:
-    """Saves `figure.png`: the curves of loss and metric, and some test examples.
+    """Saves `figure.png`: learning curves, and predictions for some test examples.
 
     Args:
-      data: the loaded task.
-      result: what `train` returned.
-      folder: the folder of the run, with its `metrics.jsonl`.
+      data: the data of the task.
+      result: the result of `train`.
+      folder: the folder of the run, which has `metrics.jsonl`.
 
     Returns:
       The path of the figure.
@@ -105,7 +106,7 @@ def _draw_curves(left, right, data: Data, result: FitResult, metrics: MetricsFil
     name = METRIC_NAMES[data.metric]
     left.plot(*metrics.read("train", "loss"), label="training", lw=1)
     left.plot(*metrics.read("validation", "loss"), label="validation", marker=".")
-    left.set(xlabel="step", ylabel="loss", yscale="log")
+    left.set(xlabel="training step", ylabel="loss", yscale="log")
     right.plot(*metrics.read("train", "metric"), label="training", lw=1)
     right.plot(*metrics.read("validation", "metric"), label="validation", marker=".")
     right.axhline(data.baseline[1], color="0.6", ls=":", label=data.baseline[0])
@@ -116,14 +117,14 @@ def _draw_curves(left, right, data: Data, result: FitResult, metrics: MetricsFil
         ms=10,
         label=f"test {result.test['metric']:.3f}",
     )
-    right.set(xlabel="step", ylabel=name)
+    right.set(xlabel="training step", ylabel=name)
     hide_spines(left, right)
     for ax in (left, right):
         ax.legend(frameon=False)
 
 
-def _outputs(data: Data, result: FitResult, count: int) -> tuple[Split, np.ndarray]:
-    """The first test examples, and the outputs of the network for them."""
+def _predict_examples(data: Data, result: FitResult, count: int) -> tuple[Split, np.ndarray]:
+    """Returns the first `count` test examples, and the outputs of the network for them."""
     examples = take(data.test, np.arange(min(count, len(data.test.xs))))
     return examples, predict(result.model, examples)
 
@@ -133,7 +134,7 @@ def _draw_classes(panel, data: Data, result: FitResult) -> None:
     if data.image is None:
         _draw_confusion(panel, data, result)
         return
-    examples, scores = _outputs(data, result, len(data.test.xs))
+    examples, scores = _predict_examples(data, result, len(data.test.xs))
     predictions = scores.argmax(axis=-1)
     correct = np.flatnonzero(predictions == examples.ys)[:IMAGES_PER_ROW]
     wrong = np.flatnonzero(predictions != examples.ys)
@@ -156,7 +157,7 @@ def _draw_classes(panel, data: Data, result: FitResult) -> None:
 
 
 def _draw_confusion(panel, data: Data, result: FitResult) -> None:
-    examples, scores = _outputs(data, result, len(data.test.xs))
+    examples, scores = _predict_examples(data, result, len(data.test.xs))
     counts = np.zeros((data.output_size, data.output_size), int)
     np.add.at(counts, (examples.ys, scores.argmax(axis=-1)), 1)
     ax = panel.subplots()
@@ -165,7 +166,7 @@ def _draw_confusion(panel, data: Data, result: FitResult) -> None:
 
 
 def _draw_values(panel, data: Data, result: FitResult) -> None:
-    examples, values = _outputs(data, result, 500)
+    examples, values = _predict_examples(data, result, 500)
     ax = panel.subplots()
     ax.plot(examples.ys.ravel(), values.ravel(), ".", ms=3)
     ends = [examples.ys.min(), examples.ys.max()]
@@ -175,29 +176,29 @@ def _draw_values(panel, data: Data, result: FitResult) -> None:
 
 
 def _draw_classes_per_step(panel, data: Data, result: FitResult) -> None:
-    """Draws the accuracy at each step."""
-    examples, scores = _outputs(data, result, 256)
+    """Draws the accuracy at each time step."""
+    examples, scores = _predict_examples(data, result, 256)
     correct = scores.argmax(axis=-1) == examples.ys
-    mask = np.ones(correct.shape, bool) if examples.scored is None else examples.scored
+    mask = np.ones(correct.shape, bool) if examples.metric_mask is None else examples.metric_mask
     if examples.lengths is not None:
         mask = mask & (np.arange(correct.shape[1]) < examples.lengths[:, None])
     steps = np.flatnonzero(mask.any(axis=0))
     accuracies = [correct[mask[:, t], t].mean() for t in steps]
     ax = panel.subplots()
     ax.plot(steps, accuracies, marker="." if len(steps) < 40 else None)
-    ax.set(xlabel="step of the sequence", ylabel="accuracy", ylim=(0, 1.02))
+    ax.set(xlabel="time step", ylabel="accuracy", ylim=(0, 1.02))
     hide_spines(ax)
 
 
 def _draw_values_per_step(panel, data: Data, result: FitResult) -> None:
-    """Draws the true and predicted first value of some windows, in the units of the user."""
-    examples, values = _outputs(data, result, 3)
+    """Draws the first target value of some examples, true and predicted, in original units."""
+    examples, values = _predict_examples(data, result, 3)
     scale = 1.0 if data.target_scale is None else data.target_scale[0]
     axes = np.atleast_1d(panel.subplots(1, len(examples.xs), sharey=True))
     for row, ax in enumerate(axes):
-        steps = slice(None if examples.lengths is None else examples.lengths[row])
-        ax.plot(examples.ys[row, steps, 0] * scale, label="true", lw=1)
-        ax.plot(values[row, steps, 0] * scale, label="predicted", lw=1, ls="--")
-        ax.set(xlabel="step of the window")
+        valid = slice(None if examples.lengths is None else examples.lengths[row])
+        ax.plot(examples.ys[row, valid, 0] * scale, label="true", lw=1)
+        ax.plot(values[row, valid, 0] * scale, label="predicted", lw=1, ls="--")
+        ax.set(xlabel="time step")
         hide_spines(ax)
     axes[0].legend(frameon=False)

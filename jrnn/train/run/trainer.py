@@ -1,4 +1,4 @@
-"""The trainer: a run from its first step, or from a checkpoint, to its last step."""
+"""The training loop: dispatch, evaluation, checkpoints and early stopping."""
 
 import contextlib
 import signal
@@ -17,33 +17,35 @@ from jrnn.train.run.checkpoint import Checkpoint, CheckpointError
 from jrnn.train.run.dispatch import Dispatcher
 from jrnn.train.run.metrics_logger import MetricsLogger
 from jrnn.train.run.multi_process import MultiProcessCheckpointer
-from jrnn.train.run.placement import Placement
 from jrnn.train.run.progress import Progress
 from jrnn.train.run.record import Record, TrialRecord
 from jrnn.train.run.signals import Interrupted, Signals
+from jrnn.train.run.trainable import Trainable
 from jrnn.train.step.state import StepMetrics, TrainState, Weights
 
 
 class NonFiniteLoss(FloatingPointError):
-    """A loss or a gradient was NaN or infinite; earlier checkpoints are intact."""
+    """Raised when a loss or a gradient is NaN or infinite; earlier checkpoints are intact."""
 
 
 class Trainer:
-    """Trains the networks of a placement, evaluates them and saves them.
+    """Trains, evaluates and saves the networks of a `Trainable`.
 
-    A network stops before the others when its patience is exhausted, or, if there may be several,
-    when its loss or gradient is NaN or infinite; its weights then stay as they are.
+    A network stops early when its patience is exhausted. If its loss or gradient is NaN or
+    infinite, the trainer raises, or only this network stops early; see `stop_all_if_non_finite`.
+    The weights of a network that has stopped early do not change.
 
     Attributes:
-      step: number of training steps done or in flight.
-      stopped: for each network that has stopped early, by its index, the reason.
-      seconds: time spent until the newest checkpoint, over all parts of a run that was resumed.
+      step: number of training steps that are done or in flight.
+      stopped: the reasons of the networks that have stopped early, by their indices.
+      seconds: wall time of the training until the newest checkpoint, including the time before the
+        run was resumed.
       trackers: the best evaluation of each network.
     """
 
     def __init__(
         self,
-        placement: Placement,
+        trainable: Trainable,
         options: RunOptions,
         higher_is_better: bool,
         folder: Path,
@@ -54,54 +56,54 @@ class Trainer:
         patience: Sequence[int | None],
         stop_all_if_non_finite: bool,
     ):
-        """Draws the parameters and opens the folder; call `begin` or `resume` next.
+        """Initializes the parameters and opens the folder; call `begin` or `resume` next.
 
         Args:
-          placement: the networks.
-          options: how long they are trained, and how often they are evaluated and saved.
+          trainable: the networks to train.
+          options: number of steps, and how often networks are evaluated and saved.
           higher_is_better: whether a higher metric is better.
-          folder: for `checkpoints`.
+          folder: the parent of the folder `checkpoints`.
           group: the processes that train together; only the first one writes.
-          descriptions: for each network a text that must be the same when the run is resumed.
-          metrics_folders: for each network, where its `metrics.jsonl` is.
-          patience: for each network, as in `RunOptions`.
-          stop_all_if_non_finite: whether a NaN or infinite loss raises instead of stopping the
-            network alone.
+          descriptions: a text for each network, which must be the same when the run is resumed.
+          metrics_folders: the folder of `metrics.jsonl` for each network.
+          patience: the patience of each network, as in `RunOptions`.
+          stop_all_if_non_finite: whether a NaN or infinite loss raises `NonFiniteLoss`; if False,
+            only the network with this loss stops.
 
         Raises:
           CheckpointError: the folder cannot be written to.
         """
         self.step, self.stopped, self.seconds = 0, dict[int, str](), 0.0
-        self.trackers = [BestTracker(higher_is_better, each) for each in patience]
-        self._placement, self._options, self._group = placement, options, group
+        self.trackers = [BestTracker(higher_is_better, evaluations) for evaluations in patience]
+        self._trainable, self._options, self._group = trainable, options, group
         self._folder, self._descriptions = folder, descriptions
         self._stop_all_if_non_finite = stop_all_if_non_finite
-        self._state = placement.init_state()
+        self._state = trainable.init_state()
         self._best = self._copy_weights()
         self._loggers = [
             MetricsLogger(options, path if group.is_first else None) for path in metrics_folders
         ]
         self._dispatcher = Dispatcher(
-            lambda state, first, count: placement.train_steps(state, first, count, self._active()),
-            placement.max_steps,
+            lambda state, first, count: trainable.train_steps(state, first, count, self._active()),
+            trainable.max_steps,
             options,
             group,
         )
         self._checkpoints = MultiProcessCheckpointer(folder / "checkpoints", group)
-        self._saved = self._counted = time.perf_counter()
+        self._last_save = self._timed_until = time.perf_counter()
 
     def begin(self) -> None:
-        """Starts a new run, with a checkpoint of step 0, so that a folder problem shows early.
+        """Starts a new run, and saves a checkpoint of step 0 to test that saving works.
 
         Raises:
-          FileExistsError: the folder has checkpoints.
-          ValueError: it has metrics and no checkpoint.
-          CheckpointError: the checkpoint cannot be written.
+          FileExistsError: the folder has checkpoints already.
+          ValueError: the folder has metrics but no checkpoint.
+          CheckpointError: the checkpoint could not be written.
         """
         if self._checkpoints.steps():
             raise FileExistsError(
-                f"train: {self._folder} has the checkpoints of a run already; resume it with "
-                "--resume, or name another folder"
+                f"train: {self._folder} has the checkpoints of a run already; pass resume=True "
+                "(`--resume` for `jrnn train`) to continue it, or pass another folder"
             )
         for logger in self._loggers:
             logger.begin()
@@ -112,10 +114,10 @@ class Trainer:
         """Continues from the newest intact checkpoint, and removes the metrics after it.
 
         Raises:
-          CheckpointError: all checkpoints are damaged.
-          ValueError: lines of the metrics are missing, or another version of jrnn wrote the run.
+          CheckpointError: all checkpoints are damaged, or of another network.
+          ValueError: lines of the metrics are missing, or another version of jrnn saved the run.
         """
-        checkpoint = self._checkpoints.newest(self._arrays())
+        checkpoint = self._checkpoints.read_newest(self._arrays())
         if checkpoint is None:
             self.begin()
             return
@@ -125,14 +127,14 @@ class Trainer:
             tracker.restore(trial.best)
         self._checkpoints.move_damaged(after=checkpoint.step)
         state, best = TrainState(**checkpoint.arrays["state"]), Weights(**checkpoint.arrays["best"])
-        self._state, self._best = self._placement.restore(state, best)
+        self._state, self._best = self._trainable.restore(state, best)
         self.step, self.stopped, self.seconds = checkpoint.step, record.stopped, record.seconds
 
     def fit(self, signals: Signals, progress: Progress) -> None:
         """Trains until the last step, with evaluations and checkpoints.
 
         Args:
-          signals: of this process; a signal to any of the processes ends the run.
+          signals: the signals of this process; a signal to any process of the group stops all.
           progress: the progress bar.
 
         Raises:
@@ -142,14 +144,16 @@ class Trainer:
         """
         options = self._options
         while not self.should_stop():
-            due = time.perf_counter() - self._saved >= options.save_every
-            received, due = self._group.all_max("signal, save", signals.received or 0, due)
+            should_save = time.perf_counter() - self._last_save >= options.save_every
+            received, should_save = self._group.all_max(
+                "signal, save", signals.received or 0, should_save
+            )
             if not received:
                 self.train_steps()
-                progress.update_training(self.step, self._mean_of_active())
+                progress.update_training(self.step, self._mean_metrics())
                 if self.step % options.eval_every == 0 or self.step == options.steps:
                     progress.update_validation(self.validate())
-            if received or due or self.should_stop():
+            if received or should_save or self.should_stop():
                 self.save()
             if received and not self.should_stop():
                 self.wait()
@@ -161,19 +165,19 @@ class Trainer:
         self.wait()
 
     def should_stop(self) -> bool:
-        """Whether all steps are done, or all networks have stopped."""
+        """Returns whether all steps are done, or all networks have stopped early."""
         return not any(self._active()) or self.step == self._options.steps
 
     def train_steps(self) -> None:
-        """Dispatches some steps, and none after the next evaluation.
+        """Dispatches several training steps, at most up to the next evaluation.
 
         Raises:
           NonFiniteLoss: the loss or the gradient in an earlier dispatch is NaN or infinite.
         """
-        self._state, count = self._dispatcher.send(self._state, self.step)
+        self._state, count = self._dispatcher.dispatch(self._state, self.step)
         self.step += count
-        if self._dispatcher.in_flight() > 1:
-            self._read()
+        if self._dispatcher.num_in_flight() > 1:
+            self._read_metrics()
 
     def finish_steps(self) -> None:
         """Waits for all steps in flight, and logs their metrics.
@@ -181,20 +185,20 @@ class Trainer:
         Raises:
           NonFiniteLoss: as for `train_steps`.
         """
-        while self._dispatcher.in_flight():
-            self._read()
+        while self._dispatcher.num_in_flight():
+            self._read_metrics()
 
     def validate(self) -> dict[str, float]:
-        """Evaluates all networks on the validation data, and keeps the weights of the best ones.
+        """Evaluates all networks on the validation data, and stores weights that have improved.
 
         Returns:
-          The loss and metric of the best network so far; empty without validation data.
+          The best loss and metric so far, over all networks; empty without validation data.
 
         Raises:
           NonFiniteLoss: as for `train_steps`.
         """
         self.finish_steps()
-        results = self._group.broadcast("validation", self._placement.validate(self._state.weights))
+        results = self._group.broadcast("validation", self._trainable.validate(self._state.weights))
         improved = [False] * len(self.trackers)
         for index in self._active_indices():
             if results is None:
@@ -208,13 +212,13 @@ class Trainer:
             improved[index] = tracker.update(self.step, result)
             if tracker.should_stop() and self.step < self._options.steps:
                 self.stopped[index] = f"patience exhausted at step {self.step}"
-        self._best = self._placement.copy_where(improved, self._state.weights, self._best)
+        self._best = self._trainable.copy_where(improved, self._state.weights, self._best)
         self._dispatcher.reset_timer()
         best = index_of_best(self.trackers)
         return {} if best is None else self.trackers[best].best
 
     def save(self) -> None:
-        """Saves everything in the background.
+        """Saves a checkpoint in the background.
 
         Raises:
           CheckpointError: this checkpoint or an earlier one could not be written.
@@ -222,15 +226,15 @@ class Trainer:
         """
         self.finish_steps()
         now = time.perf_counter()
-        self.seconds += now - self._counted
-        arrays = self._placement.fetch(self._arrays())
+        self.seconds += now - self._timed_until
+        arrays = self._trainable.fetch(self._arrays())
         self._checkpoints.save(Checkpoint(self.step, arrays, self._record().encode()))
-        self._counted = now
-        self._saved = time.perf_counter()
+        self._timed_until = now
+        self._last_save = time.perf_counter()
         self._dispatcher.reset_timer()
 
     def wait(self) -> None:
-        """Waits until everything is saved.
+        """Waits until all checkpoints are written.
 
         Raises:
           CheckpointError: a checkpoint could not be written.
@@ -238,19 +242,19 @@ class Trainer:
         self._checkpoints.wait()
 
     def close(self) -> None:
-        """Waits for checkpoints that are being written, and closes the folder."""
+        """Waits until all checkpoints are written, and closes the folder."""
         self._checkpoints.close()
 
     def best_weights(self) -> Weights:
-        """The best weights so far, as arrays that this process can read."""
-        return self._placement.fetch(self._best)
+        """Returns the best weights so far, as arrays that this process can read."""
+        return self._trainable.fetch(self._best)
 
     def evaluate(self, examples: Any) -> list[dict[str, float]]:
-        """Loss and metric of the best weights so far of each network."""
-        return self._placement.evaluate(self._best, examples)
+        """Evaluates the best weights of each network on other data; returns loss and metric."""
+        return self._trainable.evaluate(self._best, examples)
 
-    def checkpoint_of(self, index: int) -> Checkpoint:
-        """The checkpoint of one of many networks, as a run of this network alone would save it."""
+    def trial_checkpoint(self, index: int) -> Checkpoint:
+        """Returns a checkpoint of one network of a sweep, in the format of a run of `fit`."""
         arrays = jax.tree.map(lambda leaf: leaf[index], self._arrays())
         record = self._record()
         record = record._replace(trials=[record.trials[index]], stopped={})
@@ -263,8 +267,11 @@ class Trainer:
         return {"state": self._state._asdict(), "best": self._best._asdict()}
 
     def _record(self) -> Record:
-        each = zip(self._descriptions, self._loggers, self.trackers, strict=True)
-        trials = [TrialRecord(d, logger.state(), best.state()) for d, logger, best in each]
+        networks = zip(self._descriptions, self._loggers, self.trackers, strict=True)
+        trials = [
+            TrialRecord(description, logger.state(), tracker.state())
+            for description, logger, tracker in networks
+        ]
         return Record(trials, dict(self.stopped), self.seconds)
 
     def _active(self) -> list[bool]:
@@ -273,22 +280,22 @@ class Trainer:
     def _active_indices(self) -> list[int]:
         return [index for index, active in enumerate(self._active()) if active]
 
-    def _mean_of_active(self) -> dict[str, float]:
-        """Means over the active networks of their newest lines of metrics."""
+    def _mean_metrics(self) -> dict[str, float]:
+        """Returns the newest logged metrics, averaged over the active networks."""
         lines = [self._loggers[index].means for index in self._active_indices()]
         if not lines or not all(lines):
             return {}
         return {name: float(np.mean([line[name] for line in lines])) for name in lines[0]}
 
-    def _read(self) -> None:
+    def _read_metrics(self) -> None:
         """Reads, checks and logs the metrics of the oldest dispatch."""
-        first, count, metrics = self._dispatcher.read()
-        each = self._placement.split_metrics(metrics, count)
+        first, count, metrics = self._dispatcher.read_oldest()
+        network_metrics = self._trainable.split_metrics(metrics, count)
         for index in self._active_indices():
-            if reason := _non_finite(first, each[index]):
+            if reason := _describe_non_finite(first, network_metrics[index]):
                 self._stop_non_finite(index, reason)
             else:
-                self._loggers[index].log_steps(first, each[index])
+                self._loggers[index].log_steps(first, network_metrics[index])
 
     def _stop_non_finite(self, index: int, reason: str) -> None:
         if not self._stop_all_if_non_finite:
@@ -299,19 +306,23 @@ class Trainer:
         raise NonFiniteLoss(
             f"train: the {reason}; the last good checkpoint is of step "
             f"{self._checkpoints.steps()[-1]}. Try a lower learning rate or a smaller clip_norm, "
-            "or look for NaN in the data"
+            "or check the data for NaN"
         )
 
 
-def _non_finite(first: int, metrics: StepMetrics) -> str | None:
-    """Describes the first loss or gradient that is NaN or infinite, of the steps from `first` on.
+def _describe_non_finite(first: int, metrics: StepMetrics) -> str | None:
+    """Describes the first loss or gradient that is NaN or infinite; None if all are finite.
 
-    The gradient is checked too: without this a NaN in it would show in the next loss only.
+    A NaN gradient does not make the loss of its own step NaN, so that both are checked.
+
+    Args:
+      first: the first step of the metrics, counted from 1.
+      metrics: arrays with one entry per step.
     """
-    bad = np.flatnonzero(~np.isfinite(metrics.loss) | ~np.isfinite(metrics.grad_norm))
-    if not len(bad):
+    non_finite = np.flatnonzero(~np.isfinite(metrics.loss) | ~np.isfinite(metrics.grad_norm))
+    if not len(non_finite):
         return None
-    k = bad[0]
+    k = non_finite[0]
     name, values = "loss", metrics.loss
     if np.isfinite(values[k]):
         name, values = "gradient", metrics.grad_norm

@@ -1,1 +1,1 @@
-"""The pure training step: state, loss, update, evaluation."""
+"""The pure functions of training: state, loss, update and evaluation."""

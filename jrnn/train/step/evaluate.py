@@ -10,7 +10,7 @@ from flax import nnx
 
 from jrnn.distributed.mesh import Mesh
 from jrnn.tasks.task import Split
-from jrnn.train.data.loader import batches_of
+from jrnn.train.data.loader import iterate_batches
 from jrnn.train.data.sampler import Examples, fits_on_device, num_examples, rows_in_order, take
 from jrnn.train.step.loss import Loss, MetricSums, Objective, SequenceLoss, apply_model
 from jrnn.train.step.state import TrainState, Weights, merge_model
@@ -18,94 +18,113 @@ from jrnn.train.step.state import TrainState, Weights, merge_model
 Evaluate = Callable[[Weights | TrainState, Examples], dict[str, float]]
 
 
-class Evaluation(NamedTuple):
-    """How a model is evaluated.
+class Evaluator(NamedTuple):
+    """Evaluates a model on a split, one chunk of the split at a time.
 
     Attributes:
-      sums: a pure function from `Weights` and a part of a split to `MetricSums`.
-      parts: from a split to its parts, each the further arguments of `sums`.
+      compute_sums: a pure function `(weights, *chunk) -> MetricSums`.
+      iterate_chunks: yields the chunks of a split, each a tuple of arguments for `compute_sums`.
     """
 
-    sums: Callable[..., MetricSums]
-    parts: Callable[[Examples], Iterator[tuple[Any, ...]]]
+    compute_sums: Callable[..., MetricSums]
+    iterate_chunks: Callable[[Examples], Iterator[tuple[Any, ...]]]
 
-    def compiled(self) -> Evaluate:
-        """A function `(weights, examples) -> {"loss", "metric"}`: means over all examples."""
-        compiled = jax.jit(self.sums)
+    def compile(self) -> Evaluate:
+        """Returns a jitted function `(weights, examples) -> {"loss", "metric"}`, the means."""
+        compute_sums = jax.jit(self.compute_sums)
 
         def evaluate(weights: Weights | TrainState, examples: Examples) -> dict[str, float]:
             weights = Weights(weights.params, weights.rest)
-            sums = [compiled(weights, *part) for part in self.parts(examples)]
-            return jax.tree.map(lambda *each: sum(each), *sums).means()
+            sums = [compute_sums(weights, *chunk) for chunk in self.iterate_chunks(examples)]
+            return jax.tree.map(lambda *values: sum(values), *sums).means()
 
         return evaluate
 
 
-def evaluation(graphdef: nnx.GraphDef, loss: Loss, batch_size: int) -> Evaluation:
-    """Evaluation on whole examples, by a loop over batches on the device."""
+def make_evaluator(graphdef: nnx.GraphDef, loss: Loss, batch_size: int) -> Evaluator:
+    """Returns an evaluator for whole examples, with a loop over batches on the device."""
 
-    def sums(
-        weights: Weights, examples: Examples, rows: jax.Array, present: jax.Array
+    def compute_sums(
+        weights: Weights, examples: Examples, rows: jax.Array, row_mask: jax.Array
     ) -> MetricSums:
-        def of_batch(rows: jax.Array, present: jax.Array) -> MetricSums:
+        def batch_sums(rows: jax.Array, row_mask: jax.Array) -> MetricSums:
             batch = take(examples, rows)
-            return loss(merge_model(graphdef, weights), (), batch, present)[1]
+            return loss(merge_model(graphdef, weights), (), batch, row_mask)[1]
 
         def add(total: MetricSums, batch: tuple[jax.Array, jax.Array]) -> tuple[MetricSums, None]:
-            return jax.tree.map(jnp.add, total, of_batch(*batch)), None
+            return jax.tree.map(jnp.add, total, batch_sums(*batch)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_batch, rows[0], present[0]))
-        return jax.lax.scan(add, zeros, (rows, present))[0]
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(batch_sums, rows[0], row_mask[0]))
+        return jax.lax.scan(add, zeros, (rows, row_mask))[0]
 
-    def parts(examples: Examples) -> Iterator[tuple[Any, ...]]:
-        rows, present = rows_in_order(num_examples(examples), batch_size)
+    def iterate_chunks(examples: Examples) -> Iterator[tuple[Any, ...]]:
+        rows, row_mask = rows_in_order(num_examples(examples), batch_size)
         if fits_on_device(examples):
-            yield examples, rows, present
+            yield examples, rows, row_mask
             return
         positions = np.arange(batch_size, dtype=np.int32)[None]
-        for batch_rows, batch_present in zip(rows, present, strict=True):
-            yield take(examples, batch_rows), positions, batch_present[None]
+        for batch_rows, batch_mask in zip(rows, row_mask, strict=True):
+            yield take(examples, batch_rows), positions, batch_mask[None]
 
-    return Evaluation(sums, parts)
+    return Evaluator(compute_sums, iterate_chunks)
 
 
-def evaluation_by_batches(graphdef: nnx.GraphDef, loss: Loss, batch_size: int) -> Evaluation:
-    """Evaluation by a loss without support for padding: the last batch may be smaller.
+def make_batch_evaluator(graphdef: nnx.GraphDef, loss: Loss, batch_size: int) -> Evaluator:
+    """Returns an evaluator for a loss that does not support padding.
 
-    The examples are a pytree of arrays, or a list of batches.
+    The last batch may be smaller. The examples are a pytree of arrays, or a list of batches.
     """
 
-    def sums(weights: Weights, batch: Any) -> MetricSums:
+    def compute_sums(weights: Weights, batch: Any) -> MetricSums:
         return loss(merge_model(graphdef, weights), (), batch)[1]
 
-    def parts(examples: Any) -> Iterator[tuple[Any, ...]]:
-        batches = examples if isinstance(examples, list) else batches_of(examples, batch_size)
+    def iterate_chunks(examples: Any) -> Iterator[tuple[Any, ...]]:
+        batches = examples if isinstance(examples, list) else iterate_batches(examples, batch_size)
         return ((batch,) for batch in batches)
 
-    return Evaluation(sums, parts)
+    return Evaluator(compute_sums, iterate_chunks)
 
 
-def shard_evaluation(evaluation: Evaluation, mesh: Mesh) -> Evaluation:
-    """Splits the batches of an evaluation over the devices, if their number divides the batch."""
+def shard_evaluator(evaluator: Evaluator, mesh: Mesh) -> Evaluator:
+    """Shards the batches of an evaluator over a mesh if the batch size is divisible by its size."""
     if mesh.size == 1:
-        return evaluation
+        return evaluator
 
-    def parts(examples: Examples) -> Iterator[tuple[Any, ...]]:
-        for source, *plans in evaluation.parts(examples):
+    def iterate_chunks(examples: Examples) -> Iterator[tuple[Any, ...]]:
+        for source, *plans in evaluator.iterate_chunks(examples):
             sharded = (jax.tree.map(mesh.shard_rows, plan) for plan in plans)
             yield mesh.replicate(source), *sharded
 
-    sums = lambda weights, *part: evaluation.sums(mesh.gather(weights), *part)
-    return Evaluation(sums, parts)
+    compute_sums = lambda weights, *chunk: evaluator.compute_sums(mesh.gather(weights), *chunk)
+    return Evaluator(compute_sums, iterate_chunks)
 
 
 def make_evaluate(graphdef: nnx.GraphDef, objective: Objective, batch_size: int) -> Evaluate:
-    """A function `(weights, split) -> {"loss", "metric"}`: means over all examples."""
-    return evaluation(graphdef, SequenceLoss(objective), batch_size).compiled()
+    """Returns a jitted function that evaluates a model on whole examples.
+
+    Args:
+      graphdef: the static structure of the model, from `init_state`.
+      objective: the loss and metric.
+      batch_size: number of examples per batch; the result does not depend on it.
+
+    Returns:
+      A function `(weights, split) -> {"loss": float, "metric": float}`, the means over all
+      examples. `weights` is a `TrainState` or `Weights`.
+    """
+    return make_evaluator(graphdef, SequenceLoss(objective), batch_size).compile()
 
 
 def predict(model: nnx.Module, split: Split, batch_size: int = 256) -> np.ndarray:
-    """The float32 outputs of a model for all examples of a split, a batch at a time."""
+    """Returns the outputs of a model for all examples of a split, as float32.
+
+    Args:
+      model: a `Classifier` or `SequenceToSequence` in evaluation mode.
+      split: the examples.
+      batch_size: number of examples per forward pass.
+
+    Returns:
+      `[N, K]`, or `[N, T, K]` for targets at each time step.
+    """
     run = nnx.jit(lambda model, batch: apply_model(model, batch).astype(jnp.float32))
     batches = zip(*rows_in_order(len(split.xs), batch_size), strict=True)
-    return np.concatenate([run(model, take(split, rows))[present] for rows, present in batches])
+    return np.concatenate([run(model, take(split, rows))[row_mask] for rows, row_mask in batches])

@@ -1,4 +1,4 @@
-"""The loss and metric of a training step: those of tasks, and those of users."""
+"""Losses and metrics: those of tasks, and functions that users write."""
 
 import math
 from collections.abc import Callable
@@ -15,10 +15,21 @@ from jrnn.tasks.task import Data, Split
 from jrnn.train.data.sampler import num_examples
 
 HIGHER_IS_BETTER = {"accuracy": True, "mse": False, "bits_per_character": False}
+"""For each metric of a task, whether a higher value is better."""
 
 
 class MetricSums(NamedTuple):
-    """Weighted sums of loss and metric, and their weights: sums over batches add up exactly."""
+    """Weighted sums of loss and metric, and the sums of the weights.
+
+    Means over several batches are exact even if the batches have different weights: add the sums of
+    the batches, then divide.
+
+    Attributes:
+      loss: the weighted sum of losses, a float32 scalar.
+      loss_weight: the sum of their weights, such as the number of valid steps.
+      metric: the weighted sum of metrics, a float32 scalar.
+      metric_weight: the sum of their weights.
+    """
 
     loss: jax.Array
     loss_weight: jax.Array
@@ -26,7 +37,7 @@ class MetricSums(NamedTuple):
     metric_weight: jax.Array
 
     def means(self) -> dict[str, float]:
-        """The mean loss and metric."""
+        """Returns the mean loss and the mean metric."""
         return {
             "loss": float(self.loss / self.loss_weight),
             "metric": float(self.metric / self.metric_weight),
@@ -37,15 +48,15 @@ class Loss(Protocol):
     """The loss and metric of a model on a batch."""
 
     def __call__(
-        self, model: Any, carry: Carry, batch: Any, present: jax.Array | None = None
+        self, model: Any, carry: Carry, batch: Any, row_mask: jax.Array | None = None
     ) -> tuple[Carry, MetricSums]:
         """Runs the model on a batch.
 
         Args:
           model: an `nnx.Module` in training or evaluation mode.
-          carry: the carry of the previous batch, if it is passed on; else empty.
-          batch: the examples.
-          present: `[B]` bool, False for rows that pad the batch; None if there are none.
+          carry: the final carry of the previous batch for a loss that passes it on, else `()`.
+          batch: the examples of the batch.
+          row_mask: `[B]` bool, False for rows of padding; None means that all rows are valid.
 
         Returns:
           The carry for the next batch, and the sums of loss and metric.
@@ -54,7 +65,7 @@ class Loss(Protocol):
 
 
 class Objective(NamedTuple):
-    """The loss and metric of a kind of target.
+    """The loss and metric of a task, by the kind of its target.
 
     ::
 
@@ -64,27 +75,29 @@ class Objective(NamedTuple):
         accuracy = fraction of correct classes;  mse = loss;  bits_per_character = loss / log 2
 
     Attributes:
-      target: as in `jrnn.tasks.Data`.
-      metric: as in `jrnn.tasks.Data`.
+      target: the kind of target, as in `jrnn.tasks.Data`.
+      metric: the name of the metric, as in `jrnn.tasks.Data`.
     """
 
     target: str
     metric: str
 
     @classmethod
-    def of(cls, data: Data) -> "Objective":
-        """The objective of a task."""
+    def from_data(cls, data: Data) -> "Objective":
+        """Returns the objective of a task."""
         return cls(data.target, data.metric)
 
-    def sums(
-        self, outputs: jax.Array, batch: Split, present: jax.Array | None = None
+    def compute_sums(
+        self, outputs: jax.Array, batch: Split, row_mask: jax.Array | None = None
     ) -> MetricSums:
-        """Sums of loss and metric over a batch.
+        """Sums loss and metric over the valid items of a batch.
+
+        An item is one example, or one time step of it for targets at each time step.
 
         Args:
-          outputs: of the model: `[B, K]`, or `[B, T, K]` for targets at each step.
-          batch: targets, lengths and scored steps.
-          present: `[B]` bool, False for rows that pad the batch.
+          outputs: outputs of the model: `[B, K]`, or `[B, T, K]` for targets at each time step.
+          batch: the targets, and the lengths and scored steps if there are any.
+          row_mask: `[B]` bool, False for rows of padding; None means that all rows are valid.
         """
         outputs = outputs.astype(jnp.float32)
         ys = jnp.asarray(batch.ys)
@@ -94,7 +107,7 @@ class Objective(NamedTuple):
         if self.target.startswith("class"):
             losses = optax.softmax_cross_entropy_with_integer_labels(outputs, ys)
         else:
-            # A NaN in padding would reach the gradient, in which it is multiplied by zero.
+            # Without this, a NaN in padding makes the gradient NaN, since 0 * NaN is NaN.
             ys = ys if valid is None else jnp.where(valid[..., None], ys, 0)
             losses = optax.squared_error(outputs, ys).mean(axis=-1)
         metrics = {
@@ -102,50 +115,52 @@ class Objective(NamedTuple):
             "mse": lambda: losses,
             "bits_per_character": lambda: losses / math.log(2),
         }[self.metric]()
-        counted = jnp.ones(losses.shape, bool)
+        loss_mask = jnp.ones(losses.shape, bool)
         if valid is not None:
-            counted &= valid
-        if present is not None:
-            counted &= present.reshape(present.shape + (1,) * (losses.ndim - 1))
-        scored = counted if batch.scored is None else counted & jnp.asarray(batch.scored)
+            loss_mask &= valid
+        if row_mask is not None:
+            loss_mask &= row_mask.reshape(row_mask.shape + (1,) * (losses.ndim - 1))
+        metric_mask = loss_mask
+        if batch.metric_mask is not None:
+            metric_mask = loss_mask & jnp.asarray(batch.metric_mask)
         return MetricSums(
-            jnp.where(counted, losses, 0).sum(),
-            counted.sum(),
-            jnp.where(scored, metrics, 0).sum(),
-            scored.sum(),
+            jnp.where(loss_mask, losses, 0).sum(),
+            loss_mask.sum(),
+            jnp.where(metric_mask, metrics, 0).sum(),
+            metric_mask.sum(),
         )
 
 
 @dataclass(frozen=True)
 class SequenceLoss:
-    """The objective of a task on whole examples; no carry is passed on."""
+    """The objective of a task on whole examples. It returns the carry unchanged."""
 
     objective: Objective
 
     def __call__(
-        self, model: Any, carry: Carry, batch: Split, present: jax.Array | None = None
+        self, model: Any, carry: Carry, batch: Split, row_mask: jax.Array | None = None
     ) -> tuple[Carry, MetricSums]:
         """Runs the model on a batch; see `Loss`."""
-        return carry, self.objective.sums(apply_model(model, batch), batch, present)
+        return carry, self.objective.compute_sums(apply_model(model, batch), batch, row_mask)
 
 
 UserLoss = Callable[[Any, Any], Any]
-"""`loss(model, batch) -> mean loss` or `-> (mean loss, mean metric)`, both scalars."""
+"""A function `loss(model, batch)` that returns the mean loss, or `(mean loss, mean metric)`."""
 
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """A loss that a user wrote, the mean over the examples of a batch."""
+    """Wraps a `UserLoss`, which returns means over the examples of a batch."""
 
     function: UserLoss
 
     def __call__(
-        self, model: Any, carry: Carry, batch: Any, present: jax.Array | None = None
+        self, model: Any, carry: Carry, batch: Any, row_mask: jax.Array | None = None
     ) -> tuple[Carry, MetricSums]:
         """Runs the model on a batch; see `Loss`.
 
         Raises:
-          ValueError: the loss or the metric is not a real scalar.
+          ValueError: the loss is not a real scalar, or the metric is not a scalar.
         """
         result = self.function(model, batch)
         loss, metric = result if isinstance(result, tuple) else (result, result)
@@ -153,8 +168,9 @@ class BatchLoss:
             is_real = jnp.issubdtype(jnp.result_type(value), jnp.floating)
             if jnp.shape(value) != () or (name == "loss" and not is_real):
                 raise ValueError(
-                    f"fit: loss must return a real scalar, or a tuple (loss, metric) of two; got "
-                    f"a {name} of shape {jnp.shape(value)} and dtype {jnp.result_type(value)}"
+                    "fit: loss must return a real scalar, or a tuple (loss, metric) of scalars, "
+                    f"got a {name} of shape {jnp.shape(value)} and dtype {jnp.result_type(value)}; "
+                    "return means over the batch"
                 )
         weight = jnp.asarray(num_examples(batch), jnp.float32)
         loss, metric = (jnp.asarray(value, jnp.float32) for value in (loss, metric))
@@ -162,7 +178,15 @@ class BatchLoss:
 
 
 def apply_model(model: Any, batch: Split) -> jax.Array:
-    """The outputs of a `Classifier` or `SequenceToSequence` for a batch."""
+    """Runs a `Classifier` or `SequenceToSequence` on a batch.
+
+    Args:
+      model: the model, in training or evaluation mode.
+      batch: the inputs, and lengths and resets if there are any.
+
+    Returns:
+      The outputs: `[B, K]` of a `Classifier`, `[B, T, K]` of a `SequenceToSequence`.
+    """
     lengths = None if batch.lengths is None else jnp.asarray(batch.lengths)
     if isinstance(model, Classifier):
         return model(jnp.asarray(batch.xs), lengths=lengths)

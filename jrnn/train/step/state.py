@@ -1,4 +1,4 @@
-"""The state that a training step changes."""
+"""The state of training: parameters, other variables, optimizer state and carry."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,12 +16,12 @@ class TrainState(NamedTuple):
     """All arrays that a training step changes.
 
     Attributes:
-      step: number of steps taken, an int32 scalar.
-      params: the parameters of the model.
+      step: number of training steps so far, an int32 scalar.
+      params: the parameters of the model, its variables of type `nnx.Param`.
       rest: its other variables, such as the counters of its random streams.
       opt_state: the state of the optimizer.
-      carry: the carry that the next batch starts from if it is passed on between batches, else
-        empty. With a first axis for the parts of a batch if gradients are accumulated.
+      carry: the initial carry of the next batch if batches are windows of streams, else `()`. If
+        gradients are accumulated, it has a first axis for the micro-batches.
     """
 
     step: jax.Array
@@ -49,7 +49,13 @@ class Weights(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """The metrics of a training step: loss and metric of the batch, and norm of the gradient."""
+    """The metrics of a training step.
+
+    Attributes:
+      loss: the mean loss of the batch.
+      metric: the mean metric of the batch.
+      grad_norm: the global norm of the gradient, before clipping.
+    """
 
     loss: jax.Array
     metric: jax.Array
@@ -59,7 +65,15 @@ class StepMetrics(NamedTuple):
 def init_state(
     model: nnx.Module, optimizer: optax.GradientTransformation
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """Splits a model into its static structure and the state that training changes."""
+    """Splits a model into its static structure and the initial state of training.
+
+    Args:
+      model: any `nnx.Module`.
+      optimizer: an optax transformation.
+
+    Returns:
+      The `nnx.GraphDef` of the model, and the state, which shares the arrays of the model.
+    """
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     return graphdef, TrainState(jnp.zeros((), jnp.int32), params, rest, optimizer.init(params))
 
@@ -67,31 +81,34 @@ def init_state(
 def abstract_state(
     make_model: Callable[[], nnx.Module], optimizer: optax.GradientTransformation
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """The result of `init_state` with shapes in place of arrays; it draws and compiles nothing."""
+    """Returns the result of `init_state` with `jax.ShapeDtypeStruct` leaves instead of arrays.
+
+    It creates the model within `nnx.eval_shape`, without sampling or compiling.
+    """
     graphdef, params, rest = nnx.split(nnx.eval_shape(make_model), nnx.Param, ...)
     step: Any = jax.ShapeDtypeStruct((), jnp.int32)
     return graphdef, TrainState(step, params, rest, jax.eval_shape(optimizer.init, params))
 
 
 def merge_model(graphdef: nnx.GraphDef, weights: Weights) -> Any:
-    """The model with the given weights, in evaluation mode."""
+    """Merges structure and weights into a model in evaluation mode."""
     model = nnx.merge(graphdef, *weights, copy=True)
     model.eval()
     return model
 
 
 def place_state(mesh: Mesh, state: TrainState) -> TrainState:
-    """Puts a state on the devices of a mesh: the carry on all of them, the rest sharded."""
-    placed = mesh.place(state._replace(carry=()))
-    return placed._replace(carry=mesh.place(state.carry, sharded=False))
+    """Puts a state on the devices of a mesh: replicates the carry, shards the rest."""
+    placed = mesh.device_put(state._replace(carry=()))
+    return placed._replace(carry=mesh.device_put(state.carry, sharded=False))
 
 
 def constrain_state(mesh: Mesh, state: TrainState) -> TrainState:
-    """Inside of compiled code: a state that stays where `place_state` puts it."""
+    """Within `jax.jit`: constrains a state to the shardings of `place_state`."""
     constrained = mesh.constrain(state._replace(carry=()))
     return constrained._replace(carry=mesh.constrain(state.carry, sharded=False))
 
 
 def count_params(model: nnx.Module) -> int:
-    """The number of trainable parameters."""
+    """Returns the number of trainable parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -1,4 +1,4 @@
-"""The pure training step."""
+"""A training step as a pure function."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,19 +21,19 @@ StepsFunction = Callable[[TrainState, Examples, BatchPlan, Any], tuple[TrainStat
 
 @dataclass(frozen=True)
 class TrainStep:
-    """The pure function `(state, batch) -> (state, metrics)`.
+    """A pure function `(state, batch) -> (state, metrics)`: one update of the parameters.
 
-    With `accumulate` above 1 the rows of a batch are split into as many parts, which run one after
-    another; the carry of the state then has a first axis for the parts. Sums of losses and of their
-    gradients are added and divided once, so that the step equals that of the whole batch for any
-    lengths.
+    With `accumulate` above 1, each batch is split into that many micro-batches, and their gradients
+    are computed one after another and added. The update equals that of the whole batch even if the
+    examples have different lengths, because sums are accumulated and divided once. The carry in the
+    state then has a first axis for the micro-batches.
 
     Args:
-      graphdef: the structure of the model.
+      graphdef: the static structure of the model.
       loss: the loss to minimize.
       optimizer: an optax transformation.
-      accumulate: number of parts of a batch.
-      mesh: devices that the state and the batches are sharded over.
+      accumulate: number of micro-batches per batch.
+      mesh: the devices that the state and the batches are sharded over.
     """
 
     graphdef: nnx.GraphDef
@@ -43,9 +43,9 @@ class TrainStep:
     mesh: Mesh = Mesh()
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
-        """Takes one step."""
-        differentiate = self._whole_batch if self.accumulate == 1 else self._in_parts
-        grads, sums, rest, carry = differentiate(state, batch)
+        """Updates the parameters once."""
+        compute = self._compute_grads if self.accumulate == 1 else self._accumulate_grads
+        grads, sums, rest, carry = compute(state, batch)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(
@@ -56,16 +56,17 @@ class TrainStep:
         state = TrainState(state.step + 1, params, rest, opt_state, carry)
         return constrain_state(self.mesh, state), metrics
 
-    def repeat(self, batch_of: Callable[[Examples, BatchPlan], Any]) -> StepsFunction:
-        """A pure function of several steps, by a loop on the device.
+    def make_loop(self, get_batch: Callable[[Examples, BatchPlan], Any]) -> StepsFunction:
+        """Returns a pure function that runs several training steps in a loop on the device.
 
         Args:
-          batch_of: function from examples and the plan of a step to the batch of the step.
+          get_batch: a function `(examples, plan) -> batch`, where `plan` selects the examples of
+            one step.
 
         Returns:
-          A function `(state, examples, plans, count) -> (state, metrics)`. The plans have a first
-          axis for the steps, and only the first `count` entries are used; the metrics have the same
-          first axis and are 0 after these. All counts share one compilation.
+          A function `(state, examples, plans, count) -> (state, metrics)`. `plans` and `metrics`
+          have a first axis for the steps. The loop runs the first `count` plans; the other entries
+          of `metrics` are 0. All values of `count` share one compilation.
         """
 
         def train_steps(state: TrainState, examples: Examples, plans: BatchPlan, count: Any):
@@ -74,7 +75,7 @@ class TrainStep:
             def body(k: jax.Array, loop: tuple[TrainState, StepMetrics]):
                 state, all_metrics = loop
                 plan = jax.tree.map(lambda array: jnp.asarray(array)[k], plans)
-                state, metrics = self(state, batch_of(examples, plan))
+                state, metrics = self(state, get_batch(examples, plan))
                 return state, jax.tree.map(lambda a, one: a.at[k].set(one), all_metrics, metrics)
 
             zeros = StepMetrics(*(jnp.zeros(max_steps, jnp.float32) for _ in StepMetrics._fields))
@@ -82,41 +83,45 @@ class TrainStep:
 
         return train_steps
 
-    def _sums(self, params: nnx.State, rest: nnx.State, carry: Carry, batch: Any):
+    def _loss_sum(self, params: nnx.State, rest: nnx.State, carry: Carry, batch: Any):
         model: Any = nnx.merge(self.graphdef, self.mesh.gather(params), rest, copy=True)
         model.train()
         carry, sums = self.loss(model, carry, batch)
         _, _, rest = nnx.split(model, nnx.Param, ...)
         return sums.loss, (sums, rest, carry)
 
-    def _mean(self, params: nnx.State, rest: nnx.State, carry: Carry, batch: Any):
-        loss, aux = self._sums(params, rest, carry, batch)
+    def _loss_mean(self, params: nnx.State, rest: nnx.State, carry: Carry, batch: Any):
+        loss, aux = self._loss_sum(params, rest, carry, batch)
         return loss / jnp.maximum(aux[0].loss_weight, 1), aux
 
-    def _whole_batch(
+    def _compute_grads(
         self, state: TrainState, batch: Any
     ) -> tuple[Any, MetricSums, nnx.State, Carry]:
-        """Gradients, sums, other variables and carry."""
-        gradient = jax.value_and_grad(self._mean, has_aux=True)
-        (_, aux), grads = gradient(state.params, state.rest, state.carry, batch)
+        """Returns the gradients, the sums of loss and metric, the other variables and the carry."""
+        grad_fn = jax.value_and_grad(self._loss_mean, has_aux=True)
+        (_, aux), grads = grad_fn(state.params, state.rest, state.carry, batch)
         return grads, *aux
 
-    def _in_parts(self, state: TrainState, batch: Any) -> tuple[Any, MetricSums, nnx.State, Carry]:
-        """The same as `_whole_batch`, with the memory of one part."""
+    def _accumulate_grads(
+        self, state: TrainState, batch: Any
+    ) -> tuple[Any, MetricSums, nnx.State, Carry]:
+        """Returns the same as `_compute_grads`, with the peak memory of one micro-batch."""
 
-        def add(loop: Any, part: tuple[Carry, Any]) -> tuple[Any, Carry]:
+        def add(loop: Any, microbatch: tuple[Carry, Any]) -> tuple[Any, Carry]:
             rest, *totals = loop
-            gradient = jax.grad(self._sums, has_aux=True)
-            grads, (sums, rest, carry) = gradient(state.params, rest, *part)
+            grad_fn = jax.grad(self._loss_sum, has_aux=True)
+            grads, (sums, rest, carry) = grad_fn(state.params, rest, *microbatch)
             return (rest, *jax.tree.map(jnp.add, totals, [grads, sums])), carry
 
         split = lambda array: array.reshape(self.accumulate, -1, *array.shape[1:])
-        parts = state.carry, jax.tree.map(split, batch)
-        first = jax.tree.map(lambda array: array[0], parts)
-        shapes = jax.eval_shape(self._sums, state.params, state.rest, *first)[1][0]
-        no_sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        no_grads = jax.tree.map(jnp.zeros_like, state.params)
-        (rest, grads, sums), carry = jax.lax.scan(add, (state.rest, no_grads, no_sums), parts)
+        microbatches = state.carry, jax.tree.map(split, batch)
+        first = jax.tree.map(lambda array: array[0], microbatches)
+        shapes = jax.eval_shape(self._loss_sum, state.params, state.rest, *first)[1][0]
+        zero_sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        zero_grads = jax.tree.map(jnp.zeros_like, state.params)
+        (rest, grads, sums), carry = jax.lax.scan(
+            add, (state.rest, zero_grads, zero_sums), microbatches
+        )
         weight = jnp.maximum(sums.loss_weight, 1)
         return jax.tree.map(lambda grad: grad / weight, grads), sums, rest, carry
 
@@ -124,5 +129,15 @@ class TrainStep:
 def make_train_step(
     graphdef: nnx.GraphDef, objective: Objective, optimizer: optax.GradientTransformation
 ) -> StepFunction:
-    """A jitted function `(state, batch) -> (state, metrics)` that donates the old state."""
+    """Returns a jitted training step for whole examples.
+
+    Args:
+      graphdef: the static structure of the model, from `init_state`.
+      objective: the loss and metric.
+      optimizer: the optax transformation that was passed to `init_state`.
+
+    Returns:
+      A function `(state, batch) -> (state, metrics)`, from `TrainState` and `Split` to `TrainState`
+      and `StepMetrics`. It donates the old state.
+    """
     return jax.jit(TrainStep(graphdef, SequenceLoss(objective), optimizer), donate_argnums=0)

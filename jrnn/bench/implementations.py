@@ -1,4 +1,4 @@
-"""Cases, and contenders: implementations of a case by a library, ready to be called."""
+"""Cases, which are the computations to time, and their implementations in jrnn and peers."""
 
 import functools
 import time
@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-GATES = {"lstm": 4, "gru": 3, "elman": 1}
-DIRECTIONS = {"forward": 1, "forward+backward": 3}  # FLOPs relative to the forward pass
+NUM_GATES = {"lstm": 4, "gru": 3, "elman": 1}
+MODES = {"forward": 1, "forward+backward": 3}
+"""FLOPs relative to those of the forward pass, by mode."""
 
 
 class Unavailable(Exception):
-    """A library or engine cannot run a case; the message is the reason in the results."""
+    """A library or engine cannot run a case; the message is the reason given in the results."""
 
 
 class Shape(NamedTuple):
@@ -34,60 +35,61 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """A computation that contenders are timed on: a cell at a shape.
+    """A computation to time: a cell, a mode and a shape.
 
     Args:
-      cell: name of a cell of jrnn; `flops` is defined only for the keys of `GATES`.
-      direction: a key of `DIRECTIONS`. For `forward+backward` the loss is the mean of the squared
-        outputs, with gradients of all parameters and of the inputs.
+      cell: name of a cell of jrnn; `flops` is defined only for the keys of `NUM_GATES`.
+      mode: a key of `MODES`. `forward+backward` computes the mean of the squared outputs, and its
+        gradients with respect to all parameters and the inputs.
       shape: the sizes of the layer.
-      sweep: the axis of `shape` that grows, if the case is part of a growth curve.
+      sweep: the axis of `shape` that grows, if the case belongs to a sweep; otherwise None.
       dtype: dtype of parameters and inputs, "float32" or "bfloat16".
     """
 
     cell: str
-    direction: str
+    mode: str
     shape: Shape
     sweep: str | None = None
     dtype: str = "float32"
 
     @property
-    def backward(self) -> bool:
+    def has_backward(self) -> bool:
         """Whether gradients are computed."""
-        return self.direction != "forward"
+        return self.mode != "forward"
 
     @property
     def flops(self) -> int:
-        """FLOPs of the matrix products: `2·T·B·(I + H)·G·H`, three times that with gradients."""
+        """FLOPs of the matrix products: `2·T·B·(I + H)·G·H`, three times as many with gradients."""
         batch, steps, inputs, hidden = self.shape
-        forward = 2 * steps * batch * (inputs + hidden) * GATES[self.cell] * hidden
-        return DIRECTIONS[self.direction] * forward
+        forward = 2 * steps * batch * (inputs + hidden) * NUM_GATES[self.cell] * hidden
+        return MODES[self.mode] * forward
 
     def inputs(self) -> np.ndarray:
-        """Normal noise `[T, B, input]`, shared by all contenders; do not modify it."""
+        """Normally distributed inputs `[T, B, input]`, shared by all implementations; read-only."""
         batch, steps, inputs, _ = self.shape
-        return _noise((steps, batch, inputs)).astype(jnp.dtype(self.dtype), copy=False)
+        return _sample_inputs((steps, batch, inputs)).astype(jnp.dtype(self.dtype), copy=False)
 
 
 @functools.lru_cache(maxsize=4)
-def _noise(shape: tuple[int, ...]) -> np.ndarray:
-    """Cached, because large shapes take seconds to draw."""
+def _sample_inputs(shape: tuple[int, ...]) -> np.ndarray:
+    """Cached, because sampling large shapes takes seconds."""
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
 @dataclass(frozen=True)
-class Contender:
-    """An implementation of a case by a library or engine, ready to be called.
+class Implementation:
+    """A case implemented by a library or by an engine of jrnn, compiled and ready to be called.
 
     Args:
       name: name in tables and results.
       family: `jrnn`, `jax`, `torch` or `onnxruntime`.
-      call: runs once, blocks until ready, and returns the outputs; with gradients, a tree of the
-        loss, the gradients of the parameters, and last the gradient of the inputs.
+      call: runs the case, blocks until the results are ready, and returns the outputs. With
+        gradients, it returns a tree of the loss, the gradients of the parameters, and the gradient
+        of the inputs as the last leaf.
       time_major: whether inputs and outputs are `[T, B, ...]`, not `[B, T, ...]`.
-      compile_seconds: time to lower and compile; None if there is no such step.
-      memory_bytes: temporaries and outputs of a program compiled by XLA, without the memory that
-        custom calls allocate; None for other programs.
+      compile_seconds: time to lower and compile; None if the library does not compile.
+      memory_bytes: size of temporaries and outputs as reported by XLA, without memory allocated by
+        custom calls; None for programs that XLA does not compile.
     """
 
     name: str
@@ -105,7 +107,7 @@ class JaxModel:
     Args:
       name: name in tables and results.
       apply: `(params, xs) -> outputs`.
-      params: a tree of arrays, all differentiated.
+      params: a tree of arrays; gradients are computed for all of them.
       time_major: whether `xs` and the outputs are `[T, B, ...]`.
     """
 
@@ -128,8 +130,15 @@ def select_layer(library: str, case: Case, layers: dict[str, Any]) -> Any:
 
 def compile_model(
     model: JaxModel, case: Case, family: str = "jax", options: dict[str, Any] | None = None
-) -> Contender:
-    """Compiles a layer for a case with options of the compiler, and measures time and memory."""
+) -> Implementation:
+    """Compiles a layer for a case, and measures compile time and memory.
+
+    Args:
+      model: the layer.
+      case: the case.
+      family: the family of the implementation.
+      options: options of the XLA compiler.
+    """
     xs = case.inputs()
     xs = jnp.asarray(xs if model.time_major else xs.swapaxes(0, 1))
 
@@ -139,12 +148,12 @@ def compile_model(
     def outputs(params: Any, xs: jax.Array) -> jax.Array:
         return model.apply(params, xs)
 
-    function = jax.value_and_grad(loss, argnums=(0, 1)) if case.backward else outputs
+    function = jax.value_and_grad(loss, argnums=(0, 1)) if case.has_backward else outputs
     start = time.perf_counter()
     program = jax.jit(function).lower(model.params, xs).compile(options)
     seconds = time.perf_counter() - start
     memory = program.memory_analysis()
-    return Contender(
+    return Implementation(
         model.name,
         family,
         lambda: jax.block_until_ready(program(model.params, xs)),

@@ -24,28 +24,29 @@ class Deadline:
     """A point in time.
 
     Args:
-      seconds: the time from now.
+      seconds: time from now until the deadline.
     """
 
     def __init__(self, seconds: float):
         self.end = time.monotonic() + seconds
 
     def remaining(self) -> float:
-        """Seconds until the deadline, at least 0."""
+        """Seconds until the deadline; 0 after it."""
         return max(0.0, self.end - time.monotonic())
 
 
-class OutOfTime(Exception):
+class DeadlineExceeded(Exception):
     """The deadline passed before a program was compiled or run."""
 
 
 def build_all(
     builds: dict[Key, Callable[[], Built]], deadline: Deadline
 ) -> Iterator[tuple[Key, Built | Exception]]:
-    """Runs all functions in threads, and yields the result or exception of each, in order.
+    """Runs all functions in threads; yields the result or exception of each, in their order.
 
-    JAX traces in one thread at a time but compiles in parallel. A function that has not returned at
-    the deadline yields `OutOfTime`; its thread cannot be stopped, and continues in the background.
+    JAX traces in one thread at a time but compiles in parallel. If a function has not returned at
+    the deadline, `DeadlineExceeded` is yielded. Its thread cannot be stopped and continues in the
+    background.
     """
     pool = ThreadPoolExecutor(machine.cores())
     futures = {key: pool.submit(build) for key, build in builds.items()}
@@ -54,16 +55,16 @@ def build_all(
             try:
                 result = future.result(timeout=deadline.remaining())
             except FutureTimeout:
-                result = OutOfTime("not compiled before the deadline")
-            except Exception as error:  # a failure is a row of the results
+                result = DeadlineExceeded("not compiled before the deadline")
+            except Exception as error:  # a failure is recorded as a row of the results
                 result = error
             yield key, result
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def once(make: Callable[[], T]) -> Callable[[], T]:
-    """Wraps a function to be called once, by the first thread that needs its result."""
+def call_once(make: Callable[[], T]) -> Callable[[], T]:
+    """Caches the result of a function, which only the first thread that needs it calls."""
     cached, lock = functools.cache(make), threading.Lock()
 
     def get() -> T:
@@ -73,7 +74,7 @@ def once(make: Callable[[], T]) -> Callable[[], T]:
     return get
 
 
-def reason(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """Formats an error as one line."""
     text = re.sub(" at 0x[0-9a-f]+", "", " ".join(str(error).split()))
     return f"{type(error).__name__}: {text[:400]}"

@@ -30,7 +30,7 @@ ZERO = np.zeros(HIDDEN)
 
 def mut1(p: Any) -> dict[str, np.ndarray]:
     z, r, n = split(p.b)
-    # torchrecurrent has another bias, inside the inner tanh.
+    # torchrecurrent has one more bias, inside the inner tanh.
     return {"ih": p.w_ih, "hh": p.w_hh, "b_ih": join(z, r, ZERO), "b_hh": join(ZERO, n)}
 
 
@@ -49,7 +49,7 @@ def minimal_rnn(p: Any) -> dict[str, np.ndarray]:
 
 def multiplicative(p: Any) -> dict[str, np.ndarray]:
     *gates, m = split(p.w_ih)
-    # torchrecurrent has more biases, in the factors of m.
+    # torchrecurrent also has biases in the factors of m.
     biases = {"b_ih": join(ZERO, p.b), "b_hh": ZERO, "b_mh": np.zeros(4 * HIDDEN)}
     return {"ih": join(m, *gates), "hh": p.w_hh, "mh": p.w_mh, **biases}
 
@@ -72,18 +72,18 @@ def test_outputs_and_final_state_equal_torchrecurrent(name: str) -> None:
     cell: Cell = make(HIDDEN)
     params, rng = random_params(cell, 1, INPUT, np.float32), np.random.default_rng(2)
     xs = rng.normal(size=(STEPS, BATCH, INPUT)).astype(np.float32)
-    start = jax.tree.map(
+    init_carry = jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
         cell.init_carry(params, (BATCH,)),
     )
-    carry, ys = jrnn.unroll(cell, params, xs, start)
+    carry, ys = jrnn.unroll(cell, params, xs, init_carry)
 
     theirs = getattr(torchrecurrent, f"{name}Cell")(INPUT, HIDDEN)
     for key, value in weights(params).items():
         kind, side = ("bias", key[2:]) if key.startswith("b_") else ("weight", key)
         getattr(theirs, f"{kind}_{side}").data.copy_(torch.tensor(value.T))
-    # JANET of torchrecurrent has a c, which equals h.
-    state = [torch.tensor(leaf) for leaf in jax.tree.leaves(start)]
+    # The state of JANET in torchrecurrent also has c, which equals h.
+    state = [torch.tensor(leaf) for leaf in jax.tree.leaves(init_carry)]
     state = state * 2 if name == "JANET" else state
     for x, y in zip(torch.tensor(xs), np.asarray(ys), strict=True):
         new_state = theirs(x, tuple(state) if len(state) > 1 else state[0])

@@ -9,29 +9,29 @@ import jax.numpy as jnp
 import numpy as np
 
 import jrnn
-from jrnn.bench.contenders import Shape
-from jrnn.bench.gpu_check.compiling import (
+from jrnn.bench.gpu_check.compilation import (
     FAST_COMPILE,
     Deadline,
-    OutOfTime,
+    DeadlineExceeded,
     build_all,
-    once,
-    reason,
+    call_once,
+    format_error,
 )
+from jrnn.bench.implementations import Shape
 
-ENGINES = ("scan", "fused", "associative", "newton")
+CHECKED_ENGINES = ("scan", "fused", "associative", "newton")
 UNIVERSAL_ENGINES = ("scan", "fused")
-"""Engines that must support every cell; the others may raise a TypeError or ValueError."""
+"""Engines that support every cell; the others may raise a TypeError or ValueError."""
 
 TOLERANCE = 3e-5
-"""For float32 with full-precision products, relative to the largest value of each array."""
+"""For float32 with matrix products in full precision, relative to the largest value of an array."""
 
 NEWTON_TOLERANCE = 1e-4
-"""Newton stops at residuals of 8e-6, which lead to larger errors of the states."""
+"""Newton stops at residuals of 8e-6, so its results have larger errors."""
 
 
 class Problem(NamedTuple):
-    """Arguments of `unroll`, and cotangents of its results, as NumPy arrays in float32."""
+    """The arguments of `unroll`, and cotangents of its results, as float32 NumPy arrays."""
 
     params: Any
     xs: Any
@@ -42,7 +42,7 @@ class Problem(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Results of `unroll`, and gradients of its arguments; None for integer leaves."""
+    """The results of `unroll`, and the gradients of its arguments; None for integer leaves."""
 
     carry: Any
     ys: Any
@@ -52,13 +52,13 @@ class Results(NamedTuple):
 
 
 DEFAULT_PRECISION = "scan, default precision"
-"""A row of the LSTM that measures the error without full precision; it has no tolerance."""
+"""An additional row of the LSTM, without full precision. It is measured but not checked."""
 
 Reference = Callable[[jrnn.Layer, Problem], Results]
 
 
 def make_problem(cell: jrnn.Layer, shape: Shape) -> Problem:
-    """Draws parameters with non-zero biases, inputs, carry, lengths and resets, on the CPU."""
+    """Samples parameters with non-zero biases, inputs, carry, lengths and resets, on the CPU."""
     with jax.default_device(jax.devices("cpu")[0]):
         return _make_problem(cell, shape)
 
@@ -66,21 +66,21 @@ def make_problem(cell: jrnn.Layer, shape: Shape) -> Problem:
 def _make_problem(cell: jrnn.Layer, shape: Shape) -> Problem:
     batch, steps, inputs, _ = shape
     rng = np.random.default_rng(0)
-    noisy = partial(jax.tree.map, lambda leaf: _add_noise(rng, np.asarray(leaf), 0.1))
+    perturb = partial(jax.tree.map, lambda leaf: _add_noise(rng, np.asarray(leaf), 0.1))
     zeros = lambda leaf: np.zeros(leaf.shape, leaf.dtype)
-    normal = partial(jax.tree.map, lambda leaf: _add_noise(rng, zeros(leaf), 1.0))
-    draw = jax.jit(lambda: cell.init(jax.random.key(0), inputs), compiler_options=FAST_COMPILE)
-    params = noisy(draw())
-    xs = normal(jax.eval_shape(lambda: cell.inputs(inputs, (steps, batch))))
+    sample_like = partial(jax.tree.map, lambda leaf: _add_noise(rng, zeros(leaf), 1.0))
+    init = jax.jit(lambda: cell.init(jax.random.key(0), inputs), compiler_options=FAST_COMPILE)
+    params = perturb(init())
+    xs = sample_like(jax.eval_shape(lambda: cell.inputs(inputs, (steps, batch))))
     carry = jax.jit(lambda: cell.init_carry(params, (batch,)), compiler_options=FAST_COMPILE)()
     results = jax.eval_shape(partial(jrnn.unroll, cell, engine="scan"), params, xs, carry)
     return Problem(
         params,
         xs,
-        noisy(carry),
+        perturb(carry),
         lengths=np.linspace(steps, steps // 2, batch).round().astype(np.int32),
         resets=rng.random((steps, batch)) < 0.1,
-        cotangents=normal(results),
+        cotangents=sample_like(results),
     )
 
 
@@ -112,7 +112,7 @@ def _float0_to_none(leaf: jax.Array) -> jax.Array | None:
 
 
 def reference(cell: jrnn.Layer, problem: Problem) -> Results:
-    """Computes values and gradients by `scan` in float64 on the CPU."""
+    """Computes the expected values and gradients, by `scan` in float64 on the CPU."""
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         run = jax.jit(partial(differentiate, cell, "scan"), compiler_options=FAST_COMPILE)
         return jax.tree.map(np.asarray, run(jax.tree.map(_as_float64, problem)))
@@ -124,19 +124,19 @@ def _as_float64(leaf: np.ndarray) -> np.ndarray:
 
 
 class NotApplicable(Exception):
-    """The engine does not support the cell; the message is that of the engine."""
+    """The engine does not support the cell; the message is the error of the engine."""
 
 
 def compile_engine(
     cell: jrnn.Layer, engine: str, problem: Problem, precision: str | None = "highest"
 ) -> Callable[[], Results]:
-    """Compiles an engine for a cell; returns a function without arguments.
+    """Compiles an engine for a cell; returns a function that runs it on the problem.
 
     Args:
       cell: the cell.
       engine: the name of an engine.
       problem: the arguments.
-      precision: precision of matrix products; None is JAX's default, which may be TF32 on a GPU.
+      precision: precision of matrix products; None selects JAX's default, which may be TF32.
 
     Raises:
       NotApplicable: the engine does not support the cell.
@@ -154,57 +154,59 @@ def compile_engine(
 
     def call() -> Results:
         results = jax.block_until_ready(program(problem))
-        jax.effects_barrier()  # Newton raises in a Python callback
+        jax.effects_barrier()  # errors of Newton are raised by a Python callback
         return results
 
     return call
 
 
-def difference(got: Any, want: Any) -> float:
-    """The largest error relative to the largest value of each array; NaN if one is not finite."""
-    pairs = list(zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
-    scales = [np.abs(w).max(initial=0.0) for _, w in pairs]
-    # The scale of a zero gradient would be zero.
+def max_relative_error(got: Any, expected: Any) -> float:
+    """The largest error relative to the largest value of its array; NaN if a value is NaN."""
+    pairs = list(zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True))
+    scales = [np.abs(b).max(initial=0.0) for _, b in pairs]
+    # A gradient that is zero everywhere would have a scale of zero.
     min_scale = 1e-3 * max(scales, default=0.0) or 1.0
     errors = [
-        np.abs(np.asarray(g).astype(np.asarray(w).dtype) - w).max(initial=0.0)
+        np.abs(np.asarray(a).astype(np.asarray(b).dtype) - b).max(initial=0.0)
         / max(scale, min_scale)
-        for (g, w), scale in zip(pairs, scales, strict=True)
+        for (a, b), scale in zip(pairs, scales, strict=True)
     ]
     return float(np.max(errors, initial=0.0))
 
 
-def compare(got: Results, want: Results, tolerance: float) -> dict[str, Any]:
-    """Compares all fields; returns the differences and whether all are within the tolerance."""
-    parts = {name: difference(*pair) for name, *pair in zip(got._fields, got, want, strict=True)}
-    agrees = all(error <= tolerance for error in parts.values())
-    finite = {name: error if np.isfinite(error) else None for name, error in parts.items()}
-    text = ", ".join(f"{name} {error:.1e}" for name, error in parts.items())
+def compare(got: Results, expected: Results, tolerance: float) -> dict[str, Any]:
+    """Compares all fields; returns their errors, and whether all are within the tolerance."""
+    fields = zip(got._fields, got, expected, strict=True)
+    errors = {name: max_relative_error(*pair) for name, *pair in fields}
+    passed = all(error <= tolerance for error in errors.values())
+    # JSON has no NaN.
+    finite = {name: error if np.isfinite(error) else None for name, error in errors.items()}
+    text = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
     return {
-        "status": "agrees" if agrees else "differs",
-        "differences": finite,
+        "status": "passed" if passed else "mismatch",
+        "errors": finite,
         "tolerance": tolerance,
-        "reason": None if agrees else f"differs from float64 by {text}, above {tolerance:.0e}",
+        "reason": None if passed else f"differs from float64 by {text}, above {tolerance:.0e}",
     }
 
 
-def check_cells(
+def check_layers(
     makers: Mapping[str, Callable[[int], jrnn.Layer]],
     shape: Shape,
     deadline: Deadline,
     reference_fn: Reference = reference,
 ) -> Iterator[dict[str, Any]]:
-    """Yields one row for each cell and engine.
+    """Yields one row for each layer and engine.
 
     Args:
-      makers: functions from a hidden size to a cell, by name.
+      makers: functions from a hidden size to a layer, by name.
       shape: the sizes.
-      deadline: when to stop; later rows are skipped with a reason.
+      deadline: when to stop; the remaining rows have the status "skipped".
       reference_fn: computes the expected values and gradients.
     """
     builds: dict[tuple[str, str], Callable[[], Any]] = {}
     for name, make in makers.items():
-        builds |= _builds(name, make, shape, reference_fn)
+        builds |= _make_builds(name, make, shape, reference_fn)
     expected: Any = None
     for (name, engine), built in build_all(builds, deadline):
         if engine == "reference":
@@ -212,15 +214,15 @@ def check_cells(
         else:
             tolerance = NEWTON_TOLERANCE if engine == "newton" else TOLERANCE
             row = {"cell": name, "engine": engine} | _row(built, expected, tolerance)
-            if engine == DEFAULT_PRECISION and row["status"] == "differs":
-                row["status"] = "noted"
+            if engine == DEFAULT_PRECISION and row["status"] == "mismatch":
+                row["status"] = "not checked"
             yield row
 
 
-def _builds(
+def _make_builds(
     name: str, make: Callable[[int], jrnn.Layer], shape: Shape, reference_fn: Reference
 ) -> dict[tuple[str, str], Callable[[], Any]]:
-    @once
+    @call_once
     def problem() -> tuple[jrnn.Layer, Problem]:
         cell = make(shape.hidden)
         return cell, make_problem(cell, shape)
@@ -230,7 +232,7 @@ def _builds(
         return compile_engine(cell, engine, arguments, precision)
 
     builds: dict[str, Callable[[], Any]] = {"reference": lambda: reference_fn(*problem())}
-    builds |= {engine: partial(compile_one, engine) for engine in ENGINES}
+    builds |= {engine: partial(compile_one, engine) for engine in CHECKED_ENGINES}
     if name == "lstm":
         builds[DEFAULT_PRECISION] = partial(compile_one, "scan", None)
     return {(name, engine): build for engine, build in builds.items()}
@@ -243,11 +245,11 @@ def _row(
         match outcome:
             case NotApplicable():
                 return {"status": "not applicable", "reason": str(outcome)[:400]}
-            case OutOfTime():
+            case DeadlineExceeded():
                 return {"status": "skipped", "reason": str(outcome)}
             case Exception():
-                return {"status": "error", "reason": reason(outcome)}
+                return {"status": "error", "reason": format_error(outcome)}
     try:
         return compare(jax.tree.map(np.asarray, built()), expected, tolerance)  # pyright: ignore
     except Exception as error:
-        return {"status": "error", "reason": reason(error)}
+        return {"status": "error", "reason": format_error(error)}

@@ -35,7 +35,7 @@ def validate_options(cell: Any) -> None:
         name = "forget_bias" if cell.t_max is None else "t_max"
         raise ValueError(
             f"LSTM: {name}={getattr(cell, name)} requires a forget gate, got forget_gate=False; "
-            f"remove one of the two"
+            "remove one of them"
         )
     if cell.peepholes and not any(gates):
         raise ValueError(

@@ -18,14 +18,14 @@ STEPS, BATCH, INPUT, HEADS, UNITS = 7, 3, 4, 2, 3
 HIDDEN = HEADS * UNITS
 
 
-def example(cell: Any) -> tuple[Any, Any]:
+def make_params_and_inputs(cell: Any) -> tuple[Any, Any]:
     xs = np.random.default_rng(2).normal(size=(STEPS, BATCH, INPUT)).astype(np.float32)
     return random_params(cell, 1, INPUT, np.float32), xs
 
 
 def test_slstm_equals_the_xlstm_package() -> None:
     cell = SLSTM(HIDDEN, heads=HEADS)
-    params, xs = example(cell)
+    params, xs = make_params_and_inputs(cell)
     theirs = slstm.sLSTMCell_vanilla(
         slstm.sLSTMCellConfig(
             hidden_size=HIDDEN,
@@ -49,7 +49,7 @@ def test_slstm_equals_the_xlstm_package() -> None:
 
 def test_mlstm_equals_the_parallel_and_recurrent_forms() -> None:
     cell = MLSTM(HIDDEN, heads=HEADS, soft_cap=None)
-    params, xs = example(cell)
+    params, xs = make_params_and_inputs(cell)
     z = cell.project(params, xs)
     # The layout of xlstm is [batch, heads, steps, units]; it does not apply the output gate.
     q, k, v = (torch.tensor(np.asarray(part)).permute(1, 2, 0, 3) for part in (z.q, z.k, z.v))

@@ -1,4 +1,4 @@
-"""The conditions of a run, and its JSON file."""
+"""The environment of a run, and its JSON file."""
 
 import json
 import os
@@ -14,26 +14,28 @@ from jrnn.bench import machine
 ROOT = Path(__file__).parents[3]
 
 
-def conditions() -> dict[str, Any]:
-    """The machine, the versions, and the Git commit if there is one."""
+def describe_environment() -> dict[str, Any]:
+    """The machine, the versions of libraries and drivers, and the Git commit if there is one."""
     return {
         "jrnn": jrnn.__version__,
-        "commit": _output("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"),
+        "commit": _command_output(
+            "git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"
+        ),
         "machine": machine.describe(),
         "platform_version": jax.devices()[0].client.platform_version,
-        "driver": _output(
+        "driver": _command_output(
             "nvidia-smi",
             "--query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit",
             "--format=csv",
         ),
         "versions": machine.versions(),
-        "torch": _torch(),
-        "compiling_threads": machine.cores(),
+        "torch": _torch_versions(),
+        "compilation_threads": machine.cores(),
     }
 
 
-def _output(*command: str) -> str | None:
-    """The output of a command; None if it does not exist or fails."""
+def _command_output(*command: str) -> str | None:
+    """The output of a command; None if the command does not exist or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -41,8 +43,8 @@ def _output(*command: str) -> str | None:
     return done.stdout.strip()
 
 
-def _torch() -> dict[str, Any] | None:
-    """The CUDA versions of PyTorch, and whether it uses TF32; None if it is not installed."""
+def _torch_versions() -> dict[str, Any] | None:
+    """The CUDA and cuDNN versions of PyTorch, and whether it uses TF32; None if not installed."""
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -52,8 +54,8 @@ def _torch() -> dict[str, Any] | None:
 
 
 def save(result: dict[str, Any], out: Path) -> None:
-    """Replaces the file atomically: a run that is killed leaves the old file or the new one."""
+    """Replaces the file atomically, so that a killed run leaves either the old or the new file."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    part.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    os.replace(part, out)
+    temporary = out.with_name(out.name + ".part")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    os.replace(temporary, out)

@@ -1,6 +1,6 @@
 """AntisymmetricRNN, CoRNN and FastGRNN equal those of torchrecurrent.
 
-Its LEM uses the old memory instead of the new one of the paper, so it is not compared.
+The LEM of torchrecurrent uses the old memory instead of the new one, so it is not compared.
 """
 
 from typing import Any
@@ -20,7 +20,10 @@ STEPS, BATCH, INPUT, HIDDEN = 7, 4, 3, 5
 
 
 def compare(cell: Cell, kind: str, options: dict[str, float], names: dict[str, str]) -> None:
-    """Compares outputs; `names` maps parameters of torchrecurrent to ours, others are zero."""
+    """Compares outputs with a cell of torchrecurrent.
+
+    `names` maps parameters of torchrecurrent to those of jrnn; all others are set to 0.
+    """
     from torchrecurrent import cells
 
     params = random_params(cell, 1, INPUT, np.float32)

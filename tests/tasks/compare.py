@@ -1,11 +1,11 @@
-"""Equality of loaded data."""
+"""Comparison of loaded data."""
 
 import numpy as np
 
 from jrnn.tasks import Data, Split
 
 
-def same_split(one: Split, other: Split) -> bool:
+def splits_are_equal(one: Split, other: Split) -> bool:
     """Whether all arrays are equal, or both None."""
     return all(
         (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b))
@@ -13,9 +13,9 @@ def same_split(one: Split, other: Split) -> bool:
     )
 
 
-def same_data(one: Data, other: Data) -> bool:
+def data_are_equal(one: Data, other: Data) -> bool:
     """Whether all three splits are equal."""
     return all(
-        same_split(getattr(one, part), getattr(other, part))
+        splits_are_equal(getattr(one, part), getattr(other, part))
         for part in ("train", "validation", "test")
     )

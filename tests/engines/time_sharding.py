@@ -1,6 +1,8 @@
-"""`Associative` over devices against `Scan`; run in a new process with several CPU devices.
+"""`Associative` with time sharded over devices, against `Scan`.
 
-`XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.engines.over_devices`
+test_associative.py runs this file in a new process with several CPU devices:
+
+`XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.engines.time_sharding`
 """
 
 import re
@@ -15,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import jrnn
 from jrnn import Associative, Scan
 from tests.cells.linear_toys import TOYS, Growth, GrowthParams
-from tests.helpers import Scenario, assert_close, call, random_batch, random_params
+from tests.helpers import Scenario, assert_close, random_batch, random_params, unroll_scenario
 from tests.table import CELLS
 
 STEPS = 16
@@ -36,12 +38,14 @@ def meshes() -> dict[str, Mesh]:
 def results(cell: Any, engines: Any, params: Any, batch: Any) -> Any:
     """Values and gradients of each engine for each scenario."""
 
-    def one(engine: Any, scenario: Scenario) -> Any:
-        run = lambda p, xs, c: call(cell, engine, scenario, p, batch._replace(xs=xs, carry=c))
+    def run_scenario(engine: Any, scenario: Scenario) -> Any:
+        run = lambda p, xs, c: unroll_scenario(
+            cell, engine, scenario, p, batch._replace(xs=xs, carry=c)
+        )
         values, vjp = jax.vjp(run, params, batch.xs, batch.carry)
         return values, vjp((batch.ct_carry, batch.ct_ys))
 
-    return [[one(engine, scenario) for scenario in SCENARIOS] for engine in engines]
+    return [[run_scenario(engine, scenario) for scenario in SCENARIOS] for engine in engines]
 
 
 def check_values_and_gradients() -> None:
@@ -50,7 +54,7 @@ def check_values_and_gradients() -> None:
         "minlstm": Associative(mesh=four, chunk=1),
         "lru": Associative(mesh=eight),
         "mixer": Associative(mesh=eight, chunk=1),
-        "moving": Associative(mesh=four),
+        "varying-mixer": Associative(mesh=four),
         "pair": Associative(mesh=eight),
     }.items():
         cell = (CELLS | TOYS)[name].make(2)
@@ -61,8 +65,8 @@ def check_values_and_gradients() -> None:
         assert_close(got, want, 1e-9)
 
 
-def check_placement() -> None:
-    """All shardings of xs, with and without jit, with auto and explicit axes."""
+def check_shardings() -> None:
+    """Tests all shardings of xs, with and without jit, with auto and explicit axes."""
     cell = CELLS["mingru"].make(2)
     params = random_params(cell, 1, 2)
     batch = random_batch(cell, params, 2, STEPS, 4)
@@ -75,7 +79,7 @@ def check_placement() -> None:
     want = jax.jit(jax.value_and_grad(partial(loss, Scan()), (0, 1)))(params, batch.xs)
 
     def with_mesh(run: Any) -> Any:
-        """Sets the mesh, as JAX requires outside of jit for explicit axes."""
+        """Sets the mesh for a function, as JAX requires outside of jit for explicit axes."""
 
         def in_mesh(*args: Any) -> Any:
             with jax.set_mesh(meshes()["explicit"]):
@@ -85,7 +89,7 @@ def check_placement() -> None:
 
     jitted_in_mesh = lambda run: with_mesh(jax.jit(run))
     time, both = PartitionSpec("time"), PartitionSpec("time", "data")
-    for name, spec, wrap in (
+    for name, spec, transform in (
         ("8", time, jax.jit),
         ("2x4", both, jax.jit),
         ("auto", time, jax.jit),
@@ -97,17 +101,17 @@ def check_placement() -> None:
         ("explicit", None, jitted_in_mesh),
     ):
         mesh = meshes()[name]
-        run = wrap(jax.value_and_grad(partial(loss, Associative(mesh=mesh)), (0, 1)))
+        run = transform(jax.value_and_grad(partial(loss, Associative(mesh=mesh)), (0, 1)))
         xs = jax.device_put(batch.xs, None if spec is None else NamedSharding(mesh, spec))
         try:
             assert_close(run(params, xs), want, 1e-9)
         except Exception as error:
-            error.add_note(f"mesh {name}, xs split by {spec}, {wrap}")
+            error.add_note(f"mesh {name}, xs sharded by {spec}, {transform}")
             raise
 
 
 def check_collectives() -> None:
-    """Devices only exchange arrays of the size of a carry, never the inputs."""
+    """Tests that devices only exchange arrays of the size of a carry, never the inputs."""
     cell = CELLS["mingru"].make(3)
     params = random_params(cell, 1, 5)
     mesh = meshes()["8"]
@@ -126,14 +130,14 @@ def check_collectives() -> None:
         for result in gathered:
             for sizes in re.findall(r"\[([\d,]+)\]", result):
                 count = np.prod([int(n) for n in sizes.split(",")])
-                assert count <= 8 * 2 * 3, f"{result}: more than a carry of each device"
+                assert count <= 8 * 2 * 3, f"{result} is larger than one carry for each device"
         ys = jax.tree.leaves(compiled.output_shardings)[-1]
         assert ys.spec[0] == "time", ys
         assert "all-to-all" not in text
 
 
 def check_overflow() -> None:
-    """inf and NaN do not pass a reset, also between devices."""
+    """Tests that inf and NaN do not pass a reset, also between devices."""
     params = GrowthParams(np.ones((1, 1), np.float32))
     xs = np.full((64, 2, 1), 0.5, np.float32)
     xs[:20, 0] = 1e10
@@ -159,7 +163,7 @@ def check_number_of_steps() -> None:
     except ValueError as error:
         assert "multiple of the 8 devices of axis 'time', got 13; pad xs to 16" in str(error)
     else:
-        raise AssertionError("13 steps were split over 8 devices")
+        raise AssertionError("13 steps over 8 devices did not raise")
 
 
 if __name__ == "__main__":
@@ -170,6 +174,6 @@ if __name__ == "__main__":
     with jax.enable_x64(True):
         check_collectives()
         print("collectives", flush=True)
-        check_placement()
-        print("placement", flush=True)
+        check_shardings()
+        print("shardings", flush=True)
         check_values_and_gradients()
