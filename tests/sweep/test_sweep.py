@@ -328,3 +328,22 @@ def test_invalid_sweep_raises(tmp_path, monkeypatch):
     monkeypatch.setattr("jrnn.train.data.sampler.DEVICE_BYTES", 10)
     with pytest.raises(ValueError, match="are too large"):
         sweep([experiment()], tmp_path)
+
+
+@pytest.mark.exhaustive
+def test_killed_and_resumed_sweep_equals_uninterrupted_sweep(tmp_path):
+    """Twenty times, at random times and while checkpoints are written."""
+    command = ["sweep", "configs/digits.py:order=row", "--over", "hidden=16,24", "seed=0:2"]
+    command += ["--steps", "40000", "--eval-every", "500"]
+    reference, resumed, cache = tmp_path / "reference", tmp_path / "resumed", tmp_path / "cache"
+    wait_for_success(start_jrnn(*command, "--run-dir", str(reference), cache=cache))
+    (process,) = kill_and_resume(
+        lambda *args: [start_jrnn(*args, cache=cache)],
+        [*command, "--save-every", "0.02", "--run-dir", str(resumed)],
+        ["sweep", "--resume", str(resumed)],
+        resumed,
+        num_kills=20,
+    )
+    wait_for_success(process)
+    assert read_metrics(resumed, 4) == read_metrics(reference, 4)
+    assert read_result(resumed / BEST) == read_result(reference / BEST)

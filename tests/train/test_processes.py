@@ -19,7 +19,14 @@ from jrnn.train.data.loader import PrefetchedBatches
 from tests.distributed.test_mesh import CASES
 from tests.helpers import free_port, mark_exhaustive
 from tests.sweep.test_sweep import lines
-from tests.train.test_resume import checkpoint_steps, start_jrnn, wait_for_success, wait_until
+from tests.train.test_resume import (
+    checkpoint_steps,
+    kill_and_resume,
+    read_result,
+    start_jrnn,
+    wait_for_success,
+    wait_until,
+)
 
 ROOT = Path(__file__).parents[2]
 STEPS = 2000
@@ -98,6 +105,28 @@ def test_run_resumes_with_other_numbers_of_processes(single_run, tmp_path, cache
     assert_same_losses(folder, single_run, STEPS, 1e-3)
     results = [json.loads((path / "result.json").read_text()) for path in (folder, single_run)]
     assert results[0]["test"] == pytest.approx(results[1]["test"], abs=0.02)
+
+
+@pytest.mark.exhaustive
+def test_killed_and_resumed_run_of_two_processes_equals_uninterrupted_run(tmp_path, cache):
+    """Twenty times, either process is killed; the other one exits."""
+    command = ["train", CONFIG, "--steps", "60000", "--eval-every", "500"]
+    reference, resumed = tmp_path / "reference", tmp_path / "resumed"
+    start = lambda *args: start_processes(2, *args, cache=cache)
+    codes, outputs = wait_for_exit(start(*command, "--run-dir", str(reference)), timeout=600)
+    assert codes == [0, 0], outputs
+    processes = kill_and_resume(
+        start,
+        [*command, "--save-every", "0.02", "--run-dir", str(resumed)],
+        ["train", "--resume", str(resumed)],
+        resumed,
+        num_kills=20,
+    )
+    assert max(checkpoint_steps(resumed / "checkpoints")) < 60000
+    codes, outputs = wait_for_exit(processes, timeout=600)
+    assert codes == [0, 0], outputs
+    assert read_result(reference) == read_result(resumed)
+    assert lines(reference) == lines(resumed)
 
 
 @pytest.mark.exhaustive

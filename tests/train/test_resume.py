@@ -275,39 +275,64 @@ def wait_until(condition, process):
         time.sleep(0.001)
 
 
+def kill_and_resume(start, command, resume_command, folder, num_kills):
+    """Kills a process with SIGKILL at random times, half of them while a checkpoint is written.
+
+    Args:
+      start: function that starts the processes of a command.
+      command: the command that starts the run.
+      resume_command: the command that resumes the run.
+      folder: the folder of the run; it contains the folder `checkpoints`, or several in subfolders.
+      num_kills: number of times that a process is killed. After each, the run is resumed.
+
+    Returns:
+      The processes of the last resumed run.
+    """
+    rng = random.Random(0)
+    newest = lambda: sum(max(checkpoint_steps(path), default=0) for path in folders())
+    folders = lambda: list(folder.rglob("checkpoints"))
+    saves = lambda: [each for path in folders() for each in path.glob("*tmp*")]
+    num_during_save = 0
+    for kill in range(num_kills):
+        processes = start(*command)
+        before = newest()
+        wait_until(lambda before=before: newest() > before, processes[0])
+        time.sleep(0.1 * rng.random())
+        if kill % 2:
+            wait_until(saves, processes[0])
+        rng.choice(processes).kill()
+        for process in processes:
+            process.communicate(timeout=60)
+        num_during_save += bool(saves())
+        command = resume_command
+    assert num_during_save >= num_kills // 4
+    return start(*command)
+
+
 @pytest.mark.parametrize(
     ("num_kills", "steps"),
     [(3, 18_000), pytest.param(20, 120_000, marks=pytest.mark.exhaustive)],
 )
 def test_killed_and_resumed_run_equals_uninterrupted_run(num_kills, steps, tmp_path):
-    """SIGKILL at random times; every second one while a checkpoint is written."""
-    rng = random.Random(0)
     options = ["--steps", str(steps), "--eval-every", "500"]
-    start = ["train", "configs/digits.py:order=row,hidden=32", *options]
+    command = ["train", "configs/digits.py:order=row,hidden=32", *options]
     reference, resumed, cache = tmp_path / "reference", tmp_path / "resumed", tmp_path / "cache"
-    wait_for_success(start_jrnn(*start, "--run-dir", str(reference), cache=cache))
-    checkpoints = resumed / "checkpoints"
-    num_during_save = 0
-    command = [*start, "--save-every", "0.02", "--run-dir", str(resumed)]
-    for kill in range(num_kills):
-        process = start_jrnn(*command, cache=cache)
-        before = max(checkpoint_steps(checkpoints), default=-1)
-        wait_until(
-            lambda b=before: max(checkpoint_steps(checkpoints), default=-1) > max(b, 0), process
-        )
-        time.sleep(0.1 * rng.random())
-        if kill % 2:
-            wait_until(lambda: list(checkpoints.glob("*tmp*")), process)
-        process.kill()
-        process.communicate()
-        num_during_save += bool(list(checkpoints.glob("*tmp*")))
-        command = ["train", "--resume", str(resumed)]
-    assert num_during_save >= num_kills // 4
-    assert max(checkpoint_steps(checkpoints)) < steps
-    wait_for_success(start_jrnn(*command, cache=cache))
-    results = [json.loads((run / "result.json").read_text()) for run in (reference, resumed)]
-    for result in results:
-        del result["seconds"]
-    assert results[0] == results[1]
+    wait_for_success(start_jrnn(*command, "--run-dir", str(reference), cache=cache))
+    (process,) = kill_and_resume(
+        lambda *args: [start_jrnn(*args, cache=cache)],
+        [*command, "--save-every", "0.02", "--run-dir", str(resumed)],
+        ["train", "--resume", str(resumed)],
+        resumed,
+        num_kills,
+    )
+    assert max(checkpoint_steps(resumed / "checkpoints")) < steps
+    wait_for_success(process)
+    assert read_result(reference) == read_result(resumed)
     experiment = config.read(reference / "config.json")
     assert_same_run(experiment, experiment.task.load(), reference, resumed)
+
+
+def read_result(folder):
+    result = json.loads((folder / "result.json").read_text())
+    del result["seconds"]
+    return result
