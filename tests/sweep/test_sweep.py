@@ -24,6 +24,7 @@ from jrnn.train.run.trainer import Trainer
 from jrnn.transforms import clip, zoneout
 from tests.compilation import environment_with_devices
 from tests.helpers import record_compilations
+from tests.train.test_resume import kill_and_resume, read_result, start_jrnn, wait_for_success
 
 ROOT = Path(__file__).parents[2]
 
