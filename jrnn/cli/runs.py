@@ -44,6 +44,7 @@ options of a run with several processes, which torchrun and SLURM set by environ
   --coordinator-address HOST:PORT   host of process 0 and a free port (JAX_COORDINATOR_ADDRESS)
   --num-processes N                 number of processes (JAX_NUM_PROCESSES)
   --process-id I                    index of this process, from 0 (JAX_PROCESS_ID)
+  --cluster-detection-method NAME   let JAX detect these three, as for ompi, mpi4py or k8s
 
 examples:
   jrnn train configs/digits.py:cell=gru,hidden=64 --optimizer.learning-rate 1e-3
@@ -119,7 +120,7 @@ def _check_equal(experiment: Experiment, data: Data, group: ProcessGroup) -> Non
             )
 
 
-PROCESS_FLAGS = ("coordinator-address", "num-processes", "process-id")
+PROCESS_FLAGS = ("coordinator-address", "num-processes", "process-id", "cluster-detection-method")
 """Flags of a run with several processes."""
 RUN_FLAGS = ("resume", "mesh", *PROCESS_FLAGS)
 """Flags of `jrnn train` that a config does not define."""

@@ -5,12 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jax._src.clusters import ClusterEnv  # the methods of jax.distributed.initialize
+
 FLAG_VARIABLES = {
     "coordinator-address": "JAX_COORDINATOR_ADDRESS",
     "num-processes": "JAX_NUM_PROCESSES",
     "process-id": "JAX_PROCESS_ID",
 }
 """The environment variable for each flag."""
+DETECTION_FLAG = "cluster-detection-method"
 NUM_SLURM_PORTS = 2**12
 """A SLURM job uses one of this many ports below 65536, chosen by the id of the job."""
 
@@ -53,7 +56,9 @@ class Launcher:
 
         Args:
           flags: values of "coordinator-address", in the form "host:port", "num-processes" and
-            "process-id". The variables in `FLAG_VARIABLES` replace missing flags.
+            "process-id". The variables in `FLAG_VARIABLES` replace missing flags. Alternatively,
+            "cluster-detection-method", a method of `jax.distributed.initialize` such as "ompi",
+            "mpi4py" or "k8s", which reads the environment of this process.
           environ: the environment variables of this process.
 
         Returns:
@@ -62,6 +67,8 @@ class Launcher:
         Raises:
           ValueError: a value is missing or invalid.
         """
+        if DETECTION_FLAG in flags:
+            return cls(*_detect(flags[DETECTION_FLAG]))
         explicit = {flag: environ[key] for flag, key in FLAG_VARIABLES.items() if key in environ}
         explicit |= flags
         has_indices = explicit.keys() & {"num-processes", "process-id"}
@@ -87,6 +94,25 @@ class Launcher:
         device = options.get("local-device-id")
         local_device_id = None if device is None else _parse_int("local-device-id", device)
         return cls(host, port, num_processes, process_id, local_device_id)
+
+
+def _detect(method: str) -> tuple[str, int, int, int, int | None]:
+    """Returns the fields of a launcher as JAX detects them.
+
+    Raises:
+      ValueError: JAX does not have the method, or it does not find its cluster.
+    """
+    clusters = {cluster.name: cluster for cluster in ClusterEnv._cluster_types}
+    if method not in clusters or not clusters[method].is_env_present():
+        raise ValueError(
+            f"processes: {DETECTION_FLAG} must be one of {', '.join(clusters)}, in a process of "
+            f"such a cluster, got {method!r}; set --coordinator-address, --num-processes "
+            "and --process-id instead"
+        )
+    cluster = clusters[method]
+    host, port = _parse_address(cluster.get_coordinator_address(300, None))
+    local_id = cluster.get_local_process_id()
+    return host, port, cluster.get_process_count(), cluster.get_process_id(), local_id
 
 
 def _parse_address(text: str) -> tuple[str, int]:

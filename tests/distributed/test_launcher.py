@@ -63,6 +63,25 @@ def test_find_reads_flags_and_environment(flags, environ, expected):
     assert Launcher.find(flags, environ) == expected
 
 
+def test_find_uses_detection_methods_of_jax(monkeypatch):
+    ompi = {
+        "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": "4",
+        "OMPI_COMM_WORLD_RANK": "3",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    }
+    flags = {"cluster-detection-method": "ompi"}
+    with pytest.raises(ValueError, match="must be one of .*ompi.*, got 'ompi'"):
+        Launcher.find(flags, {})
+    for name, value in ompi.items():
+        monkeypatch.setenv(name, value)
+    assert Launcher.find(flags, {}) == Launcher(
+        "10.96.0.1", 61440 + 1531576320 // 2**12 % 2**12, 4, 3, 1
+    )
+    with pytest.raises(ValueError, match="must be one of .*ompi.*, got 'pbs'"):
+        Launcher.find({"cluster-detection-method": "pbs"}, {})
+
+
 @pytest.mark.parametrize(
     ("flags", "environ", "message"),
     [
