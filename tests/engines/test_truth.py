@@ -164,7 +164,7 @@ def test_zero_steps_return_the_first_carry(kind: Row, engine: Engine, x64: None)
 def test_gradients_of_a_learned_first_carry_equal_a_loop(engine: Engine, x64: None) -> None:
     # The learned carry is the default of the first carry, and the carry after every reset.
     step = lambda params, h, x: (np.tanh(params.w_ih.T @ x + params.w_hh.T @ h),) * 2
-    row = Row(LearnedInitialCarry, step, start=lambda params: params.h0)
+    row = Row(LearnedInitialCarry, step, init_carry=lambda params: params.h0)
     cell, params, batch = example(row)
     results = differentiate_all(cell, engine, HALF_OF_SCENARIOS, params, batch)
     for scenario, got in zip(HALF_OF_SCENARIOS, results, strict=True):

@@ -250,4 +250,4 @@ def test_sweep_on_several_processes_raises(capsys, monkeypatch):
     monkeypatch.setenv("MASTER_PORT", "99")
     with pytest.raises(SystemExit, match="2"):
         main(["sweep", CONFIG, "--over", "seed=0:2"])
-    assert "sweep: uses the devices of one process" in capsys.readouterr().err
+    assert "sweep: number of processes must be 1" in capsys.readouterr().err
