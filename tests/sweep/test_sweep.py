@@ -335,7 +335,7 @@ def test_invalid_sweep_raises(tmp_path, monkeypatch):
 def test_killed_and_resumed_sweep_equals_uninterrupted_sweep(tmp_path):
     """Twenty times, at random times and while checkpoints are written."""
     command = ["sweep", "configs/digits.py:order=row", "--over", "hidden=16,24", "seed=0:2"]
-    command += ["--steps", "40000", "--eval-every", "500"]
+    command += ["--steps", "20000", "--eval-every", "500"]
     reference, resumed, cache = tmp_path / "reference", tmp_path / "resumed", tmp_path / "cache"
     wait_for_success(start_jrnn(*command, "--run-dir", str(reference), cache=cache))
     (process,) = kill_and_resume(

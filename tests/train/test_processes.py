@@ -110,7 +110,7 @@ def test_run_resumes_with_other_numbers_of_processes(single_run, tmp_path, cache
 @pytest.mark.exhaustive
 def test_killed_and_resumed_run_of_two_processes_equals_uninterrupted_run(tmp_path, cache):
     """Twenty times, either process is killed; the other one exits."""
-    command = ["train", CONFIG, "--steps", "60000", "--eval-every", "500"]
+    command = ["train", CONFIG, "--steps", "8000", "--eval-every", "500"]
     reference, resumed = tmp_path / "reference", tmp_path / "resumed"
     start = lambda *args: start_processes(2, *args, cache=cache)
     codes, outputs = wait_for_exit(start(*command, "--run-dir", str(reference)), timeout=600)
@@ -122,7 +122,7 @@ def test_killed_and_resumed_run_of_two_processes_equals_uninterrupted_run(tmp_pa
         resumed,
         num_kills=20,
     )
-    assert max(checkpoint_steps(resumed / "checkpoints")) < 60000
+    assert max(checkpoint_steps(resumed / "checkpoints")) < 8000
     codes, outputs = wait_for_exit(processes, timeout=600)
     assert codes == [0, 0], outputs
     assert read_result(reference) == read_result(resumed)

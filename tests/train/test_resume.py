@@ -282,7 +282,7 @@ def kill_and_resume(start, command, resume_command, folder, num_kills):
       start: function that starts the processes of a command.
       command: the command that starts the run.
       resume_command: the command that resumes the run.
-      folder: the folder of the run; it contains the folder `checkpoints`, or several in subfolders.
+      folder: the folder of the run or of the sweep.
       num_kills: number of times that a process is killed. After each, the run is resumed.
 
     Returns:
@@ -290,7 +290,7 @@ def kill_and_resume(start, command, resume_command, folder, num_kills):
     """
     rng = random.Random(0)
     newest = lambda: sum(max(checkpoint_steps(path), default=0) for path in folders())
-    folders = lambda: list(folder.rglob("checkpoints"))
+    folders = lambda: [folder / "checkpoints", *folder.glob("groups/*/checkpoints")]
     saves = lambda: [each for path in folders() for each in path.glob("*tmp*")]
     num_during_save = 0
     for kill in range(num_kills):
