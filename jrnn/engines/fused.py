@@ -216,7 +216,7 @@ def _scan_with_residuals(
         merged = plan.merge_gates(bound.project(zero_where(valid, x)), bound.recur(prev))
         (carry, out), vjp_fn = update_vjp(plan, bound, prev, merged)
         carry = tree_where(valid, carry, prev)
-        return carry, (plan.readout.pad(valid, out), (prev, plan.residuals(vjp_fn)))
+        return carry, (plan.readout.zero_padding(valid, out), (prev, plan.residuals(vjp_fn)))
 
     return lax.scan(body, carry, steps, reverse=reverse)
 

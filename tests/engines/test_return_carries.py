@@ -123,7 +123,7 @@ def loop(cell: Cell, scenario: Scenario, params: Any, xs: Any, first: Any, ct: A
 
 @partial(jax.jit, static_argnames=("cell", "engine"))
 def run_engine(cell: Cell, engine: Engine, params: Any, xs: Any, first: Any) -> Any:
-    """Results and gradients of all scenarios, in one compilation."""
+    """Returns the results and the gradients of all scenarios, with one compilation."""
     results = []
     for scenario in SCENARIOS:
 

@@ -18,7 +18,7 @@ from jrnn.train import train
 from jrnn.train.data.loader import PrefetchedBatches
 from tests.distributed.test_mesh import CASES
 from tests.helpers import free_port, mark_exhaustive
-from tests.sweep.test_sweep import lines
+from tests.sweep.test_sweep import read_metrics
 from tests.train.test_resume import checkpoint_steps, start_jrnn, wait_for_success, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,8 @@ def single_run(tmp_path_factory, cache):
 
 def assert_same_losses(folder, single_run, steps, tolerance):
     actual, expected = (
-        [line for line in lines(path) if line["step"] <= steps] for path in (folder, single_run)
+        [line for line in read_metrics(path) if line["step"] <= steps]
+        for path in (folder, single_run)
     )
     assert [(line["step"], line["split"]) for line in actual] == [
         (line["step"], line["split"]) for line in expected
