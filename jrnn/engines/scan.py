@@ -63,7 +63,7 @@ def scan_steps(
       unroll: as in `lax.scan`.
 
     Returns:
-      The last carry, and the results of `readout.in_loop` for all steps.
+      The final carry, and the results of `readout.in_loop` for all steps.
     """
 
     def body(carry: Carry, inputs: Any) -> tuple[Carry, Any]:
@@ -71,7 +71,7 @@ def scan_steps(
         # accumulation dtype.
         cell = bind(bound.cell, bound.accum_params, bound.precision, bound.return_carries)
         x, valid, reset = inputs
-        prev = apply_resets(reset, masks.initial, carry)
+        prev = apply_resets(reset, masks.reset_carry, carry)
         z = cell.project(zero_where(valid, x))
         carry = cell.update(prev, z, cell.recur(prev))
         out = readout.zero_padding(valid, readout.in_loop(cell, carry, z))
