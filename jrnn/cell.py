@@ -146,6 +146,10 @@ class Cell(Layer):
         s' = update(params, s, z, u)           the gate arithmetic, elementwise
         y  = readout(params, s', z)            the output; by default s' itself
 
+    Here z is what `project` returns, such as the pre-activations from the input, and u is what
+    `recur` returns, the pre-activations from the carry. They are not the update gate z and the
+    recurrent matrix U in the equations of a paper or in the docstring of a cell.
+
     Subclasses must be frozen dataclasses. A cell is then hashable, so that it can be a static
     argument of `jax.jit`; it is also printable and picklable, and serves as its own config. Each of
     the four functions accepts any leading axes. `z` and `u` are pytrees with one array
@@ -275,7 +279,7 @@ class Cell(Layer):
 
     @final
     def output_shape(self, params: Params, input_size: int) -> Any:
-        """Shape and dtype of the output of one step, without batch axes, as `jax.ShapeDtypeStruct`.
+        """Returns the output of one step as `jax.ShapeDtypeStruct`, without batch axes.
 
         Args:
           params: the parameters, or their shapes and dtypes.

@@ -109,7 +109,7 @@ def last_axis(owner: str, name: str, array: jax.Array, size: int, source: str) -
 def t_max(owner: str, value: int, forget_bias: float = 0.0, default: float = 0.0) -> None:
     """Raises unless `t_max` of the chrono initialization is an int of at least 3 steps.
 
-    For less than 3 steps the range of log U[1, t_max - 1] is empty.
+    For less than 3 steps the range of Uniform(1, t_max - 1) is empty.
 
     Args:
       owner: the class that has the argument.

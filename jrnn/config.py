@@ -70,7 +70,7 @@ def make_cell(name: str, hidden_size: int, **options: Any) -> Cell:
 
 
 def _needs_only_a_cell(transform: Any) -> bool:
-    """Whether a cell is the only required argument of a transform."""
+    """Returns whether a cell is the only required argument of a transform."""
     cell: Any = CELLS["lstm"]
     try:
         transform(cell(hidden_size=1))

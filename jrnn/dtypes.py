@@ -56,5 +56,5 @@ def restrict_to_floats(
 
 
 def _is_floating(leaf: Any) -> bool:
-    """Whether a leaf is real or complex floating, so that it has derivatives."""
+    """Returns whether a leaf is real or complex floating, so that it has derivatives."""
     return jnp.issubdtype(leaf.dtype, jnp.inexact)

@@ -83,7 +83,7 @@ def recurrent_weights(
 
 
 def chrono(key: jax.Array, hidden_size: int, t_max: int, dtype: DTypeLike) -> jax.Array:
-    """Draws chrono biases of a forget gate, b = log U[1, t_max - 1].
+    """Draws chrono biases of a forget gate, b = log(v), v ~ Uniform(1, t_max - 1).
 
     A forget gate with bias b multiplies the state by sigmoid(b) at each step, so the state decays
     within about 1 + exp(b) steps. The bias of the input gate must be -b.
@@ -107,7 +107,7 @@ def chrono(key: jax.Array, hidden_size: int, t_max: int, dtype: DTypeLike) -> ja
 
 
 def uniform(key: jax.Array, size: int, low: float, high: float, dtype: DTypeLike) -> jax.Array:
-    """Draws an array `[size]` from U[low, high)."""
+    """Draws an array `[size]` from Uniform(low, high)."""
     draw_dtype = jnp.promote_types(dtype, jnp.float32)
     return jax.random.uniform(key, (size,), draw_dtype, low, high).astype(dtype)
 
@@ -130,7 +130,7 @@ def ring(
 ) -> Ring:
     """Draws complex eigenvalues lambda uniformly from the ring between two circles.
 
-    With u and v from U[0, 1]::
+    With u and v from Uniform(0, 1)::
 
         |lambda|^2 = r_min^2 + u (r_max^2 - r_min^2),   arg lambda = max_phase v
         gamma = sqrt(1 - |lambda|^2)

@@ -26,11 +26,11 @@ Inputs = Any
 )
 @dataclass(frozen=True)
 class SequenceInputs:
-    """A batch of sequences with all arguments of a run: first carry, masks, key and direction.
+    """A batch of sequences with all arguments of a run: initial carry, masks, key and direction.
 
     Attributes:
       xs: inputs `[T, B, input]`, or a pytree of leaves `[T, B, ...]`.
-      carry: the first carry, which is the carry before the first step in scan order, leaves
+      carry: the initial carry, which is the carry before the first step in scan order, leaves
         `[B, ...]`; None means `init_carry`.
       lengths: `[B]` ints, the number of valid steps of each sequence, or None.
       mask: `[T, B]` bool, True on valid steps, in any pattern, or None.
@@ -86,7 +86,7 @@ class RunCell(Protocol):
           return_carries: whether the outputs are pairs (outputs, carries after each step).
 
         Returns:
-          The last carry, which a layer may return but must not read, and the outputs.
+          The final carry, which a layer may return but must not read, and the outputs.
         """
         ...
 
@@ -149,7 +149,7 @@ class Layer(abc.ABC):
 
     @abc.abstractmethod
     def output_shape(self, params: Params, input_size: int) -> Any:
-        """Shape and dtype of the output of one step, without batch axes, as `jax.ShapeDtypeStruct`.
+        """Returns the output of one step as `jax.ShapeDtypeStruct`, without batch axes.
 
         Args:
           params: the parameters, or their shapes and dtypes.
@@ -175,12 +175,12 @@ class Layer(abc.ABC):
           path: the path of this layer; inner layers receive `(*path, name)`.
 
         Returns:
-          The last carry in scan order, and the outputs `[T, B, ...]` in the order of time.
+          The final carry in scan order, and the outputs `[T, B, ...]` in the order of time.
         """
 
 
 def split_carry(carry: Carry | None, count: int, expected: str) -> tuple[Carry | None, ...]:
-    """Splits the first carry of a layer into those of its inner layers.
+    """Splits the initial carry of a layer into those of its inner layers.
 
     Args:
       carry: a tuple of `count` carries, or None, which gives `count` times None.

@@ -20,21 +20,21 @@ class Masks(NamedTuple):
         or if the valid steps are not always the first ones.
       valid: `[T, B]` bool, False on padding, where the carry does not change and the output is
         zero. Inputs on padding may be NaN: pass them through `zero_where` before use.
-      resets: `[T, B]` bool, False on padding; where True, `initial` replaces the carry before the
-        step, in scan order.
-      initial: the initial carry of the cell, leaves `[B, ...]`; None without resets.
+      resets: `[T, B]` bool, False on padding; where True, `reset_carry` replaces the carry before
+        the step, in scan order.
+      reset_carry: the carry from `init_carry`, leaves `[B, ...]`; None without resets.
     """
 
     lengths: jax.Array | None
     valid: jax.Array | None
     resets: jax.Array | None
-    initial: Carry | None
+    reset_carry: Carry | None
 
 
 def tree_where(mask: jax.Array | None, if_true: Any, if_false: Any) -> Any:
     """Applies `jnp.where` to the leaves of two pytrees; no mask selects the first pytree.
 
-    The mask has the leading axes of each leaf. One of the pytrees may lack leading axes: a first
+    The mask has the leading axes of each leaf. One of the pytrees may lack leading axes: an initial
     carry lacks the time axis.
     """
     if mask is None:
@@ -50,25 +50,25 @@ def zero_where(mask: jax.Array | None, tree: Any) -> Any:
     return jax.tree.map(lambda a: jnp.where(expand_mask(mask, a), a, jnp.zeros((), a.dtype)), tree)
 
 
-def apply_resets(reset: jax.Array | None, initial: Carry | None, carry: Carry) -> Carry:
-    """Replaces the carry by the initial carry where `reset` is True."""
-    return carry if reset is None else tree_where(reset, initial, carry)
+def apply_resets(reset: jax.Array | None, reset_carry: Carry | None, carry: Carry) -> Carry:
+    """Replaces the carry by `reset_carry` where `reset` is True."""
+    return carry if reset is None else tree_where(reset, reset_carry, carry)
 
 
 def step_shapes(xs: Any) -> Any:
-    """Returns shapes and dtypes of one step, from leaves `[T, ...]`."""
+    """Returns the shapes and dtypes of one step, from leaves `[T, ...]`."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
 
 
 def repeat_on_padding(
-    valid: jax.Array | None, carries: Carry, first: Carry, reverse: bool
+    valid: jax.Array | None, carries: Carry, initial: Carry, reverse: bool
 ) -> Carry:
     """Replaces the carries on padding by that of the last valid step before it in scan order.
 
     Args:
       valid: `[T, B]` bool, or None without padding.
       carries: the carry after each step, leaves `[T, B, ...]`.
-      first: the first carry, leaves `[B, ...]`, used on padding before the first valid step.
+      initial: the initial carry, leaves `[B, ...]`, used on padding before the first valid step.
       reverse: whether the scan runs in reverse.
     """
     if valid is None or len(valid) == 0:
@@ -82,7 +82,7 @@ def repeat_on_padding(
     batch_indices = jnp.arange(valid.shape[1])
     source = jnp.where(exists, source, 0)
     repeated = jax.tree.map(lambda leaf: _gather(leaf, source, batch_indices), carries)
-    return tree_where(exists, repeated, first)
+    return tree_where(exists, repeated, initial)
 
 
 def valid_steps(lengths: jax.Array, steps: int) -> jax.Array:
@@ -99,8 +99,8 @@ def segment_resets(segment_ids: ArrayLike) -> tuple[jax.Array, jax.Array]:
     Returns:
       `[T, B]` bool for a forward scan, True at the start of each segment except the first; and
       `[T, B]` bool for a `reverse` scan, True at the end of each segment except the last. The first
-      segment in scan order starts from the first carry. For padded sequences, use only the former,
-      and compute the latter by `reverse_resets` with `lengths`.
+      segment in scan order starts from the initial carry. For padded sequences, use only the
+      former, and compute the latter by `reverse_resets` with `lengths`.
 
     Raises:
       ValueError: `segment_ids` does not have two axes.
@@ -155,17 +155,17 @@ def isolate_nans(
 
     These steps do not affect outputs after the reset, but they would contribute 0 * NaN to the
     gradients of parameters. The caller sets their outputs to NaN again by `restore_nans`. A NaN
-    without a later reset is not replaced, since it must reach the last carry and the gradient.
+    without a later reset is not replaced, since it must reach the final carry and the gradient.
 
     Args:
       xs: inputs, leaves `[T, B, ...]`.
-      carry: the first carry, leaves `[B, ...]`.
-      masks: padding and resets; `resets` and `initial` must not be None.
+      carry: the initial carry, leaves `[B, ...]`.
+      masks: padding and resets; `resets` and `reset_carry` must not be None.
       reverse: whether the scan runs in reverse.
 
     Returns:
-      The inputs and the first carry without these NaNs; and `[T, B]` bool, True on the steps after
-      which the carry would have been NaN, padding included.
+      The inputs and the initial carry without these NaNs; and `[T, B]` bool, True on the steps
+      after which the carry would have been NaN, padding included.
 
     Raises:
       ValueError: there are no resets, or no steps.
@@ -187,7 +187,7 @@ def isolate_nans(
     reset_follows = jnp.cumsum(resets, axis=0) < jnp.sum(resets, axis=0)
     nan_carries = (last_nan >= last_reset) & reset_follows
     nan_carries = lax.rev(nan_carries, (0,)) if reverse else nan_carries
-    carry = tree_where(~(nan_first & resets.any(axis=0)), carry, masks.initial)
+    carry = tree_where(~(nan_first & resets.any(axis=0)), carry, masks.reset_carry)
     return zero_where(~nan_carries, xs), carry, nan_carries
 
 
@@ -225,7 +225,7 @@ def _gather(leaf: jax.Array, steps: jax.Array, batch_indices: jax.Array) -> jax.
 
 
 def _has_nan(tree: Any, leading: int) -> jax.Array:
-    """Whether any leaf has a NaN, as bool of the leading axes; False for a tree without floats."""
+    """Returns whether any leaf has a NaN, as a bool array of the leading axes."""
     is_nan = [
         jnp.isnan(leaf).any(axis=tuple(range(leading, leaf.ndim)))
         for leaf in jax.tree.leaves(tree)

@@ -77,7 +77,7 @@ def trace_dependencies(function: Callable[..., Any], static: Any, traced: Any) -
 
 
 def update_is_elementwise(cell: Cell, params: Params, carry: Carry, z: Gates, u: Gates) -> bool:
-    """Whether `update` consists of elementwise operations and broadcasts of carry and gates."""
+    """Returns whether `update` consists of elementwise operations and broadcasts."""
     function = lambda p, rest: cell.update(p, *rest)
     return trace_dependencies(function, params, (carry, z, u)).is_elementwise
 
@@ -109,13 +109,13 @@ def jacobian_sparsity(
 
 
 def has_reverse_mode_only(function: Callable[..., Any], *args: Any) -> bool:
-    """Whether the function contains `jax.custom_vjp`, which has no forward-mode derivative."""
+    """Returns whether a function contains `jax.custom_vjp`, which has no forward mode."""
     closed = jax.make_jaxpr(function)(*args)
     return any(eqn.primitive.name.startswith("custom_vjp_call") for eqn in _equations(closed.jaxpr))
 
 
 def multiplies_by_params(function: Callable[..., Any], params: Params, *args: Any) -> bool:
-    """Whether a matrix product or a convolution depends on parameters, at any nesting depth."""
+    """Returns whether a matrix product or convolution, also a nested one, depends on parameters."""
     closed = jax.make_jaxpr(function)(params, *args)
     param_vars = set(closed.jaxpr.invars[: len(jax.tree.leaves(params))])
     return _params_in_product(closed.jaxpr, param_vars)
@@ -178,7 +178,7 @@ def _is_elementwise(eqn: Any, in_sources: list[frozenset[int]]) -> bool:
 
 
 def _params_in_product(jaxpr: core.Jaxpr, param_vars: set[Any]) -> bool:
-    """Whether an operand of a matrix product or convolution depends on `param_vars`."""
+    """Returns whether an operand of a matrix product or convolution depends on `param_vars`."""
     dependent = set(param_vars)
     for eqn in jaxpr.eqns:
         depends = [not isinstance(v, core.Literal) and v in dependent for v in eqn.invars]
@@ -199,7 +199,7 @@ def _params_in_product(jaxpr: core.Jaxpr, param_vars: set[Any]) -> bool:
 def adds_bias_last(
     function: Callable[..., Any], name: str, size: int, params: Params, *args: Any
 ) -> bool:
-    """Whether a function adds a bias once, as its last operation, to all outputs.
+    """Returns whether a function adds a bias once, as its last operation, to all outputs.
 
     The outputs must be slices of one sum of the bias and a value that does not depend on it.
 

@@ -81,7 +81,7 @@ def replace_taps(
 
 
 def tapped_shapes(function: Callable[..., Any], role: str, *args: Any) -> list[Any]:
-    """Returns shapes and dtypes of the tapped values with this role, in order of execution."""
+    """Returns the shapes and dtypes of the tapped values with this role, in order of execution."""
     shapes = []
 
     def record(tap: Tap, value: jax.Array) -> jax.Array:

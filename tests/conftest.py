@@ -91,7 +91,7 @@ def x64() -> Iterator[None]:
 
 
 @pytest.fixture
-def uncached() -> Iterator[None]:
+def disable_compilation_cache() -> Iterator[None]:
     """Disables the compilation cache, for tests that count compilations."""
     enabled = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)

@@ -302,13 +302,13 @@ def undocumented(name: str, value: Any, package: str = "jrnn") -> list[str]:
 
 
 def has_docstring(value: Any) -> bool:
-    """Whether there is a docstring that is not the generated `Name(field, ...)` of a dataclass."""
+    """Returns whether there is a docstring other than the `Name(field, ...)` of a dataclass."""
     docstring = inspect.getdoc(value)
     return bool(docstring) and not docstring.startswith(f"{getattr(value, '__name__', '')}(")
 
 
 def is_described(cls: type, key: str) -> bool:
-    """Whether the docstring of a class or one of its base classes describes an attribute."""
+    """Returns whether the docstring of a class or of a base class describes an attribute."""
     return any(f"{key}:" in (base.__doc__ or "") for base in cls.__mro__)
 
 

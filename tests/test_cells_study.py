@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent.parent / "experiments/cells/results"
 
 
 def row(cell: str, task: str, test: list[Any], more: list[Any] | None = None) -> dict[str, Any]:
-    """A row of the results."""
+    """Returns a row of the results."""
     constants = {"hidden": 3, "options": "", "baseline": 0.1}
     kind = "linear" if cell == "mingru" else "dense"
     longer = {} if more is None else {report.LONGER: more}
@@ -35,7 +35,7 @@ def row(cell: str, task: str, test: list[Any], more: list[Any] | None = None) ->
 
 
 def verdicts(*rows: dict[str, Any]) -> dict[str, str]:
-    """The verdicts, by claim, on all claims that the rows can decide."""
+    """Returns the verdicts, by claim, on all claims that the rows can decide."""
     result = {"rows": list(rows), "step_ms": {}}
     return {verdict.claim: verdict.verdict for verdict in report.judge_claims(result)}
 

@@ -71,7 +71,7 @@ def capture_gates(
       carry: the initial carry, leaves `[B, ...]`; by default `layer.init_carry`.
       lengths: `[B]` ints, the number of valid steps of each sequence.
       mask: `[T, B]` bool, True on valid steps, in any pattern.
-      resets: `[T, B]` bool; True replaces the carry by the cell's own initial carry before step t.
+      resets: `[T, B]` bool; True replaces the carry by `cell.init_carry` before step t.
       reverse: scan from the last valid step to the first; results remain forward in time.
       key: PRNG key for stochastic cells; None uses the expected value.
 
@@ -193,7 +193,7 @@ def _capture_cell(
 
     def body(carry: Carry, step: Any) -> tuple[Carry, Any]:
         x, valid, reset = step
-        prev_carry = apply_resets(reset, run.masks.initial, carry)
+        prev_carry = apply_resets(reset, run.masks.reset_carry, carry)
         (new_carry, y), gates = capture_taps(run.bound.step)(prev_carry, zero_where(valid, x))
         _check_gates(cell, gates, batch=jax.tree.leaves(y)[0].shape[0])
         carry = tree_where(valid, new_carry, prev_carry)

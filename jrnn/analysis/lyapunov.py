@@ -132,7 +132,7 @@ def lyapunov(
         from the mean; they still update the carry and Q.
       lengths: `[B]` ints, the number of valid steps of each sequence; padding is excluded.
       mask: `[T, B]` bool, True on valid steps, in any pattern.
-      resets: `[T, B]` bool; True replaces the carry by the cell's own initial carry before step t.
+      resets: `[T, B]` bool; True replaces the carry by `cell.init_carry` before step t.
       reverse: scan from the last valid step to the first.
       key: PRNG key for stochastic cells; None uses the expected value.
 
@@ -201,7 +201,7 @@ def _lyapunov(
         x, valid, reset, nan_carry = step
         prev_carry, prev_q, num_to_skip = apply_resets(
             reset,
-            (run.masks.initial, initial_q, jnp.maximum(zeros + skip, 1)),
+            (run.masks.reset_carry, initial_q, jnp.maximum(zeros + skip, 1)),
             (carry, q, num_to_skip),
         )
         carry, jacobian_q = _push_forward(run, prev_carry, zero_where(valid, x), prev_q)

@@ -35,7 +35,7 @@ def build(engine: str, case: Case) -> list[Implementation]:
 
 
 def reference(case: Case) -> Any:
-    """The results of Scan for a case."""
+    """Returns the results of Scan for a case."""
     (implementation,) = build("scan", case)
     return implementation.call()
 
@@ -60,7 +60,7 @@ def _max_relative_difference(got: np.ndarray, want: np.ndarray) -> float:
 def model(
     engine: str | jrnn.Engine, case: Case, name: str | None = None, params: Any = None
 ) -> JaxModel:
-    """The cell of a case, run by an engine.
+    """Returns the cell of a case, run by an engine.
 
     Args:
       engine: an engine of `unroll`, or its name.
@@ -78,13 +78,13 @@ def model(
 
 
 def make_cell(case: Case) -> jrnn.Cell:
-    """The cell of a case, with default options."""
+    """Returns the cell of a case, with default options."""
     cell_class: Any = CELLS[case.cell]
     return cell_class(case.shape.hidden)
 
 
 def init_params(cell: jrnn.Cell, case: Case) -> Any:
-    """Initial parameters plus noise, because zero biases would hide errors."""
+    """Returns initial parameters plus noise, because zero biases would hide errors."""
     leaves, structure = jax.tree.flatten(
         cell.init(jax.random.key(0), case.shape.input, jnp.dtype(case.dtype))
     )

@@ -62,7 +62,7 @@ def _draw_ratios(groups: list[dict[str, Any]]) -> Any:
 
 
 def _best_ratio(group: dict[str, Any], family: str) -> float:
-    """The ratio of the fastest engine to a family of peers; 0 if the family is missing."""
+    """Returns the ratio of the fastest engine to a family of peers; 0 if the family is missing."""
     return max(family_ratios(group, engine).get(family, 0.0) for engine in group["ratios"])
 
 

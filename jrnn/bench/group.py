@@ -90,7 +90,7 @@ def _try_builds(
 
 
 def row(case: Case, implementation: Implementation, times: Timing) -> dict[str, Any]:
-    """The results of one implementation."""
+    """Returns the results of one implementation."""
     return {
         "name": implementation.name,
         "family": implementation.family,
@@ -105,7 +105,7 @@ def row(case: Case, implementation: Implementation, times: Timing) -> dict[str, 
 
 
 def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """For each engine, the median time of every peer divided by that of the engine."""
+    """Returns, for each engine, the median time of every peer divided by that of the engine."""
     engine_rows = [row for row in rows if row["family"] == "jrnn"]
     peer_rows = [row for row in rows if row["family"] != "jrnn"]
     return {

@@ -65,14 +65,14 @@ class Case:
         return MODES[self.mode] * forward
 
     def inputs(self) -> np.ndarray:
-        """Normally distributed inputs `[T, B, input]`, shared by all implementations; read-only."""
+        """Returns normal inputs `[T, B, input]`, shared by all implementations and read-only."""
         batch, steps, inputs, _ = self.shape
         return _sample_inputs((steps, batch, inputs)).astype(jnp.dtype(self.dtype), copy=False)
 
 
 @functools.lru_cache(maxsize=4)
 def _sample_inputs(shape: tuple[int, ...]) -> np.ndarray:
-    """Cached, because sampling large shapes takes seconds."""
+    """Samples the inputs; cached, because sampling large shapes takes seconds."""
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 

@@ -19,14 +19,14 @@ MATMUL_SIZES = (2048, 1024, 2048)
 
 
 def cores() -> int:
-    """The number of cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def versions() -> dict[str, str | None]:
-    """The versions of Python and of all libraries; None for those that are not installed."""
+    """Returns the versions of Python and of all libraries, None for a library not installed."""
     return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 
@@ -38,7 +38,7 @@ def _version(package: str) -> str | None:
 
 
 def describe() -> dict[str, Any]:
-    """The processor, its cores and vector instructions, and the device of JAX."""
+    """Returns the processor, its cores and vector instructions, and the device of JAX."""
     fields = _cpuinfo()
     flags = sorted(flag for flag in fields.get("flags", "").split() if _is_vector(flag))
     return {
@@ -53,7 +53,7 @@ def describe() -> dict[str, Any]:
 
 
 def _kernels_isa() -> str | None:
-    """The instruction set of jrnn's kernels; None if they were not built."""
+    """Returns the instruction set of jrnn's kernels; None if they were not built."""
     try:
         from jrnn import _kernels
     except ImportError:
@@ -66,7 +66,7 @@ def _is_vector(flag: str) -> bool:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; empty if that file does not exist."""
+    """Returns the first processor of /proc/cpuinfo; empty if that file does not exist."""
     path = Path("/proc/cpuinfo")
     if not path.is_file():
         return {}
@@ -76,7 +76,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def other_process_seconds() -> float | None:
-    """CPU seconds that all other processes have used since boot; None without /proc/stat."""
+    """Returns the CPU seconds of all other processes since boot, or None without /proc/stat."""
     path = Path("/proc/stat")
     if not path.is_file():
         return None
@@ -86,7 +86,7 @@ def other_process_seconds() -> float | None:
 
 
 def matmul_gflops(sizes: tuple[int, int, int] = MATMUL_SIZES, repeats: int = 8) -> dict[str, float]:
-    """GFLOP/s of a float32 matrix product by XLA and, if installed, by PyTorch.
+    """Measures the GFLOP/s of a float32 matrix product by XLA and, if installed, by PyTorch.
 
     Args:
       sizes: m, k and n of a product of `[m, k]` and `[k, n]`.
@@ -109,7 +109,7 @@ def _xla_matmul(a: np.ndarray, b: np.ndarray) -> Callable[[], Any]:
 
 
 def _torch_matmul(a: np.ndarray, b: np.ndarray) -> Callable[[], Any] | None:
-    """None if PyTorch is not installed, or if JAX does not run on the CPU."""
+    """Returns a function for the product in PyTorch, or None without PyTorch or not on a CPU."""
     if _version("torch") is None or jax.default_backend() != "cpu":
         return None
     import torch  # pyright: ignore[reportMissingImports]

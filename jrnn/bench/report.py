@@ -25,7 +25,7 @@ NUMBER_COLUMNS = ("jrnn ms", "% of matmul", *(f"{f} / jrnn" for f in PEER_FAMILI
 
 
 def family_ratios(group: dict[str, Any], engine: str) -> dict[str, float]:
-    """For each family, the median time of its fastest implementation divided by the engine's."""
+    """Divides the median time of the fastest peer of each family by that of the engine."""
     fastest: dict[str, float] = {}
     for peer in group["implementations"]:
         if peer["family"] in PEER_FAMILIES:
@@ -35,7 +35,7 @@ def family_ratios(group: dict[str, Any], engine: str) -> dict[str, float]:
 
 
 def summary(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each engine, cell and mode, the geometric mean of the ratios over all shapes.
+    """Computes, for each engine, cell and mode, the geometric mean of the ratios over all shapes.
 
     Groups of a sweep are excluded.
     """
@@ -71,7 +71,7 @@ def missing(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def title(group: dict[str, Any]) -> str:
-    """The case of a group, as in `lstm forward 32x128x32x64`."""
+    """Returns the case of a group, as in `lstm forward 32x128x32x64`."""
     return f"{group['cell']} {group['mode']} {_shape(group)}"
 
 
@@ -80,12 +80,12 @@ def _shape(group: dict[str, Any]) -> str:
 
 
 def is_disturbed(group: dict[str, Any]) -> bool:
-    """Whether other processes used the machine while the group was timed."""
+    """Returns whether other processes used the machine while the group was timed."""
     return (group["other_process_cores"] or 0.0) > MAX_OTHER_CORES
 
 
 def group_table(group: dict[str, Any]) -> Table:
-    """A table of the implementations of a group, from the fastest to the slowest.
+    """Returns a table of the implementations of a group, from the fastest to the slowest.
 
     The last columns divide the median times by that of each engine.
     """
@@ -123,7 +123,7 @@ def group_table(group: dict[str, Any]) -> Table:
 
 
 def final_tables(result: dict[str, Any]) -> Group:
-    """The ratios at each shape, their geometric means, and the missing implementations."""
+    """Returns the ratios at each shape, their geometric means, and the missing implementations."""
     gflops = max(result["matmul_gflops"].values())
     machine = result["machine"]
     header = f"{machine['cpu']}, {machine['cores']} cores; matrix product {gflops:.0f} GFLOP/s"

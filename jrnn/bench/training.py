@@ -166,7 +166,7 @@ Loop = Callable[[float], int]
 
 
 def measure_rates(loops: dict[str, Loop], bench: Bench) -> dict[str, float]:
-    """Training steps per second of each loop: the median over all rounds but the first."""
+    """Measures the median training steps per second of each loop, without the first round."""
     rates: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(bench.rounds + 1):
         for name, loop in loops.items():
@@ -290,7 +290,7 @@ def make_loop(next_step: Callable[[], jax.Array]) -> Loop:
 
 
 def save_seconds(trainer: Trainer, rate: float, bench: Bench) -> float:
-    """The overhead of a checkpoint: the additional time of training steps that include one save."""
+    """Measures the additional time of training steps that include the save of a checkpoint."""
     steps = max(1, int(rate * bench.seconds))
     overheads = []
     for _ in range(bench.rounds):
@@ -310,7 +310,7 @@ def save_seconds(trainer: Trainer, rate: float, bench: Bench) -> float:
 
 
 def resume_seconds(experiment: Experiment, data: Data, folder: Path) -> float:
-    """The time to create a trainer and restore a checkpoint, without loading data or compiling."""
+    """Measures the time to create a trainer and restore a checkpoint, without compilation."""
     start = time.perf_counter()
     trainer = open_trainer(experiment, data, folder)
     trainer.resume()
@@ -320,7 +320,7 @@ def resume_seconds(experiment: Experiment, data: Data, folder: Path) -> float:
 
 
 def stream_microseconds(hidden: int) -> float:
-    """The median latency of `jrnn.stream` for an LSTM with batch size 1 and 32 inputs."""
+    """Measures the median latency of `jrnn.stream` for an LSTM with batch size 1 and 32 inputs."""
     stream = jrnn.stream(RNN(jrnn.LSTM(hidden), 32, rngs=nnx.Rngs(0)))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 32)), jnp.float32)
     seconds = []
@@ -332,7 +332,7 @@ def stream_microseconds(hidden: int) -> float:
 
 
 def sweep_seconds(repeats: int) -> dict[str, float]:
-    """Median times of `jrnn sweep`, and of `jrnn train` for one of its trials."""
+    """Measures the median times of `jrnn sweep`, and of `jrnn train` for one of its trials."""
 
     def run_seconds(*args: str) -> float:
         start = time.perf_counter()

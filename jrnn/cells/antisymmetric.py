@@ -41,9 +41,9 @@ class AntisymmetricRNN(Cell):
         h' = h + epsilon * z * n,   y = h'
 
     The paper writes W_h for M. Without the gate this is Euler's method with step size epsilon for
-    dh/dt = tanh((M - M^T) h + V_n x + b_n). The eigenvalues of M - M^T are imaginary. The damping
-    term -gamma I gives them negative real parts, because Euler's method is unstable for imaginary
-    eigenvalues.
+    dh/dt = tanh((M - M^T) h + V_n x + b_n). The eigenvalues of M - M^T are imaginary. Euler's
+    method is unstable for imaginary eigenvalues, so the damping term -gamma I gives them negative
+    real parts.
 
     M is initialized from N(0, 1/hidden) and V from N(0, 1/input).
 

@@ -70,7 +70,7 @@ class DepthGatedLSTM(Cell):
 
     Raises:
       ValueError: `hidden_size` is not a positive int, or `forget_bias` is not a finite number.
-        `project` raises it if c_below does not have size `hidden_size`.
+        `project` raises ValueError if the last axis of c_below does not have size `hidden_size`.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = DepthGatedLSTM(hidden_size=4)
@@ -82,6 +82,7 @@ class DepthGatedLSTM(Cell):
 
     References:
       Yao et al., 2015, Depth-gated LSTM.
+      Gers and Schmidhuber, 2000, Recurrent nets that time and count.
     """
 
     hidden_size: int

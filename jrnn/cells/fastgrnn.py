@@ -50,7 +50,7 @@ class FastGRNN(Cell):
       hidden_size: number of units.
       forget_bias: initial value of b_z; 1 keeps most of the state at initialization.
       t_max: if given, b_z has the chrono initialization for dependencies of up to `t_max` steps:
-        b_z = log U[1, t_max - 1]. It replaces `forget_bias`.
+        b_z = log(v), v ~ Uniform(1, t_max - 1). It replaces `forget_bias`.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `forget_bias` is not a finite number, `t_max`

@@ -1,4 +1,4 @@
-"""The gated recurrent unit, with the reset gate after or before the recurrent product."""
+"""The GRU, with the reset gate applied after or before the recurrent matrix product."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -56,7 +56,7 @@ class GRU(Cell):
       hidden_size: number of units.
       reset_after: whether the reset gate is applied after the product with U_n, instead of before.
       t_max: if given, b_z has the chrono initialization for dependencies of up to `t_max` steps:
-        b_z = log U[1, t_max - 1].
+        b_z = log(v), v ~ Uniform(1, t_max - 1).
       heads: number of blocks on the diagonal of each U; must divide `hidden_size`. With one unit
         in each head, every unit depends only on itself, and `update` is elementwise with either
         value of `reset_after`.

@@ -48,7 +48,7 @@ class JANET(Cell):
       beta: constant offset between the pre-activations of f and 1 - i.
       forget_bias: initial value of b_f; 1 keeps the forget gate open at initialization.
       t_max: if given, b_f has the chrono initialization for dependencies of up to `t_max` steps, as
-        in the paper: b_f = log U[1, t_max - 1]. It replaces `forget_bias`.
+        in the paper: b_f = log(v), v ~ Uniform(1, t_max - 1). It replaces `forget_bias`.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `beta` or `forget_bias` is not a finite

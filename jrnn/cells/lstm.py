@@ -96,7 +96,7 @@ class LSTM(Cell):
         unit, which is initially 0.
       coupled: whether the input gate is i = 1 - f.
       t_max: if given, the biases have the chrono initialization for dependencies of up to `t_max`
-        steps: b_f = log U[1, t_max - 1] and b_i = -b_f. It replaces `forget_bias`.
+        steps: b_f = log(v), v ~ Uniform(1, t_max - 1), and b_i = -b_f. It replaces `forget_bias`.
       input_gate: whether the cell has the gate i; otherwise i = 1.
       forget_gate: whether the cell has the gate f; otherwise f = 1, as in the original LSTM.
       output_gate: whether the cell has the gate o; otherwise o = 1.

@@ -56,7 +56,7 @@ class MinGRU(Cell):
       hidden_size: number of units.
       log_space: whether the candidate is positive and the coefficients are logarithms.
       t_max: if given, b_z has the chrono initialization for dependencies of up to `t_max` steps:
-        b_z = -log U[1, t_max - 1], so that z is small.
+        b_z = -log(v), v ~ Uniform(1, t_max - 1), so that z is small.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `log_space` is not a bool, or `t_max` is
@@ -133,7 +133,7 @@ class MinLSTM(Cell):
       log_space: whether the candidate is positive and the coefficients are logarithms.
       forget_bias: initial value of b_f; with a positive value f > i at initialization.
       t_max: if given, the biases have the chrono initialization for dependencies of up to `t_max`
-        steps: b_f = log U[1, t_max - 1] and b_i = -b_f. It replaces `forget_bias`.
+        steps: b_f = log(v), v ~ Uniform(1, t_max - 1), and b_i = -b_f. It replaces `forget_bias`.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `log_space` is not a bool, `forget_bias` is

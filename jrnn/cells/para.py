@@ -60,7 +60,7 @@ class ParaGRU(Cell):
     Args:
       hidden_size: number of units.
       t_max: if given, b_z has the chrono initialization for dependencies of up to `t_max` steps:
-        b_z = log U[1, t_max - 1].
+        b_z = log(v), v ~ Uniform(1, t_max - 1).
 
     Raises:
       ValueError: `hidden_size` is not a positive int, or `t_max` is below 3.
@@ -137,7 +137,7 @@ class ParaLSTM(Cell):
       hidden_size: number of units.
       forget_bias: initial value of b_f; 1 keeps the forget gate open at initialization.
       t_max: if given, b_f has the chrono initialization for dependencies of up to `t_max` steps:
-        b_f = log U[1, t_max - 1]. It replaces `forget_bias`.
+        b_f = log(v), v ~ Uniform(1, t_max - 1). It replaces `forget_bias`.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `forget_bias` is not a finite number, `t_max`

@@ -100,7 +100,7 @@ def _train(args: list[str], group: ProcessGroup) -> None:
 def _train_and_report(
     folder: Path, experiment: Experiment, data: Data, group: ProcessGroup, *, resume: bool
 ) -> None:
-    """Trains; the first process reports the result."""
+    """Trains, and reports the result in the first process."""
     result = train(experiment, data, folder, resume=resume, group=group)
     if group.is_first:
         report_run(experiment, data, result, folder)

@@ -138,13 +138,13 @@ class Mesh:
         return jax.tree.map(_put, tree, self._shardings(tree, sharded))
 
     def constrain(self, tree: Any, *, sharded: bool = True) -> Any:
-        """Within `jax.jit`: constrains arrays to the shardings of `device_put`."""
+        """Constrains arrays to the shardings of `device_put`, within `jax.jit`."""
         if self.size == 1:
             return tree
         return jax.lax.with_sharding_constraint(tree, self._shardings(tree, sharded))
 
     def gather(self, tree: Any) -> Any:
-        """Within `jax.jit`: gathers arrays that are sharded over `model`."""
+        """Gathers arrays that are sharded over `model`, within `jax.jit`."""
         if self.model == 1:
             return tree
         return jax.lax.with_sharding_constraint(tree, self._named_sharding())
@@ -189,7 +189,7 @@ class Mesh:
         return jax.tree.map(shard, local)
 
     def constrain_batch(self, batch: Any) -> Any:
-        """Within `jax.jit`: constrains the rows of a batch to be sharded over the devices."""
+        """Constrains the rows of a batch to be sharded over the devices, within `jax.jit`."""
         if self.size == 1:
             return batch
         return jax.lax.with_sharding_constraint(batch, self._named_sharding(AXES))

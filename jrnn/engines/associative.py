@@ -33,7 +33,7 @@ class Associative(Engine):
     ::
 
         (a_2, b_2) after (a_1, b_1) = (a_2 a_1, a_2 b_1 + b_2)
-        reset:  a = 0, b = a * initial + b;      padding:  a = 1, b = 0
+        reset:  a = 0, b = a * reset_carry + b;      padding:  a = 1, b = 0
 
     The projections of all steps are one matrix product, and so are the readouts. The scan has
     logarithmic depth on accelerators. On a CPU it is sequential, with one pass over memory. Its
@@ -116,14 +116,14 @@ class Associative(Engine):
         if count == 0:
             return Scan().run(bound, carry, xs, masks, reverse)
         if self.mesh is not None:
-            return self._run_sharded(self.mesh, bound, carry, steps, masks.initial, reverse)
+            return self._run_sharded(self.mesh, bound, carry, steps, masks.reset_carry, reverse)
         block = self.block_size(count, carry)
         if block >= count:
-            return self._run(bound, carry, steps, masks.initial, reverse)
+            return self._run(bound, carry, steps, masks.reset_carry, reverse)
 
         @jax.checkpoint
         def run_block(carry: Carry, steps: Steps, _: None) -> Any:
-            carry, ys = self._run(bound, carry, steps, masks.initial, reverse)
+            carry, ys = self._run(bound, carry, steps, masks.reset_carry, reverse)
             return carry, (ys, None)
 
         carry, (ys, _) = scan_chunks(run_block, carry, steps, None, block, reverse=reverse)
@@ -139,9 +139,9 @@ class Associative(Engine):
         return choose_chunk_size(steps, max(16, BLOCK_ELEMENTS // max(1, size)))
 
     def _run(
-        self, bound: BoundCell, carry: Carry, steps: Steps, initial: Carry | None, reverse: bool
+        self, bound: BoundCell, carry: Carry, steps: Steps, reset_carry: Carry | None, reverse: bool
     ) -> tuple[Carry, Any]:
-        z, leaves = _recurrences(bound, carry, steps, initial)
+        z, leaves = _recurrences(bound, carry, steps, reset_carry)
         states = [leaf.solve(reverse, self.chunk) for leaf in leaves]
         return _finish(bound, carry, steps[1], reverse, z, states)
 
@@ -151,7 +151,7 @@ class Associative(Engine):
         bound: BoundCell,
         carry: Carry,
         steps: Steps,
-        initial: Carry | None,
+        reset_carry: Carry | None,
         reverse: bool,
     ) -> tuple[Carry, Any]:
         count, devices = len(jax.tree.leaves(steps)[0]), mesh.shape[self.axis]
@@ -163,8 +163,10 @@ class Associative(Engine):
             )
         sharded, replicated = PartitionSpec(self.axis), PartitionSpec()
 
-        def run_shard(bound: BoundCell, carry: Carry, steps: Steps, initial: Carry | None) -> Any:
-            z, leaves = _recurrences(bound, carry, steps, initial)
+        def run_shard(
+            bound: BoundCell, carry: Carry, steps: Steps, reset_carry: Carry | None
+        ) -> Any:
+            z, leaves = _recurrences(bound, carry, steps, reset_carry)
             leaves = [
                 leaf.after_previous_devices(self.axis, reverse, self.chunk) for leaf in leaves
             ]
@@ -177,14 +179,16 @@ class Associative(Engine):
         if AxisType.Explicit in mesh.axis_types:  # cotangents must have the sharding of the inputs
             reshard = lambda tree, spec: jax.sharding.reshard(tree, NamedSharding(mesh, spec))
             steps = reshard(steps, sharded)
-            bound, carry, initial = (reshard(tree, replicated) for tree in (bound, carry, initial))
+            bound, carry, reset_carry = (
+                reshard(tree, replicated) for tree in (bound, carry, reset_carry)
+            )
         return jax.shard_map(
             run_shard,
             mesh=mesh,
             in_specs=(replicated, replicated, sharded, replicated),
             out_specs=(replicated, sharded),
             check_vma=False,
-        )(bound, carry, steps, initial)
+        )(bound, carry, steps, reset_carry)
 
 
 class _Recurrence(NamedTuple):
@@ -238,7 +242,7 @@ class _Recurrence(NamedTuple):
 
 
 def _recurrences(
-    bound: BoundCell, carry: Carry, steps: Steps, initial: Carry | None
+    bound: BoundCell, carry: Carry, steps: Steps, reset_carry: Carry | None
 ) -> tuple[Gates, list[_Recurrence]]:
     """Returns the gates z, and the recurrence of each leaf of the carry, with masks applied."""
     xs, valid, resets = steps
@@ -250,11 +254,11 @@ def _recurrences(
     time = jax.tree.leaves(xs)[0].shape[:1]
 
     def leaf_recurrence(
-        a: jax.Array, b: jax.Array, first: jax.Array, initial: jax.Array
+        a: jax.Array, b: jax.Array, init: jax.Array, reset_carry: jax.Array
     ) -> _Recurrence:
-        a, b, first = (leaf.astype(_accum_dtype(first.dtype)) for leaf in (a, b, first))
+        a, b, init = (leaf.astype(_accum_dtype(init.dtype)) for leaf in (a, b, init))
         algebra = recurrence.DENSE if dense else recurrence.DIAGONAL
-        shape = (*time, *first.shape)
+        shape = (*time, *init.shape)
         if not dense and any(_cannot_broadcast(leaf.shape, shape) for leaf in (a, b)):
             raise ValueError(
                 f"{type(bound.cell).__name__}.coefficients must broadcast against the carry, "
@@ -267,17 +271,17 @@ def _recurrences(
         if valid is not None:
             a, b = jnp.where(expand_mask(valid, a), a, identity), zero_where(valid, b)
         if resets is not None:
-            b = b + zero_where(resets, algebra.matvec(a, jnp.broadcast_to(initial, b.shape)))
-        return _Recurrence(algebra, a, None if resets is None else ~resets, b, first)
+            b = b + zero_where(resets, algebra.matvec(a, jnp.broadcast_to(reset_carry, b.shape)))
+        return _Recurrence(algebra, a, None if resets is None else ~resets, b, init)
 
-    trees = (*coefficients, carry, carry if initial is None else initial)
+    trees = (*coefficients, carry, carry if reset_carry is None else reset_carry)
     return z, [
         leaf_recurrence(*leaves) for leaves in zip(*map(jax.tree.leaves, trees), strict=True)
     ]
 
 
 def _cannot_broadcast(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """Whether a shape cannot be broadcast to another."""
+    """Returns whether a shape cannot be broadcast to another."""
     pairs = zip(reversed(shape), reversed(other), strict=False)
     return len(shape) > len(other) or any(n not in (1, m) for n, m in pairs)
 
@@ -290,7 +294,7 @@ def _finish(
     z: Gates,
     states: list[jax.Array],
 ) -> tuple[Carry, Any]:
-    """Returns the last carry and the outputs, from the state after each step."""
+    """Returns the final carry and the outputs, from the state after each step."""
     tree = jax.tree.unflatten(jax.tree.structure(carry), states)
     # The carry may have leaves that are not floating, or in half precision.
     carries = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, carry)

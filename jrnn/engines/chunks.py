@@ -25,14 +25,14 @@ def scan_chunks(
     Args:
       function: `(carry, xs, chunk_x) -> (carry, (ys, chunk_y))`, where xs and ys have one entry for
         each step of the chunk, and chunk_x and chunk_y belong to the chunk as a whole.
-      carry: the first carry.
+      carry: the initial carry.
       xs: inputs of each step, leaves `[T, ...]`.
       chunk_xs: inputs of each chunk, leaves `[ceil(T / chunk), ...]`.
       chunk: number of steps of a chunk, at least 1.
       reverse: whether to scan from the last chunk to the first.
 
     Returns:
-      The last carry, and the pair of ys, leaves `[T, ...]`, and chunk_ys, leaves
+      The final carry, and the pair of ys, leaves `[T, ...]`, and chunk_ys, leaves
       `[ceil(T / chunk), ...]`.
     """
     steps = len(jax.tree.leaves(xs)[0])

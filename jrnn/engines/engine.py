@@ -28,11 +28,11 @@ class Engine(abc.ABC):
 
         Args:
           bound: the cell with its parameters.
-          carry: the first carry, leaves `[B, ...]`.
+          carry: the initial carry, leaves `[B, ...]`.
           xs: inputs, leaves `[T, B, ...]`.
           masks: padding and resets.
           reverse: whether to scan from the last step to the first.
 
         Returns:
-          The last carry in scan order, and outputs `[T, B, ...]` in the order of time.
+          The final carry in scan order, and outputs `[T, B, ...]` in the order of time.
         """

@@ -23,25 +23,25 @@ class System(NamedTuple):
     Attributes:
       step: the step function, for all t at once.
       num_steps: the number of steps T.
-      first_carry: the leaves of the first carry.
+      initial_carry: the leaves of the initial carry.
       masks: resets and padding; on padding the equation is s_t = s_{t-1}.
       reverse: whether the scan runs in reverse.
     """
 
     step: Step
     num_steps: int
-    first_carry: Leaves
+    initial_carry: Leaves
     masks: Masks
     reverse: bool
 
     def prev_states(self, states: Leaves) -> Leaves:
         """Returns the state before each step, before resets are applied."""
-        return recurrence.shift(states, self.first_carry, self.reverse)
+        return recurrence.shift(states, self.initial_carry, self.reverse)
 
     def prev_carries(self, states: Leaves) -> Leaves:
         """Returns the state before each step, after resets are applied."""
         return apply_resets(
-            self.masks.resets, jax.tree.leaves(self.masks.initial), self.prev_states(states)
+            self.masks.resets, jax.tree.leaves(self.masks.reset_carry), self.prev_states(states)
         )
 
     def _apply_padding(self, states: Leaves, next_states: Leaves) -> Leaves:
@@ -60,9 +60,9 @@ class System(NamedTuple):
         return self.step_all(states)[1]
 
     def initial_guess(self, init: str) -> Leaves:
-        """Returns the first carry at all steps, or the result of one step from it at each t."""
+        """Returns the initial carry at all steps, or the result of one step from it at each t."""
         constant = [
-            jnp.broadcast_to(leaf, (self.num_steps, *leaf.shape)) for leaf in self.first_carry
+            jnp.broadcast_to(leaf, (self.num_steps, *leaf.shape)) for leaf in self.initial_carry
         ]
         return constant if init == "carry" else self.step_all(constant)[0]
 
@@ -72,12 +72,12 @@ class System(NamedTuple):
 
         def body(carry: Carry, inputs: Any) -> Any:
             z, valid, reset = inputs
-            prev = apply_resets(reset, masks.initial, carry)
+            prev = apply_resets(reset, masks.reset_carry, carry)
             carry = tree_where(valid, bound.update(prev, z, bound.recur(prev)), prev)
             return carry, jax.tree.leaves(carry)
 
         steps = (self.step.z, masks.valid, masks.resets)
-        return lax.scan(body, self.step.carry(self.first_carry), steps, reverse=self.reverse)[1]
+        return lax.scan(body, self.step.carry(self.initial_carry), steps, reverse=self.reverse)[1]
 
     def linearize(self, kind: JacobianKind, states: Leaves) -> tuple[Leaves, Any]:
         """Runs one step from the state before each step, and computes its Jacobians.
@@ -161,7 +161,7 @@ class System(NamedTuple):
 
 def build_system(bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool) -> System:
     """Builds the equations of a run from the arguments of `Engine.run`."""
-    first_carry, structure = jax.tree.flatten(carry)
+    initial_carry, structure = jax.tree.flatten(carry)
     z, exact = bound.project(zero_where(masks.valid, xs)), jacobian.exact_kind(bound, xs)
     step = Step(bound, structure, z, exact)
-    return System(step, len(jax.tree.leaves(xs)[0]), first_carry, masks, reverse)
+    return System(step, len(jax.tree.leaves(xs)[0]), initial_carry, masks, reverse)

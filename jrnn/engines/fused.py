@@ -134,20 +134,22 @@ def _forward(
     if not options.remat:
         plan = make_plan(readout, bound, jax.tree.map(lambda a: a[None], carry), xs, masks)
         steps = (xs, masks.valid, masks.resets)
-        last, (outs, saved) = _scan_with_residuals(
-            plan, bound, masks.initial, carry, steps, reverse
+        final, (outs, saved) = _scan_with_residuals(
+            plan, bound, masks.reset_carry, carry, steps, reverse
         )
-        return (last, outs), (bound, xs, masks, saved, None)
+        return (final, outs), (bound, xs, masks, saved, None)
 
     def run_chunk(carry: Carry, steps: Any, _: None) -> Any:
         xs, valid, resets = steps
         chunk_masks = masks._replace(valid=valid, resets=resets)
-        last, outs = scan_steps(readout, bound, carry, xs, chunk_masks, reverse)
-        return last, (outs, carry)
+        final, outs = scan_steps(readout, bound, carry, xs, chunk_masks, reverse)
+        return final, (outs, carry)
 
     steps, chunk = (xs, masks.valid, masks.resets), options.chunk_size(*_time_and_batch(xs))
-    last, (outs, chunk_carries) = scan_chunks(run_chunk, carry, steps, None, chunk, reverse=reverse)
-    return (last, outs), (bound, xs, masks, None, chunk_carries)
+    final, (outs, chunk_carries) = scan_chunks(
+        run_chunk, carry, steps, None, chunk, reverse=reverse
+    )
+    return (final, outs), (bound, xs, masks, None, chunk_carries)
 
 
 def _backward(
@@ -167,7 +169,7 @@ def _backward(
         if saved is None:
             inputs = (xs, valid, resets)
             _, (_, saved) = _scan_with_residuals(
-                plan, bound, masks.initial, chunk_carry, inputs, reverse
+                plan, bound, masks.reset_carry, chunk_carry, inputs, reverse
             )
         body = partial(_backward_step, plan, bound)
         inputs = (saved, valid, resets, ct_outs)
@@ -180,13 +182,13 @@ def _backward(
 
     ct_used = plan.select_used(zero_cotangents(bound.accum_params))
     ct_weights = cast(zero_cotangents(bound.compute_params), accum)
-    state = (ct_carry, ct_used, zero_cotangents(masks.initial), ct_weights)
+    state = (ct_carry, ct_used, zero_cotangents(masks.reset_carry), ct_weights)
     steps = (xs, masks.valid, masks.resets, saved, ct_outs)
     chunk = options.chunk_size(*_time_and_batch(xs), bound.size)
     state, (ct_xs, _) = scan_chunks(
         backward_chunk, state, steps, chunk_carries, chunk, reverse=not reverse
     )
-    ct_carry, ct_used, ct_initial, ct_weights = state
+    ct_carry, ct_used, ct_reset_carry, ct_weights = state
     ct_bound = dataclasses.replace(
         bound,
         compute_params=jax.tree.map(
@@ -194,7 +196,7 @@ def _backward(
         ),
         accum_params=plan.fill_unused(ct_used, zero_cotangents(bound.accum_params)),
     )
-    return ct_bound, ct_carry, ct_xs, Masks(None, None, None, ct_initial)
+    return ct_bound, ct_carry, ct_xs, Masks(None, None, None, ct_reset_carry)
 
 
 _run.defvjp(_forward, _backward)
@@ -203,7 +205,7 @@ _run.defvjp(_forward, _backward)
 def _scan_with_residuals(
     plan: BackwardPlan,
     bound: BoundCell,
-    initial: Carry | None,
+    reset_carry: Carry | None,
     carry: Carry,
     steps: Any,
     reverse: bool,
@@ -212,11 +214,11 @@ def _scan_with_residuals(
 
     def body(carry: Carry, inputs: Any) -> Any:
         x, valid, reset = inputs
-        prev = apply_resets(reset, initial, carry)
+        prev = apply_resets(reset, reset_carry, carry)
         merged = plan.merge_gates(bound.project(zero_where(valid, x)), bound.recur(prev))
         (carry, out), vjp_fn = update_vjp(plan, bound, prev, merged)
         carry = tree_where(valid, carry, prev)
-        return carry, (plan.readout.pad(valid, out), (prev, plan.residuals(vjp_fn)))
+        return carry, (plan.readout.zero_padding(valid, out), (prev, plan.residuals(vjp_fn)))
 
     return lax.scan(body, carry, steps, reverse=reverse)
 
@@ -228,14 +230,14 @@ def _backward_step(plan: BackwardPlan, bound: BoundCell, state: Any, inputs: Any
       plan: the plan.
       bound: the cell.
       state: cotangents of the carry after the step, of the parameters that `update` uses, and of
-        the initial carry.
+        the reset carry.
       inputs: for this step, the saved carry and residuals, the masks, and the cotangent of the
         output.
 
     Returns:
       The new state, and the cotangents of the merged gates.
     """
-    ct_carry, ct_used, ct_initial = state
+    ct_carry, ct_used, ct_reset_carry = state
     (prev, residuals), valid, reset, ct_out = inputs
     vjp_fn = plan.restore_vjp(bound, prev, residuals)
     ct_params, ct_prev, ct_merged = vjp_fn((zero_where(valid, ct_carry), zero_where(valid, ct_out)))
@@ -244,10 +246,10 @@ def _backward_step(plan: BackwardPlan, bound: BoundCell, state: Any, inputs: Any
     _, vjp_fn = vjp(bound.recur, prev)
     ct_prev = add_cotangents(ct_prev, vjp_fn(plan.split_gates(ct_merged, lambda ct: ct)[1])[0])
     if reset is not None:
-        ct_initial = add_cotangents(ct_initial, zero_where(reset, ct_prev))
+        ct_reset_carry = add_cotangents(ct_reset_carry, zero_where(reset, ct_prev))
         ct_prev = zero_where(~reset, ct_prev)
     ct_used = add_cotangents(ct_used, plan.select_used(ct_params))
-    return (ct_prev, ct_used, ct_initial), ct_merged
+    return (ct_prev, ct_used, ct_reset_carry), ct_merged
 
 
 def _time_and_batch(xs: Inputs) -> tuple[int, int]:

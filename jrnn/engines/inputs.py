@@ -18,13 +18,13 @@ class CanonicalInputs(NamedTuple):
 
     Attributes:
       bound: the cell with its parameters.
-      carry: the first carry, leaves `[B, ...]`.
+      carry: the initial carry, leaves `[B, ...]`.
       xs: inputs, leaves `[T, B, ...]`.
       masks: padding and resets.
       reverse: whether to scan from the last step to the first.
       nan_carries: `[T, B]` bool, True on steps after which the carry should be NaN, but is not,
         since `isolate_nans` replaced the inputs; or None.
-      user_carry: the first carry that the user passed, or None.
+      user_carry: the initial carry that the user passed, or None.
     """
 
     bound: BoundCell
@@ -50,7 +50,7 @@ class CanonicalInputs(NamedTuple):
         return masking.restore_nans(self.nan_carries, carries)
 
     def cast_carry(self, carry: Carry) -> Carry:
-        """Casts the last carry to the dtypes of `user_carry`, if there is one."""
+        """Casts the final carry to the dtypes of `user_carry`, if there is one."""
         if self.user_carry is None:
             return carry
         return jax.tree.map(lambda a, old: a.astype(jnp.result_type(old)), carry, self.user_carry)

@@ -95,7 +95,7 @@ def exact_kind(bound: BoundCell, xs: Inputs) -> JacobianKind | None:
 
 
 def is_elementwise(step: Step, prev_carries: Leaves) -> bool:
-    """Whether `update` is elementwise, and all leaves and gates have the same shape."""
+    """Returns whether `update` is elementwise, and all leaves and gates have the same shape."""
     bound, carry = step.bound, step.carry(prev_carries)
     u = jax.eval_shape(bound.recur, carry)
     leaves = [*prev_carries, *jax.tree.leaves(u)]

@@ -132,7 +132,7 @@ def _defining_level(cell: Cell, name: str) -> int:
 
 
 def _readout_returns_h(cell: Cell) -> bool:
-    """Whether the readout returns h: no subclass of the class with the kernel overrides it."""
+    """Returns whether the readout is h: no subclass of the class with the kernel overrides it."""
     return _defining_level(cell, "readout") >= _defining_level(cell, "kernel_name")
 
 
@@ -179,7 +179,7 @@ def _innermost_cell(bound: BoundCell, xs: Inputs) -> tuple[Cell, Any, Any]:
 
 
 def _readout_uses_more_than_h(cell: Cell, params: Any, xs: Any) -> bool:
-    """Whether the readout of a cell uses z, or leaves of the carry besides h."""
+    """Returns whether the readout of a cell uses z, or leaves of the carry besides h."""
     carry = jax.eval_shape(lambda p: cell.init_carry(p, ()), params)
     z = jax.eval_shape(cell.project, params, jax.ShapeDtypeStruct(xs.shape[2:], xs.dtype))
     used = structure.find_used_leaves(cell.readout, params, carry, z)
@@ -187,7 +187,7 @@ def _readout_uses_more_than_h(cell: Cell, params: Any, xs: Any) -> bool:
 
 
 def is_partitioned() -> bool:
-    """Whether XLA partitions the traced computation over devices, as with `jax.set_mesh`."""
+    """Returns whether XLA partitions the traced computation, as with `jax.set_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
     return any(size > 1 and kind != AxisType.Manual for size, kind in kinds)
@@ -267,7 +267,7 @@ def _run(
         params.b,
         *extra,
         *h_and_c(carry),
-        *h_and_c(masks.initial),
+        *h_and_c(masks.reset_carry),
     )
     results: Any = _call_kernel(kernel, reverse, lengths, resets, operands)
     ys, h, c = results
@@ -299,7 +299,7 @@ _call_kernel.defvjp(_call_kernel_fwd, _call_kernel_bwd)
 
 # Leading axes of arrays: "time" stands for time and batch, "batch" for batch, and "param" for none.
 # Masks are lengths and resets. Operands are xs, w_ih, w_hh, b, three extra parameters, h and c
-# of the first carry, and h and c of the initial carry. Results are ys and the last h and c.
+# of the initial carry, and h and c of the reset carry. Results are ys and the final h and c.
 OPERAND_AXES: tuple[AxisKind, ...] = ("time", *("param",) * 6, *("batch",) * 4)  # pyright: ignore
 MASK_AXES: tuple[AxisKind, ...] = ("batch", "time")
 RESULT_AXES: tuple[AxisKind, ...] = ("time", "batch", "batch")

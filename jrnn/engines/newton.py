@@ -36,7 +36,7 @@ class Solution(NamedTuple):
     """The result of `jrnn.newton`.
 
     Attributes:
-      carry: the last carry, leaves `[B, ...]`.
+      carry: the final carry, leaves `[B, ...]`.
       ys: the outputs `[T, B, output]`.
       carries: the carry after each step, leaves `[T, B, ...]`, such as for the `guess` of another
         call.
@@ -92,10 +92,10 @@ class Newton(Engine):
         default is 64 times the machine epsilon of the carry: 8e-6 in float32, 1.4e-14 in float64.
         If the carry or the products are in half precision, it is the machine epsilon of that dtype:
         8e-3 in bfloat16.
-      init: the initial guess of each s_t: "step" is the result of one step from the first carry on
-        x_t, "carry" the first carry.
+      init: the initial guess of each s_t: "step" is the result of one step from the initial carry
+        on x_t, "carry" the initial carry.
       fallback: for sequences that have not converged: "error" raises when the result is computed,
-        "scan" runs them step by step, "none" returns the last run_newton.
+        "scan" runs them step by step, "none" returns the last iterate.
       max_bytes: the maximum size of the full Jacobians of all steps, validated at trace time. The
         solver allocates two or three arrays of this size, and about eight with damping.
 
@@ -243,7 +243,7 @@ def newton(
         `cell.init_carry`.
       lengths: `[B]` ints, the number of valid steps of each sequence.
       mask: `[T, B]` bool, True on valid steps, in any pattern.
-      resets: `[T, B]` bool; True replaces the carry by the initial carry of the cell before step t.
+      resets: `[T, B]` bool; True replaces the carry by `cell.init_carry` before step t.
       reverse: whether to scan from the last valid step to the first.
       key: a PRNG key for stochastic cells; None means the deterministic expected value.
       engine: the options of the solver. This function does not raise for `fallback="error"`; check
@@ -308,7 +308,7 @@ def _root(
     masks: Masks,
     guess: Carry | None,
 ) -> tuple[Leaves, Any, NewtonStatus]:
-    """The states that solve the equations, the outputs, and the status."""
+    """Returns the states that solve the equations, the outputs, and the status."""
     system = build_system(bound, carry, xs, masks, reverse)
     if guess is None:
         first = system.initial_guess(options.init)
@@ -342,7 +342,7 @@ def _(options: Newton, kind: JacobianKind, reverse: bool, primals: Any, tangents
 
 
 def _has_reverse_mode_only(bound: BoundCell, carry: Carry, xs: Inputs) -> bool:
-    """Whether a step contains an operation without a forward-mode derivative."""
+    """Returns whether a step contains an operation without a forward-mode derivative."""
     like = jax.eval_shape(lambda: carry)
     return structure.has_reverse_mode_only(bound.step, like, step_shapes(xs))
 

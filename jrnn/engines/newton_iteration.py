@@ -196,10 +196,10 @@ def _default_tol(system: System, dtype: jnp.dtype) -> float:
     return max(half_precision_eps, default=64 * eps[0])
 
 
-def empty_status(first_carry: Leaves, max_steps: int) -> NewtonStatus:
-    """Returns the status for T = 0, from the leaves `[B, ...]` of the first carry."""
-    batch = first_carry[0].shape[0]
-    residuals = _empty_history(first_carry[0], batch, max_steps).at[0].set(0)
+def empty_status(initial_carry: Leaves, max_steps: int) -> NewtonStatus:
+    """Returns the status for T = 0, from the leaves `[B, ...]` of the initial carry."""
+    batch = initial_carry[0].shape[0]
+    residuals = _empty_history(initial_carry[0], batch, max_steps).at[0].set(0)
     return NewtonStatus(jnp.ones((batch,), bool), jnp.int32(0), residuals)
 
 

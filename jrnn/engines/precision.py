@@ -61,20 +61,20 @@ class BoundCell:
         return sum(leaf.size for leaf in jax.tree.leaves(self.compute_params))
 
     def project(self, x: Inputs) -> Gates:
-        """`Cell.project` in the compute dtype; the gates are cast to the accumulation dtype."""
+        """Calls `Cell.project` in the compute dtype; casts the gates to the accumulation dtype."""
         return cast(self.cell.project(self.compute_params, x), self.precision.accum)
 
     def recur(self, carry: Carry) -> Gates:
-        """`Cell.recur` in the compute dtype; the gates are cast to the accumulation dtype."""
+        """Calls `Cell.recur` in the compute dtype; casts the gates to the accumulation dtype."""
         carry = cast(carry, self.precision.compute)
         return cast(self.cell.recur(self.compute_params, carry), self.precision.accum)
 
     def update(self, carry: Carry, z: Gates, u: Gates) -> Carry:
-        """`Cell.update` in the accumulation dtype."""
+        """Calls `Cell.update` in the accumulation dtype."""
         return cast(self.cell.update(self.accum_params, carry, z, u), self.precision.accum)
 
     def readout(self, carry: Carry, z: Gates) -> Any:
-        """`Cell.readout`, in the compute dtype if it multiplies by parameters.
+        """Calls `Cell.readout`, in the compute dtype if it multiplies by parameters.
 
         Otherwise in the accumulation dtype. The output is cast to the compute dtype.
         """
@@ -87,13 +87,13 @@ class BoundCell:
         return (y, carry) if self.return_carries else y
 
     def readout_has_products(self, carry: Carry, z: Gates) -> bool:
-        """Whether `readout` multiplies by parameters."""
+        """Returns whether `readout` multiplies by parameters."""
         if type(self.cell).readout is Cell.readout:
             return False
         return structure.multiplies_by_params(self.cell.readout, self.accum_params, carry, z)
 
     def coefficients(self, z: Gates) -> Coefficients | None:
-        """`Cell.coefficients`, validated; None for a cell that is not linear."""
+        """Returns the validated `Cell.coefficients`, None for a cell that is not linear."""
         coefficients = self.cell.coefficients(self.accum_params, z)
         if coefficients is None:
             return None
@@ -109,7 +109,7 @@ class BoundCell:
         return jax.tree.map(jnp.asarray, coefficients)
 
     def is_linear(self, x: Inputs) -> bool:
-        """Whether the cell has coefficients, for inputs of these shapes."""
+        """Returns whether the cell has coefficients, for inputs of these shapes."""
         if type(self.cell).coefficients is Cell.coefficients:
             return False
         coefficients = lambda x: self.cell.coefficients(self.accum_params, self.project(x))

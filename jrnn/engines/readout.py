@@ -36,7 +36,7 @@ class SplitReadout(NamedTuple):
     after_loop: Callable[[BoundCell, Any], Any]
     is_deferred: bool = False
 
-    def pad(self, valid: jax.Array | None, out: Any) -> Any:
+    def zero_padding(self, valid: jax.Array | None, out: Any) -> Any:
         """Sets the `out` of a step to zero on padding, unless the readout is deferred."""
         return out if self.is_deferred else zero_where(valid, out)
 

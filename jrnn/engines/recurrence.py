@@ -208,7 +208,7 @@ def _slice_steps(tree: Any, part: slice) -> Any:
 def _sequential(
     algebra: Algebra, a: Matrices, b: Vectors, init: Vectors, reverse: bool, multiply_last: bool
 ) -> tuple[Vectors, Vectors]:
-    """Computes the states and the last carry, step by step."""
+    """Computes the states and the final carry, step by step."""
     steps = len(jax.tree.leaves(b)[0])
     # Matrices that are constant over time are not inputs of the scan, but constants of its body.
     leaves, structure = jax.tree.flatten(a)
@@ -245,7 +245,7 @@ def _chunked(
     multiply_last: bool,
     chunk: int,
 ) -> tuple[Vectors, Vectors]:
-    """Computes the states and the last carry, with all chunks in parallel.
+    """Computes the states and the final carry, with all chunks in parallel.
 
     Composes the steps of each chunk, computes the carry before each chunk by an associative scan
     over chunks, and then the states of each chunk.
@@ -269,8 +269,8 @@ def _chunked(
     zero = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:, 0]), b)
     offset, _ = _step(algebra, multiply_last, first, select(b, step_of(0)), zero)
     product, offset = lax.fori_loop(1, chunk, compose, (first, offset))
-    last_carries = _scan_elements(algebra, product, offset, init, reverse)
-    first_carries = shift(last_carries, init, reverse)
+    final_carries = _scan_elements(algebra, product, offset, init, reverse)
+    initial_carries = shift(final_carries, init, reverse)
 
     def run_step(n: jax.Array, loop_state: tuple[Vectors, Vectors]) -> tuple[Vectors, Vectors]:
         carry, states = loop_state
@@ -280,9 +280,9 @@ def _chunked(
         return carry, jax.tree.map(store, states, state)
 
     empty = jax.tree.map(jnp.zeros_like, b)
-    _, states = lax.fori_loop(0, chunk, run_step, (first_carries, empty))
+    _, states = lax.fori_loop(0, chunk, run_step, (initial_carries, empty))
     merge_chunks = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
-    return jax.tree.map(merge_chunks, states), last(last_carries, reverse)
+    return jax.tree.map(merge_chunks, states), last(final_carries, reverse)
 
 
 def _split_chunks(leaf: jax.Array, chunk: int) -> jax.Array:

@@ -54,7 +54,7 @@ def scan_steps(
     """Scans over time.
 
     Args:
-      readout: the part of the readout to compute in the loop.
+      readout: the readout, from `split_readout`; only its part in the loop is computed.
       bound: as in `Engine.run`.
       carry: as in `Engine.run`.
       xs: as in `Engine.run`.
@@ -63,7 +63,7 @@ def scan_steps(
       unroll: as in `lax.scan`.
 
     Returns:
-      The last carry, and the results of `readout.in_loop` for all steps.
+      The final carry, and the results of `readout.in_loop` for all steps.
     """
 
     def body(carry: Carry, inputs: Any) -> tuple[Carry, Any]:
@@ -71,10 +71,10 @@ def scan_steps(
         # accumulation dtype.
         cell = bind(bound.cell, bound.accum_params, bound.precision, bound.return_carries)
         x, valid, reset = inputs
-        prev = apply_resets(reset, masks.initial, carry)
+        prev = apply_resets(reset, masks.reset_carry, carry)
         z = cell.project(zero_where(valid, x))
         carry = cell.update(prev, z, cell.recur(prev))
-        out = readout.pad(valid, readout.in_loop(cell, carry, z))
+        out = readout.zero_padding(valid, readout.in_loop(cell, carry, z))
         return tree_where(valid, carry, prev), out
 
     steps = (xs, masks.valid, masks.resets)

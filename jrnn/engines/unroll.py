@@ -90,7 +90,7 @@ def unroll(
     Matrix products are computed in the dtype of `xs`. The carry and the gate arithmetic are in the
     wider dtype of `xs` and `params`; so are matrix products inside `update`, as in
     `GRU(reset_after=False)`. For example, float32 parameters with bfloat16 inputs give bfloat16
-    products and a float32 carry. If `carry` is not None, the last carry has its dtypes, so that
+    products and a float32 carry. If `carry` is not None, the final carry has its dtypes, so that
     windows of a long sequence can be run in `lax.scan`.
 
     A NaN on padding affects neither outputs nor gradients. A NaN before a reset does not affect
@@ -100,7 +100,7 @@ def unroll(
       layer: a cell, or a layer such as `jrnn.stack([...])`.
       params: its parameters, from `layer.init`.
       xs: inputs `[T, B, input]`, or a pytree of leaves `[T, B, ...]`. T and B may be 0.
-      carry: the first carry, which is the carry before the first step in scan order, leaves
+      carry: the initial carry, which is the carry before the first step in scan order, leaves
         `[B, ...]`; by default `layer.init_carry`.
       lengths: `[B]` ints, the number of valid steps of each sequence. All later steps are padding,
         where the carry does not change and the output is zero. Lengths are clipped to [0, T].

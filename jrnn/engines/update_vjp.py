@@ -116,7 +116,7 @@ def make_plan(
 
     def trace(bound: BoundCell, *steps: Any) -> None:
         prev, x, valid, reset = jax.tree.map(lambda a: a[0], steps)
-        prev = apply_resets(reset, masks.initial, prev)
+        prev = apply_resets(reset, masks.reset_carry, prev)
         z, u = bound.project(zero_where(valid, x)), bound.recur(prev)
         plan = _plan_of_update(readout, bound, prev, z, u)
         _, vjp_fn = update_vjp(plan, bound, prev, plan.merge_gates(z, u))
@@ -196,7 +196,7 @@ def update_vjp(plan: BackwardPlan, bound: BoundCell, prev: Carry, merged: list[A
 
 
 def _is_saveable(primitive: Any, *operands: Any, **_: Any) -> bool:
-    """The policy for `jax.checkpoint`: whether to save the result of a primitive."""
+    """Returns the policy for `jax.checkpoint`: whether to save the result of a primitive."""
     # jax.checkpoint applies reduce_precision to saved values; it raises for complex (jax 0.10).
     has_complex = any(jnp.issubdtype(a.dtype, jnp.complexfloating) for a in operands)
     return primitive.name not in RECOMPUTED and not has_complex

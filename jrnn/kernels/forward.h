@@ -105,7 +105,7 @@ struct Forward {
       }
       item.wait_for_part();
     }
-    store_last_carry();
+    store_final_carry();
   }
 
   // Lists the sequences for which step t is valid, and sets the outputs on padding to zero.
@@ -196,7 +196,7 @@ struct Forward {
   }
 
   // Stores the carry of the last valid step of each sequence.
-  void store_last_carry() {
+  void store_final_carry() {
     if (item.slice != 0) return;
     for (int64_t b = item.rows.first; b < item.rows.last; ++b) {
       const int64_t n = rows.length(b), last = run.reverse ? 0 : n - 1;

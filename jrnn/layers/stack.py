@@ -162,5 +162,5 @@ def _run_with_cell_states(
             "Stack: the layer below a cell that accepts WithCellState must have a cell state c, "
             f"got {layer!r}; use a cell such as jrnn.LSTM instead"
         )
-    last, (ys, carries) = run(layer, params, inputs, path=path, return_carries=True)
-    return last, WithCellState(ys, carries.c)
+    final, (ys, carries) = run(layer, params, inputs, path=path, return_carries=True)
+    return final, WithCellState(ys, carries.c)

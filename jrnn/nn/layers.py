@@ -123,7 +123,7 @@ class _StackedLayers(nnx.Module):
             for direction, reverse in enumerate(self.directions):
                 k = layer * len(self.directions) + direction
                 initial = None if carry is None else jax.tree.map(lambda a, k=k: a[k], carry)
-                last, y = self.rnns[k](
+                final, y = self.rnns[k](
                     ys,
                     initial,
                     lengths=lengths,
@@ -131,7 +131,7 @@ class _StackedLayers(nnx.Module):
                     resets=backward_resets if reverse else resets,
                     key=keys[k],
                 )
-                carries.append(last)
+                carries.append(final)
                 outputs.append(y)
             ys = jnp.concatenate(outputs, axis=-1)
         carry = jax.tree.map(lambda *leaves: jnp.stack(leaves), *carries)

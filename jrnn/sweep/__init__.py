@@ -1,4 +1,4 @@
-"""Sweeps: runs that differ only in scalar hyper-parameters are trained in one compilation."""
+"""Sweeps: runs that differ only in scalar hyper-parameters are trained with one compilation."""
 
 from jrnn.sweep.sweep import SweepResult as SweepResult
 from jrnn.sweep.sweep import TrialResult as TrialResult

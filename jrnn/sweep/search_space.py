@@ -246,7 +246,7 @@ def _get_field(experiment: Experiment, name: str) -> Any:
 
 
 def _has_field(experiment: Experiment, name: str) -> bool:
-    """Whether a field, which may be nested, exists."""
+    """Returns whether a field, which may be nested, exists."""
     value: Any = experiment
     for part in name.split("."):
         if not is_dataclass(value) or part not in {f.name for f in fields(value)}:

@@ -17,7 +17,7 @@ MAX_ROWS = 20
 """Maximum number of rows in the table, which shows the best trials."""
 
 Values = Sequence[dict[str, str]]
-"""For each trial the value of each axis as text, by name of the axis."""
+"""For each trial, the value of each axis as text, by name of the axis."""
 
 
 def make_rows(values: Values, result: SweepResult) -> list[dict[str, Any]]:

@@ -1,4 +1,7 @@
-"""Trains the trials of a sweep; those that differ only in scalars share a compilation."""
+"""Trains the trials of a sweep.
+
+Trials that differ only in scalar hyper-parameters share a compilation.
+"""
 
 import contextlib
 import shlex
@@ -54,7 +57,7 @@ class SweepResult(NamedTuple):
       trials: the result of each trial.
       best: index of the trial with the best metric on the validation split; None if no trial was
         evaluated.
-      groups: for each compilation the indices of its trials.
+      groups: for each compilation, the indices of the trials that share it.
       seconds: wall time of training, including the time before the sweep was resumed.
     """
 
@@ -75,8 +78,10 @@ def sweep(
     """Trains all trials of a sweep, and saves the best one as a run.
 
     Trials form one group if they differ only in the seed, in scalars of the optimizer, in dropout
-    rates, or in options that are read only at initialization; any other difference makes another
-    group. A group is trained in one compilation, distributed over all devices of this process. Each
+    rates above 0, in `patience`, `save_every` or `run_dir`, or in options that are read only at
+    initialization; any other difference makes another group. A group is trained with one
+    compilation, distributed over all devices of this process, and uses the `save_every` of its
+    first trial. Each
     trial is trained as in a separate run: with its own parameters, noise, order of examples, and
     early stopping.
 
@@ -156,7 +161,7 @@ def load_tasks(experiments: Sequence[Experiment]) -> dict[Task, Data]:
 
 
 def check_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data]) -> None:
-    """Raises unless all trials can be trained; initializes and compiles nothing.
+    """Raises ValueError if a trial cannot be trained. Does not initialize or compile a model.
 
     Args:
       experiments: the trials.
@@ -172,8 +177,9 @@ def check_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data])
         raise ValueError(
             f"sweep: number of processes must be 1, got {jax.process_count()}; start one process"
         )
-    first = {fix_scalars(e): index for index, e in reversed([*enumerate(experiments)])}
-    for index in sorted(first.values()):
+    # The first of the trials that differ only in scalar hyper-parameters.
+    representatives = {fix_scalars(e): index for index, e in reversed([*enumerate(experiments)])}
+    for index in sorted(representatives.values()):
         experiment = experiments[index]
         if experiment.mesh is not None:
             raise ValueError(
@@ -211,12 +217,12 @@ def _make_results(trainer: Trainer, data: Data) -> list[TrialResult]:
     ]
 
 
-def _write_run(checkpoint: Checkpoint, trial: Path, folder: Path) -> None:
-    """Writes one trial as the folder of a run."""
+def _write_run(checkpoint: Checkpoint, trial_dir: Path, folder: Path) -> None:
+    """Writes the checkpoint and the metrics of one trial to a run folder."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir()
-    shutil.copyfile(trial / "metrics.jsonl", folder / "metrics.jsonl")
+    shutil.copyfile(trial_dir / "metrics.jsonl", folder / "metrics.jsonl")
     with contextlib.closing(Checkpointer(folder / "checkpoints", writing=True)) as checkpoints:
         checkpoints.save(checkpoint)
         checkpoints.wait()

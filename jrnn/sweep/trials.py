@@ -1,4 +1,4 @@
-"""Groups trials that can share a compilation, since they differ only in scalars."""
+"""Groups trials that differ only in scalar hyper-parameters, so that they share a compilation."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -18,10 +18,11 @@ ScalarHyperparams = dict[str, jax.Array]
 
 
 def group_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data]) -> list[list[int]]:
-    """Groups experiments that can be trained in one compilation.
+    """Groups experiments that can be trained with one compilation.
 
     The experiments of a group differ only in the seed, in scalars of the optimizer, in dropout
-    rates above 0, and in options that are read only at initialization, such as the forget bias.
+    rates above 0, in `patience`, `save_every` and `run_dir`, and in options that are read only at
+    initialization, such as the forget bias. A group uses the `save_every` of its first experiment.
     Options that are read only at initialization do not change the lowered code of a training step,
     so the lowered codes of the experiments are compared.
 
@@ -30,7 +31,7 @@ def group_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data])
       loaded: the data of their tasks, from `load_tasks`.
 
     Returns:
-      For each group the indices of its experiments, in increasing order.
+      For each group, the indices of its experiments, in increasing order.
     """
     candidates: dict[Experiment, list[int]] = {}
     for index, experiment in enumerate(experiments):
@@ -44,7 +45,7 @@ def group_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data])
 
 
 def fix_scalars(experiment: Experiment) -> Experiment:
-    """Replaces each scalar hyper-parameter of an experiment by a constant."""
+    """Replaces scalar hyper-parameters, and options that a group does not compare, by constants."""
     network = experiment.network
     return replace(
         experiment,

@@ -1,4 +1,4 @@
-"""Trains many networks in one compilation, distributed over devices."""
+"""Trains many networks with one compilation, distributed over devices."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,9 +40,9 @@ class TrialDevices:
     devices: tuple[Any, ...]
     width: int | None = None
 
-    def padded_count(self, trials: int) -> int:
+    def round_up_to_devices(self, num_trials: int) -> int:
         """Returns the number of trials, rounded up to a multiple of the number of devices."""
-        return -(-trials // len(self.devices)) * len(self.devices)
+        return -(-num_trials // len(self.devices)) * len(self.devices)
 
     def shard(self, tree: Any) -> Any:
         """Shards arrays `[trials, ...]` over the devices."""
@@ -53,7 +53,7 @@ class TrialDevices:
         return jax.device_put(tree, self._sharding())
 
     def map(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-        """Maps a function of arguments `(trial, shared)` over the first axis of `trial`."""
+        """Returns a function that maps `function(trial, shared)` over the first axis of `trial`."""
 
         def map_on_device(trials: Any, shared: Any) -> Any:
             apply = lambda trial: function(trial, shared)
@@ -84,7 +84,9 @@ class TrialDevices:
 
 
 class VmappedRuns:
-    """Models of the same structure that are trained with different scalars; see `Trainable`.
+    """Models of the same structure, trained with different scalar hyper-parameters.
+
+    Implements `jrnn.train.run.trainable.Trainable`.
 
     All arrays have a first axis for the trials. If the number of trials is not a multiple of the
     number of devices, copies of the last trial are added as padding; they take no steps.
@@ -96,7 +98,7 @@ class VmappedRuns:
     def __init__(
         self,
         make_models: Sequence[Callable[[], nnx.Module]],
-        plan: DataPlan,
+        data_plan: DataPlan,
         optimizer: Optimizer,
         scalars: ScalarHyperparams,
         options: RunOptions,
@@ -106,50 +108,53 @@ class VmappedRuns:
         """Initializes all models.
 
         Args:
-          make_models: for each trial a function that initializes its model.
-          plan: the data, the same for all trials.
-          optimizer: the optimizer; `scalars` replace its scalars.
+          make_models: for each trial, a function that initializes its model.
+          data_plan: the data, the same for all trials.
+          optimizer: the optimizer; its scalar hyper-parameters are replaced by `scalars`.
           scalars: the scalars of the optimizers of all trials, from `stack_scalars`.
           options: the options of all trials; their `seed` is ignored.
-          seeds: for each trial the seed of the order of its examples.
+          seeds: for each trial, the seed that determines the order of its examples.
           devices: the devices.
 
         Raises:
           ValueError: the training or validation split does not fit on the device.
         """
         self._devices, self._count = devices, len(make_models)
-        if not (fits_on_device(plan.examples) and fits_on_device(plan.validation)):
+        if not (fits_on_device(data_plan.examples) and fits_on_device(data_plan.validation)):
             raise ValueError(
                 "sweep: the training and validation splits must fit on the device, got splits that "
                 "are too large; train the trials separately with jrnn train"
             )
-        # For each position its trial; the last trial is repeated as padding.
-        indices = np.minimum(np.arange(devices.padded_count(self._count)), self._count - 1)
+        # indices[i] is the trial at position i; padding repeats the last trial.
+        padded = devices.round_up_to_devices(self._count)
+        indices = np.minimum(np.arange(padded), self._count - 1)
         transformation = optimizer.build(options.steps)
         states = [init_state(make_models[index](), transformation) for index in indices]
         graphdef, state = states[0]
-        carry = plan.init_carry(graphdef, state.weights)
+        carry = data_plan.init_carry(graphdef, state.weights)
         self._initial_state = devices.shard(_stack([s._replace(carry=carry) for _, s in states]))
         self._scalars = devices.shard({name: v[indices] for name, v in scalars.items()})
-        self._samplers = [plan.make_sampler(seeds[index]) for index in indices]
+        self._samplers = [data_plan.make_sampler(seeds[index]) for index in indices]
         self.max_steps = max_dispatch_steps(options)
-        self._examples = devices.replicate(plan.examples)
-        self._validation = devices.replicate(plan.validation)
+        self._examples = devices.replicate(data_plan.examples)
+        self._validation = devices.replicate(data_plan.validation)
         get_batch = self._samplers[0].get_batch
 
         def train_one(trial: Any, examples: Any) -> tuple[TrainState, StepMetrics]:
-            state, scalars, plans, count = trial
+            state, scalars, batch_plans, count = trial
             transformation = optimizer.build(options.steps, **scalars)
-            step = TrainStep(graphdef, plan.loss, transformation, options.accumulate)
-            return step.make_loop(get_batch)(state, examples, plans, count)
+            step = TrainStep(graphdef, data_plan.loss, transformation, options.accumulate)
+            return step.make_loop(get_batch)(state, examples, batch_plans, count)
 
         train_all = devices.map(train_one)
 
-        def train_steps(state: TrainState, scalars: Any, plans: Any, counts: Any, examples: Any):
-            return train_all((state, scalars, plans, counts), examples)
+        def train_steps(
+            state: TrainState, scalars: Any, batch_plans: Any, counts: Any, examples: Any
+        ) -> tuple[TrainState, StepMetrics]:
+            return train_all((state, scalars, batch_plans, counts), examples)
 
         self._train_steps = jax.jit(train_steps, donate_argnums=0)
-        self._evaluate = _evaluate_all(plan.make_evaluator(graphdef), devices)
+        self._evaluate = _make_evaluate_all(data_plan.make_evaluator(graphdef), devices)
 
     def init_state(self) -> TrainState:
         """Returns the state before the first step. The first call of `train_steps` donates it."""
@@ -159,8 +164,10 @@ class VmappedRuns:
         self, state: TrainState, first: int, count: int, active: Sequence[bool]
     ) -> tuple[TrainState, StepMetrics]:
         """Dispatches `count` steps of the active trials, from step `first` on; see `Trainable`."""
-        plans = [pad_first_axis(s.plan(first, count), self.max_steps) for s in self._samplers]
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *plans)
+        batch_plans = [
+            pad_first_axis(sampler.plan(first, count), self.max_steps) for sampler in self._samplers
+        ]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batch_plans)
         counts = np.where(self._pad_flags(active), count, 0).astype(np.int32)
         shard = self._devices.shard
         return self._train_steps(
@@ -175,16 +182,19 @@ class VmappedRuns:
         ]
 
     def validate(self, weights: Weights) -> list[dict[str, float]] | None:
-        """Returns loss and metric of each trial on the validation split; None without a split."""
+        """Returns the loss and the metric of each trial on the validation split.
+
+        Returns None if there is no validation split.
+        """
         return None if self._validation is None else self.evaluate(weights, self._validation)
 
     def evaluate(self, weights: Weights, examples: Any) -> list[dict[str, float]]:
-        """Returns loss and metric of each trial on a split."""
+        """Returns the loss and the metric of each trial on a split."""
         return self._evaluate(weights, examples)[: self._count]
 
     def copy_where(self, chosen: Sequence[bool], new: Weights, old: Weights) -> Weights:
-        """Returns for each trial the new weights if it is chosen, and otherwise the old ones."""
-        return _select(self._devices.shard(self._pad_flags(chosen)), new, old)
+        """Returns, for each trial, the new weights if it is chosen, and otherwise the old ones."""
+        return _tree_where_trial(self._devices.shard(self._pad_flags(chosen)), new, old)
 
     def fetch(self, tree: Any) -> Any:
         """Returns the arrays unchanged, since all devices belong to this process."""
@@ -195,7 +205,7 @@ class VmappedRuns:
         return self._devices.shard(state), self._devices.shard(best)
 
     def _pad_flags(self, flags: Sequence[bool]) -> np.ndarray:
-        padded = np.zeros(self._devices.padded_count(self._count), bool)
+        padded = np.zeros(self._devices.round_up_to_devices(self._count), bool)
         padded[: self._count] = flags
         return padded
 
@@ -204,7 +214,7 @@ def _stack(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _evaluate_all(
+def _make_evaluate_all(
     evaluator: Evaluator, devices: TrialDevices
 ) -> Callable[[Weights, Any], list[dict[str, float]]]:
     """Returns a function that evaluates the weights of all trials on a split."""
@@ -219,6 +229,7 @@ def _evaluate_all(
 
 
 @jax.jit
-def _select(chosen: jax.Array, new: Any, old: Any) -> Any:
-    select = lambda flag, a, b: jax.tree.map(lambda x, y: jnp.where(flag, x, y), a, b)
-    return jax.vmap(select)(chosen, new, old)
+def _tree_where_trial(chosen: jax.Array, new: Any, old: Any) -> Any:
+    """Applies `jnp.where` to the leaves of each trial."""
+    where = lambda flag, a, b: jax.tree.map(lambda x, y: jnp.where(flag, x, y), a, b)
+    return jax.vmap(where)(chosen, new, old)

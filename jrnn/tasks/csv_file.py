@@ -16,7 +16,7 @@ class CsvFile(NamedTuple):
 
     Attributes:
       header: names of the columns.
-      rows: for each row its line number in the file, from 1, and its cells.
+      rows: for each row, its line number in the file, from 1, and its cells.
     """
 
     header: tuple[str, ...]

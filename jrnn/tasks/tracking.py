@@ -102,7 +102,7 @@ class Tracking(Task):
 
 
 def _product_table(degree: int) -> np.ndarray:
-    """The ids of all products: entry `[i, j]` is the id of permutation i * permutation j."""
+    """Returns the ids of all products; entry `[i, j]` is that of permutation i * permutation j."""
     permutations = list(itertools.permutations(range(degree)))
     ids = {permutation: id for id, permutation in enumerate(permutations)}
     compose = lambda p, q: tuple(p[k] for k in q)

@@ -142,7 +142,7 @@ def run_step_loop(
 
 
 def is_linear(case: Case) -> bool:
-    """Whether the cell is linear in its carry, so that it has coefficients."""
+    """Returns whether the cell is linear in its carry, so that it has coefficients."""
     coefficients = lambda params, x: case.cell.coefficients(params, case.cell.project(params, x))
     return jax.eval_shape(coefficients, case.params, case.xs(BATCH)) is not None
 
@@ -186,5 +186,5 @@ def stack_trees(trees: list[Any]) -> Any:
 
 
 def is_complex(leaf: Any) -> bool:
-    """Whether an array is complex."""
+    """Returns whether an array is complex."""
     return jnp.issubdtype(leaf.dtype, jnp.complexfloating)

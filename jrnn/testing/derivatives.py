@@ -95,7 +95,7 @@ def check_structure(case: Case) -> None:
 def _units_are_independent(
     function: Callable[[Any], Any], tree: Any, per_leaf: bool = False
 ) -> bool:
-    """Whether each unit of the outputs depends only on the same unit of the inputs.
+    """Returns whether each unit of the outputs depends only on the same unit of the inputs.
 
     Args:
       function: maps a tree to a tree.

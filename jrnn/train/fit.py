@@ -82,7 +82,7 @@ def fit(
     A training step is one update of the parameters with the gradient of one batch.
 
     A run that was stopped, even by SIGKILL, can be resumed exactly: on the same device and with the
-    same versions of all libraries, its parameters and metrics are bitwise equal to those of an
+    same versions of all libraries, its parameters and metrics are exactly equal to those of an
     uninterrupted run.
 
     To train one model on several processes, call `fit` in each process with the same arguments, in

@@ -238,7 +238,7 @@ def _drop(mask: jax.Array, rate: float, a: jax.Array) -> jax.Array:
 
 
 def _is_x(path: tuple[Any, ...]) -> bool:
-    """Whether a leaf of the input is the whole input or a field `x`."""
+    """Returns whether a leaf of the input is the whole input or a field `x`."""
     return not path or _field_name(path) == "x"
 
 

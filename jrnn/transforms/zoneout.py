@@ -111,7 +111,7 @@ class Zoneout(Wrapper):
         return jax.tree.unflatten(structure, mixed)
 
     def _keep_masks(self, carry: Carry, masks: list[jax.Array] | None) -> list[Any]:
-        """Returns a mask for each leaf; without noise its rate; None for an integer leaf."""
+        """Returns a mask for each leaf, or its rate without noise, or None for an integer leaf."""
         rates = self._rates(carry)
         if masks is None:
             return rates
@@ -134,7 +134,7 @@ class Zoneout(Wrapper):
 
 
 def _is_h(path: tuple[Any, ...]) -> bool:
-    """Whether a leaf of the carry is the field h or the whole carry."""
+    """Returns whether a leaf of the carry is the field h or the whole carry."""
     return not path or jax.tree_util.keystr(path[-1:]) == ".h"
 
 

@@ -34,7 +34,7 @@ def flatten(carry: Any) -> np.ndarray:
 
 
 def jacobian(step: Any, carry: Any, eps: float = 1e-6) -> np.ndarray:
-    """The Jacobian of the new carry with respect to the old one, by central differences."""
+    """Returns the Jacobian of the new carry with respect to the old one, by central differences."""
     leaves, treedef = jax.tree.flatten(carry)
     columns = []
     for k, leaf in enumerate(leaves):
@@ -333,7 +333,7 @@ def test_segments_and_padding_equal_separate_runs(reverse: bool, x64: None) -> N
 
 
 def random_network(gain: float, hidden: int, seed: int) -> Any:
-    """The Elman network of Sompolinsky et al., 1988, with weights of variance gain²/hidden."""
+    """Returns the Elman network of Sompolinsky et al., 1988; weights have variance gain²/hidden."""
     rng = np.random.default_rng(seed)
     params = jrnn.Elman(hidden).init(jax.random.key(seed), 1)
     w = gain / np.sqrt(hidden) * rng.normal(size=(hidden, hidden))

@@ -23,13 +23,13 @@ SHAPE = plan.TINY.checked_shape
 
 
 def check_layer(name, reference_fn=correctness.reference, seconds=100.0):
-    """The rows of one layer."""
+    """Returns the rows of one layer."""
     makers = {name: plan.LAYERS[name]}
     return list(correctness.check_layers(makers, SHAPE, Deadline(seconds), reference_fn))
 
 
 def wrong_reference(cell, problem):
-    """A reference with one wrong gradient."""
+    """Returns a reference with one wrong gradient."""
     correct = correctness.reference(cell, problem)
     return correct._replace(xs_grad=1.001 * correct.xs_grad)
 

@@ -31,7 +31,7 @@ def make_params_and_inputs(cell: Any, params_dtype: Any, xs_dtype: Any) -> tuple
 
 
 def loop_over_steps(cell: Cell, params: Any, xs: Any, use_init_carry_like: bool) -> Any:
-    """A user-written loop, from `init_carry_like` or from `init_carry`."""
+    """Returns a user-written loop, from `init_carry_like` or from `init_carry`."""
     first = (
         cell.init_carry_like(params, jax.tree.map(lambda a: a[0], xs))
         if use_init_carry_like

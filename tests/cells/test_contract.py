@@ -51,8 +51,10 @@ TAPPED_GATES = {
 }
 
 
-def draw(cell: Cell, params: Any, leading: tuple[int, ...]) -> tuple[Any, np.ndarray]:
-    """A carry and an input with any leading axes."""
+def sample_carry_and_input(
+    cell: Cell, params: Any, leading: tuple[int, ...]
+) -> tuple[Any, np.ndarray]:
+    """Returns a random carry and a random input with the given leading axes."""
     rng = np.random.default_rng(3)
     dtype = jax.tree.leaves(params)[0].dtype
     carry = jax.eval_shape(lambda p: cell.init_carry(p, leading), params)
@@ -61,12 +63,12 @@ def draw(cell: Cell, params: Any, leading: tuple[int, ...]) -> tuple[Any, np.nda
 
 
 def compute_gates(cell: Cell, params: Any, carry: Any, x: Any) -> tuple[Any, Any]:
-    """The gates z and u of a step."""
+    """Returns the pre-activations z and u of a step."""
     return cell.project(params, x), cell.recur(params, carry)
 
 
 def update_and_readout(cell: Cell, params: Any, carry: Any, z: Any, u: Any) -> tuple[Any, Any]:
-    """The new carry and the output, from the gates."""
+    """Returns the new carry and the output, from the pre-activations."""
     carry = cell.update(params, carry, z, u)
     return carry, cell.readout(params, carry, z)
 
@@ -80,7 +82,7 @@ def test_every_registered_cell_is_in_the_test_table() -> None:
 
 @partial(jax.jit, static_argnums=0)
 def run_functions(cell: Cell, params: Any, carry: Any, x: Any) -> tuple[Any, Any, Any, Any, Any]:
-    """z, u, carry and output from the four functions; the result of step; u of twice the carry."""
+    """Returns z, u, the result of the four functions, that of `step`, and u of twice the carry."""
     z, u = compute_gates(cell, params, carry, x)
     double = jax.tree.map(lambda c: (2 * c).astype(c.dtype), carry)
     result = update_and_readout(cell, params, carry, z, u)
@@ -91,7 +93,7 @@ def test_functions_accept_any_leading_axes(row: Row) -> None:
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
     for leading in LEADING:
-        carry, x = draw(cell, params, leading)
+        carry, x = sample_carry_and_input(cell, params, leading)
         got = jax.tree.map(np.asarray, run_functions(cell, params, carry, x)[:3])
         for index in np.ndindex(leading):
             args = jax.tree.map(lambda leaf, at=index: leaf[at], (carry, x))
@@ -100,10 +102,10 @@ def test_functions_accept_any_leading_axes(row: Row) -> None:
             assert_close(expected[2], row.step(params, *args), 1e-5)
 
 
-def test_each_gate_is_one_array(row: Row) -> None:
+def test_gates_keep_leading_axes_and_match_the_carry_or_output_size(row: Row) -> None:
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
-    carry, x = draw(cell, params, (5,))
+    carry, x = sample_carry_and_input(cell, params, (5,))
     z, u = jax.eval_shape(partial(compute_gates, cell), params, carry, x)
     result = jax.eval_shape(cell.step, params, carry, x)
     sizes = {1} | {n for leaf in jax.tree.leaves(result) for n in leaf.shape[1:]}
@@ -115,7 +117,9 @@ def test_each_gate_is_one_array(row: Row) -> None:
 def test_step_equals_composition_of_the_four_functions(row: Row) -> None:
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
-    _, _, composed, stepped, _ = run_functions(cell, params, *draw(cell, params, (2, 3)))
+    _, _, composed, stepped, _ = run_functions(
+        cell, params, *sample_carry_and_input(cell, params, (2, 3))
+    )
     assert_close(stepped, composed, 0)
 
 
@@ -123,7 +127,9 @@ def test_recur_is_linear_in_the_carry(row: Row) -> None:
     # Required by engines that compute weight gradients after the backward loop.
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
-    _, once, _, _, twice = run_functions(cell, params, *draw(cell, params, (2, 3)))
+    _, once, _, _, twice = run_functions(
+        cell, params, *sample_carry_and_input(cell, params, (2, 3))
+    )
     assert_close(jax.tree.map(lambda u: 2 * np.asarray(u), once), twice, 1e-6)
 
 
@@ -132,7 +138,7 @@ def test_update_of_a_linear_cell_applies_its_coefficients(row: Row) -> None:
     if type(cell).coefficients is Cell.coefficients:
         pytest.skip("not linear")
     params = random_params(cell, 1, 2, np.float32)
-    carry, x = draw(cell, params, (5,))
+    carry, x = sample_carry_and_input(cell, params, (5,))
     z, u = compute_gates(cell, params, carry, x)
     coefficients = cell.coefficients(params, z)
     if coefficients is None:
@@ -180,9 +186,10 @@ def test_init_carry_has_requested_batch_axes_and_dtype(row: Row) -> None:
         params = random_params(cell, 1, 2, dtype)
         carries = jax.jit(lambda p: [cell.init_carry(p, leading) for leading in LEADING])(params)
         for leading, carry in zip(LEADING, carries, strict=True):
-            start = row.init_carry(params)
-            assert jax.tree.structure(carry) == jax.tree.structure(start)
-            for leaf, expected in zip(jax.tree.leaves(carry), jax.tree.leaves(start), strict=True):
+            expected_carry = row.init_carry(params)
+            assert jax.tree.structure(carry) == jax.tree.structure(expected_carry)
+            pairs = zip(jax.tree.leaves(carry), jax.tree.leaves(expected_carry), strict=True)
+            for leaf, expected in pairs:
                 if jnp.issubdtype(leaf.dtype, jnp.inexact):
                     assert leaf.dtype == (complex_dtype(dtype) if is_complex(leaf) else dtype)
                 assert is_complex(leaf) == is_complex(expected)
@@ -222,7 +229,7 @@ def test_overriding_step_raises() -> None:
                 return super().step(*args, **kwargs)
 
 
-def test_overriding_step_by_a_mixin_raises() -> None:
+def test_overriding_step_in_a_mixin_raises() -> None:
     class Mixin:
         def step(self) -> None: ...
 
@@ -235,12 +242,12 @@ def test_overriding_step_by_a_mixin_raises() -> None:
 def test_gates_are_captured_by_name(row: Row) -> None:
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
-    carry, x = draw(cell, params, (5,))
+    carry, x = sample_carry_and_input(cell, params, (5,))
 
-    def capture_gates(params: Any) -> Any:
+    def capture(params: Any) -> Any:
         return capture_taps(cell.step)(params, carry, x)[1]
 
-    gates = jax.eval_shape(capture_gates, params)
+    gates = jax.eval_shape(capture, params)
     assert gates
     assert set(gates) == TAPPED_GATES.get(type(cell), set(gates))
     assert {leaf.shape[0] for leaf in gates.values()} == {5}
@@ -249,7 +256,7 @@ def test_gates_are_captured_by_name(row: Row) -> None:
 def test_captured_lstm_gates_reproduce_its_step() -> None:
     cell = LSTM(3, peepholes=True)
     params = random_params(cell, 1, 2, np.float32)
-    carry, x = draw(cell, params, (5,))
+    carry, x = sample_carry_and_input(cell, params, (5,))
     (after, y), gates = capture_taps(cell.step)(params, carry, x)
     assert list(gates) == ["i", "f", "g", "o"]
     c = gates["f"] * carry.c + gates["i"] * gates["g"]
@@ -259,7 +266,7 @@ def test_captured_lstm_gates_reproduce_its_step() -> None:
 def test_captured_gru_gates_reproduce_its_step() -> None:
     cell = GRU(3)
     params = random_params(cell, 1, 2, np.float32)
-    carry, x = draw(cell, params, (5,))
+    carry, x = sample_carry_and_input(cell, params, (5,))
     (_, y), gates = capture_taps(cell.step)(params, carry, x)
     assert list(gates) == ["r", "z", "n"]
     assert_close(y, (1 - gates["z"]) * gates["n"] + gates["z"] * carry, 1e-6)

@@ -88,7 +88,7 @@ def test_mogrifier_rounds_and_rank_must_be_positive_ints(name: str, value: Any) 
 
 
 def step_args(cell: Cell) -> tuple[Any, Any, np.ndarray]:
-    """Parameters, carry and input of one sequence, in float64."""
+    """Returns parameters, carry and input of one sequence, in float64."""
     params, rng = random_params(cell, 1, INPUT), np.random.default_rng(2)
     carry = jax.eval_shape(lambda p: cell.init_carry(p, ()), params)
     carry = jax.tree.map(lambda leaf: normal_like(rng, leaf, np.float64), carry)

@@ -102,7 +102,7 @@ def test_kernel_name_is_none_for_options_without_kernel() -> None:
 
 
 def cell_structure(cell: Cell) -> tuple[bool, str | None]:
-    """Whether `update` is elementwise, and the kind of the Jacobian."""
+    """Returns whether `update` is elementwise, and the kind of the Jacobian."""
     params = cell.init(jax.random.key(0), 2)
     carry, z = cell.init_carry(params, (3,)), cell.project(params, jnp.ones((3, 2)))
     u = cell.recur(params, carry)

@@ -25,7 +25,7 @@ HIDDEN, INPUT = 4, 3
 
 
 def draw(cell: Cell, seed: int) -> tuple[Any, Any, Any, Any]:
-    """Parameters, and carry, z and u of one sequence."""
+    """Returns parameters, and carry, z and u of one sequence."""
     params, rng = random_params(cell, seed, INPUT, np.float32), np.random.default_rng(seed)
     like = lambda tree: jax.tree.map(lambda leaf: normal_like(rng, leaf, np.float32), tree)
     carry = like(jax.eval_shape(lambda p: cell.init_carry(p, ()), params))

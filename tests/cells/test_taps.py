@@ -33,7 +33,7 @@ def update(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def oracle(scale: float = 1.0, shift: float = 0.0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """`update` in NumPy, with its candidate scaled and its cell state shifted."""
+    """Computes `update` in NumPy, with its candidate scaled and its cell state shifted."""
     z, n = 1 / (1 + np.exp(-A)), scale * np.tanh(B)
     return np.exp(np.maximum(z * n, 0) + shift), {"z": z, "n": n}
 
@@ -48,7 +48,7 @@ def assert_captured(actual: Any, expected: Any) -> None:
 
 @pytest.fixture(params=WRAPPERS)
 def wrapped(request: pytest.FixtureRequest) -> Any:
-    """`update` under each transformation, without a cached trace."""
+    """Returns `update` under each transformation, without a cached trace."""
     return WRAPPERS[request.param](lambda a, b: update(a, b))
 
 

@@ -1,4 +1,4 @@
-"""A run on a mesh has the same losses as on one device."""
+"""Training on a mesh gives the same losses as on one device."""
 
 import os
 import signal
@@ -17,30 +17,31 @@ from jrnn.train.run.data_plan import plan_task
 from jrnn.train.run.single import SingleNetwork
 from jrnn.train.run.trainer import Trainer
 from tests.compilation import environment_with_devices
-from tests.sweep.test_sweep import Signs, assert_same_lines, lines
+from tests.sweep.test_sweep import Signs, assert_same_metrics, read_metrics
 from tests.train.test_truncated import Sums
 
 DEVICES = 8
 
 
-def experiment(**changes):
+def make_experiment(**changes):
     network = Network(jrnn.LSTM(8), num_layers=2, dropout=0.3)
     options = {"steps": 60, "batch_size": 16, "eval_every": 20, **changes}
     return Experiment(Signs(), network, Optimizer(1e-2, "adamw", weight_decay=0.1), **options)
 
 
 WITH_TBPTT = replace(
-    experiment(batch_size=8, tbptt=TBPTT(4, 6)),
+    make_experiment(batch_size=8, tbptt=TBPTT(4, 6)),
     task=Sums(lengths=True, resets=True),
     network=Network(jrnn.GRU(8)),
 )
 CASES = {
-    "data": (experiment(), "data=8"),
-    "model": (experiment(), "data=4,model=2"),
-    "accumulate": (experiment(accumulate=2), "data=4"),
+    "data": (make_experiment(), "data=8"),
+    "model": (make_experiment(), "data=4,model=2"),
+    "accumulate": (make_experiment(accumulate=2), "data=4"),
     "tbptt": (WITH_TBPTT, "data=4,model=2"),
 }
-MESHES = ("data=8", "data=2,model=4", None)
+# One mesh per start of the resumed run; None is no mesh.
+RESUMED_MESHES = ("data=8", "data=2,model=4", None)
 
 
 def train_on_many_devices(folder):
@@ -56,19 +57,21 @@ def train_on_many_devices(folder):
         shard_size = w_hh[...].sharding.shard_shape(w_hh[...].shape)[-1]
         assert shard_size == w_hh[...].shape[-1] // devices.model
         train(replace(e, mesh=mesh), e.task.load(), folder / name)
-    train_steps, e = Trainer.train_steps, experiment()
+    train_steps, e = Trainer.train_steps, make_experiment()
 
     def train_steps_then_interrupt(trainer):
         train_steps(trainer)
-        if trainer.step >= stop:
+        if trainer.step >= interrupt_step:
             os.kill(os.getpid(), signal.SIGINT)
 
     setattr(Trainer, "train_steps", train_steps_then_interrupt)  # noqa: B010
-    for stop, mesh in zip((1, 30), MESHES, strict=False):
+    for interrupt_step, mesh in zip((1, 30), RESUMED_MESHES, strict=False):
         with pytest.raises(Interrupted):
-            train(replace(e, mesh=mesh), e.task.load(), folder / "resumed", resume=stop > 1)
+            train(
+                replace(e, mesh=mesh), e.task.load(), folder / "resumed", resume=interrupt_step > 1
+            )
     Trainer.train_steps = train_steps
-    train(replace(e, mesh=MESHES[-1]), e.task.load(), folder / "resumed", resume=True)
+    train(replace(e, mesh=RESUMED_MESHES[-1]), e.task.load(), folder / "resumed", resume=True)
 
 
 SCRIPT = """
@@ -88,11 +91,11 @@ def mesh_runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [*CASES, "resumed"])
-def test_mesh_has_the_same_losses_as_one_device(name, mesh_runs, tmp_path):
-    e = CASES[name][0] if name in CASES else experiment()
+def test_training_on_a_mesh_gives_the_same_losses_as_on_one_device(name, mesh_runs, tmp_path):
+    e = CASES[name][0] if name in CASES else make_experiment()
     expected = train(e, e.task.load(), tmp_path)
-    assert_same_lines(mesh_runs / name, tmp_path)
-    for actual, line in zip(lines(mesh_runs / name), lines(tmp_path), strict=True):
+    assert_same_metrics(mesh_runs / name, tmp_path)
+    for actual, line in zip(read_metrics(mesh_runs / name), read_metrics(tmp_path), strict=True):
         assert actual["loss"] == pytest.approx(line["loss"], rel=1e-6, abs=0)
     # A checkpoint of a run on a mesh can be restored on one device.
     e = replace(e, mesh=f"data={DEVICES}") if name == "resumed" else replace(e, mesh=CASES[name][1])
@@ -113,18 +116,18 @@ def test_mesh_has_the_same_losses_as_one_device(name, mesh_runs, tmp_path):
 )
 def test_invalid_mesh_text_raises(mesh, message):
     with pytest.raises(ValueError, match=message):
-        experiment(mesh=mesh)
+        make_experiment(mesh=mesh)
 
 
 def test_mesh_that_does_not_match_the_devices_or_batch_raises(tmp_path, monkeypatch):
     data = Signs().load()
     with pytest.raises(ValueError, match="needs 4096 devices, got 1"):
-        train(experiment(mesh="data=4096"), data, tmp_path)
+        train(make_experiment(mesh="data=4096"), data, tmp_path)
     monkeypatch.setattr(jax, "devices", lambda: [None] * DEVICES)
     with pytest.raises(ValueError, match="got 3 devices and a size of 16"):
-        train(experiment(mesh="data=3"), data, tmp_path)
+        train(make_experiment(mesh="data=3"), data, tmp_path)
     with pytest.raises(ValueError, match="got 8 devices and a size of 4"):
-        train(experiment(mesh="data=8", accumulate=4), data, tmp_path)
+        train(make_experiment(mesh="data=8", accumulate=4), data, tmp_path)
     with pytest.raises(ValueError, match="remove mesh"):
-        sweep([experiment(mesh="data=8")], tmp_path)
+        sweep([make_experiment(mesh="data=8")], tmp_path)
     assert list(tmp_path.iterdir()) == []

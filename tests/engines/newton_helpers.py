@@ -30,7 +30,7 @@ def example(row: Row, dtype: Any = np.float64, steps: int = 7) -> tuple[Cell, An
 
 
 def all_carries(row: Row, scenario: Scenario, params: Any, batch: Batch) -> Any:
-    """The carries of the oracle after each step, leaves `[T, B, ...]`."""
+    """Returns the carries of the oracle after each step, leaves `[T, B, ...]`."""
     carries = []
     for t in range(len(batch.xs)):
         # All steps up to t, in scan order.

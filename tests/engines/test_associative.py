@@ -240,11 +240,11 @@ def engine(kind: Row) -> Associative:
 
 
 # The tests of test_nan.py, with the fixtures `kind` and `engine` above.
-setting = test_nan.setting
+baseline = test_nan.baseline
 test_nan_on_padding = test_nan.test_nan_on_padding_has_no_effect
-test_nan_before_a_reset = test_nan.test_nan_before_a_reset_does_not_pass_it
-test_nan_in_a_loss = test_nan.test_a_loss_that_reads_a_nan_before_a_reset_has_a_nan_gradient
-test_nan_in_the_carry = test_nan.test_nan_in_the_carry_does_not_pass_a_reset
+test_nan_before_a_reset = test_nan.test_nan_before_a_reset_does_not_propagate_past_it
+test_nan_in_a_loss = test_nan.test_a_loss_that_depends_on_a_nan_before_a_reset_has_a_nan_gradient
+test_nan_in_the_carry = test_nan.test_nan_in_the_carry_does_not_propagate_past_a_reset
 test_nan_in_the_carry_with_reset_at_the_first_step = (
     test_nan.test_reset_at_the_first_step_discards_nan_in_the_carry
 )

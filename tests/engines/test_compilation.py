@@ -11,7 +11,7 @@ from jrnn import Engine
 from tests.helpers import Batch, random_batch, random_params
 from tests.table import Row
 
-pytestmark = pytest.mark.usefixtures("uncached")
+pytestmark = pytest.mark.usefixtures("disable_compilation_cache")
 
 
 class Model:

@@ -29,7 +29,7 @@ def matrices(is_complex: bool, n: int | None, scale: float = 1.0) -> tuple[np.nd
 
 
 def least_squares(a: np.ndarray, r: np.ndarray, weight: float, reverse: bool) -> np.ndarray:
-    """argmin of sum |d_t - A_t d_{t-1} - r_t|^2 + weight |d_t|^2 for one sequence, `[T, n]`."""
+    """Minimizes sum |d_t - A_t d_{t-1} - r_t|^2 + weight |d_t|^2 for one sequence, d `[T, n]`."""
     steps, n = r.shape
     order = list(range(steps))[:: -1 if reverse else 1]
     rows = np.eye(steps * n, dtype=a.dtype)

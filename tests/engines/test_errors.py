@@ -151,7 +151,7 @@ def test_auto_under_a_mesh_chooses_fused(caplog: pytest.LogCaptureFixture) -> No
 
 @pytest.mark.parametrize("engine", ["auto", "scan"])
 def test_integer_carry_of_a_floating_cell_raises(engine):
-    """The last carry has the dtype of the first one, so it would be rounded to ints."""
+    """The final carry has the dtype of the initial one, so it would be rounded to ints."""
     cell = jrnn.GRU(4)
     params = cell.init(jax.random.key(0), 3)
     xs, carry = jnp.ones((5, 2, 3)), jnp.zeros((2, 4), jnp.int32)

@@ -96,7 +96,7 @@ def test_gradients_for_any_chunk_equal_scan(
 
 
 def temp_bytes(engine: Engine, steps: int) -> int:
-    """The memory of a training step besides its arguments and results."""
+    """Returns the memory of a training step besides its arguments and results."""
     cell = LSTM(16)
     params = jax.eval_shape(lambda key: cell.init(key, 4), jax.random.key(0))
 

@@ -56,7 +56,7 @@ def flat(tree: Any) -> Any:
 
 @partial(jax.jit, static_argnames="cell")
 def everything(cell: Cell, params: Any, xs: Any, prev_carries: Any) -> Any:
-    """Jacobians of all kinds, and the reference `[T, B, n, n]`, by forward mode of single steps.
+    """Returns Jacobians of all kinds, and the reference `[T, B, n, n]` by forward mode.
 
     Blocks are None if the leaves of the carry differ in shape.
     """

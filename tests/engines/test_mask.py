@@ -80,7 +80,7 @@ NATIVE_CELLS = ["lstm-peepholes", "gru", "elman-relu"]
 
 
 def setting(row: Row) -> tuple[Any, Any, Batch]:
-    """A batch with NaN on every masked step, which must reach neither outputs nor gradients."""
+    """Returns a batch with NaN on masked steps, which must reach neither outputs nor gradients."""
     cell = row.make(3)
     params = random_params(cell, 1, input_size=2)
     batch = random_batch(cell, params, 2, STEPS, BATCH)
@@ -238,7 +238,7 @@ def test_masked_inputs_have_no_effect_with_noise() -> None:
 
 
 def reversed_by_loop(resets: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """True at the last valid step before each reset, by a loop over valid steps."""
+    """Returns True at the last valid step before each reset, by a loop over valid steps."""
     result = np.zeros_like(resets)
     for b in range(resets.shape[1]):
         steps = np.flatnonzero(valid[:, b])

@@ -130,7 +130,7 @@ def test_zero_steps_converge() -> None:
     assert int(solution.status.iterations) == 0
 
 
-def test_gradients_of_a_learned_first_carry_equal_a_loop(x64: None) -> None:
+def test_gradients_of_a_learned_initial_carry_equal_a_loop(x64: None) -> None:
     step = lambda params, h, x: (np.tanh(params.w_ih.T @ x + params.w_hh.T @ h),) * 2
     row = Row(LearnedInitialCarry, step, init_carry=lambda params: params.h0)
     cell, params, batch = example(row)

@@ -64,7 +64,7 @@ def test_k_iterations_make_k_states_exact(name: str, kind: str, reverse: bool, x
         solution = solve(cell, engine, scenario, params, batch)
         assert int(solution.status.iterations) == k
         exact = [start - n if reverse else start + n for start in starts for n in range(k)]
-        # The initial guess is a step from the first carry, so its first state is exact.
+        # The initial guess is a step from the initial carry, so its first state is exact.
         pick = lambda tree, t=exact: jax.tree.map(lambda leaf: np.asarray(leaf)[t], tree)
         assert_close(pick(solution.carries), pick(truth), 1e-10)
         rest = [t for t in range(steps) if t not in exact]
@@ -138,7 +138,7 @@ def test_status_reports_chaos_with_residuals(x64: None) -> None:
     states = np.asarray(solution.carries)
     error = (np.abs(after - states) / (1 + np.abs(states))).max(axis=(0, 2))
     np.testing.assert_allclose(status.residuals[20], error, rtol=1e-7, atol=1e-14)
-    # The residuals of the initial guess, one step from the first carry, equal those of the oracle.
+    # The initial guess, one step from the initial carry, has the residuals of the oracle.
     guess = np.tanh(xs @ p.w_ih + p.b)
     shifted = np.concatenate([np.zeros((1, 3, 32)), guess[:-1]])
     after = np.tanh(xs @ p.w_ih + shifted @ p.w_hh + p.b)

@@ -47,11 +47,11 @@ def test_packed_segments_equal_separate_sequences(kind: Row, engine: Engine, rev
     for b, ids in enumerate(IDS.T):
         boundaries = [0, *(np.flatnonzero(np.diff(ids)) + 1), len(ids)]
         segments = list(zip(boundaries[:-1], boundaries[1:], strict=True))[:: -1 if reverse else 1]
-        # The first segment starts from the first carry, all others from the initial carry.
-        s = last = jax.tree.map(lambda leaf, b=b: leaf[b], batch.carry)
+        # The first segment starts from the initial carry, all others from `init_carry`.
+        s = final = jax.tree.map(lambda leaf, b=b: leaf[b], batch.carry)
         for start, end in segments:
             for t in range(start, end)[:: -1 if reverse else 1]:
                 s, y = step(params, s, batch.xs[t, b])
                 assert_close(ys[t, b], y, 1e-5)
-            last, s = s, cell.init_carry(params, ())
-        assert_close(jax.tree.map(lambda leaf, b=b: leaf[b], carry), last, 1e-5)
+            final, s = s, cell.init_carry(params, ())
+        assert_close(jax.tree.map(lambda leaf, b=b: leaf[b], carry), final, 1e-5)

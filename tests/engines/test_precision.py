@@ -76,7 +76,7 @@ def test_dtypes_and_values_of_mixed_precision(kind: Row, engine: Engine, mix: st
 
 
 @pytest.mark.parametrize("carry_dtype", [jnp.bfloat16, jnp.float32])
-def test_the_last_carry_has_the_dtype_of_the_first(
+def test_the_final_carry_has_the_dtype_of_the_initial_carry(
     kind: Row, engine: Engine, carry_dtype: Any
 ) -> None:
     # So that windows of a long sequence can be run in `lax.scan`.

@@ -27,7 +27,7 @@ def scan_order(b: int, reverse: bool) -> list[int]:
 
 
 def noisy_loop(params: NoisyParams, xs: Any, masks: Any, reverse: bool) -> tuple[Any, Any]:
-    """h' = tanh(m_t * (W x) + U h), with ones for the first carry, in NumPy."""
+    """Computes h' = tanh(m_t * (W x) + U h) in NumPy, with ones for the initial carry."""
     masks, ys, last = np.asarray(masks), np.zeros((STEPS, BATCH, HIDDEN)), np.ones((BATCH, HIDDEN))
     for b in range(BATCH):
         for t in scan_order(b, reverse):

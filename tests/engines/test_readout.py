@@ -111,7 +111,7 @@ def test_gradients_ignore_padding_if_readout_is_singular_at_zero(engine: str, ba
 
 
 def loss_of_one(params: Any, xs: Any, cell: jrnn.Cell) -> Any:
-    """The loss of one sequence without padding, step by step."""
+    """Returns the loss of one sequence without padding, step by step."""
     carry, total = cell.init_carry(params, ()), 0.0
     for x in xs:
         carry, y = cell.step(params, carry, x)

@@ -82,7 +82,7 @@ class Problem(NamedTuple):
 
 
 def problem(case: Case, steps: int, seed: int = 1) -> tuple[Problem, np.ndarray]:
-    """A random problem, and `keep [T, B]`, False at a third of the steps."""
+    """Returns a random problem, and `keep [T, B]`, False at a third of the steps."""
     rng = np.random.default_rng(seed)
 
     def draw(shape: tuple[int, ...], dtype: type) -> np.ndarray:
@@ -108,7 +108,7 @@ def matrices(case: Case, a: Tree, keep: Any) -> Tree:
 
 
 def matvec(case: Case, a: Tree, s: Tree) -> Tree:
-    """The product A s of one step, in NumPy."""
+    """Returns the product A s of one step, in NumPy."""
     if case.algebra is recurrence.DIAGONAL:
         return a * s
     if case.algebra is recurrence.DENSE:
@@ -117,7 +117,7 @@ def matvec(case: Case, a: Tree, s: Tree) -> Tree:
 
 
 def loop(case: Case, p: Problem, keep: np.ndarray, reverse: bool) -> Tree:
-    """The states, step by step."""
+    """Returns the states, step by step."""
     steps = len(keep)
     states = jax.tree.map(np.zeros_like, p.b)
     state = p.init
@@ -133,7 +133,7 @@ def loop(case: Case, p: Problem, keep: np.ndarray, reverse: bool) -> Tree:
 
 
 def plain_scan(case: Case, p: Problem, keep: Any, reverse: bool) -> Tree:
-    """The states by `lax.scan`, without a custom derivative."""
+    """Returns the states by `lax.scan`, without a custom derivative."""
     steps = len(keep)
     a = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (steps, *leaf.shape[1:])), p.a)
 
@@ -161,7 +161,7 @@ Solver = Callable[[Problem], Tree]
 
 
 def states_and_gradients(run: Solver, p: Problem) -> tuple[Tree, Tree]:
-    """The states, and the gradients with respect to a, b and init."""
+    """Returns the states, and the gradients with respect to a, b and init."""
     states, vjp = jax.vjp(lambda a, b, s: run(p._replace(a=a, b=b, init=s)), p.a, p.b, p.init)
     return states, vjp(p.ct)
 

@@ -68,19 +68,19 @@ ALL_CASES = CASES + [pytest.param(*case, marks=pytest.mark.exhaustive) for case 
 
 
 def make_cotangents(tree: Any) -> Any:
-    """Distinct cotangents for leaves of these shapes."""
+    """Returns distinct cotangents for leaves of these shapes."""
     return jax.tree.map(lambda a: np.cos(np.arange(a.size)).reshape(a.shape).astype(a.dtype), tree)
 
 
-def loop(cell: Cell, scenario: Scenario, params: Any, xs: Any, first: Any, ct: Any) -> Any:
-    """The results of `unroll` and their gradients, for each sequence separately, step by step.
+def loop(cell: Cell, scenario: Scenario, params: Any, xs: Any, initial: Any, ct: Any) -> Any:
+    """Computes the results of `unroll` and their gradients, sequence by sequence, step by step.
 
     The carry is repeated on padding, so its cotangents are summed.
     """
-    ct_last, ct_ys, ct_carries = ct
+    ct_final, ct_ys, ct_carries = ct
     zeros, add = partial(jax.tree.map, np.zeros_like), partial(jax.tree.map, np.add)
-    last, ys, carries = zeros((ct_last, ct_ys, ct_carries))
-    params_grad, xs_grad, first_grad = zeros((params, xs, first))
+    final, ys, carries = zeros((ct_final, ct_ys, ct_carries))
+    params_grad, xs_grad, initial_grad = zeros((params, xs, initial))
     index_leaves = lambda tree, *index: jax.tree.map(lambda a: a[index], tree)
 
     def assign(tree: Any, value: Any, *index: int) -> None:
@@ -88,8 +88,8 @@ def loop(cell: Cell, scenario: Scenario, params: Any, xs: Any, first: Any, ct: A
             leaf[index] = part
 
     for b in range(BATCH):
-        start, _ = init_carry_vjp(cell, params, index_leaves(ct_last, b))
-        carry = index_leaves(first, b) if scenario.carry else start
+        reset_carry, _ = init_carry_vjp(cell, params, index_leaves(ct_final, b))
+        carry = index_leaves(initial, b) if scenario.carry else reset_carry
         order = range(STEPS)[:: -1 if scenario.reverse else 1]
         inside = [t for t in order if scenario.lengths is None or t < scenario.lengths[b]]
         valid = [t for t in inside if scenario.mask is None or scenario.mask[t, b]]
@@ -97,14 +97,14 @@ def loop(cell: Cell, scenario: Scenario, params: Any, xs: Any, first: Any, ct: A
         prev = {}
         for t in order:
             if t in valid:
-                prev[t] = start if t in resets else carry
-                args = params, prev[t], xs[t, b], ct_ys[t, b], index_leaves(ct_last, b)
+                prev[t] = reset_carry if t in resets else carry
+                args = params, prev[t], xs[t, b], ct_ys[t, b], index_leaves(ct_final, b)
                 (carry, y), _ = step_vjp(cell, *args)
                 assign(ys, y, t, b)
             assign(carries, carry, t, b)
-        assign(last, carry, b)
+        assign(final, carry, b)
 
-        cotangent, ct_start = index_leaves(ct_last, b), zeros(index_leaves(ct_last, b))
+        cotangent, ct_reset_carry = index_leaves(ct_final, b), zeros(index_leaves(ct_final, b))
         for t in reversed(order):
             cotangent = add(cotangent, index_leaves(ct_carries, t, b))
             if t in valid:
@@ -112,27 +112,27 @@ def loop(cell: Cell, scenario: Scenario, params: Any, xs: Any, first: Any, ct: A
                 _, (step_grad, cotangent, xs_grad[t, b]) = step_vjp(cell, *args)
                 params_grad = add(params_grad, step_grad)
             if t in resets:
-                ct_start, cotangent = add(ct_start, cotangent), zeros(cotangent)
+                ct_reset_carry, cotangent = add(ct_reset_carry, cotangent), zeros(cotangent)
         if scenario.carry:
-            assign(first_grad, cotangent, b)
+            assign(initial_grad, cotangent, b)
         else:
-            ct_start = add(ct_start, cotangent)
-        params_grad = add(params_grad, init_carry_vjp(cell, params, ct_start)[1])
-    return (last, ys, carries), (params_grad, xs_grad, first_grad)
+            ct_reset_carry = add(ct_reset_carry, cotangent)
+        params_grad = add(params_grad, init_carry_vjp(cell, params, ct_reset_carry)[1])
+    return (final, ys, carries), (params_grad, xs_grad, initial_grad)
 
 
 @partial(jax.jit, static_argnames=("cell", "engine"))
-def run_engine(cell: Cell, engine: Engine, params: Any, xs: Any, first: Any) -> Any:
-    """Results and gradients of all scenarios, in one compilation."""
+def run_engine(cell: Cell, engine: Engine, params: Any, xs: Any, initial: Any) -> Any:
+    """Returns the results and the gradients of all scenarios, with one compilation."""
     results = []
     for scenario in SCENARIOS:
 
-        def run(params: Any, xs: Any, first: Any, scenario: Scenario = scenario) -> Any:
+        def run(params: Any, xs: Any, initial: Any, scenario: Scenario = scenario) -> Any:
             return jrnn.unroll(
                 cell,
                 params,
                 xs,
-                first if scenario.carry else None,
+                initial if scenario.carry else None,
                 lengths=scenario.lengths,
                 mask=scenario.mask,
                 resets=scenario.resets,
@@ -141,22 +141,22 @@ def run_engine(cell: Cell, engine: Engine, params: Any, xs: Any, first: Any) -> 
                 return_carries=True,
             )
 
-        out, vjp = jax.vjp(run, params, xs, first)
+        out, vjp = jax.vjp(run, params, xs, initial)
         results.append((out, vjp(make_cotangents(out))))
     return results
 
 
 def assert_equals_loop(cell: Cell, engine: Engine, dtype: Any, tolerance: float) -> None:
-    params, xs, first = setting(cell, dtype)
-    for scenario, got in zip(SCENARIOS, run_engine(cell, engine, params, xs, first), strict=True):
-        want = loop(cell, scenario, params, xs, first, make_cotangents(got[0]))
+    params, xs, initial = setting(cell, dtype)
+    for scenario, got in zip(SCENARIOS, run_engine(cell, engine, params, xs, initial), strict=True):
+        want = loop(cell, scenario, params, xs, initial, make_cotangents(got[0]))
         assert_close(got, want, tolerance)
 
 
 def setting(cell: Cell, dtype: Any) -> Any:
     params = random_params(cell, 1, SIZE, dtype)
-    first = jax.tree.map(lambda a: np.asarray(a + 0.3), cell.init_carry(params, (BATCH,)))
-    return params, XS.astype(dtype), first
+    initial = jax.tree.map(lambda a: np.asarray(a + 0.3), cell.init_carry(params, (BATCH,)))
+    return params, XS.astype(dtype), initial
 
 
 @pytest.mark.parametrize(("name", "engine"), ALL_CASES, ids=str)
@@ -176,34 +176,36 @@ def test_carries_of_the_native_engine_equal_a_loop(cell: Cell) -> None:
 @pytest.mark.parametrize("name", CELLS)
 def test_zero_steps_return_empty_carries(name: str) -> None:
     cell = CELLS[name]
-    params, xs, first = setting(cell, np.float32)
+    params, xs, initial = setting(cell, np.float32)
     for reverse in (False, True):
         options = {"reverse": reverse, "mask": MASK[:0], "resets": RESETS[:0]}
-        last, ys, carries = jrnn.unroll(cell, params, xs[:0], first, return_carries=True, **options)
-        assert_close(last, first, 0)
+        final, ys, carries = jrnn.unroll(
+            cell, params, xs[:0], initial, return_carries=True, **options
+        )
+        assert_close(final, initial, 0)
         assert ys.shape[:2] == (0, BATCH)
-        want = jax.tree.map(lambda a: np.zeros((0, *a.shape)), first)
+        want = jax.tree.map(lambda a: np.zeros((0, *a.shape)), initial)
         got = [a.shape for a in jax.tree.leaves(carries)]
         assert got == [a.shape for a in jax.tree.leaves(want)]
 
 
 def test_outputs_do_not_depend_on_return_carries() -> None:
     cell = dropout(LSTM(3), x=0.5, y=0.5)
-    params, xs, first = setting(cell, np.float32)
+    params, xs, initial = setting(cell, np.float32)
     options = {"mask": MASK, "resets": RESETS, "key": jax.random.key(0)}
-    last, ys, carries = jrnn.unroll(cell, params, xs, first, return_carries=True, **options)
-    assert_close((last, ys), jrnn.unroll(cell, params, xs, first, **options), 1e-6)
-    assert_close(jax.tree.map(lambda a: a[-1], carries), last, 0)
+    final, ys, carries = jrnn.unroll(cell, params, xs, initial, return_carries=True, **options)
+    assert_close((final, ys), jrnn.unroll(cell, params, xs, initial, **options), 1e-6)
+    assert_close(jax.tree.map(lambda a: a[-1], carries), final, 0)
 
 
 def test_carries_are_in_the_accumulation_dtype() -> None:
     cell = LSTM(3)
-    params, xs, first = setting(cell, np.float32)
-    last, ys, carries = jrnn.unroll(
-        cell, params, xs.astype(jnp.bfloat16), first, return_carries=True
+    params, xs, initial = setting(cell, np.float32)
+    final, ys, carries = jrnn.unroll(
+        cell, params, xs.astype(jnp.bfloat16), initial, return_carries=True
     )
-    assert ys.dtype == jnp.bfloat16 and carries.c.dtype == last.c.dtype == np.float32
-    assert_close(jax.tree.map(lambda a: a[-1], carries), last, 0)
+    assert ys.dtype == jnp.bfloat16 and carries.c.dtype == final.c.dtype == np.float32
+    assert_close(jax.tree.map(lambda a: a[-1], carries), final, 0)
 
 
 CHOICES = [
@@ -232,11 +234,11 @@ def test_auto_chooses_an_engine_that_supports_carries(
 
 def test_native_raises_for_cell_states() -> None:
     pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
-    params, xs, first = setting(LSTM(3), np.float32)
+    params, xs, initial = setting(LSTM(3), np.float32)
     with pytest.raises(
         ValueError, match="engine 'native': return_carries must be False, .*; use engine='auto'"
     ):
-        jrnn.unroll(LSTM(3), params, xs, first, engine="native", return_carries=True)
+        jrnn.unroll(LSTM(3), params, xs, initial, engine="native", return_carries=True)
 
 
 def test_return_carries_raises_for_layers_that_are_not_cells() -> None:
@@ -250,9 +252,9 @@ NAN_INPUT, NAN_CARRY = [-0.5, np.nan, np.nan, np.nan, -0.5], [np.nan, np.nan, np
 
 @pytest.mark.parametrize("engine", ["scan", "fused", "native"])
 @pytest.mark.parametrize(
-    ("bad_step", "first", "want"), [(1, 0.0, NAN_INPUT), (None, np.nan, NAN_CARRY)]
+    ("bad_step", "initial", "want"), [(1, 0.0, NAN_INPUT), (None, np.nan, NAN_CARRY)]
 )
-def test_padding_between_a_nan_and_a_reset_has_a_nan_carry(engine, bad_step, first, want) -> None:
+def test_padding_between_a_nan_and_a_reset_has_a_nan_carry(engine, bad_step, initial, want) -> None:
     if engine == "native":
         pytest.importorskip("jrnn._kernels")
     cell = jrnn.Elman(1)
@@ -269,7 +271,7 @@ def test_padding_between_a_nan_and_a_reset_has_a_nan_carry(engine, bad_step, fir
         cell,
         params,
         xs,
-        jnp.full((1, 1), first),
+        jnp.full((1, 1), initial),
         mask=valid,
         resets=resets,
         engine=engine,
@@ -277,7 +279,7 @@ def test_padding_between_a_nan_and_a_reset_has_a_nan_carry(engine, bad_step, fir
     )[2]
     np.testing.assert_allclose(np.ravel(run(jnp.asarray(xs), engine)), want, rtol=1e-6)
     captured = jrnn.analysis.capture_gates(
-        cell, params, jnp.asarray(xs), jnp.full((1, 1), first), mask=valid, resets=resets
+        cell, params, jnp.asarray(xs), jnp.full((1, 1), initial), mask=valid, resets=resets
     ).carries
     np.testing.assert_allclose(np.ravel(captured), want, rtol=1e-6)
 

@@ -43,7 +43,7 @@ def mesh():
 
 
 def results(cell, engine, params, batch):
-    """Values and gradients for each scenario."""
+    """Returns values and gradients for each scenario."""
 
     def run_scenario(scenario):
         run = lambda p, xs, c: unroll_scenario(
@@ -78,7 +78,7 @@ def check_case(cell, engine, rows, axes):
 
 
 def check_noise():
-    """The noise equals that of one device."""
+    """Asserts that the noise equals that of one device."""
     cell = weight_drop(zoneout(dropout(jrnn.LSTM(3), x=0.4), h=0.3, c=0.2), 0.3)
     params = cell.init(jax.random.key(0), 2)
     xs = np.random.default_rng(0).normal(size=(STEPS, ROWS, 2)).astype(np.float32)
@@ -90,7 +90,7 @@ def check_noise():
 
 
 def check_native():
-    """`Native` on each device, and its replacement if devices do not divide the batch."""
+    """Tests `Native` on each device, and its replacement if devices do not divide the batch."""
     cell = jrnn.LSTM(8)
     params = cell.init(jax.random.key(0), 3)
     for rows in (ROWS, 6):
@@ -102,7 +102,7 @@ def check_native():
 
 
 def check_collectives():
-    """Weight gradients are summed over devices once, without any other communication."""
+    """Asserts that weight gradients are summed over devices once, without other communication."""
     cell = jrnn.GRU(8, reset_after=False)
     params = cell.init(jax.random.key(0), 3)
     xs = np.ones((STEPS, ROWS, 3), np.float32)

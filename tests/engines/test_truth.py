@@ -87,7 +87,7 @@ def test_values_equal_the_oracle_in_float32(kind: Row, engine: Engine) -> None:
 
 @partial(jax.jit, static_argnums=(0, 1), compiler_options=OPTIMIZED)
 def run_optimized(cell: jrnn.Cell, engine: Engine, params: Any, batch: Batch) -> Any:
-    """Values, and values with gradients, with the default optimizations of XLA."""
+    """Returns values, and values with gradients, with the default optimizations of XLA."""
     args = cell, engine, FULL_SCENARIOS, params, batch
     return unroll_all(*args), differentiate_all(*args)
 
@@ -117,7 +117,7 @@ class Shape(NamedTuple):
 
 
 def shapes(row: Row) -> list[Shape]:
-    """Two shapes for each cell. Only a new shape needs a compilation, not a new mask."""
+    """Returns two shapes for each cell. Only a new shape needs a compilation, not a new mask."""
     rng = np.random.default_rng(list(CELLS.values()).index(row))
     return [
         Shape(
@@ -149,7 +149,7 @@ def test_any_shape_equals_a_loop(
         assert_close(tuple(got[2:]), loop_grads(cell, drawn.scenario, params, batch), 1e-10)
 
 
-def test_zero_steps_return_the_first_carry(kind: Row, engine: Engine, x64: None) -> None:
+def test_zero_steps_return_the_initial_carry(kind: Row, engine: Engine, x64: None) -> None:
     cell = kind.make(3)
     params = random_params(cell, 1, input_size=2)
     batch = random_batch(cell, params, 2, steps=0, batch=2)
@@ -161,8 +161,8 @@ def test_zero_steps_return_the_first_carry(kind: Row, engine: Engine, x64: None)
         assert_close((results.params_grad, results.carry_grad), (zeros, batch.ct_carry), 0)
 
 
-def test_gradients_of_a_learned_first_carry_equal_a_loop(engine: Engine, x64: None) -> None:
-    # The learned carry is the default of the first carry, and the carry after every reset.
+def test_gradients_of_a_learned_initial_carry_equal_a_loop(engine: Engine, x64: None) -> None:
+    # The learned carry is the default of the initial carry, and the carry after every reset.
     step = lambda params, h, x: (np.tanh(params.w_ih.T @ x + params.w_hh.T @ h),) * 2
     row = Row(LearnedInitialCarry, step, init_carry=lambda params: params.h0)
     cell, params, batch = example(row)

@@ -36,7 +36,7 @@ def meshes() -> dict[str, Mesh]:
 
 
 def results(cell: Any, engines: Any, params: Any, batch: Any) -> Any:
-    """Values and gradients of each engine for each scenario."""
+    """Returns values and gradients of each engine for each scenario."""
 
     def run_scenario(engine: Any, scenario: Scenario) -> Any:
         run = lambda p, xs, c: unroll_scenario(

@@ -24,16 +24,16 @@ RESETS = np.random.default_rng(1).random((STEPS, BATCH)) < 0.3
 def test_bidirectional_equals_two_runs(merge: Any) -> None:
     layer = bidirectional(LSTM(SIZE), GRU(SIZE), merge)
     params = random_params(layer, 1, SIZE, np.float32)
-    first = jax.tree.map(lambda a: a + 0.3, layer.init_carry(params, (BATCH,)))
-    got, ys = jrnn.unroll(layer, params, XS, first, lengths=LENGTHS, resets=RESETS)
+    initial = jax.tree.map(lambda a: a + 0.3, layer.init_carry(params, (BATCH,)))
+    got, ys = jrnn.unroll(layer, params, XS, initial, lengths=LENGTHS, resets=RESETS)
     last, forward = jrnn.unroll(
-        LSTM(SIZE), params.forward, XS, first.forward, lengths=LENGTHS, resets=RESETS
+        LSTM(SIZE), params.forward, XS, initial.forward, lengths=LENGTHS, resets=RESETS
     )
     other, backward = jrnn.unroll(
         GRU(SIZE),
         params.backward,
         XS,
-        first.backward,
+        initial.backward,
         lengths=LENGTHS,
         resets=jrnn.reverse_resets(RESETS, LENGTHS),
         reverse=True,
@@ -86,7 +86,7 @@ def test_reverse_raises_for_bidirectional_layers() -> None:
         bidirectional(GRU(2), both)
 
 
-def test_first_carry_must_have_one_entry_for_each_direction() -> None:
+def test_initial_carry_must_have_one_entry_for_each_direction() -> None:
     layer = bidirectional(GRU(SIZE))
     params = random_params(layer, 1, SIZE, np.float32)
     one = np.zeros((BATCH, SIZE), np.float32)

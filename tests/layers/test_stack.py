@@ -197,16 +197,16 @@ def test_newton_on_a_stack_equals_scan(x64: None) -> None:
     assert_close(got, expected, 1e-9)
 
 
-def test_first_carry_must_have_one_entry_for_each_layer() -> None:
+def test_initial_carry_must_have_one_entry_for_each_layer() -> None:
     layer = stack([LSTM(SIZE), GRU(2)])
     params = random_params(layer, 1, SIZE, np.float32)
-    first = jax.tree.map(lambda a: a + 0.3, layer.init_carry(params, (BATCH,)))
-    got = jrnn.unroll(layer, params, XS, first)
-    low, ys = jrnn.unroll(LSTM(SIZE), params[0], XS, first[0])
-    high, ys = jrnn.unroll(GRU(2), params[1], ys, first[1])
+    initial = jax.tree.map(lambda a: a + 0.3, layer.init_carry(params, (BATCH,)))
+    got = jrnn.unroll(layer, params, XS, initial)
+    low, ys = jrnn.unroll(LSTM(SIZE), params[0], XS, initial[0])
+    high, ys = jrnn.unroll(GRU(2), params[1], ys, initial[1])
     assert_close(got, ((low, high), ys), 1e-6)
     with pytest.raises(TypeError, match="carry of a Stack must be a tuple .* each of its 2 layers"):
-        jrnn.unroll(layer, params, XS, first[:1])
+        jrnn.unroll(layer, params, XS, initial[:1])
 
 
 def test_stack_raises_for_invalid_layers() -> None:

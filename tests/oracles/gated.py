@@ -107,7 +107,7 @@ def depth_gated_lstm(
 
 
 def grud(params: Any, carry: Any, x: Any) -> tuple[Any, np.ndarray]:
-    """Che et al., 2018, whose z is 1 - z of `jrnn.GRUD`."""
+    """Che et al., 2018. The update gate z of the paper is 1 - z in `jrnn.GRUD`."""
     h, x_last = carry
     W, U, V = (split_gates(leaf, "rzn") for leaf in (params.w_ih, params.w_hh, params.w_mh))
     b = split_gates(params.b, "rzn")

@@ -250,7 +250,7 @@ SAME: Any = {"padding": "same", "recurrent_activation": "sigmoid"}
 
 
 def conv_lstm_cases(spatial_shape: tuple[int, ...]) -> dict[str, LibraryCase]:
-    """The cases of ConvLSTM for a spatial shape."""
+    """Returns the cases of ConvLSTM for a spatial shape."""
     axes, cell = len(spatial_shape), jrnn.ConvLSTM(HIDDEN, spatial_shape=spatial_shape)
     make_linen = partial(run_linen, "ConvLSTMCell", HIDDEN, (3,) * axes)
     make_haiku = partial(run_haiku, f"Conv{axes}DLSTM", spatial_shape, HIDDEN, 3)

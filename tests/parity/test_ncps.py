@@ -16,7 +16,8 @@ pytestmark = pytest.mark.torch
 STEPS, BATCH, INPUT, HIDDEN = 7, 4, 3, 5
 
 
-def fill(layer: Any, weights: Any, bias: Any) -> None:
+def copy_weights(layer: Any, weights: Any, bias: Any) -> None:
+    """Copies weights and bias to a torch layer, which has transposed weights."""
     layer.weight.data.copy_(torch.tensor(weights.T))
     layer.bias.data.copy_(torch.tensor(bias))
 
@@ -34,11 +35,11 @@ def test_cfc_equals_ncps(units: int | None, mode: Any) -> None:
     weights_xh = np.concatenate([params.w_ih, params.w_hh])
     weights, biases = weights_xh, params.b
     if units is not None:
-        fill(theirs.backbone[0], weights_xh, params.b)
+        copy_weights(theirs.backbone[0], weights_xh, params.b)
         weights, biases = params.w_heads, params.b_heads
     heads = theirs.ff1, theirs.ff2, theirs.time_a, theirs.time_b
     for head, w, b in zip(heads, np.split(weights, 4, -1), np.split(biases, 4), strict=True):
-        fill(head, w, b)
+        copy_weights(head, w, b)
 
     rng = np.random.default_rng(2)
     xs: Any = rng.normal(size=(STEPS, BATCH, INPUT)).astype(np.float32)

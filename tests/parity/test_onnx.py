@@ -17,7 +17,7 @@ ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid", "linear": "
 
 
 def onnx_weights(params: Any, gates: str, order: str, signs: dict[str, int]) -> list[np.ndarray]:
-    """W and R `[1, G·hidden, ...]` in the gate order of ONNX, and the bias `[1, G·hidden]`.
+    """Returns W and R `[1, G·hidden, ...]` in the gate order of ONNX, and the bias `[1, G·hidden]`.
 
     Args:
       params: the parameters of jrnn.
@@ -33,9 +33,13 @@ def onnx_weights(params: Any, gates: str, order: str, signs: dict[str, int]) -> 
     return [np.concatenate([part(weights, gate) for gate in order])[None] for weights in parts]
 
 
-def lstm_node(cell: LSTM, params: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def lstm_attributes_and_inputs(
+    cell: LSTM, params: Any
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Returns the attributes and the weight inputs of the LSTM operator."""
     # With coupled gates, ONNX computes f = 1 - i from the weights of i, and jrnn computes i = 1 - f
-    # from those of f. So i in ONNX has the negated weights of f in jrnn; those of f are unused.
+    # from those of f. So i in ONNX has the negated weights of f in jrnn; the f weights of ONNX are
+    # unused.
     order, signs = ("fofg", {"f": -1}) if cell.coupled else ("iofg", {})
     w, r, b = onnx_weights(params, "".join(cell.gates), order, signs)
     inputs: dict[str, Any] = {"W": w, "R": r, "B": np.concatenate([b, np.zeros_like(b)], axis=-1)}
@@ -48,12 +52,16 @@ def lstm_node(cell: LSTM, params: Any) -> tuple[dict[str, Any], dict[str, np.nda
         "input_forget": int(cell.coupled),
         "activations": [ACTIVATIONS[name] for name in activations],
     }
-    if "linear" in activations:  # a * x + b
+    if "linear" in activations:
+        # ONNX's Affine is alpha * x + beta.
         attributes |= {"activation_alpha": [1.0], "activation_beta": [0.0]}
     return attributes, inputs
 
 
-def gru_node(cell: GRU, params: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def gru_attributes_and_inputs(
+    cell: GRU, params: Any
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Returns the attributes and the weight inputs of the GRU operator."""
     w, r, b = onnx_weights(params, "rzn", "zrn", {})
     recurrent_b = np.zeros_like(b)
     if cell.reset_after:
@@ -62,28 +70,35 @@ def gru_node(cell: GRU, params: Any) -> tuple[dict[str, Any], dict[str, np.ndarr
     return {"op_type": "GRU", "linear_before_reset": int(cell.reset_after)}, inputs
 
 
-def elman_node(cell: Elman, params: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def elman_attributes_and_inputs(
+    cell: Elman, params: Any
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Returns the attributes and the weight inputs of the RNN operator."""
     w, r, b = onnx_weights(params, "h", "h", {})
     inputs = {"W": w, "R": r, "B": np.concatenate([b, np.zeros_like(b)], axis=-1)}
     return {"op_type": "RNN", "activations": [ACTIVATIONS[cell.activation]]}, inputs
 
 
-NODES: dict[type[Cell], Any] = {LSTM: lstm_node, GRU: gru_node, Elman: elman_node}
+CONVERTERS: dict[type[Cell], Any] = {
+    LSTM: lstm_attributes_and_inputs,
+    GRU: gru_attributes_and_inputs,
+    Elman: elman_attributes_and_inputs,
+}
 
 
 def has_operator(cell: Cell) -> bool:
-    """Whether ONNX has an operator with all options of a cell."""
+    """Returns whether ONNX has an operator with all options of a cell."""
     if isinstance(cell, LSTM):
         gates = cell.input_gate and cell.forget_gate and cell.output_gate
         return gates and not cell.gate_recurrence and cell.proj_size is None and cell.heads == 1
-    return type(cell) in NODES and getattr(cell, "heads", 1) == 1
+    return type(cell) in CONVERTERS and getattr(cell, "heads", 1) == 1
 
 
 def onnx_unroll(
     cell: Cell, params: Any, batch: Batch, scenario: Scenario
 ) -> tuple[Any, np.ndarray]:
-    """The final carry and outputs of the operator, in the layout of jrnn."""
-    attributes, inputs = NODES[type(cell)](cell, params)
+    """Returns the final carry and the outputs of the operator, in the layout of jrnn."""
+    attributes, inputs = CONVERTERS[type(cell)](cell, params)
     is_lstm = isinstance(batch.carry, LSTMCarry)
     inputs |= {"X": batch.xs}
     for name, leaf in zip(["initial_h", "initial_c"], jax.tree.leaves(batch.carry), strict=False):
@@ -108,15 +123,15 @@ def onnx_unroll(
 
 def serialize(node: Any, inputs: dict[str, np.ndarray]) -> bytes:
     """Serializes a model of one node, whose weights are inputs."""
-    typed = [
+    input_infos = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
         for name, a in inputs.items()
     ]
-    results = [
+    output_infos = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * (4 if name == "Y" else 3))
         for name in node.output
     ]
-    graph = helper.make_graph([node], "recurrent", typed, results)
+    graph = helper.make_graph([node], "recurrent", input_infos, output_infos)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
     checker.check_model(model)
     return model.SerializeToString()

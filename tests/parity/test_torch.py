@@ -1,8 +1,8 @@
-"""Cells equal those of torch.nn, with gradients of params, inputs and initial state.
+"""Cells equal those of torch.nn, including the gradients of parameters, inputs and initial state.
 
-A bidirectional layer of torch tests both directions, each with its own weights. With a projection,
-the carry contains h after the projection in torch, and before it in jrnn. So the initial h is zero,
-and the final h is projected before the comparison.
+A bidirectional torch layer is compared, so that both directions are tested, each with its own
+weights. With a projection, the carry contains h after the projection in torch, and before it in
+jrnn. So the initial h is zero, and the final h is projected before the comparison.
 """
 
 from typing import Any
@@ -43,13 +43,13 @@ LAYERS: dict[str, Any] = {
 }
 
 
-def fill(layer: Any, all_params: list[Any]) -> None:
+def copy_params_to_torch(layer: Any, all_params: list[Any]) -> None:
     """Copies the parameters to torch, which has the same order of gates; weights are transposed."""
     for params, suffix in zip(all_params, SUFFIXES, strict=True):
         # torch has two biases, whose sum is the bias of jrnn.
         b_ih, b_hh = 0.75 * params.b, 0.25 * params.b
         if isinstance(params, GRUParams):
-            # For n of the GRU, jrnn has two biases as well.
+            # For gate n of the GRU, jrnn has two biases as well.
             b_ih[2 * HIDDEN :], b_hh[2 * HIDDEN :] = params.b[2 * HIDDEN :], params.b_hn
         values = {
             "weight_ih": params.w_ih.T,
@@ -66,15 +66,16 @@ def fill(layer: Any, all_params: list[Any]) -> None:
 def get_params_grads(layer: Any, params: Any, suffix: str) -> Any:
     """Returns the gradients of torch in the layout of jrnn."""
     grad = lambda name: getattr(layer, f"{name}_{suffix}").grad.numpy()
-    ours = params._replace(w_ih=grad("weight_ih").T, w_hh=grad("weight_hh").T, b=grad("bias_ih"))
+    grads = params._replace(w_ih=grad("weight_ih").T, w_hh=grad("weight_hh").T, b=grad("bias_ih"))
     if isinstance(params, GRUParams):
-        ours = ours._replace(b_hn=grad("bias_hh")[2 * HIDDEN :])
+        grads = grads._replace(b_hn=grad("bias_hh")[2 * HIDDEN :])
     if is_projected(params):
-        ours = ours._replace(w_hr=grad("weight_hr").T)
-    return ours
+        grads = grads._replace(w_hr=grad("weight_hr").T)
+    return grads
 
 
 def is_projected(params: Any) -> bool:
+    """Returns whether the parameters are those of an LSTM with a projection of h."""
     return isinstance(params, LSTMParams) and params.w_hr is not None
 
 
@@ -85,7 +86,7 @@ def to_torch_states(params: Any, carry: Any) -> list[Any]:
 
 
 def move_ct_to_last_output(batch: Batch, ct_h: Any, scenario: Scenario) -> Batch:
-    """Moves the cotangent of the final h of torch to the last output, which equals it."""
+    """Adds the cotangent of torch's final h to that of the last output, which equals this h."""
     last = 0 if scenario.reverse else (LENGTHS if scenario.lengths else STEPS) - 1
     ct_ys = batch.ct_ys.copy()
     ct_ys[last, np.arange(BATCH)] += ct_h
@@ -103,14 +104,14 @@ def run_torch(
         torch.tensor(np.stack(leaves), requires_grad=True) for leaves in zip(*carries, strict=True)
     ]
     xs = torch.tensor(batches[0].xs, requires_grad=True)
-    first = tuple(states) if len(states) == 2 else states[0]
+    initial = tuple(states) if len(states) == 2 else states[0]
     inputs = xs
     if lengths:
         inputs = rnn_utils.pack_padded_sequence(xs, torch.tensor(LENGTHS), enforce_sorted=False)
-    ys, last = layer(inputs, first)
+    ys, final = layer(inputs, initial)
     if lengths:
         ys, _ = rnn_utils.pad_packed_sequence(ys, total_length=STEPS)
-    return xs, states, list(last) if len(states) == 2 else [last], ys
+    return xs, states, list(final) if len(states) == 2 else [final], ys
 
 
 @pytest.mark.parametrize("lengths", [False, True], ids=["full", "packed"])
@@ -122,11 +123,11 @@ def test_cell_equals_torch(name: str, engine: Engine, lengths: bool) -> None:
     batches = [batch._replace(xs=batches[0].xs, lengths=LENGTHS) for batch in batches]
     ct_carries = [jax.tree.leaves(batch.ct_carry) for batch in batches]
     if is_projected(all_params[0]):
-        first_h = np.zeros_like(batches[0].carry.h)
-        batches = [b._replace(carry=b.carry._replace(h=first_h)) for b in batches]
+        initial_h = np.zeros_like(batches[0].carry.h)
+        batches = [b._replace(carry=b.carry._replace(h=initial_h)) for b in batches]
         ct_carries = [[ct_h[:, :HIDDEN], ct_c] for ct_h, ct_c in ct_carries]
     layer = LAYERS[name](INPUT, HIDDEN, bidirectional=True)
-    fill(layer, all_params)
+    copy_params_to_torch(layer, all_params)
     xs, states, carries, ys = run_torch(layer, all_params, batches, lengths)
     ct_ys = np.concatenate([batch.ct_ys for batch in batches], axis=-1)
     stacked = map(np.stack, zip(*ct_carries, strict=True))

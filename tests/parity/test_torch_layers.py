@@ -60,33 +60,33 @@ def test_bidirectional_layers_equal_torch(name, options, padded):
     xs = rng.normal(size=(BATCH, STEPS, INPUT)).astype(np.float32)
     weights = rng.normal(size=(BATCH, STEPS, 2 * output)).astype(np.float32)
     draw = lambda size: rng.normal(size=(2 * LAYERS, BATCH, size)).astype(np.float32)
-    first = (draw(output), draw(HIDDEN)) if name == "LSTM" else draw(HIDDEN)
+    initial = (draw(output), draw(HIDDEN)) if name == "LSTM" else draw(HIDDEN)
     is_projected = "proj_size" in options
     if is_projected:  # the carry of torch has h after the projection, that of jrnn h before it
-        first = (np.zeros_like(first[0]), first[1])
+        initial = (np.zeros_like(initial[0]), initial[1])
 
     torch_xs = torch.tensor(xs, requires_grad=True)
-    torch_first = jax.tree.map(torch.tensor, first)
+    torch_initial = jax.tree.map(torch.tensor, initial)
     if padded:
         packed = torch.nn.utils.rnn.pack_padded_sequence(
             torch_xs, torch.tensor(LENGTHS), batch_first=True, enforce_sorted=False
         )
-        out, last = theirs(packed, torch_first)
+        out, final = theirs(packed, torch_initial)
         out, _ = torch.nn.utils.rnn.pad_packed_sequence(out, batch_first=True, total_length=STEPS)
     else:
-        out, last = theirs(torch_xs, torch_first)
+        out, final = theirs(torch_xs, torch_initial)
     (out * torch.tensor(weights)).sum().backward()
 
-    carry: Any = nn_carry(name, first)
+    carry: Any = nn_carry(name, initial)
     if is_projected:
         carry = carry._replace(h=np.zeros((2 * LAYERS, BATCH, HIDDEN), np.float32))
     lengths = LENGTHS if padded else None
-    got_last, got = ours(jnp.asarray(xs), carry, lengths=lengths)
+    got_final, got = ours(jnp.asarray(xs), carry, lengths=lengths)
     assert_close(got, out.detach().numpy(), 1e-5)
     if is_projected:
         w_hr = np.stack([rnn.params.w_hr for rnn in ours.rnns])
-        got_last = got_last._replace(h=got_last.h @ w_hr)
-    assert_close(got_last, nn_carry(name, jax.tree.map(lambda a: a.detach().numpy(), last)), 1e-5)
+        got_final = got_final._replace(h=got_final.h @ w_hr)
+    assert_close(got_final, nn_carry(name, jax.tree.map(lambda a: a.detach().numpy(), final)), 1e-5)
 
     loss = lambda model, xs: jnp.sum(model(xs, carry, lengths=lengths)[1] * weights)
     xs_grad = jax.grad(lambda xs: loss(ours, xs))(jnp.asarray(xs))
@@ -99,7 +99,7 @@ def test_bidirectional_layers_equal_torch(name, options, padded):
 
 
 def nn_carry(name, state):
-    """The carry of jrnn for (h, c) or h of torch; layers and directions have the same order."""
+    """Converts (h, c) or h of torch to a carry; layers and directions have the same order."""
     from jrnn import LSTMCarry
 
     return LSTMCarry(*state) if name == "LSTM" else state

@@ -1,6 +1,7 @@
 """AntisymmetricRNN, CoRNN and FastGRNN equal those of torchrecurrent.
 
-The LEM of torchrecurrent uses the old memory instead of the new one, so it is not compared.
+The LEM of torchrecurrent computes the state y from the previous memory z instead of the new one, so
+it is not compared.
 """
 
 from typing import Any
@@ -19,15 +20,17 @@ pytestmark = pytest.mark.torch
 STEPS, BATCH, INPUT, HIDDEN = 7, 4, 3, 5
 
 
-def compare(cell: Cell, kind: str, options: dict[str, float], names: dict[str, str]) -> None:
-    """Compares outputs with a cell of torchrecurrent.
+def assert_equals_torchrecurrent(
+    cell: Cell, class_name: str, options: dict[str, Any], names: dict[str, str]
+) -> None:
+    """Asserts that a cell has the outputs of a torchrecurrent cell.
 
     `names` maps parameters of torchrecurrent to those of jrnn; all others are set to 0.
     """
     from torchrecurrent import cells
 
     params = random_params(cell, 1, INPUT, np.float32)
-    theirs = getattr(cells, kind)(INPUT, HIDDEN, **options)
+    theirs = getattr(cells, class_name)(INPUT, HIDDEN, **options)
     for name, value in theirs.named_parameters():
         value.data.zero_()
         if name in names:
@@ -42,22 +45,24 @@ def compare(cell: Cell, kind: str, options: dict[str, float], names: dict[str, s
     assert_close(jrnn.unroll(cell, params, xs)[1], np.stack(ys), 1e-5)
 
 
-SHARED = {"weight_ih": "w_ih", "weight_hh": "w_hh", "bias_ih": "b"}
+SHARED_NAMES = {"weight_ih": "w_ih", "weight_hh": "w_hh", "bias_ih": "b"}
 
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_antisymmetric_rnn_equals_torchrecurrent(gated: bool) -> None:
     options = {"epsilon": 0.5, "gamma": 0.2}
-    kind = "GatedAntisymmetricRNNCell" if gated else "AntisymmetricRNNCell"
-    compare(AntisymmetricRNN(HIDDEN, **options, gated=gated), kind, options, SHARED)
+    class_name = "GatedAntisymmetricRNNCell" if gated else "AntisymmetricRNNCell"
+    cell = AntisymmetricRNN(HIDDEN, **options, gated=gated)
+    assert_equals_torchrecurrent(cell, class_name, options, SHARED_NAMES)
 
 
 def test_cornn_equals_torchrecurrent() -> None:
     options = {"dt": 0.3, "gamma": 1.5, "epsilon": 0.7}
-    compare(CoRNN(HIDDEN, **options), "coRNNCell", options, {**SHARED, "weight_ch": "w_zh"})
+    names = {**SHARED_NAMES, "weight_ch": "w_zh"}
+    assert_equals_torchrecurrent(CoRNN(HIDDEN, **options), "coRNNCell", options, names)
 
 
 def test_fastgrnn_equals_torchrecurrent() -> None:
-    names = {**SHARED, "zeta": "zeta", "nu": "nu"}
-    gate: Any = {"nonlinearity": "sigmoid"}
-    compare(FastGRNN(HIDDEN), "FastGRNNCell", gate, names)
+    names = {**SHARED_NAMES, "zeta": "zeta", "nu": "nu"}
+    options = {"nonlinearity": "sigmoid"}
+    assert_equals_torchrecurrent(FastGRNN(HIDDEN), "FastGRNNCell", options, names)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import jrnn
-from jrnn.sweep.sweep import BEST, sweep, trial_folder
+from jrnn.sweep.sweep import BEST, load_tasks, sweep, trial_folder
 from jrnn.sweep.trials import group_trials, stack_scalars
 from jrnn.sweep.vmapped_runs import TrialDevices, VmappedRuns
 from jrnn.tasks.task import Data, Split, Task
@@ -53,24 +53,21 @@ class Signs(Task):
         )
 
 
-def experiment(cell=None, *, task=None, optimizer=None, **changes):
+def make_experiment(cell=None, *, task=None, optimizer=None, **changes):
     network = Network(cell or jrnn.LSTM(5), dropout=changes.pop("dropout", 0.1))
     options = {"steps": 45, "batch_size": 8, "eval_every": 15, **changes}
     optimizer = optimizer or Optimizer(1e-2, "adamw", "cosine", weight_decay=0.1)
     return Experiment(task or Signs(), network, optimizer, **options)
 
 
-def loaded(experiments):
-    return {e.task: e.task.load() for e in experiments}
-
-
-def lines(folder):
+def read_metrics(folder):
+    """Returns the lines of the metrics file of a run, as dictionaries."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_same_lines(one, other, abs=1e-6):
+def assert_same_metrics(one, other, abs=1e-6):
     """Asserts that the metrics of two runs are equal up to a relative error of 1e-5."""
-    for actual, expected in zip(lines(one), lines(other), strict=True):
+    for actual, expected in zip(read_metrics(one), read_metrics(other), strict=True):
         assert actual.pop("split") == expected.pop("split")
         assert actual == pytest.approx(expected, rel=1e-5, abs=abs)
 
@@ -81,18 +78,19 @@ def assert_equals_separate_run(e, trial, folder, separate):
 
 
 def assert_same_run(trained, trial, folder, separate):
-    assert_same_lines(folder, separate)
+    """Asserts that a trial has the metrics and the result of a run that is already trained."""
+    assert_same_metrics(folder, separate)
     assert trial.step == trained.step
     assert trial.validation == pytest.approx(trained.validation, rel=1e-5)
     assert trial.test == pytest.approx(trained.test, rel=1e-5)
 
 
 VARIED = [
-    experiment(),
-    experiment(seed=1),
-    experiment(jrnn.LSTM(5, forget_bias=-1.0), dropout=0.5),
-    experiment(optimizer=Optimizer(1e-1, "adamw", "cosine", weight_decay=0.0, clip_norm=0.1)),
-    experiment(patience=1, seed=3),
+    make_experiment(),
+    make_experiment(seed=1),
+    make_experiment(jrnn.LSTM(5, forget_bias=-1.0), dropout=0.5),
+    make_experiment(optimizer=Optimizer(1e-1, "adamw", "cosine", weight_decay=0.0, clip_norm=0.1)),
+    make_experiment(patience=1, seed=3),
 ]
 
 
@@ -109,7 +107,7 @@ def separate(tmp_path_factory):
 
 @pytest.mark.parametrize("width", [None, 2, 5])
 def test_each_trial_equals_its_separate_run(width, separate, tmp_path):
-    assert group_trials(VARIED, loaded(VARIED)) == [[0, 1, 2, 3, 4]]
+    assert group_trials(VARIED, load_tasks(VARIED)) == [[0, 1, 2, 3, 4]]
     result = sweep(VARIED, tmp_path / "sweep", width=width)
     for number, (run_folder, trained) in enumerate(separate):
         folder = trial_folder(tmp_path / "sweep", number)
@@ -124,8 +122,8 @@ def test_trials_with_different_momentum_and_learning_rate(algorithm, tmp_path):
         Optimizer(rate, algorithm, "linear", warmup=0.2, momentum=momentum, clip_norm=None)
         for rate, momentum in ((1e-1, 0.5), (1e-2, 0.9))
     ]
-    trials = [experiment(jrnn.GRU(4), optimizer=o, dropout=0.0) for o in optims]
-    assert group_trials(trials, loaded(trials)) == [[0, 1]]
+    trials = [make_experiment(jrnn.GRU(4), optimizer=o, dropout=0.0) for o in optims]
+    assert group_trials(trials, load_tasks(trials)) == [[0, 1]]
     result = sweep(trials, tmp_path / "sweep")
     for number, e in enumerate(trials):
         folder = trial_folder(tmp_path / "sweep", number)
@@ -134,7 +132,7 @@ def test_trials_with_different_momentum_and_learning_rate(algorithm, tmp_path):
 
 def test_sweep_supports_tbptt(tmp_path):
     changes = {"task": Signs(per_step=True), "tbptt": TBPTT(k1=2, k2=3)}
-    trials = [experiment(jrnn.GRU(4), seed=seed, **changes) for seed in range(3)]
+    trials = [make_experiment(jrnn.GRU(4), seed=seed, **changes) for seed in range(3)]
     result = sweep(trials, tmp_path / "sweep", width=2)
     assert len(result.groups) == 1
     for number, e in enumerate(trials):
@@ -168,14 +166,14 @@ def test_sweep_supports_tbptt(tmp_path):
     ],
 )
 def test_group_trials_by_compilation(one, other, same_group):
-    trials = [experiment(**one), experiment(**other)]
+    trials = [make_experiment(**one), make_experiment(**other)]
     expected = [[0, 1]] if same_group else [[0], [1]]
-    assert group_trials(trials, loaded(trials)) == expected
+    assert group_trials(trials, load_tasks(trials)) == expected
 
 
 def test_groups_keep_the_order_of_trials(tmp_path):
     cells = [jrnn.GRU(3), jrnn.GRU(4), jrnn.GRU(3)]
-    trials = [experiment(cell, seed=number) for number, cell in enumerate(cells)]
+    trials = [make_experiment(cell, seed=number) for number, cell in enumerate(cells)]
     result = sweep(trials, tmp_path / "sweep")
     assert result.groups == [[0, 2], [1]]
     assert_equals_separate_run(
@@ -184,7 +182,9 @@ def test_groups_keep_the_order_of_trials(tmp_path):
 
 
 def test_diverging_trial_does_not_affect_others(tmp_path):
-    sgd = lambda rate: experiment(optimizer=Optimizer(rate, "sgd", clip_norm=None), dropout=0.0)
+    sgd = lambda rate: make_experiment(
+        optimizer=Optimizer(rate, "sgd", clip_norm=None), dropout=0.0
+    )
     stable = [sgd(1e-2), sgd(3e-2)]
     separate = sweep(stable, tmp_path / "separate")
     result = sweep([stable[0], sgd(1e38), stable[1]], tmp_path / "diverging", width=3)
@@ -193,11 +193,12 @@ def test_diverging_trial_does_not_affect_others(tmp_path):
     for number, index in enumerate((0, 2)):
         assert result.trials[index].stopped == ""
         assert result.trials[index].test == pytest.approx(separate.trials[number].test, rel=1e-5)
-    assert all(np.isfinite(line["loss"]) for line in lines(trial_folder(tmp_path / "diverging", 1)))
+    diverging = read_metrics(trial_folder(tmp_path / "diverging", 1))
+    assert all(np.isfinite(line["loss"]) for line in diverging)
 
 
 def test_a_trial_that_has_stopped_takes_no_steps():
-    trials = [experiment(seed=seed) for seed in range(3)]
+    trials = [make_experiment(seed=seed) for seed in range(3)]
     data, first = trials[0].task.load(), trials[0]
     runs = VmappedRuns(
         [partial(e.network.build, data, e.seed) for e in trials],
@@ -215,12 +216,12 @@ def test_a_trial_that_has_stopped_takes_no_steps():
 
 def test_patience_stops_only_its_trial(tmp_path):
     trials = [
-        experiment(optimizer=Optimizer(rate), patience=1, dropout=0.0, eval_every=5, seed=4)
+        make_experiment(optimizer=Optimizer(rate), patience=1, dropout=0.0, eval_every=5, seed=4)
         for rate in (1e-9, 3e-2)
     ]
     result = sweep(trials, tmp_path / "sweep")
     assert result.trials[0].stopped == "patience exhausted at step 10"
-    assert lines(trial_folder(tmp_path / "sweep", 1))[-1]["step"] > 10
+    assert read_metrics(trial_folder(tmp_path / "sweep", 1))[-1]["step"] > 10
 
 
 def test_best_trial_is_saved_as_a_run(tmp_path):
@@ -232,18 +233,20 @@ def test_best_trial_is_saved_as_a_run(tmp_path):
     restored = restore(e, e.task.load(), tmp_path / "sweep" / BEST)
     assert restored.step == result.trials[best].step
     assert restored.test == pytest.approx(result.trials[best].test, rel=1e-5)
-    assert lines(tmp_path / "sweep" / BEST) == lines(trial_folder(tmp_path / "sweep", best))
+    expected = read_metrics(trial_folder(tmp_path / "sweep", best))
+    assert read_metrics(tmp_path / "sweep" / BEST) == expected
     resumed = train(e, e.task.load(), tmp_path / "sweep" / BEST, resume=True)
     assert resumed.test == pytest.approx(restored.test, rel=1e-6)
 
 
-def read_metrics(folder, count):
+def read_metrics_bytes(folder, count):
+    """Returns the contents of the metrics files of the first trials of a sweep."""
     return [(trial_folder(folder, k) / "metrics.jsonl").read_bytes() for k in range(count)]
 
 
 def test_resumed_sweep_equals_uninterrupted_sweep(tmp_path, monkeypatch):
     cells = [jrnn.GRU(3), jrnn.GRU(4), jrnn.GRU(3)]
-    trials = [experiment(cell, seed=k, steps=200) for k, cell in enumerate(cells)]
+    trials = [make_experiment(cell, seed=k, steps=200) for k, cell in enumerate(cells)]
     reference = sweep(trials, tmp_path / "reference")
     train_steps, calls = Trainer.train_steps, []
 
@@ -263,7 +266,8 @@ def test_resumed_sweep_equals_uninterrupted_sweep(tmp_path, monkeypatch):
             assert "jrnn sweep --resume" in str(error)
             interruptions += 1
     assert interruptions >= 3
-    assert read_metrics(tmp_path / "resumed", 3) == read_metrics(tmp_path / "reference", 3)
+    expected = read_metrics_bytes(tmp_path / "reference", 3)
+    assert read_metrics_bytes(tmp_path / "resumed", 3) == expected
     assert resumed.trials == reference.trials and resumed.best == reference.best
 
 
@@ -276,8 +280,8 @@ def count_compilations(trials, folder):
 
 
 def test_number_of_trials_does_not_change_compilations(tmp_path):
-    few = count_compilations([experiment(seed=seed) for seed in range(2)], tmp_path / "few")
-    many = count_compilations([experiment(seed=seed) for seed in range(8)], tmp_path / "many")
+    few = count_compilations([make_experiment(seed=seed) for seed in range(2)], tmp_path / "few")
+    many = count_compilations([make_experiment(seed=seed) for seed in range(8)], tmp_path / "many")
     assert few == many > 0
 
 
@@ -292,7 +296,8 @@ sweep_six_trials(Path(sys.argv[1]))
 
 
 def sweep_six_trials(folder):
-    sweep([experiment(seed=seed) for seed in range(6)], folder)
+    """Trains a sweep of six trials."""
+    sweep([make_experiment(seed=seed) for seed in range(6)], folder)
 
 
 def test_sweep_on_four_devices_equals_sweep_on_one(tmp_path):
@@ -301,7 +306,7 @@ def test_sweep_on_four_devices_equals_sweep_on_one(tmp_path):
     subprocess.run(command, env=environment, check=True, timeout=300)
     sweep_six_trials(tmp_path / "one")
     for number in range(6):
-        assert_same_lines(*(trial_folder(tmp_path / name, number) for name in ("four", "one")))
+        assert_same_metrics(*(trial_folder(tmp_path / name, number) for name in ("four", "one")))
 
 
 def test_devices_that_share_threads_do_not_deadlock(tmp_path):
@@ -325,10 +330,10 @@ def test_invalid_sweep_raises(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="at least one trial, got none"):
         sweep([], tmp_path)
     with pytest.raises(ValueError, match="trial 1: train: batch_size must be at most"):
-        sweep([experiment(), experiment(batch_size=1000)], tmp_path)
+        sweep([make_experiment(), make_experiment(batch_size=1000)], tmp_path)
     monkeypatch.setattr("jrnn.train.data.sampler.DEVICE_BYTES", 10)
     with pytest.raises(ValueError, match="are too large"):
-        sweep([experiment()], tmp_path)
+        sweep([make_experiment()], tmp_path)
 
 
 @pytest.mark.exhaustive
@@ -346,5 +351,5 @@ def test_killed_and_resumed_sweep_equals_uninterrupted_sweep(tmp_path):
         num_kills=20,
     )
     wait_for_success(process)
-    assert read_metrics(resumed, 4) == read_metrics(reference, 4)
+    assert read_metrics_bytes(resumed, 4) == read_metrics_bytes(reference, 4)
     assert read_result(resumed / BEST) == read_result(reference / BEST)

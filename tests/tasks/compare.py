@@ -6,7 +6,7 @@ from jrnn.tasks import Data, Split
 
 
 def splits_are_equal(one: Split, other: Split) -> bool:
-    """Whether all arrays are equal, or both None."""
+    """Returns whether all arrays are equal, or both None."""
     return all(
         (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b))
         for a, b in zip(one, other, strict=True)
@@ -14,7 +14,7 @@ def splits_are_equal(one: Split, other: Split) -> bool:
 
 
 def data_are_equal(one: Data, other: Data) -> bool:
-    """Whether all three splits are equal."""
+    """Returns whether all three splits are equal."""
     return all(
         splits_are_equal(getattr(one, part), getattr(other, part))
         for part in ("train", "validation", "test")

@@ -25,7 +25,7 @@ def _splits(data: Data) -> tuple[Split, Split, Split]:
 
 
 def _features() -> np.ndarray:
-    """Random values; the first channel of the first step is the index of the example."""
+    """Returns random values; the first channel of the first step is the index of the example."""
     xs = RNG.normal(3, 2, (N, T, C))
     xs[:, 0, 0] = np.arange(N)
     return xs

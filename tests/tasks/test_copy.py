@@ -7,7 +7,7 @@ from jrnn.tasks import Copy
 
 
 def _reference_layout(message: list[int], delay: int, symbols: int):
-    """Inputs, targets and metric mask, as Arjovsky et al. describe them."""
+    """Returns inputs, targets and metric mask, as Arjovsky et al. describe them."""
     blank, delimiter, k = symbols, symbols + 1, len(message)
     xs, ys, metric_mask = [], [], []
     for t in range(delay + 2 * k):

@@ -16,7 +16,7 @@ from jrnn.train.data.sampler import take
 from jrnn.train.step.loss import SequenceLoss
 from jrnn.train.step.step import TrainStep
 from tests.helpers import mark_exhaustive
-from tests.sweep.test_sweep import assert_same_lines
+from tests.sweep.test_sweep import assert_same_metrics
 from tests.train.test_truncated import Sums
 
 
@@ -43,7 +43,7 @@ def test_accumulated_run_equals_run_of_whole_batches(tbptt, accumulate, tmp_path
     data = experiment.task.load()
     train(experiment, data, tmp_path / "whole")
     train(replace(experiment, accumulate=accumulate), data, tmp_path / "accumulated")
-    assert_same_lines(tmp_path / "accumulated", tmp_path / "whole", abs=None)
+    assert_same_metrics(tmp_path / "accumulated", tmp_path / "whole", abs=None)
 
 
 def test_accumulated_step_equals_explicit_loop():
@@ -111,7 +111,7 @@ def test_sweep_supports_accumulation(tmp_path):
     trials = [make_experiment(accumulate=3, seed=seed) for seed in range(2)]
     sweep(trials, tmp_path / "sweep")
     train(trials[1], trials[1].task.load(), tmp_path / "alone")
-    assert_same_lines(trial_folder(tmp_path / "sweep", 1), tmp_path / "alone", abs=None)
+    assert_same_metrics(trial_folder(tmp_path / "sweep", 1), tmp_path / "alone", abs=None)
 
 
 def test_accumulate_must_divide_batch_size():

@@ -9,12 +9,13 @@ from jrnn.train.run.trainer import Trainer
 from tests.helpers import record_compilations
 from tests.sweep.test_sweep import Signs
 
-pytestmark = pytest.mark.usefixtures("uncached")
-NUM_TRAIN = 120
+pytestmark = pytest.mark.usefixtures("disable_compilation_cache")
+NUM_TRAIN = 120  # examples in the training split of `Signs`
 
 
 def make_experiment(**changes):
-    options = {"steps": 92, "batch_size": 8, "eval_every": 13, "save_every": 1e-9}
+    save_every = 1e-9  # seconds; saves whenever possible
+    options = {"steps": 92, "batch_size": 8, "eval_every": 13, "save_every": save_every}
     task = Signs(per_step="tbptt" in changes)
     network = Network(jrnn.LSTM(5), dropout=0.1)
     return Experiment(task, network, Optimizer(1e-2, schedule="cosine"), **{**options, **changes})
@@ -54,7 +55,9 @@ def test_nothing_is_compiled_after_the_first_evaluation_and_save(
         train(experiment, data, tmp_path)
     first = next(index for index, (step, _) in enumerate(counts) if step == experiment.eval_every)
     later = counts[first + 1 :]
-    assert later[0][0] == experiment.eval_every, "the first save after an evaluation"
+    assert later[0][0] == experiment.eval_every, (
+        "a save must follow the first evaluation in the same step"
+    )
     assert len({step for step, _ in later}) > 5 and later[-1][0] == experiment.steps
     assert later[0][1] > 0 and {count for _, count in later} == {later[0][1]}
 

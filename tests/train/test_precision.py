@@ -13,10 +13,11 @@ from jrnn.train.step.step import TrainStep
 from tests.sweep.test_sweep import Signs
 
 FLOAT = jax.numpy.floating
+HIDDEN = 6
 
 
 def make_experiment(dtype, cell=None, engine="fused", **changes):
-    network = Network(cell or jrnn.LSTM(6), num_layers=2, dtype=dtype, engine=engine)
+    network = Network(cell or jrnn.LSTM(HIDDEN), num_layers=2, dtype=dtype, engine=engine)
     options = {"steps": 120, "batch_size": 16, "eval_every": 60, **changes}
     return Experiment(Signs("tbptt" in changes), network, Optimizer(3e-2, "adamw"), **options)
 
@@ -55,6 +56,7 @@ def make_step(experiment):
 
 
 def float_dtypes(tree):
+    """Returns the names of the floating-point dtypes of the leaves."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jax.numpy.issubdtype(leaf.dtype, FLOAT)]
     return {str(leaf.dtype) for leaf in leaves}
 
@@ -67,22 +69,22 @@ CHANGES = [
 
 @pytest.mark.parametrize("engine", ["fused", "scan"])
 @pytest.mark.parametrize("changes", CHANGES)
-@pytest.mark.parametrize("cell", [jrnn.LSTM(6), jrnn.GRU(6)], ids=["lstm", "gru"])
+@pytest.mark.parametrize("cell", [jrnn.LSTM(HIDDEN), jrnn.GRU(HIDDEN)], ids=["lstm", "gru"])
 def test_bfloat16_products_with_float32_state(cell, changes, engine):
     step, state, batch, grad_dtypes = make_step(
         make_experiment("bfloat16", cell, engine, **changes)
     )
     equations = [*all_equations(jax.make_jaxpr(step)(state, batch).jaxpr)]
     # Only recurrent layers have an axis of this size; the head computes in float32.
-    gates = 6 * (4 if isinstance(cell, jrnn.LSTM) else 3)
+    gates_size = HIDDEN * (4 if isinstance(cell, jrnn.LSTM) else 3)
     products = [
         {str(operand.aval.dtype) for operand in equation.invars}
         for equation in equations
         if equation.primitive.name == "dot_general"
-        and any(gates in v.aval.shape for v in (*equation.invars, *equation.outvars))
+        and any(gates_size in v.aval.shape for v in (*equation.invars, *equation.outvars))
     ]
-    # Two layers multiply inputs and carries by weights, forward and backward for both operands. The
-    # inputs of the network have no gradient.
+    # Each of 2 layers has 2 products, by input and by recurrent weights. Each has one forward
+    # product and two backward ones, one per operand; the network inputs need no gradient.
     assert len(products) >= 2 * 2 * 3 - 1 and all(dtypes == {"bfloat16"} for dtypes in products)
     after, metrics = jax.jit(step)(state, batch)
     assert grad_dtypes[0] == float_dtypes(metrics) == {"float32"}

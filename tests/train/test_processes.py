@@ -18,7 +18,7 @@ from jrnn.train import train
 from jrnn.train.data.loader import PrefetchedBatches
 from tests.distributed.test_mesh import CASES
 from tests.helpers import free_port, mark_exhaustive
-from tests.sweep.test_sweep import lines
+from tests.sweep.test_sweep import read_metrics
 from tests.train.test_resume import (
     checkpoint_steps,
     kill_and_resume,
@@ -65,7 +65,8 @@ def single_run(tmp_path_factory, cache):
 
 def assert_same_losses(folder, single_run, steps, tolerance):
     actual, expected = (
-        [line for line in lines(path) if line["step"] <= steps] for path in (folder, single_run)
+        [line for line in read_metrics(path) if line["step"] <= steps]
+        for path in (folder, single_run)
     )
     assert [(line["step"], line["split"]) for line in actual] == [
         (line["step"], line["split"]) for line in expected
@@ -126,7 +127,7 @@ def test_killed_and_resumed_run_of_two_processes_equals_uninterrupted_run(tmp_pa
     codes, outputs = wait_for_exit(processes, timeout=600)
     assert codes == [0, 0], outputs
     assert read_result(reference) == read_result(resumed)
-    assert lines(reference) == lines(resumed)
+    assert read_metrics(reference) == read_metrics(resumed)
 
 
 @pytest.mark.exhaustive

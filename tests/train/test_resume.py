@@ -1,4 +1,4 @@
-"""Runs that are stopped or killed and then resumed are bitwise equal to uninterrupted runs."""
+"""Runs that are stopped or killed and then resumed are exactly equal to uninterrupted runs."""
 
 import json
 import os

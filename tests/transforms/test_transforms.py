@@ -160,19 +160,19 @@ def test_clip_limits_the_full_cotangent_at_each_step(engine: Any) -> None:
     params = plain.init(jax.random.key(0), 1)._replace(
         w_ih=jnp.ones((1, 1)), w_hh=2 * jnp.ones((1, 1)), b=jnp.zeros(1)
     )
-    xs, first = jnp.ones((5, 1, 1)), jnp.ones((1, 1))
-    ct_ys, ct_last = np.array([0.5, -4.0, 0.25, 7.0, 1.0]), 0.25
+    xs, initial = jnp.ones((5, 1, 1)), jnp.ones((1, 1))
+    ct_ys, ct_final = np.array([0.5, -4.0, 0.25, 7.0, 1.0]), 0.25
 
     def gradients(cell: Any) -> Any:
         def loss(carry: Any, xs: Any) -> jax.Array:
-            last, ys = jrnn.unroll(cell, params, xs, carry, engine=engine)
-            return (ct_ys * ys[:, 0, 0]).sum() + ct_last * last.sum()
+            final, ys = jrnn.unroll(cell, params, xs, carry, engine=engine)
+            return (ct_ys * ys[:, 0, 0]).sum() + ct_final * final.sum()
 
-        return jax.grad(loss, argnums=(0, 1))(first, xs)
+        return jax.grad(loss, argnums=(0, 1))(initial, xs)
 
     for cell, limit in ((plain, np.inf), (clip(plain, gradient=1.5), 1.5)):
         by_carry, by_xs = gradients(cell)
-        cotangent = ct_last
+        cotangent = ct_final
         for t in reversed(range(5)):
             cotangent = np.clip(cotangent + ct_ys[t], -limit, limit)
             np.testing.assert_allclose(by_xs[t], [[cotangent]])

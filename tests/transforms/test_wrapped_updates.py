@@ -61,12 +61,12 @@ USES: dict[str, Callable[[Any], Any]] = {
 
 @functools.cache
 def expected(use: str) -> Any:
-    """The result of a plain LSTM."""
+    """Returns the result of a plain LSTM."""
     return USES[use](LSTM(SIZE))
 
 
 def make_cell(wrapper: Callable[[Any], Any]) -> LSTM:
-    """An LSTM whose `update` is wrapped and has never been traced."""
+    """Returns an LSTM whose `update` is wrapped and has never been traced."""
 
     def update(self: LSTM, params: Any, carry: Any, z: Any, u: Any) -> Any:
         return LSTM.update(self, params, carry, z, u)

@@ -161,7 +161,7 @@ def compile_engine(
 
 
 def max_relative_error(got: Any, expected: Any) -> float:
-    """The largest error relative to the largest value of its array; NaN if a value is NaN."""
+    """Returns the largest error relative to the largest value of its array, NaN if one is NaN."""
     pairs = list(zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True))
     scales = [np.abs(b).max(initial=0.0) for _, b in pairs]
     # A gradient that is zero everywhere would have a scale of zero.

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def describe_environment() -> dict[str, Any]:
-    """The machine, the versions of libraries and drivers, and the Git commit if there is one."""
+    """Describes the machine, the versions of libraries and drivers, and the Git commit if any."""
     return {
         "jrnn": jrnn.__version__,
         "commit": _command_output(
@@ -35,7 +35,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def _command_output(*command: str) -> str | None:
-    """The output of a command; None if the command does not exist or fails."""
+    """Returns the output of a command; None if the command does not exist or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -44,7 +44,7 @@ def _command_output(*command: str) -> str | None:
 
 
 def _torch_versions() -> dict[str, Any] | None:
-    """The CUDA and cuDNN versions of PyTorch, and whether it uses TF32; None if not installed."""
+    """Returns the CUDA and cuDNN versions of PyTorch, and whether it uses TF32, or None."""
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:

@@ -74,7 +74,7 @@ class Suite:
         return f"{self.cell} {self.dtype}{suffix} {' '.join(shape.text for shape in self.shapes)}"
 
     def cases(self) -> list[Case]:
-        """All combinations of shapes and modes."""
+        """Returns all combinations of shapes and modes."""
         return [
             Case(self.cell, mode, shape, dtype=self.dtype)
             for shape in self.shapes
@@ -148,7 +148,7 @@ def _make_builds(suite: Suite, case: Case) -> Iterator[tuple[str, Callable[[], A
 
 
 def _init_params(case: Case) -> Any:
-    """Initial parameters, computed on the CPU, where initializers compile faster."""
+    """Returns initial parameters, computed on the CPU, where initializers compile faster."""
     with jax.default_device(jax.devices("cpu")[0]):
         init = lambda: engines.init_params(engines.make_cell(case), case)
         params = jax.jit(init, compiler_options=FAST_COMPILE)()
@@ -190,7 +190,7 @@ def measure_case(
 
 
 def newton_status(case: Case, params: Any) -> Row:
-    """Convergence and iterations of Newton, and the largest difference of an output from Scan."""
+    """Returns the convergence of Newton, and the largest difference of an output from Scan."""
     cell = engines.make_cell(case)
 
     @jax.jit

@@ -97,7 +97,7 @@ def speed_lines(groups: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _column(name: str) -> str:
-    """The column of an implementation; all cell classes of a library share a column."""
+    """Returns the column of an implementation; all cell classes of a library share a column."""
     libraries = {"nnx": "flax", "jax": "jax cuDNN", "torch": "torch"}
     library, _, rest = name.partition(" ")
     return rest if library == "jrnn" else libraries[library]

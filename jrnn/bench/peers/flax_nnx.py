@@ -43,5 +43,5 @@ def _make_model(cell_class: Any, case: Case) -> JaxModel:
 
 
 def _orthogonal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """The default initializer, in float32 because JAX has no QR decomposition in bfloat16."""
+    """Calls the default initializer in float32, since JAX has no QR decomposition in bfloat16."""
     return nnx.initializers.orthogonal()(key, shape, jnp.float32).astype(dtype)

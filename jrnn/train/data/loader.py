@@ -45,7 +45,7 @@ class Loader(Protocol):
         ...
 
     def get_batch(self, examples: Examples, plan: BatchPlan) -> Any:
-        """Within `jax.jit`: returns the batch of one step."""
+        """Returns the batch of one step, within `jax.jit`."""
         ...
 
 
@@ -134,7 +134,7 @@ class DataLoader:
         return _transfer(batches, self._mesh, self._sampler.batch_size, self.max_steps)
 
     def get_batch(self, examples: Examples, plan: BatchPlan) -> Any:
-        """Within `jax.jit`: returns the batch of one step, sharded over the mesh."""
+        """Returns the batch of one step, sharded over the mesh, within `jax.jit`."""
         batch = self._sampler.get_batch(examples, plan) if self._on_device else take(examples, plan)
         return self._mesh.constrain_batch(batch)
 
@@ -197,7 +197,7 @@ class IteratorLoader:
         return _transfer(batches, self._mesh, self.batch_size, self.max_steps)
 
     def get_batch(self, examples: Examples, plan: BatchPlan) -> Any:
-        """Within `jax.jit`: returns the batch of one step, sharded over the mesh."""
+        """Returns the batch of one step, sharded over the mesh, within `jax.jit`."""
         return self._mesh.constrain_batch(take(examples, plan))
 
 

@@ -81,11 +81,11 @@ class SingleNetwork:
         return [jax.tree.map(lambda values: values[:count], metrics)]
 
     def validate(self, weights: Weights) -> list[dict[str, float]] | None:
-        """Returns loss and metric on the validation data, in a list, or None."""
+        """Returns the loss and the metric on the validation data, in a list, or None."""
         return None if self._validation is None else self.evaluate(weights, self._validation)
 
     def evaluate(self, weights: Weights, examples: Any) -> list[dict[str, float]]:
-        """Returns loss and metric on other data, in a list of length 1."""
+        """Returns the loss and the metric on other data, in a list of length 1."""
         return [self._evaluate(weights, examples)]
 
     def copy_where(self, chosen: Sequence[bool], new: Weights, old: Weights) -> Weights:

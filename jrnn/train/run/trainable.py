@@ -42,11 +42,11 @@ class Trainable(Protocol):
         ...
 
     def validate(self, weights: Weights) -> list[dict[str, float]] | None:
-        """Returns loss and metric of each network on the validation data, or None."""
+        """Returns the loss and the metric of each network on the validation data, or None."""
         ...
 
     def evaluate(self, weights: Weights, examples: Any) -> list[dict[str, float]]:
-        """Returns loss and metric of each network on other data."""
+        """Returns the loss and the metric of each network on other data."""
         ...
 
     def copy_where(self, chosen: Sequence[bool], new: Weights, old: Weights) -> Weights:

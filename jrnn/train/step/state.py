@@ -104,7 +104,7 @@ def place_state(mesh: Mesh, state: TrainState) -> TrainState:
 
 
 def constrain_state(mesh: Mesh, state: TrainState) -> TrainState:
-    """Within `jax.jit`: constrains a state to the shardings of `place_state`."""
+    """Constrains a state to the shardings of `place_state`, within `jax.jit`."""
     constrained = mesh.constrain(state._replace(carry=()))
     return constrained._replace(carry=mesh.constrain(state.carry, sharded=False))
 
