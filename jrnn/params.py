@@ -57,7 +57,8 @@ def conform_params(
     if other is not None:
         raise ValueError(
             f"{owner}: {name} must have a last axis of {other} (input_size of the parameters), got "
-            f"shape {_shape(_input_leaf(layer, xs))}; or use {type(layer).__name__}.init(key, {size})"
+            f"shape {_shape(_input_leaf(layer, xs))}; or use {type(layer).__name__}.init(key, "
+            f"{size})"
         )
     error = ValueError if type(converted) is type(expected) else TypeError
     remedy = f"use {type(layer).__name__}.init(key, {size})"
