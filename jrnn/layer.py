@@ -202,6 +202,8 @@ def check_layer(owner: str, name: str, value: Any, kind: type[Layer] = Layer) ->
     remedy = ""
     if isinstance(value, type) and issubclass(value, Layer):
         remedy = f"; create an instance, such as {value.__name__}(64)"
+    elif isinstance(checks.as_python(value), int):
+        remedy = f"; the first argument is a cell, as in {owner}(jrnn.LSTM(64), ...)"
     raise TypeError(
         f"{owner}: {name} must be a cell such as jrnn.LSTM(64)"
         f"{', or a layer' if kind is Layer else ''}, got {checks.describe(value)}{remedy}"

@@ -201,6 +201,8 @@ def _shape_mismatch(kernel: _Kernel, params: Any, xs: Any) -> str | None:
     expected |= {name: (hidden,) for name in kernel.extra_params if name is not None}
     for name, shape in expected.items():
         leaf = getattr(params, name)
+        if leaf is None:  # a cell without biases
+            continue
         if leaf.shape != shape or leaf.dtype != jnp.float32:
             got = f"{leaf.dtype}{list(leaf.shape)}"
             return f"{name} must be float32{list(shape)} for inputs of {xs.shape[-1]}, got {got}"

@@ -16,10 +16,11 @@ class Stream:
     def __init__(self, model: Body | SequenceToSequence, batch_size: int):
         """Copies the weights of the model; see `stream`."""
         body = model.body if isinstance(model, SequenceToSequence) else model
-        if isinstance(model, Classifier) or getattr(body, "causal", None) is None:
+        is_recurrent = isinstance(body, nnx.Module) and getattr(body, "causal", None) is not None
+        if isinstance(model, Classifier) or not is_recurrent:
             raise TypeError(
                 "stream: model must be a module with an output for each step, such as an RNN or a "
-                f"SequenceToSequence, got {type(model).__name__}"
+                f"SequenceToSequence, got {checks.describe(model)}"
             )
         if not body.causal:
             raise ValueError(
