@@ -18,6 +18,7 @@ from jrnn.layer import Carry as Carry
 from jrnn.layer import Inputs as Inputs
 from jrnn.layer import Layer, RunCell, SequenceInputs
 from jrnn.layer import Params as Params
+from jrnn.params import conform_params
 
 Gates = Any
 
@@ -44,6 +45,27 @@ class Timed(NamedTuple):
 
     x: jax.Array
     dt: jax.Array
+
+
+class Observed(NamedTuple):
+    """The input of `GRUD`: one step of a time series with missing values.
+
+    All arrays are `[..., input]`, with one entry for each variable.
+
+    Attributes:
+      x: the observed values; where a value is missing, any number or NaN, which is not read.
+      mask: 1 where a value is observed, 0 where it is missing.
+      delta: the time since the previous observation of the variable, in any unit.
+    """
+
+    x: jax.Array
+    mask: jax.Array
+    delta: jax.Array
+
+    def zero_missing(self) -> "Observed":
+        """Returns the input with zeros for missing values, through which no gradient flows."""
+        zeros = jnp.zeros((), self.x.dtype)
+        return self._replace(x=jnp.where(self.mask != 0, self.x, zeros))
 
 
 class Noisy(NamedTuple):
@@ -321,7 +343,12 @@ class Cell(Layer):
 
         Returns:
           The new carry, in the dtypes of `carry`, and the output `[..., output]`.
+
+        Raises:
+          TypeError: the structure or a dtype of `params` or `x` is wrong.
+          ValueError: a shape is wrong.
         """
+        params = conform_params(f"{type(self).__name__}.step", self, params, x, "x")
         new, y = self._step(*self._with_noise(params, carry, x, key=key))
         return jax.tree.map(lambda a, old: a.astype(jnp.result_type(old)), new, carry), y
 

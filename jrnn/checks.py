@@ -1,23 +1,134 @@
 """Validation of user arguments, at trace time.
 
 Each function raises unless the value of an argument is valid. `owner` is the class or function that
-the user called, and `name` the argument. Messages state the expected and the actual value.
+the user called, and `name` the argument. Messages state the expected and the actual value, and are
+bounded in length. NumPy scalars are accepted like Python's: functions that validate a number or a
+bool return it as a Python number or bool.
 """
 
+import dataclasses
 import difflib
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
+MAX_DESCRIPTION = 120
+"""The largest length of the description of a value in a message."""
 
-def positive_int(owner: str, name: str, value: Any) -> None:
-    """Raises unless the value is a Python int of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{owner}: {name} must be a positive int, got {value!r}")
+
+def describe(value: Any) -> str:
+    """Returns a description of a value for a message, of at most `MAX_DESCRIPTION` characters.
+
+    Arrays are described by shape and dtype, containers of arrays by their type, dataclasses such as
+    cells by the fields that are not defaults, and all other values by `repr`.
+    """
+    if isinstance(value, type):
+        return shorten(f"the class {value.__name__}")
+    if dataclasses.is_dataclass(value):
+        return shorten(_describe_fields(value))
+    if isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct) and value.ndim:
+        return f"an array of shape {shorten(value.shape)} and dtype {value.dtype}"
+    if type(value).__module__.partition(".")[0] in ("flax", "pandas", "torch"):
+        return f"{type(value).__module__.partition('.')[0]}'s {type(value).__name__}"
+    if not isinstance(value, str) and _has_array(value):
+        return f"{type(value).__name__} of {len(jax.tree.leaves(value))} arrays"
+    return shorten(repr(value))
+
+
+def shorten(value: Any) -> str:
+    """Returns `str(value)`, with the end replaced by "..." beyond `MAX_DESCRIPTION` characters."""
+    text = str(value)
+    return text if len(text) <= MAX_DESCRIPTION else f"{text[: MAX_DESCRIPTION - 3]}..."
+
+
+def _describe_fields(value: Any) -> str:
+    """Returns the type of a dataclass, and the fields that are not defaults."""
+    shown = []
+    for field in dataclasses.fields(value):
+        content = getattr(value, field.name, None)
+        is_plain = isinstance(content, bool | int | float | str | None)
+        if not field.repr or (is_plain and content == field.default):
+            continue
+        if isinstance(content, tuple | list):
+            shown.append(f"{field.name}=({', '.join(map(describe, content[:9]))})")
+        else:
+            shown.append(f"{field.name}={describe(content)}")
+    return f"{type(value).__name__}({', '.join(shown)})"
+
+
+def _has_array(value: Any) -> bool:
+    return any(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(value))
+
+
+def as_python(value: Any) -> Any:
+    """Returns a NumPy scalar as a Python number or bool, and any other value unchanged.
+
+    Entries of a tuple are converted too.
+    """
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        return value.item()
+    if type(value) is tuple and any(isinstance(entry, np.generic) for entry in value):
+        return tuple(map(as_python, value))
+    return value
+
+
+def convert_fields(instance: Any) -> None:
+    """Converts the NumPy scalars in the fields of a frozen dataclass, by `as_python`."""
+    for name in getattr(type(instance), "__dataclass_fields__", ()):
+        value = getattr(instance, name, None)
+        converted = as_python(value)
+        if converted is not value:
+            object.__setattr__(instance, name, converted)
+
+
+class ConvertsFields:
+    """A base class of frozen dataclasses that converts NumPy scalars before `__post_init__`."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__post_init__" in vars(cls):
+            cls.__post_init__ = _with_converted_fields(cls.__post_init__)
+
+    def __post_init__(self) -> None:
+        convert_fields(self)
+
+
+def _with_converted_fields(post_init: Any) -> Any:
+    """Returns a method that converts the fields and then calls `post_init`."""
+
+    @functools.wraps(post_init)
+    def converted(self: Any, *init_only: Any) -> None:
+        convert_fields(self)
+        post_init(self, *init_only)
+
+    return converted
+
+
+def is_int(value: Any) -> bool:
+    """Whether the value is a Python int, and not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def positive_int(owner: str, name: str, value: Any) -> int:
+    """Returns the value as an int; raises unless it is an int of at least 1."""
+    number = as_python(value)
+    if not is_int(number) or number < 1:
+        raise ValueError(f"{owner}: {name} must be a positive int, got {describe(value)}")
+    return number
+
+
+def non_negative_int(owner: str, name: str, value: Any) -> int:
+    """Returns the value as an int; raises unless it is an int of at least 0."""
+    number = as_python(value)
+    if not is_int(number) or number < 0:
+        raise ValueError(f"{owner}: {name} must be an int of at least 0, got {describe(value)}")
+    return number
 
 
 def increasing_ints(owner: str, name: str, values: Any) -> None:
@@ -26,19 +137,21 @@ def increasing_ints(owner: str, name: str, values: Any) -> None:
     if not ints or not values or any(b <= a for a, b in zip((0, *values), values, strict=False)):
         raise ValueError(
             f"{owner}: {name} must be a tuple of increasing positive ints, such as (1, 2, 4), "
-            f"got {values!r}"
+            f"got {describe(values)}"
         )
 
 
-def boolean(owner: str, name: str, value: Any) -> None:
-    """Raises unless the value is True or False."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{owner}: {name} must be True or False, got {value!r}")
+def boolean(owner: str, name: str, value: Any) -> bool:
+    """Returns the value as a bool; raises unless it is True or False."""
+    flag = as_python(value)
+    if not isinstance(flag, bool):
+        raise ValueError(f"{owner}: {name} must be True or False, got {describe(value)}")
+    return flag
 
 
 def divides(owner: str, name: str, value: Any, total_name: str, total: int) -> None:
     """Raises unless the value is a positive int that divides `total`."""
-    positive_int(owner, name, value)
+    value = positive_int(owner, name, value)
     if total % value:
         raise ValueError(
             f"{owner}: {name} must divide {total_name}={total}, got {value}; choose a {total_name} "
@@ -50,30 +163,36 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def positive_number(owner: str, name: str, value: Any) -> None:
-    """Raises unless the value is a positive finite Python number."""
-    if not _is_number(value) or not 0 < value < math.inf:
-        raise ValueError(f"{owner}: {name} must be a number above 0, got {value!r}")
+def positive_number(owner: str, name: str, value: Any) -> float:
+    """Returns the value as a Python number; raises unless it is positive and finite."""
+    number = as_python(value)
+    if not _is_number(number) or not 0 < number < math.inf:
+        raise ValueError(f"{owner}: {name} must be a number above 0, got {describe(value)}")
+    return number
 
 
-def finite_number(owner: str, name: str, value: Any) -> None:
-    """Raises unless the value is a finite Python number."""
-    if not _is_number(value) or not math.isfinite(value):
-        raise ValueError(f"{owner}: {name} must be a finite number, got {value!r}")
+def finite_number(owner: str, name: str, value: Any) -> float:
+    """Returns the value as a Python number; raises unless it is finite."""
+    number = as_python(value)
+    if not _is_number(number) or not math.isfinite(number):
+        raise ValueError(f"{owner}: {name} must be a finite number, got {describe(value)}")
+    return number
 
 
-def non_negative_number(owner: str, name: str, value: Any) -> None:
-    """Raises unless the value is a non-negative finite Python number."""
-    if not _is_number(value) or not 0 <= value < math.inf:
-        raise ValueError(f"{owner}: {name} must be a number of at least 0, got {value!r}")
+def non_negative_number(owner: str, name: str, value: Any) -> float:
+    """Returns the value as a Python number; raises unless it is finite and at least 0."""
+    number = as_python(value)
+    if not _is_number(number) or not 0 <= number < math.inf:
+        raise ValueError(f"{owner}: {name} must be a number of at least 0, got {describe(value)}")
+    return number
 
 
 def one_of(owner: str, name: str, value: Any, choices: Iterable[str]) -> None:
     """Raises unless the value is one of `choices`, and suggests the closest one."""
     choices = tuple(choices)
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(
-            f"{owner}: {name} must be one of {', '.join(choices)}, got {value!r}"
+            f"{owner}: {name} must be one of {', '.join(choices)}, got {describe(value)}"
             + suggestion(value, choices)
         )
 
@@ -81,7 +200,7 @@ def one_of(owner: str, name: str, value: Any, choices: Iterable[str]) -> None:
 def suggestion(word: Any, choices: Iterable[str]) -> str:
     """Returns `; did you mean 'gru'?` for an error message, or "" if no choice is similar."""
     by_lower = {choice.lower(): choice for choice in choices}
-    matches = difflib.get_close_matches(str(word).lower(), by_lower, n=1)
+    matches = difflib.get_close_matches(str(word)[:100].lower(), by_lower, n=1)
     return f"; did you mean {by_lower[matches[0]]!r}?" if matches else ""
 
 
@@ -118,18 +237,22 @@ def t_max(owner: str, value: int, forget_bias: float = 0.0, default: float = 0.0
         determines the forget bias.
       default: the default of `forget_bias`.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 3:
-        raise ValueError(f"{owner}: t_max must be an int of at least 3 steps, got {value!r}")
+    if not is_int(as_python(value)) or value < 3:
+        raise ValueError(
+            f"{owner}: t_max must be an int of at least 3 steps, got {describe(value)}"
+        )
     if forget_bias != default:
         raise ValueError(
             f"{owner}: t_max={value} determines the forget bias; remove forget_bias={forget_bias}"
         )
 
 
-def rate(owner: str, name: str, value: float) -> None:
-    """Raises unless the value is a Python number in [0, 1)."""
-    if not _is_number(value) or not 0 <= value < 1:
-        raise ValueError(f"{owner}: {name} must be in [0, 1), got {value!r}")
+def rate(owner: str, name: str, value: Any) -> float:
+    """Returns the value as a Python number; raises unless it is in [0, 1)."""
+    number = as_python(value)
+    if not _is_number(number) or not 0 <= number < 1:
+        raise ValueError(f"{owner}: {name} must be in [0, 1), got {describe(value)}")
+    return number
 
 
 def prng_key(owner: str, name: str, value: Any) -> None:
@@ -138,5 +261,5 @@ def prng_key(owner: str, name: str, value: Any) -> None:
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     raw = dtype == jnp.uint32 and shape is not None and len(shape) == 1
     if not raw and not (typed and shape == ()):
-        got = f"{dtype} of shape {shape}" if dtype is not None else repr(value)
+        got = f"{dtype} of shape {shape}" if dtype is not None else describe(value)
         raise TypeError(f"{owner}: {name} must be one key such as jax.random.key(0), got {got}")

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from jrnn import checks
@@ -22,7 +23,7 @@ Inputs = Any
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("xs", "carry", "lengths", "mask", "resets", "key"),
-    meta_fields=("reverse",),
+    meta_fields=("reverse", "owner"),
 )
 @dataclass(frozen=True)
 class SequenceInputs:
@@ -37,6 +38,7 @@ class SequenceInputs:
       resets: `[T, B]` bool, True where the carry is replaced before the step, or None.
       key: a PRNG key for stochastic layers; None means deterministic.
       reverse: whether to scan from the last valid step to the first.
+      owner: the function that the user called, for error messages.
     """
 
     xs: Inputs
@@ -46,9 +48,12 @@ class SequenceInputs:
     resets: Any = None
     key: jax.Array | None = None
     reverse: bool = False
+    owner: str = "unroll"
 
     def __post_init__(self) -> None:
         # Lists are converted here, so that all other functions receive arrays.
+        if isinstance(self.xs, list | tuple):
+            object.__setattr__(self, "xs", convert_nested_list(self.owner, self.xs))
         for name in ("lengths", "mask", "resets"):
             value = getattr(self, name)
             if isinstance(value, list | tuple):
@@ -91,13 +96,14 @@ class RunCell(Protocol):
         ...
 
 
-class Layer(abc.ABC):
+class Layer(checks.ConvertsFields, abc.ABC):
     """A map from sequences to sequences, with parameters and a carry.
 
     Subclasses are frozen dataclasses of hyper-parameters: hashable, printable, picklable. A
     `jrnn.Cell` is a layer; `jrnn.stack` and `jrnn.bidirectional` combine layers.
 
-    The arguments of `init` are validated before the `init` of a subclass runs.
+    The arguments of `init` are validated before the `init` of a subclass runs. NumPy scalars in the
+    fields are converted to Python numbers and bools before `__post_init__` runs.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -179,6 +185,52 @@ class Layer(abc.ABC):
         """
 
 
+def check_layer(owner: str, name: str, value: Any, kind: type[Layer] = Layer) -> None:
+    """Raises unless the value is an instance of `kind`, which is `Layer` or `Cell`.
+
+    Args:
+      owner: the class or function that the user called.
+      name: the argument.
+      value: its value.
+      kind: the expected base class.
+
+    Raises:
+      TypeError: the value is not an instance of `kind`.
+    """
+    if isinstance(value, kind):
+        return
+    remedy = ""
+    if isinstance(value, type) and issubclass(value, Layer):
+        remedy = f"; create an instance, such as {value.__name__}(64)"
+    elif isinstance(checks.as_python(value), int):
+        remedy = f"; the first argument is a cell, as in {owner}(jrnn.LSTM(64), ...)"
+    raise TypeError(
+        f"{owner}: {name} must be a cell such as jrnn.LSTM(64)"
+        f"{', or a layer' if kind is Layer else ''}, got {checks.describe(value)}{remedy}"
+    )
+
+
+def convert_nested_list(owner: str, xs: Any) -> Any:
+    """Returns nested lists of numbers as one array, and any other inputs unchanged.
+
+    Raises:
+      ValueError: the lists are not of equal lengths.
+    """
+    entry = xs
+    while type(entry) in (list, tuple) and entry:
+        entry = entry[0]
+    if entry is xs or not isinstance(entry, bool | int | float | np.generic):
+        return xs
+    try:
+        array = np.asarray(xs)
+    except ValueError as error:
+        raise ValueError(
+            f"{owner}: xs must be one array, got nested lists of unequal lengths; pad the "
+            "sequences to one length, and pass lengths"
+        ) from error
+    return jnp.asarray(array)
+
+
 def split_carry(carry: Carry | None, count: int, expected: str) -> tuple[Carry | None, ...]:
     """Splits the initial carry of a layer into those of its inner layers.
 
@@ -193,7 +245,7 @@ def split_carry(carry: Carry | None, count: int, expected: str) -> tuple[Carry |
     if carry is None:
         return (None,) * count
     if not isinstance(carry, tuple | list) or len(carry) != count:
-        raise TypeError(f"unroll: carry of {expected}, got {jax.tree.structure(carry)}")
+        raise TypeError(f"unroll: carry of {expected}, got {checks.describe(carry)}")
     return tuple(carry)
 
 
@@ -211,7 +263,7 @@ def _validate_init_args(init: Callable[..., Params]) -> Callable[..., Params]:
     ) -> Params:
         owner = f"{type(self).__name__}.init"
         checks.prng_key(owner, "key", key)
-        checks.positive_int(owner, "input_size", input_size)
+        input_size = checks.positive_int(owner, "input_size", input_size)
         return init(self, key, input_size, checks.float_dtype(owner, dtype))
 
     return validated_init

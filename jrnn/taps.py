@@ -14,7 +14,11 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
+from jrnn import checks
 from jrnn.jaxprs import INLINED, REMATERIALIZED, inner_jaxprs
+
+ROLES = ("candidate", "cell_state")
+"""The roles of tapped values that transforms replace."""
 
 _PREFIX = "jrnn.tap:"
 
@@ -50,10 +54,15 @@ def tap(name: str | None, value: jax.Array, *, role: str | None = None) -> jax.A
     Returns:
       `value`.
 
+    Raises:
+      ValueError: `role` is unknown.
+
     >>> import jax.numpy as jnp
     >>> tap("f", jnp.ones(2)).tolist()
     [1.0, 1.0]
     """
+    if role is not None:
+        checks.one_of("tap", "role", role, ROLES)
     return checkpoint_name(value, f"{_PREFIX}{role or ''}:{name or ''}")
 
 

@@ -26,6 +26,7 @@ LEVELS: list[set[str]] = [
     # _kernels is a compiled extension module.
     {"checks", "dtypes", "initializers", "jaxprs", "plotting", "_kernels"},
     {"layer", "taps"},
+    {"params"},
     {"cell", "masking"},
     {"structure"},
     {"cells", "transforms", "engines", "layers"},

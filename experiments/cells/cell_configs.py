@@ -88,7 +88,7 @@ _OVERRIDES = {
     "mlstm": CellConfig(make_mlstm, description=f"head size {MLSTM_HEAD_SIZE}"),
     "grud": CellConfig(jrnn.GRUD, add_observation_mask, "no missing values"),
     "convlstm": CellConfig(
-        lambda hidden: InputRepeater(jrnn.ConvLSTM(hidden, (CONVLSTM_POSITIONS,))),
+        lambda hidden: InputRepeater(jrnn.ConvLSTM(hidden, spatial_shape=(CONVLSTM_POSITIONS,))),
         description=f"input repeated at {CONVLSTM_POSITIONS} positions, kernel size 3",
     ),
 }

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jrnn.cell import Carry, Cell, Inputs, Params
-from jrnn.engines.inputs import canonicalize
-from jrnn.layer import Layer, SequenceInputs
+from jrnn.engines.inputs import canonicalize, conform_arguments, explain_arguments
+from jrnn.layer import Layer, SequenceInputs, check_layer
 from jrnn.masking import apply_resets, tree_where, zero_where
 from jrnn.taps import capture_taps
 
@@ -93,12 +93,10 @@ def capture_gates(
     >>> bool(jnp.allclose(c[1:], new))
     True
     """
-    if not isinstance(layer, Layer):
-        raise TypeError(
-            f"capture_gates: layer must be a cell such as jrnn.LSTM(64), or a layer, got {layer!r}"
-        )
-    inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse)
-    gates, carries, carry, ys = _capture(layer, params, inputs)
+    check_layer("capture_gates", "layer", layer)
+    inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse, "capture_gates")
+    with explain_arguments(inputs, params):
+        gates, carries, carry, ys = _capture(layer, params, inputs)
     return GateCapture(
         gates, carries, carry, ys, inputs.lengths, inputs.resets, inputs.reverse, inputs.mask
     )
@@ -179,6 +177,7 @@ def _capture(
         gates.update({".".join((*path, name)): gate for name, gate in cell_gates.items()})
         return _Carries(final, all_steps), (ys, all_steps) if return_carries else ys
 
+    params = conform_arguments(layer, params, inputs)
     carries, ys = layer.apply(run, params, inputs)
     is_leaf = lambda node: isinstance(node, _Carries)
     all_steps = jax.tree.map(lambda c: c.all_steps, carries, is_leaf=is_leaf)

@@ -8,9 +8,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jrnn import checks
 from jrnn.cell import Carry, Cell, Inputs, Params
-from jrnn.engines.inputs import CanonicalInputs, canonicalize
-from jrnn.layer import SequenceInputs
+from jrnn.engines.inputs import (
+    CanonicalInputs,
+    canonicalize,
+    conform_arguments,
+    explain_arguments,
+)
+from jrnn.layer import Layer, SequenceInputs, check_layer
 from jrnn.masking import apply_resets, tree_where, zero_where
 
 
@@ -165,15 +171,17 @@ def lyapunov(
       Vogt et al., 2022, On Lyapunov exponents for RNNs: understanding information propagation using
       dynamical systems tools.
     """
-    if isinstance(skip, bool) or not isinstance(skip, int) or skip < 0:
-        raise ValueError(f"lyapunov: skip must be an int of at least 0 steps, got {skip!r}")
-    if not isinstance(cell, Cell):
+    skip = checks.non_negative_int("lyapunov", "skip", skip)
+    if isinstance(cell, Layer) and not isinstance(cell, Cell):
         raise TypeError(
-            f"lyapunov: cell must be a jrnn.Cell such as jrnn.LSTM(64), got {cell!r}; for a "
-            "stack call lyapunov for each cell, on the outputs of the layer below it"
+            f"lyapunov: cell must be a jrnn.Cell such as jrnn.LSTM(64), got "
+            f"{checks.describe(cell)}; for a stack call lyapunov for each cell, on the outputs of "
+            "the layer below it"
         )
-    inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse)
-    return _lyapunov(cell, params, inputs, skip, num_exponents)
+    check_layer("lyapunov", "cell", cell, Cell)
+    inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse, "lyapunov")
+    with explain_arguments(inputs, params):
+        return _lyapunov(cell, params, inputs, skip, checks.as_python(num_exponents))
 
 
 @partial(jax.jit, static_argnames=("cell", "num_exponents"))
@@ -184,13 +192,14 @@ def _lyapunov(
     skip: int | jax.Array,
     num_exponents: int | None,
 ) -> LyapunovSpectrum:
+    params = conform_arguments(cell, params, inputs)
     run = canonicalize(cell, params, inputs)
     size = _carry_size(cell, run.carry)
     num = size if num_exponents is None else num_exponents
-    if isinstance(num, bool) or not isinstance(num, int) or not 1 <= num <= size:
+    if not checks.is_int(num) or not 1 <= num <= size:
         raise ValueError(
             f"lyapunov: num_exponents must be an int from 1 to {size}, the size of the carry of "
-            f"one sequence of {type(cell).__name__}, got {num!r}"
+            f"one sequence of {type(cell).__name__}, got {checks.describe(num)}"
         )
     batch = jax.tree.leaves(run.carry)[0].shape[0]
     initial_q = _initial_q(size, num, batch, _real_dtype(run.carry))

@@ -1,6 +1,6 @@
 """The antisymmetric RNN: Euler's method for a stable ordinary differential equation."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import jax
@@ -70,6 +70,7 @@ class AntisymmetricRNN(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     epsilon: float = 0.1
     gamma: float = 0.01
     gated: bool = False

@@ -1,6 +1,6 @@
 """The closed-form continuous-time network: irregular time steps without an ODE solver."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -93,6 +93,7 @@ class CfC(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     backbone_units: int | None = 128
     mode: Literal["default", "no_gate"] = "default"
 

@@ -1,7 +1,7 @@
 """The clockwork RNN: groups of units (modules), each updated with its own period."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import jax
@@ -75,6 +75,7 @@ class Clockwork(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     periods: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:

@@ -13,9 +13,10 @@ GatesT = TypeVar("GatesT", bound=tuple)
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 
 
-def affine(cell: Cell, x: jax.Array, w_ih: jax.Array, b: jax.Array) -> jax.Array:
-    """Returns x·w_ih + b `[..., G·hidden]`, after validating the input size."""
-    return input_matmul(cell, x, w_ih) + b
+def affine(cell: Cell, x: jax.Array, w_ih: jax.Array, b: jax.Array | None) -> jax.Array:
+    """Returns x·w_ih + b `[..., G·hidden]`, after validating the input size; b may be None."""
+    a = input_matmul(cell, x, w_ih)
+    return a if b is None else a + b
 
 
 def input_matmul(cell: Cell, x: jax.Array, w_ih: jax.Array) -> jax.Array:

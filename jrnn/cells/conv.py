@@ -1,7 +1,7 @@
 """The convolutional LSTM: states have spatial axes, and gates are computed by convolutions."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import jax
@@ -74,6 +74,7 @@ class ConvLSTM(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     spatial_shape: tuple[int, ...] = (8, 8)
     kernel_size: int = 3
     forget_bias: float = 1.0

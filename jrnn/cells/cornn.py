@@ -1,6 +1,6 @@
 """The coupled oscillatory RNN: oscillators driven by the input and by each other."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import jax
@@ -73,6 +73,7 @@ class CoRNN(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     dt: float = 0.042
     gamma: float = 2.7
     epsilon: float = 4.7

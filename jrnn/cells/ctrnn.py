@@ -1,7 +1,7 @@
 """The continuous-time RNN of neuroscience: leaky membrane potentials with rates as outputs."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -75,6 +75,7 @@ class CTRNN(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     tau: float = 100.0
     dt: float = 20.0
     sigma: float = 0.0

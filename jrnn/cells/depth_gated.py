@@ -1,6 +1,6 @@
 """The depth-gated LSTM: a gate connects the cell states of adjacent layers."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -86,6 +86,7 @@ class DepthGatedLSTM(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     forget_bias: float = 1.0
 
     def __post_init__(self) -> None:

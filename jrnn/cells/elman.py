@@ -1,6 +1,6 @@
 """The Elman network, or simple recurrent network."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ class ElmanParams(NamedTuple):
 
     w_ih: jax.Array  # [input, hidden]
     w_hh: jax.Array  # [hidden, hidden]
-    b: jax.Array  # [hidden]
+    b: jax.Array | None  # [hidden], None with bias=False
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Elman(Cell):
       activation: "tanh", "relu" or "sigmoid"; the IRNN uses "relu".
       identity: if given, U is initialized to this number times the identity matrix. The IRNN uses
         1, or a smaller value such as 0.01 for short dependencies. By default U is orthogonal.
+      bias: whether the cell has the bias b.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `activation` is unknown, or `identity` is not
@@ -56,12 +57,15 @@ class Elman(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     activation: Literal["tanh", "relu", "sigmoid"] = "tanh"
     identity: float | None = None
+    bias: bool = True
 
     def __post_init__(self) -> None:
         checks.positive_int("Elman", "hidden_size", self.hidden_size)
         checks.one_of("Elman", "activation", self.activation, ACTIVATIONS)
+        checks.boolean("Elman", "bias", self.bias)
         if self.identity is not None:
             checks.positive_number("Elman", "identity", self.identity)
 
@@ -73,7 +77,7 @@ class Elman(Cell):
         return ElmanParams(
             w_ih=self._init_input(key_ih, input_size, dtype),
             w_hh=self._init_recurrent(key_hh, dtype),
-            b=jnp.zeros((self.hidden_size,), dtype),
+            b=jnp.zeros((self.hidden_size,), dtype) if self.bias else None,
         )
 
     def _init_input(self, key: jax.Array, input_size: int, dtype: DTypeLike) -> jax.Array:

@@ -1,6 +1,6 @@
 """FastGRNN: a gated cell whose gate and candidate have the same weights."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import jax
@@ -69,6 +69,7 @@ class FastGRNN(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     forget_bias: float = 1.0
     t_max: int | None = None
 

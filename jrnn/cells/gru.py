@@ -1,6 +1,6 @@
 """The GRU, with the reset gate applied after or before the recurrent matrix product."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +19,8 @@ class GRUParams(NamedTuple):
 
     w_ih: jax.Array  # [input, 3·hidden]
     w_hh: jax.Array  # [hidden, 3·hidden], or [heads, hidden/heads, 3·hidden/heads]
-    b: jax.Array  # [3·hidden]
-    b_hn: jax.Array | None = None  # [hidden], only with reset_after
+    b: jax.Array | None  # [3·hidden], None with bias=False
+    b_hn: jax.Array | None = None  # [hidden], only with reset_after and bias
 
 
 class GRUGates(NamedTuple):
@@ -60,10 +60,11 @@ class GRU(Cell):
       heads: number of blocks on the diagonal of each U; must divide `hidden_size`. With one unit
         in each head, every unit depends only on itself, and `update` is elementwise with either
         value of `reset_after`.
+      bias: whether the cell has the biases.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, `t_max` is below 3, or `heads` does not
-        divide `hidden_size`.
+      ValueError: `hidden_size` is not a positive int, `t_max` is below 3 or given with
+        `bias=False`, or `heads` does not divide `hidden_size`.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = GRU(hidden_size=4)
@@ -79,14 +80,20 @@ class GRU(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     reset_after: bool = True
     t_max: int | None = None
     heads: int = 1
+    bias: bool = True
 
     def __post_init__(self) -> None:
         checks.positive_int("GRU", "hidden_size", self.hidden_size)
         if self.t_max is not None:
             checks.t_max("GRU", self.t_max)
+        if not checks.boolean("GRU", "bias", self.bias) and self.t_max is not None:
+            raise ValueError(
+                f"GRU: t_max={self.t_max} requires biases, got bias=False; remove one of them"
+            )
         checks.divides("GRU", "heads", self.heads, "hidden_size", self.hidden_size)
 
     def kernel_name(self) -> str | None:
@@ -95,14 +102,14 @@ class GRU(Cell):
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> GRUParams:
         key_ih, key_hh, key_b = jax.random.split(key, 3)
         zeros = jnp.zeros((self.hidden_size,), dtype)
-        b_hn = jnp.zeros((self.hidden_size,), dtype) if self.reset_after else None
+        b_hn = jnp.zeros((self.hidden_size,), dtype) if self.reset_after and self.bias else None
         b_z = initializers.forget_gate_bias(key_b, self.hidden_size, self.t_max, 0.0, dtype)
         return GRUParams(
             w_ih=initializers.input_weights(key_ih, input_size, self.hidden_size, 3, dtype),
             w_hh=initializers.recurrent_weights(
                 key_hh, self.hidden_size, 3, dtype, heads=self.heads
             ),
-            b=jnp.concatenate([zeros, b_z, zeros]),
+            b=jnp.concatenate([zeros, b_z, zeros]) if self.bias else None,
             b_hn=b_hn,
         )
 
@@ -122,7 +129,7 @@ class GRU(Cell):
         reset_gate = tap("r", sigmoid(z.r + u.r))
         update_gate = tap("z", sigmoid(z.z + u.z))
         if self.reset_after:
-            recurrent = reset_gate * (u.n + params.b_hn)
+            recurrent = reset_gate * (u.n if params.b_hn is None else u.n + params.b_hn)
         else:
             _, w_n = self._split_weights(params)
             h = reset_gate * carry

@@ -10,24 +10,9 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
 from jrnn.cell import Cell
+from jrnn.cell import Observed as Observed
 from jrnn.cells.common import input_matmul, split_gates
 from jrnn.taps import tap
-
-
-class Observed(NamedTuple):
-    """The input of `GRUD`: one step of a time series with missing values.
-
-    All arrays are `[..., input]`, with one entry for each variable.
-
-    Attributes:
-      x: the observed values; where a value is missing, any finite number such as 0.
-      mask: 1 where a value is observed, 0 where it is missing.
-      delta: the time since the previous observation of the variable, in any unit.
-    """
-
-    x: jax.Array
-    mask: jax.Array
-    delta: jax.Array
 
 
 class GRUDCarry(NamedTuple):
@@ -84,7 +69,7 @@ class GRUD(Cell):
     also the initial x_last. It is initialized to 0, for standardized data; set it for other data.
     `update` computes the matrix products with x^, h^ and r * h^, so it is not elementwise.
 
-    The input is `Observed(x, mask, delta)`.
+    The input is `Observed(x, mask, delta)`; x may be NaN where the mask is 0.
 
     Args:
       hidden_size: number of units.
@@ -138,6 +123,7 @@ class GRUD(Cell):
 
     def project(self, params: GRUDParams, x: Observed) -> GRUDGates:
         _validate_input(x, params.w_ih.shape[0])
+        x = x.zero_missing()
         a = input_matmul(self, x.mask, params.w_mh) + params.b
         decay_rate = input_matmul(self, x.delta, params.w_decay_h) + params.b_decay_h
         return split_gates(a, GRUDGates, ("r", "z", "n"))._replace(
@@ -173,7 +159,7 @@ def _validate_input(x: Any, input_size: int) -> None:
     if not isinstance(x, Observed):
         raise ValueError(
             "GRUD: x must be jrnn.Observed(x, mask, delta), each array [..., input], got "
-            f"shape {jnp.shape(x)}"
+            f"{checks.describe(x)}"
         )
     for name, leaf in x._asdict().items():
         checks.last_axis("GRUD", name, leaf, input_size, "input_size of the parameters")

@@ -1,6 +1,6 @@
 """The independently recurrent network: each unit depends only on its own past state."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal, NamedTuple
 
 import jax
@@ -56,6 +56,7 @@ class IndRNN(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     activation: Literal["relu", "tanh", "sigmoid"] = "relu"
     t_max: int | None = None
 

@@ -1,6 +1,6 @@
 """JANET: the LSTM with only a forget gate."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import jax
@@ -67,6 +67,7 @@ class JANET(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     beta: float = 1.0
     forget_bias: float = 1.0
     t_max: int | None = None

@@ -1,6 +1,6 @@
 """Long expressive memory: two states, with learned step sizes for each unit."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -74,6 +74,7 @@ class LEM(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     dt: float = 1.0
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """The linear recurrent unit: a linear recurrence with constant complex eigenvalues."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import jax
@@ -76,6 +76,7 @@ class LRU(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     r_min: float = 0.0
     r_max: float = 1.0
     max_phase: float = 2 * math.pi

@@ -1,6 +1,6 @@
 """Long short-term memory (LSTM), and its variants by options."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -42,7 +42,7 @@ class LSTMParams(NamedTuple):
 
     w_ih: jax.Array  # [input, G·hidden]
     w_hh: jax.Array  # [hidden, G·hidden], or [proj, G·hidden]
-    b: jax.Array  # [G·hidden]
+    b: jax.Array | None  # [G·hidden], None with bias=False
     p_i: jax.Array | None = None  # [hidden]
     p_f: jax.Array | None = None
     p_o: jax.Array | None = None
@@ -107,6 +107,8 @@ class LSTM(Cell):
       heads: number of blocks on the diagonal of each U; must divide `hidden_size` and `proj_size`.
         With one unit in each head and no projection, unit k of the new carry depends only on unit k
         of the old carry.
+      bias: whether the cell has the biases; False also requires the default `forget_bias`, which
+        has no effect then.
 
     Raises:
       ValueError: a size is not a positive int, `heads` does not divide it, `forget_bias` is not a
@@ -132,6 +134,7 @@ class LSTM(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     forget_bias: float = 1.0
     peepholes: bool = False
     coupled: bool = False
@@ -144,6 +147,7 @@ class LSTM(Cell):
     gate_recurrence: bool = False
     proj_size: int | None = None
     heads: int = 1
+    bias: bool = True
 
     def __post_init__(self) -> None:
         checks.positive_int("LSTM", "hidden_size", self.hidden_size)
@@ -192,7 +196,7 @@ class LSTM(Cell):
             w_hh=initializers.recurrent_weights(
                 key_hh, hidden, count, dtype, heads=self.heads, rows=self.proj_size
             ),
-            b=self._init_bias(key_b, dtype),
+            b=self._init_bias(key_b, dtype) if self.bias else None,
             p_i=p_i,
             p_f=p_f,
             p_o=p_o,

@@ -15,6 +15,7 @@ BOOLEAN_OPTIONS = (
     "forget_gate",
     "output_gate",
     "gate_recurrence",
+    "bias",
 )
 
 
@@ -36,6 +37,12 @@ def validate_options(cell: Any) -> None:
         raise ValueError(
             f"LSTM: {name}={getattr(cell, name)} requires a forget gate, got forget_gate=False; "
             "remove one of them"
+        )
+    if not cell.bias and (cell.forget_bias != 1.0 or cell.t_max is not None):
+        name = "forget_bias" if cell.t_max is None else "t_max"
+        raise ValueError(
+            f"LSTM: {name}={getattr(cell, name)} requires biases, got bias=False; remove one of "
+            "them"
         )
     if cell.peepholes and not any(gates):
         raise ValueError(

@@ -1,6 +1,6 @@
 """The minGRU and the minLSTM, whose gates depend only on the input."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import jax
@@ -74,6 +74,7 @@ class MinGRU(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     log_space: bool = False
     t_max: int | None = None
 
@@ -152,6 +153,7 @@ class MinLSTM(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     log_space: bool = False
     forget_bias: float = 0.0
     t_max: int | None = None

@@ -1,6 +1,6 @@
 """The mogrifier LSTM: input and state modulate each other before an LSTM step."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -80,6 +80,7 @@ class MogrifierLSTM(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     rounds: int = 5
     rank: int | None = None
     forget_bias: float = 1.0

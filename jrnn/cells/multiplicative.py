@@ -1,6 +1,6 @@
 """The multiplicative LSTM: its recurrent transition depends on the input."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import jax
@@ -76,6 +76,7 @@ class MultiplicativeLSTM(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     forget_bias: float = 1.0
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """Cells with one gate: MGU, UGRNN and MinimalRNN."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import jax
@@ -156,6 +156,7 @@ class UGRNN(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     forget_bias: float = 1.0
     t_max: int | None = None
 

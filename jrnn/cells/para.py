@@ -1,6 +1,6 @@
 """ParaGRU and ParaLSTM: cells with diagonal recurrent weights, for Newton's method over time."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import jax
@@ -78,6 +78,7 @@ class ParaGRU(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     t_max: int | None = None
 
     def __post_init__(self) -> None:
@@ -156,6 +157,7 @@ class ParaLSTM(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     forget_bias: float = 1.0
     t_max: int | None = None
 

@@ -1,6 +1,6 @@
 """The real-gated linear recurrent unit (RG-LRU) of Griffin."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import jax
@@ -79,6 +79,7 @@ class RGLRU(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     r_min: float = 0.9
     r_max: float = 0.999
 

@@ -1,6 +1,6 @@
 """S5: a diagonal state space model, discretized with a learned step size for each state."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import jax
@@ -75,6 +75,7 @@ class S5(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     state_size: int | None = None
     conjugate: bool = True
     step_min: float = 0.001

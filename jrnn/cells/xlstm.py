@@ -1,7 +1,7 @@
 """The cells of xLSTM: the sLSTM with exponential gates, and the mLSTM with a matrix memory."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal, NamedTuple
 
 import jax
@@ -111,6 +111,7 @@ class SLSTM(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     heads: int = 1
     forget_activation: Literal["sigmoid", "exp"] = "sigmoid"
 
@@ -215,6 +216,7 @@ class MLSTM(Cell):
     """
 
     hidden_size: int
+    _: KW_ONLY
     heads: int = 1
     soft_cap: float | None = 15.0
 

@@ -13,5 +13,6 @@ from jrnn.engines.sharded import Sharded as Sharded
 from jrnn.engines.unroll import REGISTRY as REGISTRY
 from jrnn.engines.unroll import choose_engine as choose_engine
 from jrnn.engines.unroll import unroll as unroll
+from jrnn.engines.unroll import unroll_inputs as unroll_inputs
 from jrnn.masking import reverse_resets as reverse_resets
 from jrnn.masking import segment_resets as segment_resets

@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jrnn import masking
-from jrnn.cell import Carry, Cell, Inputs, Params, add_noise
+from jrnn import checks, masking
+from jrnn.cell import Carry, Cell, Inputs, Observed, Params, add_noise
 from jrnn.dtypes import cast
 from jrnn.engines.precision import BoundCell, bind, infer_precision
-from jrnn.layer import SequenceInputs
+from jrnn.layer import Layer, SequenceInputs
 from jrnn.masking import Masks
+from jrnn.params import check_input_type, conform_params, refuse_non_arrays
 
 
 class CanonicalInputs(NamedTuple):
@@ -56,6 +57,41 @@ class CanonicalInputs(NamedTuple):
         return jax.tree.map(lambda a, old: a.astype(jnp.result_type(old)), carry, self.user_carry)
 
 
+class explain_arguments:
+    """A context that explains errors of `jax.jit` about arguments that are not arrays.
+
+    It costs less than a validation of each leaf before the call.
+
+    Args:
+      inputs: the sequences.
+      params: the parameters.
+    """
+
+    def __init__(self, inputs: SequenceInputs, params: Params):
+        self.inputs, self.params = inputs, params
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is not None and issubclass(kind, TypeError | ValueError):
+            inputs = self.inputs
+            arguments = {"params": self.params, "xs": inputs.xs, "carry": inputs.carry}
+            masks = {"lengths": inputs.lengths, "mask": inputs.mask, "resets": inputs.resets}
+            refuse_non_arrays(inputs.owner, **arguments, **masks)
+
+
+def conform_arguments(layer: Layer, params: Params, inputs: SequenceInputs) -> Params:
+    """Validates inputs and parameters against a layer, and returns the parameters.
+
+    See `jrnn.params.conform_params`. Functions that run a layer call it before `Layer.apply`.
+    """
+    if jax.tree.leaves(inputs.xs):
+        check_input_type(inputs.owner, layer, params, inputs.xs)
+    time_and_batch(inputs)
+    return conform_params(inputs.owner, layer, params, inputs.xs)
+
+
 def canonicalize(
     cell: Cell, params: Params, inputs: SequenceInputs, *, return_carries: bool = False
 ) -> CanonicalInputs:
@@ -72,7 +108,9 @@ def canonicalize(
       TypeError: a dtype or the structure of the carry is wrong.
     """
     xs, carry = inputs.xs, inputs.carry
-    steps, batch = time_and_batch(xs)
+    steps, batch = time_and_batch(inputs)
+    if isinstance(xs, Observed):
+        xs = xs.zero_missing()
     lengths, valid, resets = _masks(inputs, steps, batch)
 
     precision = infer_precision(params, xs)
@@ -80,7 +118,9 @@ def canonicalize(
     if carry is None:
         carry = initial
     else:
-        carry = cast_like("unroll: carry", f"{type(cell).__name__}.init_carry", carry, initial)
+        carry = cast_like(
+            f"{inputs.owner}: carry", f"{type(cell).__name__}.init_carry", carry, initial
+        )
     masks = Masks(lengths, valid, resets, None if resets is None else initial)
 
     nan_carries = None
@@ -94,25 +134,25 @@ def canonicalize(
     return CanonicalInputs(bound, carry, xs, masks, inputs.reverse, nan_carries, inputs.carry)
 
 
-def time_and_batch(xs: Inputs) -> tuple[int, int]:
-    """Validates the inputs, and returns the number of steps and the batch size."""
-    leaves = jax.tree.leaves(xs)
+def time_and_batch(inputs: SequenceInputs) -> tuple[int, int]:
+    """Validates the shapes of the inputs, and returns the number of steps and the batch size."""
+    owner, leaves = inputs.owner, jax.tree.leaves(inputs.xs)
     if not leaves:
-        raise ValueError("unroll: xs must hold at least one array [time, batch, ...], got none")
+        raise ValueError(f"{owner}: xs must hold at least one array [time, batch, ...], got none")
     for leaf in leaves:
         if leaf.ndim < 2 or leaf.shape[:2] != leaves[0].shape[:2]:
             raise ValueError(
-                "unroll: every array of xs must have shape (time, batch, ...), with the same time "
-                f"and batch, got {[leaf.shape for leaf in leaves]}; pass a single sequence as "
-                "xs[:, None]"
+                f"{owner}: every array of xs must have shape (time, batch, ...), with the same "
+                f"time and batch, got {checks.shorten([leaf.shape for leaf in leaves[:9]])}; pass "
+                "a single sequence as xs[:, None]"
             )
     if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
         raise TypeError(
-            f"unroll: xs must be floating, got {leaves[0].dtype}; embed or one-hot tokens first"
+            f"{owner}: xs must be floating, got {leaves[0].dtype}; embed or one-hot tokens first"
         )
     if len(leaves) == 1 and leaves[0].ndim < 3:
         raise ValueError(
-            f"unroll: xs must have shape (time, batch, input), got {leaves[0].shape}; pass a "
+            f"{owner}: xs must have shape (time, batch, input), got {leaves[0].shape}; pass a "
             "single sequence as xs[:, None]"
         )
     return leaves[0].shape[:2]
@@ -124,38 +164,38 @@ def _masks(
     """Validates the masks, and returns lengths, valid steps and resets of `Masks`."""
     lengths, valid, resets = inputs.lengths, None, inputs.resets
     if lengths is not None:
-        lengths = _validate_lengths(lengths, steps, batch)
+        lengths = _validate_lengths(inputs.owner, lengths, steps, batch)
         valid = masking.valid_steps(lengths, steps)
     if inputs.mask is not None:
-        mask = _validate_bools("mask", inputs.mask, steps, batch)
+        mask = _validate_bools(inputs.owner, "mask", inputs.mask, steps, batch)
         lengths, valid = None, mask if valid is None else mask & valid
     if resets is not None:
-        resets = _validate_bools("resets", resets, steps, batch)
+        resets = _validate_bools(inputs.owner, "resets", resets, steps, batch)
         resets = resets if valid is None else resets & valid
     return lengths, valid, resets
 
 
-def _validate_lengths(lengths: jax.Array, steps: int, batch: int) -> jax.Array:
+def _validate_lengths(owner: str, lengths: jax.Array, steps: int, batch: int) -> jax.Array:
     if lengths.shape != (batch,):
         raise ValueError(
-            f"unroll: lengths must have shape (batch,) = ({batch},), got {lengths.shape}"
+            f"{owner}: lengths must have shape (batch,) = ({batch},), got {lengths.shape}"
         )
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(
-            f"unroll: lengths must be ints, the number of valid steps, got {lengths.dtype}"
+            f"{owner}: lengths must be ints, the number of valid steps, got {lengths.dtype}"
         )
     max_length = min(steps, jnp.iinfo(lengths.dtype).max)
     # Clipped before the cast, since int64 lengths may overflow int32.
     return jnp.clip(lengths, 0, max_length).astype(jnp.int32)
 
 
-def _validate_bools(name: str, value: jax.Array, steps: int, batch: int) -> jax.Array:
+def _validate_bools(owner: str, name: str, value: jax.Array, steps: int, batch: int) -> jax.Array:
     if value.shape != (steps, batch):
         raise ValueError(
-            f"unroll: {name} must have shape (time, batch) = ({steps}, {batch}), got {value.shape}"
+            f"{owner}: {name} must have shape (time, batch) = ({steps}, {batch}), got {value.shape}"
         )
     if value.dtype != jnp.bool_:
-        raise TypeError(f"unroll: {name} must be bool, got {value.dtype}; write {name} != 0")
+        raise TypeError(f"{owner}: {name} must be bool, got {value.dtype}; write {name} != 0")
     return value
 
 
@@ -174,14 +214,16 @@ def cast_like(subject: str, source: str, tree: Any, like: Any) -> Any:
     """
     expected, got = jax.tree.structure(like), jax.tree.structure(tree)
     if expected != got:
+        expected, got = checks.shorten(expected), checks.shorten(got)
         raise TypeError(f"{subject} must have the structure of {source}, {expected}, got {got}")
     tree = jax.tree.map(jnp.asarray, tree)
     both = jax.tree.leaves(like), jax.tree.leaves(tree)
     expected, got = ([leaf.shape for leaf in leaves] for leaves in both)
     if expected != got:
+        expected, got = checks.shorten(expected), checks.shorten(got)
         raise ValueError(f"{subject} must have leaves of shapes {expected}, got {got}")
     if any(_kind(a) != _kind(leaf) for leaf, a in zip(*both, strict=True)):
-        expected, got = ([leaf.dtype.name for leaf in leaves] for leaves in both)
+        expected, got = (checks.shorten([leaf.dtype.name for leaf in leaves]) for leaves in both)
         raise TypeError(f"{subject} must have leaves of dtypes {expected}, got {got}")
     return jax.tree.map(lambda a, leaf: a.astype(leaf.dtype), tree, like)
 

@@ -201,6 +201,8 @@ def _shape_mismatch(kernel: _Kernel, params: Any, xs: Any) -> str | None:
     expected |= {name: (hidden,) for name in kernel.extra_params if name is not None}
     for name, shape in expected.items():
         leaf = getattr(params, name)
+        if leaf is None:  # a cell without biases
+            continue
         if leaf.shape != shape or leaf.dtype != jnp.float32:
             got = f"{leaf.dtype}{list(leaf.shape)}"
             return f"{name} must be float32{list(shape)} for inputs of {xs.shape[-1]}, got {got}"
@@ -259,12 +261,14 @@ def _run(
 
     lengths = jnp.zeros((0,), jnp.int32) if masks.lengths is None else masks.lengths
     resets = jnp.zeros((0,), bool) if masks.resets is None else masks.resets
-    extra = [absent if name is None else getattr(params, name) for name in kernel.extra_params]
+    # A cell without biases runs on the same kernel, with zeros.
+    b = jnp.zeros(params.w_ih.shape[-1:], xs.dtype) if params.b is None else params.b
+    extra = [_extra_param(params, name, absent) for name in kernel.extra_params]
     operands = (
         xs,
         params.w_ih,
         params.w_hh,
-        params.b,
+        b,
         *extra,
         *h_and_c(carry),
         *h_and_c(masks.reset_carry),
@@ -272,6 +276,14 @@ def _run(
     results: Any = _call_kernel(kernel, reverse, lengths, resets, operands)
     ys, h, c = results
     return type(carry)(h, c) if kernel.has_cell_state else h, ys
+
+
+def _extra_param(params: Any, name: str | None, absent: jax.Array) -> jax.Array:
+    """Returns a parameter besides w_ih, w_hh and b; zeros `[hidden]` if the cell has no biases."""
+    if name is None:
+        return absent
+    value = getattr(params, name)
+    return jnp.zeros(params.w_hh.shape[:1], absent.dtype) if value is None else value
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

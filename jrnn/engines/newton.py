@@ -15,13 +15,13 @@ from jrnn.cell import Carry, Cell, Inputs, Params
 from jrnn.engines import jacobian, recurrence
 from jrnn.engines.engine import Engine
 from jrnn.engines.equations import build_system
-from jrnn.engines.inputs import canonicalize, cast_like
+from jrnn.engines.inputs import canonicalize, cast_like, conform_arguments, explain_arguments
 from jrnn.engines.jacobian import JacobianKind, Leaves
 from jrnn.engines.newton_iteration import NewtonStatus as NewtonStatus
 from jrnn.engines.newton_iteration import empty_status, run_newton
 from jrnn.engines.precision import BoundCell
 from jrnn.engines.scan import Scan
-from jrnn.layer import SequenceInputs
+from jrnn.layer import Layer, SequenceInputs, check_layer
 from jrnn.masking import Masks, expand_mask, step_shapes
 
 KINDS = ("auto", "diagonal", "block", "full")
@@ -269,20 +269,23 @@ def newton(
     """
     engine = Newton() if engine is None else engine
     if not isinstance(engine, Newton):
-        raise TypeError(f"newton: engine must be a jrnn.Newton(...), got {engine!r}")
-    if not isinstance(cell, Cell):
+        raise TypeError(f"newton: engine must be a jrnn.Newton(...), got {checks.describe(engine)}")
+    if isinstance(cell, Layer) and not isinstance(cell, Cell):
         raise TypeError(
-            f"newton: cell must be a jrnn.Cell such as jrnn.GRU(64), got {cell!r}; for a layer of "
-            "several cells use jrnn.unroll(..., engine=jrnn.Newton())"
+            f"newton: cell must be a jrnn.Cell such as jrnn.GRU(64), got {checks.describe(cell)}; "
+            "for a layer of several cells use jrnn.unroll(..., engine=jrnn.Newton())"
         )
-    inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse)
-    return _newton(cell, params, inputs, guess, engine)
+    check_layer("newton", "cell", cell, Cell)
+    inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse, "newton")
+    with explain_arguments(inputs, params):
+        return _newton(cell, params, inputs, guess, engine)
 
 
 @partial(jax.jit, static_argnames=("cell", "engine"))
 def _newton(
     cell: Cell, params: Params, inputs: SequenceInputs, guess: Carry | None, engine: Newton
 ) -> Solution:
+    params = conform_arguments(cell, params, inputs)
     args = canonicalize(cell, params, inputs)
     if guess is not None:
         steps = len(jax.tree.leaves(args.xs)[0])

@@ -12,11 +12,11 @@ from jrnn.engines.associative import Associative
 from jrnn.engines.auto import Auto
 from jrnn.engines.engine import Engine
 from jrnn.engines.fused import Fused
-from jrnn.engines.inputs import canonicalize
+from jrnn.engines.inputs import canonicalize, conform_arguments, explain_arguments
 from jrnn.engines.native import Native
 from jrnn.engines.newton import Newton
 from jrnn.engines.scan import Scan
-from jrnn.layer import Layer, SequenceInputs
+from jrnn.layer import Layer, SequenceInputs, check_layer
 from jrnn.masking import repeat_on_padding
 
 REGISTRY: dict[str, type[Engine]] = {
@@ -98,7 +98,8 @@ def unroll(
 
     Args:
       layer: a cell, or a layer such as `jrnn.stack([...])`.
-      params: its parameters, from `layer.init`.
+      params: its parameters, from `layer.init`. Dicts with the names of the fields, as checkpoints
+        have them, are accepted too.
       xs: inputs `[T, B, input]`, or a pytree of leaves `[T, B, ...]`. T and B may be 0.
       carry: the initial carry, which is the carry before the first step in scan order, leaves
         `[B, ...]`; by default `layer.init_carry`.
@@ -123,8 +124,8 @@ def unroll(
 
     Raises:
       ValueError: a shape is wrong, or the engine is unknown.
-      TypeError: a dtype or the structure of the carry is wrong, or `return_carries` is True for a
-        layer that is not a cell.
+      TypeError: a dtype, or the structure of the parameters, the inputs or the carry is wrong, or
+        `return_carries` is True for a layer that is not a cell.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = jrnn.LSTM(hidden_size=4)
@@ -133,19 +134,28 @@ def unroll(
     >>> ys.shape, bool((ys[3:, 1] == 0).all())
     ((5, 2, 4), True)
     """
-    if not isinstance(layer, Layer):
-        raise TypeError(
-            f"unroll: layer must be a cell such as jrnn.LSTM(64), or a layer, got {layer!r}"
-        )
+    inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse)
+    return unroll_inputs(layer, params, inputs, engine, return_carries)
+
+
+def unroll_inputs(
+    layer: Layer,
+    params: Params,
+    inputs: SequenceInputs,
+    engine: Engine | str,
+    return_carries: bool = False,
+) -> Any:
+    """Computes `unroll` for arguments in `SequenceInputs`, which name the caller for messages."""
+    check_layer(inputs.owner, "layer", layer)
     if return_carries and not isinstance(layer, Cell):
         raise TypeError(
-            f"unroll: layer must be a single cell for return_carries, got {layer!r}; run its "
-            "layers one by one"
+            f"{inputs.owner}: layer must be a single cell for return_carries, got "
+            f"{checks.describe(layer)}; run its layers one by one"
         )
-    inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse)
     engine = choose_engine(engine)
     try:
-        carry, ys = _unroll(layer, params, inputs, engine, bool(return_carries))
+        with explain_arguments(inputs, params):
+            carry, ys = _unroll(layer, params, inputs, engine, bool(return_carries))
     except TypeError as error:
         if "forward-mode" in str(error):  # the message of JAX does not mention engines
             error.add_note(
@@ -168,6 +178,7 @@ def choose_engine(engine: Engine | str) -> Engine:
 def _unroll(
     layer: Layer, params: Params, inputs: SequenceInputs, engine: Engine, return_carries: bool
 ) -> tuple[Carry, Any]:
+    params = conform_arguments(layer, params, inputs)
     if return_carries and isinstance(layer, Cell):
         return _run_cell(engine, layer, params, inputs, return_carries=True)
     return layer.apply(partial(_run_cell, engine), params, inputs)

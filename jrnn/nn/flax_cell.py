@@ -5,8 +5,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jrnn import checks
 from jrnn.cell import Carry, Cell
 from jrnn.engines.precision import bind, infer_precision
+from jrnn.layer import Layer, check_layer
+from jrnn.nn.options import check_rngs
 from jrnn.nn.rnn import RNN
 
 
@@ -44,11 +47,13 @@ class FlaxCell(nnx.RNNCellBase):
         Raises:
           TypeError: `cell` is not a `Cell`.
         """
-        if not isinstance(cell, Cell):
+        if isinstance(cell, Layer) and not isinstance(cell, Cell):
             raise TypeError(
                 "FlaxCell: cell must be a single cell such as jrnn.LSTM(64), got "
-                f"{cell!r}; for a layer of several cells use jrnn.nn.RNN"
+                f"{checks.describe(cell)}; for a layer of several cells use jrnn.nn.RNN"
             )
+        check_layer("FlaxCell", "cell", cell, Cell)
+        check_rngs("FlaxCell", rngs)
         self.cell = cell
         self.rnn = RNN(cell, input_size, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.rnn.rngs = nnx.data(None)  # no noise is sampled
@@ -76,7 +81,7 @@ class FlaxCell(nnx.RNNCellBase):
         if carry_init is not None:
             raise ValueError(
                 "FlaxCell: carry_init must be None, since the cell defines its initial carry, got "
-                f"{carry_init!r}; pass another carry as initial_carry to nnx.RNN"
+                f"{checks.describe(carry_init)}; pass another carry as initial_carry to nnx.RNN"
             )
         params = self.rnn.params
         x = jax.ShapeDtypeStruct(input_shape, jnp.dtype(self.rnn.dtype))

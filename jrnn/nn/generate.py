@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.core import Tracer
 
-from jrnn.nn.heads import SequenceToSequence
+from jrnn import checks
+from jrnn.nn.heads import Classifier, SequenceToSequence
 
 
 @nnx.jit(static_argnames=("length",))
@@ -52,23 +54,59 @@ def generate(
       `[B, length]` tokens with the dtype of the prompt, without the prompt.
 
     Raises:
-      ValueError: the prompt is empty, `length` is below 1, `temperature` is negative, or the body
-        of the model is time-major or not causal.
+      TypeError: the model has no output for each step, the prompt is not of ints, or `key` is not a
+        PRNG key.
+      ValueError: the prompt is empty or has a token outside of the vocabulary, `length` is below 1,
+        `temperature` is negative, or the body of the model is time-major or not causal.
     """
+    if getattr(model, "body", None) is None or isinstance(model, Classifier):
+        raise TypeError(
+            "generate: model must be a SequenceToSequence, which predicts the next token, got "
+            f"{checks.describe(model)}"
+        )
     if model.body.time_major or not model.body.causal:
         raise ValueError(
             "generate: model.body must be batch-major and causal, got "
             f"time_major={model.body.time_major}, causal={model.body.causal}"
         )
+    length = checks.positive_int("generate", "length", length)
+    if not temperature >= 0:
+        raise ValueError(
+            f"generate: temperature must be at least 0, got {checks.describe(temperature)}"
+        )
+    checks.prng_key("generate", "key", key)
+    prompt = jnp.asarray(prompt)
+    _check_prompt(model, prompt)
+    eval_model = nnx.merge(*nnx.split(model), copy=True)
+    eval_model.eval()
+    return _generate(eval_model, prompt, length, key, jnp.float32(temperature))
+
+
+def _check_prompt(model: SequenceToSequence, prompt: jax.Array) -> None:
+    """Raises unless the prompt consists of tokens of the model's vocabulary.
+
+    The values of a traced prompt are not known, and not validated.
+    """
     if prompt.ndim != 2 or prompt.shape[1] == 0:
         raise ValueError(
             "generate: prompt must have shape (batch, time) with at least 1 step, got "
             f"{prompt.shape}"
         )
-    if length < 1:
-        raise ValueError(f"generate: length must be at least 1, got {length}")
-    if not temperature >= 0:
-        raise ValueError(f"generate: temperature must be at least 0, got {temperature}")
-    eval_model = nnx.merge(*nnx.split(model), copy=True)
-    eval_model.eval()
-    return _generate(eval_model, prompt, length, key, jnp.float32(temperature))
+    if not jnp.issubdtype(prompt.dtype, jnp.integer):
+        raise TypeError(f"generate: prompt must be tokens of an int dtype, got {prompt.dtype}")
+    size, outputs = model.head.out_features, model.head.out_features
+    if isinstance(model.embedding, nnx.Embed):
+        size = model.embedding.num_embeddings
+    if outputs > size:
+        raise ValueError(
+            f"generate: model.embedding must have a row for each of the {outputs} tokens that the "
+            f"model predicts, got {size} rows"
+        )
+    if prompt.size == 0 or isinstance(prompt, Tracer):
+        return
+    low, high = int(prompt.min()), int(prompt.max())
+    if low < 0 or high >= size:
+        raise ValueError(
+            f"generate: prompt must have tokens from 0 to {size - 1}, the vocabulary of the model, "
+            f"got {low if low < 0 else high}"
+        )

@@ -13,6 +13,7 @@ from jrnn.cell import Carry
 from jrnn.masking import max_propagating_nan
 from jrnn.nn.dropout import Dropout
 from jrnn.nn.layers import GRU, LSTM, StackedRNN
+from jrnn.nn.options import check_body, check_rngs
 from jrnn.nn.rnn import RNN, swap_time_and_batch
 
 Body = RNN | StackedRNN | LSTM | GRU
@@ -52,8 +53,13 @@ class Classifier(nnx.Module):
           dropout: dropout rate of the pooled outputs in training mode.
 
         Raises:
-          ValueError: `pool` is unknown, or `dropout` is outside [0, 1).
+          TypeError: `body` is not a recurrent module, or `rngs` is not an `nnx.Rngs`.
+          ValueError: `output_size` is not a positive int, `pool` is unknown, or `dropout` is not
+            in [0, 1).
         """
+        check_body("Classifier", body)
+        check_rngs("Classifier", rngs)
+        output_size = checks.positive_int("Classifier", "output_size", output_size)
         checks.one_of("Classifier", "pool", pool, POOLS)
         self.body = body
         self.embedding = embedding
@@ -106,8 +112,12 @@ class SequenceToSequence(nnx.Module):
           dropout: dropout rate of the outputs of the body in training mode.
 
         Raises:
-          ValueError: `dropout` is outside [0, 1).
+          TypeError: `body` is not a recurrent module, or `rngs` is not an `nnx.Rngs`.
+          ValueError: `output_size` is not a positive int, or `dropout` is outside [0, 1).
         """
+        check_body("SequenceToSequence", body)
+        check_rngs("SequenceToSequence", rngs)
+        output_size = checks.positive_int("SequenceToSequence", "output_size", output_size)
         self.body = body
         self.embedding = embedding
         self.dropout = _make_dropout("SequenceToSequence", dropout, rngs)
@@ -144,7 +154,7 @@ def _embed(embedding: Embedding | None, xs: jax.Array) -> jax.Array:
 
 def _make_dropout(owner: str, rate: float, rngs: nnx.Rngs) -> Dropout | None:
     """Returns a dropout module, or None for rate 0; raises if the rate is outside [0, 1)."""
-    checks.rate(owner, "dropout", rate)
+    rate = checks.rate(owner, "dropout", rate)
     return Dropout(rate, rngs=rngs) if rate else None
 
 

@@ -1,7 +1,5 @@
 """Stacked and bidirectional recurrent layers, with the options of PyTorch."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,8 +8,9 @@ from jax.typing import ArrayLike, DTypeLike
 from jrnn import cells, checks
 from jrnn.cell import Carry, Inputs, Timed, WithCellState
 from jrnn.engines import Engine, reverse_resets
-from jrnn.layer import Layer
+from jrnn.layer import Layer, check_layer
 from jrnn.nn.dropout import Dropout
+from jrnn.nn.options import check_rngs, explain_options
 from jrnn.nn.rnn import RNN, swap_time_and_batch, to_time_major
 
 
@@ -25,21 +24,26 @@ class _StackedLayers(nnx.Module):
         num_layers: int,
         *,
         rngs: nnx.Rngs,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
-        time_major: bool = False,
-        engine: Engine | str = "auto",
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
+        bidirectional: bool,
+        dropout: float,
+        time_major: bool,
+        engine: Engine | str,
+        dtype: DTypeLike | None,
+        param_dtype: DTypeLike,
     ) -> None:
         """Validates the options, and creates an `RNN` for each layer and direction."""
         owner = type(self).__name__
-        checks.positive_int(owner, "num_layers", num_layers)
-        checks.rate(owner, "dropout", dropout)
+        check_layer(owner, "cell", cell)
+        check_rngs(owner, rngs)
+        input_size = checks.positive_int(owner, "input_size", input_size)
+        num_layers = checks.positive_int(owner, "num_layers", num_layers)
+        bidirectional = checks.boolean(owner, "bidirectional", bidirectional)
+        time_major = checks.boolean(owner, "time_major", time_major)
+        dropout = checks.rate(owner, "dropout", dropout)
         if num_layers > 1 and WithCellState in cell.input_types:
             raise ValueError(
                 f"{owner}: cell must not require the cell state of the layer below, got "
-                f"{cell!r}; use jrnn.nn.RNN(jrnn.stack([...]), ...)"
+                f"{checks.describe(cell)}; use jrnn.nn.RNN(jrnn.stack([...]), ...)"
             )
         if dropout and num_layers == 1:
             raise ValueError(
@@ -66,6 +70,8 @@ class _StackedLayers(nnx.Module):
                 )
                 for reverse in self.directions
             ]
+        for rnn in rnns:
+            rnn.owner = owner
         self.rnns = nnx.List(rnns)
         self.output_size = len(self.directions) * rnns[-1].output_size
         self.causal = not bidirectional and all(rnn.causal for rnn in rnns)
@@ -159,8 +165,20 @@ class StackedRNN(_StackedLayers):
     ((4, 7, 8), (2, 4, 8))
     """
 
+    @explain_options
     def __init__(
-        self, cell: Layer, input_size: int, num_layers: int = 1, *, rngs: nnx.Rngs, **options: Any
+        self,
+        cell: Layer,
+        input_size: int,
+        num_layers: int = 1,
+        *,
+        rngs: nnx.Rngs,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        time_major: bool = False,
+        engine: Engine | str = "auto",
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
     ):
         """Initializes the parameters of all layers.
 
@@ -169,21 +187,36 @@ class StackedRNN(_StackedLayers):
           input_size: last axis of the inputs.
           num_layers: number of layers; the inputs of each are the outputs of the layer below.
           rngs: the streams `params` and `dropout` are used.
-          **options: `bidirectional` (default False) scans each layer in both directions and
-            concatenates the outputs; `dropout` (0.0) is the dropout rate between layers in training
-            mode; `time_major` (False) uses `[T, B, ...]` instead of `[B, T, ...]`; `engine`,
-            `dtype` and `param_dtype` are as in `RNN`.
+          bidirectional: whether each layer scans in both directions and concatenates the outputs.
+          dropout: dropout rate between layers in training mode.
+          time_major: use `[T, B, ...]` instead of `[B, T, ...]` for inputs and outputs.
+          engine: as in `jrnn.unroll`.
+          dtype: dtype of inputs, products and outputs; None uses that of the inputs.
+          param_dtype: dtype of the parameters; the carry has the wider of the two.
 
         Raises:
+          TypeError: `cell` is not a layer, or `rngs` is not an `nnx.Rngs`.
           ValueError: `num_layers` is below 1, `dropout` is outside [0, 1) or is not 0 for a single
             layer, or the cell requires the cell state of the layer below.
         """
-        self._build(cell, input_size, num_layers, rngs=rngs, **options)
+        self._build(
+            cell,
+            input_size,
+            num_layers,
+            rngs=rngs,
+            bidirectional=bidirectional,
+            dropout=dropout,
+            time_major=time_major,
+            engine=engine,
+            dtype=dtype,
+            param_dtype=param_dtype,
+        )
 
 
 class LSTM(_StackedLayers):
     """Layers of `jrnn.LSTM`, with the arguments of `torch.nn.LSTM`."""
 
+    @explain_options
     def __init__(
         self,
         input_size: int,
@@ -196,7 +229,13 @@ class LSTM(_StackedLayers):
         coupled: bool = False,
         t_max: int | None = None,
         proj_size: int | None = None,
-        **options: Any,
+        bias: bool = True,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        time_major: bool = False,
+        engine: Engine | str = "auto",
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
     ):
         """Initializes the parameters of all layers.
 
@@ -210,7 +249,13 @@ class LSTM(_StackedLayers):
           coupled: as in `jrnn.LSTM`.
           t_max: as in `jrnn.LSTM`.
           proj_size: as in `jrnn.LSTM`.
-          **options: as in `StackedRNN`.
+          bias: as in `jrnn.LSTM`.
+          bidirectional: whether each layer scans in both directions and concatenates the outputs.
+          dropout: dropout rate between layers in training mode.
+          time_major: use `[T, B, ...]` instead of `[B, T, ...]` for inputs and outputs.
+          engine: as in `jrnn.unroll`.
+          dtype: dtype of inputs, products and outputs; None uses that of the inputs.
+          param_dtype: dtype of the parameters; the carry has the wider of the two.
 
         >>> import jax.numpy as jnp
         >>> from flax import nnx
@@ -219,13 +264,33 @@ class LSTM(_StackedLayers):
         >>> ys.shape, carry.c.shape
         ((4, 7, 16), (4, 4, 8))
         """
-        cell = cells.LSTM(hidden_size, forget_bias, peepholes, coupled, t_max, proj_size=proj_size)
-        self._build(cell, input_size, num_layers, rngs=rngs, **options)
+        cell = cells.LSTM(
+            hidden_size,
+            forget_bias=forget_bias,
+            peepholes=peepholes,
+            coupled=coupled,
+            t_max=t_max,
+            proj_size=proj_size,
+            bias=bias,
+        )
+        self._build(
+            cell,
+            input_size,
+            num_layers,
+            rngs=rngs,
+            bidirectional=bidirectional,
+            dropout=dropout,
+            time_major=time_major,
+            engine=engine,
+            dtype=dtype,
+            param_dtype=param_dtype,
+        )
 
 
 class GRU(_StackedLayers):
     """Layers of `jrnn.GRU`, with the arguments of `torch.nn.GRU`."""
 
+    @explain_options
     def __init__(
         self,
         input_size: int,
@@ -235,7 +300,13 @@ class GRU(_StackedLayers):
         rngs: nnx.Rngs,
         reset_after: bool = True,
         t_max: int | None = None,
-        **options: Any,
+        bias: bool = True,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        time_major: bool = False,
+        engine: Engine | str = "auto",
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
     ):
         """Initializes the parameters of all layers.
 
@@ -246,7 +317,24 @@ class GRU(_StackedLayers):
           rngs: the streams `params` and `dropout` are used.
           reset_after: as in `jrnn.GRU`.
           t_max: as in `jrnn.GRU`.
-          **options: as in `StackedRNN`.
+          bias: as in `jrnn.GRU`.
+          bidirectional: whether each layer scans in both directions and concatenates the outputs.
+          dropout: dropout rate between layers in training mode.
+          time_major: use `[T, B, ...]` instead of `[B, T, ...]` for inputs and outputs.
+          engine: as in `jrnn.unroll`.
+          dtype: dtype of inputs, products and outputs; None uses that of the inputs.
+          param_dtype: dtype of the parameters; the carry has the wider of the two.
         """
-        cell = cells.GRU(hidden_size, reset_after, t_max)
-        self._build(cell, input_size, num_layers, rngs=rngs, **options)
+        cell = cells.GRU(hidden_size, reset_after=reset_after, t_max=t_max, bias=bias)
+        self._build(
+            cell,
+            input_size,
+            num_layers,
+            rngs=rngs,
+            bidirectional=bidirectional,
+            dropout=dropout,
+            time_major=time_major,
+            engine=engine,
+            dtype=dtype,
+            param_dtype=param_dtype,
+        )

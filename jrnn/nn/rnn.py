@@ -7,10 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
+from jrnn import checks
 from jrnn.cell import Carry, Inputs, Params
 from jrnn.dtypes import cast
-from jrnn.engines import Engine, choose_engine, unroll
-from jrnn.layer import Layer
+from jrnn.engines import Engine, choose_engine, unroll_inputs
+from jrnn.layer import Layer, SequenceInputs, check_layer
+from jrnn.nn.options import check_rngs, convert_lists, explain_options
 
 
 class RNN(nnx.Module):
@@ -26,6 +28,7 @@ class RNN(nnx.Module):
       causal: whether an output depends only on the inputs up to its step.
       output_directions: the last axis of the outputs consists of equal parts, one for each entry;
         an entry is True if the part is scanned in reverse.
+      owner: the name of the module in error messages.
       deterministic: if True, as after `eval()`, a stochastic cell returns its expected value; if
         False, initially and after `train()`, each call samples noise.
 
@@ -36,6 +39,7 @@ class RNN(nnx.Module):
     ((4, 8), (4, 7, 8))
     """
 
+    @explain_options
     def __init__(
         self,
         cell: Layer,
@@ -61,13 +65,20 @@ class RNN(nnx.Module):
           param_dtype: dtype of the parameters; the carry has the wider of the two.
 
         Raises:
-          ValueError: `engine` is unknown, or `reverse` is True for a layer that is not causal.
+          TypeError: `cell` is not a layer, or `rngs` is not an `nnx.Rngs`.
+          ValueError: `input_size` is not a positive int, `engine` is unknown, or `reverse` is True
+            for a layer that is not causal.
         """
+        self.owner = type(self).__name__
+        check_layer(self.owner, "cell", cell)
+        check_rngs(self.owner, rngs)
+        reverse = checks.boolean(self.owner, "reverse", reverse)
         if reverse and not cell.causal:
             raise ValueError(
                 f"{type(self).__name__}: cell must be causal for reverse=True or "
-                f"bidirectional=True, got {cell!r}; remove the option"
+                f"bidirectional=True, got {checks.describe(cell)}; remove the option"
             )
+        input_size = checks.positive_int(self.owner, "input_size", input_size)
         params = cell.init(rngs.params(), input_size, param_dtype)
         self.cell = cell
         self.input_size = input_size
@@ -75,7 +86,7 @@ class RNN(nnx.Module):
         self.reverse = reverse
         self.causal = cell.causal and not reverse
         self.output_directions = (True,) if reverse else cell.output_directions
-        self.time_major = time_major
+        self.time_major = checks.boolean(self.owner, "time_major", time_major)
         self.engine = choose_engine(engine)
         self.dtype = dtype
         self.deterministic = False
@@ -119,32 +130,23 @@ class RNN(nnx.Module):
           TypeError: a dtype or the structure of the carry does not fit.
         """
         if not self.time_major:
-            xs, mask, resets = to_time_major(type(self).__name__, xs, mask, resets)
+            xs, mask, resets = to_time_major(self.owner, xs, mask, resets)
         if self.dtype is not None:
             xs = cast(jax.tree.map(jnp.asarray, xs), jnp.dtype(self.dtype))
         if key is None and self.cell.is_stochastic and not self.deterministic:
             key = self._make_noise_key()
-        carry, ys = unroll(
-            self.cell,
-            self.params,
-            xs,
-            carry,
-            lengths=lengths,
-            mask=mask,
-            resets=resets,
-            reverse=self.reverse,
-            key=key,
-            engine=self.engine,
-        )
+        inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, self.reverse, self.owner)
+        carry, ys = unroll_inputs(self.cell, self.params, inputs, self.engine)
         return carry, ys if self.time_major else swap_time_and_batch(ys)
 
     def _make_noise_key(self) -> jax.Array:
         """Returns the PRNG key for the noise of one call."""
         if self.rngs is None:
             raise ValueError(
-                f"{type(self).__name__}: rngs must have the stream 'dropout' for the noise of "
-                f"{self.cell!r}, got none; create the module with rngs=nnx.Rngs(params=..., "
-                "dropout=...), pass key, or call eval() to use the expected value"
+                f"{self.owner}: rngs must have the stream 'dropout' for the noise of "
+                f"{checks.describe(self.cell)}, got none; create the module with "
+                "rngs=nnx.Rngs(params=..., dropout=...), pass key, or call eval() to use the "
+                "expected value"
             )
         return self.rngs()
 
@@ -162,9 +164,13 @@ def to_time_major(
     Raises:
       ValueError: a leaf of `xs` lacks axes, or the shape of `mask` or `resets` does not fit.
     """
+    xs, mask, resets = convert_lists(owner, xs, mask, resets)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(xs)]
-    if any(len(shape) < 2 for shape in shapes):
-        raise ValueError(f"{owner}: xs must have shape (batch, time, ...), got {shapes}")
+    if any(len(shape) < 2 or shape[:2] != shapes[0][:2] for shape in shapes):
+        raise ValueError(
+            f"{owner}: every array of xs must have shape (batch, time, ...), with the same batch "
+            f"and time, got {checks.shorten(shapes[:9])}"
+        )
     if len(shapes) == 1 and len(shapes[0]) < 3:
         raise ValueError(
             f"{owner}: xs must have shape (batch, time, input), got {shapes[0]}; pass a single "

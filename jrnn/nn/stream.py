@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 
 from jrnn import checks
 from jrnn.cell import Carry, Inputs
-from jrnn.nn.heads import Body, SequenceToSequence
+from jrnn.nn.heads import Body, Classifier, SequenceToSequence
 
 
 class Stream:
@@ -16,12 +16,18 @@ class Stream:
     def __init__(self, model: Body | SequenceToSequence, batch_size: int):
         """Copies the weights of the model; see `stream`."""
         body = model.body if isinstance(model, SequenceToSequence) else model
+        is_recurrent = isinstance(body, nnx.Module) and getattr(body, "causal", None) is not None
+        if isinstance(model, Classifier) or not is_recurrent:
+            raise TypeError(
+                "stream: model must be a module with an output for each step, such as an RNN or a "
+                f"SequenceToSequence, got {checks.describe(model)}"
+            )
         if not body.causal:
             raise ValueError(
                 "stream: model must be causal, got a model whose outputs may depend on later "
                 "inputs; use layers that are neither reversed nor bidirectional"
             )
-        checks.positive_int("stream", "batch_size", batch_size)
+        batch_size = checks.positive_int("stream", "batch_size", batch_size)
         graphdef, state = nnx.split(model)
         # jit dispatches a list of arrays faster than a flax state.
         self._leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.copy, state))
@@ -98,7 +104,7 @@ def _check_batch(x: Inputs, batch_size: int) -> None:
     if any(shape[:1] != (batch_size,) for shape in shapes):
         raise ValueError(
             f"stream: leaves of x must have a first axis of batch_size={batch_size}, got shapes "
-            f"{shapes}; set batch_size when calling jrnn.stream"
+            f"{checks.shorten(shapes)}; set batch_size when calling jrnn.stream"
         )
 
 
@@ -121,6 +127,7 @@ def stream(model: Body | SequenceToSequence, batch_size: int = 1) -> Stream:
       The `Stream`: `step(x)` takes one step, `reset()` restores the initial carry.
 
     Raises:
+      TypeError: the model has no output for each step, such as a `Classifier`.
       ValueError: the model is not causal, or `batch_size` is below 1.
 
     >>> import jrnn

@@ -149,7 +149,7 @@ def test_log_space_must_be_a_bool(cls: type[MinGRU | MinLSTM], log_space: Any) -
 def test_lru_radii_must_be_increasing_within_unit_circle(r_min: float, r_max: float) -> None:
     message = "LRU: r_min and r_max must satisfy 0 <= r_min < r_max <= 1, got r_min="
     with pytest.raises(ValueError, match=message):
-        LRU(4, r_min, r_max)
+        LRU(4, r_min=r_min, r_max=r_max)
 
 
 @pytest.mark.parametrize("max_phase", [0.0, -1.0, float("inf"), float("nan")])

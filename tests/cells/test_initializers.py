@@ -122,7 +122,7 @@ def test_forget_bias_applies_only_to_f(coupled: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "cell", [MinLSTM(HIDDEN, forget_bias=2.5), ParaLSTM(HIDDEN, 2.5)], ids=repr
+    "cell", [MinLSTM(HIDDEN, forget_bias=2.5), ParaLSTM(HIDDEN, forget_bias=2.5)], ids=repr
 )
 def test_forget_bias_of_elementwise_cells_applies_only_to_f(cell: Any) -> None:
     params = cell.init(jax.random.key(0), INPUT)
@@ -157,7 +157,7 @@ def test_coupled_lstm_chrono_biases_are_in_f() -> None:
 
 @pytest.mark.parametrize("reset_after", [True, False])
 def test_gru_chrono_biases_are_in_z(reset_after: bool) -> None:
-    params = GRU(HIDDEN, reset_after, t_max=50).init(jax.random.key(0), INPUT)
+    params = GRU(HIDDEN, reset_after=reset_after, t_max=50).init(jax.random.key(0), INPUT)
     r, z, n = split_gates(params.b)
     assert (z > 0).all() and (z <= np.log(49)).all() and len(set(z)) == HIDDEN
     np.testing.assert_array_equal((r, n), np.zeros((2, HIDDEN)))

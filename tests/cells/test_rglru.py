@@ -55,4 +55,4 @@ def test_decays_close_to_one_are_distinct_in_half_precision() -> None:
 def test_decays_must_be_increasing_between_zero_and_one(r_min: float, r_max: float) -> None:
     message = "RGLRU: r_min and r_max must satisfy 0 < r_min < r_max < 1, got r_min="
     with pytest.raises(ValueError, match=message):
-        RGLRU(4, r_min, r_max)
+        RGLRU(4, r_min=r_min, r_max=r_max)

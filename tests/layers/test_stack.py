@@ -63,7 +63,7 @@ def test_stack_passes_cell_states_to_the_layer_above(engine: str, x64: None) -> 
 
 def test_stack_passes_time_steps_to_all_layers(x64: None) -> None:
     xs = Timed(XS.astype(np.float64), DT)
-    layers = [GRU(SIZE), CfC(SIZE, backbone_units=3), zoneout(CfC(SIZE, None), h=0.2)]
+    layers = [GRU(SIZE), CfC(SIZE, backbone_units=3), zoneout(CfC(SIZE, backbone_units=None), h=0.2)]
     for order in (layers, layers[:0:-1]):
         layer = stack(order)
         params = random_params(layer, 1, SIZE)
@@ -75,10 +75,10 @@ def test_stack_passes_time_steps_to_all_layers(x64: None) -> None:
         noisy = jrnn.unroll(layer, params, xs, key=KEY)[1]
         assert not np.allclose(noisy, expected)
     for backward_cell in (None, GRU(SIZE)):
-        both = stack([GRU(SIZE), bidirectional(CfC(SIZE, None), backward_cell)])
+        both = stack([GRU(SIZE), bidirectional(CfC(SIZE, backbone_units=None), backward_cell)])
         params = random_params(both, 2, SIZE)
         below = Timed(jrnn.unroll(GRU(SIZE), params[0], xs.x)[1], xs.dt)
-        forward, backward = CfC(SIZE, None), backward_cell or CfC(SIZE, None)
+        forward, backward = CfC(SIZE, backbone_units=None), backward_cell or CfC(SIZE, backbone_units=None)
         backward_inputs = below if backward_cell is None else below.x
         expected = [
             jrnn.unroll(forward, params[1].forward, below)[1],
@@ -88,7 +88,7 @@ def test_stack_passes_time_steps_to_all_layers(x64: None) -> None:
 
 
 def test_residual_in_a_stack_adds_only_the_output_below(x64: None) -> None:
-    inner = [residual(DepthGatedLSTM(SIZE)), residual(CfC(SIZE, None))]
+    inner = [residual(DepthGatedLSTM(SIZE)), residual(CfC(SIZE, backbone_units=None))]
     layer = stack([LSTM(SIZE), *inner])
     params = random_params(layer, 1, SIZE)
     xs = Timed(XS.astype(np.float64), DT)
@@ -102,7 +102,7 @@ def test_residual_in_a_stack_adds_only_the_output_below(x64: None) -> None:
         inputs = jrnn.WithCellState(low, first.c)
         second, middle = DepthGatedLSTM(SIZE).step(params[1], second, inputs)
         middle = middle + low
-        third, top = CfC(SIZE, None).step(params[2], third, Timed(middle, xs.dt[t]))
+        third, top = CfC(SIZE, backbone_units=None).step(params[2], third, Timed(middle, xs.dt[t]))
         assert_close(got[t], top + middle, 1e-9)
 
 

@@ -77,9 +77,9 @@ def test_layers_and_directions_have_different_weights():
 
 def test_cell_options_are_passed_to_the_cells():
     lstm = LSTM(I, H, rngs=nnx.Rngs(0), forget_bias=2.0, peepholes=True, coupled=True)
-    assert lstm.rnns[0].cell == jrnn.LSTM(H, 2.0, True, True)
+    assert lstm.rnns[0].cell == jrnn.LSTM(H, forget_bias=2.0, peepholes=True, coupled=True)
     gru = GRU(I, H, rngs=nnx.Rngs(0), reset_after=False, t_max=9)
-    assert gru.rnns[0].cell == jrnn.GRU(H, False, 9)
+    assert gru.rnns[0].cell == jrnn.GRU(H, reset_after=False, t_max=9)
     rnn = StackedRNN(jrnn.Elman(H), I, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16)
     assert rnn.rnns[0].params.b.dtype == jnp.bfloat16
 

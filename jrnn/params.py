@@ -1,0 +1,259 @@
+"""Validation of parameters against `Layer.init`, which every function that takes them shares.
+
+The expected shapes and dtypes are those that `init` returns for the input size of `xs`. `init` is
+traced once for each layer and input size, without computing anything.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jrnn import checks
+from jrnn.layer import Inputs, Layer, Params
+
+MAX_CANDIDATES = 16
+"""The number of input sizes that are tried to explain why parameters do not fit."""
+
+
+class _Signature(NamedTuple):
+    """Structure, shapes and dtypes of a pytree."""
+
+    structure: Any
+    shapes: tuple[tuple[int, ...], ...]
+    kinds: tuple[str, ...]
+
+
+def conform_params(
+    owner: str, layer: Layer, params: Params, xs: Inputs, name: str = "xs"
+) -> Params:
+    """Returns the parameters, validated against those that `init` returns for these inputs.
+
+    Dicts with the names of the fields, as orbax returns them, are converted to the NamedTuples of
+    the layer. Dtypes may differ in precision.
+
+    Args:
+      owner: the function that the user called, for error messages.
+      layer: a cell or a layer.
+      params: its parameters.
+      xs: inputs, with any leading axes.
+      name: the argument of the user that holds the inputs.
+
+    Raises:
+      TypeError: `xs` has the wrong type; or the structure or a dtype of `params` is wrong.
+      ValueError: a shape of `params` is wrong.
+    """
+    check_input_type(owner, layer, params, xs, name)
+    size = _find_input_size(layer, xs)
+    expected = _expected_params(layer, size) if size else None
+    if expected is None or _signature(params) == _signature(expected):
+        return params
+    converted = _convert_dicts(expected, params)
+    if _signature(converted) == _signature(expected):
+        return converted
+    other = _find_fitting_size(layer, converted, size)
+    if other is not None:
+        raise ValueError(
+            f"{owner}: {name} must have a last axis of {other} (input_size of the parameters), got "
+            f"shape {_shape(_input_leaf(layer, xs))}; or use {type(layer).__name__}.init(key, "
+            f"{size})"
+        )
+    error = ValueError if type(converted) is type(expected) else TypeError
+    remedy = f"use {type(layer).__name__}.init(key, {size})"
+    if any(map(_is_of_flax, jax.tree.leaves(params, is_leaf=_is_of_flax))):
+        remedy = "use the attribute params of the module"
+    raise error(
+        f"{owner}: params must be those of {checks.describe(layer)} for inputs of size {size}, got "
+        f"{_describe_difference(expected, converted)}; {remedy}"
+    )
+
+
+def refuse_non_arrays(owner: str, **arguments: Any) -> None:
+    """Raises a TypeError if a leaf of an argument is not an array or a number.
+
+    JAX raises for such a leaf as well, with a message about `jax.jit`.
+    """
+    for name, argument in arguments.items():
+        for leaf in jax.tree.leaves(argument):
+            is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic)
+            if isinstance(leaf, bool | int | float | complex):
+                continue
+            if not is_array or not (
+                jnp.issubdtype(leaf.dtype, jnp.number) or _is_key_or_bool(leaf)
+            ):
+                source = ", such as those of cell.init" if name == "params" else ""
+                raise TypeError(
+                    f"{owner}: {name} must consist of arrays{source}, got {checks.describe(leaf)}"
+                )
+
+
+def _is_key_or_bool(leaf: Any) -> bool:
+    return leaf.dtype == bool or jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+
+
+def _is_of_flax(node: Any) -> bool:
+    """Whether a node of a pytree is an `nnx.State` or an `nnx.Param`."""
+    return type(node).__module__.startswith("flax.")
+
+
+@functools.lru_cache(maxsize=256)
+def _expected_params(layer: Layer, input_size: int) -> Params | None:
+    """Returns the shapes and dtypes of `init`, or None if `init` cannot be traced."""
+    try:
+        return jax.eval_shape(lambda: layer.init(jax.random.key(0), input_size))
+    except jax.errors.JAXTypeError:  # `init` depends on the values of its key
+        return None
+
+
+@functools.lru_cache(maxsize=256)
+def _example_inputs(layer: Layer) -> tuple[Inputs, int | None]:
+    """Returns the input of one step, and the index of the leaf whose last axis is the input size.
+
+    The index is None if no leaf has it.
+    """
+    one, two = (jax.eval_shape(lambda size=size: layer.inputs(size, ())) for size in (1, 2))
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    last_axes = [(a.shape[-1:], b.shape[-1:]) for a, b in pairs]
+    return one, last_axes.index(((1,), (2,))) if ((1,), (2,)) in last_axes else None
+
+
+def check_input_type(
+    owner: str, layer: Layer, params: Params, xs: Inputs, name: str = "xs"
+) -> None:
+    """Raises a TypeError unless the inputs have a type that the layer accepts.
+
+    These are the type of `layer.inputs`, and those in `layer.input_types`.
+    """
+    example, _ = _example_inputs(layer)
+    has_structure = jax.tree.structure(xs) == jax.tree.structure(example)
+    if has_structure or isinstance(xs, layer.input_types):
+        return
+    if _is_array(params) and not _is_array(xs) and _is_array(example):
+        raise TypeError(
+            f"{owner}: params must be those of {checks.describe(layer)}, got "
+            f"{checks.describe(params)}, and {name} of type {type(xs).__name__}; the order of the "
+            f"arguments is {owner}(layer, params, {name})"
+        )
+    expected = [_describe_type(example), *(kind.__name__ for kind in layer.input_types)]
+    raise TypeError(
+        f"{owner}: {name} must be {' or '.join(expected)} for {checks.describe(layer)}, got "
+        f"{_describe_type(xs)}"
+    )
+
+
+def _find_input_size(layer: Layer, xs: Inputs) -> int | None:
+    """Returns the input size of `xs`; None if the inputs of the layer do not depend on it."""
+    example, index = _example_inputs(layer)
+    if jax.tree.structure(xs) == jax.tree.structure(example) and index is None:
+        return None
+    leaf = _input_leaf(layer, xs)
+    return jnp.shape(leaf)[-1] if jnp.ndim(leaf) else 0
+
+
+def _input_leaf(layer: Layer, xs: Inputs) -> Any:
+    """Returns the leaf of the inputs whose last axis is the input size."""
+    example, index = _example_inputs(layer)
+    is_known = jax.tree.structure(xs) == jax.tree.structure(example)
+    return jax.tree.leaves(xs)[index if is_known and index is not None else 0]
+
+
+def _is_array(tree: Any) -> bool:
+    """Whether a pytree is a single leaf."""
+    return jax.tree_util.all_leaves([tree]) and tree is not None
+
+
+def _describe_type(xs: Inputs) -> str:
+    """Returns the type of inputs, such as `Observed(x, mask, delta)`."""
+    if _is_array(xs):
+        return "an array"
+    fields = getattr(type(xs), "_fields", None)
+    if fields is not None:
+        return f"{type(xs).__name__}({', '.join(fields)})"
+    return f"a {type(xs).__name__} of {len(jax.tree.leaves(xs))} arrays"
+
+
+def _signature(tree: Any) -> _Signature:
+    leaves, structure = jax.tree.flatten(tree)
+    return _Signature(structure, tuple(map(_shape, leaves)), tuple(map(_kind, leaves)))
+
+
+def _shape(leaf: Any) -> tuple[int, ...]:
+    return tuple(jnp.shape(leaf))
+
+
+def _kind(leaf: Any) -> str:
+    """Returns the kind of the dtype of a leaf, without its precision."""
+    dtype = jnp.result_type(leaf)
+    kinds = {"float": jnp.floating, "complex": jnp.complexfloating, "int": jnp.integer}
+    return next((name for name, kind in kinds.items() if jnp.issubdtype(dtype, kind)), str(dtype))
+
+
+def _convert_dicts(expected: Any, tree: Any) -> Any:
+    """Converts dicts to the NamedTuples, and lists and dicts of numbers to the tuples, of a layer.
+
+    Fields that are None, such as absent peepholes, may be missing in a dict. A part that does not
+    have the fields of `expected` is returned unchanged.
+    """
+    fields = getattr(type(expected), "_fields", None)
+    if fields is not None and type(tree) is dict:
+        absent = {name for name in fields if getattr(expected, name) is None}
+        if not set(fields) - absent <= set(tree) <= set(fields):
+            return tree
+        parts = (_convert_dicts(getattr(expected, name), tree.get(name)) for name in fields)
+        return type(expected)(*parts)
+    if type(expected) is tuple and type(tree) is dict:
+        keys = [str(n) for n in range(len(expected))]
+        tree = [tree[key] for key in keys] if sorted(keys) == sorted(map(str, tree)) else tree
+    is_sequence = isinstance(expected, tuple) and type(tree) in (list, tuple, type(expected))
+    if (
+        is_sequence
+        and len(tree) == len(expected)
+        and (fields is None or type(tree) is type(expected))
+    ):
+        parts = [_convert_dicts(e, t) for e, t in zip(expected, tree, strict=True)]
+        return type(expected)(parts) if fields is None else type(expected)(*parts)
+    return tree
+
+
+def _find_fitting_size(layer: Layer, params: Params, size: int | None) -> int | None:
+    """Returns another input size for which the parameters are right, or None."""
+    sizes = {axis for leaf in jax.tree.leaves(params) for axis in _shape(leaf)} - {0, size}
+    for candidate in sorted(sizes)[:MAX_CANDIDATES]:
+        try:
+            expected = _expected_params(layer, candidate)
+        except (TypeError, ValueError):  # the layer has no such input size
+            continue
+        if expected is not None and _signature(expected) == _signature(params):
+            return candidate
+    return None
+
+
+def _describe_difference(expected: Any, params: Any) -> str:
+    """Returns the first difference between parameters and the expected ones."""
+    if type(params) is not type(expected) and not (_is_array(expected) and _is_array(params)):
+        return checks.describe(params)
+    named, got = _leaves_by_name(expected), _leaves_by_name(params)
+    for name, leaf in named.items():
+        if name not in got:
+            return checks.shorten(f"no {name}")
+        want, other = _describe_leaf(leaf), _describe_leaf(got[name])
+        if want != other:
+            return checks.shorten(f"{name}: {other} instead of {want}")
+        if leaf is not None and _kind(got[name]) != _kind(leaf):
+            dtypes = jnp.result_type(got[name]), jnp.result_type(leaf)
+            return checks.shorten(f"{name}: dtype {dtypes[0]} instead of {dtypes[1]}")
+    extra = next((name for name in got if name not in named), None)
+    return "another structure" if extra is None else checks.shorten(f"an unknown {extra}")
+
+
+def _describe_leaf(leaf: Any) -> str:
+    return "None" if leaf is None else f"shape {_shape(leaf)}"
+
+
+def _leaves_by_name(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a pytree by path, such as `0.w_ih`; None counts as a leaf."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)
+    keystr = jax.tree_util.keystr
+    return {keystr(path, simple=True, separator=".") or "params": leaf for path, leaf in leaves}
