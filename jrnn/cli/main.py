@@ -12,11 +12,12 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import jax
-from rich.console import Console
 from rich.markup import escape
 
 import jrnn
 from jrnn import checks, distributed
+from jrnn.messages import format_message
+from jrnn.terminal import Console
 
 HELP = """\
 usage: jrnn COMMAND [ARGUMENTS]
@@ -82,6 +83,10 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         commands[name](rest)
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        _exit_if_stdout_is_closed()
+        _fail(_format_message(error), 2)
     except FloatingPointError as error:
         _fail(_format_message(error), 1)
     except KeyboardInterrupt as error:
@@ -115,13 +120,24 @@ def _load_commands() -> dict[str, Callable[[list[str]], None]]:
     }
 
 
+def _exit_if_stdout_is_closed() -> None:
+    """Exits without a message, as other programs do, if the reader of the output has ended."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes the stream again when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        distributed.exit_process(128 + signal.SIGPIPE)
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    """Prints an error message, and exits."""
-    stderr.print(f"[bold red]jrnn:[/bold red] {escape(message)}", highlight=False, soft_wrap=True)
+    """Prints an error message as one line of bounded length, and exits."""
+    text = escape(format_message(message))
+    stderr.print(f"[bold red]jrnn:[/bold red] {text}", highlight=False, soft_wrap=True)
     distributed.exit_process(code)
 
 
