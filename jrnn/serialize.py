@@ -144,13 +144,15 @@ def _annotations(cls: type) -> dict[str, Any]:
 
 
 def _find_class(name: Any, trust: bool) -> type:
-    if name in classes() if isinstance(name, str) else False:
-        return classes()[name]
     if not isinstance(name, str):
         raise TypeError(f"an object must have its class as type, got {name!r}")
+    if name in classes():
+        return classes()[name]
+    module, _, path = name.partition(":")
+    if module.partition(".")[0] == "jrnn":
+        raise TypeError(f"{name} is not a class of this version of jrnn")
     if not trust:
         raise UnknownClass(name)
-    module, _, path = name.partition(":")
     cls: Any = importlib.import_module(module)
     for part in path.split("."):
         cls = getattr(cls, part)

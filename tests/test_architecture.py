@@ -52,7 +52,7 @@ LIBRARIES = {
     "filelock": {"train"},
     "grain": {"train"},
     "rich": {"train", "sweep", "bench", "cli", "terminal"},
-    "typeguard": {"serialize"},
+    "typeguard": {"serialize", "train"},
     "tyro": {"config", "bench", "cli", "terminal"},
     "chex": {"testing"},
     "equinox": {"bench"},
