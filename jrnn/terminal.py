@@ -9,7 +9,7 @@ from typing import Any
 import rich.console
 import tyro
 
-from jrnn.messages import escape_controls
+from jrnn.messages import MAX_MESSAGE, escape_controls, shorten
 
 
 class Console(rich.console.Console):
@@ -33,7 +33,7 @@ def write_text(text: str) -> None:
 
 
 def parse_flags(function: Callable[..., Any], args: Sequence[str], **options: Any) -> Any:
-    """Calls `tyro.cli`, and escapes the flags that tyro quotes in its error messages.
+    """Calls `tyro.cli`, and escapes and shortens the flags that its error messages quote.
 
     Args:
       function: the function or class whose arguments are the flags.
@@ -48,4 +48,4 @@ def parse_flags(function: Callable[..., Any], args: Sequence[str], **options: An
         with contextlib.redirect_stderr(messages):
             return tyro.cli(function, args=list(args), **options)
     finally:
-        sys.stderr.write(escape_controls(messages.getvalue()))
+        sys.stderr.write(shorten(escape_controls(messages.getvalue()), 5 * MAX_MESSAGE))

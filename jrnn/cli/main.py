@@ -6,6 +6,7 @@ Errors that a user can cause are printed as one line, without a traceback; the e
 import io
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -64,7 +65,18 @@ def main(args: list[str] | None = None) -> None:
       SystemExit: the exit code is 2 for invalid input, 1 if training failed or memory is exhausted,
         and 128 plus the number of the signal if the command was interrupted.
     """
-    args = sys.argv[1:] if args is None else args
+    try:
+        try:
+            _run(sys.argv[1:] if args is None else args)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError as error:
+        _exit_if_stdout_is_closed()
+        _fail(_format_message(error), 2)
+
+
+def _run(args: list[str]) -> None:
+    """Runs a command; errors that a user can cause end the process, except a closed pipe."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # the encoding may lack characters
@@ -83,10 +95,8 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         commands[name](rest)
-        sys.stdout.flush()
-    except BrokenPipeError as error:
-        _exit_if_stdout_is_closed()
-        _fail(_format_message(error), 2)
+    except BrokenPipeError:
+        raise
     except FloatingPointError as error:
         _fail(_format_message(error), 1)
     except KeyboardInterrupt as error:
@@ -122,9 +132,9 @@ def _load_commands() -> dict[str, Callable[[list[str]], None]]:
 
 def _exit_if_stdout_is_closed() -> None:
     """Exits without a message, as other programs do, if the reader of the output has ended."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if any(events & select.POLLERR for _, events in poll.poll(0)):
         # Python flushes the stream again when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         distributed.exit_process(128 + signal.SIGPIPE)
