@@ -8,7 +8,6 @@ of the experiment::
 """
 
 import dataclasses
-import importlib
 import importlib.util
 import inspect
 import json
@@ -21,19 +20,22 @@ from typing import Any, TypeVar
 
 import tyro
 
-from jrnn import checks
+from jrnn import checks, files, messages, serialize, terminal
 from jrnn.cell import Cell
 from jrnn.cells import REGISTRY as CELLS
-from jrnn.tasks.task import Task
+from jrnn.serialize import decode as decode
+from jrnn.serialize import encode as encode
 from jrnn.train.config.experiment import Experiment
-from jrnn.train.config.network import Network
-from jrnn.train.config.optimizer import Optimizer
 from jrnn.transforms import REGISTRY as TRANSFORMS
 
 T = TypeVar("T")
 
-MODULE_NAME = "jrnn_config"
+MODULE_NAME = serialize.CONFIG_MODULE
 """The module name of an imported config file."""
+MAX_BYTES = 2**20
+"""Maximum size of the config of a run."""
+MAX_SWEEP_BYTES = 2**28
+"""Maximum size of the file of a sweep, which has a config per trial."""
 _INCOMPATIBLE = "the file was edited, or written by another version of jrnn or of a class in it"
 
 
@@ -157,9 +159,9 @@ class ConfigFile:
         arguments = self.arguments | arguments
         get_config = self._get_config()
         try:
-            experiment = tyro.cli(
+            experiment = terminal.parse_flags(
                 get_config,
-                args=_to_flags(get_config, arguments),
+                _to_flags(get_config, arguments),
                 prog=f"jrnn train {self.path}",
                 config=(tyro.conf.FlagConversionOff,),
             )
@@ -173,13 +175,15 @@ class ConfigFile:
                 f"{self.path}: get_config must return a jrnn.train.Experiment, got {experiment!r}"
             )
         assignments = ",".join(f"{name}={value}" for name, value in arguments.items())
-        return tyro.cli(
+        experiment = terminal.parse_flags(
             Experiment,
+            flags,
             default=experiment,
-            args=list(flags),
             prog=f"jrnn train {self.path}{assignments and ':'}{assignments}",
             config=(tyro.conf.AvoidSubcommands,),
         )
+        serialize.check_finite("Experiment", experiment)
+        return experiment
 
     def _get_config(self) -> Callable[..., Any]:
         get_config: Any = getattr(_import(self.path), "get_config", None)
@@ -245,12 +249,12 @@ def _import(path: Path) -> ModuleType:
         sys.path.append(parent)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
     return module
 
 
-def save(experiment: Experiment, spec: str, path: Path) -> None:
+def save(experiment: Experiment, spec: str, path: Path, source: Path | None = None) -> None:
     """Writes an experiment as JSON, and a copy of its config file.
 
     The copy is needed for reading if the config file defines classes, such as a cell.
@@ -259,13 +263,15 @@ def save(experiment: Experiment, spec: str, path: Path) -> None:
       experiment: the experiment, from `load`.
       spec: the `spec` that was passed to `load`.
       path: path of the JSON file; the copy has the same name with the suffix `.py`.
+      source: path of the config file; None means that of `spec`.
     """
-    write({"spec": spec, "experiment": encode(experiment)}, spec, path)
+    write({"spec": spec, "experiment": encode(experiment)}, spec, path, source)
 
 
-def write(content: dict[str, Any], spec: str, path: Path) -> None:
+def write(content: dict[str, Any], spec: str, path: Path, source: Path | None = None) -> None:
     """Writes a dict of encoded values as JSON, atomically, and a copy of the config file."""
-    shutil.copyfile(ConfigFile.parse(spec).path, path.with_suffix(".py"))
+    source = ConfigFile.parse(spec).path if source is None else source
+    shutil.copyfile(source, path.with_suffix(".py"))
     write_json(content, path)
 
 
@@ -276,77 +282,80 @@ def write_json(content: dict[str, Any], path: Path) -> None:
     partial.replace(path)
 
 
-def read(path: Path) -> Experiment:
+def read(path: Path, *, trust: bool = False) -> Experiment:
     """Reads an experiment that was written by `save`.
 
+    The file is data: only classes of jrnn are created, with fields of their annotated types.
+
+    Args:
+      path: path of the JSON file.
+      trust: whether to import other classes that the file names, which executes code: that of the
+        copy of the config file, or of an installed module.
+
     Raises:
-      ConfigError: the file is invalid, or was written by an incompatible version of jrnn.
+      ConfigError: the file is invalid, was written by an incompatible version of jrnn, or names a
+        class that is not in jrnn, and `trust` is False.
     """
-    return read_saved(path, lambda saved: _decode_experiment(saved["experiment"]))
+    return read_saved(
+        path, lambda saved: decode_experiment(saved["experiment"], trust=trust), trust=trust
+    )
 
 
-def _decode_experiment(saved: Any) -> Experiment:
-    """Decodes an experiment; raises TypeError if a value has the wrong class."""
-    experiment = _check_class("experiment", decode(saved), Experiment)
-    for name, cls in (("task", Task), ("network", Network), ("optimizer", Optimizer)):
-        _check_class(name, getattr(experiment, name), cls)
-    _check_class("cell", experiment.network.cell, Cell)
+def decode_experiment(saved: Any, *, trust: bool = False) -> Experiment:
+    """Decodes an experiment, from `encode`; see `jrnn.serialize.decode`.
+
+    Raises:
+      ValueError, TypeError: a class, a field or a value is invalid.
+    """
+    experiment = decode(saved, trust=trust)
+    if not isinstance(experiment, Experiment):
+        raise TypeError(f"experiment must be an Experiment, got {experiment!r}")
     return experiment
 
 
-def _check_class(name: str, value: Any, cls: type[T]) -> T:
-    if not isinstance(value, cls):
-        raise TypeError(f"{name} must be a {cls.__name__}, got {value!r}")
-    return value
-
-
-def read_saved(path: Path, decode_content: Callable[[dict[str, Any]], T]) -> T:
+def read_saved(
+    path: Path,
+    decode_content: Callable[[dict[str, Any]], T],
+    *,
+    trust: bool = False,
+    max_bytes: int = MAX_BYTES,
+) -> T:
     """Reads a file that was written by `write`.
 
     Args:
       path: path of the JSON file.
       decode_content: function that decodes the content of the file; it calls `decode`.
+      trust: whether the copy of the config file is imported if the content names one of its
+        classes.
+      max_bytes: maximum size of the file.
 
     Raises:
-      ConfigError: the file is invalid, or was written by an incompatible version of jrnn.
+      ConfigError: the file is invalid, was written by an incompatible version of jrnn, or names a
+        class that is not in jrnn, and `trust` is False.
     """
     try:
-        saved = json.loads(path.read_text("utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        saved = files.read_json(path, max_bytes)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as the config of a run: {error}") from error
-    source = path.with_suffix(".py")
     try:
-        if source.is_file():
-            _import(source)
+        if trust and _names_config_class(saved):
+            _import(path.with_suffix(".py"))
         return decode_content(saved)
+    except ConfigError:
+        raise
+    except serialize.UnknownClass as error:
+        source = "its config.py" if error.name.startswith(MODULE_NAME + ":") else "that module"
+        raise ConfigError(
+            f"{path}: needs the class {messages.shorten(error.name, 100)}, which is not in jrnn; "
+            f"pass --trust to execute {source}, which may do anything, only if you trust its author"
+        ) from error
     except KeyError as error:
         raise ConfigError(f"{path}: {_INCOMPATIBLE}: {error} is missing") from error
-    except (ValueError, TypeError, AttributeError, ImportError) as error:
-        raise ConfigError(f"{path}: {_INCOMPATIBLE}: {error}") from error
+    except Exception as error:  # the constructors of any class were called with any values
+        message = str(error) or type(error).__name__
+        raise ConfigError(f"{path}: {_INCOMPATIBLE}: {message}") from error
 
 
-def encode(value: Any) -> Any:
-    """Encodes a frozen dataclass as a JSON object: its fields, and its class as "type"."""
-    if dataclasses.is_dataclass(value):
-        cls = type(value)
-        fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": f"{cls.__module__}:{cls.__qualname__}", **fields}
-    if isinstance(value, tuple):
-        return [encode(item) for item in value]
-    return value
-
-
-def decode(value: Any) -> Any:
-    """Decodes a value of `encode`; lists become tuples.
-
-    >>> import jrnn
-    >>> decode(encode(jrnn.LSTM(8))) == jrnn.LSTM(8)
-    True
-    """
-    if isinstance(value, list):
-        return tuple(decode(item) for item in value)
-    if not isinstance(value, dict):
-        return value
-    module, _, name = value["type"].partition(":")
-    fields = {key: decode(item) for key, item in value.items() if key != "type"}
-    return getattr(importlib.import_module(module), name)(**fields)
+def _names_config_class(saved: Any) -> bool:
+    names = serialize.names_of_classes(saved)
+    return any(name.startswith(MODULE_NAME + ":") for name in names)

@@ -24,7 +24,8 @@ PACKAGE = Path(jrnn.__file__).parent
 # import parts of lower levels and itself, but no other part of its own level.
 LEVELS: list[set[str]] = [
     # _kernels is a compiled extension module.
-    {"checks", "dtypes", "initializers", "jaxprs", "plotting", "_kernels"},
+    {"checks", "dtypes", "files", "initializers", "jaxprs", "messages", "plotting", "_kernels"},
+    {"terminal"},
     {"layer", "taps"},
     {"params"},
     {"cell", "masking"},
@@ -34,7 +35,7 @@ LEVELS: list[set[str]] = [
     {"nn", "analysis", "testing", "distributed"},
     {"tasks"},
     {"train"},
-    {"sweep"},
+    {"sweep", "serialize"},
     {"config"},
     {"bench"},
     {"cli"},
@@ -51,8 +52,9 @@ LIBRARIES = {
     "orbax": {"train"},
     "filelock": {"train"},
     "grain": {"train"},
-    "rich": {"train", "sweep", "bench", "cli"},
-    "tyro": {"config", "bench", "cli"},
+    "rich": {"train", "sweep", "bench", "cli", "terminal"},
+    "typeguard": {"serialize", "train"},
+    "tyro": {"config", "bench", "cli", "terminal"},
     "chex": {"testing"},
     "equinox": {"bench"},
 }

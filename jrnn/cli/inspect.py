@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,7 +16,9 @@ from jrnn.cell import Cell
 from jrnn.cells import REGISTRY as CELLS
 from jrnn.engines import REGISTRY as ENGINES
 from jrnn.layers import REGISTRY as LAYERS
+from jrnn.messages import format_message
 from jrnn.tasks import REGISTRY as TASKS
+from jrnn.terminal import Console
 from jrnn.transforms import REGISTRY as TRANSFORMS
 
 HIDDEN_SIZE = 128
@@ -79,8 +80,9 @@ def validate_command(args: list[str]) -> None:
             experiment = config.load(spec)
         except (ValueError, TypeError, OSError, SystemExit) as error:
             has_failed = True
-            message = "see above" if isinstance(error, SystemExit) else escape(str(error))
-            stdout.print(f"[red]invalid[/red] {escape(spec)}: {message}", soft_wrap=True)
+            message = "see above" if isinstance(error, SystemExit) else str(error)
+            text = escape(format_message(f"{spec}: {message}"))
+            stdout.print(f"[red]invalid[/red] {text}", soft_wrap=True)
         else:
             cell = experiment.network.cell
             stdout.print(

@@ -6,17 +6,19 @@ Errors that a user can cause are printed as one line, without a traceback; the e
 import io
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 import jax
-from rich.console import Console
 from rich.markup import escape
 
 import jrnn
 from jrnn import checks, distributed
+from jrnn.messages import format_message
+from jrnn.terminal import Console
 
 HELP = """\
 usage: jrnn COMMAND [ARGUMENTS]
@@ -63,7 +65,18 @@ def main(args: list[str] | None = None) -> None:
       SystemExit: the exit code is 2 for invalid input, 1 if training failed or memory is exhausted,
         and 128 plus the number of the signal if the command was interrupted.
     """
-    args = sys.argv[1:] if args is None else args
+    try:
+        try:
+            _run(sys.argv[1:] if args is None else args)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError as error:
+        _exit_if_stdout_is_closed()
+        _fail(_format_message(error), 2)
+
+
+def _run(args: list[str]) -> None:
+    """Runs a command; errors that a user can cause end the process, except a closed pipe."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # the encoding may lack characters
@@ -82,6 +95,8 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         commands[name](rest)
+    except BrokenPipeError:
+        raise
     except FloatingPointError as error:
         _fail(_format_message(error), 1)
     except KeyboardInterrupt as error:
@@ -115,13 +130,24 @@ def _load_commands() -> dict[str, Callable[[list[str]], None]]:
     }
 
 
+def _exit_if_stdout_is_closed() -> None:
+    """Exits without a message, as other programs do, if the reader of the output has ended."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if any(events & select.POLLERR for _, events in poll.poll(0)):
+        # Python flushes the stream again when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        distributed.exit_process(128 + signal.SIGPIPE)
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    """Prints an error message, and exits."""
-    stderr.print(f"[bold red]jrnn:[/bold red] {escape(message)}", highlight=False, soft_wrap=True)
+    """Prints an error message as one line of bounded length, and exits."""
+    text = escape(format_message(message))
+    stderr.print(f"[bold red]jrnn:[/bold red] {text}", highlight=False, soft_wrap=True)
     distributed.exit_process(code)
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.markup import escape
 
-from jrnn import config, tasks
+from jrnn import config, files, tasks
 from jrnn.distributed import Launcher, ProcessGroup, init_process_group
 from jrnn.nn import SequenceToSequence, generate
 from jrnn.tasks.task import Data
+from jrnn.terminal import Console, parse_flags, write_text
 from jrnn.train import FitResult, check_experiment, load_best, restore, train
 from jrnn.train.config.experiment import Experiment
 from jrnn.train.run.summary import make_table, save_figure, summarize
@@ -26,7 +26,7 @@ stdout = Console()
 
 TRAIN_HELP = """\
 usage: jrnn train CONFIG[:NAME=VALUE,...] [--FLAG VALUE ...]
-       jrnn train --resume RUN [--mesh MESH]
+       jrnn train --resume RUN [--mesh MESH] [--trust]
 
 Trains the network of a config on its task, and writes the folder of a run.
 
@@ -38,6 +38,8 @@ options:
   --FLAG VALUE    set a field of the experiment; `jrnn train CONFIG --help` lists all flags
   --resume RUN    continue an interrupted run from its latest checkpoint
   --mesh MESH     devices to train on, such as data=8 or data=4,model=2
+  --trust         with --resume, execute the code of the run, such as its config.py, if its config
+                  names a class that is not in jrnn, and accept symbolic links in its folder
   -h, --help      show this message
 
 options of a run with several processes, which torchrun and SLURM set by environment variables:
@@ -153,60 +155,74 @@ def _pop_flags(args: list[str], names: Sequence[str]) -> tuple[dict[str, str], l
 
 
 def _resume(args: list[str], group: ProcessGroup) -> None:
+    args, trust = [arg for arg in args if arg != "--trust"], "--trust" in args
     options = dict(zip(args[::2], args[1::2], strict=False))
     if len(args) % 2 or "--resume" not in options or not options.keys() <= {"--resume", "--mesh"}:
         raise ValueError(
-            "train: --resume must have the folder of a run, and no other flag than --mesh, got "
+            "train: --resume must have the folder of a run, and no other flag than --mesh "
+            f"and --trust, got "
             f"{' '.join(args)}; run for example: jrnn train --resume runs/mine"
         )
     folder = Path(options["--resume"])
-    experiment, data = _load_run(folder)
+    experiment, data = _load_run(folder, trust)
     if "--mesh" in options:
         experiment = replace(experiment, mesh=options["--mesh"])
     _check_equal(experiment, data, group)
     _train_and_report(folder, experiment, data, group, resume=True)
 
 
-def eval_command(args: list[str]) -> None:
-    """`jrnn eval RUN`: prints the test metrics of the best checkpoint of a run."""
-    folder = Path(tyro.cli(_parse_eval, args=args, prog="jrnn eval"))
-    experiment, data = _load_run(folder)
-    stdout.print(make_table(summarize(experiment, data, restore(experiment, data, folder))))
-
-
-def sample_command(args: list[str]) -> None:
-    """`jrnn sample RUN [--prompt TEXT] [--length N] [--temperature X] [--seed N]`: samples text."""
-    tyro.cli(_sample, args=args, prog="jrnn sample")
-
-
-def _parse_eval(
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
-) -> str:
+@dataclass(frozen=True)
+class EvalOptions:
     """Evaluates the best checkpoint of a run on the test split.
 
     Args:
-        run: the folder of the run.
+      run: the folder of the run.
+      trust: execute the code of the run, such as its config.py, if its config names a class that is
+        not in jrnn, and accept symbolic links in its folder.
     """
-    return run
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    trust: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
-def _sample(
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
-    prompt: str | None = None,
-    length: int = 400,
-    temperature: float = 0.7,
-    seed: int = 0,
-) -> None:
+@dataclass(frozen=True)
+class SampleOptions:
     """Samples text from the language model of a run, such as a run of configs/text.py.
 
     Args:
-        run: the folder of the run.
-        prompt: text to continue; None means a newline.
-        length: number of characters to sample.
-        temperature: divisor of the logits; 0 always selects the most probable character.
-        seed: seed of the samples.
+      run: the folder of the run.
+      prompt: text to continue; None means a newline.
+      length: number of characters to sample.
+      temperature: divisor of the logits; 0 always selects the most probable character.
+      seed: seed of the samples.
+      trust: execute the code of the run, such as its config.py, if its config names a class that is
+        not in jrnn, and accept symbolic links in its folder.
     """
-    experiment, data = _load_run(Path(run))
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    prompt: str | None = None
+    length: int = 400
+    temperature: float = 0.7
+    seed: int = 0
+    trust: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+
+
+def eval_command(args: list[str]) -> None:
+    """`jrnn eval RUN`: prints the test metrics of the best checkpoint of a run."""
+    options: EvalOptions = parse_flags(EvalOptions, args, prog="jrnn eval")
+    experiment, data = _load_run(Path(options.run), options.trust)
+    result = restore(experiment, data, Path(options.run))
+    stdout.print(make_table(summarize(experiment, data, result)))
+
+
+def sample_command(args: list[str]) -> None:
+    """`jrnn sample RUN [--prompt TEXT] [--length N] [--temperature X] [--seed N]`: samples text.
+
+    The text is printed unchanged, except on a terminal, where control characters are escaped.
+    """
+    options: SampleOptions = parse_flags(SampleOptions, args, prog="jrnn sample")
+    run, prompt = options.run, options.prompt
+    experiment, data = _load_run(Path(run), options.trust)
     if data.vocabulary is None:
         raise ValueError(
             f"sample: {run} must be a run of a text task, got {type(experiment.task).__name__}"
@@ -231,26 +247,33 @@ def _sample(
     tokens = generate(
         model,
         jnp.array([[ids[character] for character in prompt]], jnp.int32),
-        length,
-        temperature=temperature,
-        key=jax.random.key(seed),
+        options.length,
+        temperature=options.temperature,
+        key=jax.random.key(options.seed),
     )
-    print(prompt + "".join(data.vocabulary[token] for token in np.asarray(tokens[0])))
+    write_text(prompt + "".join(data.vocabulary[token] for token in np.asarray(tokens[0])))
 
 
-def _load_run(folder: Path) -> tuple[Experiment, Data]:
-    """Loads the config and the data of a run.
+def _load_run(folder: Path, trust: bool) -> tuple[Experiment, Data]:
+    """Loads the config and the data of a run, which are not executed unless `trust` is True.
 
     Raises:
       FileNotFoundError: the folder is not a run.
+      OSError: the folder has symbolic links or special files, and `trust` is False.
       ValueError: the config is invalid, or the data have changed.
     """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} must be the folder of a run, got no config.json in it")
-    experiment = config.read(folder / "config.json")
+    if not trust:
+        files.check_tree(folder)
+    experiment = config.read(folder / "config.json", trust=trust)
     data = tasks.load(experiment.task)
     check_fingerprints(folder, [data])
     return experiment, data
+
+
+MAX_FINGERPRINTS = 2**24
+"""Maximum size of the file of fingerprints, in bytes."""
 
 
 def write_fingerprints(folder: Path, data: Sequence[Data]) -> None:
@@ -261,7 +284,8 @@ def write_fingerprints(folder: Path, data: Sequence[Data]) -> None:
 def check_fingerprints(folder: Path, data: Sequence[Data]) -> None:
     """Raises ValueError if the data have changed since the run was created."""
     path = folder / "data.txt"
-    if path.is_file() and path.read_text().split() != [d.fingerprint for d in data]:
+    expected = [d.fingerprint.encode() for d in data]
+    if path.exists() and files.read_bytes(path, MAX_FINGERPRINTS).split() != expected:
         raise ValueError(
             f"{folder}: the data of this run have changed; restore the original data, or start a "
             "new run"

@@ -5,11 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-from rich.console import Console
 from rich.markup import escape
 
-from jrnn import checks, config
+from jrnn import checks, config, files
 from jrnn.cli.runs import (
     check_fingerprints,
     new_folder,
@@ -22,6 +20,7 @@ from jrnn.sweep.search_space import Trial, make_trials
 from jrnn.sweep.summary import make_rows, make_table, save_figure
 from jrnn.sweep.sweep import BEST, check_trials, load_tasks, sweep
 from jrnn.tasks.task import Data, Task
+from jrnn.terminal import Console, parse_flags
 from jrnn.train import Experiment, restore
 
 stdout = Console()
@@ -63,7 +62,7 @@ def sweep_command(args: list[str]) -> None:
     """`jrnn sweep CONFIG --over NAME=VALUES ... [--flag value ...]`, or `--resume SWEEP`."""
     args = split_flags(args)
     if args and args[0] in ("-h", "--help"):
-        tyro.cli(SweepOptions, args=["--help"], prog="jrnn sweep CONFIG")
+        parse_flags(SweepOptions, ["--help"], prog="jrnn sweep CONFIG")
     if Launcher.find({}, os.environ) is not None:
         raise ValueError(
             "sweep: number of processes must be 1, got environment variables for several "
@@ -78,8 +77,8 @@ def sweep_command(args: list[str]) -> None:
             "for example: jrnn sweep configs/digits.py --over seed=0:4"
         )
     spec, *rest = args
-    options, flags = tyro.cli(
-        SweepOptions, args=rest, prog=f"jrnn sweep {spec}", return_unknown_args=True
+    options, flags = parse_flags(
+        SweepOptions, rest, prog=f"jrnn sweep {spec}", return_unknown_args=True
     )
     source = config.ConfigFile.parse(spec)
     trials = make_trials(source, flags, options.over, options.random, options.draw_seed)
@@ -101,26 +100,58 @@ def sweep_command(args: list[str]) -> None:
 
 
 def _resume(args: list[str]) -> None:
+    args, trust = [arg for arg in args if arg != "--trust"], "--trust" in args
     if len(args) != 2 or args[0] != "--resume":
         raise ValueError(
-            f"sweep: --resume must have the folder of a sweep, and no other arguments, got "
-            f"{' '.join(args)}; run for example: jrnn sweep --resume runs/sweep-mine"
+            f"sweep: --resume must have the folder of a sweep, and no other arguments than "
+            f"--trust, got {' '.join(args)}; run for example: jrnn sweep --resume runs/sweep-mine"
         )
     folder = Path(args[1])
-    if not (folder / SWEEP_FILE).is_file():
+    path = folder / SWEEP_FILE
+    if not path.is_file():
         raise FileNotFoundError(
             f"{folder} must be the folder of a sweep, got no {SWEEP_FILE} in it"
         )
-    spec, width, trials = config.read_saved(folder / SWEEP_FILE, _decode)
+    if not trust:
+        files.check_tree(folder)
+    spec, width, trials = config.read_saved(
+        path,
+        lambda saved: _decode(saved, trust),
+        trust=trust,
+        max_bytes=config.MAX_SWEEP_BYTES,
+    )
     loaded = load_tasks([trial.experiment for trial in trials])
     check_fingerprints(folder, [*loaded.values()])
     _train(trials, loaded, spec, width, folder, resume=True)
 
 
-def _decode(saved: dict[str, Any]) -> tuple[str, int | None, list[Trial]]:
-    """Decodes a sweep file; returns the config, the width and the trials."""
-    trials = [Trial(t["values"], config.decode(t["experiment"])) for t in saved["trials"]]
-    return saved["spec"], saved["options"]["width"], trials
+def _decode(saved: dict[str, Any], trust: bool) -> tuple[str, int | None, list[Trial]]:
+    """Decodes a sweep file; returns the config, the width and the trials.
+
+    Raises:
+      ValueError, TypeError, AttributeError, KeyError: the file is invalid.
+    """
+    spec, width = saved["spec"], SweepOptions(width=saved["options"]["width"]).width
+    trials = [
+        Trial(
+            _check_values(trial["values"]),
+            config.decode_experiment(trial["experiment"], trust=trust),
+        )
+        for trial in saved["trials"]
+    ]
+    if not isinstance(spec, str) or not trials or len({tuple(t.values) for t in trials}) > 1:
+        raise ValueError(
+            "spec must be a text, and there must be trials with the same axes, got "
+            f"spec={spec!r} and {len(trials)} trials"
+        )
+    return spec, width, trials
+
+
+def _check_values(values: Any) -> dict[str, str]:
+    """Returns the values of a trial; raises TypeError unless they are texts by name."""
+    if not isinstance(values, dict) or not all(isinstance(v, str) for v in values.values()):
+        raise TypeError(f"values of a trial must be texts, got {values!r}")
+    return values
 
 
 def _train(
@@ -153,10 +184,12 @@ def _train(
         stdout.print(escape(f"no figure:    {error}"), soft_wrap=True)
     if result.best is not None:
         best = experiments[result.best]
-        _report_best(best, loaded[best.task], spec, folder / BEST)
+        _report_best(best, loaded[best.task], spec, folder)
 
 
-def _report_best(experiment: Experiment, data: Data, spec: str, folder: Path) -> None:
+def _report_best(experiment: Experiment, data: Data, spec: str, sweep_folder: Path) -> None:
+    folder = sweep_folder / BEST
     write_fingerprints(folder, [data])
-    config.save(experiment, spec, folder / "config.json")
+    source = (sweep_folder / SWEEP_FILE).with_suffix(".py")
+    config.save(experiment, spec, folder / "config.json", source)
     report_run(experiment, data, restore(experiment, data, folder), folder)

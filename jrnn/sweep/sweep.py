@@ -18,7 +18,7 @@ from jrnn.sweep.trials import fix_scalars, group_trials, stack_scalars
 from jrnn.sweep.vmapped_runs import TrialDevices, VmappedRuns
 from jrnn.tasks import load
 from jrnn.tasks.task import Data, Task
-from jrnn.train.config.experiment import Experiment
+from jrnn.train.config.experiment import Experiment, resume_flags
 from jrnn.train.run.best import BestTracker, index_of_best
 from jrnn.train.run.checkpoint import Checkpoint, Checkpointer
 from jrnn.train.run.data_plan import plan_task
@@ -109,7 +109,8 @@ def sweep(
     best: tuple[int, Checkpoint] | None = None
     seconds = 0.0
     devices = tuple(jax.local_devices())
-    process_group = ProcessGroup(resume_command=f"jrnn sweep --resume {shlex.quote(str(folder))}")
+    command = f"jrnn sweep --resume {shlex.quote(str(folder))}{resume_flags(experiments)}"
+    process_group = ProcessGroup(resume_command=command)
     with run_lock(folder), Signals() as signals:
         for number, indices in enumerate(groups):
             group = [experiments[index] for index in indices]

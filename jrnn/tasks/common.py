@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jrnn import checks
+from jrnn import checks, files
+
+MAX_TEXT_BYTES = 2**31
+"""Maximum size of a text or CSV file, which is read into memory."""
 
 
 def check_at_least(owner: str, name: str, value: Any, minimum: int) -> None:
@@ -40,6 +43,8 @@ def find_file(owner: str, path: str) -> Path:
         return file
     if file.is_dir():
         raise FileNotFoundError(f"{owner}: path must be a file, got the folder {path!r}")
+    if file.exists():
+        raise FileNotFoundError(f"{owner}: path must be a regular file, got the device {path!r}")
     if not file.parent.is_dir():
         raise FileNotFoundError(
             f"{owner}: no file {path!r}: the folder {file.parent} does not exist"
@@ -51,7 +56,10 @@ def find_file(owner: str, path: str) -> Path:
 
 def read_text(owner: str, path: str) -> str:
     """Reads a UTF-8 file; preserves its line endings and removes a byte order mark."""
-    raw = find_file(owner, path).read_bytes()
+    try:
+        raw = files.read_bytes(find_file(owner, path), MAX_TEXT_BYTES)
+    except ValueError as error:
+        raise ValueError(f"{owner}: {error}; use a part of it") from error
     try:
         return raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:

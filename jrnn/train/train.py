@@ -9,7 +9,7 @@ from flax import nnx
 
 from jrnn.distributed import Mesh, ProcessGroup
 from jrnn.tasks.task import Data
-from jrnn.train.config.experiment import Experiment
+from jrnn.train.config.experiment import Experiment, resume_flags
 from jrnn.train.fit import FitResult, check_data, check_group, fit
 from jrnn.train.run.checkpoint import Checkpointer
 from jrnn.train.run.data_plan import plan_task
@@ -45,7 +45,8 @@ def train(
     group = group or ProcessGroup()
     check_group(group)
     check_experiment(experiment, data)
-    group.resume_command = f"jrnn train --resume {shlex.quote(str(folder))}"
+    flags = resume_flags([experiment])
+    group.resume_command = f"jrnn train --resume {shlex.quote(str(folder))}{flags}"
     engine = Mesh.parse_or_default(experiment.mesh).make_engine(experiment.network.engine)
     return fit(
         experiment.network.build(data, experiment.seed, engine),

@@ -82,7 +82,10 @@ def test_random_values_are_reproducible_and_uniform_on_their_scale():
         (["optimizer.learning_rate=1:inf:lin3"], "must be finite"),
         (["optimizer.learning_rate=1e-4:1e-2:log"], "use random trials, as in --random"),
         (["seed=1", "seed=2"], "got seed twice"),
-        (["optimizer.algorithm=adamw", "optimizer.learning_rate=-1"], "must be above 0, got -1.0"),
+        (
+            ["optimizer.algorithm=adamw", "optimizer.learning_rate=-1"],
+            "must be a number above 0, got -1.0",
+        ),
         (["sed=1"], "must name a field of the experiment or an argument .*did you mean 'seed'"),
     ],
 )

@@ -1,6 +1,8 @@
 """The configuration of a run, as a frozen dataclass."""
 
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass, field, fields, is_dataclass
+from typing import Any
 
 from jrnn import checks
 from jrnn.distributed.mesh import Mesh
@@ -81,3 +83,20 @@ class Experiment(RunOptions):
     tbptt: TBPTT | None = None
     _: KW_ONLY
     run_dir: str | None = None
+
+
+def resume_flags(experiments: Iterable[Experiment]) -> str:
+    """Returns the flags, each after a space, that are needed to resume runs of experiments.
+
+    This is `--trust` if a class, such as a cell, is not from jrnn.
+    """
+    return " --trust" if any(map(_has_foreign_class, experiments)) else ""
+
+
+def _has_foreign_class(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return any(map(_has_foreign_class, value))
+    if not is_dataclass(value):
+        return False
+    is_foreign = type(value).__module__.partition(".")[0] != "jrnn"
+    return is_foreign or any(_has_foreign_class(getattr(value, f.name)) for f in fields(value))

@@ -54,15 +54,10 @@ class Optimizer:
         checks.one_of("Optimizer", "schedule", self.schedule, get_args(Schedule))
         checks.rate("Optimizer", "warmup", self.warmup)
         checks.rate("Optimizer", "momentum", self.momentum)
-        if not self.learning_rate > 0:
-            raise ValueError(f"Optimizer: learning_rate must be above 0, got {self.learning_rate}")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"Optimizer: weight_decay must be at least 0, got {self.weight_decay}")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(
-                "Optimizer: clip_norm must be above 0, or None for no clipping, got "
-                f"{self.clip_norm}"
-            )
+        checks.positive_number("Optimizer", "learning_rate", self.learning_rate)
+        checks.non_negative_number("Optimizer", "weight_decay", self.weight_decay)
+        if self.clip_norm is not None:
+            checks.positive_number("Optimizer", "clip_norm", self.clip_norm)
         if self.weight_decay and self.algorithm != "adamw":
             raise ValueError(
                 f"Optimizer: weight_decay={self.weight_decay} needs algorithm='adamw', "

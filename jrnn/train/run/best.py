@@ -2,7 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
+
+
+class BestState(TypedDict):
+    """The JSON values of a `BestTracker`; see its attributes."""
+
+    step: int
+    best: dict[str, float]
+    worse: int
 
 
 @dataclass
@@ -44,11 +52,11 @@ class BestTracker:
         a, b = one["metric"], other["metric"]
         return a > b if self.higher_is_better else a < b
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> BestState:
         """Returns JSON values to save in a checkpoint, for `restore`."""
         return {"step": self.step, "best": {**self.best}, "worse": self.num_without_improvement}
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def restore(self, saved: BestState) -> None:
         """Restores what `state` returned."""
         self.step, self.best = saved["step"], saved["best"]
         self.num_without_improvement = saved["worse"]

@@ -4,7 +4,9 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from jrnn.messages import format_message
+
 log = logging.getLogger("jrnn")
 
 MAX_TO_KEEP = 2
@@ -23,6 +27,14 @@ TRANSIENT_ERRNOS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno
 """Errors of the operating system that do not mean that a checkpoint is damaged."""
 METADATA_BYTES = 2**20
 """Upper bound on the size of a checkpoint without its arrays."""
+
+
+MAX_RECORD_BYTES = 2**28
+"""Maximum size of the file of a record."""
+MAX_READS = 5
+"""How often the newest checkpoint is read, while another process saves and removes checkpoints."""
+PLAIN_PATH = re.compile(r"/(?!(gs|s3|az|hf)/)[\w./ ~@+,=-]*")
+"""Paths that orbax passes on unchanged: it reads others as patterns or as addresses of a cloud."""
 
 
 class CheckpointError(OSError):
@@ -62,6 +74,7 @@ class Checkpointer:
           CheckpointError: the folder cannot be opened or written to.
         """
         self._folder = folder.absolute()
+        self._alias: tempfile.TemporaryDirectory[str] | None = None
         process = jax.process_index()  # only this process reads and writes, without barriers
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.LatestN(MAX_TO_KEEP),
@@ -74,8 +87,9 @@ class Checkpointer:
         try:
             if writing:
                 self._folder.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            self._manager = ocp.CheckpointManager(self._plain_path(), options=options)
         except Exception as error:
+            self._remove_alias()
             action = "written to" if writing else "opened"
             raise CheckpointError(
                 f"train: {folder} cannot be {action}: {_describe_error(error)}; check that the "
@@ -90,7 +104,11 @@ class Checkpointer:
         """
         arrays = {name: to_numpy(tree) for name, tree in checkpoint.arrays.items()}
         args: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
-        content = {"record": checkpoint.record, "kinds": leaf_specs(checkpoint.arrays)}
+        content = {
+            "step": checkpoint.step,
+            "record": checkpoint.record,
+            "kinds": leaf_specs(checkpoint.arrays),
+        }
         saved = {
             **content,
             "checksum": _checksum_of_json(content),
@@ -135,18 +153,15 @@ class Checkpointer:
           CheckpointError: all checkpoints are damaged, or an error of the operating system, such as
             missing permissions, prevents reading.
         """
-        steps = self.steps()
-        for step in reversed(steps):
-            try:
-                return self._read(step, like)
-            except (MemoryError, NetworkMismatch):
-                raise
-            except Exception as error:  # corrupted bytes may raise any exception
-                if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS:
-                    raise CheckpointError(
-                        f"train: {self._folder} cannot be read: {error}; fix this, and try again"
-                    ) from error
-                log.warning("checkpoint of step %d is damaged: %s", step, _describe_error(error))
+        steps: list[int] = []
+        for _ in range(MAX_READS):
+            if steps == (steps := self.steps()):
+                break
+            for step in reversed(steps):
+                if (checkpoint := self._try_to_read(step, like)) is not None:
+                    return checkpoint
+            # Another process may have saved newer checkpoints and removed these.
+            self._manager.reload()
         if steps:
             raise CheckpointError(
                 f"train: no checkpoint in {self._folder} can be read; those of steps {steps} are "
@@ -154,6 +169,24 @@ class Checkpointer:
                 "copy, or start a new run"
             )
         return None
+
+    def verify(self, step: int, like: dict[str, Any]) -> None:
+        """Reads a checkpoint, and compares its shapes, dtypes and checksums.
+
+        Args:
+          step: the step of the checkpoint.
+          like: as for `read_newest`.
+
+        Raises:
+          CheckpointError: the checkpoint cannot be read.
+        """
+        try:
+            self._load(step, like)
+        except Exception as error:
+            raise CheckpointError(
+                f"train: the checkpoint of step {step} was written to {self._folder}, but cannot "
+                f"be read: {_describe_error(error)}; use another folder or file system"
+            ) from error
 
     def move_damaged(self, after: int) -> None:
         """Moves all checkpoints after step `after` to the folder `damaged`.
@@ -171,15 +204,54 @@ class Checkpointer:
     def close(self) -> None:
         """Waits until all checkpoints are written, and closes the folder."""
         self._manager.close()
+        self._remove_alias()
+
+    def _plain_path(self) -> Path:
+        """Returns a path of the folder for orbax: a temporary link if its own path is not plain."""
+        if PLAIN_PATH.fullmatch(str(self._folder)):
+            return self._folder
+        self._alias = tempfile.TemporaryDirectory(prefix="jrnn-", ignore_cleanup_errors=True)
+        link = Path(self._alias.name, "checkpoints")
+        link.symlink_to(self._folder, target_is_directory=True)
+        return link
+
+    def _remove_alias(self) -> None:
+        if self._alias is not None:
+            self._alias.cleanup()
+
+    def _try_to_read(self, step: int, like: dict[str, Any]) -> Checkpoint | None:
+        """Reads a checkpoint; logs a warning and returns None if it is damaged."""
+        try:
+            return self._read(step, like)
+        except (MemoryError, NetworkMismatch):
+            raise
+        except Exception as error:  # corrupted bytes may raise any exception
+            if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS:
+                raise CheckpointError(
+                    f"train: {self._folder} cannot be read: {error}; fix this, and try again"
+                ) from error
+            if (self._folder / str(step)).is_dir():  # else another process has removed it
+                log.warning("checkpoint of step %d is damaged: %s", step, _describe_error(error))
+            return None
 
     def _read(self, step: int, like: dict[str, Any]) -> Checkpoint:
+        arrays, record = self._load(step, like)
+        return Checkpoint(step, from_numpy(arrays, like), record)
+
+    def _load(self, step: int, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads and checks the arrays, as NumPy arrays, and the record of a checkpoint."""
+        for path in (self._folder / str(step) / "record").iterdir():
+            if path.stat().st_size > MAX_RECORD_BYTES:
+                raise ValueError(f"the record must have at most {MAX_RECORD_BYTES} bytes")
         abstract = {name: abstract_numpy(tree) for name, tree in like.items()}
         args = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         json_args: Any = ocp.args.JsonRestore()
         saved = self._manager.restore(step, args=ocp.args.Composite(record=json_args))["record"]
-        content = {name: saved[name] for name in ("record", "kinds")}
+        content = {name: saved[name] for name in ("step", "record", "kinds")}
         if _checksum_of_json(content) != saved["checksum"]:
             raise ValueError("the record does not match its checksum")
+        if saved["step"] != step:
+            raise ValueError(f"it was saved at step {saved['step']}, and copied or renamed")
         self._check_leaf_specs(saved["kinds"], leaf_specs(like))
         restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         arrays = {name: restored[name] for name in like}
@@ -188,12 +260,17 @@ class Checkpointer:
         for name, sums in compute_checksums(arrays).items():
             if sums != saved["checksums"][name]:
                 raise ValueError(f"the arrays of {name} do not match their checksums")
-        return Checkpoint(step, from_numpy(arrays, like), saved["record"])
+        return arrays, saved["record"]
 
     def _check_leaf_specs(
         self, saved: dict[str, dict[str, str]], expected: dict[str, dict[str, str]]
     ) -> None:
         """Raises NetworkMismatch for the first array whose path, shape or dtype differs."""
+        if missing := sorted(expected.keys() - saved.keys()):
+            raise NetworkMismatch(
+                f"train: {self._folder} has no arrays {missing[0]}, got {', '.join(saved)}; it was "
+                "saved by other code; read it with that, or start a new run"
+            )
         for name, leaves in expected.items():
             for path in sorted(leaves.keys() | saved[name].keys()):
                 old, new = saved[name].get(path, "missing"), leaves.get(path, "missing")
@@ -280,4 +357,4 @@ def _describe_error(error: Exception) -> str:
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
         if os.strerror(number) in text:
             return os.strerror(number)
-    return (text.splitlines() or [type(error).__name__])[0][:300]
+    return format_message((text.splitlines() or [type(error).__name__])[0][:300])

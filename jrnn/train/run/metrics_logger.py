@@ -3,15 +3,30 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
+from jrnn import files
 from jrnn.train.config.experiment import RunOptions
 from jrnn.train.step.state import StepMetrics
 
 LOG_EVERY = 20
 """Training metrics are averaged over this many training steps and then logged."""
+MAX_BYTES = 2**32
+"""Maximum size of `metrics.jsonl` for plotting."""
+
+
+class MetricsState(TypedDict):
+    """The JSON values of a `MetricsLogger`.
+
+    Attributes:
+      pending: the metrics of the training steps since the last line.
+      bytes: size of the file.
+    """
+
+    pending: list[list[float]]
+    bytes: int
 
 
 class MetricsFile:
@@ -47,7 +62,7 @@ class MetricsFile:
           ValueError: the file has fewer than `size` bytes.
         """
         current = self._path.stat().st_size if self._path.exists() else 0
-        if current < size:
+        if not 0 <= size <= current:
             raise ValueError(
                 f"train: {self._path} has {current} bytes, and had {size} when the run was saved; "
                 "restore the missing lines from a copy of the file"
@@ -61,10 +76,23 @@ class MetricsFile:
         Args:
           split: "train" or "validation".
           name: "loss", "metric" or, for the training split, "grad_norm".
+
+        Raises:
+          OSError: the file cannot be read.
+          ValueError: a line is not as `write` writes it.
         """
-        lines = [json.loads(line) for line in self._path.read_text("utf-8").splitlines()]
-        lines = [line for line in lines if line["split"] == split]
-        return [line["step"] for line in lines], [line[name] for line in lines]
+        points = []
+        for number, text in enumerate(files.read_bytes(self._path, MAX_BYTES).splitlines(), 1):
+            try:
+                line = json.loads(text)
+                if line["split"] == split:
+                    points.append((int(line["step"]), float(line[name])))
+            except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+                raise ValueError(
+                    f"train: line {number} of {self._path} must be a line of metrics, got an "
+                    f"error: {error!r}; restore the file from a copy"
+                ) from error
+        return [step for step, _ in points], [value for _, value in points]
 
 
 class MetricsLogger:
@@ -119,14 +147,14 @@ class MetricsLogger:
         """Writes a line for an evaluation."""
         self._write("validation", {step: metrics})
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> MetricsState:
         """Flushes the file, and returns JSON values to save in a checkpoint, for `restore`."""
         return {
             "pending": [*self._pending],
             "bytes": 0 if self._file is None else self._file.sync(),
         }
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def restore(self, saved: MetricsState) -> None:
         """Restores what `state` returned, and removes lines that were written later.
 
         Raises:

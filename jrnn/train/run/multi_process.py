@@ -63,6 +63,11 @@ class MultiProcessCheckpointer:
         arrays = abstract_numpy(like) if own is None else to_numpy(own.arrays)
         return Checkpoint(step, from_numpy(_broadcast(arrays), like), record)
 
+    def verify(self, step: int, like: dict[str, Any]) -> None:
+        """Reads and checks the checkpoint of a step; see `Checkpointer.verify`."""
+        if self._checkpointer is not None:
+            self._checkpointer.verify(step, like)
+
     def move_damaged(self, after: int) -> None:
         """Moves all checkpoints after step `after` to the folder `damaged`."""
         if self._checkpointer is not None:

@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import typeguard
+
+from jrnn.train.run.best import BestState
 from jrnn.train.run.checkpoint import NetworkMismatch
+from jrnn.train.run.metrics_logger import MetricsState
 
 FORMAT = 2
 """Version of the format of a record; runs with another version cannot be resumed."""
@@ -19,8 +23,8 @@ class TrialRecord(NamedTuple):
     """
 
     network: str
-    metrics: dict[str, Any]
-    best: dict[str, Any]
+    metrics: MetricsState
+    best: BestState
 
 
 class Record(NamedTuple):
@@ -54,7 +58,7 @@ class Record(NamedTuple):
           networks: the expected descriptions of the networks.
 
         Raises:
-          ValueError: another version of jrnn wrote the checkpoint.
+          ValueError: another version of jrnn wrote the checkpoint, or a value is invalid.
           NetworkMismatch: the descriptions differ, which is possible even if all arrays have the
             same shapes.
         """
@@ -64,13 +68,30 @@ class Record(NamedTuple):
                 f"{saved.get('format', 1)}, and this version reads format {FORMAT}; resume it with "
                 "that version, or start a new run"
             )
-        trials = [TrialRecord(**trial) for trial in saved["trials"]]
-        for trial, network in zip(trials, networks, strict=True):
+        try:
+            record = cls._decode(saved)
+            trials = [*zip(record.trials, networks, strict=True)]
+        except (ValueError, TypeError, KeyError, AttributeError, typeguard.TypeCheckError) as error:
+            raise ValueError(
+                f"train: the record of the checkpoint is invalid: {error}; restore the folder from "
+                "a copy, or start a new run"
+            ) from error
+        for trial, network in trials:
             if trial.network != network:
                 raise NetworkMismatch(
                     "train: the run is of another network: it has trained "
                     f"{trial.network}, and this config has {network}; use the config of the run, "
                     "or start a new run"
                 )
+        return record
+
+    @classmethod
+    def _decode(cls, saved: dict[str, Any]) -> "Record":
+        """Decodes the JSON values; raises if a value is missing or has another type."""
+        trials = [TrialRecord(**trial) for trial in saved["trials"]]
         stopped = {int(index): reason for index, reason in saved["stopped"].items()}
-        return cls(trials, stopped, saved["seconds"])
+        return typeguard.check_type(
+            cls(trials, stopped, saved["seconds"]),
+            cls,
+            collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS,
+        )

@@ -93,12 +93,12 @@ class Trainer:
         self._last_save = self._timed_until = time.perf_counter()
 
     def begin(self) -> None:
-        """Starts a new run, and saves a checkpoint of step 0 to test that saving works.
+        """Starts a new run; saves a checkpoint of step 0, and reads it, to test that this works.
 
         Raises:
           FileExistsError: the folder has checkpoints already.
           ValueError: the folder has metrics but no checkpoint.
-          CheckpointError: the checkpoint could not be written.
+          CheckpointError: the checkpoint could not be written or read.
         """
         if self._checkpoints.steps():
             raise FileExistsError(
@@ -109,6 +109,7 @@ class Trainer:
             logger.begin()
         self.save()
         self.wait()
+        self._checkpoints.verify(self.step, self._arrays())
 
     def resume(self) -> None:
         """Continues from the newest intact checkpoint, and removes the metrics after it.

@@ -1,0 +1,128 @@
+"""Reads files of unknown origin: regular files only, and at most a given number of bytes."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+MAX_JSON_DEPTH = 100
+"""Maximum depth of nested lists and objects in a JSON file."""
+MAX_INT = 2**63 - 1
+"""Maximum absolute value of an int in a JSON file."""
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """Reads a regular file; it never waits, as reading a FIFO or a terminal would.
+
+    Args:
+      path: path of the file.
+      max_bytes: maximum size of the file.
+
+    Raises:
+      OSError: the file cannot be opened, or is not a regular file.
+      ValueError: the file has more than `max_bytes` bytes.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{path} must be a regular file, got {_kind(status.st_mode)}")
+        # The size is compared twice: files of /proc have no size, and a file may grow.
+        content = b"" if status.st_size > max_bytes else file.read(max_bytes + 1)
+    if max(status.st_size, len(content)) > max_bytes:
+        raise ValueError(f"{path} must have at most {max_bytes} bytes, got {status.st_size}")
+    return content
+
+
+def read_json(path: Path, max_bytes: int) -> Any:
+    """Reads a JSON file with finite numbers, ints of at most 64 bits, and a bounded depth.
+
+    Raises:
+      OSError, ValueError: as for `read_bytes`; also ValueError if the content is not such JSON.
+    """
+    return parse_json(read_bytes(path, max_bytes))
+
+
+def parse_json(content: bytes) -> Any:
+    """Parses JSON in UTF-8 with finite numbers, ints of at most 64 bits, and a bounded depth.
+
+    Raises:
+      ValueError: the content is not such JSON.
+
+    >>> parse_json(b'{"steps": 1e400}')
+    Traceback (most recent call last):
+    ...
+    ValueError: JSON: numbers must be finite, got 1e400
+    """
+    try:
+        value = json.loads(
+            content.decode("utf-8"),
+            parse_int=_parse_int,
+            parse_float=_parse_float,
+            parse_constant=_refuse_constant,
+        )
+        if isinstance(value, dict | list):
+            _check_depth(value)
+    except RecursionError as error:
+        raise ValueError(f"JSON: depth must be at most {MAX_JSON_DEPTH}, got more") from error
+    return value
+
+
+def check_tree(folder: Path) -> None:
+    """Raises OSError unless all entries below a folder are regular files and folders.
+
+    Writing to the folder of another person could otherwise write to a file outside of it, by a
+    symbolic link, and reading it could wait forever, for a FIFO. Links to the folder itself are
+    valid.
+
+    Args:
+      folder: the folder.
+    """
+    for parent, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = Path(parent, name)
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:
+                continue  # removed by the process that trains in this folder
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise OSError(
+                    f"{folder} must contain regular files and folders only, got {_kind(mode)} "
+                    f"{path.relative_to(folder)}; remove it, or pass --trust if you made it"
+                )
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFLNK: "the symbolic link",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def _parse_int(text: str) -> int:
+    value = int(text) if len(text) < 30 else MAX_INT + 1
+    if abs(value) > MAX_INT:
+        raise ValueError(f"JSON: ints must have at most 64 bits, got {text[:30]}")
+    return value
+
+
+def _parse_float(text: str) -> float:
+    value = float(text)
+    if abs(value) == float("inf"):
+        raise ValueError(f"JSON: numbers must be finite, got {text[:30]}")
+    return value
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"JSON: numbers must be finite, got {text}")
+
+
+def _check_depth(value: Any, depth: int = 0) -> None:
+    if depth > MAX_JSON_DEPTH:
+        raise RecursionError
+    for item in value.values() if isinstance(value, dict) else value:
+        if isinstance(item, dict | list):
+            _check_depth(item, depth + 1)

@@ -1,0 +1,46 @@
+"""Messages of bounded length, in which the text of other people is escaped."""
+
+import re
+import unicodedata
+
+MAX_WORD = 200
+"""Maximum length of a word in a message; a longer one, such as a name, is shortened."""
+MAX_MESSAGE = 2000
+"""Maximum length of a message."""
+_PASSED = frozenset("\n\t")
+
+
+def escape_controls(text: str) -> str:
+    r"""Replaces the characters that a terminal may obey by their escapes in Python.
+
+    These are control characters except for newlines and tabs, characters that change the direction
+    of text, and bytes that are not valid in UTF-8.
+
+    >>> print(escape_controls("a\x1b[31mb"))
+    a\x1b[31mb
+    """
+    return "".join(c if _is_safe(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_safe(character: str) -> bool:
+    return (
+        character.isprintable() or character in _PASSED or unicodedata.category(character) == "Zs"
+    )
+
+
+def shorten(text: str, max_length: int = MAX_MESSAGE) -> str:
+    """Shortens a text in the middle.
+
+    >>> shorten("a" * 100, 30)
+    'aaaaaaaaaaaaaaaaaa...aaaaaaaaa'
+    """
+    if len(text) <= max_length:
+        return text
+    tail = max_length // 3 - 1
+    return f"{text[: max_length - tail - 3]}...{text[len(text) - tail :]}"
+
+
+def format_message(text: str) -> str:
+    """Returns a message as one line of bounded length, with escaped control characters."""
+    words = re.split(r"\s+", shorten(text, 50 * MAX_MESSAGE).strip())
+    return shorten(escape_controls(" ".join(shorten(word, MAX_WORD) for word in words)))

@@ -1,0 +1,181 @@
+"""Experiments as JSON: each frozen dataclass is an object with its class and its fields.
+
+Only the classes of jrnn are decoded by default, so that a file of another person is data: no name
+in it is imported, and nothing is called but the constructor of such a class, with fields of the
+annotated types.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import math
+import typing
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any
+
+import typeguard
+
+from jrnn import cells, engines, layers, tasks, transforms
+from jrnn.train.config.experiment import Experiment
+
+CONFIG_MODULE = "jrnn_config"
+"""The module name of an imported config file."""
+
+
+class UnknownClass(ValueError):
+    """Raised if a class is not one of jrnn, and may not be imported.
+
+    Attributes:
+      name: module and name of the class, such as "jrnn_config:MyCell".
+    """
+
+    def __init__(self, name: str):
+        """Stores the name of the class."""
+        super().__init__(f"{name} is not a class of jrnn")
+        self.name = name
+
+
+@cache
+def classes() -> dict[str, type]:
+    """Returns the classes that are decoded: all in the registries, and those of their fields."""
+    registries = (cells, transforms, layers, engines, tasks)
+    roots = [Experiment, *(cls for module in registries for cls in module.REGISTRY.values())]
+    found: dict[str, type] = {}
+    _collect(roots, found)
+    return found
+
+
+def encode(value: Any) -> Any:
+    """Encodes a frozen dataclass as a JSON object: its fields, and its class as "type"."""
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": _name(type(value)), **fields}
+    if isinstance(value, tuple):
+        return [encode(item) for item in value]
+    return value
+
+
+def decode(value: Any, *, trust: bool = False) -> Any:
+    """Decodes a value of `encode`; lists become tuples.
+
+    Args:
+      value: JSON values, from `encode`.
+      trust: whether to import classes that are not in `classes()`, which executes code.
+
+    Raises:
+      UnknownClass: a class is not one of jrnn, and `trust` is False.
+      ValueError, TypeError: a class, a field or a value is invalid.
+
+    >>> import jrnn
+    >>> decode(encode(jrnn.LSTM(8))) == jrnn.LSTM(8)
+    True
+    >>> decode({"type": "subprocess:getoutput", "cmd": "date"})
+    Traceback (most recent call last):
+    ...
+    jrnn.serialize.UnknownClass: subprocess:getoutput is not a class of jrnn
+    """
+    if isinstance(value, list):
+        return tuple(decode(item, trust=trust) for item in value)
+    if not isinstance(value, dict):
+        return value
+    cls = _find_class(value.get("type"), trust)
+    fields = {name: decode(item, trust=trust) for name, item in value.items() if name != "type"}
+    _check_fields(cls, fields)
+    return cls(**fields)
+
+
+def names_of_classes(value: Any) -> Iterator[str]:
+    """Yields the name of each class in JSON values from `encode`."""
+    if isinstance(value, dict):
+        if isinstance(name := value.get("type"), str):
+            yield name
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from names_of_classes(item)
+
+
+def check_finite(owner: str, value: Any) -> None:
+    """Raises ValueError if a float in a dataclass or tuple is infinite or NaN.
+
+    Args:
+      owner: the begin of the message.
+      value: a dataclass, whose fields may be dataclasses and tuples.
+    """
+    for path, leaf in _leaves("", value):
+        if isinstance(leaf, float) and not math.isfinite(leaf):
+            raise ValueError(f"{owner}: {path} must be a finite number, got {leaf}")
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    items: Iterable[tuple[str, Any]]
+    if dataclasses.is_dataclass(value):
+        items = ((f"{path}.{f.name}", getattr(value, f.name)) for f in dataclasses.fields(value))
+    elif isinstance(value, tuple):
+        items = ((f"{path}[{index}]", item) for index, item in enumerate(value))
+    else:
+        yield path.removeprefix("."), value
+        return
+    for name, item in items:
+        yield from _leaves(name, item)
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _collect(candidates: Iterable[Any], found: dict[str, type]) -> None:
+    """Adds concrete dataclasses to `found`, and those in the annotations of their fields."""
+    for candidate in candidates:
+        if not isinstance(candidate, type):
+            _collect(typing.get_args(candidate), found)  # such as `TBPTT | None`
+        elif dataclasses.is_dataclass(candidate) and _name(candidate) not in found:
+            if not inspect.isabstract(candidate):
+                found[_name(candidate)] = candidate
+                _collect(_annotations(candidate).values(), found)
+
+
+@cache
+def _annotations(cls: type) -> dict[str, Any]:
+    """Returns the types of the fields of a dataclass that its constructor takes, by name."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+def _find_class(name: Any, trust: bool) -> type:
+    if not isinstance(name, str):
+        raise TypeError(f"an object must have its class as type, got {name!r}")
+    if name in classes():
+        return classes()[name]
+    module, _, path = name.partition(":")
+    if module.partition(".")[0] == "jrnn":
+        raise TypeError(f"{name} is not a class of this version of jrnn")
+    if not trust:
+        raise UnknownClass(name)
+    cls: Any = importlib.import_module(module)
+    for part in path.split("."):
+        cls = getattr(cls, part)
+    if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
+        raise TypeError(f"{name} must be a dataclass, got {cls!r}")
+    return cls
+
+
+def _check_fields(cls: type, fields: dict[str, Any]) -> None:
+    """Raises TypeError unless the fields exist, and their values have the annotated types."""
+    annotations = _annotations(cls)
+    for name, value in fields.items():
+        if name not in annotations:
+            raise TypeError(f"{cls.__name__} has no field {name!r}")
+        annotation = annotations[name]
+        is_bool = isinstance(value, bool) and annotation is not Any
+        if is_bool and bool not in (annotation, *typing.get_args(annotation)):
+            raise TypeError(f"{cls.__name__}: {name} must be {annotation}, got {value}")
+        try:
+            typeguard.check_type(
+                value,
+                annotation,
+                collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS,
+            )
+        except typeguard.TypeCheckError as error:
+            raise TypeError(f"{cls.__name__}: {name}: {error}") from error

@@ -1,0 +1,152 @@
+"""Text of other people on a terminal, long names in messages, and a closed pipe."""
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jrnn.cli import main
+from jrnn.messages import MAX_MESSAGE, escape_controls, format_message, shorten
+from jrnn.terminal import Console, write_text
+
+ESCAPE = "x\x1b[31m\x9b7m\u202e\x07y"
+ESCAPED = r"x\x1b[31m\x9b7m\u202e\x07y"
+
+
+@pytest.fixture(autouse=True)
+def run_in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (ESCAPE, ESCAPED),
+        ("größe 漢字 \N{SNAKE}\n\ta\xa0b", "größe 漢字 \N{SNAKE}\n\ta\xa0b"),
+        (os.fsdecode(b"a\xffb"), r"a\udcffb"),
+        ("\r\x00\x7f\u2028", r"\r\x00\x7f\u2028"),
+    ],
+)
+def test_control_characters_are_escaped(text, expected):
+    assert escape_controls(text) == expected
+
+
+def test_messages_are_one_line_of_bounded_length():
+    assert format_message("a\n  b\r\n\tc") == "a b c"
+    assert len(format_message(f"got {'n' * 5000}; do this")) < 250
+    assert format_message(f"got {'n' * 5000}; do this").endswith("; do this")
+    message = format_message("one of " + "name, " * 10_000 + "; do this")
+    assert len(message) == MAX_MESSAGE and message.endswith("; do this")
+    assert shorten("abc", 3) == "abc" and len(shorten("a" * 1000, 100)) == 100
+    assert len(format_message("\x1b" * 10_000)) <= MAX_MESSAGE
+
+
+def error_of(args, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(args)
+    assert exit_info.value.code == 2
+    return capsys.readouterr().err
+
+
+CSV = f"{ESCAPE},b\n" + "1,2\n" * 200
+COMMANDS = {
+    "run": ["eval", ESCAPE],
+    "command": [ESCAPE],
+    "unknown flag": ["eval", "run", "--" + ESCAPE],
+    "flag of a config": ["train", "configs/digits.py", "--seed", ESCAPE],
+    "flag of a sweep": ["sweep", "configs/digits.py", "--random", ESCAPE],
+    "config": ["train", f"{ESCAPE}.py"],
+    "argument": ["train", f"configs/digits.py:cell={ESCAPE}"],
+    "column": ["train", "configs/table.py:path=data.csv", "--task.columns", "c"],
+    "list": ["ls", ESCAPE],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_errors_escape_what_they_quote(name, capsys):
+    Path("data.csv").write_text(CSV)
+    error = error_of(COMMANDS[name], capsys)
+    assert not set(ESCAPE) & set("\x1b\x9b\u202e\x07") & set(error)
+    assert "x1b" in error
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_errors_shorten_long_names(name, capsys):
+    long = "n" * 50_000
+    Path("data.csv").write_text(CSV.replace(ESCAPE, long))
+    error = error_of([arg.replace(ESCAPE, long) for arg in COMMANDS[name]], capsys)
+    if "flag" in name:  # tyro wraps its messages
+        assert error.count("n" * 20) < 1000 and len(error) <= 5 * MAX_MESSAGE
+    else:
+        assert error.count("\n") == 1 and len(error) < 700
+
+
+def test_validate_escapes_names(capsys):
+    with pytest.raises(SystemExit):
+        main(["validate", f"{ESCAPE}.py"])
+    output = capsys.readouterr().out
+    assert "\x1b[31m" not in output and r"x\x1b[31m" in output
+
+
+def test_tables_escape_names(capsys):
+    from rich.table import Table
+
+    table = Table(ESCAPE, title=ESCAPE)
+    table.add_row(ESCAPE)
+    console = Console(width=100)
+    console.print(table)
+    assert capsys.readouterr().out.count(ESCAPED) == 3
+
+
+def test_raw_text_is_written_unless_to_a_terminal(capfd):
+    write_text(ESCAPE)
+    assert capfd.readouterr().out == ESCAPE + "\n"
+    ours, theirs = pty.openpty()
+    code = f"from jrnn.terminal import write_text; write_text({ESCAPE!r})"
+    subprocess.run([sys.executable, "-c", code], stdout=theirs, check=True, timeout=60)
+    os.close(theirs)
+    assert os.read(ours, 1000).decode().strip() == ESCAPED
+    os.close(ours)
+
+
+def test_sample_prints_the_text_unchanged_to_a_file(capsys):
+    Path("text.txt").write_text("the \x1b[31mcat\x1b[0m sat. " * 100)
+    flags = ["--steps", "2", "--network.cell.hidden-size", "4", "--task.window", "16"]
+    main(["train", "configs/text.py:path=text.txt", "--run-dir", "run", *flags])
+    capsys.readouterr()
+    prompt = "cat\x1b[0m"
+    main(["sample", "run", "--prompt", prompt, "--length", "5"])
+    assert capsys.readouterr().out.startswith(prompt)
+
+
+@pytest.mark.parametrize("args", [["ls", "cells", "--markdown"], ["eval", "--help"], ["--help"]])
+def test_closed_pipe_ends_the_command_quietly(args):
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run(
+        [sys.executable, "-m", "jrnn", *args],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    os.close(writer)
+    assert process.returncode == 141 and process.stderr == ""
+
+
+def test_non_finite_options_are_refused(capsys):
+    for flags in (
+        ["--optimizer.learning-rate", "inf"],
+        ["--optimizer.learning-rate", "nan"],
+        ["--optimizer.clip-norm", "inf"],
+        ["--network.cell.forget-bias", "nan"],
+        ["--save-every", "inf"],
+    ):
+        error = error_of(["train", "configs/digits.py", *flags], capsys)
+        name = flags[0].split(".")[-1].replace("-", "_").removeprefix("__")
+        assert name in error and "number" in error and not np.isfinite(float(flags[1]))
+    assert not Path("runs").exists()
