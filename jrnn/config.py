@@ -8,6 +8,7 @@ of the experiment::
 """
 
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from jrnn import checks
+from jrnn import checks, files
 from jrnn.cell import Cell
 from jrnn.cells import REGISTRY as CELLS
 from jrnn.tasks.task import Task
@@ -184,8 +185,20 @@ class ConfigFile:
     def _get_config(self) -> Callable[..., Any]:
         get_config: Any = getattr(_import(self.path), "get_config", None)
         if callable(get_config):
-            return get_config
+            return self._without_exit(get_config)
         raise ConfigError(f"{self.path}: a config file must define a function get_config(...)")
+
+    def _without_exit(self, get_config: Callable[..., Any]) -> Callable[..., Any]:
+        """Makes `get_config` raise ConfigError if it exits, since tyro exits too."""
+
+        @functools.wraps(get_config)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return get_config(*args, **kwargs)
+            except SystemExit as error:
+                raise ConfigError(f"{self.path}: get_config: SystemExit: {error}") from error
+
+        return wrapped
 
 
 def load(spec: str, flags: Sequence[str] = ()) -> Experiment:
@@ -245,7 +258,7 @@ def _import(path: Path) -> ModuleType:
         sys.path.append(parent)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a config that exits must not look like a success
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
     return module
 
@@ -265,15 +278,15 @@ def save(experiment: Experiment, spec: str, path: Path) -> None:
 
 def write(content: dict[str, Any], spec: str, path: Path) -> None:
     """Writes a dict of encoded values as JSON, atomically, and a copy of the config file."""
-    shutil.copyfile(ConfigFile.parse(spec).path, path.with_suffix(".py"))
+    copy = path.with_suffix(".py")
+    with files.naming_file(copy):
+        shutil.copyfile(ConfigFile.parse(spec).path, copy)
     write_json(content, path)
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:
-    """Writes JSON atomically."""
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    partial.replace(path)
+    """Writes JSON atomically; raises `jrnn.files.WriteError` if the file cannot be written."""
+    files.write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def read(path: Path) -> Experiment:

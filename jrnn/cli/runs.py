@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from jrnn import config, tasks
+from jrnn import config, files, tasks
 from jrnn.distributed import Launcher, ProcessGroup, init_process_group
 from jrnn.nn import SequenceToSequence, generate
 from jrnn.tasks.task import Data
@@ -254,7 +254,7 @@ def _load_run(folder: Path) -> tuple[Experiment, Data]:
 
 def write_fingerprints(folder: Path, data: Sequence[Data]) -> None:
     """Writes the fingerprints of the data of a run, for `check_fingerprints`."""
-    (folder / "data.txt").write_text("".join(d.fingerprint + "\n" for d in data))
+    files.write_text(folder / "data.txt", "".join(d.fingerprint + "\n" for d in data))
 
 
 def check_fingerprints(folder: Path, data: Sequence[Data]) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 
 from jrnn.distributed import ProcessGroup
+from jrnn.signals import Signals
 from jrnn.sweep.trials import fix_scalars, group_trials, stack_scalars
 from jrnn.sweep.vmapped_runs import TrialDevices, VmappedRuns
 from jrnn.tasks import load
@@ -19,8 +20,8 @@ from jrnn.train.config.experiment import Experiment
 from jrnn.train.run.best import BestTracker, index_of_best
 from jrnn.train.run.checkpoint import Checkpoint, Checkpointer
 from jrnn.train.run.data_plan import plan_task
+from jrnn.train.run.lock import run_lock
 from jrnn.train.run.progress import Progress
-from jrnn.train.run.signals import Signals, run_lock
 from jrnn.train.run.trainer import Trainer
 from jrnn.train.step.loss import HIGHER_IS_BETTER
 from jrnn.train.train import check_experiment

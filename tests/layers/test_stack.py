@@ -23,7 +23,7 @@ from jrnn import (
     stack,
 )
 from jrnn.transforms import dropout, residual, weight_drop, zoneout
-from tests.helpers import assert_close, random_params
+from tests.helpers import assert_close, public_names, random_params
 
 SIZE = 3
 STEPS, BATCH = 7, 4
@@ -220,5 +220,5 @@ def test_stack_raises_for_invalid_layers() -> None:
 
 def test_stack_repr_can_be_evaluated() -> None:
     layer = stack([zoneout(LSTM(4), h=0.1), bidirectional(GRU(2))])
-    names = dict(vars(jrnn)) | dict(vars(jrnn.transforms)) | dict(vars(jrnn.layers))
+    names = public_names(jrnn) | vars(jrnn.transforms) | vars(jrnn.layers)
     assert eval(repr(layer), names) == layer and hash(eval(repr(layer), names)) == hash(layer)

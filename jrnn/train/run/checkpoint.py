@@ -15,6 +15,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from jrnn.files import WriteError
+
 log = logging.getLogger("jrnn")
 
 MAX_TO_KEEP = 2
@@ -27,6 +29,10 @@ METADATA_BYTES = 2**20
 
 class CheckpointError(OSError):
     """Raised when a checkpoint cannot be written, or no checkpoint can be read."""
+
+
+class CheckpointWriteError(CheckpointError, WriteError):
+    """Raised when a checkpoint cannot be written; earlier ones are intact."""
 
 
 class NetworkMismatch(CheckpointError):
@@ -77,7 +83,7 @@ class Checkpointer:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except Exception as error:
             action = "written to" if writing else "opened"
-            raise CheckpointError(
+            raise (CheckpointWriteError if writing else CheckpointError)(
                 f"train: {folder} cannot be {action}: {_describe_error(error)}; check that the "
                 "folder exists, and its permissions"
             ) from error
@@ -211,13 +217,13 @@ class Checkpointer:
         if free < needed:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed} bytes are needed")
 
-    def _write_error(self, error: Exception) -> CheckpointError:
+    def _write_error(self, error: Exception) -> CheckpointWriteError:
         steps = self.steps()
         intact = f"those of steps {steps} are intact" if steps else "there is no earlier one"
-        return CheckpointError(
+        return CheckpointWriteError(
             f"train: a checkpoint could not be written to {self._folder}: "
             f"{_describe_error(error)}; {intact}; free disk space or repair the folder, and resume "
-            "the run"
+            "the run."
         )
 
 
