@@ -278,9 +278,8 @@ def save(experiment: Experiment, spec: str, path: Path) -> None:
 
 def write(content: dict[str, Any], spec: str, path: Path) -> None:
     """Writes a dict of encoded values as JSON, atomically, and a copy of the config file."""
-    copy = path.with_suffix(".py")
-    with files.naming_file(copy):
-        shutil.copyfile(ConfigFile.parse(spec).path, copy)
+    with files.atomic_path(path.with_suffix(".py")) as partial:
+        shutil.copyfile(ConfigFile.parse(spec).path, partial)
     write_json(content, path)
 
 

@@ -1,7 +1,8 @@
 """The commands `jrnn train`, `jrnn eval` and `jrnn sample`."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -14,12 +15,12 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from jrnn import config, files, tasks
+from jrnn import checks, config, files, tasks
 from jrnn.distributed import Launcher, ProcessGroup, init_process_group
 from jrnn.nn import SequenceToSequence, generate
 from jrnn.tasks.task import Data
 from jrnn.train import FitResult, check_experiment, load_best, restore, train
-from jrnn.train.config.experiment import Experiment
+from jrnn.train.config.experiment import MAX_SEED, Experiment
 from jrnn.train.run.summary import make_table, save_figure, summarize
 
 stdout = Console()
@@ -102,7 +103,18 @@ def _train_and_report(
     """Trains; the first process reports the result."""
     result = train(experiment, data, folder, resume=resume, group=group)
     if group.is_first:
-        report_run(experiment, data, result, folder)
+        with explaining_write_errors(group.resume_command):
+            report_run(experiment, data, result, folder)
+
+
+@contextlib.contextmanager
+def explaining_write_errors(command: str) -> Iterator[None]:
+    """Adds to errors of writing the results that the training is saved."""
+    try:
+        yield
+    except files.WriteError as error:
+        error.add_note(f"The training is done and saved; write the results with: {command}")
+        raise
 
 
 def _check_equal(experiment: Experiment, data: Data, group: ProcessGroup) -> None:
@@ -212,6 +224,7 @@ def _sample(
         )
     if prompt is None:
         prompt = "\n" if "\n" in data.vocabulary else data.vocabulary[0]
+    checks.int_between("sample", "seed", seed, 0, MAX_SEED)
     if not prompt:
         raise ValueError("sample: prompt must have at least one character, got an empty text")
     ids = {character: id for id, character in enumerate(data.vocabulary)}

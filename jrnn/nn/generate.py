@@ -5,7 +5,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from jrnn import checks, memory
 from jrnn.nn.heads import SequenceToSequence
+
+MAX_LENGTH = 2**31 - 1
+"""Maximum number of tokens of a sample, which XLA counts in 32 bits."""
 
 
 @nnx.jit(static_argnames=("length",))
@@ -52,8 +56,8 @@ def generate(
       `[B, length]` tokens with the dtype of the prompt, without the prompt.
 
     Raises:
-      ValueError: the prompt is empty, `length` is below 1, `temperature` is negative, or the body
-        of the model is time-major or not causal.
+      ValueError: the prompt is empty, `length` is below 1 or needs too much memory, `temperature` is
+        negative, or the body of the model is time-major or not causal.
     """
     if model.body.time_major or not model.body.causal:
         raise ValueError(
@@ -65,8 +69,10 @@ def generate(
             "generate: prompt must have shape (batch, time) with at least 1 step, got "
             f"{prompt.shape}"
         )
-    if length < 1:
-        raise ValueError(f"generate: length must be at least 1, got {length}")
+    checks.int_between("generate", "length", length, 1, MAX_LENGTH)
+    # A key of 8 bytes for each step, and a token of 4 bytes for each step and sequence.
+    needed = length * (8 + 4 * prompt.shape[0])
+    memory.check_devices("generate", f"{length} tokens", needed, "sample fewer tokens")
     if not temperature >= 0:
         raise ValueError(f"generate: temperature must be at least 0, got {temperature}")
     eval_model = nnx.merge(*nnx.split(model), copy=True)

@@ -3,6 +3,7 @@
 import contextlib
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from jrnn.train.run.lock import run_lock
 from jrnn.train.run.progress import Progress
 from jrnn.train.run.trainer import Trainer
 from jrnn.train.step.loss import HIGHER_IS_BETTER
-from jrnn.train.train import check_experiment
+from jrnn.train.train import check_experiment, check_memory
 
 BEST = "best"
 """Name of the subfolder of a sweep that contains its best trial as a run."""
@@ -173,7 +174,9 @@ def check_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data])
         raise ValueError(
             f"sweep: number of processes must be 1, got {jax.process_count()}; start one process"
         )
-    first = {fix_scalars(e): index for index, e in reversed([*enumerate(experiments)])}
+    fixed = [fix_scalars(e) for e in experiments]
+    first = {e: index for index, e in reversed([*enumerate(fixed)])}
+    counts = Counter(fixed)
     for index in sorted(first.values()):
         experiment = experiments[index]
         if experiment.mesh is not None:
@@ -182,7 +185,9 @@ def check_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data])
                 f"devices, got {experiment.mesh!r}; remove mesh"
             )
         try:
-            check_experiment(experiment, loaded[experiment.task])
+            data = loaded[experiment.task]
+            graphdef, state = check_experiment(experiment, data)
+            check_memory(experiment, data, graphdef, state, trials=counts[fixed[index]])
         except ValueError as error:
             raise ValueError(f"sweep: trial {index}: {error}") from error
     metrics = sorted({data.metric for data in loaded.values()})

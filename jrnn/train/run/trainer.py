@@ -1,6 +1,7 @@
 """The training loop: dispatch, evaluation, checkpoints and early stopping."""
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -273,12 +274,11 @@ class Trainer:
         try:
             yield
         except WriteError as error:
-            steps = [
-                int(p.name) for p in (self._folder / "checkpoints").iterdir() if p.name.isdigit()
-            ]
-            newest = (
-                f"The newest checkpoint is of step {max(steps)}" if steps else "Nothing is saved"
-            )
+            newest = "There is no checkpoint"
+            with contextlib.suppress(OSError):
+                names = os.listdir(self._folder / "checkpoints")
+                if steps := [int(name) for name in names if name.isdigit()]:
+                    newest = f"The newest checkpoint is of step {max(steps)}"
             command = self._group.resume_command
             error.add_note(newest + (f"; resume with: {command}" if command else ""))
             raise
