@@ -7,12 +7,15 @@ of the experiment::
     jrnn train configs/digits.py:cell=gru,hidden=64 --optimizer.learning-rate 1e-3
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
 import importlib.util
 import inspect
+import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +38,8 @@ T = TypeVar("T")
 
 MODULE_NAME = "jrnn_config"
 """The module name of an imported config file."""
+_BOX = re.compile(r"[\u2500-\u257f]|\x1b\[[0-9;]*m")
+"""The characters and escape sequences of a box of tyro."""
 _INCOMPATIBLE = "the file was edited, or written by another version of jrnn or of a class in it"
 
 
@@ -151,20 +156,18 @@ class ConfigFile:
 
         Raises:
           ConfigError: the file cannot be imported, or has no function `get_config` that returns an
-            experiment.
-          SystemExit: an argument or flag is unknown, or a value is invalid. The exit code is 2, and
-            the message is printed on standard error.
+            experiment; an argument or flag is unknown, or a value is invalid.
         """
         arguments = self.arguments | arguments
         get_config = self._get_config()
         try:
-            experiment = tyro.cli(
+            experiment = parse_cli(
                 get_config,
                 args=_to_flags(get_config, arguments),
                 prog=f"jrnn train {self.path}",
                 config=(tyro.conf.FlagConversionOff,),
             )
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, SystemExit):
             raise  # these are errors of jrnn about invalid options
         except Exception as error:
             message = f"{self.path}: get_config: {type(error).__name__}: {error}"
@@ -174,7 +177,7 @@ class ConfigFile:
                 f"{self.path}: get_config must return a jrnn.train.Experiment, got {experiment!r}"
             )
         assignments = ",".join(f"{name}={value}" for name, value in arguments.items())
-        return tyro.cli(
+        return parse_cli(
             Experiment,
             default=experiment,
             args=list(flags),
@@ -201,6 +204,31 @@ class ConfigFile:
         return wrapped
 
 
+def parse_cli(type_or_function: Any, **options: Any) -> Any:
+    """Calls `tyro.cli`, whose errors are raised instead of printed in a box of several lines.
+
+    Args:
+      type_or_function: what to parse.
+      **options: arguments of `tyro.cli`.
+
+    Raises:
+      ConfigError: an argument is unknown, or a value is invalid.
+      SystemExit: help was requested and printed; the exit code is 0.
+    """
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(type_or_function, **options)
+    except SystemExit as error:
+        if not error.code:
+            raise
+        text = " ".join(_BOX.sub(" ", printed.getvalue()).split())
+        printed = io.StringIO()
+        raise ConfigError(text.partition(" For full helptext")[0]) from error
+    finally:
+        sys.stderr.write(printed.getvalue())
+
+
 def load(spec: str, flags: Sequence[str] = ()) -> Experiment:
     """Loads the experiment of a config file.
 
@@ -211,9 +239,7 @@ def load(spec: str, flags: Sequence[str] = ()) -> Experiment:
 
     Raises:
       ConfigError: the file does not exist, cannot be imported, or has no function `get_config` that
-        returns an experiment.
-      SystemExit: an argument or flag is unknown, or a value is invalid. The exit code is 2, and the
-        message is printed on standard error.
+        returns an experiment; an argument or flag is unknown, or a value is invalid.
     """
     return ConfigFile.parse(spec).load({}, flags)
 

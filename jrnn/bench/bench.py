@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from jrnn import checks
+from jrnn import checks, config
 from jrnn.bench import figure, group, machine, report
 from jrnn.bench.cases import SHAPES, cases, parse_shape
 from jrnn.bench.engines import ResultMismatch
@@ -75,7 +74,7 @@ def main(args: list[str]) -> None:
       FloatingPointError: the results of an engine differ from those of Scan. The files are written
         first.
     """
-    bench = tyro.cli(Bench, args=args, prog="jrnn bench")
+    bench = config.parse_cli(Bench, args=args, prog="jrnn bench")
     result = run(bench)
     stdout.print(report.final_tables(result), highlight=False, soft_wrap=True)
     written = [bench.out, *(figure.save(result, bench.out) if bench.figure else ())]

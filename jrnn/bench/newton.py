@@ -18,13 +18,12 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 import jrnn
-from jrnn import checks
+from jrnn import checks, config
 from jrnn.analysis import lyapunov
 from jrnn.bench import machine, report
 from jrnn.bench.implementations import Implementation
@@ -111,7 +110,7 @@ class Bench:
 
 def main(args: list[str]) -> None:
     """Solves all cases, prints the table and writes the JSON file."""
-    bench = tyro.cli(Bench, args=args, prog="jrnn bench newton")
+    bench = config.parse_cli(Bench, args=args, prog="jrnn bench newton")
     stdout = Console(width=max(Console().width, report.WIDTH))
     rows = []
     for name in bench.cells:

@@ -30,7 +30,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from flax import nnx
 from rich.console import Console
 from rich.table import Table
@@ -107,7 +106,7 @@ class Bench:
 
 def main(args: list[str]) -> None:
     """Runs all measurements, prints the table and writes the JSON file."""
-    bench = tyro.cli(Bench, args=args, prog="jrnn bench train")
+    bench = config.parse_cli(Bench, args=args, prog="jrnn bench train")
     stdout = Console(width=max(Console().width, report.WIDTH))
     result: dict[str, Any] = {
         "machine": machine.describe(),

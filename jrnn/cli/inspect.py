@@ -77,9 +77,9 @@ def validate_command(args: list[str]) -> None:
     for spec in args:
         try:
             experiment = config.load(spec)
-        except (ValueError, TypeError, OSError, SystemExit) as error:
+        except (ValueError, TypeError, OSError) as error:
             has_failed = True
-            message = "see above" if isinstance(error, SystemExit) else escape(str(error))
+            message = escape(" ".join(str(error).split()))
             stdout.print(f"[red]invalid[/red] {escape(spec)}: {message}", soft_wrap=True)
         else:
             cell = experiment.network.cell

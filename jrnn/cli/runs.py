@@ -180,14 +180,14 @@ def _resume(args: list[str], group: ProcessGroup) -> None:
 
 def eval_command(args: list[str]) -> None:
     """`jrnn eval RUN`: prints the test metrics of the best checkpoint of a run."""
-    folder = Path(tyro.cli(_parse_eval, args=args, prog="jrnn eval"))
+    folder = Path(config.parse_cli(_parse_eval, args=args, prog="jrnn eval"))
     experiment, data = _load_run(folder)
     stdout.print(make_table(summarize(experiment, data, restore(experiment, data, folder))))
 
 
 def sample_command(args: list[str]) -> None:
     """`jrnn sample RUN [--prompt TEXT] [--length N] [--temperature X] [--seed N]`: samples text."""
-    tyro.cli(_sample, args=args, prog="jrnn sample")
+    config.parse_cli(_sample, args=args, prog="jrnn sample")
 
 
 def _parse_eval(

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 
@@ -67,7 +66,7 @@ def sweep_command(args: list[str]) -> None:
     """`jrnn sweep CONFIG --over NAME=VALUES ... [--flag value ...]`, or `--resume SWEEP`."""
     args = split_flags(args)
     if args and args[0] in ("-h", "--help"):
-        tyro.cli(SweepOptions, args=["--help"], prog="jrnn sweep CONFIG")
+        config.parse_cli(SweepOptions, args=["--help"], prog="jrnn sweep CONFIG")
     if Launcher.find({}, os.environ) is not None:
         raise ValueError(
             "sweep: number of processes must be 1, got environment variables for several "
@@ -82,7 +81,7 @@ def sweep_command(args: list[str]) -> None:
             "for example: jrnn sweep configs/digits.py --over seed=0:4"
         )
     spec, *rest = args
-    options, flags = tyro.cli(
+    options, flags = config.parse_cli(
         SweepOptions, args=rest, prog=f"jrnn sweep {spec}", return_unknown_args=True
     )
     source = config.ConfigFile.parse(spec)

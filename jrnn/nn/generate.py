@@ -56,8 +56,8 @@ def generate(
       `[B, length]` tokens with the dtype of the prompt, without the prompt.
 
     Raises:
-      ValueError: the prompt is empty, `length` is below 1 or needs too much memory, `temperature` is
-        negative, or the body of the model is time-major or not causal.
+      ValueError: the prompt is empty, `length` is below 1 or needs too much memory, `temperature`
+        is negative, or the body of the model is time-major or not causal.
     """
     if model.body.time_major or not model.body.causal:
         raise ValueError(

@@ -181,8 +181,7 @@ def make_trials(
 
     Raises:
       ValueError: the text of an axis is invalid, a name is neither a field of the experiment nor an
-        argument of the config, or a value is invalid.
-      SystemExit: a value has the wrong type, with code 2; the message is on standard error.
+        argument of the config, a value is invalid, or there are more than `MAX_TRIALS` trials.
     """
     axes = [Axis.parse(text) for text in over]
     names = [axis.name for axis in axes]

@@ -51,7 +51,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        for field_name in ("batch_size", "eval_every"):
+        for field_name in ("steps", "batch_size", "eval_every"):
             checks.positive_int(name, field_name, getattr(self, field_name))
         checks.divides(name, "accumulate", self.accumulate, "batch_size", self.batch_size)
         if self.patience is not None:

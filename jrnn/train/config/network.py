@@ -49,7 +49,7 @@ class Network:
 
     def __post_init__(self) -> None:
         checks.instance("Network", "cell", self.cell, Layer)
-        # Every layer is compiled.
+        checks.positive_int("Network", "num_layers", self.num_layers)
         checks.int_between("Network", "num_layers", self.num_layers, 1, MAX_LAYERS)
         checks.rate("Network", "dropout", self.dropout)
         checks.one_of("Network", "pool", self.pool, POOLS)

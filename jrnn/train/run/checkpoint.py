@@ -175,8 +175,15 @@ class Checkpointer:
         self._manager.reload()
 
     def close(self) -> None:
-        """Waits until all checkpoints are written, and closes the folder."""
-        self._manager.close()
+        """Waits until all checkpoints are written, and closes the folder.
+
+        Raises:
+          CheckpointError: a checkpoint could not be written.
+        """
+        try:
+            self._manager.close()
+        except Exception as error:
+            raise self._write_error(error) from error
 
     def _read(self, step: int, like: dict[str, Any]) -> Checkpoint:
         abstract = {name: abstract_numpy(tree) for name, tree in like.items()}

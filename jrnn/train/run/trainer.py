@@ -228,7 +228,8 @@ class Trainer:
 
     def close(self) -> None:
         """Waits until all checkpoints are written, and closes the folder."""
-        self._checkpoints.close()
+        with self._explaining_write_errors():
+            self._checkpoints.close()
 
     def best_weights(self) -> Weights:
         """Returns the best weights so far, as arrays that this process can read."""
