@@ -57,102 +57,226 @@ Modules:
   jrnn.testing: the conformance suite for your own cells.
   jrnn.sweep, jrnn.distributed: hyper-parameter sweeps, and training on several devices or hosts.
 
-`import jrnn` is fast: `jrnn.nn`, `jrnn.stream`, `jrnn.tasks`, `jrnn.train`, `jrnn.config`,
-`jrnn.analysis` and `jrnn.testing` are imported on first use.
+`import jrnn` imports nothing else, not even JAX: names and modules are imported on first use.
 """
 
 import importlib as _importlib
-from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
-from importlib.metadata import version as _version
+from typing import TYPE_CHECKING
 from typing import Any as _Any
 
-from jrnn import initializers as initializers
-from jrnn import layers as layers
-from jrnn import transforms as transforms
-from jrnn.cell import Cell as Cell
-from jrnn.cell import Dense as Dense
-from jrnn.cell import Diagonal as Diagonal
-from jrnn.cell import LogDiagonal as LogDiagonal
-from jrnn.cell import Noisy as Noisy
-from jrnn.cell import Timed as Timed
-from jrnn.cell import WithCellState as WithCellState
-from jrnn.cells import CTRNN as CTRNN
-from jrnn.cells import GRU as GRU
-from jrnn.cells import GRUD as GRUD
-from jrnn.cells import JANET as JANET
-from jrnn.cells import LEM as LEM
-from jrnn.cells import LRU as LRU
-from jrnn.cells import LSTM as LSTM
-from jrnn.cells import MGU as MGU
-from jrnn.cells import MLSTM as MLSTM
-from jrnn.cells import MUT1 as MUT1
-from jrnn.cells import MUT2 as MUT2
-from jrnn.cells import MUT3 as MUT3
-from jrnn.cells import RGLRU as RGLRU
-from jrnn.cells import S5 as S5
-from jrnn.cells import SLSTM as SLSTM
-from jrnn.cells import UGRNN as UGRNN
-from jrnn.cells import AntisymmetricRNN as AntisymmetricRNN
-from jrnn.cells import CfC as CfC
-from jrnn.cells import Clockwork as Clockwork
-from jrnn.cells import ClockworkCarry as ClockworkCarry
-from jrnn.cells import ConvLSTM as ConvLSTM
-from jrnn.cells import CoRNN as CoRNN
-from jrnn.cells import CoRNNCarry as CoRNNCarry
-from jrnn.cells import CTRNNCarry as CTRNNCarry
-from jrnn.cells import DepthGatedLSTM as DepthGatedLSTM
-from jrnn.cells import Elman as Elman
-from jrnn.cells import FastGRNN as FastGRNN
-from jrnn.cells import GRUDCarry as GRUDCarry
-from jrnn.cells import IndRNN as IndRNN
-from jrnn.cells import LEMCarry as LEMCarry
-from jrnn.cells import LSTMCarry as LSTMCarry
-from jrnn.cells import LSTMGateCarry as LSTMGateCarry
-from jrnn.cells import MinGRU as MinGRU
-from jrnn.cells import MinimalRNN as MinimalRNN
-from jrnn.cells import MinLSTM as MinLSTM
-from jrnn.cells import MLSTMCarry as MLSTMCarry
-from jrnn.cells import MogrifierLSTM as MogrifierLSTM
-from jrnn.cells import MultiplicativeLSTM as MultiplicativeLSTM
-from jrnn.cells import Observed as Observed
-from jrnn.cells import ParaGRU as ParaGRU
-from jrnn.cells import ParaLSTM as ParaLSTM
-from jrnn.cells import SLSTMCarry as SLSTMCarry
-from jrnn.cells import lstm_variant as lstm_variant
-from jrnn.engines import Associative as Associative
-from jrnn.engines import Engine as Engine
-from jrnn.engines import Fused as Fused
-from jrnn.engines import Native as Native
-from jrnn.engines import Newton as Newton
-from jrnn.engines import NewtonStatus as NewtonStatus
-from jrnn.engines import Scan as Scan
-from jrnn.engines import Sharded as Sharded
-from jrnn.engines import Solution as Solution
-from jrnn.engines import newton as newton
-from jrnn.engines import reverse_resets as reverse_resets
-from jrnn.engines import segment_resets as segment_resets
-from jrnn.engines import unroll as unroll
-from jrnn.layer import Layer as Layer
-from jrnn.layer import SequenceInputs as SequenceInputs
-from jrnn.layers import bidirectional as bidirectional
-from jrnn.layers import stack as stack
-from jrnn.taps import tap as tap
+if TYPE_CHECKING:  # type checkers and editors read these imports; `_NAMES` lists the same names
+    from jrnn import analysis as analysis
+    from jrnn import bench as bench
+    from jrnn import cells as cells
+    from jrnn import config as config
+    from jrnn import distributed as distributed
+    from jrnn import engines as engines
+    from jrnn import initializers as initializers
+    from jrnn import layers as layers
+    from jrnn import nn as nn
+    from jrnn import sweep as sweep
+    from jrnn import tasks as tasks
+    from jrnn import testing as testing
+    from jrnn import train as train
+    from jrnn import transforms as transforms
+    from jrnn.cell import Cell as Cell
+    from jrnn.cell import Dense as Dense
+    from jrnn.cell import Diagonal as Diagonal
+    from jrnn.cell import LogDiagonal as LogDiagonal
+    from jrnn.cell import Noisy as Noisy
+    from jrnn.cell import Timed as Timed
+    from jrnn.cell import WithCellState as WithCellState
+    from jrnn.cells import CTRNN as CTRNN
+    from jrnn.cells import GRU as GRU
+    from jrnn.cells import GRUD as GRUD
+    from jrnn.cells import JANET as JANET
+    from jrnn.cells import LEM as LEM
+    from jrnn.cells import LRU as LRU
+    from jrnn.cells import LSTM as LSTM
+    from jrnn.cells import MGU as MGU
+    from jrnn.cells import MLSTM as MLSTM
+    from jrnn.cells import MUT1 as MUT1
+    from jrnn.cells import MUT2 as MUT2
+    from jrnn.cells import MUT3 as MUT3
+    from jrnn.cells import RGLRU as RGLRU
+    from jrnn.cells import S5 as S5
+    from jrnn.cells import SLSTM as SLSTM
+    from jrnn.cells import UGRNN as UGRNN
+    from jrnn.cells import AntisymmetricRNN as AntisymmetricRNN
+    from jrnn.cells import CfC as CfC
+    from jrnn.cells import Clockwork as Clockwork
+    from jrnn.cells import ClockworkCarry as ClockworkCarry
+    from jrnn.cells import ConvLSTM as ConvLSTM
+    from jrnn.cells import CoRNN as CoRNN
+    from jrnn.cells import CoRNNCarry as CoRNNCarry
+    from jrnn.cells import CTRNNCarry as CTRNNCarry
+    from jrnn.cells import DepthGatedLSTM as DepthGatedLSTM
+    from jrnn.cells import Elman as Elman
+    from jrnn.cells import FastGRNN as FastGRNN
+    from jrnn.cells import GRUDCarry as GRUDCarry
+    from jrnn.cells import IndRNN as IndRNN
+    from jrnn.cells import LEMCarry as LEMCarry
+    from jrnn.cells import LSTMCarry as LSTMCarry
+    from jrnn.cells import LSTMGateCarry as LSTMGateCarry
+    from jrnn.cells import MinGRU as MinGRU
+    from jrnn.cells import MinimalRNN as MinimalRNN
+    from jrnn.cells import MinLSTM as MinLSTM
+    from jrnn.cells import MLSTMCarry as MLSTMCarry
+    from jrnn.cells import MogrifierLSTM as MogrifierLSTM
+    from jrnn.cells import MultiplicativeLSTM as MultiplicativeLSTM
+    from jrnn.cells import Observed as Observed
+    from jrnn.cells import ParaGRU as ParaGRU
+    from jrnn.cells import ParaLSTM as ParaLSTM
+    from jrnn.cells import SLSTMCarry as SLSTMCarry
+    from jrnn.cells import lstm_variant as lstm_variant
+    from jrnn.engines import Associative as Associative
+    from jrnn.engines import Engine as Engine
+    from jrnn.engines import Fused as Fused
+    from jrnn.engines import Native as Native
+    from jrnn.engines import Newton as Newton
+    from jrnn.engines import NewtonStatus as NewtonStatus
+    from jrnn.engines import Scan as Scan
+    from jrnn.engines import Sharded as Sharded
+    from jrnn.engines import Solution as Solution
+    from jrnn.engines import newton as newton
+    from jrnn.engines import reverse_resets as reverse_resets
+    from jrnn.engines import segment_resets as segment_resets
+    from jrnn.engines import unroll as unroll
+    from jrnn.layer import Layer as Layer
+    from jrnn.layer import SequenceInputs as SequenceInputs
+    from jrnn.layers import bidirectional as bidirectional
+    from jrnn.layers import stack as stack
+    from jrnn.nn import stream as stream
+    from jrnn.taps import tap as tap
 
-try:
-    __version__ = _version("jrnn")
-except _PackageNotFoundError:  # jrnn is imported from a source tree and is not installed
-    __version__ = "0+unknown"
+    __version__: str
 
-_LAZY_MODULES = ("analysis", "config", "nn", "stream", "tasks", "testing", "train")
+_NAMES = {
+    "jrnn.cell": (
+        "Cell",
+        "Dense",
+        "Diagonal",
+        "LogDiagonal",
+        "Noisy",
+        "Timed",
+        "WithCellState",
+    ),
+    "jrnn.cells": (
+        "CTRNN",
+        "GRU",
+        "GRUD",
+        "JANET",
+        "LEM",
+        "LRU",
+        "LSTM",
+        "MGU",
+        "MLSTM",
+        "MUT1",
+        "MUT2",
+        "MUT3",
+        "RGLRU",
+        "S5",
+        "SLSTM",
+        "UGRNN",
+        "AntisymmetricRNN",
+        "CfC",
+        "Clockwork",
+        "ClockworkCarry",
+        "ConvLSTM",
+        "CoRNN",
+        "CoRNNCarry",
+        "CTRNNCarry",
+        "DepthGatedLSTM",
+        "Elman",
+        "FastGRNN",
+        "GRUDCarry",
+        "IndRNN",
+        "LEMCarry",
+        "LSTMCarry",
+        "LSTMGateCarry",
+        "MinGRU",
+        "MinimalRNN",
+        "MinLSTM",
+        "MLSTMCarry",
+        "MogrifierLSTM",
+        "MultiplicativeLSTM",
+        "Observed",
+        "ParaGRU",
+        "ParaLSTM",
+        "SLSTMCarry",
+        "lstm_variant",
+    ),
+    "jrnn.engines": (
+        "Associative",
+        "Engine",
+        "Fused",
+        "Native",
+        "Newton",
+        "NewtonStatus",
+        "Scan",
+        "Sharded",
+        "Solution",
+        "newton",
+        "reverse_resets",
+        "segment_resets",
+        "unroll",
+    ),
+    "jrnn.layer": (
+        "Layer",
+        "SequenceInputs",
+    ),
+    "jrnn.layers": (
+        "bidirectional",
+        "stack",
+    ),
+    "jrnn.taps": ("tap",),
+    "jrnn.nn": ("stream",),
+}
+"""The public names by the module that defines them."""
+_MODULES = (
+    "analysis",
+    "bench",
+    "cells",
+    "config",
+    "distributed",
+    "engines",
+    "initializers",
+    "layers",
+    "nn",
+    "sweep",
+    "tasks",
+    "testing",
+    "train",
+    "transforms",
+)
+"""The public modules."""
+_SOURCES = {name: module for module, names in _NAMES.items() for name in names}
+_ALL = ["__version__", *_SOURCES, *_MODULES]
+globals()["__all__"] = _ALL  # not a literal, which type checkers would have to evaluate
+
+
+def _find_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("jrnn")
+    except PackageNotFoundError:  # jrnn is imported from a source tree and is not installed
+        return "0+unknown"
 
 
 def __getattr__(name: str) -> _Any:
-    if name == "stream":
-        return _importlib.import_module("jrnn.nn").stream
-    if name in _LAZY_MODULES:
-        return _importlib.import_module(f"jrnn.{name}")
-    raise AttributeError(f"module 'jrnn' has no attribute {name!r}")
+    """Imports a public name on its first use, and stores it, so that later uses are as fast."""
+    if name == "__version__":
+        value = _find_version()
+    elif name in _SOURCES:
+        value = getattr(_importlib.import_module(_SOURCES[name]), name)
+    elif name in _MODULES:
+        value = _importlib.import_module(f"jrnn.{name}")
+    else:
+        raise AttributeError(f"module 'jrnn' has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY_MODULES])
+    return sorted({*globals(), *_ALL})

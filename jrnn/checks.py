@@ -131,6 +131,18 @@ def non_negative_int(owner: str, name: str, value: Any) -> int:
     return number
 
 
+def int_between(owner: str, name: str, value: Any, low: int, high: int) -> None:
+    """Raises unless the value is a Python int from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{owner}: {name} must be an int from {low} to {high}, got {value!r}")
+
+
+def instance(owner: str, name: str, value: Any, cls: type) -> None:
+    """Raises unless the value is an instance of a class."""
+    if not isinstance(value, cls):
+        raise TypeError(f"{owner}: {name} must be a {cls.__name__}, got {value!r}")
+
+
 def increasing_ints(owner: str, name: str, values: Any) -> None:
     """Raises unless the value is a tuple of positive ints in strictly increasing order."""
     ints = isinstance(values, tuple) and all(type(value) is int for value in values)

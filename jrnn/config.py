@@ -8,6 +8,8 @@ of the experiment::
 """
 
 import dataclasses
+import functools
+import importlib
 import importlib.util
 import inspect
 import json
@@ -152,20 +154,18 @@ class ConfigFile:
 
         Raises:
           ConfigError: the file cannot be imported, or has no function `get_config` that returns an
-            experiment.
-          SystemExit: an argument or flag is unknown, or a value is invalid. The exit code is 2, and
-            the message is printed on standard error.
+            experiment; an argument or flag is unknown, or a value is invalid.
         """
         arguments = self.arguments | arguments
         get_config = self._get_config()
         try:
-            experiment = terminal.parse_flags(
+            experiment = _parse_flags(
                 get_config,
                 _to_flags(get_config, arguments),
                 prog=f"jrnn train {self.path}",
                 config=(tyro.conf.FlagConversionOff,),
             )
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, SystemExit):
             raise  # these are errors of jrnn about invalid options
         except Exception as error:
             message = f"{self.path}: get_config: {type(error).__name__}: {error}"
@@ -175,7 +175,7 @@ class ConfigFile:
                 f"{self.path}: get_config must return a jrnn.train.Experiment, got {experiment!r}"
             )
         assignments = ",".join(f"{name}={value}" for name, value in arguments.items())
-        experiment = terminal.parse_flags(
+        experiment = _parse_flags(
             Experiment,
             flags,
             default=experiment,
@@ -188,8 +188,28 @@ class ConfigFile:
     def _get_config(self) -> Callable[..., Any]:
         get_config: Any = getattr(_import(self.path), "get_config", None)
         if callable(get_config):
-            return get_config
+            return self._without_exit(get_config)
         raise ConfigError(f"{self.path}: a config file must define a function get_config(...)")
+
+    def _without_exit(self, get_config: Callable[..., Any]) -> Callable[..., Any]:
+        """Makes `get_config` raise ConfigError if it exits, since tyro exits too."""
+
+        @functools.wraps(get_config)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return get_config(*args, **kwargs)
+            except SystemExit as error:
+                raise ConfigError(f"{self.path}: get_config: SystemExit: {error}") from error
+
+        return wrapped
+
+
+def _parse_flags(function: Any, flags: Sequence[str], **options: Any) -> Any:
+    """Calls `terminal.parse_flags`; raises ConfigError for an invalid flag."""
+    try:
+        return terminal.parse_flags(function, flags, **options)
+    except terminal.FlagError as error:
+        raise ConfigError(str(error)) from error
 
 
 def load(spec: str, flags: Sequence[str] = ()) -> Experiment:
@@ -202,9 +222,7 @@ def load(spec: str, flags: Sequence[str] = ()) -> Experiment:
 
     Raises:
       ConfigError: the file does not exist, cannot be imported, or has no function `get_config` that
-        returns an experiment.
-      SystemExit: an argument or flag is unknown, or a value is invalid. The exit code is 2, and the
-        message is printed on standard error.
+        returns an experiment; an argument or flag is unknown, or a value is invalid.
     """
     return ConfigFile.parse(spec).load({}, flags)
 
@@ -249,7 +267,7 @@ def _import(path: Path) -> ModuleType:
         sys.path.append(parent)
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # a config that exits must not look like a success
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
     return module
 
@@ -271,15 +289,14 @@ def save(experiment: Experiment, spec: str, path: Path, source: Path | None = No
 def write(content: dict[str, Any], spec: str, path: Path, source: Path | None = None) -> None:
     """Writes a dict of encoded values as JSON, atomically, and a copy of the config file."""
     source = ConfigFile.parse(spec).path if source is None else source
-    shutil.copyfile(source, path.with_suffix(".py"))
+    with files.atomic_path(path.with_suffix(".py")) as partial:
+        shutil.copyfile(source, partial)
     write_json(content, path)
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:
-    """Writes JSON atomically."""
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    partial.replace(path)
+    """Writes JSON atomically; raises `jrnn.files.WriteError` if the file cannot be written."""
+    files.write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def read(path: Path, *, trust: bool = False) -> Experiment:

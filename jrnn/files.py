@@ -1,8 +1,10 @@
-"""Reads files of unknown origin: regular files only, and at most a given number of bytes."""
+"""Files: reads regular files of bounded size; writes atomically, with the file in errors."""
 
+import contextlib
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,6 +12,10 @@ MAX_JSON_DEPTH = 100
 """Maximum depth of nested lists and objects in a JSON file."""
 MAX_INT = 2**63 - 1
 """Maximum absolute value of an int in a JSON file."""
+
+
+class WriteError(OSError):
+    """Raised when a file cannot be written, for example because the disk is full."""
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
@@ -90,6 +96,55 @@ def check_tree(folder: Path) -> None:
                     f"{folder} must contain regular files and folders only, got {_kind(mode)} "
                     f"{path.relative_to(folder)}; remove it, or pass --trust if you made it"
                 )
+
+
+@contextlib.contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Context manager that raises `WriteError` with the name of a file for errors of writing it.
+
+    Errors of the operating system have the name of a file only if it could not be opened, but not
+    if the disk is full.
+
+    Raises:
+      WriteError: the operating system could not write the file.
+    """
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise WriteError(
+            f"{path} cannot be written: {reason}; free disk space, or repair the folder"
+        ) from error
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Context manager that yields a temporary path, and renames it to `path` at the end.
+
+    Raises:
+      WriteError: the operating system could not write the file.
+    """
+    partial = path.with_name(path.name + ".part")
+    with naming_file(path):
+        try:
+            yield partial
+            os.replace(partial, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8, atomically.
+
+    Raises:
+      WriteError: the operating system could not write the file.
+    """
+    with atomic_path(path) as partial:
+        partial.write_text(text, "utf-8")
 
 
 def _kind(mode: int) -> str:

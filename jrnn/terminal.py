@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 import rich.console
 import tyro
 
-from jrnn.messages import MAX_MESSAGE, escape_controls, shorten
+from jrnn.messages import escape_controls
+
+_BOX = re.compile(r"[\u2500-\u257f]|\x1b\[[0-9;]*m")
+"""The characters and escape sequences of a box of tyro."""
 
 
 class Console(rich.console.Console):
@@ -32,8 +36,12 @@ def write_text(text: str) -> None:
     print(escape_controls(text) if sys.stdout.isatty() else text)
 
 
+class FlagError(ValueError):
+    """Raised if a flag of the command is unknown, or its value is invalid."""
+
+
 def parse_flags(function: Callable[..., Any], args: Sequence[str], **options: Any) -> Any:
-    """Calls `tyro.cli`, and escapes and shortens the flags that its error messages quote.
+    """Calls `tyro.cli`, and raises its errors, which it would print in a box of several lines.
 
     Args:
       function: the function or class whose arguments are the flags.
@@ -41,11 +49,18 @@ def parse_flags(function: Callable[..., Any], args: Sequence[str], **options: An
       **options: options of `tyro.cli`.
 
     Raises:
-      SystemExit: a flag is invalid, or asks for help.
+      FlagError: a flag is unknown, or its value is invalid.
+      SystemExit: help was requested and printed; the exit code is 0.
     """
-    messages = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(messages):
+        with contextlib.redirect_stderr(printed):
             return tyro.cli(function, args=list(args), **options)
+    except SystemExit as error:
+        if not error.code:
+            raise
+        text = " ".join(_BOX.sub(" ", printed.getvalue()).split())
+        printed = io.StringIO()
+        raise FlagError(text.partition(" For full helptext")[0]) from error
     finally:
-        sys.stderr.write(shorten(escape_controls(messages.getvalue()), 5 * MAX_MESSAGE))
+        sys.stderr.write(escape_controls(printed.getvalue()))

@@ -5,6 +5,7 @@ import itertools
 import socket
 from collections.abc import Iterable, Iterator
 from functools import partial
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -375,3 +376,8 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]
+
+
+def public_names(module: ModuleType) -> dict[str, Any]:
+    """Returns the values of all names in `__all__`, some of which may be imported on first use."""
+    return {name: getattr(module, name) for name in module.__all__}

@@ -42,6 +42,7 @@ from jrnn.bench.implementations import Implementation
 from jrnn.bench.timing import time_interleaved
 from jrnn.distributed import ProcessGroup
 from jrnn.nn import RNN, Classifier, SequenceToSequence
+from jrnn.signals import Signals
 from jrnn.sweep.trials import stack_scalars
 from jrnn.sweep.vmapped_runs import TrialDevices, VmappedRuns
 from jrnn.tasks import Adding, Data, Digits, Split, Task, Tracking
@@ -49,7 +50,6 @@ from jrnn.train.config import Optimizer, RunOptions
 from jrnn.train.data.sampler import shuffled_batches
 from jrnn.train.run.data_plan import plan_task
 from jrnn.train.run.progress import Progress
-from jrnn.train.run.signals import Signals
 from jrnn.train.run.trainer import Trainer
 from jrnn.train.step.loss import HIGHER_IS_BETTER, Objective
 from jrnn.train.step.state import count_params, init_state

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import tyro
 from rich.console import Console
 from rich.markup import escape
 
@@ -27,6 +26,7 @@ from jrnn.bench import figure, group, machine, report
 from jrnn.bench.cases import SHAPES, cases, parse_shape
 from jrnn.bench.engines import ResultMismatch
 from jrnn.bench.peers import PEERS
+from jrnn.terminal import parse_flags
 
 stdout = Console(width=max(Console().width, report.WIDTH))
 
@@ -75,7 +75,7 @@ def main(args: list[str]) -> None:
       FloatingPointError: the results of an engine differ from those of Scan. The files are written
         first.
     """
-    bench = tyro.cli(Bench, args=args, prog="jrnn bench")
+    bench = parse_flags(Bench, args, prog="jrnn bench")
     result = run(bench)
     stdout.print(report.final_tables(result), highlight=False, soft_wrap=True)
     written = [bench.out, *(figure.save(result, bench.out) if bench.figure else ())]

@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -29,6 +28,7 @@ from jrnn.analysis import lyapunov
 from jrnn.bench import machine, report
 from jrnn.bench.implementations import Implementation
 from jrnn.bench.timing import time_interleaved
+from jrnn.terminal import parse_flags
 
 TOLERANCE = 1e-6
 LYAPUNOV_STEPS = 1024
@@ -111,7 +111,7 @@ class Bench:
 
 def main(args: list[str]) -> None:
     """Solves all cases, prints the table and writes the JSON file."""
-    bench = tyro.cli(Bench, args=args, prog="jrnn bench newton")
+    bench = parse_flags(Bench, args, prog="jrnn bench newton")
     stdout = Console(width=max(Console().width, report.WIDTH))
     rows = []
     for name in bench.cells:

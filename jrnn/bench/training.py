@@ -30,7 +30,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from flax import nnx
 from rich.console import Console
 from rich.table import Table
@@ -41,6 +40,7 @@ from jrnn.bench import machine, report
 from jrnn.distributed import Mesh, ProcessGroup
 from jrnn.nn import RNN
 from jrnn.tasks.task import Data
+from jrnn.terminal import parse_flags
 from jrnn.train import Experiment
 from jrnn.train.data.loader import DataLoader
 from jrnn.train.data.sampler import EpochSampler, shuffled_batches
@@ -107,7 +107,7 @@ class Bench:
 
 def main(args: list[str]) -> None:
     """Runs all measurements, prints the table and writes the JSON file."""
-    bench = tyro.cli(Bench, args=args, prog="jrnn bench train")
+    bench = parse_flags(Bench, args, prog="jrnn bench train")
     stdout = Console(width=max(Console().width, report.WIDTH))
     result: dict[str, Any] = {
         "machine": machine.describe(),

@@ -78,10 +78,9 @@ def validate_command(args: list[str]) -> None:
     for spec in args:
         try:
             experiment = config.load(spec)
-        except (ValueError, TypeError, OSError, SystemExit) as error:
+        except (ValueError, TypeError, OSError) as error:
             has_failed = True
-            message = "see above" if isinstance(error, SystemExit) else str(error)
-            text = escape(format_message(f"{spec}: {message}"))
+            text = escape(format_message(f"{spec}: {error}"))
             stdout.print(f"[red]invalid[/red] {text}", soft_wrap=True)
         else:
             cell = experiment.network.cell

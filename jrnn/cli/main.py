@@ -1,10 +1,15 @@
 """The entry point of the command `jrnn`.
 
-Errors that a user can cause are printed as one line, without a traceback; the exit code is 2.
+Errors are printed as one line, without a traceback. The exit code is 2 if the user can correct the
+input, 1 if training failed or jrnn has a bug, and 128 plus the number of the signal that stopped
+the command.
+
+This module imports only the standard library at first, so that a signal during the import of JAX,
+which takes a second, is handled too.
 """
 
+import contextlib
 import io
-import logging
 import os
 import select
 import signal
@@ -12,13 +17,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-import jax
-from rich.markup import escape
-
-import jrnn
-from jrnn import checks, distributed
-from jrnn.messages import format_message
-from jrnn.terminal import Console
+from jrnn import signals
 
 HELP = """\
 usage: jrnn COMMAND [ARGUMENTS]
@@ -52,68 +51,62 @@ example:
   jrnn train configs/digits.py:cell=gru,hidden=64 --optimizer.learning-rate 1e-3
 """
 
-stderr = Console(stderr=True)
-
 
 def main(args: list[str] | None = None) -> None:
     """Runs a command.
 
     Args:
-      args: the command and its arguments; None means those of this process.
+      args: the command and its arguments; None means those of this process, which then ends with
+        one line if it receives a signal.
 
     Raises:
-      SystemExit: the exit code is 2 for invalid input, 1 if training failed or memory is exhausted,
-        and 128 plus the number of the signal if the command was interrupted.
+      SystemExit: the exit code is 2 for invalid input, 1 if training failed, memory is exhausted, a
+        file could not be written or jrnn has a bug, and 128 plus the number of the signal if the
+        command was interrupted.
     """
-    try:
-        try:
-            _run(sys.argv[1:] if args is None else args)
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError as error:
-        _exit_if_stdout_is_closed()
-        _fail(_format_message(error), 2)
-
-
-def _run(args: list[str]) -> None:
-    """Runs a command; errors that a user can cause end the process, except a closed pipe."""
+    if args is None:
+        signals.exit_on_signals()
+        args = sys.argv[1:]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # the encoding may lack characters
     if args == ["--version"]:
+        import jrnn
+
         print(f"jrnn {jrnn.__version__}")
         return
     if not args or args[0] in ("-h", "--help"):
         print(HELP, end="")
         return
-    commands = _load_commands()
-    name, *rest = args
-    if name not in commands:
-        hint = checks.suggestion(name, commands) or "; see jrnn --help"
-        _fail(f"command must be one of {', '.join(commands)}, got {name!r}{hint}", 2)
-    # Orbax logs tracebacks of errors that it also raises.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
-        commands[name](rest)
-    except BrokenPipeError:
-        raise
-    except FloatingPointError as error:
-        _fail(_format_message(error), 1)
+        try:
+            _run(*args)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError as error:
+        _exit_if_stdout_is_closed()
+        _fail(_format_message(error), 2)
     except KeyboardInterrupt as error:
         received = getattr(error, "signal", signal.SIGINT)
         _fail(_format_message(error, "interrupted; saved checkpoints are intact"), 128 + received)
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if os.environ.get("JRNN_DEBUG") or not _is_out_of_memory(error):
-            raise
-        _fail(
-            f"out of memory ({str(error).splitlines()[0] if str(error) else 'no message'}); use a "
-            "smaller batch or network, or number the classes and tokens without gaps",
-            1,
-        )
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except Exception as error:
         if os.environ.get("JRNN_DEBUG"):
             raise
-        _fail(_format_message(error), 2)
+        _fail(*_describe_error(error))
+
+
+def _run(name: str, *args: str) -> None:
+    import logging
+
+    from jrnn import checks
+
+    commands = _load_commands()
+    if name not in commands:
+        hint = checks.suggestion(name, commands) or "; see jrnn --help"
+        raise ValueError(f"command must be one of {', '.join(commands)}, got {name!r}{hint}")
+    # Orbax logs tracebacks of errors that it also raises.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    commands[name](list(args))
 
 
 def _load_commands() -> dict[str, Callable[[list[str]], None]]:
@@ -130,8 +123,39 @@ def _load_commands() -> dict[str, Callable[[list[str]], None]]:
     }
 
 
+def _describe_error(error: Exception) -> tuple[str, int]:
+    """Returns the message and the exit code for an error."""
+    message = _format_message(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in message:
+        return (
+            f"out of memory ({message.splitlines()[0] if message else 'no message'}); use a "
+            "smaller batch or network, or number the classes and tokens without gaps",
+            1,
+        )
+    if "Unable to initialize backend" in message and "JAX_PLATFORMS" in os.environ:
+        platforms = os.environ["JAX_PLATFORMS"]
+        return (
+            f"JAX_PLATFORMS must name platforms of JAX that this machine has, such as cpu or cuda, "
+            f"got {platforms!r}: {message}",
+            2,
+        )
+    from jrnn.files import WriteError
+
+    if isinstance(error, FloatingPointError | WriteError):
+        return message, 1
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError)) and message:
+        return message, 2
+    return (
+        f"internal error: {type(error).__name__}: {message}; this is a bug of jrnn: please report "
+        "it with the traceback, which JRNN_DEBUG=1 shows",
+        1,
+    )
+
+
 def _exit_if_stdout_is_closed() -> None:
     """Exits without a message, as other programs do, if the reader of the output has ended."""
+    from jrnn import distributed
+
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     if any(events & select.POLLERR for _, events in poll.poll(0)):
@@ -140,14 +164,19 @@ def _exit_if_stdout_is_closed() -> None:
         distributed.exit_process(128 + signal.SIGPIPE)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-
-
 def _fail(message: str, code: int) -> NoReturn:
     """Prints an error message as one line of bounded length, and exits."""
+    from rich.markup import escape
+
+    from jrnn import distributed
+    from jrnn.messages import format_message
+    from jrnn.terminal import Console
+
     text = escape(format_message(message))
-    stderr.print(f"[bold red]jrnn:[/bold red] {text}", highlight=False, soft_wrap=True)
+    with contextlib.suppress(OSError):  # the terminal may be closed
+        Console(stderr=True).print(
+            f"[bold red]jrnn:[/bold red] {text}", highlight=False, soft_wrap=True
+        )
     distributed.exit_process(code)
 
 

@@ -1,7 +1,8 @@
 """The commands `jrnn train`, `jrnn eval` and `jrnn sample`."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -13,13 +14,13 @@ import numpy as np
 import tyro
 from rich.markup import escape
 
-from jrnn import config, files, tasks
+from jrnn import checks, config, files, tasks
 from jrnn.distributed import Launcher, ProcessGroup, init_process_group
 from jrnn.nn import SequenceToSequence, generate
 from jrnn.tasks.task import Data
 from jrnn.terminal import Console, parse_flags, write_text
 from jrnn.train import FitResult, check_experiment, load_best, restore, train
-from jrnn.train.config.experiment import Experiment
+from jrnn.train.config.experiment import MAX_SEED, Experiment
 from jrnn.train.run.summary import make_table, save_figure, summarize
 
 stdout = Console()
@@ -105,7 +106,18 @@ def _train_and_report(
     """Trains, and reports the result in the first process."""
     result = train(experiment, data, folder, resume=resume, group=group)
     if group.is_first:
-        report_run(experiment, data, result, folder)
+        with explaining_write_errors(group.resume_command):
+            report_run(experiment, data, result, folder)
+
+
+@contextlib.contextmanager
+def explaining_write_errors(command: str) -> Iterator[None]:
+    """Adds to errors of writing the results that the training is saved."""
+    try:
+        yield
+    except files.WriteError as error:
+        error.add_note(f"The training is done and saved; write the results with: {command}")
+        raise
 
 
 def _check_equal(experiment: Experiment, data: Data, group: ProcessGroup) -> None:
@@ -229,6 +241,7 @@ def sample_command(args: list[str]) -> None:
         )
     if prompt is None:
         prompt = "\n" if "\n" in data.vocabulary else data.vocabulary[0]
+    checks.int_between("sample", "seed", options.seed, 0, MAX_SEED)
     if not prompt:
         raise ValueError("sample: prompt must have at least one character, got an empty text")
     ids = {character: id for id, character in enumerate(data.vocabulary)}
@@ -278,7 +291,7 @@ MAX_FINGERPRINTS = 2**24
 
 def write_fingerprints(folder: Path, data: Sequence[Data]) -> None:
     """Writes the fingerprints of the data of a run, for `check_fingerprints`."""
-    (folder / "data.txt").write_text("".join(d.fingerprint + "\n" for d in data))
+    files.write_text(folder / "data.txt", "".join(d.fingerprint + "\n" for d in data))
 
 
 def check_fingerprints(folder: Path, data: Sequence[Data]) -> None:

@@ -1,6 +1,7 @@
 """The command `jrnn sweep`: trains many variants of a config, and compares them."""
 
 import os
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from rich.markup import escape
 from jrnn import checks, config, files
 from jrnn.cli.runs import (
     check_fingerprints,
+    explaining_write_errors,
     new_folder,
     report_run,
     split_flags,
@@ -18,10 +20,11 @@ from jrnn.cli.runs import (
 from jrnn.distributed import Launcher
 from jrnn.sweep.search_space import Trial, make_trials
 from jrnn.sweep.summary import make_rows, make_table, save_figure
-from jrnn.sweep.sweep import BEST, check_trials, load_tasks, sweep
+from jrnn.sweep.sweep import BEST, SweepResult, check_trials, load_tasks, sweep
 from jrnn.tasks.task import Data, Task
 from jrnn.terminal import Console, parse_flags
 from jrnn.train import Experiment, restore
+from jrnn.train.config.experiment import MAX_SEED
 
 stdout = Console()
 SWEEP_FILE = "sweep.json"
@@ -56,6 +59,7 @@ class SweepOptions:
         for name in ("random", "width"):
             if getattr(self, name) is not None:
                 checks.positive_int("sweep", name, getattr(self, name))
+        checks.int_between("sweep", "draw_seed", self.draw_seed, 0, MAX_SEED)
 
 
 def sweep_command(args: list[str]) -> None:
@@ -163,9 +167,22 @@ def _train(
     *,
     resume: bool,
 ) -> None:
-    """Trains and compares all trials, and writes the best one as the folder of a run."""
+    """Trains and compares all trials."""
     experiments = [trial.experiment for trial in trials]
     result = sweep(experiments, folder, loaded=loaded, resume=resume, width=width)
+    with explaining_write_errors(f"jrnn sweep --resume {shlex.quote(str(folder))}"):
+        _report(trials, result, loaded, spec, folder)
+
+
+def _report(
+    trials: list[Trial],
+    result: SweepResult,
+    loaded: dict[Task, Data],
+    spec: str,
+    folder: Path,
+) -> None:
+    """Writes and prints the results of all trials, and the best one as the folder of a run."""
+    experiments = [trial.experiment for trial in trials]
     values = [trial.values for trial in trials]
     data = loaded[experiments[0].task]
     summary = {

@@ -6,8 +6,11 @@ from flax import nnx
 from jax import lax
 from jax.core import Tracer
 
-from jrnn import checks
+from jrnn import checks, memory
 from jrnn.nn.heads import Classifier, SequenceToSequence
+
+MAX_LENGTH = 2**31 - 1
+"""Maximum number of tokens of a sample, which XLA counts in 32 bits."""
 
 
 @nnx.jit(static_argnames=("length",))
@@ -56,8 +59,9 @@ def generate(
     Raises:
       TypeError: the model has no output for each step, the prompt is not of ints, or `key` is not a
         PRNG key.
-      ValueError: the prompt is empty or has a token outside of the vocabulary, `length` is below 1,
-        `temperature` is negative, or the body of the model is time-major or not causal.
+      ValueError: the prompt is empty or has a token outside of the vocabulary, `length` is below 1
+        or needs too much memory, `temperature` is negative, or the body of the model is time-major
+        or not causal.
     """
     if getattr(model, "body", None) is None or isinstance(model, Classifier):
         raise TypeError(
@@ -69,7 +73,7 @@ def generate(
             "generate: model.body must be batch-major and causal, got "
             f"time_major={model.body.time_major}, causal={model.body.causal}"
         )
-    length = checks.positive_int("generate", "length", length)
+    checks.int_between("generate", "length", length, 1, MAX_LENGTH)
     if not temperature >= 0:
         raise ValueError(
             f"generate: temperature must be at least 0, got {checks.describe(temperature)}"
@@ -77,6 +81,9 @@ def generate(
     checks.prng_key("generate", "key", key)
     prompt = jnp.asarray(prompt)
     _check_prompt(model, prompt)
+    # A key of 8 bytes for each step, and a token of 4 bytes for each step and sequence.
+    needed = length * (8 + 4 * prompt.shape[0])
+    memory.check_devices("generate", f"{length} tokens", needed, "sample fewer tokens")
     eval_model = nnx.merge(*nnx.split(model), copy=True)
     eval_model.eval()
     return _generate(eval_model, prompt, length, key, jnp.float32(temperature))

@@ -29,6 +29,8 @@ from jrnn.train.config.experiment import Experiment
 RANGE = re.compile(
     r"(?P<ints>-?\d+:-?\d+)|(?P<first>[^:]+):(?P<last>[^:]+):(?P<scale>log|lin)(?P<count>\d*)"
 )
+MAX_TRIALS = 10_000
+"""Maximum number of trials of a sweep."""
 NUM_DIGITS = 6
 """Number of significant digits of the floats in a range."""
 
@@ -102,6 +104,7 @@ class Axis:
             )
         if match["ints"]:
             ints = range(*map(int, match["ints"].split(":")))
+            _check_count(text, len(ints) if -(2**62) < ints.start <= ints.stop < 2**62 else 2**62)
             return cls(name, tuple(map(str, ints))).require_choices(text)
         first, last = map(_parse_float, (match["first"], match["last"]))
         if not (math.isfinite(first + last) and (match["scale"] == "lin" or min(first, last) > 0)):
@@ -112,7 +115,9 @@ class Axis:
         if not match["count"]:
             return cls(name, (), match["scale"], (first, last))
         make_values = np.geomspace if match["scale"] == "log" else np.linspace
-        values = make_values(first, last, int(match["count"])).tolist()
+        count = int(match["count"]) if len(match["count"]) < 10 else 10**10
+        _check_count(text, count)
+        values = make_values(first, last, count).tolist()
         return cls(name, tuple(map(_format_float, values))).require_choices(text)
 
     def require_choices(self, text: str) -> "Axis":
@@ -131,6 +136,15 @@ class Axis:
         if self.scale == "lin":
             return _format_float(rng.uniform(low, high))
         return _format_float(math.exp(rng.uniform(math.log(low), math.log(high))))
+
+
+def _check_count(text: str, count: int) -> None:
+    """Raises ValueError if there are more than `MAX_TRIALS` values or trials."""
+    if count > MAX_TRIALS:
+        raise ValueError(
+            f"sweep: there must be at most {MAX_TRIALS} trials, got {count} for {text}; use fewer "
+            "values, or random trials, as in --random 16"
+        )
 
 
 def _parse_float(text: str) -> float:
@@ -167,8 +181,7 @@ def make_trials(
 
     Raises:
       ValueError: the text of an axis is invalid, a name is neither a field of the experiment nor an
-        argument of the config, or a value is invalid.
-      SystemExit: a value has the wrong type, with code 2; the message is on standard error.
+        argument of the config, a value is invalid, or there are more than `MAX_TRIALS` trials.
     """
     axes = [Axis.parse(text) for text in over]
     names = [axis.name for axis in axes]
@@ -185,9 +198,10 @@ def make_trials(
                 f"sweep: the range of {', '.join(ranges)} must have a number of values, as in "
                 "1e-4:1e-2:log8; or use random trials, as in --random 16"
             )
+        _check_count("--over", math.prod(len(axis.choices) for axis in axes))
         combinations = itertools.product(*(axis.choices for axis in axes))
     else:
-        checks.positive_int("sweep", "random", random)
+        checks.int_between("sweep", "random", random, 1, MAX_TRIALS)
         rng = np.random.default_rng(draw_seed)
         combinations = [tuple(axis.sample(rng) for axis in axes) for _ in range(random)]
     builder = _TrialBuilder(source, flags, names)

@@ -6,6 +6,7 @@ Trials that differ only in scalar hyper-parameters share a compilation.
 import contextlib
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import jax
 
 from jrnn.distributed import ProcessGroup
+from jrnn.signals import Signals
 from jrnn.sweep.trials import fix_scalars, group_trials, stack_scalars
 from jrnn.sweep.vmapped_runs import TrialDevices, VmappedRuns
 from jrnn.tasks import load
@@ -22,11 +24,11 @@ from jrnn.train.config.experiment import Experiment, resume_flags
 from jrnn.train.run.best import BestTracker, index_of_best
 from jrnn.train.run.checkpoint import Checkpoint, Checkpointer
 from jrnn.train.run.data_plan import plan_task
+from jrnn.train.run.lock import run_lock
 from jrnn.train.run.progress import Progress
-from jrnn.train.run.signals import Signals, run_lock
 from jrnn.train.run.trainer import Trainer
 from jrnn.train.step.loss import HIGHER_IS_BETTER
-from jrnn.train.train import check_experiment
+from jrnn.train.train import check_experiment, check_memory
 
 BEST = "best"
 """Name of the subfolder of a sweep that contains its best trial as a run."""
@@ -178,8 +180,10 @@ def check_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data])
         raise ValueError(
             f"sweep: number of processes must be 1, got {jax.process_count()}; start one process"
         )
+    fixed = [fix_scalars(e) for e in experiments]
     # The first of the trials that differ only in scalar hyper-parameters.
-    representatives = {fix_scalars(e): index for index, e in reversed([*enumerate(experiments)])}
+    representatives = {e: index for index, e in reversed([*enumerate(fixed)])}
+    counts = Counter(fixed)
     for index in sorted(representatives.values()):
         experiment = experiments[index]
         if experiment.mesh is not None:
@@ -188,7 +192,9 @@ def check_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data])
                 f"devices, got {experiment.mesh!r}; remove mesh"
             )
         try:
-            check_experiment(experiment, loaded[experiment.task])
+            data = loaded[experiment.task]
+            graphdef, state = check_experiment(experiment, data)
+            check_memory(experiment, data, graphdef, state, trials=counts[fixed[index]])
         except ValueError as error:
             raise ValueError(f"sweep: trial {index}: {error}") from error
     metrics = sorted({data.metric for data in loaded.values()})

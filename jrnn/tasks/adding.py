@@ -49,6 +49,7 @@ class Adding(Task):
         common.check_at_least("Adding", "seed", self.seed, 0)
 
     def load(self) -> Data:
+        common.check_size("Adding", self.train_size + 2 * self.eval_size, self.length, 8)
         sizes = (self.train_size, self.eval_size, self.eval_size)
         rngs = np.random.default_rng(self.seed).spawn(3)
         train, validation, test = map(self._sample, rngs, sizes)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jrnn import checks, files
+from jrnn import checks, files, memory
 
 MAX_TEXT_BYTES = 2**31
 """Maximum size of a text or CSV file, which is read into memory."""
@@ -28,6 +28,20 @@ def check_fractions(owner: str, validation: Any, test: Any) -> None:
             f"{owner}: validation_fraction + test_fraction must be below 1, got "
             f"{validation} + {test}"
         )
+
+
+def check_size(owner: str, examples: int, length: int, step_bytes: int) -> None:
+    """Raises ValueError if the examples do not fit in the memory of this machine.
+
+    Args:
+      owner: the class of the task.
+      examples: number of examples.
+      length: number of steps of an example.
+      step_bytes: a lower bound on the bytes that one step needs at the same time.
+    """
+    name = f"{examples} examples of {length} steps"
+    advice = "use fewer or shorter examples"
+    memory.check_host(owner, name, examples * length * step_bytes, advice)
 
 
 def check_path(owner: str, name: str, value: Any) -> None:

@@ -58,6 +58,8 @@ class Copy(Task):
         common.check_at_least("Copy", "seed", self.seed, 0)
 
     def load(self) -> Data:
+        length = self.delay + 2 * self.copy_length
+        common.check_size("Copy", self.train_size + 2 * self.eval_size, length, 9)
         sizes = (self.train_size, self.eval_size, self.eval_size)
         rngs = np.random.default_rng(self.seed).spawn(3)
         train, validation, test = map(self._sample, rngs, sizes)

@@ -3,12 +3,16 @@
 import csv
 import io
 import math
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 
 from jrnn import checks
 from jrnn.tasks import common
+
+MAX_NAMES = 100
+"""Maximum number of column names in a message."""
 
 
 class CsvFile(NamedTuple):
@@ -65,7 +69,8 @@ def parse_columns(file: CsvFile, option: str, names: tuple[str, ...]) -> np.ndar
     Raises:
       ValueError: a column does not exist, or a cell is not a finite number.
     """
-    indices = [_column_index(file.header, option, name) for name in names]
+    positions = {name: index for index, name in enumerate(file.header)}
+    indices = [_column_index(positions, option, name) for name in names]
     values = np.empty((len(file.rows), len(names)))
     for row, (line, cells) in enumerate(file.rows):
         for column, (name, index) in enumerate(zip(names, indices, strict=True)):
@@ -75,9 +80,9 @@ def parse_columns(file: CsvFile, option: str, names: tuple[str, ...]) -> np.ndar
 
 def check_unique(owner: str, names: tuple[str, ...]) -> None:
     """Raises ValueError if a name occurs more than once; `owner` begins the message."""
-    repeated = [name for i, name in enumerate(names) if name in names[:i]]
-    if repeated:
-        raise ValueError(f"{owner} must name each column once, got {repeated[0]!r} more than once")
+    name, count = next(iter(Counter(names).most_common(1)), ("", 0))
+    if count > 1:
+        raise ValueError(f"{owner} must name each column once, got {name!r} more than once")
 
 
 def _parse_header(path: str, cells: list[str]) -> tuple[str, ...]:
@@ -102,11 +107,13 @@ def _parse_header(path: str, cells: list[str]) -> tuple[str, ...]:
     return header
 
 
-def _column_index(header: tuple[str, ...], option: str, name: str) -> int:
-    if name not in header:
-        hint = checks.suggestion(name, header)
-        raise ValueError(f"Table: {option} must be one of {', '.join(header)}, got {name!r}{hint}")
-    return header.index(name)
+def _column_index(positions: dict[str, int], option: str, name: str) -> int:
+    if name not in positions:
+        names = list(positions)
+        hint = checks.suggestion(name, names[:MAX_NAMES])
+        listed = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
+        raise ValueError(f"Table: {option} must be one of {listed}, got {name!r}{hint}")
+    return positions[name]
 
 
 def _parse_finite(cell: str, line: int, name: str) -> float:

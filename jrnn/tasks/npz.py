@@ -1,7 +1,6 @@
 """Reads and validates the arrays of an .npz file for `Arrays`."""
 
 import zipfile
-import zlib
 
 import numpy as np
 
@@ -10,6 +9,10 @@ from jrnn.tasks import common
 
 _NAMES = ("xs", "ys", "lengths")
 _INT32_MAX = np.iinfo(np.int32).max
+
+
+class _InvalidArrays(ValueError):
+    """Raised for a file that can be read, but has other arrays."""
 
 
 def read(path: str) -> dict[str, np.ndarray]:
@@ -24,7 +27,9 @@ def read(path: str) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as archive:
             _check_names(path, archive.files)
             arrays = {name: _load_array(archive, name) for name in archive.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (_InvalidArrays, OSError, MemoryError):
+        raise
+    except Exception as error:  # corrupted bytes may raise any exception
         raise ValueError(f"Arrays: {path!r} is corrupted ({error}); write it again") from error
     return arrays
 
@@ -129,13 +134,13 @@ def to_finite(name: str, array: np.ndarray) -> np.ndarray:
 def _check_names(path: str, names: list[str]) -> None:
     for name in ("xs", "ys"):
         if name not in names:
-            raise ValueError(
+            raise _InvalidArrays(
                 f"Arrays: {path!r} must contain the arrays xs and ys, got "
                 f"{', '.join(names) or 'none'}"
             )
     for name in names:
         if name not in _NAMES:
-            raise ValueError(
+            raise _InvalidArrays(
                 f"Arrays: {path!r} may only contain the arrays {', '.join(_NAMES)}, got {name!r}"
                 f"{checks.suggestion(name, _NAMES)}"
             )
@@ -145,7 +150,7 @@ def _load_array(archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     try:
         return np.asarray(archive[name])
     except ValueError as error:
-        raise ValueError(
+        raise _InvalidArrays(
             f"Arrays: {name} must be a numeric array, got an array that NumPy cannot load: "
             f"{error}; if the examples differ in length, pad them and save their lengths too"
         ) from error

@@ -108,6 +108,7 @@ class Table(Task):
     def _window_indices(self, total: int, stride: int) -> np.ndarray:
         """Returns the row indices `[windows, T]` of every window in a part of `total` rows."""
         starts = np.arange(0, total - self.window - self.horizon + 1, stride)
+        common.check_size("Table", len(starts), self.window, 8)
         return starts[:, None] + np.arange(self.window)
 
     def _make_windows(self, inputs: np.ndarray, outputs: np.ndarray, stride: int) -> Split:

@@ -71,6 +71,8 @@ class Tracking(Task):
         common.check_at_least("Tracking", "seed", self.seed, 0)
 
     def load(self) -> Data:
+        common.check_size("Tracking", self.train_size + self.eval_size, self.length, 9)
+        common.check_size("Tracking", self.eval_size, self.test_length or self.length, 9)
         rngs = np.random.default_rng(self.seed).spawn(3)
         train = self._sample(rngs[0], self.train_size, self.length)
         validation = self._sample(rngs[1], self.eval_size, self.length)

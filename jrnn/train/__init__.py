@@ -1,5 +1,6 @@
 """Training: `fit` trains any model on any data, and `train` trains an experiment."""
 
+from jrnn.signals import Interrupted as Interrupted
 from jrnn.train.config.experiment import Experiment as Experiment
 from jrnn.train.config.network import Network as Network
 from jrnn.train.config.optimizer import Optimizer as Optimizer
@@ -9,7 +10,6 @@ from jrnn.train.fit import fit as fit
 from jrnn.train.run.checkpoint import Checkpoint as Checkpoint
 from jrnn.train.run.checkpoint import Checkpointer as Checkpointer
 from jrnn.train.run.checkpoint import CheckpointError as CheckpointError
-from jrnn.train.run.signals import Interrupted as Interrupted
 from jrnn.train.run.trainer import NonFiniteLoss as NonFiniteLoss
 from jrnn.train.step.evaluate import make_evaluate as make_evaluate
 from jrnn.train.step.loss import Objective as Objective

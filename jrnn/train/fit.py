@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 
 from jrnn.distributed import Mesh, ProcessGroup
+from jrnn.signals import Signals
 from jrnn.tasks import validate
 from jrnn.tasks.task import Data
 from jrnn.train.config.experiment import RunOptions
@@ -24,8 +25,8 @@ from jrnn.train.run.data_plan import (
     plan_examples,
     plan_task,
 )
+from jrnn.train.run.lock import run_lock
 from jrnn.train.run.progress import Progress
-from jrnn.train.run.signals import Signals, run_lock
 from jrnn.train.run.single import SingleNetwork
 from jrnn.train.run.trainer import Trainer
 from jrnn.train.step.loss import BatchLoss, UserLoss
@@ -148,7 +149,7 @@ def fit(
     Raises:
       NonFiniteLoss: a loss or a gradient is NaN or infinite. The message has the training step and
         the step of the last good checkpoint.
-      Interrupted: SIGINT or SIGTERM was received; the run is saved.
+      Interrupted: SIGINT, SIGTERM or SIGHUP was received; the run is saved.
       CheckpointError: a checkpoint could not be written, or none could be read. The message lists
         the checkpoints.
       TypeError: an array in the data of a task has a wrong dtype.

@@ -5,8 +5,11 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
+from jrnn import memory
 from jrnn.distributed import Mesh, ProcessGroup
 from jrnn.tasks.task import Data
 from jrnn.train.config.experiment import Experiment, resume_flags
@@ -83,8 +86,16 @@ def check_experiment(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, 
 
     Raises:
       TypeError: an array of the data has a wrong dtype.
-      ValueError: options and data are incompatible, or a shape of the data is wrong.
+      ValueError: options and data are incompatible, a shape of the data is wrong, or the memory
+        does not suffice for the network or for a batch.
     """
+    graphdef, state = _abstract_run(experiment, data)
+    check_memory(experiment, data, graphdef, state)
+    return graphdef, state
+
+
+def _abstract_run(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]:
+    """Checks all but the memory; see `check_experiment`."""
     check_data(data, experiment, experiment.tbptt)
     optimizer = experiment.optimizer.build(experiment.steps)
     make_model = lambda: experiment.network.build(data, experiment.seed)
@@ -95,6 +106,54 @@ def check_experiment(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, 
             "bidirectional=False and use a causal cell, or remove tbptt"
         )
     return graphdef, state
+
+
+def check_memory(
+    experiment: Experiment, data: Data, graphdef: nnx.GraphDef, state: TrainState, trials: int = 1
+) -> None:
+    """Raises ValueError if the arrays of a run are certainly too large for the devices.
+
+    The estimate is a lower bound: the state, the best weights and the gradient; and for a batch the
+    inputs and the outputs of the recurrent layers.
+
+    Args:
+      experiment: the experiment.
+      data: the data of its task.
+      graphdef: the structure of its network.
+      state: its initial state, as `jax.ShapeDtypeStruct` leaves.
+      trials: number of trials of a sweep that are stored at the same time.
+    """
+    mesh = Mesh.parse_or_default(experiment.mesh)
+    devices = mesh.data * mesh.model if trials == 1 else jax.local_device_count()
+    count_bytes = memory.num_bytes
+    network = count_bytes(state) + count_bytes(state.weights) + count_bytes(state.params)
+    cell = f"{type(experiment.network.cell).__name__} of {memory.format_bytes(network)}"
+    memory.check_devices(
+        "train",
+        f"{trials} trials of the network" if trials > 1 else f"the network ({cell} in training)",
+        trials * network,
+        "use fewer hidden units or layers" + (", or fewer trials" if trials > 1 else ""),
+        devices,
+    )
+    rows, length = experiment.batch_size // experiment.accumulate, data.train.xs.shape[1]
+    if experiment.tbptt is not None:
+        length = experiment.tbptt.window(data).k1
+    xs = jax.ShapeDtypeStruct(
+        (rows, length, *data.train.xs.shape[2:]), jnp.int32 if data.has_tokens else jnp.float32
+    )
+
+    def run_layers(weights: Weights, xs: jax.Array) -> jax.Array:
+        model = merge_model(graphdef, weights)
+        return model.body(xs if model.embedding is None else model.embedding(xs))[1]
+
+    outputs = jax.eval_shape(run_layers, state.weights, xs)
+    memory.check_devices(
+        "train",
+        f"a batch of {rows} x {length} steps",
+        count_bytes((xs, outputs)),
+        "use a smaller batch_size, a larger accumulate, or shorter sequences",
+        devices,
+    )
 
 
 def restore(experiment: Experiment, data: Data, folder: Path) -> FitResult:
@@ -134,7 +193,7 @@ def load_best(experiment: Experiment, data: Data, folder: Path) -> FitResult:
       FileNotFoundError: the folder has no checkpoint, or the run ended before its first evaluation.
       CheckpointError: all checkpoints are damaged.
     """
-    graphdef, like = check_experiment(replace(experiment, mesh=None), data)  # one device suffices
+    graphdef, like = _abstract_run(replace(experiment, mesh=None), data)  # one device suffices
     checkpoint = None
     if (folder / "checkpoints").is_dir():
         with contextlib.closing(Checkpointer(folder / "checkpoints")) as checkpoints:

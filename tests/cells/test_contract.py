@@ -33,6 +33,7 @@ from tests.helpers import (
     input_size_of,
     is_complex,
     normal_like,
+    public_names,
     random_params,
 )
 from tests.table import CELLS, Row
@@ -202,7 +203,7 @@ def test_cell_is_hashable_picklable_and_printable(row: Row) -> None:
     assert cell == row.make(3) and hash(cell) == hash(row.make(3))
     assert cell != row.make(4)
     assert pickle.loads(pickle.dumps(cell)) == cell
-    assert eval(repr(cell), vars(jrnn) | vars(jrnn.transforms)) == cell
+    assert eval(repr(cell), public_names(jrnn) | vars(jrnn.transforms)) == cell
     with pytest.raises(FrozenInstanceError):
         cell.hidden_size = 4
 

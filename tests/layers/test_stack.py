@@ -23,7 +23,7 @@ from jrnn import (
     stack,
 )
 from jrnn.transforms import dropout, residual, weight_drop, zoneout
-from tests.helpers import assert_close, random_params
+from tests.helpers import assert_close, public_names, random_params
 
 SIZE = 3
 STEPS, BATCH = 7, 4
@@ -63,7 +63,11 @@ def test_stack_passes_cell_states_to_the_layer_above(engine: str, x64: None) -> 
 
 def test_stack_passes_time_steps_to_all_layers(x64: None) -> None:
     xs = Timed(XS.astype(np.float64), DT)
-    layers = [GRU(SIZE), CfC(SIZE, backbone_units=3), zoneout(CfC(SIZE, backbone_units=None), h=0.2)]
+    layers = [
+        GRU(SIZE),
+        CfC(SIZE, backbone_units=3),
+        zoneout(CfC(SIZE, backbone_units=None), h=0.2),
+    ]
     for order in (layers, layers[:0:-1]):
         layer = stack(order)
         params = random_params(layer, 1, SIZE)
@@ -78,7 +82,10 @@ def test_stack_passes_time_steps_to_all_layers(x64: None) -> None:
         both = stack([GRU(SIZE), bidirectional(CfC(SIZE, backbone_units=None), backward_cell)])
         params = random_params(both, 2, SIZE)
         below = Timed(jrnn.unroll(GRU(SIZE), params[0], xs.x)[1], xs.dt)
-        forward, backward = CfC(SIZE, backbone_units=None), backward_cell or CfC(SIZE, backbone_units=None)
+        forward, backward = (
+            CfC(SIZE, backbone_units=None),
+            backward_cell or CfC(SIZE, backbone_units=None),
+        )
         backward_inputs = below if backward_cell is None else below.x
         expected = [
             jrnn.unroll(forward, params[1].forward, below)[1],
@@ -220,5 +227,5 @@ def test_stack_raises_for_invalid_layers() -> None:
 
 def test_stack_repr_can_be_evaluated() -> None:
     layer = stack([zoneout(LSTM(4), h=0.1), bidirectional(GRU(2))])
-    names = dict(vars(jrnn)) | dict(vars(jrnn.transforms)) | dict(vars(jrnn.layers))
+    names = public_names(jrnn) | vars(jrnn.transforms) | vars(jrnn.layers)
     assert eval(repr(layer), names) == layer and hash(eval(repr(layer), names)) == hash(layer)

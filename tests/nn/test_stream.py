@@ -57,7 +57,7 @@ def test_steps_equal_the_whole_sequence(name):
     streamed = jrnn.stream(model, batch_size=B)
     ys = [streamed.step(xs[:, t]) for t in range(T)]
     np.testing.assert_allclose(jnp.stack(ys, 1), run_sequence(model, xs), rtol=1e-5, atol=1e-6)
-    assert streamed._run._cache_size() == 1
+    assert streamed._run._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_reset_applies_to_the_selected_rows():

@@ -11,13 +11,18 @@ from jrnn.train.config.network import Network
 from jrnn.train.config.optimizer import Optimizer
 from jrnn.train.config.tbptt import TBPTT
 
+MAX_SEED = 2**63 - 1
+"""Maximum seed, a 64-bit int in JAX."""
+MAX_STEPS = 2**31 - 1
+"""Maximum number of training steps, which are counted in 32 bits."""
+
 
 @dataclass(frozen=True)
 class RunOptions:
     """Options of the training loop: steps, batches, evaluations, checkpoints and devices.
 
     Args:
-      steps: number of training steps; each is one update of the parameters.
+      steps: number of training steps, below 2³¹; each is one update of the parameters.
       batch_size: number of examples per training step.
       accumulate: number of micro-batches that each batch is split into. They are computed one after
         another, which saves memory; the gradient is that of the whole batch. Must divide
@@ -33,7 +38,7 @@ class RunOptions:
 
     Raises:
       ValueError: a number is not positive, accumulate does not divide batch_size, mesh cannot be
-        parsed, or the seed is negative.
+        parsed, or the seed or the number of steps is out of range.
     """
 
     _: KW_ONLY
@@ -56,8 +61,8 @@ class RunOptions:
         checks.positive_number(name, "save_every", self.save_every)
         if self.mesh is not None:
             Mesh.parse(self.mesh)
-        if self.seed < 0:
-            raise ValueError(f"{name}: seed must be at least 0, got {self.seed}")
+        checks.int_between(name, "seed", self.seed, 0, MAX_SEED)
+        checks.int_between(name, "steps", self.steps, 1, MAX_STEPS)
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,16 @@ class Experiment(RunOptions):
     tbptt: TBPTT | None = None
     _: KW_ONLY
     run_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.instance("Experiment", "task", self.task, Task)
+        checks.instance("Experiment", "network", self.network, Network)
+        checks.instance("Experiment", "optimizer", self.optimizer, Optimizer)
+        if self.tbptt is not None:
+            checks.instance("Experiment", "tbptt", self.tbptt, TBPTT)
+        if self.run_dir is not None:
+            checks.instance("Experiment", "run_dir", self.run_dir, str)
 
 
 def resume_flags(experiments: Iterable[Experiment]) -> str:

@@ -13,6 +13,8 @@ from jrnn.nn import Classifier, SequenceToSequence, StackedRNN
 from jrnn.nn.heads import POOLS
 from jrnn.tasks.task import Data
 
+MAX_LAYERS = 256
+"""Maximum number of layers; each is compiled on its own, which takes about a second."""
 EMBEDDING_SIZE = 64
 """Default size of the embedding vectors of tokens."""
 
@@ -23,7 +25,7 @@ class Network:
 
     Args:
       cell: the cell or layer; all layers have the same options.
-      num_layers: number of layers.
+      num_layers: number of layers, at most 256.
       bidirectional: whether each layer scans in both directions.
       dropout: dropout rate between layers and before the head, in [0, 1).
       pool: pooling over time for tasks with one target per sequence: "last", "mean" or "max".
@@ -46,7 +48,9 @@ class Network:
     engine: str = "auto"
 
     def __post_init__(self) -> None:
+        checks.instance("Network", "cell", self.cell, Layer)
         checks.positive_int("Network", "num_layers", self.num_layers)
+        checks.int_between("Network", "num_layers", self.num_layers, 1, MAX_LAYERS)
         checks.rate("Network", "dropout", self.dropout)
         checks.one_of("Network", "pool", self.pool, POOLS)
         checks.one_of("Network", "dtype", self.dtype, ("float32", "bfloat16"))

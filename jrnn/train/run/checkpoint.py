@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from jrnn.files import WriteError
 from jrnn.messages import format_message
 
 log = logging.getLogger("jrnn")
@@ -39,6 +40,10 @@ PLAIN_PATH = re.compile(r"/(?!(gs|s3|az|hf)/)[\w./ ~@+,=-]*")
 
 class CheckpointError(OSError):
     """Raised when a checkpoint cannot be written, or no checkpoint can be read."""
+
+
+class CheckpointWriteError(CheckpointError, WriteError):
+    """Raised when a checkpoint cannot be written; earlier ones are intact."""
 
 
 class NetworkMismatch(CheckpointError):
@@ -91,7 +96,7 @@ class Checkpointer:
         except Exception as error:
             self._remove_alias()
             action = "written to" if writing else "opened"
-            raise CheckpointError(
+            raise (CheckpointWriteError if writing else CheckpointError)(
                 f"train: {folder} cannot be {action}: {_describe_error(error)}; check that the "
                 "folder exists, and its permissions"
             ) from error
@@ -202,9 +207,17 @@ class Checkpointer:
         self._manager.reload()
 
     def close(self) -> None:
-        """Waits until all checkpoints are written, and closes the folder."""
-        self._manager.close()
-        self._remove_alias()
+        """Waits until all checkpoints are written, and closes the folder.
+
+        Raises:
+          CheckpointError: a checkpoint could not be written.
+        """
+        try:
+            self._manager.close()
+        except Exception as error:
+            raise self._write_error(error) from error
+        finally:
+            self._remove_alias()
 
     def _plain_path(self) -> Path:
         """Returns a path of the folder for orbax: a temporary link if its own path is not plain."""
@@ -288,13 +301,13 @@ class Checkpointer:
         if free < needed:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed} bytes are needed")
 
-    def _write_error(self, error: Exception) -> CheckpointError:
+    def _write_error(self, error: Exception) -> CheckpointWriteError:
         steps = self.steps()
         intact = f"those of steps {steps} are intact" if steps else "there is no earlier one"
-        return CheckpointError(
+        return CheckpointWriteError(
             f"train: a checkpoint could not be written to {self._folder}: "
             f"{_describe_error(error)}; {intact}; free disk space or repair the folder, and resume "
-            "the run"
+            "the run."
         )
 
 

@@ -8,6 +8,7 @@ from typing import TypedDict
 import numpy as np
 
 from jrnn import files
+from jrnn.files import naming_file
 from jrnn.train.config.experiment import RunOptions
 from jrnn.train.step.state import StepMetrics
 
@@ -34,13 +35,18 @@ class MetricsFile:
 
     def __init__(self, path: Path):
         """Opens the file at `path`, and creates its folder if it does not exist."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with naming_file(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
 
     def write(self, split: str, lines: dict[int, dict[str, float]]) -> None:
-        """Appends one line per training step in `lines`."""
+        """Appends one line per training step in `lines`.
+
+        Raises:
+          WriteError: the file cannot be written.
+        """
         text = [json.dumps({"step": step, "split": split, **lines[step]}) + "\n" for step in lines]
-        with self._path.open("a", encoding="utf-8") as file:
+        with naming_file(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write("".join(text))
 
     def num_lines(self) -> int:
@@ -51,7 +57,7 @@ class MetricsFile:
         """Flushes the file to disk, and returns its size in bytes."""
         if not self._path.exists():
             return 0
-        with self._path.open("ab") as file:
+        with naming_file(self._path), self._path.open("ab") as file:
             os.fsync(file.fileno())
             return file.tell()
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from jrnn.files import atomic_path
 from jrnn.plotting import hide_spines, new_figure
 from jrnn.tasks.task import Data, Split
 from jrnn.train.config.experiment import Experiment
@@ -98,7 +99,8 @@ def save_figure(data: Data, result: FitResult, folder: Path) -> Path:
     }[data.target]
     draw(examples, data, result)
     path = folder / "figure.png"
-    figure.savefig(path, dpi=120)
+    with atomic_path(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
     return path
 
 

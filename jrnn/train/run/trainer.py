@@ -1,9 +1,10 @@
 """The training loop: dispatch, evaluation, checkpoints and early stopping."""
 
 import contextlib
+import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import jax
 import numpy as np
 
 from jrnn.distributed import ProcessGroup
+from jrnn.files import WriteError
+from jrnn.signals import Interrupted, Signals
 from jrnn.train.config.experiment import RunOptions
 from jrnn.train.run.best import BestTracker, index_of_best
 from jrnn.train.run.checkpoint import Checkpoint, CheckpointError
@@ -19,7 +22,6 @@ from jrnn.train.run.metrics_logger import MetricsLogger
 from jrnn.train.run.multi_process import MultiProcessCheckpointer
 from jrnn.train.run.progress import Progress
 from jrnn.train.run.record import Record, TrialRecord
-from jrnn.train.run.signals import Interrupted, Signals
 from jrnn.train.run.trainable import Trainable
 from jrnn.train.step.state import StepMetrics, TrainState, Weights
 
@@ -105,10 +107,11 @@ class Trainer:
                 f"train: {self._folder} has the checkpoints of a run already; pass resume=True "
                 "(`--resume` for `jrnn train`) to continue it, or pass another folder"
             )
-        for logger in self._loggers:
-            logger.begin()
-        self.save()
-        self.wait()
+        with self._explaining_write_errors():
+            for logger in self._loggers:
+                logger.begin()
+            self.save()
+            self.wait()
         self._checkpoints.verify(self.step, self._arrays())
 
     def resume(self) -> None:
@@ -142,28 +145,10 @@ class Trainer:
           Interrupted: a signal was received; everything is saved.
           NonFiniteLoss: the loss or the gradient of the network is NaN or infinite.
           CheckpointError: a checkpoint could not be written.
+          WriteError: another file could not be written.
         """
-        options = self._options
-        while not self.should_stop():
-            should_save = time.perf_counter() - self._last_save >= options.save_every
-            received, should_save = self._group.all_max(
-                "signal, save", signals.received or 0, should_save
-            )
-            if not received:
-                self.train_steps()
-                progress.update_training(self.step, self._mean_metrics())
-                if self.step % options.eval_every == 0 or self.step == options.steps:
-                    progress.update_validation(self.validate())
-            if received or should_save or self.should_stop():
-                self.save()
-            if received and not self.should_stop():
-                self.wait()
-                raise Interrupted(
-                    f"stopped by {signal.Signals(received).name} at step {self.step} of "
-                    f"{options.steps}, and saved; resume with: {self._group.resume_command}",
-                    signal.Signals(received),
-                )
-        self.wait()
+        with self._explaining_write_errors():
+            self._fit(signals, progress)
 
     def should_stop(self) -> bool:
         """Returns whether all steps are done, or all networks have stopped early."""
@@ -244,7 +229,8 @@ class Trainer:
 
     def close(self) -> None:
         """Waits until all checkpoints are written, and closes the folder."""
-        self._checkpoints.close()
+        with self._explaining_write_errors():
+            self._checkpoints.close()
 
     def best_weights(self) -> Weights:
         """Returns the best weights so far, as arrays that this process can read."""
@@ -260,6 +246,44 @@ class Trainer:
         record = self._record()
         record = record._replace(trials=[record.trials[index]], stopped={})
         return Checkpoint(int(self._state.step[index]), arrays, record.encode())
+
+    def _fit(self, signals: Signals, progress: Progress) -> None:
+        options = self._options
+        while not self.should_stop():
+            should_save = time.perf_counter() - self._last_save >= options.save_every
+            received, should_save = self._group.all_max(
+                "signal, save", signals.received or 0, should_save
+            )
+            if not received:
+                self.train_steps()
+                progress.update_training(self.step, self._mean_metrics())
+                if self.step % options.eval_every == 0 or self.step == options.steps:
+                    progress.update_validation(self.validate())
+            if received or should_save or self.should_stop():
+                self.save()
+            if received and not self.should_stop():
+                self.wait()
+                raise Interrupted(
+                    f"stopped by {signal.Signals(received).name} at step {self.step} of "
+                    f"{options.steps}, and saved; resume with: {self._group.resume_command}",
+                    signal.Signals(received),
+                )
+        self.wait()
+
+    @contextlib.contextmanager
+    def _explaining_write_errors(self) -> Iterator[None]:
+        """Adds the newest checkpoint and the command to resume to errors of writing a file."""
+        try:
+            yield
+        except WriteError as error:
+            newest = "There is no checkpoint"
+            with contextlib.suppress(OSError):
+                names = os.listdir(self._folder / "checkpoints")
+                if steps := [int(name) for name in names if name.isdigit()]:
+                    newest = f"The newest checkpoint is of step {max(steps)}"
+            command = self._group.resume_command
+            error.add_note(newest + (f"; resume with: {command}" if command else ""))
+            raise
 
     def _copy_weights(self) -> Weights:
         return jax.tree.map(jax.numpy.copy, self._state.weights)

@@ -1,0 +1,104 @@
+"""Signals that stop the command `jrnn`: SIGINT, SIGTERM and SIGHUP.
+
+This module imports only the standard library, so that the command can install its handler before
+JAX is imported, which takes a second.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import NoReturn
+
+# SIGHUP does not exist on Windows.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in dir(signal)
+)
+"""The signals that stop a run."""
+SHOW_CURSOR = "\x1b[?25h"
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised when a signal stops a run; the run is saved and can be resumed.
+
+    Attributes:
+      signal: the signal: SIGINT, SIGTERM or SIGHUP.
+    """
+
+    def __init__(self, message: str, received: signal.Signals):
+        """Stores the message for the user and the signal."""
+        super().__init__(message)
+        self.signal = received
+
+
+class Signals:
+    """Context manager that records a signal, so that the training loop can save the run and stop.
+
+    The handlers that were installed before handle a second SIGINT, and a signal that is received
+    too late for the training loop, when the context is left. A signal that was ignored before,
+    such as SIGHUP in a process that `nohup` started, is ignored.
+
+    Attributes:
+      received: the signal that was received, or None; always None outside of the main thread,
+        where Python cannot install signal handlers.
+    """
+
+    def __init__(self):
+        """Creates the object; the handlers are installed when the context is entered."""
+        self.received: signal.Signals | None = None
+        self._old_handlers = {}
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():
+            for number in _handled_signals():
+                self._old_handlers[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        if self.received is not None and kind is None:
+            signal.raise_signal(self.received)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is None or number != signal.SIGINT:
+            self.received = signal.Signals(number)
+            return
+        handler = self._old_handlers[number]
+        if not callable(handler):
+            raise KeyboardInterrupt
+        handler(number, frame)
+
+
+def exit_on_signals() -> None:
+    """Makes a signal end this process at once, with one line and the code 128 + signal.
+
+    An exception would not do: it leads to a traceback while modules are imported, and Python prints
+    and discards it within a callback of JAX. Within the context of `Signals`, its handlers are used
+    instead, so that a run is saved first.
+    """
+    for number in _handled_signals():
+        signal.signal(number, _exit)
+
+
+def _handled_signals() -> list[signal.Signals]:
+    """Returns the signals to handle: all but a SIGHUP that is ignored, as `nohup` does."""
+    is_ignored = lambda number: signal.getsignal(number) is signal.SIG_IGN
+    return [n for n in STOP_SIGNALS if n == signal.SIGINT or not is_ignored(n)]
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    name = signal.Signals(number).name
+    with contextlib.suppress(Exception):  # the streams may be closed, or in use at this moment
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        cursor = SHOW_CURSOR if os.isatty(2) else ""
+        os.write(2, f"{cursor}jrnn: stopped by {name}; saved checkpoints are intact\n".encode())
+    os._exit(128 + number)
