@@ -12,8 +12,8 @@ import tyro
 
 from jrnn.messages import escape_controls
 
-_BOX = re.compile(r"[\u2500-\u257f]|\x1b\[[0-9;]*m")
-"""The characters and escape sequences of a box of tyro."""
+_BOX = re.compile(r"[\u2500-\u257f]|-{4,}")
+"""The lines of a box of tyro."""
 
 
 class Console(rich.console.Console):

@@ -37,7 +37,7 @@ LEVELS: list[set[str]] = [
         "signals",
         "_kernels",
     },
-    {"layer", "taps"},
+    {"layer", "taps", "terminal"},
     {"params"},
     {"cell", "masking"},
     {"structure"},

@@ -70,17 +70,9 @@ def main(args: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # the encoding may lack characters
-    if args == ["--version"]:
-        import jrnn
-
-        print(f"jrnn {jrnn.__version__}")
-        return
-    if not args or args[0] in ("-h", "--help"):
-        print(HELP, end="")
-        return
     try:
         try:
-            _run(*args)
+            _run(args)
         finally:
             sys.stdout.flush()
     except BrokenPipeError as error:
@@ -95,18 +87,27 @@ def main(args: list[str] | None = None) -> None:
         _fail(*_describe_error(error))
 
 
-def _run(name: str, *args: str) -> None:
+def _run(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return
+
     import logging
 
+    import jrnn
     from jrnn import checks
 
+    if args == ["--version"]:
+        print(f"jrnn {jrnn.__version__}")
+        return
     commands = _load_commands()
+    name, *rest = args
     if name not in commands:
         hint = checks.suggestion(name, commands) or "; see jrnn --help"
         raise ValueError(f"command must be one of {', '.join(commands)}, got {name!r}{hint}")
     # Orbax logs tracebacks of errors that it also raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    commands[name](list(args))
+    commands[name](rest)
 
 
 def _load_commands() -> dict[str, Callable[[list[str]], None]]:
