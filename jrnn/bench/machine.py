@@ -95,7 +95,7 @@ def matmul_gflops(sizes: tuple[int, int, int] = MATMUL_SIZES, repeats: int = 8) 
     m, k, n = sizes
     rng = np.random.default_rng(0)
     a, b = (rng.normal(size=size).astype(np.float32) for size in ((m, k), (k, n)))
-    calls = {"xla": _xla_matmul(a, b), "torch": _torch_matmul(a, b)}
+    calls = {"xla": _make_xla_matmul(a, b), "torch": _make_torch_matmul(a, b)}
     gflops = {}
     for name, call in calls.items():
         if call is not None:
@@ -103,12 +103,12 @@ def matmul_gflops(sizes: tuple[int, int, int] = MATMUL_SIZES, repeats: int = 8) 
     return gflops
 
 
-def _xla_matmul(a: np.ndarray, b: np.ndarray) -> Callable[[], Any]:
+def _make_xla_matmul(a: np.ndarray, b: np.ndarray) -> Callable[[], Any]:
     product, left, right = jax.jit(jnp.matmul), jnp.asarray(a), jnp.asarray(b)
     return lambda: jax.block_until_ready(product(left, right))
 
 
-def _torch_matmul(a: np.ndarray, b: np.ndarray) -> Callable[[], Any] | None:
+def _make_torch_matmul(a: np.ndarray, b: np.ndarray) -> Callable[[], Any] | None:
     """Returns a function for the product in PyTorch, or None without PyTorch or not on a CPU."""
     if _version("torch") is None or jax.default_backend() != "cpu":
         return None

@@ -137,10 +137,10 @@ def measure(name: str, bench: Bench) -> dict[str, Any]:
         trainer = open_trainer(experiment, data, folder)
         trainer.begin()
         loops = {
-            "jrnn": lambda end: jrnn_loop(trainer, end),
-            "compiled": compiled_loop(experiment, data),
-            "handwritten": handwritten_loop(experiment, data),
-            "flax": flax_loop(experiment, data),
+            "jrnn": lambda end: run_jrnn_loop(trainer, end),
+            "compiled": make_compiled_loop(experiment, data),
+            "handwritten": make_handwritten_loop(experiment, data),
+            "flax": make_flax_loop(experiment, data),
         }
         rates = measure_rates(loops, bench)
         save = save_seconds(trainer, rates["jrnn"], bench)
@@ -186,7 +186,7 @@ def open_trainer(experiment: Experiment, data: Data, folder: Path) -> Trainer:
     return make_trainer(trainable, experiment, plan, folder, group, description)
 
 
-def jrnn_loop(trainer: Trainer, end: float) -> int:
+def run_jrnn_loop(trainer: Trainer, end: float) -> int:
     """Trains as `jrnn train` does, with logged metrics; returns the number of training steps."""
     first_step = trainer.step
     while time.perf_counter() < end:
@@ -195,7 +195,7 @@ def jrnn_loop(trainer: Trainer, end: float) -> int:
     return trainer.step - first_step
 
 
-def compiled_loop(experiment: Experiment, data: Data) -> Loop:
+def make_compiled_loop(experiment: Experiment, data: Data) -> Loop:
     """Makes a loop that only calls the compiled training steps of jrnn."""
     optimizer = experiment.optimizer.build(experiment.steps)
     graphdef, state = init_state(experiment.network.build(data, 0), optimizer)
@@ -218,7 +218,7 @@ def compiled_loop(experiment: Experiment, data: Data) -> Loop:
     return loop
 
 
-def handwritten_loop(experiment: Experiment, data: Data) -> Loop:
+def make_handwritten_loop(experiment: Experiment, data: Data) -> Loop:
     """Makes a loop of jitted training steps over the network of jrnn."""
     optimizer = experiment.optimizer.build(experiment.steps)
     graphdef, state = init_state(experiment.network.build(data, 0), optimizer)
@@ -249,7 +249,7 @@ class FlaxNetwork(nnx.Module):
         return self.head(self.dropout(ys[:, -1]))
 
 
-def flax_loop(experiment: Experiment, data: Data) -> Loop:
+def make_flax_loop(experiment: Experiment, data: Data) -> Loop:
     """Makes a loop of jitted training steps over flax's layers, as in the flax guides."""
     network: Any = experiment.network
     model = FlaxNetwork(network.cell.hidden_size, data, network.dropout, nnx.Rngs(0))

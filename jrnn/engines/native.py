@@ -290,19 +290,19 @@ def _extra_param(params: Any, name: str | None, absent: jax.Array) -> jax.Array:
 def _call_kernel(
     kernel: _Kernel, reverse: bool, lengths: jax.Array, resets: jax.Array, operands: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return _forward(kernel, reverse, False)(lengths, resets, *operands)[:3]
+    return _make_forward(kernel, reverse, False)(lengths, resets, *operands)[:3]
 
 
 def _call_kernel_fwd(
     kernel: _Kernel, reverse: bool, lengths: jax.Array, resets: jax.Array, operands: Any
 ) -> tuple[Any, Any]:
-    *results, saved = _forward(kernel, reverse, True)(lengths, resets, *operands)
+    *results, saved = _make_forward(kernel, reverse, True)(lengths, resets, *operands)
     return tuple(results), (lengths, resets, operands, results[0], saved)
 
 
 def _call_kernel_bwd(kernel: _Kernel, reverse: bool, residuals: Any, cotangents: Any) -> Any:
     lengths, resets, operands, ys, saved = residuals
-    grads = _backward(kernel, reverse, 1)(lengths, resets, *operands, ys, saved, *cotangents)
+    grads = _make_backward(kernel, reverse, 1)(lengths, resets, *operands, ys, saved, *cotangents)
     drop_groups = lambda kind, grad: grad[0] if kind == "param" else grad
     return None, None, tuple(map(drop_groups, OPERAND_AXES, grads))
 
@@ -318,7 +318,7 @@ RESULT_AXES: tuple[AxisKind, ...] = ("time", "batch", "batch")
 
 
 @functools.cache
-def _forward(kernel: _Kernel, reverse: bool, save: bool) -> Callable[..., Any]:
+def _make_forward(kernel: _Kernel, reverse: bool, save: bool) -> Callable[..., Any]:
     def call(lengths: jax.Array, resets: jax.Array, xs: jax.Array, *rest: jax.Array) -> Any:
         (steps, batch, _), hidden = xs.shape, rest[1].shape[0]
         ys = (steps, batch, hidden)
@@ -344,12 +344,12 @@ def _forward(kernel: _Kernel, reverse: bool, save: bool) -> Callable[..., Any]:
         call,
         MASK_AXES + OPERAND_AXES,
         (*RESULT_AXES, "time"),
-        lambda _: _forward(kernel, reverse, save),
+        lambda _: _make_forward(kernel, reverse, save),
     )
 
 
 @functools.cache
-def _backward(kernel: _Kernel, reverse: bool, groups: int) -> Callable[..., Any]:
+def _make_backward(kernel: _Kernel, reverse: bool, groups: int) -> Callable[..., Any]:
     """Returns the call of the backward kernel.
 
     `groups` is the number of batches that `vmap` folded into one. Gradients of parameters have a
@@ -368,7 +368,7 @@ def _backward(kernel: _Kernel, reverse: bool, groups: int) -> Callable[..., Any]
 
     kinds = MASK_AXES + OPERAND_AXES + ("time", "time") + RESULT_AXES
     return _fold_vmap_into_batch(
-        call, kinds, OPERAND_AXES, lambda size: _backward(kernel, reverse, size * groups)
+        call, kinds, OPERAND_AXES, lambda size: _make_backward(kernel, reverse, size * groups)
     )
 
 

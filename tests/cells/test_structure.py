@@ -24,7 +24,7 @@ from tests.table import Row
 HIDDEN, INPUT = 4, 3
 
 
-def draw(cell: Cell, seed: int) -> tuple[Any, Any, Any, Any]:
+def sample_step_args(cell: Cell, seed: int) -> tuple[Any, Any, Any, Any]:
     """Returns parameters, and carry, z and u of one sequence."""
     params, rng = random_params(cell, seed, INPUT, np.float32), np.random.default_rng(seed)
     like = lambda tree: jax.tree.map(lambda leaf: normal_like(rng, leaf, np.float32), tree)
@@ -33,7 +33,7 @@ def draw(cell: Cell, seed: int) -> tuple[Any, Any, Any, Any]:
     return params, carry, cell.project(params, x), cell.recur(params, carry)
 
 
-def dependence(function: Any, tree: Any) -> list[list[np.ndarray]]:
+def find_dependences(function: Any, tree: Any) -> list[list[np.ndarray]]:
     """Finds the dependences of `function(tree)` on `tree` by changing one entry at a time.
 
     Returns:
@@ -60,7 +60,7 @@ def dependence(function: Any, tree: Any) -> list[list[np.ndarray]]:
     return dependences
 
 
-def union(draws: list[Any]) -> Any:
+def combine_dependences(draws: list[Any]) -> Any:
     """Combines the dependences of several draws: relu or a step counter may hide one in a draw."""
     return [
         [np.logical_or.reduce(leaves) for leaves in zip(*rows, strict=True)]
@@ -70,9 +70,9 @@ def union(draws: list[Any]) -> Any:
 
 def test_update_is_elementwise_equals_brute_force(row: Row) -> None:
     cell = row.make(HIDDEN)
-    draws = [draw(cell, seed) for seed in range(3)]
-    dependences = union(
-        [dependence(lambda s, p=params: cell.update(p, *s), rest) for params, *rest in draws]
+    draws = [sample_step_args(cell, seed) for seed in range(3)]
+    dependences = combine_dependences(
+        [find_dependences(lambda s, p=params: cell.update(p, *s), rest) for params, *rest in draws]
     )
     # Each entry of the new carry depends on at most one entry of each array.
     expected = all((depends.sum(axis=1) <= 1).all() for leaf in dependences for depends in leaf)
@@ -81,12 +81,14 @@ def test_update_is_elementwise_equals_brute_force(row: Row) -> None:
 
 def test_jacobian_sparsity_equals_brute_force(row: Row) -> None:
     cell = row.make(HIDDEN)
-    draws = [draw(cell, seed) for seed in range(3)]
+    draws = [sample_step_args(cell, seed) for seed in range(3)]
 
     def new_carry(params: Any, z: Any, carry: Any) -> Any:
         return cell.update(params, carry, z, cell.recur(params, carry))
 
-    dependences = union([dependence(partial(new_carry, p, z), carry) for p, carry, z, _ in draws])
+    dependences = combine_dependences(
+        [find_dependences(partial(new_carry, p, z), carry) for p, carry, z, _ in draws]
+    )
     leaves = jax.tree.leaves(draws[0][1])
     expected = None
     if all(leaf.shape == leaves[0].shape for leaf in leaves):
@@ -103,7 +105,7 @@ def test_jacobian_sparsity_equals_brute_force(row: Row) -> None:
 
 def test_leading_axes_do_not_change_the_structure(row: Row) -> None:
     cell = row.make(HIDDEN)
-    params, carry, z, u = draw(cell, 0)
+    params, carry, z, u = sample_step_args(cell, 0)
     batch = jax.tree.map(lambda leaf: jnp.stack([leaf] * HIDDEN), (carry, z, u))
     is_elementwise = update_is_elementwise(cell, params, carry, z, u)
     assert update_is_elementwise(cell, params, *batch) == is_elementwise
@@ -173,7 +175,7 @@ def test_mixing_of_parameters_and_gates_keeps_jacobian_diagonal() -> None:
             return carry * jax.nn.softmax(z.z)
 
     cell = Weighted(HIDDEN)
-    params, carry, z, u = draw(cell, 0)
+    params, carry, z, u = sample_step_args(cell, 0)
     assert not update_is_elementwise(cell, params, carry, z, u)
     assert jacobian_sparsity(cell, params, carry, z) == "diagonal"
 
@@ -186,7 +188,7 @@ def test_products_with_parameters_are_detected_at_any_depth() -> None:
         (Elman(HIDDEN), False),
         (MinimalRNN(HIDDEN), False),
     ]:
-        assert multiplies_by_params(cell.update, *draw(cell, 0)) == expected, cell
+        assert multiplies_by_params(cell.update, *sample_step_args(cell, 0)) == expected, cell
     params, w = {"w": S}, S
     for function, expected in [
         (lambda p, x: jax.jit(lambda w, x: x @ w)(p["w"].T / 2, x), True),
@@ -201,7 +203,7 @@ def test_products_with_parameters_are_detected_at_any_depth() -> None:
 
 def test_find_used_leaves_returns_leaves_that_a_function_uses() -> None:
     cell = LSTM(HIDDEN, peepholes=True)
-    params, carry, z, u = draw(cell, 0)
+    params, carry, z, u = sample_step_args(cell, 0)
     update = find_used_leaves(lambda p, s, z: cell.update(p, s, z, u), params, carry, z)
     names = [name for name, leaf in params._asdict().items() if leaf is not None]
     assert {n for n, read in zip(names, update.params, strict=True) if read} == {

@@ -23,7 +23,7 @@ from tests.table import Row
 NEWTON = Newton()
 
 
-def example(row: Row, dtype: Any = np.float64, steps: int = 7) -> tuple[Cell, Any, Batch]:
+def make_example(row: Row, dtype: Any = np.float64, steps: int = 7) -> tuple[Cell, Any, Batch]:
     cell = row.make(3)
     params = random_params(cell, 1, 2, dtype)
     return cell, params, random_batch(cell, params, 2, steps, 3, dtype)

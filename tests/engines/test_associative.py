@@ -63,7 +63,7 @@ FULL_SCENARIOS = (Scenario(), Scenario(reverse=True))
 DEFAULT_CELLS = ("minlstm-log", "lru", "varying-mixer", "pair")
 
 
-def example(row: Row, steps: int = 7, batch: int = 3, dtype: Any = np.float64) -> Any:
+def make_example(row: Row, steps: int = 7, batch: int = 3, dtype: Any = np.float64) -> Any:
     cell = row.make(2)
     params = random_params(cell, 1, input_size=2, dtype=dtype)
     return cell, params, random_batch(cell, params, 2, steps, batch, dtype)
@@ -82,7 +82,7 @@ def assert_equals_loop(
 def test_values_and_gradients_equal_a_loop(name: str, x64: None) -> None:
     # Only some cells run many scenarios, since compilation takes most of the time.
     scenarios = HALF_OF_SCENARIOS if name in DEFAULT_CELLS else FULL_SCENARIOS
-    cell, params, batch = example(ROWS[name])
+    cell, params, batch = make_example(ROWS[name])
     results = differentiate_all(cell, Associative(), scenarios, params, batch)
     assert_equals_loop(ROWS[name], scenarios, results, params, batch)
 
@@ -109,7 +109,7 @@ def test_values_and_gradients_equal_a_loop(name: str, x64: None) -> None:
 )
 def test_variants_equal_a_loop(name: str, variant: str, x64: None) -> None:
     scenarios = (*FULL_SCENARIOS, Scenario(lengths=False, carry=False))
-    cell, params, batch = example(ROWS[name])
+    cell, params, batch = make_example(ROWS[name])
     results = differentiate_all(cell, VARIANTS[variant], scenarios, params, batch)
     assert_equals_loop(ROWS[name], scenarios, results, params, batch)
 
@@ -117,7 +117,7 @@ def test_variants_equal_a_loop(name: str, variant: str, x64: None) -> None:
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ROWS)
 def test_every_scenario_equals_a_loop(name: str, x64: None) -> None:
-    cell, params, batch = example(ROWS[name])
+    cell, params, batch = make_example(ROWS[name])
     results = differentiate_all(cell, Associative(), SCENARIOS, params, batch)
     assert_equals_loop(ROWS[name], SCENARIOS, results, params, batch)
 
@@ -125,7 +125,7 @@ def test_every_scenario_equals_a_loop(name: str, x64: None) -> None:
 @pytest.mark.parametrize("name", mark_exhaustive(ROWS, always=DEFAULT_CELLS))
 def test_values_and_gradients_equal_a_loop_in_float32(name: str) -> None:
     row = ROWS[name]
-    cell, params, batch = example(row, dtype=np.float32)
+    cell, params, batch = make_example(row, dtype=np.float32)
     engine = Associative(chunk=2)
     results = differentiate_all(cell, engine, FULL_SCENARIOS, params, batch)
     with jax.enable_x64(True):
@@ -160,7 +160,7 @@ def test_values_and_gradients_equal_a_loop_in_float32(name: str) -> None:
 def test_empty_time_or_batch_equals_a_loop(
     name: str, steps: int, batch: int, engine: Associative, x64: None
 ) -> None:
-    cell, params, inputs = example(ROWS[name], steps, batch)
+    cell, params, inputs = make_example(ROWS[name], steps, batch)
     results = differentiate_all(cell, engine, FULL_SCENARIOS, params, inputs)
     assert_equals_loop(ROWS[name], FULL_SCENARIOS, results, params, inputs)
 
@@ -301,7 +301,7 @@ def test_integer_carry_leaves_keep_their_dtype() -> None:
 )
 def test_saturated_gates_are_accurate(name: str, engine: Associative) -> None:
     row = CELLS[name]
-    cell, params, _ = example(row, dtype=np.float32)
+    cell, params, _ = make_example(row, dtype=np.float32)
     gates = params.b.shape[0] // 2
     rng = np.random.default_rng(4)
     params = params._replace(w_ih=np.tile(np.eye(2, dtype=np.float32) * 100, gates))
@@ -358,7 +358,7 @@ def test_second_call_compiles_nothing(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_mesh_of_one_device_equals_a_loop(x64: None) -> None:
     engine = Associative(mesh=Mesh(np.array(jax.devices()[:1]), ("time",)))
-    cell, params, batch = example(TOYS["pair"])
+    cell, params, batch = make_example(TOYS["pair"])
     results = differentiate_all(cell, engine, FULL_SCENARIOS, params, batch)
     assert_equals_loop(TOYS["pair"], FULL_SCENARIOS, results, params, batch)
 
@@ -372,7 +372,7 @@ def test_mesh_of_one_device_equals_a_loop(x64: None) -> None:
 )
 def test_derivatives_of_all_modes_equal_those_of_scan(engine: Associative, x64: None) -> None:
     row = TOYS["pair"]
-    cell, params, batch = example(row, steps=5, batch=2)
+    cell, params, batch = make_example(row, steps=5, batch=2)
     direction = random_params(cell, 7, input_size=2)
 
     def all_modes(engine: Any) -> Any:

@@ -33,7 +33,7 @@ from tests.helpers import (
 )
 
 
-def example(cell: jrnn.Cell, steps: int, batch: int = 3) -> tuple[Any, Batch]:
+def make_example(cell: jrnn.Cell, steps: int, batch: int = 3) -> tuple[Any, Batch]:
     params = random_params(cell, 1, input_size=2)
     return params, random_batch(cell, params, 2, steps, batch)
 
@@ -51,7 +51,7 @@ def example(cell: jrnn.Cell, steps: int, batch: int = 3) -> tuple[Any, Batch]:
 def test_gradient_of_a_gradient_norm_equals_that_of_scan(
     cell: jrnn.Cell, engine: Engine, x64: None
 ) -> None:
-    params, batch = example(cell, steps=5)
+    params, batch = make_example(cell, steps=5)
 
     def loss(engine: Engine, point: Any) -> Any:
         params, xs = point
@@ -90,7 +90,7 @@ def test_gradients_for_any_chunk_equal_scan(
     steps: int, chunk: int | None, remat: bool, reverse: bool, x64: None
 ) -> None:
     cell, scenarios = LSTM(3, peepholes=True), (Scenario(reverse=reverse),)
-    params, batch = example(cell, steps)
+    params, batch = make_example(cell, steps)
     run = lambda engine: differentiate_all(cell, engine, scenarios, params, batch)
     assert_close(run(Fused(chunk, remat)), run(Scan()), 1e-10)
 
@@ -154,14 +154,14 @@ class StraightThrough(LearnedInitialCarry):
 def test_gates_used_separately_are_not_merged(x64: None) -> None:
     # z and u have the same cotangent, but `update` does not only use their sum.
     cell = StraightThrough(3)
-    params, batch = example(cell, steps=5)
+    params, batch = make_example(cell, steps=5)
     run = lambda engine: differentiate_all(cell, engine, (Scenario(),), params, batch)
     assert_close(run(Fused()), run(Scan()), 1e-10)
 
 
 def test_forward_mode_raises() -> None:
     cell = LSTM(3)
-    params, batch = example(cell, steps=2)
+    params, batch = make_example(cell, steps=2)
     xs = batch.xs.astype(np.float32)
     run = lambda xs: unroll_scenario(cell, Fused(), Scenario(), params, batch._replace(xs=xs))
     with pytest.raises(TypeError, match="forward-mode") as caught:
@@ -183,7 +183,7 @@ def test_remat_must_be_a_bool(remat: Any) -> None:
 
 @pytest.mark.parametrize("cell", [LSTM(3, peepholes=True), GRU(3)], ids=repr)
 def test_small_cell_with_large_batch_uses_chunks_of_one_step(cell: jrnn.Cell, x64: None) -> None:
-    params, batch = example(cell, steps=4, batch=33)
+    params, batch = make_example(cell, steps=4, batch=33)
     assert Fused().chunk_size(4, 33, weights=100) == 1
     run = lambda engine: differentiate_all(cell, engine, (Scenario(),), params, batch)
     assert_close(run(Fused()), run(Scan()), 1e-10)
@@ -191,7 +191,7 @@ def test_small_cell_with_large_batch_uses_chunks_of_one_step(cell: jrnn.Cell, x6
 
 def test_sharded_inputs_with_unsharded_parameters() -> None:
     cell = GRU(3)
-    params, batch = example(cell, steps=4)
+    params, batch = make_example(cell, steps=4)
     params, xs = as_dtype((params, batch.xs), np.float32)
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
     placed = lambda a, *axes: jax.device_put(a, NamedSharding(mesh, PartitionSpec(*axes)))

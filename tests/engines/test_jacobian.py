@@ -55,7 +55,7 @@ def flat(tree: Any) -> Any:
 
 
 @partial(jax.jit, static_argnames="cell")
-def everything(cell: Cell, params: Any, xs: Any, prev_carries: Any) -> Any:
+def compute_all(cell: Cell, params: Any, xs: Any, prev_carries: Any) -> Any:
     """Returns Jacobians of all kinds, and the reference `[T, B, n, n]` by forward mode.
 
     Blocks are None if the leaves of the carry differ in shape.
@@ -75,7 +75,7 @@ def everything(cell: Cell, params: Any, xs: Any, prev_carries: Any) -> Any:
     return kinds, jax.vmap(jax.vmap(one_step))(prev_carries, xs)
 
 
-def setting(cell: Cell, seed: int = 1) -> tuple[Any, Batch, Any]:
+def sample_inputs(cell: Cell, seed: int = 1) -> tuple[Any, Batch, Any]:
     params = random_params(cell, seed, 2)
     batch = random_batch(cell, params, seed + 1, STEPS, BATCH)
     many = random_batch(cell, params, seed + 2, STEPS, STEPS * BATCH).carry
@@ -93,22 +93,22 @@ def concat(leaves: Any) -> np.ndarray:
 
 
 def assert_jacobians_equal_forward_mode(cell: Cell) -> None:
-    params, batch, prev_carries = setting(cell)
-    (full, blocks, diagonal), (after, truth) = everything(cell, params, batch.xs, prev_carries)
+    params, batch, prev_carries = sample_inputs(cell)
+    (full, blocks, diagonal), (after, expected) = compute_all(cell, params, batch.xs, prev_carries)
     for result in (full, blocks, diagonal):
         if result is not None:
             np.testing.assert_allclose(concat(result[0]), after, atol=1e-13)
-    np.testing.assert_allclose(full[1], truth, atol=1e-12)
-    want = np.diagonal(truth, axis1=-2, axis2=-1)
+    np.testing.assert_allclose(full[1], expected, atol=1e-12)
+    want = np.diagonal(expected, axis1=-2, axis2=-1)
     np.testing.assert_allclose(concat(diagonal[1]), want, atol=1e-12)
     if blocks is None:
         return
     width = flatten_units(jax.tree.leaves(prev_carries)[0]).shape[-1]
-    count = truth.shape[-1] // width
+    count = expected.shape[-1] // width
     units = np.arange(width)
     for i in range(count):
         for j in range(count):
-            entries = np.asarray(truth)[..., i * width + units, j * width + units]
+            entries = np.asarray(expected)[..., i * width + units, j * width + units]
             np.testing.assert_allclose(flatten_units(blocks[1][i][j]), entries, atol=1e-12)
 
 
@@ -134,8 +134,8 @@ def test_jacobians_of_a_custom_cell_equal_forward_mode(x64: None) -> None:
 def test_full_jacobians_equal_differences_of_the_oracle(name: str, x64: None) -> None:
     row, eps = CELLS[name], 1e-6
     cell = row.make(HIDDEN)
-    params, batch, prev_carries = setting(cell)
-    (full, *_), _ = everything(cell, params, batch.xs, prev_carries)
+    params, batch, prev_carries = sample_inputs(cell)
+    (full, *_), _ = compute_all(cell, params, batch.xs, prev_carries)
     for t in range(STEPS):
         for b in range(BATCH):
             leaves, treedef = jax.tree.flatten(
@@ -163,23 +163,23 @@ EXACT_KINDS = {
 @pytest.mark.parametrize("kind", EXACT_KINDS)
 def test_exact_kinds_are_exact(kind: str | None, x64: None) -> None:
     for cell in EXACT_KINDS[kind]:
-        params, batch, prev_carries = setting(cell)
+        params, batch, prev_carries = sample_inputs(cell)
         bound = bind(cell, params, infer_precision(params, batch.xs))
         assert jacobian.exact_kind(bound, batch.xs) == kind
-        _, (_, truth) = everything(cell, params, batch.xs, prev_carries)
+        _, (_, expected) = compute_all(cell, params, batch.xs, prev_carries)
         count = len(jax.tree.leaves(prev_carries))
-        n = truth.shape[-1]
+        n = expected.shape[-1]
         same = np.arange(n)[:, None] % (n // count) == np.arange(n) % (n // count)
         allowed = {"diagonal": np.eye(n, dtype=bool), "block": same, None: np.ones((n, n), bool)}
-        outside = np.abs(truth) * ~allowed[kind]
+        outside = np.abs(expected) * ~allowed[kind]
         np.testing.assert_array_equal(outside, 0)
-        assert kind is not None or (np.abs(truth) * ~same).max() > 1e-3
+        assert kind is not None or (np.abs(expected) * ~same).max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "block", "full"])
 def test_jacobians_are_zero_at_resets_and_identity_on_padding(kind: Any, x64: None) -> None:
     cell = LSTM(2)
-    params, batch, prev_carries = setting(cell)
+    params, batch, prev_carries = sample_inputs(cell)
     valid = np.ones((STEPS, BATCH), bool)
     valid[2:, 1] = False
     resets = np.zeros((STEPS, BATCH), bool)

@@ -79,7 +79,7 @@ ALL_CASES = CASES + [pytest.param(*case, marks=pytest.mark.exhaustive) for case 
 NATIVE_CELLS = ["lstm-peepholes", "gru", "elman-relu"]
 
 
-def setting(row: Row) -> tuple[Any, Any, Batch]:
+def make_example(row: Row) -> tuple[Any, Any, Batch]:
     """Returns a batch with NaN on masked steps, which must reach neither outputs nor gradients."""
     cell = row.make(3)
     params = random_params(cell, 1, input_size=2)
@@ -101,7 +101,7 @@ def assert_equals_loop(
 
 @pytest.mark.parametrize(("name", "engine"), ALL_CASES, ids=str)
 def test_a_mask_equals_a_loop_over_valid_steps(name: str, engine: Engine, x64: None) -> None:
-    cell, params, batch = setting(CELLS[name])
+    cell, params, batch = make_example(CELLS[name])
     tolerance = 1e-8 if isinstance(engine, Newton) else 1e-10
     assert_equals_loop(CELLS[name], cell, engine, params, batch, (params, batch), tolerance)
 
@@ -109,7 +109,7 @@ def test_a_mask_equals_a_loop_over_valid_steps(name: str, engine: Engine, x64: N
 @pytest.mark.parametrize("name", NATIVE_CELLS)
 def test_a_mask_on_the_native_engine_equals_a_loop(name: str, x64: None) -> None:
     pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
-    cell, params, batch = setting(CELLS[name])
+    cell, params, batch = make_example(CELLS[name])
     narrow = as_dtype((params, batch), np.float32)
     params, batch = as_dtype(narrow, np.float64)
     assert_equals_loop(CELLS[name], cell, Native(), params, batch, narrow, 2e-6)

@@ -19,7 +19,7 @@ from jrnn import (
     Scan,
 )
 from tests.cells.toys import LearnedInitialCarry, Noisy
-from tests.engines.newton_helpers import NEWTON, example, solve
+from tests.engines.newton_helpers import NEWTON, make_example, solve
 from tests.helpers import (
     SCENARIOS,
     Batch,
@@ -62,7 +62,7 @@ Point = tuple[Any, Any, Any]  # params, xs, carry
 @pytest.mark.parametrize("name", mark_exhaustive(CELLS, always=DEFAULT_CELLS))
 def test_values_and_gradients_equal_a_loop_in_float64(name: str, x64: None) -> None:
     row = CELLS[name]
-    cell, params, batch = example(row)
+    cell, params, batch = make_example(row)
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(batch.carry)):
         pytest.skip("Newton raises for integers in the carry")
     scenarios = FEW_SCENARIOS if name in DEFAULT_CELLS else FEW_SCENARIOS[-1:]
@@ -77,21 +77,21 @@ def test_values_and_gradients_equal_a_loop_in_float64(name: str, x64: None) -> N
 )
 def test_values_and_gradients_equal_a_loop_in_float32(name: str) -> None:
     row, scenario = CELLS[name], Scenario(reverse=True)
-    cell, params, batch = example(row, np.float32)
+    cell, params, batch = make_example(row, np.float32)
     (got,) = differentiate_all(cell, NEWTON, (scenario,), params, batch)
     assert got.ys.dtype == np.float32
     with jax.enable_x64(True):
         wide = as_dtype((params, batch), np.float64)
-        want, truth = oracle(row, scenario, *wide), loop_grads(cell, scenario, *wide)
+        want, expected = oracle(row, scenario, *wide), loop_grads(cell, scenario, *wide)
     assert_close((got.carry, got.ys), want, 1e-4)
-    assert_close(tuple(got[2:]), truth, 1e-4)
+    assert_close(tuple(got[2:]), expected, 1e-4)
 
 
 @pytest.mark.parametrize(("name", "kind"), CELLS_AND_VARIANTS)
 def test_every_variant_equals_a_loop(name: str, kind: str, x64: None) -> None:
     # The solution and its gradient are exact even if the Jacobian is approximate.
     row, scenario = CELLS[name], Scenario(reverse=kind in ("block", "damped"))
-    cell, params, batch = example(row)
+    cell, params, batch = make_example(row)
     (got,) = differentiate_all(cell, VARIANTS[kind], (scenario,), params, batch)
     assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), 1e-9)
     assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 1e-9)
@@ -101,7 +101,7 @@ def test_every_variant_equals_a_loop(name: str, kind: str, x64: None) -> None:
 @pytest.mark.parametrize("name", ["lstm", "paragru", "lru"])
 def test_few_steps_equal_a_loop(name: str, steps: int, x64: None) -> None:
     row = CELLS[name]
-    cell, params, batch = example(row, steps=steps)
+    cell, params, batch = make_example(row, steps=steps)
     scenarios = (Scenario(), Scenario(reverse=True))
     results = differentiate_all(cell, NEWTON, scenarios, params, batch)
     for scenario, got in zip(scenarios, results, strict=True):
@@ -123,7 +123,7 @@ def test_empty_batch_returns_empty_results(kind: str) -> None:
 
 
 def test_zero_steps_converge() -> None:
-    cell, params, batch = example(CELLS["lstm"], np.float32, steps=0)
+    cell, params, batch = make_example(CELLS["lstm"], np.float32, steps=0)
     solution = solve(cell, NEWTON, Scenario(), params, batch)
     assert solution.carries.h.shape == (0, 3, 3)
     assert solution.status.converged.tolist() == [True] * 3
@@ -133,7 +133,7 @@ def test_zero_steps_converge() -> None:
 def test_gradients_of_a_learned_initial_carry_equal_a_loop(x64: None) -> None:
     step = lambda params, h, x: (np.tanh(params.w_ih.T @ x + params.w_hh.T @ h),) * 2
     row = Row(LearnedInitialCarry, step, init_carry=lambda params: params.h0)
-    cell, params, batch = example(row)
+    cell, params, batch = make_example(row)
     results = differentiate_all(cell, NEWTON, FEW_SCENARIOS, params, batch)
     for scenario, got in zip(FEW_SCENARIOS, results, strict=True):
         assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), 1e-9)
@@ -226,10 +226,10 @@ def test_forward_mode_equals_finite_differences(name: str, kind: str, x64: None)
     cell, batch, point, direction = make_point(name)
     run = lambda *point: unroll_scenario(cell, engine, scenario, *replace_point(batch, point))
     jvp = jax.jit(lambda p, v: jax.jvp(run, p, v))
-    truth = central_difference(
+    expected = central_difference(
         lambda p: oracle(row, scenario, *replace_point(batch, p)), point, direction
     )
-    assert_close(jvp(point, direction)[1], truth, 1e-8)
+    assert_close(jvp(point, direction)[1], expected, 1e-8)
 
 
 @pytest.mark.parametrize("kind", ENGINES)
@@ -245,12 +245,12 @@ def test_second_derivatives_equal_finite_differences(name: str, kind: str, x64: 
     )
     reverse_over_reverse = lambda p, v: jax.grad(lambda p: inner_product(jax.grad(loss)(p), v))(p)
     forward_over_reverse = lambda p, v: jax.jvp(jax.grad(loss), (p,), (v,))[1]
-    truth = central_difference(
+    expected = central_difference(
         lambda p: loop_grads(cell, scenario, *replace_point(batch, p)), point, direction
     )
     both = jax.jit(lambda p, v: (reverse_over_reverse(p, v), forward_over_reverse(p, v)))
     for got in both(point, direction):
-        assert_close(got, truth, 1e-7)
+        assert_close(got, expected, 1e-7)
 
 
 @pytest.mark.parametrize("kind", ["auto", "damped"])
@@ -278,8 +278,11 @@ def test_vmap_over_parameters_equals_a_loop(kind: str, x64: None) -> None:
 def test_gradient_error_is_proportional_to_state_error(x64: None) -> None:
     # The gradient is computed at the approximate states.
     row, scenario = CELLS["gru"], Scenario(lengths=False, resets=False)
-    cell, params, batch = example(row, steps=60)
-    truth, value = loop_grads(cell, scenario, params, batch), oracle(row, scenario, params, batch)
+    cell, params, batch = make_example(row, steps=60)
+    expected, value = (
+        loop_grads(cell, scenario, params, batch),
+        oracle(row, scenario, params, batch),
+    )
 
     def error(got: Any, want: Any) -> float:
         pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
@@ -290,4 +293,4 @@ def test_gradient_error_is_proportional_to_state_error(x64: None) -> None:
         (got,) = differentiate_all(cell, engine, (scenario,), params, batch)
         states = error((got.carry, got.ys), value)
         assert 1e-13 < states < 100 * tol
-        assert 0 < error(tuple(got[2:]), truth) < 100 * states
+        assert 0 < error(tuple(got[2:]), expected) < 100 * states

@@ -20,7 +20,7 @@ from jrnn import (
     Scan,
 )
 from tests.cells.toys import Counter, Integrator, Leaky, LearnedInitialCarry, Timed
-from tests.engines.newton_helpers import NEWTON, example
+from tests.engines.newton_helpers import NEWTON, make_example
 from tests.helpers import (
     Scenario,
     as_dtype,
@@ -157,7 +157,7 @@ def test_newton_requires_a_newton_engine(engine: Any) -> None:
 
 
 def test_newton_by_name_equals_the_default_engine() -> None:
-    cell, params, batch = example(CELLS["gru"], np.float32)
+    cell, params, batch = make_example(CELLS["gru"], np.float32)
     named, default = (jrnn.unroll(cell, params, batch.xs, engine=e) for e in ("newton", Newton()))
     assert_close(named, default, 0)
 

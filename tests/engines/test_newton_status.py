@@ -23,7 +23,7 @@ from jrnn import (
     structure,
 )
 from jrnn.engines import newton_iteration
-from tests.engines.newton_helpers import NEWTON, all_carries, example, solve
+from tests.engines.newton_helpers import NEWTON, all_carries, make_example, solve
 from tests.helpers import (
     Scenario,
     as_dtype,
@@ -57,7 +57,7 @@ def test_k_iterations_make_k_states_exact(name: str, kind: str, reverse: bool, x
     resets = np.zeros((steps, 2), bool)
     resets[5] = True
     batch = batch._replace(resets=resets)
-    truth = all_carries(row, scenario, params, batch)
+    expected = all_carries(row, scenario, params, batch)
     starts = [steps - 1, 5] if reverse else [0, 5]
     for k in (1, 3, 4):
         engine = Newton(jacobian=kind, max_steps=k, fallback="none", tol=1e-300)  # type: ignore
@@ -66,9 +66,11 @@ def test_k_iterations_make_k_states_exact(name: str, kind: str, reverse: bool, x
         exact = [start - n if reverse else start + n for start in starts for n in range(k)]
         # The initial guess is a step from the initial carry, so its first state is exact.
         pick = lambda tree, t=exact: jax.tree.map(lambda leaf: np.asarray(leaf)[t], tree)
-        assert_close(pick(solution.carries), pick(truth), 1e-10)
+        assert_close(pick(solution.carries), pick(expected), 1e-10)
         rest = [t for t in range(steps) if t not in exact]
-        error = np.abs(np.asarray(jax.tree.leaves(solution.carries)[0] - jax.tree.leaves(truth)[0]))
+        error = np.abs(
+            np.asarray(jax.tree.leaves(solution.carries)[0] - jax.tree.leaves(expected)[0])
+        )
         assert error[rest].max() > 1e-6, "all states are exact: the test has no effect"
 
 
@@ -105,14 +107,14 @@ def test_chaotic_cell_converges_after_t_iterations(gain: float) -> None:
     assert bool(solution.status.converged.all())
     prev_carries = np.concatenate([np.zeros((1, 2, 32)), np.asarray(solution.carries, float)[:-1]])
     p = as_dtype(params, np.float64)
-    truth = np.tanh(np.asarray(xs, float) @ p.w_ih + prev_carries @ p.w_hh + p.b)
-    np.testing.assert_allclose(solution.carries, truth, atol=3e-5)
+    expected = np.tanh(np.asarray(xs, float) @ p.w_ih + prev_carries @ p.w_hh + p.b)
+    np.testing.assert_allclose(solution.carries, expected, atol=3e-5)
 
 
 # Status
 
 
-def chaotic_example(
+def make_chaotic_example(
     dtype: Any = np.float64, steps: int = 200, batch: int = 3
 ) -> tuple[Cell, Any, Any]:
     """Sequence 1 is not chaotic, since its inputs saturate the cell."""
@@ -125,7 +127,7 @@ def chaotic_example(
 
 
 def test_status_reports_chaos_with_residuals(x64: None) -> None:
-    cell, params, xs = chaotic_example()
+    cell, params, xs = make_chaotic_example()
     solution = jrnn.newton(cell, params, xs, engine=Newton(max_steps=20))
     status = solution.status
     assert status.converged.tolist() == [False, True, False]
@@ -162,7 +164,7 @@ def test_converged_gated_cells_of_spectral_radius_3_equal_scan(cell: Cell, x64: 
 
 
 def test_residuals_beyond_the_last_iteration_are_nan() -> None:
-    cell, params, batch = example(CELLS["lstm"], np.float32)
+    cell, params, batch = make_example(CELLS["lstm"], np.float32)
     status = solve(cell, NEWTON, Scenario(), params, batch).status
     k = int(status.iterations)
     assert 0 < k < 100
@@ -179,7 +181,7 @@ def suppress_pending_errors() -> None:
 
 
 def unroll_chaotic_cell(transform: str) -> Any:
-    cell, params, xs = chaotic_example(np.float32)
+    cell, params, xs = make_chaotic_example(np.float32)
     engine = Newton(max_steps=5)
     run = lambda params: jrnn.unroll(cell, params, xs, engine=engine)[1]
     loss = lambda params: run(params).sum()
@@ -207,7 +209,7 @@ def test_unconverged_sequences_raise(transform: str) -> None:
 
 @pytest.mark.parametrize("kind", ["full", "diagonal"])
 def test_fallback_scan_equals_scan(kind: Any, x64: None) -> None:
-    cell, params, xs = chaotic_example(steps=60)
+    cell, params, xs = make_chaotic_example(steps=60)
     engine = Newton(jacobian=kind, max_steps=5, fallback="scan")
     rng = np.random.default_rng(1)
     batch = random_batch(cell, params, 1, 60, 3)
@@ -224,7 +226,7 @@ def test_fallback_scan_equals_scan(kind: Any, x64: None) -> None:
 
 
 def test_fallback_none_returns_the_last_iterate() -> None:
-    cell, params, xs = chaotic_example(np.float32)
+    cell, params, xs = make_chaotic_example(np.float32)
     engine = Newton(max_steps=5, fallback="none")
     _, ys = jrnn.unroll(cell, params, xs, engine=engine)
     want = jrnn.newton(cell, params, xs, engine=engine)
@@ -296,7 +298,7 @@ def test_a_guess_of_nearby_parameters_saves_iterations(x64: None) -> None:
 
 
 def test_non_finite_guess_is_ignored() -> None:
-    cell, params, batch = example(CELLS["gru"], np.float32)
+    cell, params, batch = make_example(CELLS["gru"], np.float32)
     first = jrnn.newton(cell, params, batch.xs)
     for bad in (np.nan, np.inf):
         guess = first.carries.at[2:, 1].set(bad)
@@ -307,7 +309,7 @@ def test_non_finite_guess_is_ignored() -> None:
 
 def test_guess_does_not_affect_value_or_gradient(x64: None) -> None:
     row, scenario = CELLS["lstm"], Scenario()
-    cell, params, batch = example(row)
+    cell, params, batch = make_example(row)
     guess = jax.tree.map(
         lambda leaf: np.random.default_rng(5).normal(size=(7, *leaf.shape)), batch.carry
     )
@@ -329,7 +331,7 @@ def test_guess_does_not_affect_value_or_gradient(x64: None) -> None:
 
 def test_carries_equal_a_loop(x64: None) -> None:
     row = CELLS["lstm"]
-    cell, params, batch = example(row)
+    cell, params, batch = make_example(row)
     for scenario in (Scenario(), Scenario(reverse=True)):
         solution = solve(cell, NEWTON, scenario, params, batch)
         assert_close(solution.carries, all_carries(row, scenario, params, batch), 1e-9)
@@ -344,6 +346,6 @@ def test_carries_equal_a_loop(x64: None) -> None:
     ],
 )
 def test_invalid_guess_raises(guess: Any, message: str) -> None:
-    cell, params, batch = example(CELLS["lstm"], np.float32)
+    cell, params, batch = make_example(CELLS["lstm"], np.float32)
     with pytest.raises((ValueError, TypeError), match=message):
         jrnn.newton(cell, params, batch.xs, guess=guess)

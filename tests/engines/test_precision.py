@@ -53,7 +53,7 @@ def test_dtypes_and_values_of_mixed_precision(kind: Row, engine: Engine, mix: st
         ct_ys=batch.ct_ys.astype(ys_dtype),
         ct_carry=as_dtype(batch.ct_carry, carry_dtype),
     )
-    truth = oracle(kind, SCENARIO, *as_dtype((params, batch), np.float64))
+    expected = oracle(kind, SCENARIO, *as_dtype((params, batch), np.float64))
     with jax.enable_x64("f64" in mix):
         got = unroll_all(cell, engine, (SCENARIO,), params, batch)[0]
         grads, default_carry_results = jax.eval_shape(
@@ -64,7 +64,7 @@ def test_dtypes_and_values_of_mixed_precision(kind: Row, engine: Engine, mix: st
             params,
             batch,
         )
-    assert_close(got, truth, tolerance)
+    assert_close(got, expected, tolerance)
     complex_carry = any(map(is_complex, jax.tree.leaves(batch.carry)))
     to_dtype = complex_dtype if complex_carry else jnp.dtype
     for carry, ys in (got, default_carry_results):

@@ -49,8 +49,8 @@ def test_noise_depends_only_on_the_key(engines: tuple[Engine, ...], reverse: boo
         dropped, masks = params, np.ones((STEPS, BATCH, 1))
         if key is not None:
             dropped, masks = cell.sample_noise(params, xs, (STEPS, BATCH), key)
-        truth = noisy_loop(jax.tree.map(np.asarray, dropped), xs, masks, reverse)
-        assert_close(run(engine, key), truth, 1e-5)
+        expected = noisy_loop(jax.tree.map(np.asarray, dropped), xs, masks, reverse)
+        assert_close(run(engine, key), expected, 1e-5)
     first, second = (run(engines[0], key)[1] for key in keys)
     assert (np.asarray(first) != np.asarray(second)).any()
     np.testing.assert_array_equal(first, run(engines[0], keys[0])[1])

@@ -81,7 +81,7 @@ class Problem(NamedTuple):
     ct: Tree
 
 
-def problem(case: Case, steps: int, seed: int = 1) -> tuple[Problem, np.ndarray]:
+def make_problem(case: Case, steps: int, seed: int = 1) -> tuple[Problem, np.ndarray]:
     """Returns a random problem, and `keep [T, B]`, False at a third of the steps."""
     rng = np.random.default_rng(seed)
 
@@ -197,28 +197,28 @@ def test_states_and_gradients_equal_a_loop(
     name: str, steps: int, chunks: tuple[int | None, ...], x64: None
 ) -> None:
     case = CASES[name]
-    p, keep = problem(case, steps)
+    p, keep = make_problem(case, steps)
 
     @jax.jit
     def reference_and_solutions(p: Problem, keep: Any) -> tuple[Tree, list[Tree]]:
-        truth = [
+        expected = [
             states_and_gradients(lambda q, r=r: plain_scan(case, q, keep, r), p)[1]
             for r in (False, True)
         ]
         solver = lambda r, c: lambda q: solve(case, q, keep, r, c)
-        return truth, [
+        return expected, [
             [states_and_gradients(solver(r, c), p) for c in chunks] for r in (False, True)
         ]
 
-    truth, got = reference_and_solutions(p, keep)
+    expected, got = reference_and_solutions(p, keep)
     for reverse in (False, True):
         for states, grads in got[reverse]:
             assert_close(states, loop(case, p, keep, reverse), 1e-12)
-            assert_close(grads, truth[reverse], 1e-11)
+            assert_close(grads, expected[reverse], 1e-11)
 
 
-def small_problem(name: str) -> tuple[Case, Problem, np.ndarray]:
-    return CASES[name], *problem(CASES[name], 7)
+def make_small_problem(name: str) -> tuple[Case, Problem, np.ndarray]:
+    return CASES[name], *make_problem(CASES[name], 7)
 
 
 DERIVATIVE_CASES = ("diagonal", "complex", "blocks-2", "dense")
@@ -227,8 +227,8 @@ DERIVATIVE_CASES = ("diagonal", "complex", "blocks-2", "dense")
 @pytest.mark.parametrize("name", DERIVATIVE_CASES)
 def test_derivatives_of_all_modes_equal_those_of_a_scan(name: str, x64: None) -> None:
     # Forward mode, reverse over reverse, and forward over reverse as in jax.hessian.
-    case, p, keep = small_problem(name)
-    direction, _ = problem(case, 7, seed=2)
+    case, p, keep = make_small_problem(name)
+    direction, _ = make_problem(case, 7, seed=2)
     direction = direction._replace(ct=jax.tree.map(np.zeros_like, p.ct))
 
     def modes(run: Solver) -> Tree:
@@ -247,17 +247,20 @@ def test_derivatives_of_all_modes_equal_those_of_a_scan(name: str, x64: None) ->
         )
 
     @jax.jit
-    def everything(keep: Any) -> list[Tree]:
-        truth = modes(lambda q: plain_scan(case, q, keep, True))
-        return [truth, *(modes(lambda q, c=c: solve(case, q, keep, True, c)) for c in FEW_CHUNKS)]
+    def compute_all(keep: Any) -> list[Tree]:
+        expected = modes(lambda q: plain_scan(case, q, keep, True))
+        return [
+            expected,
+            *(modes(lambda q, c=c: solve(case, q, keep, True, c)) for c in FEW_CHUNKS),
+        ]
 
-    truth, *got = everything(keep)
+    expected, *got = compute_all(keep)
     for modes_of_chunk in got:
-        assert_close(modes_of_chunk, truth, 1e-10)
+        assert_close(modes_of_chunk, expected, 1e-10)
 
 
 def test_hessian_equals_that_of_a_scan(x64: None) -> None:
-    case, p, keep = small_problem("diagonal")
+    case, p, keep = make_small_problem("diagonal")
 
     def hessian_of(run: Solver) -> Tree:
         return jax.hessian(lambda a: jnp.sum(run(p._replace(a=a)) ** 2))(p.a)
@@ -269,14 +272,14 @@ def test_hessian_equals_that_of_a_scan(x64: None) -> None:
             hessian_of(solver(c)) for c in FEW_CHUNKS
         ]
 
-    truth, got = reference_and_solutions()
-    assert np.abs(truth).max() > 1
+    expected, got = reference_and_solutions()
+    assert np.abs(expected).max() > 1
     for hessian in got:
-        assert_close(hessian, truth, 1e-11)
+        assert_close(hessian, expected, 1e-11)
 
 
 def test_gradients_equal_central_differences(x64: None) -> None:
-    case, p, keep = small_problem("blocks-2")
+    case, p, keep = make_small_problem("blocks-2")
     loss = lambda q: sum(
         (s * c).sum() for s, c in zip(loop(case, q, keep, False), p.ct, strict=True)
     )
@@ -300,7 +303,7 @@ def test_gradients_equal_central_differences(x64: None) -> None:
 @pytest.mark.parametrize("name", ("complex", "blocks-2", "dense"))
 def test_vmap_equals_separate_calls(name: str, x64: None) -> None:
     case = CASES[name]
-    problems, keeps = zip(*(problem(case, 7, seed) for seed in (1, 2)), strict=True)
+    problems, keeps = zip(*(make_problem(case, 7, seed) for seed in (1, 2)), strict=True)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *problems)
 
     @jax.jit
@@ -314,11 +317,11 @@ def test_vmap_equals_separate_calls(name: str, x64: None) -> None:
     for states, grads in run(stacked, np.stack(keeps)):
         for n, (p, keep) in enumerate(zip(problems, keeps, strict=True)):
             of_n = jax.tree.map(lambda leaf, n=n: leaf[n], (states, grads))
-            truth = jax.jit(
+            expected = jax.jit(
                 lambda p, keep: states_and_gradients(lambda q: plain_scan(case, q, keep, True), p),
             )(p, keep)
             assert_close(of_n[0], loop(case, p, keep, True), 1e-12)
-            assert_close(of_n[1], truth[1], 1e-11)
+            assert_close(of_n[1], expected[1], 1e-11)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -326,7 +329,7 @@ def test_vmap_equals_separate_calls(name: str, x64: None) -> None:
 @pytest.mark.parametrize("name", ("diagonal-broadcast", "blocks-2", "dense"))
 def test_inf_and_nan_do_not_pass_a_reset(name: str, bad: float, reverse: bool) -> None:
     case = CASES[name]
-    p, keep = problem(case, 12)
+    p, keep = make_problem(case, 12)
     keep[:], keep[5, 0] = True, False
     before = [3, 8][reverse]
     with_bad = jax.tree.map(np.copy, p)
@@ -342,9 +345,9 @@ def test_inf_and_nan_do_not_pass_a_reset(name: str, bad: float, reverse: bool) -
 
     after_reset = np.s_[:6, 0] if reverse else np.s_[5:, 0]
     other = np.s_[:, 1]
-    truth = loop(case, as_single(p), keep, reverse)
+    expected = loop(case, as_single(p), keep, reverse)
     for states in run(as_single(with_bad), keep):
-        for state, want in zip(jax.tree.leaves(states), jax.tree.leaves(truth), strict=True):
+        for state, want in zip(jax.tree.leaves(states), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(state[after_reset], want[after_reset], rtol=1e-5, atol=1e-5)
             np.testing.assert_allclose(state[other], want[other], rtol=1e-5, atol=1e-5)
             assert not np.isfinite(jax.tree.leaves(states)[0][before, 0]).all()
@@ -356,7 +359,7 @@ def as_single(tree: Tree) -> Tree:
 
 def test_constant_and_varying_blocks_equal_a_loop(x64: None) -> None:
     case = CASES["blocks-2"]._replace(resets=False)
-    p, keep = problem(case, 7)
+    p, keep = make_problem(case, 7)
     (first, second), last_row = p.a
     mixed = p._replace(a=((first[:1], second), last_row))
     full = p._replace(a=((np.broadcast_to(first[:1], first.shape), second), last_row))
@@ -386,13 +389,13 @@ def test_ten_thousand_steps_are_accurate(chunk: int | None, reverse: bool) -> No
     b, init = rng.normal(size=a.shape), rng.normal(size=a.shape[1:])
     inputs = as_single((a, b, init))
     p = Problem(*jax.tree.map(np.float64, inputs), ct=b)
-    truth = loop(CASES["diagonal"], p, np.ones(NUM_STEPS), reverse)
+    expected = loop(CASES["diagonal"], p, np.ones(NUM_STEPS), reverse)
     run = lambda a, b, init: recurrence.solve(
         recurrence.DIAGONAL, a, b, init, reverse=reverse, chunk=chunk
     )
-    assert_close(jax.jit(run)(*inputs), truth, 1e-4)
+    assert_close(jax.jit(run)(*inputs), expected, 1e-4)
     with jax.enable_x64(True):
-        assert_close(jax.jit(run)(p.a, p.b, p.init), truth, 1e-9)
+        assert_close(jax.jit(run)(p.a, p.b, p.init), expected, 1e-9)
 
 
 def test_shift_and_last_follow_the_scan_order() -> None:

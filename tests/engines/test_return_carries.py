@@ -147,13 +147,13 @@ def run_engine(cell: Cell, engine: Engine, params: Any, xs: Any, initial: Any) -
 
 
 def assert_equals_loop(cell: Cell, engine: Engine, dtype: Any, tolerance: float) -> None:
-    params, xs, initial = setting(cell, dtype)
+    params, xs, initial = sample_inputs(cell, dtype)
     for scenario, got in zip(SCENARIOS, run_engine(cell, engine, params, xs, initial), strict=True):
         want = loop(cell, scenario, params, xs, initial, make_cotangents(got[0]))
         assert_close(got, want, tolerance)
 
 
-def setting(cell: Cell, dtype: Any) -> Any:
+def sample_inputs(cell: Cell, dtype: Any) -> Any:
     params = random_params(cell, 1, SIZE, dtype)
     initial = jax.tree.map(lambda a: np.asarray(a + 0.3), cell.init_carry(params, (BATCH,)))
     return params, XS.astype(dtype), initial
@@ -176,7 +176,7 @@ def test_carries_of_the_native_engine_equal_a_loop(cell: Cell) -> None:
 @pytest.mark.parametrize("name", CELLS)
 def test_zero_steps_return_empty_carries(name: str) -> None:
     cell = CELLS[name]
-    params, xs, initial = setting(cell, np.float32)
+    params, xs, initial = sample_inputs(cell, np.float32)
     for reverse in (False, True):
         options = {"reverse": reverse, "mask": MASK[:0], "resets": RESETS[:0]}
         final, ys, carries = jrnn.unroll(
@@ -191,7 +191,7 @@ def test_zero_steps_return_empty_carries(name: str) -> None:
 
 def test_outputs_do_not_depend_on_return_carries() -> None:
     cell = dropout(LSTM(3), x=0.5, y=0.5)
-    params, xs, initial = setting(cell, np.float32)
+    params, xs, initial = sample_inputs(cell, np.float32)
     options = {"mask": MASK, "resets": RESETS, "key": jax.random.key(0)}
     final, ys, carries = jrnn.unroll(cell, params, xs, initial, return_carries=True, **options)
     assert_close((final, ys), jrnn.unroll(cell, params, xs, initial, **options), 1e-6)
@@ -200,7 +200,7 @@ def test_outputs_do_not_depend_on_return_carries() -> None:
 
 def test_carries_are_in_the_accumulation_dtype() -> None:
     cell = LSTM(3)
-    params, xs, initial = setting(cell, np.float32)
+    params, xs, initial = sample_inputs(cell, np.float32)
     final, ys, carries = jrnn.unroll(
         cell, params, xs.astype(jnp.bfloat16), initial, return_carries=True
     )
@@ -234,7 +234,7 @@ def test_auto_chooses_an_engine_that_supports_carries(
 
 def test_native_raises_for_cell_states() -> None:
     pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
-    params, xs, initial = setting(LSTM(3), np.float32)
+    params, xs, initial = sample_inputs(LSTM(3), np.float32)
     with pytest.raises(
         ValueError, match="engine 'native': return_carries must be False, .*; use engine='auto'"
     ):

@@ -38,11 +38,11 @@ CASES = {
 }
 
 
-def mesh():
+def make_mesh():
     return jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
-def results(cell, engine, params, batch):
+def compute_results(cell, engine, params, batch):
     """Returns values and gradients for each scenario."""
 
     def run_scenario(scenario):
@@ -70,9 +70,9 @@ def check_values_and_gradients():
 def check_case(cell, engine, rows, axes):
     params = random_params(cell, 1, 2)
     batch = random_batch(cell, params, 2, STEPS, rows)
-    want = jax.jit(partial(results, cell, Scan()))(params, batch)
-    with jax.set_mesh(mesh()):
-        run = partial(results, cell, Sharded(engine, axes))
+    want = jax.jit(partial(compute_results, cell, Scan()))(params, batch)
+    with jax.set_mesh(make_mesh()):
+        run = partial(compute_results, cell, Sharded(engine, axes))
         got = jax.jit(run)(params, batch)
     assert_close(got, want, 1e-8 if isinstance(engine, Newton) else 1e-10)
 
@@ -84,7 +84,7 @@ def check_noise():
     xs = np.random.default_rng(0).normal(size=(STEPS, ROWS, 2)).astype(np.float32)
     key = jax.random.key(1)
     want = jrnn.unroll(cell, params, xs, key=key, engine="fused")
-    with jax.set_mesh(mesh()):
+    with jax.set_mesh(make_mesh()):
         got = jrnn.unroll(cell, params, xs, key=key, engine=Sharded(Fused(), ("data", "model")))
     assert_close(got, want, 1e-6)
 
@@ -96,7 +96,7 @@ def check_native():
     for rows in (ROWS, 6):
         xs = np.random.default_rng(0).normal(size=(STEPS, rows, 3)).astype(np.float32)
         want = jrnn.unroll(cell, params, xs, engine="scan")
-        with jax.set_mesh(mesh()):
+        with jax.set_mesh(make_mesh()):
             got = jrnn.unroll(cell, params, xs, engine=Sharded(Native(), ("data", "model")))
         assert_close(got, want, 1e-5)
 
@@ -106,8 +106,8 @@ def check_collectives():
     cell = jrnn.GRU(8, reset_after=False)
     params = cell.init(jax.random.key(0), 3)
     xs = np.ones((STEPS, ROWS, 3), np.float32)
-    with jax.set_mesh(mesh()):
-        rows = jax.sharding.NamedSharding(mesh(), jax.sharding.PartitionSpec(None, "data"))
+    with jax.set_mesh(make_mesh()):
+        rows = jax.sharding.NamedSharding(make_mesh(), jax.sharding.PartitionSpec(None, "data"))
         xs = jax.device_put(xs, rows)
         for engine, once in ((Sharded(Scan()), True), (Scan(), False)):
             loss = lambda p, xs, e=engine: (jrnn.unroll(cell, p, xs, engine=e)[1] ** 2).sum()

@@ -35,14 +35,14 @@ from tests.table import CELLS, KINDS, Row
 FULL_SCENARIOS = (Scenario(), Scenario(reverse=True))
 
 
-def example(row: Row) -> tuple[jrnn.Cell, object, Batch]:
+def make_example(row: Row) -> tuple[jrnn.Cell, object, Batch]:
     cell = row.make(3)
     params = random_params(cell, 1, input_size=2)
     return cell, params, random_batch(cell, params, 2, steps=5, batch=3)
 
 
 def test_values_and_gradients_equal_a_loop_in_float64(kind: Row, engine: Engine, x64: None) -> None:
-    cell, params, batch = example(kind)
+    cell, params, batch = make_example(kind)
     results = differentiate_all(cell, engine, HALF_OF_SCENARIOS, params, batch)
     for scenario, got in zip(HALF_OF_SCENARIOS, results, strict=True):
         assert_close((got.carry, got.ys), oracle(kind, scenario, params, batch), 1e-10)
@@ -57,7 +57,7 @@ def test_values_and_gradients_equal_finite_differences(
 ) -> None:
     # One scan direction for each engine; the exhaustive suite has all scenarios.
     row, scenario = CELLS[name], Scenario(reverse=isinstance(engine, jrnn.Fused))
-    cell, params, batch = example(row)
+    cell, params, batch = make_example(row)
     (got,) = differentiate_all(cell, engine, (scenario,), params, batch)
     assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), 1e-10)
     assert_close(tuple(got[2:]), central_differences(row, scenario, params, batch), 1e-8)
@@ -65,7 +65,7 @@ def test_values_and_gradients_equal_finite_differences(
 
 @pytest.mark.exhaustive
 def test_every_cell_equals_a_loop_in_every_scenario(row: Row, engine: Engine, x64: None) -> None:
-    cell, params, batch = example(row)
+    cell, params, batch = make_example(row)
     results = differentiate_all(cell, engine, SCENARIOS, params, batch)
     for scenario, got in zip(SCENARIOS, results, strict=True):
         assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), 1e-10)
@@ -76,7 +76,7 @@ def test_every_cell_equals_a_loop_in_every_scenario(row: Row, engine: Engine, x6
 
 @pytest.mark.exhaustive
 def test_values_equal_the_oracle_in_float32(kind: Row, engine: Engine) -> None:
-    cell, params, batch = as_dtype(example(kind), np.float32)
+    cell, params, batch = as_dtype(make_example(kind), np.float32)
     wide = as_dtype((params, batch), np.float64)
     for scenario, got in zip(
         SCENARIOS, unroll_all(cell, engine, SCENARIOS, params, batch), strict=True
@@ -93,7 +93,7 @@ def run_optimized(cell: jrnn.Cell, engine: Engine, params: Any, batch: Batch) ->
 
 
 def test_values_and_gradients_equal_a_loop_in_float32(kind: Row, engine: Engine) -> None:
-    cell, params, batch = as_dtype(example(kind), np.float32)
+    cell, params, batch = as_dtype(make_example(kind), np.float32)
     values, results = run_optimized(cell, engine, params, batch)
     with jax.enable_x64(True):
         wide = as_dtype((params, batch), np.float64)
@@ -165,7 +165,7 @@ def test_gradients_of_a_learned_initial_carry_equal_a_loop(engine: Engine, x64: 
     # The learned carry is the default of the initial carry, and the carry after every reset.
     step = lambda params, h, x: (np.tanh(params.w_ih.T @ x + params.w_hh.T @ h),) * 2
     row = Row(LearnedInitialCarry, step, init_carry=lambda params: params.h0)
-    cell, params, batch = example(row)
+    cell, params, batch = make_example(row)
     results = differentiate_all(cell, engine, HALF_OF_SCENARIOS, params, batch)
     for scenario, got in zip(HALF_OF_SCENARIOS, results, strict=True):
         assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), 1e-10)

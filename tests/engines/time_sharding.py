@@ -24,7 +24,7 @@ STEPS = 16
 SCENARIOS = (Scenario(carry=False), Scenario(reverse=True))
 
 
-def meshes() -> dict[str, Mesh]:
+def make_meshes() -> dict[str, Mesh]:
     devices = np.array(jax.devices())
     make = partial(jax.make_mesh, axis_shapes=(2, 4), axis_names=("data", "time"))
     return {
@@ -35,7 +35,7 @@ def meshes() -> dict[str, Mesh]:
     }
 
 
-def results(cell: Any, engines: Any, params: Any, batch: Any) -> Any:
+def compute_results(cell: Any, engines: Any, params: Any, batch: Any) -> Any:
     """Returns values and gradients of each engine for each scenario."""
 
     def run_scenario(engine: Any, scenario: Scenario) -> Any:
@@ -49,7 +49,7 @@ def results(cell: Any, engines: Any, params: Any, batch: Any) -> Any:
 
 
 def check_values_and_gradients() -> None:
-    eight, four = (meshes()[name] for name in ("8", "2x4"))
+    eight, four = (make_meshes()[name] for name in ("8", "2x4"))
     for name, engine in {
         "minlstm": Associative(mesh=four, chunk=1),
         "lru": Associative(mesh=eight),
@@ -60,7 +60,7 @@ def check_values_and_gradients() -> None:
         cell = (CELLS | TOYS)[name].make(2)
         params = random_params(cell, 1, 2)
         batch = random_batch(cell, params, 2, STEPS, 3)
-        run = jax.jit(partial(results, cell, [Scan(), engine]))
+        run = jax.jit(partial(compute_results, cell, [Scan(), engine]))
         want, got = run(params, batch)
         assert_close(got, want, 1e-9)
 
@@ -82,7 +82,7 @@ def check_shardings() -> None:
         """Sets the mesh for a function, as JAX requires outside of jit for explicit axes."""
 
         def in_mesh(*args: Any) -> Any:
-            with jax.set_mesh(meshes()["explicit"]):
+            with jax.set_mesh(make_meshes()["explicit"]):
                 return run(*args)
 
         return in_mesh
@@ -100,7 +100,7 @@ def check_shardings() -> None:
         ("explicit", both, jitted_in_mesh),
         ("explicit", None, jitted_in_mesh),
     ):
-        mesh = meshes()[name]
+        mesh = make_meshes()[name]
         run = transform(jax.value_and_grad(partial(loss, Associative(mesh=mesh)), (0, 1)))
         xs = jax.device_put(batch.xs, None if spec is None else NamedSharding(mesh, spec))
         try:
@@ -114,7 +114,7 @@ def check_collectives() -> None:
     """Tests that devices only exchange arrays of the size of a carry, never the inputs."""
     cell = CELLS["mingru"].make(3)
     params = random_params(cell, 1, 5)
-    mesh = meshes()["8"]
+    mesh = make_meshes()["8"]
     shape = (64, 2, 5)
     xs = jax.device_put(jnp.ones(shape), NamedSharding(mesh, PartitionSpec("time")))
 
@@ -145,7 +145,7 @@ def check_overflow() -> None:
     resets[20, 0] = True
     for flip in (1, -1):
         options = {"resets": resets[::flip], "reverse": flip < 0}
-        engine = Associative(mesh=meshes()["8"])
+        engine = Associative(mesh=make_meshes()["8"])
         carry, ys = jrnn.unroll(Growth(1), params, xs[::flip], engine=engine, **options)
         np.testing.assert_allclose(carry, 2)
         np.testing.assert_allclose(
@@ -156,7 +156,7 @@ def check_overflow() -> None:
 def check_number_of_steps() -> None:
     cell = CELLS["mingru"].make(3)
     params = random_params(cell, 1, 5)
-    engine = Associative(mesh=meshes()["8"])
+    engine = Associative(mesh=make_meshes()["8"])
     assert jrnn.unroll(cell, params, np.ones((0, 2, 5)), engine=engine)[1].shape == (0, 2, 3)
     try:
         jrnn.unroll(cell, params, np.ones((13, 2, 5)), engine=engine)

@@ -31,7 +31,7 @@ class MLP(nnx.Module):
         return self.last(self.dropout(jax.numpy.tanh(self.first(xs))))[:, 0]
 
 
-def examples(seed=0, size=20):
+def make_examples(seed=0, size=20):
     rng = np.random.default_rng(seed)
     xs = rng.normal(size=(size, 3)).astype(np.float32)
     return xs, (xs.sum(-1) > 0).astype(np.float32)
@@ -80,7 +80,7 @@ def run(model, data, **options):
 
 
 def test_fit_on_arrays_matches_a_loop(tmp_path):
-    model, data = MLP(nnx.Rngs(0)), examples()
+    model, data = MLP(nnx.Rngs(0)), make_examples()
     rows = EpochSampler(20, 8, seed=5).plan(0, STEPS)
     expected, losses = reference_loop(model, [(data[0][r], data[1][r]) for r in rows])
     initial = jax.tree.map(np.array, params_of(model))
@@ -93,27 +93,27 @@ def test_fit_on_arrays_matches_a_loop(tmp_path):
 
 
 def test_accumulate_matches_whole_batch():
-    model, data = MLP(nnx.Rngs(0)), examples()
+    model, data = MLP(nnx.Rngs(0)), make_examples()
     expected, actual = run(model, data), run(model, data, accumulate=4)
     assert_close(params_of(actual.model), params_of(expected.model))
 
 
-def batches(count, size=8):
+def make_batches(count, size=8):
     for seed in range(count):
-        yield examples(seed, size)
+        yield make_examples(seed, size)
 
 
 @pytest.mark.parametrize("kind", ["list", "generator"])
 def test_fit_on_batches_matches_a_loop(kind):
     model = MLP(nnx.Rngs(0))
-    batch_list = list(batches(5))
+    batch_list = list(make_batches(5))
     expected, _ = reference_loop(model, itertools.islice(itertools.cycle(batch_list), STEPS))
     data = batch_list if kind == "list" else itertools.cycle(batch_list)
     assert_close(params_of(run(model, data).model), expected)
 
 
 def test_resumed_run_skips_used_batches(tmp_path, monkeypatch):
-    model, batch_list = MLP(nnx.Rngs(0), rate=0.3), list(batches(7))
+    model, batch_list = MLP(nnx.Rngs(0), rate=0.3), list(make_batches(7))
     uninterrupted = run(model, batch_list, steps=400)
     signal_at(150, monkeypatch)
     with pytest.raises(Interrupted, match="stopped by SIGTERM"):
@@ -126,7 +126,7 @@ def test_resumed_run_skips_used_batches(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("form", ["arrays", "batches"])
 def test_fit_returns_weights_with_the_best_metric(form, tmp_path):
-    model, data, held_out = MLP(nnx.Rngs(0)), examples(), examples(1, 13)
+    model, data, held_out = MLP(nnx.Rngs(0)), make_examples(), make_examples(1, 13)
     batch_list = [(held_out[0][:8], held_out[1][:8]), (held_out[0][8:], held_out[1][8:])]
     result = run(
         model,
@@ -150,7 +150,7 @@ def test_fit_returns_weights_with_the_best_metric(form, tmp_path):
 
 def test_fit_without_run_dir_leaves_no_files(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    run(MLP(nnx.Rngs(0)), examples())
+    run(MLP(nnx.Rngs(0)), make_examples())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -176,17 +176,27 @@ def nan_loss(model, batch):
 @pytest.mark.parametrize(
     ("data", "options", "error", "message"),
     [
-        (examples(), {"loss": None}, ValueError, "loss must be a function of .model, batch."),
-        (examples(), {"patience": 2}, ValueError, "patience needs validation data"),
-        (examples(), {"batch_size": 21}, ValueError, "at most the 20 training examples, got 21"),
-        (examples(), {"steps": 0}, ValueError, "steps must be a positive int"),
+        (make_examples(), {"loss": None}, ValueError, "loss must be a function of .model, batch."),
+        (make_examples(), {"patience": 2}, ValueError, "patience needs validation data"),
+        (
+            make_examples(),
+            {"batch_size": 21},
+            ValueError,
+            "at most the 20 training examples, got 21",
+        ),
+        (make_examples(), {"steps": 0}, ValueError, "steps must be a positive int"),
         ((np.zeros((3, 3)), np.zeros(4)), {}, ValueError, "the same first axis"),
         ((), {}, ValueError, "the same first axis"),
         ([], {}, ValueError, "must yield batches of arrays"),
-        (iter(list(batches(3))), {}, ValueError, "data ended after 3 batches"),
-        ([examples(0, 8), examples(0, 7)], {}, ValueError, "the shapes and dtypes of the first"),
-        (examples(), {"loss": lambda m, b: m(b[0])}, ValueError, "must return a real scalar"),
-        (examples(), {"loss": nan_loss}, NonFiniteLoss, "the loss is nan at step 1;"),
+        (iter(list(make_batches(3))), {}, ValueError, "data ended after 3 batches"),
+        (
+            [make_examples(0, 8), make_examples(0, 7)],
+            {},
+            ValueError,
+            "the shapes and dtypes of the first",
+        ),
+        (make_examples(), {"loss": lambda m, b: m(b[0])}, ValueError, "must return a real scalar"),
+        (make_examples(), {"loss": nan_loss}, NonFiniteLoss, "the loss is nan at step 1;"),
     ],
 )
 def test_invalid_arguments_raise(data, options, error, message):
@@ -195,6 +205,6 @@ def test_invalid_arguments_raise(data, options, error, message):
 
 
 def test_resume_with_another_model_raises(tmp_path):
-    run(MLP(nnx.Rngs(0)), examples(), run_dir=tmp_path)
+    run(MLP(nnx.Rngs(0)), make_examples(), run_dir=tmp_path)
     with pytest.raises(OSError, match="another network"):
-        run(nnx.Linear(3, 1, rngs=nnx.Rngs(0)), examples(), run_dir=tmp_path, resume=True)
+        run(nnx.Linear(3, 1, rngs=nnx.Rngs(0)), make_examples(), run_dir=tmp_path, resume=True)
