@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jrnn.broadcasting import add, multiply
 from jrnn.dtypes import cast, widest_dtype
 from jrnn.layer import Carry as Carry
 from jrnn.layer import Inputs as Inputs
@@ -72,7 +73,7 @@ class Diagonal(NamedTuple):
 
     def apply(self, carry: Carry) -> Carry:
         """Returns the carry after the step."""
-        return jax.tree.map(lambda a, s, b: a * s + b, self.a, carry, self.b)
+        return jax.tree.map(lambda a, s, b: add(multiply(a, s), b), self.a, carry, self.b)
 
 
 class LogDiagonal(NamedTuple):
@@ -114,7 +115,9 @@ class Dense(NamedTuple):
 
     def apply(self, carry: Carry) -> Carry:
         """Returns the carry after the step."""
-        return jax.tree.map(lambda a, s, b: (a @ s[..., None])[..., 0] + b, self.a, carry, self.b)
+        return jax.tree.map(
+            lambda a, s, b: add((a @ s[..., None])[..., 0], b), self.a, carry, self.b
+        )
 
 
 Coefficients = Diagonal | LogDiagonal | Dense

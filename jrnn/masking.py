@@ -9,6 +9,7 @@ from jax import lax
 from jax.sharding import AxisType
 from jax.typing import ArrayLike
 
+from jrnn.dtypes import promote_dtypes
 from jrnn.layer import Carry, Inputs
 
 
@@ -87,7 +88,8 @@ def repeat_on_padding(
 
 def valid_steps(lengths: jax.Array, steps: int) -> jax.Array:
     """Returns `[T, B]` bool, True on the first `lengths[b]` steps of sequence b."""
-    return jnp.arange(steps)[:, None] < lengths
+    dtype = promote_dtypes(lengths.dtype, jnp.int32)
+    return jnp.arange(steps, dtype=dtype)[:, None] < lengths.astype(dtype)[None]
 
 
 def segment_resets(segment_ids: ArrayLike) -> tuple[jax.Array, jax.Array]:
@@ -183,8 +185,8 @@ def isolate_nans(
     # Steps in scan order; -1 is before the first step, and -2 means never.
     last_reset = lax.cummax(jnp.where(resets, steps, -1))
     last_nan = lax.cummax(jnp.where(nan_inputs, steps, -2))
-    last_nan = jnp.maximum(last_nan, jnp.where(nan_first, -1, -2))
-    reset_follows = jnp.cumsum(resets, axis=0) < jnp.sum(resets, axis=0)
+    last_nan = jnp.maximum(last_nan, jnp.where(nan_first, -1, -2)[None])
+    reset_follows = jnp.cumsum(resets, axis=0) < jnp.sum(resets, axis=0, keepdims=True)
     nan_carries = (last_nan >= last_reset) & reset_follows
     nan_carries = lax.rev(nan_carries, (0,)) if reverse else nan_carries
     carry = tree_where(~(nan_first & resets.any(axis=0)), carry, masks.initial)
