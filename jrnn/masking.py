@@ -153,11 +153,13 @@ def reverse_resets(
 def isolate_nans(
     xs: Inputs, carry: Carry, masks: Masks, reverse: bool
 ) -> tuple[Inputs, Carry, jax.Array]:
-    """Replaces inputs by zeros from each NaN to the next reset, so that it reaches no gradient.
+    """Replaces inputs by zeros from each NaN to the next reset, and on padding.
 
-    These steps do not affect outputs after the reset, but they would contribute 0 * NaN to the
-    gradients of parameters. The caller sets their outputs to NaN again by `restore_nans`. A NaN
-    without a later reset is not replaced, since it must reach the last carry and the gradient.
+
+    A NaN then reaches no gradient: the steps before the reset do not affect outputs after it, but
+    they would contribute 0 * NaN to the gradients of parameters. The caller sets their outputs to
+    NaN again by `restore_nans`. A NaN on a valid step without a later reset is not replaced, since
+    it must reach the last carry and the gradient.
 
     Args:
       xs: inputs, leaves `[T, B, ...]`.
@@ -190,7 +192,9 @@ def isolate_nans(
     nan_carries = (last_nan >= last_reset) & reset_follows
     nan_carries = lax.rev(nan_carries, (0,)) if reverse else nan_carries
     carry = tree_where(~(nan_first & resets.any(axis=0)), carry, masks.initial)
-    return zero_where(~nan_carries, xs), carry, nan_carries
+    # Padding becomes zero too: a NaN there would stay in a residual, which `jax_debug_nans` checks.
+    finite = ~nan_carries if masks.valid is None else ~nan_carries & masks.valid
+    return zero_where(finite, xs), carry, nan_carries
 
 
 def restore_nans(nan_steps: jax.Array, ys: Any) -> Any:

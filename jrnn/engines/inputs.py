@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jrnn import masking
 from jrnn.cell import Carry, Cell, Inputs, Params, add_noise
 from jrnn.dtypes import cast
+from jrnn.engines.manual_axes import vary_alike
 from jrnn.engines.precision import BoundCell, bind, infer_precision
 from jrnn.layer import SequenceInputs
 from jrnn.masking import Masks
@@ -90,6 +91,7 @@ def canonicalize(
         shapes = jax.eval_shape(lambda: xs)
         params, noise = cell.sample_noise(params, shapes, (steps, batch), inputs.key)
         xs = add_noise(xs, cast(noise, precision.compute))
+    params, carry, xs, masks = vary_alike((params, carry, xs, masks))
     bound = bind(cell, params, precision, return_carries)
     return CanonicalInputs(bound, carry, xs, masks, inputs.reverse, nan_carries, inputs.carry)
 

@@ -15,6 +15,7 @@ from jrnn.engines.fused import Fused
 from jrnn.engines.inputs import canonicalize
 from jrnn.engines.native import Native
 from jrnn.engines.newton import Newton
+from jrnn.engines.reverse_mode import forward_mode_message
 from jrnn.engines.scan import Scan
 from jrnn.layer import Layer, SequenceInputs
 from jrnn.masking import repeat_on_padding
@@ -147,11 +148,9 @@ def unroll(
     try:
         carry, ys = _unroll(layer, params, inputs, engine, bool(return_carries))
     except TypeError as error:
-        if "forward-mode" in str(error):  # the message of JAX does not mention engines
-            error.add_note(
-                f"jrnn: {engine} has reverse-mode derivatives only; for jax.jvp, jax.jacfwd and "
-                "jax.linearize use engine='scan'"
-            )
+        # `vmap` of a forward-mode derivative, as in jax.jacfwd, fails before `reverse_mode_only`.
+        if "custom_vjp" in str(error):
+            error.add_note(f"jrnn: {forward_mode_message(engine)}")
         raise
     return (carry, *ys) if return_carries else (carry, ys)
 
