@@ -17,7 +17,7 @@ from jrnn.broadcasting import add, multiply
 from jrnn.dtypes import cast, widest_dtype
 from jrnn.layer import Carry as Carry
 from jrnn.layer import Inputs as Inputs
-from jrnn.layer import Layer, RunCell, SequenceInputs
+from jrnn.layer import Layer, RunCell, SequenceInputs, register_for_export
 from jrnn.layer import Params as Params
 
 Gates = Any
@@ -57,6 +57,9 @@ class Noisy(NamedTuple):
 
     x: Any
     noise: Any
+
+
+register_for_export(WithCellState, Timed, Noisy)
 
 
 class Diagonal(NamedTuple):

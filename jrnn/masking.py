@@ -72,14 +72,14 @@ def repeat_on_padding(
       first: the first carry, leaves `[B, ...]`, used on padding before the first valid step.
       reverse: whether the scan runs in reverse.
     """
-    if valid is None or len(valid) == 0:
+    if valid is None or valid.shape[0] == 0:
         return carries
-    steps = jnp.arange(len(valid), dtype=jnp.int32)[:, None]
+    steps = jnp.arange(valid.shape[0], dtype=jnp.int32)[:, None]
     if reverse:
-        source = lax.cummin(jnp.where(valid, steps, len(valid)), axis=0, reverse=True)
+        source = lax.cummin(jnp.where(valid, steps, valid.shape[0]), axis=0, reverse=True)
     else:
         source = lax.cummax(jnp.where(valid, steps, -1), axis=0)
-    exists = (source >= 0) & (source < len(valid))
+    exists = (source >= 0) & (source < valid.shape[0])
     batch_indices = jnp.arange(valid.shape[1])
     source = jnp.where(exists, source, 0)
     repeated = jax.tree.map(lambda leaf: _gather(leaf, source, batch_indices), carries)
@@ -137,15 +137,15 @@ def reverse_resets(
     """
     resets = jnp.asarray(resets)
     if lengths is not None:
-        resets = resets & valid_steps(jnp.asarray(lengths), len(resets))
-    if mask is None or len(resets) == 0:
+        resets = resets & valid_steps(jnp.asarray(lengths), resets.shape[0])
+    if mask is None or resets.shape[0] == 0:
         return jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
     mask = jnp.asarray(mask)
-    steps = jnp.arange(len(resets), dtype=jnp.int32)[:, None]
+    steps = jnp.arange(resets.shape[0], dtype=jnp.int32)[:, None]
     # For each step, the first valid step at or after it, and the first one after it.
-    at_or_after = lax.cummin(jnp.where(mask, steps, len(resets)), axis=0, reverse=True)
-    after = jnp.concatenate([at_or_after[1:], jnp.full_like(at_or_after[:1], len(resets))])
-    exists = after < len(resets)
+    at_or_after = lax.cummin(jnp.where(mask, steps, resets.shape[0]), axis=0, reverse=True)
+    after = jnp.concatenate([at_or_after[1:], jnp.full_like(at_or_after[:1], resets.shape[0])])
+    exists = after < resets.shape[0]
     is_reset = jnp.take_along_axis(resets & mask, jnp.where(exists, after, 0), axis=0)
     return is_reset & exists & mask
 
@@ -154,7 +154,6 @@ def isolate_nans(
     xs: Inputs, carry: Carry, masks: Masks, reverse: bool
 ) -> tuple[Inputs, Carry, jax.Array]:
     """Replaces inputs by zeros from each NaN to the next reset, and on padding.
-
 
     A NaN then reaches no gradient: the steps before the reset do not affect outputs after it, but
     they would contribute 0 * NaN to the gradients of parameters. The caller sets their outputs to
@@ -175,12 +174,12 @@ def isolate_nans(
       ValueError: there are no resets, or no steps.
     """
     resets = masks.resets
-    if resets is None or len(resets) == 0:
+    if resets is None or resets.shape[0] == 0:
         raise ValueError(
             "isolate_nans: masks.resets must be an array of at least one step, got "
             + ("None" if resets is None else "0 steps")
         )
-    steps = jnp.arange(len(resets))[:, None]
+    steps = jnp.arange(resets.shape[0])[:, None]
     nan_inputs = _has_nan(xs, 2) if masks.valid is None else _has_nan(xs, 2) & masks.valid
     nan_first = _has_nan(carry, 1)
     resets, nan_inputs = (lax.rev(a, (0,)) if reverse else a for a in (resets, nan_inputs))

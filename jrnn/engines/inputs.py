@@ -12,6 +12,7 @@ from jrnn.engines.manual_axes import vary_alike
 from jrnn.engines.precision import BoundCell, bind, infer_precision
 from jrnn.layer import SequenceInputs
 from jrnn.masking import Masks
+from jrnn.structure import is_symbolic
 
 
 class CanonicalInputs(NamedTuple):
@@ -146,6 +147,8 @@ def _validate_lengths(lengths: jax.Array, steps: int, batch: int) -> jax.Array:
         raise TypeError(
             f"unroll: lengths must be ints, the number of valid steps, got {lengths.dtype}"
         )
+    if is_symbolic(steps):
+        return jnp.clip(lengths.astype(jnp.int32), 0, jnp.asarray(steps, jnp.int32))
     max_length = min(steps, jnp.iinfo(lengths.dtype).max)
     # Clipped before the cast, since int64 lengths may overflow int32.
     return jnp.clip(lengths, 0, max_length).astype(jnp.int32)

@@ -75,8 +75,8 @@ class Native(Engine):
 
     Only float32 is supported; float64 runs on `Fused`. Only first derivatives in reverse mode are
     supported: use `engine="fused"` for second derivatives, and `engine="scan"` for forward mode.
-    `jax.export` raises. Results do not depend on thread scheduling. They may depend on the number
-    of threads, which determines the order of sums over the batch.
+    `jax.export` raises: use `engine="scan"`. Results do not depend on thread scheduling. They may
+    depend on the number of threads, which determines the order of sums over the batch.
 
     Raises:
       ValueError: when run, the cell has no kernel, a shape or dtype is not supported, the platform
@@ -223,13 +223,18 @@ def _register_kernels() -> str | None:
         # The backend is initialized first: otherwise no JAX function works after a failure.
         jax.local_devices(backend="cpu")
         for name, handler in _kernels.registrations().items():
-            jax.ffi.register_ffi_target(name, handler, platform="cpu")
+            jax.ffi.register_ffi_target(_target_name(name), handler, platform="cpu")
     except Exception as error:  # the other engines work without it
         return (
             f"the C++ extension was built for another jaxlib ({error}); reinstall jrnn with pip's "
             "--no-build-isolation"
         )
     return None
+
+
+def _target_name(handler: str) -> str:
+    """Returns the name of a kernel in XLA, which is part of the error message of `jax.export`."""
+    return f"{handler} (for jax.export use engine='scan')"
 
 
 def _run_masked(
@@ -330,7 +335,7 @@ def _forward(kernel: _Kernel, reverse: bool, save: bool) -> Callable[..., Any]:
             scratch,
         ]
         results = [jax.ShapeDtypeStruct(shape, xs.dtype) for shape in shapes]
-        target: Any = jax.ffi.ffi_call("jrnn_forward", results)
+        target: Any = jax.ffi.ffi_call(_target_name("jrnn_forward"), results)
         cell = np.int32(kernel.cell_id)
         results = target(lengths, resets, xs, *rest, cell=cell, reverse=reverse)[:-1]
         return vary_alike(tuple(results), xs)
@@ -358,7 +363,7 @@ def _backward(kernel: _Kernel, reverse: bool, groups: int) -> Callable[..., Any]
         ]
         results = [jax.ShapeDtypeStruct(shape, rest[0].dtype) for shape in shapes]
         attributes = {"cell": np.int32(kernel.cell_id), "groups": np.int32(groups)}
-        target: Any = jax.ffi.ffi_call("jrnn_backward", results)
+        target: Any = jax.ffi.ffi_call(_target_name("jrnn_backward"), results)
         results = target(lengths, resets, *rest, reverse=reverse, **attributes)
         return vary_alike(tuple(results), rest)
 

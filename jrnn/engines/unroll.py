@@ -19,6 +19,7 @@ from jrnn.engines.reverse_mode import forward_mode_message
 from jrnn.engines.scan import Scan
 from jrnn.layer import Layer, SequenceInputs
 from jrnn.masking import repeat_on_padding
+from jrnn.structure import is_symbolic
 
 REGISTRY: dict[str, type[Engine]] = {
     "auto": Auto,
@@ -183,6 +184,12 @@ def _run_cell(
 ) -> tuple[Carry, Any]:
     """Runs one cell on an engine; with the engine bound, it is a `RunCell`."""
     del path
+    shape = jax.tree.leaves(inputs.xs)[0].shape
+    if is_symbolic(*shape) and not engine.supports_symbolic_shapes:
+        raise ValueError(
+            f"unroll: xs must have a shape of ints for {engine}, got {shape} with symbolic "
+            "dimensions of jax.export; use engine='scan'"
+        )
     args = canonicalize(cell, params, inputs, return_carries=return_carries)
     carry, ys = engine.run(args.bound, args.carry, args.xs, args.masks, args.reverse)
     if return_carries:
