@@ -123,7 +123,8 @@ class GRU(Cell):
         reset_gate = tap("r", sigmoid(z.r + u.r))
         update_gate = tap("z", sigmoid(z.z + u.z))
         if self.reset_after:
-            recurrent = reset_gate * add(u.n, params.b_hn)
+            b_hn: Any = params.b_hn
+            recurrent = reset_gate * add(u.n, b_hn)
         else:
             _, w_n = self._split_weights(params)
             h = reset_gate * carry
