@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jrnn.broadcasting import add, multiply
 from jrnn.dtypes import cast, widest_dtype
 from jrnn.layer import Carry as Carry
 from jrnn.layer import Inputs as Inputs
-from jrnn.layer import Layer, RunCell, SequenceInputs
+from jrnn.layer import Layer, RunCell, SequenceInputs, register_for_export
 from jrnn.layer import Params as Params
 from jrnn.params import conform_params
 
@@ -80,6 +81,9 @@ class Noisy(NamedTuple):
     noise: Any
 
 
+register_for_export(WithCellState, Timed, Noisy)
+
+
 class Diagonal(NamedTuple):
     """Coefficients of a linear cell: s' = a * s + b, elementwise.
 
@@ -94,7 +98,7 @@ class Diagonal(NamedTuple):
 
     def apply(self, carry: Carry) -> Carry:
         """Returns the carry after the step."""
-        return jax.tree.map(lambda a, s, b: a * s + b, self.a, carry, self.b)
+        return jax.tree.map(lambda a, s, b: add(multiply(a, s), b), self.a, carry, self.b)
 
 
 class LogDiagonal(NamedTuple):
@@ -136,7 +140,9 @@ class Dense(NamedTuple):
 
     def apply(self, carry: Carry) -> Carry:
         """Returns the carry after the step."""
-        return jax.tree.map(lambda a, s, b: (a @ s[..., None])[..., 0] + b, self.a, carry, self.b)
+        return jax.tree.map(
+            lambda a, s, b: add((a @ s[..., None])[..., 0], b), self.a, carry, self.b
+        )
 
 
 Coefficients = Diagonal | LogDiagonal | Dense

@@ -5,12 +5,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+
+def promote_dtypes(*dtypes: DTypeLike) -> jnp.dtype:
+    """Returns the dtype to which all dtypes promote by the standard rules of JAX.
+
+    With `jax_numpy_dtype_promotion="strict"`, `jnp.result_type` and `jnp.promote_types` raise. The
+    caller then casts explicitly to the returned dtype, as "strict" requires.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*dtypes)
 
 
 def widest_dtype(*trees: Any) -> jnp.dtype:
     """Returns the dtype to which the real floating leaves of all trees promote."""
     dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(trees)]
-    return jnp.result_type(*(d for d in dtypes if jnp.issubdtype(d, jnp.floating)))
+    return promote_dtypes(*(d for d in dtypes if jnp.issubdtype(d, jnp.floating)))
 
 
 def cast(tree: Any, dtype: jnp.dtype) -> Any:
@@ -24,7 +35,7 @@ def cast(tree: Any, dtype: jnp.dtype) -> Any:
         if not _is_floating(leaf):
             return leaf
         real = jnp.issubdtype(leaf.dtype, jnp.floating)
-        return leaf.astype(dtype if real else jnp.promote_types(dtype, jnp.complex64))
+        return leaf.astype(dtype if real else promote_dtypes(dtype, jnp.complex64))
 
     return jax.tree.map(cast_leaf, tree)
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jrnn.dtypes import promote_dtypes
+
 Initializer = Callable[[jax.Array, tuple[int, ...], DTypeLike], jax.Array]
 
 
@@ -30,7 +32,7 @@ def per_gate(
     Returns:
       Weights `[rows, G·columns]`.
     """
-    draw_dtype = jnp.promote_types(dtype, jnp.float32)
+    draw_dtype = promote_dtypes(dtype, jnp.float32)
     keys = jax.random.split(key, gates)
     weights = [initializer(k, (rows, columns), draw_dtype) for k in keys]
     return jnp.concatenate(weights, axis=-1).astype(dtype)
@@ -101,14 +103,14 @@ def chrono(key: jax.Array, hidden_size: int, t_max: int, dtype: DTypeLike) -> ja
       Tallec and Ollivier, 2018, Can recurrent neural networks warp time?
     """
     times = jax.random.uniform(
-        key, (hidden_size,), jnp.promote_types(dtype, jnp.float32), 1.0, t_max - 1.0
+        key, (hidden_size,), promote_dtypes(dtype, jnp.float32), 1.0, t_max - 1.0
     )
     return jnp.log(times).astype(dtype)
 
 
 def uniform(key: jax.Array, size: int, low: float, high: float, dtype: DTypeLike) -> jax.Array:
     """Draws an array `[size]` from Uniform(low, high)."""
-    draw_dtype = jnp.promote_types(dtype, jnp.float32)
+    draw_dtype = promote_dtypes(dtype, jnp.float32)
     return jax.random.uniform(key, (size,), draw_dtype, low, high).astype(dtype)
 
 
@@ -152,7 +154,7 @@ def ring(
     References:
       Orvieto et al., 2023, Resurrecting recurrent neural networks for long sequences.
     """
-    draw_dtype = jnp.promote_types(dtype, jnp.float32)
+    draw_dtype = promote_dtypes(dtype, jnp.float32)
     info = jnp.finfo(draw_dtype)
     keys = jax.random.split(key)
     u, v = (

@@ -1,14 +1,18 @@
 """The base class of layers, which map sequences to sequences. Every cell is also a layer."""
 
 import abc
+import contextlib
 import dataclasses
 import functools
+import inspect
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -110,6 +114,8 @@ class Layer(checks.ConvertsFields, abc.ABC):
         super().__init_subclass__(**kwargs)
         if "init" in vars(cls):
             cls.init = _validate_init_args(cls.init)
+        for name in ("init", "init_carry", "inputs"):
+            register_for_export(*_returned_types(vars(cls).get(name)))
 
     @property
     @abc.abstractmethod
@@ -267,3 +273,29 @@ def _validate_init_args(init: Callable[..., Params]) -> Callable[..., Params]:
         return init(self, key, input_size, checks.float_dtype(owner, dtype))
 
     return validated_init
+
+
+def register_for_export(*types: Any) -> None:
+    """Registers NamedTuples of parameters, carries and inputs for serialization by `jax.export`.
+
+    Subclasses of `Layer` call it with the types that their methods return. Other types are ignored.
+    """
+    for cls in types:
+        is_namedtuple = isinstance(cls, type) and issubclass(cls, tuple) and hasattr(cls, "_fields")
+        if is_namedtuple and cls not in _EXPORTED:
+            _EXPORTED.add(cls)
+            # A notebook may define a class again; the name then stays that of the first class.
+            with contextlib.suppress(ValueError):
+                jax.export.register_namedtuple_serialization(
+                    cls, serialized_name=f"{cls.__module__}.{cls.__qualname__}"
+                )
+
+
+_EXPORTED: set[type] = set()
+
+
+def _returned_types(function: Any) -> tuple[Any, ...]:
+    """Returns the annotated return type of a function, or the types of their union."""
+    function = inspect.unwrap(function) if callable(function) else function
+    annotation = getattr(function, "__annotations__", {}).get("return")
+    return typing.get_args(annotation) or (annotation,)

@@ -9,6 +9,7 @@ from jax import lax
 from jax.sharding import AxisType
 from jax.typing import ArrayLike
 
+from jrnn.dtypes import promote_dtypes
 from jrnn.layer import Carry, Inputs
 
 
@@ -71,14 +72,14 @@ def repeat_on_padding(
       initial: the initial carry, leaves `[B, ...]`, used on padding before the first valid step.
       reverse: whether the scan runs in reverse.
     """
-    if valid is None or len(valid) == 0:
+    if valid is None or valid.shape[0] == 0:
         return carries
-    steps = jnp.arange(len(valid), dtype=jnp.int32)[:, None]
+    steps = jnp.arange(valid.shape[0], dtype=jnp.int32)[:, None]
     if reverse:
-        source = lax.cummin(jnp.where(valid, steps, len(valid)), axis=0, reverse=True)
+        source = lax.cummin(jnp.where(valid, steps, valid.shape[0]), axis=0, reverse=True)
     else:
         source = lax.cummax(jnp.where(valid, steps, -1), axis=0)
-    exists = (source >= 0) & (source < len(valid))
+    exists = (source >= 0) & (source < valid.shape[0])
     batch_indices = jnp.arange(valid.shape[1])
     source = jnp.where(exists, source, 0)
     repeated = jax.tree.map(lambda leaf: _gather(leaf, source, batch_indices), carries)
@@ -87,7 +88,8 @@ def repeat_on_padding(
 
 def valid_steps(lengths: jax.Array, steps: int) -> jax.Array:
     """Returns `[T, B]` bool, True on the first `lengths[b]` steps of sequence b."""
-    return jnp.arange(steps)[:, None] < lengths
+    dtype = promote_dtypes(lengths.dtype, jnp.int32)
+    return jnp.arange(steps, dtype=dtype)[:, None] < lengths.astype(dtype)[None]
 
 
 def segment_resets(segment_ids: ArrayLike) -> tuple[jax.Array, jax.Array]:
@@ -135,15 +137,15 @@ def reverse_resets(
     """
     resets = jnp.asarray(resets)
     if lengths is not None:
-        resets = resets & valid_steps(jnp.asarray(lengths), len(resets))
-    if mask is None or len(resets) == 0:
+        resets = resets & valid_steps(jnp.asarray(lengths), resets.shape[0])
+    if mask is None or resets.shape[0] == 0:
         return jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
     mask = jnp.asarray(mask)
-    steps = jnp.arange(len(resets), dtype=jnp.int32)[:, None]
+    steps = jnp.arange(resets.shape[0], dtype=jnp.int32)[:, None]
     # For each step, the first valid step at or after it, and the first one after it.
-    at_or_after = lax.cummin(jnp.where(mask, steps, len(resets)), axis=0, reverse=True)
-    after = jnp.concatenate([at_or_after[1:], jnp.full_like(at_or_after[:1], len(resets))])
-    exists = after < len(resets)
+    at_or_after = lax.cummin(jnp.where(mask, steps, resets.shape[0]), axis=0, reverse=True)
+    after = jnp.concatenate([at_or_after[1:], jnp.full_like(at_or_after[:1], resets.shape[0])])
+    exists = after < resets.shape[0]
     is_reset = jnp.take_along_axis(resets & mask, jnp.where(exists, after, 0), axis=0)
     return is_reset & exists & mask
 
@@ -151,11 +153,12 @@ def reverse_resets(
 def isolate_nans(
     xs: Inputs, carry: Carry, masks: Masks, reverse: bool
 ) -> tuple[Inputs, Carry, jax.Array]:
-    """Replaces inputs by zeros from each NaN to the next reset, so that it reaches no gradient.
+    """Replaces inputs by zeros from each NaN to the next reset, and on padding.
 
-    These steps do not affect outputs after the reset, but they would contribute 0 * NaN to the
-    gradients of parameters. The caller sets their outputs to NaN again by `restore_nans`. A NaN
-    without a later reset is not replaced, since it must reach the final carry and the gradient.
+    A NaN then reaches no gradient: the steps before the reset do not affect outputs after it, but
+    they would contribute 0 * NaN to the gradients of parameters. The caller sets their outputs to
+    NaN again by `restore_nans`. A NaN on a valid step without a later reset is not replaced, since
+    it must reach the final carry and the gradient.
 
     Args:
       xs: inputs, leaves `[T, B, ...]`.
@@ -171,24 +174,26 @@ def isolate_nans(
       ValueError: there are no resets, or no steps.
     """
     resets = masks.resets
-    if resets is None or len(resets) == 0:
+    if resets is None or resets.shape[0] == 0:
         raise ValueError(
             "isolate_nans: masks.resets must be an array of at least one step, got "
             + ("None" if resets is None else "0 steps")
         )
-    steps = jnp.arange(len(resets))[:, None]
+    steps = jnp.arange(resets.shape[0])[:, None]
     nan_inputs = _has_nan(xs, 2) if masks.valid is None else _has_nan(xs, 2) & masks.valid
     nan_first = _has_nan(carry, 1)
     resets, nan_inputs = (lax.rev(a, (0,)) if reverse else a for a in (resets, nan_inputs))
     # Steps in scan order; -1 is before the first step, and -2 means never.
     last_reset = lax.cummax(jnp.where(resets, steps, -1))
     last_nan = lax.cummax(jnp.where(nan_inputs, steps, -2))
-    last_nan = jnp.maximum(last_nan, jnp.where(nan_first, -1, -2))
-    reset_follows = jnp.cumsum(resets, axis=0) < jnp.sum(resets, axis=0)
+    last_nan = jnp.maximum(last_nan, jnp.where(nan_first, -1, -2)[None])
+    reset_follows = jnp.cumsum(resets, axis=0) < jnp.sum(resets, axis=0, keepdims=True)
     nan_carries = (last_nan >= last_reset) & reset_follows
     nan_carries = lax.rev(nan_carries, (0,)) if reverse else nan_carries
     carry = tree_where(~(nan_first & resets.any(axis=0)), carry, masks.reset_carry)
-    return zero_where(~nan_carries, xs), carry, nan_carries
+    # Padding becomes zero too: a NaN there would stay in a residual, which `jax_debug_nans` checks.
+    finite = ~nan_carries if masks.valid is None else ~nan_carries & masks.valid
+    return zero_where(finite, xs), carry, nan_carries
 
 
 def restore_nans(nan_steps: jax.Array, ys: Any) -> Any:

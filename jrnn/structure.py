@@ -264,3 +264,8 @@ def recurrence_kind(cell: Cell, input_size: int) -> RecurrenceKind:
         return "linear"
     kind = jacobian_sparsity(cell, params, carry, z)
     return "dense" if kind is None else "block_diagonal" if kind == "block" else "diagonal"
+
+
+def is_symbolic(*sizes: Any) -> bool:
+    """Whether any size of an axis is a symbolic dimension of `jax.export` instead of an int."""
+    return not all(isinstance(size, int) for size in sizes)

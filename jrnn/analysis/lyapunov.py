@@ -10,6 +10,7 @@ from jax import lax
 
 from jrnn import checks
 from jrnn.cell import Carry, Cell, Inputs, Params
+from jrnn.dtypes import promote_dtypes
 from jrnn.engines.inputs import (
     CanonicalInputs,
     canonicalize,
@@ -309,7 +310,7 @@ def _carry_size(cell: Cell, carry: Carry) -> int:
 def _real_dtype(carry: Carry) -> jnp.dtype:
     """Returns the real dtype of the inexact leaves of a carry; at least float32, as QR requires."""
     leaves = [leaf for leaf in jax.tree.leaves(carry) if _is_inexact(leaf)]
-    return jnp.result_type(jnp.float32, *(jnp.finfo(leaf.dtype).dtype for leaf in leaves))
+    return promote_dtypes(jnp.float32, *(jnp.finfo(leaf.dtype).dtype for leaf in leaves))
 
 
 def _flatten(carry: Carry, dtype: jnp.dtype) -> jax.Array:

@@ -9,6 +9,7 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
+from jrnn.broadcasting import add
 from jrnn.cell import Cell, Timed
 from jrnn.cells.common import affine, split_gates
 from jrnn.taps import tap
@@ -155,7 +156,7 @@ def _compute_heads(params: CfCParams, a: jax.Array | CfCGates) -> CfCGates:
     if isinstance(a, CfCGates):
         return a
     v = 1.7159 * jnp.tanh(0.666 * a)
-    return split_gates(v @ params.w_heads + params.b_heads, CfCGates, CfCGates._fields)
+    return split_gates(add(v @ params.w_heads, params.b_heads), CfCGates, CfCGates._fields)
 
 
 def _expand_time_steps(timed: Timed) -> jax.Array:

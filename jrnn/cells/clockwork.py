@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
+from jrnn.broadcasting import expand_like
 from jrnn.cell import Cell
 from jrnn.cells.common import affine
 from jrnn.taps import tap
@@ -134,7 +135,8 @@ class Clockwork(Cell):
         self, params: ClockworkParams, carry: ClockworkCarry, z: jax.Array, u: jax.Array
     ) -> ClockworkCarry:
         periods = self.unit_periods
-        active = carry.t[..., None] % periods == 0
+        t = carry.t[..., None]
+        active = t % expand_like(jnp.asarray(periods), t) == 0
         n = tap("n", jnp.tanh(z + u), role="candidate")
         h = jnp.where(active, n, carry.h)
         tap("active", active.astype(h.dtype))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jrnn import checks
+from jrnn.broadcasting import add, multiply
 from jrnn.cell import Cell
 
 GatesT = TypeVar("GatesT", bound=tuple)
@@ -16,7 +17,7 @@ ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 def affine(cell: Cell, x: jax.Array, w_ih: jax.Array, b: jax.Array | None) -> jax.Array:
     """Returns x·w_ih + b `[..., G·hidden]`, after validating the input size; b may be None."""
     a = input_matmul(cell, x, w_ih)
-    return a if b is None else a + b
+    return a if b is None else add(a, b)
 
 
 def input_matmul(cell: Cell, x: jax.Array, w_ih: jax.Array) -> jax.Array:
@@ -71,7 +72,7 @@ def recurrent_matmul(
     if w_hh.ndim == 2:
         return split_gates(h @ w_hh, gates, names)
     if w_hh.shape[1:] == (1, len(names)):
-        return _fill_gates([h * w_hh[:, 0, k] for k in range(len(names))], gates, names)
+        return _fill_gates([multiply(h, w_hh[:, 0, k]) for k in range(len(names))], gates, names)
     by_head = h.reshape(*h.shape[:-1], *w_hh.shape[:2])
     blocks = split_gates(jnp.einsum("...nr,nrc->...nc", by_head, w_hh), gates, names)
     merge_heads = lambda gate: gate.reshape(*h.shape[:-1], gate.shape[-2] * gate.shape[-1])

@@ -11,9 +11,11 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
+from jrnn.broadcasting import add, multiply
 from jrnn.cell import Cell
 from jrnn.cells.common import split_gates
 from jrnn.cells.lstm import LSTMCarry, LSTMGates
+from jrnn.dtypes import promote_dtypes
 from jrnn.taps import tap
 
 GATES = ("i", "f", "g", "o")
@@ -147,7 +149,7 @@ class ConvLSTM(Cell):
                 f"ConvLSTM: x must have shape [..., *spatial_shape, input] with spatial_shape "
                 f"{self.spatial_shape}, got shape {x.shape}"
             )
-        return split_gates(convolve(x, params.w_ih) + params.b, LSTMGates, GATES)
+        return split_gates(add(convolve(x, params.w_ih), params.b), LSTMGates, GATES)
 
     def recur(self, params: ConvLSTMParams, carry: LSTMCarry) -> LSTMGates:
         return split_gates(convolve(carry.h, params.w_hh), LSTMGates, GATES)
@@ -156,7 +158,7 @@ class ConvLSTM(Cell):
         self, params: ConvLSTMParams, carry: LSTMCarry, z: LSTMGates, u: LSTMGates
     ) -> LSTMCarry:
         a = jax.tree.map(jnp.add, z, u)
-        peephole = lambda p, c: 0 if p is None else p * c
+        peephole = lambda p, c: 0 if p is None else multiply(p, c)
         i = tap("i", sigmoid(a.i + peephole(params.p_i, carry.c)))
         f = tap("f", sigmoid(a.f + peephole(params.p_f, carry.c)))
         g = tap("g", jnp.tanh(a.g), role="candidate")
@@ -180,7 +182,7 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
       `[..., *spatial, outputs]`.
     """
     axes = kernel.ndim - 2
-    leading, dtype = x.shape[: -axes - 1], jnp.result_type(x, kernel)
+    leading, dtype = x.shape[: -axes - 1], promote_dtypes(x.dtype, kernel.dtype)
     spatial = "DHW"[-axes:]
     out = lax.conv_general_dilated(
         x.reshape(math.prod(leading), *x.shape[len(leading) :]).astype(dtype),

@@ -9,6 +9,7 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
+from jrnn.broadcasting import multiply
 from jrnn.cell import Cell, WithCellState
 from jrnn.cells.common import affine, split_gates
 from jrnn.cells.lstm import LSTMCarry
@@ -138,13 +139,16 @@ class DepthGatedLSTM(Cell):
     ) -> LSTMCarry:
         from_below: Any = 0
         if z.below is not None:
-            d = tap("d", sigmoid(z.d + params.p_d * carry.c + params.p_below * z.below))
+            d = tap(
+                "d",
+                sigmoid(z.d + multiply(params.p_d, carry.c) + multiply(params.p_below, z.below)),
+            )
             from_below = d * z.below
-        i = tap("i", sigmoid(z.i + u.i + params.p_i * carry.c))
-        f = tap("f", sigmoid(z.f + u.f + params.p_f * carry.c))
+        i = tap("i", sigmoid(z.i + u.i + multiply(params.p_i, carry.c)))
+        f = tap("f", sigmoid(z.f + u.f + multiply(params.p_f, carry.c)))
         g = tap("g", jnp.tanh(z.g + u.g), role="candidate")
         c = from_below + f * carry.c + i * g
-        o = tap("o", sigmoid(z.o + u.o + params.p_o * c))
+        o = tap("o", sigmoid(z.o + u.o + multiply(params.p_o, c)))
         h = o * jnp.tanh(tap(None, c, role="cell_state"))
         return LSTMCarry(h, c)
 

@@ -9,6 +9,7 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
+from jrnn.broadcasting import add, multiply
 from jrnn.cell import Cell
 from jrnn.cells.common import input_matmul
 from jrnn.taps import tap
@@ -100,7 +101,7 @@ class FastGRNN(Cell):
     def project(self, params: FastGRNNParams, x: jax.Array) -> FastGRNNGates:
         shared = input_matmul(self, x, params.w_ih)
         b_z, b_n = jnp.split(params.b, 2)
-        return FastGRNNGates(z=shared + b_z, n=shared + b_n)
+        return FastGRNNGates(z=add(shared, b_z), n=add(shared, b_n))
 
     def recur(self, params: FastGRNNParams, carry: jax.Array) -> jax.Array:
         return carry @ params.w_hh
@@ -110,5 +111,5 @@ class FastGRNN(Cell):
     ) -> jax.Array:
         update_gate = tap("z", sigmoid(z.z + u))
         n = tap("n", jnp.tanh(z.n + u), role="candidate")
-        scale = sigmoid(params.zeta) * (1 - update_gate) + sigmoid(params.nu)
+        scale = add(multiply(sigmoid(params.zeta), 1 - update_gate), sigmoid(params.nu))
         return scale * n + update_gate * carry

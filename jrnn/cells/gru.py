@@ -9,6 +9,7 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
+from jrnn.broadcasting import add
 from jrnn.cell import Cell
 from jrnn.cells.common import affine, recurrent_matmul, split_gates
 from jrnn.taps import tap
@@ -129,7 +130,7 @@ class GRU(Cell):
         reset_gate = tap("r", sigmoid(z.r + u.r))
         update_gate = tap("z", sigmoid(z.z + u.z))
         if self.reset_after:
-            recurrent = reset_gate * (u.n if params.b_hn is None else u.n + params.b_hn)
+            recurrent = reset_gate * (u.n if params.b_hn is None else add(u.n, params.b_hn))
         else:
             _, w_n = self._split_weights(params)
             h = reset_gate * carry

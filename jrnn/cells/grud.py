@@ -9,6 +9,7 @@ from jax.nn import relu, sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
+from jrnn.broadcasting import add, multiply
 from jrnn.cell import Cell
 from jrnn.cell import Observed as Observed
 from jrnn.cells.common import input_matmul, split_gates
@@ -124,11 +125,11 @@ class GRUD(Cell):
     def project(self, params: GRUDParams, x: Observed) -> GRUDGates:
         _validate_input(x, params.w_ih.shape[0])
         x = x.zero_missing()
-        a = input_matmul(self, x.mask, params.w_mh) + params.b
-        decay_rate = input_matmul(self, x.delta, params.w_decay_h) + params.b_decay_h
+        a = add(input_matmul(self, x.mask, params.w_mh), params.b)
+        decay_rate = add(input_matmul(self, x.delta, params.w_decay_h), params.b_decay_h)
         return split_gates(a, GRUDGates, ("r", "z", "n"))._replace(
             gamma_h=jnp.exp(-relu(decay_rate)),
-            gamma_x=jnp.exp(-relu(x.delta * params.w_decay_x + params.b_decay_x)),
+            gamma_x=jnp.exp(-relu(add(multiply(x.delta, params.w_decay_x), params.b_decay_x))),
             observed=x.mask * x.x,
             missing=1 - x.mask,
         )
@@ -137,7 +138,7 @@ class GRUD(Cell):
         return None
 
     def update(self, params: GRUDParams, carry: GRUDCarry, z: GRUDGates, u: None) -> GRUDCarry:
-        imputed = z.gamma_x * carry.x_last + (1 - z.gamma_x) * params.mean
+        imputed = z.gamma_x * carry.x_last + multiply(1 - z.gamma_x, params.mean)
         a = (z.observed + z.missing * imputed) @ params.w_ih
         x = split_gates(a, GRUDGates, ("r", "z", "n"))
         h = z.gamma_h * carry.h

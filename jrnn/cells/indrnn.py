@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
+from jrnn.broadcasting import multiply
 from jrnn.cell import Cell
 from jrnn.cells.common import ACTIVATIONS, affine
 from jrnn.taps import tap
@@ -89,4 +90,4 @@ class IndRNN(Cell):
         return None
 
     def update(self, params: IndRNNParams, carry: jax.Array, z: jax.Array, u: None) -> jax.Array:
-        return tap("h", ACTIVATIONS[self.activation](z + params.w_hh * carry))
+        return tap("h", ACTIVATIONS[self.activation](z + multiply(params.w_hh, carry)))

@@ -10,8 +10,10 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
+from jrnn.broadcasting import multiply
 from jrnn.cell import Cell, Diagonal
 from jrnn.cells.common import input_matmul, split_gates
+from jrnn.dtypes import promote_dtypes
 from jrnn.taps import tap
 
 
@@ -106,7 +108,7 @@ class LRU(Cell):
         return LRUParams(jnp.concatenate([b, d], axis=-1), *ring, c_re=c_re, c_im=c_im)
 
     def init_carry(self, params: LRUParams, batch_shape: tuple[int, ...]) -> jax.Array:
-        dtype = jnp.promote_types(params.nu_log.dtype, jnp.complex64)
+        dtype = promote_dtypes(params.nu_log.dtype, jnp.complex64)
         return jnp.zeros((*batch_shape, self.hidden_size), dtype)
 
     def project(self, params: LRUParams, x: jax.Array) -> LRUGates:
@@ -120,8 +122,8 @@ class LRU(Cell):
             jnp.exp(promote_to_float32(log))
             for log in (params.nu_log, params.theta_log, params.gamma_log)
         )
-        b = gamma * lax.complex(promote_to_float32(z.re), promote_to_float32(z.im))
-        return Diagonal(jnp.exp(lax.complex(-nu, theta)), b)
+        b = lax.complex(promote_to_float32(z.re), promote_to_float32(z.im))
+        return Diagonal(jnp.exp(lax.complex(-nu, theta)), multiply(gamma.astype(b.dtype), b))
 
     def update(self, params: LRUParams, carry: jax.Array, z: LRUGates, u: None) -> jax.Array:
         return update_complex(self.coefficients(params, z), carry)
@@ -148,4 +150,4 @@ def readout_complex(
 
 def promote_to_float32(a: jax.Array) -> jax.Array:
     """Casts half precision to float32, since JAX has no half-precision complex dtype."""
-    return a.astype(jnp.promote_types(a.dtype, jnp.float32))
+    return a.astype(promote_dtypes(a.dtype, jnp.float32))

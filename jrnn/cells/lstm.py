@@ -9,6 +9,7 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
+from jrnn.broadcasting import multiply
 from jrnn.cell import Cell
 from jrnn.cells.common import affine, recurrent_matmul, split_gates
 from jrnn.cells.lstm_options import ACTIVATIONS, LSTMActivation, validate_options
@@ -272,7 +273,7 @@ def _gate(a: jax.Array | None, p: jax.Array | None, c: jax.Array) -> jax.Array:
     """Returns sigmoid(a + p * c), without p if p is None; 1 if a is None (a disabled gate)."""
     if a is None:
         return jnp.ones_like(c)
-    return sigmoid(a if p is None else a + p * c)
+    return sigmoid(a if p is None else a + multiply(p, c))
 
 
 def _add_gate_recurrence(u: LSTMGates, carry: Any, w_gates: jax.Array) -> LSTMGates:

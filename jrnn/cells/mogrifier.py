@@ -9,6 +9,7 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
+from jrnn.broadcasting import add
 from jrnn.cell import Cell
 from jrnn.cells.common import split_gates
 from jrnn.cells.lstm import LSTMCarry, LSTMGates
@@ -148,7 +149,7 @@ class MogrifierLSTM(Cell):
                 h = 2 * sigmoid(_modulate(x, params.r, params.r_right, n // 2)) * h
             else:
                 x = 2 * sigmoid(_modulate(h, params.q, params.q_right, n // 2)) * x
-        a: Any = split_gates(x @ params.w_ih + h @ params.w_hh + params.b, LSTMGates, GATES)
+        a: Any = split_gates(add(x @ params.w_ih + h @ params.w_hh, params.b), LSTMGates, GATES)
         i, f = tap("i", sigmoid(a.i)), tap("f", sigmoid(a.f))
         g = tap("g", jnp.tanh(a.g), role="candidate")
         c = f * carry.c + i * g

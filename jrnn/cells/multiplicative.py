@@ -9,6 +9,7 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
+from jrnn.broadcasting import add
 from jrnn.cell import Cell
 from jrnn.cells.common import input_matmul, split_gates
 from jrnn.cells.lstm import LSTMCarry
@@ -103,7 +104,7 @@ class MultiplicativeLSTM(Cell):
 
     def project(self, params: MultiplicativeLSTMParams, x: jax.Array) -> MultiplicativeLSTMGates:
         a, m = jnp.split(input_matmul(self, x, params.w_ih), [4 * self.hidden_size], axis=-1)
-        return split_gates(a + params.b, MultiplicativeLSTMGates, GATES)._replace(m=m)
+        return split_gates(add(a, params.b), MultiplicativeLSTMGates, GATES)._replace(m=m)
 
     def recur(self, params: MultiplicativeLSTMParams, carry: LSTMCarry) -> MultiplicativeLSTMGates:
         return split_gates(carry.h @ params.w_hh, MultiplicativeLSTMGates, ("m",))

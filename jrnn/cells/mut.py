@@ -9,6 +9,7 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
+from jrnn.broadcasting import add
 from jrnn.cell import Cell
 from jrnn.cells.common import affine, input_matmul, split_gates
 from jrnn.taps import tap
@@ -82,7 +83,7 @@ class MUT1(Cell):
     def project(self, params: MUTParams, x: jax.Array) -> MUTGates:
         a = split_gates(input_matmul(self, x, params.w_ih), MUTGates, ("z", "r", "n"))
         b = split_gates(params.b, MUTGates, ("z", "r", "n"))
-        return MUTGates(z=a.z + b.z, r=a.r + b.r, n=jnp.tanh(a.n) + b.n)
+        return MUTGates(z=add(a.z, b.z), r=add(a.r, b.r), n=add(jnp.tanh(a.n), b.n))
 
     def recur(self, params: MUTParams, carry: jax.Array) -> MUTGates:
         return split_gates(carry @ params.w_hh[:, : self.hidden_size], MUTGates, ("r",))

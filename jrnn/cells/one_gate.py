@@ -9,6 +9,7 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
+from jrnn.broadcasting import add
 from jrnn.cell import Cell
 from jrnn.cells.common import affine, input_matmul, split_gates
 from jrnn.taps import tap
@@ -246,8 +247,8 @@ class MinimalRNN(Cell):
 
     def project(self, params: MinimalRNNParams, x: jax.Array) -> MinimalRNNGates:
         b = split_gates(params.b, MinimalRNNGates, ("z", "n"))
-        n = jnp.tanh(input_matmul(self, x, params.w_ih) + b.n)
-        return MinimalRNNGates(z=n @ params.w_nz + b.z, n=n)
+        n = jnp.tanh(add(input_matmul(self, x, params.w_ih), b.n))
+        return MinimalRNNGates(z=add(n @ params.w_nz, b.z), n=n)
 
     def recur(self, params: MinimalRNNParams, carry: jax.Array) -> MinimalRNNGates:
         return split_gates(carry @ params.w_hh, MinimalRNNGates, ("z",))

@@ -9,6 +9,7 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
+from jrnn.broadcasting import multiply
 from jrnn.cell import Cell
 from jrnn.cells.common import affine, split_gates
 from jrnn.cells.gru import GRUGates
@@ -112,9 +113,9 @@ class ParaGRU(Cell):
 
     def update(self, params: ParaGRUParams, carry: jax.Array, z: GRUGates, u: None) -> jax.Array:
         a = split_gates(params.w_hh, GRUGates, ("r", "z", "n"))
-        reset_gate = tap("r", sigmoid(z.r + a.r * carry))
-        update_gate = tap("z", sigmoid(z.z + a.z * carry))
-        n = tap("n", jnp.tanh(z.n + a.n * (reset_gate * carry)), role="candidate")
+        reset_gate = tap("r", sigmoid(z.r + multiply(a.r, carry)))
+        update_gate = tap("z", sigmoid(z.z + multiply(a.z, carry)))
+        n = tap("n", jnp.tanh(z.n + multiply(a.n, reset_gate * carry)), role="candidate")
         return (1 - update_gate) * n + update_gate * carry
 
 
@@ -195,10 +196,10 @@ class ParaLSTM(Cell):
 
     def update(self, params: ParaLSTMParams, carry: LSTMCarry, z: LSTMGates, u: None) -> LSTMCarry:
         a = split_gates(params.w_hh, LSTMGates, ("f", "g", "o"))
-        f = tap("f", sigmoid(z.f + a.f * carry.h + params.p_f * carry.c))
-        g = tap("g", jnp.tanh(z.g + a.g * carry.h), role="candidate")
+        f = tap("f", sigmoid(z.f + multiply(a.f, carry.h) + multiply(params.p_f, carry.c)))
+        g = tap("g", jnp.tanh(z.g + multiply(a.g, carry.h)), role="candidate")
         c = f * carry.c + (1 - f) * g
-        o = tap("o", sigmoid(z.o + a.o * carry.h + params.p_o * c))
+        o = tap("o", sigmoid(z.o + multiply(a.o, carry.h) + multiply(params.p_o, c)))
         h = o * jnp.tanh(tap(None, c, role="cell_state"))
         return LSTMCarry(h, c)
 

@@ -9,9 +9,11 @@ from jax.nn import sigmoid, softplus
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
+from jrnn.broadcasting import multiply
 from jrnn.cell import Cell, Diagonal
 from jrnn.cells.common import affine, split_gates
 from jrnn.cells.linear import promote_to_float32
+from jrnn.dtypes import promote_dtypes
 from jrnn.taps import tap
 
 DECAY_SCALE = 8.0
@@ -94,7 +96,7 @@ class RGLRU(Cell):
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> RGLRUParams:
         key_ih, key_lam = jax.random.split(key)
         lecun, hidden = jax.nn.initializers.lecun_normal(), self.hidden_size
-        draw_dtype = jnp.promote_types(dtype, jnp.float32)
+        draw_dtype = promote_dtypes(dtype, jnp.float32)
         decay = initializers.uniform(key_lam, hidden, self.r_min, self.r_max, draw_dtype)
         return RGLRUParams(
             w_ih=initializers.per_gate(lecun, key_ih, input_size, hidden, 3, dtype),
@@ -115,11 +117,13 @@ class RGLRU(Cell):
     def coefficients(self, params: RGLRUParams, z: RGLRUGates) -> Diagonal:
         r = tap("r", sigmoid(promote_to_float32(z.r)))
         i, v = tap("i", sigmoid(z.i)), tap("v", z.v)
-        log_a = -DECAY_SCALE * r * softplus(promote_to_float32(params.lam))
-        return Diagonal(jnp.exp(log_a), safe_sqrt(-jnp.expm1(2 * log_a)) * (i * v))
+        log_a = multiply(-DECAY_SCALE * r, softplus(promote_to_float32(params.lam)))
+        return Diagonal(
+            jnp.exp(log_a), safe_sqrt(-jnp.expm1(2 * log_a)) * promote_to_float32(i * v)
+        )
 
     def update(self, params: RGLRUParams, carry: jax.Array, z: RGLRUGates, u: None) -> jax.Array:
-        return self.coefficients(params, z).apply(carry).astype(carry.dtype)
+        return self.coefficients(params, z).apply(promote_to_float32(carry)).astype(carry.dtype)
 
 
 def safe_sqrt(a: jax.Array) -> jax.Array:

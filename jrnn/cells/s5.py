@@ -10,9 +10,11 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
+from jrnn.broadcasting import multiply
 from jrnn.cell import Cell, Diagonal
 from jrnn.cells.common import input_matmul
 from jrnn.cells.linear import LRUGates, promote_to_float32, readout_complex, update_complex
+from jrnn.dtypes import promote_dtypes
 
 
 class S5Params(NamedTuple):
@@ -100,7 +102,7 @@ class S5(Cell):
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> S5Params:
         key_b, key_c, key_d, key_step = jax.random.split(key, 4)
         num_eigenvalues = self.num_states * (1 + self.conjugate)
-        draw_dtype = jnp.promote_types(dtype, jnp.float32)
+        draw_dtype = promote_dtypes(dtype, jnp.float32)
         # With `conjugate`, keep the eigenvalue of each pair that has a positive imaginary part.
         eig = hippo_legs_eig(num_eigenvalues)
         eigenvalues, v = (array[..., -self.num_states :] for array in eig)
@@ -122,7 +124,7 @@ class S5(Cell):
         return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
     def init_carry(self, params: S5Params, batch_shape: tuple[int, ...]) -> jax.Array:
-        dtype = jnp.promote_types(params.log_step.dtype, jnp.complex64)
+        dtype = promote_dtypes(params.log_step.dtype, jnp.complex64)
         return jnp.zeros((*batch_shape, self.num_states), dtype)
 
     def project(self, params: S5Params, x: jax.Array) -> LRUGates:
@@ -137,8 +139,10 @@ class S5(Cell):
             promote_to_float32, (params.lambda_re, params.lambda_im, params.log_step, z.re, z.im)
         )
         step = jnp.exp(log_step)
+        b = lax.complex(re, im)
+        step = step.astype(b.dtype)
         exponent = lax.complex(lambda_re, lambda_im) * step
-        return Diagonal(jnp.exp(exponent), step * expm1_quotient(exponent) * lax.complex(re, im))
+        return Diagonal(jnp.exp(exponent), multiply(step * expm1_quotient(exponent), b))
 
     def update(self, params: S5Params, carry: jax.Array, z: LRUGates, u: None) -> jax.Array:
         return update_complex(self.coefficients(params, z), carry)

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jrnn import checks
 from jrnn.cell import Carry, Dense, Gates, Inputs, LogDiagonal
+from jrnn.dtypes import promote_dtypes
 from jrnn.engines import recurrence
 from jrnn.engines.chunks import choose_chunk_size, scan_chunks
 from jrnn.engines.engine import Engine
@@ -302,4 +303,4 @@ def _finish(
 
 
 def _accum_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    return jnp.promote_types(dtype, jnp.float32)
+    return promote_dtypes(dtype, jnp.float32)

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -14,6 +14,7 @@ from jrnn.engines.native import Native, is_partitioned, unavailable_reason
 from jrnn.engines.precision import BoundCell
 from jrnn.engines.scan import Scan
 from jrnn.masking import Masks, step_shapes
+from jrnn.structure import is_symbolic
 
 log = logging.getLogger("jrnn")
 
@@ -27,6 +28,7 @@ class Auto(Engine):
 
     The first of these rules that applies selects the engine:
 
+    - `Scan` if time or batch is a symbolic dimension of `jax.export`.
     - `Native` if it has a kernel: for LSTM, GRU (reset after) and Elman, in float32, on a CPU, if
       the C++ extension is installed.
     - `Associative` if the cell has `coefficients`; on a CPU only from `ASSOCIATIVE_MIN_STEPS`
@@ -58,9 +60,13 @@ class Auto(Engine):
     `Native` and `Fused` do not support forward mode: use `engine="scan"` for `jax.jvp`.
     """
 
+    supports_symbolic_shapes: ClassVar[bool] = True
+
     def run(
         self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
     ) -> tuple[Carry, Any]:
+        if is_symbolic(*jax.tree.leaves(xs)[0].shape[:2]):
+            return Scan().run(bound, carry, xs, masks, reverse)
         reason = unavailable_reason(bound, xs)
         chosen = Native() if reason is None else _select_without_kernels(bound, xs)
         log.info("engine='auto' chose %r%s", chosen, "" if reason is None else f": {reason}")

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jrnn.broadcasting import expand_like, multiply
 from jrnn.engines import recurrence
 from jrnn.engines.jacobian import JacobianKind, Leaves, concat_leaves, split_leaves
 
@@ -54,10 +55,11 @@ def positive_inverse(a: jax.Array) -> jax.Array:
         is_pivot = index == k
         row, column = a[..., k, :], a[..., :, k]
         pivot = 1 / row[..., k, None]
-        row = jnp.where(is_pivot, 1, row) * pivot
-        column = jnp.where(is_pivot, 0, column)
-        rest = jnp.where(is_pivot, 0, a) - column[..., :, None] * row[..., None, :]
-        return jnp.where(is_pivot[:, None], row[..., None, :], rest)
+        is_pivot_row = expand_like(is_pivot, row)
+        row = jnp.where(is_pivot_row, 1, row) * pivot
+        column = jnp.where(is_pivot_row, 0, column)
+        rest = jnp.where(expand_like(is_pivot, a), 0, a) - column[..., :, None] * row[..., None, :]
+        return jnp.where(expand_like(is_pivot[:, None], rest), row[..., None, :], rest)
 
     return lax.fori_loop(0, n, sweep, a)
 
@@ -122,7 +124,7 @@ def smooth(
     covariances_of = covariances if jax.default_backend() == "cpu" else parallel_covariances
     predicted, updated = covariances_of(ops, a, weight, reverse)
     zero = jnp.zeros_like(r[0])
-    gain = ops.positive_inverse(ops.identity(predicted) + weight * predicted)
+    gain = ops.positive_inverse(ops.identity(predicted) + multiply(weight, predicted))
     means = recurrence.solve(ops.algebra, matmul(gain, a), matvec(gain, r), zero, reverse=reverse)
     # The values of the next step in scan order; `end` after the last step.
     shift_back = lambda leaf, end: recurrence.shift(leaf, end, not reverse)
@@ -157,7 +159,7 @@ def parallel_covariances(
     The elements (a, c, j) and their composition are those of Särkkä and García-Fernández.
     """
     matmul, adjoint = ops.matmul, ops.adjoint
-    identity = ops.identity(a)
+    identity, weight = ops.identity(a), expand_like(weight, a)
     squares = matmul(adjoint(a), a)
     elements = (a / (1 + weight), identity / (1 + weight), weight / (1 + weight) * squares)
 

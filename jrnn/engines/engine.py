@@ -17,9 +17,11 @@ class Engine(checks.ConvertsFields, abc.ABC):
     Attributes:
       supports_every_cell: whether the engine runs every cell; otherwise it raises for cells that it
         does not support.
+      supports_symbolic_shapes: whether time and batch may be symbolic dimensions of `jax.export`.
     """
 
     supports_every_cell: ClassVar[bool] = True
+    supports_symbolic_shapes: ClassVar[bool] = False
 
     @abc.abstractmethod
     def run(

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from jax import lax
@@ -16,10 +16,12 @@ from jrnn.engines.chunks import choose_chunk_size, scan_chunks
 from jrnn.engines.engine import Engine
 from jrnn.engines.precision import BoundCell
 from jrnn.engines.readout import SplitReadout, split_readout
+from jrnn.engines.reverse_mode import reverse_mode_only
 from jrnn.engines.scan import Scan, scan_steps
 from jrnn.engines.update_vjp import BackwardPlan, make_plan, update_vjp
 from jrnn.engines.vjp import add_cotangents, float_leaves, vjp, zero_cotangents
 from jrnn.masking import Masks, apply_resets, step_shapes, tree_where, zero_where
+from jrnn.structure import is_symbolic
 
 CHUNK_ROWS = 256
 """The default number of rows (steps times batch) of the matrix product of a weight gradient: such a
@@ -78,6 +80,8 @@ class Fused(Engine):
       Chen et al., 2016, Training deep nets with sublinear memory cost (remat).
     """
 
+    supports_symbolic_shapes: ClassVar[bool] = True
+
     chunk: int | None = None
     remat: bool = False
 
@@ -90,9 +94,10 @@ class Fused(Engine):
     def run(
         self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
     ) -> tuple[Carry, Any]:
-        steps, _ = _time_and_batch(xs)
-        if steps == 0:
+        steps, batch = _time_and_batch(xs)
+        if steps == 0 or is_symbolic(steps, batch):
             return Scan().run(bound, carry, xs, masks, reverse)
+        bound, carry, xs, masks = reverse_mode_only(self, (bound, carry, xs, masks))
         readout = split_readout(bound, carry, step_shapes(xs))
         result: Any = _run(self, readout, reverse, bound, carry, xs, masks)
         carry, outs = result

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from jrnn import checks, masking
 from jrnn.cell import Carry, Cell, Inputs, Observed, Params, add_noise
 from jrnn.dtypes import cast
+from jrnn.engines.manual_axes import vary_alike
 from jrnn.engines.precision import BoundCell, bind, infer_precision
 from jrnn.layer import Layer, SequenceInputs
 from jrnn.masking import Masks
 from jrnn.params import check_input_type, conform_params, refuse_non_arrays
+from jrnn.structure import is_symbolic
 
 
 class CanonicalInputs(NamedTuple):
@@ -130,6 +132,7 @@ def canonicalize(
         shapes = jax.eval_shape(lambda: xs)
         params, noise = cell.sample_noise(params, shapes, (steps, batch), inputs.key)
         xs = add_noise(xs, cast(noise, precision.compute))
+    params, carry, xs, masks = vary_alike((params, carry, xs, masks))
     bound = bind(cell, params, precision, return_carries)
     return CanonicalInputs(bound, carry, xs, masks, inputs.reverse, nan_carries, inputs.carry)
 
@@ -184,6 +187,8 @@ def _validate_lengths(owner: str, lengths: jax.Array, steps: int, batch: int) ->
         raise TypeError(
             f"{owner}: lengths must be ints, the number of valid steps, got {lengths.dtype}"
         )
+    if is_symbolic(steps):
+        return jnp.clip(lengths.astype(jnp.int32), 0, jnp.asarray(steps, jnp.int32))
     max_length = min(steps, jnp.iinfo(lengths.dtype).max)
     # Clipped before the cast, since int64 lengths may overflow int32.
     return jnp.clip(lengths, 0, max_length).astype(jnp.int32)

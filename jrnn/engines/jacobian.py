@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jrnn import structure
+from jrnn.broadcasting import multiply
 from jrnn.cell import Carry, Dense, Gates, Inputs
 from jrnn.engines.precision import BoundCell
 
@@ -209,9 +210,9 @@ def full(step: Step, prev_carries: Leaves) -> tuple[Leaves, jax.Array]:
 
     def block(i: int, j: int) -> jax.Array:
         diagonal = by_carry[i][j]
-        matrix = diagonal[..., None] * jnp.eye(diagonal.shape[-1], dtype=diagonal.dtype)
+        matrix = multiply(diagonal[..., None], jnp.eye(diagonal.shape[-1], dtype=diagonal.dtype))
         pairs = zip(by_gates[i], weights[j], strict=True)
-        return sum((e[..., None] * w.T for e, w in pairs), matrix)
+        return sum((multiply(e[..., None], w.T) for e, w in pairs), matrix)
 
     count = range(len(prev_carries))
     rows = [jnp.concatenate([block(i, j) for j in count], axis=-1) for i in count]

@@ -16,7 +16,9 @@ from jrnn import structure
 from jrnn.cell import Carry, Cell, Inputs
 from jrnn.engines.engine import Engine
 from jrnn.engines.fused import Fused
+from jrnn.engines.manual_axes import vary_alike
 from jrnn.engines.precision import BoundCell
+from jrnn.engines.reverse_mode import reverse_mode_only
 from jrnn.engines.scan import Scan
 from jrnn.masking import Masks, expand_mask, tree_where, zero_where
 
@@ -73,9 +75,8 @@ class Native(Engine):
 
     Only float32 is supported; float64 runs on `Fused`. Only first derivatives in reverse mode are
     supported: use `engine="fused"` for second derivatives, and `engine="scan"` for forward mode.
-    `jax.export` raises. Results do not depend on thread scheduling. They may depend on the number
-    of threads, which determines the order of sums over the batch. Inside `jax.shard_map`, gradients
-    need `check_vma=False`.
+    `jax.export` raises: use `engine="scan"`. Results do not depend on thread scheduling. They may
+    depend on the number of threads, which determines the order of sums over the batch.
 
     Raises:
       ValueError: when run, the cell has no kernel, a shape or dtype is not supported, the platform
@@ -97,6 +98,7 @@ class Native(Engine):
         steps, batch = jax.tree.leaves(xs)[0].shape[:2]
         if steps == 0 or batch == 0:
             return Scan().run(bound, carry, xs, masks, reverse)
+        bound, carry, xs, masks = reverse_mode_only(self, (bound, carry, xs, masks))
         # The kernels skip padding, but the transforms read it.
         xs = xs if cell is bound.cell else zero_where(masks.valid, xs)
         inner = bound.cell.inner_cell(bound.accum_params, xs)
@@ -223,7 +225,7 @@ def _register_kernels() -> str | None:
         # The backend is initialized first: otherwise no JAX function works after a failure.
         jax.local_devices(backend="cpu")
         for name, handler in _kernels.registrations().items():
-            jax.ffi.register_ffi_target(name, handler, platform="cpu")
+            jax.ffi.register_ffi_target(_target_name(name), handler, platform="cpu")
     except Exception as error:  # the other engines work without it
         return (
             f"the C++ extension was built for another jaxlib ({error}); reinstall jrnn with pip's "
@@ -232,12 +234,18 @@ def _register_kernels() -> str | None:
     return None
 
 
+def _target_name(handler: str) -> str:
+    """Returns the name of a kernel in XLA, which is part of the error message of `jax.export`."""
+    return f"{handler} (for jax.export use engine='scan')"
+
+
 def _run_masked(
     kernel: _Kernel, params: Any, carry: Carry, xs: jax.Array, masks: Masks, reverse: bool
 ) -> tuple[Carry, jax.Array]:
     """Runs the kernel with any mask: moves valid steps to the front, and their outputs back."""
     if masks.valid is None or masks.lengths is not None:
         return _run(kernel, params, carry, xs, masks, reverse)
+    xs = zero_where(masks.valid, xs)  # no residual has a NaN from padding
     order = jnp.argsort(~masks.valid, axis=0, stable=True)
     move_to_front = lambda a: jnp.take_along_axis(a, expand_mask(order, a), axis=0)
     moved_masks = masks._replace(
@@ -273,6 +281,7 @@ def _run(
         *h_and_c(carry),
         *h_and_c(masks.reset_carry),
     )
+    operands = vary_alike(operands)  # the placeholders too
     results: Any = _call_kernel(kernel, reverse, lengths, resets, operands)
     ys, h, c = results
     return type(carry)(h, c) if kernel.has_cell_state else h, ys
@@ -327,7 +336,9 @@ def _make_forward(kernel: _Kernel, reverse: bool, save: bool) -> Callable[..., A
         )
         # The kernel requests huge pages for the memory of all results. Nothing reads the last
         # result: XLA can reuse its buffer for the cotangents of ys, which have the same size.
-        scratch = ys if save else (0,)
+        # Without jit, `jax_debug_nans` would check it.
+        debugs = jax.config.values["jax_debug_nans"] or jax.config.values["jax_debug_infs"]
+        scratch = ys if save and not debugs else (0,)
         shapes = [
             ys,
             (batch, hidden),
@@ -336,9 +347,10 @@ def _make_forward(kernel: _Kernel, reverse: bool, save: bool) -> Callable[..., A
             scratch,
         ]
         results = [jax.ShapeDtypeStruct(shape, xs.dtype) for shape in shapes]
-        target: Any = jax.ffi.ffi_call("jrnn_forward", results)
+        target: Any = jax.ffi.ffi_call(_target_name("jrnn_forward"), results)
         cell = np.int32(kernel.cell_id)
-        return tuple(target(lengths, resets, xs, *rest, cell=cell, reverse=reverse)[:-1])
+        results = target(lengths, resets, xs, *rest, cell=cell, reverse=reverse)[:-1]
+        return vary_alike(tuple(results), xs)
 
     return _fold_vmap_into_batch(
         call,
@@ -363,8 +375,9 @@ def _make_backward(kernel: _Kernel, reverse: bool, groups: int) -> Callable[...,
         ]
         results = [jax.ShapeDtypeStruct(shape, rest[0].dtype) for shape in shapes]
         attributes = {"cell": np.int32(kernel.cell_id), "groups": np.int32(groups)}
-        target: Any = jax.ffi.ffi_call("jrnn_backward", results)
-        return tuple(target(lengths, resets, *rest, reverse=reverse, **attributes))
+        target: Any = jax.ffi.ffi_call(_target_name("jrnn_backward"), results)
+        results = target(lengths, resets, *rest, reverse=reverse, **attributes)
+        return vary_alike(tuple(results), rest)
 
     kinds = MASK_AXES + OPERAND_AXES + ("time", "time") + RESULT_AXES
     return _fold_vmap_into_batch(

@@ -17,6 +17,7 @@ from jrnn.engines.engine import Engine
 from jrnn.engines.equations import build_system
 from jrnn.engines.inputs import canonicalize, cast_like, conform_arguments, explain_arguments
 from jrnn.engines.jacobian import JacobianKind, Leaves
+from jrnn.engines.manual_axes import vary_alike
 from jrnn.engines.newton_iteration import NewtonStatus as NewtonStatus
 from jrnn.engines.newton_iteration import empty_status, run_newton
 from jrnn.engines.precision import BoundCell
@@ -352,7 +353,9 @@ def _has_reverse_mode_only(bound: BoundCell, carry: Carry, xs: Inputs) -> bool:
 
 def _zero_tangent(leaf: jax.Array) -> Any:
     floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-    return jnp.zeros_like(leaf) if floating else np.zeros(leaf.shape, jax.dtypes.float0)
+    if floating:
+        return jnp.zeros_like(leaf)
+    return vary_alike(np.zeros(leaf.shape, jax.dtypes.float0), leaf)
 
 
 def _raise_if_not_converged(

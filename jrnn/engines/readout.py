@@ -60,7 +60,8 @@ def split_readout(bound: BoundCell, carry: Carry, x: Inputs) -> SplitReadout:
     )
     batch = jax.tree.leaves(x)[0].shape[0]
     on_cpu = jax.default_backend() == "cpu"
-    if (on_cpu and batch >= IN_LOOP_MIN_BATCH) or not bound.readout_has_products(carry, z):
+    is_large = structure.is_symbolic(batch) or batch >= IN_LOOP_MIN_BATCH
+    if (on_cpu and is_large) or not bound.readout_has_products(carry, z):
         return not_deferred
     used = structure.find_used_leaves(bound.cell.readout, bound.accum_params, carry, z)
     is_used = ((True,) * len(used.carry) if bound.return_carries else used.carry) + used.z

@@ -1,7 +1,7 @@
 """The reference engine: one `lax.scan`, differentiated by JAX."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from jax import lax
 
@@ -28,6 +28,8 @@ class Scan(Engine):
     Raises:
       ValueError: `unroll` is not a positive int.
     """
+
+    supports_symbolic_shapes: ClassVar[bool] = True
 
     unroll: int = 1
 

@@ -15,9 +15,11 @@ from jrnn.engines.fused import Fused
 from jrnn.engines.inputs import canonicalize, conform_arguments, explain_arguments
 from jrnn.engines.native import Native
 from jrnn.engines.newton import Newton
+from jrnn.engines.reverse_mode import forward_mode_message
 from jrnn.engines.scan import Scan
 from jrnn.layer import Layer, SequenceInputs, check_layer
 from jrnn.masking import repeat_on_padding
+from jrnn.structure import is_symbolic
 
 REGISTRY: dict[str, type[Engine]] = {
     "auto": Auto,
@@ -157,11 +159,9 @@ def unroll_inputs(
         with explain_arguments(inputs, params):
             carry, ys = _unroll(layer, params, inputs, engine, bool(return_carries))
     except TypeError as error:
-        if "forward-mode" in str(error):  # the message of JAX does not mention engines
-            error.add_note(
-                f"jrnn: {engine} has reverse-mode derivatives only; for jax.jvp, jax.jacfwd and "
-                "jax.linearize use engine='scan'"
-            )
+        # `vmap` of a forward-mode derivative, as in jax.jacfwd, fails before `reverse_mode_only`.
+        if "custom_vjp" in str(error):
+            error.add_note(f"jrnn: {forward_mode_message(engine)}")
         raise
     return (carry, *ys) if return_carries else (carry, ys)
 
@@ -195,6 +195,12 @@ def _run_cell(
 ) -> tuple[Carry, Any]:
     """Runs one cell on an engine; with the engine bound, it is a `RunCell`."""
     del path
+    shape = jax.tree.leaves(inputs.xs)[0].shape
+    if is_symbolic(*shape) and not engine.supports_symbolic_shapes:
+        raise ValueError(
+            f"unroll: xs must have a shape of ints for {engine}, got {shape} with symbolic "
+            "dimensions of jax.export; use engine='scan'"
+        )
     args = canonicalize(cell, params, inputs, return_carries=return_carries)
     carry, ys = engine.run(args.bound, args.carry, args.xs, args.masks, args.reverse)
     if return_carries:

@@ -108,12 +108,16 @@ struct Forward {
     store_final_carry();
   }
 
-  // Lists the sequences for which step t is valid, and sets the outputs on padding to zero.
+  // Lists the sequences for which step t is valid, and sets all results on padding to zero. Nothing
+  // reads the saved arrays there, but `jax_debug_nans` checks them.
   int64_t list_valid_rows(int64_t t) {
     int64_t n = 0;
     for (int64_t b = item.rows.first; b < item.rows.last; ++b) {
       if (t >= rows.length(b)) {
-        if (item.slice == 0) memset(rows.y(t, b), 0, run.H * sizeof(float));
+        if (item.slice == 0) {
+          memset(rows.y(t, b), 0, run.H * sizeof(float));
+          if (run.saved) memset(rows.saved(t, b), 0, Cell::SAVED * run.H * sizeof(float));
+        }
         continue;
       }
       x_rows[n] = rows.x(t, b);

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from jrnn import checks
 from jrnn.cell import Carry
-from jrnn.masking import max_propagating_nan
+from jrnn.masking import max_propagating_nan, valid_steps
 from jrnn.nn.dropout import Dropout
 from jrnn.nn.layers import GRU, LSTM, StackedRNN
 from jrnn.nn.options import check_body, check_rngs
@@ -180,7 +180,7 @@ def _pool(
     if pool == "mean":
         return ys.sum(axis=0) / jnp.maximum(lengths, 1)[:, None].astype(ys.dtype)
     if pool == "max":
-        valid = jnp.arange(steps)[:, None] < lengths
+        valid = valid_steps(lengths, steps)
         maximum = max_propagating_nan(jnp.where(valid[..., None], ys, -jnp.inf), axis=0)
         return jnp.where(lengths[:, None] > 0, maximum, 0)
     last = jnp.maximum(lengths - 1, 0)

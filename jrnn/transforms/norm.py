@@ -10,7 +10,9 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from jrnn import checks, structure, taps
+from jrnn.broadcasting import add, multiply
 from jrnn.cell import Carry, Cell, Coefficients, Gates, Inputs, Params
+from jrnn.dtypes import promote_dtypes
 from jrnn.transforms.wrapper import Wrapper, WrapperGates
 
 
@@ -125,7 +127,7 @@ class LayerNorm(Wrapper):
         gain, shift = params.gain_c, params.shift_c
         if gain is None or shift is None:
             return self.cell.update(params.cell, carry, z.inner, u)
-        normalize = lambda c: gain * _normalize_jointly([c], self.epsilon)[0] + shift
+        normalize = lambda c: add(multiply(gain, _normalize_jointly([c], self.epsilon)[0]), shift)
         update = taps.replace_taps(self.cell.update, "cell_state", normalize)
         return update(params.cell, carry, z.inner, u)
 
@@ -139,7 +141,7 @@ class LayerNorm(Wrapper):
         groups = [[leaf] for leaf in leaves] if self.per_gate else [leaves]
         normalized = [a for group in groups for a in _normalize_jointly(group, self.epsilon)]
         gains = _split_like(gain, leaves)
-        return jax.tree.unflatten(structure, map(jnp.multiply, gains, normalized))
+        return jax.tree.unflatten(structure, map(multiply, gains, normalized))
 
 
 class _CellInfo(NamedTuple):
@@ -182,7 +184,7 @@ def _trace_cell(cell: Cell) -> _CellInfo:
 def _normalize_jointly(group: list[jax.Array], epsilon: float) -> list[jax.Array]:
     """Normalizes arrays `[..., n]` by their joint mean and standard deviation, in float32."""
     dtypes = [a.dtype for a in group]
-    group = [a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in group]
+    group = [a.astype(promote_dtypes(a.dtype, jnp.float32)) for a in group]
     count = sum(a.shape[-1] for a in group)
     total = lambda arrays: sum(a.sum(axis=-1, keepdims=True) for a in arrays)
     mean = total(group) / count

@@ -9,6 +9,7 @@ from jax.nn import sigmoid
 from jax.typing import DTypeLike
 
 from jrnn import checks, initializers
+from jrnn.broadcasting import add
 from jrnn.cell import Inputs, Params
 from jrnn.transforms.wrapper import Wrapper, input_array
 
@@ -109,7 +110,7 @@ class Highway(Wrapper):
 
     def transform_input(self, params: HighwayParams, x: Inputs, noise: Any) -> tuple[Inputs, Any]:
         array = input_array(x)
-        return x, (sigmoid(array @ params.w_t + params.b_t), array)
+        return x, (sigmoid(add(array @ params.w_t, params.b_t)), array)
 
     def transform_output(self, params: HighwayParams, y: Any, extra: Any) -> Any:
         t, x = extra

@@ -164,9 +164,8 @@ def test_forward_mode_raises() -> None:
     params, batch = make_example(cell, steps=2)
     xs = batch.xs.astype(np.float32)
     run = lambda xs: unroll_scenario(cell, Fused(), Scenario(), params, batch._replace(xs=xs))
-    with pytest.raises(TypeError, match="forward-mode") as caught:
+    with pytest.raises(TypeError, match="forward-mode.*use engine='scan'"):
         jax.jvp(run, (xs,), (xs,))
-    assert "use engine='scan'" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize("chunk", [0, -1, 1.5, True, "2"])

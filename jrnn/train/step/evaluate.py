@@ -47,6 +47,9 @@ def make_evaluator(graphdef: nnx.GraphDef, loss: Loss, batch_size: int) -> Evalu
     def compute_sums(
         weights: Weights, examples: Examples, rows: jax.Array, row_mask: jax.Array
     ) -> MetricSums:
+        # Without jit the examples are NumPy arrays, which traced rows cannot index.
+        examples = jax.tree.map(jnp.asarray, examples)
+
         def batch_sums(rows: jax.Array, row_mask: jax.Array) -> MetricSums:
             batch = take(examples, rows)
             return loss(merge_model(graphdef, weights), (), batch, row_mask)[1]
