@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -80,16 +81,17 @@ class RayCluster:
             return self
         options: dict[str, Any] = {}
         if self._address == "local":
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             options = {"include_dashboard": False}
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
-            ray.init(
-                self._address, log_to_driver=False, logging_level=logging.ERROR, **options
-            )
+            with warnings.catch_warnings():
+                # Ray starts its processes by fork and exec, which is safe with the threads of JAX.
+                warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+                ray.init(self._address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except (OSError, RuntimeError, ValueError) as error:
             raise ConnectionError(
                 f"sweep: no connection to the Ray cluster {self._address}: {_first_line(error)}; "
-                "run ray status on this machine"
+                "check the address, and run ray status on this machine"
             ) from error
         self._connected = True
         return self
@@ -103,9 +105,7 @@ class RayCluster:
         if self._connected:
             _import_ray().shutdown()
 
-    def train(
-        self, trials: Trials, folder: Path, resume: bool, signals: Signals
-    ) -> SweepResult:
+    def train(self, trials: Trials, folder: Path, resume: bool, signals: Signals) -> SweepResult:
         """Trains all groups on the nodes of the cluster, and saves the best trial as a run.
 
         Args:

@@ -146,9 +146,9 @@ class GroupWorker:
         for name, value in task.settings.items():
             jax.config.update(name, value)
         # Unpickled by Ray, whose pickles may contain classes of a config file.
-        import ray  # pyright: ignore[reportMissingImports]
+        from ray import cloudpickle  # pyright: ignore[reportMissingImports]
 
-        experiments = ray.cloudpickle.loads(task.pickled_experiments)
+        experiments = cloudpickle.loads(task.pickled_experiments)
         for step, files in saved.checkpoints.items():
             write_files(group_folder(self._folder, 0) / "checkpoints" / str(step), files)
         for index, content in enumerate(saved.metrics):

@@ -1,19 +1,15 @@
 """Sweeps on a Ray cluster of several nodes, all of which are on this machine."""
 
-import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 
 import jrnn
-from jrnn.cli.main import main
-from jrnn.sweep.sweep import BEST, group_folder, sweep, trial_folder
+from jrnn.sweep.sweep import BEST, group_folder, sweep
 from jrnn.train import Experiment, Interrupted, Network, Optimizer, restore
 from tests.sweep.test_sweep import Signs, read_metrics
 
