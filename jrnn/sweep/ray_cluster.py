@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -54,6 +55,8 @@ INSTALLED = ("site-packages", "dist-packages")
 """Names of the folders of installed modules, which must be installed on all nodes."""
 WAIT_SECONDS = 1.0
 """A signal is obeyed after at most this long."""
+SILENT_SECONDS = 15.0
+"""After a signal, workers are lost if none has answered for this long; they answer every second."""
 
 
 class RayCluster:
@@ -197,14 +200,20 @@ class _Groups:
         steps = [self._first(group).steps for group in self._groups]
         data = next(iter(self._trials.loaded.values()))
         title = f"{len(self._groups)} groups on Ray:"
+        last_answer = time.monotonic()
         with Progress(sum(steps), data.metric, title) as progress:
             while self._waiting or self._polls:
-                self._start_workers()
+                if self._waiting:
+                    self._start_workers()
                 ready, _ = self._ray.wait([*self._polls], timeout=WAIT_SECONDS)
                 for poll in ready:
                     self._receive(self._polls.pop(poll), poll)
+                if ready:
+                    last_answer = time.monotonic()
                 if signals.received:
                     self._stop(signals.received)
+                if self._stopped and time.monotonic() - last_answer > SILENT_SECONDS:
+                    self._polls.clear()  # the cluster was stopped as well
                 progress.update_training(sum(group.step for group in self._groups), {})
                 best = find_best(self._results, data)
                 progress.update_validation({} if best is None else self._results[best].validation)
@@ -286,9 +295,9 @@ class _Groups:
         """Writes what a worker has saved to the folder of the sweep."""
         try:
             for index, (offset, content) in zip(group.indices, update.metrics, strict=False):
-                _write_metrics(trial_folder(self._folder, index), offset, content)
+                write_metrics(trial_folder(self._folder, index), offset, content)
             if update.checkpoint is not None:
-                _write_checkpoint(group_folder(self._folder, group.number), *update.checkpoint)
+                write_checkpoint(group_folder(self._folder, group.number), *update.checkpoint)
                 group.num_failures = 0
             if update.result is not None:
                 self._install_result(group, update.result, update.best)
@@ -310,9 +319,9 @@ class _Groups:
 
     def _restart(self, group: _Group, error: Exception) -> None:
         """Lets a group start again after its worker was lost."""
-        self._ray.kill(group.worker)  # it may still run, if only the connection was lost
         if self._stopped:
             return
+        self._ray.kill(group.worker)  # it may still run, if only the connection was lost
         group.num_failures += 1
         if group.num_failures >= MAX_FAILURES:
             reason = (
@@ -435,7 +444,7 @@ def _find_folder(module: ModuleType) -> Path | None:
     return parents[depth] if depth < len(parents) else None
 
 
-def _write_metrics(folder: Path, offset: int, content: bytes) -> None:
+def write_metrics(folder: Path, offset: int, content: bytes) -> None:
     """Replaces `metrics.jsonl` from an offset on; the whole file atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "metrics.jsonl"
@@ -449,7 +458,7 @@ def _write_metrics(folder: Path, offset: int, content: bytes) -> None:
     target.replace(path)
 
 
-def _write_checkpoint(folder: Path, step: int, files: Files) -> None:
+def write_checkpoint(folder: Path, step: int, files: Files) -> None:
     """Writes a checkpoint atomically, and removes old ones, as well as damaged ones after it."""
     partial, checkpoints = folder / "checkpoint.part", folder / "checkpoints"
     shutil.rmtree(partial, ignore_errors=True)

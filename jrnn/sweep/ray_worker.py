@@ -4,6 +4,7 @@ A worker needs no file system in common with other machines. It trains in a temp
 own machine, and the process that runs `jrnn sweep` polls it for new files.
 """
 
+import pickle
 import shutil
 import signal
 import tempfile
@@ -145,10 +146,7 @@ class GroupWorker:
             )
         for name, value in task.settings.items():
             jax.config.update(name, value)
-        # Unpickled by Ray, whose pickles may contain classes of a config file.
-        from ray import cloudpickle  # pyright: ignore[reportMissingImports]
-
-        experiments = cloudpickle.loads(task.pickled_experiments)
+        experiments = pickle.loads(task.pickled_experiments)
         for step, files in saved.checkpoints.items():
             write_files(group_folder(self._folder, 0) / "checkpoints" / str(step), files)
         for index, content in enumerate(saved.metrics):
