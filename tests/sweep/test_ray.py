@@ -14,7 +14,7 @@ import pytest
 import jrnn
 from jrnn.cli.main import main
 from jrnn.sweep import ray_worker
-from jrnn.sweep.ray_cluster import write_checkpoint, write_metrics
+from jrnn.sweep.ray_cluster import RayCluster, write_checkpoint, write_metrics
 from jrnn.sweep.ray_worker import (
     GroupTask,
     GroupWorker,
@@ -55,9 +55,6 @@ NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": 
 
 
 def ray_cluster(cluster):
-    from jrnn.sweep import ray_worker
-from jrnn.sweep.ray_cluster import RayCluster
-
     return RayCluster(cluster.address)
 
 
@@ -125,9 +122,6 @@ def activation(x):
 
 @on_ray
 def test_command_with_a_config_that_defines_classes(cluster, tmp_path, monkeypatch, capsys):
-    from jrnn.sweep import ray_worker
-from jrnn.sweep.ray_cluster import RayCluster
-
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "novel.py").write_text(CONFIG)
     (tmp_path / "config" / "novel_helper.py").write_text(HELPER)
@@ -155,9 +149,6 @@ from jrnn.sweep.ray_cluster import RayCluster
 
 @on_ray
 def test_group_that_fits_on_no_node_raises(cluster, tmp_path):
-    from jrnn.sweep import ray_worker
-from jrnn.sweep.ray_cluster import RayCluster
-
     message = "must have 2 CPUs and 0 GPUs for a group, got nodes with 0 CPUs and 0 GPUs, 1 CPUs"
     with RayCluster(cluster.address, cpus=2) as ray, pytest.raises(ValueError, match=message):
         sweep(trials(45), tmp_path / "ray", train_trials=ray.train)
@@ -205,9 +196,7 @@ def test_interrupted_sweep_resumes(resume_on_ray, cluster, tmp_path):
     thread = threading.Thread(target=interrupt, daemon=True)
     with ray_cluster(cluster) as ray:
         thread.start()
-        with pytest.raises(
-            Interrupted, match="stopped by SIGTERM after [01] of 2 groups"
-        ):
+        with pytest.raises(Interrupted, match="stopped by SIGTERM after [01] of 2 groups"):
             sweep(trials(**options), folder, train_trials=ray.train)
         train = ray.train if resume_on_ray else None
         resumed = sweep(trials(**options), folder, resume=True, train_trials=train)
