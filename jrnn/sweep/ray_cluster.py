@@ -9,8 +9,10 @@ that has arrived.
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
+import socket
 import sys
 import time
 import warnings
@@ -53,6 +55,8 @@ MAX_FAILURES = 3
 """A sweep ends if the worker of a group is lost this many times without a new checkpoint."""
 INSTALLED = ("site-packages", "dist-packages")
 """Names of the folders of installed modules, which must be installed on all nodes."""
+CONNECT_SECONDS = 10.0
+"""Time limit for a connection to the head of a cluster."""
 WAIT_SECONDS = 1.0
 """A signal is obeyed after at most this long."""
 SILENT_SECONDS = 15.0
@@ -87,11 +91,12 @@ class RayCluster:
             options = {"include_dashboard": False}
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
+            _require_reachable(self._address)
             with warnings.catch_warnings():
                 # Ray starts its processes by fork and exec, which is safe with the threads of JAX.
                 warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
                 ray.init(self._address, log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ConnectionError(
                 f"sweep: no connection to the Ray cluster {self._address}: {_first_line(error)}; "
                 "check the address, and run ray status on this machine"
@@ -288,7 +293,9 @@ class _Groups:
             self._install(group, update)
             if not update.done:
                 self._polls[group.worker.poll.remote()] = group
-            elif update.error is not None:
+                return
+            self._ray.kill(group.worker)  # so that its CPUs are free for the next group
+            if update.error is not None:
                 self._fail(group, update.error)
 
     def _install(self, group: _Group, update: Update) -> None:
@@ -360,6 +367,15 @@ class _Groups:
             else:
                 self._ray.kill(group.worker)
                 del self._polls[poll]
+
+
+def _require_reachable(address: str) -> None:
+    """Raises OSError unless an address "host:port" accepts connections.
+
+    Ray itself tries for two minutes. Other forms of an address are left to Ray.
+    """
+    if match := re.fullmatch(r"\[?([^\[\]/]+?)\]?:(\d+)", address):
+        socket.create_connection((match[1], int(match[2])), CONNECT_SECONDS).close()
 
 
 def _import_ray() -> Any:

@@ -58,8 +58,8 @@ def ray_cluster(cluster):
     return RayCluster(cluster.address)
 
 
-def trials(steps, **changes):
-    """Returns four trials in two groups."""
+def trials(steps, sizes=(3, 4), **changes):
+    """Returns two trials for each hidden size; each size is a group."""
     return [
         Experiment(
             Signs(),
@@ -69,7 +69,7 @@ def trials(steps, **changes):
             **{"steps": steps, "batch_size": 8, "eval_every": steps // 3, **changes},
         )
         for seed in (0, 1)
-        for size in (3, 4)
+        for size in sizes
     ]
 
 
@@ -84,17 +84,18 @@ def assert_same_sweep(actual, expected, actual_folder, expected_folder):
 
 @on_ray
 def test_sweep_on_two_nodes_equals_sweep_in_one_process(cluster, tmp_path):
-    expected = sweep(trials(45), tmp_path / "local")
+    experiments = trials(45, sizes=(2, 3, 4, 5))  # more groups than nodes
+    expected = sweep(experiments, tmp_path / "local")
     with ray_cluster(cluster) as ray:
-        actual = sweep(trials(45), tmp_path / "ray", train_trials=ray.train)
+        actual = sweep(experiments, tmp_path / "ray", train_trials=ray.train)
         assert_same_sweep(actual, expected, tmp_path / "ray", tmp_path / "local")
         with pytest.raises(FileExistsError, match="has the checkpoints of a sweep already"):
-            sweep(trials(45), tmp_path / "ray", train_trials=ray.train)
-    best = trials(45)[actual.best]
+            sweep(experiments, tmp_path / "ray", train_trials=ray.train)
+    best = experiments[actual.best]
     restored = restore(best, best.task.load(), tmp_path / "ray" / BEST)
     assert restored.test == pytest.approx(expected.trials[expected.best].test, rel=1e-5)
     # All of the sweep has come back, so that it can be read without the cluster.
-    resumed = sweep(trials(45), tmp_path / "ray", resume=True)
+    resumed = sweep(experiments, tmp_path / "ray", resume=True)
     assert resumed._replace(seconds=0) == expected._replace(seconds=0)
 
 
