@@ -129,9 +129,12 @@ def test_command_with_a_config_that_defines_classes(cluster, tmp_path, monkeypat
     train = RayCluster.train
 
     def train_without_files(*args):
-        for path in (tmp_path / "config").glob("*.py"):
-            path.unlink()  # as on a machine that does not have them
-        return train(*args)
+        # As on a machine that does not have the files.
+        (tmp_path / "config").rename(tmp_path / "moved")
+        try:
+            return train(*args)
+        finally:
+            (tmp_path / "moved").rename(tmp_path / "config")
 
     monkeypatch.setattr(RayCluster, "train", train_without_files)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -164,17 +167,17 @@ def wait_for_checkpoints(folder):
 
 @on_ray
 def test_groups_of_a_lost_node_start_again_elsewhere(cluster, tmp_path, caplog):
-    options = {"steps": 12000, "save_every": 0.5}
+    options = {"steps": 24000, "save_every": 0.5}
     expected = sweep(trials(**options), tmp_path / "local")
-    node = cluster.add_node(**NODE)
-    others = [n for n in cluster.worker_nodes if n is not node]
     folder = tmp_path / "ray"
 
-    def remove_nodes():
+    def replace_node():
+        """Kills one of two nodes, each of which trains a group, and adds another one."""
         wait_for_checkpoints(folder)
-        cluster.remove_node(others[0], allow_graceful=False)
+        cluster.remove_node([*cluster.worker_nodes][0], allow_graceful=False)
+        cluster.add_node(**NODE)
 
-    remover = threading.Thread(target=remove_nodes, daemon=True)
+    remover = threading.Thread(target=replace_node, daemon=True)
     with ray_cluster(cluster) as ray:
         remover.start()
         actual = sweep(trials(**options), folder, train_trials=ray.train)
