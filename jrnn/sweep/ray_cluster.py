@@ -51,7 +51,7 @@ from jrnn.train.run.signals import Interrupted, Signals
 
 log = logging.getLogger("jrnn")
 
-MAX_FAILURES = 3
+MAX_FAILURES = 5
 """A sweep ends if the worker of a group is lost this many times without a new checkpoint."""
 INSTALLED = ("site-packages", "dist-packages")
 """Names of the folders of installed modules, which must be installed on all nodes."""

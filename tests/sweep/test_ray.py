@@ -171,17 +171,17 @@ def test_groups_of_a_lost_node_start_again_elsewhere(cluster, tmp_path, caplog):
     expected = sweep(trials(**options), tmp_path / "local")
     folder = tmp_path / "ray"
 
-    def replace_node():
-        """Kills one of two nodes, each of which trains a group, and adds another one."""
+    def remove_node():
+        """Kills one of two nodes, each of which trains a group."""
         wait_for_checkpoints(folder)
         cluster.remove_node([*cluster.worker_nodes][0], allow_graceful=False)
-        cluster.add_node(**NODE)
 
-    remover = threading.Thread(target=replace_node, daemon=True)
+    remover = threading.Thread(target=remove_node, daemon=True)
     with ray_cluster(cluster) as ray:
         remover.start()
         actual = sweep(trials(**options), folder, train_trials=ray.train)
     remover.join()
+    cluster.add_node(**NODE)  # for the next test
     assert re.search(r"was lost; the group starts again from step [1-9]", caplog.text), caplog.text
     assert_same_sweep(actual, expected, folder, tmp_path / "local")
 
