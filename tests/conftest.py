@@ -108,6 +108,7 @@ MULTIPROCESS_FILES = (
     "tests/train/test_processes.py",
     "tests/train/test_resume.py",
     "tests/sweep/test_sweep.py",
+    "tests/sweep/test_ray.py",
 )
 # The slowest files run first, which reduces idle time of workers at the end.
 FIRST_FILES = (*MULTIPROCESS_FILES, "tests/test_testing.py", "tests/engines/test_")

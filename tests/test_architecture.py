@@ -68,10 +68,20 @@ LIBRARIES = {
     "tyro": {"config", "bench", "cli", "terminal"},
     "chex": {"testing"},
     "equinox": {"bench"},
+    "ray": {"sweep"},
 }
 # Libraries that are slow to import, or are not installed with jrnn. Any part may import them, but
-# only inside functions.
-INSIDE_FUNCTIONS = {"matplotlib", "sklearn", "torch", "onnx", "onnxruntime", "keras", "haiku"}
+# only inside functions, unless LIBRARIES restricts the parts.
+INSIDE_FUNCTIONS = {
+    "matplotlib",
+    "sklearn",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "keras",
+    "haiku",
+    "ray",
+}
 # Each file of this folder imports the library that it is named after. The files themselves are
 # imported inside functions.
 PEERS = "bench/peers/"
@@ -87,6 +97,7 @@ NOT_IMPORTED = [
     "sklearn",
     "torch",
     "chex",
+    "ray",
     "rich",
     "tyro",
 ]
@@ -115,14 +126,16 @@ def _violations(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
             is_allowed = is_allowed or (part == "jrnn" and not at_import)
             if not is_allowed:
                 yield line, f"{part} must not import {target}"
-        elif top in INSIDE_FUNCTIONS:
-            if at_import and not path.startswith(PEERS):
+        elif top in INSIDE_FUNCTIONS and at_import:
+            if not path.startswith(PEERS):
                 yield line, f"{top} must be imported inside the function that uses it"
         elif top in LIBRARIES:
             if part not in LIBRARIES[top]:
                 allowed = ", ".join(sorted(LIBRARIES[top]))
                 yield line, f"{top} must be imported in {allowed} only, not in {part}"
-        elif top not in ALLOWED_EVERYWHERE and top not in sys.stdlib_module_names:
+        elif (
+            top not in ALLOWED_EVERYWHERE | INSIDE_FUNCTIONS and top not in sys.stdlib_module_names
+        ):
             yield line, f"{top} is not an allowed library; add it to LIBRARIES"
     for node in ast.walk(tree):
         if isinstance(node, ast.Assert) and part != "testing":
@@ -231,6 +244,8 @@ INVALID_FILES = [
         "matplotlib must be imported inside the function",
     ),
     ("nn/torch.py", "class A:\n    import torch", "torch must be imported inside the function"),
+    ("sweep/ray.py", "import ray", "ray must be imported inside the function"),
+    ("cli/sweep.py", "def f():\n    import ray", "ray must be imported in sweep only, not in cli"),
     ("cells/lstm.py", "import trax", "trax is not an allowed library"),
     ("cells/lstm.py", "def f(x):\n    assert x", "cells/lstm.py:2: assert must not be used"),
     ("cells/lstm.py", "hasattr(1, 'real')", "hasattr must not be used"),
@@ -255,6 +270,7 @@ VALID_FILES = [
     ("layers/bidirectional.py", "from ..masking import reverse_resets"),
     ("nn/rnn.py", "import jrnn\nfrom jrnn import LSTM\nfrom flax import nnx"),
     ("analysis/plots.py", "def draw():\n    import matplotlib.pyplot"),
+    ("sweep/ray.py", "def connect():\n    import ray"),
     ("analysis/plots.py", "if TYPE_CHECKING:\n    from matplotlib.axes import Axes"),
     ("train/loop.py", "from jrnn.tasks import Task\nimport optax, orbax.checkpoint"),
     ("testing.py", "import chex\nassert True"),

@@ -28,7 +28,7 @@ commands:
   jrnn train CONFIG[:NAME=VALUE,...] [--FLAG VALUE ...]   train a network
   jrnn train --resume RUN [--mesh MESH]                   resume an interrupted run
   jrnn sweep CONFIG --over NAME=VALUES ...                train many variants of a config
-  jrnn sweep --resume SWEEP                               resume an interrupted sweep
+  jrnn sweep --resume SWEEP [--on ray]                    resume an interrupted sweep
   jrnn eval RUN                                           evaluate a run on its test split
   jrnn sample RUN [--prompt TEXT]                         sample text from a language model
   jrnn ls cells|transforms|tasks|engines|configs          list the cells, transforms, ...

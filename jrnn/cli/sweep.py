@@ -1,11 +1,13 @@
 """The command `jrnn sweep`: trains many variants of a config, and compares them."""
 
+import contextlib
 import os
-import shlex
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import tyro
 from rich.markup import escape
 
 from jrnn import checks, config, files
@@ -20,7 +22,15 @@ from jrnn.cli.runs import (
 from jrnn.distributed import Launcher
 from jrnn.sweep.search_space import Trial, make_trials
 from jrnn.sweep.summary import make_rows, make_table, save_figure
-from jrnn.sweep.sweep import BEST, SweepResult, check_trials, load_tasks, sweep
+from jrnn.sweep.sweep import (
+    BEST,
+    SweepResult,
+    TrainTrials,
+    check_trials,
+    load_tasks,
+    resume_command,
+    sweep,
+)
 from jrnn.tasks.task import Data, Task
 from jrnn.terminal import Console, parse_flags
 from jrnn.train import Experiment, restore
@@ -29,6 +39,43 @@ from jrnn.train.config.experiment import MAX_SEED
 stdout = Console()
 SWEEP_FILE = "sweep.json"
 """Name of the file with the options and the trials of a sweep."""
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Where to train.
+
+    Args:
+      on: "ray" trains the groups of trials on the nodes of a Ray cluster; None means this machine.
+      ray_address: address HOST:PORT of the cluster; None means the environment variable
+        RAY_ADDRESS, or, if it is not set, a new cluster of this machine alone.
+      ray_cpus: number of CPUs that Ray reserves for each group.
+      ray_gpus: number of GPUs that Ray reserves for each group; None means 1 if any node has GPUs,
+        and otherwise 0.
+    """
+
+    on: Literal["ray"] | None = None
+    ray_address: str | None = None
+    ray_cpus: float = 1.0
+    ray_gpus: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("ray_cpus", "ray_gpus"):
+            if getattr(self, name) is not None:
+                checks.non_negative_number("sweep", name, getattr(self, name))
+        if self.on is None and ClusterOptions(on="ray") != replace(self, on="ray"):
+            raise ValueError("sweep: --ray-address, --ray-cpus and --ray-gpus need --on ray")
+
+    @contextlib.contextmanager
+    def connect(self) -> Iterator[TrainTrials | None]:
+        """Yields the function that trains the trials, for `sweep`; None on this machine."""
+        if self.on is None:
+            yield None
+            return
+        from jrnn.sweep.ray_cluster import RayCluster
+
+        with RayCluster(self.ray_address, self.ray_cpus, self.ray_gpus) as cluster:
+            yield cluster.train
 
 
 @dataclass(frozen=True)
@@ -48,12 +95,16 @@ class SweepOptions:
       draw_seed: seed of the random trials.
       width: number of trials in one jax.vmap; None means all trials of a device, or one trial on a
         CPU.
+      cluster: where to train.
     """
 
     over: tuple[str, ...] = ()
     random: int | None = None
     draw_seed: int = 0
     width: int | None = None
+    cluster: Annotated[ClusterOptions, tyro.conf.arg(name="")] = field(
+        default_factory=ClusterOptions
+    )
 
     def __post_init__(self) -> None:
         for name in ("random", "width"):
@@ -63,7 +114,10 @@ class SweepOptions:
 
 
 def sweep_command(args: list[str]) -> None:
-    """`jrnn sweep CONFIG --over NAME=VALUES ... [--flag value ...]`, or `--resume SWEEP`."""
+    """`jrnn sweep CONFIG --over NAME=VALUES ... [--flag value ...]`, or `--resume SWEEP`.
+
+    With `--on ray`, the trials are trained on a Ray cluster.
+    """
     args = split_flags(args)
     if args and args[0] in ("-h", "--help"):
         parse_flags(SweepOptions, ["--help"], prog="jrnn sweep CONFIG")
@@ -89,28 +143,37 @@ def sweep_command(args: list[str]) -> None:
     experiments = [trial.experiment for trial in trials]
     loaded = load_tasks(experiments)
     check_trials(experiments, loaded)  # so that an invalid sweep creates no folder
-    folder = new_folder(experiments[0], "sweep-")
-    write_fingerprints(folder, [*loaded.values()])
-    content = {
-        "spec": spec,
-        "flags": flags,
-        "options": asdict(options),
-        "trials": [{**t._asdict(), "experiment": config.encode(t.experiment)} for t in trials],
-    }
-    # Written last, since a folder with this file is a sweep.
-    config.write(content, spec, folder / SWEEP_FILE)
-    stdout.print(escape(f"sweep folder: {folder}, {len(trials)} trials"), soft_wrap=True)
-    _train(trials, loaded, spec, options.width, folder, resume=False)
+    # Connects before the folder is created, so that a failure leaves no folder.
+    with options.cluster.connect() as train_trials:
+        folder = new_folder(experiments[0], "sweep-")
+        write_fingerprints(folder, [*loaded.values()])
+        saved_options = {k: v for k, v in asdict(options).items() if k != "cluster"}
+        content = {
+            "spec": spec,
+            "flags": flags,
+            "options": saved_options,
+            "trials": [{**t._asdict(), "experiment": config.encode(t.experiment)} for t in trials],
+        }
+        # Written last, since a folder with this file is a sweep.
+        config.write(content, spec, folder / SWEEP_FILE)
+        stdout.print(escape(f"sweep folder: {folder}, {len(trials)} trials"), soft_wrap=True)
+        _train(trials, loaded, spec, options.width, folder, train_trials, resume=False)
 
 
 def _resume(args: list[str]) -> None:
     args, trust = [arg for arg in args if arg != "--trust"], "--trust" in args
-    if len(args) != 2 or args[0] != "--resume":
+    position = args.index("--resume")
+    folders, others = args[position + 1 : position + 2], args[:position] + args[position + 2 :]
+    cluster, unknown = parse_flags(
+        ClusterOptions, others, prog="jrnn sweep --resume SWEEP", return_unknown_args=True
+    )
+    if not folders or unknown:
         raise ValueError(
             f"sweep: --resume must have the folder of a sweep, and no other arguments than "
-            f"--trust, got {' '.join(args)}; run for example: jrnn sweep --resume runs/sweep-mine"
+            f"--trust, --on ray and its options, got {' '.join(args)}; run for example: jrnn sweep "
+            "--resume runs/sweep-mine"
         )
-    folder = Path(args[1])
+    folder = Path(folders[0])
     path = folder / SWEEP_FILE
     if not path.is_file():
         raise FileNotFoundError(
@@ -126,7 +189,8 @@ def _resume(args: list[str]) -> None:
     )
     loaded = load_tasks([trial.experiment for trial in trials])
     check_fingerprints(folder, [*loaded.values()])
-    _train(trials, loaded, spec, width, folder, resume=True)
+    with cluster.connect() as train_trials:
+        _train(trials, loaded, spec, width, folder, train_trials, resume=True)
 
 
 def _decode(saved: dict[str, Any], trust: bool) -> tuple[str, int | None, list[Trial]]:
@@ -164,13 +228,16 @@ def _train(
     spec: str,
     width: int | None,
     folder: Path,
+    train_trials: TrainTrials | None,
     *,
     resume: bool,
 ) -> None:
     """Trains and compares all trials."""
     experiments = [trial.experiment for trial in trials]
-    result = sweep(experiments, folder, loaded=loaded, resume=resume, width=width)
-    with explaining_write_errors(f"jrnn sweep --resume {shlex.quote(str(folder))}"):
+    result = sweep(
+        experiments, folder, loaded=loaded, resume=resume, width=width, train_trials=train_trials
+    )
+    with explaining_write_errors(resume_command(folder, experiments)):
         _report(trials, result, loaded, spec, folder)
 
 

@@ -7,7 +7,7 @@ import contextlib
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -69,6 +69,29 @@ class SweepResult(NamedTuple):
     seconds: float
 
 
+class Trials(NamedTuple):
+    """The trials of a sweep, which are ready to be trained.
+
+    Attributes:
+      experiments: the trials.
+      loaded: the data of their tasks.
+      groups: for each compilation the indices of its trials, in increasing order.
+      width: number of trials in one `jax.vmap`, or None; see `sweep`.
+    """
+
+    experiments: Sequence[Experiment]
+    loaded: Mapping[Task, Data]
+    groups: list[list[int]]
+    width: int | None
+
+
+TrainTrials = Callable[[Trials, Path, bool, Signals], SweepResult]
+"""A function that trains all trials, from `(trials, folder, resume, signals)`; see `sweep`.
+
+It raises `Interrupted` if a signal is received, after it has saved everything.
+"""
+
+
 def sweep(
     experiments: Sequence[Experiment],
     folder: Path,
@@ -76,6 +99,7 @@ def sweep(
     loaded: Mapping[Task, Data] | None = None,
     resume: bool = False,
     width: int | None = None,
+    train_trials: TrainTrials | None = None,
 ) -> SweepResult:
     """Trains all trials of a sweep, and saves the best one as a run.
 
@@ -83,9 +107,8 @@ def sweep(
     rates above 0, in `patience`, `save_every` or `run_dir`, or in options that are read only at
     initialization; any other difference makes another group. A group is trained with one
     compilation, distributed over all devices of this process, and uses the `save_every` of its
-    first trial. Each
-    trial is trained as in a separate run: with its own parameters, noise, order of examples, and
-    early stopping.
+    first trial. Each trial is trained as in a separate run: with its own parameters, noise, order
+    of examples, and early stopping.
 
     Args:
       experiments: the trials; `run_dir` is ignored.
@@ -95,6 +118,8 @@ def sweep(
       resume: whether to continue from the latest checkpoints in the folder.
       width: number of trials in one `jax.vmap`; None means all trials of a device, or one trial on
         a CPU, where larger batches are not faster.
+      train_trials: where to train: `RayCluster.train` trains on a cluster; None means
+        `train_in_process`.
 
     Returns:
       The results.
@@ -105,57 +130,80 @@ def sweep(
     """
     loaded = load_tasks(experiments) if loaded is None else loaded
     check_trials(experiments, loaded)
-    groups = group_trials(experiments, loaded)
+    trials = Trials(experiments, loaded, group_trials(experiments, loaded), width)
+    with run_lock(folder), Signals() as signals:
+        return (train_trials or train_in_process)(trials, folder, resume, signals)
+
+
+def train_in_process(
+    trials: Trials,
+    folder: Path,
+    resume: bool,
+    signals: Signals,
+    make_progress: Callable[..., Progress] = Progress,
+) -> SweepResult:
+    """Trains all groups in this process, one after another, and saves the best trial as a run.
+
+    Args:
+      trials: the trials.
+      folder: the folder of the sweep; the caller holds its lock.
+      resume: whether to continue from the latest checkpoints in the folder.
+      signals: a signal stops the sweep.
+      make_progress: makes the progress bar of a group, from the arguments of `Progress`.
+
+    Returns:
+      The results.
+
+    Raises:
+      Interrupted, CheckpointError: as for `fit`.
+    """
+    experiments, loaded, groups, width = trials
     results: dict[int, TrialResult] = {}
-    trackers: dict[int, BestTracker] = {}
     best: tuple[int, Checkpoint] | None = None
     seconds = 0.0
     devices = tuple(jax.local_devices())
-    command = f"jrnn sweep --resume {shlex.quote(str(folder))}{resume_flags(experiments)}"
-    process_group = ProcessGroup(resume_command=command)
-    with run_lock(folder), Signals() as signals:
-        for number, indices in enumerate(groups):
-            group = [experiments[index] for index in indices]
-            first, data = group[0], loaded[group[0].task]
-            runs = VmappedRuns(
-                [partial(e.network.build, data, e.seed) for e in group],
-                plan_task(data, first, first.tbptt),
-                first.optimizer,
-                stack_scalars([e.optimizer for e in group]),
-                first,
-                [e.seed for e in group],
-                TrialDevices(devices[: len(indices)], width),
-            )
-            trainer = Trainer(
-                runs,
-                first,
-                HIGHER_IS_BETTER[data.metric],
-                folder / "groups" / str(number),
-                process_group,
-                descriptions=[e.network.description() for e in group],
-                metrics_folders=[trial_folder(folder, index) for index in indices],
-                patience=[e.patience for e in group],
-                stop_all_if_non_finite=False,
-            )
-            title = f"group {number + 1} of {len(groups)}, {len(indices)} trials:"
-            with (
-                contextlib.closing(trainer),
-                Progress(first.steps, data.metric, title) as progress,
-            ):
-                trainer.resume() if resume else trainer.begin()
-                trainer.fit(signals, progress)
-                results |= zip(indices, _make_results(trainer, data), strict=True)
-                trackers |= zip(indices, trainer.trackers, strict=True)
-                seconds += trainer.seconds
-                # Only the weights of the best trial so far stay in memory, since they may be large.
-                index = _find_best(trackers)
-                if index in indices:
-                    best = index, trainer.trial_checkpoint(indices.index(index))
-        if best is not None:
-            index, checkpoint = best
-            _write_run(checkpoint, trial_folder(folder, index), folder / BEST)
-        ordered = [results[index] for index in range(len(experiments))]
-        return SweepResult(ordered, None if best is None else best[0], groups, seconds)
+    process_group = ProcessGroup(resume_command=resume_command(folder, experiments))
+    for number, indices in enumerate(groups):
+        group = [experiments[index] for index in indices]
+        first, data = group[0], loaded[group[0].task]
+        runs = VmappedRuns(
+            [partial(e.network.build, data, e.seed) for e in group],
+            plan_task(data, first, first.tbptt),
+            first.optimizer,
+            stack_scalars([e.optimizer for e in group]),
+            first,
+            [e.seed for e in group],
+            TrialDevices(devices[: len(indices)], width),
+        )
+        trainer = Trainer(
+            runs,
+            first,
+            HIGHER_IS_BETTER[data.metric],
+            group_folder(folder, number),
+            process_group,
+            descriptions=[e.network.description() for e in group],
+            metrics_folders=[trial_folder(folder, index) for index in indices],
+            patience=[e.patience for e in group],
+            stop_all_if_non_finite=False,
+        )
+        title = f"group {number + 1} of {len(groups)}, {len(indices)} trials:"
+        with (
+            contextlib.closing(trainer),
+            make_progress(first.steps, data.metric, title) as progress,
+        ):
+            trainer.resume() if resume else trainer.begin()
+            trainer.fit(signals, progress)
+            results |= zip(indices, _make_results(trainer, data), strict=True)
+            seconds += trainer.seconds
+            # Only the weights of the best trial so far stay in memory, since they may be large.
+            index = find_best(results, data)
+            if index in indices:
+                best = index, trainer.trial_checkpoint(indices.index(index))
+    if best is not None:
+        index, checkpoint = best
+        _write_run(checkpoint, trial_folder(folder, index), folder / BEST)
+    ordered = [results[index] for index in range(len(experiments))]
+    return SweepResult(ordered, None if best is None else best[0], groups, seconds)
 
 
 def load_tasks(experiments: Sequence[Experiment]) -> dict[Task, Data]:
@@ -210,9 +258,24 @@ def trial_folder(folder: Path, index: int) -> Path:
     return folder / "trials" / f"{index:03d}"
 
 
-def _find_best(trackers: dict[int, BestTracker]) -> int | None:
-    indices = sorted(trackers)
-    best = index_of_best([trackers[index] for index in indices])
+def group_folder(folder: Path, number: int) -> Path:
+    """Returns the folder with the checkpoints of a group."""
+    return folder / "groups" / str(number)
+
+
+def resume_command(folder: Path, experiments: Sequence[Experiment]) -> str:
+    """Returns the command that resumes a sweep of these trials."""
+    return f"jrnn sweep --resume {shlex.quote(str(folder))}{resume_flags(experiments)}"
+
+
+def find_best(results: Mapping[int, TrialResult], data: Data) -> int | None:
+    """Returns the index of the trial with the best validation metric; None without evaluation."""
+    indices, higher_is_better = sorted(results), HIGHER_IS_BETTER[data.metric]
+    trackers = [
+        BestTracker(higher_is_better, None, results[index].step, results[index].validation)
+        for index in indices
+    ]
+    best = index_of_best(trackers)
     return None if best is None else indices[best]
 
 

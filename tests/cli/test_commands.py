@@ -76,7 +76,8 @@ def test_train_writes_a_run_that_eval_reads(tmp_path, capsys):
 SWEEP = ["sweep", "configs/digits.py:order=row", "--over", "seed=0:2", "network.dropout=0.1,0.2"]
 
 
-def test_sweep_writes_table_figure_and_run_of_best_trial(tmp_path, capsys):
+def test_sweep_writes_table_figure_and_run_of_best_trial(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # an import of Ray would raise
     main([*SWEEP, *SMALL, "--run-dir", "all"])
     output = join_words(capsys.readouterr().out)
     assert "4 trials, 1 compilation" in output and "all/figure.png" in output
@@ -102,9 +103,13 @@ def test_sweep_writes_table_figure_and_run_of_best_trial(tmp_path, capsys):
         ([*SWEEP, "--stepz", "5"], "--steps"),
         (["sweep", "--resume", "nowhere"], "must be the folder of a sweep"),
         (["sweep", "--resume"], "--resume must have the folder of a sweep"),
+        (["sweep", "--resume", "a", "--steps", "5"], "no other arguments than --on ray"),
+        ([*SWEEP, "--on", "ray"], "--on ray needs Ray; install it with: pip install 'jrnn[ray]'"),
+        ([*SWEEP, "--ray-cpus", "2"], "--ray-gpus need --on ray"),
     ],
 )
-def test_invalid_sweep_command_exits_with_message(args, message, capsys, tmp_path):
+def test_invalid_sweep_command_exits_with_message(args, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if Ray was not installed
     assert message in run_and_fail(args, capsys)
     assert not (tmp_path / "runs").exists()
 

@@ -8,7 +8,11 @@ METRIC_NAMES = {"accuracy": "accuracy", "mse": "MSE", "bits_per_character": "bit
 
 
 class Progress:
-    """Context manager that shows the progress bar of a run, by rich."""
+    """Context manager that shows the progress bar of a run, by rich.
+
+    Attributes:
+      step: the newest step; None before the first update.
+    """
 
     def __init__(self, steps: int, metric: str, title: str = "", *, enabled: bool = True):
         """Creates a progress bar.
@@ -19,6 +23,7 @@ class Progress:
           title: text before the bar.
           enabled: whether to show the bar.
         """
+        self.step: int | None = None
         name = METRIC_NAMES.get(metric, metric)
         self._bar = rich_progress.Progress(
             *([rich_progress.TextColumn(title)] if title else []),
@@ -46,6 +51,7 @@ class Progress:
 
     def update_training(self, step: int, means: dict[str, float]) -> None:
         """Updates the step, and the loss if `means` is not empty."""
+        self.step = step
         speed = self._bar.tasks[0].speed
         self._bar.update(
             self._task,

@@ -1,0 +1,230 @@
+"""A worker of a sweep on a Ray cluster: trains one group, and hands over what it saves.
+
+A worker needs no file system in common with other machines. It trains in a temporary folder of its
+own machine, and the process that runs `jrnn sweep` polls it for new files.
+"""
+
+import pickle
+import shutil
+import signal
+import tempfile
+import threading
+import traceback
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jrnn.signals import Interrupted, Signals
+from jrnn.sweep.sweep import (
+    BEST,
+    SweepResult,
+    Trials,
+    group_folder,
+    train_in_process,
+    trial_folder,
+)
+from jrnn.tasks.task import Data
+from jrnn.train.run.progress import Progress
+
+POLL_SECONDS = 1.0
+"""A call of `GroupWorker.poll` lasts at most this long before it reads new files."""
+LIBRARIES = ("jrnn", "jax", "jaxlib", "flax", "optax")
+"""Libraries whose versions must be the same on all machines."""
+JAX_SETTINGS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+)
+"""Settings of JAX that change results; workers use those of the process that runs `jrnn sweep`."""
+
+Files = dict[str, bytes]
+"""The contents of files, by path relative to a folder."""
+
+
+class GroupTask(NamedTuple):
+    """What a worker trains.
+
+    Attributes:
+      pickled_experiments: the trials of the group, which are unpickled after the versions have
+        been compared.
+      width: as for `sweep`.
+      versions: from `read_versions`.
+      settings: from `read_settings`.
+    """
+
+    pickled_experiments: bytes
+    width: int | None
+    versions: dict[str, str]
+    settings: dict[str, Any]
+
+
+class SavedGroup(NamedTuple):
+    """What an earlier worker has saved of a group.
+
+    Attributes:
+      checkpoints: the files of each checkpoint, by step.
+      metrics: the contents of `metrics.jsonl` of each trial of the group.
+    """
+
+    checkpoints: dict[int, Files]
+    metrics: list[bytes]
+
+
+class Update(NamedTuple):
+    """What is new since the last call of `GroupWorker.poll`.
+
+    Attributes:
+      step: the newest training step.
+      checkpoint: step and files of the newest checkpoint; None if it was handed over before.
+      metrics: for each trial of the group an offset in `metrics.jsonl`, and the content from there
+        on; empty without a new checkpoint. It has all lines that the checkpoint needs.
+      done: whether the worker has ended.
+      result: the result of the group, if all steps are done.
+      best: the files of the run of the best trial of the group, if all steps are done.
+      error: the error that ended the worker.
+    """
+
+    step: int
+    checkpoint: tuple[int, Files] | None
+    metrics: list[tuple[int, bytes]]
+    done: bool
+    result: SweepResult | None
+    best: Files
+    error: Exception | None
+
+
+class GroupWorker:
+    """Trains one group in a thread, as `jrnn sweep` does on one machine; a Ray actor."""
+
+    def __init__(self, task: GroupTask, data: Data, saved: SavedGroup):
+        """Starts training, from the newest checkpoint in `saved` if there is one."""
+        self._task, self._data, self._saved = task, data, saved
+        self._folder = Path(tempfile.mkdtemp(prefix="jrnn-sweep-"))
+        self._signals, self._done = Signals(), threading.Event()
+        self._progress: Progress | None = None
+        self._result: SweepResult | None = None
+        self._error: Exception | None = None
+        self._sent_step = max(saved.checkpoints, default=None)
+        self._sent_bytes = [0] * len(saved.metrics)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def poll(self) -> Update:
+        """Waits for `POLL_SECONDS`, or until training ends, and returns what is new."""
+        done = self._done.wait(POLL_SECONDS)
+        checkpoint = self._read_checkpoint()
+        metrics = self._read_metrics() if checkpoint is not None or done else []
+        best = read_files(self._folder / BEST) if self._result is not None else {}
+        step = (self._progress and self._progress.step) or 0
+        if done:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        return Update(step, checkpoint, metrics, done, self._result, best, self._error)
+
+    def stop(self, number: int) -> None:
+        """Stops training after the steps in flight, and saves, as the signal `number` does."""
+        self._signals.received = signal.Signals(number)
+
+    def _run(self) -> None:
+        try:
+            self._result = self._train()
+        except Interrupted:
+            pass
+        except Exception as error:
+            self._error = make_portable(error)
+        finally:
+            self._done.set()
+
+    def _train(self) -> SweepResult:
+        task, saved = self._task, self._saved
+        if (versions := read_versions()) != task.versions:
+            raise ValueError(
+                f"sweep: all machines must have the same versions, got {_join(versions)} on a "
+                f"worker and {_join(task.versions)} here; install the same versions on all nodes"
+            )
+        for name, value in task.settings.items():
+            jax.config.update(name, value)
+        experiments = pickle.loads(task.pickled_experiments)
+        for step, files in saved.checkpoints.items():
+            write_files(group_folder(self._folder, 0) / "checkpoints" / str(step), files)
+        for index, content in enumerate(saved.metrics):
+            write_files(trial_folder(self._folder, index), {"metrics.jsonl": content})
+        loaded = {experiment.task: self._data for experiment in experiments}
+        trials = Trials(experiments, loaded, [[*range(len(experiments))]], task.width)
+        resume = bool(saved.checkpoints)
+        self._saved = SavedGroup({}, [])
+        return train_in_process(trials, self._folder, resume, self._signals, self._make_progress)
+
+    def _make_progress(self, steps: int, metric: str, title: str) -> Progress:
+        self._progress = Progress(steps, metric, title, enabled=False)
+        return self._progress
+
+    def _read_checkpoint(self) -> tuple[int, Files] | None:
+        """Reads the newest checkpoint; None if it was handed over, or is just being removed."""
+        folder = group_folder(self._folder, 0) / "checkpoints"
+        step = max(list_steps(folder), default=None)
+        if step is None or step == self._sent_step:
+            return None
+        try:
+            files = read_files(folder / str(step))
+        except FileNotFoundError:
+            return None  # two newer checkpoints were saved meanwhile
+        self._sent_step = step
+        return step, files
+
+    def _read_metrics(self) -> list[tuple[int, bytes]]:
+        parts = []
+        for index, offset in enumerate(self._sent_bytes):
+            path = trial_folder(self._folder, index) / "metrics.jsonl"
+            content = path.read_bytes()[offset:] if path.exists() else b""
+            self._sent_bytes[index] = offset + len(content)
+            parts.append((offset, content))
+        return parts
+
+
+def read_versions() -> dict[str, str]:
+    """Returns the versions of the `LIBRARIES` on this machine."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def read_settings() -> dict[str, Any]:
+    """Returns the values of the `JAX_SETTINGS` in this process."""
+    return {name: jax.config.values[name] for name in JAX_SETTINGS}
+
+
+def list_steps(folder: Path) -> list[int]:
+    """Returns the steps of the complete checkpoints in a folder `checkpoints`."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def read_files(folder: Path) -> Files:
+    """Reads all files of a folder; returns {} if it does not exist."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes files into a folder, which is created if it does not exist."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def make_portable(error: BaseException) -> Exception:
+    """Returns an error of a built-in class, or of JAX, with the same message.
+
+    Other classes may need more arguments than a message, and cannot be unpickled.
+    """
+    classes = (FloatingPointError, MemoryError, OSError, ImportError, TypeError, ValueError)
+    for cls in (*classes, jax.errors.JaxRuntimeError):
+        if isinstance(error, cls):
+            return cls(str(error))
+    return RuntimeError("".join(traceback.format_exception(error)))
+
+
+def _join(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in versions.items())

@@ -1,0 +1,285 @@
+"""Sweeps on a Ray cluster of several nodes, all of which are on this machine."""
+
+import json
+import os
+import pickle
+import re
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+import jrnn
+from jrnn.cli.main import main
+from jrnn.sweep import ray_worker
+from jrnn.sweep.ray_cluster import RayCluster, write_checkpoint, write_metrics
+from jrnn.sweep.ray_worker import (
+    GroupTask,
+    GroupWorker,
+    SavedGroup,
+    list_steps,
+    make_portable,
+    read_files,
+    read_settings,
+    read_versions,
+)
+from jrnn.sweep.sweep import BEST, group_folder, sweep, trial_folder
+from jrnn.train import Experiment, Interrupted, Network, Optimizer, restore
+from jrnn.train.run.checkpoint import CheckpointError
+from jrnn.train.run.trainer import Trainer
+from tests.sweep.test_sweep import Signs, read_metrics
+
+
+def on_ray(function):
+    """Marks a test that starts a cluster, which takes half a minute and needs Ray."""
+    return pytest.mark.exhaustive(pytest.mark.filterwarnings("ignore")(function))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head without CPUs, and two nodes with one CPU, so that each trains one group at a time."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    cluster = Cluster(head_node_args=NODE | {"num_cpus": 0}, initialize_head=True)
+    for _ in range(2):
+        cluster.add_node(**NODE)
+    yield cluster
+    cluster.shutdown()
+
+
+NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+
+
+def ray_cluster(cluster):
+    return RayCluster(cluster.address)
+
+
+def trials(steps, sizes=(3, 4), **changes):
+    """Returns two trials for each hidden size; each size is a group."""
+    return [
+        Experiment(
+            Signs(),
+            Network(jrnn.GRU(size), dropout=0.1),
+            Optimizer(1e-2),
+            seed=seed,
+            **{"steps": steps, "batch_size": 8, "eval_every": steps // 3, **changes},
+        )
+        for seed in (0, 1)
+        for size in sizes
+    ]
+
+
+def assert_same_sweep(actual, expected, actual_folder, expected_folder):
+    """Asserts that the results, metrics and best runs are equal bit for bit."""
+    assert actual._replace(seconds=0) == expected._replace(seconds=0)
+    count = len(expected.trials)
+    assert read_metrics(actual_folder, count) == read_metrics(expected_folder, count)
+    metrics = [f / BEST / "metrics.jsonl" for f in (actual_folder, expected_folder)]
+    assert metrics[0].read_bytes() == metrics[1].read_bytes()
+
+
+@on_ray
+def test_sweep_on_two_nodes_equals_sweep_in_one_process(cluster, tmp_path):
+    experiments = trials(45, sizes=(2, 3, 4, 5))  # more groups than nodes
+    expected = sweep(experiments, tmp_path / "local")
+    with ray_cluster(cluster) as ray:
+        actual = sweep(experiments, tmp_path / "ray", train_trials=ray.train)
+        assert_same_sweep(actual, expected, tmp_path / "ray", tmp_path / "local")
+        with pytest.raises(FileExistsError, match="has the checkpoints of a sweep already"):
+            sweep(experiments, tmp_path / "ray", train_trials=ray.train)
+    best = experiments[actual.best]
+    restored = restore(best, best.task.load(), tmp_path / "ray" / BEST)
+    assert restored.test == pytest.approx(expected.trials[expected.best].test, rel=1e-5)
+    # All of the sweep has come back, so that it can be read without the cluster.
+    resumed = sweep(experiments, tmp_path / "ray", resume=True)
+    assert resumed._replace(seconds=0) == expected._replace(seconds=0)
+
+
+CONFIG = """
+from dataclasses import dataclass
+import jrnn, novel_helper
+from jrnn.tasks import Adding
+from jrnn.train import Experiment, Network
+
+@dataclass(frozen=True)
+class Novel(jrnn.Elman):
+    def update(self, params, carry, z, u):
+        return novel_helper.activation(z + u)
+
+def get_config(hidden: int = 3) -> Experiment:
+    return Experiment(Adding(9, 90, 60), Network(Novel(hidden)), steps=40, batch_size=8)
+"""
+HELPER = """
+import jax.numpy as jnp
+
+def activation(x):
+    return jnp.sin(x)
+"""
+
+
+@on_ray
+def test_command_with_a_config_that_defines_classes(cluster, tmp_path, monkeypatch, capsys):
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "novel.py").write_text(CONFIG)
+    (tmp_path / "config" / "novel_helper.py").write_text(HELPER)
+    train = RayCluster.train
+
+    def train_without_files(*args):
+        # As on a machine that does not have the files.
+        (tmp_path / "config").rename(tmp_path / "moved")
+        try:
+            return train(*args)
+        finally:
+            (tmp_path / "moved").rename(tmp_path / "config")
+
+    monkeypatch.setattr(RayCluster, "train", train_without_files)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    options = ["--over", "seed=0:2", "hidden=3,4", "--run-dir"]
+    command = ["sweep", str(tmp_path / "config" / "novel.py"), *options]
+    main([*command, str(tmp_path / "local")])
+    tables = [capsys.readouterr().out.partition("figure:")[0]]
+    main([*command, str(tmp_path / "ray"), "--on", "ray", "--ray-address", cluster.address])
+    tables.append(capsys.readouterr().out.partition("figure:")[0])
+    local, ray = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("local", "ray"))
+    assert local | {"seconds": 0} == ray | {"seconds": 0}
+    rows = [[line for line in table.splitlines() if line.startswith("│")] for table in tables]
+    assert rows[0] == rows[1] and len(rows[0]) == 4
+    assert read_metrics(tmp_path / "local", 4) == read_metrics(tmp_path / "ray", 4)
+
+
+@on_ray
+def test_group_that_fits_on_no_node_raises(cluster, tmp_path):
+    message = "must have 2 CPUs and 0 GPUs for a group, got nodes with 0 CPUs and 0 GPUs, 1 CPUs"
+    with RayCluster(cluster.address, cpus=2) as ray, pytest.raises(ValueError, match=message):
+        sweep(trials(45), tmp_path / "ray", train_trials=ray.train)
+
+
+def wait_for_checkpoints(folder):
+    """Waits until both groups have a checkpoint after step 0."""
+    saved = lambda n: [*(group_folder(folder, n) / "checkpoints").glob("[1-9]*")]
+    while not all(saved(number) for number in range(2)):
+        time.sleep(0.1)
+
+
+@on_ray
+def test_groups_of_a_lost_node_start_again_elsewhere(cluster, tmp_path, caplog):
+    options = {"steps": 24000, "save_every": 0.5}
+    expected = sweep(trials(**options), tmp_path / "local")
+    folder = tmp_path / "ray"
+
+    def remove_node():
+        """Kills one of two nodes, each of which trains a group."""
+        wait_for_checkpoints(folder)
+        cluster.remove_node([*cluster.worker_nodes][0], allow_graceful=False)
+
+    remover = threading.Thread(target=remove_node, daemon=True)
+    with ray_cluster(cluster) as ray:
+        remover.start()
+        actual = sweep(trials(**options), folder, train_trials=ray.train)
+    remover.join()
+    cluster.add_node(**NODE)  # for the next test
+    assert re.search(r"was lost; the group starts again from step [1-9]", caplog.text), caplog.text
+    assert_same_sweep(actual, expected, folder, tmp_path / "local")
+
+
+@on_ray
+@pytest.mark.parametrize("resume_on_ray", [True, False])
+def test_interrupted_sweep_resumes(resume_on_ray, cluster, tmp_path):
+    options = {"steps": 12000, "save_every": 0.5}
+    expected = sweep(trials(**options), tmp_path / "local")
+    folder = tmp_path / "ray"
+
+    def interrupt():
+        wait_for_checkpoints(folder)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    with ray_cluster(cluster) as ray:
+        thread.start()
+        with pytest.raises(Interrupted, match="stopped by SIGTERM after [01] of 2 groups"):
+            sweep(trials(**options), folder, train_trials=ray.train)
+        train = ray.train if resume_on_ray else None
+        resumed = sweep(trials(**options), folder, resume=True, train_trials=train)
+    assert_same_sweep(resumed, expected, folder, tmp_path / "local")
+
+
+def make_worker(experiments, saved, **changes):
+    task = GroupTask(pickle.dumps(experiments), None, read_versions(), read_settings())
+    return GroupWorker(task._replace(**changes), experiments[0].task.load(), saved)
+
+
+def install(folder, update):
+    """Writes an update of a worker to a folder."""
+    for index, (offset, content) in enumerate(update.metrics):
+        write_metrics(trial_folder(folder, index), offset, content)
+    if update.checkpoint is not None:
+        write_checkpoint(group_folder(folder, 0), *update.checkpoint)
+
+
+def read_saved(folder, count):
+    checkpoints = group_folder(folder, 0) / "checkpoints"
+    files = {step: read_files(checkpoints / str(step)) for step in list_steps(checkpoints)}
+    return SavedGroup(files, read_metrics(folder, count))
+
+
+def test_worker_continues_from_what_another_has_handed_over(tmp_path, monkeypatch):
+    experiments = trials(300, save_every=0.2, eval_every=10)[::2]
+    expected = sweep(experiments, tmp_path / "local")
+    folder = tmp_path / "ray"
+    train_steps = Trainer.train_steps
+    monkeypatch.setattr(ray_worker, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(Trainer, "train_steps", lambda t: (time.sleep(0.1), train_steps(t)))
+    worker = make_worker(experiments, SavedGroup({}, [b"", b""]))
+    while (update := worker.poll()).step == 0:
+        install(folder, update)
+    worker.stop(signal.SIGTERM)
+    while not update.done:
+        install(folder, update)
+        update = worker.poll()
+    install(folder, update)
+    saved = read_saved(folder, 2)
+    assert update.result is None and update.error is None
+    assert 0 < max(saved.checkpoints) < 300 and len(saved.checkpoints) <= 2
+    monkeypatch.setattr(Trainer, "train_steps", train_steps)
+    # The lines after the newest checkpoint, which a lost worker has handed over, are replaced.
+    worker = make_worker(experiments, saved._replace(metrics=[m + b"{}\n" for m in saved.metrics]))
+    while not (update := worker.poll()).done:
+        install(folder, update)
+    install(folder, update)
+    assert update.error is None
+    assert update.result._replace(seconds=0) == expected._replace(seconds=0)
+    assert read_metrics(folder, 2) == read_metrics(tmp_path / "local", 2)
+    assert update.best["metrics.jsonl"] == (tmp_path / "local/best/metrics.jsonl").read_bytes()
+
+
+def test_worker_with_another_version_ends_with_an_error():
+    versions = read_versions() | {"jax": "0.0.1"}
+    worker = make_worker(trials(45)[:1], SavedGroup({}, [b""]), versions=versions)
+    while not (update := worker.poll()).done:
+        pass
+    assert type(update.error) is ValueError and update.result is None
+    assert re.search(r"got .*jax \d.* on a worker and .*jax 0\.0\.1.* here", str(update.error))
+
+
+def test_errors_of_a_worker_can_be_pickled():
+    errors = [
+        Interrupted("a", signal.SIGINT),
+        CheckpointError("b"),
+        OSError(28, "full"),
+        KeyError(1),
+    ]
+    portable = [pickle.loads(pickle.dumps(make_portable(error))) for error in errors]
+    assert [type(e) for e in portable] == [RuntimeError, OSError, OSError, RuntimeError]
+    assert str(portable[1]) == "b" and str(portable[2]) == "[Errno 28] full"
+
+
+def test_newest_checkpoint_replaces_old_and_damaged_ones(tmp_path):
+    for step in (1, 2, 9, 3):
+        write_checkpoint(tmp_path, step, {"a/b": b"content"})
+    assert list_steps(tmp_path / "checkpoints") == [2, 3]
+    assert read_files(tmp_path / "checkpoints/3") == {"a/b": b"content"}
+    assert not (tmp_path / "checkpoint.part").exists()
