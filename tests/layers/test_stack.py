@@ -63,7 +63,11 @@ def test_stack_passes_cell_states_to_the_layer_above(engine: str, x64: None) -> 
 
 def test_stack_passes_time_steps_to_all_layers(x64: None) -> None:
     xs = Timed(XS.astype(np.float64), DT)
-    layers = [GRU(SIZE), CfC(SIZE, backbone_units=3), zoneout(CfC(SIZE, backbone_units=None), h=0.2)]
+    layers = [
+        GRU(SIZE),
+        CfC(SIZE, backbone_units=3),
+        zoneout(CfC(SIZE, backbone_units=None), h=0.2),
+    ]
     for order in (layers, layers[:0:-1]):
         layer = stack(order)
         params = random_params(layer, 1, SIZE)
@@ -78,7 +82,10 @@ def test_stack_passes_time_steps_to_all_layers(x64: None) -> None:
         both = stack([GRU(SIZE), bidirectional(CfC(SIZE, backbone_units=None), backward_cell)])
         params = random_params(both, 2, SIZE)
         below = Timed(jrnn.unroll(GRU(SIZE), params[0], xs.x)[1], xs.dt)
-        forward, backward = CfC(SIZE, backbone_units=None), backward_cell or CfC(SIZE, backbone_units=None)
+        forward, backward = (
+            CfC(SIZE, backbone_units=None),
+            backward_cell or CfC(SIZE, backbone_units=None),
+        )
         backward_inputs = below if backward_cell is None else below.x
         expected = [
             jrnn.unroll(forward, params[1].forward, below)[1],
