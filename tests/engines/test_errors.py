@@ -24,7 +24,7 @@ INVALID_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"layer": LSTM},
         TypeError,
-        r"unroll: layer must be a cell such as jrnn.LSTM\(64\), or a layer, got the class LSTM; create an instance",
+        r"unroll: layer must be a cell such as jrnn.LSTM\(64\), or a layer, got the class LSTM; cr",
     ),
     ({"layer": "lstm"}, TypeError, "unroll: layer must be a cell"),
     ({"xs": ()}, ValueError, "unroll: xs must hold at least one array .*, got none"),

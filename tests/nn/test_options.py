@@ -28,7 +28,7 @@ INVALID: list[tuple[Any, str]] = [
     (lambda: nn.LSTM(3, 8, rngs=RNGS, batch_first=True), r"LSTM: batch_first is not an argument.*"
      "use time_major=True"),
     (lambda: nn.RNN(jrnn.GRU(4), 3, rngs=RNGS, bias=False), r"RNN: bias is not .*bias of the cell"),
-    (lambda: nn.GRU(3, 8, rngs=RNGS, size=1), r"^GRU.__init__\(\) got an unexpected keyword .*size"),
+    (lambda: nn.GRU(3, 8, rngs=RNGS, size=1), r"^GRU.__init__\(\) got an unexpected keyword"),
     (lambda: nn.stream(nn.Classifier(LAYER, 2, rngs=RNGS)), "stream: model must .*got Classifier"),
     (lambda: nn.stream(jrnn.GRU(4)), r"stream: model must be a module .*got GRU\(hidden_size=4\)"),
     (lambda: nn.generate(LAYER, [[1]], 3, key=KEY), "generate: model must be a SequenceToSequence"),
@@ -60,11 +60,9 @@ def test_generate_refuses_an_embedding_without_all_tokens() -> None:
 
 def test_options_are_in_the_signatures() -> None:
     for module in (nn.LSTM, nn.GRU, nn.StackedRNN):
-        names = set(inspect.signature(module).parameters)
-        assert {"bidirectional", "dropout", "time_major", "engine", "dtype"} <= names
-        assert not any(
-            p.kind is p.VAR_KEYWORD for p in inspect.signature(module).parameters.values()
-        )
+        parameters = inspect.signature(module.__init__).parameters
+        assert {"bidirectional", "dropout", "time_major", "engine", "dtype"} <= set(parameters)
+        assert not any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def test_single_sequence_and_inputs_of_another_size_are_explained_in_batch_major_axes() -> None:
