@@ -11,7 +11,7 @@ from jrnn.train.config.tbptt import TBPTT
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(checks.ConvertsFields):
     """Options of the training loop: steps, batches, evaluations, checkpoints and devices.
 
     Args:
