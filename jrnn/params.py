@@ -125,10 +125,11 @@ def check_input_type(
 ) -> None:
     """Raises a TypeError unless the inputs have a type that the layer accepts.
 
-    These are the type of `layer.inputs`, and those in `layer.input_types`.
+    These are the type of `layer.inputs`, and those in `layer.input_types`. A type that the user has
+    defined is accepted as well, since a cell of the user need not implement `inputs`.
     """
     example, _ = _example_inputs(layer)
-    if _has_structure(xs, example) or isinstance(xs, layer.input_types):
+    if _has_structure(xs, example) or isinstance(xs, layer.input_types) or _is_user_type(xs):
         return
     if _is_array(params) and not _is_array(xs) and _is_array(example):
         raise TypeError(
@@ -143,10 +144,18 @@ def check_input_type(
     )
 
 
+def _is_user_type(xs: Inputs) -> bool:
+    """Whether the type of the inputs is not one of Python, NumPy, JAX or jrnn."""
+    known = ("builtins", "numpy", "jax", "jaxlib", "jrnn", "collections")
+    return type(xs).__module__.partition(".")[0] not in known
+
+
 def _find_input_size(layer: Layer, xs: Inputs) -> int | None:
-    """Returns the input size of `xs`; None if the inputs of the layer do not depend on it."""
+    """Returns the input size of `xs`, or None if it is not known."""
     example, index = _example_inputs(layer)
     if index is None and _has_structure(xs, example):
+        return None
+    if not _has_structure(xs, example) and not isinstance(xs, layer.input_types):
         return None
     leaf = _input_leaf(layer, xs)
     return jnp.shape(leaf)[-1] if jnp.ndim(leaf) else 0
