@@ -47,11 +47,11 @@ def conform_params(
     """
     check_input_type(owner, layer, params, xs, name)
     size = _find_input_size(layer, xs)
-    expected = _expected_params(layer, size) if size else None
-    if expected is None or _signature(params) == _signature(expected):
+    expected, signature = _expected_params(layer, size) if size else (None, None)
+    if signature is None or _signature(params) == signature:
         return params
     converted = _convert_dicts(expected, params)
-    if _signature(converted) == _signature(expected):
+    if _signature(converted) == signature:
         return converted
     other = _find_fitting_size(layer, converted, size)
     if other is not None:
@@ -99,12 +99,13 @@ def _is_of_flax(node: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def _expected_params(layer: Layer, input_size: int) -> Params | None:
+def _expected_params(layer: Layer, input_size: int) -> tuple[Params, _Signature | None]:
     """Returns the shapes and dtypes of `init`, or None if `init` cannot be traced."""
     try:
-        return jax.eval_shape(lambda: layer.init(jax.random.key(0), input_size))
+        params = jax.eval_shape(lambda: layer.init(jax.random.key(0), input_size))
     except jax.errors.JAXTypeError:  # `init` depends on the values of its key
-        return None
+        return None, None
+    return params, _signature(params)
 
 
 @functools.lru_cache(maxsize=256)
@@ -124,11 +125,11 @@ def check_input_type(
 ) -> None:
     """Raises a TypeError unless the inputs have a type that the layer accepts.
 
-    These are the type of `layer.inputs`, and those in `layer.input_types`.
+    These are the type of `layer.inputs`, and those in `layer.input_types`. A type that the user has
+    defined is accepted as well, since a cell of the user need not implement `inputs`.
     """
     example, _ = _example_inputs(layer)
-    has_structure = jax.tree.structure(xs) == jax.tree.structure(example)
-    if has_structure or isinstance(xs, layer.input_types):
+    if _has_structure(xs, example) or isinstance(xs, layer.input_types) or _is_user_type(xs):
         return
     if _is_array(params) and not _is_array(xs) and _is_array(example):
         raise TypeError(
@@ -143,10 +144,18 @@ def check_input_type(
     )
 
 
+def _is_user_type(xs: Inputs) -> bool:
+    """Whether the type of the inputs is not one of Python, NumPy, JAX or jrnn."""
+    known = ("builtins", "numpy", "jax", "jaxlib", "jrnn", "collections")
+    return type(xs).__module__.partition(".")[0] not in known
+
+
 def _find_input_size(layer: Layer, xs: Inputs) -> int | None:
-    """Returns the input size of `xs`; None if the inputs of the layer do not depend on it."""
+    """Returns the input size of `xs`, or None if it is not known."""
     example, index = _example_inputs(layer)
-    if jax.tree.structure(xs) == jax.tree.structure(example) and index is None:
+    if index is None and _has_structure(xs, example):
+        return None
+    if not _has_structure(xs, example) and not isinstance(xs, layer.input_types):
         return None
     leaf = _input_leaf(layer, xs)
     return jnp.shape(leaf)[-1] if jnp.ndim(leaf) else 0
@@ -154,9 +163,17 @@ def _find_input_size(layer: Layer, xs: Inputs) -> int | None:
 
 def _input_leaf(layer: Layer, xs: Inputs) -> Any:
     """Returns the leaf of the inputs whose last axis is the input size."""
+    if isinstance(xs, jax.Array):
+        return xs
     example, index = _example_inputs(layer)
-    is_known = jax.tree.structure(xs) == jax.tree.structure(example)
+    is_known = index is not None and _has_structure(xs, example)
     return jax.tree.leaves(xs)[index if is_known and index is not None else 0]
+
+
+def _has_structure(xs: Inputs, example: Inputs) -> bool:
+    if isinstance(xs, jax.Array) and isinstance(example, jax.ShapeDtypeStruct):
+        return True
+    return jax.tree.structure(xs) == jax.tree.structure(example)
 
 
 def _is_array(tree: Any) -> bool:
@@ -180,12 +197,18 @@ def _signature(tree: Any) -> _Signature:
 
 
 def _shape(leaf: Any) -> tuple[int, ...]:
-    return tuple(jnp.shape(leaf))
+    shape = getattr(leaf, "shape", None)
+    return tuple(jnp.shape(leaf)) if shape is None else shape
 
 
 def _kind(leaf: Any) -> str:
     """Returns the kind of the dtype of a leaf, without its precision."""
-    dtype = jnp.result_type(leaf)
+    dtype = getattr(leaf, "dtype", None)
+    return _kind_of_dtype(jnp.result_type(leaf) if dtype is None else dtype)
+
+
+@functools.lru_cache
+def _kind_of_dtype(dtype: Any) -> str:
     kinds = {"float": jnp.floating, "complex": jnp.complexfloating, "int": jnp.integer}
     return next((name for name, kind in kinds.items() if jnp.issubdtype(dtype, kind)), str(dtype))
 
@@ -222,10 +245,10 @@ def _find_fitting_size(layer: Layer, params: Params, size: int | None) -> int | 
     sizes = {axis for leaf in jax.tree.leaves(params) for axis in _shape(leaf)} - {0, size}
     for candidate in sorted(sizes)[:MAX_CANDIDATES]:
         try:
-            expected = _expected_params(layer, candidate)
+            _, signature = _expected_params(layer, candidate)
         except (TypeError, ValueError):  # the layer has no such input size
             continue
-        if expected is not None and _signature(expected) == _signature(params):
+        if signature == _signature(params):
             return candidate
     return None
 

@@ -8,7 +8,6 @@ from jax.typing import DTypeLike
 from jrnn import checks
 from jrnn.cell import Carry, Cell
 from jrnn.engines.precision import bind, infer_precision
-from jrnn.layer import Layer, check_layer
 from jrnn.nn.options import check_rngs
 from jrnn.nn.rnn import RNN
 
@@ -47,12 +46,11 @@ class FlaxCell(nnx.RNNCellBase):
         Raises:
           TypeError: `cell` is not a `Cell`.
         """
-        if isinstance(cell, Layer) and not isinstance(cell, Cell):
+        if not isinstance(cell, Cell):
             raise TypeError(
                 "FlaxCell: cell must be a single cell such as jrnn.LSTM(64), got "
                 f"{checks.describe(cell)}; for a layer of several cells use jrnn.nn.RNN"
             )
-        check_layer("FlaxCell", "cell", cell, Cell)
         check_rngs("FlaxCell", rngs)
         self.cell = cell
         self.rnn = RNN(cell, input_size, rngs=rngs, dtype=dtype, param_dtype=param_dtype)

@@ -168,8 +168,8 @@ def to_time_major(
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(xs)]
     if any(len(shape) < 2 or shape[:2] != shapes[0][:2] for shape in shapes):
         raise ValueError(
-            f"{owner}: every array of xs must have shape (batch, time, ...), with the same batch "
-            f"and time, got {checks.shorten(shapes[:9])}"
+            f"{owner}: xs must have shape (batch, time, ...), with the same batch and time in "
+            f"every array, got {checks.shorten(shapes[:9])}"
         )
     if len(shapes) == 1 and len(shapes[0]) < 3:
         raise ValueError(

@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from jrnn import checks
+
 Target = Literal["class", "value", "class_per_step", "value_per_step"]
 Metric = Literal["accuracy", "mse", "bits_per_character"]
 
@@ -88,7 +90,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Task(abc.ABC):
+class Task(checks.ConvertsFields, abc.ABC):
     """A task to learn. Subclasses are frozen dataclasses whose fields are the options.
 
     All fields have simple types, so that a task can be set by flags and saved as JSON. The

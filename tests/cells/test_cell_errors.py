@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jrnn
 from jrnn import GRU, LRU, LSTM, Cell, Elman, IndRNN, MinGRU, MinLSTM, ParaGRU, ParaLSTM, checks
 from jrnn.cells import REGISTRY
 from tests.cells.toys import Integrator
@@ -59,7 +60,7 @@ def test_wrong_input_size_raises(row: Row) -> None:
     message = r"\w+: x must have a last axis of 3 .*, got shape \(4, .*2\)"
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda p: step(p, cell.inputs(2, (4,)), (4,)), params)
-    with pytest.raises(ValueError, match=r"got shape \(\)"):
+    with pytest.raises((ValueError, TypeError), match=r"got shape \(\)|got an array"):
         jax.eval_shape(lambda p: step(p, jnp.ones(()), ()), params)
 
 
@@ -181,3 +182,62 @@ def test_dropout_rate_must_be_below_one(rate: float) -> None:
     with pytest.raises(ValueError, match=r"dropout: rate must be in \[0, 1\), got"):
         checks.rate("dropout", "rate", rate)
     checks.rate("dropout", "rate", 0.0)
+
+
+def test_numpy_scalars_are_converted_to_python() -> None:
+    cell: Any = LSTM(np.int64(8), forget_bias=np.float32(1), peepholes=np.bool_(True))
+    assert repr(cell) == repr(LSTM(8, peepholes=True)) and hash(cell) == hash(
+        LSTM(8, peepholes=True)
+    )
+    assert type(cell.hidden_size) is int and cell.peepholes is True
+    assert repr(jrnn.Clockwork(4, periods=(np.int64(1), np.int64(2)))).count("np.") == 0  # pyright: ignore
+    engine: Any = jrnn.Newton(max_steps=np.int32(5), tol=np.float64(1e-3))
+    assert repr(engine) == repr(jrnn.Newton(max_steps=5, tol=1e-3))
+    wrapped: Any = jrnn.transforms.dropout(GRU(4), x=np.float64(0.5), each_step=np.bool_(True))
+    assert type(wrapped.x) is float and wrapped.each_step is True
+    params: Any = GRU(4).init(jax.random.key(0), np.int32(3))  # pyright: ignore[reportArgumentType]
+    assert params.w_ih.shape == (3, 12)
+
+
+def test_options_of_cells_are_keyword_only() -> None:
+    for cls in REGISTRY.values():
+        with pytest.raises(TypeError, match="takes 2 positional arguments but 3 were given"):
+            cls(3, 8)
+
+
+@pytest.mark.parametrize("engine", ["scan", "native"])
+@pytest.mark.parametrize("cls", [LSTM, GRU, Elman])
+def test_cell_without_biases_equals_one_with_zero_biases(cls: Any, engine: str) -> None:
+    if engine == "native":
+        pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
+    params = cls(4).init(jax.random.key(0), 3)
+    params = params._replace(b=0 * params.b)
+    without_names = {"b": None, "b_hn": None} if cls is GRU else {"b": None}
+    without = params._replace(**without_names)
+    assert jax.tree.structure(cls(4, bias=False).init(jax.random.key(0), 3)) == jax.tree.structure(
+        without
+    )
+    xs = jax.random.normal(jax.random.key(1), (5, 2, 3))
+
+    def differentiate(cell: Cell, params: Any) -> Any:
+        run = lambda params: (jrnn.unroll(cell, params, xs, engine=engine)[1] ** 2).sum()
+        return jax.value_and_grad(run)(params)
+
+    loss, grads = differentiate(cls(4), params)
+    got_loss, got_grads = differentiate(cls(4, bias=False), without)
+    np.testing.assert_allclose(got_loss, loss, rtol=1e-6)
+    np.testing.assert_allclose(got_grads.w_hh, grads.w_hh, rtol=1e-5, atol=1e-6)
+
+
+def test_options_that_need_biases_raise_without_them() -> None:
+    with pytest.raises(ValueError, match="LSTM: forget_bias=2.0 requires biases, got bias=False"):
+        LSTM(4, bias=False, forget_bias=2.0)
+    with pytest.raises(ValueError, match="LSTM: t_max=9 requires biases"):
+        LSTM(4, bias=False, t_max=9)
+    with pytest.raises(ValueError, match="GRU: t_max=9 requires biases"):
+        GRU(4, bias=False, t_max=9)
+
+
+def test_unknown_role_of_a_tap_raises() -> None:
+    with pytest.raises(ValueError, match="tap: role must be one of candidate, .*'candidate'"):
+        jrnn.tap("n", jnp.ones(2), role="canddate")

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jrnn import GRU, GRUD, GRUDCarry, Observed
+import jrnn
+from jrnn import GRU, GRUD, GRUDCarry, Observed, transforms
 from jrnn.cells import GRUParams
 from tests.helpers import assert_close, random_params
 
@@ -42,7 +43,31 @@ def test_missing_values_are_ignored_and_decay_to_the_mean() -> None:
 def test_input_of_wrong_type_or_size_raises() -> None:
     cell = GRUD(3)
     params = cell.init(jax.random.key(0), 2)
-    with pytest.raises(ValueError, match=r"GRUD: x must be jrnn.Observed.*, got shape \(2"):
+    with pytest.raises(ValueError, match=r"GRUD: x must be jrnn.Observed.*of shape \(2"):
         cell.project(params, jnp.ones(2))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"GRUD: delta must have a last axis of 2 .*\(1,\)"):
         cell.project(params, Observed(jnp.ones(2), jnp.ones(2), jnp.ones(1)))
+
+
+@pytest.mark.parametrize("cell", [GRUD(3), transforms.residual(GRUD(2))], ids=["grud", "residual"])
+def test_nan_where_the_mask_is_zero_has_no_effect(cell: jrnn.Cell) -> None:
+    params = cell.init(jax.random.key(0), 2)
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(7, 4, 2)).astype(np.float32)
+    mask = (rng.random((7, 4, 2)) < 0.6).astype(np.float32)
+    delta, resets = np.ones_like(values), rng.random((7, 4)) < 0.3
+
+    def run(params: object, values: jax.Array) -> jax.Array:
+        return jrnn.unroll(cell, params, Observed(values, mask, delta), resets=resets)[1]
+
+    loss = lambda params, values: (run(params, values) ** 2).sum()
+    differentiate = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    want = differentiate(params, np.where(mask == 0, 0, values))
+    got = differentiate(params, np.where(mask == 0, np.nan, values))
+    assert_close(got, want, 0)
+    x = Observed(jnp.full(2, jnp.nan), jnp.zeros(2), jnp.ones(2))
+    assert np.isfinite(GRUD(3).step(GRUD(3).init(jax.random.key(0), 2), *_first(x))[1]).all()
+
+
+def _first(x: Observed) -> tuple[GRUDCarry, Observed]:
+    return GRUDCarry(jnp.zeros(3), jnp.zeros(2)), x

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jrnn
-from jrnn import GRU, LSTM, LSTMCarry, Scan, masking
+from jrnn import GRU, GRUD, LSTM, LSTMCarry, Observed, Scan, masking
 
 CELL = LSTM(3)
 PARAMS = CELL.init(jax.random.key(0), 2)
@@ -24,26 +24,26 @@ INVALID_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"layer": LSTM},
         TypeError,
-        r"unroll: layer must be a cell such as jrnn.LSTM\(64\), or a layer, got <",
+        r"unroll: layer must be a cell such as jrnn.LSTM\(64\), or a layer, got the class LSTM; cr",
     ),
     ({"layer": "lstm"}, TypeError, "unroll: layer must be a cell"),
     ({"xs": ()}, ValueError, "unroll: xs must hold at least one array .*, got none"),
     ({"xs": XS[0, 0]}, ValueError, r"xs must have shape \(time, batch, \.\.\.\).*got \[\(2,\)\]"),
     (
-        {"xs": (XS, XS[:4])},
+        {"layer": GRUD(3), "xs": Observed(XS, XS[:4], XS)},
         ValueError,
-        r"got \[\(5, 4, 2\), \(4, 4, 2\)\].*xs\[:, None\]",
+        r"got \[\(5, 4, 2\), \(4, 4, 2\), .*xs\[:, None\]",
     ),
     (
-        {"xs": (XS, XS[:, :3])},
+        {"layer": GRUD(3), "xs": Observed(XS, XS, XS[:, :3])},
         ValueError,
-        r"with the same time and batch, got \[\(5, 4, 2\), \(5, 3, 2\)\]",
+        r"with the same time and batch, got \[\(5, 4, 2\), \(5, 4, 2\), \(5, 3, 2\)\]",
     ),
     ({"xs": np.ones((5, 4), int)}, TypeError, "xs must be floating, got int.*one-hot tokens first"),
     (
         {"xs": XS[..., :1]},
         ValueError,
-        r"LSTM: x must have a last axis of 2 \(input_size of the p",
+        r"unroll: xs must have a last axis of 2 \(input_size of the parameters\), got shape",
     ),
     ({"xs": XS[:, 0]}, ValueError, r"\(time, batch, input\), got \(5, 2\); pass a single sequence"),
     ({"lengths": np.ones(3, int)}, ValueError, r"lengths must .* \(batch,\) = \(4,\), got \(3,\)"),
@@ -78,7 +78,7 @@ INVALID_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ("changes", "error", "message"), INVALID_ARGUMENTS, ids=lambda part: str(part)[:40]
 )
 def test_invalid_argument_raises(changes: Any, error: type[Exception], message: str) -> None:
-    if isinstance(changes.get("layer"), GRU):
+    if isinstance(changes.get("layer"), GRU | GRUD):
         changes = changes | {"params": changes["layer"].init(jax.random.key(0), 2)}
     with pytest.raises(error, match=message):
         unroll(**changes)

@@ -213,7 +213,9 @@ def test_shape_errors_use_batch_major_axes(cell):
     rnn = RNN(cell, I, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"resets must have shape \(batch, time\) = \(3, 6\)"):
         rnn(jnp.ones((B, T, I)), resets=np.zeros((T, B), bool))
-    with pytest.raises(ValueError, match=r"xs must have shape \(batch, time, \.\.\.\), got"):
+    with pytest.raises(
+        ValueError, match=r"xs must have shape \(batch, time, \.\.\.\), with the same .*, got"
+    ):
         rnn(jnp.ones(I))
 
 

@@ -18,7 +18,7 @@ MAX_STEPS = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(checks.ConvertsFields):
     """Options of the training loop: steps, batches, evaluations, checkpoints and devices.
 
     Args:

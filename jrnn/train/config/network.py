@@ -20,7 +20,7 @@ EMBEDDING_SIZE = 64
 
 
 @dataclass(frozen=True)
-class Network:
+class Network(checks.ConvertsFields):
     """Options of the network: an embedding for tokens, stacked recurrent layers, and a head.
 
     Args:

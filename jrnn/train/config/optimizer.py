@@ -16,7 +16,7 @@ TRACEABLE_FIELDS = ("learning_rate", "weight_decay", "momentum", "clip_norm")
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class Optimizer(checks.ConvertsFields):
     """Options of the optimizer: an algorithm, a learning rate schedule and gradient clipping.
 
     The learning rate at training step t of T, with w = warmup * T warm-up steps and

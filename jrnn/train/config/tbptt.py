@@ -8,7 +8,7 @@ from jrnn.train.data.windows import Window
 
 
 @dataclass(frozen=True)
-class TBPTT:
+class TBPTT(checks.ConvertsFields):
     """Updates the parameters every k1 time steps, with gradients through the last k2 time steps.
 
     A stream of time steps 1, 2, ... is cut into windows w = 0, 1, ... of k1 time steps. Each window

@@ -1,0 +1,204 @@
+"""Every function that takes parameters and inputs validates them in the same way."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jrnn
+from jrnn import GRU, GRUD, LSTM, Observed, Timed, transforms
+from jrnn.analysis import capture_gates, lyapunov
+from tests.cells.toys import Integrator
+from tests.helpers import mark_exhaustive
+
+CELL = LSTM(4)
+KEY = jax.random.key(0)
+PARAMS = CELL.init(KEY, 3)
+XS = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
+MODULE = jrnn.nn.RNN(CELL, 3, rngs=nnx.Rngs(0))
+STACK = jrnn.stack([LSTM(4), jrnn.bidirectional(GRU(5))])
+STACK_PARAMS = STACK.init(KEY, 3)
+
+
+def unroll_with(engine: Any) -> Callable[..., Any]:
+    return lambda cell, params, xs: jrnn.unroll(cell, params, xs, engine=engine)
+
+
+DOORS: dict[str, Callable[..., Any]] = {
+    "scan": unroll_with("scan"),
+    "auto": unroll_with("auto"),
+    "fused": unroll_with("fused"),
+    "native": unroll_with("native"),
+    "associative": unroll_with("associative"),
+    "newton-engine": unroll_with("newton"),
+    "sharded": unroll_with(jrnn.Sharded()),
+    "newton": jrnn.newton,
+    "lyapunov": lyapunov,
+    "capture_gates": capture_gates,
+    "step": lambda cell, params, xs: cell.step(params, cell.init_carry(PARAMS, (2,)), xs[0]),
+}
+
+WRONG_PARAMS: dict[str, tuple[Any, str]] = {
+    "size": (LSTM(6).init(KEY, 3), r"w_ih: shape \(3, 24\) instead of shape \(3, 16\)"),
+    "variant": (LSTM(4, peepholes=True).init(KEY, 3), r"p_i: shape \(4,\) instead of None"),
+    "cell": (GRU(4).init(KEY, 3), "GRUParams of 4 arrays"),
+    "dtype": (jax.tree.map(lambda a: a.astype(int), PARAMS), "w_ih: dtype int32 instead of floa"),
+    "none": (None, "got None"),
+    "state": (nnx.state(MODULE), "flax's State; use the attribute params of the module"),
+    "weights": (MODULE.weights, "use the attribute params of the module"),
+    "dict": ({"w_ih": PARAMS.w_ih}, "got dict of 1 arrays"),
+    "array": (XS, r"an array of shape \(5, 2, 3\)"),
+}
+
+
+@pytest.mark.parametrize(
+    ("door", "wrong"),
+    mark_exhaustive(
+        [(door, wrong) for door in DOORS for wrong in WRONG_PARAMS],
+        always=[(door, "size") for door in DOORS] + [("scan", wrong) for wrong in WRONG_PARAMS],
+    ),
+)
+def test_wrong_params_raise(door: str, wrong: str) -> None:
+    params, got = WRONG_PARAMS[wrong]
+    message = rf"^\S+: params must be those of LSTM\(hidden_size=4\) for inputs of size 3, .*{got}"
+    with pytest.raises((TypeError, ValueError), match=message) as error:
+        DOORS[door](CELL, params, XS)
+    first_line = str(error.value).splitlines()[0]
+    assert len(first_line) < 400
+    owner = "unroll" if door not in ("newton", "lyapunov", "capture_gates", "step") else door
+    assert first_line.startswith("LSTM.step: " if owner == "step" else f"{owner}: ")
+
+
+def test_plain_params_of_a_variant_raise() -> None:
+    for engine in ("scan", "native"):
+        with pytest.raises(
+            ValueError, match=r"peepholes=True\).*p_i: None instead of shape \(4,\)"
+        ):
+            jrnn.unroll(LSTM(4, peepholes=True), PARAMS, XS, engine=engine)
+
+
+@pytest.mark.parametrize("door", mark_exhaustive(DOORS, always=["native", "step", "lyapunov"]))
+def test_dicts_equal_the_named_tuples(door: str) -> None:
+    if door == "associative":
+        pytest.skip("LSTM is not linear")
+    fields = {name: leaf for name, leaf in PARAMS._asdict().items() if leaf is not None}
+    want = jax.eval_shape(lambda params: DOORS[door](CELL, params, XS), PARAMS)
+    got = jax.eval_shape(lambda params: DOORS[door](CELL, params, XS), fields)
+    assert got == want
+
+
+def test_nested_dicts_have_the_values_and_gradients_of_the_params() -> None:
+    to_dict = lambda params: {k: v for k, v in params._asdict().items() if v is not None}
+    lstm, pair = STACK_PARAMS
+    nested = [
+        to_dict(lstm),
+        {"forward": to_dict(pair.forward), "backward": to_dict(pair.backward)},
+    ]
+    run = lambda params: (jrnn.unroll(STACK, params, XS, engine="scan")[1] ** 2).sum()
+    want, grads = jax.value_and_grad(run)(STACK_PARAMS)
+    got, dict_grads = jax.value_and_grad(run)(nested)
+    assert got == want
+    np.testing.assert_array_equal(dict_grads[1]["backward"]["w_hh"], grads[1].backward.w_hh)
+
+
+def test_params_as_orbax_restores_them_are_accepted(tmp_path: Any) -> None:
+    ocp: Any = pytest.importorskip("orbax.checkpoint")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "params", STACK_PARAMS)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "params")
+    assert not isinstance(restored[0] if isinstance(restored, list) else restored, tuple)
+    got = jrnn.unroll(STACK, restored, XS, engine="scan")[1]
+    np.testing.assert_array_equal(got, jrnn.unroll(STACK, STACK_PARAMS, XS, engine="scan")[1])
+
+
+def test_params_of_another_layer_name_the_first_difference() -> None:
+    lstm, pair = STACK_PARAMS
+    with pytest.raises(ValueError, match=r"Stack.*got no 1.forward.w_ih; use Stack.init\(key, 3\)"):
+        jrnn.unroll(STACK, (lstm, pair.forward), XS)
+    plain, normalized = GRU(4).init(KEY, 3), transforms.layer_norm(GRU(4))
+    with pytest.raises(TypeError, match=r"LayerNorm\(cell=GRU\(hidden_size=4\)\).*got GRUParams"):
+        jrnn.unroll(normalized, plain, XS)
+
+
+def test_params_in_other_precisions_and_vmapped_params_are_accepted() -> None:
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), PARAMS)
+    run = lambda params: jrnn.unroll(CELL, params, XS)[1]
+    assert jax.eval_shape(run, half).dtype == jnp.float32
+    two = jax.tree.map(lambda a: jnp.stack([a, a]), PARAMS)
+    assert jax.eval_shape(jax.vmap(run), two).shape == (2, 5, 2, 4)
+
+
+class InitReadsKey(Integrator):
+    """A cell whose `init` cannot be traced, so that its parameters are not validated."""
+
+    def init(self, key: jax.Array, input_size: int, dtype: Any = jnp.float32) -> jax.Array:
+        return super().init(key, input_size, dtype) * float(jax.random.uniform(key))
+
+
+def test_cell_whose_init_cannot_be_traced_runs() -> None:
+    cell = InitReadsKey(3)
+    assert jrnn.unroll(cell, cell.init(KEY, 3), XS, engine="scan")[1].shape == XS.shape
+
+
+NOT_ARRAYS = [
+    ((CELL, CELL, XS), r"unroll: params must consist of arrays.*got LSTM\(hidden_size=4\)"),
+    ((CELL, PARAMS, [["a"]]), "unroll: xs must consist of arrays, got 'a'"),
+    ((CELL, PARAMS, np.array([["a"]])), "unroll: xs must consist of arrays, got an array .* <U1"),
+    ((CELL, PARAMS, XS, "a"), "unroll: carry must consist of arrays, got 'a'"),
+    ((CELL, XS, PARAMS), r"the order of the arguments is unroll\(layer, params, xs\)"),
+    ((PARAMS, CELL, XS), "unroll: layer must be a cell .*, got LSTMParams of 3 arrays$"),
+    ((LSTM, PARAMS, XS), r"got the class LSTM; create an instance, such as LSTM\(64\)"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), NOT_ARRAYS, ids=[m for _, m in NOT_ARRAYS])
+def test_swapped_arguments_and_other_objects_raise(arguments: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        jrnn.unroll(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("cell", "xs", "message"),
+    [
+        (LSTM(4), Timed(XS, XS[..., 0]), r"must be an array for LSTM\(hid.*\), got Timed\(x, dt\)"),
+        (LSTM(4), Observed(XS, XS, XS), r"must be an array for .*got Observed\(x, mask, delta\)"),
+        (GRUD(4), (XS, XS, XS), r"must be Observed\(x, mask, delta\) for GRUD.*a tuple of 3 array"),
+        (GRUD(4), XS, r"must be Observed\(x, mask, delta\) for GRUD.*got an array"),
+        (jrnn.CfC(4), Observed(XS, XS, XS), "must be an array or Timed for CfC"),
+    ],
+    ids=["lstm-timed", "lstm-observed", "grud-tuple", "grud-array", "cfc-observed"],
+)
+def test_inputs_of_another_type_raise(cell: Any, xs: Any, message: str) -> None:
+    params = cell.init(KEY, 3)
+    for run, name in ((jrnn.unroll, "unroll: xs"), (lyapunov, "lyapunov: xs")):
+        with pytest.raises(TypeError, match=f"^{name} {message}"):
+            run(cell, params, xs)
+    with pytest.raises(TypeError, match=rf"^\w+.step: x {message}"):
+        cell.step(params, None, jax.tree.map(lambda leaf: leaf[0], xs))
+
+
+def test_nested_lists_are_converted() -> None:
+    want = jrnn.unroll(CELL, PARAMS, XS)[1]
+    np.testing.assert_array_equal(jrnn.unroll(CELL, PARAMS, XS.tolist())[1], want)
+    got = MODULE(XS.swapaxes(0, 1).tolist(), mask=np.ones((2, 5), bool).tolist())[1]
+    np.testing.assert_allclose(got, MODULE(XS.swapaxes(0, 1))[1], rtol=1e-6)
+    with pytest.raises(
+        ValueError, match="unroll: xs must be one array, got nested lists of unequa"
+    ):
+        jrnn.unroll(CELL, PARAMS, [[[1.0, 2.0, 3.0]], [[1.0, 2.0]]])
+
+
+def test_messages_are_bounded() -> None:
+    for value in ("x" * 9999, list(range(9999)), PARAMS, np.zeros((2,) * 30), STACK, [PARAMS] * 99):
+        assert len(jrnn.checks.describe(value)) <= 200
+    with pytest.raises(ValueError, match="engine must be one of") as error:
+        jrnn.unroll(CELL, PARAMS, XS, engine="x" * 9999)
+    assert len(str(error.value)) < 400
+    with pytest.raises(TypeError, match="must be an array") as error:
+        jrnn.unroll(CELL, PARAMS, tuple(XS for _ in range(999)))
+    assert len(str(error.value).splitlines()[0]) < 400
