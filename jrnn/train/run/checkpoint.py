@@ -254,7 +254,7 @@ class Checkpointer:
             raise ValueError(f"it was saved at step {saved['step']}, and copied or renamed")
         self._check_leaf_specs(saved["kinds"], leaf_specs(like))
         for name, tree in abstract.items():
-            _check_chunks(Path(self._manager.directory, str(step), name), tree)
+            _check_chunks(self._manager.directory / str(step) / name, tree)
         restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         arrays = {name: restored[name] for name in like}
         if leaf_specs(arrays) != leaf_specs(abstract):
@@ -300,11 +300,11 @@ class Checkpointer:
         )
 
 
-def _check_chunks(folder: Path, like: Any) -> None:
+def _check_chunks(folder: Any, like: Any) -> None:
     """Raises ValueError if a chunk of an array is larger than the array, which bounds the memory.
 
     Args:
-      folder: the folder of a pytree in a checkpoint.
+      folder: the folder of a pytree in a checkpoint, as a path of orbax.
       like: the pytree with the expected shapes.
     """
     metadata = ocp.StandardCheckpointHandler().metadata(folder)
