@@ -138,9 +138,13 @@ def _collect(candidates: Iterable[Any], found: dict[str, type]) -> None:
 
 @cache
 def _annotations(cls: type) -> dict[str, Any]:
-    """Returns the types of the fields of a dataclass that its constructor takes, by name."""
-    hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+    """Returns the types of the fields of a dataclass that its constructor takes, by name.
+
+    The annotations of a class that is not in jrnn may be inexact, so that each type is `Any`.
+    """
+    is_foreign = cls.__module__.partition(".")[0] != "jrnn"
+    hints = {} if is_foreign else typing.get_type_hints(cls)
+    return {f.name: hints.get(f.name, Any) for f in dataclasses.fields(cls) if f.init}
 
 
 def _find_class(name: Any, trust: bool) -> type:

@@ -8,8 +8,12 @@ import pytest
 import jrnn
 from jrnn import config
 from jrnn.cells import REGISTRY as CELLS
+from jrnn.engines import REGISTRY as ENGINES
+from jrnn.layers import REGISTRY as LAYERS
+from jrnn.serialize import classes
 from jrnn.tasks import REGISTRY as TASKS
-from jrnn.train import Experiment, Network, Optimizer
+from jrnn.train import TBPTT, Experiment, Network, Optimizer
+from jrnn.transforms import REGISTRY as TRANSFORMS
 from jrnn.transforms import layer_norm, zoneout
 
 USER_CONFIG = """
@@ -176,6 +180,18 @@ def test_json_round_trip_preserves_every_field(tmp_path):
 def test_json_round_trip_preserves_tuples_and_none(tmp_path):
     task = TASKS["table"]("data.csv", columns=("a", "b"), targets=("b",))
     experiment = Experiment(task, Network(jrnn.LSTM(3, t_max=8)), Optimizer(clip_norm=None))
+    assert config.decode(json.loads(json.dumps(config.encode(experiment)))) == experiment
+
+
+def test_every_class_of_an_experiment_is_decoded():
+    """The classes are collected from the registries, and no field has an unknown type."""
+    names = classes()
+    for registry in (CELLS, TRANSFORMS, ENGINES, LAYERS, TASKS):
+        assert {f"{cls.__module__}:{cls.__qualname__}" for cls in registry.values()} <= {*names}
+    assert {Experiment, Network, Optimizer, TBPTT} <= {*names.values()}
+    assert all(name.startswith("jrnn.") for name in names)
+    stacked = jrnn.stack([jrnn.bidirectional(jrnn.LSTM(3)), zoneout(jrnn.GRU(6))])
+    experiment = Experiment(TASKS["digits"](), Network(stacked), tbptt=TBPTT(2, 4))
     assert config.decode(json.loads(json.dumps(config.encode(experiment)))) == experiment
 
 

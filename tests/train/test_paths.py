@@ -3,11 +3,13 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tensorstore
 from flax import nnx
 
 from jrnn.train import Checkpoint, Checkpointer, CheckpointError, fit
@@ -137,3 +139,16 @@ def test_run_that_is_saved_meanwhile_is_read(saved, caplog, monkeypatch):
     assert reader.read_newest(ARRAYS).step == 4
     reader.close()
     assert "damaged" not in caplog.text
+
+
+def test_chunk_that_is_larger_than_its_array_is_refused(saved, caplog):
+    """Orbax would decompress the whole chunk in memory, whatever the size of the array."""
+    base = (saved / "checkpoints/2/state").as_uri() + "/"
+    spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": "w/"}}
+    metadata = {"shape": [3], "chunks": [2**20], "dtype": "<f4"}
+    array: Any = tensorstore.open(
+        spec | {"metadata": metadata}, create=True, delete_existing=True
+    ).result()
+    array.write(np.arange(3, dtype=np.float32)).result()
+    assert read(saved).step == 1
+    assert "the arrays have chunks of other sizes than were written" in caplog.text

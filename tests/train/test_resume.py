@@ -87,7 +87,7 @@ def test_resumed_run_equals_uninterrupted_run(optimizer, tmp_path, monkeypatch):
         signal_at(20 + 1500 * number, monkeypatch)
         with pytest.raises(Interrupted, match="stopped by SIGTERM at step .* of 4001") as stop:
             train(experiment, data, resumed, resume=bool(stops))
-        assert str(stop.value).endswith(f"resume with: jrnn train --resume {resumed}")
+        assert str(stop.value).endswith(f"resume with: jrnn train --resume {resumed} --trust")
         stops.append(max(checkpoint_steps(resumed / "checkpoints")))
     assert stops == sorted(set(stops)) and any(stop % 20 for stop in stops), stops
     actual = train(experiment, data, resumed, resume=True)

@@ -266,6 +266,8 @@ class Checkpointer:
         if saved["step"] != step:
             raise ValueError(f"it was saved at step {saved['step']}, and copied or renamed")
         self._check_leaf_specs(saved["kinds"], leaf_specs(like))
+        for name, tree in abstract.items():
+            _check_chunks(self._manager.directory / str(step) / name, tree)
         restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         arrays = {name: restored[name] for name in like}
         if leaf_specs(arrays) != leaf_specs(abstract):
@@ -309,6 +311,21 @@ class Checkpointer:
             f"{_describe_error(error)}; {intact}; free disk space or repair the folder, and resume "
             "the run."
         )
+
+
+def _check_chunks(folder: Any, like: Any) -> None:
+    """Raises ValueError if a chunk of an array is larger than the array, which bounds the memory.
+
+    Args:
+      folder: the folder of a pytree in a checkpoint, as a path of orbax.
+      like: the pytree with the expected shapes.
+    """
+    metadata = ocp.StandardCheckpointHandler().metadata(folder)
+    leaves: Any = [leaf for leaf in jax.tree.leaves(metadata.tree) if leaf is not None]
+    sizes = sorted(np.prod([*leaf.storage.chunk_shape, 1.0]) for leaf in leaves)
+    expected = sorted(max(leaf.size, 1) for leaf in jax.tree.leaves(like))
+    if len(sizes) != len(expected) or any(a > b for a, b in zip(sizes, expected, strict=True)):
+        raise ValueError("the arrays have chunks of other sizes than were written")
 
 
 def compute_checksums(arrays: dict[str, Any]) -> dict[str, list[int]]:
