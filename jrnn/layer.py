@@ -281,7 +281,7 @@ def register_for_export(*types: Any) -> None:
     Subclasses of `Layer` call it with the types that their methods return. Other types are ignored.
     """
     for cls in types:
-        is_namedtuple = isinstance(cls, type) and issubclass(cls, tuple) and hasattr(cls, "_fields")
+        is_namedtuple = isinstance(cls, type) and issubclass(cls, tuple) and "_fields" in vars(cls)
         if is_namedtuple and cls not in _EXPORTED:
             _EXPORTED.add(cls)
             # A notebook may define a class again; the name then stays that of the first class.
