@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 MODULE_NAME = "jrnn_config"
 """The module name of an imported config file."""
-_BOX = re.compile(r"[\u2500-\u257f]|\x1b\[[0-9;]*m")
+_BOX = re.compile(r"[\u2500-\u257f]|\x1b\[[0-9;]*m|\+?-{3,}\+?|^\s*\||\|\s*$", re.MULTILINE)
 """The characters and escape sequences of a box of tyro."""
 _INCOMPATIBLE = "the file was edited, or written by another version of jrnn or of a class in it"
 
@@ -222,7 +222,8 @@ def parse_cli(type_or_function: Any, **options: Any) -> Any:
     except SystemExit as error:
         if not error.code:
             raise
-        text = " ".join(_BOX.sub(" ", printed.getvalue()).split())
+        _title, _, text = printed.getvalue().strip().partition("\n")
+        text = " ".join(_BOX.sub(" ", text).split())
         printed = io.StringIO()
         raise ConfigError(text.partition(" For full helptext")[0]) from error
     finally:
