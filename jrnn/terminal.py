@@ -12,7 +12,7 @@ import tyro
 
 from jrnn.messages import escape_controls
 
-_BOX = re.compile(r"[\u2500-\u257f]|-{4,}")
+_BOX = re.compile(r"[\u2500-\u257f]|\+?-{3,}\+?|^\s*\||\|\s*$", re.MULTILINE)
 """The lines of a box of tyro."""
 
 
@@ -59,7 +59,8 @@ def parse_flags(function: Callable[..., Any], args: Sequence[str], **options: An
     except SystemExit as error:
         if not error.code:
             raise
-        text = " ".join(_BOX.sub(" ", printed.getvalue()).split())
+        _title, _, text = printed.getvalue().strip().partition("\n")
+        text = " ".join(_BOX.sub(" ", text).split())
         printed = io.StringIO()
         raise FlagError(text.partition(" For full helptext")[0]) from error
     finally:

@@ -66,6 +66,9 @@ def main(args: list[str] | None = None) -> None:
     """
     if args is None:
         signals.exit_on_signals()
+        if not os.environ.get("JRNN_DEBUG"):
+            # For example, orbax leaves coroutines that fail after a damaged checkpoint was read.
+            sys.unraisablehook = lambda _: None
         args = sys.argv[1:]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -106,7 +109,8 @@ def _run(args: list[str]) -> None:
         hint = checks.suggestion(name, commands) or "; see jrnn --help"
         raise ValueError(f"command must be one of {', '.join(commands)}, got {name!r}{hint}")
     # Orbax logs tracebacks of errors that it also raises.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for logger in ("absl", "asyncio"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     commands[name](rest)
 
 

@@ -242,7 +242,7 @@ def test_bench_lists_its_flags(capsys):
         (["train", "configs/text.py", "--network.bidirectional"], "what it has to predict"),
         (["train", "configs/digits.py", "--batch-size", "5000"], "training examples, got 5000"),
         (["train", "configs/digits.py", "--network.engine", "scann"], "did you mean 'scan'"),
-        (["train", "configs/digits.py", "--seed", "-1"], "seed must be an int from 0 to"),
+        (["train", "configs/digits.py", "--seed", "-1"], "seed must be an int from 0"),
         (["eval", "nowhere"], "must be the folder of a run"),
         (["eval"], "the folder of the run"),
         (["ls"], "the argument must be one of cells"),

@@ -156,7 +156,7 @@ def test_generate_samples_the_predicted_distribution(language_model):
     ("prompt", "length", "temperature", "message"),
     [
         (jnp.zeros((1, 0), int), 3, 1.0, "prompt must have shape"),
-        (jnp.zeros((1, 2), int), 0, 1.0, "length must be a positive int"),
+        (jnp.zeros((1, 2), int), 0, 1.0, "length must be an int from 1"),
         (jnp.zeros((1, 2), int), 3, -1.0, "temperature must be at least 0"),
     ],
 )

@@ -9,6 +9,7 @@ from flax import nnx
 import jrnn
 from jrnn.nn import GRU, LSTM, RNN, SequenceToSequence, StackedRNN
 from jrnn.transforms import learned_carry, zoneout
+from tests.helpers import cache_size
 
 B, T, INPUT = 2, 6, 3
 XS = jax.random.normal(jax.random.key(0), (B, T, INPUT))
@@ -57,7 +58,7 @@ def test_steps_equal_the_whole_sequence(name):
     streamed = jrnn.stream(model, batch_size=B)
     ys = [streamed.step(xs[:, t]) for t in range(T)]
     np.testing.assert_allclose(jnp.stack(ys, 1), run_sequence(model, xs), rtol=1e-5, atol=1e-6)
-    assert streamed._run._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
+    assert cache_size(streamed._run) == 1
 
 
 def test_reset_applies_to_the_selected_rows():
