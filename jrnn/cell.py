@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jrnn import checks
 from jrnn.broadcasting import add, multiply
 from jrnn.dtypes import cast, widest_dtype
 from jrnn.layer import Carry as Carry
@@ -355,6 +356,8 @@ class Cell(Layer):
           ValueError: a shape is wrong.
         """
         params = conform_params(f"{type(self).__name__}.step", self, params, x, "x")
+        if key is not None:
+            checks.prng_key(f"{type(self).__name__}.step", "key", key)
         new, y = self._step(*self._with_noise(params, carry, x, key=key))
         return jax.tree.map(lambda a, old: a.astype(jnp.result_type(old)), new, carry), y
 

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+MAX_SEED = 2**63 - 1
+"""Maximum seed, a 64-bit int in JAX."""
 MAX_DESCRIPTION = 120
 """The largest length of the description of a value in a message."""
 
@@ -125,22 +127,31 @@ def positive_int(owner: str, name: str, value: Any) -> int:
 
 def non_negative_int(owner: str, name: str, value: Any) -> int:
     """Returns the value as an int; raises unless it is an int of at least 0."""
+    return int_at_least(owner, name, value, 0)
+
+
+def int_at_least(owner: str, name: str, value: Any, low: int) -> int:
+    """Returns the value as an int; raises unless it is an int of at least `low`."""
     number = as_python(value)
-    if not is_int(number) or number < 0:
-        raise ValueError(f"{owner}: {name} must be an int of at least 0, got {describe(value)}")
+    if not is_int(number) or number < low:
+        raise ValueError(f"{owner}: {name} must be an int of at least {low}, got {describe(value)}")
     return number
 
 
-def int_between(owner: str, name: str, value: Any, low: int, high: int) -> None:
-    """Raises unless the value is a Python int from `low` to `high`."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{owner}: {name} must be an int from {low} to {high}, got {value!r}")
+def int_between(owner: str, name: str, value: Any, low: int, high: int) -> int:
+    """Returns the value as an int; raises unless it is an int from `low` to `high`."""
+    number = as_python(value)
+    if not is_int(number) or not low <= number <= high:
+        raise ValueError(
+            f"{owner}: {name} must be an int from {low} to {high}, got {describe(value)}"
+        )
+    return number
 
 
 def instance(owner: str, name: str, value: Any, cls: type) -> None:
     """Raises unless the value is an instance of a class."""
     if not isinstance(value, cls):
-        raise TypeError(f"{owner}: {name} must be a {cls.__name__}, got {value!r}")
+        raise TypeError(f"{owner}: {name} must be a {cls.__name__}, got {describe(value)}")
 
 
 def increasing_ints(owner: str, name: str, values: Any) -> None:

@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import inspect
 import json
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -182,7 +181,7 @@ class ConfigFile:
             prog=f"jrnn train {self.path}{assignments and ':'}{assignments}",
             config=(tyro.conf.AvoidSubcommands,),
         )
-        serialize.check_finite("Experiment", experiment)
+        serialize.check_numbers("Experiment", experiment)
         return experiment
 
     def _get_config(self) -> Callable[..., Any]:
@@ -289,8 +288,9 @@ def save(experiment: Experiment, spec: str, path: Path, source: Path | None = No
 def write(content: dict[str, Any], spec: str, path: Path, source: Path | None = None) -> None:
     """Writes a dict of encoded values as JSON, atomically, and a copy of the config file."""
     source = ConfigFile.parse(spec).path if source is None else source
+    code = source.read_bytes()
     with files.atomic_path(path.with_suffix(".py")) as partial:
-        shutil.copyfile(source, partial)
+        partial.write_bytes(code)
     write_json(content, path)
 
 

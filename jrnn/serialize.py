@@ -16,7 +16,7 @@ from typing import Any
 
 import typeguard
 
-from jrnn import cells, engines, layers, tasks, transforms
+from jrnn import cells, engines, files, layers, tasks, transforms
 from jrnn.train.config.experiment import Experiment
 
 CONFIG_MODULE = "jrnn_config"
@@ -96,8 +96,10 @@ def names_of_classes(value: Any) -> Iterator[str]:
             yield from names_of_classes(item)
 
 
-def check_finite(owner: str, value: Any) -> None:
-    """Raises ValueError if a float in a dataclass or tuple is infinite or NaN.
+def check_numbers(owner: str, value: Any) -> None:
+    """Raises ValueError if a number in a dataclass or tuple cannot be read back from a file.
+
+    Floats must be finite, and ints must have at most 64 bits.
 
     Args:
       owner: the begin of the message.
@@ -106,6 +108,8 @@ def check_finite(owner: str, value: Any) -> None:
     for path, leaf in _leaves("", value):
         if isinstance(leaf, float) and not math.isfinite(leaf):
             raise ValueError(f"{owner}: {path} must be a finite number, got {leaf}")
+        if isinstance(leaf, int) and abs(leaf) > files.MAX_INT:
+            raise ValueError(f"{owner}: {path} must have at most 64 bits, got {leaf}")
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -61,7 +61,4 @@ def parse_flags(function: Callable[..., Any], args: Sequence[str], **options: An
             raise
         _title, _, text = printed.getvalue().strip().partition("\n")
         text = " ".join(_BOX.sub(" ", text).split())
-        printed = io.StringIO()
         raise FlagError(text.partition(" For full helptext")[0]) from error
-    finally:
-        sys.stderr.write(escape_controls(printed.getvalue()))

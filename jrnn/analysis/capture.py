@@ -94,6 +94,7 @@ def capture_gates(
     True
     """
     check_layer("capture_gates", "layer", layer)
+    reverse = checks.boolean("capture_gates", "reverse", reverse)
     inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse, "capture_gates")
     with explain_arguments(inputs, params):
         gates, carries, carry, ys = _capture(layer, params, inputs)

@@ -21,7 +21,7 @@ import jax
 from rich.console import Console
 from rich.markup import escape
 
-from jrnn import checks
+from jrnn import checks, files
 from jrnn.bench import figure, group, machine, report
 from jrnn.bench.cases import SHAPES, cases, parse_shape
 from jrnn.bench.engines import ResultMismatch
@@ -118,7 +118,7 @@ def _save(result: dict[str, Any], out: Path) -> None:
     result["summary"] = report.summary(result["groups"])
     result["missing"] = report.missing(result["groups"])
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    files.write_text(out, json.dumps(result, indent=2) + "\n")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import jrnn
-from jrnn import checks
+from jrnn import checks, files
 from jrnn.analysis import lyapunov
 from jrnn.bench import machine, report
 from jrnn.bench.implementations import Implementation
@@ -125,7 +125,7 @@ def main(args: list[str]) -> None:
         "rows": rows,
     }
     bench.out.parent.mkdir(parents=True, exist_ok=True)
-    bench.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    files.write_text(bench.out, json.dumps(result, indent=2) + "\n")
     table = Table(box=None, header_style="bold")
     for column in COLUMNS.values():
         table.add_column(column, no_wrap=True)

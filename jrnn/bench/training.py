@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jrnn
-from jrnn import checks, config
+from jrnn import checks, config, files
 from jrnn.bench import machine, report
 from jrnn.distributed import Mesh, ProcessGroup
 from jrnn.nn import RNN
@@ -118,7 +118,7 @@ def main(args: list[str]) -> None:
         "sweep": sweep_seconds(bench.sweeps),
     }
     bench.out.parent.mkdir(parents=True, exist_ok=True)
-    bench.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    files.write_text(bench.out, json.dumps(result, indent=2) + "\n")
     table = Table(box=None, header_style="bold")
     for column in COLUMNS.values():
         table.add_column(column, no_wrap=True)

@@ -44,6 +44,8 @@ options:
   -h, --help   show this message; `jrnn COMMAND --help` shows the options of a command
   --version    show the version
 
+  --trust      for eval, sample and --resume: execute the code that a run needs; see SECURITY.md
+
 environment variables:
   JRNN_DEBUG=1   show the traceback of an error
 

@@ -20,7 +20,7 @@ from jrnn.nn import SequenceToSequence, generate
 from jrnn.tasks.task import Data
 from jrnn.terminal import Console, parse_flags, write_text
 from jrnn.train import FitResult, check_experiment, load_best, restore, train
-from jrnn.train.config.experiment import MAX_SEED, Experiment
+from jrnn.train.config.experiment import Experiment
 from jrnn.train.run.summary import make_table, save_figure, summarize
 
 stdout = Console()
@@ -241,7 +241,7 @@ def sample_command(args: list[str]) -> None:
         )
     if prompt is None:
         prompt = "\n" if "\n" in data.vocabulary else data.vocabulary[0]
-    checks.int_between("sample", "seed", options.seed, 0, MAX_SEED)
+    checks.int_between("sample", "seed", options.seed, 0, checks.MAX_SEED)
     if not prompt:
         raise ValueError("sample: prompt must have at least one character, got an empty text")
     ids = {character: id for id, character in enumerate(data.vocabulary)}

@@ -34,7 +34,6 @@ from jrnn.sweep.sweep import (
 from jrnn.tasks.task import Data, Task
 from jrnn.terminal import Console, parse_flags
 from jrnn.train import Experiment, restore
-from jrnn.train.config.experiment import MAX_SEED
 
 stdout = Console()
 SWEEP_FILE = "sweep.json"
@@ -84,7 +83,7 @@ class SweepOptions:
 
     Trials that differ only in scalar hyper-parameters share a compilation. All other flags set
     fields of the experiment, as in `jrnn train`. `jrnn sweep --resume SWEEP` resumes an interrupted
-    sweep.
+    sweep, with `--trust` if its config file defines classes.
 
     Args:
       over: one or more axes NAME=VALUES of the search space. NAME is a field of the experiment or
@@ -110,7 +109,7 @@ class SweepOptions:
         for name in ("random", "width"):
             if getattr(self, name) is not None:
                 checks.positive_int("sweep", name, getattr(self, name))
-        checks.int_between("sweep", "draw_seed", self.draw_seed, 0, MAX_SEED)
+        checks.int_between("sweep", "draw_seed", self.draw_seed, 0, checks.MAX_SEED)
 
 
 def sweep_command(args: list[str]) -> None:

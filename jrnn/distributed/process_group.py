@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 import jax
 from jax._src.distributed import global_state  # the only access to the client of the service
 
+from jrnn import signals
 from jrnn.distributed.launcher import Launcher
 
 START_TIMEOUT = 300.0
@@ -214,7 +215,7 @@ class ProcessGroup:
     def _report_loss(self, lost: int) -> None:
         """Prints that this process exits because another one has ended."""
         self._loss_lock.acquire()  # never released: only one thread reports
-        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+        show_cursor = signals.SHOW_CURSOR if sys.stderr.isatty() else ""
         advice = (
             f"; start all processes again with: {self.resume_command}"
             if self.resume_command

@@ -81,6 +81,8 @@ class explain_arguments:
             arguments = {"params": self.params, "xs": inputs.xs, "carry": inputs.carry}
             masks = {"lengths": inputs.lengths, "mask": inputs.mask, "resets": inputs.resets}
             refuse_non_arrays(inputs.owner, **arguments, **masks)
+            if inputs.key is not None:
+                checks.prng_key(inputs.owner, "key", inputs.key)
 
 
 def conform_arguments(layer: Layer, params: Params, inputs: SequenceInputs) -> Params:

@@ -136,6 +136,7 @@ def unroll(
     >>> ys.shape, bool((ys[3:, 1] == 0).all())
     ((5, 2, 4), True)
     """
+    reverse = checks.boolean("unroll", "reverse", reverse)
     inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse)
     return unroll_inputs(layer, params, inputs, engine, return_carries)
 
@@ -154,10 +155,11 @@ def unroll_inputs(
             f"{inputs.owner}: layer must be a single cell for return_carries, got "
             f"{checks.describe(layer)}; run its layers one by one"
         )
-    engine = choose_engine(engine)
+    engine = choose_engine(engine, inputs.owner)
+    return_carries = checks.boolean(inputs.owner, "return_carries", return_carries)
     try:
         with explain_arguments(inputs, params):
-            carry, ys = _unroll(layer, params, inputs, engine, bool(return_carries))
+            carry, ys = _unroll(layer, params, inputs, engine, return_carries)
     except TypeError as error:
         # `vmap` of a forward-mode derivative, as in jax.jacfwd, fails before `reverse_mode_only`.
         if "custom_vjp" in str(error):
@@ -166,11 +168,11 @@ def unroll_inputs(
     return (carry, *ys) if return_carries else (carry, ys)
 
 
-def choose_engine(engine: Engine | str) -> Engine:
-    """Returns the engine with this name, or the engine itself."""
+def choose_engine(engine: Engine | str, owner: str = "unroll") -> Engine:
+    """Returns the engine with this name, or the engine itself; `owner` is for the message."""
     if isinstance(engine, Engine):
         return engine
-    checks.one_of("unroll", "engine", engine, REGISTRY)
+    checks.one_of(owner, "engine", engine, REGISTRY)
     return REGISTRY[engine]()
 
 
@@ -198,7 +200,7 @@ def _run_cell(
     shape = jax.tree.leaves(inputs.xs)[0].shape
     if is_symbolic(*shape) and not engine.supports_symbolic_shapes:
         raise ValueError(
-            f"unroll: xs must have a shape of ints for {engine}, got {shape} with symbolic "
+            f"{inputs.owner}: xs must have a shape of ints for {engine}, got {shape} with symbolic "
             "dimensions of jax.export; use engine='scan'"
         )
     args = canonicalize(cell, params, inputs, return_carries=return_carries)

@@ -73,11 +73,9 @@ def generate(
             "generate: model.body must be batch-major and causal, got "
             f"time_major={model.body.time_major}, causal={model.body.causal}"
         )
-    checks.int_between("generate", "length", length, 1, MAX_LENGTH)
-    if not temperature >= 0:
-        raise ValueError(
-            f"generate: temperature must be at least 0, got {checks.describe(temperature)}"
-        )
+    length = checks.int_between("generate", "length", length, 1, MAX_LENGTH)
+    if not isinstance(temperature, Tracer):
+        checks.non_negative_number("generate", "temperature", temperature)
     checks.prng_key("generate", "key", key)
     prompt = jnp.asarray(prompt)
     _check_prompt(model, prompt)

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
+from jrnn.files import WriteError
 from jrnn.signals import Interrupted, Signals
 from jrnn.sweep.ray_worker import (
     Files,
@@ -313,7 +314,7 @@ class _Groups:
             if update.result is not None:
                 self._install_result(group, update.result, update.best)
         except OSError as error:
-            raise OSError(
+            raise WriteError(
                 f"sweep: group {group.number} could not be written to {self._folder}: "
                 f"{_first_line(error)}; free disk space or repair the folder, and resume with: "
                 f"{self._resume_command}"

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jrnn.files import WriteError
 from jrnn.signals import Interrupted, Signals
 from jrnn.sweep.sweep import (
     BEST,
@@ -219,7 +220,15 @@ def make_portable(error: BaseException) -> Exception:
 
     Other classes may need more arguments than a message, and cannot be unpickled.
     """
-    classes = (FloatingPointError, MemoryError, OSError, ImportError, TypeError, ValueError)
+    classes = (
+        FloatingPointError,
+        MemoryError,
+        WriteError,
+        OSError,
+        ImportError,
+        TypeError,
+        ValueError,
+    )
     for cls in (*classes, jax.errors.JaxRuntimeError):
         if isinstance(error, cls):
             return cls(str(error))

@@ -43,10 +43,10 @@ class Adding(Task):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        common.check_at_least("Adding", "length", self.length, 2)
+        checks.int_at_least("Adding", "length", self.length, 2)
         checks.positive_int("Adding", "train_size", self.train_size)
         checks.positive_int("Adding", "eval_size", self.eval_size)
-        common.check_at_least("Adding", "seed", self.seed, 0)
+        checks.int_between("Adding", "seed", self.seed, 0, checks.MAX_SEED)
 
     def load(self) -> Data:
         common.check_size("Adding", self.train_size + 2 * self.eval_size, self.length, 8)

@@ -76,7 +76,7 @@ class Arrays(Task):
         common.check_path("Arrays", "path", self.path)
         checks.one_of("Arrays", "kind", self.kind, get_args(Kind))
         common.check_fractions("Arrays", self.validation_fraction, self.test_fraction)
-        common.check_at_least("Arrays", "seed", self.seed, 0)
+        checks.int_between("Arrays", "seed", self.seed, 0, checks.MAX_SEED)
 
     def load(self) -> Data:
         arrays = npz.read(self.path)

@@ -12,17 +12,13 @@ MAX_TEXT_BYTES = 2**31
 """Maximum size of a text or CSV file, which is read into memory."""
 
 
-def check_at_least(owner: str, name: str, value: Any, minimum: int) -> None:
-    """Raises ValueError unless the value is a Python int of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{owner}: {name} must be an int of at least {minimum}, got {value!r}")
-
-
 def check_fractions(owner: str, validation: Any, test: Any) -> None:
     """Raises ValueError unless the fractions are above 0 and their sum is below 1."""
     for name, value in (("validation_fraction", validation), ("test_fraction", test)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-            raise ValueError(f"{owner}: {name} must be between 0 and 1, got {value!r}")
+            raise ValueError(
+                f"{owner}: {name} must be between 0 and 1, got {checks.describe(value)}"
+            )
     if validation + test >= 1:
         raise ValueError(
             f"{owner}: validation_fraction + test_fraction must be below 1, got "
@@ -47,7 +43,7 @@ def check_size(owner: str, examples: int, length: int, step_bytes: int) -> None:
 def check_path(owner: str, name: str, value: Any) -> None:
     """Raises TypeError unless the path is a non-empty string; the file need not exist."""
     if not isinstance(value, str) or not value:
-        raise TypeError(f"{owner}: {name} must be a non-empty string, got {value!r}")
+        raise TypeError(f"{owner}: {name} must be a non-empty string, got {checks.describe(value)}")
 
 
 def find_file(owner: str, path: str) -> Path:

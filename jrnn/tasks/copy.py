@@ -52,10 +52,10 @@ class Copy(Task):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        common.check_at_least("Copy", "symbols", self.symbols, 2)
+        checks.int_at_least("Copy", "symbols", self.symbols, 2)
         for name in ("delay", "copy_length", "train_size", "eval_size"):
             checks.positive_int("Copy", name, getattr(self, name))
-        common.check_at_least("Copy", "seed", self.seed, 0)
+        checks.int_between("Copy", "seed", self.seed, 0, checks.MAX_SEED)
 
     def load(self) -> Data:
         length = self.delay + 2 * self.copy_length

@@ -48,7 +48,7 @@ class Digits(Task):
 
     def __post_init__(self) -> None:
         checks.one_of("Digits", "order", self.order, get_args(Order))
-        common.check_at_least("Digits", "seed", self.seed, 0)
+        checks.int_between("Digits", "seed", self.seed, 0, checks.MAX_SEED)
 
     def load(self) -> Data:
         images, labels = _load_images()

@@ -58,7 +58,7 @@ class Tracking(Task):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        common.check_at_least("Tracking", "degree", self.degree, 2)
+        checks.int_at_least("Tracking", "degree", self.degree, 2)
         if self.degree > MAX_DEGREE:
             raise ValueError(
                 f"Tracking: degree must be at most {MAX_DEGREE}, which has "
@@ -68,7 +68,7 @@ class Tracking(Task):
             checks.positive_int("Tracking", name, getattr(self, name))
         if self.test_length is not None:
             checks.positive_int("Tracking", "test_length", self.test_length)
-        common.check_at_least("Tracking", "seed", self.seed, 0)
+        checks.int_between("Tracking", "seed", self.seed, 0, checks.MAX_SEED)
 
     def load(self) -> Data:
         common.check_size("Tracking", self.train_size + self.eval_size, self.length, 9)

@@ -1,7 +1,6 @@
 """The environment of a run, and its JSON file."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import jax
 
 import jrnn
+from jrnn import files
 from jrnn.bench import machine
 
 ROOT = Path(__file__).parents[3]
@@ -56,6 +56,4 @@ def _torch_versions() -> dict[str, Any] | None:
 def save(result: dict[str, Any], out: Path) -> None:
     """Replaces the file atomically, so that a killed run leaves either the old or the new file."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".part")
-    temporary.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    os.replace(temporary, out)
+    files.write_text(out, json.dumps(result, indent=1) + "\n")

@@ -11,8 +11,6 @@ from jrnn.train.config.network import Network
 from jrnn.train.config.optimizer import Optimizer
 from jrnn.train.config.tbptt import TBPTT
 
-MAX_SEED = 2**63 - 1
-"""Maximum seed, a 64-bit int in JAX."""
 MAX_STEPS = 2**31 - 1
 """Maximum number of training steps, which are counted in 32 bits."""
 
@@ -61,7 +59,7 @@ class RunOptions(checks.ConvertsFields):
         checks.positive_number(name, "save_every", self.save_every)
         if self.mesh is not None:
             Mesh.parse(self.mesh)
-        checks.int_between(name, "seed", self.seed, 0, MAX_SEED)
+        checks.int_between(name, "seed", self.seed, 0, checks.MAX_SEED)
         checks.int_between(name, "steps", self.steps, 1, MAX_STEPS)
 
 

@@ -28,8 +28,6 @@ TRANSIENT_ERRNOS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno
 """Errors of the operating system that do not mean that a checkpoint is damaged."""
 METADATA_BYTES = 2**20
 """Upper bound on the size of a checkpoint without its arrays."""
-
-
 MAX_RECORD_BYTES = 2**28
 """Maximum size of the file of a record."""
 MAX_READS = 5

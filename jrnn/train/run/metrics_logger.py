@@ -74,7 +74,8 @@ class MetricsFile:
                 "restore the missing lines from a copy of the file"
             )
         if current > size:
-            os.truncate(self._path, size)
+            with naming_file(self._path):
+                os.truncate(self._path, size)
 
     def read(self, split: str, name: str) -> tuple[list[int], list[float]]:
         """Returns the steps and values of one metric, for plotting.
@@ -90,7 +91,7 @@ class MetricsFile:
         points = []
         for number, text in enumerate(files.read_bytes(self._path, MAX_BYTES).splitlines(), 1):
             try:
-                line = json.loads(text)
+                line = files.parse_json(text)
                 if line["split"] == split:
                     points.append((int(line["step"]), float(line[name])))
             except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
