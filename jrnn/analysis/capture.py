@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jrnn import checks
 from jrnn.cell import Carry, Cell, Inputs, Params
 from jrnn.engines.inputs import canonicalize, conform_arguments, explain_arguments
 from jrnn.layer import Layer, SequenceInputs, check_layer
