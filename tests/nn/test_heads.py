@@ -157,7 +157,7 @@ def test_generate_samples_the_predicted_distribution(language_model):
     [
         (jnp.zeros((1, 0), int), 3, 1.0, "prompt must have shape"),
         (jnp.zeros((1, 2), int), 0, 1.0, "length must be an int from 1"),
-        (jnp.zeros((1, 2), int), 3, -1.0, "temperature must be at least 0"),
+        (jnp.zeros((1, 2), int), 3, -1.0, "temperature must be a number of at least 0"),
     ],
 )
 def test_generate_raises_for_invalid_arguments(

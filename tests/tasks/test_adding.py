@@ -54,8 +54,8 @@ def test_baseline_predicts_training_mean_and_is_about_one_sixth():
         ({"length": 2.0}, "Adding: length must be an int of at least 2, got 2.0"),
         ({"train_size": 0}, "Adding: train_size must be a positive int, got 0"),
         ({"eval_size": -1}, "Adding: eval_size must be a positive int, got -1"),
-        ({"seed": -1}, "Adding: seed must be an int of at least 0, got -1"),
-        ({"seed": True}, "Adding: seed must be an int of at least 0, got True"),
+        ({"seed": -1}, "Adding: seed must be an int from 0 to 9223372036854775807, got -1"),
+        ({"seed": True}, "Adding: seed must be an int from 0 to 9223372036854775807, got True"),
     ],
 )
 def test_invalid_options_raise(options: dict, message: str):

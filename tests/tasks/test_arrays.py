@@ -410,7 +410,11 @@ def test_corrupted_npz_file_raises(tmp_path: Path, save: Any, offset: int):
         ),
         ({"test_fraction": -0.1}, ValueError, "Arrays: test_fraction must be between 0 and 1"),
         ({"validation_fraction": 0.8}, ValueError, "must be below 1, got 0.8"),
-        ({"seed": -3}, ValueError, "Arrays: seed must be an int of at least 0, got -3"),
+        (
+            {"seed": -3},
+            ValueError,
+            "Arrays: seed must be an int from 0 to 9223372036854775807, got -3",
+        ),
     ],
 )
 def test_invalid_options_raise(options: dict[str, Any], error: type[Exception], message: str):

@@ -60,7 +60,7 @@ def test_baseline_predicts_most_frequent_symbol():
         ({"copy_length": 0}, "Copy: copy_length must be a positive int, got 0"),
         ({"train_size": 0}, "Copy: train_size must be a positive int, got 0"),
         ({"eval_size": 0}, "Copy: eval_size must be a positive int, got 0"),
-        ({"seed": 0.5}, "Copy: seed must be an int of at least 0, got 0.5"),
+        ({"seed": 0.5}, "Copy: seed must be an int from 0 to 9223372036854775807, got 0.5"),
     ],
 )
 def test_invalid_options_raise(options: dict, message: str):

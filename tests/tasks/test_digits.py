@@ -120,5 +120,7 @@ def test_missing_scikit_learn_raises_with_install_command(monkeypatch: pytest.Mo
 def test_unknown_order_raises_with_suggestion():
     with pytest.raises(ValueError, match="Digits: order must be one of .* did you mean 'permuted'"):
         Digits(order="permute")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="Digits: seed must be an int of at least 0, got -1"):
+    with pytest.raises(
+        ValueError, match="Digits: seed must be an int from 0 to 9223372036854775807, got -1"
+    ):
         Digits(seed=-1)

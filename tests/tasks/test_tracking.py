@@ -63,7 +63,7 @@ def test_baseline_predicts_most_frequent_permutation_at_last_step():
         ({"test_length": 0}, "Tracking: test_length must be a positive int, got 0"),
         ({"train_size": 0}, "Tracking: train_size must be a positive int, got 0"),
         ({"eval_size": 0}, "Tracking: eval_size must be a positive int, got 0"),
-        ({"seed": -1}, "Tracking: seed must be an int of at least 0, got -1"),
+        ({"seed": -1}, "Tracking: seed must be an int from 0 to 9223372036854775807, got -1"),
     ],
 )
 def test_invalid_options_raise(options: dict, message: str):
