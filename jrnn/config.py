@@ -59,8 +59,8 @@ def make_cell(name: str, hidden_size: int, **options: Any) -> Cell:
 
     >>> make_cell("gru", 64).hidden_size
     64
-    >>> make_cell("residual+gru", 64)
-    Residual(cell=GRU(hidden_size=64, reset_after=True, t_max=None, heads=1))
+    >>> make_cell("residual+elman", 64).cell.hidden_size
+    64
     """
     *transforms, cell_name = name.split("+")
     checks.one_of("config", "cell", cell_name, CELLS)

@@ -125,11 +125,14 @@ def check_input_type(
 ) -> None:
     """Raises a TypeError unless the inputs have a type that the layer accepts.
 
-    These are the type of `layer.inputs`, and those in `layer.input_types`. A type that the user has
-    defined is accepted as well, since a cell of the user need not implement `inputs`.
+    These are the type of `layer.inputs`, and those in `layer.input_types`. A cell of the user need
+    not implement `inputs`, so it may take any structure of arrays, and any cell may take a type that
+    the user has defined.
     """
     example, _ = _example_inputs(layer)
     if _has_structure(xs, example) or isinstance(xs, layer.input_types) or _is_user_type(xs):
+        return
+    if _is_user_type(layer) and not _is_array(xs) and not _is_array(params):
         return
     if _is_array(params) and not _is_array(xs) and _is_array(example):
         raise TypeError(
@@ -144,10 +147,10 @@ def check_input_type(
     )
 
 
-def _is_user_type(xs: Inputs) -> bool:
-    """Whether the type of the inputs is not one of Python, NumPy, JAX or jrnn."""
+def _is_user_type(value: Any) -> bool:
+    """Whether the type of a value is not one of Python, NumPy, JAX or jrnn."""
     known = ("builtins", "numpy", "jax", "jaxlib", "jrnn", "collections")
-    return type(xs).__module__.partition(".")[0] not in known
+    return type(value).__module__.partition(".")[0] not in known
 
 
 def _find_input_size(layer: Layer, xs: Inputs) -> int | None:

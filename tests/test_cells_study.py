@@ -49,7 +49,7 @@ def test_input_of_convlstm_is_repeated_at_each_position():
     params = cell.init(jax.random.key(0), 2)
     x = jax.random.normal(jax.random.key(1), (5, 2))
     _, y = cell.step(params, cell.init_carry(params, (5,)), x)
-    plain = jrnn.ConvLSTM(3, (CONVLSTM_POSITIONS,))
+    plain = jrnn.ConvLSTM(3, spatial_shape=(CONVLSTM_POSITIONS,))
     repeated = jnp.stack([x] * CONVLSTM_POSITIONS, axis=1)
     _, expected = plain.step(params, plain.init_carry(params, (5,)), repeated)
     assert jnp.array_equal(y, expected.reshape(5, CONVLSTM_POSITIONS * 3))

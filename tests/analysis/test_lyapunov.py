@@ -108,7 +108,11 @@ class CellWithoutWeights(jrnn.Cell):
     hidden_size: int
 
     def init(self, key: Any, input_size: int, dtype: Any = jnp.float32) -> Any:
-        return jnp.zeros((), dtype)
+        return jnp.zeros(self.param_shape, dtype)
+
+    @property
+    def param_shape(self) -> tuple[int, ...]:
+        return ()
 
     def init_carry(self, params: Any, batch_shape: tuple[int, ...]) -> Any:
         return jnp.full((*batch_shape, self.hidden_size), 0.3, params.dtype)
@@ -126,6 +130,10 @@ class CellWithoutWeights(jrnn.Cell):
 class Henon(CellWithoutWeights):
     """x' = 1 - a·x² + y, y' = b·x."""
 
+    @property
+    def param_shape(self) -> tuple[int, ...]:
+        return (2,)
+
     def update(self, params: Any, carry: Any, z: Any, u: Any) -> Any:
         x, y = carry[..., 0], carry[..., 1]
         return jnp.stack([1 - params[0] * x**2 + y + z[..., 0], params[1] * x], axis=-1)
@@ -140,6 +148,10 @@ class Logistic(CellWithoutWeights):
 
 class Linear(CellWithoutWeights):
     """h' = A h + x."""
+
+    @property
+    def param_shape(self) -> tuple[int, ...]:
+        return (self.hidden_size, self.hidden_size)
 
     def recur(self, params: Any, carry: Any) -> Any:
         return carry @ params.T
@@ -161,6 +173,10 @@ class Multiply(CellWithoutWeights):
 
 class ComplexLinear(CellWithoutWeights):
     """s' = a·s + c·conj(s) + x, with a complex carry."""
+
+    @property
+    def param_shape(self) -> tuple[int, ...]:
+        return (4,)
 
     def init_carry(self, params: Any, batch_shape: tuple[int, ...]) -> Any:
         return jnp.full((*batch_shape, 1), 0.3 + 0.1j, jnp.result_type(params.dtype, jnp.complex64))
@@ -585,5 +601,5 @@ def test_invalid_arguments_raise() -> None:
         lyapunov(cell, params, xs, lengths=jnp.ones(3, jnp.int32))
     with pytest.raises(TypeError, match="carry must have the structure of LSTM.init_carry"):
         lyapunov(cell, params, xs, jnp.zeros((B, HIDDEN)))
-    with pytest.raises(TypeError, match=r"cell must be a jrnn.Cell"):
+    with pytest.raises(TypeError, match=r"cell must be a cell such as jrnn.LSTM"):
         lyapunov("lstm", params, xs)  # pyright: ignore[reportArgumentType]

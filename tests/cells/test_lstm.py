@@ -92,7 +92,7 @@ def test_gru_heads_must_divide_hidden_size() -> None:
 
 
 def test_kernel_name_is_none_for_options_without_kernel() -> None:
-    other_options = {"hidden_size", "forget_bias", "peepholes", "coupled", "t_max"}
+    other_options = {"hidden_size", "forget_bias", "peepholes", "coupled", "t_max", "bias"}
     assert {field.name for field in fields(LSTM)} == other_options | set(OPTIONS_WITHOUT_KERNEL)
     for name, value in OPTIONS_WITHOUT_KERNEL.items():
         assert replace(LSTM(4), **{name: value}).kernel_name() is None

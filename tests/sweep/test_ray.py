@@ -29,7 +29,7 @@ from jrnn.sweep.sweep import BEST, group_folder, sweep, trial_folder
 from jrnn.train import Experiment, Interrupted, Network, Optimizer, restore
 from jrnn.train.run.checkpoint import CheckpointError
 from jrnn.train.run.trainer import Trainer
-from tests.sweep.test_sweep import Signs, read_metrics
+from tests.sweep.test_sweep import Signs, read_metrics_bytes
 
 
 def on_ray(function):
@@ -77,7 +77,7 @@ def assert_same_sweep(actual, expected, actual_folder, expected_folder):
     """Asserts that the results, metrics and best runs are equal bit for bit."""
     assert actual._replace(seconds=0) == expected._replace(seconds=0)
     count = len(expected.trials)
-    assert read_metrics(actual_folder, count) == read_metrics(expected_folder, count)
+    assert read_metrics_bytes(actual_folder, count) == read_metrics_bytes(expected_folder, count)
     metrics = [f / BEST / "metrics.jsonl" for f in (actual_folder, expected_folder)]
     assert metrics[0].read_bytes() == metrics[1].read_bytes()
 
@@ -148,7 +148,7 @@ def test_command_with_a_config_that_defines_classes(cluster, tmp_path, monkeypat
     assert local | {"seconds": 0} == ray | {"seconds": 0}
     rows = [[line for line in table.splitlines() if line.startswith("│")] for table in tables]
     assert rows[0] == rows[1] and len(rows[0]) == 4
-    assert read_metrics(tmp_path / "local", 4) == read_metrics(tmp_path / "ray", 4)
+    assert read_metrics_bytes(tmp_path / "local", 4) == read_metrics_bytes(tmp_path / "ray", 4)
 
 
 @on_ray
@@ -223,7 +223,7 @@ def install(folder, update):
 def read_saved(folder, count):
     checkpoints = group_folder(folder, 0) / "checkpoints"
     files = {step: read_files(checkpoints / str(step)) for step in list_steps(checkpoints)}
-    return SavedGroup(files, read_metrics(folder, count))
+    return SavedGroup(files, read_metrics_bytes(folder, count))
 
 
 def test_worker_continues_from_what_another_has_handed_over(tmp_path, monkeypatch):
@@ -252,7 +252,7 @@ def test_worker_continues_from_what_another_has_handed_over(tmp_path, monkeypatc
     install(folder, update)
     assert update.error is None
     assert update.result._replace(seconds=0) == expected._replace(seconds=0)
-    assert read_metrics(folder, 2) == read_metrics(tmp_path / "local", 2)
+    assert read_metrics_bytes(folder, 2) == read_metrics_bytes(tmp_path / "local", 2)
     assert update.best["metrics.jsonl"] == (tmp_path / "local/best/metrics.jsonl").read_bytes()
 
 
