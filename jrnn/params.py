@@ -125,9 +125,9 @@ def check_input_type(
 ) -> None:
     """Raises a TypeError unless the inputs have a type that the layer accepts.
 
-    These are the type of `layer.inputs`, and those in `layer.input_types`. A cell of the user need
-    not implement `inputs`, so it may take any structure of arrays. Any cell may take a type that the
-    user has defined.
+    These are the type of `layer.inputs`, and those in `layer.input_types`. A cell of the user may
+    take any structure of arrays, since it need not implement `inputs`. Any cell may take a type
+    that the user has defined.
     """
     example, _ = _example_inputs(layer)
     if _has_structure(xs, example) or isinstance(xs, layer.input_types) or _is_user_type(xs):
