@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from jrnn import messages
+
 MAX_SEED = 2**63 - 1
 """Maximum seed, a 64-bit int in JAX."""
 MAX_DESCRIPTION = 120
@@ -44,9 +46,8 @@ def describe(value: Any) -> str:
 
 
 def shorten(value: Any) -> str:
-    """Returns `str(value)`, with the end replaced by "..." beyond `MAX_DESCRIPTION` characters."""
-    text = str(value)
-    return text if len(text) <= MAX_DESCRIPTION else f"{text[: MAX_DESCRIPTION - 3]}..."
+    """Returns `str(value)`, shortened in the middle to `MAX_DESCRIPTION` characters."""
+    return messages.shorten(str(value), MAX_DESCRIPTION)
 
 
 def _describe_fields(value: Any) -> str:

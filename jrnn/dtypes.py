@@ -1,5 +1,6 @@
 """Functions on the floating leaves of pytrees: the promoted dtype, casts, and restriction."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -69,3 +70,20 @@ def restrict_to_floats(
 def _is_floating(leaf: Any) -> bool:
     """Returns whether a leaf is real or complex floating, so that it has derivatives."""
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def is_prng_key(leaf: Any) -> bool:
+    """Whether an array consists of PRNG keys, from `jax.random.key`."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def dtype_kind(leaf: Any) -> str:
+    """Returns "float", "complex" or "int" for a leaf of this kind, else the name of its dtype."""
+    dtype = getattr(leaf, "dtype", None)
+    return _dtype_kind(jnp.result_type(leaf) if dtype is None else dtype)
+
+
+@functools.lru_cache
+def _dtype_kind(dtype: Any) -> str:
+    kinds = {"float": jnp.floating, "complex": jnp.complexfloating, "int": jnp.integer}
+    return next((name for name, kind in kinds.items() if jnp.issubdtype(dtype, kind)), str(dtype))

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+
+from jrnn.dtypes import is_prng_key
 
 _CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
@@ -20,12 +21,8 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
 
 def num_bytes(tree: Any) -> int:
     """Returns the size in bytes of arrays, or of their shapes as `jax.ShapeDtypeStruct`."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if not _is_key(leaf)]
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if not is_prng_key(leaf)]
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def check_host(owner: str, name: str, needed: int, advice: str) -> None:

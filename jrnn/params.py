@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jrnn import checks
+from jrnn.dtypes import dtype_kind
 from jrnn.layer import Inputs, Layer, Params
 
 MAX_CANDIDATES = 16
@@ -196,24 +197,12 @@ def _describe_type(xs: Inputs) -> str:
 
 def _signature(tree: Any) -> _Signature:
     leaves, structure = jax.tree.flatten(tree)
-    return _Signature(structure, tuple(map(_shape, leaves)), tuple(map(_kind, leaves)))
+    return _Signature(structure, tuple(map(_shape, leaves)), tuple(map(dtype_kind, leaves)))
 
 
 def _shape(leaf: Any) -> tuple[int, ...]:
     shape = getattr(leaf, "shape", None)
     return tuple(jnp.shape(leaf)) if shape is None else shape
-
-
-def _kind(leaf: Any) -> str:
-    """Returns the kind of the dtype of a leaf, without its precision."""
-    dtype = getattr(leaf, "dtype", None)
-    return _kind_of_dtype(jnp.result_type(leaf) if dtype is None else dtype)
-
-
-@functools.lru_cache
-def _kind_of_dtype(dtype: Any) -> str:
-    kinds = {"float": jnp.floating, "complex": jnp.complexfloating, "int": jnp.integer}
-    return next((name for name, kind in kinds.items() if jnp.issubdtype(dtype, kind)), str(dtype))
 
 
 def _convert_dicts(expected: Any, tree: Any) -> Any:
@@ -267,7 +256,7 @@ def _describe_difference(expected: Any, params: Any) -> str:
         want, other = _describe_leaf(leaf), _describe_leaf(got[name])
         if want != other:
             return checks.shorten(f"{name}: {other} instead of {want}")
-        if leaf is not None and _kind(got[name]) != _kind(leaf):
+        if leaf is not None and dtype_kind(got[name]) != dtype_kind(leaf):
             dtypes = jnp.result_type(got[name]), jnp.result_type(leaf)
             return checks.shorten(f"{name}: dtype {dtypes[0]} instead of {dtypes[1]}")
     extra = next((name for name in got if name not in named), None)

@@ -168,17 +168,17 @@ def _pop_flags(args: list[str], names: Sequence[str]) -> tuple[dict[str, str], l
 
 def _resume(args: list[str], group: ProcessGroup) -> None:
     args, trust = [arg for arg in args if arg != "--trust"], "--trust" in args
-    options = dict(zip(args[::2], args[1::2], strict=False))
-    if len(args) % 2 or "--resume" not in options or not options.keys() <= {"--resume", "--mesh"}:
+    options, others = _pop_flags(args, ("resume", "mesh"))
+    if others or "resume" not in options:
         raise ValueError(
             "train: --resume must have the folder of a run, and no other flag than --mesh "
             f"and --trust, got "
             f"{' '.join(args)}; run for example: jrnn train --resume runs/mine"
         )
-    folder = Path(options["--resume"])
+    folder = Path(options["resume"])
     experiment, data = _load_run(folder, trust)
-    if "--mesh" in options:
-        experiment = replace(experiment, mesh=options["--mesh"])
+    if "mesh" in options:
+        experiment = replace(experiment, mesh=options["mesh"])
     _check_equal(experiment, data, group)
     _train_and_report(folder, experiment, data, group, resume=True)
 

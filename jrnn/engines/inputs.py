@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jrnn import checks, masking
 from jrnn.cell import Carry, Cell, Inputs, Observed, Params, add_noise
-from jrnn.dtypes import cast
+from jrnn.dtypes import cast, dtype_kind
 from jrnn.engines.manual_axes import vary_alike
 from jrnn.engines.precision import BoundCell, bind, infer_precision
 from jrnn.layer import Layer, SequenceInputs
@@ -229,13 +229,7 @@ def cast_like(subject: str, source: str, tree: Any, like: Any) -> Any:
     if expected != got:
         expected, got = checks.shorten(expected), checks.shorten(got)
         raise ValueError(f"{subject} must have leaves of shapes {expected}, got {got}")
-    if any(_kind(a) != _kind(leaf) for leaf, a in zip(*both, strict=True)):
+    if any(dtype_kind(a) != dtype_kind(leaf) for leaf, a in zip(*both, strict=True)):
         expected, got = (checks.shorten([leaf.dtype.name for leaf in leaves]) for leaves in both)
         raise TypeError(f"{subject} must have leaves of dtypes {expected}, got {got}")
     return jax.tree.map(lambda a, leaf: a.astype(leaf.dtype), tree, like)
-
-
-def _kind(leaf: jax.Array) -> int:
-    """Returns whether a leaf is bool, int, float or complex, as an index from 0 to 3."""
-    kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
-    return next(k for k, kind in enumerate(kinds) if jnp.issubdtype(leaf.dtype, kind))

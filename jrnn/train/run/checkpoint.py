@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from jrnn.dtypes import is_prng_key
 from jrnn.files import WriteError
 from jrnn.messages import format_message
 
@@ -332,13 +333,9 @@ def compute_checksums(arrays: dict[str, Any]) -> dict[str, list[int]]:
     return {name: [checksum(leaf) for leaf in jax.tree.leaves(t)] for name, t in arrays.items()}
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def to_numpy(tree: Any) -> Any:
     """Converts arrays to NumPy, and random keys to NumPy arrays of their key data."""
-    convert = lambda leaf: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    convert = lambda leaf: np.asarray(jax.random.key_data(leaf) if is_prng_key(leaf) else leaf)
     return jax.tree.map(convert, tree)
 
 
@@ -349,7 +346,7 @@ def abstract_numpy(tree: Any) -> Any:
     """
 
     def zeros(leaf: Any) -> np.ndarray:
-        if _is_key(leaf):
+        if is_prng_key(leaf):
             leaf = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
             leaf = jax.eval_shape(jax.random.key_data, leaf)
         return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
@@ -359,7 +356,7 @@ def abstract_numpy(tree: Any) -> Any:
 
 def from_numpy(arrays: Any, like: Any) -> Any:
     """Inverts `to_numpy`; a leaf becomes a random key if it is one in `like`."""
-    wrap = lambda a, leaf: jax.random.wrap_key_data(a) if _is_key(leaf) else jnp.asarray(a)
+    wrap = lambda a, leaf: jax.random.wrap_key_data(a) if is_prng_key(leaf) else jnp.asarray(a)
     return jax.tree.map(wrap, arrays, like)
 
 
