@@ -627,6 +627,9 @@ def test_check_cell_raises_for_a_layer():
 class TakesTimeIntervals(ValidCell):
     """Inputs are pairs of features and time intervals."""
 
+    def inputs(self, input_size, batch_shape, dtype=jnp.float32):
+        return jnp.zeros((*batch_shape, input_size), dtype), jnp.zeros(batch_shape, dtype)
+
     def project(self, params, x):
         features, elapsed = x
         return (features @ params.w) * jnp.exp(-elapsed)[..., None]

@@ -103,7 +103,7 @@ def test_sweep_writes_table_figure_and_run_of_best_trial(tmp_path, capsys, monke
         ([*SWEEP, "--stepz", "5"], "--steps"),
         (["sweep", "--resume", "nowhere"], "must be the folder of a sweep"),
         (["sweep", "--resume"], "--resume must have the folder of a sweep"),
-        (["sweep", "--resume", "a", "--steps", "5"], "no other arguments than --on ray"),
+        (["sweep", "--resume", "a", "--steps", "5"], "no other arguments than --trust, --on ray"),
         ([*SWEEP, "--on", "ray"], "--on ray needs Ray; install it with: pip install 'jrnn[ray]'"),
         ([*SWEEP, "--ray-cpus", "2"], "--ray-gpus need --on ray"),
     ],
