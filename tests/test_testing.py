@@ -330,6 +330,12 @@ class NoiseDependsOnTheCall(NoisyCell):
 
 
 @dataclass(frozen=True)
+class NoiseIgnoresTheKey(NoisyCell):
+    def sample_noise(self, params, xs, leading, key):
+        return super().sample_noise(params, xs, leading, jax.random.key(0))
+
+
+@dataclass(frozen=True)
 class NoiseWithoutTimeAxis(NoisyCell):
     def sample_noise(self, params, xs, leading, key):
         return super().sample_noise(params, xs, leading[1:], key)
@@ -495,6 +501,11 @@ def test_noise_without_leading_axes_fails():
         check("noise", NoiseWithoutTimeAxis())
 
 
+def test_noise_that_ignores_the_key_fails():
+    with pytest.raises(AssertionError, match="noise must depend on the key"):
+        check("noise", NoiseIgnoresTheKey())
+
+
 def test_noncausal_cell_fails():
     with pytest.raises(
         AssertionError, match="associative: an earlier output depends on the last input"
@@ -521,6 +532,7 @@ INVALID = [
     (MixesInBackward(), {"structure"}),
     (Halves(unbatched_error=0.1), {"coefficients"}),
     (NoiseDependsOnTheCall(), {"noise"}),
+    (NoiseIgnoresTheKey(), {"noise"}),
     (SquaresInRecur(), {"recur"}),
     (NotPure(), {"step", "jit"}),
     (BranchesOnValues(), {"leading_axes", "sequence", "jit", "vmap"}),
@@ -614,6 +626,9 @@ def test_check_cell_raises_for_a_layer():
 @dataclass(frozen=True)
 class TakesTimeIntervals(ValidCell):
     """Inputs are pairs of features and time intervals."""
+
+    def inputs(self, input_size, batch_shape, dtype=jnp.float32):
+        return jnp.zeros((*batch_shape, input_size), dtype), jnp.zeros(batch_shape, dtype)
 
     def project(self, params, x):
         features, elapsed = x

@@ -13,7 +13,8 @@ from jrnn.cells import REGISTRY as CELLS
 from jrnn.engines import REGISTRY as ENGINES
 
 MAX_DIFFERENCE = 1e-4
-"""Relative to the largest value of each array."""
+"""Maximum absolute difference from the results of Scan, relative to the largest absolute value of
+the array."""
 
 
 class ResultMismatch(Unavailable):

@@ -39,6 +39,7 @@ arguments:
   CONFIG   a config file, such as configs/digits.py; `jrnn ls configs` lists those of jrnn
   RUN      the folder of a run, which `jrnn train` prints
   SWEEP    the folder of a sweep, which `jrnn sweep` prints
+  MESH     the devices to train on, such as data=8 or data=4,model=2
 
 options:
   -h, --help   show this message; `jrnn COMMAND --help` shows the options of a command
@@ -58,8 +59,8 @@ def main(args: list[str] | None = None) -> None:
     """Runs a command.
 
     Args:
-      args: the command and its arguments; None means those of this process, which then ends with
-        one line if it receives a signal.
+      args: the command and its arguments; None means `sys.argv[1:]`; a signal then prints
+        one line and exits the process.
 
     Raises:
       SystemExit: the exit code is 2 for invalid input, 1 if training failed, memory is exhausted, a
@@ -136,7 +137,8 @@ def _describe_error(error: Exception) -> tuple[str, int]:
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in message:
         return (
             f"out of memory ({message.splitlines()[0] if message else 'no message'}); use a "
-            "smaller batch or network, or number the classes and tokens without gaps",
+            "smaller batch or network, or use consecutive class and token ids from 0, since the "
+            "largest id sets the size of the network",
             1,
         )
     if "Unable to initialize backend" in message and "JAX_PLATFORMS" in os.environ:

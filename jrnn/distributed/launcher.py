@@ -103,13 +103,18 @@ def _detect(method: str) -> tuple[str, int, int, int, int | None]:
       ValueError: JAX does not have the method, or it does not find its cluster.
     """
     clusters = {cluster.name: cluster for cluster in ClusterEnv._cluster_types}
-    if method not in clusters or not clusters[method].is_env_present():
+    advice = "set --coordinator-address, --num-processes and --process-id instead"
+    if method not in clusters:
         raise ValueError(
-            f"processes: {DETECTION_FLAG} must be one of {', '.join(clusters)}, in a process of "
-            f"such a cluster, got {method!r}; set --coordinator-address, --num-processes "
-            "and --process-id instead"
+            f"processes: {DETECTION_FLAG} must be one of {', '.join(clusters)}, got {method!r}; "
+            f"{advice}"
         )
     cluster = clusters[method]
+    if not cluster.is_env_present():
+        raise ValueError(
+            f"processes: {DETECTION_FLAG} must be the method of a cluster that started this "
+            f"process, got {method!r}, which JAX does not detect; {advice}"
+        )
     host, port = _parse_address(cluster.get_coordinator_address(300, None))
     local_id = cluster.get_local_process_id()
     return host, port, cluster.get_process_count(), cluster.get_process_id(), local_id

@@ -27,7 +27,9 @@ AXES = ("data", "model")
 class Mesh:
     """The shape of a device mesh. Each device computes its own rows of every batch.
 
-    Gradients are summed over all devices once per step.
+    Gradients are summed over all devices once per step. The methods use a `jax.sharding.Mesh` with
+    the axes `data` and `model`. As in FSDP and ZeRO, `model` shards parameters and optimizer state,
+    and batches are sharded over both axes; it is not tensor parallelism.
 
     Args:
       data: number of copies of the parameters and of the optimizer state.
@@ -88,14 +90,15 @@ class Mesh:
         return self.data * self.model
 
     def validate(self, batch_size: int) -> None:
-        """Validates the number of devices.
+        """Validates the devices and the batch size.
 
         Args:
           batch_size: number of examples of a step, or of a microbatch if gradients are accumulated.
 
         Raises:
-          ValueError: there are too few devices, the mesh does not have all devices of several
-            processes, or `batch_size` is not divisible by the number of devices.
+          ValueError: there are too few devices, the processes have different numbers of devices,
+            the mesh does not have all devices of several processes, or `batch_size` is not
+            divisible by the number of devices.
         """
         available, processes = len(jax.devices()), jax.process_count()
         requirement = f"mesh: data={self.data},model={self.model} needs {self.size} devices, got"

@@ -81,7 +81,7 @@ def damped_step(kind: JacobianKind, a: Any, r: Leaves, damping: jax.Array, rever
     """Computes the change of the states in one damped step.
 
     Args:
-      kind: the kind of the Jacobians.
+      kind: the computed part of the Jacobians: "diagonal", "block" or "full".
       a: the Jacobians, from `System.linearize`.
       r: the residuals, leaves `[T, B, hidden]`.
       damping: `[B]`, at least 0.

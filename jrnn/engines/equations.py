@@ -49,7 +49,10 @@ class System(NamedTuple):
         return tree_where(self.masks.valid, next_states, self.prev_states(states))
 
     def step_all(self, states: Leaves) -> tuple[Leaves, Any]:
-        """Runs one step from the state before each step; returns next states and outputs."""
+        """Applies the step function at every t to the state before step t.
+
+        Returns the next states and the outputs.
+        """
         prev, bound, z = self.step.carry(self.prev_carries(states)), self.step.bound, self.step.z
         carry = bound.update(prev, z, bound.recur(prev))
         ys = zero_where(self.masks.valid, bound.readout(carry, z))
@@ -60,7 +63,11 @@ class System(NamedTuple):
         return self.step_all(states)[1]
 
     def initial_guess(self, init: str) -> Leaves:
-        """Returns the initial carry at all steps, or the result of one step from it at each t."""
+        """Returns the first guess of the states.
+
+        With init="carry" it is the initial carry at all steps, otherwise the result of one step
+        from it at each t.
+        """
         constant = [
             jnp.broadcast_to(leaf, (self.num_steps, *leaf.shape)) for leaf in self.initial_carry
         ]
@@ -80,12 +87,12 @@ class System(NamedTuple):
         return lax.scan(body, self.step.carry(self.initial_carry), steps, reverse=self.reverse)[1]
 
     def linearize(self, kind: JacobianKind, states: Leaves) -> tuple[Leaves, Any]:
-        """Runs one step from the state before each step, and computes its Jacobians.
+        """Applies the step function at every t to the state before step t; computes its Jacobians.
 
         Jacobians are zero at resets and the identity on padding.
 
         Args:
-          kind: the kind of the Jacobians.
+          kind: the part of the Jacobians to compute: "diagonal", "block" or "full".
           states: the states, leaves `[T, B, ...]`.
 
         Returns:

@@ -25,6 +25,8 @@ from jrnn.cell import Carry, Dense, Gates, Inputs
 from jrnn.engines.precision import BoundCell
 
 JacobianKind = Literal["diagonal", "block", "full"]
+"""The part of the Jacobian that is computed: its diagonal, one block per unit, or the full
+matrix."""
 Leaves = list[jax.Array]
 Rows = tuple[tuple[jax.Array, ...], ...]
 Entry = Callable[[int, int], jax.Array]
@@ -78,8 +80,9 @@ class PartialDerivatives(NamedTuple):
 
 
 def exact_kind(bound: BoundCell, xs: Inputs) -> JacobianKind | None:
-    """Returns the cheapest kind that is exact for a cell, from `jrnn.structure`.
+    """Returns "diagonal" or "block" if that part is the whole Jacobian of a cell.
 
+    The part is inferred by `jrnn.structure`, or from the coefficients of a linear cell. Returns
     None if the Jacobian is dense, or if the leaves of the carry are not all `[B, hidden]` with the
     same shape and dtype.
     """
@@ -127,9 +130,10 @@ def partials(step: Step, prev_carries: Leaves) -> tuple[Leaves, PartialDerivativ
 
 
 def recurrent_weights(step: Step, prev_carries: Leaves) -> list[Leaves]:
-    """Returns R: for each leaf of the carry and each gate, a matrix `[hidden, hidden]`.
+    """Returns the transposes of R_gj of the module docstring.
 
-    Its rows belong to the units of the leaf, its columns to the units of the gate.
+    For each leaf j of the carry and each gate g, the result has a matrix `[hidden, hidden]`. Its
+    rows belong to the units of the leaf, its columns to the units of the gate.
     """
     identities = [jnp.eye(leaf.shape[-1], dtype=leaf.dtype) for leaf in prev_carries]
     tangents_of = lambda j: [a if n == j else jnp.zeros_like(a) for n, a in enumerate(identities)]
@@ -163,11 +167,12 @@ def blocks(step: Step, prev_carries: Leaves) -> tuple[Leaves, Rows]:
 
 
 def _entries(step: Step, prev_carries: Leaves) -> tuple[Leaves, Entry]:
-    compute = _partial_blocks if is_elementwise(step, prev_carries) else _blocks_by_columns
+    compute = _blocks_from_partials if is_elementwise(step, prev_carries) else _blocks_by_columns
     return compute(step, prev_carries)
 
 
-def _partial_blocks(step: Step, prev_carries: Leaves) -> tuple[Leaves, Entry]:
+def _blocks_from_partials(step: Step, prev_carries: Leaves) -> tuple[Leaves, Entry]:
+    """Computes entries from the partial derivatives of an elementwise `update`."""
     next_leaves, (by_carry, by_gates) = partials(step, prev_carries)
     weights = [[jnp.diagonal(w) for w in leaf] for leaf in recurrent_weights(step, prev_carries)]
 

@@ -41,10 +41,10 @@ struct JrnnRun {
   const float* w_hh;       // [H, G·H]
   const float* b;          // [G·H]
   const float* extra[3];   // [H]: p_i, p_f, p_o, or b_hn
-  const float* h0;         // [B, H], like c0 and, with resets, h_initial and c_initial
+  const float* h0;         // [B, H]: the initial carry
   const float* c0;
-  const float* h_initial;
-  const float* c_initial;
+  const float* h_reset;    // [B, H]: the reset carry, which replaces the carry at a reset
+  const float* c_reset;
   float* ys;      // [T, B, H]
   float* h_last;  // [B, H]
   float* c_last;
@@ -60,8 +60,8 @@ struct JrnnRun {
   float* d_extra[3];
   float* d_h0;
   float* d_c0;
-  float* d_h_initial;
-  float* d_c_initial;
+  float* d_h_reset;
+  float* d_c_reset;
 
   // Set by `plan`: the batch is divided into `parts`, and the hidden units of each part into
   // `slices`. With more than one slice, each slice has its own worker. Otherwise a worker may run

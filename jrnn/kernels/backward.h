@@ -10,6 +10,7 @@ namespace {
 template <class Cell>
 struct Backward {
   using S = Sizes<Cell>;
+  // First columns of the input and of the recurrent product in d, in multiples of Hp.
   static constexpr int64_t X0 = Cell::XF, H0 = Cell::HF;
 
   const WorkItem item;
@@ -19,10 +20,12 @@ struct Backward {
   const int64_t part_rows;  // maximum number of sequences of a part
   const int64_t capacity;   // maximum number of rows of a chunk; a row is one step of one sequence
   const int64_t ld;         // length of a row of `d`
-  float *w_x, *w_h;         // transposed weights: [panel][column][input or unit]
+  // Transposed weights: [panel][column][input or unit]; with few inputs, w_x is [input][column].
+  float *w_x, *w_h;
   // Shared by the work items of a part: cotangents of the pre-activations d [capacity, ld],
-  // cotangents of the carry [part_rows, Hp], and sums over rows.
-  float *d, *d_h, *d_c, *sum_columns, *sum_x, *sum_h, *sum_extra[3];
+  // cotangents of the carry [part_rows, Hp], and sums over rows. `extra` stands for the peepholes
+  // or b_hn, see api.h.
+  float *d, *d_h, *d_c, *sum_bias, *sum_x, *sum_h, *sum_extra[3];
   // Sums over one chunk. They are added to sum_extra at its end, which loses less precision than
   // adding each row to a large sum.
   float* d_extra[3];
@@ -81,7 +84,7 @@ struct Backward {
     for (float*& extra : x) extra = arena.floats(sizes.Hp);
     for (float*& extra : y) extra = arena.floats(sizes.Hp);
     if (!is_own) return;
-    d = a, d_h = b, d_c = c, sum_columns = e, sum_x = f, sum_h = g;
+    d = a, d_h = b, d_c = c, sum_bias = e, sum_x = f, sum_h = g;
     for (int i = 0; i < 3; ++i) sum_extra[i] = x[i], d_extra[i] = y[i];
   }
 
@@ -91,11 +94,13 @@ struct Backward {
     return arena.used;
   }
 
-  // Packs `nv` vectors of a transposed matrix, starting at `first`: at(k, v) for each column k.
+  // Packs `nv` vectors of a transposed matrix, starting at `first_element`: at(k, v) for each
+  // column k.
   template <class At>
-  static void pack_transposed(int64_t columns, int64_t first, int64_t nv, At at, float* to) {
+  static void pack_transposed(int64_t columns, int64_t first_element, int64_t nv, At at,
+                              float* to) {
     for (int64_t k = 0; k < columns; ++k)
-      for (int64_t v = 0; v < nv * W; ++v) *to++ = at(k, first + v);
+      for (int64_t v = 0; v < nv * W; ++v) *to++ = at(k, first_element + v);
   }
 
   float* h_panel(int64_t vector) const { return w_h + vector * W * h_columns(); }
@@ -147,12 +152,12 @@ struct Backward {
         store(d_h + i * sizes.Hp + u, load(run.d_h_last + b * run.H + u, run.H - u));
         if (Cell::CELL_STATE)
           store(d_c + i * sizes.Hp + u, load(run.d_c_last + b * run.H + u, run.H - u));
-        if (run.d_h_initial) store(run.d_h_initial + b * run.H + u, vf{}, run.H - u);
-        if (run.d_c_initial) store(run.d_c_initial + b * run.H + u, vf{}, run.H - u);
+        if (run.d_h_reset) store(run.d_h_reset + b * run.H + u, vf{}, run.H - u);
+        if (run.d_c_reset) store(run.d_c_reset + b * run.H + u, vf{}, run.H - u);
       }
     }
     if (item.slice == 0) {
-      memset(sum_columns, 0, Cell::C * sizes.Hp * sizeof(float));
+      memset(sum_bias, 0, Cell::C * sizes.Hp * sizeof(float));
       for (int e = 0; e < 3; ++e) {
         memset(sum_extra[e], 0, sizes.Hp * sizeof(float));
         memset(d_extra[e], 0, sizes.Hp * sizeof(float));
@@ -227,7 +232,7 @@ struct Backward {
     return n;
   }
 
-  // Writes the cotangents of the pre-activations of one step of one sequence.
+  // Runs the backward step of one sequence: writes d, updates d_h and d_c, and adds to d_extra.
   void differentiate_row(int64_t t, int64_t b, const float* h, float* d_row) {
     const int64_t i = b - item.rows.first;
     const Range own = unit_vectors();
@@ -255,17 +260,16 @@ struct Backward {
     }
   }
 
-  // Where a step begins with a reset, moves the cotangent of its carry to that of the initial
-  // carry.
+  // Where a step begins with a reset, moves the cotangent of its carry to that of the reset carry.
   void apply_resets(int64_t t, int64_t n) {
     const Range own = unit_vectors();
     for (int64_t j = 0; j < n; ++j) {
       const int64_t b = sequences[j], i = b - item.rows.first;
       if (!rows.reset(t, b)) continue;
       for (int64_t u = own.first * W; u < own.last * W; u += W) {
-        move_gradient(run.d_h_initial + b * run.H + u, d_h + i * sizes.Hp + u, run.H - u);
+        move_gradient(run.d_h_reset + b * run.H + u, d_h + i * sizes.Hp + u, run.H - u);
         if (Cell::CELL_STATE)
-          move_gradient(run.d_c_initial + b * run.H + u, d_c + i * sizes.Hp + u, run.H - u);
+          move_gradient(run.d_c_reset + b * run.H + u, d_c + i * sizes.Hp + u, run.H - u);
       }
     }
   }
@@ -301,7 +305,7 @@ struct Backward {
     for (int64_t v = own.first; v < own.last; ++v) {
       vf total = {};
       for (int64_t k = 0; k < n; ++k) total += load(d + k * ld + v * W);
-      store(sum_columns + v * W, load(sum_columns + v * W) + total);
+      store(sum_bias + v * W, load(sum_bias + v * W) + total);
     }
     if (item.slice != 0) return;
     for (int e = 0; e < 3; ++e)
@@ -363,12 +367,12 @@ struct Backward {
                   stride, run.d_w_hh + (k * Cell::G + g) * run.H);
     if (item.index != 0) return;
     for (int g = 0; g < Cell::G; ++g)
-      add_parts(in_first_part(sum_columns) + (X0 + g) * sizes.Hp, stride, run.d_b + g * run.H);
+      add_parts(in_first_part(sum_bias) + (X0 + g) * sizes.Hp, stride, run.d_b + g * run.H);
     for (int e = 0; e < 3; ++e)
       if (run.d_extra[e])
         add_parts(Cell::bias_column(e) < 0
                       ? in_first_part(sum_extra[e])
-                      : in_first_part(sum_columns) + Cell::bias_column(e) * sizes.Hp,
+                      : in_first_part(sum_bias) + Cell::bias_column(e) * sizes.Hp,
                   stride, run.d_extra[e]);
   }
 

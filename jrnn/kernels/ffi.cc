@@ -264,8 +264,8 @@ ffi::Error read_inputs(ffi::RemainingArgs args, Arguments& inputs, JrnnRun& run)
   for (auto& extra : run.extra) extra = inputs.next<const float>();
   run.h0 = inputs.next<const float>();
   run.c0 = inputs.next<const float>();
-  run.h_initial = inputs.next<const float>();
-  run.c_initial = inputs.next<const float>();
+  run.h_reset = inputs.next<const float>();
+  run.c_reset = inputs.next<const float>();
   return ffi::Error::Success();
 }
 
@@ -341,8 +341,8 @@ ffi::Error Backward(ffi::ThreadPool pool, int32_t cell, bool reverse, int32_t gr
   for (auto& d_extra : run.d_extra) d_extra = outputs.next();
   run.d_h0 = outputs.next();
   run.d_c0 = outputs.next();
-  run.d_h_initial = outputs.next();
-  run.d_c_initial = outputs.next();
+  run.d_h_reset = outputs.next();
+  run.d_c_reset = outputs.next();
 
   // The batch consists of groups of sequences, each with its own gradients of the parameters.
   run.B /= groups;
@@ -357,9 +357,9 @@ ffi::Error Backward(ffi::ThreadPool pool, int32_t cell, bool reverse, int32_t gr
     advance(run.xs, run.B * run.I);
     advance(run.d_xs, run.B * run.I);
     advance(run.saved, run.B * saved * run.H);
-    for (float** p : {&run.ys, &run.d_h0, &run.d_c0, &run.d_h_initial, &run.d_c_initial})
+    for (float** p : {&run.ys, &run.d_h0, &run.d_c0, &run.d_h_reset, &run.d_c_reset})
       advance(*p, run.B * run.H);
-    for (const float** p : {&run.h0, &run.c0, &run.h_initial, &run.c_initial, &run.d_ys,
+    for (const float** p : {&run.h0, &run.c0, &run.h_reset, &run.c_reset, &run.d_ys,
                             &run.d_h_last, &run.d_c_last})
       advance(*p, run.B * run.H);
     advance(run.d_w_ih, run.I * gates * run.H);

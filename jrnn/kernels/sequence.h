@@ -39,13 +39,13 @@ struct Rows {
 
   // The carry before step t.
   const float* h(int64_t t, int64_t b) const {
-    if (reset(t, b)) return r.h_initial + b * r.H;
+    if (reset(t, b)) return r.h_reset + b * r.H;
     return is_first(t, b) ? r.h0 + b * r.H : y(previous(t), b);
   }
   // Without saved arrays, c_last holds the current cell state.
   const float* c(int64_t t, int64_t b) const {
     if (!Cell::CELL_STATE) return nullptr;
-    if (reset(t, b)) return r.c_initial + b * r.H;
+    if (reset(t, b)) return r.c_reset + b * r.H;
     if (!r.saved) return r.c_last + b * r.H;
     return is_first(t, b) ? r.c0 + b * r.H : saved_c(previous(t), b);
   }

@@ -49,16 +49,18 @@ class Stream:
 
     @property
     def carry(self) -> Carry:
-        """The carry after the previous step, leaves `[B, ...]`; None before the first step.
+        """The carry after the previous step, leaves `[B, ...]`.
 
-        It can be set to any carry of the network, such as the final carry of a prompt; the next
-        step then starts from it, and earlier calls of `reset` have no effect.
+        It is None until it is set or the first step runs. It can be set to any carry of the
+        network, such as the final carry of a prompt; the next step then starts from it, and earlier
+        calls of `reset` have no effect. None stands for the initial carry of the network.
         """
         return self._carry
 
     @carry.setter
     def carry(self, carry: Carry) -> None:
-        self._carry, self._resets = carry, self._no_rows
+        self._carry = carry
+        self._resets = self._all_rows if carry is None else self._no_rows
 
     def step(self, x: Inputs) -> jax.Array:
         """Takes one step.
@@ -110,10 +112,6 @@ def _check_batch(x: Inputs, batch_size: int) -> None:
 
 def stream(model: Body | SequenceToSequence, batch_size: int = 1) -> Stream:
     """Returns a `Stream`, which runs a network one time step at a time.
-
-    ::
-
-        carry, y_t = model(x_t, carry)
 
     The outputs equal those of the network for the whole sequence. The current weights are copied,
     so later training does not affect the stream. The copy runs in evaluation mode, and each step

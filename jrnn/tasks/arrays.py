@@ -36,7 +36,7 @@ class Arrays(Task):
 
     The examples are shuffled and split into disjoint parts. The size of the vocabulary and the
     number of classes are one more than the largest id in the file. Labels of whole sequences must
-    be below N. The baseline predicts the most frequent class of the training part, or the mean of
+    be below N. The baseline predicts the most frequent class of the training split, or the mean of
     its targets.
 
     Args:
@@ -45,7 +45,7 @@ class Arrays(Task):
       validation_fraction: fraction of the examples for validation.
       test_fraction: fraction of the examples for testing.
       normalize: whether to normalize features and real-valued targets to mean 0 and standard
-        deviation 1 per channel, by the statistics of the valid steps of the training part. The
+        deviation 1 per channel, by the statistics of the valid steps of the training split. The
         metric is then in normalized units; `Data.target_scale` converts to the units of the file.
       seed: seed of the shuffling.
 

@@ -33,7 +33,7 @@ def check_size(owner: str, examples: int, length: int, step_bytes: int) -> None:
       owner: the class of the task.
       examples: number of examples.
       length: number of steps of an example.
-      step_bytes: a lower bound on the bytes that one step needs at the same time.
+      step_bytes: a lower bound on the bytes of memory for each step of an example.
     """
     name = f"{examples} examples of {length} steps"
     advice = "use fewer or shorter examples"
@@ -94,11 +94,11 @@ def split_rows(
 ) -> tuple[slice, slice, slice]:
     """Returns train, validation and test as consecutive slices of at least `min_rows` rows each.
 
-    `rows` is the name of a row in the error message.
+    `rows` is the plural noun for the rows in the error message.
     """
     sizes = split_sizes(total, validation, test)
     if min(sizes) < min_rows:
-        # Rounding may reduce the training part by one row.
+        # Rounding may reduce the training split by one row.
         train = 1 - validation - test
         needed = math.ceil(max(min_rows / validation, min_rows / test, (min_rows + 1) / train))
         raise ValueError(
@@ -110,9 +110,9 @@ def split_rows(
 
 
 class StandardScaler(NamedTuple):
-    """Normalizes each channel by the mean and standard deviation of the training part.
+    """Normalizes each channel by the mean and standard deviation of the training split.
 
-    A channel that is constant in the training part has `std` 1, so that it is only shifted.
+    A channel that is constant in the training split has `std` 1, so that it is only shifted.
 
     Attributes:
       mean: `[channels]` float64.

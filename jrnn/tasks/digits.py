@@ -22,7 +22,7 @@ class Digits(Task):
 
     Of each class, about 70% of the images are for training, 10% for validation and 20% for testing.
     Gray values (0 to 16 in scikit-learn) are normalized by the mean and standard deviation of the
-    training part. The metric is the accuracy.
+    training split. The metric is the accuracy.
 
     Args:
       order: "pixel", T = 64 steps of one pixel each, in row-major order; "permuted", the same but

@@ -9,7 +9,7 @@ from jrnn.tasks import common
 from jrnn.tasks.task import Data, Split, Task
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-"""The token for characters that do not occur in the training part."""
+"""The token for characters that do not occur in the training split."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Text(Task):
     The text is split into consecutive parts: train, validation and test. Each part is split into
     windows of T = `window` characters that do not overlap; the targets are the inputs shifted by
     one. Remaining characters at the end of a part are dropped. The vocabulary contains the sorted
-    characters of the training part, and U+FFFD as the last one for all unknown characters. The
+    characters of the training split, and U+FFFD as the last one for all unknown characters. The
     metric is the cross-entropy in bits per character; the baseline is a unigram model of the
-    training part with add-one smoothing.
+    training split with add-one smoothing.
 
     Args:
       path: path of a UTF-8 file; None means the help topics of Python (`pydoc_data.topics`, about

@@ -51,7 +51,10 @@ def _check_frozen(case: Case) -> None:
 
 
 def _check_step(case: Case) -> None:
-    """Checks that `step` equals the four functions, and preserves the structure of the carry."""
+    """Checks that `step` equals `project`, `recur`, `update` and `readout` in this order.
+
+    It must also preserve the structure of the carry.
+    """
     carry = case.carry(2, BATCH)
     step = compute_step(case, carry, case.xs(2, BATCH))
     assert_close(step.from_parts, step.from_step, 0)
@@ -75,7 +78,8 @@ def _check_recur(case: Case) -> None:
 def _check_readout(case: Case) -> None:
     """Checks that a separate call of `readout` equals the call within the step.
 
-    The separate call shows that `readout` does not depend on the previous carry or on u.
+    The separate call shows that `readout` does not depend on the previous carry or on the
+    result of `recur`.
     """
     carry, x = case.carry(2, BATCH), case.xs(2, BATCH)
     step = compute_step(case, carry, x)
@@ -188,7 +192,10 @@ def _check_no_recompilation(case: Case) -> None:
 
 
 def _check_dtype(case: Case) -> None:
-    """Checks that carry and output have the dtype of parameters and inputs."""
+    """Checks that carry and output have the dtype of parameters and inputs.
+
+    Also checks that `lax.scan` accepts the step if the dtypes of parameters and inputs differ.
+    """
 
     def init_and_step(x, dtype):
         params = case.cell.init(case.key, case.input_size, dtype)
@@ -203,7 +210,11 @@ def _check_dtype(case: Case) -> None:
             equal = [
                 a.dtype == expected[is_complex(a)] for a in jax.tree.leaves(float_leaves(tree))
             ]
-            require(all(equal), f"expected {jnp.dtype(dtype).name}, got {_dtype_names(tree)}")
+            require(
+                all(equal),
+                f"parameters, carry and output must be {jnp.dtype(dtype).name} (complex leaves "
+                f"complex64), got {_dtype_names(tree)}",
+            )
     for dtype in (jnp.float32, jnp.bfloat16):
         params = jax.eval_shape(partial(case.cell.init, case.key, case.input_size, dtype))
         for init_carry in (
@@ -251,11 +262,20 @@ def _check_coefficients(case: Case) -> None:
 
 
 def _check_noise(case: Case) -> None:
-    """Checks that noise has the leading axes, and depends on the key but not on the engine."""
+    """Checks that noise has the leading axes, depends on the key, and is absent without a key.
+
+    With the same key, it must be the same in every call and on every engine.
+    """
     cell, params, xs = case.cell, case.params, case.xs(STEPS, BATCH)
     if not cell.is_stochastic:
         return
-    _, noise = cell.sample_noise(params, jax.eval_shape(lambda: xs), (STEPS, BATCH), case.key)
+    shapes = jax.eval_shape(lambda: xs)
+
+    @jit_unoptimized
+    def sample(params: Params, key: jax.Array) -> tuple[Params, Any]:
+        return cell.sample_noise(params, shapes, (STEPS, BATCH), key)
+
+    _, noise = sample(params, case.key)
     for leaf in jax.tree.leaves(noise):
         require(
             np.shape(leaf)[:2] == (STEPS, BATCH),
@@ -274,10 +294,24 @@ def _check_noise(case: Case) -> None:
     for result, repeated in zip(first, second, strict=True):
         assert_close(result, repeated, 0)
         assert_close(result, first[0])
+    # Noise that does not change the result, such as dropout at a rate of 0, needs no key.
+    if not _all_leaves(np.allclose, first[0], deterministic):
+        # Several keys, because two samples may be equal at a rate close to 0.
+        samples = [sample(params, key) for key in jax.random.split(case.key, 8)]
+        is_equal = lambda a, b: bool(jnp.all(a == b))
+        require(
+            not all(_all_leaves(is_equal, samples[0], other) for other in samples[1:]),
+            "noise must depend on the key, got the same noise for 8 keys",
+        )
     expected = run_step_loop(
         case, xs, as_numpy(cell.init_carry(params, (BATCH,))), *_make_trivial_masks(), False
     )
     assert_close(deterministic, expected)
+
+
+def _all_leaves(predicate: Callable[[Any, Any], bool], first: Any, second: Any) -> bool:
+    """Returns whether a predicate is true for all pairs of leaves."""
+    return all(jax.tree.leaves(jax.tree.map(predicate, first, second)))
 
 
 def _make_trivial_masks() -> tuple[np.ndarray, np.ndarray]:

@@ -198,7 +198,7 @@ def test_ls_cells_counts_parameters(capsys):
     assert f"{4 * 128 * (128 + 128 + 1):,}" in capsys.readouterr().out
 
 
-def test_every_cell_has_a_reference():
+def test_every_cell_has_a_paper():
     papers = {name: source for name, _, _, source, _ in inspect.make_cell_rows()}
     assert papers["lstm"] == "Hochreiter and Schmidhuber, 1997"
     assert papers["mut1"] == "Jozefowicz et al., 2015"

@@ -147,7 +147,7 @@ def test_unknown_option_raises():
         LSTM(I, H, rngs=nnx.Rngs(0), batch_first=True)
 
 
-def test_carry_with_wrong_number_of_layers_raises():
+def test_carry_without_layer_axis_raises():
     model = GRU(I, H, num_layers=2, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"\(2, batch, ...\), got shape \(3, 5\)"):
         model(batch()[0], jnp.zeros((B, H)))

@@ -90,6 +90,18 @@ def test_carry_can_be_set_and_training_does_not_change_the_stream():
     assert not model.rnns[0].deterministic
 
 
+@pytest.mark.parametrize("steps", [0, 2])
+def test_step_after_carry_is_set_to_none_starts_from_the_initial_carry(steps):
+    model = add_noise(MODELS["learned-carry"]())
+    streamed = jrnn.stream(model, B)
+    for t in range(steps):
+        streamed.step(XS[:, t])
+    streamed.carry = None
+    assert streamed.carry is None
+    got = streamed.step(XS[:, 0])
+    np.testing.assert_allclose(got, model(XS)[1][:, 0], rtol=1e-5, atol=1e-6)
+
+
 def test_invalid_streams_raise():
     with pytest.raises(
         ValueError, match="model must be causal, got a model whose outputs may depend"

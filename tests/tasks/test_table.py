@@ -1,12 +1,13 @@
 """Table: windows against an explicit loop, and errors for invalid files."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from jrnn.tasks import Split, Table
+from jrnn.tasks import Split, Table, csv_file
 
 HEADER = "date,load,wind,price"
 
@@ -168,6 +169,19 @@ def test_unused_columns_are_not_parsed(tmp_path: Path):
     assert Table(_write_text(tmp_path, text), columns=("a",), window=2).load().input_size == 1
     with pytest.raises(ValueError, match="line 2, column 'day' .* remove the column"):
         Table(_write_text(tmp_path, text), window=2).load()
+
+
+def test_table_of_many_columns_is_read_in_linear_time(tmp_path: Path):
+    names = [f"c{number}" for number in range(50_000)]
+    rows = "\n".join(",".join(["1"] * len(names)) for _ in range(2))
+    (tmp_path / "wide.csv").write_text(",".join(names) + "\n" + rows)
+    start = time.process_time()
+    file = csv_file.read(str(tmp_path / "wide.csv"))
+    assert csv_file.parse_columns(file, "columns", file.header).shape == (2, len(names))
+    assert time.process_time() - start < 10  # a quadratic algorithm takes minutes
+    with pytest.raises(ValueError, match="columns must be one of c0, .*, got 'd'") as error:
+        csv_file.parse_columns(file, "columns", ("d",))
+    assert len(str(error.value)) < 1000
 
 
 def test_too_large_csv_cell_raises_with_line_number(tmp_path: Path):

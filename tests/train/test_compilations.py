@@ -21,6 +21,7 @@ def make_experiment(**changes):
     return Experiment(task, network, Optimizer(1e-2, schedule="cosine"), **{**options, **changes})
 
 
+# TBPTT(2, 3) cuts each example of 4 steps into 2 windows.
 CASES = [
     pytest.param(2**30, {}, id="on-device"),
     pytest.param(10, {}, id="streamed"),
