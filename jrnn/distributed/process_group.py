@@ -214,7 +214,9 @@ class ProcessGroup:
 
     def _report_loss(self, lost: int) -> None:
         """Prints that this process exits because another one has ended."""
-        self._loss_lock.acquire()  # never released: only one thread reports
+        # Never released, so that only one thread reports. The other one waits until it has.
+        if not self._loss_lock.acquire(timeout=1):
+            return
         show_cursor = signals.SHOW_CURSOR if sys.stderr.isatty() else ""
         advice = (
             f"; start all processes again with: {self.resume_command}"
