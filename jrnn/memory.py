@@ -1,6 +1,6 @@
-"""Estimates of memory, so that what cannot fit is refused before anything is allocated.
+"""Memory checks, which raise an error before arrays that cannot fit are allocated.
 
-XLA ends the process if an array is too large, so that no exception can be handled.
+On a CPU, the process may be killed if an array is too large, so that no exception can be handled.
 """
 
 import os
@@ -20,7 +20,7 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
 def num_bytes(tree: Any) -> int:
-    """Returns the size in bytes of arrays, or of their shapes as `jax.ShapeDtypeStruct`."""
+    """Returns the size in bytes of arrays or `jax.ShapeDtypeStruct`s. PRNG keys are not counted."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if not is_prng_key(leaf)]
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 

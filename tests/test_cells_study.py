@@ -88,7 +88,7 @@ def test_study_writes_results_and_resumes(tmp_path, capsys):
         assert 0 <= row["test"][0] <= 1 and row["rate"] == 0.01
     assert (tmp_path / "cells.png").stat().st_size > 10_000
     assert "| `mingru` | linear |" in (tmp_path / "cells.md").read_text("utf-8")
-    with pytest.raises(SystemExit, match="results with different options"):
+    with pytest.raises(SystemExit, match="options of the saved results must be"):
         study.main([*flags.split(), "--seeds", "2"])
 
 
@@ -100,7 +100,7 @@ def test_results_of_other_versions_or_steps_raise(tmp_path):
     resume = lambda saved, **options: study.resume(study.Study(**options), new, saved, tmp_path)
     assert resume(saved) is saved
     assert [row["cpu"] for row in saved["rows"]] == ["one"]
-    message = "different versions: must be {'jax': '1'}, got {'jax': '0'}"
+    message = "versions of the saved results must be {'jax': '1'}, got {'jax': '0'}"
     with pytest.raises(SystemExit, match=message):
         resume(saved | {"versions": {"jax": "0"}})
     message = "steps of gru on s3 must be 200, got 2000"

@@ -63,7 +63,7 @@ def test_config_of_jrnn_is_found_from_any_folder(tmp_path, monkeypatch):
 
 def test_every_task_has_a_config():
     configs = config.list_configs()
-    assert len(configs) == len(TASKS) + 1
+    assert len(configs) == len(TASKS) + 1  # adding.py and long_sequences.py have the same task
     tasks = {type(config.load(str(path)).task) for path in configs}
     assert tasks == set(TASKS.values())
 
@@ -131,7 +131,7 @@ def test_arguments_after_the_colon_are_typed(user_config):
         ("cell=gru", ["--network.cell.forget-bias", "1"], ["--network.cell.forget-bias"]),
     ],
 )
-def test_unknown_arguments_and_flags_exit_with_a_suggestion(arguments, flags, words, capsys):
+def test_error_names_the_invalid_argument_or_flag(arguments, flags, words, capsys):
     with pytest.raises(config.ConfigError) as error:
         config.load(f"configs/digits.py:{arguments}", flags)
     assert all(word in str(error.value) for word in words)
@@ -218,7 +218,7 @@ def test_saved_config_with_user_cell_does_not_need_its_file(user_config, tmp_pat
         (lambda saved: saved["experiment"].update(steps=-1), "steps must be a positive int"),
     ],
 )
-def test_json_of_another_version_raises(tmp_path, change, message):
+def test_json_of_another_version_or_with_an_invalid_value_raises(tmp_path, change, message):
     path = tmp_path / "config.json"
     config.save(config.load("configs/digits.py"), "configs/digits.py", path)
     saved = json.loads(path.read_text())

@@ -83,7 +83,7 @@ TASK_CONFIGS = {
         1500,
         {"at 128": Tracking(degree=2, length=32, test_length=128)},
     ),
-    "s3": TaskConfig(
+    "s3": TaskConfig(  # the symmetric group of degree 3
         Tracking(degree=3, length=32),
         2000,
         {"at 128": Tracking(degree=3, length=32, test_length=128)},
@@ -140,12 +140,12 @@ def main(args: list[str] | None = None) -> None:
     study = tyro.cli(Study, args=args)
     study.out.mkdir(parents=True, exist_ok=True)
     path = study.out / "cells.json"
-    resumable = ("cells", "tasks", "jobs", "out")  # may differ when a study is resumed
+    may_differ = ("cells", "tasks", "jobs", "out")  # when a study is resumed
     result: dict[str, Any] = {
         "machine": machine.describe(),
         "versions": machine.versions(),
         "options": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(study).items()
-                    if k not in resumable},
+                    if k not in may_differ},
         "rows": [],
         "step_ms": {},
     }  # fmt: skip
@@ -173,8 +173,8 @@ def resume(study: Study, new: dict[str, Any], saved: dict[str, Any], path: Path)
     for name in ("options", "versions"):
         if saved[name] != new[name]:
             raise SystemExit(
-                f"{path}: results with different {name}: must be {new[name]}, got {saved[name]}; "
-                "set another --out"
+                f"{path}: {name} of the saved results must be {new[name]}, got {saved[name]}; set "
+                "another --out"
             )
     for row in saved["rows"]:
         if row["steps"] != study.steps(row["task"]):
@@ -308,7 +308,7 @@ class CellTrainer:
         )
 
     def make_network(self, seed: int) -> Classifier | SequenceToSequence:
-        """Makes a network of one layer and a linear readout."""
+        """Makes a network of one recurrent layer and a linear output layer."""
         rngs = nnx.Rngs(seed)
         body = RNN(self.cell, self.data.input_size, rngs=rngs)
         head = SequenceToSequence if self.data.target.endswith("per_step") else Classifier

@@ -50,21 +50,23 @@ def plot_gates(
 
     The color scale of a gate without negative values is from 0 (closed) to 1 (open). The scale of
     other gates is from -1 to 1 and white at 0. If an absolute value exceeds 1, as with relu, the
-    scale extends to it. Padding is not shown, and a dashed line marks each reset of the carry.
+    scale extends to it. Steps after the length of the sequence are not shown; on steps that `mask`
+    excludes, gates are 0. A dashed line marks each reset of the carry.
 
     Args:
       capture: the result of `jrnn.analysis.capture_gates`.
       example: index of the sequence in the batch.
       gates: names of gates, in the order of the panels; by default all.
       inputs: annotation of the time axis: T characters or words, or an array `[T, features]`.
-      sort_by: name of a gate; the rows of all heat maps are sorted by the step at which this gate
-        is furthest from its mean over time. By default units are in the order of their indices.
+      sort_by: name of a gate; the rows of all heat maps with as many units are sorted by the step
+        at which this gate is furthest from its mean over time. By default units are in the order of
+        their indices.
 
     Returns:
       The figure, with one axes for each gate, and one for `inputs` if it is an array.
 
     Raises:
-      TypeError: `capture` is not a `GateCapture`.
+      TypeError: `capture` is not a `GateCapture`, or an index is not an int.
       ValueError: there are no gates, a gate is unknown, `example` is out of range, or `inputs` has
         the wrong length.
       ImportError: matplotlib is not installed.
@@ -121,7 +123,7 @@ def plot_cell_state(
       The figure, whose first axes has the heat map and whose second one has the lines.
 
     Raises:
-      TypeError: `capture` is not a `GateCapture`.
+      TypeError: `capture` is not a `GateCapture`, or an index is not an int.
       ValueError: `state` is unknown, `example` or a unit is out of range, or `inputs` has the
         wrong length.
       ImportError: matplotlib is not installed.
@@ -175,7 +177,7 @@ def plot_unit(
       The figure, whose first axes has the gates and whose second one the state.
 
     Raises:
-      TypeError: `capture` is not a `GateCapture`.
+      TypeError: `capture` is not a `GateCapture`, or an index is not an int.
       ValueError: a gate or `state` is unknown, `example` or `unit` is out of range, or `inputs` has
         the wrong length.
       ImportError: matplotlib is not installed.
@@ -225,7 +227,8 @@ def plot_retention(
         retention[s, t] = f[s+1] * ... * f[t],   a row for each s, a column for each t
 
     A row that remains bright shows a state that is kept for many steps. A column at which all rows
-    become dark shows a step that forgets the state. See `retention`.
+    become dark shows a step that forgets the state. Steps that `mask` excludes forget nothing. See
+    `retention`.
 
     Args:
       capture: the result of `jrnn.analysis.capture_gates`.
@@ -239,7 +242,7 @@ def plot_retention(
       The figure.
 
     Raises:
-      TypeError: `capture` is not a `GateCapture`.
+      TypeError: `capture` is not a `GateCapture`, or an index is not an int.
       ValueError: `gate` is unknown or not between 0 and 1, `example` or `unit` is out of range, or
         `inputs` has the wrong type or length.
       ImportError: matplotlib is not installed.
@@ -252,6 +255,8 @@ def plot_retention(
             f"{owner}: gate {gate!r} must be between 0 and 1, got values from {forget.min():.3g} "
             f"to {forget.max():.3g}; choose the gate that multiplies the previous state"
         )
+    if capture.mask is not None:  # the carry does not change on steps that `mask` excludes
+        forget = np.where(np.asarray(capture.mask)[:steps, example, None], forget, 1.0)
     if unit is not None:
         forget = forget[:, [_index(owner, "unit", unit, forget.shape[-1])]]
     labels = _annotation(owner, inputs, len(capture.ys), steps)
@@ -281,7 +286,7 @@ def plot_retention(
 
 
 def _valid_steps(owner: str, capture: GateCapture, example: int) -> int:
-    """Returns the number of valid steps of one example."""
+    """Returns the number of steps to draw: the length of one example."""
     if not isinstance(capture, GateCapture):
         raise TypeError(
             f"{owner}: capture must be a GateCapture, the result of "
@@ -363,7 +368,7 @@ def _reset_positions(capture: GateCapture, example: int, steps: int) -> np.ndarr
 
 
 def _annotation(owner: str, inputs: Any, time: int, steps: int) -> Annotation:
-    """Returns the annotation of the valid steps from T entries, or one entry per valid step."""
+    """Returns the annotation of the drawn steps from T entries, or one entry per drawn step."""
     if inputs is None:
         return None
     if isinstance(inputs, str) or (

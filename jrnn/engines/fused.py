@@ -16,7 +16,7 @@ from jrnn.engines.chunks import choose_chunk_size, scan_chunks
 from jrnn.engines.engine import Engine
 from jrnn.engines.precision import BoundCell
 from jrnn.engines.readout import SplitReadout, split_readout
-from jrnn.engines.reverse_mode import reverse_mode_only
+from jrnn.engines.reverse_mode import require_reverse_mode
 from jrnn.engines.scan import Scan, scan_steps
 from jrnn.engines.update_vjp import BackwardPlan, make_plan, update_vjp
 from jrnn.engines.vjp import add_cotangents, float_leaves, vjp, zero_cotangents
@@ -97,7 +97,7 @@ class Fused(Engine):
         steps, batch = _time_and_batch(xs)
         if steps == 0 or is_symbolic(steps, batch):
             return Scan().run(bound, carry, xs, masks, reverse)
-        bound, carry, xs, masks = reverse_mode_only(self, (bound, carry, xs, masks))
+        bound, carry, xs, masks = require_reverse_mode(self, (bound, carry, xs, masks))
         readout = split_readout(bound, carry, step_shapes(xs))
         result: Any = _run(self, readout, reverse, bound, carry, xs, masks)
         carry, outs = result

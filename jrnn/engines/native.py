@@ -18,7 +18,7 @@ from jrnn.engines.engine import Engine
 from jrnn.engines.fused import Fused
 from jrnn.engines.manual_axes import vary_alike
 from jrnn.engines.precision import BoundCell
-from jrnn.engines.reverse_mode import reverse_mode_only
+from jrnn.engines.reverse_mode import require_reverse_mode
 from jrnn.engines.scan import Scan
 from jrnn.masking import Masks, expand_mask, tree_where, zero_where
 
@@ -98,7 +98,7 @@ class Native(Engine):
         steps, batch = jax.tree.leaves(xs)[0].shape[:2]
         if steps == 0 or batch == 0:
             return Scan().run(bound, carry, xs, masks, reverse)
-        bound, carry, xs, masks = reverse_mode_only(self, (bound, carry, xs, masks))
+        bound, carry, xs, masks = require_reverse_mode(self, (bound, carry, xs, masks))
         # The kernels skip padding, but the transforms read it.
         xs = xs if cell is bound.cell else zero_where(masks.valid, xs)
         inner = bound.cell.inner_cell(bound.accum_params, xs)

@@ -1,7 +1,7 @@
 """A check that raises in forward mode, for engines with reverse-mode derivatives only.
 
-`jax.custom_vjp` raises in forward mode too, but under `jax.jit` only when the computation is
-lowered, outside of the code of jrnn, and its message does not mention engines.
+`jax.custom_vjp` raises in forward mode too, but its message does not mention engines. Under
+`jax.jit`, both raise when the computation is lowered.
 """
 
 from typing import Any
@@ -12,11 +12,11 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-_tangents_p = Primitive("jrnn_reverse_mode_only")
+_tangents_p = Primitive("jrnn_require_reverse_mode")
 _tangents_p.multiple_results = True
 
 
-def reverse_mode_only(engine: Any, tree: Any) -> Any:
+def require_reverse_mode(engine: Any, tree: Any) -> Any:
     """Returns a tree unchanged; the forward-mode derivative raises and names the engine.
 
     Args:
@@ -32,7 +32,8 @@ def reverse_mode_only(engine: Any, tree: Any) -> Any:
         return leaves
 
     def rule(primals: Any, tangents: Any) -> Any:
-        # Tangents of zero are not passed on, so that no cotangents are computed for them.
+        # Symbolic zeros are not passed to the primitive, so that no cotangents are computed for
+        # them.
         given = [t for t in tangents if not isinstance(t, SymbolicZero)]
         checked = iter(_tangents_p.bind(*given, engine=repr(engine)))
         return primals, tuple(t if isinstance(t, SymbolicZero) else next(checked) for t in tangents)

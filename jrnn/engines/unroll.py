@@ -161,7 +161,8 @@ def unroll_inputs(
         with explain_arguments(inputs, params):
             carry, ys = _unroll(layer, params, inputs, engine, return_carries)
     except TypeError as error:
-        # `vmap` of a forward-mode derivative, as in jax.jacfwd, fails before `reverse_mode_only`.
+        # `vmap` of a forward-mode derivative, as in jax.jacfwd, fails before
+        # `require_reverse_mode`.
         if "custom_vjp" in str(error):
             error.add_note(f"jrnn: {forward_mode_message(engine)}")
         raise

@@ -1,6 +1,6 @@
 // The interface between the kernels and their callers: plain structs and a table of functions.
 //
-// It is included by code for all instruction sets, so it must not contain templates, methods, or
+// It is included by code for all instruction sets, so it must not define templates, methods, or
 // functions with external linkage.
 
 #ifndef JRNN_KERNELS_API_H_
@@ -95,8 +95,8 @@ struct JrnnKernels {
   void (*backward)(const JrnnRun* run, int32_t worker);
 };
 
-// One for each instruction set that CMakeLists.txt compiles. jrnn_kernels() in dispatch.h selects
-// one.
+// One for each instruction set that CMakeLists.txt compiles; v3 and v4 are x86-64-v3 and x86-64-v4.
+// jrnn_kernels() in dispatch.h selects one.
 const JrnnKernels* jrnn_kernels_base();
 const JrnnKernels* jrnn_kernels_v3();
 const JrnnKernels* jrnn_kernels_v4();

@@ -1,4 +1,5 @@
-// Runs a cell over sequences: the arrays that each step reads and writes, and panels of weights.
+// Helpers for forward.h and backward.h: sizes, addresses of the arrays of a step, and packed panels
+// of weights.
 #pragma once
 
 #include "cells.h"
@@ -7,9 +8,9 @@
 
 namespace {
 
-// The sizes of a run. Hidden units are divided into panels of UB; Hp is H rounded up to whole
-// panels. XV, HV and CV are the vectors per panel of the input product, the recurrent product and
-// both.
+// The sizes of a run. Hidden units are divided into panels of UB units (UV vectors of W); Hp is H
+// rounded up to whole panels. XV, HV and CV are the numbers of vectors per panel of the input
+// product, the recurrent product and all pre-activations.
 template <class Cell>
 struct Sizes {
   static constexpr int UB = Cell::UV * W;

@@ -26,7 +26,7 @@ from jrnn.files import WriteError
 from jrnn.signals import Interrupted, Signals
 from jrnn.sweep.ray_worker import (
     Files,
-    GroupTask,
+    GroupSpec,
     GroupWorker,
     SavedGroup,
     Update,
@@ -61,11 +61,16 @@ CONNECT_SECONDS = 10.0
 WAIT_SECONDS = 1.0
 """A signal is obeyed after at most this long."""
 SILENT_SECONDS = 15.0
-"""After a signal, workers are lost if none has answered for this long; they answer every second."""
+"""After a signal, workers are considered lost if none has answered for this long.
+
+They answer every second.
+"""
 
 
 class RayCluster:
-    """Context manager that connects to a Ray cluster; `train` is an argument of `sweep`.
+    """Context manager that connects to a Ray cluster.
+
+    Pass its method `train` to `sweep` as `train_trials`.
 
     Without an address, Ray is started on this machine, and stopped at the end.
     """
@@ -128,7 +133,7 @@ class RayCluster:
 
         Raises:
           ValueError: no node has enough CPUs and GPUs for a group, or a worker raises it.
-          Interrupted: a signal was received; everything is saved.
+          Interrupted: a signal was received; all checkpoints that have arrived are saved.
           OSError: a group cannot be trained or saved.
         """
         gpus = self._gpus
@@ -152,7 +157,7 @@ class _Group:
       number: index of the group.
       indices: indices of its trials.
       worker: the handle of its worker, if there is one.
-      polled: whether this worker has answered.
+      has_answered: whether this worker has answered.
       step: the newest step.
       num_failures: number of workers that were lost since the newest checkpoint has arrived.
     """
@@ -160,7 +165,7 @@ class _Group:
     number: int
     indices: list[int]
     worker: Any = None
-    polled: bool = False
+    has_answered: bool = False
     step: int = 0
     num_failures: int = 0
 
@@ -207,7 +212,7 @@ class _Groups:
         if not resume:
             for group in self._groups:
                 self._require_new(group)
-        steps = [self._first(group).steps for group in self._groups]
+        steps = [self._first_experiment(group).steps for group in self._groups]
         data = next(iter(self._trials.loaded.values()))
         title = f"{len(self._groups)} groups on Ray:"
         last_answer = time.monotonic()
@@ -243,7 +248,7 @@ class _Groups:
         results = [self._results[index] for index in range(len(self._trials.experiments))]
         return SweepResult(results, best, self._trials.groups, self._seconds)
 
-    def _first(self, group: _Group) -> Any:
+    def _first_experiment(self, group: _Group) -> Any:
         return self._trials.experiments[group.indices[0]]
 
     def _require_new(self, group: _Group) -> None:
@@ -256,16 +261,20 @@ class _Groups:
     def _start_workers(self) -> None:
         """Starts workers for waiting groups, one more than there is room for.
 
-        The last one waits for a free node, so that it starts at once, and an autoscaler adds nodes.
+        Ray queues the last one. It starts as soon as a node is free, and it lets an autoscaler add
+        nodes.
         """
         num_slots = _count_slots(self._resources)
         if not num_slots and not self._warned:
-            log.warning("no node of the Ray cluster is left; the sweep waits for one")
+            log.warning(
+                "no node of the Ray cluster has enough CPUs and GPUs for a group; the sweep waits "
+                "for one"
+            )
         self._warned = not num_slots
         while self._waiting and len(self._polls) <= num_slots:
             group = self._waiting.pop(0)
             experiments = [self._trials.experiments[index] for index in group.indices]
-            task = GroupTask(
+            spec = GroupSpec(
                 self._ray.cloudpickle.dumps(experiments),
                 self._trials.width,
                 read_versions(),
@@ -275,8 +284,8 @@ class _Groups:
                 num_cpus=self._resources["CPU"], num_gpus=self._resources["GPU"]
             )
             saved = self._read_saved(group)
-            group.worker = actor.remote(task, self._data[experiments[0].task], saved)
-            group.polled = False
+            group.worker = actor.remote(spec, self._data[experiments[0].task], saved)
+            group.has_answered = False
             self._polls[group.worker.poll.remote()] = group
 
     def _read_saved(self, group: _Group) -> SavedGroup:
@@ -294,8 +303,8 @@ class _Groups:
         except self._ray.exceptions.RayError as error:
             self._restart(group, error)
         else:
-            group.polled, group.step = True, update.step
-            self._install(group, update)
+            group.has_answered, group.step = True, update.step
+            self._write_update(group, update)
             if not update.done:
                 self._polls[group.worker.poll.remote()] = group
                 return
@@ -303,8 +312,8 @@ class _Groups:
             if update.error is not None:
                 self._fail(group, update.error)
 
-    def _install(self, group: _Group, update: Update) -> None:
-        """Writes what a worker has saved to the folder of the sweep."""
+    def _write_update(self, group: _Group, update: Update) -> None:
+        """Writes the metrics, checkpoint and result of an update to the folder of the sweep."""
         try:
             for index, (offset, content) in zip(group.indices, update.metrics, strict=False):
                 write_metrics(trial_folder(self._folder, index), offset, content)
@@ -312,7 +321,7 @@ class _Groups:
                 write_checkpoint(group_folder(self._folder, group.number), *update.checkpoint)
                 group.num_failures = 0
             if update.result is not None:
-                self._install_result(group, update.result, update.best)
+                self._write_result(group, update.result, update.best)
         except OSError as error:
             raise WriteError(
                 f"sweep: group {group.number} could not be written to {self._folder}: "
@@ -320,11 +329,11 @@ class _Groups:
                 f"{self._resume_command}"
             ) from error
 
-    def _install_result(self, group: _Group, result: SweepResult, best: Files) -> None:
-        group.step = self._first(group).steps
+    def _write_result(self, group: _Group, result: SweepResult, best: Files) -> None:
+        group.step = self._first_experiment(group).steps
         self._seconds += result.seconds
         self._results |= zip(group.indices, result.trials, strict=True)
-        data = self._trials.loaded[self._first(group).task]
+        data = self._trials.loaded[self._first_experiment(group).task]
         if find_best(self._results, data) in group.indices:
             shutil.rmtree(self._staged_best, ignore_errors=True)
             write_files(self._staged_best, best)
@@ -367,7 +376,7 @@ class _Groups:
         self._stopped = True
         self._waiting.clear()
         for poll, group in [*self._polls.items()]:
-            if group.polled:
+            if group.has_answered:
                 group.worker.stop.remote(int(received))
             else:
                 self._ray.kill(group.worker)
@@ -466,7 +475,10 @@ def _find_folder(module: ModuleType) -> Path | None:
 
 
 def write_metrics(folder: Path, offset: int, content: bytes) -> None:
-    """Replaces `metrics.jsonl` from an offset on; the whole file atomically."""
+    """Replaces the contents of `metrics.jsonl` after an offset.
+
+    With offset 0, replaces the file atomically.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "metrics.jsonl"
     target = path if offset else path.with_suffix(".part")
@@ -480,7 +492,10 @@ def write_metrics(folder: Path, offset: int, content: bytes) -> None:
 
 
 def write_checkpoint(folder: Path, step: int, files: Files) -> None:
-    """Writes a checkpoint atomically, and removes old ones, as well as damaged ones after it."""
+    """Writes a checkpoint atomically, and removes old ones and those of later steps.
+
+    Those of later steps are damaged if the worker has trained these steps again.
+    """
     partial, checkpoints = folder / "checkpoint.part", folder / "checkpoints"
     shutil.rmtree(partial, ignore_errors=True)
     write_files(partial, files)

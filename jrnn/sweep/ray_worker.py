@@ -46,7 +46,7 @@ Files = dict[str, bytes]
 """The contents of files, by path relative to a folder."""
 
 
-class GroupTask(NamedTuple):
+class GroupSpec(NamedTuple):
     """What a worker trains.
 
     Attributes:
@@ -101,9 +101,9 @@ class Update(NamedTuple):
 class GroupWorker:
     """Trains one group in a thread, as `jrnn sweep` does on one machine; a Ray actor."""
 
-    def __init__(self, task: GroupTask, data: Data, saved: SavedGroup):
+    def __init__(self, spec: GroupSpec, data: Data, saved: SavedGroup):
         """Starts training, from the newest checkpoint in `saved` if there is one."""
-        self._task, self._data, self._saved = task, data, saved
+        self._spec, self._data, self._saved = spec, data, saved
         self._folder = Path(tempfile.mkdtemp(prefix="jrnn-sweep-"))
         self._signals, self._done = Signals(), threading.Event()
         self._progress: Progress | None = None
@@ -139,21 +139,21 @@ class GroupWorker:
             self._done.set()
 
     def _train(self) -> SweepResult:
-        task, saved = self._task, self._saved
-        if (versions := read_versions()) != task.versions:
+        spec, saved = self._spec, self._saved
+        if (versions := read_versions()) != spec.versions:
             raise ValueError(
                 f"sweep: all machines must have the same versions, got {_join(versions)} on a "
-                f"worker and {_join(task.versions)} here; install the same versions on all nodes"
+                f"worker and {_join(spec.versions)} here; install the same versions on all nodes"
             )
-        for name, value in task.settings.items():
+        for name, value in spec.settings.items():
             jax.config.update(name, value)
-        experiments = pickle.loads(task.pickled_experiments)
+        experiments = pickle.loads(spec.pickled_experiments)
         for step, files in saved.checkpoints.items():
             write_files(group_folder(self._folder, 0) / "checkpoints" / str(step), files)
         for index, content in enumerate(saved.metrics):
             write_files(trial_folder(self._folder, index), {"metrics.jsonl": content})
         loaded = {experiment.task: self._data for experiment in experiments}
-        trials = Trials(experiments, loaded, [[*range(len(experiments))]], task.width)
+        trials = Trials(experiments, loaded, [[*range(len(experiments))]], spec.width)
         resume = bool(saved.checkpoints)
         self._saved = SavedGroup({}, [])
         return train_in_process(trials, self._folder, resume, self._signals, self._make_progress)

@@ -17,7 +17,7 @@ MAX_ROWS = 20
 """Maximum number of rows in the table, which shows the best trials."""
 
 Values = Sequence[dict[str, str]]
-"""For each trial, the value of each axis as text, by name of the axis."""
+"""For each trial, the value of each swept hyper-parameter as text, by name."""
 
 
 def make_rows(values: Values, result: SweepResult) -> list[dict[str, Any]]:
@@ -75,7 +75,9 @@ def make_table(values: Values, result: SweepResult, metric: str) -> Table:
 
 
 def save_figure(values: Values, result: SweepResult, data: Data, folder: Path) -> Path:
-    """Saves `figure.png`: validation curves of all trials, and their best metric over each axis.
+    """Saves `figure.png`, with the validation curves of all trials.
+
+    Further panels show their best metric against each swept hyper-parameter.
 
     Args:
       values: the values of the trials.
@@ -114,7 +116,7 @@ def _draw_curves(ax: Any, result: SweepResult, data: Data, folder: Path) -> None
 
 
 def _draw_values(ax: Any, name: str, values: Values, result: SweepResult) -> None:
-    """Draws the metrics of all evaluated trials over the values of one axis."""
+    """Draws the metrics of all evaluated trials against the values of one swept hyper-parameter."""
     points = [(v[name], t) for v, t in zip(values, result.trials, strict=True) if t.validation]
     texts = [text for text, _ in points]
     metrics = [trial.validation["metric"] for _, trial in points]

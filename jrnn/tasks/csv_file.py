@@ -93,6 +93,11 @@ def _parse_header(path: str, cells: list[str]) -> tuple[str, ...]:
                 f"Table: cells must be separated by commas, got the first line {header[0]!r} of "
                 f"{path!r}; save the file with commas instead of {separator!r}"
             )
+    if not header:
+        raise ValueError(
+            f"Table: the first line of {path!r} must contain the column names, got an empty line; "
+            "add a header line"
+        )
     if all(_parse_float(name) is not None for name in header):
         raise ValueError(
             f"Table: the first line of {path!r} must contain the column names, got the numbers "

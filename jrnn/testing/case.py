@@ -1,4 +1,4 @@
-"""Helpers of the property checks: a cell with random parameters, its steps, and comparisons."""
+"""Helpers of the conformance suite: a cell with random parameters, its steps, and comparisons."""
 
 from collections.abc import Callable
 from functools import partial
@@ -55,13 +55,15 @@ class Case(NamedTuple):
 class StepResults(NamedTuple):
     """The results of one step."""
 
-    gates: Any  # z and u, the results of `project` and `recur`
+    projections: Any  # z and u, the results of `project` and `recur`
     from_parts: Any  # the carry that `update` returns, and the output that `readout` returns
     from_step: Any  # the carry and the output that `step` returns
 
 
 def randomize(tree: Any, key: jax.Array, scale: float = 0.3) -> Any:
-    """Adds normal noise to every floating leaf, because zeros, such as biases, hide bugs.
+    """Adds normal noise to every floating or complex leaf.
+
+    Without it, zeros, such as biases, would hide bugs.
 
     Args:
       tree: parameters or a carry.
@@ -125,15 +127,15 @@ def run_step_loop(
     Returns:
       The final carry, leaves `[B, ...]`, and the outputs, leaves `[T, B, ...]`.
     """
-    initial_carry = as_numpy(case.cell.init_carry(case.params, ()))
-    _, y = compute_step(case, initial_carry, take(xs, 0, 0)).from_step
+    reset_carry = as_numpy(case.cell.init_carry(case.params, ()))
+    _, y = compute_step(case, reset_carry, take(xs, 0, 0)).from_step
     final_carries, outputs = [], []
     for b, length in enumerate(lengths):
         state = take(carry, b)
         ys = [jax.tree.map(np.zeros_like, y) for _ in resets]
         for t in reversed(range(length)) if reverse else range(length):
             if resets[t, b]:
-                state = initial_carry
+                state = reset_carry
             state, ys[t] = compute_step(case, state, take(xs, t, b)).from_step
         final_carries.append(state)
         outputs.append(stack_trees(ys))
@@ -156,7 +158,8 @@ def require(condition: bool, message: str) -> None:
 def assert_close(got: Any, expected: Any, rtol: float = RTOL) -> None:
     """Raises `AssertionError` unless two trees are equal up to rounding errors.
 
-    The tolerance of a leaf is relative to its largest absolute value.
+    The tolerance of an element is `rtol` times its absolute value, plus `rtol` times the largest
+    absolute value of the leaf or 1, whichever is larger.
     """
     chex.assert_trees_all_equal_structs(got, expected)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):

@@ -74,7 +74,7 @@ def _random_signs(seed: int, like: np.ndarray) -> np.ndarray:
 def check_structure(case: Case) -> None:
     """Checks that derivatives have the structure that is inferred from the jaxpr."""
     cell, params, carry, x = case.cell, case.params, case.carry(), case.xs()
-    z, u = compute_step(case, carry, x).gates
+    z, u = compute_step(case, carry, x).projections
     update = lambda tree: cell.update(params, *tree)
     step = lambda carry: cell.step(params, carry, x)[0]
     leaves = jax.tree.leaves((carry, z, u))

@@ -68,7 +68,7 @@ def _check_recur(case: Case) -> None:
     first, second = case.carry(2, BATCH), case.carry(2, BATCH, seed=1)
     add = lambda a, b: a + b if jnp.issubdtype(a.dtype, jnp.inexact) else a
     total = jax.tree.map(add, first, second)
-    us = [compute_step(case, carry, x).gates[1] for carry in (first, second, total)]
+    us = [compute_step(case, carry, x).projections[1] for carry in (first, second, total)]
     try:
         assert_close(us[2], jax.tree.map(add, *us[:2]))
     except AssertionError as error:
@@ -83,7 +83,7 @@ def _check_readout(case: Case) -> None:
     """
     carry, x = case.carry(2, BATCH), case.xs(2, BATCH)
     step = compute_step(case, carry, x)
-    (z, _), (new_carry, y) = step.gates, step.from_parts
+    (z, _), (new_carry, y) = step.projections, step.from_parts
     with jax.disable_jit():
         separate_y = case.cell.readout(case.params, *as_jax((new_carry, z)))
     assert_close(as_numpy(separate_y), y)

@@ -189,6 +189,25 @@ def test_plot_retention_shows_one_unit_of_a_gate():
     np.testing.assert_allclose(image[1, 1:], np.cumprod([1.0, *z[2:]]), rtol=1e-5)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_plot_retention_equals_that_of_the_sequence_without_excluded_steps(reverse):
+    mask = np.array([True, False, True, True, False, True])
+    resets = np.zeros((T, B), bool)
+    resets[3] = True
+    batch_mask = jnp.tile(mask[:, None], (1, B))
+    capture = make_capture(jrnn.LSTM(HIDDEN), mask=batch_mask, resets=resets, reverse=reverse)
+    image = image_of(plot_retention(capture).axes[0])
+    f = capture.gates["f"][mask, 0]
+    expected = retention(f, resets[mask, 0], reverse=reverse).mean(axis=-1)
+    is_drawn = np.tri(len(f), dtype=bool) if reverse else np.tri(len(f), dtype=bool).T
+    np.testing.assert_allclose(
+        image[np.ix_(mask, mask)], np.where(is_drawn, expected, np.nan), rtol=1e-5, atol=1e-7
+    )
+    # The retention does not change on the excluded steps.
+    excluded, previous = ([4, 1], [5, 2]) if reverse else ([1, 4], [0, 3])
+    np.testing.assert_array_equal(image[mask][:, excluded], image[mask][:, previous])
+
+
 def test_plot_retention_draws_into_given_axes(capture):
     figure = Figure()
     axes = figure.subplots(1, 2)

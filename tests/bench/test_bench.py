@@ -45,7 +45,7 @@ def run(tmp_path, monkeypatch):
 
 def test_results_list_all_implementations_and_missing_ones(run, tmp_path, capsys):
     result = run(
-        *"--cells gru --peers nnx keras --engines auto bcan --modes forward+backward".split(),
+        *"--cells gru --peers nnx keras --engines auto unknown --modes forward+backward".split(),
         "--figure",
     )
     (timed,) = result["groups"]
@@ -61,7 +61,7 @@ def test_results_list_all_implementations_and_missing_ones(run, tmp_path, capsys
         assert row["percent_of_matmul"] == pytest.approx(rate)  # of 100 GFLOP/s
     assert {entry["name"]: entry["cases"] for entry in result["missing"]} == {
         "keras": ["gru forward+backward 2x5x3x4"],
-        "jrnn bcan": ["gru forward+backward 2x5x3x4"],
+        "jrnn unknown": ["gru forward+backward 2x5x3x4"],
     }
     assert "other_process_cores" in timed and result["matmul_gflops"] == {
         "xla": 100.0,
@@ -92,7 +92,7 @@ def implementation_row(name, family, seconds):
     return row | {"gflops": 1.0, "percent_of_matmul": 1.0}
 
 
-def test_summary_is_geometric_mean_of_the_fastest_peer():
+def test_summary_is_geometric_mean_of_ratios_to_the_fastest_peer():
     groups = []
     for seconds, sweep in (((1.0, 8.0, 2.0, 3.0), None), ((2.0, 16.0, 20.0, 1.5), None)):
         names = [("jrnn auto", "jrnn"), ("a", "jax"), ("b", "jax"), ("torch LSTM", "torch")]

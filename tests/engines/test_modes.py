@@ -66,15 +66,15 @@ class Case(NamedTuple):
         return ~(valid & masks.get("mask", True))
 
 
-def supports(cell: str, engine: str) -> bool:
-    """Whether an engine runs a cell."""
+def is_tested(cell: str, engine: str) -> bool:
+    """Returns whether a cell is tested on an engine."""
     some = {"native": HAVE_KERNELS, "associative": LINEAR, "newton": NEWTON, "damped": ("gru",)}
     return engine not in some or cell in some[engine]
 
 
 @cache
 def arguments(cell: str, dtype: str = "float32") -> tuple[Any, Any, Any]:
-    """Returns random float32 parameters, inputs of a dtype, and a random first carry."""
+    """Returns random float32 parameters, inputs of a dtype, and a random initial carry."""
     made = CELLS[cell].make(4)
     params = random_params(made, 1, 2, np.float32)
     batch = random_batch(made, params, 2, STEPS, BATCH, np.float32)
@@ -83,8 +83,11 @@ def arguments(cell: str, dtype: str = "float32") -> tuple[Any, Any, Any]:
 
 
 @cache
-def function(case: Case) -> Callable[..., Any]:
-    """Returns `(params, xs, carry, masks) -> loss`, in which padding and noise take part."""
+def make_loss(case: Case) -> Callable[..., Any]:
+    """Returns `(params, xs, carry, masks) -> loss`.
+
+    The loss is a function of all outputs, with padding and noise.
+    """
     cell, engine = CELLS[case.cell].make(4), ENGINES[case.engine]
 
     def loss(params: Any, xs: Any, carry: Any, masks: Any) -> jax.Array:
@@ -99,7 +102,7 @@ def function(case: Case) -> Callable[..., Any]:
 
 def differentiate(case: Case) -> Callable[..., Any]:
     """Returns the loss and its gradients with respect to parameters, inputs and carry."""
-    loss = function(case)
+    loss = make_loss(case)
 
     def value_and_grads(params: Any, xs: Any, carry: Any, masks: Any) -> Any:
         grad = jax.value_and_grad(loss, (0, 1, 2), allow_int=True)
@@ -116,7 +119,10 @@ def expected(case: Case) -> Any:
 
 
 def run_eagerly(case: Case, *, clear: bool = True) -> Any:
-    """Differentiates without an outer `jit`, so that residuals are results of computations."""
+    """Differentiates without an outer `jit`.
+
+    Residuals are then outputs of executed computations, which `debug_nans` checks.
+    """
     if clear:  # debugging modes are not part of the keys of JAX's caches
         jax.clear_caches()
     return differentiate(case)(*arguments(case.cell), MASKS[case.masks])
@@ -151,7 +157,7 @@ def check_executed(name: str, case: Case) -> None:
     assert_close(got, want)
 
 
-def check_strict_half(case: Case) -> None:
+def check_strict_bfloat16(case: Case) -> None:
     """Checks bfloat16 inputs, and int64 next to int32, with strict promotion."""
     params, xs, carry = arguments(case.cell, "bfloat16")
     masks = MASKS[case.masks]
@@ -166,9 +172,9 @@ def check_nan_on_padding(case: Case) -> None:
     """Checks that NaN on padding is in no result and in no residual."""
     params, xs, carry = arguments(case.cell)
     set_nan = lambda leaf: np.where(case.padding.reshape(*case.padding.shape, 1), np.nan, leaf)
-    spatial = lambda leaf: leaf.reshape(STEPS, BATCH, -1)
+    flatten = lambda leaf: leaf.reshape(STEPS, BATCH, -1)
     xs = jax.tree.map(
-        lambda leaf: set_nan(spatial(np.asarray(leaf))).reshape(leaf.shape).astype(leaf.dtype), xs
+        lambda leaf: set_nan(flatten(np.asarray(leaf))).reshape(leaf.shape).astype(leaf.dtype), xs
     )
     want = expected(case)
     jax.clear_caches()
@@ -218,7 +224,7 @@ def check_shard_map(case: Case) -> None:
     specs = (PartitionSpec(), over_time, over_batch)
 
     def on_shard(params: Any, xs: Any, carry: Any, masks: Any) -> Any:
-        loss = lambda *args: jax.lax.psum(function(case)(*args, masks), "data")
+        loss = lambda *args: jax.lax.psum(make_loss(case)(*args, masks), "data")
         value, grads = jax.value_and_grad(loss, (0, 1, 2), allow_int=True)(params, xs, carry)
         return value, differentiable_leaves(grads)
 
@@ -229,10 +235,13 @@ def check_shard_map(case: Case) -> None:
 
 
 def check_jvp(case: Case) -> None:
-    """Checks that forward mode under `jit` works or raises jrnn's own message."""
+    """Checks that forward mode under `jit` works or raises jrnn's own message.
+
+    `auto` is not checked.
+    """
     params, xs, carry = arguments(case.cell)
     masks = MASKS[case.masks]
-    run = lambda params: function(case)(params, xs, carry, masks)
+    run = lambda params: make_loss(case)(params, xs, carry, masks)
     push = jax.jit(lambda params: jax.jvp(run, (params,), (params,))[1])
     if case.engine in ("fused", "remat", "native"):
         with pytest.raises(TypeError, match="reverse-mode derivatives only.*engine='scan'"):
@@ -282,7 +291,7 @@ def check_threads(case: Case) -> None:
 MODES: dict[str, Callable[[Case], None]] = {
     **{name: partial(check_traced, name) for name in TRACED},
     **{name: partial(check_executed, name) for name in EXECUTED},
-    "strict_half": check_strict_half,
+    "strict_bfloat16": check_strict_bfloat16,
     "nan_on_padding": check_nan_on_padding,
     "nan_before_reset": check_nan_before_reset,
     "transfer_guard": check_transfer_guard,
@@ -303,7 +312,7 @@ TABLE = [
     for cell in (CELLS if mode in CHEAP else KINDS)
     for engine in (ENGINES if cell in KINDS else ["scan"])
     for masks in (MASKS if mode in MASKED else ["all"])
-    if supports(cell, engine)
+    if is_tested(cell, engine)
 ]
 NATIVE, GRU = Case("lstm-peepholes", "native", "all"), Case("gru", "fused", "all")
 LRU, NOISY = Case("lru", "associative", "all"), Case("dropped-lstm", "scan", "all")
@@ -316,7 +325,7 @@ ALWAYS = [
     ("debug_infs", GRU),
     ("x64", NATIVE),
     ("disable_jit", NATIVE),
-    ("strict_half", Case("s5", "scan", "all")),
+    ("strict_bfloat16", Case("s5", "scan", "all")),
     ("nan_on_padding", NATIVE),
     ("nan_on_padding", GRU),
     ("nan_on_padding", Case("gru", "native", "mask")),
@@ -346,7 +355,7 @@ def test_export_of_a_kernel_advises_another_engine() -> None:
 
 def test_jacfwd_under_jit_advises_another_engine() -> None:
     params, xs, carry = arguments("gru")
-    run = lambda params: function(GRU)(params, xs, carry, {})
+    run = lambda params: make_loss(GRU)(params, xs, carry, {})
     with pytest.raises(TypeError) as caught:
         jax.jit(jax.jacfwd(run))(params)
     assert "use engine='scan'" in str(caught.value.__notes__)

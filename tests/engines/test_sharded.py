@@ -64,6 +64,7 @@ def check_values_and_gradients():
         check_case(CELLS[name].make(2), engine, ROWS, ("data", "model"))
     gru = CELLS["gru"].make(2)
     check_case(gru, Fused(), 6, ("data", "model"))  # 4 devices do not divide the batch
+    # An axis that the mesh does not have is ignored.
     check_case(gru, Fused(), 6, ("data", "nowhere"))
 
 
@@ -90,7 +91,10 @@ def check_noise():
 
 
 def check_native():
-    """Tests `Native` on each device, and its replacement if devices do not divide the batch."""
+    """Tests `Native` on each device, and its replacement `Fused`.
+
+    `Fused` runs if the number of devices does not divide the batch.
+    """
     cell = jrnn.LSTM(8)
     params = cell.init(jax.random.key(0), 3)
     for rows in (ROWS, 6):
@@ -113,10 +117,10 @@ def check_collectives():
             loss = lambda p, xs, e=engine: (jrnn.unroll(cell, p, xs, engine=e)[1] ** 2).sum()
             text = jax.jit(jax.grad(loss)).lower(params, xs).compile().as_text()
             collectives = re.findall(r" (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", text)
-            in_loops = [
+            with_all_reduce = [
                 part for part in re.split(r"\n(?=%|ENTRY)", text) if "all-reduce(" in part[:100000]
             ]
-            outside = all(part.startswith("ENTRY") for part in in_loops)
+            outside = all(part.startswith("ENTRY") for part in with_all_reduce)
             assert (set(collectives) == {"all-reduce"} and outside) == once, (engine, collectives)
 
 

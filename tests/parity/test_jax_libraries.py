@@ -143,8 +143,9 @@ def linen_gru(p: Any) -> Any:
 
 
 def convolutions(p: Any, layers: tuple[str, str], names: tuple[str, str]) -> Any:
-    """Returns the weights of flax and haiku, which have two biases and add 1 to that of f."""
+    """Returns the weights of flax and haiku, which add 1 to the bias of f."""
     b = subtract_forget_bias(p.b)
+    # The library has two biases, whose sum is the bias of jrnn.
     values = zip(layers, ((p.w_ih, 0.75 * b), (p.w_hh, 0.25 * b)), strict=True)
     in_order = lambda leaves: [reorder(leaf, "ifgo", "igfo") for leaf in leaves]
     return {layer: dict(zip(names, in_order(leaves), strict=True)) for layer, leaves in values}
@@ -171,6 +172,7 @@ def haiku_gru(p: Any) -> Any:
 
 
 def haiku_elman(p: Any) -> Any:
+    # The library has two biases, whose sum is the bias of jrnn.
     x, h = {"w": p.w_ih, "b": 0.75 * p.b}, {"w": p.w_hh, "b": 0.25 * p.b}
     return {"core/linear": x, "core/linear_1": h}
 
@@ -191,6 +193,7 @@ def keras_gru(p: Any) -> Any:
     weights = {name: reorder(leaf, "rzn", "zrn") for name, leaf in keras_concatenated(p).items()}
     if p.b_hn is not None:
         z, r, n = split(weights["bias"], "zrn").values()
+        # The library has two biases, whose sum is the bias of jrnn for z and r; for n jrnn has two.
         x, h = [0.75 * z, 0.75 * r, n], [0.25 * z, 0.25 * r, p.b_hn]
         weights["bias"] = jnp.stack([jnp.concatenate(x), jnp.concatenate(h)])
     return weights
@@ -301,6 +304,6 @@ def test_cell_equals_the_library(name: str) -> None:
 
 # The mask of keras does not broadcast over spatial axes, so ConvLSTM is excluded.
 @pytest.mark.parametrize("name", KERAS)
-def test_lengths_equal_the_mask_make_keras(name: str) -> None:
+def test_lengths_equal_the_mask_of_keras(name: str) -> None:
     make: Any = KERAS[name].make
     compare(KERAS[name], make(zero_output_for_mask=True), masked=True)

@@ -16,7 +16,7 @@ from jrnn.cli.main import main
 from jrnn.sweep import ray_worker
 from jrnn.sweep.ray_cluster import RayCluster, write_checkpoint, write_metrics
 from jrnn.sweep.ray_worker import (
-    GroupTask,
+    GroupSpec,
     GroupWorker,
     SavedGroup,
     list_steps,
@@ -208,11 +208,11 @@ def test_interrupted_sweep_resumes(resume_on_ray, cluster, tmp_path):
 
 
 def make_worker(experiments, saved, **changes):
-    task = GroupTask(pickle.dumps(experiments), None, read_versions(), read_settings())
-    return GroupWorker(task._replace(**changes), experiments[0].task.load(), saved)
+    spec = GroupSpec(pickle.dumps(experiments), None, read_versions(), read_settings())
+    return GroupWorker(spec._replace(**changes), experiments[0].task.load(), saved)
 
 
-def install(folder, update):
+def write_update(folder, update):
     """Writes an update of a worker to a folder."""
     for index, (offset, content) in enumerate(update.metrics):
         write_metrics(trial_folder(folder, index), offset, content)
@@ -235,12 +235,12 @@ def test_worker_continues_from_what_another_has_handed_over(tmp_path, monkeypatc
     monkeypatch.setattr(Trainer, "train_steps", lambda t: (time.sleep(0.1), train_steps(t)))
     worker = make_worker(experiments, SavedGroup({}, [b"", b""]))
     while (update := worker.poll()).step == 0:
-        install(folder, update)
+        write_update(folder, update)
     worker.stop(signal.SIGTERM)
     while not update.done:
-        install(folder, update)
+        write_update(folder, update)
         update = worker.poll()
-    install(folder, update)
+    write_update(folder, update)
     saved = read_saved(folder, 2)
     assert update.result is None and update.error is None
     assert 0 < max(saved.checkpoints) < 300 and len(saved.checkpoints) <= 2
@@ -248,8 +248,8 @@ def test_worker_continues_from_what_another_has_handed_over(tmp_path, monkeypatc
     # The lines after the newest checkpoint, which a lost worker has handed over, are replaced.
     worker = make_worker(experiments, saved._replace(metrics=[m + b"{}\n" for m in saved.metrics]))
     while not (update := worker.poll()).done:
-        install(folder, update)
-    install(folder, update)
+        write_update(folder, update)
+    write_update(folder, update)
     assert update.error is None
     assert update.result._replace(seconds=0) == expected._replace(seconds=0)
     assert read_metrics_bytes(folder, 2) == read_metrics_bytes(tmp_path / "local", 2)

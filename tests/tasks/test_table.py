@@ -153,6 +153,7 @@ def test_too_few_rows_raises_with_required_number(tmp_path: Path):
         ),
         ("a,,b\n1,2,3\n", "every column must have a name, got none for column 2"),
         ("1,2\n3,4\n", "must contain the column names, got the numbers 1, 2"),
+        ("\n1,2\n", "must contain the column names, got an empty line; add a header line"),
         ("a;b\n1;2\n", "must be separated by commas, got the first line 'a;b'"),
         ("a\tb\n1\t2\n", "must be separated by commas"),
         ("", "must have a header line of column names, and rows, got an empty"),

@@ -13,7 +13,10 @@ DEVICE_BYTES = 2**30
 Examples = Any
 """A pytree of arrays with the examples on the first axis, such as a `Split`."""
 BatchPlan = Any
-"""Integer arrays that select the examples of one step; plans of several steps have a first axis."""
+"""Integer arrays that select the examples of one step.
+
+The plans of several steps are stacked along a new first axis.
+"""
 
 
 class Sampler(Protocol):
