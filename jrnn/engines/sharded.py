@@ -24,9 +24,9 @@ class Sharded(Engine):
     parameters after all steps. Without this engine, XLA may sum them at every step. XLA cannot
     partition the kernels of `Native`; this engine runs them on each device.
 
-    If the current mesh does not have these axes, or if their number of devices does not divide the
-    batch, `engine` runs the whole batch, and `Fused` replaces `Native`. Noise is drawn before the
-    batch is sharded, so it is the same as on one device.
+    If the current mesh does not have these axes, `engine` runs the whole batch. So it does if their
+    number of devices does not divide the batch, but then `Fused` replaces `Native`. Noise is drawn
+    before the batch is sharded, so it is the same as on one device.
 
     Args:
       engine: the engine that runs each shard.
