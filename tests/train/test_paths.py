@@ -1,7 +1,9 @@
 """Runs in folders with unusual names are saved and read; checkpoints are read back at the start."""
 
+import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,18 @@ def test_checkpoint_copied_to_another_step_is_refused(saved, caplog):
     shutil.copytree(saved / "checkpoints/1", saved / "checkpoints/7")
     assert read(saved).step == 2
     assert "step 7 is damaged: it was saved at step 1, and copied or renamed" in caplog.text
+
+
+def test_checkpoint_of_an_earlier_version_is_not_reported_as_damage(saved, caplog):
+    record = saved / "checkpoints/2/record/metadata"
+    content = json.loads(record.read_text())
+    del content["step"]  # checkpoints of earlier versions do not have it
+    checked = {name: content[name] for name in ("record", "kinds")}
+    content["checksum"] = zlib.crc32(json.dumps(checked, sort_keys=True).encode())
+    record.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="was saved by an earlier version of jrnn"):
+        read(saved)
+    assert "damaged" not in caplog.text
 
 
 def test_missing_arrays_are_not_reported_as_damage(saved, caplog):

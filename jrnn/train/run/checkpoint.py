@@ -49,6 +49,10 @@ class NetworkMismatch(CheckpointError):
     """Raised when a checkpoint is of another network than the one to restore."""
 
 
+class IncompatibleVersion(CheckpointError):
+    """Raised when a checkpoint was saved by an earlier version of jrnn."""
+
+
 class Checkpoint(NamedTuple):
     """The complete state of a run.
 
@@ -235,7 +239,7 @@ class Checkpointer:
         """Reads a checkpoint; logs a warning and returns None if it is damaged."""
         try:
             return self._read(step, like)
-        except (MemoryError, NetworkMismatch):
+        except (MemoryError, NetworkMismatch, IncompatibleVersion):
             raise
         except Exception as error:  # corrupted bytes may raise any exception
             if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS:
@@ -259,9 +263,15 @@ class Checkpointer:
         args = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         json_args: Any = ocp.args.JsonRestore()
         saved = self._manager.restore(step, args=ocp.args.Composite(record=json_args))["record"]
-        content = {name: saved[name] for name in ("step", "record", "kinds")}
+        names = [name for name in ("step", "record", "kinds") if name in saved]
+        content = {name: saved[name] for name in names}
         if _checksum_of_json(content) != saved["checksum"]:
             raise ValueError("the record does not match its checksum")
+        if "step" not in saved:
+            raise IncompatibleVersion(
+                f"train: {self._folder} was saved by an earlier version of jrnn; resume the run "
+                "with that version, or start a new one"
+            )
         if saved["step"] != step:
             raise ValueError(f"it was saved at step {saved['step']}, and copied or renamed")
         self._check_leaf_specs(saved["kinds"], leaf_specs(like))
