@@ -5,7 +5,7 @@ import unicodedata
 
 MAX_WORD = 200
 """Maximum length of a word in a message; a longer one, such as a name, is shortened."""
-MAX_MESSAGE = 2000
+MAX_MESSAGE = 1000
 """Maximum length of a message."""
 _PASSED = frozenset("\n\t")
 

@@ -106,9 +106,12 @@ def save_figure(data: Data, result: FitResult, folder: Path) -> Path:
 
 def _draw_curves(left, right, data: Data, result: FitResult, metrics: MetricsFile) -> None:
     name = METRIC_NAMES[data.metric]
-    left.plot(*metrics.read("train", "loss"), label="training", lw=1)
-    left.plot(*metrics.read("validation", "loss"), label="validation", marker=".")
-    left.set(xlabel="training step", ylabel="loss", yscale="log")
+    training, validation = (metrics.read(split, "loss") for split in ("train", "validation"))
+    left.plot(*training, label="training", lw=1)
+    left.plot(*validation, label="validation", marker=".")
+    # Losses of targets without variance may all be 0.
+    has_positive_loss = any(loss > 0 for _, losses in (training, validation) for loss in losses)
+    left.set(xlabel="training step", ylabel="loss", yscale="log" if has_positive_loss else "linear")
     right.plot(*metrics.read("train", "metric"), label="training", lw=1)
     right.plot(*metrics.read("validation", "metric"), label="validation", marker=".")
     right.axhline(data.baseline[1], color="0.6", ls=":", label=data.baseline[0])
