@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-// The cells; jrnn/engines/native.py uses the same numbers.
+// The cells; jrnn/engines/kernel_call.py uses the same numbers.
 enum JrnnCell : int32_t {
   kLstm,
   kLstmPeepholes,

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 import jrnn
 from jrnn import Native, Scan
-from jrnn.engines import native
+from jrnn.engines import kernel_call
 from tests.helpers import (
     HALF_OF_SCENARIOS,
     SCENARIOS,
@@ -278,7 +278,7 @@ def test_second_derivatives_raise() -> None:
 
 
 def test_missing_extension_raises_and_auto_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    native._register_kernels.cache_clear()
+    kernel_call.register_kernels.cache_clear()
     monkeypatch.setitem(sys.modules, "jrnn._kernels", None)
     monkeypatch.delattr(jrnn, "_kernels", raising=False)
     cell = jrnn.LSTM(3)
@@ -288,5 +288,5 @@ def test_missing_extension_raises_and_auto_falls_back(monkeypatch: pytest.Monkey
             jrnn.unroll(cell, params, jnp.ones((11, 3, 2)), engine="native")
         _, ys = jrnn.unroll(cell, params, jnp.ones((12, 3, 2)))
     finally:
-        native._register_kernels.cache_clear()
+        kernel_call.register_kernels.cache_clear()
     assert ys.shape == (12, 3, 3)
