@@ -17,6 +17,7 @@ from typing import Any
 import typeguard
 
 from jrnn import cells, engines, files, layers, tasks, transforms
+from jrnn.dataclass_tree import is_of_jrnn, walk
 from jrnn.train.config.experiment import Experiment
 
 CONFIG_MODULE = "jrnn_config"
@@ -105,24 +106,11 @@ def check_numbers(owner: str, value: Any) -> None:
       owner: the begin of the message.
       value: a dataclass, whose fields may be dataclasses and tuples.
     """
-    for path, leaf in _leaves("", value):
+    for path, leaf in walk(value):
         if isinstance(leaf, float) and not math.isfinite(leaf):
             raise ValueError(f"{owner}: {path} must be a finite number, got {leaf}")
         if isinstance(leaf, int) and abs(leaf) > files.MAX_INT:
             raise ValueError(f"{owner}: {path} must have at most 64 bits, got {leaf}")
-
-
-def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    items: Iterable[tuple[str, Any]]
-    if dataclasses.is_dataclass(value):
-        items = ((f"{path}.{f.name}", getattr(value, f.name)) for f in dataclasses.fields(value))
-    elif isinstance(value, tuple):
-        items = ((f"{path}[{index}]", item) for index, item in enumerate(value))
-    else:
-        yield path.removeprefix("."), value
-        return
-    for name, item in items:
-        yield from _leaves(name, item)
 
 
 def _name(cls: type) -> str:
@@ -146,7 +134,7 @@ def _annotations(cls: type) -> dict[str, Any]:
 
     The annotations of a class that is not in jrnn may be inexact, so that each type is `Any`.
     """
-    is_foreign = cls.__module__.partition(".")[0] != "jrnn"
+    is_foreign = not is_of_jrnn(cls.__module__)
     hints = {} if is_foreign else typing.get_type_hints(cls)
     return {f.name: hints.get(f.name, Any) for f in dataclasses.fields(cls) if f.init}
 
@@ -157,7 +145,7 @@ def _find_class(name: Any, trust: bool) -> type:
     if name in classes():
         return classes()[name]
     module, _, path = name.partition(":")
-    if module.partition(".")[0] == "jrnn":
+    if is_of_jrnn(module):
         raise TypeError(f"{name} is not a class of this version of jrnn")
     if not trust:
         raise UnknownClass(name)

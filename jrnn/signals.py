@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import NoReturn
 
 # SIGHUP does not exist on Windows.
@@ -56,12 +56,7 @@ class Signals:
                 self._old_handlers[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         if self.received is not None and kind is None:

@@ -24,7 +24,7 @@ PACKAGE = Path(jrnn.__file__).parent
 # The parts of the package, which are its files and folders, by level from the bottom up. A part may
 # import parts of lower levels and itself, but no other part of its own level.
 LEVELS: list[set[str]] = [
-    {"broadcasting", "dtypes", "messages"},
+    {"broadcasting", "dataclass_tree", "dtypes", "messages"},
     # _kernels is a compiled extension module.
     {
         "checks",

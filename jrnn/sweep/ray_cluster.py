@@ -6,36 +6,38 @@ and metrics. A group whose worker is lost starts again on another node, from the
 that has arrived.
 """
 
-import contextlib
 import logging
 import os
 import re
 import shutil
 import signal
 import socket
-import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, TracebackType
 from typing import Any
 
 from jrnn.files import WriteError
 from jrnn.signals import Interrupted, Signals
-from jrnn.sweep.ray_worker import (
+from jrnn.sweep.ray_files import (
     Files,
+    list_steps,
+    read_files,
+    replace_folder,
+    write_checkpoint,
+    write_files,
+    write_metrics,
+)
+from jrnn.sweep.ray_pickling import pickle_by_value
+from jrnn.sweep.ray_worker import (
     GroupSpec,
     GroupWorker,
     SavedGroup,
     Update,
-    list_steps,
     make_portable,
-    read_files,
     read_settings,
     read_versions,
-    write_files,
 )
 from jrnn.sweep.sweep import (
     BEST,
@@ -47,15 +49,12 @@ from jrnn.sweep.sweep import (
     resume_command,
     trial_folder,
 )
-from jrnn.train.run.checkpoint import MAX_TO_KEEP
 from jrnn.train.run.progress import Progress
 
 log = logging.getLogger("jrnn")
 
 MAX_FAILURES = 5
 """A sweep ends if the worker of a group is lost this many times without a new checkpoint."""
-INSTALLED = ("site-packages", "dist-packages")
-"""Names of the folders of installed modules, which must be installed on all nodes."""
 CONNECT_SECONDS = 10.0
 """Time limit for a connection to the head of a cluster."""
 WAIT_SECONDS = 1.0
@@ -110,12 +109,7 @@ class RayCluster:
         self._connected = True
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._connected:
             _import_ray().shutdown()
 
@@ -145,7 +139,11 @@ class RayCluster:
                 f"sweep: a node of the Ray cluster must have {self._cpus:g} CPUs and {gpus:g} GPUs "
                 f"for a group, got nodes with {_describe_nodes()}; lower --ray-cpus or --ray-gpus"
             )
-        with _pickle_by_value(trials.experiments), _Groups(trials, folder, resources) as groups:
+        cloudpickle = _import_ray().cloudpickle
+        with (
+            pickle_by_value(cloudpickle, trials.experiments),
+            _Groups(trials, folder, resources) as groups,
+        ):
             return groups.train(resume, signals)
 
 
@@ -188,12 +186,7 @@ class _Groups:
     def __enter__(self) -> "_Groups":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for group in self._polls.values():
             self._ray.kill(group.worker)
         shutil.rmtree(self._staged_best, ignore_errors=True)
@@ -244,7 +237,7 @@ class _Groups:
                 received,
             )
         if best is not None:
-            _replace_folder(self._staged_best, self._folder / BEST)
+            replace_folder(self._staged_best, self._folder / BEST)
         results = [self._results[index] for index in range(len(self._trials.experiments))]
         return SweepResult(results, best, self._trials.groups, self._seconds)
 
@@ -420,97 +413,6 @@ def _count_slots(resources: dict[str, float]) -> int:
 def _describe_nodes() -> str:
     sizes = [(node.get("CPU", 0), node.get("GPU", 0)) for node in _list_nodes()]
     return ", ".join(f"{cpus:g} CPUs and {gpus:g} GPUs" for cpus, gpus in sorted(set(sizes)))
-
-
-@contextlib.contextmanager
-def _pickle_by_value(experiments: Sequence[Any]) -> Iterator[None]:
-    """Context manager in which classes of a config file are pickled with their code.
-
-    Workers cannot import a config file, nor the modules in its folder that it imports.
-    """
-    cloudpickle = _import_ray().cloudpickle
-    modules = _find_user_modules(experiments)
-    for module in modules:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        yield
-    finally:
-        for module in modules:
-            cloudpickle.unregister_pickle_by_value(module)
-
-
-def _find_user_modules(experiments: Sequence[Any]) -> list[ModuleType]:
-    """Returns the modules in the folders of the files that define classes of the experiments."""
-    names = {cls.__module__ for cls in _find_classes(experiments)} & sys.modules.keys()
-    folders = {_find_folder(sys.modules[name]) for name in names if not _is_jrnn(name)}
-    folders = {folder for folder in folders if folder is not None and folder.name not in INSTALLED}
-    return [
-        module
-        for name, module in [*sys.modules.items()]
-        if "." not in name and not _is_jrnn(name) and _find_folder(module) in folders
-    ]
-
-
-def _is_jrnn(name: str) -> bool:
-    return name.partition(".")[0] == "jrnn"
-
-
-def _find_classes(value: Any) -> set[type]:
-    """Returns the classes of all dataclasses in a value."""
-    if isinstance(value, (list, tuple)):
-        return {cls for item in value for cls in _find_classes(item)}
-    if not is_dataclass(value):
-        return set()
-    children = [getattr(value, field.name) for field in fields(value)]
-    return {type(value)} | _find_classes(children)
-
-
-def _find_folder(module: ModuleType) -> Path | None:
-    """Returns the folder from which a module can be imported; None for a built-in module."""
-    if (file := getattr(module, "__file__", None)) is None:
-        return None
-    parents = Path(file).resolve().parents
-    depth = module.__name__.count(".") + (Path(file).name == "__init__.py")
-    return parents[depth] if depth < len(parents) else None
-
-
-def write_metrics(folder: Path, offset: int, content: bytes) -> None:
-    """Replaces the contents of `metrics.jsonl` after an offset.
-
-    With offset 0, replaces the file atomically.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "metrics.jsonl"
-    target = path if offset else path.with_suffix(".part")
-    with target.open("r+b" if offset else "wb") as file:
-        file.truncate(offset)
-        file.seek(offset)
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    target.replace(path)
-
-
-def write_checkpoint(folder: Path, step: int, files: Files) -> None:
-    """Writes a checkpoint atomically, and removes old ones and those of later steps.
-
-    Those of later steps are damaged if the worker has trained these steps again.
-    """
-    partial, checkpoints = folder / "checkpoint.part", folder / "checkpoints"
-    shutil.rmtree(partial, ignore_errors=True)
-    write_files(partial, files)
-    checkpoints.mkdir(exist_ok=True)
-    _replace_folder(partial, checkpoints / str(step))
-    steps = list_steps(checkpoints)
-    to_keep = [other for other in steps if other <= step][-MAX_TO_KEEP:]
-    for other in set(steps) - set(to_keep):
-        shutil.rmtree(checkpoints / str(other))
-
-
-def _replace_folder(source: Path, target: Path) -> None:
-    if target.exists():
-        shutil.rmtree(target)
-    source.rename(target)
 
 
 def _first_line(error: BaseException) -> str:

@@ -19,6 +19,7 @@ import jax
 
 from jrnn.files import WriteError
 from jrnn.signals import Interrupted, Signals
+from jrnn.sweep.ray_files import Files, list_steps, read_files, write_files
 from jrnn.sweep.sweep import (
     BEST,
     SweepResult,
@@ -41,9 +42,6 @@ JAX_SETTINGS = (
     "jax_threefry_partitionable",
 )
 """Settings of JAX that change results; workers use those of the process that runs `jrnn sweep`."""
-
-Files = dict[str, bytes]
-"""The contents of files, by path relative to a folder."""
 
 
 class GroupSpec(NamedTuple):
@@ -193,26 +191,6 @@ def read_versions() -> dict[str, str]:
 def read_settings() -> dict[str, Any]:
     """Returns the values of the `JAX_SETTINGS` in this process."""
     return {name: jax.config.values[name] for name in JAX_SETTINGS}
-
-
-def list_steps(folder: Path) -> list[int]:
-    """Returns the steps of the complete checkpoints in a folder `checkpoints`."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal())
-
-
-def read_files(folder: Path) -> Files:
-    """Reads all files of a folder; returns {} if it does not exist."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-
-
-def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Writes files into a folder, which is created if it does not exist."""
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
 
 
 def make_portable(error: BaseException) -> Exception:

@@ -14,14 +14,13 @@ import pytest
 import jrnn
 from jrnn.cli.main import main
 from jrnn.sweep import ray_worker
-from jrnn.sweep.ray_cluster import RayCluster, write_checkpoint, write_metrics
+from jrnn.sweep.ray_cluster import RayCluster
+from jrnn.sweep.ray_files import list_steps, read_files, write_checkpoint, write_metrics
 from jrnn.sweep.ray_worker import (
     GroupSpec,
     GroupWorker,
     SavedGroup,
-    list_steps,
     make_portable,
-    read_files,
     read_settings,
     read_versions,
 )

@@ -1,10 +1,10 @@
 """The configuration of a run, as a frozen dataclass."""
 
 from collections.abc import Iterable
-from dataclasses import KW_ONLY, dataclass, field, fields, is_dataclass
-from typing import Any
+from dataclasses import KW_ONLY, dataclass, field
 
 from jrnn import checks
+from jrnn.dataclass_tree import dataclasses_in, is_of_jrnn
 from jrnn.distributed.mesh import Mesh
 from jrnn.tasks.task import Task
 from jrnn.train.config.network import Network
@@ -103,13 +103,5 @@ def resume_flags(experiments: Iterable[Experiment]) -> str:
 
     This is `--trust` if a class, such as a cell, is not from jrnn.
     """
-    return " --trust" if any(map(_has_foreign_class, experiments)) else ""
-
-
-def _has_foreign_class(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return any(map(_has_foreign_class, value))
-    if not is_dataclass(value):
-        return False
-    is_foreign = type(value).__module__.partition(".")[0] != "jrnn"
-    return is_foreign or any(_has_foreign_class(getattr(value, f.name)) for f in fields(value))
+    classes = dataclasses_in(tuple(experiments))
+    return "" if all(is_of_jrnn(cls.__module__) for cls in classes) else " --trust"

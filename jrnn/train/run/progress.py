@@ -1,7 +1,5 @@
 """The progress bar of a run: loss, metric, steps per second and remaining time."""
 
-from types import TracebackType
-
 from rich import progress as rich_progress
 
 METRIC_NAMES = {"accuracy": "accuracy", "mse": "MSE", "bits_per_character": "bits/char"}
@@ -41,12 +39,7 @@ class Progress:
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
     def update_training(self, step: int, means: dict[str, float]) -> None:

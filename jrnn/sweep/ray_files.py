@@ -1,0 +1,71 @@
+"""Files of a sweep that pass between machines, and how the process of the command writes them."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from jrnn.train.run.checkpoint import MAX_TO_KEEP
+
+Files = dict[str, bytes]
+"""The contents of files, by path relative to a folder."""
+
+
+def list_steps(folder: Path) -> list[int]:
+    """Returns the steps of the complete checkpoints in a folder `checkpoints`."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def read_files(folder: Path) -> Files:
+    """Reads all files of a folder; returns {} if it does not exist."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes files into a folder, which is created if it does not exist."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def write_metrics(folder: Path, offset: int, content: bytes) -> None:
+    """Replaces the contents of `metrics.jsonl` after an offset.
+
+    With offset 0, replaces the file atomically.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "metrics.jsonl"
+    target = path if offset else path.with_suffix(".part")
+    with target.open("r+b" if offset else "wb") as file:
+        file.truncate(offset)
+        file.seek(offset)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    target.replace(path)
+
+
+def write_checkpoint(folder: Path, step: int, files: Files) -> None:
+    """Writes a checkpoint atomically, and removes old ones and those of later steps.
+
+    Those of later steps are damaged if the worker has trained these steps again.
+    """
+    partial, checkpoints = folder / "checkpoint.part", folder / "checkpoints"
+    shutil.rmtree(partial, ignore_errors=True)
+    write_files(partial, files)
+    checkpoints.mkdir(exist_ok=True)
+    replace_folder(partial, checkpoints / str(step))
+    steps = list_steps(checkpoints)
+    to_keep = [other for other in steps if other <= step][-MAX_TO_KEEP:]
+    for other in set(steps) - set(to_keep):
+        shutil.rmtree(checkpoints / str(other))
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Renames a folder to the name of another one, which is removed."""
+    if target.exists():
+        shutil.rmtree(target)
+    source.rename(target)
