@@ -20,7 +20,7 @@ from jrnn.layer import Carry as Carry
 from jrnn.layer import Inputs as Inputs
 from jrnn.layer import Layer, RunCell, SequenceInputs, register_for_export
 from jrnn.layer import Params as Params
-from jrnn.params import conform_params
+from jrnn.params import check_input_type, conform_params
 
 Gates = Any
 
@@ -355,9 +355,11 @@ class Cell(Layer):
           TypeError: the structure or a dtype of `params` or `x` is wrong.
           ValueError: a shape is wrong.
         """
-        params = conform_params(f"{type(self).__name__}.step", self, params, x, "x")
+        owner = f"{type(self).__name__}.step"
+        check_input_type(owner, self, params, x, "x")
+        params = conform_params(owner, self, params, x, "x")
         if key is not None:
-            checks.prng_key(f"{type(self).__name__}.step", "key", key)
+            checks.prng_key(owner, "key", key)
         new, y = self._step(*self._with_noise(params, carry, x, key=key))
         return jax.tree.map(lambda a, old: a.astype(jnp.result_type(old)), new, carry), y
 

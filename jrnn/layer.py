@@ -62,7 +62,8 @@ class SequenceInputs:
             value = getattr(self, name)
             if isinstance(value, list | tuple):
                 object.__setattr__(self, name, jnp.asarray(value))
-        object.__setattr__(self, "reverse", bool(self.reverse))
+        reverse = checks.boolean(self.owner, "reverse", self.reverse)
+        object.__setattr__(self, "reverse", reverse)
 
     def replace(self, **changes: Any) -> "SequenceInputs":
         """Returns a copy with some fields changed."""

@@ -33,7 +33,8 @@ def conform_params(
     """Returns the parameters, validated against those that `init` returns for these inputs.
 
     Dicts with the names of the fields, as orbax returns them, are converted to the NamedTuples of
-    the layer. Dtypes may differ in precision.
+    the layer. Dtypes may differ in precision. The type of the inputs must be valid; see
+    `check_input_type`.
 
     Args:
       owner: the function that the user called, for error messages.
@@ -43,10 +44,9 @@ def conform_params(
       name: the argument of the user that holds the inputs.
 
     Raises:
-      TypeError: `xs` has the wrong type; or the structure or a dtype of `params` is wrong.
+      TypeError: the structure or a dtype of `params` is wrong.
       ValueError: a shape of `params` is wrong.
     """
-    check_input_type(owner, layer, params, xs, name)
     size = _find_input_size(layer, xs)
     expected, signature = _expected_params(layer, size) if size else (None, None)
     if signature is None or _signature(params) == signature:

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jrnn import checks
 from jrnn.cell import Carry, Cell, Inputs, Params
 from jrnn.engines.inputs import canonicalize, conform_arguments, explain_arguments
 from jrnn.layer import Layer, SequenceInputs, check_layer
@@ -95,7 +94,6 @@ def capture_gates(
     True
     """
     check_layer("capture_gates", "layer", layer)
-    reverse = checks.boolean("capture_gates", "reverse", reverse)
     inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse, "capture_gates")
     with explain_arguments(inputs, params):
         gates, carries, carry, ys = _capture(layer, params, inputs)

@@ -180,7 +180,6 @@ def lyapunov(
             "the layer below it"
         )
     check_layer("lyapunov", "cell", cell, Cell)
-    reverse = checks.boolean("lyapunov", "reverse", reverse)
     inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse, "lyapunov")
     with explain_arguments(inputs, params):
         return _lyapunov(cell, params, inputs, skip, checks.as_python(num_exponents))

@@ -277,7 +277,6 @@ def newton(
             "for a layer of several cells use jrnn.unroll(..., engine=jrnn.Newton())"
         )
     check_layer("newton", "cell", cell, Cell)
-    reverse = checks.boolean("newton", "reverse", reverse)
     inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse, "newton")
     with explain_arguments(inputs, params):
         return _newton(cell, params, inputs, guess, engine)

@@ -136,7 +136,6 @@ def unroll(
     >>> ys.shape, bool((ys[3:, 1] == 0).all())
     ((5, 2, 4), True)
     """
-    reverse = checks.boolean("unroll", "reverse", reverse)
     inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse)
     return unroll_inputs(layer, params, inputs, engine, return_carries)
 

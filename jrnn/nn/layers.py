@@ -14,24 +14,51 @@ from jrnn.nn.options import check_rngs, explain_options
 from jrnn.nn.rnn import RNN, swap_time_and_batch, to_time_major
 
 
-class _StackedLayers(nnx.Module):
-    """The base class of stacked layers; the constructors of subclasses call `_build`."""
+class StackedRNN(nnx.Module):
+    """Stacked layers of any cell, optionally bidirectional.
 
-    def _build(
+    >>> import jax.numpy as jnp, jrnn
+    >>> from flax import nnx
+    >>> layers = StackedRNN(jrnn.Elman(8), 3, num_layers=2, rngs=nnx.Rngs(0))
+    >>> carry, ys = layers(jnp.ones((4, 7, 3)))
+    >>> ys.shape, carry.shape
+    ((4, 7, 8), (2, 4, 8))
+    """
+
+    @explain_options
+    def __init__(
         self,
         cell: Layer,
         input_size: int,
-        num_layers: int,
+        num_layers: int = 1,
         *,
         rngs: nnx.Rngs,
-        bidirectional: bool,
-        dropout: float,
-        time_major: bool,
-        engine: Engine | str,
-        dtype: DTypeLike | None,
-        param_dtype: DTypeLike,
-    ) -> None:
-        """Validates the options, and creates an `RNN` for each layer and direction."""
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        time_major: bool = False,
+        engine: Engine | str = "auto",
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        """Initializes the parameters of all layers.
+
+        Args:
+          cell: any cell, such as `jrnn.Elman(64)`; layers do not share parameters.
+          input_size: last axis of the inputs.
+          num_layers: number of layers; the inputs of each are the outputs of the layer below.
+          rngs: the streams `params` and `dropout` are used.
+          bidirectional: whether each layer scans in both directions and concatenates the outputs.
+          dropout: dropout rate between layers in training mode.
+          time_major: use `[T, B, ...]` instead of `[B, T, ...]` for inputs and outputs.
+          engine: as in `jrnn.unroll`.
+          dtype: dtype of inputs, products and outputs; None uses that of the inputs.
+          param_dtype: dtype of the parameters; the carry has the wider of the two.
+
+        Raises:
+          TypeError: `cell` is not a layer, or `rngs` is not an `nnx.Rngs`.
+          ValueError: `num_layers` is below 1, `dropout` is outside [0, 1) or is not 0 for a single
+            layer, or the cell requires the cell state of the layer below.
+        """
         owner = type(self).__name__
         check_layer(owner, "cell", cell)
         check_rngs(owner, rngs)
@@ -154,66 +181,7 @@ class _StackedLayers(nnx.Module):
                 )
 
 
-class StackedRNN(_StackedLayers):
-    """Stacked layers of any cell, optionally bidirectional.
-
-    >>> import jax.numpy as jnp, jrnn
-    >>> from flax import nnx
-    >>> layers = StackedRNN(jrnn.Elman(8), 3, num_layers=2, rngs=nnx.Rngs(0))
-    >>> carry, ys = layers(jnp.ones((4, 7, 3)))
-    >>> ys.shape, carry.shape
-    ((4, 7, 8), (2, 4, 8))
-    """
-
-    @explain_options
-    def __init__(
-        self,
-        cell: Layer,
-        input_size: int,
-        num_layers: int = 1,
-        *,
-        rngs: nnx.Rngs,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
-        time_major: bool = False,
-        engine: Engine | str = "auto",
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-    ):
-        """Initializes the parameters of all layers.
-
-        Args:
-          cell: any cell, such as `jrnn.Elman(64)`; layers do not share parameters.
-          input_size: last axis of the inputs.
-          num_layers: number of layers; the inputs of each are the outputs of the layer below.
-          rngs: the streams `params` and `dropout` are used.
-          bidirectional: whether each layer scans in both directions and concatenates the outputs.
-          dropout: dropout rate between layers in training mode.
-          time_major: use `[T, B, ...]` instead of `[B, T, ...]` for inputs and outputs.
-          engine: as in `jrnn.unroll`.
-          dtype: dtype of inputs, products and outputs; None uses that of the inputs.
-          param_dtype: dtype of the parameters; the carry has the wider of the two.
-
-        Raises:
-          TypeError: `cell` is not a layer, or `rngs` is not an `nnx.Rngs`.
-          ValueError: `num_layers` is below 1, `dropout` is outside [0, 1) or is not 0 for a single
-            layer, or the cell requires the cell state of the layer below.
-        """
-        self._build(
-            cell,
-            input_size,
-            num_layers,
-            rngs=rngs,
-            bidirectional=bidirectional,
-            dropout=dropout,
-            time_major=time_major,
-            engine=engine,
-            dtype=dtype,
-            param_dtype=param_dtype,
-        )
-
-
-class LSTM(_StackedLayers):
+class LSTM(StackedRNN):
     """Layers of `jrnn.LSTM`, with the arguments of `torch.nn.LSTM`."""
 
     @explain_options
@@ -273,7 +241,7 @@ class LSTM(_StackedLayers):
             proj_size=proj_size,
             bias=bias,
         )
-        self._build(
+        super().__init__(
             cell,
             input_size,
             num_layers,
@@ -287,7 +255,7 @@ class LSTM(_StackedLayers):
         )
 
 
-class GRU(_StackedLayers):
+class GRU(StackedRNN):
     """Layers of `jrnn.GRU`, with the arguments of `torch.nn.GRU`."""
 
     @explain_options
@@ -326,7 +294,7 @@ class GRU(_StackedLayers):
           param_dtype: dtype of the parameters; the carry has the wider of the two.
         """
         cell = cells.GRU(hidden_size, reset_after=reset_after, t_max=t_max, bias=bias)
-        self._build(
+        super().__init__(
             cell,
             input_size,
             num_layers,

@@ -27,6 +27,7 @@ INVALID_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
         r"unroll: layer must be a cell such as jrnn.LSTM\(64\), or a layer, got the class LSTM; cr",
     ),
     ({"layer": "lstm"}, TypeError, "unroll: layer must be a cell"),
+    ({"reverse": "no"}, ValueError, "unroll: reverse must be True or False, got 'no'"),
     ({"xs": ()}, ValueError, "unroll: xs must hold at least one array .*, got none"),
     ({"xs": XS[0, 0]}, ValueError, r"xs must have shape \(time, batch, \.\.\.\).*got \[\(2,\)\]"),
     (
