@@ -166,6 +166,16 @@ def as_dtype(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(cast, tree)
 
 
+def cast_batch(batch: Batch, xs_dtype: Any, ys_dtype: Any, carry_dtype: Any) -> Batch:
+    """Casts the inputs, the cotangents of outputs, and the carries of a batch."""
+    return batch._replace(
+        xs=batch.xs.astype(xs_dtype),
+        carry=as_dtype(batch.carry, carry_dtype),
+        ct_ys=batch.ct_ys.astype(ys_dtype),
+        ct_carry=as_dtype(batch.ct_carry, carry_dtype),
+    )
+
+
 def assert_close(got: Any, expected: Any, tolerance: float) -> None:
     """Compares two pytrees leaf by leaf, relative to the largest absolute value of each leaf."""
     assert jax.tree.structure(got) == jax.tree.structure(expected)
@@ -340,6 +350,20 @@ def loop_grads(cell: Cell, scenario: Scenario, params: Any, batch: Batch) -> Any
         jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *xs_grad),
         jax.tree.map(lambda *leaves: np.stack(leaves), *carry_grad),
     )
+
+
+def assert_equals_loop(
+    row: Row,
+    cell: jrnn.Layer,
+    scenario: Scenario,
+    got: Results,
+    params: Any,
+    batch: Batch,
+    rtol: float,
+) -> None:
+    """Asserts that results and gradients equal those of a loop over sequences and steps."""
+    assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), rtol)
+    assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), rtol)
 
 
 def sequence_grads(cell: Cell, scenario: Scenario, params: Any, batch: Batch, b: int) -> Any:

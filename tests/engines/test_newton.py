@@ -26,6 +26,7 @@ from tests.helpers import (
     Scenario,
     as_dtype,
     assert_close,
+    assert_equals_loop,
     differentiate_all,
     inner_product,
     loop_grads,
@@ -68,8 +69,7 @@ def test_values_and_gradients_equal_a_loop_in_float64(name: str, x64: None) -> N
     scenarios = FEW_SCENARIOS if name in DEFAULT_CELLS else FEW_SCENARIOS[-1:]
     results = differentiate_all(cell, NEWTON, scenarios, params, batch)
     for scenario, got in zip(scenarios, results, strict=True):
-        assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), 1e-9)
-        assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 1e-9)
+        assert_equals_loop(row, cell, scenario, got, params, batch, 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,7 @@ def test_every_variant_equals_a_loop(name: str, kind: str, x64: None) -> None:
     row, scenario = CELLS[name], Scenario(reverse=kind in ("block", "damped"))
     cell, params, batch = make_example(row)
     (got,) = differentiate_all(cell, VARIANTS[kind], (scenario,), params, batch)
-    assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), 1e-9)
-    assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 1e-9)
+    assert_equals_loop(row, cell, scenario, got, params, batch, 1e-9)
 
 
 @pytest.mark.parametrize("steps", [0, 1])
@@ -105,8 +104,7 @@ def test_few_steps_equal_a_loop(name: str, steps: int, x64: None) -> None:
     scenarios = (Scenario(), Scenario(reverse=True))
     results = differentiate_all(cell, NEWTON, scenarios, params, batch)
     for scenario, got in zip(scenarios, results, strict=True):
-        assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), 1e-9)
-        assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 1e-9)
+        assert_equals_loop(row, cell, scenario, got, params, batch, 1e-9)
 
 
 @pytest.mark.parametrize("kind", ["full", "block", "diagonal", "damped"])
@@ -136,8 +134,7 @@ def test_gradients_of_a_learned_initial_carry_equal_a_loop(x64: None) -> None:
     cell, params, batch = make_example(row)
     results = differentiate_all(cell, NEWTON, FEW_SCENARIOS, params, batch)
     for scenario, got in zip(FEW_SCENARIOS, results, strict=True):
-        assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), 1e-9)
-        assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 1e-9)
+        assert_equals_loop(row, cell, scenario, got, params, batch, 1e-9)
 
 
 @pytest.mark.parametrize("key", [None, 3])
@@ -271,8 +268,7 @@ def test_vmap_over_parameters_equals_a_loop(kind: str, x64: None) -> None:
     assert bool(status.converged.all())
     for n, p in enumerate(params):
         got = jax.tree.map(lambda leaf, n=n: leaf[n], mapped)
-        assert_close((got.carry, got.ys), oracle(row, scenario, p, batch), 1e-9)
-        assert_close(tuple(got[2:]), loop_grads(cell, scenario, p, batch), 1e-9)
+        assert_equals_loop(row, cell, scenario, got, p, batch, 1e-9)
 
 
 def test_gradient_error_is_proportional_to_state_error(x64: None) -> None:

@@ -25,6 +25,7 @@ from tests.helpers import (
     Scenario,
     as_dtype,
     assert_close,
+    cast_batch,
     complex_dtype,
     differentiate_all,
     is_complex,
@@ -198,12 +199,7 @@ def test_dtypes_and_values_of_mixed_precision(name: str, mix: str) -> None:
     cell = row.make(4)
     params = random_params(cell, 1, 3, params_dtype)
     batch = random_batch(cell, params, 2, steps=20, batch=3)
-    batch = batch._replace(
-        xs=batch.xs.astype(xs_dtype),
-        carry=as_dtype(batch.carry, carry_dtype),
-        ct_ys=batch.ct_ys.astype(ys_dtype),
-        ct_carry=as_dtype(batch.ct_carry, carry_dtype),
-    )
+    batch = cast_batch(batch, xs_dtype, ys_dtype, carry_dtype)
     truth = oracle(row, scenario, *as_dtype((params, batch), np.float64))
     with jax.enable_x64("f64" in mix):
         got = unroll_all(cell, NEWTON, (scenario,), params, batch)[0]

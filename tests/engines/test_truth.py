@@ -21,6 +21,7 @@ from tests.helpers import (
     Scenario,
     as_dtype,
     assert_close,
+    assert_equals_loop,
     central_differences,
     differentiate_all,
     loop_grads,
@@ -45,8 +46,7 @@ def test_values_and_gradients_equal_a_loop_in_float64(kind: Row, engine: Engine,
     cell, params, batch = make_example(kind)
     results = differentiate_all(cell, engine, HALF_OF_SCENARIOS, params, batch)
     for scenario, got in zip(HALF_OF_SCENARIOS, results, strict=True):
-        assert_close((got.carry, got.ys), oracle(kind, scenario, params, batch), 1e-10)
-        assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 1e-10)
+        assert_equals_loop(kind, cell, scenario, got, params, batch, 1e-10)
         if scenario in (HALF_OF_SCENARIOS[0], HALF_OF_SCENARIOS[-1]):
             assert_close(tuple(got[2:]), central_differences(kind, scenario, params, batch), 1e-8)
 
@@ -68,8 +68,7 @@ def test_every_cell_equals_a_loop_in_every_scenario(row: Row, engine: Engine, x6
     cell, params, batch = make_example(row)
     results = differentiate_all(cell, engine, SCENARIOS, params, batch)
     for scenario, got in zip(SCENARIOS, results, strict=True):
-        assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), 1e-10)
-        assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 1e-10)
+        assert_equals_loop(row, cell, scenario, got, params, batch, 1e-10)
         if scenario in FULL_SCENARIOS:
             assert_close(tuple(got[2:]), central_differences(row, scenario, params, batch), 1e-8)
 
@@ -168,6 +167,5 @@ def test_gradients_of_a_learned_initial_carry_equal_a_loop(engine: Engine, x64: 
     cell, params, batch = make_example(row)
     results = differentiate_all(cell, engine, HALF_OF_SCENARIOS, params, batch)
     for scenario, got in zip(HALF_OF_SCENARIOS, results, strict=True):
-        assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), 1e-10)
-        assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), 1e-10)
+        assert_equals_loop(row, cell, scenario, got, params, batch, 1e-10)
         assert_close(tuple(got[2:]), central_differences(row, scenario, params, batch), 1e-8)
