@@ -1,10 +1,14 @@
 """Tests that the files and functions that the documentation names exist."""
 
+import inspect
+import json
 import re
 from itertools import groupby
 from pathlib import Path
 
 import pytest
+
+from jrnn import GRU, LSTM
 
 ROOT = Path(__file__).parents[1]
 INTERNALS = (ROOT / "docs/internals.md").read_text("utf-8")
@@ -32,3 +36,15 @@ def test_functions_in_the_table_of_internals_exist():
         source = (ROOT / path).read_text("utf-8")
         definition = rf"^\s*(def|class) {function.split('.')[-1]}\b"
         assert re.search(definition, source, re.MULTILINE), path
+
+
+def test_lines_of_code_that_a_notebook_prints_exist():
+    """`print_code(cell, prefix, ...)` prints the line of `update` that begins with each prefix."""
+    notebook = json.loads((ROOT / "experiments/notebooks/understanding_lstm.ipynb").read_text())
+    cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    calls = re.findall(r"^print_code\((\w+), (.+)\)$", "\n".join(cells), re.MULTILINE)
+    assert len(calls) > 5
+    for variable, prefixes in calls:
+        lines = inspect.getsource((GRU if variable == "gru" else LSTM).update).splitlines()
+        for prefix in re.findall('"(.+?)"', prefixes):
+            assert any(line.strip().startswith(prefix) for line in lines), prefix

@@ -188,7 +188,7 @@ def test_groups_of_a_lost_node_start_again_elsewhere(cluster, tmp_path, caplog):
 @on_ray
 @pytest.mark.parametrize("resume_on_ray", [True, False])
 def test_interrupted_sweep_resumes(resume_on_ray, cluster, tmp_path):
-    options = {"steps": 12000, "save_every": 0.5}
+    options = {"steps": 60000, "save_every": 0.5}
     expected = sweep(trials(**options), tmp_path / "local")
     folder = tmp_path / "ray"
 
