@@ -44,3 +44,9 @@ def format_message(text: str) -> str:
     """Returns a message as one line of bounded length, with escaped control characters."""
     words = re.split(r"\s+", shorten(text, 50 * MAX_MESSAGE).strip())
     return shorten(escape_controls(" ".join(shorten(word, MAX_WORD) for word in words)))
+
+
+def error_line(error: BaseException, index: int = 0) -> str:
+    """Returns a line of the message of an error, or the name of its class if it has no message."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[index].strip()[:300]

@@ -171,9 +171,8 @@ def _resume(args: list[str], group: ProcessGroup) -> None:
     options, others = _pop_flags(args, ("resume", "mesh"))
     if others or "resume" not in options:
         raise ValueError(
-            "train: --resume must have the folder of a run, and no other flag than --mesh "
-            f"and --trust, got "
-            f"{' '.join(args)}; run for example: jrnn train --resume runs/mine"
+            "train: --resume must have the folder of a run, and no other flag than --mesh and "
+            f"--trust, got {' '.join(args)}; run for example: jrnn train --resume runs/mine"
         )
     folder = Path(options["resume"])
     experiment, data = _load_run(folder, trust)

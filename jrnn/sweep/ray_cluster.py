@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jrnn.files import WriteError
+from jrnn.messages import error_line
 from jrnn.signals import Interrupted, Signals
 from jrnn.sweep.ray_files import (
     Files,
@@ -103,7 +104,7 @@ class RayCluster:
                 ray.init(self._address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ConnectionError(
-                f"sweep: no connection to the Ray cluster {self._address}: {_first_line(error)}; "
+                f"sweep: no connection to the Ray cluster {self._address}: {error_line(error)}; "
                 "check the address, and run ray status on this machine"
             ) from error
         self._connected = True
@@ -318,7 +319,7 @@ class _Groups:
         except OSError as error:
             raise WriteError(
                 f"sweep: group {group.number} could not be written to {self._folder}: "
-                f"{_first_line(error)}; free disk space or repair the folder, and resume with: "
+                f"{error_line(error)}; free disk space or repair the folder, and resume with: "
                 f"{self._resume_command}"
             ) from error
 
@@ -340,7 +341,7 @@ class _Groups:
         if group.num_failures >= MAX_FAILURES:
             reason = (
                 f"sweep: the worker of group {group.number} was lost {MAX_FAILURES} times without "
-                f"a new checkpoint: {_last_line(error)}; see the logs of Ray, and resume with: "
+                f"a new checkpoint: {error_line(error, -1)}; see the logs of Ray, and resume with: "
                 f"{self._resume_command}"
             )
             self._fail(group, OSError(reason))
@@ -351,7 +352,7 @@ class _Groups:
             "the worker of group %d was lost; the group starts again from step %d: %s",
             group.number,
             group.step,
-            _last_line(error),
+            error_line(error, -1),
         )
         self._waiting.insert(0, group)
 
@@ -413,11 +414,3 @@ def _count_slots(resources: dict[str, float]) -> int:
 def _describe_nodes() -> str:
     sizes = [(node.get("CPU", 0), node.get("GPU", 0)) for node in _list_nodes()]
     return ", ".join(f"{cpus:g} CPUs and {gpus:g} GPUs" for cpus, gpus in sorted(set(sizes)))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def _last_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:300]

@@ -19,7 +19,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from jrnn.dtypes import is_prng_key
 from jrnn.files import WriteError
-from jrnn.messages import format_message
+from jrnn.messages import error_line, format_message
 
 log = logging.getLogger("jrnn")
 
@@ -392,4 +392,4 @@ def _describe_error(error: Exception) -> str:
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
         if os.strerror(number) in text:
             return os.strerror(number)
-    return format_message((text.splitlines() or [type(error).__name__])[0][:300])
+    return format_message(error_line(error))
