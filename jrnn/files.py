@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,13 @@ def parse_json(content: bytes) -> Any:
     except RecursionError as error:
         raise ValueError(f"JSON: depth must be at most {MAX_JSON_DEPTH}, got more") from error
     return value
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Renames a folder to the name of another one, which is removed."""
+    if target.exists():
+        shutil.rmtree(target)
+    source.rename(target)
 
 
 def check_tree(folder: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -81,6 +82,17 @@ def exit_on_signals() -> None:
     """
     for number in _handled_signals():
         signal.signal(number, _exit)
+
+
+@contextlib.contextmanager
+def preserve_handlers() -> Iterator[None]:
+    """Restores the handlers of signals that a library replaces, as Ray does for SIGTERM."""
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            if handler is not signal.getsignal(number):
+                signal.signal(number, handler)
 
 
 def _handled_signals() -> list[signal.Signals]:

@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jrnn.files import WriteError
+from jrnn.files import WriteError, replace_folder
 from jrnn.messages import error_line
-from jrnn.signals import Interrupted, Signals
+from jrnn.signals import Interrupted, Signals, preserve_handlers
 from jrnn.sweep.ray_files import (
     Files,
     list_steps,
     read_files,
-    replace_folder,
     write_checkpoint,
     write_files,
     write_metrics,
@@ -48,6 +47,7 @@ from jrnn.sweep.sweep import (
     find_best,
     group_folder,
     resume_command,
+    staged_best_folder,
     trial_folder,
 )
 from jrnn.train.run.progress import Progress
@@ -98,7 +98,7 @@ class RayCluster:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             _require_reachable(self._address)
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), preserve_handlers():
                 # Ray starts its processes by fork and exec, which is safe with the threads of JAX.
                 warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
                 ray.init(self._address, log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -175,6 +175,7 @@ class _Groups:
     def __init__(self, trials: Trials, folder: Path, resources: dict[str, float]):
         self._ray = _import_ray()
         self._trials, self._folder, self._resources = trials, folder, resources
+        self._staged_best = staged_best_folder(folder)  # the best trial so far
         self._groups = [_Group(*numbered) for numbered in enumerate(trials.groups)]
         self._waiting = [*self._groups]
         self._polls: dict[Any, _Group] = {}
@@ -195,11 +196,6 @@ class _Groups:
     @property
     def _resume_command(self) -> str:
         return f"{resume_command(self._folder, self._trials.experiments)} --on ray"
-
-    @property
-    def _staged_best(self) -> Path:
-        """The run of the best trial so far, which becomes `best` at the end."""
-        return self._folder / f"{BEST}.part"
 
     def train(self, resume: bool, signals: Signals) -> SweepResult:
         """Trains all groups; see `RayCluster.train`."""

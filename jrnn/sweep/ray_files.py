@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from jrnn.files import replace_folder
 from jrnn.train.run.checkpoint import MAX_TO_KEEP
 
 Files = dict[str, bytes]
@@ -62,10 +63,3 @@ def write_checkpoint(folder: Path, step: int, files: Files) -> None:
     to_keep = [other for other in steps if other <= step][-MAX_TO_KEEP:]
     for other in set(steps) - set(to_keep):
         shutil.rmtree(checkpoints / str(other))
-
-
-def replace_folder(source: Path, target: Path) -> None:
-    """Renames a folder to the name of another one, which is removed."""
-    if target.exists():
-        shutil.rmtree(target)
-    source.rename(target)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 
 from jrnn.distributed import ProcessGroup
+from jrnn.files import replace_folder
 from jrnn.signals import Signals
 from jrnn.sweep.trials import fix_scalars, group_trials, stack_scalars
 from jrnn.sweep.vmapped_runs import TrialDevices, VmappedRuns
@@ -201,7 +202,7 @@ def train_in_process(
                 best = index, trainer.trial_checkpoint(indices.index(index))
     if best is not None:
         index, checkpoint = best
-        _write_run(checkpoint, trial_folder(folder, index), folder / BEST)
+        _write_best(checkpoint, trial_folder(folder, index), folder)
     ordered = [results[index] for index in range(len(experiments))]
     return SweepResult(ordered, None if best is None else best[0], groups, seconds)
 
@@ -263,6 +264,11 @@ def group_folder(folder: Path, number: int) -> Path:
     return folder / "groups" / str(number)
 
 
+def staged_best_folder(folder: Path) -> Path:
+    """Returns the folder of a run that is renamed to `best` when it is complete."""
+    return folder / f"{BEST}.part"
+
+
 def resume_command(folder: Path, experiments: Sequence[Experiment]) -> str:
     """Returns the command that resumes a sweep of these trials."""
     return f"jrnn sweep --resume {shlex.quote(str(folder))}{resume_flags(experiments)}"
@@ -287,12 +293,13 @@ def _make_results(trainer: Trainer, data: Data) -> list[TrialResult]:
     ]
 
 
-def _write_run(checkpoint: Checkpoint, trial_dir: Path, folder: Path) -> None:
-    """Writes the checkpoint and the metrics of one trial to a run folder."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir()
-    shutil.copyfile(trial_dir / "metrics.jsonl", folder / "metrics.jsonl")
-    with contextlib.closing(Checkpointer(folder / "checkpoints", writing=True)) as checkpoints:
+def _write_best(checkpoint: Checkpoint, trial_dir: Path, folder: Path) -> None:
+    """Writes the checkpoint and the metrics of a trial to `best`, after they are complete."""
+    partial = staged_best_folder(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    shutil.copyfile(trial_dir / "metrics.jsonl", partial / "metrics.jsonl")
+    with contextlib.closing(Checkpointer(partial / "checkpoints", writing=True)) as checkpoints:
         checkpoints.save(checkpoint)
         checkpoints.wait()
+    replace_folder(partial, folder / BEST)

@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -204,6 +205,41 @@ def test_interrupted_sweep_resumes(resume_on_ray, cluster, tmp_path):
         train = ray.train if resume_on_ray else None
         resumed = sweep(trials(**options), folder, resume=True, train_trials=train)
     assert_same_sweep(resumed, expected, folder, tmp_path / "local")
+
+
+@on_ray
+def test_killed_sweep_resumes(cluster, tmp_path):
+    """SIGKILL ends the process of the command while two nodes train; the command resumes."""
+    command = [
+        "sweep",
+        "configs/adding.py:hidden=4,length=20",
+        "--over",
+        "seed=0,1",
+        "cell=gru,lstm",
+    ]
+    command += ["--steps", "6000", "--save-every", "0.5"]
+    ray = ["--on", "ray", "--ray-address", cluster.address]
+    main([*command, "--run-dir", str(tmp_path / "local")])
+    folder = tmp_path / "ray"
+    process = subprocess.Popen([sys.executable, "-m", "jrnn", *command, "--run-dir", folder, *ray])
+    wait_for_checkpoints(folder)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    steps = [max(list_steps(group_folder(folder, n) / "checkpoints")) for n in range(2)]
+    assert all(0 < step < 6000 for step in steps)
+    main(["sweep", "--resume", str(folder), *ray])
+    local, resumed = (
+        json.loads((f / "result.json").read_text()) for f in (tmp_path / "local", folder)
+    )
+    assert local | {"seconds": 0} == resumed | {"seconds": 0}
+    assert read_metrics_bytes(tmp_path / "local", 4) == read_metrics_bytes(folder, 4)
+
+
+@on_ray
+def test_signal_handlers_are_those_from_before(cluster):
+    before = signal.getsignal(signal.SIGTERM)
+    with ray_cluster(cluster):
+        assert signal.getsignal(signal.SIGTERM) is before
 
 
 def make_worker(experiments, saved, **changes):

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 import jrnn
-from jrnn.sweep.sweep import BEST, load_tasks, sweep, trial_folder
+from jrnn.sweep.ray_files import read_files, write_files
+from jrnn.sweep.sweep import BEST, _write_best, load_tasks, sweep, trial_folder
 from jrnn.sweep.trials import group_trials, stack_scalars
 from jrnn.sweep.vmapped_runs import TrialDevices, VmappedRuns
 from jrnn.tasks.task import Data, Split, Task
 from jrnn.train import TBPTT, Experiment, Interrupted, Network, Optimizer, restore, train
+from jrnn.train.run.checkpoint import Checkpoint, Checkpointer, CheckpointError
 from jrnn.train.run.data_plan import plan_task
 from jrnn.train.run.trainer import Trainer
 from jrnn.transforms import clip, zoneout
@@ -242,6 +244,21 @@ def test_best_trial_is_saved_as_a_run(tmp_path):
 def read_metrics_bytes(folder, count):
     """Returns the contents of the metrics files of the first trials of a sweep."""
     return [(trial_folder(folder, k) / "metrics.jsonl").read_bytes() for k in range(count)]
+
+
+def test_best_run_is_kept_until_the_new_one_is_complete(tmp_path, monkeypatch):
+    write_files(tmp_path, {f"{BEST}/metrics.jsonl": b"old", "trials/000/metrics.jsonl": b"new"})
+
+    def fail(*_):
+        raise CheckpointError("disk is full")
+
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="disk is full"):
+        patch.setattr(Checkpointer, "save", fail)
+        _write_best(Checkpoint(1, {}, {}), trial_folder(tmp_path, 0), tmp_path)
+    assert read_files(tmp_path / BEST) == {"metrics.jsonl": b"old"}
+    _write_best(Checkpoint(1, {}, {}), trial_folder(tmp_path, 0), tmp_path)
+    assert (tmp_path / BEST / "metrics.jsonl").read_bytes() == b"new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [BEST, "trials"]
 
 
 def test_resumed_sweep_equals_uninterrupted_sweep(tmp_path, monkeypatch):
