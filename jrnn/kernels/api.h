@@ -50,6 +50,7 @@ struct JrnnRun {
   float* c_last;
   float* saved;  // residuals [T, B, S, H], or null without gradients
 
+  // Backward pass only: the cotangents of the arrays above, in the same shapes.
   const float* d_ys;
   const float* d_h_last;
   const float* d_c_last;
@@ -67,7 +68,8 @@ struct JrnnRun {
   // `slices`. With more than one slice, each slice has its own worker. Otherwise a worker may run
   // several parts.
   int32_t parts, slices, workers;
-  float* scratch;
+
+  float* scratch;         // memory of the size that `plan` returns
   JrnnBarrier* barriers;  // one for all workers, then one for each part
 };
 
@@ -84,11 +86,12 @@ static inline void jrnn_relax(void) {
 extern "C" {
 
 struct JrnnKernels {
-  int32_t (*gates)(int32_t cell);  // number of gates; 0 for an unknown cell
+  int32_t (*gates)(int32_t cell);  // number of gates of a JrnnCell; 0 for an unknown cell
   int32_t (*saved)(int32_t cell);  // number of residual arrays of each step
-  // Sets `parts`, `slices` and `workers`. `threads` is the size of the thread pool, and `available`
-  // the number of its threads that can run now. `parts` only depends on `threads`, so that the order
-  // of sums over the batch is deterministic. Returns the size of the scratch memory in floats.
+  // Sets `parts`, `slices` and `workers`. `threads` is the maximum number of threads, and
+  // `available` the number of threads that can run now. `parts` does not depend on `available`, so
+  // that the order of sums over the batch is deterministic. Returns the size of the scratch memory
+  // in floats.
   int64_t (*plan)(JrnnRun* run, int32_t threads, int32_t available, int32_t backward);
   // Called by run->workers threads concurrently, with worker = 0 .. run->workers - 1.
   void (*forward)(const JrnnRun* run, int32_t worker);

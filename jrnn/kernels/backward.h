@@ -1,6 +1,6 @@
-// The backward pass. The loop over time only carries the cotangents of the carry. The cotangents of
-// the pre-activations are buffered for a chunk of steps that fits the cache. The gradients of
-// weights and inputs are then computed by matrix products over all rows of the chunk.
+// The backward pass. The loop over time computes only the cotangents of the pre-activations and of
+// the carry. The former are buffered for a chunk of steps that fits into the cache. The gradients
+// of weights and inputs are then computed by matrix products over all rows of the chunk.
 #pragma once
 
 #include "sequence.h"
@@ -26,8 +26,8 @@ struct Backward {
   // cotangents of the carry [part_rows, Hp], and sums over rows. `extra` stands for the peepholes
   // or b_hn, see api.h.
   float *d, *d_h, *d_c, *sum_bias, *sum_x, *sum_h, *sum_extra[3];
-  // Sums over one chunk. They are added to sum_extra at its end, which loses less precision than
-  // adding each row to a large sum.
+  // Sums over one chunk. They are added to sum_extra at the end of the chunk, which loses less
+  // precision than adding each row to a large sum.
   float* d_extra[3];
   // Private to a work item: pointers to the rows of a chunk, and the sequences of a step.
   const float **x_rows, **h_rows, **d_rows;
@@ -72,7 +72,8 @@ struct Backward {
     return arena.used;
   }
 
-  // Allocates the arrays of one part. part_stride() is their distance to those of the next part.
+  // Allocates the arrays of one part, and assigns them if `is_own`. The arrays of the next part
+  // follow at a distance of part_stride().
   void allocate_part(Arena& arena, bool is_own) {
     float* a = arena.floats(capacity * ld);
     float* b = arena.floats(part_rows * sizes.Hp);
@@ -88,6 +89,7 @@ struct Backward {
     for (int i = 0; i < 3; ++i) sum_extra[i] = x[i], d_extra[i] = y[i];
   }
 
+  // The number of floats of one part.
   int64_t part_stride() {
     Arena arena(nullptr);
     allocate_part(arena, false);
@@ -214,8 +216,8 @@ struct Backward {
     for (int64_t i = 0; i < n; ++i) pointers[i] -= by;
   }
 
-  // Lists the sequences for which step t is valid, and sets the gradient of padding inputs to zero.
-  // `num_rows` is the number of rows that the chunk already has.
+  // Lists the sequences for which step t is valid, and returns their number. Sets the gradient of
+  // inputs on padding to zero. `num_rows` is the number of rows that the chunk already has.
   int64_t list_valid_rows(int64_t t, int64_t num_rows) {
     int64_t n = 0;
     for (int64_t b = item.rows.first; b < item.rows.last; ++b) {
@@ -260,7 +262,9 @@ struct Backward {
     }
   }
 
-  // Where a step begins with a reset, moves the cotangent of its carry to that of the reset carry.
+  // Where a step begins with a reset, adds the cotangent of the carry before the step to that of
+  // the reset carry, and sets the former to zero. `n` is the number of sequences for which the step
+  // is valid.
   void apply_resets(int64_t t, int64_t n) {
     const Range own = unit_vectors();
     for (int64_t j = 0; j < n; ++j) {
@@ -274,6 +278,7 @@ struct Backward {
     }
   }
 
+  // Adds the first n lanes at `from` to those at `to`, and sets `from` to zero.
   static void move_gradient(float* to, float* from, int64_t n) {
     store(to, load(to, n) + load(from), n);
     store(from, vf{});
@@ -335,7 +340,8 @@ struct Backward {
     });
   }
 
-  // Stores the cotangents of the initial carry, and zeros the sums if all steps were padding.
+  // Stores the cotangents of the initial carry, and sets sum_x and sum_h to zero if all steps were
+  // padding.
   void store_initial_carry_grads() {
     const Range own = unit_vectors();
     for (int64_t b = item.rows.first; b < item.rows.last; ++b) {
@@ -379,6 +385,7 @@ struct Backward {
   // The address in the first part of an array of this part.
   const float* in_first_part(const float* array) { return array - item.part * part_stride(); }
 
+  // Stores the sum over all parts of the H floats at `from`, an address in the first part.
   void add_parts(const float* from, int64_t stride, float* to) const {
     for (int64_t u = 0; u < run.H; u += W) {
       vf total = load(from + u);

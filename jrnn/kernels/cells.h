@@ -17,7 +17,7 @@
 
 namespace {
 
-struct Step {           // one step of one sequence, for n units of one vector
+struct Step {           // one step of one sequence, for one vector of units
   const float* a;       // pre-activations: column j at a[j * stride]
   int64_t stride;
   const float* h;       // the carry before the step
@@ -27,7 +27,7 @@ struct Step {           // one step of one sequence, for n units of one vector
   float* c_new;
   float* saved;         // residual array s at saved[s * H]; null without gradients
   int64_t H;
-  int64_t n;
+  int64_t n;            // the vector has units in its first n lanes; all lanes if n >= W
 };
 
 struct BackwardStep {
@@ -36,7 +36,7 @@ struct BackwardStep {
   const float* h;       // the carry before the step
   const float* c;
   const float* extra[3];
-  float* d_extra[3];
+  float* d_extra[3];    // sums of the gradients of `extra` over sequences and steps
   float* d;             // cotangents of the pre-activations: column j at d[j * stride]
   int64_t stride;
   float* d_c;           // cotangent of c after the step, overwritten by that of c before the step
@@ -49,13 +49,15 @@ struct Lstm {
   static constexpr int G = COUPLED ? 3 : 4, C = G, XF = 0, XN = G, HF = 0, HN = G;
   static constexpr int SAVED = G + 1, UV = 1;
   static constexpr bool CELL_STATE = true, HAS_DIRECT_PATH = false;
+  // Columns of the gates and indices of the residual arrays; STATE is that of c. With coupled gates
+  // the input gate is 1 - f, and I is not used.
   static constexpr int I = 0, F = COUPLED ? 0 : 1, CANDIDATE = F + 1, O = F + 2, STATE = F + 3;
   static constexpr int h_column(int g) { return g; }
   static constexpr int bias_column(int) { return -1; }
 
-  JRNN_INLINE vf gate(const Step& s, int j, int p, vf c) {
-    vf a = load(s.a + j * s.stride);
-    if (PEEPHOLES) a += load(s.extra[p], s.n) * c;
+  JRNN_INLINE vf gate(const Step& s, int column, int peephole, vf c) {
+    vf a = load(s.a + column * s.stride);
+    if (PEEPHOLES) a += load(s.extra[peephole], s.n) * c;
     return sigmoid(a);
   }
 
@@ -76,7 +78,7 @@ struct Lstm {
     }
   }
 
-  // Takes the cotangent of h'; returns that of h without the recurrent product.
+  // Takes the cotangent of h'; returns that of h through all paths but the recurrent product.
   JRNN_INLINE vf backward(const BackwardStep& s, vf dh) {
     vf f = load(s.saved + F * s.H, s.n), g = load(s.saved + CANDIDATE * s.H, s.n);
     vf i = COUPLED ? 1.0f - f : load(s.saved + I * s.H, s.n);
@@ -116,7 +118,7 @@ struct Gru {
   static constexpr bool CELL_STATE = false, HAS_DIRECT_PATH = true;
   static constexpr int NH = 0, R = 1, Z = 2, N = 3;
   static constexpr int h_column(int g) { return g == 2 ? NH : R + g; }
-  static constexpr int bias_column(int p) { return p == 0 ? NH : -1; }
+  static constexpr int bias_column(int e) { return e == 0 ? NH : -1; }
 
   JRNN_INLINE void forward(const Step& s) {
     vf nh = load(s.a + NH * s.stride);

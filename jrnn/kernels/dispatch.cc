@@ -13,7 +13,7 @@ bool always() { return true; }
 
 #if defined(JRNN_HAS_v3) || defined(JRNN_HAS_v4)
 
-// Older versions of Clang do not accept these features in __builtin_cpu_supports.
+// __builtin_cpu_supports of older versions of Clang does not accept these three features.
 bool has_f16c_movbe_lzcnt() {
   unsigned int a, b, c, d;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return false;

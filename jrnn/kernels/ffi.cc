@@ -27,8 +27,8 @@ namespace {
 
 constexpr size_t kHugePage = 2 << 20;
 
-// Requests huge pages for a buffer, including other data on its first page. Page faults for every
-// 4 KiB of newly allocated memory can take longer than the layer.
+// Requests huge pages for a large buffer, including other data on its first page. Page faults for
+// every 4 KiB of newly allocated memory can take longer than the kernel.
 void request_huge_pages([[maybe_unused]] const float* p, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__)
   if (!p || bytes < kHugePage / 8) return;
@@ -71,7 +71,8 @@ class ScratchPool {
 
   ScratchPool() { unused_.reserve(kMaxBuffers); }
 
-  // Makes a buffer available to later calls, or frees it if it is large.
+  // Makes a buffer available to later calls. Frees it instead if it is large, and frees the oldest
+  // unused buffer if there are too many.
   void release(Buffer buffer) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (!buffer.data || buffer.bytes > kMaxBytes) return;
@@ -92,10 +93,10 @@ ScratchPool& scratch_pool() {
 }
 
 // A team of threads that run concurrently, because the kernels have barriers. Threads of XLA's pool
-// may join the team for 300 microseconds; then it is closed, and threads that arrive later return
-// at once. A busy pool therefore makes a call slower but never blocks it. If no thread joins in
-// several calls in a row, for example because several CPU devices run concurrently, only some of
-// the following calls request threads.
+// may join the calling thread for 300 microseconds; then the team is closed, and threads that
+// arrive later return at once. A busy pool therefore makes a call slower but never blocks it. If no
+// thread joins in several calls in a row, for example because several CPU devices run concurrently,
+// only some of the following calls request threads.
 class ThreadTeam {
  public:
   // Runs f(worker) for 0 <= worker < n, where n = prepare(size of the team) is at most that size,
@@ -151,8 +152,9 @@ class ThreadTeam {
     finished_.fetch_add(1, std::memory_order_release);
   }
 
-  // Spins only for a short time: the system may schedule a joining thread on the core of this
-  // thread, where it cannot run until this one sleeps.
+  // Waits until the team has `max_threads` threads, for at most 300 microseconds. Spins only for a
+  // short time: the system may schedule a joining thread on the core of the waiting thread, where
+  // it cannot run until the waiting thread sleeps.
   void wait_for_threads(int64_t max_threads) {
     const auto start = std::chrono::steady_clock::now();
     auto is_complete = [&] { return size_.load() >= max_threads; };
@@ -172,9 +174,9 @@ class ThreadTeam {
       spins < JRNN_SPINS ? jrnn_relax() : std::this_thread::sleep_for(std::chrono::microseconds(1));
   }
 
-  // The system may wake two threads on the same core, and leave them there for longer than a call
-  // takes. A thread whose core is used by another thread of the team moves to a free core that its
-  // affinity mask allows. The mask is restored afterwards.
+  // The cores that the threads of a team use. The system may wake two threads on the same core, and
+  // leave them there for longer than a call takes. A thread whose core is used by another thread of
+  // the team moves to a free core that its affinity mask allows. The mask is restored afterwards.
   class Cores {
    public:
     void move_to_free_core() {
@@ -227,7 +229,7 @@ class Arguments {
   size_t index_ = 0;
 };
 
-// Iterates over the results of a call, like Arguments.
+// Iterates over the results of a call, like Arguments, and requests huge pages for them.
 class Results {
  public:
   explicit Results(ffi::RemainingRets rets) : rets_(rets) {}
@@ -274,6 +276,8 @@ ffi::Error out_of_memory() {
                     "jrnn: the scratch memory of the kernels cannot be allocated");
 }
 
+// Runs one pass: requests threads if the pass is not small, divides the work, and allocates scratch
+// memory.
 ffi::Error execute(ffi::ThreadPool& pool, JrnnRun run, bool backward) {
   const JrnnKernels* kernels = jrnn_kernels();
   const double flops = 2.0 * run.T * run.B * (run.I + run.H) * kernels->gates(run.cell) * run.H;

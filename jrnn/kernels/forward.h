@@ -16,7 +16,7 @@ struct Forward {
   const S sizes;
   float *w_x, *w_h, *bias;  // packed weights, shared by all work items
   // Private to a work item.
-  float* hoisted;                  // input products of a chunk of steps: [panel][step][row][column]
+  float* hoisted;                  // biases plus input products: [panel][step][row][column]
   const float **x_rows, **h_rows;  // pointers to the inputs and carries of a step
   int32_t* sequences;              // the sequences for which a step is valid
   int64_t chunk;                   // number of steps whose input products are hoisted, or 0
@@ -43,9 +43,10 @@ struct Forward {
     return arena.used;
   }
 
-  // With few rows or many weights, reading the weights limits the speed of a step. The input
-  // weights are then read once for several steps. Otherwise, and with padding, the input product is
-  // computed in the tile, which needs no memory for it.
+  // Returns the number of steps of a chunk. With few rows or many weights, reading the weights
+  // limits the speed of a step. The input weights are then read once for a chunk of steps, and the
+  // input products are stored. Otherwise, and with padding, with few inputs, or if the products
+  // need too much memory, each step computes its input product in the tile, and the result is 0.
   int64_t num_hoisted_steps() const {
     const int64_t part_rows = (run.B + run.parts - 1) / run.parts;
     const int64_t panels = (sizes.panels + run.slices - 1) / run.slices;
@@ -108,8 +109,9 @@ struct Forward {
     store_final_carry();
   }
 
-  // Lists the sequences for which step t is valid, and sets all results on padding to zero. Nothing
-  // reads the saved arrays there, but `jax_debug_nans` checks them.
+  // Lists the sequences for which step t is valid, and returns their number. Sets the results of
+  // all other sequences to zero. Nothing reads their saved arrays, but `jax_debug_nans` checks
+  // them.
   int64_t list_valid_rows(int64_t t) {
     int64_t n = 0;
     for (int64_t b = item.rows.first; b < item.rows.last; ++b) {
@@ -127,7 +129,7 @@ struct Forward {
     return n;
   }
 
-  // Computes the input products of the next `chunk` steps.
+  // Computes the input products of a chunk, from the step with number s in scan order on.
   void hoist_input_products(int64_t s, Range panels) {
     const int64_t steps = run.T - s < chunk ? run.T - s : chunk, n = item.rows.size();
     for (int64_t k = 0; k < steps; ++k)
@@ -149,7 +151,7 @@ struct Forward {
     }
   }
 
-  // Initializes a tile with hoisted input products `z` or, if null, with the biases.
+  // Initializes a tile with hoisted input products `z` or, if `z` is null, with the biases.
   template <int R>
   inline __attribute__((always_inline)) void init_accumulators(vf (&acc)[R][CV], int64_t p,
                                                                const float* z) {
@@ -199,7 +201,7 @@ struct Forward {
     }
   }
 
-  // Stores the carry of the last valid step of each sequence.
+  // Stores the carry of the last valid step of each sequence; the initial carry if there is none.
   void store_final_carry() {
     if (item.slice != 0) return;
     for (int64_t b = item.rows.first; b < item.rows.last; ++b) {

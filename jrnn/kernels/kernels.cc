@@ -11,7 +11,7 @@ struct CellType {
   using type = Cell;
 };
 
-// Calls f(CellType<Cell>{}) with the cell of a number.
+// Calls f(CellType<Cell>{}) for a number of JrnnCell; does nothing for an unknown number.
 template <class F>
 void with_cell(int32_t cell, F&& f) {
   switch (cell) {
@@ -55,13 +55,13 @@ double cycles_per_step(const JrnnRun& run, int32_t parts, int32_t slices) {
   const double tiles = (double)(((int64_t)rows + MAX_ROWS - 1) / MAX_ROWS);
   const double arithmetic = rows * S::CV * (W == 16 ? 1.0 : 0.5);
   const double reading = S::CV * W * sizeof(float) / bytes_per_cycle;
-  const double hidden = arithmetic / tiles;  // overlaps with reading the weights
-  const double stall = reading > hidden ? reading - hidden : 0;
+  const double overlap = arithmetic / tiles;  // arithmetic while the weights are read
+  const double stall = reading > overlap ? reading - overlap : 0;
   return panels * inner * (arithmetic + stall) + rows * panels * Cell::UV * 100 +
          (slices > 1 ? 1000 : 0);
 }
 
-// Each part has its own sums of weight gradients. This limits their total size in floats.
+// Each part has its own sums of weight gradients. kMaxSumFloats limits their total size in floats.
 constexpr int64_t kMaxSumFloats = 1 << 24;
 
 int64_t plan(JrnnRun* run, int32_t threads, int32_t available, int32_t backward) {

@@ -1,5 +1,6 @@
 // Matrix products in register tiles. A tile is a few rows by a few vectors of columns; it stays in
-// registers during the loop over the inner axis.
+// registers during the loop over the inner axis, of size K. In comments, `(+)=` adds to the result
+// if the argument `add` is true, and overwrites it otherwise.
 #pragma once
 
 #include "simd.h"
@@ -7,13 +8,13 @@
 namespace {
 
 // The number of rows of a tile of NV vectors. The accumulators, one broadcast value and NV vectors
-// of weights must fit the registers.
+// of weights must fit into the registers.
 constexpr int tile_rows(int nv) {
   int rows = (JRNN_REGISTERS - nv - 1) / nv;
   return rows > 8 ? 8 : rows < 1 ? 1 : rows;
 }
 
-// acc[r][FIRST + v] += rows[r][k] * w[k][v], for N vectors v.
+// acc[r][FIRST + v] += sum_k rows[r][k] * w[k][v], for N vectors v.
 template <int R, int N, int FIRST, int NV>
 JRNN_INLINE void accumulate(vf (&acc)[R][NV], const float* const* rows, int64_t K,
                             const float* __restrict w) {
@@ -42,7 +43,8 @@ void product_tile(const float* const* rows, int64_t K, const float* w, float* co
     for (int v = 0; v < NV; ++v) store(out[r] + v * W, acc[r][v], n - v * W);
 }
 
-// c[r][v] (+)= sum_k a[k][m + r] * d[k * ld + v]
+// c[r * ldc + j] (+)= sum_k a[k][m + r] * d[k * ld + j] for R rows r and the columns j of NV
+// vectors.
 template <int R, int NV>
 void outer_tile(const float* const* a, int64_t m, const float* d, int64_t ld, int64_t K, float* c,
                 int64_t ldc, bool add) {
@@ -105,7 +107,8 @@ void product(const float* const* rows, int64_t count, int64_t K, const float* w,
   });
 }
 
-// c (+)= aᵀ · d for M rows and NV vectors of columns of c.
+// c (+)= aᵀ · d for M rows and NV vectors of columns of c. `a` has a pointer to each of its K rows;
+// ld and ldc are the distances between the rows of d and of c.
 template <int NV>
 void outer(const float* const* a, int64_t M, const float* d, int64_t ld, int64_t K, float* c,
            int64_t ldc, bool add) {

@@ -52,8 +52,8 @@ struct Rows {
   }
 };
 
-// Packs one panel of weights: for each row k, the UB units of each gate in turn. Units beyond H are
-// zero. `gate_at(j)` is the gate of column j of the panel.
+// Packs one panel of the weights w [K, G·H] into [K, N, UB]: for each row and each of N columns,
+// the UB units of the panel. Units beyond H are zero. `gate_at(j)` is the gate of column j.
 template <class Cell, int N, class GateAt>
 void pack_panel(const float* w, int64_t K, int64_t H, int64_t panel, GateAt gate_at, float* out) {
   constexpr int UB = Cell::UV * W;

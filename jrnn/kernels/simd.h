@@ -1,5 +1,6 @@
 // Vectors of floats, as wide as those of the instruction set that this file is compiled for, and
-// activations. All names have internal linkage, because the file is compiled several times.
+// the activation functions on them. All names have internal linkage, because the file is compiled
+// several times.
 #pragma once
 
 #include <stdint.h>
@@ -51,7 +52,8 @@ JRNN_INLINE void store(float* p, vf v, int64_t n) {
   for (int64_t k = 0; k < n; ++k) p[k] = v[k];
 }
 
-// Not `vf{} + a`, which turns -0 into 0 and therefore is not optimized into a broadcast.
+// Returns a vector whose lanes are all `a`. Compilers optimize a - 0 into a broadcast. They do not
+// optimize 0 + a, which turns -0 into 0.
 JRNN_INLINE vf splat(float a) { return a - vf{}; }
 
 // a < b ? a : b and a > b ? a : b, which propagate a NaN in b. Compilers generate two instructions
