@@ -38,13 +38,14 @@ class FlaxCell(nnx.RNNCellBase):
 
         Args:
           cell: any cell with vector inputs.
-          input_size: last axis of the inputs.
-          rngs: source of randomness; its stream `params` is used.
+          input_size: size of the last axis of the inputs.
+          rngs: the stream `params` is used.
           dtype: dtype of inputs, products and outputs.
           param_dtype: dtype of the parameters; the carry has the wider of the two.
 
         Raises:
-          TypeError: `cell` is not a `Cell`.
+          TypeError: `cell` is not a `Cell`, or `rngs` is not an `nnx.Rngs`.
+          ValueError: `input_size` is not a positive int.
         """
         if not isinstance(cell, Cell):
             raise TypeError(

@@ -10,7 +10,7 @@ from jrnn import checks, memory
 from jrnn.nn.heads import Classifier, SequenceToSequence
 
 MAX_LENGTH = 2**31 - 1
-"""Maximum number of tokens of a sample, which XLA counts in 32 bits."""
+"""The largest `length` of `generate`, since XLA counts the steps of a loop in 32 bits."""
 
 
 @nnx.jit(static_argnames=("length",))
@@ -59,9 +59,10 @@ def generate(
     Raises:
       TypeError: the model has no output for each step, the prompt is not of ints, or `key` is not a
         PRNG key.
-      ValueError: the prompt is empty or has a token outside of the vocabulary, `length` is below 1
-        or needs too much memory, `temperature` is negative, or the body of the model is time-major
-        or not causal.
+      ValueError: the prompt is empty or has a token outside of the vocabulary, the embedding has
+        fewer rows than the model has outputs, `length` is not an int from 1 to `MAX_LENGTH` or
+        needs too much memory, `temperature` is not a finite number of at least 0, or the body of
+        the model is time-major or not causal.
     """
     if getattr(model, "body", None) is None or isinstance(model, Classifier):
         raise TypeError(
@@ -90,7 +91,8 @@ def generate(
 def _check_prompt(model: SequenceToSequence, prompt: jax.Array) -> None:
     """Raises unless the prompt consists of tokens of the model's vocabulary.
 
-    The values of a traced prompt are not known, and not validated.
+    The vocabulary is that of `model.embedding` if it is an `nnx.Embed`, otherwise the outputs of
+    the model. The values of a traced prompt are not known, and not validated.
     """
     if prompt.ndim != 2 or prompt.shape[1] == 0:
         raise ValueError(

@@ -7,7 +7,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jrnn import cells, checks
 from jrnn.cell import Carry, Inputs, Timed, WithCellState
-from jrnn.engines import Engine, reverse_resets
+from jrnn.engines import Engine, choose_engine, reverse_resets
 from jrnn.layer import Layer, check_layer
 from jrnn.nn.dropout import Dropout
 from jrnn.nn.options import check_rngs, explain_options
@@ -16,6 +16,18 @@ from jrnn.nn.rnn import RNN, swap_time_and_batch, to_time_major
 
 class StackedRNN(nnx.Module):
     """Stacked layers of any cell, optionally bidirectional.
+
+    Attributes:
+      input_size: size of the last axis of the inputs.
+      output_size: size of the last axis of the outputs.
+      num_layers: number of layers.
+      directions: for each direction of a layer, whether it scans in reverse.
+      time_major: whether inputs and outputs are `[T, B, ...]` instead of `[B, T, ...]`.
+      rnns: an `RNN` for each layer and direction: for each layer the forward direction, then the
+        backward one.
+      causal: as in `RNN`.
+      output_directions: as in `RNN`.
+      dropout: the dropout between layers; None for a rate of 0.
 
     >>> import jax.numpy as jnp, jrnn
     >>> from flax import nnx
@@ -44,7 +56,7 @@ class StackedRNN(nnx.Module):
 
         Args:
           cell: any cell, such as `jrnn.Elman(64)`; layers do not share parameters.
-          input_size: last axis of the inputs.
+          input_size: size of the last axis of the inputs.
           num_layers: number of layers; the inputs of each are the outputs of the layer below.
           rngs: the streams `params` and `dropout` are used.
           bidirectional: whether each layer scans in both directions and concatenates the outputs.
@@ -56,8 +68,10 @@ class StackedRNN(nnx.Module):
 
         Raises:
           TypeError: `cell` is not a layer, or `rngs` is not an `nnx.Rngs`.
-          ValueError: `num_layers` is below 1, `dropout` is outside [0, 1) or is not 0 for a single
-            layer, or the cell requires the cell state of the layer below.
+          ValueError: `input_size` or `num_layers` is not a positive int, `dropout` is outside
+            [0, 1) or is not 0 for a single layer, the cell requires the cell state of the layer
+            below, `bidirectional` is True for a layer that is not causal, `engine` is unknown, or
+            `bidirectional` or `time_major` is not a bool.
         """
         owner = type(self).__name__
         check_layer(owner, "cell", cell)
@@ -67,6 +81,7 @@ class StackedRNN(nnx.Module):
         bidirectional = checks.boolean(owner, "bidirectional", bidirectional)
         time_major = checks.boolean(owner, "time_major", time_major)
         dropout = checks.rate(owner, "dropout", dropout)
+        engine = choose_engine(engine, owner)
         if num_layers > 1 and WithCellState in cell.input_types:
             raise ValueError(
                 f"{owner}: cell must not require the cell state of the layer below, got "
@@ -121,23 +136,27 @@ class StackedRNN(nnx.Module):
 
         Args:
           xs: inputs `[B, T, input]` (`[T, B, input]` if time_major), or a pytree of inputs that the
-            cell accepts. The time intervals of `jrnn.Timed` are passed to all layers.
-          carry: leaves `[num_layers·directions, B, ...]`, in the order of PyTorch: for each
-            layer the forward direction, then the backward one. By default that of the cell.
+            cell accepts. A cell that accepts `jrnn.Timed` receives the time intervals in all
+            layers.
+          carry: the initial carries, leaves `[num_layers·directions, B, ...]`, in the order of
+            PyTorch: for each layer the forward direction, then the backward one. By default
+            `cell.init_carry`.
           lengths: `[B]` ints, the number of valid steps of each sequence.
           mask: `[B, T]` bool (`[T, B]` if time_major), True on valid steps, in any pattern.
           resets: `[B, T]` bool (`[T, B]` if time_major), True on the first step of a new segment.
             The forward direction is reset before this step, and the backward direction before the
             last step of the previous segment.
-          key: PRNG key for stochastic cells, split over the layers; by default as in `RNN`.
+          key: PRNG key for stochastic cells, split over layers and directions; by default as in
+            `RNN`.
 
         Returns:
-          The final carries, leaves `[num_layers·directions, B, ...]`, and the outputs of the top
-          layer `[B, T, directions·output]` (`[T, B, ...]` if time_major).
+          The final carries, in the order of the argument `carry`, leaves
+          `[num_layers·directions, B, ...]`; and the outputs of the top layer
+          `[B, T, directions·output]` (`[T, B, ...]` if time_major).
 
         Raises:
-          ValueError: a shape does not fit.
-          TypeError: a dtype or the structure of the carry does not fit.
+          ValueError: a shape is wrong, or `rngs` had no stream for the noise of the cell.
+          TypeError: a dtype or the structure of the carry is wrong.
         """
         if not self.time_major:
             xs, mask, resets = to_time_major(type(self).__name__, xs, mask, resets)
@@ -171,7 +190,7 @@ class StackedRNN(nnx.Module):
         return carry, ys if self.time_major else swap_time_and_batch(ys)
 
     def _check_carry(self, carry: Carry) -> None:
-        """Raises unless the first axis of each leaf is over layers and directions."""
+        """Raises unless the first axis of each leaf has size num_layers·directions."""
         for leaf in jax.tree.leaves(carry):
             if jnp.ndim(leaf) == 0 or leaf.shape[0] != len(self.rnns):
                 raise ValueError(
@@ -182,7 +201,7 @@ class StackedRNN(nnx.Module):
 
 
 class LSTM(StackedRNN):
-    """Layers of `jrnn.LSTM`, with the arguments of `torch.nn.LSTM`."""
+    """Stacked layers of `jrnn.LSTM`, like `torch.nn.LSTM`; see `StackedRNN` for calls."""
 
     @explain_options
     def __init__(
@@ -208,7 +227,7 @@ class LSTM(StackedRNN):
         """Initializes the parameters of all layers.
 
         Args:
-          input_size: last axis of the inputs.
+          input_size: size of the last axis of the inputs.
           hidden_size: number of units of each layer and direction.
           num_layers: number of layers.
           rngs: the streams `params` and `dropout` are used.
@@ -224,6 +243,10 @@ class LSTM(StackedRNN):
           engine: as in `jrnn.unroll`.
           dtype: dtype of inputs, products and outputs; None uses that of the inputs.
           param_dtype: dtype of the parameters; the carry has the wider of the two.
+
+        Raises:
+          TypeError: as in `StackedRNN` and `jrnn.LSTM`.
+          ValueError: as in `StackedRNN` and `jrnn.LSTM`.
 
         >>> import jax.numpy as jnp
         >>> from flax import nnx
@@ -256,7 +279,7 @@ class LSTM(StackedRNN):
 
 
 class GRU(StackedRNN):
-    """Layers of `jrnn.GRU`, with the arguments of `torch.nn.GRU`."""
+    """Stacked layers of `jrnn.GRU`, like `torch.nn.GRU`; see `StackedRNN` for calls."""
 
     @explain_options
     def __init__(
@@ -279,7 +302,7 @@ class GRU(StackedRNN):
         """Initializes the parameters of all layers.
 
         Args:
-          input_size: last axis of the inputs.
+          input_size: size of the last axis of the inputs.
           hidden_size: number of units of each layer and direction.
           num_layers: number of layers.
           rngs: the streams `params` and `dropout` are used.
@@ -292,6 +315,10 @@ class GRU(StackedRNN):
           engine: as in `jrnn.unroll`.
           dtype: dtype of inputs, products and outputs; None uses that of the inputs.
           param_dtype: dtype of the parameters; the carry has the wider of the two.
+
+        Raises:
+          TypeError: as in `StackedRNN` and `jrnn.GRU`.
+          ValueError: as in `StackedRNN` and `jrnn.GRU`.
         """
         cell = cells.GRU(hidden_size, reset_after=reset_after, t_max=t_max, bias=bias)
         super().__init__(

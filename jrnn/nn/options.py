@@ -30,13 +30,13 @@ OPTIONS_OF_OTHERS = {
     "return_carry": "the carry is always returned, as the first result",
     "go_backwards": "use jrnn.nn.RNN(cell, input_size, reverse=True, ...)",
 }
-"""What to use instead of options of PyTorch, Keras and flax that have another name here."""
+"""Options of PyTorch, Keras and flax that the modules lack, and what to use instead of each."""
 
 
 def explain_options(init: Callable[P, None]) -> Callable[P, None]:
-    """Returns a constructor that names the equivalents of options of other libraries.
+    """Returns a constructor that raises a TypeError for options of other libraries.
 
-    For all other unknown options Python raises.
+    The message names the equivalent in jrnn. For other unknown options `init` itself raises.
     """
     known = inspect.signature(init).parameters
 
@@ -62,7 +62,7 @@ def check_rngs(owner: str, rngs: Any) -> None:
 
 
 def check_body(owner: str, body: Any) -> None:
-    """Raises a TypeError unless the value is a recurrent module, such as an `RNN`."""
+    """Raises a TypeError unless the value is a module with the attribute `causal`, as in `RNN`."""
     if not isinstance(body, nnx.Module) or getattr(body, "causal", None) is None:
         raise TypeError(
             f"{owner}: body must be a module such as jrnn.nn.RNN(cell, 3, rngs=nnx.Rngs(0)), got "
@@ -71,5 +71,5 @@ def check_body(owner: str, body: Any) -> None:
 
 
 def convert_lists(owner: str, xs: Any, mask: Any, resets: Any) -> tuple[Any, Any, Any]:
-    """Converts nested lists of numbers to arrays."""
+    """Converts nested lists of numbers to arrays; returns other values unchanged."""
     return tuple(convert_nested_list(owner, value) for value in (xs, mask, resets))

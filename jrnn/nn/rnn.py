@@ -18,19 +18,21 @@ from jrnn.nn.options import check_rngs, convert_lists, explain_options
 class RNN(nnx.Module):
     """Scans a cell or a layer over a batch of sequences, and contains its parameters.
 
-    The parameters have the names of the cell: `rnn.weights.w_ih` etc. are `nnx.Param`s, and
-    `rnn.params` is the pytree of arrays that `jrnn.unroll` takes.
+    `rnn.weights` is the pytree of parameters that `cell.init` returns, with an `nnx.Param` for each
+    array, such as `rnn.weights.w_ih`. `rnn.params` is the same pytree of arrays, for `jrnn.unroll`.
 
     Attributes:
       cell: the cell or layer.
-      input_size: last axis of the inputs.
-      output_size: last axis of the outputs.
+      input_size: size of the last axis of the inputs.
+      output_size: size of the last axis of the outputs.
+      reverse: whether the module scans from the last valid step to the first.
+      time_major: whether inputs and outputs are `[T, B, ...]` instead of `[B, T, ...]`.
       causal: whether an output depends only on the inputs up to its step.
       output_directions: the last axis of the outputs consists of equal parts, one for each entry;
         an entry is True if the part is scanned in reverse.
       owner: the name of the module in error messages.
-      deterministic: if True, as after `eval()`, a stochastic cell returns its expected value; if
-        False, initially and after `train()`, each call samples noise.
+      deterministic: for calls without `key`: if True, as after `eval()`, a stochastic cell returns
+        its expected value; if False, initially and after `train()`, each call samples noise.
 
     >>> import jax.numpy as jnp, jrnn
     >>> rnn = RNN(jrnn.GRU(8), 3, rngs=nnx.Rngs(0))
@@ -56,18 +58,20 @@ class RNN(nnx.Module):
 
         Args:
           cell: any cell, such as `jrnn.LSTM(64)`, or a layer, such as `jrnn.stack([...])`.
-          input_size: last axis of the inputs.
-          rngs: the stream `params` is used for the parameters, and `dropout` for noise.
-          reverse: scan from the last valid step to the first.
+          input_size: size of the last axis of the inputs.
+          rngs: the stream `params` is used for the parameters, and `dropout` for the noise of a
+            stochastic cell.
+          reverse: whether to scan from the last valid step to the first.
           time_major: use `[T, B, ...]` instead of `[B, T, ...]` for inputs and outputs.
           engine: as in `jrnn.unroll`.
           dtype: dtype of inputs, products and outputs; None uses that of the inputs.
           param_dtype: dtype of the parameters; the carry has the wider of the two.
 
         Raises:
-          TypeError: `cell` is not a layer, or `rngs` is not an `nnx.Rngs`.
-          ValueError: `input_size` is not a positive int, `engine` is unknown, or `reverse` is True
-            for a layer that is not causal.
+          TypeError: `cell` is not a layer, `rngs` is not an `nnx.Rngs`, or `param_dtype` is not
+            floating.
+          ValueError: `input_size` is not a positive int, `engine` is unknown, `reverse` is True for
+            a layer that is not causal, or `reverse` or `time_major` is not a bool.
         """
         self.owner = type(self).__name__
         check_layer(self.owner, "cell", cell)
@@ -87,7 +91,7 @@ class RNN(nnx.Module):
         self.causal = cell.causal and not reverse
         self.output_directions = (True,) if reverse else cell.output_directions
         self.time_major = checks.boolean(self.owner, "time_major", time_major)
-        self.engine = choose_engine(engine)
+        self.engine = choose_engine(engine, self.owner)
         self.dtype = dtype
         self.deterministic = False
         self.rngs = nnx.data(_fork_noise_stream(rngs) if cell.is_stochastic else None)
@@ -95,7 +99,7 @@ class RNN(nnx.Module):
 
     @property
     def params(self) -> Params:
-        """The parameters as a pytree of arrays, as `jrnn.unroll` takes them."""
+        """The parameters as a pytree of arrays, for `jrnn.unroll`."""
         return jax.tree.map(
             lambda weight: weight[...], self.weights, is_leaf=lambda w: isinstance(w, nnx.Param)
         )
@@ -113,21 +117,22 @@ class RNN(nnx.Module):
         """Scans over all steps. The carry is the first result, as in `lax.scan`.
 
         Args:
-          xs: inputs `[B, T, input]` (`[T, B, input]` if time_major).
-          carry: the initial carry, leaves `[B, ...]`; by default that of the cell.
+          xs: inputs `[B, T, input]` (`[T, B, input]` if time_major), or a pytree of inputs that the
+            cell accepts.
+          carry: the initial carry, leaves `[B, ...]`; by default `cell.init_carry`.
           lengths: `[B]` ints, the number of valid steps of each sequence.
           mask: `[B, T]` bool (`[T, B]` if time_major), True on valid steps, in any pattern.
           resets: `[B, T]` bool (`[T, B]` if time_major), True where the carry is reset before the
             step.
-          key: PRNG key for stochastic cells; by default from the stream `dropout` in training mode,
-            and None in evaluation mode.
+          key: PRNG key for the noise of a stochastic cell. By default it is drawn from the stream
+            `dropout` in training mode, and there is no noise in evaluation mode.
 
         Returns:
           The final carry, and the outputs `[B, T, output]` (`[T, B, output]` if time_major).
 
         Raises:
-          ValueError: a shape does not fit, or `rngs` had no stream for the noise of the cell.
-          TypeError: a dtype or the structure of the carry does not fit.
+          ValueError: a shape is wrong, or `rngs` had no stream for the noise of the cell.
+          TypeError: a dtype or the structure of the carry is wrong.
         """
         if not self.time_major:
             xs, mask, resets = to_time_major(self.owner, xs, mask, resets)
@@ -159,10 +164,11 @@ def _fork_noise_stream(rngs: nnx.Rngs) -> nnx.RngStream | None:
 def to_time_major(
     owner: str, xs: Inputs, mask: ArrayLike | None, resets: ArrayLike | None
 ) -> tuple[Inputs, Any, Any]:
-    """Converts batch-major inputs, mask and resets to time-major.
+    """Converts batch-major inputs, mask and resets to time-major; None stays None.
 
     Raises:
-      ValueError: a leaf of `xs` lacks axes, or the shape of `mask` or `resets` does not fit.
+      ValueError: the leaves of `xs` do not share the axes batch and time, or the shape of `mask` or
+        `resets` is not (batch, time).
     """
     xs, mask, resets = convert_lists(owner, xs, mask, resets)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(xs)]

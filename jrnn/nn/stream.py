@@ -52,8 +52,9 @@ class Stream:
         """The carry after the previous step, leaves `[B, ...]`.
 
         It is None until it is set or the first step runs. It can be set to any carry of the
-        network, such as the final carry of a prompt; the next step then starts from it, and earlier
-        calls of `reset` have no effect. None stands for the initial carry of the network.
+        network, such as the final carry of a prompt; the next step then starts from that carry, and
+        earlier calls of `reset` have no effect. If it is set to None, the next step starts from the
+        initial carry of the network.
         """
         return self._carry
 
@@ -73,7 +74,7 @@ class Stream:
           Outputs `[B, output]`, equal to the outputs for the whole sequence at this step.
 
         Raises:
-          ValueError: the first axis of `x` is not `batch_size`.
+          ValueError: the first axis of a leaf of `x` does not have size `batch_size`.
         """
         if self._carry is None:
             x = jax.tree.map(jnp.asarray, x)
@@ -122,10 +123,12 @@ def stream(model: Body | SequenceToSequence, batch_size: int = 1) -> Stream:
       batch_size: number of sequences that run in parallel.
 
     Returns:
-      The `Stream`: `step(x)` takes one step, `reset()` restores the initial carry.
+      The `Stream`: `step(x)` takes one step; after `reset()`, the next step starts from the initial
+      carry.
 
     Raises:
-      TypeError: the model has no output for each step, such as a `Classifier`.
+      TypeError: the model is not a recurrent module, or has no output for each step, such as a
+        `Classifier`.
       ValueError: the model is not causal, or `batch_size` is below 1.
 
     >>> import jrnn

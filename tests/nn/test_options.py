@@ -45,6 +45,14 @@ def test_invalid_argument_raises_a_type_error(call: Any, message: str) -> None:
     assert len(str(error.value)) < 400
 
 
+@pytest.mark.parametrize("module", [nn.LSTM, nn.GRU])
+def test_unknown_engine_raises_with_the_name_of_the_module(module: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{module.__name__}: engine must be one of auto, .*got 7"):
+        module(3, 4, rngs=RNGS, engine=7)
+    with pytest.raises(ValueError, match="^RNN: engine must be one of auto, .*got 7"):
+        nn.RNN(jrnn.GRU(4), 3, rngs=RNGS, engine=7)  # pyright: ignore
+
+
 @pytest.mark.parametrize("token", [6, 100, -1])
 def test_generate_refuses_tokens_outside_of_the_vocabulary(token: int) -> None:
     with pytest.raises(ValueError, match=f"prompt must have tokens from 0 to 5, .*, got {token}$"):
