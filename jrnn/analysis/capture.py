@@ -21,12 +21,13 @@ class GateCapture(NamedTuple):
     Attributes:
       gates: the tapped values by name, in the order in which the cell taps them, each
         `[T, B, hidden]`; zero on padding. Empty for a cell without taps.
-      carries: the carry after each step, leaves `[T, B, ...]`; constant on padding.
+      carries: the carry after each step, leaves `[T, B, ...]`; on padding it is that of the
+        previous step in scan order.
       carry: the final carry, leaves `[B, ...]`, as `jrnn.unroll` returns it.
       ys: the outputs `[T, B, output]`, as `jrnn.unroll` returns them.
       lengths: the argument `lengths`, `[B]`, or None.
       resets: the argument `resets`, `[T, B]`, or None.
-      reverse: whether the scan ran in reverse; the time axis of all fields is forward in time.
+      reverse: whether the scan ran in reverse; all fields are in the order of time in both cases.
       mask: the argument `mask`, `[T, B]`, or None.
     """
 
@@ -56,8 +57,10 @@ def capture_gates(
 
     ::
 
+        s = carry
         for each t in scan order:
-            carries[t], ys[t], gates[name][t] = step(params, carries[t-1], xs[t])
+            s, ys[t], gates[name][t] = step(params, s, xs[t])
+            carries[t] = s
 
     The gates are the values that a cell names by `jrnn.tap(name, value)` in its `update` or
     `readout`. Gates and carries have the wider dtype of parameters and inputs; outputs have the
@@ -71,16 +74,20 @@ def capture_gates(
       carry: the initial carry, leaves `[B, ...]`; by default `layer.init_carry`.
       lengths: `[B]` ints, the number of valid steps of each sequence.
       mask: `[T, B]` bool, True on valid steps, in any pattern.
-      resets: `[T, B]` bool; True replaces the carry by `cell.init_carry` before step t.
-      reverse: scan from the last valid step to the first; results remain forward in time.
-      key: PRNG key for stochastic cells; None uses the expected value.
+      resets: `[T, B]` bool, True where `layer.init_carry` replaces the carry before the step, in
+        scan order.
+      reverse: whether to scan from the last valid step to the first; results stay in the order of
+        time.
+      key: PRNG key for stochastic cells; None means the deterministic expected value.
 
     Returns:
       A `GateCapture`.
 
     Raises:
-      ValueError: a shape does not fit, or a tapped value has no batch axis.
-      TypeError: a dtype or the structure of the carry does not fit.
+      ValueError: a shape is wrong, a tapped value has no batch axis, or two values of a cell are
+        tapped with the same name.
+      TypeError: `layer` is not a layer, a dtype or the structure of the parameters, the inputs or
+        the carry is wrong, or a tap is inside a loop, a branch or a custom derivative.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = jrnn.LSTM(hidden_size=4)
@@ -116,8 +123,9 @@ def retention(
 
     Args:
       forget: the gate that multiplies the previous state, `[T, ...]`: f of an LSTM, z of a GRU.
-      resets: `[T]` bool, or None; a reset sets the retention to 0.
-      reverse: whether the scan ran in reverse; if so, t is before s in time.
+      resets: `[T]` bool, or None; after a reset, the retention of the states before it is 0.
+      reverse: whether the scan ran in reverse; then "later" means earlier in time: the retention is
+        0 for t > s.
 
     Returns:
       `[T, T, ...]`, indexed by the step s of the state and the step t that follows in scan order.
@@ -150,7 +158,8 @@ def retention(
 class _Carries(NamedTuple):
     """The final carry of a cell, with the carries of all steps.
 
-    `Layer.apply` combines the final carries of its cells; these pairs are passed in their place.
+    `Layer.apply` combines the final carries of its cells. These pairs are passed to it in place of
+    the final carries.
     """
 
     final: Carry
@@ -162,7 +171,7 @@ def _capture(
     layer: Layer, params: Params, inputs: SequenceInputs
 ) -> tuple[OrderedDict[str, jax.Array], Carry, Carry, Any]:
     """Returns gates, carries of all steps, final carry and outputs."""
-    # An OrderedDict, because jit sorts the keys of a dict.
+    # The gates are in an OrderedDict, because jit sorts the keys of a dict.
     gates: OrderedDict[str, jax.Array] = OrderedDict()
 
     def run(

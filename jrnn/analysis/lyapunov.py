@@ -31,7 +31,7 @@ class LyapunovSpectrum(NamedTuple):
         exponents that are almost equal may be in the wrong order.
       steps: `[B]` int32, the number of steps that the mean is taken over.
       carry: the final carry, leaves `[B, ...]`, as `jrnn.unroll` returns it.
-      history: `[T, B]`, forward in time: the estimate of the largest exponent after each step,
+      history: `[T, B]`, in the order of time: the estimate of the largest exponent after each step,
         to judge convergence. It is constant on padding, and NaN before the first step of the mean.
     """
 
@@ -64,7 +64,8 @@ class LyapunovSpectrum(NamedTuple):
 
         where e_1 >= e_2 >= ... are the exponents, and k is the largest number with
         e_1 + ... + e_k >= 0. If all partial sums are non-negative, D is the number of exponents;
-        this is a lower bound of the dimension if not all n exponents were computed.
+        this is a lower bound of the dimension if fewer exponents were computed than the carry has
+        elements.
         """
         exponents = jnp.sort(self.exponents, axis=-1, descending=True)
         sums = jnp.cumsum(exponents, axis=-1)
@@ -112,15 +113,15 @@ def lyapunov(
     `carry`, and can be used as a regularizer (gradient flossing; Engelken).
 
     *Initialization.* Q_0 is random, but the same in each call and for each sequence. The identity
-    matrix is unsuitable, because its columns may span invariant subspaces: if J_t is triangular,
-    such as for layers without feedback, its first column would give the exponent of the last layer,
-    which may not be the largest. Q takes some steps to align with the directions of growth, and the
-    carry to reach its attractor; exclude these steps from the mean with `skip`.
+    matrix is unsuitable, because its columns may span invariant subspaces: if every J_t is upper
+    triangular, the first column of the identity keeps its direction, whose exponent may not be the
+    largest. Q takes some steps to align with the directions of growth, and the carry takes some
+    steps to reach its attractor; exclude these steps from the mean with `skip`.
 
     *Resets.* The carry after a reset does not depend on earlier steps, so the Jacobian is zero and
-    its exponents would be minus infinity for every cell. A reset therefore sets Q to Q_0. The step
+    the exponents would be minus infinity for every cell. A reset therefore sets Q to Q_0. The step
     at the reset updates Q from the initial carry but is excluded from the mean. The exponents are
-    means over all segments.
+    means over the steps of all segments.
 
     *Singular Jacobians.* If J_t is singular (for example, by relu units that are zero), an exponent
     is minus infinity and is returned as such. The QR decomposition of LAPACK still returns an
@@ -135,13 +136,15 @@ def lyapunov(
       xs: inputs `[T, B, input]`, or a pytree of leaves `[T, B, ...]`.
       carry: the initial carry, leaves `[B, ...]`; by default `cell.init_carry`.
       num_exponents: number of exponents to compute, the largest first, from 1 to n; by default n.
-      skip: number of steps at the start of each sequence, and after each reset, that are excluded
-        from the mean; they still update the carry and Q.
+      skip: number of steps, from the start of each sequence and from each reset on, that are
+        excluded from the mean; they still update the carry and Q. At a reset at least one step is
+        excluded.
       lengths: `[B]` ints, the number of valid steps of each sequence; padding is excluded.
       mask: `[T, B]` bool, True on valid steps, in any pattern.
-      resets: `[T, B]` bool; True replaces the carry by `cell.init_carry` before step t.
-      reverse: scan from the last valid step to the first.
-      key: PRNG key for stochastic cells; None uses the expected value.
+      resets: `[T, B]` bool, True where `cell.init_carry` replaces the carry before the step, in
+        scan order.
+      reverse: whether to scan from the last valid step to the first.
+      key: PRNG key for stochastic cells; None means the deterministic expected value.
 
     Returns:
       A `LyapunovSpectrum`. If the mean is over no steps (such as for T = 0), the exponents are NaN.
@@ -149,8 +152,10 @@ def lyapunov(
       but does not affect other sequences.
 
     Raises:
-      ValueError: a shape does not fit, `num_exponents` is not from 1 to n, or `skip` is negative.
-      TypeError: a dtype or the structure of the carry does not fit, or it has no floating leaf.
+      ValueError: a shape is wrong, `num_exponents` is not an int from 1 to n, or `skip` is not an
+        int of at least 0.
+      TypeError: `cell` is not a cell, a dtype or the structure of the parameters, the inputs or the
+        carry is wrong, or the carry has no floating leaf.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = jrnn.LSTM(hidden_size=4)
@@ -215,7 +220,8 @@ def _lyapunov(
             (carry, q, num_to_skip),
         )
         carry, jacobian_q = _push_forward(run, prev_carry, zero_where(valid, x), prev_q)
-        # On padding, the QR decomposition is that of Q, since gradients of a singular one are NaN.
+        # On padding, Q itself is decomposed: gradients of the QR decomposition of a singular matrix
+        # are NaN.
         q, diagonal = _orthonormalize(tree_where(valid, jacobian_q, prev_q))
         # A Jacobian can be finite although the carry is NaN: the derivative of relu at NaN is 0.
         is_nan = jnp.isnan(_flatten(carry, initial_q.dtype)).any(axis=-1)
@@ -263,7 +269,7 @@ def _orthonormalize(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
         return q, jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
     # A single column is divided by its norm. The scale prevents overflow and underflow of squares.
     scale = lax.stop_gradient(jnp.abs(matrices).max(axis=-2, keepdims=True))
-    # For a column of zeros LAPACK returns the first unit vector.
+    # For a column of zeros, Q is the first unit vector, as in LAPACK.
     unit_vector = jnp.zeros_like(matrices).at[..., 0, :].set(1)
     scaled = jnp.where(scale == 0, unit_vector, matrices / jnp.where(scale == 0, 1, scale))
     norm = jnp.sqrt(jnp.square(scaled).sum(axis=-2, keepdims=True))
@@ -296,7 +302,11 @@ def _real_size(leaf: jax.Array) -> int:
 
 
 def _carry_size(cell: Cell, carry: Carry) -> int:
-    """Returns n, how many real numbers the inexact leaves of a carry have for each sequence."""
+    """Returns n, how many real numbers the inexact leaves of a carry have for each sequence.
+
+    Raises:
+      TypeError: the carry has no inexact elements.
+    """
     size = sum(_real_size(leaf) for leaf in jax.tree.leaves(carry) if _is_inexact(leaf))
     if size == 0:
         dtypes = [leaf.dtype.name for leaf in jax.tree.leaves(carry)]

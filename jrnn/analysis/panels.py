@@ -11,14 +11,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 9.0  # width of a figure in inches
-MAX_LABELS = 72  # number of characters that fit below the time axis
+MAX_LABELS = 72  # the largest number of steps for which labels are drawn
 
 Annotation = list[str] | np.ndarray | None
-"""The annotation of the time axis: one label per step, features `[T, features]`, or None."""
+"""The annotation of the time axis: one label per drawn step, features `[steps, features]`, or
+None."""
 
 
 def root_figure(ax: "Axes") -> "Figure":
-    """Returns the top-level figure of an axes, which may be in a subfigure."""
+    """Returns the top-level figure of an axes, which may be in a subfigure.
+
+    Raises:
+      ValueError: the axes does not belong to a figure.
+    """
     figure = ax.get_figure(root=True)
     if figure is None:
         raise ValueError(
@@ -56,7 +61,7 @@ def make_panels(
 def color_scale(values: np.ndarray) -> tuple[float, float, str]:
     """Returns the lower limit, upper limit and color map for the values of a gate.
 
-    The values are those of all examples, so that figures of different examples have one scale.
+    The values of all examples are passed, so that figures of different examples have one scale.
     """
     limit = float(np.nanmax(np.abs(values), initial=1.0))
     if np.nanmin(values, initial=0.0) < 0:
@@ -108,9 +113,17 @@ def draw_time_axis(
     feature_axes: "Axes | None",
     steps: int,
     annotation: Annotation,
-    resets: np.ndarray,
+    reset_positions: np.ndarray,
 ) -> None:
-    """Draws the time axis with its annotation, and a dashed line at each position in `resets`."""
+    """Draws the time axis with its annotation, and a dashed line at each reset.
+
+    Args:
+      panels: the axes that share the time axis, from top to bottom.
+      feature_axes: the axes below the panels for an annotation by features, or None.
+      steps: the number of drawn steps.
+      annotation: the annotation; labels are only drawn for at most `MAX_LABELS` steps.
+      reset_positions: the positions of the resets on the time axis.
+    """
     bottom_axes = panels[-1] if feature_axes is None else feature_axes
     if feature_axes is not None and isinstance(annotation, np.ndarray):
         feature_axes.imshow(annotation.T, aspect="auto", cmap="Greys", interpolation="nearest")
@@ -124,5 +137,5 @@ def draw_time_axis(
         bottom_axes.set_xlabel("step")
     bottom_axes.set_xlim(-0.5, steps - 0.5)
     for panel in panels:
-        for position in resets:
+        for position in reset_positions:
             panel.axvline(position, color="magenta", linewidth=1.2, linestyle="--")

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = {"i": "tab:green", "f": "tab:red", "g": "tab:orange", "o": "tab:blue"}
+"""The colors of the gates of an LSTM in `plot_unit`."""
 
 
 def plot_gates(
@@ -57,18 +58,19 @@ def plot_gates(
       capture: the result of `jrnn.analysis.capture_gates`.
       example: index of the sequence in the batch.
       gates: names of gates, in the order of the panels; by default all.
-      inputs: annotation of the time axis: T characters or words, or an array `[T, features]`.
-      sort_by: name of a gate; the rows of all heat maps with as many units are sorted by the step
-        at which this gate is furthest from its mean over time. By default units are in the order of
-        their indices.
+      inputs: annotation of the time axis: T characters or words, which are shown for at most 72
+        steps, or an array `[T, features]`. Steps after the length of the sequence may be omitted.
+      sort_by: name of a gate; the rows of all heat maps with the same number of units are sorted by
+        the step at which this gate is furthest from its mean over time. By default units are in the
+        order of their indices.
 
     Returns:
       The figure, with one axes for each gate, and one for `inputs` if it is an array.
 
     Raises:
       TypeError: `capture` is not a `GateCapture`, or an index is not an int.
-      ValueError: there are no gates, a gate is unknown, `example` is out of range, or `inputs` has
-        the wrong length.
+      ValueError: there are no gates, a gate is unknown or not `[T, B, hidden]`, `example` is out of
+        range or has no valid step, or `inputs` has a wrong shape.
       ImportError: matplotlib is not installed.
 
     >>> import jax, jax.numpy as jnp, jrnn
@@ -114,18 +116,20 @@ def plot_cell_state(
     Args:
       capture: the result of `jrnn.analysis.capture_gates`.
       example: index of the sequence in the batch.
-      state: name of an array of the carry, such as "c" or "h"; by default "c", or the only array.
+      state: name of an array of the carry, such as "c"; a carry that is a single array has the name
+        "h". By default "c", or the only array.
       units: indices of the units to draw as lines, or a number of units: then those with the
         largest variance over time are drawn.
-      inputs: annotation of the time axis: T characters or words, or an array `[T, features]`.
+      inputs: annotation of the time axis: T characters or words, which are shown for at most 72
+        steps, or an array `[T, features]`. Steps after the length of the sequence may be omitted.
 
     Returns:
       The figure, whose first axes has the heat map and whose second one has the lines.
 
     Raises:
       TypeError: `capture` is not a `GateCapture`, or an index is not an int.
-      ValueError: `state` is unknown, `example` or a unit is out of range, or `inputs` has the
-        wrong length.
+      ValueError: `state` is unknown or not `[T, B, hidden]`, `units` is not a positive int, a unit
+        or `example` is out of range, `example` has no valid step, or `inputs` has a wrong shape.
       ImportError: matplotlib is not installed.
     """
     owner = "plot_cell_state"
@@ -170,16 +174,18 @@ def plot_unit(
       unit: index of the unit.
       example: index of the sequence in the batch.
       gates: names of gates; by default all.
-      state: name of an array of the carry, such as "c" or "h"; by default "c", or the only array.
-      inputs: annotation of the time axis: T characters or words, or an array `[T, features]`.
+      state: name of an array of the carry, such as "c"; a carry that is a single array has the name
+        "h". By default "c", or the only array.
+      inputs: annotation of the time axis: T characters or words, which are shown for at most 72
+        steps, or an array `[T, features]`. Steps after the length of the sequence may be omitted.
 
     Returns:
       The figure, whose first axes has the gates and whose second one the state.
 
     Raises:
       TypeError: `capture` is not a `GateCapture`, or an index is not an int.
-      ValueError: a gate or `state` is unknown, `example` or `unit` is out of range, or `inputs` has
-        the wrong length.
+      ValueError: a gate or `state` is unknown or not `[T, B, hidden]`, `example` or `unit` is out
+        of range, `example` has no valid step, or `inputs` has a wrong shape.
       ImportError: matplotlib is not installed.
     """
     owner = "plot_unit"
@@ -235,16 +241,18 @@ def plot_retention(
       example: index of the sequence in the batch.
       gate: name of the gate that multiplies the previous state: "f" of an LSTM, "z" of a GRU.
       unit: index of a unit; by default the mean over all units is shown.
-      inputs: annotation of both axes: T characters or words.
+      inputs: annotation of both axes: T characters or words, which are shown for at most 72 steps.
+        Steps after the length of the sequence may be omitted.
       ax: the axes to draw into; by default those of a new figure.
 
     Returns:
-      The figure.
+      The figure that contains `ax`.
 
     Raises:
       TypeError: `capture` is not a `GateCapture`, or an index is not an int.
-      ValueError: `gate` is unknown or not between 0 and 1, `example` or `unit` is out of range, or
-        `inputs` has the wrong type or length.
+      ValueError: `gate` is unknown or not between 0 and 1, `example` or `unit` is out of range,
+        `example` has no valid step, `inputs` has the wrong type or length, or `ax` does not belong
+        to a figure.
       ImportError: matplotlib is not installed.
     """
     owner = "plot_retention"
@@ -286,7 +294,7 @@ def plot_retention(
 
 
 def _valid_steps(owner: str, capture: GateCapture, example: int) -> int:
-    """Returns the number of steps to draw: the length of one example."""
+    """Returns the number of steps to draw: the length of one sequence; raises if it is 0."""
     if not isinstance(capture, GateCapture):
         raise TypeError(
             f"{owner}: capture must be a GateCapture, the result of "
@@ -351,7 +359,7 @@ def _state(owner: str, capture: GateCapture, state: str | None) -> tuple[str, np
 
 
 def _as_float64(owner: str, name: str, array: jax.Array) -> np.ndarray:
-    """Converts an array `[T, B, hidden]` to NumPy; raises if it has other axes."""
+    """Converts an array `[T, B, hidden]` to NumPy; raises if it does not have three axes."""
     if array.ndim != 3:
         raise ValueError(
             f"{owner}: {name} must have shape (time, batch, hidden), got {array.shape}; if "
@@ -368,7 +376,14 @@ def _reset_positions(capture: GateCapture, example: int, steps: int) -> np.ndarr
 
 
 def _annotation(owner: str, inputs: Any, time: int, steps: int) -> Annotation:
-    """Returns the annotation of the drawn steps from T entries, or one entry per drawn step."""
+    """Returns the annotation of the drawn steps.
+
+    Args:
+      owner: the function that the user called.
+      inputs: the argument `inputs`, with an entry for each of the T steps or each drawn step.
+      time: the number of steps T.
+      steps: the number of drawn steps.
+    """
     if inputs is None:
         return None
     if isinstance(inputs, str) or (

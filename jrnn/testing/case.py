@@ -30,9 +30,9 @@ class Case(NamedTuple):
     Attributes:
       cell: the cell.
       params: its parameters, all random.
-      sample_inputs: a function `(key, leading) -> x`, where `leading` are the sizes of the axes
-        before the last one of x.
-      key: PRNG key.
+      sample_inputs: a function `(key, leading) -> x` that samples inputs; `leading` is the shape of
+        the leading axes of x.
+      key: the PRNG key from which inputs and carries are sampled.
       input_size: the size of the last axis of the inputs.
     """
 

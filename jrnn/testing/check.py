@@ -32,7 +32,8 @@ def check_cell(
 
     All parameters are random, including biases. The checked properties are:
 
-    - frozen: the cell is a hashable frozen dataclass with a complete repr, and can be pickled;
+    - frozen: the cell is a hashable frozen dataclass with the name of its class in its repr, and
+      can be pickled;
     - step: `step` returns the results of `project`, `recur`, `update` and `readout`, and preserves
       the structure, shapes and dtypes of the carry;
     - recur: `recur` is linear in the carry;
@@ -41,13 +42,14 @@ def check_cell(
     - sequence: `unroll` equals a loop of steps, with lengths, resets and reverse, on every engine
       that runs all cells, and for a linear cell also on `Associative`; an output does not depend on
       later inputs;
-    - jit: results are the same with and without compilation;
+    - jit: the results of `step` are the same with and without `jax.jit`;
     - vmap: `jax.vmap` of `step` equals a loop over the batch, and a step of the batch;
     - no_recompilation: a second call with an equal cell and other arrays does not retrace;
-    - dtype: carry and output have the dtype of the parameters and inputs, for float32 and bfloat16
-      (complex64 for complex leaves); a `lax.scan` over `step` accepts the initial carry;
+    - dtype: parameters, carry and output have the dtype passed to `init`, if the inputs have it
+      too, for float32 and bfloat16 (complex64 for complex leaves); a `lax.scan` over `step` accepts
+      the initial carry;
     - gradients: the gradients of parameters, inputs and carry are finite and equal finite
-      differences;
+      differences, in one random direction for each array;
     - taps: values tapped in `update` and `readout` can be captured, also under `jax.jit`;
     - structure: the derivatives have the structure that `jrnn.structure` infers from the jaxpr;
     - coefficients: the coefficients of a linear cell reproduce the step;
@@ -57,12 +59,13 @@ def check_cell(
     Args:
       cell: the cell.
       input_size: passed to `cell.init`.
-      sample_inputs: a function `(key, leading) -> x` that samples inputs `[*leading, input]`; by
-        default normal numbers with the shapes of `cell.inputs`.
+      sample_inputs: a function `(key, leading) -> x` that samples inputs `[*leading, input]`, or a
+        pytree of inputs; by default normal numbers with the shapes of `cell.inputs`.
       seed: random seed.
 
     Raises:
-      AssertionError: a property does not hold; the message describes all failures.
+      AssertionError: `init` or `step` raises, or a property does not hold; the message describes
+        all failures.
       TypeError: `cell` is not a `jrnn.Cell`.
 
     >>> import jrnn
@@ -83,7 +86,7 @@ def check_cell(
         with jax.disable_jit():
             cell.step(params, *as_jax((case.carry(BATCH), case.xs(BATCH))))
     except Exception as error:
-        raise AssertionError(f"check_cell({cell!r}): step raises: {error}") from error
+        raise AssertionError(f"check_cell({cell!r}): init or step raises: {error}") from error
     for name, check in PROPERTIES.items():
         try:
             check(case)

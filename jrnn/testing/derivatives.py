@@ -117,7 +117,10 @@ def _units_are_independent(
 
     @jit_unoptimized
     def jacobians(*point):
-        """Returns pairs of the index of an output and the Jacobians of one of its parts."""
+        """Returns pairs of the index of an output and its Jacobians by each input.
+
+        A complex output has two pairs, for its real and its imaginary part.
+        """
         # Reverse mode, because a step may not support forward mode.
         _, vjp = jax.vjp(restricted, *point)
         results = []

@@ -38,7 +38,7 @@ from jrnn.testing.derivatives import check_gradients, check_structure
 
 
 def _check_frozen(case: Case) -> None:
-    """Checks that the cell is a hashable frozen dataclass that can be pickled."""
+    """Checks that the cell is a hashable frozen dataclass that can be pickled, and has a repr."""
     cell = case.cell
     params = getattr(type(cell), "__dataclass_params__", None)
     frozen = params is not None and params.frozen
@@ -47,13 +47,13 @@ def _check_frozen(case: Case) -> None:
     require(
         pickle.loads(pickle.dumps(cell)) == cell, "a pickled and unpickled cell must equal the cell"
     )
-    require(type(cell).__name__ in repr(cell), "the repr of a cell must have its name and fields")
+    require(type(cell).__name__ in repr(cell), "the repr of a cell must have the name of its class")
 
 
 def _check_step(case: Case) -> None:
     """Checks that `step` equals `project`, `recur`, `update` and `readout` in this order.
 
-    It must also preserve the structure of the carry.
+    It must also preserve the structure, shapes and dtypes of the carry.
     """
     carry = case.carry(2, BATCH)
     step = compute_step(case, carry, case.xs(2, BATCH))
@@ -104,7 +104,7 @@ def _check_taps(case: Case) -> None:
 
     (expected, expected_taps), (got, got_taps) = (
         capture(step),
-        # A new function, because JAX does not trace the same function twice.
+        # The lambda is a new function, because JAX does not trace the same function twice.
         capture(jax.jit(lambda *args: step(*args))),
     )
     chex.assert_trees_all_equal_shapes_and_dtypes(got, expected)
@@ -121,7 +121,10 @@ def _check_leading_axes(case: Case) -> None:
 
 
 def _check_sequence(case: Case) -> None:
-    """Checks that every engine equals a loop of steps, and is causal."""
+    """Checks that engines equal a loop of steps, and that no output depends on later inputs.
+
+    The engines are those that run every cell, and `Associative` for a linear cell.
+    """
     cell, params, carry, xs = case.cell, case.params, case.carry(BATCH), case.xs(STEPS, BATCH)
     lengths = np.array([STEPS, STEPS - 2, 0])
     resets = np.zeros((STEPS, BATCH), bool)
@@ -192,9 +195,10 @@ def _check_no_recompilation(case: Case) -> None:
 
 
 def _check_dtype(case: Case) -> None:
-    """Checks that carry and output have the dtype of parameters and inputs.
+    """Checks that parameters, carry and output have the dtype passed to `init`.
 
-    Also checks that `lax.scan` accepts the step if the dtypes of parameters and inputs differ.
+    The inputs have the same dtype. Also checks that `lax.scan` accepts the step if the dtypes of
+    parameters and inputs differ.
     """
 
     def init_and_step(x, dtype):
