@@ -34,17 +34,19 @@ class Associative(Engine):
     ::
 
         (a_2, b_2) after (a_1, b_1) = (a_2 a_1, a_2 b_1 + b_2)
-        reset:  a = 0, b = a * reset_carry + b;      padding:  a = 1, b = 0
+        reset:    (a, b) becomes (0, a * reset_carry + b)
+        padding:  (a, b) becomes (1, 0)
 
-    The projections of all steps are one matrix product, and so are the readouts. The scan has
-    logarithmic depth on accelerators. On a CPU it is sequential, with one pass over memory. Its
-    derivative is another scan, in the other direction. Derivatives of every mode and order are
-    supported. Half-precision carries are accumulated in float32.
+    The projections of all steps of a block are one matrix product, and so are the readouts. The
+    scan has logarithmic depth on accelerators. On a CPU it is sequential, with one pass over
+    memory. Its reverse-mode derivative is another scan, in the opposite direction. Derivatives of
+    every mode and order are supported. Half-precision carries are accumulated in float32.
 
     `LogDiagonal` coefficients are converted to their exponentials. The scan never divides by a
     product of gates, so it does not need logarithms for numerical stability.
 
-    If `Scan` overflows to inf, this engine may return NaN. Neither affects outputs after a reset.
+    If `Scan` overflows to inf, this engine may return NaN. An inf or NaN does not affect outputs
+    after a reset.
 
     With a `mesh`, time is sharded over devices. Each device composes its own steps, all devices
     exchange the composed steps, and each device computes its states from its incoming carry. Inputs
@@ -55,20 +57,22 @@ class Associative(Engine):
 
     Args:
       chunk: number of consecutive steps that are computed sequentially; chunks are combined by an
-        associative scan. 1 is a pure associative scan, T or more a sequential loop. By default T on
-        a CPU, else 1.
-      block: number of steps whose states are in memory at the same time. Blocks run one after
+        associative scan. 1 is a pure associative scan, more than half of the steps a sequential
+        loop. By default a sequential loop on a CPU, else 1.
+      block: number of steps whose states are computed at the same time. Blocks run one after
         another, and are recomputed in the backward pass; T or more is a single block. The default
         is T on accelerators. On a CPU it is the number of steps that fit into the cache
         (`BLOCK_ELEMENTS`), which is twice as fast as a single block. Use a smaller number for large
-        states, such as matrices.
+        states, such as matrices. With a `mesh` it must be None.
       mesh: devices over which time is sharded, or None.
       axis: the axis of the mesh over which time is sharded.
 
     Raises:
-      TypeError: `mesh` is not a mesh; or, when run, the cell has no `coefficients`.
-      ValueError: `chunk` or `block` is not a positive int, both `block` and `mesh` are given, the
-        mesh has no such axis, or, when run, the devices do not divide the number of steps.
+      TypeError: `mesh` is not a mesh; or, when run, the cell has no `coefficients`, or they do not
+        have the structure of the carry.
+      ValueError: `chunk` or `block` is not a positive int, both `block` and `mesh` are given, or
+        the mesh has no such axis; or, when run, the coefficients do not broadcast against the
+        carry, or the number of steps is not a multiple of the number of devices.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = jrnn.MinGRU(hidden_size=4)
@@ -131,7 +135,12 @@ class Associative(Engine):
         return carry, ys
 
     def block_size(self, steps: int, carry: Carry) -> int:
-        """Returns the number of steps of a block; the default divides T if possible."""
+        """Returns the number of steps of a block: the field `block`, or its default.
+
+        Args:
+          steps: the number of steps T; the default is a divisor of T if one is close enough.
+          carry: the carry, leaves `[B, ...]`.
+        """
         if self.block is not None:
             return self.block
         if jax.default_backend() != "cpu":
@@ -196,7 +205,7 @@ class _Recurrence(NamedTuple):
     """The recurrence of one leaf of the carry: s_t = a_t s_{t-1} + b_t, from s = init.
 
     Attributes:
-      algebra: the products of a with b, without resets.
+      algebra: the products of a with states, without resets.
       a: scalars `[T, B, ...]` or matrices `[T, B, ..., n, n]`; T and B may be 1 for broadcasting.
       keep: `[T, B]` bool, False at resets, which discard the previous state; None without resets.
       b: `[T, B, ...]`.
@@ -217,7 +226,13 @@ class _Recurrence(NamedTuple):
         return recurrence.solve(algebra, a, self.b, self.init, reverse=reverse, chunk=chunk)
 
     def after_previous_devices(self, axis: str, reverse: bool, chunk: int | None) -> "_Recurrence":
-        """Replaces `init` by the state after the steps of all previous devices."""
+        """Replaces `init` by the state after the steps of all previous devices in scan order.
+
+        Args:
+          axis: the axis of the mesh over which time is sharded.
+          reverse: whether the scan runs in reverse.
+          chunk: as in `recurrence.solve`.
+        """
 
         def last_state(b: jax.Array, init: jax.Array) -> jax.Array:
             states = self._replace(b=b, init=init).solve(reverse, chunk)
@@ -297,7 +312,7 @@ def _finish(
 ) -> tuple[Carry, Any]:
     """Returns the final carry and the outputs, from the state after each step."""
     tree = jax.tree.unflatten(jax.tree.structure(carry), states)
-    # The carry may have leaves that are not floating, or in half precision.
+    # The states are in float32 or wider; the carry may be in half precision, or not floating.
     carries = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, carry)
     return recurrence.last(carries, reverse), zero_where(valid, bound.readout(carries, z))
 

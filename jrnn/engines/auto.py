@@ -19,7 +19,7 @@ from jrnn.structure import is_symbolic
 log = logging.getLogger("jrnn")
 
 SCAN_MAX_WEIGHTS, SCAN_MIN_BATCH, ASSOCIATIVE_MIN_STEPS = 16384, 32, 256
-"""Thresholds of `Auto`: weights of a cell, batch size, and number of steps."""
+"""Thresholds of `Auto`: parameters of a cell, batch size, and number of steps."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Auto(Engine):
       the C++ extension is installed.
     - `Associative` if the cell has `coefficients`; on a CPU only from `ASSOCIATIVE_MIN_STEPS`
       steps.
-    - `Scan` on a CPU if the cell has less than `SCAN_MAX_WEIGHTS` weights and the batch at least
-      `SCAN_MIN_BATCH` sequences. This rule does not apply if XLA partitions the computation over a
-      mesh, because XLA would then sum the gradients of `Scan` over the devices at every step.
+    - `Scan` on a CPU if the cell has fewer than `SCAN_MAX_WEIGHTS` parameters and the batch has at
+      least `SCAN_MIN_BATCH` sequences. This rule does not apply if XLA partitions the computation
+      over a mesh: XLA would then sum the gradients of `Scan` over the devices at every step.
     - `Fused`.
 
     The thresholds follow from the tables of `jrnn bench` in docs/benchmarks. `Native` is the
@@ -66,6 +66,7 @@ class Auto(Engine):
         self, bound: BoundCell, carry: Carry, xs: Inputs, masks: Masks, reverse: bool
     ) -> tuple[Carry, Any]:
         if is_symbolic(*jax.tree.leaves(xs)[0].shape[:2]):
+            log.info("engine='auto' chose %r: time or batch is symbolic", Scan())
             return Scan().run(bound, carry, xs, masks, reverse)
         reason = unavailable_reason(bound, xs)
         chosen = Native() if reason is None else _select_without_kernels(bound, xs)

@@ -12,7 +12,10 @@ ChunkFunction = Callable[[Carry, Any, Any], tuple[Carry, tuple[Any, Any]]]
 
 
 def choose_chunk_size(steps: int, target: int) -> int:
-    """Returns the largest divisor of T in (target / 2, target], or `target` if there is none."""
+    """Returns the largest divisor of `steps` in (target / 2, target], or `target` if none exists.
+
+    `target` is first limited to the range from 1 to `steps`.
+    """
     target = max(1, min(target, steps))
     return next((n for n in range(target, target // 2, -1) if steps % n == 0), target)
 
@@ -26,10 +29,11 @@ def scan_chunks(
       function: `(carry, xs, chunk_x) -> (carry, (ys, chunk_y))`, where xs and ys have one entry for
         each step of the chunk, and chunk_x and chunk_y belong to the chunk as a whole.
       carry: the initial carry.
-      xs: inputs of each step, leaves `[T, ...]`.
+      xs: inputs of each step, leaves `[T, ...]`; T is at least 1.
       chunk_xs: inputs of each chunk, leaves `[ceil(T / chunk), ...]`.
       chunk: number of steps of a chunk, at least 1.
-      reverse: whether to scan from the last chunk to the first.
+      reverse: whether to scan from the last chunk to the first; `function` receives the steps of a
+        chunk in the order of time in both cases.
 
     Returns:
       The final carry, and the pair of ys, leaves `[T, ...]`, and chunk_ys, leaves

@@ -83,12 +83,12 @@ def damped_step(kind: JacobianKind, a: Any, r: Leaves, damping: jax.Array, rever
     Args:
       kind: the computed part of the Jacobians: "diagonal", "block" or "full".
       a: the Jacobians, from `System.linearize`.
-      r: the residuals, leaves `[T, B, hidden]`.
-      damping: `[B]`, at least 0.
+      r: the residuals, leaves `[T, B, ...]`.
+      damping: `[B]`, above 0.
       reverse: whether the scan runs in reverse.
 
     Returns:
-      The changes d of the states, leaves `[T, B, hidden]`.
+      The changes d of the states, leaves `[T, B, ...]`.
 
     References:
       Gonzalez et al., 2024, Towards scalable and stable parallelization of nonlinear RNNs (ELK).
@@ -140,7 +140,17 @@ def smooth(
 def covariances(
     ops: CovarianceOps, a: jax.Array, weight: jax.Array, reverse: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """Computes the covariances of each d_t before and after its observation, sequentially."""
+    """Computes the covariances of each d_t before and after its observation, sequentially.
+
+    Args:
+      ops: `SCALARS` or `MATRICES`.
+      a: the Jacobians, as in `smooth`.
+      weight: the damping, `[B, ...]` with axes of size 1 up to the number of axes of a step of `a`.
+      reverse: whether the scan runs in reverse.
+
+    Returns:
+      The predicted and the updated covariances, in the shape of `a`.
+    """
 
     def step(prev: jax.Array, a: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         identity = ops.identity(a)

@@ -15,8 +15,8 @@ class Engine(checks.ConvertsFields, abc.ABC):
     Subclasses are frozen dataclasses, whose fields are the options of the engine.
 
     Attributes:
-      supports_every_cell: whether the engine runs every cell; otherwise it raises for cells that it
-        does not support.
+      supports_every_cell: whether the engine runs every cell. Otherwise `run` raises an error for
+        some cells.
       supports_symbolic_shapes: whether time and batch may be symbolic dimensions of `jax.export`.
     """
 
@@ -37,5 +37,7 @@ class Engine(checks.ConvertsFields, abc.ABC):
           reverse: whether to scan from the last step to the first.
 
         Returns:
-          The final carry in scan order, and outputs `[T, B, ...]` in the order of time.
+          The final carry in scan order; and the outputs `[T, B, ...]` in the order of time, zero on
+          padding. If `bound.return_carries` is True, the outputs are pairs of the output and the
+          carry after each step; carries on padding may have any value.
         """

@@ -23,8 +23,9 @@ class System(NamedTuple):
     Attributes:
       step: the step function, for all t at once.
       num_steps: the number of steps T.
-      initial_carry: the leaves of the initial carry.
-      masks: resets and padding; on padding the equation is s_t = s_{t-1}.
+      initial_carry: the leaves `[B, ...]` of the initial carry.
+      masks: padding and resets. On padding the equation is s_t = s_{t-1}; at a reset, the reset
+        carry replaces s_{t-1}.
       reverse: whether the scan runs in reverse.
     """
 
@@ -51,7 +52,8 @@ class System(NamedTuple):
     def step_all(self, states: Leaves) -> tuple[Leaves, Any]:
         """Applies the step function at every t to the state before step t.
 
-        Returns the next states and the outputs.
+        Returns:
+          The next states, leaves `[T, B, ...]`, and the outputs `[T, B, output]`.
         """
         prev, bound, z = self.step.carry(self.prev_carries(states)), self.step.bound, self.step.z
         carry = bound.update(prev, z, bound.recur(prev))
@@ -59,14 +61,14 @@ class System(NamedTuple):
         return self._apply_padding(states, jax.tree.leaves(carry)), ys
 
     def outputs(self, states: Leaves) -> Any:
-        """Computes the outputs `[T, B, output]`."""
+        """Computes the outputs `[T, B, output]`, zero on padding."""
         return self.step_all(states)[1]
 
     def initial_guess(self, init: str) -> Leaves:
         """Returns the first guess of the states.
 
         With init="carry" it is the initial carry at all steps, otherwise the result of one step
-        from it at each t.
+        from the initial carry at each t.
         """
         constant = [
             jnp.broadcast_to(leaf, (self.num_steps, *leaf.shape)) for leaf in self.initial_carry
@@ -74,7 +76,7 @@ class System(NamedTuple):
         return constant if init == "carry" else self.step_all(constant)[0]
 
     def solve_sequentially(self) -> Leaves:
-        """Solves the equations step by step, by `lax.scan`."""
+        """Returns the states, leaves `[T, B, ...]`, computed step by step by `lax.scan`."""
         bound, masks = self.step.bound, self.masks
 
         def body(carry: Carry, inputs: Any) -> Any:

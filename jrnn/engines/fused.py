@@ -1,4 +1,4 @@
-"""The default engine for training: one scan with a custom backward pass, for every cell."""
+"""The engine for training any cell: one scan with a custom backward pass."""
 
 import dataclasses
 import math
@@ -28,7 +28,8 @@ CHUNK_ROWS = 256
 product is efficient, and its operands fit into the cache."""
 
 SINGLE_STEP_MAX_WEIGHTS, SINGLE_STEP_MIN_BATCH = 32768, 32
-"""Below this number of weights, from this batch size, the default chunk is one step."""
+"""Without `remat`, the default chunk is one step if a cell has fewer parameters than the former and
+the batch size is at least the latter."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,13 @@ class Fused(Engine):
         w' = sum over chunks of vjp(p, q with respect to w)(z'_chunk, u'_chunk)
 
     The gradient of `lax.scan` in JAX adds to all weight gradients at every step. This engine
-    computes them by one matrix product for each chunk of steps. By default a chunk is a single step
-    only for small cells with large batches. The forward pass saves s_t and those results of
-    `update` that are more expensive than an addition or a product, such as the gates.
+    computes them by one matrix product for each chunk of steps. By default a chunk has about
+    `CHUNK_ROWS` rows, steps times batch; for a small cell and a batch of at least 32 it is a single
+    step. The forward pass saves s_t and those results of `update` that take long to recompute, such
+    as the gates.
 
-    A readout that multiplies by parameters is one product for all steps, forward and backward,
-    except for larger batches on a CPU (see `jrnn.engines.readout`). Gradients of parameters that
+    A readout with matrix products is one product for all steps, forward and backward, except for
+    batches of 4 or more on a CPU (see `jrnn.engines.readout`). Gradients of parameters that
     `update` or a readout in the loop uses, such as peepholes, are accumulated step by step.
 
     With `remat` the forward pass saves only the carry before each chunk, and the backward pass
@@ -104,7 +106,13 @@ class Fused(Engine):
         return carry, readout.outputs(bound, outs, masks.valid)
 
     def chunk_size(self, steps: int, batch: int, weights: int = SINGLE_STEP_MAX_WEIGHTS) -> int:
-        """Returns the number of steps of a chunk; the default divides T if possible."""
+        """Returns the number of steps of a chunk: the field `chunk`, or its default.
+
+        Args:
+          steps: the number of steps T; the default is a divisor of T if one is close enough.
+          batch: the batch size.
+          weights: the number of parameters of the cell, which has no effect with `remat`.
+        """
         if self.chunk is not None:
             return self.chunk
         is_small = batch >= SINGLE_STEP_MIN_BATCH and weights < SINGLE_STEP_MAX_WEIGHTS
@@ -160,8 +168,8 @@ def _forward(
 def _backward(
     options: Fused, readout: SplitReadout, reverse: bool, residuals: Any, cotangents: Any
 ) -> Any:
-    # Without remat, `saved` has the carry before each step and its residuals; with remat,
-    # `chunk_carries` has the carry before each chunk.
+    # Without remat, `saved` has the carry before each step and the residuals of `update`. With
+    # remat it is None, and `chunk_carries` has the carry before each chunk.
     bound, xs, masks, saved, chunk_carries = residuals
     ct_carry, ct_outs = float_leaves(cotangents)
     prev_carries = chunk_carries if saved is None else saved[0]
@@ -215,7 +223,12 @@ def _scan_with_residuals(
     steps: Any,
     reverse: bool,
 ) -> Any:
-    """Scans over time, and returns the carry before each step and the residuals of `update` too."""
+    """Scans over time, and saves what the backward pass needs.
+
+    Returns:
+      The final carry; and the pair of the results of `readout.in_loop` and the saved arrays, which
+      are the carry before each step, after resets, and the residuals of `update`.
+    """
 
     def body(carry: Carry, inputs: Any) -> Any:
         x, valid, reset = inputs
@@ -233,11 +246,11 @@ def _backward_step(plan: BackwardPlan, bound: BoundCell, state: Any, inputs: Any
 
     Args:
       plan: the plan.
-      bound: the cell.
-      state: cotangents of the carry after the step, of the parameters that `update` uses, and of
-        the reset carry.
+      bound: the cell with its parameters.
+      state: cotangents of the carry after the step, of the parameters in `plan.used_in_update`, and
+        of the reset carry.
       inputs: for this step, the saved carry and residuals, the masks, and the cotangent of the
-        output.
+        result of `readout.in_loop`.
 
     Returns:
       The new state, and the cotangents of the merged gates.

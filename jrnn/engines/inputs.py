@@ -26,8 +26,8 @@ class CanonicalInputs(NamedTuple):
       masks: padding and resets.
       reverse: whether to scan from the last step to the first.
       nan_carries: `[T, B]` bool, True on steps after which the carry should be NaN, but is not,
-        since `isolate_nans` replaced the inputs; or None.
-      user_carry: the initial carry that the user passed, or None.
+        since `isolate_nans` replaced the inputs. None without resets or without steps.
+      user_carry: the initial carry that the user passed; None if no carry was passed.
     """
 
     bound: BoundCell
@@ -39,7 +39,7 @@ class CanonicalInputs(NamedTuple):
     user_carry: Carry | None
 
     def restore_nans(self, ys: Any) -> Any:
-        """Sets the outputs of the steps that `isolate_nans` replaced to NaN."""
+        """Sets the outputs to NaN on the valid steps of `nan_carries`."""
         if self.nan_carries is None:
             return ys
         valid = self.masks.valid
@@ -47,7 +47,7 @@ class CanonicalInputs(NamedTuple):
         return masking.restore_nans(nan_steps, ys)
 
     def restore_nan_carries(self, carries: Carry) -> Carry:
-        """Sets the carries after these steps to NaN, also on padding that repeats them."""
+        """Sets the carries `[T, B, ...]` to NaN on all steps of `nan_carries`, also on padding."""
         if self.nan_carries is None:
             return carries
         return masking.restore_nans(self.nan_carries, carries)
@@ -60,12 +60,14 @@ class CanonicalInputs(NamedTuple):
 
 
 class explain_arguments:
-    """A context that explains errors of `jax.jit` about arguments that are not arrays.
+    """A context manager that explains errors about arguments that are not arrays or not a key.
 
-    It costs less than a validation of each leaf before the call.
+    If the body raises a TypeError or ValueError and an argument is of a wrong type, a TypeError
+    that names the argument replaces the error. This takes less time than a validation of each leaf
+    before every call.
 
     Args:
-      inputs: the sequences.
+      inputs: the sequences, with all arguments of the run.
       params: the parameters.
     """
 
@@ -88,7 +90,12 @@ class explain_arguments:
 def conform_arguments(layer: Layer, params: Params, inputs: SequenceInputs) -> Params:
     """Validates inputs and parameters against a layer, and returns the parameters.
 
-    See `jrnn.params.conform_params`. Functions that run a layer call it before `Layer.apply`.
+    Functions that run a layer call it before `Layer.apply`. The returned parameters are those of
+    `jrnn.params.conform_params`, which converts dicts to NamedTuples.
+
+    Raises:
+      TypeError: the type of the inputs, or the structure or a dtype of the parameters is wrong.
+      ValueError: a shape is wrong.
     """
     if jax.tree.leaves(inputs.xs):
         check_input_type(inputs.owner, layer, params, inputs.xs)
@@ -105,7 +112,7 @@ def canonicalize(
       cell: the cell.
       params: its parameters.
       inputs: the sequences.
-      return_carries: whether the run returns pairs of outputs and carries.
+      return_carries: whether the engine returns pairs of outputs and carries.
 
     Raises:
       ValueError: a shape is wrong.
@@ -140,7 +147,12 @@ def canonicalize(
 
 
 def time_and_batch(inputs: SequenceInputs) -> tuple[int, int]:
-    """Validates the shapes of the inputs, and returns the number of steps and the batch size."""
+    """Validates shapes and dtypes of the inputs; returns the number of steps and the batch size.
+
+    Raises:
+      ValueError: there is no array, or a shape is wrong.
+      TypeError: no array is floating.
+    """
     owner, leaves = inputs.owner, jax.tree.leaves(inputs.xs)
     if not leaves:
         raise ValueError(f"{owner}: xs must hold at least one array [time, batch, ...], got none")
@@ -166,7 +178,7 @@ def time_and_batch(inputs: SequenceInputs) -> tuple[int, int]:
 def _masks(
     inputs: SequenceInputs, steps: int, batch: int
 ) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
-    """Validates the masks, and returns lengths, valid steps and resets of `Masks`."""
+    """Validates the masks, and returns the fields `lengths`, `valid` and `resets` of `Masks`."""
     lengths, valid, resets = inputs.lengths, None, inputs.resets
     if lengths is not None:
         lengths = _validate_lengths(inputs.owner, lengths, steps, batch)
@@ -192,7 +204,7 @@ def _validate_lengths(owner: str, lengths: jax.Array, steps: int, batch: int) ->
     if is_symbolic(steps):
         return jnp.clip(lengths.astype(jnp.int32), 0, jnp.asarray(steps, jnp.int32))
     max_length = min(steps, jnp.iinfo(lengths.dtype).max)
-    # Clipped before the cast, since int64 lengths may overflow int32.
+    # Lengths are clipped before the cast, since int64 lengths may overflow int32.
     return jnp.clip(lengths, 0, max_length).astype(jnp.int32)
 
 

@@ -4,7 +4,7 @@ If `update` is elementwise, they follow from a few elementwise derivatives. With
 old carry, c' those of the new carry, and u the gates from `recur`::
 
     dc'_i / dc_j = diag(D_ij) + sum over gates g of diag(E_ig) R_gj
-    D_ij = partial of update by c_j,   E_ig = partial of update by u_g,   R_gj = du_g / dc_j
+    D_ij = partial of c'_i by c_j,   E_ig = partial of c'_i by u_g,   R_gj = du_g / dc_j
 
 R contains the recurrent weights, which are the same at all steps. For any other cell the Jacobian
 is computed column by column, by forward-mode differentiation.
@@ -30,6 +30,7 @@ matrix."""
 Leaves = list[jax.Array]
 Rows = tuple[tuple[jax.Array, ...], ...]
 Entry = Callable[[int, int], jax.Array]
+"""Maps (i, j) to element (i, j) of the result of `blocks`."""
 
 
 class Step(NamedTuple):
@@ -38,7 +39,7 @@ class Step(NamedTuple):
     Attributes:
       bound: the cell with its parameters.
       structure: the tree structure of the carry.
-      z: the gates of the input, leaves `[T, B, ...]`.
+      z: the result of `project` for all steps, leaves `[T, B, ...]`.
       exact: the result of `exact_kind` for the cell.
     """
 
@@ -62,15 +63,23 @@ class PartialDerivatives(NamedTuple):
     """The partial derivatives of `update`, arrays `[T, B, hidden]`.
 
     Attributes:
-      by_carry: D of the module docstring, one row for each leaf of the carry.
-      by_gates: E of the module docstring, one row for each leaf of the carry.
+      by_carry: D of the module docstring: a row for each new leaf, of an array for each old leaf.
+      by_gates: E of the module docstring: a row for each new leaf, of an array for each leaf of u.
     """
 
     by_carry: Rows
     by_gates: Rows
 
     def apply(self, step: Step, tangents: Leaves) -> Leaves:
-        """Computes the exact Jacobian-vector product, without forming matrices `[n, n]`."""
+        """Computes the exact Jacobian-vector product, without forming matrices `[n, n]`.
+
+        Args:
+          step: the step function, for its `recur`.
+          tangents: the tangents of the old carry, leaves `[..., hidden]`.
+
+        Returns:
+          The tangents of the new carry.
+        """
         u_tangents = jax.tree.leaves(_recur_tangents(step, tangents))
         row = lambda by_carry, by_gates: sum(
             (p * t for p, t in zip((*by_carry, *by_gates), (*tangents, *u_tangents), strict=True)),
@@ -99,7 +108,10 @@ def exact_kind(bound: BoundCell, xs: Inputs) -> JacobianKind | None:
 
 
 def is_elementwise(step: Step, prev_carries: Leaves) -> bool:
-    """Returns whether `update` is elementwise, and all leaves and gates have the same shape."""
+    """Returns whether `update` is elementwise, and carry and u consist of arrays of one shape.
+
+    The arrays must be `[T, B, hidden]`.
+    """
     bound, carry = step.bound, step.carry(prev_carries)
     u = jax.eval_shape(bound.recur, carry)
     leaves = [*prev_carries, *jax.tree.leaves(u)]
@@ -112,7 +124,10 @@ def is_elementwise(step: Step, prev_carries: Leaves) -> bool:
 
 
 def partials(step: Step, prev_carries: Leaves) -> tuple[Leaves, PartialDerivatives]:
-    """Returns the leaves after each step, and the partial derivatives; see `is_elementwise`."""
+    """Returns the leaves after each step, and the partial derivatives of an elementwise `update`.
+
+    `is_elementwise` must be true for the arguments.
+    """
     us, gates = jax.tree.flatten(step.bound.recur(step.carry(prev_carries)))
     update = lambda prev_carries, us: step.next_carries(prev_carries, jax.tree.unflatten(gates, us))
     next_leaves, jvp = jax.linearize(update, prev_carries, us)
@@ -158,8 +173,8 @@ def diagonal(step: Step, prev_carries: Leaves) -> tuple[Leaves, tuple[jax.Array,
 def blocks(step: Step, prev_carries: Leaves) -> tuple[Leaves, Rows]:
     """Returns the leaves after each step, and the block-diagonal part of the Jacobians.
 
-    Element (i, j) of the latter has the derivatives of unit k of leaf i by unit k of leaf j, for
-    all k, in the shape of leaf j.
+    Element (i, j) of the latter has the derivatives of unit k of the new leaf i by unit k of the
+    old leaf j, for all k, in the shape of leaf j.
     """
     next_leaves, entry = _entries(step, prev_carries)
     count = range(len(prev_carries))
@@ -167,12 +182,13 @@ def blocks(step: Step, prev_carries: Leaves) -> tuple[Leaves, Rows]:
 
 
 def _entries(step: Step, prev_carries: Leaves) -> tuple[Leaves, Entry]:
+    """Returns the leaves after each step, and a function that computes one element of `blocks`."""
     compute = _blocks_from_partials if is_elementwise(step, prev_carries) else _blocks_by_columns
     return compute(step, prev_carries)
 
 
 def _blocks_from_partials(step: Step, prev_carries: Leaves) -> tuple[Leaves, Entry]:
-    """Computes entries from the partial derivatives of an elementwise `update`."""
+    """Computes `_entries` from the partial derivatives of an elementwise `update`."""
     next_leaves, (by_carry, by_gates) = partials(step, prev_carries)
     weights = [[jnp.diagonal(w) for w in leaf] for leaf in recurrent_weights(step, prev_carries)]
 
@@ -183,7 +199,7 @@ def _blocks_from_partials(step: Step, prev_carries: Leaves) -> tuple[Leaves, Ent
 
 
 def _blocks_by_columns(step: Step, prev_carries: Leaves) -> tuple[Leaves, Entry]:
-    """Computes entries of the full Jacobian, with one column in memory at a time."""
+    """Computes `_entries` for any cell, by one tangent for each unit, one after another."""
     next_leaves, jvp = jax.linearize(step.next_carries, prev_carries)
 
     def entry(i: int, j: int) -> jax.Array:
@@ -225,7 +241,7 @@ def full(step: Step, prev_carries: Leaves) -> tuple[Leaves, jax.Array]:
 
 
 def _full_by_columns(step: Step, prev_carries: Leaves) -> tuple[Leaves, jax.Array]:
-    """Computes the full Jacobian, by one tangent for each element of the carry."""
+    """Computes `full` for any cell, by one tangent for each element of the carry."""
     flat = concat_leaves(prev_carries)
     function = lambda flat: concat_leaves(step.next_carries(split_leaves(flat, prev_carries)))
     next_leaves, jvp = jax.linearize(function, flat)

@@ -21,7 +21,7 @@ class Kernel(NamedTuple):
     """The description of a C++ kernel.
 
     Attributes:
-      cell_id: its value of the enum `JrnnCell` in kernels/api.h.
+      cell_id: the number of the cell in the enum `JrnnCell` of kernels/api.h.
       num_gates: number of gates, which are the column blocks of w_ih, w_hh and b.
       num_residuals: number of arrays that the forward kernel saves for each step.
       extra_params: names of the parameters besides w_ih, w_hh and b, in the order of the kernel's
@@ -83,12 +83,12 @@ def run_kernel(
     """Runs a kernel over a batch of sequences, with any mask.
 
     The kernel takes only lengths. For other masks, valid steps are moved to the front, and their
-    outputs back.
+    outputs are moved back to their steps.
 
     Args:
       kernel: the kernel.
       params: the parameters of its cell.
-      carry: the initial carry.
+      carry: the initial carry, h or (h, c), leaves `[B, hidden]`.
       xs: inputs `[T, B, input]`.
       masks: padding and resets.
       reverse: whether the scan runs in reverse.
@@ -98,7 +98,7 @@ def run_kernel(
     """
     if masks.valid is None or masks.lengths is not None:
         return _run(kernel, params, carry, xs, masks, reverse)
-    xs = zero_where(masks.valid, xs)  # no residual has a NaN from padding
+    xs = zero_where(masks.valid, xs)  # so that no residual has a NaN from padding
     order = jnp.argsort(~masks.valid, axis=0, stable=True)
     move_to_front = lambda a: jnp.take_along_axis(a, expand_mask(order, a), axis=0)
     moved_masks = masks._replace(
@@ -134,14 +134,17 @@ def _run(
         *h_and_c(carry),
         *h_and_c(masks.reset_carry),
     )
-    operands = vary_alike(operands)  # the placeholders too
+    operands = vary_alike(operands)  # also casts the placeholders of absent arrays
     results: Any = _call_kernel(kernel, reverse, lengths, resets, operands)
     ys, h, c = results
     return type(carry)(h, c) if kernel.has_cell_state else h, ys
 
 
 def _extra_param(params: Any, name: str | None, absent: jax.Array) -> jax.Array:
-    """Returns a parameter besides w_ih, w_hh and b; zeros `[hidden]` if the cell has no biases."""
+    """Returns the parameter with a name of `Kernel.extra_params`, or `absent` if the name is None.
+
+    A parameter that is None, as in a cell without biases, is replaced by zeros `[hidden]`.
+    """
     if name is None:
         return absent
     value = getattr(params, name)
@@ -171,9 +174,10 @@ def _call_kernel_bwd(kernel: Kernel, reverse: bool, residuals: Any, cotangents: 
 
 _call_kernel.defvjp(_call_kernel_fwd, _call_kernel_bwd)
 
-# Leading axes of arrays: "time" stands for time and batch, "batch" for batch, and "param" for none.
-# Masks are lengths and resets. Operands are xs, w_ih, w_hh, b, three extra parameters, h and c
-# of the initial carry, and h and c of the reset carry. Results are ys and the final h and c.
+# The leading axes of the arrays of a kernel call: "time" stands for time and batch, "batch" for
+# batch, and "param" for none. Masks are lengths and resets. Operands are xs, w_ih, w_hh, b, three
+# extra parameters, h and c of the initial carry, and h and c of the reset carry. Results are ys and
+# the final h and c.
 OPERAND_AXES: tuple[AxisKind, ...] = ("time", *("param",) * 6, *("batch",) * 4)  # pyright: ignore
 MASK_AXES: tuple[AxisKind, ...] = ("batch", "time")
 RESULT_AXES: tuple[AxisKind, ...] = ("time", "batch", "batch")
@@ -181,17 +185,22 @@ RESULT_AXES: tuple[AxisKind, ...] = ("time", "batch", "batch")
 
 @functools.cache
 def _make_forward(kernel: Kernel, reverse: bool, save: bool) -> Callable[..., Any]:
+    """Returns the call of the forward kernel, `(*masks, *operands) -> (*results, saved)`.
+
+    `saved` has the residuals for the backward pass, and no elements unless `save` is True.
+    """
+
     def call(lengths: jax.Array, resets: jax.Array, xs: jax.Array, *rest: jax.Array) -> Any:
         (steps, batch, _), hidden = xs.shape, rest[1].shape[0]
         ys = (steps, batch, hidden)
         saved = (
             (steps, batch, kernel.num_residuals, hidden) if save and kernel.num_residuals else (0,)
         )
-        # The kernel requests huge pages for the memory of all results. Nothing reads the last
-        # result: XLA can reuse its buffer for the cotangents of ys, which have the same size.
-        # Without jit, `jax_debug_nans` would check it.
-        debugs = jax.config.values["jax_debug_nans"] or jax.config.values["jax_debug_infs"]
-        scratch = ys if save and not debugs else (0,)
+        # The kernel requests huge pages for the memory of all results. Nothing writes or reads the
+        # last result: XLA can reuse its buffer for the cotangents of ys, which have the same size.
+        # It is empty with `jax_debug_nans`, which checks all results if the call is not jitted.
+        checks_values = jax.config.values["jax_debug_nans"] or jax.config.values["jax_debug_infs"]
+        scratch = ys if save and not checks_values else (0,)
         shapes = [
             ys,
             (batch, hidden),
@@ -217,8 +226,9 @@ def _make_forward(kernel: Kernel, reverse: bool, save: bool) -> Callable[..., An
 def _make_backward(kernel: Kernel, reverse: bool, groups: int) -> Callable[..., Any]:
     """Returns the call of the backward kernel.
 
-    `groups` is the number of batches that `vmap` folded into one. Gradients of parameters have a
-    leading axis of this size.
+    The call maps masks, operands, ys, `saved` and the cotangents of the results to the gradients of
+    the operands. `groups` is the number of batches that `vmap` folded into one. Gradients of
+    parameters have a leading axis of this size.
     """
 
     def call(lengths: jax.Array, resets: jax.Array, *rest: jax.Array) -> Any:
@@ -247,7 +257,7 @@ def _fold_vmap_into_batch(
     """Adds a `vmap` rule that folds the mapped axis into the batch axis.
 
     If parameters are mapped, the rule runs the calls one after another instead. Differentiating the
-    returned function raises, since `_call_kernel` defines the first derivatives.
+    returned function raises a ValueError, since `_call_kernel` defines the first derivatives.
 
     Args:
       call: the kernel call.

@@ -25,7 +25,8 @@ class Native(Engine):
     Each call packs the weights into the layout of the vector instructions. The gate arithmetic is
     fused into the matrix product, tile by tile. The loop of the backward pass computes only
     cotangents of the carry; the weight gradients of a chunk of steps follow while the chunk is in
-    the cache. Threads divide the batch, or the units if the batch is small. Padding is skipped.
+    the cache. Threads divide the batch, and also the hidden units if the batch is small. Padding is
+    skipped.
 
     Transforms that change only inputs, outputs, weights or the initial carry (dropout of inputs and
     outputs, weight_drop, residual, highway, projection, learned_carry) are applied to all steps at
@@ -41,7 +42,9 @@ class Native(Engine):
 
     Raises:
       ValueError: when run, the cell has no kernel, a shape or dtype is not supported, the platform
-        is not a CPU, or the C++ extension is not installed.
+        is not a CPU, XLA partitions the computation over a mesh, `return_carries` is True for an
+        LSTM, or the C++ extension is not installed; also for second derivatives.
+      TypeError: for forward-mode derivatives.
     """
 
     supports_every_cell: ClassVar[bool] = False
@@ -66,8 +69,8 @@ class Native(Engine):
         carry, hs = run_kernel(kernel, inner.params, carry, inner.x, masks, reverse)
         if cell is bound.cell and _readout_returns_h(cell) and not bound.return_carries:
             return carry, hs  # already zero on padding
-        # Outputs on padding are set to a value other than zero, since the derivative of a readout
-        # or a transform may not be finite at zero.
+        # h on padding is set to a value other than zero, since the derivative of a readout or a
+        # transform may not be finite at zero.
         hs = tree_where(masks.valid, hs, jnp.full_like(hs, 0.5))
         # The kernels do not return the cell state of each step, and the readout does not use it.
         placeholder = lambda leaf: jnp.zeros((*hs.shape[:2], *leaf.shape[2:]), leaf.dtype)
@@ -80,7 +83,8 @@ class Native(Engine):
 def find_kernel(cell: Cell) -> Kernel | None:
     """Returns the kernel of a cell, or None.
 
-    A cell has no kernel if its class overrides a method that the kernel computes.
+    A cell has no kernel if its class overrides a method or property that the kernel computes. The
+    methods in question are those of the class that defines `kernel_name`, and of its base classes.
     """
     bases, owner = type(cell).__mro__, _defining_level(cell, "kernel_name")
     allowed = {"init", "init_carry", "readout"} | set(getattr(cell, "__dataclass_fields__", ()))
@@ -95,7 +99,7 @@ def _defining_level(cell: Cell, name: str) -> int:
 
 
 def _readout_returns_h(cell: Cell) -> bool:
-    """Returns whether the readout is h: no subclass of the class with the kernel overrides it."""
+    """Returns whether the readout is h: no subclass of the one with `kernel_name` overrides it."""
     return _defining_level(cell, "readout") >= _defining_level(cell, "kernel_name")
 
 
@@ -129,7 +133,7 @@ def _unavailable_reason(bound: BoundCell, cell: Cell, params: Any, x: Any) -> st
 
 
 def _innermost_cell(bound: BoundCell, xs: Inputs) -> tuple[Cell, Any, Any]:
-    """Returns `Cell.inner_cell`, with the shapes of its parameters and inputs."""
+    """Returns the cell of `Cell.inner_cell`, and the shapes and dtypes of its params and inputs."""
     cells = []
 
     def trace(params: Any, xs: Inputs) -> tuple[Any, Inputs]:
@@ -150,7 +154,7 @@ def _readout_uses_more_than_h(cell: Cell, params: Any, xs: Any) -> bool:
 
 
 def is_partitioned() -> bool:
-    """Returns whether XLA partitions the traced computation, as with `jax.set_mesh`."""
+    """Returns whether XLA partitions the traced computation over a mesh, as with `jax.set_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
     return any(size > 1 and kind != AxisType.Manual for size, kind in kinds)

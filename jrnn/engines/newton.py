@@ -39,8 +39,8 @@ class Solution(NamedTuple):
     Attributes:
       carry: the final carry, leaves `[B, ...]`.
       ys: the outputs `[T, B, output]`.
-      carries: the carry after each step, leaves `[T, B, ...]`, such as for the `guess` of another
-        call.
+      carries: the carry after each step, leaves `[T, B, ...]`, for example as the `guess` of a
+        later call. On padding it is that of the previous step in scan order.
       status: convergence, iterations and residuals.
     """
 
@@ -71,12 +71,13 @@ class Newton(Engine):
     are exact for cells whose Jacobian has this sparsity (see `jrnn.structure`). For all other cells
     they are approximations, which need more iterations and lead to the same solution.
 
-    With `damping` each step is a Levenberg-Marquardt step, computed by a Kalman smoother over time
-    (ELK). A step that does not reduce the residual is rejected, and the damping is increased.
+    With `damping` each iteration is a Levenberg-Marquardt step, computed by a Kalman smoother over
+    time (ELK). If it does not reduce the residual, it is rejected and the damping is increased,
+    otherwise the damping is decreased.
 
     The gradient follows from the implicit function theorem, and is exact for any `jacobian`. It is
-    a linear recurrence in the other direction: parallel in time if the Jacobian is exact, otherwise
-    sequential. Derivatives of every mode and order are supported.
+    a linear recurrence in the opposite scan direction: parallel in time if the kind of Jacobian is
+    exact for the cell, otherwise sequential. Derivatives of every mode and order are supported.
 
     `fallback` defines the result for sequences that have not converged; `jrnn.newton` returns their
     status. For a chaotic cell, a converged solution may differ from the result of `Scan`, because
@@ -86,8 +87,8 @@ class Newton(Engine):
       jacobian: "auto", "full", "block" or "diagonal". "auto" is the cheapest exact kind; for a
         dense cell it is "full" for a carry of up to 64 elements, otherwise "block", or "diagonal"
         if the leaves of the carry differ in shape.
-      damping: the initial damping, such as 1.0, or None for no damping. On a CPU, a damped step
-        with full Jacobians is tens of times slower than an undamped step.
+      damping: the initial damping, such as 1.0, or None for no damping. On a CPU, a damped
+        iteration with full Jacobians is tens of times slower than an undamped one.
       max_steps: the maximum number of iterations.
       tol: a sequence has converged if all residuals, relative to 1 + |s_t|, are at most `tol`. The
         default is 64 times the machine epsilon of the carry: 8e-6 in float32, 1.4e-14 in float64.
@@ -102,7 +103,8 @@ class Newton(Engine):
 
     Raises:
       ValueError: an option is invalid; or, when run, Jacobians take more than `max_bytes`.
-      TypeError: when run, the carry has leaves that are not real, and the cell is not linear.
+      TypeError: when run, the cell has no forward-mode derivatives; or a leaf of the carry is not
+        floating, or is complex although the cell is not linear.
       jax.errors.JaxRuntimeError: with `fallback="error"`, when a sequence has not converged.
 
     >>> import jax, jax.numpy as jnp, jrnn
@@ -158,7 +160,7 @@ class Newton(Engine):
         reverse: bool,
         guess: Carry | None = None,
     ) -> Solution:
-        """Solves the equations.
+        """Solves the equations; sequences that have not converged do not raise.
 
         Args:
           bound: as in `run`.
@@ -181,8 +183,10 @@ class Newton(Engine):
         """Chooses the kind of Jacobian for a cell, and validates that the cell supports it.
 
         Raises:
-          ValueError: "block" is not possible, or full Jacobians take more than `max_bytes`.
-          TypeError: the carry is not floating, or the cell has no forward-mode derivatives.
+          ValueError: `jacobian` is "block" and the leaves of the carry differ in shape, or full
+            Jacobians take more than `max_bytes`.
+          TypeError: the cell has no forward-mode derivatives; or a leaf of the carry is not
+            floating, or is complex although the cell is not linear.
         """
         cell, leaves = bound.cell, jax.tree.leaves(carry)
         if _has_reverse_mode_only(bound, carry, xs):
@@ -244,11 +248,12 @@ def newton(
         `cell.init_carry`.
       lengths: `[B]` ints, the number of valid steps of each sequence.
       mask: `[T, B]` bool, True on valid steps, in any pattern.
-      resets: `[T, B]` bool; True replaces the carry by `cell.init_carry` before step t.
+      resets: `[T, B]` bool, True where `cell.init_carry` replaces the carry before the step, in
+        scan order.
       reverse: whether to scan from the last valid step to the first.
       key: a PRNG key for stochastic cells; None means the deterministic expected value.
-      engine: the options of the solver. This function does not raise for `fallback="error"`; check
-        the status instead.
+      engine: the options of the solver; None means `Newton()`. With `fallback="error"` this
+        function does not raise for sequences that have not converged; check the status instead.
       guess: the initial guess of the carry after each step, leaves `[T, B, ...]`, such as `carries`
         of a solution with similar parameters or inputs. It does not affect the gradient.
 
@@ -257,7 +262,8 @@ def newton(
 
     Raises:
       ValueError: a shape is wrong, or full Jacobians would take more than `max_bytes`.
-      TypeError: a dtype or the structure of the carry or of the guess is wrong.
+      TypeError: `cell` is not a cell, `engine` is not a `Newton`, or a dtype or the structure of
+        the parameters, the inputs, the carry or the guess is wrong.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = jrnn.ParaGRU(hidden_size=4)
@@ -316,7 +322,7 @@ def _root(
     system = build_system(bound, carry, xs, masks, reverse)
     if guess is None:
         first = system.initial_guess(options.init)
-    else:  # a solve that has not converged may have returned inf or NaN
+    else:  # the guess may contain inf or NaN, if it is from a solve that has not converged
         pairs = zip(jax.tree.leaves(guess), system.initial_guess("carry"), strict=True)
         first = [jnp.where(jnp.isfinite(leaf), leaf, default) for leaf, default in pairs]
     states, status = run_newton(

@@ -17,6 +17,7 @@ DAMPING_DECREASE, DAMPING_INCREASE = 0.2, 5.0
 """Factors of the damping after a step that reduced the residual, and after one that did not."""
 
 MAX_DAMPING = 1e12
+"""The iteration of a sequence ends when its damping exceeds this value."""
 
 
 class NewtonStatus(NamedTuple):
@@ -24,10 +25,10 @@ class NewtonStatus(NamedTuple):
 
     Attributes:
       converged: `[B]` bool, whether the residual of a sequence is at most the tolerance.
-      iterations: an int, the number of Newton steps of the batch.
+      iterations: `[]` int32, the number of Newton steps, which all sequences share.
       residuals: `[max_steps + 1, B]`, the largest |step(s_{t-1}) - s_t| / (1 + |s_t|) over t and
-        units: at index 0 of the initial guess, at index k after k Newton steps. NaN for steps that
-        did not run, and instead of residuals that are not finite.
+        units: that of the initial guess at index 0, and that after k Newton steps at index k. NaN
+        for Newton steps that did not run, and instead of residuals that are not finite.
     """
 
     converged: jax.Array
@@ -60,15 +61,17 @@ class Linearization(NamedTuple):
         return jnp.where(jnp.isfinite(residual), residual, jnp.nan)
 
     def non_finite_steps(self, reverse: bool) -> jax.Array:
-        """Returns `[T, B]` bool: True from the first step whose residual is not finite."""
+        """Returns `[T, B]` bool: True from the first non-finite residual on, in scan order."""
         non_finite = ~jnp.isfinite(self.step_residuals())
         return lax.cummax(non_finite.astype(jnp.int8), reverse=reverse) > 0
 
     def update(self, deltas: Leaves, reverse: bool) -> Leaves:
         """Returns the states plus the deltas.
 
-        If products of Jacobians overflow or nearly do, the new state is step(s_{t-1}) instead,
-        since later iterations could not remove a NaN. NaNs from the inputs are not replaced.
+        A sum that is NaN or above the square root of the largest number, because products of
+        Jacobians overflow, is replaced by step(s_{t-1}), since later iterations could not remove a
+        NaN. On the steps of `non_finite_steps`, such as after a NaN in the inputs, no sum is
+        replaced.
         """
         non_finite = self.non_finite_steps(reverse)
         triples = zip(self.states, deltas, self.residuals, strict=True)
@@ -79,10 +82,10 @@ class Linearization(NamedTuple):
         ]
 
     def is_better_than(self, other: "Linearization") -> jax.Array:
-        """Returns `[B]` bool: whether the merit function is smaller than that of `other`.
+        """Returns `[B]` bool: whether the residuals are smaller than those of `other`.
 
-        The number of residuals that are not finite is compared first, and then the sum of squares
-        of all others.
+        The numbers of residuals that are not finite are compared first. If they are equal, the sums
+        of the squares of all other residuals are compared.
         """
         (count, loss), (other_count, other_loss) = self._merit(), other._merit()
         return (count < other_count) | ((count == other_count) & (loss < other_loss))
@@ -99,7 +102,7 @@ class _State(NamedTuple):
     """The state of the loop.
 
     Attributes:
-      num_steps: an int, the number of Newton steps so far.
+      num_steps: `[]` int32, the number of Newton steps so far.
       linearization: the equations at the current states.
       damping: `[B]`.
       history: `[max_steps + 1, B]`, the residuals of `NewtonStatus`.
@@ -127,9 +130,9 @@ def run_newton(
       system: the equations.
       kind: the kind of the Jacobians.
       states: the initial guess, leaves `[T, B, ...]`.
-      damping: the option of `Newton`.
-      max_steps: the option of `Newton`.
-      tol: the option of `Newton`.
+      damping: the field of `Newton`.
+      max_steps: the field of `Newton`.
+      tol: the field of `Newton`.
 
     Returns:
       The states, leaves `[T, B, ...]`, and the status.

@@ -1,4 +1,4 @@
-"""Mixed precision: matrix products in the compute dtype, carry and gates in a wider dtype."""
+"""Mixed precision: matrix products in one dtype, carry and gate arithmetic in a wider one."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -74,9 +74,11 @@ class BoundCell:
         return cast(self.cell.update(self.accum_params, carry, z, u), self.precision.accum)
 
     def readout(self, carry: Carry, z: Gates) -> Any:
-        """Calls `Cell.readout`, in the compute dtype if it multiplies by parameters.
+        """Calls `Cell.readout`, and casts the output to the compute dtype.
 
-        Otherwise in the accumulation dtype. The output is cast to the compute dtype.
+        The readout is computed in the compute dtype if it has matrix products with parameters,
+        otherwise in the accumulation dtype. If `return_carries` is True, the result is the pair of
+        the output and `carry`.
         """
         if self.readout_has_products(carry, z):
             operands = cast((carry, z), self.precision.compute)
@@ -87,13 +89,17 @@ class BoundCell:
         return (y, carry) if self.return_carries else y
 
     def readout_has_products(self, carry: Carry, z: Gates) -> bool:
-        """Returns whether `readout` multiplies by parameters."""
+        """Returns whether `readout` has matrix products or convolutions with parameters."""
         if type(self.cell).readout is Cell.readout:
             return False
         return structure.multiplies_by_params(self.cell.readout, self.accum_params, carry, z)
 
     def coefficients(self, z: Gates) -> Coefficients | None:
-        """Returns the validated `Cell.coefficients`, None for a cell that is not linear."""
+        """Returns the validated `Cell.coefficients`; None for a cell that is not linear.
+
+        Raises:
+          TypeError: the coefficients have a wrong type, or not the structure of the carry.
+        """
         coefficients = self.cell.coefficients(self.accum_params, z)
         if coefficients is None:
             return None
@@ -109,7 +115,7 @@ class BoundCell:
         return jax.tree.map(jnp.asarray, coefficients)
 
     def is_linear(self, x: Inputs) -> bool:
-        """Returns whether the cell has coefficients, for inputs of these shapes."""
+        """Returns whether the cell has coefficients, for inputs of the shapes and dtypes of `x`."""
         if type(self.cell).coefficients is Cell.coefficients:
             return False
         coefficients = lambda x: self.cell.coefficients(self.accum_params, self.project(x))

@@ -18,14 +18,15 @@ IN_LOOP_MIN_BATCH = 4
 class SplitReadout(NamedTuple):
     """The readout of a cell, split into a part in the loop over time and a part after the loop.
 
-    A readout that does not multiply by parameters is computed in the loop. Any other readout is
-    deferred: the loop returns the arrays that it reads, and one matrix product after the loop
-    computes the outputs of all steps, forward and backward. On a CPU, readouts for batches of
-    `IN_LOOP_MIN_BATCH` or more are not deferred: the products of single steps are then efficient,
-    and storing the arrays would take longer.
+    A readout without matrix products or convolutions with parameters is computed in the loop. Any
+    other readout is deferred: the loop returns the arrays that the readout uses, and one matrix
+    product after the loop computes the outputs of all steps, forward and backward. On a CPU,
+    readouts for batches of `IN_LOOP_MIN_BATCH` or more, or of symbolic size, are not deferred: the
+    products of single steps are then efficient, and storing the arrays would take longer.
 
     Attributes:
-      in_loop: `(bound, carry, z) -> out`, the part in the loop.
+      in_loop: `(bound, carry, z) -> out`, the part in the loop, with the new carry. `out` is the
+        output of the step or, if the readout is deferred, a list of the arrays that it uses.
       after_loop: `(bound, outs) -> ys`, the part after the loop, on leaves `[T, B, ...]`.
       is_deferred: whether `after_loop` computes the readout. On padding `out` is then the result of
         a step on zero inputs instead of zero, since the derivative of a readout may not be finite
@@ -49,9 +50,9 @@ def split_readout(bound: BoundCell, carry: Carry, x: Inputs) -> SplitReadout:
     """Decides which part of the readout of a cell is computed in the loop.
 
     Args:
-      bound: the cell.
-      carry: the carry of one step, leaves `[B, ...]`; only shapes and dtypes are used.
-      x: the input of one step; only shapes and dtypes are used.
+      bound: the cell with its parameters.
+      carry: the carry, leaves `[B, ...]`; only shapes and dtypes are used.
+      x: the input of one step, leaves `[B, ...]`; only shapes and dtypes are used.
     """
     z = jax.eval_shape(bound.project, x)
     carry = jax.eval_shape(lambda: carry)

@@ -109,7 +109,8 @@ def solve(
 ) -> Vectors:
     """Solves s_t = A_t s_{t-1} + b_t for all t, with derivatives of every mode and order.
 
-    The tangents satisfy a recurrence of the same form, the cotangents one in the other direction.
+    The tangents satisfy a recurrence of the same form, the cotangents one in the opposite scan
+    direction.
 
     Args:
       algebra: the products of matrices and vectors.
@@ -118,8 +119,8 @@ def solve(
       init: the state before the first step in scan order, leaves `[...]`.
       reverse: whether to scan from the last step to the first.
       chunk: number of consecutive steps that are computed sequentially; chunks are combined by an
-        associative scan. 1 is a pure associative scan, T or more a sequential loop. By default
-        `default_chunk`.
+        associative scan. 1 is a pure associative scan, more than T / 2 a sequential loop. None
+        means `default_chunk(T)`.
 
     Returns:
       The state after each step, leaves `[T, ...]`.
@@ -247,8 +248,8 @@ def _chunked(
 ) -> tuple[Vectors, Vectors]:
     """Computes the states and the final carry, with all chunks in parallel.
 
-    Composes the steps of each chunk, computes the carry before each chunk by an associative scan
-    over chunks, and then the states of each chunk.
+    The steps of each chunk are composed, an associative scan over chunks computes the carry before
+    each chunk, and a loop then computes the states of all chunks.
     """
     a, b = (jax.tree.map(lambda leaf: _split_chunks(leaf, chunk), tree) for tree in (a, b))
     step_of = (lambda n: chunk - 1 - n) if reverse else (lambda n: n)
@@ -263,7 +264,8 @@ def _chunked(
         return algebra.matmul(a_n, product), offset
 
     first = select(a, step_of(0))
-    # A leaf that is constant over time has one chunk; its products may have all chunks.
+    # The first axis of a leaf that is constant over time has size 1; that of its product with
+    # another leaf is the number of chunks.
     like = jax.eval_shape(algebra.matmul, first, first)
     first = jax.tree.map(lambda leaf, product: jnp.broadcast_to(leaf, product.shape), first, like)
     zero = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:, 0]), b)
@@ -294,7 +296,7 @@ def _split_chunks(leaf: jax.Array, chunk: int) -> jax.Array:
 def _scan_elements(
     algebra: Algebra, a: Matrices, b: Vectors, init: Vectors, reverse: bool
 ) -> Vectors:
-    """Computes the state after each step, by an associative scan."""
+    """Computes the state after each element (a, b), by an associative scan."""
     count = len(jax.tree.leaves(b)[0])
     a = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape[1:])), a)
 

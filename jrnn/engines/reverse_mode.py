@@ -1,7 +1,7 @@
 """A check that raises in forward mode, for engines with reverse-mode derivatives only.
 
 `jax.custom_vjp` raises in forward mode too, but its message does not mention engines. Under
-`jax.jit`, both raise when the computation is lowered.
+`jax.jit`, the check raises when the computation is lowered.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ _tangents_p.multiple_results = True
 
 
 def require_reverse_mode(engine: Any, tree: Any) -> Any:
-    """Returns a tree unchanged; the forward-mode derivative raises and names the engine.
+    """Returns a tree unchanged; forward-mode derivatives of it raise and name the engine.
 
     Args:
       engine: the engine, for the message.

@@ -18,12 +18,12 @@ class Scan(Engine):
     """One `lax.scan` over time, with derivatives of every order and mode.
 
     Inputs are projected inside the loop: on a CPU this is faster than one product for all steps,
-    whose result may not fit into the cache. A readout that multiplies by parameters is computed for
-    all steps after the loop, except for larger batches on a CPU (see `jrnn.engines.readout`).
+    whose result may not fit into the cache. A readout with matrix products is computed for all
+    steps after the loop, except for batches of 4 or more on a CPU (see `jrnn.engines.readout`).
 
     Args:
       unroll: the argument `unroll` of `lax.scan`: the number of steps in one iteration of the
-        compiled loop. It changes the speed, and not the results.
+        compiled loop. It affects the speed, not the results.
 
     Raises:
       ValueError: `unroll` is not a positive int.
@@ -65,7 +65,8 @@ def scan_steps(
       unroll: as in `lax.scan`.
 
     Returns:
-      The final carry, and the results of `readout.in_loop` for all steps.
+      The final carry, and the results of `readout.in_loop` for all steps; on padding they are zero
+      unless the readout is deferred.
     """
 
     def body(carry: Carry, inputs: Any) -> tuple[Carry, Any]:

@@ -24,16 +24,17 @@ class Sharded(Engine):
     parameters after all steps. Without this engine, XLA may sum them at every step. XLA cannot
     partition the kernels of `Native`; this engine runs them on each device.
 
-    If the current mesh does not have these axes, `engine` runs the whole batch. So it does if their
-    number of devices does not divide the batch, but then `Fused` replaces `Native`. Noise is drawn
-    before the batch is sharded, so it is the same as on one device.
+    If the current mesh has none of these axes, `engine` runs the whole batch. If the number of
+    their devices does not divide the batch, `engine` also runs the whole batch, or `Fused` if
+    `engine` is `Native`. Noise is drawn before the batch is sharded, so it is the same as on one
+    device.
 
     Args:
       engine: the engine that runs each shard.
       axes: names of axes of the mesh, which must have the type `jax.sharding.AxisType.Auto`.
 
     Raises:
-      TypeError: `engine` is not an engine.
+      TypeError: `engine` is not an engine, or `axes` is not a tuple of strings.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = jrnn.GRU(hidden_size=4)
@@ -52,6 +53,10 @@ class Sharded(Engine):
         if not isinstance(self.engine, Engine):
             raise TypeError(
                 f"Sharded: engine must be an engine such as jrnn.Fused(), got {self.engine!r}"
+            )
+        if not isinstance(self.axes, tuple) or not all(isinstance(a, str) for a in self.axes):
+            raise TypeError(
+                f"Sharded: axes must be a tuple of axis names such as ('data',), got {self.axes!r}"
             )
 
     def run(

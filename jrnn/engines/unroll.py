@@ -29,7 +29,7 @@ REGISTRY: dict[str, type[Engine]] = {
     "associative": Associative,
     "newton": Newton,
 }
-"""The names of engines in `unroll(engine=...)`."""
+"""The engines that `unroll(engine=...)` accepts by name."""
 
 
 @overload
@@ -115,8 +115,9 @@ def unroll(
         time.
       key: a PRNG key for stochastic cells; None means the deterministic expected value.
       engine: the algorithm: an engine such as `jrnn.Scan(unroll=2)`, or a name: "auto", "native",
-        "fused", "associative", "newton" or "scan". "auto" may select "native" or "fused", which
-        have no forward-mode derivatives; "native" has only first derivatives.
+        "fused", "associative", "newton" or "scan". "auto" selects one of the others, except
+        "newton". It may select "native" or "fused", which have no forward-mode derivatives;
+        "native" has only first derivatives.
       return_carries: whether to also return the carry after each step; for a single cell only.
 
     Returns:
@@ -125,8 +126,10 @@ def unroll(
       padding it is that of the previous step.
 
     Raises:
-      ValueError: a shape is wrong, or the engine is unknown.
-      TypeError: a dtype, or the structure of the parameters, the inputs or the carry is wrong, or
+      ValueError: a shape is wrong, the engine is unknown or cannot run the cell, or `reverse` or
+        `return_carries` is not a bool.
+      TypeError: `layer` is not a layer, `key` is not a PRNG key, a dtype or the structure of the
+        parameters, the inputs or the carry is wrong, the engine cannot run the cell, or
         `return_carries` is True for a layer that is not a cell.
 
     >>> import jax, jax.numpy as jnp, jrnn
@@ -147,7 +150,10 @@ def unroll_inputs(
     engine: Engine | str,
     return_carries: bool = False,
 ) -> Any:
-    """Computes `unroll` for arguments in `SequenceInputs`, which name the caller for messages."""
+    """Computes `unroll` for arguments in a `SequenceInputs`.
+
+    Error messages begin with `inputs.owner`, the name of the function that the user called.
+    """
     check_layer(inputs.owner, "layer", layer)
     if return_carries and not isinstance(layer, Cell):
         raise TypeError(
@@ -160,8 +166,8 @@ def unroll_inputs(
         with explain_arguments(inputs, params):
             carry, ys = _unroll(layer, params, inputs, engine, return_carries)
     except TypeError as error:
-        # `vmap` of a forward-mode derivative, as in jax.jacfwd, fails before
-        # `require_reverse_mode`.
+        # `vmap` of a forward-mode derivative, as in jax.jacfwd, raises the error of
+        # `jax.custom_vjp`, not that of `require_reverse_mode`.
         if "custom_vjp" in str(error):
             error.add_note(f"jrnn: {forward_mode_message(engine)}")
         raise
@@ -169,7 +175,15 @@ def unroll_inputs(
 
 
 def choose_engine(engine: Engine | str, owner: str = "unroll") -> Engine:
-    """Returns the engine with this name, or the engine itself; `owner` is for the message."""
+    """Returns the engine with this name, or an `Engine` unchanged.
+
+    Args:
+      engine: an engine, or a name in `REGISTRY`.
+      owner: the function that the user called, for the error message.
+
+    Raises:
+      ValueError: the name is unknown.
+    """
     if isinstance(engine, Engine):
         return engine
     checks.one_of(owner, "engine", engine, REGISTRY)
@@ -195,7 +209,7 @@ def _run_cell(
     path: tuple[str, ...] = (),
     return_carries: bool = False,
 ) -> tuple[Carry, Any]:
-    """Runs one cell on an engine; with the engine bound, it is a `RunCell`."""
+    """Runs one cell on an engine; `partial(_run_cell, engine)` is a `RunCell`."""
     del path
     shape = jax.tree.leaves(inputs.xs)[0].shape
     if is_symbolic(*shape) and not engine.supports_symbolic_shapes:

@@ -25,7 +25,7 @@ class BackwardPlan(NamedTuple):
     """What the backward pass must know about a cell, found by tracing the cell.
 
     The gates z and u are merged into one list. If `update` uses z_k and u_n only in their sum, as
-    in most cells, the list contains the sum. The cotangent of the sum is that of both.
+    in most cells, the list contains the sum. The cotangent of the sum is that of z_k and of u_n.
 
     Attributes:
       readout: the readout, split into a part in the loop and a part after the loop.
@@ -33,10 +33,11 @@ class BackwardPlan(NamedTuple):
       z: the tree structure of z.
       u: the tree structure of u.
       pairs: the pairs of leaves that are only used in their sum: index in u -> index in z.
-      vjp_fn: the tree structure of the VJP function of `update`.
+      vjp_fn: the tree structure of the VJP function that `update_vjp` returns.
       sources: for each leaf of the VJP function, the tree that contains it ("bound", "prev" or
         "residual") and its index in this tree.
-      used_in_update: for each leaf of the parameters, whether `update` uses it.
+      used_in_update: for each leaf of the parameters, whether `update` or the part of the readout
+        in the loop uses it.
     """
 
     readout: SplitReadout
@@ -84,7 +85,7 @@ class BackwardPlan(NamedTuple):
         return jax.tree.unflatten(self.vjp_fn, [leaves[source][k] for source, k in self.sources])
 
     def select_used(self, ct_params: Any) -> list[Any]:
-        """Returns the cotangents of the parameters that `update` uses."""
+        """Returns the cotangents of the parameters in `used_in_update`, as a list."""
         leaves = self.params.flatten_up_to(ct_params)
         return [ct for ct, used in zip(leaves, self.used_in_update, strict=True) if used]
 
@@ -107,7 +108,7 @@ def make_plan(
 
     Args:
       readout: the split readout of the cell.
-      bound: the cell.
+      bound: the cell with its parameters.
       prev_carries: carries before a step, leaves `[n, B, ...]` with n of at least 1.
       xs: inputs, leaves `[T, B, ...]`.
       masks: padding and resets.
@@ -137,7 +138,7 @@ def make_plan(
 def _plan_of_update(
     readout: SplitReadout, bound: BoundCell, prev: Carry, z: Gates, u: Gates
 ) -> BackwardPlan:
-    """Finds the gates that `update` only adds to each other, and the parameters that it uses."""
+    """Returns the plan without the VJP function: all fields except `vjp_fn` and `sources`."""
     step = lambda params, *rest: _update(readout, bound, params, *rest)
     jaxpr = jax.make_jaxpr(step)(bound.accum_params, prev, z, u).jaxpr
     reads = Counter(id(v) for eqn in jaxpr.eqns for v in eqn.invars)
@@ -173,9 +174,10 @@ def _update(
 
 
 def update_vjp(plan: BackwardPlan, bound: BoundCell, prev: Carry, merged: list[Any]) -> Any:
-    """Computes the VJP of `update` with respect to parameters, carry and merged gates.
+    """Computes the VJP of `update` and of the part of the readout in the loop.
 
-    Results of `RECOMPUTED` primitives are not residuals.
+    The VJP is taken with respect to parameters, carry and merged gates. The results of `RECOMPUTED`
+    primitives, and of primitives with complex operands, are not residuals.
 
     Args:
       plan: the plan; its fields `vjp_fn` and `sources` are not used.
@@ -196,7 +198,7 @@ def update_vjp(plan: BackwardPlan, bound: BoundCell, prev: Carry, merged: list[A
 
 
 def _is_saveable(primitive: Any, *operands: Any, **_: Any) -> bool:
-    """Returns the policy for `jax.checkpoint`: whether to save the result of a primitive."""
+    """Returns whether to save the result of a primitive; the `policy` of `jax.checkpoint`."""
     # jax.checkpoint applies reduce_precision to saved values; it raises for complex (jax 0.10).
     has_complex = any(jnp.issubdtype(a.dtype, jnp.complexfloating) for a in operands)
     return primitive.name not in RECOMPUTED and not has_complex

@@ -13,7 +13,7 @@ def float_leaves(tree: Any) -> Any:
 
 
 def zero_cotangents(tree: Any) -> Any:
-    """Returns cotangents of zero for the floating leaves of a tree."""
+    """Returns cotangents of zero for the floating leaves of a tree, and None for the others."""
     return jax.tree.map(jnp.zeros_like, float_leaves(tree))
 
 
@@ -30,8 +30,8 @@ def vjp(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[...,
       *primals: the arguments of the function.
 
     Returns:
-      The value, and the VJP function, which is a pytree. It maps cotangents of
-      `float_leaves(value)` to the cotangents of all arguments.
+      The value, and the VJP function, which is a pytree. The VJP function maps cotangents of
+      `float_leaves(value)` to a tuple of the cotangents of the arguments.
     """
 
     def restricted(*floating: Any) -> tuple[Any, Any]:

@@ -359,3 +359,14 @@ def test_jacfwd_under_jit_advises_another_engine() -> None:
     with pytest.raises(TypeError) as caught:
         jax.jit(jax.jacfwd(run))(params)
     assert "use engine='scan'" in str(caught.value.__notes__)
+
+
+def test_auto_logs_its_choice_for_symbolic_shapes(caplog: pytest.LogCaptureFixture) -> None:
+    params, xs, _ = arguments("gru")
+    time, batch = jax.export.symbolic_shape("T, B")
+    like = jax.ShapeDtypeStruct((time, batch, xs.shape[-1]), xs.dtype)
+    with caplog.at_level("INFO", "jrnn"):
+        jax.eval_shape(lambda p, xs: jrnn.unroll(CELLS["gru"].make(4), p, xs), params, like)
+    assert [r.getMessage() for r in caplog.records if r.name == "jrnn"] == [
+        "engine='auto' chose Scan(unroll=1): time or batch is symbolic"
+    ]

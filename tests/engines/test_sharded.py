@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -159,3 +160,9 @@ def test_invalid_engine_raises():
         TypeError, match="engine must be an engine such as jrnn.Fused\\(\\), got 'fused'"
     ):
         Sharded("fused")  # pyright: ignore
+
+
+@pytest.mark.parametrize("axes", ["data", ["data"], (0,)])
+def test_axes_must_be_a_tuple_of_names(axes: Any):
+    with pytest.raises(TypeError, match="axes must be a tuple of axis names"):
+        Sharded(axes=axes)
