@@ -69,6 +69,7 @@ struct Forward {
     }
   }
 
+  // The bias of column `column` of unit u: b, plus the extra parameter that is added to this column.
   float bias_of(int column, int64_t u) const {
     if (u >= run.H) return 0;
     float sum = 0;
