@@ -197,21 +197,21 @@ def _capture_cell(
     cell: Cell, params: Params, inputs: SequenceInputs
 ) -> tuple[dict[str, jax.Array], Carry, Carry, Any]:
     """Scans one cell; returns gates, carries of all steps, final carry and outputs."""
-    run = canonicalize(cell, params, inputs)
+    args = canonicalize(cell, params, inputs)
 
     def body(carry: Carry, step: Any) -> tuple[Carry, Any]:
         x, valid, reset = step
-        prev_carry = apply_resets(reset, run.masks.reset_carry, carry)
-        (new_carry, y), gates = capture_taps(run.bound.step)(prev_carry, zero_where(valid, x))
+        prev_carry = apply_resets(reset, args.masks.reset_carry, carry)
+        (new_carry, y), gates = capture_taps(args.bound.step)(prev_carry, zero_where(valid, x))
         _check_gates(cell, gates, batch=jax.tree.leaves(y)[0].shape[0])
         carry = tree_where(valid, new_carry, prev_carry)
         y, gates = zero_where(valid, (y, OrderedDict(gates)))
         return carry, (y, carry, gates)
 
-    steps = (run.xs, run.masks.valid, run.masks.resets)
-    final, (ys, carries, gates) = lax.scan(body, run.carry, steps, reverse=run.reverse)
-    gates, ys = run.restore_nans((gates, ys))
-    return gates, run.restore_nan_carries(carries), run.cast_carry(final), ys
+    steps = (args.xs, args.masks.valid, args.masks.resets)
+    final, (ys, carries, gates) = lax.scan(body, args.carry, steps, reverse=args.reverse)
+    gates, ys = args.restore_nans((gates, ys))
+    return gates, args.restore_nan_carries(carries), args.cast_carry(final), ys
 
 
 def _check_gates(cell: Cell, gates: dict[str, jax.Array], *, batch: int) -> None:

@@ -199,16 +199,16 @@ def _lyapunov(
     num_exponents: int | None,
 ) -> LyapunovSpectrum:
     params = conform_arguments(cell, params, inputs)
-    run = canonicalize(cell, params, inputs)
-    size = _carry_size(cell, run.carry)
+    args = canonicalize(cell, params, inputs)
+    size = _carry_size(cell, args.carry)
     num = size if num_exponents is None else num_exponents
     if not checks.is_int(num) or not 1 <= num <= size:
         raise ValueError(
             f"lyapunov: num_exponents must be an int from 1 to {size}, the size of the carry of "
             f"one sequence of {type(cell).__name__}, got {checks.describe(num)}"
         )
-    batch = jax.tree.leaves(run.carry)[0].shape[0]
-    initial_q = _initial_q(size, num, batch, _real_dtype(run.carry))
+    batch = jax.tree.leaves(args.carry)[0].shape[0]
+    initial_q = _initial_q(size, num, batch, _real_dtype(args.carry))
     zeros, skip = jnp.zeros(batch, jnp.int32), jnp.asarray(skip, jnp.int32)
 
     def body(state, step):
@@ -216,10 +216,10 @@ def _lyapunov(
         x, valid, reset, nan_carry = step
         prev_carry, prev_q, num_to_skip = apply_resets(
             reset,
-            (run.masks.reset_carry, initial_q, jnp.maximum(zeros + skip, 1)),
+            (args.masks.reset_carry, initial_q, jnp.maximum(zeros + skip, 1)),
             (carry, q, num_to_skip),
         )
-        carry, jacobian_q = _push_forward(run, prev_carry, zero_where(valid, x), prev_q)
+        carry, jacobian_q = _push_forward(args, prev_carry, zero_where(valid, x), prev_q)
         # On padding, Q itself is decomposed: gradients of the QR decomposition of a singular matrix
         # are NaN.
         q, diagonal = _orthonormalize(tree_where(valid, jacobian_q, prev_q))
@@ -237,19 +237,19 @@ def _lyapunov(
         )
         return (carry, q, log_sums, steps, num_to_skip), _mean(log_sums[:, 0], steps)
 
-    state = (run.carry, initial_q, jnp.zeros_like(initial_q[:, 0]), zeros, zeros + skip)
-    xs = (run.xs, run.masks.valid, run.masks.resets, run.nan_carries)
-    (carry, _, log_sums, steps, _), history = lax.scan(body, state, xs, reverse=run.reverse)
-    return LyapunovSpectrum(_mean(log_sums, steps[:, None]), steps, run.cast_carry(carry), history)
+    state = (args.carry, initial_q, jnp.zeros_like(initial_q[:, 0]), zeros, zeros + skip)
+    xs = (args.xs, args.masks.valid, args.masks.resets, args.nan_carries)
+    (carry, _, log_sums, steps, _), history = lax.scan(body, state, xs, reverse=args.reverse)
+    return LyapunovSpectrum(_mean(log_sums, steps[:, None]), steps, args.cast_carry(carry), history)
 
 
 def _push_forward(
-    run: CanonicalInputs, prev_carry: Carry, x: Inputs, q: jax.Array
+    args: CanonicalInputs, prev_carry: Carry, x: Inputs, q: jax.Array
 ) -> tuple[Carry, jax.Array]:
     """Returns the carry after a step, and J Q `[B, n, num_exponents]`."""
 
     def step(vector: jax.Array) -> tuple[jax.Array, Carry]:
-        carry, _ = run.bound.step(_unflatten(vector, prev_carry), x)
+        carry, _ = args.bound.step(_unflatten(vector, prev_carry), x)
         return _flatten(carry, q.dtype), carry
 
     vector = _flatten(prev_carry, q.dtype)

@@ -153,7 +153,7 @@ class Associative(Engine):
     ) -> tuple[Carry, Any]:
         z, leaves = _recurrences(bound, carry, steps, reset_carry)
         states = [leaf.solve(reverse, self.chunk) for leaf in leaves]
-        return _finish(bound, carry, steps[1], reverse, z, states)
+        return _carry_and_outputs(bound, carry, steps[1], reverse, z, states)
 
     def _run_sharded(
         self,
@@ -181,7 +181,7 @@ class Associative(Engine):
                 leaf.after_previous_devices(self.axis, reverse, self.chunk) for leaf in leaves
             ]
             states = [leaf.solve(reverse, self.chunk) for leaf in leaves]
-            carry, ys = _finish(bound, carry, steps[1], reverse, z, states)
+            carry, ys = _carry_and_outputs(bound, carry, steps[1], reverse, z, states)
             last_device = 0 if reverse else -1
             carry = jax.tree.map(lambda a: lax.all_gather(a, self.axis)[last_device], carry)
             return carry, ys
@@ -302,7 +302,7 @@ def _cannot_broadcast(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return len(shape) > len(other) or any(n not in (1, m) for n, m in pairs)
 
 
-def _finish(
+def _carry_and_outputs(
     bound: BoundCell,
     carry: Carry,
     valid: jax.Array | None,

@@ -38,10 +38,10 @@ class Auto(Engine):
       over a mesh: XLA would then sum the gradients of `Scan` over the devices at every step.
     - `Fused`.
 
-    The thresholds follow from the tables of `jrnn bench` in docs/benchmarks. `Native` is the
-    fastest of the engines for LSTM, GRU and Elman at every shape, with and without gradients.
-    Without gradients, `Fused` and `Scan` run the same computation. With gradients, the ratios of
-    the times of `Scan` and `Fused` at batch 32 and 64 steps are::
+    The thresholds follow from measurements by `jrnn bench`; those of LSTM and GRU are in
+    docs/benchmarks. In the latter, `Native` is the fastest engine at every shape, with and without
+    gradients. Without gradients, `Fused` and `Scan` run the same computation. With gradients, the
+    ratios of the times of `Scan` and `Fused` at batch 32 and 64 steps are::
 
         input = hidden     16    32    64    128   256   512   1024
         LSTM               0.66  0.88  0.87  1.04  0.99  1.14  1.19

@@ -122,7 +122,7 @@ def canonicalize(
     steps, batch = time_and_batch(inputs)
     if isinstance(xs, Observed):
         xs = xs.zero_missing()
-    lengths, valid, resets = _masks(inputs, steps, batch)
+    lengths, valid, resets = _validate_masks(inputs, steps, batch)
 
     precision = infer_precision(params, xs)
     initial = cast(cell.init_carry(params, (batch,)), precision.accum)
@@ -175,7 +175,7 @@ def time_and_batch(inputs: SequenceInputs) -> tuple[int, int]:
     return leaves[0].shape[:2]
 
 
-def _masks(
+def _validate_masks(
     inputs: SequenceInputs, steps: int, batch: int
 ) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
     """Validates the masks, and returns the fields `lengths`, `valid` and `resets` of `Masks`."""

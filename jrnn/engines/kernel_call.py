@@ -113,6 +113,7 @@ def run_kernel(
 def _run(
     kernel: Kernel, params: Any, carry: Carry, xs: jax.Array, masks: Masks, reverse: bool
 ) -> tuple[Carry, jax.Array]:
+    """Computes `run_kernel` without padding, or with padding given by `masks.lengths`."""
     absent = jnp.zeros((0,), xs.dtype)
 
     def h_and_c(tree: Any) -> tuple[jax.Array, jax.Array]:
@@ -252,7 +253,7 @@ def _fold_vmap_into_batch(
     call: Callable[..., Any],
     kinds: tuple[AxisKind, ...],
     result_kinds: tuple[AxisKind, ...],
-    with_batch_size: Callable[[int], Callable[..., Any]],
+    with_larger_batch: Callable[[int], Callable[..., Any]],
 ) -> Callable[..., Any]:
     """Adds a `vmap` rule that folds the mapped axis into the batch axis.
 
@@ -263,7 +264,7 @@ def _fold_vmap_into_batch(
       call: the kernel call.
       kinds: the leading axes of each operand.
       result_kinds: the leading axes of each result.
-      with_batch_size: maps n to the call for a batch that is n times as large.
+      with_larger_batch: maps n to the call for a batch that is n times as large.
     """
     with_vmap_rule = custom_vmap(call)
     without_second_derivative = jax.custom_jvp(with_vmap_rule)
@@ -279,24 +280,31 @@ def _fold_vmap_into_batch(
     def rule(size, batched, *operands):
         all_batched = tuple(True for _ in result_kinds)
         if size == 0:
-            unbatched = lambda a, on: jax.ShapeDtypeStruct(a.shape[1:] if on else a.shape, a.dtype)
+            unbatched = lambda a, is_batched: jax.ShapeDtypeStruct(
+                a.shape[1:] if is_batched else a.shape, a.dtype
+            )
             results = jax.eval_shape(call, *map(unbatched, operands, batched))
             return tuple(jnp.zeros((0, *a.shape), a.dtype) for a in results), all_batched
-        if any(on for on, kind in zip(batched, kinds, strict=True) if kind == "param"):
-            mapped = [a for a, on in zip(operands, batched, strict=True) if on]
+        if any(
+            is_batched for is_batched, kind in zip(batched, kinds, strict=True) if kind == "param"
+        ):
+            mapped = [a for a, is_batched in zip(operands, batched, strict=True) if is_batched]
 
             def call_one(slices):
                 rest = iter(slices)
-                full = [next(rest) if on else a for a, on in zip(operands, batched, strict=True)]
+                full = [
+                    next(rest) if is_batched else a
+                    for a, is_batched in zip(operands, batched, strict=True)
+                ]
                 return with_vmap_rule(*full)
 
             return lax.map(call_one, mapped), all_batched
         broadcast = [
-            a if on or kind == "param" else jnp.broadcast_to(a, (size, *a.shape))
-            for a, on, kind in zip(operands, batched, kinds, strict=True)
+            a if is_batched or kind == "param" else jnp.broadcast_to(a, (size, *a.shape))
+            for a, is_batched, kind in zip(operands, batched, kinds, strict=True)
         ]
         inputs = [_fold(kind, a) for kind, a in zip(kinds, broadcast, strict=True)]
-        results = with_batch_size(size)(*inputs)
+        results = with_larger_batch(size)(*inputs)
         unfolded = [_unfold(kind, a, size) for kind, a in zip(result_kinds, results, strict=True)]
         return tuple(unfolded), all_batched
 

@@ -33,7 +33,7 @@ class Native(Engine):
     once, and the kernel runs the inner cell.
 
     When the extension is loaded, it selects the best available instruction set: AVX-512, AVX2 or
-    the baseline. The environment variable JRNN_ISA (v4, v3 or base) selects a lower one.
+    the baseline. The environment variable JRNN_ISA (v4, v3 or base) sets an upper limit.
 
     Only float32 is supported; float64 runs on `Fused`. Only first derivatives in reverse mode are
     supported: use `engine="fused"` for second derivatives, and `engine="scan"` for forward mode.

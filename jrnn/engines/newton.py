@@ -41,7 +41,8 @@ class Solution(NamedTuple):
       ys: the outputs `[T, B, output]`.
       carries: the carry after each step, leaves `[T, B, ...]`, for example as the `guess` of a
         later call. On padding it is that of the previous step in scan order.
-      status: convergence, iterations and residuals.
+      status: convergence, iterations and residuals of Newton's method. With `fallback="scan"` it
+        still reports the sequences that were run step by step as not converged.
     """
 
     carry: Carry

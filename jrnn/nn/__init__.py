@@ -1,4 +1,4 @@
-"""Flax modules: recurrent layers of any cell, models with an output layer, and streaming."""
+"""Flax modules: recurrent layers of any cell, models with an output layer, streaming, sampling."""
 
 from jrnn.nn.flax_cell import FlaxCell as FlaxCell
 from jrnn.nn.generate import generate as generate

@@ -17,7 +17,9 @@ from jrnn.nn.options import check_body, check_rngs
 from jrnn.nn.rnn import RNN, swap_time_and_batch
 
 Body = RNN | StackedRNN | LSTM | GRU
+"""The recurrent modules to which a model adds an output layer."""
 Embedding = Callable[[jax.Array], jax.Array]
+"""Maps the inputs of a model to those of its body."""
 POOLS = ("last", "mean", "max")
 
 
@@ -76,7 +78,7 @@ class Classifier(nnx.Module):
           lengths: `[B]` ints, the number of valid steps of each sequence; by default T.
 
         Returns:
-          `[B, output_size]`. For a sequence without valid steps it is the bias of the head.
+          The outputs `[B, output_size]`; for a sequence without valid steps, the bias of the head.
         """
         _, ys = self.body(_embed(self.embedding, xs), lengths=lengths)
         ys = ys if self.body.time_major else swap_time_and_batch(ys)

@@ -47,7 +47,9 @@ def test_invalid_argument_raises_a_type_error(call: Any, message: str) -> None:
 
 @pytest.mark.parametrize("module", [nn.LSTM, nn.GRU])
 def test_unknown_engine_raises_with_the_name_of_the_module(module: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{module.__name__}: engine must be one of auto, .*got 7"):
+    with pytest.raises(
+        ValueError, match=f"^{module.__name__}: engine must be one of auto, .*got 7"
+    ):
         module(3, 4, rngs=RNGS, engine=7)
     with pytest.raises(ValueError, match="^RNN: engine must be one of auto, .*got 7"):
         nn.RNN(jrnn.GRU(4), 3, rngs=RNGS, engine=7)  # pyright: ignore
