@@ -39,7 +39,7 @@ class Auto(Engine):
     - `Fused`.
 
     The thresholds follow from measurements by `jrnn bench`; those of LSTM and GRU are in
-    docs/benchmarks. In the latter, `Native` is the fastest engine at every shape, with and without
+    docs/benchmarks, where `Native` is the fastest engine at every shape, with and without
     gradients. Without gradients, `Fused` and `Scan` run the same computation. With gradients, the
     ratios of the times of `Scan` and `Fused` at batch 32 and 64 steps are::
 

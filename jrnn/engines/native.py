@@ -43,8 +43,8 @@ class Native(Engine):
     Raises:
       ValueError: when run, the cell has no kernel, a shape or dtype is not supported, the platform
         is not a CPU, XLA partitions the computation over a mesh, `return_carries` is True for an
-        LSTM, or the C++ extension is not installed; also for second derivatives.
-      TypeError: for forward-mode derivatives.
+        LSTM, the C++ extension is not installed, or a second derivative is computed.
+      TypeError: when run, a forward-mode derivative is computed.
     """
 
     supports_every_cell: ClassVar[bool] = False

@@ -68,10 +68,10 @@ class Linearization(NamedTuple):
     def update(self, deltas: Leaves, reverse: bool) -> Leaves:
         """Returns the states plus the deltas.
 
-        A sum that is NaN or above the square root of the largest number, because products of
-        Jacobians overflow, is replaced by step(s_{t-1}), since later iterations could not remove a
-        NaN. On the steps of `non_finite_steps`, such as after a NaN in the inputs, no sum is
-        replaced.
+        A sum that is NaN, or whose absolute value exceeds the square root of the largest number, is
+        replaced by step(s_{t-1}): products of Jacobians have overflowed, and later iterations could
+        not remove a NaN. On the steps of `non_finite_steps`, such as after a NaN in the inputs, no
+        sum is replaced.
         """
         non_finite = self.non_finite_steps(reverse)
         triples = zip(self.states, deltas, self.residuals, strict=True)
