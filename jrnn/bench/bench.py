@@ -6,8 +6,8 @@
 Every implementation is compiled and checked first. Then the calls of all implementations are timed
 in interleaved rounds, so that other load on the machine affects all of them equally. A ratio is the
 median time of another library divided by that of jrnn: above 1, jrnn is faster. A library that is
-not installed, or has no layer for a cell, is listed as missing. The extras `bench` and `parity` of
-jrnn install all libraries.
+not installed, fails, or has no layer for a cell is listed as missing. The extras `bench` and
+`parity` of jrnn install all libraries.
 """
 
 import json
@@ -35,17 +35,18 @@ stdout = Console(width=max(Console().width, report.WIDTH))
 class Bench:
     """Times layers of jrnn and of other libraries in interleaved rounds.
 
-    The implementations of one case (a cell, a mode and a shape) form a group.
+    The implementations of one case (a cell, a mode and a shape) form a group. `jrnn bench newton`
+    and `jrnn bench train` are further benchmarks, with their own flags.
 
     Args:
       cells: lstm, gru or elman.
       modes: forward, or forward+backward, which also computes gradients.
-      shapes: batch x time x input x hidden, as in 32x128x32x64, or indices of the defaults.
+      shapes: batch x time x input x hidden, as in 32x128x32x64, or indices of the default shapes.
       engines: engines of jrnn, by their names in `jrnn ls engines`.
       peers: other libraries: nnx, linen, haiku, equinox, keras, torch, onnxruntime or cudnn.
       repeats: maximum number of rounds for each group; a round times every implementation.
-      seconds: time limit for starting a round of a group; the first 3 rounds ignore it.
-      sweep: also time shapes with growing numbers of steps and growing hidden sizes.
+      seconds: no round of a group starts after this time; the first 3 rounds ignore it.
+      sweep: also time shapes with increasing numbers of steps, and with increasing hidden sizes.
       out: path of the JSON file, written after each group.
       figure: save figures of the ratios and the sweeps next to the JSON file.
     """
@@ -86,7 +87,11 @@ def main(args: list[str]) -> None:
 
 
 def run(bench: Bench) -> dict[str, Any]:
-    """Times all groups, and writes the JSON file after each."""
+    """Times all groups, and writes the JSON file after each; returns the contents of the file.
+
+    Raises:
+      ValueError: a cell, mode or shape is invalid.
+    """
     pending = list(cases(bench.cells, bench.modes, map(parse_shape, bench.shapes), bench.sweep))
     result = {
         "machine": machine.describe(),
@@ -106,12 +111,13 @@ def run(bench: Bench) -> dict[str, Any]:
 
 
 def _update_matmul_gflops(best: dict[str, float]) -> None:
-    """Keeps the best of all measurements; the load of the machine varies between groups."""
+    """Measures again, and keeps the maximum for each library; the load of the machine varies."""
     for name, gflops in machine.matmul_gflops().items():
         best[name] = max(gflops, best.get(name, 0.0))
 
 
 def _save(result: dict[str, Any], out: Path) -> None:
+    """Adds the values that depend on all groups so far, and writes the JSON file."""
     best = max(result["matmul_gflops"].values())
     for row in (row for entry in result["groups"] for row in entry["implementations"]):
         row["percent_of_matmul"] = 100 * row["gflops"] / best

@@ -1,6 +1,6 @@
 """The cases that are timed: default shapes, sweeps over one axis, and shapes from flags."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from jrnn import checks
 from jrnn.bench.implementations import MODES, NUM_GATES, Case, Shape
@@ -16,13 +16,17 @@ SWEEPS = {
     "steps": tuple(Shape(32, 2**k, 64, 64) for k in range(5, 12)),
     "hidden": tuple(Shape(32, 64, 2**k, 2**k) for k in range(4, 11)),
 }
-"""Series of shapes, by the axis that grows. In `hidden`, the input size grows equally."""
+"""Series of shapes, by the size that increases. In `hidden`, the input size is the hidden size."""
 
 
 def cases(
-    cells: Iterable[str], modes: Iterable[str], shapes: Iterable[Shape], sweep: bool
+    cells: Sequence[str], modes: Sequence[str], shapes: Iterable[Shape], sweep: bool
 ) -> Iterator[Case]:
-    """Yields all combinations of cells, modes and shapes, then those of the sweeps."""
+    """Yields all combinations of cells, modes and shapes, then those of the sweeps.
+
+    Raises:
+      ValueError: a cell or mode is unknown.
+    """
     for name in cells:
         checks.one_of("bench", "cell", name, NUM_GATES)
     for name in modes:

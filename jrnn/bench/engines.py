@@ -13,8 +13,7 @@ from jrnn.cells import REGISTRY as CELLS
 from jrnn.engines import REGISTRY as ENGINES
 
 MAX_DIFFERENCE = 1e-4
-"""Maximum absolute difference from the results of Scan, relative to the largest absolute value of
-the array."""
+"""Maximum absolute difference from an array of Scan, relative to its largest absolute value."""
 
 
 class ResultMismatch(Unavailable):
@@ -22,15 +21,15 @@ class ResultMismatch(Unavailable):
 
 
 def build(engine: str, case: Case) -> list[Implementation]:
-    """Compiles an engine for a case.
+    """Compiles an engine, given by its name, for a case; returns one implementation.
 
     Raises:
-      Unavailable: the engine does not exist, or fails.
+      Unavailable: the engine does not exist, or cannot be compiled for the case.
     """
     if engine not in ENGINES:
         raise Unavailable(f"jrnn has no such engine{checks.suggestion(engine, ENGINES)}")
     try:
-        return [compile_model(model(engine, case), case, "jrnn")]
+        return [compile_model(make_model(engine, case), case, "jrnn")]
     except Exception as error:  # for example, the C++ kernels were not built
         raise Unavailable(f"failed: {type(error).__name__}: {error}") from error
 
@@ -42,13 +41,14 @@ def reference(case: Case) -> Any:
 
 
 def check_against_scan(implementation: Implementation, expected: Any) -> None:
-    """Compares the results of an engine with those of Scan.
+    """Runs an engine, and compares its results with those of Scan.
 
     Raises:
-      ResultMismatch: the relative difference of an array exceeds `MAX_DIFFERENCE`.
+      ResultMismatch: the relative difference of an array exceeds `MAX_DIFFERENCE`, or is NaN.
     """
     pairs = zip(jax.tree.leaves(implementation.call()), jax.tree.leaves(expected), strict=True)
-    worst = max(_max_relative_difference(np.asarray(got), np.asarray(want)) for got, want in pairs)
+    differences = [_max_relative_difference(*map(np.asarray, pair)) for pair in pairs]
+    worst = np.max(differences)  # NaN if one of them is NaN
     if not worst <= MAX_DIFFERENCE:
         raise ResultMismatch(f"differs from Scan by {worst:.1e}, above {MAX_DIFFERENCE:.0e}")
 
@@ -58,16 +58,16 @@ def _max_relative_difference(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.abs(got - want).max() / (scale or 1))
 
 
-def model(
+def make_model(
     engine: str | jrnn.Engine, case: Case, name: str | None = None, params: Any = None
 ) -> JaxModel:
-    """Returns the cell of a case, run by an engine.
+    """Returns a model that runs the cell of a case on an engine.
 
     Args:
       engine: an engine of `unroll`, or its name.
       case: the cell, its sizes and dtype.
-      name: name in tables and results; by default the name of the engine.
-      params: the parameters; by default those of `init_params`.
+      name: name in tables and results, after "jrnn"; by default `engine`.
+      params: the parameters of the cell; by default those of `init_params`.
     """
     cell = make_cell(case)
     params = init_params(cell, case) if params is None else params
@@ -85,7 +85,7 @@ def make_cell(case: Case) -> jrnn.Cell:
 
 
 def init_params(cell: jrnn.Cell, case: Case) -> Any:
-    """Returns initial parameters plus noise, because zero biases would hide errors."""
+    """Returns initial parameters plus small noise, because zero biases would hide errors."""
     leaves, structure = jax.tree.flatten(
         cell.init(jax.random.key(0), case.shape.input, jnp.dtype(case.dtype))
     )

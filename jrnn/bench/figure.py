@@ -1,4 +1,4 @@
-"""Figures of the results: ratios at each shape, and times over the axis of a sweep."""
+"""Figures of the results: ratios at each shape, and times over the size that a sweep increases."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from jrnn.plotting import new_figure
 
 
 def save(result: dict[str, Any], out: Path) -> list[Path]:
-    """Saves the figures that have data next to the JSON file; returns their paths."""
+    """Saves the figures next to the JSON file `out`, if they have data; returns their paths."""
     paths = []
     for suffix, draw, groups in (
         ("", _draw_ratios, [g for g in result["groups"] if g["sweep"] is None and g["ratios"]]),
@@ -22,7 +22,7 @@ def save(result: dict[str, Any], out: Path) -> list[Path]:
 
 
 def _panels(groups: list[dict[str, Any]], key: Any) -> tuple[Any, dict[Any, Any]]:
-    """Creates a figure with one axes for each value of `key`, in two columns."""
+    """Creates a figure in two columns; returns it, and one axes for each value of `key(group)`."""
     keys = list(dict.fromkeys(map(key, groups)))
     rows = -(-len(keys) // 2)
     figure = new_figure(12, 3.8 * rows)
@@ -31,7 +31,7 @@ def _panels(groups: list[dict[str, Any]], key: Any) -> tuple[Any, dict[Any, Any]
 
 
 def _draw_ratios(groups: list[dict[str, Any]]) -> Any:
-    """Draws bars of the times of peers, relative to that of the fastest engine of jrnn."""
+    """Draws bars of the ratios of `_best_ratio`, at each shape and for each family of peers."""
     from matplotlib.patches import Patch
 
     key = lambda group: (group["cell"], group["mode"])
@@ -62,7 +62,10 @@ def _draw_ratios(groups: list[dict[str, Any]]) -> Any:
 
 
 def _best_ratio(group: dict[str, Any], family: str) -> float:
-    """Returns the ratio of the fastest engine to a family of peers; 0 if the family is missing."""
+    """Divides the time of the fastest peer of a family by that of the fastest engine of jrnn.
+
+    Returns 0 if the family is missing.
+    """
     return max(family_ratios(group, engine).get(family, 0.0) for engine in group["ratios"])
 
 
@@ -72,7 +75,7 @@ def _size_labels(group: dict[str, Any]) -> list[str]:
 
 
 def _draw_sweeps(groups: list[dict[str, Any]]) -> Any:
-    """Draws the median time over the axis that grows, one line for each implementation."""
+    """Draws the median time over the size that increases, one line for each implementation."""
     key = lambda group: (group["cell"], group["mode"], group["sweep"])
     figure, panels = _panels(groups, key)
     for name, axes in panels.items():

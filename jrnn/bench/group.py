@@ -12,6 +12,7 @@ from jrnn.bench.implementations import Case, Implementation, Unavailable
 from jrnn.bench.timing import Timing
 
 Missing = list[dict[str, str]]
+"""Missing implementations: the name, the reason, and the class of the error (`kind`) of each."""
 
 
 def measure(
@@ -23,12 +24,15 @@ def measure(
 ) -> dict[str, Any]:
     """Times all implementations of a case; returns an entry of `groups` in the JSON file.
 
+    `other_process_cores` is the mean number of cores that other processes use during the timing;
+    None if it is not available.
+
     Args:
       case: the computation to time.
-      engine_names: engines of jrnn.
+      engine_names: names of engines of jrnn.
       peer_names: other libraries, keys of `peers.PEERS`.
       repeats: maximum number of rounds.
-      seconds: time limit for starting a round; the first `timing.MIN_ROUNDS` ignore it.
+      seconds: no round starts after this time; the first `timing.MIN_ROUNDS` ignore it.
     """
     jax.clear_caches()  # otherwise, a cell that an earlier case traced would compile faster
     implementations, missing = _prepare(case, engine_names, peer_names)
@@ -78,7 +82,7 @@ def _prepare(
 def _try_builds(
     builds: dict[str, Callable[[], list[Implementation]]],
 ) -> tuple[list[Implementation], Missing]:
-    """Calls all functions; returns their results, and the names and reasons of those that fail."""
+    """Calls all functions; returns their results, and an entry for each that raises Unavailable."""
     built: list[Implementation] = []
     missing: Missing = []
     for name, build in builds.items():
@@ -90,7 +94,7 @@ def _try_builds(
 
 
 def row(case: Case, implementation: Implementation, times: Timing) -> dict[str, Any]:
-    """Returns the results of one implementation."""
+    """Returns an entry of `implementations` in the JSON file."""
     return {
         "name": implementation.name,
         "family": implementation.family,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 NUM_GATES = {"lstm": 4, "gru": 3, "elman": 1}
+"""The cells that `jrnn bench` times, and the number of gates of each."""
 MODES = {"forward": 1, "forward+backward": 3}
 """FLOPs relative to those of the forward pass, by mode."""
 
@@ -42,7 +43,7 @@ class Case:
       mode: a key of `MODES`. `forward+backward` computes the mean of the squared outputs, and its
         gradients with respect to all parameters and the inputs.
       shape: the sizes of the layer.
-      sweep: the axis of `shape` that grows, if the case belongs to a sweep; otherwise None.
+      sweep: the field of `shape` that increases, if the case belongs to a sweep; otherwise None.
       dtype: dtype of parameters and inputs, "float32" or "bfloat16".
     """
 
@@ -59,13 +60,19 @@ class Case:
 
     @property
     def flops(self) -> int:
-        """FLOPs of the matrix products: `2·T·B·(I + H)·G·H`, three times as many with gradients."""
+        """FLOPs of the matrix products: `2·T·B·(I + H)·G·H`, three times as many with gradients.
+
+        I is the input size, H the hidden size, and G the number of gates.
+        """
         batch, steps, inputs, hidden = self.shape
         forward = 2 * steps * batch * (inputs + hidden) * NUM_GATES[self.cell] * hidden
         return MODES[self.mode] * forward
 
     def inputs(self) -> np.ndarray:
-        """Returns normal inputs `[T, B, input]`, shared by all implementations and read-only."""
+        """Returns normally distributed inputs `[T, B, input]`.
+
+        The array is cached, so it must not be modified.
+        """
         batch, steps, inputs, _ = self.shape
         return _sample_inputs((steps, batch, inputs)).astype(jnp.dtype(self.dtype), copy=False)
 
@@ -84,12 +91,12 @@ class Implementation:
       name: name in tables and results.
       family: `jrnn`, `jax`, `torch` or `onnxruntime`.
       call: runs the case, blocks until the results are ready, and returns the outputs. With
-        gradients, it returns a tree of the loss, the gradients of the parameters, and the gradient
-        of the inputs as the last leaf.
+        gradients, it returns a pytree of the loss, the gradients of the parameters, and, as the
+        last leaf, the gradient of the inputs.
       time_major: whether inputs and outputs are `[T, B, ...]`, not `[B, T, ...]`.
-      compile_seconds: time to lower and compile; None if the library does not compile.
+      compile_seconds: time to trace, lower and compile; None if the library does not compile.
       memory_bytes: size of temporaries and outputs as reported by XLA, without memory allocated by
-        custom calls; None for programs that XLA does not compile.
+        custom calls; None if XLA does not compile the program or does not report it.
     """
 
     name: str
@@ -107,7 +114,7 @@ class JaxModel:
     Args:
       name: name in tables and results.
       apply: `(params, xs) -> outputs`.
-      params: a tree of arrays; gradients are computed for all of them.
+      params: a pytree of arrays; gradients are computed for all of them.
       time_major: whether `xs` and the outputs are `[T, B, ...]`.
     """
 
@@ -137,7 +144,7 @@ def compile_model(
       model: the layer.
       case: the case.
       family: the family of the implementation.
-      options: options of the XLA compiler.
+      options: options of the XLA compiler; None for its defaults.
     """
     xs = case.inputs()
     xs = jnp.asarray(xs if model.time_major else xs.swapaxes(0, 1))

@@ -26,7 +26,7 @@ def cores() -> int:
 
 
 def versions() -> dict[str, str | None]:
-    """Returns the versions of Python and of all libraries, None for a library not installed."""
+    """Returns the versions of Python and of `PACKAGES`; None for a package not installed."""
     return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 
@@ -38,7 +38,7 @@ def _version(package: str) -> str | None:
 
 
 def describe() -> dict[str, Any]:
-    """Returns the processor, its cores and vector instructions, and the device of JAX."""
+    """Describes the system, the processor, the kernels of jrnn, and the default device of JAX."""
     fields = _cpuinfo()
     flags = sorted(flag for flag in fields.get("flags", "").split() if _is_vector(flag))
     return {
@@ -86,7 +86,9 @@ def other_process_seconds() -> float | None:
 
 
 def matmul_gflops(sizes: tuple[int, int, int] = MATMUL_SIZES, repeats: int = 8) -> dict[str, float]:
-    """Measures the GFLOP/s of a float32 matrix product by XLA and, if installed, by PyTorch.
+    """Measures the GFLOP/s of a float32 matrix product by XLA, and by PyTorch on a CPU.
+
+    The result has no entry for PyTorch if it is not installed, or JAX does not run on a CPU.
 
     Args:
       sizes: m, k and n of a product of `[m, k]` and `[k, n]`.
@@ -109,7 +111,7 @@ def _make_xla_matmul(a: np.ndarray, b: np.ndarray) -> Callable[[], Any]:
 
 
 def _make_torch_matmul(a: np.ndarray, b: np.ndarray) -> Callable[[], Any] | None:
-    """Returns a function for the product in PyTorch, or None without PyTorch or not on a CPU."""
+    """Returns a function that computes the product; None without PyTorch, or if not on a CPU."""
     if _version("torch") is None or jax.default_backend() != "cpu":
         return None
     import torch  # pyright: ignore[reportMissingImports]

@@ -4,10 +4,9 @@
     jrnn bench newton --cells paragru gru --steps 16384 --damping 1.0
 
 Each cell has its default initialization and normally distributed inputs, and is solved to a
-residual of 1e-6. In the cases `*-times-3` the recurrent matrices are three times as large. These
-cells amplify small differences, permanently or transiently, and Newton must report that it has not
-converged. The largest Lyapunov exponent predicts this. It is measured in the same run, and so is
-the time of `Scan`.
+relative residual of 1e-6. In the cases `*-times-3` the recurrent matrices are three times as large.
+These cells amplify small differences, permanently or transiently, and Newton does not converge.
+Their largest Lyapunov exponent, which is measured in the same run, is above zero or close to zero.
 """
 
 import json
@@ -31,8 +30,9 @@ from jrnn.bench.timing import time_interleaved
 from jrnn.terminal import parse_flags
 
 TOLERANCE = 1e-6
+"""The option `tol` of `Newton`."""
 LYAPUNOV_STEPS = 1024
-"""Number of steps over which the Lyapunov exponent is averaged."""
+"""Maximum number of steps over which the Lyapunov exponent is averaged."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Case:
       cell: the cell.
       jacobian: the structure of the Jacobian that Newton uses.
       steps: sequence length.
-      input_size: number of inputs.
+      input_size: size of the inputs.
       gain: factor of the recurrent weights, relative to the default initialization.
     """
 
@@ -84,7 +84,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Bench:
-    """Counts the iterations of Newton's method over time, and compares its time with Scan.
+    """Counts the iterations of the engine Newton, and compares its time with that of Scan.
 
     Args:
       cells: names of cases, the first column of the table.
@@ -92,7 +92,7 @@ class Bench:
       damping: initial damping; None for undamped Newton steps.
       max_steps: maximum number of iterations.
       repeats: maximum number of timing rounds.
-      seconds: time limit for starting a timing round of a case.
+      seconds: no timing round of a case starts after this time; the first 3 rounds ignore it.
       out: path of the JSON file.
     """
 
@@ -107,6 +107,9 @@ class Bench:
     def __post_init__(self) -> None:
         for name in self.cells:
             checks.one_of("bench newton", "cell", name, CASES)
+        if self.steps is not None:
+            checks.positive_int("bench newton", "steps", self.steps)
+        checks.positive_int("bench newton", "repeats", self.repeats)
 
 
 def main(args: list[str]) -> None:
@@ -168,7 +171,7 @@ def measure(name: str, bench: Bench) -> dict[str, Any]:
 
 
 def format_value(row: dict[str, Any], key: str) -> str:
-    """Formats a value of the table."""
+    """Formats the value of one column of a row."""
     value = row[key]
     if key == "converged":
         return "yes" if value else "no"

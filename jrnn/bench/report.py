@@ -80,14 +80,14 @@ def _shape(group: dict[str, Any]) -> str:
 
 
 def is_disturbed(group: dict[str, Any]) -> bool:
-    """Returns whether other processes used the machine while the group was timed."""
+    """Returns whether other processes used more than `MAX_OTHER_CORES` during the timing."""
     return (group["other_process_cores"] or 0.0) > MAX_OTHER_CORES
 
 
 def group_table(group: dict[str, Any]) -> Table:
     """Returns a table of the implementations of a group, from the fastest to the slowest.
 
-    The last columns divide the median times by that of each engine.
+    For each engine, a last column divides the median times by that of the engine.
     """
     header = title(group)
     if is_disturbed(group):

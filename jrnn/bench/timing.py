@@ -11,7 +11,9 @@ import numpy as np
 from jrnn.bench.implementations import Case, Implementation, Unavailable
 
 MIN_ROUNDS = 3
+"""Number of rounds that ignore the time limit."""
 WARMUP_SECONDS = 0.01
+"""Minimum time of the calls before those that are timed, in a round."""
 TIMED_SECONDS = 0.02
 """Minimum time of the timed calls of one implementation in a round."""
 
@@ -60,13 +62,16 @@ def time_interleaved(
 
     In each round, an implementation is first called without timing for `warmup` seconds, so that
     the threads of the previous one become idle and the CPU caches hold its own data. Then its calls
-    are timed for `TIMED_SECONDS`. Both periods include at least one call.
+    are timed for `TIMED_SECONDS`. Each of the two periods includes at least one call.
 
     Args:
-      implementations: the implementations; each must have been called once.
-      repeats: maximum number of rounds.
-      seconds: time limit for starting a round; the first `MIN_ROUNDS` rounds ignore it.
-      warmup: minimum time of calls that are not timed; with 0 there are none.
+      implementations: the implementations, with different names; each must have been called once.
+      repeats: maximum number of rounds, at least 1.
+      seconds: no round starts after this time; the first `MIN_ROUNDS` rounds ignore it.
+      warmup: minimum time of the calls without timing; with 0 there are none.
+
+    Returns:
+      The times by the name of the implementation.
     """
     seconds_by_name: dict[str, list[float]] = {
         implementation.name: [] for implementation in implementations

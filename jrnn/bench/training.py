@@ -58,7 +58,7 @@ NETWORKS = {
     "digits-row": "configs/digits.py:order=row,hidden=32",
     "digits-pixel": "configs/digits.py",
 }
-"""Specs of the configs, by name."""
+"""The configs of the networks, in the format of `jrnn train CONFIG`, by name."""
 
 COLUMNS = {
     "network": "network",
@@ -70,7 +70,7 @@ COLUMNS = {
     "save_fraction": "save / 30 s",
     "resume_ms": "resume, ms",
 }
-"""Headers of the table, by key of a row."""
+"""The columns of the table: keys of a row, and their headers."""
 
 SAVE_EVERY = 30.0
 """Default interval of checkpoints in seconds."""
@@ -84,8 +84,8 @@ class Bench:
     """Times training against handwritten loops, and checkpoints, streaming and sweeps.
 
     Args:
-      networks: networks to train.
-      rounds: number of interleaved rounds.
+      networks: networks to train, digits-row or digits-pixel.
+      rounds: number of interleaved rounds, after one that is not counted.
       seconds: approximate time of each loop in a round.
       sweeps: number of times that a sweep and a single run are timed.
       out: path of the JSON file.
@@ -99,7 +99,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         for name in self.networks:
-            checks.one_of("bench train", "networks", name, NETWORKS)
+            checks.one_of("bench train", "network", name, NETWORKS)
         checks.positive_int("bench train", "rounds", self.rounds)
         checks.positive_int("bench train", "sweeps", self.sweeps)
         checks.positive_number("bench train", "seconds", self.seconds)
@@ -129,7 +129,7 @@ def main(args: list[str]) -> None:
 
 
 def measure(name: str, bench: Bench) -> dict[str, Any]:
-    """Times the loops of one network, and saving and resuming; returns a row of the table."""
+    """Times the loops of one network, and saving and resuming; returns a row of the results."""
     experiment = config.load(NETWORKS[name], ["--eval-every", str(10**9), "--steps", str(10**9)])
     data = experiment.task.load()
     folder = Path(tempfile.mkdtemp())
@@ -177,7 +177,7 @@ def measure_rates(loops: dict[str, Loop], bench: Bench) -> dict[str, float]:
 
 
 def open_trainer(experiment: Experiment, data: Data, folder: Path) -> Trainer:
-    """Makes the trainer of `jrnn train`."""
+    """Makes the trainer that `jrnn train` uses for an experiment, with the run folder `folder`."""
     network = experiment.network.build(data, experiment.seed)
     optimizer = experiment.optimizer.build(experiment.steps)
     plan, group = plan_task(data, experiment, experiment.tbptt), ProcessGroup()
@@ -196,7 +196,7 @@ def run_jrnn_loop(trainer: Trainer, end: float) -> int:
 
 
 def make_compiled_loop(experiment: Experiment, data: Data) -> Loop:
-    """Makes a loop that only calls the compiled training steps of jrnn."""
+    """Makes a loop that only calls the compiled training steps of jrnn, on the same batches."""
     optimizer = experiment.optimizer.build(experiment.steps)
     graphdef, state = init_state(experiment.network.build(data, 0), optimizer)
     sampler = EpochSampler(len(data.train.xs), experiment.batch_size, 0)
@@ -208,7 +208,7 @@ def make_compiled_loop(experiment: Experiment, data: Data) -> Loop:
 
     def loop(end: float) -> int:
         nonlocal state
-        steps, count = 0, LOG_EVERY
+        steps, count = 0, LOG_EVERY  # few steps, because `max_steps` may take too long
         while time.perf_counter() < end:
             state, metrics = train_steps(state, examples, plans, count)
             jax.block_until_ready(metrics)
@@ -250,7 +250,7 @@ class FlaxNetwork(nnx.Module):
 
 
 def make_flax_loop(experiment: Experiment, data: Data) -> Loop:
-    """Makes a loop of jitted training steps over flax's layers, as in the flax guides."""
+    """Makes a loop of jitted training steps over a network of flax's layers, with `nnx.jit`."""
     network: Any = experiment.network
     model = FlaxNetwork(network.cell.hidden_size, data, network.dropout, nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, experiment.optimizer.build(experiment.steps), wrt=nnx.Param)
@@ -276,7 +276,7 @@ def make_flax_loop(experiment: Experiment, data: Data) -> Loop:
 
 
 def make_loop(next_step: Callable[[], jax.Array]) -> Loop:
-    """Makes a loop that fetches the losses every `LOG_EVERY` steps."""
+    """Makes a loop over `next_step`, which fetches the losses every `LOG_EVERY` steps."""
 
     def loop(end: float) -> int:
         steps = 0
@@ -290,7 +290,7 @@ def make_loop(next_step: Callable[[], jax.Array]) -> Loop:
 
 
 def save_seconds(trainer: Trainer, rate: float, bench: Bench) -> float:
-    """Measures the additional time of training steps that include the save of a checkpoint."""
+    """Measures the median time that saving one checkpoint adds to training."""
     steps = max(1, int(rate * bench.seconds))
     overheads = []
     for _ in range(bench.rounds):
@@ -310,7 +310,7 @@ def save_seconds(trainer: Trainer, rate: float, bench: Bench) -> float:
 
 
 def resume_seconds(experiment: Experiment, data: Data, folder: Path) -> float:
-    """Measures the time to create a trainer and restore a checkpoint, without compilation."""
+    """Measures the time to create a trainer and restore a checkpoint, without training steps."""
     start = time.perf_counter()
     trainer = open_trainer(experiment, data, folder)
     trainer.resume()
@@ -320,7 +320,7 @@ def resume_seconds(experiment: Experiment, data: Data, folder: Path) -> float:
 
 
 def stream_microseconds(hidden: int) -> float:
-    """Measures the median latency of `jrnn.stream` for an LSTM with batch size 1 and 32 inputs."""
+    """Measures the median time of a step of `jrnn.stream`, for an LSTM with batch size 1."""
     stream = jrnn.stream(RNN(jrnn.LSTM(hidden), 32, rngs=nnx.Rngs(0)))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 32)), jnp.float32)
     seconds = []
@@ -353,7 +353,7 @@ def sweep_seconds(repeats: int) -> dict[str, float]:
 
 
 def format_value(row: dict[str, Any], key: str) -> str:
-    """Formats a value of the table."""
+    """Formats the value of one column of a row."""
     value = row[key]
     if key in ("vs_compiled", "save_fraction"):
         return f"{100 * value:.1f} %"
@@ -380,7 +380,7 @@ def stream_line(result: dict[str, Any]) -> str:
 
 
 def sweep_line(result: dict[str, Any]) -> str:
-    """Formats the times of a sweep and of a run as a sentence."""
+    """Formats the times of a sweep and of a single run as a sentence."""
     sweep, run = result["sweep"]["sweep_s"], result["sweep"]["run_s"]
     fraction = sweep / (NUM_TRIALS * run)
     return (

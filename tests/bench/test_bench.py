@@ -1,4 +1,4 @@
-"""The benchmarks: results, ratios, and reports of missing implementations."""
+"""The benchmarks: results, ratios, timing, and reports of missing implementations."""
 
 import json
 import subprocess
@@ -29,7 +29,10 @@ CASE = implementations.Case("lstm", "forward+backward", implementations.Shape(2,
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Runs the benchmark on a small shape without keras; returns the contents of the JSON file."""
+    """Returns a function that runs `jrnn bench` on a small shape, and reads the JSON file.
+
+    Keras cannot be imported.
+    """
     monkeypatch.setattr(machine, "matmul_gflops", lambda: {"xla": 100.0, "torch": 50.0})
     monkeypatch.setitem(sys.modules, "keras", None)
     monkeypatch.delitem(sys.modules, f"{peers.__name__}.keras_jax", raising=False)
@@ -88,19 +91,20 @@ def test_engine_with_wrong_results_exits_with_1(run, monkeypatch, capsys):
 
 
 def implementation_row(name, family, seconds):
+    """Returns an entry of `implementations` in the JSON file, with the keys that reports read."""
     row = {"name": name, "family": family, "time_major": True, "median_seconds": seconds}
     return row | {"gflops": 1.0, "percent_of_matmul": 1.0}
 
 
 def test_summary_is_geometric_mean_of_ratios_to_the_fastest_peer():
     groups = []
-    for seconds, sweep in (((1.0, 8.0, 2.0, 3.0), None), ((2.0, 16.0, 20.0, 1.5), None)):
+    for seconds in ((1.0, 8.0, 2.0, 3.0), (2.0, 16.0, 20.0, 1.5)):
         names = [("jrnn auto", "jrnn"), ("a", "jax"), ("b", "jax"), ("torch LSTM", "torch")]
         rows = [
             implementation_row(*name, second) for name, second in zip(names, seconds, strict=True)
         ]
         shape = {"batch": 1, "steps": 1, "input": 1, "hidden": 1}
-        case = {"cell": "lstm", "mode": "forward", "shape": shape, "sweep": sweep}
+        case = {"cell": "lstm", "mode": "forward", "shape": shape, "sweep": None}
         groups.append(case | {"implementations": rows, "ratios": group.ratios(rows)})
     groups.append(groups[0] | {"sweep": "steps"})  # excluded from the means
     (mean,) = report.summary(groups)
@@ -144,6 +148,21 @@ def test_implementation_with_wrong_shape_or_nan_raises(shape, value, message):
         timing.check_results(implementations.Implementation("bad", "jax", call), CASE)
 
 
+def test_nan_in_the_results_of_scan_is_a_mismatch():
+    result = (jnp.ones(2), jnp.ones(2))
+    implementation = implementations.Implementation("jrnn auto", "jrnn", lambda: result)
+    engines.check_against_scan(implementation, result)
+    with pytest.raises(engines.ResultMismatch, match="differs from Scan by nan"):
+        engines.check_against_scan(implementation, (jnp.ones(2), jnp.full(2, jnp.nan)))
+
+
+@pytest.mark.parametrize("flag", ["--steps", "--repeats"])
+def test_bench_newton_refuses_zero(flag, capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "newton", flag, "0"])
+    assert f"{flag[2:]} must be a positive int, got 0" in capsys.readouterr().err
+
+
 def test_implementations_are_interleaved_until_the_time_limit():
     order = []
 
@@ -177,7 +196,7 @@ def test_group_is_disturbed_if_other_processes_use_the_cores():
     assert report.is_disturbed({"other_process_cores": 0.9})
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="the times are read from /proc/stat")
 def test_cpu_time_of_other_processes_is_measured():
     before = machine.other_process_seconds()
     busy_loop = "import time\nwhile time.process_time() < 0.8: pass"
@@ -188,7 +207,7 @@ def test_cpu_time_of_other_processes_is_measured():
 def test_matmul_gflops_are_measured(monkeypatch):
     monkeypatch.setattr(machine, "_version", lambda package: None)
     gflops = machine.matmul_gflops((64, 32, 64), repeats=3)
-    assert set(gflops) == {"xla"} and gflops["xla"] > 0
+    assert set(gflops) == {"xla"} and gflops["xla"] > 0  # PyTorch seems not to be installed
 
 
 def test_peers_are_all_files_of_the_package():

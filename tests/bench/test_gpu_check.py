@@ -18,18 +18,18 @@ from jrnn.bench.gpu_check.compilation import Deadline
 from jrnn.bench.implementations import Case, Implementation, Shape
 from jrnn.bench.peers import jax_cudnn
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SHAPE = plan.TINY.checked_shape
 
 
 def check_layer(name, reference_fn=correctness.reference, seconds=100.0):
-    """Returns the rows of one layer."""
+    """Returns the rows of one layer of `plan.LAYERS`."""
     makers = {name: plan.LAYERS[name]}
     return list(correctness.check_layers(makers, SHAPE, Deadline(seconds), reference_fn))
 
 
 def wrong_reference(cell, problem):
-    """Returns a reference with one wrong gradient."""
+    """Returns the expected results, with a wrong gradient of the inputs."""
     correct = correctness.reference(cell, problem)
     return correct._replace(xs_grad=1.001 * correct.xs_grad)
 
@@ -47,7 +47,7 @@ def test_run_checks_times_and_writes_all_rows(monkeypatch, tmp_path):
     assert [row["engine"] for row in result["correctness"]] == ["fused", "associative"]
     for row in result["correctness"]:
         assert row["status"] == "mismatch" and "xs_grad 1.0e-03, carry_grad" in row["reason"]
-        assert sorted(row["errors"].values())[-2] < 1e-6  # the others are correct
+        assert sorted(row["errors"].values())[-2] < 1e-6  # the other fields are correct
     assert len(command.failures(result)) == 2
 
     gru, paragru, cuda_graphs = result["speed"]

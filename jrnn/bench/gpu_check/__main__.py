@@ -20,15 +20,31 @@ from jrnn.bench.gpu_check.plan import FULL, LAYERS, TINY, Plan
 GPU_RESULTS_DIR = Path(__file__).parents[3] / "docs" / "benchmarks" / "gpu"
 
 CORRECTNESS_FRACTION = 0.45
-"""The fraction of the time budget for the comparison of values and gradients."""
+"""The fraction of the time limit for the comparison of values and gradients."""
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="gpu_check", description=__doc__)
-    parser.add_argument("--out", type=Path, help="path of the JSON file")
-    parser.add_argument("--budget", type=float, default=340.0, help="time limit in seconds")
-    parser.add_argument("--tiny", action="store_true", help="run small cases on a CPU")
+    """Runs the command.
+
+    Returns:
+      The exit code: 1 if an engine of jrnn fails or gives wrong results, otherwise 0.
+
+    Raises:
+      SystemExit: with code 2 if an argument is invalid, or JAX found no GPU.
+    """
+    parser = argparse.ArgumentParser(
+        prog="gpu_check", description="Checks and times the engines of jrnn on a GPU."
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="path of the JSON file; by default docs/benchmarks/gpu/DEVICE.json, on a CPU "
+        "build/gpu-check.json",
+    )
+    parser.add_argument(
+        "--budget", type=float, default=340.0, help="time limit in seconds (default: %(default)s)"
+    )
+    parser.add_argument("--tiny", action="store_true", help="run small cases, also on a CPU")
     options = parser.parse_args(args)
     if jax.default_backend() == "cpu" and not options.tiny:
         parser.error("JAX found no GPU; pass --tiny to run on a CPU")
@@ -49,11 +65,11 @@ def run(
     deadline: Deadline,
     reference_fn: correctness.Reference = correctness.reference,
 ) -> dict[str, Any]:
-    """Checks and times the cells of a plan; writes the JSON file after each row.
+    """Checks and times the cells of a plan; writes and returns the results.
 
     Args:
       plan: the cells and sizes.
-      out: path of the JSON file.
+      out: path of the JSON file, which is written after each row.
       deadline: when to stop.
       reference_fn: computes the expected values and gradients.
     """
@@ -76,7 +92,7 @@ def run(
 
 
 def failures(result: dict[str, Any]) -> list[str]:
-    """Describes the engines of jrnn that fail or give wrong results.
+    """Returns a line for each engine of jrnn that fails or gives wrong results.
 
     Failures of CUDA graphs and missed deadlines are excluded.
     """

@@ -31,22 +31,22 @@ class Deadline:
         self.end = time.monotonic() + seconds
 
     def remaining(self) -> float:
-        """Seconds until the deadline; 0 after it."""
+        """Returns the seconds until the deadline; 0 after it."""
         return max(0.0, self.end - time.monotonic())
 
 
 class DeadlineExceeded(Exception):
-    """The deadline passed before a program was compiled or run."""
+    """The deadline passed before a program was compiled, called or timed."""
 
 
 def build_all(
     builds: dict[Key, Callable[[], Built]], deadline: Deadline
 ) -> Iterator[tuple[Key, Built | Exception]]:
-    """Runs all functions in threads; yields the result or exception of each, in their order.
+    """Runs all functions in threads; yields the key and the result or exception of each, in order.
 
     JAX traces in one thread at a time but compiles in parallel. If a function has not returned at
-    the deadline, `DeadlineExceeded` is yielded. Its thread cannot be stopped and continues in the
-    background.
+    the deadline, `DeadlineExceeded` is yielded. A thread that runs it cannot be stopped, and
+    continues in the background.
     """
     pool = ThreadPoolExecutor(machine.cores())
     futures = {key: pool.submit(build) for key, build in builds.items()}
@@ -64,7 +64,10 @@ def build_all(
 
 
 def call_once(make: Callable[[], T]) -> Callable[[], T]:
-    """Caches the result of a function, which only the first thread that needs it calls."""
+    """Returns a function that returns the result of `make`, for use by several threads.
+
+    `make` is called once, on first use; it is called again only if it raises an exception.
+    """
     cached, lock = functools.cache(make), threading.Lock()
 
     def get() -> T:
@@ -75,6 +78,6 @@ def call_once(make: Callable[[], T]) -> Callable[[], T]:
 
 
 def format_error(error: BaseException) -> str:
-    """Formats an error as one line."""
+    """Formats an error as one line, shortened and without memory addresses."""
     text = re.sub(" at 0x[0-9a-f]+", "", " ".join(str(error).split()))
     return f"{type(error).__name__}: {text[:400]}"

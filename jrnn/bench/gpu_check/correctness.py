@@ -20,18 +20,22 @@ from jrnn.bench.gpu_check.compilation import (
 from jrnn.bench.implementations import Shape
 
 CHECKED_ENGINES = ("scan", "fused", "associative", "newton")
+"""The engines that are checked on every layer."""
 UNIVERSAL_ENGINES = ("scan", "fused")
 """Engines that support every cell; the others may raise a TypeError or ValueError."""
 
 TOLERANCE = 3e-5
-"""For float32 with matrix products in full precision, relative to the largest value of an array."""
+"""Maximum error as in `max_relative_error`, in float32 with full precision of matrix products."""
 
 NEWTON_TOLERANCE = 1e-4
-"""Newton stops at residuals of 8e-6, so its results have larger errors."""
+"""As `TOLERANCE`, for Newton, which stops at residuals of 8e-6 and so has larger errors."""
 
 
 class Problem(NamedTuple):
-    """The arguments of `unroll`, and cotangents of its results, as float32 NumPy arrays."""
+    """The arguments of `unroll`, and cotangents of its results, as NumPy arrays.
+
+    Floating arrays are float32 or complex64.
+    """
 
     params: Any
     xs: Any
@@ -42,7 +46,7 @@ class Problem(NamedTuple):
 
 
 class Results(NamedTuple):
-    """The results of `unroll`, and the gradients of its arguments; None for integer leaves."""
+    """The results of `unroll`, and the gradients of its arguments, with None for integer leaves."""
 
     carry: Any
     ys: Any
@@ -52,7 +56,10 @@ class Results(NamedTuple):
 
 
 DEFAULT_PRECISION = "scan, default precision"
-"""An additional row of the LSTM, without full precision. It is measured but not checked."""
+"""The name of an additional row of the LSTM, in the default precision of matrix products.
+
+A mismatch in this row is not a failure.
+"""
 
 Reference = Callable[[jrnn.Layer, Problem], Results]
 
@@ -94,7 +101,7 @@ def _add_noise(rng: np.random.Generator, leaf: np.ndarray, scale: float) -> np.n
 
 
 def differentiate(cell: jrnn.Layer, engine: str, problem: Problem) -> Results:
-    """Computes values and gradients with an engine."""
+    """Runs an engine, and differentiates the inner product of results and cotangents."""
 
     def inner_product(params: Any, xs: Any, carry: Any) -> tuple[jax.Array, tuple[Any, Any]]:
         options = {"lengths": problem.lengths, "resets": problem.resets, "engine": engine}
@@ -133,9 +140,9 @@ def compile_engine(
     """Compiles an engine for a cell; returns a function that runs it on the problem.
 
     Args:
-      cell: the cell.
+      cell: the cell or layer.
       engine: the name of an engine.
-      problem: the arguments.
+      problem: the arguments of `unroll`.
       precision: precision of matrix products; None selects JAX's default, which may be TF32.
 
     Raises:
@@ -161,10 +168,14 @@ def compile_engine(
 
 
 def max_relative_error(got: Any, expected: Any) -> float:
-    """Returns the largest error relative to the largest value of its array, NaN if one is NaN."""
+    """Returns the largest error in a pytree of arrays; NaN if one is NaN.
+
+    The error of an element is relative to the largest absolute value of its array, or to 1e-3 times
+    that of all arrays if this is larger.
+    """
     pairs = list(zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True))
     scales = [np.abs(b).max(initial=0.0) for _, b in pairs]
-    # A gradient that is zero everywhere would have a scale of zero.
+    # For an array that is zero everywhere.
     min_scale = 1e-3 * max(scales, default=0.0) or 1.0
     errors = [
         np.abs(np.asarray(a).astype(np.asarray(b).dtype) - b).max(initial=0.0)
@@ -175,7 +186,7 @@ def max_relative_error(got: Any, expected: Any) -> float:
 
 
 def compare(got: Results, expected: Results, tolerance: float) -> dict[str, Any]:
-    """Compares all fields; returns their errors, and whether all are within the tolerance."""
+    """Compares all fields; returns the status, the error of each field, and the reason."""
     fields = zip(got._fields, got, expected, strict=True)
     errors = {name: max_relative_error(*pair) for name, *pair in fields}
     passed = all(error <= tolerance for error in errors.values())
@@ -196,7 +207,7 @@ def check_layers(
     deadline: Deadline,
     reference_fn: Reference = reference,
 ) -> Iterator[dict[str, Any]]:
-    """Yields one row for each layer and engine.
+    """Yields one row of results for each layer and engine.
 
     Args:
       makers: functions from a hidden size to a layer, by name.
@@ -222,6 +233,8 @@ def check_layers(
 def _make_builds(
     name: str, make: Callable[[int], jrnn.Layer], shape: Shape, reference_fn: Reference
 ) -> dict[tuple[str, str], Callable[[], Any]]:
+    """Returns functions that compute the reference and compile the engines, by layer and engine."""
+
     @call_once
     def problem() -> tuple[jrnn.Layer, Problem]:
         cell = make(shape.hidden)

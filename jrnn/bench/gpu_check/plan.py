@@ -13,9 +13,9 @@ TIMED_ENGINES: dict[str, str | jrnn.Engine] = {
     "scan": "scan",
     "fused": "fused",
     "associative": "associative",
-    "newton": jrnn.Newton(fallback="none"),  # a fallback would add a Python callback
+    "newton": jrnn.Newton(fallback="none"),  # fallback="error" would add a Python callback
 }
-"""The engines that are timed, by name."""
+"""The engines that are timed, by their names in the results."""
 
 ENGINES_BY_CELL = {
     "lstm": ("scan", "fused"),
@@ -49,12 +49,14 @@ class Plan:
     Args:
       checked_layers: keys of `LAYERS` whose values and gradients are checked.
       checked_shape: the sizes of the checked layers.
-      timed_cells: keys of `ENGINES_BY_CELL` that are timed, in order of priority.
+      timed_cells: keys of `ENGINES_BY_CELL` that are timed.
       shapes: the sizes at which each cell is timed.
       modes: keys of `implementations.MODES`.
-      dtypes: the dtypes in which each cell is timed. CUDA graphs are timed in the first one.
-      newton_shape: the sizes of an additional case, ParaGRU on a long sequence by Newton.
-      seconds: time limit of each case, a combination of cell, shape, dtype and mode.
+      dtypes: the dtypes in which each cell is timed. CUDA graphs and `newton_shape` are timed only
+        in the first one.
+      newton_shape: the sizes of additional cases, ParaGRU on a long sequence, also by Newton.
+      seconds: no timing round of a case (a cell, shape, dtype and mode) starts after this time; the
+        first `timing.MIN_ROUNDS` ignore it.
     """
 
     checked_layers: tuple[str, ...]
@@ -88,6 +90,7 @@ FULL = Plan(
     newton_shape=Shape(8, 16384, 256, 256),
     seconds=0.5,
 )
+"""The plan of `make gpu-check`."""
 TINY = Plan(
     checked_layers=("mingru",),
     checked_shape=Shape(3, 5, 3, 4),
@@ -98,3 +101,4 @@ TINY = Plan(
     newton_shape=Shape(1, 8, 3, 3),
     seconds=0.0,
 )
+"""The plan of `--tiny`."""

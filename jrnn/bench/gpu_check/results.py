@@ -15,7 +15,10 @@ ROOT = Path(__file__).parents[3]
 
 
 def describe_environment() -> dict[str, Any]:
-    """Describes the machine, the versions of libraries and drivers, and the Git commit if any."""
+    """Describes the machine, the versions of libraries and drivers, and the Git commit.
+
+    A value is None if it is not available.
+    """
     return {
         "jrnn": jrnn.__version__,
         "commit": _command_output(
@@ -44,7 +47,7 @@ def _command_output(*command: str) -> str | None:
 
 
 def _torch_versions() -> dict[str, Any] | None:
-    """Returns the CUDA and cuDNN versions of PyTorch, and whether it uses TF32, or None."""
+    """Describes CUDA and cuDNN in PyTorch; None if PyTorch is not installed."""
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -54,6 +57,6 @@ def _torch_versions() -> dict[str, Any] | None:
 
 
 def save(result: dict[str, Any], out: Path) -> None:
-    """Replaces the file atomically, so that a killed run leaves either the old or the new file."""
+    """Writes the JSON file atomically, so that a killed run leaves the old or the new file."""
     out.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(out, json.dumps(result, indent=1) + "\n")

@@ -34,13 +34,13 @@ MAX_ROUNDS = 10
 """Maximum number of rounds for each case."""
 
 NEWTON_STATUS = "Newton status"
-"""The key of the convergence status of Newton, next to those of the implementations."""
+"""The key of the convergence status of Newton, in dicts of implementations by name."""
 
 MIN_SECONDS = 10.0
 """No suite is compiled if fewer seconds remain."""
 
 COMPILE_FRACTION = 0.6
-"""The fraction of the remaining time that may be used for compilation."""
+"""The fraction of the remaining time for the compilation of a suite."""
 
 Row = dict[str, Any]
 
@@ -54,9 +54,9 @@ class Suite:
       dtype: dtype of parameters and inputs.
       shapes: the shapes of the cases.
       modes: the modes in which each shape is timed.
-      peers: the peer libraries.
+      peers: the peer libraries, keys of `peers.PEERS`.
       cuda_graphs: whether the programs of jrnn run as CUDA graphs.
-      solves_newton: whether to add the convergence status of Newton to the results.
+      solves_newton: whether to add the convergence status of Newton to the results of each shape.
     """
 
     cell: str
@@ -104,11 +104,13 @@ def measure(suite: Suite, seconds: float, deadline: Deadline) -> Iterator[Row]:
 
     Args:
       suite: the cases.
-      seconds: time limit for starting a round of a case; the first `timing.MIN_ROUNDS` ignore it.
+      seconds: no round of a case starts after this time; the first `timing.MIN_ROUNDS` ignore it.
       deadline: when to stop; the remaining implementations are listed as missing.
     """
     if deadline.remaining() < MIN_SECONDS:
-        skipped = [_missing("all", DeadlineExceeded("not compiled before the deadline"))]
+        skipped = [
+            _missing("all implementations", DeadlineExceeded("not compiled before the deadline"))
+        ]
         yield from (_group(suite, case, [], skipped) for case in suite.cases())
         return
     for shape in suite.shapes:
@@ -130,13 +132,13 @@ def measure(suite: Suite, seconds: float, deadline: Deadline) -> Iterator[Row]:
 
 
 def _make_builds(suite: Suite, case: Case) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Yields the names of the implementations of a case, and functions that compile them."""
+    """Yields names, and functions that compile the implementations or solve the case by Newton."""
     options = CUDA_GRAPH_OPTIONS if suite.cuda_graphs else None
     suffix = " (CUDA graphs)" if suite.cuda_graphs else ""
     params = call_once(partial(_init_params, case))
 
     def build(engine: str, name: str) -> list[Implementation]:
-        model = engines.model(TIMED_ENGINES[engine], case, name, params())
+        model = engines.make_model(TIMED_ENGINES[engine], case, name, params())
         return [compile_model(model, case, "jrnn", options)]
 
     for engine in ENGINES_BY_CELL[suite.cell]:
@@ -162,7 +164,15 @@ def measure_case(
     seconds: float,
     deadline: Deadline,
 ) -> Row:
-    """Calls each implementation once, then times all in interleaved rounds."""
+    """Calls each implementation of a case once, then times all of them in interleaved rounds.
+
+    Args:
+      suite: the suite of the case.
+      case: the case.
+      built: by name, a list of implementations, or the exception raised by the compilation.
+      seconds: no round starts after this time; the first `timing.MIN_ROUNDS` ignore it.
+      deadline: when to stop; the remaining implementations are listed as missing.
+    """
     ready, missing, start = [], [], time.monotonic()
     for name, result in built.items():
         if isinstance(result, Exception):
@@ -190,7 +200,7 @@ def measure_case(
 
 
 def newton_status(case: Case, params: Any) -> Row:
-    """Returns the convergence of Newton, and the largest difference of an output from Scan."""
+    """Returns whether Newton converges, its iterations, and its largest difference from Scan."""
     cell = engines.make_cell(case)
 
     @jax.jit

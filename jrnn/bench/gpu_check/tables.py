@@ -1,4 +1,4 @@
-"""Formats the results as Markdown tables."""
+"""Formats the results as Markdown tables and notes."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -53,7 +53,7 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def correctness_lines(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Returns a line for each cell, with the largest error of each engine."""
+    """Returns a row of the table for each layer, with the largest error of each engine."""
     by_engine = {(row["cell"], row["engine"]): row for row in rows}
     cells = dict.fromkeys(row["cell"] for row in rows)
     return [
@@ -77,7 +77,7 @@ def _format_check(row: dict[str, Any] | None) -> str:
 
 
 def speed_lines(groups: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Returns a line for each cell, dtype, shape and mode, with the times of all columns."""
+    """Returns a row of the table for each cell, dtype, shape and mode, with the median times."""
     lines: dict[tuple[str, ...], dict[str, float]] = {}
     for group in groups:
         shape = "x".join(map(str, group["shape"].values()))
@@ -97,7 +97,7 @@ def speed_lines(groups: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _column(name: str) -> str:
-    """Returns the column of an implementation; all cell classes of a library share a column."""
+    """Returns the column of an implementation; all classes of a peer library share a column."""
     libraries = {"nnx": "flax", "jax": "jax cuDNN", "torch": "torch"}
     library, _, rest = name.partition(" ")
     return rest if library == "jrnn" else libraries[library]
@@ -114,7 +114,7 @@ def _ratio(line: dict[str, float]) -> str:
 
 
 def notes(rows: Sequence[dict[str, Any]], groups: Sequence[dict[str, Any]]) -> list[str]:
-    """Lists mismatches, failures and skipped rows; each reason appears once, with its count."""
+    """Lists mismatches, failures and skipped rows, each reason once with its count, and Newton."""
     counts: dict[str, int] = {}
     for row in rows:
         if row["status"] not in ("passed", "not applicable"):

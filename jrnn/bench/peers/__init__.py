@@ -1,4 +1,4 @@
-"""Peer libraries. Each module has a function `build(case)`, which returns its implementations."""
+"""Peer libraries. Each module has a function `build(case)` that returns implementations."""
 
 import importlib
 

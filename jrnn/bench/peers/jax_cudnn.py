@@ -1,4 +1,4 @@
-"""The LSTM of cuDNN, called by `jax.experimental.rnn`. It is batch-major."""
+"""The LSTM of cuDNN, called through `jax.experimental.rnn`. It is batch-major."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from jrnn.bench.implementations import (
 
 
 def build(case: Case) -> list[Implementation]:
-    """Returns one implementation."""
+    """Returns one implementation, for an LSTM on a GPU."""
     select_layer("jax.experimental.rnn", case, {"lstm": rnn.lstm})
     if jax.default_backend() != "gpu":
         raise Unavailable(f"the backend of JAX must be gpu, got {jax.default_backend()}")

@@ -1,4 +1,4 @@
-"""Layers of Keras on its JAX backend, called by `stateless_call`. They are batch-major."""
+"""Layers of Keras on its JAX backend, called through `stateless_call`. They are batch-major."""
 # pyright: reportMissingImports=false
 
 import os
