@@ -1,4 +1,4 @@
-# All targets run in .venv. Each target first installs the extras that it needs.
+# Targets first install the extras that they need, in the virtual environment VENV.
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -19,22 +19,23 @@ demo: $(VENV)/with-demo
 test: $(VENV)/with-test
 	$(PYTEST) $(TESTS)
 
-# A subset of the tests that takes three minutes, for example with another version of Python:
+# Runs a subset of the tests in three minutes, for example with another version of Python:
 # make test-fast VENV=build/python3.12 PYTHON=python3.12
 FAST := tests/cells/test_contract.py tests/engines/test_native.py tests/nn \
 	tests/train/test_checkpoint.py tests/test_testing.py tests/engines/test_truth.py
 test-fast: $(VENV)/with-test
 	$(PYTEST) -k "not finite_differences and not cost_little" $(FAST)
 
-# The tests marked `exhaustive` (all cells on all engines with all masks, twenty killed runs) and
-# the sanitizers; takes an hour.
+# Also runs the tests marked `exhaustive` (all cells on all engines with all masks; a run that is
+# killed twenty times) and the sanitizers; takes an hour.
 test-all: $(VENV)/with-test sanitize
 	$(PYTEST) -m "not slow" $(TESTS)
 
-# Trains networks and checks the accuracies in README; takes an hour.
+# Trains networks and checks their results against bounds; takes an hour.
 accuracy: $(VENV)/with-test
 	$(BIN)/pytest -m slow tests/train/test_targets.py
 
+# Compares cells and layers with those of other libraries.
 parity: $(VENV)/with-test $(VENV)/with-parity
 	$(PYTEST) tests/parity
 
@@ -43,12 +44,13 @@ lint: $(VENV)/with-lint $(VENV)/with-test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# With options: make bench args="--shapes 0 1 --engines scan"; see jrnn bench --help
+# Times jrnn against other libraries. With options: make bench args="--shapes 0 1 --engines scan";
+# see jrnn bench --help
 bench: $(VENV)/with-bench $(VENV)/with-parity
 	$(BIN)/jrnn bench $(args)
 
-# Checks and times jrnn on a machine with a GPU and JAX. Installs nothing; jrnn need not be
-# installed. Takes at most six minutes, and writes a JSON file to docs/benchmarks/gpu. For options:
+# Checks and times jrnn on a machine with a GPU. Installs nothing; requires JAX and flax, but jrnn
+# need not be installed. Takes about six minutes at most, and writes a JSON file to docs/benchmarks/gpu. For options:
 # make gpu-check args=--help
 gpu-check:
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m jrnn.bench.gpu_check $(args)
@@ -74,7 +76,7 @@ $(VENV)/with-%: pyproject.toml $(VENV)/built
 	$(BIN)/pip install --quiet 'jrnn[$*]'
 	touch $@
 
-# Installs jrnn, and installs it again when the sources of the C++ kernels change. With build
+# Installs jrnn; again when its dependencies or the sources of the C++ kernels change. With build
 # isolation, pip would use a new environment for each build and compile all kernels again.
 $(VENV)/built: pyproject.toml $(wildcard jrnn/kernels/*) | $(VENV)/bin/python
 	$(BIN)/pip install --quiet 'scikit-build-core[wheels]>=1.0' 'jaxlib>=0.10'

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments.long_sequences import run as study
-from jrnn.bench import newton
+from jrnn.bench import newton, timing
 from jrnn.cli import main
 
 
@@ -26,6 +26,20 @@ def test_study_writes_growth_training_and_a_figure(tmp_path, monkeypatch):
         assert row["converged"] and len(row["losses"]) == len(row["iterations"]) == 2
         assert row["exponent_steps"] == [0, 1]
     assert (tmp_path / "long_sequences.png").stat().st_size > 10_000
+
+
+def test_number_of_timing_rounds_is_that_of_the_option(monkeypatch):
+    rounds = []
+
+    def time_interleaved(*args, **kwargs):
+        timings = timing.time_interleaved(*args, **kwargs)
+        rounds.append({name: result.calls for name, result in timings.items()})
+        return timings
+
+    monkeypatch.setattr(timing, "TIMED_SECONDS", 0.0)  # so that a round times one call
+    monkeypatch.setattr(study, "time_interleaved", time_interleaved)
+    study.measure_growth(study.GROWTH_CASES["minGRU"], steps=8, repeats=5)
+    assert rounds == [{"parallel": 5, "scan": 5}]
 
 
 def test_bench_newton_reports_iterations_and_divergence(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The compared cells: every cell of jrnn, and variants of the LSTM."""
+"""The compared cells: every cell of jrnn, and variants of `LSTM` and `Elman`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,11 +20,11 @@ CLOCKWORK_PERIODS = (1, 2, 4, 8, 16)
 MLSTM_HEAD_SIZE = 4
 CONVLSTM_POSITIONS = 4
 SIZE_STEP = 16
-"""Of this many consecutive hidden sizes, every cell supports at least one."""
+"""Among this many consecutive hidden sizes, each cell supports at least one."""
 MAX_DEVIATION = 0.06
 """Maximum relative deviation from the requested number of parameters."""
 GREFF_VARIANTS = tuple(name for name in VARIANTS if name != "vanilla")
-"""Names of the variants of Greff et al., 2017, LSTM: A search space odyssey."""
+"""The variants of Greff et al., 2017, LSTM: A search space odyssey, without the vanilla LSTM."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class CellConfig:
     Attributes:
       make: function from a hidden size to the cell; raises ValueError for an unsupported size.
       transform_inputs: function from the inputs of a task to the inputs of the cell.
-      description: description of the options that differ from the defaults.
+      description: the options and inputs that differ from the defaults; "" if there are none.
     """
 
     make: Callable[[int], jrnn.Layer]
@@ -43,7 +43,7 @@ class CellConfig:
 
 
 def make_mlstm(hidden: int) -> jrnn.MLSTM:
-    """Makes an mLSTM with a constant head size; memory is quadratic in the head size."""
+    """Makes an mLSTM with a constant head size, since its memory is quadratic in the head size."""
     if hidden % MLSTM_HEAD_SIZE:
         raise ValueError(f"make_mlstm: hidden must be divisible by {MLSTM_HEAD_SIZE}, got {hidden}")
     return jrnn.MLSTM(hidden, heads=hidden // MLSTM_HEAD_SIZE)
@@ -58,7 +58,7 @@ def add_observation_mask(xs: jax.Array) -> jrnn.Observed:
 class InputRepeater(Wrapper):
     """Wraps a convolutional cell: repeats its input at each position, and flattens its output.
 
-    With one position, a ConvLSTM is equivalent to an LSTM.
+    It has several positions, because with one a ConvLSTM is equivalent to an LSTM.
     """
 
     def inputs(
@@ -113,7 +113,7 @@ CELL_CONFIGS |= {
     )
     for name in GREFF_VARIANTS
 }
-"""The compared cells by name; includes every cell of `jrnn.cells.REGISTRY`."""
+"""The configs of the compared cells by name, including every cell of `jrnn.cells.REGISTRY`."""
 
 
 def match_parameter_count(
@@ -121,7 +121,11 @@ def match_parameter_count(
 ) -> jrnn.Layer:
     """Returns the cell of the hidden size at which a network has about `count` parameters.
 
-    The network is the cell with a linear readout.
+    Args:
+      config: how to make the cell.
+      input_size: size of the inputs of the cell.
+      output_size: size of the linear output layer, the other part of the network.
+      count: the requested number of parameters.
 
     Raises:
       ValueError: the number of parameters of every hidden size deviates by more than
@@ -129,7 +133,7 @@ def match_parameter_count(
     """
 
     def compute_deficit(hidden: int) -> int | None:
-        """Returns `count` minus the parameters at a hidden size; None for an unsupported size."""
+        """Returns `count` minus the number of parameters; None for an unsupported hidden size."""
         try:
             cell = config.make(hidden)
             params = jax.eval_shape(lambda key: cell.init(key, input_size), jax.random.key(0))
@@ -139,7 +143,7 @@ def match_parameter_count(
         return count - count_parameters(params) - (width + 1) * output_size
 
     def is_too_small(size: int) -> bool:
-        """Whether the next supported size has fewer than `count` parameters."""
+        """Returns whether the first supported size from `size` on has too few parameters."""
         deficits = (compute_deficit(s) for s in range(size, size + SIZE_STEP))
         return next((deficit for deficit in deficits if deficit is not None), 0) > 0
 
@@ -163,7 +167,7 @@ def match_parameter_count(
 
 
 def get_hidden_size(layer: jrnn.Layer) -> int:
-    """Returns the hidden size of a cell, or of the top cell of a layer."""
+    """Returns the hidden size of a cell, or of the last cell of a stack."""
     inner: Any = layer
     while not hasattr(inner, "hidden_size"):
         inner = inner.layers[-1] if isinstance(inner, Stack) else inner.cell

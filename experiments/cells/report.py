@@ -13,11 +13,11 @@ from experiments.cells.cell_configs import CELL_CONFIGS, GREFF_VARIANTS
 from jrnn.plotting import new_figure
 
 SOLVED = {"adding": 0.01, "parity": 0.95, "s3": 0.95}
-"""For each task the accuracy, for adding the error, from which it counts as solved."""
+"""A task is solved from this accuracy, and adding below this error."""
 SIGNIFICANCE = 0.05
 """Significance level of the Mann-Whitney U test."""
 LONGER = "at 128"
-"""Label of the test on sequences of 128 steps."""
+"""Label of the further test on sequences of 128 steps."""
 COLUMNS = {
     "digits": "digits, accuracy %",
     "adding": "adding, error (solved)",
@@ -36,7 +36,7 @@ Key = tuple[str, str]
 
 
 def write(result: dict[str, Any], out: Path) -> None:
-    """Writes `cells.md` and `cells.png`."""
+    """Writes `cells.md` and `cells.png` to the folder `out`."""
     parts = (
         "# Comparison of all cells",
         conditions(result),
@@ -55,7 +55,8 @@ def conditions(result: dict[str, Any]) -> str:
     selected = [row["rate"] for row in rows]
     steps = {row["task"]: row["steps"] for row in rows}
     return (
-        f"Networks of about {options['parameters']} parameters: one layer and a linear readout. "
+        f"Networks of about {options['parameters']} parameters: one recurrent layer (two with "
+        f"`depthgatedlstm`) and a linear output layer. "
         f"Training steps of {options['batch_size']} examples: "
         f"{', '.join(f'{task} {count}' for task, count in steps.items())}. Adam with clipped "
         f"gradients and a cosine schedule. The peak learning rate was selected from "
@@ -112,7 +113,7 @@ def count_solved(row: Row, more: str | None = None) -> int:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Returns a table with one line per cell."""
+    """Returns a Markdown table with one line per cell."""
     rows = index_rows(result)
     lstm = result["step_ms"].get("lstm")
     tasks = [task for task in COLUMNS if any(task == name for _, name in rows)]
@@ -144,7 +145,7 @@ def _format_range(numbers: Iterable[int]) -> str:
 
 
 def _format_row(row: Row) -> str:
-    """Formats the metrics of a row: the median for adding, otherwise mean and std."""
+    """Formats the metrics of a row: the median for adding, otherwise means and deviations."""
     if row["task"] == "adding":
         return (
             f"{statistics.median(get_metrics(row)):.2g} ({count_solved(row)} of {len(row['test'])})"
@@ -159,7 +160,7 @@ def _format_mean_and_std(accuracies: list[float]) -> str:
 
 
 class Verdict(NamedTuple):
-    """A published claim, its source, our results, and whether they confirm the claim."""
+    """A published claim, its source, the results of the study, and whether they confirm it."""
 
     claim: str
     source: str
@@ -168,7 +169,7 @@ class Verdict(NamedTuple):
 
 
 def claims_markdown(result: dict[str, Any]) -> str:
-    """Returns a table with one line per claim."""
+    """Returns a Markdown table with one line per claim."""
     return _table(("claim", "source", "our result", "verdict"), judge_claims(result))
 
 
@@ -224,7 +225,10 @@ def _compare_medians(one: Row, other: Row) -> tuple[float, float]:
 def _compare_pair(
     rows: dict[Key, Row], task: str, one: str, other: str, claim: str, source: str
 ) -> Verdict | None:
-    """Returns the verdict on the claim that one cell is better than another, or not worse."""
+    """Returns the verdict on the claim that cell `one` is better than `other`, or as good.
+
+    As the other functions for verdicts, it returns None if a row is missing.
+    """
     if not {(one, task), (other, task)} <= rows.keys():
         return None
     pair = rows[one, task], rows[other, task]
@@ -232,6 +236,7 @@ def _compare_pair(
     verdict = "no significant difference"
     if p < SIGNIFICANCE:
         verdict = "confirmed" if advantage > 0 else "not confirmed"
+    # The left side is the smallest possible p-value.
     elif 2 / math.comb(2 * len(pair[0]["test"]), len(pair[0]["test"])) >= SIGNIFICANCE:
         verdict = "too few seeds"
     result = f"{task}: `{one}` {_format_row(pair[0])}, `{other}` {_format_row(pair[1])}"
@@ -239,7 +244,7 @@ def _compare_pair(
 
 
 def _judge_variants(rows: dict[Key, Row], task: str) -> Verdict | None:
-    """Returns the verdict on the claim that two variants are the worst."""
+    """Returns the verdict on the claim that the variants NFG and NOAF are the worst."""
     names = [f"lstm-{name}" for name in GREFF_VARIANTS]
     if not {(name, task) for name in [*names, "lstm-peepholes"]} <= rows.keys():
         return None
@@ -292,7 +297,7 @@ def _judge_tracking(rows: dict[Key, Row], task: str) -> Verdict | None:
 
 
 def draw(result: dict[str, Any]) -> Any:
-    """Draws one panel per task and one for the time; each line is a cell, and each dot a seed."""
+    """Draws one panel per task and one for the time; each line is a cell, each dot one seed."""
     from matplotlib.lines import Line2D
 
     rows = index_rows(result)
@@ -339,7 +344,7 @@ def draw(result: dict[str, Any]) -> Any:
 
 
 def _draw_dots(axes: Any, row: Row, position: int, colors: dict[str, str]) -> None:
-    """Draws the seeds of one cell; dots are hollow if filled ones show longer sequences."""
+    """Draws the seeds of one row; dots are hollow if filled ones show longer sequences."""
     color = colors[row["recurrence"]]
     for number, more in enumerate((None, *row["more"])):
         finite = [value for value in get_metrics(row, more) if math.isfinite(value)]

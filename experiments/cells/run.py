@@ -1,4 +1,4 @@
-"""Compares all cells at the same number of parameters, on several tasks and seeds.
+"""Compares all cells at about the same number of parameters, on several tasks and seeds.
 
     python -m experiments.cells.run                         # several hours on two cores
     python -m experiments.cells.run --cells lstm gru --seeds 3 --tasks digits
@@ -6,8 +6,8 @@
 For each cell and task, the peak learning rate is selected from `rates` with one seed, by the metric
 on the validation split. Training with the other seeds gives the results on the test split. At the
 end, the training steps of all cells are timed in interleaved rounds. Results that are already in
-the JSON file are not computed again, so an interrupted study can be resumed. Each worker process
-uses one core. The study writes `cells.json`, `cells.png` and `cells.md` to `--out`.
+the JSON file are not computed again, so an interrupted study can be resumed. On Linux, each worker
+process uses one core. The study writes `cells.json`, `cells.png` and `cells.md` to `--out`.
 """
 
 import contextlib
@@ -57,12 +57,12 @@ from jrnn.train.step.step import make_train_step
 
 HERE = Path(__file__).parent
 WARMUP = 0.05
-"""Fraction of the training steps for warmup."""
+"""Fraction of the training steps in which the learning rate increases."""
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """A task and how to train on it.
+    """A task, the length of the training, and further tests.
 
     Attributes:
       task: the task.
@@ -102,8 +102,8 @@ class Study:
         learning rate.
       rates: peak learning rates to select from.
       parameters: approximate number of parameters of a network.
-      batch_size: number of examples per step.
-      shorten: divisor of the number of training steps, for smoke tests.
+      batch_size: number of examples per training step.
+      shorten: divisor of the numbers of training steps, for smoke tests.
       jobs: number of worker processes.
       out: folder for the JSON file, the figure and the table.
     """
@@ -136,7 +136,12 @@ class Study:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Computes all missing results, and writes the JSON file, the figure and the table."""
+    """Computes all missing results, and writes the JSON file, the figure and the table.
+
+    Raises:
+      SystemExit: an argument is invalid, or the saved results have other options or versions.
+      RuntimeError: a cell has failed.
+    """
     study = tyro.cli(Study, args=args)
     study.out.mkdir(parents=True, exist_ok=True)
     path = study.out / "cells.json"
@@ -169,7 +174,11 @@ def main(args: list[str] | None = None) -> None:
 
 
 def resume(study: Study, new: dict[str, Any], saved: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Returns the saved results; raises SystemExit if their options or versions are different."""
+    """Returns the saved results, after comparing their options with those of a new study.
+
+    Raises:
+      SystemExit: the options, versions or numbers of training steps are different.
+    """
     for name in ("options", "versions"):
         if saved[name] != new[name]:
             raise SystemExit(
@@ -194,7 +203,11 @@ def save(result: dict[str, Any], path: Path) -> None:
 
 
 def compute_rows(study: Study, todo: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    """Yields the row of results of each pair of a cell and a task, as soon as it is finished."""
+    """Yields the row of results of each pair of a cell and a task, as soon as it is finished.
+
+    Raises:
+      RuntimeError: some pairs have failed, after all others have been yielded.
+    """
     # A process with the threads of JAX must not be forked. Each worker sets its core before JAX
     # starts its threads.
     context = multiprocessing.get_context("spawn")
@@ -213,10 +226,13 @@ def compute_rows(study: Study, todo: list[tuple[str, str]]) -> Iterator[dict[str
         finally:
             pool.shutdown(cancel_futures=True)
     if failed:
-        raise RuntimeError(f"some cells have failed; run the command again to retry them: {failed}")
+        raise RuntimeError(
+            f"some cells have failed; run the command again to retry them: {failed}"
+        )
 
 
 def _set_core(cores: Any) -> None:
+    """Restricts a worker process to the core whose index is next in the queue."""
     if sys.platform != "linux":
         return  # other systems cannot set the core, so the workers share all cores
     allowed = sorted(os.sched_getaffinity(0))
@@ -287,8 +303,8 @@ class CellTrainer:
     """Trains one cell on one task, with several seeds and learning rates in one compilation.
 
     It uses the trainer of `jrnn sweep`, but not the networks of an `Experiment`: here tokens are
-    one-hot, and some cells have times or masks as additional inputs. The last weights are
-    evaluated, not the best ones.
+    one-hot, and `GRUD` has masks and times as additional inputs. The last weights are evaluated,
+    not the best ones.
     """
 
     def __init__(self, study: Study, name: str, data: Data, steps: int):
@@ -358,7 +374,7 @@ class CellTrainer:
 
 
 def finite_metric(result: dict[str, float]) -> float | None:
-    """Returns the metric; None if the loss is not finite."""
+    """Returns the metric of an evaluation; None if its loss is not finite."""
     return result["metric"] if math.isfinite(result["loss"]) else None
 
 

@@ -1,15 +1,16 @@
-"""Engines that are parallel over time: cost over the sequence length, and Newton in training.
+"""Engines that are parallel over time: their cost by sequence length, and Newton in training.
 
     python -m experiments.long_sequences.run                # about 15 minutes on two cores
     python -m experiments.long_sequences.run --max-steps 4096 --training-steps 20
 
 The study has two parts. "Growth" measures time and memory of `Scan` and of a parallel engine, with
-gradients, from 1024 to 65536 steps, for linear cells to 2^20. "Training" measures the number of
+gradients, from 1024 to 65536 steps, for linear cells up to 2^20. "Training" measures the number of
 Newton iterations and the largest Lyapunov exponent during training on the adding problem. The study
 writes a JSON file and a figure to `--out`, by default `experiments/long_sequences/results`.
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -32,8 +33,9 @@ from jrnn.tasks import Adding
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-6
-"""Tolerance of Newton's method."""
+"""The option `tol` of `Newton`."""
 INPUT_SIZE = 32
+"""Size of the inputs in the first part."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ TRAINING_CASES = {
     "ParaGRU": (lambda length: jrnn.ParaGRU(32, t_max=length), "diagonal"),
     "GRU": (lambda length: jrnn.GRU(16, t_max=length), "full"),
 }
+"""Functions from the sequence length to the cell, and the Jacobians of Newton, by name."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Study:
 
     Args:
       max_steps: maximum sequence length of the growth curves.
-      repeats: number of timing rounds, at least 3; results are medians.
+      repeats: number of timing rounds; results are medians.
       training_steps: number of training steps of each cell.
       length: length of the training sequences.
       out: folder for the JSON file and the figure.
@@ -101,7 +104,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def growth(study: Study) -> Iterator[dict[str, Any]]:
-    """Yields time and memory of both engines, for one sequence of each length."""
+    """Yields a row of results for each cell and sequence length, with batch size 1."""
     for name, case in GROWTH_CASES.items():
         steps = 1024
         while steps <= min(case.max_steps, study.max_steps):
@@ -129,7 +132,7 @@ def measure_growth(case: GrowthCase, steps: int, repeats: int) -> dict[str, Any]
         Implementation(name, "jrnn", lambda call=call: jax.block_until_ready(call(params, xs)))
         for name, call in calls.items()
     ]
-    times = time_interleaved(ready, repeats, seconds=0)
+    times = time_interleaved(ready, repeats, seconds=math.inf)
     row: dict[str, Any] = {f"{name}_ms": 1e3 * t.median for name, t in times.items()}
     for name, call in calls.items():
         row[f"{name}_mib"] = call.memory_analysis().temp_size_in_bytes / 2**20
@@ -143,7 +146,7 @@ def measure_growth(case: GrowthCase, steps: int, repeats: int) -> dict[str, Any]
 
 
 def training(study: Study) -> Iterator[dict[str, Any]]:
-    """Yields for each cell its losses, Newton iterations and Lyapunov exponents during training."""
+    """Yields a row for each cell: losses, Newton iterations and Lyapunov exponents in training."""
     data = Adding(study.length, 8000, 1000).load()
     for name, (make, kind) in TRAINING_CASES.items():
         yield {"cell": name, "length": study.length} | train(
@@ -152,7 +155,7 @@ def training(study: Study) -> Iterator[dict[str, Any]]:
 
 
 def train(cell: jrnn.Cell, engine: jrnn.Newton, data: Any, steps: int) -> dict[str, Any]:
-    """Trains one layer with a linear readout of its last output; returns a row of the results."""
+    """Trains a cell with a linear layer on its last output; returns the values of a row."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(5e-3))
     key = jax.random.key(0)
     params = cell.init(key, data.input_size)
@@ -194,7 +197,7 @@ def train(cell: jrnn.Cell, engine: jrnn.Newton, data: Any, steps: int) -> dict[s
 
 
 def draw(result: dict[str, Any]) -> Any:
-    """Draws time and memory over the sequence length, and iterations and loss over the steps."""
+    """Draws time and memory over the sequence length, and the course of training."""
     figure = new_figure(14, 8)
     (times, memory), (counts, losses) = figure.subplots(2, 2)
     for number, name in enumerate(dict.fromkeys(row["cell"] for row in result["growth"])):

@@ -1,9 +1,10 @@
-"""Executes notebooks of this folder, and saves the executed copies.
+"""Executes notebooks in copies, which are saved with their outputs.
 
     python experiments/notebooks/run.py [NAME ...]
 
 NAME is the name of a notebook, with or without `.ipynb`; by default all are executed. The copies
-are saved in `build/notebooks/`. The exit code is 1 if a notebook raises an error.
+are saved in `build/notebooks/`. The exit code is 1 if a notebook raises an error, or a name is
+unknown.
 """
 
 import sys
@@ -15,11 +16,17 @@ from nbclient import NotebookClient
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "notebooks"
-TIMEOUT = 600  # seconds per notebook
+TIMEOUT = 600  # seconds for all cells of a notebook
 
 
 def find(names: list[str]) -> list[Path]:
-    """Returns the paths of the named notebooks, by default of all in this folder and subfolders."""
+    """Returns the paths of the named notebooks; without names, of all in this folder.
+
+    Notebooks in subfolders are included.
+
+    Raises:
+      SystemExit: there is no notebook, or a name is unknown.
+    """
     paths = sorted(p for p in HERE.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
     if not paths:
         raise SystemExit(f"run.py: there are no notebooks in {HERE}")
@@ -34,7 +41,7 @@ def execute(path: Path) -> str | None:
     """Executes a notebook in its folder, and saves the copy.
 
     Returns:
-      The error message if a cell raises an error; the copy is saved then too.
+      The error message if a cell raises an error, otherwise None. The copy is saved in both cases.
     """
     notebook = nbformat.read(path, as_version=4)
     deadline = time.monotonic() + TIMEOUT
