@@ -1,4 +1,4 @@
-"""Mutation testing: applies the mutants of mutants.toml and prints which tests kill them.
+"""Mutation testing: applies the mutants of mutants.toml, and prints which test kills each.
 
 ::
 
@@ -6,8 +6,8 @@
     python tests/mutants.py --only gru lstm:     mutants whose names contain "gru" or "lstm:"
 
 In a copy of the repository, a mutant replaces a text that occurs exactly once in a file of `jrnn`.
-The tests of the mutant must pass without the change and fail with it. The exit status is 1 if a
-mutant survives. `make test` does not run this file.
+The tests of the mutant must pass without the change, and one of them must fail with it. Otherwise
+the exit status is 1. `make test` does not run this file.
 """
 
 import argparse
@@ -50,7 +50,7 @@ class Mutant(NamedTuple):
       file: path of the file.
       old: text that occurs exactly once in the file.
       new: the replacement.
-      tests: arguments of pytest, usually the id of one test that must fail.
+      tests: arguments of pytest that select the tests, usually the id of one test.
     """
 
     name: str
@@ -61,7 +61,12 @@ class Mutant(NamedTuple):
 
 
 def read_mutants() -> list[Mutant]:
-    """Reads the mutants, and checks that each can be applied and is valid Python."""
+    """Reads the mutants, and checks that each can be applied and is valid Python.
+
+    Raises:
+      SystemExit: two mutants have the same name, or a text does not occur exactly once.
+      SyntaxError: a mutated file is not valid Python.
+    """
     entries = tomllib.loads(TABLE.read_text())["mutant"]
     mutants = [Mutant(**entry)._replace(tests=tuple(entry["tests"])) for entry in entries]
     names = [mutant.name for mutant in mutants]
@@ -73,14 +78,14 @@ def read_mutants() -> list[Mutant]:
 
 
 class Outcome(NamedTuple):
-    """The result of the tests of a mutant.
+    """The result of running the tests of a mutant.
 
     Attributes:
       mutant: name of the mutant.
       file: path of the mutated file.
       killed_by: the first failing test, or the reason that the mutant survived.
       killed: whether a test failed.
-      message: the first line of the error.
+      message: the first line of the error, or "".
       seconds: duration of the tests.
     """
 
@@ -93,7 +98,7 @@ class Outcome(NamedTuple):
 
 
 class PytestResult(NamedTuple):
-    """The exit status of pytest, the failed tests, and its output."""
+    """The exit status of pytest (-1 after a timeout), the ids of failed tests, and the output."""
 
     status: int
     failed: list[str]
@@ -112,7 +117,10 @@ def apply_mutant(mutant: Mutant, text: str) -> str:
 
 
 def make_copy(folder: Path) -> Path:
-    """Copies the repository and the compiled kernels, so that Python imports jrnn from the copy."""
+    """Copies the repository and the compiled kernels, so that Python imports jrnn from the copy.
+
+    Returns the folder of the copy; exits if Python imports jrnn from elsewhere.
+    """
     ignored = shutil.ignore_patterns("__pycache__", "results", "*.so")
     for name in COPIED:
         source = ROOT / name
@@ -253,7 +261,7 @@ def main() -> int:
         "--only", nargs="+", default=[""], help="run mutants whose names contain one of these"
     )
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, help="number of parallel jobs"
+        "--jobs", type=int, default=os.cpu_count() or 1, help="number of mutants tested in parallel"
     )
     parser.add_argument("--json", type=Path, help="path of a JSON file for the outcomes")
     options = parser.parse_args()

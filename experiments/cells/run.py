@@ -226,9 +226,7 @@ def compute_rows(study: Study, todo: list[tuple[str, str]]) -> Iterator[dict[str
         finally:
             pool.shutdown(cancel_futures=True)
     if failed:
-        raise RuntimeError(
-            f"some cells have failed; run the command again to retry them: {failed}"
-        )
+        raise RuntimeError(f"some cells have failed; run the command again to retry them: {failed}")
 
 
 def _set_core(cores: Any) -> None:

@@ -1,8 +1,7 @@
 """Helpers for the oracles, and the type of the rows in the table of cells.
 
 An oracle computes one step of one sequence in NumPy, gate by gate, from the equations of the paper.
-The names of the parameters and the order of the gates are the only things that it has in common
-with the implementation.
+It has only the names and layouts of parameters and carry in common with the implementation.
 
 Each module in this folder has a dict `CELLS` of rows, which `tests.table` combines.
 """
@@ -39,7 +38,10 @@ def relu(a: np.ndarray) -> np.ndarray:
 
 
 class Affine:
-    """Computes W_k x + U_k h + b_k for a gate k; `order` is the order of concatenation."""
+    """Computes W_k x + U_k h + b_k for a gate k.
+
+    `order` has a letter for each gate, in the order of concatenation.
+    """
 
     def __init__(self, params: Any, order: str) -> None:
         width = params.w_hh.shape[0]
@@ -53,12 +55,12 @@ class Affine:
 
 
 def split_gates(array: np.ndarray, order: str) -> dict[str, np.ndarray]:
-    """Splits `[..., G·hidden]` into gates by name; `order` is the order of concatenation."""
+    """Splits `[..., G·hidden]` into gates by name; `order` is as in `Affine`."""
     return dict(zip(order, np.split(array, len(order), axis=-1), strict=True))
 
 
 def block_diagonal(leaf: np.ndarray, order: str) -> np.ndarray:
-    """Expands weights `[heads, head, G·head]` to block-diagonal matrices `[hidden, G·hidden]`."""
+    """Expands weights `[heads, units, G·units]` to block-diagonal matrices `[hidden, G·hidden]`."""
     gates = []
     for weights in split_gates(leaf, order).values():
         heads, rows, columns = weights.shape
@@ -70,7 +72,7 @@ def block_diagonal(leaf: np.ndarray, order: str) -> np.ndarray:
 
 
 def project_input(params: Any, order: str, x: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns W_k x + b_k for each gate k."""
+    """Returns W_k x + b_k for each gate k; `order` is as in `Affine`."""
     W, b = split_gates(params.w_ih, order), split_gates(params.b, order)
     return {k: W[k].T @ x + b[k] for k in order}
 

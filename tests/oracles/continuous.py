@@ -18,7 +18,7 @@ def ctrnn(
     alpha: float,
     noise: np.ndarray | float = 0.0,
 ) -> tuple[Any, np.ndarray]:
-    """Song, Yang and Wang, 2016, in discrete time, with noise added to the potential."""
+    """Song, Yang and Wang, 2016, in discrete time: potentials h with added noise, rates r."""
     h, r = carry
     h = h + alpha * (-h + params.w_ih.T @ x + params.w_hh.T @ r + params.b) + noise
     r: Any = activation(h)
@@ -39,7 +39,10 @@ def cfc(
     backbone: bool = True,
     gated: bool = True,
 ) -> tuple[Any, np.ndarray]:
-    """Hasani et al., 2022, authors' code; f, g, a and b name ff1, ff2, time_a and time_b."""
+    """Hasani et al., 2022, by the code of the authors.
+
+    Their ff1, ff2, time_a and time_b are f, g, a and b here.
+    """
     v = np.concatenate([params.w_ih, params.w_hh]).T @ np.concatenate([x, h]) + params.b
     if backbone:
         v = params.w_heads.T @ (1.7159 * np.tanh(0.666 * v)) + params.b_heads

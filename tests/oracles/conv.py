@@ -10,7 +10,7 @@ from tests.oracles.common import Row, sigmoid, split_gates
 
 
 def convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Convolution with zero padding, summed over the offsets of the kernel."""
+    """Convolves `[*spatial, in]` with a kernel `[*sizes, in, out]`, with zero padding."""
     spatial, kernel_shape = x.shape[:-1], kernel.shape[:-2]
     padded = np.pad(x, [*((n // 2, n // 2) for n in kernel_shape), (0, 0)])
     out = np.zeros((*spatial, kernel.shape[-1]))

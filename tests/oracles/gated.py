@@ -70,7 +70,7 @@ def multiplicative_lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np
 
 
 def mogrifier_lstm(params: Any, carry: Any, x: np.ndarray, rounds: int) -> tuple[Any, np.ndarray]:
-    """Melis et al., 2020, equations 1 and 2; with a rank, equation 3."""
+    """Melis et al., 2020, equations 1 and 2; equation 3 if the matrices are low-rank products."""
     h, c = carry
 
     def matrix(left: np.ndarray, right: np.ndarray | None, n: int) -> np.ndarray:

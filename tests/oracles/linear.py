@@ -18,7 +18,7 @@ def positive(v: np.ndarray) -> np.ndarray:
 def mingru(
     params: Any, h: np.ndarray, x: np.ndarray, g: Callable[[np.ndarray], np.ndarray] = np.asarray
 ) -> tuple[Any, np.ndarray]:
-    """Feng et al., 2024, minGRU; with g the log-space form, without logarithms."""
+    """Feng et al., 2024, minGRU; with `g=positive` the log-space form, without logarithms."""
     a = project_input(params, "zn", x)
     z = sigmoid(a["z"])
     h = (1 - z) * h + z * g(a["n"])
@@ -28,7 +28,7 @@ def mingru(
 def minlstm(
     params: Any, h: np.ndarray, x: np.ndarray, g: Callable[[np.ndarray], np.ndarray] = np.asarray
 ) -> tuple[Any, np.ndarray]:
-    """Feng et al., 2024, minLSTM; with g the log-space form, without logarithms."""
+    """Feng et al., 2024, minLSTM; with `g=positive` the log-space form, as in `mingru`."""
     a = project_input(params, "fin", x)
     f, i = sigmoid(a["f"]), sigmoid(a["i"])
     h = f / (f + i) * h + i / (f + i) * g(a["n"])

@@ -1,4 +1,4 @@
-"""Transformed cells without a key, which compute the expected value of the noise."""
+"""Transformed cells without a key, so that noise is replaced by its expected value."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +31,7 @@ def norm(v: np.ndarray) -> np.ndarray:
 
 
 def layer_norm_lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Ba et al., 2016, equations 20 to 22; b includes the shifts of the first two."""
+    """Ba et al., 2016, equations 20 to 22; b includes the shifts of the first two norms."""
     h, c = carry
     p = params.cell
     from_input = params.gain_ih * norm(p.w_ih.T @ x)
@@ -42,7 +42,7 @@ def layer_norm_lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.nda
 
 
 def layer_norm_gru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Each gate is normalized separately; b_hn is added after the norm."""
+    """The GRU with each gate normalized separately; b_hn is added after the norm."""
     p = params.cell
     W, U, b = split_gates(p.w_ih, "rzn"), split_gates(p.w_hh, "rzn"), split_gates(p.b, "rzn")
     gain_x, gain_h = split_gates(params.gain_ih, "rzn"), split_gates(params.gain_hh, "rzn")
@@ -56,7 +56,7 @@ def layer_norm_gru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.n
 
 
 def layer_norm_mingru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """All gates are normalized together; there is no recurrent matrix."""
+    """The minGRU with all gates normalized together; it has no recurrent matrix."""
     p = params.cell
     a = split_gates(params.gain_ih * norm(p.w_ih.T @ x) + p.b, "zn")
     z = sigmoid(a["z"])
@@ -78,7 +78,7 @@ def zoneout_mingru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.n
 
 
 def zoneout_lru(params: Any, s: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """The output depends on the state after zoneout: y = Re(C s') + D x."""
+    """The LRU with zoneout at rate 0.25; the output is that of the new state s': Re(C s') + D x."""
     new, _ = lru(params, s, x)
     s = 0.25 * s + 0.75 * new
     d = x @ params.w_ih[:, -params.c_re.shape[1] :]
@@ -91,7 +91,7 @@ def projection_gru(params: Any, h: np.ndarray, x: np.ndarray) -> tuple[Any, np.n
 
 
 def clipped_lstm(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Sak et al., 2014: the carry is clipped to 0.4; the output is the clipped h."""
+    """Sak et al., 2014: the carry is clipped to [-0.4, 0.4]; the output is the clipped h."""
     (h, c), _ = lstm(params, carry, x)
     h, c = np.clip(h, -0.4, 0.4), np.clip(c, -0.4, 0.4)
     return LSTMCarry(h, c), h

@@ -12,7 +12,8 @@ from tests.oracles.common import Row, project_input, sigmoid
 def slstm(params: Any, carry: Any, x: np.ndarray, forget: Any = sigmoid) -> tuple[Any, np.ndarray]:
     """Beck et al., 2024, equations 8 to 14; the carry is scaled as in equations 15 to 17.
 
-    The denominator is at least the scale; a smaller normalizer occurs in no sequence.
+    The denominator is at least the scale. This affects only random carries: in a sequence, the
+    normalizer is never smaller.
     """
     h, c, n, m = carry
     a = project_input(params, "ifgo", x)

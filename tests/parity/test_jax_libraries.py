@@ -1,4 +1,4 @@
-"""Cells equal those of flax, haiku, equinox and keras, with gradients of params, inputs and state.
+"""Cells equal those of flax, haiku, equinox and keras, including gradients.
 
 The MGU of flax differs from the paper and from `jrnn.MGU`: its gate multiplies the old state, and
 its reset is applied after the product. Without the reset it equals `jrnn.UGRNN`.
@@ -22,7 +22,8 @@ from tests.helpers import assert_close, random_batch, random_params
 
 STEPS, BATCH, INPUT, HIDDEN = 7, 4, 3, 5
 
-# Runs a cell of a library: (weights, [h, c] or [h], xs, mask) -> (final states, ys).
+# Runs a cell of a library over time-major inputs; only keras uses the mask `[B, T]`:
+# (weights, [h, c] or [h], xs, mask) -> (final states, ys).
 Run = Callable[[Any, list[Any], Any, Any], tuple[list[Any], Any]]
 
 
@@ -102,10 +103,12 @@ def run_keras(kind: str, *sizes: Any, spatial_shape: tuple[int, ...] = (), **opt
 
 
 def split(leaf: Any, gates: str) -> dict[str, Any]:
+    """Splits `[..., G·hidden]` into the gates."""
     return dict(zip(gates, jnp.split(leaf, len(gates), axis=-1), strict=True))
 
 
 def reorder(leaf: Any, ours: str, theirs: str) -> Any:
+    """Changes the order of the gates in `[..., G·hidden]` from `ours` to `theirs`."""
     parts = split(leaf, ours)
     return jnp.concatenate([parts[gate] for gate in theirs], axis=-1)
 
@@ -143,7 +146,7 @@ def linen_gru(p: Any) -> Any:
 
 
 def convolutions(p: Any, layers: tuple[str, str], names: tuple[str, str]) -> Any:
-    """Returns the weights of flax and haiku, which add 1 to the bias of f."""
+    """Returns the weights of a ConvLSTM of flax or haiku, which adds 1 to the bias of f."""
     b = subtract_forget_bias(p.b)
     # The library has two biases, whose sum is the bias of jrnn.
     values = zip(layers, ((p.w_ih, 0.75 * b), (p.w_hh, 0.25 * b)), strict=True)
@@ -272,7 +275,10 @@ for spatial_shape in ((6,), (4, 5), (3, 2, 4)):
 
 
 def compare(case: LibraryCase, library_run: Run, masked: bool = False) -> None:
-    """Compares final carry, outputs, and gradients of params, inputs and initial carry."""
+    """Compares final carry, outputs, and gradients of parameters, inputs and initial carry.
+
+    With `masked`, sequences have different lengths, which the library gets as a mask.
+    """
     params = random_params(case.cell, 1, INPUT, np.float32)
     batch = random_batch(case.cell, params, 2, STEPS, BATCH, np.float32)
     lengths = batch.lengths if masked else None
@@ -304,6 +310,6 @@ def test_cell_equals_the_library(name: str) -> None:
 
 # The mask of keras does not broadcast over spatial axes, so ConvLSTM is excluded.
 @pytest.mark.parametrize("name", KERAS)
-def test_lengths_equal_the_mask_of_keras(name: str) -> None:
+def test_cell_with_lengths_equals_keras_with_a_mask(name: str) -> None:
     make: Any = KERAS[name].make
     compare(KERAS[name], make(zero_output_for_mask=True), masked=True)

@@ -1,4 +1,4 @@
-"""CfC with irregular time intervals equals that of ncps."""
+"""The outputs of CfC with irregular time steps equal those of ncps."""
 
 from typing import Any
 
@@ -17,14 +17,14 @@ STEPS, BATCH, INPUT, HIDDEN = 7, 4, 3, 5
 
 
 def copy_weights(layer: Any, weights: Any, bias: Any) -> None:
-    """Copies weights and bias to a torch layer, which has transposed weights."""
+    """Copies weights and bias to a linear layer of torch, which has transposed weights."""
     layer.weight.data.copy_(torch.tensor(weights.T))
     layer.bias.data.copy_(torch.tensor(bias))
 
 
 @pytest.mark.parametrize("mode", ["default", "no_gate"])
 @pytest.mark.parametrize("units", [None, 6])
-def test_cfc_equals_ncps(units: int | None, mode: Any) -> None:
+def test_outputs_of_cfc_equal_ncps(units: int | None, mode: Any) -> None:
     from ncps.torch import CfCCell
 
     cell = CfC(HIDDEN, backbone_units=units, mode=mode)

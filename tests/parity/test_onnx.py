@@ -1,4 +1,4 @@
-"""Cells equal the LSTM, GRU and RNN operators of ONNX in ONNX Runtime."""
+"""Results of cells equal those of the LSTM, GRU and RNN operators of ONNX in ONNX Runtime."""
 
 from typing import Any
 
@@ -23,7 +23,8 @@ def onnx_weights(params: Any, gates: str, order: str, signs: dict[str, int]) -> 
       params: the parameters of jrnn.
       gates: the gates of jrnn in the order of concatenation.
       order: for each gate of ONNX, the corresponding gate of jrnn.
-      signs: factors of the weights; -1 turns sigmoid(a) into 1 - sigmoid(a).
+      signs: factors of the weights and the bias of a gate, by default 1; -1 turns sigmoid(a) into
+        1 - sigmoid(a).
     """
 
     def part(weights: np.ndarray, gate: str) -> np.ndarray:
@@ -97,7 +98,7 @@ def has_operator(cell: Cell) -> bool:
 def onnx_unroll(
     cell: Cell, params: Any, batch: Batch, scenario: Scenario
 ) -> tuple[Any, np.ndarray]:
-    """Returns the final carry and the outputs of the operator, in the layout of jrnn."""
+    """Runs the operator; returns its final carry and outputs in the layout of jrnn."""
     attributes, inputs = CONVERTERS[type(cell)](cell, params)
     is_lstm = isinstance(batch.carry, LSTMCarry)
     inputs |= {"X": batch.xs}
@@ -122,7 +123,7 @@ def onnx_unroll(
 
 
 def serialize(node: Any, inputs: dict[str, np.ndarray]) -> bytes:
-    """Serializes a model of one node, whose weights are inputs."""
+    """Serializes a model of one node; the weights are inputs of the model."""
     input_infos = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
         for name, a in inputs.items()

@@ -44,7 +44,7 @@ LAYERS: dict[str, Any] = {
 
 
 def copy_params_to_torch(layer: Any, all_params: list[Any]) -> None:
-    """Copies the parameters to torch, which has the same order of gates; weights are transposed."""
+    """Copies the parameters of both directions to a layer of torch, with weights transposed."""
     for params, suffix in zip(all_params, SUFFIXES, strict=True):
         # torch has two biases, whose sum is the bias of jrnn.
         b_ih, b_hh = 0.75 * params.b, 0.25 * params.b
@@ -64,7 +64,7 @@ def copy_params_to_torch(layer: Any, all_params: list[Any]) -> None:
 
 
 def get_params_grads(layer: Any, params: Any, suffix: str) -> Any:
-    """Returns the gradients of torch in the layout of jrnn."""
+    """Returns the gradients of one direction of a layer of torch, in the layout of `params`."""
     grad = lambda name: getattr(layer, f"{name}_{suffix}").grad.numpy()
     grads = params._replace(w_ih=grad("weight_ih").T, w_hh=grad("weight_hh").T, b=grad("bias_ih"))
     if isinstance(params, GRUParams):
@@ -97,7 +97,7 @@ def move_ct_to_last_output(batch: Batch, ct_h: Any, scenario: Scenario) -> Batch
 def run_torch(
     layer: Any, all_params: list[Any], batches: list[Batch], lengths: bool
 ) -> tuple[Any, Any, Any, Any]:
-    """Returns inputs, initial states `[2, B, hidden]`, final states and outputs as tensors."""
+    """Runs a layer of torch; returns xs, initial and final states `[2, B, ...]`, and ys."""
     pairs = zip(all_params, batches, strict=True)
     carries = [to_torch_states(params, batch.carry) for params, batch in pairs]
     states = [

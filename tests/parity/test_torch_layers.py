@@ -1,4 +1,7 @@
-"""Layers of `jrnn.nn` equal those of torch.nn with the same arguments, with gradients."""
+"""Layers of `jrnn.nn` equal those of torch.nn with the same arguments.
+
+Gradients are compared for the inputs and the recurrent weights.
+"""
 
 from typing import Any
 
@@ -21,7 +24,7 @@ LENGTHS = np.array([7, 1, 4, 6])
 
 
 def copy_to_torch(model, kind, **options):
-    """Creates a layer of torch with the weights of a layer of jrnn."""
+    """Creates a bidirectional layer of torch with the weights of a layer of jrnn."""
     theirs = kind(INPUT, HIDDEN, LAYERS, bidirectional=True, batch_first=True, **options)
     for k, rnn in enumerate(model.rnns):
         suffix = f"l{k // 2}" + ("_reverse" if k % 2 else "")
@@ -58,9 +61,11 @@ def test_bidirectional_layers_equal_torch(name, options, padded):
     theirs = copy_to_torch(ours, getattr(torch.nn, name), **options)
     rng = np.random.default_rng(0)
     xs = rng.normal(size=(BATCH, STEPS, INPUT)).astype(np.float32)
-    weights = rng.normal(size=(BATCH, STEPS, 2 * output)).astype(np.float32)
-    draw = lambda size: rng.normal(size=(2 * LAYERS, BATCH, size)).astype(np.float32)
-    initial = (draw(output), draw(HIDDEN)) if name == "LSTM" else draw(HIDDEN)
+    ct_ys = rng.normal(size=(BATCH, STEPS, 2 * output)).astype(np.float32)
+    sample_states = lambda size: rng.normal(size=(2 * LAYERS, BATCH, size)).astype(np.float32)
+    initial = sample_states(HIDDEN)
+    if name == "LSTM":
+        initial = (sample_states(output), initial)
     is_projected = "proj_size" in options
     if is_projected:  # the carry of torch has h after the projection, that of jrnn h before it
         initial = (np.zeros_like(initial[0]), initial[1])
@@ -75,7 +80,7 @@ def test_bidirectional_layers_equal_torch(name, options, padded):
         out, _ = torch.nn.utils.rnn.pad_packed_sequence(out, batch_first=True, total_length=STEPS)
     else:
         out, final = theirs(torch_xs, torch_initial)
-    (out * torch.tensor(weights)).sum().backward()
+    (out * torch.tensor(ct_ys)).sum().backward()
 
     carry: Any = nn_carry(name, initial)
     if is_projected:
@@ -88,7 +93,7 @@ def test_bidirectional_layers_equal_torch(name, options, padded):
         got_final = got_final._replace(h=got_final.h @ w_hr)
     assert_close(got_final, nn_carry(name, jax.tree.map(lambda a: a.detach().numpy(), final)), 1e-5)
 
-    loss = lambda model, xs: jnp.sum(model(xs, carry, lengths=lengths)[1] * weights)
+    loss = lambda model, xs: jnp.sum(model(xs, carry, lengths=lengths)[1] * ct_ys)
     xs_grad = jax.grad(lambda xs: loss(ours, xs))(jnp.asarray(xs))
     assert_close(xs_grad, torch_xs.grad.numpy(), 1e-5)
     grads = nnx.grad(loss)(ours, jnp.asarray(xs))
@@ -99,7 +104,7 @@ def test_bidirectional_layers_equal_torch(name, options, padded):
 
 
 def nn_carry(name, state):
-    """Converts (h, c) or h of torch to a carry; layers and directions have the same order."""
+    """Converts (h, c) or h of torch to a carry of `jrnn.nn`; both have the same first axis."""
     from jrnn import LSTMCarry
 
     return LSTMCarry(*state) if name == "LSTM" else state

@@ -1,4 +1,4 @@
-"""Variants of the GRU and of the LSTM equal those of torchrecurrent."""
+"""Results of variants of the GRU and of the LSTM equal those of torchrecurrent."""
 
 from typing import Any
 
@@ -28,18 +28,23 @@ def join(*parts: np.ndarray) -> np.ndarray:
 ZERO = np.zeros(HIDDEN)
 
 
+# The following functions convert parameters of jrnn to those of torchrecurrent, whose weights are
+# transposed later. A key `b_x` stands for its parameter `bias_x`, any other key `x` for `weight_x`.
+
+
 def mut1(p: Any) -> dict[str, np.ndarray]:
     z, r, n = split(p.b)
-    # torchrecurrent has one more bias, inside the inner tanh.
+    # torchrecurrent has one more bias, inside the inner tanh; it is 0 here.
     return {"ih": p.w_ih, "hh": p.w_hh, "b_ih": join(z, r, ZERO), "b_hh": join(ZERO, n)}
 
 
-def plain(p: Any) -> dict[str, np.ndarray]:
+def two_biases(p: Any) -> dict[str, np.ndarray]:
+    # torchrecurrent has two biases, whose sum is the bias of jrnn.
     return {"ih": p.w_ih, "hh": p.w_hh, "b_ih": 0.75 * p.b, "b_hh": 0.25 * p.b}
 
 
 def ugrnn(p: Any) -> dict[str, np.ndarray]:
-    return plain(p._replace(**{k: join(*reversed(split(v))) for k, v in p._asdict().items()}))
+    return two_biases(p._replace(**{k: join(*reversed(split(v))) for k, v in p._asdict().items()}))
 
 
 def minimal_rnn(p: Any) -> dict[str, np.ndarray]:
@@ -49,26 +54,26 @@ def minimal_rnn(p: Any) -> dict[str, np.ndarray]:
 
 def multiplicative(p: Any) -> dict[str, np.ndarray]:
     *gates, m = split(p.w_ih)
-    # torchrecurrent also has biases in the factors of m.
+    # torchrecurrent also has biases in the factors of m; they are 0 here.
     biases = {"b_ih": join(ZERO, p.b), "b_hh": ZERO, "b_mh": np.zeros(4 * HIDDEN)}
     return {"ih": join(m, *gates), "hh": p.w_hh, "mh": p.w_mh, **biases}
 
 
 PAIRS = {
     "MUT1": (jrnn.MUT1, mut1),
-    "MUT2": (jrnn.MUT2, plain),
-    "MUT3": (jrnn.MUT3, plain),
-    "MGU": (jrnn.MGU, plain),
+    "MUT2": (jrnn.MUT2, two_biases),
+    "MUT3": (jrnn.MUT3, two_biases),
+    "MGU": (jrnn.MGU, two_biases),
     "UGRNN": (jrnn.UGRNN, ugrnn),
     "MinimalRNN": (jrnn.MinimalRNN, minimal_rnn),
-    "JANET": (jrnn.JANET, plain),
+    "JANET": (jrnn.JANET, two_biases),
     "MultiplicativeLSTM": (jrnn.MultiplicativeLSTM, multiplicative),
 }
 
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_outputs_and_final_state_equal_torchrecurrent(name: str) -> None:
-    make, weights = PAIRS[name]
+    make, convert_params = PAIRS[name]
     cell: Cell = make(HIDDEN)
     params, rng = random_params(cell, 1, INPUT, np.float32), np.random.default_rng(2)
     xs = rng.normal(size=(STEPS, BATCH, INPUT)).astype(np.float32)
@@ -79,9 +84,9 @@ def test_outputs_and_final_state_equal_torchrecurrent(name: str) -> None:
     carry, ys = jrnn.unroll(cell, params, xs, init_carry)
 
     theirs = getattr(torchrecurrent, f"{name}Cell")(INPUT, HIDDEN)
-    for key, value in weights(params).items():
-        kind, side = ("bias", key[2:]) if key.startswith("b_") else ("weight", key)
-        getattr(theirs, f"{kind}_{side}").data.copy_(torch.tensor(value.T))
+    for key, value in convert_params(params).items():
+        full_name = f"bias_{key[2:]}" if key.startswith("b_") else f"weight_{key}"
+        getattr(theirs, full_name).data.copy_(torch.tensor(value.T))
     # The state of JANET in torchrecurrent also has c, which equals h.
     state = [torch.tensor(leaf) for leaf in jax.tree.leaves(init_carry)]
     state = state * 2 if name == "JANET" else state

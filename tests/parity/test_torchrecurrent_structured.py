@@ -1,4 +1,4 @@
-"""AntisymmetricRNN, CoRNN and FastGRNN equal those of torchrecurrent.
+"""The outputs of AntisymmetricRNN, CoRNN and FastGRNN equal those of torchrecurrent.
 
 The LEM of torchrecurrent computes the state y from the previous memory z instead of the new one, so
 it is not compared.
@@ -23,9 +23,10 @@ STEPS, BATCH, INPUT, HIDDEN = 7, 4, 3, 5
 def assert_equals_torchrecurrent(
     cell: Cell, class_name: str, options: dict[str, Any], names: dict[str, str]
 ) -> None:
-    """Asserts that a cell has the outputs of a torchrecurrent cell.
+    """Asserts that a cell has the outputs of a torchrecurrent cell, from a zero state.
 
-    `names` maps parameters of torchrecurrent to those of jrnn; all others are set to 0.
+    `names` maps parameters of torchrecurrent to those of jrnn. Parameters of torchrecurrent that it
+    does not contain are set to 0.
     """
     from torchrecurrent import cells
 

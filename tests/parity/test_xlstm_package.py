@@ -1,4 +1,4 @@
-"""The cells of xLSTM equal those of the xlstm package."""
+"""The results of SLSTM and MLSTM equal those of the xlstm package."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def test_slstm_equals_the_xlstm_package() -> None:
             output_shape="SBH",
         )
     )
-    # The layout of xlstm is [heads, gate and output unit, input unit].
+    # The layout of xlstm is [heads, 4·units of the gates, units of h].
     theirs._recurrent_kernel_.data = torch.tensor(params.w_hh.transpose(0, 2, 1).copy())
     theirs._bias_.data = torch.tensor(params.b)
     with torch.no_grad():
@@ -47,11 +47,11 @@ def test_slstm_equals_the_xlstm_package() -> None:
     np.testing.assert_allclose(np.stack(carry), states.numpy(), rtol=1e-5, atol=1e-5)
 
 
-def test_mlstm_equals_the_parallel_and_recurrent_forms() -> None:
+def test_mlstm_equals_both_forms_of_the_xlstm_package() -> None:
     cell = MLSTM(HIDDEN, heads=HEADS, soft_cap=None)
     params, xs = make_params_and_inputs(cell)
     z = cell.project(params, xs)
-    # The layout of xlstm is [batch, heads, steps, units]; it does not apply the output gate.
+    # The layout of xlstm is [batch, heads, steps, units]. These functions apply no output gate.
     q, k, v = (torch.tensor(np.asarray(part)).permute(1, 2, 0, 3) for part in (z.q, z.k, z.v))
     i, f = (torch.tensor(np.asarray(part)).permute(1, 2, 0)[..., None] for part in (z.i, z.f))
     parallel_h = mlstm.parallel_stabilized_simple(q, k, v, i, f, eps=0.0)
