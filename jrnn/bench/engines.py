@@ -35,7 +35,11 @@ def build(engine: str, case: Case) -> list[Implementation]:
 
 
 def reference(case: Case) -> Any:
-    """Returns the results of Scan for a case."""
+    """Returns the results of Scan for a case.
+
+    Raises:
+      Unavailable: Scan cannot be compiled for the case.
+    """
     (implementation,) = build("scan", case)
     return implementation.call()
 

@@ -69,7 +69,12 @@ def _prepare(
     expected = engines.reference(case) if engine_implementations else None
 
     def check(implementation: Implementation) -> list[Implementation]:
-        timing.check_results(implementation, case)
+        try:
+            timing.check_results(implementation, case)
+        except Unavailable:
+            raise
+        except Exception as error:  # such as too little memory; it must not stop the benchmark
+            raise Unavailable(f"failed: {type(error).__name__}: {error}") from error
         if implementation.family == "jrnn":
             engines.check_against_scan(implementation, expected)
         return [implementation]

@@ -90,6 +90,17 @@ def test_engine_with_wrong_results_exits_with_1(run, monkeypatch, capsys):
     assert "auto differs from Scan by 1.0e-03" in capsys.readouterr().err
 
 
+def test_library_that_fails_when_called_is_missing(run, monkeypatch):
+    def fail():
+        raise MemoryError("2 GiB")
+
+    failing = implementations.Implementation("nnx GRUCell", "jax", fail)
+    monkeypatch.setattr(peers, "build", lambda peer, case: [failing])
+    result = run(*"--cells gru --modes forward --engines scan --peers nnx".split())
+    (missing,) = result["missing"]
+    assert missing["name"] == "nnx GRUCell" and missing["reason"] == "failed: MemoryError: 2 GiB"
+
+
 def implementation_row(name, family, seconds):
     """Returns an entry of `implementations` in the JSON file, with the keys that reports read."""
     row = {"name": name, "family": family, "time_major": True, "median_seconds": seconds}

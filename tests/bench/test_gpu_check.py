@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -151,6 +152,14 @@ def test_cudnn_lstm_is_called_with_valid_arguments(monkeypatch):
     model = jax_cudnn.make_model(Case("lstm", "forward", Shape(2, 3, 4, 5)))
     assert model.apply(model.params, jnp.zeros((2, 3, 4))).shape == (2, 3, 5)
     assert model.params.shape == ((4 + 5 + 2) * 4 * 5,)
+
+
+def test_default_file_is_named_after_the_gpu_unless_tiny(monkeypatch):
+    monkeypatch.setattr(
+        command.jax, "devices", lambda: [SimpleNamespace(device_kind="NVIDIA H200")]
+    )
+    assert command._default_out(tiny=False) == command.GPU_RESULTS_DIR / "nvidia-h200.json"
+    assert command._default_out(tiny=True) == Path("build/gpu-check.json")
 
 
 WITHOUT_OPTIONAL_PACKAGES = """

@@ -38,7 +38,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument(
         "--out",
         type=Path,
-        help="path of the JSON file; by default docs/benchmarks/gpu/DEVICE.json, on a CPU "
+        help="path of the JSON file; by default docs/benchmarks/gpu/DEVICE.json, with --tiny "
         "build/gpu-check.json",
     )
     parser.add_argument(
@@ -48,15 +48,15 @@ def main(args: list[str] | None = None) -> int:
     options = parser.parse_args(args)
     if jax.default_backend() == "cpu" and not options.tiny:
         parser.error("JAX found no GPU; pass --tiny to run on a CPU")
-    out = options.out or _default_out()
+    out = options.out or _default_out(options.tiny)
     result = run(TINY if options.tiny else FULL, out, Deadline(options.budget))
     print(f"\n{tables.render(result)}\n\nwritten to {out}")
     return 1 if failures(result) else 0
 
 
-def _default_out() -> Path:
+def _default_out(tiny: bool) -> Path:
     device = re.sub("[^a-z0-9]+", "-", jax.devices()[0].device_kind.lower()).strip("-")
-    return Path("build/gpu-check.json") if device == "cpu" else GPU_RESULTS_DIR / f"{device}.json"
+    return Path("build/gpu-check.json") if tiny else GPU_RESULTS_DIR / f"{device}.json"
 
 
 def run(
