@@ -31,7 +31,7 @@ Inputs = Any
 )
 @dataclass(frozen=True)
 class SequenceInputs:
-    """A batch of sequences with all arguments of a run: initial carry, masks, key and direction.
+    """A batch of sequences, and the arguments of `unroll` that apply to it.
 
     Attributes:
       xs: inputs `[T, B, input]`, or a pytree of leaves `[T, B, ...]`.
@@ -55,7 +55,7 @@ class SequenceInputs:
     owner: str = "unroll"
 
     def __post_init__(self) -> None:
-        # Lists are converted here, so that all other functions receive arrays.
+        # Lists of numbers are converted here, so that all other functions receive arrays.
         if isinstance(self.xs, list | tuple):
             object.__setattr__(self, "xs", convert_nested_list(self.owner, self.xs))
         for name in ("lengths", "mask", "resets"):
@@ -71,7 +71,7 @@ class SequenceInputs:
 
 
 class RunCell(Protocol):
-    """A function that runs one cell over a batch of sequences, as in `unroll`.
+    """A function that runs one cell over a batch of sequences, as `unroll` does.
 
     `Layer.apply` calls it for each cell of the layer.
     """
@@ -91,8 +91,8 @@ class RunCell(Protocol):
           cell: a `jrnn.Cell`.
           params: its parameters.
           inputs: the sequences.
-          path: the names of the layers that contain the cell, from the outermost, such as
-            ("0", "forward").
+          path: the position of the cell in the outermost layer, such as ("0", "forward") for the
+            forward direction of the first layer of a stack.
           return_carries: whether the outputs are pairs (outputs, carries after each step).
 
         Returns:
@@ -121,15 +121,27 @@ class Layer(checks.ConvertsFields, abc.ABC):
     @property
     @abc.abstractmethod
     def causal(self) -> bool:
-        """Whether outputs do not depend on inputs of later steps."""
+        """Whether each output depends only on the inputs up to its own step."""
 
     @property
     def output_directions(self) -> tuple[bool, ...]:
-        """For each equal part of the outputs' last axis, whether its layer scans in reverse.
+        """For each part of the outputs' last axis, whether a reverse scan computes it.
 
         `(False, True)` for the concatenated outputs of a bidirectional layer.
         """
         return (False,)
+
+    def output_sizes(self, params: Params, input_size: int) -> tuple[int, ...]:
+        """Returns the size of each part of the outputs' last axis; by default the sizes are equal.
+
+        The parts are those of `output_directions`.
+
+        Args:
+          params: the parameters, or their shapes and dtypes.
+          input_size: the size of the last axis of the inputs.
+        """
+        count = len(self.output_directions)
+        return (self.output_shape(params, input_size).shape[-1] // count,) * count
 
     @property
     def input_types(self) -> tuple[type, ...]:
@@ -146,27 +158,34 @@ class Layer(checks.ConvertsFields, abc.ABC):
         """Draws the parameters, for inputs with a last axis of `input_size`.
 
         Raises:
-          TypeError: `key` is not a PRNG key, or `dtype` is not floating.
+          TypeError: `key` is not a PRNG key, or `dtype` is not real floating or not enabled in JAX.
           ValueError: `input_size` is not a positive int.
         """
 
     @abc.abstractmethod
     def init_carry(self, params: Params, batch_shape: tuple[int, ...]) -> Carry:
-        """Returns the initial carry, leaves `[*batch_shape, ...]` in the dtype of `params`."""
+        """Returns the initial carry, leaves `[*batch_shape, ...]`.
+
+        Real floating leaves have the dtype of `params`. Complex leaves are complex64, or complex128
+        with float64 parameters.
+        """
 
     @abc.abstractmethod
     def inputs(
         self, input_size: int, batch_shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
     ) -> Inputs:
-        """Returns zeros in the shape of the input of one step, such as `[*batch_shape, input]`."""
+        """Returns zeros as the input of one step: `[*batch_shape, input]` or a pytree of arrays."""
 
     @abc.abstractmethod
     def output_shape(self, params: Params, input_size: int) -> Any:
-        """Returns the output of one step as `jax.ShapeDtypeStruct`, without batch axes.
+        """Returns shape and dtype of the output of one step, without batch axes.
 
         Args:
           params: the parameters, or their shapes and dtypes.
           input_size: the size of the last axis of the inputs.
+
+        Returns:
+          A `jax.ShapeDtypeStruct`, or a pytree of them.
         """
 
     @abc.abstractmethod
@@ -178,14 +197,17 @@ class Layer(checks.ConvertsFields, abc.ABC):
         *,
         path: tuple[str, ...] = (),
     ) -> tuple[Carry, Any]:
-        """Runs the layer over a batch of sequences, by calling `apply` of the inner layers.
+        """Runs the layer over a batch of sequences.
+
+        A cell calls `run`; another layer calls `apply` of the layers that it contains.
 
         Args:
           run: the function that runs one cell; it must not be called inside `jax.jit`, `jax.vmap`
             or `lax.scan`.
           params: the parameters of this layer.
           inputs: the sequences.
-          path: the path of this layer; inner layers receive `(*path, name)`.
+          path: the position of this layer in the outermost layer; inner layers receive
+            `(*path, name)`.
 
         Returns:
           The final carry in scan order, and the outputs `[T, B, ...]` in the order of time.
@@ -218,7 +240,7 @@ def check_layer(owner: str, name: str, value: Any, kind: type[Layer] = Layer) ->
 
 
 def convert_nested_list(owner: str, xs: Any) -> Any:
-    """Returns nested lists of numbers as one array, and any other inputs unchanged.
+    """Returns nested lists or tuples of numbers as one array, and any other inputs unchanged.
 
     Raises:
       ValueError: the lists are not of equal lengths.
@@ -242,12 +264,12 @@ def split_carry(carry: Carry | None, count: int, expected: str) -> tuple[Carry |
     """Splits the initial carry of a layer into those of its inner layers.
 
     Args:
-      carry: a tuple of `count` carries, or None, which gives `count` times None.
+      carry: a tuple or list of `count` carries, or None, for which each result is None.
       count: the number of inner layers.
       expected: the expected structure in words, for the error message.
 
     Raises:
-      TypeError: `carry` is not a tuple of `count` entries.
+      TypeError: `carry` is not a tuple or list of `count` entries.
     """
     if carry is None:
         return (None,) * count
@@ -257,7 +279,7 @@ def split_carry(carry: Carry | None, count: int, expected: str) -> tuple[Carry |
 
 
 def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
-    """Splits a key into `count` keys; None gives `count` times None."""
+    """Splits a key into `count` keys; for the key None, each result is None."""
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
@@ -279,13 +301,14 @@ def _validate_init_args(init: Callable[..., Params]) -> Callable[..., Params]:
 def register_for_export(*types: Any) -> None:
     """Registers NamedTuples of parameters, carries and inputs for serialization by `jax.export`.
 
-    Subclasses of `Layer` call it with the types that their methods return. Other types are ignored.
+    `Layer.__init_subclass__` passes the annotated return types of `init`, `init_carry` and
+    `inputs`. Types that are not NamedTuples are ignored.
     """
     for cls in types:
         is_namedtuple = isinstance(cls, type) and issubclass(cls, tuple) and "_fields" in vars(cls)
         if is_namedtuple and cls not in _EXPORTED:
             _EXPORTED.add(cls)
-            # A notebook may define a class again; the name then stays that of the first class.
+            # A notebook may define a class again; the name then remains registered for the first.
             with contextlib.suppress(ValueError):
                 jax.export.register_namedtuple_serialization(
                     cls, serialized_name=f"{cls.__module__}.{cls.__qualname__}"
@@ -293,10 +316,11 @@ def register_for_export(*types: Any) -> None:
 
 
 _EXPORTED: set[type] = set()
+"""The NamedTuples that are registered."""
 
 
 def _returned_types(function: Any) -> tuple[Any, ...]:
-    """Returns the annotated return type of a function, or the types of their union."""
+    """Returns the annotated return type of a function in a tuple; for a union, all its members."""
     function = inspect.unwrap(function) if callable(function) else function
     annotation = getattr(function, "__annotations__", {}).get("return")
     return typing.get_args(annotation) or (annotation,)

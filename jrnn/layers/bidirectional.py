@@ -38,8 +38,8 @@ class Bidirectional(Layer):
 
     The layer is not causal: an output depends on the whole sequence. The argument `resets` of
     `unroll` marks the first step of each segment. The backward layer is reset at the last step of
-    each segment instead, so that both directions have the same segments. With `Timed` inputs, both
-    directions use the same time steps.
+    each segment instead, so that both directions have the same segments. With `Timed` inputs, the
+    backward layer receives the same `dt` at each step as the forward layer.
 
     Args:
       forward: the layer that scans forward.
@@ -51,7 +51,8 @@ class Bidirectional(Layer):
     Raises:
       TypeError: `forward` or `backward` is not a layer.
       ValueError: `merge` is unknown, or `forward` or `backward` is not causal. `init` raises it if
-        outputs have different sizes and `merge` is not "concat", and `unroll` if `reverse=True`.
+        the outputs of the two directions have different sizes and `merge` is not "concat", and
+        `unroll` raises it for `reverse=True`.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> layer = Bidirectional(jrnn.LSTM(hidden_size=4))
@@ -92,6 +93,12 @@ class Bidirectional(Layer):
     @property
     def output_directions(self) -> tuple[bool, ...]:
         return (False, True) if self.merge == "concat" else (False,)
+
+    def output_sizes(self, params: BidirectionalParams, input_size: int) -> tuple[int, ...]:
+        if self.merge != "concat":
+            return super().output_sizes(params, input_size)
+        pairs = zip(self._directions, params, strict=True)
+        return tuple(layer.output_shape(p, input_size).shape[-1] for layer, p in pairs)
 
     @property
     def input_types(self) -> tuple[type, ...]:

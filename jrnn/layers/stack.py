@@ -29,8 +29,8 @@ class Stack(Layer):
 
         ys_1 = layer_1(xs),   ys_2 = layer_2(ys_1),   ...   ys = ys_n
 
-    Each layer runs over the whole sequence before the next one starts. `engine="auto"` chooses an
-    engine for each layer. A cell that accepts `WithCellState` inputs, such as
+    Each layer runs over the whole sequence before the next one starts. `engine="auto"` selects an
+    engine for each cell. A cell that accepts `WithCellState` inputs, such as
     `jrnn.DepthGatedLSTM`, also receives the cell state of the layer below. If the inputs are
     `Timed`, all layers that accept time steps, such as `jrnn.CfC`, receive them.
 
@@ -42,7 +42,8 @@ class Stack(Layer):
 
     Raises:
       TypeError: an entry of `layers` is not a layer.
-      ValueError: `layers` is empty, or an entry after the first does not accept an array as input.
+      ValueError: `layers` is not a non-empty sequence, or an entry after the first does not accept
+        an array as input.
         `unroll` raises it if a cell accepts `WithCellState` and the layer below has no cell state.
 
     >>> import jax, jax.numpy as jnp, jrnn
@@ -85,6 +86,12 @@ class Stack(Layer):
     @property
     def output_directions(self) -> tuple[bool, ...]:
         return self.layers[-1].output_directions
+
+    def output_sizes(self, params: Params, input_size: int) -> tuple[int, ...]:
+        size = input_size
+        for layer, p in zip(self.layers[:-1], params[:-1], strict=True):
+            size = layer.output_shape(p, size).shape[-1]
+        return self.layers[-1].output_sizes(params[-1], size)
 
     @property
     def input_types(self) -> tuple[type, ...]:

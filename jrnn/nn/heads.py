@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
@@ -82,7 +83,7 @@ class Classifier(nnx.Module):
         """
         _, ys = self.body(_embed(self.embedding, xs), lengths=lengths)
         ys = ys if self.body.time_major else swap_time_and_batch(ys)
-        pooled = _pool(self.pool, ys, lengths, self.body.output_directions)
+        pooled = _pool(self.pool, ys, lengths, self.body)
         return self.head(pooled if self.dropout is None else self.dropout(pooled))
 
 
@@ -160,16 +161,14 @@ def _make_dropout(owner: str, rate: float, rngs: nnx.Rngs) -> Dropout | None:
     return Dropout(rate, rngs=rngs) if rate else None
 
 
-def _pool(
-    pool: str, ys: jax.Array, lengths: ArrayLike | None, directions: tuple[bool, ...]
-) -> jax.Array:
+def _pool(pool: str, ys: jax.Array, lengths: ArrayLike | None, body: Body) -> jax.Array:
     """Pools outputs `[T, B, output]` over the valid steps, to `[B, output]`.
 
     Args:
       pool: one of `POOLS`.
       ys: the outputs, zero on padding.
       lengths: `[B]` ints, the number of valid steps of each sequence; None for T.
-      directions: `output_directions` of the body.
+      body: the module that has computed the outputs.
 
     Returns:
       `[B, output]`, zero for a sequence without valid steps.
@@ -186,11 +185,12 @@ def _pool(
         maximum = max_propagating_nan(jnp.where(valid[..., None], ys, -jnp.inf), axis=0)
         return jnp.where(lengths[:, None] > 0, maximum, 0)
     last = jnp.maximum(lengths - 1, 0)
-    parts = jnp.split(ys, len(directions), axis=-1)
+    ends = np.cumsum(body.output_sizes)[:-1]
+    parts = jnp.split(ys, ends, axis=-1)
     return jnp.concatenate(
         [
             part[0] if reverse else jnp.take_along_axis(part, last[None, :, None], axis=0)[0]
-            for part, reverse in zip(parts, directions, strict=True)
+            for part, reverse in zip(parts, body.output_directions, strict=True)
         ],
         axis=-1,
     )

@@ -118,6 +118,8 @@ class StackedRNN(nnx.Module):
         self.output_size = len(self.directions) * rnns[-1].output_size
         self.causal = not bidirectional and all(rnn.causal for rnn in rnns)
         self.output_directions = self.directions if bidirectional else rnns[-1].output_directions
+        last = rnns[-len(self.directions) :]
+        self.output_sizes = tuple(size for rnn in last for size in rnn.output_sizes)
         self.dropout = Dropout(dropout, rngs=rngs) if dropout else None
 
     def __call__(

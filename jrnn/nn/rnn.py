@@ -28,8 +28,9 @@ class RNN(nnx.Module):
       reverse: whether the module scans from the last valid step to the first.
       time_major: whether inputs and outputs are `[T, B, ...]` instead of `[B, T, ...]`.
       causal: whether an output depends only on the inputs up to its step.
-      output_directions: the last axis of the outputs consists of equal parts, one for each entry;
-        an entry is True if the part is scanned in reverse.
+      output_directions: for each part of the last axis of the outputs, True if a reverse scan
+        computes it.
+      output_sizes: the sizes of these parts.
       owner: the name of the module in error messages.
       deterministic: for calls without `key`: if True, as after `eval()`, a stochastic cell returns
         its expected value; if False, initially and after `train()`, each call samples noise.
@@ -90,6 +91,7 @@ class RNN(nnx.Module):
         self.reverse = reverse
         self.causal = cell.causal and not reverse
         self.output_directions = (True,) if reverse else cell.output_directions
+        self.output_sizes = cell.output_sizes(params, input_size)
         self.time_major = checks.boolean(self.owner, "time_major", time_major)
         self.engine = choose_engine(engine, self.owner)
         self.dtype = dtype

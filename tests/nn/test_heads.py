@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import jrnn
-from jrnn.nn import GRU, RNN, Classifier, SequenceToSequence, generate
+from jrnn.nn import GRU, RNN, Classifier, SequenceToSequence, StackedRNN, generate
 from tests.helpers import assert_close
 from tests.nn.test_rnn import B, H, I, T, batch, randomize_params
 
@@ -48,6 +48,18 @@ def test_classifier_pools_the_first_step_of_a_reverse_body():
     xs, lengths, _ = batch()
     carry, _ = model.body(xs, lengths=lengths)
     assert_close(model(xs, lengths=lengths), apply_head(model, carry), 1e-5)
+
+
+def test_classifier_pools_directions_of_different_sizes():
+    layer = jrnn.bidirectional(jrnn.GRU(H), jrnn.LSTM(H + 3))
+    bodies = RNN(layer, I, rngs=nnx.Rngs(0)), StackedRNN(layer, I, num_layers=2, rngs=nnx.Rngs(0))
+    xs, lengths, _ = batch()
+    for body in (*bodies, RNN(jrnn.stack([jrnn.GRU(2), layer]), I, rngs=nnx.Rngs(0))):
+        model = Classifier(body, K, rngs=nnx.Rngs(1))
+        ys = np.asarray(body(xs, lengths=lengths)[1])
+        last = ys[np.arange(B), np.maximum(lengths - 1, 0), :H]
+        pooled = np.concatenate([last, ys[:, 0, H:]], axis=-1)
+        assert_close(model(xs, lengths=lengths), apply_head(model, pooled), 1e-5)
 
 
 def test_classifier_accepts_a_time_major_body():
@@ -157,7 +169,7 @@ def test_generate_samples_the_predicted_distribution(language_model):
     [
         (jnp.zeros((1, 0), int), 3, 1.0, "prompt must have shape"),
         (jnp.zeros((1, 2), int), 0, 1.0, "length must be an int from 1"),
-        (jnp.zeros((1, 2), int), 3, -1.0, "temperature must be a number of at least 0"),
+        (jnp.zeros((1, 2), int), 3, -1.0, "temperature must be a finite number of at least 0"),
     ],
 )
 def test_generate_raises_for_invalid_arguments(
