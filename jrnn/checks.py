@@ -1,9 +1,9 @@
 """Validation of user arguments, at trace time.
 
-Each function raises unless the value of an argument is valid. `owner` is the class or function that
-the user called, and `name` the argument. Messages state the expected and the actual value, and are
-bounded in length. NumPy scalars are accepted like Python's: functions that validate a number or a
-bool return it as a Python number or bool.
+Functions with the argument `owner` raise unless the value of an argument is valid. `owner` is the
+class or function that the user called, and `name` the argument. Messages state the
+expected and the actual value, and are bounded in length. Functions that return the value accept
+NumPy scalars, and return them as Python numbers or bools.
 """
 
 import dataclasses
@@ -21,28 +21,34 @@ from jax.typing import DTypeLike
 from jrnn import messages
 
 MAX_SEED = 2**63 - 1
-"""Maximum seed, a 64-bit int in JAX."""
+"""Maximum seed: the largest signed 64-bit int."""
 MAX_DESCRIPTION = 120
-"""The largest length of the description of a value in a message."""
+"""Maximum length of the description of a value in a message, in characters."""
 
 
 def describe(value: Any) -> str:
     """Returns a description of a value for a message, of at most `MAX_DESCRIPTION` characters.
 
-    Arrays are described by shape and dtype, containers of arrays by their type, dataclasses such as
-    cells by the fields that are not defaults, and all other values by `repr`.
+    Arrays are described by shape and dtype, containers of arrays by type and number of arrays,
+    dataclasses such as cells by type and the fields that are not defaults, classes by name, objects
+    of flax, pandas and torch by type, and all other values by `repr`.
     """
+    return shorten(_describe(value))
+
+
+def _describe(value: Any) -> str:
+    """Returns the description of `describe` before it is shortened."""
     if isinstance(value, type):
-        return shorten(f"the class {value.__name__}")
+        return f"the class {value.__name__}"
     if dataclasses.is_dataclass(value):
-        return shorten(_describe_fields(value))
+        return _describe_fields(value)
     if isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct) and value.ndim:
-        return f"an array of shape {shorten(value.shape)} and dtype {value.dtype}"
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
     if type(value).__module__.partition(".")[0] in ("flax", "pandas", "torch"):
         return f"{type(value).__module__.partition('.')[0]}'s {type(value).__name__}"
     if not isinstance(value, str) and _has_array(value):
         return f"{type(value).__name__} of {len(jax.tree.leaves(value))} arrays"
-    return shorten(repr(value))
+    return repr(value)
 
 
 def shorten(value: Any) -> str:
@@ -72,7 +78,7 @@ def _has_array(value: Any) -> bool:
 def as_python(value: Any) -> Any:
     """Returns a NumPy scalar as a Python number or bool, and any other value unchanged.
 
-    Entries of a tuple are converted too.
+    A NumPy array without axes is converted too, and so are the NumPy scalars in a tuple.
     """
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return value.item()
@@ -91,7 +97,10 @@ def convert_fields(instance: Any) -> None:
 
 
 class ConvertsFields:
-    """A base class of frozen dataclasses that converts NumPy scalars before `__post_init__`."""
+    """A base class of frozen dataclasses that converts NumPy scalars in their fields.
+
+    The fields are converted before `__post_init__` of a subclass runs.
+    """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -114,12 +123,12 @@ def _with_converted_fields(post_init: Any) -> Any:
 
 
 def is_int(value: Any) -> bool:
-    """Whether the value is a Python int, and not a bool."""
+    """Returns whether the value is a Python int, and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def positive_int(owner: str, name: str, value: Any) -> int:
-    """Returns the value as an int; raises unless it is an int of at least 1."""
+    """Returns the value as an int; raises ValueError unless it is an int of at least 1."""
     number = as_python(value)
     if not is_int(number) or number < 1:
         raise ValueError(f"{owner}: {name} must be a positive int, got {describe(value)}")
@@ -127,12 +136,12 @@ def positive_int(owner: str, name: str, value: Any) -> int:
 
 
 def non_negative_int(owner: str, name: str, value: Any) -> int:
-    """Returns the value as an int; raises unless it is an int of at least 0."""
+    """Returns the value as an int; raises ValueError unless it is an int of at least 0."""
     return int_at_least(owner, name, value, 0)
 
 
 def int_at_least(owner: str, name: str, value: Any, low: int) -> int:
-    """Returns the value as an int; raises unless it is an int of at least `low`."""
+    """Returns the value as an int; raises ValueError unless it is an int of at least `low`."""
     number = as_python(value)
     if not is_int(number) or number < low:
         raise ValueError(f"{owner}: {name} must be an int of at least {low}, got {describe(value)}")
@@ -140,7 +149,7 @@ def int_at_least(owner: str, name: str, value: Any, low: int) -> int:
 
 
 def int_between(owner: str, name: str, value: Any, low: int, high: int) -> int:
-    """Returns the value as an int; raises unless it is an int from `low` to `high`."""
+    """Returns the value as an int; raises ValueError unless it is an int in [`low`, `high`]."""
     number = as_python(value)
     if not is_int(number) or not low <= number <= high:
         raise ValueError(
@@ -150,13 +159,13 @@ def int_between(owner: str, name: str, value: Any, low: int, high: int) -> int:
 
 
 def instance(owner: str, name: str, value: Any, cls: type) -> None:
-    """Raises unless the value is an instance of a class."""
+    """Raises TypeError unless the value is an instance of `cls`."""
     if not isinstance(value, cls):
         raise TypeError(f"{owner}: {name} must be a {cls.__name__}, got {describe(value)}")
 
 
 def increasing_ints(owner: str, name: str, values: Any) -> None:
-    """Raises unless the value is a tuple of positive ints in strictly increasing order."""
+    """Raises ValueError unless `values` is a tuple of strictly increasing positive ints."""
     ints = isinstance(values, tuple) and all(type(value) is int for value in values)
     if not ints or not values or any(b <= a for a, b in zip((0, *values), values, strict=False)):
         raise ValueError(
@@ -166,7 +175,7 @@ def increasing_ints(owner: str, name: str, values: Any) -> None:
 
 
 def boolean(owner: str, name: str, value: Any) -> bool:
-    """Returns the value as a bool; raises unless it is True or False."""
+    """Returns the value as a bool; raises ValueError unless it is True or False."""
     flag = as_python(value)
     if not isinstance(flag, bool):
         raise ValueError(f"{owner}: {name} must be True or False, got {describe(value)}")
@@ -174,7 +183,15 @@ def boolean(owner: str, name: str, value: Any) -> bool:
 
 
 def divides(owner: str, name: str, value: Any, total_name: str, total: int) -> None:
-    """Raises unless the value is a positive int that divides `total`."""
+    """Raises ValueError unless the value is a positive int that divides `total`.
+
+    Args:
+      owner: the class or function that the user called.
+      name: the argument.
+      value: its value.
+      total_name: the argument that must be a multiple of `value`.
+      total: the value of this argument.
+    """
     value = positive_int(owner, name, value)
     if total % value:
         raise ValueError(
@@ -183,36 +200,39 @@ def divides(owner: str, name: str, value: Any, total_name: str, total: int) -> N
         )
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Returns whether the value is a Python int or float, and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def positive_number(owner: str, name: str, value: Any) -> float:
-    """Returns the value as a Python number; raises unless it is positive and finite."""
+    """Returns the value as a Python number; raises ValueError unless it is positive and finite."""
     number = as_python(value)
-    if not _is_number(number) or not 0 < number < math.inf:
-        raise ValueError(f"{owner}: {name} must be a number above 0, got {describe(value)}")
+    if not is_number(number) or not 0 < number < math.inf:
+        raise ValueError(f"{owner}: {name} must be a finite number above 0, got {describe(value)}")
     return number
 
 
 def finite_number(owner: str, name: str, value: Any) -> float:
-    """Returns the value as a Python number; raises unless it is finite."""
+    """Returns the value as a Python number; raises ValueError unless it is finite."""
     number = as_python(value)
-    if not _is_number(number) or not math.isfinite(number):
+    if not is_number(number) or not math.isfinite(number):
         raise ValueError(f"{owner}: {name} must be a finite number, got {describe(value)}")
     return number
 
 
 def non_negative_number(owner: str, name: str, value: Any) -> float:
-    """Returns the value as a Python number; raises unless it is finite and at least 0."""
+    """Returns the value as a Python number; raises ValueError unless it is finite and >= 0."""
     number = as_python(value)
-    if not _is_number(number) or not 0 <= number < math.inf:
-        raise ValueError(f"{owner}: {name} must be a number of at least 0, got {describe(value)}")
+    if not is_number(number) or not 0 <= number < math.inf:
+        raise ValueError(
+            f"{owner}: {name} must be a finite number of at least 0, got {describe(value)}"
+        )
     return number
 
 
 def one_of(owner: str, name: str, value: Any, choices: Iterable[str]) -> None:
-    """Raises unless the value is one of `choices`, and suggests the closest one."""
+    """Raises ValueError unless the value is one of `choices`; suggests a similar one, if any."""
     choices = tuple(choices)
     if not isinstance(value, str) or value not in choices:
         raise ValueError(
@@ -229,7 +249,7 @@ def suggestion(word: Any, choices: Iterable[str]) -> str:
 
 
 def float_dtype(owner: str, dtype: DTypeLike) -> jnp.dtype:
-    """Returns the dtype; raises unless it is real floating and enabled in JAX."""
+    """Returns the dtype; raises TypeError unless it is real floating and enabled in JAX."""
     dtype = jnp.dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"{owner}: dtype must be floating, such as float32, got {dtype}")
@@ -242,23 +262,26 @@ def float_dtype(owner: str, dtype: DTypeLike) -> jnp.dtype:
 
 
 def last_axis(owner: str, name: str, array: jax.Array, size: int, source: str) -> None:
-    """Raises unless the last axis of an array has size `size`; `source` says where that is set."""
+    """Raises ValueError unless the last axis of an array has size `size`.
+
+    `source` says in the message what determines this size, such as "hidden_size".
+    """
     if array.ndim == 0 or array.shape[-1] != size:
         raise ValueError(
             f"{owner}: {name} must have a last axis of {size} ({source}), got shape {array.shape}"
         )
 
 
-def t_max(owner: str, value: int, forget_bias: float = 0.0, default: float = 0.0) -> None:
-    """Raises unless `t_max` of the chrono initialization is an int of at least 3 steps.
+def t_max(owner: str, value: Any, forget_bias: float = 0.0, default: float = 0.0) -> None:
+    """Raises ValueError unless `t_max` of the chrono initialization is an int of at least 3 steps.
 
-    For less than 3 steps the range of Uniform(1, t_max - 1) is empty.
+    For fewer than 3 steps the range of Uniform(1, t_max - 1) is empty.
 
     Args:
       owner: the class that has the argument.
-      value: the value of `t_max`.
+      value: the value of `t_max`, which must not be None.
       forget_bias: the value of the argument `forget_bias`, which must be the default, since `t_max`
-        determines the forget bias.
+        determines the forget bias. By default the class has no such argument.
       default: the default of `forget_bias`.
     """
     if not is_int(as_python(value)) or value < 3:
@@ -272,15 +295,15 @@ def t_max(owner: str, value: int, forget_bias: float = 0.0, default: float = 0.0
 
 
 def rate(owner: str, name: str, value: Any) -> float:
-    """Returns the value as a Python number; raises unless it is in [0, 1)."""
+    """Returns the value as a Python number; raises ValueError unless it is in [0, 1)."""
     number = as_python(value)
-    if not _is_number(number) or not 0 <= number < 1:
+    if not is_number(number) or not 0 <= number < 1:
         raise ValueError(f"{owner}: {name} must be in [0, 1), got {describe(value)}")
     return number
 
 
 def prng_key(owner: str, name: str, value: Any) -> None:
-    """Raises unless the value is one PRNG key, from `jax.random.key` or `jax.random.PRNGKey`."""
+    """Raises TypeError unless the value is one key of `jax.random.key` or `jax.random.PRNGKey`."""
     dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     raw = dtype == jnp.uint32 and shape is not None and len(shape) == 1

@@ -1,4 +1,4 @@
-"""Files: reads regular files of bounded size; writes atomically, with the file in errors."""
+"""Reads regular files of bounded size, and writes files atomically, with the path in errors."""
 
 import contextlib
 import json
@@ -20,11 +20,11 @@ class WriteError(OSError):
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
-    """Reads a regular file; it never waits, as reading a FIFO or a terminal would.
+    """Reads a regular file, and raises for other files, such as a FIFO, which could block.
 
     Args:
       path: path of the file.
-      max_bytes: maximum size of the file.
+      max_bytes: maximum size of the file in bytes.
 
     Raises:
       OSError: the file cannot be opened, or is not a regular file.
@@ -34,27 +34,29 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(f"{path} must be a regular file, got {_kind(status.st_mode)}")
-        # The size is compared twice: files of /proc have no size, and a file may grow.
+        # The content is measured too: the size of a file in /proc is 0, and a file may grow.
         content = b"" if status.st_size > max_bytes else file.read(max_bytes + 1)
-    if max(status.st_size, len(content)) > max_bytes:
-        raise ValueError(f"{path} must have at most {max_bytes} bytes, got {status.st_size}")
+    size = max(status.st_size, len(content))
+    if size > max_bytes:
+        raise ValueError(f"{path} must have at most {max_bytes} bytes, got at least {size}")
     return content
 
 
 def read_json(path: Path, max_bytes: int) -> Any:
-    """Reads a JSON file with finite numbers, ints of at most 64 bits, and a bounded depth.
+    """Reads a JSON file; see `parse_json` for the limits of its content.
 
     Raises:
-      OSError, ValueError: as for `read_bytes`; also ValueError if the content is not such JSON.
+      OSError, ValueError: as for `read_bytes` and `parse_json`.
     """
     return parse_json(read_bytes(path, max_bytes))
 
 
 def parse_json(content: bytes) -> Any:
-    """Parses JSON in UTF-8 with finite numbers, ints of at most 64 bits, and a bounded depth.
+    """Parses JSON in UTF-8.
 
     Raises:
-      ValueError: the content is not such JSON.
+      ValueError: the content is not JSON, a number is not finite, an int has more than 64 bits, or
+        lists and objects are nested more deeply than `MAX_JSON_DEPTH`.
 
     >>> parse_json(b'{"steps": 1e400}')
     Traceback (most recent call last):
@@ -85,12 +87,8 @@ def replace_folder(source: Path, target: Path) -> None:
 def check_tree(folder: Path) -> None:
     """Raises OSError unless all entries below a folder are regular files and folders.
 
-    Writing to the folder of another person could otherwise write to a file outside of it, by a
-    symbolic link, and reading it could wait forever, for a FIFO. Links to the folder itself are
-    valid.
-
-    Args:
-      folder: the folder.
+    In an untrusted folder, writing to a symbolic link could change a file outside of the folder,
+    and reading a FIFO could wait forever. The folder itself may be a symbolic link.
     """
     for parent, folders, names in os.walk(folder):
         for name in (*folders, *names):
@@ -108,10 +106,9 @@ def check_tree(folder: Path) -> None:
 
 @contextlib.contextmanager
 def naming_file(path: Path) -> Iterator[None]:
-    """Context manager that raises `WriteError` with the name of a file for errors of writing it.
+    """Context manager that turns an OSError in its block into a `WriteError` with the path.
 
-    Errors of the operating system have the name of a file only if it could not be opened, but not
-    if the disk is full.
+    An OSError has the path itself only if the file could not be opened, not if the disk is full.
 
     Raises:
       WriteError: the operating system could not write the file.
@@ -130,6 +127,8 @@ def naming_file(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Context manager that yields a temporary path, and renames it to `path` at the end.
+
+    If the block raises, the temporary file is removed and `path` does not change.
 
     Raises:
       WriteError: the operating system could not write the file.

@@ -40,18 +40,18 @@ class AntisymmetricRNN(Cell):
         z = sigmoid(u + V_z x + b_z)                        with `gated`; otherwise z = 1
         h' = h + epsilon * z * n,   y = h'
 
-    The paper writes W_h for M. Without the gate this is Euler's method with step size epsilon for
-    dh/dt = tanh((M - M^T) h + V_n x + b_n). The eigenvalues of M - M^T are imaginary. Euler's
-    method is unstable for imaginary eigenvalues, so the damping term -gamma I gives them negative
-    real parts.
+    The paper writes W_h for M. Without the gate, and with gamma = 0, this is Euler's method with
+    step size epsilon for dh/dt = tanh((M - M^T) h + V_n x + b_n). The eigenvalues of M - M^T are
+    imaginary. Euler's method is unstable for imaginary eigenvalues, so the damping term -gamma I
+    gives them negative real parts.
 
-    M is initialized from N(0, 1/hidden) and V from N(0, 1/input).
+    M is initialized from N(0, 1/hidden), V_n and V_z from N(0, 1/input).
 
     Args:
       hidden_size: number of units.
       epsilon: step size of Euler's method.
       gamma: damping coefficient.
-      gated: whether a gate z multiplies the change of each unit.
+      gated: whether the cell has the gate z; otherwise z = 1.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `epsilon` is not above 0, `gamma` is below 0,

@@ -20,6 +20,8 @@ MODES = ("default", "no_gate")
 class CfCParams(NamedTuple):
     """Weights of the backbone, and of the four heads in the order ff1, ff2, time_a, time_b.
 
+    The heads are the linear layers that compute the pre-activations of f1, f2 and t.
+
     Without a backbone, w_ih, w_hh and b are the weights of the heads, with units = 4·hidden, and
     w_heads and b_heads are None.
     """
@@ -44,8 +46,7 @@ class CfCInputs(NamedTuple):
     """The part of the pre-activations that depends on the input, and the time steps.
 
     Attributes:
-      a: pre-activations of the backbone `[..., backbone_units]`, or of the heads if there is no
-        backbone.
+      a: pre-activations of the backbone `[..., backbone_units]`; without a backbone, `CfCGates`.
       dt: time steps `[..., hidden]`, equal for all units.
     """
 
@@ -80,6 +81,7 @@ class CfC(Cell):
 
     Raises:
       ValueError: `hidden_size` or `backbone_units` is not a positive int, or `mode` is unknown.
+        `project` raises it if `dt` does not have the leading axes of `x`.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = CfC(hidden_size=4)

@@ -15,13 +15,13 @@ ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 
 
 def affine(cell: Cell, x: jax.Array, w_ih: jax.Array, b: jax.Array | None) -> jax.Array:
-    """Returns x·w_ih + b `[..., G·hidden]`, after validating the input size; b may be None."""
+    """Returns x·w_ih + b `[..., G·hidden]`, without b if it is None; validates the input size."""
     a = input_matmul(cell, x, w_ih)
     return a if b is None else add(a, b)
 
 
 def input_matmul(cell: Cell, x: jax.Array, w_ih: jax.Array) -> jax.Array:
-    """Returns x·w_ih `[..., G·hidden]`, after validating the input size."""
+    """Returns x·w_ih `[..., G·hidden]`; raises ValueError if x has another input size."""
     owner = type(cell).__name__
     checks.last_axis(owner, "x", x, w_ih.shape[0], "input_size of the parameters")
     is_column = w_ih.shape[0] == 1 and jnp.issubdtype(x.dtype, jnp.floating)

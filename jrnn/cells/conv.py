@@ -27,9 +27,9 @@ class ConvLSTMParams(NamedTuple):
     w_ih: jax.Array  # [*kernel, input, 4·hidden]
     w_hh: jax.Array  # [*kernel, hidden, 4·hidden]
     b: jax.Array  # [4·hidden]
-    p_i: jax.Array | None = None  # [hidden]
-    p_f: jax.Array | None = None
-    p_o: jax.Array | None = None
+    p_i: jax.Array | None = None  # [hidden], None with peepholes=False
+    p_f: jax.Array | None = None  # [hidden]
+    p_o: jax.Array | None = None  # [hidden]
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,15 @@ class ConvLSTM(Cell):
     Args:
       hidden_size: number of channels of the state.
       spatial_shape: sizes of the one to three spatial axes.
-      kernel_size: size of the kernels along each spatial axis; must be odd.
+      kernel_size: odd size of the kernels along each spatial axis.
       forget_bias: initial value of b_f; 1 keeps the forget gate open at initialization.
       peepholes: whether the gates i, f and o depend on the cell state; initial weights are 0.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `spatial_shape` is not a tuple of one to
         three positive ints, `kernel_size` is not a positive odd int, `forget_bias` is not a finite
-        number, or `peepholes` is not a bool. `project` raises it if x has another spatial shape.
+        number, or `peepholes` is not a bool. `project` raises it if x has another spatial shape or
+        input size.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = ConvLSTM(hidden_size=4, spatial_shape=(6, 5))

@@ -43,12 +43,13 @@ class CoRNN(Cell):
 
         d²y/dt² = tanh(W y + Wz dy/dt + V x + b) - gamma y - epsilon dy/dt
 
-    The symbols are those of the paper, except that it writes u for the input x, and a calligraphic
-    W for Wz. It allows the damping term to use the old or the new velocity; this cell uses the old
-    velocity z, as the authors' code does.
+    The symbols are those of the paper, except that the paper writes u for the input x, and a
+    calligraphic W for Wz. The paper allows the old or the new velocity in the damping term; this
+    cell uses the old velocity z, as the authors' code does.
 
     The defaults of `dt`, `gamma` and `epsilon` are those of the authors' code for sequential MNIST.
-    Tune them for each task, since they determine the time scales that the cell can represent.
+    Tune these options for each task, since they determine the time scales that the cell can
+    represent.
 
     Args:
       hidden_size: number of oscillators.

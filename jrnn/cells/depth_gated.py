@@ -60,8 +60,8 @@ class DepthGatedLSTM(Cell):
         o = sigmoid(W_o x + U_o h + b_o + p_o * c')         output gate
         h' = o * tanh(c'),   y = h'
 
-    The input is `WithCellState(x, c_below)`, or an array x if there is no layer below. Then the
-    cell is the LSTM with peepholes, and the weights of d have no effect. The layer below
+    The input is `WithCellState(x, c_below)`, or an array x if there is no layer below. With an
+    array, the cell is the LSTM with peepholes, and the weights of d have no effect. The layer below
     must have the same number of units. Peephole weights are vectors, as in Gers and Schmidhuber.
     The first author's code has peephole matrices for i and o, and i = 1 - f.
 

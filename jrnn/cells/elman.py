@@ -40,8 +40,8 @@ class Elman(Cell):
       bias: whether the cell has the bias b.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, `activation` is unknown, or `identity` is not
-        a number above 0.
+      ValueError: `hidden_size` is not a positive int, `activation` is unknown, `identity` is not a
+        finite number above 0, or `bias` is not a bool.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = Elman(hidden_size=4, activation="relu")

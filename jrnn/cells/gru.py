@@ -59,13 +59,14 @@ class GRU(Cell):
       t_max: if given, b_z has the chrono initialization for dependencies of up to `t_max` steps:
         b_z = log(v), v ~ Uniform(1, t_max - 1).
       heads: number of blocks on the diagonal of each U; must divide `hidden_size`. With one unit
-        in each head, every unit depends only on itself, and `update` is elementwise with either
-        value of `reset_after`.
+        in each head, unit k of the new h depends only on unit k of the old h, and `update` is
+        elementwise with either value of `reset_after`.
       bias: whether the cell has the biases.
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `t_max` is below 3 or given with
-        `bias=False`, or `heads` does not divide `hidden_size`.
+        `bias=False`, `heads` does not divide `hidden_size`, or `reset_after` or `bias` is not a
+        bool.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = GRU(hidden_size=4)
@@ -89,6 +90,7 @@ class GRU(Cell):
 
     def __post_init__(self) -> None:
         checks.positive_int("GRU", "hidden_size", self.hidden_size)
+        checks.boolean("GRU", "reset_after", self.reset_after)
         if self.t_max is not None:
             checks.t_max("GRU", self.t_max)
         if not checks.boolean("GRU", "bias", self.bias) and self.t_max is not None:

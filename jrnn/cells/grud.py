@@ -68,6 +68,7 @@ class GRUD(Cell):
     z multiplies the old state, as in `GRU`. In the paper it multiplies the candidate, which is
     equivalent with negated weights of z. The parameter `mean` is the mean of each variable, and
     also the initial x_last. It is initialized to 0, for standardized data; set it for other data.
+    It is trained like the other parameters, whereas the paper fixes it to the mean of the data.
     `update` computes the matrix products with x^, h^ and r * h^, so it is not elementwise.
 
     The input is `Observed(x, mask, delta)`; x may be NaN where the mask is 0.
@@ -77,7 +78,7 @@ class GRUD(Cell):
 
     Raises:
       ValueError: `hidden_size` is not a positive int. `project` raises it if the input is not an
-        `Observed` whose arrays have the right size.
+        `Observed`, or one of its arrays has another input size.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = GRUD(hidden_size=4)
@@ -156,7 +157,7 @@ class GRUD(Cell):
 
 
 def _validate_input(x: Any, input_size: int) -> None:
-    """Raises a ValueError unless the input is an `Observed` of the right size."""
+    """Raises a ValueError unless the input is an `Observed` with arrays of the input size."""
     if not isinstance(x, Observed):
         raise ValueError(
             "GRUD: x must be jrnn.Observed(x, mask, delta), each array [..., input], got "

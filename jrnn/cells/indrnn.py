@@ -30,11 +30,11 @@ class IndRNN(Cell):
 
         h' = activation(W x + w_hh * h + b),   y = h'
 
-    The paper writes u for w_hh. Over T steps the gradient of a unit changes by a factor of
-    |w_hh|^T, which the paper keeps in [epsilon, gamma] by |w_hh| in [epsilon^(1/T), gamma^(1/T)].
-    By default w_hh is initialized uniformly in [0, 1], so that units have different time scales.
-    With `t_max` it is initialized uniformly in that range, with T = t_max, epsilon = 1/2 and
-    gamma = 2, so that the gradients of all units neither vanish nor explode over `t_max` steps.
+    The paper writes u for w_hh. Over T steps in which the derivative of the activation is 1, the
+    gradient of a unit changes by a factor of |w_hh|^T. The paper keeps this factor in
+    [epsilon, gamma] by |w_hh| in [epsilon^(1/T), gamma^(1/T)]. By default w_hh is initialized
+    uniformly in [0, 1], so that units have different time scales. With `t_max` it is initialized
+    uniformly in the range of the paper, with T = t_max, epsilon = 1/2 and gamma = 2.
 
     Args:
       hidden_size: number of units.

@@ -49,10 +49,10 @@ class LEM(Cell):
         z' = (1 - dt_n) * z + dt_n * tanh(W_z y + V_z x + b_z)        memory
         y' = (1 - dt_bar) * y + dt_bar * tanh(W_y z' + V_y x + b_y)   state; the output is y'
 
-    dt is the option, and the gates "dt" and "dt_bar" of the parameters compute dt_n and dt_bar.
-    The symbols are those of the paper, except that it writes u for the input x. `update` computes
-    the matrix product with the new memory z', so it is not elementwise. Some packages use the old
-    z instead; the paper and its authors' code use the new one.
+    dt is an argument of the cell, and the gates "dt" and "dt_bar" of the parameters compute dt_n
+    and dt_bar. The symbols are those of the paper, except that the paper writes u for the input x.
+    `update` computes the matrix product with the new memory z', so it is not elementwise. Some
+    packages use the old z instead; the paper and its authors' code use the new one.
 
     Args:
       hidden_size: number of units of each state.

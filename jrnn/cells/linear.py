@@ -1,4 +1,4 @@
-"""The linear recurrent unit: a linear recurrence with constant complex eigenvalues."""
+"""The linear recurrent unit: a linear recurrence with learned complex eigenvalues."""
 
 import math
 from dataclasses import KW_ONLY, dataclass
@@ -29,7 +29,10 @@ class LRUParams(NamedTuple):
 
 
 class LRUGates(NamedTuple):
-    """The real and imaginary parts of B x, and D x, each `[..., hidden]`."""
+    """The real and imaginary parts of B x, `[..., states]`, and D x, `[..., hidden]`.
+
+    `states` is `hidden_size` for `LRU`, and `num_states` for `S5`.
+    """
 
     re: jax.Array
     im: jax.Array
@@ -64,7 +67,7 @@ class LRU(Cell):
 
     Raises:
       ValueError: `hidden_size` is not a positive int, 0 <= r_min < r_max <= 1 does not hold, or
-        `max_phase` is not positive.
+        `max_phase` is not a finite number above 0.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = LRU(hidden_size=4, r_min=0.9)
@@ -85,14 +88,15 @@ class LRU(Cell):
 
     def __post_init__(self) -> None:
         checks.positive_int("LRU", "hidden_size", self.hidden_size)
-        if not 0 <= self.r_min < self.r_max <= 1:
+        are_numbers = checks.is_number(self.r_min) and checks.is_number(self.r_max)
+        if not are_numbers or not 0 <= self.r_min < self.r_max <= 1:
             raise ValueError(
                 "LRU: r_min and r_max must satisfy 0 <= r_min < r_max <= 1, got "
                 f"r_min={self.r_min!r}, r_max={self.r_max!r}"
             )
-        if not 0 < self.max_phase < math.inf:
+        if not checks.is_number(self.max_phase) or not 0 < self.max_phase < math.inf:
             raise ValueError(
-                "LRU: max_phase must be an angle above 0 in radians, such as 6.28, got "
+                "LRU: max_phase must be a finite angle above 0 in radians, such as 6.28, got "
                 f"{self.max_phase!r}"
             )
 

@@ -44,9 +44,9 @@ class LSTMParams(NamedTuple):
     w_ih: jax.Array  # [input, G·hidden]
     w_hh: jax.Array  # [hidden, G·hidden], or [proj, G·hidden]
     b: jax.Array | None  # [G·hidden], None with bias=False
-    p_i: jax.Array | None = None  # [hidden]
-    p_f: jax.Array | None = None
-    p_o: jax.Array | None = None
+    p_i: jax.Array | None = None  # [hidden], None without peepholes or without weights of i
+    p_f: jax.Array | None = None  # [hidden]
+    p_o: jax.Array | None = None  # [hidden]
     w_gates: jax.Array | None = None  # [3, hidden, 3·hidden]: from i, f, o to i, f, o
     w_hr: jax.Array | None = None  # [hidden, proj]
 
@@ -112,9 +112,10 @@ class LSTM(Cell):
         has no effect then.
 
     Raises:
-      ValueError: a size is not a positive int, `heads` does not divide it, `forget_bias` is not a
-        finite number, `t_max` is below 3, an activation is unknown, or options are incompatible,
-        such as `t_max` with a non-default `forget_bias`, or `t_max` without a forget gate.
+      ValueError: `hidden_size` or `proj_size` is not a positive int that `heads` divides,
+        `forget_bias` is not a finite number, `t_max` is below 3, an activation is unknown, another
+        option is not a bool, or options are incompatible, such as `t_max` with a non-default
+        `forget_bias`, or `t_max` without a forget gate.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = LSTM(hidden_size=4)

@@ -19,7 +19,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def lstm_variant(name: str, hidden_size: int, **options: Any) -> LSTM:
-    """Returns a variant of the LSTM with peepholes, by its name in the paper.
+    """Returns a variant of the LSTM, by its name in the paper; all but NP have peepholes.
 
     CIFG has f = 1 - i in the paper and i = 1 - f here, which is the same cell with the weights of
     the gate negated.

@@ -132,7 +132,7 @@ class MinLSTM(Cell):
     Args:
       hidden_size: number of units.
       log_space: whether the candidate is positive and the coefficients are logarithms.
-      forget_bias: initial value of b_f; with a positive value f > i at initialization.
+      forget_bias: initial value of b_f; a positive value makes f larger than i if W_f x = W_i x.
       t_max: if given, the biases have the chrono initialization for dependencies of up to `t_max`
         steps: b_f = log(v), v ~ Uniform(1, t_max - 1), and b_i = -b_f. It replaces `forget_bias`.
 

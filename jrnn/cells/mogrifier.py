@@ -138,7 +138,7 @@ class MogrifierLSTM(Cell):
         return x
 
     def recur(self, params: MogrifierLSTMParams, carry: LSTMCarry) -> jax.Array:
-        return _modulate(carry.h, params.q, params.q_right, 0)
+        return _multiply(carry.h, params.q, params.q_right, 0)
 
     def update(
         self, params: MogrifierLSTMParams, carry: LSTMCarry, z: jax.Array, u: jax.Array
@@ -146,9 +146,9 @@ class MogrifierLSTM(Cell):
         x, h = 2 * sigmoid(u) * z, carry.h
         for n in range(1, self.rounds):
             if n % 2:
-                h = 2 * sigmoid(_modulate(x, params.r, params.r_right, n // 2)) * h
+                h = 2 * sigmoid(_multiply(x, params.r, params.r_right, n // 2)) * h
             else:
-                x = 2 * sigmoid(_modulate(h, params.q, params.q_right, n // 2)) * x
+                x = 2 * sigmoid(_multiply(h, params.q, params.q_right, n // 2)) * x
         a: Any = split_gates(add(x @ params.w_ih + h @ params.w_hh, params.b), LSTMGates, GATES)
         i, f = tap("i", sigmoid(a.i)), tap("f", sigmoid(a.f))
         g = tap("g", jnp.tanh(a.g), role="candidate")
@@ -161,7 +161,7 @@ class MogrifierLSTM(Cell):
         return carry.h
 
 
-def _modulate(a: jax.Array, weights: jax.Array, right: jax.Array | None, n: int) -> jax.Array:
-    """Multiplies by the n-th matrix of a stack, or by its two factors."""
+def _multiply(a: jax.Array, weights: jax.Array, right: jax.Array | None, n: int) -> jax.Array:
+    """Returns `a` times the n-th matrix of `weights`, and times that of `right` if given."""
     a = a @ weights[n]
     return a if right is None else a @ right[n]

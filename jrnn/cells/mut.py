@@ -26,7 +26,8 @@ class MUTParams(NamedTuple):
 class MUTGates(NamedTuple):
     """Pre-activations, each `[..., hidden]`.
 
-    In the result of `recur`, gates whose recurrent product is computed in `update` are None.
+    In the result of `recur`, gates are None that have no recurrent weights, such as z of `MUT1`, or
+    whose recurrent product is computed in `update`.
     """
 
     z: jax.Array

@@ -55,7 +55,7 @@ class MinimalRNNParams(NamedTuple):
 
 
 class MinimalRNNGates(NamedTuple):
-    """Pre-activation of z, and the candidate n, each `[..., hidden]`.
+    """The pre-activation of z, and the candidate n after tanh, each `[..., hidden]`.
 
     In the result of `recur`, n is None.
     """

@@ -20,8 +20,8 @@ CONTRACTION_BOUND = 1 / 3
 """Bound on |w_hh| that makes a step of either cell a contraction for states in [-1, 1].
 
 Newton's method over time then converges. For ParaGRU, |dh'/dh| <= z + (1 - z) (2 z |a_z| + |a_n|),
-which is below 1. For ParaLSTM without peepholes, in the maximum norm, the derivative of c' is at
-most f + (1 - f) (2 f |a_f| + |a_g|) < 1, and a similar bound holds for h'.
+which is below 1. For ParaLSTM with peephole weights 0, in the maximum norm, the derivative of c' is
+at most f + (1 - f) (2 f |a_f| + |a_g|) < 1, and a similar bound holds for h'.
 """
 
 
@@ -56,7 +56,7 @@ class ParaGRU(Cell):
 
     z multiplies the old state, as in `GRU`. In the paper it multiplies the candidate, which is
     equivalent with negated weights of z. The recurrent weights a_r, a_z and a_n (w_hh) are
-    initialized uniformly in [-1/3, 1/3], so that every step is a contraction.
+    initialized uniformly in [-1/3, 1/3], so that initially every step is a contraction.
 
     Args:
       hidden_size: number of units.
@@ -133,7 +133,8 @@ class ParaLSTM(Cell):
 
     Unit k of the new h and c depends only on unit k of the old h and c, so the Jacobian consists of
     2x2 blocks. The recurrent weights a_f, a_g and a_o (w_hh) are initialized uniformly in
-    [-1/3, 1/3], and the peephole weights p_f and p_o to 0, so that every step is a contraction.
+    [-1/3, 1/3], and the peephole weights p_f and p_o to 0, so that initially every step is a
+    contraction.
 
     Args:
       hidden_size: number of units.

@@ -87,7 +87,8 @@ class RGLRU(Cell):
 
     def __post_init__(self) -> None:
         checks.positive_int("RGLRU", "hidden_size", self.hidden_size)
-        if not 0 < self.r_min < self.r_max < 1:
+        are_numbers = checks.is_number(self.r_min) and checks.is_number(self.r_max)
+        if not are_numbers or not 0 < self.r_min < self.r_max < 1:
             raise ValueError(
                 "RGLRU: r_min and r_max must satisfy 0 < r_min < r_max < 1, got "
                 f"r_min={self.r_min!r}, r_max={self.r_max!r}"

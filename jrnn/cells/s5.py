@@ -48,9 +48,11 @@ class S5(Cell):
     negative.
 
     lambda is initialized to the eigenvalues of the normal part of the HiPPO-LegS matrix, as one
-    block. Let V be its eigenvectors. Then B = V* B_0 and C = C_0 V, where B_0 and C_0 are real with
-    variances 1/input and 1/states. D is drawn from N(0, 1/input). In the paper D is diagonal; here
-    it is a full matrix, since input and output may have different sizes.
+    block. Let V be the matrix of its n eigenvectors. Then B = V* B_0 and C = C_0 V, where B_0 and
+    C_0 are real with variances 1/input and 1/n. With `conjugate`, n is twice `state_size`, and half
+    of the rows of B and of the columns of C are stored; otherwise n is `state_size`. D is drawn
+    from N(0, 1/input). In the paper D is diagonal; here it is a full matrix, since input and output
+    may have different sizes.
 
     Args:
       hidden_size: number of outputs.
@@ -62,7 +64,7 @@ class S5(Cell):
 
     Raises:
       ValueError: `hidden_size` or `state_size` is not a positive int, `conjugate` is not a bool, or
-        0 < step_min < step_max does not hold.
+        0 < step_min < step_max < inf does not hold.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = S5(hidden_size=4, state_size=6)
@@ -88,9 +90,10 @@ class S5(Cell):
         if self.state_size is not None:
             checks.positive_int("S5", "state_size", self.state_size)
         checks.boolean("S5", "conjugate", self.conjugate)
-        if not 0 < self.step_min < self.step_max < float("inf"):
+        are_numbers = checks.is_number(self.step_min) and checks.is_number(self.step_max)
+        if not are_numbers or not 0 < self.step_min < self.step_max < float("inf"):
             raise ValueError(
-                "S5: step_min and step_max must satisfy 0 < step_min < step_max, got "
+                "S5: step_min and step_max must satisfy 0 < step_min < step_max < inf, got "
                 f"step_min={self.step_min!r}, step_max={self.step_max!r}"
             )
 

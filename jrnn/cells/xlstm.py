@@ -201,7 +201,7 @@ class MLSTM(Cell):
 
     Raises:
       ValueError: `hidden_size` or `heads` is not a positive int, `heads` does not divide
-        `hidden_size`, or `soft_cap` is neither a number above 0 nor None.
+        `hidden_size`, or `soft_cap` is neither a finite number above 0 nor None.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = MLSTM(hidden_size=8, heads=2)

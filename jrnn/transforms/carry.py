@@ -36,7 +36,7 @@ class LearnedCarry(Wrapper):
     Raises:
       TypeError: `cell` is not a `Cell`. `init` raises it if the carry has integer or complex
         arrays.
-      ValueError: an array in the carry is computed from another one, as in `CTRNN`.
+      ValueError: an array in the carry determines or scales another one, as in `CTRNN`.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = LearnedCarry(jrnn.GRU(hidden_size=4))
@@ -81,8 +81,9 @@ class Clip(Wrapper):
 
     ds' is the full cotangent of the new carry, which comes from the next step and from the output.
     With `gradient`, forward-mode differentiation is not supported, since a clipped cotangent is not
-    the derivative of any function, and the `Newton` engine raises a TypeError. A clipped cell is
-    not linear in its carry, so the `Associative` engine does not support it.
+    the derivative of any function, and the `Newton` engine raises a TypeError. `coefficients`
+    returns None, so the `Associative` engine does not support a clipped cell. Integer arrays in the
+    carry, such as a step counter, are not clipped.
 
     Args:
       cell: the inner cell.
@@ -91,8 +92,8 @@ class Clip(Wrapper):
 
     Raises:
       TypeError: `cell` is not a `Cell`. `update` raises it if the carry is complex.
-      ValueError: `carry` or `gradient` is not above 0, or both are None; or `carry` is given and an
-        array in the carry is computed from another one, as in `CTRNN`.
+      ValueError: `carry` or `gradient` is not a finite number above 0, or both are None; or `carry`
+        is given and an array in the carry determines or scales another one, as in `CTRNN`.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = Clip(jrnn.LSTM(hidden_size=4), carry=3.0, gradient=1.0)
@@ -144,6 +145,7 @@ class Clip(Wrapper):
 
 
 def _clip_cotangent(limit: float | None, leaf: jax.Array) -> jax.Array:
+    """Returns the leaf; its cotangent is clipped, unless `limit` is None or the leaf is integer."""
     floating = jnp.issubdtype(leaf.dtype, jnp.floating)
     return leaf if limit is None or not floating else _identity_with_clipped_cotangent(limit, leaf)
 

@@ -15,9 +15,10 @@ from jrnn.transforms.wrapper import Wrapper, WrapperGates
 
 
 class DropoutMasks(NamedTuple):
-    """Boolean masks `[T, *batch, ...]`, which are True where values are kept.
+    """Boolean masks `[T, *batch, ...]` for all steps, which are True where values are kept.
 
-    `x` and `candidate` have one mask for each array that is dropped.
+    `x` and `candidate` have one mask for each array to which dropout is applied. `y` is None if
+    there is no dropout of the output.
     """
 
     x: list[jax.Array]
@@ -34,7 +35,7 @@ class Dropout(Wrapper):
         x~ = m_x * x                                    input of the inner cell
         n~ = m_n * n                                    replaces the candidate n in `update`
         y~ = m_y * y                                    output
-        m ~ Bernoulli(1 - rate) / (1 - rate)            with a key
+        m ~ Bernoulli(1 - rate) / (1 - rate)            m_x, m_n and m_y with a key
         m = 1                                           without a key, the expected value
 
     By default, a sequence has the same mask at all steps (variational dropout). With `each_step`, a
@@ -115,7 +116,7 @@ class Dropout(Wrapper):
         return candidates, jax.eval_shape(cell.readout, params, carry, z)
 
     def _sample_masks(self, key: jax.Array, rate: float, like: list[Any]) -> list[jax.Array]:
-        """Draws one mask for each array in `like`, `[T, *batch, ...]`."""
+        """Draws a mask for each array in `like`, `[T, *batch, ...]`; True keeps the value."""
         masks = []
         for n, leaf in enumerate(like):
             shape = leaf.shape if self.each_step else (1, *leaf.shape[1:])
@@ -124,7 +125,7 @@ class Dropout(Wrapper):
         return masks
 
     def _leaves_to_drop(self, x: Inputs) -> list[Any]:
-        """Returns the leaves of the input to drop: not time steps and not observation masks."""
+        """Returns the leaves of the input with dropout: the whole input, or each field `x`."""
         named, _ = jax.tree_util.tree_flatten_with_path(x)
         return [leaf for path, leaf in named if _is_x(path)]
 
@@ -152,7 +153,7 @@ class Dropout(Wrapper):
     def _with_candidate_dropout(
         self, function: Callable[..., Any], masks: DropoutMasks | None
     ) -> Callable[..., Any]:
-        """Wraps a function so that its candidates are dropped, if there are masks for them."""
+        """Returns a function with dropout of its candidates; unchanged without masks for them."""
         if masks is None or not masks.candidate:
             return function
         candidate_masks = iter(masks.candidate)
@@ -170,14 +171,14 @@ class WeightDrop(Wrapper):
         w_hh                                                          without a key
 
     Args:
-      cell: the inner cell; parameters of a cell inside a transform are found by name as well.
+      cell: the inner cell; if it is a transform, `names` also applies to the cell inside it.
       rate: dropout rate of the weights.
-      names: names of the parameters to drop.
+      names: names of the parameters with dropout; some of them may be absent.
 
     Raises:
       TypeError: `cell` is not a `Cell`.
-      ValueError: `rate` is outside [0, 1), or `names` is a str. `init` and `sample_noise` raise it
-        if no parameter has one of the names.
+      ValueError: `rate` is outside [0, 1), or `names` is not a tuple of str. `init` and
+        `sample_noise` raise it if no parameter has one of the names.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = WeightDrop(jrnn.LSTM(hidden_size=4), rate=0.5)
@@ -197,10 +198,11 @@ class WeightDrop(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.rate(self.owner, "rate", self.rate)
-        if isinstance(self.names, str):
+        is_tuple = isinstance(self.names, tuple)
+        if not is_tuple or not all(isinstance(name, str) for name in self.names):
             raise ValueError(
-                f"{self.owner}: names must be a tuple of names, got {self.names!r}; write "
-                f"({self.names!r},)"
+                f"{self.owner}: names must be a tuple of names such as ('w_hh',), got "
+                f"{checks.describe(self.names)}"
             )
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> Params:
@@ -221,7 +223,7 @@ class WeightDrop(Wrapper):
         return jax.tree.unflatten(structure, weights), None
 
     def _params_with_paths(self, params: Params) -> list[tuple[Any, Any]]:
-        """Returns all parameters with their paths; raises if no name in `names` occurs."""
+        """Returns all parameters with their paths; raises ValueError if none has a given name."""
         named, _ = jax.tree_util.tree_flatten_with_path(params)
         existing = {_field_name(path) for path, _ in named}
         if existing.isdisjoint(self.names):
@@ -243,5 +245,5 @@ def _is_x(path: tuple[Any, ...]) -> bool:
 
 
 def _field_name(path: tuple[Any, ...]) -> str:
-    """Returns the name of the field that contains a leaf."""
+    """Returns the last key of a path: the name of the field, or the key of the dict, of a leaf."""
     return jax.tree_util.keystr(path[-1:]).strip(".[]'")

@@ -24,7 +24,7 @@ class LayerNormParams(NamedTuple):
 
     cell: Params
     gain_ih: jax.Array  # [G·hidden]
-    gain_hh: jax.Array | None  # [G·hidden], or None if the cell has no recurrent product
+    gain_hh: jax.Array | None  # [G·hidden], or None if `recur` returns None
     gain_c: jax.Array | None  # [hidden], or None if no cell state is normalized
     shift_c: jax.Array | None  # [hidden], or None
 
@@ -44,7 +44,7 @@ class LayerNorm(Wrapper):
     gate separately. The paper's shifts of the two products are omitted, since b has the same
     effect. A bias inside a gate, such as b_hn of a GRU, is added after the normalization.
 
-    It must be the innermost transform: `zoneout(layer_norm(LSTM(64)))`.
+    `layer_norm` must be the innermost transform: `zoneout(layer_norm(LSTM(64)))`.
 
     Args:
       cell: a cell whose gates are W x + b, with one bias `b` for all gates, and whose `update` is
@@ -52,12 +52,13 @@ class LayerNorm(Wrapper):
       per_gate: whether to normalize each gate separately.
       normalize_cell_state: whether to normalize the cell state in the computation of h'; has no
         effect for a cell without a cell state.
-      epsilon: added to the variance.
+      epsilon: a small number that is added to the variance.
 
     Raises:
       TypeError: `cell` is not a `Cell`.
-      ValueError: the gates of `cell` are not W x + b, its `update` is not elementwise, it is a
-        transform or is stochastic; an option is not a bool; or `epsilon` is not above 0.
+      ValueError: the gates of `cell` are not W x + b, or its `update` is not elementwise; `cell` is
+        a transform, or stochastic; `per_gate` or `normalize_cell_state` is not a bool; or `epsilon`
+        is not a finite number above 0.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = LayerNorm(jrnn.LSTM(hidden_size=4))
@@ -152,7 +153,7 @@ class _CellInfo(NamedTuple):
       is_elementwise: whether `update` is elementwise.
       input_sizes: sizes of the gates in the result of `project`.
       recurrent_sizes: sizes of the gates in the result of `recur`.
-      cell_state_size: size of the cell state, or None.
+      cell_state_size: size of the cell state; None for a cell without one.
     """
 
     has_affine_gates: bool
@@ -182,7 +183,7 @@ def _trace_cell(cell: Cell) -> _CellInfo:
 
 
 def _normalize_jointly(group: list[jax.Array], epsilon: float) -> list[jax.Array]:
-    """Normalizes arrays `[..., n]` by their joint mean and standard deviation, in float32."""
+    """Normalizes arrays `[..., n]` by their joint mean and variance, in float32 or wider."""
     dtypes = [a.dtype for a in group]
     group = [a.astype(promote_dtypes(a.dtype, jnp.float32)) for a in group]
     count = sum(a.shape[-1] for a in group)

@@ -23,6 +23,8 @@ class Residual(Wrapper):
         s', y~ = cell(s, x)
         y = y~ + x
 
+    If the input is a NamedTuple such as `Timed`, its field `x` is added.
+
     Args:
       cell: a cell whose output has the size of its input.
 
@@ -71,13 +73,16 @@ class Highway(Wrapper):
         s', y~ = cell(s, x)
         y = t * y~ + (1 - t) * x
 
+    If the input is a NamedTuple such as `Timed`, x in these equations is its field `x`.
+
     Args:
       cell: a cell whose output has the size of its input.
-      bias: initial value of b_t; with a negative value the output is initially close to the input.
+      bias: initial value of b_t; a negative value gives the input more weight than y~.
 
     Raises:
       TypeError: `cell` is not a `Cell`.
-      ValueError: `init` raises it if input and output have different sizes.
+      ValueError: `bias` is not a finite number. `init` raises it if input and output have different
+        sizes.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = Highway(jrnn.LSTM(hidden_size=4))
@@ -121,7 +126,7 @@ class ProjectionParams(NamedTuple):
     """The parameters of the inner cell, and the weights of the projection."""
 
     cell: Params
-    w_y: jax.Array  # [output, size]
+    w_y: jax.Array  # [output of the inner cell, size]
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ class Projection(Wrapper):
 
 
 def _check_output_size(transform: Wrapper, params: Params, input_size: int) -> None:
-    """Raises unless the inner cell has outputs of size `input_size`."""
+    """Raises ValueError unless the inner cell has outputs of size `input_size`."""
     size = transform.cell.output_shape(params, input_size).shape[-1]
     if size != input_size:
         raise ValueError(

@@ -40,13 +40,13 @@ class Wrapper(Cell):
 
     A transform overrides the hooks for the parts that it changes:
 
-    - `sample_own_noise` draws the noise of the transform, or changes parameters at random;
+    - `sample_own_noise` draws the noise of the transform, or applies noise to parameters;
     - `transform_input` changes the input of the inner cell;
     - `transform_gates` changes the gates that the inner cell computes from its input;
     - `transform_output` changes the output of the inner cell;
     - `update`, `init_carry` and `coefficients` replace these methods of the inner cell.
 
-    By default each hook delegates to the inner cell.
+    By default no hook changes anything.
 
     Attributes:
       cell: the inner cell.
@@ -80,7 +80,7 @@ class Wrapper(Cell):
 
     @property
     def forwards_update(self) -> bool:
-        """Whether the transform leaves `project` and `update` to the inner cell.
+        """Whether the transform changes neither the gates nor `update` of the inner cell.
 
         If so, `Native` can use the kernel of the inner cell.
         """
@@ -97,7 +97,7 @@ class Wrapper(Cell):
         return params.cell if self.has_own_params else params
 
     def replace_cell_params(self, params: Params, inner: Params) -> Params:
-        """Replaces the parameters of the inner cell."""
+        """Returns `params` with `inner` as the parameters of the inner cell."""
         return params._replace(cell=inner) if self.has_own_params else inner
 
     def sample_own_noise(
@@ -105,25 +105,28 @@ class Wrapper(Cell):
     ) -> tuple[Params, Any]:
         """Hook that draws the noise of the transform.
 
-        The arguments and the result are those of `Cell.sample_noise`. In addition, `noise` is the
-        noise of the inner cell.
+        The arguments and the result are those of `Cell.sample_noise`. The additional argument
+        `noise` is the noise of the inner cell, or None.
         """
         return params, None
 
     def transform_input(self, params: Params, x: Inputs, noise: Any) -> tuple[Inputs, Any]:
         """Hook that returns the input of the inner cell, and a pytree `extra` for later hooks.
 
-        `noise` is the result of `sample_own_noise`, or None without a key. `transform_output`
-        receives `extra` as an argument, and `update` as `z.extra`.
+        `noise` is the noise that `sample_own_noise` has drawn for the step, or None without a key.
+        `transform_output` receives `extra` as an argument, and `update` as `z.extra`.
         """
         return x, None
 
     def transform_gates(self, params: Params, x: Inputs) -> Gates:
-        """Hook that returns the gates of the inner cell, given its input."""
+        """Hook that returns the gates `z` of the inner cell, given the input of the inner cell."""
         return self.cell.project(self.cell_params(params), x)
 
     def transform_output(self, params: Params, y: Any, extra: Any) -> Any:
-        """Hook that returns the output, given the output `y` of the inner cell."""
+        """Hook that returns the output, given the output `y` of the inner cell.
+
+        `extra` is the second result of `transform_input`.
+        """
         return y
 
     @final
@@ -167,7 +170,7 @@ class Wrapper(Cell):
         )
 
     def _input(self, params: Params, x: Inputs) -> tuple[Inputs, Any]:
-        """Calls `transform_input` with the noise of the transform; keeps that of the inner cell."""
+        """Returns the results of `transform_input`, with the inner cell's noise in the input."""
         x, noise = split_noise(x)
         own, inner = WrapperNoise(None, None) if noise is None else noise
         x, extra = self.transform_input(params, x, own)
@@ -199,15 +202,15 @@ def input_array(x: Inputs) -> jax.Array:
 
 
 def check_independent_carry(transform: Wrapper, operation: str) -> None:
-    """Raises if the arrays in the carry of the inner cell depend on each other.
+    """Raises ValueError if one array in the carry of the inner cell determines or scales another.
 
     Args:
       transform: a transform that changes the arrays of the carry independently.
-      operation: what it does, such as "zoneout", for the message.
+      operation: what the transform does, such as "zoneout", for the message.
     """
     if transform.cell.has_coupled_carry:
         raise ValueError(
             f"{transform.owner}: cell must have a carry of independent arrays for {operation}, got "
-            f"{transform.cell!r}, whose carry has an array that is computed from another one; use "
+            f"{transform.cell!r}, whose carry has an array that determines or scales another; use "
             "another cell, or a transform that does not change the carry"
         )

@@ -28,13 +28,13 @@ class Zoneout(Wrapper):
     Args:
       cell: the inner cell.
       h: zoneout rate of the field `h` of the carry, or of a carry that is one array.
-      c: zoneout rate of all other arrays of the carry, such as the field `c` of an LSTM; arrays
-        with the same shape have the same mask.
+      c: zoneout rate of all other arrays of the carry, such as the field `c` of an LSTM; those
+        with the same shape have the same mask, and integer arrays are not changed.
 
     Raises:
       TypeError: `cell` is not a `Cell`.
-      ValueError: a rate is outside [0, 1), or an array in the carry is computed from another one,
-        as in `CTRNN`. `update` raises it if a rate is above 0 and applies to no array.
+      ValueError: a rate is outside [0, 1), or an array in the carry determines or scales another
+        one, as in `CTRNN`. `update` raises it if a rate is above 0 and applies to no array.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = Zoneout(jrnn.LSTM(hidden_size=4), h=0.05, c=0.5)
@@ -67,7 +67,7 @@ class Zoneout(Wrapper):
     def _sample_masks(
         self, params: Params, leading: tuple[int, ...], key: jax.Array
     ) -> list[jax.Array]:
-        """Draws a mask for each floating leaf of the carry, True to keep the previous value."""
+        """Draws a mask for each floating leaf of the carry; True keeps the previous value."""
         carry = jax.eval_shape(lambda: self.cell.init_carry(self.cell_params(params), leading))
         named, _ = jax.tree_util.tree_flatten_with_path(carry)
         masks, masks_by_group = [], {}
@@ -84,8 +84,8 @@ class Zoneout(Wrapper):
     def _rates(self, carry: Carry) -> list[float | None]:
         """Returns the rate of each leaf; None for an integer leaf, such as a step counter."""
         named, _ = jax.tree_util.tree_flatten_with_path(carry)
-        is_inexact = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)
-        groups = ["h" if _is_h(path) else "c" for path, _ in named]
+        is_integer = lambda leaf: not jnp.issubdtype(leaf.dtype, jnp.inexact)
+        groups = [None if is_integer(a) else "h" if _is_h(path) else "c" for path, a in named]
         for name in ("h", "c"):
             if getattr(self, name) and name not in groups:
                 leaves = [jax.tree_util.keystr(path).strip(".") or "one array" for path, _ in named]
@@ -95,10 +95,8 @@ class Zoneout(Wrapper):
                     f"{', '.join(leaves)}, got {name}={getattr(self, name)}; set "
                     f"{other}={getattr(self, name)} instead"
                 )
-        rates = [self.h if group == "h" else self.c for group in groups]
-        return [
-            rate if is_inexact(leaf) else None for rate, (_, leaf) in zip(rates, named, strict=True)
-        ]
+        rates = {"h": self.h, "c": self.c, None: None}
+        return [rates[group] for group in groups]
 
     def update(self, params: Params, carry: Carry, z: WrapperGates, u: Gates) -> Carry:
         new = self.cell.update(self.cell_params(params), carry, z.inner, u)
@@ -111,7 +109,7 @@ class Zoneout(Wrapper):
         return jax.tree.unflatten(structure, mixed)
 
     def _keep_masks(self, carry: Carry, masks: list[jax.Array] | None) -> list[Any]:
-        """Returns a mask for each leaf, or its rate without noise, or None for an integer leaf."""
+        """Returns for each leaf its mask, or its rate without masks; None for an integer leaf."""
         rates = self._rates(carry)
         if masks is None:
             return rates
@@ -146,7 +144,7 @@ def _mix(keep: Any, old: jax.Array, new: jax.Array) -> jax.Array:
 
 
 def _decay(keep: Any, a: jax.Array, is_dense: bool) -> jax.Array:
-    """Returns a, or 1 (if `is_dense` the identity matrix) where the previous state is kept."""
+    """Returns the coefficient `a`, replaced by 1 or the identity where the old state is kept."""
     if keep is None:
         return a
     if not is_dense:

@@ -145,17 +145,18 @@ def test_log_space_must_be_a_bool(cls: type[MinGRU | MinLSTM], log_space: Any) -
 
 
 @pytest.mark.parametrize(
-    ("r_min", "r_max"), [(-0.1, 1.0), (0.5, 0.5), (0.9, 0.1), (0.0, 1.1), (float("nan"), 1.0)]
+    ("r_min", "r_max"),
+    [(-0.1, 1.0), (0.5, 0.5), (0.9, 0.1), (0.0, 1.1), (float("nan"), 1.0), ("0.5", 1.0)],
 )
-def test_lru_radii_must_be_increasing_within_unit_circle(r_min: float, r_max: float) -> None:
+def test_lru_radii_must_be_increasing_within_unit_circle(r_min: Any, r_max: float) -> None:
     message = "LRU: r_min and r_max must satisfy 0 <= r_min < r_max <= 1, got r_min="
     with pytest.raises(ValueError, match=message):
         LRU(4, r_min=r_min, r_max=r_max)
 
 
-@pytest.mark.parametrize("max_phase", [0.0, -1.0, float("inf"), float("nan")])
-def test_lru_max_phase_must_be_positive(max_phase: float) -> None:
-    with pytest.raises(ValueError, match="LRU: max_phase must be an angle above 0 in .*got"):
+@pytest.mark.parametrize("max_phase", [0.0, -1.0, float("inf"), float("nan"), "1"])
+def test_lru_max_phase_must_be_finite_and_positive(max_phase: Any) -> None:
+    with pytest.raises(ValueError, match="LRU: max_phase must be a finite angle above 0 in .*got"):
         LRU(4, max_phase=max_phase)
 
 
@@ -236,6 +237,13 @@ def test_options_that_need_biases_raise_without_them() -> None:
         LSTM(4, bias=False, t_max=9)
     with pytest.raises(ValueError, match="GRU: t_max=9 requires biases"):
         GRU(4, bias=False, t_max=9)
+
+
+@pytest.mark.parametrize("option", ["reset_after", "bias"])
+def test_options_of_the_gru_must_be_bools(option: str) -> None:
+    options: dict[str, Any] = {option: "no"}
+    with pytest.raises(ValueError, match=f"GRU: {option} must be True or False, got 'no'"):
+        GRU(4, **options)
 
 
 def test_unknown_role_of_a_tap_raises() -> None:

@@ -136,10 +136,10 @@ def test_time_steps_of_wrong_shape_raise() -> None:
 
 
 INVALID_OPTIONS = [
-    (CTRNN, {"tau": 0}, "tau must be a number above 0"),
-    (CTRNN, {"dt": -1.0}, "dt must be a number above 0"),
+    (CTRNN, {"tau": 0}, "tau must be a finite number above 0"),
+    (CTRNN, {"dt": -1.0}, "dt must be a finite number above 0"),
     (CTRNN, {"tau": 10.0, "dt": 11.0}, "dt must be at most tau, .*use a smaller dt"),
-    (CTRNN, {"sigma": -0.1}, "sigma must be a number of at least 0"),
+    (CTRNN, {"sigma": -0.1}, "sigma must be a finite number of at least 0"),
     (CTRNN, {"activation": "rleu"}, "activation must be one of .*did you mean 'relu'"),
     (CfC, {"backbone_units": 0}, "backbone_units must be a positive int"),
     (CfC, {"mode": "nogate"}, "mode must be one of .*did you mean 'no_gate'"),

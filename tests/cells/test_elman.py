@@ -36,5 +36,5 @@ def test_initial_irnn_copies_its_state() -> None:
 
 @pytest.mark.parametrize("identity", [0, -1.0, True, "1", float("nan")])
 def test_identity_must_be_a_positive_number(identity: Any) -> None:
-    with pytest.raises(ValueError, match="Elman: identity must be a number above 0, got"):
+    with pytest.raises(ValueError, match="Elman: identity must be a finite number above 0, got"):
         Elman(4, identity=identity)

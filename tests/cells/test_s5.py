@@ -99,7 +99,9 @@ def test_initial_step_sizes_are_log_uniform() -> None:
     np.testing.assert_allclose(params.lambda_re, np.full(400, -0.5))
 
 
-@pytest.mark.parametrize("steps", [(0.0, 0.1), (0.1, 0.1), (0.2, 0.1), (0.1, float("inf"))])
+@pytest.mark.parametrize(
+    "steps", [(0.0, 0.1), (0.1, 0.1), (0.2, 0.1), (0.1, float("inf")), ("0", 1.0)]
+)
 def test_step_sizes_must_be_increasing_and_positive(steps: Any) -> None:
     with pytest.raises(ValueError, match="S5: step_min and step_max must satisfy 0 < step_min <"):
         S5(4, step_min=steps[0], step_max=steps[1])

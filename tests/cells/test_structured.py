@@ -112,13 +112,13 @@ def test_clockwork_hidden_size_must_be_a_multiple_of_modules() -> None:
 
 
 INVALID_OPTIONS = [
-    (AntisymmetricRNN, {"epsilon": 0}, "epsilon must be a number above 0"),
-    (AntisymmetricRNN, {"gamma": -0.1}, "gamma must be a number of at least 0"),
+    (AntisymmetricRNN, {"epsilon": 0}, "epsilon must be a finite number above 0"),
+    (AntisymmetricRNN, {"gamma": -0.1}, "gamma must be a finite number of at least 0"),
     (AntisymmetricRNN, {"gated": 1}, "gated must be True or False"),
-    (CoRNN, {"dt": 0.0}, "dt must be a number above 0"),
-    (CoRNN, {"gamma": float("inf")}, "gamma must be a number of at least 0"),
-    (CoRNN, {"epsilon": "1"}, "epsilon must be a number of at least 0"),
-    (LEM, {"dt": -1}, "dt must be a number above 0"),
+    (CoRNN, {"dt": 0.0}, "dt must be a finite number above 0"),
+    (CoRNN, {"gamma": float("inf")}, "gamma must be a finite number of at least 0"),
+    (CoRNN, {"epsilon": "1"}, "epsilon must be a finite number of at least 0"),
+    (LEM, {"dt": -1}, "dt must be a finite number above 0"),
     (FastGRNN, {"t_max": 2}, "t_max must be an int of at least 3 steps"),
     (FastGRNN, {"t_max": 9, "forget_bias": 2.0}, "remove forget_bias"),
 ]

@@ -89,5 +89,5 @@ def test_invalid_options_raise() -> None:
         ValueError, match="forget_activation must be one of sigmoid, exp, got 'sigmiod'; did"
     ):
         SLSTM(4, forget_activation="sigmiod")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="MLSTM: soft_cap must be a number above 0, got -1"):
+    with pytest.raises(ValueError, match="MLSTM: soft_cap must be a finite number above 0, got -1"):
         MLSTM(4, soft_cap=-1)

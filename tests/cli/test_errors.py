@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jrnn import config
+from jrnn import config, files
 from jrnn.cli import main
 from jrnn.memory import format_bytes, host_bytes
 from jrnn.train.run.trainer import Trainer
@@ -104,6 +104,14 @@ def test_batch_that_does_not_fit_is_refused(monkeypatch, capsys):
     assert f"got at least {format_bytes(64 * 100 * (2 + 64) * 4)}" in message
     monkeypatch.undo()
     assert host_bytes() > 10**8
+
+
+def test_limit_applies_to_a_file_whose_size_is_reported_as_0():
+    path = Path("/proc/self/status")
+    if not path.exists():
+        pytest.skip("/proc does not exist")
+    with pytest.raises(ValueError, match="must have at most 9 bytes, got at least 10"):
+        files.read_bytes(path, 9)
 
 
 CONFIGS = {

@@ -1,4 +1,4 @@
-"""Text of other people on a terminal, long names in messages, and a closed pipe."""
+"""Untrusted text on a terminal, long names in messages, and a closed pipe."""
 
 import os
 import pty

@@ -50,12 +50,12 @@ from tests.table import CELLS
         ({"max_steps": 0}, "Newton: max_steps must be a positive int"),
         ({"max_steps": 1.5}, "Newton: max_steps must be a positive int"),
         ({"max_bytes": -1}, "Newton: max_bytes must be a positive int"),
-        ({"damping": 0}, "Newton: damping must be a number above 0, got 0"),
-        ({"damping": True}, "Newton: damping must be a number above 0, got True"),
-        ({"damping": -1.0}, "Newton: damping must be a number above 0"),
-        ({"damping": float("nan")}, "Newton: damping must be a number above 0"),
-        ({"tol": 0.0}, "Newton: tol must be a number above 0"),
-        ({"tol": float("inf")}, "Newton: tol must be a number above 0"),
+        ({"damping": 0}, "Newton: damping must be a finite number above 0, got 0"),
+        ({"damping": True}, "Newton: damping must be a finite number above 0, got True"),
+        ({"damping": -1.0}, "Newton: damping must be a finite number above 0"),
+        ({"damping": float("nan")}, "Newton: damping must be a finite number above 0"),
+        ({"tol": 0.0}, "Newton: tol must be a finite number above 0"),
+        ({"tol": float("inf")}, "Newton: tol must be a finite number above 0"),
     ],
 )
 def test_invalid_option_raises(options: dict[str, Any], message: str) -> None:

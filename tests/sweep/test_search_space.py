@@ -84,7 +84,7 @@ def test_random_values_are_reproducible_and_uniform_on_their_scale():
         (["seed=1", "seed=2"], "got seed twice"),
         (
             ["optimizer.algorithm=adamw", "optimizer.learning_rate=-1"],
-            "must be a number above 0, got -1.0",
+            "must be a finite number above 0, got -1.0",
         ),
         (["sed=1"], "must name a field of the experiment or an argument .*did you mean 'seed'"),
     ],

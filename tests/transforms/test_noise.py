@@ -227,6 +227,9 @@ def test_zoneout_raises_for_a_rate_that_applies_to_no_array() -> None:
         ValueError, match="h must be 0 for LEM.* carry is y, z, got h=0.5; set c=0.5 instead"
     ):
         run(cell, make_params(cell))
+    cell = zoneout(jrnn.Clockwork(SIZE), c=0.5)  # the step counter t is an integer
+    with pytest.raises(ValueError, match="c must be 0 for Clockwork.* carry is h, t, got c=0.5"):
+        run(cell, make_params(cell))
 
 
 def test_output_of_zoneout_around_dropout_is_the_mixed_carry(x64: None) -> None:

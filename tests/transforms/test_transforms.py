@@ -227,7 +227,7 @@ def test_newton_raises_for_clipped_gradients() -> None:
 def test_wrapper_defines_every_member_of_the_contract() -> None:
     # A new member must be forwarded to the inner cell, or added to this set of properties that a
     # transformed cell does not share with its inner cell.
-    not_forwarded = {"kernel_name", "output_directions"}
+    not_forwarded = {"kernel_name", "output_directions", "output_sizes"}
     final = lambda value: getattr(getattr(value, "fget", value), "__final__", False)
     for base in (Layer, jrnn.Cell):
         for name, value in vars(base).items():
@@ -297,13 +297,16 @@ def test_invalid_arguments_raise() -> None:
         highway(LSTM(2), bias=float("nan"))
     with pytest.raises(ValueError, match=r"WeightDrop: rate must be in \[0, 1\), got 1.5"):
         weight_drop(LSTM(2), rate=1.5)
+    for names in ("w_hh", ["w_hh"], (1,)):
+        with pytest.raises(ValueError, match="WeightDrop: names must be a tuple of names such as"):
+            weight_drop(LSTM(2), names=names)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="Projection: size must be a positive int, got 0"):
         projection(LSTM(2), size=0)
     with pytest.raises(
         ValueError, match="Clip: carry or gradient must be a number, got None for both"
     ):
         clip(LSTM(2))
-    with pytest.raises(ValueError, match="Clip: carry must be a number above 0, got -1"):
+    with pytest.raises(ValueError, match="Clip: carry must be a finite number above 0, got -1"):
         clip(LSTM(2), carry=-1)
 
 
