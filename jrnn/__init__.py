@@ -11,11 +11,11 @@ analysis are derived from these functions.
 (5, 2, 4)
 
 Run a cell or a layer:
-  unroll: runs over a batch of sequences, with lengths, masks, resets and in both directions.
+  unroll: runs over a batch of sequences, with lengths, masks and resets, forward or in reverse.
   stream: runs a network of `jrnn.nn` one step at a time.
-  segment_resets, reverse_resets: resets for packed sequences.
+  segment_resets, reverse_resets: compute the resets for packed sequences.
 
-Cells with dense recurrent matrices:
+Cells with dense recurrence:
   LSTM and its variants: LSTM, lstm_variant, JANET, MultiplicativeLSTM, MogrifierLSTM,
     DepthGatedLSTM, SLSTM, ConvLSTM.
   GRU and its variants: GRU, MGU, UGRNN, MUT1, MUT2, MUT3, MinimalRNN, GRUD.
@@ -57,7 +57,7 @@ Modules:
   jrnn.testing: the conformance suite for your own cells.
   jrnn.sweep, jrnn.distributed: hyper-parameter sweeps, and training on several devices or hosts.
 
-`import jrnn` imports nothing else, not even JAX: names and modules are imported on first use.
+`import jrnn` imports no other module of jrnn, and not JAX: they are imported on first use.
 """
 
 import importlib as _importlib
@@ -232,7 +232,7 @@ _NAMES = {
     "jrnn.taps": ("tap",),
     "jrnn.nn": ("stream",),
 }
-"""The public names by the module that defines them."""
+"""The public names, by the module from which they are imported."""
 _MODULES = (
     "analysis",
     "bench",
@@ -265,7 +265,7 @@ def _find_version() -> str:
 
 
 def __getattr__(name: str) -> _Any:
-    """Imports a public name on its first use, and stores it, so that later uses are as fast."""
+    """Imports a public name on its first use, and stores it as an attribute of `jrnn`."""
     if name == "__version__":
         value = _find_version()
     elif name in _SOURCES:

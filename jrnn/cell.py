@@ -1,8 +1,8 @@
 """The base class of cells: gate arithmetic, written once as pure functions.
 
-A cell is a frozen dataclass of hyper-parameters. It holds no arrays: these are in `params` and in
-`carry`. A step consists of four methods, `project`, `recur`, `update` and `readout`, each of which
-accepts any leading axes. Every engine is derived from these four.
+A cell is a frozen dataclass of hyper-parameters. Its arrays are not fields, but are passed as
+`params` and `carry`. A step consists of four methods, `project`, `recur`, `update` and `readout`,
+each of which accepts any leading axes. Every engine is derived from these four.
 """
 
 import abc
@@ -65,7 +65,7 @@ class Observed(NamedTuple):
     delta: jax.Array
 
     def zero_missing(self) -> "Observed":
-        """Returns the input with zeros for missing values, through which no gradient flows."""
+        """Returns the input with 0 in place of missing values, which receive no gradient."""
         zeros = jnp.zeros((), self.x.dtype)
         return self._replace(x=jnp.where(self.mask != 0, self.x, zeros))
 
@@ -74,7 +74,7 @@ class Noisy(NamedTuple):
     """The input of a stochastic cell, with the noise from its `sample_noise`.
 
     Attributes:
-      x: the input.
+      x: the input that the cell receives without noise.
       noise: a pytree; its leaves have the leading axes of the input.
     """
 
@@ -91,7 +91,7 @@ class Diagonal(NamedTuple):
     Attributes:
       a: a pytree with the structure of the carry. Its leaves broadcast against those of the carry;
         they may lack leading axes or have axes of size 1.
-      b: the same structure and shapes as `a`.
+      b: a pytree with the structure of the carry. Its leaves broadcast in the same way.
     """
 
     a: Any
@@ -110,8 +110,8 @@ class LogDiagonal(NamedTuple):
         s' = exp(log_a) * s + exp(log_b)
 
     Attributes:
-      log_a: the logarithm of `Diagonal.a`.
-      log_b: the logarithm of `Diagonal.b`.
+      log_a: the logarithms of the leaves of `Diagonal.a`.
+      log_b: the logarithms of the leaves of `Diagonal.b`.
     """
 
     log_a: Any
@@ -181,8 +181,9 @@ class Cell(Layer):
 
     Subclasses must be frozen dataclasses. A cell is then hashable, so that it can be a static
     argument of `jax.jit`; it is also printable and picklable, and serves as its own config. Each of
-    the four functions accepts any leading axes. `z` and `u` are pytrees with one array
-    `[..., hidden]` for each gate, and `recur` is linear in the carry.
+    the four functions accepts any leading axes. `z` and `u` are pytrees, usually with one array
+    `[..., hidden]` for each gate. `recur` is linear in the carry, or returns None. An `update` that
+    computes matrix products, such as that of `MGU`, is valid, but `layer_norm` does not support it.
 
     A subclass implements `init`, `init_carry`, `project`, `recur` and `update`, and `readout` if
     the output is not the carry. Optional methods add capabilities: `coefficients` for a cell that
@@ -203,18 +204,22 @@ class Cell(Layer):
 
     @abc.abstractmethod
     def project(self, params: Params, x: Inputs) -> Gates:
-        """Computes everything that depends on `x [..., input]` alone: one array for each gate."""
+        """Computes everything that depends on parameters and the input `x [..., input]` alone."""
 
     @abc.abstractmethod
     def recur(self, params: Params, carry: Carry) -> Gates:
-        """Computes the matrix products with the carry and nothing else: one array for each gate."""
+        """Computes the matrix products with the carry, and nothing else."""
 
     @abc.abstractmethod
     def update(self, params: Params, carry: Carry, z: Gates, u: Gates) -> Carry:
-        """Computes the new carry from the old one and the gates, elementwise."""
+        """Computes the new carry from the old carry, `z` and `u`, elementwise if possible."""
 
     def readout(self, params: Params, carry: Carry, z: Gates) -> Any:
-        """Computes the output `y [..., output]` from the new carry; by default the carry itself."""
+        """Computes the output `y [..., output]` from the new carry; by default the carry itself.
+
+        Raises:
+          TypeError: the carry is not one array, and `readout` is not overridden.
+        """
         if len(jax.tree.leaves(carry)) != 1:
             raise TypeError(
                 f"{type(self).__name__}: the carry must be one array for the default readout, "
@@ -236,8 +241,9 @@ class Cell(Layer):
     ) -> tuple[Params, Any]:
         """Draws the noise of all steps before the loop, so that it is the same on every engine.
 
-        `project` then receives `Noisy(x, noise)` at each step. If no key is passed, this method is
-        not called: `project` receives the plain input, and the cell must return its expected value.
+        `project` then receives `Noisy(x, noise)` at each step, or the plain input if the noise is
+        None. Without a key this method is not called: `project` receives the plain input, and the
+        cell must compute its expected value.
 
         Args:
           params: the parameters.
@@ -308,11 +314,14 @@ class Cell(Layer):
 
     @final
     def output_shape(self, params: Params, input_size: int) -> Any:
-        """Returns the output of one step as `jax.ShapeDtypeStruct`, without batch axes.
+        """Returns shape and dtype of the output of one step, without batch axes.
 
         Args:
           params: the parameters, or their shapes and dtypes.
           input_size: the size of the last axis of the inputs.
+
+        Returns:
+          A `jax.ShapeDtypeStruct`, or a pytree of them.
         """
 
         def step_output(params: Params) -> Any:
@@ -329,7 +338,7 @@ class Cell(Layer):
 
         Args:
           params: the parameters.
-          x: inputs of one step, `[*batch, input]`.
+          x: inputs of one step, `[*batch, input]`, or another input that the cell accepts.
         """
         unbatched = jax.tree.leaves(jax.eval_shape(lambda: self.inputs(1, ())))[0]
         leaf = jax.tree.leaves(x)[0]
@@ -345,15 +354,16 @@ class Cell(Layer):
         Args:
           params: the parameters, from `init`.
           carry: the carry, from `init_carry` or the previous step.
-          x: the input, `[..., input]`.
+          x: the input, `[..., input]`, or another input that the cell accepts.
           key: a PRNG key for a stochastic cell; None means the deterministic expected value.
 
         Returns:
           The new carry, in the dtypes of `carry`, and the output `[..., output]`.
 
         Raises:
-          TypeError: the structure or a dtype of `params` or `x` is wrong.
-          ValueError: a shape is wrong.
+          TypeError: `params` or `x` has a wrong type, or `key` is not a PRNG key.
+          ValueError: the structure, a shape or a dtype within `params` is wrong, or `x` has another
+            input size than `params`.
         """
         owner = f"{type(self).__name__}.step"
         check_input_type(owner, self, params, x, "x")
@@ -388,5 +398,5 @@ def add_noise(x: Inputs, noise: Any) -> Inputs:
 
 
 def split_noise(x: Inputs) -> tuple[Inputs, Any]:
-    """Splits an input into the plain input and its noise, which may be None."""
+    """Splits an input into the plain input and its noise, or None for an input without noise."""
     return tuple(x) if isinstance(x, Noisy) else (x, None)

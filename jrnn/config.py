@@ -32,11 +32,11 @@ from jrnn.transforms import REGISTRY as TRANSFORMS
 T = TypeVar("T")
 
 MODULE_NAME = serialize.CONFIG_MODULE
-"""The module name of an imported config file."""
+"""The name under which a config file is imported as a module."""
 MAX_BYTES = 2**20
-"""Maximum size of the config of a run."""
+"""Maximum size of the JSON file of a run, in bytes."""
 MAX_SWEEP_BYTES = 2**28
-"""Maximum size of the file of a sweep, which has a config per trial."""
+"""Maximum size of the JSON file of a sweep, which has a config per trial, in bytes."""
 _INCOMPATIBLE = "the file was edited, or written by another version of jrnn or of a class in it"
 
 
@@ -55,7 +55,9 @@ def make_cell(name: str, hidden_size: int, **options: Any) -> Cell:
       **options: options of the cell.
 
     Raises:
-      ValueError: the cell is unknown, or a transform is unknown or needs more than a cell.
+      ValueError: the cell or a transform is unknown, a transform has required arguments besides the
+        cell, or an option is invalid.
+      TypeError: the cell does not have one of the options.
 
     >>> make_cell("gru", 64).hidden_size
     64
@@ -86,14 +88,14 @@ _CELL_TRANSFORMS: dict[str, Any] = {n: t for n, t in TRANSFORMS.items() if _need
 
 
 def find_configs_folder() -> Path:
-    """Returns the folder of the configs that are installed with jrnn."""
+    """Returns the folder of the configs of jrnn, in the installed package or in the repository."""
     package = Path(__file__).parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 def list_configs() -> list[Path]:
-    """Returns the paths of all configs that are installed with jrnn."""
+    """Returns the paths of all configs of jrnn."""
     return sorted(find_configs_folder().rglob("*.py"))
 
 
@@ -114,10 +116,10 @@ class ConfigFile:
         """Parses `path.py` or `path.py:name=value,...`.
 
         Args:
-          spec: the text. If the path does not exist, it is searched in the configs of jrnn.
+          spec: the text. If the path does not exist, the file is looked up in the configs of jrnn.
 
         Raises:
-          ConfigError: the file does not exist, or the text has another form.
+          ConfigError: the file does not exist, or `spec` has another form.
         """
         name, colon, text = spec.partition(".py:") if ".py:" in spec else (spec, "", "")
         path = find_config(name + ".py" if colon else name)
@@ -134,7 +136,7 @@ class ConfigFile:
 
     @property
     def argument_names(self) -> list[str]:
-        """The names of the arguments of `get_config`."""
+        """The names of the parameters of `get_config`."""
         return list(inspect.signature(self._get_config()).parameters)
 
     def help(self) -> str:
@@ -153,7 +155,10 @@ class ConfigFile:
 
         Raises:
           ConfigError: the file cannot be imported, or has no function `get_config` that returns an
-            experiment; an argument or flag is unknown, or a value is invalid.
+            experiment; an argument or flag is unknown, or its value is invalid.
+          ValueError, TypeError: `get_config` raises it, such as for an invalid option of a cell; or
+            a number in the experiment is not finite or has more than 64 bits.
+          SystemExit: a flag requested help, which was printed.
         """
         arguments = self.arguments | arguments
         get_config = self._get_config()
@@ -165,7 +170,7 @@ class ConfigFile:
                 config=(tyro.conf.FlagConversionOff,),
             )
         except (ValueError, TypeError, SystemExit):
-            raise  # these are errors of jrnn about invalid options
+            raise  # from jrnn for an invalid option, or from tyro after printing help
         except Exception as error:
             message = f"{self.path}: get_config: {type(error).__name__}: {error}"
             raise ConfigError(message) from error
@@ -191,7 +196,7 @@ class ConfigFile:
         raise ConfigError(f"{self.path}: a config file must define a function get_config(...)")
 
     def _without_exit(self, get_config: Callable[..., Any]) -> Callable[..., Any]:
-        """Makes `get_config` raise ConfigError if it exits, since tyro exits too."""
+        """Converts a SystemExit of `get_config` to ConfigError, since tyro raises one for help."""
 
         @functools.wraps(get_config)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -215,19 +220,19 @@ def load(spec: str, flags: Sequence[str] = ()) -> Experiment:
     """Loads the experiment of a config file.
 
     Args:
-      spec: `path.py` or `path.py:name=value,...`. If the path does not exist, it is searched in the
-        configs of jrnn.
+      spec: `path.py` or `path.py:name=value,...`. If the path does not exist, the file is looked up
+        in the configs of jrnn.
       flags: flags for fields of the experiment, such as `["--optimizer.learning-rate", "1e-3"]`.
 
     Raises:
-      ConfigError: the file does not exist, cannot be imported, or has no function `get_config` that
-        returns an experiment; an argument or flag is unknown, or a value is invalid.
+      ConfigError: the file does not exist, or as for `ConfigFile.load`.
+      ValueError, TypeError, SystemExit: as for `ConfigFile.load`.
     """
     return ConfigFile.parse(spec).load({}, flags)
 
 
 def _to_flags(get_config: Callable[..., Any], arguments: dict[str, str]) -> list[str]:
-    """Converts arguments to flags for tyro; bools may be written as true and false."""
+    """Converts arguments of `get_config` to flags for tyro; bools may be in lower case."""
     types = {name: p.annotation for name, p in inspect.signature(get_config).parameters.items()}
     flags = []
     for key, value in arguments.items():
@@ -242,7 +247,7 @@ def find_config(name: str) -> Path:
     """Finds a config file by its path, or by its name among the configs of jrnn.
 
     Raises:
-      ConfigError: the file does not exist; the message suggests a similar name.
+      ConfigError: there is no such `.py` file; the message suggests a similar name.
     """
     path = Path(name)
     relative = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
@@ -255,7 +260,7 @@ def find_config(name: str) -> Path:
 
 
 def _import(path: Path) -> ModuleType:
-    """Imports a config file as the module `MODULE_NAME`."""
+    """Imports a config file as the module `MODULE_NAME`; raises ConfigError if this fails."""
     spec = importlib.util.spec_from_file_location(MODULE_NAME, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path}: cannot be imported as Python")
@@ -278,7 +283,7 @@ def save(experiment: Experiment, spec: str, path: Path, source: Path | None = No
 
     Args:
       experiment: the experiment, from `load`.
-      spec: the `spec` that was passed to `load`.
+      spec: the argument `spec` of `load`.
       path: path of the JSON file; the copy has the same name with the suffix `.py`.
       source: path of the config file; None means that of `spec`.
     """
@@ -286,7 +291,10 @@ def save(experiment: Experiment, spec: str, path: Path, source: Path | None = No
 
 
 def write(content: dict[str, Any], spec: str, path: Path, source: Path | None = None) -> None:
-    """Writes a dict of encoded values as JSON, atomically, and a copy of the config file."""
+    """Writes a dict of encoded values as JSON, atomically, and a copy of the config file.
+
+    `spec`, `path` and `source` are those of `save`.
+    """
     source = ConfigFile.parse(spec).path if source is None else source
     code = source.read_bytes()
     with files.atomic_path(path.with_suffix(".py")) as partial:
@@ -344,7 +352,7 @@ def read_saved(
       decode_content: function that decodes the content of the file; it calls `decode`.
       trust: whether the copy of the config file is imported if the content names one of its
         classes.
-      max_bytes: maximum size of the file.
+      max_bytes: maximum size of the file in bytes.
 
     Raises:
       ConfigError: the file is invalid, was written by an incompatible version of jrnn, or names a
@@ -374,5 +382,6 @@ def read_saved(
 
 
 def _names_config_class(saved: Any) -> bool:
+    """Returns whether encoded values name a class that the config file defines."""
     names = serialize.names_of_classes(saved)
     return any(name.startswith(MODULE_NAME + ":") for name in names)

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the path and the value of each node: the value itself, fields, and entries of tuples.
+    """Yields the path and the value of each node: the root, and nested fields and tuple entries.
 
     >>> [path for path, _ in walk((1, (2, 3)))]
     ['', '[0]', '[1]', '[1][0]', '[1][1]']

@@ -1,4 +1,4 @@
-"""Functions on the floating leaves of pytrees: the promoted dtype, casts, and restriction."""
+"""Dtypes of arrays, and functions on the floating leaves of pytrees."""
 
 import functools
 from collections.abc import Callable
@@ -20,7 +20,11 @@ def promote_dtypes(*dtypes: DTypeLike) -> jnp.dtype:
 
 
 def widest_dtype(*trees: Any) -> jnp.dtype:
-    """Returns the dtype to which the real floating leaves of all trees promote."""
+    """Returns the dtype to which the real floating leaves of all trees promote.
+
+    Raises:
+      ValueError: no leaf is real floating.
+    """
     dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(trees)]
     return promote_dtypes(*(d for d in dtypes if jnp.issubdtype(d, jnp.floating)))
 
@@ -46,7 +50,7 @@ def restrict_to_floats(
 ) -> tuple[list[int], Callable[..., list[jax.Array]]]:
     """Restricts a function to the floating leaves of its argument and of its result.
 
-    The restricted function can be differentiated. Leaves include complex ones.
+    The restricted function can be differentiated. Complex leaves are floating.
 
     Args:
       function: a function of one pytree.
@@ -73,7 +77,7 @@ def _is_floating(leaf: Any) -> bool:
 
 
 def is_prng_key(leaf: Any) -> bool:
-    """Whether an array consists of PRNG keys, from `jax.random.key`."""
+    """Returns whether an array consists of PRNG keys, from `jax.random.key`."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 

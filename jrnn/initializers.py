@@ -17,13 +17,13 @@ def per_gate(
 ) -> jax.Array:
     """Draws one matrix for each gate and concatenates them.
 
-    An orthogonal initializer must be applied to the square matrix of each gate, and a
-    variance-scaling initializer must not count the columns of other gates as fan-out. Weights in
-    half precision are drawn in float32 and rounded.
+    An orthogonal initializer must be applied to the matrix of each gate, and a variance-scaling
+    initializer must not count the columns of other gates as fan-out. Weights in half precision are
+    drawn in float32 and rounded.
 
     Args:
       initializer: `(key, shape, dtype) -> array`, as in `jax.nn.initializers`.
-      key: a random key.
+      key: a PRNG key.
       rows: number of rows, such as the input size.
       columns: number of columns of each gate, such as the hidden size.
       gates: number of gates, G.
@@ -60,16 +60,19 @@ def recurrent_weights(
     heads: int = 1,
     rows: int | None = None,
 ) -> jax.Array:
-    """Draws orthogonal weights `[rows, G·hidden]`, each gate separately.
+    """Draws orthogonal weights, each gate separately.
 
     Args:
-      key: a random key.
+      key: a PRNG key.
       hidden_size: number of units.
       gates: number of gates, G.
       dtype: dtype of the result.
-      heads: number of blocks on the diagonal of each gate's matrix. With more than one, the result
-        contains only these blocks, `[heads, rows/heads, G·hidden/heads]`, each orthogonal.
+      heads: number of blocks on the diagonal of each gate's matrix.
       rows: number of rows; by default `hidden_size`.
+
+    Returns:
+      Weights `[rows, G·hidden]`. With more than one head, only the blocks,
+      `[heads, rows/heads, G·hidden/heads]`, each orthogonal for each gate.
 
     References:
       Saxe, McClelland and Ganguli, 2014, Exact solutions to the nonlinear dynamics of learning in
@@ -91,7 +94,7 @@ def chrono(key: jax.Array, hidden_size: int, t_max: int, dtype: DTypeLike) -> ja
     within about 1 + exp(b) steps. The bias of the input gate must be -b.
 
     Args:
-      key: a random key.
+      key: a PRNG key.
       hidden_size: number of units.
       t_max: longest expected dependency in steps, at least 3.
       dtype: dtype of the result.
@@ -115,7 +118,7 @@ def uniform(key: jax.Array, size: int, low: float, high: float, dtype: DTypeLike
 
 
 class Ring(NamedTuple):
-    """Complex eigenvalues exp(-exp(nu_log) + i·exp(theta_log)) and input scales exp(gamma_log)."""
+    """Complex eigenvalues exp(-exp(nu_log) + i exp(theta_log)), and input scales exp(gamma_log)."""
 
     nu_log: jax.Array  # [hidden]
     theta_log: jax.Array  # [hidden]
@@ -140,11 +143,11 @@ def ring(
     With the input scale gamma, white noise at the input produces a state of the same variance.
 
     Args:
-      key: a random key.
+      key: a PRNG key.
       hidden_size: number of eigenvalues.
       r_min: radius of the inner circle.
       r_max: radius of the outer circle, at most 1.
-      max_phase: largest argument of lambda, in radians.
+      max_phase: largest argument of lambda, in radians, above 0.
       dtype: dtype of the result.
 
     Returns:
@@ -171,7 +174,7 @@ def ring(
 def forget_gate_bias(
     key: jax.Array, hidden_size: int, t_max: int | None, bias: float, dtype: DTypeLike
 ) -> jax.Array:
-    """Returns initial forget gate biases `[hidden]`: `chrono` if `t_max` is given, else `bias`."""
+    """Returns initial forget gate biases `[hidden]`: `bias` if `t_max` is None, else `chrono`."""
     if t_max is None:
         return jnp.full((hidden_size,), bias, dtype)
     return chrono(key, hidden_size, t_max, dtype)

@@ -1,4 +1,4 @@
-"""Padding, resets and isolation of NaNs; shared by all engines."""
+"""Padding, resets and isolation of NaNs, for all engines."""
 
 import functools
 from typing import Any, NamedTuple
@@ -18,11 +18,12 @@ class Masks(NamedTuple):
 
     Attributes:
       lengths: `[B]` ints, the number of valid steps of each sequence. None if there is no padding,
-        or if the valid steps are not always the first ones.
+        or if the valid steps of a sequence need not be its first ones.
       valid: `[T, B]` bool, False on padding, where the carry does not change and the output is
-        zero. Inputs on padding may be NaN: pass them through `zero_where` before use.
+        zero; None without padding. Inputs on padding may be NaN: pass them through `zero_where`
+        before use.
       resets: `[T, B]` bool, False on padding; where True, `reset_carry` replaces the carry before
-        the step, in scan order.
+        the step, in scan order. None without resets.
       reset_carry: the carry from `init_carry`, leaves `[B, ...]`; None without resets.
     """
 
@@ -33,10 +34,10 @@ class Masks(NamedTuple):
 
 
 def tree_where(mask: jax.Array | None, if_true: Any, if_false: Any) -> Any:
-    """Applies `jnp.where` to the leaves of two pytrees; no mask selects the first pytree.
+    """Applies `jnp.where` to the leaves of two pytrees; returns `if_true` if the mask is None.
 
-    The mask has the leading axes of each leaf. One of the pytrees may lack leading axes: an initial
-    carry lacks the time axis.
+    The axes of the mask are the leading axes of the leaves. The leaves of one pytree may lack
+    leading axes, as those of an initial carry lack the time axis.
     """
     if mask is None:
         return if_true
@@ -45,14 +46,17 @@ def tree_where(mask: jax.Array | None, if_true: Any, if_false: Any) -> Any:
 
 
 def zero_where(mask: jax.Array | None, tree: Any) -> Any:
-    """Replaces values by zero where the mask is False; no gradient reaches the replaced values."""
+    """Replaces values by zero where the mask is False; no gradient reaches the replaced values.
+
+    Returns the pytree unchanged if the mask is None.
+    """
     if mask is None:
         return tree
     return jax.tree.map(lambda a: jnp.where(expand_mask(mask, a), a, jnp.zeros((), a.dtype)), tree)
 
 
 def apply_resets(reset: jax.Array | None, reset_carry: Carry | None, carry: Carry) -> Carry:
-    """Replaces the carry by `reset_carry` where `reset` is True."""
+    """Replaces the carry by `reset_carry` where `reset` is True; nowhere if `reset` is None."""
     return carry if reset is None else tree_where(reset, reset_carry, carry)
 
 
@@ -64,7 +68,7 @@ def step_shapes(xs: Any) -> Any:
 def repeat_on_padding(
     valid: jax.Array | None, carries: Carry, initial: Carry, reverse: bool
 ) -> Carry:
-    """Replaces the carries on padding by that of the last valid step before it in scan order.
+    """Replaces each carry on padding by that of the last valid step before it in scan order.
 
     Args:
       valid: `[T, B]` bool, or None without padding.
@@ -102,7 +106,7 @@ def segment_resets(segment_ids: ArrayLike) -> tuple[jax.Array, jax.Array]:
       `[T, B]` bool for a forward scan, True at the start of each segment except the first; and
       `[T, B]` bool for a `reverse` scan, True at the end of each segment except the last. The first
       segment in scan order starts from the initial carry. For padded sequences, use only the
-      former, and compute the latter by `reverse_resets` with `lengths`.
+      former, and compute the latter by `reverse_resets` with `lengths` or `mask`.
 
     Raises:
       ValueError: `segment_ids` does not have two axes.
@@ -129,11 +133,11 @@ def reverse_resets(
 
     Args:
       resets: `[T, B]` bool, the resets for a forward scan: True at the start of each segment.
-      lengths: `[B]` ints, the number of valid steps, or None. Resets on padding have no effect.
+      lengths: `[B]` ints, the number of valid steps of each sequence, or None.
       mask: `[T, B]` bool, True on valid steps, or None.
 
     Returns:
-      `[T, B]` bool, True at the last valid step before each reset.
+      `[T, B]` bool, True at the last valid step before each reset on a valid step.
     """
     resets = jnp.asarray(resets)
     if lengths is not None:
@@ -155,10 +159,11 @@ def isolate_nans(
 ) -> tuple[Inputs, Carry, jax.Array]:
     """Replaces inputs by zeros from each NaN to the next reset, and on padding.
 
-    A NaN then reaches no gradient: the steps before the reset do not affect outputs after it, but
-    they would contribute 0 * NaN to the gradients of parameters. The caller sets their outputs to
-    NaN again by `restore_nans`. A NaN on a valid step without a later reset is not replaced, since
-    it must reach the final carry and the gradient.
+    An initial carry with a NaN is replaced by `reset_carry` if a reset follows. The replaced NaNs
+    then reach no gradient: the steps before the reset do not affect outputs after it, but they
+    would contribute 0 * NaN to the gradients of parameters. The caller sets the outputs of these
+    steps to NaN again by `restore_nans`. A NaN on a valid step without a later reset is not
+    replaced, since it must reach the final carry and the gradient.
 
     Args:
       xs: inputs, leaves `[T, B, ...]`.
@@ -167,8 +172,8 @@ def isolate_nans(
       reverse: whether the scan runs in reverse.
 
     Returns:
-      The inputs and the initial carry without these NaNs; and `[T, B]` bool, True on the steps
-      after which the carry would have been NaN, padding included.
+      The inputs and the initial carry without these NaNs; and `[T, B]` bool, True on the steps,
+      padding included, that a reset follows and after which the carry would have been NaN.
 
     Raises:
       ValueError: there are no resets, or no steps.
@@ -197,13 +202,13 @@ def isolate_nans(
 
 
 def restore_nans(nan_steps: jax.Array, ys: Any) -> Any:
-    """Sets the outputs to NaN on the steps that `isolate_nans` replaced."""
+    """Sets the floating outputs `[T, B, ...]` to NaN where `nan_steps` `[T, B]` is True."""
 
     def restore(y: jax.Array) -> jax.Array:
         if not jnp.issubdtype(y.dtype, jnp.inexact):
             return y
-        # Added instead of selected by `where`, so that a loss that reads these outputs has a NaN
-        # gradient.
+        # NaN is added instead of selected by `where`, so that the gradient of a nonlinear loss that
+        # reads these outputs is NaN.
         return y + jnp.where(expand_mask(nan_steps, y), jnp.nan, 0).astype(y.dtype)
 
     return jax.tree.map(restore, ys)

@@ -1,6 +1,7 @@
 """Memory checks, which raise an error before arrays that cannot fit are allocated.
 
-On a CPU, the process may be killed if an array is too large, so that no exception can be handled.
+Without them the operating system may kill the process when an array is too large, and no exception
+is raised.
 """
 
 import os
@@ -26,7 +27,7 @@ def num_bytes(tree: Any) -> int:
 
 
 def check_host(owner: str, name: str, needed: int, advice: str) -> None:
-    """Raises ValueError if arrays of NumPy do not fit in the memory of this machine.
+    """Raises ValueError if NumPy arrays do not fit in the memory of this machine.
 
     Args:
       owner: the class or function that the user called.
@@ -38,12 +39,12 @@ def check_host(owner: str, name: str, needed: int, advice: str) -> None:
 
 
 def check_devices(owner: str, name: str, needed: int, advice: str, devices: int = 1) -> None:
-    """Raises ValueError if arrays do not fit in the memory of the devices of JAX.
+    """Raises ValueError if JAX arrays do not fit in the memory of the devices.
 
     Args:
       owner: the class or function that the user called.
       name: what needs the memory.
-      needed: its size in bytes, of all devices together; a lower bound suffices.
+      needed: its total size in bytes on all devices; a lower bound suffices.
       advice: what the user can do.
       devices: number of devices over which the arrays are sharded.
     """
@@ -58,7 +59,7 @@ def check_devices(owner: str, name: str, needed: int, advice: str, devices: int 
 
 @lru_cache(maxsize=1)
 def host_bytes() -> int:
-    """Returns the memory of this machine in bytes, or the limit of its control group."""
+    """Returns the memory of this machine, or the limit of its control group if lower, in bytes."""
     limits = [2**63]
     if "SC_PHYS_PAGES" in os.sysconf_names:
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -79,7 +80,7 @@ def _check(owner: str, name: str, needed: int, limit: int, place: str, advice: s
 
 
 def format_bytes(count: int) -> str:
-    """Formats a number of bytes.
+    """Formats a number of bytes with three significant digits.
 
     >>> format_bytes(64_000_000_000_000)
     '64 TB'

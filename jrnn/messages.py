@@ -1,20 +1,21 @@
-"""Messages of bounded length, in which the text of other people is escaped."""
+"""Messages of bounded length, in which control characters are escaped."""
 
 import re
 import unicodedata
 
 MAX_WORD = 200
-"""Maximum length of a word in a message; a longer one, such as a name, is shortened."""
+"""Maximum length of a word in a message; longer words, such as names, are shortened."""
 MAX_MESSAGE = 1000
 """Maximum length of a message."""
-_PASSED = frozenset("\n\t")
+_UNESCAPED = frozenset("\n\t")
+"""Control characters that `escape_controls` does not escape."""
 
 
 def escape_controls(text: str) -> str:
-    r"""Replaces the characters that a terminal may obey by their escapes in Python.
+    r"""Replaces unprintable characters, which may control a terminal, by their escapes in Python.
 
-    These are control characters except for newlines and tabs, characters that change the direction
-    of text, and bytes that are not valid in UTF-8.
+    Among them are control characters except for newlines and tabs, characters that change the
+    direction of text, and bytes that are not valid in UTF-8.
 
     >>> print(escape_controls("a\x1b[31mb"))
     a\x1b[31mb
@@ -24,12 +25,14 @@ def escape_controls(text: str) -> str:
 
 def _is_safe(character: str) -> bool:
     return (
-        character.isprintable() or character in _PASSED or unicodedata.category(character) == "Zs"
+        character.isprintable()
+        or character in _UNESCAPED
+        or unicodedata.category(character) == "Zs"
     )
 
 
 def shorten(text: str, max_length: int = MAX_MESSAGE) -> str:
-    """Shortens a text in the middle.
+    """Shortens a text in the middle to at most `max_length` characters.
 
     >>> shorten("a" * 100, 30)
     'aaaaaaaaaaaaaaaaaa...aaaaaaaaa'
@@ -47,6 +50,9 @@ def format_message(text: str) -> str:
 
 
 def error_line(error: BaseException, index: int = 0) -> str:
-    """Returns a line of the message of an error, or the name of its class if it has no message."""
+    """Returns a line of an error's message, or the name of its class if it has no message.
+
+    `index` is the number of the line; -1 is the last line. At most 300 characters are returned.
+    """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[index].strip()[:300]

@@ -1,7 +1,8 @@
-"""Validation of parameters against `Layer.init`, which every function that takes them shares.
+"""Validation of parameters and of the type of inputs, for all functions that take parameters.
 
-The expected shapes and dtypes are those that `init` returns for the input size of `xs`. `init` is
-traced once for each layer and input size, without computing anything.
+The expected shapes and dtypes of parameters are those that `Layer.init` returns for the input size
+of `xs`. `init` is traced without computing anything, and the result is cached for each layer and
+input size.
 """
 
 import functools
@@ -16,7 +17,7 @@ from jrnn.dtypes import dtype_kind
 from jrnn.layer import Inputs, Layer, Params
 
 MAX_CANDIDATES = 16
-"""The number of input sizes that are tried to explain why parameters do not fit."""
+"""The largest number of input sizes that are tried to explain why parameters do not fit."""
 
 
 class _Signature(NamedTuple):
@@ -34,7 +35,8 @@ def conform_params(
 
     Dicts with the names of the fields, as orbax returns them, are converted to the NamedTuples of
     the layer. Dtypes may differ in precision. The type of the inputs must be valid; see
-    `check_input_type`.
+    `check_input_type`. Parameters are returned unchanged, without validation, if the input size is
+    unknown or `init` cannot be traced.
 
     Args:
       owner: the function that the user called, for error messages.
@@ -44,8 +46,8 @@ def conform_params(
       name: the argument of the user that holds the inputs.
 
     Raises:
-      TypeError: the structure or a dtype of `params` is wrong.
-      ValueError: a shape of `params` is wrong.
+      TypeError: `params` does not have the type that `init` returns.
+      ValueError: the structure, a shape or a dtype within `params` is wrong.
     """
     size = _find_input_size(layer, xs)
     expected, signature = _expected_params(layer, size) if size else (None, None)
@@ -72,9 +74,9 @@ def conform_params(
 
 
 def refuse_non_arrays(owner: str, **arguments: Any) -> None:
-    """Raises a TypeError if a leaf of an argument is not an array or a number.
+    """Raises TypeError unless each leaf is a number or an array of numbers, bools or PRNG keys.
 
-    JAX raises for such a leaf as well, with a message about `jax.jit`.
+    JAX raises for other leaves as well, with a message about `jax.jit`.
     """
     for name, argument in arguments.items():
         for leaf in jax.tree.leaves(argument):
@@ -95,13 +97,16 @@ def _is_key_or_bool(leaf: Any) -> bool:
 
 
 def _is_of_flax(node: Any) -> bool:
-    """Whether a node of a pytree is an `nnx.State` or an `nnx.Param`."""
+    """Returns whether the type of a node is defined in flax, such as `nnx.State` or `nnx.Param`."""
     return type(node).__module__.startswith("flax.")
 
 
 @functools.lru_cache(maxsize=256)
 def _expected_params(layer: Layer, input_size: int) -> tuple[Params, _Signature | None]:
-    """Returns the shapes and dtypes of `init`, or None if `init` cannot be traced."""
+    """Returns the shapes and dtypes of `init`, and their signature.
+
+    Both are None if `init` cannot be traced.
+    """
     try:
         params = jax.eval_shape(lambda: layer.init(jax.random.key(0), input_size))
     except jax.errors.JAXTypeError:  # `init` depends on the values of its key
@@ -111,9 +116,9 @@ def _expected_params(layer: Layer, input_size: int) -> tuple[Params, _Signature 
 
 @functools.lru_cache(maxsize=256)
 def _example_inputs(layer: Layer) -> tuple[Inputs, int | None]:
-    """Returns the input of one step, and the index of the leaf whose last axis is the input size.
+    """Returns the shapes of one step's input, and which leaf has the input size as its last axis.
 
-    The index is None if no leaf has it.
+    The index of this leaf is None if the last axis of no leaf is the input size.
     """
     one, two = (jax.eval_shape(lambda size=size: layer.inputs(size, ())) for size in (1, 2))
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
@@ -126,9 +131,9 @@ def check_input_type(
 ) -> None:
     """Raises a TypeError unless the inputs have a type that the layer accepts.
 
-    These are the type of `layer.inputs`, and those in `layer.input_types`. A cell of the user may
-    take any structure of arrays, since it need not implement `inputs`. Any cell may take a type
-    that the user has defined.
+    A layer accepts the type of `layer.inputs`, the types in `layer.input_types`, and any type that
+    the user has defined. A layer of the user may accept any structure of arrays, since it need not
+    implement `inputs`.
     """
     example, _ = _example_inputs(layer)
     if _has_structure(xs, example) or isinstance(xs, layer.input_types) or _is_user_type(xs):
@@ -149,13 +154,13 @@ def check_input_type(
 
 
 def _is_user_type(value: Any) -> bool:
-    """Whether the type of a value is not one of Python, NumPy, JAX or jrnn."""
+    """Returns whether the type of a value is not defined in Python, NumPy, JAX or jrnn."""
     known = ("builtins", "numpy", "jax", "jaxlib", "jrnn", "collections")
     return type(value).__module__.partition(".")[0] not in known
 
 
 def _find_input_size(layer: Layer, xs: Inputs) -> int | None:
-    """Returns the input size of `xs`, or None if it is not known."""
+    """Returns the input size of `xs`, 0 for an array without axes, or None if it is unknown."""
     example, index = _example_inputs(layer)
     if index is None and _has_structure(xs, example):
         return None
@@ -181,7 +186,7 @@ def _has_structure(xs: Inputs, example: Inputs) -> bool:
 
 
 def _is_array(tree: Any) -> bool:
-    """Whether a pytree is a single leaf."""
+    """Returns whether a pytree is a single leaf."""
     return jax.tree_util.all_leaves([tree]) and tree is not None
 
 
@@ -206,10 +211,11 @@ def _shape(leaf: Any) -> tuple[int, ...]:
 
 
 def _convert_dicts(expected: Any, tree: Any) -> Any:
-    """Converts dicts to the NamedTuples, and lists and dicts of numbers to the tuples, of a layer.
+    """Converts dicts and lists in a pytree to the NamedTuples and tuples of `expected`.
 
-    Fields that are None, such as absent peepholes, may be missing in a dict. A part that does not
-    have the fields of `expected` is returned unchanged.
+    A dict must have the fields of the NamedTuple as its keys, or the indices of the tuple. Fields
+    that are None in `expected`, such as absent peepholes, may be missing. A part with other keys or
+    another length is returned unchanged.
     """
     fields = getattr(type(expected), "_fields", None)
     if fields is not None and type(tree) is dict:
@@ -233,7 +239,7 @@ def _convert_dicts(expected: Any, tree: Any) -> Any:
 
 
 def _find_fitting_size(layer: Layer, params: Params, size: int | None) -> int | None:
-    """Returns another input size for which the parameters are right, or None."""
+    """Returns another input size for which the parameters are valid, or None."""
     sizes = {axis for leaf in jax.tree.leaves(params) for axis in _shape(leaf)} - {0, size}
     for candidate in sorted(sizes)[:MAX_CANDIDATES]:
         try:

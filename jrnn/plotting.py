@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Creates an empty figure that is not registered with pyplot, so that it needs no `close`.
+    """Creates an empty figure that is not registered with pyplot, and needs no `pyplot.close`.
 
     Args:
       width: width in inches.

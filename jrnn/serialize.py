@@ -1,8 +1,8 @@
 """Experiments as JSON: each frozen dataclass is an object with its class and its fields.
 
-Only the classes of jrnn are decoded by default, so that a file of another person is data: no name
-in it is imported, and nothing is called but the constructor of such a class, with fields of the
-annotated types.
+By default only classes of jrnn are decoded, so that an untrusted file is only data: no name in it
+is imported, and nothing is called but constructors of these classes, with fields of the annotated
+types.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from jrnn.dataclass_tree import is_of_jrnn, walk
 from jrnn.train.config.experiment import Experiment
 
 CONFIG_MODULE = "jrnn_config"
-"""The module name of an imported config file."""
+"""The name under which a config file is imported as a module."""
 
 
 class UnknownClass(ValueError):
-    """Raised if a class is not one of jrnn, and may not be imported.
+    """Raised if a class is not one of jrnn, and `trust` is False.
 
     Attributes:
       name: module and name of the class, such as "jrnn_config:MyCell".
@@ -39,7 +39,10 @@ class UnknownClass(ValueError):
 
 @cache
 def classes() -> dict[str, type]:
-    """Returns the classes that are decoded: all in the registries, and those of their fields."""
+    """Returns the classes that `decode` accepts without `trust`, by module and name.
+
+    These are `Experiment`, the classes in the registries, and those in the annotations of fields.
+    """
     registries = (cells, transforms, layers, engines, tasks)
     roots = [Experiment, *(cls for module in registries for cls in module.REGISTRY.values())]
     found: dict[str, type] = {}
@@ -48,7 +51,10 @@ def classes() -> dict[str, type]:
 
 
 def encode(value: Any) -> Any:
-    """Encodes a frozen dataclass as a JSON object: its fields, and its class as "type"."""
+    """Encodes a frozen dataclass as a JSON object: its fields, and its class as "type".
+
+    Tuples become lists. All other values are returned unchanged.
+    """
     if dataclasses.is_dataclass(value):
         fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": _name(type(value)), **fields}
@@ -61,12 +67,13 @@ def decode(value: Any, *, trust: bool = False) -> Any:
     """Decodes a value of `encode`; lists become tuples.
 
     Args:
-      value: JSON values, from `encode`.
-      trust: whether to import classes that are not in `classes()`, which executes code.
+      value: a JSON value, from `encode`.
+      trust: whether to import classes that are not in jrnn, which executes code.
 
     Raises:
       UnknownClass: a class is not one of jrnn, and `trust` is False.
       ValueError, TypeError: a class, a field or a value is invalid.
+      ImportError, AttributeError: `trust` is True, and a module or class does not exist.
 
     >>> import jrnn
     >>> decode(encode(jrnn.LSTM(8))) == jrnn.LSTM(8)
@@ -103,7 +110,7 @@ def check_numbers(owner: str, value: Any) -> None:
     Floats must be finite, and ints must have at most 64 bits.
 
     Args:
-      owner: the begin of the message.
+      owner: the name of the value in the message.
       value: a dataclass, whose fields may be dataclasses and tuples.
     """
     for path, leaf in walk(value):
@@ -132,7 +139,7 @@ def _collect(candidates: Iterable[Any], found: dict[str, type]) -> None:
 def _annotations(cls: type) -> dict[str, Any]:
     """Returns the types of the fields of a dataclass that its constructor takes, by name.
 
-    The annotations of a class that is not in jrnn may be inexact, so that each type is `Any`.
+    For a class that is not in jrnn each type is `Any`, since its annotations may be inexact.
     """
     is_foreign = not is_of_jrnn(cls.__module__)
     hints = {} if is_foreign else typing.get_type_hints(cls)

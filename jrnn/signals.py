@@ -19,6 +19,7 @@ STOP_SIGNALS = tuple(
 )
 """The signals that stop a run."""
 SHOW_CURSOR = "\x1b[?25h"
+"""The escape sequence that shows the cursor, which a progress bar hides."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -37,9 +38,9 @@ class Interrupted(KeyboardInterrupt):
 class Signals:
     """Context manager that records a signal, so that the training loop can save the run and stop.
 
-    The handlers that were installed before handle a second SIGINT, and a signal that is received
-    too late for the training loop, when the context is left. A signal that was ignored before,
-    such as SIGHUP in a process that `nohup` started, is ignored.
+    The previous handlers are called for a SIGINT that follows another signal, and, when the context
+    is left without an exception, for a signal that was received. A SIGTERM or SIGHUP that was
+    ignored before, such as SIGHUP in a process that `nohup` started, is still ignored.
 
     Attributes:
       received: the signal that was received, or None; always None outside of the main thread,
@@ -74,11 +75,11 @@ class Signals:
 
 
 def exit_on_signals() -> None:
-    """Makes a signal end this process at once, with one line and the code 128 + signal.
+    """Makes a signal end this process at once, with a line on stderr and exit code 128 + signal.
 
-    An exception would not do: it leads to a traceback while modules are imported, and Python prints
-    and discards it within a callback of JAX. Within the context of `Signals`, its handlers are used
-    instead, so that a run is saved first.
+    Raising an exception is not enough: while modules are imported it prints a traceback, and in a
+    callback of JAX Python prints and discards it. Within the context of `Signals`, the handlers of
+    `Signals` are used instead, so that a run is saved first.
     """
     for number in _handled_signals():
         signal.signal(number, _exit)
@@ -96,7 +97,7 @@ def preserve_handlers() -> Iterator[None]:
 
 
 def _handled_signals() -> list[signal.Signals]:
-    """Returns the signals to handle: all but a SIGHUP that is ignored, as `nohup` does."""
+    """Returns SIGINT, and SIGTERM and SIGHUP unless they are ignored, as under `nohup`."""
     is_ignored = lambda number: signal.getsignal(number) is signal.SIG_IGN
     return [n for n in STOP_SIGNALS if n == signal.SIGINT or not is_ignored(n)]
 

@@ -36,7 +36,8 @@ class Dependencies(NamedTuple):
     Attributes:
       is_elementwise: whether all operations on values that depend on the traced argument are
         elementwise. Values that do not depend on it, such as parameters, may be used in any way.
-      sources: for each output leaf, the indices of the traced leaves that it depends on.
+      sources: for each output leaf, the indices of those leaves of the traced argument that the
+        output leaf depends on.
     """
 
     is_elementwise: bool
@@ -54,7 +55,8 @@ class UsedLeaves(NamedTuple):
 def trace_dependencies(function: Callable[..., Any], static: Any, traced: Any) -> Dependencies:
     """Finds how the leaves of `function(static, traced)` depend on those of `traced`.
 
-    If the function contains `jax.custom_jvp`, the dependencies are those of its tangents.
+    If the function contains `jax.custom_jvp`, the dependencies are those of its tangents, and
+    `sources` has entries only for floating output leaves.
     """
     closed = jax.make_jaxpr(function)(static, traced)
     leaves, skip = jax.tree.leaves(traced), len(jax.tree.leaves(static))
@@ -77,7 +79,10 @@ def trace_dependencies(function: Callable[..., Any], static: Any, traced: Any) -
 
 
 def update_is_elementwise(cell: Cell, params: Params, carry: Carry, z: Gates, u: Gates) -> bool:
-    """Returns whether `update` consists of elementwise operations and broadcasts."""
+    """Returns whether `update` has only elementwise operations and broadcasts.
+
+    Operations on parameters alone may be of any kind.
+    """
     function = lambda p, rest: cell.update(p, *rest)
     return trace_dependencies(function, params, (carry, z, u)).is_elementwise
 
@@ -88,8 +93,9 @@ def jacobian_sparsity(
     """Returns the sparsity of the Jacobian of the new carry with respect to the old carry.
 
     "diagonal": each element of the new carry depends only on the same element of the old carry.
-    "block": unit k of each leaf depends only on units k of the leaves. None: the Jacobian is dense,
-    or the leaves of the carry differ in shape or are not all floating.
+    "block": each element of a leaf depends only on the elements of all leaves at the same indices.
+    None: the Jacobian is not known to have either form; or the carry has no leaves, leaves of
+    different shapes, or leaves that are not floating.
     """
     leaves = jax.tree.leaves(carry)
     if not leaves or any(leaf.shape != leaves[0].shape for leaf in leaves):
@@ -109,13 +115,16 @@ def jacobian_sparsity(
 
 
 def has_reverse_mode_only(function: Callable[..., Any], *args: Any) -> bool:
-    """Returns whether a function contains `jax.custom_vjp`, which has no forward mode."""
+    """Returns whether a function contains `jax.custom_vjp`, which forward mode does not support."""
     closed = jax.make_jaxpr(function)(*args)
     return any(eqn.primitive.name.startswith("custom_vjp_call") for eqn in _equations(closed.jaxpr))
 
 
 def multiplies_by_params(function: Callable[..., Any], params: Params, *args: Any) -> bool:
-    """Returns whether a matrix product or convolution, also a nested one, depends on parameters."""
+    """Returns whether an operand of a matrix product or convolution depends on parameters.
+
+    Nested jaxprs, such as those of `jax.jit`, are included.
+    """
     closed = jax.make_jaxpr(function)(params, *args)
     param_vars = set(closed.jaxpr.invars[: len(jax.tree.leaves(params))])
     return _params_in_product(closed.jaxpr, param_vars)
@@ -168,7 +177,7 @@ def _is_elementwise(eqn: Any, in_sources: list[frozenset[int]]) -> bool:
         return True
     shapes = [v.aval.shape for v, s in zip(eqn.invars, in_sources, strict=True) if s]
     if name in ("broadcast_in_dim", "reshape", "squeeze", "expand_dims"):
-        # Axes of size 1 may be added, removed or broadcast.
+        # Axes may be added by broadcasting, and axes of size 1 may be added, removed or broadcast.
         (shape,), out = shapes, eqn.outvars[0].aval.shape
         if name == "broadcast_in_dim":
             dims = eqn.params["broadcast_dimensions"]
@@ -178,7 +187,11 @@ def _is_elementwise(eqn: Any, in_sources: list[frozenset[int]]) -> bool:
 
 
 def _params_in_product(jaxpr: core.Jaxpr, param_vars: set[Any]) -> bool:
-    """Returns whether an operand of a matrix product or convolution depends on `param_vars`."""
+    """Returns whether an operand of a matrix product or convolution depends on `param_vars`.
+
+    Also returns True if a dependent operand enters a nested jaxpr whose arguments cannot be matched
+    with the operands.
+    """
     dependent = set(param_vars)
     for eqn in jaxpr.eqns:
         depends = [not isinstance(v, core.Literal) and v in dependent for v in eqn.invars]
@@ -201,7 +214,7 @@ def adds_bias_last(
 ) -> bool:
     """Returns whether a function adds a bias once, as its last operation, to all outputs.
 
-    The outputs must be slices of one sum of the bias and a value that does not depend on it.
+    The outputs must be slices of sums of the bias, or a slice of it, and another value.
 
     Args:
       function: a function of `params` and `args`.
@@ -222,10 +235,14 @@ def adds_bias_last(
 _SPLITS = frozenset(
     "split slice squeeze reshape broadcast_in_dim convert_element_type name copy".split()
 )
+"""Primitives that slice, reshape, broadcast or cast a bias, or a sum with it."""
 
 
 def _only_added(jaxpr: core.Jaxpr, biases: set[Any]) -> set[int] | None:
-    """Indices of the outputs that are slices of a sum with a bias; None if it has other uses."""
+    """Returns the indices of the outputs that are slices of a sum with a bias.
+
+    Returns None if a bias or a sum is used in another way. Adds slices of biases to `biases`.
+    """
     sums: set[Any] = set()
     for eqn in jaxpr.eqns:
         operands = [v for v in eqn.invars if not isinstance(v, core.Literal)]
@@ -267,5 +284,5 @@ def recurrence_kind(cell: Cell, input_size: int) -> RecurrenceKind:
 
 
 def is_symbolic(*sizes: Any) -> bool:
-    """Whether any size of an axis is a symbolic dimension of `jax.export` instead of an int."""
+    """Returns whether any size of an axis is a symbolic dimension of `jax.export`, not an int."""
     return not all(isinstance(size, int) for size in sizes)

@@ -1,9 +1,10 @@
 """Named values inside a cell's `update`, which analysis can capture and transforms can replace.
 
-A tap is an identity operation with a name, like `jax.ad_checkpoint.checkpoint_name`, on which it is
-based. The name is part of the jaxpr and does not depend on side effects, so both `update` and the
-function that captures may be under `jax.jit` or `jax.checkpoint`. If `update` itself uses
-`jax.vmap`, it may only map leading axes: JAX decides where a tapped value has the mapped axis.
+A tap is an identity operation with a name, and is implemented by
+`jax.ad_checkpoint.checkpoint_name`. The name is part of the jaxpr and does not depend on side
+effects, so both `update` and the function that captures may be under `jax.jit` or `jax.checkpoint`.
+If `update` itself uses `jax.vmap`, it may only map leading axes: JAX decides where a tapped value
+has the mapped axis.
 """
 
 from collections import OrderedDict
@@ -67,7 +68,11 @@ def tap(name: str | None, value: jax.Array, *, role: str | None = None) -> jax.A
 
 
 def capture_taps(function: Callable[..., Any]) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
-    """Returns a function that also returns the tapped values of `function`, by name."""
+    """Returns a function that returns the result of `function`, and its tapped values by name.
+
+    A call raises ValueError if two taps have the same name, and TypeError if a tap is inside a
+    loop, a branch or a custom derivative.
+    """
 
     def captured(*args: Any) -> tuple[Any, dict[str, jax.Array]]:
         out, values = _interpret(function, args, lambda tap, value: value)

@@ -1,4 +1,4 @@
-"""Output of the command: text of other people is escaped on a terminal."""
+"""Output and flags of the command `jrnn`: untrusted text is escaped on a terminal."""
 
 import contextlib
 import io
@@ -13,11 +13,11 @@ import tyro
 from jrnn.messages import escape_controls
 
 _BOX = re.compile(r"[\u2500-\u257f]|\+?-{3,}\+?|^\s*\||\|\s*$", re.MULTILINE)
-"""The lines of a box of tyro."""
+"""Matches the border of the box in which tyro prints errors."""
 
 
 class Console(rich.console.Console):
-    """A console of rich that escapes control characters in all text, also of tables.
+    """A console of rich that escapes control characters in all text, including tables.
 
     A closed pipe, as in `jrnn ls cells | head -1`, raises BrokenPipeError.
     """
@@ -27,12 +27,12 @@ class Console(rich.console.Console):
         return super().render_str(escape_controls(text), **options)
 
     def on_broken_pipe(self) -> None:
-        """Raises the BrokenPipeError, which rich would replace by exit code 1."""
+        """Raises the BrokenPipeError again; rich would exit with code 1."""
         raise
 
 
 def write_text(text: str) -> None:
-    """Prints a text on standard output; it is escaped only if this is a terminal."""
+    """Prints a text on standard output, with escaped control characters if it is a terminal."""
     print(escape_controls(text) if sys.stdout.isatty() else text)
 
 
@@ -41,12 +41,15 @@ class FlagError(ValueError):
 
 
 def parse_flags(function: Callable[..., Any], args: Sequence[str], **options: Any) -> Any:
-    """Calls `tyro.cli`, and raises its errors, which it would print in a box of several lines.
+    """Calls `tyro.cli`, and raises errors that tyro would print in a box before it exits.
 
     Args:
       function: the function or class whose arguments are the flags.
       args: the flags.
       **options: options of `tyro.cli`.
+
+    Returns:
+      The result of `function`.
 
     Raises:
       FlagError: a flag is unknown, or its value is invalid.
