@@ -42,7 +42,8 @@ class Timed(NamedTuple):
 
     Attributes:
       x: the input, `[..., input]`.
-      dt: the time since the previous input, `[...]`. All layers of a stack receive the same `dt`.
+      dt: the time since the previous input, `[...]`. In a stack, all layers that accept `Timed`
+        receive the same `dt`.
     """
 
     x: jax.Array

@@ -361,7 +361,9 @@ def read_saved(
     try:
         saved = files.read_json(path, max_bytes)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as the config of a run: {error}") from error
+        raise ConfigError(
+            f"{path}: cannot be read as the config of a run or sweep: {error}"
+        ) from error
     try:
         if trust and _names_config_class(saved):
             _import(path.with_suffix(".py"))
@@ -369,7 +371,8 @@ def read_saved(
     except ConfigError:
         raise
     except serialize.UnknownClass as error:
-        source = "its config.py" if error.name.startswith(MODULE_NAME + ":") else "that module"
+        is_in_copy = error.name.startswith(MODULE_NAME + ":")
+        source = f"its {path.with_suffix('.py').name}" if is_in_copy else "that module"
         raise ConfigError(
             f"{path}: needs the class {messages.shorten(error.name, 100)}, which is not in jrnn; "
             f"pass --trust to execute {source}, which may do anything, only if you trust its author"

@@ -93,7 +93,8 @@ class RunCell(Protocol):
           inputs: the sequences.
           path: the position of the cell in the outermost layer, such as ("0", "forward") for the
             forward direction of the first layer of a stack.
-          return_carries: whether the outputs are pairs (outputs, carries after each step).
+          return_carries: whether to return the pair (outputs, carries after each step) in place of
+            the outputs.
 
         Returns:
           The final carry, which a layer may return but must not read, and the outputs.

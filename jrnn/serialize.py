@@ -148,7 +148,7 @@ def _annotations(cls: type) -> dict[str, Any]:
 
 def _find_class(name: Any, trust: bool) -> type:
     if not isinstance(name, str):
-        raise TypeError(f"an object must have its class as type, got {name!r}")
+        raise TypeError(f'an object must have the name of its class as "type", got {name!r}')
     if name in classes():
         return classes()[name]
     module, _, path = name.partition(":")

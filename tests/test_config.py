@@ -228,6 +228,14 @@ def test_json_of_another_version_or_with_an_invalid_value_raises(tmp_path, chang
         config.read(path)
 
 
+@pytest.mark.parametrize("name", ["config", "sweep"])
+def test_message_names_the_copy_of_the_config_file(tmp_path, name):
+    path = tmp_path / f"{name}.json"
+    path.write_text(json.dumps({"type": "jrnn_config:UserCell"}))
+    with pytest.raises(config.ConfigError, match=f"pass --trust to execute its {name}.py, which"):
+        config.read_saved(path, config.decode)
+
+
 def test_truncated_json_raises(tmp_path):
     (tmp_path / "config.json").write_text('{"experiment": ')
     with pytest.raises(config.ConfigError, match="cannot be read"):

@@ -54,8 +54,8 @@ class AntisymmetricRNN(Cell):
       gated: whether the cell has the gate z; otherwise z = 1.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, `epsilon` is not above 0, `gamma` is below 0,
-        or `gated` is not a bool.
+      ValueError: `hidden_size` is not a positive int, `epsilon` is not a finite number above 0,
+        `gamma` is not a finite number of at least 0, or `gated` is not a bool.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = AntisymmetricRNN(hidden_size=4, gated=True)

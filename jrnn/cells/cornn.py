@@ -58,8 +58,8 @@ class CoRNN(Cell):
       epsilon: damping coefficient of each oscillator.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, `dt` is not positive, or `gamma` or `epsilon`
-        is below 0.
+      ValueError: `hidden_size` is not a positive int, `dt` is not a finite number above 0, or
+        `gamma` or `epsilon` is not a finite number of at least 0.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = CoRNN(hidden_size=4)

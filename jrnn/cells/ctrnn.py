@@ -58,8 +58,8 @@ class CTRNN(Cell):
       activation: "relu", "tanh", "sigmoid" or "softplus".
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, 0 < `dt` <= `tau` does not hold, `sigma` is
-        below 0, or `activation` is unknown.
+      ValueError: `hidden_size` is not a positive int, 0 < `dt` <= `tau` does not hold for finite
+        numbers, `sigma` is not a finite number of at least 0, or `activation` is unknown.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = CTRNN(hidden_size=4, sigma=0.1)

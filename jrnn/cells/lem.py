@@ -60,7 +60,7 @@ class LEM(Cell):
         candidate.
 
     Raises:
-      ValueError: `hidden_size` is not a positive int, or `dt` is not above 0.
+      ValueError: `hidden_size` is not a positive int, or `dt` is not a finite number above 0.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = LEM(hidden_size=4)
