@@ -78,7 +78,7 @@ def parse_json(content: bytes) -> Any:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Renames a folder to the name of another one, which is removed."""
+    """Renames the folder `source` to `target`; an existing folder `target` is removed before."""
     if target.exists():
         shutil.rmtree(target)
     source.rename(target)

@@ -87,13 +87,19 @@ def exit_on_signals() -> None:
 
 @contextlib.contextmanager
 def preserve_handlers() -> Iterator[None]:
-    """Restores the handlers of signals that a library replaces, as Ray does for SIGTERM."""
+    """Context manager that restores signal handlers which a library replaces in its block.
+
+    Ray, for example, replaces that of SIGTERM. Outside of the main thread, where Python cannot
+    install signal handlers, nothing is restored.
+    """
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    yield
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():
-            if handler is not signal.getsignal(number):
-                signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if handler is not signal.getsignal(number):
+                    signal.signal(number, handler)
 
 
 def _handled_signals() -> list[signal.Signals]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jrnn.cli import main
-from jrnn.signals import STOP_SIGNALS, Interrupted, Signals
+from jrnn.signals import STOP_SIGNALS, Interrupted, Signals, preserve_handlers
 from tests.helpers import mark_exhaustive
 
 CONFIG = """
@@ -140,6 +140,17 @@ def test_second_interrupt_raises():
     with pytest.raises(KeyboardInterrupt), Signals():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_handlers_are_restored_after_an_exception():
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(ConnectionError), preserve_handlers():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise ConnectionError
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def test_command_in_this_process_installs_no_handlers(capsys):
