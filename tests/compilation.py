@@ -1,7 +1,8 @@
 """Settings of JAX and XLA for the tests.
 
-Compilation takes nearly all of the time of the test suite, so XLA's optimizations are disabled by
-default. A test that passes `compiler_options=OPTIMIZED` runs the same code as users.
+Compilation takes nearly all of the time of the test suite, so most of XLA's optimizations are
+disabled. A test enables them by `jax.jit(..., compiler_options=OPTIMIZED)`, and then runs the same
+code as users.
 """
 
 import os
@@ -30,7 +31,10 @@ SETTINGS = UNOPTIMIZED | (CACHE if os.environ.get("JRNN_TEST_CACHE", "1") != "0"
 
 
 def set_environment() -> None:
-    """Sets environment variables, which also apply to processes that tests start."""
+    """Sets XLA_FLAGS, and the variables of `SETTINGS` that are not set already.
+
+    They also apply to processes that tests start.
+    """
     flags = os.environ.get("XLA_FLAGS", "").split()
     os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys([*XLA_FLAGS, *flags]))
     for name, value in SETTINGS.items():

@@ -28,25 +28,25 @@ hypothesis.settings.load_profile("jrnn")
 # With module scope, pytest groups the tests of a module by cell, so that they share compilations.
 @pytest.fixture(scope="module", params=CELLS)
 def row(request: pytest.FixtureRequest) -> Iterator[Row]:
-    """All rows of the table of cells."""
+    """Each row of the table of cells."""
     yield CELLS[request.param]
 
 
 @pytest.fixture(scope="module", params=mark_exhaustive(CELLS, always=KINDS))
 def kind_or_row(request: pytest.FixtureRequest) -> Iterator[Row]:
-    """The rows of the fixture `kind`; all rows in the exhaustive tests."""
+    """Each row of `KINDS`; each row of the table of cells in the exhaustive tests."""
     yield CELLS[request.param]
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> Iterator[Row]:
-    """The rows of `KINDS`, which cover the kinds of cells that engines treat differently."""
+    """Each row of `KINDS`, which cover the kinds of cells that engines treat differently."""
     yield CELLS[request.param]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def clear_jax_caches() -> Iterator[None]:
-    """Clears JAX's caches if the process has many memory mappings.
+    """Clears JAX's caches after a module if the process has many memory mappings.
 
     Each compiled program has several mappings. Linux allows 65530 mappings per process, and XLA
     crashes at this limit.
@@ -67,7 +67,7 @@ def count_memory_mappings() -> int:
 
 @pytest.fixture(scope="module", params=ENGINES)
 def engines(request: pytest.FixtureRequest) -> tuple[Engine, ...]:
-    """Variants of each engine that supports every cell."""
+    """The variants of an engine, for each engine that supports every cell."""
     return ENGINES[request.param]
 
 
@@ -85,7 +85,7 @@ def reverse(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def x64() -> Iterator[None]:
-    """Enables float64 in one test; as in JAX, it is disabled by default."""
+    """Enables float64 in one test; it is disabled by default, as in JAX."""
     with jax.enable_x64(True):
         yield
 
@@ -102,7 +102,8 @@ def disable_compilation_cache() -> Iterator[None]:
 
 
 # With `--dist loadgroup`, the tests of a file run on one worker and share compilations and
-# fixtures. The files that start processes form one group, so that they run one after another.
+# fixtures. Files whose tests use several processes at a time form one group, so that they run one
+# after another.
 MULTIPROCESS_FILES = (
     "tests/distributed/test_process_group.py",
     "tests/train/test_processes.py",

@@ -48,12 +48,17 @@ class Scenario(NamedTuple):
 
 
 SCENARIOS = tuple(Scenario(*flags) for flags in itertools.product([False, True], repeat=4))
-# Half of the scenarios, which include every combination of values of any three fields.
+# Half of the scenarios. They include every combination of values of any three fields.
 HALF_OF_SCENARIOS = tuple(scenario for scenario in SCENARIOS if sum(scenario) % 2 == 0)
 
 
 def mark_exhaustive(cases: Iterable[Any], *, always: Iterable[Any]) -> list[Any]:
-    """Marks all values of a test parameter as exhaustive, except those in `always`."""
+    """Returns all cases of a parametrized test, marked as exhaustive except those in `always`.
+
+    Args:
+      cases: the parameters of each case; a tuple if there are several.
+      always: the cases that also run by default.
+    """
     as_tuple = lambda case: case if type(case) is tuple else (case,)
     values, unmarked = [as_tuple(case) for case in cases], [as_tuple(case) for case in always]
     assert all(case in values for case in unmarked), "always must contain only values of cases"
@@ -69,12 +74,12 @@ class Batch(NamedTuple):
     lengths: Any  # [B]
     resets: Any  # [T, B]
     ct_carry: Any  # leaves [B, ...]
-    ct_ys: Any  # [T, B, output]
+    ct_ys: Any  # [T, B, ...]
     mask: Any = None  # [T, B]
 
 
 class Results(NamedTuple):
-    """The results of `unroll`, and the gradients of its arguments."""
+    """The results of `unroll`, and the gradients with respect to its arguments."""
 
     carry: Any
     ys: Any
@@ -93,7 +98,11 @@ def random_params(cell: jrnn.Layer, seed: int, input_size: int, dtype: Any = np.
 def random_batch(
     cell: Cell, params: Any, seed: int, steps: int, batch: int, dtype: Any = np.float64
 ) -> Batch:
-    """Returns a random batch, with lengths from 0 to T and resets at a third of the steps."""
+    """Returns a random batch of float arrays in `dtype`.
+
+    The lengths are evenly spaced from 0 to T, in random order; each step has a reset with
+    probability 0.3.
+    """
     rng = np.random.default_rng(seed)
     size = input_size_of(params)
 
@@ -129,14 +138,17 @@ def differentiable_leaves(tree: Any) -> Any:
     return jax.tree.map(lambda a: a if jnp.issubdtype(a.dtype, jnp.inexact) else None, tree)
 
 
-def cotangents(tree: Any, cts: Any) -> Any:
+def add_float0_cotangents(tree: Any, cts: Any) -> Any:
     """Replaces None in `cts` by float0 zeros, which JAX requires for leaves without derivatives."""
     zeros = lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0)
     return jax.tree.map(lambda leaf, ct: zeros(leaf) if ct is None else ct, tree, cts)
 
 
 def normal_like(rng: np.random.Generator, leaf: Any, dtype: Any) -> np.ndarray:
-    """Samples normal numbers in the shape of the leaf; small integers if it is an integer leaf."""
+    """Samples normal numbers in the shape of the leaf, complex if it is complex.
+
+    If it is an integer leaf, samples integers from 0 to 4 in its own dtype.
+    """
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return rng.integers(0, 5, leaf.shape).astype(leaf.dtype)
     values = rng.normal(size=leaf.shape)
@@ -155,7 +167,10 @@ def complex_dtype(dtype: Any) -> np.dtype:
 
 
 def as_dtype(tree: Any, dtype: Any) -> Any:
-    """Casts floating leaves to NumPy arrays of `dtype`, complex leaves to its complex dtype."""
+    """Casts real leaves to NumPy arrays of `dtype`, and complex ones to `complex_dtype(dtype)`.
+
+    Leaves that are not floating-point, such as integers, do not change.
+    """
 
     def cast(leaf: Any) -> Any:
         array = np.asarray(leaf)
@@ -177,7 +192,11 @@ def cast_batch(batch: Batch, xs_dtype: Any, ys_dtype: Any, carry_dtype: Any) -> 
 
 
 def assert_close(got: Any, expected: Any, tolerance: float) -> None:
-    """Compares two pytrees leaf by leaf, relative to the largest absolute value of each leaf."""
+    """Asserts that two pytrees have the same structure and nearly equal leaves.
+
+    The tolerance of a leaf is relative to its largest expected absolute value if that is above 1,
+    and absolute otherwise.
+    """
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     pairs = zip(jax.tree.leaves_with_path(got), jax.tree.leaves(expected), strict=True)
     for (path, a), b in pairs:
@@ -193,7 +212,7 @@ def assert_close(got: Any, expected: Any, tolerance: float) -> None:
 def unroll_scenario(
     cell: Cell, engine: Engine, scenario: Scenario, params: Any, batch: Batch
 ) -> tuple[Any, Any]:
-    """Calls `unroll` with the optional arguments of the scenario."""
+    """Calls `unroll` with the optional arguments of the scenario, and the mask of the batch."""
     return jrnn.unroll(
         cell,
         params,
@@ -226,7 +245,11 @@ def _differentiate_all(
         )
         (carry, ys), vjp = jax.vjp(run, params, batch.xs, batch.carry)
         return Results(
-            carry, ys, *differentiable_leaves(vjp((cotangents(carry, batch.ct_carry), batch.ct_ys)))
+            carry,
+            ys,
+            *differentiable_leaves(
+                vjp((add_float0_cotangents(carry, batch.ct_carry), batch.ct_ys))
+            ),
         )
 
     return [differentiate_scenario(scenario) for scenario in scenarios]
@@ -238,7 +261,7 @@ differentiate_all = jax.jit(_differentiate_all, static_argnames=("cell", "engine
 def differentiate(
     cell: Cell, engine: Engine, params: Any, batch: Batch, reverse: bool = False
 ) -> Results:
-    """Returns the results and gradients of `unroll` with all optional arguments."""
+    """Returns results and gradients of `unroll` with a carry, lengths, resets and any mask."""
     return differentiate_all(cell, engine, (Scenario(reverse=reverse),), params, batch)[0]
 
 
@@ -288,9 +311,10 @@ def oracle_loss(row: Row, scenario: Scenario, params: Any, batch: Batch) -> floa
 
 
 def inner_product(tree: Any, other: Any) -> Any:
-    """Returns the real part of the inner product of two trees, without complex conjugation.
+    """Returns the real part of the sum of the products of all elements of two trees.
 
-    This is the pairing of values and cotangents in `jax.vjp`.
+    No factor is conjugated, as for values and cotangents in `jax.vjp`. Leaves for which `other`
+    has None are omitted.
     """
     leaves, treedef = jax.tree.flatten(tree)
     pairs = zip(leaves, treedef.flatten_up_to(other), strict=True)
@@ -326,16 +350,16 @@ def central_differences(
 
 @partial(jax.jit, static_argnames="cell")
 def step_vjp(cell: Cell, params: Any, carry: Any, x: Any, ct_y: Any, ct_carry: Any) -> Any:
-    """Returns the results of a step of one sequence, and the cotangents of params, carry and x."""
+    """Returns `(carry, y)` of a step of one sequence, and the gradients of params, carry and x."""
     results, vjp = jax.vjp(cell.step, params, carry, x)
-    return results, differentiable_leaves(vjp((cotangents(carry, ct_carry), ct_y)))
+    return results, differentiable_leaves(vjp((add_float0_cotangents(carry, ct_carry), ct_y)))
 
 
 @partial(jax.jit, static_argnames="cell")
 def init_carry_vjp(cell: Cell, params: Any, cotangent: Any) -> tuple[Any, Any]:
     """Returns the initial carry of one sequence, and the gradient of the parameters through it."""
     carry, vjp = jax.vjp(lambda p: cell.init_carry(p, ()), params)
-    return carry, vjp(cotangents(carry, cotangent))[0]
+    return carry, vjp(add_float0_cotangents(carry, cotangent))[0]
 
 
 def loop_grads(cell: Cell, scenario: Scenario, params: Any, batch: Batch) -> Any:
@@ -361,13 +385,20 @@ def assert_equals_loop(
     batch: Batch,
     rtol: float,
 ) -> None:
-    """Asserts that results and gradients equal those of a loop over sequences and steps."""
+    """Asserts that results and gradients equal those of a loop over sequences and steps.
+
+    The results are compared with the NumPy oracle of the row; the gradients with those of
+    `cell.step`, which must compute the same function.
+    """
     assert_close((got.carry, got.ys), oracle(row, scenario, params, batch), rtol)
     assert_close(tuple(got[2:]), loop_grads(cell, scenario, params, batch), rtol)
 
 
 def sequence_grads(cell: Cell, scenario: Scenario, params: Any, batch: Batch, b: int) -> Any:
-    """Computes gradients for sequence b, by backpropagation through time in a Python loop."""
+    """Computes the gradients of params, xs and carry that come from sequence b.
+
+    This is backpropagation through time in a Python loop.
+    """
     zeros, add = partial(jax.tree.map, np.zeros_like), partial(jax.tree.map, np.add)
     batch_carry, ct_carry = select_sequence((batch.carry, batch.ct_carry), b)
     initial_carry, _ = init_carry_vjp(cell, params, ct_carry)

@@ -1,7 +1,8 @@
-"""The table of all cells. Each row is tested for all properties of a cell.
+"""The table of cells and their options, with a NumPy oracle for each row.
 
-Engines are only tested on the rows of `KINDS`, one or two for each kind of cell, because
-compilation takes most of the time of the test suite.
+The tests of the contract of a cell use each row. By default, most tests of engines use only the
+rows of `KINDS`, one or two for each kind of cell, because compilation takes most of the time of the
+test suite.
 """
 
 from jrnn import Engine, Fused, Scan
@@ -53,4 +54,4 @@ ENGINES: dict[str, tuple[Engine, ...]] = {
     "scan": (Scan(), Scan(unroll=2), Scan(unroll=3), Scan(unroll=4)),
     "fused": (Fused(), Fused(chunk=2), Fused(chunk=3, remat=True)),
 }
-"""Engines that support every cell, with variants. Most tests only use the first variant."""
+"""The variants of each engine that supports every cell. Most tests only use the first variant."""

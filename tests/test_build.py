@@ -1,4 +1,4 @@
-"""The extension module `jrnn._kernels`, and the import of jrnn without it."""
+"""The extension module `jrnn._kernels`: instruction sets, handlers, and import on first use."""
 
 import importlib.util
 import os
@@ -23,13 +23,14 @@ def run_python(code: str, isa: str | None = None) -> subprocess.CompletedProcess
 
 
 def selected_isa(requested: str | None) -> str:
+    """Returns the selected instruction set if JRNN_ISA is `requested`; None leaves it unset."""
     process = run_python("from jrnn import _kernels; print(_kernels.isa())", requested)
     assert process.returncode == 0, process.stderr
     return process.stdout.strip()
 
 
 @needs_kernels
-def test_newest_instruction_set_is_the_default() -> None:
+def test_newest_available_instruction_set_is_the_default() -> None:
     from jrnn import _kernels
 
     available = list(_kernels.available_isas())

@@ -26,12 +26,19 @@ RESULTS = Path(__file__).parent.parent / "experiments/cells/results"
 
 
 def row(cell: str, task: str, test: list[Any], more: list[Any] | None = None) -> dict[str, Any]:
-    """Returns a row of the results."""
+    """Returns a row of the results, with the metric of each seed.
+
+    Args:
+      cell: name of the cell.
+      task: name of the task.
+      test: the metrics on the test split.
+      more: the metrics on longer sequences; None for tasks without them.
+    """
     constants = {"hidden": 3, "options": "", "baseline": 0.1}
-    kind = "linear" if cell == "mingru" else "dense"
+    recurrence = "linear" if cell == "mingru" else "dense"
     longer = {} if more is None else {report.LONGER: more}
     metrics = {"test": test, "more": longer}
-    return constants | metrics | {"cell": cell, "task": task, "recurrence": kind}
+    return constants | metrics | {"cell": cell, "task": task, "recurrence": recurrence}
 
 
 def verdicts(*rows: dict[str, Any]) -> dict[str, str]:
@@ -138,7 +145,7 @@ MIXED = [0.3, 0.9, 0.95, 0.96, 0.2]
         (HIGH[:3], LOW[:3], "too few seeds"),
     ],
 )
-def test_claim_about_two_cells_is_tested_on_all_seeds(one, other, verdict):
+def test_verdict_on_two_cells_requires_a_significant_difference(one, other, verdict):
     claim = "a forget bias of 1 is better than 0"
     assert (
         verdicts(row("lstm", "digits", one), row("lstm-bias-0", "digits", other))[claim] == verdict
@@ -160,7 +167,7 @@ def test_claim_about_two_cells_is_tested_on_all_seeds(one, other, verdict):
         ({}, "not confirmed"),
     ],
 )
-def test_claim_about_the_worst_variants_requires_significance(worst, verdict):
+def test_verdict_on_the_worst_variants_requires_a_significant_difference(worst, verdict):
     rows = [row(f"lstm-{name}", "digits", worst.get(name, HIGH)) for name in report.GREFF_VARIANTS]
     rows.append(row("lstm-peepholes", "digits", HIGH))
     assert verdicts(*rows)["NFG and NOAF are the worst of the eight variants"] == verdict
@@ -175,7 +182,9 @@ def test_claim_about_the_worst_variants_requires_significance(worst, verdict):
         ([0.001] * 5, [0.001] * 5, "not confirmed"),
     ],
 )
-def test_claim_about_the_irnn_is_tested_by_solved_seeds(irnn, elman, verdict):
+def test_verdict_on_the_irnn_depends_on_the_number_of_seeds_that_solve_the_task(
+    irnn, elman, verdict
+):
     claim = "a ReLU network initialized to the identity solves adding, a tanh network does not"
     assert verdicts(row("irnn", "adding", irnn), row("elman", "adding", elman))[claim] == verdict
 
@@ -184,15 +193,16 @@ def test_claim_about_the_irnn_is_tested_by_solved_seeds(irnn, elman, verdict):
     "gated, linear, verdict",
     [
         ((1.0, 0.5), (0.5, 0.5), "confirmed"),
-        ((0.5, 0.5), (0.5, 0.5), "partly confirmed"),  # the sLSTM solves it
-        ((1.0, 1.0), (1.0, 0.5), "not confirmed"),  # all solve it at 32
+        ((0.5, 0.5), (0.5, 0.5), "partly confirmed"),  # only the sLSTM solves the task
+        ((1.0, 1.0), (1.0, 0.5), "not confirmed"),  # minGRU solves the task, too
     ],
 )
-def test_claim_about_state_tracking_is_tested_at_the_training_length(gated, linear, verdict):
+def test_verdict_on_state_tracking_depends_only_on_the_training_length(gated, linear, verdict):
+    """Each pair has the accuracy at the training length and the accuracy at a longer one."""
     claim = "linear cells do not track state where LSTM and sLSTM do"
-    both = lambda cell, pair: row(cell, "s3", [pair[0]], [pair[1]])
-    rows = both("lstm", gated), both("slstm", (1.0, 1.0))
-    assert verdicts(*rows, both("mingru", linear))[claim] == verdict
+    s3_row = lambda cell, pair: row(cell, "s3", [pair[0]], [pair[1]])
+    rows = s3_row("lstm", gated), s3_row("slstm", (1.0, 1.0))
+    assert verdicts(*rows, s3_row("mingru", linear))[claim] == verdict
     assert claim not in verdicts(*rows)
 
 

@@ -1,4 +1,4 @@
-"""Tests that the files and functions that the documentation names exist."""
+"""Tests that the files, functions and lines of code that docs and a notebook name exist."""
 
 import inspect
 import json

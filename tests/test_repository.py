@@ -56,12 +56,12 @@ def is_makefile_target(target: str) -> bool:
 
 
 @pytest.mark.parametrize("path", YAML, ids=lambda path: path.name)
-def test_yaml_is_parsed(path: Path) -> None:
+def test_yaml_files_can_be_parsed(path: Path) -> None:
     assert isinstance(load(path), dict)
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_workflows_call_targets_of_the_makefile(path: Path) -> None:
+def test_workflows_call_only_targets_of_the_makefile(path: Path) -> None:
     called = make_targets("\n".join(commands(path)))
     assert [target for target in called if not is_makefile_target(target)] == []
 
@@ -79,7 +79,7 @@ def test_calls_of_make_are_found() -> None:
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
-def test_documents_name_targets_of_the_makefile(name: str) -> None:
+def test_documents_name_only_targets_of_the_makefile(name: str) -> None:
     text = read(name)
     blocks = re.findall(r"```\n(.*?)```", text, re.DOTALL)
     called = make_targets("\n".join(re.findall(r"`(make [^`]*)`", text) + blocks))
@@ -92,7 +92,7 @@ def test_workflows_have_least_permissions_and_a_time_limit(path: Path) -> None:
     assert load(path)["permissions"] == {"contents": "read"}
     for name, job in jobs(path).items():
         assert int(job["timeout-minutes"]) <= 60, name
-        # Only this job may publish, and it runs no code of the repository.
+        # Only the job `publish` has more permissions, and it runs no code of the repository.
         if "permissions" in job:
             assert (path.name, name) == ("wheels.yml", "publish")
             assert job["permissions"] == {"id-token": "write"} and job["environment"] == "pypi"
@@ -133,7 +133,10 @@ def test_wheels_are_built_for_the_python_versions_in_the_metadata() -> None:
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md"])
 def test_paths_of_documents_exist(name: str) -> None:
-    """Paths are texts in backticks that begin like a path; `NAME.py` is a placeholder."""
+    """A path is in backticks, and begins with a folder or is the name of a .md, .toml or .cff file.
+
+    Paths with `NAME` are placeholders.
+    """
     text = read(name)
     folder = r"(?:jrnn|tests|configs|experiments|docs|\.github)/"
     paths = re.findall(rf"`({folder}[\w./-]*|[\w.-]+\.(?:md|toml|cff))`", text)

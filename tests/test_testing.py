@@ -41,7 +41,7 @@ class Params(NamedTuple):
 
 @dataclass(frozen=True)
 class ValidCell(jrnn.Cell):
-    """A valid cell; each subclass below violates one property."""
+    """A valid cell, and the base class of most cells below."""
 
     hidden_size: int = 2
 
@@ -132,7 +132,7 @@ class DependsOnNumberOfAxes(ValidCell):
 
 @dataclass(frozen=True)
 class InitialCarryDependsOnTheBatch(ValidCell):
-    """The initial carry is zeros for a single sequence, and ones for a batch."""
+    """Each element of the initial carry is the number of batch axes."""
 
     def init_carry(self, params, batch_shape):
         return jnp.full((*batch_shape, self.hidden_size), len(batch_shape), params.u.dtype)
@@ -151,14 +151,16 @@ def double_under_vmap(a):
 
 
 double_under_vmap.def_vmap(lambda size, batched, a: (2.0 * a, True))
-differentiable = jax.custom_jvp(double_under_vmap)
-differentiable.defjvp(lambda primals, tangents: (differentiable(*primals), tangents[0]))
+double_under_vmap_with_jvp = jax.custom_jvp(double_under_vmap)
+double_under_vmap_with_jvp.defjvp(
+    lambda primals, tangents: (double_under_vmap_with_jvp(*primals), tangents[0])
+)
 
 
 @dataclass(frozen=True)
 class DoublesUnderVmap(ValidCell):
     def update(self, params, carry, z, u):
-        return differentiable(jnp.tanh(z + u))
+        return double_under_vmap_with_jvp(jnp.tanh(z + u))
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ class MixesInBackward(ValidCell):
 
 @dataclass(frozen=True)
 class Halves(ValidCell):
-    """h' = (h + z) / 2; `unbatched_error` is added to coefficients without leading axes."""
+    """h' = (h + z) / 2; `unbatched_error` is added to `a` if z has no leading axes."""
 
     unbatched_error: float = 0.0
 
@@ -286,7 +288,7 @@ class LogCoefficients(Halves):
 
 @dataclass(frozen=True)
 class DenseLinear(Halves):
-    """h' = A h + z with a matrix A. If `transposed`, the coefficients contain its transpose."""
+    """h' = A h + z with a matrix A. If `transposed`, the coefficients wrongly contain A^T."""
 
     transposed: bool = False
 
@@ -303,7 +305,7 @@ class DenseLinear(Halves):
 
 @dataclass(frozen=True)
 class NotCausal(Halves):
-    """All steps depend on the last input, if the inputs have a time axis."""
+    """If the inputs have a time axis, all steps depend on a last input above 2."""
 
     def project(self, params, x):
         large = jax.nn.relu(jnp.max(x[-1:]) - 2.0) if x.ndim == 3 and len(x) > 2 else 0.0
@@ -343,7 +345,10 @@ class NoiseWithoutTimeAxis(NoisyCell):
 
 @dataclass(frozen=True)
 class CrossedStates(ValidCell):
-    """Two states; each new state depends elementwise on the other old state."""
+    """Two states; each new state depends elementwise on the other old state.
+
+    If `mixed_units`, the new `c` also depends on all units of the old `h`.
+    """
 
     mixed_units: bool = False
 
@@ -412,6 +417,7 @@ def test_valid_cell_passes(cell):
 
 
 def make_case(cell):
+    """Returns the argument of the checks in `PROPERTIES`, for random inputs of size 3."""
     key = jax.random.key(0)
     shapes = jax.eval_shape(lambda: cell.init(key, 3))
     params = randomize(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), key)
@@ -420,7 +426,7 @@ def make_case(cell):
 
 
 def check(name, cell):
-    """Checks one property, because checking all of them takes seconds."""
+    """Checks only the property `name`, because checking all properties takes seconds."""
     PROPERTIES[name](make_case(cell))
 
 
@@ -496,7 +502,7 @@ def test_correct_noise_passes():
     check("noise", NoisyCell())
 
 
-def test_noise_without_leading_axes_fails():
+def test_noise_without_time_axis_fails():
     with pytest.raises(AssertionError, match=r"must have the leading axes \(5, 3\), got \(3, 2\)"):
         check("noise", NoiseWithoutTimeAxis())
 
@@ -553,6 +559,7 @@ def test_invalid_cell_reports_its_failures(cell, expected):
 
 def test_every_property_is_violated_by_an_invalid_cell():
     assert set.union(*(names for _, names in INVALID)) == set(PROPERTIES)
+    # These properties are violated only together with others.
     only_failures = {name for _, names in INVALID if len(names) == 1 for name in names}
     assert set(PROPERTIES) - only_failures == {"no_recompilation", "readout"}
 
@@ -635,7 +642,7 @@ class TakesTimeIntervals(ValidCell):
         return (features @ params.w) * jnp.exp(-elapsed)[..., None]
 
 
-def test_custom_inputs_are_used():
+def test_cell_with_custom_inputs_passes():
     sample_inputs = lambda key, leading: (
         jax.random.normal(key, (*leading, 3)),
         jax.random.uniform(key, leading),
@@ -668,7 +675,7 @@ class Decay(jrnn.Cell):
         return carry / 2 + z
 
 
-def test_cell_without_parameters_is_checked():
+def test_cell_without_parameters_reports_its_failure():
     with pytest.raises(AssertionError, match="1 of 15 properties fail\n- dtype: .*bfloat16"):
         check_cell(Decay())  # its carry is float32 for any dtype of the parameters
 

@@ -166,7 +166,7 @@ def test_capture_equals_unroll(kind: Row, reverse: bool):
     assert_close_trees(jax.tree.map(lambda a: a[last], capture.carries), capture.carry, 0)
 
 
-def test_gradients_of_capture_equal_unroll():
+def test_gradients_of_capture_equal_those_of_unroll():
     cell = jrnn.LSTM(HIDDEN)
     params, xs, carry = make_example(cell)
     options: dict[str, Any] = {"lengths": LENGTHS, "resets": RESETS}
@@ -249,7 +249,13 @@ class LeakyCellParams(NamedTuple):
 
 @dataclass(frozen=True)
 class LeakyCell(jrnn.Cell):
-    """h' = a * h + (1 - a) * W x with a = sigmoid(leak + h)."""
+    """h' = a * h + (1 - a) * W x with a = sigmoid(leak + h).
+
+    Attributes:
+      hidden_size: number of units.
+      tap_name: name of the tap of a; None means no tap.
+      broadcast: whether to tap a, `[..., hidden]`; otherwise the parameter `leak`, `[hidden]`.
+    """
 
     hidden_size: int
     tap_name: str | None = "a"
@@ -282,7 +288,7 @@ class LeakyCell(jrnn.Cell):
 
 @dataclass(frozen=True)
 class NoisyLeakyCell(LeakyCell):
-    """A `LeakyCell` with dropout of the inputs."""
+    """A `LeakyCell` in which noise sets random inputs to zero."""
 
     def sample_noise(self, params, xs, leading, key):
         return params, jax.random.bernoulli(key, 0.5, leading).astype(jnp.float32)
@@ -359,6 +365,7 @@ def test_jit_returns_an_equal_capture():
     jitted = jax.jit(lambda *a: capture_gates(cell, *a, lengths=LENGTHS, resets=RESETS))
     capture = jitted(params, xs, carry)
     assert isinstance(capture, GateCapture)
+    # After jit, `reverse` is an array.
     assert_close(capture._replace(reverse=False), expected, tol=1e-6)
 
 

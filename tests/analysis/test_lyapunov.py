@@ -51,9 +51,9 @@ def jacobian(step: Any, carry: Any, eps: float = 1e-6) -> np.ndarray:
 def reference(row: Row, scenario: Scenario, params: Any, batch: Batch, skip: int) -> Any:
     """Loops over sequences; returns exponents, steps, history, final carries, Jacobians and ranks.
 
-    The Jacobians are those of the steps in the mean. The rank of a sequence is the lowest rank of
-    the Jacobians of all its steps; exponents after the first `rank` are minus infinity or rounding
-    errors.
+    The Jacobians are those of the steps that are not skipped. The rank of a sequence is the lowest
+    rank of the Jacobians of all its steps; exponents after the first `rank` are minus infinity or
+    rounding errors.
     """
     initial_carry = row.init_carry(params)
     size = len(flatten(initial_carry))
@@ -102,8 +102,8 @@ def make_example(row: Row, seed: int = 3, steps: int = T) -> tuple[Any, Any, Bat
 
 
 @dataclass(frozen=True)
-class CellWithoutWeights(jrnn.Cell):
-    """The base class of cells with one array of parameters and a constant initial carry."""
+class SingleArrayCell(jrnn.Cell):
+    """The base class of cells whose parameters are one array, and whose initial carry is 0.3."""
 
     hidden_size: int
 
@@ -127,7 +127,7 @@ class CellWithoutWeights(jrnn.Cell):
         raise NotImplementedError
 
 
-class Henon(CellWithoutWeights):
+class Henon(SingleArrayCell):
     """x' = 1 - a·x² + y, y' = b·x."""
 
     @property
@@ -139,14 +139,14 @@ class Henon(CellWithoutWeights):
         return jnp.stack([1 - params[0] * x**2 + y + z[..., 0], params[1] * x], axis=-1)
 
 
-class Logistic(CellWithoutWeights):
+class Logistic(SingleArrayCell):
     """x' = r·x·(1 - x)."""
 
     def update(self, params: Any, carry: Any, z: Any, u: Any) -> Any:
         return params * carry * (1 - carry) + z
 
 
-class Linear(CellWithoutWeights):
+class Linear(SingleArrayCell):
     """h' = A h + x."""
 
     @property
@@ -163,7 +163,7 @@ class Linear(CellWithoutWeights):
 update_calls = []  # one entry for each trace of `Multiply.update`
 
 
-class Multiply(CellWithoutWeights):
+class Multiply(SingleArrayCell):
     """h' = x * h, whose derivative is the input."""
 
     def update(self, params: Any, carry: Any, z: Any, u: Any) -> Any:
@@ -171,7 +171,7 @@ class Multiply(CellWithoutWeights):
         return z * carry
 
 
-class ComplexLinear(CellWithoutWeights):
+class ComplexLinear(SingleArrayCell):
     """s' = a·s + c·conj(s) + x, with a complex carry."""
 
     @property
@@ -304,7 +304,7 @@ def test_exponents_equal_a_loop_over_full_jacobians(
             )
 
 
-def test_one_exponent_equals_the_first_of_all(kind: Row, x64: None) -> None:
+def test_single_exponent_equals_the_first_of_all_exponents(kind: Row, x64: None) -> None:
     cell, params, batch = make_example(kind)
     all_exponents, first = (
         lyapunov(cell, params, batch.xs, num_exponents=num) for num in (None, 1)
@@ -314,7 +314,7 @@ def test_one_exponent_equals_the_first_of_all(kind: Row, x64: None) -> None:
     np.testing.assert_allclose(first.history, all_exponents.history, rtol=1e-9)
 
 
-def test_two_exponents_equal_the_first_of_all(x64: None) -> None:
+def test_two_exponents_equal_the_first_two_of_all_exponents(x64: None) -> None:
     cell, params, batch = make_example(CELLS["lstm"])
     all_exponents, first = (
         lyapunov(cell, params, batch.xs, num_exponents=num) for num in (None, 2)
@@ -399,7 +399,7 @@ def test_largest_exponent_equals_the_divergence_rate_of_two_runs(
 
 
 @pytest.mark.parametrize("num_exponents", [1, 3])
-def test_zero_derivative_returns_minus_infinity(num_exponents: int) -> None:
+def test_exponents_are_minus_infinity_after_a_zero_derivative(num_exponents: int) -> None:
     params, xs = jnp.zeros(()), np.full((6, 2, 3), 0.5, np.float32)
     xs[2, 0] = 0
     spectrum = lyapunov(Multiply(3), params, xs, num_exponents=num_exponents)
@@ -409,7 +409,7 @@ def test_zero_derivative_returns_minus_infinity(num_exponents: int) -> None:
 
 
 @pytest.mark.parametrize("num_exponents", [1, 3])
-def test_q_remains_orthonormal_after_a_zero_derivative(num_exponents: int) -> None:
+def test_skipped_zero_derivative_does_not_change_later_exponents(num_exponents: int) -> None:
     xs = np.full((6, 2, 3), 0.5, np.float32)
     xs[2, 0] = 0
     spectrum = lyapunov(Multiply(3), jnp.zeros(()), xs, skip=3, num_exponents=num_exponents)
@@ -503,7 +503,7 @@ def test_gradients_equal_finite_differences(num_exponents: int | None, x64: None
 
 
 def test_gradients_are_finite_with_singular_padding() -> None:
-    """On padding the input, and so the derivative of `Multiply`, is zero."""
+    """On padding, the input is zero for the cell, and so is the derivative of `Multiply`."""
     xs = jnp.full((4, 2, 2), 0.5)
     loss = lambda xs, num_exponents: lyapunov(
         Multiply(2), jnp.zeros(()), xs, num_exponents=num_exponents, lengths=jnp.array([4, 2])

@@ -29,6 +29,7 @@ NOT_AN_INT: Any = None
 
 
 def make_capture(cell, **options):
+    """Captures the gates of a cell with random biases on T steps of B random sequences."""
     keys = jax.random.split(jax.random.key(0), 3)
     params = cell.init(keys[0], 3)
     params = params._replace(b=jax.random.normal(keys[1], params.b.shape, jnp.float32))
@@ -39,12 +40,13 @@ def make_capture(cell, **options):
 
 @pytest.fixture(scope="module")
 def capture() -> GateCapture:
-    """A capture of an LSTM with padding, and a reset of the second sequence."""
+    """A capture of an LSTM with a reset in the second sequence, and an empty third sequence."""
     resets = jnp.zeros((T, B), bool).at[RESET, 1].set(True)
     return make_capture(jrnn.LSTM(HIDDEN), lengths=jnp.array(LENGTHS), resets=resets)
 
 
 def image_of(axes):
+    """Returns the values of the only image in the axes; masked values are NaN."""
     (image,) = axes.images
     return np.ma.filled(image.get_array(), np.nan)
 
@@ -190,7 +192,7 @@ def test_plot_retention_shows_one_unit_of_a_gate():
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_plot_retention_equals_that_of_the_sequence_without_excluded_steps(reverse):
+def test_plot_retention_with_a_mask_equals_retention_over_the_valid_steps(reverse):
     mask = np.array([True, False, True, True, False, True])
     resets = np.zeros((T, B), bool)
     resets[3] = True
@@ -203,9 +205,9 @@ def test_plot_retention_equals_that_of_the_sequence_without_excluded_steps(rever
     np.testing.assert_allclose(
         image[np.ix_(mask, mask)], np.where(is_drawn, expected, np.nan), rtol=1e-5, atol=1e-7
     )
-    # The retention does not change on the excluded steps.
-    excluded, previous = ([4, 1], [5, 2]) if reverse else ([1, 4], [0, 3])
-    np.testing.assert_array_equal(image[mask][:, excluded], image[mask][:, previous])
+    # The retention does not change on the masked steps.
+    masked, previous = ([4, 1], [5, 2]) if reverse else ([1, 4], [0, 3])
+    np.testing.assert_array_equal(image[mask][:, masked], image[mask][:, previous])
 
 
 def test_plot_retention_draws_into_given_axes(capture):

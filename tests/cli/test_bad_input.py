@@ -1,4 +1,4 @@
-"""Invalid data and edited configs of runs: a one-line message, exit code 2, no changed files."""
+"""Invalid data and edited configs of runs: a message and exit code 2, and runs remain valid."""
 
 import json
 import re
@@ -20,7 +20,8 @@ XS = np.random.default_rng(0).normal(size=(60, 7, 3)).astype(np.float32)
 YS = (XS[:, 0, 0] > 0).astype(np.int32)
 
 
-def with_entry(value):
+def xs_with_entry(value):
+    """Returns `XS` with another value of feature 1 at step 2 of example 3."""
     xs = XS.copy()
     xs[3, 2, 1] = value
     return xs
@@ -33,8 +34,8 @@ def ragged_array():
 
 
 INVALID_ARRAYS = {
-    "nan": ({"xs": with_entry(np.nan), "ys": YS}, "got nan at xs[3, 2, 1]"),
-    "infinite": ({"xs": with_entry(-np.inf), "ys": YS}, "got -inf at xs[3, 2, 1]"),
+    "nan": ({"xs": xs_with_entry(np.nan), "ys": YS}, "got nan at xs[3, 2, 1]"),
+    "infinite": ({"xs": xs_with_entry(-np.inf), "ys": YS}, "got -inf at xs[3, 2, 1]"),
     "missing ys": ({"xs": XS}, "must contain the arrays xs and ys, got xs"),
     "negative label": ({"xs": XS, "ys": YS - 1}, "ys must contain ids from 0 to"),
     "float labels": ({"xs": XS, "ys": YS * 1.0}, "needs int class labels in ys"),
@@ -58,6 +59,7 @@ def run_in_tmp_path(tmp_path, monkeypatch):
 
 
 def run_and_fail(args, capsys):
+    """Runs a command that must exit with code 2, and returns its message."""
     with pytest.raises(SystemExit) as exit_info:
         main(args)
     assert exit_info.value.code == 2
@@ -77,6 +79,7 @@ def test_invalid_arrays_exit_before_any_folder_is_created(name, tmp_path, capsys
 
 @pytest.fixture
 def run(tmp_path, capsys):
+    """The folder of a run on arrays, which is `run` in the current folder."""
     np.savez("mine.npz", xs=XS, ys=YS)
     spec = "configs/arrays.py:path=mine.npz,kind=classification"
     main(["train", spec, "--run-dir", "run", "--network.cell.hidden-size", "4", *FLAGS])
@@ -85,6 +88,7 @@ def run(tmp_path, capsys):
 
 
 def edit_config(run, change):
+    """Applies `change` to the experiment in the saved config of a run."""
     path = run / "config.json"
     saved = json.loads(path.read_text())
     change(saved["experiment"])
@@ -138,7 +142,7 @@ def make_data(**changes):
 
 @dataclass(frozen=True)
 class UserTask(Task):
-    """A task that does not validate its data."""
+    """A task that returns its class attribute `data` without validation."""
 
     data: ClassVar[Any] = None
 
@@ -169,13 +173,13 @@ INVALID_DATA = {
         make_data(train=VALID.train._replace(ys=YS[:40] * 1.0)),
         "train.ys must contain int labels",
     ),
-    "nan": (make_data(test=Split(with_entry(np.nan)[:10], YS[:10])), "test.xs must be finite"),
+    "nan": (make_data(test=Split(xs_with_entry(np.nan)[:10], YS[:10])), "test.xs must be finite"),
     "list": (make_data(test=Split(XS[:10].tolist(), YS[:10])), "test.xs must be an array"),
 }
 
 
 @pytest.mark.parametrize("name", INVALID_DATA)
-def test_data_of_user_tasks_are_checked(name):
+def test_invalid_data_of_a_user_task_raise(name):
     UserTask.data, message = INVALID_DATA[name]
     with pytest.raises((ValueError, TypeError), match=re.escape(message)):
         tasks.load(UserTask())
@@ -183,7 +187,7 @@ def test_data_of_user_tasks_are_checked(name):
 
 def test_entries_on_padding_are_ignored():
     lengths = np.full(10, 2, np.int32)
-    padded = Split(with_entry(np.nan)[:10], YS[:10], lengths)
+    padded = Split(xs_with_entry(np.nan)[:10], YS[:10], lengths)
     UserTask.data = make_data(test=padded)
     assert tasks.load(UserTask()) is UserTask.data
     names = ("train", "validation", "test")

@@ -32,6 +32,7 @@ def run_in_tmp_path(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def text_run(tmp_path_factory):
+    """The folder of a run of a text task."""
     folder = tmp_path_factory.mktemp("text")
     source = folder / "source.txt"
     source.write_text("the cat sat on the mat. " * 400)
@@ -76,7 +77,9 @@ def test_train_writes_a_run_that_eval_reads(tmp_path, capsys):
 SWEEP = ["sweep", "configs/digits.py:order=row", "--over", "seed=0:2", "network.dropout=0.1,0.2"]
 
 
-def test_sweep_writes_table_figure_and_run_of_best_trial(tmp_path, capsys, monkeypatch):
+def test_sweep_writes_figure_and_run_of_best_trial_and_can_be_resumed(
+    tmp_path, capsys, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "ray", None)  # an import of Ray would raise
     main([*SWEEP, *SMALL, "--run-dir", "all"])
     output = join_words(capsys.readouterr().out)
@@ -128,7 +131,7 @@ def test_train_into_non_empty_folder_exits(tmp_path, capsys):
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
-def test_train_on_user_arrays(tmp_path, capsys):
+def test_train_on_user_arrays_writes_the_accuracy(tmp_path, capsys):
     rng = np.random.default_rng(0)
     np.savez("mine.npz", xs=rng.normal(size=(60, 5, 2)), ys=rng.integers(0, 3, 60))
     spec = "configs/arrays.py:path=mine.npz,kind=classification"
@@ -136,7 +139,7 @@ def test_train_on_user_arrays(tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["metric"] == "accuracy"
 
 
-def test_train_on_user_table(tmp_path, capsys):
+def test_train_on_a_user_table_prints_the_error_in_original_units(tmp_path, capsys):
     rows = "\n".join(f"{np.sin(k / 5):.4f},{k % 7}" for k in range(400))
     (tmp_path / "mine.csv").write_text(f"load,day\n{rows}\n")
     spec = "configs/table.py:path=mine.csv,window=16,horizon=3"

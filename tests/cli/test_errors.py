@@ -1,6 +1,4 @@
-"""Tests that invalid or too large inputs, internal errors and full disks end a command with a
-one-line message.
-"""
+"""Invalid or too large inputs, internal errors and full disks end a command with one line."""
 
 import io
 import json
@@ -203,7 +201,7 @@ def test_unexpected_error_is_reported_as_a_bug(monkeypatch, capsys):
 
 @pytest.fixture
 def limit_file_size():
-    """Returns a function that limits the size of files, as a full disk would."""
+    """A function that limits the size of files in bytes, as a full disk would."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, old)
@@ -236,7 +234,7 @@ def test_full_disk_names_the_file_and_how_to_resume(limit_file_size, monkeypatch
     ("size", "file"),
     [(5, "data.txt"), (300, "config.py"), (2000, "checkpoints"), (15_000, "figure.png")],
 )
-def test_full_disk_at_any_file_exits_with_code_1(size, file, limit_file_size, capsys):
+def test_file_that_cannot_be_written_exits_with_code_1(size, file, limit_file_size, capsys):
     limit_file_size(size)
     message = run_and_fail(["train", *ADDING, "--steps", "10", "--run-dir", "run"], capsys, code=1)
     limit_file_size(resource.RLIM_INFINITY)

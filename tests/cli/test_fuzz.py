@@ -1,6 +1,6 @@
-"""Random flags, damaged run folders and random JSON: every end is 0, 1 or 2, with one bounded line.
+"""Commands with random flags, damaged run folders or random JSON exit with code 0, 1 or 2.
 
-An exit code of 1 must not be an internal error.
+If a command fails, it prints one line of bounded length, which does not report an internal error.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from jrnn.cli import main
 
+# The number of random examples of each test.
 EXAMPLES = int(os.environ.get("JRNN_FUZZ_EXAMPLES", "150"))
 FUZZ = settings(
     max_examples=EXAMPLES,
@@ -32,7 +33,7 @@ exhaustive = pytest.mark.exhaustive
 
 
 def run(args: list[str]) -> tuple[int, str]:
-    """Runs a command; returns its exit code, and its message after checking it."""
+    """Runs a command, checks its exit code and standard error, and returns both."""
     stdout, stderr = io.StringIO(), io.StringIO()
     code: Any = 0
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
@@ -52,7 +53,7 @@ def run(args: list[str]) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory) -> Path:
-    """A complete run of a language model and one of arrays, and a sweep, in one folder."""
+    """A folder with a complete run of a text task, a complete sweep, and three files of data."""
     folder = tmp_path_factory.mktemp("original")
     with contextlib.chdir(folder):
         Path("text.txt").write_text("the cat sat on the mat. " * 40)
@@ -99,14 +100,14 @@ network.cell.hidden-size network.cell.heads network.cell.t-max optimizer.learnin
 optimizer.algorithm optimizer.schedule optimizer.warmup optimizer.clip-norm optimizer.momentum
 tbptt.k1 tbptt num-processes process-id coordinator-address unknown""".split()
 PAIRS = st.tuples(st.sampled_from([f"--{name}" for name in FLAGS]), VALUES)
-# Values that start a long training or several processes are not errors.
-SLOW = {"--num-processes", "--process-id", "--coordinator-address"}
+# With valid values, these flags make a command wait for other processes.
+MULTIPROCESS = {"--num-processes", "--process-id", "--coordinator-address"}
 
 
 def flags_of(pairs: list[tuple[str, str]]) -> list[str]:
-    """Returns flags; a number of steps is at most 3, so that a valid one ends soon."""
+    """Returns flags with values, except `MULTIPROCESS`; large numbers of steps become 3."""
     short = lambda flag, value: "3" if flag == "--steps" and value in ("1e3", str(2**31)) else value
-    return [text for f, value in pairs if f not in SLOW for text in (f, short(f, value))]
+    return [text for f, value in pairs if f not in MULTIPROCESS for text in (f, short(f, value))]
 
 
 @exhaustive
@@ -182,7 +183,10 @@ COMMANDS = [["eval", "run"], ["sample", "run", "--length", "2"], ["train", "--re
 
 
 def replace_at(tree: Any, path: list[int], value: Any) -> Any:
-    """Returns JSON in which a random node, at a path of indices, is replaced."""
+    """Returns JSON in which one node is replaced.
+
+    `path` has an index for each level, modulo the number of children; it may end at a leaf early.
+    """
     if not path or not isinstance(tree, dict | list) or not tree:
         return value
     keys = list(tree) if isinstance(tree, dict) else range(len(tree))
@@ -203,7 +207,7 @@ def test_random_json_in_a_config(command, path, value, folder, original):
     name = "sweep/sweep.json" if command[0] == "sweep" else "run/config.json"
     changed = replace_at(json.loads((original / name).read_text()), path, value)
     if "steps" in str(changed) and _max_steps(changed) > 10:
-        return  # a valid number of steps, which would be trained
+        return  # the number of steps may be valid, and would take long
     Path(name).write_text(json.dumps(changed))
     try:
         run(command)
@@ -251,7 +255,7 @@ def test_damaged_files_of_a_run(data, folder, original):
         content[position] = data.draw(st.integers(0, 255))
         file.write_bytes(content)
     try:
-        # A damaged config.py is code that is changed.
+        # A changed config.py is not damaged, but another program.
         if file.name != "config.py":
             run(data.draw(st.sampled_from(COMMANDS)))
     finally:

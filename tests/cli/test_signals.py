@@ -1,4 +1,4 @@
-"""Signals at any moment end the command with one line and 128 + signal, and lose nothing."""
+"""A signal at any moment ends the command with one line, and exit code 128 + signal number."""
 
 import os
 import random
@@ -39,6 +39,7 @@ def config_in_tmp_path(tmp_path, monkeypatch):
 
 
 def start(*prefix: str) -> subprocess.Popen[str]:
+    """Starts a long training; `prefix` is a command that runs it, such as `nohup`."""
     args = ["train", "mine.py", "--run-dir", "run"]
     return subprocess.Popen(
         [*prefix, sys.executable, "-m", "jrnn", *args],
@@ -50,7 +51,7 @@ def start(*prefix: str) -> subprocess.Popen[str]:
 
 
 def wait_for_handler(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> None:
-    """Waits until the process handles the signal; before this, Python itself is being started."""
+    """Waits until the process handles the signal; before this, Python is still starting."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         status = Path(f"/proc/{process.pid}/status").read_text()
@@ -58,11 +59,11 @@ def wait_for_handler(process: subprocess.Popen[str], number: int = signal.SIGTER
         if caught and int(caught[1], 16) >> (number - 1) & 1:
             return
         time.sleep(0.001)
-    raise TimeoutError("the command must install its handlers")
+    raise TimeoutError(f"the command has installed no handler of signal {number} in 60 s")
 
 
-# The delays in seconds after the handlers are installed: during the import of JAX, the compilation
-# or the training, depending on the machine.
+# Signals, and delays in seconds after the handlers are installed. Depending on the machine, the
+# signal arrives during the import of JAX, the compilation or the training.
 MOMENTS = [
     (number, round(random.Random(index).uniform(0, 8), 2))
     for index, number in enumerate(STOP_SIGNALS * 12)
@@ -100,8 +101,8 @@ def test_ignored_hangup_does_not_stop_a_run():
     assert "stopped by SIGTERM" in process.communicate(timeout=60)[1]
 
 
-def test_signal_in_a_callback_of_jax_is_not_lost():
-    """Python discards exceptions in such a callback, so that the handler must not raise one."""
+def test_signal_in_a_callback_of_the_garbage_collector_is_not_lost():
+    """JAX registers such a callback. Python discards exceptions in it; the handler raises none."""
     code = """
 import gc, os, signal, sys
 from jrnn.signals import exit_on_signals
@@ -131,12 +132,12 @@ def test_signal_after_the_last_step_is_not_lost(number):
         with pytest.raises(Interrupted), Signals():
             os.kill(os.getpid(), number)
             raise Interrupted("saved", number)
-        assert received == [number]  # the exception has told the caller already
+        assert received == [number]  # not sent again: the caller has received the exception
     finally:
         signal.signal(number, old)
 
 
-def test_second_interrupt_raises():
+def test_second_interrupt_raises_keyboard_interrupt():
     with pytest.raises(KeyboardInterrupt), Signals():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)

@@ -1,12 +1,12 @@
-"""Untrusted text on a terminal, long names in messages, and a closed pipe."""
+"""Control characters on a terminal, long names in messages, a closed pipe, non-finite options."""
 
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from jrnn.cli import main
@@ -45,7 +45,8 @@ def test_messages_are_one_line_of_bounded_length():
     assert len(format_message("\x1b" * 10_000)) <= MAX_MESSAGE
 
 
-def error_of(args, capsys):
+def run_and_fail(args, capsys):
+    """Runs a command that must exit with code 2, and returns its standard error."""
     with pytest.raises(SystemExit) as exit_info:
         main(args)
     assert exit_info.value.code == 2
@@ -69,7 +70,7 @@ COMMANDS = {
 @pytest.mark.parametrize("name", COMMANDS)
 def test_errors_escape_what_they_quote(name, capsys):
     Path("data.csv").write_text(CSV)
-    error = error_of(COMMANDS[name], capsys)
+    error = run_and_fail(COMMANDS[name], capsys)
     assert not set(ESCAPE) & set("\x1b\x9b\u202e\x07") & set(error)
     assert "x1b" in error
 
@@ -78,7 +79,7 @@ def test_errors_escape_what_they_quote(name, capsys):
 def test_errors_shorten_long_names(name, capsys):
     long = "n" * 50_000
     Path("data.csv").write_text(CSV.replace(ESCAPE, long))
-    error = error_of([arg.replace(ESCAPE, long) for arg in COMMANDS[name]], capsys)
+    error = run_and_fail([arg.replace(ESCAPE, long) for arg in COMMANDS[name]], capsys)
     if "flag" in name:  # tyro wraps its messages
         assert error.count("n" * 20) < 1000 and len(error) <= 5 * MAX_MESSAGE
     else:
@@ -102,18 +103,18 @@ def test_tables_escape_names(capsys):
     assert capsys.readouterr().out.count(ESCAPED) == 3
 
 
-def test_raw_text_is_written_unless_to_a_terminal(capfd):
+def test_control_characters_are_escaped_only_on_a_terminal(capfd):
     write_text(ESCAPE)
     assert capfd.readouterr().out == ESCAPE + "\n"
-    ours, theirs = pty.openpty()
+    controller, terminal = pty.openpty()
     code = f"from jrnn.terminal import write_text; write_text({ESCAPE!r})"
-    subprocess.run([sys.executable, "-c", code], stdout=theirs, check=True, timeout=60)
-    os.close(theirs)
-    assert os.read(ours, 1000).decode().strip() == ESCAPED
-    os.close(ours)
+    subprocess.run([sys.executable, "-c", code], stdout=terminal, check=True, timeout=60)
+    os.close(terminal)
+    assert os.read(controller, 1000).decode().strip() == ESCAPED
+    os.close(controller)
 
 
-def test_sample_prints_the_text_unchanged_to_a_file(capsys):
+def test_sample_does_not_escape_text_that_is_not_printed_on_a_terminal(capsys):
     Path("text.txt").write_text("the \x1b[31mcat\x1b[0m sat. " * 100)
     flags = ["--steps", "2", "--network.cell.hidden-size", "4", "--task.window", "16"]
     main(["train", "configs/text.py:path=text.txt", "--run-dir", "run", *flags])
@@ -124,7 +125,7 @@ def test_sample_prints_the_text_unchanged_to_a_file(capsys):
 
 
 @pytest.mark.parametrize("args", [["ls", "cells", "--markdown"], ["eval", "--help"], ["--help"]])
-def test_closed_pipe_ends_the_command_quietly(args):
+def test_closed_pipe_ends_the_command_without_a_message(args):
     reader, writer = os.pipe()
     os.close(reader)
     process = subprocess.run(
@@ -135,7 +136,7 @@ def test_closed_pipe_ends_the_command_quietly(args):
         timeout=120,
     )
     os.close(writer)
-    assert process.returncode == 141 and process.stderr == ""
+    assert process.returncode == 128 + signal.SIGPIPE and process.stderr == ""
 
 
 def test_non_finite_options_are_refused(capsys):
@@ -146,7 +147,7 @@ def test_non_finite_options_are_refused(capsys):
         ["--network.cell.forget-bias", "nan"],
         ["--save-every", "inf"],
     ):
-        error = error_of(["train", "configs/digits.py", *flags], capsys)
+        error = run_and_fail(["train", "configs/digits.py", *flags], capsys)
         name = flags[0].split(".")[-1].replace("-", "_").removeprefix("__")
-        assert name in error and "number" in error and not np.isfinite(float(flags[1]))
+        assert name in error and "number" in error
     assert not Path("runs").exists()

@@ -45,7 +45,10 @@ RESUMED_MESHES = ("data=8", "data=2,model=4", None)
 
 
 def train_on_many_devices(folder):
-    """Trains all cases on a mesh, and one run that is interrupted and resumed on other meshes."""
+    """Trains all cases on meshes, and one run that is interrupted and resumed on other meshes.
+
+    Also asserts that the axis `model` shards the recurrent weights.
+    """
     assert len(jax.devices()) == DEVICES
     for name, (e, mesh) in CASES.items():
         data, devices = e.task.load(), Mesh.parse(mesh)
@@ -84,6 +87,7 @@ train_on_many_devices(Path(sys.argv[1]))
 
 @pytest.fixture(scope="module")
 def mesh_runs(tmp_path_factory):
+    """The folder with a run for each case, and the run `resumed`."""
     folder = tmp_path_factory.mktemp("mesh_runs")
     command = [sys.executable, "-c", SCRIPT, str(folder)]
     subprocess.run(command, env=environment_with_devices(DEVICES), check=True, timeout=300)
@@ -97,7 +101,7 @@ def test_training_on_a_mesh_gives_the_same_losses_as_on_one_device(name, mesh_ru
     assert_same_metrics(mesh_runs / name, tmp_path)
     for actual, line in zip(read_metrics(mesh_runs / name), read_metrics(tmp_path), strict=True):
         assert actual["loss"] == pytest.approx(line["loss"], rel=1e-6, abs=0)
-    # A checkpoint of a run on a mesh can be restored on one device.
+    # `restore` uses one device, whatever the mesh of the experiment.
     e = replace(e, mesh=f"data={DEVICES}") if name == "resumed" else replace(e, mesh=CASES[name][1])
     restored = restore(e, e.task.load(), mesh_runs / name)
     assert restored.step == expected.step

@@ -56,16 +56,20 @@ except (ValueError, RuntimeError, OSError) as error:
 
 
 def run(event, count=2, timeout=60, *, port=None, indices=None, counts=None, start_timeout=60):
-    """Runs `PROGRAM` in each process; returns exit codes, standard errors and seconds.
+    """Runs `PROGRAM` in each process.
 
     Args:
-      event: what happens to which process; see `PROGRAM`.
+      event: what happens, and the index of the process if it is only one; see `PROGRAM`.
       count: number of processes.
       timeout: seconds to wait for each process.
       port: the port of the coordinator; a free one by default.
       indices: the processes that are started; all by default.
-      counts: the number of processes that each process is started with; `count` by default.
+      counts: the number of processes that each process is told; `count` by default.
       start_timeout: seconds that processes wait for one another.
+
+    Returns:
+      The exit codes in the order of `indices`, the standard errors by process index, and the
+      duration in seconds. A process that `event` stops is killed; its standard error is omitted.
     """
     port, begin = port or free_port(), time.monotonic()
     indices, counts = indices or range(count), counts or [count] * count
@@ -94,7 +98,7 @@ def run(event, count=2, timeout=60, *, port=None, indices=None, counts=None, sta
     return [process.returncode for process in processes], errors, time.monotonic() - begin
 
 
-def loss_message(index, peer, count=2):
+def lost_process_message(index, peer, count=2):
     return (
         f"jrnn: process {peer} of {count} has exited or is unreachable, so process {index} exits "
         "too. Saved checkpoints are intact; start all processes again with: the command"
@@ -109,20 +113,22 @@ def test_collectives_agree_and_processes_exit_with_0():
 def test_others_exit_after_a_process_is_killed():
     codes, errors, _ = run("kill 1", 3)
     assert codes == [1, -signal.SIGKILL, 1]
-    assert loss_message(0, 1, 3) in errors[0] and loss_message(2, 1, 3) in errors[2], errors
+    assert (
+        lost_process_message(0, 1, 3) in errors[0] and lost_process_message(2, 1, 3) in errors[2]
+    ), errors
 
 
 def test_others_exit_after_the_first_process_is_killed():
     codes, errors, seconds = run("kill 0")
     assert codes == [-signal.SIGKILL, 1], errors
-    assert loss_message(1, 0) in errors[1], errors
+    assert lost_process_message(1, 0) in errors[1], errors
     assert seconds < 30
 
 
 def test_others_exit_after_a_process_sends_no_heartbeat():
     codes, errors, seconds = run("stop 1")
-    assert codes[0] == 1 and loss_message(0, 1) in errors[0], errors
-    assert seconds < 45  # the timeout of 6, and the start
+    assert codes[0] == 1 and lost_process_message(0, 1) in errors[0], errors
+    assert seconds < 45  # HEARTBEAT_TIMEOUT is 6; most of the rest is the start of the processes
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -131,7 +137,7 @@ def test_error_in_one_process_is_reported_by_that_process_only(index):
     other = 1 - index
     assert codes[index] == 2 and codes[other] == 1, errors
     assert f"ValueError my own error (process {index} of 2)" in errors[index]
-    assert loss_message(other, index) in errors[other] and "Error" not in errors[other]
+    assert lost_process_message(other, index) in errors[other] and "Error" not in errors[other]
 
 
 @pytest.mark.parametrize(("event", "code"), [("unhandled 0", 1), ("exit 0", 3), ("unhandled 1", 1)])
@@ -139,7 +145,7 @@ def test_process_that_exits_does_not_wait_for_the_others(event, code):
     codes, errors, seconds = run(event)
     index = int(event[-1])
     assert codes[index] == code and codes[1 - index] == 1 and seconds < 40, errors
-    assert loss_message(1 - index, index) in errors[1 - index], errors
+    assert lost_process_message(1 - index, index) in errors[1 - index], errors
     assert ("KeyError" in errors[index]) == ("unhandled" in event)
 
 
@@ -164,6 +170,7 @@ def test_single_process_is_a_group():
 
 
 def log_lines(text):
+    """Returns the lines of a standard error, except for those of the library Gloo."""
     return [line for line in text.splitlines() if "Gloo" not in line]
 
 
@@ -194,7 +201,7 @@ def test_processes_of_another_number_or_version_raise():
 
 
 def test_messages_of_other_programs_are_ignored():
-    """They reach the server of JAX, the only one that listens."""
+    """The messages reach the coordination service of JAX, the only server of a group."""
     port, stop = free_port(), threading.Event()
     texts = [b"GET / HTTP/1.1\r\n\r\n", b'{"process": 1}\n', b"[" * 100_000, b"\0" * 10**6, b""]
 
@@ -219,7 +226,7 @@ def test_messages_of_other_programs_are_ignored():
 
 
 def test_group_listens_only_at_the_named_address():
-    """And the port in use is named in the message."""
+    """If the port is in use at this address, the message names both."""
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
         codes, errors, _ = run("end", port=port, start_timeout=3)

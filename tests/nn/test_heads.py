@@ -1,4 +1,4 @@
-"""Tests of models with an output layer, and of sampling tokens."""
+"""Tests of `Classifier` and `SequenceToSequence`, and of sampling tokens by `generate`."""
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ K = 3
 
 
 def body(**options):
+    """Returns a recurrent module with the input size and hidden size of `batch`."""
     return GRU(I, H, rngs=nnx.Rngs(0), **options)
 
 
@@ -144,7 +145,7 @@ def test_generate_raises_for_a_noncausal_or_time_major_body(options):
         generate(model, jnp.zeros((1, 2), int), 3, key=jax.random.key(0))
 
 
-def test_empty_sequence_pools_to_zeros():
+def test_empty_sequence_pools_to_zeros_and_too_large_lengths_mean_all_steps():
     xs, _, _ = batch()
     for pool in ("last", "mean", "max"):
         model = randomize_params(Classifier(body(), K, pool=pool, rngs=nnx.Rngs(1)))

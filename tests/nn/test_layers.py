@@ -1,4 +1,4 @@
-"""Tests of stacked and bidirectional layers."""
+"""Tests of `LSTM`, `GRU` and `StackedRNN`: layers, directions and dropout."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,10 @@ from tests.nn.test_rnn import B, H, I, T, batch, randomize_params
 
 
 def compose_unrolls(model, cell, xs, lengths, resets, directions, initial_carry=None):
-    """Calls `unroll` for each layer and direction; the backward one is reset at segment ends."""
+    """Calls `unroll` for each layer and direction.
+
+    The backward direction is reset at the last step of each segment. Arrays are batch-major.
+    """
     ends = np.zeros_like(resets)
     ends[:, :-1] = resets[:, 1:]
     ys, carries = xs.swapaxes(0, 1), []
@@ -56,7 +59,7 @@ def test_layers_equal_composed_unrolls(module, bidirectional):
     assert got[1].shape == (B, T, directions * H)
 
 
-def test_reset_on_padding_has_no_effect_in_both_directions():
+def test_reset_on_padding_has_no_effect_in_either_direction():
     model = randomize_params(GRU(I, H, bidirectional=True, rngs=nnx.Rngs(0)))
     xs, lengths, _ = batch()
     initial_carry = jnp.ones((2, B, H))

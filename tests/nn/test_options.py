@@ -1,4 +1,4 @@
-"""The arguments of the modules of `jrnn.nn` are validated, and unknown ones are explained."""
+"""Invalid arguments of the modules of `jrnn.nn` raise errors that say what to pass instead."""
 
 import inspect
 from typing import Any
@@ -68,14 +68,14 @@ def test_generate_refuses_an_embedding_without_all_tokens() -> None:
         nn.generate(model, jnp.array([[1]]), 3, key=KEY)
 
 
-def test_options_are_in_the_signatures() -> None:
+def test_signatures_list_all_options_by_name() -> None:
     for module in (nn.LSTM, nn.GRU, nn.StackedRNN):
         parameters = inspect.signature(module.__init__).parameters
         assert {"bidirectional", "dropout", "time_major", "engine", "dtype"} <= set(parameters)
         assert not any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def test_single_sequence_and_inputs_of_another_size_are_explained_in_batch_major_axes() -> None:
+def test_errors_of_invalid_inputs_use_batch_major_axes() -> None:
     with pytest.raises(ValueError, match=r"GRU: xs must .*\(batch, time, input\), .* xs\[None\]"):
         LAYER(jnp.ones((5, 3)))
     with pytest.raises(ValueError, match=r"GRU: xs must have a last axis of 3 .*got shape"):
@@ -84,7 +84,7 @@ def test_single_sequence_and_inputs_of_another_size_are_explained_in_batch_major
         LAYER(jnp.ones((2, 5, 3)), lengths=[1.0, 2.0])
 
 
-def test_numpy_scalars_are_options() -> None:
+def test_options_may_be_numpy_scalars() -> None:
     layer = nn.LSTM(
         np.int64(3),
         np.int32(8),
@@ -99,6 +99,6 @@ def test_numpy_scalars_are_options() -> None:
     assert repr(layer.rnns[3].cell) == repr(jrnn.LSTM(8, forget_bias=2.0))
 
 
-def test_biases_can_be_left_out() -> None:
+def test_cells_without_biases_have_only_matrices() -> None:
     for layer in (nn.LSTM(3, 4, rngs=RNGS, bias=False), nn.GRU(3, 4, rngs=RNGS, bias=False)):
         assert {a.ndim for a in jax.tree.leaves(layer.rnns[0].params)} == {2}

@@ -34,6 +34,7 @@ def randomize_params(module, seed=0):
 
 
 def batch(seed=0):
+    """Returns inputs [B, T, I], lengths [B] and resets [B, T]."""
     rng = np.random.default_rng(seed)
     xs = jnp.asarray(rng.normal(size=(B, T, I)), jnp.float32)
     resets = np.zeros((B, T), bool)
@@ -73,7 +74,7 @@ def test_noise_is_sampled_in_training_only():
     assert not np.allclose(run(), run())
 
 
-def test_noise_requires_an_rng_stream_in_training_only():
+def test_noise_requires_a_key_or_an_rng_stream_in_training_only():
     rnn = RNN(Noisy(H), I, rngs=nnx.Rngs(params=0))
     xs, _, _ = batch()
     with pytest.raises(ValueError, match=r"RNN: rngs must have the stream 'dropout' .* Noisy\("):
@@ -137,25 +138,25 @@ def test_dtype_and_param_dtype_are_independent():
     assert {p.dtype for p in jax.tree.leaves(rnn.params)} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_jit_grad_split_and_merge_equal_the_functional_core(cell):
+def test_jit_grad_split_and_merge_equal_those_of_unroll(cell):
     rnn = randomize_params(RNN(cell, I, rngs=nnx.Rngs(0)))
     xs, lengths, _ = batch()
 
     def loss(model):
         return jnp.sum(model(xs, lengths=lengths)[1] ** 2)
 
-    def functional(params):
+    def unroll_loss(params):
         _, ys = jrnn.unroll(cell, params, xs.swapaxes(0, 1), lengths=lengths)
         return jnp.sum(ys**2)
 
-    expected = jax.grad(functional)(rnn.params)
+    expected = jax.grad(unroll_loss)(rnn.params)
     got = nnx.jit(nnx.grad(loss))(rnn)["weights"]
     expected = {name: value for name, value in expected._asdict().items() if value is not None}
     assert_close({name: got[name][...] for name in expected}, expected, 1e-5)
     graphdef, state = nnx.split(rnn)
     doubled = nnx.merge(graphdef, jax.tree.map(lambda a: 2 * a, state))
     assert_close(doubled.params, jax.tree.map(lambda a: 2 * a, rnn.params), 1e-6)
-    assert_close(nnx.jit(loss)(rnn), functional(rnn.params), 1e-5)
+    assert_close(nnx.jit(loss)(rnn), unroll_loss(rnn.params), 1e-5)
 
 
 def test_flax_cell_in_nnx_rnn_equals_unroll(cell):

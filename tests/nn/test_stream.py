@@ -27,6 +27,7 @@ def add_noise(model):
 
 
 def token_model():
+    """Returns a model that maps tokens to logits of 11 tokens."""
     rngs = nnx.Rngs(0)
     body = StackedRNN(jrnn.LSTM(4), 5, 2, rngs=rngs, dropout=0.5)
     embedding = nnx.Embed(11, 5, rngs=rngs)
@@ -45,6 +46,7 @@ MODELS = {
 
 
 def run_sequence(model, xs):
+    """Returns the outputs for batch-major inputs, in evaluation mode and batch-major."""
     model.eval()
     if getattr(model, "time_major", False):
         return jnp.swapaxes(model(jnp.swapaxes(xs, 0, 1))[1], 0, 1)
@@ -75,7 +77,7 @@ def test_reset_applies_to_the_selected_rows():
     np.testing.assert_allclose(first, model(XS)[1][:, 0], rtol=1e-5, atol=1e-6)
 
 
-def test_carry_can_be_set_and_training_does_not_change_the_stream():
+def test_carry_can_be_set_and_changes_of_the_model_do_not_affect_the_stream():
     model = add_noise(MODELS["lstm"]())
     model.eval()
     carry, _ = model(XS[:, :4])

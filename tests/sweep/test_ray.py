@@ -33,13 +33,13 @@ from tests.sweep.test_sweep import Signs, read_metrics_bytes
 
 
 def on_ray(function):
-    """Marks a test that starts a cluster, which takes half a minute and needs Ray."""
+    """Marks a test that uses a cluster as exhaustive, because its start takes half a minute."""
     return pytest.mark.exhaustive(pytest.mark.filterwarnings("ignore")(function))
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A head without CPUs, and two nodes with one CPU, so that each trains one group at a time."""
+    """A Ray cluster: a head node without CPUs, and two nodes with one CPU each."""
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
@@ -94,7 +94,7 @@ def test_sweep_on_two_nodes_equals_sweep_in_one_process(cluster, tmp_path):
     best = experiments[actual.best]
     restored = restore(best, best.task.load(), tmp_path / "ray" / BEST)
     assert restored.test == pytest.approx(expected.trials[expected.best].test, rel=1e-5)
-    # All of the sweep has come back, so that it can be read without the cluster.
+    # All files of the sweep have been copied back, so that it can be read without the cluster.
     resumed = sweep(experiments, tmp_path / "ray", resume=True)
     assert resumed._replace(seconds=0) == expected._replace(seconds=0)
 
@@ -122,14 +122,16 @@ def activation(x):
 
 
 @on_ray
-def test_command_with_a_config_that_defines_classes(cluster, tmp_path, monkeypatch, capsys):
+def test_config_that_defines_classes_gives_the_same_sweep_on_ray(
+    cluster, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "novel.py").write_text(CONFIG)
     (tmp_path / "config" / "novel_helper.py").write_text(HELPER)
     train = RayCluster.train
 
     def train_without_files(*args):
-        # As on a machine that does not have the files.
+        # The workers must not need the files, which other machines do not have.
         (tmp_path / "config").rename(tmp_path / "moved")
         try:
             return train(*args)
@@ -166,7 +168,7 @@ def wait_for_checkpoints(folder):
 
 
 @on_ray
-def test_groups_of_a_lost_node_start_again_elsewhere(cluster, tmp_path, caplog):
+def test_groups_of_a_lost_node_start_again_on_another_node(cluster, tmp_path, caplog):
     options = {"steps": 24000, "save_every": 0.5}
     expected = sweep(trials(**options), tmp_path / "local")
     folder = tmp_path / "ray"
@@ -188,7 +190,7 @@ def test_groups_of_a_lost_node_start_again_elsewhere(cluster, tmp_path, caplog):
 
 @on_ray
 @pytest.mark.parametrize("resume_on_ray", [True, False])
-def test_interrupted_sweep_resumes(resume_on_ray, cluster, tmp_path):
+def test_interrupted_sweep_resumes_on_ray_or_locally(resume_on_ray, cluster, tmp_path):
     options = {"steps": 60000, "save_every": 0.5}
     expected = sweep(trials(**options), tmp_path / "local")
     folder = tmp_path / "ray"
@@ -243,12 +245,13 @@ def test_signal_handlers_are_those_from_before(cluster):
 
 
 def make_worker(experiments, saved, **changes):
+    """Returns a worker, in this process, that trains a group from what is saved of it."""
     spec = GroupSpec(pickle.dumps(experiments), None, read_versions(), read_settings())
     return GroupWorker(spec._replace(**changes), experiments[0].task.load(), saved)
 
 
 def write_update(folder, update):
-    """Writes an update of a worker to a folder."""
+    """Writes the metrics and the checkpoint of an update of a worker to the folder of a sweep."""
     for index, (offset, content) in enumerate(update.metrics):
         write_metrics(trial_folder(folder, index), offset, content)
     if update.checkpoint is not None:
@@ -256,12 +259,13 @@ def write_update(folder, update):
 
 
 def read_saved(folder, count):
+    """Returns the checkpoints and metrics of the first group of a sweep, with `count` trials."""
     checkpoints = group_folder(folder, 0) / "checkpoints"
     files = {step: read_files(checkpoints / str(step)) for step in list_steps(checkpoints)}
     return SavedGroup(files, read_metrics_bytes(folder, count))
 
 
-def test_worker_continues_from_what_another_has_handed_over(tmp_path, monkeypatch):
+def test_worker_continues_from_the_updates_of_another_worker(tmp_path, monkeypatch):
     experiments = trials(300, save_every=0.2, eval_every=10)[::2]
     expected = sweep(experiments, tmp_path / "local")
     folder = tmp_path / "ray"
@@ -280,7 +284,7 @@ def test_worker_continues_from_what_another_has_handed_over(tmp_path, monkeypatc
     assert update.result is None and update.error is None
     assert 0 < max(saved.checkpoints) < 300 and len(saved.checkpoints) <= 2
     monkeypatch.setattr(Trainer, "train_steps", train_steps)
-    # The lines after the newest checkpoint, which a lost worker has handed over, are replaced.
+    # Lines after the newest checkpoint, which are from a lost worker, are replaced.
     worker = make_worker(experiments, saved._replace(metrics=[m + b"{}\n" for m in saved.metrics]))
     while not (update := worker.poll()).done:
         write_update(folder, update)
@@ -313,6 +317,7 @@ def test_errors_of_a_worker_can_be_pickled():
 
 
 def test_newest_checkpoint_replaces_old_and_damaged_ones(tmp_path):
+    """The checkpoint of step 9 is damaged, because step 3 is trained again."""
     for step in (1, 2, 9, 3):
         write_checkpoint(tmp_path, step, {"a/b": b"content"})
     assert list_steps(tmp_path / "checkpoints") == [2, 3]

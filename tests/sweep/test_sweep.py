@@ -68,25 +68,37 @@ def read_metrics(folder):
 
 
 def assert_same_metrics(one, other, abs=1e-6):
-    """Asserts that the metrics of two runs are equal up to a relative error of 1e-5."""
+    """Asserts that the metrics of two runs are equal.
+
+    The tolerance is a relative error of 1e-5 or the absolute error `abs`, whichever is larger; None
+    is the default of `pytest.approx`.
+    """
     for actual, expected in zip(read_metrics(one), read_metrics(other), strict=True):
         assert actual.pop("split") == expected.pop("split")
         assert actual == pytest.approx(expected, rel=1e-5, abs=abs)
 
 
 def assert_equals_separate_run(e, trial, folder, separate):
-    """Asserts that a trial has the metrics and the result of a separate run."""
+    """Trains a separate run in the folder `separate`, and asserts that the trial equals it."""
     assert_same_run(train(e, e.task.load(), separate), trial, folder, separate)
 
 
 def assert_same_run(trained, trial, folder, separate):
-    """Asserts that a trial has the metrics and the result of a run that is already trained."""
+    """Asserts that a trial has the same metrics and result as a run that is already trained.
+
+    Args:
+      trained: the result of the run.
+      trial: the result of the trial.
+      folder: the folder of the trial.
+      separate: the folder of the run.
+    """
     assert_same_metrics(folder, separate)
     assert trial.step == trained.step
     assert trial.validation == pytest.approx(trained.validation, rel=1e-5)
     assert trial.test == pytest.approx(trained.test, rel=1e-5)
 
 
+# Experiments that differ only in scalars, so that they train in one group.
 VARIED = [
     make_experiment(),
     make_experiment(seed=1),
@@ -119,7 +131,7 @@ def test_each_trial_equals_its_separate_run(width, separate, tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ["sgd", "rmsprop"])
-def test_trials_with_different_momentum_and_learning_rate(algorithm, tmp_path):
+def test_trials_with_different_momentum_and_learning_rate_equal_separate_runs(algorithm, tmp_path):
     optims = [
         Optimizer(rate, algorithm, "linear", warmup=0.2, momentum=momentum, clip_norm=None)
         for rate, momentum in ((1e-1, 0.5), (1e-2, 0.9))
@@ -167,13 +179,13 @@ def test_sweep_supports_tbptt(tmp_path):
         ({"optimizer": Optimizer(1e-2)}, {"optimizer": Optimizer(1e-3, clip_norm=5.0)}, True),
     ],
 )
-def test_group_trials_by_compilation(one, other, same_group):
+def test_trials_that_share_a_compilation_are_in_one_group(one, other, same_group):
     trials = [make_experiment(**one), make_experiment(**other)]
     expected = [[0, 1]] if same_group else [[0], [1]]
     assert group_trials(trials, load_tasks(trials)) == expected
 
 
-def test_groups_keep_the_order_of_trials(tmp_path):
+def test_results_are_in_the_order_of_the_trials(tmp_path):
     cells = [jrnn.GRU(3), jrnn.GRU(4), jrnn.GRU(3)]
     trials = [make_experiment(cell, seed=number) for number, cell in enumerate(cells)]
     result = sweep(trials, tmp_path / "sweep")
@@ -242,7 +254,7 @@ def test_best_trial_is_saved_as_a_run(tmp_path):
 
 
 def read_metrics_bytes(folder, count):
-    """Returns the contents of the metrics files of the first trials of a sweep."""
+    """Returns the contents of the metrics files of the first `count` trials of a sweep."""
     return [(trial_folder(folder, k) / "metrics.jsonl").read_bytes() for k in range(count)]
 
 
@@ -355,7 +367,7 @@ def test_invalid_sweep_raises(tmp_path, monkeypatch):
 
 @pytest.mark.exhaustive
 def test_killed_and_resumed_sweep_equals_uninterrupted_sweep(tmp_path):
-    """Twenty times, at random times and while checkpoints are written."""
+    """The sweep is killed twenty times, at random times and while checkpoints are written."""
     command = ["sweep", "configs/digits.py:order=row", "--over", "hidden=16,24", "seed=0:2"]
     command += ["--steps", "20000", "--eval-every", "500"]
     reference, resumed, cache = tmp_path / "reference", tmp_path / "resumed", tmp_path / "cache"

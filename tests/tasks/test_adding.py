@@ -1,4 +1,4 @@
-"""The adding problem, against explicit sums."""
+"""The adding problem, compared with explicit sums."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_target_is_the_sum_of_one_marked_value_in_each_half(length: int):
             assert y[0] == pytest.approx(float(x[marked[0], 0]) + float(x[marked[1], 0]), abs=1e-6)
 
 
-def test_values_are_uniform_and_markers_reach_every_step():
+def test_values_are_uniform_and_markers_are_uniform_in_each_half():
     xs = Adding(length=9, train_size=4000, eval_size=1).load().train.xs
     assert 0 <= xs[..., 0].min() and xs[..., 0].max() < 1
     fractions = np.histogram(xs[..., 0], bins=10, range=(0, 1))[0] / xs[..., 0].size

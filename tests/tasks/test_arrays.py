@@ -8,13 +8,14 @@ import pytest
 
 from jrnn.tasks import Arrays, Data, Split
 from jrnn.tasks.arrays import Kind
-from tests.tasks.compare import data_are_equal
+from tests.tasks.compare import all_splits_are_equal
 
 N, T, C = 40, 6, 3
 RNG = np.random.default_rng(5)
 
 
 def _save(folder: Path, **arrays: Any) -> str:
+    """Saves arrays in a .npz file, and returns its path."""
     path = folder / "mine.npz"
     np.savez(path, **arrays)
     return str(path)
@@ -32,6 +33,7 @@ def _features() -> np.ndarray:
 
 
 def _indices_of_examples(data: Data) -> list[list[int]]:
+    """Returns the indices of the examples in each split of data from `_features`."""
     return [np.round(split.xs[:, 0, 0]).astype(int).tolist() for split in _splits(data)]
 
 
@@ -112,7 +114,7 @@ def test_padding_is_ignored(tmp_path: Path):
         clean = Arrays(_save(tmp_path, xs=x, ys=y, lengths=lengths), kind).load()
         x[:, T - 2 :], y[:, T - 2 :] = padding_x, padding_y
         padded = Arrays(_save(tmp_path, xs=x, ys=y, lengths=lengths), kind).load()
-        assert data_are_equal(clean, padded)
+        assert all_splits_are_equal(clean, padded)
         assert (padded.input_size, padded.output_size) == (clean.input_size, clean.output_size)
         assert padded.baseline == clean.baseline
         assert all((split.ys[:, T - 2 :] == 0).all() for split in _splits(padded))

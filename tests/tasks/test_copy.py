@@ -1,4 +1,4 @@
-"""The copy memory problem, against the sequence layout of the paper."""
+"""The copy memory problem, compared with the sequence layout of the paper."""
 
 import numpy as np
 import pytest

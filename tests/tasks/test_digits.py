@@ -1,4 +1,4 @@
-"""Digits, against the images of scikit-learn."""
+"""Digits, compared with the images of scikit-learn."""
 
 import sys
 

@@ -12,7 +12,7 @@ import pytest
 import tyro
 
 from jrnn.tasks import REGISTRY, Data, Task
-from tests.tasks.compare import data_are_equal
+from tests.tasks.compare import all_splits_are_equal
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "digits": {"order": "permuted", "seed": 3},
@@ -53,7 +53,7 @@ def test_options_and_flags_cover_every_task():
     assert OPTIONS.keys() == FLAGS.keys() == REGISTRY.keys()
 
 
-def test_tasks_parse_from_flags(task: Task):
+def test_tasks_can_be_parsed_from_flags(task: Task):
     assert tyro.cli(type(task), args=FLAGS[_registry_name(task)]) == task
 
 
@@ -65,14 +65,14 @@ def test_tasks_round_trip_through_json_and_hash(task: Task):
 
 
 def test_load_is_deterministic(task: Task):
-    assert data_are_equal(task.load(), task.load())
+    assert all_splits_are_equal(task.load(), task.load())
 
 
 @pytest.mark.parametrize("name", ["digits", "adding", "copy", "tracking"])
 def test_seed_changes_data(name: str):
     options = OPTIONS[name] | {"seed": 4}
     other = REGISTRY[name](**(options | {"seed": 5}))
-    assert not data_are_equal(REGISTRY[name](**options).load(), other.load())
+    assert not all_splits_are_equal(REGISTRY[name](**options).load(), other.load())
 
 
 def test_splits_have_documented_shapes_and_dtypes(task: Task):

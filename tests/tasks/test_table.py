@@ -1,4 +1,4 @@
-"""Table: windows against an explicit loop, and errors for invalid files."""
+"""Table: windows, compared with an explicit loop, and errors for invalid files."""
 
 import time
 from pathlib import Path
@@ -37,6 +37,7 @@ def _write_text(folder: Path, text: str) -> str:
 
 
 def _mean_std(values: list[float]) -> tuple[float, float]:
+    """Returns the mean and the standard deviation, which is replaced by 1 for equal values."""
     if len(set(values)) == 1:
         return values[0], 1.0
     mean = sum(values) / len(values)

@@ -74,13 +74,13 @@ def test_vocabulary_uses_the_training_split_only(tmp_path: Path):
     assert np.array_equal(plain.train.xs, modified.train.xs)
 
 
-def test_replacement_character_in_training_text_is_once_in_vocabulary(tmp_path: Path):
+def test_replacement_character_in_training_text_occurs_once_in_vocabulary(tmp_path: Path):
     data = Text(_write(tmp_path, UNKNOWN * 100), window=4).load()
     assert data.vocabulary == (UNKNOWN,)
     assert (data.train.xs == 0).all()
 
 
-def test_baseline_is_unigram_cross_entropy(tmp_path: Path):
+def test_baseline_is_smoothed_unigram_cross_entropy_in_bits(tmp_path: Path):
     text = _random_text(300)[:-2] + "XY"
     data = Text(_write(tmp_path, text), window=5, validation_fraction=0.1, test_fraction=0.2).load()
     assert data.vocabulary is not None

@@ -1,4 +1,4 @@
-"""State tracking, against a list whose elements are permuted step by step."""
+"""State tracking, compared with positions that are permuted step by step."""
 
 import itertools
 
@@ -34,7 +34,7 @@ def test_degree_three_is_not_commutative():
     assert any(products[a, b] != products[b, a] for a, b in itertools.combinations(range(6), 2))
 
 
-def test_test_length_and_metric_of_the_last_step():
+def test_test_split_has_test_length_and_metric_uses_only_the_last_step():
     data = Tracking(3, length=5, test_length=9, train_size=20, eval_size=6).load()
     for split, length in ((data.train, 5), (data.validation, 5), (data.test, 9)):
         assert split.xs.shape[1] == length and split.metric_mask is not None

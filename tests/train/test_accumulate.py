@@ -1,4 +1,4 @@
-"""Gradient accumulation gives the update of the whole batch, in the memory of a micro-batch."""
+"""Gradient accumulation gives the update of the whole batch, in less memory."""
 
 import itertools
 from dataclasses import replace
@@ -38,7 +38,7 @@ def make_experiment(**changes):
     ),
 )
 def test_accumulated_run_equals_run_of_whole_batches(tbptt, accumulate, tmp_path):
-    """Lengths differ, so that the mean of the means of micro-batches differs from the loss."""
+    """Lengths differ, so that the loss is not the mean of the mean losses of the micro-batches."""
     experiment = make_experiment(tbptt=tbptt)
     data = experiment.task.load()
     train(experiment, data, tmp_path / "whole")

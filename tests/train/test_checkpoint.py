@@ -38,6 +38,7 @@ def assert_same(actual, expected):
 
 
 def save(folder, steps):
+    """Saves a checkpoint of each step, and returns the folder."""
     checkpoints = Checkpointer(folder, writing=True)
     for step in steps:
         checkpoints.save(Checkpoint(step, arrays(step), {"best": {"loss": 1 / 3}, "step": step}))
@@ -51,7 +52,7 @@ def two_checkpoints(tmp_path_factory):
     return save(tmp_path_factory.mktemp("two_checkpoints") / "checkpoints", [1, 2])
 
 
-def newest(folder):
+def read_newest(folder):
     checkpoints = Checkpointer(folder)
     try:
         return checkpoints.read_newest(arrays(0))
@@ -60,7 +61,7 @@ def newest(folder):
 
 
 def test_arrays_and_record_are_restored_exactly(two_checkpoints):
-    checkpoint = newest(two_checkpoints)
+    checkpoint = read_newest(two_checkpoints)
     assert checkpoint.step == 2
     assert checkpoint.record == {"best": {"loss": 1 / 3}, "step": 2}
     assert_same(checkpoint.arrays, arrays(2))
@@ -79,8 +80,8 @@ def test_two_newest_checkpoints_are_kept(tmp_path):
     checkpoints.close()
 
 
-def test_newest_of_empty_folder_is_none(tmp_path):
-    assert newest(tmp_path) is None
+def test_newest_checkpoint_of_an_empty_folder_is_none(tmp_path):
+    assert read_newest(tmp_path) is None
 
 
 def flip_bit(path):
@@ -96,7 +97,7 @@ def truncate_to_half(path):
 # A failed read cancels other reads of orbax, which then raise in the closed event loop.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [flip_bit, truncate_to_half, Path.unlink])
-def test_damage_of_any_file_is_detected(damage, two_checkpoints, tmp_path, caplog):
+def test_damage_of_any_file_is_detected_or_has_no_effect(damage, two_checkpoints, tmp_path, caplog):
     names = [
         path.relative_to(two_checkpoints)
         for path in (two_checkpoints / "2").rglob("*")
@@ -109,7 +110,7 @@ def test_damage_of_any_file_is_detected(damage, two_checkpoints, tmp_path, caplo
         damage(folder / name)
         caplog.clear()
         with caplog.at_level(logging.WARNING, "jrnn"):
-            checkpoint = newest(folder)
+            checkpoint = read_newest(folder)
         # Damage of a file that is not read has no effect.
         assert_same(checkpoint.arrays, arrays(checkpoint.step))
         assert checkpoint.record["step"] == checkpoint.step
@@ -119,20 +120,20 @@ def test_damage_of_any_file_is_detected(damage, two_checkpoints, tmp_path, caplo
             assert warnings[0].startswith("checkpoint of step 2 is damaged: ")
             num_detected += 1
     assert num_detected >= 3, names
-    gc.collect()
+    gc.collect()  # reports the exceptions of cancelled reads during this test
 
 
 def test_changed_arrays_in_valid_files_are_detected(two_checkpoints, tmp_path):
-    """The files are written by orbax, so that only the checksums of jrnn differ."""
+    """Orbax has written all of the files, so that only the checksums of jrnn detect the change."""
     other = save(tmp_path / "other", [3])
     folder = tmp_path / "checkpoints"
     shutil.copytree(two_checkpoints, folder)
     shutil.rmtree(folder / "2/state")
     shutil.copytree(other / "3/state", folder / "2/state")
-    assert newest(folder).step == 1
+    assert read_newest(folder).step == 1
 
 
-def test_newest_raises_if_all_are_damaged(two_checkpoints, tmp_path):
+def test_reading_raises_if_all_checkpoints_are_damaged(two_checkpoints, tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(two_checkpoints, folder)
     for path in folder.rglob("record/*"):
@@ -140,7 +141,7 @@ def test_newest_raises_if_all_are_damaged(two_checkpoints, tmp_path):
     with pytest.raises(
         CheckpointError, match=r"those of steps \[1, 2\] are damaged, or of another"
     ):
-        newest(folder)
+        read_newest(folder)
 
 
 def test_damaged_checkpoints_are_moved_and_saving_continues(two_checkpoints, tmp_path):
@@ -167,4 +168,4 @@ def test_full_disk_raises_and_keeps_checkpoints(two_checkpoints, tmp_path, monke
     ):
         checkpoints.save(Checkpoint(3, arrays(3), {}))
     checkpoints.close()
-    assert_same(newest(folder).arrays, arrays(2))
+    assert_same(read_newest(folder).arrays, arrays(2))

@@ -29,7 +29,7 @@ def samplers():
 @pytest.mark.parametrize("kind", ["examples", "windows"])
 @pytest.mark.parametrize("counts", [(1, 2, 4, 8, 3, 8), (8, 8, 8)], ids=str)
 def test_streamed_batches_equal_those_on_the_device(kind, counts, monkeypatch):
-    """For any scheduling of threads, and from any first step, as in a resumed run."""
+    """Batches are read from several first steps, as in a resumed run, and in several counts."""
     examples, make_sampler = samplers()[kind]
     monkeypatch.setattr(sampler, "DEVICE_BYTES", 0)
     for first in (0, 5, 33):

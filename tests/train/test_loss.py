@@ -1,4 +1,4 @@
-"""Losses and metrics against explicit loops, and the sampling of batches."""
+"""Losses and metrics, compared with explicit loops, and the sampling of batches."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +17,7 @@ def cross_entropy(scores, label):
 
 
 def reference_means(target, metric, outputs, batch, row_mask):
-    """Returns the mean loss and metric, computed by a loop over examples and time steps."""
+    """Returns the mean loss and metric of the rows in `row_mask`, computed by a loop."""
     losses, metrics = [], []
     per_step = target.endswith("per_step")
     for b in np.flatnonzero(row_mask):
@@ -53,8 +53,8 @@ def test_means_match_a_loop(target, metric, masked):
     shape = (B, T) if target.endswith("per_step") else (B,)
     outputs = rng.normal(size=(*shape, K)).astype(np.float32)
     ys = rng.integers(0, K, shape) if target.startswith("class") else rng.normal(size=(*shape, K))
-    scored = (rng.random((B, T)) < 0.5) if masked and len(shape) == 2 else None
-    batch = Split(np.zeros((B, T, 1)), ys, LENGTHS if masked else None, scored)
+    metric_mask = (rng.random((B, T)) < 0.5) if masked and len(shape) == 2 else None
+    batch = Split(np.zeros((B, T, 1)), ys, LENGTHS if masked else None, metric_mask)
     row_mask = np.array([True, True, True, not masked])
     sums = Objective(target, metric).compute_sums(
         jnp.asarray(outputs), batch, jnp.asarray(row_mask)

@@ -1,4 +1,4 @@
-"""Runs in folders with unusual names are saved and read; checkpoints are read back at the start."""
+"""Checkpoints in folders with unusual names, and checkpoints that are invalid or replaced."""
 
 import json
 import os
@@ -29,13 +29,14 @@ NAMES = {
     "percent": b"%41",
     "long": b"n" * 250,
     "home": b"~",
-    "letters": "größe".encode(),
+    "not ASCII": "größe".encode(),
 }
 ARRAYS = {"state": {"w": jnp.arange(3.0)}}
 
 
 @pytest.fixture(params=NAMES)
 def folder(request, tmp_path, monkeypatch):
+    """A folder with each of the unusual names; temporary files are next to it."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     path = tmp_path / os.fsdecode(NAMES[request.param])
     path.mkdir()
@@ -105,6 +106,7 @@ def test_unreadable_first_checkpoint_ends_the_run_before_training(tmp_path, monk
 
 @pytest.fixture
 def saved(tmp_path):
+    """A folder whose subfolder `checkpoints` has the checkpoints of steps 1 and 2."""
     checkpoints = Checkpointer(tmp_path / "checkpoints", writing=True)
     for step in (1, 2):
         checkpoints.save(Checkpoint(step, ARRAYS, {}))
@@ -139,7 +141,7 @@ def test_missing_arrays_are_not_reported_as_damage(saved, caplog):
     assert "damaged" not in caplog.text
 
 
-def test_run_that_is_saved_meanwhile_is_read(saved, caplog, monkeypatch):
+def test_run_that_saves_checkpoints_during_a_read_is_read(saved, caplog, monkeypatch):
     """All checkpoints that the reader has listed are replaced by newer ones."""
     reader = Checkpointer(saved / "checkpoints")
     listed = reader.steps()

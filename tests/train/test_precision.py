@@ -36,7 +36,10 @@ def all_equations(jaxpr):
 
 
 def make_step(experiment):
-    """Returns a training step, a state, a batch, and a list that records dtypes of gradients."""
+    """Returns a training step, a state, a batch, and a list.
+
+    Each trace of the step appends the dtypes of the gradients to the list.
+    """
     data = experiment.task.load()
     optimizer = experiment.optimizer.build(experiment.steps)
     graphdef, state = init_state(experiment.network.build(data, experiment.seed), optimizer)

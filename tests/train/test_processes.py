@@ -64,6 +64,7 @@ def single_run(tmp_path_factory, cache):
 
 
 def assert_same_losses(folder, single_run, steps, tolerance):
+    """Asserts that the losses of two runs up to a step agree to a relative tolerance."""
     actual, expected = (
         [line for line in read_metrics(path) if line["step"] <= steps]
         for path in (folder, single_run)
@@ -76,7 +77,7 @@ def assert_same_losses(folder, single_run, steps, tolerance):
 
 
 def test_run_resumes_with_other_numbers_of_processes(single_run, tmp_path, cache):
-    """Two processes, of which one is killed, then four, which are stopped, then one."""
+    """A run of two processes, one of which is killed, is resumed by four, and then by one."""
     folder = tmp_path / "run"
     checkpoints = folder / "checkpoints"
     options = ["--steps", str(STEPS), "--save-every", "0.5", "--run-dir", str(folder)]
@@ -110,7 +111,7 @@ def test_run_resumes_with_other_numbers_of_processes(single_run, tmp_path, cache
 
 @pytest.mark.exhaustive
 def test_killed_and_resumed_run_of_two_processes_equals_uninterrupted_run(tmp_path, cache):
-    """Twenty times, either process is killed; the other one exits."""
+    """One of the two processes, chosen at random, is killed twenty times; the other one exits."""
     command = ["train", CONFIG, "--steps", "8000", "--eval-every", "500"]
     reference, resumed = tmp_path / "reference", tmp_path / "resumed"
     start = lambda *args: start_processes(2, *args, cache=cache)
@@ -147,7 +148,7 @@ def test_four_processes_match_one_and_only_first_writes(single_run, tmp_path, ca
 
 @pytest.mark.parametrize("name", mark_exhaustive(["data", "tbptt"], always=["data"]))
 def test_each_process_reads_only_its_rows(name, two_process_folder, tmp_path):
-    """The losses also equal those of one process, with dropout and with truncated BPTT."""
+    """The losses also equal those of one process, with dropout or with truncated BPTT."""
     experiment = CASES[name][0]
     first, second = (
         json.loads((two_process_folder / f"{name}-{i}.json").read_text()) for i in range(2)
@@ -161,7 +162,7 @@ def test_each_process_reads_only_its_rows(name, two_process_folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def two_process_folder(tmp_path_factory):
-    """A folder with two runs on two processes, and the checksums of the rows that each reads."""
+    """A folder with two runs of two processes, and checksums of the rows each process reads."""
     folder, port = tmp_path_factory.mktemp("pair"), str(free_port())
     script = "from tests.train.test_processes import train_and_record_rows; train_and_record_rows()"
     command = [sys.executable, "-c", script, str(folder), port]
@@ -172,7 +173,10 @@ def two_process_folder(tmp_path_factory):
 
 
 def train_and_record_rows():
-    """Trains as one of two processes, and writes checksums of the rows that it reads."""
+    """Trains as one of two processes, and writes checksums of the rows that it reads.
+
+    The arguments of the command line are a folder, a port and the index of the process.
+    """
     folder, port, index = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     get_item, checksums = PrefetchedBatches.__getitem__, {}
 
@@ -190,8 +194,8 @@ def train_and_record_rows():
             (folder / f"{name}-{index}.json").write_text(json.dumps(checksums))
 
 
-def test_mismatched_processes_raise_and_create_no_folder(tmp_path, cache):
-    """Invalid options in both processes, or different options."""
+def test_different_or_invalid_options_raise_and_create_no_folder(tmp_path, cache):
+    """The two processes have different configs, or both have an invalid option."""
     port = free_port()
     flags = ["--coordinator-address", f"127.0.0.1:{port}", "--num-processes", "2"]
     for first_flags, second_flags, message in (

@@ -1,4 +1,4 @@
-"""Runs are reproducible, are saved and restored, and raise at non-finite losses."""
+"""Runs are reproducible and can be restored; non-finite losses and gradients raise."""
 
 import json
 from dataclasses import dataclass, replace
@@ -28,7 +28,10 @@ SPLIT_BOUNDS = ((0, 200), (200, 300), (300, 400))
 
 @dataclass(frozen=True)
 class Sign(Task):
-    """The sign or the value of the first input of a sequence, once or at each step."""
+    """The sign or the value of the first input of a sequence, once or at each step.
+
+    If `nan_in_row` is not None, the first input of this row of the arrays is NaN.
+    """
 
     target: str = "class"
     nan_in_row: int | None = None
@@ -100,7 +103,7 @@ def test_restore_returns_the_best_network(finished_run):
 
 @pytest.mark.parametrize(("target", "best_of"), [("class", max), ("value", min)])
 def test_best_network_has_the_best_evaluation(target, best_of, tmp_path):
-    """At a high learning rate the last evaluation is not the best."""
+    """The learning rate is so high that the last evaluation is not the best one."""
     experiment = replace(
         make_experiment(Sign(target), steps=60, eval_every=5), optimizer=Optimizer(1.0)
     )

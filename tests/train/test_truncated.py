@@ -71,7 +71,10 @@ def make_experiment(task=TASKS[0], **changes):
 
 
 def random_network(experiment, data, seed=0):
-    """Returns a network with random non-zero biases and initial carry."""
+    """Returns the graph and the state of a network with noise in all parameters.
+
+    No bias and no initial carry is zero.
+    """
     graphdef, state = init_state(experiment.network.build(data, seed), optax.sgd(1.0))
     keys = iter(jax.random.split(jax.random.key(seed), 100))
     add_noise = lambda a: a + 0.3 * jax.random.normal(next(keys), a.shape, a.dtype)
@@ -81,7 +84,7 @@ def random_network(experiment, data, seed=0):
 @pytest.mark.parametrize("task", TASKS, ids=repr)
 @pytest.mark.parametrize("k1", [1, 4, 12])
 def test_stateful_evaluation_equals_evaluation_of_whole_streams(task, k1):
-    """For any length of the windows, compared with a NumPy mean over all time steps."""
+    """The errors of all time steps are averaged in NumPy; the result must not depend on k1."""
     experiment = make_experiment(task, tbptt=TBPTT(k1))
     data = experiment.task.load()
     graphdef, state = random_network(experiment, data)
@@ -119,7 +122,7 @@ def test_stateful_evaluation_equals_evaluation_of_whole_streams(task, k1):
     ),
 )
 def test_gradients_flow_exactly_k2_steps(task, k1, k2):
-    """Compares each window, without updates, with the gradient of one long sequence."""
+    """Compares the gradient of each window with that of one long sequence, at fixed weights."""
     experiment = make_experiment(task, tbptt=TBPTT(k1, k2))
     data = experiment.task.load()
     graphdef, state = random_network(experiment, data)
@@ -177,7 +180,7 @@ def test_gradients_flow_exactly_k2_steps(task, k1, k2):
         )
 
 
-def test_windows_are_in_order_and_each_stream_once_per_epoch():
+def test_windows_are_in_order_and_no_stream_repeats_within_an_epoch():
     data = Sums(lengths=True).load()
     split = cut_streams(data, data.train, 4, 3, keep_last=False)
     windows = WindowSampler(Window(4, 4), split, 3, seed=1)
@@ -200,7 +203,7 @@ def test_windows_are_in_order_and_each_stream_once_per_epoch():
 
 @pytest.mark.parametrize("task", [TASKS[0], TASKS[3]], ids=repr)
 def test_training_on_windows_matches_explicit_loop(task):
-    """Compares with an explicit loop that passes the carry from window to window."""
+    """The loop passes the carry from window to window."""
     experiment = make_experiment(task, tbptt=TBPTT(4, 6))
     data = experiment.task.load()
     optimizer = experiment.optimizer.build(experiment.steps)
