@@ -24,7 +24,7 @@ test: $(VENV)/with-test
 FAST := tests/cells/test_contract.py tests/engines/test_native.py tests/nn \
 	tests/train/test_checkpoint.py tests/test_testing.py tests/engines/test_truth.py
 test-fast: $(VENV)/with-test
-	$(PYTEST) -k "not finite_differences and not cost_little" $(FAST)
+	$(PYTEST) -k "not finite_differences and not fast_checks" $(FAST)
 
 # Also runs the tests marked `exhaustive` (all cells on all engines with all masks; a run that is
 # killed twenty times) and the sanitizers; takes an hour.

@@ -15,7 +15,8 @@ from jrnn import Engine  # noqa: E402
 from tests.helpers import mark_exhaustive  # noqa: E402
 from tests.table import CELLS, ENGINES, KINDS, Row  # noqa: E402
 
-# A plugin may have imported JAX already, before the environment variables were set.
+# A plugin may have imported JAX already, before the environment variables were set. In this
+# process, the settings also override variables that the user has set.
 for name, value in SETTINGS.items():
     jax.config.update(name, value)
 

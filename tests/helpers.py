@@ -289,7 +289,7 @@ def scan_order(scenario: Scenario, batch: Batch, b: int) -> list[int]:
 
 
 def oracle(row: Row, scenario: Scenario, params: Any, batch: Batch) -> tuple[Any, np.ndarray]:
-    """Computes reference results in a loop over sequences and steps, by the NumPy step of `row`."""
+    """Returns the final carry and outputs of a loop over sequences, by the NumPy step of `row`."""
     _, batch_size = shape_of(batch)
     ys, carries = np.zeros_like(batch.ct_ys, np.float64), []
     for b in range(batch_size):

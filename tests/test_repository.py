@@ -78,6 +78,13 @@ def test_calls_of_make_are_found() -> None:
     assert make_targets("\n".join(commands(ROOT / ".github/workflows/ci.yml"))) != []
 
 
+def test_names_that_test_fast_excludes_are_parts_of_names_of_tests() -> None:
+    (expression,) = re.findall(r'-k "(.*)"', read("Makefile"))
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    names = re.findall(r"not (\w+)", expression)
+    assert names and [n for n in names if not re.search(rf"def test_\w*{n}", sources)] == []
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
 def test_documents_name_only_targets_of_the_makefile(name: str) -> None:
     text = read(name)

@@ -12,7 +12,7 @@ T, HIDDEN = 6, 3
 
 
 def retention_by_loops(forget, resets, reverse):
-    """Returns [s, t, ...]: the product of the forget gates after step s up to step t."""
+    """Returns [s, t, ...]: the product of the gates after step s up to t, in scan order."""
     order = range(len(forget))[:: -1 if reverse else 1]
     result = np.zeros((len(forget), *forget.shape))
     for s in order:

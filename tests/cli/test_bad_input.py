@@ -185,7 +185,7 @@ def test_invalid_data_of_a_user_task_raise(name):
         tasks.load(UserTask())
 
 
-def test_entries_on_padding_are_ignored():
+def test_invalid_entries_on_padding_are_accepted():
     lengths = np.full(10, 2, np.int32)
     padded = Split(xs_with_entry(np.nan)[:10], YS[:10], lengths)
     UserTask.data = make_data(test=padded)

@@ -113,14 +113,14 @@ def flags_of(pairs: list[tuple[str, str]]) -> list[str]:
 @exhaustive
 @FUZZ
 @given(pairs=st.lists(PAIRS, max_size=3))
-def test_random_flags_of_train(pairs, folder):
+def test_train_with_random_flags_exits_without_internal_error(pairs, folder):
     run(["train", SPEC, *SMALL, *flags_of(pairs)])
 
 
 @exhaustive
 @FUZZ
 @given(pairs=st.lists(PAIRS, max_size=2), over=st.lists(VALUES, max_size=2))
-def test_random_flags_of_sweep(pairs, over, folder):
+def test_sweep_with_random_flags_exits_without_internal_error(pairs, over, folder):
     run(["sweep", SPEC, *SMALL, "--over", "seed=0:1", *over, *flags_of(pairs)])
 
 
@@ -141,7 +141,7 @@ def test_random_flags_of_sweep(pairs, over, folder):
     | VALUES,
     value=VALUES,
 )
-def test_random_arguments_of_validate(spec, name, value, folder):
+def test_validate_with_random_arguments_prints_one_line(spec, name, value, folder):
     code = 0
     with contextlib.redirect_stdout(io.StringIO()) as stdout:
         try:
@@ -154,7 +154,7 @@ def test_random_arguments_of_validate(spec, name, value, folder):
 @exhaustive
 @FUZZ
 @given(args=st.lists(st.sampled_from(["ls", "eval", "sample", "train", "cells", "run"]) | VALUES))
-def test_random_commands(args, folder):
+def test_random_commands_exit_without_internal_error(args, folder):
     if args[:1] != ["bench"]:
         run(args)
 
@@ -167,7 +167,7 @@ def test_random_commands(args, folder):
         max_size=3,
     )
 )
-def test_random_flags_of_sample(pairs, folder):
+def test_sample_with_random_flags_exits_without_internal_error(pairs, folder):
     run(["sample", "run", "--length", "3", *(text for pair in pairs for text in pair)])
 
 
@@ -203,7 +203,7 @@ def replace_at(tree: Any, path: list[int], value: Any) -> Any:
     path=st.lists(st.integers(0, 30), max_size=5),
     value=JSON,
 )
-def test_random_json_in_a_config(command, path, value, folder, original):
+def test_config_with_random_json_causes_no_internal_error(command, path, value, folder, original):
     name = "sweep/sweep.json" if command[0] == "sweep" else "run/config.json"
     changed = replace_at(json.loads((original / name).read_text()), path, value)
     if "steps" in str(changed) and _max_steps(changed) > 10:
@@ -236,7 +236,7 @@ def _restore(original: Path, folder: Path) -> None:
 @exhaustive
 @FUZZ
 @given(data=st.data())
-def test_damaged_files_of_a_run(data, folder, original):
+def test_run_with_a_damaged_file_causes_no_internal_error(data, folder, original):
     files = sorted(p for p in (folder / "run").rglob("*") if p.is_file() and p.suffix != ".png")
     file = data.draw(st.sampled_from(files))
     content = bytearray(file.read_bytes())
@@ -265,7 +265,7 @@ def test_damaged_files_of_a_run(data, folder, original):
 @exhaustive
 @FUZZ
 @given(data=st.data(), name=st.sampled_from(["mine.npz", "mine.csv", "text.txt"]))
-def test_damaged_data(data, name, folder, original):
+def test_damaged_data_cause_no_internal_error(data, name, folder, original):
     content = bytearray((original / name).read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         position = data.draw(st.integers(0, len(content) - 1))

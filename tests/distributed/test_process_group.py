@@ -110,7 +110,7 @@ def test_collectives_agree_and_processes_exit_with_0():
     assert codes == [0, 0, 0], errors
 
 
-def test_others_exit_after_a_process_is_killed():
+def test_other_processes_exit_after_a_process_is_killed():
     codes, errors, _ = run("kill 1", 3)
     assert codes == [1, -signal.SIGKILL, 1]
     assert (
@@ -118,14 +118,14 @@ def test_others_exit_after_a_process_is_killed():
     ), errors
 
 
-def test_others_exit_after_the_first_process_is_killed():
+def test_other_processes_exit_after_the_first_process_is_killed():
     codes, errors, seconds = run("kill 0")
     assert codes == [-signal.SIGKILL, 1], errors
     assert lost_process_message(1, 0) in errors[1], errors
     assert seconds < 30
 
 
-def test_others_exit_after_a_process_sends_no_heartbeat():
+def test_other_processes_exit_after_a_process_sends_no_heartbeat():
     codes, errors, seconds = run("stop 1")
     assert codes[0] == 1 and lost_process_message(0, 1) in errors[0], errors
     assert seconds < 45  # HEARTBEAT_TIMEOUT is 6; most of the rest is the start of the processes
@@ -141,7 +141,7 @@ def test_error_in_one_process_is_reported_by_that_process_only(index):
 
 
 @pytest.mark.parametrize(("event", "code"), [("unhandled 0", 1), ("exit 0", 3), ("unhandled 1", 1)])
-def test_process_that_exits_does_not_wait_for_the_others(event, code):
+def test_process_that_exits_does_not_wait_for_other_processes(event, code):
     codes, errors, seconds = run(event)
     index = int(event[-1])
     assert codes[index] == code and codes[1 - index] == 1 and seconds < 40, errors
@@ -174,7 +174,7 @@ def log_lines(text):
     return [line for line in text.splitlines() if "Gloo" not in line]
 
 
-def test_missing_process_ends_the_others_with_one_line():
+def test_missing_process_ends_the_other_processes_with_one_line():
     codes, errors, seconds = run("end", 3, indices=(0, 2), start_timeout=3)
     assert codes == [2, 2] and seconds < 40, errors
     for index in (0, 2):

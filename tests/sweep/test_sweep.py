@@ -144,7 +144,7 @@ def test_trials_with_different_momentum_and_learning_rate_equal_separate_runs(al
         assert_equals_separate_run(e, result.trials[number], folder, tmp_path / str(number))
 
 
-def test_sweep_supports_tbptt(tmp_path):
+def test_trials_with_tbptt_equal_separate_runs(tmp_path):
     changes = {"task": Signs(per_step=True), "tbptt": TBPTT(k1=2, k2=3)}
     trials = [make_experiment(jrnn.GRU(4), seed=seed, **changes) for seed in range(3)]
     result = sweep(trials, tmp_path / "sweep", width=2)

@@ -107,7 +107,7 @@ def test_accumulation_reduces_memory():
     assert sizes[1] < sizes[0] / 4
 
 
-def test_sweep_supports_accumulation(tmp_path):
+def test_trial_with_accumulation_equals_its_separate_run(tmp_path):
     trials = [make_experiment(accumulate=3, seed=seed) for seed in range(2)]
     sweep(trials, tmp_path / "sweep")
     train(trials[1], trials[1].task.load(), tmp_path / "alone")

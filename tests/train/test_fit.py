@@ -154,8 +154,8 @@ def test_fit_without_run_dir_leaves_no_files(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fit_on_task_data_with_user_loss():
-    """The batches that the loss receives are `Split`s."""
+def test_fit_learns_task_data_with_a_user_loss():
+    """The batches that the loss receives are instances of `Split`."""
     data = Signs().load()
     model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
     objective = Objective.from_data(data)

@@ -73,7 +73,7 @@ CHANGES = [
 @pytest.mark.parametrize("engine", ["fused", "scan"])
 @pytest.mark.parametrize("changes", CHANGES)
 @pytest.mark.parametrize("cell", [jrnn.LSTM(HIDDEN), jrnn.GRU(HIDDEN)], ids=["lstm", "gru"])
-def test_bfloat16_products_with_float32_state(cell, changes, engine):
+def test_products_are_bfloat16_and_the_state_is_float32(cell, changes, engine):
     step, state, batch, grad_dtypes = make_step(
         make_experiment("bfloat16", cell, engine, **changes)
     )

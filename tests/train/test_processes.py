@@ -132,7 +132,7 @@ def test_killed_and_resumed_run_of_two_processes_equals_uninterrupted_run(tmp_pa
 
 
 @pytest.mark.exhaustive
-def test_four_processes_match_one_and_only_first_writes(single_run, tmp_path, cache):
+def test_four_processes_match_one_and_only_the_first_prints_results(single_run, tmp_path, cache):
     folder = tmp_path / "run"
     options = ["--steps", "100", "--run-dir", str(folder)]
     codes, outputs = wait_for_exit(start_processes(4, "train", CONFIG, *options, cache=cache))
