@@ -167,11 +167,17 @@ def test_links_and_special_files_are_refused(name, run, capsys):
 
 
 @pytest.mark.parametrize(
-    "content", [b"\xff\xfe", b"", b"x" * 2**25], ids=["not UTF-8", "empty", "large"]
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "the data of this run have changed"),
+        (b"", "the data of this run have changed"),
+        (b"x" * 2**25, "run/data.txt must have at most 16777216 bytes"),
+    ],
+    ids=["not UTF-8", "empty", "large"],
 )
-def test_hostile_fingerprints_are_refused(content, run, capsys):
+def test_hostile_fingerprints_are_refused(content, message, run, capsys):
     (run / "data.txt").write_bytes(content)
-    assert "data" in run_and_fail(["eval", "run"], capsys)
+    assert message in run_and_fail(["eval", "run"], capsys)
 
 
 RECORDS = {
