@@ -83,7 +83,7 @@ def test_init_of_custom_cell_validates_its_arguments() -> None:
         init(key, input_size=2, dtype=jnp.float64)
 
 
-def test_init_accepts_all_kinds_of_keys_and_dtypes() -> None:
+def test_init_accepts_typed_and_legacy_keys_and_names_of_dtypes() -> None:
     cell = Integrator(2)
     for key in (jax.random.key(0), jax.random.PRNGKey(0), jax.random.key(0, impl="rbg")):
         assert cell.init(key, 2).dtype == jnp.float32
@@ -179,7 +179,7 @@ def test_suggestion_ignores_case() -> None:
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 2, float("nan")])
-def test_dropout_rate_must_be_below_one(rate: float) -> None:
+def test_rate_must_be_at_least_zero_and_below_one(rate: float) -> None:
     with pytest.raises(ValueError, match=r"dropout: rate must be in \[0, 1\), got"):
         checks.rate("dropout", "rate", rate)
     checks.rate("dropout", "rate", 0.0)

@@ -47,7 +47,7 @@ def test_ctrnn_is_deterministic_without_key_or_sigma() -> None:
     assert noisy.is_stochastic and not noiseless.is_stochastic
 
 
-def test_noise_has_the_standard_deviation_of_sigma() -> None:
+def test_sigma_determines_the_standard_deviation_of_the_potentials() -> None:
     # The variance of h' = (1 - alpha) h + sqrt(2 alpha) sigma xi is sigma^2 / (1 - alpha / 2).
     cell = CTRNN(200, dt=5.0, sigma=0.5)
     params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 1))

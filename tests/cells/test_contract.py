@@ -124,7 +124,7 @@ def test_step_equals_composition_of_the_four_functions(row: Row) -> None:
     assert_close(stepped, composed, 0)
 
 
-def test_recur_is_linear_in_the_carry(row: Row) -> None:
+def test_recur_of_twice_the_carry_is_twice_recur(row: Row) -> None:
     # Required by engines that compute weight gradients after the backward loop.
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)

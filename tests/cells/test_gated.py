@@ -171,7 +171,7 @@ def test_depth_gated_lstm_with_layer_below_equals_oracle(engine: str, x64: None)
     np.testing.assert_allclose(directional, expected, rtol=1e-7)
 
 
-def test_layer_below_must_have_the_same_hidden_size() -> None:
+def test_cell_state_of_the_layer_below_must_have_the_same_hidden_size() -> None:
     cell = DepthGatedLSTM(2)
     params = cell.init(jax.random.key(0), 3)
     message = r"DepthGatedLSTM: c must have a last axis of 2 \(hidden_size\), got shape \(3,\)"

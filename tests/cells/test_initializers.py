@@ -124,7 +124,7 @@ def test_forget_bias_applies_only_to_f(coupled: bool) -> None:
 @pytest.mark.parametrize(
     "cell", [MinLSTM(HIDDEN, forget_bias=2.5), ParaLSTM(HIDDEN, forget_bias=2.5)], ids=repr
 )
-def test_forget_bias_of_elementwise_cells_applies_only_to_f(cell: Any) -> None:
+def test_forget_bias_of_minlstm_and_paralstm_applies_only_to_f(cell: Any) -> None:
     params = cell.init(jax.random.key(0), INPUT)
     for gate, bias in zip(GATES[type(cell)], split_gates(params.b), strict=True):
         np.testing.assert_array_equal(bias, 2.5 if gate == "f" else 0.0)

@@ -33,8 +33,8 @@ def sample_step_args(cell: Cell, seed: int) -> tuple[Any, Any, Any, Any]:
     return params, carry, cell.project(params, x), cell.recur(params, carry)
 
 
-def find_dependences(function: Any, tree: Any) -> list[list[np.ndarray]]:
-    """Finds the dependences of `function(tree)` on `tree` by changing one entry at a time.
+def find_dependencies(function: Any, tree: Any) -> list[list[np.ndarray]]:
+    """Finds the dependencies of `function(tree)` on `tree` by changing one entry at a time.
 
     Returns:
       For each leaf of the result and each leaf of `tree`, a bool matrix `[result.size, leaf.size]`,
@@ -52,16 +52,16 @@ def find_dependences(function: Any, tree: Any) -> list[list[np.ndarray]]:
         start = end
     run = jax.jit(jax.vmap(function))
     results = jax.tree.leaves(run(jax.tree.unflatten(structure, copies)))
-    dependences = []
+    dependencies = []
     for result in results:
         flat = np.asarray(result).reshape(len(result), -1)
         differs = np.abs(flat - flat[-1]) > 1e-6 * (1 + np.abs(flat[-1]))
-        dependences.append([part.T for part in np.split(differs[:-1], ends[:-1])])
-    return dependences
+        dependencies.append([part.T for part in np.split(differs[:-1], ends[:-1])])
+    return dependencies
 
 
-def combine_dependences(draws: list[Any]) -> Any:
-    """Combines the dependences of several draws: relu or a step counter may hide one in a draw."""
+def combine_dependencies(draws: list[Any]) -> Any:
+    """Combines the dependencies of several draws: relu or a step counter may hide one in a draw."""
     return [
         [np.logical_or.reduce(leaves) for leaves in zip(*rows, strict=True)]
         for rows in zip(*draws, strict=True)
@@ -71,11 +71,11 @@ def combine_dependences(draws: list[Any]) -> Any:
 def test_update_is_elementwise_equals_brute_force(row: Row) -> None:
     cell = row.make(HIDDEN)
     draws = [sample_step_args(cell, seed) for seed in range(3)]
-    dependences = combine_dependences(
-        [find_dependences(lambda s, p=params: cell.update(p, *s), rest) for params, *rest in draws]
+    dependencies = combine_dependencies(
+        [find_dependencies(lambda s, p=params: cell.update(p, *s), rest) for params, *rest in draws]
     )
     # Each entry of the new carry depends on at most one entry of each array.
-    expected = all((depends.sum(axis=1) <= 1).all() for leaf in dependences for depends in leaf)
+    expected = all((depends.sum(axis=1) <= 1).all() for leaf in dependencies for depends in leaf)
     assert update_is_elementwise(cell, *draws[0]) == expected
 
 
@@ -86,17 +86,17 @@ def test_jacobian_sparsity_equals_brute_force(row: Row) -> None:
     def new_carry(params: Any, z: Any, carry: Any) -> Any:
         return cell.update(params, carry, z, cell.recur(params, carry))
 
-    dependences = combine_dependences(
-        [find_dependences(partial(new_carry, p, z), carry) for p, carry, z, _ in draws]
+    dependencies = combine_dependencies(
+        [find_dependencies(partial(new_carry, p, z), carry) for p, carry, z, _ in draws]
     )
     leaves = jax.tree.leaves(draws[0][1])
     expected = None
     if all(leaf.shape == leaves[0].shape for leaf in leaves):
         is_block = all(
-            not (d & ~np.eye(len(d), dtype=bool)).any() for leaf in dependences for d in leaf
+            not (d & ~np.eye(len(d), dtype=bool)).any() for leaf in dependencies for d in leaf
         )
         is_separable = all(
-            not d.any() for n, leaf in enumerate(dependences) for k, d in enumerate(leaf) if n != k
+            not d.any() for n, leaf in enumerate(dependencies) for k, d in enumerate(leaf) if n != k
         )
         expected = None if not is_block else "diagonal" if is_separable else "block"
     params, carry, z, _ = draws[0]
@@ -168,7 +168,7 @@ def test_trace_dependencies_tracks_each_array_separately() -> None:
     assert [sorted(source) for source in result.sources] == [[1], [0], [], [0, 2]]
 
 
-def test_mixing_of_parameters_and_gates_keeps_jacobian_diagonal() -> None:
+def test_mixing_of_gates_keeps_the_jacobian_diagonal() -> None:
     # The softmax mixes z, so `update` is not elementwise, but it is in the carry.
     class Weighted(MinGRU):
         def update(self, params: Any, carry: Any, z: Any, u: None) -> jax.Array:

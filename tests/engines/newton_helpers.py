@@ -24,13 +24,17 @@ NEWTON = Newton()
 
 
 def make_example(row: Row, dtype: Any = np.float64, steps: int = 7) -> tuple[Cell, Any, Batch]:
+    """Returns a cell with 3 hidden units and 2 inputs, its parameters, and a batch of 3."""
     cell = row.make(3)
     params = random_params(cell, 1, 2, dtype)
     return cell, params, random_batch(cell, params, 2, steps, 3, dtype)
 
 
 def all_carries(row: Row, scenario: Scenario, params: Any, batch: Batch) -> Any:
-    """Returns the carries of the oracle after each step, leaves `[T, B, ...]`."""
+    """Returns the carry of the oracle after each step, leaves `[T, B, ...]`, in the order of time.
+
+    The batch must not have a mask.
+    """
     carries = []
     for t in range(len(batch.xs)):
         # All steps up to t, in scan order.
@@ -48,6 +52,7 @@ def all_carries(row: Row, scenario: Scenario, params: Any, batch: Batch) -> Any:
 
 @partial(jax.jit, static_argnames=("cell", "engine", "scenario"))
 def solve(cell: Cell, engine: Newton, scenario: Scenario, params: Any, batch: Batch) -> Any:
+    """Calls `jrnn.newton` with the optional arguments of the scenario."""
     return jrnn.newton(
         cell,
         params,

@@ -1,6 +1,7 @@
-// Runs every kernel under AddressSanitizer, ThreadSanitizer and UndefinedBehaviorSanitizer. Each array
-// is a separate allocation of its exact size, so that AddressSanitizer detects accesses out of bounds.
-// `make sanitize` compiles and runs this file once for each instruction set.
+// Runs every kernel, forward and backward. `make sanitize` compiles and runs this file for several
+// instruction sets, with AddressSanitizer and UndefinedBehaviorSanitizer, and with ThreadSanitizer.
+// Each array is a separate allocation of its exact size, so that AddressSanitizer detects accesses
+// out of bounds.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -33,20 +34,23 @@ struct Arrays {
   }
 };
 
-void in_threads(const JrnnRun& run, void (*kernel)(const JrnnRun*, int32_t)) {
-  std::vector<std::thread> others;
-  for (int32_t m = 1; m < run.workers; ++m) others.emplace_back(kernel, &run, m);
+// Calls the kernel in one thread for each worker; worker 0 is the calling thread.
+void run_workers(const JrnnRun& run, void (*kernel)(const JrnnRun*, int32_t)) {
+  std::vector<std::thread> threads;
+  for (int32_t m = 1; m < run.workers; ++m) threads.emplace_back(kernel, &run, m);
   kernel(&run, 0);
-  for (std::thread& thread : others) thread.join();
+  for (std::thread& thread : threads) thread.join();
 }
 
-struct Shape {
+struct Shape {  // number of steps, batch size, input size, hidden size
   int64_t T, B, I, H;
 };
 
-// Returns the sum of the absolute values of all results. All of them are NaN before the run, so the
-// sum is not finite if a kernel does not write an element.
-double run_all(int32_t cell, Shape shape, bool reverse, bool lengths, bool resets, int32_t threads) {
+// Runs a cell forward without residuals, forward with residuals, and backward. Returns the sum of
+// the absolute values of all results. All of them are NaN before the runs, so the sum is not finite
+// if the kernels do not write an element.
+double sum_of_results(int32_t cell, Shape shape, bool reverse, bool lengths, bool resets,
+                      int32_t threads) {
   const int64_t G = kernels.gates(cell), S = kernels.saved(cell);
   const int64_t T = shape.T, B = shape.B, I = shape.I, H = shape.H;
   const bool cell_state = cell <= kLstmPeepholesCoupled;
@@ -67,32 +71,34 @@ double run_all(int32_t cell, Shape shape, bool reverse, bool lengths, bool reset
   run.xs = in.random(T * B * I), run.w_ih = in.random(I * G * H), run.w_hh = in.random(H * G * H);
   run.b = in.random(G * H);
   const int first = cell == kLstmPeepholesCoupled ? 1 : 0;
+  // p_i, p_f and p_o, without p_i if the gates are coupled; or b_hn.
   const int extras = cell == kLstmPeepholes || cell == kLstmPeepholesCoupled ? 3 : cell == kGru;
   for (int e = first; e < extras; ++e) run.extra[e] = in.random(H), run.d_extra[e] = out.nan(H);
   run.h0 = in.random(B * H), run.c0 = state_in();
-  if (resets) run.h_initial = in.random(B * H), run.c_initial = state_in();
+  if (resets) run.h_reset = in.random(B * H), run.c_reset = state_in();
   run.ys = out.nan(T * B * H), run.h_last = out.nan(B * H), run.c_last = state_out();
 
   auto run_one = [&](bool backward) {
     run.scratch = nullptr;
-    // Often fewer than `threads`.
+    // The number of threads that can run now, from 1 to `threads`.
     const int32_t available = 1 + (int32_t)(generator() % threads);
     const int64_t floats = kernels.plan(&run, threads, available, backward);
     void* scratch = std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64);
     run.scratch = (float*)scratch;
     std::vector<JrnnBarrier> barriers(1 + run.parts);
     run.barriers = barriers.data();
-    in_threads(run, backward ? kernels.backward : kernels.forward);
+    run_workers(run, backward ? kernels.backward : kernels.forward);
     std::free(scratch);
   };
   run_one(false);
-  run.saved = S ? in.nan(T * B * S * H) : nullptr;  // nothing on padding
+  // Not in `out`, since kernels do not write residuals on padding.
+  run.saved = S ? in.nan(T * B * S * H) : nullptr;
   run_one(false);
   run.d_ys = in.random(T * B * H), run.d_h_last = in.random(B * H), run.d_c_last = state_in();
   run.d_xs = out.nan(T * B * I), run.d_w_ih = out.nan(I * G * H);
   run.d_w_hh = out.nan(H * G * H), run.d_b = out.nan(G * H);
   run.d_h0 = out.nan(B * H), run.d_c0 = state_out();
-  if (resets) run.d_h_initial = out.nan(B * H), run.d_c_initial = state_out();
+  if (resets) run.d_h_reset = out.nan(B * H), run.d_c_reset = state_out();
   run_one(true);
 
   double total = 0;
@@ -109,15 +115,16 @@ int main() {
   int runs = 0;
   for (const Shape& shape : shapes)
     for (int32_t cell = kLstm; cell <= kElmanSigmoid; ++cell)
-      for (int masks = 0; masks < 8; ++masks)
+      for (int options = 0; options < 8; ++options)  // bits: reverse, lengths, resets
         for (int32_t threads = 1; threads <= 3; ++threads) {
-          const double total = run_all(cell, shape, masks & 1, masks & 2, masks & 4, threads);
+          const double total =
+              sum_of_results(cell, shape, options & 1, options & 2, options & 4, threads);
           if (!std::isfinite(total)) {
-            std::printf("cell %d, H %d, masks %d, threads %d: not finite\n", cell, (int)shape.H,
-                        masks, threads);
+            std::printf("cell %d, H %d, options %d, threads %d: a result is not finite\n", cell,
+                        (int)shape.H, options, threads);
             return 1;
           }
           ++runs;
         }
-  std::printf("%d runs of forward, forward with saved arrays, and backward\n", runs);
+  std::printf("%d runs of forward, forward with residuals, and backward\n", runs);
 }

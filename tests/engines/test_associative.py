@@ -1,4 +1,4 @@
-"""`Associative` against NumPy references, and its selection by `Auto`."""
+"""`Associative` against NumPy references and `Scan`, and its selection by `Auto`."""
 
 import itertools
 import logging
@@ -61,10 +61,12 @@ VARIANTS = {
 }
 # All optional arguments of `unroll`, in both directions.
 FULL_SCENARIOS = (Scenario(), Scenario(reverse=True))
+# The cells that the tests run with more scenarios, or also without the exhaustive tests.
 DEFAULT_CELLS = ("minlstm-log", "lru", "varying-mixer", "pair")
 
 
 def make_example(row: Row, steps: int = 7, batch: int = 3, dtype: Any = np.float64) -> Any:
+    """Returns a cell with 2 hidden units and 2 inputs, its parameters, and a batch."""
     cell = row.make(2)
     params = random_params(cell, 1, input_size=2, dtype=dtype)
     return cell, params, random_batch(cell, params, 2, steps, batch, dtype)
@@ -73,6 +75,7 @@ def make_example(row: Row, steps: int = 7, batch: int = 3, dtype: Any = np.float
 def assert_all_equal_loop(
     row: Row, scenarios: Any, results: list[Results], params: Any, batch: Batch
 ) -> None:
+    """Asserts that the results of each scenario equal those of a loop over sequences and steps."""
     cell = row.make(2)
     for scenario, got in zip(scenarios, results, strict=True):
         assert_equals_loop(row, cell, scenario, got, params, batch, 1e-9)
@@ -80,7 +83,7 @@ def assert_all_equal_loop(
 
 @pytest.mark.parametrize("name", ROWS)
 def test_values_and_gradients_equal_a_loop(name: str, x64: None) -> None:
-    # Only some cells run many scenarios, since compilation takes most of the time.
+    # Only some cells run half of the scenarios, since compilation takes most of the time.
     scenarios = HALF_OF_SCENARIOS if name in DEFAULT_CELLS else FULL_SCENARIOS
     cell, params, batch = make_example(ROWS[name])
     results = differentiate_all(cell, Associative(), scenarios, params, batch)
@@ -165,7 +168,7 @@ def test_empty_time_or_batch_equals_a_loop(
     assert_all_equal_loop(ROWS[name], FULL_SCENARIOS, results, params, inputs)
 
 
-def test_noise_depends_only_on_the_key(x64: None) -> None:
+def test_noise_equals_samples_from_the_key(x64: None) -> None:
     cell, (steps, batch, hidden) = NoisyLinear(3), (5, 2, 3)
     rng = np.random.default_rng(1)
     params = NoisyLinearParams(rng.normal(size=(2, hidden)), rng.normal(size=hidden))
@@ -222,11 +225,12 @@ def test_bfloat16_is_accumulated_in_float32() -> None:
     for engine in (Associative(), Associative(chunk=1)):
         assert run(engine).dtype == jnp.bfloat16
         assert error(run(engine)) < 2**-6  # rounding of the inputs and of the output
-    assert error(run(Scan())) > 2**-4
+    assert error(run(Scan())) > 2**-4  # accumulates in bfloat16
 
 
 @pytest.fixture(params=["mingru", "minlstm-log", "lru", "varying-mixer"])
 def kind(request: pytest.FixtureRequest) -> Row:
+    """One linear cell of each kind, instead of the rows of `KINDS`."""
     return ROWS[request.param]
 
 
@@ -239,17 +243,28 @@ def engine(kind: Row) -> Associative:
     ]
 
 
-# The tests of test_nan.py, with the fixtures `kind` and `engine` above.
+# The tests of `unroll` in test_nan.py, with the fixtures `kind` and `engine` above.
 baseline = test_nan.baseline
-test_nan_on_padding = test_nan.test_nan_on_padding_has_no_effect
-test_nan_before_a_reset = test_nan.test_nan_before_a_reset_does_not_propagate_past_it
-test_nan_in_a_loss = test_nan.test_a_loss_that_depends_on_a_nan_before_a_reset_has_a_nan_gradient
-test_nan_in_the_carry = test_nan.test_nan_in_the_carry_does_not_propagate_past_a_reset
-test_nan_in_the_carry_with_reset_at_the_first_step = (
+test_nan_on_padding_has_no_effect = test_nan.test_nan_on_padding_has_no_effect
+test_nan_before_a_reset_does_not_propagate_past_it = (
+    test_nan.test_nan_before_a_reset_does_not_propagate_past_it
+)
+test_a_loss_that_depends_on_a_nan_before_a_reset_has_a_nan_gradient = (
+    test_nan.test_a_loss_that_depends_on_a_nan_before_a_reset_has_a_nan_gradient
+)
+test_nan_in_the_carry_does_not_propagate_past_a_reset = (
+    test_nan.test_nan_in_the_carry_does_not_propagate_past_a_reset
+)
+test_reset_at_the_first_step_discards_nan_in_the_carry = (
     test_nan.test_reset_at_the_first_step_discards_nan_in_the_carry
 )
-test_nan_without_a_reset = test_nan.test_nan_without_a_later_reset_propagates
-test_nan_in_the_carry_without_a_reset = test_nan.test_nan_in_the_carry_without_a_reset_propagates
+test_nan_without_a_later_reset_propagates = test_nan.test_nan_without_a_later_reset_propagates
+test_nan_in_the_carry_without_a_reset_propagates = (
+    test_nan.test_nan_in_the_carry_without_a_reset_propagates
+)
+test_nan_in_the_carry_of_an_empty_sequence_is_returned = (
+    test_nan.test_nan_in_the_carry_of_an_empty_sequence_is_returned
+)
 
 
 GROWTH_PARAMS = GrowthParams(np.ones((1, 1), np.float32))
@@ -299,7 +314,9 @@ def test_integer_carry_leaves_keep_their_dtype() -> None:
     ),
     ids=repr,
 )
-def test_saturated_gates_are_accurate(name: str, engine: Associative) -> None:
+def test_saturated_gates_give_accurate_values_and_finite_gradients(
+    name: str, engine: Associative
+) -> None:
     row = CELLS[name]
     cell, params, _ = make_example(row, dtype=np.float32)
     gates = params.b.shape[0] // 2
@@ -393,7 +410,7 @@ def test_derivatives_of_all_modes_equal_those_of_scan(engine: Associative, x64: 
     ),
     ids=repr,
 )
-def test_vmap_over_models_equals_a_loop(engine: Associative, x64: None) -> None:
+def test_vmap_over_params_and_batches_equals_a_loop(engine: Associative, x64: None) -> None:
     row, scenario = TOYS["varying-mixer"], Scenario()
     cell = row.make(2)
     params = [random_params(cell, seed, input_size=2) for seed in (1, 2)]
@@ -406,7 +423,7 @@ def test_vmap_over_models_equals_a_loop(engine: Associative, x64: None) -> None:
         assert_all_equal_loop(row, (scenario,), [got], params[n], batches[n])
 
 
-def test_coefficients_receive_all_steps_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coefficients_receive_all_steps_of_a_block_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
     coefficients = Mixer.coefficients
 

@@ -1,4 +1,4 @@
-"""The second call of `unroll` neither traces nor compiles."""
+"""The second call of `unroll`, or of its gradient under `jit`, neither traces nor compiles."""
 
 import logging
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("disable_compilation_cache")
 
 
 class Model:
-    """A cell with parameters and a batch of a size that no other test has compiled."""
+    """A cell, its parameters and a batch, in sizes that no other test uses."""
 
     def __init__(self, row: Row, seed: int) -> None:
         self.cell = row.make(2)

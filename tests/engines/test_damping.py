@@ -16,8 +16,11 @@ STEPS, BATCH = 7, 4
 DAMPING = np.array([0.0, 1e-3, 1.0, 50.0])
 
 
-def matrices(is_complex: bool, n: int | None, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Jacobians `[T, B, n, n]` and residuals `[T, B, n]`; or scalars `[T, B, 3]` if n is None."""
+def random_system(is_complex: bool, n: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns random Jacobians `[T, B, n, n]` and residuals `[T, B, n]`.
+
+    If n is None, the Jacobians are scalars, and both are `[T, B, 3]`.
+    """
     rng = np.random.default_rng(0)
     normal = lambda *shape: (
         rng.normal(size=shape) + (1j * rng.normal(size=shape) if is_complex else 0)
@@ -25,7 +28,7 @@ def matrices(is_complex: bool, n: int | None, scale: float = 1.0) -> tuple[np.nd
     shape = (3,) if n is None else (n, n)
     a, r = normal(STEPS, BATCH, *shape), normal(STEPS, BATCH, shape[0])
     a[3, 1] = 0  # as at a reset
-    return scale * a, r
+    return a, r
 
 
 def least_squares(a: np.ndarray, r: np.ndarray, weight: float, reverse: bool) -> np.ndarray:
@@ -42,10 +45,10 @@ def least_squares(a: np.ndarray, r: np.ndarray, weight: float, reverse: bool) ->
 
 @pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
 @pytest.mark.parametrize("n", [1, 3])
-def test_matrices_equal_dense_least_squares(
+def test_smooth_with_matrices_equals_dense_least_squares(
     n: int, is_complex: bool, reverse: bool, x64: None
 ) -> None:
-    a, r = matrices(is_complex, n)
+    a, r = random_system(is_complex, n)
     got = damping.smooth(damping.MATRICES, *map(jnp.asarray, (a, r, DAMPING)), reverse)
     for b, weight in enumerate(DAMPING):
         want = least_squares(a[:, b], r[:, b], weight, reverse)
@@ -53,8 +56,10 @@ def test_matrices_equal_dense_least_squares(
 
 
 @pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
-def test_scalars_equal_dense_least_squares(is_complex: bool, reverse: bool, x64: None) -> None:
-    a, r = matrices(is_complex, None)
+def test_smooth_with_scalars_equals_dense_least_squares(
+    is_complex: bool, reverse: bool, x64: None
+) -> None:
+    a, r = random_system(is_complex, None)
     got = damping.smooth(damping.SCALARS, *map(jnp.asarray, (a, r, DAMPING)), reverse)
     for b, weight in enumerate(DAMPING):
         columns = [
@@ -67,7 +72,7 @@ def test_scalars_equal_dense_least_squares(is_complex: bool, reverse: bool, x64:
 
 
 @pytest.mark.parametrize("kind", ["full", "block", "diagonal"])
-def test_jacobian_kinds_equal_their_full_matrices(kind: Any, x64: None) -> None:
+def test_damped_step_of_each_jacobian_kind_equals_dense_least_squares(kind: Any, x64: None) -> None:
     rng = np.random.default_rng(1)
     leaves = [rng.normal(size=(STEPS, BATCH, 2)) for _ in range(2)]
     parts = rng.normal(size=(2, 2, STEPS, BATCH, 2))
@@ -102,7 +107,7 @@ INVERSE = lambda a: jnp.asarray(np.linalg.inv(np.asarray(a)))
 def test_parallel_covariances_equal_sequential(
     n: int | None, is_complex: bool, reverse: bool, x64: None
 ) -> None:
-    a, _ = matrices(is_complex, n)
+    a, _ = random_system(is_complex, n)
     ops = damping.SCALARS if n is None else damping.MATRICES._replace(general_inverse=INVERSE)
     weight = jnp.asarray(DAMPING).reshape(-1, *(1,) * (a.ndim - 2))
     arguments = ops, jnp.asarray(a), weight, reverse
@@ -113,8 +118,9 @@ def test_parallel_covariances_equal_sequential(
 
 
 def test_covariances_equal_the_normal_equations(x64: None) -> None:
-    # No observation follows the last state: its covariance is the last block of the inverse.
-    a, _ = matrices(False, 2)
+    # No observation follows the last state: its covariance is the last block of the inverse of the
+    # normal matrix.
+    a, _ = random_system(False, 2)
     weight = jnp.asarray(DAMPING).reshape(-1, 1, 1)
     predicted, updated = damping.covariances(damping.MATRICES, jnp.asarray(a), weight, False)
     for b, w in enumerate(DAMPING):
@@ -159,15 +165,16 @@ def test_converged_damped_solutions_equal_scan(name: str, kind: Any, x64: None) 
 
 
 def test_damped_steps_never_increase_the_residual(x64: None) -> None:
-    # The sum of squared residuals, computed in NumPy, decreases at each step; without damping it
-    # does not.
+    # The sum of squared residuals, computed in NumPy, increases at no step with damping, and
+    # at some step without damping.
     cell = Elman(8)
     params = cell.init(jax.random.key(0), 2, np.float64)
     params = params._replace(w_hh=2.5 * params.w_hh)
     xs = np.random.default_rng(0).normal(size=(60, 2, 2)) / 2
     p = jax.tree.map(np.asarray, params)
 
-    def merit(**options: Any) -> np.ndarray:
+    def sums_of_squares(**options: Any) -> np.ndarray:
+        """Returns the sum of each sequence after 1, 2, 3 and 5 steps, `[4, B]`."""
         sums = []
         for k in (1, 2, 3, 5):
             engine = Newton(max_steps=k, tol=1e-12, **options)
@@ -177,7 +184,7 @@ def test_damped_steps_never_increase_the_residual(x64: None) -> None:
             sums.append(np.square(residuals).sum(axis=(0, 2)))
         return np.stack(sums)
 
-    damped, undamped = merit(damping=1.0), merit()
+    damped, undamped = sums_of_squares(damping=1.0), sums_of_squares()
     assert (np.diff(damped, axis=0) <= 1e-20).all()
     assert damped[-1].sum() < damped[0].sum() / 2
     assert (np.diff(undamped, axis=0) > 0).any(), "undamped steps never increase the residual"

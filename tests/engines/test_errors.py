@@ -1,4 +1,4 @@
-"""Invalid arguments of `unroll` raise with the expected value, the actual value and a remedy."""
+"""Errors for invalid arguments of `unroll`, valid types of arguments, and the choice of `Auto`."""
 
 from typing import Any
 
@@ -16,6 +16,7 @@ XS: Any = np.ones((5, 4, 2), np.float32)
 
 
 def unroll(**changes: Any) -> Any:
+    """Calls `jrnn.unroll` with valid arguments, except for `changes`."""
     arguments: dict[str, Any] = {"layer": CELL, "params": PARAMS, "xs": XS} | changes
     return jrnn.unroll(**arguments)
 
@@ -106,32 +107,31 @@ def test_isolate_nans_requires_resets() -> None:
         masking.isolate_nans(XS, XS[0], masking.Masks(None, None, None, None), reverse=False)
 
 
-@pytest.mark.parametrize("kind", [list, np.asarray, jnp.asarray])
-def test_masks_accept_lists_and_arrays(kind: Any) -> None:
+@pytest.mark.parametrize("convert", [list, np.asarray, jnp.asarray])
+def test_lengths_and_resets_may_be_lists_or_arrays(convert: Any) -> None:
     lengths, resets = [5, 0, 3, 1], np.eye(5, 4, dtype=bool).tolist()
     want = unroll(lengths=jnp.array(lengths), resets=jnp.array(resets))
-    got = unroll(lengths=kind(lengths), resets=kind(resets))
+    got = unroll(lengths=convert(lengths), resets=convert(resets))
     for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_array_equal(g, w)
 
 
-def test_engine_accepts_names() -> None:
+def test_engine_may_be_a_name_or_an_instance() -> None:
     for engine in ("auto", "scan", Scan(), Scan(unroll=2)):
         np.testing.assert_allclose(unroll(engine=engine)[1], unroll()[1], rtol=1e-6)
 
 
 def test_auto_logs_its_choice(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("DEBUG", logger="jrnn"):
-        unroll(
-            engine="auto", xs=np.ones((7, 5, 2), np.float32)
-        )  # a new shape, since Auto logs when it is traced
+        # In a shape that no other test uses, since `Auto` logs only when it is traced.
+        unroll(engine="auto", xs=np.ones((7, 5, 2), np.float32))
     assert "engine='auto' chose " in caplog.text
 
 
 @pytest.mark.parametrize(
     ("hidden", "batch", "choice"), [(16, 32, "Scan("), (16, 31, "Fused("), (128, 32, "Fused(")]
 )
-def test_auto_without_kernels_chooses_by_size(
+def test_auto_without_a_kernel_chooses_by_cell_and_batch_size(
     hidden: int, batch: int, choice: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     cell = GRU(hidden, reset_after=False)
@@ -151,8 +151,8 @@ def test_auto_under_a_mesh_chooses_fused(caplog: pytest.LogCaptureFixture) -> No
 
 
 @pytest.mark.parametrize("engine", ["auto", "scan"])
-def test_integer_carry_of_a_floating_cell_raises(engine):
-    """The final carry has the dtype of the initial one, so it would be rounded to ints."""
+def test_integer_carry_of_a_floating_cell_raises(engine: str) -> None:
+    # The final carry has the dtype of the initial carry, so it would be rounded to ints.
     cell = jrnn.GRU(4)
     params = cell.init(jax.random.key(0), 3)
     xs, carry = jnp.ones((5, 2, 3)), jnp.zeros((2, 4), jnp.int32)

@@ -1,4 +1,4 @@
-"""`Fused`: memory, second derivatives, residuals and options."""
+"""`Fused`: gradients, second derivatives, memory, residuals and options."""
 
 import itertools
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ from tests.helpers import (
 
 
 def make_example(cell: jrnn.Cell, steps: int, batch: int = 3) -> tuple[Any, Batch]:
+    """Returns random parameters for 2 inputs, and a batch."""
     params = random_params(cell, 1, input_size=2)
     return params, random_batch(cell, params, 2, steps, batch)
 
@@ -58,11 +59,11 @@ def test_gradient_of_a_gradient_norm_equals_that_of_scan(
         results = unroll_scenario(cell, engine, Scenario(), params, batch._replace(xs=xs))
         return inner_product(results, (batch.ct_carry, batch.ct_ys))
 
-    def norm(engine: Engine, point: Any) -> Any:
+    def squared_norm(engine: Engine, point: Any) -> Any:
         grads = jax.grad(partial(loss, engine))(point)
         return inner_product(grads, grads)
 
-    grad = jax.jit(jax.grad(norm, argnums=1), static_argnums=0)
+    grad = jax.jit(jax.grad(squared_norm, argnums=1), static_argnums=0)
     point = (params, batch.xs)
     assert_close(grad(engine, point), grad(Scan(), point), 1e-10)
 
@@ -96,7 +97,7 @@ def test_gradients_for_any_chunk_equal_scan(
 
 
 def temp_bytes(engine: Engine, steps: int) -> int:
-    """Returns the memory of a training step besides its arguments and results."""
+    """Returns the memory that a gradient needs besides its arguments and results, in bytes."""
     cell = LSTM(16)
     params = jax.eval_shape(lambda key: cell.init(key, 4), jax.random.key(0))
 
@@ -120,18 +121,20 @@ def test_memory_is_less_than_that_of_scan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cell", "pairs", "saved"),
+    ("cell", "merged", "saved"),  # the numbers of merged gates and of residuals
     [
         (LSTM(3), 4, 5),  # i, f, g, o, tanh(c)
         (LSTM(3, peepholes=True), 4, 5),
-        (LSTM(3, coupled=True), 3, 4),
-        (GRU(3), 2, 4),  # r, z, n and U_n h, which r multiplies
-        (GRU(3, reset_after=False), 2, 3),
-        (jrnn.Elman(3), 1, 1),
+        (LSTM(3, coupled=True), 3, 4),  # f, g, o, tanh(c)
+        (GRU(3), 2, 4),  # r, z, n, and U_n h, which r multiplies
+        (GRU(3, reset_after=False), 2, 3),  # r, z, n
+        (jrnn.Elman(3), 1, 1),  # h
     ],
     ids=repr,
 )
-def test_residuals_are_only_the_gates(cell: jrnn.Cell, pairs: int, saved: int) -> None:
+def test_residuals_are_few_and_added_gates_are_merged(
+    cell: jrnn.Cell, merged: int, saved: int
+) -> None:
     params = cell.init(jax.random.key(0), 2)
     xs = jnp.ones((1, 4, 2))
     bound = bind(cell, params, infer_precision(params, xs))
@@ -139,7 +142,7 @@ def test_residuals_are_only_the_gates(cell: jrnn.Cell, pairs: int, saved: int) -
     readout = split_readout(bound, carry, xs[0])
     prev_carries = jax.tree.map(lambda a: a[None], carry)
     plan = make_plan(readout, bound, prev_carries, xs, Masks(None, None, None, None))
-    assert len(plan.pairs) == pairs
+    assert len(plan.pairs) == merged
     assert sum(source == "residual" for source, _ in plan.sources) == saved
 
 
@@ -188,7 +191,7 @@ def test_small_cell_with_large_batch_uses_chunks_of_one_step(cell: jrnn.Cell, x6
     assert_close(run(Fused()), run(Scan()), 1e-10)
 
 
-def test_sharded_inputs_with_unsharded_parameters() -> None:
+def test_gradients_do_not_depend_on_the_sharding_of_the_arguments() -> None:
     cell = GRU(3)
     params, batch = make_example(cell, steps=4)
     params, xs = as_dtype((params, batch.xs), np.float32)

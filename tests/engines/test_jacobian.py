@@ -44,21 +44,26 @@ from tests.table import CELLS, Row
 STEPS, BATCH, HIDDEN = 4, 2, 3
 
 
-def make_step(cell: Cell, params: Any, xs: Any, tree: Any) -> Step:
+def make_step(cell: Cell, params: Any, xs: Any, treedef: Any) -> Step:
+    """Returns the `Step` of a cell whose carry has the tree structure `treedef`."""
     precision = infer_precision(params, xs)
     bound = bind(cell, params, precision)
-    return Step(bound, tree, bound.project(xs), jacobian.exact_kind(bound, xs))
+    return Step(bound, treedef, bound.project(xs), jacobian.exact_kind(bound, xs))
 
 
-def flat(tree: Any) -> Any:
+def flatten_tree(tree: Any) -> Any:
+    """Concatenates all leaves into one vector."""
     return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
 
 
 @partial(jax.jit, static_argnames="cell")
 def compute_all(cell: Cell, params: Any, xs: Any, prev_carries: Any) -> Any:
-    """Returns Jacobians of all kinds, and the reference `[T, B, n, n]` by forward mode.
+    """Computes the carry after each step and its Jacobians, by `jacobian` and by forward mode.
 
-    Blocks are None if the leaves of the carry differ in shape.
+    Returns:
+      The results of `full`, `blocks` and `diagonal`, where that of `blocks` is None if the leaves
+      of the carry differ in shape; and by forward mode the carries `[T, B, n]` and the Jacobians
+      `[T, B, n, n]`.
     """
     leaves, treedef = jax.tree.flatten(prev_carries)
     step = make_step(cell, params, xs, treedef)
@@ -69,13 +74,14 @@ def compute_all(cell: Cell, params: Any, xs: Any, prev_carries: Any) -> Any:
 
     def one_step(prev: Any, x: Any) -> Any:
         vector, unravel = ravel_pytree(prev)
-        after = lambda vector: flat(cell.step(params, unravel(vector), x)[0])
+        after = lambda vector: flatten_tree(cell.step(params, unravel(vector), x)[0])
         return after(vector), jax.jacfwd(after, holomorphic=holomorphic)(vector)
 
     return kinds, jax.vmap(jax.vmap(one_step))(prev_carries, xs)
 
 
 def sample_inputs(cell: Cell, seed: int = 1) -> tuple[Any, Batch, Any]:
+    """Returns parameters, a batch, and random carries before each step, leaves `[T, B, ...]`."""
     params = random_params(cell, seed, 2)
     batch = random_batch(cell, params, seed + 1, STEPS, BATCH)
     many = random_batch(cell, params, seed + 2, STEPS, STEPS * BATCH).carry
@@ -84,11 +90,12 @@ def sample_inputs(cell: Cell, seed: int = 1) -> tuple[Any, Batch, Any]:
 
 
 def flatten_units(leaf: Any) -> np.ndarray:
-    """Reshapes a leaf to `[T, B, n]`."""
+    """Reshapes a leaf `[T, B, ...]` to `[T, B, n]`."""
     return np.asarray(leaf).reshape(STEPS, BATCH, -1)
 
 
-def concat(leaves: Any) -> np.ndarray:
+def concat_leaves(leaves: Any) -> np.ndarray:
+    """Concatenates leaves `[T, B, ...]` to `[T, B, n]`."""
     return np.concatenate([flatten_units(leaf) for leaf in leaves], axis=-1)
 
 
@@ -97,10 +104,10 @@ def assert_jacobians_equal_forward_mode(cell: Cell) -> None:
     (full, blocks, diagonal), (after, expected) = compute_all(cell, params, batch.xs, prev_carries)
     for result in (full, blocks, diagonal):
         if result is not None:
-            np.testing.assert_allclose(concat(result[0]), after, atol=1e-13)
+            np.testing.assert_allclose(concat_leaves(result[0]), after, atol=1e-13)
     np.testing.assert_allclose(full[1], expected, atol=1e-12)
     want = np.diagonal(expected, axis1=-2, axis2=-1)
-    np.testing.assert_allclose(concat(diagonal[1]), want, atol=1e-12)
+    np.testing.assert_allclose(concat_leaves(diagonal[1]), want, atol=1e-12)
     if blocks is None:
         return
     width = flatten_units(jax.tree.leaves(prev_carries)[0]).shape[-1]
@@ -161,7 +168,7 @@ EXACT_KINDS = {
 
 
 @pytest.mark.parametrize("kind", EXACT_KINDS)
-def test_exact_kinds_are_exact(kind: str | None, x64: None) -> None:
+def test_exact_kind_is_the_sparsity_of_the_jacobian(kind: str | None, x64: None) -> None:
     for cell in EXACT_KINDS[kind]:
         params, batch, prev_carries = sample_inputs(cell)
         bound = bind(cell, params, infer_precision(params, batch.xs))
@@ -169,11 +176,15 @@ def test_exact_kinds_are_exact(kind: str | None, x64: None) -> None:
         _, (_, expected) = compute_all(cell, params, batch.xs, prev_carries)
         count = len(jax.tree.leaves(prev_carries))
         n = expected.shape[-1]
-        same = np.arange(n)[:, None] % (n // count) == np.arange(n) % (n // count)
-        allowed = {"diagonal": np.eye(n, dtype=bool), "block": same, None: np.ones((n, n), bool)}
+        same_unit = np.arange(n)[:, None] % (n // count) == np.arange(n) % (n // count)
+        allowed = {
+            "diagonal": np.eye(n, dtype=bool),
+            "block": same_unit,
+            None: np.ones((n, n), bool),
+        }
         outside = np.abs(expected) * ~allowed[kind]
         np.testing.assert_array_equal(outside, 0)
-        assert kind is not None or (np.abs(expected) * ~same).max() > 1e-3
+        assert kind is not None or (np.abs(expected) * ~same_unit).max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "block", "full"])
@@ -192,26 +203,27 @@ def test_jacobians_are_zero_at_resets_and_identity_on_padding(kind: Any, x64: No
     after, matrices = system.linearize(kind, states)
     if kind == "full":
         dense = np.asarray(matrices)
-        units = [dense[..., k, k] for k in range(4)]
-        rest = dense * (1 - np.eye(4))
+        diagonals = [dense[..., k, k] for k in range(4)]
+        off_diagonal = dense * (1 - np.eye(4))
+    elif kind == "block":
+        diagonals = [matrices[k][k] for k in range(2)]
+        off_diagonal = np.stack([matrices[0][1], matrices[1][0]], axis=-1)
     else:
-        rows = matrices if kind == "block" else [[m] for m in matrices]
-        units = [rows[k][k if kind == "block" else 0] for k in range(2)]
-        rest = np.stack([rows[0][1], rows[1][0]]) if kind == "block" else np.zeros((4, 2))
-        rest = np.moveaxis(rest, 0, -1) if kind == "block" else np.zeros((STEPS, BATCH, 1))
-    for unit in units:
-        assert (np.asarray(unit)[1, 0] == 0).all()
-        assert (np.asarray(unit)[2:, 1] == 1).all()
-        assert (np.asarray(unit)[0] != 0).any()
-    assert (np.asarray(rest)[1, 0] == 0).all()
-    assert (np.asarray(rest)[2:, 1] == 0).all()
+        diagonals, off_diagonal = matrices, np.zeros((STEPS, BATCH, 1))
+    for diagonal in diagonals:
+        assert (np.asarray(diagonal)[1, 0] == 0).all()
+        assert (np.asarray(diagonal)[2:, 1] == 1).all()
+        assert (np.asarray(diagonal)[0] != 0).any()
+    assert (off_diagonal[1, 0] == 0).all()
+    assert (off_diagonal[2:, 1] == 0).all()
     for leaf, prev in zip(after, states, strict=True):
         np.testing.assert_array_equal(leaf[2:, 1], prev[1:-1, 1])
 
 
-# Cells whose structure is not recognized; their gradients must still be exact.
+# Cells with a bias in `recur`, a carry with a further axis, a linear step with matrices, and leaves
+# of different shapes.
 
-KINDS_OF_NEWTON = ("auto", "full", "diagonal")
+JACOBIAN_OPTIONS = ("auto", "full", "diagonal")
 
 
 @dataclass(frozen=True)
@@ -224,7 +236,7 @@ class Biased(jrnn.Elman):
 
 @dataclass(frozen=True)
 class Heads(jrnn.Cell):
-    """A carry [B, 3, hidden] where unit k of each row depends on unit k of another row."""
+    """A carry `[B, 3, hidden]`: unit k of each row also depends on unit k of the previous row."""
 
     hidden_size: int
 
@@ -251,7 +263,7 @@ class Heads(jrnn.Cell):
 @pytest.mark.parametrize(
     ("cell", "kind"),
     mark_exhaustive(
-        itertools.product([Biased(3), Heads(3), Mixer(3), Pair(3)], KINDS_OF_NEWTON),
+        itertools.product([Biased(3), Heads(3), Mixer(3), Pair(3)], JACOBIAN_OPTIONS),
         always=[
             (Biased(3), "auto"),
             (Heads(3), "auto"),
@@ -262,7 +274,7 @@ class Heads(jrnn.Cell):
     ),
     ids=repr,
 )
-def test_gradients_of_unusual_cells_equal_scan(cell: Any, kind: Any, x64: None) -> None:
+def test_values_and_gradients_of_unusual_cells_equal_scan(cell: Any, kind: Any, x64: None) -> None:
     params = cell.init(jax.random.key(0), 2, jnp.float64)
     params = jax.tree.map(lambda p: p + 0.1, params)
     xs = np.random.default_rng(0).normal(size=(9, 3, 2))

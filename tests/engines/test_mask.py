@@ -1,4 +1,4 @@
-"""Masks of any pattern, against loops over the valid steps, on every engine and layer."""
+"""Masks of any pattern, against loops over the valid steps, on several engines and layers."""
 
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ from tests.helpers import (
 )
 from tests.table import CELLS, Row
 
-# One sequence per column: no valid step, gaps in the mask, and all steps valid.
+# One sequence per column: the first has no valid step, the last only valid steps.
 MASK = np.array(
     [
         [0, 1, 0, 0, 1],
@@ -54,7 +54,7 @@ STEPS, BATCH = MASK.shape
 LENGTHS = np.array([6, 4, 3, 6, 2], np.int32)
 RESETS = np.random.default_rng(3).random(MASK.shape) < 0.4
 RESETS[3, 1] = RESETS[2, 2] = True  # on valid steps
-RESETS[1, 1] = RESETS[4, 3] = True  # on masked steps
+RESETS[1, 1] = RESETS[4, 3] = True  # on padding
 SCENARIOS = (
     Scenario(lengths=False, resets=False, carry=True),
     Scenario(lengths=False, resets=True, carry=False, reverse=True),
@@ -80,7 +80,10 @@ NATIVE_CELLS = ["lstm-peepholes", "gru", "elman-relu"]
 
 
 def make_example(row: Row) -> tuple[Any, Any, Batch]:
-    """Returns a batch with NaN on masked steps, which must reach neither outputs nor gradients."""
+    """Returns a cell, its parameters, and a batch with a mask.
+
+    Inputs are NaN where the mask is False; these NaNs must reach neither outputs nor gradients.
+    """
     cell = row.make(3)
     params = random_params(cell, 1, input_size=2)
     batch = random_batch(cell, params, 2, STEPS, BATCH)
@@ -91,6 +94,10 @@ def make_example(row: Row) -> tuple[Any, Any, Batch]:
 def assert_equals_loop(
     row: Row, cell: Any, engine: Engine, params: Any, batch: Batch, arguments: Any, tolerance: float
 ) -> None:
+    """Compares the engine with loops that run on `params` and `batch`.
+
+    `arguments` are the parameters and the batch for the engine; they may have another precision.
+    """
     assert np.isnan(batch.xs).any()
     for scenario, got in zip(
         SCENARIOS, differentiate_all(cell, engine, SCENARIOS, *arguments), strict=True
@@ -119,10 +126,10 @@ def test_a_mask_on_the_native_engine_equals_a_loop(name: str, x64: None) -> None
 
 
 class Packed(NamedTuple):
-    """Moves valid steps to the front, in NumPy, and back."""
+    """Moves the valid steps of each sequence to the front, and back."""
 
-    lengths: np.ndarray  # [B]
-    source: np.ndarray  # [T, B], the step of the n-th valid one
+    lengths: np.ndarray  # [B], the number of valid steps
+    source: np.ndarray  # [T, B], the n-th valid step of each sequence; 0 if there are fewer
 
     @staticmethod
     def from_mask(valid: np.ndarray) -> "Packed":
@@ -133,9 +140,11 @@ class Packed(NamedTuple):
         return Packed(valid.sum(axis=0), source)
 
     def pack(self, a: Any) -> Any:
+        """Moves the valid steps of `[T, B, ...]` to the front; the rest repeats step 0."""
         return a[self.source, np.arange(a.shape[1])]
 
     def unpack(self, ys: Any) -> Any:
+        """Inverts `pack`, with zeros on padding."""
         out = jnp.zeros_like(ys)
         for b, length in enumerate(self.lengths):
             out = out.at[self.source[:length, b], b].set(ys[:length, b])
@@ -145,21 +154,21 @@ class Packed(NamedTuple):
 LAYERS: dict[str, Layer] = {
     "stack": stack([LSTM(4), zoneout(GRU(3), h=0.3)]),
     "bidirectional": bidirectional(LSTM(4), GRU(4), merge="sum"),
-    "both": stack([bidirectional(GRU(4)), highway(LSTM(8))]),
+    "bidirectional-in-a-stack": stack([bidirectional(GRU(4)), highway(LSTM(8))]),
     "depth-gated": stack([LSTM(3), jrnn.DepthGatedLSTM(3)]),
-    "linear": bidirectional(stack([jrnn.LRU(3), GRU(3)])),
+    "stack-in-bidirectional": bidirectional(stack([jrnn.LRU(3), GRU(3)])),
 }
 
 
 @pytest.mark.parametrize(
     ("name", "engine"),
     [
-        pytest.param(name, engine, marks=[pytest.mark.exhaustive] * (name != few))
-        for engine, few in (("auto", "both"), ("scan", "bidirectional"))
+        pytest.param(name, engine, marks=[pytest.mark.exhaustive] * (name != default))
+        for engine, default in (("auto", "bidirectional-in-a-stack"), ("scan", "bidirectional"))
         for name in LAYERS
     ],
 )
-def test_layers_with_a_mask_equal_layers_without_masked_steps(name: str, engine: str) -> None:
+def test_layers_with_a_mask_equal_layers_on_packed_valid_steps(name: str, engine: str) -> None:
     layer = LAYERS[name]
     rng = np.random.default_rng(0)
     params = random_params(layer, 1, 3, np.float32)
@@ -196,28 +205,28 @@ def test_layers_with_a_mask_equal_layers_without_masked_steps(name: str, engine:
 def test_modules_accept_masks_in_the_layout_of_their_inputs() -> None:
     rng = np.random.default_rng(0)
     xs = rng.normal(size=(BATCH, STEPS, 3)).astype(np.float32)
-    options = {"lengths": LENGTHS, "mask": MASK.T, "resets": RESETS.T}
-    core = {"lengths": LENGTHS, "mask": MASK, "resets": RESETS}
+    batch_major_masks = {"lengths": LENGTHS, "mask": MASK.T, "resets": RESETS.T}
+    time_major_masks = {"lengths": LENGTHS, "mask": MASK, "resets": RESETS}
     layer = bidirectional(LSTM(4))
     rnn = RNN(layer, 3, rngs=nnx.Rngs(0))
     time_major = RNN(layer, 3, rngs=nnx.Rngs(0), time_major=True)
-    carry, ys = jrnn.unroll(layer, rnn.params, xs.swapaxes(0, 1), **core)
-    assert_close(rnn(xs, **options), (carry, ys.swapaxes(0, 1)), 1e-6)
-    assert_close(time_major(xs.swapaxes(0, 1), **core), (carry, ys), 1e-6)
+    carry, ys = jrnn.unroll(layer, rnn.params, xs.swapaxes(0, 1), **time_major_masks)
+    assert_close(rnn(xs, **batch_major_masks), (carry, ys.swapaxes(0, 1)), 1e-6)
+    assert_close(time_major(xs.swapaxes(0, 1), **time_major_masks), (carry, ys), 1e-6)
 
     layers = StackedRNN(GRU(4), 3, 2, bidirectional=True, rngs=nnx.Rngs(0))
     params = [rnn.params for rnn in layers.rnns]
     pairs = [jrnn.layers.BidirectionalParams(*params[n : n + 2]) for n in (0, 2)]
-    same = stack([bidirectional(GRU(4)), bidirectional(GRU(4))])
-    carries, ys = jrnn.unroll(same, tuple(pairs), xs.swapaxes(0, 1), **core)
-    carry, got = layers(xs, **options)
+    equivalent = stack([bidirectional(GRU(4)), bidirectional(GRU(4))])
+    carries, ys = jrnn.unroll(equivalent, tuple(pairs), xs.swapaxes(0, 1), **time_major_masks)
+    carry, got = layers(xs, **batch_major_masks)
     assert_close(got, ys.swapaxes(0, 1), 1e-6)
     assert_close(carry, jnp.stack(jax.tree.leaves(carries)), 1e-6)
     with pytest.raises(ValueError, match=r"mask must have shape \(batch, time\) = \(5, 6\)"):
         rnn(xs, mask=MASK)
 
 
-def test_masked_inputs_have_no_effect_with_noise() -> None:
+def test_inputs_on_padding_have_no_effect_with_noise() -> None:
     layer = stack([dropout(LSTM(4), x=0.5, y=0.5, each_step=True), GRU(3)])
     params = random_params(layer, 1, 3, np.float32)
     xs = np.random.default_rng(0).normal(size=(STEPS, BATCH, 3)).astype(np.float32)

@@ -1,4 +1,7 @@
-"""Every engine works in every mode of JAX: one table of modes, cells, engines and masks."""
+"""Engines in modes of JAX such as `debug_nans`, and under its transformations.
+
+All tests are rows of one table of modes, cells, engines and masks.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +44,7 @@ MASKS: dict[str, dict[str, np.ndarray]] = {
     "resets": {"resets": RESETS},
     "all": {"lengths": LENGTHS, "mask": VALID[:, ::-1] | VALID, "resets": RESETS},
 }
+# The cells that are tested on engines that do not support every cell.
 HAVE_KERNELS = ("lstm", "lstm-peepholes", "lstm-coupled", "gru", "elman-tanh", "elman-relu")
 LINEAR = ("mingru", "mingru-log", "lru", "s5", "rglru")
 NEWTON = (*HAVE_KERNELS, *LINEAR)
@@ -68,8 +72,8 @@ class Case(NamedTuple):
 
 def is_tested(cell: str, engine: str) -> bool:
     """Returns whether a cell is tested on an engine."""
-    some = {"native": HAVE_KERNELS, "associative": LINEAR, "newton": NEWTON, "damped": ("gru",)}
-    return engine not in some or cell in some[engine]
+    tested = {"native": HAVE_KERNELS, "associative": LINEAR, "newton": NEWTON, "damped": ("gru",)}
+    return engine not in tested or cell in tested[engine]
 
 
 @cache
@@ -86,7 +90,7 @@ def arguments(cell: str, dtype: str = "float32") -> tuple[Any, Any, Any]:
 def make_loss(case: Case) -> Callable[..., Any]:
     """Returns `(params, xs, carry, masks) -> loss`.
 
-    The loss is a function of all outputs, with padding and noise.
+    The loss depends on the final carry and all outputs, with noise from a fixed key.
     """
     cell, engine = CELLS[case.cell].make(4), ENGINES[case.engine]
 
@@ -101,7 +105,10 @@ def make_loss(case: Case) -> Callable[..., Any]:
 
 
 def differentiate(case: Case) -> Callable[..., Any]:
-    """Returns the loss and its gradients with respect to parameters, inputs and carry."""
+    """Returns `(params, xs, carry, masks) -> (loss, grads)`.
+
+    The gradients are those of parameters, inputs and carry.
+    """
     loss = make_loss(case)
 
     def value_and_grads(params: Any, xs: Any, carry: Any, masks: Any) -> Any:
@@ -114,7 +121,7 @@ def differentiate(case: Case) -> Callable[..., Any]:
 
 @cache
 def expected(case: Case) -> Any:
-    """Returns the loss and its gradients without any mode."""
+    """Returns the loss and its gradients in the default mode of JAX, under `jit`."""
     return jax.jit(differentiate(case))(*arguments(case.cell), MASKS[case.masks])
 
 
@@ -133,16 +140,18 @@ TRACED: dict[str, Callable[[], Any]] = {
     "dtype_promotion": partial(jax.numpy_dtype_promotion, "strict"),
     "checking_leaks": jax.checking_leaks,
 }
-"""Modes that only affect tracing."""
+"""Modes that affect only tracing."""
 EXECUTED: dict[str, Callable[[], Any]] = {
     "debug_nans": partial(jax.debug_nans, True),
     "debug_infs": partial(jax.debug_infs, True),
     "x64": partial(jax.enable_x64, True),
     "disable_jit": jax.disable_jit,
 }
+"""Modes that affect execution."""
 
 
 def check_traced(name: str, case: Case) -> None:
+    """Checks that the gradients can be traced in a mode of `TRACED`."""
     args = (*arguments(case.cell), MASKS[case.masks])
     if name == "checking_leaks":  # not part of the keys of JAX's caches
         jax.clear_caches()
@@ -151,6 +160,7 @@ def check_traced(name: str, case: Case) -> None:
 
 
 def check_executed(name: str, case: Case) -> None:
+    """Checks that values and gradients do not change in a mode of `EXECUTED`."""
     want = expected(case)
     with EXECUTED[name]():
         got = run_eagerly(case)
@@ -158,7 +168,7 @@ def check_executed(name: str, case: Case) -> None:
 
 
 def check_strict_bfloat16(case: Case) -> None:
-    """Checks bfloat16 inputs, and int64 next to int32, with strict promotion."""
+    """Checks bfloat16 inputs with strict promotion in x64, where ints are int64 and int32."""
     params, xs, carry = arguments(case.cell, "bfloat16")
     masks = MASKS[case.masks]
     with jax.numpy_dtype_promotion("strict"), jax.enable_x64(True):
@@ -184,7 +194,7 @@ def check_nan_on_padding(case: Case) -> None:
 
 
 def check_nan_before_reset(case: Case) -> None:
-    """Checks that NaN before a reset is in no gradient, if the loss omits the steps before it."""
+    """Checks that NaN before a reset is in no gradient of a loss without the steps before it."""
     if "resets" not in MASKS[case.masks]:
         return
     params, xs, carry = arguments(case.cell)
@@ -206,6 +216,7 @@ def check_nan_before_reset(case: Case) -> None:
 
 
 def check_transfer_guard(case: Case) -> None:
+    """Checks that a compiled call transfers nothing between host and device."""
     args = jax.device_put((*arguments(case.cell), MASKS[case.masks]))
     jitted = jax.jit(differentiate(case))
     want = jitted(*args)
@@ -237,7 +248,7 @@ def check_shard_map(case: Case) -> None:
 def check_jvp(case: Case) -> None:
     """Checks that forward mode under `jit` works or raises jrnn's own message.
 
-    `auto` is not checked.
+    `auto` is not checked, since it may select an engine of either kind.
     """
     params, xs, carry = arguments(case.cell)
     masks = MASKS[case.masks]
@@ -300,26 +311,35 @@ MODES: dict[str, Callable[[Case], None]] = {
     "export": check_export,
     "threads": check_threads,
 }
-# Cells of all kinds, for all modes and engines; every cell for the modes that are cheap to check.
+# Cells of all kinds are tested in all modes on all engines. The other cells are tested on `scan` in
+# the modes that only trace.
 KINDS = ("lstm-peepholes", "gru", "lru", "s5", "clockwork", "grud", "cfc", "dropped-lstm", "mlstm")
-CHEAP = ("rank_promotion", "dtype_promotion")
-# The modes in which masks matter; all other modes are only checked with all masks.
-MASKED = ("debug_nans", "nan_on_padding", "shard_map", "export")
+TRACED_FOR_EVERY_CELL = ("rank_promotion", "dtype_promotion")
+# The modes that are tested with each entry of `MASKS`; all other modes are only tested with "all".
+TESTED_WITH_EVERY_MASK = ("debug_nans", "nan_on_padding", "shard_map", "export")
 
 TABLE = [
     (mode, Case(cell, engine, masks))
     for mode in MODES
-    for cell in (CELLS if mode in CHEAP else KINDS)
+    for cell in (CELLS if mode in TRACED_FOR_EVERY_CELL else KINDS)
     for engine in (ENGINES if cell in KINDS else ["scan"])
-    for masks in (MASKS if mode in MASKED else ["all"])
+    for masks in (MASKS if mode in TESTED_WITH_EVERY_MASK else ["all"])
     if is_tested(cell, engine)
 ]
 NATIVE, GRU = Case("lstm-peepholes", "native", "all"), Case("gru", "fused", "all")
 LRU, NOISY = Case("lru", "associative", "all"), Case("dropped-lstm", "scan", "all")
 NEWTON_GRU, CLOCKWORK = Case("gru", "newton", "all"), Case("clockwork", "fused", "all")
 ALWAYS = [
-    *((mode, case) for mode in CHEAP for case in (NATIVE, GRU, LRU, NOISY, NEWTON_GRU, CLOCKWORK)),
-    *((mode, Case(cell, "scan", "all")) for mode in CHEAP for cell in ("s5", "grud", "cfc")),
+    *(
+        (mode, case)
+        for mode in TRACED_FOR_EVERY_CELL
+        for case in (NATIVE, GRU, LRU, NOISY, NEWTON_GRU, CLOCKWORK)
+    ),
+    *(
+        (mode, Case(cell, "scan", "all"))
+        for mode in TRACED_FOR_EVERY_CELL
+        for cell in ("s5", "grud", "cfc")
+    ),
     ("checking_leaks", GRU),
     ("debug_nans", Case("lstm-peepholes", "native", "lengths")),
     ("debug_infs", GRU),
@@ -346,7 +366,7 @@ def test_engine_works_in_mode(mode: str, case: Case) -> None:
 
 
 def test_export_of_a_kernel_advises_another_engine() -> None:
-    """The message of `jax.export` for concrete shapes has the name of the kernel."""
+    """The message of `jax.export` for concrete shapes contains the name of the kernel."""
     params, xs, _ = arguments("gru")
     run = jax.jit(lambda params, xs: jrnn.unroll(jrnn.GRU(4), params, xs, engine="native"))
     with pytest.raises(ValueError, match="jrnn_forward .for jax.export use engine='scan'"):

@@ -1,4 +1,4 @@
-"""NaNs on padding or before a reset have no effect on later results; all others propagate."""
+"""NaNs on padding have no effect, and NaNs before a reset none after it; all others propagate."""
 
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ class Baseline(NamedTuple):
 
 @pytest.fixture
 def baseline(kind: Row, engine: Engine, reverse: bool) -> Baseline:
-    """Lengths are 6, 5, 0, 3; `NAN_SEQUENCE` has one reset on a valid step and one on padding."""
+    """Lengths are 6, 5, 0 and 3; `NAN_SEQUENCE` has one reset on a valid step, one on padding."""
     cell = kind.make(3)
     params = random_params(cell, 1, 2, np.float32)
     batch = random_batch(cell, params, 2, STEPS, 4, np.float32)
@@ -44,30 +44,30 @@ def baseline(kind: Row, engine: Engine, reverse: bool) -> Baseline:
     return Baseline(cell, engine, params, batch, reverse, scan_order, clean)
 
 
-def run(s: Baseline, batch: Batch) -> Results:
+def run(base: Baseline, batch: Batch) -> Results:
     """Returns the values and the gradients for a changed batch."""
-    return differentiate(s.cell, s.engine, s.params, batch, s.reverse)
+    return differentiate(base.cell, base.engine, base.params, batch, base.reverse)
 
 
-def with_nan(s: Baseline, t: int, sequence: int = NAN_SEQUENCE) -> Batch:
+def with_nan(base: Baseline, t: int, sequence: int = NAN_SEQUENCE) -> Batch:
     """Returns the batch with one input element set to NaN."""
-    xs = s.batch.xs.copy()
+    xs = base.batch.xs.copy()
     xs[t, sequence, 0] = np.nan
-    return s.batch._replace(xs=xs)
+    return base.batch._replace(xs=xs)
 
 
 def with_nan_in_carry(batch: Batch, sequence: int = NAN_SEQUENCE) -> Batch:
-    """Returns the batch with one element of each leaf of the initial carry set to NaN."""
+    """Returns the batch with NaN in each leaf of the initial carry of one sequence."""
     carry = jax.tree.map(np.copy, batch.carry)
     for leaf in jax.tree.leaves(carry):
         leaf[sequence, 0] = np.nan
     return batch._replace(carry=carry)
 
 
-def mask_loss(s: Baseline, batch: Batch, sequence: int = NAN_SEQUENCE) -> Batch:
+def mask_loss(base: Baseline, batch: Batch, sequence: int = NAN_SEQUENCE) -> Batch:
     """Returns the batch with zero cotangents for the outputs of `sequence` before its reset."""
     ct_ys = batch.ct_ys.copy()
-    ct_ys[s.scan_order[:RESET], sequence] = 0
+    ct_ys[base.scan_order[:RESET], sequence] = 0
     return batch._replace(ct_ys=ct_ys)
 
 
@@ -108,11 +108,11 @@ def test_nan_before_a_reset_does_not_propagate_past_it(baseline: Baseline, bad_s
 
 
 def test_a_loss_that_depends_on_a_nan_before_a_reset_has_a_nan_gradient(baseline: Baseline) -> None:
-    s, bad = baseline, with_nan(baseline, baseline.scan_order[0])
+    bad = with_nan(baseline, baseline.scan_order[0])
     # Like the cotangent of a squared error, which is NaN where the output is NaN.
-    ct_ys = np.where(np.isnan(run(s, bad).ys), np.nan, s.batch.ct_ys)
+    ct_ys = np.where(np.isnan(run(baseline, bad).ys), np.nan, baseline.batch.ct_ys)
     assert np.isnan(ct_ys).any()
-    got = run(s, bad._replace(ct_ys=ct_ys))
+    got = run(baseline, bad._replace(ct_ys=ct_ys))
     assert all(np.isnan(leaf).any() for leaf in jax.tree.leaves(got.params_grad))
 
 
@@ -153,13 +153,14 @@ def test_nan_in_the_carry_without_a_reset_propagates(baseline: Baseline) -> None
     assert_propagated(baseline, got)
 
 
-def assert_propagated(s: Baseline, got: Results) -> None:
-    """Asserts that the final carry of `NAN_SEQUENCE` and the gradients contain NaN.
+def assert_propagated(base: Baseline, got: Results) -> None:
+    """Asserts that the final carry of `NAN_SEQUENCE` and the parameter gradients contain NaN.
 
     The other carries and the outputs on padding must not contain NaN.
     """
     others = np.arange(4) != NAN_SEQUENCE
-    for leaf, clean in zip(jax.tree.leaves(got.carry), jax.tree.leaves(s.clean.carry), strict=True):
+    pairs = zip(jax.tree.leaves(got.carry), jax.tree.leaves(base.clean.carry), strict=True)
+    for leaf, clean in pairs:
         assert np.isnan(leaf[NAN_SEQUENCE]).any()
         assert_same(leaf[others], clean[others])
     assert any(np.isnan(leaf).any() for leaf in jax.tree.leaves(got.params_grad))

@@ -1,10 +1,12 @@
-"""The C++ kernels: shapes, instruction sets, threads, vmap and errors."""
+"""The C++ kernels: shapes, instruction sets, threads, vmap, sanitizers and errors."""
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,9 +36,13 @@ from tests.table import CELLS, Row
 kernels = pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
 ROWS = [name for name, row in CELLS.items() if row.make(1).kernel_name() is not None]
 
-# Time, batch, input, hidden: less than a vector, remainders of tiles, a single sequence (threads
-# divide its units), few and many inputs, more rows than a chunk.
-SHAPES = [(5, 3, 2, 3), (9, 13, 5, 37), (40, 1, 9, 70), (3, 130, 1, 33), (4, 17, 70, 16)]
+SHAPES = [  # time, batch, input size, hidden size
+    (5, 3, 2, 3),  # fewer units than a vector has
+    (9, 13, 5, 37),  # remainders of tiles
+    (40, 1, 9, 70),  # threads divide the units of a single sequence
+    (3, 130, 1, 33),  # a large batch, one input
+    (4, 17, 70, 16),  # many inputs
+]
 
 
 @pytest.fixture(params=ROWS)
@@ -110,11 +116,20 @@ for cell in (*lstms, jrnn.GRU(21), jrnn.Elman(21)):
 
 
 @pytest.mark.parametrize("isa", kernels.available_isas())
-def test_all_instruction_sets_agree(isa: str) -> None:
+def test_gradients_on_each_instruction_set_equal_scan(isa: str) -> None:
     environment = os.environ | {"JRNN_ISA": isa}
     subprocess.run(
         [sys.executable, "-c", COMPARE_ENGINES.format(isa=isa)], check=True, env=environment
     )
+
+
+def test_program_of_the_sanitizers_compiles() -> None:
+    # `make sanitize` compiles and runs it, which takes minutes.
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        pytest.skip("there is no C++ compiler")
+    flags = ["-std=c++17", "-fsyntax-only", "-DPORTABLE", "-DJRNN_ISA=base"]
+    subprocess.run([compiler, *flags, str(Path(__file__).with_name("sanitize.cc"))], check=True)
 
 
 @pytest.mark.parametrize(("activation", "truth"), [("tanh", np.tanh), ("sigmoid", None)])
@@ -128,14 +143,14 @@ def test_activations_are_accurate(activation: Any, truth: Any) -> None:
     want = truth(xs.astype(np.float64))
     ulps = np.abs(np.asarray(ys)[0, :, 0] - want) / np.spacing(np.abs(want).astype(np.float32))
     assert ulps.max() < 3
-    ends = jnp.array([-np.inf, -1e30, -88.0, -0.0, 0.0, 88.0, 1e30, np.inf], jnp.float32)
-    _, ys = jrnn.unroll(cell, params, ends[None, :, None], engine="native")
-    want = truth(np.clip(np.asarray(ends, np.float64), -100, 100))
+    extremes = jnp.array([-np.inf, -1e30, -88.0, -0.0, 0.0, 88.0, 1e30, np.inf], jnp.float32)
+    _, ys = jrnn.unroll(cell, params, extremes[None, :, None], engine="native")
+    want = truth(np.clip(np.asarray(extremes, np.float64), -100, 100))
     np.testing.assert_allclose(ys[0, :, 0], want, rtol=1e-6, atol=2e-38)
     assert not np.signbit(ys[0, 4, 0])
 
 
-def test_nan_and_inf_propagate() -> None:
+def test_nan_and_inf_inputs_equal_scan() -> None:
     cell = jrnn.LSTM(5)
     params = cell.init(jax.random.key(0), 1)
     xs = jnp.array([[[np.nan], [np.inf], [-np.inf], [1.0]]])
@@ -145,7 +160,8 @@ def test_nan_and_inf_propagate() -> None:
     assert np.isnan(ys[0, 0]).all() and np.isfinite(ys[0, 1:]).all()
 
 
-def loss(engine: Any) -> Any:
+def make_value_and_grad(engine: Any) -> Any:
+    """Returns `(params, xs, lengths, resets) -> (loss, grads)`, with gradients of params and xs."""
     cell = jrnn.LSTM(6, peepholes=True)
 
     def run(params: Any, xs: Any, lengths: Any, resets: Any) -> Any:
@@ -170,8 +186,9 @@ def test_vmap_equals_scan(axes: tuple[int | None, ...]) -> None:
     )
     pick = lambda a, axis: a if axis == 0 else jax.tree.map(lambda leaf: leaf[0], a)
     arguments = [pick(a, axis) for a, axis in zip(full, axes, strict=True)]
-    got = jax.jit(jax.vmap(loss("native"), in_axes=axes))(*arguments)
-    assert_close(got, jax.vmap(loss("scan"), in_axes=axes)(*arguments), 1e-5)
+    got = jax.jit(jax.vmap(make_value_and_grad("native"), in_axes=axes))(*arguments)
+    want = jax.vmap(make_value_and_grad("scan"), in_axes=axes)(*arguments)
+    assert_close(got, want, 1e-5)
 
 
 def test_nested_vmap_is_one_call() -> None:
@@ -183,7 +200,7 @@ def test_nested_vmap_is_one_call() -> None:
     assert str(jax.make_jaxpr(twice("native"))(xs)).count("jrnn_forward") == 1
 
 
-def test_vmap_over_an_empty_axis() -> None:
+def test_vmap_over_an_empty_axis_returns_empty_results() -> None:
     params = random_params(jrnn.GRU(4), 0, 2, np.float32)
     run = lambda xs: jrnn.unroll(jrnn.GRU(4), params, xs, engine="native")[1].sum()
     value, grad = jax.vmap(jax.value_and_grad(run))(jnp.zeros((0, 5, 3, 2)))
@@ -192,7 +209,7 @@ def test_vmap_over_an_empty_axis() -> None:
 
 @pytest.mark.parametrize("shape", [(), (1,), (2, 12), "int32"], ids=str)
 @pytest.mark.parametrize("engine", ["native", "auto"])
-def test_parameters_that_only_broadcast_raise(engine: str, shape: Any) -> None:
+def test_bias_of_wrong_shape_or_dtype_raises(engine: str, shape: Any) -> None:
     cell = jrnn.GRU(4)
     params = random_params(cell, 0, 2, np.float32)
     b = jnp.ones(12, jnp.int32) if shape == "int32" else jnp.full(shape, 0.3)
@@ -207,12 +224,12 @@ def test_gradients_do_not_depend_on_thread_scheduling() -> None:
     xs = jnp.asarray(np.random.default_rng(0).normal(size=(50, 64, 8)), jnp.float32)
     run = jax.jit(jax.grad(lambda p: jnp.sum(jrnn.unroll(cell, p, xs, engine="native")[1] ** 2)))
     first = jax.tree.map(np.asarray, run(params))
-    with ThreadPoolExecutor(4) as pool:  # calls compete for threads
+    with ThreadPoolExecutor(4) as pool:  # concurrent calls compete for the threads of the kernels
         for grads in pool.map(lambda _: jax.tree.map(np.asarray, run(params)), range(100)):
             jax.tree.map(np.testing.assert_array_equal, grads, first)
 
 
-def test_sums_over_many_rows_are_accurate() -> None:
+def test_gradients_of_biases_over_many_rows_are_accurate() -> None:
     cell = jrnn.GRU(4)
     params = random_params(cell, 0, 2, np.float32)
     xs = np.random.default_rng(0).normal(size=(500, 200, 2)).astype(np.float32)
@@ -232,10 +249,10 @@ def test_shard_map_equals_unsharded() -> None:
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
     batch = PartitionSpec(None, "data")
     run = lambda params, xs: jrnn.unroll(cell, params, xs, engine="native")[1]
-    shared = jax.shard_map(
+    sharded = jax.shard_map(
         run, mesh=mesh, in_specs=(PartitionSpec(), batch), out_specs=batch, check_vma=False
     )
-    assert_close(jax.jit(shared)(params, xs), run(params, xs), 1e-6)
+    assert_close(jax.jit(sharded)(params, xs), run(params, xs), 1e-6)
 
 
 def test_concurrent_calls_are_independent() -> None:
@@ -263,7 +280,7 @@ UNSUPPORTED = [
 
 
 @pytest.mark.parametrize(("cell", "dtype", "message"), UNSUPPORTED, ids=str)
-def test_unsupported_cells_raise(cell: jrnn.Cell, dtype: Any, message: str) -> None:
+def test_unsupported_cell_or_dtype_raises(cell: jrnn.Cell, dtype: Any, message: str) -> None:
     params = cell.init(jax.random.key(0), 2)
     with pytest.raises(ValueError, match=f"engine 'native': .*{message}.*engine='auto'"):
         jrnn.unroll(cell, params, jnp.ones((2, 3, 2), dtype), engine="native")

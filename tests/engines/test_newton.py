@@ -1,4 +1,4 @@
-"""`Newton` against NumPy references and a loop: values, gradients and other derivatives."""
+"""`Newton` against NumPy references, loops and `Scan`: values, gradients, other derivatives."""
 
 from typing import Any
 
@@ -11,7 +11,6 @@ import jrnn
 from jrnn import (
     GRU,
     LSTM,
-    Cell,
     IndRNN,
     Newton,
     ParaGRU,
@@ -19,10 +18,11 @@ from jrnn import (
     Scan,
 )
 from tests.cells.toys import LearnedInitialCarry, Noisy
+from tests.engines import test_derivatives
 from tests.engines.newton_helpers import NEWTON, make_example, solve
+from tests.engines.test_derivatives import central_difference, replace_point
 from tests.helpers import (
     SCENARIOS,
-    Batch,
     Scenario,
     as_dtype,
     assert_close,
@@ -31,7 +31,6 @@ from tests.helpers import (
     inner_product,
     loop_grads,
     mark_exhaustive,
-    normal_like,
     oracle,
     random_batch,
     random_params,
@@ -46,18 +45,16 @@ VARIANTS = {
     "diagonal": Newton(jacobian="diagonal"),
     "damped": Newton(damping=1.0),
     "damped-block": Newton(jacobian="block", damping=0.1),
-    "carry": Newton(init="carry"),
-    "scan": Newton(fallback="scan"),
+    "init-carry": Newton(init="carry"),
+    "fallback-scan": Newton(fallback="scan"),
 }
+# The cells that the tests run with more scenarios, or also without the exhaustive tests.
 DEFAULT_CELLS = ("lstm", "gru-reset-before", "paralstm", "lru", "gru", "elman-relu")
 # Each variant on one cell, and on three cells in the exhaustive suite.
 CELLS_AND_VARIANTS = mark_exhaustive(
-    [(DEFAULT_CELLS[(n + 2 * k) % 6], kind) for n, kind in enumerate(VARIANTS) for k in range(3)],
-    always=[(DEFAULT_CELLS[n % 6], kind) for n, kind in enumerate(VARIANTS)],
+    [(DEFAULT_CELLS[(n + 2 * k) % 6], name) for n, name in enumerate(VARIANTS) for k in range(3)],
+    always=[(DEFAULT_CELLS[n % 6], name) for n, name in enumerate(VARIANTS)],
 )
-
-
-Point = tuple[Any, Any, Any]  # params, xs, carry
 
 
 @pytest.mark.parametrize("name", mark_exhaustive(CELLS, always=DEFAULT_CELLS))
@@ -87,12 +84,12 @@ def test_values_and_gradients_equal_a_loop_in_float32(name: str) -> None:
     assert_close(tuple(got[2:]), expected, 1e-4)
 
 
-@pytest.mark.parametrize(("name", "kind"), CELLS_AND_VARIANTS)
-def test_every_variant_equals_a_loop(name: str, kind: str, x64: None) -> None:
+@pytest.mark.parametrize(("name", "variant"), CELLS_AND_VARIANTS)
+def test_every_variant_equals_a_loop(name: str, variant: str, x64: None) -> None:
     # The solution and its gradient are exact even if the Jacobian is approximate.
-    row, scenario = CELLS[name], Scenario(reverse=kind in ("block", "damped"))
+    row, scenario = CELLS[name], Scenario(reverse=variant in ("block", "damped"))
     cell, params, batch = make_example(row)
-    (got,) = differentiate_all(cell, VARIANTS[kind], (scenario,), params, batch)
+    (got,) = differentiate_all(cell, VARIANTS[variant], (scenario,), params, batch)
     assert_equals_loop(row, cell, scenario, got, params, batch, 1e-9)
 
 
@@ -107,15 +104,15 @@ def test_few_steps_equal_a_loop(name: str, steps: int, x64: None) -> None:
         assert_equals_loop(row, cell, scenario, got, params, batch, 1e-9)
 
 
-@pytest.mark.parametrize("kind", ["full", "block", "diagonal", "damped"])
-def test_empty_batch_returns_empty_results(kind: str) -> None:
+@pytest.mark.parametrize("variant", ["full", "block", "diagonal", "damped"])
+def test_empty_batch_returns_empty_results(variant: str) -> None:
     cell = LSTM(3)
     params = random_params(cell, 1, 2, np.float32)
     batch = random_batch(cell, params, 2, 4, 0, np.float32)
-    (got,) = differentiate_all(cell, VARIANTS[kind], (Scenario(),), params, batch)
+    (got,) = differentiate_all(cell, VARIANTS[variant], (Scenario(),), params, batch)
     assert got.ys.shape == (4, 0, 3)
     assert_close(got.params_grad, jax.tree.map(np.zeros_like, params), 0)
-    status = solve(cell, VARIANTS[kind], Scenario(), params, batch).status
+    status = solve(cell, VARIANTS[variant], Scenario(), params, batch).status
     assert status.converged.shape == (0,)
     assert int(status.iterations) == 0
 
@@ -138,7 +135,7 @@ def test_gradients_of_a_learned_initial_carry_equal_a_loop(x64: None) -> None:
 
 
 @pytest.mark.parametrize("key", [None, 3])
-def test_noise_equals_other_engines(key: int | None, x64: None) -> None:
+def test_results_with_noise_equal_scan(key: int | None, x64: None) -> None:
     cell = Noisy(4)
     params = random_params(cell, 1, 2)
     batch = random_batch(cell, params, 2, 9, 3)
@@ -186,41 +183,17 @@ def test_ten_thousand_steps_equal_scan(name: str, wide: bool) -> None:
 
 # Derivatives
 
-EPS = 1e-5
-
-
-def make_point(name: str, seed: int = 1) -> tuple[Cell, Batch, Point, Point]:
-    cell = CELLS[name].make(3)
-    params = random_params(cell, seed, 2)
-    batch = random_batch(cell, params, seed + 1, steps=5, batch=3)
-    point = (params, batch.xs, batch.carry)
-    rng = np.random.default_rng(seed + 2)
-    return cell, batch, point, jax.tree.map(lambda a: normal_like(rng, a, np.float64), point)
-
-
-def replace_point(batch: Batch, point: Point) -> tuple[Any, Batch]:
-    params, xs, carry = point
-    return params, batch._replace(xs=xs, carry=carry)
-
-
-def central_difference(function: Any, point: Point, direction: Point) -> Any:
-    ahead, behind = (
-        function(jax.tree.map(lambda p, v, e=step: p + e * v, point, direction))
-        for step in (EPS, -EPS)
-    )
-    return jax.tree.map(lambda a, b: (a - b) / (2 * EPS), ahead, behind)
-
-
 ENGINES = {"auto": NEWTON, "diagonal": VARIANTS["diagonal"]}
 
 
-@pytest.mark.parametrize("kind", ENGINES)
+@pytest.mark.parametrize("variant", ENGINES)
 @pytest.mark.parametrize(
     "name", mark_exhaustive(["lstm", "gru-reset-before", "lru"], always=("lstm", "lru"))
 )
-def test_forward_mode_equals_finite_differences(name: str, kind: str, x64: None) -> None:
-    row, scenario, engine = CELLS[name], Scenario(reverse=True), ENGINES[kind]
-    cell, batch, point, direction = make_point(name)
+def test_forward_mode_equals_finite_differences(name: str, variant: str, x64: None) -> None:
+    row, scenario, engine = CELLS[name], Scenario(reverse=True), ENGINES[variant]
+    cell = CELLS[name].make(3)
+    batch, point, direction = test_derivatives.make_example(cell)
     run = lambda *point: unroll_scenario(cell, engine, scenario, *replace_point(batch, point))
     jvp = jax.jit(lambda p, v: jax.jvp(run, p, v))
     expected = central_difference(
@@ -229,13 +202,14 @@ def test_forward_mode_equals_finite_differences(name: str, kind: str, x64: None)
     assert_close(jvp(point, direction)[1], expected, 1e-8)
 
 
-@pytest.mark.parametrize("kind", ENGINES)
+@pytest.mark.parametrize("variant", ENGINES)
 @pytest.mark.parametrize(
     "name", mark_exhaustive(["lstm", "gru-reset-before"], always=("gru-reset-before",))
 )
-def test_second_derivatives_equal_finite_differences(name: str, kind: str, x64: None) -> None:
-    scenario, engine = Scenario(), ENGINES[kind]
-    cell, batch, point, direction = make_point(name)
+def test_second_derivatives_equal_finite_differences(name: str, variant: str, x64: None) -> None:
+    scenario, engine = Scenario(), ENGINES[variant]
+    cell = CELLS[name].make(3)
+    batch, point, direction = test_derivatives.make_example(cell)
     loss = lambda p: inner_product(
         unroll_scenario(cell, engine, scenario, *replace_point(batch, p)),
         (batch.ct_carry, batch.ct_ys),
@@ -250,9 +224,9 @@ def test_second_derivatives_equal_finite_differences(name: str, kind: str, x64: 
         assert_close(got, expected, 1e-7)
 
 
-@pytest.mark.parametrize("kind", ["auto", "damped"])
-def test_vmap_over_parameters_equals_a_loop(kind: str, x64: None) -> None:
-    row, scenario, engine = CELLS["gru"], Scenario(), {**VARIANTS, "auto": NEWTON}[kind]
+@pytest.mark.parametrize("variant", ["auto", "damped"])
+def test_vmap_over_parameters_equals_a_loop(variant: str, x64: None) -> None:
+    row, scenario, engine = CELLS["gru"], Scenario(), {**VARIANTS, "auto": NEWTON}[variant]
     cell = row.make(3)
     params = [random_params(cell, seed, 2) for seed in (1, 2)]
     params = [
@@ -271,7 +245,7 @@ def test_vmap_over_parameters_equals_a_loop(kind: str, x64: None) -> None:
         assert_equals_loop(row, cell, scenario, got, p, batch, 1e-9)
 
 
-def test_gradient_error_is_proportional_to_state_error(x64: None) -> None:
+def test_gradient_error_is_bounded_by_state_error(x64: None) -> None:
     # The gradient is computed at the approximate states.
     row, scenario = CELLS["gru"], Scenario(lengths=False, resets=False)
     cell, params, batch = make_example(row, steps=60)

@@ -99,20 +99,20 @@ def test_carry_that_is_not_real_raises() -> None:
         jrnn.unroll(leaky, leaky.init(jax.random.key(0), 3), timed, engine="newton")
 
     @dataclasses.dataclass(frozen=True)
-    class Modulus(LRU):  # not linear, and complex
+    class WithoutCoefficients(LRU):  # a complex carry, and not known to be linear
         def coefficients(self, params: Any, z: Any) -> None:
             return None
 
         def update(self, params: Any, carry: Any, z: Any, u: None) -> Any:
             return LRU.coefficients(self, params, z).apply(carry)
 
-    cell = Modulus(2)
-    with pytest.raises(TypeError, match=r"got dtypes \['complex64'\] of .*Modulus"):
+    cell = WithoutCoefficients(2)
+    with pytest.raises(TypeError, match=r"got dtypes \['complex64'\] of .*WithoutCoefficients"):
         jrnn.unroll(cell, cell.init(jax.random.key(0), 1), xs, engine="newton")
 
 
 class UnequalLeaves(LearnedInitialCarry):
-    """A second leaf that is smaller than the first: n' = tanh(0.5 n + h')."""
+    """Leaves of different sizes: h' = tanh(W x + U h + V n), and n' = tanh(0.5 n + h'[:2])."""
 
     def init_carry(self, params: Any, batch_shape: tuple[int, ...]) -> Any:
         zeros = jnp.zeros((*batch_shape, self.hidden_size), params.w_hh.dtype)
@@ -129,7 +129,7 @@ class UnequalLeaves(LearnedInitialCarry):
         return carry["h"]
 
 
-def test_block_jacobians_require_leaves_of_one_shape(x64: None) -> None:
+def test_only_block_jacobians_require_leaves_of_one_shape(x64: None) -> None:
     cell, scenario = UnequalLeaves(3), Scenario(resets=False)
     params = random_params(cell, 1, 2)
     batch = random_batch(cell, params, 2, 9, 3)
@@ -143,8 +143,8 @@ def test_block_jacobians_require_leaves_of_one_shape(x64: None) -> None:
         match=r"the same shape for jacobian='block', got \[\(3, 3\), \(3, 2\)\] .*'diagonal'",
     ):
         jrnn.newton(cell, params, batch.xs, engine=Newton(jacobian="block"))
-    large = UnequalLeaves(80)
-    params = large.init(jax.random.key(0), 2)  # larger than the limit of "auto" for full Jacobians
+    large = UnequalLeaves(80)  # more elements than "auto" allows for full Jacobians
+    params = large.init(jax.random.key(0), 2)
     params = jax.tree.map(lambda leaf: leaf / 40, params)
     xs = np.ones((20, 1, 2), np.float32)
     got, want = (jrnn.unroll(large, params, xs, engine=e) for e in (NEWTON, Scan()))
@@ -165,7 +165,7 @@ def test_newton_by_name_equals_the_default_engine() -> None:
 
 def test_second_call_compiles_nothing(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    jax_messages = lambda: [r for r in caplog.records if r.name.startswith("jax")]
+    messages_of_jax = lambda: [r for r in caplog.records if r.name.startswith("jax")]
     run = lambda xs: (
         jrnn.newton(GRU(5), params, xs, engine=Newton(tol=1e-5)),
         jrnn.unroll(GRU(5), params, xs, engine=Newton(tol=1e-5)),
@@ -173,14 +173,13 @@ def test_second_call_compiles_nothing(caplog: pytest.LogCaptureFixture) -> None:
     params = GRU(5).init(jax.random.key(0), 2)
     with jax.log_compiles():
         run(np.ones((6, 2, 2), np.float32))
-        assert jax_messages(), "no compilation was captured"
+        assert messages_of_jax(), "no compilation was captured"
         caplog.clear()
         run(np.zeros((6, 2, 2), np.float32))
-        assert not jax_messages()
+        assert not messages_of_jax()
 
 
-# Dtypes
-
+# Dtypes of params, xs, outputs and carry; and the tolerance against float64.
 MIXED = {
     "f32-bf16": (jnp.float32, jnp.bfloat16, jnp.bfloat16, jnp.float32, 3e-2),
     "bf16-f32": (jnp.bfloat16, jnp.float32, jnp.float32, jnp.float32, 1e-4),
@@ -207,20 +206,23 @@ def test_dtypes_and_values_of_mixed_precision(name: str, mix: str) -> None:
             lambda p, b: differentiate_all(cell, NEWTON, (scenario,), p, b)[0], params, batch
         )
     assert_close(got, truth, tolerance)
-    kind = complex_dtype if any(map(is_complex, jax.tree.leaves(batch.carry))) else jnp.dtype
+    complex_carry = any(map(is_complex, jax.tree.leaves(batch.carry)))
+    to_dtype = complex_dtype if complex_carry else jnp.dtype
     dtypes = lambda tree: {leaf.dtype for leaf in jax.tree.leaves(tree)}
     assert got[1].dtype == ys_dtype
-    assert dtypes(got[0]) == {kind(carry_dtype)}
+    assert dtypes(got[0]) == {to_dtype(carry_dtype)}
     assert dtypes(shapes.params_grad) == {jnp.dtype(params_dtype)}
     assert dtypes(shapes.xs_grad) == {jnp.dtype(xs_dtype)}
-    assert dtypes(shapes.carry_grad) == {kind(carry_dtype)}
+    assert dtypes(shapes.carry_grad) == {to_dtype(carry_dtype)}
 
 
 @pytest.mark.parametrize("params_dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     "cell", mark_exhaustive([GRU(16), LSTM(16), Elman(16)], always=[GRU(16)]), ids=repr
 )
-def test_long_bfloat16_sequences_are_as_accurate_as_scan(cell: Cell, params_dtype: Any) -> None:
+def test_error_of_long_bfloat16_sequences_is_at_most_twice_that_of_scan(
+    cell: Cell, params_dtype: Any
+) -> None:
     # A tolerance below the rounding error of products would need one iteration per step.
     wide = cell.init(jax.random.key(0), 3)
     params = jax.tree.map(lambda leaf: leaf.astype(params_dtype), wide)

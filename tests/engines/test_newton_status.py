@@ -50,9 +50,8 @@ def test_k_iterations_make_k_states_exact(name: str, kind: str, reverse: bool, x
     row, scenario, steps = CELLS[name], Scenario(lengths=False, reverse=reverse), 12
     cell = row.make(4)
     params = random_params(cell, 1, 2)
-    params = params._replace(
-        w_hh=3 * params.w_hh
-    )  # so that the other states are not exact by chance
+    # Large weights, so that the other states are not exact.
+    params = params._replace(w_hh=3 * params.w_hh)
     batch = random_batch(cell, params, 2, steps, 2)
     resets = np.zeros((steps, 2), bool)
     resets[5] = True
@@ -64,7 +63,6 @@ def test_k_iterations_make_k_states_exact(name: str, kind: str, reverse: bool, x
         solution = solve(cell, engine, scenario, params, batch)
         assert int(solution.status.iterations) == k
         exact = [start - n if reverse else start + n for start in starts for n in range(k)]
-        # The initial guess is a step from the initial carry, so its first state is exact.
         pick = lambda tree, t=exact: jax.tree.map(lambda leaf: np.asarray(leaf)[t], tree)
         assert_close(pick(solution.carries), pick(expected), 1e-10)
         rest = [t for t in range(steps) if t not in exact]
@@ -96,7 +94,7 @@ def test_a_contracting_cell_takes_few_iterations(name: str) -> None:
 
 
 @pytest.mark.parametrize("gain", [3.0, 6.0])
-def test_chaotic_cell_converges_after_t_iterations(gain: float) -> None:
+def test_chaotic_cell_converges_within_t_iterations(gain: float) -> None:
     # Products of Jacobians overflow float32 in early iterations; later ones must remove the NaNs.
     cell = Elman(32)
     params = cell.init(jax.random.key(0), 2)
@@ -117,7 +115,10 @@ def test_chaotic_cell_converges_after_t_iterations(gain: float) -> None:
 def make_chaotic_example(
     dtype: Any = np.float64, steps: int = 200, batch: int = 3
 ) -> tuple[Cell, Any, Any]:
-    """Sequence 1 is not chaotic, since its inputs saturate the cell."""
+    """Returns a chaotic cell, its parameters and inputs `[T, B, 2]`.
+
+    Sequence 1 is not chaotic, since its inputs saturate the cell.
+    """
     cell = Elman(32)
     params = cell.init(jax.random.key(0), 2, dtype)
     params = params._replace(w_hh=3 * params.w_hh)
@@ -126,7 +127,7 @@ def make_chaotic_example(
     return cell, params, xs
 
 
-def test_status_reports_chaos_with_residuals(x64: None) -> None:
+def test_status_of_a_chaotic_cell_has_its_residuals(x64: None) -> None:
     cell, params, xs = make_chaotic_example()
     solution = jrnn.newton(cell, params, xs, engine=Newton(max_steps=20))
     status = solution.status
@@ -140,7 +141,7 @@ def test_status_reports_chaos_with_residuals(x64: None) -> None:
     states = np.asarray(solution.carries)
     error = (np.abs(after - states) / (1 + np.abs(states))).max(axis=(0, 2))
     np.testing.assert_allclose(status.residuals[20], error, rtol=1e-7, atol=1e-14)
-    # The initial guess, one step from the initial carry, has the residuals of the oracle.
+    # Index 0 has the residuals of the initial guess, which is one step from the initial carry.
     guess = np.tanh(xs @ p.w_ih + p.b)
     shifted = np.concatenate([np.zeros((1, 3, 32)), guess[:-1]])
     after = np.tanh(xs @ p.w_ih + shifted @ p.w_hh + p.b)
@@ -159,7 +160,7 @@ def test_converged_gated_cells_of_spectral_radius_3_equal_scan(cell: Cell, x64: 
     solution = jrnn.newton(cell, params, xs, engine=Newton(max_steps=20))
     want = np.asarray(jrnn.unroll(cell, params, xs, engine="scan")[1])
     error = np.abs(np.asarray(solution.ys) - want).max(axis=(0, 2))
-    assert not solution.status.converged.all(), "no sequence is chaotic"
+    assert not solution.status.converged.all(), "all sequences have converged"
     assert (error[np.asarray(solution.status.converged)] < 1e-6).all()
 
 
@@ -181,6 +182,7 @@ def suppress_pending_errors() -> None:
 
 
 def unroll_chaotic_cell(transform: str) -> Any:
+    """Calls `unroll` of a chaotic cell with too few iterations, under a transformation of JAX."""
     cell, params, xs = make_chaotic_example(np.float32)
     engine = Newton(max_steps=5)
     run = lambda params: jrnn.unroll(cell, params, xs, engine=engine)[1]

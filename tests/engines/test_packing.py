@@ -11,6 +11,7 @@ from jrnn import Engine
 from tests.helpers import assert_close, random_batch, random_params
 from tests.table import Row
 
+# Segment ids [T, B]. An id may occur again after another one: it then starts a new segment.
 IDS: Any = np.array([[0, 0, 0, 1, 1, 2, 2, 2], [5, 4, 4, 4, 4, 4, 5, 5]]).T
 
 

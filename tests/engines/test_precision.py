@@ -75,7 +75,7 @@ def test_dtypes_and_values_of_mixed_precision(kind: Row, engine: Engine, mix: st
 def test_the_final_carry_has_the_dtype_of_the_initial_carry(
     kind: Row, engine: Engine, carry_dtype: Any
 ) -> None:
-    # So that windows of a long sequence can be run in `lax.scan`.
+    # This allows to run windows of a long sequence in `lax.scan`.
     cell = kind.make(4)
     params = random_params(cell, 1, 3, np.float32)
     batch = random_batch(cell, params, 2, steps=6, batch=3, dtype=np.float32)
@@ -88,6 +88,7 @@ def test_the_final_carry_has_the_dtype_of_the_initial_carry(
 
 
 def dtypes(tree: object) -> set[np.dtype]:
+    """Returns the set of the dtypes of all leaves."""
     return {leaf.dtype for leaf in jax.tree.leaves(tree)}
 
 
@@ -175,8 +176,8 @@ def test_weight_gradients_are_accumulated_in_the_wider_dtype(engine: Engine) -> 
 
 @pytest.mark.parametrize("cell", [LSTM(1), GRU(1)])
 def test_slow_cells_do_not_stall_with_bfloat16_inputs(cell: Cell, engine: Engine) -> None:
-    # The forget gate is almost 1, so that a step adds less than half a unit in the last place of
-    # bfloat16.
+    # The forget gate of the LSTM and the update gate of the GRU are almost 1, so that a step adds
+    # less than half a unit in the last place of bfloat16.
     row = CELLS[type(cell).__name__.lower()]
     params = jax.tree.map(np.zeros_like, random_params(cell, 1, 1, np.float32))
     b = {"LSTM": [8.0, 12.0, 0.003, 8.0], "GRU": [0.0, 6.9, 0.5]}[type(cell).__name__]

@@ -19,15 +19,17 @@ RESETS[1, 0], RESETS[4:, 1] = True, True  # on a valid step, on padding
 
 
 def normal(*shape: int, seed: int = 0) -> Any:
+    """Returns normal numbers in float32."""
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def scan_order(b: int, reverse: bool) -> list[int]:
+    """Returns the valid steps of sequence b, in scan order."""
     return list(range(LENGTHS[b]))[:: -1 if reverse else 1]
 
 
 def noisy_loop(params: NoisyParams, xs: Any, masks: Any, reverse: bool) -> tuple[Any, Any]:
-    """Computes h' = tanh(m_t * (W x) + U h) in NumPy, with ones for the initial carry."""
+    """Computes h' = tanh(m_t * (W x) + U h) in NumPy, where h is ones initially and at resets."""
     masks, ys, last = np.asarray(masks), np.zeros((STEPS, BATCH, HIDDEN)), np.ones((BATCH, HIDDEN))
     for b in range(BATCH):
         for t in scan_order(b, reverse):
@@ -56,7 +58,7 @@ def test_noise_depends_only_on_the_key(engines: tuple[Engine, ...], reverse: boo
     np.testing.assert_array_equal(first, run(engines[0], keys[0])[1])
 
 
-def test_step_noise_depends_only_on_the_key() -> None:
+def test_noise_of_a_step_equals_samples_from_the_key() -> None:
     cell = Noisy(HIDDEN)
     params = NoisyParams(normal(INPUT, HIDDEN), normal(HIDDEN, HIDDEN, seed=1))
     x, h = normal(BATCH, INPUT), normal(BATCH, HIDDEN, seed=2)
@@ -70,11 +72,13 @@ def test_step_noise_depends_only_on_the_key() -> None:
 
 
 def timed_inputs(dtype: Any = np.float32) -> Timed:
+    """Returns random inputs `[T, B, input]` and time steps `[T, B]`."""
     dt = np.abs(normal(STEPS, BATCH, seed=3))
     return Timed(normal(STEPS, BATCH, INPUT, seed=2).astype(dtype), dt.astype(dtype))
 
 
 def leaky_loop(params: Any, xs: Timed, carry: Clock, reverse: bool) -> tuple[Clock, np.ndarray]:
+    """Computes the final carry and the outputs of `Leaky` in NumPy."""
     ys = np.zeros((STEPS, BATCH, HIDDEN))
     leaks, counts = carry.inner["leak"].copy(), carry.steps.copy()
     for b in range(BATCH):
@@ -98,7 +102,9 @@ def test_pytree_inputs_and_carry_equal_a_loop(engine: Engine, reverse: bool) -> 
 
 
 @pytest.mark.parametrize("part", ["x", "dt"])
-def test_nan_in_any_input_leaf_has_no_effect(engine: Engine, part: str) -> None:
+def test_nan_on_padding_or_before_a_reset_in_any_input_leaf_has_no_effect(
+    engine: Engine, part: str
+) -> None:
     params, xs = normal(INPUT, HIDDEN), timed_inputs()
     with_nan = getattr(xs, part).copy()
     with_nan[4:, 1], with_nan[0, 0] = np.nan, np.nan  # on padding; before a reset
@@ -115,7 +121,7 @@ def test_nan_in_any_input_leaf_has_no_effect(engine: Engine, part: str) -> None:
 
 
 def test_integer_carry_leaves_keep_their_dtype_in_half_precision(engine: Engine) -> None:
-    # The initial value 100 plus 257 steps has no exact bfloat16.
+    # The initial value 100 plus 257 steps is 357, which bfloat16 cannot represent.
     xs = Timed(jnp.zeros((257, 1, INPUT), jnp.bfloat16), jnp.zeros((257, 1), jnp.bfloat16))
     params = np.zeros((INPUT, HIDDEN), jnp.bfloat16)
     carry, _ = jrnn.unroll(Leaky(HIDDEN), params, xs, engine=engine)

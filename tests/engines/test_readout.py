@@ -23,6 +23,7 @@ from tests.helpers import (
 )
 from tests.table import CELLS
 
+# Cells whose readout multiplies by parameters.
 WITH_PRODUCTS = ("lru", "s5", "lstm-projected", "projection-gru")
 SCENARIOS = (Scenario(lengths=True, resets=True, carry=True), Scenario(reverse=True, lengths=True))
 
@@ -65,15 +66,15 @@ def test_products_are_deferred_for_small_batches(name: str, batch: int, deferred
     assert (jax.tree.structure(out) != jax.tree.structure(y)) is deferred
 
 
-def test_only_leaves_that_readout_reads_are_stacked() -> None:
+def test_loop_returns_only_the_leaves_that_readout_reads() -> None:
     cell = CELLS["projection-gru"].make(4)
     params = cell.init(jax.random.key(0), 2)
     xs: Any = np.ones((5, 1, 2), np.float32)
     bound = bind(cell, params, infer_precision(params, xs))
     readout = split_readout(bound, cell.init_carry(params, (1,)), step_shapes(xs))
     z = bound.project(xs[0])
-    emitted = jax.eval_shape(readout.in_loop, bound, cell.init_carry(params, (1,)), z)
-    assert [leaf.shape for leaf in jax.tree.leaves(emitted)] == [(1, 4)]
+    out = jax.eval_shape(readout.in_loop, bound, cell.init_carry(params, (1,)), z)
+    assert [leaf.shape for leaf in jax.tree.leaves(out)] == [(1, 4)]
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class Case(NamedTuple):
 
 
 def block_case(k: int, **options: Any) -> Case:
+    """Returns a case of `BLOCKS` with k leaves."""
     leaf = Shape((BATCH, UNITS))
     return Case(recurrence.BLOCKS, ((leaf,) * k,) * k, (leaf,) * k, **options)
 
@@ -104,6 +105,7 @@ def make_problem(case: Case, steps: int, seed: int = 1) -> tuple[Problem, np.nda
 
 
 def matrices(case: Case, a: Tree, keep: Any) -> Tree:
+    """Returns A as `recurrence.solve` expects it: with resets, the pair (A, keep)."""
     return (a, keep) if case.resets else a
 
 
@@ -117,7 +119,7 @@ def matvec(case: Case, a: Tree, s: Tree) -> Tree:
 
 
 def loop(case: Case, p: Problem, keep: np.ndarray, reverse: bool) -> Tree:
-    """Returns the states, step by step."""
+    """Computes the state after each step in a NumPy loop, leaves `[T, B, ...]`."""
     steps = len(keep)
     states = jax.tree.map(np.zeros_like, p.b)
     state = p.init
@@ -133,7 +135,7 @@ def loop(case: Case, p: Problem, keep: np.ndarray, reverse: bool) -> Tree:
 
 
 def plain_scan(case: Case, p: Problem, keep: Any, reverse: bool) -> Tree:
-    """Returns the states by `lax.scan`, without a custom derivative."""
+    """Computes the state after each step by `lax.scan`, without a custom derivative."""
     steps = len(keep)
     a = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (steps, *leaf.shape[1:])), p.a)
 
@@ -152,6 +154,7 @@ def plain_scan(case: Case, p: Problem, keep: Any, reverse: bool) -> Tree:
 
 
 def solve(case: Case, p: Problem, keep: Any, reverse: bool, chunk: int | None) -> Tree:
+    """Computes the state after each step by `recurrence.solve`."""
     algebra = recurrence.with_resets(case.algebra) if case.resets else case.algebra
     a = matrices(case, p.a, keep)
     return recurrence.solve(algebra, a, p.b, p.init, reverse=reverse, chunk=chunk)
@@ -177,7 +180,7 @@ SETTINGS = [
 SETTINGS += [("blocks-1", 12, CHUNKS_BY_STEPS[12]), ("blocks-2", 12, (2, 3, 11))]
 
 
-# Every case and every number of steps; the exhaustive suite has all combinations.
+# Every case and every number of steps at least once; the exhaustive tests run all settings.
 DEFAULT_SETTINGS = {
     *((name, 7) for name in CASES if "blocks-3" not in name),
     *(("diagonal", steps) for steps in CHUNKS_BY_STEPS),
@@ -218,6 +221,7 @@ def test_states_and_gradients_equal_a_loop(
 
 
 def make_small_problem(name: str) -> tuple[Case, Problem, np.ndarray]:
+    """Returns a case, and a random problem of 7 steps with its `keep`."""
     return CASES[name], *make_problem(CASES[name], 7)
 
 
@@ -354,6 +358,7 @@ def test_inf_and_nan_do_not_pass_a_reset(name: str, bad: float, reverse: bool) -
 
 
 def as_single(tree: Tree) -> Tree:
+    """Casts all leaves to float32."""
     return jax.tree.map(lambda leaf: leaf.astype(np.float32), tree)
 
 
@@ -406,7 +411,9 @@ def test_shift_and_last_follow_the_scan_order() -> None:
     assert recurrence.last(states, True) == 1
 
 
-def test_default_chunk_is_all_steps_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_chunk_is_all_steps_on_a_cpu_and_one_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     assert [recurrence.default_chunk(n) for n in (0, 1, 9)] == [1, 1, 9]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

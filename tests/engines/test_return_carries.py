@@ -1,4 +1,4 @@
-"""`unroll(return_carries=True)`: the carry after each step, against a loop, on every engine."""
+"""`unroll(return_carries=True)`: the carry after each step, against a loop, on several engines."""
 
 import logging
 from functools import partial
@@ -68,7 +68,7 @@ ALL_CASES = CASES + [pytest.param(*case, marks=pytest.mark.exhaustive) for case 
 
 
 def make_cotangents(tree: Any) -> Any:
-    """Returns distinct cotangents for leaves of these shapes."""
+    """Returns cotangents in the shapes and dtypes of the leaves."""
     return jax.tree.map(lambda a: np.cos(np.arange(a.size)).reshape(a.shape).astype(a.dtype), tree)
 
 
@@ -76,6 +76,17 @@ def loop(cell: Cell, scenario: Scenario, params: Any, xs: Any, initial: Any, ct:
     """Computes the results of `unroll` and their gradients, sequence by sequence, step by step.
 
     The carry is repeated on padding, so its cotangents are summed.
+
+    Args:
+      cell: the cell.
+      scenario: the optional arguments.
+      params: the parameters.
+      xs: inputs `[T, B, input]`.
+      initial: the initial carry, leaves `[B, ...]`.
+      ct: cotangents of the final carry, the outputs and the carries.
+
+    Returns:
+      The triple (final carry, outputs, carries), and the gradients of params, xs and initial.
     """
     ct_final, ct_ys, ct_carries = ct
     zeros, add = partial(jax.tree.map, np.zeros_like), partial(jax.tree.map, np.add)
@@ -147,6 +158,7 @@ def run_engine(cell: Cell, engine: Engine, params: Any, xs: Any, initial: Any) -
 
 
 def assert_equals_loop(cell: Cell, engine: Engine, dtype: Any, tolerance: float) -> None:
+    """Asserts that the results and gradients of all scenarios equal those of `loop`."""
     params, xs, initial = sample_inputs(cell, dtype)
     for scenario, got in zip(SCENARIOS, run_engine(cell, engine, params, xs, initial), strict=True):
         want = loop(cell, scenario, params, xs, initial, make_cotangents(got[0]))
@@ -154,6 +166,7 @@ def assert_equals_loop(cell: Cell, engine: Engine, dtype: Any, tolerance: float)
 
 
 def sample_inputs(cell: Cell, dtype: Any) -> Any:
+    """Returns parameters, inputs, and an initial carry other than `init_carry`."""
     params = random_params(cell, 1, SIZE, dtype)
     initial = jax.tree.map(lambda a: np.asarray(a + 0.3), cell.init_carry(params, (BATCH,)))
     return params, XS.astype(dtype), initial
@@ -208,6 +221,7 @@ def test_carries_are_in_the_accumulation_dtype() -> None:
     assert_close(jax.tree.map(lambda a: a[-1], carries), final, 0)
 
 
+# A cell, steps, batch size, the engine that `Auto` chooses, and a part of the logged reason.
 CHOICES = [
     (LSTM(3), 5, 4, "Fused", "return_carries must be False"),
     (LSTM(3), 5, 40, "Scan", "return_carries must be False"),
@@ -232,7 +246,7 @@ def test_auto_chooses_an_engine_that_supports_carries(
     assert message.startswith(f"engine='auto' chose {engine}(") and reason in message
 
 
-def test_native_raises_for_cell_states() -> None:
+def test_native_raises_for_carries_with_a_cell_state() -> None:
     pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
     params, xs, initial = sample_inputs(LSTM(3), np.float32)
     with pytest.raises(
@@ -247,19 +261,25 @@ def test_return_carries_raises_for_layers_that_are_not_cells() -> None:
         jrnn.unroll(layer, layer.init(jax.random.key(0), SIZE), XS, return_carries=True)
 
 
-NAN_INPUT, NAN_CARRY = [-0.5, np.nan, np.nan, np.nan, -0.5], [np.nan, np.nan, np.nan, np.nan, -0.5]
+# The carry after each step of the test below, with a NaN in the inputs or in the initial carry.
+AFTER_NAN_INPUT = [-0.5, np.nan, np.nan, np.nan, -0.5]
+AFTER_NAN_CARRY = [np.nan, np.nan, np.nan, np.nan, -0.5]
 
 
 @pytest.mark.parametrize("engine", ["scan", "fused", "native"])
 @pytest.mark.parametrize(
-    ("bad_step", "initial", "want"), [(1, 0.0, NAN_INPUT), (None, np.nan, NAN_CARRY)]
+    ("bad_step", "initial", "want"), [(1, 0.0, AFTER_NAN_INPUT), (None, np.nan, AFTER_NAN_CARRY)]
 )
-def test_padding_between_a_nan_and_a_reset_has_a_nan_carry(engine, bad_step, initial, want) -> None:
+def test_padding_between_a_nan_and_a_reset_has_a_nan_carry(
+    engine: str, bad_step: int | None, initial: float, want: list[float]
+) -> None:
+    # All weights are zero: h' = tanh(b) = -0.5 on valid steps without NaN. Step 2 is padding, and
+    # step 4 is reset.
     if engine == "native":
         pytest.importorskip("jrnn._kernels")
     cell = jrnn.Elman(1)
     params = cell.init(jax.random.key(0), 1)
-    params = jax.tree.map(lambda a: jnp.full_like(a, 0.0), params)._replace(
+    params = jax.tree.map(jnp.zeros_like, params)._replace(
         b=jnp.full((1,), np.arctanh(-0.5), jnp.float32)
     )
     xs = np.ones((5, 1, 1), np.float32)

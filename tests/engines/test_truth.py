@@ -37,6 +37,7 @@ FULL_SCENARIOS = (Scenario(), Scenario(reverse=True))
 
 
 def make_example(row: Row) -> tuple[jrnn.Cell, object, Batch]:
+    """Returns a cell with 3 hidden units and 2 inputs, its parameters, and a batch."""
     cell = row.make(3)
     params = random_params(cell, 1, input_size=2)
     return cell, params, random_batch(cell, params, 2, steps=5, batch=3)
@@ -52,7 +53,7 @@ def test_values_and_gradients_equal_a_loop_in_float64(kind: Row, engine: Engine,
 
 
 @pytest.mark.parametrize("name", [name for name in CELLS if name not in KINDS])
-def test_values_and_gradients_equal_finite_differences(
+def test_values_equal_the_oracle_and_gradients_finite_differences(
     name: str, engine: Engine, x64: None
 ) -> None:
     # One scan direction for each engine; the exhaustive suite has all scenarios.
@@ -86,7 +87,10 @@ def test_values_equal_the_oracle_in_float32(kind: Row, engine: Engine) -> None:
 
 @partial(jax.jit, static_argnums=(0, 1), compiler_options=OPTIMIZED)
 def run_optimized(cell: jrnn.Cell, engine: Engine, params: Any, batch: Batch) -> Any:
-    """Returns values, and values with gradients, with the default optimizations of XLA."""
+    """Returns values, and values with gradients, with the default optimizations of XLA.
+
+    There is one entry for each of `FULL_SCENARIOS`.
+    """
     args = cell, engine, FULL_SCENARIOS, params, batch
     return unroll_all(*args), differentiate_all(*args)
 
@@ -105,18 +109,18 @@ def test_values_and_gradients_equal_a_loop_in_float32(kind: Row, engine: Engine)
 
 
 class Shape(NamedTuple):
-    """Everything that determines a compilation."""
+    """Sizes, arguments and engine of a run: all that requires another compilation."""
 
     steps: int
     batch: int
     input_size: int
     hidden_size: int
     scenario: Scenario
-    variant: int
+    variant: int  # selects a variant of the engine
 
 
 def shapes(row: Row) -> list[Shape]:
-    """Returns two shapes for each cell. Only a new shape needs a compilation, not a new mask."""
+    """Returns two random shapes for a cell. Another mask does not need another compilation."""
     rng = np.random.default_rng(list(CELLS.values()).index(row))
     return [
         Shape(
@@ -130,7 +134,7 @@ def shapes(row: Row) -> list[Shape]:
 
 @hypothesis.settings(max_examples=20)
 @hypothesis.given(data=st.data())
-def test_any_shape_equals_a_loop(
+def test_random_shapes_and_masks_equal_a_loop(
     kind: Row, engines: tuple[Engine, ...], data: st.DataObject
 ) -> None:
     drawn = data.draw(st.sampled_from(shapes(kind)))
@@ -161,7 +165,7 @@ def test_zero_steps_return_the_initial_carry(kind: Row, engine: Engine, x64: Non
 
 
 def test_gradients_of_a_learned_initial_carry_equal_a_loop(engine: Engine, x64: None) -> None:
-    # The learned carry is the default of the initial carry, and the carry after every reset.
+    # The learned carry is the default of the initial carry, and replaces the carry at every reset.
     step = lambda params, h, x: (np.tanh(params.w_ih.T @ x + params.w_hh.T @ h),) * 2
     row = Row(LearnedInitialCarry, step, init_carry=lambda params: params.h0)
     cell, params, batch = make_example(row)

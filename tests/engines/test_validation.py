@@ -1,4 +1,4 @@
-"""Every function that takes parameters and inputs validates them in the same way."""
+"""Validation of parameters and inputs, which is the same for all functions that run a cell."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,10 +25,11 @@ STACK_PARAMS = STACK.init(KEY, 3)
 
 
 def unroll_with(engine: Any) -> Callable[..., Any]:
+    """Returns `(cell, params, xs) -> results`, which calls `unroll` with an engine."""
     return lambda cell, params, xs: jrnn.unroll(cell, params, xs, engine=engine)
 
 
-DOORS: dict[str, Callable[..., Any]] = {
+ENTRY_POINTS: dict[str, Callable[..., Any]] = {
     "scan": unroll_with("scan"),
     "auto": unroll_with("auto"),
     "fused": unroll_with("fused"),
@@ -56,24 +57,26 @@ WRONG_PARAMS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(
-    ("door", "wrong"),
+    ("entry_point", "wrong"),
     mark_exhaustive(
-        [(door, wrong) for door in DOORS for wrong in WRONG_PARAMS],
-        always=[(door, "size") for door in DOORS] + [("scan", wrong) for wrong in WRONG_PARAMS],
+        [(entry_point, wrong) for entry_point in ENTRY_POINTS for wrong in WRONG_PARAMS],
+        always=[(entry_point, "size") for entry_point in ENTRY_POINTS]
+        + [("scan", wrong) for wrong in WRONG_PARAMS],
     ),
 )
-def test_wrong_params_raise(door: str, wrong: str) -> None:
+def test_wrong_params_raise(entry_point: str, wrong: str) -> None:
     params, got = WRONG_PARAMS[wrong]
     message = rf"^\S+: params must be those of LSTM\(hidden_size=4\) for inputs of size 3, .*{got}"
     with pytest.raises((TypeError, ValueError), match=message) as error:
-        DOORS[door](CELL, params, XS)
+        ENTRY_POINTS[entry_point](CELL, params, XS)
     first_line = str(error.value).splitlines()[0]
     assert len(first_line) < 400
-    owner = "unroll" if door not in ("newton", "lyapunov", "capture_gates", "step") else door
-    assert first_line.startswith("LSTM.step: " if owner == "step" else f"{owner}: ")
+    owners = {name: name for name in ("newton", "lyapunov", "capture_gates")}
+    owner = {**owners, "step": "LSTM.step"}.get(entry_point, "unroll")
+    assert first_line.startswith(f"{owner}: ")
 
 
-def test_plain_params_of_a_variant_raise() -> None:
+def test_params_without_peepholes_raise_for_a_cell_with_peepholes() -> None:
     for engine in ("scan", "native"):
         with pytest.raises(
             ValueError, match=r"peepholes=True\).*p_i: None instead of shape \(4,\)"
@@ -81,17 +84,19 @@ def test_plain_params_of_a_variant_raise() -> None:
             jrnn.unroll(LSTM(4, peepholes=True), PARAMS, XS, engine=engine)
 
 
-@pytest.mark.parametrize("door", mark_exhaustive(DOORS, always=["native", "step", "lyapunov"]))
-def test_dicts_equal_the_named_tuples(door: str) -> None:
-    if door == "associative":
+@pytest.mark.parametrize(
+    "entry_point", mark_exhaustive(ENTRY_POINTS, always=["native", "step", "lyapunov"])
+)
+def test_dicts_and_named_tuples_of_params_give_equal_shapes(entry_point: str) -> None:
+    if entry_point == "associative":
         pytest.skip("LSTM is not linear")
     fields = {name: leaf for name, leaf in PARAMS._asdict().items() if leaf is not None}
-    want = jax.eval_shape(lambda params: DOORS[door](CELL, params, XS), PARAMS)
-    got = jax.eval_shape(lambda params: DOORS[door](CELL, params, XS), fields)
+    want = jax.eval_shape(lambda params: ENTRY_POINTS[entry_point](CELL, params, XS), PARAMS)
+    got = jax.eval_shape(lambda params: ENTRY_POINTS[entry_point](CELL, params, XS), fields)
     assert got == want
 
 
-def test_nested_dicts_have_the_values_and_gradients_of_the_params() -> None:
+def test_nested_dicts_and_named_tuples_of_params_give_equal_results() -> None:
     to_dict = lambda params: {k: v for k, v in params._asdict().items() if v is not None}
     lstm, pair = STACK_PARAMS
     nested = [
@@ -116,7 +121,7 @@ def test_params_as_orbax_restores_them_are_accepted(tmp_path: Any) -> None:
     np.testing.assert_array_equal(got, jrnn.unroll(STACK, STACK_PARAMS, XS, engine="scan")[1])
 
 
-def test_params_of_another_layer_name_the_first_difference() -> None:
+def test_error_for_params_of_another_layer_names_the_first_difference() -> None:
     lstm, pair = STACK_PARAMS
     with pytest.raises(ValueError, match=r"Stack.*got no 1.forward.w_ih; use Stack.init\(key, 3\)"):
         jrnn.unroll(STACK, (lstm, pair.forward), XS)
@@ -193,7 +198,7 @@ def test_nested_lists_are_converted() -> None:
         jrnn.unroll(CELL, PARAMS, [[[1.0, 2.0, 3.0]], [[1.0, 2.0]]])
 
 
-def test_messages_are_bounded() -> None:
+def test_messages_have_a_bounded_length() -> None:
     arrays = (np.zeros((2,) * 20), np.zeros((1,) * 60), PARAMS, [PARAMS] * 99)
     for value in ("x" * 9999, list(range(9999)), STACK, *arrays):
         assert len(jrnn.checks.describe(value)) <= jrnn.checks.MAX_DESCRIPTION

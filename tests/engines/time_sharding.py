@@ -25,6 +25,7 @@ SCENARIOS = (Scenario(carry=False), Scenario(reverse=True))
 
 
 def make_meshes() -> dict[str, Mesh]:
+    """Returns meshes of eight devices; "explicit" and "auto" differ in the types of their axes."""
     devices = np.array(jax.devices())
     make = partial(jax.make_mesh, axis_shapes=(2, 4), axis_names=("data", "time"))
     return {
@@ -36,7 +37,7 @@ def make_meshes() -> dict[str, Mesh]:
 
 
 def compute_results(cell: Any, engines: Any, params: Any, batch: Any) -> Any:
-    """Returns values and gradients of each engine for each scenario."""
+    """Returns, for each engine, the values and gradients of each of `SCENARIOS`."""
 
     def run_scenario(engine: Any, scenario: Scenario) -> Any:
         run = lambda p, xs, c: unroll_scenario(
@@ -49,6 +50,7 @@ def compute_results(cell: Any, engines: Any, params: Any, batch: Any) -> Any:
 
 
 def check_values_and_gradients() -> None:
+    """Tests that values and gradients equal those of `Scan`."""
     eight, four = (make_meshes()[name] for name in ("8", "2x4"))
     for name, engine in {
         "minlstm": Associative(mesh=four, chunk=1),
@@ -66,7 +68,7 @@ def check_values_and_gradients() -> None:
 
 
 def check_shardings() -> None:
-    """Tests all shardings of xs, with and without jit, with auto and explicit axes."""
+    """Tests values and gradients for several shardings of xs and axis types, also without `jit`."""
     cell = CELLS["mingru"].make(2)
     params = random_params(cell, 1, 2)
     batch = random_batch(cell, params, 2, STEPS, 4)
@@ -111,7 +113,7 @@ def check_shardings() -> None:
 
 
 def check_collectives() -> None:
-    """Tests that devices only exchange arrays of the size of a carry, never the inputs."""
+    """Tests that devices only exchange arrays of at most one carry for each device, not inputs."""
     cell = CELLS["mingru"].make(3)
     params = random_params(cell, 1, 5)
     mesh = make_meshes()["8"]
@@ -154,6 +156,7 @@ def check_overflow() -> None:
 
 
 def check_number_of_steps() -> None:
+    """Tests zero steps, and the error for a number of steps that 8 devices do not divide."""
     cell = CELLS["mingru"].make(3)
     params = random_params(cell, 1, 5)
     engine = Associative(mesh=make_meshes()["8"])

@@ -48,7 +48,7 @@ def test_bidirectional_equals_two_runs(merge: Any) -> None:
     assert_close(tuple(got), (last, other), 1e-6)
 
 
-def test_bidirectional_in_a_stack_and_a_module() -> None:
+def test_bidirectional_in_a_stack_equals_separate_layers() -> None:
     both = bidirectional(LSTM(SIZE))
     layer = stack([both, GRU(2)])
     params = random_params(layer, 1, SIZE, np.float32)

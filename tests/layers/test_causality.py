@@ -79,7 +79,7 @@ def test_noncausal_layers_depend_on_future_inputs(name: str) -> None:
     assert find_noncausal_steps(NOT_CAUSAL[name])[1:].all()
 
 
-def test_cell_causality_is_final() -> None:
+def test_causal_and_apply_of_cells_are_final() -> None:
     # A layer that mixes steps is not a cell.
     members: Any = vars(jrnn.Cell)
     assert members["causal"].fget.__final__ and members["apply"].__final__
@@ -117,7 +117,7 @@ def test_streaming_and_generation_raise_for_noncausal_layers(noncausal: Layer) -
             generate(model, jnp.zeros((1, 2), int), 3, key=jax.random.key(0))
 
 
-def test_stack_of_causal_layers_streams() -> None:
+def test_stream_of_a_causal_stack_equals_a_call() -> None:
     model = RNN(CAUSAL["transformed"], SIZE, rngs=nnx.Rngs(0))
     model.eval()
     xs = np.random.default_rng(0).normal(size=(2, STEPS, SIZE)).astype(np.float32)

@@ -182,13 +182,13 @@ def test_gates_are_captured_by_layer() -> None:
     )
 
 
-def test_only_the_first_layer_may_accept_other_inputs() -> None:
+def test_only_the_first_layer_may_require_inputs_of_another_type() -> None:
     stack([jrnn.GRUD(SIZE), GRU(SIZE)])
     with pytest.raises(ValueError, match="must accept one array, got GRUD"):
         stack([GRU(SIZE), jrnn.GRUD(SIZE)])
 
 
-def test_below_requires_a_layer_with_cell_state() -> None:
+def test_inputs_with_cell_state_require_a_cell_state_of_the_layer_below() -> None:
     for lower in (GRU(SIZE), stack([LSTM(SIZE)]), bidirectional(LSTM(SIZE), merge="sum")):
         layer = stack([lower, DepthGatedLSTM(SIZE)])
         params = layer.init(jax.random.key(0), SIZE)

@@ -185,7 +185,7 @@ def test_subclass_uses_the_kernel_only_if_equivalent(
     assert used_kernel == [has_kernel, has_kernel]
 
 
-def test_float64_has_no_kernel(x64: None) -> None:
+def test_float64_runs_without_a_kernel_and_mixed_dtypes_raise(x64: None) -> None:
     cell = residual(dropout(LSTM(SIZE), x=0.3))
     params = random_params(cell, 1, SIZE, np.float64)
     xs = XS.astype(np.float64)

@@ -162,7 +162,7 @@ def test_nested_transforms_have_different_masks() -> None:
     assert (np.asarray(noise.own.x[0]) != np.asarray(noise.inner.own.x[0])).any()
 
 
-def test_each_step_has_a_different_mask() -> None:
+def test_dropout_with_each_step_has_different_masks_over_time() -> None:
     cell = NOISY["each-step"]
     _, masks = sample_noise(cell, make_params(cell))
     assert (np.asarray(masks.x[0][0]) != np.asarray(masks.x[0][1:])).any()
@@ -232,7 +232,7 @@ def test_zoneout_raises_for_a_rate_that_applies_to_no_array() -> None:
         run(cell, make_params(cell))
 
 
-def test_output_of_zoneout_around_dropout_is_the_mixed_carry(x64: None) -> None:
+def test_output_of_zoneout_around_dropout_follows_from_the_mixed_carry(x64: None) -> None:
     cell = zoneout(dropout(LSTM(SIZE), y=0.5), h=0.9)
     params = make_params(cell)
     _, noise = cell.sample_noise(params, XS, (STEPS, BATCH), KEY)
