@@ -1,4 +1,4 @@
-"""Small cells that are linear in their carry, each with a NumPy oracle."""
+"""Small cells that are linear in their carry. Those in `TOYS` have oracles in NumPy."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,11 +14,12 @@ from tests.oracles.common import Row, sigmoid
 
 
 class Linear(Cell):
-    """Base class: parameters are drawn from N(0, 1), and `recur` returns None."""
+    """Base class: parameters are drawn from N(0, 1), and `update` applies `coefficients`."""
 
     hidden_size: int
 
     def shapes(self, input_size: int) -> Any:
+        """Returns a NamedTuple of the shapes of the parameters."""
         raise NotImplementedError
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> Any:
@@ -62,6 +63,7 @@ class Mixer(Linear):
 
 
 def mixer(params: MixerParams, s: np.ndarray, x: np.ndarray) -> Any:
+    """The oracle of `Mixer`."""
     s = params.m @ s / 2 + params.w_ih.T @ x
     return s, np.tanh(s)
 
@@ -74,7 +76,7 @@ class VaryingMixerParams(NamedTuple):
 
 @dataclass(frozen=True)
 class VaryingMixer(Mixer):
-    """s' = (M / 2 + (V x) (V x)^T / 4) s + W x, with a different matrix at each step."""
+    """s' = (M / 2 + (V x) (V x)^T / 4) s + W x, with another matrix at each step; y = tanh(s')."""
 
     hidden_size: int
 
@@ -91,6 +93,7 @@ class VaryingMixer(Mixer):
 
 
 def varying_mixer(params: VaryingMixerParams, s: np.ndarray, x: np.ndarray) -> Any:
+    """The oracle of `VaryingMixer`."""
     v = params.v.T @ x
     s = (params.m / 2 + np.outer(v, v) / 4) @ s + params.w_ih.T @ x
     return s, np.tanh(s)
@@ -105,7 +108,7 @@ class MemoryParams(NamedTuple):
 
 @dataclass(frozen=True)
 class Memory(Linear):
-    """S' = a S + k v^T, y = S' q, with a matrix S and a scalar a."""
+    """S' = a S + k v^T, y = S' q, with a matrix S; the scalar a, k and v depend on x."""
 
     hidden_size: int
 
@@ -129,6 +132,7 @@ class Memory(Linear):
 
 
 def memory(params: MemoryParams, s: np.ndarray, x: np.ndarray) -> Any:
+    """The oracle of `Memory`."""
     s = sigmoid(params.w_a @ x) * s + np.outer(params.w_ih.T @ x, params.w_v.T @ x)
     return s, s @ params.q
 
@@ -147,7 +151,10 @@ class PairParams(NamedTuple):
 
 @dataclass(frozen=True)
 class Pair(Linear):
-    """A carry of two arrays, initialized from parameters; decays are a gate and a parameter."""
+    """A carry of two arrays, initialized from parameters; y = fast' * slow' + tanh(gate).
+
+    `fast` decays by the sigmoid of a gate, and `slow` by the cosine of a parameter.
+    """
 
     hidden_size: int
 
@@ -172,6 +179,7 @@ class Pair(Linear):
 
 
 def pair(params: PairParams, carry: PairCarry, x: np.ndarray) -> Any:
+    """The oracle of `Pair`."""
     h, z = len(params.fast), params.w_ih.T @ x
     fast = sigmoid(z[:h]) * carry.fast + z[h : 2 * h]
     slow = np.cos(params.decay) * carry.slow + z[2 * h :]
@@ -213,7 +221,7 @@ class GrowthParams(NamedTuple):
 
 @dataclass(frozen=True)
 class Growth(Linear):
-    """s' = x s + w, y = s': the input is the growth factor."""
+    """s' = x s + w, y = s': the input `[..., 1]` is the growth factor."""
 
     hidden_size: int
 
@@ -251,13 +259,14 @@ class Counting(Growth):
         return carry.sum
 
 
-def zeros(params: Any) -> np.ndarray:
+def zero_carry(params: Any) -> np.ndarray:
+    """Returns the initial carry `[hidden]` of a cell with weights w_ih `[input, hidden]`."""
     return np.zeros(params.w_ih.shape[1])
 
 
 TOYS = {
-    "mixer": Row(Mixer, mixer, zeros),
-    "varying-mixer": Row(VaryingMixer, varying_mixer, zeros),
+    "mixer": Row(Mixer, mixer, zero_carry),
+    "varying-mixer": Row(VaryingMixer, varying_mixer, zero_carry),
     "memory": Row(Memory, memory, lambda params: np.zeros(2 * params.q.shape)),
     "pair": Row(Pair, pair, lambda params: PairCarry(params.fast, params.slow)),
 }

@@ -19,11 +19,12 @@ XS = np.random.default_rng(0).normal(size=(STEPS, BATCH, SIZE))
 
 
 def dtypes(tree: Any) -> list[Any]:
+    """Returns the dtype of each leaf."""
     return [leaf.dtype for leaf in jax.tree.leaves(tree)]
 
 
 def make_params_and_inputs(cell: Any, params_dtype: Any, xs_dtype: Any) -> tuple[Any, Any]:
-    """Parameters and inputs that the narrower of the two dtypes represents exactly."""
+    """Returns parameters and inputs in these dtypes, with values that are exact in bfloat16."""
     params = random_params(cell, 1, SIZE, np.float32)
     xs = random_batch(cell, params, 2, STEPS, BATCH).xs if isinstance(cell, Cell) else XS
     exact = lambda tree: as_dtype(as_dtype(tree, jnp.bfloat16), np.float32)
@@ -31,7 +32,10 @@ def make_params_and_inputs(cell: Any, params_dtype: Any, xs_dtype: Any) -> tuple
 
 
 def loop_over_steps(cell: Cell, params: Any, xs: Any, use_init_carry_like: bool) -> Any:
-    """Returns a user-written loop, from `init_carry_like` or from `init_carry`."""
+    """Runs a loop over `step` as users write it, from `init_carry_like` or from `init_carry`.
+
+    Asserts that the final carry has the dtypes of the initial carry.
+    """
     first = (
         cell.init_carry_like(params, jax.tree.map(lambda a: a[0], xs))
         if use_init_carry_like
@@ -42,6 +46,7 @@ def loop_over_steps(cell: Cell, params: Any, xs: Any, use_init_carry_like: bool)
     return last, ys
 
 
+# Dtypes of params and of xs.
 PAIRS = [(jnp.bfloat16, np.float32), (np.float32, np.float64), (np.float32, jnp.bfloat16)]
 
 
@@ -61,10 +66,11 @@ def test_loop_over_steps_keeps_carry_dtype(
             jrnn.unroll(cell, params, xs, engine="scan"),
         )
 
-    (narrow, _), (last, ys), (expected, expected_ys) = run(params, xs)
-    assert dtypes(narrow) == dtypes(init_carry)
+    (from_init_carry, _), (last, ys), (expected, expected_ys) = run(params, xs)
+    assert dtypes(from_init_carry) == dtypes(init_carry)
     assert dtypes(last) == dtypes(expected)
-    # `step` computes with bfloat16 parameters, which `unroll` casts first.
+    # In contrast to `unroll`, `step` does not cast parameters: it computes functions of bfloat16
+    # parameters in bfloat16, and products of bfloat16 inputs and float32 parameters in float32.
     if xs_dtype != jnp.bfloat16:
         assert_close((last, ys), (expected, expected_ys), 1e-6 if xs_dtype == np.float64 else 0.02)
 

@@ -1,4 +1,4 @@
-"""Invalid arguments of cells raise, at construction or in `init`."""
+"""Validation and conversion of the arguments of cells, at construction, in `init` and in `step`."""
 
 import inspect
 from typing import Any
@@ -71,9 +71,9 @@ def test_init_of_custom_cell_validates_its_arguments() -> None:
     for size in (0, -1, 2.0, True, "2"):
         with pytest.raises(ValueError, match=r"Integrator.init: input_size must be a positive int"):
             init(key, size)
-    for other in (0, None, jnp.zeros(2), jax.random.split(key)):
+    for bad_key in (0, None, jnp.zeros(2), jax.random.split(key)):
         with pytest.raises(TypeError, match=r"Integrator.init: key must be one key such as jax.ra"):
-            init(other, 2)
+            init(bad_key, 2)
     for dtype in (jnp.int32, jnp.complex64, bool):
         with pytest.raises(TypeError, match=r"Integrator.init: dtype must be floating, such"):
             init(key, 2, dtype)

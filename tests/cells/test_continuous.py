@@ -18,17 +18,17 @@ STEPS, BATCH, INPUT, HIDDEN = 6, 3, 2, 4
 
 
 def normal(*shape: int, seed: int = 0) -> Any:
+    """Returns normal numbers in float32."""
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def test_ctrnn_noise_equals_samples_from_the_key(engine: Engine, reverse: bool) -> None:
     cell = CTRNN(HIDDEN, tau=10.0, dt=5.0, sigma=0.3)
-    params, xs, key = random_params(cell, 0, INPUT, np.float32), normal(STEPS, BATCH, INPUT), 7
-    carry, ys = jrnn.unroll(
-        cell, params, xs, key=jax.random.key(key), reverse=reverse, engine=engine
-    )
-    noise = jax.random.normal(jax.random.key(key), (STEPS, BATCH, HIDDEN))
-    noise = np.asarray(noise) * np.sqrt(2 * 0.5) * 0.3
+    params, xs = random_params(cell, 0, INPUT, np.float32), normal(STEPS, BATCH, INPUT)
+    key = jax.random.key(7)
+    carry, ys = jrnn.unroll(cell, params, xs, key=key, reverse=reverse, engine=engine)
+    noise = jax.random.normal(key, (STEPS, BATCH, HIDDEN))
+    noise = np.asarray(noise) * np.sqrt(2 * 0.5) * 0.3  # sqrt(2 alpha) sigma, with alpha = dt / tau
     step = partial(ctrnn, activation=relu, alpha=0.5)
     for b in range(BATCH):
         s: Any = np.zeros(HIDDEN), np.zeros(HIDDEN)
@@ -48,7 +48,8 @@ def test_ctrnn_is_deterministic_without_key_or_sigma() -> None:
 
 
 def test_sigma_determines_the_standard_deviation_of_the_potentials() -> None:
-    # The variance of h' = (1 - alpha) h + sqrt(2 alpha) sigma xi is sigma^2 / (1 - alpha / 2).
+    # With alpha = dt / tau = 0.05, the stationary variance of
+    # h' = (1 - alpha) h + sqrt(2 alpha) sigma xi is sigma^2 / (1 - alpha / 2).
     cell = CTRNN(200, dt=5.0, sigma=0.5)
     params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 1))
     run = lambda key: jrnn.unroll(cell, params, jnp.zeros((200, 20, 1)), key=key)[0].h

@@ -39,6 +39,7 @@ from tests.helpers import (
 from tests.table import CELLS, Row
 
 LEADING = [(), (2, 3)]
+# The names of the gates that `capture_taps` returns.
 TAPPED_GATES = {
     LSTM: {"i", "f", "g", "o"},
     GRU: {"r", "z", "n"},
@@ -125,7 +126,7 @@ def test_step_equals_composition_of_the_four_functions(row: Row) -> None:
 
 
 def test_recur_of_twice_the_carry_is_twice_recur(row: Row) -> None:
-    # Required by engines that compute weight gradients after the backward loop.
+    # `recur` must be linear for engines that compute weight gradients after the backward loop.
     cell = row.make(3)
     params = random_params(cell, 1, 2, np.float32)
     _, once, _, _, twice = run_functions(

@@ -1,4 +1,4 @@
-"""The convolutional LSTM: one to three spatial axes, and validation of shapes."""
+"""The convolutional LSTM: three spatial axes, initialization, and validation of shapes."""
 
 from typing import Any
 

@@ -32,6 +32,7 @@ from tests.helpers import assert_close, normal_like, random_params
 from tests.oracles.gated import depth_gated_lstm, janet, mogrifier_lstm
 
 INPUT, HIDDEN = 5, 16
+# Cells, and those of their initial biases that are not zero, by the index of the gate.
 INITIAL_BIASES = [
     (MUT1(HIDDEN), {}),
     (MUT2(HIDDEN), {}),
@@ -47,6 +48,7 @@ INITIAL_BIASES = [
 
 
 def split_gates(array: Any) -> list[np.ndarray]:
+    """Splits a concatenated array into gates, in float64."""
     return np.split(np.asarray(array, np.float64), array.shape[-1] // HIDDEN, axis=-1)
 
 
@@ -133,25 +135,28 @@ def test_mut2_equals_gru_with_reset_after_false_and_negated_z(x64: None) -> None
     assert_close(MUT2(3).step(params, h, x), GRU(3, reset_after=False).step(gru, h, x), 1e-12)
 
 
-def random_below(key: jax.Array, leading: tuple[int, ...]) -> WithCellState:
+def random_inputs_with_cell_state(key: jax.Array, leading: tuple[int, ...]) -> WithCellState:
+    """Returns random outputs `[*leading, 3]` and cell states `[*leading, 2]` of a layer below."""
     keys = jax.random.split(key)
     leaves = (jax.random.normal(k, (*leading, n)) for k, n in zip(keys, (3, 2), strict=True))
     return WithCellState(*leaves)
 
 
 def test_depth_gated_lstm_with_layer_below_satisfies_the_contract() -> None:
-    check_cell(DepthGatedLSTM(2), sample_inputs=random_below)
+    check_cell(DepthGatedLSTM(2), sample_inputs=random_inputs_with_cell_state)
 
 
 @pytest.mark.parametrize("engine", ["scan", "fused"])
 def test_depth_gated_lstm_with_layer_below_equals_oracle(engine: str, x64: None) -> None:
     steps, cell = 6, DepthGatedLSTM(2)
     params, rng = random_params(cell, 1, 3), np.random.default_rng(4)
-    start, xs = cell.init_carry(params, (1,)), random_below(jax.random.key(5), (steps, 1))
+    start = cell.init_carry(params, (1,))
+    xs = random_inputs_with_cell_state(jax.random.key(5), (steps, 1))
     direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), (params, xs))
     weights = rng.normal(size=(steps, 1, 2))
 
     def oracle(eps: float) -> tuple[np.ndarray, Any]:
+        """Returns outputs and final carry for params and xs changed by eps times `direction`."""
         p, x = jax.tree.map(lambda a, d: np.asarray(a) + eps * d, (params, xs), direction)
         carry, ys = jax.tree.map(lambda leaf: np.asarray(leaf)[0], start), []
         for t in range(steps):
@@ -159,13 +164,13 @@ def test_depth_gated_lstm_with_layer_below_equals_oracle(engine: str, x64: None)
             ys.append(y)
         return np.stack(ys), carry
 
-    def run(p: Any, x: Any) -> jax.Array:
+    def loss(p: Any, x: Any) -> jax.Array:
         return (jrnn.unroll(cell, p, x, start, engine=engine)[1] * weights).sum()
 
     carry, ys = jrnn.unroll(cell, params, xs, start, engine=engine)
     assert_close(ys[:, 0], oracle(0.0)[0], 1e-10)
     assert_close(jax.tree.map(lambda leaf: leaf[0], carry), oracle(0.0)[1], 1e-10)
-    grads = jax.grad(run, argnums=(0, 1))(params, xs)
+    grads = jax.grad(loss, argnums=(0, 1))(params, xs)
     directional = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), grads, direction)))
     expected = ((oracle(1e-5)[0] - oracle(-1e-5)[0])[:, None] * weights).sum() / 2e-5
     np.testing.assert_allclose(directional, expected, rtol=1e-7)

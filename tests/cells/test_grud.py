@@ -66,8 +66,5 @@ def test_nan_where_the_mask_is_zero_has_no_effect(cell: jrnn.Cell) -> None:
     got = differentiate(params, np.where(mask == 0, np.nan, values))
     assert_close(got, want, 0)
     x = Observed(jnp.full(2, jnp.nan), jnp.zeros(2), jnp.ones(2))
-    assert np.isfinite(GRUD(3).step(GRUD(3).init(jax.random.key(0), 2), *_first(x))[1]).all()
-
-
-def _first(x: Observed) -> tuple[GRUDCarry, Observed]:
-    return GRUDCarry(jnp.zeros(3), jnp.zeros(2)), x
+    carry = GRUDCarry(jnp.zeros(3), jnp.zeros(2))
+    assert np.isfinite(GRUD(3).step(GRUD(3).init(jax.random.key(0), 2), carry, x)[1]).all()

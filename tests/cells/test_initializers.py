@@ -1,4 +1,4 @@
-"""Initial parameters of each gate."""
+"""Initial parameters: weights and biases of each gate, and recurrent eigenvalues."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ NAMES = [
 
 @pytest.fixture(params=NAMES)
 def row(request: pytest.FixtureRequest) -> Row:
-    """Each cell that uses the default initializers."""
+    """The cells whose weights and biases are tested gate by gate."""
     return CELLS[request.param]
 
 
@@ -85,6 +85,7 @@ def test_input_weights_have_glorot_limit_of_one_gate(row: Row) -> None:
 
 
 def assert_all_differ(gates: list[np.ndarray]) -> None:
+    """Asserts that each element differs between any two gates."""
     for n, gate in enumerate(gates):
         for other in gates[:n]:
             assert (gate != other).all()
@@ -272,7 +273,7 @@ def test_initial_para_cells_are_contractions(cell: Cell) -> None:
     assert norms.max() > 0.5
 
 
-# For each gate, the sign of its chrono biases; 0 for a gate without.
+# For each gate, the sign of its chrono biases, or 0 if it has none.
 CHRONO = {"MinGRU": (-1, 0), "MinLSTM": (1, -1, 0), "ParaGRU": (0, 1, 0), "ParaLSTM": (1, 0, 0)}
 
 

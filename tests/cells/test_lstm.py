@@ -14,6 +14,7 @@ from jrnn.structure import jacobian_sparsity, update_is_elementwise
 from tests.helpers import assert_close, normal_like, random_params
 from tests.oracles.common import block_diagonal
 
+# The gates of the variants that do not have all of i, f, g and o.
 VARIANT_GATES = {"NIG": "fgo", "NFG": "igo", "NOG": "ifg", "CIFG": "fgo"}
 OPTIONS_WITHOUT_KERNEL = {
     "input_gate": False,
@@ -102,7 +103,7 @@ def test_kernel_name_is_none_for_options_without_kernel() -> None:
 
 
 def cell_structure(cell: Cell) -> tuple[bool, str | None]:
-    """Returns whether `update` is elementwise, and the kind of the Jacobian."""
+    """Returns whether `update` is elementwise, and the result of `jacobian_sparsity`."""
     params = cell.init(jax.random.key(0), 2)
     carry, z = cell.init_carry(params, (3,)), cell.project(params, jnp.ones((3, 2)))
     u = cell.recur(params, carry)

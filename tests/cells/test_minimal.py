@@ -1,4 +1,4 @@
-"""The minGRU and the minLSTM with saturated gates and extreme candidates."""
+"""The minGRU and the minLSTM with saturated gates, and their function `log_positive`."""
 
 import jax
 import jax.numpy as jnp

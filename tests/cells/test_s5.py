@@ -26,7 +26,8 @@ def test_hippo_legs_eig_decomposes_normal_part_of_hippo(size: int) -> None:
 
 @pytest.mark.parametrize("conjugate", [True, False])
 def test_initial_system_is_real(conjugate: bool, x64: None) -> None:
-    # With equal step sizes the impulse response, C_0 exp(A t) ... B_0, has no imaginary part.
+    # B_0 and C_0 are the input and output matrices in the basis of the real A. With equal step
+    # sizes, the cell equals the real system of A, B_0 and C_0.
     cell = S5(2, state_size=4, conjugate=conjugate, step_min=0.01, step_max=0.0101)
     params = cell.init(jax.random.key(0), 3, jnp.float64)
     params = params._replace(log_step=jnp.full(4, np.log(0.01)))

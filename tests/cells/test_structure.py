@@ -34,7 +34,7 @@ def sample_step_args(cell: Cell, seed: int) -> tuple[Any, Any, Any, Any]:
 
 
 def find_dependencies(function: Any, tree: Any) -> list[list[np.ndarray]]:
-    """Finds the dependencies of `function(tree)` on `tree` by changing one entry at a time.
+    """Finds the dependencies of `function(tree)` on `tree`, by changing one entry at a time.
 
     Returns:
       For each leaf of the result and each leaf of `tree`, a bool matrix `[result.size, leaf.size]`,
@@ -61,7 +61,7 @@ def find_dependencies(function: Any, tree: Any) -> list[list[np.ndarray]]:
 
 
 def combine_dependencies(draws: list[Any]) -> Any:
-    """Combines the dependencies of several draws: relu or a step counter may hide one in a draw."""
+    """Combines the dependencies of several draws; relu or a step counter may hide one in a draw."""
     return [
         [np.logical_or.reduce(leaves) for leaves in zip(*rows, strict=True)]
         for rows in zip(*draws, strict=True)

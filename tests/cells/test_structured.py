@@ -1,4 +1,4 @@
-"""Cells with a structured recurrence: properties claimed in their papers, and invalid options."""
+"""Cells with a structured recurrence: properties from their papers, and invalid options."""
 
 from typing import Any
 

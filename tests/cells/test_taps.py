@@ -25,7 +25,10 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
 
 
 def update(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Names are not in alphabetical order; relu has a custom derivative in JAX."""
+    """A function with taps, whose names are not in alphabetical order.
+
+    The tapped relu has a custom derivative in JAX.
+    """
     z = tap("z", jax.nn.sigmoid(a))
     n = tap("n", jnp.tanh(b), role="candidate")
     c = tap(None, jax.nn.relu(z * n), role="cell_state")

@@ -37,8 +37,8 @@ class Integrator(Cell):
 class NoisyParams(NamedTuple):
     """Weights of `Noisy`."""
 
-    w_ih: jax.Array
-    w_hh: jax.Array
+    w_ih: jax.Array  # [input, hidden]
+    w_hh: jax.Array  # [hidden, hidden]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Noisy(Cell):
     """
 
     hidden_size: int
-    keep: float = 0.5
+    keep: float = 0.5  # the probability to keep a value
 
     def init(self, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32) -> NoisyParams:
         keys, h = jax.random.split(key), self.hidden_size
@@ -101,7 +101,10 @@ class Clock(NamedTuple):
 
 @dataclass(frozen=True)
 class Leaky(Cell):
-    """leak' = exp(-dt)·leak + w·x; a counter of steps; y = leak' + steps."""
+    """leak' = exp(-dt)·leak + w·x, steps' = steps + 1, y = leak' + steps'.
+
+    Initially leak is 0.5 and steps is 100, so that resets are visible.
+    """
 
     hidden_size: int
 
@@ -128,7 +131,7 @@ class Leaky(Cell):
 
 @dataclass(frozen=True)
 class Counter(Cell):
-    """An integer carry: y is the number of steps since the start or the last reset."""
+    """c' = c + 1, y = c', with an integer carry that is initially 0."""
 
     hidden_size: int = 1
 
@@ -152,11 +155,11 @@ class Counter(Cell):
 
 
 class LearnedParams(NamedTuple):
-    """Weights of `LearnedInitialCarry`."""
+    """Weights of `LearnedInitialCarry`, and its initial carry h0."""
 
-    w_ih: jax.Array
-    w_hh: jax.Array
-    h0: jax.Array
+    w_ih: jax.Array  # [input, hidden]
+    w_hh: jax.Array  # [hidden, hidden]
+    h0: jax.Array  # [hidden]
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ def test_bidirectional_equals_two_runs(merge: Any) -> None:
     params = random_params(layer, 1, SIZE, np.float32)
     initial = jax.tree.map(lambda a: a + 0.3, layer.init_carry(params, (BATCH,)))
     got, ys = jrnn.unroll(layer, params, XS, initial, lengths=LENGTHS, resets=RESETS)
-    last, forward = jrnn.unroll(
+    forward_carry, forward = jrnn.unroll(
         LSTM(SIZE), params.forward, XS, initial.forward, lengths=LENGTHS, resets=RESETS
     )
-    other, backward = jrnn.unroll(
+    backward_carry, backward = jrnn.unroll(
         GRU(SIZE),
         params.backward,
         XS,
@@ -45,15 +45,15 @@ def test_bidirectional_equals_two_runs(merge: Any) -> None:
         "ave": (forward + backward) / 2,
     }[merge]
     assert_close(ys, merged, 1e-6)
-    assert_close(tuple(got), (last, other), 1e-6)
+    assert_close(tuple(got), (forward_carry, backward_carry), 1e-6)
 
 
 def test_bidirectional_in_a_stack_equals_separate_layers() -> None:
-    both = bidirectional(LSTM(SIZE))
-    layer = stack([both, GRU(2)])
+    bilstm = bidirectional(LSTM(SIZE))
+    layer = stack([bilstm, GRU(2)])
     params = random_params(layer, 1, SIZE, np.float32)
     _, ys = jrnn.unroll(layer, params, XS, lengths=LENGTHS)
-    hidden = jrnn.unroll(both, params[0], XS, lengths=LENGTHS)[1]
+    hidden = jrnn.unroll(bilstm, params[0], XS, lengths=LENGTHS)[1]
     assert_close(ys, jrnn.unroll(GRU(2), params[1], hidden, lengths=LENGTHS)[1], 1e-6)
     rnn = RNN(layer, SIZE, time_major=True, rngs=nnx.Rngs(0))
     assert rnn.output_size == 2 and rnn(XS)[1].shape == (STEPS, BATCH, 2)
@@ -69,21 +69,21 @@ def test_stack_as_a_direction_equals_separate_runs() -> None:
 
 
 def test_reverse_raises_for_bidirectional_layers() -> None:
-    both = bidirectional(LSTM(SIZE))
-    params = random_params(both, 1, SIZE, np.float32)
+    bilstm = bidirectional(LSTM(SIZE))
+    params = random_params(bilstm, 1, SIZE, np.float32)
     with pytest.raises(ValueError, match="reverse must be False"):
-        jrnn.unroll(both, params, XS, reverse=True)
+        jrnn.unroll(bilstm, params, XS, reverse=True)
     with pytest.raises(ValueError, match="reverse must be False"):
-        jrnn.analysis.capture_gates(both, params, XS, reverse=True)
-    for inner in (both, stack([both, GRU(2)])):
+        jrnn.analysis.capture_gates(bilstm, params, XS, reverse=True)
+    for inner in (bilstm, stack([bilstm, GRU(2)])):
         with pytest.raises(ValueError, match="Bidirectional: forward must be causal, got"):
             bidirectional(inner)
         with pytest.raises(ValueError, match="cell must be causal for reverse=True or"):
             RNN(inner, SIZE, rngs=nnx.Rngs(0), reverse=True)
     with pytest.raises(ValueError, match="cell must be causal for reverse=True or"):
-        StackedRNN(both, SIZE, rngs=nnx.Rngs(0), bidirectional=True)
+        StackedRNN(bilstm, SIZE, rngs=nnx.Rngs(0), bidirectional=True)
     with pytest.raises(ValueError, match="Bidirectional: backward must be causal, got"):
-        bidirectional(GRU(2), both)
+        bidirectional(GRU(2), bilstm)
 
 
 def test_initial_carry_must_have_one_entry_for_each_direction() -> None:
@@ -97,20 +97,20 @@ def test_initial_carry_must_have_one_entry_for_each_direction() -> None:
 
 
 def test_bidirectional_layer_is_not_a_cell() -> None:
-    both = bidirectional(GRU(SIZE))
-    assert not isinstance(both, jrnn.Cell) and not hasattr(both, "step")
+    bigru = bidirectional(GRU(SIZE))
+    assert not isinstance(bigru, jrnn.Cell) and not hasattr(bigru, "step")
     with pytest.raises(TypeError, match="must be a single cell for return_carries"):
-        jrnn.unroll(both, random_params(both, 1, SIZE, np.float32), XS, return_carries=True)
+        jrnn.unroll(bigru, random_params(bigru, 1, SIZE, np.float32), XS, return_carries=True)
 
 
-def test_modules_report_output_directions() -> None:
-    both = bidirectional(LSTM(SIZE))
-    assert RNN(both, SIZE, rngs=nnx.Rngs(0)).output_directions == (False, True)
-    layers = StackedRNN(both, SIZE, num_layers=2, rngs=nnx.Rngs(0))
+def test_layers_and_modules_report_output_directions() -> None:
+    bilstm = bidirectional(LSTM(SIZE))
+    assert RNN(bilstm, SIZE, rngs=nnx.Rngs(0)).output_directions == (False, True)
+    layers = StackedRNN(bilstm, SIZE, num_layers=2, rngs=nnx.Rngs(0))
     assert layers.output_directions == (False, True) and layers.output_size == 2 * SIZE
     summed = bidirectional(LSTM(SIZE), merge="sum")
     assert RNN(summed, SIZE, rngs=nnx.Rngs(0)).output_directions == (False,)
-    assert stack([GRU(2), both]).output_directions == (False, True)
+    assert stack([GRU(2), bilstm]).output_directions == (False, True)
 
 
 def test_merge_sum_raises_for_outputs_of_different_sizes() -> None:
@@ -131,16 +131,16 @@ def test_invalid_arguments_raise() -> None:
 
 @pytest.mark.parametrize("merge", ["concat", "sum"])
 @pytest.mark.parametrize(
-    "layer",
+    "make_layer",
     [
         lambda merge: bidirectional(dropout(GRU(4), x=0.5), merge=merge),
         lambda merge: bidirectional(GRU(4), dropout(GRU(4), x=0.5), merge),
         lambda merge: stack([bidirectional(dropout(GRU(4), y=0.5), merge=merge), GRU(4)]),
     ],
-    ids=["both", "backward", "in-a-stack"],
+    ids=["both-directions", "backward", "in-a-stack"],
 )
-def test_noise_is_drawn_at_each_call_in_training_mode(layer: Any, merge: str) -> None:
-    rnn = RNN(layer(merge), SIZE, time_major=True, rngs=nnx.Rngs(0))
+def test_noise_is_drawn_at_each_call_in_training_mode(make_layer: Any, merge: str) -> None:
+    rnn = RNN(make_layer(merge), SIZE, time_major=True, rngs=nnx.Rngs(0))
     first, second = (np.asarray(rnn(XS)[1]) for _ in range(2))
     assert (first != second).any()
     rnn.eval()
@@ -153,11 +153,11 @@ def test_noise_is_drawn_at_each_call_in_training_mode(layer: Any, merge: str) ->
 def test_directions_draw_different_noise() -> None:
     layer = bidirectional(dropout(GRU(4), x=0.5))
     params = random_params(GRU(4), 1, SIZE, np.float32)
-    same = jrnn.layers.BidirectionalParams(params, params)
+    equal_params = jrnn.layers.BidirectionalParams(params, params)
     xs, key = np.broadcast_to(XS[:1], XS.shape), jax.random.key(0)
-    _, ys = jrnn.unroll(layer, same, xs, key=key)
+    _, ys = jrnn.unroll(layer, equal_params, xs, key=key)
     forward, backward = np.split(np.asarray(ys), 2, axis=-1)
     # With constant inputs and without noise, each direction is the time reversal of the other.
-    deterministic = np.split(np.asarray(jrnn.unroll(layer, same, xs)[1]), 2, axis=-1)
+    deterministic = np.split(np.asarray(jrnn.unroll(layer, equal_params, xs)[1]), 2, axis=-1)
     np.testing.assert_allclose(deterministic[0], deterministic[1][::-1], rtol=1e-6)
     assert not np.allclose(forward, backward[::-1])

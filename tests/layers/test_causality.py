@@ -43,7 +43,7 @@ NOT_CAUSAL: dict[str, Layer] = {
 
 
 def find_noncausal_steps(layer: Layer, seed: int = 1) -> np.ndarray:
-    """Returns `[T]` bool: whether inputs from step t on affect an output before step t."""
+    """Returns `[T]` bool: whether the inputs from step t on affect an output before step t."""
     params = random_params(layer, seed, SIZE, np.float32)
     rng = np.random.default_rng(seed)
     like = layer.inputs(SIZE, (STEPS, STEPS))
@@ -55,9 +55,9 @@ def find_noncausal_steps(layer: Layer, seed: int = 1) -> np.ndarray:
     xs = jax.tree.map(mix, one, other)
     ys = np.asarray(jrnn.unroll(layer, params, xs, engine="scan")[1])
     unchanged = jax.tree.map(lambda a: np.broadcast_to(a, (STEPS, STEPS, *a.shape[2:])), one)
-    same = np.asarray(jrnn.unroll(layer, params, unchanged, engine="scan")[1])
-    assert (ys != same).any(), "the inputs change no output at all"
-    differ = (ys != same).reshape(STEPS, STEPS, -1).any(axis=-1)
+    reference = np.asarray(jrnn.unroll(layer, params, unchanged, engine="scan")[1])
+    assert (ys != reference).any(), "the inputs affect no output"
+    differ = (ys != reference).reshape(STEPS, STEPS, -1).any(axis=-1)
     return (differ & ~later).any(axis=0)
 
 
@@ -80,7 +80,7 @@ def test_noncausal_layers_depend_on_future_inputs(name: str) -> None:
 
 
 def test_causal_and_apply_of_cells_are_final() -> None:
-    # A layer that mixes steps is not a cell.
+    # A subclass of `Cell` must not mix steps.
     members: Any = vars(jrnn.Cell)
     assert members["causal"].fget.__final__ and members["apply"].__final__
 
@@ -121,18 +121,20 @@ def test_stream_of_a_causal_stack_equals_a_call() -> None:
     model = RNN(CAUSAL["transformed"], SIZE, rngs=nnx.Rngs(0))
     model.eval()
     xs = np.random.default_rng(0).normal(size=(2, STEPS, SIZE)).astype(np.float32)
-    live = jrnn.stream(model, batch_size=2)
-    ys = np.stack([live.step(xs[:, t]) for t in range(STEPS)], axis=1)
+    stream = jrnn.stream(model, batch_size=2)
+    ys = np.stack([stream.step(xs[:, t]) for t in range(STEPS)], axis=1)
     np.testing.assert_allclose(ys, model(xs)[1], rtol=1e-5, atol=1e-6)
 
 
 def text_task(folder: Path) -> Text:
+    """Returns a task that predicts the next character of a text."""
     path = folder / "story.txt"
     path.write_text("the cat sat on the mat and the dog ran " * 20)
     return Text(str(path), window=8)
 
 
 def table_task(folder: Path) -> Table:
+    """Returns a task that predicts the next row of a table."""
     path = folder / "load.csv"
     path.write_text("load\n" + "".join(f"{(3 * n) % 11}\n" for n in range(200)))
     return Table(str(path), window=8)

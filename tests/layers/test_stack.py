@@ -68,19 +68,19 @@ def test_stack_passes_time_steps_to_all_layers(x64: None) -> None:
         CfC(SIZE, backbone_units=3),
         zoneout(CfC(SIZE, backbone_units=None), h=0.2),
     ]
-    for order in (layers, layers[:0:-1]):
-        layer = stack(order)
+    for cells in (layers, layers[:0:-1]):
+        layer = stack(cells)
         params = random_params(layer, 1, SIZE)
         expected = xs.x
-        for cell, p in zip(order, params, strict=True):
+        for cell, p in zip(cells, params, strict=True):
             inputs = expected if isinstance(cell, GRU) else Timed(expected, xs.dt)
             expected = jrnn.unroll(cell, p, inputs)[1]
         assert_close(jrnn.unroll(layer, params, xs)[1], expected, 1e-12)
         noisy = jrnn.unroll(layer, params, xs, key=KEY)[1]
         assert not np.allclose(noisy, expected)
     for backward_cell in (None, GRU(SIZE)):
-        both = stack([GRU(SIZE), bidirectional(CfC(SIZE, backbone_units=None), backward_cell)])
-        params = random_params(both, 2, SIZE)
+        layer = stack([GRU(SIZE), bidirectional(CfC(SIZE, backbone_units=None), backward_cell)])
+        params = random_params(layer, 2, SIZE)
         below = Timed(jrnn.unroll(GRU(SIZE), params[0], xs.x)[1], xs.dt)
         forward, backward = (
             CfC(SIZE, backbone_units=None),
@@ -91,7 +91,7 @@ def test_stack_passes_time_steps_to_all_layers(x64: None) -> None:
             jrnn.unroll(forward, params[1].forward, below)[1],
             jrnn.unroll(backward, params[1].backward, backward_inputs, reverse=True)[1],
         ]
-        assert_close(jrnn.unroll(both, params, xs)[1], np.concatenate(expected, -1), 1e-12)
+        assert_close(jrnn.unroll(layer, params, xs)[1], np.concatenate(expected, -1), 1e-12)
 
 
 def test_residual_in_a_stack_adds_only_the_output_below(x64: None) -> None:

@@ -1,4 +1,4 @@
-"""Transforms whose inner cell runs on a native kernel, compared with the `scan` engine."""
+"""Which transforms run their inner cell on a C++ kernel, and their results compared with `scan`."""
 
 import logging
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ WITHOUT_KERNEL: dict[str, Cell] = {
 
 
 class UnrollArgs(NamedTuple):
-    """The optional arguments of `unroll`."""
+    """Optional arguments of `unroll`."""
 
     lengths: Any = None
     mask: Any = None
@@ -75,6 +75,7 @@ UNROLL_ARGS = (
     UnrollArgs(LENGTHS, resets=RESETS, key=KEY),
     UnrollArgs(mask=MASK, resets=RESETS, key=KEY),
 )
+# The entries of `WITH_KERNEL` that are not only in the exhaustive tests.
 ALWAYS = ("regularized", "five-transforms", "learned_carry")
 
 
@@ -91,7 +92,7 @@ def run(cell: Cell, engine: str, args: UnrollArgs, params: Any, xs: Any) -> Any:
 
 
 def run_auto_and_scan(cell: Cell, params: Any) -> Any:
-    """Returns values and gradients for all `UNROLL_ARGS`, with `auto` and with `scan`."""
+    """Returns two lists of values and gradients for each of `UNROLL_ARGS`: `auto` and `scan`."""
 
     @jax.jit
     def run_all(params: Any) -> Any:
@@ -107,7 +108,7 @@ def run_auto_and_scan(cell: Cell, params: Any) -> Any:
     return results[: len(UNROLL_ARGS)], results[len(UNROLL_ARGS) :]
 
 
-def logged_engine(cell: Cell, args: UnrollArgs, caplog: pytest.LogCaptureFixture) -> str:
+def logged_choice(cell: Cell, args: UnrollArgs, caplog: pytest.LogCaptureFixture) -> str:
     """Returns the message that `auto` logs about its choice."""
     params = random_params(cell, 1, SIZE, np.float32)
     with caplog.at_level(logging.INFO, "jrnn"):
@@ -120,7 +121,7 @@ def test_auto_selects_the_kernel_inside_transforms(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for args in (UnrollArgs(), *UNROLL_ARGS):
-        assert logged_engine(WITH_KERNEL[name], args, caplog) == "engine='auto' chose Native()"
+        assert logged_choice(WITH_KERNEL[name], args, caplog) == "engine='auto' chose Native()"
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_kernel_inside_transforms_equals_scan(name: str) -> None:
 def test_transform_of_the_update_has_no_kernel(name: str, caplog: pytest.LogCaptureFixture) -> None:
     cell = WITHOUT_KERNEL[name]
     params = random_params(cell, 1, SIZE, np.float32)
-    message = logged_engine(cell, UnrollArgs(key=KEY), caplog)
+    message = logged_choice(cell, UnrollArgs(key=KEY), caplog)
     assert "Native" not in message and "no kernel supports" in message
     with pytest.raises(ValueError, match="engine 'native': no kernel supports"):
         run(cell, "native", UnrollArgs(), params, XS)

@@ -1,4 +1,4 @@
-"""Stochastic transforms, compared with NumPy loops that use the sampled masks, on every engine."""
+"""Stochastic transforms, compared between engines, and with NumPy loops over the sampled masks."""
 
 import itertools
 from typing import Any
@@ -41,13 +41,13 @@ def run(cell: Cell, params: Any, engine: Any = "scan", key: Any = KEY) -> Any:
 
 
 def sample_noise(cell: Cell, params: Any, xs: Any = XS) -> tuple[Any, Any]:
-    """Returns the changed parameters and the noise of the transform, the same as in `run`."""
+    """Returns the parameters and the noise of the outermost transform, as `run` samples them."""
     params, noise = cell.sample_noise(params, xs, xs.shape[:2], KEY)
     return params, noise.own
 
 
 def loop(step: Any, carry: Any) -> np.ndarray:
-    """Loops over sequences b and steps t with `step(t, b, carry) -> (carry, y)`; returns ys."""
+    """Runs `step(t, b, carry) -> (carry, y)` for all sequences b and steps t; returns all y."""
     ys = []
     for b in range(BATCH):
         s, outputs = carry, []
@@ -58,6 +58,7 @@ def loop(step: Any, carry: Any) -> np.ndarray:
     return np.swapaxes(np.array(ys), 0, 1)
 
 
+# The entries of `NOISY` that are not only in the exhaustive tests.
 ALWAYS = ("zoneout-linear", "dropout", "weight_drop")
 
 

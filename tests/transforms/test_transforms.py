@@ -52,6 +52,7 @@ RESETS = np.random.default_rng(1).random((7, 4)) < 0.3
 
 
 def is_elementwise(cell: jrnn.Cell) -> bool:
+    """Returns whether `update` is elementwise."""
     params = random_params(cell, 1, SIZE, np.float32)
     carry, x = cell.init_carry(params, ()), jnp.ones(SIZE)
     z, u = cell.project(params, x), cell.recur(params, carry)
@@ -59,6 +60,7 @@ def is_elementwise(cell: jrnn.Cell) -> bool:
 
 
 def coefficients_of(cell: jrnn.Cell) -> Any:
+    """Returns the coefficients of one step, or None."""
     params = random_params(cell, 1, SIZE, np.float32)
     return cell.coefficients(params, cell.project(params, jnp.ones(SIZE)))
 
@@ -155,7 +157,7 @@ def test_learned_carry_has_gradients() -> None:
 
 @pytest.mark.parametrize("engine", [Scan(), Fused(), Fused(chunk=2, remat=True)])
 def test_clip_limits_the_full_cotangent_at_each_step(engine: Any) -> None:
-    # h' = relu(2 h + x), whose derivatives w.r.t. h and x are 2 and 1 for positive values.
+    # h' = relu(2 h + x), whose derivatives with respect to h and x are 2 and 1 for positive values.
     plain = jrnn.Elman(1, activation="relu")
     params = plain.init(jax.random.key(0), 1)._replace(
         w_ih=jnp.ones((1, 1)), w_hh=2 * jnp.ones((1, 1)), b=jnp.zeros(1)
@@ -225,8 +227,8 @@ def test_newton_raises_for_clipped_gradients() -> None:
 
 
 def test_wrapper_defines_every_member_of_the_contract() -> None:
-    # A new member must be forwarded to the inner cell, or added to this set of properties that a
-    # transformed cell does not share with its inner cell.
+    # A new member must be defined in `Wrapper`, or added to this set of members that a transform
+    # does not take from its inner cell.
     not_forwarded = {"kernel_name", "output_directions", "output_sizes"}
     final = lambda value: getattr(getattr(value, "fget", value), "__final__", False)
     for base in (Layer, jrnn.Cell):
@@ -277,6 +279,7 @@ def test_clip_raises_for_a_complex_carry() -> None:
 
 
 def make_transform(name: str) -> Any:
+    """Returns the transform with its required arguments, as `cell -> cell`."""
     return partial(REGISTRY[name], size=2) if name == "projection" else REGISTRY[name]
 
 

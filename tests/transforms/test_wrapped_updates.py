@@ -22,7 +22,7 @@ from tests.helpers import assert_close, random_params
 SIZE = 3
 XS = np.random.default_rng(0).normal(size=(4, 2, SIZE)).astype(np.float32)
 PARAMS = random_params(LSTM(SIZE), 1, SIZE, np.float32)
-NORMED = random_params(layer_norm(LSTM(SIZE)), 2, SIZE, np.float32)
+LAYER_NORM_PARAMS = random_params(layer_norm(LSTM(SIZE)), 2, SIZE, np.float32)
 KEY = jax.random.key(0)
 
 jit: Any = partial(jax.jit, static_argnums=0)
@@ -36,10 +36,13 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
 
 
 def loss(cell: Any, params: Any) -> jax.Array:
+    """Returns the sum of squares of the outputs, with noise if the cell is stochastic."""
     return (jrnn.unroll(cell, params, XS, key=KEY, engine="scan")[1] ** 2).sum()
 
 
 def gates_and_gradient(cell: Any) -> Any:
+    """Returns the gradient of the sum of the captured forget gates, all gates, and the outputs."""
+
     def loss(params: Any) -> Any:
         capture = capture_gates(cell, params, XS)
         return capture.gates["f"].sum(), (dict(capture.gates), capture.ys)
@@ -53,7 +56,7 @@ def loss_and_gradient(cell: Any, params: Any) -> Any:
 
 USES: dict[str, Callable[[Any], Any]] = {
     "plain": lambda cell: loss_and_gradient(cell, PARAMS),
-    "layer_norm": lambda cell: loss_and_gradient(layer_norm(cell), NORMED),
+    "layer_norm": lambda cell: loss_and_gradient(layer_norm(cell), LAYER_NORM_PARAMS),
     "dropout": lambda cell: loss_and_gradient(dropout(cell, candidate=0.5), PARAMS),
     "capture_gates": gates_and_gradient,
 }
@@ -61,7 +64,7 @@ USES: dict[str, Callable[[Any], Any]] = {
 
 @functools.cache
 def expected(use: str) -> Any:
-    """Returns the result of a plain LSTM."""
+    """Returns the result of a use with an LSTM whose `update` is not wrapped."""
     return USES[use](LSTM(SIZE))
 
 
@@ -74,6 +77,7 @@ def make_cell(wrapper: Callable[[Any], Any]) -> LSTM:
     return dataclass(frozen=True)(type("Wrapped", (LSTM,), {"update": wrapper(update)}))(SIZE)
 
 
+# The parameters of the test below that are not only in the exhaustive tests.
 ALWAYS = [("jit", 1), ("jit", -1)]
 
 
@@ -95,5 +99,5 @@ def test_uses_have_different_losses() -> None:
     # Otherwise an update that ignores the transforms would pass the test above.
     losses = [float(expected(use)[0]) for use in ("plain", "layer_norm", "dropout")]
     assert len(set(losses)) == 3
-    no_gain = NORMED._replace(gain_c=0 * NORMED.gain_c)
+    no_gain = LAYER_NORM_PARAMS._replace(gain_c=0 * LAYER_NORM_PARAMS.gain_c)
     assert float(loss(layer_norm(LSTM(SIZE)), no_gain)) != losses[1]
