@@ -210,7 +210,7 @@ def test_options_of_cells_are_keyword_only() -> None:
 @pytest.mark.parametrize("cls", [LSTM, GRU, Elman])
 def test_cell_without_biases_equals_one_with_zero_biases(cls: Any, engine: str) -> None:
     if engine == "native":
-        pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
+        pytest.importorskip("jrnn._kernels", reason="the C++ kernels are not built")
     params = cls(4).init(jax.random.key(0), 3)
     params = params._replace(b=0 * params.b)
     without_names = {"b": None, "b_hn": None} if cls is GRU else {"b": None}

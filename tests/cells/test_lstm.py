@@ -131,7 +131,7 @@ def test_heads_of_one_unit_have_block_or_diagonal_jacobian() -> None:
     ],
     ids=str,
 )
-def test_heads_equal_block_diagonal_matrices_with_all_options(options: dict[str, Any]) -> None:
+def test_heads_equal_block_diagonal_matrices_with_other_options(options: dict[str, Any]) -> None:
     with_heads, without_heads = LSTM(6, heads=3, **options), LSTM(6, **options)
     params = random_params(with_heads, 1, 2, np.float32)
     full_params = params._replace(w_hh=block_diagonal(params.w_hh, "".join(with_heads.gates)))

@@ -58,7 +58,7 @@ def test_clockwork_modules_change_only_at_their_periods() -> None:
     np.testing.assert_array_equal(changed, np.stack([t % 1 == 0, t % 2 == 0, t % 6 == 0], axis=-1))
 
 
-def test_step_counter_is_reset_and_wraps_around() -> None:
+def test_clockwork_step_counter_is_reset_and_wraps_around() -> None:
     cell = Clockwork(4, periods=(2, 3))
     params = random_params(cell, 0, 2, np.float32)
     resets = np.zeros((10, 2), bool)
@@ -94,7 +94,7 @@ def test_newton_does_not_support_clockwork() -> None:
 
 
 @pytest.mark.parametrize("periods", [(), (0, 1), (2, 1), (1, 1), (1, 2.0), [1, 2], 3, (True, 2)])
-def test_periods_must_be_increasing_ints(periods: Any) -> None:
+def test_clockwork_periods_must_be_increasing_positive_ints(periods: Any) -> None:
     with pytest.raises(
         ValueError, match="Clockwork: periods must be a tuple of increasing positive ints"
     ):

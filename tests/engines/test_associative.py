@@ -168,7 +168,7 @@ def test_empty_time_or_batch_equals_a_loop(
     assert_all_equal_loop(ROWS[name], FULL_SCENARIOS, results, params, inputs)
 
 
-def test_noise_equals_samples_from_the_key(x64: None) -> None:
+def test_results_with_noise_equal_a_loop(x64: None) -> None:
     cell, (steps, batch, hidden) = NoisyLinear(3), (5, 2, 3)
     rng = np.random.default_rng(1)
     params = NoisyLinearParams(rng.normal(size=(2, hidden)), rng.normal(size=hidden))

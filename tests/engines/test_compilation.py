@@ -67,7 +67,7 @@ def test_second_call_compiles_nothing(
     assert jax.tree.structure(before) == jax.tree.structure(after)
 
 
-def test_gradient_step_compiles_once(
+def test_gradient_compiles_once(
     kind: Row, engine: Engine, jax_log: pytest.LogCaptureFixture
 ) -> None:
     @jax.jit

@@ -13,7 +13,7 @@ from jrnn.engines import damping
 from tests.helpers import mark_exhaustive
 
 STEPS, BATCH = 7, 4
-DAMPING = np.array([0.0, 1e-3, 1.0, 50.0])
+DAMPING = np.array([0.0, 1e-3, 1.0, 50.0])  # one for each sequence
 
 
 def random_system(is_complex: bool, n: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +117,7 @@ def test_parallel_covariances_equal_sequential(
         np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9 * np.abs(want).max())
 
 
-def test_covariances_equal_the_normal_equations(x64: None) -> None:
+def test_last_covariances_equal_those_of_the_normal_equations(x64: None) -> None:
     # No observation follows the last state: its covariance is the last block of the inverse of the
     # normal matrix.
     a, _ = random_system(False, 2)

@@ -115,7 +115,7 @@ def test_a_mask_equals_a_loop_over_valid_steps(name: str, engine: Engine, x64: N
 
 @pytest.mark.parametrize("name", NATIVE_CELLS)
 def test_a_mask_on_the_native_engine_equals_a_loop(name: str, x64: None) -> None:
-    pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
+    pytest.importorskip("jrnn._kernels", reason="the C++ kernels are not built")
     cell, params, batch = make_example(CELLS[name])
     narrow = as_dtype((params, batch), np.float32)
     params, batch = as_dtype(narrow, np.float64)

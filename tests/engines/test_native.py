@@ -33,7 +33,7 @@ from tests.helpers import (
 )
 from tests.table import CELLS, Row
 
-kernels = pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
+kernels = pytest.importorskip("jrnn._kernels", reason="the C++ kernels are not built")
 ROWS = [name for name, row in CELLS.items() if row.make(1).kernel_name() is not None]
 
 SHAPES = [  # time, batch, input size, hidden size

@@ -95,7 +95,7 @@ def test_every_variant_equals_a_loop(name: str, variant: str, x64: None) -> None
 
 @pytest.mark.parametrize("steps", [0, 1])
 @pytest.mark.parametrize("name", ["lstm", "paragru", "lru"])
-def test_few_steps_equal_a_loop(name: str, steps: int, x64: None) -> None:
+def test_zero_or_one_step_equals_a_loop(name: str, steps: int, x64: None) -> None:
     row = CELLS[name]
     cell, params, batch = make_example(row, steps=steps)
     scenarios = (Scenario(), Scenario(reverse=True))

@@ -175,7 +175,9 @@ def test_weight_gradients_are_accumulated_in_the_wider_dtype(engine: Engine) -> 
 
 
 @pytest.mark.parametrize("cell", [LSTM(1), GRU(1)])
-def test_slow_cells_do_not_stall_with_bfloat16_inputs(cell: Cell, engine: Engine) -> None:
+def test_slowly_changing_carries_do_not_stall_with_bfloat16_inputs(
+    cell: Cell, engine: Engine
+) -> None:
     # The forget gate of the LSTM and the update gate of the GRU are almost 1, so that a step adds
     # less than half a unit in the last place of bfloat16.
     row = CELLS[type(cell).__name__.lower()]

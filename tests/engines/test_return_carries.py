@@ -182,7 +182,7 @@ def test_carries_equal_a_loop(name: str, engine: Engine, x64: None) -> None:
     "cell", [GRU(3), learned_carry(projection(jrnn.Elman(3), size=2))], ids=["gru", "learned"]
 )
 def test_carries_of_the_native_engine_equal_a_loop(cell: Cell) -> None:
-    pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
+    pytest.importorskip("jrnn._kernels", reason="the C++ kernels are not built")
     assert_equals_loop(cell, Native(), np.float32, 2e-5)
 
 
@@ -236,7 +236,7 @@ CHOICES = [
 def test_auto_chooses_an_engine_that_supports_carries(
     cell: Cell, steps: int, batch: int, engine: str, reason: str, caplog: Any
 ) -> None:
-    pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
+    pytest.importorskip("jrnn._kernels", reason="the C++ kernels are not built")
     params = random_params(cell, 1, SIZE, np.float32)
     xs = jnp.ones((steps, batch, SIZE))
     run = lambda params, xs: jrnn.unroll(cell, params, xs, return_carries=True)
@@ -247,7 +247,7 @@ def test_auto_chooses_an_engine_that_supports_carries(
 
 
 def test_native_raises_for_carries_with_a_cell_state() -> None:
-    pytest.importorskip("jrnn._kernels", reason="the kernels in C++ were not built")
+    pytest.importorskip("jrnn._kernels", reason="the C++ kernels are not built")
     params, xs, initial = sample_inputs(LSTM(3), np.float32)
     with pytest.raises(
         ValueError, match="engine 'native': return_carries must be False, .*; use engine='auto'"

@@ -110,9 +110,9 @@ def check_native():
 
 
 def check_collectives():
-    """Asserts that the devices only communicate by all-reduce, outside of the loop over time.
+    """Asserts that devices communicate only by all-reduce, and outside of the loop over time.
 
-    With `Scan` and without `Sharded` they do not.
+    This must not hold for `Scan` without `Sharded`: otherwise the test has no effect.
     """
     cell = jrnn.GRU(8, reset_after=False)
     params = cell.init(jax.random.key(0), 3)

@@ -110,7 +110,7 @@ def test_nested_dicts_and_named_tuples_of_params_give_equal_results() -> None:
     np.testing.assert_array_equal(dict_grads[1]["backward"]["w_hh"], grads[1].backward.w_hh)
 
 
-def test_params_as_orbax_restores_them_are_accepted(tmp_path: Any) -> None:
+def test_params_restored_by_orbax_are_accepted(tmp_path: Any) -> None:
     ocp: Any = pytest.importorskip("orbax.checkpoint")
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "params", STACK_PARAMS)

@@ -134,7 +134,7 @@ def test_dropout_equals_a_loop_with_its_masks(x64: None) -> None:
     def step(t: int, b: int, h: Any) -> Any:
         x = XS[t, b] * masks.x[0][t, b] / 0.6
         _, new_h = gru_reset_after(params, h, x)
-        # Solve h' = z h + (1 - z) n for the candidate n, and drop it.
+        # Solve h' = z h + (1 - z) n for the candidate n, and apply dropout to it.
         z = sigmoid(
             params.w_ih[:, SIZE : 2 * SIZE].T @ x
             + params.w_hh[:, SIZE : 2 * SIZE].T @ h

@@ -47,7 +47,6 @@ from tests.oracles.lstm import lstm, lstm_init_carry
 
 SIZE = 3
 XS = np.random.default_rng(0).normal(size=(7, 4, SIZE)).astype(np.float32)
-LENGTHS = np.array([7, 4, 0, 1])
 RESETS = np.random.default_rng(1).random((7, 4)) < 0.3
 
 
@@ -65,7 +64,7 @@ def coefficients_of(cell: jrnn.Cell) -> Any:
     return cell.coefficients(params, cell.project(params, jnp.ones(SIZE)))
 
 
-def test_transforms_delegate_properties_of_the_inner_cell() -> None:
+def test_transforms_keep_or_change_properties_of_the_inner_cell() -> None:
     linear = residual(zoneout(dropout(layer_norm(MinGRU(SIZE)), x=0.1), h=0.1))
     assert recurrence_kind(linear, SIZE) == "linear"
     assert is_elementwise(linear) and not is_elementwise(layer_norm(LSTM(SIZE)))
@@ -144,7 +143,7 @@ def test_layer_norm_is_invariant_to_weight_scale(x64: None) -> None:
     assert_close(got, expected, 1e-8)
 
 
-def test_learned_carry_has_gradients() -> None:
+def test_learned_carry_has_gradients_and_must_be_real() -> None:
     cell = learned_carry(GRU(SIZE))
     params = random_params(cell, 1, SIZE, np.float32)
     grads = jax.grad(lambda p: jrnn.unroll(cell, p, XS, resets=RESETS)[1].sum())(params)
