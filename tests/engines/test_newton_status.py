@@ -157,11 +157,13 @@ def test_converged_gated_cells_of_spectral_radius_3_equal_scan(cell: Cell, x64: 
     scaled = [3 * block / r for block, r in zip(blocks, radius, strict=True)]
     params = params._replace(w_hh=np.concatenate(scaled, axis=1))
     xs = np.random.default_rng(0).normal(size=(300, 3, 2)) / 4
+    xs[:, 1] = 100 * np.sign(xs[:, 1])  # these saturate the gates, so that the sequence converges
     solution = jrnn.newton(cell, params, xs, engine=Newton(max_steps=20))
     want = np.asarray(jrnn.unroll(cell, params, xs, engine="scan")[1])
     error = np.abs(np.asarray(solution.ys) - want).max(axis=(0, 2))
-    assert not solution.status.converged.all(), "all sequences have converged"
-    assert (error[np.asarray(solution.status.converged)] < 1e-6).all()
+    converged = np.asarray(solution.status.converged)
+    assert converged.any() and not converged.all()
+    assert (error[converged] < 1e-6).all()
 
 
 def test_residuals_beyond_the_last_iteration_are_nan() -> None:

@@ -75,7 +75,7 @@ def test_dtypes_and_values_of_mixed_precision(kind: Row, engine: Engine, mix: st
 def test_the_final_carry_has_the_dtype_of_the_initial_carry(
     kind: Row, engine: Engine, carry_dtype: Any
 ) -> None:
-    # This allows to run windows of a long sequence in `lax.scan`.
+    # Windows of a long sequence can therefore be run in `lax.scan`.
     cell = kind.make(4)
     params = random_params(cell, 1, 3, np.float32)
     batch = random_batch(cell, params, 2, steps=6, batch=3, dtype=np.float32)
