@@ -55,9 +55,7 @@ def test_decays_close_to_one_are_distinct_in_half_precision() -> None:
     ("r_min", "r_max"),
     [(0.0, 0.9), (0.5, 0.5), (0.9, 0.1), (0.5, 1.0), (float("nan"), 0.9), ("0.5", 0.9)],
 )
-def test_r_min_and_r_max_must_be_increasing_between_zero_and_one(
-    r_min: Any, r_max: float
-) -> None:
+def test_r_min_and_r_max_must_be_increasing_between_zero_and_one(r_min: Any, r_max: float) -> None:
     message = "RGLRU: r_min and r_max must satisfy 0 < r_min < r_max < 1, got r_min="
     with pytest.raises(ValueError, match=message):
         RGLRU(4, r_min=r_min, r_max=r_max)
