@@ -25,7 +25,8 @@ class Adding(Task):
       seed: seed of the random generator; each split has its own random stream.
 
     Raises:
-      ValueError: `length` is below 2, a size is not a positive int, or `seed` is negative.
+      ValueError: `length` is not an int of at least 2, a size is not a positive int, `seed`
+        is not an int from 0 to 2⁶³ - 1, or the examples do not fit in memory.
 
     >>> data = Adding(length=6, train_size=4, eval_size=2).load()
     >>> data.train.xs.shape, data.train.ys.shape

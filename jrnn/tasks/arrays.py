@@ -35,9 +35,9 @@ class Arrays(Task):
     entries of `xs` and `ys` are padding: they may have any value, and are replaced by zeros.
 
     The examples are shuffled and split into disjoint parts. The size of the vocabulary and the
-    number of classes are one more than the largest id in the file. Labels of whole sequences must
-    be below N. The baseline predicts the most frequent class of the training split, or the mean of
-    its targets.
+    number of classes are one more than the largest valid id in the file. Labels of whole sequences
+    must be below N. The baseline predicts the most frequent class of the training split, or the
+    mean of its targets.
 
     Args:
       path: path of the .npz file, as written by `np.savez(path, xs=xs, ys=ys, lengths=lengths)`.
@@ -46,12 +46,13 @@ class Arrays(Task):
       test_fraction: fraction of the examples for testing.
       normalize: whether to normalize features and real-valued targets to mean 0 and standard
         deviation 1 per channel, by the statistics of the valid steps of the training split. The
-        metric is then in normalized units; `Data.target_scale` converts to the units of the file.
+        metric is then in normalized units; an error of a target times `Data.target_scale` is in the
+        units of the file.
       seed: seed of the shuffling.
 
     Raises:
       FileNotFoundError: the file does not exist.
-      TypeError: `path` is not a string, or an array has the wrong dtype for `kind`.
+      TypeError: `path` is not a non-empty string, or an array has the wrong dtype.
       ValueError: an option is out of range; the file is not an .npz file, or has missing or unknown
         arrays; shapes are inconsistent with each other or with `kind`; a valid entry is NaN,
         infinite or a negative id; a length is out of range; or a split would be empty.
@@ -121,7 +122,10 @@ class Arrays(Task):
     def _targets(
         self, ys: np.ndarray, valid: np.ndarray, parts: list[np.ndarray]
     ) -> tuple[np.ndarray, int, tuple[str, float], common.StandardScaler | None]:
-        """Returns the targets, their output size, their baseline and their scaler."""
+        """Returns the targets, their output size, the baseline and the scaler, or None for labels.
+
+        `valid`, `[N, T]`, is True at valid steps. `parts` are the indices of the three splits.
+        """
         # A length is at least 1, so the first step of every example is valid.
         mask = valid if self.kind.startswith("sequence") else valid[:, 0]
         scaler = None
@@ -157,6 +161,6 @@ class Arrays(Task):
 
 
 def _zero_padding(array: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Sets the array to zero where `mask`, which has its leading axes, is False."""
+    """Returns the array with zeros where `mask`, which has its first axes, is False."""
     mask = mask.reshape(mask.shape + (1,) * (array.ndim - mask.ndim))
     return np.where(mask, array, np.zeros((), array.dtype))

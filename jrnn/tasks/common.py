@@ -30,7 +30,7 @@ def check_size(owner: str, examples: int, length: int, step_bytes: int) -> None:
     """Raises ValueError if the examples do not fit in the memory of this machine.
 
     Args:
-      owner: the class of the task.
+      owner: name of the class of the task.
       examples: number of examples.
       length: number of steps of an example.
       step_bytes: a lower bound on the bytes of memory for each step of an example.
@@ -47,7 +47,11 @@ def check_path(owner: str, name: str, value: Any) -> None:
 
 
 def find_file(owner: str, path: str) -> Path:
-    """Returns the path of a file; raises FileNotFoundError with a suggestion if it is missing."""
+    """Returns the path of a regular file, with `~` expanded.
+
+    Raises:
+      FileNotFoundError: the path is not a regular file; the message suggests a similar name.
+    """
     file = Path(path).expanduser()
     if file.is_file():
         return file
@@ -65,7 +69,12 @@ def find_file(owner: str, path: str) -> Path:
 
 
 def read_text(owner: str, path: str) -> str:
-    """Reads a UTF-8 file; preserves its line endings and removes a byte order mark."""
+    """Reads a UTF-8 file; preserves its line endings and removes a byte order mark.
+
+    Raises:
+      FileNotFoundError: the path is not a regular file.
+      ValueError: the file is not UTF-8, or larger than `MAX_TEXT_BYTES`.
+    """
     try:
         raw = files.read_bytes(find_file(owner, path), MAX_TEXT_BYTES)
     except ValueError as error:
@@ -92,9 +101,18 @@ def split_sizes(total: int, validation: float, test: float) -> tuple[int, int, i
 def split_rows(
     owner: str, rows: str, total: int, validation: float, test: float, min_rows: int
 ) -> tuple[slice, slice, slice]:
-    """Returns train, validation and test as consecutive slices of at least `min_rows` rows each.
+    """Returns train, validation and test as consecutive slices of `total` rows.
 
-    `rows` is the plural noun for the rows in the error message.
+    Args:
+      owner: name of the class of the task.
+      rows: the plural noun for the rows in the error message, such as "examples".
+      total: number of rows.
+      validation: fraction of the rows for validation.
+      test: fraction of the rows for testing.
+      min_rows: minimum number of rows of each slice.
+
+    Raises:
+      ValueError: a slice would have fewer than `min_rows` rows.
     """
     sizes = split_sizes(total, validation, test)
     if min(sizes) < min_rows:

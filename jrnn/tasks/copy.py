@@ -32,7 +32,8 @@ class Copy(Task):
       seed: seed of the random generator; each split has its own random stream.
 
     Raises:
-      ValueError: `symbols` is below 2, another size is not a positive int, or `seed` is negative.
+      ValueError: `symbols` is not an int of at least 2, another size is not a positive int, `seed`
+        is not an int from 0 to 2⁶³ - 1, or the examples do not fit in memory.
 
     >>> data = Copy(delay=3, symbols=2, copy_length=2, train_size=8, eval_size=8, seed=1).load()
     >>> data.train.xs[0].tolist(), data.train.ys[0].tolist()

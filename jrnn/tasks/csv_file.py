@@ -31,9 +31,9 @@ def read(path: str) -> CsvFile:
     """Reads a CSV file.
 
     Raises:
-      FileNotFoundError: the file does not exist.
-      ValueError: the file is not CSV, the header is invalid, or a row has a different number of
-        cells than the header.
+      FileNotFoundError: the path is not a regular file.
+      ValueError: the file is too large, not UTF-8, not CSV or empty, the header is invalid, or a
+        row has a different number of cells than the header.
     """
     reader = csv.reader(io.StringIO(common.read_text("Table", path), newline=""))
     try:

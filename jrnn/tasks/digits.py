@@ -31,7 +31,7 @@ class Digits(Task):
 
     Raises:
       ImportError: scikit-learn is not installed.
-      ValueError: `order` is not one of the three, or `seed` is negative.
+      ValueError: `order` is not one of the three, or `seed` is not an int from 0 to 2⁶³ - 1.
 
     >>> data = Digits(order="row").load()
     >>> data.train.xs.shape, data.image(data.train.xs[0]).shape

@@ -12,11 +12,17 @@ _INT32_MAX = np.iinfo(np.int32).max
 
 
 class _InvalidArrays(ValueError):
-    """Raised for a file that can be read, but has other arrays."""
+    """Raised if an .npz file is intact, but has missing, unknown or non-numeric arrays."""
 
 
 def read(path: str) -> dict[str, np.ndarray]:
-    """Reads the arrays `xs`, `ys` and optionally `lengths`, without validation of their values."""
+    """Reads the arrays `xs`, `ys` and optionally `lengths`, without validation of their values.
+
+    Raises:
+      FileNotFoundError: the path is not a regular file.
+      ValueError: the file is not an .npz file, is corrupted, or has missing, unknown or non-numeric
+        arrays.
+    """
     file = common.find_file("Arrays", path)
     if not zipfile.is_zipfile(file):
         raise ValueError(
@@ -159,6 +165,14 @@ def _load_array(archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
 def _check_shape(
     ys: np.ndarray, kind: str, leading_shape: tuple[int, ...], extra_axes: tuple[int, ...]
 ) -> None:
+    """Raises ValueError unless `ys` has the shape `leading_shape`, with further axes.
+
+    Args:
+      ys: the targets.
+      kind: the option `kind`, for the message.
+      leading_shape: `(N,)` or `(N, T)`.
+      extra_axes: the valid numbers of further axes: 0, or 1 for an axis of K values.
+    """
     expected = [
         f"[{', '.join(['N', 'T'][: len(leading_shape)] + ['K'][:extra])}]" for extra in extra_axes
     ]

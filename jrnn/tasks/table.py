@@ -21,8 +21,8 @@ class Table(Task):
     overlap, so that no row is evaluated twice. Remaining rows at the end of a part are dropped.
 
     Every column is normalized by the mean and standard deviation of the training rows. The metric
-    is the mean squared error in normalized units; `Data.target_scale` converts to the units of the
-    file. The baseline is persistence, which predicts the current value.
+    is the mean squared error in normalized units; an error of a target times `Data.target_scale` is
+    in the units of the file. The baseline is persistence, which predicts the current value.
 
     Args:
       path: path of the CSV file, in UTF-8.
@@ -36,9 +36,11 @@ class Table(Task):
 
     Raises:
       FileNotFoundError: the file does not exist.
-      TypeError: `path` is not a string, or `columns` or `targets` are not tuples of strings.
-      ValueError: an option is out of range, a column does not exist or is named twice, a cell of a
-        used column is empty or not a finite number, or a part has too few rows for one window.
+      TypeError: `path` is not a non-empty string, or `columns` or `targets` are not tuples of
+        strings.
+      ValueError: an option is out of range, the file is not CSV in UTF-8 with a header, a column
+        does not exist or is named twice, a cell of a used column is empty or not a finite number,
+        or a part has too few rows for one window and its targets.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -23,10 +23,10 @@ class Split(NamedTuple):
       ys: targets, by `Data.target`: "class" `[N]` int32; "value" `[N, K]` float32;
         "class_per_step" `[N, T]` int32; "value_per_step" `[N, T, K]` float32.
       lengths: `[N]` int32, the number of valid steps of each example; None means all T steps.
-      metric_mask: `[N, T]` bool, for targets per step, whether the metric includes a step; None
-        means every valid step. The loss always includes every valid step.
-      resets: `[N, T]` bool, for targets per step, whether the carry is reset before a step, such as
-        the first step of a document; None means no resets.
+      metric_mask: `[N, T]` bool, only for targets per step, whether the metric includes a valid
+        step; None means every valid step. The loss always includes every valid step.
+      resets: `[N, T]` bool, only for targets per step, whether the carry is reset before a step,
+        such as the first step of a document; None means no resets.
     """
 
     xs: np.ndarray
@@ -52,8 +52,8 @@ class Data:
       has_tokens: whether `xs` are tokens instead of features.
       image: function from the `xs` of one example to its image `[rows, columns]`, or None.
       vocabulary: the characters of a text, by id; None for other tasks.
-      target_scale: `[K]`, factors that convert normalized targets to their original units; None if
-        the targets are not normalized.
+      target_scale: `[K]`, the factors by which an error of a normalized target is converted to the
+        original units; None if the targets are not normalized.
       class_names: names of the classes, by id, or None.
       causal: whether the model must be causal, because the inputs of later steps contain the target
         of a step.
@@ -79,7 +79,7 @@ class Data:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A short hash of all examples, which detects changes of the data."""
+        """A short hash of all examples and of the vocabulary, which detects changes of the data."""
         digest = hashlib.sha256()
         for array in (*self.train, *self.validation, *self.test):
             if array is not None:
@@ -99,4 +99,4 @@ class Task(checks.ConvertsFields, abc.ABC):
 
     @abc.abstractmethod
     def load(self) -> Data:
-        """Reads or generates the data; the same fields always give the same data."""
+        """Reads or generates the data; the same fields and files give the same data."""

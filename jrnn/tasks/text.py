@@ -9,7 +9,7 @@ from jrnn.tasks import common
 from jrnn.tasks.task import Data, Split, Task
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-"""The token for characters that do not occur in the training split."""
+"""The entry of the vocabulary for characters that do not occur in the training split."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Text(Task):
 
     Raises:
       FileNotFoundError: the file does not exist.
-      TypeError: `path` is neither None nor a string.
-      ValueError: `window` is not a positive int, a fraction is out of range, the file is not UTF-8,
-        or a part of the text is too short for one window.
+      TypeError: `path` is neither None nor a non-empty string.
+      ValueError: `window` is not a positive int, a fraction is out of range, the file is not UTF-8
+        or larger than 2 GiB, or a part of the text is too short for one window.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -11,6 +11,7 @@ from jrnn.tasks import common
 from jrnn.tasks.task import Data, Split, Task
 
 MAX_DEGREE = 6
+"""Maximum number of permuted elements; there are 720 permutations of 6 elements."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Tracking(Task):
 
     Args:
       degree: number of elements that are permuted, from 2 to 6.
-      length: T, number of steps of a sequence.
+      length: T, number of steps of a training or validation sequence.
       test_length: number of steps of a test sequence, to measure length generalization; None means
         `length`.
       train_size: number of training examples.
@@ -37,8 +38,8 @@ class Tracking(Task):
       seed: seed of the random generator; each split has its own random stream.
 
     Raises:
-      ValueError: `degree` is not from 2 to 6, a length or size is not a positive int, or `seed` is
-        negative.
+      ValueError: `degree` is not an int from 2 to 6, a length or size is not a positive int, `seed`
+        is not an int from 0 to 2⁶³ - 1, or the examples do not fit in memory.
 
     >>> data = Tracking(degree=2, length=6, train_size=4, eval_size=2).load()
     >>> data.train.xs[0].tolist(), data.train.ys[0].tolist()

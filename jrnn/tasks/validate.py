@@ -14,6 +14,8 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 def load(task: Task) -> Data:
     """Loads and validates the data of a task.
 
+    Errors of `task.load`, such as FileNotFoundError, are raised unchanged.
+
     Raises:
       TypeError: as for `check_arrays`.
       ValueError: as for `check_arrays`; also if a valid entry is NaN, infinite or too large for
@@ -34,7 +36,8 @@ def check_arrays(data: Data) -> None:
 
     Raises:
       TypeError: a field is not an array, or has the wrong dtype.
-      ValueError: a split is empty, a shape is wrong, or a label, token or length is out of range.
+      ValueError: a split is empty, a shape is wrong, a label, token or length is out of range, or
+        there is a `metric_mask` or `resets` without a target at each step.
     """
     for name, split in _named_splits(data):
         _check_dtypes(name, split, data)
@@ -88,13 +91,19 @@ def _check_shapes(name: str, split: Split, data: Data) -> None:
             f"data: the {name} split must have at least one example, got xs of shape {xs}"
         )
     axes = "[N, T] of tokens" if data.has_tokens else "[N, T, input]"
-    if (len(xs) != 2) if data.has_tokens else (len(xs) < 3) or xs[1] == 0:
+    if (len(xs) != 2 if data.has_tokens else len(xs) < 3) or xs[1] == 0:
         raise ValueError(f"data: {name}.xs must have shape {axes} with T of at least 1, got {xs}")
     if not data.has_tokens and len(xs) == 3 and xs[2] != data.input_size:
         raise ValueError(
             f"data: {name}.xs must have shape {axes} with input = input_size = {data.input_size}, "
             f"got {xs}"
         )
+    for field in ("metric_mask", "resets"):
+        if getattr(split, field) is not None and not data.target.endswith("per_step"):
+            raise ValueError(
+                f"data: {name}.{field} must be None without a target at each step, got target "
+                f"{data.target!r}; remove {field}"
+            )
     values = (data.output_size,) if data.target.startswith("value") else ()
     steps = xs[:2] if data.target.endswith("per_step") else xs[:1]
     expected = {"ys": steps + values, "lengths": xs[:1], "metric_mask": xs[:2], "resets": xs[:2]}
@@ -117,7 +126,15 @@ def _valid_steps(split: Split) -> np.ndarray | None:
 def _check_range(
     name: str, array: Any, maximum: int, valid: np.ndarray | None, description: str
 ) -> None:
-    """Raises unless all valid ints are in 0..maximum; the message describes the maximum."""
+    """Raises ValueError unless all valid ints are from 0 to `maximum`.
+
+    Args:
+      name: name of the array in the message.
+      array: ints, `[N]` or `[N, T]`.
+      maximum: the maximum.
+      valid: mask of the valid entries; None means all.
+      description: the expression for the maximum in the message, such as "input_size - 1".
+    """
     array = np.asarray(array)
     if array.min() >= 0 and array.max() <= maximum:
         return
@@ -127,7 +144,7 @@ def _check_range(
 
 
 def _check_finite(name: str, array: Any, split: Split, *, per_step: bool) -> None:
-    """Raises unless all valid entries are finite in float32."""
+    """Raises ValueError unless all valid entries are finite in float32."""
     array = np.asarray(array)
     # min and max propagate NaN, so a mask is needed only for invalid data.
     is_finite = array.dtype.kind != "f" or not array.size

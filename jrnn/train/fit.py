@@ -99,7 +99,8 @@ def fit(
         arrays, and all batches have the same shapes. The data of a task, from `jrnn.tasks.load`,
         which includes validation and test splits.
       loss: a function `loss(model, batch)` that returns the mean loss of the batch, a real scalar,
-        or a tuple `(loss, metric)` of two means. It is called within `jax.jit`. `model` has the
+        or a tuple `(loss, metric)` of two means; without a metric, the loss is also the metric, and
+        the model with the lowest loss is returned. It is called within `jax.jit`. `model` has the
         type of the argument `model`, and is in training mode (`model.train()`) or, in evaluations,
         in evaluation mode (`model.eval()`). `batch` has the structure of `data`, with `batch_size`
         examples in training, `batch_size / accumulate` if gradients are accumulated, and possibly
@@ -109,27 +110,29 @@ def fit(
       optimizer: any optax gradient transformation.
       steps: number of training steps.
       run_dir: the folder of the run, created if it does not exist. `fit` writes `metrics.jsonl` and
-        `checkpoints`, moves damaged checkpoints to `damaged`, and locks the folder. None saves
-        nothing after the run.
+        `checkpoints`, moves damaged checkpoints to `damaged`, and locks the folder. None uses a
+        temporary folder, which is removed at the end.
       validation: validation data, a pytree of arrays or an iterable of batches, which is converted
         to a list. None means no validation: the last weights are returned. Must be None for the
         data of a task.
       test: test data in the same forms, for one evaluation of the best weights at the end. Not used
         for the data of a task, which has a test split.
-      metric: the name of the metric that `loss` returns, for the progress bar.
+      metric: the name of the metric that `loss` returns, for the progress bar. Not used if `loss`
+        is None.
       higher_is_better: whether a higher metric is better. Not used if `loss` is None.
-      batch_size: number of examples per training step, at most N. Not used for an iterable of
-        batches.
+      batch_size: number of examples per training step, at most N, and per batch of an evaluation on
+        arrays. An iterable of batches determines the number of examples per training step itself.
       accumulate: number of micro-batches that each batch is split into. They are computed one after
         another, which saves memory; the gradient is that of the whole batch. Must divide
-        `batch_size`.
+        `batch_size` and, for an iterable of batches, the number of examples of a batch.
       tbptt: options of truncated backpropagation through time, for the data of a task with
         `loss=None`. None trains on whole sequences.
-      eval_every: number of training steps between evaluations on the validation data.
-      patience: number of evaluations without improvement of the metric after which the run stops
-        early. None disables early stopping.
-      save_every: seconds between checkpoints. A run is also saved at its first and last step and
-        when a signal stops it.
+      eval_every: number of training steps between evaluations on the validation data. There is also
+        one after the last step.
+      patience: number of consecutive evaluations without improvement of the metric after which the
+        run stops early. None disables early stopping.
+      save_every: seconds between checkpoints. A run is also saved before its first step, when a
+        signal stops it, and at its end.
       seed: seed of the order of the examples. It does not affect the model, whose parameters and
         random streams are those of `model`.
       mesh: devices to train on: "data=8" shards each batch over 8 devices; "data=4,model=2" also
@@ -153,8 +156,9 @@ def fit(
       CheckpointError: a checkpoint could not be written, or none could be read. The message lists
         the checkpoints.
       TypeError: an array in the data of a task has a wrong dtype.
-      ValueError: arguments and data are incompatible, the loss does not return a real scalar, or
-        there are several processes without a group.
+      ValueError: arguments and data are incompatible, the loss does not return a real scalar, there
+        are several processes without a group, or `run_dir` has metrics without a checkpoint or a
+        run of an incompatible version of jrnn.
       FileExistsError: `run_dir` has checkpoints already, and `resume` is False.
       BlockingIOError: another process trains in `run_dir`.
       OSError: `run_dir` cannot be written to or locked.
@@ -253,7 +257,7 @@ def _make_plan(
     metric: str,
     higher_is_better: bool,
 ) -> DataPlan:
-    """Checks that the arguments are compatible, and returns the data plan."""
+    """Returns the data plan; raises ValueError if the arguments are incompatible."""
     if isinstance(data, Data):
         if validation is not None:
             raise ValueError(

@@ -43,7 +43,8 @@ def train(
 
     Raises:
       ValueError, TypeError: see `check_experiment`.
-      NonFiniteLoss, Interrupted, CheckpointError, FileExistsError, BlockingIOError: see `fit`.
+      NonFiniteLoss, Interrupted, CheckpointError, FileExistsError, BlockingIOError, OSError: see
+        `fit`.
     """
     group = group or ProcessGroup()
     check_group(group)
@@ -72,7 +73,7 @@ def train(
 
 
 def check_experiment(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]:
-    """Checks that an experiment and its data are compatible, without sampling or compiling.
+    """Checks that an experiment and its data are compatible, without initialization or compilation.
 
     It does not check for NaN and infinity in the data; `jrnn.tasks.load` does.
 
@@ -113,8 +114,8 @@ def check_memory(
 ) -> None:
     """Raises ValueError if the arrays of a run are certainly too large for the devices.
 
-    The estimate is a lower bound: the state, the best weights and the gradient; and for a batch the
-    inputs and the outputs of the recurrent layers.
+    The estimates are lower bounds. For the network they include its state, the best weights and the
+    gradient, and for a batch the inputs and the outputs of the last recurrent layer.
 
     Args:
       experiment: the experiment.
@@ -165,11 +166,13 @@ def restore(experiment: Experiment, data: Data, folder: Path) -> FitResult:
       folder: the folder of the run.
 
     Returns:
-      The same result as `train` returned, but `seconds` is None.
+      The result of the run so far, as `train` returns it, but `seconds` is None.
 
     Raises:
-      FileNotFoundError: the folder has no checkpoint, or the run ended before its first evaluation.
-      CheckpointError: all checkpoints are damaged.
+      FileNotFoundError: the folder has no checkpoint, or none after the first evaluation.
+      CheckpointError: all checkpoints are damaged, or of another network.
+      ValueError, TypeError: see `check_experiment`; also ValueError if an incompatible version of
+        jrnn saved the run.
     """
     best = load_best(experiment, data, folder)
     plan = plan_task(data, experiment, experiment.tbptt)
@@ -187,11 +190,11 @@ def load_best(experiment: Experiment, data: Data, folder: Path) -> FitResult:
       folder: the folder of the run.
 
     Returns:
-      The same result as `train` returned, but `test` is empty and `seconds` is None.
+      The result of the run so far, as `train` returns it, but `test` is empty, and `seconds` is
+      None.
 
     Raises:
-      FileNotFoundError: the folder has no checkpoint, or the run ended before its first evaluation.
-      CheckpointError: all checkpoints are damaged.
+      FileNotFoundError, CheckpointError, ValueError, TypeError: see `restore`.
     """
     graphdef, like = _abstract_run(replace(experiment, mesh=None), data)  # one device suffices
     checkpoint = None

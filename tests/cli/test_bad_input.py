@@ -175,6 +175,18 @@ INVALID_DATA = {
     ),
     "nan": (make_data(test=Split(xs_with_entry(np.nan)[:10], YS[:10])), "test.xs must be finite"),
     "list": (make_data(test=Split(XS[:10].tolist(), YS[:10])), "test.xs must be an array"),
+    "tokens without steps": (
+        make_data(train=Split(TOKENS[0][:, :0], YS[:40]), has_tokens=True),
+        "train.xs must have shape [N, T] of tokens with T of at least 1, got (40, 0)",
+    ),
+    "metric_mask without targets per step": (
+        make_data(train=VALID.train._replace(metric_mask=np.ones((40, 7), bool))),
+        "train.metric_mask must be None without a target at each step, got target 'class'",
+    ),
+    "resets without targets per step": (
+        make_data(train=VALID.train._replace(resets=np.ones((40, 7), bool))),
+        "train.resets must be None without a target at each step, got target 'class'",
+    ),
 }
 
 

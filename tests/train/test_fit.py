@@ -188,7 +188,14 @@ def nan_loss(model, batch):
         ((np.zeros((3, 3)), np.zeros(4)), {}, ValueError, "the same first axis"),
         ((), {}, ValueError, "the same first axis"),
         ([], {}, ValueError, "must yield batches of arrays"),
-        (iter(list(make_batches(3))), {}, ValueError, "data ended after 3 batches"),
+        (iter(list(make_batches(3))), {}, ValueError, "got none for step 4;"),
+        (
+            [make_examples(0, 6)],
+            {"accumulate": 4},
+            ValueError,
+            "accumulate must divide the 6 examples of a batch of data, got 4",
+        ),
+        ([make_examples(0, 8)], {"mesh": "data=64"}, ValueError, "needs 64 devices, got"),
         (
             [make_examples(0, 8), make_examples(0, 7)],
             {},

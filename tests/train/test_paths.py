@@ -135,7 +135,7 @@ def test_checkpoint_of_an_earlier_version_is_not_reported_as_damage(saved, caplo
 
 def test_missing_arrays_are_not_reported_as_damage(saved, caplog):
     checkpoints = Checkpointer(saved / "checkpoints")
-    with pytest.raises(CheckpointError, match="has no arrays best, got state"):
+    with pytest.raises(CheckpointError, match="must have the arrays 'best', got state"):
         checkpoints.read_newest({**ARRAYS, "best": {"w": jnp.ones(2)}})
     checkpoints.close()
     assert "damaged" not in caplog.text

@@ -268,7 +268,7 @@ def test_network_incompatible_with_task_raises():
     data = Sign().load()
     with pytest.raises(ValueError, match="needs a task with tokens"):
         Network(jrnn.GRU(4), embedding_size=8).build(data, 0)
-    with pytest.raises(ValueError, match="needs a causal network, since .* has to predict"):
+    with pytest.raises(ValueError, match="needs a causal network, since .* the target of a step"):
         Network(jrnn.GRU(4), bidirectional=True).build(replace(data, causal=True), 0)
 
 

@@ -21,22 +21,25 @@ class RunOptions(checks.ConvertsFields):
 
     Args:
       steps: number of training steps, below 2³¹; each is one update of the parameters.
-      batch_size: number of examples per training step.
+      batch_size: number of examples per training step; of streams, with `tbptt`.
       accumulate: number of micro-batches that each batch is split into. They are computed one after
         another, which saves memory; the gradient is that of the whole batch. Must divide
         batch_size.
-      eval_every: number of training steps between evaluations on the validation split.
-      patience: number of evaluations without improvement of the metric after which the run stops
-        early; None disables early stopping.
-      save_every: seconds between checkpoints; the first and the last step are always saved.
+      eval_every: number of training steps between evaluations on the validation split; there is
+        also one after the last step.
+      patience: number of consecutive evaluations without improvement of the metric after which the
+        run stops early; None disables early stopping.
+      save_every: seconds between checkpoints; a run is also saved before its first step, when a
+        signal stops it, and at its end.
       seed: seed of the parameters, of dropout, and of the order of the examples.
       mesh: devices to train on: "data=8" shards each batch over 8 devices, "data=4,model=2" also
         shards the parameters over 2; None means one device, or all devices if there are several
         processes.
 
     Raises:
-      ValueError: a number is not positive, accumulate does not divide batch_size, mesh cannot be
-        parsed, or the seed or the number of steps is out of range.
+      ValueError: a number is not positive or not an int where one is required, accumulate does not
+        divide batch_size, mesh cannot be parsed, or the seed or the number of steps is out of
+        range.
     """
 
     _: KW_ONLY
@@ -65,18 +68,17 @@ class RunOptions(checks.ConvertsFields):
 
 @dataclass(frozen=True)
 class Experiment(RunOptions):
-    """The configuration of `jrnn train`: task, network, optimizer and options of the run.
-
-    The other fields are those of `RunOptions`.
+    """The configuration of `jrnn train`: a task, a network, an optimizer and `RunOptions`.
 
     Args:
       task: the task to learn.
       network: the options of the network, which include the cell.
       optimizer: the options of the optimizer.
       tbptt: options of truncated backpropagation through time; None trains on whole sequences.
-      run_dir: the folder of the run; None means a new folder in `runs`.
+      run_dir: the folder that `jrnn train` creates for the run; None means a new folder in `runs`.
 
     Raises:
+      TypeError: a field has the wrong type.
       ValueError: see `RunOptions`.
     """
 
@@ -99,9 +101,9 @@ class Experiment(RunOptions):
 
 
 def resume_flags(experiments: Iterable[Experiment]) -> str:
-    """Returns the flags, each after a space, that are needed to resume runs of experiments.
+    """Returns " --trust" if the command needs this flag to resume runs of experiments, else "".
 
-    This is `--trust` if a class, such as a cell, is not from jrnn.
+    The flag is needed if a class, such as that of a cell, is not in jrnn.
     """
     classes = dataclasses_in(tuple(experiments))
     return "" if all(is_of_jrnn(cls.__module__) for cls in classes) else " --trust"

@@ -24,7 +24,7 @@ class Network(checks.ConvertsFields):
     """Options of the network: an embedding for tokens, stacked recurrent layers, and a head.
 
     Args:
-      cell: the cell or layer; all layers have the same options.
+      cell: the cell or layer; the network has `num_layers` of it, each with its own parameters.
       num_layers: number of layers, at most 256.
       bidirectional: whether each layer scans in both directions.
       dropout: dropout rate between layers and before the head, in [0, 1).
@@ -35,6 +35,7 @@ class Network(checks.ConvertsFields):
       engine: name of the engine, such as "auto" or "scan"; see `jrnn.unroll`.
 
     Raises:
+      TypeError: `cell` is not a cell or layer.
       ValueError: a number is out of range, or a name is unknown.
     """
 
@@ -54,7 +55,7 @@ class Network(checks.ConvertsFields):
         checks.rate("Network", "dropout", self.dropout)
         checks.one_of("Network", "pool", self.pool, POOLS)
         checks.one_of("Network", "dtype", self.dtype, ("float32", "bfloat16"))
-        choose_engine(self.engine)
+        choose_engine(self.engine, "Network")
         if self.embedding_size is not None:
             checks.positive_int("Network", "embedding_size", self.embedding_size)
 
@@ -85,8 +86,8 @@ class Network(checks.ConvertsFields):
         """
         if data.causal and not self.causal:
             raise ValueError(
-                "Network: this task needs a causal network, since later inputs are what it has to "
-                "predict; set bidirectional=False, and use a causal cell, got "
+                "Network: this task needs a causal network, since inputs of later steps contain "
+                "the target of a step; set bidirectional=False, and use a causal cell, got "
                 f"bidirectional={self.bidirectional}, cell={self.cell!r}"
             )
         if self.embedding_size is not None and not data.has_tokens:

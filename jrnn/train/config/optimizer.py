@@ -19,8 +19,8 @@ TRACEABLE_FIELDS = ("learning_rate", "weight_decay", "momentum", "clip_norm")
 class Optimizer(checks.ConvertsFields):
     """Options of the optimizer: an algorithm, a learning rate schedule and gradient clipping.
 
-    The learning rate at training step t of T, with w = warmup * T warm-up steps and
-    s = (t - w) / (T - w), is::
+    The learning rate at training step t = 0, ..., T - 1, with w = round(warmup * T) warm-up steps
+    and s = (t - w) / (T - w), is::
 
         rate(t) = learning_rate * t / w                        if t < w, else
                   learning_rate                                for "constant"

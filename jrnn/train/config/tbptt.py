@@ -45,7 +45,7 @@ class TBPTT(checks.ConvertsFields):
                 checks.positive_int("TBPTT", name, getattr(self, name))
 
     def window(self, data: Data) -> Window:
-        """Returns k1 and k2 for the data of a task, without None.
+        """Returns k1 and k2, with None replaced by the defaults for the data of a task.
 
         Raises:
           ValueError: k1 does not divide the length of an example, the task has one target per

@@ -21,7 +21,7 @@ from jrnn.train.data.sampler import (
 )
 
 STREAMED_BYTES = 2**26
-"""Maximum size in bytes of one transfer of batches, summed over all processes."""
+"""Maximum size in bytes of one transfer of several batches, summed over all processes."""
 THREADS = 4
 """Number of threads that prefetch batches."""
 
@@ -50,7 +50,7 @@ class Loader(Protocol):
 
 
 class PrefetchedBatches:
-    """Reads the batches of training steps in background threads, by grain.
+    """Reads the batches of training steps in background threads of the library grain.
 
     The batch of a step depends only on the step number, not on which thread reads it.
     """
@@ -70,7 +70,7 @@ class PrefetchedBatches:
         self._next_step, self._batches = -1, iter(())
 
     def __len__(self) -> int:
-        return np.iinfo(np.int32).max
+        return np.iinfo(np.int32).max  # the number of training steps is not known
 
     def __getitem__(self, step: int) -> Any:
         """Returns the local rows of the batch of a step, counted from 0."""
@@ -109,8 +109,8 @@ class DataLoader:
         Args:
           examples: a pytree of NumPy arrays.
           sampler: selects the examples of each step.
-          max_steps: maximum number of steps per call of `next`; the attribute is smaller if that
-            many batches are larger than `STREAMED_BYTES`.
+          max_steps: maximum number of steps per call of `next`; the attribute is smaller if batches
+            are streamed, and that many are larger than `STREAMED_BYTES`.
           mesh: the devices; None means one device.
         """
         self._sampler, self._mesh = sampler, mesh or Mesh()
@@ -145,6 +145,10 @@ class IteratorLoader:
     An iterable that can be iterated over again, such as a list or a PyTorch `DataLoader`, restarts
     at its end; an iterator is used once. All batches must have the same shapes and dtypes, since
     all steps share one compilation.
+
+    Attributes:
+      batch_size: number of examples per batch.
+      max_steps: maximum number of steps per call of `next`.
     """
 
     def __init__(self, batches: Iterable[Any], max_steps: int, mesh: Mesh | None = None):
@@ -184,14 +188,15 @@ class IteratorLoader:
         self._position = first + count
         if len(batches) < count:
             raise ValueError(
-                f"fit: data ended after {first + len(batches)} batches, but the run has more "
-                "steps; pass a list or another iterable that can be repeated, or lower steps"
+                "fit: data must have a batch for each training step, got none for step "
+                f"{first + len(batches) + 1}; pass a list or another iterable that can be "
+                "repeated, or lower steps"
             )
         for step, batch in enumerate(batches, first):
             if _describe_shapes(batch) != self._shapes:
                 raise ValueError(
                     "fit: all batches of data must have the shapes and dtypes of the first, "
-                    f"{self._shapes}, got {_describe_shapes(batch)} for batch {step}; pad it or "
+                    f"{self._shapes}, got {_describe_shapes(batch)} for step {step + 1}; pad it or "
                     "drop it"
                 )
         return _transfer(batches, self._mesh, self.batch_size, self.max_steps)

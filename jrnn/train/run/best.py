@@ -6,7 +6,13 @@ from typing import TypedDict
 
 
 class BestState(TypedDict):
-    """The JSON values of a `BestTracker`; see its attributes."""
+    """The JSON values of a `BestTracker`.
+
+    Attributes:
+      step: the attribute `step`.
+      best: the attribute `best`.
+      worse: the attribute `num_without_improvement`.
+    """
 
     step: int
     best: dict[str, float]
@@ -19,9 +25,10 @@ class BestTracker:
 
     Attributes:
       higher_is_better: whether a higher metric is better.
-      patience: number of evaluations without improvement after which a run stops early; None
-        disables early stopping.
-      step: the training step of the best evaluation.
+      patience: number of consecutive evaluations without improvement after which a run stops early;
+        None disables early stopping.
+      step: the training step of the best evaluation; without validation data, of the newest
+        weights that were stored.
       best: the loss and metric of the best evaluation; empty before the first one.
       num_without_improvement: number of evaluations since the best one.
     """
@@ -45,7 +52,10 @@ class BestTracker:
         return self.patience is not None and self.num_without_improvement >= self.patience
 
     def is_better_than(self, other: "BestTracker") -> bool:
-        """Returns whether the best evaluation is better than that of another network."""
+        """Returns whether the best evaluation is better than that of another network.
+
+        Both must have an evaluation.
+        """
         return self._is_better(self.best, other.best)
 
     def _is_better(self, one: dict[str, float], other: dict[str, float]) -> bool:

@@ -28,13 +28,13 @@ MAX_TO_KEEP = 2
 TRANSIENT_ERRNOS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM)
 """Errors of the operating system that do not mean that a checkpoint is damaged."""
 METADATA_BYTES = 2**20
-"""Upper bound on the size of a checkpoint without its arrays."""
+"""Upper bound on the size in bytes of a checkpoint without its arrays."""
 MAX_RECORD_BYTES = 2**28
-"""Maximum size of the file of a record."""
+"""Maximum size in bytes of the file of a record."""
 MAX_READS = 5
-"""How often the newest checkpoint is read, while another process saves and removes checkpoints."""
+"""Maximum number of attempts to read, while another process saves and removes checkpoints."""
 PLAIN_PATH = re.compile(r"/(?!(gs|s3|az|hf)/)[\w./ ~@+,=-]*")
-"""Paths that orbax passes on unchanged: it reads others as patterns or as addresses of a cloud."""
+"""Paths that orbax uses unchanged: it treats others as patterns or as addresses of a cloud."""
 
 
 class CheckpointError(OSError):
@@ -58,7 +58,7 @@ class Checkpoint(NamedTuple):
 
     Attributes:
       step: number of training steps so far.
-      arrays: pytrees of arrays, by name: "state" and "best".
+      arrays: pytrees of arrays, by name: "state", the `TrainState`, and "best", the best `Weights`.
       record: JSON values, by name; see `Record`.
     """
 
@@ -158,6 +158,7 @@ class Checkpointer:
 
         Raises:
           NetworkMismatch: paths, shapes or dtypes differ from those of `like`.
+          IncompatibleVersion: an earlier version of jrnn saved the checkpoint.
           CheckpointError: all checkpoints are damaged, or an error of the operating system, such as
             missing permissions, prevents reading.
         """
@@ -292,8 +293,8 @@ class Checkpointer:
         """Raises NetworkMismatch for the first array whose path, shape or dtype differs."""
         if missing := sorted(expected.keys() - saved.keys()):
             raise NetworkMismatch(
-                f"train: {self._folder} has no arrays {missing[0]}, got {', '.join(saved)}; it was "
-                "saved by other code; read it with that, or start a new run"
+                f"train: {self._folder} must have the arrays {missing[0]!r}, got "
+                f"{', '.join(saved)}; read it with the code that saved it, or start a new run"
             )
         for name, leaves in expected.items():
             for path in sorted(leaves.keys() | saved[name].keys()):

@@ -60,11 +60,23 @@ class DataPlan(NamedTuple):
         return self.sampler_factory(seed)
 
     def make_loader(self, options: RunOptions, mesh: Mesh) -> Loader:
-        """Creates the loader of the training examples of a single network."""
+        """Creates the loader of the training examples of a single network.
+
+        Raises:
+          ValueError: the examples are an iterable of batches, which is empty, or whose batches
+            cannot be split into `options.accumulate` micro-batches or over the devices of `mesh`.
+        """
         max_steps = max_dispatch_steps(options)
-        if self.sampler_factory is None:
-            return IteratorLoader(self.examples, max_steps, mesh)
-        return DataLoader(self.examples, self.make_sampler(options.seed), max_steps, mesh)
+        if self.sampler_factory is not None:
+            return DataLoader(self.examples, self.make_sampler(options.seed), max_steps, mesh)
+        loader = IteratorLoader(self.examples, max_steps, mesh)
+        if loader.batch_size % options.accumulate:
+            raise ValueError(
+                f"fit: accumulate must divide the {loader.batch_size} examples of a batch of data, "
+                f"got {options.accumulate}; pass batches of another size, or set accumulate=1"
+            )
+        mesh.validate(loader.batch_size // options.accumulate)
+        return loader
 
 
 def plan_task(data: Data, options: RunOptions, tbptt: TBPTT | None) -> DataPlan:

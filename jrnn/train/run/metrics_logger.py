@@ -13,17 +13,17 @@ from jrnn.train.config.experiment import RunOptions
 from jrnn.train.step.state import StepMetrics
 
 LOG_EVERY = 20
-"""Training metrics are averaged over this many training steps and then logged."""
+"""Training metrics are averaged over this many training steps or fewer; see `log_steps`."""
 MAX_BYTES = 2**32
-"""Maximum size of `metrics.jsonl` for plotting."""
+"""Maximum size in bytes of `metrics.jsonl` for plotting."""
 
 
 class MetricsState(TypedDict):
     """The JSON values of a `MetricsLogger`.
 
     Attributes:
-      pending: the metrics of the training steps since the last line.
-      bytes: size of the file.
+      pending: the values of `StepMetrics` for each training step since the last line.
+      bytes: size of the file; 0 if writing is disabled.
     """
 
     pending: list[list[float]]
@@ -34,13 +34,21 @@ class MetricsFile:
     """An append-only file with lines such as `{"step": 20, "split": "train", "loss": 2.3}`."""
 
     def __init__(self, path: Path):
-        """Opens the file at `path`, and creates its folder if it does not exist."""
+        """Stores the path of the file, and creates its folder if it does not exist.
+
+        Raises:
+          WriteError: the folder cannot be created.
+        """
         with naming_file(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
 
     def write(self, split: str, lines: dict[int, dict[str, float]]) -> None:
         """Appends one line per training step in `lines`.
+
+        Args:
+          split: "train" or "validation".
+          lines: metrics by name, for each training step, counted from 1.
 
         Raises:
           WriteError: the file cannot be written.
@@ -66,6 +74,7 @@ class MetricsFile:
 
         Raises:
           ValueError: the file has fewer than `size` bytes.
+          WriteError: the file cannot be written.
         """
         current = self._path.stat().st_size if self._path.exists() else 0
         if not 0 <= size <= current:

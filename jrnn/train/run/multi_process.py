@@ -80,7 +80,10 @@ class MultiProcessCheckpointer:
 
 
 def broadcast_arrays(tree: Any, group: ProcessGroup) -> Any:
-    """Returns the arrays of the first process; those of other processes may differ by rounding."""
+    """Returns the arrays of the first process, in all processes.
+
+    The arrays that the processes pass may differ by rounding.
+    """
     return tree if group.count == 1 else from_numpy(_broadcast(to_numpy(tree)), tree)
 
 

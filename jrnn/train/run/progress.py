@@ -3,6 +3,7 @@
 from rich import progress as rich_progress
 
 METRIC_NAMES = {"accuracy": "accuracy", "mse": "MSE", "bits_per_character": "bits/char"}
+"""For each metric of a task, its name in the progress bar, tables and figures."""
 
 
 class Progress:
@@ -43,7 +44,7 @@ class Progress:
         self._bar.stop()
 
     def update_training(self, step: int, means: dict[str, float]) -> None:
-        """Updates the step, and the loss if `means` is not empty."""
+        """Updates the step, the speed and the loss; the loss is "-" if `means` is empty."""
         self.step = step
         speed = self._bar.tasks[0].speed
         self._bar.update(

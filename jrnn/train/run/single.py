@@ -49,13 +49,16 @@ class SingleNetwork:
           options: batch size, accumulation and seed.
           mesh: the devices.
           group: the processes that train together; all use the parameters of the first one.
+
+        Raises:
+          ValueError: `data` is an iterable of batches; see `DataPlan.make_loader`.
         """
         self._mesh = mesh
         self._graphdef, state = init_state(model, optimizer)
         state = broadcast_arrays(jax.tree.map(jax.numpy.copy, state), group)
+        self._loader = plan.make_loader(options, mesh)
         carry = plan.init_carry(self._graphdef, state.weights)
         self._initial_state = place_state(mesh, state._replace(carry=carry))
-        self._loader = plan.make_loader(options, mesh)
         self.max_steps = self._loader.max_steps
         step = TrainStep(self._graphdef, plan.loss, optimizer, options.accumulate, mesh)
         train_steps = jax.jit(step.make_loop(self._loader.get_batch), donate_argnums=0)
@@ -81,7 +84,7 @@ class SingleNetwork:
         return [jax.tree.map(lambda values: values[:count], metrics)]
 
     def validate(self, weights: Weights) -> list[dict[str, float]] | None:
-        """Returns the loss and the metric on the validation data, in a list, or None."""
+        """Returns the loss and the metric in a list of length 1; None without validation data."""
         return None if self._validation is None else self.evaluate(weights, self._validation)
 
     def evaluate(self, weights: Weights, examples: Any) -> list[dict[str, float]]:

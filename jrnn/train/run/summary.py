@@ -196,7 +196,10 @@ def _draw_classes_per_step(panel, data: Data, result: FitResult) -> None:
 
 
 def _draw_values_per_step(panel, data: Data, result: FitResult) -> None:
-    """Draws the first target value of some examples, true and predicted, in original units."""
+    """Draws the first target value of some examples, true and predicted.
+
+    The values are in original units, relative to the mean of the training split.
+    """
     examples, values = _predict_examples(data, result, 3)
     scale = 1.0 if data.target_scale is None else data.target_scale[0]
     axes = np.atleast_1d(panel.subplots(1, len(examples.xs), sharey=True))

@@ -24,7 +24,7 @@ class Trainable(Protocol):
     ) -> tuple[TrainState, StepMetrics]:
         """Dispatches the training steps `first, ..., first + count - 1`, counted from 0.
 
-        It donates the state, and returns before the steps are computed.
+        The state is donated. The method returns before the steps are computed.
 
         Args:
           state: the state before these steps.
@@ -42,7 +42,7 @@ class Trainable(Protocol):
         ...
 
     def validate(self, weights: Weights) -> list[dict[str, float]] | None:
-        """Returns the loss and the metric of each network on the validation data, or None."""
+        """Returns the loss and the metric of each network; None without validation data."""
         ...
 
     def evaluate(self, weights: Weights, examples: Any) -> list[dict[str, float]]:

@@ -178,7 +178,8 @@ class Trainer:
         """Evaluates all networks on the validation data, and stores weights that have improved.
 
         Returns:
-          The best loss and metric so far, over all networks; empty without validation data.
+          The loss and the metric of the best evaluation so far of all networks; empty if there is
+          none.
 
         Raises:
           NonFiniteLoss: as for `train_steps`.
@@ -272,7 +273,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _explaining_write_errors(self) -> Iterator[None]:
-        """Adds the newest checkpoint and the command to resume to errors of writing a file."""
+        """Adds a note on the newest checkpoint and on how to resume to errors of writing a file."""
         try:
             yield
         except WriteError as error:

@@ -42,7 +42,10 @@ class Evaluator(NamedTuple):
 
 
 def make_evaluator(graphdef: nnx.GraphDef, loss: Loss, batch_size: int) -> Evaluator:
-    """Returns an evaluator for whole examples, with a loop over batches on the device."""
+    """Returns an evaluator for whole examples.
+
+    The loop over batches runs on the device, or in Python for a split that does not fit on it.
+    """
 
     def compute_sums(
         weights: Weights, examples: Examples, rows: jax.Array, row_mask: jax.Array
@@ -89,7 +92,11 @@ def make_batch_evaluator(graphdef: nnx.GraphDef, loss: Loss, batch_size: int) ->
 
 
 def shard_evaluator(evaluator: Evaluator, mesh: Mesh) -> Evaluator:
-    """Shards the batches of an evaluator over a mesh if the batch size is divisible by its size."""
+    """Runs an evaluator on the devices of a mesh.
+
+    Batches that row indices select are sharded if the number of devices divides the batch size. All
+    other batches, and the examples themselves, are replicated.
+    """
     if mesh.size == 1:
         return evaluator
 
@@ -112,7 +119,8 @@ def make_evaluate(graphdef: nnx.GraphDef, objective: Objective, batch_size: int)
 
     Returns:
       A function `(weights, split) -> {"loss": float, "metric": float}`, the means over all
-      examples. `weights` is a `TrainState` or `Weights`.
+      examples, or over their time steps for targets at each time step; see `Objective`. `weights`
+      is a `TrainState` or `Weights`.
     """
     return make_evaluator(graphdef, SequenceLoss(objective), batch_size).compile()
 

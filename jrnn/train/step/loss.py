@@ -54,7 +54,8 @@ class Loss(Protocol):
 
         Args:
           model: an `nnx.Module` in training or evaluation mode.
-          carry: the final carry of the previous batch for a loss that passes it on, else `()`.
+          carry: for a loss that passes the carry from batch to batch, the final carry of the
+            previous batch, and at first that of `DataPlan.init_carry`; otherwise `()`.
           batch: the examples of the batch.
           row_mask: `[B]` bool, False for rows of padding; None means that all rows are valid.
 
@@ -70,7 +71,7 @@ class Objective(NamedTuple):
     ::
 
         "class", "class_per_step":   loss = cross-entropy in nats
-        "value", "value_per_step":   loss = mean over values of (output - target)^2
+        "value", "value_per_step":   loss = mean over the K values of (output - target)^2
 
         accuracy = fraction of correct classes;  mse = loss;  bits_per_character = loss / log 2
 
@@ -96,7 +97,7 @@ class Objective(NamedTuple):
 
         Args:
           outputs: outputs of the model: `[B, K]`, or `[B, T, K]` for targets at each time step.
-          batch: the targets, and the lengths and scored steps if there are any.
+          batch: the targets, with `lengths` and `metric_mask` if there are any.
           row_mask: `[B]` bool, False for rows of padding; None means that all rows are valid.
         """
         outputs = outputs.astype(jnp.float32)
@@ -150,7 +151,10 @@ UserLoss = Callable[[Any, Any], Any]
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """Wraps a `UserLoss`, which returns means over the examples of a batch."""
+    """Wraps a `UserLoss`, which returns means over the examples of a batch.
+
+    It does not support rows of padding, so `row_mask` is ignored.
+    """
 
     function: UserLoss
 
@@ -182,7 +186,8 @@ def apply_model(model: Any, batch: Split) -> jax.Array:
 
     Args:
       model: the model, in training or evaluation mode.
-      batch: the inputs, and lengths and resets if there are any.
+      batch: the inputs, and `lengths` and `resets` if there are any; a `Classifier` ignores
+        `resets`.
 
     Returns:
       The outputs: `[B, K]` of a `Classifier`, `[B, T, K]` of a `SequenceToSequence`.

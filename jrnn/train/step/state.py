@@ -83,7 +83,7 @@ def abstract_state(
 ) -> tuple[nnx.GraphDef, TrainState]:
     """Returns the result of `init_state` with `jax.ShapeDtypeStruct` leaves instead of arrays.
 
-    It creates the model within `nnx.eval_shape`, without sampling or compiling.
+    The model is created within `nnx.eval_shape`: no parameter is initialized.
     """
     graphdef, params, rest = nnx.split(nnx.eval_shape(make_model), nnx.Param, ...)
     step: Any = jax.ShapeDtypeStruct((), jnp.int32)
@@ -98,7 +98,7 @@ def merge_model(graphdef: nnx.GraphDef, weights: Weights) -> Any:
 
 
 def place_state(mesh: Mesh, state: TrainState) -> TrainState:
-    """Puts a state on the devices of a mesh: replicates the carry, shards the rest."""
+    """Puts a state on the devices of a mesh; only the carry is never sharded over `model`."""
     placed = mesh.device_put(state._replace(carry=()))
     return placed._replace(carry=mesh.device_put(state.carry, sharded=False))
 

@@ -86,7 +86,10 @@ def apply_to_window(
 
 
 def zero_carry(graphdef: nnx.GraphDef, weights: Any, streams: Split, rows: int) -> Carry:
-    """Returns a carry of zeros; its values do not matter, since each stream begins with a reset."""
+    """Returns a carry of zeros for `rows` streams.
+
+    Its values do not matter, since each stream begins with a reset.
+    """
 
     def run(weights: Any, xs: jax.Array) -> Carry:
         return nnx.merge(graphdef, *weights)(xs)[0]
@@ -104,7 +107,15 @@ def _clip_lengths(lengths: Any, begin: int, end: int) -> Any:
 def make_stateful_evaluator(
     graphdef: nnx.GraphDef, objective: Objective, data: Data, k1: int, batch_size: int
 ) -> Evaluator:
-    """Returns an evaluator that carries the state of each stream from window to window."""
+    """Returns an evaluator that passes the carry of each stream from window to window.
+
+    Args:
+      graphdef: the static structure of the model.
+      objective: the loss and metric.
+      data: the data of the task; `data.contiguous` selects how streams are made.
+      k1: number of time steps per window.
+      batch_size: maximum number of streams that are evaluated at the same time.
+    """
     window = Window(k1, k1)
 
     def compute_sums(
