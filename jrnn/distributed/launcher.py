@@ -52,17 +52,20 @@ class Launcher:
     def find(cls, flags: Mapping[str, str], environ: Mapping[str, str]) -> "Launcher | None":
         """Reads flags, or the environment variables of JAX, of torchrun, or of SLURM.
 
-        Flags and the variables of JAX override those of torchrun and SLURM.
+        If a flag or a variable of JAX sets the number of processes or the index of this one, the
+        variables of torchrun and SLURM are ignored. Otherwise a coordinator address of a flag or a
+        variable of JAX replaces that of torchrun or SLURM.
 
         Args:
           flags: values of "coordinator-address", in the form "host:port", "num-processes" and
             "process-id". The variables in `FLAG_VARIABLES` replace missing flags. Alternatively,
             "cluster-detection-method", a method of `jax.distributed.initialize` such as "ompi",
-            "mpi4py" or "k8s", which reads the environment of this process.
+            "mpi4py" or "k8s", which reads the environment of this process; all other flags are
+            then ignored.
           environ: the environment variables of this process.
 
         Returns:
-          The launcher; None for a single process.
+          The launcher; None for a single process, unless "cluster-detection-method" is set.
 
         Raises:
           ValueError: a value is missing or invalid.

@@ -93,7 +93,8 @@ class Mesh:
         """Validates the devices and the batch size.
 
         Args:
-          batch_size: number of examples of a step, or of a microbatch if gradients are accumulated.
+          batch_size: number of examples of a training step, or of a micro-batch if gradients are
+            accumulated.
 
         Raises:
           ValueError: there are too few devices, the processes have different numbers of devices,
@@ -119,7 +120,7 @@ class Mesh:
             )
         if batch_size % self.size:
             raise ValueError(
-                f"mesh: the number of devices must divide the batch size, or that of a microbatch "
+                f"mesh: the number of devices must divide the batch size, or that of a micro-batch "
                 f"with accumulate, got {self.size} devices and a size of {batch_size}; set "
                 f"batch_size to a multiple of {self.size}"
             )
@@ -179,7 +180,8 @@ class Mesh:
           batch_size: number of rows of a global batch.
 
         Returns:
-          Arrays `[steps, batch_size, ...]` whose rows are sharded over the devices.
+          Arrays `[steps, batch_size, ...]` whose rows are sharded over the devices; with one
+          device, `local` itself.
         """
         if self.size == 1:
             return local
@@ -198,7 +200,11 @@ class Mesh:
         return jax.lax.with_sharding_constraint(batch, self._named_sharding(AXES))
 
     def shard_rows(self, rows: Any) -> jax.Array:
-        """Puts row indices `[batches, batch]` on the devices, sharded if the batch is divisible."""
+        """Puts row indices `[batches, batch]` on the devices.
+
+        The second axis is sharded if the number of devices divides its size. Arrays of other ranks
+        are replicated.
+        """
         is_divisible = rows.ndim == 2 and rows.shape[1] % self.size == 0
         axes = (None, AXES) if is_divisible else ()
         return _put(rows, self._named_sharding(*axes))

@@ -31,7 +31,7 @@ START_TIMEOUT = 300.0
 POLL_INTERVAL = 1.0
 """Seconds between two queries of the processes that are alive."""
 HEARTBEAT_TIMEOUT = 10
-"""Seconds without a heartbeat after which a process is lost."""
+"""Seconds without a heartbeat after which a process is considered lost."""
 FAILURE_TIMEOUT = 4.0
 """Seconds that a process waits, after another one has failed, for its own failure."""
 RUNTIME_ERROR = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
@@ -46,11 +46,17 @@ class ProcessGroup:
     Attributes:
       index: index of this process, from 0.
       count: number of processes.
-      resume_command: the command that resumes the run.
+      resume_command: the command that resumes the run, for messages; "" if there is none.
     """
 
     def __init__(self, index: int = 0, count: int = 1, *, resume_command: str = ""):
-        """Creates the group, of the processes that `jax.distributed` has connected."""
+        """Creates the group of the processes that `jax.distributed` has connected.
+
+        Args:
+          index: index of this process, from 0.
+          count: number of processes.
+          resume_command: the command that resumes the run, for messages; "" if there is none.
+        """
         self.index, self.count, self.resume_command = index, count, resume_command
         self._client: Any = global_state.client if count > 1 else None
         self._calls, self._alive, self._exit_code = 0, count, 1
@@ -121,6 +127,10 @@ class ProcessGroup:
         """Raises ValueError if a process was started with another value.
 
         Unlike `all_gather`, this works before the number of processes is known to be the same.
+
+        Args:
+          name: what the value is, for the message, such as "version of jax".
+          value: the value of this process.
         """
         self._set(f"start/{name}/{self.index}", value)
         for peer in range(1, self.count) if self.is_first else (0,):
@@ -146,9 +156,10 @@ class ProcessGroup:
         self._announce(self.index)
 
     def exit(self, code: int) -> NoReturn:
-        """Exits this process once all others that are alive have announced that they exit too.
+        """Exits this process once all live processes have announced that they exit too.
 
-        Otherwise JAX would abort them without process 0, and wait for heartbeats without another.
+        If process 0 exited first, JAX would abort the others; if another process did, they would
+        wait for its heartbeats. This method waits for at most `2 * FAILURE_TIMEOUT`.
         """
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
@@ -162,7 +173,8 @@ class ProcessGroup:
     def handle_abort(self) -> None:
         """Exits this process, which JAX aborts because process 0 has ended.
 
-        It must not use the service, which has ended with process 0: a call would not return.
+        It must not call the coordination service, which has ended with process 0: a call would not
+        return.
         """
         if self.is_first:
             os.write(2, b"jrnn: JAX has aborted process 0; see its message above\n")
@@ -184,7 +196,7 @@ class ProcessGroup:
             self._client.key_value_set(f"jrnn/failed/{self.index}", str(lost), True)
 
     def _announced(self) -> list[int]:
-        """The cause that each exiting process has announced."""
+        """Returns, for each exiting process, the index of the process that it announced as lost."""
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             return [int(lost) for _, lost in self._client.key_value_dir_get("jrnn/failed")]
         return []
@@ -214,7 +226,7 @@ class ProcessGroup:
 
     def _report_loss(self, lost: int) -> None:
         """Prints that this process exits because another one has ended."""
-        # Never released, so that only one thread reports. The other one waits until it has.
+        # Never released, so that only one thread reports. The other one waits meanwhile.
         if not self._loss_lock.acquire(timeout=1):
             return
         show_cursor = signals.SHOW_CURSOR if sys.stderr.isatty() else ""
@@ -242,9 +254,9 @@ def init_process_group(
 ) -> Iterator[ProcessGroup]:
     """Context manager that initializes `jax.distributed` for the processes of a run.
 
-    It must be entered before JAX runs any computation. If another process is lost within the
-    context, this process prints a message and exits with code 1, since a JAX computation that waits
-    for another process cannot be interrupted.
+    The context must be entered before JAX runs any computation. If another process is lost within
+    the context, this process prints a message and exits with code 1, since a JAX computation that
+    waits for another process cannot be interrupted.
 
     Args:
       launcher: settings of this process, from `Launcher.find`; None for a single process.
@@ -283,7 +295,7 @@ def init_process_group(
 
 
 def exit_process(code: int) -> NoReturn:
-    """Exits this process, without waiting in JAX for the others if it has failed."""
+    """Exits this process, by `ProcessGroup.exit` if its process group ended with an error."""
     for group in _active_groups:
         group.exit(code)
     sys.exit(code)
