@@ -57,13 +57,13 @@ log = logging.getLogger("jrnn")
 MAX_FAILURES = 5
 """A sweep ends if the worker of a group is lost this many times without a new checkpoint."""
 CONNECT_SECONDS = 10.0
-"""Time limit for a connection to the head of a cluster."""
+"""Time limit in seconds for a connection to the head of a cluster."""
 WAIT_SECONDS = 1.0
-"""A signal is obeyed after at most this long."""
+"""A signal is handled after at most this many seconds."""
 SILENT_SECONDS = 15.0
-"""After a signal, workers are considered lost if none has answered for this long.
+"""After a signal, all workers are considered lost if none has answered for this many seconds.
 
-They answer every second.
+Workers answer every second.
 """
 
 
@@ -72,15 +72,20 @@ class RayCluster:
 
     Pass its method `train` to `sweep` as `train_trials`.
 
-    Without an address, Ray is started on this machine, and stopped at the end.
+    Without an address, Ray is started on this machine, and stopped at the end. If this process is
+    connected to a cluster already, that cluster is used, and the connection is not closed.
+
+    Raises:
+      ImportError: Ray is not installed.
+      ConnectionError: there is no connection to the cluster.
     """
 
     def __init__(self, address: str | None = None, cpus: float = 1.0, gpus: float | None = None):
         """Stores the options; the context manager connects.
 
         Args:
-          address: address of the cluster, in the form "host:port"; None means the environment
-            variable `RAY_ADDRESS`, or, if it is not set, a new cluster of this machine alone.
+          address: address of the cluster, such as "host:port"; None means the environment variable
+            `RAY_ADDRESS`, or, if it is not set, a new cluster of this machine alone.
           cpus: number of CPUs of a node that Ray reserves for each group.
           gpus: number of GPUs of a node that Ray reserves for each group; None means 1 if any node
             has GPUs, and otherwise 0.
@@ -129,6 +134,7 @@ class RayCluster:
         Raises:
           ValueError: no node has enough CPUs and GPUs for a group, or a worker raises it.
           Interrupted: a signal was received; all checkpoints that have arrived are saved.
+          FileExistsError: the folder has checkpoints already, and `resume` is False.
           OSError: a group cannot be trained or saved.
         """
         gpus = self._gpus
@@ -156,9 +162,9 @@ class _Group:
       number: index of the group.
       indices: indices of its trials.
       worker: the handle of its worker, if there is one.
-      has_answered: whether this worker has answered.
-      step: the newest step.
-      num_failures: number of workers that were lost since the newest checkpoint has arrived.
+      has_answered: whether this worker has answered, so that it can be stopped by a call.
+      step: the newest training step.
+      num_failures: number of workers that were lost since the newest checkpoint arrived.
     """
 
     number: int
@@ -251,8 +257,8 @@ class _Groups:
     def _start_workers(self) -> None:
         """Starts workers for waiting groups, one more than there is room for.
 
-        Ray queues the last one. It starts as soon as a node is free, and it lets an autoscaler add
-        nodes.
+        Ray queues the last worker, which starts as soon as a node is free. An autoscaler adds nodes
+        for a queued worker.
         """
         num_slots = _count_slots(self._resources)
         if not num_slots and not self._warned:
@@ -360,7 +366,7 @@ class _Groups:
         self._stop(signal.SIGTERM)
 
     def _stop(self, received: signal.Signals) -> None:
-        """Lets all workers save and end; those that have not started are killed."""
+        """Lets all workers save and end; those that have not answered yet are killed."""
         if self._stopped:
             return
         self._stopped = True

@@ -33,9 +33,9 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def write_metrics(folder: Path, offset: int, content: bytes) -> None:
-    """Replaces the contents of `metrics.jsonl` after an offset.
+    """Replaces the contents of `metrics.jsonl` in a folder after an offset in bytes.
 
-    With offset 0, replaces the file atomically.
+    With offset 0, the file is replaced atomically.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "metrics.jsonl"
@@ -50,9 +50,15 @@ def write_metrics(folder: Path, offset: int, content: bytes) -> None:
 
 
 def write_checkpoint(folder: Path, step: int, files: Files) -> None:
-    """Writes a checkpoint atomically, and removes old ones and those of later steps.
+    """Writes a checkpoint atomically, and removes all but `MAX_TO_KEEP` and those of later steps.
 
-    Those of later steps are damaged if the worker has trained these steps again.
+    A checkpoint of a later step is damaged: the worker could not continue from it, and has trained
+    the steps before it again.
+
+    Args:
+      folder: the folder of the group.
+      step: the step of the checkpoint.
+      files: the files of the checkpoint.
     """
     partial, checkpoints = folder / "checkpoint.part", folder / "checkpoints"
     shutil.rmtree(partial, ignore_errors=True)

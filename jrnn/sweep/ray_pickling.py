@@ -20,7 +20,7 @@ def pickle_by_value(cloudpickle: Any, experiments: Sequence[Any]) -> Iterator[No
     Workers cannot import a config file, nor the modules in its folder that it imports.
 
     Args:
-      cloudpickle: the module of Ray.
+      cloudpickle: the module `ray.cloudpickle`.
       experiments: the experiments whose classes are pickled with their code.
     """
     modules = _find_user_modules(experiments)

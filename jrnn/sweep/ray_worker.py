@@ -1,4 +1,4 @@
-"""A worker of a sweep on a Ray cluster: trains one group, and hands over what it saves.
+"""A worker of a sweep on a Ray cluster: trains one group, and returns what it saves.
 
 A worker needs no file system in common with other machines. It trains in a temporary folder of its
 own machine, and the process that runs `jrnn sweep` polls it for new files.
@@ -78,12 +78,12 @@ class Update(NamedTuple):
 
     Attributes:
       step: the newest training step.
-      checkpoint: step and files of the newest checkpoint; None if it was handed over before.
+      checkpoint: step and files of the newest checkpoint; None if an earlier update had it.
       metrics: for each trial of the group an offset in `metrics.jsonl`, and the content from there
-        on; empty without a new checkpoint. It has all lines that the checkpoint needs.
-      done: whether the worker has ended.
+        on, with all lines that the checkpoint needs; empty without a new checkpoint, unless `done`.
+      done: whether training has ended: all steps are done, a signal stopped it, or it failed.
       result: the result of the group, if all steps are done.
-      best: the files of the run of the best trial of the group, if all steps are done.
+      best: the files of the run of the best trial of the group, if all steps are done; else empty.
       error: the error that ended the worker.
     """
 
@@ -161,7 +161,7 @@ class GroupWorker:
         return self._progress
 
     def _read_checkpoint(self) -> tuple[int, Files] | None:
-        """Reads the newest checkpoint; None if it was handed over, or is just being removed."""
+        """Reads the newest checkpoint; None if it was read before, or is just being removed."""
         folder = group_folder(self._folder, 0) / "checkpoints"
         step = max(list_steps(folder), default=None)
         if step is None or step == self._sent_step:
@@ -194,9 +194,11 @@ def read_settings() -> dict[str, Any]:
 
 
 def make_portable(error: BaseException) -> Exception:
-    """Returns an error of a built-in class, or of JAX, with the same message.
+    """Returns an error that can be unpickled, with the same message.
 
-    Other classes may need more arguments than a message, and cannot be unpickled.
+    Its class is a base class of the error: `WriteError`, a built-in class, or that of JAX. For all
+    other errors it is RuntimeError with the traceback as the message. Subclasses may need other
+    arguments than a message, and could then not be unpickled.
     """
     classes = (
         FloatingPointError,

@@ -5,8 +5,8 @@ The syntax of an axis is `NAME=VALUES`::
     optimizer.algorithm=adam,sgd              a list of values
     cell=lstm,gru                             a list of values for an argument of the config
     seed=0:16                                 the ints from 0 to 15
-    optimizer.learning_rate=1e-4:1e-2:log8    eight values, evenly spaced on a logarithmic scale
-    network.dropout=0:0.5:lin6                six values, evenly spaced on a linear scale
+    optimizer.learning_rate=1e-4:1e-2:log8    8 values from 1e-4 to 1e-2, evenly spaced in the log
+    network.dropout=0:0.5:lin6                6 values from 0 to 0.5, evenly spaced
     optimizer.learning_rate=1e-4:1e-2:log     a log-uniform distribution, for random search only
     network.dropout=0:0.5:lin                 a uniform distribution, for random search only
 """
@@ -32,7 +32,7 @@ RANGE = re.compile(
 MAX_TRIALS = 10_000
 """Maximum number of trials of a sweep."""
 NUM_DIGITS = 6
-"""Number of significant digits of the floats in a range."""
+"""Number of significant digits of the floats in a range or from a distribution."""
 
 
 class Trial(NamedTuple):
@@ -124,7 +124,8 @@ class Axis:
         """Returns the axis; raises ValueError if it has no values."""
         if not self.choices:
             raise ValueError(
-                f"sweep: a range must not be empty, got {text!r}; write the lower bound first"
+                f"sweep: a range must not be empty, got {text!r}; write ints with the lower bound "
+                "first, or a number of values above 0"
             )
         return self
 
@@ -189,7 +190,7 @@ def make_trials(
         raise ValueError("sweep: --over must be given at least once, as in --over seed=0:16")
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
-            f"sweep: the names in --over must be unique, got {', '.join(repeated)} twice"
+            f"sweep: the names in --over must be unique, got {', '.join(repeated)} more than once"
         )
     if random is None:
         ranges = [axis.name for axis in axes if axis.scale]

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from jrnn.files import atomic_path
 from jrnn.plotting import hide_spines, new_figure
 from jrnn.sweep.sweep import SweepResult, trial_folder
 from jrnn.tasks.task import Data
@@ -44,7 +45,7 @@ def rank_rows(values: Values, result: SweepResult, metric: str) -> list[dict[str
 
 
 def make_table(values: Values, result: SweepResult, metric: str) -> Table:
-    """Makes a table of the best trials."""
+    """Makes a table of the best trials, at most `MAX_ROWS`."""
     groups, trials = len(result.groups), len(result.trials)
     table = Table(
         title=f"{trials} trials, {groups} compilation{'s' if groups > 1 else ''}, "
@@ -77,7 +78,8 @@ def make_table(values: Values, result: SweepResult, metric: str) -> Table:
 def save_figure(values: Values, result: SweepResult, data: Data, folder: Path) -> Path:
     """Saves `figure.png`, with the validation curves of all trials.
 
-    Further panels show their best metric against each swept hyper-parameter.
+    One further panel for each swept hyper-parameter shows the best metric of each trial against its
+    value.
 
     Args:
       values: the values of the trials.
@@ -90,6 +92,7 @@ def save_figure(values: Values, result: SweepResult, data: Data, folder: Path) -
 
     Raises:
       ImportError: matplotlib is not installed.
+      WriteError: the figure cannot be written.
     """
     names = list(values[0])
     figure = new_figure(4 * (len(names) + 1), 3.6)
@@ -98,7 +101,8 @@ def save_figure(values: Values, result: SweepResult, data: Data, folder: Path) -
     for ax, name in zip(panels[1:], names, strict=True):
         _draw_values(ax, name, values, result)
     path = folder / "figure.png"
-    figure.savefig(path, dpi=120)
+    with atomic_path(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
     return path
 
 

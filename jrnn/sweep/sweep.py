@@ -104,12 +104,12 @@ def sweep(
 ) -> SweepResult:
     """Trains all trials of a sweep, and saves the best one as a run.
 
-    Trials form one group if they differ only in the seed, in scalars of the optimizer, in dropout
-    rates above 0, in `patience`, `save_every` or `run_dir`, or in options that are read only at
-    initialization; any other difference makes another group. A group is trained with one
-    compilation, distributed over all devices of this process, and uses the `save_every` of its
-    first trial. Each trial is trained as in a separate run: with its own parameters, noise, order
-    of examples, and early stopping.
+    Trials form one group if they differ only in the seed, in scalars of the optimizer (see
+    `TRACEABLE_FIELDS`) or `network.dropout` above 0, in `patience`, `save_every` or `run_dir`, or
+    in options that are read only at initialization; any other difference makes another group. A
+    group is trained with one compilation, distributed over all devices of this process, and uses
+    the `save_every` of its first trial. Each trial is trained as in a separate run: with its own
+    parameters, noise, order of examples, and early stopping.
 
     Args:
       experiments: the trials; `run_dir` is ignored.
@@ -126,8 +126,9 @@ def sweep(
       The results.
 
     Raises:
-      ValueError: as for `check_trials`.
-      Interrupted, CheckpointError, BlockingIOError: as for `fit`.
+      ValueError, TypeError: as for `check_trials`; also ValueError if a split does not fit on the
+        device.
+      Interrupted, CheckpointError, FileExistsError, BlockingIOError, OSError: as for `fit`.
     """
     loaded = load_tasks(experiments) if loaded is None else loaded
     check_trials(experiments, loaded)
@@ -156,7 +157,8 @@ def train_in_process(
       The results.
 
     Raises:
-      Interrupted, CheckpointError: as for `fit`.
+      ValueError: the training or validation split does not fit on the device.
+      Interrupted, CheckpointError, FileExistsError, OSError: as for `fit`.
     """
     experiments, loaded, groups, width = trials
     results: dict[int, TrialResult] = {}
@@ -213,15 +215,17 @@ def load_tasks(experiments: Sequence[Experiment]) -> dict[Task, Data]:
 
 
 def check_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data]) -> None:
-    """Raises ValueError if a trial cannot be trained. Does not initialize or compile a model.
+    """Checks that all trials can be trained, without initialization or compilation.
 
     Args:
       experiments: the trials.
       loaded: the data of their tasks, from `load_tasks`.
 
     Raises:
-      ValueError: there are no trials, the options and data of a trial are incompatible, the metrics
-        of the trials differ, or there are several processes.
+      TypeError: an array of the data has a wrong dtype.
+      ValueError: there are no trials, the options and data of a trial are incompatible, a trial has
+        a mesh, the memory does not suffice, the metrics of the trials differ, or there are several
+        processes.
     """
     if not experiments:
         raise ValueError("sweep: experiments must have at least one trial, got none")

@@ -14,17 +14,17 @@ from jrnn.train.step.state import abstract_state
 from jrnn.train.step.step import TrainStep
 
 ScalarHyperparams = dict[str, jax.Array]
-"""For each field of the optimizer, its values `[trials]`."""
+"""The values `[trials]`, float32, of each field in `TRACEABLE_FIELDS` that is not None."""
 
 
 def group_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data]) -> list[list[int]]:
     """Groups experiments that can be trained with one compilation.
 
-    The experiments of a group differ only in the seed, in scalars of the optimizer, in dropout
-    rates above 0, in `patience`, `save_every` and `run_dir`, and in options that are read only at
-    initialization, such as the forget bias. A group uses the `save_every` of its first experiment.
-    Options that are read only at initialization do not change the lowered code of a training step,
-    so the lowered codes of the experiments are compared.
+    The experiments of a group differ only in the seed, in scalars of the optimizer (see
+    `TRACEABLE_FIELDS`) or `network.dropout` above 0, in `patience`, `save_every` and `run_dir`, and
+    in options that are read only at initialization, such as the forget bias. A group uses the
+    `save_every` of its first experiment. Options that are read only at initialization do not change
+    the lowered code of a training step and an evaluation, so the lowered codes are compared.
 
     Args:
       experiments: the experiments.
@@ -45,7 +45,10 @@ def group_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data])
 
 
 def fix_scalars(experiment: Experiment) -> Experiment:
-    """Replaces scalar hyper-parameters, and options that a group does not compare, by constants."""
+    """Replaces the fields that may differ within a group by constants.
+
+    Options that are read only at initialization are not replaced, since they depend on the cell.
+    """
     network = experiment.network
     return replace(
         experiment,

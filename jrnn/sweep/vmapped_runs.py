@@ -28,8 +28,8 @@ AXIS = "trials"
 class TrialDevices:
     """Distributes trials over devices, and vectorizes the trials of a device by `jax.vmap`.
 
-    By default, all trials of a GPU run in one `jax.vmap`. On a CPU, where this is not faster, they
-    run one after another in one `jax.lax.map`.
+    By default, all trials of a device run in one `jax.vmap`, except on a CPU, where this is not
+    faster: there they run one after another in one `jax.lax.map`.
 
     Args:
       devices: the devices.
@@ -53,7 +53,10 @@ class TrialDevices:
         return jax.device_put(tree, self._sharding())
 
     def map(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-        """Returns a function that maps `function(trial, shared)` over the first axis of `trial`."""
+        """Returns a function `(trials, shared)` that maps `function(trial, shared)`.
+
+        It maps over the first axis of the arrays in `trials`; `shared` is the same for all trials.
+        """
 
         def map_on_device(trials: Any, shared: Any) -> Any:
             apply = lambda trial: function(trial, shared)
@@ -230,6 +233,6 @@ def _make_evaluate_all(
 
 @jax.jit
 def _tree_where_trial(chosen: jax.Array, new: Any, old: Any) -> Any:
-    """Applies `jnp.where` to the leaves of each trial."""
+    """Returns the leaves of `new` for chosen trials, and those of `old` for all others."""
     where = lambda flag, a, b: jax.tree.map(lambda x, y: jnp.where(flag, x, y), a, b)
     return jax.vmap(where)(chosen, new, old)

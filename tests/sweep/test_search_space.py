@@ -81,7 +81,7 @@ def test_random_values_are_reproducible_and_uniform_on_their_scale():
         (["optimizer.learning_rate=0:1:log3"], "positive on a log scale"),
         (["optimizer.learning_rate=1:inf:lin3"], "must be finite"),
         (["optimizer.learning_rate=1e-4:1e-2:log"], "use random trials, as in --random"),
-        (["seed=1", "seed=2"], "got seed twice"),
+        (["seed=1", "seed=2"], "got seed more than once"),
         (
             ["optimizer.algorithm=adamw", "optimizer.learning_rate=-1"],
             "must be a finite number above 0, got -1.0",

@@ -14,8 +14,18 @@ import numpy as np
 import pytest
 
 import jrnn
+from jrnn.files import WriteError
 from jrnn.sweep.ray_files import read_files, write_files
-from jrnn.sweep.sweep import BEST, _write_best, load_tasks, sweep, trial_folder
+from jrnn.sweep.summary import save_figure
+from jrnn.sweep.sweep import (
+    BEST,
+    SweepResult,
+    TrialResult,
+    _write_best,
+    load_tasks,
+    sweep,
+    trial_folder,
+)
 from jrnn.sweep.trials import group_trials, stack_scalars
 from jrnn.sweep.vmapped_runs import TrialDevices, VmappedRuns
 from jrnn.tasks.task import Data, Split, Task
@@ -271,6 +281,20 @@ def test_best_run_is_kept_until_the_new_one_is_complete(tmp_path, monkeypatch):
     _write_best(Checkpoint(1, {}, {}), trial_folder(tmp_path, 0), tmp_path)
     assert (tmp_path / BEST / "metrics.jsonl").read_bytes() == b"new"
     assert sorted(path.name for path in tmp_path.iterdir()) == [BEST, "trials"]
+
+
+def test_figure_that_cannot_be_written_raises_write_error(tmp_path):
+    metrics = {"loss": 0.7, "metric": 0.5}
+    result = SweepResult([TrialResult(15, metrics, metrics, "")], 0, [[0]], 1.0)
+    trial_folder(tmp_path, 0).mkdir(parents=True)
+    line = {"step": 15, "split": "validation", **metrics}
+    (trial_folder(tmp_path, 0) / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    arguments = [{"seed": "0"}], result, Signs().load(), tmp_path
+    assert save_figure(*arguments).read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "figure.png").unlink()
+    (tmp_path / "figure.png").mkdir()
+    with pytest.raises(WriteError, match=r"figure\.png cannot be written"):
+        save_figure(*arguments)
 
 
 def test_resumed_sweep_equals_uninterrupted_sweep(tmp_path, monkeypatch):

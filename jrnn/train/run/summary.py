@@ -85,6 +85,7 @@ def save_figure(data: Data, result: FitResult, folder: Path) -> Path:
 
     Raises:
       ImportError: matplotlib is not installed.
+      WriteError: the figure cannot be written.
     """
     figure = new_figure(10, 6)
     panels: Any = figure.subfigures(2, 1, height_ratios=(3, 2))
