@@ -19,7 +19,7 @@ def get_config(
     """Returns the experiment of this config.
 
     Args:
-      cell: name of the cell.
+      cell: name of the cell, which transforms may precede, as in "zoneout+lstm".
       length: number of steps of a sequence.
       hidden: number of hidden units.
       runlocal: whether to train for a few steps only, as a smoke test.

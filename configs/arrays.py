@@ -20,10 +20,10 @@ def get_config(
     """Returns the experiment of this config.
 
     Args:
-      path: path of the file.
+      path: path of the .npz file.
       kind: kind of targets: "classification" or "regression" for one target per sequence,
         "sequence_classification" or "sequence_regression" for one target per step.
-      cell: name of the cell.
+      cell: name of the cell, which transforms may precede, as in "zoneout+lstm".
       hidden: number of hidden units.
       runlocal: whether to train for a few steps only, as a smoke test.
     """

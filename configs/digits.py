@@ -20,7 +20,7 @@ def get_config(
     """Returns the experiment of this config.
 
     Args:
-      cell: name of the cell.
+      cell: name of the cell, which transforms may precede, as in "zoneout+lstm".
       order: "pixel", "row" or "permuted", which is "pixel" in a fixed random order.
       hidden: number of hidden units.
       runlocal: whether to train for a few steps only, as a smoke test.

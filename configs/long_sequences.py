@@ -27,7 +27,8 @@ def get_config(
     """Returns the experiment of this config.
 
     Args:
-      cell: name of the cell. If it has the option `t_max`, it is set to `length`.
+      cell: name of the cell, which transforms may precede, as in "zoneout+lstm". If the cell has
+        the option `t_max`, and no transforms, the option is set to `length`.
       length: number of steps of a sequence.
       hidden: number of hidden units in each of the two layers.
       engine: name of the engine.

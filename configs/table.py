@@ -20,10 +20,10 @@ def get_config(
     """Returns the experiment of this config.
 
     Args:
-      path: path of the file.
+      path: path of the CSV file, whose first line has the names of the columns.
       window: number of rows in an input sequence.
       horizon: number of rows ahead to predict.
-      cell: name of the cell.
+      cell: name of the cell, which transforms may precede, as in "zoneout+lstm".
       hidden: number of hidden units.
       runlocal: whether to train for a few steps only, as a smoke test.
     """

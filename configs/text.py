@@ -19,7 +19,7 @@ def get_config(
     """Returns the experiment of this config.
 
     Args:
-      cell: name of the cell.
+      cell: name of the cell, which transforms may precede, as in "zoneout+lstm".
       path: path of a UTF-8 file; None means the help topics of Python, 0.46 MB of English.
       hidden: number of hidden units.
       runlocal: whether to train for a few steps only, as a smoke test.

@@ -25,9 +25,9 @@ def get_config(
     """Returns the experiment of this config.
 
     Args:
-      cell: name of the cell.
+      cell: name of the cell, which transforms may precede, as in "zoneout+lstm".
       degree: number of permuted elements.
-      length: number of steps of a training sequence.
+      length: number of steps of a training or validation sequence.
       test_length: number of steps of a test sequence.
       hidden: number of hidden units.
       runlocal: whether to train for a few steps only, as a smoke test.

@@ -28,13 +28,14 @@ LS_HELP = """\
 usage: jrnn ls cells|transforms|tasks|engines|configs
        jrnn ls cells --markdown
 
-Lists what is available: names and one-line descriptions, for cells also the kind of recurrence, the
-number of parameters and the paper.
+Lists the names of what is available, with one-line descriptions, or for cells with the kind of
+recurrence, the number of parameters and the paper. The transforms include the layers `stack` and
+`bidirectional`. `--markdown` prints the table of cells in the README.
 """
 VALIDATE_HELP = """\
 usage: jrnn validate CONFIG[:NAME=VALUE,...] ...
 
-Loads each config without training. The exit code is 2 if a config is invalid.
+Loads each config, without loading its data or training. The exit code is 2 if one is invalid.
 """
 
 stdout = Console()
@@ -65,7 +66,12 @@ def ls_command(args: list[str]) -> None:
 
 
 def validate_command(args: list[str]) -> None:
-    """`jrnn validate CONFIG ...`: loads each config; exits with code 2 if one is invalid."""
+    """`jrnn validate CONFIG ...`: loads each config; exits with code 2 if one is invalid.
+
+    Raises:
+      SystemExit: a config is invalid; the exit code is 2.
+      ValueError: there is no config.
+    """
     if args and args[0] in ("-h", "--help"):
         print(VALIDATE_HELP, end="")
         return

@@ -1,8 +1,6 @@
 """The entry point of the command `jrnn`.
 
-Errors are printed as one line, without a traceback. The exit code is 2 if the user can correct the
-input, 1 if training failed or jrnn has a bug, and 128 plus the number of the signal that stopped
-the command.
+Errors are printed as one line, without a traceback; `main` documents the exit codes.
 
 This module imports only the standard library at first, so that a signal during the import of JAX,
 which takes a second, is handled too.
@@ -44,7 +42,6 @@ arguments:
 options:
   -h, --help   show this message; `jrnn COMMAND --help` shows the options of a command
   --version    show the version
-
   --trust      for eval, sample and --resume: execute the code that a run needs; see SECURITY.md
 
 environment variables:
@@ -59,13 +56,13 @@ def main(args: list[str] | None = None) -> None:
     """Runs a command.
 
     Args:
-      args: the command and its arguments; None means `sys.argv[1:]`; a signal then prints
-        one line and exits the process.
+      args: the command and its arguments; None means `sys.argv[1:]`, and installs handlers by
+        which SIGINT, SIGTERM and SIGHUP print one line and exit the process.
 
     Raises:
-      SystemExit: the exit code is 2 for invalid input, 1 if training failed, memory is exhausted, a
-        file could not be written or jrnn has a bug, and 128 plus the number of the signal if the
-        command was interrupted.
+      SystemExit: there was an error. The exit code is 2 for invalid input, 1 if training failed,
+        memory is exhausted, a file could not be written or jrnn has a bug, and 128 plus the number
+        of the signal if the command was interrupted.
     """
     if args is None:
         signals.exit_on_signals()

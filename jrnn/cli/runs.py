@@ -43,11 +43,12 @@ options:
                   names a class that is not in jrnn, and accept symbolic links in its folder
   -h, --help      show this message
 
-options of a run with several processes, which torchrun and SLURM set by environment variables:
+options of a run with several processes, with the environment variables that can replace them; they
+are not needed under torchrun and SLURM:
   --coordinator-address HOST:PORT   host of process 0 and a free port (JAX_COORDINATOR_ADDRESS)
   --num-processes N                 number of processes (JAX_NUM_PROCESSES)
   --process-id I                    index of this process, from 0 (JAX_PROCESS_ID)
-  --cluster-detection-method NAME   let JAX detect these three, as for ompi, mpi4py or k8s
+  --cluster-detection-method NAME   how JAX detects these three: ompi, mpi4py, k8s, ...
 
 examples:
   jrnn train configs/digits.py:cell=gru,hidden=64 --optimizer.learning-rate 1e-3
@@ -112,7 +113,11 @@ def _train_and_report(
 
 @contextlib.contextmanager
 def explaining_write_errors(command: str) -> Iterator[None]:
-    """Adds to errors of writing the results that the training is saved."""
+    """Adds a note to errors of writing the results: the training is saved, and how to repeat this.
+
+    Args:
+      command: the command that writes the results again.
+    """
     try:
         yield
     except files.WriteError as error:
@@ -121,7 +126,7 @@ def explaining_write_errors(command: str) -> Iterator[None]:
 
 
 def _check_equal(experiment: Experiment, data: Data, group: ProcessGroup) -> None:
-    """Raises unless all processes have the same config and data."""
+    """Raises ValueError unless all processes have the same config and data."""
     if group.count == 1:
         return
     for name, own in {"config": config.encode(experiment), "data": data.fingerprint}.items():
@@ -184,7 +189,7 @@ def _resume(args: list[str], group: ProcessGroup) -> None:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Evaluates the best checkpoint of a run on the test split.
+    """Evaluates the weights of a run with the best validation metric on the test split.
 
     Args:
       run: the folder of the run.
@@ -202,7 +207,8 @@ class SampleOptions:
 
     Args:
       run: the folder of the run.
-      prompt: text to continue; None means a newline.
+      prompt: text to continue; None means a newline, or the first character of the vocabulary if
+        the training text has no newline.
       length: number of characters to sample.
       temperature: divisor of the logits; 0 always selects the most probable character.
       seed: seed of the samples.
@@ -219,7 +225,7 @@ class SampleOptions:
 
 
 def eval_command(args: list[str]) -> None:
-    """`jrnn eval RUN`: prints the test metrics of the best checkpoint of a run."""
+    """`jrnn eval RUN`: prints the test metrics of the weights with the best validation metric."""
     options: EvalOptions = parse_flags(EvalOptions, args, prog="jrnn eval")
     experiment, data = _load_run(Path(options.run), options.trust)
     result = restore(experiment, data, Path(options.run))
@@ -229,7 +235,8 @@ def eval_command(args: list[str]) -> None:
 def sample_command(args: list[str]) -> None:
     """`jrnn sample RUN [--prompt TEXT] [--length N] [--temperature X] [--seed N]`: samples text.
 
-    The text is printed unchanged, except on a terminal, where control characters are escaped.
+    The prompt and the sample are printed unchanged, except on a terminal, where control characters
+    are escaped.
     """
     options: SampleOptions = parse_flags(SampleOptions, args, prog="jrnn sample")
     run, prompt = options.run, options.prompt
@@ -267,12 +274,13 @@ def sample_command(args: list[str]) -> None:
 
 
 def _load_run(folder: Path, trust: bool) -> tuple[Experiment, Data]:
-    """Loads the config and the data of a run, which are not executed unless `trust` is True.
+    """Loads the config and the data of a run; executes code of the run only if `trust` is True.
 
     Raises:
       FileNotFoundError: the folder is not a run.
       OSError: the folder has symbolic links or special files, and `trust` is False.
-      ValueError: the config is invalid, or the data have changed.
+      ValueError: the config is invalid, or names a class that is not in jrnn while `trust` is
+        False; or the data have changed.
     """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} must be the folder of a run, got no config.json in it")
@@ -285,7 +293,7 @@ def _load_run(folder: Path, trust: bool) -> tuple[Experiment, Data]:
 
 
 MAX_FINGERPRINTS = 2**24
-"""Maximum size of the file of fingerprints, in bytes."""
+"""Maximum size in bytes of the file of fingerprints."""
 
 
 def write_fingerprints(folder: Path, data: Sequence[Data]) -> None:
@@ -308,11 +316,12 @@ def new_folder(experiment: Experiment, prefix: str = "") -> Path:
     """Creates the folder of a new run.
 
     Args:
-      experiment: the experiment; its `run_dir` is the folder, by default a new one in `runs`.
+      experiment: the experiment; its `run_dir` is the folder; None means a new folder in `runs`.
       prefix: prefix of the name of a new folder in `runs`.
 
     Raises:
-      FileExistsError: `run_dir` exists and is not an empty folder.
+      FileExistsError: `run_dir` exists and is not an empty folder, or `runs` has 999 folders of the
+        same name.
     """
     if experiment.run_dir is not None:
         folder = Path(experiment.run_dir)

@@ -83,12 +83,12 @@ class SweepOptions:
 
     Trials that differ only in scalar hyper-parameters share a compilation. All other flags set
     fields of the experiment, as in `jrnn train`. `jrnn sweep --resume SWEEP` resumes an interrupted
-    sweep, with `--trust` if its config file defines classes.
+    sweep, with `--trust` if a class in its config, such as a cell, is not in jrnn.
 
     Args:
-      over: one or more axes NAME=VALUES of the search space. NAME is a field of the experiment or
-        an argument of the config. VALUES is a list such as 0.1,0.2 or lstm,gru, a range of ints
-        such as 0:16, or a spaced range such as 1e-4:1e-2:log8 or 0:0.5:lin6.
+      over: one or more axes NAME=VALUES of the search space, required. NAME is a field of the
+        experiment or an argument of the config. VALUES is a list such as 0.1,0.2 or lstm,gru, a
+        range of ints such as 0:16, or evenly spaced values such as 1e-4:1e-2:log8 or 0:0.5:lin6.
       random: number of random trials, for which VALUES may also be a distribution such as
         1e-4:1e-2:log or 0:0.5:lin; None means a grid of all combinations of values.
       draw_seed: seed of the random trials.
@@ -208,16 +208,16 @@ def _decode(saved: dict[str, Any], trust: bool) -> tuple[str, int | None, list[T
     ]
     if not isinstance(spec, str) or not trials or len({tuple(t.values) for t in trials}) > 1:
         raise ValueError(
-            "spec must be a text, and there must be trials with the same axes, got "
+            "spec must be a string, and there must be trials with the same axes, got "
             f"spec={spec!r} and {len(trials)} trials"
         )
     return spec, width, trials
 
 
 def _check_values(values: Any) -> dict[str, str]:
-    """Returns the values of a trial; raises TypeError unless they are texts by name."""
+    """Returns the values of a trial; raises TypeError unless they are a dict of strings."""
     if not isinstance(values, dict) or not all(isinstance(v, str) for v in values.values()):
-        raise TypeError(f"values of a trial must be texts, got {values!r}")
+        raise TypeError(f"values of a trial must be a dict of strings, got {values!r}")
     return values
 
 
@@ -247,7 +247,7 @@ def _report(
     spec: str,
     folder: Path,
 ) -> None:
-    """Writes and prints the results of all trials, and the best one as the folder of a run."""
+    """Writes and prints the results of all trials, and writes the best trial as a run."""
     experiments = [trial.experiment for trial in trials]
     values = [trial.values for trial in trials]
     data = loaded[experiments[0].task]

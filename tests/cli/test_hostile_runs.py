@@ -234,7 +234,10 @@ SWEEPS = {
     "no trials": ({"trials": []}, "there must be trials"),
     "width as text": ({"options": {"width": "all"}}, "width must be a positive int"),
     "spec as a list": ({"spec": []}, "spec must be a text"),
-    "values as a list": (lambda trial: trial.update(values=[1]), "values of a trial must be texts"),
+    "values as a list": (
+        lambda trial: trial.update(values=[1]),
+        "values of a trial must be a dict of strings",
+    ),
     "call": (lambda trial: trial.update(experiment=CALL), "is not in jrnn; pass --trust"),
     "other axes": (lambda trial: trial.update(values={"x": "1"}), "with the same axes"),
 }
