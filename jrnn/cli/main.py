@@ -187,5 +187,9 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _format_message(error: BaseException, default: str = "") -> str:
-    """Returns the message of an error and its notes, such as the process that raised it."""
-    return " ".join([str(error) or default, *getattr(error, "__notes__", [])])
+    """Returns the message of an error and its notes, such as the process that raised it.
+
+    The note of JAX on the frames that it removes from tracebacks is omitted.
+    """
+    notes = [n for n in getattr(error, "__notes__", []) if "JAX_TRACEBACK_FILTERING" not in n]
+    return " ".join([str(error) or default, *notes])

@@ -187,6 +187,11 @@ def test_unknown_platform_is_refused():
     assert run.stderr.startswith("jrnn: JAX_PLATFORMS must name platforms")
 
 
+def test_message_omits_the_note_of_jax_on_tracebacks(capsys):
+    error = run_and_fail(["train", "configs/text.py", "--network.bidirectional"], capsys)
+    assert "needs a causal network" in error and "JAX_TRACEBACK_FILTERING" not in error
+
+
 def test_unexpected_error_is_reported_as_a_bug(monkeypatch, capsys):
     def raise_error(*args):
         raise KeyError("x" * 100_000)

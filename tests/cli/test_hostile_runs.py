@@ -233,7 +233,7 @@ def test_trust_accepts_links(run, capsys):
 SWEEPS = {
     "no trials": ({"trials": []}, "there must be trials"),
     "width as text": ({"options": {"width": "all"}}, "width must be a positive int"),
-    "spec as a list": ({"spec": []}, "spec must be a text"),
+    "spec as a list": ({"spec": []}, "spec must be a string"),
     "values as a list": (
         lambda trial: trial.update(values=[1]),
         "values of a trial must be a dict of strings",

@@ -76,6 +76,7 @@ def test_random_values_are_reproducible_and_uniform_on_their_scale():
         (["seed"], "--over must be NAME=VALUES"),
         (["=1"], "--over must be NAME=VALUES"),
         (["seed=5:5"], "a range must not be empty"),
+        (["seed=4:0"], "a range must not be empty, got 'seed=4:0'; write"),
         (["seed=a:b"], "a range must have the form FIRST:LAST with ints"),
         (["optimizer.learning_rate=1:2:sin3"], "a range must have the form FIRST:LAST"),
         (["optimizer.learning_rate=0:1:log3"], "positive on a log scale"),
