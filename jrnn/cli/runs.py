@@ -113,10 +113,10 @@ def _train_and_report(
 
 @contextlib.contextmanager
 def explaining_write_errors(command: str) -> Iterator[None]:
-    """Adds a note to errors of writing the results: the training is saved, and how to repeat this.
+    """Adds a note to errors of writing the results, which says that the training is saved.
 
     Args:
-      command: the command that writes the results again.
+      command: the command that writes the results, for the note.
     """
     try:
         yield

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jax._src.clusters import ClusterEnv  # the methods of jax.distributed.initialize
+from jax._src.clusters import ClusterEnv, K8sCluster  # the methods of jax.distributed.initialize
 
 FLAG_VARIABLES = {
     "coordinator-address": "JAX_COORDINATOR_ADDRESS",
@@ -105,7 +105,8 @@ def _detect(method: str) -> tuple[str, int, int, int, int | None]:
     Raises:
       ValueError: JAX does not have the method, or it does not find its cluster.
     """
-    clusters = {cluster.name: cluster for cluster in ClusterEnv._cluster_types}
+    clusters = {cluster.name: cluster for cluster in ClusterEnv._cluster_types if cluster.name}
+    clusters["k8s"] = K8sCluster  # JAX 0.10 does not name this class
     advice = "set --coordinator-address, --num-processes and --process-id instead"
     if method not in clusters:
         raise ValueError(

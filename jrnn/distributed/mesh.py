@@ -21,6 +21,7 @@ from jrnn import checks
 from jrnn.engines import Engine, Sharded, choose_engine
 
 AXES = ("data", "model")
+"""Names of the axes of a device mesh; see `Mesh`."""
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def _draw_curves(ax: Any, result: SweepResult, data: Data, folder: Path) -> None
         label = f"trial {index} (best)" if is_best else None
         ax.plot(*curve.read("validation", "metric"), label=label, **style)
     ax.axhline(data.baseline[1], color="tab:red", ls=":", lw=1, label=data.baseline[0])
-    ax.set(xlabel="step", ylabel=f"validation {METRIC_NAMES[data.metric]}")
+    ax.set(xlabel="training step", ylabel=f"validation {METRIC_NAMES[data.metric]}")
     hide_spines(ax)
     ax.legend(frameon=False, fontsize=8)
 

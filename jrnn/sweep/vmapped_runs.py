@@ -22,6 +22,7 @@ from jrnn.train.step.state import StepMetrics, TrainState, Weights, init_state
 from jrnn.train.step.step import TrainStep
 
 AXIS = "trials"
+"""Name of the axis of the device mesh that trials are sharded over."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ import numpy as np
 from jrnn import checks
 
 Target = Literal["class", "value", "class_per_step", "value_per_step"]
+"""The kinds of targets; see `Split`."""
 Metric = Literal["accuracy", "mse", "bits_per_character"]
+"""The names of metrics; see `jrnn.train.Objective`."""
 
 
 class Split(NamedTuple):

@@ -1,1 +1,1 @@
-"""Runs: the training loop, asynchronous dispatch, checkpoints, metrics and signals."""
+"""Runs: the training loop, asynchronous dispatch, checkpoints, metrics, locks and summaries."""

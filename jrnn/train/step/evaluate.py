@@ -16,6 +16,7 @@ from jrnn.train.step.loss import Loss, MetricSums, Objective, SequenceLoss, appl
 from jrnn.train.step.state import TrainState, Weights, merge_model
 
 Evaluate = Callable[[Weights | TrainState, Examples], dict[str, float]]
+"""A function `(weights, examples) -> {"loss": float, "metric": float}`, the means."""
 
 
 class Evaluator(NamedTuple):

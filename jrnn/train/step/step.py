@@ -16,7 +16,9 @@ from jrnn.train.step.loss import Loss, MetricSums, Objective, SequenceLoss
 from jrnn.train.step.state import StepMetrics, TrainState, constrain_state
 
 StepFunction = Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]
+"""A training step, `(state, batch) -> (state, metrics)`."""
 StepsFunction = Callable[[TrainState, Examples, BatchPlan, Any], tuple[TrainState, StepMetrics]]
+"""A loop over training steps; see `TrainStep.make_loop`."""
 
 
 @dataclass(frozen=True)
