@@ -99,14 +99,13 @@ def fit(
         arrays, and all batches have the same shapes. The data of a task, from `jrnn.tasks.load`,
         which includes validation and test splits.
       loss: a function `loss(model, batch)` that returns the mean loss of the batch, a real scalar,
-        or a tuple `(loss, metric)` of two means; without a metric, the loss is also the metric, and
-        the model with the lowest loss is returned. It is called within `jax.jit`. `model` has the
-        type of the argument `model`, and is in training mode (`model.train()`) or, in evaluations,
-        in evaluation mode (`model.eval()`). `batch` has the structure of `data`, with `batch_size`
-        examples in training, `batch_size / accumulate` if gradients are accumulated, and possibly
-        fewer in the last batch of an evaluation. For the data of a task, `batch` is a `Split`, and
-        None selects the loss and metric of the task; the model must then be a
-        `jrnn.nn.Classifier` or `jrnn.nn.SequenceToSequence`.
+        or a tuple `(loss, metric)` of two means; without a metric, the loss is also the metric. It
+        is called within `jax.jit`. `model` has the type of the argument `model`, and is in training
+        mode (`model.train()`) or, in evaluations, in evaluation mode (`model.eval()`). `batch` has
+        the structure of `data`, with `batch_size` examples in training, `batch_size / accumulate`
+        if gradients are accumulated, and possibly fewer in the last batch of an evaluation. For the
+        data of a task, `batch` is a `Split`, and None selects the loss and metric of the task; the
+        model must then be a `jrnn.nn.Classifier` or `jrnn.nn.SequenceToSequence`.
       optimizer: any optax gradient transformation.
       steps: number of training steps.
       run_dir: the folder of the run, created if it does not exist. `fit` writes `metrics.jsonl` and

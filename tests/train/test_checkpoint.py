@@ -19,6 +19,7 @@ def arrays(seed):
         "state": {
             "step": jnp.int32(seed),
             "key": key,
+            "rbg_key": jax.random.key(seed, impl="rbg"),
             "w": jax.random.normal(key, (3, 5)),
             "bfloat16": jax.random.normal(key, (4,), jnp.bfloat16),
             "flags": jnp.array([True, False]),

@@ -6,12 +6,9 @@ from typing import TypedDict
 
 
 class BestState(TypedDict):
-    """The JSON values of a `BestTracker`.
+    """The JSON values of a `BestTracker`: its attributes `step` and `best`.
 
-    Attributes:
-      step: the attribute `step`.
-      best: the attribute `best`.
-      worse: the attribute `num_without_improvement`.
+    `worse` is the attribute `num_without_improvement`.
     """
 
     step: int

@@ -366,9 +366,22 @@ def abstract_numpy(tree: Any) -> Any:
 
 
 def from_numpy(arrays: Any, like: Any) -> Any:
-    """Inverts `to_numpy`; a leaf becomes a random key if it is one in `like`."""
-    wrap = lambda a, leaf: jax.random.wrap_key_data(a) if is_prng_key(leaf) else jnp.asarray(a)
-    return jax.tree.map(wrap, arrays, like)
+    """Inverts `to_numpy`; a leaf becomes a random key if it is one in `like`.
+
+    Args:
+      arrays: the result of `to_numpy`.
+      like: arrays or `jax.ShapeDtypeStruct`s in the same structure, whose keys have the expected
+        PRNG implementations.
+    """
+
+    def convert(array: np.ndarray, leaf: Any) -> jax.Array:
+        if not is_prng_key(leaf):
+            return jnp.asarray(array)
+        # `key_impl` does not accept a `jax.ShapeDtypeStruct`.
+        implementation = jax.random.key_impl(jnp.empty(0, leaf.dtype))
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=implementation)
+
+    return jax.tree.map(convert, arrays, like)
 
 
 def _checksum_of_json(record: dict[str, Any]) -> int:

@@ -51,7 +51,7 @@ class SingleNetwork:
           group: the processes that train together; all use the parameters of the first one.
 
         Raises:
-          ValueError: `data` is an iterable of batches; see `DataPlan.make_loader`.
+          ValueError: as for `DataPlan.make_loader`.
         """
         self._mesh = mesh
         self._graphdef, state = init_state(model, optimizer)

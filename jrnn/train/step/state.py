@@ -98,7 +98,7 @@ def merge_model(graphdef: nnx.GraphDef, weights: Weights) -> Any:
 
 
 def place_state(mesh: Mesh, state: TrainState) -> TrainState:
-    """Puts a state on the devices of a mesh; only the carry is never sharded over `model`."""
+    """Puts a state on the devices of a mesh by `Mesh.device_put`; the carry is replicated."""
     placed = mesh.device_put(state._replace(carry=()))
     return placed._replace(carry=mesh.device_put(state.carry, sharded=False))
 
