@@ -242,7 +242,7 @@ def test_bench_lists_its_flags(capsys):
         ),
         (["train", "configs/digits.py", "--steps", "0"], "steps must be a positive int"),
         (["train", "configs/arrays.py:path=gone.npz"], "gone.npz"),
-        (["train", "configs/text.py", "--network.bidirectional"], "what it has to predict"),
+        (["train", "configs/text.py", "--network.bidirectional"], "contain the target of a step"),
         (["train", "configs/digits.py", "--batch-size", "5000"], "training examples, got 5000"),
         (["train", "configs/digits.py", "--network.engine", "scann"], "did you mean 'scan'"),
         (["train", "configs/digits.py", "--seed", "-1"], "seed must be an int from 0"),
