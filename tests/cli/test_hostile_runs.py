@@ -74,7 +74,7 @@ EDITS = {
         "pass --trust to execute its config.py",
     ),
     "class of a module": (lambda e: e.update(tbptt={"type": "os:stat"}), "execute that module"),
-    "class that is a number": (lambda e: e["task"].update(type=3), "its class as type, got 3"),
+    "class that is a number": (lambda e: e["task"].update(type=3), 'its class as "type", got 3'),
     "class with escapes": (lambda e: e["task"].update(type="\x1b[31mred:C"), r"\x1b[31mred:C"),
     "long class": (lambda e: e["task"].update(type="c" * 5000), "needs the class ccc"),
     "long field": (lambda e: e["task"].update({"f" * 5000: 1}), "has no field 'fff"),
@@ -85,8 +85,8 @@ EDITS = {
     "bool as a size": (lambda e: e["network"]["cell"].update(hidden_size=True), "got True"),
     "float as steps": (lambda e: e.update(steps=2.5), "float is not an instance of int"),
     "None as the seed": (lambda e: e.update(seed=None), "seed: None is not an instance of int"),
-    "missing fields": (lambda e: e["network"].clear(), "its class as type, got None"),
-    "no experiment": (lambda e: e.clear(), "its class as type, got None"),
+    "missing fields": (lambda e: e["network"].clear(), 'its class as "type", got None'),
+    "no experiment": (lambda e: e.clear(), 'its class as "type", got None'),
     "network alone": (lambda e: e.update(e.pop("network")), "no field"),
 }
 
