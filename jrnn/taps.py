@@ -1,4 +1,4 @@
-"""Named values inside a cell's `update`, which analysis can capture and transforms can replace.
+"""Named values inside a cell, which analysis can capture and transforms can replace.
 
 A tap is an identity operation with a name, and is implemented by
 `jax.ad_checkpoint.checkpoint_name`. The name is part of the jaxpr and does not depend on side
@@ -8,7 +8,7 @@ has the mapped axis.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -42,10 +42,11 @@ TapHandler = Callable[[Tap, jax.Array], jax.Array]
 
 
 def tap(name: str | None, value: jax.Array, *, role: str | None = None) -> jax.Array:
-    """Names a value within `update`, and returns it unchanged.
+    """Names a value within `update` or `readout`, and returns it unchanged.
 
     `jrnn.analysis.capture_gates` returns the tapped values of each step by name. Transforms replace
-    values by role: `dropout(candidate=...)` replaces "candidate", `layer_norm` "cell_state".
+    values in `update` and `coefficients` by role: `dropout(candidate=...)` replaces "candidate",
+    `layer_norm` "cell_state".
 
     Args:
       name: the name of the value, such as "f" for a forget gate; None if it is not captured.
@@ -128,22 +129,29 @@ def _evaluate(
         inputs = [read(v) for v in eqn.invars]
         found = _parse_tap(eqn)
         if found is not None:
-            if found.name is not None and found.name in (other.name for other in values):
-                raise ValueError(
-                    f"jrnn.tap: names must be unique within a cell, got {found.name!r} "
-                    "twice in one step; rename one of the taps"
-                )
             outs = [tap(found.name, handler(found, inputs[0]), role=found.role)]
-            values[found] = outs[0]
+            _add_unique(values, {found: outs[0]})
         elif any(_has_tap(inner) for inner in inner_jaxprs(eqn)):
             outs, inner_values = _evaluate_inner(eqn, inputs, handler)
-            values.update(inner_values)
+            _add_unique(values, inner_values)
         else:
             params = eqn.primitive.get_bind_params(eqn.params)
             outs = eqn.primitive.bind(*inputs, **params)
             outs = outs if eqn.primitive.multiple_results else [outs]
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(v) for v in jaxpr.outvars], values
+
+
+def _add_unique(values: dict[Tap, jax.Array], new: Mapping[Tap, jax.Array]) -> None:
+    """Adds tapped values; raises ValueError if a name occurs twice."""
+    names = {tap.name for tap in values}
+    for tap, value in new.items():
+        if tap.name is not None and tap.name in names:
+            raise ValueError(
+                f"jrnn.tap: names must be unique within a cell, got {tap.name!r} twice in one "
+                "step; rename one of the taps"
+            )
+        values[tap] = value
 
 
 def _evaluate_inner(

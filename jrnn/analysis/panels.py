@@ -72,7 +72,14 @@ def color_scale(values: np.ndarray) -> tuple[float, float, str]:
 def draw_heatmap(
     ax: "Axes", values: np.ndarray, scale: tuple[float, float, str], colorbar: bool = True
 ) -> Any:
-    """Draws the values `[units, T]` as an image, with the scale of `color_scale`."""
+    """Draws the values `[rows, columns]` as an image.
+
+    Args:
+      ax: the axes.
+      values: the values.
+      scale: minimum, maximum and color map, such as from `color_scale`.
+      colorbar: whether to draw a color bar.
+    """
     vmin, vmax, cmap = scale
     image = ax.imshow(
         values, vmin=vmin, vmax=vmax, cmap=cmap, aspect="auto", interpolation="nearest"

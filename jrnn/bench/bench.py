@@ -7,7 +7,7 @@ Every implementation is compiled and checked first. Then the calls of all implem
 in interleaved rounds, so that other load on the machine affects all of them equally. A ratio is the
 median time of another library divided by that of jrnn: above 1, jrnn is faster. A library that is
 not installed, fails, or has no layer for a cell is listed as missing. The extras `bench` and
-`parity` of jrnn install all libraries.
+`parity` of jrnn install all libraries except cuDNN, which the extra `gpu` installs.
 """
 
 import json

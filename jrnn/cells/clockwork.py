@@ -17,6 +17,8 @@ from jrnn.taps import tap
 
 MAX_MODULES = 8
 """The maximum number of modules that is chosen if `periods` is None."""
+MAX_COMMON_PERIOD = 2**31 - 1
+"""The maximum of the step counter, an int32."""
 
 
 class ClockworkCarry(NamedTuple):
@@ -61,8 +63,9 @@ class Clockwork(Cell):
 
     Raises:
       ValueError: `hidden_size` is not a positive int, `periods` is not a tuple of increasing
-        positive ints, or `hidden_size` is not a multiple of their number. With `periods=None`:
-        `hidden_size` is above 8 and not a multiple of any number from 2 to 8.
+        positive ints with a least common multiple below 2^31, or `hidden_size` is not a multiple
+        of their number. With `periods=None`: `hidden_size` is above 8 and not a multiple of any
+        number from 2 to 8.
 
     >>> import jax, jax.numpy as jnp
     >>> cell = Clockwork(hidden_size=4, periods=(1, 3))
@@ -94,6 +97,11 @@ class Clockwork(Cell):
             raise ValueError(
                 f"Clockwork: hidden_size must be a multiple of the number of periods, "
                 f"{len(self.periods)}, got {self.hidden_size}"
+            )
+        if (common := math.lcm(*self.periods)) > MAX_COMMON_PERIOD:
+            raise ValueError(
+                f"Clockwork: the least common multiple of periods must be below 2^31, since steps "
+                f"are counted in 32 bits, got {common}; use periods with common factors"
             )
 
     @property

@@ -86,7 +86,7 @@ class LSTM(Cell):
     `recur` compute the product with R.
 
     With `heads` above 1, each U (and V) is block-diagonal: a unit depends only on the units of its
-    own head.
+    own head, or with `proj_size` only on the part of R h of its own head.
 
     `jrnn.lstm_variant` returns the variants of Greff et al. by name.
 

@@ -38,17 +38,18 @@ class Auto(Engine):
       over a mesh: XLA would then sum the gradients of `Scan` over the devices at every step.
     - `Fused`.
 
-    The thresholds follow from measurements by `jrnn bench`; those of LSTM and GRU are in
-    docs/benchmarks, where `Native` is the fastest engine at every shape, with and without
-    gradients. Without gradients, `Fused` and `Scan` run the same computation. With gradients, the
-    ratios of the times of `Scan` and `Fused` at batch 32 and 64 steps are::
+    `SCAN_MAX_WEIGHTS` and `SCAN_MIN_BATCH` follow from measurements of LSTM and GRU by `jrnn
+    bench`, which are in docs/benchmarks. There, `Native` is the fastest engine at every shape, with
+    and without gradients. Without gradients, `Fused` and `Scan` run the same computation. With
+    gradients, the ratios of the times of `Scan` and `Fused` at batch 32 and 64 steps are::
 
         input = hidden     16    32    64    128   256   512   1024
         LSTM               0.66  0.88  0.87  1.04  0.99  1.14  1.19
         GRU                0.89  0.80  1.03  1.08  1.00  1.40
 
-    The ratios of the times of `Fused` and `Associative` with gradients, on a CPU, with 64 inputs
-    and 128 hidden units, by number of steps, are::
+    `ASSOCIATIVE_MIN_STEPS` follows from these ratios of the times of `Fused` and `Associative` with
+    gradients, on a CPU, with 64 inputs and 128 hidden units, by number of steps; `jrnn bench` does
+    not measure these cells::
 
         steps              16    64    256   1024  4096
         MinGRU  batch 1    1.09  1.50  0.99  1.37  1.50

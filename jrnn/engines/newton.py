@@ -77,8 +77,9 @@ class Newton(Engine):
     otherwise the damping is decreased.
 
     The gradient follows from the implicit function theorem, and is exact for any `jacobian`. It is
-    a linear recurrence in the opposite scan direction: parallel in time if the kind of Jacobian is
-    exact for the cell, otherwise sequential. Derivatives of every mode and order are supported.
+    a linear recurrence in the opposite scan direction: parallel in time with
+    `jacobian="full"`, or if the Jacobian of the cell is known to be diagonal or block-diagonal,
+    otherwise sequential. Derivatives of every mode and order are supported.
 
     `fallback` defines the result for sequences that have not converged; `jrnn.newton` returns their
     status. For a chaotic cell, a converged solution may differ from the result of `Scan`, because

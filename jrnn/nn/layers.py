@@ -69,9 +69,9 @@ class StackedRNN(nnx.Module):
         Raises:
           TypeError: `cell` is not a layer, or `rngs` is not an `nnx.Rngs`.
           ValueError: `input_size` or `num_layers` is not a positive int, `dropout` is outside
-            [0, 1) or is not 0 for a single layer, the cell requires the cell state of the layer
-            below, `bidirectional` is True for a layer that is not causal, `engine` is unknown, or
-            `bidirectional` or `time_major` is not a bool.
+            [0, 1) or is not 0 for a single layer, `num_layers` is above 1 for a cell that reads the
+            cell state of the layer below, `bidirectional` is True for a layer that is not causal,
+            `engine` is unknown, or `bidirectional` or `time_major` is not a bool.
         """
         owner = type(self).__name__
         check_layer(owner, "cell", cell)
@@ -84,7 +84,8 @@ class StackedRNN(nnx.Module):
         engine = choose_engine(engine, owner)
         if num_layers > 1 and WithCellState in cell.input_types:
             raise ValueError(
-                f"{owner}: cell must not require the cell state of the layer below, got "
+                f"{owner}: cell must not read the cell state of the layer below if num_layers is "
+                f"above 1, got "
                 f"{checks.describe(cell)}; use jrnn.nn.RNN(jrnn.stack([...]), ...)"
             )
         if dropout and num_layers == 1:

@@ -50,7 +50,9 @@ def write_metrics(folder: Path, offset: int, content: bytes) -> None:
 
 
 def write_checkpoint(folder: Path, step: int, files: Files) -> None:
-    """Writes a checkpoint atomically, and removes all but `MAX_TO_KEEP` and those of later steps.
+    """Writes a checkpoint atomically, and removes later ones and old ones.
+
+    Of the checkpoints up to `step`, the newest `MAX_TO_KEEP` stay.
 
     A checkpoint of a later step is damaged: the worker could not continue from it, and has trained
     the steps before it again.

@@ -115,7 +115,7 @@ class Axis:
         if not match["count"]:
             return cls(name, (), match["scale"], (first, last))
         make_values = np.geomspace if match["scale"] == "log" else np.linspace
-        count = int(match["count"]) if len(match["count"]) < 10 else 10**10
+        count = int(match["count"])
         _check_count(text, count)
         values = make_values(first, last, count).tolist()
         return cls(name, tuple(map(_format_float, values))).require_choices(text)
@@ -143,8 +143,9 @@ def _check_count(text: str, count: int) -> None:
     """Raises ValueError if there are more than `MAX_TRIALS` values or trials."""
     if count > MAX_TRIALS:
         raise ValueError(
-            f"sweep: there must be at most {MAX_TRIALS} trials, got {count} for {text}; use fewer "
-            "values, or random trials, as in --random 16"
+            f"sweep: there must be at most {MAX_TRIALS} trials, and values of a field, got {count} "
+            f"for {text}; use fewer values, or a distribution such as 1e-4:1e-2:log with --random "
+            "16"
         )
 
 

@@ -152,12 +152,11 @@ def fit(
       NonFiniteLoss: a loss or a gradient is NaN or infinite. The message has the training step and
         the step of the last good checkpoint.
       Interrupted: SIGINT, SIGTERM or SIGHUP was received; the run is saved.
-      CheckpointError: a checkpoint could not be written, or none could be read. The message lists
-        the checkpoints.
+      CheckpointError: a checkpoint could not be written, none could be read, or the run is of
+        another model or of another version of jrnn.
       TypeError: an array in the data of a task has a wrong dtype.
       ValueError: arguments and data are incompatible, the loss does not return a real scalar, there
-        are several processes without a group, or `run_dir` has metrics without a checkpoint or a
-        run of an incompatible version of jrnn.
+        are several processes without a group, or `run_dir` has metrics without a checkpoint.
       FileExistsError: `run_dir` has checkpoints already, and `resume` is False.
       BlockingIOError: another process trains in `run_dir`.
       OSError: `run_dir` cannot be written to or locked.

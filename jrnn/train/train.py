@@ -170,9 +170,9 @@ def restore(experiment: Experiment, data: Data, folder: Path) -> FitResult:
 
     Raises:
       FileNotFoundError: the folder has no checkpoint, or none after the first evaluation.
-      CheckpointError: all checkpoints are damaged, or of another network.
-      ValueError, TypeError: see `check_experiment`; also ValueError if an incompatible version of
-        jrnn saved the run.
+      CheckpointError: all checkpoints are damaged, of another network, or of another version of
+        jrnn.
+      ValueError, TypeError: see `check_experiment`.
     """
     best = load_best(experiment, data, folder)
     plan = plan_task(data, experiment, experiment.tbptt)

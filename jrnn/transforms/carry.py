@@ -132,7 +132,7 @@ class Clip(Wrapper):
         if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(new)):
             raise TypeError(
                 f"{self.owner}: cell must have a real carry, got {self.cell!r} with a complex "
-                "carry; use the cell without clip, since its state is bounded for bounded inputs"
+                "carry; use the cell without clip, or a cell with a real carry"
             )
         return jax.tree.map(
             lambda leaf: _clip_cotangent(self.gradient, self._clip_carry(leaf)), new

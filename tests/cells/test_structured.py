@@ -101,6 +101,15 @@ def test_clockwork_periods_must_be_increasing_positive_ints(periods: Any) -> Non
         Clockwork(6, periods=periods)
 
 
+def test_clockwork_periods_must_have_a_common_multiple_in_32_bits() -> None:
+    primes = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)
+    with pytest.raises(
+        ValueError, match="common multiple of periods must be below 2.31, .* got 6469"
+    ):
+        Clockwork(10, periods=primes)
+    assert Clockwork(9, periods=primes[:9]).periods == primes[:9]
+
+
 def test_clockwork_hidden_size_must_be_a_multiple_of_modules() -> None:
     with pytest.raises(ValueError, match="a multiple of the number of periods, 3, got 4"):
         Clockwork(4, periods=(1, 2, 4))

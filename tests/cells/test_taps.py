@@ -166,3 +166,13 @@ def test_capturing_taps_in_control_flow_raises(function: Any, name: str) -> None
         capture_taps(function)(A)
     with pytest.raises(TypeError, match=rf"jrnn.tap: .* inside {name};"):
         replace_taps(function, "candidate", lambda value: value)(A)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint], ids=["", "jit", "remat"])
+@pytest.mark.parametrize("first", [True, False])
+def test_two_taps_of_the_same_name_raise(wrap: Any, first: bool) -> None:
+    inner, plain = wrap(lambda x: tap("g", x)), lambda x: tap("g", 2 * x)
+    calls = [inner, plain] if first else [plain, inner]
+    for functions in (calls, [inner, inner]):
+        with pytest.raises(ValueError, match="names must be unique within a cell, got 'g' twice"):
+            capture_taps(lambda x, fs=functions: sum(f(x) for f in fs))(A)

@@ -59,7 +59,7 @@ VARIANTS = {
     "block=3": Associative(block=3),
     "block=4,chunk=2": Associative(block=4, chunk=2),
 }
-# All optional arguments of `unroll`, in both directions.
+# Lengths, resets and a carry, in both directions; tests/engines/test_mask.py has the masks.
 FULL_SCENARIOS = (Scenario(), Scenario(reverse=True))
 # The cells that the tests run with more scenarios, or also without the exhaustive tests.
 DEFAULT_CELLS = ("minlstm-log", "lru", "varying-mixer", "pair")
@@ -224,7 +224,7 @@ def test_bfloat16_is_accumulated_in_float32() -> None:
     error = lambda ys: np.abs(np.asarray(ys, np.float64)[:, 0, 0] / want - 1).max()
     for engine in (Associative(), Associative(chunk=1)):
         assert run(engine).dtype == jnp.bfloat16
-        assert error(run(engine)) < 2**-6  # rounding of the inputs and of the output
+        assert error(run(engine)) < 2**-6  # rounding of the output
     assert error(run(Scan())) > 2**-4  # accumulates in bfloat16
 
 

@@ -16,7 +16,7 @@ import jrnn
 from jrnn import GRU, LSTM, Engine, Fused, Scan
 from jrnn.engines.precision import bind, infer_precision
 from jrnn.engines.readout import split_readout
-from jrnn.engines.update_vjp import make_plan
+from jrnn.engines.update_vjp import BackwardPlan, make_plan
 from jrnn.masking import Masks
 from tests.cells.toys import LearnedInitialCarry
 from tests.helpers import (
@@ -135,15 +135,29 @@ def test_memory_is_less_than_that_of_scan() -> None:
 def test_residuals_are_few_and_added_gates_are_merged(
     cell: jrnn.Cell, merged: int, saved: int
 ) -> None:
+    plan = plan_of(cell, jnp.float32)
+    assert len(plan.pairs) == merged
+    assert sum(source == "residual" for source, _ in plan.sources) == saved
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_only_parameters_that_update_reads_are_accumulated_in_the_loop(dtype: Any) -> None:
+    """A cast of all parameters, for inputs of another dtype, is no use of them."""
+    cell = LSTM(3, peepholes=True)
+    plan = plan_of(cell, dtype)
+    names = type(cell.init(jax.random.key(0), 2))._fields
+    assert plan.used_in_update == tuple(name in ("p_i", "p_f", "p_o") for name in names[:6])
+
+
+def plan_of(cell: jrnn.Cell, dtype: Any) -> BackwardPlan:
+    """Returns the plan of the backward pass for inputs of a dtype and float32 parameters."""
     params = cell.init(jax.random.key(0), 2)
-    xs = jnp.ones((1, 4, 2))
+    xs = jnp.ones((1, 4, 2), dtype)
     bound = bind(cell, params, infer_precision(params, xs))
     carry = cell.init_carry(params, (4,))
     readout = split_readout(bound, carry, xs[0])
     prev_carries = jax.tree.map(lambda a: a[None], carry)
-    plan = make_plan(readout, bound, prev_carries, xs, Masks(None, None, None, None))
-    assert len(plan.pairs) == merged
-    assert sum(source == "residual" for source, _ in plan.sources) == saved
+    return make_plan(readout, bound, prev_carries, xs, Masks(None, None, None, None))
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from tests.helpers import (
 )
 from tests.table import CELLS, KINDS, Row
 
-# All optional arguments of `unroll`, in both directions.
+# A carry, lengths and resets, in both directions.
 FULL_SCENARIOS = (Scenario(), Scenario(reverse=True))
 
 

@@ -97,8 +97,14 @@ def test_invalid_axes_raise(over, message):
 
 @pytest.mark.parametrize(
     "over",
-    ["seed=x", "seed=1,,2", "optimizer.lr=1", "optimizer.algorithm=adm", "optimizer.algorithm=sgd"],
+    [
+        "seed=x",
+        "seed=1,,2",
+        "optimizer.lr=1",
+        "optimizer.algorithm=adm",
+        "optimizer.algorithm=sgd",  # does not support the weight decay of the config
+    ],
 )
-def test_invalid_value_raises(over):
+def test_invalid_field_or_value_raises(over):
     with pytest.raises(ValueError):
         trials(CONFIG, [], [over])

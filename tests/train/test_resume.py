@@ -175,7 +175,7 @@ def test_run_of_another_version_raises(tmp_path, monkeypatch):
         lambda: train(experiment, data, tmp_path, resume=True),
         lambda: restore(experiment, data, tmp_path),
     ):
-        with pytest.raises(ValueError, match="have format 2, and this version reads format 3"):
+        with pytest.raises(CheckpointError, match="have format 2, and this version reads format 3"):
             read_run()
 
 

@@ -28,7 +28,7 @@ MAX_TO_KEEP = 2
 TRANSIENT_ERRNOS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM)
 """Errors of the operating system that do not mean that a checkpoint is damaged."""
 METADATA_BYTES = 2**20
-"""Upper bound on the size in bytes of a checkpoint without its arrays."""
+"""Estimated size in bytes of a checkpoint without its arrays and its record."""
 MAX_RECORD_BYTES = 2**28
 """Maximum size in bytes of the file of a record."""
 MAX_READS = 5
@@ -50,7 +50,7 @@ class NetworkMismatch(CheckpointError):
 
 
 class IncompatibleVersion(CheckpointError):
-    """Raised when a checkpoint was saved by an earlier version of jrnn."""
+    """Raised when a checkpoint was saved by another version of jrnn."""
 
 
 class Checkpoint(NamedTuple):
@@ -58,7 +58,8 @@ class Checkpoint(NamedTuple):
 
     Attributes:
       step: number of training steps so far.
-      arrays: pytrees of arrays, by name: "state", the `TrainState`, and "best", the best `Weights`.
+      arrays: pytrees of arrays, by name: "state" with the fields of `TrainState`, and "best" with
+        those of the best `Weights`.
       record: JSON values, by name; see `Record`.
     """
 
@@ -125,7 +126,7 @@ class Checkpointer:
         args["record"] = ocp.args.JsonSave(saved)
         try:
             self._manager.wait_until_finished()
-            self._check_disk_space(arrays)
+            self._check_disk_space(arrays, saved)
             self._manager.save(checkpoint.step, args=ocp.args.Composite(**args))
         except Exception as error:
             raise self._write_error(error) from error
@@ -306,9 +307,10 @@ class Checkpointer:
                         "the run, or start a new run"
                     )
 
-    def _check_disk_space(self, arrays: dict[str, Any]) -> None:
+    def _check_disk_space(self, arrays: dict[str, Any], record: dict[str, Any]) -> None:
         """Raises OSError if the disk is too full; orbax would write an incomplete checkpoint."""
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + METADATA_BYTES
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+        needed += len(json.dumps(record)) + METADATA_BYTES
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed} bytes are needed")

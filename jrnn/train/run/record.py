@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import typeguard
 
 from jrnn.train.run.best import BestState
-from jrnn.train.run.checkpoint import NetworkMismatch
+from jrnn.train.run.checkpoint import CheckpointError, IncompatibleVersion, NetworkMismatch
 from jrnn.train.run.metrics_logger import MetricsState
 
 FORMAT = 2
@@ -58,12 +58,13 @@ class Record(NamedTuple):
           networks: the expected descriptions of the networks.
 
         Raises:
-          ValueError: another version of jrnn wrote the checkpoint, or a value is invalid.
+          IncompatibleVersion: another version of jrnn saved the checkpoint.
+          CheckpointError: a value is invalid.
           NetworkMismatch: the descriptions differ, which is possible even if all arrays have the
             same shapes.
         """
         if saved.get("format") != FORMAT:
-            raise ValueError(
+            raise IncompatibleVersion(
                 "train: another version of jrnn saved the run: its checkpoints have format "
                 f"{saved.get('format', 1)}, and this version reads format {FORMAT}; resume it with "
                 "that version, or start a new run"
@@ -72,7 +73,7 @@ class Record(NamedTuple):
             record = cls._decode(saved)
             trials = [*zip(record.trials, networks, strict=True)]
         except (ValueError, TypeError, KeyError, AttributeError, typeguard.TypeCheckError) as error:
-            raise ValueError(
+            raise CheckpointError(
                 f"train: the record of the checkpoint is invalid: {error}; restore the folder from "
                 "a copy, or start a new run"
             ) from error

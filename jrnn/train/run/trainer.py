@@ -119,7 +119,7 @@ class Trainer:
 
         Raises:
           CheckpointError: all checkpoints are damaged, or of another network.
-          ValueError: lines of the metrics are missing, or another version of jrnn saved the run.
+          ValueError: lines of the metrics are missing.
         """
         checkpoint = self._checkpoints.read_newest(self._arrays())
         if checkpoint is None:

@@ -20,8 +20,9 @@ class TrainState(NamedTuple):
       params: the parameters of the model, its variables of type `nnx.Param`.
       rest: its other variables, such as the counters of its random streams.
       opt_state: the state of the optimizer.
-      carry: the initial carry of the next batch if batches are windows of streams, else `()`. If
-        gradients are accumulated, it has a first axis for the micro-batches.
+      carry: the initial carry of the next batch with truncated backpropagation through time, where
+        batches are windows of long sequences (`jrnn.train.data.windows`), else `()`. If gradients
+        are accumulated, it has a first axis for the micro-batches.
     """
 
     step: jax.Array
