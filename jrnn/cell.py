@@ -2,7 +2,8 @@
 
 A cell is a frozen dataclass of hyper-parameters. Its arrays are not fields, but are passed as
 `params` and `carry`. A step consists of four methods, `project`, `recur`, `update` and `readout`,
-each of which accepts any leading axes. Every engine is derived from these four.
+each of which accepts any leading axes. Engines run these four, or what is derived from them: the
+`coefficients` of a cell that is linear in its carry, or a kernel with the same equations.
 """
 
 import abc
@@ -267,8 +268,8 @@ class Cell(Layer):
     def has_coupled_carry(self) -> bool:
         """Whether one leaf of the carry determines or scales another, as in `CTRNN` and `SLSTM`.
 
-        Transforms such as `zoneout` raise for such a cell, since they would change only one of
-        these leaves.
+        Transforms such as `zoneout` raise for such a cell, since they would change these leaves
+        independently of each other.
         """
         return False
 

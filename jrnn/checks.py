@@ -29,7 +29,7 @@ MAX_DESCRIPTION = 120
 def describe(value: Any) -> str:
     """Returns a description of a value for a message, of at most `MAX_DESCRIPTION` characters.
 
-    Arrays are described by shape and dtype, containers of arrays by type and number of arrays,
+    Arrays are described by shape and dtype, containers of arrays by type and number of leaves,
     dataclasses such as cells by type and the fields that are not defaults, classes by name, objects
     of flax, pandas and torch by type, and all other values by `repr`.
     """
@@ -42,12 +42,14 @@ def _describe(value: Any) -> str:
         return f"the class {value.__name__}"
     if dataclasses.is_dataclass(value):
         return _describe_fields(value)
-    if isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct) and value.ndim:
+    if isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
         return f"an array of shape {value.shape} and dtype {value.dtype}"
     if type(value).__module__.partition(".")[0] in ("flax", "pandas", "torch"):
         return f"{type(value).__module__.partition('.')[0]}'s {type(value).__name__}"
     if not isinstance(value, str) and _has_array(value):
-        return f"{type(value).__name__} of {len(jax.tree.leaves(value))} arrays"
+        leaves = jax.tree.leaves(value)
+        kind = "arrays" if all(map(_has_array, leaves)) else "leaves"
+        return f"{type(value).__name__} of {len(leaves)} {kind}"
     return repr(value)
 
 
@@ -61,7 +63,7 @@ def _describe_fields(value: Any) -> str:
     shown = []
     for field in dataclasses.fields(value):
         content = getattr(value, field.name, None)
-        is_plain = isinstance(content, bool | int | float | str | None)
+        is_plain = isinstance(content, bool | int | float | str | tuple | None)
         if not field.repr or (is_plain and content == field.default):
             continue
         if isinstance(content, tuple | list):

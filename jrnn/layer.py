@@ -261,10 +261,13 @@ def convert_nested_list(owner: str, xs: Any) -> Any:
     return jnp.asarray(array)
 
 
-def split_carry(carry: Carry | None, count: int, expected: str) -> tuple[Carry | None, ...]:
+def split_carry(
+    owner: str, carry: Carry | None, count: int, expected: str
+) -> tuple[Carry | None, ...]:
     """Splits the initial carry of a layer into those of its inner layers.
 
     Args:
+      owner: the beginning of the error message.
       carry: a tuple or list of `count` carries, or None, for which each result is None.
       count: the number of inner layers.
       expected: the expected structure in words, for the error message.
@@ -275,7 +278,7 @@ def split_carry(carry: Carry | None, count: int, expected: str) -> tuple[Carry |
     if carry is None:
         return (None,) * count
     if not isinstance(carry, tuple | list) or len(carry) != count:
-        raise TypeError(f"unroll: carry of {expected}, got {checks.describe(carry)}")
+        raise TypeError(f"{owner}: carry of {expected}, got {checks.describe(carry)}")
     return tuple(carry)
 
 

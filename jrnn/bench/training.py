@@ -196,7 +196,7 @@ def run_jrnn_loop(trainer: Trainer, end: float) -> int:
 
 
 def make_compiled_loop(experiment: Experiment, data: Data) -> Loop:
-    """Makes a loop that only calls the compiled training steps of jrnn, on the same batches."""
+    """Makes a loop that only calls compiled training steps of jrnn, again and again on one plan."""
     optimizer = experiment.optimizer.build(experiment.steps)
     graphdef, state = init_state(experiment.network.build(data, 0), optimizer)
     sampler = EpochSampler(len(data.train.xs), experiment.batch_size, 0)
@@ -208,7 +208,7 @@ def make_compiled_loop(experiment: Experiment, data: Data) -> Loop:
 
     def loop(end: float) -> int:
         nonlocal state
-        steps, count = 0, LOG_EVERY  # few steps, because `max_steps` may take too long
+        steps, count = 0, LOG_EVERY  # so that a short round does not last `max_steps` steps
         while time.perf_counter() < end:
             state, metrics = train_steps(state, examples, plans, count)
             jax.block_until_ready(metrics)
@@ -332,7 +332,7 @@ def stream_microseconds(hidden: int) -> float:
 
 
 def sweep_seconds(repeats: int) -> dict[str, float]:
-    """Measures the median times of `jrnn sweep`, and of `jrnn train` for one of its trials."""
+    """Measures the median times of `jrnn sweep`, and of `jrnn train` with the same config."""
 
     def run_seconds(*args: str) -> float:
         start = time.perf_counter()
@@ -384,7 +384,7 @@ def sweep_line(result: dict[str, Any]) -> str:
     sweep, run = result["sweep"]["sweep_s"], result["sweep"]["run_s"]
     fraction = sweep / (NUM_TRIALS * run)
     return (
-        f"`jrnn sweep` with {NUM_TRIALS} trials of digits-row takes {sweep:.1f} s, and "
-        f"`jrnn train` of one trial takes {run:.1f} s: the sweep takes {fraction:.2f} of the time "
-        f"of {NUM_TRIALS} separate runs."
+        f"`jrnn sweep` with {NUM_TRIALS} trials of digits-row takes {sweep:.1f} s, and `jrnn "
+        f"train` with the same config takes {run:.1f} s: the sweep takes {fraction:.2f} of the "
+        f"time of {NUM_TRIALS} separate runs."
     )

@@ -58,7 +58,7 @@ class Mesh:
         """Parses a mesh; None means one device, or all devices if there are several processes.
 
         Raises:
-          ValueError: as for `parse`.
+          TypeError, ValueError: as for `parse`.
         """
         if text is not None:
             return cls.parse(text)
@@ -69,8 +69,10 @@ class Mesh:
         """Parses "data=8" or "data=4,model=2".
 
         Raises:
+          TypeError: `text` is not a str.
           ValueError: the text has another form.
         """
+        checks.instance("mesh", "mesh", text, str)
         sizes = dict[str, int]()
         for part in text.split(","):
             match = re.fullmatch(r"(\w+)=(\d+)", part.strip())

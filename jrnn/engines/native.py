@@ -24,9 +24,9 @@ class Native(Engine):
 
     Each call packs the weights into the layout of the vector instructions. The gate arithmetic is
     fused into the matrix product, tile by tile. The loop of the backward pass computes only
-    cotangents of the carry; the weight gradients of a chunk of steps follow while the chunk is in
-    the cache. Threads divide the batch, and also the hidden units if the batch is small. Padding is
-    skipped.
+    cotangents of the carry and of the pre-activations; the gradients of weights and inputs for a
+    chunk of steps follow while the chunk is in the cache. Threads divide the batch, and also the
+    hidden units if the batch is small. Padding is skipped.
 
     Transforms that change only inputs, outputs, weights or the initial carry (dropout of inputs and
     outputs, weight_drop, residual, highway, projection, learned_carry) are applied to all steps at
@@ -83,8 +83,9 @@ class Native(Engine):
 def find_kernel(cell: Cell) -> Kernel | None:
     """Returns the kernel of a cell, or None.
 
-    A cell has no kernel if its class overrides a method or property that the kernel computes. The
-    methods in question are those of the class that defines `kernel_name`, and of its base classes.
+    A cell has no kernel if its class overrides a public method or property of the class that
+    defines `kernel_name`, or of its base classes. Exceptions are fields, `init`, `init_carry` and
+    `readout`, which the kernel does not compute.
     """
     bases, owner = type(cell).__mro__, _defining_level(cell, "kernel_name")
     allowed = {"init", "init_carry", "readout"} | set(getattr(cell, "__dataclass_fields__", ()))

@@ -123,14 +123,14 @@ def unroll(
     Returns:
       The carry after the last valid step in scan order, and the outputs `[T, B, output]`. With
       `return_carries` also the carry after each step, leaves `[T, B, ...]` in the order of time; on
-      padding it is that of the previous step.
+      padding it is that of the previous step in scan order, or the initial carry.
 
     Raises:
-      ValueError: a shape is wrong, the engine is unknown or cannot run the cell, or `reverse` or
-        `return_carries` is not a bool.
-      TypeError: `layer` is not a layer, `key` is not a PRNG key, a dtype or the structure of the
-        parameters, the inputs or the carry is wrong, the engine cannot run the cell, or
-        `return_carries` is True for a layer that is not a cell.
+      ValueError: a shape is wrong, a leaf of the parameters has the wrong dtype or is missing, the
+        engine is unknown or cannot run the cell, or `reverse` or `return_carries` is not a bool.
+      TypeError: `layer` is not a layer, `key` is not a PRNG key, the parameters are of another
+        type, a dtype or the structure of the inputs or of the carry is wrong, the engine cannot run
+        the cell, or `return_carries` is True for a layer that is not a cell.
 
     >>> import jax, jax.numpy as jnp, jrnn
     >>> cell = jrnn.LSTM(hidden_size=4)
@@ -152,7 +152,8 @@ def unroll_inputs(
 ) -> Any:
     """Computes `unroll` for arguments in a `SequenceInputs`.
 
-    Error messages begin with `inputs.owner`, the name of the function that the user called.
+    Messages about arguments begin with `inputs.owner`, the name of the function that the user
+    called.
     """
     check_layer(inputs.owner, "layer", layer)
     if return_carries and not isinstance(layer, Cell):

@@ -24,7 +24,7 @@ inline void wait_at_barrier(JrnnBarrier* barrier, int32_t size) {
       jrnn_relax();
     } else {
       // Sleeps, since sched_yield may alternate between two threads on one core for a long time.
-      // A thread that wakes up is scheduled on a free core.
+      // A thread that wakes up is usually scheduled on a free core.
       const timespec microsecond = {0, 1000};
       nanosleep(&microsecond, nullptr);
     }
@@ -42,7 +42,7 @@ JRNN_INLINE Range split_range(int64_t count, int64_t index, int64_t num) {
 }
 
 // A slice of the units of a part of the batch. With one slice per part, work items do not wait for
-// each other within a phase, so one worker may run several of them.
+// each other within a phase of a pass (see `work` in kernels.cc), so one worker may run several.
 struct WorkItem {
   const JrnnRun& run;
   int32_t index, part, slice;

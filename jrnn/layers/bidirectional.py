@@ -149,11 +149,11 @@ class Bidirectional(Layer):
     ) -> tuple[BidirectionalParams, Any]:
         if inputs.reverse:
             raise ValueError(
-                "unroll: reverse must be False for a bidirectional layer, got True; remove "
-                "reverse, since the layer already scans in both directions"
+                f"{inputs.owner}: reverse must be False for a bidirectional layer, got True; "
+                "remove reverse, since the layer already scans in both directions"
             )
         expected = "a Bidirectional must be a tuple with the carries of both directions"
-        init_carries = split_carry(inputs.carry, 2, expected)
+        init_carries = split_carry(inputs.owner, inputs.carry, 2, expected)
         keys = split_key(inputs.key, 2)
         forward, backward = (
             inputs.replace(xs=_inputs_for(layer, inputs.xs), carry=carry, key=key)

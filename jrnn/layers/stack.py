@@ -136,7 +136,7 @@ class Stack(Layer):
     ) -> tuple[Carry, Any]:
         count = len(self.layers)
         expected = f"a Stack must be a tuple with one carry for each of its {count} layers"
-        init_carries = split_carry(inputs.carry, count, expected)
+        init_carries = split_carry(inputs.owner, inputs.carry, count, expected)
         xs: Any = inputs.xs
         dt: Any = None
         if isinstance(xs, Timed) and Timed in self.input_types:

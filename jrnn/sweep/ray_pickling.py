@@ -17,7 +17,8 @@ INSTALLED = ("site-packages", "dist-packages")
 def pickle_by_value(cloudpickle: Any, experiments: Sequence[Any]) -> Iterator[None]:
     """Context manager in which classes of a config file are pickled with their code.
 
-    Workers cannot import a config file, nor the modules in its folder that it imports.
+    Workers cannot import a config file, nor the modules in its folder that it imports. Modules that
+    are installed, such as packages in `site-packages`, are imported by the workers.
 
     Args:
       cloudpickle: the module `ray.cloudpickle`.
@@ -34,19 +35,22 @@ def pickle_by_value(cloudpickle: Any, experiments: Sequence[Any]) -> Iterator[No
 
 
 def _find_user_modules(experiments: Sequence[Any]) -> list[ModuleType]:
-    """Returns the modules in the folders of the files that define classes of the experiments."""
+    """Returns all modules that were imported from the same folders as classes of the experiments.
+
+    A package is returned with its submodules. The folder of a submodule is that of its package.
+    """
     names = {cls.__module__ for cls in dataclasses_in(tuple(experiments))} & sys.modules.keys()
     folders = {_find_folder(sys.modules[name]) for name in names if not is_of_jrnn(name)}
     folders = {folder for folder in folders if folder is not None and folder.name not in INSTALLED}
     return [
         module
         for name, module in [*sys.modules.items()]
-        if "." not in name and not is_of_jrnn(name) and _find_folder(module) in folders
+        if not is_of_jrnn(name) and _find_folder(module) in folders
     ]
 
 
 def _find_folder(module: ModuleType) -> Path | None:
-    """Returns the folder from which a module can be imported; None for a built-in module."""
+    """Returns the folder from which a module can be imported; None if the module has no file."""
     if (file := getattr(module, "__file__", None)) is None:
         return None
     parents = Path(file).resolve().parents

@@ -81,9 +81,10 @@ class Update(NamedTuple):
       checkpoint: step and files of the newest checkpoint; None if an earlier update had it.
       metrics: for each trial of the group an offset in `metrics.jsonl`, and the content from there
         on, with all lines that the checkpoint needs; empty without a new checkpoint, unless `done`.
-      done: whether training has ended: all steps are done, a signal stopped it, or it failed.
-      result: the result of the group, if all steps are done.
-      best: the files of the run of the best trial of the group, if all steps are done; else empty.
+      done: whether training has ended: it is complete, a signal stopped it, or it failed. It is
+        complete if all steps are done or all trials have stopped early.
+      result: the result of the group if training is complete, else None.
+      best: the files of the run of the best trial of the group if training is complete, else empty.
       error: the error that ended the worker.
     """
 
@@ -194,10 +195,10 @@ def read_settings() -> dict[str, Any]:
 
 
 def make_portable(error: BaseException) -> Exception:
-    """Returns an error that can be unpickled, with the same message.
+    """Returns an error that can be unpickled.
 
-    Its class is a base class of the error: `WriteError`, a built-in class, or that of JAX. For all
-    other errors it is RuntimeError with the traceback as the message. Subclasses may need other
+    It has the same message if the error is an instance of one of the classes below. For all other
+    errors it is a RuntimeError with the traceback as the message. Subclasses may need other
     arguments than a message, and could then not be unpickled.
     """
     classes = (

@@ -1,4 +1,4 @@
-"""Capturing and replacing named values in a function, under all JAX transformations."""
+"""Capturing and replacing named values in a function, under jit, checkpoint, vmap and autodiff."""
 
 from collections.abc import Callable
 from typing import Any

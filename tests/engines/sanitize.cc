@@ -91,8 +91,7 @@ double sum_of_results(int32_t cell, Shape shape, bool reverse, bool lengths, boo
     std::free(scratch);
   };
   run_one(false);
-  // Not in `out`, since kernels do not write residuals on padding.
-  run.saved = S ? in.nan(T * B * S * H) : nullptr;
+  run.saved = S ? out.nan(T * B * S * H) : nullptr;  // zeros on padding
   run_one(false);
   run.d_ys = in.random(T * B * H), run.d_h_last = in.random(B * H), run.d_c_last = state_in();
   run.d_xs = out.nan(T * B * I), run.d_w_ih = out.nan(I * G * H);

@@ -228,7 +228,7 @@ JACOBIAN_OPTIONS = ("auto", "full", "diagonal")
 
 @dataclass(frozen=True)
 class Biased(jrnn.Elman):
-    """A bias in `recur`, as in PyTorch, which does not affect the Jacobian."""
+    """A bias in `recur`, as in PyTorch, which does not affect the Jacobian of `recur`."""
 
     def recur(self, params: Any, carry: Any) -> Any:
         return super().recur(params, carry) + params.b

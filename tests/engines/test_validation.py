@@ -208,3 +208,10 @@ def test_messages_have_a_bounded_length() -> None:
     with pytest.raises(TypeError, match="must be an array") as error:
         jrnn.unroll(CELL, PARAMS, tuple(XS for _ in range(999)))
     assert len(str(error.value).splitlines()[0]) < 400
+
+
+def test_scalar_arrays_and_default_tuples_are_described() -> None:
+    describe = jrnn.checks.describe
+    assert describe(np.array(3)) == "an array of shape () and dtype int64"
+    assert describe(jrnn.ConvLSTM(4)) == "ConvLSTM(hidden_size=4)"
+    assert describe(jrnn.Clockwork(4, periods=(1, 2))) == "Clockwork(hidden_size=4, periods=(1, 2))"

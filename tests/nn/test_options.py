@@ -14,7 +14,8 @@ from jrnn import nn
 
 RNGS = nnx.Rngs(0)
 LAYER = nn.GRU(3, 4, rngs=RNGS)
-TOKENS = nn.SequenceToSequence(LAYER, 6, rngs=RNGS, embedding=nnx.Embed(6, 3, rngs=RNGS))
+# A language model of six tokens.
+LM = nn.SequenceToSequence(LAYER, 6, rngs=RNGS, embedding=nnx.Embed(6, 3, rngs=RNGS))
 KEY = jax.random.key(0)
 
 INVALID: list[tuple[Any, str]] = [
@@ -32,8 +33,8 @@ INVALID: list[tuple[Any, str]] = [
     (lambda: nn.stream(nn.Classifier(LAYER, 2, rngs=RNGS)), "stream: model must .*got Classifier"),
     (lambda: nn.stream(jrnn.GRU(4)), r"stream: model must be a module .*got GRU\(hidden_size=4\)"),
     (lambda: nn.generate(LAYER, [[1]], 3, key=KEY), "generate: model must be a SequenceToSequence"),
-    (lambda: nn.generate(TOKENS, [[1.0]], 3, key=KEY), "generate: prompt must be tokens of an int"),
-    (lambda: nn.generate(TOKENS, [[1]], 3, key=0), "generate: key must be one key"),
+    (lambda: nn.generate(LM, [[1.0]], 3, key=KEY), "generate: prompt must be tokens of an int"),
+    (lambda: nn.generate(LM, [[1]], 3, key=0), "generate: key must be one key"),
     (lambda: jrnn.LSTM(3, 8), "takes 2 positional arguments but 3 were given"),
 ]  # fmt: skip
 
@@ -58,7 +59,7 @@ def test_unknown_engine_raises_with_the_name_of_the_module(module: Any) -> None:
 @pytest.mark.parametrize("token", [6, 100, -1])
 def test_generate_refuses_tokens_outside_of_the_vocabulary(token: int) -> None:
     with pytest.raises(ValueError, match=f"prompt must have tokens from 0 to 5, .*, got {token}$"):
-        nn.generate(TOKENS, jnp.array([[0, token, 1]]), 3, key=KEY)
+        nn.generate(LM, jnp.array([[0, token, 1]]), 3, key=KEY)
 
 
 def test_generate_refuses_an_embedding_without_all_tokens() -> None:

@@ -36,7 +36,7 @@ def lstm_peepholes(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndar
 
 
 def lstm_coupled(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Greff et al., 2017, CIFG without peepholes: i = 1 - f."""
+    """Greff et al., 2017, CIFG without peepholes; i = 1 - f here, and f = 1 - i in the paper."""
     h, c = carry
     a = Affine(params, "fgo")
     f = sigmoid(a("f", x, h))
@@ -132,7 +132,7 @@ def lstm_fgr(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
 
 
 def lstm_projected(params: Any, carry: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Sak et al., 2014, without its second, non-recurrent projection: r = W_rm m, and y = r.
+    """Sak et al., 2014, without peepholes and non-recurrent projection: r = W_rm m, and y = r.
 
     The carry contains m, from which the paper's r is computed.
     """

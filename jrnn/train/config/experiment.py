@@ -37,6 +37,7 @@ class RunOptions(checks.ConvertsFields):
         processes.
 
     Raises:
+      TypeError: mesh is neither None nor a str.
       ValueError: a number is not positive or not an int where one is required, accumulate does not
         divide batch_size, mesh cannot be parsed, or the seed or the number of steps is out of
         range.
@@ -78,7 +79,8 @@ class Experiment(RunOptions):
       run_dir: the folder that `jrnn train` creates for the run; None means a new folder in `runs`.
 
     Raises:
-      TypeError: a field has the wrong type.
+      TypeError: task, network, optimizer, tbptt or run_dir has the wrong type; see also
+        `RunOptions`.
       ValueError: see `RunOptions`.
     """
 
