@@ -7,6 +7,7 @@ each of which accepts any leading axes. Engines run these four, or what is deriv
 """
 
 import abc
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
@@ -21,7 +22,7 @@ from jrnn.layer import Carry as Carry
 from jrnn.layer import Inputs as Inputs
 from jrnn.layer import Layer, RunCell, SequenceInputs, register_for_export
 from jrnn.layer import Params as Params
-from jrnn.params import check_input_type, conform_params
+from jrnn.params import check_input_type, conform_params, convert_params
 
 Gates = Any
 
@@ -203,6 +204,8 @@ class Cell(Layer):
                 f"{cls.__name__}: step must not be overridden; implement project, recur, update "
                 "and readout instead"
             )
+        if "init_carry" in vars(cls):
+            cls.init_carry = _with_converted_params(cls.init_carry)
 
     @abc.abstractmethod
     def project(self, params: Params, x: Inputs) -> Gates:
@@ -327,7 +330,9 @@ class Cell(Layer):
         """
 
         def step_output(params: Params) -> Any:
-            return self.step(params, self.init_carry(params, ()), self.inputs(input_size, ()))[1]
+            x = self.inputs(input_size, ())
+            params, x = cast((params, x), widest_dtype(params, x))
+            return self.step(params, self.init_carry(params, ()), x)[1]
 
         return jax.eval_shape(step_output, params)
 
@@ -392,6 +397,17 @@ class Cell(Layer):
         xs = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[None], x))
         params, noise = self.sample_noise(params, xs, (1, *batch), key)
         return params, carry, add_noise(x, jax.tree.map(lambda leaf: leaf[0], noise))
+
+
+def _with_converted_params(init_carry: Callable[..., Carry]) -> Callable[..., Carry]:
+    """Returns a method that converts the parameters by `convert_params` and calls `init_carry`."""
+
+    @functools.wraps(init_carry)
+    def converted(self: Cell, params: Params, batch_shape: tuple[int, ...]) -> Carry:
+        params = convert_params(f"{type(self).__name__}.init_carry", self, params)
+        return init_carry(self, params, batch_shape)
+
+    return converted
 
 
 def add_noise(x: Inputs, noise: Any) -> Inputs:

@@ -43,6 +43,8 @@ def _describe(value: Any) -> str:
     if dataclasses.is_dataclass(value):
         return _describe_fields(value)
     if isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+        if isinstance(value, np.ndarray) and value.ndim == 0:
+            return repr(value)
         return f"an array of shape {value.shape} and dtype {value.dtype}"
     if type(value).__module__.partition(".")[0] in ("flax", "pandas", "torch"):
         return f"{type(value).__module__.partition('.')[0]}'s {type(value).__name__}"

@@ -64,13 +64,48 @@ def conform_params(
             f"{size})"
         )
     error = ValueError if type(converted) is type(expected) else TypeError
-    remedy = f"use {type(layer).__name__}.init(key, {size})"
-    if any(map(_is_of_flax, jax.tree.leaves(params, is_leaf=_is_of_flax))):
-        remedy = "use the attribute params of the module"
     raise error(
         f"{owner}: params must be those of {checks.describe(layer)} for inputs of size {size}, got "
-        f"{_describe_difference(expected, converted)}; {remedy}"
+        f"{_describe_difference(expected, converted)}; {_remedy(layer, params, size)}"
     )
+
+
+def convert_params(owner: str, layer: Layer, params: Params) -> Params:
+    """Returns the parameters for a function without inputs; dicts are converted.
+
+    Shapes are not validated, since they depend on the input size.
+
+    Args:
+      owner: the function that the user called, for error messages.
+      layer: a cell or a layer.
+      params: its parameters.
+
+    Raises:
+      TypeError: `params` has another type than the parameters of the layer.
+    """
+    if isinstance(params, tuple) or _is_array(params):
+        return params
+    sizes = {axis for leaf in jax.tree.leaves(params) for axis in _shape(leaf)} - {0}
+    for size in sorted(sizes)[:MAX_CANDIDATES] or [1]:
+        try:
+            expected, signature = _expected_params(layer, size)
+        except (TypeError, ValueError):  # the layer has no such input size
+            continue
+        converted = _convert_dicts(expected, params)
+        if signature is None or type(converted) is type(expected):
+            return converted
+        raise TypeError(
+            f"{owner}: params must be those of {checks.describe(layer)}, got "
+            f"{checks.describe(params)}; {_remedy(layer, params, 'input_size')}"
+        )
+    return params
+
+
+def _remedy(layer: Layer, params: Params, size: int | str | None) -> str:
+    """Returns where the right parameters are found."""
+    if any(map(_is_of_flax, jax.tree.leaves(params, is_leaf=_is_of_flax))):
+        return "use the attribute params of the module"
+    return f"use {type(layer).__name__}.init(key, {size})"
 
 
 def refuse_non_arrays(owner: str, **arguments: Any) -> None:

@@ -229,7 +229,7 @@ def _lyapunov(
         is_included = num_to_skip <= 0 if valid is None else (num_to_skip <= 0) & valid
         log_sums += jnp.log(tree_where(is_included, diagonal, jnp.ones_like(diagonal)))
         log_sums = tree_where(is_nan & is_included, jnp.full_like(log_sums, jnp.nan), log_sums)
-        steps = steps + is_included
+        steps = steps + is_included.astype(steps.dtype)
         carry, q, num_to_skip = tree_where(
             valid,
             (carry, q, jnp.maximum(num_to_skip - 1, 0)),
@@ -278,7 +278,7 @@ def _orthonormalize(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _mean(sums: jax.Array, steps: jax.Array) -> jax.Array:
     """Divides sums by numbers of steps; NaN for zero steps."""
-    return jnp.where(steps > 0, sums / jnp.maximum(steps, 1), jnp.nan)
+    return jnp.where(steps > 0, sums / jnp.maximum(steps, 1).astype(sums.dtype), jnp.nan)
 
 
 def _initial_q(size: int, num_exponents: int, batch: int, dtype: jnp.dtype) -> jax.Array:

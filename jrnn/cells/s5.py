@@ -108,10 +108,11 @@ class S5(Cell):
         draw_dtype = promote_dtypes(dtype, jnp.float32)
         # With `conjugate`, keep the eigenvalue of each pair that has a positive imaginary part.
         eig = hippo_legs_eig(num_eigenvalues)
-        eigenvalues, v = (array[..., -self.num_states :] for array in eig)
+        eigenvalues, v = (jnp.asarray(array[..., -self.num_states :]) for array in eig)
         lecun = jax.nn.initializers.lecun_normal()
-        b = lecun(key_b, (input_size, num_eigenvalues), draw_dtype) @ v.conj()
-        c = v.T @ lecun(key_c, (num_eigenvalues, self.hidden_size), draw_dtype)
+        b_0 = lecun(key_b, (input_size, num_eigenvalues), draw_dtype)
+        c_0 = lecun(key_c, (num_eigenvalues, self.hidden_size), draw_dtype)
+        b, c = b_0.astype(v.dtype) @ v.conj(), v.T @ c_0.astype(v.dtype)
         d = lecun(key_d, (input_size, self.hidden_size), draw_dtype)
         log_step = initializers.uniform(
             key_step, self.num_states, np.log(self.step_min), np.log(self.step_max), draw_dtype

@@ -182,7 +182,8 @@ def _pool(pool: str, ys: jax.Array, lengths: ArrayLike | None, body: Body) -> ja
         return ys.sum(axis=0) / jnp.maximum(lengths, 1)[:, None].astype(ys.dtype)
     if pool == "max":
         valid = valid_steps(lengths, steps)
-        maximum = max_propagating_nan(jnp.where(valid[..., None], ys, -jnp.inf), axis=0)
+        lowest = jnp.finfo(ys.dtype).min  # not -inf, for which `jax_debug_infs` raises
+        maximum = max_propagating_nan(jnp.where(valid[..., None], ys, lowest), axis=0)
         return jnp.where(lengths[:, None] > 0, maximum, 0)
     last = jnp.maximum(lengths - 1, 0)
     ends = np.cumsum(body.output_sizes)[:-1]

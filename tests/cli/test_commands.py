@@ -5,7 +5,9 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -75,6 +77,20 @@ def test_train_writes_a_run_that_eval_reads(tmp_path, capsys):
 
 
 SWEEP = ["sweep", "configs/digits.py:order=row", "--over", "seed=0:2", "network.dropout=0.1,0.2"]
+
+
+def test_train_and_eval_give_the_same_results_without_jit(capsys):
+    args = ["train", "configs/adding.py", "--steps", "2", "--eval-every", "2", "--batch-size", "8"]
+    args += ["--task.length", "6", "--task.train-size", "16", "--task.eval-size", "8"]
+    args += ["--network.cell.hidden-size", "4"]
+    main([*args, "--run-dir", "jit"])
+    with jax.disable_jit():
+        main([*args, "--run-dir", "eager"])
+        capsys.readouterr()
+        main(["eval", "eager"])
+    results = [json.loads(Path(run, "result.json").read_text()) for run in ("eager", "jit")]
+    test, expected = (result["test"] for result in results)
+    assert test == pytest.approx(expected, rel=1e-5) and f"{test:.4f}" in capsys.readouterr().out
 
 
 def test_sweep_writes_figure_and_run_of_best_trial_and_can_be_resumed(

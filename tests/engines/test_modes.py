@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 import jrnn
-from jrnn import Engine
+from jrnn import Engine, nn
+from jrnn.analysis import capture_gates, lyapunov
 from jrnn.engines.auto import Auto
 from jrnn.testing.case import assert_close
 from tests.helpers import differentiable_leaves, mark_exhaustive, random_batch, random_params
@@ -361,6 +363,53 @@ ALWAYS = [
 )
 def test_engine_works_in_mode(mode: str, case: Case) -> None:
     MODES[mode](case)
+
+
+@pytest.mark.parametrize("mode", CHEAP)
+def test_params_and_carries_of_every_cell_are_initialized_in_mode(mode: str) -> None:
+    for name, row in CELLS.items():
+        cell = row.make(4)
+        for dtype in (jnp.float32, jnp.bfloat16):
+
+            def init(key: jax.Array, cell: Any = cell, dtype: Any = dtype) -> Any:
+                params = cell.init(key, 3, dtype)
+                return params, cell.init_carry(params, (2,))
+
+            with TRACED[mode]():
+                assert jax.eval_shape(init, jax.random.key(0)), name
+
+
+def run_modules(xs: Any) -> None:
+    """Calls the modules of `jrnn.nn`, layers and analyses with lengths; `xs` is `[B, T, 3]`."""
+    lengths, rngs = jnp.array([4, 2]), nnx.Rngs(0)
+    gru = nn.GRU(3, 4, 2, rngs=rngs, bidirectional=True, dropout=0.3)
+    for pool in ("last", "mean", "max"):
+        nn.Classifier(gru, 2, rngs=rngs, pool=pool, dropout=0.5)(xs, lengths=lengths)
+    body = nn.LSTM(3, 4, rngs=rngs)
+    embedding = nnx.Embed(6, 3, rngs=rngs)
+    model = nn.SequenceToSequence(body, 6, rngs=rngs, embedding=embedding)
+    nn.generate(model, jnp.array([[1, 2]]), 3, key=jax.random.key(0), temperature=0.7)
+    nn.stream(body, batch_size=2).step(xs[:, 0])
+    for merge in ("concat", "sum", "mul", "ave"):
+        layer = jrnn.bidirectional(jrnn.GRU(4), merge=merge)
+        params = layer.init(jax.random.key(0), 3)
+        jrnn.unroll(layer, params, xs.swapaxes(0, 1), lengths=lengths)
+    for cell in (jrnn.LSTM(4), jrnn.GRU(4)):
+        params = cell.init(jax.random.key(0), 3)
+        for analyze in (lyapunov, capture_gates):
+            analyze(cell, params, xs.swapaxes(0, 1), lengths=lengths)
+
+
+@pytest.mark.parametrize("mode", CHEAP)
+def test_modules_and_analyses_work_in_mode(mode: str) -> None:
+    with TRACED[mode]():
+        jax.eval_shape(run_modules, jax.ShapeDtypeStruct((2, 4, 3), jnp.float32))
+
+
+def test_max_pooling_over_padding_computes_no_infinity() -> None:
+    model = nn.Classifier(nn.GRU(3, 4, rngs=nnx.Rngs(0)), 2, rngs=nnx.Rngs(0), pool="max")
+    with jax.debug_infs(True):
+        assert model(jnp.ones((2, 4, 3)), lengths=jnp.array([4, 0])).shape == (2, 2)
 
 
 def test_export_of_a_kernel_advises_another_engine() -> None:

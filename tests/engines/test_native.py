@@ -307,3 +307,20 @@ def test_missing_extension_raises_and_auto_falls_back(monkeypatch: pytest.Monkey
     finally:
         kernel_call.register_kernels.cache_clear()
     assert ys.shape == (12, 3, 3)
+
+
+def test_residuals_on_padding_are_zeros() -> None:
+    """Memory that a kernel does not write may contain NaN, for which `jax_debug_nans` raises."""
+    code = """
+import jax, numpy as np, jrnn
+xs, lengths = np.ones((5, 3, 3), np.float32), np.array([5, 2, 0], np.int32)
+for cell in (jrnn.LSTM(4), jrnn.GRU(4)):
+    params = cell.init(jax.random.key(0), 3)
+    run = lambda params: jrnn.unroll(cell, params, xs, lengths=lengths, engine="native")
+    leaves = jax.tree.leaves(jax.vjp(run, params)[1])
+    saved = [np.asarray(a) for a in leaves if a.ndim == 4 and a.shape[:2] == (5, 3)]
+    assert saved and not any(a[2:, 1].any() or a[:, 2].any() for a in saved)
+"""
+    # With this variable, glibc overwrites memory that it allocates.
+    env = os.environ | {"MALLOC_PERTURB_": "85", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=120)

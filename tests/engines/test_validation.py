@@ -110,6 +110,19 @@ def test_nested_dicts_and_named_tuples_of_params_give_equal_results() -> None:
     np.testing.assert_array_equal(dict_grads[1]["backward"]["w_hh"], grads[1].backward.w_hh)
 
 
+def test_init_carry_accepts_dicts_and_refuses_other_types() -> None:
+    """It has no inputs, on which the shapes of the parameters depend."""
+    to_dict = lambda params: {k: v for k, v in params._asdict().items() if v is not None}
+    for cell in (CELL, GRUD(4), transforms.layer_norm(GRU(4))):
+        params = cell.init(KEY, 3)
+        got = jax.eval_shape(lambda p, cell=cell: cell.init_carry(p, (2,)), to_dict(params))
+        assert got == jax.eval_shape(lambda p, cell=cell: cell.init_carry(p, (2,)), params)
+    for wrong in ("none", "state", "dict"):
+        params, _ = WRONG_PARAMS[wrong]
+        with pytest.raises(TypeError, match=r"^LSTM.init_carry: params must be those of LSTM\(hid"):
+            CELL.init_carry(params, (2,))
+
+
 def test_params_restored_by_orbax_are_accepted(tmp_path: Any) -> None:
     ocp: Any = pytest.importorskip("orbax.checkpoint")
     with ocp.StandardCheckpointer() as checkpointer:
@@ -196,6 +209,15 @@ def test_nested_lists_are_converted() -> None:
         ValueError, match="unroll: xs must be one array, got nested lists of unequa"
     ):
         jrnn.unroll(CELL, PARAMS, [[[1.0, 2.0, 3.0]], [[1.0, 2.0]]])
+
+
+def test_scalar_arrays_are_described_by_shape_and_dtype() -> None:
+    describe = jrnn.checks.describe
+    assert describe(jnp.float32(1)) == "an array of shape () and dtype float32"
+    assert describe(KEY) == "an array of shape () and dtype key<fry>"
+    assert describe(np.array(-3)) == "array(-3)" and describe(np.int64(-3)) == "np.int64(-3)"
+    with pytest.raises(ValueError, match=r"positive int, got an array of shape \(\) and dtype int"):
+        LSTM(jnp.int32(8))  # pyright: ignore[reportArgumentType]
 
 
 def test_messages_have_a_bounded_length() -> None:
