@@ -7,6 +7,7 @@ which takes a second, is handled too.
 """
 
 import contextlib
+import errno
 import io
 import os
 import select
@@ -17,6 +18,7 @@ from typing import NoReturn
 
 from jrnn import signals
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HELP = """\
 usage: jrnn COMMAND [ARGUMENTS]
 
@@ -149,6 +151,9 @@ def _describe_error(error: Exception) -> tuple[str, int]:
 
     if isinstance(error, FloatingPointError | WriteError):
         return message, 1
+    # Files have their names in a WriteError.
+    if isinstance(error, OSError) and error.errno in DISK_FULL and error.filename is None:
+        return f"standard output cannot be written: {error.strerror}; free disk space", 1
     if isinstance(error, (ValueError, TypeError, OSError, ImportError)) and message:
         return message, 2
     return (

@@ -201,6 +201,10 @@ class EvalOptions:
     trust: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
+MAX_SAMPLE = 10**6
+"""Maximum number of characters of a sample; it is printed as a whole, after about a minute."""
+
+
 @dataclass(frozen=True)
 class SampleOptions:
     """Samples text from the language model of a run, such as a run of configs/text.py.
@@ -240,6 +244,8 @@ def sample_command(args: list[str]) -> None:
     """
     options: SampleOptions = parse_flags(SampleOptions, args, prog="jrnn sample")
     run, prompt = options.run, options.prompt
+    checks.int_between("sample", "length", options.length, 1, MAX_SAMPLE)
+    checks.int_between("sample", "seed", options.seed, 0, checks.MAX_SEED)
     experiment, data = _load_run(Path(run), options.trust)
     if data.vocabulary is None:
         raise ValueError(
@@ -247,7 +253,6 @@ def sample_command(args: list[str]) -> None:
         )
     if prompt is None:
         prompt = "\n" if "\n" in data.vocabulary else data.vocabulary[0]
-    checks.int_between("sample", "seed", options.seed, 0, checks.MAX_SEED)
     if not prompt:
         raise ValueError("sample: prompt must have at least one character, got an empty text")
     ids = {character: id for id, character in enumerate(data.vocabulary)}

@@ -187,9 +187,10 @@ def test_sample_prints_prompt_and_is_reproducible(text_run, capsys):
 def test_invalid_sample_command_exits_with_message(text_run, tmp_path, capsys):
     assert "got 'Ж'" in run_and_fail(["sample", str(text_run), "--prompt", "Ж"], capsys)
     assert "at least one" in run_and_fail(["sample", str(text_run), "--prompt", ""], capsys)
-    assert "length must be" in run_and_fail(
-        ["sample", str(text_run), "--prompt", "t", "--length", "0"], capsys
-    )
+    for length in ("0", "2000000000", "1000000000000"):
+        assert "length must be an int from 1 to 1000000" in run_and_fail(
+            ["sample", str(text_run), "--prompt", "t", "--length", length], capsys
+        )
     main(["train", "configs/adding.py:runlocal=true", "--run-dir", "adding", *SMALL])
     capsys.readouterr()
     assert "must be a run of a text task, got Adding" in run_and_fail(["sample", "adding"], capsys)

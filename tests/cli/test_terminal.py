@@ -139,6 +139,21 @@ def test_closed_pipe_ends_the_command_without_a_message(args):
     assert process.returncode == 128 + signal.SIGPIPE and process.stderr == ""
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("args", [["--version"], ["ls", "tasks"]])
+def test_output_on_a_full_disk_exits_with_code_1(args):
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "jrnn", *args],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    error = "jrnn: standard output cannot be written: No space left on device; free disk space\n"
+    assert process.returncode == 1 and process.stderr == error
+
+
 def test_non_finite_options_are_refused(capsys):
     for flags in (
         ["--optimizer.learning-rate", "inf"],

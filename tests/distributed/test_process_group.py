@@ -203,19 +203,30 @@ def test_processes_of_another_number_or_version_raise():
 def test_messages_of_other_programs_are_ignored():
     """The messages reach the coordination service of JAX, the only server of a group."""
     port, stop = free_port(), threading.Event()
-    texts = [b"GET / HTTP/1.1\r\n\r\n", b'{"process": 1}\n', b"[" * 100_000, b"\0" * 10**6, b""]
+    texts = [b"GET / HTTP/1.1\r\n\r\n", b'{"process": 1}\n', b'{"process": 1e999}\n', b""]
+    texts += [b"[" * 100_000, b"\0" * 10**6, b"a" * 3 * 10**7]
 
-    def connect():
-        while not stop.is_set():
-            for text in texts:
-                with (
-                    contextlib.suppress(OSError),
-                    socket.create_connection(("127.0.0.1", port), timeout=1) as connection,
-                ):
-                    connection.sendall(text)
-            time.sleep(0.05)
+    def connect(connections):
+        address = "127.0.0.1", port
+        for text in texts:
+            with contextlib.suppress(OSError):
+                connection = connections.enter_context(socket.create_connection(address, timeout=1))
+                connection.sendall(text)
 
-    thread = threading.Thread(target=connect)
+    def repeat():
+        with contextlib.ExitStack() as half_open:
+            slow = None
+            while not stop.wait(0.05):
+                with contextlib.ExitStack() as connections:
+                    connect(connections)
+                with contextlib.suppress(OSError):
+                    if slow is None:  # then one byte at a time, and never a whole line
+                        connect(half_open)
+                        slow = socket.create_connection(("127.0.0.1", port), timeout=1)
+                        half_open.enter_context(slow)
+                    slow.sendall(b"{")
+
+    thread = threading.Thread(target=repeat)
     thread.start()
     try:
         codes, errors, _ = run("end", port=port)
