@@ -69,6 +69,10 @@ class Observed(NamedTuple):
 
     def zero_missing(self) -> "Observed":
         """Returns the input with 0 in place of missing values, which receive no gradient."""
+        if self.mask.shape[-1:] != self.x.shape[-1:]:
+            raise ValueError(
+                f"Observed: mask must have the shape of x, {self.x.shape}, got {self.mask.shape}"
+            )
         zeros = jnp.zeros((), self.x.dtype)
         return self._replace(x=jnp.where(self.mask != 0, self.x, zeros))
 
@@ -368,17 +372,36 @@ class Cell(Layer):
           The new carry, in the dtypes of `carry`, and the output `[..., output]`.
 
         Raises:
-          TypeError: `params` or `x` has a wrong type, or `key` is not a PRNG key.
-          ValueError: the structure, a shape or a dtype within `params` is wrong, or `x` has another
-            input size than `params`.
+          TypeError: `params`, `carry` or `x` has a wrong type, or `key` is not a PRNG key.
+          ValueError: the structure, a shape or a dtype within `params` is wrong, `x` has another
+            input size than `params`, or a leaf of `carry` has a wrong size.
         """
         owner = f"{type(self).__name__}.step"
         check_input_type(owner, self, params, x, "x")
         params = conform_params(owner, self, params, x, "x")
         if key is not None:
             checks.prng_key(owner, "key", key)
-        new, y = self._step(*self._with_noise(params, carry, x, key=key))
-        return jax.tree.map(lambda a, old: a.astype(jnp.result_type(old)), new, carry), y
+        try:
+            new, y = self._step(*self._with_noise(params, carry, x, key=key))
+            return jax.tree.map(lambda a, old: a.astype(jnp.result_type(old)), new, carry), y
+        except (AttributeError, TypeError, ValueError):
+            self._check_carry(owner, params, carry, x)
+            raise
+
+    def _check_carry(self, owner: str, params: Params, carry: Carry, x: Inputs) -> None:
+        """Raises if the carry of a step that failed is not one of `init_carry`."""
+        expected = jax.eval_shape(lambda: self.init_carry_like(params, x))
+        if jax.tree.structure(carry) != jax.tree.structure(expected):
+            raise TypeError(
+                f"{owner}: carry must have the structure of {type(self).__name__}.init_carry, "
+                f"{checks.shorten(jax.tree.structure(expected))}, got {checks.describe(carry)}"
+            )
+        shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (expected, carry)]
+        if [shape[-1:] for shape in shapes[0]] != [shape[-1:] for shape in shapes[1]]:
+            raise ValueError(
+                f"{owner}: carry must have leaves of shapes {checks.shorten(shapes[0])}, got "
+                f"{checks.shorten(shapes[1])}"
+            )
 
     def _step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, Any]:
         z = self.project(params, x)
@@ -400,12 +423,17 @@ class Cell(Layer):
 
 
 def _with_converted_params(init_carry: Callable[..., Carry]) -> Callable[..., Carry]:
-    """Returns a method that converts the parameters by `convert_params` and calls `init_carry`."""
+    """Returns a method that validates its arguments, converts dicts, and calls `init_carry`."""
 
     @functools.wraps(init_carry)
     def converted(self: Cell, params: Params, batch_shape: tuple[int, ...]) -> Carry:
-        params = convert_params(f"{type(self).__name__}.init_carry", self, params)
-        return init_carry(self, params, batch_shape)
+        owner = f"{type(self).__name__}.init_carry"
+        if not isinstance(batch_shape, tuple | list):
+            raise TypeError(
+                f"{owner}: batch_shape must be a tuple of ints such as (32,), got "
+                f"{checks.describe(batch_shape)}"
+            )
+        return init_carry(self, convert_params(owner, self, params), batch_shape)
 
     return converted
 

@@ -83,7 +83,7 @@ def convert_params(owner: str, layer: Layer, params: Params) -> Params:
     Raises:
       TypeError: `params` has another type than the parameters of the layer.
     """
-    if isinstance(params, tuple) or _is_array(params):
+    if getattr(type(params), "_fields", None) is not None or _is_array(params):
         return params
     sizes = {axis for leaf in jax.tree.leaves(params) for axis in _shape(leaf)} - {0}
     for size in sorted(sizes)[:MAX_CANDIDATES] or [1]:
@@ -92,13 +92,19 @@ def convert_params(owner: str, layer: Layer, params: Params) -> Params:
         except (TypeError, ValueError):  # the layer has no such input size
             continue
         converted = _convert_dicts(expected, params)
-        if signature is None or type(converted) is type(expected):
+        is_of_type = type(converted) is type(expected)
+        if signature is None or (is_of_type and _length(converted) == _length(expected)):
             return converted
         raise TypeError(
             f"{owner}: params must be those of {checks.describe(layer)}, got "
             f"{checks.describe(params)}; {_remedy(layer, params, 'input_size')}"
         )
     return params
+
+
+def _length(params: Params) -> int | None:
+    """Returns the number of entries of a tuple, such as the layers of a stack."""
+    return len(params) if isinstance(params, tuple) else None
 
 
 def _remedy(layer: Layer, params: Params, size: int | str | None) -> str:

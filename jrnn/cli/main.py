@@ -133,7 +133,8 @@ def _load_commands() -> dict[str, Callable[[list[str]], None]]:
 def _describe_error(error: Exception) -> tuple[str, int]:
     """Returns the message and the exit code for an error."""
     message = _format_message(error)
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in message:
+    no_memory = "RESOURCE_EXHAUSTED" in message or "Out of memory allocating" in message
+    if isinstance(error, MemoryError) or no_memory:
         return (
             f"out of memory ({message.splitlines()[0] if message else 'no message'}); use a "
             "smaller batch or network, or use consecutive class and token ids from 0, since the "

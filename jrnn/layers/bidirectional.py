@@ -10,8 +10,17 @@ from jax.typing import DTypeLike
 
 from jrnn import checks
 from jrnn.cell import Timed
-from jrnn.layer import Inputs, Layer, RunCell, SequenceInputs, split_carry, split_key
+from jrnn.layer import (
+    Inputs,
+    Layer,
+    RunCell,
+    SequenceInputs,
+    check_layer,
+    split_carry,
+    split_key,
+)
 from jrnn.masking import reverse_resets
+from jrnn.params import convert_params
 
 MERGES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "concat": lambda a, b: jnp.concatenate([a, b], axis=-1),
@@ -73,11 +82,7 @@ class Bidirectional(Layer):
         if self.backward is None:
             object.__setattr__(self, "backward", self.forward)
         for name, layer in zip(("forward", "backward"), self._directions, strict=True):
-            if not isinstance(layer, Layer):
-                raise TypeError(
-                    f"Bidirectional: {name} must be a cell such as jrnn.LSTM(64), or a layer, got "
-                    f"{layer!r}"
-                )
+            check_layer("Bidirectional", name, layer)
             if not layer.causal:
                 raise ValueError(f"Bidirectional: {name} must be causal, got {layer!r}")
         checks.one_of("Bidirectional", "merge", self.merge, MERGES)
@@ -125,6 +130,7 @@ class Bidirectional(Layer):
     def init_carry(
         self, params: BidirectionalParams, batch_shape: tuple[int, ...]
     ) -> BidirectionalParams:
+        params = convert_params("Bidirectional.init_carry", self, params)
         pairs = zip(self._directions, params, strict=True)
         return BidirectionalParams(*(layer.init_carry(p, batch_shape) for layer, p in pairs))
 

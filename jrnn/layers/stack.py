@@ -16,9 +16,11 @@ from jrnn.layer import (
     Params,
     RunCell,
     SequenceInputs,
+    check_layer,
     split_carry,
     split_key,
 )
+from jrnn.params import convert_params
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,7 @@ class Stack(Layer):
                 f"Stack: layers must be a non-empty list of cells or layers, got {self.layers!r}"
             )
         for n, layer in enumerate(self.layers):
-            if not isinstance(layer, Layer):
-                raise TypeError(
-                    f"Stack: layers[{n}] must be a cell such as jrnn.LSTM(64), or a layer, got "
-                    f"{layer!r}"
-                )
+            check_layer("Stack", f"layers[{n}]", layer)
         for n, layer in enumerate(self.layers[1:], 1):
             inputs = jax.eval_shape(lambda layer=layer: layer.inputs(1, ()))
             if not isinstance(inputs, jax.ShapeDtypeStruct):
@@ -118,6 +116,7 @@ class Stack(Layer):
         return y
 
     def init_carry(self, params: Params, batch_shape: tuple[int, ...]) -> Carry:
+        params = convert_params("Stack.init_carry", self, params)
         pairs = zip(self.layers, params, strict=True)
         return tuple(layer.init_carry(p, batch_shape) for layer, p in pairs)
 

@@ -80,8 +80,8 @@ def generate(
     checks.prng_key("generate", "key", key)
     prompt = jnp.asarray(prompt)
     _check_prompt(model, prompt)
-    # A key of 8 bytes for each step, and a token of 4 bytes for each step and sequence.
-    needed = length * (8 + 4 * prompt.shape[0])
+    # A key of 8 bytes for each step; a token and its transposed copy, for each step and sequence.
+    needed = length * (8 + 8 * prompt.shape[0])
     memory.check_devices("generate", f"{length} tokens", needed, "sample fewer tokens")
     eval_model = nnx.merge(*nnx.split(model), copy=True)
     eval_model.eval()

@@ -1,7 +1,7 @@
 """Models: recurrent layers with an output layer."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,7 @@ class Classifier(nnx.Module):
         """
         check_body("Classifier", body)
         check_rngs("Classifier", rngs)
+        _check_embedding("Classifier", embedding)
         output_size = checks.positive_int("Classifier", "output_size", output_size)
         checks.one_of("Classifier", "pool", pool, POOLS)
         self.body = body
@@ -120,6 +121,7 @@ class SequenceToSequence(nnx.Module):
         """
         check_body("SequenceToSequence", body)
         check_rngs("SequenceToSequence", rngs)
+        _check_embedding("SequenceToSequence", embedding)
         output_size = checks.positive_int("SequenceToSequence", "output_size", output_size)
         self.body = body
         self.embedding = embedding
@@ -149,6 +151,15 @@ class SequenceToSequence(nnx.Module):
         """
         carry, ys = self.body(_embed(self.embedding, xs), carry, lengths=lengths, resets=resets)
         return carry, self.head(ys if self.dropout is None else self.dropout(ys))
+
+
+def _check_embedding(owner: str, embedding: Any) -> None:
+    """Raises a TypeError unless the embedding is None or callable."""
+    if embedding is not None and not callable(embedding):
+        raise TypeError(
+            f"{owner}: embedding must be a module such as nnx.Embed(6, 3, rngs=nnx.Rngs(0)), got "
+            f"{checks.describe(embedding)}"
+        )
 
 
 def _embed(embedding: Embedding | None, xs: jax.Array) -> jax.Array:

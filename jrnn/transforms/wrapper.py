@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jrnn import checks
 from jrnn.cell import (
     Carry,
     Cell,
@@ -18,6 +19,7 @@ from jrnn.cell import (
     add_noise,
     split_noise,
 )
+from jrnn.layer import Layer, check_layer
 
 
 class WrapperNoise(NamedTuple):
@@ -60,9 +62,12 @@ class Wrapper(Cell):
 
     def __post_init__(self) -> None:
         if not isinstance(self.cell, Cell):
+            if not isinstance(self.cell, Layer):
+                check_layer(self.owner, "cell", self.cell, Cell)
             raise TypeError(
-                f"{self.owner}: cell must be a cell such as jrnn.LSTM(64), got {self.cell!r}; to "
-                "transform a layer such as a stack, transform the cells in it"
+                f"{self.owner}: cell must be a cell such as jrnn.LSTM(64), got "
+                f"{checks.describe(self.cell)}; to transform a layer such as a stack, transform "
+                "the cells in it"
             )
 
     @property

@@ -123,6 +123,36 @@ def test_init_carry_accepts_dicts_and_refuses_other_types() -> None:
             CELL.init_carry(params, (2,))
 
 
+def test_init_carry_of_layers_accepts_dicts_and_refuses_other_types() -> None:
+    to_dict = lambda params: {k: v for k, v in params._asdict().items() if v is not None}
+    lstm, pair = STACK_PARAMS
+    nested = [to_dict(lstm), {"backward": pair.backward, "forward": pair.forward}]
+    run = lambda params: STACK.init_carry(params, (2,))
+    assert jax.eval_shape(run, nested) == jax.eval_shape(run, STACK_PARAMS)
+    for wrong in (None, STACK_PARAMS[:1], [lstm]):
+        with pytest.raises(TypeError, match=r"^Stack.init_carry: params must be those of Stack"):
+            STACK.init_carry(wrong, (2,))
+    with pytest.raises(TypeError, match=r"^Bidirectional.init_carry: params must be .*got None"):
+        STACK.layers[1].init_carry(None, (2,))
+    with pytest.raises(TypeError, match=r"batch_shape must be a tuple of ints such as .*got 2$"):
+        CELL.init_carry(PARAMS, 2)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("carry", "error", "message"),
+    [
+        (None, TypeError, "carry must have the structure of LSTM.init_carry, .*got None"),
+        (XS, TypeError, r"LSTM.init_carry, .*got an array of shape \(5, 2, 3\)"),
+        ((XS[0], XS[0]), TypeError, "LSTM.init_carry, .*got tuple of 2 arrays"),
+        (LSTM(6).init_carry(PARAMS, (2,)), ValueError, r"leaves of shapes .*4\).*got .*6\)"),
+    ],
+    ids=["none", "array", "tuple", "size"],
+)
+def test_wrong_carry_of_a_step_raises(carry: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^LSTM.step: {message}|^LSTM.step: .*{message}"):
+        CELL.step(PARAMS, carry, XS[0])
+
+
 def test_params_restored_by_orbax_are_accepted(tmp_path: Any) -> None:
     ocp: Any = pytest.importorskip("orbax.checkpoint")
     with ocp.StandardCheckpointer() as checkpointer:
@@ -218,6 +248,13 @@ def test_scalar_arrays_are_described_by_shape_and_dtype() -> None:
     assert describe(np.array(-3)) == "array(-3)" and describe(np.int64(-3)) == "np.int64(-3)"
     with pytest.raises(ValueError, match=r"positive int, got an array of shape \(\) and dtype int"):
         LSTM(jnp.int32(8))  # pyright: ignore[reportArgumentType]
+
+
+def test_mask_of_another_size_raises() -> None:
+    cell = GRUD(4)
+    observed = Observed(XS, XS[..., :2], XS)
+    with pytest.raises(ValueError, match=r"^Observed: mask must have the shape of x, .*2, 2\)"):
+        jrnn.unroll(cell, cell.init(KEY, 3), observed)
 
 
 def test_messages_have_a_bounded_length() -> None:

@@ -35,6 +35,12 @@ INVALID: list[tuple[Any, str]] = [
     (lambda: nn.generate(LAYER, [[1]], 3, key=KEY), "generate: model must be a SequenceToSequence"),
     (lambda: nn.generate(LM, [[1.0]], 3, key=KEY), "generate: prompt must be tokens of an int"),
     (lambda: nn.generate(LM, [[1]], 3, key=0), "generate: key must be one key"),
+    (lambda: nn.Classifier(LAYER, 2, rngs=RNGS, embedding=3), "Classifier: embedding must be"),
+    (lambda: nn.SequenceToSequence(LAYER, 2, rngs=RNGS, embedding=3), "embedding must be a module"),
+    (lambda: jrnn.stack([jrnn.GRU]), r"Stack: layers\[0\] .*class GRU; create an instance"),
+    (lambda: jrnn.bidirectional(jrnn.GRU), "Bidirectional: forward .*class GRU; create an inst"),
+    (lambda: jrnn.transforms.layer_norm(jrnn.GRU), "LayerNorm: cell must .*class GRU; create"),
+    (lambda: jrnn.transforms.dropout(LAYER, x=0.1), "Dropout: cell must be a cell such as .*, got"),
     (lambda: jrnn.LSTM(3, 8), "takes 2 positional arguments but 3 were given"),
 ]  # fmt: skip
 

@@ -284,7 +284,7 @@ def make_transform(name: str) -> Any:
 
 @pytest.mark.parametrize("name", REGISTRY)
 def test_transforms_raise_for_a_class(name: str) -> None:
-    with pytest.raises(TypeError, match=r"cell must be a cell such as jrnn.LSTM\(64\), got <class"):
+    with pytest.raises(TypeError, match=r"cell must be a cell such as jrnn.LSTM\(64\), got the class LSTM; create"):
         make_transform(name)(LSTM)
 
 
