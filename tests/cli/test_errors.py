@@ -204,6 +204,18 @@ def test_unexpected_error_is_reported_as_a_bug(monkeypatch, capsys):
         main(["ls", "configs"])
 
 
+@pytest.mark.parametrize(
+    "text", ["RESOURCE_EXHAUSTED: 1 GB", "INTERNAL: Out of memory allocating 9"]
+)
+def test_exhausted_memory_is_not_reported_as_a_bug(text, monkeypatch, capsys):
+    def raise_error(*args):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(config, "list_configs", raise_error)
+    message = run_and_fail(["ls", "configs"], capsys, code=1)
+    assert message.startswith(f"jrnn: out of memory ({text}); use a smaller batch or network")
+
+
 @pytest.fixture
 def limit_file_size():
     """A function that limits the size of files in bytes, as a full disk would."""
