@@ -365,7 +365,7 @@ def test_engine_works_in_mode(mode: str, case: Case) -> None:
     MODES[mode](case)
 
 
-@pytest.mark.parametrize("mode", CHEAP)
+@pytest.mark.parametrize("mode", TRACED_FOR_EVERY_CELL)
 def test_params_and_carries_of_every_cell_are_initialized_in_mode(mode: str) -> None:
     for name, row in CELLS.items():
         cell = row.make(4)
@@ -400,7 +400,7 @@ def run_modules(xs: Any) -> None:
             analyze(cell, params, xs.swapaxes(0, 1), lengths=lengths)
 
 
-@pytest.mark.parametrize("mode", CHEAP)
+@pytest.mark.parametrize("mode", TRACED_FOR_EVERY_CELL)
 def test_modules_and_analyses_work_in_mode(mode: str) -> None:
     with TRACED[mode]():
         jax.eval_shape(run_modules, jax.ShapeDtypeStruct((2, 4, 3), jnp.float32))
