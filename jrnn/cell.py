@@ -67,14 +67,24 @@ class Observed(NamedTuple):
     mask: jax.Array
     delta: jax.Array
 
-    def zero_missing(self) -> "Observed":
-        """Returns the input with 0 in place of missing values, which receive no gradient."""
+    def zero_missing(self, valid: jax.Array | None = None) -> "Observed":
+        """Returns the input with 0 in place of missing values, which receive no gradient.
+
+        Args:
+          valid: `[...]` bool, False on padding, where the values are replaced by 0 too; None means
+            that there is no padding.
+        """
         if self.mask.shape[-1:] != self.x.shape[-1:]:
             raise ValueError(
                 f"Observed: mask must have the shape of x, {self.x.shape}, got {self.mask.shape}"
             )
-        zeros = jnp.zeros((), self.x.dtype)
-        return self._replace(x=jnp.where(self.mask != 0, self.x, zeros))
+        keep = self.mask != 0 if valid is None else (self.mask != 0) & valid[..., None]
+        return self._replace(x=_zero_unless(keep, self.x))
+
+
+@jax.jit  # so that jax_debug_nans does not check NumPy arrays with NaN, which JAX would convert
+def _zero_unless(keep: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.where(keep, x, jnp.zeros((), x.dtype))
 
 
 class Noisy(NamedTuple):

@@ -76,6 +76,14 @@ def _is_floating(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
+def sample_mask(key: jax.Array, rate: Any, shape: tuple[int, ...]) -> jax.Array:
+    """Draws bools that are True with probability `rate`; the same with and without x64.
+
+    By default, `jax.random.bernoulli` draws from other random numbers in x64.
+    """
+    return jax.random.bernoulli(key, jnp.asarray(rate, jnp.float32), shape)
+
+
 def is_prng_key(leaf: Any) -> bool:
     """Returns whether an array consists of PRNG keys, from `jax.random.key`."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

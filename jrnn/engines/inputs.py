@@ -120,9 +120,9 @@ def canonicalize(
     """
     xs, carry = inputs.xs, inputs.carry
     steps, batch = time_and_batch(inputs)
-    if isinstance(xs, Observed):
-        xs = xs.zero_missing()
     lengths, valid, resets = _validate_masks(inputs, steps, batch)
+    if isinstance(xs, Observed):
+        xs = xs.zero_missing(valid)
 
     precision = infer_precision(params, xs)
     initial = cast(cell.init_carry(params, (batch,)), precision.accum)

@@ -11,6 +11,7 @@ from jrnn.engines import jacobian
 from jrnn.engines.damping import damped_step
 from jrnn.engines.equations import System
 from jrnn.engines.jacobian import JacobianKind, Leaves
+from jrnn.engines.manual_axes import vary_alike
 from jrnn.masking import expand_mask, max_propagating_nan, zero_where
 
 DAMPING_DECREASE, DAMPING_INCREASE = 0.2, 5.0
@@ -178,7 +179,7 @@ def run_newton(
 
     first = linearize_at(states)
     history = _empty_history(states[0], batch, max_steps).at[0].set(first.max_residual())
-    first_damping = jnp.full((batch,), damping or 0, dtype)
+    first_damping = vary_alike(jnp.full((batch,), damping or 0, dtype), first)
     init = _State(jnp.int32(0), first, first_damping, history, has_converged(first))
     state = lax.while_loop(should_continue, newton_step, init)
     status = NewtonStatus(state.history[state.num_steps] <= tol, state.num_steps, state.history)

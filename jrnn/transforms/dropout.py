@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from jrnn import checks, taps
 from jrnn.cell import Carry, Coefficients, Gates, Inputs, Params, add_noise
+from jrnn.dtypes import cast, sample_mask, widest_dtype
 from jrnn.transforms.wrapper import Wrapper, WrapperGates
 
 
@@ -109,6 +110,8 @@ class Dropout(Wrapper):
     ) -> tuple[list[Any], Any]:
         """Returns the shapes of candidates and output, with leading axes `[T, *batch]`."""
         cell = self.cell
+        dtype = widest_dtype(params, xs)  # only shapes are returned
+        params, xs = jax.eval_shape(lambda *args: cast(args, dtype), params, xs)
         carry = jax.eval_shape(lambda p: cell.init_carry(p, leading), params)
         z = jax.eval_shape(cell.project, params, xs)
         u = jax.eval_shape(cell.recur, params, carry)
@@ -120,7 +123,7 @@ class Dropout(Wrapper):
         masks = []
         for n, leaf in enumerate(like):
             shape = leaf.shape if self.each_step else (1, *leaf.shape[1:])
-            mask = jax.random.bernoulli(jax.random.fold_in(key, n), 1 - rate, shape)
+            mask = sample_mask(jax.random.fold_in(key, n), 1 - rate, shape)
             masks.append(jnp.broadcast_to(mask, leaf.shape))
         return masks
 
@@ -215,7 +218,7 @@ class WeightDrop(Wrapper):
     ) -> tuple[Params, None]:
         named, structure = self._params_with_paths(params), jax.tree.structure(params)
         keys = jax.random.split(key, len(named))
-        drop = lambda k, w: _drop(jax.random.bernoulli(k, 1 - self.rate, w.shape), self.rate, w)
+        drop = lambda k, w: _drop(sample_mask(k, 1 - self.rate, w.shape), self.rate, w)
         weights = [
             drop(k, w) if _field_name(path) in self.names else w
             for k, (path, w) in zip(keys, named, strict=True)

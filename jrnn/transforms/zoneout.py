@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jrnn import checks
 from jrnn.cell import Carry, Coefficients, Dense, Diagonal, Gates, Inputs, LogDiagonal, Params
+from jrnn.dtypes import sample_mask
 from jrnn.transforms.wrapper import Wrapper, WrapperGates, check_independent_carry
 
 
@@ -77,7 +78,7 @@ class Zoneout(Wrapper):
             group = _is_h(path), leaf.shape
             if group not in masks_by_group:
                 mask_key = jax.random.fold_in(key, len(masks_by_group))
-                masks_by_group[group] = jax.random.bernoulli(mask_key, rate, leaf.shape)
+                masks_by_group[group] = sample_mask(mask_key, rate, leaf.shape)
             masks.append(masks_by_group[group])
         return masks
 
