@@ -15,6 +15,15 @@ CALLS = INLINED | REMATERIALIZED | {"custom_jvp_call", "custom_vjp_call", "custo
 """Primitives that apply one jaxpr to their operands."""
 
 
+def live_variables(jaxpr: Any) -> set[int]:
+    """Returns the ids of the variables of a jaxpr on which its outputs depend."""
+    live = {id(v) for v in jaxpr.outvars}
+    for eqn in reversed(jaxpr.eqns):
+        if any(id(v) in live for v in eqn.outvars):
+            live.update(id(v) for v in eqn.invars)
+    return live
+
+
 def inner_jaxprs(eqn: Any) -> Iterator[core.ClosedJaxpr]:
     """Yields the jaxprs among the parameters of an equation."""
     for value in eqn.params.values():

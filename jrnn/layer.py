@@ -61,7 +61,8 @@ class SequenceInputs:
         for name in ("lengths", "mask", "resets"):
             value = getattr(self, name)
             if isinstance(value, list | tuple):
-                object.__setattr__(self, name, jnp.asarray(value))
+                array = jnp.asarray(convert_nested_list(self.owner, value, name))
+                object.__setattr__(self, name, array)
         reverse = checks.boolean(self.owner, "reverse", self.reverse)
         object.__setattr__(self, "reverse", reverse)
 
@@ -240,8 +241,13 @@ def check_layer(owner: str, name: str, value: Any, kind: type[Layer] = Layer) ->
     )
 
 
-def convert_nested_list(owner: str, xs: Any) -> Any:
+def convert_nested_list(owner: str, xs: Any, name: str = "xs") -> Any:
     """Returns nested lists or tuples of numbers as one array, and any other inputs unchanged.
+
+    Args:
+      owner: the function that the user called, for error messages.
+      xs: the inputs or masks.
+      name: the name of the argument.
 
     Raises:
       ValueError: the lists are not of equal lengths.
@@ -255,7 +261,7 @@ def convert_nested_list(owner: str, xs: Any) -> Any:
         array = np.asarray(xs)
     except ValueError as error:
         raise ValueError(
-            f"{owner}: xs must be one array, got nested lists of unequal lengths; pad the "
+            f"{owner}: {name} must be one array, got nested lists of unequal lengths; pad the "
             "sequences to one length, and pass lengths"
         ) from error
     return jnp.asarray(array)

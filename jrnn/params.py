@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jrnn import checks
+from jrnn.dataclass_tree import dataclasses_in
 from jrnn.dtypes import dtype_kind
 from jrnn.layer import Inputs, Layer, Params
 
@@ -173,13 +174,17 @@ def check_input_type(
     """Raises a TypeError unless the inputs have a type that the layer accepts.
 
     A layer accepts the type of `layer.inputs`, the types in `layer.input_types`, and any type that
-    the user has defined. A layer of the user may accept any structure of arrays, since it need not
-    implement `inputs`.
+    the user has defined. A layer of the user, also in a transform, may accept any
+    structure of arrays, since it need not implement `inputs`.
     """
     example, _ = _example_inputs(layer)
-    if _has_structure(xs, example) or isinstance(xs, layer.input_types) or _is_user_type(xs):
+    if _has_structure(xs, example) or isinstance(xs, layer.input_types) or _is_user_class(type(xs)):
         return
-    if _is_user_type(layer) and not _is_array(xs) and not _is_array(params):
+    if (
+        any(map(_is_user_class, dataclasses_in(layer)))
+        and not _is_array(xs)
+        and not _is_array(params)
+    ):
         return
     if _is_array(params) and not _is_array(xs) and _is_array(example):
         raise TypeError(
@@ -194,10 +199,10 @@ def check_input_type(
     )
 
 
-def _is_user_type(value: Any) -> bool:
-    """Returns whether the type of a value is not defined in Python, NumPy, JAX or jrnn."""
+def _is_user_class(cls: type) -> bool:
+    """Returns whether a class is not defined in Python, NumPy, JAX or jrnn."""
     known = ("builtins", "numpy", "jax", "jaxlib", "jrnn", "collections")
-    return type(value).__module__.partition(".")[0] not in known
+    return cls.__module__.partition(".")[0] not in known
 
 
 def _find_input_size(layer: Layer, xs: Inputs) -> int | None:

@@ -15,7 +15,7 @@ from jax.extend import core
 
 from jrnn.cell import Carry, Cell, Gates, Params
 from jrnn.dtypes import restrict_to_floats
-from jrnn.jaxprs import CALLS, inner_jaxprs
+from jrnn.jaxprs import CALLS, inner_jaxprs, live_variables
 
 JacobianSparsity = Literal["diagonal", "block"]
 RecurrenceKind = Literal["dense", "block_diagonal", "diagonal", "linear"]
@@ -135,9 +135,8 @@ def find_used_leaves(
 ) -> UsedLeaves:
     """Finds the leaves of `params`, `carry` and `z` that `function(params, carry, z)` uses."""
     jaxpr = jax.make_jaxpr(function)(params, carry, z).jaxpr
-    used = {id(v) for eqn in jaxpr.eqns for v in eqn.invars}
-    used |= {id(v) for v in jaxpr.outvars}
-    flags = iter([id(v) in used for v in jaxpr.invars])
+    live = live_variables(jaxpr)
+    flags = iter([id(v) in live for v in jaxpr.invars])
     return UsedLeaves(*(tuple(next(flags) for _ in jax.tree.leaves(t)) for t in (params, carry, z)))
 
 

@@ -58,10 +58,12 @@ def parse_flags(function: Callable[..., Any], args: Sequence[str], **options: An
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            return tyro.cli(function, args=list(args), **options)
+            result = tyro.cli(function, args=list(args), **options)
     except SystemExit as error:
         if not error.code:
             raise
         _title, _, text = printed.getvalue().strip().partition("\n")
         text = " ".join(_BOX.sub(" ", text).split())
         raise FlagError(text.partition(" For full helptext")[0]) from error
+    sys.stderr.write(printed.getvalue())  # what `function` has printed, such as a warning
+    return result

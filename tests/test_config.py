@@ -240,3 +240,16 @@ def test_truncated_json_raises(tmp_path):
     (tmp_path / "config.json").write_text('{"experiment": ')
     with pytest.raises(config.ConfigError, match="cannot be read"):
         config.read(tmp_path / "config.json")
+
+
+def test_what_a_config_prints_on_standard_error_is_shown(tmp_path, capsys):
+    path = tmp_path / "warns.py"
+    path.write_text(
+        "import sys\nimport jrnn\nfrom jrnn.tasks import Adding\n"
+        "from jrnn.train import Experiment, Network\n\n"
+        "def get_config() -> Experiment:\n"
+        "    print('careful', file=sys.stderr)\n"
+        "    return Experiment(Adding(), Network(jrnn.GRU(4)))\n"
+    )
+    config.load(str(path))
+    assert capsys.readouterr().err == "careful\n"

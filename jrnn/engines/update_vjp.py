@@ -11,6 +11,7 @@ from jrnn.cell import Carry, Gates, Inputs, Params
 from jrnn.engines.precision import BoundCell, bind
 from jrnn.engines.readout import SplitReadout
 from jrnn.engines.vjp import vjp
+from jrnn.jaxprs import live_variables
 from jrnn.masking import Masks, apply_resets, zero_where
 
 RECOMPUTED = frozenset(
@@ -156,21 +157,12 @@ def _plan_of_update(
             (n,) = (n for n, v in enumerate(us) if v in operands)
             (k,) = (k for k, v in enumerate(zs) if v in operands)
             pairs[n] = k
-    live = _live_variables(jaxpr)  # a cast of a parameter that is not used does not count
+    live = live_variables(jaxpr)  # a cast of a parameter that is not used does not count
     used_in_update = tuple(v in live for v in params)
     structures = [jax.tree.structure(tree) for tree in (bound.accum_params, z, u)]
     return BackwardPlan(
         readout, structures[0], structures[1], structures[2], pairs, used_in_update=used_in_update
     )
-
-
-def _live_variables(jaxpr: Any) -> set[int]:
-    """Returns the ids of the variables of a jaxpr on which its outputs depend."""
-    live = {id(v) for v in jaxpr.outvars}
-    for eqn in reversed(jaxpr.eqns):
-        if any(id(v) in live for v in eqn.outvars):
-            live.update(id(v) for v in eqn.invars)
-    return live
 
 
 def _update(

@@ -57,8 +57,8 @@ class Classifier(nnx.Module):
 
         Raises:
           TypeError: `body` is not a recurrent module, or `rngs` is not an `nnx.Rngs`.
-          ValueError: `output_size` is not a positive int, `pool` is unknown, or `dropout` is not
-            in [0, 1).
+          ValueError: `output_size` is not a positive int, `pool` is unknown, `dropout` is not in
+            [0, 1), or `rngs` has no stream for it.
         """
         check_body("Classifier", body)
         check_rngs("Classifier", rngs)
@@ -117,7 +117,8 @@ class SequenceToSequence(nnx.Module):
 
         Raises:
           TypeError: `body` is not a recurrent module, or `rngs` is not an `nnx.Rngs`.
-          ValueError: `output_size` is not a positive int, or `dropout` is outside [0, 1).
+          ValueError: `output_size` is not a positive int, `dropout` is outside
+            [0, 1), or `rngs` has no stream for it.
         """
         check_body("SequenceToSequence", body)
         check_rngs("SequenceToSequence", rngs)
@@ -169,7 +170,7 @@ def _embed(embedding: Embedding | None, xs: jax.Array) -> jax.Array:
 def _make_dropout(owner: str, rate: float, rngs: nnx.Rngs) -> Dropout | None:
     """Returns a dropout module, or None for rate 0; raises if the rate is outside [0, 1)."""
     rate = checks.rate(owner, "dropout", rate)
-    return Dropout(rate, rngs=rngs) if rate else None
+    return Dropout(rate, rngs=rngs, owner=owner) if rate else None
 
 
 def _pool(pool: str, ys: jax.Array, lengths: ArrayLike | None, body: Body) -> jax.Array:

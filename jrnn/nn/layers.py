@@ -69,9 +69,10 @@ class StackedRNN(nnx.Module):
         Raises:
           TypeError: `cell` is not a layer, or `rngs` is not an `nnx.Rngs`.
           ValueError: `input_size` or `num_layers` is not a positive int, `dropout` is outside
-            [0, 1) or is not 0 for a single layer, `num_layers` is above 1 for a cell that reads the
-            cell state of the layer below, `bidirectional` is True for a layer that is not causal,
-            `engine` is unknown, or `bidirectional` or `time_major` is not a bool.
+            [0, 1) or is not 0 for a single layer, `rngs` has no stream for it, `num_layers` is
+            above 1 for a cell that reads the cell state of the layer below, `bidirectional` is True
+            for a layer that is not causal, `engine` is unknown, or `bidirectional` or `time_major`
+            is not a bool.
         """
         owner = type(self).__name__
         check_layer(owner, "cell", cell)
@@ -121,7 +122,7 @@ class StackedRNN(nnx.Module):
         self.output_directions = self.directions if bidirectional else rnns[-1].output_directions
         last = rnns[-len(self.directions) :]
         self.output_sizes = tuple(size for rnn in last for size in rnn.output_sizes)
-        self.dropout = Dropout(dropout, rngs=rngs) if dropout else None
+        self.dropout = Dropout(dropout, rngs=rngs, owner=owner) if dropout else None
 
     def __call__(
         self,

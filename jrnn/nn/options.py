@@ -72,4 +72,5 @@ def check_body(owner: str, body: Any) -> None:
 
 def convert_lists(owner: str, xs: Any, mask: Any, resets: Any) -> tuple[Any, Any, Any]:
     """Converts nested lists of numbers to arrays; returns other values unchanged."""
-    return tuple(convert_nested_list(owner, value) for value in (xs, mask, resets))
+    named = {"xs": xs, "mask": mask, "resets": resets}
+    return tuple(convert_nested_list(owner, value, name) for name, value in named.items())

@@ -12,6 +12,7 @@ from jrnn.cell import Carry, Inputs, Params
 from jrnn.dtypes import cast
 from jrnn.engines import Engine, choose_engine, unroll_inputs
 from jrnn.layer import Layer, SequenceInputs, check_layer
+from jrnn.nn.dropout import fork_dropout_stream, missing_stream
 from jrnn.nn.options import check_rngs, convert_lists, explain_options
 
 
@@ -96,7 +97,7 @@ class RNN(nnx.Module):
         self.engine = choose_engine(engine, self.owner)
         self.dtype = dtype
         self.deterministic = False
-        self.rngs = nnx.data(_fork_noise_stream(rngs) if cell.is_stochastic else None)
+        self.rngs = nnx.data(fork_dropout_stream(rngs) if cell.is_stochastic else None)
         self.weights = nnx.data(jax.tree.map(nnx.Param, params))
 
     @property
@@ -150,17 +151,10 @@ class RNN(nnx.Module):
         """Returns the PRNG key for the noise of one call."""
         if self.rngs is None:
             raise ValueError(
-                f"{self.owner}: rngs must have the stream 'dropout' for the noise of "
-                f"{checks.describe(self.cell)}, got none; create the module with "
-                "rngs=nnx.Rngs(params=..., dropout=...), pass key, or call eval() to use the "
-                "expected value"
+                f"{self.owner}: {missing_stream(f'the noise of {checks.describe(self.cell)}')}; or "
+                "pass key, or call eval() to use the expected value"
             )
         return self.rngs()
-
-
-def _fork_noise_stream(rngs: nnx.Rngs) -> nnx.RngStream | None:
-    """Forks the stream `dropout` or `default` of `rngs`; returns None if there is neither."""
-    return rngs.dropout.fork() if "dropout" in rngs or "default" in rngs else None
 
 
 def to_time_major(

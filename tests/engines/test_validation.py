@@ -1,6 +1,7 @@
 """Validation of parameters and inputs, which is the same for all functions that run a cell."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -274,3 +275,21 @@ def test_scalar_arrays_and_default_tuples_are_described() -> None:
     assert describe(np.array(3)) == "array(3)"
     assert describe(jrnn.ConvLSTM(4)) == "ConvLSTM(hidden_size=4)"
     assert describe(jrnn.Clockwork(4, periods=(1, 2))) == "Clockwork(hidden_size=4, periods=(1, 2))"
+
+
+@dataclass(frozen=True)
+class TwoInputs(jrnn.Elman):
+    """A cell of a user with a tuple of two arrays as its input."""
+
+    def project(self, params: Any, x: Any) -> Any:
+        return super().project(params, x[0] + x[1])
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda c: c, lambda c: transforms.zoneout(c, 0.1), lambda c: jrnn.stack([c])]
+)
+def test_a_users_cell_may_have_any_inputs_also_in_transforms(wrap: Any) -> None:
+    layer = wrap(TwoInputs(4))
+    params = layer.init(jax.random.key(0), 3)
+    ys = jrnn.unroll(layer, params, (jnp.ones((5, 2, 3)), jnp.ones((5, 2, 3))))[1]
+    assert ys.shape == (5, 2, 4)

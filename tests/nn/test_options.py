@@ -62,6 +62,34 @@ def test_unknown_engine_raises_with_the_name_of_the_module(module: Any) -> None:
         nn.RNN(jrnn.GRU(4), 3, rngs=RNGS, engine=7)  # pyright: ignore
 
 
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("StackedRNN", lambda rngs: nn.StackedRNN(jrnn.GRU(4), 3, 2, dropout=0.5, rngs=rngs)),
+        ("Classifier", lambda rngs: nn.Classifier(LAYER, 2, dropout=0.5, rngs=rngs)),
+        (
+            "SequenceToSequence",
+            lambda rngs: nn.SequenceToSequence(LAYER, 2, dropout=0.5, rngs=rngs),
+        ),
+    ],
+)
+def test_dropout_without_a_random_stream_raises(name: str, make: Any) -> None:
+    with pytest.raises(
+        ValueError, match=f"^{name}: rngs must have the stream 'dropout' for dropout"
+    ):
+        make(nnx.Rngs(params=0))
+    make(nnx.Rngs(params=0, dropout=1))
+
+
+def test_message_for_lists_of_unequal_lengths_names_the_argument() -> None:
+    ragged: Any = [[True], [True, False, True]]
+    unroll = lambda xs, **masks: jrnn.unroll(jrnn.GRU(4), {}, xs, **masks)
+    for call in (LAYER, unroll):
+        for name in ("mask", "resets"):
+            with pytest.raises(ValueError, match=f"{name} must be one array, got nested lists"):
+                call(jnp.ones((2, 3, 3)), **{name: ragged})
+
+
 @pytest.mark.parametrize("token", [6, 100, -1])
 def test_generate_refuses_tokens_outside_of_the_vocabulary(token: int) -> None:
     with pytest.raises(ValueError, match=f"prompt must have tokens from 0 to 5, .*, got {token}$"):

@@ -63,7 +63,7 @@ class Record(NamedTuple):
           NetworkMismatch: the descriptions differ, which is possible even if all arrays have the
             same shapes.
         """
-        if saved.get("format") != FORMAT:
+        if isinstance(saved, dict) and saved.get("format") != FORMAT:
             raise IncompatibleVersion(
                 "train: another version of jrnn saved the run: its checkpoints have format "
                 f"{saved.get('format', 1)}, and this version reads format {FORMAT}; resume it with "
@@ -90,6 +90,9 @@ class Record(NamedTuple):
     def _decode(cls, saved: dict[str, Any]) -> "Record":
         """Decodes the JSON values; raises if a value is missing or has another type."""
         trials = [TrialRecord(**trial) for trial in saved["trials"]]
+        for trial in trials:
+            if (best := trial.best["best"]) and not {"loss", "metric"} <= best.keys():
+                raise ValueError(f"best must have loss and metric, got {', '.join(best)}")
         stopped = {int(index): reason for index, reason in saved["stopped"].items()}
         return typeguard.check_type(
             cls(trials, stopped, saved["seconds"]),
