@@ -25,6 +25,9 @@ Cells with diagonal or block-diagonal recurrence: IndRNN, ParaGRU, ParaLSTM.
 
 Cells that are linear in their carry: MinGRU, MinLSTM, LRU, RGLRU, S5, MLSTM.
 
+Trained runs:
+  load: returns a Run from the folder that the command `jrnn train` has written.
+
 Layers, which map sequences to sequences:
   stack, bidirectional: combine cells and layers.
   Layer: the base class of layers and cells.
@@ -147,6 +150,8 @@ if TYPE_CHECKING:  # type checkers and editors read these imports; `_NAMES` list
     from jrnn.layers import bidirectional as bidirectional
     from jrnn.layers import stack as stack
     from jrnn.nn import stream as stream
+    from jrnn.run_folder import Run as Run
+    from jrnn.run_folder import load as load
     from jrnn.taps import tap as tap
 
     __version__: str
@@ -231,6 +236,7 @@ _NAMES = {
     ),
     "jrnn.taps": ("tap",),
     "jrnn.nn": ("stream",),
+    "jrnn.run_folder": ("Run", "load"),
 }
 """The public names, by the module from which they are imported."""
 _MODULES = (

@@ -18,6 +18,7 @@ import typeguard
 
 from jrnn import cells, engines, files, layers, tasks, transforms
 from jrnn.dataclass_tree import is_of_jrnn, walk
+from jrnn.tasks.task import DataSpec
 from jrnn.train.config.experiment import Experiment
 
 CONFIG_MODULE = "jrnn_config"
@@ -44,7 +45,11 @@ def classes() -> dict[str, type]:
     These are `Experiment`, the classes in the registries, and those in the annotations of fields.
     """
     registries = (cells, transforms, layers, engines, tasks)
-    roots = [Experiment, *(cls for module in registries for cls in module.REGISTRY.values())]
+    roots = [
+        Experiment,
+        DataSpec,
+        *(cls for module in registries for cls in module.REGISTRY.values()),
+    ]
     found: dict[str, type] = {}
     _collect(roots, found)
     return found

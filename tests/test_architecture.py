@@ -47,6 +47,7 @@ LEVELS: list[set[str]] = [
     {"train"},
     {"sweep", "serialize"},
     {"config"},
+    {"run_folder"},
     {"bench"},
     {"cli"},
     {"__main__"},
@@ -63,6 +64,7 @@ LIBRARIES = {
     "filelock": {"train"},
     "grain": {"train"},
     "rich": {"train", "sweep", "bench", "cli", "terminal"},
+    "scipy": {"train"},
     "typeguard": {"serialize", "train"},
     "tyro": {"config", "bench", "cli", "terminal"},
     "chex": {"testing"},
@@ -292,7 +294,7 @@ import jax
 before, middle = dict(jax.config.values), time.process_time()
 import jrnn
 for name in jrnn._SOURCES:
-    if name != "stream":  # which needs flax
+    if name not in ("stream", "load", "Run"):  # which need flax
         getattr(jrnn, name)
 end = time.process_time()
 import sys

@@ -29,7 +29,8 @@ commands:
   jrnn train --resume RUN [--mesh MESH]                   resume an interrupted run
   jrnn sweep CONFIG --over NAME=VALUES ...                train many variants of a config
   jrnn sweep --resume SWEEP [--on ray]                    resume an interrupted sweep
-  jrnn eval RUN                                           evaluate a run on its test split
+  jrnn eval RUN [--data FILE]                             evaluate a run on a split or on a file
+  jrnn predict RUN DATA --out FILE                        predict for the examples of a file
   jrnn sample RUN [--prompt TEXT]                         sample text from a language model
   jrnn ls cells|transforms|tasks|engines|configs          list the cells, transforms, ...
   jrnn validate CONFIG ...                                validate configs without training
@@ -44,7 +45,8 @@ arguments:
 options:
   -h, --help   show this message; `jrnn COMMAND --help` shows the options of a command
   --version    show the version
-  --trust      for eval, sample and --resume: execute the code that a run needs; see SECURITY.md
+
+  --trust      for commands with RUN or --resume: execute the code of the run; see SECURITY.md
 
 environment variables:
   JRNN_DEBUG=1   show the traceback of an error
@@ -117,13 +119,14 @@ def _run(args: list[str]) -> None:
 
 
 def _load_commands() -> dict[str, Callable[[list[str]], None]]:
-    from jrnn.cli import bench, inspect, runs, sweep
+    from jrnn.cli import bench, inference, inspect, runs, sweep
 
     return {
         "train": runs.train_command,
         "sweep": sweep.sweep_command,
-        "eval": runs.eval_command,
-        "sample": runs.sample_command,
+        "eval": inference.eval_command,
+        "predict": inference.predict_command,
+        "sample": inference.sample_command,
         "ls": inspect.ls_command,
         "validate": inspect.validate_command,
         "bench": bench.bench_command,

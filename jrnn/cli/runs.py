@@ -3,23 +3,17 @@
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import tyro
 from rich.markup import escape
 
-from jrnn import checks, config, files, tasks
+from jrnn import config, files, run_folder, tasks
 from jrnn.distributed import Launcher, ProcessGroup, init_process_group
-from jrnn.nn import SequenceToSequence, generate
 from jrnn.tasks.task import Data
-from jrnn.terminal import Console, parse_flags, write_text
-from jrnn.train import FitResult, check_experiment, load_best, restore, train
+from jrnn.terminal import Console
+from jrnn.train import FitResult, check_experiment, train
 from jrnn.train.config.experiment import Experiment
 from jrnn.train.run.summary import make_table, save_figure, summarize
 
@@ -94,7 +88,7 @@ def _train(args: list[str], group: ProcessGroup) -> None:
         group.broadcast("folder", str(new_folder(experiment)) if group.is_first else None)
     )
     if group.is_first:
-        write_fingerprints(folder, [data])
+        run_folder.write_data(folder, [data])
         # Written last, since a folder with this file is a run.
         config.save(experiment, spec, folder / "config.json")
         stdout.print(escape(f"run folder: {folder}"), soft_wrap=True)
@@ -180,141 +174,12 @@ def _resume(args: list[str], group: ProcessGroup) -> None:
             f"--trust, got {' '.join(args)}; run for example: jrnn train --resume runs/mine"
         )
     folder = Path(options["resume"])
-    experiment, data = _load_run(folder, trust)
+    run = run_folder.load(folder, trust=trust)
+    experiment, data = run.config, run.load_data()
     if "mesh" in options:
         experiment = replace(experiment, mesh=options["mesh"])
     _check_equal(experiment, data, group)
     _train_and_report(folder, experiment, data, group, resume=True)
-
-
-@dataclass(frozen=True)
-class EvalOptions:
-    """Evaluates the weights of a run with the best validation metric on the test split.
-
-    Args:
-      run: the folder of the run.
-      trust: execute the code of the run, such as its config.py, if its config names a class that is
-        not in jrnn, and accept symbolic links in its folder.
-    """
-
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    trust: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-
-
-MAX_SAMPLE = 10**6
-"""Maximum number of characters of a sample; it is printed as a whole, after about a minute."""
-
-
-@dataclass(frozen=True)
-class SampleOptions:
-    """Samples text from the language model of a run, such as a run of configs/text.py.
-
-    Args:
-      run: the folder of the run.
-      prompt: text to continue; None means a newline, or the first character of the vocabulary if
-        the training text has no newline.
-      length: number of characters to sample.
-      temperature: divisor of the logits; 0 always selects the most probable character.
-      seed: seed of the samples.
-      trust: execute the code of the run, such as its config.py, if its config names a class that is
-        not in jrnn, and accept symbolic links in its folder.
-    """
-
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    prompt: str | None = None
-    length: int = 400
-    temperature: float = 0.7
-    seed: int = 0
-    trust: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-
-
-def eval_command(args: list[str]) -> None:
-    """`jrnn eval RUN`: prints the test metrics of the weights with the best validation metric."""
-    options: EvalOptions = parse_flags(EvalOptions, args, prog="jrnn eval")
-    experiment, data = _load_run(Path(options.run), options.trust)
-    result = restore(experiment, data, Path(options.run))
-    stdout.print(make_table(summarize(experiment, data, result)))
-
-
-def sample_command(args: list[str]) -> None:
-    """`jrnn sample RUN [--prompt TEXT] [--length N] [--temperature X] [--seed N]`: samples text.
-
-    The prompt and the sample are printed unchanged, except on a terminal, where control characters
-    are escaped.
-    """
-    options: SampleOptions = parse_flags(SampleOptions, args, prog="jrnn sample")
-    run, prompt = options.run, options.prompt
-    checks.int_between("sample", "length", options.length, 1, MAX_SAMPLE)
-    checks.int_between("sample", "seed", options.seed, 0, checks.MAX_SEED)
-    experiment, data = _load_run(Path(run), options.trust)
-    if data.vocabulary is None:
-        raise ValueError(
-            f"sample: {run} must be a run of a text task, got {type(experiment.task).__name__}"
-        )
-    if prompt is None:
-        prompt = "\n" if "\n" in data.vocabulary else data.vocabulary[0]
-    if not prompt:
-        raise ValueError("sample: prompt must have at least one character, got an empty text")
-    ids = {character: id for id, character in enumerate(data.vocabulary)}
-    unknown = sorted({character for character in prompt if character not in ids})
-    if unknown:
-        raise ValueError(
-            "sample: prompt must contain only characters of the training text, got "
-            f"{' '.join(map(repr, unknown))}"
-        )
-    model = load_best(experiment, data, Path(run)).model
-    if not isinstance(model, SequenceToSequence):
-        raise ValueError(
-            f"sample: the network of {run} must predict a token at each step, got "
-            f"{type(model).__name__}"
-        )
-    tokens = generate(
-        model,
-        jnp.array([[ids[character] for character in prompt]], jnp.int32),
-        options.length,
-        temperature=options.temperature,
-        key=jax.random.key(options.seed),
-    )
-    write_text(prompt + "".join(data.vocabulary[token] for token in np.asarray(tokens[0])))
-
-
-def _load_run(folder: Path, trust: bool) -> tuple[Experiment, Data]:
-    """Loads the config and the data of a run; executes code of the run only if `trust` is True.
-
-    Raises:
-      FileNotFoundError: the folder is not a run.
-      OSError: the folder has symbolic links or special files, and `trust` is False.
-      ValueError: the config is invalid, or names a class that is not in jrnn while `trust` is
-        False; or the data have changed.
-    """
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} must be the folder of a run, got no config.json in it")
-    if not trust:
-        files.check_tree(folder)
-    experiment = config.read(folder / "config.json", trust=trust)
-    data = tasks.load(experiment.task)
-    check_fingerprints(folder, [data])
-    return experiment, data
-
-
-MAX_FINGERPRINTS = 2**24
-"""Maximum size in bytes of the file of fingerprints."""
-
-
-def write_fingerprints(folder: Path, data: Sequence[Data]) -> None:
-    """Writes the fingerprints of the data of a run, for `check_fingerprints`."""
-    files.write_text(folder / "data.txt", "".join(d.fingerprint + "\n" for d in data))
-
-
-def check_fingerprints(folder: Path, data: Sequence[Data]) -> None:
-    """Raises ValueError if the data have changed since the run was created."""
-    path = folder / "data.txt"
-    expected = [d.fingerprint.encode() for d in data]
-    if path.exists() and files.read_bytes(path, MAX_FINGERPRINTS).split() != expected:
-        raise ValueError(
-            f"{folder}: the data of this run have changed; restore the original data, or start a "
-            "new run"
-        )
 
 
 def new_folder(experiment: Experiment, prefix: str = "") -> Path:

@@ -10,14 +10,12 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.markup import escape
 
-from jrnn import checks, config, files
+from jrnn import checks, config, files, run_folder
 from jrnn.cli.runs import (
-    check_fingerprints,
     explaining_write_errors,
     new_folder,
     report_run,
     split_flags,
-    write_fingerprints,
 )
 from jrnn.distributed import Launcher
 from jrnn.sweep.search_space import Trial, make_trials
@@ -31,6 +29,7 @@ from jrnn.sweep.sweep import (
     resume_command,
     sweep,
 )
+from jrnn.tasks import load as load_task
 from jrnn.tasks.task import Data, Task
 from jrnn.terminal import Console, parse_flags
 from jrnn.train import Experiment, restore
@@ -145,7 +144,7 @@ def sweep_command(args: list[str]) -> None:
     # Connects before the folder is created, so that a failure leaves no folder.
     with options.cluster.connect() as train_trials:
         folder = new_folder(experiments[0], "sweep-")
-        write_fingerprints(folder, [*loaded.values()])
+        run_folder.write_data(folder, [*loaded.values()])
         saved_options = {k: v for k, v in asdict(options).items() if k != "cluster"}
         content = {
             "spec": spec,
@@ -186,8 +185,12 @@ def _resume(args: list[str]) -> None:
         trust=trust,
         max_bytes=config.MAX_SWEEP_BYTES,
     )
-    loaded = load_tasks([trial.experiment for trial in trials])
-    check_fingerprints(folder, [*loaded.values()])
+    started_in = run_folder.read_data(folder)[0].folder
+    loaded = {
+        task: load_task(run_folder.find_task(task, started_in))
+        for task in dict.fromkeys(trial.experiment.task for trial in trials)
+    }
+    run_folder.check_data(folder, [*loaded.values()])
     with cluster.connect() as train_trials:
         _train(trials, loaded, spec, width, folder, train_trials, resume=True)
 
@@ -272,7 +275,8 @@ def _report(
 
 def _report_best(experiment: Experiment, data: Data, spec: str, sweep_folder: Path) -> None:
     folder = sweep_folder / BEST
-    write_fingerprints(folder, [data])
+    started_in = run_folder.read_data(sweep_folder)[0].folder
+    run_folder.write_data(folder, [data], started_in)
     source = (sweep_folder / SWEEP_FILE).with_suffix(".py")
     config.save(experiment, spec, folder / "config.json", source)
     report_run(experiment, data, restore(experiment, data, folder), folder)

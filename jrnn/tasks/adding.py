@@ -63,6 +63,7 @@ class Adding(Task):
             input_size=2,
             output_size=1,
             baseline=common.constant_baseline(train.ys, test.ys),
+            baseline_outputs=common.channel_means(train.ys),
         )
 
     def _sample(self, rng: np.random.Generator, size: int) -> Split:

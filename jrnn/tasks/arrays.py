@@ -1,7 +1,7 @@
 """Sequences from an .npz file."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -17,6 +17,16 @@ _TARGETS: dict[str, Target] = {
     "sequence_classification": "class_per_step",
     "sequence_regression": "value_per_step",
 }
+
+
+class _Targets(NamedTuple):
+    """The targets of all examples; the other fields are those of `DataSpec`."""
+
+    ys: np.ndarray
+    output_size: int
+    baseline: tuple[str, float]
+    baseline_outputs: tuple[float, ...]
+    scaler: common.StandardScaler | None
 
 
 @dataclass(frozen=True)
@@ -46,8 +56,7 @@ class Arrays(Task):
       test_fraction: fraction of the examples for testing.
       normalize: whether to normalize features and real-valued targets to mean 0 and standard
         deviation 1 per channel, by the statistics of the valid steps of the training split. The
-        metric is then in normalized units; an error of a target times `Data.target_scale` is in the
-        units of the file.
+        metric is then in normalized units; `Data.target_scaler` converts to the units of the file.
       seed: seed of the shuffling.
 
     Raises:
@@ -88,14 +97,14 @@ class Arrays(Task):
         if lengths is not None:
             valid = np.arange(steps) < lengths[:, None]
         parts = self._split_indices(num_examples)
-        has_tokens = xs.ndim == 2
+        has_tokens, input_scaler = xs.ndim == 2, None
         if has_tokens:
             xs = npz.to_ids("xs", _zero_padding(xs, valid))
         else:
-            xs, _ = self._to_float("xs", xs, valid, parts[0])
-        ys, output_size, baseline, scaler = self._targets(arrays["ys"], valid, parts)
+            xs, input_scaler = self._to_float("xs", xs, valid, parts[0])
+        targets = self._make_targets(arrays["ys"], valid, parts)
         train, validation, test = (
-            Split(xs=xs[part], ys=ys[part], lengths=None if lengths is None else lengths[part])
+            Split(xs[part], targets.ys[part], None if lengths is None else lengths[part])
             for part in parts
         )
         target = _TARGETS[self.kind]
@@ -106,10 +115,12 @@ class Arrays(Task):
             target=target,
             metric="accuracy" if target.startswith("class") else "mse",
             input_size=int(xs.max()) + 1 if has_tokens else xs.shape[2],
-            output_size=output_size,
-            baseline=baseline,
+            output_size=targets.output_size,
+            baseline=targets.baseline,
+            baseline_outputs=targets.baseline_outputs,
             has_tokens=has_tokens,
-            target_scale=None if scaler is None else scaler.std,
+            input_scaler=input_scaler,
+            target_scaler=targets.scaler,
         )
 
     def _split_indices(self, num_examples: int) -> list[np.ndarray]:
@@ -119,13 +130,9 @@ class Arrays(Task):
         slices = common.split_rows("Arrays", "examples", num_examples, *fractions, min_rows=1)
         return [order[part] for part in slices]
 
-    def _targets(
+    def _make_targets(
         self, ys: np.ndarray, valid: np.ndarray, parts: list[np.ndarray]
-    ) -> tuple[np.ndarray, int, tuple[str, float], common.StandardScaler | None]:
-        """Returns the targets, their output size, the baseline and the scaler, or None for labels.
-
-        `valid`, `[N, T]`, is True at valid steps. `parts` are the indices of the three splits.
-        """
+    ) -> "_Targets":
         # A length is at least 1, so the first step of every example is valid.
         mask = valid if self.kind.startswith("sequence") else valid[:, 0]
         scaler = None
@@ -141,9 +148,11 @@ class Arrays(Task):
         train, test = (ys[part][mask[part]] for part in (parts[0], parts[2]))
         if self.kind.endswith("classification"):
             baseline = common.most_frequent_baseline("most frequent class", train, test)
+            outputs = common.log_frequencies(train, size)
         else:
             baseline = common.constant_baseline(train, test)
-        return ys, size, baseline, scaler
+            outputs = common.channel_means(train)
+        return _Targets(ys, size, baseline, outputs, scaler)
 
     def _to_float(
         self, name: str, array: np.ndarray, mask: np.ndarray, train: np.ndarray

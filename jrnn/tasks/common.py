@@ -1,8 +1,9 @@
 """Functions that tasks share: validation of options, files, splits, normalization, baselines."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -127,18 +128,27 @@ def split_rows(
     return slice(0, first), slice(first, second), slice(second, total)
 
 
-class StandardScaler(NamedTuple):
+@dataclass(frozen=True)
+class StandardScaler:
     """Normalizes each channel by the mean and standard deviation of the training split.
 
     A channel that is constant in the training split has `std` 1, so that it is only shifted.
 
     Attributes:
-      mean: `[channels]` float64.
-      std: `[channels]` float64.
+      mean: the mean of each channel.
+      std: the standard deviation of each channel, all positive.
     """
 
-    mean: np.ndarray
-    std: np.ndarray
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        finite = all(math.isfinite(number) for number in (*self.mean, *self.std))
+        if len(self.mean) != len(self.std) or not finite or min(self.std, default=1.0) <= 0:
+            raise ValueError(
+                "StandardScaler: mean and std must have the same length, be finite, and std "
+                f"positive, got {checks.describe(self.mean)} and {checks.describe(self.std)}"
+            )
 
     @classmethod
     def fit(cls, train: np.ndarray) -> "StandardScaler":
@@ -146,11 +156,16 @@ class StandardScaler(NamedTuple):
         mean, std = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
         # Compares minimum and maximum, since rounding may make the std of a constant nonzero.
         low, high = train.min(axis=0), train.max(axis=0)
-        return cls(np.where(low == high, low, mean), np.where(low == high, 1.0, std))
+        mean, std = np.where(low == high, low, mean), np.where(low == high, 1.0, std)
+        return cls(tuple(mean.tolist()), tuple(std.tolist()))
 
     def transform(self, values: np.ndarray) -> np.ndarray:
         """Normalizes values `[..., channels]` to float32."""
-        return ((values - self.mean) / self.std).astype(np.float32)
+        return ((values - np.asarray(self.mean)) / np.asarray(self.std)).astype(np.float32)
+
+    def invert(self, values: np.ndarray) -> np.ndarray:
+        """Converts normalized values `[..., channels]` to their original units, in float64."""
+        return np.asarray(values, np.float64) * np.asarray(self.std) + np.asarray(self.mean)
 
 
 def most_frequent_baseline(name: str, train: np.ndarray, test: np.ndarray) -> tuple[str, float]:
@@ -162,6 +177,24 @@ def constant_baseline(train: np.ndarray, test: np.ndarray) -> tuple[str, float]:
     """Returns a name, and the mean squared error on `test` of the mean of `train [rows, K]`."""
     mean = train.mean(axis=0, dtype=np.float64)
     return "constant prediction", mean_squared_error(mean, test)
+
+
+def log_frequencies(train: np.ndarray, size: int, smoothing: int = 0) -> tuple[float, ...]:
+    """Returns the logits of a constant baseline: log frequencies of the ids in `train`.
+
+    Args:
+      train: ids from 0.
+      size: number of ids.
+      smoothing: a count that is added for each id; with 0, ids that do not occur get the
+        frequency of half an occurrence.
+    """
+    counts = np.bincount(train.ravel(), minlength=size) + smoothing
+    return tuple(np.log(np.maximum(counts, 0.5)).tolist())
+
+
+def channel_means(train: np.ndarray) -> tuple[float, ...]:
+    """Returns the outputs of a constant baseline: the mean of each channel of `[rows, K]`."""
+    return tuple(train.reshape(-1, train.shape[-1]).mean(axis=0, dtype=np.float64).tolist())
 
 
 def mean_squared_error(predictions: np.ndarray, targets: np.ndarray) -> float:

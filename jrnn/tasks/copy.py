@@ -76,6 +76,7 @@ class Copy(Task):
             baseline=common.most_frequent_baseline(
                 "most frequent symbol", train.ys[:, copied], test.ys[:, copied]
             ),
+            baseline_outputs=common.log_frequencies(train.ys[:, copied], self.symbols + 1),
             has_tokens=True,
         )
 

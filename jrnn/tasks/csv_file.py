@@ -27,32 +27,37 @@ class CsvFile(NamedTuple):
     rows: list[tuple[int, list[str]]]
 
 
-def read(path: str) -> CsvFile:
+def read(path: str, owner: str = "Table") -> CsvFile:
     """Reads a CSV file.
+
+    Args:
+      path: path of the file.
+      owner: the beginning of error messages.
 
     Raises:
       FileNotFoundError: the path is not a regular file.
       ValueError: the file is too large, not UTF-8, not CSV or empty, the header is invalid, or a
         row has a different number of cells than the header.
     """
-    reader = csv.reader(io.StringIO(common.read_text("Table", path), newline=""))
+    reader = csv.reader(io.StringIO(common.read_text(owner, path), newline=""))
     try:
         lines = [(reader.line_num, cells) for cells in reader]
     except csv.Error as error:
         raise ValueError(
-            f"Table: {path!r} must be CSV, got an error at line {reader.line_num}: {error}"
+            f"{owner}: {path!r} must be CSV, got an error at line {reader.line_num}: {error}"
         ) from error
     while lines and not lines[-1][1]:
         lines.pop()
     if not lines:
         raise ValueError(
-            f"Table: {path!r} must have a header line of column names, and rows, got an empty file"
+            f"{owner}: {path!r} must have a header line of column names, and rows, got an empty "
+            "file"
         )
-    header = _parse_header(path, lines[0][1])
+    header = _parse_header(owner, path, lines[0][1])
     for line, cells in lines[1:]:
         if len(cells) != len(header):
             raise ValueError(
-                f"Table: every line must have {len(header)} cells, as many as the header, got "
+                f"{owner}: every line must have {len(header)} cells, as many as the header, got "
                 f"{len(cells)} at line {line} of {path!r}"
             )
     return CsvFile(header, lines[1:])
@@ -85,30 +90,31 @@ def check_unique(owner: str, names: tuple[str, ...]) -> None:
         raise ValueError(f"{owner} must name each column once, got {name!r} more than once")
 
 
-def _parse_header(path: str, cells: list[str]) -> tuple[str, ...]:
+def _parse_header(owner: str, path: str, cells: list[str]) -> tuple[str, ...]:
     header = tuple(cell.strip() for cell in cells)
     for separator in (";", "\t"):
         if len(header) == 1 and separator in header[0]:
             raise ValueError(
-                f"Table: cells must be separated by commas, got the first line {header[0]!r} of "
+                f"{owner}: cells must be separated by commas, got the first line {header[0]!r} of "
                 f"{path!r}; save the file with commas instead of {separator!r}"
             )
     if not header:
         raise ValueError(
-            f"Table: the first line of {path!r} must contain the column names, got an empty line; "
-            "add a header line"
+            f"{owner}: the first line of {path!r} must contain the column names, got an empty "
+            "line; add a header line"
         )
     if all(_parse_float(name) is not None for name in header):
         raise ValueError(
-            f"Table: the first line of {path!r} must contain the column names, got the numbers "
+            f"{owner}: the first line of {path!r} must contain the column names, got the numbers "
             f"{', '.join(header)}; add a header line"
         )
     if "" in header:
         raise ValueError(
-            f"Table: every column must have a name, got none for column {header.index('') + 1} of "
-            f"{path!r}; if it is a pandas index, save the file with index=False"
+            f"{owner}: every column must have a name, got none for column "
+            f"{header.index('') + 1} of {path!r}; if it is a pandas index, save the file with "
+            "index=False"
         )
-    check_unique(f"Table: the first line of {path!r}", header)
+    check_unique(f"{owner}: the first line of {path!r}", header)
     return header
 
 

@@ -69,6 +69,8 @@ class Digits(Task):
             input_size=shape[1],
             output_size=10,
             baseline=common.most_frequent_baseline("most frequent class", train.ys, test.ys),
+            baseline_outputs=common.log_frequencies(train.ys, 10),
+            input_scaler=common.StandardScaler(scaler.mean * shape[1], scaler.std * shape[1]),
             image=partial(_to_image, permutation=permutation, scaler=scaler),
             class_names=tuple("0123456789"),
         )
@@ -102,5 +104,5 @@ def _stratified_split(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.
 def _to_image(x: np.ndarray, permutation: np.ndarray, scaler: common.StandardScaler) -> np.ndarray:
     """Returns the image `[8, 8]` of one example, with the original gray values, 0 to 16."""
     pixels = np.empty(_SIDE * _SIDE)
-    pixels[permutation] = np.asarray(x).reshape(-1) * scaler.std + scaler.mean
+    pixels[permutation] = scaler.invert(np.asarray(x).reshape(-1, 1))[:, 0]
     return pixels.reshape(_SIDE, _SIDE)

@@ -1,6 +1,7 @@
-"""Reads and validates the arrays of an .npz file for `Arrays`."""
+"""Reads and validates the arrays of an .npz file."""
 
 import zipfile
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,28 +16,35 @@ class _InvalidArrays(ValueError):
     """Raised if an .npz file is intact, but has missing, unknown or non-numeric arrays."""
 
 
-def read(path: str) -> dict[str, np.ndarray]:
-    """Reads the arrays `xs`, `ys` and optionally `lengths`, without validation of their values.
+def read(
+    path: str, *, owner: str = "Arrays", required: Sequence[str] = ("xs", "ys")
+) -> dict[str, np.ndarray]:
+    """Reads the arrays `xs`, `ys` and `lengths`, without validation of their values.
+
+    Args:
+      path: path of the file.
+      owner: the beginning of error messages.
+      required: names of the arrays that the file must have; it may have the others.
 
     Raises:
       FileNotFoundError: the path is not a regular file.
       ValueError: the file is not an .npz file, is corrupted, or has missing, unknown or non-numeric
         arrays.
     """
-    file = common.find_file("Arrays", path)
+    file = common.find_file(owner, path)
     if not zipfile.is_zipfile(file):
         raise ValueError(
-            f"Arrays: {path!r} must be an .npz file, got another or a truncated file; write "
+            f"{owner}: {path!r} must be an .npz file, got another or a truncated file; write "
             "it with np.savez(path, xs=xs, ys=ys)"
         )
     try:
         with np.load(file, allow_pickle=False) as archive:
-            _check_names(path, archive.files)
-            arrays = {name: _load_array(archive, name) for name in archive.files}
+            _check_names(owner, path, archive.files, required)
+            arrays = {name: _load_array(owner, archive, name) for name in archive.files}
     except (_InvalidArrays, OSError, MemoryError):
         raise
     except Exception as error:  # corrupted bytes may raise any exception
-        raise ValueError(f"Arrays: {path!r} is corrupted ({error}); write it again") from error
+        raise ValueError(f"{owner}: {path!r} is corrupted ({error}); write it again") from error
     return arrays
 
 
@@ -137,27 +145,28 @@ def to_finite(name: str, array: np.ndarray) -> np.ndarray:
     return array.astype(np.float64)
 
 
-def _check_names(path: str, names: list[str]) -> None:
-    for name in ("xs", "ys"):
+def _check_names(owner: str, path: str, names: list[str], required: Sequence[str]) -> None:
+    for name in required:
         if name not in names:
+            arrays = "the arrays" if len(required) > 1 else "the array"
             raise _InvalidArrays(
-                f"Arrays: {path!r} must contain the arrays xs and ys, got "
+                f"{owner}: {path!r} must contain {arrays} {' and '.join(required)}, got "
                 f"{', '.join(names) or 'none'}"
             )
     for name in names:
         if name not in _NAMES:
             raise _InvalidArrays(
-                f"Arrays: {path!r} may only contain the arrays {', '.join(_NAMES)}, got {name!r}"
+                f"{owner}: {path!r} may only contain the arrays {', '.join(_NAMES)}, got {name!r}"
                 f"{checks.suggestion(name, _NAMES)}"
             )
 
 
-def _load_array(archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+def _load_array(owner: str, archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     try:
         return np.asarray(archive[name])
     except ValueError as error:
         raise _InvalidArrays(
-            f"Arrays: {name} must be a numeric array, got an array that NumPy cannot load: "
+            f"{owner}: {name} must be a numeric array, got an array that NumPy cannot load: "
             f"{error}; if the examples differ in length, pad them and save their lengths too"
         ) from error
 

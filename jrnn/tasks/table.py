@@ -21,8 +21,8 @@ class Table(Task):
     overlap, so that no row is evaluated twice. Remaining rows at the end of a part are dropped.
 
     Every column is normalized by the mean and standard deviation of the training rows. The metric
-    is the mean squared error in normalized units; an error of a target times `Data.target_scale` is
-    in the units of the file. The baseline is persistence, which predicts the current value.
+    is the mean squared error in normalized units; `Data.target_scaler` converts to the units of the
+    file. The baseline is persistence, which predicts the current value.
 
     Args:
       path: path of the CSV file, in UTF-8.
@@ -49,7 +49,7 @@ class Table(Task):
     ...     data = Table(str(path), window=4).load()
     >>> data.train.xs.shape, data.test.xs.shape
     ((66, 4, 1), (3, 4, 1))
-    >>> bool(np.allclose((data.test.ys - data.test.xs) * data.target_scale, 1))
+    >>> bool(np.allclose((data.test.ys - data.test.xs) * data.target_scaler.std, 1))
     True
     """
 
@@ -85,8 +85,8 @@ class Table(Task):
             min_rows=self.window + self.horizon,
         )
         scaler = common.StandardScaler.fit(outputs[parts[0]])
-        inputs = common.StandardScaler.fit(inputs[parts[0]]).transform(inputs)
-        outputs = scaler.transform(outputs)
+        input_scaler = common.StandardScaler.fit(inputs[parts[0]])
+        inputs, outputs = input_scaler.transform(inputs), scaler.transform(outputs)
         train, validation, test = (
             self._make_windows(inputs[part], outputs[part], stride)
             for part, stride in zip(parts, (self.stride, self.window, self.window), strict=True)
@@ -104,7 +104,10 @@ class Table(Task):
             output_size=len(targets),
             causal=True,
             baseline=("persistence", common.mean_squared_error(current, test.ys)),
-            target_scale=scaler.std,
+            input_names=columns,
+            target_names=targets,
+            input_scaler=input_scaler,
+            target_scaler=scaler,
         )
 
     def _window_indices(self, total: int, stride: int) -> np.ndarray:

@@ -3,13 +3,16 @@
 import abc
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from jrnn import checks
+from jrnn.tasks import csv_file, npz
+from jrnn.tasks.common import StandardScaler
 
 Target = Literal["class", "value", "class_per_step", "value_per_step"]
 """The kinds of targets; see `Split`."""
@@ -38,46 +41,100 @@ class Split(NamedTuple):
     resets: np.ndarray | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Data:
-    """A data set in three splits, with the properties that determine the model and the loss.
+class RawExamples(NamedTuple):
+    """Examples as a user has them, in original units and classes.
 
     Attributes:
-      train: the training split; all statistics are computed on it.
-      validation: the split that selects the best weights.
-      test: the split for the final results.
+      xs: an array `[N, T, input]`, tokens `[N, T]`, or a list of N arrays or texts.
+      ys: the targets of `Split`, in original units, or names of classes; None if they are unknown.
+      lengths: `[N]` ints, the number of valid steps of each example; None means all.
+    """
+
+    xs: Any
+    ys: np.ndarray | None = None
+    lengths: np.ndarray | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """The properties of a data set that a model and its users need; saved in the folder of a run.
+
+    Attributes:
       target: kind of target, which determines the shape of `ys`; see `Split`.
       metric: name of the metric.
       input_size: number of channels of features, or size of the vocabulary of tokens.
       output_size: number of classes, or K, the number of channels of real-valued targets.
       baseline: name of a trivial predictor, and its `metric` on the test split.
+      baseline_outputs: the constant outputs of this predictor, `output_size` logits or normalized
+        values; None if it has no constant outputs.
       has_tokens: whether `xs` are tokens instead of features.
-      image: function from the `xs` of one example to its image `[rows, columns]`, or None.
       vocabulary: the characters of a text, by id; None for other tasks.
-      target_scale: `[K]`, the factors by which an error of a normalized target is converted to the
-        original units; None if the targets are not normalized.
       class_names: names of the classes, by id, or None.
+      input_names: names of the channels of features, or None.
+      target_names: names of the channels of real-valued targets, or None.
+      input_scaler: normalizes the features; None if they are not normalized.
+      target_scaler: normalizes real-valued targets; None if they are not normalized.
       causal: whether the model must be causal, because the inputs of later steps contain the target
         of a step.
       contiguous: whether the examples are consecutive windows of one series, so that the carry may
         be passed from one example to the next.
     """
 
-    train: Split
-    validation: Split
-    test: Split
     target: Target
     metric: Metric
     input_size: int
     output_size: int
     baseline: tuple[str, float]
+    baseline_outputs: tuple[float, ...] | None = None
     has_tokens: bool = False
-    image: Callable[[np.ndarray], np.ndarray] | None = None
     vocabulary: tuple[str, ...] | None = None
-    target_scale: np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
+    input_names: tuple[str, ...] | None = None
+    target_names: tuple[str, ...] | None = None
+    input_scaler: StandardScaler | None = None
+    target_scaler: StandardScaler | None = None
     causal: bool = False
     contiguous: bool = False
+
+    @property
+    def per_step(self) -> bool:
+        """Whether there is a target at each time step."""
+        return self.target.endswith("per_step")
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the targets are classes instead of values."""
+        return self.target.startswith("class")
+
+
+@dataclass(frozen=True, eq=False)
+class Data(DataSpec):
+    """A data set in three splits, with the properties that determine the model and the loss.
+
+    The other attributes are those of `DataSpec`.
+
+    Attributes:
+      train: the training split; all statistics are computed on it.
+      validation: the split that selects the best weights.
+      test: the split for the final results.
+      image: function from the `xs` of one example to its image `[rows, columns]`, or None.
+    """
+
+    train: Split
+    validation: Split
+    test: Split
+    image: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return self is other  # not the method of DataSpec, since arrays have no truth value
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    @property
+    def spec(self) -> DataSpec:
+        """The data set without its splits."""
+        return DataSpec(**{f.name: getattr(self, f.name) for f in fields(DataSpec)})
 
     @cached_property
     def fingerprint(self) -> str:
@@ -102,3 +159,23 @@ class Task(checks.ConvertsFields, abc.ABC):
     @abc.abstractmethod
     def load(self) -> Data:
         """Reads or generates the data; the same fields and files give the same data."""
+
+    def read(self, path: str, spec: DataSpec) -> RawExamples:
+        """Reads other examples, for predictions or for an evaluation.
+
+        By default reads an `.npz` file with the array `xs` and optionally `ys` and `lengths`, or
+        a `.csv` file with a header line, whose rows are the steps of one example.
+
+        Args:
+          path: path of the file.
+          spec: the properties of the data on which the model was trained.
+
+        Raises:
+          FileNotFoundError: the file does not exist.
+          ValueError: the file cannot be read as such data.
+        """
+        if Path(path).suffix.lower() != ".csv":
+            return RawExamples(**npz.read(path, owner="data", required=("xs",)))
+        file = csv_file.read(path, "data")
+        columns = spec.input_names or file.header
+        return RawExamples(csv_file.parse_columns(file, "data", columns)[None])

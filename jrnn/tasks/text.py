@@ -6,10 +6,9 @@ import numpy as np
 
 from jrnn import checks
 from jrnn.tasks import common
-from jrnn.tasks.task import Data, Split, Task
-
-UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-"""The entry of the vocabulary for characters that do not occur in the training split."""
+from jrnn.tasks.conversion import UNKNOWN as UNKNOWN
+from jrnn.tasks.conversion import encode_text
+from jrnn.tasks.task import Data, DataSpec, RawExamples, Split, Task
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Text(Task):
             min_rows=self.window + 1,
         )
         vocabulary = (*sorted(set(text[parts[0]]) - {UNKNOWN}), UNKNOWN)
-        ids = _encode(text, vocabulary)
+        ids = encode_text(text, vocabulary)
         train, validation, test = (_split_into_windows(ids[part], self.window) for part in parts)
         bits = common.unigram_cross_entropy(ids[parts[0]], test.ys, len(vocabulary))
         return Data(
@@ -81,24 +80,33 @@ class Text(Task):
             input_size=len(vocabulary),
             output_size=len(vocabulary),
             baseline=("unigram model", bits),
+            baseline_outputs=common.log_frequencies(ids[parts[0]], len(vocabulary), smoothing=1),
             has_tokens=True,
             vocabulary=vocabulary,
         )
+
+    def read(self, path: str, spec: DataSpec) -> RawExamples:
+        """Reads a text as windows, of which the last one may be shorter; see `Task.read`."""
+        ids = encode_text(common.read_text("data", path), spec.vocabulary or ())
+        if len(ids) < 2:
+            raise ValueError(f"data: {path!r} must have at least two characters, got {len(ids)}")
+        return _pad_windows(ids, self.window)
+
+
+def _pad_windows(ids: np.ndarray, window: int) -> RawExamples:
+    """Splits all ids into windows, of which the last one may be padded."""
+    count = -(-(len(ids) - 1) // window)
+    padded = np.zeros(count * window + 1, ids.dtype)
+    padded[: len(ids)] = ids
+    xs, ys = (part.reshape(count, window) for part in (padded[:-1], padded[1:]))
+    lengths = np.minimum(len(ids) - 1 - np.arange(count) * window, window)
+    return RawExamples(xs, ys, lengths)
 
 
 def _python_help_topics() -> str:
     from pydoc_data.topics import topics
 
     return "\n".join(topics[name] for name in sorted(topics))
-
-
-def _encode(text: str, vocabulary: tuple[str, ...]) -> np.ndarray:
-    """Returns the id of each character as int32; unknown characters have the id of `UNKNOWN`."""
-    index = {character: i for i, character in enumerate(vocabulary)}
-    codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
-    distinct, inverse = np.unique(codes, return_inverse=True)
-    ids = [index.get(chr(code), index[UNKNOWN]) for code in distinct]
-    return np.array(ids, np.int32)[inverse]
 
 
 def _split_into_windows(ids: np.ndarray, window: int) -> Split:

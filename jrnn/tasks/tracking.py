@@ -90,6 +90,7 @@ class Tracking(Task):
             baseline=common.most_frequent_baseline(
                 "most frequent class", train.ys[:, -1], test.ys[:, -1]
             ),
+            baseline_outputs=common.log_frequencies(train.ys[:, -1], size),
             has_tokens=True,
         )
 

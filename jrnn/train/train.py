@@ -11,7 +11,7 @@ from flax import nnx
 
 from jrnn import memory
 from jrnn.distributed import Mesh, ProcessGroup
-from jrnn.tasks.task import Data
+from jrnn.tasks.task import Data, DataSpec
 from jrnn.train.config.experiment import Experiment, resume_flags
 from jrnn.train.fit import FitResult, check_data, check_group, fit
 from jrnn.train.run.checkpoint import Checkpointer
@@ -90,14 +90,14 @@ def check_experiment(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, 
       ValueError: options and data are incompatible, a shape of the data is wrong, or the memory
         does not suffice for the network or for a batch.
     """
+    check_data(data, experiment, experiment.tbptt)
     graphdef, state = _abstract_run(experiment, data)
     check_memory(experiment, data, graphdef, state)
     return graphdef, state
 
 
-def _abstract_run(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]:
-    """Checks all but the memory; see `check_experiment`."""
-    check_data(data, experiment, experiment.tbptt)
+def _abstract_run(experiment: Experiment, data: DataSpec) -> tuple[nnx.GraphDef, TrainState]:
+    """Checks the options of the network; see `check_experiment`."""
     optimizer = experiment.optimizer.build(experiment.steps)
     make_model = lambda: experiment.network.build(data, experiment.seed)
     graphdef, state = abstract_state(make_model, optimizer)
@@ -181,12 +181,12 @@ def restore(experiment: Experiment, data: Data, folder: Path) -> FitResult:
     return best._replace(test=evaluate(Weights(params, rest), data.test))
 
 
-def load_best(experiment: Experiment, data: Data, folder: Path) -> FitResult:
+def load_best(experiment: Experiment, data: DataSpec, folder: Path) -> FitResult:
     """Restores the best network of a run from its newest checkpoint, without evaluating it.
 
     Args:
       experiment: the experiment of the run.
-      data: the data of its task, from `jrnn.tasks.load`.
+      data: the properties of the data of its task; their arrays are not used.
       folder: the folder of the run.
 
     Returns:

@@ -249,7 +249,7 @@ def test_full_disk_names_the_file_and_how_to_resume(limit_file_size, monkeypatch
 
 @pytest.mark.parametrize(
     ("size", "file"),
-    [(5, "data.txt"), (300, "config.py"), (2000, "checkpoints"), (15_000, "figure.png")],
+    [(5, "data.json"), (1100, "config.py"), (2000, "checkpoints"), (15_000, "figure.png")],
 )
 def test_file_that_cannot_be_written_exits_with_code_1(size, file, limit_file_size, capsys):
     limit_file_size(size)

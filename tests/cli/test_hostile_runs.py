@@ -146,8 +146,8 @@ ENTRIES = {
     "link to a result": lambda run: replace_by_link(run / "result.part", f"../{OUTSIDE}/file"),
     "link to a figure": lambda run: replace_by_link(run / "figure.png", f"../{OUTSIDE}/file"),
     "link to checkpoints": lambda run: replace_by_link(run / "checkpoints", f"../{OUTSIDE}"),
-    "link to a device": lambda run: replace_by_link(run / "data.txt", "/dev/zero"),
-    "FIFO as data.txt": lambda run: make_fifo(run / "data.txt"),
+    "link to a device": lambda run: replace_by_link(run / "data.json", "/dev/zero"),
+    "FIFO as data.json": lambda run: make_fifo(run / "data.json"),
     "FIFO in a checkpoint": lambda run: make_fifo(run / "checkpoints/2/record/metadata"),
 }
 
@@ -169,15 +169,36 @@ def test_links_and_special_files_are_refused(name, run, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff\xfe", "the data of this run have changed"),
-        (b"", "the data of this run have changed"),
-        (b"x" * 2**25, "run/data.txt must have at most 16777216 bytes"),
+        (b"\xff\xfe", "run/data.json is invalid: 'utf-8' codec"),
+        (b"", "run/data.json is invalid: Expecting value"),
+        (b"[]", "run/data.json is invalid: list indices"),
+        (b"x" * (2**28 + 1), "run/data.json must have at most 268435456 bytes"),
     ],
-    ids=["not UTF-8", "empty", "large"],
+    ids=["bytes", "empty", "list", "large"],
 )
-def test_hostile_fingerprints_are_refused(content, message, run, capsys):
-    (run / "data.txt").write_bytes(content)
-    assert message in run_and_fail(["eval", "run"], capsys)
+def test_hostile_data_file_is_refused(content, message, run, capsys):
+    (run / "data.json").write_bytes(content)
+    for command in (["eval"], ["predict", "run", "xs.npz"]):
+        assert message in run_and_fail([command[0], "run", *command[2:]], capsys)
+
+
+SPECS = {
+    "an experiment": lambda saved: saved["data"][0].update(spec=1),
+    "no spec": lambda saved: saved["data"][0].pop("spec"),
+    "class of others": lambda saved: saved["data"][0]["spec"].update(type="subprocess:getoutput"),
+    "text as size": lambda saved: saved["data"][0]["spec"].update(input_size="8"),
+    "std of zero": lambda saved: saved["data"][0]["spec"]["input_scaler"].update(std=[0.0] * 8),
+    "folder as number": lambda saved: saved.update(folder=1),
+    "no data": lambda saved: saved.update(data=[]),
+}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_hostile_data_spec_is_refused(name, run, capsys):
+    saved = json.loads((run / "data.json").read_text())
+    SPECS[name](saved)
+    (run / "data.json").write_text(json.dumps(saved))
+    assert "run/data.json" in run_and_fail(["eval", "run"], capsys)
 
 
 RECORDS = {

@@ -84,8 +84,8 @@ def test_normalization_uses_valid_training_steps_per_channel(tmp_path: Path):
                 )
                 assert (actual[row, lengths[n] :, channel] == 0).all()
             if array is ys:
-                assert data.target_scale is not None
-                assert data.target_scale[channel] == pytest.approx(std)
+                assert data.target_scaler is not None
+                assert data.target_scaler.std[channel] == pytest.approx(std)
     assert (data.target, data.metric, data.output_size) == ("value_per_step", "mse", 2)
 
 
@@ -125,7 +125,7 @@ def test_two_dimensional_ints_are_tokens(tmp_path: Path):
     xs[0, 0] = 11
     data = Arrays(_save(tmp_path, xs=xs, ys=xs % 4), "sequence_classification").load()
     assert data.has_tokens and (data.input_size, data.output_size) == (12, 4)
-    assert data.target == "class_per_step" and data.target_scale is None
+    assert data.target == "class_per_step" and data.target_scaler is None
     assert all(np.array_equal(split.xs % 4, split.ys) for split in _splits(data))
     all_xs = np.concatenate([split.xs for split in _splits(data)])
     assert sorted(all_xs.tolist()) == sorted(xs.tolist())
@@ -143,7 +143,7 @@ def test_one_value_per_example_gets_a_channel_axis(tmp_path: Path, shape: tuple[
     xs, ys = _features(), np.arange(N) * 1.0
     path = _save(tmp_path, xs=xs, ys=ys.reshape(shape))
     data = Arrays(path, "regression", normalize=False).load()
-    assert data.output_size == 1 and data.target_scale is None
+    assert data.output_size == 1 and data.target_scaler is None
     for part, split in zip(_indices_of_examples(data), _splits(data), strict=True):
         assert np.array_equal(split.ys, np.array(part, np.float32)[:, None])
 
@@ -154,7 +154,7 @@ def test_constant_channel_becomes_zeros(tmp_path: Path):
     data = Arrays(_save(tmp_path, xs=xs, ys=np.full(N, 7.7)), "regression").load()
     for split in _splits(data):
         assert (split.xs[..., 1] == 0).all() and (split.ys == 0).all()
-    assert data.target_scale is not None and data.target_scale.tolist() == [1.0]
+    assert data.target_scaler is not None and data.target_scaler.std == (1.0,)
 
 
 def test_large_offset_does_not_lose_precision(tmp_path: Path):

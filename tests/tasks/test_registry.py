@@ -105,7 +105,14 @@ def test_baseline_is_a_named_positive_float(task: Task):
 def test_data_compares_by_identity():
     split = REGISTRY["adding"](**OPTIONS["adding"]).load().train
     one, other = (
-        Data(split, split, split, "value", "mse", 2, 1, ("constant prediction", 1.0))
+        Data(
+            *[split] * 3,
+            target="value",
+            metric="mse",
+            input_size=2,
+            output_size=1,
+            baseline=("constant prediction", 1.0),
+        )
         for _ in range(2)
     )
     assert one == one and one != other

@@ -68,8 +68,8 @@ def test_windows_match_a_loop_within_each_split(
         assert len(xs) > 0
         np.testing.assert_allclose(split.xs, xs, atol=1e-5)
         np.testing.assert_allclose(split.ys, ys, atol=1e-5)
-    assert data.target_scale is not None
-    np.testing.assert_allclose(data.target_scale, [scales[name][1] for name in targets])
+    assert data.target_scaler is not None
+    np.testing.assert_allclose(data.target_scaler.std, [scales[name][1] for name in targets])
     assert (data.input_size, data.output_size) == (3, 2)
 
 
@@ -111,7 +111,7 @@ def test_targets_may_differ_from_inputs(tmp_path: Path):
 def test_constant_column_becomes_zeros_with_scale_one(tmp_path: Path):
     data = Table(_write(tmp_path, _columns(60)), ("price",), window=2).load()
     assert (data.train.xs == 0).all()
-    assert data.target_scale is not None and data.target_scale.tolist() == [1.0]
+    assert data.target_scaler is not None and data.target_scaler.std == (1.0,)
 
 
 @pytest.mark.parametrize("horizon", [1, 4])

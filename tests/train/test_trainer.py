@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import jrnn
+from jrnn.tasks.common import StandardScaler
 from jrnn.tasks.task import Data, Split, Task
 from jrnn.train import Checkpointer, Experiment, Network, NonFiniteLoss, Optimizer, restore, train
 from jrnn.train.data.sampler import shuffled_batches
@@ -58,7 +59,7 @@ class Sign(Task):
             input_size=2,
             output_size=2 if classes else 1,
             baseline=("guess", 0.5),
-            target_scale=None if classes else np.array([2.0]),
+            target_scaler=None if classes else StandardScaler((1.0,), (2.0,)),
         )
 
 

@@ -11,7 +11,7 @@ from jrnn.engines import Engine, choose_engine
 from jrnn.layer import Layer
 from jrnn.nn import Classifier, SequenceToSequence, StackedRNN
 from jrnn.nn.heads import POOLS
-from jrnn.tasks.task import Data
+from jrnn.tasks.task import DataSpec
 
 MAX_LAYERS = 256
 """Maximum number of layers; each is compiled on its own, which takes about a second."""
@@ -69,12 +69,12 @@ class Network(checks.ConvertsFields):
         return repr(replace(self, engine="auto", dropout=0.0))
 
     def build(
-        self, data: Data, seed: int, engine: Engine | None = None
+        self, data: DataSpec, seed: int, engine: Engine | None = None
     ) -> Classifier | SequenceToSequence:
         """Builds the network for the data of a task, with random parameters.
 
         Args:
-          data: the data of the task; its target determines the head.
+          data: the properties of the data; the kind of target determines the head.
           seed: seed of the parameters and of dropout.
           engine: an engine that replaces `self.engine`.
 

@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -97,18 +97,34 @@ class MetricsFile:
           OSError: the file cannot be read.
           ValueError: a line is not as `write` writes it.
         """
-        points = []
+        lines = [line for line in self.read_lines() if line["split"] == split]
+        return [line["step"] for line in lines], [line[name] for line in lines]
+
+    def read_lines(self) -> list[dict[str, Any]]:
+        """Returns all lines: the step, the split, the loss, the metric and other numbers.
+
+        Raises:
+          OSError: the file cannot be read.
+          ValueError: a line is not as `write` writes it.
+        """
+        lines = []
         for number, text in enumerate(files.read_bytes(self._path, MAX_BYTES).splitlines(), 1):
             try:
-                line = files.parse_json(text)
-                if line["split"] == split:
-                    points.append((int(line["step"]), float(line[name])))
+                lines.append(_check_line(files.parse_json(text)))
             except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
                 raise ValueError(
                     f"train: line {number} of {self._path} must be a line of metrics, got an "
                     f"error: {error!r}; restore the file from a copy"
                 ) from error
-        return [step for step, _ in points], [value for _, value in points]
+        return lines
+
+
+def _check_line(line: dict[str, Any]) -> dict[str, Any]:
+    """Returns a line of metrics; raises if it has other fields or types."""
+    numbers = {name: float(value) for name, value in line.items() if name not in ("step", "split")}
+    if not isinstance(line["split"], str) or not {"loss", "metric"} <= numbers.keys():
+        raise ValueError("it must have step, split, loss and metric")
+    return {"step": int(line["step"]), "split": line["split"], **numbers}
 
 
 class MetricsLogger:

@@ -1,20 +1,22 @@
 """The summary of a run: JSON values, a table and a figure."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
+import typeguard
 from rich.table import Table
 
 from jrnn.files import atomic_path
 from jrnn.plotting import hide_spines, new_figure
-from jrnn.tasks.task import Data, Split
+from jrnn.tasks.task import Data, Metric, Split
 from jrnn.train.config.experiment import Experiment
 from jrnn.train.data.sampler import take
 from jrnn.train.fit import FitResult
 from jrnn.train.run.metrics_logger import MetricsFile
 from jrnn.train.run.progress import METRIC_NAMES
 from jrnn.train.step.evaluate import predict
+from jrnn.train.step.loss import HIGHER_IS_BETTER
 from jrnn.train.step.state import count_params
 
 IMAGES_PER_ROW = 8
@@ -45,10 +47,62 @@ def summarize(experiment: Experiment, data: Data, result: FitResult) -> dict[str
         "steps": experiment.steps,
         "seconds": result.seconds,
     }
-    if data.target_scale is not None and len(data.target_scale) == 1:
-        rmse = result.test["metric"] ** 0.5 * data.target_scale[0]
+    if data.target_scaler is not None and data.output_size == 1:
+        rmse = result.test["metric"] ** 0.5 * data.target_scaler.std[0]
         summary["test_rmse_in_units"] = float(rmse)
     return summary
+
+
+class Summary(TypedDict):
+    """The fields of a summary that `make_table` shows."""
+
+    task: str
+    cell: str
+    parameters: int
+    metric: Metric
+    test: float
+    validation: float
+    baseline: dict[str, str | float]
+    best_step: int
+    steps: int
+    seconds: float | None
+    test_rmse_in_units: NotRequired[float]
+
+
+def check_summary(path: Path, summary: Any) -> dict[str, Any]:
+    """Returns the content of `result.json`; raises ValueError unless it is from `summarize`."""
+    try:
+        known = {name: summary[name] for name in Summary.__annotations__ if name in summary}
+        typeguard.check_type(known, Summary)
+        typeguard.check_type(summary["baseline"]["value"], float)
+    except (typeguard.TypeCheckError, TypeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not the result of a run: {error}; write it again with jrnn train --resume"
+        ) from error
+    return summary
+
+
+def describe_comparison(metric: str, scores: dict[str, Any]) -> str:
+    """Returns a sentence that compares a network with the baseline.
+
+    Args:
+      metric: name of the metric.
+      scores: scores from `jrnn.train.scores.score`.
+    """
+    if "baseline" not in scores:
+        return "There is no baseline for these examples."
+    name, value = scores["baseline"]["name"], scores["baseline"]["value"]
+    own = scores["metric"]
+    values = f"{METRIC_NAMES[metric]} {own:.4g} against {value:.4g}"
+    if own == value:
+        return f"The network is as good as the baseline ({name}): {values}."
+    is_better = (own > value) == HIGHER_IS_BETTER[metric]
+    if is_better:
+        return f"The network is better than the baseline ({name}): {values}."
+    return (
+        f"The network is worse than the baseline ({name}): {values}. Do not use it for this; train "
+        "longer, or change the network or the learning rate."
+    )
 
 
 def make_table(summary: dict[str, Any]) -> Table:
@@ -197,17 +251,15 @@ def _draw_classes_per_step(panel, data: Data, result: FitResult) -> None:
 
 
 def _draw_values_per_step(panel, data: Data, result: FitResult) -> None:
-    """Draws the first target value of some examples, true and predicted.
-
-    The values are in original units, relative to the mean of the training split.
-    """
-    examples, values = _predict_examples(data, result, 3)
-    scale = 1.0 if data.target_scale is None else data.target_scale[0]
+    """Draws the first target value of some examples, true and predicted, in original units."""
+    examples, outputs = _predict_examples(data, result, 3)
+    invert = (lambda ys: ys) if data.target_scaler is None else data.target_scaler.invert
+    truth, values = invert(examples.ys), invert(outputs)
     axes = np.atleast_1d(panel.subplots(1, len(examples.xs), sharey=True))
     for row, ax in enumerate(axes):
         valid = slice(None if examples.lengths is None else examples.lengths[row])
-        ax.plot(examples.ys[row, valid, 0] * scale, label="true", lw=1)
-        ax.plot(values[row, valid, 0] * scale, label="predicted", lw=1, ls="--")
+        ax.plot(truth[row, valid, 0], label="true", lw=1)
+        ax.plot(values[row, valid, 0], label="predicted", lw=1, ls="--")
         ax.set(xlabel="time step")
         hide_spines(ax)
     axes[0].legend(frameon=False)

@@ -1,0 +1,275 @@
+"""The commands `jrnn eval`, `jrnn predict` and `jrnn sample`, which use trained runs."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.markup import escape
+from rich.table import Table
+
+from jrnn import checks, files, run_folder
+from jrnn.cli import predictions as prediction_files
+from jrnn.nn import SequenceToSequence, generate
+from jrnn.run_folder import Run, SplitName
+from jrnn.terminal import Console, parse_flags, write_text
+from jrnn.train.run.progress import METRIC_NAMES
+from jrnn.train.run.summary import describe_comparison, make_table
+
+stdout = Console()
+
+MAX_SAMPLE = 10**6
+"""Maximum number of characters of a sample; it is printed as a whole, after about a minute."""
+MAX_CONFUSION = 12
+"""Maximum number of classes of a confusion matrix on the terminal."""
+
+Trust = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+RunArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Evaluates the weights of a run with the best validation metric.
+
+    Example: jrnn eval runs/mine --split validation
+
+    Args:
+      run: the folder of the run.
+      split: the split of the training data.
+      data: a file with other examples and their targets, in the format of the training data;
+        a run of another task than text reads an .npz file with xs, ys and optionally lengths.
+      json: print JSON instead of tables.
+      trust: execute the code of the run, such as its config.py, if its config names a class that is
+        not in jrnn, and accept symbolic links in its folder.
+    """
+
+    run: RunArgument
+    split: SplitName = "test"
+    data: str | None = None
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    trust: Trust = False
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Predicts with the best weights of a run, in the units and classes of its data.
+
+    Example: jrnn predict runs/mine new.npz --out predictions.csv
+
+    Args:
+      run: the folder of the run.
+      data: a file with examples: .npz with xs and optionally lengths, .csv with one example, or a
+        text for a run of a text task; - reads one example per line from standard input: a text, or
+        JSON such as [[0.1, 0.2], [0.3, 0.4]], a list of steps.
+      out: the file to write: .csv, .jsonl or .npz; by default CSV to standard output.
+      batch_size: number of examples per forward pass.
+      trust: execute the code of the run, such as its config.py, if its config names a class that is
+        not in jrnn, and accept symbolic links in its folder.
+    """
+
+    run: RunArgument
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    out: str | None = None
+    batch_size: int = 256
+    trust: Trust = False
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Samples text from the language model of a run, such as a run of configs/text.py.
+
+    Example: jrnn sample runs/mine --prompt "The " --length 200
+
+    Args:
+      run: the folder of the run.
+      prompt: text to continue; None means a newline, or the first character of the vocabulary if
+        the training text has no newline.
+      length: number of characters to sample.
+      temperature: divisor of the logits; 0 always selects the most probable character.
+      seed: seed of the samples.
+      trust: execute the code of the run, such as its config.py, if its config names a class that is
+        not in jrnn, and accept symbolic links in its folder.
+    """
+
+    run: RunArgument
+    prompt: str | None = None
+    length: int = 400
+    temperature: float = 0.7
+    seed: int = 0
+    trust: Trust = False
+
+
+def eval_command(args: list[str]) -> None:
+    """`jrnn eval RUN [--split SPLIT | --data FILE]`: scores the best weights of a run."""
+    options: EvalOptions = parse_flags(EvalOptions, args, prog="jrnn eval")
+    run = run_folder.load(options.run, trust=options.trust)
+    if options == EvalOptions(options.run, trust=options.trust) and not run.has_data:
+        stdout.print(make_table(run.result))
+        text = "The data are not on this machine: these scores were computed after the training."
+        stdout.print(text, soft_wrap=True)
+        return
+    scores = run.evaluate(options.data, split=options.split)
+    if options.json:
+        print(json.dumps(scores, indent=2))
+        return
+    title = options.data or f"{options.split} split"
+    for table in make_tables(run, scores, title):
+        stdout.print(table)
+    stdout.print(escape(describe_comparison(run.data.spec.metric, scores)), soft_wrap=True)
+
+
+def make_tables(run: Run, scores: dict[str, Any], title: str) -> Iterator[Table]:
+    """Yields the tables of the scores from `Run.evaluate`."""
+    spec = run.data.spec
+    name = METRIC_NAMES[spec.metric]
+    table = Table(title=escape(title), show_header=False, title_justify="left")
+    table.add_row("cell", escape(repr(run.config.network.cell)))
+    table.add_row("examples", f"{scores['examples']:,}")
+    table.add_row(name, f"[bold]{scores['metric']:.4f}[/bold]{_format_interval(scores)}")
+    table.add_row("loss", f"{scores['loss']:.4f}")
+    if baseline := scores.get("baseline"):
+        table.add_row(escape(f"baseline: {baseline['name']}"), f"{baseline['value']:.4f}")
+    yield table
+    if targets := scores.get("targets"):
+        yield _make_target_table(targets)
+    classes = scores.get("classes", [])
+    if classes and spec.vocabulary is None:
+        yield _make_class_table(classes)
+        if len(classes) <= MAX_CONFUSION:
+            yield _make_confusion_table(classes, scores["confusion"])
+
+
+def _format_interval(scores: dict[str, Any], name: str = "interval") -> str:
+    interval = scores.get(name)
+    return "" if interval is None else f"  (95%: {interval[0]:.4g} to {interval[1]:.4g})"
+
+
+def _make_target_table(targets: list[dict[str, Any]]) -> Table:
+    table = Table(title="errors in original units", title_justify="left")
+    has_baseline = "baseline_mae" in targets[0]
+    columns = ["target", "MAE", "RMSE"] + (
+        ["baseline MAE", "baseline RMSE"] if has_baseline else []
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column == "target" else "right")
+    for target in targets:
+        cells = [
+            f"{target[name]:.4g}{_format_interval(target, name + '_interval')}"
+            for name in ("mae", "rmse")
+        ]
+        if has_baseline:
+            cells += [f"{target[name]:.4g}" for name in ("baseline_mae", "baseline_rmse")]
+        table.add_row(escape(target["name"]), *cells)
+    return table
+
+
+def _make_class_table(classes: list[dict[str, Any]]) -> Table:
+    table = Table(title="classes", title_justify="left")
+    for column in ("class", "examples", "precision", "recall", "F1"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for row in classes:
+        scores = [f"{row[name]:.3f}" for name in ("precision", "recall", "f1")]
+        table.add_row(escape(row["name"]), str(row["count"]), *scores)
+    return table
+
+
+def _make_confusion_table(classes: list[dict[str, Any]], counts: list[list[int]]) -> Table:
+    table = Table(title="confusion matrix: true classes in rows", title_justify="left")
+    table.add_column("")
+    for row in classes:
+        table.add_column(escape(row["name"]), justify="right")
+    for row, values in zip(classes, counts, strict=True):
+        table.add_row(escape(row["name"]), *map(str, values))
+    return table
+
+
+def predict_command(args: list[str]) -> None:
+    """`jrnn predict RUN DATA [--out FILE]`: writes the predictions for a file."""
+    options: PredictOptions = parse_flags(PredictOptions, args, prog="jrnn predict")
+    out = None if options.out is None else Path(options.out)
+    if out is not None:
+        checks.one_of("predict", "suffix of --out", out.suffix, prediction_files.SUFFIXES)
+    run = run_folder.load(options.run, trust=options.trust)
+    if options.data == "-":
+        _predict_lines(run, sys.stdin, out)
+        return
+    raw = run.read(options.data)
+    predictions = run.predict(raw.xs, lengths=raw.lengths, batch_size=options.batch_size)
+    if out is None:
+        prediction_files.write_rows(sys.stdout, ".csv", run.data.spec, predictions)
+        return
+    prediction_files.write(out, run.data.spec, predictions)
+    stdout.print(
+        escape(f"predictions for {len(predictions.lengths):,} examples: {out}"), soft_wrap=True
+    )
+
+
+def _predict_lines(run: Run, lines: Iterable[str], out: Path | None) -> None:
+    """Predicts for each line as soon as it is read, and writes one line of JSON."""
+    with files.open_output(out) as file:
+        for number, line in enumerate(lines, 1):
+            if run.data.spec.vocabulary is not None:
+                example: Any = line.rstrip("\n")
+            else:
+                try:
+                    example = np.array(files.parse_json(line.encode()))
+                except ValueError as error:
+                    raise ValueError(
+                        f"predict: line {number} must be JSON, a list of steps, got an error: "
+                        f"{error}"
+                    ) from error
+            try:
+                predictions = run.predict([example])
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"line {number}: {error}") from error
+            prediction_files.write_rows(file, ".jsonl", run.data.spec, predictions)
+            file.flush()
+
+
+def sample_command(args: list[str]) -> None:
+    """`jrnn sample RUN [--prompt TEXT] [--length N] [--temperature X] [--seed N]`: samples text.
+
+    The prompt and the sample are printed unchanged, except on a terminal, where control characters
+    are escaped.
+    """
+    options: SampleOptions = parse_flags(SampleOptions, args, prog="jrnn sample")
+    checks.int_between("sample", "length", options.length, 1, MAX_SAMPLE)
+    checks.int_between("sample", "seed", options.seed, 0, checks.MAX_SEED)
+    run, prompt = run_folder.load(options.run, trust=options.trust), options.prompt
+    vocabulary = run.data.spec.vocabulary
+    if vocabulary is None:
+        raise ValueError(
+            f"sample: {run.folder} must be a run of a text task, got "
+            f"{type(run.config.task).__name__}"
+        )
+    if prompt is None:
+        prompt = "\n" if "\n" in vocabulary else vocabulary[0]
+    if not prompt:
+        raise ValueError("sample: prompt must have at least one character, got an empty text")
+    ids = {character: id for id, character in enumerate(vocabulary)}
+    unknown = sorted({character for character in prompt if character not in ids})
+    if unknown:
+        raise ValueError(
+            "sample: prompt must contain only characters of the training text, got "
+            f"{' '.join(map(repr, unknown))}"
+        )
+    model = run.model
+    if not isinstance(model, SequenceToSequence):
+        raise ValueError(
+            f"sample: the network of {run.folder} must predict a token at each step, got "
+            f"{type(model).__name__}"
+        )
+    tokens = generate(
+        model,
+        jnp.array([[ids[character] for character in prompt]], jnp.int32),
+        options.length,
+        temperature=options.temperature,
+        key=jax.random.key(options.seed),
+    )
+    write_text(prompt + "".join(vocabulary[token] for token in np.asarray(tokens[0])))

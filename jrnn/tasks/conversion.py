@@ -1,0 +1,247 @@
+"""Conversion between data in the units of the user and the arrays of a network."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jrnn import checks
+from jrnn.tasks.task import DataSpec
+
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+"""The entry of the vocabulary for characters that do not occur in the training split."""
+
+
+class Predictions(NamedTuple):
+    """Predictions for N examples, in the units and classes of the user.
+
+    Attributes:
+      outputs: outputs of the network, `[N, K]`, or `[N, T, K]` for targets at each step: logits for
+        classes, normalized values otherwise. Zeros on padding.
+      lengths: `[N]` ints, the number of valid steps of each example.
+      classes: `[N]` or `[N, T]` ints, the most probable class; None for values.
+      labels: the names of these classes, texts of the same shape; None if classes have no names.
+      probabilities: `[N, K]` or `[N, T, K]`, the probability of each class; None for values.
+      values: `[N, K]` or `[N, T, K]`, in the original units of the targets; None for classes.
+    """
+
+    outputs: np.ndarray
+    lengths: np.ndarray
+    classes: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+    values: np.ndarray | None = None
+
+
+def encode_text(text: str, vocabulary: Sequence[str]) -> np.ndarray:
+    """Returns the id of each character as int32; unknown characters have the id of `UNKNOWN`."""
+    index = {character: i for i, character in enumerate(vocabulary)}
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    distinct, inverse = np.unique(codes, return_inverse=True)
+    ids = [index.get(chr(code), index.get(UNKNOWN, -1)) for code in distinct]
+    return np.array(ids, np.int32)[inverse]
+
+
+def encode_inputs(spec: DataSpec, xs: Any, lengths: Any | None) -> tuple[np.ndarray, np.ndarray]:
+    """Converts inputs of a user to the inputs of a network.
+
+    Args:
+      spec: the properties of the training data.
+      xs: an array `[N, T, input]` in the units of the user, tokens `[N, T]`, or a list of N
+        examples: arrays `[T_n, input]` or `[T_n]`, or texts if there is a vocabulary.
+      lengths: `[N]` ints, the number of valid steps; None means T, or T_n for a list.
+
+    Returns:
+      The inputs, `[N, T, input]` float32 or `[N, T]` int32 with zeros on padding, and `[N]` int32,
+      the lengths.
+
+    Raises:
+      ValueError: a shape is wrong, a length is out of range, a valid entry is not finite, or a
+        token is out of range.
+      TypeError: the inputs are not numbers, tokens or texts.
+    """
+    if isinstance(xs, str):
+        xs = [xs]
+    if isinstance(xs, list | tuple):
+        if lengths is not None:
+            raise ValueError("predict: lengths must be None for a list of examples, got lengths")
+        xs, lengths = _stack(spec, xs)
+    xs = np.asarray(xs)
+    _check_inputs(spec, xs)
+    lengths = _check_lengths(xs, lengths)
+    valid = np.arange(xs.shape[1]) < lengths[:, None]
+    if spec.has_tokens:
+        _require((xs >= 0) & (xs < spec.input_size), valid, xs, f"be in 0..{spec.input_size - 1}")
+        return np.where(valid, xs, 0).astype(np.int32), lengths
+    _require(np.isfinite(xs), valid[..., None], xs, "be finite")
+    xs = np.where(valid[..., None], xs, 0)
+    if spec.input_scaler is not None:
+        xs = spec.input_scaler.transform(xs)
+    xs = np.where(valid[..., None], xs, 0).astype(np.float32)
+    _require(np.isfinite(xs), valid[..., None], xs, "be finite in float32 after normalization")
+    return xs, lengths
+
+
+def encode_targets(spec: DataSpec, ys: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Converts targets of a user to the targets of a network.
+
+    Args:
+      spec: the properties of the training data.
+      ys: classes as ints or as names, `[N]` or `[N, T]`; or values in original units, `[N]`,
+        `[N, K]`, `[N, T]` or `[N, T, K]`.
+      shape: the shape of the inputs, `(N, T, ...)`.
+
+    Returns:
+      `[N]` or `[N, T]` int32, or `[N, K]` or `[N, T, K]` float32.
+
+    Raises:
+      ValueError: the shape is wrong, or a class is unknown.
+      TypeError: the dtype is wrong.
+    """
+    ys = np.asarray(ys)
+    leading = shape[:2] if spec.per_step else shape[:1]
+    if spec.has_classes:
+        if ys.dtype.kind in "UO" and spec.class_names is not None:
+            ys = _find_classes(ys, spec.class_names)
+        if ys.dtype.kind not in "iu" or ys.shape != leading:
+            raise ValueError(
+                f"data: ys must be int classes of shape {leading}, got {ys.dtype} of shape "
+                f"{ys.shape}"
+            )
+        if ys.size and (ys.min() < 0 or ys.max() >= spec.output_size):
+            raise ValueError(
+                f"data: ys must be in 0..{spec.output_size - 1}, the classes of the run, got "
+                f"values from {ys.min()} to {ys.max()}"
+            )
+        return ys.astype(np.int32)
+    if ys.dtype.kind not in "biuf":
+        raise TypeError(f"data: ys must be real numbers, got dtype {ys.dtype}")
+    if ys.shape == leading and spec.output_size == 1:
+        ys = ys[..., None]
+    if ys.shape != (*leading, spec.output_size):
+        raise ValueError(f"data: ys must have shape {(*leading, spec.output_size)}, got {ys.shape}")
+    return ys.astype(np.float32) if spec.target_scaler is None else spec.target_scaler.transform(ys)
+
+
+def _find_classes(names: np.ndarray, known: Sequence[str]) -> np.ndarray:
+    """Returns the id of each name of a class."""
+    ids = {name: index for index, name in enumerate(known)}
+    distinct, inverse = np.unique(names.astype(str), return_inverse=True)
+    if unknown := [name for name in distinct if name not in ids]:
+        raise ValueError(
+            f"data: ys must be classes of the run, which are {checks.describe(list(known))}, got "
+            f"{unknown[0]!r}"
+        )
+    return np.array([ids[name] for name in distinct])[inverse].reshape(names.shape)
+
+
+def decode_outputs(spec: DataSpec, outputs: np.ndarray, lengths: np.ndarray) -> Predictions:
+    """Converts the outputs of a network to the units and classes of the user.
+
+    Args:
+      spec: the properties of the training data.
+      outputs: `[N, K]`, or `[N, T, K]` for targets at each step.
+      lengths: `[N]` ints, the number of valid steps of each example.
+    """
+    if not spec.has_classes:
+        values = np.asarray(outputs, np.float64)
+        if spec.target_scaler is not None:
+            values = spec.target_scaler.invert(values)
+        return Predictions(outputs, lengths, values=_zero_padding(spec, values, lengths))
+    probabilities = np.exp(log_softmax(outputs))
+    classes = outputs.argmax(axis=-1)
+    names = spec.class_names or spec.vocabulary
+    return Predictions(
+        outputs,
+        lengths,
+        classes=_zero_padding(spec, classes, lengths),
+        labels=None if names is None else np.array(names)[classes],
+        probabilities=_zero_padding(spec, probabilities, lengths),
+    )
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns the log-probabilities of classes on the last axis, in float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _zero_padding(spec: DataSpec, array: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Sets the steps of padding to zero, if there is an axis of steps."""
+    if not spec.per_step:
+        return array
+    valid = np.arange(array.shape[1]) < lengths[:, None]
+    return np.where(valid.reshape(valid.shape + (1,) * (array.ndim - 2)), array, 0)
+
+
+def _stack(spec: DataSpec, examples: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns examples of different lengths as one array with zeros on padding, and the lengths."""
+    if not examples:
+        raise ValueError("predict: xs must have at least one example, got an empty list")
+    if isinstance(examples[0], str):
+        if spec.vocabulary is None:
+            raise TypeError(
+                "predict: xs must be numbers, got texts; only the run of a text task reads texts"
+            )
+        vocabulary = spec.vocabulary
+        examples = [encode_text(text, vocabulary) for text in examples]
+    arrays = [np.asarray(example) for example in examples]
+    axes = 1 if spec.has_tokens else 2
+    for number, array in enumerate(arrays):
+        if array.ndim != axes or array.shape[1:] != arrays[0].shape[1:]:
+            expected = "[T] of tokens" if spec.has_tokens else f"[T, {spec.input_size}]"
+            raise ValueError(
+                f"predict: example {number} must have shape {expected}, got {array.shape}"
+            )
+    lengths = np.array([len(array) for array in arrays])
+    stacked = np.zeros((len(arrays), lengths.max(), *arrays[0].shape[1:]), np.result_type(*arrays))
+    for row, array in zip(stacked, arrays, strict=True):
+        row[: len(array)] = array
+    return stacked, lengths
+
+
+def _check_inputs(spec: DataSpec, xs: np.ndarray) -> None:
+    if spec.has_tokens:
+        if xs.dtype.kind not in "iu" or xs.ndim != 2:
+            raise ValueError(
+                f"predict: xs must be int tokens of shape [N, T], got {xs.dtype} of shape "
+                f"{xs.shape}"
+            )
+        return
+    if xs.dtype.kind not in "biuf":
+        raise TypeError(f"predict: xs must contain real numbers, got dtype {xs.dtype}")
+    if xs.ndim < 3 or (xs.ndim == 3 and xs.shape[2] != spec.input_size):
+        hint = "; for one example pass xs[None]" if xs.ndim == 2 else ""
+        raise ValueError(
+            f"predict: xs must have shape [N, T, {spec.input_size}], got {xs.shape}{hint}"
+        )
+
+
+def _check_lengths(xs: np.ndarray, lengths: Any | None) -> np.ndarray:
+    count, steps = xs.shape[:2]
+    if lengths is None:
+        return np.full(count, steps, np.int32)
+    lengths = np.asarray(lengths)
+    if lengths.shape != (count,) or lengths.dtype.kind not in "iu":
+        raise ValueError(
+            f"predict: lengths must be ints of shape ({count},), got {lengths.dtype} of shape "
+            f"{lengths.shape}"
+        )
+    if count and (lengths.min() < 0 or lengths.max() > steps):
+        raise ValueError(
+            f"predict: lengths must be in 0..T = 0..{steps}, got values from {lengths.min()} to "
+            f"{lengths.max()}"
+        )
+    return lengths.astype(np.int32)
+
+
+def _require(ok: np.ndarray, valid: np.ndarray, xs: np.ndarray, requirement: str) -> None:
+    """Raises ValueError with the first valid entry that is not ok."""
+    bad = ~ok & valid
+    if bad.any():
+        index = np.unravel_index(int(bad.argmax()), bad.shape)
+        where = zip(("example", "step", "channel"), index, strict=False)
+        raise ValueError(
+            f"predict: valid entries of xs must {requirement}, got {xs[index]} at "
+            f"{', '.join(f'{axis} {k}' for axis, k in where)}"
+        )

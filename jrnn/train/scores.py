@@ -1,0 +1,171 @@
+"""Scores of predictions on a split: intervals, tables per class and target, and the baseline."""
+
+import math
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from jrnn.tasks.conversion import log_softmax
+from jrnn.tasks.task import DataSpec, Split
+
+CONFIDENCE = 0.95
+"""Confidence level of intervals."""
+NUM_RESAMPLES = 1000
+"""Number of bootstrap samples of the examples."""
+
+
+def score(spec: DataSpec, split: Split, outputs: np.ndarray) -> dict[str, Any]:
+    """Scores the outputs of a network on a split.
+
+    All values are means over the scored items of the split: its examples, or their scored steps.
+    Intervals are bootstrap percentile intervals over examples, with a fixed seed.
+
+    Args:
+      spec: the properties of the data.
+      split: the examples with their targets, as for the network.
+      outputs: outputs of the network, `[N, K]`, or `[N, T, K]` for targets at each step.
+
+    Returns:
+      JSON values: "examples", "items", "metric", "loss", "interval" (low and high of the metric);
+      "baseline" with its name and metric, if it is known for these examples; for classes
+      "classes" (name, count, precision, recall, F1 score) and "confusion", the counts `[true,
+      predicted]`; for values "targets" (name, and in original units MAE, RMSE and their intervals,
+      and the MAE and RMSE of the baseline).
+    """
+    mask = scored_items(spec, split)
+    losses, metrics = _losses_and_metrics(spec, split.ys, outputs)
+    result: dict[str, Any] = {
+        "examples": len(split.xs),
+        "items": int(mask.sum()),
+        "metric": _mean(metrics, mask),
+        "loss": _mean(losses, mask),
+        "interval": bootstrap_interval(metrics, mask),
+    }
+    baseline = None
+    if spec.baseline_outputs is not None:
+        baseline = np.broadcast_to(np.asarray(spec.baseline_outputs), outputs.shape)
+        value = _mean(_losses_and_metrics(spec, split.ys, baseline)[1], mask)
+        result["baseline"] = {"name": spec.baseline[0], "value": value}
+    if spec.has_classes:
+        result |= _class_scores(spec, split.ys[mask], outputs.argmax(axis=-1)[mask])
+    else:
+        result["targets"] = _target_scores(spec, split.ys, outputs, baseline, mask)
+    return result
+
+
+def scored_items(spec: DataSpec, split: Split) -> np.ndarray:
+    """Returns which items the metric includes, `[N]` or `[N, T]` bool."""
+    if not spec.per_step:
+        return np.ones(len(split.xs), bool)
+    steps = split.xs.shape[1]
+    mask = np.ones((len(split.xs), steps), bool)
+    if split.lengths is not None:
+        mask &= np.arange(steps) < np.asarray(split.lengths)[:, None]
+    return mask if split.metric_mask is None else mask & split.metric_mask
+
+
+def bootstrap_interval(values: np.ndarray, mask: np.ndarray) -> list[float] | None:
+    """Returns low and high of the mean of the items; None for fewer than two examples.
+
+    Args:
+      values: `[N]` or `[N, T]`, one value for each item.
+      mask: which items are scored, of the same shape.
+    """
+    axes = tuple(range(1, values.ndim))
+    sums = np.where(mask, values, 0).sum(axis=axes)
+    counts = mask.sum(axis=axes)
+    used = counts > 0
+    sums, counts = sums[used], counts[used]
+    if len(sums) < 2:
+        return None
+    interval = scipy.stats.bootstrap(
+        (sums, counts),
+        _ratio_of_sums,
+        n_resamples=NUM_RESAMPLES,
+        batch=max(1, 10**7 // len(sums)),
+        vectorized=True,
+        paired=True,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return [float(interval.low), float(interval.high)]
+
+
+def _ratio_of_sums(sums: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray:
+    return sums.sum(axis=axis) / counts.sum(axis=axis)
+
+
+def _losses_and_metrics(
+    spec: DataSpec, ys: np.ndarray, outputs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the loss and the metric of each item, in float64; see `Objective`."""
+    if not spec.has_classes:
+        losses = np.square(outputs.astype(np.float64) - ys).mean(axis=-1)
+        return losses, losses
+    log_probabilities = log_softmax(outputs)
+    losses = -np.take_along_axis(log_probabilities, ys[..., None], axis=-1)[..., 0]
+    if spec.metric == "bits_per_character":
+        return losses, losses / math.log(2)
+    return losses, (outputs.argmax(axis=-1) == ys).astype(np.float64)
+
+
+def _mean(values: np.ndarray, mask: np.ndarray) -> float:
+    return float(values[mask].mean()) if mask.any() else math.nan
+
+
+def _class_scores(spec: DataSpec, ys: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+    size = spec.output_size
+    confusion = np.zeros((size, size), int)
+    np.add.at(confusion, (ys, predicted), 1)
+    correct = np.diag(confusion)
+    names = spec.class_names or spec.vocabulary or [str(index) for index in range(size)]
+    columns = {
+        "count": confusion.sum(axis=1),
+        "precision": _ratio(correct, confusion.sum(axis=0)),
+        "recall": _ratio(correct, confusion.sum(axis=1)),
+        "f1": _ratio(2 * correct, confusion.sum(axis=0) + confusion.sum(axis=1)),
+    }
+    classes = [
+        {"name": names[index]} | {name: values[index].item() for name, values in columns.items()}
+        for index in range(size)
+    ]
+    return {"classes": classes, "confusion": confusion.tolist()}
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.zeros(len(numerator)), where=denominator > 0)
+
+
+def _target_scores(
+    spec: DataSpec,
+    ys: np.ndarray,
+    outputs: np.ndarray,
+    baseline: np.ndarray | None,
+    mask: np.ndarray,
+) -> list[dict[str, Any]]:
+    """Returns the errors of each channel of the targets in original units."""
+    size = ys.shape[-1]
+    scale = np.ones(size) if spec.target_scaler is None else np.asarray(spec.target_scaler.std)
+    names = spec.target_names or [f"target {index}" for index in range(size)]
+    scores = []
+    for index, name in enumerate(names):
+        errors = (outputs[..., index].astype(np.float64) - ys[..., index]) * scale[index]
+        squares = bootstrap_interval(np.square(errors), mask)
+        scores.append(
+            {
+                "name": name,
+                "mae": _mean(np.abs(errors), mask),
+                "mae_interval": bootstrap_interval(np.abs(errors), mask),
+                "rmse": _mean(np.square(errors), mask) ** 0.5,
+                "rmse_interval": None if squares is None else [value**0.5 for value in squares],
+            }
+        )
+        if baseline is not None:
+            errors = (baseline[..., index].astype(np.float64) - ys[..., index]) * scale[index]
+            scores[-1] |= {
+                "baseline_mae": _mean(np.abs(errors), mask),
+                "baseline_rmse": _mean(np.square(errors), mask) ** 0.5,
+            }
+    return scores
