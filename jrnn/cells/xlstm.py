@@ -21,7 +21,10 @@ LOG_FORGET = {"sigmoid": log_sigmoid, "exp": lambda a: a}
 """Maps activations of the forget gate to their logarithms, as functions of the pre-activation."""
 
 FORGET_BIAS_RANGE = 3.0, 6.0
-"""The range of the initial forget gate biases, as in the authors' code."""
+"""The range of the initial forget gate biases, as in the authors' code for the mLSTM.
+
+For the sLSTM, their code has this range with the option `bias_init="small_init"`.
+"""
 
 
 class SLSTMCarry(NamedTuple):

@@ -18,7 +18,7 @@ NUM_RESAMPLES = 1000
 def score(spec: DataSpec, split: Split, outputs: np.ndarray) -> dict[str, Any]:
     """Scores the outputs of a network on a split.
 
-    All values are means over the scored items of the split: its examples, or their scored steps.
+    All scores are computed over the scored items of the split: its examples, or their scored steps.
     Intervals are bootstrap percentile intervals over examples, with a fixed seed.
 
     Args:
@@ -28,7 +28,7 @@ def score(spec: DataSpec, split: Split, outputs: np.ndarray) -> dict[str, Any]:
 
     Returns:
       JSON values: "examples", "items", "metric", "loss", "interval" (low and high of the metric);
-      "baseline" with its name and metric, if it is known for these examples; for classes
+      "baseline" with its "name" and "value", if its predictor has constant outputs; for classes
       "classes" (name, count, precision, recall, F1 score) and "confusion", the counts `[true,
       predicted]`; for values "targets" (name, and in original units MAE, RMSE and their intervals,
       and the MAE and RMSE of the baseline).

@@ -74,7 +74,7 @@ def trials(steps, sizes=(3, 4), **changes):
 
 
 def assert_same_sweep(actual, expected, actual_folder, expected_folder):
-    """Asserts that the results, metrics and best runs are equal bit for bit."""
+    """Asserts that results, metrics of trials and metrics of best runs are equal bit for bit."""
     assert actual._replace(seconds=0) == expected._replace(seconds=0)
     count = len(expected.trials)
     assert read_metrics_bytes(actual_folder, count) == read_metrics_bytes(expected_folder, count)
@@ -317,7 +317,7 @@ def test_errors_of_a_worker_can_be_pickled():
 
 
 def test_newest_checkpoint_replaces_old_and_damaged_ones(tmp_path):
-    """The checkpoint of step 9 is damaged, because step 3 is trained again."""
+    """A worker that sends step 3 after step 9 could not read the checkpoint of step 9."""
     for step in (1, 2, 9, 3):
         write_checkpoint(tmp_path, step, {"a/b": b"content"})
     assert list_steps(tmp_path / "checkpoints") == [2, 3]

@@ -28,10 +28,10 @@ class TrialRecord(NamedTuple):
 
 
 class Record(NamedTuple):
-    """The record of a run.
+    """The record of a run, or of a group of trials of a sweep.
 
     Attributes:
-      trials: one record per network; a run of `fit` has one, a sweep has one per trial.
+      trials: one record per network; a run of `fit` has one, a group has one per trial.
       stopped: the reasons of the networks that have stopped early, by their indices.
       seconds: wall time of the training so far.
     """
