@@ -23,7 +23,7 @@ SHOW_CURSOR = "\x1b[?25h"
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised when a signal stops a run; the run is saved and can be resumed.
+    """Raised when a signal stops a run; a run that has a folder is saved and can be resumed.
 
     Attributes:
       signal: the signal: SIGINT, SIGTERM or SIGHUP.

@@ -360,6 +360,7 @@ class CellTrainer:
                 metrics_folders=[Path(folder) / str(index) for index in range(len(seeds))],
                 patience=[None] * len(seeds),
                 stop_all_if_non_finite=False,
+                is_temporary=True,
             )
             with contextlib.closing(trainer):
                 trainer.begin()

@@ -169,21 +169,21 @@ def _describe_error(error: Exception) -> tuple[str, int]:
 
 def _exit_if_stdout_is_closed() -> None:
     """Exits without a message, as other programs do, if the reader of the output has ended."""
-    from jrnn import distributed
+    from jrnn.distributed.process_group import exit_process
 
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     if any(events & select.POLLERR for _, events in poll.poll(0)):
         # Python flushes the stream again when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        distributed.exit_process(128 + signal.SIGPIPE)
+        exit_process(128 + signal.SIGPIPE)
 
 
 def _fail(message: str, code: int) -> NoReturn:
     """Prints an error message as one line of bounded length, and exits."""
     from rich.markup import escape
 
-    from jrnn import distributed
+    from jrnn.distributed.process_group import exit_process
     from jrnn.messages import format_message
     from jrnn.terminal import Console
 
@@ -192,7 +192,7 @@ def _fail(message: str, code: int) -> NoReturn:
         Console(stderr=True).print(
             f"[bold red]jrnn:[/bold red] {text}", highlight=False, soft_wrap=True
         )
-    distributed.exit_process(code)
+    exit_process(code)
 
 
 def _format_message(error: BaseException, default: str = "") -> str:

@@ -16,6 +16,7 @@ from jrnn.terminal import Console
 from jrnn.train import FitResult, check_experiment, train
 from jrnn.train.config.experiment import Experiment
 from jrnn.train.run.summary import make_table, save_figure, summarize
+from jrnn.train.train import make_resume_command
 
 stdout = Console()
 
@@ -99,6 +100,7 @@ def _train_and_report(
     folder: Path, experiment: Experiment, data: Data, group: ProcessGroup, *, resume: bool
 ) -> None:
     """Trains, and reports the result in the first process."""
+    group.resume_command = make_resume_command(folder, experiment)
     result = train(experiment, data, folder, resume=resume, group=group)
     if group.is_first:
         with explaining_write_errors(group.resume_command):

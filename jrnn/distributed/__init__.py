@@ -3,5 +3,4 @@
 from jrnn.distributed.launcher import Launcher as Launcher
 from jrnn.distributed.mesh import Mesh as Mesh
 from jrnn.distributed.process_group import ProcessGroup as ProcessGroup
-from jrnn.distributed.process_group import exit_process as exit_process
 from jrnn.distributed.process_group import init_process_group as init_process_group

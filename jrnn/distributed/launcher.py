@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jax._src.clusters import ClusterEnv, K8sCluster  # the methods of jax.distributed.initialize
-
 FLAG_VARIABLES = {
     "coordinator-address": "JAX_COORDINATOR_ADDRESS",
     "num-processes": "JAX_NUM_PROCESSES",
@@ -65,13 +63,13 @@ class Launcher:
           environ: the environment variables of this process.
 
         Returns:
-          The launcher; None for a single process, unless "cluster-detection-method" is set.
+          The launcher; None for a single process.
 
         Raises:
           ValueError: a value is missing or invalid.
         """
         if DETECTION_FLAG in flags:
-            return cls(*_detect(flags[DETECTION_FLAG]))
+            return _detect(flags[DETECTION_FLAG])
         explicit = {flag: environ[key] for flag, key in FLAG_VARIABLES.items() if key in environ}
         explicit |= flags
         has_indices = explicit.keys() & {"num-processes", "process-id"}
@@ -99,12 +97,16 @@ class Launcher:
         return cls(host, port, num_processes, process_id, local_device_id)
 
 
-def _detect(method: str) -> tuple[str, int, int, int, int | None]:
-    """Returns the fields of a launcher as JAX detects them.
+def _detect(method: str) -> Launcher | None:
+    """Returns the launcher that JAX detects; None for a single process.
 
     Raises:
       ValueError: JAX does not have the method, or it does not find its cluster.
     """
+    # The methods of jax.distributed.initialize. A change of this private module of JAX must only
+    # affect runs that use it.
+    from jax._src.clusters import ClusterEnv, K8sCluster
+
     clusters = {cluster.name: cluster for cluster in ClusterEnv._cluster_types if cluster.name}
     clusters["k8s"] = K8sCluster  # JAX 0.10 does not name this class
     advice = "set --coordinator-address, --num-processes and --process-id instead"
@@ -119,9 +121,12 @@ def _detect(method: str) -> tuple[str, int, int, int, int | None]:
             f"processes: {DETECTION_FLAG} must be the method of a cluster that started this "
             f"process, got {method!r}, which JAX does not detect; {advice}"
         )
+    num_processes = cluster.get_process_count()
+    if num_processes == 1:
+        return None
     host, port = _parse_address(cluster.get_coordinator_address(300, None))
-    local_id = cluster.get_local_process_id()
-    return host, port, cluster.get_process_count(), cluster.get_process_id(), local_id
+    local_device_id = cluster.get_local_process_id()
+    return Launcher(host, port, num_processes, cluster.get_process_id(), local_device_id)
 
 
 def _parse_address(text: str) -> tuple[str, int]:

@@ -21,10 +21,10 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 import jax
-from jax._src.distributed import global_state  # the only access to the client of the service
 
 from jrnn import signals
 from jrnn.distributed.launcher import Launcher
+from jrnn.messages import format_message
 
 START_TIMEOUT = 300.0
 """Seconds that a process waits for the others at the start."""
@@ -34,6 +34,10 @@ HEARTBEAT_TIMEOUT = 10
 """Seconds without a heartbeat after which a process is considered lost."""
 FAILURE_TIMEOUT = 4.0
 """Seconds that a process waits, after another one has failed, for its own failure."""
+CLOSE_TIMEOUT = 30.0
+"""Seconds that a process waits for the others at the end."""
+MAX_FAILED_QUERIES = 3
+"""A process exits after so many failed queries, in a row, of the processes that are alive."""
 RUNTIME_ERROR = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 """The start of errors that the loss of a process may cause."""
 MAX_WAIT_MS = 2**31 - 1
@@ -46,19 +50,19 @@ class ProcessGroup:
     Attributes:
       index: index of this process, from 0.
       count: number of processes.
-      resume_command: the command that resumes the run, for messages; "" if there is none.
+      resume_command: the command that resumes the run, for the message that a process was lost; ""
+        if there is none. Whoever creates the group may set it.
     """
 
-    def __init__(self, index: int = 0, count: int = 1, *, resume_command: str = ""):
+    def __init__(self, index: int = 0, count: int = 1):
         """Creates the group of the processes that `jax.distributed` has connected.
 
         Args:
           index: index of this process, from 0.
           count: number of processes.
-          resume_command: the command that resumes the run, for messages; "" if there is none.
         """
-        self.index, self.count, self.resume_command = index, count, resume_command
-        self._client: Any = global_state.client if count > 1 else None
+        self.index, self.count, self.resume_command = index, count, ""
+        self._client: Any = _service_client() if count > 1 else None
         self._calls, self._alive, self._exit_code = 0, count, 1
         self._loss_lock = threading.Lock()
         self._failed, self._closing, self._alone = (threading.Event() for _ in range(3))
@@ -86,14 +90,18 @@ class ProcessGroup:
         if self.count == 1:
             return [value]
         self._calls += 1
-        self._set(f"value/{self._calls}/{self.index}", [name, value])
+        own = [name, value]
         if self.is_first:
-            gathered = [self._get(f"value/{self._calls}/{k}") for k in range(self.count)]
+            # Not read from the store, where another process could overwrite it: process 0 writes
+            # files, and must not take their paths from others.
+            gathered = [json.loads(json.dumps(own))]
+            gathered += [self._get(f"value/{self._calls}/{k}") for k in range(1, self.count)]
             self._set(f"values/{self._calls}", gathered)
             # Each process has read the previous values before it sets its own.
             self._client.key_value_delete(f"jrnn/value/{self._calls}")
             self._client.key_value_delete(f"jrnn/values/{self._calls - 1}")
         else:
+            self._set(f"value/{self._calls}/{self.index}", own)
             gathered = self._get(f"values/{self._calls}")
         for peer, (other, _) in enumerate(gathered):
             if other != name:
@@ -105,25 +113,33 @@ class ProcessGroup:
         return [each for _, each in gathered]
 
     def broadcast(self, name: str, value: Any) -> Any:
-        """Returns the value of process 0; `value` is ignored in other processes."""
-        return self.all_gather(name, value if self.is_first else None)[0]
+        """Returns the value of process 0; `value` is ignored in other processes.
+
+        In process 0, it is always `value`, whatever the other processes send.
+        """
+        gathered = self.all_gather(name, value if self.is_first else None)
+        return value if self.is_first else gathered[0]
 
     def all_max(self, name: str, *numbers: float) -> list[Any]:
         """Returns the maximum over all processes of each of the numbers."""
         return [max(each) for each in zip(*self.all_gather(name, numbers), strict=True)]
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Closes the group; blocks until all processes have called it."""
         if self.count == 1:
             return
         self.all_gather("end", None)
         self._closing.set()
+        # A process must not disconnect before all others have set `_closing`: their monitors would
+        # report its loss. If one fails at this point, the barrier raises.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._client.wait_at_barrier("jrnn/close", round(1000 * CLOSE_TIMEOUT))
         if self.is_first:  # the service must outlive its clients
-            self._alone.wait(HEARTBEAT_TIMEOUT)
+            self._alone.wait(CLOSE_TIMEOUT)
         jax.distributed.shutdown()
         self._monitor.join(HEARTBEAT_TIMEOUT)
 
-    def check_same(self, name: str, value: str) -> None:
+    def _check_same(self, name: str, value: str) -> None:
         """Raises ValueError if a process was started with another value.
 
         Unlike `all_gather`, this works before the number of processes is known to be the same.
@@ -144,7 +160,7 @@ class ProcessGroup:
                     f"process 0 and {last} in process {process}"
                 )
 
-    def announce_failure(self, error: BaseException | None = None) -> None:
+    def _announce_failure(self, error: BaseException | None = None) -> None:
         """Tells the other processes that this one is about to exit with an error.
 
         If the error comes from the runtime of JAX, the loss of another process may have caused it.
@@ -155,7 +171,7 @@ class ProcessGroup:
         self._failed.set()
         self._announce(self.index)
 
-    def exit(self, code: int) -> NoReturn:
+    def _exit(self, code: int) -> NoReturn:
         """Exits this process once all live processes have announced that they exit too.
 
         If process 0 exited first, JAX would abort the others; if another process did, they would
@@ -170,18 +186,23 @@ class ProcessGroup:
             time.sleep(POLL_INTERVAL / 4)
         os._exit(code)
 
-    def handle_abort(self) -> None:
-        """Exits this process, which JAX aborts because process 0 has ended.
-
-        It must not call the coordination service, which has ended with process 0: a call would not
-        return.
-        """
+    def _handle_abort(self) -> None:
+        """Exits this process, which JAX aborts because process 0 has ended."""
         if self.is_first:
             os.write(2, b"jrnn: JAX has aborted process 0; see its message above\n")
-        elif self._failed.wait(FAILURE_TIMEOUT):
+            os._exit(self._exit_code)
+        self._exit_without_service(self._describe_loss(0))
+
+    def _exit_without_service(self, reason: str) -> NoReturn:
+        """Exits this process, with a message unless the main thread reports its own error.
+
+        This method must not call the coordination service, which has ended or fails: a call might
+        not return.
+        """
+        if self._failed.wait(FAILURE_TIMEOUT):
             time.sleep(FAILURE_TIMEOUT)  # the main thread reports its own error
         else:
-            self._report_loss(0)
+            self._report(reason)
         os._exit(self._exit_code)
 
     def _set(self, key: str, value: Any) -> None:
@@ -202,15 +223,30 @@ class ProcessGroup:
         return []
 
     def _watch(self) -> None:
-        """Monitors the other processes until the group is closed; exits if one was lost."""
-        everyone = range(self.count)
+        """Monitors the other processes until the group is closed; exits if one was lost.
+
+        A query that fails is repeated. After `MAX_FAILED_QUERIES` failures in a row this process
+        exits, since it would not detect a loss.
+        """
+        everyone, num_failed = range(self.count), 0
         while True:
             try:
                 # Returns when every live process has called it.
                 alive = self._client.get_live_nodes(list(everyone))
-                self._alive = len(alive)
-            except jax.errors.JaxRuntimeError:  # the client or the service shuts down
-                return
+            except jax.errors.JaxRuntimeError as error:
+                if self._closing.is_set():  # the client or the service shuts down
+                    return
+                num_failed += 1
+                if num_failed == MAX_FAILED_QUERIES:
+                    self._exit_without_service(
+                        f"process 0 of {self.count} cannot query the coordination service of JAX, "
+                        f"so it exits: {format_message(str(error))}"
+                        if self.is_first
+                        else self._describe_loss(0)
+                    )
+                time.sleep(POLL_INTERVAL)
+                continue
+            self._alive, num_failed = len(alive), 0
             if self._closing.is_set():
                 if not self.is_first or len(alive) == 1:
                     self._alone.set()
@@ -219,13 +255,20 @@ class ProcessGroup:
             announced = self._announced()
             lost = min([*announced, *(k for k in everyone if k not in alive)], default=None)
             if lost is not None and not self._failed.wait(FAILURE_TIMEOUT if announced else 0):
-                self._report_loss(lost)
+                self._report(self._describe_loss(lost))
                 self._announce(lost)
-                self.exit(1)
+                self._exit(1)
             time.sleep(POLL_INTERVAL)
 
-    def _report_loss(self, lost: int) -> None:
-        """Prints that this process exits because another one has ended."""
+    def _describe_loss(self, lost: int) -> str:
+        """Returns the reason of an exit because another process has ended."""
+        return (
+            f"process {lost} of {self.count} has exited or is unreachable, so process {self.index} "
+            "exits too"
+        )
+
+    def _report(self, reason: str) -> None:
+        """Prints why this process exits, and how to resume the run."""
         # Never released, so that only one thread reports. The other one waits meanwhile.
         if not self._loss_lock.acquire(timeout=1):
             return
@@ -235,10 +278,7 @@ class ProcessGroup:
             if self.resume_command
             else ""
         )
-        message = (
-            f"{show_cursor}\njrnn: process {lost} of {self.count} has exited or is unreachable, so "
-            f"process {self.index} exits too. Saved checkpoints are intact{advice}\n"
-        )
+        message = f"{show_cursor}\njrnn: {reason}. Saved checkpoints are intact{advice}\n"
         with contextlib.suppress(OSError, ValueError):  # the streams may be closed
             sys.stdout.flush()
             sys.stderr.write(message)
@@ -259,7 +299,8 @@ def init_process_group(
     waits for another process cannot be interrupted.
 
     Args:
-      launcher: settings of this process, from `Launcher.find`; None for a single process.
+      launcher: settings of this process, from `Launcher.find`; None, or settings with one process,
+        for a single process, which then does not use `jax.distributed`.
       timeout: seconds to wait for the other processes. If one does not join in time, this process
         prints a message and exits with code 2.
 
@@ -270,35 +311,43 @@ def init_process_group(
       OSError: process 0 cannot listen on its port.
       ValueError: the processes differ in their number or in the versions of jrnn or JAX.
     """
-    if launcher is None:
+    if launcher is None or launcher.num_processes == 1:
         yield ProcessGroup()
         return
     _connect(launcher, timeout)
     group = ProcessGroup(launcher.process_id, launcher.num_processes)
     _active_groups.append(group)
-    _on_abort(group.handle_abort)
+    _on_abort(group._handle_abort)
     try:
-        group.check_same("number of processes", str(launcher.num_processes))
+        group._check_same("number of processes", str(launcher.num_processes))
         for name in ("jrnn", "jax"):
-            group.check_same(f"version of {name}", version(name))
+            group._check_same(f"version of {name}", version(name))
         yield group
-        group.close()
+        group._close()
         _on_abort(None)
         _active_groups.remove(group)
     except BaseException as error:
         error.add_note(f"(process {group.index} of {group.count})")
         code = error.code if isinstance(error, SystemExit) else 1
         # Runs however the process ends, and before JAX waits there for the others.
-        atexit.register(group.exit, code if isinstance(code, int) else 1)
-        group.announce_failure(error)
+        atexit.register(group._exit, code if isinstance(code, int) else 1)
+        group._announce_failure(error)
         raise
 
 
 def exit_process(code: int) -> NoReturn:
-    """Exits this process, by `ProcessGroup.exit` if its process group ended with an error."""
+    """Exits this process, after the other processes if its process group ended with an error."""
     for group in _active_groups:
-        group.exit(code)
+        group._exit(code)
     sys.exit(code)
+
+
+def _service_client() -> Any:
+    """Returns the client of the coordination service, which has no public interface in JAX."""
+    # A change of this private module of JAX must only affect runs with several processes.
+    from jax._src.distributed import global_state
+
+    return global_state.client
 
 
 def _connect(launcher: Launcher, timeout: float) -> None:

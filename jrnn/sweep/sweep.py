@@ -165,7 +165,7 @@ def train_in_process(
     best: tuple[int, Checkpoint] | None = None
     seconds = 0.0
     devices = tuple(jax.local_devices())
-    process_group = ProcessGroup(resume_command=resume_command(folder, experiments))
+    command = resume_command(folder, experiments)
     for number, indices in enumerate(groups):
         group = [experiments[index] for index in indices]
         first, data = group[0], loaded[group[0].task]
@@ -183,11 +183,12 @@ def train_in_process(
             first,
             HIGHER_IS_BETTER[data.metric],
             group_folder(folder, number),
-            process_group,
+            ProcessGroup(),
             descriptions=[e.network.description() for e in group],
             metrics_folders=[trial_folder(folder, index) for index in indices],
             patience=[e.patience for e in group],
             stop_all_if_non_finite=False,
+            resume_command=command,
         )
         title = f"group {number + 1} of {len(groups)}, {len(indices)} trials:"
         with (

@@ -77,6 +77,7 @@ def fit(
     progress: bool = True,
     description: str = "",
     group: ProcessGroup | None = None,
+    resume_command: str = "",
 ) -> FitResult:
     """Trains a model, saves checkpoints, and returns the model with the best validation metric.
 
@@ -144,14 +145,17 @@ def fit(
         model. By default the name of the class of the model. The names, shapes and dtypes of the
         arrays must always be the same.
       group: the processes that train together. None means this process alone.
+      resume_command: the command that resumes the run, for the messages of errors. By default they
+        say to call `fit` with `resume=True`.
 
     Returns:
       The model with the best metric on the validation data, and its metrics.
 
     Raises:
       NonFiniteLoss: a loss or a gradient is NaN or infinite. The message has the training step and
-        the step of the last good checkpoint.
-      Interrupted: SIGINT, SIGTERM or SIGHUP was received; the run is saved.
+        the step of the last good checkpoint, unless `run_dir` is None.
+      Interrupted: SIGINT, SIGTERM or SIGHUP was received. The run is saved, unless `run_dir` is
+        None. The message says how to resume it.
       CheckpointError: a checkpoint could not be written, none could be read, or the run is of
         another model or of another version of jrnn.
       TypeError: an array in the data of a task has a wrong dtype.
@@ -197,7 +201,16 @@ def fit(
         signals = stack.enter_context(Signals())
         network = SingleNetwork(model, plan, optimizer, options, Mesh.parse_or_default(mesh), group)
         description = description or type(model).__qualname__
-        trainer = make_trainer(network, options, plan, folder, group, description)
+        trainer = make_trainer(
+            network,
+            options,
+            plan,
+            folder,
+            group,
+            description,
+            resume_command=resume_command,
+            is_temporary=run_dir is None,
+        )
         stack.enter_context(contextlib.closing(trainer))
         enabled = progress and group.is_first
         bar = stack.enter_context(Progress(steps, plan.metric, enabled=enabled))
@@ -219,6 +232,9 @@ def make_trainer(
     folder: Path,
     group: ProcessGroup,
     description: str,
+    *,
+    resume_command: str = "",
+    is_temporary: bool = False,
 ) -> Trainer:
     """Creates the trainer of a single network, which raises if the loss is NaN or infinite.
 
@@ -229,6 +245,8 @@ def make_trainer(
       folder: the folder for `metrics.jsonl` and `checkpoints`.
       group: the processes that train together.
       description: a text that must be the same when the run is resumed.
+      resume_command: the command that resumes the run, for messages; "" if there is none.
+      is_temporary: whether the folder is removed at the end, so that the run cannot be resumed.
 
     Raises:
       CheckpointError: the folder cannot be written to.
@@ -243,6 +261,8 @@ def make_trainer(
         metrics_folders=[folder],
         patience=[options.patience],
         stop_all_if_non_finite=True,
+        resume_command=resume_command,
+        is_temporary=is_temporary,
     )
 
 

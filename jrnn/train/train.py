@@ -49,8 +49,6 @@ def train(
     group = group or ProcessGroup()
     check_group(group)
     check_experiment(experiment, data)
-    flags = resume_flags([experiment])
-    group.resume_command = f"jrnn train --resume {shlex.quote(str(folder))}{flags}"
     engine = Mesh.parse_or_default(experiment.mesh).make_engine(experiment.network.engine)
     return fit(
         experiment.network.build(data, experiment.seed, engine),
@@ -69,7 +67,13 @@ def train(
         resume=resume,
         description=experiment.network.description(),
         group=group,
+        resume_command=make_resume_command(folder, experiment),
     )
+
+
+def make_resume_command(folder: Path, experiment: Experiment) -> str:
+    """Returns the command that resumes the run of an experiment in a folder."""
+    return f"jrnn train --resume {shlex.quote(str(folder))}{resume_flags([experiment])}"
 
 
 def check_experiment(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]:

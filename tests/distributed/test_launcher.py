@@ -78,6 +78,8 @@ def test_find_uses_detection_methods_of_jax(monkeypatch):
     assert Launcher.find(flags, {}) == Launcher(
         "10.96.0.1", 61440 + 1531576320 // 2**12 % 2**12, 4, 3, 1
     )
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
+    assert Launcher.find(flags, {}) is None  # `mpirun -n 1`
     with pytest.raises(ValueError, match="got 'k8s', which JAX does not detect; set --coord"):
         Launcher.find({"cluster-detection-method": "k8s"}, {})
     with pytest.raises(ValueError, match="must be one of ompi, .*, k8s, got 'pbs'"):

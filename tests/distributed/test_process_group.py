@@ -1,6 +1,7 @@
 """Process groups of processes on one machine."""
 
 import contextlib
+import json
 import re
 import signal
 import socket
@@ -9,16 +10,19 @@ import sys
 import threading
 import time
 
+import jax
 import pytest
 
-from jrnn.distributed import ProcessGroup, init_process_group
+import jrnn.distributed
+from jrnn.distributed import Launcher, ProcessGroup, init_process_group, process_group
 from tests.helpers import free_port
 
 PROGRAM = """
 import os, signal, sys, time
 import jax
 from jax.experimental.multihost_utils import sync_global_devices
-from jrnn.distributed import Launcher, exit_process, init_process_group, process_group
+from jrnn.distributed import Launcher, init_process_group, process_group
+from jrnn.distributed.process_group import exit_process
 
 port, count, index = map(int, sys.argv[1:4])
 event, start_timeout = sys.argv[4], float(sys.argv[5])
@@ -45,7 +49,10 @@ try:
             sys.exit(3)
         if event == "mismatch":
             group.all_gather("one" if index else "other", 1)
-        if event != "end":
+        if event == f"slow end {index}":
+            set_closing = group._closing.set
+            group._closing.set = lambda: (time.sleep(4), set_closing())
+        if "end" not in event:
             sync_global_devices("not reached by all processes")
         print("done", flush=True)
 except (ValueError, RuntimeError, OSError) as error:
@@ -110,6 +117,12 @@ def test_collectives_agree_and_processes_exit_with_0():
     assert codes == [0, 0, 0], errors
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_process_that_ends_slowly_does_not_report_a_loss(index):
+    codes, errors, _ = run(f"slow end {index}")
+    assert codes == [0, 0] and "exited" not in "".join(errors.values()), errors
+
+
 def test_other_processes_exit_after_a_process_is_killed():
     codes, errors, _ = run("kill 1", 3)
     assert codes == [1, -signal.SIGKILL, 1]
@@ -161,12 +174,105 @@ def test_mismatched_collectives_raise():
     assert re.search("got 'other' in process 0 and 'one' in process 1", errors[0])
 
 
-def test_single_process_is_a_group():
-    with init_process_group(None) as group:
+@pytest.mark.parametrize("launcher", [None, Launcher("127.0.0.1", 9, 1, 0)])
+def test_single_process_is_a_group(launcher):
+    with init_process_group(launcher) as group:
         assert group.is_first and group.count == 1
         assert group.all_gather("number", 3) == [3] and group.all_max("numbers", 2, 5) == [2, 5]
         assert group.broadcast("text", "x") == "x"
     assert ProcessGroup().resume_command == ""
+
+
+def test_public_names_are_those_for_users():
+    names = {name for name, value in vars(jrnn.distributed).items() if callable(value)}
+    assert names == {"Launcher", "Mesh", "ProcessGroup", "init_process_group"}
+    assert {name for name in vars(ProcessGroup()) | vars(ProcessGroup) if name[0] != "_"} == {
+        *("index", "count", "resume_command"),
+        *("is_first", "all_gather", "broadcast", "all_max"),
+    }
+
+
+def group_of_two(client):
+    """Returns process 0 of a group of two processes, with another client of the service."""
+    group = ProcessGroup()
+    group.count, group._client = 2, client
+    return group
+
+
+class OverwrittenStore:
+    """The key-value store of process 0; another process overwrites every value with "theirs"."""
+
+    def key_value_set(self, key, value, allow_overwrite=False):
+        pass
+
+    def blocking_key_value_get(self, key, timeout):
+        return json.dumps(["folder", "theirs"])
+
+    def key_value_delete(self, key):
+        pass
+
+
+def test_first_process_uses_its_own_value():
+    group = group_of_two(OverwrittenStore())
+    assert group.broadcast("folder", "own") == "own"
+    assert group.all_gather("folder", "own") == ["own", "theirs"]
+    assert group.all_gather("folder", ("own", 1)) == [["own", 1], "theirs"]
+
+
+class FailingClient:
+    """A client whose queries of live processes have the given results; None raises."""
+
+    def __init__(self, results):
+        self.results = results
+
+    def get_live_nodes(self, indices):
+        result = self.results.pop(0)
+        if result is None:
+            raise jax.errors.JaxRuntimeError("INTERNAL: a failure")
+        return result
+
+    def key_value_set(self, key, value, allow_overwrite=False):
+        pass
+
+    def key_value_dir_get(self, key):
+        return []
+
+
+@pytest.mark.parametrize(
+    ("results", "closing", "reason"),
+    [
+        ([None, None, {0: 1}], False, "process 1 of 2 has exited or is unreachable, so process 0"),
+        (
+            [None, None, {0: 1, 1: 1}, None, None, {0: 1}],
+            False,
+            "process 1 of 2 has exited or is unreachable, so process 0",
+        ),
+        (
+            [None] * 3,
+            False,
+            "process 0 of 2 cannot query the coordination service of JAX, so it exits: INTERNAL: a",
+        ),
+        ([None], True, ""),
+    ],
+)
+def test_monitor_repeats_queries_that_fail(results, closing, reason, monkeypatch, capsys):
+    class Exit(Exception):
+        pass
+
+    def exit_with(code):
+        raise Exit(code)
+
+    monkeypatch.setattr(process_group, "POLL_INTERVAL", 0.01)
+    monkeypatch.setattr(process_group, "FAILURE_TIMEOUT", 0.01)
+    group = group_of_two(FailingClient(results))
+    monkeypatch.setattr(group, "_exit", exit_with)
+    monkeypatch.setattr(process_group.os, "_exit", exit_with)
+    if closing:
+        group._closing.set()
+    with contextlib.nullcontext() if closing else pytest.raises(Exit, match="1"):
+        group._watch()
+    assert results == [] and reason in (error := capsys.readouterr().err)
+    assert closing == (error == "")
 
 
 def log_lines(text):

@@ -1,6 +1,7 @@
 """`fit` with user models, losses and data, compared with explicit training loops."""
 
 import itertools
+import re
 
 import jax
 import numpy as np
@@ -8,10 +9,12 @@ import optax
 import pytest
 from flax import nnx
 
+from jrnn.files import WriteError
 from jrnn.tasks.task import Split
 from jrnn.train import Interrupted, NonFiniteLoss, Objective, fit
 from jrnn.train.data.sampler import EpochSampler
 from jrnn.train.run.metrics_logger import MetricsFile
+from jrnn.train.run.trainer import Trainer
 from tests.sweep.test_sweep import Signs
 from tests.train.test_resume import signal_at
 
@@ -124,6 +127,47 @@ def test_resumed_run_skips_used_batches(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("has_folder", "command", "advice"),
+    [
+        (True, "make resume", ", and saved; resume with: make resume"),
+        (True, "", ", and saved; resume with resume=True"),
+        (False, "", "; nothing is saved, since run_dir is None"),
+        (False, "make resume", "; nothing is saved, since run_dir is None"),
+    ],
+)
+def test_messages_say_how_to_resume(has_folder, command, advice, tmp_path, monkeypatch):
+    options = {"run_dir": tmp_path / "run" if has_folder else None, "resume_command": command}
+    signal_at(10, monkeypatch)
+    with pytest.raises(Interrupted, match=f"SIGTERM at step [0-9]+ of 400{advice}$"):
+        run(MLP(nnx.Rngs(0)), make_examples(), steps=400, **options)
+
+    def fail(trainer):
+        raise WriteError("the disk is full")
+
+    monkeypatch.setattr(Trainer, "train_steps", fail)
+    with pytest.raises(WriteError) as error:
+        run(MLP(nnx.Rngs(0)), make_examples(), resume=True, **options)
+    (note,) = error.value.__notes__
+    if has_folder:
+        assert re.fullmatch(f"The newest checkpoint is of step [0-9]+{advice[11:]}", note)
+    else:
+        assert note == "Nothing is saved, since run_dir is None"
+
+
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_non_finite_loss_names_the_checkpoint_of_a_run_folder(has_folder, tmp_path):
+    run_dir = tmp_path if has_folder else None
+    with pytest.raises(NonFiniteLoss, match="loss is nan at step 1[;.]") as error:
+        run(
+            MLP(nnx.Rngs(0)),
+            make_examples(),
+            loss=lambda *_: jax.numpy.float32("nan"),
+            run_dir=run_dir,
+        )
+    assert ("the last good checkpoint is of step 0" in str(error.value)) == has_folder
+
+
 @pytest.mark.parametrize("form", ["arrays", "batches"])
 def test_fit_returns_weights_with_the_best_metric(form, tmp_path):
     model, data, held_out = MLP(nnx.Rngs(0)), make_examples(), make_examples(1, 13)
@@ -203,7 +247,7 @@ def nan_loss(model, batch):
             "the shapes and dtypes of the first",
         ),
         (make_examples(), {"loss": lambda m, b: m(b[0])}, ValueError, "must return a real scalar"),
-        (make_examples(), {"loss": nan_loss}, NonFiniteLoss, "the loss is nan at step 1;"),
+        (make_examples(), {"loss": nan_loss}, NonFiniteLoss, r"the loss is nan at step 1\."),
     ],
 )
 def test_invalid_arguments_raise(data, options, error, message):

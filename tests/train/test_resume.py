@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from jrnn import config
+from jrnn.distributed import ProcessGroup
 from jrnn.train import (
     TBPTT,
     Checkpointer,
@@ -103,7 +104,10 @@ def test_resumed_run_equals_uninterrupted_run(optimizer, tmp_path, monkeypatch):
 def test_resume_of_finished_run_returns_its_result(tmp_path):
     experiment = make_experiment(steps=30)
     data = experiment.task.load()
-    first = train(experiment, data, tmp_path)
+    group = ProcessGroup()
+    group.resume_command = "the command of the caller"
+    first = train(experiment, data, tmp_path, group=group)
+    assert group.resume_command == "the command of the caller"
     lines = (tmp_path / "metrics.jsonl").read_text()
     resumed = train(experiment, data, tmp_path, resume=True)
     assert resumed[1:] == first[1:]

@@ -57,6 +57,8 @@ class Trainer:
         metrics_folders: Sequence[Path],
         patience: Sequence[int | None],
         stop_all_if_non_finite: bool,
+        resume_command: str = "",
+        is_temporary: bool = False,
     ):
         """Initializes the parameters and opens the folder; call `begin` or `resume` next.
 
@@ -71,6 +73,8 @@ class Trainer:
           patience: the patience of each network, as in `RunOptions`.
           stop_all_if_non_finite: whether a NaN or infinite loss raises `NonFiniteLoss`; if False,
             only the network with this loss stops.
+          resume_command: the command that resumes the run, for messages; "" if there is none.
+          is_temporary: whether the folder is removed at the end, so that the run cannot be resumed.
 
         Raises:
           CheckpointError: the folder cannot be written to.
@@ -80,6 +84,7 @@ class Trainer:
         self._trainable, self._options, self._group = trainable, options, group
         self._folder, self._descriptions = folder, descriptions
         self._stop_all_if_non_finite = stop_all_if_non_finite
+        self._resume_command, self._is_temporary = resume_command, is_temporary
         self._state = trainable.init_state()
         self._best = self._copy_weights()
         self._loggers = [
@@ -142,7 +147,7 @@ class Trainer:
           progress: the progress bar.
 
         Raises:
-          Interrupted: a signal was received; everything is saved.
+          Interrupted: a signal was received; everything is saved in the folder.
           NonFiniteLoss: the loss or the gradient of the network is NaN or infinite.
           CheckpointError: a checkpoint could not be written.
           WriteError: another file could not be written.
@@ -264,12 +269,21 @@ class Trainer:
                 self.save()
             if received and not self.should_stop():
                 self.wait()
+                saved = "" if self._is_temporary else ", and saved"
                 raise Interrupted(
                     f"stopped by {signal.Signals(received).name} at step {self.step} of "
-                    f"{options.steps}, and saved; resume with: {self._group.resume_command}",
+                    f"{options.steps}{saved}; {self._resume_advice()}",
                     signal.Signals(received),
                 )
         self.wait()
+
+    def _resume_advice(self) -> str:
+        """Returns how to resume the run, or why this is not possible, as the end of a message."""
+        if self._is_temporary:
+            return "nothing is saved, since run_dir is None"
+        if self._resume_command:
+            return f"resume with: {self._resume_command}"
+        return "resume with resume=True"
 
     @contextlib.contextmanager
     def _explaining_write_errors(self) -> Iterator[None]:
@@ -282,8 +296,9 @@ class Trainer:
                 names = os.listdir(self._folder / "checkpoints")
                 if steps := [int(name) for name in names if name.isdigit()]:
                     newest = f"The newest checkpoint is of step {max(steps)}"
-            command = self._group.resume_command
-            error.add_note(newest + (f"; resume with: {command}" if command else ""))
+            advice = self._resume_advice()
+            note = advice if self._is_temporary else f"{newest}; {advice}"
+            error.add_note(note[0].upper() + note[1:])
             raise
 
     def _copy_weights(self) -> Weights:
@@ -329,10 +344,10 @@ class Trainer:
             return
         with contextlib.suppress(CheckpointError):
             self.wait()
+        checkpoint = f"; the last good checkpoint is of step {self._checkpoints.steps()[-1]}"
         raise NonFiniteLoss(
-            f"train: the {reason}; the last good checkpoint is of step "
-            f"{self._checkpoints.steps()[-1]}. Try a lower learning rate or a smaller clip_norm, "
-            "or check the data for NaN"
+            f"train: the {reason}{'' if self._is_temporary else checkpoint}. Try a lower learning "
+            "rate or a smaller clip_norm, or check the data for NaN"
         )
 
 
