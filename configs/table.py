@@ -1,7 +1,11 @@
 """Forecasting of your own time series, from a .csv file with a header.
 
-jrnn train configs/table.py:path=mine.csv,horizon=24
-jrnn train configs/table.py:path=mine.csv --task.columns load temperature --task.targets load
+jrnn train configs/table.py:path=load.csv,horizon=24 --task.targets load --task.missing fill
+jrnn predict RUN load.csv --out forecast.csv
+
+The forecast is compared with persistence and, if the dates have a usual period, with the
+seasonal-naive forecast. `jrnn train configs/table.py --help` lists the options of the file, such as
+separators, dates, several series, missing values, and Gaussian or quantile forecasts.
 """
 
 from jrnn.config import make_cell
@@ -22,8 +26,9 @@ def get_config(
     Args:
       path: path of the CSV file, whose first line has the names of the columns.
       window: number of rows in an input sequence.
-      horizon: number of rows ahead to predict.
-      cell: name of the cell, which transforms may precede, as in "zoneout+lstm".
+      horizon: number of rows to predict.
+      cell: name of the cell, which transforms may precede, as in "zoneout+lstm"; "grud" and "cfc"
+        use missing values and times with --task.missing mask.
       hidden: number of hidden units.
       runlocal: whether to train for a few steps only, as a smoke test.
     """

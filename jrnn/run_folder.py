@@ -20,9 +20,10 @@ import numpy as np
 
 from jrnn import checks, config, files, serialize, tasks
 from jrnn.tasks.conversion import Predictions, decode_outputs, encode_inputs, encode_targets
-from jrnn.tasks.task import Data, DataSpec, RawExamples, Split, Task
+from jrnn.tasks.task import Context, Data, DataSpec, RawExamples, Split, Task
 from jrnn.train import FitResult, load_best
 from jrnn.train.config.experiment import Experiment
+from jrnn.train.forecasting import Rows, forecast_rows, score_rows
 from jrnn.train.run.metrics_logger import MetricsFile
 from jrnn.train.run.summary import check_summary
 from jrnn.train.scores import score
@@ -31,6 +32,7 @@ from jrnn.train.step.evaluate import predict
 CONFIG_FILE = "config.json"
 DATA_FILE = "data.json"
 RESULT_FILE = "result.json"
+INTERVALS_FILE = "intervals.json"
 MAX_DATA_BYTES = 2**28
 """Maximum size of `data.json`, which has the names of all columns and classes."""
 LIBRARIES = ("jrnn", "jax", "flax", "optax")
@@ -41,6 +43,18 @@ MIN_PADDED_STEPS = 16
 EVALUATION_BATCH_SIZE = 256
 
 SplitName = Literal["train", "validation", "test"]
+
+
+class ForecastAfter(NamedTuple):
+    """The rows that are forecast after the last rows of a file, in its units.
+
+    Attributes:
+      context: the series: names and dates of the forecast rows.
+      rows: the forecasts, with intervals.
+    """
+
+    context: Context
+    rows: Rows
 
 
 class SavedData(NamedTuple):
@@ -116,6 +130,37 @@ def _check_types(saved: SavedData) -> SavedData:
     if not isinstance(spec, DataSpec) or not all(isinstance(text, str) for text in texts):
         raise TypeError("fields must be a DataSpec and texts")
     return saved
+
+
+def write_intervals(folder: Path, half_widths: np.ndarray | None) -> None:
+    """Writes half of the widths of the intervals of a point forecast, `[horizon * K]`; see `Run`.
+
+    Writes nothing for None.
+    """
+    if half_widths is not None:
+        config.write_json({"half_widths": half_widths.tolist()}, folder / INTERVALS_FILE)
+
+
+def read_intervals(folder: Path, spec: DataSpec) -> np.ndarray | None:
+    """Reads what `write_intervals` wrote; None if there is no such file.
+
+    Raises:
+      ValueError: the file is invalid.
+    """
+    path, forecast = folder / INTERVALS_FILE, spec.forecast
+    if forecast is None or not path.is_file():
+        return None
+    expected = forecast.horizon * len(forecast.targets)
+    try:
+        widths = files.read_json(path, MAX_DATA_BYTES)["half_widths"]
+        valid = isinstance(widths, list) and all(checks.is_number(width) for width in widths)
+        if not valid or len(widths) != expected or min(widths) < 0 or not np.isfinite(widths).all():
+            raise ValueError(f"half_widths must be {expected} finite numbers of at least 0")
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is invalid: {error}; write it again with jrnn train --resume"
+        ) from error
+    return np.array(widths, float)
 
 
 def check_data(folder: Path, loaded: Sequence[Data]) -> None:
@@ -229,14 +274,78 @@ class Run:
         spec = self.data.spec
         if data is None:
             checks.one_of("evaluate", "split", split, ("train", "validation", "test"))
-            examples: Split = getattr(self.load_data(), split)
+            loaded = self.load_data()
+            examples: Split = getattr(loaded, split)
+            baselines = None if loaded.baselines is None else loaded.baselines(split)
         else:
             raw = data if isinstance(data, RawExamples) else self.read(data)
             if raw.ys is None:
                 raise ValueError("data: evaluation needs targets, got examples without ys")
             xs, lengths = encode_inputs(spec, raw.xs, raw.lengths)
-            examples = Split(xs, encode_targets(spec, raw.ys, xs.shape), lengths)
-        return score(spec, examples, self._apply(examples, EVALUATION_BATCH_SIZE))
+            ys = encode_targets(spec, raw.ys, xs.shape)
+            examples = Split(xs, ys, lengths, metric_mask=raw.metric_mask)
+            baselines = raw.baselines
+        outputs = self._apply(examples, EVALUATION_BATCH_SIZE)
+        return score(spec, examples, outputs, baselines, self._step_half_widths)
+
+    def backtest(self, origins: int = 20, *, split: SplitName = "test") -> dict[str, Any]:
+        """Scores forecasts of all rows of the horizon from several rows of the training data.
+
+        Each forecast is made as by `forecast`, from the last `window` rows before it.
+
+        Args:
+          origins: maximum number of forecasts, at equally spaced rows of the split.
+          split: the split that has the forecast rows.
+
+        Returns:
+          JSON values; see `jrnn.train.forecasting.score_rows`.
+
+        Raises:
+          FileNotFoundError, CheckpointError: as for `evaluate`.
+          ValueError: the task is not a forecast, or the data have changed.
+        """
+        self.load_data()  # raises if the data have changed
+        task, spec = find_task(self.config.task, self.data.folder), self.data.spec
+        found = task.find_origins(spec, split, origins)
+        return score_rows(spec, self._forecast(found.context), found)
+
+    def forecast(self, path: str | Path) -> ForecastAfter:
+        """Forecasts the rows after the last row of a file, in its units.
+
+        Args:
+          path: a CSV file with the columns of the training data.
+
+        Returns:
+          The forecasts, for each series of the file. A point forecast has intervals if the run was
+          trained by `jrnn train`, which saves the errors on the validation split.
+
+        Raises:
+          FileNotFoundError, CheckpointError: the file does not exist, or as for `best`.
+          ValueError: the task is not a forecast, or the file is invalid or too short.
+        """
+        context = self.config.task.read_context(str(path), self.data.spec)
+        return ForecastAfter(context, self._forecast(context))
+
+    def _forecast(self, context: Context) -> Rows:
+        apply = lambda examples: self._apply(examples, EVALUATION_BATCH_SIZE)
+        return forecast_rows(self.data.spec, apply, context, self.half_widths)
+
+    @cached_property
+    def half_widths(self) -> np.ndarray | None:
+        """Half of the widths of the intervals of a point forecast, `[horizon * K]` in its units.
+
+        These are quantiles of the absolute errors on the validation split, for each row ahead and
+        target. None if the run has none.
+        """
+        return read_intervals(self.folder, self.data.spec)
+
+    @property
+    def _step_half_widths(self) -> np.ndarray | None:
+        """The half-widths of the rows that the network predicts at once, `[steps * K]`."""
+        forecast = self.data.spec.forecast
+        if self.half_widths is None or forecast is None:
+            return None
+        return self.half_widths[: forecast.num_targets]
 
     def read(self, path: str | Path) -> RawExamples:
         """Reads examples from a file; see `Task.read`."""
@@ -270,12 +379,12 @@ class Run:
         spec = self.data.spec
         padded, sizes = encode_inputs(spec, xs, lengths)
         outputs = self._apply(Split(padded, np.zeros(0), sizes), batch_size)
-        return decode_outputs(spec, outputs, sizes)
+        return decode_outputs(spec, outputs, sizes, padded, self._step_half_widths)
 
     def _apply(self, examples: Split, batch_size: int) -> np.ndarray:
         """Returns the outputs for all examples, in batches of similar lengths."""
         spec, (count, steps) = self.data.spec, examples.xs.shape[:2]
-        shape = (count, steps, spec.output_size) if spec.per_step else (count, spec.output_size)
+        shape = (count, steps, spec.num_outputs) if spec.per_step else (count, spec.num_outputs)
         outputs = np.zeros(shape, np.float32)
         lengths = np.full(count, steps) if examples.lengths is None else examples.lengths
         order = np.argsort(lengths, kind="stable")

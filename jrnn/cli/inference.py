@@ -1,5 +1,6 @@
 """The commands `jrnn eval`, `jrnn predict` and `jrnn sample`, which use trained runs."""
 
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -15,9 +16,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from jrnn import checks, files, run_folder
+from jrnn.cli import forecasts
 from jrnn.cli import predictions as prediction_files
+from jrnn.layer import Layer
 from jrnn.nn import SequenceToSequence, generate
 from jrnn.run_folder import Run, SplitName
+from jrnn.tasks.task import DataSpec
 from jrnn.terminal import Console, parse_flags, write_text
 from jrnn.train.run.progress import METRIC_NAMES
 from jrnn.train.run.summary import describe_comparison, make_table
@@ -44,6 +48,8 @@ class EvalOptions:
       split: the split of the training data.
       data: a file with other examples and their targets, in the format of the training data;
         a run of another task than text reads an .npz file with xs, ys and optionally lengths.
+      backtest: for a forecast, number of rows of the split from which all rows of the horizon are
+        forecast, as by jrnn predict.
       json: print JSON instead of tables.
       trust: execute the code of the run, such as its config.py, if its config names a class that is
         not in jrnn, and accept symbolic links in its folder.
@@ -52,6 +58,7 @@ class EvalOptions:
     run: RunArgument
     split: SplitName = "test"
     data: str | None = None
+    backtest: int | None = None
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     trust: Trust = False
 
@@ -59,6 +66,9 @@ class EvalOptions:
 @dataclass(frozen=True)
 class PredictOptions:
     """Predicts with the best weights of a run, in the units and classes of its data.
+
+    A run of configs/table.py reads a .csv file, and writes forecasts of the rows after its last
+    row, with dates and intervals.
 
     Example: jrnn predict runs/mine new.npz --out predictions.csv
 
@@ -114,30 +124,51 @@ def eval_command(args: list[str]) -> None:
         text = "The data are not on this machine: these scores were computed after the training."
         stdout.print(text, soft_wrap=True)
         return
+    if options.backtest is not None:
+        _backtest(run, options)
+        return
     scores = run.evaluate(options.data, split=options.split)
     if options.json:
         print(json.dumps(scores, indent=2))
         return
     title = options.data or f"{options.split} split"
-    for table in make_tables(run, scores, title):
+    for table in make_tables(run.config.network.cell, run.data.spec, scores, title):
         stdout.print(table)
     stdout.print(escape(describe_comparison(run.data.spec.metric, scores)), soft_wrap=True)
 
 
-def make_tables(run: Run, scores: dict[str, Any], title: str) -> Iterator[Table]:
+def _backtest(run: Run, options: EvalOptions) -> None:
+    """Prints the scores of forecasts from several rows of a split."""
+    if options.data is not None:
+        raise ValueError("eval: --data must not be given with --backtest, which uses a split")
+    origins = checks.positive_int("eval", "--backtest", options.backtest)
+    scores = run.backtest(origins, split=options.split)
+    if options.json:
+        print(json.dumps(scores, indent=2))
+        return
+    for table in forecasts.make_backtest_tables(scores):
+        stdout.print(table)
+
+
+def make_tables(cell: Layer, spec: DataSpec, scores: dict[str, Any], title: str) -> Iterator[Table]:
     """Yields the tables of the scores from `Run.evaluate`."""
-    spec = run.data.spec
     name = METRIC_NAMES[spec.metric]
     table = Table(title=escape(title), show_header=False, title_justify="left")
-    table.add_row("cell", escape(repr(run.config.network.cell)))
+    table.add_row("cell", escape(repr(cell)))
     table.add_row("examples", f"{scores['examples']:,}")
     table.add_row(name, f"[bold]{scores['metric']:.4f}[/bold]{_format_interval(scores)}")
     table.add_row("loss", f"{scores['loss']:.4f}")
-    if baseline := scores.get("baseline"):
-        table.add_row(escape(f"baseline: {baseline['name']}"), f"{baseline['value']:.4f}")
+    baseline = scores.get("baseline")
+    for entry in scores.get("baselines", [baseline] if baseline else []):
+        table.add_row(escape(f"baseline: {entry['name']}"), f"{entry['value']:.4f}")
+    if "coverage" in scores:
+        coverage = f"{scores['coverage']:.1%} (nominal {scores['level']:.0%})"
+        table.add_row("coverage of intervals", coverage)
     yield table
     if targets := scores.get("targets"):
         yield _make_target_table(targets)
+    if len(horizons := scores.get("horizons", [])) > 1:
+        yield forecasts.make_horizon_table(horizons)
     classes = scores.get("classes", [])
     if classes and spec.vocabulary is None:
         yield _make_class_table(classes)
@@ -156,6 +187,8 @@ def _make_target_table(targets: list[dict[str, Any]]) -> Table:
     columns = ["target", "MAE", "RMSE"] + (
         ["baseline MAE", "baseline RMSE"] if has_baseline else []
     )
+    if has_crps := "crps" in targets[0]:
+        columns.append("CRPS")
     for column in columns:
         table.add_column(column, justify="left" if column == "target" else "right")
     for target in targets:
@@ -165,6 +198,8 @@ def _make_target_table(targets: list[dict[str, Any]]) -> Table:
         ]
         if has_baseline:
             cells += [f"{target[name]:.4g}" for name in ("baseline_mae", "baseline_rmse")]
+        if has_crps:
+            cells.append(f"{target['crps']:.4g}")
         table.add_row(escape(target["name"]), *cells)
     return table
 
@@ -199,6 +234,9 @@ def predict_command(args: list[str]) -> None:
     if options.data == "-":
         _predict_lines(run, sys.stdin, out)
         return
+    if run.data.spec.forecast is not None and Path(options.data).suffix.lower() == ".csv":
+        _forecast(run, options.data, out)
+        return
     raw = run.read(options.data)
     predictions = run.predict(raw.xs, lengths=raw.lengths, batch_size=options.batch_size)
     if out is None:
@@ -208,6 +246,23 @@ def predict_command(args: list[str]) -> None:
     stdout.print(
         escape(f"predictions for {len(predictions.lengths):,} examples: {out}"), soft_wrap=True
     )
+
+
+def _forecast(run: Run, data: str, out: Path | None) -> None:
+    """Writes forecasts of the rows after the last row of a file."""
+    forecast, made = run.data.spec.forecast, run.forecast(data)
+    if forecast is None:
+        return
+    if out is None:
+        text = io.StringIO()
+        forecasts.write_rows(text, ".csv", forecast, made)
+        for line in text.getvalue().splitlines():
+            write_text(line)
+        return
+    forecasts.write(out, forecast, made)
+    count = len(made.context.names)
+    series = "" if forecast.group is None else f" of {count:,} series"
+    stdout.print(escape(f"forecasts of {forecast.horizon:,} rows{series}: {out}"), soft_wrap=True)
 
 
 def _predict_lines(run: Run, lines: Iterable[str], out: Path | None) -> None:

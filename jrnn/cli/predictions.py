@@ -74,12 +74,12 @@ def make_rows(spec: DataSpec, predictions: Predictions) -> Iterator[list[Any]]:
         steps = [(example, step) for step in range(length)] if spec.per_step else [(example,)]
         for index in steps:
             if predictions.values is not None:
-                yield [*index, *_shorten(predictions.values[index])]
+                yield [*index, *shorten(predictions.values[index])]
             elif predictions.classes is not None and predictions.probabilities is not None:
                 name = names[predictions.classes[index]]
-                yield [*index, name, *_shorten(predictions.probabilities[index])]
+                yield [*index, name, *shorten(predictions.probabilities[index])]
 
 
-def _shorten(numbers: np.ndarray) -> list[float]:
+def shorten(numbers: np.ndarray) -> list[float]:
     """Rounds numbers to nine significant digits, which float32 has at most."""
     return [float(f"{number:.9g}") for number in numbers.tolist()]

@@ -1,24 +1,33 @@
 """The commands `jrnn train`, `jrnn eval` and `jrnn sample`."""
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 
 from jrnn import config, files, run_folder, tasks
+from jrnn.cli import forecasts, inference
 from jrnn.distributed import Launcher, ProcessGroup, init_process_group
-from jrnn.tasks.task import Data
+from jrnn.tasks.task import Data, Task
 from jrnn.terminal import Console
 from jrnn.train import FitResult, check_experiment, train
 from jrnn.train.config.experiment import Experiment
-from jrnn.train.run.summary import make_table, save_figure, summarize
+from jrnn.train.forecasting import fit_half_widths, forecast_rows, score_rows
+from jrnn.train.run.summary import describe_comparison, make_table, save_figure, summarize
+from jrnn.train.scores import score
+from jrnn.train.step.evaluate import predict
 from jrnn.train.train import make_resume_command
 
 stdout = Console()
+
+BACKTEST_ORIGINS = 50
+"""Number of recursive forecasts that are scored after the training."""
 
 TRAIN_HELP = """\
 usage: jrnn train CONFIG[:NAME=VALUE,...] [--FLAG VALUE ...]
@@ -218,10 +227,54 @@ def new_folder(experiment: Experiment, prefix: str = "") -> Path:
 def report_run(experiment: Experiment, data: Data, result: FitResult, folder: Path) -> None:
     """Writes the result and the figure of a run to its folder, and prints the result."""
     summary = summarize(experiment, data, result)
+    scores = None if data.forecast is None else _score_forecast(experiment, data, result, folder)
+    if scores is not None:
+        summary["baselines"] = scores["baselines"]
     config.write_json(summary, folder / "result.json")
     stdout.print(make_table(summary))
+    if scores is not None:
+        _print_forecast_scores(experiment, data, result, folder, scores)
     stdout.print(escape(f"run folder: {folder}"), soft_wrap=True)
     try:
         stdout.print(escape(f"figure:     {save_figure(data, result, folder)}"), soft_wrap=True)
     except ImportError as error:
         stdout.print(escape(f"no figure:  {error}"), soft_wrap=True)
+
+
+def _score_forecast(
+    experiment: Experiment, data: Data, result: FitResult, folder: Path
+) -> dict[str, Any]:
+    """Writes the intervals of a forecast to the folder of the run; returns its test scores."""
+    apply = lambda examples: predict(result.model, examples)
+    widths = fit_half_widths(_find_task(experiment, folder), data, apply)
+    run_folder.write_intervals(folder, widths)
+    baselines = None if data.baselines is None else data.baselines("test")
+    steps = None if widths is None else widths[: data.output_size]
+    return score(data.spec, data.test, apply(data.test), baselines, steps)
+
+
+def _find_task(experiment: Experiment, folder: Path) -> Task:
+    """Returns the task of a run, whose file may be relative to the folder where it was started."""
+    return run_folder.find_task(experiment.task, run_folder.read_data(folder)[0].folder)
+
+
+def _print_forecast_scores(
+    experiment: Experiment, data: Data, result: FitResult, folder: Path, scores: dict[str, Any]
+) -> None:
+    """Prints the test errors of a forecast in original units, and how it compares."""
+    tables = inference.make_tables(experiment.network.cell, data.spec, scores, "test split")
+    for table in itertools.islice(tables, 1, None):  # the first is that of the summary
+        stdout.print(table)
+    if "coverage" in scores:
+        text = f"Intervals cover {scores['coverage']:.1%} of the test values ({scores['level']:.0%}"
+        stdout.print(f"{text} nominal).", soft_wrap=True)
+    stdout.print(escape(describe_comparison(data.metric, scores)), soft_wrap=True)
+    if data.forecast is not None and data.forecast.recursive:
+        stdout.print("These are errors of one row ahead. Of recursive forecasts:")
+        task = _find_task(experiment, folder)
+        origins = task.find_origins(data.spec, "test", BACKTEST_ORIGINS)
+        rows = forecast_rows(
+            data.spec, lambda examples: predict(result.model, examples), origins.context
+        )
+        for table in forecasts.make_backtest_tables(score_rows(data.spec, rows, origins)):
+            stdout.print(table)

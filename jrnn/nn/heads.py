@@ -19,7 +19,7 @@ from jrnn.nn.rnn import RNN, swap_time_and_batch
 
 Body = RNN | StackedRNN | LSTM | GRU
 """The recurrent modules to which a model adds an output layer."""
-Embedding = Callable[[jax.Array], jax.Array]
+Embedding = Callable[[jax.Array], Any]
 """Maps the inputs of a model to those of its body."""
 POOLS = ("last", "mean", "max")
 
@@ -163,7 +163,7 @@ def _check_embedding(owner: str, embedding: Any) -> None:
         )
 
 
-def _embed(embedding: Embedding | None, xs: jax.Array) -> jax.Array:
+def _embed(embedding: Embedding | None, xs: jax.Array) -> Any:
     return xs if embedding is None else embedding(xs)
 
 

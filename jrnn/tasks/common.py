@@ -100,7 +100,13 @@ def split_sizes(total: int, validation: float, test: float) -> tuple[int, int, i
 
 
 def split_rows(
-    owner: str, rows: str, total: int, validation: float, test: float, min_rows: int
+    owner: str,
+    rows: str,
+    total: int,
+    validation: float,
+    test: float,
+    min_rows: int,
+    min_train: int | None = None,
 ) -> tuple[slice, slice, slice]:
     """Returns train, validation and test as consecutive slices of `total` rows.
 
@@ -111,17 +117,22 @@ def split_rows(
       validation: fraction of the rows for validation.
       test: fraction of the rows for testing.
       min_rows: minimum number of rows of each slice.
+      min_train: minimum number of rows of the training slice; None means `min_rows`.
 
     Raises:
-      ValueError: a slice would have fewer than `min_rows` rows.
+      ValueError: a slice would have fewer rows.
     """
     sizes = split_sizes(total, validation, test)
-    if min(sizes) < min_rows:
+    first_min = min_rows if min_train is None else min_train
+    if min(sizes[1:]) < min_rows or sizes[0] < first_min:
         # Rounding may reduce the training split by one row.
         train = 1 - validation - test
-        needed = math.ceil(max(min_rows / validation, min_rows / test, (min_rows + 1) / train))
+        needed = math.ceil(max(min_rows / validation, min_rows / test, (first_min + 1) / train))
+        minimum = f"{min_rows} {rows} each"
+        if first_min != min_rows:
+            minimum = f"{first_min}, {min_rows} and {min_rows} {rows}"
         raise ValueError(
-            f"{owner}: train, validation and test must have at least {min_rows} {rows} each, got "
+            f"{owner}: train, validation and test must have at least {minimum}, got "
             f"{sizes[0]}, {sizes[1]} and {sizes[2]} of {total}; {needed} {rows} are enough"
         )
     first, second = sizes[0], sizes[0] + sizes[1]

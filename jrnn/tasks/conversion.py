@@ -1,11 +1,13 @@
 """Conversion between data in the units of the user and the arrays of a network."""
 
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jrnn import checks
+from jrnn.tasks import forecast as forecasts
 from jrnn.tasks.task import DataSpec
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
@@ -22,7 +24,10 @@ class Predictions(NamedTuple):
       classes: `[N]` or `[N, T]` ints, the most probable class; None for values.
       labels: the names of these classes, texts of the same shape; None if classes have no names.
       probabilities: `[N, K]` or `[N, T, K]`, the probability of each class; None for values.
-      values: `[N, K]` or `[N, T, K]`, in the original units of the targets; None for classes.
+      values: `[N, K]` or `[N, T, K]`, in the original units of the targets; None for classes. For a
+        forecast K is steps times targets, as in `jrnn.tasks.forecast`.
+      low: the lower ends of the intervals of a forecast, like `values`; None if it has none.
+      high: the upper ends.
     """
 
     outputs: np.ndarray
@@ -31,6 +36,8 @@ class Predictions(NamedTuple):
     labels: np.ndarray | None = None
     probabilities: np.ndarray | None = None
     values: np.ndarray | None = None
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
 
 
 def encode_text(text: str, vocabulary: Sequence[str]) -> np.ndarray:
@@ -135,14 +142,30 @@ def _find_classes(names: np.ndarray, known: Sequence[str]) -> np.ndarray:
     return np.array([ids[name] for name in distinct])[inverse].reshape(names.shape)
 
 
-def decode_outputs(spec: DataSpec, outputs: np.ndarray, lengths: np.ndarray) -> Predictions:
+def decode_outputs(
+    spec: DataSpec,
+    outputs: np.ndarray,
+    lengths: np.ndarray,
+    xs: np.ndarray,
+    half_widths: np.ndarray | None = None,
+) -> Predictions:
     """Converts the outputs of a network to the units and classes of the user.
 
     Args:
       spec: the properties of the training data.
       outputs: `[N, K]`, or `[N, T, K]` for targets at each step.
       lengths: `[N]` ints, the number of valid steps of each example.
+      xs: the inputs of the network, whose current values a forecast begins with.
+      half_widths: half of the width of the intervals of a point forecast, `[K]` in original units;
+        None for no intervals.
     """
+    if spec.forecast is not None:
+        values, low, high = decode_forecast(spec, outputs, xs, half_widths)
+        low, high = (
+            None if ends is None else _zero_padding(spec, ends, lengths) for ends in (low, high)
+        )
+        values = _zero_padding(spec, values, lengths)
+        return Predictions(outputs, lengths, values=values, low=low, high=high)
     if not spec.has_classes:
         values = np.asarray(outputs, np.float64)
         if spec.target_scaler is not None:
@@ -158,6 +181,44 @@ def decode_outputs(spec: DataSpec, outputs: np.ndarray, lengths: np.ndarray) -> 
         labels=None if names is None else np.array(names)[classes],
         probabilities=_zero_padding(spec, probabilities, lengths),
     )
+
+
+def decode_forecast(
+    spec: DataSpec, outputs: np.ndarray, xs: np.ndarray, half_widths: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Returns forecasts in original units, and the ends of their intervals.
+
+    Args:
+      spec: the properties of the training data.
+      outputs: outputs of the network, `[..., num_outputs]`.
+      xs: its inputs, `[..., input]`.
+      half_widths: as in `decode_outputs`.
+
+    Returns:
+      Points, lower and upper ends, `[..., steps * K]`; the ends are None for points without
+      `half_widths`.
+
+    Raises:
+      ValueError: the data are no forecast.
+    """
+    forecast = spec.forecast
+    if forecast is None or spec.input_scaler is None or spec.target_scaler is None:
+        raise ValueError("data: the task must be a forecast, got another one")
+    current = forecasts.current_values(forecast, spec.input_scaler, xs)
+    scale = np.asarray(spec.target_scaler.std)
+    points = current + forecasts.point(forecast, outputs) * scale
+    if forecast.distribution == "point":
+        if half_widths is None:
+            return points, None, None
+        return points, points - half_widths, points + half_widths
+    if forecast.distribution == "gaussian":
+        mean, std = forecasts.gaussian(forecast, outputs)
+        ends = [NormalDist().inv_cdf(q) for q in (forecast.quantiles[0], forecast.quantiles[-1])]
+        low, high = (mean + end * std for end in ends)
+    else:
+        quantiles = forecasts.sorted_quantiles(forecast, outputs)
+        low, high = quantiles[..., 0, :], quantiles[..., -1, :]
+    return points, current + low * scale, current + high * scale
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

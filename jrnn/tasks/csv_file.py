@@ -13,6 +13,11 @@ from jrnn.tasks import common
 
 MAX_NAMES = 100
 """Maximum number of column names in a message."""
+MAX_MAGNITUDE = 1.8e19
+"""Maximum magnitude of a number, whose square is finite in float32."""
+MISSING = frozenset({"", "nan", "na", "n/a", "null", "none", "<na>", "#n/a"})
+"""Cells that are missing values, in lower case."""
+SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertical bar"}
 
 
 class CsvFile(NamedTuple):
@@ -21,31 +26,41 @@ class CsvFile(NamedTuple):
     Attributes:
       header: names of the columns.
       rows: for each row, its line number in the file, from 1, and its cells.
+      separator: the separator of cells.
+      path: path of the file.
     """
 
     header: tuple[str, ...]
     rows: list[tuple[int, list[str]]]
+    separator: str = ","
+    path: str = ""
+
+    def check_columns(self, option: str, names: tuple[str, ...], owner: str = "Table") -> None:
+        """Raises ValueError unless the columns exist; `option` is that with the names."""
+        positions = {name: index for index, name in enumerate(self.header)}
+        for name in names:
+            _column_index(owner, positions, option, name)
+
+    def column(self, name: str) -> list[str]:
+        """Returns the cells of a column as text."""
+        index = self.header.index(name)
+        return [cells[index] for _, cells in self.rows]
 
 
-def read(path: str, owner: str = "Table") -> CsvFile:
+def read(path: str, owner: str = "Table", separator: str = ",") -> CsvFile:
     """Reads a CSV file.
 
     Args:
       path: path of the file.
       owner: the beginning of error messages.
+      separator: the character between cells.
 
     Raises:
       FileNotFoundError: the path is not a regular file.
       ValueError: the file is too large, not UTF-8, not CSV or empty, the header is invalid, or a
         row has a different number of cells than the header.
     """
-    reader = csv.reader(io.StringIO(common.read_text(owner, path), newline=""))
-    try:
-        lines = [(reader.line_num, cells) for cells in reader]
-    except csv.Error as error:
-        raise ValueError(
-            f"{owner}: {path!r} must be CSV, got an error at line {reader.line_num}: {error}"
-        ) from error
+    lines = _read_lines(path, owner, separator)
     while lines and not lines[-1][1]:
         lines.pop()
     if not lines:
@@ -53,33 +68,77 @@ def read(path: str, owner: str = "Table") -> CsvFile:
             f"{owner}: {path!r} must have a header line of column names, and rows, got an empty "
             "file"
         )
-    header = _parse_header(owner, path, lines[0][1])
-    for line, cells in lines[1:]:
-        if len(cells) != len(header):
+    _check_ends(owner, path, separator, lines)
+    header = _parse_header(owner, path, separator, lines[0][1])
+    for index, (line, cells) in enumerate(lines[1:], 1):
+        if not cells and len(header) == 1:
+            lines[index] = line, [""]  # an empty line is an empty cell of a single column
+        elif len(cells) != len(header):
+            hint = _suggest_decimal_comma(separator, cells, len(header))
             raise ValueError(
                 f"{owner}: every line must have {len(header)} cells, as many as the header, got "
-                f"{len(cells)} at line {line} of {path!r}"
+                f"{len(cells)} at line {line} of {path!r}{hint}"
             )
-    return CsvFile(header, lines[1:])
+    return CsvFile(header, lines[1:], separator, path)
 
 
-def parse_columns(file: CsvFile, option: str, names: tuple[str, ...]) -> np.ndarray:
+def _read_lines(path: str, owner: str, separator: str) -> list[tuple[int, list[str]]]:
+    """Returns the last line number and the cells of each row, and of the header."""
+    text = io.StringIO(common.read_text(owner, path), newline="")
+    reader = csv.reader(text, delimiter=separator, strict=True)
+    lines: list[tuple[int, list[str]]] = []
+    try:
+        lines.extend((reader.line_num, cells) for cells in reader)
+    except csv.Error as error:
+        first = lines[-1][0] + 1 if lines else 1
+        if "unexpected end" in str(error) or reader.line_num > first:
+            raise ValueError(
+                f"{owner}: {path!r} must be CSV, got a quote at line {first} that is not closed; "
+                'close it, or remove the " from the line'
+            ) from error
+        raise ValueError(
+            f"{owner}: {path!r} must be CSV, got an error at line {reader.line_num}: {error}"
+        ) from error
+    return lines
+
+
+def parse_columns(
+    file: CsvFile,
+    option: str,
+    names: tuple[str, ...],
+    *,
+    owner: str = "Table",
+    decimal: str = ".",
+    allow_missing: bool = False,
+    advice: str = "replace it",
+) -> np.ndarray:
     """Parses columns as a float64 array `[rows, names]`.
 
     Args:
       file: the file.
       option: name of the option that contains the names, for error messages.
       names: names of the columns.
+      owner: the beginning of error messages.
+      decimal: the decimal mark, "." or ",".
+      allow_missing: whether a cell may be empty, or one of `MISSING`, which becomes NaN.
+      advice: what to do about a missing value if they are not allowed, for error messages.
 
     Raises:
-      ValueError: a column does not exist, or a cell is not a finite number.
+      ValueError: a column does not exist, or a cell is not a finite number of at most
+        `MAX_MAGNITUDE`.
     """
     positions = {name: index for index, name in enumerate(file.header)}
-    indices = [_column_index(positions, option, name) for name in names]
+    indices = [_column_index(owner, positions, option, name) for name in names]
     values = np.empty((len(file.rows), len(names)))
-    for row, (line, cells) in enumerate(file.rows):
-        for column, (name, index) in enumerate(zip(names, indices, strict=True)):
-            values[row, column] = _parse_finite(cells[index], line, name)
+    for column, (name, index) in enumerate(zip(names, indices, strict=True)):
+        cells = [row[index] for _, row in file.rows]
+        parsed = _parse_fast(cells, decimal)
+        if parsed is None:
+            parsed = [
+                _parse_cell(owner, cell, file, row, name, decimal, allow_missing, advice)
+                for row, cell in enumerate(cells)
+            ]
+        values[:, column] = parsed
     return values
 
 
@@ -90,13 +149,25 @@ def check_unique(owner: str, names: tuple[str, ...]) -> None:
         raise ValueError(f"{owner} must name each column once, got {name!r} more than once")
 
 
-def _parse_header(owner: str, path: str, cells: list[str]) -> tuple[str, ...]:
+def _check_ends(owner: str, path: str, separator: str, lines: list[tuple[int, list[str]]]) -> None:
+    """Raises ValueError if every line ends with the separator."""
+    if len(lines[0][1]) > 1 and all(cells and not cells[-1].strip() for _, cells in lines):
+        raise ValueError(
+            f"{owner}: the last cell of a line must not be empty, got {separator!r} at the end of "
+            f"every line of {path!r}; remove it there, for example with: "
+            f"sed 's/{separator}[[:space:]]*$//'"
+        )
+
+
+def _parse_header(owner: str, path: str, separator: str, cells: list[str]) -> tuple[str, ...]:
     header = tuple(cell.strip() for cell in cells)
-    for separator in (";", "\t"):
-        if len(header) == 1 and separator in header[0]:
+    for other, name in SEPARATORS.items():
+        if len(header) == 1 and other != separator and other in header[0]:
+            flag = {"\t": "$'\\t'"}.get(other, repr(other))
             raise ValueError(
-                f"{owner}: cells must be separated by commas, got the first line {header[0]!r} of "
-                f"{path!r}; save the file with commas instead of {separator!r}"
+                f"{owner}: cells must be separated by {SEPARATORS.get(separator, repr(separator))}"
+                f", got the first line {checks.shorten(repr(header[0]))} of {path!r}; if "
+                f"{name} separates them, set --task.separator {flag}"
             )
     if not header:
         raise ValueError(
@@ -106,7 +177,7 @@ def _parse_header(owner: str, path: str, cells: list[str]) -> tuple[str, ...]:
     if all(_parse_float(name) is not None for name in header):
         raise ValueError(
             f"{owner}: the first line of {path!r} must contain the column names, got the numbers "
-            f"{', '.join(header)}; add a header line"
+            f"{checks.shorten(', '.join(header))}; add a header line"
         )
     if "" in header:
         raise ValueError(
@@ -118,27 +189,84 @@ def _parse_header(owner: str, path: str, cells: list[str]) -> tuple[str, ...]:
     return header
 
 
-def _column_index(positions: dict[str, int], option: str, name: str) -> int:
+def _suggest_decimal_comma(separator: str, cells: list[str], expected: int) -> str:
+    """Returns a hint if commas both separate cells and are decimal marks."""
+    if separator != "," or len(cells) != 2 * expected:
+        return ""
+    return "; if commas are decimal marks, separate the cells by semicolons"
+
+
+def _column_index(owner: str, positions: dict[str, int], option: str, name: str) -> int:
     if name not in positions:
         names = list(positions)
         hint = checks.suggestion(name, names[:MAX_NAMES])
         listed = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
-        raise ValueError(f"Table: {option} must be one of {listed}, got {name!r}{hint}")
+        raise ValueError(f"{owner}: {option} must be one of {listed}, got {name!r}{hint}")
     return positions[name]
 
 
-def _parse_finite(cell: str, line: int, name: str) -> float:
-    value = _parse_float(cell)
-    if value is None or not math.isfinite(value):
-        got = repr(cell) if cell.strip() else "an empty cell"
-        raise ValueError(
-            f"Table: line {line}, column {name!r} must be a finite number, got {got}; "
-            "replace it, or remove the column from columns and targets"
-        )
-    return value
+def _parse_fast(cells: list[str], decimal: str) -> np.ndarray | None:
+    """Returns the numbers of a column; None if a cell may not be a finite number."""
+    text = "".join(cells)
+    if "_" in text or (decimal == "," and "." in text):
+        return None
+    try:
+        if decimal == ",":
+            cells = [cell.replace(",", ".") for cell in cells]
+        values = np.array(list(map(float, cells)))
+    except ValueError:
+        return None
+    return values if (np.abs(values) <= MAX_MAGNITUDE).all() else None
+
+
+def _parse_cell(
+    owner: str,
+    cell: str,
+    file: CsvFile,
+    row: int,
+    name: str,
+    decimal: str,
+    allow_missing: bool,
+    advice: str,
+) -> float:
+    """Returns the number in a cell, or NaN; raises ValueError that names line and column."""
+    stripped = cell.strip()
+    is_missing = stripped.lower() in MISSING
+    if is_missing and allow_missing:
+        return math.nan
+    value = None
+    if decimal == "." or "." not in stripped:
+        value = _parse_float(stripped.replace(",", ".") if decimal == "," else stripped)
+    if value is not None and abs(value) <= MAX_MAGNITUDE:
+        return value
+    got = checks.shorten(repr(cell)) if stripped else "an empty cell"
+    requirement, hint = "must be a finite number", f"; {advice}"
+    if value is not None and math.isfinite(value):
+        requirement = f"must be a number of magnitude at most {MAX_MAGNITUDE:g}"
+        hint = "; if it stands for a missing value, leave the cell empty"
+    elif not is_missing:
+        hint = _hint_for_text(stripped, name, decimal)
+    raise ValueError(
+        f"{owner}: line {file.rows[row][0]}, column {name!r} {requirement}, got {got}{hint}"
+    )
+
+
+def _hint_for_text(cell: str, name: str, decimal: str) -> str:
+    """Returns what to do about a cell that is neither a number nor missing."""
+    whole, comma, digits = cell.partition(",")
+    if decimal == "." and comma and _parse_float(f"{whole.replace('.', '')}.{digits}") is not None:
+        return "; if commas are decimal marks, set --task.decimal ,"
+    if decimal == "," and _parse_float(cell.replace(",", "")) is not None:
+        return "; if points are decimal marks, remove --task.decimal ,"
+    return (
+        f"; replace it, or leave the column out with --task.exclude {name}; if it names several "
+        f"series, set --task.group {name}"
+    )
 
 
 def _parse_float(cell: str) -> float | None:
+    if "_" in cell:  # Python reads 2020_01 as 202001
+        return None
     try:
         return float(cell)
     except ValueError:

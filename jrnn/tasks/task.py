@@ -13,6 +13,7 @@ import numpy as np
 from jrnn import checks
 from jrnn.tasks import csv_file, npz
 from jrnn.tasks.common import StandardScaler
+from jrnn.tasks.forecast import Forecast
 
 Target = Literal["class", "value", "class_per_step", "value_per_step"]
 """The kinds of targets; see `Split`."""
@@ -26,7 +27,8 @@ class Split(NamedTuple):
     Attributes:
       xs: inputs, `[N, T, input]` float32, or tokens, `[N, T]` int32.
       ys: targets, by `Data.target`: "class" `[N]` int32; "value" `[N, K]` float32;
-        "class_per_step" `[N, T]` int32; "value_per_step" `[N, T, K]` float32.
+        "class_per_step" `[N, T]` int32; "value_per_step" `[N, T, K]` float32, NaN for values of a
+        forecast that are not known, which loss and metric leave out.
       lengths: `[N]` int32, the number of valid steps of each example; None means all T steps.
       metric_mask: `[N, T]` bool, only for targets per step, whether the metric includes a valid
         step; None means every valid step. The loss always includes every valid step.
@@ -48,11 +50,45 @@ class RawExamples(NamedTuple):
       xs: an array `[N, T, input]`, tokens `[N, T]`, or a list of N arrays or texts.
       ys: the targets of `Split`, in original units, or names of classes; None if they are unknown.
       lengths: `[N]` ints, the number of valid steps of each example; None means all.
+      metric_mask: `[N, T]` bool, the steps that the metric includes; None means all.
+      baselines: normalized outputs of trivial predictors by name, like `ys`; None if unknown.
     """
 
     xs: Any
     ys: np.ndarray | None = None
     lengths: np.ndarray | None = None
+    metric_mask: np.ndarray | None = None
+    baselines: dict[str, np.ndarray] | None = None
+
+
+class Context(NamedTuple):
+    """The last rows of one or more time series, after which a forecast begins.
+
+    Attributes:
+      xs: for each series its last rows, `[T_n, input]` in original units.
+      names: for each series its name; "" if there is only one.
+      dates: for each series the dates of the forecast rows as text; None without dates.
+      calendar: for each series the calendar features of the forecast rows, `[horizon, features]`.
+    """
+
+    xs: list[np.ndarray]
+    names: list[str]
+    dates: list[list[str]] | None
+    calendar: list[np.ndarray]
+
+
+class Origins(NamedTuple):
+    """Rows of time series after which forecasts begin, with the true rows.
+
+    Attributes:
+      context: the rows up to each of N origins.
+      truth: `[N, horizon, K]` in original units, NaN where a value is missing.
+      baselines: trivial forecasts by name, of the same shape.
+    """
+
+    context: Context
+    truth: np.ndarray
+    baselines: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +100,7 @@ class DataSpec:
       metric: name of the metric.
       input_size: number of channels of features, or size of the vocabulary of tokens.
       output_size: number of classes, or K, the number of channels of real-valued targets.
-      baseline: name of a trivial predictor, and its `metric` on the test split.
+      baseline: name of the best trivial predictor, and its `metric` on the test split.
       baseline_outputs: the constant outputs of this predictor, `output_size` logits or normalized
         values; None if it has no constant outputs.
       has_tokens: whether `xs` are tokens instead of features.
@@ -78,6 +114,11 @@ class DataSpec:
         of a step.
       contiguous: whether the examples are consecutive windows of one series, so that the carry may
         be passed from one example to the next.
+      forecast: the properties of a forecast; None for other tasks. `output_size` is then its
+        `num_targets`, and the targets are changes from the current values.
+
+    Raises:
+      ValueError: the sizes and names of a forecast contradict each other.
     """
 
     target: Target
@@ -95,6 +136,28 @@ class DataSpec:
     target_scaler: StandardScaler | None = None
     causal: bool = False
     contiguous: bool = False
+    forecast: Forecast | None = None
+
+    def __post_init__(self) -> None:
+        forecast = self.forecast
+        if forecast is not None and (
+            self.target != "value_per_step"
+            or self.output_size != forecast.num_targets
+            or self.input_names != forecast.input_names
+            or self.input_size != len(forecast.input_names)
+            or len(self.target_names or ()) != self.output_size
+            or self.target_names != forecast.output_names
+            or self.input_scaler is None
+            or len(self.input_scaler.std) != self.input_size
+            or self.target_scaler is None
+            or len(self.target_scaler.std) != self.output_size
+        ):
+            raise ValueError("Data: sizes, names and scalers must be those of the forecast")
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of outputs of a network, for each example or step."""
+        return self.output_size if self.forecast is None else self.forecast.num_outputs
 
     @property
     def per_step(self) -> bool:
@@ -118,12 +181,15 @@ class Data(DataSpec):
       validation: the split that selects the best weights.
       test: the split for the final results.
       image: function from the `xs` of one example to its image `[rows, columns]`, or None.
+      baselines: function from the name of a split to the normalized outputs of trivial predictors
+        on it, by name, which have the shape of `ys`; None if there are none.
     """
 
     train: Split
     validation: Split
     test: Split
     image: Callable[[np.ndarray], np.ndarray] | None = None
+    baselines: Callable[[str], dict[str, np.ndarray]] | None = None
 
     def __eq__(self, other: object) -> bool:
         return self is other  # not the method of DataSpec, since arrays have no truth value
@@ -175,7 +241,37 @@ class Task(checks.ConvertsFields, abc.ABC):
           ValueError: the file cannot be read as such data.
         """
         if Path(path).suffix.lower() != ".csv":
-            return RawExamples(**npz.read(path, owner="data", required=("xs",)))
+            arrays: dict[str, Any] = npz.read(path, owner="data", required=("xs",))
+            return RawExamples(**arrays)
         file = csv_file.read(path, "data")
         columns = spec.input_names or file.header
-        return RawExamples(csv_file.parse_columns(file, "data", columns)[None])
+        return RawExamples(csv_file.parse_columns(file, "columns", columns, owner="data")[None])
+
+    def read_context(self, path: str, spec: DataSpec) -> "Context":
+        """Reads the last rows of a file, after which a forecast begins.
+
+        Args:
+          path: path of the file.
+          spec: the properties of the data on which the model was trained.
+
+        Raises:
+          FileNotFoundError: the file does not exist.
+          ValueError: the task has no forecasts, or the file cannot be read as such data.
+        """
+        raise ValueError(
+            f"{type(self).__name__}: the task must be a forecast to predict the rows after a file"
+        )
+
+    def find_origins(self, spec: DataSpec, split: str, count: int) -> "Origins":
+        """Returns equally spaced rows of a split of the training data, with the rows after them.
+
+        Args:
+          spec: the properties of the data.
+          split: "train", "validation" or "test"; the rows after each origin are in it.
+          count: maximum number of origins, over all series.
+
+        Raises:
+          FileNotFoundError: the file of the data does not exist.
+          ValueError: the task has no forecasts, or the file cannot be read.
+        """
+        raise ValueError(f"{type(self).__name__}: the task must be a forecast for a backtest")

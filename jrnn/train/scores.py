@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+from jrnn.tasks import forecast as forecasts
 from jrnn.tasks.conversion import log_softmax
 from jrnn.tasks.task import DataSpec, Split
+from jrnn.train import forecast_scores
 
 CONFIDENCE = 0.95
 """Confidence level of intervals."""
@@ -15,7 +17,13 @@ NUM_RESAMPLES = 1000
 """Number of bootstrap samples of the examples."""
 
 
-def score(spec: DataSpec, split: Split, outputs: np.ndarray) -> dict[str, Any]:
+def score(
+    spec: DataSpec,
+    split: Split,
+    outputs: np.ndarray,
+    baselines: dict[str, np.ndarray] | None = None,
+    half_widths: np.ndarray | None = None,
+) -> dict[str, Any]:
     """Scores the outputs of a network on a split.
 
     All scores are computed over the scored items of the split: its examples, or their scored steps.
@@ -25,14 +33,21 @@ def score(spec: DataSpec, split: Split, outputs: np.ndarray) -> dict[str, Any]:
       spec: the properties of the data.
       split: the examples with their targets, as for the network.
       outputs: outputs of the network, `[N, K]`, or `[N, T, K]` for targets at each step.
+      baselines: for a forecast, the normalized outputs of trivial forecasts by name, like `ys`.
+      half_widths: for a point forecast, half of the widths of its intervals in original units.
 
     Returns:
       JSON values: "examples", "items", "metric", "loss", "interval" (low and high of the metric);
       "baseline" with its "name" and "value", if its predictor has constant outputs; for classes
       "classes" (name, count, precision, recall, F1 score) and "confusion", the counts `[true,
       predicted]`; for values "targets" (name, and in original units MAE, RMSE and their intervals,
-      and the MAE and RMSE of the baseline).
+      and the MAE and RMSE of the baseline). A forecast also has "baselines", all of them, of which
+      "baseline" is the best; "horizons", see `jrnn.train.forecast_scores.horizon_scores`;
+      "coverage" and "level", the measured and the nominal coverage of its intervals, if it has
+      intervals; and "crps" for each target in original units, if it predicts a distribution.
     """
+    if spec.forecast is not None:
+        return _score_forecast(spec, split, outputs, baselines or {}, half_widths)
     mask = scored_items(spec, split)
     losses, metrics = _losses_and_metrics(spec, split.ys, outputs)
     result: dict[str, Any] = {
@@ -51,6 +66,62 @@ def score(spec: DataSpec, split: Split, outputs: np.ndarray) -> dict[str, Any]:
         result |= _class_scores(spec, split.ys[mask], outputs.argmax(axis=-1)[mask])
     else:
         result["targets"] = _target_scores(spec, split.ys, outputs, baseline, mask)
+    return result
+
+
+def _score_forecast(
+    spec: DataSpec,
+    split: Split,
+    outputs: np.ndarray,
+    baselines: dict[str, np.ndarray],
+    half_widths: np.ndarray | None,
+) -> dict[str, Any]:
+    """Returns the scores of a forecast; see `score`."""
+    forecast, scaler = spec.forecast, spec.target_scaler
+    if forecast is None or scaler is None:
+        raise ValueError("score: the task must be a forecast, got another one")
+    items = scored_items(spec, split)
+    mask = items[..., None] & ~np.isnan(split.ys)
+    losses, squares = forecast_scores.losses_and_squares(forecast, split.ys, outputs)
+    result: dict[str, Any] = {
+        "examples": len(split.xs),
+        "items": int(items.sum()),
+        "metric": _mean(squares, mask),
+        "loss": _mean(losses, mask),
+        "interval": bootstrap_interval(squares, mask),
+    }
+    result["baselines"] = [
+        {"name": name, "value": _mean(np.square(each - split.ys), mask)}
+        for name, each in baselines.items()
+    ]
+    best = None
+    if baselines:
+        result["baseline"] = min(result["baselines"], key=lambda entry: entry["value"])
+        best = baselines[result["baseline"]["name"]]
+    shape = (*split.ys.shape[:-1], forecast.steps, len(forecast.targets))
+    scale = np.asarray(scaler.std)
+    by_target = lambda array: array.reshape(shape)
+    errors = (forecasts.point(forecast, outputs) - split.ys) * scale
+    scored = mask.reshape(shape)
+    crps = forecast_scores.crps(forecast, split.ys, outputs)
+    inside = forecast_scores.covered(spec, split, outputs, half_widths)
+    if inside is not None:
+        inside = by_target(inside)
+        result |= {"coverage": _mean(inside, scored), "level": forecast.level}
+    result["targets"] = []
+    for index, name in enumerate(forecast.targets):
+        entry = {"name": name} | _errors_in_units(by_target(errors)[..., index], scored[..., index])
+        if best is not None:
+            baseline = by_target((best - split.ys) * scale)[..., index]
+            entry |= _errors_in_units(baseline, scored[..., index], "baseline_")
+        if crps is not None:
+            scores = by_target(crps * scale)[..., index]
+            entry["crps"] = _mean(scores, scored[..., index])
+        result["targets"].append(entry)
+    missing = np.where(mask, errors, np.nan).reshape(shape)[items]
+    result["horizons"] = forecast_scores.horizon_scores(
+        forecast, np.abs(missing), np.square(missing), None if inside is None else inside[items]
+    )
     return result
 
 
@@ -152,20 +223,21 @@ def _target_scores(
     scores = []
     for index, name in enumerate(names):
         errors = (outputs[..., index].astype(np.float64) - ys[..., index]) * scale[index]
-        squares = bootstrap_interval(np.square(errors), mask)
-        scores.append(
-            {
-                "name": name,
-                "mae": _mean(np.abs(errors), mask),
-                "mae_interval": bootstrap_interval(np.abs(errors), mask),
-                "rmse": _mean(np.square(errors), mask) ** 0.5,
-                "rmse_interval": None if squares is None else [value**0.5 for value in squares],
-            }
-        )
+        scores.append({"name": name} | _errors_in_units(errors, mask))
         if baseline is not None:
             errors = (baseline[..., index].astype(np.float64) - ys[..., index]) * scale[index]
-            scores[-1] |= {
-                "baseline_mae": _mean(np.abs(errors), mask),
-                "baseline_rmse": _mean(np.square(errors), mask) ** 0.5,
-            }
+            scores[-1] |= _errors_in_units(errors, mask, "baseline_")
+    return scores
+
+
+def _errors_in_units(errors: np.ndarray, mask: np.ndarray, prefix: str = "") -> dict[str, Any]:
+    """Returns MAE and RMSE, and their intervals unless they have a prefix."""
+    scores: dict[str, Any] = {
+        f"{prefix}mae": _mean(np.abs(errors), mask),
+        f"{prefix}rmse": _mean(np.square(errors), mask) ** 0.5,
+    }
+    if not prefix:
+        squares = bootstrap_interval(np.square(errors), mask)
+        scores["mae_interval"] = bootstrap_interval(np.abs(errors), mask)
+        scores["rmse_interval"] = None if squares is None else [value**0.5 for value in squares]
     return scores

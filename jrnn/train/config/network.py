@@ -3,10 +3,12 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jrnn import checks
+from jrnn.cell import Observed, Timed
 from jrnn.engines import Engine, choose_engine
 from jrnn.layer import Layer
 from jrnn.nn import Classifier, SequenceToSequence, StackedRNN
@@ -96,7 +98,7 @@ class Network(checks.ConvertsFields):
                 "has real-valued inputs"
             )
         rngs = nnx.Rngs(seed)
-        embedding, size = None, data.input_size
+        embedding, size = make_input_adapter(self.cell, self.num_layers, data)
         if data.has_tokens:
             size = self.embedding_size or EMBEDDING_SIZE
             # Cells are initialized for inputs of unit variance; the default of flax is smaller.
@@ -114,5 +116,61 @@ class Network(checks.ConvertsFields):
         )
         options = {"embedding": embedding, "dropout": self.dropout, "rngs": rngs}
         if data.target in ("class_per_step", "value_per_step"):
-            return SequenceToSequence(body, data.output_size, **options)
-        return Classifier(body, data.output_size, pool=self.pool, **options)
+            return SequenceToSequence(body, data.num_outputs, **options)
+        return Classifier(body, data.num_outputs, pool=self.pool, **options)
+
+
+@dataclass(frozen=True)
+class InputAdapter:
+    """Makes the inputs of cells for missing values and irregular times from one array.
+
+    The array is that of `jrnn.tasks.forecast.Forecast.input_names` with masks: values, masks and
+    intervals of `size` variables each, and the interval between rows.
+
+    Attributes:
+      size: number of variables.
+      kind: "observed" for `jrnn.Observed`, "timed" for `jrnn.Timed`, or "array".
+    """
+
+    size: int
+    kind: Literal["observed", "timed", "array"]
+
+    def __call__(self, xs: jax.Array) -> Observed | Timed | jax.Array:
+        """Converts inputs `[..., 3 * size + 1]`."""
+        size = self.size
+        if self.kind == "observed":
+            parts = (xs[..., part * size : (part + 1) * size] for part in range(3))
+            return Observed(*parts)
+        if self.kind == "timed":
+            return Timed(xs[..., : 2 * size], xs[..., -1])
+        return xs[..., : 3 * size]
+
+
+def make_input_adapter(
+    cell: Layer, num_layers: int, data: DataSpec
+) -> tuple[InputAdapter | None, int]:
+    """Returns what converts the inputs of a task for a cell, or None, and the size of its inputs.
+
+    Raises:
+      ValueError: the cell needs masks of missing values, which the task does not have.
+    """
+    needs_masks = isinstance(cell.inputs(1, ()), Observed)
+    if needs_masks and num_layers > 1:
+        raise ValueError(
+            "Network: num_layers must be 1 for a cell that reads masks of missing values, which "
+            f"other layers do not have, got {num_layers} layers of {checks.describe(cell)}; use "
+            "jrnn.stack([GRUD(...), GRU(...)]) as the cell"
+        )
+    if data.forecast is None or not data.forecast.masks:
+        if needs_masks:
+            raise ValueError(
+                f"Network: the cell {checks.describe(cell)} needs masks of missing values, which "
+                "the data do not have; for a table set --task.missing mask, or use another cell"
+            )
+        return None, data.input_size
+    size = data.forecast.num_values
+    if needs_masks:
+        return InputAdapter(size, "observed"), size
+    if Timed in cell.input_types:
+        return InputAdapter(size, "timed"), 2 * size
+    return InputAdapter(size, "array"), 3 * size

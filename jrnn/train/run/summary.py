@@ -13,6 +13,7 @@ from jrnn.tasks.task import Data, Metric, Split
 from jrnn.train.config.experiment import Experiment
 from jrnn.train.data.sampler import take
 from jrnn.train.fit import FitResult
+from jrnn.train.run.forecast_figure import draw_forecasts
 from jrnn.train.run.metrics_logger import MetricsFile
 from jrnn.train.run.progress import METRIC_NAMES
 from jrnn.train.step.evaluate import predict
@@ -47,7 +48,8 @@ def summarize(experiment: Experiment, data: Data, result: FitResult) -> dict[str
         "steps": experiment.steps,
         "seconds": result.seconds,
     }
-    if data.target_scaler is not None and data.output_size == 1:
+    one_target = data.output_size == 1 or (data.forecast and len(data.forecast.targets) == 1)
+    if data.target_scaler is not None and one_target:
         rmse = result.test["metric"] ** 0.5 * data.target_scaler.std[0]
         summary["test_rmse_in_units"] = float(rmse)
     return summary
@@ -67,14 +69,20 @@ class Summary(TypedDict):
     steps: int
     seconds: float | None
     test_rmse_in_units: NotRequired[float]
+    baselines: NotRequired[list[dict[str, str | float]]]
 
 
 def check_summary(path: Path, summary: Any) -> dict[str, Any]:
     """Returns the content of `result.json`; raises ValueError unless it is from `summarize`."""
     try:
         known = {name: summary[name] for name in Summary.__annotations__ if name in summary}
-        typeguard.check_type(known, Summary)
-        typeguard.check_type(summary["baseline"]["value"], float)
+        typeguard.check_type(
+            known,
+            Summary,
+            collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS,
+        )
+        for entry in summary.get("baselines", [summary["baseline"]]):
+            typeguard.check_type((entry["name"], entry["value"]), tuple[str, float])
     except (typeguard.TypeCheckError, TypeError, KeyError, ValueError) as error:
         raise ValueError(
             f"{path} is not the result of a run: {error}; write it again with jrnn train --resume"
@@ -113,7 +121,10 @@ def make_table(summary: dict[str, Any]) -> Table:
         "parameters": f"{summary['parameters']:,}",
         f"test {metric}": f"[bold]{summary['test']:.4f}[/bold]",
         f"validation {metric}": f"{summary['validation']:.4f}",
-        f"baseline: {summary['baseline']['name']}": f"{summary['baseline']['value']:.4f}",
+        **{
+            f"baseline: {entry['name']}": f"{float(entry['value']):.4f}"
+            for entry in summary.get("baselines", [summary["baseline"]])
+        },
         "best step": f"{summary['best_step']} of {summary['steps']}",
     }
     if summary["seconds"] is not None:
@@ -146,12 +157,16 @@ def save_figure(data: Data, result: FitResult, folder: Path) -> Path:
     curves, examples = panels
     left, right = curves.subplots(1, 2)
     _draw_curves(left, right, data, result, MetricsFile(folder / "metrics.jsonl"))
-    draw = {
-        "class": _draw_classes,
-        "value": _draw_values,
-        "class_per_step": _draw_classes_per_step,
-        "value_per_step": _draw_values_per_step,
-    }[data.target]
+    draw = (
+        draw_forecasts
+        if data.forecast is not None
+        else {
+            "class": _draw_classes,
+            "value": _draw_values,
+            "class_per_step": _draw_classes_per_step,
+            "value_per_step": _draw_values_per_step,
+        }[data.target]
+    )
     draw(examples, data, result)
     path = folder / "figure.png"
     with atomic_path(path) as partial:
@@ -164,9 +179,10 @@ def _draw_curves(left, right, data: Data, result: FitResult, metrics: MetricsFil
     training, validation = (metrics.read(split, "loss") for split in ("train", "validation"))
     left.plot(*training, label="training", lw=1)
     left.plot(*validation, label="validation", marker=".")
-    # Losses of targets without variance may all be 0.
-    has_positive_loss = any(loss > 0 for _, losses in (training, validation) for loss in losses)
-    left.set(xlabel="training step", ylabel="loss", yscale="log" if has_positive_loss else "linear")
+    # Losses of targets without variance may all be 0, and log-likelihoods may have any sign.
+    losses = [*training[1], *validation[1]]
+    is_positive = min(losses, default=0) >= 0 and max(losses, default=0) > 0
+    left.set(xlabel="training step", ylabel="loss", yscale="log" if is_positive else "linear")
     right.plot(*metrics.read("train", "metric"), label="training", lw=1)
     right.plot(*metrics.read("validation", "metric"), label="validation", marker=".")
     right.axhline(data.baseline[1], color="0.6", ls=":", label=data.baseline[0])

@@ -11,6 +11,7 @@ import optax
 
 from jrnn.cell import Carry
 from jrnn.nn import Classifier
+from jrnn.tasks.forecast import MIN_STD, Forecast
 from jrnn.tasks.task import Data, Split
 from jrnn.train.data.sampler import num_examples
 
@@ -75,18 +76,23 @@ class Objective(NamedTuple):
 
         accuracy = fraction of correct classes;  mse = loss;  bits_per_character = loss / log 2
 
+    For a forecast, the loss and the mean squared error are means over the targets that are not NaN.
+    The loss is that of `forecast_losses`, and the metric is of the mean or median.
+
     Attributes:
       target: the kind of target, as in `jrnn.tasks.Data`.
       metric: the name of the metric, as in `jrnn.tasks.Data`.
+      forecast: the properties of a forecast, or None.
     """
 
     target: str
     metric: str
+    forecast: Forecast | None = None
 
     @classmethod
     def from_data(cls, data: Data) -> "Objective":
         """Returns the objective of a task."""
-        return cls(data.target, data.metric)
+        return cls(data.target, data.metric, data.forecast)
 
     def compute_sums(
         self, outputs: jax.Array, batch: Split, row_mask: jax.Array | None = None
@@ -102,9 +108,10 @@ class Objective(NamedTuple):
         """
         outputs = outputs.astype(jnp.float32)
         ys = jnp.asarray(batch.ys)
-        valid = None
-        if self.target.endswith("per_step") and batch.lengths is not None:
-            valid = jnp.arange(ys.shape[1]) < jnp.asarray(batch.lengths)[:, None]
+        valid = self._valid_steps(batch, ys)
+        if self.forecast is not None:
+            masks = self._masks(batch, ys, row_mask)
+            return self._forecast_sums(self.forecast, outputs, ys, batch, masks)
         if self.target.startswith("class"):
             losses = optax.softmax_cross_entropy_with_integer_labels(outputs, ys)
         else:
@@ -116,20 +123,91 @@ class Objective(NamedTuple):
             "mse": lambda: losses,
             "bits_per_character": lambda: losses / math.log(2),
         }[self.metric]()
-        loss_mask = jnp.ones(losses.shape, bool)
-        if valid is not None:
-            loss_mask &= valid
-        if row_mask is not None:
-            loss_mask &= row_mask.reshape(row_mask.shape + (1,) * (losses.ndim - 1))
-        metric_mask = loss_mask
-        if batch.metric_mask is not None:
-            metric_mask = loss_mask & jnp.asarray(batch.metric_mask)
+        loss_mask, metric_mask = self._masks(batch, losses, row_mask)
         return MetricSums(
             jnp.where(loss_mask, losses, 0).sum(),
             loss_mask.sum(),
             jnp.where(metric_mask, metrics, 0).sum(),
             metric_mask.sum(),
         )
+
+    def _valid_steps(self, batch: Split, ys: jax.Array) -> jax.Array | None:
+        """Returns a mask `[B, T]` of the valid steps; None if all are valid."""
+        if not self.target.endswith("per_step") or batch.lengths is None:
+            return None
+        return jnp.arange(ys.shape[1]) < jnp.asarray(batch.lengths)[:, None]
+
+    def _masks(
+        self, batch: Split, items: jax.Array, row_mask: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns which items loss and metric include; `items` begins with the axes of items."""
+        loss_mask = jnp.ones(items.shape[: 2 if self.target.endswith("per_step") else 1], bool)
+        valid = self._valid_steps(batch, items)
+        if valid is not None:
+            loss_mask &= valid
+        if row_mask is not None:
+            loss_mask &= row_mask.reshape(row_mask.shape + (1,) * (loss_mask.ndim - 1))
+        if batch.metric_mask is None:
+            return loss_mask, loss_mask
+        return loss_mask, loss_mask & jnp.asarray(batch.metric_mask)
+
+    def _forecast_sums(
+        self,
+        forecast: Forecast,
+        outputs: jax.Array,
+        ys: jax.Array,
+        batch: Split,
+        masks: tuple[jax.Array, jax.Array],
+    ) -> MetricSums:
+        """Sums loss and metric over the valid targets that are not missing."""
+        observed = ~jnp.isnan(ys)
+        valid = self._valid_steps(batch, ys)
+        if valid is not None:
+            observed &= valid[..., None]
+        # Without this, a NaN makes the gradient NaN, since 0 * NaN is NaN.
+        ys = jnp.where(observed, ys, 0)
+        losses, squares = forecast_losses(forecast, outputs, ys)
+        in_loss, in_metric = (observed & mask[..., None] for mask in masks)
+        size = ys.shape[-1]
+        return MetricSums(
+            jnp.where(in_loss, losses, 0).sum() / size,
+            in_loss.sum() / size,
+            jnp.where(in_metric, squares, 0).sum() / size,
+            in_metric.sum() / size,
+        )
+
+
+def forecast_losses(
+    forecast: Forecast, outputs: jax.Array, ys: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the loss of each target of a forecast, and the squared error of mean or median.
+
+    ::
+
+        point:      (output - y)^2
+        gaussian:   negative log-likelihood (y - mean)^2 / (2 std^2) + log std + log(2 pi) / 2
+        quantiles:  mean over the quantiles q of max(q e, (q - 1) e), e = y - output (pinball loss)
+
+    Args:
+      forecast: the properties of the forecast.
+      outputs: outputs of the model, `[..., num_outputs]`.
+      ys: the targets, `[..., num_targets]`.
+
+    Returns:
+      Two arrays of the shape of `ys`.
+    """
+    parts = outputs.reshape(*outputs.shape[:-1], -1, forecast.num_targets)
+    if forecast.distribution == "quantiles":
+        q = jnp.asarray(forecast.quantiles, outputs.dtype)[:, None]
+        errors = ys[..., None, :] - parts
+        median = jnp.sort(parts, axis=-2)[..., forecast.quantiles.index(0.5), :]
+        losses = jnp.maximum(q * errors, (q - 1) * errors).mean(axis=-2)
+        return losses, optax.squared_error(median, ys)
+    squares = optax.squared_error(parts[..., 0, :], ys)
+    if forecast.distribution == "point":
+        return squares, squares
+    std = jax.nn.softplus(parts[..., 1, :]) + MIN_STD
+    return squares / (2 * std**2) + jnp.log(std) + 0.5 * math.log(2 * math.pi), squares
 
 
 @dataclass(frozen=True)
