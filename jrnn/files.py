@@ -79,10 +79,25 @@ def parse_json(content: bytes) -> Any:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Renames the folder `source` to `target`; an existing folder `target` is removed before."""
+    """Renames the folder `source` to `target`, and removes the previous folder `target`.
+
+    A folder cannot be renamed to one that has files. An existing `target` is therefore renamed to
+    `NAME.old` first, and renamed back if `source` cannot be renamed. `target` never has only a part
+    of its files. If the process is killed between the two renames, `target` does not exist, and
+    `source` and `NAME.old` are complete.
+    """
+    old = target.with_name(f"{target.name}.old")
     if target.exists():
-        shutil.rmtree(target)
-    source.rename(target)
+        if old.exists():
+            shutil.rmtree(old)
+        target.rename(old)
+    try:
+        source.rename(target)
+    except OSError:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_tree(folder: Path) -> None:

@@ -23,9 +23,10 @@ from jrnn.messages import error_line
 from jrnn.signals import Interrupted, Signals, preserve_handlers
 from jrnn.sweep.ray_files import (
     Files,
+    commit_checkpoint,
     list_steps,
     read_files,
-    write_checkpoint,
+    stage_checkpoint,
     write_files,
     write_metrics,
 )
@@ -44,6 +45,7 @@ from jrnn.sweep.sweep import (
     SweepResult,
     TrialResult,
     Trials,
+    discard_staged,
     find_best,
     group_folder,
     resume_command,
@@ -73,7 +75,8 @@ class RayCluster:
     Pass its method `train` to `sweep` as `train_trials`.
 
     Without an address, Ray is started on this machine, and stopped at the end. If this process is
-    connected to a cluster already, that cluster is used, and the connection is not closed.
+    connected to a cluster already, that cluster is used, and the connection is not closed. Ray is
+    imported when the context is entered.
 
     Raises:
       ImportError: Ray is not installed.
@@ -205,8 +208,10 @@ class _Groups:
 
     def train(self, resume: bool, signals: Signals) -> SweepResult:
         """Trains all groups; see `RayCluster.train`."""
-        if not resume:
-            for group in self._groups:
+        for group in self._groups:
+            if resume:
+                discard_staged(self._folder, group.number, group.indices)
+            else:
                 self._require_new(group)
         steps = [self._first_experiment(group).steps for group in self._groups]
         data = next(iter(self._trials.loaded.values()))
@@ -231,8 +236,7 @@ class _Groups:
         best = find_best(self._results, data)
         if self._error is not None:
             raise self._error
-        if len(self._results) < len(self._trials.experiments):
-            received = signals.received or signal.SIGTERM
+        if (received := signals.received) and len(self._results) < len(self._trials.experiments):
             done = sum(group.indices[0] in self._results for group in self._groups)
             raise Interrupted(
                 f"stopped by {received.name} after {done} of {len(self._groups)} groups, and "
@@ -310,11 +314,14 @@ class _Groups:
 
     def _write_update(self, group: _Group, update: Update) -> None:
         """Writes the metrics, checkpoint and result of an update to the folder of the sweep."""
+        folder, checkpoint = group_folder(self._folder, group.number), update.checkpoint
         try:
-            for index, (offset, content) in zip(group.indices, update.metrics, strict=False):
-                write_metrics(trial_folder(self._folder, index), offset, content)
-            if update.checkpoint is not None:
-                write_checkpoint(group_folder(self._folder, group.number), *update.checkpoint)
+            if checkpoint is not None:
+                stage_checkpoint(folder, checkpoint[1])
+            for index, (offset, content) in update.metrics.items():
+                write_metrics(trial_folder(self._folder, group.indices[index]), offset, content)
+            if checkpoint is not None:
+                commit_checkpoint(folder, checkpoint[0])
                 group.num_failures = 0
             if update.result is not None:
                 self._write_result(group, update.result, update.best)

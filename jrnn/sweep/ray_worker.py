@@ -4,22 +4,20 @@ A worker needs no file system in common with other machines. It trains in a temp
 own machine, and the process that runs `jrnn sweep` polls it for new files.
 """
 
+import contextlib
 import pickle
-import shutil
 import signal
-import tempfile
 import threading
 import traceback
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from jrnn.files import WriteError
 from jrnn.signals import Interrupted, Signals
-from jrnn.sweep.ray_files import Files, list_steps, read_files, write_files
+from jrnn.sweep.ray_files import Files, list_steps, read_files, worker_folder, write_files
 from jrnn.sweep.sweep import (
     BEST,
     SweepResult,
@@ -29,6 +27,7 @@ from jrnn.sweep.sweep import (
     trial_folder,
 )
 from jrnn.tasks.task import Data
+from jrnn.train.run.checkpoint import MAX_TO_KEEP
 from jrnn.train.run.progress import Progress
 
 POLL_SECONDS = 1.0
@@ -79,18 +78,20 @@ class Update(NamedTuple):
     Attributes:
       step: the newest training step.
       checkpoint: step and files of the newest checkpoint; None if an earlier update had it.
-      metrics: for each trial of the group an offset in `metrics.jsonl`, and the content from there
-        on, with all lines that the checkpoint needs; empty without a new checkpoint, unless `done`.
+      metrics: for each trial of the group that has a `metrics.jsonl`, by its index in the group, an
+        offset in this file, and the content from there on, with all lines that the checkpoint
+        needs. Empty without a new checkpoint, unless `done`; always empty before the first one.
       done: whether training has ended: it is complete, a signal stopped it, or it failed. It is
         complete if all steps are done or all trials have stopped early.
       result: the result of the group if training is complete, else None.
-      best: the files of the run of the best trial of the group if training is complete, else empty.
+      best: the files of the run of the best trial of the group if training is complete and a trial
+        was evaluated, else empty.
       error: the error that ended the worker.
     """
 
     step: int
     checkpoint: tuple[int, Files] | None
-    metrics: list[tuple[int, bytes]]
+    metrics: dict[int, tuple[int, bytes]]
     done: bool
     result: SweepResult | None
     best: Files
@@ -103,8 +104,10 @@ class GroupWorker:
     def __init__(self, spec: GroupSpec, data: Data, saved: SavedGroup):
         """Starts training, from the newest checkpoint in `saved` if there is one."""
         self._spec, self._data, self._saved = spec, data, saved
-        self._folder = Path(tempfile.mkdtemp(prefix="jrnn-sweep-"))
+        self._exit_stack = contextlib.ExitStack()
+        self._folder = self._exit_stack.enter_context(worker_folder())
         self._signals, self._done = Signals(), threading.Event()
+        self._restored = threading.Event()  # the folder has all files of `saved`
         self._progress: Progress | None = None
         self._result: SweepResult | None = None
         self._error: Exception | None = None
@@ -115,13 +118,18 @@ class GroupWorker:
     def poll(self) -> Update:
         """Waits for `POLL_SECONDS`, or until training ends, and returns what is new."""
         done = self._done.wait(POLL_SECONDS)
-        checkpoint = self._read_checkpoint()
-        metrics = self._read_metrics() if checkpoint is not None or done else []
-        best = read_files(self._folder / BEST) if self._result is not None else {}
+        result = self._result if done else None
+        checkpoint, metrics, best = None, {}, {}
+        if self._restored.is_set():  # else the newest checkpoint may not be written yet
+            checkpoint = self._read_checkpoint()
+            if checkpoint is not None or (done and self._sent_step is not None):
+                metrics = self._read_metrics()
+        if result is not None and result.best is not None:
+            best = read_files(self._folder / BEST)
         step = (self._progress and self._progress.step) or 0
         if done:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        return Update(step, checkpoint, metrics, done, self._result, best, self._error)
+            self._exit_stack.close()
+        return Update(step, checkpoint, metrics, done, result, best, self._error)
 
     def stop(self, number: int) -> None:
         """Stops training after the steps in flight, and saves, as the signal `number` does."""
@@ -138,7 +146,9 @@ class GroupWorker:
             self._done.set()
 
     def _train(self) -> SweepResult:
-        spec, saved = self._spec, self._saved
+        spec = self._spec
+        resume = bool(self._saved.checkpoints)
+        self._restore()
         if (versions := read_versions()) != spec.versions:
             raise ValueError(
                 f"sweep: all machines must have the same versions, got {_join(versions)} on a "
@@ -147,15 +157,18 @@ class GroupWorker:
         for name, value in spec.settings.items():
             jax.config.update(name, value)
         experiments = pickle.loads(spec.pickled_experiments)
-        for step, files in saved.checkpoints.items():
-            write_files(group_folder(self._folder, 0) / "checkpoints" / str(step), files)
-        for index, content in enumerate(saved.metrics):
-            write_files(trial_folder(self._folder, index), {"metrics.jsonl": content})
         loaded = {experiment.task: self._data for experiment in experiments}
         trials = Trials(experiments, loaded, [[*range(len(experiments))]], spec.width)
-        resume = bool(saved.checkpoints)
-        self._saved = SavedGroup({}, [])
         return train_in_process(trials, self._folder, resume, self._signals, self._make_progress)
+
+    def _restore(self) -> None:
+        """Writes the files of `saved`, and frees their memory."""
+        for step, files in self._saved.checkpoints.items():
+            write_files(group_folder(self._folder, 0) / "checkpoints" / str(step), files)
+        for index, content in enumerate(self._saved.metrics):
+            write_files(trial_folder(self._folder, index), {"metrics.jsonl": content})
+        self._saved = SavedGroup({}, [])
+        self._restored.set()
 
     def _make_progress(self, steps: int, metric: str, title: str) -> Progress:
         self._progress = Progress(steps, metric, title, enabled=False)
@@ -170,17 +183,21 @@ class GroupWorker:
         try:
             files = read_files(folder / str(step))
         except FileNotFoundError:
-            return None  # two newer checkpoints were saved meanwhile
+            return None
+        if step not in list_steps(folder)[-MAX_TO_KEEP:]:
+            return None  # newer checkpoints were saved, and files may be missing
         self._sent_step = step
         return step, files
 
-    def _read_metrics(self) -> list[tuple[int, bytes]]:
-        parts = []
+    def _read_metrics(self) -> dict[int, tuple[int, bytes]]:
+        """Reads what was not read before of each `metrics.jsonl` that exists."""
+        parts = {}
         for index, offset in enumerate(self._sent_bytes):
             path = trial_folder(self._folder, index) / "metrics.jsonl"
-            content = path.read_bytes()[offset:] if path.exists() else b""
-            self._sent_bytes[index] = offset + len(content)
-            parts.append((offset, content))
+            if path.exists():
+                content = path.read_bytes()[offset:]
+                self._sent_bytes[index] = offset + len(content)
+                parts[index] = offset, content
         return parts
 
 

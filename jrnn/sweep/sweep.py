@@ -15,8 +15,9 @@ from typing import NamedTuple
 import jax
 
 from jrnn.distributed import ProcessGroup
-from jrnn.files import replace_folder
+from jrnn.files import naming_file, replace_folder
 from jrnn.signals import Signals
+from jrnn.sweep.ray_files import STAGED_CHECKPOINT, list_steps
 from jrnn.sweep.trials import fix_scalars, group_trials, stack_scalars
 from jrnn.sweep.vmapped_runs import TrialDevices, VmappedRuns
 from jrnn.tasks import load
@@ -119,8 +120,8 @@ def sweep(
       resume: whether to continue from the latest checkpoints in the folder.
       width: number of trials in one `jax.vmap`; None means all trials of a device, or one trial on
         a CPU, where larger batches are not faster.
-      train_trials: where to train: `RayCluster.train` trains on a cluster; None means
-        `train_in_process`.
+      train_trials: where to train: the method `train` of a `RayCluster` trains on a cluster; None
+        trains in this process.
 
     Returns:
       The results.
@@ -167,6 +168,8 @@ def train_in_process(
     devices = tuple(jax.local_devices())
     command = resume_command(folder, experiments)
     for number, indices in enumerate(groups):
+        if resume:
+            discard_staged(folder, number, indices)
         group = [experiments[index] for index in indices]
         first, data = group[0], loaded[group[0].task]
         runs = VmappedRuns(
@@ -267,6 +270,31 @@ def trial_folder(folder: Path, index: int) -> Path:
 def group_folder(folder: Path, number: int) -> Path:
     """Returns the folder with the checkpoints of a group."""
     return folder / "groups" / str(number)
+
+
+def discard_staged(folder: Path, number: int, indices: Sequence[int]) -> None:
+    """Removes a checkpoint of a group that a sweep on a Ray cluster has not written completely.
+
+    If it would be the first one of the group, the metrics of its trials are removed too, because
+    training cannot continue from them. Metrics without any checkpoint, complete or not, are kept.
+
+    Args:
+      folder: the folder of the sweep.
+      number: the index of the group.
+      indices: the indices of its trials.
+
+    Raises:
+      WriteError: the metrics cannot be removed.
+    """
+    group = group_folder(folder, number)
+    if not (group / STAGED_CHECKPOINT).is_dir():
+        return
+    if not list_steps(group / "checkpoints"):
+        for index in indices:
+            path = trial_folder(folder, index) / "metrics.jsonl"
+            with naming_file(path):
+                path.unlink(missing_ok=True)
+    shutil.rmtree(group / STAGED_CHECKPOINT, ignore_errors=True)
 
 
 def staged_best_folder(folder: Path) -> Path:

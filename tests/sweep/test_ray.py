@@ -7,25 +7,37 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 import jrnn
 from jrnn.cli.main import main
-from jrnn.sweep import ray_worker
-from jrnn.sweep.ray_cluster import RayCluster
-from jrnn.sweep.ray_files import list_steps, read_files, write_checkpoint, write_metrics
+from jrnn.files import WriteError
+from jrnn.sweep import RayCluster, ray_cluster, ray_worker
+from jrnn.sweep.ray_files import (
+    STAGED_CHECKPOINT,
+    commit_checkpoint,
+    list_steps,
+    read_files,
+    stage_checkpoint,
+    worker_folder,
+    write_files,
+    write_metrics,
+)
 from jrnn.sweep.ray_worker import (
     GroupSpec,
     GroupWorker,
     SavedGroup,
+    Update,
     make_portable,
     read_settings,
     read_versions,
 )
-from jrnn.sweep.sweep import BEST, group_folder, sweep, trial_folder
+from jrnn.sweep.sweep import BEST, Trials, group_folder, sweep, trial_folder
 from jrnn.train import Experiment, Interrupted, Network, Optimizer, restore
 from jrnn.train.run.checkpoint import CheckpointError
 from jrnn.train.run.trainer import Trainer
@@ -54,7 +66,7 @@ def cluster():
 NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
 
 
-def ray_cluster(cluster):
+def connect(cluster):
     return RayCluster(cluster.address)
 
 
@@ -86,7 +98,7 @@ def assert_same_sweep(actual, expected, actual_folder, expected_folder):
 def test_sweep_on_two_nodes_equals_sweep_in_one_process(cluster, tmp_path):
     experiments = trials(45, sizes=(2, 3, 4, 5))  # more groups than nodes
     expected = sweep(experiments, tmp_path / "local")
-    with ray_cluster(cluster) as ray:
+    with connect(cluster) as ray:
         actual = sweep(experiments, tmp_path / "ray", train_trials=ray.train)
         assert_same_sweep(actual, expected, tmp_path / "ray", tmp_path / "local")
         with pytest.raises(FileExistsError, match="has the checkpoints of a sweep already"):
@@ -179,7 +191,7 @@ def test_groups_of_a_lost_node_start_again_on_another_node(cluster, tmp_path, ca
         cluster.remove_node([*cluster.worker_nodes][0], allow_graceful=False)
 
     remover = threading.Thread(target=remove_node, daemon=True)
-    with ray_cluster(cluster) as ray:
+    with connect(cluster) as ray:
         remover.start()
         actual = sweep(trials(**options), folder, train_trials=ray.train)
     remover.join()
@@ -200,7 +212,7 @@ def test_interrupted_sweep_resumes_on_ray_or_locally(resume_on_ray, cluster, tmp
         os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=interrupt, daemon=True)
-    with ray_cluster(cluster) as ray:
+    with connect(cluster) as ray:
         thread.start()
         with pytest.raises(Interrupted, match="stopped by SIGTERM after [01] of 2 groups"):
             sweep(trials(**options), folder, train_trials=ray.train)
@@ -240,7 +252,7 @@ def test_killed_sweep_resumes(cluster, tmp_path):
 @on_ray
 def test_signal_handlers_are_those_from_before(cluster):
     before = signal.getsignal(signal.SIGTERM)
-    with ray_cluster(cluster):
+    with connect(cluster):
         assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -252,10 +264,16 @@ def make_worker(experiments, saved, **changes):
 
 def write_update(folder, update):
     """Writes the metrics and the checkpoint of an update of a worker to the folder of a sweep."""
-    for index, (offset, content) in enumerate(update.metrics):
+    for index, (offset, content) in update.metrics.items():
         write_metrics(trial_folder(folder, index), offset, content)
     if update.checkpoint is not None:
         write_checkpoint(group_folder(folder, 0), *update.checkpoint)
+
+
+def write_checkpoint(folder, step, files):
+    """Writes a checkpoint without metrics to the folder of a group."""
+    stage_checkpoint(folder, files)
+    commit_checkpoint(folder, step)
 
 
 def read_saved(folder, count):
@@ -295,13 +313,173 @@ def test_worker_continues_from_the_updates_of_another_worker(tmp_path, monkeypat
     assert update.best["metrics.jsonl"] == (tmp_path / "local/best/metrics.jsonl").read_bytes()
 
 
-def test_worker_with_another_version_ends_with_an_error():
-    versions = read_versions() | {"jax": "0.0.1"}
-    worker = make_worker(trials(45)[:1], SavedGroup({}, [b""]), versions=versions)
+# Contents of a group that was saved at steps 10 and 20.
+SAVED = SavedGroup({10: {"a/b": b"10"}, 20: {"a/b": b"20"}}, [b"line 1\n", b"line 2\n"])
+OTHER_VERSIONS = {"versions": read_versions() | {"jax": "0.0.1"}}
+
+
+def poll_until_done(worker):
+    """Returns the last update of a worker whose other updates have no files."""
     while not (update := worker.poll()).done:
-        pass
+        assert update.checkpoint is None and not update.metrics
+    return update
+
+
+def test_worker_with_another_version_ends_with_an_error():
+    worker = make_worker(trials(45)[:1], SavedGroup({}, [b""]), **OTHER_VERSIONS)
+    update = poll_until_done(worker)
     assert type(update.error) is ValueError and update.result is None
     assert re.search(r"got .*jax \d.* on a worker and .*jax 0\.0\.1.* here", str(update.error))
+    assert update.checkpoint is None and update.metrics == {}
+
+
+@pytest.mark.parametrize(
+    "changes", [OTHER_VERSIONS, {"pickled_experiments": b"a class that is not installed"}]
+)
+def test_worker_that_fails_early_keeps_what_is_saved(changes, tmp_path):
+    for index, content in enumerate(SAVED.metrics):
+        write_metrics(trial_folder(tmp_path, index), 0, content)
+    for step, files in SAVED.checkpoints.items():
+        write_checkpoint(group_folder(tmp_path, 0), step, files)
+    update = poll_until_done(make_worker(trials(45)[::2], SAVED, **changes))
+    write_update(tmp_path, update)
+    assert update.error is not None
+    assert read_saved(tmp_path, 2) == SAVED
+
+
+def test_worker_with_a_full_disk_sends_no_files(monkeypatch):
+    def fail_at_step_20(folder, files):
+        write_files(folder, files)
+        if folder.name == "20":
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ray_worker, "write_files", fail_at_step_20)
+    update = poll_until_done(make_worker(trials(45)[::2], SAVED))
+    assert "No space left" in str(update.error)
+    assert update.checkpoint is None and update.metrics == {}
+
+
+def test_worker_sends_no_files_before_it_has_written_all_that_are_saved(monkeypatch):
+    can_continue = threading.Event()
+
+    def pause_at_step_20(folder, files):
+        if folder.name == "20":
+            can_continue.wait(30)
+        write_files(folder, files)
+
+    monkeypatch.setattr(ray_worker, "write_files", pause_at_step_20)
+    monkeypatch.setattr(ray_worker, "POLL_SECONDS", 0.1)
+    worker = make_worker(trials(45)[::2], SAVED, **OTHER_VERSIONS)
+    update = worker.poll()
+    can_continue.set()
+    assert update.checkpoint is None and not update.metrics and not update.done
+    assert poll_until_done(worker).checkpoint is None
+
+
+def test_worker_does_not_send_a_checkpoint_that_is_being_removed(monkeypatch):
+    """Two newer checkpoints are saved, and files of the oldest one removed, while it is read."""
+    worker = make_worker(trials(45)[:1], SavedGroup({}, [b""]), **OTHER_VERSIONS)
+    checkpoints = group_folder(worker._folder, 0) / "checkpoints"
+
+    def read_during_removal(folder):
+        write_files(checkpoints, {"20/a": b"", "30/a": b""})
+        return read_files(folder)
+
+    worker._done.wait()
+    write_files(checkpoints, {"10/a": b""})
+    monkeypatch.setattr(ray_worker, "read_files", read_during_removal)
+    update = worker.poll()
+    assert update.checkpoint is None and not update.metrics
+
+
+def test_files_of_a_folder_that_does_not_exist_cannot_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing must be a folder"):
+        read_files(tmp_path / "missing")
+
+
+KILLED_WORKER = """
+import os
+from jrnn.sweep.ray_files import worker_folder
+with worker_folder() as folder:
+    (folder / "groups").mkdir()
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_worker_removes_only_folders_of_killed_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / ".lock").touch()
+    (tmp_path / "jrnn-sweep-link").symlink_to("target")
+    (tmp_path / "jrnn-sweep-new").mkdir()  # its worker is just creating the lock
+    with worker_folder() as running:
+        others = {*tmp_path.iterdir()}
+        assert running in others
+        environment = os.environ | {"TMPDIR": str(tmp_path)}
+        killed = subprocess.run([sys.executable, "-c", KILLED_WORKER], env=environment, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        (folder,) = {*tmp_path.iterdir()} - others
+        assert (folder / "groups").is_dir()
+        with worker_folder() as new:
+            assert {*tmp_path.iterdir()} == others | {new}
+        assert {*tmp_path.iterdir()} == others
+    assert not running.exists()
+
+
+def make_groups(experiments, folder, monkeypatch):
+    """Returns the groups of a sweep that has one group, without a cluster."""
+    ray = SimpleNamespace(put=lambda value: value)
+    monkeypatch.setattr(ray_cluster, "_import_ray", lambda: ray)
+    task = experiments[0].task
+    indices = [[*range(len(experiments))]]
+    return ray_cluster._Groups(Trials(experiments, {task: task.load()}, indices, None), folder, {})
+
+
+def fail(*_):
+    raise OSError(28, "No space left on device")
+
+
+FIRST_UPDATE = Update(
+    15, (15, {"a": b"15"}), {0: (0, b"{}\n"), 1: (0, b"{}\n")}, False, None, {}, None
+)
+
+
+def test_metrics_are_not_written_if_the_checkpoint_cannot_be(tmp_path, monkeypatch):
+    groups = make_groups(trials(45)[::2], tmp_path, monkeypatch)
+    monkeypatch.setattr(ray_cluster, "stage_checkpoint", fail)
+    with pytest.raises(WriteError, match="group 0 could not be written"):
+        groups._write_update(groups._groups[0], FIRST_UPDATE)
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_sweep_resumes_after_its_first_checkpoint_was_not_renamed(tmp_path, monkeypatch):
+    experiments = trials(45)[::2]
+    expected = sweep(experiments, tmp_path / "local")
+    folder = tmp_path / "ray"
+    groups = make_groups(experiments, folder, monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_cluster, "commit_checkpoint", fail)
+        with pytest.raises(WriteError, match="group 0 could not be written"):
+            groups._write_update(groups._groups[0], FIRST_UPDATE)
+    assert read_metrics_bytes(folder, 2) == [b"{}\n"] * 2
+    resumed = sweep(experiments, folder, resume=True)
+    assert_same_sweep(resumed, expected, folder, tmp_path / "local")
+    assert not (group_folder(folder, 0) / STAGED_CHECKPOINT).exists()
+
+
+def test_metrics_of_a_group_whose_checkpoints_were_removed_are_kept(tmp_path):
+    write_metrics(trial_folder(tmp_path, 0), 0, b"{}\n")
+    with pytest.raises(ValueError, match="has a metrics.jsonl but no checkpoint"):
+        sweep(trials(45)[:1], tmp_path, resume=True)
+    assert read_metrics_bytes(tmp_path, 1) == [b"{}\n"]
+
+
+def test_ray_is_imported_on_connection_only():
+    code = (
+        "import sys; from jrnn.sweep import RayCluster; RayCluster(); print('ray' in sys.modules)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert process.stdout.decode().strip() == "False"
 
 
 def test_errors_of_a_worker_can_be_pickled():
@@ -318,8 +496,9 @@ def test_errors_of_a_worker_can_be_pickled():
 
 def test_newest_checkpoint_replaces_old_and_damaged_ones(tmp_path):
     """A worker that sends step 3 after step 9 could not read the checkpoint of step 9."""
+    write_files(tmp_path / "checkpoints", {"2.old/a": b"of a process that was killed"})
     for step in (1, 2, 9, 3):
         write_checkpoint(tmp_path, step, {"a/b": b"content"})
-    assert list_steps(tmp_path / "checkpoints") == [2, 3]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
     assert read_files(tmp_path / "checkpoints/3") == {"a/b": b"content"}
     assert not (tmp_path / "checkpoint.part").exists()

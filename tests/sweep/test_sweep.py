@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import jrnn
-from jrnn.files import WriteError
+from jrnn import files
+from jrnn.files import WriteError, replace_folder
 from jrnn.sweep.ray_files import read_files, write_files
 from jrnn.sweep.summary import save_figure
 from jrnn.sweep.sweep import (
@@ -263,6 +264,17 @@ def test_best_trial_is_saved_as_a_run(tmp_path):
     assert resumed.test == pytest.approx(restored.test, rel=1e-6)
 
 
+def test_best_trial_that_stopped_early_does_not_train_when_it_is_resumed(tmp_path):
+    e = make_experiment(optimizer=Optimizer(1e-9), patience=1, dropout=0.0, eval_every=5, seed=4)
+    (trial,) = sweep([e], tmp_path).trials
+    assert trial.stopped == "patience exhausted at step 10"
+    before = read_files(tmp_path / BEST)
+    resumed = train(e, e.task.load(), tmp_path / BEST, resume=True)
+    assert resumed.test == pytest.approx(trial.test, rel=1e-6)
+    after = read_files(tmp_path / BEST)
+    assert {**after, ".lock": b""} == {**before, ".lock": b""}
+
+
 def read_metrics_bytes(folder, count):
     """Returns the contents of the metrics files of the first `count` trials of a sweep."""
     return [(trial_folder(folder, k) / "metrics.jsonl").read_bytes() for k in range(count)]
@@ -281,6 +293,24 @@ def test_best_run_is_kept_until_the_new_one_is_complete(tmp_path, monkeypatch):
     _write_best(Checkpoint(1, {}, {}), trial_folder(tmp_path, 0), tmp_path)
     assert (tmp_path / BEST / "metrics.jsonl").read_bytes() == b"new"
     assert sorted(path.name for path in tmp_path.iterdir()) == [BEST, "trials"]
+
+
+def test_folder_is_replaced_by_renaming(tmp_path, monkeypatch):
+    """The previous folder is removed after the rename, or stays if the rename fails."""
+    old, new = {"a": b"old", "b": b"old"}, {"a": b"new"}
+    write_files(tmp_path / "target", old)
+    with pytest.raises(FileNotFoundError):
+        replace_folder(tmp_path / "missing", tmp_path / "target")
+    assert read_files(tmp_path / "target") == old
+    removed = []
+
+    def record(folder, **_):
+        removed.append((read_files(folder), read_files(tmp_path / "target")))
+
+    write_files(tmp_path / "source", new)
+    monkeypatch.setattr(files.shutil, "rmtree", record)
+    replace_folder(tmp_path / "source", tmp_path / "target")
+    assert removed == [(old, new)]
 
 
 def test_figure_that_cannot_be_written_raises_write_error(tmp_path):

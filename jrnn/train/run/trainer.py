@@ -250,7 +250,8 @@ class Trainer:
         """Returns a checkpoint of one network of a sweep, in the format of a run of `fit`."""
         arrays = jax.tree.map(lambda leaf: leaf[index], self._arrays())
         record = self._record()
-        record = record._replace(trials=[record.trials[index]], stopped={})
+        stopped = {0: self.stopped[index]} if index in self.stopped else {}
+        record = record._replace(trials=[record.trials[index]], stopped=stopped)
         return Checkpoint(int(self._state.step[index]), arrays, record.encode())
 
     def _fit(self, signals: Signals, progress: Progress) -> None:
