@@ -129,6 +129,7 @@ def _check_types(saved: SavedData) -> SavedData:
     texts = [fingerprint, folder, *versions.keys(), *versions.values()]
     if not isinstance(spec, DataSpec) or not all(isinstance(text, str) for text in texts):
         raise TypeError("fields must be a DataSpec and texts")
+    _check_sizes(spec)
     return saved
 
 
@@ -161,6 +162,23 @@ def read_intervals(folder: Path, spec: DataSpec) -> np.ndarray | None:
             f"{path} is invalid: {error}; write it again with jrnn train --resume"
         ) from error
     return np.array(widths, float)
+
+
+def _check_sizes(spec: DataSpec) -> None:
+    """Raises ValueError unless there is one name and one number of each channel and class."""
+    means = lambda scaler: None if scaler is None else scaler.mean
+    parts = {
+        "class_names": (spec.class_names, spec.output_size),
+        "vocabulary": (spec.vocabulary, spec.output_size),
+        "target_names": (spec.target_names, spec.output_size),
+        "baseline_outputs": (spec.baseline_outputs, spec.output_size),
+        "target_scaler": (means(spec.target_scaler), spec.output_size),
+        "input_names": (spec.input_names, spec.input_size),
+        "input_scaler": (means(spec.input_scaler), spec.input_size),
+    }
+    for name, (values, size) in parts.items():
+        if values is not None and len(values) != size:
+            raise ValueError(f"{name} must have {size} entries, got {len(values)}")
 
 
 def check_data(folder: Path, loaded: Sequence[Data]) -> None:

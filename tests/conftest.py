@@ -112,6 +112,8 @@ MULTIPROCESS_FILES = (
     "tests/sweep/test_sweep.py",
     "tests/sweep/test_ray.py",
 )
+# The files in this folder share the trained runs of their conftest.py.
+SHARED_FIXTURES = "tests/report/"
 # The slowest files run first, which reduces idle time of workers at the end.
 FIRST_FILES = (*MULTIPROCESS_FILES, "tests/test_testing.py", "tests/engines/test_")
 
@@ -121,4 +123,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not path(item).startswith(FIRST_FILES))
     for item in items:
         name = "multiprocess" if path(item) in MULTIPROCESS_FILES else path(item)
+        name = SHARED_FIXTURES if name.startswith(SHARED_FIXTURES) else name
         item.add_marker(pytest.mark.xdist_group(name))

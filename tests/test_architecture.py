@@ -48,6 +48,7 @@ LEVELS: list[set[str]] = [
     {"sweep", "serialize"},
     {"config"},
     {"run_folder"},
+    {"report"},
     {"bench"},
     {"cli"},
     {"__main__"},
@@ -230,6 +231,7 @@ INVALID_FILES = [
     ("tasks/copy.py", "from jrnn.train import train", "tasks must not import train"),
     ("train/loop.py", "from jrnn import config", "train must not import config"),
     ("config.py", "from jrnn.cli import main", "config must not import cli"),
+    ("sweep/sweep.py", "from jrnn import report", "sweep must not import report"),
     ("__init__.py", "from jrnn import nn", "jrnn must not import nn"),
     ("novel.py", "", "novel must be on a level; add it"),
     (

@@ -32,6 +32,8 @@ commands:
   jrnn eval RUN [--data FILE]                             evaluate a run on a split or on a file
   jrnn predict RUN DATA --out FILE                        predict for the examples of a file
   jrnn sample RUN [--prompt TEXT]                         sample text from a language model
+  jrnn report RUN|SWEEP [--out FILE]                      write a report as an HTML page
+  jrnn compare RUN RUN ... [--out FILE]                   compare runs in a table and a page
   jrnn ls cells|transforms|tasks|engines|configs          list the cells, transforms, ...
   jrnn validate CONFIG ...                                validate configs without training
   jrnn bench [newton|train] [--FLAG VALUE ...]            benchmark layers, Newton or training
@@ -119,7 +121,7 @@ def _run(args: list[str]) -> None:
 
 
 def _load_commands() -> dict[str, Callable[[list[str]], None]]:
-    from jrnn.cli import bench, inference, inspect, runs, sweep
+    from jrnn.cli import bench, inference, inspect, report, runs, sweep
 
     return {
         "train": runs.train_command,
@@ -127,6 +129,8 @@ def _load_commands() -> dict[str, Callable[[list[str]], None]]:
         "eval": inference.eval_command,
         "predict": inference.predict_command,
         "sample": inference.sample_command,
+        "report": report.report_command,
+        "compare": report.compare_command,
         "ls": inspect.ls_command,
         "validate": inspect.validate_command,
         "bench": bench.bench_command,

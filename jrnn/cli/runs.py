@@ -19,7 +19,13 @@ from jrnn.terminal import Console
 from jrnn.train import FitResult, check_experiment, train
 from jrnn.train.config.experiment import Experiment
 from jrnn.train.forecasting import fit_half_widths, forecast_rows, score_rows
-from jrnn.train.run.summary import describe_comparison, make_table, save_figure, summarize
+from jrnn.train.run.summary import (
+    describe_comparison,
+    make_table,
+    make_title,
+    save_figure,
+    summarize,
+)
 from jrnn.train.scores import score
 from jrnn.train.step.evaluate import predict
 from jrnn.train.train import make_resume_command
@@ -236,7 +242,8 @@ def report_run(experiment: Experiment, data: Data, result: FitResult, folder: Pa
         _print_forecast_scores(experiment, data, result, folder, scores)
     stdout.print(escape(f"run folder: {folder}"), soft_wrap=True)
     try:
-        stdout.print(escape(f"figure:     {save_figure(data, result, folder)}"), soft_wrap=True)
+        path = save_figure(data, result, folder, title=make_title(experiment, result))
+        stdout.print(escape(f"figure:     {path}"), soft_wrap=True)
     except ImportError as error:
         stdout.print(escape(f"no figure:  {error}"), soft_wrap=True)
 

@@ -18,12 +18,13 @@ from jrnn.cli.runs import (
     split_flags,
 )
 from jrnn.distributed import Launcher
+from jrnn.report.sweep_folder import SWEEP_FILE, check_values
 from jrnn.sweep.search_space import Trial, make_trials
 from jrnn.sweep.summary import make_rows, make_table, save_figure
 from jrnn.sweep.sweep import (
-    BEST,
     SweepResult,
     TrainTrials,
+    best_folder,
     check_trials,
     load_tasks,
     resume_command,
@@ -33,10 +34,10 @@ from jrnn.tasks import load as load_task
 from jrnn.tasks.task import Data, Task
 from jrnn.terminal import Console, parse_flags
 from jrnn.train import Experiment, restore
+from jrnn.train.run.summary import make_title, summarize
+from jrnn.train.run.summary import save_figure as save_run_figure
 
 stdout = Console()
-SWEEP_FILE = "sweep.json"
-"""Name of the file with the options and the trials of a sweep."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class SweepOptions:
       draw_seed: seed of the random trials.
       width: number of trials in one jax.vmap; None means all trials of a device, or one trial on a
         CPU.
+      keep: number of the best trials whose weights are kept as runs, in the folders best, best-2,
+        best-3, ... of the sweep.
       cluster: where to train.
     """
 
@@ -100,6 +103,7 @@ class SweepOptions:
     random: int | None = None
     draw_seed: int = 0
     width: int | None = None
+    keep: int = 1
     cluster: Annotated[ClusterOptions, tyro.conf.arg(name="")] = field(
         default_factory=ClusterOptions
     )
@@ -108,6 +112,7 @@ class SweepOptions:
         for name in ("random", "width"):
             if getattr(self, name) is not None:
                 checks.positive_int("sweep", name, getattr(self, name))
+        checks.positive_int("sweep", "keep", self.keep)
         checks.int_between("sweep", "draw_seed", self.draw_seed, 0, checks.MAX_SEED)
 
 
@@ -155,7 +160,7 @@ def sweep_command(args: list[str]) -> None:
         # Written last, since a folder with this file is a sweep.
         config.write(content, spec, folder / SWEEP_FILE)
         stdout.print(escape(f"sweep folder: {folder}, {len(trials)} trials"), soft_wrap=True)
-        _train(trials, loaded, spec, options.width, folder, train_trials, resume=False)
+        _train(trials, loaded, spec, options, folder, train_trials, resume=False)
 
 
 def _resume(args: list[str]) -> None:
@@ -179,7 +184,7 @@ def _resume(args: list[str]) -> None:
         )
     if not trust:
         files.check_tree(folder)
-    spec, width, trials = config.read_saved(
+    spec, options, trials = config.read_saved(
         path,
         lambda saved: _decode(saved, trust),
         trust=trust,
@@ -192,19 +197,21 @@ def _resume(args: list[str]) -> None:
     }
     run_folder.check_data(folder, [*loaded.values()])
     with cluster.connect() as train_trials:
-        _train(trials, loaded, spec, width, folder, train_trials, resume=True)
+        _train(trials, loaded, spec, options, folder, train_trials, resume=True)
 
 
-def _decode(saved: dict[str, Any], trust: bool) -> tuple[str, int | None, list[Trial]]:
-    """Decodes a sweep file; returns the config, the width and the trials.
+def _decode(saved: dict[str, Any], trust: bool) -> tuple[str, SweepOptions, list[Trial]]:
+    """Decodes a sweep file; returns the config, the options `width` and `keep`, and the trials.
 
     Raises:
       ValueError, TypeError, AttributeError, KeyError: the file is invalid.
     """
-    spec, width = saved["spec"], SweepOptions(width=saved["options"]["width"]).width
+    spec, saved_options = saved["spec"], saved["options"]
+    # An earlier version of jrnn kept one trial.
+    options = SweepOptions(width=saved_options["width"], keep=saved_options.get("keep", 1))
     trials = [
         Trial(
-            _check_values(trial["values"]),
+            check_values(trial["values"]),
             config.decode_experiment(trial["experiment"], trust=trust),
         )
         for trial in saved["trials"]
@@ -214,21 +221,14 @@ def _decode(saved: dict[str, Any], trust: bool) -> tuple[str, int | None, list[T
             "spec must be a string, and there must be trials with the same axes, got "
             f"spec={spec!r} and {len(trials)} trials"
         )
-    return spec, width, trials
-
-
-def _check_values(values: Any) -> dict[str, str]:
-    """Returns the values of a trial; raises TypeError unless they are a dict of strings."""
-    if not isinstance(values, dict) or not all(isinstance(v, str) for v in values.values()):
-        raise TypeError(f"values of a trial must be a dict of strings, got {values!r}")
-    return values
+    return spec, options, trials
 
 
 def _train(
     trials: list[Trial],
     loaded: dict[Task, Data],
     spec: str,
-    width: int | None,
+    options: SweepOptions,
     folder: Path,
     train_trials: TrainTrials | None,
     *,
@@ -237,7 +237,13 @@ def _train(
     """Trains and compares all trials."""
     experiments = [trial.experiment for trial in trials]
     result = sweep(
-        experiments, folder, loaded=loaded, resume=resume, width=width, train_trials=train_trials
+        experiments,
+        folder,
+        loaded=loaded,
+        resume=resume,
+        width=options.width,
+        keep=options.keep,
+        train_trials=train_trials,
     )
     with explaining_write_errors(resume_command(folder, experiments)):
         _report(trials, result, loaded, spec, folder)
@@ -250,7 +256,7 @@ def _report(
     spec: str,
     folder: Path,
 ) -> None:
-    """Writes and prints the results of all trials, and writes the best trial as a run."""
+    """Writes and prints the results of all trials, and writes the best trials as runs."""
     experiments = [trial.experiment for trial in trials]
     values = [trial.values for trial in trials]
     data = loaded[experiments[0].task]
@@ -268,15 +274,25 @@ def _report(
         stdout.print(escape(f"figure:       {path}"), soft_wrap=True)
     except ImportError as error:
         stdout.print(escape(f"no figure:    {error}"), soft_wrap=True)
-    if result.best is not None:
-        best = experiments[result.best]
-        _report_best(best, loaded[best.task], spec, folder)
+    for rank, index in reversed([*enumerate(result.kept)]):
+        best = experiments[index]
+        _report_best(best, loaded[best.task], spec, folder, rank)
 
 
-def _report_best(experiment: Experiment, data: Data, spec: str, sweep_folder: Path) -> None:
-    folder = sweep_folder / BEST
+def _report_best(
+    experiment: Experiment, data: Data, spec: str, sweep_folder: Path, rank: int
+) -> None:
+    """Writes one of the best trials as a run; prints the result of the best one."""
+    folder = best_folder(sweep_folder, rank)
     started_in = run_folder.read_data(sweep_folder)[0].folder
     run_folder.write_data(folder, [data], started_in)
     source = (sweep_folder / SWEEP_FILE).with_suffix(".py")
     config.save(experiment, spec, folder / "config.json", source)
-    report_run(experiment, data, restore(experiment, data, folder), folder)
+    result = restore(experiment, data, folder)
+    if rank == 0:
+        report_run(experiment, data, result, folder)
+        return
+    config.write_json(summarize(experiment, data, result), folder / "result.json")
+    with contextlib.suppress(ImportError):
+        save_run_figure(data, result, folder, title=make_title(experiment, result))
+    stdout.print(escape(f"run folder: {folder}"), soft_wrap=True)

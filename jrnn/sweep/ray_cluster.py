@@ -45,11 +45,13 @@ from jrnn.sweep.sweep import (
     SweepResult,
     TrialResult,
     Trials,
+    best_folder,
     discard_staged,
-    find_best,
     group_folder,
+    rank_trials,
+    remove_best_folders,
     resume_command,
-    staged_best_folder,
+    staged_folder,
     trial_folder,
 )
 from jrnn.train.run.progress import Progress
@@ -184,7 +186,6 @@ class _Groups:
     def __init__(self, trials: Trials, folder: Path, resources: dict[str, float]):
         self._ray = _import_ray()
         self._trials, self._folder, self._resources = trials, folder, resources
-        self._staged_best = staged_best_folder(folder)  # the best trial so far
         self._groups = [_Group(*numbered) for numbered in enumerate(trials.groups)]
         self._waiting = [*self._groups]
         self._polls: dict[Any, _Group] = {}
@@ -200,7 +201,8 @@ class _Groups:
     def __exit__(self, *_: object) -> None:
         for group in self._polls.values():
             self._ray.kill(group.worker)
-        shutil.rmtree(self._staged_best, ignore_errors=True)
+        for index in self._results:
+            shutil.rmtree(self._staged_run(index), ignore_errors=True)
 
     @property
     def _resume_command(self) -> str:
@@ -231,9 +233,9 @@ class _Groups:
                 if self._stopped and time.monotonic() - last_answer > SILENT_SECONDS:
                     self._polls.clear()  # the cluster was stopped as well
                 progress.update_training(sum(group.step for group in self._groups), {})
-                best = find_best(self._results, data)
-                progress.update_validation({} if best is None else self._results[best].validation)
-        best = find_best(self._results, data)
+                ranked = rank_trials(self._results, data)
+                progress.update_validation(self._results[ranked[0]].validation if ranked else {})
+        kept = rank_trials(self._results, data)[: self._trials.keep]
         if self._error is not None:
             raise self._error
         if (received := signals.received) and len(self._results) < len(self._trials.experiments):
@@ -243,10 +245,12 @@ class _Groups:
                 f"saved; resume with: {self._resume_command}",
                 received,
             )
-        if best is not None:
-            replace_folder(self._staged_best, self._folder / BEST)
+        for rank, index in enumerate(kept):
+            replace_folder(self._staged_run(index), best_folder(self._folder, rank))
+        remove_best_folders(self._folder, from_rank=len(kept))
         results = [self._results[index] for index in range(len(self._trials.experiments))]
-        return SweepResult(results, best, self._trials.groups, self._seconds)
+        best = kept[0] if kept else None
+        return SweepResult(results, best, self._trials.groups, self._seconds, kept)
 
     def _first_experiment(self, group: _Group) -> Any:
         return self._trials.experiments[group.indices[0]]
@@ -277,6 +281,7 @@ class _Groups:
             spec = GroupSpec(
                 self._ray.cloudpickle.dumps(experiments),
                 self._trials.width,
+                self._trials.keep,
                 read_versions(),
                 read_settings(),
             )
@@ -332,14 +337,23 @@ class _Groups:
                 f"{self._resume_command}"
             ) from error
 
-    def _write_result(self, group: _Group, result: SweepResult, best: Files) -> None:
+    def _staged_run(self, index: int) -> Path:
+        """Returns the folder of the run of one of the best trials so far."""
+        return staged_folder(trial_folder(self._folder, index) / BEST)
+
+    def _write_result(self, group: _Group, result: SweepResult, best: list[Files]) -> None:
         group.step = self._first_experiment(group).steps
         self._seconds += result.seconds
         self._results |= zip(group.indices, result.trials, strict=True)
         data = self._trials.loaded[self._first_experiment(group).task]
-        if find_best(self._results, data) in group.indices:
-            shutil.rmtree(self._staged_best, ignore_errors=True)
-            write_files(self._staged_best, best)
+        kept = rank_trials(self._results, data)[: self._trials.keep]
+        for index in self._results.keys() - kept:
+            shutil.rmtree(self._staged_run(index), ignore_errors=True)
+        for position, run_files in zip(result.kept, best, strict=True):
+            staged = self._staged_run(group.indices[position])
+            shutil.rmtree(staged, ignore_errors=True)
+            if group.indices[position] in kept:
+                write_files(staged, run_files)
 
     def _restart(self, group: _Group, error: Exception) -> None:
         """Lets a group start again after its worker was lost."""

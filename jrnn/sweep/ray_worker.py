@@ -19,9 +19,9 @@ from jrnn.files import WriteError
 from jrnn.signals import Interrupted, Signals
 from jrnn.sweep.ray_files import Files, list_steps, read_files, worker_folder, write_files
 from jrnn.sweep.sweep import (
-    BEST,
     SweepResult,
     Trials,
+    best_folder,
     group_folder,
     train_in_process,
     trial_folder,
@@ -50,12 +50,14 @@ class GroupSpec(NamedTuple):
       pickled_experiments: the trials of the group, which are unpickled after the versions have
         been compared.
       width: as for `sweep`.
+      keep: as for `sweep`.
       versions: from `read_versions`.
       settings: from `read_settings`.
     """
 
     pickled_experiments: bytes
     width: int | None
+    keep: int
     versions: dict[str, str]
     settings: dict[str, Any]
 
@@ -84,8 +86,8 @@ class Update(NamedTuple):
       done: whether training has ended: it is complete, a signal stopped it, or it failed. It is
         complete if all steps are done or all trials have stopped early.
       result: the result of the group if training is complete, else None.
-      best: the files of the run of the best trial of the group if training is complete and a trial
-        was evaluated, else empty.
+      best: for each trial in `result.kept` the files of its run if training is complete, else
+        empty.
       error: the error that ended the worker.
     """
 
@@ -94,7 +96,7 @@ class Update(NamedTuple):
     metrics: dict[int, tuple[int, bytes]]
     done: bool
     result: SweepResult | None
-    best: Files
+    best: list[Files]
     error: Exception | None
 
 
@@ -119,13 +121,13 @@ class GroupWorker:
         """Waits for `POLL_SECONDS`, or until training ends, and returns what is new."""
         done = self._done.wait(POLL_SECONDS)
         result = self._result if done else None
-        checkpoint, metrics, best = None, {}, {}
+        checkpoint, metrics = None, {}
         if self._restored.is_set():  # else the newest checkpoint may not be written yet
             checkpoint = self._read_checkpoint()
             if checkpoint is not None or (done and self._sent_step is not None):
                 metrics = self._read_metrics()
-        if result is not None and result.best is not None:
-            best = read_files(self._folder / BEST)
+        kept = () if result is None else result.kept
+        best = [read_files(best_folder(self._folder, rank)) for rank in range(len(kept))]
         step = (self._progress and self._progress.step) or 0
         if done:
             self._exit_stack.close()
@@ -158,7 +160,7 @@ class GroupWorker:
             jax.config.update(name, value)
         experiments = pickle.loads(spec.pickled_experiments)
         loaded = {experiment.task: self._data for experiment in experiments}
-        trials = Trials(experiments, loaded, [[*range(len(experiments))]], spec.width)
+        trials = Trials(experiments, loaded, [[*range(len(experiments))]], spec.width, spec.keep)
         return train_in_process(trials, self._folder, resume, self._signals, self._make_progress)
 
     def _restore(self) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 from rich.table import Table
 
 from jrnn.files import atomic_path
-from jrnn.plotting import hide_spines, new_figure
+from jrnn.plotting import COLORS, COLUMN_WIDTH, escape_math, hide_spines, new_figure, paper_style
 from jrnn.sweep.sweep import SweepResult, trial_folder
 from jrnn.tasks.task import Data
 from jrnn.train.run.metrics_logger import MetricsFile
 from jrnn.train.run.progress import METRIC_NAMES
+from jrnn.train.run.summary import metric_label
 from jrnn.train.step.loss import HIGHER_IS_BETTER
 
 MAX_ROWS = 20
@@ -95,14 +96,17 @@ def save_figure(values: Values, result: SweepResult, data: Data, folder: Path) -
       WriteError: the figure cannot be written.
     """
     names = list(values[0])
-    figure = new_figure(4 * (len(names) + 1), 3.6)
-    panels = figure.subplots(1, len(names) + 1, squeeze=False)[0]
-    _draw_curves(panels[0], result, data, folder)
-    for ax, name in zip(panels[1:], names, strict=True):
-        _draw_values(ax, name, values, result)
     path = folder / "figure.png"
-    with atomic_path(path) as partial:
-        figure.savefig(partial, dpi=120, format="png")
+    with paper_style():
+        figure = new_figure(COLUMN_WIDTH / 2 * (len(names) + 1), 1.9)
+        figure.suptitle(f"{len(result.trials)} trials", fontsize=7, fontweight="bold")
+        panels = figure.subplots(1, len(names) + 1, squeeze=False)[0]
+        _draw_curves(panels[0], result, data, folder)
+        for ax, name in zip(panels[1:], names, strict=True):
+            _draw_values(ax, name, values, result)
+        panels[1].set_ylabel(f"best validation {METRIC_NAMES[data.metric]}")
+        with atomic_path(path) as partial:
+            figure.savefig(partial, format="png")
     return path
 
 
@@ -110,30 +114,30 @@ def _draw_curves(ax: Any, result: SweepResult, data: Data, folder: Path) -> None
     for index in range(len(result.trials)):
         curve = MetricsFile(trial_folder(folder, index) / "metrics.jsonl")
         is_best = index == result.best
-        style = {"color": "k", "lw": 2, "zorder": 3} if is_best else {"color": "0.6", "lw": 0.8}
+        style = {"color": "k", "lw": 1.5, "zorder": 3} if is_best else {"color": "0.6", "lw": 0.6}
         label = f"trial {index} (best)" if is_best else None
         ax.plot(*curve.read("validation", "metric"), label=label, **style)
-    ax.axhline(data.baseline[1], color="tab:red", ls=":", lw=1, label=data.baseline[0])
-    ax.set(xlabel="training step", ylabel=f"validation {METRIC_NAMES[data.metric]}")
+    ax.axhline(data.baseline[1], color=COLORS[1], ls=":", label=escape_math(data.baseline[0]))
+    ax.set(xlabel="training step", ylabel=f"validation {metric_label(data)}")
     hide_spines(ax)
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend()
 
 
 def _draw_values(ax: Any, name: str, values: Values, result: SweepResult) -> None:
     """Draws the metrics of all evaluated trials against the values of one swept hyper-parameter."""
     points = [(v[name], t) for v, t in zip(values, result.trials, strict=True) if t.validation]
-    texts = [text for text, _ in points]
+    texts = [escape_math(text) for text, _ in points]
     metrics = [trial.validation["metric"] for _, trial in points]
     numbers = _parse_floats(texts)
     positions = texts if numbers is None else numbers
-    ax.plot(positions, metrics, "o", color="0.6", ms=4)
+    ax.plot(positions, metrics, "o", color="0.6", ms=3)
     if result.best is not None:
         best = values[result.best][name]
-        position = best if numbers is None else float(best)
-        ax.plot([position], [result.trials[result.best].validation["metric"]], "k*", ms=11)
+        position = escape_math(best) if numbers is None else float(best)
+        ax.plot([position], [result.trials[result.best].validation["metric"]], "k*", ms=7)
     if numbers and min(numbers) > 0 and max(numbers) > 20 * min(numbers):
         ax.set_xscale("log")
-    ax.set(xlabel=name)
+    ax.set(xlabel=escape_math(name))
     hide_spines(ax)
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 
+from jrnn import checks
 from jrnn.distributed import ProcessGroup
 from jrnn.files import naming_file, replace_folder
 from jrnn.signals import Signals
@@ -23,7 +24,6 @@ from jrnn.sweep.vmapped_runs import TrialDevices, VmappedRuns
 from jrnn.tasks import load
 from jrnn.tasks.task import Data, Task
 from jrnn.train.config.experiment import Experiment, resume_flags
-from jrnn.train.run.best import BestTracker, index_of_best
 from jrnn.train.run.checkpoint import Checkpoint, Checkpointer
 from jrnn.train.run.data_plan import plan_task
 from jrnn.train.run.lock import run_lock
@@ -33,7 +33,7 @@ from jrnn.train.step.loss import HIGHER_IS_BETTER
 from jrnn.train.train import check_experiment, check_memory
 
 BEST = "best"
-"""Name of the subfolder of a sweep that contains its best trial as a run."""
+"""Name of the subfolder of a sweep that contains its best trial as a run; see `best_folder`."""
 
 
 class TrialResult(NamedTuple):
@@ -63,12 +63,14 @@ class SweepResult(NamedTuple):
         evaluated.
       groups: for each compilation, the indices of the trials that share it.
       seconds: wall time of training, including the time before the sweep was resumed.
+      kept: indices of the trials whose weights are saved as runs, the best one first.
     """
 
     trials: list[TrialResult]
     best: int | None
     groups: list[list[int]]
     seconds: float
+    kept: Sequence[int] = ()
 
 
 class Trials(NamedTuple):
@@ -79,12 +81,14 @@ class Trials(NamedTuple):
       loaded: the data of their tasks.
       groups: for each compilation the indices of its trials, in increasing order.
       width: number of trials in one `jax.vmap`, or None; see `sweep`.
+      keep: number of the best trials whose weights are saved as runs.
     """
 
     experiments: Sequence[Experiment]
     loaded: Mapping[Task, Data]
     groups: list[list[int]]
     width: int | None
+    keep: int = 1
 
 
 TrainTrials = Callable[[Trials, Path, bool, Signals], SweepResult]
@@ -101,9 +105,10 @@ def sweep(
     loaded: Mapping[Task, Data] | None = None,
     resume: bool = False,
     width: int | None = None,
+    keep: int = 1,
     train_trials: TrainTrials | None = None,
 ) -> SweepResult:
-    """Trains all trials of a sweep, and saves the best one as a run.
+    """Trains all trials of a sweep, and saves the best ones as runs.
 
     Trials form one group if they differ only in the seed, in scalars of the optimizer (see
     `TRACEABLE_FIELDS`) or `network.dropout` above 0, in `patience`, `save_every` or `run_dir`, or
@@ -115,11 +120,14 @@ def sweep(
     Args:
       experiments: the trials; `run_dir` is ignored.
       folder: folder for `trials/NUMBER/metrics.jsonl`, `groups/NUMBER/checkpoints`, and `best`,
-        which contains the checkpoint and the metrics of the best trial as `train` writes them.
+        which contains the checkpoint and the metrics of the best trial as `train` writes them;
+        `best-2`, `best-3`, ... contain those of the next ones.
       loaded: the data of the tasks, from `load_tasks`; None loads them.
       resume: whether to continue from the latest checkpoints in the folder.
       width: number of trials in one `jax.vmap`; None means all trials of a device, or one trial on
         a CPU, where larger batches are not faster.
+      keep: number of the best trials whose weights are saved as runs; this many checkpoints are
+        stored in memory at a time.
       train_trials: where to train: the method `train` of a `RayCluster` trains on a cluster; None
         trains in this process.
 
@@ -128,12 +136,13 @@ def sweep(
 
     Raises:
       ValueError, TypeError: as for `check_trials`; also ValueError if a split does not fit on the
-        device.
+        device, or `keep` is not a positive int.
       Interrupted, CheckpointError, FileExistsError, BlockingIOError, OSError: as for `fit`.
     """
+    keep = checks.positive_int("sweep", "keep", keep)
     loaded = load_tasks(experiments) if loaded is None else loaded
     check_trials(experiments, loaded)
-    trials = Trials(experiments, loaded, group_trials(experiments, loaded), width)
+    trials = Trials(experiments, loaded, group_trials(experiments, loaded), width, keep)
     with run_lock(folder), Signals() as signals:
         return (train_trials or train_in_process)(trials, folder, resume, signals)
 
@@ -145,7 +154,7 @@ def train_in_process(
     signals: Signals,
     make_progress: Callable[..., Progress] = Progress,
 ) -> SweepResult:
-    """Trains all groups in this process, one after another, and saves the best trial as a run.
+    """Trains all groups in this process, one after another, and saves the best trials as runs.
 
     Args:
       trials: the trials.
@@ -161,9 +170,9 @@ def train_in_process(
       ValueError: the training or validation split does not fit on the device.
       Interrupted, CheckpointError, FileExistsError, OSError: as for `fit`.
     """
-    experiments, loaded, groups, width = trials
+    experiments, loaded, groups, width, keep = trials
     results: dict[int, TrialResult] = {}
-    best: tuple[int, Checkpoint] | None = None
+    checkpoints: dict[int, Checkpoint] = {}
     seconds = 0.0
     devices = tuple(jax.local_devices())
     command = resume_command(folder, experiments)
@@ -202,15 +211,17 @@ def train_in_process(
             trainer.fit(signals, progress)
             results |= zip(indices, _make_results(trainer, data), strict=True)
             seconds += trainer.seconds
-            # Only the weights of the best trial so far stay in memory, since they may be large.
-            index = find_best(results, data)
-            if index in indices:
-                best = index, trainer.trial_checkpoint(indices.index(index))
-    if best is not None:
-        index, checkpoint = best
-        _write_best(checkpoint, trial_folder(folder, index), folder)
+            # Only the weights of the best trials so far stay in memory, since they may be large.
+            kept = rank_trials(results, data)[:keep]
+            checkpoints = {index: c for index, c in checkpoints.items() if index in kept}
+            for index in sorted({*kept} & {*indices}):
+                checkpoints[index] = trainer.trial_checkpoint(indices.index(index))
+    kept = rank_trials(results, loaded[experiments[0].task])[:keep]
+    for rank, index in enumerate(kept):
+        _write_best(checkpoints[index], trial_folder(folder, index), best_folder(folder, rank))
+    remove_best_folders(folder, from_rank=len(kept))
     ordered = [results[index] for index in range(len(experiments))]
-    return SweepResult(ordered, None if best is None else best[0], groups, seconds)
+    return SweepResult(ordered, kept[0] if kept else None, groups, seconds, kept)
 
 
 def load_tasks(experiments: Sequence[Experiment]) -> dict[Task, Data]:
@@ -297,9 +308,23 @@ def discard_staged(folder: Path, number: int, indices: Sequence[int]) -> None:
     shutil.rmtree(group / STAGED_CHECKPOINT, ignore_errors=True)
 
 
-def staged_best_folder(folder: Path) -> Path:
+def best_folder(folder: Path, rank: int) -> Path:
+    """Returns the folder of the run of a trial by its rank: `best`, `best-2`, `best-3`, ..."""
+    return folder / (BEST if rank == 0 else f"{BEST}-{rank + 1}")
+
+
+def staged_folder(best: Path) -> Path:
     """Returns the folder of a run that is renamed to `best` when it is complete."""
-    return folder / f"{BEST}.part"
+    return best.with_name(f"{best.name}.part")
+
+
+def remove_best_folders(folder: Path, from_rank: int) -> None:
+    """Removes the runs of earlier results of a sweep, such as `best-3` if two trials are kept."""
+    for path in folder.glob(f"{BEST}*"):
+        number = path.name.removeprefix(f"{BEST}-")
+        rank = 0 if path.name == BEST else int(number) - 1 if number.isdecimal() else -1
+        if rank >= from_rank:
+            shutil.rmtree(path)
 
 
 def resume_command(folder: Path, experiments: Sequence[Experiment]) -> str:
@@ -307,15 +332,14 @@ def resume_command(folder: Path, experiments: Sequence[Experiment]) -> str:
     return f"jrnn sweep --resume {shlex.quote(str(folder))}{resume_flags(experiments)}"
 
 
-def find_best(results: Mapping[int, TrialResult], data: Data) -> int | None:
-    """Returns the index of the trial with the best validation metric; None without evaluation."""
-    indices, higher_is_better = sorted(results), HIGHER_IS_BETTER[data.metric]
-    trackers = [
-        BestTracker(higher_is_better, None, results[index].step, results[index].validation)
-        for index in indices
-    ]
-    best = index_of_best(trackers)
-    return None if best is None else indices[best]
+def rank_trials(results: Mapping[int, TrialResult], data: Data) -> list[int]:
+    """Returns the indices of all evaluated trials, the one with the best validation metric first.
+
+    Trials with equal metrics are in their order.
+    """
+    sign = -1 if HIGHER_IS_BETTER[data.metric] else 1
+    evaluated = sorted(index for index in results if results[index].validation)
+    return sorted(evaluated, key=lambda index: sign * results[index].validation["metric"])
 
 
 def _make_results(trainer: Trainer, data: Data) -> list[TrialResult]:
@@ -326,13 +350,13 @@ def _make_results(trainer: Trainer, data: Data) -> list[TrialResult]:
     ]
 
 
-def _write_best(checkpoint: Checkpoint, trial_dir: Path, folder: Path) -> None:
+def _write_best(checkpoint: Checkpoint, trial_dir: Path, best: Path) -> None:
     """Writes the checkpoint and the metrics of a trial to `best`, after they are complete."""
-    partial = staged_best_folder(folder)
+    partial = staged_folder(best)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     shutil.copyfile(trial_dir / "metrics.jsonl", partial / "metrics.jsonl")
     with contextlib.closing(Checkpointer(partial / "checkpoints", writing=True)) as checkpoints:
         checkpoints.save(checkpoint)
         checkpoints.wait()
-    replace_folder(partial, folder / BEST)
+    replace_folder(partial, best)

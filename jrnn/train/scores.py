@@ -49,7 +49,7 @@ def score(
     if spec.forecast is not None:
         return _score_forecast(spec, split, outputs, baselines or {}, half_widths)
     mask = scored_items(spec, split)
-    losses, metrics = _losses_and_metrics(spec, split.ys, outputs)
+    losses, metrics = losses_and_metrics(spec, split.ys, outputs)
     result: dict[str, Any] = {
         "examples": len(split.xs),
         "items": int(mask.sum()),
@@ -60,7 +60,7 @@ def score(
     baseline = None
     if spec.baseline_outputs is not None:
         baseline = np.broadcast_to(np.asarray(spec.baseline_outputs), outputs.shape)
-        value = _mean(_losses_and_metrics(spec, split.ys, baseline)[1], mask)
+        value = _mean(losses_and_metrics(spec, split.ys, baseline)[1], mask)
         result["baseline"] = {"name": spec.baseline[0], "value": value}
     if spec.has_classes:
         result |= _class_scores(spec, split.ys[mask], outputs.argmax(axis=-1)[mask])
@@ -168,7 +168,7 @@ def _ratio_of_sums(sums: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarra
     return sums.sum(axis=axis) / counts.sum(axis=axis)
 
 
-def _losses_and_metrics(
+def losses_and_metrics(
     spec: DataSpec, ys: np.ndarray, outputs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the loss and the metric of each item, in float64; see `Objective`."""

@@ -17,7 +17,7 @@ MARKER = "executed"
 CODE = f"open({MARKER!r}, 'w').close()\nclass Stranger: pass\n"
 # JSON that creates the marker if it is decoded as a call.
 CALL = {"type": "subprocess:getoutput", "cmd": f"touch {MARKER}"}
-COMMANDS = (["eval"], ["sample"], ["train", "--resume"])
+COMMANDS = (["eval"], ["sample"], ["report"], ["train", "--resume"])
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +187,11 @@ SPECS = {
     "no spec": lambda saved: saved["data"][0].pop("spec"),
     "class of others": lambda saved: saved["data"][0]["spec"].update(type="subprocess:getoutput"),
     "text as size": lambda saved: saved["data"][0]["spec"].update(input_size="8"),
+    "too few names": lambda saved: saved["data"][0]["spec"].update(class_names=["0"]),
+    "too few baseline outputs": lambda s: s["data"][0]["spec"].update(baseline_outputs=[1.0]),
+    "too many means": lambda saved: saved["data"][0]["spec"]["input_scaler"].update(
+        mean=[0.0] * 9, std=[1.0] * 9
+    ),
     "std of zero": lambda saved: saved["data"][0]["spec"]["input_scaler"].update(std=[0.0] * 8),
     "folder as number": lambda saved: saved.update(folder=1),
     "no data": lambda saved: saved.update(data=[]),

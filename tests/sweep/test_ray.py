@@ -37,7 +37,14 @@ from jrnn.sweep.ray_worker import (
     read_settings,
     read_versions,
 )
-from jrnn.sweep.sweep import BEST, Trials, group_folder, sweep, trial_folder
+from jrnn.sweep.sweep import (
+    BEST,
+    Trials,
+    best_folder,
+    group_folder,
+    sweep,
+    trial_folder,
+)
 from jrnn.train import Experiment, Interrupted, Network, Optimizer, restore
 from jrnn.train.run.checkpoint import CheckpointError
 from jrnn.train.run.trainer import Trainer
@@ -90,16 +97,19 @@ def assert_same_sweep(actual, expected, actual_folder, expected_folder):
     assert actual._replace(seconds=0) == expected._replace(seconds=0)
     count = len(expected.trials)
     assert read_metrics_bytes(actual_folder, count) == read_metrics_bytes(expected_folder, count)
-    metrics = [f / BEST / "metrics.jsonl" for f in (actual_folder, expected_folder)]
-    assert metrics[0].read_bytes() == metrics[1].read_bytes()
+    for rank in range(len(expected.kept)):
+        folders = [best_folder(folder, rank) for folder in (actual_folder, expected_folder)]
+        actual_bytes, expected_bytes = ((f / "metrics.jsonl").read_bytes() for f in folders)
+        assert actual_bytes == expected_bytes
+    assert not [*actual_folder.rglob("best*.part")]
 
 
 @on_ray
 def test_sweep_on_two_nodes_equals_sweep_in_one_process(cluster, tmp_path):
     experiments = trials(45, sizes=(2, 3, 4, 5))  # more groups than nodes
-    expected = sweep(experiments, tmp_path / "local")
+    expected = sweep(experiments, tmp_path / "local", keep=2)
     with connect(cluster) as ray:
-        actual = sweep(experiments, tmp_path / "ray", train_trials=ray.train)
+        actual = sweep(experiments, tmp_path / "ray", keep=2, train_trials=ray.train)
         assert_same_sweep(actual, expected, tmp_path / "ray", tmp_path / "local")
         with pytest.raises(FileExistsError, match="has the checkpoints of a sweep already"):
             sweep(experiments, tmp_path / "ray", train_trials=ray.train)
@@ -107,7 +117,7 @@ def test_sweep_on_two_nodes_equals_sweep_in_one_process(cluster, tmp_path):
     restored = restore(best, best.task.load(), tmp_path / "ray" / BEST)
     assert restored.test == pytest.approx(expected.trials[expected.best].test, rel=1e-5)
     # All files of the sweep have been copied back, so that it can be read without the cluster.
-    resumed = sweep(experiments, tmp_path / "ray", resume=True)
+    resumed = sweep(experiments, tmp_path / "ray", resume=True, keep=2)
     assert resumed._replace(seconds=0) == expected._replace(seconds=0)
 
 
@@ -258,7 +268,7 @@ def test_signal_handlers_are_those_from_before(cluster):
 
 def make_worker(experiments, saved, **changes):
     """Returns a worker, in this process, that trains a group from what is saved of it."""
-    spec = GroupSpec(pickle.dumps(experiments), None, read_versions(), read_settings())
+    spec = GroupSpec(pickle.dumps(experiments), None, 2, read_versions(), read_settings())
     return GroupWorker(spec._replace(**changes), experiments[0].task.load(), saved)
 
 
@@ -285,7 +295,7 @@ def read_saved(folder, count):
 
 def test_worker_continues_from_the_updates_of_another_worker(tmp_path, monkeypatch):
     experiments = trials(300, save_every=0.2, eval_every=10)[::2]
-    expected = sweep(experiments, tmp_path / "local")
+    expected = sweep(experiments, tmp_path / "local", keep=2)
     folder = tmp_path / "ray"
     train_steps = Trainer.train_steps
     monkeypatch.setattr(ray_worker, "POLL_SECONDS", 0.1)
@@ -310,7 +320,9 @@ def test_worker_continues_from_the_updates_of_another_worker(tmp_path, monkeypat
     assert update.error is None
     assert update.result._replace(seconds=0) == expected._replace(seconds=0)
     assert read_metrics_bytes(folder, 2) == read_metrics_bytes(tmp_path / "local", 2)
-    assert update.best["metrics.jsonl"] == (tmp_path / "local/best/metrics.jsonl").read_bytes()
+    for run_files, name in zip(update.best, ("best", "best-2"), strict=True):
+        path = tmp_path / "local" / name / "metrics.jsonl"
+        assert run_files["metrics.jsonl"] == path.read_bytes()
 
 
 # Contents of a group that was saved at steps 10 and 20.

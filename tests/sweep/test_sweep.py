@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from jrnn.sweep.sweep import (
     SweepResult,
     TrialResult,
     _write_best,
+    best_folder,
     load_tasks,
     sweep,
     trial_folder,
@@ -275,6 +277,44 @@ def test_best_trial_that_stopped_early_does_not_train_when_it_is_resumed(tmp_pat
     assert {**after, ".lock": b""} == {**before, ".lock": b""}
 
 
+def test_best_trials_are_kept_as_runs(tmp_path):
+    result = sweep(VARIED, tmp_path / "sweep", keep=3)
+    metrics = [trial.validation["metric"] for trial in result.trials]
+    assert result.kept == sorted(range(5), key=lambda k: -metrics[k])[:3]
+    for rank, index in enumerate(result.kept):
+        e, folder = VARIED[index], best_folder(tmp_path / "sweep", rank)
+        restored = restore(e, e.task.load(), folder)
+        assert restored.step == result.trials[index].step
+        assert restored.test == pytest.approx(result.trials[index].test, rel=1e-5)
+        assert read_metrics(folder) == read_metrics(trial_folder(tmp_path / "sweep", index))
+    names = lambda: sorted(path.name for path in (tmp_path / "sweep").glob("best*"))
+    assert names() == ["best", "best-2", "best-3"]
+    assert sweep(VARIED, tmp_path / "sweep", resume=True, keep=2).kept == result.kept[:2]
+    assert names() == ["best", "best-2"]
+
+
+def test_best_trials_are_kept_across_groups(tmp_path, monkeypatch):
+    """At most `keep` checkpoints are stored in memory."""
+    trials = [make_experiment(jrnn.GRU(size), seed=seed) for size in (2, 3, 4) for seed in (0, 1)]
+    made, alive = [], []
+
+    def trial_checkpoint(trainer, index):
+        checkpoint = make_checkpoint(trainer, index)
+        made.append(weakref.ref(checkpoint.arrays["best"]["params"]))
+        alive.append(sum(reference() is not None for reference in made))
+        return checkpoint
+
+    make_checkpoint = Trainer.trial_checkpoint
+    monkeypatch.setattr(Trainer, "trial_checkpoint", trial_checkpoint)
+    result = sweep(trials, tmp_path / "sweep", keep=2)
+    metrics = [trial.validation["metric"] for trial in result.trials]
+    assert len(result.groups) == 3 and max(alive) <= 2 < len(made)
+    assert result.kept == sorted(range(6), key=lambda k: -metrics[k])[:2]
+    for rank, index in enumerate(result.kept):
+        folder = best_folder(tmp_path / "sweep", rank)
+        assert read_metrics(folder) == read_metrics(trial_folder(tmp_path / "sweep", index))
+
+
 def read_metrics_bytes(folder, count):
     """Returns the contents of the metrics files of the first `count` trials of a sweep."""
     return [(trial_folder(folder, k) / "metrics.jsonl").read_bytes() for k in range(count)]
@@ -288,9 +328,9 @@ def test_best_run_is_kept_until_the_new_one_is_complete(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="disk is full"):
         patch.setattr(Checkpointer, "save", fail)
-        _write_best(Checkpoint(1, {}, {}), trial_folder(tmp_path, 0), tmp_path)
+        _write_best(Checkpoint(1, {}, {}), trial_folder(tmp_path, 0), tmp_path / BEST)
     assert read_files(tmp_path / BEST) == {"metrics.jsonl": b"old"}
-    _write_best(Checkpoint(1, {}, {}), trial_folder(tmp_path, 0), tmp_path)
+    _write_best(Checkpoint(1, {}, {}), trial_folder(tmp_path, 0), tmp_path / BEST)
     assert (tmp_path / BEST / "metrics.jsonl").read_bytes() == b"new"
     assert sorted(path.name for path in tmp_path.iterdir()) == [BEST, "trials"]
 

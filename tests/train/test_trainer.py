@@ -15,11 +15,11 @@ from jrnn.tasks.common import StandardScaler
 from jrnn.tasks.task import Data, Split, Task
 from jrnn.train import Checkpointer, Experiment, Network, NonFiniteLoss, Optimizer, restore, train
 from jrnn.train.data.sampler import shuffled_batches
-from jrnn.train.run.metrics_logger import MetricsFile
+from jrnn.train.run.metrics_logger import MetricsFile, MetricsLogger
 from jrnn.train.run.summary import make_table, save_figure, summarize
 from jrnn.train.step.evaluate import make_evaluate
 from jrnn.train.step.loss import Objective, apply_model
-from jrnn.train.step.state import init_state
+from jrnn.train.step.state import StepMetrics, init_state
 from jrnn.train.step.step import make_train_step
 from jrnn.transforms import zoneout
 from tests.helpers import cache_size
@@ -123,8 +123,33 @@ def test_metrics_file_has_train_and_validation_lines(finished_run):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     validation = [line for line in lines if line["split"] == "validation"]
     assert [line["step"] for line in validation] == [25, 50, 60]
-    assert set(lines[0]) == {"step", "split", "loss", "metric", "grad_norm"}
+    assert set(lines[0]) == {"step", "split", "loss", "metric", "grad_norm", "update_norm"}
     assert result.validation["metric"] == max(line["metric"] for line in validation)
+
+
+def test_update_norm_is_the_norm_of_what_is_added_to_the_parameters(tmp_path):
+    """By plain gradient descent, it is the learning rate times the norm of the clipped gradient."""
+    optimizer = Optimizer(0.25, "sgd", clip_norm=0.2)
+    experiment = make_experiment(optimizer=optimizer, steps=12, eval_every=1)
+    train(experiment, experiment.task.load(), tmp_path)
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    grads, updates = (np.array(file.read("train", k)[1]) for k in ("grad_norm", "update_norm"))
+    assert len(grads) == 12 and grads.min() < 0.2 < grads.max()
+    np.testing.assert_allclose(updates, 0.25 * np.minimum(grads, 0.2), rtol=1e-5)
+
+
+def test_a_line_has_the_update_norm_if_all_of_its_steps_have(tmp_path):
+    """A step of an earlier version has none, and the norm of a large update may be infinite."""
+    logger = MetricsLogger(make_experiment(steps=80), tmp_path)
+    logger.restore({"pending": [[1.0, 0.5, 3.0]] * 19, "bytes": 0})
+    loss, grad = np.full(61, 2.0, np.float32), np.full(61, 3.0, np.float32)
+    update = np.full(61, 4.0, np.float32)
+    update[-2] = np.inf
+    logger.log_steps(20, StepMetrics(loss, loss / 4, grad, update))
+    lines = MetricsFile(tmp_path / "metrics.jsonl").read_lines()
+    assert [line["step"] for line in lines] == [20, 25, 40, 50, 60, 75, 80]
+    assert lines[0]["loss"] == 21 / 20 and lines[0]["grad_norm"] == 3
+    assert [line.get("update_norm") for line in lines] == [None, 4, 4, 4, 4, 4, None]
 
 
 def test_evaluation_does_not_depend_on_the_batch_size(finished_run):

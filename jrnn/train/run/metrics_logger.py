@@ -91,7 +91,7 @@ class MetricsFile:
 
         Args:
           split: "train" or "validation".
-          name: "loss", "metric" or, for the training split, "grad_norm".
+          name: "loss", "metric" or, for the training split, "grad_norm" or "update_norm".
 
         Raises:
           OSError: the file cannot be read.
@@ -169,7 +169,8 @@ class MetricsLogger:
         eval_every, last = self._options.eval_every, self._options.steps
         lines = dict[int, dict[str, float]]()
         for step, values in enumerate(np.stack(metrics, 1).tolist(), first):
-            self._pending.append(values)
+            # The loss and the gradient are finite, but the norm of a large update may overflow.
+            self._pending.append(values if np.isfinite(values[-1]) else values[:-1])
             if step % LOG_EVERY == 0 or step % eval_every == 0 or step == last:
                 lines[step] = self.means = _means(self._pending)
                 self._pending = []
@@ -202,6 +203,17 @@ class MetricsLogger:
 
 
 def _means(values: list[list[float]]) -> dict[str, float]:
-    columns = zip(*values, strict=True)
-    names = StepMetrics._fields
-    return {name: sum(c) / len(values) for name, c in zip(names, columns, strict=True)}
+    """Returns the mean of each metric that all steps have.
+
+    `update_norm` is missing in a step that an earlier version of jrnn has trained, and if it is not
+    finite.
+    """
+    columns = {
+        name: [row[index] for row in values if index < len(row)]
+        for index, name in enumerate(StepMetrics._fields)
+    }
+    return {
+        name: sum(column) / len(column)
+        for name, column in columns.items()
+        if len(column) == len(values)
+    }

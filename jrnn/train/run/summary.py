@@ -1,5 +1,7 @@
 """The summary of a run: JSON values, a table and a figure."""
 
+import dataclasses
+import textwrap
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -8,8 +10,17 @@ import typeguard
 from rich.table import Table
 
 from jrnn.files import atomic_path
-from jrnn.plotting import hide_spines, new_figure
-from jrnn.tasks.task import Data, Metric, Split
+from jrnn.messages import shorten
+from jrnn.plotting import (
+    COLORS,
+    COLUMN_WIDTH,
+    escape_math,
+    hide_spines,
+    new_figure,
+    paper_style,
+    set_log_scale,
+)
+from jrnn.tasks.task import Data, DataSpec, Metric, Split
 from jrnn.train.config.experiment import Experiment
 from jrnn.train.data.sampler import take
 from jrnn.train.fit import FitResult
@@ -137,13 +148,66 @@ def make_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def save_figure(data: Data, result: FitResult, folder: Path) -> Path:
-    """Saves `figure.png`: learning curves, and predictions for some test examples.
+def loss_label(spec: DataSpec) -> str:
+    """Returns the name of the loss of a task, with its unit."""
+    if spec.has_classes:
+        return "cross-entropy (nats)"
+    return f"mean squared error{_unit_of_errors(spec)}"
+
+
+def metric_label(spec: DataSpec) -> str:
+    """Returns the name of the metric of a task, with its unit."""
+    return f"{METRIC_NAMES[spec.metric]}{'' if spec.has_classes else _unit_of_errors(spec)}"
+
+
+def _unit_of_errors(spec: DataSpec) -> str:
+    return "" if spec.target_scaler is None else " (normalized units)"
+
+
+def make_title(experiment: Experiment, result: FitResult) -> str:
+    """Returns the title of a figure: the task, the options of the cell, and the size.
+
+    Only options of the cell that differ from their defaults are included.
+    """
+    network = experiment.network
+    layers = f"{network.num_layers} x " if network.num_layers > 1 else ""
+    if network.bidirectional:
+        layers += "bidirectional "
+    cell = shorten(f"{layers}{_describe_changes(network.cell)}", 80)
+    parameters = f"{count_params(result.model):,} parameters"
+    return f"{type(experiment.task).__name__}: {cell}, {parameters}"
+
+
+def _describe_changes(value: Any) -> str:
+    """Returns the representation of a dataclass, without fields that have their defaults."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_describe_changes, value))})"
+    if not dataclasses.is_dataclass(value):
+        return repr(value)
+    changed = [
+        f"{field.name}={_describe_changes(getattr(value, field.name))}"
+        for field in dataclasses.fields(value)
+        if getattr(value, field.name) != field.default
+    ]
+    return f"{type(value).__name__}({', '.join(changed)})"
+
+
+FIGURE_FORMATS = (".png", ".pdf", ".svg")
+"""The suffixes of files of figures."""
+
+
+def save_figure(
+    data: Data, result: FitResult, folder: Path, *, title: str = "", path: Path | None = None
+) -> Path:
+    """Saves a figure of one column of a paper: learning curves, and predictions of test examples.
 
     Args:
       data: the data of the task.
       result: the result of `train`.
       folder: the folder of the run, which has `metrics.jsonl`.
+      title: the title, from `make_title`.
+      path: the file to write, with a suffix in `FIGURE_FORMATS`; None means `figure.png` in the
+        folder.
 
     Returns:
       The path of the figure.
@@ -152,51 +216,53 @@ def save_figure(data: Data, result: FitResult, folder: Path) -> Path:
       ImportError: matplotlib is not installed.
       WriteError: the figure cannot be written.
     """
-    figure = new_figure(10, 6)
-    panels: Any = figure.subfigures(2, 1, height_ratios=(3, 2))
-    curves, examples = panels
-    left, right = curves.subplots(1, 2)
-    _draw_curves(left, right, data, result, MetricsFile(folder / "metrics.jsonl"))
-    draw = (
-        draw_forecasts
-        if data.forecast is not None
-        else {
-            "class": _draw_classes,
-            "value": _draw_values,
-            "class_per_step": _draw_classes_per_step,
-            "value_per_step": _draw_values_per_step,
-        }[data.target]
-    )
-    draw(examples, data, result)
-    path = folder / "figure.png"
-    with atomic_path(path) as partial:
-        figure.savefig(partial, dpi=120, format="png")
+    path = folder / "figure.png" if path is None else path
+    by_target = {
+        "class": _draw_classes,
+        "value": _draw_values,
+        "class_per_step": _draw_classes_per_step,
+        "value_per_step": _draw_values_per_step,
+    }
+    with paper_style():
+        figure = new_figure(COLUMN_WIDTH, 3.4)
+        if title:
+            lines = textwrap.wrap(escape_math(title), 62)
+            figure.suptitle("\n".join(lines), fontsize=7, fontweight="bold")
+        panels: Any = figure.subfigures(2, 1, height_ratios=(3, 2))
+        curves, examples = panels
+        left, right = curves.subplots(1, 2)
+        _draw_curves(left, right, data, result, MetricsFile(folder / "metrics.jsonl"))
+        draw = by_target[data.target] if data.forecast is None else draw_forecasts
+        draw(examples, data, result)
+        with atomic_path(path) as partial:
+            figure.savefig(partial, format=path.suffix.removeprefix("."))
     return path
 
 
 def _draw_curves(left, right, data: Data, result: FitResult, metrics: MetricsFile) -> None:
-    name = METRIC_NAMES[data.metric]
     training, validation = (metrics.read(split, "loss") for split in ("train", "validation"))
-    left.plot(*training, label="training", lw=1)
+    left.plot(*training, label="training", ls="--")
     left.plot(*validation, label="validation", marker=".")
     # Losses of targets without variance may all be 0, and log-likelihoods may have any sign.
     losses = [*training[1], *validation[1]]
-    is_positive = min(losses, default=0) >= 0 and max(losses, default=0) > 0
-    left.set(xlabel="training step", ylabel="loss", yscale="log" if is_positive else "linear")
-    right.plot(*metrics.read("train", "metric"), label="training", lw=1)
-    right.plot(*metrics.read("validation", "metric"), label="validation", marker=".")
-    right.axhline(data.baseline[1], color="0.6", ls=":", label=data.baseline[0])
-    right.plot(
-        result.step,
-        result.test["metric"],
-        "k*",
-        ms=10,
-        label=f"test {result.test['metric']:.3f}",
-    )
-    right.set(xlabel="training step", ylabel=name)
+    if min(losses, default=0) >= 0 and max(losses, default=0) > 0:
+        set_log_scale(left)
+    left.set(xlabel="training step", ylabel=_wrap_label(loss_label(data)))
+    right.plot(*metrics.read("train", "metric"), ls="--")
+    right.plot(*metrics.read("validation", "metric"), marker=".")
+    baseline = escape_math(shorten(data.baseline[0], 30))
+    right.axhline(data.baseline[1], color="0.4", ls=":", label=baseline)
+    test = result.test["metric"]
+    right.plot(result.step, test, "k*", ms=6, label=f"test {test:.3g}")
+    right.set(xlabel="training step", ylabel=_wrap_label(metric_label(data)))
     hide_spines(left, right)
     for ax in (left, right):
-        ax.legend(frameon=False)
+        ax.legend()
+
+
+def _wrap_label(label: str) -> str:
+    """Puts the unit of a label on a second line, so that it fits beside a small panel."""
+    return label.replace(" (", "\n(")
 
 
 def _predict_examples(data: Data, result: FitResult, count: int) -> tuple[Split, np.ndarray]:
@@ -225,10 +291,10 @@ def _draw_classes(panel, data: Data, result: FitResult) -> None:
         title = (
             f"{predictions[row]}" if is_correct else f"{predictions[row]}, not {examples.ys[row]}"
         )
-        ax.set_title(title, color="tab:green" if is_correct else "tab:red", fontsize=10)
+        ax.set_title(title, color=COLORS[2] if is_correct else COLORS[1], fontsize=6, pad=2)
     panel.suptitle(
         f"test examples: correct (above) and wrong (below, {num_wrong} of {len(predictions)})",
-        fontsize=10,
+        fontsize=7,
     )
 
 
@@ -242,13 +308,26 @@ def _draw_confusion(panel, data: Data, result: FitResult) -> None:
 
 
 def _draw_values(panel, data: Data, result: FitResult) -> None:
-    examples, values = _predict_examples(data, result, 500)
+    """Draws predicted against true values of the first target, in original units."""
+    examples, outputs = _predict_examples(data, result, 500)
+    truth, values = _invert_targets(data, examples.ys), _invert_targets(data, outputs)
     ax = panel.subplots()
-    ax.plot(examples.ys.ravel(), values.ravel(), ".", ms=3)
-    ends = [examples.ys.min(), examples.ys.max()]
-    ax.plot(ends, ends, color="0.6", lw=1)
-    ax.set(xlabel="true value", ylabel="predicted", aspect="equal")
+    ax.plot(truth[:, 0], values[:, 0], ".", ms=2)
+    ends = [truth[:, 0].min(), truth[:, 0].max()]
+    ax.plot(ends, ends, color="0.6", lw=0.8)
+    name = _value_label(data)
+    ax.set(xlabel=f"true {name}", ylabel="predicted")
     hide_spines(ax)
+
+
+def _invert_targets(data: Data, values: np.ndarray) -> np.ndarray:
+    return values if data.target_scaler is None else data.target_scaler.invert(values)
+
+
+def _value_label(data: Data) -> str:
+    """Returns the name of the first target with its unit."""
+    name = escape_math(shorten(data.target_names[0], 30)) if data.target_names else "value"
+    return name if data.target_scaler is None else f"{name} (original units)"
 
 
 def _draw_classes_per_step(panel, data: Data, result: FitResult) -> None:
@@ -269,13 +348,13 @@ def _draw_classes_per_step(panel, data: Data, result: FitResult) -> None:
 def _draw_values_per_step(panel, data: Data, result: FitResult) -> None:
     """Draws the first target value of some examples, true and predicted, in original units."""
     examples, outputs = _predict_examples(data, result, 3)
-    invert = (lambda ys: ys) if data.target_scaler is None else data.target_scaler.invert
-    truth, values = invert(examples.ys), invert(outputs)
+    truth, values = _invert_targets(data, examples.ys), _invert_targets(data, outputs)
     axes = np.atleast_1d(panel.subplots(1, len(examples.xs), sharey=True))
     for row, ax in enumerate(axes):
         valid = slice(None if examples.lengths is None else examples.lengths[row])
-        ax.plot(truth[row, valid, 0], label="true", lw=1)
-        ax.plot(values[row, valid, 0], label="predicted", lw=1, ls="--")
-        ax.set(xlabel="time step")
+        ax.plot(truth[row, valid, 0], label="true")
+        ax.plot(values[row, valid, 0], label="predicted", ls="--")
+        ax.set(title=f"test example {row}", xlabel="time step")
         hide_spines(ax)
-    axes[0].legend(frameon=False)
+    axes[0].set_ylabel(_wrap_label(_value_label(data)))
+    axes[-1].legend()

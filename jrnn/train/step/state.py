@@ -56,11 +56,13 @@ class StepMetrics(NamedTuple):
       loss: the mean loss of the batch.
       metric: the mean metric of the batch.
       grad_norm: the global norm of the gradient, before clipping.
+      update_norm: the global norm of the update that is added to the parameters.
     """
 
     loss: jax.Array
     metric: jax.Array
     grad_norm: jax.Array
+    update_norm: jax.Array
 
 
 def init_state(

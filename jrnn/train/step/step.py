@@ -54,6 +54,7 @@ class TrainStep:
             sums.loss / jnp.maximum(sums.loss_weight, 1),
             sums.metric / jnp.maximum(sums.metric_weight, 1),
             optax.tree.norm(grads),
+            optax.tree.norm(updates),
         )
         state = TrainState(state.step + 1, params, rest, opt_state, carry)
         return constrain_state(self.mesh, state), metrics

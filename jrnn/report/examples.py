@@ -1,0 +1,385 @@
+"""What a network predicts for the examples of a split: errors, worst examples and forecasts."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jrnn.report.charts import Band, Series, heat_map, image, lines
+from jrnn.report.page import Child, Element, Page, element, grid, panels, shade, table
+from jrnn.tasks.conversion import Predictions, decode_outputs
+from jrnn.tasks.task import Data, DataSpec, Split
+from jrnn.train.data.sampler import take
+from jrnn.train.scores import losses_and_metrics, score, scored_items
+from jrnn.train.step.evaluate import predict
+
+MAX_CLASSES = 30
+"""Maximum number of classes of a confusion matrix; for more, the most frequent errors are shown."""
+MAX_ERRORS = 20
+"""Maximum number of rows of the table of the most frequent errors."""
+MAX_CHANNELS = 8
+"""Maximum number of channels that are drawn as lines; more are drawn as a heat map."""
+MAX_TARGETS = 6
+"""Maximum number of targets of a forecast that are drawn."""
+MAX_LABELS = 600
+"""Maximum number of steps of a sequence of labels."""
+MAX_SCATTER = 1000
+"""Maximum number of examples of a scatter plot."""
+PLAIN_NAME = 30
+"""Maximum length of the name of a class in a confusion matrix."""
+
+
+class Evaluation(NamedTuple):
+    """The predictions of a network for the N examples of a split.
+
+    Attributes:
+      spec: the properties of the data.
+      name: the name of the split.
+      examples: the split.
+      predictions: the predictions, with the outputs.
+      losses: `[N]` or `[N, T]`, the loss of each item.
+      mask: which items are scored, of the same shape.
+      scores: from `jrnn.train.scores.score`.
+      image: the function `Data.image`, or None.
+    """
+
+    spec: DataSpec
+    name: str
+    examples: Split
+    predictions: Predictions
+    losses: np.ndarray
+    mask: np.ndarray
+    scores: dict[str, Any]
+    image: Callable[[np.ndarray], np.ndarray] | None = None
+
+    @property
+    def example_losses(self) -> np.ndarray:
+        """The mean loss of each example over its scored items, `[N]`; 0 if it has none."""
+        if self.losses.ndim == 1:
+            return self.losses
+        sums = np.where(self.mask, self.losses, 0).sum(axis=1)
+        return sums / np.maximum(self.mask.sum(axis=1), 1)
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The names of the classes, by id."""
+        spec = self.spec
+        return spec.class_names or spec.vocabulary or [str(k) for k in range(spec.output_size)]
+
+    @property
+    def target_names(self) -> Sequence[str]:
+        """The names of the channels of real-valued targets."""
+        return self.spec.target_names or [f"target {k}" for k in range(self.spec.output_size)]
+
+    @property
+    def truth(self) -> np.ndarray:
+        """The targets, in original units if they are values."""
+        if self.spec.target_scaler is None:
+            return self.examples.ys
+        return self.spec.target_scaler.invert(self.examples.ys)
+
+    def rank(self, count: int) -> list[int]:
+        """Returns the examples with the highest losses, the worst first."""
+        return np.argsort(-self.example_losses, kind="stable")[:count].tolist()
+
+    def choose(self) -> dict[str, int]:
+        """Returns the examples with the highest, the median and the lowest loss."""
+        order = np.argsort(-self.example_losses, kind="stable")
+        chosen = {"highest loss": 0, "median loss": len(order) // 2, "lowest loss": -1}
+        found = {name: int(order[position]) for name, position in chosen.items()}
+        return {
+            name: k
+            for name, k in found.items()
+            if [*found.values()].index(k) == [*found].index(name)
+        }
+
+
+def evaluate(model: Any, data: Data, name: str) -> Evaluation:
+    """Predicts for all examples of a split, and scores the predictions.
+
+    Args:
+      model: the network, in evaluation mode.
+      data: the data.
+      name: name of the split.
+    """
+    examples: Split = getattr(data, name)
+    outputs = predict(model, examples)
+    steps = examples.xs.shape[1]
+    lengths = np.full(len(outputs), steps) if examples.lengths is None else examples.lengths
+    losses, _ = losses_and_metrics(data.spec, examples.ys, outputs)
+    return Evaluation(
+        data.spec,
+        name,
+        examples,
+        decode_outputs(data.spec, outputs, np.asarray(lengths), examples.xs),
+        losses,
+        scored_items(data.spec, examples),
+        score(data.spec, examples, outputs),
+        data.image,
+    )
+
+
+def class_tables(evaluation: Evaluation) -> list[Child]:
+    """Makes the table of the classes and their confusion matrix; empty without classes."""
+    classes = evaluation.scores.get("classes", [])
+    if not classes or evaluation.spec.vocabulary is not None:
+        return []
+    rows = [[c["name"], c["count"], c["precision"], c["recall"], c["f1"]] for c in classes]
+    columns = ["class", "count", "precision", "recall", "F1"]
+    content: list[Child] = [element("h3", "Classes"), table(columns, rows, sortable=True)]
+    counts = np.asarray(evaluation.scores["confusion"])
+    if len(classes) <= MAX_CLASSES:
+        note = "Rows are true classes, columns are predicted classes. Cells have counts."
+        content += [
+            element("h3", "Confusion matrix"),
+            element("p", note, class_="muted"),
+            _confusion_table(evaluation.class_names, counts),
+        ]
+    errors = counts * ~np.eye(len(counts), dtype=bool)
+    order = np.argsort(-errors, axis=None, kind="stable")[:MAX_ERRORS]
+    pairs = np.stack(np.unravel_index(order, errors.shape), axis=1).tolist()
+    names = evaluation.class_names
+    common: list[list[Any]] = [
+        [names[true], names[predicted], int(errors[true, predicted])]
+        for true, predicted in pairs
+        if errors[true, predicted]
+    ]
+    if common and len(classes) > MAX_CLASSES:
+        content += [
+            element("h3", "Most frequent errors"),
+            table(["true", "predicted", "count"], common, sortable=True),
+        ]
+    return content
+
+
+def _confusion_table(names: Sequence[str], counts: np.ndarray) -> Element:
+    shorten = lambda name: name if len(name) <= PLAIN_NAME else f"{name[:PLAIN_NAME]}…"
+    largest = float((counts * ~np.eye(len(counts), dtype=bool)).max(initial=0))
+    heads = [element("th", shorten(name), scope="col", title=name) for name in names]
+    rows = []
+    for true, values in enumerate(counts.tolist()):
+        cells = []
+        for predicted, count in enumerate(values):
+            is_right = true == predicted
+            level = shade(count, float(counts.max())) if is_right else shade(count, largest)
+            cells.append(
+                element(
+                    "td",
+                    str(count) if count else "·",
+                    class_=" ".join(filter(None, [level, "right" if is_right else None])) or None,
+                    title=f"true {names[true]}, predicted {names[predicted]}: {count}",
+                )
+            )
+        head = element("th", shorten(names[true]), scope="row", title=names[true])
+        rows.append(element("tr", head, *cells))
+    corner = element("th", "true \\ predicted", class_="muted")
+    head = element("thead", element("tr", corner, *heads))
+    matrix = element("table", head, element("tbody", *rows), class_="confusion")
+    return element("div", matrix, class_="scroll")
+
+
+def target_tables(evaluation: Evaluation) -> list[Child]:
+    """Makes the table of the errors of each target in original units; empty for classes."""
+    targets = evaluation.scores.get("targets", [])
+    if not targets:
+        return []
+    columns = ["target", "MAE", "95% interval", "RMSE", "95% interval"]
+    has_baseline = "baseline_mae" in targets[0]
+    columns += ["baseline MAE", "baseline RMSE"] if has_baseline else []
+    rows = []
+    for target in targets:
+        row: list[Any] = [target["name"]]
+        for name in ("mae", "rmse"):
+            interval = target[f"{name}_interval"]
+            text = None if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
+            row += [target[name], text]
+        rows.append(
+            row + ([target["baseline_mae"], target["baseline_rmse"]] if has_baseline else [])
+        )
+    title = element("h3", "Errors in original units")
+    return [title, table(columns, rows, numeric={*range(1, len(columns))}, sortable=len(rows) > 1)]
+
+
+def worst_examples(page: Page, evaluation: Evaluation, count: int) -> list[Child]:
+    """Makes a figure for each of the examples with the highest losses, and what was predicted."""
+    draw = {
+        "class": _draw_class,
+        "value": _draw_value,
+        "class_per_step": _draw_labels,
+        "value_per_step": _draw_forecast,
+    }[evaluation.spec.target]
+    losses = evaluation.example_losses
+    if evaluation.spec.target == "class":
+        figures = [draw(page, evaluation, k) for k in evaluation.rank(count)]
+        flat = [figure for parts in figures for figure in parts]
+        return [grid(*flat, small=evaluation.image is not None)]
+    content = [
+        (f"{place}: example {k}, loss {losses[k]:.4g}", draw(page, evaluation, k))
+        for place, k in _places(evaluation, count).items()
+    ]
+    return [panels("Example", content)]
+
+
+def _places(evaluation: Evaluation, count: int) -> dict[str, int]:
+    """Returns the worst examples, and those with the median and the lowest loss, by a title."""
+    places = {f"{rank + 1}. worst": k for rank, k in enumerate(evaluation.rank(count))}
+    others = {name: k for name, k in evaluation.choose().items() if k not in places.values()}
+    return places | others
+
+
+def _draw_class(page: Page, evaluation: Evaluation, k: int) -> list[Child]:
+    """Draws an example of a class as an image, or else its inputs."""
+    names, predictions = evaluation.class_names, evaluation.predictions
+    if predictions.classes is None or predictions.probabilities is None:
+        return []
+    predicted = int(predictions.classes[k])
+    true = int(evaluation.examples.ys[k])
+    probability = predictions.probabilities[k]
+    is_right = predicted == true
+    caption = element(
+        "p",
+        element(
+            "strong", "correct: " if is_right else "wrong: ", class_="good" if is_right else "bad"
+        ),
+        f"predicted {names[predicted]} ({probability[predicted]:.1%}), "
+        f"true {names[true]} ({probability[true]:.1%}), loss {evaluation.losses[k]:.3g}",
+        class_="muted",
+    )
+    picture = draw_inputs(page, evaluation, k, f"example {k}")
+    return [element("div", picture, caption)]
+
+
+def draw_inputs(page: Page, evaluation: Evaluation, k: int, title: str) -> Element:
+    """Draws the inputs of an example in original units: an image, lines, a heat map, or tokens."""
+    if evaluation.image is not None:
+        picture = evaluation.image(evaluation.examples.xs[k])
+        return page.chart(title, image(picture, title))
+    spec, x = evaluation.spec, evaluation.examples.xs[k]
+    x = x[: int(evaluation.predictions.lengths[k])]
+    if spec.has_tokens:
+        names = spec.vocabulary or [str(token) for token in range(spec.input_size)]
+        text = ("" if spec.vocabulary else " ").join(names[token] for token in x[:MAX_LABELS])
+        return element("figure", element("figcaption", title), element("pre", text))
+    if spec.input_scaler is not None:
+        x = spec.input_scaler.invert(x)
+    x = x.reshape(len(x), -1)
+    if x.shape[1] > MAX_CHANNELS:
+        return page.chart(title, heat_map(x.T, "step", "input"))
+    names = spec.input_names or [f"input {channel}" for channel in range(x.shape[1])]
+    steps = np.arange(len(x))
+    series = [Series(name, steps, x[:, c], c, c) for c, name in enumerate(names)]
+    return page.chart(title, lines("time step", "input", series, height=220))
+
+
+def _draw_value(page: Page, evaluation: Evaluation, k: int) -> list[Child]:
+    """Draws the inputs of an example, and a table of its values."""
+    values = evaluation.predictions.values
+    if values is None:
+        return []
+    rows = [
+        [name, float(true), float(value), float(value - true)]
+        for name, true, value in zip(
+            evaluation.target_names, evaluation.truth[k], values[k], strict=True
+        )
+    ]
+    columns = ["target", "true", "predicted", "error"]
+    return [table(columns, rows), draw_inputs(page, evaluation, k, "inputs")]
+
+
+def value_scatter(page: Page, evaluation: Evaluation) -> Element | None:
+    """Draws predicted against true values; None for other targets than "value"."""
+    values = evaluation.predictions.values
+    if evaluation.spec.target != "value" or values is None:
+        return None
+    truth = evaluation.truth
+    rows = np.unique(np.linspace(0, len(truth) - 1, min(len(truth), MAX_SCATTER)).astype(int))
+    figures = []
+    for channel, name in list(enumerate(evaluation.target_names))[:MAX_TARGETS]:
+        true, predicted = truth[rows, channel], values[rows, channel]
+        ends = [float(true.min()), float(true.max())]
+        series = [
+            Series("predicted = true", ends, ends, 6, 1),
+            Series(
+                "example", true, predicted, 0, points=True, texts=[f"example {k}" for k in rows]
+            ),
+        ]
+        figures.append(page.chart(name, lines(f"true {name}", f"predicted {name}", series)))
+    return grid(*figures)
+
+
+def _draw_labels(page: Page, evaluation: Evaluation, k: int) -> list[Child]:
+    """Draws a sequence of true labels, on which the background shows the loss of each step."""
+    names, predictions = evaluation.class_names, evaluation.predictions
+    if predictions.classes is None or predictions.probabilities is None:
+        return []
+    ys = evaluation.examples.ys[k]
+    steps = np.flatnonzero(evaluation.mask[k])[:MAX_LABELS]
+    is_text = evaluation.spec.vocabulary is not None
+    parts: list[Child] = []
+    for step in steps.tolist():
+        true, predicted = int(ys[step]), int(predictions.classes[k, step])
+        probability = float(predictions.probabilities[k, step, true])
+        level = shade(min(evaluation.losses[k, step], 5.0), 5.0)
+        title = (
+            f"step {step}: true {names[true]!r} ({probability:.1%}), predicted {names[predicted]!r}"
+        )
+        parts.append(element("mark", names[true], class_=level, title=title))
+        parts.append(None if is_text else " ")
+    note = "The darker a true label, the less probable it was (no color 100%, dark below 1%)."
+    return [element("p", note, class_="muted"), element("pre", *parts)]
+
+
+def _draw_forecast(page: Page, evaluation: Evaluation, k: int) -> list[Child]:
+    """Draws the true and predicted values of an example over its steps, in original units."""
+    values, length = evaluation.predictions.values, int(evaluation.predictions.lengths[k])
+    if values is None:
+        return []
+    names = list(enumerate(evaluation.target_names))[:MAX_TARGETS]
+    return [
+        grid(
+            *(
+                forecast_figure(
+                    page, name, evaluation.truth[k, :length, channel], values[k, :length, channel]
+                )
+                for channel, name in names
+            )
+        )
+    ]
+
+
+def forecast_figure(
+    page: Page,
+    name: str,
+    truth: np.ndarray,
+    values: np.ndarray,
+    *,
+    x: np.ndarray | None = None,
+    low: np.ndarray | None = None,
+    high: np.ndarray | None = None,
+    interval: str = "interval",
+) -> Element:
+    """Draws a forecast against the truth.
+
+    Args:
+      page: the page.
+      name: the name of the target.
+      truth: `[T]`, the true values in original units; NaN where they are not known.
+      values: `[T]`, the predictions.
+      x: `[T]`, the times of the values, NumPy `datetime64` or numbers; None means step numbers.
+      low: `[T]`, the lower ends of intervals of the predictions, or None.
+      high: `[T]`, the upper ends, or None.
+      interval: the name of the intervals, such as "90% interval".
+    """
+    times = np.arange(len(values)) if x is None else x
+    bands = [] if low is None or high is None else [Band(interval, times, low, high, 1)]
+    series = [Series("true", times, truth, 0), Series("predicted", times, values, 1, 1)]
+    xlabel = "time step" if x is None else "time"
+    return page.chart(name, lines(xlabel, f"{name} (original units)", series, bands=bands))
+
+
+def chosen_examples(evaluation: Evaluation) -> tuple[list[str], Split]:
+    """Returns a title and the arrays of the examples with the highest, median and lowest loss."""
+    chosen = evaluation.choose()
+    losses = evaluation.example_losses
+    titles = [f"example {k}, {name}: {losses[k]:.4g}" for name, k in chosen.items()]
+    return titles, take(evaluation.examples, np.array([*chosen.values()]))
