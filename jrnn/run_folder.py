@@ -304,7 +304,7 @@ class Run:
             examples = Split(xs, ys, lengths, metric_mask=raw.metric_mask)
             baselines = raw.baselines
         outputs = self._apply(examples, EVALUATION_BATCH_SIZE)
-        return score(spec, examples, outputs, baselines, self._step_half_widths)
+        return score(spec, examples, outputs, baselines, self.step_half_widths)
 
     def backtest(self, origins: int = 20, *, split: SplitName = "test") -> dict[str, Any]:
         """Scores forecasts of all rows of the horizon from several rows of the training data.
@@ -358,7 +358,7 @@ class Run:
         return read_intervals(self.folder, self.data.spec)
 
     @property
-    def _step_half_widths(self) -> np.ndarray | None:
+    def step_half_widths(self) -> np.ndarray | None:
         """The half-widths of the rows that the network predicts at once, `[steps * K]`."""
         forecast = self.data.spec.forecast
         if self.half_widths is None or forecast is None:
@@ -397,7 +397,7 @@ class Run:
         spec = self.data.spec
         padded, sizes = encode_inputs(spec, xs, lengths)
         outputs = self._apply(Split(padded, np.zeros(0), sizes), batch_size)
-        return decode_outputs(spec, outputs, sizes, padded, self._step_half_widths)
+        return decode_outputs(spec, outputs, sizes, padded, self.step_half_widths)
 
     def _apply(self, examples: Split, batch_size: int) -> np.ndarray:
         """Returns the outputs for all examples, in batches of similar lengths."""

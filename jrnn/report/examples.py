@@ -1,13 +1,14 @@
 """What a network predicts for the examples of a split: errors, worst examples and forecasts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jrnn.report.charts import Band, Series, heat_map, image, lines
 from jrnn.report.page import Child, Element, Page, element, grid, panels, shade, table
-from jrnn.tasks.conversion import Predictions, decode_outputs
+from jrnn.tasks.conversion import Predictions, decode_outputs, decode_truth
+from jrnn.tasks.forecast import Forecast, current_values
 from jrnn.tasks.task import Data, DataSpec, Split
 from jrnn.train.data.sampler import take
 from jrnn.train.scores import losses_and_metrics, score, scored_items
@@ -74,9 +75,9 @@ class Evaluation(NamedTuple):
     @property
     def truth(self) -> np.ndarray:
         """The targets, in original units if they are values."""
-        if self.spec.target_scaler is None:
+        if self.spec.has_classes:
             return self.examples.ys
-        return self.spec.target_scaler.invert(self.examples.ys)
+        return decode_truth(self.spec, self.examples.ys, self.examples.xs)
 
     def rank(self, count: int) -> list[int]:
         """Returns the examples with the highest losses, the worst first."""
@@ -94,13 +95,16 @@ class Evaluation(NamedTuple):
         }
 
 
-def evaluate(model: Any, data: Data, name: str) -> Evaluation:
+def evaluate(
+    model: Any, data: Data, name: str, half_widths: np.ndarray | None = None
+) -> Evaluation:
     """Predicts for all examples of a split, and scores the predictions.
 
     Args:
       model: the network, in evaluation mode.
       data: the data.
       name: name of the split.
+      half_widths: `Run.step_half_widths`, for the intervals of a point forecast.
     """
     examples: Split = getattr(data, name)
     outputs = predict(model, examples)
@@ -111,7 +115,7 @@ def evaluate(model: Any, data: Data, name: str) -> Evaluation:
         data.spec,
         name,
         examples,
-        decode_outputs(data.spec, outputs, np.asarray(lengths), examples.xs),
+        decode_outputs(data.spec, outputs, np.asarray(lengths), examples.xs, half_widths),
         losses,
         scored_items(data.spec, examples),
         score(data.spec, examples, outputs),
@@ -334,6 +338,8 @@ def _draw_forecast(page: Page, evaluation: Evaluation, k: int) -> list[Child]:
     values, length = evaluation.predictions.values, int(evaluation.predictions.lengths[k])
     if values is None:
         return []
+    if evaluation.spec.forecast is not None:
+        return [grid(*_draw_rows_ahead(page, evaluation, evaluation.spec.forecast, k))]
     names = list(enumerate(evaluation.target_names))[:MAX_TARGETS]
     return [
         grid(
@@ -347,6 +353,32 @@ def _draw_forecast(page: Page, evaluation: Evaluation, k: int) -> list[Child]:
     ]
 
 
+def _draw_rows_ahead(
+    page: Page, evaluation: Evaluation, forecast: Forecast, k: int
+) -> Iterator[Element]:
+    """Draws the inputs of an example, and the rows that are forecast after its last row."""
+    predictions, scaler = evaluation.predictions, evaluation.spec.input_scaler
+    if predictions.values is None or scaler is None:
+        return
+    past = current_values(forecast, scaler, evaluation.examples.xs[k])
+    for target, name in list(enumerate(forecast.targets))[:MAX_TARGETS]:
+        ahead = slice(target, None, len(forecast.targets))  # this target in each row ahead
+        rows = np.arange(1 - len(past), forecast.steps + 1)
+        unknown = np.full(len(past), np.nan)
+        join = lambda first, ends, ahead=ahead: np.concatenate([first, ends[k, -1, ahead]])
+        has_interval = predictions.low is not None and predictions.high is not None
+        yield forecast_figure(
+            page,
+            name,
+            join(past[:, target], evaluation.truth),
+            join(unknown, predictions.values),
+            x=rows,
+            low=join(unknown, predictions.low) if has_interval else None,
+            high=join(unknown, predictions.high) if has_interval else None,
+            xlabel="rows after the last row of the inputs",
+        )
+
+
 def forecast_figure(
     page: Page,
     name: str,
@@ -357,6 +389,7 @@ def forecast_figure(
     low: np.ndarray | None = None,
     high: np.ndarray | None = None,
     interval: str = "interval",
+    xlabel: str | None = None,
 ) -> Element:
     """Draws a forecast against the truth.
 
@@ -369,11 +402,12 @@ def forecast_figure(
       low: `[T]`, the lower ends of intervals of the predictions, or None.
       high: `[T]`, the upper ends, or None.
       interval: the name of the intervals, such as "90% interval".
+      xlabel: the label of the times; None means "time", or "time step" without `x`.
     """
     times = np.arange(len(values)) if x is None else x
     bands = [] if low is None or high is None else [Band(interval, times, low, high, 1)]
     series = [Series("true", times, truth, 0), Series("predicted", times, values, 1, 1)]
-    xlabel = "time step" if x is None else "time"
+    xlabel = xlabel or ("time step" if x is None else "time")
     return page.chart(name, lines(xlabel, f"{name} (original units)", series, bands=bands))
 
 

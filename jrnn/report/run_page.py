@@ -72,7 +72,7 @@ def make_run_report(run: Run, *, split: SplitName = "test", num_examples: int = 
     evaluation = None
     if model is not None:
         try:
-            evaluation = evaluate(model, _load_data(run), split)
+            evaluation = evaluate(model, _load_data(run), split, run.step_half_widths)
         except DataUnavailable as error:
             notes.append(
                 "Tables and figures of examples are left out, since they need the data of the "

@@ -221,6 +221,22 @@ def decode_forecast(
     return points, current + low * scale, current + high * scale
 
 
+def decode_truth(spec: DataSpec, ys: np.ndarray, xs: np.ndarray) -> np.ndarray:
+    """Returns real-valued targets in original units.
+
+    Args:
+      spec: the properties of the training data.
+      ys: the targets of the network, `[..., K]`.
+      xs: the inputs of the network, `[..., input]`, whose current values a forecast begins with.
+    """
+    if spec.target_scaler is None:
+        return np.asarray(ys, np.float64)
+    if spec.forecast is None or spec.input_scaler is None:
+        return spec.target_scaler.invert(ys)
+    current = forecasts.current_values(spec.forecast, spec.input_scaler, xs)
+    return current + ys * np.asarray(spec.target_scaler.std)
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Returns the log-probabilities of classes on the last axis, in float64."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)

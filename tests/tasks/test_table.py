@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jrnn.tasks import Split, Table, csv_file, series
+from jrnn.tasks.conversion import decode_truth
 
 HEADER = "date,load,wind,price"
 
@@ -372,3 +373,14 @@ def test_series_of_a_group_are_separate(tmp_path: Path):
         expected = np.broadcast_to(slope[..., None] * np.arange(1, 4), changes.shape)
         np.testing.assert_allclose(changes, expected, atol=1e-3)
         assert {1, 2} == set(slope.ravel())
+
+
+def test_truth_in_original_units_is_the_series_itself(tmp_path):
+    path = tmp_path / "index.csv"
+    path.write_text("level\n" + "".join(f"{row}\n" for row in range(200)))
+    data = Table(str(path), window=8, horizon=3).load()
+    truth = decode_truth(data, data.test.ys, data.test.xs)
+    assert data.input_scaler is not None
+    current = data.input_scaler.invert(data.test.xs)[..., 0]
+    for ahead in range(3):
+        np.testing.assert_allclose(truth[..., ahead], current + ahead + 1, rtol=1e-6)

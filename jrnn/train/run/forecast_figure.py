@@ -3,7 +3,7 @@
 import numpy as np
 
 from jrnn.plotting import hide_spines
-from jrnn.tasks.conversion import decode_forecast
+from jrnn.tasks.conversion import decode_forecast, decode_truth
 from jrnn.tasks.forecast import current_values
 from jrnn.tasks.task import Data
 from jrnn.train.data.sampler import take
@@ -22,14 +22,14 @@ def draw_forecasts(panel, data: Data, result: FitResult) -> None:
       data: the data of a forecast.
       result: the result of `train`.
     """
-    forecast, input_scaler, scaler = data.forecast, data.input_scaler, data.target_scaler
-    if forecast is None or input_scaler is None or scaler is None:
+    forecast, input_scaler = data.forecast, data.input_scaler
+    if forecast is None or input_scaler is None:
         raise ValueError("save_figure: the data must be a forecast, got another task")
     count = min(MAX_WINDOWS, len(data.test.xs))
     examples = take(data.test, np.linspace(0, len(data.test.xs) - 1, count).round().astype(int))
     outputs = predict(result.model, examples)
     current = current_values(forecast, input_scaler, examples.xs)
-    truth = current + examples.ys * np.asarray(scaler.std)
+    truth = decode_truth(data, examples.ys, examples.xs)
     points, low, high = decode_forecast(data, outputs, examples.xs)
     past = np.arange(1 - forecast.window, 1)
     ahead = np.arange(1, forecast.steps + 1)
@@ -42,7 +42,9 @@ def draw_forecasts(panel, data: Data, result: FitResult) -> None:
         if low is not None and high is not None:
             ends = low[row, -1, first], high[row, -1, first]
             ax.fill_between(ahead, *ends, alpha=0.2, lw=0, color="tab:orange")
-        ax.set(xlabel="rows after the last row")
         hide_spines(ax)
-    axes[0].set(ylabel=forecast.targets[0])
-    axes[0].legend(frameon=False, fontsize=8)
+    panel.supxlabel(
+        "rows after the last row of the inputs", fontsize=axes[0].xaxis.label.get_size()
+    )
+    axes[0].set(ylabel=f"{forecast.targets[0]}\n(original units)")
+    panel.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
