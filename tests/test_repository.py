@@ -170,3 +170,10 @@ def test_tables_that_contributing_mentions_exist(path: str, names: list[str]) ->
     assert f"`{path}`" in read("CONTRIBUTING.md")
     defined = re.findall(r"^(\w+)\b.* = ", read(path), re.MULTILINE)
     assert [name for name in names if name not in defined] == []
+
+
+def test_mutants_apply_to_the_source() -> None:
+    """The text that a mutant replaces occurs exactly once in its file."""
+    mutants = tomllib.loads((ROOT / "tests/mutants.toml").read_text("utf-8"))["mutant"]
+    counts = {m["name"]: (ROOT / m["file"]).read_text("utf-8").count(m["old"]) for m in mutants}
+    assert {name: count for name, count in counts.items() if count != 1} == {}
