@@ -68,15 +68,18 @@ def test_forecasts_are_those_of_the_run_in_original_units(in_folder):
     evaluation = evaluate(run.model, data, "test")
     page.add_section("Forecasts", *worst_examples(page, evaluation, 1))
     charts = assert_self_contained(page.render()).chart_list()
-    rows = np.genfromtxt("table.csv", delimiter=",", skip_header=1)
-    scaler = data.input_scaler
-    predictions = run.predict(scaler.invert(data.test.xs)).values
-    errors = ((predictions - evaluation.truth) / data.target_scaler.std) ** 2
-    worst = int(errors.mean(axis=(1, 2)).argmax())
-    start = 260 - 39 + 16 * worst  # the test split has 39 rows, in windows of 16
-    truth, predicted = (np.array(s["y"]) for s in charts[0]["series"])
-    np.testing.assert_allclose(truth, rows[start + 1 : start + 17, 0], rtol=1e-5)
-    np.testing.assert_allclose(predicted, predictions[worst, :, 0], rtol=1e-4)
+    series = np.genfromtxt("table.csv", delimiter=",", skip_header=1)[:, 0]
+    steps, targets = data.forecast.steps, len(data.forecast.targets)
+    inputs = data.input_scaler.invert(data.test.xs)
+    predictions = run.predict(inputs).values
+    worst = evaluation.rank(1)[0]
+    length = inputs.shape[1]
+    windows = np.lib.stride_tricks.sliding_window_view(series, length)
+    start = int(np.abs(windows - inputs[worst, :, 0]).max(axis=1).argmin())
+    truth, predicted = (np.array(s["y"], float) for s in charts[0]["series"])
+    np.testing.assert_allclose(truth, series[start : start + length + steps], rtol=1e-5)
+    assert np.isnan(predicted[:length]).all()
+    np.testing.assert_allclose(predicted[length:], predictions[worst, -1, ::targets], rtol=1e-4)
     assert charts[0]["label"] == SCRIPT and charts[1]["label"] == "day"
 
 
@@ -132,7 +135,7 @@ def make_evaluation(spec, ys, outputs):
     xs = np.zeros((len(ys), 4, spec.input_size), np.float32)
     examples = Split(xs, np.asarray(ys, np.int32))
     lengths = np.full(len(ys), 4)
-    predictions = decode_outputs(spec, outputs, lengths)
+    predictions = decode_outputs(spec, outputs, lengths, xs)
     losses = np.zeros(len(ys))
     mask = np.ones(len(ys), bool)
     return Evaluation(
