@@ -1,5 +1,8 @@
 """Stacked and bidirectional recurrent layers, with the options of PyTorch."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -167,31 +170,60 @@ class StackedRNN(nnx.Module):
         if carry is not None:
             self._check_carry(carry)
         keys = [None] * len(self.rnns) if key is None else jax.random.split(key, len(self.rnns))
+        carries = []
+
+        def run(index: int, inputs: Inputs, resets: Any) -> jax.Array:
+            initial = None if carry is None else jax.tree.map(lambda a: a[index], carry)
+            final, y = self.rnns[index](
+                inputs, initial, lengths=lengths, mask=mask, resets=resets, key=keys[index]
+            )
+            carries.append(final)
+            return y
+
+        ys = self.run_layers(run, xs, lengths=lengths, mask=mask, resets=resets)
+        carry = jax.tree.map(lambda *leaves: jnp.stack(leaves), *carries)
+        return carry, ys if self.time_major else swap_time_and_batch(ys)
+
+    def run_layers(
+        self,
+        run: Callable[[int, Inputs, Any], jax.Array],
+        xs: Inputs,
+        *,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
+    ) -> jax.Array:
+        """Calls a function for each layer and direction, and passes its outputs to the next layer.
+
+        Args:
+          run: a function `(index, inputs, resets) -> outputs` that runs `self.rnns[index]` over
+            time-major inputs. For the backward direction, the resets are those of this direction.
+          xs: inputs of the first layer, time-major.
+          lengths: as in a call of the module.
+          mask: `[T, B]` bool.
+          resets: `[T, B]` bool.
+
+        Returns:
+          The outputs of the top layer, `[T, B, directions·output]`.
+        """
         backward_resets = None if resets is None else reverse_resets(resets, lengths, mask)
-        carries, ys = [], xs
+        ys = xs
         dt = xs.dt if isinstance(xs, Timed) and Timed in self.rnns[0].cell.input_types else None
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout is not None:
                 ys = self.dropout(ys)
             if layer > 0 and dt is not None:
                 ys = Timed(ys, dt)
-            outputs = []
-            for direction, reverse in enumerate(self.directions):
-                k = layer * len(self.directions) + direction
-                initial = None if carry is None else jax.tree.map(lambda a, k=k: a[k], carry)
-                final, y = self.rnns[k](
+            outputs = [
+                run(
+                    layer * len(self.directions) + direction,
                     ys,
-                    initial,
-                    lengths=lengths,
-                    mask=mask,
-                    resets=backward_resets if reverse else resets,
-                    key=keys[k],
+                    backward_resets if reverse else resets,
                 )
-                carries.append(final)
-                outputs.append(y)
+                for direction, reverse in enumerate(self.directions)
+            ]
             ys = jnp.concatenate(outputs, axis=-1)
-        carry = jax.tree.map(lambda *leaves: jnp.stack(leaves), *carries)
-        return carry, ys if self.time_major else swap_time_and_batch(ys)
+        return ys
 
     def _check_carry(self, carry: Carry) -> None:
         """Raises unless the first axis of each leaf has size num_layers·directions."""

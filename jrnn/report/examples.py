@@ -11,7 +11,7 @@ from jrnn.tasks.conversion import Predictions, decode_outputs, decode_truth
 from jrnn.tasks.forecast import Forecast, current_values
 from jrnn.tasks.task import Data, DataSpec, Split
 from jrnn.train.data.sampler import take
-from jrnn.train.scores import losses_and_metrics, score, scored_items
+from jrnn.train.scores import item_losses, score, scored_items
 from jrnn.train.step.evaluate import predict
 
 MAX_CLASSES = 30
@@ -110,15 +110,15 @@ def evaluate(
     outputs = predict(model, examples)
     steps = examples.xs.shape[1]
     lengths = np.full(len(outputs), steps) if examples.lengths is None else examples.lengths
-    losses, _ = losses_and_metrics(data.spec, examples.ys, outputs)
+    baselines = None if data.baselines is None else data.baselines(name)
     return Evaluation(
         data.spec,
         name,
         examples,
         decode_outputs(data.spec, outputs, np.asarray(lengths), examples.xs, half_widths),
-        losses,
+        item_losses(data.spec, examples.ys, outputs),
         scored_items(data.spec, examples),
-        score(data.spec, examples, outputs),
+        score(data.spec, examples, outputs, baselines, half_widths),
         data.image,
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 from jrnn.analysis import capture_gates
 from jrnn.dtypes import cast
 from jrnn.nn.layers import StackedRNN
+from jrnn.nn.rnn import swap_time_and_batch
 from jrnn.report.charts import heat_map
 from jrnn.report.page import Child, Page, grid
 from jrnn.tasks.task import Split
@@ -49,32 +50,37 @@ def capture_traces(model: Any, examples: Split) -> list[Trace]:
     if body.causal:  # later steps do not change those that are shown
         examples = _limit_steps(examples)
     xs = jnp.asarray(examples.xs)
-    ys = jnp.swapaxes(xs if model.embedding is None else model.embedding(xs), 0, 1)
+    inputs = xs if model.embedding is None else model.embedding(xs)
     lengths = None if examples.lengths is None else jnp.asarray(examples.lengths)
     resets = None if examples.resets is None else jnp.asarray(examples.resets).T
     traces: list[Trace] = []
-    for layer in range(body.num_layers):
-        outputs = []
-        for index, reverse in enumerate(body.directions):
-            rnn = body.rnns[layer * len(body.directions) + index]
-            xs = ys if rnn.dtype is None else cast(ys, jnp.dtype(rnn.dtype))
-            capture = capture_gates(
-                rnn.cell, rnn.params, xs, lengths=lengths, resets=resets, reverse=reverse
-            )
-            outputs.append(capture.ys)
-            prefix = f"layer {layer + 1}" if body.num_layers > 1 else ""
-            direction = "reverse" if reverse else "forward"
-            if len(body.directions) > 1:
-                prefix += f"{', ' if prefix else ''}{direction}"
-            gates = [(f"gate {name}", gate) for name, gate in capture.gates.items()]
-            named = [*gates, *_name_leaves(capture.carries)]
-            traces += [
-                Trace(f"{prefix}: {name}" if prefix else name, _to_real(value))
-                for name, value in named
-                if np.ndim(value) == 3
-            ]
-        ys = jnp.concatenate(outputs, axis=-1)
+
+    def run(index: int, inputs: Any, resets: Any) -> jax.Array:
+        rnn = body.rnns[index]
+        xs = inputs if rnn.dtype is None else cast(inputs, jnp.dtype(rnn.dtype))
+        capture = capture_gates(
+            rnn.cell, rnn.params, xs, lengths=lengths, resets=resets, reverse=rnn.reverse
+        )
+        prefix = _describe_rnn(body, index)
+        gates = [(f"gate {name}", gate) for name, gate in capture.gates.items()]
+        traces.extend(
+            Trace(f"{prefix}: {name}" if prefix else name, _to_real(value))
+            for name, value in [*gates, *_name_leaves(capture.carries)]
+            if np.ndim(value) == 3
+        )
+        return capture.ys
+
+    body.run_layers(run, swap_time_and_batch(inputs), lengths=lengths, resets=resets)
     return traces
+
+
+def _describe_rnn(body: StackedRNN, index: int) -> str:
+    """Returns the layer and the direction of `body.rnns[index]`, as far as there are several."""
+    layer, direction = divmod(index, len(body.directions))
+    parts = [f"layer {layer + 1}"] if body.num_layers > 1 else []
+    if len(body.directions) > 1:
+        parts.append("reverse" if body.directions[direction] else "forward")
+    return ", ".join(parts)
 
 
 def _limit_steps(examples: Split) -> Split:

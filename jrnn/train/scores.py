@@ -50,13 +50,7 @@ def score(
         return _score_forecast(spec, split, outputs, baselines or {}, half_widths)
     mask = scored_items(spec, split)
     losses, metrics = losses_and_metrics(spec, split.ys, outputs)
-    result: dict[str, Any] = {
-        "examples": len(split.xs),
-        "items": int(mask.sum()),
-        "metric": _mean(metrics, mask),
-        "loss": _mean(losses, mask),
-        "interval": bootstrap_interval(metrics, mask),
-    }
+    result = _summarize(mask, losses, metrics, mask)
     baseline = None
     if spec.baseline_outputs is not None:
         baseline = np.broadcast_to(np.asarray(spec.baseline_outputs), outputs.shape)
@@ -82,14 +76,8 @@ def _score_forecast(
         raise ValueError("score: the task must be a forecast, got another one")
     items = scored_items(spec, split)
     mask = items[..., None] & ~np.isnan(split.ys)
-    losses, squares = forecast_scores.losses_and_squares(forecast, split.ys, outputs)
-    result: dict[str, Any] = {
-        "examples": len(split.xs),
-        "items": int(items.sum()),
-        "metric": _mean(squares, mask),
-        "loss": _mean(losses, mask),
-        "interval": bootstrap_interval(squares, mask),
-    }
+    losses, squares = losses_and_metrics(spec, split.ys, outputs)
+    result = _summarize(items, losses, squares, mask)
     result["baselines"] = [
         {"name": name, "value": _mean(np.square(each - split.ys), mask)}
         for name, each in baselines.items()
@@ -123,6 +111,19 @@ def _score_forecast(
         forecast, np.abs(missing), np.square(missing), None if inside is None else inside[items]
     )
     return result
+
+
+def _summarize(
+    items: np.ndarray, losses: np.ndarray, metrics: np.ndarray, mask: np.ndarray
+) -> dict[str, Any]:
+    """Returns the scores that all tasks have; `mask` is of the values of `losses`."""
+    return {
+        "examples": len(items),
+        "items": int(items.sum()),
+        "metric": _mean(metrics, mask),
+        "loss": _mean(losses, mask),
+        "interval": bootstrap_interval(metrics, mask),
+    }
 
 
 def scored_items(spec: DataSpec, split: Split) -> np.ndarray:
@@ -171,7 +172,12 @@ def _ratio_of_sums(sums: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarra
 def losses_and_metrics(
     spec: DataSpec, ys: np.ndarray, outputs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the loss and the metric of each item, in float64; see `Objective`."""
+    """Returns the loss and the metric of each item, in float64; see `Objective`.
+
+    For a forecast they are those of each target of an item, NaN where it is missing.
+    """
+    if spec.forecast is not None:
+        return forecast_scores.losses_and_squares(spec.forecast, ys, outputs)
     if not spec.has_classes:
         losses = np.square(outputs.astype(np.float64) - ys).mean(axis=-1)
         return losses, losses
@@ -180,6 +186,15 @@ def losses_and_metrics(
     if spec.metric == "bits_per_character":
         return losses, losses / math.log(2)
     return losses, (outputs.argmax(axis=-1) == ys).astype(np.float64)
+
+
+def item_losses(spec: DataSpec, ys: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """Returns the loss of each item, `[N]` or `[N, T]`; 0 for an item without targets."""
+    losses, _ = losses_and_metrics(spec, ys, outputs)
+    if spec.forecast is None:
+        return losses
+    known = ~np.isnan(losses)
+    return np.where(known, losses, 0).sum(axis=-1) / np.maximum(known.sum(axis=-1), 1)
 
 
 def _mean(values: np.ndarray, mask: np.ndarray) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import jrnn
 from jrnn.cli.main import main
@@ -17,6 +18,9 @@ from jrnn.tasks.conversion import decode_outputs
 from jrnn.tasks.task import DataSpec, Split
 from jrnn.train import Network
 from jrnn.train.scores import score
+from jrnn.train.step.evaluate import make_evaluate
+from jrnn.train.step.loss import Objective
+from jrnn.train.step.state import Weights
 from tests.report.conftest import FOLDER, SCRIPT
 from tests.report.helpers import assert_self_contained
 from tests.report.test_page import decode_levels
@@ -283,3 +287,36 @@ def test_figure_for_a_paper_has_a_title_and_units(suffix, in_folder, tmp_path):
 
 def test_grid_is_left_out_without_content():
     assert grid(None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "cell"),
+    [
+        ({"distribution": "gaussian"}, jrnn.GRU(3)),
+        ({"distribution": "quantiles"}, jrnn.GRU(3)),
+        ({"missing": "mask"}, jrnn.GRUD(3)),
+        ({"missing": "mask"}, jrnn.CfC(3)),
+    ],
+)
+def test_every_kind_of_forecast_has_errors_figures_and_gates(options, cell, tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("load\n" + "".join(f"{k % 9}\n" if k % 40 else "\n" for k in range(1, 261)))
+    missing = {"missing": "fill"} | options
+    data = jrnn.tasks.Table(str(path), window=8, horizon=2, **missing).load()
+    model = Network(cell, num_layers=1).build(data, 0)
+    model.eval()
+    evaluation = evaluate(model, data, "test")
+    assert evaluation.losses.shape == evaluation.mask.shape
+    assert evaluation.scores["metric"] == pytest.approx(measure(model, data), rel=1e-5)
+    assert evaluation.scores["baselines"] and np.isfinite(evaluation.losses).all()
+    page = Page("title")
+    page.add_section("Forecasts", *worst_examples(page, evaluation, 1))
+    traces = capture_traces(model, data.test)
+    assert len(traces) > 1 and assert_self_contained(page.render()).chart_list()
+
+
+def measure(model, data):
+    """Returns the metric on the test split, as the training loop computes it."""
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    evaluate_split = make_evaluate(graphdef, Objective.from_data(data), 16)
+    return evaluate_split(Weights(params, rest), data.test)["metric"]

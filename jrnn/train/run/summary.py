@@ -152,7 +152,13 @@ def loss_label(spec: DataSpec) -> str:
     """Returns the name of the loss of a task, with its unit."""
     if spec.has_classes:
         return "cross-entropy (nats)"
-    return f"mean squared error{_unit_of_errors(spec)}"
+    distribution = "point" if spec.forecast is None else spec.forecast.distribution
+    name = {
+        "point": "mean squared error",
+        "gaussian": "negative log-likelihood",
+        "quantiles": "pinball loss",
+    }[distribution]
+    return f"{name}{_unit_of_errors(spec)}"
 
 
 def metric_label(spec: DataSpec) -> str:
