@@ -5,10 +5,9 @@ import json
 import os
 import shutil
 import stat
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 MAX_JSON_DEPTH = 100
 """Maximum depth of nested lists and objects in a JSON file."""
@@ -158,20 +157,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise
-
-
-@contextlib.contextmanager
-def open_output(path: Path | None) -> Iterator[TextIO]:
-    """Context manager that yields a text file for writing in UTF-8; None means standard output.
-
-    Raises:
-      WriteError: the operating system could not write the file.
-    """
-    if path is None:
-        yield sys.stdout
-        return
-    with naming_file(path), path.open("w", encoding="utf-8") as file:
-        yield file
 
 
 def write_text(path: Path, text: str) -> None:

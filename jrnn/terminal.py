@@ -4,12 +4,14 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
 
 import rich.console
 import tyro
 
+from jrnn.files import naming_file
 from jrnn.messages import escape_controls
 
 _BOX = re.compile(r"[\u2500-\u257f]|\+?-{3,}\+?|^\s*\||\|\s*$", re.MULTILINE)
@@ -34,6 +36,38 @@ class Console(rich.console.Console):
 def write_text(text: str) -> None:
     """Prints a text on standard output, with escaped control characters if it is a terminal."""
     print(escape_controls(text) if sys.stdout.isatty() else text)
+
+
+class _EscapedOutput(io.TextIOBase):
+    """Standard output, on which control characters are escaped."""
+
+    def write(self, text: str, /) -> int:
+        return sys.stdout.write(escape_controls(text))
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
+Output = TextIO | _EscapedOutput
+"""A text file, or standard output."""
+
+
+@contextlib.contextmanager
+def open_output(path: Path | None) -> Iterator[Output]:
+    """Context manager that yields a text file for writing in UTF-8; None means standard output.
+
+    If standard output is a terminal, control characters are escaped.
+
+    Raises:
+      WriteError: the operating system could not write the file.
+    """
+    if path is not None:
+        with naming_file(path), path.open("w", encoding="utf-8") as file:
+            yield file
+    elif sys.stdout.isatty():
+        yield _EscapedOutput()
+    else:
+        yield sys.stdout
 
 
 class FlagError(ValueError):

@@ -1,17 +1,13 @@
-"""Files of forecasts, and tables of their scores."""
+"""The rows of files of forecasts, and tables of their scores."""
 
-import csv
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from jrnn.cli.predictions import shorten
-from jrnn.files import atomic_path
+from jrnn.cli.table_file import Content, shorten, to_arrays
 from jrnn.run_folder import ForecastAfter
 from jrnn.tasks.forecast import Forecast
 
@@ -19,41 +15,19 @@ MAX_HORIZONS = 8
 """Maximum number of rows ahead in a table on the terminal."""
 
 
-def write(path: Path, forecast: Forecast, made: ForecastAfter) -> None:
-    """Writes forecasts to a file, in the format of its suffix: `.csv`, `.jsonl` or `.npz`.
+def make_content(forecast: Forecast, made: ForecastAfter) -> Content:
+    """Returns the content of a file of forecasts.
 
     Args:
-      path: path of the file; an existing file is replaced.
       forecast: the properties of the forecast.
       made: the forecasts.
-
-    Raises:
-      WriteError: the file cannot be written.
     """
-    with atomic_path(path) as partial:
-        if path.suffix == ".npz":
-            arrays = {k: v for k, v in made.rows._asdict().items() if v is not None}
-            if made.context.dates is not None:
-                arrays["dates"] = np.array(made.context.dates)
-            if forecast.group is not None:
-                arrays["names"] = np.array(made.context.names)
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)
-            return
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            write_rows(file, path.suffix, forecast, made)
-
-
-def write_rows(file: TextIO, suffix: str, forecast: Forecast, made: ForecastAfter) -> None:
-    """Writes forecasts as lines of CSV, or of JSON if the suffix is ".jsonl"."""
-    names = column_names(forecast, made)
-    if suffix == ".jsonl":
-        for row in make_rows(forecast, made):
-            file.write(json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) + "\n")
-        return
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows(make_rows(forecast, made))
+    arrays = to_arrays(made.rows)
+    if made.context.dates is not None:
+        arrays["dates"] = np.array(made.context.dates)
+    if forecast.group is not None:
+        arrays["names"] = np.array(made.context.names)
+    return Content(column_names(forecast, made), make_rows(forecast, made), arrays)
 
 
 def column_names(forecast: Forecast, made: ForecastAfter) -> list[str]:

@@ -1,6 +1,5 @@
 """The commands `jrnn eval`, `jrnn predict` and `jrnn sample`, which use trained runs."""
 
-import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -16,13 +15,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from jrnn import checks, files, run_folder
-from jrnn.cli import forecasts
-from jrnn.cli import predictions as prediction_files
+from jrnn.cli import forecasts, predictions, table_file
 from jrnn.layer import Layer
 from jrnn.nn import SequenceToSequence, generate
 from jrnn.run_folder import Run, SplitName
 from jrnn.tasks.task import DataSpec
-from jrnn.terminal import Console, parse_flags, write_text
+from jrnn.terminal import Console, open_output, parse_flags, write_text
 from jrnn.train.run.progress import METRIC_NAMES
 from jrnn.train.run.summary import describe_comparison, make_table
 
@@ -229,45 +227,30 @@ def predict_command(args: list[str]) -> None:
     options: PredictOptions = parse_flags(PredictOptions, args, prog="jrnn predict")
     out = None if options.out is None else Path(options.out)
     if out is not None:
-        checks.one_of("predict", "suffix of --out", out.suffix, prediction_files.SUFFIXES)
+        checks.one_of("predict", "suffix of --out", out.suffix, table_file.SUFFIXES)
     run = run_folder.load(options.run, trust=options.trust)
     if options.data == "-":
         _predict_lines(run, sys.stdin, out)
         return
-    if run.data.spec.forecast is not None and Path(options.data).suffix.lower() == ".csv":
-        _forecast(run, options.data, out)
-        return
-    raw = run.read(options.data)
-    predictions = run.predict(raw.xs, lengths=raw.lengths, batch_size=options.batch_size)
-    if out is None:
-        prediction_files.write_rows(sys.stdout, ".csv", run.data.spec, predictions)
-        return
-    prediction_files.write(out, run.data.spec, predictions)
-    stdout.print(
-        escape(f"predictions for {len(predictions.lengths):,} examples: {out}"), soft_wrap=True
-    )
-
-
-def _forecast(run: Run, data: str, out: Path | None) -> None:
-    """Writes forecasts of the rows after the last row of a file."""
-    forecast, made = run.data.spec.forecast, run.forecast(data)
-    if forecast is None:
-        return
-    if out is None:
-        text = io.StringIO()
-        forecasts.write_rows(text, ".csv", forecast, made)
-        for line in text.getvalue().splitlines():
-            write_text(line)
-        return
-    forecasts.write(out, forecast, made)
-    count = len(made.context.names)
-    series = "" if forecast.group is None else f" of {count:,} series"
-    stdout.print(escape(f"forecasts of {forecast.horizon:,} rows{series}: {out}"), soft_wrap=True)
+    spec = run.data.spec
+    if spec.forecast is not None and Path(options.data).suffix.lower() == ".csv":
+        made = run.forecast(options.data)
+        content = forecasts.make_content(spec.forecast, made)
+        series = "" if spec.forecast.group is None else f" of {len(made.context.names):,} series"
+        title = f"forecasts of {spec.forecast.horizon:,} rows{series}"
+    else:
+        raw = run.read(options.data)
+        made = run.predict(raw.xs, lengths=raw.lengths, batch_size=options.batch_size)
+        content = predictions.make_content(spec, made)
+        title = f"predictions for {len(made.lengths):,} examples"
+    table_file.write(content, out)
+    if out is not None:
+        stdout.print(escape(f"{title}: {out}"), soft_wrap=True)
 
 
 def _predict_lines(run: Run, lines: Iterable[str], out: Path | None) -> None:
     """Predicts for each line as soon as it is read, and writes one line of JSON."""
-    with files.open_output(out) as file:
+    with open_output(out) as file:
         for number, line in enumerate(lines, 1):
             if run.data.spec.vocabulary is not None:
                 example: Any = line.rstrip("\n")
@@ -280,10 +263,10 @@ def _predict_lines(run: Run, lines: Iterable[str], out: Path | None) -> None:
                         f"{error}"
                     ) from error
             try:
-                predictions = run.predict([example])
+                made = run.predict([example])
             except (ValueError, TypeError) as error:
                 raise type(error)(f"line {number}: {error}") from error
-            prediction_files.write_rows(file, ".jsonl", run.data.spec, predictions)
+            table_file.write_json_lines(predictions.make_content(run.data.spec, made), file)
             file.flush()
 
 

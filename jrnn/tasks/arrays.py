@@ -99,7 +99,7 @@ class Arrays(Task):
         parts = self._split_indices(num_examples)
         has_tokens, input_scaler = xs.ndim == 2, None
         if has_tokens:
-            xs = npz.to_ids("xs", _zero_padding(xs, valid))
+            xs = npz.to_ids("xs", common.zero_padding(xs, valid))
         else:
             xs, input_scaler = self._to_float("xs", xs, valid, parts[0])
         targets = self._make_targets(arrays["ys"], valid, parts)
@@ -138,7 +138,7 @@ class Arrays(Task):
         scaler = None
         if self.kind.endswith("classification"):
             ys = npz.check_labels(ys, self.kind, mask.shape)
-            ys = npz.to_ids("ys", _zero_padding(ys, mask))
+            ys = npz.to_ids("ys", common.zero_padding(ys, mask))
             ys = npz.check_max_label(ys) if self.kind == "classification" else ys
             size = int(ys.max()) + 1
         else:
@@ -162,14 +162,8 @@ class Arrays(Task):
         Entries where `mask` is False become 0. `train` contains the indices of the training
         examples.
         """
-        array = npz.to_finite(name, _zero_padding(array, mask))
+        array = npz.to_finite(name, common.zero_padding(array, mask))
         if not self.normalize:
             return array.astype(np.float32), None
         scaler = common.StandardScaler.fit(array[train][mask[train]])
-        return _zero_padding(scaler.transform(array), mask), scaler
-
-
-def _zero_padding(array: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Returns the array with zeros where `mask`, which has its first axes, is False."""
-    mask = mask.reshape(mask.shape + (1,) * (array.ndim - mask.ndim))
-    return np.where(mask, array, np.zeros((), array.dtype))
+        return common.zero_padding(scaler.transform(array), mask), scaler

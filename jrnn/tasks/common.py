@@ -179,6 +179,12 @@ class StandardScaler:
         return np.asarray(values, np.float64) * np.asarray(self.std) + np.asarray(self.mean)
 
 
+def zero_padding(array: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Returns the array with zeros where `mask`, which has its first axes, is False."""
+    mask = mask.reshape(mask.shape + (1,) * (array.ndim - mask.ndim))
+    return np.where(mask, array, np.zeros((), array.dtype))
+
+
 def most_frequent_baseline(name: str, train: np.ndarray, test: np.ndarray) -> tuple[str, float]:
     """Returns the name, and the accuracy on `test` of the most frequent id of `train`."""
     return name, float(np.mean(test == np.bincount(train.ravel()).argmax()))

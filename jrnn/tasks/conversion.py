@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jrnn import checks
+from jrnn.tasks import common
 from jrnn.tasks import forecast as forecasts
 from jrnn.tasks.task import DataSpec
 
@@ -167,10 +168,8 @@ def decode_outputs(
         values = _zero_padding(spec, values, lengths)
         return Predictions(outputs, lengths, values=values, low=low, high=high)
     if not spec.has_classes:
-        values = np.asarray(outputs, np.float64)
-        if spec.target_scaler is not None:
-            values = spec.target_scaler.invert(values)
-        return Predictions(outputs, lengths, values=_zero_padding(spec, values, lengths))
+        values = _zero_padding(spec, spec.invert_targets(outputs), lengths)
+        return Predictions(outputs, lengths, values=values)
     probabilities = np.exp(log_softmax(outputs))
     classes = outputs.argmax(axis=-1)
     names = spec.class_names or spec.vocabulary
@@ -229,12 +228,10 @@ def decode_truth(spec: DataSpec, ys: np.ndarray, xs: np.ndarray) -> np.ndarray:
       ys: the targets of the network, `[..., K]`.
       xs: the inputs of the network, `[..., input]`, whose current values a forecast begins with.
     """
-    if spec.target_scaler is None:
-        return np.asarray(ys, np.float64)
+    values = spec.invert_targets(ys)
     if spec.forecast is None or spec.input_scaler is None:
-        return spec.target_scaler.invert(ys)
-    current = forecasts.current_values(spec.forecast, spec.input_scaler, xs)
-    return current + ys * np.asarray(spec.target_scaler.std)
+        return values
+    return forecasts.current_values(spec.forecast, spec.input_scaler, xs) + values
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -247,8 +244,7 @@ def _zero_padding(spec: DataSpec, array: np.ndarray, lengths: np.ndarray) -> np.
     """Sets the steps of padding to zero, if there is an axis of steps."""
     if not spec.per_step:
         return array
-    valid = np.arange(array.shape[1]) < lengths[:, None]
-    return np.where(valid.reshape(valid.shape + (1,) * (array.ndim - 2)), array, 0)
+    return common.zero_padding(array, np.arange(array.shape[1]) < lengths[:, None])
 
 
 def _stack(spec: DataSpec, examples: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:

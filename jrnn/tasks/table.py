@@ -179,10 +179,10 @@ class Table(Task):
         windows = [windows_of.evaluation_windows(forecast, 1, len(each.values)) for each in series]
         initial = np.asarray(scaler.mean)[: len(forecast.columns)]
         examples = windows_of.make_examples(forecast, series, windows, initial)
-        baselines = {windows_of.PERSISTENCE: np.zeros(examples.ys.shape, np.float32)}
-        if examples.seasonal is not None:
-            name = seasonal_name(forecast)
-            baselines[name] = target_scaler.transform(examples.seasonal)
+        baselines = {
+            name: target_scaler.transform(outputs)
+            for name, outputs in _name_baselines(forecast, examples).items()
+        }
         return RawExamples(
             examples.xs, examples.ys, metric_mask=examples.metric_mask, baselines=baselines
         )
@@ -370,7 +370,7 @@ def seasonal_name(forecast: Forecast) -> str:
 
 
 def _name_baselines(forecast: Forecast, examples: windows_of.Examples) -> dict[str, np.ndarray]:
-    """Returns the normalized outputs of the baselines, by name."""
+    """Returns the outputs of the baselines by name, in the units of the examples."""
     found = {windows_of.PERSISTENCE: np.zeros_like(examples.ys)}
     if examples.seasonal is not None:
         found[seasonal_name(forecast)] = examples.seasonal

@@ -2,7 +2,7 @@
 
 import abc
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -168,6 +168,22 @@ class DataSpec:
     def has_classes(self) -> bool:
         """Whether the targets are classes instead of values."""
         return self.target.startswith("class")
+
+    @property
+    def names_of_classes(self) -> Sequence[str]:
+        """The names of the classes, by id; their numbers if they have no names."""
+        return self.class_names or self.vocabulary or [str(k) for k in range(self.output_size)]
+
+    @property
+    def names_of_targets(self) -> Sequence[str]:
+        """The names of the channels of real-valued targets; numbered if they have no names."""
+        return self.target_names or [f"target {k}" for k in range(self.output_size)]
+
+    def invert_targets(self, values: np.ndarray) -> np.ndarray:
+        """Converts normalized targets `[..., output_size]` to original units, in float64."""
+        if self.target_scaler is None:
+            return np.asarray(values, np.float64)
+        return self.target_scaler.invert(values)
 
 
 @dataclass(frozen=True, eq=False)

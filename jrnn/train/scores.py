@@ -206,7 +206,7 @@ def _class_scores(spec: DataSpec, ys: np.ndarray, predicted: np.ndarray) -> dict
     confusion = np.zeros((size, size), int)
     np.add.at(confusion, (ys, predicted), 1)
     correct = np.diag(confusion)
-    names = spec.class_names or spec.vocabulary or [str(index) for index in range(size)]
+    names = spec.names_of_classes
     columns = {
         "count": confusion.sum(axis=1),
         "precision": _ratio(correct, confusion.sum(axis=0)),
@@ -234,9 +234,8 @@ def _target_scores(
     """Returns the errors of each channel of the targets in original units."""
     size = ys.shape[-1]
     scale = np.ones(size) if spec.target_scaler is None else np.asarray(spec.target_scaler.std)
-    names = spec.target_names or [f"target {index}" for index in range(size)]
     scores = []
-    for index, name in enumerate(names):
+    for index, name in enumerate(spec.names_of_targets):
         errors = (outputs[..., index].astype(np.float64) - ys[..., index]) * scale[index]
         scores.append({"name": name} | _errors_in_units(errors, mask))
         if baseline is not None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jrnn.cli import main
+from jrnn.cli import main, table_file
+from jrnn.cli.table_file import Content
 from jrnn.messages import MAX_MESSAGE, escape_controls, format_message, shorten
 from jrnn.terminal import Console, write_text
 
@@ -166,3 +167,12 @@ def test_non_finite_options_are_refused(capsys):
         name = flags[0].split(".")[-1].replace("-", "_").removeprefix("__")
         assert name in error and "number" in error
     assert not Path("runs").exists()
+
+
+def test_names_in_predictions_are_escaped_on_a_terminal_only(monkeypatch, capsys):
+    content = lambda: Content(["label"], [["a\x1b[31mb"]], {})
+    table_file.write(content(), None)
+    assert capsys.readouterr().out == "label\na\x1b[31mb\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    table_file.write(content(), None)
+    assert capsys.readouterr().out == "label\na\\x1b[31mb\n"

@@ -1,6 +1,5 @@
 """The summary of a run: JSON values, a table and a figure."""
 
-import dataclasses
 import textwrap
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -9,6 +8,7 @@ import numpy as np
 import typeguard
 from rich.table import Table
 
+from jrnn.checks import describe
 from jrnn.files import atomic_path
 from jrnn.messages import shorten
 from jrnn.plotting import (
@@ -27,6 +27,7 @@ from jrnn.train.fit import FitResult
 from jrnn.train.run.forecast_figure import draw_forecasts
 from jrnn.train.run.metrics_logger import MetricsFile
 from jrnn.train.run.progress import METRIC_NAMES
+from jrnn.train.scores import scored_items
 from jrnn.train.step.evaluate import predict
 from jrnn.train.step.loss import HIGHER_IS_BETTER
 from jrnn.train.step.state import count_params
@@ -179,23 +180,9 @@ def make_title(experiment: Experiment, result: FitResult) -> str:
     layers = f"{network.num_layers} x " if network.num_layers > 1 else ""
     if network.bidirectional:
         layers += "bidirectional "
-    cell = shorten(f"{layers}{_describe_changes(network.cell)}", 80)
+    cell = shorten(f"{layers}{describe(network.cell)}", 80)
     parameters = f"{count_params(result.model):,} parameters"
     return f"{type(experiment.task).__name__}: {cell}, {parameters}"
-
-
-def _describe_changes(value: Any) -> str:
-    """Returns the representation of a dataclass, without fields that have their defaults."""
-    if isinstance(value, tuple):
-        return f"({', '.join(map(_describe_changes, value))})"
-    if not dataclasses.is_dataclass(value):
-        return repr(value)
-    changed = [
-        f"{field.name}={_describe_changes(getattr(value, field.name))}"
-        for field in dataclasses.fields(value)
-        if getattr(value, field.name) != field.default
-    ]
-    return f"{type(value).__name__}({', '.join(changed)})"
 
 
 FIGURE_FORMATS = (".png", ".pdf", ".svg")
@@ -316,7 +303,7 @@ def _draw_confusion(panel, data: Data, result: FitResult) -> None:
 def _draw_values(panel, data: Data, result: FitResult) -> None:
     """Draws predicted against true values of the first target, in original units."""
     examples, outputs = _predict_examples(data, result, 500)
-    truth, values = _invert_targets(data, examples.ys), _invert_targets(data, outputs)
+    truth, values = data.invert_targets(examples.ys), data.invert_targets(outputs)
     ax = panel.subplots()
     ax.plot(truth[:, 0], values[:, 0], ".", ms=2)
     ends = [truth[:, 0].min(), truth[:, 0].max()]
@@ -324,10 +311,6 @@ def _draw_values(panel, data: Data, result: FitResult) -> None:
     name = _value_label(data)
     ax.set(xlabel=f"true {name}", ylabel="predicted")
     hide_spines(ax)
-
-
-def _invert_targets(data: Data, values: np.ndarray) -> np.ndarray:
-    return values if data.target_scaler is None else data.target_scaler.invert(values)
 
 
 def _value_label(data: Data) -> str:
@@ -340,9 +323,7 @@ def _draw_classes_per_step(panel, data: Data, result: FitResult) -> None:
     """Draws the accuracy at each time step."""
     examples, scores = _predict_examples(data, result, 256)
     correct = scores.argmax(axis=-1) == examples.ys
-    mask = np.ones(correct.shape, bool) if examples.metric_mask is None else examples.metric_mask
-    if examples.lengths is not None:
-        mask = mask & (np.arange(correct.shape[1]) < examples.lengths[:, None])
+    mask = scored_items(data, examples)
     steps = np.flatnonzero(mask.any(axis=0))
     accuracies = [correct[mask[:, t], t].mean() for t in steps]
     ax = panel.subplots()
@@ -354,7 +335,7 @@ def _draw_classes_per_step(panel, data: Data, result: FitResult) -> None:
 def _draw_values_per_step(panel, data: Data, result: FitResult) -> None:
     """Draws the first target value of some examples, true and predicted, in original units."""
     examples, outputs = _predict_examples(data, result, 3)
-    truth, values = _invert_targets(data, examples.ys), _invert_targets(data, outputs)
+    truth, values = data.invert_targets(examples.ys), data.invert_targets(outputs)
     axes = np.atleast_1d(panel.subplots(1, len(examples.xs), sharey=True))
     for row, ax in enumerate(axes):
         valid = slice(None if examples.lengths is None else examples.lengths[row])
