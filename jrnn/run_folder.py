@@ -8,19 +8,25 @@ vocabulary and the names of classes and columns.
 """
 
 import math
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jrnn import checks, config, files, serialize, tasks
+from jrnn import checks, config, files, tasks
+from jrnn.run_data import (
+    DATA_FILE,
+    MAX_BYTES,
+    SavedData,
+    check_data,
+    find_task,
+    read_data,
+    read_intervals,
+)
 from jrnn.tasks.conversion import Predictions, decode_outputs, encode_inputs, encode_targets
-from jrnn.tasks.task import Context, Data, DataSpec, RawExamples, Split, Task
+from jrnn.tasks.task import Context, Data, RawExamples, Split
 from jrnn.train import FitResult, load_best
 from jrnn.train.config.experiment import Experiment
 from jrnn.train.forecasting import Rows, forecast_rows, score_rows
@@ -30,13 +36,7 @@ from jrnn.train.scores import score
 from jrnn.train.step.evaluate import predict
 
 CONFIG_FILE = "config.json"
-DATA_FILE = "data.json"
 RESULT_FILE = "result.json"
-INTERVALS_FILE = "intervals.json"
-MAX_DATA_BYTES = 2**28
-"""Maximum size of `data.json`, which has the names of all columns and classes."""
-LIBRARIES = ("jrnn", "jax", "flax", "optax")
-"""The libraries whose versions are saved."""
 MIN_PADDED_STEPS = 16
 """Sequences of different lengths are padded to a power of two of at least this many steps."""
 
@@ -55,153 +55,6 @@ class ForecastAfter(NamedTuple):
 
     context: Context
     rows: Rows
-
-
-class SavedData(NamedTuple):
-    """What the folder of a run has of its data.
-
-    Attributes:
-      spec: the properties of the data.
-      fingerprint: the fingerprint of all examples; see `Data.fingerprint`.
-      folder: the folder in which the command was run, to which paths of data are relative.
-      versions: the versions of Python libraries in the process that has started the run.
-    """
-
-    spec: DataSpec
-    fingerprint: str
-    folder: str
-    versions: dict[str, str]
-
-
-def write_data(folder: Path, loaded: Sequence[Data], started_in: str | None = None) -> None:
-    """Writes the properties of the data of a run, or of all tasks of a sweep, to its folder.
-
-    Args:
-      folder: the folder of the run or the sweep.
-      loaded: the data.
-      started_in: the folder to which paths of the data are relative; None means the current one.
-    """
-    content = {
-        "folder": os.getcwd() if started_in is None else started_in,
-        "versions": {name: version(name) for name in LIBRARIES},
-        "data": [
-            {"spec": serialize.encode(data.spec), "fingerprint": data.fingerprint}
-            for data in loaded
-        ],
-    }
-    config.write_json(content, folder / DATA_FILE)
-
-
-def read_data(folder: Path) -> list[SavedData]:
-    """Reads what `write_data` wrote.
-
-    Raises:
-      OSError: the file cannot be read.
-      ValueError: an earlier version of jrnn wrote the folder, or the file is invalid.
-    """
-    path = folder / DATA_FILE
-    if not path.is_file():
-        raise ValueError(
-            f"{folder} has no {DATA_FILE}, since it was written by an earlier version of jrnn; use "
-            "that version, or train the run again"
-        )
-    try:
-        saved = files.read_json(path, MAX_DATA_BYTES)
-        return [
-            _check_types(
-                SavedData(
-                    serialize.decode(each["spec"]),
-                    each["fingerprint"],
-                    saved["folder"],
-                    saved["versions"],
-                )
-            )
-            for each in saved["data"]
-        ]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is invalid: {error}; restore it from a copy, or train the run again"
-        ) from error
-
-
-def _check_types(saved: SavedData) -> SavedData:
-    spec, fingerprint, folder, versions = saved
-    texts = [fingerprint, folder, *versions.keys(), *versions.values()]
-    if not isinstance(spec, DataSpec) or not all(isinstance(text, str) for text in texts):
-        raise TypeError("fields must be a DataSpec and texts")
-    _check_sizes(spec)
-    return saved
-
-
-def write_intervals(folder: Path, half_widths: np.ndarray | None) -> None:
-    """Writes half of the widths of the intervals of a point forecast, `[horizon * K]`; see `Run`.
-
-    Writes nothing for None.
-    """
-    if half_widths is not None:
-        config.write_json({"half_widths": half_widths.tolist()}, folder / INTERVALS_FILE)
-
-
-def read_intervals(folder: Path, spec: DataSpec) -> np.ndarray | None:
-    """Reads what `write_intervals` wrote; None if there is no such file.
-
-    Raises:
-      ValueError: the file is invalid.
-    """
-    path, forecast = folder / INTERVALS_FILE, spec.forecast
-    if forecast is None or not path.is_file():
-        return None
-    expected = forecast.horizon * len(forecast.targets)
-    try:
-        widths = files.read_json(path, MAX_DATA_BYTES)["half_widths"]
-        valid = isinstance(widths, list) and all(checks.is_number(width) for width in widths)
-        if not valid or len(widths) != expected or min(widths) < 0 or not np.isfinite(widths).all():
-            raise ValueError(f"half_widths must be {expected} finite numbers of at least 0")
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{path} is invalid: {error}; write it again with jrnn train --resume"
-        ) from error
-    return np.array(widths, float)
-
-
-def _check_sizes(spec: DataSpec) -> None:
-    """Raises ValueError unless there is one name and one number of each channel and class."""
-    means = lambda scaler: None if scaler is None else scaler.mean
-    parts = {
-        "class_names": (spec.class_names, spec.output_size),
-        "vocabulary": (spec.vocabulary, spec.output_size),
-        "target_names": (spec.target_names, spec.output_size),
-        "baseline_outputs": (spec.baseline_outputs, spec.output_size),
-        "target_scaler": (means(spec.target_scaler), spec.output_size),
-        "input_names": (spec.input_names, spec.input_size),
-        "input_scaler": (means(spec.input_scaler), spec.input_size),
-    }
-    for name, (values, size) in parts.items():
-        if values is not None and len(values) != size:
-            raise ValueError(f"{name} must have {size} entries, got {len(values)}")
-
-
-def check_data(folder: Path, loaded: Sequence[Data]) -> None:
-    """Raises ValueError if the data have changed since the run was created."""
-    if [saved.fingerprint for saved in read_data(folder)] != [d.fingerprint for d in loaded]:
-        raise ValueError(
-            f"{folder}: the data of this run have changed; restore the original data, or start a "
-            "new run"
-        )
-
-
-def find_task(task: Task, folder: str) -> Task:
-    """Returns a task whose relative path is found in the present folder, or else in another one.
-
-    Args:
-      task: the task of a run.
-      folder: the folder in which the run was started.
-    """
-    path = getattr(task, "path", None)
-    if not isinstance(path, str) or Path(path).expanduser().exists():
-        return task
-    other = Path(folder, path)
-    return replace(task, **{"path": str(other)}) if other.exists() else task
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +104,7 @@ class Run:
             raise FileNotFoundError(
                 f"{path} does not exist, since the run has not ended; resume it"
             )
-        return check_summary(path, files.read_json(path, MAX_DATA_BYTES))
+        return check_summary(path, files.read_json(path, MAX_BYTES))
 
     @property
     def has_data(self) -> bool:

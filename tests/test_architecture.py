@@ -47,6 +47,7 @@ LEVELS: list[set[str]] = [
     {"train"},
     {"sweep", "serialize"},
     {"config"},
+    {"run_data"},
     {"run_folder"},
     {"report"},
     {"bench"},

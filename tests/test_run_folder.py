@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jrnn
-from jrnn import run_folder
+from jrnn import run_data
 from jrnn.cli.main import main
 from jrnn.tasks.task import RawExamples
 
@@ -209,8 +209,8 @@ def test_lines_of_standard_input_are_predicted(runs, data, monkeypatch, capsys):
 def test_data_are_found_in_the_folder_of_the_training(tmp_path, monkeypatch):
     (tmp_path / "mine.csv").write_text("a\n")
     task = jrnn.tasks.Table("mine.csv")
-    found: Any = run_folder.find_task(task, str(tmp_path))
+    found: Any = run_data.find_task(task, str(tmp_path))
     assert found.path == str(tmp_path / "mine.csv")
     monkeypatch.chdir(tmp_path)
-    assert run_folder.find_task(task, "elsewhere") is task
-    assert run_folder.find_task(jrnn.tasks.Adding(), "elsewhere") == jrnn.tasks.Adding()
+    assert run_data.find_task(task, "elsewhere") is task
+    assert run_data.find_task(jrnn.tasks.Adding(), "elsewhere") == jrnn.tasks.Adding()

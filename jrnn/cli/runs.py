@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from jrnn import config, files, run_folder, tasks
+from jrnn import config, files, run_data, run_folder, tasks
 from jrnn.cli import forecasts, inference
 from jrnn.distributed import Launcher, ProcessGroup, init_process_group
 from jrnn.tasks.task import Data, Task
@@ -104,7 +104,7 @@ def _train(args: list[str], group: ProcessGroup) -> None:
         group.broadcast("folder", str(new_folder(experiment)) if group.is_first else None)
     )
     if group.is_first:
-        run_folder.write_data(folder, [data])
+        run_data.write_data(folder, [data])
         # Written last, since a folder with this file is a run.
         config.save(experiment, spec, folder / "config.json")
         stdout.print(escape(f"run folder: {folder}"), soft_wrap=True)
@@ -254,7 +254,7 @@ def _score_forecast(
     """Writes the intervals of a forecast to the folder of the run; returns its test scores."""
     apply = lambda examples: predict(result.model, examples)
     widths = fit_half_widths(_find_task(experiment, folder), data, apply)
-    run_folder.write_intervals(folder, widths)
+    run_data.write_intervals(folder, widths)
     baselines = None if data.baselines is None else data.baselines("test")
     steps = None if widths is None else widths[: data.output_size]
     return score(data.spec, data.test, apply(data.test), baselines, steps)
@@ -262,7 +262,7 @@ def _score_forecast(
 
 def _find_task(experiment: Experiment, folder: Path) -> Task:
     """Returns the task of a run, whose file may be relative to the folder where it was started."""
-    return run_folder.find_task(experiment.task, run_folder.read_data(folder)[0].folder)
+    return run_data.find_task(experiment.task, run_data.read_data(folder)[0].folder)
 
 
 def _print_forecast_scores(

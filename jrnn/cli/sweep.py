@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.markup import escape
 
-from jrnn import checks, config, files, run_folder
+from jrnn import checks, config, files, run_data
 from jrnn.cli.runs import (
     explaining_write_errors,
     new_folder,
@@ -149,7 +149,7 @@ def sweep_command(args: list[str]) -> None:
     # Connects before the folder is created, so that a failure leaves no folder.
     with options.cluster.connect() as train_trials:
         folder = new_folder(experiments[0], "sweep-")
-        run_folder.write_data(folder, [*loaded.values()])
+        run_data.write_data(folder, [*loaded.values()])
         saved_options = {k: v for k, v in asdict(options).items() if k != "cluster"}
         content = {
             "spec": spec,
@@ -190,12 +190,12 @@ def _resume(args: list[str]) -> None:
         trust=trust,
         max_bytes=config.MAX_SWEEP_BYTES,
     )
-    started_in = run_folder.read_data(folder)[0].folder
+    started_in = run_data.read_data(folder)[0].folder
     loaded = {
-        task: load_task(run_folder.find_task(task, started_in))
+        task: load_task(run_data.find_task(task, started_in))
         for task in dict.fromkeys(trial.experiment.task for trial in trials)
     }
-    run_folder.check_data(folder, [*loaded.values()])
+    run_data.check_data(folder, [*loaded.values()])
     with cluster.connect() as train_trials:
         _train(trials, loaded, spec, options, folder, train_trials, resume=True)
 
@@ -284,8 +284,8 @@ def _report_best(
 ) -> None:
     """Writes one of the best trials as a run; prints the result of the best one."""
     folder = best_folder(sweep_folder, rank)
-    started_in = run_folder.read_data(sweep_folder)[0].folder
-    run_folder.write_data(folder, [data], started_in)
+    started_in = run_data.read_data(sweep_folder)[0].folder
+    run_data.write_data(folder, [data], started_in)
     source = (sweep_folder / SWEEP_FILE).with_suffix(".py")
     config.save(experiment, spec, folder / "config.json", source)
     result = restore(experiment, data, folder)

@@ -11,6 +11,7 @@ from jrnn.report.page import Page, element, grid, table
 from jrnn.report.settings import Setting, find_differences
 from jrnn.run_folder import Run
 from jrnn.tasks.task import DataSpec
+from jrnn.train.run.metrics_logger import read_column
 from jrnn.train.run.summary import loss_label, metric_label
 from jrnn.train.step.loss import HIGHER_IS_BETTER
 
@@ -195,7 +196,7 @@ def overlay(
     is_many = len(entries) > 8
     series = []
     for index, entry in enumerate(entries):
-        steps, values = curves.read_column(entry.metrics, split, column)
+        steps, values = read_column(entry.metrics, split, column)
         if not steps:
             continue
         xs, ys = np.asarray(steps), np.asarray(values)

@@ -4,17 +4,12 @@ from typing import Any, NamedTuple
 
 from jrnn.report.charts import Mark, Series, Spec, lines
 from jrnn.tasks.task import DataSpec
+from jrnn.train.run.metrics_logger import read_column
 from jrnn.train.run.summary import loss_label, metric_label
 from jrnn.train.step.loss import HIGHER_IS_BETTER
 
 Lines = list[dict[str, Any]]
 """The lines of `metrics.jsonl`."""
-
-
-def read_column(metrics: Lines, split: str, name: str) -> tuple[list[int], list[float]]:
-    """Returns the steps and the values of a metric; lines without it are left out."""
-    chosen = [line for line in metrics if line["split"] == split and name in line]
-    return [line["step"] for line in chosen], [line[name] for line in chosen]
 
 
 class Best(NamedTuple):

@@ -1,18 +1,14 @@
-"""What a network predicts for the examples of a split: errors, worst examples and forecasts."""
+"""Tables and figures of the predictions for a split: errors, worst examples and forecasts."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from jrnn.report.charts import Band, Series, heat_map, image, lines
+from jrnn.report.evaluation import Evaluation
 from jrnn.report.page import Child, Element, Page, element, grid, panels, shade, table
-from jrnn.tasks.conversion import Predictions, decode_outputs, decode_truth
 from jrnn.tasks.forecast import Forecast, current_values
-from jrnn.tasks.task import Data, DataSpec, Split
-from jrnn.train.data.sampler import take
-from jrnn.train.scores import item_losses, score, scored_items
-from jrnn.train.step.evaluate import predict
 
 MAX_CLASSES = 30
 """Maximum number of classes of a confusion matrix; for more, the most frequent errors are shown."""
@@ -28,99 +24,6 @@ MAX_SCATTER = 1000
 """Maximum number of examples of a scatter plot."""
 PLAIN_NAME = 30
 """Maximum length of the name of a class in a confusion matrix."""
-
-
-class Evaluation(NamedTuple):
-    """The predictions of a network for the N examples of a split.
-
-    Attributes:
-      spec: the properties of the data.
-      name: the name of the split.
-      examples: the split.
-      predictions: the predictions, with the outputs.
-      losses: `[N]` or `[N, T]`, the loss of each item.
-      mask: which items are scored, of the same shape.
-      scores: from `jrnn.train.scores.score`.
-      image: the function `Data.image`, or None.
-    """
-
-    spec: DataSpec
-    name: str
-    examples: Split
-    predictions: Predictions
-    losses: np.ndarray
-    mask: np.ndarray
-    scores: dict[str, Any]
-    image: Callable[[np.ndarray], np.ndarray] | None = None
-
-    @property
-    def example_losses(self) -> np.ndarray:
-        """The mean loss of each example over its scored items, `[N]`; 0 if it has none."""
-        if self.losses.ndim == 1:
-            return self.losses
-        sums = np.where(self.mask, self.losses, 0).sum(axis=1)
-        return sums / np.maximum(self.mask.sum(axis=1), 1)
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """The names of the classes, by id."""
-        spec = self.spec
-        return spec.class_names or spec.vocabulary or [str(k) for k in range(spec.output_size)]
-
-    @property
-    def target_names(self) -> Sequence[str]:
-        """The names of the channels of real-valued targets."""
-        return self.spec.target_names or [f"target {k}" for k in range(self.spec.output_size)]
-
-    @property
-    def truth(self) -> np.ndarray:
-        """The targets, in original units if they are values."""
-        if self.spec.has_classes:
-            return self.examples.ys
-        return decode_truth(self.spec, self.examples.ys, self.examples.xs)
-
-    def rank(self, count: int) -> list[int]:
-        """Returns the examples with the highest losses, the worst first."""
-        return np.argsort(-self.example_losses, kind="stable")[:count].tolist()
-
-    def choose(self) -> dict[str, int]:
-        """Returns the examples with the highest, the median and the lowest loss."""
-        order = np.argsort(-self.example_losses, kind="stable")
-        chosen = {"highest loss": 0, "median loss": len(order) // 2, "lowest loss": -1}
-        found = {name: int(order[position]) for name, position in chosen.items()}
-        return {
-            name: k
-            for name, k in found.items()
-            if [*found.values()].index(k) == [*found].index(name)
-        }
-
-
-def evaluate(
-    model: Any, data: Data, name: str, half_widths: np.ndarray | None = None
-) -> Evaluation:
-    """Predicts for all examples of a split, and scores the predictions.
-
-    Args:
-      model: the network, in evaluation mode.
-      data: the data.
-      name: name of the split.
-      half_widths: `Run.step_half_widths`, for the intervals of a point forecast.
-    """
-    examples: Split = getattr(data, name)
-    outputs = predict(model, examples)
-    steps = examples.xs.shape[1]
-    lengths = np.full(len(outputs), steps) if examples.lengths is None else examples.lengths
-    baselines = None if data.baselines is None else data.baselines(name)
-    return Evaluation(
-        data.spec,
-        name,
-        examples,
-        decode_outputs(data.spec, outputs, np.asarray(lengths), examples.xs, half_widths),
-        item_losses(data.spec, examples.ys, outputs),
-        scored_items(data.spec, examples),
-        score(data.spec, examples, outputs, baselines, half_widths),
-        data.image,
-    )
 
 
 def class_tables(evaluation: Evaluation) -> list[Child]:
@@ -409,11 +312,3 @@ def forecast_figure(
     series = [Series("true", times, truth, 0), Series("predicted", times, values, 1, 1)]
     xlabel = xlabel or ("time step" if x is None else "time")
     return page.chart(name, lines(xlabel, f"{name} (original units)", series, bands=bands))
-
-
-def chosen_examples(evaluation: Evaluation) -> tuple[list[str], Split]:
-    """Returns a title and the arrays of the examples with the highest, median and lowest loss."""
-    chosen = evaluation.choose()
-    losses = evaluation.example_losses
-    titles = [f"example {k}, {name}: {losses[k]:.4g}" for name, k in chosen.items()]
-    return titles, take(evaluation.examples, np.array([*chosen.values()]))

@@ -86,6 +86,14 @@
     return span ? text.slice(5, 16).replace("T", " ") : text.slice(0, 19).replace("T", " ");
   }
 
+  // Puts a tooltip beside x, in pixels of the canvas, on the side that has more room.
+  function placeTip(tip, root, canvas, x, top) {
+    const isRight = x > canvas.clientWidth / 2;
+    tip.style.left = isRight ? "" : `${x + 12}px`;
+    tip.style.right = isRight ? `${root.clientWidth - x + 12}px` : "";
+    tip.style.top = `${canvas.offsetTop + top}px`;
+  }
+
   // Line charts
 
   function lineChart(root, spec) {
@@ -317,11 +325,7 @@
       }
       tip.textContent = lines.join("\n");
       tip.hidden = false;
-      const scale = canvas.clientWidth / scales.width, at = sx(x) * scale;
-      const isRight = at > canvas.clientWidth / 2;
-      tip.style.left = isRight ? "" : `${at + 12}px`;
-      tip.style.right = isRight ? `${root.clientWidth - at + 12}px` : "";
-      tip.style.top = `${canvas.offsetTop + 8}px`;
+      placeTip(tip, root, canvas, (sx(x) * canvas.clientWidth) / scales.width, 8);
     }
 
     function point(event) {
@@ -565,10 +569,7 @@
       tip.hidden = run === null;
       if (run === null) return;
       tip.textContent = describe(run);
-      const isRight = x > canvas.clientWidth / 2;
-      tip.style.left = isRight ? "" : `${x + 12}px`;
-      tip.style.right = isRight ? `${root.clientWidth - x + 12}px` : "";
-      tip.style.top = `${canvas.offsetTop + 36}px`;
+      placeTip(tip, root, canvas, x, 36);
     }
     function point(event) {
       const r = canvas.getBoundingClientRect(), s = layout.width / r.width;

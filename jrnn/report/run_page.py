@@ -8,12 +8,10 @@ import numpy as np
 
 from jrnn.nn import SequenceToSequence, generate
 from jrnn.report import curves
+from jrnn.report.evaluation import Evaluation, chosen_examples, evaluate
 from jrnn.report.examples import (
-    Evaluation,
-    chosen_examples,
     class_tables,
     draw_inputs,
-    evaluate,
     target_tables,
     value_scatter,
     worst_examples,

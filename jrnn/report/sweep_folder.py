@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from jrnn import config, files, run_folder
+from jrnn import config, files, run_data, run_folder
 from jrnn.report import curves
 from jrnn.report.compare_page import Entry, to_numbers
 from jrnn.sweep.sweep import trial_folder
@@ -37,7 +37,7 @@ def read_sweep(folder: Path, *, trust: bool = False) -> tuple[list[Entry], DataS
     """
     if not trust:
         files.check_tree(folder)
-    spec = run_folder.read_data(folder)[0].spec
+    spec = run_data.read_data(folder)[0].spec
     values = config.read_saved(
         folder / SWEEP_FILE, _decode_values, max_bytes=config.MAX_SWEEP_BYTES
     )

@@ -14,9 +14,9 @@ from jrnn.report.compare_page import Entry, make_comparison, make_rows, overlay,
 from jrnn.report.settings import find_differences
 from jrnn.tasks import Adding
 from jrnn.train import Experiment, Network, Optimizer
+from tests.cli.test_hostile_runs import run_and_fail
 from tests.report.conftest import FOLDER, SCRIPT
 from tests.report.helpers import assert_self_contained
-from tests.report.test_run_report import run_and_fail
 
 
 def test_differences_are_the_settings_that_differ():

@@ -10,7 +10,8 @@ from flax import nnx
 
 import jrnn
 from jrnn.cli.main import main
-from jrnn.report.examples import Evaluation, class_tables, evaluate, worst_examples
+from jrnn.report.evaluation import Evaluation, evaluate
+from jrnn.report.examples import class_tables, worst_examples
 from jrnn.report.gates import MAX_STEPS, capture_traces, gate_figures
 from jrnn.report.page import Page, grid
 from jrnn.report.run_page import make_run_report
@@ -21,6 +22,7 @@ from jrnn.train.scores import score
 from jrnn.train.step.evaluate import make_evaluate
 from jrnn.train.step.loss import Objective
 from jrnn.train.step.state import Weights
+from tests.cli.test_hostile_runs import run_and_fail
 from tests.report.conftest import FOLDER, SCRIPT
 from tests.report.helpers import assert_self_contained
 from tests.report.test_page import decode_levels
@@ -226,16 +228,6 @@ def test_unfinished_run_has_a_report(in_folder, tmp_path):
     text = assert_self_contained(html).text()
     assert "not finished" in text and "has no evaluated network yet" in text
     assert "Learning curves" not in text and "Settings" in text
-
-
-def run_and_fail(args, capsys):
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_info:
-        main(args)
-    assert exit_info.value.code == 2
-    line = capsys.readouterr().err
-    assert line.startswith("jrnn: ") and line.count("\n") == 1
-    return line
 
 
 def test_invalid_arguments_of_report_are_refused(in_folder, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -87,18 +88,8 @@ class MetricsFile:
                 os.truncate(self._path, size)
 
     def read(self, split: str, name: str) -> tuple[list[int], list[float]]:
-        """Returns the steps and values of one metric, for plotting.
-
-        Args:
-          split: "train" or "validation".
-          name: "loss", "metric" or, for the training split, "grad_norm" or "update_norm".
-
-        Raises:
-          OSError: the file cannot be read.
-          ValueError: a line is not as `write` writes it.
-        """
-        lines = [line for line in self.read_lines() if line["split"] == split]
-        return [line["step"] for line in lines], [line[name] for line in lines]
+        """Reads the steps and the values of one metric; see `read_column` and `read_lines`."""
+        return read_column(self.read_lines(), split, name)
 
     def read_lines(self) -> list[dict[str, Any]]:
         """Returns all lines: the step, the split, the loss, the metric and other numbers.
@@ -125,6 +116,20 @@ def _check_line(line: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(line["split"], str) or not {"loss", "metric"} <= numbers.keys():
         raise ValueError("it must have step, split, loss and metric")
     return {"step": int(line["step"]), "split": line["split"], **numbers}
+
+
+def read_column(
+    lines: Sequence[dict[str, Any]], split: str, name: str
+) -> tuple[list[int], list[float]]:
+    """Returns the steps and the values of a metric, without lines that do not have it.
+
+    Args:
+      lines: the lines of a `MetricsFile`.
+      split: "train" or "validation".
+      name: "loss", "metric" or, for the training split, "grad_norm" or "update_norm".
+    """
+    chosen = [line for line in lines if line["split"] == split and name in line]
+    return [line["step"] for line in chosen], [line[name] for line in chosen]
 
 
 class MetricsLogger:

@@ -25,7 +25,7 @@ from jrnn.train.config.experiment import Experiment
 from jrnn.train.data.sampler import take
 from jrnn.train.fit import FitResult
 from jrnn.train.run.forecast_figure import draw_forecasts
-from jrnn.train.run.metrics_logger import MetricsFile
+from jrnn.train.run.metrics_logger import MetricsFile, read_column
 from jrnn.train.run.progress import METRIC_NAMES
 from jrnn.train.scores import scored_items
 from jrnn.train.step.evaluate import predict
@@ -224,7 +224,7 @@ def save_figure(
         panels: Any = figure.subfigures(2, 1, height_ratios=(3, 2))
         curves, examples = panels
         left, right = curves.subplots(1, 2)
-        _draw_curves(left, right, data, result, MetricsFile(folder / "metrics.jsonl"))
+        _draw_curves(left, right, data, result, MetricsFile(folder / "metrics.jsonl").read_lines())
         draw = by_target[data.target] if data.forecast is None else draw_forecasts
         draw(examples, data, result)
         with atomic_path(path) as partial:
@@ -232,8 +232,9 @@ def save_figure(
     return path
 
 
-def _draw_curves(left, right, data: Data, result: FitResult, metrics: MetricsFile) -> None:
-    training, validation = (metrics.read(split, "loss") for split in ("train", "validation"))
+def _draw_curves(left, right, data: Data, result: FitResult, metrics: list[dict[str, Any]]) -> None:
+    splits = ("train", "validation")
+    training, validation = (read_column(metrics, split, "loss") for split in splits)
     left.plot(*training, label="training", ls="--")
     left.plot(*validation, label="validation", marker=".")
     # Losses of targets without variance may all be 0, and log-likelihoods may have any sign.
@@ -241,8 +242,8 @@ def _draw_curves(left, right, data: Data, result: FitResult, metrics: MetricsFil
     if min(losses, default=0) >= 0 and max(losses, default=0) > 0:
         set_log_scale(left)
     left.set(xlabel="training step", ylabel=_wrap_label(loss_label(data)))
-    right.plot(*metrics.read("train", "metric"), ls="--")
-    right.plot(*metrics.read("validation", "metric"), marker=".")
+    right.plot(*read_column(metrics, "train", "metric"), ls="--")
+    right.plot(*read_column(metrics, "validation", "metric"), marker=".")
     baseline = escape_math(shorten(data.baseline[0], 30))
     right.axhline(data.baseline[1], color="0.4", ls=":", label=baseline)
     test = result.test["metric"]
