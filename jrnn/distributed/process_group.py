@@ -6,23 +6,20 @@ carries the values, and its heartbeats show which processes are alive.
 
 import atexit
 import contextlib
-import ctypes
 import json
 import os
 import re
-import signal
-import socket
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any, NoReturn
 
 import jax
 
 from jrnn import signals
+from jrnn.distributed import service
 from jrnn.distributed.launcher import Launcher
 from jrnn.messages import format_message
 
@@ -62,7 +59,7 @@ class ProcessGroup:
           count: number of processes.
         """
         self.index, self.count, self.resume_command = index, count, ""
-        self._client: Any = _service_client() if count > 1 else None
+        self._client: Any = service.find_client() if count > 1 else None
         self._calls, self._alive, self._exit_code = 0, count, 1
         self._loss_lock = threading.Lock()
         self._failed, self._closing, self._alone = (threading.Event() for _ in range(3))
@@ -314,17 +311,17 @@ def init_process_group(
     if launcher is None or launcher.num_processes == 1:
         yield ProcessGroup()
         return
-    _connect(launcher, timeout)
+    service.connect(launcher, timeout, HEARTBEAT_TIMEOUT)
     group = ProcessGroup(launcher.process_id, launcher.num_processes)
     _active_groups.append(group)
-    _on_abort(group._handle_abort)
+    service.on_abort(group._handle_abort)
     try:
         group._check_same("number of processes", str(launcher.num_processes))
         for name in ("jrnn", "jax"):
             group._check_same(f"version of {name}", version(name))
         yield group
         group._close()
-        _on_abort(None)
+        service.on_abort(None)
         _active_groups.remove(group)
     except BaseException as error:
         error.add_note(f"(process {group.index} of {group.count})")
@@ -340,85 +337,3 @@ def exit_process(code: int) -> NoReturn:
     for group in _active_groups:
         group._exit(code)
     sys.exit(code)
-
-
-def _service_client() -> Any:
-    """Returns the client of the coordination service, which has no public interface in JAX."""
-    # A change of this private module of JAX must only affect runs with several processes.
-    from jax._src.distributed import global_state
-
-    return global_state.client
-
-
-def _connect(launcher: Launcher, timeout: float) -> None:
-    """Calls `jax.distributed.initialize`; hides the log of its C++ code, a stack trace."""
-    address = f"[{launcher.host}]" if ":" in launcher.host else launcher.host
-    address = f"{address}:{launcher.port}"
-    if launcher.process_id == 0:
-        _check_port(launcher.host, launcher.port)
-    jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM
-    jax.config.update("jax_enable_recoverability", True)  # else a loss aborts all other processes
-    with tempfile.TemporaryFile() as log, _redirected_stderr(log.fileno()) as stderr:
-
-        def report() -> NoReturn:
-            message = (
-                f"jrnn: processes: process {launcher.process_id} of {launcher.num_processes} could "
-                f"not join the others at {address} in {timeout:.0f} s; start the missing processes "
-                "with the same --coordinator-address, each with its own --process-id\n"
-            )
-            os.write(stderr, message.encode())
-            os._exit(2)
-
-        _on_abort(report)
-        jax.distributed.initialize(
-            address,
-            launcher.num_processes,
-            launcher.process_id,
-            launcher.local_device_id,
-            cluster_detection_method="deactivate",
-            initialization_timeout=max(1, round(timeout)),
-            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
-            coordinator_bind_address=address,
-        )
-
-
-def _check_port(host: str, port: int) -> None:
-    """Raises OSError if process 0 cannot listen; JAX would end with a segmentation fault."""
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.create_server(address[:2], family=family):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"processes: process 0 cannot listen at {host}, port {port}: {error.strerror}; set an "
-            "address of its machine and a free port in --coordinator-address"
-        ) from error
-
-
-@contextlib.contextmanager
-def _redirected_stderr(target: int) -> Iterator[int]:
-    """Redirects what this process writes to stderr; yields a descriptor of the original."""
-    sys.stderr.flush()
-    original = os.dup(2)
-    os.dup2(target, 2)
-    try:
-        yield original
-    finally:
-        os.dup2(original, 2)
-        os.close(original)
-
-
-_abort_handlers: list[Any] = []  # keeps the callback alive, which C code calls
-
-
-def _on_abort(report: Callable[[], None] | None) -> None:
-    """Calls a function that exits when C++ code aborts this process; None aborts as usual.
-
-    JAX aborts a process that cannot join the others or that has lost process 0 (openxla/xla#38624),
-    and its callback `missed_heartbeat_callback` fails in C++ (std::bad_cast). A handler of
-    `signal.signal` would never run, since the aborting thread does not return to Python.
-    """
-    handler_type = ctypes.CFUNCTYPE(None, ctypes.c_int)
-    handler = handler_type(lambda _: report()) if report else handler_type(int(signal.SIG_DFL))
-    _abort_handlers[:] = [handler]
-    ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
