@@ -197,7 +197,7 @@ def train(cell: jrnn.Cell, engine: jrnn.Newton, data: Any, steps: int) -> dict[s
 
 
 def draw(result: dict[str, Any]) -> Any:
-    """Draws time and memory over the sequence length, and the learning curves."""
+    """Draws time and memory over the sequence length, and iterations and loss in training."""
     figure = new_figure(14, 8)
     (times, memory), (counts, losses) = figure.subplots(2, 2)
     for number, name in enumerate(dict.fromkeys(row["cell"] for row in result["growth"])):

@@ -125,17 +125,17 @@ def test_sample_does_not_escape_text_that_is_not_printed_on_a_terminal(capsys):
     assert capsys.readouterr().out.startswith(prompt)
 
 
+def run_jrnn(args, stdout):
+    """Runs a command in a process of its own, which writes to `stdout`."""
+    command = [sys.executable, "-m", "jrnn", *args]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=120)
+
+
 @pytest.mark.parametrize("args", [["ls", "cells", "--markdown"], ["eval", "--help"], ["--help"]])
 def test_closed_pipe_ends_the_command_without_a_message(args):
     reader, writer = os.pipe()
     os.close(reader)
-    process = subprocess.run(
-        [sys.executable, "-m", "jrnn", *args],
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=120,
-    )
+    process = run_jrnn(args, writer)
     os.close(writer)
     assert process.returncode == 128 + signal.SIGPIPE and process.stderr == ""
 
@@ -144,13 +144,7 @@ def test_closed_pipe_ends_the_command_without_a_message(args):
 @pytest.mark.parametrize("args", [["--version"], ["ls", "tasks"]])
 def test_output_on_a_full_disk_exits_with_code_1(args):
     with open("/dev/full", "w") as full:
-        process = subprocess.run(
-            [sys.executable, "-m", "jrnn", *args],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=120,
-        )
+        process = run_jrnn(args, full)
     error = "jrnn: standard output cannot be written: No space left on device; free disk space\n"
     assert process.returncode == 1 and process.stderr == error
 
