@@ -168,6 +168,15 @@ def instance(owner: str, name: str, value: Any, cls: type) -> None:
         raise TypeError(f"{owner}: {name} must be a {cls.__name__}, got {describe(value)}")
 
 
+def texts(owner: str, name: str, value: Any) -> None:
+    """Raises TypeError unless the value is a tuple of non-empty strings."""
+    if not isinstance(value, tuple) or not all(isinstance(v, str) and v for v in value):
+        raise TypeError(
+            f"{owner}: {name} must be a tuple of non-empty strings, such as ('body',), got "
+            f"{describe(value)}"
+        )
+
+
 def increasing_ints(owner: str, name: str, values: Any) -> None:
     """Raises ValueError unless `values` is a tuple of strictly increasing positive ints."""
     ints = isinstance(values, tuple) and all(type(value) is int for value in values)

@@ -24,6 +24,7 @@ import tyro
 from jrnn import checks, files, messages, serialize, terminal
 from jrnn.cell import Cell
 from jrnn.cells import REGISTRY as CELLS
+from jrnn.dataclass_tree import walk
 from jrnn.serialize import decode as decode
 from jrnn.serialize import encode as encode
 from jrnn.train.config.experiment import Experiment
@@ -37,6 +38,17 @@ MAX_BYTES = 2**20
 """Maximum size of the JSON file of a run, in bytes."""
 MAX_SWEEP_BYTES = 2**28
 """Maximum size of the JSON file of a sweep, which has a config per trial, in bytes."""
+_FLAG_SYNONYMS = {
+    "lr": "learning-rate",
+    "wd": "weight-decay",
+    "hidden": "hidden-size",
+    "layers": "num-layers",
+    "epochs": "steps",
+    "batch": "batch-size",
+    "clip": "clip-norm",
+    "ema": "ema-decay",
+}
+"""Last parts of flags that users of other libraries try, and what they are called in jrnn."""
 _INCOMPATIBLE = "the file was edited, or written by another version of jrnn or of a class in it"
 
 
@@ -129,7 +141,7 @@ class ConfigFile:
             if not equals or not key:
                 raise ConfigError(
                     f"{spec}: arguments after the colon must have the form name=value,..., got "
-                    f"{pair!r}"
+                    f"{pair!r}; set a value with a comma by a flag, such as --task.path 'a,b.npz'"
                 )
             arguments[key] = value
         return cls(path, arguments)
@@ -179,15 +191,37 @@ class ConfigFile:
                 f"{self.path}: get_config must return a jrnn.train.Experiment, got {experiment!r}"
             )
         assignments = ",".join(f"{name}={value}" for name, value in arguments.items())
-        experiment = _parse_flags(
-            Experiment,
-            flags,
-            default=experiment,
-            prog=f"jrnn train {self.path}{assignments and ':'}{assignments}",
-            config=(tyro.conf.AvoidSubcommands,),
-        )
+        try:
+            experiment = _parse_flags(
+                Experiment,
+                flags,
+                default=experiment,
+                prog=f"jrnn train {self.path}{assignments and ':'}{assignments}",
+                config=(tyro.conf.AvoidSubcommands,),
+            )
+        except ConfigError as error:
+            if hint := self._hint(flags, experiment):
+                raise ConfigError(f"{self.path}: {hint}") from error
+            raise
         serialize.check_numbers("Experiment", experiment)
         return experiment
+
+    def _hint(self, flags: Sequence[str], experiment: Experiment) -> str:
+        """Returns what to write instead of the first unknown flag; "" if nothing is similar."""
+        known = ["--" + path.replace("_", "-") for path, _ in walk(experiment) if path]
+        for flag in flags:
+            name, equals, value = flag.partition("=")
+            if equals and name in self.argument_names:
+                colon = f"{self.path}:{name}={value}"
+                return f"an argument of the config must follow a colon, got {flag!r}; write {colon}"
+            if not flag.startswith("--") or name in (*known, "--help"):
+                continue
+            last = name.removeprefix("--").rpartition(".")[2]
+            last = _FLAG_SYNONYMS.get(last, last)
+            by_last = {path.removeprefix("--").rpartition(".")[2]: path for path in known}
+            if last in by_last:
+                return f"there is no flag {name}; did you mean {by_last[last]!r}?"
+        return ""
 
     def _get_config(self) -> Callable[..., Any]:
         get_config: Any = getattr(_import(self.path), "get_config", None)

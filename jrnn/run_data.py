@@ -148,8 +148,9 @@ def check_data(folder: Path, loaded: Sequence[Data]) -> None:
     """Raises ValueError if the data have changed since the run was created."""
     if [saved.fingerprint for saved in read_data(folder)] != [d.fingerprint for d in loaded]:
         raise ValueError(
-            f"{folder}: the data of this run have changed; restore the original data, or start a "
-            "new run"
+            f"{folder}: the data of this run have changed; new rows are new data too. Restore the "
+            "original data, or train its network on the new data in a new run: jrnn train CONFIG "
+            f"--init-from {folder}"
         )
 
 

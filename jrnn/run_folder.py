@@ -120,7 +120,7 @@ class Run:
           ValueError: the data have changed.
         """
         task = find_task(self.config.task, self.data.folder)
-        data = tasks.load(task)
+        data = tasks.load(task, self.data.spec if self.config.keep_encoding else None)
         check_data(self.folder, [data])
         return data
 
@@ -217,6 +217,18 @@ class Run:
         if self.half_widths is None or forecast is None:
             return None
         return self.half_widths[: forecast.num_targets]
+
+    def write_steps(self, steps: int) -> None:
+        """Writes another number of training steps to the config of the run.
+
+        Raises:
+          OSError, ValueError: the config cannot be read.
+          WriteError: it cannot be written.
+        """
+        path = self.folder / CONFIG_FILE
+        saved = files.read_json(path, config.MAX_BYTES)
+        saved["experiment"]["steps"] = steps
+        config.write_json(saved, path)
 
     def read(self, path: str | Path) -> RawExamples:
         """Reads examples from a file; see `Task.read`."""

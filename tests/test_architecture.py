@@ -67,6 +67,8 @@ LIBRARIES = {
     "grain": {"train"},
     "rich": {"train", "sweep", "bench", "cli", "terminal"},
     "scipy": {"train"},
+    "tensorboardX": {"train"},
+    "wandb": {"train"},
     "typeguard": {"serialize", "train"},
     "tyro": {"config", "bench", "cli", "terminal"},
     "chex": {"testing"},
@@ -84,6 +86,8 @@ INSIDE_FUNCTIONS = {
     "keras",
     "haiku",
     "ray",
+    "tensorboardX",
+    "wandb",
 }
 # Each file of this folder imports the library that it is named after. The files themselves are
 # imported inside functions.

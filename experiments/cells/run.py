@@ -364,7 +364,7 @@ class CellTrainer:
             )
             with contextlib.closing(trainer):
                 trainer.begin()
-                trainer.fit(signals, Progress(self.options.steps, plan.metric, enabled=False))
+                trainer.fit(signals, Progress(self.options.steps, plan.metric, mode="none"))
                 results = [trainer.evaluate(split) for split in splits]
         return [
             [None if index in trainer.stopped else finite_metric(each[index]) for each in results]

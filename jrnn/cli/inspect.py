@@ -1,6 +1,7 @@
 """The commands `jrnn ls` and `jrnn validate`."""
 
 import ast
+import contextlib
 import inspect
 import re
 import sys
@@ -11,7 +12,7 @@ import jax
 from rich.markup import escape
 from rich.table import Table
 
-from jrnn import checks, config, structure
+from jrnn import checks, config, files, run_folder, structure
 from jrnn.cell import Cell
 from jrnn.cells import REGISTRY as CELLS
 from jrnn.engines import REGISTRY as ENGINES
@@ -19,18 +20,28 @@ from jrnn.layers import REGISTRY as LAYERS
 from jrnn.messages import format_message
 from jrnn.tasks import REGISTRY as TASKS
 from jrnn.terminal import Console
+from jrnn.train.run.progress import METRIC_NAMES
+from jrnn.train.run.summary import check_summary
 from jrnn.transforms import REGISTRY as TRANSFORMS
 
+MAX_LINE = 10_000
+"""Maximum width of a table in a pipe or a file, in characters."""
+STEP = re.compile(r"[0-9]{1,10}")
+"""The name of the folder of a checkpoint."""
 HIDDEN_SIZE = 128
 """Input size and hidden size of the cells whose parameters are counted."""
 
 LS_HELP = """\
 usage: jrnn ls cells|transforms|tasks|engines|configs
        jrnn ls cells --markdown
+       jrnn ls runs [FOLDER]
 
 Lists the names of what is available, with one-line descriptions, or for cells with the kind of
 recurrence, the number of parameters and the paper. The transforms include the layers `stack` and
 `bidirectional`. `--markdown` prints the table of cells in the README.
+
+`jrnn ls runs` lists the runs in FOLDER, by default `runs`, with their task, cell, newest step and
+results; "-" means that the run has not ended, or that its config cannot be read.
 """
 VALIDATE_HELP = """\
 usage: jrnn validate CONFIG[:NAME=VALUE,...] ...
@@ -42,7 +53,7 @@ stdout = Console()
 
 
 def ls_command(args: list[str]) -> None:
-    """`jrnn ls cells|transforms|tasks|engines|configs`, or `jrnn ls cells --markdown`."""
+    """`jrnn ls cells|transforms|tasks|engines|configs|runs`, or `jrnn ls cells --markdown`."""
     if args and args[0] in ("-h", "--help"):
         print(LS_HELP, end="")
         return
@@ -56,13 +67,17 @@ def ls_command(args: list[str]) -> None:
         "engines": _make_engines_table,
         "configs": _make_configs_table,
     }
+    if args and args[0] == "runs" and len(args) < 3:
+        print_table(runs_table(Path(args[1] if len(args) == 2 else "runs")))
+        return
     if len(args) != 1:
+        got = " ".join(args) or "none"
         raise ValueError(
-            f"ls: the argument must be one of {', '.join(tables)}, got {' '.join(args) or 'none'}; "
-            "run for example: jrnn ls cells"
+            f"ls: the argument must be one of {', '.join((*tables, 'runs'))}, got {got}; run for "
+            "example: jrnn ls cells"
         )
-    checks.one_of("ls", "the argument", args[0], tables)
-    stdout.print(tables[args[0]]())
+    checks.one_of("ls", "the argument", args[0], (*tables, "runs"))
+    print_table(tables[args[0]]())
 
 
 def validate_command(args: list[str]) -> None:
@@ -96,6 +111,56 @@ def validate_command(args: list[str]) -> None:
             )
     if has_failed:
         sys.exit(2)
+
+
+def print_table(table: Table) -> None:
+    """Prints a table; a pipe or a file gets complete lines."""
+    if stdout.is_terminal:
+        stdout.print(table)
+        return
+    table.expand = False
+    wide = Console(width=MAX_LINE)
+    with wide.capture() as capture:
+        wide.print(table)
+    stdout.file.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
+
+
+def runs_table(folder: Path) -> Table:
+    """Returns the table of the runs in a folder; the config of a stranger is only data.
+
+    Raises:
+      FileNotFoundError: the folder does not exist, or has no runs.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"ls: {checks.describe(str(folder))} must be a folder of runs")
+    runs = sorted(path.parent for path in folder.glob(f"*/{run_folder.CONFIG_FILE}"))
+    if not runs:
+        raise FileNotFoundError(
+            f"ls: {checks.describe(str(folder))} must have runs, got none; jrnn train writes them"
+        )
+    columns = ("run", "task", "cell", "step", "metric", "validation", "test")
+    return _make_table(columns, [_run_row(run) for run in runs])
+
+
+def _run_row(run: Path) -> tuple[str, ...]:
+    """Returns the columns of a run as text."""
+    row = dict.fromkeys(("task", "cell", "steps", "metric", "validation", "test"), "-")
+    with contextlib.suppress(OSError, ValueError):
+        experiment = config.read(run / run_folder.CONFIG_FILE)
+        row["task"] = type(experiment.task).__name__
+        row["cell"] = type(experiment.network.cell).__name__
+        row["steps"] = str(experiment.steps)
+    with contextlib.suppress(OSError, ValueError):
+        result = files.read_json(run / run_folder.RESULT_FILE, run_folder.MAX_DATA_BYTES)
+        check_summary(run, result)
+        row["metric"] = METRIC_NAMES[result["metric"]]
+        row |= {name: f"{result[name]:.4f}" for name in ("validation", "test")}
+    checkpoints = run / "checkpoints"
+    names = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    step = max((int(name) for name in names if STEP.fullmatch(name)), default="-")
+    values = (run, row["task"], row["cell"], f"{step}/{row['steps']}")
+    values = (*values, row["metric"], row["validation"], row["test"])
+    return tuple(escape(checks.shorten(value)) for value in values)
 
 
 def _make_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:

@@ -26,7 +26,8 @@ Trains and compares recurrent networks.
 
 commands:
   jrnn train CONFIG[:NAME=VALUE,...] [--FLAG VALUE ...]   train a network
-  jrnn train --resume RUN [--mesh MESH]                   resume an interrupted run
+  jrnn train CONFIG --init-from RUN [--FLAG VALUE ...]    fine-tune the network of a run
+  jrnn train --resume RUN [--steps N] [--mesh MESH]       resume an interrupted run
   jrnn sweep CONFIG --over NAME=VALUES ...                train many variants of a config
   jrnn sweep --resume SWEEP [--on ray]                    resume an interrupted sweep
   jrnn eval RUN [--data FILE]                             evaluate a run on a split or on a file
@@ -34,7 +35,7 @@ commands:
   jrnn sample RUN [--prompt TEXT]                         sample text from a language model
   jrnn report RUN|SWEEP [--out FILE]                      write a report as an HTML page
   jrnn compare RUN RUN ... [--out FILE]                   compare runs in a table and a page
-  jrnn ls cells|transforms|tasks|engines|configs          list the cells, transforms, ...
+  jrnn ls cells|transforms|tasks|engines|configs|runs     list the cells, transforms, ...
   jrnn validate CONFIG ...                                validate configs without training
   jrnn bench [newton|train] [--FLAG VALUE ...]            benchmark layers, Newton or training
 

@@ -8,7 +8,7 @@ import numpy as np
 from jrnn.tasks.conversion import Predictions, decode_outputs, decode_truth
 from jrnn.tasks.task import Data, DataSpec, Split
 from jrnn.train.data.sampler import take
-from jrnn.train.scores import item_losses, score, scored_items
+from jrnn.train.scores import losses_and_metrics, score, scored_targets
 from jrnn.train.step.evaluate import predict
 
 
@@ -20,8 +20,8 @@ class Evaluation(NamedTuple):
       name: the name of the split.
       examples: the split.
       predictions: the predictions, with the outputs.
-      losses: `[N]` or `[N, T]`, the loss of each item.
-      mask: which items are scored, of the same shape.
+      losses: the loss of each target, of the shape of the targets.
+      mask: which targets are scored, of the same shape.
       scores: from `jrnn.train.scores.score`.
       image: the function `Data.image`, or None.
     """
@@ -37,11 +37,20 @@ class Evaluation(NamedTuple):
 
     @property
     def example_losses(self) -> np.ndarray:
-        """The mean loss of each example over its scored items, `[N]`; 0 if it has none."""
-        if self.losses.ndim == 1:
-            return self.losses
-        sums = np.where(self.mask, self.losses, 0).sum(axis=1)
-        return sums / np.maximum(self.mask.sum(axis=1), 1)
+        """The mean loss of each example over its scored targets, `[N]`; 0 if it has none."""
+        axes = tuple(range(1, self.losses.ndim))
+        sums = np.where(self.mask, self.losses, 0).sum(axis=axes)
+        return sums / np.maximum(self.mask.sum(axis=axes), 1)
+
+    @property
+    def _ranking(self) -> np.ndarray:
+        """The examples that have scored targets, by their losses, the highest first.
+
+        These are all examples if none has scored targets.
+        """
+        has_targets = np.asarray(self.mask.reshape(len(self.mask), -1).any(axis=1))
+        order = np.argsort(-self.example_losses, kind="stable")
+        return order[has_targets[order]] if has_targets.any() else order
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -62,11 +71,11 @@ class Evaluation(NamedTuple):
 
     def rank(self, count: int) -> list[int]:
         """Returns the examples with the highest losses, the worst first."""
-        return np.argsort(-self.example_losses, kind="stable")[:count].tolist()
+        return self._ranking[:count].tolist()
 
     def choose(self) -> dict[str, int]:
         """Returns the examples with the highest, the median and the lowest loss."""
-        order = np.argsort(-self.example_losses, kind="stable")
+        order = self._ranking
         chosen = {"highest loss": 0, "median loss": len(order) // 2, "lowest loss": -1}
         found = {name: int(order[position]) for name, position in chosen.items()}
         return {
@@ -97,8 +106,8 @@ def evaluate(
         name,
         examples,
         decode_outputs(data.spec, outputs, np.asarray(lengths), examples.xs, half_widths),
-        item_losses(data.spec, examples.ys, outputs),
-        scored_items(data.spec, examples),
+        losses_and_metrics(data.spec, examples.ys, outputs)[0],
+        scored_targets(data.spec, examples),
         score(data.spec, examples, outputs, baselines, half_widths),
         data.image,
     )

@@ -184,7 +184,7 @@ def _draw_value(page: Page, evaluation: Evaluation, k: int) -> list[Child]:
     if values is None:
         return []
     rows = [
-        [name, float(true), float(value), float(value - true)]
+        [name, *(None if np.isnan(x) else float(x) for x in (true, value, value - true))]
         for name, true, value in zip(
             evaluation.target_names, evaluation.truth[k], values[k], strict=True
         )
@@ -202,12 +202,15 @@ def value_scatter(page: Page, evaluation: Evaluation) -> Element | None:
     rows = np.unique(np.linspace(0, len(truth) - 1, min(len(truth), MAX_SCATTER)).astype(int))
     figures = []
     for channel, name in list(enumerate(evaluation.target_names))[:MAX_TARGETS]:
-        true, predicted = truth[rows, channel], values[rows, channel]
+        shown = rows[~np.isnan(truth[rows, channel])]
+        if not len(shown):
+            continue
+        true, predicted = truth[shown, channel], values[shown, channel]
         ends = [float(true.min()), float(true.max())]
         series = [
             Series("predicted = true", ends, ends, 6, 1),
             Series(
-                "example", true, predicted, 0, points=True, texts=[f"example {k}" for k in rows]
+                "example", true, predicted, 0, points=True, texts=[f"example {k}" for k in shown]
             ),
         ]
         figures.append(page.chart(name, lines(f"true {name}", f"predicted {name}", series)))

@@ -173,7 +173,7 @@ class GroupWorker:
         self._restored.set()
 
     def _make_progress(self, steps: int, metric: str, title: str) -> Progress:
-        self._progress = Progress(steps, metric, title, enabled=False)
+        self._progress = Progress(steps, metric, title, mode="none")
         return self._progress
 
     def _read_checkpoint(self) -> tuple[int, Files] | None:

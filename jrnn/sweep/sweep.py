@@ -111,8 +111,9 @@ def sweep(
     """Trains all trials of a sweep, and saves the best ones as runs.
 
     Trials form one group if they differ only in the seed, in scalars of the optimizer (see
-    `TRACEABLE_FIELDS`) or `network.dropout` above 0, in `patience`, `save_every` or `run_dir`, or
-    in options that are read only at initialization; any other difference makes another group. A
+    `TRACEABLE_FIELDS`), `ema_decay`, `label_smoothing` or `network.dropout` above 0, in `patience`,
+    `save_every` or `run_dir`, or in options that are read only at initialization; any other
+    difference makes another group. A
     group is trained with one compilation, distributed over all devices of this process, and uses
     the `save_every` of its first trial. Each trial is trained as in a separate run: with its own
     parameters, noise, order of examples, and early stopping.
@@ -185,7 +186,7 @@ def train_in_process(
             [partial(e.network.build, data, e.seed) for e in group],
             plan_task(data, first, first.tbptt),
             first.optimizer,
-            stack_scalars([e.optimizer for e in group]),
+            stack_scalars([e.optimizer for e in group], group),
             first,
             [e.seed for e in group],
             TrialDevices(devices[: len(indices)], width),
@@ -239,8 +240,8 @@ def check_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data])
     Raises:
       TypeError: an array of the data has a wrong dtype.
       ValueError: there are no trials, the options and data of a trial are incompatible, a trial has
-        a mesh, the memory does not suffice, the metrics of the trials differ, or there are several
-        processes.
+        a mesh or `init_from`, the memory does not suffice, the metrics of the trials differ, or
+        there are several processes.
     """
     if not experiments:
         raise ValueError("sweep: experiments must have at least one trial, got none")
@@ -258,6 +259,11 @@ def check_trials(experiments: Sequence[Experiment], loaded: Mapping[Task, Data])
             raise ValueError(
                 f"sweep: trial {index}: mesh must be None, since trials are distributed over all "
                 f"devices, got {experiment.mesh!r}; remove mesh"
+            )
+        if experiment.init_from is not None:
+            raise ValueError(
+                f"sweep: trial {index}: init_from must be None, got {experiment.init_from!r}; "
+                "fine-tune by jrnn train"
             )
         try:
             data = loaded[experiment.task]

@@ -12,12 +12,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jrnn.sweep.trials import ScalarHyperparams
 from jrnn.train.config.experiment import RunOptions
-from jrnn.train.config.optimizer import Optimizer
+from jrnn.train.config.optimizer import TRACEABLE_FIELDS, Optimizer
 from jrnn.train.data.sampler import fits_on_device, pad_first_axis
 from jrnn.train.run.data_plan import DataPlan
 from jrnn.train.run.dispatch import max_dispatch_steps
 from jrnn.train.step.evaluate import Evaluator
-from jrnn.train.step.loss import MetricSums
+from jrnn.train.step.freeze import freeze
+from jrnn.train.step.loss import MetricSums, set_label_smoothing
 from jrnn.train.step.state import StepMetrics, TrainState, Weights, init_state
 from jrnn.train.step.step import TrainStep
 
@@ -115,8 +116,8 @@ class VmappedRuns:
           make_models: for each trial, a function that initializes its model.
           data_plan: the data, the same for all trials.
           optimizer: the optimizer; its scalar hyper-parameters are replaced by `scalars`.
-          scalars: the scalars of the optimizers of all trials, from `stack_scalars`.
-          options: the options of all trials; their `seed` is ignored.
+          scalars: the scalars of all trials, from `stack_scalars`.
+          options: the options of all trials; `seed` and the fields in `scalars` are ignored.
           seeds: for each trial, the seed that determines the order of its examples.
           devices: the devices.
 
@@ -132,8 +133,9 @@ class VmappedRuns:
         # indices[i] is the trial at position i; padding repeats the last trial.
         padded = devices.round_up_to_devices(self._count)
         indices = np.minimum(np.arange(padded), self._count - 1)
-        transformation = optimizer.build(options.steps)
-        states = [init_state(make_models[index](), transformation) for index in indices]
+        transformation = freeze(optimizer.build(options.steps), options.freeze)
+        has_ema = options.ema_decay is not None
+        states = [init_state(make_models[i](), transformation, ema=has_ema) for i in indices]
         graphdef, state = states[0]
         carry = data_plan.init_carry(graphdef, state.weights)
         self._initial_state = devices.shard(_stack([s._replace(carry=carry) for _, s in states]))
@@ -146,8 +148,17 @@ class VmappedRuns:
 
         def train_one(trial: Any, examples: Any) -> tuple[TrainState, StepMetrics]:
             state, scalars, batch_plans, count = trial
-            transformation = optimizer.build(options.steps, **scalars)
-            step = TrainStep(graphdef, data_plan.loss, transformation, options.accumulate)
+            own = {name: scalars[name] for name in scalars if name in TRACEABLE_FIELDS}
+            step = TrainStep(
+                graphdef,
+                set_label_smoothing(data_plan.loss, scalars["label_smoothing"])
+                if options.label_smoothing
+                else data_plan.loss,
+                freeze(optimizer.build(options.steps, **own), options.freeze),
+                options.accumulate,
+                freeze=options.freeze,
+                ema_decay=scalars.get("ema_decay"),
+            )
             return step.make_loop(get_batch)(state, examples, batch_plans, count)
 
         train_all = devices.map(train_one)

@@ -47,6 +47,17 @@ def check_path(owner: str, name: str, value: Any) -> None:
         raise TypeError(f"{owner}: {name} must be a non-empty string, got {checks.describe(value)}")
 
 
+def check_same_names(
+    owner: str, name: str, names: tuple[str, ...], others: tuple[str, ...] | None
+) -> None:
+    """Raises ValueError unless the columns are those of the other data, in the same order."""
+    if names != others:
+        raise ValueError(
+            f"{owner}: {name} must be {checks.describe(others)}, those of the run, to keep its "
+            f"normalization, got {checks.describe(names)}"
+        )
+
+
 def find_file(owner: str, path: str) -> Path:
     """Returns the path of a regular file, with `~` expanded.
 
@@ -163,7 +174,10 @@ class StandardScaler:
 
     @classmethod
     def fit(cls, train: np.ndarray) -> "StandardScaler":
-        """Computes the statistics of `train [rows, channels]`."""
+        """Computes the statistics of `train [rows, channels]`; NaN entries are not included."""
+        if train.dtype.kind == "f" and np.isnan(train).any():
+            channels = [cls.fit(values[~np.isnan(values)][:, None]) for values in train.T]
+            return cls(tuple(c.mean[0] for c in channels), tuple(c.std[0] for c in channels))
         mean, std = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
         # Compares minimum and maximum, since rounding may make the std of a constant nonzero.
         low, high = train.min(axis=0), train.max(axis=0)
@@ -192,7 +206,7 @@ def most_frequent_baseline(name: str, train: np.ndarray, test: np.ndarray) -> tu
 
 def constant_baseline(train: np.ndarray, test: np.ndarray) -> tuple[str, float]:
     """Returns a name, and the mean squared error on `test` of the mean of `train [rows, K]`."""
-    mean = train.mean(axis=0, dtype=np.float64)
+    mean = np.asarray(np.nanmean(train, axis=0, dtype=np.float64))
     return "constant prediction", mean_squared_error(mean, test)
 
 
@@ -211,12 +225,13 @@ def log_frequencies(train: np.ndarray, size: int, smoothing: int = 0) -> tuple[f
 
 def channel_means(train: np.ndarray) -> tuple[float, ...]:
     """Returns the outputs of a constant baseline: the mean of each channel of `[rows, K]`."""
-    return tuple(train.reshape(-1, train.shape[-1]).mean(axis=0, dtype=np.float64).tolist())
+    rows = train.reshape(-1, train.shape[-1])
+    return tuple(np.asarray(np.nanmean(rows, axis=0, dtype=np.float64)).tolist())
 
 
 def mean_squared_error(predictions: np.ndarray, targets: np.ndarray) -> float:
-    """Returns the mean squared error over all entries, computed in float64."""
-    return float(np.mean(np.square(targets.astype(np.float64) - predictions)))
+    """Returns the mean squared error over all targets that are not NaN, computed in float64."""
+    return float(np.nanmean(np.square(targets.astype(np.float64) - predictions)))
 
 
 def unigram_cross_entropy(train: np.ndarray, test: np.ndarray, size: int) -> float:

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jrnn import checks
-from jrnn.tasks import common
+from jrnn.tasks import common, labels
 from jrnn.tasks import forecast as forecasts
+from jrnn.tasks import labels
+from jrnn.tasks.labels import IGNORED_LABEL
 from jrnn.tasks.task import DataSpec
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
@@ -95,8 +96,8 @@ def encode_targets(spec: DataSpec, ys: Any, shape: tuple[int, ...]) -> np.ndarra
 
     Args:
       spec: the properties of the training data.
-      ys: classes as ints or as names, `[N]` or `[N, T]`; or values in original units, `[N]`,
-        `[N, K]`, `[N, T]` or `[N, T, K]`.
+      ys: classes as ints, names or one-hot rows, `[N]` or `[N, T]`; or values in original units,
+        `[N]`, `[N, K]`, `[N, T]` or `[N, T, K]`. Labels of -100 and values of NaN are not scored.
       shape: the shape of the inputs, `(N, T, ...)`.
 
     Returns:
@@ -109,17 +110,20 @@ def encode_targets(spec: DataSpec, ys: Any, shape: tuple[int, ...]) -> np.ndarra
     ys = np.asarray(ys)
     leading = shape[:2] if spec.per_step else shape[:1]
     if spec.has_classes:
-        if ys.dtype.kind in "UO" and spec.class_names is not None:
-            ys = _find_classes(ys, spec.class_names)
+        one_hot = labels.from_one_hot(ys, leading, np.ones(leading, bool))
+        ys = ys if one_hot is None or ys.shape[-1] != spec.output_size else one_hot
+        if ys.dtype.kind in "iuUO" and spec.class_names is not None and one_hot is None:
+            ys = labels.find(ys, spec.class_names)
         if ys.dtype.kind not in "iu" or ys.shape != leading:
             raise ValueError(
                 f"data: ys must be int classes of shape {leading}, got {ys.dtype} of shape "
                 f"{ys.shape}"
             )
-        if ys.size and (ys.min() < 0 or ys.max() >= spec.output_size):
+        used = ys[ys != IGNORED_LABEL]
+        if used.size and (used.min() < 0 or used.max() >= spec.output_size):
             raise ValueError(
-                f"data: ys must be in 0..{spec.output_size - 1}, the classes of the run, got "
-                f"values from {ys.min()} to {ys.max()}"
+                f"data: ys must be in 0..{spec.output_size - 1}, the classes of the run, or "
+                f"{IGNORED_LABEL}, got values from {used.min()} to {used.max()}"
             )
         return ys.astype(np.int32)
     if ys.dtype.kind not in "biuf":
@@ -129,18 +133,6 @@ def encode_targets(spec: DataSpec, ys: Any, shape: tuple[int, ...]) -> np.ndarra
     if ys.shape != (*leading, spec.output_size):
         raise ValueError(f"data: ys must have shape {(*leading, spec.output_size)}, got {ys.shape}")
     return ys.astype(np.float32) if spec.target_scaler is None else spec.target_scaler.transform(ys)
-
-
-def _find_classes(names: np.ndarray, known: Sequence[str]) -> np.ndarray:
-    """Returns the id of each name of a class."""
-    ids = {name: index for index, name in enumerate(known)}
-    distinct, inverse = np.unique(names.astype(str), return_inverse=True)
-    if unknown := [name for name in distinct if name not in ids]:
-        raise ValueError(
-            f"data: ys must be classes of the run, which are {checks.describe(list(known))}, got "
-            f"{unknown[0]!r}"
-        )
-    return np.array([ids[name] for name in distinct])[inverse].reshape(names.shape)
 
 
 def decode_outputs(

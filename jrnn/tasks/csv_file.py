@@ -200,6 +200,8 @@ def _column_index(owner: str, positions: dict[str, int], option: str, name: str)
     if name not in positions:
         names = list(positions)
         hint = checks.suggestion(name, names[:MAX_NAMES])
+        if "," in name and all(part in positions for part in name.split(",")):
+            hint = f"; separate names by spaces: --task.{option} {name.replace(',', ' ')}"
         listed = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
         raise ValueError(f"{owner}: {option} must be one of {listed}, got {name!r}{hint}")
     return positions[name]

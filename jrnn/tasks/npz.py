@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jrnn import checks
-from jrnn.tasks import common
+from jrnn.tasks import common, labels
 
 _NAMES = ("xs", "ys", "lengths")
 _INT32_MAX = np.iinfo(np.int32).max
@@ -85,26 +85,27 @@ def check_lengths(lengths: np.ndarray | None, examples: int, steps: int) -> np.n
     return lengths.astype(np.int32)
 
 
-def check_labels(ys: np.ndarray, kind: str, leading_shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the labels; raises unless they are ints of shape `leading_shape`."""
-    if ys.dtype.kind not in "iu":
+def check_labels(ys: np.ndarray, kind: str, mask: np.ndarray) -> np.ndarray:
+    """Returns the labels or one-hot rows; raises unless `ys` are either of them.
+
+    Args:
+      ys: ints, bools, texts or one-hot rows.
+      kind: the option `kind`, for messages.
+      mask: `[N]` or `[N, T]`, False for padding; its shape is that of the labels.
+    """
+    if labels.from_one_hot(ys, mask.shape, mask) is not None:
+        return ys
+    if ys.dtype.kind == "f" and ys.shape == mask.shape:
         raise TypeError(
             f"Arrays: kind={kind!r} needs int class labels in ys, got dtype {ys.dtype}; save "
             "ys.astype(int), or use a regression kind"
         )
-    _check_shape(ys, kind, leading_shape, (0,))
-    return ys
-
-
-def check_max_label(ys: np.ndarray) -> np.ndarray:
-    """Returns the labels `[N]`; raises unless all are below N, the maximum number of classes."""
-    bad = np.argwhere(ys >= len(ys))
-    if len(bad):
-        raise ValueError(
-            f"Arrays: ys must contain labels below the number of examples, N = {len(ys)}, got "
-            f"{_describe_entry('ys', ys, bad)}; number the classes from 0 without gaps"
+    if ys.dtype.kind not in "biuUf":
+        raise TypeError(
+            f"Arrays: kind={kind!r} needs class labels in ys, ints or texts, got dtype {ys.dtype}"
         )
-    return ys
+    _check_shape(ys, kind, mask.shape, (0,))
+    return ys if ys.dtype.kind != "b" else ys.astype(np.int32)
 
 
 def check_values(ys: np.ndarray, kind: str, leading_shape: tuple[int, ...]) -> np.ndarray:
@@ -132,10 +133,14 @@ def to_ids(name: str, array: np.ndarray) -> np.ndarray:
     return array.astype(np.int32)
 
 
-def to_finite(name: str, array: np.ndarray) -> np.ndarray:
-    """Converts the array to float64; raises unless all entries are finite in float32."""
+def to_finite(name: str, array: np.ndarray, *, allow_nan: bool = False) -> np.ndarray:
+    """Converts the array to float64; raises unless all entries are finite in float32.
+
+    `allow_nan` says whether entries may also be NaN.
+    """
     with np.errstate(over="ignore"):
-        bad = np.argwhere(~np.isfinite(array.astype(np.float32)))
+        is_valid = np.isfinite(array.astype(np.float32))
+    bad = np.argwhere(~(is_valid | np.isnan(array)) if allow_nan else ~is_valid)
     if len(bad):
         raise ValueError(
             f"Arrays: {name} must be finite in float32, got "

@@ -146,6 +146,13 @@ class Table(Task):
             )
 
     def load(self) -> Data:
+        return self._load(None)
+
+    def load_like(self, spec: DataSpec) -> Data:
+        """Loads the table with the normalization and inputs of other data; see `Task.load_like`."""
+        return self._load(spec)
+
+    def _load(self, like: DataSpec | None) -> Data:
         file = csv_file.read(self.path, separator=self.separator)
         columns = series_files.find_columns(
             file, self.columns, self.exclude, self.targets, self.group, self.date, self.date_form
@@ -156,13 +163,26 @@ class Table(Task):
                 f"predicted from predictions, got {', '.join(sorted(extra))[:200]}; add them to "
                 "--task.targets, leave them out with --task.exclude, or set recursive=False"
             )
-        read = series_files.read(file, columns, decimal=self.decimal, missing=self.missing)
-        forecast = self._make_forecast(columns, read)
+        old = None if like is None else _saved(like)[0]
+        if old is not None:
+            common.check_same_names("Table", "columns", columns.inputs, old.columns)
+            common.check_same_names("Table", "targets", columns.targets, old.targets)
+        read = series_files.read(
+            file,
+            columns,
+            decimal=self.decimal,
+            missing=self.missing,
+            spacing=None if old is None or columns.date is None else old.spacing,
+        )
+        forecast = self._make_forecast(columns, read, old)
         parts = [self._split(forecast, series) for series in read.series]
         train = np.concatenate(
             [s.values[part[0]] for s, part in zip(read.series, parts, strict=True)]
         )
         scaler = _fit(columns.inputs, train)
+        if like is not None:
+            common.check_same_names("Table", "inputs", forecast.input_names, like.input_names)
+            scaler = _scaler_of_columns(like)
         return self._make_data(forecast, read.series, parts, scaler)
 
     def read(self, path: str, spec: DataSpec) -> RawExamples:
@@ -261,11 +281,15 @@ class Table(Task):
             file, columns, decimal=self.decimal, missing=self.missing, spacing=forecast.spacing
         )
 
-    def _make_forecast(self, columns: Columns, read: SeriesFile) -> Forecast:
+    def _make_forecast(self, columns: Columns, read: SeriesFile, like: Forecast | None) -> Forecast:
+        """Returns the properties of the forecast, with the calendar of `like` if it is given."""
         calendar: tuple[dates.Calendar, ...] = ()
         longest = max(read.series, key=lambda each: len(each.values), default=None)
         if self.calendar and longest is not None and longest.dates is not None and read.spacing:
-            calendar = dates.find_calendar(longest.dates, read.spacing)
+            if like is None:
+                calendar = dates.find_calendar(longest.dates, read.spacing)
+            else:
+                calendar = like.calendar
         season = self.season
         if season is None and read.spacing is not None:
             season = read.spacing.season
@@ -406,7 +430,7 @@ def _fit(names: tuple[str, ...], train: np.ndarray) -> StandardScaler:
                 f"Table: column {name!r} must have values in the training part, got none; leave it "
                 f"out with --task.exclude {name}"
             )
-    return windows_of.observed_mean(train)
+    return StandardScaler.fit(train)
 
 
 def _saved(spec: DataSpec) -> tuple[Forecast, StandardScaler, StandardScaler]:
@@ -414,6 +438,13 @@ def _saved(spec: DataSpec) -> tuple[Forecast, StandardScaler, StandardScaler]:
     if spec.forecast is None or spec.input_scaler is None or spec.target_scaler is None:
         raise ValueError("Table: the data of the run must be a forecast; train the run again")
     return spec.forecast, spec.input_scaler, spec.target_scaler
+
+
+def _scaler_of_columns(spec: DataSpec) -> StandardScaler:
+    """Returns the scaler of the columns of a run, without those of calendar and masks."""
+    forecast, scaler, _ = _saved(spec)
+    size = len(forecast.columns)
+    return StandardScaler(scaler.mean[:size], scaler.std[:size])
 
 
 def _check_rows(path: str, series: Series, needed: int, purpose: str) -> None:

@@ -21,17 +21,22 @@ Metric = Literal["accuracy", "mse", "bits_per_character"]
 """The names of metrics; see `jrnn.train.Objective`."""
 
 
+ENCODING = ("vocabulary", "class_names", "input_scaler", "target_scaler")
+"""The fields of `DataSpec` that say how the units, texts and classes of a user are encoded."""
+
+
 class Split(NamedTuple):
     """One part of a data set: NumPy arrays with the examples on the first axis.
 
     Attributes:
       xs: inputs, `[N, T, input]` float32, or tokens, `[N, T]` int32.
       ys: targets, by `Data.target`: "class" `[N]` int32; "value" `[N, K]` float32;
-        "class_per_step" `[N, T]` int32; "value_per_step" `[N, T, K]` float32, NaN for values of a
-        forecast that are not known, which loss and metric leave out.
+        "class_per_step" `[N, T]` int32; "value_per_step" `[N, T, K]` float32. The loss and the
+        metric ignore labels of `jrnn.tasks.labels.IGNORED_LABEL` (-100), and values that are NaN,
+        such as those of a forecast that are not known.
       lengths: `[N]` int32, the number of valid steps of each example; None means all T steps.
       metric_mask: `[N, T]` bool, only for targets per step, whether the metric includes a valid
-        step; None means every valid step. The loss always includes every valid step.
+        step; None means every valid step. The loss does not depend on it.
       resets: `[N, T]` bool, only for targets per step, whether the carry is reset before a step,
         such as the first step of a document; None means no resets.
     """
@@ -241,6 +246,27 @@ class Task(checks.ConvertsFields, abc.ABC):
     @abc.abstractmethod
     def load(self) -> Data:
         """Reads or generates the data; the same fields and files give the same data."""
+
+    def load_like(self, spec: DataSpec) -> Data:
+        """Loads the data in the encoding of other data: normalization, vocabulary and classes.
+
+        By default the encoding is fixed, and must be the same.
+
+        Args:
+          spec: the properties of the other data, such as those of a run.
+
+        Raises:
+          ValueError: the data cannot be encoded in this way.
+        """
+        data = self.load()
+        for name in ENCODING:
+            if getattr(data, name) != getattr(spec, name):
+                raise ValueError(
+                    f"{type(self).__name__}: {name} must be "
+                    f"{checks.describe(getattr(data, name))} for this task, got "
+                    f"{checks.describe(getattr(spec, name))} of other data; remove keep_encoding"
+                )
+        return data
 
     def read(self, path: str, spec: DataSpec) -> RawExamples:
         """Reads other examples, for predictions or for an evaluation.

@@ -56,6 +56,15 @@ class Text(Task):
         common.check_fractions("Text", self.validation_fraction, self.test_fraction)
 
     def load(self) -> Data:
+        return self._load(None)
+
+    def load_like(self, spec: DataSpec) -> Data:
+        """Loads the text with another vocabulary; see `Task.load_like`."""
+        if spec.vocabulary is None:
+            raise ValueError("Text: other data must be a text to use their vocabulary, got another")
+        return self._load(spec.vocabulary)
+
+    def _load(self, vocabulary: tuple[str, ...] | None) -> Data:
         text = _python_help_topics() if self.path is None else common.read_text("Text", self.path)
         parts = common.split_rows(
             "Text",
@@ -65,7 +74,8 @@ class Text(Task):
             self.test_fraction,
             min_rows=self.window + 1,
         )
-        vocabulary = (*sorted(set(text[parts[0]]) - {UNKNOWN}), UNKNOWN)
+        if vocabulary is None:
+            vocabulary = (*sorted(set(text[parts[0]]) - {UNKNOWN}), UNKNOWN)
         ids = encode_text(text, vocabulary)
         train, validation, test = (_split_into_windows(ids[part], self.window) for part in parts)
         bits = common.unigram_cross_entropy(ids[parts[0]], test.ys, len(vocabulary))

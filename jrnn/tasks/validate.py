@@ -6,28 +6,32 @@ from typing import Any
 import jax
 import numpy as np
 
-from jrnn.tasks.task import Data, Split, Task
+from jrnn.tasks.labels import IGNORED_LABEL
+from jrnn.tasks.task import Data, DataSpec, Split, Task
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
-def load(task: Task) -> Data:
+def load(task: Task, like: DataSpec | None = None) -> Data:
     """Loads and validates the data of a task.
+
+    Args:
+      task: the task.
+      like: the properties of other data whose encoding is used; see `Task.load_like`. None means
+        the encoding of the data themselves.
 
     Errors of `task.load`, such as FileNotFoundError, are raised unchanged.
 
     Raises:
       TypeError: as for `check_arrays`.
-      ValueError: as for `check_arrays`; also if a valid entry is NaN, infinite or too large for
-        float32.
+      ValueError: as for `check_arrays`; also if a valid entry is infinite, too large for float32,
+        or, in `xs`, NaN.
     """
-    data = task.load()
+    data = task.load() if like is None else task.load_like(like)
     check_arrays(data)
     for name, split in _named_splits(data):
         _check_finite(f"{name}.xs", split.xs, split, per_step=True)
-        # Targets of a forecast may be missing.
-        ys = split.ys if data.forecast is None else np.where(np.isnan(split.ys), 0, split.ys)
-        _check_finite(f"{name}.ys", ys, split, per_step=data.target.endswith("per_step"))
+        _check_finite(f"{name}.ys", split.ys, split, per_step=data.per_step, allow_nan=True)
     return data
 
 
@@ -38,8 +42,8 @@ def check_arrays(data: Data) -> None:
 
     Raises:
       TypeError: a field is not an array, or has the wrong dtype.
-      ValueError: a split is empty, a shape is wrong, a label, token or length is out of range, or
-        there is a `metric_mask` or `resets` without a target at each step.
+      ValueError: a split is empty or has no targets, a shape is wrong, a label, token or length is
+        out of range, or there is a `metric_mask` or `resets` without a target at each step.
     """
     for name, split in _named_splits(data):
         _check_dtypes(name, split, data)
@@ -50,9 +54,19 @@ def check_arrays(data: Data) -> None:
             _check_range(
                 f"{name}.xs", split.xs, data.input_size - 1, _valid_steps(split), "input_size - 1"
             )
-        if data.target.startswith("class"):
-            valid = _valid_steps(split) if data.target == "class_per_step" else None
-            _check_range(f"{name}.ys", split.ys, data.output_size - 1, valid, "output_size - 1")
+        valid = _valid_steps(split) if data.per_step else None
+        if data.has_classes:
+            used = np.asarray(split.ys) != IGNORED_LABEL
+            used = used if valid is None else used & valid
+            _check_range(f"{name}.ys", split.ys, data.output_size - 1, used, "output_size - 1")
+        else:
+            used = ~np.isnan(np.asarray(split.ys))
+            used = used if valid is None else used & valid[..., None]
+        if not used.any():
+            raise ValueError(
+                f"data: {name}.ys must have a target that is neither {IGNORED_LABEL} nor NaN, got "
+                "none; add targets, or use other splits"
+            )
 
 
 def _named_splits(data: Data) -> Iterator[tuple[str, Split]]:
@@ -145,14 +159,18 @@ def _check_range(
     _raise_at_first(name, array, bad, f"be in 0..{description} = 0..{maximum}", per_step=True)
 
 
-def _check_finite(name: str, array: Any, split: Split, *, per_step: bool) -> None:
-    """Raises ValueError unless all valid entries are finite in float32."""
+def _check_finite(
+    name: str, array: Any, split: Split, *, per_step: bool, allow_nan: bool = False
+) -> None:
+    """Raises ValueError unless all valid entries are finite in float32, or NaN if `allow_nan`."""
     array = np.asarray(array)
     # min and max propagate NaN, so a mask is needed only for invalid data.
     is_finite = array.dtype.kind != "f" or not array.size
     if is_finite or (-_FLOAT32_MAX <= array.min() and array.max() <= _FLOAT32_MAX):
         return
     bad = ~(np.abs(array) <= _FLOAT32_MAX)
+    if allow_nan:
+        bad &= ~np.isnan(array)
     valid = _valid_steps(split) if per_step else None
     if valid is not None:
         bad &= valid.reshape(valid.shape + (1,) * (array.ndim - 2))

@@ -158,13 +158,3 @@ def seasonal_forecast(values: np.ndarray, season: int, steps: int) -> np.ndarray
 def _changes(future: np.ndarray, current: np.ndarray) -> np.ndarray:
     """Returns `[rows, steps * K]`, the differences of `[rows, steps, K]` and `[rows, K]`."""
     return (future - current[:, None]).reshape(len(current), -1)
-
-
-def observed_mean(values: np.ndarray) -> StandardScaler:
-    """Returns the scaler of the columns of `values [rows, columns]`, ignoring NaN."""
-    if not np.isnan(values).any():
-        return StandardScaler.fit(values)
-    scalers = [StandardScaler.fit(column[~np.isnan(column)][:, None]) for column in values.T]
-    return StandardScaler(
-        tuple(scaler.mean[0] for scaler in scalers), tuple(scaler.std[0] for scaler in scalers)
-    )

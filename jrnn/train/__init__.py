@@ -7,10 +7,16 @@ from jrnn.train.config.optimizer import Optimizer as Optimizer
 from jrnn.train.config.tbptt import TBPTT as TBPTT
 from jrnn.train.fit import FitResult as FitResult
 from jrnn.train.fit import fit as fit
+from jrnn.train.learning_rate import RangeTest as RangeTest
+from jrnn.train.learning_rate import find_learning_rate as find_learning_rate
 from jrnn.train.run.checkpoint import Checkpoint as Checkpoint
 from jrnn.train.run.checkpoint import Checkpointer as Checkpointer
 from jrnn.train.run.checkpoint import CheckpointError as CheckpointError
+from jrnn.train.run.metrics_logger import MetricsWriter as MetricsWriter
 from jrnn.train.run.trainer import NonFiniteLoss as NonFiniteLoss
+from jrnn.train.run.writers import JsonLinesWriter as JsonLinesWriter
+from jrnn.train.run.writers import TensorBoardWriter as TensorBoardWriter
+from jrnn.train.run.writers import WandbWriter as WandbWriter
 from jrnn.train.step.evaluate import make_evaluate as make_evaluate
 from jrnn.train.step.loss import Objective as Objective
 from jrnn.train.step.loss import apply_model as apply_model
@@ -22,3 +28,4 @@ from jrnn.train.train import check_experiment as check_experiment
 from jrnn.train.train import load_best as load_best
 from jrnn.train.train import restore as restore
 from jrnn.train.train import train as train
+from jrnn.train.transfer import copy_params as copy_params

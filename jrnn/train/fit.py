@@ -2,14 +2,15 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import optax
 from flax import nnx
 
+from jrnn import checks
 from jrnn.distributed import Mesh, ProcessGroup
 from jrnn.signals import Signals
 from jrnn.tasks import validate
@@ -26,7 +27,8 @@ from jrnn.train.run.data_plan import (
     plan_task,
 )
 from jrnn.train.run.lock import run_lock
-from jrnn.train.run.progress import Progress
+from jrnn.train.run.metrics_logger import MetricsWriter
+from jrnn.train.run.progress import Progress, ProgressMode
 from jrnn.train.run.single import SingleNetwork
 from jrnn.train.run.trainer import Trainer
 from jrnn.train.step.loss import BatchLoss, UserLoss
@@ -73,8 +75,13 @@ def fit(
     save_every: float = 30.0,
     seed: int = 0,
     mesh: str | None = None,
+    ema_decay: float | None = None,
+    freeze: Sequence[str] = (),
+    label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | Literal["balanced"] | None = None,
     resume: bool = False,
-    progress: bool = True,
+    progress: bool | ProgressMode = True,
+    writers: Sequence[MetricsWriter] = (),
     description: str = "",
     group: ProcessGroup | None = None,
     resume_command: str = "",
@@ -138,9 +145,20 @@ def fit(
       mesh: devices to train on: "data=8" shards each batch over 8 devices; "data=4,model=2" also
         shards the parameters over 2. The size of a micro-batch must be divisible by the number of
         devices. None means one device, or all devices if there are several processes.
+      ema_decay: decay of an exponential moving average of the parameters, in [0, 1), which is
+        evaluated and returned in place of the parameters; see `Experiment`. None disables it.
+      freeze: paths of parameters that are not trained, such as ("body.rnns.0", "embedding"): all
+        parameters below a path, in which `*` and `?` are wildcards.
+      label_smoothing: fraction of the probability of the label that training distributes equally
+        over all classes, in [0, 1); only for the data of a task with `loss=None`.
+      class_weights: weight of each class in the loss of training, or "balanced"; see `Experiment`.
+        Only for the data of a task with `loss=None`.
       resume: whether to continue from the newest intact checkpoint in `run_dir`. Batches that the
         run has used are skipped. If there is no checkpoint, a new run starts.
-      progress: whether to show a progress bar.
+      progress: whether to show the progress: True or "auto" shows a bar on a terminal, and a line
+        every few seconds on standard error elsewhere. "bar" and "plain" choose one of them.
+      writers: further outputs for the metrics, from `jrnn.train.run.writers`, such as
+        `TensorBoardWriter(folder)`.
       description: a text that must be the same when the run is resumed, such as the options of the
         model. By default the name of the class of the model. The names, shapes and dtypes of the
         arrays must always be the same.
@@ -189,7 +207,15 @@ def fit(
         save_every=save_every,
         seed=seed,
         mesh=mesh,
+        ema_decay=ema_decay,
+        freeze=tuple(freeze),
+        label_smoothing=label_smoothing,
+        class_weights=tuple(class_weights)
+        if isinstance(class_weights, Sequence) and not isinstance(class_weights, str)
+        else class_weights,
     )
+    if not isinstance(progress, bool):
+        checks.one_of("fit", "progress", progress, get_args(ProgressMode))
     group = group or ProcessGroup()
     check_group(group)
     plan = _make_plan(data, validation, loss, options, tbptt, metric, higher_is_better)
@@ -208,12 +234,14 @@ def fit(
             folder,
             group,
             description,
+            writers,
             resume_command=resume_command,
             is_temporary=run_dir is None,
         )
         stack.enter_context(contextlib.closing(trainer))
-        enabled = progress and group.is_first
-        bar = stack.enter_context(Progress(steps, plan.metric, enabled=enabled))
+        mode: ProgressMode = "auto" if progress is True else (progress or "none")
+        mode = mode if group.is_first else "none"
+        bar = stack.enter_context(Progress(steps, plan.metric, mode=mode))
         if resume:
             trainer.resume()
         else:
@@ -232,6 +260,7 @@ def make_trainer(
     folder: Path,
     group: ProcessGroup,
     description: str,
+    writers: Sequence[MetricsWriter] = (),
     *,
     resume_command: str = "",
     is_temporary: bool = False,
@@ -245,6 +274,7 @@ def make_trainer(
       folder: the folder for `metrics.jsonl` and `checkpoints`.
       group: the processes that train together.
       description: a text that must be the same when the run is resumed.
+      writers: further outputs for the metrics.
       resume_command: the command that resumes the run, for messages; "" if there is none.
       is_temporary: whether the folder is removed at the end, so that the run cannot be resumed.
 
@@ -263,6 +293,7 @@ def make_trainer(
         stop_all_if_non_finite=True,
         resume_command=resume_command,
         is_temporary=is_temporary,
+        writers=writers,
     )
 
 
@@ -289,6 +320,11 @@ def _make_plan(
         raise ValueError(
             "fit: loss must be a function of (model, batch), got None; pass a loss, or the data "
             "of a task from jrnn.tasks.load"
+        )
+    if options.label_smoothing or options.class_weights is not None:
+        raise ValueError(
+            "fit: label_smoothing and class_weights need the data of a task and loss=None; apply "
+            "them in your loss"
         )
     if tbptt is not None:
         raise ValueError(

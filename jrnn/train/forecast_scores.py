@@ -101,18 +101,19 @@ def half_widths(errors: np.ndarray, level: float) -> np.ndarray:
 def residual_half_widths(
     spec: DataSpec, split: Split, outputs: np.ndarray, mask: np.ndarray
 ) -> np.ndarray:
-    """Returns `half_widths` in original units for each target, from the scored steps of a split.
+    """Returns `half_widths` in original units for each target, from the scored ones of a split.
 
     Args:
       spec: the properties of the data.
       split: examples that were not used for training.
       outputs: outputs of the network, `[N, T, num_outputs]`.
-      mask: `[N, T]` bool, which steps are used.
+      mask: `[N, T, num_targets]` bool, which targets are used.
     """
     forecast, scaler = spec.forecast, spec.target_scaler
     if forecast is None or scaler is None:
         raise ValueError("score: the task must be a forecast, got another one")
-    errors = (forecasts.point(forecast, outputs) - split.ys)[mask] * np.asarray(scaler.std)
+    errors = (forecasts.point(forecast, outputs) - split.ys) * np.asarray(scaler.std)
+    errors = np.where(mask, errors, np.nan)[mask.any(axis=-1)]
     return half_widths(errors, forecast.level)
 
 

@@ -9,7 +9,7 @@ from jrnn.tasks.conversion import decode_forecast, encode_inputs
 from jrnn.tasks.forecast import Forecast
 from jrnn.tasks.task import Context, Data, DataSpec, Origins, Split, Task
 from jrnn.train import forecast_scores
-from jrnn.train.scores import scored_items
+from jrnn.train.scores import scored_targets
 
 Apply = Callable[[Split], np.ndarray]
 """A function that returns the outputs of a network for all examples, `[N, T, num_outputs]`."""
@@ -84,7 +84,7 @@ def fit_half_widths(task: Task, data: Data, apply: Apply) -> np.ndarray | None:
         errors = forecast_rows(data.spec, apply, origins.context).points - origins.truth
         widths = forecast_scores.half_widths(errors, forecast.level).reshape(-1)
     else:
-        outputs, mask = apply(data.validation), scored_items(data, data.validation)
+        outputs, mask = apply(data.validation), scored_targets(data, data.validation)
         widths = forecast_scores.residual_half_widths(data, data.validation, outputs, mask)
     if np.isnan(widths).all():
         return None

@@ -8,6 +8,7 @@ import scipy.stats
 
 from jrnn.tasks import forecast as forecasts
 from jrnn.tasks.conversion import log_softmax
+from jrnn.tasks.labels import IGNORED_LABEL
 from jrnn.tasks.task import DataSpec, Split
 from jrnn.train import forecast_scores
 
@@ -27,7 +28,8 @@ def score(
     """Scores the outputs of a network on a split.
 
     All scores are computed over the scored items of the split: its examples, or their scored steps.
-    Intervals are bootstrap percentile intervals over examples, with a fixed seed.
+    Intervals are bootstrap percentile intervals over examples, with a fixed seed. Labels of -100
+    and values of NaN are not included. The loss has neither label smoothing nor class weights.
 
     Args:
       spec: the properties of the data.
@@ -48,9 +50,9 @@ def score(
     """
     if spec.forecast is not None:
         return _score_forecast(spec, split, outputs, baselines or {}, half_widths)
-    mask = scored_items(spec, split)
+    mask = scored_targets(spec, split)
     losses, metrics = losses_and_metrics(spec, split.ys, outputs)
-    result = _summarize(mask, losses, metrics, mask)
+    result = _summarize(spec, losses, metrics, mask)
     baseline = None
     if spec.baseline_outputs is not None:
         baseline = np.broadcast_to(np.asarray(spec.baseline_outputs), outputs.shape)
@@ -74,10 +76,10 @@ def _score_forecast(
     forecast, scaler = spec.forecast, spec.target_scaler
     if forecast is None or scaler is None:
         raise ValueError("score: the task must be a forecast, got another one")
-    items = scored_items(spec, split)
-    mask = items[..., None] & ~np.isnan(split.ys)
+    mask = scored_targets(spec, split)
+    items = mask.any(axis=-1)
     losses, squares = losses_and_metrics(spec, split.ys, outputs)
-    result = _summarize(items, losses, squares, mask)
+    result = _summarize(spec, losses, squares, mask)
     result["baselines"] = [
         {"name": name, "value": _mean(np.square(each - split.ys), mask)}
         for name, each in baselines.items()
@@ -114,34 +116,40 @@ def _score_forecast(
 
 
 def _summarize(
-    items: np.ndarray, losses: np.ndarray, metrics: np.ndarray, mask: np.ndarray
+    spec: DataSpec, losses: np.ndarray, metrics: np.ndarray, mask: np.ndarray
 ) -> dict[str, Any]:
-    """Returns the scores that all tasks have; `mask` is of the values of `losses`."""
+    """Returns the scores that all tasks have."""
     return {
-        "examples": len(items),
-        "items": int(items.sum()),
+        "examples": len(mask),
+        "items": int((mask if spec.has_classes else mask.any(axis=-1)).sum()),
         "metric": _mean(metrics, mask),
         "loss": _mean(losses, mask),
         "interval": bootstrap_interval(metrics, mask),
     }
 
 
-def scored_items(spec: DataSpec, split: Split) -> np.ndarray:
-    """Returns which items the metric includes, `[N]` or `[N, T]` bool."""
-    if not spec.per_step:
-        return np.ones(len(split.xs), bool)
-    steps = split.xs.shape[1]
-    mask = np.ones((len(split.xs), steps), bool)
-    if split.lengths is not None:
-        mask &= np.arange(steps) < np.asarray(split.lengths)[:, None]
-    return mask if split.metric_mask is None else mask & split.metric_mask
+def scored_targets(spec: DataSpec, split: Split) -> np.ndarray:
+    """Returns which targets the metric includes, bools of the shape of `split.ys`.
+
+    Padding, steps outside of `metric_mask`, ignored labels and NaN are not included.
+    """
+    ys = np.asarray(split.ys)
+    mask = ys != IGNORED_LABEL if spec.has_classes else ~np.isnan(ys)
+    steps = []
+    if spec.per_step and split.lengths is not None:
+        steps.append(np.arange(ys.shape[1]) < np.asarray(split.lengths)[:, None])
+    if split.metric_mask is not None:
+        steps.append(np.asarray(split.metric_mask))
+    for each in steps:
+        mask &= each if spec.has_classes else each[..., None]
+    return mask
 
 
 def bootstrap_interval(values: np.ndarray, mask: np.ndarray) -> list[float] | None:
     """Returns low and high of the mean of the items; None for fewer than two examples.
 
     Args:
-      values: `[N]` or `[N, T]`, one value for each item.
+      values: one value for each item, with the examples on the first axis.
       mask: which items are scored, of the same shape.
     """
     axes = tuple(range(1, values.ndim))
@@ -172,29 +180,21 @@ def _ratio_of_sums(sums: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarra
 def losses_and_metrics(
     spec: DataSpec, ys: np.ndarray, outputs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the loss and the metric of each item, in float64; see `Objective`.
+    """Returns the loss and the metric of each target, in float64; see `Objective`.
 
-    For a forecast they are those of each target of an item, NaN where it is missing.
+    They have the shape of `ys`. Those of ignored labels are meaningless, and those of NaN are NaN.
     """
     if spec.forecast is not None:
         return forecast_scores.losses_and_squares(spec.forecast, ys, outputs)
     if not spec.has_classes:
-        losses = np.square(outputs.astype(np.float64) - ys).mean(axis=-1)
+        losses = np.square(outputs.astype(np.float64) - ys)
         return losses, losses
+    ys = np.where(ys == IGNORED_LABEL, 0, ys)
     log_probabilities = log_softmax(outputs)
     losses = -np.take_along_axis(log_probabilities, ys[..., None], axis=-1)[..., 0]
     if spec.metric == "bits_per_character":
         return losses, losses / math.log(2)
     return losses, (outputs.argmax(axis=-1) == ys).astype(np.float64)
-
-
-def item_losses(spec: DataSpec, ys: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """Returns the loss of each item, `[N]` or `[N, T]`; 0 for an item without targets."""
-    losses, _ = losses_and_metrics(spec, ys, outputs)
-    if spec.forecast is None:
-        return losses
-    known = ~np.isnan(losses)
-    return np.where(known, losses, 0).sum(axis=-1) / np.maximum(known.sum(axis=-1), 1)
 
 
 def _mean(values: np.ndarray, mask: np.ndarray) -> float:
@@ -237,10 +237,11 @@ def _target_scores(
     scores = []
     for index, name in enumerate(spec.names_of_targets):
         errors = (outputs[..., index].astype(np.float64) - ys[..., index]) * scale[index]
-        scores.append({"name": name} | _errors_in_units(errors, mask))
+        known = mask[..., index]
+        scores.append({"name": name} | _errors_in_units(errors, known))
         if baseline is not None:
             errors = (baseline[..., index].astype(np.float64) - ys[..., index]) * scale[index]
-            scores[-1] |= _errors_in_units(errors, mask, "baseline_")
+            scores[-1] |= _errors_in_units(errors, known, "baseline_")
     return scores
 
 

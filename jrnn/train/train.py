@@ -2,6 +2,7 @@
 
 import contextlib
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,24 +10,32 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jrnn import memory
+from jrnn import checks, memory
 from jrnn.distributed import Mesh, ProcessGroup
 from jrnn.tasks.task import Data, DataSpec
 from jrnn.train.config.experiment import Experiment, resume_flags
 from jrnn.train.fit import FitResult, check_data, check_group, fit
 from jrnn.train.run.checkpoint import Checkpointer
 from jrnn.train.run.data_plan import plan_task
+from jrnn.train.run.metrics_logger import MetricsWriter
+from jrnn.train.run.progress import ProgressMode
 from jrnn.train.run.record import Record
+from jrnn.train.step.freeze import check_patterns, freeze
+from jrnn.train.step.loss import Objective
 from jrnn.train.step.state import TrainState, Weights, abstract_state, merge_model
+from jrnn.train.transfer import copy_params
 
 
 def train(
     experiment: Experiment,
     data: Data,
-    folder: Path,
+    folder: str | Path,
     *,
     resume: bool = False,
     group: ProcessGroup | None = None,
+    source: nnx.Module | None = None,
+    progress: ProgressMode = "auto",
+    writers: Sequence[MetricsWriter] = (),
 ) -> FitResult:
     """Builds the network of an experiment, and trains, evaluates and saves it by `fit`.
 
@@ -37,21 +46,35 @@ def train(
       resume: whether to continue from the newest intact checkpoint in the folder.
       group: the processes that train together, from `jrnn.distributed.init_process_group`; None
         means this process alone.
+      source: the network of the run `experiment.init_from`, such as `jrnn.load(path).model`; not
+        needed if the folder has checkpoints.
+      progress: as for `fit`.
+      writers: as for `fit`.
 
     Returns:
       The network with the best metric on the validation split, and its metrics.
 
     Raises:
-      ValueError, TypeError: see `check_experiment`.
+      ValueError, TypeError: see `check_experiment`; also ValueError if `experiment.init_from` is
+        set and `source` is None, or its parameters have other shapes.
       NonFiniteLoss, Interrupted, CheckpointError, FileExistsError, BlockingIOError, OSError: see
         `fit`.
     """
+    folder = Path(folder)
     group = group or ProcessGroup()
     check_group(group)
     check_experiment(experiment, data)
     engine = Mesh.parse_or_default(experiment.mesh).make_engine(experiment.network.engine)
+    model = experiment.network.build(data, experiment.seed, engine)
+    if source is not None:
+        copy_params(source, model, experiment.init_skip)
+    elif experiment.init_from is not None and not has_checkpoint(folder):
+        raise ValueError(
+            "train: init_from needs the network of that run; pass "
+            f"source=jrnn.load({experiment.init_from!r}).model"
+        )
     return fit(
-        experiment.network.build(data, experiment.seed, engine),
+        model,
         data,
         optimizer=experiment.optimizer.build(experiment.steps),
         steps=experiment.steps,
@@ -64,16 +87,52 @@ def train(
         save_every=experiment.save_every,
         seed=experiment.seed,
         mesh=experiment.mesh,
+        ema_decay=experiment.ema_decay,
+        freeze=experiment.freeze,
+        label_smoothing=experiment.label_smoothing,
+        class_weights=experiment.class_weights,
         resume=resume,
         description=experiment.network.description(),
         group=group,
         resume_command=make_resume_command(folder, experiment),
+        progress=progress,
+        writers=writers,
     )
 
 
 def make_resume_command(folder: Path, experiment: Experiment) -> str:
     """Returns the command that resumes the run of an experiment in a folder."""
     return f"jrnn train --resume {shlex.quote(str(folder))}{resume_flags([experiment])}"
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Returns whether the folder of a run has a checkpoint, damaged or not."""
+    checkpoints = folder / "checkpoints"
+    return checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
+
+
+def extend(experiment: Experiment, steps: int) -> Experiment:
+    """Returns the experiment of a run that is continued to more steps.
+
+    Args:
+      experiment: the experiment of the run.
+      steps: the new number of training steps.
+
+    Raises:
+      ValueError: `steps` is less than before, or the learning rate of the steps before depends on
+        the number of steps, so that the result would differ from that of a run of this length.
+    """
+    checks.positive_int("train", "--steps", steps)
+    old, optimizer = experiment.steps, experiment.optimizer
+    if steps < old:
+        raise ValueError(f"train: --steps must be at least the {old} of the run, got {steps}")
+    if steps > old and optimizer.depends_on_steps:
+        raise ValueError(
+            f"train: --steps must be {old}, since the learning rate of this run depends on its "
+            f"number of steps (schedule={optimizer.schedule!r}, warmup={optimizer.warmup}), got "
+            f"{steps}; train its network further in a new run: jrnn train CONFIG --init-from RUN"
+        )
+    return replace(experiment, steps=steps)
 
 
 def check_experiment(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, TrainState]:
@@ -95,6 +154,7 @@ def check_experiment(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, 
         does not suffice for the network or for a batch.
     """
     check_data(data, experiment, experiment.tbptt)
+    Objective.from_data(data, experiment)
     graphdef, state = _abstract_run(experiment, data)
     check_memory(experiment, data, graphdef, state)
     return graphdef, state
@@ -102,9 +162,10 @@ def check_experiment(experiment: Experiment, data: Data) -> tuple[nnx.GraphDef, 
 
 def _abstract_run(experiment: Experiment, data: DataSpec) -> tuple[nnx.GraphDef, TrainState]:
     """Checks the options of the network; see `check_experiment`."""
-    optimizer = experiment.optimizer.build(experiment.steps)
+    optimizer = freeze(experiment.optimizer.build(experiment.steps), experiment.freeze)
     make_model = lambda: experiment.network.build(data, experiment.seed)
-    graphdef, state = abstract_state(make_model, optimizer)
+    graphdef, state = abstract_state(make_model, optimizer, ema=experiment.ema_decay is not None)
+    check_patterns("freeze", experiment.freeze, state.params)
     if experiment.tbptt is not None and not experiment.network.causal:
         raise ValueError(
             "TBPTT: the network must be causal, since other layers have no carry to pass on; set "

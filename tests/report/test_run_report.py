@@ -11,14 +11,14 @@ from flax import nnx
 import jrnn
 from jrnn.cli.main import main
 from jrnn.report.evaluation import Evaluation, evaluate
-from jrnn.report.examples import class_tables, worst_examples
+from jrnn.report.examples import class_tables, value_scatter, worst_examples
 from jrnn.report.gates import MAX_STEPS, capture_traces, gate_figures
 from jrnn.report.page import Page, grid
 from jrnn.report.run_page import make_run_report
 from jrnn.tasks.conversion import decode_outputs
 from jrnn.tasks.task import DataSpec, Split
 from jrnn.train import Network
-from jrnn.train.scores import score
+from jrnn.train.scores import losses_and_metrics, score, scored_targets
 from jrnn.train.step.evaluate import make_evaluate
 from jrnn.train.step.loss import Objective
 from jrnn.train.step.state import Weights
@@ -139,14 +139,67 @@ def test_confusion_matrix_and_worst_images_are_those_of_the_run(in_folder):
 
 def make_evaluation(spec, ys, outputs):
     xs = np.zeros((len(ys), 4, spec.input_size), np.float32)
-    examples = Split(xs, np.asarray(ys, np.int32))
+    examples = Split(xs, np.asarray(ys))
     lengths = np.full(len(ys), 4)
     predictions = decode_outputs(spec, outputs, lengths, xs)
-    losses = np.zeros(len(ys))
-    mask = np.ones(len(ys), bool)
+    losses, _ = losses_and_metrics(spec, examples.ys, outputs)
+    mask = scored_targets(spec, examples)
     return Evaluation(
         spec, "test", examples, predictions, losses, mask, score(spec, examples, outputs)
     )
+
+
+def test_ignored_labels_are_not_among_the_worst_examples():
+    spec = DataSpec(
+        target="class",
+        metric="accuracy",
+        input_size=1,
+        output_size=2,
+        baseline=("most frequent class", 0.5),
+        class_names=("cat", "dog"),
+    )
+    ys = np.array([0, -100, 1, 1, -100], np.int32)
+    outputs = np.array([[0, 2], [9, 0], [0, 3], [1, 0], [0, 9]], np.float32)
+    evaluation = make_evaluation(spec, ys, outputs)
+    assert evaluation.rank(5) == [0, 3, 2]
+    assert evaluation.choose() == {"highest loss": 0, "median loss": 3, "lowest loss": 2}
+    page = Page("title")
+    page.add_section("Worst", *class_tables(evaluation), *worst_examples(page, evaluation, 5))
+    assert assert_self_contained(page.render()).text().count("loss ") == 3
+
+
+def test_missing_values_are_not_drawn():
+    spec = DataSpec(
+        target="value",
+        metric="mse",
+        input_size=1,
+        output_size=2,
+        baseline=("constant prediction", 1.0),
+    )
+    ys = np.array([[1, np.nan], [2, 4], [np.nan, np.nan]], np.float32)
+    evaluation = make_evaluation(spec, ys, np.zeros((3, 2), np.float32))
+    np.testing.assert_allclose(evaluation.example_losses, [1, 10, 0])
+    assert evaluation.rank(3) == [1, 0]
+    page = Page("title")
+    page.add_section("Scatter", value_scatter(page, evaluation))
+    page.add_section("Worst", *worst_examples(page, evaluation, 3))
+    charts = assert_self_contained(page.render()).charts()
+    assert [charts[f"target {k}"]["series"][1]["x"] for k in range(2)] == [[1, 2], [4]]
+
+
+@pytest.mark.parametrize("distribution", ["gaussian", "quantiles"])
+def test_losses_of_forecasts_are_those_of_the_scores(distribution, in_folder):
+    task = jrnn.tasks.Table("table.csv", window=16, horizon=3, distribution=distribution)
+    data = jrnn.tasks.load(task)
+    model = Network(jrnn.GRU(2)).build(data, 0)
+    model.eval()
+    evaluation = evaluate(model, data, "test")
+    assert evaluation.losses.shape == evaluation.mask.shape == data.test.ys.shape
+    loss = evaluation.losses[evaluation.mask].mean()
+    assert loss == pytest.approx(evaluation.scores["loss"])
+    page = Page("title")
+    page.add_section("Forecasts", *worst_examples(page, evaluation, 2))
+    assert len(assert_self_contained(page.render()).chart_list()) >= 4
 
 
 def test_names_of_classes_are_text_and_many_classes_give_a_table_of_errors():

@@ -157,6 +157,24 @@ def test_trials_with_different_momentum_and_learning_rate_equal_separate_runs(al
         assert_equals_separate_run(e, result.trials[number], folder, tmp_path / str(number))
 
 
+def test_trials_with_average_smoothing_and_frozen_parameters_equal_separate_runs(tmp_path):
+    options = {"freeze": ("body.*.w_hh",), "class_weights": "balanced", "steps": 30}
+    trials = [
+        make_experiment(ema_decay=decay, label_smoothing=smoothing, **options)
+        for decay, smoothing in ((0.5, 0.1), (0.9, 0.4))
+    ]
+    result = sweep(trials, tmp_path / "sweep")
+    assert result.groups == [[0, 1]]
+    for number, e in enumerate(trials):
+        folder = trial_folder(tmp_path / "sweep", number)
+        separate = tmp_path / f"separate{number}"
+        assert_equals_separate_run(e, result.trials[number], folder, separate)
+    assert result.trials[0].test["loss"] != result.trials[1].test["loss"]
+    best = trials[result.best]
+    restored = restore(best, best.task.load(), tmp_path / "sweep" / BEST)
+    assert restored.test == pytest.approx(result.trials[result.best].test, rel=1e-5)
+
+
 def test_trials_with_tbptt_equal_separate_runs(tmp_path):
     changes = {"task": Signs(per_step=True), "tbptt": TBPTT(k1=2, k2=3)}
     trials = [make_experiment(jrnn.GRU(4), seed=seed, **changes) for seed in range(3)]
@@ -188,6 +206,11 @@ def test_trials_with_tbptt_equal_separate_runs(tmp_path):
         ({"dropout": 0.0}, {"dropout": 0.1}, False),
         ({"batch_size": 8}, {"batch_size": 9}, False),
         ({"steps": 45}, {"steps": 46}, False),
+        ({"ema_decay": None}, {"ema_decay": 0.9}, False),
+        ({"ema_decay": 0.5}, {"ema_decay": 0.9}, True),
+        ({"label_smoothing": 0.0}, {"label_smoothing": 0.1}, False),
+        ({"label_smoothing": 0.2}, {"label_smoothing": 0.1}, True),
+        ({"freeze": ()}, {"freeze": ("body",)}, False),
         ({"optimizer": Optimizer(1e-2)}, {"optimizer": Optimizer(1e-2, clip_norm=None)}, False),
         ({"optimizer": Optimizer(1e-2)}, {"optimizer": Optimizer(1e-3, clip_norm=5.0)}, True),
     ],

@@ -326,9 +326,9 @@ LENGTHS = np.full(N, T)
         ("regression", {"xs": XS, "ys": XS[:, 0, :0]}, ValueError, r"got \(40, 0\)"),
         (
             "regression",
-            {"xs": XS, "ys": _with_entry(REALS, np.nan, 7)},
+            {"xs": XS, "ys": _with_entry(REALS, np.inf, 7)},
             ValueError,
-            r"ys must be finite .* got nan at ys\[7, 0\]",
+            r"ys must be finite .* got inf at ys\[7, 0\]",
         ),
         (
             "sequence_regression",

@@ -12,12 +12,13 @@ import scipy.stats
 
 import jrnn
 from jrnn.tasks import Table, load
+from jrnn.tasks.common import StandardScaler
 from jrnn.tasks.forecast import MIN_STD, Forecast
-from jrnn.tasks.task import Split
+from jrnn.tasks.task import DataSpec, Split
 from jrnn.train import Experiment, Network, forecast_scores
 from jrnn.train.config.network import InputAdapter, make_input_adapter
 from jrnn.train.forecasting import fit_half_widths, forecast_rows, score_rows
-from jrnn.train.scores import score
+from jrnn.train.scores import losses_and_metrics, score, scored_targets
 from jrnn.train.step.loss import Objective
 from jrnn.train.train import check_experiment
 
@@ -114,6 +115,43 @@ def test_padding_is_not_in_the_loss():
     losses = forecast_scores.losses_and_squares(forecast, ys, outputs)[0]
     losses = losses[valid & row_mask[:, None]]
     assert sums.means()["loss"] == pytest.approx(np.nanmean(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("distribution", ["point", "gaussian", "quantiles"])
+def test_scores_include_the_same_targets_as_the_loss(distribution):
+    forecast, outputs, ys, metric_mask = make_outputs(distribution)
+    ys[1, 1], metric_mask[1, 1] = np.nan, True
+    spec = DataSpec(
+        target="value_per_step",
+        metric="mse",
+        input_size=3,
+        output_size=6,
+        baseline=("persistence", 1.0),
+        input_names=forecast.input_names,
+        target_names=forecast.output_names,
+        input_scaler=StandardScaler((0.0,) * 3, (1.0,) * 3),
+        target_scaler=StandardScaler((0.0,) * 6, (1.0,) * 6),
+        forecast=forecast,
+    )
+    lengths = np.array([4, 2, 3, 1, 4], np.int32)
+    split = Split(np.zeros((5, 4, 3), np.float32), ys, lengths)
+    objective = Objective("value_per_step", "mse", forecast)
+    for mask in (None, metric_mask):
+        split = split._replace(metric_mask=mask)
+        expected = np.zeros(ys.shape, bool)
+        for n, t, k in np.ndindex(ys.shape):
+            is_scored = t < lengths[n] and (mask is None or mask[n, t])
+            expected[n, t, k] = is_scored and not np.isnan(ys[n, t, k])
+        np.testing.assert_array_equal(scored_targets(spec, split), expected)
+        result = score(spec, split, outputs)
+        assert result["items"] == expected.any(axis=-1).sum()
+        sums = objective.compute_sums(jnp.asarray(outputs), split)
+        assert result["metric"] == pytest.approx(sums.means()["metric"], rel=1e-5)
+        losses, _ = losses_and_metrics(spec, ys, outputs)
+        assert losses.shape == ys.shape
+        assert result["loss"] == pytest.approx(losses[expected].mean())
+        if mask is None:
+            assert result["loss"] == pytest.approx(sums.means()["loss"], rel=1e-5)
 
 
 def test_crps_of_a_gaussian_is_its_integral():

@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[2]
 def newest_arrays(experiment, data, folder):
     """Returns the step and the arrays of the newest checkpoint; random keys as integers."""
     _, like = check_experiment(experiment, data)
-    like = {"state": like._asdict(), "best": {"params": like.params, "rest": like.rest}}
+    like = {"state": like.arrays(), "best": {"params": like.params, "rest": like.rest}}
     checkpoints = Checkpointer(folder / "checkpoints")
     checkpoint = checkpoints.read_newest(like)
     checkpoints.close()

@@ -211,7 +211,7 @@ def test_non_finite_loss_raises_with_step_and_checkpoint(tmp_path):
     _, like = init_state(
         experiment.network.build(data, 0), experiment.optimizer.build(experiment.steps)
     )
-    checkpoint = checkpoints.read_newest({"state": like._asdict()})
+    checkpoint = checkpoints.read_newest({"state": like.arrays()})
     assert checkpoint.step < step and f"is of step {checkpoint.step}." in str(caught.value)
     assert all(
         np.isfinite(leaf).all() for leaf in jax.tree.leaves(checkpoint.arrays["state"]["params"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, field
+from typing import Literal
 
 from jrnn import checks
 from jrnn.dataclass_tree import dataclasses_in, is_of_jrnn
@@ -35,6 +36,18 @@ class RunOptions(checks.ConvertsFields):
       mesh: devices to train on: "data=8" shards each batch over 8 devices, "data=4,model=2" also
         shards the parameters over 2; None means one device, or all devices if there are several
         processes.
+      ema_decay: decay d of an exponential moving average of the parameters, in [0, 1), which is
+        evaluated and saved as the best network in place of the parameters; None disables it. After
+        training step t = 1, 2, ... the average is a = a + (1 - d_t)(params - a), with
+        d_t = min(d, (1 + t) / (10 + t)), from the initial parameters on.
+      freeze: paths of parameters that are not trained, such as "body.rnns.0" or "embedding": all
+        parameters below a path, in which `*` and `?` are wildcards. They have no optimizer state.
+      label_smoothing: fraction of the probability of the label that training distributes equally
+        over all classes, in [0, 1).
+      class_weights: weight of each class in the loss of training; "balanced" weights a class with n
+        of N labels of the training split by N / (K n), for K classes; None means equal weights.
+
+    Evaluations have neither label smoothing nor class weights.
 
     Raises:
       TypeError: mesh is neither None nor a str.
@@ -52,6 +65,10 @@ class RunOptions(checks.ConvertsFields):
     save_every: float = 30.0
     seed: int = 0
     mesh: str | None = None
+    ema_decay: float | None = None
+    freeze: tuple[str, ...] = ()
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | Literal["balanced"] | None = None
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -65,6 +82,19 @@ class RunOptions(checks.ConvertsFields):
             Mesh.parse(self.mesh)
         checks.int_between(name, "seed", self.seed, 0, checks.MAX_SEED)
         checks.int_between(name, "steps", self.steps, 1, MAX_STEPS)
+        if self.ema_decay is not None:
+            checks.rate(name, "ema_decay", self.ema_decay)
+        checks.texts(name, "freeze", self.freeze)
+        checks.rate(name, "label_smoothing", self.label_smoothing)
+        if isinstance(self.class_weights, tuple):
+            for weight in self.class_weights:
+                checks.non_negative_number(name, "class_weights", weight)
+            if not any(self.class_weights):
+                raise ValueError(
+                    f"{name}: class_weights must have a weight above 0, got {self.class_weights}"
+                )
+        elif self.class_weights is not None:
+            checks.one_of(name, "class_weights", self.class_weights, ("balanced",))
 
 
 @dataclass(frozen=True)
@@ -77,11 +107,17 @@ class Experiment(RunOptions):
       optimizer: the options of the optimizer.
       tbptt: options of truncated backpropagation through time; None trains on whole sequences.
       run_dir: the folder that `jrnn train` creates for the run; None means a new folder in `runs`.
+      init_from: the folder of a run whose best parameters are the initial ones, to fine-tune its
+        network on other data or with other options; None means random parameters.
+      init_skip: paths of parameters that are not read from this run, such as ("head",) for another
+        number of classes; see `freeze`.
+      keep_encoding: whether to encode the data as this run: with its normalization, vocabulary and
+        classes. False computes them from the new data.
 
     Raises:
-      TypeError: task, network, optimizer, tbptt or run_dir has the wrong type; see also
-        `RunOptions`.
-      ValueError: see `RunOptions`.
+      TypeError: a field has the wrong type; see also `RunOptions`.
+      ValueError: see `RunOptions`; also if `init_skip` or `keep_encoding` is set without
+        `init_from`.
     """
 
     task: Task
@@ -90,16 +126,29 @@ class Experiment(RunOptions):
     tbptt: TBPTT | None = None
     _: KW_ONLY
     run_dir: str | None = None
+    init_from: str | None = None
+    init_skip: tuple[str, ...] = ()
+    keep_encoding: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.instance("Experiment", "task", self.task, Task)
-        checks.instance("Experiment", "network", self.network, Network)
+        if not isinstance(self.network, Network):
+            raise TypeError(
+                "Experiment: network must be a Network, got "
+                f"{checks.describe(self.network)}; train a module by jrnn.train.fit"
+            )
         checks.instance("Experiment", "optimizer", self.optimizer, Optimizer)
         if self.tbptt is not None:
             checks.instance("Experiment", "tbptt", self.tbptt, TBPTT)
-        if self.run_dir is not None:
-            checks.instance("Experiment", "run_dir", self.run_dir, str)
+        for name in ("run_dir", "init_from"):
+            if getattr(self, name) is not None:
+                checks.instance("Experiment", name, getattr(self, name), str)
+        checks.texts("Experiment", "init_skip", self.init_skip)
+        checks.boolean("Experiment", "keep_encoding", self.keep_encoding)
+        if self.init_from is None and (self.init_skip or self.keep_encoding):
+            name = "init_skip" if self.init_skip else "keep_encoding"
+            raise ValueError(f"Experiment: {name} needs init_from, got None; set init_from")
 
 
 def resume_flags(experiments: Iterable[Experiment]) -> str:

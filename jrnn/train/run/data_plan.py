@@ -81,16 +81,16 @@ class DataPlan(NamedTuple):
 
 def plan_task(data: Data, options: RunOptions, tbptt: TBPTT | None) -> DataPlan:
     """Returns the data plan of a task: whole examples or, with `tbptt`, windows of streams."""
-    objective, batch_size = Objective.from_data(data), options.batch_size
+    evaluated, batch_size = Objective.from_data(data), options.batch_size
+    objective = Objective.from_data(data, options)
     metric = data.metric, HIGHER_IS_BETTER[data.metric]
     if tbptt is None:
-        loss = SequenceLoss(objective)
         return DataPlan(
             data.train,
             lambda seed: EpochSampler(num_examples(data.train), batch_size, seed),
             data.validation,
-            loss,
-            lambda graphdef: make_evaluator(graphdef, loss, batch_size),
+            SequenceLoss(objective),
+            lambda graphdef: make_evaluator(graphdef, SequenceLoss(evaluated), batch_size),
             lambda graphdef, weights: (),
             *metric,
         )
@@ -109,7 +109,7 @@ def plan_task(data: Data, options: RunOptions, tbptt: TBPTT | None) -> DataPlan:
         lambda seed: WindowSampler(window, streams, batch_size, seed),
         data.validation,
         TruncatedLoss(objective, window),
-        lambda graphdef: make_stateful_evaluator(graphdef, objective, data, window.k1, batch_size),
+        lambda graphdef: make_stateful_evaluator(graphdef, evaluated, data, window.k1, batch_size),
         init_carry,
         *metric,
     )

@@ -2,9 +2,9 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
@@ -31,6 +31,32 @@ class MetricsState(TypedDict):
     bytes: int
 
 
+class MetricsWriter(Protocol):
+    """A further output for the metrics of a run; see `jrnn.train.run.writers`."""
+
+    def begin(self, step: int) -> None:
+        """Called once, before the first line; lines are of later steps than `step`."""
+        ...
+
+    def write(self, split: str, lines: dict[int, dict[str, float]]) -> None:
+        """Writes metrics.
+
+        Args:
+          split: "train" or "validation".
+          lines: metrics by name, for each training step, counted from 1.
+        """
+        ...
+
+    def close(self) -> None:
+        """Called at the end of the run, even if it has failed, and if `begin` was not called."""
+        ...
+
+
+def format_line(step: int, split: str, metrics: Mapping[str, float]) -> str:
+    """Returns a line of `metrics.jsonl`."""
+    return json.dumps({"step": step, "split": split, **metrics}) + "\n"
+
+
 class MetricsFile:
     """An append-only file with lines such as `{"step": 20, "split": "train", "loss": 2.3}`."""
 
@@ -54,7 +80,7 @@ class MetricsFile:
         Raises:
           WriteError: the file cannot be written.
         """
-        text = [json.dumps({"step": step, "split": split, **lines[step]}) + "\n" for step in lines]
+        text = [format_line(step, split, lines[step]) for step in lines]
         with naming_file(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write("".join(text))
 
@@ -140,8 +166,14 @@ class MetricsLogger:
         before the first line.
     """
 
-    def __init__(self, options: RunOptions, folder: Path | None):
-        """Opens `metrics.jsonl` in `folder`; None disables writing."""
+    def __init__(
+        self, options: RunOptions, folder: Path | None, writers: Sequence[MetricsWriter] = ()
+    ):
+        """Opens `metrics.jsonl` in `folder`; None disables writing.
+
+        `writers` are further outputs, which the caller begins and closes.
+        """
+        self._writers = writers
         self.means = dict[str, float]()
         self._options, self._folder = options, folder
         self._pending: list[list[float]] = []
@@ -205,6 +237,8 @@ class MetricsLogger:
     def _write(self, split: str, lines: dict[int, dict[str, float]]) -> None:
         if self._file is not None and lines:
             self._file.write(split, lines)
+            for writer in self._writers:
+                writer.write(split, lines)
 
 
 def _means(values: list[list[float]]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from jrnn.train.data.sampler import fits_on_device
 from jrnn.train.run.data_plan import DataPlan
 from jrnn.train.run.multi_process import broadcast_arrays
 from jrnn.train.step.evaluate import shard_evaluator
+from jrnn.train.step.freeze import check_patterns, freeze
 from jrnn.train.step.state import (
     StepMetrics,
     TrainState,
@@ -46,21 +47,32 @@ class SingleNetwork:
           model: the model with its initial parameters; it is not changed.
           plan: the data and the loss.
           optimizer: an optax transformation.
-          options: batch size, accumulation and seed.
+          options: batch size, accumulation, seed, frozen parameters and their average.
           mesh: the devices.
           group: the processes that train together; all use the parameters of the first one.
 
         Raises:
-          ValueError: as for `DataPlan.make_loader`.
+          ValueError: a path of `options.freeze` selects no parameter, or as for
+            `DataPlan.make_loader`.
         """
         self._mesh = mesh
-        self._graphdef, state = init_state(model, optimizer)
+        optimizer = freeze(optimizer, options.freeze)
+        self._graphdef, state = init_state(model, optimizer, ema=options.ema_decay is not None)
+        check_patterns("freeze", options.freeze, state.params)
         state = broadcast_arrays(jax.tree.map(jax.numpy.copy, state), group)
         self._loader = plan.make_loader(options, mesh)
         carry = plan.init_carry(self._graphdef, state.weights)
         self._initial_state = place_state(mesh, state._replace(carry=carry))
         self.max_steps = self._loader.max_steps
-        step = TrainStep(self._graphdef, plan.loss, optimizer, options.accumulate, mesh)
+        step = TrainStep(
+            self._graphdef,
+            plan.loss,
+            optimizer,
+            options.accumulate,
+            mesh,
+            options.freeze,
+            options.ema_decay,
+        )
         train_steps = jax.jit(step.make_loop(self._loader.get_batch), donate_argnums=0)
         self._train_steps = mesh.wrap_with_context(train_steps)
         evaluator = shard_evaluator(plan.make_evaluator(self._graphdef), mesh)

@@ -20,6 +20,7 @@ from jrnn.plotting import (
     paper_style,
     set_log_scale,
 )
+from jrnn.tasks.labels import IGNORED_LABEL
 from jrnn.tasks.task import Data, DataSpec, Metric, Split
 from jrnn.train.config.experiment import Experiment
 from jrnn.train.data.sampler import take
@@ -27,7 +28,7 @@ from jrnn.train.fit import FitResult
 from jrnn.train.run.forecast_figure import draw_forecasts
 from jrnn.train.run.metrics_logger import MetricsFile, read_column
 from jrnn.train.run.progress import METRIC_NAMES
-from jrnn.train.scores import scored_items
+from jrnn.train.scores import scored_targets
 from jrnn.train.step.evaluate import predict
 from jrnn.train.step.loss import HIGHER_IS_BETTER
 from jrnn.train.step.state import count_params
@@ -273,7 +274,8 @@ def _draw_classes(panel, data: Data, result: FitResult) -> None:
     examples, scores = _predict_examples(data, result, len(data.test.xs))
     predictions = scores.argmax(axis=-1)
     correct = np.flatnonzero(predictions == examples.ys)[:IMAGES_PER_ROW]
-    wrong = np.flatnonzero(predictions != examples.ys)
+    is_known = examples.ys != IGNORED_LABEL
+    wrong = np.flatnonzero((predictions != examples.ys) & is_known)
     num_wrong, wrong = len(wrong), wrong[:IMAGES_PER_ROW]
     axes = panel.subplots(2, IMAGES_PER_ROW)
     for ax in axes.flat:
@@ -287,7 +289,7 @@ def _draw_classes(panel, data: Data, result: FitResult) -> None:
         )
         ax.set_title(title, color=COLORS[2] if is_correct else COLORS[1], fontsize=6, pad=2)
     panel.suptitle(
-        f"test examples: correct (above) and wrong (below, {num_wrong} of {len(predictions)})",
+        f"test examples: correct (above) and wrong (below, {num_wrong} of {is_known.sum()})",
         fontsize=7,
     )
 
@@ -295,7 +297,8 @@ def _draw_classes(panel, data: Data, result: FitResult) -> None:
 def _draw_confusion(panel, data: Data, result: FitResult) -> None:
     examples, scores = _predict_examples(data, result, len(data.test.xs))
     counts = np.zeros((data.output_size, data.output_size), int)
-    np.add.at(counts, (examples.ys, scores.argmax(axis=-1)), 1)
+    known = examples.ys != IGNORED_LABEL
+    np.add.at(counts, (examples.ys[known], scores.argmax(axis=-1)[known]), 1)
     ax = panel.subplots()
     panel.colorbar(ax.imshow(counts, cmap="Blues"), ax=ax, label="test examples")
     ax.set(xlabel="predicted class", ylabel="true class")
@@ -307,8 +310,8 @@ def _draw_values(panel, data: Data, result: FitResult) -> None:
     truth, values = data.invert_targets(examples.ys), data.invert_targets(outputs)
     ax = panel.subplots()
     ax.plot(truth[:, 0], values[:, 0], ".", ms=2)
-    ends = [truth[:, 0].min(), truth[:, 0].max()]
-    ax.plot(ends, ends, color="0.6", lw=0.8)
+    known = np.sort(truth[~np.isnan(truth[:, 0]), 0])
+    ax.plot(known, known, color="0.6", lw=0.8)
     name = _value_label(data)
     ax.set(xlabel=f"true {name}", ylabel="predicted")
     hide_spines(ax)
@@ -324,7 +327,7 @@ def _draw_classes_per_step(panel, data: Data, result: FitResult) -> None:
     """Draws the accuracy at each time step."""
     examples, scores = _predict_examples(data, result, 256)
     correct = scores.argmax(axis=-1) == examples.ys
-    mask = scored_items(data, examples)
+    mask = scored_targets(data, examples)
     steps = np.flatnonzero(mask.any(axis=0))
     accuracies = [correct[mask[:, t], t].mean() for t in steps]
     ax = panel.subplots()

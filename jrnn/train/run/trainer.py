@@ -1,6 +1,7 @@
 """The training loop: dispatch, evaluation, checkpoints and early stopping."""
 
 import contextlib
+import logging
 import os
 import signal
 import time
@@ -18,12 +19,14 @@ from jrnn.train.config.experiment import RunOptions
 from jrnn.train.run.best import BestTracker, index_of_best
 from jrnn.train.run.checkpoint import Checkpoint, CheckpointError
 from jrnn.train.run.dispatch import Dispatcher
-from jrnn.train.run.metrics_logger import MetricsLogger
+from jrnn.train.run.metrics_logger import MetricsLogger, MetricsWriter
 from jrnn.train.run.multi_process import MultiProcessCheckpointer
 from jrnn.train.run.progress import Progress
 from jrnn.train.run.record import Record, TrialRecord
 from jrnn.train.run.trainable import Trainable
 from jrnn.train.step.state import StepMetrics, TrainState, Weights
+
+log = logging.getLogger("jrnn")
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -59,6 +62,7 @@ class Trainer:
         stop_all_if_non_finite: bool,
         resume_command: str = "",
         is_temporary: bool = False,
+        writers: Sequence[MetricsWriter] = (),
     ):
         """Initializes the parameters and opens the folder; call `begin` or `resume` next.
 
@@ -75,6 +79,7 @@ class Trainer:
             only the network with this loss stops.
           resume_command: the command that resumes the run, for messages; "" if there is none.
           is_temporary: whether the folder is removed at the end, so that the run cannot be resumed.
+          writers: further outputs for the metrics of all networks; only in the first process.
 
         Raises:
           CheckpointError: the folder cannot be written to.
@@ -87,8 +92,10 @@ class Trainer:
         self._resume_command, self._is_temporary = resume_command, is_temporary
         self._state = trainable.init_state()
         self._best = self._copy_weights()
+        self._writers = writers if group.is_first else ()
         self._loggers = [
-            MetricsLogger(options, path if group.is_first else None) for path in metrics_folders
+            MetricsLogger(options, path if group.is_first else None, self._writers)
+            for path in metrics_folders
         ]
         self._dispatcher = Dispatcher(
             lambda state, first, count: trainable.train_steps(state, first, count, self._active()),
@@ -117,6 +124,7 @@ class Trainer:
                 logger.begin()
             self.save()
             self.wait()
+            self._begin_writers()
         self._checkpoints.verify(self.step, self._arrays())
 
     def resume(self) -> None:
@@ -124,13 +132,19 @@ class Trainer:
 
         Raises:
           CheckpointError: all checkpoints are damaged, or of another network.
-          ValueError: lines of the metrics are missing.
+          ValueError: lines of the metrics are missing, or the run has trained more steps than there
+            should be.
         """
         checkpoint = self._checkpoints.read_newest(self._arrays())
         if checkpoint is None:
             self.begin()
             return
         record = Record.decode(checkpoint.record, self._descriptions)
+        if checkpoint.step > self._options.steps:
+            raise ValueError(
+                f"train: steps must be at least {checkpoint.step}, which the run has trained, got "
+                f"{self._options.steps}"
+            )
         for trial, logger, tracker in zip(record.trials, self._loggers, self.trackers, strict=True):
             logger.restore(trial.metrics)
             tracker.restore(trial.best)
@@ -138,6 +152,11 @@ class Trainer:
         state, best = TrainState(**checkpoint.arrays["state"]), Weights(**checkpoint.arrays["best"])
         self._state, self._best = self._trainable.restore(state, best)
         self.step, self.stopped, self.seconds = checkpoint.step, record.stopped, record.seconds
+        with self._explaining_write_errors():
+            self._begin_writers()
+        if self.step < self._options.steps and self.should_stop():
+            reasons = ", ".join(sorted(set(self.stopped.values())))
+            log.warning("the run has stopped early and is not continued: %s", reasons)
 
     def fit(self, signals: Signals, progress: Progress) -> None:
         """Trains until the last step, with evaluations and checkpoints.
@@ -235,8 +254,10 @@ class Trainer:
 
     def close(self) -> None:
         """Waits until all checkpoints are written, and closes the folder."""
-        with self._explaining_write_errors():
-            self._checkpoints.close()
+        with self._explaining_write_errors(), contextlib.ExitStack() as stack:
+            stack.callback(self._checkpoints.close)
+            for writer in self._writers:
+                stack.callback(writer.close)
 
     def best_weights(self) -> Weights:
         """Returns the best weights so far, as arrays that this process can read."""
@@ -302,11 +323,15 @@ class Trainer:
             error.add_note(note[0].upper() + note[1:])
             raise
 
+    def _begin_writers(self) -> None:
+        for writer in self._writers:
+            writer.begin(self.step)
+
     def _copy_weights(self) -> Weights:
         return jax.tree.map(jax.numpy.copy, self._state.weights)
 
     def _arrays(self) -> dict[str, Any]:
-        return {"state": self._state._asdict(), "best": self._best._asdict()}
+        return {"state": self._state.arrays(), "best": self._best._asdict()}
 
     def _record(self) -> Record:
         networks = zip(self._descriptions, self._loggers, self.trackers, strict=True)

@@ -35,7 +35,7 @@ class Evaluator(NamedTuple):
         compute_sums = jax.jit(self.compute_sums)
 
         def evaluate(weights: Weights | TrainState, examples: Examples) -> dict[str, float]:
-            weights = Weights(weights.params, weights.rest)
+            weights = weights.weights if isinstance(weights, TrainState) else weights
             sums = [compute_sums(weights, *chunk) for chunk in self.iterate_chunks(examples)]
             return jax.tree.map(lambda *values: sum(values), *sums).means()
 

@@ -2,17 +2,21 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from jrnn.cell import Carry
 from jrnn.nn import Classifier
 from jrnn.tasks.forecast import MIN_STD, Forecast
+from jrnn.tasks.labels import IGNORED_LABEL
 from jrnn.tasks.task import Data, Split
+from jrnn.train.config.experiment import RunOptions
 from jrnn.train.data.sampler import num_examples
 
 HIGHER_IS_BETTER = {"accuracy": True, "mse": False, "bits_per_character": False}
@@ -27,7 +31,7 @@ class MetricSums(NamedTuple):
 
     Attributes:
       loss: the weighted sum of losses, a float32 scalar.
-      loss_weight: the sum of their weights, such as the number of valid steps.
+      loss_weight: the sum of their weights, such as the number of labels, or of values.
       metric: the weighted sum of metrics, a float32 scalar.
       metric_weight: the sum of their weights.
     """
@@ -43,6 +47,11 @@ class MetricSums(NamedTuple):
             "loss": float(self.loss / self.loss_weight),
             "metric": float(self.metric / self.metric_weight),
         }
+
+
+def divide_or_zero(total: jax.Array, weight: jax.Array) -> jax.Array:
+    """Returns `total / weight`, or `total`, which is then 0, if the weight is 0."""
+    return total / jnp.where(weight == 0, 1, weight)
 
 
 class Loss(Protocol):
@@ -71,28 +80,56 @@ class Objective(NamedTuple):
 
     ::
 
-        "class", "class_per_step":   loss = cross-entropy in nats
-        "value", "value_per_step":   loss = mean over the K values of (output - target)^2
+        "class", "class_per_step":   loss = -log p[label], the cross-entropy in nats
+        "value", "value_per_step":   loss = (output - target)^2
 
         accuracy = fraction of correct classes;  mse = loss;  bits_per_character = loss / log 2
 
-    For a forecast, the loss and the mean squared error are means over the targets that are not NaN.
-    The loss is that of `forecast_losses`, and the metric is of the mean or median.
+    Both are means over all labels, or over all K values of all targets. Labels of
+    `jrnn.tasks.labels.IGNORED_LABEL` and values that are NaN are not included. For a forecast, the
+    loss is that of `forecast_losses`, and the metric is of the mean or median. With label smoothing
+    s and class weights w, the loss is that of PyTorch's `CrossEntropyLoss`, with K classes::
+
+        loss = sum of w[label] ((1 - s) (-log p[label]) + s/K sum_k (-log p[k])) / sum of w[label]
 
     Attributes:
       target: the kind of target, as in `jrnn.tasks.Data`.
       metric: the name of the metric, as in `jrnn.tasks.Data`.
       forecast: the properties of a forecast, or None.
+      label_smoothing: s, in [0, 1), which may be traced.
+      class_weights: w, one number for each class; None means 1.
     """
 
     target: str
     metric: str
     forecast: Forecast | None = None
+    label_smoothing: ArrayLike = 0.0
+    class_weights: tuple[float, ...] | None = None
 
     @classmethod
-    def from_data(cls, data: Data) -> "Objective":
-        """Returns the objective of a task."""
-        return cls(data.target, data.metric, data.forecast)
+    def from_data(cls, data: Data, options: RunOptions | None = None) -> "Objective":
+        """Returns the objective of a task.
+
+        Args:
+          data: the data of the task.
+          options: label smoothing and class weights; None means the objective of evaluations, which
+            has neither, so that runs with other options can be compared.
+
+        Raises:
+          ValueError: the options need classes, or there is another number of class weights than of
+            classes.
+        """
+        if options is None:
+            return cls(data.target, data.metric, data.forecast)
+        if not data.has_classes:
+            for name in ("label_smoothing", "class_weights"):
+                if getattr(options, name):
+                    raise ValueError(
+                        f"train: {name} needs a task with classes, got target={data.target!r}; "
+                        f"remove {name}"
+                    )
+        weights = _class_weights(options.class_weights, data)
+        return cls(data.target, data.metric, data.forecast, options.label_smoothing, weights)
 
     def compute_sums(
         self, outputs: jax.Array, batch: Split, row_mask: jax.Array | None = None
@@ -108,73 +145,67 @@ class Objective(NamedTuple):
         """
         outputs = outputs.astype(jnp.float32)
         ys = jnp.asarray(batch.ys)
-        valid = self._valid_steps(batch, ys)
-        if self.forecast is not None:
-            masks = self._masks(batch, ys, row_mask)
-            return self._forecast_sums(self.forecast, outputs, ys, batch, masks)
-        if self.target.startswith("class"):
-            losses = optax.softmax_cross_entropy_with_integer_labels(outputs, ys)
+        has_classes = self.target.startswith("class")
+        loss_mask = ys != IGNORED_LABEL if has_classes else ~jnp.isnan(ys)
+        add_axes = lambda mask: mask.reshape(mask.shape + (1,) * (loss_mask.ndim - mask.ndim))
+        if self.target.endswith("per_step") and batch.lengths is not None:
+            valid = jnp.arange(ys.shape[1]) < jnp.asarray(batch.lengths)[:, None]
+            loss_mask &= add_axes(valid)
+        if row_mask is not None:
+            loss_mask &= add_axes(row_mask)
+        metric_mask = loss_mask
+        if batch.metric_mask is not None:
+            metric_mask = loss_mask & add_axes(jnp.asarray(batch.metric_mask))
+        # Without this, a NaN makes the gradient NaN, since 0 * NaN is NaN.
+        ys = jnp.where(loss_mask, ys, 0)
+        if has_classes:
+            plain = optax.softmax_cross_entropy_with_integer_labels(outputs, ys)
+            losses = self._smooth(plain, outputs, ys)
+        elif self.forecast is not None:
+            losses, plain = forecast_losses(self.forecast, outputs, ys)
         else:
-            # Without this, a NaN in padding makes the gradient NaN, since 0 * NaN is NaN.
-            ys = ys if valid is None else jnp.where(valid[..., None], ys, 0)
-            losses = optax.squared_error(outputs, ys).mean(axis=-1)
+            plain = losses = optax.squared_error(outputs, ys)
         metrics = {
             "accuracy": lambda: (outputs.argmax(axis=-1) == ys).astype(jnp.float32),
-            "mse": lambda: losses,
-            "bits_per_character": lambda: losses / math.log(2),
+            "mse": lambda: plain,
+            "bits_per_character": lambda: plain / math.log(2),
         }[self.metric]()
-        loss_mask, metric_mask = self._masks(batch, losses, row_mask)
+        weights: jax.Array = loss_mask
+        if self.class_weights is not None:
+            weights = jnp.where(loss_mask, jnp.asarray(self.class_weights, jnp.float32)[ys], 0)
+            losses = losses * weights
         return MetricSums(
             jnp.where(loss_mask, losses, 0).sum(),
-            loss_mask.sum(),
+            weights.sum(),
             jnp.where(metric_mask, metrics, 0).sum(),
             metric_mask.sum(),
         )
 
-    def _valid_steps(self, batch: Split, ys: jax.Array) -> jax.Array | None:
-        """Returns a mask `[B, T]` of the valid steps; None if all are valid."""
-        if not self.target.endswith("per_step") or batch.lengths is None:
-            return None
-        return jnp.arange(ys.shape[1]) < jnp.asarray(batch.lengths)[:, None]
+    def _smooth(self, plain: jax.Array, outputs: jax.Array, ys: jax.Array) -> jax.Array:
+        """Returns the cross-entropies of smoothed labels; `plain` are those of the labels."""
+        if isinstance(self.label_smoothing, float | int) and self.label_smoothing == 0:
+            return plain
+        labels = jax.nn.one_hot(ys, outputs.shape[-1])
+        smoothing: Any = self.label_smoothing
+        return optax.softmax_cross_entropy(outputs, optax.smooth_labels(labels, smoothing))
 
-    def _masks(
-        self, batch: Split, items: jax.Array, row_mask: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns which items loss and metric include; `items` begins with the axes of items."""
-        loss_mask = jnp.ones(items.shape[: 2 if self.target.endswith("per_step") else 1], bool)
-        valid = self._valid_steps(batch, items)
-        if valid is not None:
-            loss_mask &= valid
-        if row_mask is not None:
-            loss_mask &= row_mask.reshape(row_mask.shape + (1,) * (loss_mask.ndim - 1))
-        if batch.metric_mask is None:
-            return loss_mask, loss_mask
-        return loss_mask, loss_mask & jnp.asarray(batch.metric_mask)
 
-    def _forecast_sums(
-        self,
-        forecast: Forecast,
-        outputs: jax.Array,
-        ys: jax.Array,
-        batch: Split,
-        masks: tuple[jax.Array, jax.Array],
-    ) -> MetricSums:
-        """Sums loss and metric over the valid targets that are not missing."""
-        observed = ~jnp.isnan(ys)
-        valid = self._valid_steps(batch, ys)
-        if valid is not None:
-            observed &= valid[..., None]
-        # Without this, a NaN makes the gradient NaN, since 0 * NaN is NaN.
-        ys = jnp.where(observed, ys, 0)
-        losses, squares = forecast_losses(forecast, outputs, ys)
-        in_loss, in_metric = (observed & mask[..., None] for mask in masks)
-        size = ys.shape[-1]
-        return MetricSums(
-            jnp.where(in_loss, losses, 0).sum() / size,
-            in_loss.sum() / size,
-            jnp.where(in_metric, squares, 0).sum() / size,
-            in_metric.sum() / size,
+def _class_weights(weights: Any, data: Data) -> tuple[float, ...] | None:
+    """Returns one weight for each class; see `RunOptions.class_weights`."""
+    size = data.output_size
+    if weights == "balanced":
+        labels = np.asarray(data.train.ys)
+        used = labels != IGNORED_LABEL
+        if data.per_step and data.train.lengths is not None:
+            used &= np.arange(labels.shape[1]) < np.asarray(data.train.lengths)[:, None]
+        counts = np.bincount(labels[used], minlength=size)
+        return tuple((counts.sum() / (size * np.maximum(counts, 1))).tolist())
+    if weights is not None and len(weights) != size:
+        raise ValueError(
+            f"train: class_weights must have one number for each of the {size} classes, got "
+            f"{len(weights)}"
         )
+    return weights
 
 
 def forecast_losses(
@@ -221,6 +252,11 @@ class SequenceLoss:
     ) -> tuple[Carry, MetricSums]:
         """Runs the model on a batch; see `Loss`."""
         return carry, self.objective.compute_sums(apply_model(model, batch), batch, row_mask)
+
+
+def set_label_smoothing(loss: Any, value: ArrayLike) -> Any:
+    """Returns the loss of a task, which has an `Objective`, with another label smoothing."""
+    return replace(loss, objective=loss.objective._replace(label_smoothing=value))
 
 
 UserLoss = Callable[[Any, Any], Any]

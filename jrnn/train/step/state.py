@@ -23,6 +23,7 @@ class TrainState(NamedTuple):
       carry: the initial carry of the next batch with truncated backpropagation through time, where
         batches are windows of long sequences (`jrnn.train.data.windows`), else `()`. If gradients
         are accumulated, it has a first axis for the micro-batches.
+      ema: the exponential moving average of the parameters, else `()`.
     """
 
     step: jax.Array
@@ -30,11 +31,16 @@ class TrainState(NamedTuple):
     rest: nnx.State
     opt_state: optax.OptState
     carry: Carry = ()
+    ema: Any = ()
 
     @property
     def weights(self) -> "Weights":
-        """The parameters and other variables of the model."""
-        return Weights(self.params, self.rest)
+        """What is evaluated: the average of the parameters, else the parameters, and the rest."""
+        return Weights(self.ema or self.params, self.rest)
+
+    def arrays(self) -> dict[str, Any]:
+        """Returns the fields for a checkpoint, without `ema` if there is no average."""
+        return {name: value for name, value in self._asdict().items() if name != "ema" or value}
 
 
 class Weights(NamedTuple):
@@ -66,23 +72,28 @@ class StepMetrics(NamedTuple):
 
 
 def init_state(
-    model: nnx.Module, optimizer: optax.GradientTransformation
+    model: nnx.Module, optimizer: optax.GradientTransformation, *, ema: bool = False
 ) -> tuple[nnx.GraphDef, TrainState]:
     """Splits a model into its static structure and the initial state of training.
 
     Args:
       model: any `nnx.Module`.
       optimizer: an optax transformation.
+      ema: whether the state has an average of the parameters, which is a copy of them at first.
 
     Returns:
       The `nnx.GraphDef` of the model, and the state, which shares the arrays of the model.
     """
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    return graphdef, TrainState(jnp.zeros((), jnp.int32), params, rest, optimizer.init(params))
+    state = TrainState(jnp.zeros((), jnp.int32), params, rest, optimizer.init(params))
+    return graphdef, state._replace(ema=jax.tree.map(jnp.copy, params)) if ema else state
 
 
 def abstract_state(
-    make_model: Callable[[], nnx.Module], optimizer: optax.GradientTransformation
+    make_model: Callable[[], nnx.Module],
+    optimizer: optax.GradientTransformation,
+    *,
+    ema: bool = False,
 ) -> tuple[nnx.GraphDef, TrainState]:
     """Returns the result of `init_state` with `jax.ShapeDtypeStruct` leaves instead of arrays.
 
@@ -90,7 +101,8 @@ def abstract_state(
     """
     graphdef, params, rest = nnx.split(nnx.eval_shape(make_model), nnx.Param, ...)
     step: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    return graphdef, TrainState(step, params, rest, jax.eval_shape(optimizer.init, params))
+    state = TrainState(step, params, rest, jax.eval_shape(optimizer.init, params))
+    return graphdef, state._replace(ema=params) if ema else state
 
 
 def merge_model(graphdef: nnx.GraphDef, weights: Weights) -> Any:

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.typing import ArrayLike
 
 from jrnn.cell import Carry
 from jrnn.distributed.mesh import Mesh
 from jrnn.train.data.sampler import BatchPlan, Examples
-from jrnn.train.step.loss import Loss, MetricSums, Objective, SequenceLoss
+from jrnn.train.step.freeze import frozen_mask
+from jrnn.train.step.loss import Loss, MetricSums, Objective, SequenceLoss, divide_or_zero
 from jrnn.train.step.state import StepMetrics, TrainState, constrain_state
 
 StepFunction = Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]
@@ -36,6 +38,10 @@ class TrainStep:
       optimizer: an optax transformation.
       accumulate: number of micro-batches per batch.
       mesh: the devices that the state and the batches are sharded over.
+      freeze: the parameters that do not change; see `jrnn.train.step.freeze.is_selected`. Their
+        gradient is not computed, and is not included in the norm of the gradient.
+      ema_decay: the decay of the average of the parameters, which may be traced; see `RunOptions`.
+        Must not be None if the state has an average.
     """
 
     graphdef: nnx.GraphDef
@@ -43,6 +49,8 @@ class TrainStep:
     optimizer: optax.GradientTransformation
     accumulate: int = 1
     mesh: Mesh = Mesh()
+    freeze: tuple[str, ...] = ()
+    ema_decay: ArrayLike | None = None
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
         """Updates the parameters once."""
@@ -50,13 +58,16 @@ class TrainStep:
         grads, sums, rest, carry = compute(state, batch)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
+        params = self._keep_frozen(state.params, params)
         metrics = StepMetrics(
-            sums.loss / jnp.maximum(sums.loss_weight, 1),
-            sums.metric / jnp.maximum(sums.metric_weight, 1),
+            divide_or_zero(sums.loss, sums.loss_weight),
+            divide_or_zero(sums.metric, sums.metric_weight),
             optax.tree.norm(grads),
             optax.tree.norm(updates),
         )
-        state = TrainState(state.step + 1, params, rest, opt_state, carry)
+        step = state.step + 1
+        ema = self._average(state.ema, params, step)
+        state = TrainState(step, params, rest, opt_state, carry, ema)
         return constrain_state(self.mesh, state), metrics
 
     def make_loop(self, get_batch: Callable[[Examples, BatchPlan], Any]) -> StepsFunction:
@@ -86,7 +97,29 @@ class TrainStep:
 
         return train_steps
 
+    def _average(self, ema: Any, params: nnx.State, step: jax.Array) -> Any:
+        """Returns the average of the parameters after step `step`; `()` if there is none."""
+        if not ema:
+            return ()
+        limit: Any = self.ema_decay
+        decay = jnp.minimum(limit, (1 + step) / (10 + step))
+        average = lambda old, new: old + ((1 - decay) * (new - old)).astype(old.dtype)
+        return self._keep_frozen(ema, jax.tree.map(average, ema, params))
+
+    def _keep_frozen(self, old: Any, new: Any) -> Any:
+        """Returns the new parameters, but the old ones where they are frozen.
+
+        Adding an update of zero would change the sign of -0.0.
+        """
+        if not self.freeze:
+            return new
+        keep = lambda frozen, a, b: a if frozen else b
+        return jax.tree.map(keep, frozen_mask(old, self.freeze), old, new)
+
     def _loss_sum(self, params: nnx.State, rest: nnx.State, carry: Carry, batch: Any):
+        if self.freeze:
+            stop = lambda frozen, leaf: jax.lax.stop_gradient(leaf) if frozen else leaf
+            params = jax.tree.map(stop, frozen_mask(params, self.freeze), params)
         model: Any = nnx.merge(self.graphdef, self.mesh.gather(params), rest, copy=True)
         model.train()
         carry, sums = self.loss(model, carry, batch)
@@ -95,7 +128,7 @@ class TrainStep:
 
     def _loss_mean(self, params: nnx.State, rest: nnx.State, carry: Carry, batch: Any):
         loss, aux = self._loss_sum(params, rest, carry, batch)
-        return loss / jnp.maximum(aux[0].loss_weight, 1), aux
+        return divide_or_zero(loss, aux[0].loss_weight), aux
 
     def _compute_grads(
         self, state: TrainState, batch: Any
@@ -125,8 +158,8 @@ class TrainStep:
         (rest, grads, sums), carry = jax.lax.scan(
             add, (state.rest, zero_grads, zero_sums), microbatches
         )
-        weight = jnp.maximum(sums.loss_weight, 1)
-        return jax.tree.map(lambda grad: grad / weight, grads), sums, rest, carry
+        divide = lambda grad: divide_or_zero(grad, sums.loss_weight).astype(grad.dtype)
+        return jax.tree.map(divide, grads), sums, rest, carry
 
 
 def make_train_step(
