@@ -12,7 +12,7 @@ import jax
 from rich.markup import escape
 from rich.table import Table
 
-from jrnn import checks, config, files, run_folder, structure
+from jrnn import checks, config, files, run_data, run_folder, structure
 from jrnn.cell import Cell
 from jrnn.cells import REGISTRY as CELLS
 from jrnn.engines import REGISTRY as ENGINES
@@ -32,7 +32,7 @@ HIDDEN_SIZE = 128
 """Input size and hidden size of the cells whose parameters are counted."""
 
 LS_HELP = """\
-usage: jrnn ls cells|transforms|tasks|engines|configs
+usage: jrnn ls cells|transforms|tasks|engines|configs|runs
        jrnn ls cells --markdown
        jrnn ls runs [FOLDER]
 
@@ -60,24 +60,17 @@ def ls_command(args: list[str]) -> None:
     if args == ["cells", "--markdown"]:
         print(cells_markdown())
         return
-    tables = {
-        "cells": _make_cells_table,
-        "transforms": _make_transforms_table,
-        "tasks": _make_tasks_table,
-        "engines": _make_engines_table,
-        "configs": _make_configs_table,
-    }
     if args and args[0] == "runs" and len(args) < 3:
         print_table(runs_table(Path(args[1] if len(args) == 2 else "runs")))
         return
     if len(args) != 1:
         got = " ".join(args) or "none"
         raise ValueError(
-            f"ls: the argument must be one of {', '.join((*tables, 'runs'))}, got {got}; run for "
+            f"ls: the argument must be one of {', '.join((*TABLES, 'runs'))}, got {got}; run for "
             "example: jrnn ls cells"
         )
-    checks.one_of("ls", "the argument", args[0], (*tables, "runs"))
-    print_table(tables[args[0]]())
+    checks.one_of("ls", "the argument", args[0], (*TABLES, "runs"))
+    print_table(TABLES[args[0]]())
 
 
 def validate_command(args: list[str]) -> None:
@@ -151,7 +144,7 @@ def _run_row(run: Path) -> tuple[str, ...]:
         row["cell"] = type(experiment.network.cell).__name__
         row["steps"] = str(experiment.steps)
     with contextlib.suppress(OSError, ValueError):
-        result = files.read_json(run / run_folder.RESULT_FILE, run_folder.MAX_DATA_BYTES)
+        result = files.read_json(run / run_folder.RESULT_FILE, run_data.MAX_BYTES)
         check_summary(run, result)
         row["metric"] = METRIC_NAMES[result["metric"]]
         row |= {name: f"{result[name]:.4f}" for name in ("validation", "test")}
@@ -251,3 +244,13 @@ def first_line(object: Any) -> str:
 def _read_first_line(path: Path) -> str:
     """Returns the first line of the docstring of a Python file, without importing the file."""
     return (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")[0]
+
+
+TABLES = {
+    "cells": _make_cells_table,
+    "transforms": _make_transforms_table,
+    "tasks": _make_tasks_table,
+    "engines": _make_engines_table,
+    "configs": _make_configs_table,
+}
+"""The functions that make the tables of `jrnn ls`, by the name of the table."""

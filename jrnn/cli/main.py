@@ -38,6 +38,7 @@ commands:
   jrnn ls cells|transforms|tasks|engines|configs|runs     list the cells, transforms, ...
   jrnn validate CONFIG ...                                validate configs without training
   jrnn bench [newton|train] [--FLAG VALUE ...]            benchmark layers, Newton or training
+  jrnn completion bash|zsh|tcsh                           print a script for completion by a shell
 
 arguments:
   CONFIG   a config file, such as configs/digits.py; `jrnn ls configs` lists those of jrnn
@@ -122,10 +123,10 @@ def _run(args: list[str]) -> None:
 
 
 def _load_commands() -> dict[str, Callable[[list[str]], None]]:
-    from jrnn.cli import bench, inference, inspect, report, runs, sweep
+    from jrnn.cli import bench, completion, inference, inspect, report, sweep, train
 
-    return {
-        "train": runs.train_command,
+    commands = {
+        "train": train.train_command,
         "sweep": sweep.sweep_command,
         "eval": inference.eval_command,
         "predict": inference.predict_command,
@@ -135,6 +136,9 @@ def _load_commands() -> dict[str, Callable[[list[str]], None]]:
         "ls": inspect.ls_command,
         "validate": inspect.validate_command,
         "bench": bench.bench_command,
+    }
+    return commands | {
+        "completion": lambda args: completion.completion_command(args, commands),
     }
 
 

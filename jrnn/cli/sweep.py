@@ -11,12 +11,8 @@ import tyro
 from rich.markup import escape
 
 from jrnn import checks, config, files, run_data
-from jrnn.cli.runs import (
-    explaining_write_errors,
-    new_folder,
-    report_run,
-    split_flags,
-)
+from jrnn.cli.outcome import explaining_write_errors, new_folder, report_run
+from jrnn.cli.train import split_flags
 from jrnn.distributed import Launcher
 from jrnn.report.sweep_folder import SWEEP_FILE, check_values
 from jrnn.sweep.search_space import Trial, make_trials

@@ -8,7 +8,6 @@ import numpy as np
 
 from jrnn.tasks import common, labels
 from jrnn.tasks import forecast as forecasts
-from jrnn.tasks import labels
 from jrnn.tasks.labels import IGNORED_LABEL
 from jrnn.tasks.task import DataSpec
 

@@ -353,7 +353,8 @@ def test_every_kind_of_forecast_has_errors_figures_and_gates(options, cell, tmp_
     evaluation = evaluate(model, data, "test")
     assert evaluation.losses.shape == evaluation.mask.shape
     assert evaluation.scores["metric"] == pytest.approx(measure(model, data), rel=1e-5)
-    assert evaluation.scores["baselines"] and np.isfinite(evaluation.losses).all()
+    assert evaluation.scores["baselines"] and np.isfinite(evaluation.losses[evaluation.mask]).all()
+    assert np.isfinite(evaluation.example_losses).all()
     page = Page("title")
     page.add_section("Forecasts", *worst_examples(page, evaluation, 1))
     traces = capture_traces(model, data.test)
