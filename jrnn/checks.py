@@ -11,6 +11,7 @@ import difflib
 import functools
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -257,8 +258,23 @@ def one_of(owner: str, name: str, value: Any, choices: Iterable[str]) -> None:
 def suggestion(word: Any, choices: Iterable[str]) -> str:
     """Returns `; did you mean 'gru'?` for an error message, or "" if no choice is similar."""
     by_lower = {choice.lower(): choice for choice in choices}
-    matches = difflib.get_close_matches(str(word)[:100].lower(), by_lower, n=1)
+    lower = str(word)[:100].lower()
+    matches = difflib.get_close_matches(lower, by_lower, n=1)
+    if not matches and len(lower) > 1:  # an abbreviation, such as val
+        matches = [choice for choice in by_lower if choice.startswith(lower)]
     return f"; did you mean {by_lower[matches[0]]!r}?" if matches else ""
+
+
+def writable_file(owner: str, name: str, path: Path) -> Path:
+    """Returns the path; raises ValueError unless it can be a file in an existing folder."""
+    if path.is_dir():
+        raise ValueError(f"{owner}: {name} must be a file, got the folder {path}")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(
+            f"{owner}: {name} must be a file in an existing folder, got {path}; create the folder "
+            f"{path.parent}"
+        )
+    return path
 
 
 def float_dtype(owner: str, dtype: DTypeLike) -> jnp.dtype:

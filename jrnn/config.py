@@ -49,6 +49,9 @@ _FLAG_SYNONYMS = {
     "ema": "ema-decay",
 }
 """Last parts of flags that users of other libraries try, and what they are called in jrnn."""
+_DEVICES = "JAX selects the device; set the environment variable JAX_PLATFORMS to cpu or cuda"
+_FLAG_HINTS = {name: _DEVICES for name in ("--device", "--gpu", "--gpus", "--cuda", "--cpu")}
+"""What to do in place of flags that commands of other libraries have."""
 _INCOMPATIBLE = "the file was edited, or written by another version of jrnn or of a class in it"
 
 
@@ -116,10 +119,12 @@ class ConfigFile:
     """A config file and the arguments of its `get_config`.
 
     Attributes:
+      name: the path as it was given, for messages.
       path: path of the file.
       arguments: the arguments as text, by name.
     """
 
+    name: str
     path: Path
     arguments: dict[str, str]
 
@@ -134,7 +139,8 @@ class ConfigFile:
           ConfigError: the file does not exist, or `spec` has another form.
         """
         name, colon, text = spec.partition(".py:") if ".py:" in spec else (spec, "", "")
-        path = find_config(name + ".py" if colon else name)
+        name = name + ".py" if colon else name
+        path = find_config(name)
         arguments = {}
         for pair in filter(None, text.split(",")):
             key, equals, value = pair.partition("=")
@@ -144,7 +150,7 @@ class ConfigFile:
                     f"{pair!r}; set a value with a comma by a flag, such as --task.path 'a,b.npz'"
                 )
             arguments[key] = value
-        return cls(path, arguments)
+        return cls(name, path, arguments)
 
     @property
     def argument_names(self) -> list[str]:
@@ -155,7 +161,7 @@ class ConfigFile:
         """Returns a text with the types, defaults and descriptions of the arguments."""
         get_config = self._get_config()
         signature = "".join(f"  {p}\n" for p in inspect.signature(get_config).parameters.values())
-        usage = f"usage: jrnn train {self.path}[:NAME=VALUE,...] [--FLAG VALUE ...]"
+        usage = f"usage: jrnn train {self.name}[:NAME=VALUE,...] [--FLAG VALUE ...]"
         return f"{usage}\n\narguments:\n{signature}\n{inspect.getdoc(get_config) or ''}\n"
 
     def load(self, arguments: dict[str, str], flags: Sequence[str]) -> Experiment:
@@ -174,60 +180,84 @@ class ConfigFile:
         """
         arguments = self.arguments | arguments
         get_config = self._get_config()
-        try:
-            experiment = _parse_flags(
-                get_config,
-                _to_flags(get_config, arguments),
-                prog=f"jrnn train {self.path}",
-                config=(tyro.conf.FlagConversionOff,),
-            )
-        except (ValueError, TypeError, SystemExit):
-            raise  # from jrnn for an invalid option, or from tyro after printing help
-        except Exception as error:
-            message = f"{self.path}: get_config: {type(error).__name__}: {error}"
-            raise ConfigError(message) from error
-        if not isinstance(experiment, Experiment):
-            raise ConfigError(
-                f"{self.path}: get_config must return a jrnn.train.Experiment, got {experiment!r}"
-            )
+        experiment = self._call(get_config, arguments)
         assignments = ",".join(f"{name}={value}" for name, value in arguments.items())
         try:
-            experiment = _parse_flags(
+            experiment = terminal.parse_flags(
                 Experiment,
                 flags,
                 default=experiment,
-                prog=f"jrnn train {self.path}{assignments and ':'}{assignments}",
+                prog=f"jrnn train {self.name}{assignments and ':'}{assignments}",
                 config=(tyro.conf.AvoidSubcommands,),
             )
-        except ConfigError as error:
-            if hint := self._hint(flags, experiment):
-                raise ConfigError(f"{self.path}: {hint}") from error
-            raise
+        except terminal.FlagError as error:
+            raise ConfigError(self._hint(flags, experiment) or str(error)) from error
         serialize.check_numbers("Experiment", experiment)
+        return experiment
+
+    def _call(self, get_config: Callable[..., Any], arguments: dict[str, str]) -> Experiment:
+        """Returns the experiment of `get_config`; raises as `load`."""
+        names = self.argument_names
+        if unknown := [key for key in arguments if key.replace("-", "_") not in names]:
+            key = unknown[0]
+            hint = checks.suggestion(key, names)
+            if not hint:
+                flag = _find_flag(key, self._call(get_config, {}))
+                hint = f"; its arguments are {', '.join(names)}, and all other settings are flags"
+                hint += f": {flag} {arguments[key]}" if flag else ""
+            raise ConfigError(f"{self.name}: the config has no argument {key!r}{hint}")
+        try:
+            experiment = terminal.parse_flags(
+                get_config,
+                _to_flags(get_config, arguments),
+                prog=f"jrnn train {self.name}",
+                config=(tyro.conf.FlagConversionOff,),
+            )
+        except terminal.FlagError as error:
+            name = error.flag.removeprefix("--")
+            raise ConfigError(f"{self.name}: the argument {name} {error.problem}") from error
+        except (ValueError, TypeError, SystemExit):
+            raise  # from jrnn for an invalid option, or from tyro after printing help
+        except Exception as error:
+            message = f"{self.name}: get_config: {type(error).__name__}: {error}"
+            raise ConfigError(message) from error
+        if not isinstance(experiment, Experiment):
+            raise ConfigError(
+                f"{self.name}: get_config must return a jrnn.train.Experiment, got {experiment!r}"
+            )
         return experiment
 
     def _hint(self, flags: Sequence[str], experiment: Experiment) -> str:
         """Returns what to write instead of the first unknown flag; "" if nothing is similar."""
-        known = ["--" + path.replace("_", "-") for path, _ in walk(experiment) if path]
-        for flag in flags:
+        known = [_to_flag(path) for path, _ in walk(experiment) if path]
+        for index, flag in enumerate(flags):
             name, equals, value = flag.partition("=")
             if equals and name in self.argument_names:
-                colon = f"{self.path}:{name}={value}"
-                return f"an argument of the config must follow a colon, got {flag!r}; write {colon}"
-            if not flag.startswith("--") or name in (*known, "--help"):
+                colon = f"{self.name}:{name}={value}"
+                return (
+                    f"{self.name}: an argument of the config must follow a colon, got {flag!r}; "
+                    f"write {colon}"
+                )
+            if not flag.startswith("--") or name in (*_fields(experiment), "--help"):
                 continue
+            if name in _FLAG_HINTS:
+                return f"train: {name} is not a flag; {_FLAG_HINTS[name]}"
             last = name.removeprefix("--").rpartition(".")[2]
-            last = _FLAG_SYNONYMS.get(last, last)
-            by_last = {path.removeprefix("--").rpartition(".")[2]: path for path in known}
-            if last in by_last:
-                return f"there is no flag {name}; did you mean {by_last[last]!r}?"
+            if last.replace("-", "_") in self.argument_names and (
+                name in known or not _find_flag(last, experiment)
+            ):
+                value = value or next(iter(flags[index + 1 :]), "VALUE")
+                colon = f"{self.name}:{last.replace('-', '_')}={value}"
+                return f"train: {name} is not a flag; it is an argument of the config: {colon}"
+            if found := _find_flag(last, experiment):
+                return f"train: {name} is not a flag; did you mean {found!r}?"
         return ""
 
     def _get_config(self) -> Callable[..., Any]:
         get_config: Any = getattr(_import(self.path), "get_config", None)
         if callable(get_config):
             return self._without_exit(get_config)
-        raise ConfigError(f"{self.path}: a config file must define a function get_config(...)")
+        raise ConfigError(f"{self.name}: a config file must define a function get_config(...)")
 
     def _without_exit(self, get_config: Callable[..., Any]) -> Callable[..., Any]:
         """Converts a SystemExit of `get_config` to ConfigError, since tyro raises one for help."""
@@ -237,17 +267,30 @@ class ConfigFile:
             try:
                 return get_config(*args, **kwargs)
             except SystemExit as error:
-                raise ConfigError(f"{self.path}: get_config: SystemExit: {error}") from error
+                raise ConfigError(f"{self.name}: get_config: SystemExit: {error}") from error
 
         return wrapped
 
 
-def _parse_flags(function: Any, flags: Sequence[str], **options: Any) -> Any:
-    """Calls `terminal.parse_flags`; raises ConfigError for an invalid flag."""
-    try:
-        return terminal.parse_flags(function, flags, **options)
-    except terminal.FlagError as error:
-        raise ConfigError(str(error)) from error
+def _to_flag(path: str) -> str:
+    """Returns the flag of a field of an experiment, such as "steps" or "network.dropout"."""
+    return "--" + path.replace("_", "-")
+
+
+def _fields(experiment: Experiment) -> list[str]:
+    """Returns the flags of the fields of an experiment that have values."""
+    return [
+        _to_flag(path)
+        for path, value in walk(experiment)
+        if path and not dataclasses.is_dataclass(value)
+    ]
+
+
+def _find_flag(name: str, experiment: Experiment) -> str:
+    """Returns the flag whose last part is the name or a synonym of it; "" if there is none."""
+    last = name.replace("_", "-")
+    last = _FLAG_SYNONYMS.get(last, last)
+    return next((f for f in _fields(experiment) if f.removeprefix("--").split(".")[-1] == last), "")
 
 
 def load(spec: str, flags: Sequence[str] = ()) -> Experiment:
@@ -289,8 +332,33 @@ def find_config(name: str) -> Path:
         if candidate.is_file() and candidate.suffix == ".py":
             return candidate
     names = [f"configs/{config.relative_to(find_configs_folder())}" for config in list_configs()]
-    hint = checks.suggestion(name, names) or f"; the configs of jrnn are {', '.join(names)}"
+    if path.exists():
+        hint = _hint_for_path(path)
+    else:
+        similar = checks.suggestion(name, names)
+        if path.name == name and not similar:
+            similar = checks.suggestion(f"configs/{name.removesuffix('.py')}.py", names)
+        hint = similar or f"; the configs of jrnn are {', '.join(names)}"
     raise ConfigError(f"{name}: no such config file{hint}")
+
+
+_DATA_CONFIGS = {
+    ".csv": "configs/table.py",
+    ".tsv": "configs/table.py",
+    ".npz": "configs/arrays.py",
+    ".txt": "configs/text.py",
+}
+"""The configs for files of data, by the suffix of the file."""
+
+
+def _hint_for_path(path: Path) -> str:
+    """Returns what to write in place of a path that exists and is not a config."""
+    if (path / "config.json").is_file():
+        return f", but the folder of a run; resume it with: jrnn train --resume {path}"
+    if path.suffix in _DATA_CONFIGS:
+        command = f"jrnn train {_DATA_CONFIGS[path.suffix]}:path={path}"
+        return f", but a file of data; train on it with: {command}"
+    return ", which must be a Python file that defines get_config(...); see: jrnn ls configs"
 
 
 def _import(path: Path) -> ModuleType:

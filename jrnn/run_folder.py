@@ -288,6 +288,25 @@ class Run:
         return outputs
 
 
+def check_is_run(folder: Path) -> None:
+    """Raises FileNotFoundError unless a folder has the config file of a run."""
+    if (folder / CONFIG_FILE).is_file():
+        return
+    if folder.is_file():
+        got = "a file"
+    elif not folder.exists():
+        names = [path.parent.name for path in folder.absolute().parent.glob(f"*/{CONFIG_FILE}")]
+        similar = checks.suggestion(folder.name, names)
+        got = f"no such folder{similar or '; jrnn ls runs lists the runs in the folder runs'}"
+    elif (folder / "best" / CONFIG_FILE).is_file():
+        got = f"a sweep; the run of its best trial is {folder / 'best'}"
+    elif (folder.absolute().parent / CONFIG_FILE).is_file():
+        got = f"a part of one; use {folder.parent}"
+    else:
+        got = f"no {CONFIG_FILE} in it"
+    raise FileNotFoundError(f"{checks.shorten(folder)} must be the folder of a run, got {got}")
+
+
 def load(folder: str | Path, *, trust: bool = False) -> Run:
     """Loads a run that was trained by `jrnn train`; it works without the training data.
 
@@ -307,8 +326,7 @@ def load(folder: str | Path, *, trust: bool = False) -> Run:
       ValueError: the config is invalid, or an earlier version of jrnn wrote the folder.
     """
     folder = Path(folder)
-    if not (folder / CONFIG_FILE).is_file():
-        raise FileNotFoundError(f"{folder} must be the folder of a run, got no {CONFIG_FILE} in it")
+    check_is_run(folder)
     if not trust:
         files.check_tree(folder)
     experiment = config.read(folder / CONFIG_FILE, trust=trust)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +12,15 @@ from typing import Any, TextIO
 import rich.console
 import tyro
 
+from jrnn import checks
 from jrnn.files import naming_file
 from jrnn.messages import escape_controls
 
 _BOX = re.compile(r"[\u2500-\u257f]|\+?-{3,}\+?|^\s*\||\|\s*$", re.MULTILINE)
 """Matches the border of the box in which tyro prints errors."""
+
+MAX_LINE = 10_000
+"""Maximum width of a table in a pipe or a file, in characters."""
 
 
 class Console(rich.console.Console):
@@ -27,6 +32,18 @@ class Console(rich.console.Console):
     def render_str(self, text: str, **options: Any) -> Any:
         """Renders a text of a table or of a message; rich calls it for each `str`."""
         return super().render_str(escape_controls(text), **options)
+
+    @property
+    def size(self) -> rich.console.ConsoleDimensions:
+        """The size of the terminal; a pipe or a file has long lines, so tables are complete."""
+        found = super().size
+        if self.is_terminal or self.is_jupyter:
+            return found
+        return found._replace(width=MAX_LINE)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self.width, self.height = new_size
 
     def on_broken_pipe(self) -> None:
         """Raises the BrokenPipeError again; rich would exit with code 1."""
@@ -71,7 +88,16 @@ def open_output(path: Path | None) -> Iterator[Output]:
 
 
 class FlagError(ValueError):
-    """Raised if a flag of the command is unknown, or its value is invalid."""
+    """Raised if a flag of the command is unknown, or its value is invalid.
+
+    Attributes:
+      flag: the flag, such as "--steps".
+      problem: what is wrong, such as "must be an int, got '1k'".
+    """
+
+    def __init__(self, owner: str, flag: str, problem: str) -> None:
+        super().__init__(f"{owner}: {flag} {problem}")
+        self.flag, self.problem = flag, problem
 
 
 def parse_flags(function: Callable[..., Any], args: Sequence[str], **options: Any) -> Any:
@@ -80,13 +106,14 @@ def parse_flags(function: Callable[..., Any], args: Sequence[str], **options: An
     Args:
       function: the function or class whose arguments are the flags.
       args: the flags.
-      **options: options of `tyro.cli`.
+      **options: options of `tyro.cli`, with `prog`, the command.
 
     Returns:
       The result of `function`.
 
     Raises:
       FlagError: a flag is unknown, or its value is invalid.
+      ValueError: the value of a flag is out of range.
       SystemExit: help was requested and printed; the exit code is 0.
     """
     printed = io.StringIO()
@@ -97,7 +124,80 @@ def parse_flags(function: Callable[..., Any], args: Sequence[str], **options: An
         if not error.code:
             raise
         _title, _, text = printed.getvalue().strip().partition("\n")
-        text = " ".join(_BOX.sub(" ", text).split())
-        raise FlagError(text.partition(" For full helptext")[0]) from error
+        text = " ".join(_BOX.sub(" ", text).split()).partition(" For full helptext")[0]
+        raise _make_error(text, args, options["prog"]) from error
     sys.stderr.write(printed.getvalue())  # what `function` has printed, such as a warning
     return result
+
+
+_METAVAR = r"(?:\[[^\]]*\]+|\{[^}]*\}+|\S)+"
+"""Matches how tyro writes the type of a flag, such as {None}|[INT [INT ...]]."""
+_TYPES = {
+    "INT": "an int",
+    "FLOAT": "a number",
+    "STR": "a text",
+    "[INT": "ints",
+    "[FLOAT": "numbers",
+    "[STR": "texts",
+}
+"""How messages name the types of tyro."""
+
+
+def _make_error(text: str, args: Sequence[str], prog: str) -> ValueError:
+    """Returns the error that says what a message of tyro says, in the form of those of jrnn.
+
+    Args:
+      text: the message, in one line.
+      args: the flags that were parsed.
+      prog: the command, such as "jrnn eval".
+    """
+    owner, see = " ".join(prog.split()[1:2]), f"see {prog} --help"
+    if match := re.match(r"Unrecognized options: (\S+)", text):
+        word = match[1].rstrip(",")
+        if not word.startswith("--"):
+            return FlagError(owner, repr(word), f"is one argument too many; {see}")
+        similar = re.search(r"Perhaps you meant: (--[\w.-]+)", text)
+        hint = f"did you mean {similar[1]!r}?" if similar else see
+        return FlagError(owner, word, f"is not a flag of {prog}; {hint}")
+    if match := re.match(r"Missing value for argument '(--[\w.-]+)'", text):
+        return FlagError(owner, match[1], "must have a value, got none")
+    if match := re.match(
+        r"invalid choice '(.*)' for argument '(\S+)'\. Expected one of (.*)", text
+    ):
+        choices = re.findall(r"'([^']*)'", match[3])
+        hint = checks.suggestion(match[1], choices)
+        problem = f"must be one of {', '.join(choices)}, got {match[1]!r}{hint}"
+        return FlagError(owner, match[2], problem)
+    if match := re.match(
+        rf"Error parsing (--[\w.-]+): .*Argument helptext: (?:--\S+,? )+({_METAVAR})", text
+    ):
+        return FlagError(
+            owner, match[1], f"must be {_expected(match[2])}, got {_value(match[1], args)!r}"
+        )
+    if match := re.match(r"Error parsing \w+: (.*)", text):
+        return ValueError(match[1])
+    if match := re.match(r"Missing from [^:]*: (.*)", text):
+        missing = re.findall(r"(?:^|\(required\) )(\S+) ([^.:(]+)", match[1])
+        names = " and ".join(f"{name} ({description})" for name, description in missing)
+        return FlagError(owner, names, f"must be given; {see}")
+    return ValueError(f"{owner}: {text}")
+
+
+def _expected(metavar: str) -> str:
+    """Returns how a message names the type of a flag, which tyro writes as {None}|INT or {a,b}."""
+    types: list[str] = re.findall(
+        r"\[?(?:INT|FLOAT|STR)|[\w-]+", re.sub(r"\s+\[\w+ \.\.\.\]", "", metavar)
+    )
+    names: list[str] = [_TYPES.get(each, each) for each in types if each != "None"]
+    return " or ".join([*names, "None"] if "None" in types else names)
+
+
+def _value(flag: str, args: Sequence[str]) -> str:
+    """Returns the values of a flag, as they were given."""
+    words = iter(args)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == flag:
+            rest = itertools.takewhile(lambda each: not each.startswith("--"), words)
+            return value if equals else " ".join(rest)
+    return ""

@@ -67,6 +67,7 @@ LIBRARIES = {
     "grain": {"train"},
     "rich": {"train", "sweep", "bench", "cli", "terminal"},
     "scipy": {"train"},
+    "shtab": {"cli"},
     "tensorboardX": {"train"},
     "wandb": {"train"},
     "typeguard": {"serialize", "train"},

@@ -125,9 +125,9 @@ def test_arguments_after_the_colon_are_typed(user_config):
 @pytest.mark.parametrize(
     ("arguments", "flags", "words"),
     [
-        ("cel=gru", [], ["--cel", "Perhaps you meant", "--cell"]),
-        ("hidden=many", [], ["--hidden", "many"]),
-        ("", ["--optimizer.learning-rat", "1"], ["Perhaps you meant", "--optimizer.learning-rate"]),
+        ("cel=gru", [], ["'cel'", "did you mean 'cell'?"]),
+        ("hidden=many", [], ["hidden must be an int", "many"]),
+        ("", ["--optimizer.learning-rat", "1"], ["did you mean", "--optimizer.learning-rate"]),
         ("cell=gru", ["--network.cell.forget-bias", "1"], ["--network.cell.forget-bias"]),
     ],
 )

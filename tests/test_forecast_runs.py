@@ -140,7 +140,7 @@ def test_forecast_reads_the_last_rows_of_longer_and_shorter_files(folder, capsys
     line = fail(["predict", "default", "short.csv", "--out", "h.csv"], capsys)
     assert "must have at least 17 rows for a forecast, got 9; use a longer file" in line
     Path("short.csv").write_text("\n".join(row.rpartition(",")[0] for row in lines) + "\n")
-    assert "must be one of date, load, got 'temperature'" in fail(
+    assert "date, load, temperature, got none named 'temperature'" in fail(
         ["predict", "default", "short.csv", "--out", "h.csv"], capsys
     )
     assert not Path("h.csv").exists()

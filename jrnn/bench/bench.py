@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
 from rich.markup import escape
 
 from jrnn import checks, files
@@ -26,7 +25,7 @@ from jrnn.bench import figure, group, machine, report
 from jrnn.bench.cases import SHAPES, cases, parse_shape
 from jrnn.bench.engines import ResultMismatch
 from jrnn.bench.peers import PEERS
-from jrnn.terminal import parse_flags
+from jrnn.terminal import Console, parse_flags
 
 stdout = Console(width=max(Console().width, report.WIDTH))
 
@@ -34,6 +33,8 @@ stdout = Console(width=max(Console().width, report.WIDTH))
 @dataclass(frozen=True)
 class Bench:
     """Times layers of jrnn and of other libraries in interleaved rounds.
+
+    Example: jrnn bench --cells gru --shapes 8x64x16x32 --peers torch
 
     The implementations of one case (a cell, a mode and a shape) form a group. `jrnn bench newton`
     and `jrnn bench train` are further benchmarks, with their own flags.

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -27,7 +26,7 @@ from jrnn.analysis import lyapunov
 from jrnn.bench import machine, report
 from jrnn.bench.implementations import Implementation
 from jrnn.bench.timing import time_interleaved
-from jrnn.terminal import parse_flags
+from jrnn.terminal import Console, parse_flags
 
 TOLERANCE = 1e-6
 """The option `tol` of `Newton`."""
@@ -85,6 +84,8 @@ COLUMNS = {
 @dataclass(frozen=True)
 class Bench:
     """Counts the iterations of the engine Newton, and compares its time with that of Scan.
+
+    Example: jrnn bench newton --cells gru lstm-block --steps 512
 
     Args:
       cells: names of cases, the first column of the table.

@@ -31,7 +31,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from rich.console import Console
 from rich.table import Table
 
 import jrnn
@@ -40,7 +39,7 @@ from jrnn.bench import machine, report
 from jrnn.distributed import Mesh, ProcessGroup
 from jrnn.nn import RNN
 from jrnn.tasks.task import Data
-from jrnn.terminal import parse_flags
+from jrnn.terminal import Console, parse_flags
 from jrnn.train import Experiment
 from jrnn.train.data.loader import DataLoader
 from jrnn.train.data.sampler import EpochSampler, shuffled_batches
@@ -82,6 +81,8 @@ STREAM_HIDDEN = (32, 128, 512)
 @dataclass(frozen=True)
 class Bench:
     """Times training against handwritten loops, and checkpoints, streaming and sweeps.
+
+    Example: jrnn bench train --networks digits-row --seconds 20
 
     Args:
       networks: networks to train, digits-row or digits-pixel.

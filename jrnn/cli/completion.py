@@ -77,7 +77,7 @@ def completion_command(
         )
     checks.one_of("completion", "the shell", args[0], SHELLS)
     names = " ".join(f"configs/{path.name}" for path in config.list_configs())
-    preamble = {shell: text.format(names=names) for shell, text in _CONFIGS.items()}
+    preamble = _CONFIGS.get(args[0], "").format(names=names)
     own = {"completion": lambda args: completion_command(args, commands)}
     print(shtab.complete(make_parser({**commands, **own}), args[0], preamble=preamble))
 
@@ -103,7 +103,10 @@ def make_parser(
         )
         flags = dict.fromkeys(FLAG.findall(text), False) | {"--help": False}
         flags |= dict.fromkeys(FLAG_WITH_VALUE.findall(text), True)
-        choices = {flag: names.split(",") for flag, names in FLAG_WITH_CHOICES.findall(text)}
+        choices = {
+            flag: [name for name in names.split(",") if name != "None"]
+            for flag, names in FLAG_WITH_CHOICES.findall(text)
+        }
         if name in ("train", "sweep"):
             flags |= fields
         for flag, has_value in sorted(flags.items()):

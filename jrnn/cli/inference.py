@@ -43,7 +43,7 @@ class EvalOptions:
 
     Args:
       run: the folder of the run.
-      split: the split of the training data.
+      split: the split of the training data, by default test.
       data: a file with other examples and their targets, in the format of the training data;
         a run of another task than text reads an .npz file with xs, ys and optionally lengths.
       backtest: for a forecast, number of rows of the split from which all rows of the horizon are
@@ -54,7 +54,7 @@ class EvalOptions:
     """
 
     run: RunArgument
-    split: SplitName = "test"
+    split: SplitName | None = None
     data: str | None = None
     backtest: int | None = None
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -116,6 +116,11 @@ class SampleOptions:
 def eval_command(args: list[str]) -> None:
     """`jrnn eval RUN [--split SPLIT | --data FILE]`: scores the best weights of a run."""
     options: EvalOptions = parse_flags(EvalOptions, args, prog="jrnn eval")
+    if options.data is not None and (options.split or options.backtest is not None):
+        raise ValueError(
+            "eval: --data must be given without --split and --backtest, which are for the data of "
+            "the run, got both"
+        )
     run = run_folder.load(options.run, trust=options.trust)
     if options == EvalOptions(options.run, trust=options.trust) and not run.has_data:
         stdout.print(make_table(run.result))
@@ -125,11 +130,12 @@ def eval_command(args: list[str]) -> None:
     if options.backtest is not None:
         _backtest(run, options)
         return
-    scores = run.evaluate(options.data, split=options.split)
+    split = options.split or "test"
+    scores = run.evaluate(options.data, split=split)
     if options.json:
         print(json.dumps(scores, indent=2))
         return
-    title = options.data or f"{options.split} split"
+    title = options.data or f"{split} split"
     for table in make_tables(run.config.network.cell, run.data.spec, scores, title):
         stdout.print(table)
     stdout.print(escape(describe_comparison(run.data.spec.metric, scores)), soft_wrap=True)
@@ -137,10 +143,8 @@ def eval_command(args: list[str]) -> None:
 
 def _backtest(run: Run, options: EvalOptions) -> None:
     """Prints the scores of forecasts from several rows of a split."""
-    if options.data is not None:
-        raise ValueError("eval: --data must not be given with --backtest, which uses a split")
     origins = checks.positive_int("eval", "--backtest", options.backtest)
-    scores = run.backtest(origins, split=options.split)
+    scores = run.backtest(origins, split=options.split or "test")
     if options.json:
         print(json.dumps(scores, indent=2))
         return
@@ -228,6 +232,7 @@ def predict_command(args: list[str]) -> None:
     out = None if options.out is None else Path(options.out)
     if out is not None:
         checks.one_of("predict", "suffix of --out", out.suffix, table_file.SUFFIXES)
+        checks.writable_file("predict", "--out", out)
     run = run_folder.load(options.run, trust=options.trust)
     if options.data == "-":
         _predict_lines(run, sys.stdin, out)

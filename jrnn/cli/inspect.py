@@ -24,8 +24,6 @@ from jrnn.train.run.progress import METRIC_NAMES
 from jrnn.train.run.summary import check_summary
 from jrnn.transforms import REGISTRY as TRANSFORMS
 
-MAX_LINE = 10_000
-"""Maximum width of a table in a pipe or a file, in characters."""
 STEP = re.compile(r"[0-9]{1,10}")
 """The name of the folder of a checkpoint."""
 HIDDEN_SIZE = 128
@@ -42,11 +40,17 @@ recurrence, the number of parameters and the paper. The transforms include the l
 
 `jrnn ls runs` lists the runs in FOLDER, by default `runs`, with their task, cell, newest step and
 results; "-" means that the run has not ended, or that its config cannot be read.
+
+example:
+  jrnn ls cells
 """
 VALIDATE_HELP = """\
 usage: jrnn validate CONFIG[:NAME=VALUE,...] ...
 
 Loads each config, without loading its data or training. The exit code is 2 if one is invalid.
+
+example:
+  jrnn validate configs/digits.py:cell=gru configs/text.py
 """
 
 stdout = Console()
@@ -61,7 +65,7 @@ def ls_command(args: list[str]) -> None:
         print(cells_markdown())
         return
     if args and args[0] == "runs" and len(args) < 3:
-        print_table(runs_table(Path(args[1] if len(args) == 2 else "runs")))
+        stdout.print(runs_table(Path(args[1] if len(args) == 2 else "runs")))
         return
     if len(args) != 1:
         got = " ".join(args) or "none"
@@ -70,7 +74,7 @@ def ls_command(args: list[str]) -> None:
             "example: jrnn ls cells"
         )
     checks.one_of("ls", "the argument", args[0], (*TABLES, "runs"))
-    print_table(TABLES[args[0]]())
+    stdout.print(TABLES[args[0]]())
 
 
 def validate_command(args: list[str]) -> None:
@@ -106,18 +110,6 @@ def validate_command(args: list[str]) -> None:
         sys.exit(2)
 
 
-def print_table(table: Table) -> None:
-    """Prints a table; a pipe or a file gets complete lines."""
-    if stdout.is_terminal:
-        stdout.print(table)
-        return
-    table.expand = False
-    wide = Console(width=MAX_LINE)
-    with wide.capture() as capture:
-        wide.print(table)
-    stdout.file.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
-
-
 def runs_table(folder: Path) -> Table:
     """Returns the table of the runs in a folder; the config of a stranger is only data.
 
@@ -125,7 +117,11 @@ def runs_table(folder: Path) -> Table:
       FileNotFoundError: the folder does not exist, or has no runs.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"ls: {checks.describe(str(folder))} must be a folder of runs")
+        raise FileNotFoundError(
+            f"ls: {checks.describe(str(folder))} must be a folder of runs, got "
+            f"{'a file' if folder.exists() else 'no such folder'}; run for example: jrnn ls runs "
+            "runs"
+        )
     runs = sorted(path.parent for path in folder.glob(f"*/{run_folder.CONFIG_FILE}"))
     if not runs:
         raise FileNotFoundError(
@@ -158,7 +154,7 @@ def _run_row(run: Path) -> tuple[str, ...]:
 
 def _make_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
     """Makes a table with one line per row; a narrow terminal truncates the last column."""
-    table = Table(box=None, header_style="bold", pad_edge=False, expand=True)
+    table = Table(box=None, header_style="bold", pad_edge=False, expand=stdout.is_terminal)
     for index, column in enumerate(columns[:-1]):
         width = max(len(text) for text in (column, *(row[index] for row in rows)))
         table.add_column(column, no_wrap=True, min_width=width)

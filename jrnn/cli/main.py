@@ -114,7 +114,7 @@ def _run(args: list[str]) -> None:
     commands = _load_commands()
     name, *rest = args
     if name not in commands:
-        hint = checks.suggestion(name, commands) or "; see jrnn --help"
+        hint = checks.suggestion(name, (*commands, "--help", "--version")) or "; see jrnn --help"
         raise ValueError(f"command must be one of {', '.join(commands)}, got {name!r}{hint}")
     # Orbax logs tracebacks of errors that it also raises.
     for logger in ("absl", "asyncio"):

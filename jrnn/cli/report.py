@@ -73,6 +73,8 @@ def report_command(args: list[str]) -> None:
     options: ReportOptions = parse_flags(ReportOptions, args, prog="jrnn report")
     checks.int_between("report", "examples", options.examples, 0, 1000)
     folder = Path(options.folder)
+    if not is_sweep(folder):
+        run_folder.check_is_run(folder)
     out = _check_out("report", folder / "report.html" if options.out is None else Path(options.out))
     figure = _check_figure(options, folder)
     if is_sweep(folder):
@@ -128,18 +130,14 @@ def _check_figure(options: ReportOptions, folder: Path) -> Path | None:
     checks.one_of("report", "suffix of --figure", path.suffix, FIGURE_FORMATS)
     if is_sweep(folder):
         raise ValueError(f"report: --figure must be omitted for a sweep, got {path}")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f"report: --figure must be a file in an existing folder, got {path}")
-    return path
+    return checks.writable_file("report", "--figure", path)
 
 
 def _check_out(owner: str, path: Path) -> Path:
     """Returns the path of the page; raises ValueError unless it can be one."""
     if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"{owner}: --out must be a file with the suffix .html, got {path}")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f"{owner}: --out must be a file in an existing folder, got {path}")
-    return path
+    return checks.writable_file(owner, "--out", path)
 
 
 def _format_cell(cell: Setting) -> str:

@@ -77,6 +77,8 @@ class ClusterOptions:
 class SweepOptions:
     """Trains many variants of a config, and compares them.
 
+    Example: jrnn sweep configs/digits.py --over seed=0:4 network.dropout=0,0.2 --steps 400
+
     Trials that differ only in scalar hyper-parameters share a compilation. All other flags set
     fields of the experiment, as in `jrnn train`. `jrnn sweep --resume SWEEP` resumes an interrupted
     sweep, with `--trust` if a class in its config, such as a cell, is not in jrnn.

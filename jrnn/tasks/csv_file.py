@@ -1,15 +1,17 @@
 """Reads columns of numbers from a CSV file; errors name the line and the column."""
 
+import contextlib
 import csv
 import io
 import math
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from jrnn import checks
-from jrnn.tasks import common
+from jrnn.tasks import common, dates
 
 MAX_NAMES = 100
 """Maximum number of column names in a message."""
@@ -18,6 +20,29 @@ MAX_MAGNITUDE = 1.8e19
 MISSING = frozenset({"", "nan", "na", "n/a", "null", "none", "<na>", "#n/a"})
 """Cells that are missing values, in lower case."""
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertical bar"}
+
+
+class FormatError(ValueError):
+    """Raised if a file needs other options of the task, or another format.
+
+    Attributes:
+      problem: what is wrong with the file.
+      hint: the options with which training can read it; the files of a trained run cannot use them.
+    """
+
+    def __init__(self, problem: str, hint: str) -> None:
+        super().__init__(f"{problem}; {hint}")
+        self.problem, self.hint = problem, hint
+
+
+@contextlib.contextmanager
+def in_saved_format() -> Iterator[None]:
+    """Replaces the options in errors of format, for files of a trained run, which has its own."""
+    try:
+        yield
+    except FormatError as error:
+        hint = "write the file in the format of the training data"
+        raise ValueError(f"{error.problem}; {hint}") from error
 
 
 class CsvFile(NamedTuple):
@@ -164,19 +189,19 @@ def _parse_header(owner: str, path: str, separator: str, cells: list[str]) -> tu
     for other, name in SEPARATORS.items():
         if len(header) == 1 and other != separator and other in header[0]:
             flag = {"\t": "$'\\t'"}.get(other, repr(other))
-            raise ValueError(
+            raise FormatError(
                 f"{owner}: cells must be separated by {SEPARATORS.get(separator, repr(separator))}"
-                f", got the first line {checks.shorten(repr(header[0]))} of {path!r}; if "
-                f"{name} separates them, set --task.separator {flag}"
+                f", got the first line {checks.shorten(repr(header[0]))} of {path!r}",
+                f"if {name} separates them, set --task.separator {flag}",
             )
     if not header:
         raise ValueError(
             f"{owner}: the first line of {path!r} must contain the column names, got an empty "
             "line; add a header line"
         )
-    if all(_parse_float(name) is not None for name in header):
+    if all(map(_is_value, header)):
         raise ValueError(
-            f"{owner}: the first line of {path!r} must contain the column names, got the numbers "
+            f"{owner}: the first line of {path!r} must contain the column names, got the values "
             f"{checks.shorten(', '.join(header))}; add a header line"
         )
     if "" in header:
@@ -187,6 +212,11 @@ def _parse_header(owner: str, path: str, separator: str, cells: list[str]) -> tu
         )
     check_unique(f"{owner}: the first line of {path!r}", header)
     return header
+
+
+def _is_value(cell: str) -> bool:
+    """Returns whether a cell is a number or a date, and so hardly the name of a column."""
+    return _parse_float(cell) is not None or not isinstance(dates.parse([cell], None), int)
 
 
 def _suggest_decimal_comma(separator: str, cells: list[str], expected: int) -> str:
@@ -242,26 +272,27 @@ def _parse_cell(
     if value is not None and abs(value) <= MAX_MAGNITUDE:
         return value
     got = checks.shorten(repr(cell)) if stripped else "an empty cell"
-    requirement, hint = "must be a finite number", f"; {advice}"
+    start = f"{owner}: line {file.rows[row][0]}, column {name!r}"
     if value is not None and math.isfinite(value):
-        requirement = f"must be a number of magnitude at most {MAX_MAGNITUDE:g}"
-        hint = "; if it stands for a missing value, leave the cell empty"
-    elif not is_missing:
-        hint = _hint_for_text(stripped, name, decimal)
-    raise ValueError(
-        f"{owner}: line {file.rows[row][0]}, column {name!r} {requirement}, got {got}{hint}"
-    )
+        raise ValueError(
+            f"{start} must be a number of magnitude at most {MAX_MAGNITUDE:g}, got {got}; if it "
+            "stands for a missing value, leave the cell empty"
+        )
+    problem = f"{start} must be a finite number, got {got}"
+    if is_missing:
+        raise ValueError(f"{problem}; {advice}")
+    raise FormatError(problem, _hint_for_text(stripped, name, decimal))
 
 
 def _hint_for_text(cell: str, name: str, decimal: str) -> str:
     """Returns what to do about a cell that is neither a number nor missing."""
     whole, comma, digits = cell.partition(",")
     if decimal == "." and comma and _parse_float(f"{whole.replace('.', '')}.{digits}") is not None:
-        return "; if commas are decimal marks, set --task.decimal ,"
+        return "if commas are decimal marks, set --task.decimal ,"
     if decimal == "," and _parse_float(cell.replace(",", "")) is not None:
-        return "; if points are decimal marks, remove --task.decimal ,"
+        return "if points are decimal marks, remove --task.decimal ,"
     return (
-        f"; replace it, or leave the column out with --task.exclude {name}; if it names several "
+        f"replace it, or leave the column out with --task.exclude {name}; if it names several "
         f"series, set --task.group {name}"
     )
 

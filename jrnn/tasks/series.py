@@ -6,7 +6,7 @@ import numpy as np
 
 from jrnn import checks
 from jrnn.tasks import csv_file, dates
-from jrnn.tasks.csv_file import CsvFile
+from jrnn.tasks.csv_file import CsvFile, FormatError
 
 Missing = Literal["refuse", "fill", "mask"]
 MISSING_ADVICE = (
@@ -158,11 +158,12 @@ def read(
     cells = file.column(columns.date)
     parsed = dates.parse(cells, columns.date_form)
     if isinstance(parsed, int):
-        raise ValueError(
+        raise FormatError(
             f"Table: line {file.rows[parsed][0]}, column {columns.date!r} must be a date"
             f"{'' if columns.date_form is None else f' of the form {columns.date_form!r}'}"
-            f", got {checks.shorten(repr(cells[parsed]))}; correct it, set --task.date-form, or "
-            f"leave the column out with --task.exclude {columns.date}"
+            f", got {checks.shorten(repr(cells[parsed]))}",
+            "correct it, set --task.date-form, or leave the column out with --task.exclude "
+            f"{columns.date}",
         )
     for rows in rows_of.values():
         _check_increasing(file, columns.date, cells, parsed.values, rows)
@@ -170,11 +171,12 @@ def read(
     if spacing is None:
         spacing = _find_spacing(by_dates)
     if missing == "refuse" and spacing.unit == "irregular":
-        raise ValueError(
+        raise FormatError(
             f"Table: dates must be equally spaced, got different intervals in column "
-            f"{columns.date!r}; train with --task.missing mask to show the network the intervals, "
+            f"{columns.date!r}",
+            "train with --task.missing mask to show the network the intervals, "
             "with --task.missing fill to treat the rows as equally spaced, or leave the dates out "
-            f"with --task.exclude {columns.date}"
+            f"with --task.exclude {columns.date}",
         )
     series = []
     for name, rows in rows_of.items():
@@ -208,12 +210,12 @@ def _check_increasing(
     if not len(bad):
         return
     before, after = rows[bad[0]], rows[bad[0] + 1]
-    raise ValueError(
+    raise FormatError(
         "Table: dates must increase from row to row, got "
         f"{checks.shorten(repr(cells[after]))} after {checks.shorten(repr(cells[before]))} at line "
-        f"{file.rows[after][0]}, column {date!r}; sort the rows, use UTC if clocks were changed, "
-        "name the column of several series "
-        f"with --task.group, or leave the dates out with --task.exclude {date}"
+        f"{file.rows[after][0]}, column {date!r}",
+        "sort the rows, use UTC if clocks were changed, name the column of several series with "
+        f"--task.group, or leave the dates out with --task.exclude {date}",
     )
 
 
@@ -249,11 +251,11 @@ def _find_positions(
         )
     if positions[-1] >= MAX_GROWTH * len(rows) + 16:
         gap = int(np.diff(positions).argmax()) + 1
-        raise ValueError(
+        raise FormatError(
             "Table: dates must be mostly without gaps, got "
             f"{positions[-1] + 1 - len(rows)} missing rows for {len(rows)} rows, the most before "
-            f"line {file.rows[rows[gap]][0]}, column {date!r}; use a part of the file, or "
-            f"leave the dates out with --task.exclude {date}"
+            f"line {file.rows[rows[gap]][0]}, column {date!r}",
+            f"use a part of the file, or leave the dates out with --task.exclude {date}",
         )
     return positions
 

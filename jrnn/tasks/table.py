@@ -180,6 +180,7 @@ class Table(Task):
             [s.values[part[0]] for s, part in zip(read.series, parts, strict=True)]
         )
         scaler = _fit(columns.inputs, train)
+        _check_targets_vary(columns, train)
         if like is not None:
             common.check_same_names("Table", "inputs", forecast.input_names, like.input_names)
             scaler = _scaler_of_columns(like)
@@ -269,17 +270,27 @@ class Table(Task):
 
     def _read_series(self, path: str, forecast: Forecast) -> SeriesFile:
         """Reads a file with the columns and the spacing of the training data."""
-        file = csv_file.read(path, separator=self.separator)
-        for option, name in {"date": forecast.date, "group": forecast.group}.items():
-            file.check_columns(option, () if name is None else (name,))
-        if not file.rows:
-            raise ValueError(f"Table: {path!r} must have rows, got only a header line")
         columns = Columns(
             forecast.columns, forecast.targets, forecast.date, forecast.date_form, forecast.group
         )
-        return series_files.read(
-            file, columns, decimal=self.decimal, missing=self.missing, spacing=forecast.spacing
-        )
+        with csv_file.in_saved_format():
+            file = csv_file.read(path, separator=self.separator)
+            special = [name for name in (forecast.date, forecast.group) if name is not None]
+            needed = [*special, *forecast.columns]
+            if lacking := [name for name in needed if name not in file.header]:
+                raise ValueError(
+                    f"Table: {path!r} must have the columns of the training data, "
+                    f"{checks.shorten(', '.join(needed))}, got none named {lacking[0]!r}"
+                )
+            if not file.rows:
+                raise ValueError(f"Table: {path!r} must have rows, got only a header line")
+            return series_files.read(
+                file,
+                columns,
+                decimal=self.decimal,
+                missing=self.missing,
+                spacing=forecast.spacing,
+            )
 
     def _make_forecast(self, columns: Columns, read: SeriesFile, like: Forecast | None) -> Forecast:
         """Returns the properties of the forecast, with the calendar of `like` if it is given."""
@@ -431,6 +442,18 @@ def _fit(names: tuple[str, ...], train: np.ndarray) -> StandardScaler:
                 f"out with --task.exclude {name}"
             )
     return StandardScaler.fit(train)
+
+
+def _check_targets_vary(columns: Columns, train: np.ndarray) -> None:
+    """Raises ValueError if all targets are constant in the training rows."""
+    values = train[:, [columns.inputs.index(name) for name in columns.targets]]
+    spread = np.nanmax(values, axis=0) - np.nanmin(values, axis=0)
+    if not spread.any():
+        raise ValueError(
+            "Table: at least one target must vary in the training part, got "
+            f"{checks.shorten(', '.join(columns.targets))} with the same value in all rows; set "
+            "other --task.targets, or use more rows"
+        )
 
 
 def _saved(spec: DataSpec) -> tuple[Forecast, StandardScaler, StandardScaler]:

@@ -285,9 +285,10 @@ class Task(checks.ConvertsFields, abc.ABC):
         if Path(path).suffix.lower() != ".csv":
             arrays: dict[str, Any] = npz.read(path, owner="data", required=("xs",))
             return RawExamples(**arrays)
-        file = csv_file.read(path, "data")
-        columns = spec.input_names or file.header
-        return RawExamples(csv_file.parse_columns(file, "columns", columns, owner="data")[None])
+        with csv_file.in_saved_format():
+            file = csv_file.read(path, "data")
+            columns = spec.input_names or file.header
+            return RawExamples(csv_file.parse_columns(file, "columns", columns, owner="data")[None])
 
     def read_context(self, path: str, spec: DataSpec) -> "Context":
         """Reads the last rows of a file, after which a forecast begins.

@@ -20,7 +20,7 @@ from jrnn.train.run.data_plan import plan_task
 from jrnn.train.run.metrics_logger import MetricsWriter
 from jrnn.train.run.progress import ProgressMode
 from jrnn.train.run.record import Record
-from jrnn.train.step.freeze import check_patterns, freeze
+from jrnn.train.step.freeze import check_freeze, freeze
 from jrnn.train.step.loss import Objective
 from jrnn.train.step.state import TrainState, Weights, abstract_state, merge_model
 from jrnn.train.transfer import copy_params
@@ -165,7 +165,7 @@ def _abstract_run(experiment: Experiment, data: DataSpec) -> tuple[nnx.GraphDef,
     optimizer = freeze(experiment.optimizer.build(experiment.steps), experiment.freeze)
     make_model = lambda: experiment.network.build(data, experiment.seed)
     graphdef, state = abstract_state(make_model, optimizer, ema=experiment.ema_decay is not None)
-    check_patterns("freeze", experiment.freeze, state.params)
+    check_freeze(experiment.freeze, state.params)
     if experiment.tbptt is not None and not experiment.network.causal:
         raise ValueError(
             "TBPTT: the network must be causal, since other layers have no carry to pass on; set "

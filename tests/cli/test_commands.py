@@ -14,6 +14,9 @@ import pytest
 from jrnn import config
 from jrnn.cells import REGISTRY as CELLS
 from jrnn.cli import inspect, main
+from jrnn.cli.completion import FLAG
+from jrnn.cli.main import _load_commands
+from jrnn.dataclass_tree import walk
 from jrnn.engines import REGISTRY as ENGINES
 from jrnn.tasks import REGISTRY as TASKS
 from jrnn.transforms import REGISTRY as TRANSFORMS
@@ -237,6 +240,21 @@ def test_validate_reports_valid_and_invalid_configs(capsys):
     assert "did you mean 'configs/digits.py'" in out
 
 
+COMMANDS = [*map(str.split, _load_commands()), ["bench", "newton"], ["bench", "train"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_has_an_example_with_known_flags(command, capsys):
+    with contextlib.suppress(SystemExit):
+        main([*command, "--help"])
+    text = capsys.readouterr().out
+    example = re.search(rf"[Ee]xamples?:\s+(jrnn {' '.join(command)}\b.*)", text)
+    assert example is not None
+    others = text.replace(example[1], "")
+    fields = [f"--{path.replace('_', '-')}" for path, _ in walk(config.load("configs/digits.py"))]
+    assert {*FLAG.findall(example[1])} <= {*FLAG.findall(others), *fields}
+
+
 def test_bench_lists_its_flags(capsys):
     with pytest.raises(SystemExit) as exit_info:
         main(["bench", "--help"])
@@ -265,7 +283,7 @@ def test_bench_lists_its_flags(capsys):
         (["train", "configs/digits.py", "--network.engine", "scann"], "did you mean 'scan'"),
         (["train", "configs/digits.py", "--seed", "-1"], "seed must be an int from 0"),
         (["eval", "nowhere"], "must be the folder of a run"),
-        (["eval"], "the folder of the run"),
+        (["eval"], "RUN (the folder of the run) must be given"),
         (["ls"], "the argument must be one of cells"),
         (["ls", "cell"], "did you mean 'cells'"),
         (["validate"], "must be at least one config"),

@@ -1,11 +1,13 @@
 """The scripts of `jrnn completion`, as a shell runs them."""
 
+import contextlib
 import shutil
 import subprocess
 
 import pytest
 
 from jrnn.cli import main
+from jrnn.cli.completion import SHELLS
 from tests.cli.test_errors import run_and_fail
 
 CALL = """
@@ -19,16 +21,11 @@ printf '%s\\n' "${COMPREPLY[@]}"
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory):
     """Returns the paths of the scripts by the name of the shell."""
-    folder, capture = tmp_path_factory.mktemp("completion"), pytest.MonkeyPatch()
-    paths = {}
-    with capture.context() as patch:
-        for shell in ("bash", "zsh", "tcsh"):
-            lines = []
-            patch.setattr("builtins.print", lambda text="", **_: lines.append(text))
+    folder = tmp_path_factory.mktemp("completion")
+    for shell in SHELLS:
+        with (folder / shell).open("w") as file, contextlib.redirect_stdout(file):
             main(["completion", shell])
-            paths[shell] = folder / shell
-            paths[shell].write_text("\n".join(map(str, lines)))
-    return paths
+    return {shell: folder / shell for shell in SHELLS}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from jrnn.train.data.sampler import fits_on_device
 from jrnn.train.run.data_plan import DataPlan
 from jrnn.train.run.multi_process import broadcast_arrays
 from jrnn.train.step.evaluate import shard_evaluator
-from jrnn.train.step.freeze import check_patterns, freeze
+from jrnn.train.step.freeze import check_freeze, freeze
 from jrnn.train.step.state import (
     StepMetrics,
     TrainState,
@@ -58,7 +58,7 @@ class SingleNetwork:
         self._mesh = mesh
         optimizer = freeze(optimizer, options.freeze)
         self._graphdef, state = init_state(model, optimizer, ema=options.ema_decay is not None)
-        check_patterns("freeze", options.freeze, state.params)
+        check_freeze(options.freeze, state.params)
         state = broadcast_arrays(jax.tree.map(jax.numpy.copy, state), group)
         self._loader = plan.make_loader(options, mesh)
         carry = plan.init_carry(self._graphdef, state.weights)

@@ -54,6 +54,16 @@ def check_patterns(name: str, patterns: Sequence[str], params: nnx.State) -> Non
             )
 
 
+def check_freeze(patterns: Sequence[str], params: nnx.State) -> None:
+    """Raises ValueError unless each pattern selects a parameter, and some remain to be trained."""
+    check_patterns("freeze", patterns, params)
+    if patterns and all(is_selected(path, patterns) for path in param_paths(params)):
+        raise ValueError(
+            "train: freeze must leave a parameter to train, got patterns of all of them: "
+            f"{', '.join(patterns)}; freeze fewer"
+        )
+
+
 def frozen_mask(params: nnx.State, patterns: Sequence[str]) -> Any:
     """Returns a pytree of bools with the structure of the parameters, True for frozen ones."""
     return jax.tree_util.tree_map_with_path(
