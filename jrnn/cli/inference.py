@@ -156,7 +156,7 @@ def make_tables(cell: Layer, spec: DataSpec, scores: dict[str, Any], title: str)
     """Yields the tables of the scores from `Run.evaluate`."""
     name = METRIC_NAMES[spec.metric]
     table = Table(title=escape(title), show_header=False, title_justify="left")
-    table.add_row("cell", escape(repr(cell)))
+    table.add_row("cell", escape(checks.describe(cell)))
     table.add_row("examples", f"{scores['examples']:,}")
     table.add_row(name, f"[bold]{scores['metric']:.4f}[/bold]{_format_interval(scores)}")
     table.add_row("loss", f"{scores['loss']:.4f}")

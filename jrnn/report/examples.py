@@ -36,7 +36,7 @@ def class_tables(evaluation: Evaluation) -> list[Child]:
     content: list[Child] = [element("h3", "Classes"), table(columns, rows, sortable=True)]
     counts = np.asarray(evaluation.scores["confusion"])
     if len(classes) <= MAX_CLASSES:
-        note = "Rows are true classes, columns are predicted classes. Cells have counts."
+        note = "Rows are true classes, columns predicted ones; darker is a larger part of a row."
         content += [
             element("h3", "Confusion matrix"),
             element("p", note, class_="muted"),
@@ -61,14 +61,12 @@ def class_tables(evaluation: Evaluation) -> list[Child]:
 
 def _confusion_table(names: Sequence[str], counts: np.ndarray) -> Element:
     shorten = lambda name: name if len(name) <= PLAIN_NAME else f"{name[:PLAIN_NAME]}…"
-    largest = float((counts * ~np.eye(len(counts), dtype=bool)).max(initial=0))
     heads = [element("th", shorten(name), scope="col", title=name) for name in names]
     rows = []
     for true, values in enumerate(counts.tolist()):
         cells = []
         for predicted, count in enumerate(values):
-            is_right = true == predicted
-            level = shade(count, float(counts.max())) if is_right else shade(count, largest)
+            is_right, level = true == predicted, shade(count, float(sum(values)))
             cells.append(
                 element(
                     "td",

@@ -196,7 +196,13 @@
       make(axis, "svg:path", { d: `M${box.left},${box.top}V${box.bottom}H${box.right}` });
       make(canvas, "svg:text", { x: (box.left + box.right) / 2, y: height - 6, "text-anchor": "middle" }, spec.x.label);
       const middle = (box.top + box.bottom) / 2;
-      make(canvas, "svg:text", { x: 12, y: middle, "text-anchor": "middle", transform: `rotate(-90 12 ${middle})` }, spec.y.label);
+      const yLabel = make(canvas, "svg:text", { x: 12, y: middle, "text-anchor": "middle", transform: `rotate(-90 12 ${middle})` }, spec.y.label);
+      if (yLabel.getComputedTextLength() > height - 8) {
+        yLabel.setAttribute("y", height / 2);
+        yLabel.setAttribute("transform", `rotate(-90 12 ${height / 2})`);
+        yLabel.setAttribute("textLength", height - 8);
+        yLabel.setAttribute("lengthAdjust", "spacingAndGlyphs");
+      }
       const clip = make(make(canvas, "svg:defs"), "svg:clipPath", { id });
       make(clip, "svg:rect", { x: box.left, y: box.top - 4, width: box.right - box.left, height: box.bottom - box.top + 4 });
       const plot = make(canvas, "svg:g", { "clip-path": `url(#${id})` });
@@ -536,7 +542,7 @@
         const points = spec.axes.map((axis, k) => [k, axis.values[run]]).filter(([, v]) => v !== null);
         const isBest = run === spec.best, weight = spec.runs.length > 8 ? "faint" : "";
         make(lines, "svg:path", { "data-run": run, d: `M${points.map(([k, v]) => `${sx(k).toFixed(1)},${sy(k, v).toFixed(1)}`).join("L")}`,
-          class: `series k${isBest ? 1 : 0} ${isBest || run === current ? "strong" : weight}`,
+          class: `series ${isBest ? "k0" : "other"} ${isBest || run === current ? "strong" : weight}`,
           visibility: isSelected(run) ? null : "hidden" });
       }
       spec.axes.forEach((axis, k) => {
@@ -549,8 +555,11 @@
         const shorten = (text) => (text.length > room ? `${text.slice(0, Math.max(room - 1, 4))}…` : text);
         make(make(group, "svg:text", { x, y: 30, "text-anchor": anchor }, shorten(parts[parts.length - 1])), "svg:title", {}, axis.name);
         const step = Math.max(1, Math.ceil(scales[k].ticks.length / 15));
+        const drawn = [];
         for (const [value, text] of scales[k].ticks.filter((_, i) => i % step === 0)) {
           const y = sy(k, value) + 4;
+          if (drawn.some((other) => Math.abs(other - y) < 12)) continue;
+          drawn.push(y);
           make(group, "svg:text", { x: sx(k) + 5, y, class: "halo" }, shorten(text));
           make(group, "svg:text", { x: sx(k) + 5, y }, shorten(text));
         }

@@ -114,7 +114,7 @@ def test_invalid_comparisons_are_refused(in_folder, tmp_path, capsys):
     out = ["--out", str(tmp_path / "page.html")]
     assert "at least two runs, got 1" in run_and_fail(["compare", "text", *out], capsys)
     assert "same metric" in run_and_fail(["compare", "text", FOLDER, *out], capsys)
-    assert "config.json" in run_and_fail(["compare", "text", "none", *out], capsys)
+    assert "got no such folder" in run_and_fail(["compare", "text", "none", *out], capsys)
     assert not (tmp_path / "page.html").exists()
 
 

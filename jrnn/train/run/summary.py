@@ -51,7 +51,7 @@ def summarize(experiment: Experiment, data: Data, result: FitResult) -> dict[str
     name, baseline = data.baseline
     summary = {
         "task": type(experiment.task).__name__,
-        "cell": repr(experiment.network.cell),
+        "cell": describe(experiment.network.cell),
         "parameters": count_params(result.model),
         "metric": data.metric,
         "test": result.test["metric"],
