@@ -8,7 +8,7 @@ TESTS ?= tests jrnn
 JOBS ?= 2
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: setup demo test test-all test-fast accuracy parity lint bench gpu-check sanitize notebooks clean
+.PHONY: setup demo test test-all test-fast accuracy parity lint bench gpu-check sanitize docs notebooks clean
 
 setup: $(VENV)/with-demo
 
@@ -64,6 +64,11 @@ sanitize:
 		$(CXX) -std=c++17 -O1 -g $$flag -DJRNN_ISA=base -fsanitize=$$kind -fno-sanitize-recover=all \
 			-pthread tests/engines/sanitize.cc -o build/sanitize; \
 		echo $$flag $$kind; build/sanitize; done; done
+
+# Builds the documentation to build/site; a broken link or a missing name is an error.
+docs: $(VENV)/with-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo 'the documentation is in build/site'
 
 notebooks: $(VENV)/with-notebooks
 	$(BIN)/python experiments/notebooks/run.py

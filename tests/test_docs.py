@@ -1,20 +1,29 @@
 """Tests that the files, functions and lines of code that docs and a notebook name exist."""
 
+import contextlib
 import inspect
+import io
 import json
 import re
+import sys
+import textwrap
 from itertools import groupby
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from jrnn import GRU, LSTM
+from jrnn import GRU, LSTM, config
+from jrnn.cli.completion import FLAG
+from jrnn.cli.main import _load_commands
+from jrnn.dataclass_tree import walk
 
 ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 INTERNALS = (ROOT / "docs/internals.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_files_exist(page):
     paths = re.findall(
         r"`((?:jrnn|tests|docs|configs|experiments)/[\w./-]+\.\w+)`", page.read_text("utf-8")
@@ -48,3 +57,41 @@ def test_lines_of_code_that_a_notebook_prints_exist():
         lines = inspect.getsource((GRU if variable == "gru" else LSTM).update).splitlines()
         for prefix in re.findall('"(.+?)"', prefixes):
             assert any(line.strip().startswith(prefix) for line in lines), prefix
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT / "docs")))
+def test_python_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    blocks = re.findall(r"^( *)```python\n(.*?)^\1```", page.read_text("utf-8"), re.M | re.S)
+    module = ModuleType("page_of_docs")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # so that its classes are pickled
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(textwrap.dedent(block) for _, block in blocks)
+    exec(compile(code, str(page), "exec"), vars(module))
+
+
+def test_flags_in_commands_of_pages_exist():
+    configs = [config.load(f"configs/{name}.py") for name in ("digits", "table", "arrays", "text")]
+    known = {f"--{path.replace('_', '-')}" for each in configs for path, _ in walk(each)}
+    for command in _load_commands().values():
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            command(["--help"])
+        known |= {*FLAG.findall(printed.getvalue())}
+    command = r"jrnn (?:train|eval|predict|sweep|report|compare|sample)\b[^`\n#]*"
+    used = {
+        (page.name, flag)
+        for page in PAGES
+        for line in re.findall(command, page.read_text("utf-8"))
+        for flag in FLAG.findall(line)
+    }
+    assert len(used) > 20
+    assert {(page, flag) for page, flag in used if flag not in known} == set()
+
+
+def test_links_between_pages_exist():
+    generated = {"transforms.md", "cells/index.md", "api/index.md"}
+    for page in PAGES:
+        for link in re.findall(r"\]\(([\w./-]+\.md)[)#]", page.read_text("utf-8")):
+            path = (page.parent / link).resolve().relative_to(ROOT / "docs")
+            is_generated = path.parts[0] in ("api", "cells") or str(path) in generated
+            assert is_generated or (ROOT / "docs" / path).is_file(), (page.name, link)

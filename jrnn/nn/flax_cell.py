@@ -1,5 +1,7 @@
 """An adapter that makes a cell of jrnn a cell of flax."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -62,7 +64,9 @@ class FlaxCell(nnx.RNNCellBase):
         """The number of feature axes of the inputs, which is 1."""
         return 1
 
-    def initialize_carry(self, input_shape, rngs=None, carry_init=None) -> Carry:
+    def initialize_carry(
+        self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None
+    ) -> Carry:
         """Returns the initial carry of the cell for inputs `[*batch, input]`.
 
         Args:
