@@ -30,13 +30,12 @@ HIDDEN_SIZE = 128
 """Input size and hidden size of the cells whose parameters are counted."""
 
 LS_HELP = """\
-usage: jrnn ls cells|transforms|tasks|engines|configs|runs
-       jrnn ls cells --markdown
+usage: jrnn ls cells|transforms|tasks|engines|configs
        jrnn ls runs [FOLDER]
 
 Lists the names of what is available, with one-line descriptions, or for cells with the kind of
 recurrence, the number of parameters and the paper. The transforms include the layers `stack` and
-`bidirectional`. `--markdown` prints the table of cells in the README.
+`bidirectional`.
 
 `jrnn ls runs` lists the runs in FOLDER, by default `runs`, with their task, cell, newest step and
 results; "-" means that the run has not ended, or that its config cannot be read.
@@ -57,12 +56,9 @@ stdout = Console()
 
 
 def ls_command(args: list[str]) -> None:
-    """`jrnn ls cells|transforms|tasks|engines|configs|runs`, or `jrnn ls cells --markdown`."""
+    """`jrnn ls cells|transforms|tasks|engines|configs|runs`."""
     if args and args[0] in ("-h", "--help"):
         print(LS_HELP, end="")
-        return
-    if args == ["cells", "--markdown"]:
-        print(cells_markdown())
         return
     if args and args[0] == "runs" and len(args) < 3:
         stdout.print(runs_table(Path(args[1] if len(args) == 2 else "runs")))
@@ -181,16 +177,6 @@ def make_cell_rows() -> list[tuple[str, str, str, str, str]]:
         count = f"{_count_params(cell):,}"
         rows.append((name, recurrence, count, first_reference(cls), first_line(cls)))
     return rows
-
-
-def cells_markdown() -> str:
-    """Returns the table of cells in the README."""
-    lines = [("name", "cell", "", "parameters", "recurrence", "paper")]
-    lines.append(("---", "---", "---", "---:", "---", "---"))
-    for name, recurrence, count, paper, description in make_cell_rows():
-        cls = CELLS[name].__name__
-        lines.append((f"`{name}`", f"`{cls}`", description, count, recurrence, paper))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def first_reference(cls: type) -> str:

@@ -1,4 +1,4 @@
-"""Results of the configs of jrnn are near those in README; slow, run by `make accuracy`."""
+"""Results of the configs are near those in docs/studies.md; slow, run by `make accuracy`."""
 
 import pytest
 
