@@ -233,10 +233,9 @@ class ConfigFile:
         for index, flag in enumerate(flags):
             name, equals, value = flag.partition("=")
             if equals and name in self.argument_names:
-                colon = f"{self.name}:{name}={value}"
                 return (
                     f"{self.name}: an argument of the config must follow a colon, got {flag!r}; "
-                    f"write {colon}"
+                    f"write {self._with_argument(name, value)}"
                 )
             if not flag.startswith("--") or name in (*_fields(experiment), "--help"):
                 continue
@@ -247,11 +246,16 @@ class ConfigFile:
                 name in known or not _find_flag(last, experiment)
             ):
                 value = value or next(iter(flags[index + 1 :]), "VALUE")
-                colon = f"{self.name}:{last.replace('-', '_')}={value}"
+                colon = self._with_argument(last.replace("-", "_"), value)
                 return f"train: {name} is not a flag; it is an argument of the config: {colon}"
             if found := _find_flag(last, experiment):
                 return f"train: {name} is not a flag; did you mean {found!r}?"
         return ""
+
+    def _with_argument(self, name: str, value: str) -> str:
+        """Returns the config with an argument more, as it is written in the command."""
+        arguments = self.arguments | {name: value}
+        return f"{self.name}:{','.join(f'{key}={text}' for key, text in arguments.items())}"
 
     def _get_config(self) -> Callable[..., Any]:
         get_config: Any = getattr(_import(self.path), "get_config", None)

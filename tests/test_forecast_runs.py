@@ -99,7 +99,8 @@ def test_default_config_beats_persistence_and_the_seasonal_forecast(folder):
     """The period is 24 rows, so that persistence is wrong and the seasonal forecast has noise."""
     result = json.loads((folder / "default" / "result.json").read_text())
     baselines = {entry["name"]: entry["value"] for entry in result["baselines"]}
-    assert set(baselines) == {"persistence", "seasonal naive, 24 rows"}
+    names = {"persistence", "seasonal naive, 24 rows", "seasonal naive, 168 rows"}
+    assert set(baselines) == names
     assert result["baseline"]["name"] == "seasonal naive, 24 rows"
     assert result["test"] < 0.1 * baselines["persistence"]
     assert result["test"] < baselines["seasonal naive, 24 rows"]
@@ -166,7 +167,7 @@ def test_eval_shows_baselines_coverage_and_other_files(folder, capsys):
         assert text in out
     main(["eval", "quantiles", "--data", "load.csv", "--json"])
     scores = json.loads(capsys.readouterr().out)
-    assert len(scores["horizons"]) == 24 and len(scores["baselines"]) == 2
+    assert len(scores["horizons"]) == 24 and len(scores["baselines"]) == 3
     assert scores["items"] == ROWS - 24 - 16  # after the warm-up, and before the last horizon
     main(["eval", "quantiles", "--backtest", "5"])
     assert "backtest from 5 rows" in capsys.readouterr().out
@@ -214,7 +215,7 @@ FORECASTS = {
     "text as window": lambda spec: spec.update(window="4"),
     "form of dates": lambda spec: spec.update(date_form="%999999999Y"),
     "spacing": lambda spec: spec["spacing"].update(count=10**18),
-    "season": lambda spec: spec.update(season=10**17),
+    "season": lambda spec: spec.update(seasons=[10**17]),
     "calendar": lambda spec: spec.update(calendar=["century"]),
     "quantiles": lambda spec: spec.update(quantiles=[]),
 }

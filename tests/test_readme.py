@@ -1,4 +1,4 @@
-"""Tests that the Python code of README runs, and that figures of README and docs match the results."""
+"""README's Python code runs, and the figures of README and docs match the saved results."""
 
 import json
 import re

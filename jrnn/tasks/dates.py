@@ -137,17 +137,17 @@ class Spacing:
         return days.astype("datetime64[us]") + (first - first.astype("datetime64[D]"))
 
     @property
-    def season(self) -> int | None:
-        """The usual period in rows: a day, a week or a year; None if there is none."""
+    def seasons(self) -> tuple[int, ...]:
+        """The usual periods in rows: a day and a week, a week and a year, or a year."""
         if self.unit == "business_days":
-            return 5
+            return (5,)
         if self.unit == "months":
-            return 12 // self.count if self.count in (1, 2, 3, 4, 6) else None
+            return (12 // self.count,) if self.count in (1, 2, 3, 4, 6) else ()
         if self.unit == "irregular":
-            return None
+            return ()
         if self.count < DAY:
-            return DAY // self.count if DAY % self.count == 0 else None
-        return {DAY: 7, 7 * DAY: 52}.get(self.count)
+            return (DAY // self.count, 7 * DAY // self.count) if DAY % self.count == 0 else ()
+        return {DAY: (7, 365), 7 * DAY: (52,)}.get(self.count, ())
 
 
 def _find_months(dates: np.ndarray) -> int | None:

@@ -45,7 +45,7 @@ class Forecast:
       date_form: its form; see `jrnn.tasks.dates`.
       spacing: the spacing of its dates.
       calendar: the calendar features.
-      season: period of the seasonal-naive baseline in rows, or None.
+      seasons: the periods of the seasonal-naive baselines in rows.
 
     Raises:
       ValueError: the fields contradict each other.
@@ -65,12 +65,12 @@ class Forecast:
     date_form: str | None = None
     spacing: dates.Spacing | None = None
     calendar: tuple[dates.Calendar, ...] = ()
-    season: int | None = None
+    seasons: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         checks.one_of("Forecast", "distribution", self.distribution, DISTRIBUTIONS)
         checks.positive_int("Forecast", "window", self.window)
-        check_horizon("Forecast", self.horizon, self.season)
+        check_horizon("Forecast", self.horizon, self.seasons)
         checks.int_between("Forecast", "warmup", self.warmup, 0, self.window - 1)
         check_quantiles("Forecast", self.quantiles)
         if not self.targets or not set(self.targets) <= set(self.columns):
@@ -137,11 +137,11 @@ class Forecast:
         return StandardScaler((0.0,) * self.num_targets, columns.std * self.steps)
 
 
-def check_horizon(owner: str, horizon: int, season: int | None) -> None:
-    """Raises ValueError unless the horizon and the season are positive ints below the maxima."""
+def check_horizon(owner: str, horizon: int, seasons: tuple[int, ...]) -> None:
+    """Raises ValueError unless the horizon and the seasons are positive ints below the maxima."""
     checks.positive_int(owner, "horizon", horizon)
     checks.int_between(owner, "horizon", horizon, 1, MAX_HORIZON)
-    if season is not None:
+    for season in seasons:
         checks.int_between(owner, "season", season, 1, MAX_SEASON)
 
 

@@ -16,6 +16,8 @@ from jrnn.tasks.task import Context, Data, DataSpec, Origins, RawExamples, Split
 
 MISSING = ("refuse", "fill", "mask")
 SPLITS = ("train", "validation", "test")
+MIN_SEASONS = 2
+"""Minimum number of periods in a series with a seasonal-naive baseline that was not asked for."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Table(Task):
     may be rows of an earlier part. All statistics are computed on the training part.
 
     Columns are normalized by mean and standard deviation. The metric is the mean squared error in
-    normalized units. The baselines are persistence and, if the dates have a usual period or
-    `season` is given, the seasonal-naive forecast: the value of the last season.
+    normalized units. The baselines are persistence and, if the dates have usual periods or
+    `season` is given, seasonal-naive forecasts: the value one period before.
 
     A column of dates, by default the first column whose cells are dates, is no input; it gives
     calendar features, the dates of forecasts, and the rows that are missing. Numbers above 1.8e19
@@ -69,8 +71,9 @@ class Table(Task):
       quantiles: increasing probabilities with 0.5; forecasts have intervals from the lowest to the
         highest one. For points their half-widths are a quantile of the absolute errors on the
         validation part, for each row ahead (split conformal prediction).
-      season: period of the seasonal-naive baseline in rows; None uses the usual one for the dates:
-        a day, or a week for daily dates, or a year for weekly and monthly dates.
+      season: period of the seasonal-naive baseline in rows; None uses the usual ones for the dates,
+        of which the series must have two: a day and a week, or for daily dates a week and a year,
+        or for weekly and monthly dates a year.
       warmup: number of rows of a window before the first forecast that is scored; None means half
         of the window.
 
@@ -120,7 +123,7 @@ class Table(Task):
         for name in ("columns", "targets", "exclude"):
             _check_names(name, getattr(self, name))
         checks.positive_int("Table", "window", self.window)
-        check_horizon("Table", self.horizon, self.season)
+        check_horizon("Table", self.horizon, () if self.season is None else (self.season,))
         if self.stride is not None:
             checks.positive_int("Table", "stride", self.stride)
         if self.warmup is not None:
@@ -199,10 +202,10 @@ class Table(Task):
             _check_rows(path, each, forecast.window + forecast.steps, "an evaluation")
         windows = [windows_of.evaluation_windows(forecast, 1, len(each.values)) for each in series]
         initial = np.asarray(scaler.mean)[: len(forecast.columns)]
-        examples = windows_of.make_examples(forecast, series, windows, initial)
+        examples = windows_of.make_examples(forecast, series, windows, initial, seasonal=True)
         baselines = {
             name: target_scaler.transform(outputs)
-            for name, outputs in _name_baselines(forecast, examples).items()
+            for name, outputs in _name_baselines(examples).items()
         }
         return RawExamples(
             examples.xs, examples.ys, metric_mask=examples.metric_mask, baselines=baselines
@@ -248,9 +251,9 @@ class Table(Task):
             rows = rows[np.linspace(0, len(rows) - 1, number).round().astype(int)]
             values = inputs[:, current]
             made = {windows_of.PERSISTENCE: np.repeat(values[rows, None], horizon, axis=1)}
-            if forecast.season is not None:
-                seasonal = windows_of.seasonal_forecast(values, forecast.season, horizon)
-                made[seasonal_name(forecast)] = seasonal[rows]
+            for season in forecast.seasons:
+                seasonal = windows_of.seasonal_forecast(values, season, horizon)
+                made[seasonal_name(season)] = seasonal[rows]
             for name, each in made.items():
                 trivial.setdefault(name, []).append(each)
             for row in rows:
@@ -301,11 +304,12 @@ class Table(Task):
                 calendar = dates.find_calendar(longest.dates, read.spacing)
             else:
                 calendar = like.calendar
-        season = self.season
-        if season is None and read.spacing is not None:
-            season = read.spacing.season
-        if season is not None and (longest is None or season >= len(longest.values)):
-            season = None
+        rows = 0 if longest is None else len(longest.values)
+        if self.season is not None:
+            seasons = (self.season,) if self.season < rows else ()
+        else:
+            usual = () if read.spacing is None else read.spacing.seasons
+            seasons = tuple(season for season in usual if MIN_SEASONS * season <= rows)
         return Forecast(
             targets=columns.targets,
             columns=columns.inputs,
@@ -321,7 +325,7 @@ class Table(Task):
             date_form=read.date_form,
             spacing=read.spacing,
             calendar=calendar,
-            season=season,
+            seasons=seasons,
         )
 
     def _split(self, forecast: Forecast, series: Series) -> tuple[slice, slice, slice]:
@@ -354,7 +358,7 @@ class Table(Task):
         stride = self.stride or _default_stride(forecast, parts)
         initial = np.asarray(columns.mean)
 
-        def examples(split: int) -> windows_of.Examples:
+        def examples(split: int, seasonal: bool) -> windows_of.Examples:
             windows = [
                 windows_of.training_windows(forecast, part[0].stop, stride)
                 if split == 0
@@ -362,14 +366,13 @@ class Table(Task):
                 for part in parts
             ]
             return windows_of.make_examples(
-                forecast, series, windows, initial, (input_scaler, target_scaler)
+                forecast, series, windows, initial, (input_scaler, target_scaler), seasonal=seasonal
             )
 
         def baselines(name: str) -> dict[str, np.ndarray]:
-            made = examples(SPLITS.index(name))
-            return _name_baselines(forecast, made)
+            return _name_baselines(examples(SPLITS.index(name), seasonal=True))
 
-        train, validation, test = (examples(index) for index in range(3))
+        train, validation, test = (examples(index, seasonal=index == 2) for index in range(3))
         for name, made in zip(SPLITS, (train, validation, test), strict=True):
             _check_targets(name, made)
         splits = {
@@ -377,8 +380,7 @@ class Table(Task):
             for name, made in zip(SPLITS, (train, validation, test), strict=True)
         }
         errors = {
-            name: _masked_error(outputs, test)
-            for name, outputs in _name_baselines(forecast, test).items()
+            name: _masked_error(outputs, test) for name, outputs in _name_baselines(test).items()
         }
         return Data(
             train=splits["train"],
@@ -399,17 +401,15 @@ class Table(Task):
         )
 
 
-def seasonal_name(forecast: Forecast) -> str:
-    """Returns the name of the seasonal-naive baseline with its period."""
-    return f"{windows_of.SEASONAL}, {forecast.season} rows"
+def seasonal_name(season: int) -> str:
+    """Returns the name of the seasonal-naive baseline with its period in rows."""
+    return f"{windows_of.SEASONAL}, {season} rows"
 
 
-def _name_baselines(forecast: Forecast, examples: windows_of.Examples) -> dict[str, np.ndarray]:
+def _name_baselines(examples: windows_of.Examples) -> dict[str, np.ndarray]:
     """Returns the outputs of the baselines by name, in the units of the examples."""
     found = {windows_of.PERSISTENCE: np.zeros_like(examples.ys)}
-    if examples.seasonal is not None:
-        found[seasonal_name(forecast)] = examples.seasonal
-    return found
+    return found | {seasonal_name(season): each for season, each in examples.seasonal.items()}
 
 
 def _masked_error(outputs: np.ndarray, examples: windows_of.Examples) -> float:

@@ -35,14 +35,14 @@ class Examples(NamedTuple):
       ys: the changes from the current row to the next rows, `[N, T, steps * K]`; NaN where a value
         is missing.
       metric_mask: `[N, T]` bool, which forecasts are scored.
-      seasonal: the changes that the seasonal-naive forecast predicts, like `ys`; None without a
-        season.
+      seasonal: the changes that the seasonal-naive forecasts predict, like `ys`, by their periods
+        in rows; empty if they were not computed.
     """
 
     xs: np.ndarray
     ys: np.ndarray
     metric_mask: np.ndarray
-    seasonal: np.ndarray | None
+    seasonal: dict[int, np.ndarray]
 
 
 def training_windows(forecast: Forecast, rows: int, stride: int) -> Windows:
@@ -94,6 +94,8 @@ def make_examples(
     windows: list[Windows],
     initial: np.ndarray,
     scalers: tuple[StandardScaler, StandardScaler] | None = None,
+    *,
+    seasonal: bool = False,
 ) -> Examples:
     """Returns the examples of windows of several series.
 
@@ -104,30 +106,31 @@ def make_examples(
       initial: as in `make_inputs`.
       scalers: the scalers of inputs and targets, which are then normalized float32; None means
         original units in float64.
+      seasonal: whether to compute the seasonal-naive forecasts.
     """
     scale_xs, scale_ys = (s.transform for s in scalers) if scalers else (np.asarray, np.asarray)
     size = forecast.num_targets + len(forecast.input_names)
     count = sum(len(each.starts) for each in windows)
     common.check_size("Table", count, forecast.window, 4 * size)
-    parts = []
+    seasons = forecast.seasons if seasonal else ()
+    parts, naive = [], {season: [] for season in seasons}
     for each, (starts, first_scored) in zip(series, windows, strict=True):
         rows = starts[:, None] + np.arange(forecast.window)
         inputs = make_inputs(forecast, each, initial)
         current = inputs[:, list(forecast.current)]
         observed = each.values[:, list(forecast.current)]
         changes = scale_ys(_changes(_future_rows(observed, forecast.steps), current))
-        seasonal = None
-        if forecast.season is not None:
-            last = seasonal_forecast(current, forecast.season, forecast.steps)
-            seasonal = scale_ys(_changes(last, current))[rows]
+        for season in seasons:
+            last = seasonal_forecast(current, season, forecast.steps)
+            naive[season].append(scale_ys(_changes(last, current))[rows])
         is_scored = rows >= first_scored[:, None]
-        parts.append((scale_xs(inputs)[rows], changes[rows], is_scored, seasonal))
-    xs, ys, mask, seasonal = zip(*parts, strict=True)
+        parts.append((scale_xs(inputs)[rows], changes[rows], is_scored))
+    xs, ys, mask = zip(*parts, strict=True)
     return Examples(
         np.concatenate(xs),
         np.concatenate(ys),
         np.concatenate(mask),
-        None if forecast.season is None else np.concatenate(seasonal),
+        {season: np.concatenate(each) for season, each in naive.items()},
     )
 
 

@@ -67,6 +67,8 @@ COMMANDS = [
     (["train", "arrays"], "the folder of a run; resume it with: jrnn train --resume arrays"),
     (["train", "not_a_config.py"], "must define a function get_config(...)"),
     (["train", "configs/table.py", "path=load.csv"], "write configs/table.py:path=load.csv"),
+    (["train", f"{TABLE}a.csv", "horizon=24"], "write configs/table.py:path=a.csv,horizon=24"),
+    (["train", f"{TABLE}a,b.csv"], "by a flag, such as --task.path 'a,b.npz'"),
     (["train", "configs/table.py", "load.csv"], "'load.csv' is one argument too many"),
     (["train", f"{DIGITS}:hiden=3"], "no argument 'hiden'; did you mean 'hidden'?"),
     (["train", f"{TABLE}load.csv,targets=load"], "settings are flags: --task.targets load"),
@@ -75,6 +77,9 @@ COMMANDS = [
     (["train", f"{ARRAYS},kind=classify"], "got 'classify'; did you mean 'classification'?"),
     # Flags.
     (["train", DIGITS, "--lr", "1e-3"], "--lr is not a flag; did you mean '--optimizer.learning"),
+    (["train", DIGITS, "--optim.lr=1"], "did you mean '--optimizer.learning-rate'?"),
+    (["train", DIGITS, "--progress", "1"], "--progress is not a flag"),
+    (["train", DIGITS, "--optimizer.options", "b3", "1"], "must be one of b1, b2"),
     (["train", DIGITS, "--epochs", "3"], "--epochs is not a flag; did you mean '--steps'?"),
     (["train", DIGITS, "--cell", "gru"], "argument of the config: configs/digits.py:cell=gru"),
     (["train", DIGITS, "--network.cell", "gru"], "of the config: configs/digits.py:cell=gru"),
@@ -94,6 +99,7 @@ COMMANDS = [
     # Files of data.
     (["train", f"{TABLE}laod.csv"], "no file 'laod.csv'"),
     (["train", f"{TABLE}laod.csv"], "did you mean 'load.csv'?"),
+    (["train", f"{TABLE}load.csv", "--task.columns", "load,temp"], "--task.columns load temp"),
     (["train", f"{TABLE}hole.csv", *SMALL], "line 52, column 'load' must be a finite number"),
     (["train", f"{TABLE}hole.csv", *SMALL], "train with --task.missing fill"),
     (["train", f"{TABLE}semicolons.csv"], "set --task.separator ';'"),

@@ -42,7 +42,7 @@ def test_dates_are_found_and_continued_in_their_form(form, example, later, tmp_p
     task = _table(tmp_path, cells[:24], horizon=1)
     data = task.load()
     assert data.input_names == ("level",) and data.forecast is not None
-    assert data.forecast.season is None  # a day is not shorter than the series
+    assert data.forecast.seasons == ()  # the series has fewer than two days
     context = task.read_context(task.path, data.spec)
     assert context.dates == [[cells[24]]]
     assert dates.write(_times(["2024-01-31T21"]), data.forecast.date_form or "", example) in (
@@ -53,23 +53,23 @@ def test_dates_are_found_and_continued_in_their_form(form, example, later, tmp_p
 
 HOUR, WEEK = 3600 * 10**6, 7 * dates.DAY
 SPACINGS = {
-    "hours": ("2024-01-01T00 2024-01-01T01 2024-01-01T02", HOUR, "2024-01-01T04", 24),
-    "business_days": ("2024-01-04 2024-01-05 2024-01-08 2024-01-09", 1, "2024-01-11", 5),
-    "months": ("2023-11-30 2023-12-31 2024-01-31", 1, "2024-03-31", 12),
-    "quarters": ("2024-01-15 2024-04-15 2024-07-15", 3, "2025-01-15", 4),
-    "weeks": ("2024-01-01 2024-01-08 2024-01-15", WEEK, "2024-01-29", 52),
-    "irregular": ("2024-01-01 2024-01-02 2024-01-07 2024-02-01", 5 * dates.DAY, "2024-02-11", None),
+    "hours": ("2024-01-01T00 2024-01-01T01 2024-01-01T02", HOUR, "2024-01-01T04", (24, 168)),
+    "business_days": ("2024-01-04 2024-01-05 2024-01-08 2024-01-09", 1, "2024-01-11", (5,)),
+    "months": ("2023-11-30 2023-12-31 2024-01-31", 1, "2024-03-31", (12,)),
+    "quarters": ("2024-01-15 2024-04-15 2024-07-15", 3, "2025-01-15", (4,)),
+    "weeks": ("2024-01-01 2024-01-08 2024-01-15", WEEK, "2024-01-29", (52,)),
+    "irregular": ("2024-01-01 2024-01-02 2024-01-07 2024-02-01", 5 * dates.DAY, "2024-02-11", ()),
 }
 UNITS = {"hours": "microseconds", "weeks": "microseconds", "quarters": "months"}
 
 
 @pytest.mark.parametrize("name", SPACINGS)
 def test_spacing_is_found_and_continued(name):
-    texts, count, later, season = SPACINGS[name]
+    texts, count, later, seasons = SPACINGS[name]
     times = _times(texts.split())
     spacing = dates.Spacing.find(times)
     assert (spacing.unit, spacing.count) == (UNITS.get(name, name), count)
-    assert spacing.season == season
+    assert spacing.seasons == seasons
     anchor = int(times.astype("datetime64[D]").astype(str)[-1][-2:])
     assert spacing.dates_from(times[-1], np.array([2]), anchor)[0] == np.datetime64(later)
     np.testing.assert_array_equal(spacing.positions(times), np.arange(len(times)))

@@ -384,3 +384,25 @@ def test_truth_in_original_units_is_the_series_itself(tmp_path):
     current = data.input_scaler.invert(data.test.xs)[..., 0]
     for ahead in range(3):
         np.testing.assert_allclose(truth[..., ahead], current + ahead + 1, rtol=1e-6)
+
+
+def test_hourly_series_with_weekly_periods_has_two_seasonal_baselines(tmp_path: Path):
+    lines = ["date,load"]
+    start = np.datetime64("2024-01-01T00")
+    for hour in range(24 * 7 * 3):
+        lines.append(f"{start + hour},{hour % 24 + (40 if hour // 24 % 7 > 4 else 0)}")
+    path = tmp_path / "load.csv"
+    path.write_text("\n".join(lines))
+    data = Table(str(path), window=24, horizon=3).load()
+    assert data.forecast is not None and data.forecast.seasons == (24, 168)
+    # The series repeats exactly each week.
+    assert data.baseline == ("seasonal naive, 168 rows", 0.0)
+    assert data.baselines is not None
+    assert set(data.baselines("validation")) == {
+        "persistence",
+        "seasonal naive, 24 rows",
+        "seasonal naive, 168 rows",
+    }
+    path.write_text("\n".join(lines[: 24 * 7 * 2]))  # one row less than two weeks
+    data = Table(str(path), window=24, horizon=3).load()
+    assert data.forecast is not None and data.forecast.seasons == (24,)

@@ -222,31 +222,6 @@ def test_tables_are_not_cut_in_a_pipe(capsys):
     assert max(map(len, lines)) > 80 and not any("\u2026" in line for line in lines)
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["configs/digits.py", "--optim.lr", "1"], "did you mean '--optimizer.learning-rate'?"),
-        (["configs/digits.py", "--lr=1"], "did you mean '--optimizer.learning-rate'?"),
-        (["configs/digits.py", "--hidden", "8"], "did you mean '--network.cell.hidden-size'?"),
-        (["configs/table.py", "path=x.csv"], "table.py:path=x.csv"),
-        (
-            ["configs/table.py:path=x.csv", "--task.columns", "a,b"],
-            "separate names by spaces: --task.columns a b",
-        ),
-        (["configs/arrays.py:path=a,b.npz"], "by a flag, such as --task.path 'a,b.npz'"),
-        (["configs/digits.py", "--optimizer.options", "b3", "1"], "must be one of b1, b2"),
-        (["configs/digits.py", "--progress", "1"], "Unrecognized options: --progress"),
-    ],
-)
-def test_message_shows_the_right_form(args, message, in_tmp_path, capsys):
-    (in_tmp_path / "x.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(SystemExit) as exit_info:
-        main(["train", *args])
-    error = " ".join(capsys.readouterr().err.split())
-    assert exit_info.value.code == 2 and message in error
-    assert not (in_tmp_path / "runs").exists()
-
-
 def test_invalid_mode_of_progress_raises():
     with pytest.raises(ValueError, match="progress must be one of auto, bar, plain, none"):
         fit_linear(steps=1, progress="lines")
