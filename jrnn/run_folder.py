@@ -295,11 +295,13 @@ def check_is_run(folder: Path) -> None:
     if folder.is_file():
         got = "a file"
     elif not folder.exists():
-        names = [path.parent.name for path in folder.absolute().parent.glob(f"*/{CONFIG_FILE}")]
-        similar = checks.suggestion(folder.name, names)
+        names = [str(path.parent) for path in folder.parent.glob(f"*/{CONFIG_FILE}")]
+        similar = checks.suggestion(folder, names)
         got = f"no such folder{similar or '; jrnn ls runs lists the runs in the folder runs'}"
     elif (folder / "best" / CONFIG_FILE).is_file():
         got = f"a sweep; the run of its best trial is {folder / 'best'}"
+    elif runs := sorted(folder.glob(f"*/{CONFIG_FILE}")):
+        got = f"a folder of runs, such as {runs[-1].parent}"
     elif (folder.absolute().parent / CONFIG_FILE).is_file():
         got = f"a part of one; use {folder.parent}"
     else:

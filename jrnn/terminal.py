@@ -164,7 +164,7 @@ def _make_error(text: str, args: Sequence[str], prog: str) -> ValueError:
     if match := re.match(
         r"invalid choice '(.*)' for argument '(\S+)'\. Expected one of (.*)", text
     ):
-        choices = re.findall(r"'([^']*)'", match[3])
+        choices = [name for name in re.findall(r"'([^']*)'", match[3]) if name != "None"]
         hint = checks.suggestion(match[1], choices)
         problem = f"must be one of {', '.join(choices)}, got {match[1]!r}{hint}"
         return FlagError(owner, match[2], problem)

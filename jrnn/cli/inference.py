@@ -17,6 +17,7 @@ from rich.table import Table
 from jrnn import checks, files, run_folder
 from jrnn.cli import forecasts, predictions, table_file
 from jrnn.layer import Layer
+from jrnn.messages import escape_controls
 from jrnn.nn import SequenceToSequence, generate
 from jrnn.run_folder import Run, SplitName
 from jrnn.tasks.task import DataSpec
@@ -158,6 +159,9 @@ def make_tables(cell: Layer, spec: DataSpec, scores: dict[str, Any], title: str)
     table = Table(title=escape(title), show_header=False, title_justify="left")
     table.add_row("cell", escape(checks.describe(cell)))
     table.add_row("examples", f"{scores['examples']:,}")
+    if scores["items"] != scores["examples"]:
+        name_of_items = "scored targets" if spec.forecast is None else "scored forecasts"
+        table.add_row(name_of_items, f"{scores['items']:,}")
     table.add_row(name, f"[bold]{scores['metric']:.4f}[/bold]{_format_interval(scores)}")
     table.add_row("loss", f"{scores['loss']:.4f}")
     baseline = scores.get("baseline")
@@ -243,6 +247,10 @@ def predict_command(args: list[str]) -> None:
         content = forecasts.make_content(spec.forecast, made)
         series = "" if spec.forecast.group is None else f" of {len(made.context.names):,} series"
         title = f"forecasts of {spec.forecast.horizon:,} rows{series}"
+        if made.rows.low is None:
+            print(_explain_no_intervals(run.folder), file=sys.stderr)
+        else:
+            title += f" with intervals of {spec.forecast.level:.0%}"
     else:
         raw = run.read(options.data)
         made = run.predict(raw.xs, lengths=raw.lengths, batch_size=options.batch_size)
@@ -251,6 +259,11 @@ def predict_command(args: list[str]) -> None:
     table_file.write(content, out)
     if out is not None:
         stdout.print(escape(f"{title}: {out}"), soft_wrap=True)
+
+
+def _explain_no_intervals(folder: Path) -> str:
+    text = "no intervals, since the run has not ended, and its end writes their widths; resume it "
+    return escape_controls(f"jrnn: {text}with: jrnn train --resume {folder}")
 
 
 def _predict_lines(run: Run, lines: Iterable[str], out: Path | None) -> None:

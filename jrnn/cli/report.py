@@ -102,6 +102,8 @@ def compare_command(args: list[str]) -> None:
     entries = read_entries(runs)
     spec = runs[0].data.spec
     lead = f"{len(runs)} runs"
+    if len({run.data.fingerprint for run in runs}) > 1:
+        lead += " with different data, so that their metrics may not be comparable"
     html = make_comparison("Comparison of runs", lead, entries, spec)
     stdout.print(_make_table(lead, *make_rows(rank_entries(entries, spec), spec)))
     files.write_text(out, html)

@@ -6,6 +6,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from jrnn import checks
 from jrnn.tasks import common, dates
 
+ARRAY_SUFFIXES = (".npz", ".npy")
 MAX_NAMES = 100
 """Maximum number of column names in a message."""
 MAX_MAGNITUDE = 1.8e19
@@ -109,6 +111,11 @@ def read(path: str, owner: str = "Table", separator: str = ",") -> CsvFile:
 
 def _read_lines(path: str, owner: str, separator: str) -> list[tuple[int, list[str]]]:
     """Returns the last line number and the cells of each row, and of the header."""
+    if Path(path).suffix.lower() in ARRAY_SUFFIXES:
+        raise ValueError(
+            f"{owner}: path must be a file of text such as data.csv, got the arrays {path!r}; "
+            "train on arrays with configs/arrays.py"
+        )
     text = io.StringIO(common.read_text(owner, path), newline="")
     reader = csv.reader(text, delimiter=separator, strict=True)
     lines: list[tuple[int, list[str]]] = []

@@ -33,9 +33,11 @@ def read(
     """
     file = common.find_file(owner, path)
     if not zipfile.is_zipfile(file):
+        is_table = file.suffix.lower() in (".csv", ".tsv")
+        hint = "train on a table with configs/table.py" if is_table else ""
         raise ValueError(
-            f"{owner}: {path!r} must be an .npz file, got another or a truncated file; write "
-            "it with np.savez(path, xs=xs, ys=ys)"
+            f"{owner}: {path!r} must be an .npz file, got another or a truncated file; "
+            f"{hint or 'write it with np.savez(path, xs=xs, ys=ys)'}"
         )
     try:
         with np.load(file, allow_pickle=False) as archive:

@@ -1,5 +1,6 @@
 """Time series from the rows of a CSV file: one series, or one for each name in a column."""
 
+from collections.abc import Container
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -83,6 +84,11 @@ def find_columns(
     named |= {role: (name,) for role, name in (("group", group), ("date", date)) if name}
     for option, names in named.items():
         file.check_columns(option, names)
+    for option in ("columns", "targets"):
+        if of_dates := _find_dates(file, set(file.header) - set(named[option])):
+            raise ValueError(
+                f"Table: {option} must name columns of numbers, got the dates of {of_dates[0]!r}"
+            )
     roles = {
         name: option for option in ("group", "date", "exclude") for name in named.get(option, ())
     }
@@ -106,7 +112,7 @@ def find_columns(
     return Columns(inputs, targets, found[0] if found else None, date_form, group)
 
 
-def _find_dates(file: CsvFile, used: set[str | None]) -> list[str]:
+def _find_dates(file: CsvFile, used: Container[str | None]) -> list[str]:
     """Returns the unused columns whose first cell that is not empty is a date."""
     found = []
     for index, name in enumerate(file.header):

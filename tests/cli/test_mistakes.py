@@ -111,9 +111,10 @@ COMMANDS = [
     (["train", f"{TABLE}constant.csv"], "target must vary in the training part, got load with the"),
     (["train", f"{TABLE}word.csv"], "line 102, column 'load' must be a finite number, got 'oops'"),
     (["train", f"{TABLE}empty.csv"], "must have a header line of column names, and rows"),
-    (["train", f"{TABLE}a.npz"], "must be UTF-8 text"),
+    (["train", f"{TABLE}a.npz"], "train on arrays with configs/arrays.py"),
+    (["train", f"{TABLE}load.csv", "--task.targets", "date"], "got the dates of 'date'"),
     (["train", f"{TABLE}load.csv,horizon=1000"], "rows are enough"),
-    (["train", "configs/arrays.py:path=load.csv"], "must be an .npz file"),
+    (["train", "configs/arrays.py:path=load.csv"], "train on a table with configs/table.py"),
     (["train", "configs/arrays.py:path=a.npy"], "write it with np.savez(path, xs=xs, ys=ys)"),
     (["train", "configs/arrays.py:path=other_names.npz"], "arrays xs and ys, got x, y"),
     # Runs.
@@ -124,7 +125,10 @@ COMMANDS = [
     (["train", "--resume", "arrays", "--steps", "1"], "--steps must be at least the 2 of the run"),
     (["train", ARRAYS, *SMALL[:-1], "8", "--init-from", "arrays"], "pass --init-skip body"),
     (["train", ARRAYS, *SMALL, "--freeze", "bdy"], "the paths are body.rnns.0.weights.b, "),
-    (["train", ARRAYS, *SMALL, "--freeze", "body", "head"], "must leave a parameter to train"),
+    (
+        ["train", ARRAYS, *SMALL, "--freeze", "body", "head"],
+        "must leave at least one parameter that is trained",
+    ),
     (["train", ARRAYS, *SMALL, "--keep-encoding"], "keep_encoding needs init_from"),
     # Using a run.
     (
@@ -146,6 +150,7 @@ COMMANDS = [
     (["predict", "forecast", "semicolons.csv", "--out", "p.csv"], "format of the training data"),
     (["predict", "forecast", "hole.csv", "--out", "p.csv"], "train with --task.missing fill"),
     (["predict", "forecast", "load.csv", "--horizon", "48"], "--horizon is not a flag"),
+    (["eval", "."], "got a folder of runs, such as"),
     (["eval", "arrays", "forecast"], "'forecast' is one argument too many"),
     (["eval", "arrays", "--split", "val"], "got 'val'; did you mean 'validation'?"),
     (["eval", "arrays", "--data", "new.npz"], "evaluation needs targets, got examples without ys"),

@@ -98,12 +98,15 @@ class Progress:
             return
         task = self._bar.tasks[0]
         left = task.time_remaining
+        values = {
+            "loss ": task.fields["loss"],
+            f"validation {self._name} ": task.fields["validation"],
+            "": "-" if task.fields["speed"] == "-" else f"{task.fields['speed']} steps/s",
+        }
         parts = [
             *([self._title] if self._title else []),
             f"step {task.completed}/{task.total}",
-            f"loss {task.fields['loss']}",
-            f"validation {self._name} {task.fields['validation']}",
-            f"{task.fields['speed']} steps/s",
+            *(f"{name}{value}" for name, value in values.items() if value != "-"),
             *([f"{timedelta(seconds=int(left))} left"] if left else []),
         ]
         print("  ".join(parts), file=sys.stderr, flush=True)

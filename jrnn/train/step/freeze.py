@@ -59,8 +59,8 @@ def check_freeze(patterns: Sequence[str], params: nnx.State) -> None:
     check_patterns("freeze", patterns, params)
     if patterns and all(is_selected(path, patterns) for path in param_paths(params)):
         raise ValueError(
-            "train: freeze must leave a parameter to train, got patterns of all of them: "
-            f"{', '.join(patterns)}; freeze fewer"
+            "train: freeze must leave at least one parameter that is trained, got paths that "
+            f"together match all: {', '.join(patterns)}; freeze fewer"
         )
 
 
