@@ -238,6 +238,7 @@ class ConfigFile:
                     f"{self.name}: an argument of the config must follow a colon, got {flag!r}; "
                     f"write {colon}"
                 )
+            name = name.replace("_", "-")  # tyro accepts both
             if not flag.startswith("--") or name in (*_fields(experiment), "--help"):
                 continue
             if name in _FLAG_HINTS:

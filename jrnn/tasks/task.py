@@ -225,13 +225,17 @@ class Data(DataSpec):
 
     @cached_property
     def fingerprint(self) -> str:
-        """A short hash of all examples and of the vocabulary, which detects changes of the data."""
+        """A short hash of all examples, the vocabulary and the names of classes.
+
+        It detects changes of the data.
+        """
         digest = hashlib.sha256()
         for array in (*self.train, *self.validation, *self.test):
             if array is not None:
                 digest.update(f"{array.dtype}{array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).data)
         digest.update("".join(self.vocabulary or ()).encode())
+        digest.update("\0".join(self.class_names or ()).encode())
         return digest.hexdigest()[:16]
 
 
