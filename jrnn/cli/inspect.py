@@ -233,10 +233,8 @@ def _make_engines_table() -> Table:
 
 
 def _make_configs_table() -> Table:
-    rows = [
-        (f"configs/{path.relative_to(config.find_configs_folder())}", _read_first_line(path))
-        for path in config.list_configs()
-    ]
+    paths = config.list_configs()
+    rows = [*zip(config.config_names(), map(_read_first_line, paths), strict=True)]
     return _make_table(("config", "description"), rows)
 
 

@@ -294,7 +294,7 @@ class Task(checks.ConvertsFields, abc.ABC):
             columns = spec.input_names or file.header
             return RawExamples(csv_file.parse_columns(file, "columns", columns, owner="data")[None])
 
-    def read_context(self, path: str, spec: DataSpec) -> "Context":
+    def read_context(self, path: str, spec: DataSpec) -> Context:
         """Reads the last rows of a file, after which a forecast begins.
 
         Args:
@@ -309,7 +309,7 @@ class Task(checks.ConvertsFields, abc.ABC):
             f"{type(self).__name__}: the task must be a forecast to predict the rows after a file"
         )
 
-    def find_origins(self, spec: DataSpec, split: str, count: int) -> "Origins":
+    def find_origins(self, spec: DataSpec, split: str, count: int) -> Origins:
         """Returns equally spaced rows of a split of the training data, with the rows after them.
 
         Args:

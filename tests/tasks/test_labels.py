@@ -129,7 +129,7 @@ def test_unknown_label_of_other_data_raises(tmp_path):
     [
         (np.array(["ant", "bee", "cat"])[RNG.integers(0, 3, (N, T))], "fly"),
         (RNG.integers(0, 3, (N, T)), -7),
-        (RNG.integers(0, 3, (N, T)).astype(np.uint8), 255),
+        (RNG.integers(1, 4, (N, T)).astype(np.uint8), 255),
         (np.eye(3)[RNG.integers(0, 3, (N, T))], 0.5),
     ],
     ids=["texts", "ints", "unsigned", "one-hot"],

@@ -5,6 +5,7 @@ import json
 import re
 import struct
 import sys
+import time
 import types
 from importlib.machinery import ModuleSpec
 from typing import Any
@@ -142,6 +143,21 @@ def test_tensorboard_events_are_those_of_the_metrics_file(tmp_path, monkeypatch)
     assert len(expected) > 30 and values.keys() == expected.keys()
     for key, value in expected.items():
         assert values[key] == pytest.approx(value, rel=1e-6)
+
+
+def test_tensorboard_events_are_written_before_the_run_ends(tmp_path):
+    pytest.importorskip("tensorboardX")
+    writer = TensorBoardWriter(tmp_path)
+    writer.begin(0)
+    writer.write("train", {1: {"loss": 2.0}})
+    (file,) = tmp_path.iterdir()
+    empty = file.stat().st_size
+    deadline = time.monotonic() + 30
+    while file.stat().st_size == empty and time.monotonic() < deadline:
+        time.sleep(0.05)
+    tags = [value.tag for event in read_events(file) for value in event.summary.value]
+    writer.close()
+    assert tags == ["train/loss"]
 
 
 def test_wandb_receives_the_metrics_and_the_run_is_resumed(tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ from jrnn.train.run.metrics_logger import format_line
 
 Lines = Mapping[int, Mapping[str, float]]
 """Metrics by name, for each training step, counted from 1."""
+FLUSH_SECONDS = 1
+"""Seconds between flushes of TensorBoard events; a run that is killed loses those in between."""
 CHANGED_ON_RESUME = ("mesh", "steps")
 """Fields of an experiment that `jrnn train --resume` may change."""
 
@@ -58,7 +60,10 @@ class TensorBoardWriter:
         with naming_file(self._folder):
             # The name of a file has the time in seconds; the step makes it unique.
             self._writer = self._make_writer(
-                str(self._folder), purge_step=step + 1, filename_suffix=f".{step}"
+                str(self._folder),
+                purge_step=step + 1,
+                filename_suffix=f".{step}",
+                flush_secs=FLUSH_SECONDS,
             )
 
     def write(self, split: str, lines: Lines) -> None:
