@@ -114,6 +114,11 @@ def list_configs() -> list[Path]:
     return sorted(find_configs_folder().rglob("*.py"))
 
 
+def config_names() -> list[str]:
+    """Returns the names of all configs of jrnn, such as "configs/digits.py"."""
+    return [f"configs/{path.relative_to(find_configs_folder())}" for path in list_configs()]
+
+
 @dataclasses.dataclass(frozen=True)
 class ConfigFile:
     """A config file and the arguments of its `get_config`.
@@ -229,7 +234,7 @@ class ConfigFile:
 
     def _hint(self, flags: Sequence[str], experiment: Experiment) -> str:
         """Returns what to write instead of the first unknown flag; "" if nothing is similar."""
-        known = [_to_flag(path) for path, _ in walk(experiment) if path]
+        known = [field_flag(path) for path, _ in walk(experiment) if path]
         for index, flag in enumerate(flags):
             name, equals, value = flag.partition("=")
             if equals and name in self.argument_names:
@@ -237,6 +242,7 @@ class ConfigFile:
                     f"{self.name}: an argument of the config must follow a colon, got {flag!r}; "
                     f"write {self._with_argument(name, value)}"
                 )
+            name = name.replace("_", "-")  # tyro accepts both
             if not flag.startswith("--") or name in (*_fields(experiment), "--help"):
                 continue
             if name in _FLAG_HINTS:
@@ -276,7 +282,7 @@ class ConfigFile:
         return wrapped
 
 
-def _to_flag(path: str) -> str:
+def field_flag(path: str) -> str:
     """Returns the flag of a field of an experiment, such as "steps" or "network.dropout"."""
     return "--" + path.replace("_", "-")
 
@@ -284,7 +290,7 @@ def _to_flag(path: str) -> str:
 def _fields(experiment: Experiment) -> list[str]:
     """Returns the flags of the fields of an experiment that have values."""
     return [
-        _to_flag(path)
+        field_flag(path)
         for path, value in walk(experiment)
         if path and not dataclasses.is_dataclass(value)
     ]
@@ -335,7 +341,7 @@ def find_config(name: str) -> Path:
     for candidate in (path, find_configs_folder() / relative):
         if candidate.is_file() and candidate.suffix == ".py":
             return candidate
-    names = [f"configs/{config.relative_to(find_configs_folder())}" for config in list_configs()]
+    names = config_names()
     if path.exists():
         hint = _hint_for_path(path)
     else:

@@ -126,6 +126,9 @@ def parse_flags(function: Callable[..., Any], args: Sequence[str], **options: An
         _title, _, text = printed.getvalue().strip().partition("\n")
         text = " ".join(_BOX.sub(" ", text).split()).partition(" For full helptext")[0]
         raise _make_error(text, args, options["prog"]) from error
+    except Exception:
+        sys.stderr.write(printed.getvalue())
+        raise
     sys.stderr.write(printed.getvalue())  # what `function` has printed, such as a warning
     return result
 

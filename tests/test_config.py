@@ -253,3 +253,7 @@ def test_what_a_config_prints_on_standard_error_is_shown(tmp_path, capsys):
     )
     config.load(str(path))
     assert capsys.readouterr().err == "careful\n"
+    path.write_text(path.read_text().replace("jrnn.GRU(4)", "jrnn.GRU(0)"))
+    with pytest.raises(ValueError, match="hidden_size must be a positive int"):
+        config.load(str(path))
+    assert capsys.readouterr().err == "careful\n"

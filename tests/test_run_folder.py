@@ -128,6 +128,18 @@ def test_padding_may_have_any_value(values, data):
     np.testing.assert_array_equal(values.predict(xs, lengths=LENGTHS).values, expected.values)
 
 
+def test_labels_on_padding_are_not_scored(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = np.array(["low", "high"])[(data["xs"][..., 0] > 50).astype(int)]
+    names[np.arange(7) >= LENGTHS[:, None]] = "padding"
+    np.savez("steps.npz", xs=data["xs"], ys=names, lengths=LENGTHS)
+    spec = "configs/arrays.py:path=steps.npz,kind=sequence_classification"
+    main(["train", spec, "--run-dir", "steps", *SMALL])
+    scores = jrnn.load("steps").evaluate("steps.npz")
+    counts = {entry["name"]: entry["count"] for entry in scores["classes"]}
+    assert counts == {name: int((names == name).sum()) for name in ("high", "low")}
+
+
 def test_scores_of_other_data_in_units(values, data):
     scores = values.evaluate(RawExamples(data["xs"], data["ys"], LENGTHS))
     valid = np.arange(7) < LENGTHS[:, None]

@@ -76,7 +76,7 @@ def completion_command(
             f"{' '.join(args) or 'none'}; run for example: jrnn completion bash"
         )
     checks.one_of("completion", "the shell", args[0], SHELLS)
-    names = " ".join(f"configs/{path.name}" for path in config.list_configs())
+    names = " ".join(config.config_names())
     preamble = _CONFIGS.get(args[0], "").format(names=names)
     own = {"completion": lambda args: completion_command(args, commands)}
     print(shtab.complete(make_parser({**commands, **own}), args[0], preamble=preamble))
@@ -90,7 +90,7 @@ def make_parser(
     parser.add_argument("--version", action="store_true", help="show the version")
     subparsers = parser.add_subparsers()
     fields = {
-        f"--{path.replace('_', '-')}": not isinstance(value, bool)
+        config.field_flag(path): not isinstance(value, bool)
         for path, value in walk(config.load(EXAMPLE_CONFIG))
         if path and not is_dataclass(value)
     }

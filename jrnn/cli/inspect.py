@@ -20,12 +20,11 @@ from jrnn.layers import REGISTRY as LAYERS
 from jrnn.messages import format_message
 from jrnn.tasks import REGISTRY as TASKS
 from jrnn.terminal import Console
+from jrnn.train.run.checkpoint import list_steps
 from jrnn.train.run.progress import METRIC_NAMES
 from jrnn.train.run.summary import check_summary
 from jrnn.transforms import REGISTRY as TRANSFORMS
 
-STEP = re.compile(r"[0-9]{1,10}")
-"""The name of the folder of a checkpoint."""
 HIDDEN_SIZE = 128
 """Input size and hidden size of the cells whose parameters are counted."""
 
@@ -57,7 +56,7 @@ stdout = Console()
 
 def ls_command(args: list[str]) -> None:
     """`jrnn ls cells|transforms|tasks|engines|configs|runs`."""
-    if args and args[0] in ("-h", "--help"):
+    if "-h" in args or "--help" in args:
         print(LS_HELP, end="")
         return
     if args and args[0] == "runs" and len(args) < 3:
@@ -123,13 +122,12 @@ def runs_table(folder: Path) -> Table:
         raise FileNotFoundError(
             f"ls: {checks.describe(str(folder))} must have runs, got none; jrnn train writes them"
         )
-    columns = ("run", "task", "cell", "step", "metric", "validation", "test")
-    return _make_table(columns, [_run_row(run) for run in runs])
+    return _make_runs_table([_run_row(run) for run in runs])
 
 
 def _run_row(run: Path) -> tuple[str, ...]:
     """Returns the columns of a run as text."""
-    row = dict.fromkeys(("task", "cell", "steps", "metric", "validation", "test"), "-")
+    row = dict.fromkeys(("task", "cell", "step", "steps", "metric", "validation", "test"), "-")
     with contextlib.suppress(OSError, ValueError):
         experiment = config.read(run / run_folder.CONFIG_FILE)
         row["task"] = type(experiment.task).__name__
@@ -140,12 +138,22 @@ def _run_row(run: Path) -> tuple[str, ...]:
         check_summary(run, result)
         row["metric"] = METRIC_NAMES[result["metric"]]
         row |= {name: f"{result[name]:.4f}" for name in ("validation", "test")}
-    checkpoints = run / "checkpoints"
-    names = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
-    step = max((int(name) for name in names if STEP.fullmatch(name)), default="-")
-    values = (run, row["task"], row["cell"], f"{step}/{row['steps']}")
-    values = (*values, row["metric"], row["validation"], row["test"])
+    with contextlib.suppress(OSError):
+        row["step"] = str(max(list_steps(run / "checkpoints"), default="-"))
+    results = (row[name] for name in ("metric", "validation", "test"))
+    values = (run, row["task"], row["cell"], f"{row['step']}/{row['steps']}", *results)
     return tuple(escape(checks.shorten(value)) for value in values)
+
+
+def _make_runs_table(rows: list[tuple[str, ...]]) -> Table:
+    """Makes the table of runs; a narrow terminal folds their paths, and shows all results."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("run", overflow="fold")
+    for column in ("task", "cell", "step", "metric", "validation", "test"):
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _make_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
@@ -211,10 +219,8 @@ def _make_engines_table() -> Table:
 
 
 def _make_configs_table() -> Table:
-    rows = [
-        (f"configs/{path.relative_to(config.find_configs_folder())}", _read_first_line(path))
-        for path in config.list_configs()
-    ]
+    paths = config.list_configs()
+    rows = [*zip(config.config_names(), map(_read_first_line, paths), strict=True)]
     return _make_table(("config", "description"), rows)
 
 

@@ -39,7 +39,7 @@ BACKTEST_ORIGINS = 50
 
 
 @dataclass(frozen=True)
-class Output:
+class OutputOptions:
     """What a command prints and writes besides the files of the run.
 
     Attributes:
@@ -126,7 +126,7 @@ def report_run(
     data: Data,
     result: FitResult,
     folder: Path,
-    output: Output = Output(),
+    output: OutputOptions = OutputOptions(),
 ) -> None:
     """Writes the result and the figure of a run to its folder, and prints the result."""
     summary = summarize(experiment, data, result)

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jrnn import checks, config, run_data, run_folder, tasks
-from jrnn.cli.outcome import Output, explaining_write_errors, new_folder, report_run
+from jrnn.cli.outcome import OutputOptions, explaining_write_errors, new_folder, report_run
 from jrnn.distributed import Launcher, ProcessGroup, init_process_group
 from jrnn.tasks.task import Data
 from jrnn.terminal import Console
@@ -53,7 +53,7 @@ output, also with --resume:
   --quiet            print nothing but errors
   --json             print the metrics and the result as JSON, one object per line
   --tensorboard      write event files for TensorBoard to the folder tensorboard of the run
-  --wandb PROJECT    send the metrics to Weights & Biases
+  --wandb PROJECT    send the config and the metrics to Weights & Biases
 
   --find-learning-rate   train some steps while the learning rate increases, print the rate that the
                          losses suggest, and write nothing
@@ -83,10 +83,12 @@ def train_command(args: list[str]) -> None:
         return
     options, args = _pop_flags(split_flags(args), (*PROCESS_FLAGS, "wandb"))
     switches = {f"--{name}": name for name in ("quiet", "json", "tensorboard")}
-    output = Output(
+    output = OutputOptions(
         wandb=options.pop("wandb", None), **{switches[a]: True for a in args if a in switches}
     )
     args = [arg for arg in args if arg not in switches]
+    if output.quiet and output.json:
+        raise ValueError("train: --quiet must be given without --json, got both; remove one")
     with init_process_group(Launcher.find(options, os.environ)) as group:
         mode = "--resume" if "--resume" in args else "a new run"
         # Checked before any use of a device, which blocks until all processes use it.
@@ -99,7 +101,7 @@ def train_command(args: list[str]) -> None:
         command(args, group, output)
 
 
-def _train(args: list[str], group: ProcessGroup, output: Output) -> None:
+def _train(args: list[str], group: ProcessGroup, output: OutputOptions) -> None:
     if not args or args[0].startswith("-"):
         raise ValueError(
             f"train: the first argument must be a config, got {args[0] if args else 'none'}; run "
@@ -113,8 +115,7 @@ def _train(args: list[str], group: ProcessGroup, output: Output) -> None:
     finds_rate = "--find-learning-rate" in flags
     experiment = config.load(spec, [flag for flag in flags if flag != "--find-learning-rate"])
     if finds_rate:
-        _find_learning_rate(experiment, output)
-        return
+        _check_only_prints(output, group)
     if experiment.init_from is not None:
         # The run may be resumed from another folder.
         experiment = replace(experiment, init_from=str(Path(experiment.init_from).absolute()))
@@ -128,6 +129,9 @@ def _train(args: list[str], group: ProcessGroup, output: Output) -> None:
     if source is not None:
         check_encoding(source.data.spec, data.spec, experiment.init_skip)
         skipped = check_transfer(source.model, state.params, experiment.init_skip)
+    if finds_rate:
+        _find_learning_rate(experiment, data, source, output)
+        return
     _check_equal(experiment, data, group)
     folder = Path(
         group.broadcast("folder", str(new_folder(experiment)) if group.is_first else None)
@@ -144,9 +148,26 @@ def _train(args: list[str], group: ProcessGroup, output: Output) -> None:
     _train_and_report(folder, experiment, data, group, output, source, resume=False)
 
 
-def _find_learning_rate(experiment: Experiment, output: Output) -> None:
+def _check_only_prints(output: OutputOptions, group: ProcessGroup) -> None:
+    """Raises ValueError if there are options that `--find-learning-rate` would ignore."""
+    ignored = {
+        "--quiet": output.quiet,
+        "--tensorboard": output.tensorboard,
+        "--wandb": output.wandb is not None,
+        "several processes": group.count > 1,
+    }
+    if given := [name for name, is_given in ignored.items() if is_given]:
+        raise ValueError(
+            "train: --find-learning-rate must be given without --quiet, --tensorboard, --wandb and "
+            f"several processes, since it only prints, got {' and '.join(given)}; remove it"
+        )
+
+
+def _find_learning_rate(
+    experiment: Experiment, data: Data, source: run_folder.Run | None, output: OutputOptions
+) -> None:
     """Prints the learning rate that a range test suggests."""
-    found = find_learning_rate(experiment, tasks.load(experiment.task))
+    found = find_learning_rate(experiment, data, source=None if source is None else source.model)
     if output.json:
         print(json.dumps(found._asdict()))
         return
@@ -172,7 +193,7 @@ def _train_and_report(
     experiment: Experiment,
     data: Data,
     group: ProcessGroup,
-    output: Output,
+    output: OutputOptions,
     source: run_folder.Run | None,
     *,
     resume: bool,
@@ -210,8 +231,8 @@ def _check_equal(experiment: Experiment, data: Data, group: ProcessGroup) -> Non
 
 PROCESS_FLAGS = ("coordinator-address", "num-processes", "process-id", "cluster-detection-method")
 """Flags of a run with several processes."""
-RUN_FLAGS = ("resume", "mesh", "steps", "wandb", *PROCESS_FLAGS)
-"""Flags of `jrnn train` with a value that a config does not define, or that `--resume` takes."""
+RUN_FLAGS = ("resume", "mesh", "steps", "init-from", "wandb", *PROCESS_FLAGS)
+"""Flags with a value that `jrnn train` reads itself, and not only the config."""
 
 
 def split_flags(args: list[str]) -> list[str]:
@@ -240,7 +261,7 @@ def _pop_flags(args: list[str], names: Sequence[str]) -> tuple[dict[str, str], l
     return values, rest
 
 
-def _resume(args: list[str], group: ProcessGroup, output: Output) -> None:
+def _resume(args: list[str], group: ProcessGroup, output: OutputOptions) -> None:
     args, trust = [arg for arg in args if arg != "--trust"], "--trust" in args
     options, others = _pop_flags(args, ("resume", "mesh", "steps"))
     if others or "resume" not in options:

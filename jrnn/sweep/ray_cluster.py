@@ -24,7 +24,6 @@ from jrnn.signals import Interrupted, Signals, preserve_handlers
 from jrnn.sweep.ray_files import (
     Files,
     commit_checkpoint,
-    list_steps,
     read_files,
     stage_checkpoint,
     write_files,
@@ -54,6 +53,7 @@ from jrnn.sweep.sweep import (
     staged_folder,
     trial_folder,
 )
+from jrnn.train.run.checkpoint import list_steps
 from jrnn.train.run.progress import Progress
 
 log = logging.getLogger("jrnn")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jrnn.files import replace_folder
-from jrnn.train.run.checkpoint import MAX_TO_KEEP
+from jrnn.train.run.checkpoint import MAX_TO_KEEP, list_steps
 from jrnn.train.run.lock import LOCK_NAME, run_lock
 
 STAGED_CHECKPOINT = "checkpoint.part"
@@ -18,12 +18,6 @@ WORKER_PREFIX = "jrnn-sweep-"
 """Prefix of the names of the temporary folders of workers."""
 Files = dict[str, bytes]
 """The contents of files, by path relative to a folder."""
-
-
-def list_steps(folder: Path) -> list[int]:
-    """Returns the steps of the complete checkpoints in a folder `checkpoints`."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def read_files(folder: Path) -> Files:

@@ -17,7 +17,7 @@ import jax
 
 from jrnn.files import WriteError
 from jrnn.signals import Interrupted, Signals
-from jrnn.sweep.ray_files import Files, list_steps, read_files, worker_folder, write_files
+from jrnn.sweep.ray_files import Files, read_files, worker_folder, write_files
 from jrnn.sweep.sweep import (
     SweepResult,
     Trials,
@@ -27,7 +27,7 @@ from jrnn.sweep.sweep import (
     trial_folder,
 )
 from jrnn.tasks.task import Data
-from jrnn.train.run.checkpoint import MAX_TO_KEEP
+from jrnn.train.run.checkpoint import MAX_TO_KEEP, list_steps
 from jrnn.train.run.progress import Progress
 
 POLL_SECONDS = 1.0

@@ -18,13 +18,13 @@ from jrnn import checks
 from jrnn.distributed import ProcessGroup
 from jrnn.files import naming_file, replace_folder
 from jrnn.signals import Signals
-from jrnn.sweep.ray_files import STAGED_CHECKPOINT, list_steps
+from jrnn.sweep.ray_files import STAGED_CHECKPOINT
 from jrnn.sweep.trials import fix_scalars, group_trials, stack_scalars
 from jrnn.sweep.vmapped_runs import TrialDevices, VmappedRuns
 from jrnn.tasks import load
 from jrnn.tasks.task import Data, Task
 from jrnn.train.config.experiment import Experiment, resume_flags
-from jrnn.train.run.checkpoint import Checkpoint, Checkpointer
+from jrnn.train.run.checkpoint import Checkpoint, Checkpointer, list_steps
 from jrnn.train.run.data_plan import plan_task
 from jrnn.train.run.lock import run_lock
 from jrnn.train.run.progress import Progress

@@ -160,25 +160,26 @@ class Arrays(Task):
         valid: np.ndarray,
         parts: list[np.ndarray],
         like: DataSpec | None,
-    ) -> "_Targets":
+    ) -> _Targets:
         # A length is at least 1, so the first step of every example is valid.
         mask = valid if self.kind.startswith("sequence") else valid[:, 0]
         if self.kind.endswith("classification"):
             ys = npz.check_labels(ys, self.kind, mask)
             if like is None:
-                encoded = labels.encode(ys, mask)
+                ys, names, size = labels.encode(ys, mask)
             else:
-                encoded = labels.encode_like(ys, mask, like.class_names, like.output_size)
-            ys, size = encoded.ids, encoded.size
+                names, size = like.class_names, like.output_size
+                ys = labels.encode_like(ys, mask, names, size)
             is_known = mask & (ys != IGNORED_LABEL)
             _check_known(is_known, parts, f"labels other than {IGNORED_LABEL}")
             train, test = (ys[part][is_known[part]] for part in (parts[0], parts[2]))
             baseline = common.most_frequent_baseline("most frequent class", train, test)
             outputs = common.log_frequencies(train, size)
-            return _Targets(ys, size, encoded.names, baseline, outputs, None)
+            return _Targets(ys, size, names, baseline, outputs, None)
         ys = npz.check_values(ys, self.kind, mask.shape)
         is_known = mask[..., None] & ~np.isnan(ys)
         _check_known(is_known, parts, "values other than NaN")
+        _check_channels(is_known[parts[0]])
         ys, scaler = self._to_float("ys", ys, mask, parts[0], like)
         train, test = (ys[part][mask[part]] for part in (parts[0], parts[2]))
         baseline = common.constant_baseline(train, test)
@@ -225,7 +226,7 @@ def _check_sizes(like: DataSpec, has_tokens: bool, input_size: int) -> None:
 
 
 def _check_known(is_known: np.ndarray, parts: list[np.ndarray], description: str) -> None:
-    """Raises ValueError unless each split has targets, and training has targets in each channel.
+    """Raises ValueError unless each split has targets.
 
     Args:
       is_known: `[N, ...]` or `[N, ..., K]`, which targets are valid and not to be ignored.
@@ -238,10 +239,13 @@ def _check_known(is_known: np.ndarray, parts: list[np.ndarray], description: str
                 f"Arrays: ys must have {description} in the {name} split, got none of "
                 f"{len(part)} examples; use another seed or fraction, or more targets"
             )
-    if is_known.ndim > 1:
-        columns = is_known[parts[0]].reshape(-1, is_known.shape[-1]).any(axis=0)
-        if description.startswith("values") and not columns.all():
-            raise ValueError(
-                f"Arrays: ys must have {description} in each channel of the training split, got "
-                f"none in channel {int(columns.argmin())}; remove the channel"
-            )
+
+
+def _check_channels(is_known: np.ndarray) -> None:
+    """Raises ValueError unless each channel of `[..., K]` targets for training has a value."""
+    columns = is_known.reshape(-1, is_known.shape[-1]).any(axis=0)
+    if not columns.all():
+        raise ValueError(
+            "Arrays: ys must have values other than NaN in each channel of the training split, got "
+            f"none in channel {int(columns.argmin())}; remove the channel"
+        )

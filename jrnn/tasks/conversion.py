@@ -8,7 +8,6 @@ import numpy as np
 
 from jrnn.tasks import common, labels
 from jrnn.tasks import forecast as forecasts
-from jrnn.tasks.labels import IGNORED_LABEL
 from jrnn.tasks.task import DataSpec
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
@@ -90,7 +89,9 @@ def encode_inputs(spec: DataSpec, xs: Any, lengths: Any | None) -> tuple[np.ndar
     return xs, lengths
 
 
-def encode_targets(spec: DataSpec, ys: Any, shape: tuple[int, ...]) -> np.ndarray:
+def encode_targets(
+    spec: DataSpec, ys: Any, shape: tuple[int, ...], lengths: np.ndarray | None = None
+) -> np.ndarray:
     """Converts targets of a user to the targets of a network.
 
     Args:
@@ -98,6 +99,8 @@ def encode_targets(spec: DataSpec, ys: Any, shape: tuple[int, ...]) -> np.ndarra
       ys: classes as ints, names or one-hot rows, `[N]` or `[N, T]`; or values in original units,
         `[N]`, `[N, K]`, `[N, T]` or `[N, T, K]`. Labels of -100 and values of NaN are not scored.
       shape: the shape of the inputs, `(N, T, ...)`.
+      lengths: `[N]` ints, the number of valid steps of each example; targets at later steps may
+        have any values. None means T.
 
     Returns:
       `[N]` or `[N, T]` int32, or `[N, K]` or `[N, T, K]` float32.
@@ -109,22 +112,10 @@ def encode_targets(spec: DataSpec, ys: Any, shape: tuple[int, ...]) -> np.ndarra
     ys = np.asarray(ys)
     leading = shape[:2] if spec.per_step else shape[:1]
     if spec.has_classes:
-        one_hot = labels.from_one_hot(ys, leading, np.ones(leading, bool))
-        ys = ys if one_hot is None or ys.shape[-1] != spec.output_size else one_hot
-        if ys.dtype.kind in "iuUO" and spec.class_names is not None and one_hot is None:
-            ys = labels.find(ys, spec.class_names)
-        if ys.dtype.kind not in "iu" or ys.shape != leading:
-            raise ValueError(
-                f"data: ys must be int classes of shape {leading}, got {ys.dtype} of shape "
-                f"{ys.shape}"
-            )
-        used = ys[ys != IGNORED_LABEL]
-        if used.size and (used.min() < 0 or used.max() >= spec.output_size):
-            raise ValueError(
-                f"data: ys must be in 0..{spec.output_size - 1}, the classes of the run, or "
-                f"{IGNORED_LABEL}, got values from {used.min()} to {used.max()}"
-            )
-        return ys.astype(np.int32)
+        mask = np.ones(leading, bool)
+        if spec.per_step and lengths is not None:
+            mask = np.arange(shape[1]) < lengths[:, None]
+        return labels.encode_like(ys, mask, spec.class_names, spec.output_size)
     if ys.dtype.kind not in "biuf":
         raise TypeError(f"data: ys must be real numbers, got dtype {ys.dtype}")
     if ys.shape == leading and spec.output_size == 1:

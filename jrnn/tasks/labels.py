@@ -59,7 +59,7 @@ def encode(ys: np.ndarray, mask: np.ndarray) -> Labels:
 
 def encode_like(
     ys: np.ndarray, mask: np.ndarray, names: tuple[str, ...] | None, size: int
-) -> Labels:
+) -> np.ndarray:
     """Converts labels to the ids of known classes.
 
     Args:
@@ -68,23 +68,34 @@ def encode_like(
       names: the name of each class; None means that the labels are ids.
       size: number of classes.
 
+    Returns:
+      The ids, int32 of the shape of `mask`, or `IGNORED_LABEL`; 0 on padding.
+
     Raises:
-      ValueError: a label is not one of the classes.
+      ValueError: a label is not one of the classes, or the shape or dtype is wrong.
     """
     one_hot = from_one_hot(ys, mask.shape, mask)
     if one_hot is not None and ys.shape[-1] == size:
         ids = one_hot
+    elif ys.shape == mask.shape:
+        # Unsigned ints have no value for IGNORED_LABEL.
+        ids = ys.astype(np.int64) if ys.dtype.kind in "biu" else ys
+        ids = np.where(mask, ids, "" if ids.dtype.kind in "OU" else IGNORED_LABEL)
+        ids = ids if names is None or ids.dtype.kind not in "iuOU" else find(ids, names)
     else:
-        ids = ys if one_hot is None else one_hot
-        ids = np.where(mask, ids, "" if ids.dtype.kind == "U" else IGNORED_LABEL)
-        ids = ids if names is None else find(ids, names)
-    used = mask & (ids != IGNORED_LABEL) if ids.dtype.kind in "iu" else mask
-    if ids.dtype.kind not in "iu" or (used & ((ids < 0) | (ids >= size))).any():
+        ids = ys
+    if ids.dtype.kind not in "iu" or ids.shape != mask.shape:
         raise ValueError(
-            f"Arrays: ys must be one of the {size} classes of the run to keep its encoding, got "
-            f"{checks.describe(np.unique(ids[used])[-1].item())}"
+            f"data: ys must be {'int classes' if names is None else 'classes'} of shape "
+            f"{mask.shape}, got {ys.dtype} of shape {ys.shape}"
         )
-    return Labels(np.where(mask, ids, 0).astype(np.int32), names, size)
+    bad = ids[mask & (ids != IGNORED_LABEL) & ((ids < 0) | (ids >= size))]
+    if bad.size:
+        raise ValueError(
+            f"data: ys must be in 0..{size - 1}, the classes of the run, or {IGNORED_LABEL}, got "
+            f"{bad[0]}"
+        )
+    return np.where(mask, ids, 0).astype(np.int32)
 
 
 def find(ys: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
@@ -92,7 +103,7 @@ def find(ys: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
 
     Args:
       ys: texts, of which the empty text is ignored, or ints, which are ids unless all names are
-        numbers.
+        numbers, and of which `IGNORED_LABEL` is ignored.
       names: the name of each class.
 
     Raises:
@@ -100,8 +111,8 @@ def find(ys: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
     """
     if ys.dtype.kind in "iu" and not all(name.isdecimal() for name in names):
         return ys
-    ids = {name: index for index, name in enumerate(names)}
-    ids |= {"": IGNORED_LABEL, str(IGNORED_LABEL): IGNORED_LABEL}
+    ids = {"": IGNORED_LABEL, str(IGNORED_LABEL): IGNORED_LABEL}
+    ids |= {name: index for index, name in enumerate(names)}
     distinct, inverse = np.unique(ys.astype(str), return_inverse=True)
     if unknown := [name for name in distinct.tolist() if name not in ids]:
         raise ValueError(

@@ -104,7 +104,8 @@ def check_labels(ys: np.ndarray, kind: str, mask: np.ndarray) -> np.ndarray:
         )
     if ys.dtype.kind not in "biuUf":
         raise TypeError(
-            f"Arrays: kind={kind!r} needs class labels in ys, ints or texts, got dtype {ys.dtype}"
+            f"Arrays: kind={kind!r} needs class labels in ys, ints or texts, got dtype {ys.dtype}; "
+            "save ys.astype(str)"
         )
     _check_shape(ys, kind, mask.shape, (0,))
     return ys if ys.dtype.kind != "b" else ys.astype(np.int32)

@@ -225,13 +225,17 @@ class Data(DataSpec):
 
     @cached_property
     def fingerprint(self) -> str:
-        """A short hash of all examples and of the vocabulary, which detects changes of the data."""
+        """A short hash of all examples, the vocabulary and the names of classes.
+
+        It detects changes of the data.
+        """
         digest = hashlib.sha256()
         for array in (*self.train, *self.validation, *self.test):
             if array is not None:
                 digest.update(f"{array.dtype}{array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).data)
         digest.update("".join(self.vocabulary or ()).encode())
+        digest.update("\0".join(self.class_names or ()).encode())
         return digest.hexdigest()[:16]
 
 
@@ -290,7 +294,7 @@ class Task(checks.ConvertsFields, abc.ABC):
             columns = spec.input_names or file.header
             return RawExamples(csv_file.parse_columns(file, "columns", columns, owner="data")[None])
 
-    def read_context(self, path: str, spec: DataSpec) -> "Context":
+    def read_context(self, path: str, spec: DataSpec) -> Context:
         """Reads the last rows of a file, after which a forecast begins.
 
         Args:
@@ -305,7 +309,7 @@ class Task(checks.ConvertsFields, abc.ABC):
             f"{type(self).__name__}: the task must be a forecast to predict the rows after a file"
         )
 
-    def find_origins(self, spec: DataSpec, split: str, count: int) -> "Origins":
+    def find_origins(self, spec: DataSpec, split: str, count: int) -> Origins:
         """Returns equally spaced rows of a split of the training data, with the rows after them.
 
         Args:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
+import numpy as np
 import optax
 from flax import nnx
 
@@ -78,7 +79,7 @@ def fit(
     ema_decay: float | None = None,
     freeze: Sequence[str] = (),
     label_smoothing: float = 0.0,
-    class_weights: Sequence[float] | Literal["balanced"] | None = None,
+    class_weights: Sequence[float] | np.ndarray | Literal["balanced"] | None = None,
     resume: bool = False,
     progress: bool | ProgressMode = True,
     writers: Sequence[MetricsWriter] = (),
@@ -156,7 +157,8 @@ def fit(
       resume: whether to continue from the newest intact checkpoint in `run_dir`. Batches that the
         run has used are skipped. If there is no checkpoint, a new run starts.
       progress: whether to show the progress: True or "auto" shows a bar on a terminal, and a line
-        every few seconds on standard error elsewhere. "bar" and "plain" choose one of them.
+        every few seconds on standard error elsewhere. "bar" and "plain" choose one of them, and
+        False or "none" shows nothing.
       writers: further outputs for the metrics, from `jrnn.train.run.writers`, such as
         `TensorBoardWriter(folder)`.
       description: a text that must be the same when the run is resumed, such as the options of the
@@ -198,6 +200,8 @@ def fit(
     >>> round(float(result.model.kernel[0, 0]), 2)
     3.0
     """
+    if isinstance(freeze, str):  # each character would be a path
+        raise TypeError(f"fit: freeze must be a tuple such as ({freeze!r},), got a str")
     options = RunOptions(
         steps=steps,
         batch_size=batch_size,
@@ -210,9 +214,9 @@ def fit(
         ema_decay=ema_decay,
         freeze=tuple(freeze),
         label_smoothing=label_smoothing,
-        class_weights=tuple(class_weights)
-        if isinstance(class_weights, Sequence) and not isinstance(class_weights, str)
-        else class_weights,
+        class_weights=class_weights
+        if class_weights is None or isinstance(class_weights, str)
+        else tuple(np.asarray(class_weights).tolist()),
     )
     if not isinstance(progress, bool):
         checks.one_of("fit", "progress", progress, get_args(ProgressMode))

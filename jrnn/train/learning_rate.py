@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+from flax import nnx
 
 from jrnn import checks
 from jrnn.distributed import Mesh, ProcessGroup
@@ -13,6 +14,7 @@ from jrnn.train.config.experiment import Experiment
 from jrnn.train.run.data_plan import plan_task
 from jrnn.train.run.single import SingleNetwork
 from jrnn.train.train import check_experiment
+from jrnn.train.transfer import copy_params
 
 SMOOTHING = 0.9
 """Decay of the average of the losses."""
@@ -41,24 +43,27 @@ def find_learning_rate(
     low: float = 1e-6,
     high: float = 1.0,
     steps: int = 100,
+    source: nnx.Module | None = None,
 ) -> RangeTest:
     """Trains for some steps while the learning rate increases from `low` to `high`, on a log scale.
 
     The network of the experiment is trained with its optimizer, but not saved or evaluated.
 
     Args:
-      experiment: the experiment; its schedule, warm-up, steps, mesh and `init_from` are not used.
+      experiment: the experiment; its schedule, warm-up, steps and mesh are not used.
       data: the data of its task.
       low: the first learning rate, above 0.
       high: the last learning rate, above `low`.
       steps: number of training steps, at least 10.
+      source: the network of the run `experiment.init_from`, as for `train`; None starts from random
+        parameters.
 
     Returns:
       The losses, and a suggestion.
 
     Raises:
-      ValueError: an argument is out of range, as for `check_experiment`, or the loss is not finite
-        in the first steps.
+      ValueError: an argument is out of range, the learning rate of the optimizer cannot change, as
+        for `check_experiment` and `copy_params`, or the loss is not finite in the first steps.
 
     References:
       Smith, 2017, Cyclical learning rates for training neural networks.
@@ -67,6 +72,11 @@ def find_learning_rate(
     checks.int_at_least("find_learning_rate", "steps", steps, 10)
     if checks.positive_number("find_learning_rate", "high", high) <= low:
         raise ValueError(f"find_learning_rate: high must be above low={low}, got {high}")
+    if not experiment.optimizer.accepts_schedule:
+        raise ValueError(
+            "find_learning_rate: the algorithm must accept a learning rate that changes, got "
+            f"{experiment.optimizer.algorithm!r}; try several values of learning_rate"
+        )
     factor = (high / low) ** (1 / (steps - 1))
     optimizer = replace(
         experiment.optimizer,
@@ -79,6 +89,8 @@ def find_learning_rate(
     check_experiment(options, data)
     plan = plan_task(data, options, experiment.tbptt)
     model = experiment.network.build(data, experiment.seed)
+    if source is not None:
+        copy_params(source, model, experiment.init_skip)
     network = SingleNetwork(model, plan, optimizer.build(steps), options, Mesh(), ProcessGroup())
     state, losses = network.init_state(), list[float]()
     while len(losses) < steps and all(map(math.isfinite, losses[-1:])):

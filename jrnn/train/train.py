@@ -15,7 +15,7 @@ from jrnn.distributed import Mesh, ProcessGroup
 from jrnn.tasks.task import Data, DataSpec
 from jrnn.train.config.experiment import Experiment, resume_flags
 from jrnn.train.fit import FitResult, check_data, check_group, fit
-from jrnn.train.run.checkpoint import Checkpointer
+from jrnn.train.run.checkpoint import Checkpointer, list_steps
 from jrnn.train.run.data_plan import plan_task
 from jrnn.train.run.metrics_logger import MetricsWriter
 from jrnn.train.run.progress import ProgressMode
@@ -107,12 +107,14 @@ def make_resume_command(folder: Path, experiment: Experiment) -> str:
 
 def has_checkpoint(folder: Path) -> bool:
     """Returns whether the folder of a run has a checkpoint, damaged or not."""
-    checkpoints = folder / "checkpoints"
-    return checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
+    return bool(list_steps(folder / "checkpoints"))
 
 
 def extend(experiment: Experiment, steps: int) -> Experiment:
     """Returns the experiment of a run that is continued to more steps.
+
+    The evaluation after its last step before stays, also if `eval_every` does not divide this step:
+    it may select the best weights, and counts for `patience`.
 
     Args:
       experiment: the experiment of the run.

@@ -87,6 +87,9 @@ COMMANDS = [
     (["train", DIGITS, "--device", "cuda"], "set the environment variable JAX_PLATFORMS"),
     (["train", DIGITS, "--optimizer", "sgd"], "did you mean '--optimizer.algorithm'?"),
     (["train", DIGITS, "--stepz", "3"], "--stepz is not a flag"),
+    (["train", DIGITS, "--batch_size", "8", "--stepz", "3"], "--stepz is not a flag"),
+    (["train", DIGITS, "--json", "--quiet"], "--quiet must be given without --json"),
+    (["train", DIGITS, "--find-learning-rate", "--wandb", "p"], "it only prints, got --wandb;"),
     (["train", DIGITS, "--steps", "1,000"], "--steps must be an int, got '1,000'"),
     (["train", DIGITS, "--steps", "10k"], "--steps must be an int, got '10k'"),
     (["train", DIGITS, "--steps"], "--steps must have a value, got none"),
@@ -124,6 +127,7 @@ COMMANDS = [
     (["train", ARRAYS, "--resume", "arrays"], "start a new run: jrnn train CONFIG --init-from"),
     (["train", "--resume", "arrays", "--steps", "1"], "--steps must be at least the 2 of the run"),
     (["train", ARRAYS, *SMALL[:-1], "8", "--init-from", "arrays"], "pass --init-skip body"),
+    (["train", ARRAYS, *SMALL[:-1], "8", "--init-from=arrays", "--trust"], "--init-skip body"),
     (["train", ARRAYS, *SMALL, "--freeze", "bdy"], "the paths are body.rnns.0.weights.b, "),
     (
         ["train", ARRAYS, *SMALL, "--freeze", "body", "head"],

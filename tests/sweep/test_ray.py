@@ -21,7 +21,6 @@ from jrnn.sweep import RayCluster, ray_cluster, ray_worker
 from jrnn.sweep.ray_files import (
     STAGED_CHECKPOINT,
     commit_checkpoint,
-    list_steps,
     read_files,
     stage_checkpoint,
     worker_folder,
@@ -46,7 +45,7 @@ from jrnn.sweep.sweep import (
     trial_folder,
 )
 from jrnn.train import Experiment, Interrupted, Network, Optimizer, restore
-from jrnn.train.run.checkpoint import CheckpointError
+from jrnn.train.run.checkpoint import CheckpointError, list_steps
 from jrnn.train.run.trainer import Trainer
 from tests.sweep.test_sweep import Signs, read_metrics_bytes
 

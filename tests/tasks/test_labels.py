@@ -118,8 +118,45 @@ def test_unknown_label_of_other_data_raises(tmp_path):
     data = load_arrays(tmp_path, np.array(["ant", "bee", "cat"])[IDS])
     with pytest.raises(ValueError, match="must be classes of the run, .* got 'dog'"):
         encode_targets(data.spec, np.full(N, "dog"), XS.shape)
-    with pytest.raises(ValueError, match="in 0..2, the classes of the run, or -100"):
-        encode_targets(data.spec, np.full(N, 3), XS.shape)
+    for label in (3, -1):
+        ys = np.where(np.arange(N) == 5, label, IDS)
+        with pytest.raises(ValueError, match=rf"in 0..2, .* or -100, got {label}$"):
+            encode_targets(data.spec, ys, XS.shape)
+
+
+@pytest.mark.parametrize(
+    ("ys", "padding"),
+    [
+        (np.array(["ant", "bee", "cat"])[RNG.integers(0, 3, (N, T))], "fly"),
+        (RNG.integers(0, 3, (N, T)), -7),
+        (RNG.integers(1, 4, (N, T)).astype(np.uint8), 255),
+        (np.eye(3)[RNG.integers(0, 3, (N, T))], 0.5),
+    ],
+    ids=["texts", "ints", "unsigned", "one-hot"],
+)
+def test_labels_on_padding_may_have_any_values(ys, padding, tmp_path):
+    lengths = np.full(N, T - 2)
+    ys = ys.copy()
+    ys[:, T - 2 :] = padding
+    data = load_arrays(tmp_path, ys, "sequence_classification", lengths=lengths)
+    expected = labels_by_example(data)
+    actual = encode_targets(data.spec, ys, XS.shape, lengths)
+    np.testing.assert_array_equal(actual, expected)
+    task = Arrays(str(tmp_path / "mine.npz"), "sequence_classification", normalize=False)
+    np.testing.assert_array_equal(labels_by_example(task.load_like(data.spec)), expected)
+
+
+def test_text_of_a_number_is_not_ignored(tmp_path):
+    ys = np.array(["-100", "5", ""])[IDS]
+    data = load_arrays(tmp_path, ys)
+    assert data.class_names == ("-100", "5")
+    np.testing.assert_array_equal(encode_targets(data.spec, ys, XS.shape), labels_by_example(data))
+
+
+def test_names_of_classes_are_part_of_the_fingerprint(tmp_path):
+    names = np.array(["ant", "bee", "cat", "dog"])
+    first, second, again = (load_arrays(tmp_path, names[IDS + k]).fingerprint for k in (0, 1, 0))
+    assert first == again != second
 
 
 def test_ints_are_ids_unless_the_names_are_numbers():

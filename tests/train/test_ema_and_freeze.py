@@ -150,8 +150,10 @@ def test_unknown_path_raises_before_a_folder_is_created(tmp_path):
     message = "freeze must have paths of parameters, got 'bodi'; the paths are body.rnns.0"
     with pytest.raises(ValueError, match=message):
         check_experiment(experiment, experiment.task.load())
-    with pytest.raises(ValueError, match="freeze must be a tuple|got 'x'; the paths are b, w"):
+    with pytest.raises(ValueError, match="freeze must have paths .*, got 'x'; the paths are b, w"):
         fit_linear(steps=1, freeze=["x"])
+    with pytest.raises(TypeError, match=r"fit: freeze must be a tuple such as \('b',\), got a str"):
+        fit_linear(steps=1, freeze="b")
     with pytest.raises(TypeError, match="freeze must be a tuple of non-empty strings"):
         make_experiment(freeze="body")
 

@@ -32,6 +32,26 @@ def test_losses_are_those_of_a_run_whose_rate_increases(experiment, tmp_path):
     assert 1e-4 < found.suggestion < 10.0
 
 
+def test_range_test_starts_from_the_network_of_a_run(experiment, tmp_path):
+    data = experiment.task.load()
+    tuned = replace(experiment, init_from="runs/old", init_skip=("head.bias",), steps=10)
+    source = experiment.network.build(data, experiment.seed + 1)
+    options = {"low": 1e-12, "high": 2e-12, "steps": 10}
+    found = find_learning_rate(tuned, data, source=source, **options)
+    slow = replace(tuned, optimizer=Optimizer(1e-12, "sgd"))
+    train(slow, data, tmp_path, source=source)
+    _, means = MetricsFile(tmp_path / "metrics.jsonl").read("train", "loss")
+    assert means == pytest.approx([np.mean(found.losses)], rel=1e-5)
+    other = find_learning_rate(experiment, data, **options)
+    assert abs(other.losses[0] - found.losses[0]) > 1e-3
+
+
+def test_algorithm_with_a_constant_rate_is_refused():
+    experiment = make_experiment(optimizer=Optimizer(1e-3, "sm3"))
+    with pytest.raises(ValueError, match="must accept a learning rate that changes, got 'sm3'"):
+        find_learning_rate(experiment, experiment.task.load())
+
+
 def test_suggestion_is_a_tenth_of_the_rate_of_the_least_average():
     losses = [4.0, 3.0, 1.0, 1.0, 9.0, np.nan, 0.0]
     found = _summarize(0.5, 2.0, losses)

@@ -78,7 +78,7 @@ def smoothed_reference(outputs, labels, lengths, smoothing, weights):
             probabilities = np.exp(outputs[b, t]) / np.exp(outputs[b, t]).sum()
             target = np.full(K, smoothing / K)
             target[label] += 1 - smoothing
-            total -= weights[label] * (target * np.log(probabilities)).sum()
+            total -= (weights * target * np.log(probabilities)).sum()
             total_weight += weights[label]
     return total, total_weight
 
@@ -120,6 +120,14 @@ def test_smoothed_and_weighted_loss_matches_a_loop(smoothing, weights):
     plain = Objective.from_data(data).compute_sums(jnp.asarray(outputs, jnp.float32), data.train)
     expected, count = smoothed_reference(outputs, labels, LENGTHS, 0.0, [1.0] * K)
     assert plain.means()["loss"] == pytest.approx(expected / count, rel=1e-5)
+
+
+def test_unsigned_labels_are_not_ignored():
+    labels = np.array([156, 3], np.uint8)  # -100 in int8
+    sums = Objective("class", "accuracy").compute_sums(
+        jnp.zeros((2, 200)), Split(np.zeros((2, 1, 1)), labels)
+    )
+    assert float(sums.loss_weight) == 2
 
 
 def test_nan_targets_have_no_loss_and_no_gradient():

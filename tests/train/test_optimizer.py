@@ -1,5 +1,7 @@
 """The optimizer of a config."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -119,6 +121,10 @@ def test_whether_the_schedule_depends_on_the_number_of_steps(options, depends):
         ({"options": (("b1", 0.9), ("b1", 0.8))}, "each name once, got 'b1' twice"),
         ({"options": (("b1", float("nan")),)}, "b1 in options must be a finite number"),
         ({"options": (("b1", "text"),)}, "options=.* must be valid"),
+        (
+            {"schedule": "exponential_decay", "schedule_options": (("decay_rate", math.nan),)},
+            "decay_rate in schedule_options must be a finite number",
+        ),
         ({"algorithm": "sm3", "warmup": 0.1}, "'sm3' needs schedule='constant' and no warmup"),
         ({"schedule": "exponential_decay"}, "needs the option 'decay_rate'"),
         ({"schedule_options": (("alpha", 0.5),)}, "an option of the schedule constant must be"),

@@ -1,6 +1,7 @@
 """Runs that start from the parameters of another run, and runs that are continued."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import jax
@@ -80,6 +81,17 @@ def test_fine_tuning_starts_from_the_run_and_trains_only_the_head(runs, monkeypa
     (runs / "moved").rename(runs / "old")
 
 
+def test_run_that_was_killed_before_its_first_checkpoint_is_initialized_again(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    train_run("three", "killed", "--init-from", "old", "--init-skip", "head", "--freeze", "body")
+    expected = params_of("killed")
+    shutil.rmtree("killed/checkpoints")
+    (runs / "killed/metrics.jsonl").unlink()
+    main(["train", "--resume", "killed"])
+    for path, leaf in params_of("killed").items():
+        assert leaf.tobytes() == expected[path].tobytes(), path
+
+
 def test_kept_encoding_is_that_of_the_run(runs, monkeypatch):
     monkeypatch.chdir(runs)
     write_arrays(runs / "dogs.npz", ["dog", "cat"], shift=20.0)
@@ -133,6 +145,8 @@ def test_only_parameters_are_copied_and_both_models_are_independent():
     build = lambda seed: Network(jrnn.GRU(4), dropout=0.5).build(Sign().load(), seed)
     source, target = build(0), build(1)
     rest = jax.tree.map(str, nnx.split(target, nnx.Param, ...)[2])
+    with pytest.raises(TypeError, match="init_skip must be a tuple of non-empty strings"):
+        copy_params(source, target, "head")
     skipped = check_transfer(source, nnx.state(target, nnx.Param), ["head.bias"])
     copy_params(source, target, ["head.bias"])
     assert skipped == ["head.bias"]
@@ -149,6 +163,10 @@ def test_text_with_another_vocabulary_is_refused_or_keeps_that_of_the_run(tmp_pa
     new = Text(str(tmp_path / "new.txt"), window=8)
     with pytest.raises(ValueError, match="the vocabulary of the run is .* --init-skip embedding"):
         check_encoding(old, new.load().spec, [])
+    # The head of a language model predicts the characters of its vocabulary.
+    for skipped, missing in (("embedding", "head"), ("head", "embedding")):
+        with pytest.raises(ValueError, match=f"--init-skip {missing}$"):
+            check_encoding(old, new.load().spec, [skipped])
     check_encoding(old, new.load().spec, ["embedding", "head"])
     data = new.load_like(old)
     check_encoding(old, data.spec, [])

@@ -5,6 +5,7 @@ import json
 import re
 import struct
 import sys
+import time
 import types
 from importlib.machinery import ModuleSpec
 from typing import Any
@@ -13,7 +14,8 @@ import numpy as np
 import optax
 import pytest
 
-from jrnn.cli import main
+from jrnn.cli import inspect, main
+from jrnn.terminal import Console
 from jrnn.train import fit, train
 from jrnn.train.run import progress as progress_module
 from jrnn.train.run.metrics_logger import MetricsFile
@@ -116,19 +118,22 @@ def test_tensorboard_events_are_those_of_the_metrics_file(tmp_path, monkeypatch)
     folder = tmp_path / "events"
     writers = lambda: [TensorBoardWriter(folder)]
     signal_at(60, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="at step") as stopped:
         train(experiment, data, tmp_path / "run", writers=writers())
     train(experiment, data, tmp_path / "run", resume=True, writers=writers())
-    files = sorted(folder.iterdir())
-    # The second file starts with the step after which TensorBoard hides older events.
+    saved = int(re.search(r"at step (\d+) of 200", str(stopped.value))[1])
+    # Two files of the same second have different names, by the step of the checkpoint.
+    files = [*folder.glob("*.0"), *folder.glob(f"*.{saved}")]
+    assert sorted(files) == sorted(folder.iterdir())
+    # The second file starts with the step from which on TensorBoard hides older events.
     values, first_steps = {}, []
     for file in files:
         events = [*read_events(file)]
-        first_steps += [e.step for e in events if e.session_log.status]
+        first_steps += [e.step for e in events if e.session_log.status == 1]
         for event in events:
             for value in event.summary.value:
                 values[value.tag, event.step] = value.simple_value
-    assert len(first_steps) == len(files)
+    assert first_steps == [1, saved + 1]
     expected = {
         (f"{line['split']}/{name}", line["step"]): value
         for line in MetricsFile(tmp_path / "run/metrics.jsonl").read_lines()
@@ -138,6 +143,21 @@ def test_tensorboard_events_are_those_of_the_metrics_file(tmp_path, monkeypatch)
     assert len(expected) > 30 and values.keys() == expected.keys()
     for key, value in expected.items():
         assert values[key] == pytest.approx(value, rel=1e-6)
+
+
+def test_tensorboard_events_are_written_before_the_run_ends(tmp_path):
+    pytest.importorskip("tensorboardX")
+    writer = TensorBoardWriter(tmp_path)
+    writer.begin(0)
+    writer.write("train", {1: {"loss": 2.0}})
+    (file,) = tmp_path.iterdir()
+    empty = file.stat().st_size
+    deadline = time.monotonic() + 30
+    while file.stat().st_size == empty and time.monotonic() < deadline:
+        time.sleep(0.05)
+    tags = [value.tag for event in read_events(file) for value in event.summary.value]
+    writer.close()
+    assert tags == ["train/loss"]
 
 
 def test_wandb_receives_the_metrics_and_the_run_is_resumed(tmp_path, monkeypatch):
@@ -152,17 +172,40 @@ def test_wandb_receives_the_metrics_and_the_run_is_resumed(tmp_path, monkeypatch
 
     fake: Any = types.ModuleType("wandb")
     fake.init = lambda **options: calls.append(options) or FakeRun()
+    fake.Error = KeyError
     monkeypatch.setitem(sys.modules, "wandb", fake)
     folder = tmp_path / "mine"
-    for steps, resume in ((20, False), (40, True)):
-        writer = WandbWriter("project", folder, {"steps": 1})
+    # `jrnn train --resume` may change the number of steps and the mesh.
+    for steps, resume, mesh in ((20, False, None), (40, True, "data=1")):
+        writer = WandbWriter("project", folder, {"seed": 1, "steps": steps, "mesh": mesh})
         fit_linear(steps=steps, run_dir=folder, resume=resume, writers=[writer])
     first, (step, metrics), end, second, (later, _), _ = calls
-    assert first == second and end == "finish" and (step, later) == (20, 40)
+    assert first["id"] == second["id"] and end == "finish" and (step, later) == (20, 40)
+    assert second["config"]["steps"] == 40 and second["allow_val_change"]
+    # wandb makes symbolic links, which are refused in the folder of a run.
+    assert "dir" not in first
+    for other in (WandbWriter("p", folder, {"seed": 2}), WandbWriter("p", tmp_path, {"seed": 1})):
+        other.begin(0)
+        assert calls[-1]["id"] != first["id"]
     assert (first["project"], first["name"], first["resume"]) == ("project", "mine", "allow")
     line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
     names = ("loss", "metric", "grad_norm", "update_norm")
     assert metrics == {f"train/{name}": line[name] for name in names}
+
+
+def test_refusal_of_wandb_says_what_to_do(tmp_path, monkeypatch):
+    fake: Any = types.ModuleType("wandb")
+    fake.Error = type("Error", (Exception,), {})
+
+    def refuse(**options):
+        raise fake.Error("No API key configured.")
+
+    fake.init = refuse
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    writer = WandbWriter("project", tmp_path, {})
+    with pytest.raises(ValueError, match="No API key configured.; run wandb login, or set"):
+        writer.begin(0)
+    writer.close()
 
 
 @pytest.fixture
@@ -216,6 +259,21 @@ def test_ls_runs_lists_what_can_be_read(in_tmp_path, capsys):
     assert "\x1b" not in row and row.split()[1:] == ["-", "-", "12/-", "-", "-", "-"]
 
 
+def test_results_of_runs_are_not_cut_on_a_narrow_terminal(in_tmp_path, monkeypatch, capsys):
+    run_command(["--quiet"], capsys)
+    name = "digits-lstm-20261129-052826"
+    (in_tmp_path / "runs").mkdir()
+    (in_tmp_path / "run").rename(in_tmp_path / "runs" / name)
+    screen = io.StringIO()
+    monkeypatch.setattr(inspect, "stdout", Console(file=screen, width=80, force_terminal=True))
+    main(["ls", "runs"])
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()).splitlines()
+    assert max(map(len, lines)) <= 80
+    result = json.loads((in_tmp_path / "runs" / name / "result.json").read_text())
+    assert lines[1].split()[-2:] == [f"{result[split]:.4f}" for split in ("validation", "test")]
+    assert "".join(line.split(" ")[0] for line in lines[1:]) == f"runs/{name}"
+
+
 def test_tables_are_not_cut_in_a_pipe(capsys):
     main(["ls", "tasks"])
     lines = capsys.readouterr().out.splitlines()
@@ -228,6 +286,6 @@ def test_invalid_mode_of_progress_raises():
 
 
 def test_options_of_the_loss_of_a_task_need_data_of_a_task():
-    for options in ({"label_smoothing": 0.1}, {"class_weights": np.ones(2).tolist()}):
+    for options in ({"label_smoothing": 0.1}, {"class_weights": np.ones(2)}):
         with pytest.raises(ValueError, match="fit: label_smoothing and class_weights need"):
             fit_linear(steps=1, **options)

@@ -52,7 +52,7 @@ class Optimizer(checks.ConvertsFields):
       schedule: "constant", "cosine" or "linear", or the name of a schedule of optax, such as
         "exponential_decay". `learning_rate` is its `peak_value`, else its `init_value`; its
         `decay_steps` or `transition_steps` are by default the T - w steps after the warm-up, and
-        its `end_value` is 0.
+        an `init_value` or `end_value` that optax requires is 0.
       warmup: fraction of all training steps with linear warm-up from 0, in [0, 1).
       weight_decay: decoupled weight decay, at least 0; only for algorithms that have it, such as
         "adamw" and "lion".
@@ -97,7 +97,7 @@ class Optimizer(checks.ConvertsFields):
         for name in ("options", "schedule_options"):
             _check_pairs(name, getattr(self, name))
         _check_options(self.algorithm, self.options)
-        if not _accepts_schedule(self.algorithm, self.options) and not self._is_constant:
+        if not self.accepts_schedule and not self._is_constant:
             raise ValueError(
                 f"Optimizer: algorithm={self.algorithm!r} needs schedule='constant' and no warmup, "
                 f"got schedule={self.schedule!r} and warmup={self.warmup}"
@@ -107,6 +107,11 @@ class Optimizer(checks.ConvertsFields):
     @property
     def _is_constant(self) -> bool:
         return self.warmup == 0 and schedules()[self.schedule] is optax.constant_schedule
+
+    @property
+    def accepts_schedule(self) -> bool:
+        """Whether the learning rate of the algorithm may change during the training."""
+        return _accepts_schedule(self.algorithm, self.options)
 
     @property
     def has_weight_decay(self) -> bool:
@@ -156,8 +161,9 @@ class Optimizer(checks.ConvertsFields):
         value: Any = lambda name: arrays.get(name, getattr(self, name))
         arguments: dict[str, Any] = dict(self.options)
         rate = value("learning_rate")
-        accepts_schedule = _accepts_schedule(self.algorithm, self.options)
-        arguments["learning_rate"] = self.make_schedule(steps, rate) if accepts_schedule else rate
+        arguments["learning_rate"] = (
+            self.make_schedule(steps, rate) if self.accepts_schedule else rate
+        )
         if self.has_weight_decay:
             arguments["weight_decay"] = value("weight_decay")
         if self.momentum:

@@ -31,10 +31,22 @@ METADATA_BYTES = 2**20
 """Estimated size in bytes of a checkpoint without its arrays and its record."""
 MAX_RECORD_BYTES = 2**28
 """Maximum size in bytes of the file of a record."""
+STEP = re.compile(r"[0-9]{1,10}")
+"""The name of the folder of a checkpoint."""
 MAX_READS = 5
 """Maximum number of attempts to read, while another process saves and removes checkpoints."""
 PLAIN_PATH = re.compile(r"/(?!(gs|s3|az|hf)/)[\w./ ~@+,=-]*")
 """Paths that orbax uses unchanged: it treats others as patterns or as addresses of a cloud."""
+
+
+def list_steps(folder: Path) -> list[int]:
+    """Returns the steps in a folder `checkpoints` that have a complete checkpoint, damaged or not.
+
+    Raises:
+      OSError: the folder cannot be read.
+    """
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if STEP.fullmatch(name))
 
 
 class CheckpointError(OSError):

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from jrnn.files import WriteError
 from jrnn.signals import Interrupted, Signals
 from jrnn.train.config.experiment import RunOptions
 from jrnn.train.run.best import BestTracker, index_of_best
-from jrnn.train.run.checkpoint import Checkpoint, CheckpointError
+from jrnn.train.run.checkpoint import Checkpoint, CheckpointError, list_steps
 from jrnn.train.run.dispatch import Dispatcher
 from jrnn.train.run.metrics_logger import MetricsLogger, MetricsWriter
 from jrnn.train.run.multi_process import MultiProcessCheckpointer
@@ -253,7 +252,7 @@ class Trainer:
         self._checkpoints.wait()
 
     def close(self) -> None:
-        """Waits until all checkpoints are written, and closes the folder."""
+        """Closes the writers of metrics, waits for all checkpoints, and closes their folder."""
         with self._explaining_write_errors(), contextlib.ExitStack() as stack:
             stack.callback(self._checkpoints.close)
             for writer in self._writers:
@@ -315,8 +314,7 @@ class Trainer:
         except WriteError as error:
             newest = "There is no checkpoint"
             with contextlib.suppress(OSError):
-                names = os.listdir(self._folder / "checkpoints")
-                if steps := [int(name) for name in names if name.isdigit()]:
+                if steps := list_steps(self._folder / "checkpoints"):
                     newest = f"The newest checkpoint is of step {max(steps)}"
             advice = self._resume_advice()
             note = advice if self._is_temporary else f"{newest}; {advice}"

@@ -11,6 +11,10 @@ from jrnn.train.run.metrics_logger import format_line
 
 Lines = Mapping[int, Mapping[str, float]]
 """Metrics by name, for each training step, counted from 1."""
+FLUSH_SECONDS = 1
+"""Seconds between flushes of TensorBoard events; a run that is killed loses those in between."""
+CHANGED_ON_RESUME = ("mesh", "steps")
+"""Fields of an experiment that `jrnn train --resume` may change."""
 
 
 class JsonLinesWriter:
@@ -56,7 +60,10 @@ class TensorBoardWriter:
         with naming_file(self._folder):
             # The name of a file has the time in seconds; the step makes it unique.
             self._writer = self._make_writer(
-                str(self._folder), purge_step=step + 1, filename_suffix=f".{step}"
+                str(self._folder),
+                purge_step=step + 1,
+                filename_suffix=f".{step}",
+                flush_secs=FLUSH_SECONDS,
             )
 
     def write(self, split: str, lines: Lines) -> None:
@@ -73,14 +80,19 @@ class TensorBoardWriter:
 
 
 class WandbWriter:
-    """Sends metrics to Weights & Biases, with names such as "train/loss"."""
+    """Sends metrics to Weights & Biases, with names such as "train/loss".
+
+    The files of wandb are in its usual folder, `WANDB_DIR` or `wandb`. They include symbolic links,
+    which jrnn refuses in the folder of a run.
+    """
 
     def __init__(self, project: str, folder: Path, config: dict[str, Any]):
         """Stores what describes the run.
 
         Args:
           project: name of the project.
-          folder: the folder of the run, whose path identifies it, so that it can be resumed.
+          folder: the folder of the run. Its path and its config identify it at Weights & Biases,
+            so that it can be resumed, also with other values of `CHANGED_ON_RESUME`.
           config: the experiment as JSON values.
 
         Raises:
@@ -90,23 +102,34 @@ class WandbWriter:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ImportError(
-                "--wandb needs wandb; install it with: pip install 'jrnn[wandb]'"
+                "Weights & Biases needs wandb; install it with: pip install 'jrnn[wandb]'"
             ) from error
-        identity = json.dumps([str(folder.absolute()), config], sort_keys=True)
+        fixed = {name: config[name] for name in config if name not in CHANGED_ON_RESUME}
+        identity = json.dumps([str(folder.absolute()), fixed], sort_keys=True)
         self._options = {
             "project": project,
             "name": folder.name,
             "id": hashlib.sha256(identity.encode()).hexdigest()[:16],
             "config": config,
-            "dir": str(folder),
             "resume": "allow",
+            "allow_val_change": True,
         }
         self._wandb: Any = wandb
         self._run: Any = None
 
     def begin(self, step: int) -> None:
-        """Starts the run, or continues it if it exists."""
-        self._run = self._wandb.init(**self._options)
+        """Starts the run, or continues it if it exists.
+
+        Raises:
+          ValueError: wandb refuses it, for example since no API key is configured.
+        """
+        try:
+            self._run = self._wandb.init(**self._options)
+        except self._wandb.Error as error:
+            raise ValueError(
+                f"WandbWriter: Weights & Biases must accept the run, got an error: {error}; run "
+                "wandb login, or set the environment variable WANDB_MODE to offline"
+            ) from error
 
     def write(self, split: str, lines: Lines) -> None:
         """Logs the metrics of each training step; see `MetricsWriter`."""

@@ -37,13 +37,18 @@ def is_selected(path: str, patterns: Sequence[str]) -> bool:
 
 
 def check_patterns(name: str, patterns: Sequence[str], params: nnx.State) -> None:
-    """Raises ValueError unless each pattern selects a parameter.
+    """Checks that each pattern selects a parameter.
 
     Args:
       name: the name of the argument, for the message.
       patterns: the patterns; see `is_selected`.
       params: the parameters of the model.
+
+    Raises:
+      TypeError: the patterns are a str, whose characters would each be a pattern.
+      ValueError: a pattern selects no parameter.
     """
+    checks.texts("train", name, patterns if isinstance(patterns, str) else tuple(patterns))
     paths = list(param_paths(params))
     for pattern in patterns:
         if not any(is_selected(path, [pattern]) for path in paths):

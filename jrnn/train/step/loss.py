@@ -88,9 +88,11 @@ class Objective(NamedTuple):
     Both are means over all labels, or over all K values of all targets. Labels of
     `jrnn.tasks.labels.IGNORED_LABEL` and values that are NaN are not included. For a forecast, the
     loss is that of `forecast_losses`, and the metric is of the mean or median. With label smoothing
-    s and class weights w, the loss is that of PyTorch's `CrossEntropyLoss`, with K classes::
+    s and class weights w, the loss is that of PyTorch's `CrossEntropyLoss`, with K classes, where
+    the weights are also those of the classes over which smoothing distributes the label::
 
-        loss = sum of w[label] ((1 - s) (-log p[label]) + s/K sum_k (-log p[k])) / sum of w[label]
+        loss = sum of ((1 - s) w[label] (-log p[label]) + s/K sum_k w[k] (-log p[k]))
+               / sum of w[label]
 
     Attributes:
       target: the kind of target, as in `jrnn.tasks.Data`.
@@ -145,7 +147,8 @@ class Objective(NamedTuple):
         """
         outputs = outputs.astype(jnp.float32)
         ys = jnp.asarray(batch.ys)
-        has_classes = self.target.startswith("class")
+        if has_classes := self.target.startswith("class"):
+            ys = ys.astype(jnp.int32)  # JAX compares 156 in uint8 as equal to -100
         loss_mask = ys != IGNORED_LABEL if has_classes else ~jnp.isnan(ys)
         add_axes = lambda mask: mask.reshape(mask.shape + (1,) * (loss_mask.ndim - mask.ndim))
         if self.target.endswith("per_step") and batch.lengths is not None:
@@ -160,7 +163,7 @@ class Objective(NamedTuple):
         ys = jnp.where(loss_mask, ys, 0)
         if has_classes:
             plain = optax.softmax_cross_entropy_with_integer_labels(outputs, ys)
-            losses = self._smooth(plain, outputs, ys)
+            losses = self._smooth_and_weight(plain, outputs, ys)
         elif self.forecast is not None:
             losses, plain = forecast_losses(self.forecast, outputs, ys)
         else:
@@ -173,7 +176,6 @@ class Objective(NamedTuple):
         weights: jax.Array = loss_mask
         if self.class_weights is not None:
             weights = jnp.where(loss_mask, jnp.asarray(self.class_weights, jnp.float32)[ys], 0)
-            losses = losses * weights
         return MetricSums(
             jnp.where(loss_mask, losses, 0).sum(),
             weights.sum(),
@@ -181,13 +183,16 @@ class Objective(NamedTuple):
             metric_mask.sum(),
         )
 
-    def _smooth(self, plain: jax.Array, outputs: jax.Array, ys: jax.Array) -> jax.Array:
-        """Returns the cross-entropies of smoothed labels; `plain` are those of the labels."""
+    def _smooth_and_weight(self, plain: jax.Array, outputs: jax.Array, ys: jax.Array) -> jax.Array:
+        """Returns the weighted cross-entropies of smoothed labels, from those of the labels."""
+        weights: Any = 1.0
+        if self.class_weights is not None:
+            weights = jnp.asarray(self.class_weights, jnp.float32)
         if isinstance(self.label_smoothing, float | int) and self.label_smoothing == 0:
-            return plain
-        labels = jax.nn.one_hot(ys, outputs.shape[-1])
+            return plain if self.class_weights is None else plain * weights[ys]
         smoothing: Any = self.label_smoothing
-        return optax.softmax_cross_entropy(outputs, optax.smooth_labels(labels, smoothing))
+        labels = optax.smooth_labels(jax.nn.one_hot(ys, outputs.shape[-1]), smoothing)
+        return optax.softmax_cross_entropy(outputs, labels * weights)
 
 
 def _class_weights(weights: Any, data: Data) -> tuple[float, ...] | None:
