@@ -153,7 +153,7 @@ class Run:
             if raw.ys is None:
                 raise ValueError("data: evaluation needs targets, got examples without ys")
             xs, lengths = encode_inputs(spec, raw.xs, raw.lengths)
-            ys = encode_targets(spec, raw.ys, xs.shape)
+            ys = encode_targets(spec, raw.ys, xs.shape, lengths)
             examples = Split(xs, ys, lengths, metric_mask=raw.metric_mask)
             baselines = raw.baselines
         outputs = self._apply(examples, EVALUATION_BATCH_SIZE)

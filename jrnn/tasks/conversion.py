@@ -90,14 +90,19 @@ def encode_inputs(spec: DataSpec, xs: Any, lengths: Any | None) -> tuple[np.ndar
     return xs, lengths
 
 
-def encode_targets(spec: DataSpec, ys: Any, shape: tuple[int, ...]) -> np.ndarray:
+def encode_targets(
+    spec: DataSpec, ys: Any, shape: tuple[int, ...], lengths: np.ndarray | None = None
+) -> np.ndarray:
     """Converts targets of a user to the targets of a network.
 
     Args:
       spec: the properties of the training data.
-      ys: classes as ints, names or one-hot rows, `[N]` or `[N, T]`; or values in original units,
-        `[N]`, `[N, K]`, `[N, T]` or `[N, T, K]`. Labels of -100 and values of NaN are not scored.
+      ys: classes as ints, bools, names or one-hot rows, `[N]` or `[N, T]`; or values in original
+        units, `[N]`, `[N, K]`, `[N, T]` or `[N, T, K]`. Labels of -100 and values of NaN are not
+        scored.
       shape: the shape of the inputs, `(N, T, ...)`.
+      lengths: `[N]` ints, the number of valid steps of each example; None means all T steps. Labels
+        of later steps may have any value, and become `IGNORED_LABEL`.
 
     Returns:
       `[N]` or `[N, T]` int32, or `[N, K]` or `[N, T, K]` float32.
@@ -109,8 +114,13 @@ def encode_targets(spec: DataSpec, ys: Any, shape: tuple[int, ...]) -> np.ndarra
     ys = np.asarray(ys)
     leading = shape[:2] if spec.per_step else shape[:1]
     if spec.has_classes:
-        one_hot = labels.from_one_hot(ys, leading, np.ones(leading, bool))
+        valid = np.ones(leading, bool)
+        if spec.per_step and lengths is not None:
+            valid = np.arange(shape[1]) < np.asarray(lengths)[:, None]
+        one_hot = labels.from_one_hot(ys, leading, valid)
         ys = ys if one_hot is None or ys.shape[-1] != spec.output_size else one_hot
+        if ys.shape == leading:
+            ys = labels.ignore_padding(ys, valid)
         if ys.dtype.kind in "iuUO" and spec.class_names is not None and one_hot is None:
             ys = labels.find(ys, spec.class_names)
         if ys.dtype.kind not in "iu" or ys.shape != leading:

@@ -76,7 +76,7 @@ def encode_like(
         ids = one_hot
     else:
         ids = ys if one_hot is None else one_hot
-        ids = np.where(mask, ids, "" if ids.dtype.kind == "U" else IGNORED_LABEL)
+        ids = ignore_padding(ids, mask)
         ids = ids if names is None else find(ids, names)
     used = mask & (ids != IGNORED_LABEL) if ids.dtype.kind in "iu" else mask
     if ids.dtype.kind not in "iu" or (used & ((ids < 0) | (ids >= size))).any():
@@ -85,6 +85,16 @@ def encode_like(
             f"{checks.describe(np.unique(ids[used])[-1].item())}"
         )
     return Labels(np.where(mask, ids, 0).astype(np.int32), names, size)
+
+
+def ignore_padding(ys: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Returns labels of which those on padding, where `mask` is False, are ignored.
+
+    Ints and bools become int64, since `IGNORED_LABEL` is no unsigned int.
+    """
+    if ys.dtype.kind in "UO":
+        return np.where(mask, ys, "")
+    return np.where(mask, ys.astype(np.int64), IGNORED_LABEL) if ys.dtype.kind in "biu" else ys
 
 
 def find(ys: np.ndarray, names: tuple[str, ...]) -> np.ndarray:

@@ -114,6 +114,9 @@ def has_checkpoint(folder: Path) -> bool:
 def extend(experiment: Experiment, steps: int) -> Experiment:
     """Returns the experiment of a run that is continued to more steps.
 
+    Its parameters are those of a run of this length. If `eval_every` does not divide the old number
+    of steps, its metrics also have the evaluation after the old last step, which may be the best.
+
     Args:
       experiment: the experiment of the run.
       steps: the new number of training steps.

@@ -384,3 +384,18 @@ def test_truth_in_original_units_is_the_series_itself(tmp_path):
     current = data.input_scaler.invert(data.test.xs)[..., 0]
     for ahead in range(3):
         np.testing.assert_allclose(truth[..., ahead], current + ahead + 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 50])
+def test_origins_are_shared_by_series(count, tmp_path):
+    """There are never more than asked for, and series with fewer rows leave theirs to others."""
+    lines = [f"{name},{row}" for name, rows in (("a", 30), ("b", 90)) for row in range(rows)]
+    path = _write_text(tmp_path, "\n".join(["name,level", *lines, ""]))
+    task = Table(path, group="name", window=4, horizon=2, test_fraction=0.2)
+    origins = task.find_origins(task.load().spec, "test", count)
+    sizes = {"a": 30 // 5 - 1, "b": 90 // 5 - 1}
+    names = origins.context.names
+    assert len(names) == len(origins.truth) == min(count, sum(sizes.values()))
+    assert [names.count(name) for name in sizes] == {1: [0, 1], 2: [1, 1], 5: [2, 3], 50: [5, 17]}[
+        count
+    ]

@@ -50,8 +50,8 @@ class MetricSums(NamedTuple):
 
 
 def divide_or_zero(total: jax.Array, weight: jax.Array) -> jax.Array:
-    """Returns `total / weight`, or `total`, which is then 0, if the weight is 0."""
-    return total / jnp.where(weight == 0, 1, weight)
+    """Returns `total / weight`, or 0 if the weight is 0."""
+    return jnp.where(weight == 0, 0, total / jnp.where(weight == 0, 1, weight))
 
 
 class Loss(Protocol):
@@ -90,7 +90,8 @@ class Objective(NamedTuple):
     loss is that of `forecast_losses`, and the metric is of the mean or median. With label smoothing
     s and class weights w, the loss is that of PyTorch's `CrossEntropyLoss`, with K classes::
 
-        loss = sum of w[label] ((1 - s) (-log p[label]) + s/K sum_k (-log p[k])) / sum of w[label]
+        loss = sum of ((1 - s) w[label] (-log p[label]) + s/K sum_k w[k] (-log p[k]))
+               / sum of w[label]
 
     Attributes:
       target: the kind of target, as in `jrnn.tasks.Data`.
@@ -146,6 +147,8 @@ class Objective(NamedTuple):
         outputs = outputs.astype(jnp.float32)
         ys = jnp.asarray(batch.ys)
         has_classes = self.target.startswith("class")
+        if has_classes:
+            ys = ys.astype(jnp.int32)  # in uint8, `IGNORED_LABEL` would be the label 156
         loss_mask = ys != IGNORED_LABEL if has_classes else ~jnp.isnan(ys)
         add_axes = lambda mask: mask.reshape(mask.shape + (1,) * (loss_mask.ndim - mask.ndim))
         if self.target.endswith("per_step") and batch.lengths is not None:
@@ -160,7 +163,7 @@ class Objective(NamedTuple):
         ys = jnp.where(loss_mask, ys, 0)
         if has_classes:
             plain = optax.softmax_cross_entropy_with_integer_labels(outputs, ys)
-            losses = self._smooth(plain, outputs, ys)
+            losses = self._smooth_and_weight(plain, outputs, ys)
         elif self.forecast is not None:
             losses, plain = forecast_losses(self.forecast, outputs, ys)
         else:
@@ -173,7 +176,6 @@ class Objective(NamedTuple):
         weights: jax.Array = loss_mask
         if self.class_weights is not None:
             weights = jnp.where(loss_mask, jnp.asarray(self.class_weights, jnp.float32)[ys], 0)
-            losses = losses * weights
         return MetricSums(
             jnp.where(loss_mask, losses, 0).sum(),
             weights.sum(),
@@ -181,13 +183,18 @@ class Objective(NamedTuple):
             metric_mask.sum(),
         )
 
-    def _smooth(self, plain: jax.Array, outputs: jax.Array, ys: jax.Array) -> jax.Array:
-        """Returns the cross-entropies of smoothed labels; `plain` are those of the labels."""
+    def _smooth_and_weight(self, plain: jax.Array, outputs: jax.Array, ys: jax.Array) -> jax.Array:
+        """Returns the weighted cross-entropies of smoothed labels; `plain` are those of labels."""
+        weights = None
+        if self.class_weights is not None:
+            weights = jnp.asarray(self.class_weights, jnp.float32)
+        losses = plain if weights is None else plain * weights[ys]
         if isinstance(self.label_smoothing, float | int) and self.label_smoothing == 0:
-            return plain
-        labels = jax.nn.one_hot(ys, outputs.shape[-1])
+            return losses
         smoothing: Any = self.label_smoothing
-        return optax.softmax_cross_entropy(outputs, optax.smooth_labels(labels, smoothing))
+        of_all = -jax.nn.log_softmax(outputs)
+        of_all = of_all if weights is None else of_all * weights
+        return (1 - smoothing) * losses + smoothing * of_all.mean(axis=-1)
 
 
 def _class_weights(weights: Any, data: Data) -> tuple[float, ...] | None:
