@@ -334,7 +334,7 @@ class Table(Task):
             len(series.values),
             self.validation_fraction,
             self.test_fraction,
-            min_rows=forecast.steps,
+            min_rows=forecast.horizon,  # also of recursive forecasts, whose origins are in a part
             min_train=forecast.window + forecast.steps,
         )
 

@@ -386,6 +386,17 @@ def test_truth_in_original_units_is_the_series_itself(tmp_path):
         np.testing.assert_allclose(truth[..., ahead], current + ahead + 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("recursive", [False, True])
+def test_each_part_must_have_a_forecast_of_the_whole_horizon(recursive, tmp_path):
+    path = _write_text(tmp_path, "level\n" + "".join(f"{row}\n" for row in range(60)))
+    options = {"window": 6, "recursive": recursive}
+    with pytest.raises(ValueError, match="train, validation and test must have at least"):
+        Table(path, horizon=10, **options).load()
+    task = Table(path, horizon=9, **options)
+    for split in ("validation", "test"):
+        assert len(task.find_origins(task.load().spec, split, 1).truth) == 1
+
+
 @pytest.mark.parametrize("count", [1, 2, 5, 50])
 def test_origins_are_shared_by_series(count, tmp_path):
     """There are never more than asked for, and series with fewer rows leave theirs to others."""
