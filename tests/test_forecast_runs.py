@@ -173,6 +173,15 @@ def test_eval_shows_baselines_coverage_and_other_files(folder, capsys):
     assert "backtest from 5 rows" in capsys.readouterr().out
 
 
+def test_scores_without_values_are_null_in_json(folder, capsys):
+    """Rows from 30 on have no load, and forecasts begin at row 16."""
+    write_load(Path("holes.csv"), 80, tuple(range(30, 80)))
+    main(["eval", "quantiles", "--data", "holes.csv", "--json"])
+    scores = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    known = [entry["mae"] is not None for entry in scores["horizons"]]
+    assert known == [ahead <= 13 for ahead in range(1, 25)]
+
+
 def test_backtest_equals_forecasts_of_shorter_files(folder):
     """The backtest and `jrnn predict` agree for the last origin."""
     run = jrnn.load(folder / "default")

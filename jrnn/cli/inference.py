@@ -134,7 +134,7 @@ def eval_command(args: list[str]) -> None:
     split = options.split or "test"
     scores = run.evaluate(options.data, split=split)
     if options.json:
-        print(json.dumps(scores, indent=2))
+        _print_json(scores)
         return
     title = options.data or f"{split} split"
     for table in make_tables(run.config.network.cell, run.data.spec, scores, title):
@@ -147,10 +147,19 @@ def _backtest(run: Run, options: EvalOptions) -> None:
     origins = checks.positive_int("eval", "--backtest", options.backtest)
     scores = run.backtest(origins, split=options.split or "test")
     if options.json:
-        print(json.dumps(scores, indent=2))
+        _print_json(scores)
         return
     for table in forecasts.make_backtest_tables(scores):
         stdout.print(table)
+
+
+def _print_json(scores: dict[str, Any]) -> None:
+    """Prints scores as JSON; those that do not exist, such as of a target without values, are null.
+
+    JSON has no NaN.
+    """
+    finite = json.loads(json.dumps(scores), parse_constant=lambda name: None)
+    print(json.dumps(finite, indent=2))
 
 
 def make_tables(cell: Layer, spec: DataSpec, scores: dict[str, Any], title: str) -> Iterator[Table]:

@@ -96,8 +96,9 @@ def encode_targets(
 
     Args:
       spec: the properties of the training data.
-      ys: classes as ints, names or one-hot rows, `[N]` or `[N, T]`; or values in original units,
-        `[N]`, `[N, K]`, `[N, T]` or `[N, T, K]`. Labels of -100 and values of NaN are not scored.
+      ys: classes as ints, bools, names or one-hot rows, `[N]` or `[N, T]`; or values in original
+        units, `[N]`, `[N, K]`, `[N, T]` or `[N, T, K]`. Labels of -100 and values of NaN are not
+        scored.
       shape: the shape of the inputs, `(N, T, ...)`.
       lengths: `[N]` ints, the number of valid steps of each example; targets at later steps may
         have any values. None means T.

@@ -94,7 +94,7 @@ class Spacing:
                 return None
             return np.busday_count(days[0], days)
         if self.unit == "months":
-            if _find_months(dates) is None:
+            if len(dates) > 1 and _find_months(dates) is None:
                 return None
             steps = dates.astype("datetime64[M]").astype(np.int64)
         else:
@@ -163,11 +163,28 @@ def _find_months(dates: np.ndarray) -> int | None:
     days = dates.astype("datetime64[D]")
     if ((dates - days) != (dates - days)[0]).any():
         return None
-    day = (days - months.astype("datetime64[D]")).astype(np.int64) + 1
-    length = ((months + 1).astype("datetime64[D]") - months.astype("datetime64[D]")).astype(int)
+    day, length = _days_and_lengths(dates)
     if (day != np.minimum(day.max(), length)).any():
         return None
     return int(np.gcd.reduce(np.diff(index)))
+
+
+def day_of_month(dates: np.ndarray) -> int:
+    """Returns the day of the month of equally spaced months, which end before it if shorter.
+
+    It is 31 if there are several dates and each is the last day of its month, such as June 30 and
+    September 30.
+    """
+    day, length = _days_and_lengths(dates)
+    return 31 if len(dates) > 1 and (day == length).all() else int(day.max())
+
+
+def _days_and_lengths(dates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the day of the month of each date, from 1, and the number of days of the month."""
+    months = dates.astype("datetime64[M]")
+    starts = months.astype("datetime64[D]")
+    day = (dates.astype("datetime64[D]") - starts).astype(np.int64) + 1
+    return day, ((months + 1).astype("datetime64[D]") - starts).astype(np.int64)
 
 
 class Dates(NamedTuple):

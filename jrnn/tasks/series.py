@@ -274,8 +274,8 @@ def _add_rows(
         return values, times
     filled = np.full((positions[-1] + 1, values.shape[1]), np.nan)
     filled[positions] = values
-    anchor = int((times.astype("datetime64[D]") - times.astype("datetime64[M]")).max().astype(int))
-    all_times = spacing.dates_from(times[0], np.arange(len(filled)), anchor + 1)
+    steps = np.arange(len(filled))
+    all_times = spacing.dates_from(times[0], steps, dates.day_of_month(times))
     all_times[positions] = times
     return filled, all_times
 

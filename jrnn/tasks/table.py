@@ -242,12 +242,13 @@ class Table(Task):
         current, horizon = list(forecast.current), forecast.horizon
         xs, names, features, truth = [], [], [], []
         trivial: dict[str, list[np.ndarray]] = {}
-        for series in read.series:
-            part = self._split(forecast, series)[SPLITS.index(split)]
+        parts = [self._split(forecast, each)[SPLITS.index(split)] for each in read.series]
+        possible = [
+            np.arange(max(part.start - 1, forecast.warmup), part.stop - horizon) for part in parts
+        ]
+        numbers = _share(count, [len(rows) for rows in possible])
+        for series, rows, number in zip(read.series, possible, numbers, strict=True):
             inputs = windows_of.make_inputs(forecast, series, initial)
-            first = max(part.start - 1, forecast.warmup)
-            rows = np.arange(first, part.stop - horizon)
-            number = min(len(rows), -(-count // len(read.series)))
             rows = rows[np.linspace(0, len(rows) - 1, number).round().astype(int)]
             values = inputs[:, current]
             made = {windows_of.PERSISTENCE: np.repeat(values[rows, None], horizon, axis=1)}
@@ -337,7 +338,7 @@ class Table(Task):
             len(series.values),
             self.validation_fraction,
             self.test_fraction,
-            min_rows=forecast.steps,
+            min_rows=forecast.horizon,  # also of recursive forecasts, whose origins are in a part
             min_train=forecast.window + forecast.steps,
         )
 
@@ -481,8 +482,16 @@ def _check_rows(path: str, series: Series, needed: int, purpose: str) -> None:
 
 def _later_dates(times: np.ndarray, spacing: dates.Spacing, count: int) -> np.ndarray:
     """Returns the dates of the `count` rows after the last date."""
-    days = (times.astype("datetime64[D]") - times.astype("datetime64[M]")).astype(int)
-    return spacing.dates_from(times[-1], np.arange(1, count + 1), int(days.max()) + 1)
+    return spacing.dates_from(times[-1], np.arange(1, count + 1), dates.day_of_month(times))
+
+
+def _share(count: int, sizes: list[int]) -> list[int]:
+    """Returns how many of `count` items each series gets: about equally many, at most its size."""
+    numbers = [0] * len(sizes)
+    for place, index in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
+        numbers[index] = min(sizes[index], count // (len(sizes) - place))
+        count -= numbers[index]
+    return numbers
 
 
 def _check_names(name: str, value: object) -> None:

@@ -43,7 +43,8 @@ def check_arrays(data: Data) -> None:
     Raises:
       TypeError: a field is not an array, or has the wrong dtype.
       ValueError: a split is empty or has no targets, a shape is wrong, a label, token or length is
-        out of range, or there is a `metric_mask` or `resets` without a target at each step.
+        out of range, there is a `metric_mask` or `resets` without a target at each step, or the
+        mask of an evaluated split selects no target.
     """
     for name, split in _named_splits(data):
         _check_dtypes(name, split, data)
@@ -67,6 +68,13 @@ def check_arrays(data: Data) -> None:
                 f"data: {name}.ys must have a target that is neither {IGNORED_LABEL} nor NaN, got "
                 "none; add targets, or use other splits"
             )
+        if split.metric_mask is not None and name != "train":
+            mask = np.asarray(split.metric_mask)
+            if not used[mask].any():
+                raise ValueError(
+                    f"data: {name}.metric_mask must select a step with a target, got none; without "
+                    "one there is no metric"
+                )
 
 
 def _named_splits(data: Data) -> Iterator[tuple[str, Split]]:

@@ -86,10 +86,26 @@ def fit_half_widths(task: Task, data: Data, apply: Apply) -> np.ndarray | None:
     else:
         outputs, mask = apply(data.validation), scored_targets(data, data.validation)
         widths = forecast_scores.residual_half_widths(data, data.validation, outputs, mask)
-    if np.isnan(widths).all():
+    if np.isnan(widths).all() or data.target_scaler is None:
         return None
-    # A target that is always missing in a row ahead has the widest interval of the others.
-    return np.where(np.isnan(widths), np.nanmax(widths), widths)
+    std = np.asarray(data.target_scaler.std[: len(forecast.targets)])
+    return _fill_missing_widths(widths.reshape(forecast.horizon, -1), std).reshape(-1)
+
+
+def _fill_missing_widths(widths: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """Replaces widths of targets that are always missing in a row ahead.
+
+    Each gets the widest interval of the same target in another row or, if it has none, of the other
+    targets, relative to the standard deviations.
+
+    Args:
+      widths: `[horizon, K]` in original units; NaN is replaced, and some are not NaN.
+      std: `[K]`, the standard deviations of the targets.
+    """
+    is_missing = np.isnan(widths)
+    relative = np.where(is_missing, 0, widths / std)
+    widest = np.where(is_missing.all(axis=0), relative.max(), relative.max(axis=0))
+    return np.where(is_missing, widest * std, widths)
 
 
 def score_rows(spec: DataSpec, rows: Rows, origins: Origins) -> dict[str, Any]:

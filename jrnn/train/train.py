@@ -113,8 +113,9 @@ def has_checkpoint(folder: Path) -> bool:
 def extend(experiment: Experiment, steps: int) -> Experiment:
     """Returns the experiment of a run that is continued to more steps.
 
-    The evaluation after its last step before stays, also if `eval_every` does not divide this step:
-    it may select the best weights, and counts for `patience`.
+    Its parameters are those of a run of this length. The evaluation after the old last step stays,
+    also if `eval_every` does not divide this step: it may select the best weights, and counts for
+    `patience`.
 
     Args:
       experiment: the experiment of the run.

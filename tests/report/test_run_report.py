@@ -296,7 +296,7 @@ def test_invalid_arguments_of_report_are_refused(in_folder, capsys):
     assert "--figure must be omitted" in run_and_fail(
         ["report", "sweep", "--figure", "x.pdf"], capsys
     )
-    assert "config.json" in run_and_fail(["report", str(in_folder)], capsys)
+    assert "a folder of runs, such as" in run_and_fail(["report", str(in_folder)], capsys)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,31 @@ def test_shorter_months_do_not_change_the_day():
     assert later.astype("datetime64[D]").astype(str).tolist() == ["2024-03-31", "2024-04-30"]
 
 
+@pytest.mark.parametrize(
+    ("texts", "later"),
+    [
+        ("2023-06-30 2023-09-30", "2023-12-31 2024-03-31"),
+        ("2023-02-28 2023-04-30 2023-06-30", "2023-08-31 2023-10-31"),
+        ("2023-01-30 2023-02-28 2023-03-30", "2023-04-30 2023-05-30"),
+    ],
+)
+def test_ends_of_months_are_continued(texts, later):
+    times = _times(texts.split())
+    spacing = dates.Spacing.find(times)
+    found = spacing.dates_from(times[-1], np.array([1, 2]), dates.day_of_month(times))
+    np.testing.assert_array_equal(found, _times(later.split()))
+
+
+def test_series_with_one_monthly_row_is_too_short(tmp_path):
+    lines = [f"{2000 + k // 12}-{k % 12 + 1:02d}-01,a,{k % 7}" for k in range(60)]
+    (tmp_path / "rows.csv").write_text("\n".join(["when,name,level", *lines, ""]))
+    task = Table(str(tmp_path / "rows.csv"), window=4, group="name")
+    spec = task.load().spec
+    (tmp_path / "rows.csv").write_text("\n".join(["when,name,level", *lines, "2001-01-01,b,1", ""]))
+    with pytest.raises(ValueError, match="at least 3 rows of 'b' for a forecast, got 1"):
+        task.read_context(task.path, spec)
+
+
 def test_dates_after_the_year_9999_raise():
     for spacing in (dates.Spacing("months", 1000), dates.Spacing("microseconds", 10**17)):
         with pytest.raises(ValueError, match="before the year 10000"):

@@ -76,6 +76,28 @@ def test_ignored_labels_per_step_and_padding(tmp_path):
     assert data.output_size == 3
 
 
+@pytest.mark.parametrize("kind", ["ints", "unsigned", "gaps", "texts", "bools", "one-hot"])
+def test_padded_labels_are_read_as_in_training(kind, tmp_path):
+    """The labels of padding may have any value, also in an evaluation and in fine-tuning."""
+    ids = RNG.integers(0, 2 if kind == "bools" else 3, (N, T))
+    lengths = RNG.integers(1, T, N)
+    padding = np.arange(T) >= lengths[:, None]
+    ys = {
+        "ints": np.where(padding, -7, ids),
+        "unsigned": np.where(padding, 99, np.array([2, 30, 200])[ids]).astype(np.uint8),
+        "gaps": np.where(padding, 99, np.array([2, 30, 400])[ids]),
+        "texts": np.where(padding, "none", np.array(["ant", "bee", "cat"])[ids]),
+        "bools": ids == 1,
+        "one-hot": np.where(padding[..., None], 0, np.eye(3)[ids]),
+    }[kind]
+    data = load_arrays(tmp_path, ys, "sequence_classification", lengths=lengths)
+    encoded = encode_targets(data.spec, ys, XS.shape, lengths)
+    np.testing.assert_array_equal(encoded, np.where(padding, 0, ids))
+    task = Arrays(str(tmp_path / "mine.npz"), "sequence_classification", normalize=False)
+    again = load(task, data.spec)
+    np.testing.assert_array_equal(labels_by_example(again), np.where(padding, 0, ids))
+
+
 def test_nan_targets_are_left_out_of_all_statistics(tmp_path):
     ys = RNG.normal(5, 3, (N, T, 2))
     ys[RNG.random(ys.shape) < 0.3] = np.nan

@@ -406,3 +406,29 @@ def test_hourly_series_with_weekly_periods_has_two_seasonal_baselines(tmp_path: 
     path.write_text("\n".join(lines[: 24 * 7 * 2]))  # one row less than two weeks
     data = Table(str(path), window=24, horizon=3).load()
     assert data.forecast is not None and data.forecast.seasons == (24,)
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+def test_each_part_must_have_a_forecast_of_the_whole_horizon(recursive, tmp_path):
+    path = _write_text(tmp_path, "level\n" + "".join(f"{row}\n" for row in range(60)))
+    options = {"window": 6, "recursive": recursive}
+    with pytest.raises(ValueError, match="train, validation and test must have at least"):
+        Table(path, horizon=10, **options).load()
+    task = Table(path, horizon=9, **options)
+    for split in ("validation", "test"):
+        assert len(task.find_origins(task.load().spec, split, 1).truth) == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 50])
+def test_origins_are_shared_by_series(count, tmp_path):
+    """There are never more than asked for, and series with fewer rows leave theirs to others."""
+    lines = [f"{name},{row}" for name, rows in (("a", 30), ("b", 90)) for row in range(rows)]
+    path = _write_text(tmp_path, "\n".join(["name,level", *lines, ""]))
+    task = Table(path, group="name", window=4, horizon=2, test_fraction=0.2)
+    origins = task.find_origins(task.load().spec, "test", count)
+    sizes = {"a": 30 // 5 - 1, "b": 90 // 5 - 1}
+    names = origins.context.names
+    assert len(names) == len(origins.truth) == min(count, sum(sizes.values()))
+    assert [names.count(name) for name in sizes] == {1: [0, 1], 2: [1, 1], 5: [2, 3], 50: [5, 17]}[
+        count
+    ]

@@ -253,6 +253,23 @@ def test_forecasts_of_the_index_are_the_next_rows(recursive, tmp_path):
     assert widths is not None and widths.shape == (5 * len(targets),) and widths.max() < 1e-3
 
 
+@pytest.mark.parametrize("recursive", [False, True])
+def test_missing_intervals_have_the_units_of_their_target(recursive, tmp_path):
+    """The column y is 1000 x, but all of its values in the validation part are missing."""
+    values = np.random.default_rng(0).normal(size=100).cumsum()
+    lines = [f"{x},{'' if 70 <= row < 85 else 1000 * x}" for row, x in enumerate(values)]
+    path = tmp_path / "units.csv"
+    path.write_text("x,y\n" + "\n".join(lines) + "\n")
+    task = Table(str(path), window=8, horizon=2, recursive=recursive, missing="fill")
+    data = load(task)
+    assert data.forecast is not None
+    apply = lambda split: np.zeros((*split.xs.shape[:2], data.num_outputs), np.float32)
+    widths = fit_half_widths(task, data, apply)
+    assert widths is not None
+    x, y = widths.reshape(2, 2).T
+    np.testing.assert_allclose(y, 1000 * x.max(), rtol=1e-6)
+
+
 def test_recursive_forecasts_read_their_own_predictions(tmp_path):
     """The network doubles its last input, which is a prediction after the first row."""
     path = write_index(tmp_path, 60)

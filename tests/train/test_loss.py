@@ -1,15 +1,18 @@
 """Losses and metrics, compared with explicit loops, and the sampling of batches."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jrnn.tasks.task import Data, Split
+from jrnn.tasks.validate import check_arrays
 from jrnn.train.config.experiment import RunOptions
 from jrnn.train.data.sampler import check_batch_size, rows_in_order, shuffled_batches
 from jrnn.train.scores import score
-from jrnn.train.step.loss import Objective
+from jrnn.train.step.loss import Objective, divide_or_zero
 
 B, T, K = 4, 5, 3
 LENGTHS = np.array([5, 3, 1, 4], np.int32)
@@ -122,12 +125,24 @@ def test_smoothed_and_weighted_loss_matches_a_loop(smoothing, weights):
     assert plain.means()["loss"] == pytest.approx(expected / count, rel=1e-5)
 
 
+def test_batch_whose_labels_have_no_weight_has_no_loss():
+    labels = np.full((B, T), 2, np.int32)
+    objective = Objective("class_per_step", "accuracy", None, 0.2, (1.0, 1.0, 0.0))
+
+    def loss(outputs):
+        sums = objective.compute_sums(outputs, Split(np.zeros((B, T, 1)), labels))
+        return divide_or_zero(sums.loss, sums.loss_weight)
+
+    value, gradient = jax.value_and_grad(loss)(jnp.ones((B, T, K)))
+    assert value == 0 and not gradient.any()
+
+
 def test_unsigned_labels_are_not_ignored():
-    labels = np.array([156, 3], np.uint8)  # -100 in int8
+    labels = np.array([0, 156, 156, 7], np.uint8)  # -100 is 156 modulo 256
     sums = Objective("class", "accuracy").compute_sums(
-        jnp.zeros((2, 200)), Split(np.zeros((2, 1, 1)), labels)
+        jnp.zeros((4, 200)), Split(np.zeros((4, 1, 1)), labels)
     )
-    assert float(sums.loss_weight) == 2
+    assert (int(sums.loss_weight), int(sums.metric_weight)) == (4, 4)
 
 
 def test_nan_targets_have_no_loss_and_no_gradient():
@@ -150,6 +165,19 @@ def test_nan_targets_have_no_loss_and_no_gradient():
     )
     actual = jax.grad(lambda outputs: compute(outputs).loss)(jnp.asarray(outputs))
     np.testing.assert_allclose(actual, gradient, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_metric_without_targets_is_refused(name):
+    labels = np.zeros((B, T), np.int32)
+    labels[1:] = -100
+    mask = np.ones((B, T), bool)
+    mask[0] = False
+    data = make_data(labels)
+    split = data.train._replace(metric_mask=mask)
+    check_arrays(replace(data, train=split))
+    with pytest.raises(ValueError, match=f"{name}.metric_mask must select a step with a target"):
+        check_arrays(replace(data, **{name: split}))
 
 
 def test_scores_ignore_the_same_targets_as_the_loss():

@@ -145,11 +145,26 @@ def test_a_line_has_the_update_norm_if_all_of_its_steps_have(tmp_path):
     loss, grad = np.full(61, 2.0, np.float32), np.full(61, 3.0, np.float32)
     update = np.full(61, 4.0, np.float32)
     update[-2] = np.inf
-    logger.log_steps(20, StepMetrics(loss, loss / 4, grad, update))
+    ones = np.ones(61, np.float32)
+    logger.log_steps(20, StepMetrics(loss, loss / 4, grad, update, ones, ones))
     lines = MetricsFile(tmp_path / "metrics.jsonl").read_lines()
     assert [line["step"] for line in lines] == [20, 25, 40, 50, 60, 75, 80]
     assert lines[0]["loss"] == 21 / 20 and lines[0]["grad_norm"] == 3
     assert [line.get("update_norm") for line in lines] == [None, 4, 4, 4, 4, 4, None]
+
+
+def test_batches_without_labels_are_not_in_the_logged_loss(tmp_path):
+    """Without updates, the mean of the logged losses of batches of one is that of all labels."""
+    data = Sign().load()
+    split = Split(*(None if array is None else array[:20] for array in data.train))
+    split = split._replace(ys=np.where(np.arange(20) % 5 == 0, split.ys, -100).astype(np.int32))
+    data = replace(data, train=split, validation=split)
+    options = {"steps": 20, "batch_size": 1, "eval_every": 20, "optimizer": Optimizer(1e-30)}
+    experiment = make_experiment(network=Network(jrnn.GRU(6)), **options)
+    train(experiment, data, tmp_path)
+    logged, validated = MetricsFile(tmp_path / "metrics.jsonl").read_lines()
+    for name in ("loss", "metric"):
+        assert logged[name] == pytest.approx(validated[name], rel=1e-5)
 
 
 def test_evaluation_does_not_depend_on_the_batch_size(finished_run):

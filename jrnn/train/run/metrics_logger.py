@@ -15,6 +15,8 @@ from jrnn.train.step.state import StepMetrics
 
 LOG_EVERY = 20
 """Training metrics are averaged over this many training steps or fewer; see `log_steps`."""
+LOGGED = ("loss", "metric", "grad_norm", "update_norm")
+"""The fields of `StepMetrics` that are averaged."""
 MAX_BYTES = 2**32
 """Maximum size in bytes of `metrics.jsonl` for plotting."""
 
@@ -23,11 +25,12 @@ class MetricsState(TypedDict):
     """The JSON values of a `MetricsLogger`.
 
     Attributes:
-      pending: the values of `StepMetrics` for each training step since the last line.
+      pending: the values of `LOGGED` for each training step since the last line; None for a loss or
+        metric of a batch without targets.
       bytes: size of the file; 0 if writing is disabled.
     """
 
-    pending: list[list[float]]
+    pending: list[list[float | None]]
     bytes: int
 
 
@@ -176,7 +179,7 @@ class MetricsLogger:
         self._writers = writers
         self.means = dict[str, float]()
         self._options, self._folder = options, folder
-        self._pending: list[list[float]] = []
+        self._pending: list[list[float | None]] = []
         self._file = None if folder is None else MetricsFile(folder / "metrics.jsonl")
 
     def begin(self) -> None:
@@ -205,9 +208,12 @@ class MetricsLogger:
         """
         eval_every, last = self._options.eval_every, self._options.steps
         lines = dict[int, dict[str, float]]()
-        for step, values in enumerate(np.stack(metrics, 1).tolist(), first):
+        for step, row in enumerate(np.stack(metrics, 1).tolist(), first):
+            loss, metric, grad_norm, update_norm, has_loss, has_metric = row
             # The loss and the gradient are finite, but the norm of a large update may overflow.
-            self._pending.append(values if np.isfinite(values[-1]) else values[:-1])
+            update = [update_norm] if np.isfinite(update_norm) else []
+            means = loss if has_loss else None, metric if has_metric else None
+            self._pending.append([*means, grad_norm, *update])
             if step % LOG_EVERY == 0 or step % eval_every == 0 or step == last:
                 lines[step] = self.means = _means(self._pending)
                 self._pending = []
@@ -241,18 +247,16 @@ class MetricsLogger:
                 writer.write(split, lines)
 
 
-def _means(values: list[list[float]]) -> dict[str, float]:
-    """Returns the mean of each metric that all steps have.
+def _means(values: list[list[float | None]]) -> dict[str, float]:
+    """Returns the mean of each metric that all steps have, over the steps whose batch has targets.
 
     `update_norm` is missing in a step that an earlier version of jrnn has trained, and if it is not
-    finite.
+    finite. The mean is 0 if no batch has targets.
     """
-    columns = {
-        name: [row[index] for row in values if index < len(row)]
-        for index, name in enumerate(StepMetrics._fields)
-    }
-    return {
-        name: sum(column) / len(column)
-        for name, column in columns.items()
-        if len(column) == len(values)
-    }
+    means = {}
+    for index, name in enumerate(LOGGED):
+        column = [row[index] for row in values if index < len(row)]
+        if len(column) == len(values):
+            known = [value for value in column if value is not None]
+            means[name] = sum(known) / max(len(known), 1)
+    return means

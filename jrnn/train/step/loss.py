@@ -50,8 +50,8 @@ class MetricSums(NamedTuple):
 
 
 def divide_or_zero(total: jax.Array, weight: jax.Array) -> jax.Array:
-    """Returns `total / weight`, or `total`, which is then 0, if the weight is 0."""
-    return total / jnp.where(weight == 0, 1, weight)
+    """Returns `total / weight`, or 0 if the weight is 0."""
+    return jnp.where(weight == 0, 0, total / jnp.where(weight == 0, 1, weight))
 
 
 class Loss(Protocol):

@@ -63,12 +63,16 @@ class StepMetrics(NamedTuple):
       metric: the mean metric of the batch.
       grad_norm: the global norm of the gradient, before clipping.
       update_norm: the global norm of the update that is added to the parameters.
+      has_loss: 1 if the batch has targets with a weight in the loss; else 0, as is the loss.
+      has_metric: 1 if it has targets in the metric; else 0, as is the metric.
     """
 
     loss: jax.Array
     metric: jax.Array
     grad_norm: jax.Array
     update_norm: jax.Array
+    has_loss: jax.Array
+    has_metric: jax.Array
 
 
 def init_state(

@@ -64,6 +64,8 @@ class TrainStep:
             divide_or_zero(sums.metric, sums.metric_weight),
             optax.tree.norm(grads),
             optax.tree.norm(updates),
+            (sums.loss_weight > 0).astype(jnp.float32),
+            (sums.metric_weight > 0).astype(jnp.float32),
         )
         step = state.step + 1
         ema = self._average(state.ema, params, step)
