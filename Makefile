@@ -43,6 +43,8 @@ lint: $(VENV)/with-lint $(VENV)/with-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/python -m tests.code_blocks build/code_blocks
+	$(BIN)/pyright build/code_blocks
 
 # Times jrnn against other libraries. With options: make bench args="--shapes 0 1 --engines scan";
 # see jrnn bench --help

@@ -6,7 +6,6 @@ import io
 import json
 import re
 import sys
-import textwrap
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
@@ -17,9 +16,9 @@ from jrnn import GRU, LSTM, config
 from jrnn.cli.completion import FLAG
 from jrnn.cli.main import _load_commands
 from jrnn.dataclass_tree import walk
+from tests.code_blocks import PAGES, read_code
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").rglob("*.md"))
 INTERNALS = (ROOT / "docs/internals.md").read_text("utf-8")
 
 
@@ -59,14 +58,12 @@ def test_lines_of_code_that_a_notebook_prints_exist():
             assert any(line.strip().startswith(prefix) for line in lines), prefix
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT / "docs")))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_code_of_a_page_runs(page, tmp_path, monkeypatch):
-    blocks = re.findall(r"^( *)```python\n(.*?)^\1```", page.read_text("utf-8"), re.M | re.S)
     module = ModuleType("page_of_docs")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # so that its classes are pickled
     monkeypatch.chdir(tmp_path)
-    code = "\n".join(textwrap.dedent(block) for _, block in blocks)
-    exec(compile(code, str(page), "exec"), vars(module))
+    exec(compile(read_code(page), str(page), "exec"), vars(module))
 
 
 def test_flags_in_commands_of_pages_exist():
@@ -92,6 +89,7 @@ def test_links_between_pages_exist():
     generated = {"transforms.md", "cells/index.md", "api/index.md"}
     for page in PAGES:
         for link in re.findall(r"\]\(([\w./-]+\.md)[)#]", page.read_text("utf-8")):
-            path = (page.parent / link).resolve().relative_to(ROOT / "docs")
-            is_generated = path.parts[0] in ("api", "cells") or str(path) in generated
-            assert is_generated or (ROOT / "docs" / path).is_file(), (page.name, link)
+            path = (page.parent / link).resolve()
+            name = str(path.relative_to(ROOT)).removeprefix("docs/")
+            is_generated = name.startswith(("api/", "cells/")) or name in generated
+            assert is_generated or path.is_file(), (page.name, link)

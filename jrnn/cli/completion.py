@@ -24,8 +24,6 @@ examples:
   jrnn completion zsh > ~/.zsh/completions/_jrnn    with this folder in fpath, before compinit
   eval "$(jrnn completion bash)"                    for this shell only
 """
-EXAMPLE_CONFIG = "configs/digits.py"
-"""The config whose flags are completed for all configs."""
 POSITIONALS: Mapping[str, tuple[str, ...]] = {
     "train": ("config",),
     "sweep": ("config",),
@@ -91,7 +89,8 @@ def make_parser(
     subparsers = parser.add_subparsers()
     fields = {
         config.field_flag(path): not isinstance(value, bool)
-        for path, value in walk(config.load(EXAMPLE_CONFIG))
+        for name in config.config_names()
+        for path, value in walk(config.load(name))
         if path and not is_dataclass(value)
     }
     for name, command in commands.items():

@@ -36,6 +36,7 @@ def scripts(tmp_path_factory):
         (["train", "configs/d"], {"configs/digits.py"}),
         (["train", "my"], {"my_config.py"}),
         (["train", "configs/digits.py", "--optimizer.l"], {"--optimizer.learning-rate"}),
+        (["train", "configs/table.py", "--task.mis"], {"--task.missing"}),
         (["train", "--resume", ""], {"runs"}),
         (["predict", "runs/mine", "ne"], {"new.npz"}),
         (["eval", "runs/mine", "--split", ""], {"train", "validation", "test"}),
