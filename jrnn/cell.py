@@ -23,6 +23,7 @@ from jrnn.layer import Inputs as Inputs
 from jrnn.layer import Layer, RunCell, SequenceInputs, register_for_export
 from jrnn.layer import Params as Params
 from jrnn.params import check_input_type, conform_params, convert_params
+from jrnn.trees import check_structure
 
 Gates = Any
 
@@ -401,11 +402,8 @@ class Cell(Layer):
     def _check_carry(self, owner: str, params: Params, carry: Carry, x: Inputs) -> None:
         """Raises if the carry of a step that failed is not one of `init_carry`."""
         expected = jax.eval_shape(lambda: self.init_carry_like(params, x))
-        if jax.tree.structure(carry) != jax.tree.structure(expected):
-            raise TypeError(
-                f"{owner}: carry must have the structure of {type(self).__name__}.init_carry, "
-                f"{checks.shorten(jax.tree.structure(expected))}, got {checks.describe(carry)}"
-            )
+        source = f"{type(self).__name__}.init_carry"
+        check_structure(f"{owner}: carry", source, carry, expected)
         shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (expected, carry)]
         if [shape[-1:] for shape in shapes[0]] != [shape[-1:] for shape in shapes[1]]:
             raise ValueError(

@@ -8,8 +8,8 @@ NumPy scalars, and return them as Python numbers or bools.
 
 import dataclasses
 import difflib
-import functools
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -90,41 +90,6 @@ def as_python(value: Any) -> Any:
     if type(value) is tuple and any(isinstance(entry, np.generic) for entry in value):
         return tuple(map(as_python, value))
     return value
-
-
-def convert_fields(instance: Any) -> None:
-    """Converts the NumPy scalars in the fields of a frozen dataclass, by `as_python`."""
-    for name in getattr(type(instance), "__dataclass_fields__", ()):
-        value = getattr(instance, name, None)
-        converted = as_python(value)
-        if converted is not value:
-            object.__setattr__(instance, name, converted)
-
-
-class ConvertsFields:
-    """A base class of frozen dataclasses that converts NumPy scalars in their fields.
-
-    The fields are converted before `__post_init__` of a subclass runs.
-    """
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "__post_init__" in vars(cls):
-            cls.__post_init__ = _with_converted_fields(cls.__post_init__)
-
-    def __post_init__(self) -> None:
-        convert_fields(self)
-
-
-def _with_converted_fields(post_init: Any) -> Any:
-    """Returns a method that converts the fields and then calls `post_init`."""
-
-    @functools.wraps(post_init)
-    def converted(self: Any, *init_only: Any) -> None:
-        convert_fields(self)
-        post_init(self, *init_only)
-
-    return converted
 
 
 def is_int(value: Any) -> bool:
@@ -277,17 +242,41 @@ def writable_file(owner: str, name: str, path: Path) -> Path:
     return path
 
 
-def float_dtype(owner: str, dtype: DTypeLike) -> jnp.dtype:
-    """Returns the dtype; raises TypeError unless it is real floating and enabled in JAX."""
-    dtype = jnp.dtype(dtype)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{owner}: dtype must be floating, such as float32, got {dtype}")
-    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+def float_dtype(owner: str, dtype: DTypeLike, name: str = "dtype") -> jnp.dtype:
+    """Returns the dtype; raises TypeError unless it is real floating and enabled in JAX.
+
+    `name` is the argument of the user.
+    """
+    try:
+        known = jnp.dtype(str(dtype) if dtype is None else dtype)  # NumPy has float64 for None
+    except TypeError as error:
         raise TypeError(
-            f"{owner}: dtype must be enabled in JAX, got {dtype}; call "
+            f"{owner}: {name} must be floating, such as float32, got {describe(dtype)}"
+        ) from error
+    if not jnp.issubdtype(known, jnp.floating):
+        raise TypeError(f"{owner}: {name} must be floating, such as float32, got {known}")
+    if jax.dtypes.canonicalize_dtype(known) != known:
+        raise TypeError(
+            f"{owner}: {name} must be enabled in JAX, got {known}; call "
             "jax.config.update('jax_enable_x64', True) first, or use float32"
         )
-    return dtype
+    return known
+
+
+def file_path(owner: str, name: str, value: Any, remedy: str = "") -> Path:
+    """Returns the value as a path; raises TypeError unless it is a path as text or a `Path`.
+
+    Args:
+      owner: the class or function that the user called.
+      name: the argument.
+      value: its value.
+      remedy: what to do instead, for the end of the message.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(
+            f"{owner}: {name} must be a path, got {describe(value)}" + (remedy and f"; {remedy}")
+        )
+    return Path(value)
 
 
 def last_axis(owner: str, name: str, array: jax.Array, size: int, source: str) -> None:

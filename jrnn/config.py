@@ -13,7 +13,9 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -142,7 +144,10 @@ class ConfigFile:
 
         Raises:
           ConfigError: the file does not exist, or `spec` has another form.
+          TypeError: `spec` is not a text or a `Path`.
         """
+        checks.file_path("config", "spec", spec, "such as configs/digits.py")
+        spec = os.fspath(spec)
         name, colon, text = spec.partition(".py:") if ".py:" in spec else (spec, "", "")
         name = name + ".py" if colon else name
         path = find_config(name)
@@ -178,9 +183,10 @@ class ConfigFile:
 
         Raises:
           ConfigError: the file cannot be imported, or has no function `get_config` that returns an
-            experiment; an argument or flag is unknown, or its value is invalid.
-          ValueError, TypeError: `get_config` raises it, such as for an invalid option of a cell; or
-            a number in the experiment is not finite or has more than 64 bits.
+            experiment; an argument or flag is unknown, or its value is invalid; or `get_config`
+            raises an error. The message has the line of the file.
+          ValueError, TypeError: `get_config` of a config of jrnn raises it, such as for an invalid
+            option of a cell; or a number in the experiment is not finite or has more than 64 bits.
           SystemExit: a flag requested help, which was printed.
         """
         arguments = self.arguments | arguments
@@ -221,11 +227,16 @@ class ConfigFile:
         except terminal.FlagError as error:
             name = error.flag.removeprefix("--")
             raise ConfigError(f"{self.name}: the argument {name} {error.problem}") from error
-        except (ValueError, TypeError, SystemExit):
-            raise  # from jrnn for an invalid option, or from tyro after printing help
+        except (ConfigError, SystemExit):
+            raise  # the latter is from tyro after printing help
+        except (ValueError, TypeError) as error:  # from jrnn for an invalid option
+            line = _find_line(self.path, error)
+            if not line or self.path.absolute().is_relative_to(find_configs_folder().absolute()):
+                raise
+            raise ConfigError(f"{self.name}{line}: {error}") from error
         except Exception as error:
-            message = f"{self.name}: get_config: {type(error).__name__}: {error}"
-            raise ConfigError(message) from error
+            name = f"{self.name}{_find_line(self.path, error)}"
+            raise ConfigError(f"{name}: get_config: {type(error).__name__}: {error}") from error
         if not isinstance(experiment, Experiment):
             raise ConfigError(
                 f"{self.name}: get_config must return a jrnn.train.Experiment, got {experiment!r}"
@@ -384,8 +395,21 @@ def _import(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a config that exits must not look like a success
-        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+        name = f"{path}{_find_line(path, error)}"
+        raise ConfigError(f"{name}: {type(error).__name__}: {error}") from error
     return module
+
+
+def _find_line(path: Path, error: BaseException) -> str:
+    """Returns the line of a config file at which an error was raised, such as ", line 3".
+
+    Returns "" if the traceback has no line of the file, as for a SyntaxError, whose message has the
+    line.
+    """
+    name = str(path.absolute())
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if str(Path(frame.filename).absolute()) == name]
+    return f", line {lines[-1]}" if lines else ""
 
 
 def save(experiment: Experiment, spec: str, path: Path, source: Path | None = None) -> None:

@@ -6,10 +6,10 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.export
@@ -18,10 +18,33 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jrnn import checks
+from jrnn.fields import OptionFields
+from jrnn.signatures import explain_signature
+from jrnn.trees import lengths_hint
 
 Params = Any
 Carry = Any
 Inputs = Any
+
+_HINTS = {
+    "activation": "a cell with this option is jrnn.Elman",
+    "batch_first": "jrnn.unroll takes inputs (time, batch, input), and the modules of jrnn.nn take "
+    "(batch, time, input)",
+    "bidirectional": "use jrnn.bidirectional(cell), or jrnn.nn.LSTM(..., bidirectional=True)",
+    "device": "use jax.default_device or jax.device_put",
+    "dropout": "use jrnn.transforms.dropout(cell, x=0.1), or jrnn.nn.LSTM(..., dropout=0.1)",
+    "dtype": "pass it to init",
+    "go_backwards": "pass reverse=True to jrnn.unroll",
+    "input_size": "pass it to init, as in cell.init(key, input_size)",
+    "num_layers": "use jrnn.stack([...]), or a module such as jrnn.nn.LSTM(3, 8, num_layers=2, "
+    "rngs=nnx.Rngs(0))",
+    "param_dtype": "pass it to init, as dtype",
+    "recurrent_dropout": "use jrnn.transforms.weight_drop or jrnn.transforms.dropout",
+    "return_sequences": "jrnn.unroll returns the outputs of all steps",
+    "return_state": "jrnn.unroll returns the carry as its first result",
+    "rngs": "pass a key to init, or use a module such as jrnn.nn.LSTM(3, 8, rngs=nnx.Rngs(0))",
+}
+"""Arguments of PyTorch, Keras and flax that cells and layers lack, and what to do instead."""
 
 
 @partial(
@@ -103,7 +126,7 @@ class RunCell(Protocol):
         ...
 
 
-class Layer(checks.ConvertsFields, abc.ABC):
+class Layer(OptionFields, abc.ABC):
     """A map from sequences to sequences, with parameters and a carry.
 
     Subclasses are frozen dataclasses of hyper-parameters: hashable, printable, picklable. A
@@ -119,6 +142,8 @@ class Layer(checks.ConvertsFields, abc.ABC):
             cls.init = _validate_init_args(cls.init)
         for name in ("init", "init_carry", "inputs"):
             register_for_export(*_returned_types(vars(cls).get(name)))
+
+    argument_hints: ClassVar[Mapping[str, str]] = _HINTS
 
     @property
     @abc.abstractmethod
@@ -284,7 +309,9 @@ def split_carry(
     if carry is None:
         return (None,) * count
     if not isinstance(carry, tuple | list) or len(carry) != count:
-        raise TypeError(f"{owner}: carry of {expected}, got {checks.describe(carry)}")
+        raise TypeError(
+            f"{owner}: carry of {expected}, got {checks.describe(carry)}{lengths_hint(carry)}"
+        )
     return tuple(carry)
 
 
@@ -296,6 +323,7 @@ def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
 def _validate_init_args(init: Callable[..., Params]) -> Callable[..., Params]:
     """Returns a function that validates the arguments of `init` and then calls it."""
 
+    @explain_signature()
     @functools.wraps(init)
     def validated_init(
         self: Layer, key: jax.Array, input_size: int, dtype: DTypeLike = jnp.float32

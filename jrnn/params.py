@@ -16,6 +16,7 @@ from jrnn import checks
 from jrnn.dataclass_tree import dataclasses_in
 from jrnn.dtypes import dtype_kind
 from jrnn.layer import Inputs, Layer, Params
+from jrnn.trees import describe_structure
 
 MAX_CANDIDATES = 16
 """The largest number of input sizes that are tried to explain why parameters do not fit."""
@@ -50,7 +51,7 @@ def conform_params(
       TypeError: `params` does not have the type that `init` returns.
       ValueError: the structure, a shape or a dtype within `params` is wrong.
     """
-    size = _find_input_size(layer, xs)
+    size = find_input_size(layer, xs)
     expected, signature = _expected_params(layer, size) if size else (None, None)
     if signature is None or _signature(params) == signature:
         return params
@@ -192,10 +193,10 @@ def check_input_type(
             f"{checks.describe(params)}, and {name} of type {type(xs).__name__}; the order of the "
             f"arguments is {owner}(layer, params, {name})"
         )
-    expected = [_describe_type(example), *(kind.__name__ for kind in layer.input_types)]
+    expected = [describe_structure(example), *(kind.__name__ for kind in layer.input_types)]
     raise TypeError(
         f"{owner}: {name} must be {' or '.join(expected)} for {checks.describe(layer)}, got "
-        f"{_describe_type(xs)}"
+        f"{checks.shorten(describe_structure(xs))}"
     )
 
 
@@ -205,7 +206,7 @@ def _is_user_class(cls: type) -> bool:
     return cls.__module__.partition(".")[0] not in known
 
 
-def _find_input_size(layer: Layer, xs: Inputs) -> int | None:
+def find_input_size(layer: Layer, xs: Inputs) -> int | None:
     """Returns the input size of `xs`, 0 for an array without axes, or None if it is unknown."""
     example, index = _example_inputs(layer)
     if index is None and _has_structure(xs, example):
@@ -234,16 +235,6 @@ def _has_structure(xs: Inputs, example: Inputs) -> bool:
 def _is_array(tree: Any) -> bool:
     """Returns whether a pytree is a single leaf."""
     return jax.tree_util.all_leaves([tree]) and tree is not None
-
-
-def _describe_type(xs: Inputs) -> str:
-    """Returns the type of inputs, such as `Observed(x, mask, delta)`."""
-    if _is_array(xs):
-        return "an array"
-    fields = getattr(type(xs), "_fields", None)
-    if fields is not None:
-        return f"{type(xs).__name__}({', '.join(fields)})"
-    return f"a {type(xs).__name__} of {len(jax.tree.leaves(xs))} arrays"
 
 
 def _signature(tree: Any) -> _Signature:

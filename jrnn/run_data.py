@@ -60,13 +60,13 @@ def read_data(folder: Path) -> list[SavedData]:
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: an earlier version of jrnn wrote the folder, or the file is invalid.
+      ValueError: the file is missing, as in folders of earlier versions of jrnn, or is invalid.
     """
     path = folder / DATA_FILE
     if not path.is_file():
         raise ValueError(
-            f"{folder} has no {DATA_FILE}, since it was written by an earlier version of jrnn; use "
-            "that version, or train the run again"
+            f"{folder} has no {DATA_FILE}: it was removed, or an earlier version of jrnn wrote the "
+            "folder; restore the file from a copy, use that version, or train the run again"
         )
     try:
         saved = files.read_json(path, MAX_BYTES)

@@ -76,7 +76,7 @@ class Run:
         """The best network, its step and its validation metrics.
 
         Raises:
-          FileNotFoundError: the run ended before its first evaluation.
+          FileNotFoundError: the run ended before its first evaluation, or has no checkpoints.
           CheckpointError: all checkpoints are damaged.
         """
         return load_best(self.config, self.data.spec, self.folder)
@@ -88,7 +88,14 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`, for example for `pandas.DataFrame(run.metrics)`."""
+        """The lines of `metrics.jsonl`, for example for `pandas.DataFrame(run.metrics)`.
+
+        A line that was not written completely, since the process was killed, is left out.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: the file is invalid.
+        """
         return MetricsFile(self.folder / "metrics.jsonl").read_lines()
 
     @property
@@ -125,13 +132,14 @@ class Run:
         return data
 
     def evaluate(
-        self, data: str | Path | RawExamples | None = None, *, split: SplitName = "test"
+        self, data: str | Path | tuple[Any, ...] | None = None, *, split: SplitName = "test"
     ) -> dict[str, Any]:
         """Scores the predictions of the best network.
 
         Args:
-          data: other examples with targets: the path of a file, or `RawExamples(xs, ys, lengths)`.
-            None means the data that the run was trained on.
+          data: other examples with targets: the path of a file, or `(xs, ys)` or
+            `(xs, ys, lengths)` in original units, as in `jrnn.tasks.task.RawExamples`. None means
+            the data that the run was trained on.
           split: the split of the training data, if `data` is None.
 
         Returns:
@@ -149,7 +157,7 @@ class Run:
             examples: Split = getattr(loaded, split)
             baselines = None if loaded.baselines is None else loaded.baselines(split)
         else:
-            raw = data if isinstance(data, RawExamples) else self.read(data)
+            raw = self._read_examples(data)
             if raw.ys is None:
                 raise ValueError("data: evaluation needs targets, got examples without ys")
             xs, lengths = encode_inputs(spec, raw.xs, raw.lengths)
@@ -158,6 +166,15 @@ class Run:
             baselines = raw.baselines
         outputs = self._apply(examples, EVALUATION_BATCH_SIZE)
         return score(spec, examples, outputs, baselines, self.step_half_widths)
+
+    def _read_examples(self, data: Any) -> RawExamples:
+        """Returns the examples of the argument `data` of `evaluate`."""
+        if isinstance(data, RawExamples):
+            return data
+        if isinstance(data, tuple) and len(data) in (2, 3):
+            return RawExamples(*data)
+        remedy = "or pass arrays as (xs, ys) or (xs, ys, lengths)"
+        return self.read(checks.file_path("evaluate", "data", data, remedy))
 
     def backtest(self, origins: int = 20, *, split: SplitName = "test") -> dict[str, Any]:
         """Scores forecasts of all rows of the horizon from several rows of the training data.
@@ -192,8 +209,10 @@ class Run:
 
         Raises:
           FileNotFoundError, CheckpointError: the file does not exist, or as for `best`.
+          TypeError: `path` is not a path.
           ValueError: the task is not a forecast, or the file is invalid or too short.
         """
+        path = checks.file_path("forecast", "path", path, "write the rows to a CSV file")
         context = self.config.task.read_context(str(path), self.data.spec)
         return ForecastAfter(context, self._forecast(context))
 
@@ -232,6 +251,7 @@ class Run:
 
     def read(self, path: str | Path) -> RawExamples:
         """Reads examples from a file; see `Task.read`."""
+        path = checks.file_path("read", "path", path)
         return self.config.task.read(str(path), self.data.spec)
 
     def predict(
@@ -325,9 +345,11 @@ def load(folder: str | Path, *, trust: bool = False) -> Run:
     Raises:
       FileNotFoundError: the folder is not that of a run.
       OSError: the folder has symbolic links or special files, and `trust` is False.
-      ValueError: the config is invalid, or an earlier version of jrnn wrote the folder.
+      TypeError: `folder` is not a path.
+      ValueError: the config or `data.json` is invalid, or `data.json` is missing, as in folders of
+        earlier versions of jrnn.
     """
-    folder = Path(folder)
+    folder = checks.file_path("load", "folder", folder)
     check_is_run(folder)
     if not trust:
         files.check_tree(folder)

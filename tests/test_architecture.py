@@ -36,6 +36,8 @@ LEVELS: list[set[str]] = [
         "signals",
         "_kernels",
     },
+    {"signatures", "trees"},
+    {"fields"},
     {"layer", "taps", "terminal"},
     {"params"},
     {"cell", "masking"},

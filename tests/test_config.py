@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -160,7 +161,17 @@ def test_invalid_specs_raise(spec, message):
         ("def get_config(): return 3", "must return a jrnn.train.Experiment, got 3"),
         ("import nothing_of_the_kind", "ModuleNotFoundError: No module named"),
         ("def get_config(:", "SyntaxError"),
-        ("def get_config(): return {}['key']", "get_config: KeyError: 'key'"),
+        ("def get_config(): return {}['key']", "invalid.py, line 1: get_config: KeyError: 'key'"),
+        ("x = 3\n\ny = z", "invalid.py, line 3: NameError: name 'z' is not defined"),
+        ("def get_config():\n    return x", "invalid.py, line 2: get_config: NameError: name 'x'"),
+        (
+            "from jrnn.train import Experiment\ndef get_config():\n    return Experiment(step=4)",
+            r"invalid.py, line 3: Experiment: step is not an argument; did you mean 'steps'\?$",
+        ),
+        (
+            "import jrnn\ndef make(n):\n    return jrnn.GRU(n)\ndef get_config():\n    make(-1)",
+            "invalid.py, line 3: GRU: hidden_size must be a positive int, got -1",
+        ),
     ],
 )
 def test_invalid_config_files_raise(tmp_path, text, message):
@@ -168,6 +179,12 @@ def test_invalid_config_files_raise(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(config.ConfigError, match=message):
         config.load(str(path))
+
+
+def test_spec_may_be_a_path_and_must_be_a_text():
+    assert config.load(Path("configs/digits.py")) == config.load("configs/digits.py")
+    with pytest.raises(TypeError, match="^config: spec must be a path, got 3; such as configs/"):
+        config.load(3)
 
 
 def test_json_round_trip_preserves_every_field(tmp_path):

@@ -1,6 +1,7 @@
 """Trained runs: predictions and scores in the units of the user, without the training data."""
 
 import csv
+import dataclasses
 import io
 import json
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import jrnn
 from jrnn import run_data
 from jrnn.cli.main import main
+from jrnn.tasks.conversion import encode_inputs
 from jrnn.tasks.task import RawExamples
 
 SMALL = [
@@ -122,6 +124,54 @@ def test_invalid_inputs_raise(xs, options, message, values):
         values.predict(xs, **options)
 
 
+def test_inputs_of_a_wrong_shape_raise_with_the_names_of_the_inputs(values):
+    spec = dataclasses.replace(values.data.spec, input_names=("load", "temp"))
+    wrong: list[Any] = [np.zeros((1, 7, 3)), [np.zeros((3, 2)), np.zeros((3, 1))]]
+    for xs in wrong:
+        with pytest.raises(ValueError, match=r"got \(.*\); the inputs are load, temp$"):
+            encode_inputs(spec, xs, None)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda run: jrnn.load(3), "^load: folder must be a path, got 3$"),
+        (lambda run: run.evaluate(np.zeros((3, 2))), "^evaluate: data must be a path, got an arr.*"
+         r"; or pass arrays as \(xs, ys\) or \(xs, ys, lengths\)$"),
+        (lambda run: run.forecast([{"load": 1.0}]), "^forecast: path must be a path, got .*; wri"),
+        (lambda run: run.read(None), "^read: path must be a path, got None$"),
+    ],
+)  # fmt: skip
+def test_an_argument_that_is_no_path_raises(call, message, values):
+    with pytest.raises(TypeError, match=message):
+        call(values)
+
+
+def test_missing_files_of_a_run_are_named(runs, tmp_path):
+    shutil.copytree(runs / "values", tmp_path / "part")
+    shutil.rmtree(tmp_path / "part" / "checkpoints")
+    (tmp_path / "part" / "metrics.jsonl").unlink()
+    run = jrnn.load(tmp_path / "part")
+    with pytest.raises(FileNotFoundError, match="checkpoints must have the checkpoints of the run"):
+        run.predict(np.zeros((1, 7, 2)))
+    with pytest.raises(FileNotFoundError, match="metrics.jsonl does not exist; restore it from a"):
+        assert run.metrics
+
+
+@pytest.mark.parametrize(
+    "torn", [b'{"step": 6, "spl', b'{"step": 6, "split": "train", "loss": 1.0']
+)
+def test_incomplete_last_line_of_metrics_is_skipped(torn, values, runs, tmp_path):
+    """A process that is killed while it writes leaves such a line, which resuming removes."""
+    shutil.copytree(runs / "values", tmp_path / "torn")
+    path = tmp_path / "torn" / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + torn)
+    assert jrnn.load(tmp_path / "torn").metrics == values.metrics
+    path.write_bytes(torn + b"\n" + path.read_bytes())
+    with pytest.raises(ValueError, match="line 1 of .* must be a line of metrics"):
+        assert jrnn.load(tmp_path / "torn").metrics
+
+
 def test_padding_may_have_any_value(values, data):
     xs = np.where((np.arange(7) < LENGTHS[:, None])[..., None], data["xs"], np.nan)
     expected = values.predict(data["xs"], lengths=LENGTHS)
@@ -142,6 +192,7 @@ def test_labels_on_padding_are_not_scored(data, tmp_path, monkeypatch):
 
 def test_scores_of_other_data_in_units(values, data):
     scores = values.evaluate(RawExamples(data["xs"], data["ys"], LENGTHS))
+    assert scores == values.evaluate((data["xs"], data["ys"], LENGTHS))
     valid = np.arange(7) < LENGTHS[:, None]
     errors = values.predict(data["xs"], lengths=LENGTHS).values[..., 0] - data["ys"]
     target = scores["targets"][0]
@@ -177,7 +228,7 @@ def test_metrics_are_rows_of_a_table(values):
 def test_folder_of_an_earlier_version_is_refused(runs, tmp_path):
     shutil.copytree(runs / "values", tmp_path / "old")
     (tmp_path / "old" / "data.json").unlink()
-    with pytest.raises(ValueError, match="old has no data.json, since .* an earlier version"):
+    with pytest.raises(ValueError, match="old has no data.json: it was removed, or an earlier"):
         jrnn.load(tmp_path / "old")
     with pytest.raises(FileNotFoundError, match="must be the folder of a run"):
         jrnn.load(tmp_path)

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jrnn.cell import Carry, Cell, Inputs, Params
-from jrnn.engines.inputs import canonicalize, conform_arguments, explain_arguments
+from jrnn.engines.inputs import canonicalize, conform_arguments, validate_arguments
 from jrnn.layer import Layer, SequenceInputs, check_layer
 from jrnn.masking import apply_resets, tree_where, zero_where
+from jrnn.signatures import SEQUENCE_HINTS, explain_signature
 from jrnn.taps import capture_taps
 
 
@@ -41,6 +42,7 @@ class GateCapture(NamedTuple):
     mask: jax.Array | None = None
 
 
+@explain_signature(SEQUENCE_HINTS)
 def capture_gates(
     layer: Layer,
     params: Params,
@@ -102,7 +104,7 @@ def capture_gates(
     """
     check_layer("capture_gates", "layer", layer)
     inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse, "capture_gates")
-    with explain_arguments(inputs, params):
+    with validate_arguments(inputs, params):
         gates, carries, carry, ys = _capture(layer, params, inputs)
     return GateCapture(
         gates, carries, carry, ys, inputs.lengths, inputs.resets, inputs.reverse, inputs.mask

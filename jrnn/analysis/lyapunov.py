@@ -15,10 +15,11 @@ from jrnn.engines.inputs import (
     CanonicalInputs,
     canonicalize,
     conform_arguments,
-    explain_arguments,
+    validate_arguments,
 )
 from jrnn.layer import Layer, SequenceInputs, check_layer
 from jrnn.masking import apply_resets, tree_where, zero_where
+from jrnn.signatures import SEQUENCE_HINTS, explain_signature
 
 
 class LyapunovSpectrum(NamedTuple):
@@ -79,6 +80,7 @@ class LyapunovSpectrum(NamedTuple):
         return jnp.where(jnp.isnan(self.largest_exponent), jnp.nan, (k + fraction)[..., 0])
 
 
+@explain_signature(SEQUENCE_HINTS)
 def lyapunov(
     cell: Cell,
     params: Params,
@@ -186,7 +188,7 @@ def lyapunov(
         )
     check_layer("lyapunov", "cell", cell, Cell)
     inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse, "lyapunov")
-    with explain_arguments(inputs, params):
+    with validate_arguments(inputs, params):
         return _lyapunov(cell, params, inputs, skip, checks.as_python(num_exponents))
 
 

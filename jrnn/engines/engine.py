@@ -3,13 +3,13 @@
 import abc
 from typing import Any, ClassVar
 
-from jrnn import checks
 from jrnn.cell import Carry, Inputs
 from jrnn.engines.precision import BoundCell
+from jrnn.fields import OptionFields
 from jrnn.masking import Masks
 
 
-class Engine(checks.ConvertsFields, abc.ABC):
+class Engine(OptionFields, abc.ABC):
     """An algorithm that runs a cell over a batch of sequences.
 
     Subclasses are frozen dataclasses, whose fields are the options of the engine.

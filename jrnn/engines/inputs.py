@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from jrnn import checks, masking
 from jrnn.cell import Carry, Cell, Inputs, Observed, Params, add_noise
@@ -14,6 +16,7 @@ from jrnn.layer import Layer, SequenceInputs
 from jrnn.masking import Masks
 from jrnn.params import check_input_type, conform_params, refuse_non_arrays
 from jrnn.structure import is_symbolic
+from jrnn.trees import check_structure
 
 
 class CanonicalInputs(NamedTuple):
@@ -59,23 +62,29 @@ class CanonicalInputs(NamedTuple):
         return jax.tree.map(lambda a, old: a.astype(jnp.result_type(old)), carry, self.user_carry)
 
 
-class explain_arguments:
-    """A context manager that explains errors about arguments that are not arrays or not a key.
+class validate_arguments:
+    """A context manager that validates the key and the lengths, and explains errors of its body.
 
-    If the body raises a TypeError or ValueError and an argument is of a wrong type, a TypeError
-    that names the argument replaces the error. This takes less time than a validation of each leaf
-    before every call.
+    Lengths are validated if they are not traced. If the body raises a TypeError or ValueError and
+    an argument does not consist of arrays, a TypeError that names the argument replaces the error.
+    This takes less time than a validation of each leaf before every call.
 
     Args:
       inputs: the sequences, with all arguments of the run.
       params: the parameters.
+
+    Raises:
+      TypeError: the key is not a PRNG key, or an argument does not consist of arrays.
+      ValueError: a length is negative or above the number of steps.
     """
 
     def __init__(self, inputs: SequenceInputs, params: Params):
         self.inputs, self.params = inputs, params
 
     def __enter__(self) -> None:
-        return None
+        if self.inputs.key is not None:
+            checks.prng_key(self.inputs.owner, "key", self.inputs.key)
+        _check_lengths(self.inputs)
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if kind is not None and issubclass(kind, TypeError | ValueError):
@@ -83,8 +92,6 @@ class explain_arguments:
             arguments = {"params": self.params, "xs": inputs.xs, "carry": inputs.carry}
             masks = {"lengths": inputs.lengths, "mask": inputs.mask, "resets": inputs.resets}
             refuse_non_arrays(inputs.owner, **arguments, **masks)
-            if inputs.key is not None:
-                checks.prng_key(inputs.owner, "key", inputs.key)
 
 
 def conform_arguments(layer: Layer, params: Params, inputs: SequenceInputs) -> Params:
@@ -192,6 +199,30 @@ def _validate_masks(
     return lengths, valid, resets
 
 
+def _check_lengths(inputs: SequenceInputs) -> None:
+    """Raises ValueError unless lengths are in [0, T]; does nothing if their values are unknown.
+
+    Lengths of a wrong shape or dtype are not validated here, but in `canonicalize`.
+    """
+    lengths, leaves = inputs.lengths, jax.tree.leaves(inputs.xs)
+    is_array = isinstance(lengths, np.ndarray | jax.Array) and not isinstance(lengths, Tracer)
+    if not is_array or not leaves or jnp.ndim(leaves[0]) < 2:
+        return
+    if isinstance(lengths, jax.Array) and not lengths.is_fully_addressable:
+        return
+    steps = jnp.shape(leaves[0])[0]
+    if lengths.ndim != 1 or not jnp.issubdtype(lengths.dtype, jnp.integer) or is_symbolic(steps):
+        return
+    values = np.asarray(lengths)
+    invalid = (values < 0) | (values > steps)
+    if invalid.any():
+        index = int(invalid.argmax())
+        raise ValueError(
+            f"{inputs.owner}: lengths must be from 0 to T = {steps}, got {values[index]} at index "
+            f"{index}"
+        )
+
+
 def _validate_lengths(owner: str, lengths: jax.Array, steps: int, batch: int) -> jax.Array:
     if lengths.shape != (batch,):
         raise ValueError(
@@ -231,10 +262,7 @@ def cast_like(subject: str, source: str, tree: Any, like: Any) -> Any:
       ValueError: the shapes differ.
       TypeError: the structures differ, or dtypes differ in more than precision.
     """
-    expected, got = jax.tree.structure(like), jax.tree.structure(tree)
-    if expected != got:
-        expected, got = checks.shorten(expected), checks.shorten(got)
-        raise TypeError(f"{subject} must have the structure of {source}, {expected}, got {got}")
+    check_structure(subject, source, tree, like)
     tree = jax.tree.map(jnp.asarray, tree)
     both = jax.tree.leaves(like), jax.tree.leaves(tree)
     expected, got = ([leaf.shape for leaf in leaves] for leaves in both)

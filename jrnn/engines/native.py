@@ -16,6 +16,7 @@ from jrnn.engines.precision import BoundCell
 from jrnn.engines.reverse_mode import require_reverse_mode
 from jrnn.engines.scan import Scan
 from jrnn.masking import Masks, tree_where, zero_where
+from jrnn.trees import describe_structure
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def _unavailable_reason(bound: BoundCell, cell: Cell, params: Any, x: Any) -> st
     if compute != jnp.float32 or accum != jnp.float32:
         return f"products and gates must be float32, got {compute} and {accum}"
     if not jax.tree_util.treedef_is_leaf(jax.tree.structure(x)):
-        return f"xs must be one array [time, batch, input], got {jax.tree.structure(x)}"
+        return f"xs must be one array [time, batch, input], got {describe_structure(x)}"
     if jax.default_backend() != "cpu":
         return f"the default backend must be cpu, got {jax.default_backend()}"
     if is_partitioned():

@@ -15,7 +15,7 @@ from jrnn.cell import Carry, Cell, Inputs, Params
 from jrnn.engines import jacobian, recurrence
 from jrnn.engines.engine import Engine
 from jrnn.engines.equations import build_system
-from jrnn.engines.inputs import canonicalize, cast_like, conform_arguments, explain_arguments
+from jrnn.engines.inputs import canonicalize, cast_like, conform_arguments, validate_arguments
 from jrnn.engines.jacobian import JacobianKind, Leaves
 from jrnn.engines.manual_axes import vary_alike
 from jrnn.engines.newton_iteration import NewtonStatus as NewtonStatus
@@ -24,6 +24,7 @@ from jrnn.engines.precision import BoundCell
 from jrnn.engines.scan import Scan
 from jrnn.layer import Layer, SequenceInputs, check_layer
 from jrnn.masking import Masks, expand_mask, step_shapes
+from jrnn.signatures import SEQUENCE_HINTS, explain_signature
 
 KINDS = ("auto", "diagonal", "block", "full")
 INITS = ("step", "carry")
@@ -226,6 +227,7 @@ class Newton(Engine):
         return kind
 
 
+@explain_signature(SEQUENCE_HINTS)
 def newton(
     cell: Cell,
     params: Params,
@@ -286,7 +288,7 @@ def newton(
         )
     check_layer("newton", "cell", cell, Cell)
     inputs = SequenceInputs(xs, carry, lengths, mask, resets, key, reverse, "newton")
-    with explain_arguments(inputs, params):
+    with validate_arguments(inputs, params):
         return _newton(cell, params, inputs, guess, engine)
 
 

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jrnn import structure
+from jrnn import checks, structure
 from jrnn.cell import Carry, Cell, Coefficients, Gates, Inputs, Params
 from jrnn.dtypes import cast, widest_dtype
+from jrnn.trees import describe_structure
 
 
 class Precision(NamedTuple):
@@ -110,7 +111,8 @@ class BoundCell:
             raise TypeError(
                 f"{type(self.cell).__name__}.coefficients must return Diagonal(a, b), "
                 "LogDiagonal(log_a, log_b) or Dense(a, b), both with the structure of init_carry, "
-                f"{expected}, got {type(coefficients).__name__} of {got}"
+                f"{checks.shorten(describe_structure(carry))}, got "
+                f"{checks.shorten(describe_structure(coefficients))}"
             )
         return jax.tree.map(jnp.asarray, coefficients)
 

@@ -12,13 +12,14 @@ from jrnn.engines.associative import Associative
 from jrnn.engines.auto import Auto
 from jrnn.engines.engine import Engine
 from jrnn.engines.fused import Fused
-from jrnn.engines.inputs import canonicalize, conform_arguments, explain_arguments
+from jrnn.engines.inputs import canonicalize, conform_arguments, validate_arguments
 from jrnn.engines.native import Native
 from jrnn.engines.newton import Newton
 from jrnn.engines.reverse_mode import forward_mode_message
 from jrnn.engines.scan import Scan
 from jrnn.layer import Layer, SequenceInputs, check_layer
 from jrnn.masking import repeat_on_padding
+from jrnn.signatures import SEQUENCE_HINTS, explain_signature
 from jrnn.structure import is_symbolic
 
 REGISTRY: dict[str, type[Engine]] = {
@@ -66,6 +67,7 @@ def unroll(
 ) -> tuple[Carry, Any, Carry]: ...
 
 
+@explain_signature(SEQUENCE_HINTS)
 def unroll(
     layer: Layer,
     params: Params,
@@ -106,7 +108,8 @@ def unroll(
       carry: the initial carry, which is the carry before the first step in scan order, leaves
         `[B, ...]`; by default `layer.init_carry`.
       lengths: `[B]` ints, the number of valid steps of each sequence. All later steps are padding,
-        where the carry does not change and the output is zero. Lengths are clipped to [0, T].
+        where the carry does not change and the output is zero. Lengths must be in [0, T]; if they
+        are traced, as in `jax.jit`, their values are unknown, and they are clipped to [0, T].
       mask: `[T, B]` bool, True on valid steps, in any pattern. With `lengths`, a step is valid only
         if it is valid according to both.
       resets: `[T, B]` bool, True where `init_carry` replaces the carry before the step, in scan
@@ -126,8 +129,9 @@ def unroll(
       padding it is that of the previous step in scan order, or the initial carry.
 
     Raises:
-      ValueError: a shape is wrong, a leaf of the parameters has the wrong dtype or is missing, the
-        engine is unknown or cannot run the cell, or `reverse` or `return_carries` is not a bool.
+      ValueError: a shape is wrong, a length is outside of [0, T], a leaf of the parameters has the
+        wrong dtype or is missing, the engine is unknown or cannot run the cell, or `reverse` or
+        `return_carries` is not a bool.
       TypeError: `layer` is not a layer, `key` is not a PRNG key, the parameters are of another
         type, a dtype or the structure of the inputs or of the carry is wrong, the engine cannot run
         the cell, or `return_carries` is True for a layer that is not a cell.
@@ -164,7 +168,7 @@ def unroll_inputs(
     engine = choose_engine(engine, inputs.owner)
     return_carries = checks.boolean(inputs.owner, "return_carries", return_carries)
     try:
-        with explain_arguments(inputs, params):
+        with validate_arguments(inputs, params):
             carry, ys = _unroll(layer, params, inputs, engine, return_carries)
     except TypeError as error:
         # `vmap` of a forward-mode derivative, as in jax.jacfwd, raises the error of

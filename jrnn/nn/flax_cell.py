@@ -10,8 +10,9 @@ from jax.typing import DTypeLike
 from jrnn import checks
 from jrnn.cell import Carry, Cell
 from jrnn.engines.precision import bind, infer_precision
-from jrnn.nn.options import check_rngs
+from jrnn.nn.options import MODULE_HINTS, check_dtypes, check_rngs
 from jrnn.nn.rnn import RNN
+from jrnn.signatures import explain_signature
 
 
 class FlaxCell(nnx.RNNCellBase):
@@ -27,6 +28,7 @@ class FlaxCell(nnx.RNNCellBase):
     (2, 5, 8)
     """
 
+    @explain_signature(MODULE_HINTS)
     def __init__(
         self,
         cell: Cell,
@@ -46,7 +48,8 @@ class FlaxCell(nnx.RNNCellBase):
           param_dtype: dtype of the parameters; the carry has the wider of the two.
 
         Raises:
-          TypeError: `cell` is not a `Cell`, or `rngs` is not an `nnx.Rngs`.
+          TypeError: `cell` is not a `Cell`, `rngs` is not an `nnx.Rngs`, or a dtype is not
+            floating or not enabled in JAX.
           ValueError: `input_size` is not a positive int.
         """
         if not isinstance(cell, Cell):
@@ -55,6 +58,7 @@ class FlaxCell(nnx.RNNCellBase):
                 f"{checks.describe(cell)}; for a layer of several cells use jrnn.nn.RNN"
             )
         check_rngs("FlaxCell", rngs)
+        check_dtypes("FlaxCell", dtype, param_dtype)
         self.cell = cell
         self.rnn = RNN(cell, input_size, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.rnn.rngs = nnx.data(None)  # no noise is sampled
@@ -99,7 +103,11 @@ class FlaxCell(nnx.RNNCellBase):
 
         Returns:
           The new carry, and the output `[*batch, output]`.
+
+        Raises:
+          ValueError: the last axis of `inputs` is not of size `input_size`.
         """
         x = jnp.asarray(inputs, self.rnn.dtype)
+        checks.last_axis("FlaxCell", "inputs", x, self.rnn.input_size, "input_size")
         cell, params = self.cell, self.rnn.params
         return bind(cell, params, infer_precision(params, x)).step(carry, x)

@@ -8,6 +8,7 @@ from jax.core import Tracer
 
 from jrnn import checks, memory
 from jrnn.nn.heads import Classifier, SequenceToSequence
+from jrnn.signatures import explain_signature
 
 MAX_LENGTH = 2**31 - 1
 """The largest `length` of `generate`, since XLA counts the steps of a loop in 32 bits."""
@@ -31,6 +32,7 @@ def _generate(model, prompt, length, key, temperature):
     return tokens.T
 
 
+@explain_signature()
 def generate(
     model: SequenceToSequence,
     prompt: jax.Array,

@@ -14,8 +14,9 @@ from jrnn.cell import Carry
 from jrnn.masking import max_propagating_nan, valid_steps
 from jrnn.nn.dropout import Dropout
 from jrnn.nn.layers import GRU, LSTM, StackedRNN
-from jrnn.nn.options import check_body, check_rngs
+from jrnn.nn.options import MODULE_HINTS, check_body, check_rngs
 from jrnn.nn.rnn import RNN, swap_time_and_batch
+from jrnn.signatures import SEQUENCE_HINTS, explain_signature
 
 Body = RNN | StackedRNN | LSTM | GRU
 """The recurrent modules to which a model adds an output layer."""
@@ -33,6 +34,7 @@ class Classifier(nnx.Module):
         outputs = dropout(pool(ys)) W + b
     """
 
+    @explain_signature(MODULE_HINTS)
     def __init__(
         self,
         body: Body,
@@ -71,18 +73,20 @@ class Classifier(nnx.Module):
         self.dropout = _make_dropout("Classifier", dropout, rngs)
         self.head = nnx.Linear(body.output_size, output_size, rngs=rngs)
 
+    @explain_signature(SEQUENCE_HINTS)
     def __call__(self, xs: jax.Array, *, lengths: ArrayLike | None = None) -> jax.Array:
         """Computes the outputs of each sequence.
 
         Args:
           xs: inputs `[B, T, input]`, or the inputs of the embedding (first axes `[T, B]` if the
             body is time_major).
-          lengths: `[B]` ints, the number of valid steps of each sequence; by default T.
+          lengths: `[B]` ints, the number of valid steps of each sequence, as in `jrnn.unroll`; by
+            default T.
 
         Returns:
           The outputs `[B, output_size]`; for a sequence without valid steps, the bias of the head.
         """
-        _, ys = self.body(_embed(self.embedding, xs), lengths=lengths)
+        _, ys = self.body(_embed(self, xs), lengths=lengths)
         ys = ys if self.body.time_major else swap_time_and_batch(ys)
         pooled = _pool(self.pool, ys, lengths, self.body)
         return self.head(pooled if self.dropout is None else self.dropout(pooled))
@@ -97,6 +101,7 @@ class SequenceToSequence(nnx.Module):
         outputs[t] = dropout(ys[t]) W + b
     """
 
+    @explain_signature(MODULE_HINTS)
     def __init__(
         self,
         body: Body,
@@ -129,6 +134,7 @@ class SequenceToSequence(nnx.Module):
         self.dropout = _make_dropout("SequenceToSequence", dropout, rngs)
         self.head = nnx.Linear(body.output_size, output_size, rngs=rngs)
 
+    @explain_signature(SEQUENCE_HINTS)
     def __call__(
         self,
         xs: jax.Array,
@@ -143,14 +149,15 @@ class SequenceToSequence(nnx.Module):
           xs: inputs `[B, T, input]`, or the inputs of the embedding (first axes `[T, B]` here and
             below if the body is time_major).
           carry: the initial carry; by default that of the body.
-          lengths: `[B]` ints, the number of valid steps of each sequence; by default T.
+          lengths: `[B]` ints, the number of valid steps of each sequence, as in `jrnn.unroll`; by
+            default T.
           resets: `[B, T]` bool, True where the carry is reset before the step.
 
         Returns:
           The final carry of the body, and outputs `[B, T, output_size]`; on padding they equal the
           bias of the head.
         """
-        carry, ys = self.body(_embed(self.embedding, xs), carry, lengths=lengths, resets=resets)
+        carry, ys = self.body(_embed(self, xs), carry, lengths=lengths, resets=resets)
         return carry, self.head(ys if self.dropout is None else self.dropout(ys))
 
 
@@ -163,8 +170,17 @@ def _check_embedding(owner: str, embedding: Any) -> None:
         )
 
 
-def _embed(embedding: Embedding | None, xs: jax.Array) -> Any:
-    return xs if embedding is None else embedding(xs)
+def _embed(model: "Classifier | SequenceToSequence", xs: jax.Array) -> Any:
+    """Returns the inputs of the body; raises TypeError for tokens without an embedding."""
+    if model.embedding is not None:
+        return model.embedding(xs)
+    if getattr(xs, "ndim", 3) < 3 and jnp.issubdtype(xs.dtype, jnp.integer):
+        raise TypeError(
+            f"{type(model).__name__}: xs must be floating, of shape (batch, time, input), got "
+            f"{xs.dtype} of shape {xs.shape}; for tokens pass embedding=nnx.Embed(number of "
+            "tokens, size, rngs=rngs) to the constructor"
+        )
+    return xs
 
 
 def _make_dropout(owner: str, rate: float, rngs: nnx.Rngs) -> Dropout | None:

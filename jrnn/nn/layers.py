@@ -13,8 +13,16 @@ from jrnn.cell import Carry, Inputs, Timed, WithCellState
 from jrnn.engines import Engine, choose_engine, reverse_resets
 from jrnn.layer import Layer, check_layer
 from jrnn.nn.dropout import Dropout
-from jrnn.nn.options import check_rngs, explain_options
+from jrnn.nn.options import (
+    MODULE_HINTS,
+    check_dtypes,
+    check_input_size,
+    check_rngs,
+    convert_lists,
+)
 from jrnn.nn.rnn import RNN, swap_time_and_batch, to_time_major
+from jrnn.signatures import SEQUENCE_HINTS, explain_signature
+from jrnn.trees import check_structure
 
 
 class StackedRNN(nnx.Module):
@@ -40,7 +48,7 @@ class StackedRNN(nnx.Module):
     ((4, 7, 8), (2, 4, 8))
     """
 
-    @explain_options
+    @explain_signature(MODULE_HINTS)
     def __init__(
         self,
         cell: Layer,
@@ -70,7 +78,8 @@ class StackedRNN(nnx.Module):
           param_dtype: dtype of the parameters; the carry has the wider of the two.
 
         Raises:
-          TypeError: `cell` is not a layer, or `rngs` is not an `nnx.Rngs`.
+          TypeError: `cell` is not a layer, `rngs` is not an `nnx.Rngs`, or `dtype` or
+            `param_dtype` is not floating or not enabled in JAX.
           ValueError: `input_size` or `num_layers` is not a positive int, `dropout` is outside
             [0, 1) or is not 0 for a single layer, `rngs` has no stream for it, `num_layers` is
             above 1 for a cell that reads the cell state of the layer below, `bidirectional` is True
@@ -86,6 +95,7 @@ class StackedRNN(nnx.Module):
         time_major = checks.boolean(owner, "time_major", time_major)
         dropout = checks.rate(owner, "dropout", dropout)
         engine = choose_engine(engine, owner)
+        check_dtypes(owner, dtype, param_dtype)
         if num_layers > 1 and WithCellState in cell.input_types:
             raise ValueError(
                 f"{owner}: cell must not read the cell state of the layer below if num_layers is "
@@ -127,6 +137,7 @@ class StackedRNN(nnx.Module):
         self.output_sizes = tuple(size for rnn in last for size in rnn.output_sizes)
         self.dropout = Dropout(dropout, rngs=rngs, owner=owner) if dropout else None
 
+    @explain_signature(SEQUENCE_HINTS)
     def __call__(
         self,
         xs: Inputs,
@@ -148,7 +159,7 @@ class StackedRNN(nnx.Module):
           carry: the initial carries, leaves `[num_layers·directions, B, ...]`, in the order of
             PyTorch: for each layer the forward direction, then the backward one. By default
             `cell.init_carry`.
-          lengths: `[B]` ints, the number of valid steps of each sequence.
+          lengths: `[B]` ints, the number of valid steps of each sequence, as in `jrnn.unroll`.
           mask: `[B, T]` bool (`[T, B]` if time_major), True on valid steps, in any pattern.
           resets: `[B, T]` bool (`[T, B]` if time_major), True on the first step of a new segment.
             The forward direction is reset before this step, and the backward direction before the
@@ -162,11 +173,18 @@ class StackedRNN(nnx.Module):
           `[B, T, directions·output]` (`[T, B, ...]` if time_major).
 
         Raises:
-          ValueError: a shape is wrong, or `rngs` had no stream for the noise of the cell.
+          ValueError: a shape or a length is wrong, or `rngs` had no stream for the noise of the
+            cell.
           TypeError: a dtype or the structure of the carry is wrong.
         """
+        owner = type(self).__name__
+        given, mask, resets = convert_lists(owner, xs, mask, resets)
+        xs = given
         if not self.time_major:
-            xs, mask, resets = to_time_major(type(self).__name__, xs, mask, resets)
+            xs, mask, resets = to_time_major(owner, xs, mask, resets)
+        check_input_size(owner, self.rnns[0].cell, self.input_size, given)
+        if key is not None:
+            checks.prng_key(owner, "key", key)
         if carry is not None:
             self._check_carry(carry)
         keys = [None] * len(self.rnns) if key is None else jax.random.split(key, len(self.rnns))
@@ -226,9 +244,16 @@ class StackedRNN(nnx.Module):
         return ys
 
     def _check_carry(self, carry: Carry) -> None:
-        """Raises unless the first axis of each leaf has size num_layers·directions."""
+        """Raises unless the first axis of each leaf has size num_layers·directions.
+
+        The structure is validated here only for a carry without this axis.
+        """
+        rnn = self.rnns[0]
         for leaf in jax.tree.leaves(carry):
-            if jnp.ndim(leaf) == 0 or leaf.shape[0] != len(self.rnns):
+            if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != len(self.rnns):
+                like = jax.eval_shape(lambda: rnn.cell.init_carry(rnn.params, (1,)))
+                source = f"{type(rnn.cell).__name__}.init_carry"
+                check_structure(f"{type(self).__name__}: carry", source, carry, like)
                 raise ValueError(
                     f"{type(self).__name__}: carry must have leaves of shape "
                     f"(num_layers·directions, batch, ...) = ({len(self.rnns)}, batch, ...), got "
@@ -239,7 +264,7 @@ class StackedRNN(nnx.Module):
 class LSTM(StackedRNN):
     """Stacked layers of `jrnn.LSTM`, like `torch.nn.LSTM`; see `StackedRNN` for calls."""
 
-    @explain_options
+    @explain_signature(MODULE_HINTS)
     def __init__(
         self,
         input_size: int,
@@ -317,7 +342,7 @@ class LSTM(StackedRNN):
 class GRU(StackedRNN):
     """Stacked layers of `jrnn.GRU`, like `torch.nn.GRU`; see `StackedRNN` for calls."""
 
-    @explain_options
+    @explain_signature(MODULE_HINTS)
     def __init__(
         self,
         input_size: int,

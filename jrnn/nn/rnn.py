@@ -13,7 +13,14 @@ from jrnn.dtypes import cast
 from jrnn.engines import Engine, choose_engine, unroll_inputs
 from jrnn.layer import Layer, SequenceInputs, check_layer
 from jrnn.nn.dropout import fork_dropout_stream, missing_stream
-from jrnn.nn.options import check_rngs, convert_lists, explain_options
+from jrnn.nn.options import (
+    MODULE_HINTS,
+    check_dtypes,
+    check_input_size,
+    check_rngs,
+    convert_lists,
+)
+from jrnn.signatures import SEQUENCE_HINTS, explain_signature
 
 
 class RNN(nnx.Module):
@@ -43,7 +50,7 @@ class RNN(nnx.Module):
     ((4, 8), (4, 7, 8))
     """
 
-    @explain_options
+    @explain_signature(MODULE_HINTS)
     def __init__(
         self,
         cell: Layer,
@@ -70,14 +77,15 @@ class RNN(nnx.Module):
           param_dtype: dtype of the parameters; the carry has the wider of the two.
 
         Raises:
-          TypeError: `cell` is not a layer, `rngs` is not an `nnx.Rngs`, or `param_dtype` is not
-            floating.
+          TypeError: `cell` is not a layer, `rngs` is not an `nnx.Rngs`, or `dtype` or
+            `param_dtype` is not floating or not enabled in JAX.
           ValueError: `input_size` is not a positive int, `engine` is unknown, `reverse` is True for
             a layer that is not causal, or `reverse` or `time_major` is not a bool.
         """
         self.owner = type(self).__name__
         check_layer(self.owner, "cell", cell)
         check_rngs(self.owner, rngs)
+        check_dtypes(self.owner, dtype, param_dtype)
         reverse = checks.boolean(self.owner, "reverse", reverse)
         if reverse and not cell.causal:
             raise ValueError(
@@ -107,6 +115,7 @@ class RNN(nnx.Module):
             lambda weight: weight[...], self.weights, is_leaf=lambda w: isinstance(w, nnx.Param)
         )
 
+    @explain_signature(SEQUENCE_HINTS)
     def __call__(
         self,
         xs: Inputs,
@@ -123,7 +132,7 @@ class RNN(nnx.Module):
           xs: inputs `[B, T, input]` (`[T, B, input]` if time_major), or a pytree of inputs that the
             cell accepts.
           carry: the initial carry, leaves `[B, ...]`; by default `cell.init_carry`.
-          lengths: `[B]` ints, the number of valid steps of each sequence.
+          lengths: `[B]` ints, the number of valid steps of each sequence, as in `jrnn.unroll`.
           mask: `[B, T]` bool (`[T, B]` if time_major), True on valid steps, in any pattern.
           resets: `[B, T]` bool (`[T, B]` if time_major), True where the carry is reset before the
             step.
@@ -134,11 +143,15 @@ class RNN(nnx.Module):
           The final carry, and the outputs `[B, T, output]` (`[T, B, output]` if time_major).
 
         Raises:
-          ValueError: a shape is wrong, or `rngs` had no stream for the noise of the cell.
+          ValueError: a shape or a length is wrong, or `rngs` had no stream for the noise of the
+            cell.
           TypeError: a dtype or the structure of the carry is wrong.
         """
+        given, mask, resets = convert_lists(self.owner, xs, mask, resets)
+        xs = given
         if not self.time_major:
             xs, mask, resets = to_time_major(self.owner, xs, mask, resets)
+        check_input_size(self.owner, self.cell, self.input_size, given)
         if self.dtype is not None:
             xs = cast(jax.tree.map(jnp.asarray, xs), jnp.dtype(self.dtype))
         if key is None and self.cell.is_stochastic and not self.deterministic:
@@ -165,8 +178,8 @@ def to_time_major(
     Raises:
       ValueError: the leaves of `xs` do not share the axes batch and time, or the shape of `mask` or
         `resets` is not (batch, time).
+      TypeError: `xs` are tokens.
     """
-    xs, mask, resets = convert_lists(owner, xs, mask, resets)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(xs)]
     if any(len(shape) < 2 or shape[:2] != shapes[0][:2] for shape in shapes):
         raise ValueError(
@@ -174,6 +187,12 @@ def to_time_major(
             f"every array, got {checks.shorten(shapes[:9])}"
         )
     if len(shapes) == 1 and len(shapes[0]) < 3:
+        dtype = jnp.result_type(jax.tree.leaves(xs)[0])
+        if jnp.issubdtype(dtype, jnp.integer):
+            raise TypeError(
+                f"{owner}: xs must be floating, of shape (batch, time, input), got {dtype} of "
+                f"shape {shapes[0]}; map tokens to vectors first, as by nnx.Embed"
+            )
         raise ValueError(
             f"{owner}: xs must have shape (batch, time, input), got {shapes[0]}; pass a single "
             "sequence as xs[None]"

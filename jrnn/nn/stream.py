@@ -8,6 +8,8 @@ from jax.typing import ArrayLike
 from jrnn import checks
 from jrnn.cell import Carry, Inputs
 from jrnn.nn.heads import Body, Classifier, SequenceToSequence
+from jrnn.nn.rnn import RNN
+from jrnn.signatures import explain_signature
 
 
 class Stream:
@@ -37,7 +39,7 @@ class Stream:
         self._carry: Carry = None
 
         def run(leaves: list[jax.Array], carry: Carry, x: Inputs, resets: jax.Array):
-            _check_batch(x, batch_size)
+            _check_step(model, body, x, batch_size)
             eval_model = nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
             eval_model.eval()
             xs = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, axis), x)
@@ -74,7 +76,8 @@ class Stream:
           Outputs `[B, output]`, equal to the outputs for the whole sequence at this step.
 
         Raises:
-          ValueError: the first axis of a leaf of `x` does not have size `batch_size`.
+          ValueError: the first axis of a leaf of `x` does not have size `batch_size`, or `x` has an
+            axis of time.
         """
         if self._carry is None:
             x = jax.tree.map(jnp.asarray, x)
@@ -101,8 +104,18 @@ class Stream:
         self._resets = self._resets | selected
 
 
-def _check_batch(x: Inputs, batch_size: int) -> None:
-    """Raises unless the first axis of each leaf has size `batch_size`."""
+def _check_step(model: Body | SequenceToSequence, body: Body, x: Inputs, batch_size: int) -> None:
+    """Raises ValueError unless the inputs are those of one step of `batch_size` sequences."""
+    rnn = body if isinstance(body, RNN) else body.rnns[0]
+    embedding = getattr(model, "embedding", None)
+    step = rnn.cell.inputs(body.input_size, (batch_size,)) if embedding is None else None
+    if isinstance(embedding, nnx.Embed):
+        step = jnp.zeros(batch_size, jnp.int32)
+    if isinstance(step, jax.Array) and jnp.ndim(x) == step.ndim + 1:
+        raise ValueError(
+            f"stream: x must be the inputs of one step, of shape {step.shape}, got shape "
+            f"{jnp.shape(x)}; pass the steps of a sequence one by one"
+        )
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
     if any(shape[:1] != (batch_size,) for shape in shapes):
         raise ValueError(
@@ -111,6 +124,7 @@ def _check_batch(x: Inputs, batch_size: int) -> None:
         )
 
 
+@explain_signature()
 def stream(model: Body | SequenceToSequence, batch_size: int = 1) -> Stream:
     """Returns a `Stream`, which runs a network one time step at a time.
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jrnn import checks
 from jrnn.tasks import common, labels
 from jrnn.tasks import forecast as forecasts
 from jrnn.tasks.task import DataSpec
@@ -248,12 +249,20 @@ def _stack(spec: DataSpec, examples: Sequence[Any]) -> tuple[np.ndarray, np.ndar
             expected = "[T] of tokens" if spec.has_tokens else f"[T, {spec.input_size}]"
             raise ValueError(
                 f"predict: example {number} must have shape {expected}, got {array.shape}"
+                f"{_name_inputs(spec)}"
             )
     lengths = np.array([len(array) for array in arrays])
     stacked = np.zeros((len(arrays), lengths.max(), *arrays[0].shape[1:]), np.result_type(*arrays))
     for row, array in zip(stacked, arrays, strict=True):
         row[: len(array)] = array
     return stacked, lengths
+
+
+def _name_inputs(spec: DataSpec) -> str:
+    """Returns the names of the inputs for a message, such as "; the inputs are load, temp"."""
+    if spec.input_names is None:
+        return ""
+    return f"; the inputs are {checks.shorten(', '.join(spec.input_names))}"
 
 
 def _check_inputs(spec: DataSpec, xs: np.ndarray) -> None:
@@ -269,7 +278,8 @@ def _check_inputs(spec: DataSpec, xs: np.ndarray) -> None:
     if xs.ndim < 3 or (xs.ndim == 3 and xs.shape[2] != spec.input_size):
         hint = "; for one example pass xs[None]" if xs.ndim == 2 else ""
         raise ValueError(
-            f"predict: xs must have shape [N, T, {spec.input_size}], got {xs.shape}{hint}"
+            f"predict: xs must have shape [N, T, {spec.input_size}], got {xs.shape}"
+            f"{_name_inputs(spec)}{hint}"
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jrnn import checks
+from jrnn.fields import OptionFields
 from jrnn.tasks import csv_file, npz
 from jrnn.tasks.common import StandardScaler
 from jrnn.tasks.forecast import Forecast
@@ -240,7 +241,7 @@ class Data(DataSpec):
 
 
 @dataclass(frozen=True)
-class Task(checks.ConvertsFields, abc.ABC):
+class Task(OptionFields, abc.ABC):
     """A task to learn. Subclasses are frozen dataclasses whose fields are the options.
 
     All fields have simple types, so that a task can be set by flags and saved as JSON. The

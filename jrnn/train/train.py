@@ -273,6 +273,11 @@ def load_best(experiment: Experiment, data: DataSpec, folder: Path) -> FitResult
     if checkpoint is not None:
         record = Record.decode(checkpoint.record, [experiment.network.description()])
         best = record.trials[0].best
+    if checkpoint is None and (folder / "result.json").is_file():
+        raise FileNotFoundError(
+            f"restore: {folder / 'checkpoints'} must have the checkpoints of the run, which has "
+            "ended, got none; restore them from a copy, or train the run again"
+        )
     if checkpoint is None or not best["best"]:
         raise FileNotFoundError(
             f"restore: {folder / 'checkpoints'} has no evaluated network; train the run until its "

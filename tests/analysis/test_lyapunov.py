@@ -599,7 +599,7 @@ def test_invalid_arguments_raise() -> None:
         lyapunov(Counter(), jnp.zeros(()), xs)
     with pytest.raises(ValueError, match=r"lengths must have shape \(batch,\) = \(5,\)"):
         lyapunov(cell, params, xs, lengths=jnp.ones(3, jnp.int32))
-    with pytest.raises(TypeError, match="carry must have the structure of LSTM.init_carry"):
+    with pytest.raises(TypeError, match="carry must be .*, as in LSTM.init_carry"):
         lyapunov(cell, params, xs, jnp.zeros((B, HIDDEN)))
     with pytest.raises(TypeError, match=r"cell must be a cell such as jrnn.LSTM"):
         lyapunov("lstm", params, xs)  # pyright: ignore[reportArgumentType]

@@ -146,7 +146,7 @@ def test_config_with_an_error_is_refused(name, capsys, tmp_path):
 
 def test_config_that_exits_at_import_is_refused(capsys):
     Path("mine.py").write_text("import sys\nsys.exit(0)\n")
-    assert "mine.py: SystemExit: 0" in run_and_fail(["train", "mine.py"], capsys)
+    assert "mine.py, line 2: SystemExit: 0" in run_and_fail(["train", "mine.py"], capsys)
 
 
 def header_with(text: bytes) -> bytes:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import jrnn
-from jrnn import GRU, GRUD, LSTM, LSTMCarry, Observed, Scan, masking
+from jrnn import GRU, GRUD, LSTM, Diagonal, LSTMCarry, Observed, Scan, masking
+from tests.cells.toys import Integrator
 
 CELL = LSTM(3)
 PARAMS = CELL.init(jax.random.key(0), 2)
@@ -59,8 +60,50 @@ INVALID_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
         TypeError,
         "resets must be bool, got int32; write rese",
     ),
-    ({"carry": np.ones((4, 3))}, TypeError, r"carry must have the structure of LSTM.init_carry"),
-    ({"layer": GRU(3), "carry": LSTMCarry(XS, XS)}, TypeError, "structure of GRU.init_carry"),
+    (
+        {"carry": np.ones((4, 3))},
+        TypeError,
+        r"unroll: carry must be LSTMCarry\(h, c\), as in LSTM.init_carry, got an array of shape "
+        r"\(4, 3\) and dtype float32; pass jrnn.LSTMCarry\(h, c\)",
+    ),
+    (
+        {"carry": (np.ones((4, 3)), np.ones((4, 3)))},
+        TypeError,
+        r"carry must be LSTMCarry\(h, c\), .* got a tuple of 2 arrays; pass jrnn.LSTMCarry\(h, c\)",
+    ),
+    (
+        {"layer": GRU(3), "carry": LSTMCarry(XS, XS)},
+        TypeError,
+        r"carry must be an array, as in GRU.init_carry, got LSTMCarry\(h, c\)",
+    ),
+    (
+        {"carry": LSTMCarry((XS, XS), None)},
+        TypeError,
+        r"LSTM.init_carry, got LSTMCarry\(h=a tuple of 2 arrays, c=None\)",
+    ),
+    ({"carry": {"h": XS, "c": XS}}, TypeError, "LSTM.init_carry, got a dict of c, h; pass jrnn.LS"),
+    ({"carry": np.array([5, 5, 4, 1])}, TypeError, "pass the lengths of sequences by name, as in"),
+    ({"carry": [5, 5, 4, 1]}, TypeError, "pass the lengths of sequences by name, as in lengths=le"),
+    (
+        {"layer": GRU(3), "carry": np.array([5, 5, 4, 1])},
+        TypeError,
+        r"carry must be an array, .*dtype int32; pass the lengths of sequences by name",
+    ),
+    (
+        {"lengths": np.array([5, 0, 6, 7])},
+        ValueError,
+        "^unroll: lengths must be from 0 to T = 5, got 6 at index 2$",
+    ),
+    ({"lengths": [5, 0, 1, -1]}, ValueError, "lengths must be from 0 to T = 5, got -1 at index 3"),
+    ({"lengths": jnp.array([5, 9, 1, 1])}, ValueError, "from 0 to T = 5, got 9 at index 1$"),
+    ({"key": 0}, TypeError, r"unroll: key must be one key such as jax.random.key\(0\), got 0"),
+    (
+        {"batch_first": True},
+        TypeError,
+        r"^unroll: batch_first is not an argument; jrnn.unroll take",
+    ),
+    ({"hx": None}, TypeError, r"^unroll: hx is not an argument; use carry$"),
+    ({"engin": "scan"}, TypeError, r"^unroll: engin is not an argument; did you mean 'engine'\?$"),
     (
         {"carry": LSTMCarry(XS[0], XS[0, 0])},
         ValueError,
@@ -89,6 +132,43 @@ def test_invalid_argument_raises(changes: Any, error: type[Exception], message: 
 def test_invalid_argument_raises_under_jit() -> None:
     with pytest.raises(ValueError, match="lengths must have shape"):
         jax.jit(lambda lengths: unroll(lengths=lengths))(jnp.ones(3, int))
+
+
+def test_traced_lengths_are_clipped() -> None:
+    run = jax.jit(lambda lengths: unroll(lengths=lengths)[1])
+    np.testing.assert_array_equal(
+        run(jnp.array([7, -2, 5, 3])), run(jnp.array([5, 0, 5, 3], jnp.int32))
+    )
+
+
+def test_messages_for_a_wrong_structure_name_classes_and_fields() -> None:
+    """No message has a PyTreeDef of JAX."""
+
+    class Wrong(Integrator):
+        def coefficients(self, params: Any, z: Any) -> Any:
+            return Diagonal(z, (z, z))
+
+    stack = jrnn.stack([GRU(3), LSTM(3)])
+    params = stack.init(jax.random.key(0), 2)
+    guess: Any = (XS, XS)
+    h = np.ones((4, 3), np.float32)
+    calls: list[tuple[Any, str]] = [
+        (lambda: unroll(layer=stack, params=params, carry=np.array([5, 5, 4, 1])), "pass the leng"),
+        (lambda: unroll(layer=stack, params=params, carry=(h, (h, h))), "LSTMCarry"),
+        (
+            lambda: jrnn.newton(CELL, PARAMS, XS, guess=guess),
+            r"newton: guess must be LSTMCarry\(h, ",
+        ),
+        (
+            lambda: jrnn.unroll(Wrong(2), jnp.zeros(()), XS, engine="associative"),
+            r"b=a tuple of 2 arrays",
+        ),
+    ]
+    for call, message in calls:
+        with pytest.raises(TypeError, match=message) as error:
+            jax.eval_shape(call)
+        message = str(error.value).partition("\n---")[0]  # without a note of JAX
+        assert "PyTreeDef" not in message and "\n" not in message
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5, True, "2"])

@@ -142,9 +142,13 @@ def test_init_carry_of_layers_accepts_dicts_and_refuses_other_types() -> None:
 @pytest.mark.parametrize(
     ("carry", "error", "message"),
     [
-        (None, TypeError, "carry must have the structure of LSTM.init_carry, .*got None"),
-        (XS, TypeError, r"LSTM.init_carry, .*got an array of shape \(5, 2, 3\)"),
-        ((XS[0], XS[0]), TypeError, "LSTM.init_carry, .*got tuple of 2 arrays"),
+        (None, TypeError, r"carry must be LSTMCarry\(h, c\), as in LSTM.init_carry, got None"),
+        (XS, TypeError, r"LSTM.init_carry, got an array of shape \(5, 2, 3\)"),
+        (
+            (XS[0], XS[0]),
+            TypeError,
+            "LSTM.init_carry, got a tuple of 2 arrays; pass jrnn.LSTMCarry",
+        ),
         (LSTM(6).init_carry(PARAMS, (2,)), ValueError, r"leaves of shapes .*4\).*got .*6\)"),
     ],
     ids=["none", "array", "tuple", "size"],

@@ -117,5 +117,13 @@ def test_invalid_streams_raise():
     streamed.step(XS[:1, 0])
     with pytest.raises(ValueError, match="x must have a first axis of batch_size=1"):
         streamed.step(XS[:, 0])
+    with pytest.raises(
+        ValueError, match=r"one step, of shape \(1, 3\), got shape \(1, 6, 3\); pass"
+    ):
+        streamed.step(XS[:1])
+    with pytest.raises(
+        ValueError, match=r"one step, of shape \(2,\), got shape \(2, 6\); pass the s"
+    ):
+        jrnn.stream(token_model(), batch_size=2).step(TOKENS)
     with pytest.raises(ValueError, match=r"rows must be bool of shape \(batch,\) = \(1,\), got"):
         streamed.reset(jnp.ones(3))

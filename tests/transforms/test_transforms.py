@@ -228,7 +228,7 @@ def test_newton_raises_for_clipped_gradients() -> None:
 def test_wrapper_defines_every_member_of_the_contract() -> None:
     # A new member must be defined in `Wrapper`, or added to this set of members that a transform
     # does not take from its inner cell.
-    not_forwarded = {"kernel_name", "output_directions", "output_sizes"}
+    not_forwarded = {"argument_hints", "kernel_name", "output_directions", "output_sizes"}
     final = lambda value: getattr(getattr(value, "fget", value), "__final__", False)
     for base in (Layer, jrnn.Cell):
         for name, value in vars(base).items():

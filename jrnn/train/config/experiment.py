@@ -7,6 +7,7 @@ from typing import Literal
 from jrnn import checks
 from jrnn.dataclass_tree import dataclasses_in, is_of_jrnn
 from jrnn.distributed.mesh import Mesh
+from jrnn.fields import OptionFields
 from jrnn.tasks.task import Task
 from jrnn.train.config.network import Network
 from jrnn.train.config.optimizer import Optimizer
@@ -17,7 +18,7 @@ MAX_STEPS = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class RunOptions(checks.ConvertsFields):
+class RunOptions(OptionFields):
     """Options of the training loop: steps, batches, evaluations, checkpoints and devices.
 
     Args:

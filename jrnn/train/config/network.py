@@ -10,6 +10,7 @@ from flax import nnx
 from jrnn import checks
 from jrnn.cell import Observed, Timed
 from jrnn.engines import Engine, choose_engine
+from jrnn.fields import OptionFields
 from jrnn.layer import Layer
 from jrnn.nn import Classifier, SequenceToSequence, StackedRNN
 from jrnn.nn.heads import POOLS
@@ -22,7 +23,7 @@ EMBEDDING_SIZE = 64
 
 
 @dataclass(frozen=True)
-class Network(checks.ConvertsFields):
+class Network(OptionFields):
     """Options of the network: an embedding for tokens, stacked recurrent layers, and a head.
 
     Args:

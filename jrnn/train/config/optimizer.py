@@ -12,6 +12,7 @@ import optax
 from jax.typing import ArrayLike
 
 from jrnn import checks
+from jrnn.fields import OptionFields
 
 TRACEABLE_FIELDS = ("learning_rate", "weight_decay", "momentum", "clip_norm")
 """Fields of `Optimizer` that may be traced arrays, so that runs can be vectorized over them."""
@@ -34,7 +35,7 @@ Options = tuple[tuple[str, Value], ...]
 
 
 @dataclass(frozen=True)
-class Optimizer(checks.ConvertsFields):
+class Optimizer(OptionFields):
     """Options of the optimizer: an algorithm, a learning rate schedule and gradient clipping.
 
     The learning rate at training step t = 0, ..., T - 1, with w = round(warmup * T) warm-up steps

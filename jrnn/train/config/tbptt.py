@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 from jrnn import checks
+from jrnn.fields import OptionFields
 from jrnn.tasks.task import Data, Split
 from jrnn.train.data.windows import Window
 
 
 @dataclass(frozen=True)
-class TBPTT(checks.ConvertsFields):
+class TBPTT(OptionFields):
     """Updates the parameters every k1 time steps, with gradients through the last k2 time steps.
 
     A stream of time steps 1, 2, ... is cut into windows w = 0, 1, ... of k1 time steps. Each window

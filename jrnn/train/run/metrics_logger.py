@@ -123,12 +123,21 @@ class MetricsFile:
     def read_lines(self) -> list[dict[str, Any]]:
         """Returns all lines: the step, the split, the loss, the metric and other numbers.
 
+        An incomplete last line, which a process that was killed has left, is skipped.
+
         Raises:
-          OSError: the file cannot be read.
+          OSError: the file does not exist or cannot be read.
           ValueError: a line is not as `write` writes it.
         """
-        lines = []
-        for number, text in enumerate(files.read_bytes(self._path, MAX_BYTES).splitlines(), 1):
+        if not self._path.exists():
+            raise FileNotFoundError(
+                f"{self._path} does not exist; restore it from a copy, or train the run again"
+            )
+        content = files.read_bytes(self._path, MAX_BYTES)
+        texts, lines = content.splitlines(), []
+        if not content.endswith((b"\n", b"}")):
+            texts = texts[:-1]
+        for number, text in enumerate(texts, 1):
             try:
                 lines.append(_check_line(files.parse_json(text)))
             except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
