@@ -23,6 +23,7 @@ from jrnn.transforms import REGISTRY as TRANSFORMS
 
 ROOT = Path(__file__).parents[1]
 FIGURES = {
+    "rl.png": "rl/results/rl.png",
     "cells.png": "cells/results/cells.png",
     "long_sequences.png": "long_sequences/results/long_sequences.png",
 }

@@ -8,5 +8,6 @@ from jrnn.nn.layers import GRU as GRU
 from jrnn.nn.layers import LSTM as LSTM
 from jrnn.nn.layers import StackedRNN as StackedRNN
 from jrnn.nn.rnn import RNN as RNN
+from jrnn.nn.scanned import ScannedRNN as ScannedRNN
 from jrnn.nn.stream import Stream as Stream
 from jrnn.nn.stream import stream as stream

@@ -20,7 +20,7 @@ from jrnn.nn.options import (
     check_rngs,
     convert_lists,
 )
-from jrnn.nn.rnn import RNN, swap_time_and_batch, to_time_major
+from jrnn.nn.rnn import RNN, swap_time_and_batch, take_step, to_time_major
 from jrnn.signatures import SEQUENCE_HINTS, explain_signature
 from jrnn.trees import check_structure
 
@@ -201,6 +201,30 @@ class StackedRNN(nnx.Module):
         ys = self.run_layers(run, xs, lengths=lengths, mask=mask, resets=resets)
         carry = jax.tree.map(lambda *leaves: jnp.stack(leaves), *carries)
         return carry, ys if self.time_major else swap_time_and_batch(ys)
+
+    def init_carry(self, batch_size: int) -> Carry:
+        """Returns the carries before the first step, leaves `[num_layers·directions, B, ...]`."""
+        carries = [rnn.init_carry(batch_size) for rnn in self.rnns]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *carries)
+
+    def step(
+        self, x: Inputs, carry: Carry | None = None, *, resets: ArrayLike | None = None
+    ) -> tuple[Carry, jax.Array]:
+        """Takes one step, with the output of a call for the whole sequence.
+
+        Args:
+          x: inputs of one step, `[B, input]`, or a pytree of inputs that the cell accepts.
+          carry: the carry after the previous step; None means the initial carry.
+          resets: `[B]` bool, True where the carry is reset before the step.
+
+        Returns:
+          The carry, and the output `[B, output]`.
+
+        Raises:
+          ValueError: the module is not causal, or as for a call.
+          TypeError: as for a call.
+        """
+        return take_step(self, x, carry, resets)
 
     def run_layers(
         self,

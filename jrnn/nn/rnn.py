@@ -160,6 +160,30 @@ class RNN(nnx.Module):
         carry, ys = unroll_inputs(self.cell, self.params, inputs, self.engine)
         return carry, ys if self.time_major else swap_time_and_batch(ys)
 
+    def init_carry(self, batch_size: int) -> Carry:
+        """Returns the carry before the first step, leaves `[batch_size, ...]`."""
+        batch_size = checks.positive_int(self.owner, "batch_size", batch_size)
+        return self.cell.init_carry(self.params, (batch_size,))
+
+    def step(
+        self, x: Inputs, carry: Carry | None = None, *, resets: ArrayLike | None = None
+    ) -> tuple[Carry, jax.Array]:
+        """Takes one step, with the output of a call for the whole sequence.
+
+        Args:
+          x: inputs of one step, `[B, input]`, or a pytree of inputs that the cell accepts.
+          carry: the carry after the previous step; None means the initial carry.
+          resets: `[B]` bool, True where the carry is reset before the step.
+
+        Returns:
+          The carry, and the output `[B, output]`.
+
+        Raises:
+          ValueError: the module is not causal, or as for a call.
+          TypeError: as for a call.
+        """
+        return take_step(self, x, carry, resets)
+
     def _make_noise_key(self) -> jax.Array:
         """Returns the PRNG key for the noise of one call."""
         if self.rngs is None:
@@ -168,6 +192,28 @@ class RNN(nnx.Module):
                 "pass key, or call eval() to use the expected value"
             )
         return self.rngs()
+
+
+def take_step(
+    module: Any, x: Inputs, carry: Carry | None, resets: ArrayLike | None
+) -> tuple[Carry, jax.Array]:
+    """Runs an `RNN` or a `StackedRNN` for one step; see `RNN.step`."""
+    owner = type(module).__name__
+    if not module.causal:
+        raise ValueError(
+            f"{owner}: step needs a causal module, got one whose outputs may depend on later "
+            "inputs; use layers that are neither reversed nor bidirectional"
+        )
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
+    if len(shapes) == 1 and len(shapes[0]) != 2:
+        raise ValueError(
+            f"{owner}: x must be the inputs of one step, of shape (batch, input), got {shapes[0]}"
+        )
+    axis = 0 if module.time_major else 1
+    expand = lambda leaf: jnp.expand_dims(jnp.asarray(leaf), axis)
+    xs, resets = jax.tree.map(expand, (x, resets))
+    carry, ys = module(xs, carry, resets=resets)
+    return carry, jnp.squeeze(ys, axis)
 
 
 def to_time_major(
