@@ -1,6 +1,7 @@
 """Generates the pages of cells, transforms and the API, from the registries and docstrings."""
 
 import ast
+import importlib.util
 import inspect
 import json
 import statistics
@@ -16,9 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jrnn
 from experiments.cells.report import get_metrics
-from jrnn import analysis, config, distributed, nn, sweep, tasks, testing, train
+from jrnn import analysis, config, distributed, initializers, nn, sweep, tasks, testing, train
 from jrnn.cli.inspect import first_line, make_cell_rows
 from jrnn.layers import REGISTRY as LAYERS
+from jrnn.nn import linen
 from jrnn.transforms import REGISTRY as TRANSFORMS
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +34,7 @@ STUDY = "experiments/cells/results/cells.json"
 MODULES: dict[str, tuple[ModuleType, str]] = {
     "jrnn": (jrnn, "Cells, engines and the functions that run them."),
     "jrnn.nn": (nn, "flax nnx modules: layers, models, generation and streaming."),
+    "jrnn.nn.linen": (linen, "Modules for flax linen."),
     "jrnn.train": (train, "Experiments, the training loop `fit`, optimizers and writers."),
     "jrnn.tasks": (tasks, "Tasks, which load data."),
     "jrnn.analysis": (analysis, "Gates over time, Lyapunov exponents and figures."),
@@ -39,6 +42,7 @@ MODULES: dict[str, tuple[ModuleType, str]] = {
     "jrnn.distributed": (distributed, "Meshes and process groups."),
     "jrnn.sweep": (sweep, "Sweeps."),
     "jrnn.config": (config, "Config files."),
+    "jrnn.initializers": (initializers, "Initial values of parameters."),
 }
 """The modules of the API, and what they have."""
 
@@ -181,8 +185,16 @@ def _api_page(name: str) -> str:
         value = getattr(module, each)
         if inspect.ismodule(value):
             continue
-        lines += ["", f"::: {name}.{each}"]
+        lines += ["", f"::: {_path(module, each)}"]
     return "\n".join(lines)
+
+
+def _path(module: ModuleType, name: str) -> str:
+    """Returns the path of a public name; where a submodule has the same name, its own path."""
+    path = f"{module.__name__}.{name}"
+    if hasattr(module, "__path__") and importlib.util.find_spec(path) is not None:
+        return f"{getattr(module, name).__module__}.{name}"
+    return path
 
 
 def public_names(module: ModuleType) -> list[str]:

@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 
+import jrnn
 from jrnn import GRU, LSTM, config
 from jrnn.cli.completion import FLAG
 from jrnn.cli.main import _load_commands
@@ -93,3 +94,12 @@ def test_links_between_pages_exist():
             name = str(path.relative_to(ROOT)).removeprefix("docs/")
             is_generated = name.startswith(("api/", "cells/")) or name in generated
             assert is_generated or path.is_file(), (page.name, link)
+
+
+def test_every_public_module_has_a_page():
+    """Cells, transforms and layers have pages of their own; `jrnn` lists the engines."""
+    text = (ROOT / "docs/hooks.py").read_text("utf-8")
+    documented = set(re.findall(r'^    "(jrnn[\w.]*)": \(', text, re.MULTILINE))
+    public = {f"jrnn.{name}" for name in jrnn.__all__ if inspect.ismodule(getattr(jrnn, name))}
+    others = {"jrnn.bench", "jrnn.cells", "jrnn.engines", "jrnn.layers", "jrnn.transforms"}
+    assert public - others <= documented
