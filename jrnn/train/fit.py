@@ -259,6 +259,12 @@ def fit(
         signals = stack.enter_context(Signals())
         network = SingleNetwork(model, plan, optimizer, options, Mesh.parse_or_default(mesh), group)
         network.trace({} if loss is None else {"validation": plan.validation, "test": test})
+        named = {
+            "train": {"data": data} if not isinstance(data, Data) else {"data.train": data.train},
+            "validation": {"validation": plan.validation},
+            "test": {"test": test},
+        }
+        explain = lambda split: _explain_non_finite(model, loss, data, named[split])
         trainer: Trainer | None = None
         has_trained = lambda: trainer is not None and trainer.has_trained
         folder = stack.enter_context(open_run_dir(run_dir, group, has_trained))
@@ -273,7 +279,7 @@ def fit(
             resume_command=resume_command,
             is_temporary=run_dir is None,
             inputs={} if run_dir is None else _describe_inputs(data, plan, network, options),
-            explain_non_finite=lambda: _explain_non_finite(model, data, validation, loss),
+            explain_non_finite=explain,
         )
         stack.enter_context(contextlib.closing(trainer))
         mode: ProgressMode = "auto" if progress is True else (progress or "none")
@@ -286,8 +292,8 @@ def fit(
         trainer.fit(signals, bar)
         test_metrics = {} if test is None else trainer.evaluate(test)[0]
         if test is not None and not np.isfinite(test_metrics["loss"]):
-            cause = explain_non_finite(model, {"test": test}) or "validation is finite"
-            log.warning("the test loss is %s: %s", test_metrics["loss"], cause)
+            cause = explain("test") or "Its arrays are finite; check the loss"
+            log.warning("the test loss is %s. %s", test_metrics["loss"], cause)
         tracker = trainer.trackers[0]
         model = network.model(trainer.best_weights())
         return FitResult(model, tracker.step, tracker.best, test_metrics, trainer.seconds)
@@ -305,7 +311,7 @@ def make_trainer(
     resume_command: str = "",
     is_temporary: bool = False,
     inputs: Mapping[str, str] | None = None,
-    explain_non_finite: Callable[[], str] = lambda: "",
+    explain_non_finite: Callable[[str], str] = lambda split: "",
 ) -> Trainer:
     """Creates the trainer of a single network, which raises if the loss is NaN or infinite.
 
@@ -390,14 +396,17 @@ def _make_plan(
     return plan_examples(data, validation, BatchLoss(loss), options, metric, higher_is_better)
 
 
-def _explain_non_finite(model: Any, data: Any, validation: Any, loss: UserLoss | None) -> str:
-    """Returns the cause of a NaN or infinite loss, as far as the data show it, else ""."""
-    if not isinstance(data, Data):
-        return explain_non_finite(model, {"data": data, "validation": validation})
-    if loss is not None:
-        return explain_non_finite(
-            model, {"data.train": data.train, "data.validation": data.validation}
-        )
+def _explain_non_finite(model: Any, loss: UserLoss | None, data: Any, named: dict[str, Any]) -> str:
+    """Returns the cause of a NaN or infinite loss, as far as the data show it, else "".
+
+    Args:
+      model: the model.
+      loss: the argument of `fit`.
+      data: the argument of `fit`.
+      named: the examples on which the loss is not finite, by the name of the argument.
+    """
+    if loss is not None or not isinstance(data, Data):
+        return explain_non_finite(model, named)
     try:
         validate.check_finite(data)
     except ValueError as error:

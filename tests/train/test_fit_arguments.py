@@ -275,7 +275,7 @@ def test_non_finite_loss_names_the_first_invalid_entry(name):
 def test_non_finite_test_loss_is_reported(caplog):
     result = call(test=(X[:2], np.array([0, 9])))
     assert np.isnan(result.test["loss"])
-    assert "the test loss is nan: If test[1] has labels, they must be in 0..3" in caplog.text
+    assert "the test loss is nan. If test[1] has labels, they must be in 0..3" in caplog.text
 
 
 RESUMED = {

@@ -64,7 +64,7 @@ class Trainer:
         is_temporary: bool = False,
         writers: Sequence[MetricsWriter] = (),
         inputs: Mapping[str, str] | None = None,
-        explain_non_finite: Callable[[], str] = lambda: "",
+        explain_non_finite: Callable[[str], str] = lambda split: "",
     ):
         """Initializes the parameters and opens the folder; call `begin` or `resume` next.
 
@@ -84,8 +84,8 @@ class Trainer:
           writers: further outputs for the metrics of all networks; only in the first process.
           inputs: descriptions of data and arguments that must be the same when the run is resumed;
             see `Record`.
-          explain_non_finite: returns the cause of a NaN or infinite loss as the end of a message;
-            "" if it is not known.
+          explain_non_finite: a function of "train" or "validation" that returns the cause of a NaN
+            or infinite loss on this split, as the end of a message; "" if it is not known.
 
         Raises:
           CheckpointError: the folder cannot be written to.
@@ -228,7 +228,7 @@ class Trainer:
             result, tracker = results[index], self.trackers[index]
             if not np.isfinite(result["loss"]):
                 reason = f"validation loss is {result['loss']} at step {self.step}"
-                self._stop_non_finite(index, reason)
+                self._stop_non_finite(index, reason, "validation")
                 continue
             self._loggers[index].log_validation(self.step, result)
             improved[index] = tracker.update(self.step, result)
@@ -375,14 +375,14 @@ class Trainer:
             else:
                 self._loggers[index].log_steps(first, network_metrics[index])
 
-    def _stop_non_finite(self, index: int, reason: str) -> None:
+    def _stop_non_finite(self, index: int, reason: str, split: str = "train") -> None:
         if not self._stop_all_if_non_finite:
             self.stopped[index] = reason
             return
         with contextlib.suppress(CheckpointError):
             self.wait()
         checkpoint = f"; the last good checkpoint is of step {self._checkpoints.steps()[-1]}"
-        advice = self._explain_non_finite() or (
+        advice = self._explain_non_finite(split) or (
             "Try a lower learning rate or a smaller clip_norm, or check the data for NaN"
         )
         raise NonFiniteLoss(
