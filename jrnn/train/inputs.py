@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar, get_args
 
+import jax
 import numpy as np
 import optax
 from flax import nnx
@@ -76,7 +77,7 @@ def make_run_options(**values: Any) -> RunOptions:
     freeze, weights = values["freeze"], values["class_weights"]
     if isinstance(freeze, Sequence) and not isinstance(freeze, str):
         freeze = tuple(freeze)
-    if isinstance(weights, np.ndarray) and weights.ndim == 1:
+    if isinstance(weights, np.ndarray | jax.Array) and weights.ndim == 1:
         weights = weights.tolist()
     if isinstance(weights, Sequence) and not isinstance(weights, str):
         weights = tuple(weights)
