@@ -8,8 +8,10 @@ NumPy scalars, and return them as Python numbers or bools.
 
 import dataclasses
 import difflib
+import inspect
 import math
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,8 +33,8 @@ def describe(value: Any) -> str:
     """Returns a description of a value for a message, of at most `MAX_DESCRIPTION` characters.
 
     Arrays are described by shape and dtype, containers of arrays by type and number of leaves,
-    dataclasses such as cells by type and the fields that are not defaults, classes by name, objects
-    of flax, pandas and torch by type, and all other values by `repr`.
+    dataclasses such as cells by type and the fields that are not defaults, classes and functions by
+    name, objects of flax, pandas and torch by type, and all other values by `repr`, on one line.
     """
     return shorten(_describe(value))
 
@@ -41,6 +43,8 @@ def _describe(value: Any) -> str:
     """Returns the description of `describe` before it is shortened."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
+    if inspect.isfunction(value):
+        return f"the function {value.__name__}"
     if dataclasses.is_dataclass(value):
         return _describe_fields(value)
     if isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
@@ -53,7 +57,7 @@ def _describe(value: Any) -> str:
         leaves = jax.tree.leaves(value)
         kind = "arrays" if all(map(_has_array, leaves)) else "leaves"
         return f"{type(value).__name__} of {len(leaves)} {kind}"
-    return repr(value)
+    return re.sub(r"\s*\n\s*", " ", repr(value))
 
 
 def shorten(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 import abc
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -230,14 +230,19 @@ class Data(DataSpec):
 
         It detects changes of the data.
         """
-        digest = hashlib.sha256()
-        for array in (*self.train, *self.validation, *self.test):
-            if array is not None:
-                digest.update(f"{array.dtype}{array.shape}".encode())
-                digest.update(np.ascontiguousarray(array).data)
-        digest.update("".join(self.vocabulary or ()).encode())
-        digest.update("\0".join(self.class_names or ()).encode())
-        return digest.hexdigest()[:16]
+        arrays = (*self.train, *self.validation, *self.test)
+        text = "".join(self.vocabulary or ()) + "\0".join(self.class_names or ())
+        return hash_arrays((array for array in arrays if array is not None), text)
+
+
+def hash_arrays(arrays: Iterable[Any], text: str = "") -> str:
+    """Returns a short hash of the dtypes, shapes and entries of arrays, and of a text."""
+    digest = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    digest.update(text.encode())
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,15 @@ def load(task: Task, like: DataSpec | None = None) -> Data:
     """
     data = task.load() if like is None else task.load_like(like)
     check_arrays(data)
+    check_finite(data)
+    return data
+
+
+def check_finite(data: Data) -> None:
+    """Raises ValueError if a valid entry is infinite, too large for float32, or, in `xs`, NaN."""
     for name, split in _named_splits(data):
         _check_finite(f"{name}.xs", split.xs, split, per_step=True)
         _check_finite(f"{name}.ys", split.ys, split, per_step=data.per_step, allow_nan=True)
-    return data
 
 
 def check_arrays(data: Data) -> None:

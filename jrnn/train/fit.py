@@ -1,38 +1,45 @@
 """`fit`: trains any model on any data, with checkpoints, resume and a progress bar."""
 
 import contextlib
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 import optax
 from flax import nnx
 
-from jrnn import checks
 from jrnn.distributed import Mesh, ProcessGroup
 from jrnn.signals import Signals
 from jrnn.tasks import validate
-from jrnn.tasks.task import Data
+from jrnn.tasks.task import Data, hash_arrays
 from jrnn.train.config.experiment import RunOptions
 from jrnn.train.config.tbptt import TBPTT
-from jrnn.train.data.sampler import check_batch_size
+from jrnn.train.data.arrays import describe_specs, is_iterable_of_batches, materialize_batches
+from jrnn.train.data.sampler import DEVICE_BYTES, check_batch_size
 from jrnn.train.data.windows import check_streams
-from jrnn.train.run.data_plan import (
-    DataPlan,
-    is_iterable_of_batches,
-    materialize_batches,
-    plan_examples,
-    plan_task,
+from jrnn.train.inputs import (
+    canonicalize_data,
+    check_loss,
+    check_model,
+    check_optimizer,
+    check_other_arguments,
+    check_task_model,
+    explain_call,
+    make_run_options,
 )
-from jrnn.train.run.lock import run_lock
+from jrnn.train.run.data_plan import DataPlan, plan_examples, plan_task
 from jrnn.train.run.metrics_logger import MetricsWriter
+from jrnn.train.run.non_finite import explain_non_finite
 from jrnn.train.run.progress import Progress, ProgressMode
+from jrnn.train.run.run_dir import open_run_dir
 from jrnn.train.run.single import SingleNetwork
 from jrnn.train.run.trainer import Trainer
-from jrnn.train.step.loss import BatchLoss, UserLoss
+from jrnn.train.step.loss import BatchLoss, Objective, UserLoss
+
+log = logging.getLogger("jrnn")
 
 
 class FitResult(NamedTuple):
@@ -56,6 +63,7 @@ class FitResult(NamedTuple):
     seconds: float | None = None
 
 
+@explain_call
 def fit(
     model: nnx.Module,
     data: Data | Any | Iterable[Any],
@@ -106,7 +114,8 @@ def fit(
         on the first axis, such as a tuple `(xs, ys)`; it is shuffled in each epoch. An iterable of
         batches, such as a list, a generator or a PyTorch `DataLoader`; each batch is a pytree of
         arrays, and all batches have the same shapes. The data of a task, from `jrnn.tasks.load`,
-        which includes validation and test splits.
+        which includes validation and test splits. Nested lists of numbers, and tensors and tables
+        of other libraries, are converted by `numpy.asarray`.
       loss: a function `loss(model, batch)` that returns the mean loss of the batch, a real scalar,
         or a tuple `(loss, metric)` of two means; without a metric, the loss is also the metric. It
         is called within `jax.jit`. `model` has the type of the argument `model`, and is in training
@@ -118,13 +127,15 @@ def fit(
       optimizer: any optax gradient transformation.
       steps: number of training steps.
       run_dir: the folder of the run, created if it does not exist. `fit` writes `metrics.jsonl` and
-        `checkpoints`, moves damaged checkpoints to `damaged`, and locks the folder. None uses a
-        temporary folder, which is removed at the end.
+        `checkpoints`, moves damaged checkpoints to `damaged`, and locks the folder. If an error is
+        raised before the end of the first training step, these files are removed, unless they were
+        there before. None uses a temporary folder, which is removed at the end.
       validation: validation data, a pytree of arrays or an iterable of batches, which is converted
         to a list. None means no validation: the last weights are returned. Must be None for the
         data of a task.
-      test: test data in the same forms, for one evaluation of the best weights at the end. Not used
-        for the data of a task, which has a test split.
+      test: test data in the same forms, for one evaluation of the best weights at the end, which
+        logs a warning if the loss is not finite. Not used for the data of a task, which has a test
+        split.
       metric: the name of the metric that `loss` returns, for the progress bar. Not used if `loss`
         is None.
       higher_is_better: whether a higher metric is better. Not used if `loss` is None.
@@ -152,10 +163,12 @@ def fit(
         parameters below a path, in which `*` and `?` are wildcards.
       label_smoothing: fraction of the probability of the label that training distributes equally
         over all classes, in [0, 1); only for the data of a task with `loss=None`.
-      class_weights: weight of each class in the loss of training, or "balanced"; see `Experiment`.
-        Only for the data of a task with `loss=None`.
+      class_weights: weight of each class in the loss of training, a sequence or a NumPy array, or
+        "balanced"; see `Experiment`. Only for the data of a task with `loss=None`.
       resume: whether to continue from the newest intact checkpoint in `run_dir`. Batches that the
-        run has used are skipped. If there is no checkpoint, a new run starts.
+        run has used are skipped. If there is no checkpoint, a new run starts. Data, `batch_size`,
+        `seed` and `accumulate` must be the same as before, of an iterable of batches only the
+        shapes and dtypes. Needs `run_dir`.
       progress: whether to show the progress: True or "auto" shows a bar on a terminal, and a line
         every few seconds on standard error elsewhere. "bar" and "plain" choose one of them, and
         False or "none" shows nothing.
@@ -172,13 +185,14 @@ def fit(
       The model with the best metric on the validation data, and its metrics.
 
     Raises:
-      NonFiniteLoss: a loss or a gradient is NaN or infinite. The message has the training step and
-        the step of the last good checkpoint, unless `run_dir` is None.
+      NonFiniteLoss: a loss or a gradient is NaN or infinite. The message has the training step, the
+        step of the last good checkpoint, unless `run_dir` is None, and the first entry of the data
+        that is NaN, infinite or not a class, if there is one.
       Interrupted: SIGINT, SIGTERM or SIGHUP was received. The run is saved, unless `run_dir` is
         None. The message says how to resume it.
       CheckpointError: a checkpoint could not be written, none could be read, or the run is of
-        another model or of another version of jrnn.
-      TypeError: an array in the data of a task has a wrong dtype.
+        another model, another optimizer or another version of jrnn.
+      TypeError: an argument has a wrong type, or an array in the data has a wrong dtype.
       ValueError: arguments and data are incompatible, the loss does not return a real scalar, there
         are several processes without a group, or `run_dir` has metrics without a checkpoint.
       FileExistsError: `run_dir` has checkpoints already, and `resume` is False.
@@ -200,9 +214,7 @@ def fit(
     >>> round(float(result.model.kernel[0, 0]), 2)
     3.0
     """
-    if isinstance(freeze, str):  # each character would be a path
-        raise TypeError(f"fit: freeze must be a tuple such as ({freeze!r},), got a str")
-    options = RunOptions(
+    options = make_run_options(
         steps=steps,
         batch_size=batch_size,
         accumulate=accumulate,
@@ -212,35 +224,62 @@ def fit(
         seed=seed,
         mesh=mesh,
         ema_decay=ema_decay,
-        freeze=tuple(freeze),
+        freeze=freeze,
         label_smoothing=label_smoothing,
-        class_weights=class_weights
-        if class_weights is None or isinstance(class_weights, str)
-        else tuple(np.asarray(class_weights).tolist()),
+        class_weights=class_weights,
     )
-    if not isinstance(progress, bool):
-        checks.one_of("fit", "progress", progress, get_args(ProgressMode))
+    check_other_arguments(
+        run_dir=run_dir,
+        resume=resume,
+        metric=metric,
+        higher_is_better=higher_is_better,
+        tbptt=tbptt,
+        progress=progress,
+        writers=writers,
+        description=description,
+        group=group,
+        resume_command=resume_command,
+    )
+    check_model(model, data)
+    check_loss(loss)
+    check_optimizer(optimizer)
     group = group or ProcessGroup()
     check_group(group)
-    plan = _make_plan(data, validation, loss, options, tbptt, metric, higher_is_better)
+    data = canonicalize_data(data)
+    validation = materialize_batches(validation, "validation")
+    test = materialize_batches(test, "test")
     if isinstance(data, Data):
-        check_data(data, options, tbptt)
+        check_data(data, options, tbptt, "fit")
         test = data.test
+        if loss is None:
+            Objective.from_data(data, options, "fit")
+            check_task_model(model, data)
+    plan = _make_plan(data, validation, loss, options, tbptt, metric, higher_is_better)
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(_open_run_dir(run_dir, group))
         signals = stack.enter_context(Signals())
         network = SingleNetwork(model, plan, optimizer, options, Mesh.parse_or_default(mesh), group)
-        description = description or type(model).__qualname__
+        network.trace({} if loss is None else {"validation": plan.validation, "test": test})
+        named = {
+            "train": {"data": data} if not isinstance(data, Data) else {"data.train": data.train},
+            "validation": {"validation": plan.validation},
+            "test": {"test": test},
+        }
+        explain = lambda split: _explain_non_finite(model, loss, data, named[split])
+        trainer: Trainer | None = None
+        has_trained = lambda: trainer is not None and trainer.has_trained
+        folder = stack.enter_context(open_run_dir(run_dir, group, has_trained))
         trainer = make_trainer(
             network,
             options,
             plan,
             folder,
             group,
-            description,
+            description or type(model).__qualname__,
             writers,
             resume_command=resume_command,
             is_temporary=run_dir is None,
+            inputs={} if run_dir is None else _describe_inputs(data, plan, network, options),
+            explain_non_finite=explain,
         )
         stack.enter_context(contextlib.closing(trainer))
         mode: ProgressMode = "auto" if progress is True else (progress or "none")
@@ -251,7 +290,10 @@ def fit(
         else:
             trainer.begin()
         trainer.fit(signals, bar)
-        test_metrics = {} if test is None else trainer.evaluate(materialize_batches(test))[0]
+        test_metrics = {} if test is None else trainer.evaluate(test)[0]
+        if test is not None and not np.isfinite(test_metrics["loss"]):
+            cause = explain("test") or "Its arrays are finite; check the loss"
+            log.warning("the test loss is %s. %s", test_metrics["loss"], cause)
         tracker = trainer.trackers[0]
         model = network.model(trainer.best_weights())
         return FitResult(model, tracker.step, tracker.best, test_metrics, trainer.seconds)
@@ -268,6 +310,8 @@ def make_trainer(
     *,
     resume_command: str = "",
     is_temporary: bool = False,
+    inputs: Mapping[str, str] | None = None,
+    explain_non_finite: Callable[[str], str] = lambda split: "",
 ) -> Trainer:
     """Creates the trainer of a single network, which raises if the loss is NaN or infinite.
 
@@ -281,6 +325,8 @@ def make_trainer(
       writers: further outputs for the metrics.
       resume_command: the command that resumes the run, for messages; "" if there is none.
       is_temporary: whether the folder is removed at the end, so that the run cannot be resumed.
+      inputs: descriptions of data and arguments that must be the same when the run is resumed.
+      explain_non_finite: returns the cause of a NaN or infinite loss; see `Trainer`.
 
     Raises:
       CheckpointError: the folder cannot be written to.
@@ -298,6 +344,8 @@ def make_trainer(
         resume_command=resume_command,
         is_temporary=is_temporary,
         writers=writers,
+        inputs=inputs,
+        explain_non_finite=explain_non_finite,
     )
 
 
@@ -338,27 +386,63 @@ def _make_plan(
     if options.patience is not None and validation is None:
         raise ValueError("fit: patience needs validation data; pass validation")
     if not is_iterable_of_batches(data):
-        _check_examples("data", data)
-        check_batch_size(data, options.batch_size)
+        check_batch_size(data, options.batch_size, "fit")
         Mesh.parse_or_default(options.mesh).validate(options.batch_size // options.accumulate)
     elif jax.process_count() > 1:
         raise ValueError(
             "fit: data must be arrays if there are several processes, got an iterable of batches; "
             "pass arrays"
         )
-    if validation is not None and not is_iterable_of_batches(validation):
-        _check_examples("validation", validation)
     return plan_examples(data, validation, BatchLoss(loss), options, metric, higher_is_better)
 
 
-def _check_examples(name: str, examples: Any) -> None:
-    """Raises ValueError unless all arrays have the same number of examples on the first axis."""
-    sizes = [len(leaf) if getattr(leaf, "ndim", 0) else None for leaf in jax.tree.leaves(examples)]
-    if not sizes or None in sizes or len({*sizes}) > 1:
-        raise ValueError(
-            f"fit: the arrays of {name} must have the same first axis, the examples; got shapes "
-            f"{jax.tree.map(lambda leaf: getattr(leaf, 'shape', leaf), examples)}"
-        )
+def _explain_non_finite(model: Any, loss: UserLoss | None, data: Any, named: dict[str, Any]) -> str:
+    """Returns the cause of a NaN or infinite loss, as far as the data show it, else "".
+
+    Args:
+      model: the model.
+      loss: the argument of `fit`.
+      data: the argument of `fit`.
+      named: the examples on which the loss is not finite, by the name of the argument.
+    """
+    if loss is not None or not isinstance(data, Data):
+        return explain_non_finite(model, named)
+    try:
+        validate.check_finite(data)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _describe_inputs(
+    data: Any, plan: DataPlan, network: SingleNetwork, options: RunOptions
+) -> dict[str, str]:
+    """Returns descriptions of the data and options on which the batches of a run depend.
+
+    Of an iterable of batches, only the shapes and dtypes are described.
+    """
+    inputs = {"accumulate": str(options.accumulate)}
+    if is_iterable_of_batches(data):
+        inputs["data"] = f"batches of {network.batch_specs}"
+    else:
+        inputs |= {"batch_size": str(options.batch_size), "seed": str(options.seed)}
+        inputs["data"] = _describe_values(data)
+    if not isinstance(data, Data) and plan.validation is not None:
+        inputs["validation"] = _describe_values(plan.validation)
+    return inputs
+
+
+def _describe_values(data: Any) -> str:
+    """Returns the shapes and dtypes of data, and a hash of their entries.
+
+    Of arrays that are too large for a device, equally spaced examples are hashed.
+    """
+    if isinstance(data, Data):
+        return f"{describe_specs(data.train)} (hash {data.fingerprint})"
+    leaves = jax.tree.leaves(data)
+    step = -(-sum(leaf.nbytes for leaf in leaves) // DEVICE_BYTES)
+    arrays = (leaf[:: max(step, 1)] for leaf in leaves)
+    return f"{describe_specs(data)} (hash {hash_arrays(arrays)})"
 
 
 def check_group(group: ProcessGroup) -> None:
@@ -371,7 +455,7 @@ def check_group(group: ProcessGroup) -> None:
         )
 
 
-def check_data(data: Data, options: RunOptions, tbptt: TBPTT | None) -> None:
+def check_data(data: Data, options: RunOptions, tbptt: TBPTT | None, owner: str = "train") -> None:
     """Checks that the data of a task, the options and the devices are compatible.
 
     Raises:
@@ -379,20 +463,8 @@ def check_data(data: Data, options: RunOptions, tbptt: TBPTT | None) -> None:
       ValueError: the data, the options or the devices are incompatible.
     """
     if tbptt is None:
-        check_batch_size(data.train, options.batch_size)
+        check_batch_size(data.train, options.batch_size, owner)
     else:
-        check_streams(data, tbptt.window(data), options.batch_size)
+        check_streams(data, tbptt.window(data), options.batch_size, owner)
     validate.check_arrays(data)
     Mesh.parse_or_default(options.mesh).validate(options.batch_size // options.accumulate)
-
-
-@contextlib.contextmanager
-def _open_run_dir(run_dir: str | Path | None, group: ProcessGroup) -> Iterator[Path]:
-    """Creates and locks the folder of a run; None creates a temporary folder."""
-    with contextlib.ExitStack() as stack:
-        if run_dir is None:
-            run_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="jrnn-"))
-        folder = Path(run_dir)
-        if group.is_first:
-            stack.enter_context(run_lock(folder))
-        yield folder

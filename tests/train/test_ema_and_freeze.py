@@ -152,7 +152,7 @@ def test_unknown_path_raises_before_a_folder_is_created(tmp_path):
         check_experiment(experiment, experiment.task.load())
     with pytest.raises(ValueError, match="freeze must have paths .*, got 'x'; the paths are b, w"):
         fit_linear(steps=1, freeze=["x"])
-    with pytest.raises(TypeError, match=r"fit: freeze must be a tuple such as \('b',\), got a str"):
+    with pytest.raises(TypeError, match="fit: freeze must be a tuple of .*, got 'b'"):
         fit_linear(steps=1, freeze="b")
     with pytest.raises(TypeError, match="freeze must be a tuple of non-empty strings"):
         make_experiment(freeze="body")

@@ -147,7 +147,7 @@ def test_messages_say_how_to_resume(has_folder, command, advice, tmp_path, monke
 
     monkeypatch.setattr(Trainer, "train_steps", fail)
     with pytest.raises(WriteError) as error:
-        run(MLP(nnx.Rngs(0)), make_examples(), steps=400, resume=True, **options)
+        run(MLP(nnx.Rngs(0)), make_examples(), steps=400, resume=has_folder, **options)
     (note,) = error.value.__notes__
     if has_folder:
         assert re.fullmatch(f"The newest checkpoint is of step [0-9]+{advice[11:]}", note)

@@ -1,8 +1,8 @@
 """The configuration of a run, as a frozen dataclass."""
 
-from collections.abc import Iterable
-from dataclasses import KW_ONLY, dataclass, field
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass, field, fields
+from typing import Any, Literal
 
 from jrnn import checks
 from jrnn.dataclass_tree import dataclasses_in, is_of_jrnn
@@ -72,30 +72,44 @@ class RunOptions(OptionFields):
     class_weights: tuple[float, ...] | Literal["balanced"] | None = None
 
     def __post_init__(self) -> None:
-        name = type(self).__name__
-        for field_name in ("steps", "batch_size", "eval_every"):
-            checks.positive_int(name, field_name, getattr(self, field_name))
-        checks.divides(name, "accumulate", self.accumulate, "batch_size", self.batch_size)
-        if self.patience is not None:
-            checks.positive_int(name, "patience", self.patience)
-        checks.positive_number(name, "save_every", self.save_every)
-        if self.mesh is not None:
-            Mesh.parse(self.mesh)
-        checks.int_between(name, "seed", self.seed, 0, checks.MAX_SEED)
-        checks.int_between(name, "steps", self.steps, 1, MAX_STEPS)
-        if self.ema_decay is not None:
-            checks.rate(name, "ema_decay", self.ema_decay)
-        checks.texts(name, "freeze", self.freeze)
-        checks.rate(name, "label_smoothing", self.label_smoothing)
-        if isinstance(self.class_weights, tuple):
-            for weight in self.class_weights:
-                checks.non_negative_number(name, "class_weights", weight)
-            if not any(self.class_weights):
-                raise ValueError(
-                    f"{name}: class_weights must have a weight above 0, got {self.class_weights}"
-                )
-        elif self.class_weights is not None:
-            checks.one_of(name, "class_weights", self.class_weights, ("balanced",))
+        values = {f.name: getattr(self, f.name) for f in fields(RunOptions)}
+        check_run_options(type(self).__name__, values)
+
+
+def check_run_options(owner: str, values: Mapping[str, Any]) -> None:
+    """Raises unless the values of all fields of `RunOptions` are valid; see there."""
+    for name in ("steps", "batch_size", "eval_every"):
+        checks.positive_int(owner, name, values[name])
+    checks.divides(owner, "accumulate", values["accumulate"], "batch_size", values["batch_size"])
+    if values["patience"] is not None:
+        checks.positive_int(owner, "patience", values["patience"])
+    checks.positive_number(owner, "save_every", values["save_every"])
+    if values["mesh"] is not None:
+        Mesh.parse(values["mesh"])
+    checks.int_between(owner, "seed", values["seed"], 0, checks.MAX_SEED)
+    checks.int_between(owner, "steps", values["steps"], 1, MAX_STEPS)
+    if values["ema_decay"] is not None:
+        checks.rate(owner, "ema_decay", values["ema_decay"])
+    checks.texts(owner, "freeze", values["freeze"])
+    checks.rate(owner, "label_smoothing", values["label_smoothing"])
+    _check_class_weights(owner, values["class_weights"])
+
+
+def _check_class_weights(owner: str, weights: Any) -> None:
+    """Raises ValueError unless the value is a tuple of weights, "balanced" or None."""
+    if isinstance(weights, tuple):
+        for weight in weights:
+            checks.non_negative_number(owner, "class_weights", weight)
+        if not any(weights):
+            raise ValueError(
+                f"{owner}: class_weights must have a weight above 0, got {checks.describe(weights)}"
+            )
+    elif weights is not None and not (isinstance(weights, str) and weights == "balanced"):
+        raise ValueError(
+            f"{owner}: class_weights must be a tuple with one number for each class, such as "
+            f"(1.0, 2.0), 'balanced' or None, got {checks.describe(weights)}"
+            + checks.suggestion(weights, ("balanced",))
+        )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from jrnn import checks
 from jrnn.distributed.mesh import Mesh
+from jrnn.train.data.arrays import to_arrays, to_batch
 from jrnn.train.data.sampler import (
     BatchPlan,
     Examples,
@@ -42,6 +44,10 @@ class Loader(Protocol):
           Examples on the device, and plans with first axis `max_steps`, of which the first `count`
           are valid. `get_batch` selects the batch of one step.
         """
+        ...
+
+    def peek(self) -> tuple[Examples, BatchPlan]:
+        """Returns the result of `next`, for tracing: arrays or `jax.ShapeDtypeStruct`s."""
         ...
 
     def get_batch(self, examples: Examples, plan: BatchPlan) -> Any:
@@ -119,7 +125,8 @@ class DataLoader:
             self._examples = self._mesh.replicate(examples)
         else:
             rows = self._mesh.local_rows(sampler.batch_size)
-            row_bytes = num_bytes(PrefetchedBatches(examples, sampler, 1, rows[:1])[0])
+            self._row = PrefetchedBatches(examples, sampler, 1, rows[:1])[0]
+            row_bytes = num_bytes(self._row)
             streamed_steps = STREAMED_BYTES // max(row_bytes * sampler.batch_size, 1)
             max_steps = min(max_steps, max(1, streamed_steps))
             self._prefetched = PrefetchedBatches(examples, sampler, max_steps, rows)
@@ -132,6 +139,12 @@ class DataLoader:
             return self._examples, pad_first_axis(plan, self.max_steps)
         batches = self._prefetched.read(first, count)
         return _transfer(batches, self._mesh, self._sampler.batch_size, self.max_steps)
+
+    def peek(self) -> tuple[Examples, BatchPlan]:
+        """Returns the result of `next`, for tracing; see `Loader`."""
+        if self._on_device:
+            return self.next(0, 1)
+        return _abstract_batches(self._row, self._sampler.batch_size, self.max_steps)
 
     def get_batch(self, examples: Examples, plan: BatchPlan) -> Any:
         """Returns the batch of one step, sharded over the mesh, within `jax.jit`."""
@@ -161,17 +174,20 @@ class IteratorLoader:
           mesh: the devices; None means one device.
 
         Raises:
-          ValueError: the iterable is empty, or its first batch has no arrays.
+          TypeError: the first batch has leaves that are not arrays.
+          ValueError: the iterable is empty, or the arrays of its first batch have no common first
+            axis.
         """
         self._batches, self._mesh = _cycle(batches), mesh or Mesh()
         self._position = 0
         first = next(self._batches, None)
         if not jax.tree.leaves(first):
             raise ValueError(
-                f"fit: data must yield batches of arrays, got {first!r}; pass a non-empty iterable"
+                f"fit: data must yield batches of arrays, got {checks.describe(first)}; pass a "
+                "non-empty iterable"
             )
         self._batches = itertools.chain([first], self._batches)
-        first = jax.tree.map(np.asarray, first)
+        self._first = first = to_batch("data", first)
         self.batch_size = num_examples(first)
         self._shapes = _describe_shapes(first)
         streamed_steps = STREAMED_BYTES // max(num_bytes(first), 1)
@@ -184,7 +200,10 @@ class IteratorLoader:
           ValueError: the iterable has ended, or a batch differs in shapes or dtypes from the first.
         """
         skipped = first - self._position
-        batches = list(itertools.islice(self._batches, skipped, skipped + count))
+        batches = [
+            to_arrays("data batch", batch)
+            for batch in itertools.islice(self._batches, skipped, skipped + count)
+        ]
         self._position = first + count
         if len(batches) < count:
             raise ValueError(
@@ -196,10 +215,15 @@ class IteratorLoader:
             if _describe_shapes(batch) != self._shapes:
                 raise ValueError(
                     "fit: all batches of data must have the shapes and dtypes of the first, "
-                    f"{self._shapes}, got {_describe_shapes(batch)} for step {step + 1}; pad it or "
+                    f"{checks.shorten(self._shapes)}, got "
+                    f"{checks.shorten(_describe_shapes(batch))} for step {step + 1}; pad it or "
                     "drop it"
                 )
         return _transfer(batches, self._mesh, self.batch_size, self.max_steps)
+
+    def peek(self) -> tuple[Examples, BatchPlan]:
+        """Returns the result of `next`, for tracing; see `Loader`."""
+        return _abstract_batches(self._first, self.batch_size, self.max_steps)
 
     def get_batch(self, examples: Examples, plan: BatchPlan) -> Any:
         """Returns the batch of one step, sharded over the mesh, within `jax.jit`."""
@@ -212,6 +236,16 @@ def _transfer(
     """Returns batches as arrays `[max_steps, batch, ...]` on the devices, and their positions."""
     stacked = jax.tree.map(lambda *parts: np.stack(parts), *batches)
     return mesh.shard_batches(pad_first_axis(stacked, max_steps), batch_size), np.arange(max_steps)
+
+
+def _abstract_batches(batch: Any, batch_size: int, max_steps: int) -> tuple[Examples, BatchPlan]:
+    """Returns the result of `_transfer` as `jax.ShapeDtypeStruct`s, from some rows of a batch."""
+
+    def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
+        return jax.ShapeDtypeStruct((max_steps, batch_size, *leaf.shape[1:]), dtype)
+
+    return jax.tree.map(abstract, batch), np.arange(max_steps)
 
 
 def _cycle(batches: Iterable[Any]) -> Iterator[Any]:

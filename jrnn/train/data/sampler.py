@@ -85,12 +85,12 @@ def shuffled_batches(examples: Examples, batch_size: int, seed: int) -> Iterator
         step += 1
 
 
-def check_batch_size(examples: Examples, batch_size: int) -> None:
+def check_batch_size(examples: Examples, batch_size: int, owner: str = "train") -> None:
     """Raises ValueError if there are fewer examples than one batch needs."""
     size = num_examples(examples)
     if size < batch_size:
         raise ValueError(
-            f"train: batch_size must be at most the {size} training examples, got {batch_size}; "
+            f"{owner}: batch_size must be at most the {size} training examples, got {batch_size}; "
             "set a smaller batch_size"
         )
 

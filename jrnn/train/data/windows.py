@@ -39,16 +39,16 @@ class WindowIndex(NamedTuple):
     window: Any
 
 
-def check_streams(data: Data, window: Window, batch_size: int) -> None:
+def check_streams(data: Data, window: Window, batch_size: int, owner: str = "train") -> None:
     """Raises ValueError if the training split gives fewer streams than one batch has rows."""
     if not data.contiguous:
-        check_batch_size(data.train, batch_size)
+        check_batch_size(data.train, batch_size, owner)
         return
     total = count_windows(data.train, window.k1)
     if total < batch_size:
         raise ValueError(
-            f"train: batch_size must be at most the {total} windows of {window.k1} time steps, got "
-            f"{batch_size}; set a smaller batch_size or k1"
+            f"{owner}: batch_size must be at most the {total} windows of {window.k1} time steps, "
+            f"got {batch_size}; set a smaller batch_size or k1"
         )
 
 

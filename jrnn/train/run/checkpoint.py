@@ -39,6 +39,10 @@ PLAIN_PATH = re.compile(r"/(?!(gs|s3|az|hf)/)[\w./ ~@+,=-]*")
 """Paths that orbax uses unchanged: it treats others as patterns or as addresses of a cloud."""
 
 
+OPTIMIZER_PATH = "['opt_state']"
+"""The beginning of the paths of the arrays of an optimizer."""
+
+
 def list_steps(folder: Path) -> list[int]:
     """Returns the steps in a folder `checkpoints` that have a complete checkpoint, damaged or not.
 
@@ -58,7 +62,7 @@ class CheckpointWriteError(CheckpointError, WriteError):
 
 
 class NetworkMismatch(CheckpointError):
-    """Raised when a checkpoint is of another network than the one to restore."""
+    """Raised when a checkpoint is of another network or optimizer than the one to restore."""
 
 
 class IncompatibleVersion(CheckpointError):
@@ -303,21 +307,30 @@ class Checkpointer:
     def _check_leaf_specs(
         self, saved: dict[str, dict[str, str]], expected: dict[str, dict[str, str]]
     ) -> None:
-        """Raises NetworkMismatch for the first array whose path, shape or dtype differs."""
+        """Raises NetworkMismatch for the first array whose path, shape or dtype differs.
+
+        The state of an optimizer depends on the network, so its arrays are compared last.
+        """
         if missing := sorted(expected.keys() - saved.keys()):
             raise NetworkMismatch(
                 f"train: {self._folder} must have the arrays {missing[0]!r}, got "
                 f"{', '.join(saved)}; read it with the code that saved it, or start a new run"
             )
-        for name, leaves in expected.items():
-            for path in sorted(leaves.keys() | saved[name].keys()):
-                old, new = saved[name].get(path, "missing"), leaves.get(path, "missing")
-                if old != new:
-                    raise NetworkMismatch(
-                        f"train: {self._folder} has a run of another network: {name}{path} is "
-                        f"{old} in the checkpoint, and {new} in this config; use the config of "
-                        "the run, or start a new run"
-                    )
+        differing = [
+            (path.startswith(OPTIMIZER_PATH), name, path)
+            for name, leaves in expected.items()
+            for path in leaves.keys() | saved[name].keys()
+            if saved[name].get(path) != leaves.get(path)
+        ]
+        if differing:
+            is_optimizer, name, path = min(differing)
+            old, new = (specs[name].get(path, "missing") for specs in (saved, expected))
+            raise NetworkMismatch(
+                f"train: {self._folder} has a run of another "
+                f"{'optimizer' if is_optimizer else 'network'}: {name}{path} is {old} in the "
+                f"checkpoint, and {new} in this config; use the config of the run, or start a new "
+                "run"
+            )
 
     def _check_disk_space(self, arrays: dict[str, Any], record: dict[str, Any]) -> None:
         """Raises OSError if the disk is too full; orbax would write an incomplete checkpoint."""

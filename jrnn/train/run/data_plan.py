@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from jrnn.cell import Carry
@@ -13,6 +12,7 @@ from jrnn.distributed.mesh import Mesh
 from jrnn.tasks.task import Data
 from jrnn.train.config.experiment import RunOptions
 from jrnn.train.config.tbptt import TBPTT
+from jrnn.train.data.arrays import is_iterable_of_batches
 from jrnn.train.data.loader import DataLoader, IteratorLoader, Loader
 from jrnn.train.data.sampler import EpochSampler, Examples, Sampler, num_examples
 from jrnn.train.data.windows import WindowSampler, cut_streams
@@ -123,7 +123,16 @@ def plan_examples(
     metric: str,
     higher_is_better: bool,
 ) -> DataPlan:
-    """Returns the data plan of the data and loss of a user."""
+    """Returns the data plan of the data and loss of a user.
+
+    Args:
+      examples: the training examples: a pytree of arrays, or an iterable of batches.
+      validation: a pytree of arrays, a list of batches, or None.
+      loss: the loss.
+      options: batch size.
+      metric: name of the metric.
+      higher_is_better: whether a higher metric is better.
+    """
     is_iterable = is_iterable_of_batches(examples)
     batch_size = options.batch_size
     return DataPlan(
@@ -131,21 +140,10 @@ def plan_examples(
         None
         if is_iterable
         else lambda seed: EpochSampler(num_examples(examples), batch_size, seed),
-        materialize_batches(validation),
+        validation,
         loss,
         lambda graphdef: make_batch_evaluator(graphdef, loss, batch_size),
         lambda graphdef, weights: (),
         metric,
         higher_is_better,
     )
-
-
-def is_iterable_of_batches(data: Any) -> bool:
-    """Returns whether `data` is a list or another iterable of batches, not a pytree of arrays."""
-    is_pytree = data is None or isinstance(data, tuple | dict | np.ndarray | jax.Array)
-    return not is_pytree and isinstance(data, Iterable)
-
-
-def materialize_batches(examples: Any) -> Any:
-    """Converts an iterable of batches to a list, so that it can be evaluated several times."""
-    return [*examples] if is_iterable_of_batches(examples) else examples

@@ -1,6 +1,6 @@
 """The JSON values of a checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import typeguard
@@ -34,11 +34,14 @@ class Record(NamedTuple):
       trials: one record per network; a run of `fit` has one, a group has one per trial.
       stopped: the reasons of the networks that have stopped early, by their indices.
       seconds: wall time of the training so far.
+      inputs: descriptions of the data and of arguments of `fit`, by name, which must be the same
+        when the run is resumed; empty for a sweep and for runs of earlier versions.
     """
 
     trials: list[TrialRecord]
     stopped: dict[int, str]
     seconds: float
+    inputs: dict[str, str] = {}
 
     def encode(self) -> dict[str, Any]:
         """Returns the record as JSON values."""
@@ -47,6 +50,7 @@ class Record(NamedTuple):
             "trials": [trial._asdict() for trial in self.trials],
             "stopped": {str(index): reason for index, reason in self.stopped.items()},
             "seconds": self.seconds,
+            "inputs": self.inputs,
         }
 
     @classmethod
@@ -86,6 +90,19 @@ class Record(NamedTuple):
                 )
         return record
 
+    def check_inputs(self, inputs: Mapping[str, str]) -> None:
+        """Raises ValueError if data or an argument differs from that of the run.
+
+        Args:
+          inputs: descriptions by name, as in the attribute `inputs`.
+        """
+        for name, value in inputs.items():
+            if (saved := self.inputs.get(name, value)) != value:
+                raise ValueError(
+                    f"fit: {name} must be the same as before to resume the run, {saved}, got "
+                    f"{value}; pass the {name} of the run, or another run_dir"
+                )
+
     @classmethod
     def _decode(cls, saved: dict[str, Any]) -> "Record":
         """Decodes the JSON values; raises if a value is missing or has another type."""
@@ -95,7 +112,7 @@ class Record(NamedTuple):
                 raise ValueError(f"best must have loss and metric, got {', '.join(best)}")
         stopped = {int(index): reason for index, reason in saved["stopped"].items()}
         return typeguard.check_type(
-            cls(trials, stopped, saved["seconds"]),
+            cls(trials, stopped, saved["seconds"], saved.get("inputs", {})),
             cls,
             collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS,
         )

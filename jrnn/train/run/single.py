@@ -1,6 +1,6 @@
 """A single network to train, on one device or on a mesh."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,8 @@ from flax import nnx
 
 from jrnn.distributed import Mesh, ProcessGroup
 from jrnn.train.config.experiment import RunOptions
-from jrnn.train.data.sampler import fits_on_device
+from jrnn.train.data.arrays import describe_specs
+from jrnn.train.data.sampler import fits_on_device, take
 from jrnn.train.run.data_plan import DataPlan
 from jrnn.train.run.multi_process import broadcast_arrays
 from jrnn.train.step.evaluate import shard_evaluator
@@ -58,7 +59,7 @@ class SingleNetwork:
         self._mesh = mesh
         optimizer = freeze(optimizer, options.freeze)
         self._graphdef, state = init_state(model, optimizer, ema=options.ema_decay is not None)
-        check_freeze(options.freeze, state.params)
+        check_freeze(options.freeze, state.params, "fit")
         state = broadcast_arrays(jax.tree.map(jax.numpy.copy, state), group)
         self._loader = plan.make_loader(options, mesh)
         carry = plan.init_carry(self._graphdef, state.weights)
@@ -73,13 +74,38 @@ class SingleNetwork:
             options.freeze,
             options.ema_decay,
         )
-        train_steps = jax.jit(step.make_loop(self._loader.get_batch), donate_argnums=0)
-        self._train_steps = mesh.wrap_with_context(train_steps)
-        evaluator = shard_evaluator(plan.make_evaluator(self._graphdef), mesh)
-        self._evaluate = mesh.wrap_with_context(evaluator.compile())
+        self._jitted_steps = jax.jit(step.make_loop(self._loader.get_batch), donate_argnums=0)
+        self._train_steps = mesh.wrap_with_context(self._jitted_steps)
+        self._evaluator = shard_evaluator(plan.make_evaluator(self._graphdef), mesh)
+        self._evaluate = mesh.wrap_with_context(self._evaluator.compile())
         self._validation = plan.validation
         if isinstance(plan.validation, tuple) and fits_on_device(plan.validation):
             self._validation = mesh.replicate(plan.validation)
+
+    def trace(self, examples: Mapping[str, Any]) -> None:
+        """Traces a training step and evaluations without compilation, which raises their errors.
+
+        Args:
+          examples: data to evaluate, as for `evaluate`, or None, by name.
+        """
+        state = self._initial_state
+        eval_shape = self._mesh.wrap_with_context(jax.eval_shape)
+        eval_shape(self._jitted_steps, state, *self._loader.peek(), 1)
+        traced = []
+        for each in examples.values():
+            if each is None:
+                continue
+            chunk = next(iter(self._evaluator.iterate_chunks(each)))
+            specs = jax.tree.structure(chunk), describe_specs(chunk)
+            if specs not in traced:
+                eval_shape(self._evaluator.compute_sums, state.weights, *chunk)
+                traced.append(specs)
+
+    @property
+    def batch_specs(self) -> str:
+        """The dtypes and shapes of a batch, if the data are an iterable of batches."""
+        batches, _ = self._loader.peek()
+        return describe_specs(jax.eval_shape(lambda tree: take(tree, 0), batches))
 
     def init_state(self) -> TrainState:
         """Returns the state before the first step; the first step donates its arrays."""

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Trainer:
       seconds: wall time of the training until the newest checkpoint, including the time before the
         run was resumed.
       trackers: the best evaluation of each network.
+      has_trained: whether a training step has ended, in this process or before the run was resumed.
     """
 
     def __init__(
@@ -62,6 +63,8 @@ class Trainer:
         resume_command: str = "",
         is_temporary: bool = False,
         writers: Sequence[MetricsWriter] = (),
+        inputs: Mapping[str, str] | None = None,
+        explain_non_finite: Callable[[str], str] = lambda split: "",
     ):
         """Initializes the parameters and opens the folder; call `begin` or `resume` next.
 
@@ -79,6 +82,10 @@ class Trainer:
           resume_command: the command that resumes the run, for messages; "" if there is none.
           is_temporary: whether the folder is removed at the end, so that the run cannot be resumed.
           writers: further outputs for the metrics of all networks; only in the first process.
+          inputs: descriptions of data and arguments that must be the same when the run is resumed;
+            see `Record`.
+          explain_non_finite: a function of "train" or "validation" that returns the cause of a NaN
+            or infinite loss on this split, as the end of a message; "" if it is not known.
 
         Raises:
           CheckpointError: the folder cannot be written to.
@@ -89,6 +96,8 @@ class Trainer:
         self._folder, self._descriptions = folder, descriptions
         self._stop_all_if_non_finite = stop_all_if_non_finite
         self._resume_command, self._is_temporary = resume_command, is_temporary
+        self._inputs, self._explain_non_finite = dict(inputs or {}), explain_non_finite
+        self.has_trained = False
         self._state = trainable.init_state()
         self._best = self._copy_weights()
         self._writers = writers if group.is_first else ()
@@ -131,14 +140,15 @@ class Trainer:
 
         Raises:
           CheckpointError: all checkpoints are damaged, or of another network.
-          ValueError: lines of the metrics are missing, or the run has trained more steps than there
-            should be.
+          ValueError: lines of the metrics are missing, the run has trained more steps than there
+            should be, or `inputs` differ.
         """
         checkpoint = self._checkpoints.read_newest(self._arrays())
         if checkpoint is None:
             self.begin()
             return
         record = Record.decode(checkpoint.record, self._descriptions)
+        record.check_inputs(self._inputs)
         if checkpoint.step > self._options.steps:
             raise ValueError(
                 f"train: steps must be at least {checkpoint.step}, which the run has trained, got "
@@ -151,6 +161,7 @@ class Trainer:
         state, best = TrainState(**checkpoint.arrays["state"]), Weights(**checkpoint.arrays["best"])
         self._state, self._best = self._trainable.restore(state, best)
         self.step, self.stopped, self.seconds = checkpoint.step, record.stopped, record.seconds
+        self.has_trained = True
         with self._explaining_write_errors():
             self._begin_writers()
         if self.step < self._options.steps and self.should_stop():
@@ -216,7 +227,8 @@ class Trainer:
                 continue
             result, tracker = results[index], self.trackers[index]
             if not np.isfinite(result["loss"]):
-                self._stop_non_finite(index, f"loss is {result['loss']} at step {self.step}")
+                reason = f"validation loss is {result['loss']} at step {self.step}"
+                self._stop_non_finite(index, reason, "validation")
                 continue
             self._loggers[index].log_validation(self.step, result)
             improved[index] = tracker.update(self.step, result)
@@ -337,7 +349,7 @@ class Trainer:
             TrialRecord(description, logger.state(), tracker.state())
             for description, logger, tracker in networks
         ]
-        return Record(trials, dict(self.stopped), self.seconds)
+        return Record(trials, dict(self.stopped), self.seconds, self._inputs)
 
     def _active(self) -> list[bool]:
         return [index not in self.stopped for index in range(len(self.trackers))]
@@ -355,6 +367,7 @@ class Trainer:
     def _read_metrics(self) -> None:
         """Reads, checks and logs the metrics of the oldest dispatch."""
         first, count, metrics = self._dispatcher.read_oldest()
+        self.has_trained = True
         network_metrics = self._trainable.split_metrics(metrics, count)
         for index in self._active_indices():
             if reason := _describe_non_finite(first, network_metrics[index]):
@@ -362,16 +375,18 @@ class Trainer:
             else:
                 self._loggers[index].log_steps(first, network_metrics[index])
 
-    def _stop_non_finite(self, index: int, reason: str) -> None:
+    def _stop_non_finite(self, index: int, reason: str, split: str = "train") -> None:
         if not self._stop_all_if_non_finite:
             self.stopped[index] = reason
             return
         with contextlib.suppress(CheckpointError):
             self.wait()
         checkpoint = f"; the last good checkpoint is of step {self._checkpoints.steps()[-1]}"
+        advice = self._explain_non_finite(split) or (
+            "Try a lower learning rate or a smaller clip_norm, or check the data for NaN"
+        )
         raise NonFiniteLoss(
-            f"train: the {reason}{'' if self._is_temporary else checkpoint}. Try a lower learning "
-            "rate or a smaller clip_norm, or check the data for NaN"
+            f"train: the {reason}{'' if self._is_temporary else checkpoint}. {advice}"
         )
 
 

@@ -36,35 +36,38 @@ def is_selected(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(path, p) or fnmatchcase(path, f"{p}.*") for p in patterns)
 
 
-def check_patterns(name: str, patterns: Sequence[str], params: nnx.State) -> None:
+def check_patterns(
+    name: str, patterns: Sequence[str], params: nnx.State, owner: str = "train"
+) -> None:
     """Checks that each pattern selects a parameter.
 
     Args:
       name: the name of the argument, for the message.
       patterns: the patterns; see `is_selected`.
       params: the parameters of the model.
+      owner: the function that the user called, for the message.
 
     Raises:
       TypeError: the patterns are a str, whose characters would each be a pattern.
       ValueError: a pattern selects no parameter.
     """
-    checks.texts("train", name, patterns if isinstance(patterns, str) else tuple(patterns))
+    checks.texts(owner, name, patterns if isinstance(patterns, str) else tuple(patterns))
     paths = list(param_paths(params))
     for pattern in patterns:
         if not any(is_selected(path, [pattern]) for path in paths):
             more = ", ..." if len(paths) > MAX_PATHS else ""
             raise ValueError(
-                f"train: {name} must have paths of parameters, got {checks.describe(pattern)}; the "
-                f"paths are {', '.join(paths[:MAX_PATHS])}{more}"
+                f"{owner}: {name} must have paths of parameters, got {checks.describe(pattern)}; "
+                f"the paths are {', '.join(paths[:MAX_PATHS])}{more}"
             )
 
 
-def check_freeze(patterns: Sequence[str], params: nnx.State) -> None:
+def check_freeze(patterns: Sequence[str], params: nnx.State, owner: str = "train") -> None:
     """Raises ValueError unless each pattern selects a parameter, and some remain to be trained."""
-    check_patterns("freeze", patterns, params)
+    check_patterns("freeze", patterns, params, owner)
     if patterns and all(is_selected(path, patterns) for path in param_paths(params)):
         raise ValueError(
-            "train: freeze must leave at least one parameter that is trained, got paths that "
+            f"{owner}: freeze must leave at least one parameter that is trained, got paths that "
             f"together match all: {', '.join(patterns)}; freeze fewer"
         )
 

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from jrnn import checks
 from jrnn.cell import Carry
 from jrnn.nn import Classifier
 from jrnn.tasks.forecast import MIN_STD, Forecast
@@ -109,13 +110,16 @@ class Objective(NamedTuple):
     class_weights: tuple[float, ...] | None = None
 
     @classmethod
-    def from_data(cls, data: Data, options: RunOptions | None = None) -> "Objective":
+    def from_data(
+        cls, data: Data, options: RunOptions | None = None, owner: str = "train"
+    ) -> "Objective":
         """Returns the objective of a task.
 
         Args:
           data: the data of the task.
           options: label smoothing and class weights; None means the objective of evaluations, which
             has neither, so that runs with other options can be compared.
+          owner: the function that the user called, for messages.
 
         Raises:
           ValueError: the options need classes, or there is another number of class weights than of
@@ -127,10 +131,10 @@ class Objective(NamedTuple):
             for name in ("label_smoothing", "class_weights"):
                 if getattr(options, name):
                     raise ValueError(
-                        f"train: {name} needs a task with classes, got target={data.target!r}; "
+                        f"{owner}: {name} needs a task with classes, got target={data.target!r}; "
                         f"remove {name}"
                     )
-        weights = _class_weights(options.class_weights, data)
+        weights = _class_weights(owner, options.class_weights, data)
         return cls(data.target, data.metric, data.forecast, options.label_smoothing, weights)
 
     def compute_sums(
@@ -195,7 +199,7 @@ class Objective(NamedTuple):
         return optax.softmax_cross_entropy(outputs, labels * weights)
 
 
-def _class_weights(weights: Any, data: Data) -> tuple[float, ...] | None:
+def _class_weights(owner: str, weights: Any, data: Data) -> tuple[float, ...] | None:
     """Returns one weight for each class; see `RunOptions.class_weights`."""
     size = data.output_size
     if weights == "balanced":
@@ -207,7 +211,7 @@ def _class_weights(weights: Any, data: Data) -> tuple[float, ...] | None:
         return tuple((counts.sum() / (size * np.maximum(counts, 1))).tolist())
     if weights is not None and len(weights) != size:
         raise ValueError(
-            f"train: class_weights must have one number for each of the {size} classes, got "
+            f"{owner}: class_weights must have one number for each of the {size} classes, got "
             f"{len(weights)}"
         )
     return weights
@@ -283,21 +287,30 @@ class BatchLoss:
         """Runs the model on a batch; see `Loss`.
 
         Raises:
-          ValueError: the loss is not a real scalar, or the metric is not a scalar.
+          ValueError: the loss or the metric is not a real scalar.
         """
-        result = self.function(model, batch)
-        loss, metric = result if isinstance(result, tuple) else (result, result)
-        for name, value in {"loss": loss, "metric": metric}.items():
-            is_real = jnp.issubdtype(jnp.result_type(value), jnp.floating)
-            if jnp.shape(value) != () or (name == "loss" and not is_real):
-                raise ValueError(
-                    "fit: loss must return a real scalar, or a tuple (loss, metric) of scalars, "
-                    f"got a {name} of shape {jnp.shape(value)} and dtype {jnp.result_type(value)}; "
-                    "return means over the batch"
-                )
+        loss, metric = _split_result(self.function(model, batch))
         weight = jnp.asarray(num_examples(batch), jnp.float32)
         loss, metric = (jnp.asarray(value, jnp.float32) for value in (loss, metric))
         return carry, MetricSums(loss * weight, weight, metric * weight, weight)
+
+
+def _split_result(result: Any) -> tuple[Any, Any]:
+    """Returns loss and metric from the result of a `UserLoss`; raises ValueError if invalid."""
+    pair = result if isinstance(result, tuple) and len(result) == 2 else (result, result)
+    for name, value, kinds in (("loss", pair[0], "f"), ("metric", pair[1], "biuf")):
+        got = checks.describe(value)
+        if isinstance(value, jax.Array | np.ndarray | np.generic | bool | int | float):
+            shape, dtype = jnp.shape(value), jnp.result_type(value)
+            is_real = dtype.kind in kinds or jnp.issubdtype(dtype, jnp.floating)
+            if is_real and shape == ():
+                continue
+            got = f"a {name} of shape {shape} and dtype {dtype}"
+        raise ValueError(
+            "fit: loss must return a real scalar, or a tuple (loss, metric) of scalars, got "
+            f"{got}; return means over the batch"
+        )
+    return pair
 
 
 def apply_model(model: Any, batch: Split) -> jax.Array:
