@@ -256,6 +256,8 @@ _MODULES = (
     "transforms",
 )
 """The public modules."""
+# An editable installation adds the root of the repository, whose folders are not parts of jrnn.
+__path__ = [path for path in __path__ if path.rstrip("/\\").endswith("jrnn")]
 _SOURCES = {name: module for module, names in _NAMES.items() for name in names}
 _ALL = ["__version__", *_SOURCES, *_MODULES]
 globals()["__all__"] = _ALL  # not a literal, which type checkers would have to evaluate

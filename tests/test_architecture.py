@@ -463,3 +463,8 @@ def test_missing_docstrings_are_reported() -> None:
     assert undocumented("A", WithGeneratedDocstring, "tests") == ["A"]
     assert undocumented("Documented", Documented, "tests") == []
     assert undocumented("Inherits", Inherits, "tests") == []
+
+
+def test_package_has_no_folders_of_the_repository():
+    """An editable installation must not make `tests` or `configs` parts of jrnn."""
+    assert {Path(path).name for path in jrnn.__path__} == {"jrnn"}

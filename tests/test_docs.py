@@ -103,3 +103,13 @@ def test_every_public_module_has_a_page():
     public = {f"jrnn.{name}" for name in jrnn.__all__ if inspect.ismodule(getattr(jrnn, name))}
     others = {"jrnn.bench", "jrnn.cells", "jrnn.engines", "jrnn.layers", "jrnn.transforms"}
     assert public - others <= documented
+
+
+@pytest.mark.parametrize(
+    "notebook", sorted((ROOT / "experiments").rglob("*.ipynb")), ids=lambda path: path.stem
+)
+def test_notebooks_are_saved_without_outputs(notebook):
+    if "build" in notebook.parts or ".ipynb_checkpoints" in notebook.parts:
+        pytest.skip("an executed copy")
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)

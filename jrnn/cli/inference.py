@@ -20,6 +20,7 @@ from jrnn.layer import Layer
 from jrnn.messages import escape_controls
 from jrnn.nn import SequenceToSequence, generate
 from jrnn.run_folder import Run, SplitName
+from jrnn.tasks.conversion import UNKNOWN
 from jrnn.tasks.task import DataSpec
 from jrnn.terminal import Console, open_output, parse_flags, write_text
 from jrnn.train.run.progress import METRIC_NAMES
@@ -335,6 +336,7 @@ def sample_command(args: list[str]) -> None:
         jnp.array([[ids[character] for character in prompt]], jnp.int32),
         options.length,
         temperature=options.temperature,
+        exclude=[ids[UNKNOWN]] if UNKNOWN in ids else [],
         key=jax.random.key(options.seed),
     )
     write_text(prompt + "".join(vocabulary[token] for token in np.asarray(tokens[0])))

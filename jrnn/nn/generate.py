@@ -1,5 +1,7 @@
 """Sampling of tokens from a language model."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -14,9 +16,10 @@ MAX_LENGTH = 2**31 - 1
 """The largest `length` of `generate`, since XLA counts the steps of a loop in 32 bits."""
 
 
-@nnx.jit(static_argnames=("length",))
-def _generate(model, prompt, length, key, temperature):
+@nnx.jit(static_argnames=("length", "exclude"))
+def _generate(model, prompt, length, key, temperature, exclude):
     def sample_token(logits, key):
+        logits = logits.at[:, list(exclude)].set(-jnp.inf) if exclude else logits
         token = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
         return jnp.where(temperature > 0, token, logits.argmax(axis=-1)).astype(prompt.dtype)
 
@@ -39,6 +42,7 @@ def generate(
     length: int,
     *,
     temperature: float = 1.0,
+    exclude: Sequence[int] = (),
     key: jax.Array,
 ) -> jax.Array:
     """Samples tokens autoregressively from a model that predicts the next token.
@@ -53,6 +57,7 @@ def generate(
       length: number of tokens to sample for each sequence.
       temperature: 1 samples from the predicted distribution, a lower value favors likely tokens,
         and 0 selects the most likely token.
+      exclude: tokens that are never sampled, such as that of unknown characters.
       key: PRNG key.
 
     Returns:
@@ -63,8 +68,8 @@ def generate(
         PRNG key.
       ValueError: the prompt is empty or has a token outside of the vocabulary, the embedding has
         fewer rows than the model has outputs, `length` is not an int from 1 to `MAX_LENGTH` or
-        needs too much memory, `temperature` is not a finite number of at least 0, or the body of
-        the model is time-major or not causal.
+        needs too much memory, `temperature` is not a finite number of at least 0, `exclude` has
+        other ints than tokens or all tokens, or the body of the model is time-major or not causal.
     """
     if getattr(model, "body", None) is None or isinstance(model, Classifier):
         raise TypeError(
@@ -82,12 +87,19 @@ def generate(
     checks.prng_key("generate", "key", key)
     prompt = jnp.asarray(prompt)
     _check_prompt(model, prompt)
+    excluded = tuple(sorted({int(token) for token in exclude}))
+    outputs = model.head.out_features
+    if excluded and (excluded[0] < 0 or excluded[-1] >= outputs or len(excluded) == outputs):
+        raise ValueError(
+            f"generate: exclude must have some of the tokens from 0 to {outputs - 1}, got "
+            f"{checks.describe(list(excluded))}"
+        )
     # A key of 8 bytes for each step; a token and its transposed copy, for each step and sequence.
     needed = length * (8 + 8 * prompt.shape[0])
     memory.check_devices("generate", f"{length} tokens", needed, "sample fewer tokens")
     eval_model = nnx.merge(*nnx.split(model), copy=True)
     eval_model.eval()
-    return _generate(eval_model, prompt, length, key, jnp.float32(temperature))
+    return _generate(eval_model, prompt, length, key, jnp.float32(temperature), excluded)
 
 
 def _check_prompt(model: SequenceToSequence, prompt: jax.Array) -> None:

@@ -166,6 +166,19 @@ def test_generate_samples_the_predicted_distribution(language_model):
     np.testing.assert_array_equal(tokens, repeated)
 
 
+def test_excluded_tokens_are_never_generated(language_model):
+    prompt = jnp.tile(jnp.array([[0, 1]]), (200, 1))
+    options = {"temperature": 2.0, "key": jax.random.key(0)}
+    free = generate(language_model, prompt, 4, **options)
+    limited = generate(language_model, prompt, 4, exclude=[1], **options)
+    assert (free == 1).any() and not (limited == 1).any() and len(np.unique(limited)) == K - 1
+    for exclude in ([K], [-1], list(range(K))):
+        with pytest.raises(
+            ValueError, match=f"exclude must have some of the tokens from 0 to {K - 1}"
+        ):
+            generate(language_model, prompt, 4, exclude=exclude, **options)
+
+
 @pytest.mark.parametrize(
     ("prompt", "length", "temperature", "message"),
     [
