@@ -118,6 +118,7 @@ SHARED_FIXTURES = "tests/report/"
 FIRST_FILES = (*MULTIPROCESS_FILES, "tests/test_testing.py", "tests/engines/test_")
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the markers of groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     path = lambda item: item.nodeid.partition("::")[0]
     items.sort(key=lambda item: not path(item).startswith(FIRST_FILES))

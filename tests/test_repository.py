@@ -177,3 +177,10 @@ def test_mutants_apply_to_the_source() -> None:
     mutants = tomllib.loads((ROOT / "tests/mutants.toml").read_text("utf-8"))["mutant"]
     counts = {m["name"]: (ROOT / m["file"]).read_text("utf-8").count(m["old"]) for m in mutants}
     assert {name: count for name, count in counts.items() if count != 1} == {}
+
+
+def test_tests_of_a_file_run_in_one_process(request):
+    """Otherwise fixtures of a file run in every process. pytest-xdist appends the group."""
+    if not getattr(request.config.option, "loadgroup", False):
+        pytest.skip("tests are not distributed by groups")
+    assert request.node.nodeid.endswith("@tests/test_repository.py")
