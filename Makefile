@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
 	$(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 TESTS ?= tests jrnn
-JOBS ?= 2
+# Number of processes: one more than two cores, since tests of several processes often wait.
+JOBS ?= 3
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: setup demo test test-all test-fast accuracy parity lint bench gpu-check sanitize docs notebooks clean
