@@ -20,12 +20,12 @@ from jrnn.nn.options import (
     check_rngs,
     convert_lists,
 )
-from jrnn.nn.rnn import RNN, swap_time_and_batch, take_step, to_time_major
+from jrnn.nn.rnn import RNN, Recurrent, swap_time_and_batch, to_time_major
 from jrnn.signatures import SEQUENCE_HINTS, explain_signature
 from jrnn.trees import check_structure
 
 
-class StackedRNN(nnx.Module):
+class StackedRNN(Recurrent):
     """Stacked layers of any cell, optionally bidirectional.
 
     Attributes:
@@ -137,6 +137,11 @@ class StackedRNN(nnx.Module):
         self.output_sizes = tuple(size for rnn in last for size in rnn.output_sizes)
         self.dropout = Dropout(dropout, rngs=rngs, owner=owner) if dropout else None
 
+    @property
+    def first_cell(self) -> Layer:
+        """The cell or layer of the first layer, which reads the inputs."""
+        return self.rnns[0].cell
+
     @explain_signature(SEQUENCE_HINTS)
     def __call__(
         self,
@@ -182,7 +187,7 @@ class StackedRNN(nnx.Module):
         xs = given
         if not self.time_major:
             xs, mask, resets = to_time_major(owner, xs, mask, resets)
-        check_input_size(owner, self.rnns[0].cell, self.input_size, given)
+        check_input_size(owner, self.first_cell, self.input_size, given)
         if key is not None:
             checks.prng_key(owner, "key", key)
         if carry is not None:
@@ -206,25 +211,6 @@ class StackedRNN(nnx.Module):
         """Returns the carries before the first step, leaves `[num_layers·directions, B, ...]`."""
         carries = [rnn.init_carry(batch_size) for rnn in self.rnns]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *carries)
-
-    def step(
-        self, x: Inputs, carry: Carry | None = None, *, resets: ArrayLike | None = None
-    ) -> tuple[Carry, jax.Array]:
-        """Takes one step, with the output of a call for the whole sequence.
-
-        Args:
-          x: inputs of one step, `[B, input]`, or a pytree of inputs that the cell accepts.
-          carry: the carry after the previous step; None means the initial carry.
-          resets: `[B]` bool, True where the carry is reset before the step.
-
-        Returns:
-          The carry, and the output `[B, output]`.
-
-        Raises:
-          ValueError: the module is not causal, or as for a call.
-          TypeError: as for a call.
-        """
-        return take_step(self, x, carry, resets)
 
     def run_layers(
         self,
@@ -250,7 +236,7 @@ class StackedRNN(nnx.Module):
         """
         backward_resets = None if resets is None else reverse_resets(resets, lengths, mask)
         ys = xs
-        dt = xs.dt if isinstance(xs, Timed) and Timed in self.rnns[0].cell.input_types else None
+        dt = xs.dt if isinstance(xs, Timed) and Timed in self.first_cell.input_types else None
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout is not None:
                 ys = self.dropout(ys)

@@ -23,7 +23,67 @@ from jrnn.nn.options import (
 from jrnn.signatures import SEQUENCE_HINTS, explain_signature
 
 
-class RNN(nnx.Module):
+class Recurrent(nnx.Module):
+    """The base class of recurrent modules, whose calls run whole sequences.
+
+    Attributes:
+      input_size: size of the last axis of the inputs.
+      causal: whether each output depends only on inputs up to its own step.
+      time_major: whether inputs and outputs are `[T, B, ...]` instead of `[B, T, ...]`.
+    """
+
+    input_size: int
+    causal: bool
+    time_major: bool
+
+    @property
+    def first_cell(self) -> Layer:
+        """The cell or layer that reads the inputs."""
+        raise NotImplementedError
+
+    def step_shape(self, batch_size: int) -> tuple[int, ...] | None:
+        """Returns the shape of the inputs of one step; None if they are not a single array."""
+        inputs = self.first_cell.inputs(self.input_size, (batch_size,))
+        return inputs.shape if isinstance(inputs, jax.Array) else None
+
+    def step(
+        self, x: Inputs, carry: Carry | None = None, *, resets: ArrayLike | None = None
+    ) -> tuple[Carry, jax.Array]:
+        """Takes one step, with the output of a call for the whole sequence.
+
+        Args:
+          x: inputs of one step, `[B, input]`, or a pytree of inputs that the cell accepts.
+          carry: the carry after the previous step; None means the initial carry.
+          resets: `[B]` bool, True where the carry is reset before the step.
+
+        Returns:
+          The carry, and the output `[B, output]`.
+
+        Raises:
+          ValueError: the module is not causal, or as for a call.
+          TypeError: as for a call.
+        """
+        owner = type(self).__name__
+        if not self.causal:
+            raise ValueError(
+                f"{owner}: step needs a causal module, got one whose outputs may depend on later "
+                "inputs; use layers that are neither reversed nor bidirectional"
+            )
+        expected, leaves = self.step_shape(1), jax.tree.leaves(x)
+        if expected is not None and len(leaves) == 1 and jnp.ndim(leaves[0]) != len(expected):
+            axes = ", ".join(("batch", *map(str, expected[1:-1]), "input"))
+            raise ValueError(
+                f"{owner}: x must be the inputs of one step, of shape ({axes}), got "
+                f"{jnp.shape(leaves[0])}"
+            )
+        axis = 0 if self.time_major else 1
+        expand = lambda leaf: jnp.expand_dims(jnp.asarray(leaf), axis)
+        xs, resets = jax.tree.map(expand, (x, resets))
+        carry, ys = self(xs, carry, resets=resets)
+        return carry, jnp.squeeze(ys, axis)
+
+
+class RNN(Recurrent):
     """Scans a cell or a layer over a batch of sequences, and contains its parameters.
 
     `rnn.weights` is the pytree of parameters that `cell.init` returns, with an `nnx.Param` for each
@@ -109,6 +169,11 @@ class RNN(nnx.Module):
         self.weights = nnx.data(jax.tree.map(nnx.Param, params))
 
     @property
+    def first_cell(self) -> Layer:
+        """The cell or layer, which reads the inputs."""
+        return self.cell
+
+    @property
     def params(self) -> Params:
         """The parameters as a pytree of arrays, for `jrnn.unroll`."""
         return jax.tree.map(
@@ -165,25 +230,6 @@ class RNN(nnx.Module):
         batch_size = checks.positive_int(self.owner, "batch_size", batch_size)
         return self.cell.init_carry(self.params, (batch_size,))
 
-    def step(
-        self, x: Inputs, carry: Carry | None = None, *, resets: ArrayLike | None = None
-    ) -> tuple[Carry, jax.Array]:
-        """Takes one step, with the output of a call for the whole sequence.
-
-        Args:
-          x: inputs of one step, `[B, input]`, or a pytree of inputs that the cell accepts.
-          carry: the carry after the previous step; None means the initial carry.
-          resets: `[B]` bool, True where the carry is reset before the step.
-
-        Returns:
-          The carry, and the output `[B, output]`.
-
-        Raises:
-          ValueError: the module is not causal, or as for a call.
-          TypeError: as for a call.
-        """
-        return take_step(self, x, carry, resets)
-
     def _make_noise_key(self) -> jax.Array:
         """Returns the PRNG key for the noise of one call."""
         if self.rngs is None:
@@ -192,28 +238,6 @@ class RNN(nnx.Module):
                 "pass key, or call eval() to use the expected value"
             )
         return self.rngs()
-
-
-def take_step(
-    module: Any, x: Inputs, carry: Carry | None, resets: ArrayLike | None
-) -> tuple[Carry, jax.Array]:
-    """Runs an `RNN` or a `StackedRNN` for one step; see `RNN.step`."""
-    owner = type(module).__name__
-    if not module.causal:
-        raise ValueError(
-            f"{owner}: step needs a causal module, got one whose outputs may depend on later "
-            "inputs; use layers that are neither reversed nor bidirectional"
-        )
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
-    if len(shapes) == 1 and len(shapes[0]) != 2:
-        raise ValueError(
-            f"{owner}: x must be the inputs of one step, of shape (batch, input), got {shapes[0]}"
-        )
-    axis = 0 if module.time_major else 1
-    expand = lambda leaf: jnp.expand_dims(jnp.asarray(leaf), axis)
-    xs, resets = jax.tree.map(expand, (x, resets))
-    carry, ys = module(xs, carry, resets=resets)
-    return carry, jnp.squeeze(ys, axis)
 
 
 def to_time_major(

@@ -8,7 +8,6 @@ from jax.typing import ArrayLike
 from jrnn import checks
 from jrnn.cell import Carry, Inputs
 from jrnn.nn.heads import Body, Classifier, SequenceToSequence
-from jrnn.nn.rnn import RNN
 from jrnn.signatures import explain_signature
 
 
@@ -106,14 +105,13 @@ class Stream:
 
 def _check_step(model: Body | SequenceToSequence, body: Body, x: Inputs, batch_size: int) -> None:
     """Raises ValueError unless the inputs are those of one step of `batch_size` sequences."""
-    rnn = body if isinstance(body, RNN) else body.rnns[0]
     embedding = getattr(model, "embedding", None)
-    step = rnn.cell.inputs(body.input_size, (batch_size,)) if embedding is None else None
+    step = body.step_shape(batch_size) if embedding is None else None
     if isinstance(embedding, nnx.Embed):
-        step = jnp.zeros(batch_size, jnp.int32)
-    if isinstance(step, jax.Array) and jnp.ndim(x) == step.ndim + 1:
+        step = (batch_size,)
+    if step is not None and jnp.ndim(x) == len(step) + 1:
         raise ValueError(
-            f"stream: x must be the inputs of one step, of shape {step.shape}, got shape "
+            f"stream: x must be the inputs of one step, of shape {step}, got shape "
             f"{jnp.shape(x)}; pass the steps of a sequence one by one"
         )
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]

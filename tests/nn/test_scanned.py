@@ -70,6 +70,16 @@ def test_steps_equal_the_whole_sequence(make):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), carry, expected[0])
 
 
+def test_steps_may_have_spatial_axes():
+    model = RNN(jrnn.ConvLSTM(2, spatial_shape=(4,)), SIZE, rngs=nnx.Rngs(0), engine="scan")
+    xs = np.random.default_rng(1).normal(size=(B, 2, 4, SIZE)).astype(np.float32)
+    carry, first = model.step(xs[:, 0])
+    _, second = model.step(xs[:, 1], carry)
+    np.testing.assert_allclose(jnp.stack([first, second], 1), model(xs)[1], atol=1e-6)
+    with pytest.raises(ValueError, match=r"of shape \(batch, 4, input\), got \(2, 2, 4, 3\)"):
+        model.step(xs)
+
+
 def test_steps_need_a_causal_module_and_one_step():
     rngs = nnx.Rngs(0)
     with pytest.raises(ValueError, match="GRU: step needs a causal module"):
