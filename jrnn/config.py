@@ -23,10 +23,9 @@ from typing import Any, TypeVar
 
 import tyro
 
-from jrnn import checks, files, messages, serialize, terminal
+from jrnn import checks, files, flag_hints, messages, serialize, terminal
 from jrnn.cell import Cell
 from jrnn.cells import REGISTRY as CELLS
-from jrnn.dataclass_tree import walk
 from jrnn.serialize import decode as decode
 from jrnn.serialize import encode as encode
 from jrnn.train.config.experiment import Experiment
@@ -36,24 +35,12 @@ T = TypeVar("T")
 
 MODULE_NAME = serialize.CONFIG_MODULE
 """The name under which a config file is imported as a module."""
+CONFIG_FILE = "config.json"
+"""Name of the JSON file of a config in the folder of a run."""
 MAX_BYTES = 2**20
 """Maximum size of the JSON file of a run, in bytes."""
 MAX_SWEEP_BYTES = 2**28
 """Maximum size of the JSON file of a sweep, which has a config per trial, in bytes."""
-_FLAG_SYNONYMS = {
-    "lr": "learning-rate",
-    "wd": "weight-decay",
-    "hidden": "hidden-size",
-    "layers": "num-layers",
-    "epochs": "steps",
-    "batch": "batch-size",
-    "clip": "clip-norm",
-    "ema": "ema-decay",
-}
-"""Last parts of flags that users of other libraries try, and what they are called in jrnn."""
-_DEVICES = "JAX selects the device; set the environment variable JAX_PLATFORMS to cpu or cuda"
-_FLAG_HINTS = {name: _DEVICES for name in ("--device", "--gpu", "--gpus", "--cuda", "--cpu")}
-"""What to do in place of flags that commands of other libraries have."""
 _INCOMPATIBLE = "the file was edited, or written by another version of jrnn or of a class in it"
 
 
@@ -202,7 +189,10 @@ class ConfigFile:
                 config=(tyro.conf.AvoidSubcommands,),
             )
         except terminal.FlagError as error:
-            raise ConfigError(self._hint(flags, experiment) or str(error)) from error
+            hint = flag_hints.explain_flag(
+                flags, experiment, self.name, self.argument_names, self._with_argument
+            )
+            raise ConfigError(hint or str(error)) from error
         serialize.check_numbers("Experiment", experiment)
         return experiment
 
@@ -213,7 +203,7 @@ class ConfigFile:
             key = unknown[0]
             hint = checks.suggestion(key, names)
             if not hint:
-                flag = _find_flag(key, self._call(get_config, {}))
+                flag = flag_hints.find_flag(key, self._call(get_config, {}))
                 hint = f"; its arguments are {', '.join(names)}, and all other settings are flags"
                 hint += f": {flag} {arguments[key]}" if flag else ""
             raise ConfigError(f"{self.name}: the config has no argument {key!r}{hint}")
@@ -243,32 +233,6 @@ class ConfigFile:
             )
         return experiment
 
-    def _hint(self, flags: Sequence[str], experiment: Experiment) -> str:
-        """Returns what to write instead of the first unknown flag; "" if nothing is similar."""
-        known = [field_flag(path) for path, _ in walk(experiment) if path]
-        for index, flag in enumerate(flags):
-            name, equals, value = flag.partition("=")
-            if equals and name in self.argument_names:
-                return (
-                    f"{self.name}: an argument of the config must follow a colon, got {flag!r}; "
-                    f"write {self._with_argument(name, value)}"
-                )
-            name = name.replace("_", "-")  # tyro accepts both
-            if not flag.startswith("--") or name in (*_fields(experiment), "--help"):
-                continue
-            if name in _FLAG_HINTS:
-                return f"train: {name} is not a flag; {_FLAG_HINTS[name]}"
-            last = name.removeprefix("--").rpartition(".")[2]
-            if last.replace("-", "_") in self.argument_names and (
-                name in known or not _find_flag(last, experiment)
-            ):
-                value = value or next(iter(flags[index + 1 :]), "VALUE")
-                colon = self._with_argument(last.replace("-", "_"), value)
-                return f"train: {name} is not a flag; it is an argument of the config: {colon}"
-            if found := _find_flag(last, experiment):
-                return f"train: {name} is not a flag; did you mean {found!r}?"
-        return ""
-
     def _with_argument(self, name: str, value: str) -> str:
         """Returns the config with an argument more, as it is written in the command."""
         arguments = self.arguments | {name: value}
@@ -291,27 +255,6 @@ class ConfigFile:
                 raise ConfigError(f"{self.name}: get_config: SystemExit: {error}") from error
 
         return wrapped
-
-
-def field_flag(path: str) -> str:
-    """Returns the flag of a field of an experiment, such as "steps" or "network.dropout"."""
-    return "--" + path.replace("_", "-")
-
-
-def _fields(experiment: Experiment) -> list[str]:
-    """Returns the flags of the fields of an experiment that have values."""
-    return [
-        field_flag(path)
-        for path, value in walk(experiment)
-        if path and not dataclasses.is_dataclass(value)
-    ]
-
-
-def _find_flag(name: str, experiment: Experiment) -> str:
-    """Returns the flag whose last part is the name or a synonym of it; "" if there is none."""
-    last = name.replace("_", "-")
-    last = _FLAG_SYNONYMS.get(last, last)
-    return next((f for f in _fields(experiment) if f.removeprefix("--").split(".")[-1] == last), "")
 
 
 def load(spec: str, flags: Sequence[str] = ()) -> Experiment:
@@ -374,7 +317,7 @@ _DATA_CONFIGS = {
 
 def _hint_for_path(path: Path) -> str:
     """Returns what to write in place of a path that exists and is not a config."""
-    if (path / "config.json").is_file():
+    if (path / CONFIG_FILE).is_file():
         return f", but the folder of a run; resume it with: jrnn train --resume {path}"
     if path.suffix in _DATA_CONFIGS:
         command = f"jrnn train {_DATA_CONFIGS[path.suffix]}:path={path}"

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jrnn import checks, config, files, tasks
+from jrnn.config import CONFIG_FILE as CONFIG_FILE
 from jrnn.run_data import (
     DATA_FILE,
     MAX_BYTES,
@@ -35,7 +36,6 @@ from jrnn.train.run.summary import check_summary
 from jrnn.train.scores import score
 from jrnn.train.step.evaluate import predict
 
-CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
 MIN_PADDED_STEPS = 16
 """Sequences of different lengths are padded to a power of two of at least this many steps."""

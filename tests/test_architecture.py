@@ -38,7 +38,7 @@ LEVELS: list[set[str]] = [
     },
     {"signatures", "trees"},
     {"fields"},
-    {"layer", "taps", "terminal"},
+    {"flag_hints", "layer", "taps", "terminal"},
     {"params"},
     {"cell", "masking"},
     {"structure"},

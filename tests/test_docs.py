@@ -16,7 +16,7 @@ import jrnn
 from jrnn import GRU, LSTM, config
 from jrnn.cli.completion import FLAG
 from jrnn.cli.main import _load_commands
-from jrnn.dataclass_tree import walk
+from jrnn.flag_hints import field_flags
 from tests.code_blocks import PAGES, read_code
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +69,7 @@ def test_python_code_of_a_page_runs(page, tmp_path, monkeypatch):
 
 def test_flags_in_commands_of_pages_exist():
     configs = [config.load(f"configs/{name}.py") for name in ("digits", "table", "arrays", "text")]
-    known = {f"--{path.replace('_', '-')}" for each in configs for path, _ in walk(each)}
+    known = {flag for each in configs for flag in field_flags(each)}
     for command in _load_commands().values():
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):

@@ -5,13 +5,12 @@ import contextlib
 import io
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
 
 import shtab
 
 from jrnn import checks, config
 from jrnn.cli.inspect import TABLES
-from jrnn.dataclass_tree import walk
+from jrnn.flag_hints import field_flags
 
 SHELLS = ("bash", "zsh", "tcsh")
 COMPLETION_HELP = """\
@@ -88,10 +87,9 @@ def make_parser(
     parser.add_argument("--version", action="store_true", help="show the version")
     subparsers = parser.add_subparsers()
     fields = {
-        config.field_flag(path): not isinstance(value, bool)
+        flag: not isinstance(value, bool)
         for name in config.config_names()
-        for path, value in walk(config.load(name))
-        if path and not is_dataclass(value)
+        for flag, value in field_flags(config.load(name)).items()
     }
     for name, command in commands.items():
         text = _help(command)

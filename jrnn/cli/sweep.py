@@ -285,7 +285,7 @@ def _report_best(
     started_in = run_data.read_data(sweep_folder)[0].folder
     run_data.write_data(folder, [data], started_in)
     source = (sweep_folder / SWEEP_FILE).with_suffix(".py")
-    config.save(experiment, spec, folder / "config.json", source)
+    config.save(experiment, spec, folder / config.CONFIG_FILE, source)
     result = restore(experiment, data, folder)
     if rank == 0:
         report_run(experiment, data, result, folder)

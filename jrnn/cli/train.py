@@ -139,7 +139,7 @@ def _train(args: list[str], group: ProcessGroup, output: OutputOptions) -> None:
     if group.is_first:
         run_data.write_data(folder, [data])
         # Written last, since a folder with this file is a run.
-        config.save(experiment, spec, folder / "config.json")
+        config.save(experiment, spec, folder / config.CONFIG_FILE)
         output.print_folder(folder)
         if source is not None and not (output.quiet or output.json):
             rest = f", except {', '.join(skipped)}" if skipped else ""

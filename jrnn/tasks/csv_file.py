@@ -15,6 +15,7 @@ from jrnn import checks
 from jrnn.tasks import common, dates
 
 ARRAY_SUFFIXES = (".npz", ".npy")
+"""The suffixes of files of arrays, which are no tables."""
 MAX_NAMES = 100
 """Maximum number of column names in a message."""
 MAX_MAGNITUDE = 1.8e19

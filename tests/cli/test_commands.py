@@ -16,8 +16,8 @@ from jrnn.cells import REGISTRY as CELLS
 from jrnn.cli import inspect, main
 from jrnn.cli.completion import FLAG
 from jrnn.cli.main import _load_commands
-from jrnn.dataclass_tree import walk
 from jrnn.engines import REGISTRY as ENGINES
+from jrnn.flag_hints import field_flags
 from jrnn.tasks import REGISTRY as TASKS
 from jrnn.transforms import REGISTRY as TRANSFORMS
 
@@ -251,7 +251,7 @@ def test_help_has_an_example_with_known_flags(command, capsys):
     example = re.search(rf"[Ee]xamples?:\s+(jrnn {' '.join(command)}\b.*)", text)
     assert example is not None
     others = text.replace(example[1], "")
-    fields = [f"--{path.replace('_', '-')}" for path, _ in walk(config.load("configs/digits.py"))]
+    fields = field_flags(config.load("configs/digits.py"))
     assert {*FLAG.findall(example[1])} <= {*FLAG.findall(others), *fields}
 
 
