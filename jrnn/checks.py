@@ -183,6 +183,11 @@ def divides(owner: str, name: str, value: Any, total_name: str, total: int) -> N
         )
 
 
+def first_index(mask: np.ndarray) -> tuple[int, ...]:
+    """Returns the index of the first entry of a mask that is True, of which there must be one."""
+    return tuple(map(int, np.unravel_index(int(mask.argmax()), mask.shape)))
+
+
 def is_number(value: Any) -> bool:
     """Returns whether the value is a Python int or float, and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -85,7 +85,8 @@ def explain_signature(
     """Returns a decorator of functions and methods that explains arguments that do not fit.
 
     Args:
-      hints: for arguments of other libraries that the function lacks, what to do instead.
+      hints: for arguments of other libraries that the function lacks, what to do instead; and by
+        "*" what holds for arguments by position, in place of a list of their names.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
@@ -154,7 +155,7 @@ def _describe_misfit(
         if name not in known:
             return f"{checks.shorten(name)} is not an argument{_hint(name, known, hints)}"
     if len(args) > len(positional):
-        return _describe_positional(positional, args, parameters)
+        return _describe_positional(positional, args, parameters, hints.get("*"))
     for name in positional[: len(args)]:
         if name in kwargs:
             return f"{name} must be passed once, got it by position and by name"
@@ -170,19 +171,25 @@ def _describe_misfit(
 
 def _hint(name: str, known: list[str], hints: Mapping[str, str]) -> str:
     """Returns what to use in place of an unknown argument, such as "; use carry"."""
+    if name in hints:
+        return f"; {hints[name]}"
     same = next((each for each in SYNONYMS.get(name, ()) if each in known), None)
     if same is not None:
         return f"; use {same}"
-    if name in hints:
-        return f"; {hints[name]}"
     similar = checks.suggestion(name, known)
     return similar or f"; the arguments are {checks.shorten(', '.join(known))}"
 
 
 def _describe_positional(
-    positional: list[str], args: tuple[Any, ...], parameters: Mapping[str, inspect.Parameter]
+    positional: list[str],
+    args: tuple[Any, ...],
+    parameters: Mapping[str, inspect.Parameter],
+    requirement: str | None,
 ) -> str:
-    """Returns what is wrong with too many positional arguments."""
+    """Returns what is wrong with too many positional arguments.
+
+    `requirement` is what holds for them; None lists the names of those that may be positional.
+    """
     is_method = positional[:1] == ["self"]
     names, count = positional[is_method:], len(args) - is_method
     by_name = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
@@ -192,5 +199,6 @@ def _describe_positional(
         remedy = f"pass the others by name, as in {by_name[0]}={value}"
     expected = f"only {', '.join(names)}" if names else "no argument"
     plural = "argument" if count == 1 else "arguments"
-    message = f"{expected} may be passed by position, got {count} positional {plural}"
+    requirement = requirement or f"{expected} may be passed by position"
+    message = f"{requirement}, got {count} positional {plural}"
     return f"{message}; {remedy}" if remedy else message

@@ -305,7 +305,7 @@ def _require(ok: np.ndarray, valid: np.ndarray, xs: np.ndarray, requirement: str
     """Raises ValueError with the first valid entry that is not ok."""
     bad = ~ok & valid
     if bad.any():
-        index = np.unravel_index(int(bad.argmax()), bad.shape)
+        index = checks.first_index(bad)
         where = zip(("example", "step", "channel"), index, strict=False)
         raise ValueError(
             f"predict: valid entries of xs must {requirement}, got {xs[index]} at "

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jrnn import checks
 from jrnn.tasks.labels import IGNORED_LABEL
 from jrnn.tasks.task import Data, DataSpec, Split, Task
 
@@ -196,7 +197,7 @@ def _raise_at_first(
     """Raises ValueError if `bad` is True anywhere; the message has the first such index."""
     if not bad.any():
         return
-    index = np.unravel_index(int(bad.argmax()), bad.shape)
+    index = checks.first_index(bad)
     axes = ["example", "step", "channel"] if per_step else ["example", "channel"]
     where = ", ".join(f"{axis} {k}" for axis, k in zip(axes, index, strict=False))
     raise ValueError(f"data: {name} must {requirement}, got {array[index]} at {where}")

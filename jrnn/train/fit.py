@@ -13,6 +13,7 @@ from flax import nnx
 
 from jrnn.distributed import Mesh, ProcessGroup
 from jrnn.signals import Signals
+from jrnn.signatures import explain_signature
 from jrnn.tasks import validate
 from jrnn.tasks.task import Data, hash_arrays
 from jrnn.train.config.experiment import RunOptions
@@ -21,13 +22,13 @@ from jrnn.train.data.arrays import describe_specs, is_iterable_of_batches, mater
 from jrnn.train.data.sampler import DEVICE_BYTES, check_batch_size
 from jrnn.train.data.windows import check_streams
 from jrnn.train.inputs import (
+    CALL_HINTS,
     canonicalize_data,
     check_loss,
     check_model,
     check_optimizer,
     check_other_arguments,
     check_task_model,
-    explain_call,
     make_run_options,
 )
 from jrnn.train.run.data_plan import DataPlan, plan_examples, plan_task
@@ -63,7 +64,7 @@ class FitResult(NamedTuple):
     seconds: float | None = None
 
 
-@explain_call
+@explain_signature(CALL_HINTS)
 def fit(
     model: nnx.Module,
     data: Data | Any | Iterable[Any],

@@ -1,10 +1,9 @@
 """Validates the arguments of `fit`, before anything is compiled or written."""
 
-import functools
 import inspect
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar, get_args
+from collections.abc import Sequence
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -26,12 +25,9 @@ from jrnn.train.data.arrays import (
 )
 from jrnn.train.run.progress import ProgressMode
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-CALL = "call fit(model, (x, y), loss=..., optimizer=..., steps=...)"
 STEPS = "use steps, the number of updates: epochs * (examples // batch_size)"
-OPTIONS_OF_OTHERS = {
+CALL_HINTS = {
+    "*": "data must be one argument, such as a tuple (x, y)",
     "epochs": STEPS,
     "num_epochs": STEPS,
     "max_epochs": STEPS,
@@ -44,28 +40,7 @@ OPTIONS_OF_OTHERS = {
     "shuffle": "arrays are shuffled in each epoch, and an iterable of batches is not",
     "verbose": "use progress",
 }
-"""Options of PyTorch, Lightning and Keras that `fit` lacks, and what to use instead of each."""
-
-
-def explain_call(fit: Callable[P, R]) -> Callable[P, R]:
-    """Returns `fit` with errors for too many positional arguments and options of other libraries.
-
-    For other unknown options `fit` itself raises.
-    """
-
-    @functools.wraps(fit)
-    def explained_fit(*args: P.args, **kwargs: P.kwargs) -> R:
-        if len(args) > 2:
-            raise TypeError(
-                f"fit: data must be one argument, such as a tuple (x, y), got {len(args)} "
-                f"positional arguments; {CALL}"
-            )
-        for name in kwargs:
-            if name in OPTIONS_OF_OTHERS:
-                raise TypeError(f"fit: {name} is not an argument; {OPTIONS_OF_OTHERS[name]}")
-        return fit(*args, **kwargs)
-
-    return explained_fit
+"""What to use instead of options of PyTorch, Lightning and Keras; see `explain_signature`."""
 
 
 def make_run_options(**values: Any) -> RunOptions:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jrnn import checks
 from jrnn.dtypes import is_prng_key
 from jrnn.nn import Classifier, SequenceToSequence
 
@@ -27,7 +28,7 @@ def explain_non_finite(model: Any, examples: Mapping[str, Any]) -> str:
     for path, array in arrays.items():
         is_float = jax.numpy.issubdtype(array.dtype, np.floating)
         if is_float and (bad := ~np.isfinite(array.astype(np.float32))).any():
-            index = tuple(map(int, np.unravel_index(int(bad.argmax()), bad.shape)))
+            index = checks.first_index(bad)
             return (
                 f"{path} must be finite in float32, got {array[index]} at index {index}; replace "
                 "or remove such values"
@@ -45,7 +46,7 @@ def _explain_labels(model: Any, arrays: Mapping[str, np.ndarray]) -> str:
     ints = {path: array for path, array in arrays.items() if array.dtype.kind in "iu"}
     for path, array in reversed(ints.items()):  # labels usually follow tokens
         if (bad := (array < 0) | (array >= size)).any():
-            index = tuple(map(int, np.unravel_index(int(bad.argmax()), bad.shape)))
+            index = checks.first_index(bad)
             return (
                 f"If {path} has labels, they must be in 0..{size - 1} for the {size} outputs of "
                 f"the model, got {array[index]} at index {index}; encode them so, or set "
